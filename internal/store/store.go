@@ -1,0 +1,301 @@
+// Package store keeps a router's state on disk: small values under a key, in
+// named buckets, each with a checksum, changed by atomic batches.
+//
+// A Store is safe for concurrent use. What Apply has written is on the disk
+// when it returns. The file is a cache of what the mesh knows as much as it
+// can be, so damage is never fatal: Open sets a file it can not use aside under
+// another name, says so, and starts a new one; a value whose checksum is wrong
+// is left out of Load and reported.
+//
+// A value on disk, integers big-endian:
+//
+//	 0        1        5
+//	+--------+--------+--------
+//	| format | crc32c | value ...
+//	+--------+--------+--------
+//	  1 byte  4 bytes  to the end
+//
+// Format is 1. The CRC (Castagnoli) is over bucket, a zero byte, key, a zero
+// byte and value, so that a value in the wrong place is found as well.
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+const (
+	format    = 1
+	headerLen = 5
+)
+
+// LockTimeout is how long Open waits for another process to let the file go.
+const LockTimeout = 2 * time.Second
+
+var (
+	// ErrLocked is the cause when another process has the file open.
+	ErrLocked = errors.New("another process has it open")
+	// ErrClosed is the cause when the Store was closed.
+	ErrClosed = errors.New("the store is closed")
+
+	errDamaged = errors.New("checksum differs")
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Store is an open file. Make one with Open.
+type Store struct {
+	db   *bolt.DB
+	path string
+}
+
+// Write is one change of a batch: Value goes under Key in Bucket, or Key is
+// deleted if Value is nil.
+type Write struct {
+	Bucket string
+	Key    []byte
+	Value  []byte
+}
+
+// Open opens the file at path, or makes it with mode 0600 in an existing
+// folder. If what is there is not a usable store, it is renamed to
+// path.corrupt-N and aside returns that name; the caller should tell the user.
+func Open(path string) (s *Store, aside string, err error) {
+	s, err = open(path)
+	if err == nil || errors.Is(err, ErrLocked) || !isFile(path) || errors.Is(err, fs.ErrPermission) {
+		return s, "", err
+	}
+	aside, asideErr := SetAside(path, "corrupt")
+	if asideErr != nil {
+		return nil, "", errors.Join(err, asideErr)
+	}
+	s, err = open(path)
+	return s, aside, err
+}
+
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
+
+// SetAside renames the file at path to path.WHY-N, N being the first number
+// not taken, and returns that name.
+func SetAside(path, why string) (string, error) {
+	for n := 1; ; n++ {
+		name := fmt.Sprintf("%s.%s-%d", path, why, n)
+		// Link, unlike Rename, does not replace a file that is there.
+		err := os.Link(path, name)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err == nil {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			return "", fmt.Errorf("set %s aside as %s: %w", path, name, err)
+		}
+		return name, nil
+	}
+}
+
+// open opens the file and reads all of it. Bolt panics, or faults on its memory
+// map, where pages point astray; such a file is reported as damaged.
+func open(path string) (s *Store, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s, err = nil, fmt.Errorf("open state file %s: %v", path, r)
+		}
+	}()
+	if err := precheck(path); err != nil {
+		return nil, fmt.Errorf("open state file %s: %w", path, err)
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: LockTimeout, FreelistType: bolt.FreelistMapType})
+	if errors.Is(err, bolt.ErrTimeout) {
+		return nil, fmt.Errorf("open state file %s: waited %v: %w", path, LockTimeout, ErrLocked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open state file %s: %w", path, err)
+	}
+	s = &Store{db: db, path: path}
+	defer func() {
+		if r := recover(); r != nil {
+			_ = db.Close()
+			panic(r)
+		}
+	}()
+	err = db.View(func(tx *bolt.Tx) error {
+		for cause := range tx.Check() {
+			err = errors.Join(err, cause)
+		}
+		return err
+	})
+	if err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("open state file %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// precheck finds a file that was cut short. Bolt's memory map of such a file
+// reaches past its end, where a read kills the process.
+func precheck(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return err
+	}
+	// A meta page, in the machine's byte order: page header 16, magic 4,
+	// version 4, page size 4, flags 4, root 16, freelist 8, high-water page 8.
+	var meta [64]byte
+	pageSize, high := int64(0), int64(0)
+	for _, at := range []int64{0, int64(os.Getpagesize())} {
+		if _, err := f.ReadAt(meta[:], at); err != nil {
+			return fmt.Errorf("file is cut short: %d bytes", info.Size())
+		}
+		if binary.NativeEndian.Uint32(meta[16:]) != 0xED0CDAED {
+			continue
+		}
+		pageSize = int64(binary.NativeEndian.Uint32(meta[24:]))
+		high = max(high, int64(binary.NativeEndian.Uint64(meta[56:])))
+	}
+	if pageSize == 0 {
+		return errors.New("not a state file")
+	}
+	if pageSize > 1<<20 || high > info.Size()/pageSize {
+		return fmt.Errorf("file is cut short: %d bytes, want %d pages of %d", info.Size(), high, pageSize)
+	}
+	return nil
+}
+
+// Path returns the name of the file.
+func (s *Store) Path() string { return s.path }
+
+// Close lets the file go. It may be called twice.
+func (s *Store) Close() error {
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("close state file %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// Apply writes a batch, all of it or nothing, and returns when it is on disk.
+// It keeps no slice of writes.
+func (s *Store) Apply(writes []Write) error {
+	err := s.db.Update(func(tx *bolt.Tx) error {
+		for _, w := range writes {
+			b, err := tx.CreateBucketIfNotExists([]byte(w.Bucket))
+			if err != nil {
+				return fmt.Errorf("bucket %q: %w", w.Bucket, err)
+			}
+			if w.Value == nil {
+				err = b.Delete(w.Key)
+			} else {
+				err = b.Put(w.Key, seal(w.Bucket, w.Key, w.Value))
+			}
+			if err != nil {
+				return fmt.Errorf("bucket %q, key %q: %w", w.Bucket, w.Key, err)
+			}
+		}
+		return nil
+	})
+	return s.wrap("write", err)
+}
+
+// Get returns the value under key, nil if there is none, and an error if it is
+// damaged.
+func (s *Store) Get(bucket string, key []byte) (value []byte, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		b := tx.Bucket([]byte(bucket))
+		if b == nil {
+			return nil
+		}
+		raw := b.Get(key)
+		if raw == nil {
+			return nil
+		}
+		v, err := unseal(bucket, key, raw)
+		if err != nil {
+			return fmt.Errorf("bucket %q, key %q: %w", bucket, key, err)
+		}
+		value = append([]byte{}, v...)
+		return nil
+	})
+	return value, s.wrap("read", err)
+}
+
+// Load calls f for each key of bucket in byte order, with slices that are
+// borrowed until f returns. Damaged values are left out; Load goes on and
+// names them in its error.
+func (s *Store) Load(bucket string, f func(key, value []byte)) error {
+	var damaged []error
+	err := s.db.View(func(tx *bolt.Tx) error {
+		b := tx.Bucket([]byte(bucket))
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(k, raw []byte) error {
+			v, err := unseal(bucket, k, raw)
+			if err != nil {
+				damaged = append(damaged, fmt.Errorf("bucket %q, key %q: %w", bucket, k, err))
+				return nil
+			}
+			f(k, v)
+			return nil
+		})
+	})
+	return s.wrap("read", errors.Join(append(damaged, err)...))
+}
+
+func (s *Store) wrap(verb string, err error) error {
+	if errors.Is(err, bolt.ErrDatabaseNotOpen) {
+		err = ErrClosed
+	}
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s state file %s: %w", verb, filepath.Base(s.path), err)
+}
+
+func sum(bucket string, key, value []byte) uint32 {
+	c := crc32.Update(0, castagnoli, []byte(bucket))
+	c = crc32.Update(c, castagnoli, []byte{0})
+	c = crc32.Update(c, castagnoli, key)
+	c = crc32.Update(c, castagnoli, []byte{0})
+	return crc32.Update(c, castagnoli, value)
+}
+
+func seal(bucket string, key, value []byte) []byte {
+	b := make([]byte, headerLen, headerLen+len(value))
+	b[0] = format
+	binary.BigEndian.PutUint32(b[1:], sum(bucket, key, value))
+	return append(b, value...)
+}
+
+func unseal(bucket string, key, raw []byte) ([]byte, error) {
+	if len(raw) < headerLen {
+		return nil, fmt.Errorf("%d bytes, want at least %d", len(raw), headerLen)
+	}
+	if raw[0] != format {
+		return nil, fmt.Errorf("format %d, want %d", raw[0], format)
+	}
+	value := raw[headerLen:]
+	if binary.BigEndian.Uint32(raw[1:]) != sum(bucket, key, value) {
+		return nil, errDamaged
+	}
+	return value, nil
+}
