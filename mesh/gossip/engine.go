@@ -1,0 +1,336 @@
+// Package gossip moves replicated state between neighbours: changes flood,
+// digests repair what the flood missed.
+//
+// An Engine is a step machine. Events go in by its methods; what is to be
+// sent comes out by Next, which the driver calls for a neighbour whenever it
+// can write to it. Because messages are made at that moment, what piles up
+// behind a slow neighbour is joined into few messages, and an Engine holds at
+// most one digest and a bounded number of deltas a neighbour and channel. When
+// the bound is hit the newest deltas are dropped and a sum follows the rest, so
+// that the digests mend it.
+//
+// A message is, in this order:
+//
+//	kind u8 | channel u8 | body
+//
+//	0 sum     body: the first 8 bytes of SHA-256 of the sender's digest. The
+//	          receiver answers with its digest if its own sum differs.
+//	1 digest  body: the sender's digest. The receiver answers with the deltas
+//	          that the sender lacks, and with a final digest if it lacks something.
+//	2 final   as digest, but answered with deltas only.
+//	3 delta   body: a delta of the channel. What is news is passed on.
+//
+// Kinds and channel numbers are append only. A message of an unknown kind or
+// channel is ignored, so that a newer peer can be talked to.
+package gossip
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+const (
+	kindSum = iota
+	kindDigest
+	kindFinal
+	kindDelta
+)
+
+// MaxMessage is the most bytes that Next returns.
+const MaxMessage = MaxDelta + 2
+
+const (
+	// maxQueued is how many deltas that could not be joined wait for one
+	// neighbour on one channel.
+	maxQueued = 64
+	// floodAll is the number of neighbours up to which a change goes to all.
+	floodAll = 12
+	// repairEvery is how often a peer compares itself with some neighbour. With
+	// a longer time a delta lost to a full queue stays lost longer; a shorter
+	// one costs ten bytes a channel.
+	repairEvery = 10 * time.Second
+)
+
+// Stats counts what an Engine did since it was made.
+type Stats struct {
+	Sent, Received         uint64 // messages
+	SentBytes, RecvdBytes  uint64
+	Dropped                uint64 // deltas dropped because a neighbour's queue was full
+	Refused                uint64 // messages that a channel or the parser refused
+	Repairs                uint64 // digests received that differed
+	QueuedDeltas, MaxQueue int    // deltas that wait now; the bound a neighbour and channel
+}
+
+// Engine spreads the changes of its channels. It is not safe for concurrent
+// use.
+type Engine struct {
+	channels   map[uint8]Channel
+	ids        []uint8 // of channels, in order
+	neighbours map[peer.Name]*neighbour
+	order      []peer.Name // of neighbours, so that a seed gives the same run
+	vital      map[peer.Name]bool
+	rng        *rand.Rand
+	nextRepair time.Time
+	dirty      map[peer.Name]bool
+	stats      Stats
+}
+
+type neighbour struct{ out map[uint8]*outbox }
+
+// outbox is what waits for one neighbour on one channel, in order of sending.
+type outbox struct {
+	digest bool
+	final  bool
+	deltas [][]byte
+	sum    bool
+}
+
+// NewEngine returns an Engine without channels or neighbours.
+func NewEngine(rng *rand.Rand) *Engine {
+	return &Engine{
+		channels:   make(map[uint8]Channel),
+		neighbours: make(map[peer.Name]*neighbour),
+		dirty:      make(map[peer.Name]bool),
+		rng:        rng,
+	}
+}
+
+// Register adds a channel under a number that all peers use for it.
+func (e *Engine) Register(id uint8, c Channel) {
+	if e.channels[id] != nil {
+		panic(fmt.Sprintf("gossip: channel %d registered twice", id))
+	}
+	e.channels[id] = c
+	e.ids = append(e.ids, id)
+	slices.Sort(e.ids)
+}
+
+// NeighbourUp tells that messages can go to n from now on.
+func (e *Engine) NeighbourUp(n peer.Name) {
+	nb := &neighbour{out: make(map[uint8]*outbox, len(e.ids))}
+	for _, id := range e.ids {
+		nb.out[id] = &outbox{sum: true}
+	}
+	if e.neighbours[n] == nil {
+		e.order = append(e.order, n)
+	}
+	e.neighbours[n] = nb
+	e.dirty[n] = true
+}
+
+// NeighbourDown tells that n is gone; what waited for it is dropped.
+func (e *Engine) NeighbourDown(n peer.Name) {
+	delete(e.neighbours, n)
+	delete(e.dirty, n)
+	e.order = slices.DeleteFunc(e.order, func(m peer.Name) bool { return m == n })
+}
+
+// SetVital names the neighbours behind which other peers hang: a change goes
+// to them even when only a sample of the neighbours is told.
+func (e *Engine) SetVital(names map[peer.Name]bool) { e.vital = names }
+
+// Announce spreads a change that this peer made to its own state.
+func (e *Engine) Announce(id uint8, delta []byte) {
+	if len(delta) > 0 && e.channels[id] != nil {
+		e.flood(id, delta, peer.Name{})
+	}
+}
+
+// Compare asks every neighbour whether it holds the same state of channel id,
+// to be called after a change too large to announce.
+func (e *Engine) Compare(id uint8) {
+	for _, n := range e.order {
+		e.neighbours[n].out[id].sum = true
+		e.dirty[n] = true
+	}
+}
+
+// Tick compares this peer with some neighbours now and then.
+func (e *Engine) Tick(now time.Time) {
+	if now.Before(e.nextRepair) {
+		return
+	}
+	first := e.nextRepair.IsZero()
+	e.nextRepair = now.Add(repairEvery/2 + time.Duration(e.rng.Int64N(int64(repairEvery))))
+	if first || len(e.order) == 0 {
+		return
+	}
+	for _, n := range e.sample(2, func(peer.Name) bool { return true }) {
+		for _, o := range e.neighbours[n].out {
+			o.sum = true
+		}
+		e.dirty[n] = true
+	}
+}
+
+// sample returns up to k neighbours that ok accepts, drawn at random.
+func (e *Engine) sample(k int, ok func(peer.Name) bool) []peer.Name {
+	var s []peer.Name
+	for _, i := range e.rng.Perm(len(e.order)) {
+		if n := e.order[i]; len(s) < k && ok(n) {
+			s = append(s, n)
+		}
+	}
+	return s
+}
+
+// flood queues a delta for the neighbours but from. Where there are many, a
+// random sample of 2 log2 n tells the rest: each change then costs a peer
+// O(log n) messages, and the digests reach whoever was missed.
+func (e *Engine) flood(id uint8, delta []byte, from peer.Name) {
+	to := e.order
+	if len(to) > floodAll {
+		vital := func(n peer.Name) bool { return e.vital[n] }
+		to = e.sample(2*bits.Len(uint(len(to))), func(n peer.Name) bool { return !vital(n) })
+		for _, n := range e.order {
+			if vital(n) {
+				to = append(to, n)
+			}
+		}
+	}
+	for _, n := range to {
+		if n != from {
+			e.queue(n, id, delta)
+		}
+	}
+}
+
+func (e *Engine) queue(n peer.Name, id uint8, delta []byte) {
+	o := e.neighbours[n].out[id]
+	e.dirty[n] = true
+	if last := len(o.deltas) - 1; last >= 0 {
+		if joined := e.channels[id].Join(o.deltas[last], delta); joined != nil {
+			o.deltas[last] = joined
+			return
+		}
+	}
+	if len(o.deltas) >= maxQueued {
+		e.stats.Dropped++
+		o.sum = true
+		return
+	}
+	o.deltas = append(o.deltas, delta)
+}
+
+// Dirty returns the neighbours for which Next has got something to say since
+// the last call of Dirty.
+func (e *Engine) Dirty() []peer.Name {
+	names := slices.Collect(maps.Keys(e.dirty))
+	clear(e.dirty)
+	return names
+}
+
+// Next returns the next message for n, or nil if there is none now. The caller
+// owns it.
+func (e *Engine) Next(n peer.Name) []byte {
+	nb := e.neighbours[n]
+	if nb == nil {
+		return nil
+	}
+	for _, id := range e.ids {
+		o, c := nb.out[id], e.channels[id]
+		var msg []byte
+		switch {
+		case o.digest:
+			o.digest, o.final = false, false
+			msg = append([]byte{kindDigest, id}, c.Digest()...)
+		case o.final:
+			o.final = false
+			msg = append([]byte{kindFinal, id}, c.Digest()...)
+		case len(o.deltas) > 0:
+			msg = append([]byte{kindDelta, id}, o.deltas[0]...)
+			o.deltas = slices.Delete(o.deltas, 0, 1)
+		case o.sum: // last, when n has got all that waited
+			o.sum = false
+			msg = append([]byte{kindSum, id}, sum(c.Digest())...)
+		default:
+			continue
+		}
+		e.stats.Sent++
+		e.stats.SentBytes += uint64(len(msg))
+		return msg
+	}
+	return nil
+}
+
+func sum(digest []byte) []byte {
+	h := sha256.Sum256(digest)
+	return h[:8]
+}
+
+var errNoMessage = errors.New("shorter than its header")
+
+// Receive takes in a message from neighbour n. It returns whether a channel's
+// state changed. An error means that n sent something that it should not
+// have; the state is as before.
+func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
+	nb := e.neighbours[n]
+	if nb == nil {
+		return false, nil // it went down meanwhile
+	}
+	e.stats.Received++
+	e.stats.RecvdBytes += uint64(len(msg))
+	if len(msg) < 2 {
+		e.stats.Refused++
+		return false, fmt.Errorf("gossip message from %s: %w", n, errNoMessage)
+	}
+	kind, id, body := msg[0], msg[1], msg[2:]
+	c := e.channels[id]
+	if c == nil {
+		return false, nil
+	}
+	o := nb.out[id]
+	switch kind {
+	case kindSum:
+		if !bytes.Equal(body, sum(c.Digest())) {
+			o.digest = true
+			e.dirty[n] = true
+		}
+	case kindDigest, kindFinal:
+		deltas, wants, err := c.Missing(body)
+		if err != nil {
+			e.stats.Refused++
+			return false, fmt.Errorf("gossip digest from %s: %w", n, err)
+		}
+		e.stats.Repairs++
+		for _, d := range deltas {
+			e.queue(n, id, d)
+		}
+		if wants && kind == kindDigest {
+			o.final = true
+		}
+		e.dirty[n] = true
+	case kindDelta:
+		news, err := c.Merge(n, body)
+		if len(news) > 0 {
+			e.flood(id, news, n)
+			changed = true
+		}
+		if err != nil {
+			e.stats.Refused++
+			return changed, fmt.Errorf("gossip delta from %s: %w", n, err)
+		}
+	}
+	return changed, nil
+}
+
+// Stats returns the counts so far.
+func (e *Engine) Stats() Stats {
+	s := e.stats
+	s.MaxQueue = maxQueued
+	for _, nb := range e.neighbours {
+		for _, o := range nb.out {
+			s.QueuedDeltas += len(o.deltas)
+		}
+	}
+	return s
+}

@@ -1,0 +1,216 @@
+package topology
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// An entry on the wire, all numbers big endian:
+//
+//	 0      length   u32  bytes of the whole entry, this field and the signature included
+//	 4      format   u8   1
+//	 5      name     6
+//	11      key     32    Ed25519 public key of name
+//	43      instance u64  drawn at random at each launch
+//	51      version  u64  rises with each change; the higher one wins
+//	59      links    u16  count, then for each link, in order of name:
+//	            name  6
+//	            flags u8
+//	            rtt   u8   see Link.Cost
+//	  ...   addrs    u8   count, then for each: length u8 (6 or 18), IP, port u16
+//	  ...   nickname u8   length, then UTF-8
+//	  ...   rest          what later formats append; kept and signed, not read
+//	len-64  signature 64  over "weft topology entry" and all bytes from offset 4 on before it
+const (
+	entryFormat    = 1
+	entryFixed     = 4 + 1 + peer.NameLen + len(peer.Key{}) + 8 + 8 + 2
+	linkLen        = peer.NameLen + 2
+	maxEntryLen    = 40 << 10
+	maxAddrs       = 16
+	maxNickname    = 128
+	signDomain     = "weft topology entry"
+	costStepsPerX2 = 4
+)
+
+// MaxLinks is the most links an entry can list and stay under the size of one
+// gossip delta.
+const MaxLinks = 4096
+
+// LinkFlags say what works between two neighbours. The numbers are on the
+// wire: append only.
+type LinkFlags uint8
+
+const (
+	// LinkSession is set when the two have a TCP session: control messages go.
+	LinkSession LinkFlags = 1 << iota
+	// LinkData is set when frames go between the two over UDP.
+	LinkData
+)
+
+// Link is one peer's word on what it has with a neighbour. Both must say so
+// for it to count.
+type Link struct {
+	To    peer.Name
+	Flags LinkFlags
+	// Cost is the round-trip time on a logarithmic scale; see CostOf.
+	Cost uint8
+}
+
+// CostOf puts a round-trip time on the scale of Link.Cost: four steps for each
+// doubling above 16 us, 0 for what is shorter or unknown. A coarse scale keeps
+// entries from changing with each measurement.
+func CostOf(rtt time.Duration) uint8 {
+	x := float64(rtt) / float64(16*time.Microsecond)
+	if x <= 1 {
+		return 0
+	}
+	return uint8(min(math.MaxUint8, math.Log2(x)*costStepsPerX2))
+}
+
+// micros is the middle of the times that CostOf puts on step c, in
+// microseconds.
+func micros(c uint8) uint64 {
+	return uint64(16 * math.Exp2((float64(c)+0.5)/costStepsPerX2))
+}
+
+// Entry is what one peer says of itself. It is immutable once made.
+type Entry struct {
+	Name     peer.Name
+	Key      peer.Key
+	Instance uint64
+	Version  uint64
+	Links    []Link // in order of To, no two alike, none to Name itself
+	Addrs    []netip.AddrPort
+	Nickname string
+
+	raw []byte // the signed encoding
+}
+
+// sign fills raw. Fields must be within their limits.
+func (e *Entry) sign(s peer.Signer) {
+	b := make([]byte, 4, entryFixed+len(e.Links)*linkLen+256)
+	b = append(b, entryFormat)
+	b = append(b, e.Name[:]...)
+	b = append(b, e.Key[:]...)
+	b = binary.BigEndian.AppendUint64(b, e.Instance)
+	b = binary.BigEndian.AppendUint64(b, e.Version)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(e.Links)))
+	for _, l := range e.Links {
+		b = append(b, l.To[:]...)
+		b = append(b, byte(l.Flags), l.Cost)
+	}
+	b = append(b, byte(len(e.Addrs)))
+	for _, a := range e.Addrs {
+		ip := a.Addr().AsSlice()
+		b = append(b, byte(len(ip)+2))
+		b = append(b, ip...)
+		b = binary.BigEndian.AppendUint16(b, a.Port())
+	}
+	b = append(b, byte(len(e.Nickname)))
+	b = append(b, e.Nickname...)
+	binary.BigEndian.PutUint32(b, uint32(len(b)+peer.SignatureLen))
+	sig := s.Sign(signDomain, b[4:])
+	e.raw = append(b, sig[:]...)
+}
+
+var errShort = errors.New("cut short")
+
+// parseEntry reads the first entry of b and returns the bytes it takes. The
+// entry keeps a copy. The signature is not checked: see verify.
+func parseEntry(b []byte) (*Entry, int, error) {
+	bad := func(what string, cause error) (*Entry, int, error) {
+		return nil, 0, fmt.Errorf("topology entry: %s: %w", what, cause)
+	}
+	if len(b) < 4 {
+		return bad("length", errShort)
+	}
+	n := int(binary.BigEndian.Uint32(b))
+	if n < entryFixed+2+peer.SignatureLen || n > maxEntryLen {
+		return bad("length", fmt.Errorf("%d bytes, want %d to %d", n, entryFixed+2+peer.SignatureLen, maxEntryLen))
+	}
+	if len(b) < n {
+		return bad("body", errShort)
+	}
+	raw := slices.Clone(b[:n])
+	if raw[4] != entryFormat {
+		return bad("format", fmt.Errorf("%d, want %d", raw[4], entryFormat))
+	}
+	e := &Entry{raw: raw}
+	e.Name = peer.NameFromBytes(raw[5:])
+	copy(e.Key[:], raw[11:])
+	e.Instance = binary.BigEndian.Uint64(raw[43:])
+	e.Version = binary.BigEndian.Uint64(raw[51:])
+	links := int(binary.BigEndian.Uint16(raw[59:]))
+	rest := raw[entryFixed : n-peer.SignatureLen]
+	if links > MaxLinks || len(rest) < links*linkLen {
+		return bad("links", fmt.Errorf("%d of them: %w", links, errShort))
+	}
+	e.Links = make([]Link, links)
+	for i := range e.Links {
+		l := Link{To: peer.NameFromBytes(rest), Flags: LinkFlags(rest[6]), Cost: rest[7]}
+		rest = rest[linkLen:]
+		if l.To == e.Name || i > 0 && e.Links[i-1].To.Compare(l.To) >= 0 {
+			return bad("links", fmt.Errorf("link %d to %s is out of order or to the peer itself", i, l.To))
+		}
+		e.Links[i] = l
+	}
+	if len(rest) < 1 {
+		return bad("addresses", errShort)
+	}
+	addrs := int(rest[0])
+	rest = rest[1:]
+	if addrs > maxAddrs {
+		return bad("addresses", fmt.Errorf("%d of them, at most %d", addrs, maxAddrs))
+	}
+	for range addrs {
+		if len(rest) < 1 || len(rest) < 1+int(rest[0]) || (rest[0] != 6 && rest[0] != 18) {
+			return bad("addresses", errShort)
+		}
+		k := int(rest[0])
+		ip, _ := netip.AddrFromSlice(rest[1 : k-1])
+		e.Addrs = append(e.Addrs, netip.AddrPortFrom(ip, binary.BigEndian.Uint16(rest[k-1:])))
+		rest = rest[1+k:]
+	}
+	if len(rest) < 1 || len(rest) < 1+int(rest[0]) || rest[0] > maxNickname {
+		return bad("nickname", errShort)
+	}
+	e.Nickname = string(rest[1 : 1+int(rest[0])])
+	return e, n, nil
+}
+
+// verify checks that the key that the entry names signed it.
+func (e *Entry) verify(v peer.Verifier) bool {
+	end := len(e.raw) - peer.SignatureLen
+	return v.Verify(e.Key, signDomain, e.raw[4:end], peer.Signature(e.raw[end:]))
+}
+
+// link returns e's word on its link to n.
+func (e *Entry) link(n peer.Name) (Link, bool) {
+	i, ok := slices.BinarySearchFunc(e.Links, n, func(l Link, n peer.Name) int { return l.To.Compare(n) })
+	if !ok {
+		return Link{}, false
+	}
+	return e.Links[i], true
+}
+
+// supersedes tells whether e wins over old, both of one name and key. Versions
+// decide; the instance and then the bytes break a tie, so that all peers
+// choose alike.
+func (e *Entry) supersedes(old *Entry) bool {
+	switch {
+	case old == nil || e.Version > old.Version:
+		return true
+	case e.Version < old.Version:
+		return false
+	case e.Instance != old.Instance:
+		return e.Instance > old.Instance
+	}
+	return slices.Compare(e.raw, old.raw) > 0
+}

@@ -1,0 +1,263 @@
+package topology
+
+import (
+	"math/bits"
+	"slices"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Graph is the mesh as the entries draw it at one moment: which peers there
+// are and which pairs both say that they are linked. It is immutable.
+type Graph struct {
+	self  int
+	names []peer.Name // in order
+	index map[peer.Name]int
+	// links[i] lists the neighbours of names[i] in order of index.
+	links   [][]edge
+	reaches bitset // from self, over links of any kind
+}
+
+type edge struct {
+	to    int
+	flags LinkFlags
+	cost  uint8 // the larger of what the two ends say
+}
+
+// Graph returns the mesh as the entries draw it now.
+func (s *State) Graph() *Graph {
+	if s.graph != nil {
+		return s.graph
+	}
+	g := &Graph{index: make(map[peer.Name]int, len(s.entries))}
+	entries := s.Entries()
+	for i, e := range entries {
+		g.names = append(g.names, e.Name)
+		g.index[e.Name] = i
+	}
+	g.self = g.index[s.cfg.Self]
+	g.links = make([][]edge, len(entries))
+	for i, e := range entries {
+		for _, l := range e.Links {
+			j, ok := g.index[l.To]
+			if !ok {
+				continue
+			}
+			back, ok := entries[j].link(e.Name)
+			if !ok || l.Flags&back.Flags == 0 {
+				continue
+			}
+			g.links[i] = append(g.links[i], edge{j, l.Flags & back.Flags, max(l.Cost, back.Cost)})
+		}
+	}
+	g.reaches = newBitset(len(g.names))
+	g.reaches.set(g.self)
+	for queue := []int{g.self}; len(queue) > 0; queue = queue[1:] {
+		for _, e := range g.links[queue[0]] {
+			if !g.reaches.has(e.to) {
+				g.reaches.set(e.to)
+				queue = append(queue, e.to)
+			}
+		}
+	}
+	s.graph = g
+	return g
+}
+
+// Names returns the peers of the graph in order, reachable or not. The slice
+// is the graph's own.
+func (g *Graph) Names() []peer.Name { return g.names }
+
+// Reaches tells whether some path leads from this peer to n.
+func (g *Graph) Reaches(n peer.Name) bool {
+	i, ok := g.index[n]
+	return ok && g.reaches.has(i)
+}
+
+// Routes computes the ways from this peer over links that have all of flags:
+// unicast by the fewest hops and among those by the least round-trip time,
+// broadcast over a tree for each source that every peer works out alike from
+// the same entries.
+func (g *Graph) Routes(flags LinkFlags) *Routes {
+	r := &Routes{
+		Self:      g.names[g.self],
+		Unicast:   make(map[peer.Name]peer.Name),
+		Broadcast: make(map[peer.Name][]peer.Name),
+		ByID:      make(map[uint32]peer.Name, len(g.names)),
+	}
+	for _, n := range g.names {
+		if _, clash := r.ByID[n.ID()]; clash {
+			r.ByID[n.ID()] = peer.Name{}
+		} else {
+			r.ByID[n.ID()] = n
+		}
+	}
+	g.unicast(flags, r.Unicast)
+	g.broadcast(flags, r.Broadcast)
+	return r
+}
+
+func (g *Graph) unicast(flags LinkFlags, out map[peer.Name]peer.Name) {
+	const unseen = -1
+	type node struct {
+		hops, via int
+		rtt       uint64 // microseconds
+	}
+	nodes := make([]node, len(g.names))
+	for i := range nodes {
+		nodes[i].hops = unseen
+	}
+	nodes[g.self].hops = 0
+	for layer, hops := []int{g.self}, 1; len(layer) > 0; hops++ {
+		var next []int
+		for _, u := range layer {
+			for _, e := range g.links[u] {
+				if e.flags&flags != flags {
+					continue
+				}
+				v := &nodes[e.to]
+				rtt, via := nodes[u].rtt+micros(e.cost), nodes[u].via
+				if u == g.self {
+					via = e.to
+				}
+				switch {
+				case v.hops == unseen:
+					*v = node{hops, via, rtt}
+					next = append(next, e.to)
+				case v.hops == hops && (rtt < v.rtt || rtt == v.rtt && via < v.via):
+					v.rtt, v.via = rtt, via
+				}
+			}
+		}
+		layer = next
+	}
+	for i, v := range nodes {
+		if v.hops > 0 {
+			out[g.names[i]] = g.names[v.via]
+		}
+	}
+}
+
+// broadcast fills in the neighbours that hang below self in each source's
+// tree. A tree is one of shortest paths; a peer in layer d+1 hangs below that
+// neighbour in layer d which follows it first in order of index, wrapping
+// around, so that the children spread over the possible parents. Only the
+// layers up to self's own and the next are worked out, on bit sets: a mesh of
+// 1,000 peers has 1,000 trees.
+func (g *Graph) broadcast(flags LinkFlags, out map[peer.Name][]peer.Name) {
+	n := len(g.names)
+	adj := make([]bitset, n)
+	for i, links := range g.links {
+		adj[i] = newBitset(n)
+		for _, e := range links {
+			if e.flags&flags == flags {
+				adj[i].set(e.to)
+			}
+		}
+	}
+	seen, layer, next := newBitset(n), newBitset(n), newBitset(n)
+	for src := range n {
+		clear(seen)
+		clear(layer)
+		layer.set(src)
+		seen.set(src)
+		for !layer.has(g.self) {
+			next.spread(layer, adj, seen)
+			if next.empty() {
+				break
+			}
+			layer, next = next, layer
+		}
+		if !layer.has(g.self) {
+			continue
+		}
+		var children []peer.Name
+		adj[g.self].each(func(v int) {
+			if !seen.has(v) && adj[v].firstCommonAfter(layer, v) == g.self {
+				children = append(children, g.names[v])
+			}
+		})
+		if children != nil {
+			out[g.names[src]] = children
+		}
+	}
+}
+
+// Between returns the path of names by which a frame goes from this peer to
+// dst over links that have all of flags, dst last; nil if there is none. It
+// is for people who ask; frames go hop by hop.
+func (g *Graph) Between(dst peer.Name, flags LinkFlags) []peer.Name {
+	to, ok := g.index[dst]
+	if !ok {
+		return nil
+	}
+	before := make([]int, len(g.names))
+	for i := range before {
+		before[i] = -1
+	}
+	before[g.self] = g.self
+	for queue := []int{g.self}; len(queue) > 0; queue = queue[1:] {
+		for _, e := range g.links[queue[0]] {
+			if e.flags&flags == flags && before[e.to] < 0 {
+				before[e.to] = queue[0]
+				queue = append(queue, e.to)
+			}
+		}
+	}
+	if before[to] < 0 {
+		return nil
+	}
+	var path []peer.Name
+	for i := to; i != g.self; i = before[i] {
+		path = append(path, g.names[i])
+	}
+	slices.Reverse(path)
+	return path
+}
+
+type bitset []uint64
+
+func newBitset(n int) bitset    { return make(bitset, (n+63)/64) }
+func (b bitset) set(i int)      { b[i/64] |= 1 << (i % 64) }
+func (b bitset) has(i int) bool { return b[i/64]&(1<<(i%64)) != 0 }
+func (b bitset) empty() bool    { return !slices.ContainsFunc(b, func(w uint64) bool { return w != 0 }) }
+func (b bitset) each(f func(int)) {
+	for i, w := range b {
+		for ; w != 0; w &= w - 1 {
+			f(i*64 + bits.TrailingZeros64(w))
+		}
+	}
+}
+
+// spread makes b the neighbours of layer that are not in seen, and adds them
+// to seen.
+func (b bitset) spread(layer bitset, adj []bitset, seen bitset) {
+	clear(b)
+	layer.each(func(u int) {
+		for i, w := range adj[u] {
+			b[i] |= w
+		}
+	})
+	for i := range b {
+		b[i] &^= seen[i]
+		seen[i] |= b[i]
+	}
+}
+
+// firstCommonAfter returns the first member of both b and c above i, or, if
+// there is none, the first of all; -1 if they have nothing in common.
+func (b bitset) firstCommonAfter(c bitset, i int) int {
+	first := -1
+	for k := range b {
+		for w := b[k] & c[k]; w != 0; w &= w - 1 {
+			j := k*64 + bits.TrailingZeros64(w)
+			if j > i {
+				return j
+			}
+			if first < 0 {
+				first = j
+			}
+		}
+	}
+	return first
+}

@@ -1,0 +1,378 @@
+// Package topology holds the link-state database: one versioned, signed entry
+// for each peer, saying which neighbours it has; and computes the routes.
+//
+// State is one peer's copy. It changes by the peer's own doing (SetLinks,
+// SetAddrs) and by Merge, and is a gossip.Channel. A link counts only if both
+// its ends list it. A peer that no path leads to any more is forgotten after a
+// grace, and what was forgotten is not learned again from a neighbour that is
+// slower to forget.
+//
+// Nothing here opens a socket, reads a clock or logs: times are arguments.
+// State is not safe for concurrent use; Graph and Routes are immutable.
+package topology
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// ForgetAfter is how long an entry is kept after the last path to its peer is
+// gone. A partition that heals sooner costs no exchange of entries.
+const ForgetAfter = time.Minute
+
+// tombstoneFor is how long a forgotten version is not learned again: by then
+// every peer of this side has forgotten it too.
+const tombstoneFor = 10 * ForgetAfter
+
+// Config is what a State starts from.
+type Config struct {
+	Self     peer.Name
+	Nickname string
+	// Instance is drawn at random at each launch; it tells a restart from a
+	// clone.
+	Instance uint64
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	// Book binds names to keys at first sight. The State adds to it.
+	Book *peer.Book
+	// Start is the time of launch; versions begin at it, so that they rise over
+	// restarts. If the clock went back, the first exchange mends it.
+	Start time.Time
+}
+
+// State is one peer's copy of the link-state database.
+type State struct {
+	cfg     Config
+	own     *Entry
+	entries map[peer.Name]*Entry
+	lost    map[peer.Name]time.Time // since when no path leads to it
+	buried  map[peer.Name]tombstone
+	refused []Refusal
+	graph   *Graph // of the entries as they are, nil after a change
+
+	rivals int // times that another instance wrote as this peer
+}
+
+type tombstone struct {
+	version uint64
+	until   time.Time
+}
+
+// Refusal is an entry that Merge did not take in.
+type Refusal struct {
+	From  peer.Name // the neighbour that handed it over
+	Name  peer.Name // whose entry it says it is
+	Cause error
+}
+
+var (
+	// ErrForged is the cause when an entry is not signed by the key it names.
+	ErrForged = errors.New("the entry is not signed by its owner")
+	// ErrRival is the cause when another live peer writes entries with this
+	// peer's own name and key: its state folder was copied.
+	ErrRival = errors.New("another live peer uses this peer's identity (a copied state folder?)")
+)
+
+var _ gossip.Channel = (*State)(nil)
+
+// New returns a State that knows of this peer alone. It binds the peer's own
+// name in the Book.
+func New(cfg Config) (*State, error) {
+	if err := cfg.Book.Bind(cfg.Self, cfg.Signer.Key()); err != nil {
+		return nil, err
+	}
+	if len(cfg.Nickname) > maxNickname {
+		cfg.Nickname = cfg.Nickname[:maxNickname]
+	}
+	s := &State{
+		cfg:     cfg,
+		entries: make(map[peer.Name]*Entry),
+		lost:    make(map[peer.Name]time.Time),
+		buried:  make(map[peer.Name]tombstone),
+	}
+	s.publish(&Entry{Version: uint64(cfg.Start.UnixMicro())})
+	return s, nil
+}
+
+// publish signs e as this peer's entry and returns it as a delta.
+func (s *State) publish(e *Entry) []byte {
+	e.Name, e.Key, e.Instance, e.Nickname = s.cfg.Self, s.cfg.Signer.Key(), s.cfg.Instance, s.cfg.Nickname
+	e.sign(s.cfg.Signer)
+	s.own = e
+	s.put(e)
+	return slices.Clone(e.raw)
+}
+
+func (s *State) put(e *Entry) {
+	s.entries[e.Name] = e
+	s.graph = nil
+}
+
+// SetLinks replaces this peer's links and returns the delta to announce, nil
+// if nothing that matters changed: a cost that moved by less than a doubling
+// does not.
+func (s *State) SetLinks(links []Link) []byte {
+	links = slices.Clone(links)
+	slices.SortFunc(links, func(a, b Link) int { return a.To.Compare(b.To) })
+	if len(links) > MaxLinks {
+		links = links[:MaxLinks]
+	}
+	if slices.EqualFunc(links, s.own.Links, func(a, b Link) bool {
+		return a.To == b.To && a.Flags == b.Flags && max(a.Cost, b.Cost)-min(a.Cost, b.Cost) < costStepsPerX2
+	}) {
+		return nil
+	}
+	return s.publish(&Entry{Version: s.own.Version + 1, Links: links, Addrs: s.own.Addrs})
+}
+
+// SetAddrs replaces the addresses at which this peer may be dialled, and
+// returns the delta to announce, nil if they are the same as before.
+func (s *State) SetAddrs(addrs []netip.AddrPort) []byte {
+	addrs = slices.Clone(addrs[:min(len(addrs), maxAddrs)])
+	if slices.Equal(addrs, s.own.Addrs) {
+		return nil
+	}
+	return s.publish(&Entry{Version: s.own.Version + 1, Links: s.own.Links, Addrs: addrs})
+}
+
+// Entry returns what is known of name, nil if nothing.
+func (s *State) Entry(name peer.Name) *Entry { return s.entries[name] }
+
+// Entries returns all that is known, in order of name.
+func (s *State) Entries() []*Entry {
+	return slices.SortedFunc(maps.Values(s.entries), func(a, b *Entry) int { return a.Name.Compare(b.Name) })
+}
+
+// Refused returns what Merge refused since the last call.
+func (s *State) Refused() []Refusal {
+	r := s.refused
+	s.refused = nil
+	return r
+}
+
+func (s *State) refuse(from, name peer.Name, cause error) {
+	const keep = 64
+	if len(s.refused) < keep {
+		s.refused = append(s.refused, Refusal{from, name, cause})
+	}
+}
+
+// Merge implements gossip.Channel. An entry that must not be taken in is
+// refused by itself, see Refused, and the others are merged: honest
+// neighbours pass on side by side what one peer knows another name's key of
+// and what another peer does not.
+func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
+	var in []*Entry
+	for b := delta; len(b) > 0; {
+		e, n, err := parseEntry(b)
+		if err != nil {
+			return nil, fmt.Errorf("merge topology from %s: %w", from, err)
+		}
+		in = append(in, e)
+		b = b[n:]
+	}
+	var news []byte
+	for _, e := range in {
+		old := s.entries[e.Name]
+		if t, ok := s.buried[e.Name]; ok && e.Version <= t.version {
+			continue
+		}
+		if old != nil && old.Key == e.Key && !e.supersedes(old) {
+			continue
+		}
+		if err := s.cfg.Book.Check(e.Name, e.Key); err != nil {
+			s.refuse(from, e.Name, err)
+			continue
+		}
+		if !e.verify(s.cfg.Verifier) {
+			s.refuse(from, e.Name, ErrForged)
+			continue
+		}
+		if e.Name == s.cfg.Self {
+			// A former life of this peer, or a clone. Either way the present one
+			// speaks last.
+			if e.Instance != s.cfg.Instance {
+				s.rivals++
+				if s.rivals > 3 {
+					s.refuse(from, e.Name, ErrRival)
+				}
+			}
+			news = append(news, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links, Addrs: s.own.Addrs})...)
+			continue
+		}
+		_ = s.cfg.Book.Bind(e.Name, e.Key)
+		delete(s.buried, e.Name)
+		s.put(e)
+		news = append(news, e.raw...)
+	}
+	return news, nil
+}
+
+// Expire forgets peers that no path has led to for ForgetAfter, and returns
+// their names.
+func (s *State) Expire(now time.Time) []peer.Name {
+	g := s.Graph()
+	var gone []peer.Name
+	for n, e := range s.entries {
+		if g.Reaches(n) {
+			delete(s.lost, n)
+			continue
+		}
+		since, ok := s.lost[n]
+		if !ok {
+			s.lost[n] = now
+			continue
+		}
+		if now.Sub(since) < ForgetAfter {
+			continue
+		}
+		delete(s.entries, n)
+		delete(s.lost, n)
+		s.buried[n] = tombstone{e.Version, now.Add(tombstoneFor)}
+		s.cfg.Book.Forget(n)
+		s.graph = nil
+		gone = append(gone, n)
+	}
+	for n, t := range s.buried {
+		if now.After(t.until) {
+			delete(s.buried, n)
+		}
+	}
+	return gone
+}
+
+// A digest is a list of names and versions as long as that fits into one
+// message, and beyond that a table of sums over the names of a bucket:
+//
+//	list:   0x01, then for each entry name 6, version u64, instance u64's low 16 bits
+//	table:  0x02, then 1,024 sums u64 over the entries whose name hashes to that bucket
+const (
+	digestList  = 1
+	digestTable = 2
+	digestEntry = peer.NameLen + 8 + 2
+	buckets     = 1024
+	maxList     = 2500
+)
+
+func bucketOf(n peer.Name) int {
+	h := fnv.New32a()
+	h.Write(n[:])
+	return int(h.Sum32() % buckets)
+}
+
+func (s *State) table() (t [buckets]uint64) {
+	for n, e := range s.entries {
+		h := fnv.New64a()
+		h.Write(e.raw[5 : entryFixed-2])
+		t[bucketOf(n)] += h.Sum64()
+	}
+	return t
+}
+
+// Digest implements gossip.Channel.
+func (s *State) Digest() []byte {
+	if len(s.entries) > maxList {
+		b := []byte{digestTable}
+		for _, sum := range s.table() {
+			b = binary.BigEndian.AppendUint64(b, sum)
+		}
+		return b
+	}
+	b := make([]byte, 1, 1+len(s.entries)*digestEntry)
+	b[0] = digestList
+	for _, e := range s.Entries() {
+		b = append(b, e.Name[:]...)
+		b = binary.BigEndian.AppendUint64(b, e.Version)
+		b = binary.BigEndian.AppendUint16(b, uint16(e.Instance))
+	}
+	return b
+}
+
+// Missing implements gossip.Channel.
+func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
+	var lacks func(e *Entry) bool // whether the sender lacks e
+	switch {
+	case len(digest) > 0 && digest[0] == digestList && (len(digest)-1)%digestEntry == 0:
+		theirs := make(map[peer.Name][]byte, len(digest)/digestEntry)
+		for b := digest[1:]; len(b) > 0; b = b[digestEntry:] {
+			n := peer.NameFromBytes(b)
+			theirs[n] = b[peer.NameLen:digestEntry]
+			v := binary.BigEndian.Uint64(b[peer.NameLen:])
+			mine := s.entries[n]
+			if t, ok := s.buried[n]; ok && v <= t.version {
+				continue
+			}
+			if mine == nil || v > mine.Version ||
+				v == mine.Version && binary.BigEndian.Uint16(b[peer.NameLen+8:]) != uint16(mine.Instance) {
+				wants = true
+			}
+		}
+		lacks = func(e *Entry) bool {
+			t, ok := theirs[e.Name]
+			if !ok {
+				return true
+			}
+			v := binary.BigEndian.Uint64(t)
+			return e.Version > v || e.Version == v && binary.BigEndian.Uint16(t[8:]) != uint16(e.Instance)
+		}
+	case len(digest) == 1+8*buckets && digest[0] == digestTable:
+		mine := s.table()
+		var differ [buckets]bool
+		for i, sum := range mine {
+			differ[i] = binary.BigEndian.Uint64(digest[1+8*i:]) != sum
+			wants = wants || differ[i]
+		}
+		lacks = func(e *Entry) bool { return differ[bucketOf(e.Name)] }
+	default:
+		return nil, false, fmt.Errorf("topology digest of %d bytes is none", len(digest))
+	}
+	var d []byte
+	for _, e := range s.Entries() {
+		if !lacks(e) {
+			continue
+		}
+		if len(d)+len(e.raw) > gossip.MaxDelta {
+			deltas = append(deltas, d)
+			d = nil
+		}
+		d = append(d, e.raw...)
+	}
+	if d != nil {
+		deltas = append(deltas, d)
+	}
+	return deltas, wants, nil
+}
+
+// Join implements gossip.Channel: of two entries of one peer the newer stays.
+func (s *State) Join(older, newer []byte) []byte {
+	latest := make(map[peer.Name]*Entry)
+	for _, b := range [][]byte{older, newer} {
+		for len(b) > 0 {
+			e, n, err := parseEntry(b)
+			if err != nil {
+				return nil
+			}
+			if e.supersedes(latest[e.Name]) {
+				latest[e.Name] = e
+			}
+			b = b[n:]
+		}
+	}
+	var d []byte
+	for _, e := range latest {
+		d = append(d, e.raw...)
+	}
+	if len(d) > gossip.MaxDelta {
+		return nil
+	}
+	return d
+}

@@ -1,0 +1,439 @@
+package topology
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+var epoch = time.Unix(1_700_000_000, 0)
+
+func identity(t testing.TB, i int) *peer.Identity {
+	t.Helper()
+	seed := sha256.Sum256(fmt.Appendf(nil, "peer %d", i))
+	id, err := peer.IdentityFromSeed(seed[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func newState(t testing.TB, id *peer.Identity, instance uint64, start time.Time) *State {
+	t.Helper()
+	s, err := New(Config{Self: id.Name, Nickname: "host-" + id.Name.String(), Instance: instance,
+		Signer: id, Verifier: peer.Ed25519{}, Book: new(peer.Book), Start: start})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// mesh makes states 0..n-1 with the given links, each knowing all.
+func mesh(t testing.TB, n int, flags LinkFlags, pairs ...[2]int) []*State {
+	t.Helper()
+	states := make([]*State, n)
+	for i := range states {
+		states[i] = newState(t, identity(t, i), uint64(i)+1, epoch)
+	}
+	for i, s := range states {
+		var links []Link
+		for _, p := range pairs {
+			if p[0] == i {
+				links = append(links, Link{To: states[p[1]].cfg.Self, Flags: flags})
+			}
+			if p[1] == i {
+				links = append(links, Link{To: states[p[0]].cfg.Self, Flags: flags})
+			}
+		}
+		s.SetLinks(links)
+	}
+	exchange(t, states...)
+	return states
+}
+
+// exchange repairs every pair until nothing is missing anywhere.
+func exchange(t testing.TB, states ...*State) {
+	t.Helper()
+	for range len(states) + 1 {
+		quiet := true
+		for _, a := range states {
+			for _, b := range states {
+				if a == b {
+					continue
+				}
+				deltas, _, err := a.Missing(b.Digest())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, d := range deltas {
+					quiet = false
+					if _, err := b.Merge(a.cfg.Self, d); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		if quiet {
+			return
+		}
+	}
+}
+
+func TestEntryLengthFieldsRoundTrip(t *testing.T) {
+	id := identity(t, 1)
+	e := &Entry{Name: id.Name, Key: id.Key(), Instance: 7, Version: 9, Nickname: "web-1",
+		Links: []Link{{To: peer.Name{2, 1}, Flags: LinkSession, Cost: 3}, {To: peer.Name{2, 2}, Flags: LinkData}},
+		Addrs: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6783"), netip.MustParseAddrPort("[2001:db8::1]:6783")}}
+	e.sign(id)
+	got, n, err := parseEntry(append(slices.Clone(e.raw), 1, 2, 3))
+	if err != nil || n != len(e.raw) {
+		t.Fatalf("parse: %d bytes of %d, %v", n, len(e.raw), err)
+	}
+	if !got.verify(peer.Ed25519{}) {
+		t.Error("the signature does not verify")
+	}
+	if got.Nickname != e.Nickname || !slices.Equal(got.Links, e.Links) || !slices.Equal(got.Addrs, e.Addrs) ||
+		got.Version != e.Version || got.Instance != e.Instance || got.Key != e.Key || got.Name != e.Name {
+		t.Errorf("got %+v, want %+v", got, e)
+	}
+	for i := range e.raw[4:] {
+		b := slices.Clone(e.raw)
+		b[4+i] ^= 1
+		if got, _, err := parseEntry(b); err == nil && got.verify(peer.Ed25519{}) {
+			t.Fatalf("an entry with byte %d changed still verifies", 4+i)
+		}
+	}
+}
+
+func TestMergeRefusesWhatItsOwnerDidNotSign(t *testing.T) {
+	a, b := newState(t, identity(t, 1), 1, epoch), newState(t, identity(t, 2), 1, epoch)
+	forged := &Entry{Name: identity(t, 3).Name, Key: identity(t, 3).Key(), Version: 5}
+	forged.sign(identity(t, 2)) // signed by another than its owner
+	if news, err := a.Merge(b.cfg.Self, append(forged.raw, b.own.raw...)); err != nil || !bytes.Equal(news, b.own.raw) {
+		t.Fatalf("news %x, err %v; want b's own entry alone", news, err)
+	}
+	r := a.Refused()
+	if len(r) != 1 || !errors.Is(r[0].Cause, ErrForged) || r[0].From != b.cfg.Self || r[0].Name != forged.Name {
+		t.Errorf("refusals %+v", r)
+	}
+	if a.Entry(forged.Name) != nil {
+		t.Error("the forged entry was taken in")
+	}
+}
+
+func TestNameBindsToFirstKey(t *testing.T) {
+	a := newState(t, identity(t, 1), 1, epoch)
+	first, second := identity(t, 2), identity(t, 3)
+	first.Name, second.Name = peer.Name{0, 0, 0, 0, 0, 9}, peer.Name{0, 0, 0, 0, 0, 9}
+	f, s := newState(t, first, 1, epoch), newState(t, second, 1, epoch.Add(time.Hour))
+	if _, err := a.Merge(first.Name, f.own.raw); err != nil {
+		t.Fatal(err)
+	}
+	if news, err := a.Merge(first.Name, s.own.raw); err != nil || news != nil {
+		t.Fatalf("news %x, err %v; want none", news, err)
+	}
+	if r := a.Refused(); len(r) != 1 || !errors.Is(r[0].Cause, peer.ErrNameTaken) {
+		t.Errorf("refusals %+v", r)
+	}
+}
+
+func TestRestartedPeerSpeaksLast(t *testing.T) {
+	id := identity(t, 1)
+	old := newState(t, id, 1, epoch.Add(time.Hour)) // a clock that has gone back since
+	other := newState(t, identity(t, 2), 1, epoch)
+	exchange(t, old, other)
+	again := newState(t, id, 2, epoch)
+	exchange(t, again, other)
+	if e := other.Entry(id.Name); e.Instance != 2 {
+		t.Errorf("the mesh still holds instance %d of the restarted peer", e.Instance)
+	}
+	if r := again.Refused(); r != nil {
+		t.Errorf("a restart is taken for a clone: %+v", r)
+	}
+}
+
+func TestCloneIsNoticedByBoth(t *testing.T) {
+	id := identity(t, 1)
+	a, b := newState(t, id, 1, epoch), newState(t, id, 2, epoch)
+	other := newState(t, identity(t, 2), 1, epoch)
+	exchange(t, a, other)
+	for range 6 {
+		for _, s := range []*State{a, b} {
+			d, _, _ := other.Missing(s.Digest())
+			for _, d := range d {
+				s.Merge(other.cfg.Self, d)
+			}
+			d, _, _ = s.Missing(other.Digest())
+			for _, d := range d {
+				other.Merge(s.cfg.Self, d)
+			}
+		}
+	}
+	for _, s := range []*State{a, b} {
+		if r := s.Refused(); len(r) == 0 || !errors.Is(r[0].Cause, ErrRival) {
+			t.Errorf("instance %d did not notice its clone: %+v", s.cfg.Instance, r)
+		}
+	}
+}
+
+func TestMergeInAnyOrderConverges(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	var deltas [][]byte
+	for i := range 8 {
+		s := newState(t, identity(t, i), 1, epoch)
+		deltas = append(deltas, slices.Clone(s.own.raw))
+		for k := range 4 {
+			deltas = append(deltas, s.SetLinks([]Link{{To: identity(t, (i+k+1)%8).Name, Flags: LinkSession, Cost: uint8(8 * k)}}))
+		}
+	}
+	var want []byte
+	for range 50 {
+		rng.Shuffle(len(deltas), func(i, j int) { deltas[i], deltas[j] = deltas[j], deltas[i] })
+		s := newState(t, identity(t, 100), 1, epoch)
+		for i, d := range deltas {
+			if j := rng.IntN(len(deltas)); rng.IntN(3) == 0 {
+				if joined := s.Join(d, deltas[j]); joined != nil {
+					d = joined
+				}
+			}
+			if _, err := s.Merge(peer.Name{}, d); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Merge(peer.Name{}, deltas[i]); err != nil {
+				t.Fatal(err)
+			}
+			if news, err := s.Merge(peer.Name{}, deltas[i]); err != nil || news != nil {
+				t.Fatalf("merged again, it is news: %x, %v", news, err)
+			}
+		}
+		if want == nil {
+			want = s.Digest()
+		}
+		if !bytes.Equal(want, s.Digest()) {
+			t.Fatal("two orders of the same deltas give different states")
+		}
+	}
+}
+
+func TestRoutesOverALine(t *testing.T) {
+	m := mesh(t, 5, LinkSession|LinkData, [2]int{0, 1}, [2]int{1, 2}, [2]int{2, 3}, [2]int{3, 4})
+	name := func(i int) peer.Name { return m[i].cfg.Self }
+	r := m[1].Graph().Routes(LinkData)
+	for dst, via := range map[int]int{0: 0, 2: 2, 3: 2, 4: 2} {
+		if got := r.Unicast[name(dst)]; got != name(via) {
+			t.Errorf("1 to %d goes by %s, want %s", dst, got, name(via))
+		}
+	}
+	for src, to := range map[int][]int{0: {2}, 1: {0, 2}, 2: {0}, 4: {0}} {
+		var want []peer.Name
+		for _, i := range to {
+			want = append(want, name(i))
+		}
+		slices.SortFunc(want, peer.Name.Compare)
+		if got := r.Broadcast[name(src)]; !slices.Equal(got, want) {
+			t.Errorf("broadcast from %d: %v, want %v", src, got, want)
+		}
+	}
+	if got := m[0].Graph().Between(name(4), LinkData); len(got) != 4 || got[3] != name(4) {
+		t.Errorf("path %v", got)
+	}
+}
+
+func TestALinkNeedsTheWordOfBothEnds(t *testing.T) {
+	a, b := newState(t, identity(t, 1), 1, epoch), newState(t, identity(t, 2), 1, epoch)
+	a.SetLinks([]Link{{To: b.cfg.Self, Flags: LinkSession | LinkData}})
+	exchange(t, a, b)
+	if a.Graph().Reaches(b.cfg.Self) {
+		t.Error("one end's word is enough")
+	}
+	b.SetLinks([]Link{{To: a.cfg.Self, Flags: LinkSession}})
+	exchange(t, a, b)
+	if r := a.Graph().Routes(LinkSession); r.Unicast[b.cfg.Self] != b.cfg.Self {
+		t.Error("no session route")
+	}
+	if r := a.Graph().Routes(LinkData); len(r.Unicast) != 0 {
+		t.Error("a data route over a link that only one end has")
+	}
+}
+
+func TestShorterRoundTripWinsAmongEqualHops(t *testing.T) {
+	m := mesh(t, 4, LinkData, [2]int{0, 1}, [2]int{0, 2}, [2]int{1, 3}, [2]int{2, 3})
+	for fast, slow := range map[int]int{1: 2, 2: 1} {
+		m[0].SetLinks([]Link{
+			{To: m[fast].cfg.Self, Flags: LinkData, Cost: CostOf(100 * time.Microsecond)},
+			{To: m[slow].cfg.Self, Flags: LinkData, Cost: CostOf(time.Millisecond)}})
+		if got := m[0].Graph().Routes(LinkData).Unicast[m[3].cfg.Self]; got != m[fast].cfg.Self {
+			t.Errorf("goes by %s, want the faster %d", got, fast)
+		}
+	}
+}
+
+// In any graph, what a source broadcasts reaches every peer that some path
+// leads to, each once.
+func TestBroadcastReachesEachOnce(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for range 20 {
+		n := 2 + rng.IntN(24)
+		var pairs [][2]int
+		for i := range n {
+			for j := range i {
+				if rng.IntN(n) < 3 {
+					pairs = append(pairs, [2]int{j, i})
+				}
+			}
+		}
+		m := mesh(t, n, LinkData, pairs...)
+		routes := make(map[peer.Name]*Routes)
+		for _, s := range m {
+			routes[s.cfg.Self] = s.Graph().Routes(LinkData)
+		}
+		for _, s := range m {
+			src, got := s.cfg.Self, map[peer.Name]int{}
+			for queue := []peer.Name{src}; len(queue) > 0; queue = queue[1:] {
+				if got[queue[0]]++; got[queue[0]] > 1 {
+					t.Fatalf("%s gets it twice", queue[0])
+				}
+				queue = append(queue, routes[queue[0]].Broadcast[src]...)
+			}
+			if want := len(routes[src].Unicast) + 1; len(got) != want {
+				t.Fatalf("reaches %d of %d", len(got), want)
+			}
+		}
+	}
+}
+
+func TestUnreachablePeerIsForgottenAndNotRelearned(t *testing.T) {
+	m := mesh(t, 3, LinkSession, [2]int{0, 1}, [2]int{1, 2})
+	m[1].SetLinks([]Link{{To: m[0].cfg.Self, Flags: LinkSession}})
+	exchange(t, m[0], m[1])
+	if gone := m[0].Expire(epoch); gone != nil {
+		t.Errorf("forgets at once: %v", gone)
+	}
+	if gone := m[0].Expire(epoch.Add(ForgetAfter)); !slices.Equal(gone, []peer.Name{m[2].cfg.Self}) {
+		t.Errorf("forgets %v", gone)
+	}
+	exchange(t, m[0], m[1])
+	if m[0].Entry(m[2].cfg.Self) != nil {
+		t.Error("learned again from a slower neighbour")
+	}
+	m[1].SetLinks([]Link{{To: m[0].cfg.Self, Flags: LinkSession}, {To: m[2].cfg.Self, Flags: LinkSession}})
+	m[2].SetLinks(nil)
+	m[2].SetLinks([]Link{{To: m[1].cfg.Self, Flags: LinkSession}})
+	exchange(t, m...)
+	if !m[0].Graph().Reaches(m[2].cfg.Self) {
+		t.Error("a peer that came back is not seen")
+	}
+}
+
+func TestLargeMeshDigestsByTable(t *testing.T) {
+	fill := func(from, n int) *State {
+		cheap := func(i int) peer.Cheap { return peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}} }
+		name := func(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i)} }
+		s, err := New(Config{Self: name(from), Signer: cheap(from), Verifier: peer.Cheap{}, Book: new(peer.Book), Start: epoch})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			o, err := New(Config{Self: name(i), Signer: cheap(i), Verifier: peer.Cheap{}, Book: new(peer.Book), Start: epoch})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i != from {
+				s.Merge(peer.Name{}, o.own.raw)
+			}
+		}
+		return s
+	}
+	a, b := fill(0, maxList+100), fill(1, maxList+90)
+	d := a.Digest()
+	if d[0] != digestTable {
+		t.Fatal("a list")
+	}
+	exchange(t, a, b)
+	if len(b.entries) != len(a.entries) || !bytes.Equal(a.Digest(), b.Digest()) {
+		t.Errorf("%d and %d entries after an exchange", len(a.entries), len(b.entries))
+	}
+}
+
+func FuzzEntry(f *testing.F) {
+	id := identity(f, 1)
+	e := &Entry{Name: id.Name, Key: id.Key(), Version: 9, Nickname: "x", Links: []Link{{To: peer.Name{2, 1}}},
+		Addrs: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6783")}}
+	e.sign(id)
+	f.Add(e.raw)
+	f.Add([]byte{0, 0, 0, 70, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, n, err := parseEntry(b)
+		if err != nil {
+			return
+		}
+		if n > len(b) || len(e.raw) != n {
+			t.Fatalf("takes %d of %d bytes", n, len(b))
+		}
+		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Addrs: e.Addrs, Nickname: e.Nickname}
+		again.sign(id)
+		if _, m, err := parseEntry(again.raw); err != nil || m > n {
+			t.Fatalf("encoded again: %d bytes, %v", m, err)
+		}
+	})
+}
+
+func FuzzMissing(f *testing.F) {
+	s := mesh(f, 3, LinkSession, [2]int{0, 1})[0]
+	f.Add(s.Digest())
+	f.Add([]byte{digestList})
+	f.Add(make([]byte, 1+8*buckets))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, _, err := s.Missing(b); err != nil && len(b) > 0 && b[0] == digestList && (len(b)-1)%digestEntry == 0 {
+			t.Fatal(err)
+		}
+	})
+}
+
+func BenchmarkRoutes(b *testing.B) {
+	for _, n := range []int{100, 300} {
+		var pairs [][2]int
+		for i := range n {
+			for j := range i {
+				pairs = append(pairs, [2]int{j, i})
+			}
+		}
+		s := func() *State {
+			states := make([]*State, n)
+			for i := range states {
+				states[i] = newState(b, identity(b, i), 1, epoch)
+			}
+			for i, s := range states {
+				var links []Link
+				for j, o := range states {
+					if i != j {
+						links = append(links, Link{To: o.cfg.Self, Flags: LinkData})
+					}
+				}
+				s.SetLinks(links)
+				if i > 0 {
+					states[0].Merge(peer.Name{}, s.own.raw)
+				}
+			}
+			return states[0]
+		}()
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for range b.N {
+				s.graph = nil
+				s.Graph().Routes(LinkData)
+			}
+		})
+	}
+}
