@@ -1,0 +1,389 @@
+package netdev
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// ErrHostNS is the cause when a container shares the network namespace of the
+// caller, so that there is nothing to attach.
+var ErrHostNS = errors.New("it is the network namespace of the host")
+
+// multicastRoute sends multicast to the overlay whatever the default route.
+var multicastRoute = netip.MustParsePrefix("224.0.0.0/4")
+
+// Attachment says how a namespace is joined to the bridge.
+type Attachment struct {
+	NS     string         // path of the container's network namespace
+	Iface  string         // name of the interface there, IfaceName unless a plugin chose
+	Bridge string         // the bridge, in the caller's namespace
+	MTU    int            // of both ends, in bytes of IP packet
+	Addrs  []netip.Prefix // what the interface must have, among others perhaps
+	// MulticastRoute adds a route for 224.0.0.0/4 over the interface.
+	MulticastRoute bool
+}
+
+// Attach joins the namespace to the bridge by a veth pair if it is not yet,
+// adds the addresses that are missing, and announces every address of a.Addrs
+// by a gratuitous ARP or an unsolicited neighbour advertisement. It returns
+// the addresses that it added. On error it has undone what it did.
+//
+// Transmit checksum offload stays as the kernel has it: the kernel completes
+// checksums before a frame leaves by a TAP.
+func Attach(a Attachment) (added []netip.Prefix, err error) {
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("attach %s to bridge %s: %s: %w", a.NS, a.Bridge, what, cause)
+	}
+	if err := refuseHost(a.NS); err != nil {
+		return nil, wrap("check namespace", err)
+	}
+	host, err := here()
+	if err != nil {
+		return nil, wrap("connect", err)
+	}
+	defer host.Close()
+	in, err := at(a.NS)
+	if err != nil {
+		return nil, wrap("connect", err)
+	}
+	defer in.Close()
+	bridge, ok, err := host.link(a.Bridge)
+	if err != nil || !ok {
+		return nil, wrap("look up bridge", errors.Join(err, notThere(ok)))
+	}
+
+	l, ok, err := in.link(a.Iface)
+	if err != nil {
+		return nil, wrap("look up "+a.Iface, err)
+	}
+	var port netlink.Link
+	if ok {
+		if port, err = adopt(host, bridge, l); err != nil {
+			return nil, wrap("use interface "+a.Iface, err)
+		}
+	} else {
+		if port, l, err = makePair(host, in, bridge, a); err != nil {
+			return nil, wrap("make the veth pair", err)
+		}
+		defer func() {
+			if err != nil {
+				_ = host.delete(port)
+			}
+		}()
+	}
+	if err := host.LinkSetUp(port); err != nil {
+		return nil, wrap("set up "+port.Attrs().Name, err)
+	}
+	defer func() {
+		if err != nil {
+			for _, p := range added {
+				_ = in.AddrDel(l, &netlink.Addr{IPNet: toIPNet(p)})
+			}
+			added = nil
+		}
+	}()
+	if added, err = addAddrs(in, l, a.Addrs); err != nil {
+		return added, wrap("configure "+a.Iface, err)
+	}
+	if err := in.LinkSetUp(l); err != nil {
+		return added, wrap("set up "+a.Iface, err)
+	}
+	if a.MulticastRoute {
+		r := netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(multicastRoute), Scope: netlink.SCOPE_LINK}
+		if err := in.RouteReplace(&r); err != nil {
+			return added, wrap("add route "+multicastRoute.String(), err)
+		}
+	}
+	waitCarrier(host, port)
+	if err := announce(a.NS, l.Attrs().Index, l.Attrs().HardwareAddr, a.Addrs); err != nil {
+		return added, wrap("announce addresses", err)
+	}
+	return added, nil
+}
+
+func refuseHost(path string) error {
+	id, err := IdentifyNS(path)
+	if err != nil {
+		return err
+	}
+	own, err := IdentifyNS(currentNS)
+	if err != nil {
+		return err
+	}
+	if id == own {
+		return ErrHostNS
+	}
+	return nil
+}
+
+// adopt returns the host's end of an interface that is in the container
+// already, and puts it back on the bridge if the bridge was made anew.
+func adopt(host handle, bridge, l netlink.Link) (netlink.Link, error) {
+	port, err := hostEnd(host, l)
+	if err != nil {
+		return nil, err
+	}
+	switch port.Attrs().MasterIndex {
+	case bridge.Attrs().Index:
+		return port, nil
+	case 0:
+		if err := host.LinkSetMasterByIndex(port, bridge.Attrs().Index); err != nil {
+			return nil, fmt.Errorf("put %s back on the bridge: %w", port.Attrs().Name, err)
+		}
+		return port, nil
+	}
+	return nil, fmt.Errorf("its other end %s is a port of another bridge", port.Attrs().Name)
+}
+
+// hostEnd finds the end of the veth pair of l that is in the host's namespace.
+// Interface indexes of two namespaces may be alike by chance, so both ends
+// must name each other and the name must be one that weft gives.
+func hostEnd(host handle, l netlink.Link) (netlink.Link, error) {
+	if l.Type() != "veth" {
+		return nil, fmt.Errorf("%s is of type %s and not weft's", l.Attrs().Name, l.Type())
+	}
+	port, err := dump(func() (netlink.Link, error) { return host.Handle.LinkByIndex(l.Attrs().ParentIndex) })
+	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && !isHostEnd(port, l) {
+		return nil, fmt.Errorf("the other end of %s is not weft's", l.Attrs().Name)
+	}
+	return port, err
+}
+
+func isHostEnd(port, l netlink.Link) bool {
+	return port.Type() == "veth" && port.Attrs().ParentIndex == l.Attrs().Index &&
+		len(port.Attrs().Name) > len(HostPrefix) && port.Attrs().Name[:len(HostPrefix)] == HostPrefix
+}
+
+// makePair makes both ends in one request, so that a crash leaves either
+// nothing or a pair that Attach finds again.
+func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netlink.Link, err error) {
+	ns, err := netns.GetFromPath(a.NS)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ns.Close()
+	var suffix [4]byte
+	_, _ = rand.Read(suffix[:]) // never fails, by its documentation
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = HostPrefix + hex.EncodeToString(suffix[:])
+	attrs.MTU = a.MTU
+	attrs.MasterIndex = bridge.Attrs().Index
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName = a.Iface
+	pair.PeerNamespace = netlink.NsFd(int(ns))
+	pair.PeerMTU = uint32(a.MTU)
+	if err := host.LinkAdd(pair); err != nil {
+		return nil, nil, fmt.Errorf("create %s: %w", attrs.Name, err)
+	}
+	port, ok, err := host.link(attrs.Name)
+	if err != nil || !ok {
+		return nil, nil, errors.Join(err, notThere(ok))
+	}
+	defer func() {
+		if err != nil {
+			_ = host.delete(port)
+		}
+	}()
+	if err := quietPort(attrs.Name); err != nil {
+		return nil, nil, fmt.Errorf("switch ipv6 off on %s: %w", attrs.Name, err)
+	}
+	l, ok, err = in.link(a.Iface)
+	if err != nil || !ok {
+		return nil, nil, errors.Join(err, notThere(ok))
+	}
+	return port, l, nil
+}
+
+// addAddrs adds what l lacks and returns that, also on error. IPv6 addresses
+// skip duplicate address detection: the address management already made sure,
+// and the container may use them at once.
+func addAddrs(h handle, l netlink.Link, want []netip.Prefix) (added []netip.Prefix, err error) {
+	have, err := prefixes(h, l)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range want {
+		if have[p] {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: toIPNet(p)}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+			return added, fmt.Errorf("add address %s: %w", p, err)
+		}
+		have[p] = true
+		added = append(added, p)
+	}
+	return added, nil
+}
+
+func prefixes(h handle, l netlink.Link) (map[netip.Prefix]bool, error) {
+	addrs, err := h.addrs(l)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+	}
+	have := make(map[netip.Prefix]bool)
+	for _, a := range addrs {
+		if p, ok := fromIPNet(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+			have[p] = true
+		}
+	}
+	return have, nil
+}
+
+// carrierWait bounds how long Attach waits for the bridge to take a new port
+// in; an announcement that is sent before is lost.
+const carrierWait = 500 * time.Millisecond
+
+func waitCarrier(h handle, port netlink.Link) {
+	for deadline := time.Now().Add(carrierWait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		l, err := dump(func() (netlink.Link, error) { return h.Handle.LinkByIndex(port.Attrs().Index) })
+		if err != nil || l.Attrs().OperState == netlink.OperUp {
+			return
+		}
+	}
+}
+
+// Detach removes addresses from the interface iface of the namespace at path,
+// and the whole veth pair when no address but a link-local one is left. It
+// returns the addresses that it removed. Addresses, an interface or a
+// namespace that are not there are no error.
+func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, err error) {
+	if _, err := IdentifyNS(path); errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("detach %s: %s: %w", path, what, cause)
+	}
+	if err := refuseHost(path); err != nil {
+		return nil, wrap("check namespace", err)
+	}
+	in, err := at(path)
+	if err != nil {
+		return nil, wrap("connect", err)
+	}
+	defer in.Close()
+	l, ok, err := in.link(iface)
+	if err != nil || !ok {
+		return nil, err
+	}
+	host, err := here()
+	if err != nil {
+		return nil, wrap("connect", err)
+	}
+	defer host.Close()
+	port, err := hostEnd(host, l)
+	if err != nil {
+		return nil, wrap("use interface "+iface, err)
+	}
+	have, err := prefixes(in, l)
+	if err != nil {
+		return nil, wrap("look at "+iface, err)
+	}
+	for _, p := range addrs {
+		if !have[p] {
+			continue
+		}
+		if err := in.AddrDel(l, &netlink.Addr{IPNet: toIPNet(p)}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return removed, wrap("remove address "+p.String(), err)
+		}
+		delete(have, p)
+		removed = append(removed, p)
+	}
+	if len(have) > 0 {
+		return removed, nil
+	}
+	return removed, host.delete(port)
+}
+
+// Iface is an interface of a container that is attached to the bridge.
+type Iface struct {
+	Name     string
+	MAC      net.HardwareAddr
+	MTU      int
+	HostName string // the port of the bridge at the other end
+	Addrs    []netip.Prefix
+}
+
+// Attached reads from the live namespace at path which of its interfaces are
+// joined to the bridge, whoever attached them, with their addresses but for
+// link-local ones.
+func Attached(path, bridge string) ([]Iface, error) {
+	wrap := func(cause error) error { return fmt.Errorf("list attachments of %s: %w", path, cause) }
+	host, err := here()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer host.Close()
+	br, ok, err := host.link(bridge)
+	if err != nil || !ok {
+		return nil, err
+	}
+	in, err := at(path)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer in.Close()
+	links, err := in.links()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	var found []Iface
+	for _, l := range links {
+		if l.Type() != "veth" {
+			continue
+		}
+		port, err := hostEnd(host, l)
+		if err != nil || port.Attrs().MasterIndex != br.Attrs().Index {
+			continue
+		}
+		i, err := describe(in, l)
+		if err != nil {
+			return nil, wrap(err)
+		}
+		i.HostName = port.Attrs().Name
+		found = append(found, i)
+	}
+	return found, nil
+}
+
+// Addresses returns the addresses of an interface of the calling thread's
+// namespace but for link-local ones, none if it is not there.
+func Addresses(name string) ([]netip.Prefix, error) {
+	h, err := here()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	l, ok, err := h.link(name)
+	if err != nil || !ok {
+		return nil, err
+	}
+	i, err := describe(h, l)
+	return i.Addrs, err
+}
+
+func describe(h handle, l netlink.Link) (Iface, error) {
+	i := Iface{Name: l.Attrs().Name, MAC: l.Attrs().HardwareAddr, MTU: l.Attrs().MTU}
+	addrs, err := h.addrs(l)
+	if err != nil {
+		return i, fmt.Errorf("list addresses of %s: %w", i.Name, err)
+	}
+	for _, a := range addrs {
+		if p, ok := fromIPNet(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+			i.Addrs = append(i.Addrs, p)
+		}
+	}
+	return i, nil
+}

@@ -1,0 +1,156 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// EnsureBridge makes the bridge name, or brings the one that is there to the
+// same state: MAC address, MTU in bytes of IP packet, multicast snooping off
+// (weft carries multicast to every peer, so no router answers queries), no
+// IPv6 address or route taken from router advertisements of containers, up.
+// Ports stay. It fails if name is something other than a bridge.
+func EnsureBridge(name string, mac net.HardwareAddr, mtu int) (err error) {
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("set up bridge %s: %s: %w", name, what, cause)
+	}
+	h, err := here()
+	if err != nil {
+		return wrap("connect", err)
+	}
+	defer h.Close()
+	l, ok, err := h.link(name)
+	if err != nil {
+		return wrap("look up", err)
+	}
+	if ok && l.Type() != "bridge" {
+		return fmt.Errorf("set up bridge %s: the interface is there and is of type %s", name, l.Type())
+	}
+	off := false
+	if !ok {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.HardwareAddr = name, mtu, mac
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}); err != nil {
+			return wrap("create", err)
+		}
+		if l, ok, err = h.link(name); err != nil || !ok {
+			return wrap("find what was made", errors.Join(err, unix.ENODEV))
+		}
+		defer func() {
+			if err != nil {
+				_ = h.delete(l)
+			}
+		}()
+	} else if b := l.(*netlink.Bridge); b.MulticastSnooping == nil || *b.MulticastSnooping {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.Index = name, l.Attrs().Index
+		if err := h.LinkModify(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}); err != nil {
+			return wrap("switch multicast snooping off", err)
+		}
+	}
+	if l.Attrs().HardwareAddr.String() != mac.String() {
+		if err := h.LinkSetHardwareAddr(l, mac); err != nil {
+			return wrap("set MAC "+mac.String(), err)
+		}
+	}
+	// Setting the MTU, even to what it is, keeps the kernel from following the
+	// smallest port.
+	if err := h.LinkSetMTU(l, mtu); err != nil {
+		return wrap(fmt.Sprintf("set mtu %d", mtu), err)
+	}
+	for _, key := range []string{"accept_ra", "autoconf"} {
+		if err := setSysctl("0", "net", "ipv6", "conf", name, key); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return wrap("set "+key, err)
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return wrap("set up", err)
+	}
+	return nil
+}
+
+// DeleteBridge removes the bridge; its ports become plain interfaces. A bridge
+// that is not there is no error.
+func DeleteBridge(name string) error { return deleteLink(name) }
+
+func deleteLink(name string) error {
+	h, err := here()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, ok, err := h.link(name)
+	if err != nil || !ok {
+		return err
+	}
+	return h.delete(l)
+}
+
+// AddPort makes the interface link a port of bridge, with the given MTU, and
+// sets it up. The port gets no IPv6 address of its own.
+func AddPort(bridge, link string, mtu int) error {
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("make %s a port of bridge %s: %s: %w", link, bridge, what, cause)
+	}
+	h, err := here()
+	if err != nil {
+		return wrap("connect", err)
+	}
+	defer h.Close()
+	b, ok, err := h.link(bridge)
+	if err != nil || !ok {
+		return wrap("look up bridge", errors.Join(err, notThere(ok)))
+	}
+	l, ok, err := h.link(link)
+	if err != nil || !ok {
+		return wrap("look up port", errors.Join(err, notThere(ok)))
+	}
+	if err := quietPort(link); err != nil {
+		return wrap("switch ipv6 off", err)
+	}
+	if err := h.LinkSetMTU(l, mtu); err != nil {
+		return wrap(fmt.Sprintf("set mtu %d", mtu), err)
+	}
+	if err := h.LinkSetMasterByIndex(l, b.Attrs().Index); err != nil {
+		return wrap("set master", err)
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return wrap("set up", err)
+	}
+	return nil
+}
+
+// quietPort keeps the host's own IPv6 stack off a port: without this each port
+// would send duplicate address detection and router solicitations into the
+// overlay.
+func quietPort(name string) error {
+	err := setSysctl("1", "net", "ipv6", "conf", name, "disable_ipv6")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a kernel without IPv6
+	}
+	return err
+}
+
+func notThere(ok bool) error {
+	if ok {
+		return nil
+	}
+	return unix.ENODEV
+}
+
+// setSysctl writes /proc/sys/...; keys of net belong to the calling thread's
+// network namespace. It does not write what is there already, so that it works
+// on a read-only /proc/sys that someone else has set up right.
+func setSysctl(value string, key ...string) error {
+	path := filepath.Join(append([]string{"/proc/sys"}, key...)...)
+	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:len(old)-1]) == value {
+		return nil
+	}
+	return os.WriteFile(path, []byte(value), 0o644)
+}

@@ -1,0 +1,108 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// dumpTries is how often a dump is taken again when the kernel says that the
+// table changed meanwhile and the answer may lack entries. On a busy host that
+// happens now and then; many times in a row means that something is wrong.
+const dumpTries = 20
+
+// dump calls a netlink list function until its answer is consistent.
+func dump[T any](list func() (T, error)) (T, error) {
+	for range dumpTries - 1 {
+		v, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return v, err
+		}
+	}
+	return list()
+}
+
+// handle is a netlink socket in one namespace, with the dumps made safe.
+type handle struct{ *netlink.Handle }
+
+// here opens a handle in the calling thread's namespace.
+func here() (handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return handle{}, fmt.Errorf("open netlink: %w", err)
+	}
+	return handle{h}, nil
+}
+
+// at opens a handle in the namespace at path.
+func at(path string) (handle, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return handle{}, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return handle{}, fmt.Errorf("open netlink in %s: %w", path, err)
+	}
+	return handle{h}, nil
+}
+
+func (h handle) links() ([]netlink.Link, error) {
+	return dump(h.Handle.LinkList)
+}
+
+func (h handle) addrs(l netlink.Link) ([]netlink.Addr, error) {
+	return dump(func() ([]netlink.Addr, error) { return h.Handle.AddrList(l, netlink.FAMILY_ALL) })
+}
+
+func (h handle) routes(family int) ([]netlink.Route, error) {
+	return dump(func() ([]netlink.Route, error) { return h.Handle.RouteList(nil, family) })
+}
+
+// link finds an interface by name; ok tells whether there is one.
+func (h handle) link(name string) (l netlink.Link, ok bool, err error) {
+	l, err = dump(func() (netlink.Link, error) { return h.Handle.LinkByName(name) })
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("look up interface %s: %w", name, err)
+	}
+	return l, true, nil
+}
+
+// delete removes an interface that may be gone already.
+func (h handle) delete(l netlink.Link) error {
+	err := h.Handle.LinkDel(l)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete interface %s: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+func toIPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// fromIPNet is false for what is no prefix, like a mask with holes.
+func fromIPNet(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	a = a.Unmap()
+	ones, bits := n.Mask.Size()
+	if bits != a.BitLen() {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(a, ones), true
+}

@@ -1,0 +1,287 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// Exposure is an address of the bridge, by which the host takes part in the
+// overlay.
+type Exposure struct {
+	Addr netip.Prefix
+	// Masquerade hides both sides of the host from each other: containers that
+	// reach out do so from the host's address, and whoever reaches in through
+	// the host does so from Addr.
+	Masquerade bool
+}
+
+// Expose gives the bridge the address and makes the rules be those of all:
+// e and every exposure that was made before. It tells whether the bridge
+// lacked the address. On error it has undone what it did.
+func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("expose %s on %s: %s: %w", e.Addr, bridge, what, cause)
+	}
+	h, err := here()
+	if err != nil {
+		return false, wrap("connect", err)
+	}
+	defer h.Close()
+	l, ok, err := h.link(bridge)
+	if err != nil || !ok {
+		return false, wrap("look up bridge", errors.Join(err, notThere(ok)))
+	}
+	fresh, err := addAddrs(h, l, []netip.Prefix{e.Addr})
+	if err != nil {
+		return false, wrap("configure", err)
+	}
+	if !slices.Contains(all, e) {
+		all = append(slices.Clone(all), e)
+	}
+	if _, err := Reconcile(bridge, all); err != nil {
+		for _, p := range fresh {
+			_ = h.AddrDel(l, addrOf(p))
+		}
+		return false, wrap("write rules", err)
+	}
+	if len(fresh) > 0 {
+		if err := announce(currentNS, l.Attrs().Index, l.Attrs().HardwareAddr, fresh); err != nil {
+			return true, wrap("announce", err)
+		}
+	}
+	return len(fresh) > 0, nil
+}
+
+// Hide takes an address from the bridge and makes the rules be those of rest,
+// the exposures that remain. It tells whether the bridge had the address.
+func Hide(bridge string, addr netip.Prefix, rest []Exposure) (removed bool, err error) {
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("hide %s on %s: %s: %w", addr, bridge, what, cause)
+	}
+	h, err := here()
+	if err != nil {
+		return false, wrap("connect", err)
+	}
+	defer h.Close()
+	l, ok, err := h.link(bridge)
+	if err != nil {
+		return false, wrap("look up bridge", err)
+	}
+	if ok {
+		err := h.AddrDel(l, addrOf(addr))
+		removed = err == nil
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return false, wrap("remove address", err)
+		}
+	}
+	rest = slices.DeleteFunc(slices.Clone(rest), func(e Exposure) bool { return e.Addr == addr })
+	if _, err := Reconcile(bridge, rest); err != nil {
+		return removed, wrap("write rules", err)
+	}
+	return removed, nil
+}
+
+// Chains of weft's table that belong to exposures. Others may hang their own
+// chains into the table: only these two are ever flushed.
+const (
+	natChain     = "expose-nat"
+	forwardChain = "expose-forward"
+)
+
+// Reconcile makes weft's nftables rules be those of the given exposures, in
+// one transaction, and tells whether they were not: someone else may have
+// flushed them. Nothing outside weft's own table is touched, and it is removed
+// when the last chain goes.
+//
+//	table inet weft {
+//	  chain expose-nat {     type nat hook postrouting priority srcnat
+//	    ip saddr S ip daddr != S ip daddr != 224.0.0.0/4 oifname != weft masquerade
+//	    ip saddr != S ip daddr S oifname weft masquerade
+//	  }
+//	  chain expose-forward { type filter hook forward priority filter
+//	    iifname weft accept
+//	    oifname weft accept
+//	  }
+//	}
+//
+// The accept rules end weft's own table only: when another table's forward
+// chain drops, the packet is dropped. ForwardBlockers names such chains.
+func Reconcile(bridge string, all []Exposure) (rebuilt bool, err error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	want := exposeRules(bridge, all)
+	have, err := currentRules(c)
+	if err != nil {
+		return false, fmt.Errorf("list rules of table %s: %w", TableName, err)
+	}
+	if slices.Equal(have, tagsOf(want)) {
+		return false, nil
+	}
+	if len(want) == 0 {
+		return true, removeChains(c)
+	}
+	table := c.AddTable(&nftables.Table{Name: TableName, Family: nftables.TableFamilyINet})
+	chains := map[string]*nftables.Chain{
+		natChain: {
+			Name: natChain, Table: table, Type: nftables.ChainTypeNAT,
+			Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+		},
+		forwardChain: {
+			Name: forwardChain, Table: table, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+		},
+	}
+	for _, name := range []string{natChain, forwardChain} {
+		c.AddChain(chains[name])
+		c.FlushChain(chains[name])
+	}
+	for _, r := range want {
+		c.AddRule(&nftables.Rule{
+			Table: table, Chain: chains[r.chain], Exprs: r.exprs,
+			UserData: userdata.AppendString(nil, userdata.TypeComment, r.tag),
+		})
+	}
+	if err := c.Flush(); err != nil {
+		return false, fmt.Errorf("write %d rules to table %s: %w", len(want), TableName, err)
+	}
+	return true, nil
+}
+
+// rule is one rule to be. Its tag is stored as the rule's comment and says in
+// words all that the rule does, so equal tags mean equal rules.
+type rule struct {
+	chain, tag string
+	exprs      []expr.Any
+}
+
+func tagsOf(rules []rule) []string {
+	tags := make([]string, 0, len(rules))
+	for _, r := range rules {
+		tags = append(tags, r.chain+" "+r.tag)
+	}
+	return tags
+}
+
+// currentRules returns chain and tag of each rule in weft's chains, in order.
+func currentRules(c *nftables.Conn) ([]string, error) {
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, err
+	}
+	tags := []string{}
+	for _, name := range []string{natChain, forwardChain} {
+		i := slices.IndexFunc(chains, func(ch *nftables.Chain) bool {
+			return ch.Table.Name == TableName && ch.Name == name
+		})
+		if i < 0 {
+			continue
+		}
+		rules, err := c.GetRules(chains[i].Table, chains[i])
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			tag, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			tags = append(tags, name+" "+tag)
+		}
+		if len(rules) == 0 {
+			tags = append(tags, name+" is empty")
+		}
+	}
+	return tags, nil
+}
+
+func removeChains(c *nftables.Conn) error {
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return fmt.Errorf("list chains of table %s: %w", TableName, err)
+	}
+	var table *nftables.Table
+	others := 0
+	for _, ch := range chains {
+		if ch.Table.Name != TableName {
+			continue
+		}
+		table = ch.Table
+		if ch.Name != natChain && ch.Name != forwardChain {
+			others++
+			continue
+		}
+		c.FlushChain(ch)
+		c.DelChain(ch)
+	}
+	if table == nil {
+		return nil
+	}
+	if others == 0 {
+		c.DelTable(table)
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove the exposure chains of table %s: %w", TableName, err)
+	}
+	return nil
+}
+
+func deleteTable() error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return fmt.Errorf("list nftables tables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == TableName {
+			c.DelTable(t)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("delete nftables table %s: %w", TableName, err)
+	}
+	return nil
+}
+
+// ForwardBlockers returns, in the words of nft, the forward chains of other
+// tables that drop what no rule of theirs accepts. As a drop anywhere is final,
+// exposing on such a host needs a rule of the user's own there.
+func ForwardBlockers() ([]string, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	var found []string
+	for _, ch := range chains {
+		if ch.Table.Name != TableName && ch.Type == nftables.ChainTypeFilter &&
+			ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward &&
+			ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {
+			found = append(found, fmt.Sprintf("chain %s of table %s %s", ch.Name, familyName(ch.Table.Family), ch.Table.Name))
+		}
+	}
+	return found, nil
+}
+
+func familyName(f nftables.TableFamily) string {
+	switch f {
+	case nftables.TableFamilyIPv4:
+		return "ip"
+	case nftables.TableFamilyIPv6:
+		return "ip6"
+	case nftables.TableFamilyINet:
+		return "inet"
+	}
+	return fmt.Sprint(f)
+}

@@ -1,0 +1,191 @@
+package netdev_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+)
+
+// exposed is a host with a container on the bridge and an uplink to a machine
+// outside that knows a route to the container's subnet.
+//
+//	c 10.32.0.2 --- weft 10.32.0.1  host  192.0.2.1 --- 192.0.2.2 out
+//	c fd00::2   --- weft fd00::1    host  2001:db8::1 - 2001:db8::2 out
+type exposed struct{ host, c, out string }
+
+func newExposed(t *testing.T) exposed {
+	x := exposed{nstest.New(t, "h"), nstest.New(t, "c"), nstest.New(t, "o")}
+	nstest.Veth(t, 1500, x.host, "up4", pfx("192.0.2.1/24"), x.out, "up4", pfx("192.0.2.2/24"))
+	nstest.Veth(t, 1500, x.host, "up6", pfx("2001:db8::1/64"), x.out, "up6", pfx("2001:db8::2/64"))
+	bridge(t, x.host)
+	attach(t, x.host, netdev.Attachment{NS: x.c, Iface: "ethwe", Bridge: "weft", MTU: 1376,
+		Addrs: []netip.Prefix{pfx("10.32.0.2/24"), pfx("fd00::2/64")}})
+	do(t, x.host, func() error {
+		for _, v6 := range []bool{false, true, true} {
+			if _, err := netdev.EnableForwarding(v6); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	route := func(ns, dst, via string) {
+		do(t, ns, func() error {
+			p := pfx(dst)
+			r := &netlink.Route{Gw: netip.MustParseAddr(via).AsSlice(),
+				Dst: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+			return netlink.RouteReplace(r)
+		})
+	}
+	x.expose(t, netdev.Exposure{Addr: pfx("10.32.0.1/24")})
+	x.expose(t, netdev.Exposure{Addr: pfx("fd00::1/64")})
+	route(x.c, "192.0.2.0/24", "10.32.0.1")
+	route(x.c, "2001:db8::/64", "fd00::1")
+	route(x.out, "10.32.0.0/24", "192.0.2.1")
+	route(x.out, "fd00::/64", "2001:db8::1")
+	return x
+}
+
+func (x exposed) expose(t *testing.T, e netdev.Exposure) (added bool) {
+	t.Helper()
+	do(t, x.host, func() (err error) { added, err = netdev.Expose("weft", e, nil); return err })
+	return added
+}
+
+// sourceSeen sends a datagram from one namespace to an address in another and
+// returns the source address that the receiver sees.
+func sourceSeen(t *testing.T, from, to, addr string) string {
+	t.Helper()
+	var l *net.UDPConn
+	do(t, to, func() (err error) {
+		l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), 0)))
+		return err
+	})
+	defer l.Close()
+	do(t, from, func() error {
+		c, err := net.DialUDP("udp", nil, l.LocalAddr().(*net.UDPAddr))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("hello"))
+		return err
+	})
+	if err := l.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	_, src, err := l.ReadFromUDPAddrPort(make([]byte, 10))
+	if err != nil {
+		t.Fatalf("to %s: %v", addr, err)
+	}
+	return src.Addr().Unmap().String()
+}
+
+func (x exposed) check(t *testing.T, what string, want ...string) {
+	t.Helper()
+	got := []string{
+		sourceSeen(t, x.c, x.out, "192.0.2.2"), sourceSeen(t, x.out, x.c, "10.32.0.2"),
+		sourceSeen(t, x.c, x.out, "2001:db8::2"), sourceSeen(t, x.out, x.c, "fd00::2"),
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s: sources seen %v, want %v", what, got, want)
+	}
+}
+
+func TestExposeTranslatesBothWays(t *testing.T) {
+	x := newExposed(t)
+	x.check(t, "without masquerade", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
+	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
+	reconcile := func(all []netdev.Exposure) (rebuilt bool) {
+		do(t, x.host, func() (err error) { rebuilt, err = netdev.Reconcile("weft", all); return err })
+		return rebuilt
+	}
+	masked := []string{"192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1"}
+	if !reconcile(all) {
+		t.Error("new rules were taken for the old")
+	}
+	x.check(t, "with masquerade", masked...)
+	if reconcile(all) {
+		t.Error("unchanged rules were written again")
+	}
+	do(t, x.host, func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		c.FlushRuleset()
+		return c.Flush()
+	})
+	x.check(t, "flushed by others", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
+	if !reconcile(all) {
+		t.Error("a flush went unseen")
+	}
+	x.check(t, "rebuilt", masked...)
+}
+
+func TestHideRemovesWhatExposeMade(t *testing.T) {
+	x := newExposed(t)
+	e := netdev.Exposure{Addr: pfx("10.40.0.1/24"), Masquerade: true}
+	if !x.expose(t, e) || x.expose(t, e) {
+		t.Error("exposing is not idempotent")
+	}
+	conn := func(f func(c *nftables.Conn)) {
+		do(t, x.host, func() error {
+			c, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			f(c)
+			return c.Flush()
+		})
+	}
+	// Another user of the table and another table stay.
+	conn(func(c *nftables.Conn) {
+		tb := c.AddTable(&nftables.Table{Name: "weft", Family: nftables.TableFamilyINet})
+		c.AddChain(&nftables.Chain{Name: "policy", Table: tb})
+		f := c.AddTable(&nftables.Table{Name: "foreign", Family: nftables.TableFamilyINet})
+		drop := nftables.ChainPolicyDrop
+		c.AddChain(&nftables.Chain{Name: "fwd", Table: f, Type: nftables.ChainTypeFilter, Policy: &drop,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter})
+	})
+	do(t, x.host, func() error {
+		blockers, err := netdev.ForwardBlockers()
+		if len(blockers) != 1 || blockers[0] != "chain fwd of table inet foreign" {
+			t.Errorf("blockers: %q", blockers)
+		}
+		return err
+	})
+	hide := func(p string) (removed bool) {
+		do(t, x.host, func() (err error) { removed, err = netdev.Hide("weft", pfx(p), nil); return err })
+		return removed
+	}
+	if !hide("10.40.0.1/24") || hide("10.40.0.1/24") {
+		t.Error("hiding is not idempotent")
+	}
+	names := func() (s []string) {
+		conn(func(c *nftables.Conn) {
+			chains, _ := c.ListChains()
+			for _, ch := range chains {
+				s = append(s, ch.Table.Name+"/"+ch.Name)
+			}
+		})
+		return s
+	}
+	if got := fmt.Sprint(names()); got != "[weft/policy foreign/fwd]" && got != "[foreign/fwd weft/policy]" {
+		t.Errorf("chains left: %v", got)
+	}
+	do(t, x.host, func() error {
+		addrs, err := netdev.Addresses("weft")
+		if len(addrs) != 2 {
+			t.Errorf("addresses left: %v", addrs)
+		}
+		return err
+	})
+}

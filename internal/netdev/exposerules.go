@@ -1,0 +1,100 @@
+package netdev
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// exposeRules compiles exposures to rules: two of NAT for each masqueraded
+// subnet, and the two that let the bridge's traffic pass if anything is
+// exposed at all.
+func exposeRules(bridge string, all []Exposure) []rule {
+	var rules []rule
+	seen := make(map[netip.Prefix]bool)
+	for _, e := range all {
+		s := e.Addr.Masked()
+		if !e.Masquerade || seen[s] {
+			continue
+		}
+		seen[s] = true
+		out := exprs{}.family(s).
+			addr(s, source, expr.CmpOpEq).
+			addr(s, destination, expr.CmpOpNeq).
+			addr(groups(s), destination, expr.CmpOpNeq).
+			device(expr.MetaKeyOIFNAME, expr.CmpOpNeq, bridge)
+		in := exprs{}.family(s).
+			addr(s, source, expr.CmpOpNeq).
+			addr(s, destination, expr.CmpOpEq).
+			device(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge)
+		rules = append(rules,
+			rule{natChain, "masquerade " + s.String() + " leaving other than by " + bridge, append(out, &expr.Masq{})},
+			rule{natChain, "masquerade others entering " + s.String() + " by " + bridge, append(in, &expr.Masq{})})
+	}
+	if len(all) > 0 {
+		accept := &expr.Verdict{Kind: expr.VerdictAccept}
+		rules = append(rules,
+			rule{forwardChain, "accept from " + bridge, append(exprs{}.device(expr.MetaKeyIIFNAME, expr.CmpOpEq, bridge), accept)},
+			rule{forwardChain, "accept to " + bridge, append(exprs{}.device(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge), accept)})
+	}
+	return rules
+}
+
+func groups(like netip.Prefix) netip.Prefix {
+	if like.Addr().Is4() {
+		return multicastRoute
+	}
+	return netip.MustParsePrefix("ff00::/8")
+}
+
+type exprs []expr.Any
+
+// family lets only packets of p's IP version pass.
+func (x exprs) family(p netip.Prefix) exprs {
+	f := byte(unix.NFPROTO_IPV4)
+	if p.Addr().Is6() {
+		f = unix.NFPROTO_IPV6
+	}
+	return append(x,
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f}})
+}
+
+type field int
+
+const (
+	source field = iota
+	destination
+)
+
+// addr compares an address of the IP header, RFC 791 or RFC 8200, to a prefix.
+func (x exprs) addr(p netip.Prefix, f field, op expr.CmpOp) exprs {
+	size := uint32(p.Addr().BitLen() / 8)
+	offset := uint32(12)
+	if p.Addr().Is6() {
+		offset = 8
+	}
+	if f == destination {
+		offset += size
+	}
+	return append(x,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: size,
+			Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, size),
+		},
+		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()})
+}
+
+func (x exprs) device(key expr.MetaKey, op expr.CmpOp, name string) exprs {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return append(x,
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: op, Register: 1, Data: padded})
+}
+
+func addrOf(p netip.Prefix) *netlink.Addr { return &netlink.Addr{IPNet: toIPNet(p)} }

@@ -1,0 +1,347 @@
+package netdev_test
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+)
+
+var mac = net.HardwareAddr{2, 0xab, 0xcd, 0, 0, 1}
+
+func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// do runs f in the namespace and fails the test with its error.
+func do(t *testing.T, ns string, f func() error) {
+	t.Helper()
+	if err := netdev.Do(ns, f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func bridge(t *testing.T, ns string) {
+	t.Helper()
+	do(t, ns, func() error { return netdev.EnsureBridge("weft", mac, 1376) })
+}
+
+func attach(t *testing.T, host string, a netdev.Attachment) (added []netip.Prefix) {
+	t.Helper()
+	do(t, host, func() (err error) { added, err = netdev.Attach(a); return err })
+	return added
+}
+
+func TestNamedNamespaces(t *testing.T) {
+	path := nstest.New(t, "a")
+	name := filepath.Base(path)
+	names, err := netdev.ListNS()
+	if err != nil || !slices.Contains(names, name) {
+		t.Fatalf("ListNS() = %v, %v; want %s among them", names, err, name)
+	}
+	if err := netdev.NewNS(name); !errors.Is(err, os.ErrExist) {
+		t.Errorf("making %s again: %v, want ErrExist", name, err)
+	}
+	if _, err := netdev.IdentifyNS(path); err != nil {
+		t.Errorf("a refused second make hurt the first: %v", err)
+	}
+	own, _ := netdev.IdentifyNS(netdev.NSByPID(os.Getpid()))
+	id, err := netdev.IdentifyNS(path)
+	if err != nil || id == own {
+		t.Errorf("IdentifyNS(%s) = %v, %v; our own is %v", path, id, err, own)
+	}
+	if err := netdev.DeleteNS(name); err != nil {
+		t.Fatal(err)
+	}
+	if err := netdev.DeleteNS(name); err != nil {
+		t.Errorf("deleting twice: %v", err)
+	}
+	if err := netdev.NewNS("../x"); err == nil {
+		t.Error("a name with a slash was taken")
+	}
+}
+
+func TestDoLeavesOtherGoroutinesAlone(t *testing.T) {
+	path := nstest.New(t, "a")
+	want, _ := netdev.IdentifyNS(path)
+	do(t, path, func() error {
+		got, err := netdev.IdentifyNS("/proc/thread-self/ns/net")
+		if got != want {
+			t.Errorf("inside: %v, want %v", got, want)
+		}
+		return err
+	})
+	if got, _ := netdev.IdentifyNS("/proc/thread-self/ns/net"); got == want {
+		t.Error("the caller is in the namespace after Do")
+	}
+}
+
+func TestEnsureBridgeIsIdempotent(t *testing.T) {
+	host := nstest.New(t, "h")
+	for range 2 {
+		bridge(t, host)
+	}
+	do(t, host, func() error {
+		l, err := netlink.LinkByName("weft")
+		if err != nil {
+			return err
+		}
+		b := l.(*netlink.Bridge)
+		if b.HardwareAddr.String() != mac.String() || b.MTU != 1376 || *b.MulticastSnooping || b.Flags&net.FlagUp == 0 {
+			t.Errorf("bridge is %+v", b)
+		}
+		ra, err := os.ReadFile("/proc/sys/net/ipv6/conf/weft/accept_ra")
+		if string(ra) != "0\n" {
+			t.Errorf("accept_ra is %q", ra)
+		}
+		return err
+	})
+	do(t, host, func() error {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other"}, PeerName: "another"}); err != nil {
+			return err
+		}
+		if err := netdev.EnsureBridge("other", mac, 1376); err == nil || !strings.Contains(err.Error(), "of type veth") {
+			t.Errorf("a veth was taken for a bridge: %v", err)
+		}
+		return nil
+	})
+	do(t, host, func() error { return netdev.DeleteBridge("weft") })
+	do(t, host, func() error { return netdev.DeleteBridge("weft") })
+}
+
+func TestAttachAndDetach(t *testing.T) {
+	host, c := nstest.New(t, "h"), nstest.New(t, "c")
+	bridge(t, host)
+	a := netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, MulticastRoute: true,
+		Addrs: []netip.Prefix{pfx("10.32.0.5/12")}}
+	if got := attach(t, host, a); !slices.Equal(got, a.Addrs) {
+		t.Errorf("first attach added %v", got)
+	}
+	a.Addrs = append(a.Addrs, pfx("10.40.0.1/24"), pfx("fd00::5/64"))
+	if got := attach(t, host, a); !slices.Equal(got, a.Addrs[1:]) {
+		t.Errorf("second attach added %v", got)
+	}
+	var ifs []netdev.Iface
+	do(t, host, func() (err error) { ifs, err = netdev.Attached(c, "weft"); return err })
+	if len(ifs) != 1 || ifs[0].Name != "ethwe" || ifs[0].MTU != 1376 || len(ifs[0].Addrs) != 3 ||
+		!strings.HasPrefix(ifs[0].HostName, "vethwe") || len(ifs[0].MAC) != 6 {
+		t.Fatalf("attached: %+v", ifs)
+	}
+	do(t, c, func() error {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4,
+			&netlink.Route{Dst: &net.IPNet{IP: net.IPv4(224, 0, 0, 0), Mask: net.CIDRMask(4, 32)}}, netlink.RT_FILTER_DST)
+		if len(routes) != 1 {
+			t.Errorf("multicast routes: %v", routes)
+		}
+		return err
+	})
+
+	detach := func(addrs ...netip.Prefix) (removed []netip.Prefix) {
+		do(t, host, func() (err error) { removed, err = netdev.Detach(c, "ethwe", addrs); return err })
+		return removed
+	}
+	if got := detach(a.Addrs[0], pfx("10.99.0.1/24")); !slices.Equal(got, a.Addrs[:1]) {
+		t.Errorf("detach removed %v", got)
+	}
+	if got := detach(a.Addrs[1:]...); !slices.Equal(got, a.Addrs[1:]) {
+		t.Errorf("detach removed %v", got)
+	}
+	do(t, host, func() error {
+		links, err := netlink.LinkList()
+		if len(links) != 2 { // lo and the bridge
+			t.Errorf("the pair outlived its last address: %d interfaces", len(links))
+		}
+		return err
+	})
+	if got := detach(a.Addrs...); got != nil {
+		t.Errorf("detaching again removed %v", got)
+	}
+}
+
+func TestAttachRefusesAndUndoes(t *testing.T) {
+	host, c := nstest.New(t, "h"), nstest.New(t, "c")
+	a := netdev.Attachment{NS: host, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}}
+	check := func(what string, ok func(error) bool) {
+		t.Helper()
+		do(t, host, func() error {
+			if _, err := netdev.Attach(a); err == nil || !ok(err) {
+				t.Errorf("%s: %v", what, err)
+			}
+			links, err := netlink.LinkList()
+			for _, l := range links {
+				if strings.HasPrefix(l.Attrs().Name, "vethwe") {
+					t.Errorf("%s: %s is left", what, l.Attrs().Name)
+				}
+			}
+			return err
+		})
+	}
+	a.NS = c
+	check("no bridge", func(err error) bool { return errors.Is(err, unix.ENODEV) })
+	bridge(t, host)
+	a.NS = host
+	check("host's own namespace", func(err error) bool { return errors.Is(err, netdev.ErrHostNS) })
+	a.NS = c
+	a.Addrs = append(a.Addrs, netip.PrefixFrom(netip.MustParseAddr("fd00::1"), 64))
+	do(t, c, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0) })
+	check("second address refused", func(err error) bool { return strings.Contains(err.Error(), "fd00::1") })
+	do(t, c, func() error {
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "ethwe"}})
+	})
+	check("foreign ethwe", func(err error) bool { return strings.Contains(err.Error(), "not weft's") })
+}
+
+func TestAttachGoesBackToAFreshBridge(t *testing.T) {
+	host, c := nstest.New(t, "h"), nstest.New(t, "c")
+	bridge(t, host)
+	a := netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}}
+	attach(t, host, a)
+	do(t, host, func() error { return netdev.DeleteBridge("weft") })
+	bridge(t, host)
+	if got := attach(t, host, a); got != nil {
+		t.Errorf("added %v", got)
+	}
+	do(t, host, func() error {
+		ifs, err := netdev.Attached(c, "weft")
+		if len(ifs) != 1 {
+			t.Errorf("attached: %v", ifs)
+		}
+		return err
+	})
+}
+
+// TestAnnouncement proves that neighbours learn an address that moved to
+// another container: by RFC 5227 section 3 for IPv4, RFC 4861 section 7.2.6
+// for IPv6.
+func TestAnnouncement(t *testing.T) {
+	for _, addr := range []string{"10.32.0.9/12", "fd00::9/64"} {
+		host, watcher, c := nstest.New(t, "h"), nstest.New(t, "w"), nstest.New(t, "c")
+		bridge(t, host)
+		p := pfx(addr)
+		w := p.Addr().Next()
+		attach(t, host, netdev.Attachment{NS: watcher, Iface: "ethwe", Bridge: "weft", MTU: 1376,
+			Addrs: []netip.Prefix{netip.PrefixFrom(w, p.Bits())}})
+		family := netlink.FAMILY_V4
+		if w.Is6() {
+			family = netlink.FAMILY_V6
+		}
+		var index int
+		do(t, watcher, func() error {
+			l, err := netlink.LinkByName("ethwe")
+			if err != nil {
+				return err
+			}
+			index = l.Attrs().Index
+			return netlink.NeighSet(&netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_STALE,
+				IP: p.Addr().AsSlice(), HardwareAddr: net.HardwareAddr{2, 9, 9, 9, 9, 9}})
+		})
+		attach(t, host, netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{p}})
+		var now net.HardwareAddr
+		do(t, host, func() error {
+			ifs, err := netdev.Attached(c, "weft")
+			if len(ifs) == 1 {
+				now = ifs[0].MAC
+			}
+			return err
+		})
+		deadline := time.Now().Add(5 * time.Second)
+		for learned := ""; learned != now.String(); {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: the neighbour still has %s, want %s", addr, learned, now)
+			}
+			do(t, watcher, func() error {
+				neighs, err := netlink.NeighList(index, family)
+				for _, n := range neighs {
+					if n.IP.Equal(p.Addr().AsSlice()) {
+						learned = n.HardwareAddr.String()
+					}
+				}
+				return err
+			})
+		}
+	}
+}
+
+func TestOverlap(t *testing.T) {
+	host, other := nstest.New(t, "h"), nstest.New(t, "o")
+	nstest.Veth(t, 1500, host, "eth0", pfx("10.36.1.1/16"), other, "eth0", pfx("10.36.1.2/16"))
+	bridge(t, host)
+	do(t, host, func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(10, 36, 1, 2)}); err != nil {
+			return err
+		}
+		for _, c := range []struct{ p, want string }{
+			{"10.32.0.0/12", "10.36.0.0/16 dev eth0"},
+			{"10.36.7.0/24", "10.36.0.0/16 dev eth0"},
+			{"10.48.0.0/12", ""},
+			{"fd00::/64", ""},
+		} {
+			r, err := netdev.Overlap(pfx(c.p), "weft")
+			if err != nil {
+				return err
+			}
+			got := ""
+			if r != nil {
+				got = r.String()
+			}
+			if got != c.want {
+				t.Errorf("Overlap(%s) = %q, want %q", c.p, got, c.want)
+			}
+		}
+		_, err = netdev.Expose("weft", netdev.Exposure{Addr: pfx("10.48.0.1/12")}, nil)
+		if r, err := netdev.Overlap(pfx("10.48.0.0/12"), "weft"); r != nil || err != nil {
+			t.Errorf("our own route counted: %v, %v", r, err)
+		}
+		return err
+	})
+}
+
+func TestDeleteAll(t *testing.T) {
+	host, c := nstest.New(t, "h"), nstest.New(t, "c")
+	bridge(t, host)
+	attach(t, host, netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}})
+	do(t, host, func() error {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "vethwe0other"}}); err != nil {
+			return err
+		}
+		_, err := netdev.Expose("weft", netdev.Exposure{Addr: pfx("10.32.0.1/12"), Masquerade: true}, nil)
+		return err
+	})
+	for range 2 {
+		do(t, host, func() error { return netdev.DeleteAll("weft", "vethwe-tap") })
+	}
+	do(t, host, func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			if n := l.Attrs().Name; n != "lo" && n != "vethwe0other" {
+				t.Errorf("%s is left", n)
+			}
+		}
+		conn, _ := nftables.New()
+		if tables, _ := conn.ListTables(); len(tables) != 0 {
+			t.Errorf("tables are left: %v", tables[0].Name)
+		}
+		return err
+	})
+	do(t, c, func() error {
+		links, err := netlink.LinkList()
+		if len(links) != 1 {
+			t.Errorf("the container still has %d interfaces", len(links))
+		}
+		return err
+	})
+}

@@ -1,0 +1,168 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strconv"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// nsFolder is where named network namespaces are mounted, as `ip netns` has it.
+const nsFolder = "/run/netns"
+
+// NSByName returns the path of the network namespace that NewNS(name) made.
+func NSByName(name string) string { return filepath.Join(nsFolder, name) }
+
+// NSByPID returns the path of the network namespace of a process.
+func NSByPID(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
+
+// NSID tells network namespaces apart whatever path they are found by. It is
+// valid for as long as the namespace lives; the kernel may give it to another
+// namespace after that.
+type NSID struct{ Dev, Ino uint64 }
+
+// String returns the inode as the kernel prints it, like net:[4026531840].
+func (id NSID) String() string { return fmt.Sprintf("net:[%d]", id.Ino) }
+
+// IdentifyNS returns the identity of the network namespace at path.
+func IdentifyNS(path string) (NSID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return NSID{}, fmt.Errorf("identify network namespace %s: %w", path, err)
+	}
+	return NSID{uint64(st.Dev), st.Ino}, nil
+}
+
+// currentNS is the path of the calling thread's network namespace.
+const currentNS = "/proc/thread-self/ns/net"
+
+// NewNS makes a network namespace and mounts it under a name that must not be
+// in use. Its loopback interface is down, as the kernel makes it.
+func NewNS(name string) (err error) {
+	if name == "" || name != filepath.Base(name) {
+		return fmt.Errorf("make network namespace %q: not a plain file name", name)
+	}
+	path := NSByName(name)
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("make network namespace %s: %s: %w", name, what, cause)
+	}
+	if err := shareFolder(); err != nil {
+		return wrap("prepare "+nsFolder, err)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0)
+	if err != nil {
+		return wrap("create mount point", err)
+	}
+	f.Close()
+	defer func() {
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	done := make(chan error)
+	go func() {
+		// The thread that unshared is never unlocked, so the runtime ends it
+		// with this goroutine and nobody else gets to run in the new namespace.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- wrap("unshare", err)
+			return
+		}
+		if err := unix.Mount(currentNS, path, "", unix.MS_BIND, ""); err != nil {
+			done <- wrap("mount on "+path, err)
+			return
+		}
+		done <- nil
+	}()
+	return <-done
+}
+
+// shareFolder makes nsFolder a mount point of its own that propagates to other
+// mount namespaces, so that an unmount is seen in all of them and DeleteNS
+// leaves no namespace alive somewhere.
+func shareFolder() error {
+	if err := os.MkdirAll(nsFolder, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", nsFolder, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	if err := unix.Mount(nsFolder, nsFolder, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", nsFolder, "none", unix.MS_SHARED|unix.MS_REC, "")
+}
+
+// DeleteNS removes a name that NewNS gave. The namespace ends when its last
+// process does. A name that is not there is no error.
+func DeleteNS(name string) error {
+	path := NSByName(name)
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete network namespace %s: unmount: %w", name, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete network namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// ListNS returns the names of all named network namespaces, sorted.
+func ListNS() ([]string, error) {
+	entries, err := os.ReadDir(nsFolder)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list network namespaces: %w", err)
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	sort.Strings(names)
+	return names, nil
+}
+
+// Do runs f on a thread of its own in the network namespace at path and
+// returns what f does. Goroutines that f starts do not inherit the namespace;
+// sockets that it opens stay in it.
+func Do(path string, f func() error) error {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	defer ns.Close()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- inNS(ns, path, f)
+	}()
+	return <-done
+}
+
+// inNS runs f in ns on the calling goroutine's locked thread. The thread is
+// unlocked only if it is back where it came from; else it ends with its
+// goroutine.
+func inNS(ns netns.NsHandle, path string, f func() error) error {
+	home, err := netns.GetFromPath(currentNS)
+	if err != nil {
+		return fmt.Errorf("open the thread's network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := netns.Set(ns); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", path, err)
+	}
+	defer func() {
+		if netns.Set(home) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	return f()
+}

@@ -1,0 +1,134 @@
+// Package nstest gives tests real network namespaces, which end with the test.
+package nstest
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// prefix begins the name of every namespace made here, so that those of a
+// killed run are known and removed by a later one.
+const prefix = "wt-"
+
+// stale is the age after which a namespace belongs to no running test.
+const stale = time.Hour
+
+// RequireRoot skips a test that needs rights which this process lacks, and
+// fails it where tests must not be skipped (CI=true).
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("needs root to make network namespaces")
+	}
+	t.Skip("needs root to make network namespaces")
+}
+
+// New makes a network namespace with loopback up and returns its path. The
+// word is part of its name.
+func New(t testing.TB, word string) string {
+	t.Helper()
+	RequireRoot(t)
+	sweep()
+	var b [4]byte
+	_, _ = rand.Read(b[:])
+	name := prefix + hex.EncodeToString(b[:]) + "-" + word
+	if err := netdev.NewNS(name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netdev.DeleteNS(name); err != nil {
+			t.Error(err)
+		}
+	})
+	path := netdev.NSByName(name)
+	In(t, path, func() {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Errorf("set lo up: %v", err)
+		}
+	})
+	return path
+}
+
+func sweep() {
+	names, _ := netdev.ListNS()
+	for _, n := range names {
+		if !strings.HasPrefix(n, prefix) {
+			continue
+		}
+		fi, err := os.Stat(netdev.NSByName(n))
+		if err == nil && time.Since(fi.ModTime()) > stale {
+			_ = netdev.DeleteNS(n)
+		}
+	}
+}
+
+// In runs f in the namespace at path. As f runs on another goroutine it must
+// not call t.Fatal; a panic of f fails the run.
+func In(t testing.TB, path string, f func()) {
+	t.Helper()
+	if err := netdev.Do(path, func() error { f(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Veth joins two namespaces by a veth pair with the given names and MTU and
+// gives each end its address.
+func Veth(t testing.TB, mtu int, nsA, ifA string, addrA netip.Prefix, nsB, ifB string, addrB netip.Prefix) {
+	t.Helper()
+	b, err := netns.GetFromPath(nsB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	err = netdev.Do(nsA, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = ifA, mtu
+		v := netlink.NewVeth(attrs)
+		v.PeerName, v.PeerNamespace, v.PeerMTU = ifB, netlink.NsFd(int(b)), uint32(mtu)
+		return netlink.LinkAdd(v)
+	})
+	if err != nil {
+		t.Fatalf("make veth %s-%s: %v", ifA, ifB, err)
+	}
+	for _, end := range []struct {
+		ns, name string
+		addr     netip.Prefix
+	}{{nsA, ifA, addrA}, {nsB, ifB, addrB}} {
+		err := netdev.Do(end.ns, func() error {
+			l, err := netlink.LinkByName(end.name)
+			if err != nil {
+				return err
+			}
+			a := &netlink.Addr{IPNet: &net.IPNet{IP: end.addr.Addr().AsSlice(), Mask: net.CIDRMask(end.addr.Bits(), end.addr.Addr().BitLen())}}
+			if end.addr.Addr().Is6() {
+				a.Flags = unix.IFA_F_NODAD
+			}
+			if err := netlink.AddrAdd(l, a); err != nil {
+				return err
+			}
+			return netlink.LinkSetUp(l)
+		})
+		if err != nil {
+			t.Fatalf("configure %s: %v", end.name, err)
+		}
+	}
+}
