@@ -1,0 +1,157 @@
+// Package api is the control API of a running weft: HTTP with JSON bodies on
+// a unix socket that only root can open, and a read-only part of it on a TCP
+// address of the loopback interface.
+//
+//	GET  /ready             Ready
+//	GET  /status[/VIEW]     text; with Accept: application/json the Report that it is a view of
+//	GET  /report            Report
+//	GET  /metrics           Prometheus text
+//	GET  /ps                []Attachment
+//	POST /attach, /detach   AttachRequest -> AddressReply
+//	POST /expose, /hide     ExposeRequest -> AddressReply
+//	POST /connect, /forget  PeersRequest -> Empty
+//	POST /rmpeer            PeersRequest -> RemoveReply
+//	POST /prime             Empty -> Empty, once addresses can be given out
+//	POST /stop, /reset      Empty -> Empty, once the router has let go of the mesh
+//
+// The first four are also on the read-only address. A reply other than 200
+// has an Error as its body.
+//
+// The CLI, the CNI plugin and the Docker driver are clients. Server and
+// client are safe for concurrent use.
+package api
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+)
+
+// Where a router listens unless told otherwise.
+const (
+	DefaultSocket     = "/run/weft/weft.sock"
+	DefaultStatusAddr = "127.0.0.1:6782"
+)
+
+// Backend is what the server asks to carry out requests. Its methods are
+// called concurrently; ctx ends when the client hangs up. An error that wraps
+// an *Error keeps its class on its way to the client.
+type Backend interface {
+	Ready(ctx context.Context) Ready
+	// Report returns the state of everything; the server only reads it.
+	Report(ctx context.Context) (*Report, error)
+	Attachments(ctx context.Context) ([]Attachment, error)
+	Attach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error)
+	Detach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error)
+	Expose(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
+	Hide(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
+	Connect(ctx context.Context, r PeersRequest) error
+	Forget(ctx context.Context, r PeersRequest) error
+	RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, error)
+	// Prime returns when addresses can be given out.
+	Prime(ctx context.Context) error
+	// Stop takes leave of the mesh and makes the router end after it returned.
+	Stop(ctx context.Context) error
+	// Reset hands the address ranges over, undoes what is on the host and then
+	// stops.
+	Reset(ctx context.Context) error
+}
+
+// Ready says that a router runs and whether it has finished starting.
+type Ready struct {
+	Ready   bool   `json:"ready"`
+	PID     int    `json:"pid"`
+	Version string `json:"version"`
+	Name    string `json:"name"`
+}
+
+// AttachRequest names a container and addresses.
+type AttachRequest struct {
+	// Netns is the path of the container's network namespace, as the router
+	// sees the file system.
+	Netns string `json:"netns"`
+	// Addresses to give or take. None: for attach one of the default subnet,
+	// for detach all.
+	Addresses []Address `json:"addresses,omitempty"`
+}
+
+// ExposeRequest names addresses of the bridge. None: for expose one of the
+// default subnet, for hide all.
+type ExposeRequest struct {
+	Addresses []Address `json:"addresses,omitempty"`
+	// WithoutMasquerade leaves out the rules that translate addresses between
+	// the containers' network and others.
+	WithoutMasquerade bool `json:"withoutMasquerade,omitempty"`
+}
+
+// PeersRequest names peers: HOST[:PORT] for connect and forget, a name or a
+// nickname for rmpeer.
+type PeersRequest struct {
+	Peers []string `json:"peers"`
+	// Replace, for connect only, forgets all other targets.
+	Replace bool `json:"replace,omitempty"`
+}
+
+// AddressReply lists addresses with the lengths of their subnets.
+type AddressReply struct {
+	Addresses []netip.Prefix `json:"addresses"`
+}
+
+// RemoveReply tells what was taken over.
+type RemoveReply struct {
+	Removed []Removed `json:"removed"`
+}
+
+// Removed is one dead peer whose ranges were taken over.
+type Removed struct {
+	Peer      string  `json:"peer"`
+	Addresses float64 `json:"addresses"`
+}
+
+// Attachment is one container, or the host's own bridge, with its addresses.
+type Attachment struct {
+	// ID is the owner's name in the allocator: "netns:INODE", or Exposed.
+	ID string `json:"id"`
+	// Netns is the path by which the container was attached, unset for Exposed.
+	Netns     string         `json:"netns,omitempty"`
+	Interface string         `json:"interface"`
+	MAC       string         `json:"mac,omitempty"`
+	Addresses []netip.Prefix `json:"addresses"`
+}
+
+// Exposed is the owner of the addresses that the bridge itself has.
+const Exposed = "weft:expose"
+
+// Empty is a body with nothing to say.
+type Empty struct{}
+
+// Class sorts errors by what the caller can do about them.
+type Class string
+
+// The classes of Error.
+const (
+	// Failed: the request was understood and could not be carried out.
+	Failed Class = "failed"
+	// Usage: the request makes no sense, whatever the state.
+	Usage Class = "usage"
+	// Unavailable: the part that would carry it out is off or not ready.
+	Unavailable Class = "unavailable"
+)
+
+// Error is the body of a reply that is not 200. Text is one line.
+type Error struct {
+	Class Class  `json:"class"`
+	Text  string `json:"error"`
+}
+
+// Error returns the text.
+func (e *Error) Error() string { return e.Text }
+
+// ClassOf returns the class of the first *Error that err wraps, else Failed.
+func ClassOf(err error) Class {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Class
+	}
+	return Failed
+}

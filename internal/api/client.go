@@ -1,0 +1,188 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"syscall"
+)
+
+// maxReply is the most bytes of a reply that are read: the report of a mesh
+// of thousands of peers.
+const maxReply = 256 << 20
+
+// ErrNotRunning is the cause when nothing listens on the socket.
+var ErrNotRunning = errors.New("weft is not running")
+
+// Client calls the API of one router. Calls wait for as long as ctx lets them.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient returns a client of the router that listens on socket.
+func NewClient(socket string) *Client {
+	c := &Client{socket: socket}
+	c.http.Transport = &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	}
+	return c
+}
+
+// Ready asks whether the router has finished starting.
+func (c *Client) Ready(ctx context.Context) (Ready, error) {
+	return get[Ready](ctx, c, "/ready")
+}
+
+// Report asks for the state of everything.
+func (c *Client) Report(ctx context.Context) (*Report, error) {
+	r, err := get[Report](ctx, c, "/report")
+	if err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
+// Attachments lists the containers of this host and the bridge itself.
+func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
+	return get[[]Attachment](ctx, c, "/ps")
+}
+
+// Attach gives a container addresses and returns them.
+func (c *Client) Attach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error) {
+	a, err := send[AddressReply](ctx, c, "/attach", r)
+	return a.Addresses, err
+}
+
+// Detach takes addresses from a container and returns them.
+func (c *Client) Detach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error) {
+	a, err := send[AddressReply](ctx, c, "/detach", r)
+	return a.Addresses, err
+}
+
+// Expose gives the bridge addresses and returns them.
+func (c *Client) Expose(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error) {
+	a, err := send[AddressReply](ctx, c, "/expose", r)
+	return a.Addresses, err
+}
+
+// Hide takes addresses from the bridge and returns them.
+func (c *Client) Hide(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error) {
+	a, err := send[AddressReply](ctx, c, "/hide", r)
+	return a.Addresses, err
+}
+
+// Connect adds targets, or with Replace sets them.
+func (c *Client) Connect(ctx context.Context, r PeersRequest) error {
+	_, err := send[Empty](ctx, c, "/connect", r)
+	return err
+}
+
+// Forget removes targets; sessions that are up stay.
+func (c *Client) Forget(ctx context.Context, r PeersRequest) error {
+	_, err := send[Empty](ctx, c, "/forget", r)
+	return err
+}
+
+// RemovePeers takes over the address ranges of dead peers.
+func (c *Client) RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, error) {
+	a, err := send[RemoveReply](ctx, c, "/rmpeer", r)
+	return a.Removed, err
+}
+
+// Prime waits until addresses can be given out.
+func (c *Client) Prime(ctx context.Context) error {
+	_, err := send[Empty](ctx, c, "/prime", Empty{})
+	return err
+}
+
+// Stop makes the router take leave of the mesh; its process ends soon after.
+func (c *Client) Stop(ctx context.Context) error {
+	_, err := send[Empty](ctx, c, "/stop", Empty{})
+	return err
+}
+
+// Reset is Stop after handing over the address ranges and undoing everything
+// on the host.
+func (c *Client) Reset(ctx context.Context) error {
+	_, err := send[Empty](ctx, c, "/reset", Empty{})
+	return err
+}
+
+func get[A any](ctx context.Context, c *Client, path string) (A, error) {
+	return call[A](ctx, c, http.MethodGet, path, nil)
+}
+
+func send[A any](ctx context.Context, c *Client, path string, q any) (A, error) {
+	b, err := json.Marshal(q)
+	if err != nil {
+		var none A
+		return none, fmt.Errorf("POST %s: %w", path, err)
+	}
+	return call[A](ctx, c, http.MethodPost, path, bytes.NewReader(b))
+}
+
+func call[A any](ctx context.Context, c *Client, method, path string, body io.Reader) (A, error) {
+	var a A
+	req, err := http.NewRequestWithContext(ctx, method, "http://weft"+path, body)
+	if err != nil {
+		return a, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return a, c.explain(method, path, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil {
+		return a, c.explain(method, path, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return a, refused(resp.StatusCode, b)
+	}
+	if err := json.Unmarshal(b, &a); err != nil {
+		return a, fmt.Errorf("%s %s on %s: read the reply: %w", method, path, c.socket, err)
+	}
+	return a, nil
+}
+
+// explain turns an error of the transport into one line that says what to do.
+func (c *Client) explain(method, path string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%w on this host (no socket at %s); start it with: weft launch", ErrNotRunning, c.socket)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w on this host (nobody listens on %s); start it with: weft launch", ErrNotRunning, c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("no right to open %s; only root may control weft: try with sudo", c.socket)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return fmt.Errorf("%s %s on %s: the router ended before it answered", method, path, c.socket)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s %s on %s: no answer in time: %w", method, path, c.socket, context.DeadlineExceeded)
+	default:
+		return fmt.Errorf("%s %s on %s: %w", method, path, c.socket, err)
+	}
+}
+
+// refused makes an error of a reply that is not 200.
+func refused(code int, body []byte) error {
+	var e Error
+	if json.Unmarshal(body, &e) == nil && e.Text != "" {
+		return &e
+	}
+	text := strings.TrimSpace(string(body[:min(len(body), 200)]))
+	return &Error{Class: Failed, Text: oneLine(fmt.Sprintf("the router answered %d %s: %s", code, http.StatusText(code), text))}
+}

@@ -1,0 +1,184 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"text/template"
+	"time"
+)
+
+// Report is the state of a router. Its keys in JSON are the names of its
+// fields, so that a template works on both.
+type Report struct {
+	Ready       bool
+	Version     string
+	Router      Router
+	IPAM        *IPAM `json:",omitempty"` // nil: off
+	IPAM6       *IPAM `json:",omitempty"` // nil: off
+	Attachments []Attachment
+	// Warnings are lines for the user on what is not as it should be.
+	Warnings []string
+}
+
+// Router is the state of mesh and switch.
+type Router struct {
+	Protocol           string
+	ProtocolMinVersion int
+	ProtocolMaxVersion int
+	Name               string
+	NickName           string
+	Port               int
+	// Encryption tells whether a password is set; without one sessions and
+	// sleeve links are encrypted towards whoever answers.
+	Encryption      bool
+	PeerDiscovery   bool
+	ConnLimit       int // 0: none
+	Interface       string
+	MTU             int // of containers, in bytes
+	Targets         []string
+	TrustedSubnets  []netip.Prefix
+	Peers           []Peer
+	Connections     []Connection
+	UnicastRoutes   []UnicastRoute
+	BroadcastRoutes []BroadcastRoute
+	MACs            []MAC
+	Queues          []Queue
+	// TerminationCount counts sessions that ended, for whatever reason.
+	TerminationCount uint64
+	// HandshakeFailures counts refused sessions by reason.
+	HandshakeFailures map[string]uint64
+	// Drops counts frames that no link can be blamed for, by reason.
+	Drops map[string]uint64
+	// Flows is the number of pairs of MACs that the fast datapath carries.
+	Flows int
+}
+
+// Peer is one router of the mesh, this one among them.
+type Peer struct {
+	Name        string
+	NickName    string
+	Version     uint64 // of its entry in the topology
+	Connections []PeerConnection
+}
+
+// PeerConnection is a session as the peer at one end of it tells.
+type PeerConnection struct {
+	Name        string
+	NickName    string
+	Address     string
+	Outbound    bool
+	Established bool
+}
+
+// The states of a Connection.
+const (
+	StateConnecting  = "connecting"  // dialling
+	StatePending     = "pending"     // session up, link not proved yet
+	StateEstablished = "established" // session and link up
+	StateRetrying    = "retrying"    // waiting to dial again
+	StateFailed      = "failed"      // refused; Info says why
+)
+
+// Connection is a session of this router and the link beside it, or the
+// attempt at one.
+type Connection struct {
+	Address  string // of the other end, host:port
+	Outbound bool
+	State    string
+	Name     string // empty until the other end said who it is
+	NickName string
+	// Kind of the link: sleeve, fastdp; empty without one.
+	Kind      string
+	Encrypted bool
+	MTU       int           // largest inner IP packet that passes whole, bytes; 0: unknown
+	RTT       time.Duration // nanoseconds in JSON; 0: unknown
+	// Info says what is not at its best and when that will be tried again.
+	Info string
+	Counters
+}
+
+// Counters of a link, since it exists.
+type Counters struct {
+	RxPackets, TxPackets uint64
+	RxBytes, TxBytes     uint64
+	Drops                map[string]uint64 // frames, by reason
+}
+
+// UnicastRoute tells the next hop to a peer.
+type UnicastRoute struct{ Dest, Via string }
+
+// BroadcastRoute tells where frames that Source sent to all go on to.
+type BroadcastRoute struct {
+	Source string
+	Via    []string
+}
+
+// MAC is an entry of the switch's table: behind which peer an address lives.
+type MAC struct {
+	MAC      string
+	Name     string
+	NickName string
+	LastSeen time.Time
+}
+
+// Queue is a bounded queue; Drops counts what found it full.
+type Queue struct {
+	Name  string
+	Depth int
+	Limit int
+	Drops uint64
+}
+
+// IPAM is the state of one address universe. Numbers of addresses are
+// float64, as IPv6 has more than 2^64.
+type IPAM struct {
+	// Status in words: ready, or what is being waited for.
+	Status        string
+	Range         netip.Prefix
+	RangeNumIPs   float64
+	ActiveIPs     int // in use on this host
+	DefaultSubnet netip.Prefix
+	Entries       []RingEntry
+	Owners        []Owner
+	// PendingAllocates and PendingClaims name who waits and what for.
+	PendingAllocates []string
+	PendingClaims    []string
+}
+
+// RingEntry is a token of the ring: the range from it up to the next token,
+// round the end of the universe, belongs to Peer.
+type RingEntry struct {
+	Token    netip.Addr
+	Size     float64
+	Peer     string
+	NickName string
+	Version  uint64
+}
+
+// Owner sums up what one peer owns of the ring.
+type Owner struct {
+	Peer      string
+	NickName  string
+	NumIPs    float64
+	Active    int  // only known for this host
+	Reachable bool // false: its free space can not be asked for
+}
+
+// Execute writes the report by a text/template, which has the helper json.
+func (r *Report) Execute(w io.Writer, format string) error {
+	t, err := template.New("format").Funcs(template.FuncMap{
+		"json": func(v any) (string, error) {
+			b, err := json.Marshal(v)
+			return string(b), err
+		},
+	}).Option("missingkey=error").Parse(format)
+	if err != nil {
+		return &Error{Class: Usage, Text: fmt.Sprintf("template: %v", err)}
+	}
+	if err := t.Execute(w, r); err != nil {
+		return &Error{Class: Usage, Text: fmt.Sprintf("template: %v", err)}
+	}
+	return nil
+}

@@ -1,0 +1,200 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// maxBody is the most bytes of a request's body that are read: several
+// thousand addresses.
+const maxBody = 256 << 10
+
+// Handler serves the whole API. Metrics may be nil.
+func Handler(b Backend, metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	readOnly(mux, b, metrics)
+	mux.HandleFunc("GET /ps", func(w http.ResponseWriter, r *http.Request) {
+		list, err := b.Attachments(r.Context())
+		reply(w, list, err)
+	})
+	mux.Handle("POST /attach", addresses(b.Attach))
+	mux.Handle("POST /detach", addresses(b.Detach))
+	mux.Handle("POST /expose", addresses(b.Expose))
+	mux.Handle("POST /hide", addresses(b.Hide))
+	mux.Handle("POST /connect", post(func(ctx context.Context, r PeersRequest) (Empty, error) {
+		return Empty{}, b.Connect(ctx, r)
+	}))
+	mux.Handle("POST /forget", post(func(ctx context.Context, r PeersRequest) (Empty, error) {
+		return Empty{}, b.Forget(ctx, r)
+	}))
+	mux.Handle("POST /rmpeer", post(func(ctx context.Context, r PeersRequest) (RemoveReply, error) {
+		removed, err := b.RemovePeers(ctx, r)
+		return RemoveReply{Removed: removed}, err
+	}))
+	mux.Handle("POST /prime", bare(b.Prime))
+	mux.Handle("POST /stop", bare(b.Stop))
+	mux.Handle("POST /reset", bare(b.Reset))
+	return mux
+}
+
+// ReadOnlyHandler serves the part of the API that changes nothing.
+func ReadOnlyHandler(b Backend, metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	readOnly(mux, b, metrics)
+	return mux
+}
+
+func readOnly(mux *http.ServeMux, b Backend, metrics http.Handler) {
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, b.Ready(r.Context()), nil)
+	})
+	mux.HandleFunc("GET /report", func(w http.ResponseWriter, r *http.Request) {
+		report, err := b.Report(r.Context())
+		reply(w, report, err)
+	})
+	status := func(w http.ResponseWriter, r *http.Request) {
+		report, err := b.Report(r.Context())
+		if err != nil || strings.Contains(r.Header.Get("Accept"), "application/json") {
+			reply(w, report, err)
+			return
+		}
+		var text strings.Builder
+		if err := report.Text(&text, r.PathValue("view")); err != nil {
+			reply(w, nil, err)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if !report.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		io.WriteString(w, text.String())
+	}
+	mux.HandleFunc("GET /status", status)
+	mux.HandleFunc("GET /status/{view}", status)
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
+	}
+}
+
+// post reads a Q from the body, calls f and writes what it returns.
+func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q Q
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&q); err != nil {
+			reply(w, nil, &Error{Class: Usage, Text: fmt.Sprintf("%s %s: read the request: %v", r.Method, r.URL.Path, err)})
+			return
+		}
+		a, err := f(r.Context(), q)
+		reply(w, a, err)
+	})
+}
+
+func addresses[Q any](f func(context.Context, Q) ([]netip.Prefix, error)) http.Handler {
+	return post(func(ctx context.Context, q Q) (AddressReply, error) {
+		ps, err := f(ctx, q)
+		return AddressReply{Addresses: ps}, err
+	})
+}
+
+func bare(f func(context.Context) error) http.Handler {
+	return post(func(ctx context.Context, _ Empty) (Empty, error) { return Empty{}, f(ctx) })
+}
+
+func reply(w http.ResponseWriter, body any, err error) {
+	code := http.StatusOK
+	if err != nil {
+		class := ClassOf(err)
+		switch class {
+		case Usage:
+			code = http.StatusBadRequest
+		case Unavailable:
+			code = http.StatusServiceUnavailable
+		default:
+			code = http.StatusInternalServerError
+		}
+		body = Error{Class: class, Text: oneLine(err.Error())}
+	}
+	b, err := json.MarshalIndent(body, "", "    ")
+	if err != nil {
+		code = http.StatusInternalServerError
+		b, _ = json.Marshal(Error{Class: Failed, Text: oneLine(fmt.Sprintf("write the reply: %v", err))})
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	w.Write(append(b, '\n'))
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// ListenUnix makes a socket that only the owner of the process can open, in a
+// folder that is made, for the owner only, if it is not there. A socket that
+// is in the way and that nobody listens on is replaced.
+func ListenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("listen on %s: another process already does", path)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", path, err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	// Whoever connects between Listen and Chmod needs to have passed the
+	// folder, which the process's umask and MkdirAll above guard.
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// shutdownGrace is how long Serve lets requests finish once ctx has ended.
+const shutdownGrace = 2 * time.Second
+
+// Serve answers requests on l until ctx ends, then closes l, lets running
+// requests finish for a moment, and returns nil; or returns why it had to stop
+// before.
+func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- s.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := s.Shutdown(grace); errors.Is(err, context.DeadlineExceeded) {
+		s.Close()
+	}
+	<-failed
+	return nil
+}

@@ -1,0 +1,242 @@
+package api
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// views are the texts of GET /status and GET /status/NAME.
+var views = map[string]func(*Report, io.Writer){
+	"":            (*Report).overview,
+	"targets":     (*Report).targets,
+	"connections": (*Report).connections,
+	"peers":       (*Report).peers,
+	"dns":         (*Report).dns,
+	"ipam":        (*Report).ipam,
+}
+
+// Views returns the names of the views of status, sorted.
+func Views() []string {
+	names := slices.Sorted(maps.Keys(views))
+	return names[1:] // the first is the overview, which has no name
+}
+
+// Text writes one view of the report, the overview for "".
+func (r *Report) Text(w io.Writer, view string) error {
+	f, ok := views[view]
+	if !ok {
+		return &Error{Class: Usage, Text: fmt.Sprintf("status has no view %q; it has %s", view, strings.Join(Views(), ", "))}
+	}
+	f(r, w)
+	return nil
+}
+
+func (r *Report) overview(w io.Writer) {
+	line := func(key, format string, args ...any) {
+		fmt.Fprintf(w, "%15s: %s\n", key, fmt.Sprintf(format, args...))
+	}
+	line("Version", "%s", r.Version)
+	fmt.Fprintln(w)
+	line("Service", "router")
+	line("Protocol", "%s %d..%d", r.Router.Protocol, r.Router.ProtocolMinVersion, r.Router.ProtocolMaxVersion)
+	line("Name", "%s(%s)", r.Router.Name, r.Router.NickName)
+	if r.Router.Encryption {
+		line("Encryption", "enabled")
+	} else {
+		line("Encryption", "towards anybody: no password is set, so whoever reaches this host can join")
+	}
+	line("PeerDiscovery", "%s", enabled(r.Router.PeerDiscovery))
+	line("Targets", "%d", len(r.Router.Targets))
+	line("Connections", "%s", countConnections(r.Router.Connections))
+	line("Peers", "%s", r.countPeers())
+	line("TrustedSubnets", "%s", orNone(joinPrefixes(r.Router.TrustedSubnets)))
+	for _, u := range []*IPAM{r.IPAM, r.IPAM6} {
+		if u == nil {
+			continue
+		}
+		fmt.Fprintln(w)
+		line("Service", "ipam")
+		line("Status", "%s", u.Status)
+		line("Range", "%s", u.Range)
+		line("DefaultSubnet", "%s", u.DefaultSubnet)
+	}
+	if r.IPAM == nil && r.IPAM6 == nil {
+		fmt.Fprintln(w)
+		line("Service", "ipam")
+		line("Status", "off")
+	}
+	fmt.Fprintln(w)
+	line("Service", "dns")
+	line("Status", "off")
+	for i, text := range r.Warnings {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		line("Warning", "%s", text)
+	}
+}
+
+func (r *Report) targets(w io.Writer) {
+	for _, t := range r.Router.Targets {
+		fmt.Fprintln(w, t)
+	}
+}
+
+// connections writes one line a link: direction, address, state, kind and
+// encryption, peer, mtu, and the reason why it is not at its best.
+func (r *Report) connections(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
+	for _, c := range r.Router.Connections {
+		direction := "<-"
+		if c.Outbound {
+			direction = "->"
+		}
+		kind := "-"
+		if c.Kind != "" {
+			kind = c.Kind + " unencrypted"
+			if c.Encrypted {
+				kind = c.Kind + " encrypted"
+			}
+		}
+		who := "-"
+		if c.Name != "" {
+			who = named(c.Name, c.NickName)
+		}
+		var more []string
+		if c.MTU > 0 {
+			more = append(more, fmt.Sprintf("mtu=%d", c.MTU))
+		}
+		if c.RTT > 0 {
+			more = append(more, fmt.Sprintf("rtt=%s", c.RTT.Round(10*time.Microsecond)))
+		}
+		if c.Info != "" {
+			more = append(more, c.Info)
+		}
+		fmt.Fprintf(tw, "%s %s\t%s\t%s\t%s\t%s\n", direction, c.Address, c.State, kind, who, strings.Join(more, " "))
+	}
+	tw.Flush()
+}
+
+func (r *Report) peers(w io.Writer) {
+	for _, p := range r.Router.Peers {
+		fmt.Fprintln(w, named(p.Name, p.NickName))
+		for _, c := range p.Connections {
+			direction, state := "<-", "pending"
+			if c.Outbound {
+				direction = "->"
+			}
+			if c.Established {
+				state = "established"
+			}
+			fmt.Fprintf(w, "   %s %-21s %-40s %s\n", direction, c.Address, named(c.Name, c.NickName), state)
+		}
+	}
+}
+
+func (r *Report) dns(w io.Writer) { fmt.Fprintln(w, "dns is off") }
+
+func (r *Report) ipam(w io.Writer) {
+	if r.IPAM == nil && r.IPAM6 == nil {
+		fmt.Fprintln(w, "ipam is off: this router was launched with --ipalloc-range=\"\"")
+		return
+	}
+	for _, u := range []*IPAM{r.IPAM, r.IPAM6} {
+		if u != nil {
+			u.text(w)
+		}
+	}
+}
+
+func (u *IPAM) text(w io.Writer) {
+	fmt.Fprintf(w, "%s: %s\n", u.Range, u.Status)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, o := range u.Owners {
+		percent := 0.0
+		if u.RangeNumIPs > 0 {
+			percent = 100 * o.NumIPs / u.RangeNumIPs
+		}
+		var more []string
+		if o.Active > 0 {
+			more = append(more, fmt.Sprintf("(%d active)", o.Active))
+		}
+		if !o.Reachable {
+			more = append(more, "- unreachable!")
+		}
+		fmt.Fprintf(tw, "%s\t%.0f IPs\t(%04.1f%% of total)\t%s\n", named(o.Peer, o.NickName), o.NumIPs, percent, strings.Join(more, " "))
+	}
+	tw.Flush()
+	for _, p := range u.PendingAllocates {
+		fmt.Fprintf(w, "waiting to allocate: %s\n", p)
+	}
+	for _, p := range u.PendingClaims {
+		fmt.Fprintf(w, "waiting to claim: %s\n", p)
+	}
+}
+
+func (r *Report) countPeers() string {
+	established, pending := 0, 0
+	for _, p := range r.Router.Peers {
+		for _, c := range p.Connections {
+			if c.Established {
+				established++
+			} else {
+				pending++
+			}
+		}
+	}
+	s := fmt.Sprint(len(r.Router.Peers))
+	switch {
+	case established > 0 && pending > 0:
+		s += fmt.Sprintf(" (with %d established, %d pending connections)", established, pending)
+	case established > 0:
+		s += fmt.Sprintf(" (with %d established connections)", established)
+	case pending > 0:
+		s += fmt.Sprintf(" (with %d pending connections)", pending)
+	}
+	return s
+}
+
+func countConnections(cs []Connection) string {
+	counts := make(map[string]int)
+	for _, c := range cs {
+		counts[c.State]++
+	}
+	parts := make([]string, 0, len(counts))
+	for _, state := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%d %s", counts[state], state))
+	}
+	if len(parts) == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d (%s)", len(cs), strings.Join(parts, ", "))
+}
+
+func named(name, nick string) string { return name + "(" + nick + ")" }
+
+func enabled(on bool) string {
+	if on {
+		return "enabled"
+	}
+	return "disabled"
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func joinPrefixes(ps []netip.Prefix) string {
+	ss := make([]string, len(ps))
+	for i, p := range ps {
+		ss[i] = p.String()
+	}
+	return strings.Join(ss, ",")
+}
