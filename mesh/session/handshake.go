@@ -1,0 +1,331 @@
+package session
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/flynn/noise"
+	"github.com/weft-net/weft/mesh/peer"
+	"golang.org/x/crypto/hkdf"
+	"golang.org/x/sys/cpu"
+)
+
+// Timeout is how long a whole handshake may take.
+const Timeout = 10 * time.Second
+
+// Config is what a peer brings into its handshakes. It is only read.
+type Config struct {
+	Self     peer.Name
+	Nickname string
+	Instance uint64
+	Port     uint16
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	// Static is the X25519 key of this run.
+	Static noise.DHKey
+	// Offer is the key this peer dials with; Accept are those it takes from a
+	// dialler, Offer among them.
+	Offer  PSK
+	Accept []PSK
+	// Min and Max are the protocol versions spoken.
+	Min, Max uint8
+	// Judge tells what is wrong with the far end, nil if nothing is.
+	Judge func(h *Hello, dialled bool) *Refusal
+	// NoAES keeps this end from offering AES-GCM.
+	NoAES bool
+	// Random is the source of ephemeral keys.
+	Random io.Reader
+}
+
+// NewStatic makes an X25519 key for Config.Static.
+func NewStatic(random io.Reader) (noise.DHKey, error) { return noise.DH25519.GenerateKeypair(random) }
+
+// hasAES tells whether the CPU has what makes AES-GCM the faster cipher.
+var hasAES = cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ || cpu.ARM64.HasAES && cpu.ARM64.HasPMULL || cpu.S390X.HasAESGCM
+
+// Dial makes a session over nc, which this peer has dialled. On error the
+// caller closes nc.
+func Dial(nc net.Conn, cfg *Config) (*Conn, error) { return handshake(nc, cfg, true) }
+
+// Accept makes a session over nc, which the far end has dialled. On error the
+// caller closes nc.
+func Accept(nc net.Conn, cfg *Config) (*Conn, error) { return handshake(nc, cfg, false) }
+
+type shaker struct {
+	nc       net.Conn
+	cfg      *Config
+	dialled  bool
+	prologue []byte
+	hs       *noise.HandshakeState
+}
+
+func handshake(nc net.Conn, cfg *Config, dialled bool) (*Conn, error) {
+	if err := nc.SetDeadline(time.Now().Add(Timeout)); err != nil {
+		return nil, fmt.Errorf("handshake with %s: %w", nc.RemoteAddr(), err)
+	}
+	s := &shaker{nc: nc, cfg: cfg, dialled: dialled}
+	c, err := s.run()
+	if err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = errors.New("the far end hung up in the middle: not a weft router, or it refused without a word")
+		}
+		return nil, fmt.Errorf("handshake with %s: %w", nc.RemoteAddr(), err)
+	}
+	if err := nc.SetDeadline(time.Time{}); err != nil {
+		return nil, fmt.Errorf("handshake with %s: %w", nc.RemoteAddr(), err)
+	}
+	return c, nil
+}
+
+func (s *shaker) run() (*Conn, error) {
+	suite, version, err := s.preambles()
+	if err != nil {
+		return nil, err
+	}
+	s.hs, err = noise.NewHandshakeState(noise.Config{
+		CipherSuite:           suite,
+		Random:                s.cfg.Random,
+		Pattern:               noise.HandshakeXX,
+		Initiator:             s.dialled,
+		Prologue:              s.prologue,
+		PresharedKey:          s.cfg.Offer[:],
+		PresharedKeyPlacement: 3,
+		StaticKeypair:         s.cfg.Static,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var hello []byte // the far end's
+	var cs1, cs2 *noise.CipherState
+	if s.dialled {
+		hello, cs1, cs2, err = s.initiate()
+	} else {
+		hello, cs1, cs2, err = s.respond()
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{nc: s.nc, out: cs1, in: cs2, Dialled: s.dialled, Version: version, Cipher: suiteName(suite)}
+	if !s.dialled {
+		c.out, c.in = cs2, cs1
+	}
+	binding := s.hs.ChannelBinding()
+	c.ID = binary.BigEndian.Uint64(binding)
+	// The channel binding is public. The secret takes the pre-shared key and,
+	// through the transport, both sides' keys: each sends half of it.
+	return c, s.verdicts(c, hello)
+}
+
+// preambles exchanges what both can do.
+func (s *shaker) preambles() (noise.CipherSuite, uint8, error) {
+	mine := append([]byte(magic), s.cfg.Min, s.cfg.Max, 0, 0)
+	if hasAES && !s.cfg.NoAES {
+		mine[6] = cipherAES
+	}
+	theirs := make([]byte, preambleLen)
+	// The dialler speaks first, so that a stranger who only connects learns
+	// nothing.
+	if s.dialled {
+		if _, err := s.nc.Write(mine); err != nil {
+			return nil, 0, err
+		}
+	}
+	if _, err := io.ReadFull(s.nc, theirs); err != nil {
+		return nil, 0, err
+	}
+	if string(theirs[:4]) != magic {
+		return nil, 0, fmt.Errorf("it speaks another protocol: it says %q, want %q", printable(theirs[:4]), magic)
+	}
+	if !s.dialled {
+		if _, err := s.nc.Write(mine); err != nil {
+			return nil, 0, err
+		}
+		s.prologue = append(theirs, mine...)
+	} else {
+		s.prologue = append(mine, theirs...)
+	}
+	version := min(s.cfg.Max, theirs[5])
+	if version < s.cfg.Min || version < theirs[4] {
+		return nil, 0, &Refusal{Code: CodeVersion, Reason: fmt.Sprintf(
+			"no protocol version in common: this peer speaks %d to %d, the other %d to %d",
+			s.cfg.Min, s.cfg.Max, theirs[4], theirs[5])}
+	}
+	if s.prologue[6]&s.prologue[6+preambleLen]&cipherAES != 0 {
+		return noise.NewCipherSuite(noise.DH25519, noise.CipherAESGCM, noise.HashSHA256), version, nil
+	}
+	return noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashSHA256), version, nil
+}
+
+func suiteName(s noise.CipherSuite) string {
+	if string(s.Name()) == string(noise.NewCipherSuite(noise.DH25519, noise.CipherAESGCM, noise.HashSHA256).Name()) {
+		return "AES-256-GCM"
+	}
+	return "ChaCha20-Poly1305"
+}
+
+func (s *shaker) hello() []byte {
+	h := Hello{Name: s.cfg.Self, Instance: s.cfg.Instance, Port: s.cfg.Port, Nickname: s.cfg.Nickname}
+	if a, ok := s.nc.RemoteAddr().(*net.TCPAddr); ok {
+		ap := a.AddrPort()
+		h.Seen = netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	}
+	return h.append(nil, s.cfg.Signer, s.cfg.Static.Public)
+}
+
+func (s *shaker) initiate() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
+	msg, _, _, err := s.hs.WriteMessage(nil, nil)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := s.send(append(msg, s.cfg.Offer.proof(s.prologue, msg)...)); err != nil {
+		return nil, nil, nil, err
+	}
+	in, err := s.receive()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	hello, _, _, err = s.hs.ReadMessage(nil, in)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("message 2: %w", err)
+	}
+	msg, cs1, cs2, err = s.hs.WriteMessage(nil, s.hello())
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return hello, cs1, cs2, s.send(msg)
+}
+
+var errPassword = &Refusal{Code: CodePassword, Reason: "the passwords differ, or only one of the two peers has one"}
+
+func (s *shaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
+	in, err := s.receive()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if len(in) < proofLen {
+		return nil, nil, nil, fmt.Errorf("message 1 of %d bytes is cut short", len(in))
+	}
+	msg1, proof := in[:len(in)-proofLen], in[len(in)-proofLen:]
+	psk := s.accepted(msg1, proof)
+	if psk == nil {
+		s.refuse(errPassword)
+		return nil, nil, nil, errPassword
+	}
+	if err := s.hs.SetPresharedKey(psk[:]); err != nil {
+		return nil, nil, nil, err
+	}
+	if _, _, _, err := s.hs.ReadMessage(nil, msg1); err != nil {
+		return nil, nil, nil, fmt.Errorf("message 1: %w", err)
+	}
+	msg, _, _, err := s.hs.WriteMessage(nil, s.hello())
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := s.send(msg); err != nil {
+		return nil, nil, nil, err
+	}
+	if in, err = s.receive(); err != nil {
+		return nil, nil, nil, err
+	}
+	hello, cs1, cs2, err = s.hs.ReadMessage(nil, in)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("message 3: %w", err)
+	}
+	return hello, cs1, cs2, nil
+}
+
+// accepted returns the key under which the proof holds, nil if there is none.
+func (s *shaker) accepted(msg1, proof []byte) *PSK {
+	for i := range s.cfg.Accept {
+		if k := &s.cfg.Accept[i]; hmac.Equal(proof, k.proof(s.prologue, msg1)) {
+			return k
+		}
+	}
+	return nil
+}
+
+func (s *shaker) send(msg []byte) error {
+	b := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(msg)), uint16(len(msg)))
+	_, err := s.nc.Write(append(b, msg...))
+	return err
+}
+
+func (s *shaker) refuse(r *Refusal) { _, _ = s.nc.Write(appendRefusal(nil, r)) }
+
+// maxHandshakeMessage is well above what any hello needs.
+const maxHandshakeMessage = 1024
+
+func (s *shaker) receive() ([]byte, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(s.nc, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint16(head[:])
+	if n == refusalTag {
+		r, err := readRefusal(s.nc)
+		if err != nil {
+			return nil, err
+		}
+		return nil, r
+	}
+	if n > maxHandshakeMessage {
+		return nil, fmt.Errorf("handshake message of %d bytes, at most %d", n, maxHandshakeMessage)
+	}
+	b := make([]byte, n)
+	_, err := io.ReadFull(s.nc, b)
+	return b, err
+}
+
+const verdictSeed = 32
+
+// verdicts judges the far end's hello, tells it, and hears its own verdict. A
+// verdict is: 0 | code u8 | seed 32 | reason; the two seeds make the secret.
+func (s *shaker) verdicts(c *Conn, hello []byte) error {
+	var mine *Refusal
+	h, err := parseHello(hello, s.cfg.Verifier, s.hs.PeerStatic())
+	if err != nil {
+		mine = &Refusal{Code: CodeOther, Reason: err.Error()}
+	} else {
+		h.Nickname = printable([]byte(h.Nickname))
+		c.Peer = *h
+		mine = s.cfg.Judge(h, s.dialled)
+	}
+	out := make([]byte, 2+verdictSeed)
+	if _, err := io.ReadFull(s.cfg.Random, out[2:]); err != nil {
+		return err
+	}
+	seed := [2][]byte{out[2:], nil}
+	if mine != nil {
+		mine.Peer = h
+		out[1] = byte(mine.Code)
+		out = append(out, mine.Reason...)
+	}
+	if err := c.WriteRecord(out); err != nil {
+		return err
+	}
+	in, err := c.ReadRecord()
+	switch {
+	case mine != nil:
+		return mine
+	case err != nil:
+		return err
+	case len(in) < 2+verdictSeed || in[0] != 0:
+		return errors.New("a record that is no verdict")
+	case Code(in[1]) != CodeOK:
+		return &Refusal{Code: Code(in[1]), Reason: printable(in[2+verdictSeed:]), ByPeer: true, Peer: h}
+	}
+	seed[1] = in[2 : 2+verdictSeed]
+	if !s.dialled {
+		seed[0], seed[1] = seed[1], seed[0]
+	}
+	kdf := hkdf.New(sha256.New, append(append([]byte{}, seed[0]...), seed[1]...), s.hs.ChannelBinding(), []byte("weft session secret"))
+	_, err = io.ReadFull(kdf, c.Secret[:])
+	return err
+}

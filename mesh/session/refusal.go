@@ -1,0 +1,87 @@
+package session
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"unicode"
+)
+
+// Code says in one word why a peer was refused. The numbers are on the wire:
+// append only.
+type Code uint8
+
+// Codes of refusals.
+const (
+	CodeOK        Code = iota
+	CodeVersion        // no protocol version in common
+	CodePassword       // the passwords differ, or only one side has one
+	CodeCollision      // the name is that of another live peer
+	CodeDuplicate      // the two have a session already
+	CodeLimit          // the connection limit is reached
+	CodeSelf           // a peer has dialled itself
+	CodeBusy           // too many handshakes from this address
+	CodeOther
+)
+
+var codeNames = [...]string{"ok", "version", "password", "collision", "duplicate", "limit", "self", "busy", "other"}
+
+func (c Code) String() string {
+	if int(c) < len(codeNames) {
+		return codeNames[c]
+	}
+	return fmt.Sprintf("code-%d", uint8(c))
+}
+
+// Refusal is the error when one of the two peers does not want the session.
+type Refusal struct {
+	Code   Code
+	Reason string
+	// ByPeer is set when the far end refused.
+	ByPeer bool
+	// Peer is what the far end said of itself, nil if it did not get that far.
+	Peer *Hello
+}
+
+func (r *Refusal) Error() string {
+	if r.ByPeer {
+		return "refused by the peer: " + r.Reason
+	}
+	return "refused: " + r.Reason
+}
+
+const maxReason = 255
+
+// appendRefusal writes r in the form that stands in the place of a handshake
+// message.
+func appendRefusal(b []byte, r *Refusal) []byte {
+	reason := r.Reason[:min(len(r.Reason), maxReason)]
+	b = binary.BigEndian.AppendUint16(b, refusalTag)
+	b = append(b, byte(r.Code), byte(len(reason)))
+	return append(b, reason...)
+}
+
+// readRefusal reads what follows the tag.
+func readRefusal(rd io.Reader) (*Refusal, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(rd, head[:]); err != nil {
+		return nil, err
+	}
+	reason := make([]byte, head[1])
+	if _, err := io.ReadFull(rd, reason); err != nil {
+		return nil, err
+	}
+	return &Refusal{Code: Code(head[0]), Reason: printable(reason), ByPeer: true}, nil
+}
+
+// printable keeps a stranger's words from writing control sequences to a
+// terminal or new lines to a log.
+func printable(b []byte) string {
+	r := []rune(string(b))
+	for i, c := range r {
+		if !unicode.IsPrint(c) {
+			r[i] = '?'
+		}
+	}
+	return string(r)
+}
