@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -24,7 +23,6 @@ import (
 //	            name  6
 //	            flags u8
 //	            rtt   u8   see Link.Cost
-//	  ...   addrs    u8   count, then for each: length u8 (6 or 18), IP, port u16
 //	  ...   nickname u8   length, then UTF-8
 //	  ...   rest          what later formats append; kept and signed, not read
 //	len-64  signature 64  over "weft topology entry" and all bytes from offset 4 on before it
@@ -33,7 +31,6 @@ const (
 	entryFixed     = 4 + 1 + peer.NameLen + len(peer.Key{}) + 8 + 8 + 2
 	linkLen        = peer.NameLen + 2
 	maxEntryLen    = 40 << 10
-	maxAddrs       = 16
 	maxNickname    = 128
 	signDomain     = "weft topology entry"
 	costStepsPerX2 = 4
@@ -87,7 +84,6 @@ type Entry struct {
 	Instance uint64
 	Version  uint64
 	Links    []Link // in order of To, no two alike, none to Name itself
-	Addrs    []netip.AddrPort
 	Nickname string
 
 	raw []byte // the signed encoding
@@ -105,13 +101,6 @@ func (e *Entry) sign(s peer.Signer) {
 	for _, l := range e.Links {
 		b = append(b, l.To[:]...)
 		b = append(b, byte(l.Flags), l.Cost)
-	}
-	b = append(b, byte(len(e.Addrs)))
-	for _, a := range e.Addrs {
-		ip := a.Addr().AsSlice()
-		b = append(b, byte(len(ip)+2))
-		b = append(b, ip...)
-		b = binary.BigEndian.AppendUint16(b, a.Port())
 	}
 	b = append(b, byte(len(e.Nickname)))
 	b = append(b, e.Nickname...)
@@ -132,8 +121,8 @@ func parseEntry(b []byte) (*Entry, int, error) {
 		return bad("length", errShort)
 	}
 	n := int(binary.BigEndian.Uint32(b))
-	if n < entryFixed+2+peer.SignatureLen || n > maxEntryLen {
-		return bad("length", fmt.Errorf("%d bytes, want %d to %d", n, entryFixed+2+peer.SignatureLen, maxEntryLen))
+	if n < entryFixed+1+peer.SignatureLen || n > maxEntryLen {
+		return bad("length", fmt.Errorf("%d bytes, want %d to %d", n, entryFixed+1+peer.SignatureLen, maxEntryLen))
 	}
 	if len(b) < n {
 		return bad("body", errShort)
@@ -160,23 +149,6 @@ func parseEntry(b []byte) (*Entry, int, error) {
 			return bad("links", fmt.Errorf("link %d to %s is out of order or to the peer itself", i, l.To))
 		}
 		e.Links[i] = l
-	}
-	if len(rest) < 1 {
-		return bad("addresses", errShort)
-	}
-	addrs := int(rest[0])
-	rest = rest[1:]
-	if addrs > maxAddrs {
-		return bad("addresses", fmt.Errorf("%d of them, at most %d", addrs, maxAddrs))
-	}
-	for range addrs {
-		if len(rest) < 1 || len(rest) < 1+int(rest[0]) || (rest[0] != 6 && rest[0] != 18) {
-			return bad("addresses", errShort)
-		}
-		k := int(rest[0])
-		ip, _ := netip.AddrFromSlice(rest[1 : k-1])
-		e.Addrs = append(e.Addrs, netip.AddrPortFrom(ip, binary.BigEndian.Uint16(rest[k-1:])))
-		rest = rest[1+k:]
 	}
 	if len(rest) < 1 || len(rest) < 1+int(rest[0]) || rest[0] > maxNickname {
 		return bad("nickname", errShort)

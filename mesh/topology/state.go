@@ -1,8 +1,8 @@
 // Package topology holds the link-state database: one versioned, signed entry
 // for each peer, saying which neighbours it has; and computes the routes.
 //
-// State is one peer's copy. It changes by the peer's own doing (SetLinks,
-// SetAddrs) and by Merge, and is a gossip.Channel. A link counts only if both
+// State is one peer's copy. It changes by the peer's own doing (SetLinks)
+// and by Merge, and is a gossip.Channel. A link counts only if both
 // its ends list it. A peer that no path leads to any more is forgotten after a
 // grace, and what was forgotten is not learned again from a neighbour that is
 // slower to forget.
@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -131,17 +130,7 @@ func (s *State) SetLinks(links []Link) []byte {
 	}) {
 		return nil
 	}
-	return s.publish(&Entry{Version: s.own.Version + 1, Links: links, Addrs: s.own.Addrs})
-}
-
-// SetAddrs replaces the addresses at which this peer may be dialled, and
-// returns the delta to announce, nil if they are the same as before.
-func (s *State) SetAddrs(addrs []netip.AddrPort) []byte {
-	addrs = slices.Clone(addrs[:min(len(addrs), maxAddrs)])
-	if slices.Equal(addrs, s.own.Addrs) {
-		return nil
-	}
-	return s.publish(&Entry{Version: s.own.Version + 1, Links: s.own.Links, Addrs: addrs})
+	return s.publish(&Entry{Version: s.own.Version + 1, Links: links})
 }
 
 // Entry returns what is known of name, nil if nothing.
@@ -206,7 +195,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 					s.refuse(from, e.Name, ErrRival)
 				}
 			}
-			news = append(news, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links, Addrs: s.own.Addrs})...)
+			news = append(news, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links})...)
 			continue
 		}
 		_ = s.cfg.Book.Bind(e.Name, e.Key)

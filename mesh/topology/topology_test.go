@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -90,8 +89,7 @@ func exchange(t testing.TB, states ...*State) {
 func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 	id := identity(t, 1)
 	e := &Entry{Name: id.Name, Key: id.Key(), Instance: 7, Version: 9, Nickname: "web-1",
-		Links: []Link{{To: peer.Name{2, 1}, Flags: LinkSession, Cost: 3}, {To: peer.Name{2, 2}, Flags: LinkData}},
-		Addrs: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6783"), netip.MustParseAddrPort("[2001:db8::1]:6783")}}
+		Links: []Link{{To: peer.Name{2, 1}, Flags: LinkSession, Cost: 3}, {To: peer.Name{2, 2}, Flags: LinkData}}}
 	e.sign(id)
 	got, n, err := parseEntry(append(slices.Clone(e.raw), 1, 2, 3))
 	if err != nil || n != len(e.raw) {
@@ -100,7 +98,7 @@ func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 	if !got.verify(peer.Ed25519{}) {
 		t.Error("the signature does not verify")
 	}
-	if got.Nickname != e.Nickname || !slices.Equal(got.Links, e.Links) || !slices.Equal(got.Addrs, e.Addrs) ||
+	if got.Nickname != e.Nickname || !slices.Equal(got.Links, e.Links) ||
 		got.Version != e.Version || got.Instance != e.Instance || got.Key != e.Key || got.Name != e.Name {
 		t.Errorf("got %+v, want %+v", got, e)
 	}
@@ -369,8 +367,7 @@ func TestLargeMeshDigestsByTable(t *testing.T) {
 
 func FuzzEntry(f *testing.F) {
 	id := identity(f, 1)
-	e := &Entry{Name: id.Name, Key: id.Key(), Version: 9, Nickname: "x", Links: []Link{{To: peer.Name{2, 1}}},
-		Addrs: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6783")}}
+	e := &Entry{Name: id.Name, Key: id.Key(), Version: 9, Nickname: "x", Links: []Link{{To: peer.Name{2, 1}}}}
 	e.sign(id)
 	f.Add(e.raw)
 	f.Add([]byte{0, 0, 0, 70, 1})
@@ -382,7 +379,7 @@ func FuzzEntry(f *testing.F) {
 		if n > len(b) || len(e.raw) != n {
 			t.Fatalf("takes %d of %d bytes", n, len(b))
 		}
-		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Addrs: e.Addrs, Nickname: e.Nickname}
+		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Nickname: e.Nickname}
 		again.sign(id)
 		if _, m, err := parseEntry(again.raw); err != nil || m > n {
 			t.Fatalf("encoded again: %d bytes, %v", m, err)

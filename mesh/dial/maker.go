@@ -1,0 +1,303 @@
+// Package dial decides whom to dial and when.
+//
+// There are two kinds of candidate: targets, addresses that the user told this
+// peer to connect to; and members, peers that others told of. A candidate that
+// fails is tried again after a back-off that grows from FirstDelay by half
+// each time to MaxDelay, each spread at random over half to one and a half of
+// itself, so that a mesh that lost a peer does not dial it in step. A session
+// that lived for StableAfter starts the back-off anew.
+//
+// A Maker is a step machine: it opens no socket and reads no clock.
+package dial
+
+import (
+	"cmp"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// The back-off, see the package comment. Shorter delays find a peer that comes
+// back sooner, and load a mesh whose peers are really gone.
+const (
+	FirstDelay  = 2 * time.Second
+	MaxDelay    = 6 * time.Minute
+	StableAfter = time.Minute
+	// MaxDelayAlive bounds the back-off for a member that is known to live, as
+	// some path leads to it: only the direct way is missing.
+	MaxDelayAlive = 30 * time.Second
+	// KeepLost is how long a member that the mesh lost is still dialled, so that
+	// a partition heals by itself.
+	KeepLost = time.Hour
+)
+
+// State says what a candidate is at.
+type State int
+
+// States of a candidate.
+const (
+	Waiting   State = iota // until Retry
+	Dialling               // now
+	Connected              // there is a session with its peer
+	Itself                 // the address is this peer's own: never tried again
+)
+
+// Candidate is one line of Status.
+type Candidate struct {
+	Target string    // as the user wrote it; empty for a member
+	Peer   peer.Name // zero as long as a target's peer is not known
+	Addr   string    // dialled last or next
+	State  State
+	Retry  time.Time // when Waiting
+	Err    error     // of the last attempt
+}
+
+// Attempt is an order to dial. Done must be called once with its Key.
+type Attempt struct {
+	Key  Key
+	Addr string // a target as written, or an IP and port
+}
+
+// Key names a candidate.
+type Key struct {
+	target string
+	peer   peer.Name
+}
+
+type candidate struct {
+	addrs   []string
+	next    int // of addrs
+	peer    peer.Name
+	state   State
+	delay   time.Duration
+	retry   time.Time
+	err     error
+	alive   bool
+	expires time.Time // zero: stays
+}
+
+// Maker holds the candidates. It is not safe for concurrent use.
+type Maker struct {
+	self     peer.Name
+	limit    int
+	discover bool
+	rng      *rand.Rand
+	all      map[Key]*candidate
+	sessions map[peer.Name]bool
+}
+
+// New returns a Maker for a peer that holds at most limit sessions (0: any
+// number) and dials members if discover is set.
+func New(self peer.Name, limit int, discover bool, rng *rand.Rand) *Maker {
+	return &Maker{self: self, limit: limit, discover: discover, rng: rng,
+		all: make(map[Key]*candidate), sessions: make(map[peer.Name]bool)}
+}
+
+// AddTarget adds an address to connect to, or has one that is there already
+// tried at once.
+func (m *Maker) AddTarget(addr string) {
+	k := Key{target: addr}
+	if c := m.all[k]; c != nil {
+		if c.state == Waiting {
+			c.retry, c.delay = time.Time{}, 0
+		}
+		return
+	}
+	m.all[k] = &candidate{addrs: []string{addr}}
+}
+
+// ForgetTarget drops an address and tells whether it was there. A session with
+// its peer stays.
+func (m *Maker) ForgetTarget(addr string) bool {
+	k := Key{target: addr}
+	_, ok := m.all[k]
+	delete(m.all, k)
+	return ok
+}
+
+// Targets returns the addresses the user gave, in order.
+func (m *Maker) Targets() []string {
+	var t []string
+	for k := range m.all {
+		if k.target != "" {
+			t = append(t, k.target)
+		}
+	}
+	slices.Sort(t)
+	return t
+}
+
+// Member tells that a peer is in the mesh and where it may be dialled. Alive
+// says that some path leads to it now.
+func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, alive bool, now time.Time) {
+	if !m.discover || n == m.self || len(addrs) == 0 {
+		return
+	}
+	k := Key{peer: n}
+	c := m.all[k]
+	if c == nil {
+		// The higher name waits a little, so that the two do not dial each other
+		// at the same moment.
+		c = &candidate{peer: n}
+		if m.self.Compare(n) > 0 {
+			c.retry = now.Add(FirstDelay/4 + m.spread(FirstDelay)/2)
+		}
+		if m.sessions[n] {
+			c.state = Connected
+		}
+		m.all[k] = c
+	}
+	c.addrs = c.addrs[:0]
+	for _, a := range addrs {
+		c.addrs = append(c.addrs, a.String())
+	}
+	c.alive, c.expires = alive, time.Time{}
+}
+
+// MemberGone tells that the mesh lost a peer: crashed or cut off, or, if left
+// is set, gone by its own word.
+func (m *Maker) MemberGone(n peer.Name, left bool, now time.Time) {
+	k := Key{peer: n}
+	c := m.all[k]
+	if c == nil {
+		return
+	}
+	c.alive = false
+	if left {
+		delete(m.all, k)
+		return
+	}
+	if c.expires.IsZero() {
+		c.expires = now.Add(KeepLost)
+	}
+}
+
+// SessionUp tells that there is a session with n, whoever dialled.
+func (m *Maker) SessionUp(n peer.Name) {
+	m.sessions[n] = true
+	for k, c := range m.all {
+		if c.peer == n && (k.target == "" || c.state == Dialling) {
+			c.state, c.err = Connected, nil
+		}
+	}
+}
+
+// SessionDown tells that the session with n ended after it lived for so long.
+func (m *Maker) SessionDown(n peer.Name, lived time.Duration, err error, now time.Time) {
+	delete(m.sessions, n)
+	for _, c := range m.all {
+		if c.peer != n || c.state != Connected {
+			continue
+		}
+		c.err = err
+		if lived >= StableAfter {
+			c.delay = 0
+		}
+		m.wait(c, now)
+	}
+}
+
+// Done tells how an attempt ended: with a session, new or already there, with
+// the peer n; or with an error. A target's peer that turns out to be this peer
+// itself is never tried again.
+func (m *Maker) Done(k Key, n peer.Name, err error, now time.Time) {
+	c := m.all[k]
+	if c == nil {
+		return // forgotten meanwhile
+	}
+	c.err = err
+	if n == m.self {
+		c.state = Itself
+		return
+	}
+	if !n.IsZero() {
+		c.peer = n
+	}
+	if err == nil && m.sessions[c.peer] {
+		c.state = Connected
+		return
+	}
+	c.next++
+	if len(c.addrs) > 1 && c.next%len(c.addrs) != 0 && err != nil {
+		c.state, c.retry = Waiting, now // the next address at once
+		return
+	}
+	m.wait(c, now)
+}
+
+func (m *Maker) wait(c *candidate, now time.Time) {
+	most := MaxDelay
+	if c.alive {
+		most = MaxDelayAlive
+	}
+	switch {
+	case c.delay == 0:
+		c.delay = FirstDelay
+	default:
+		c.delay = min(c.delay*3/2, most)
+	}
+	c.state, c.retry = Waiting, now.Add(m.spread(c.delay))
+}
+
+// spread draws from half of d to one and a half of it.
+func (m *Maker) spread(d time.Duration) time.Duration {
+	return d/2 + time.Duration(m.rng.Int64N(int64(d)+1))
+}
+
+// Tick returns whom to dial now.
+func (m *Maker) Tick(now time.Time) []Attempt {
+	busy := len(m.sessions)
+	for k, c := range m.all {
+		if c.state == Dialling {
+			busy++
+		}
+		if !c.expires.IsZero() && now.After(c.expires) && !m.sessions[k.peer] {
+			delete(m.all, k)
+		}
+	}
+	var due []Key
+	for k, c := range m.all {
+		switch {
+		case c.state != Waiting:
+		case m.sessions[c.peer]:
+			c.state, c.err = Connected, nil
+		case !now.Before(c.retry):
+			due = append(due, k)
+		}
+	}
+	// Targets first; then by name, so that one seed gives one run.
+	slices.SortFunc(due, func(a, b Key) int {
+		return cmp.Or(cmp.Compare(b.target, a.target), a.peer.Compare(b.peer))
+	})
+	var out []Attempt
+	for _, k := range due {
+		if m.limit > 0 && busy >= m.limit {
+			break
+		}
+		busy++
+		c := m.all[k]
+		c.state = Dialling
+		out = append(out, Attempt{k, c.addrs[c.next%len(c.addrs)]})
+	}
+	return out
+}
+
+// Full tells whether the connection limit keeps from one more session.
+func (m *Maker) Full() bool { return m.limit > 0 && len(m.sessions) >= m.limit }
+
+// Status returns all candidates, targets first.
+func (m *Maker) Status() []Candidate {
+	keys := slices.SortedFunc(maps.Keys(m.all), func(a, b Key) int {
+		return cmp.Or(cmp.Compare(b.target, a.target), a.peer.Compare(b.peer))
+	})
+	var s []Candidate
+	for _, k := range keys {
+		c := m.all[k]
+		s = append(s, Candidate{k.target, c.peer, c.addrs[c.next%len(c.addrs)], c.state, c.retry, c.err})
+	}
+	return s
+}

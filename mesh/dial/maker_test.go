@@ -1,0 +1,151 @@
+package dial
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+var (
+	self  = peer.Name{2, 5}
+	lower = peer.Name{2, 1}
+	upper = peer.Name{2, 9}
+	t0    = time.Unix(1_700_000_000, 0)
+	errNo = errors.New("connection refused")
+	addr  = netip.MustParseAddrPort("10.0.0.1:6783")
+)
+
+func maker(limit int) *Maker { return New(self, limit, true, rand.New(rand.NewPCG(1, 2))) }
+
+func TestBackOffGrowsByHalfToItsBound(t *testing.T) {
+	m, now := maker(0), t0
+	m.AddTarget("h1")
+	want := float64(FirstDelay)
+	for i := range 40 {
+		got := m.Tick(now)
+		if len(got) != 1 || got[0].Addr != "h1" {
+			t.Fatalf("attempt %d: %+v", i, got)
+		}
+		m.Done(got[0].Key, peer.Name{}, errNo, now)
+		wait := m.Status()[0].Retry.Sub(now)
+		if float64(wait) < want/2-1 || float64(wait) > want*3/2+1 {
+			t.Fatalf("attempt %d: waits %v, want %v give or take half", i, wait, time.Duration(want))
+		}
+		if m.Tick(now.Add(wait-1)) != nil {
+			t.Fatal("dials before its time")
+		}
+		now = now.Add(wait)
+		want = min(want*1.5, float64(MaxDelay))
+	}
+}
+
+func TestLivingMemberIsDialledMoreOften(t *testing.T) {
+	m, now := maker(0), t0
+	for range 30 {
+		m.Member(lower, []netip.AddrPort{addr}, true, now)
+		now = now.Add(2 * MaxDelayAlive)
+		got := m.Tick(now)
+		if len(got) != 1 {
+			t.Fatal("a living member waits longer than its bound")
+		}
+		m.Done(got[0].Key, peer.Name{}, errNo, now)
+	}
+}
+
+func TestSessionStopsDialling(t *testing.T) {
+	m := maker(0)
+	m.AddTarget("h1")
+	m.Member(lower, []netip.AddrPort{addr}, true, t0)
+	m.SessionUp(lower)
+	got := m.Tick(t0)
+	if len(got) != 1 || got[0].Addr != "h1" {
+		t.Fatalf("%+v", got)
+	}
+	m.Done(got[0].Key, lower, nil, t0) // the target is that peer: refused as a duplicate
+	if got := m.Tick(t0.Add(time.Hour)); got != nil {
+		t.Errorf("dials %+v beside a session", got)
+	}
+	m.SessionDown(lower, 2*StableAfter, errNo, t0.Add(time.Hour))
+	if got := m.Tick(t0.Add(time.Hour + 2*FirstDelay)); len(got) != 2 {
+		t.Errorf("dials %+v after the session's end", got)
+	}
+}
+
+func TestOwnAddressIsTriedOnce(t *testing.T) {
+	m := maker(0)
+	m.AddTarget("me")
+	m.Done(m.Tick(t0)[0].Key, self, errNo, t0)
+	if got := m.Tick(t0.Add(time.Hour)); got != nil {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestLimitCountsSessionsAndAttempts(t *testing.T) {
+	m := maker(2)
+	m.SessionUp(upper)
+	m.AddTarget("a")
+	m.AddTarget("b")
+	if got := m.Tick(t0); len(got) != 1 {
+		t.Errorf("%d attempts beside one session with a limit of 2", len(got))
+	}
+	m.SessionUp(lower)
+	if !m.Full() {
+		t.Error("not full")
+	}
+}
+
+func TestHigherNameWaitsALittle(t *testing.T) {
+	m := maker(0)
+	m.Member(upper, []netip.AddrPort{addr}, true, t0)
+	m.Member(lower, []netip.AddrPort{addr}, true, t0)
+	if got := m.Tick(t0); len(got) != 1 || got[0].Key.peer != upper {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
+	m := maker(0)
+	m.Member(upper, []netip.AddrPort{addr}, true, t0)
+	m.MemberGone(upper, false, t0)
+	if got := m.Tick(t0.Add(KeepLost / 2)); len(got) != 1 {
+		t.Error("a lost member is not dialled")
+	} else {
+		m.Done(got[0].Key, peer.Name{}, errNo, t0.Add(KeepLost/2))
+	}
+	if m.Tick(t0.Add(KeepLost + time.Minute)); len(m.Status()) != 0 {
+		t.Error("a lost member is kept for ever")
+	}
+	m.Member(upper, []netip.AddrPort{addr}, true, t0)
+	m.MemberGone(upper, true, t0)
+	if len(m.Status()) != 0 {
+		t.Error("a member that left is kept")
+	}
+}
+
+func TestEachAddressOfAMemberIsTried(t *testing.T) {
+	m := maker(0)
+	m.Member(upper, []netip.AddrPort{addr, netip.MustParseAddrPort("[fd00::1]:6783")}, true, t0)
+	a := m.Tick(t0)[0]
+	m.Done(a.Key, peer.Name{}, errNo, t0)
+	b := m.Tick(t0)
+	if len(b) != 1 || b[0].Addr == a.Addr {
+		t.Errorf("after %s comes %+v", a.Addr, b)
+	}
+}
+
+func TestForgottenTargetIsNotDialled(t *testing.T) {
+	m := maker(0)
+	m.AddTarget("h1")
+	a := m.Tick(t0)
+	if !m.ForgetTarget("h1") || m.ForgetTarget("h1") {
+		t.Error("forget does not tell whether the target was there")
+	}
+	m.Done(a[0].Key, peer.Name{}, errNo, t0)
+	if m.Tick(t0.Add(time.Hour)) != nil || len(m.Targets()) != 0 {
+		t.Error("dialled after all")
+	}
+}

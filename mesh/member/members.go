@@ -1,0 +1,181 @@
+// Package member keeps the list of who is in the mesh and where each member
+// may be dialled, with hashicorp/memberlist.
+//
+// memberlist's packets and streams travel inside sessions, relayed hop by hop
+// to members with no direct session, so a member is alive while any path to it
+// lives. Its verdicts are hints for whom to dial: sessions decide about links,
+// the topology about routes.
+package member
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Event is a change of the list.
+type Event struct {
+	Peer  peer.Name
+	Addrs []netip.AddrPort // where it may be dialled
+	Alive bool             // unset when the member is gone
+}
+
+// Config is what a List needs.
+type Config struct {
+	Self peer.Name
+	// Send carries a message to another member over any number of hops. It
+	// does not block and may lose it.
+	Send func(to peer.Name, msg []byte) error
+	// Notify is called for each change, from one of memberlist's goroutines.
+	Notify func(Event)
+	Log    *slog.Logger
+}
+
+// List is the running member list.
+type List struct {
+	cfg Config
+	tr  *transport
+	ml  *memberlist.Memberlist
+	ctx context.Context
+	end context.CancelFunc
+	wg  sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	addrs   []netip.AddrPort
+	alive   map[peer.Name]bool
+	joining map[peer.Name]bool
+}
+
+// Start returns a List that knows of this peer alone.
+func Start(cfg Config) (*List, error) {
+	l := &List{cfg: cfg, tr: newTransport(cfg.Self, cfg.Send), alive: make(map[peer.Name]bool), joining: make(map[peer.Name]bool)}
+	l.ctx, l.end = context.WithCancel(context.Background())
+	c := memberlist.DefaultWANConfig()
+	c.Name = cfg.Self.String()
+	c.Transport = l.tr
+	c.Delegate = delegate{l}
+	c.Events = events{l}
+	c.EnableCompression = false // sessions carry it; a little CPU is worth more than a few bytes
+	// A packet is a record of a session: nothing fragments below 48 KiB.
+	c.UDPBufferSize = 8 << 10
+	c.DNSConfigPath = ""
+	c.Logger = log.New(io.Discard, "", 0)
+	if cfg.Log != nil {
+		c.Logger = slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)
+	}
+	var err error
+	if l.ml, err = memberlist.Create(c); err != nil {
+		return nil, fmt.Errorf("start the member list as %s: %w", cfg.Self, err)
+	}
+	return l, nil
+}
+
+// Receive takes in a message that the same package's Send carried here. It
+// keeps msg.
+func (l *List) Receive(from peer.Name, msg []byte) error { return l.tr.receive(from, msg) }
+
+// Join merges this list with that of a peer, in the background, unless the
+// peer is a member already.
+func (l *List) Join(n peer.Name) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.alive[n] || l.joining[n] || l.ctx.Err() != nil {
+		return
+	}
+	l.joining[n] = true
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		_, err := l.ml.Join([]string{n.String() + "/" + addrString(n)})
+		if err != nil && l.cfg.Log != nil {
+			l.cfg.Log.Debug("join the member list", "peer", n, "err", err)
+		}
+		l.mu.Lock()
+		delete(l.joining, n)
+		l.mu.Unlock()
+	}()
+}
+
+// Alive tells whether n is a member, as far as the list knows.
+func (l *List) Alive(n peer.Name) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.alive[n]
+}
+
+// SetAddrs tells the members where this peer may be dialled.
+func (l *List) SetAddrs(addrs []netip.AddrPort) {
+	l.mu.Lock()
+	same := slices.Equal(l.addrs, addrs)
+	l.addrs = slices.Clone(addrs)
+	closed := l.ctx.Err() != nil
+	if !same && !closed {
+		l.wg.Add(1)
+	}
+	l.mu.Unlock()
+	if same || closed {
+		return
+	}
+	go func() { // it waits for the update to be sent
+		defer l.wg.Done()
+		_ = l.ml.UpdateNode(time.Second)
+	}()
+}
+
+// Close leaves the list, telling the others if graceful is set, and waits for
+// the list's own goroutines.
+func (l *List) Close(graceful bool) {
+	l.end()
+	if graceful {
+		_ = l.ml.Leave(time.Second)
+	}
+	_ = l.ml.Shutdown()
+	l.wg.Wait()
+}
+
+// delegate gives memberlist this peer's metadata: its addresses.
+type delegate struct{ l *List }
+
+func (d delegate) NodeMeta(limit int) []byte {
+	d.l.mu.Lock()
+	defer d.l.mu.Unlock()
+	return appendMeta(nil, d.l.addrs, limit)
+}
+func (delegate) NotifyMsg([]byte)                {}
+func (delegate) GetBroadcasts(_, _ int) [][]byte { return nil }
+func (delegate) LocalState(bool) []byte          { return nil }
+func (delegate) MergeRemoteState([]byte, bool)   {}
+
+type events struct{ l *List }
+
+func (e events) NotifyJoin(n *memberlist.Node)   { e.notify(n, true) }
+func (e events) NotifyUpdate(n *memberlist.Node) { e.notify(n, true) }
+func (e events) NotifyLeave(n *memberlist.Node)  { e.notify(n, false) }
+
+func (e events) notify(n *memberlist.Node, alive bool) {
+	name, err := peer.ParseName(n.Name)
+	if err != nil || name == e.l.cfg.Self {
+		return
+	}
+	addrs, err := parseMeta(n.Meta)
+	if err != nil && e.l.cfg.Log != nil {
+		e.l.cfg.Log.Warn("a member's metadata is not readable", "peer", name, "err", err)
+	}
+	e.l.mu.Lock()
+	if alive {
+		e.l.alive[name] = true
+	} else {
+		delete(e.l.alive, name)
+	}
+	e.l.mu.Unlock()
+	e.l.cfg.Notify(Event{Peer: name, Addrs: addrs, Alive: alive})
+}
