@@ -1,0 +1,286 @@
+package testbed
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+)
+
+func randomName() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:])
+	return "t" + hex.EncodeToString(b[:])
+}
+
+// newLab makes the underlay of a lab that ends with the test.
+func newLab(t *testing.T, c Config) *Lab {
+	t.Helper()
+	nstest.RequireRoot(t)
+	c.Name = randomName()
+	l, err := Create(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := Down(c.Name); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// reaches tells whether an echo request of a is answered by b.
+func reaches(t *testing.T, l *Lab, a int, to netip.Addr, want bool) {
+	t.Helper()
+	p, err := NewPinger(l.Netns(Place{Host: a}), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	patience := 5 * time.Second
+	if !want {
+		patience = 150 * time.Millisecond
+	}
+	_, err = p.Once(8, patience)
+	if (err == nil) != want {
+		t.Errorf("h%d to %s: %v, want an answer: %v", a, to, err, want)
+	}
+}
+
+func TestTopologies(t *testing.T) {
+	for _, c := range []struct {
+		topology Topology
+		joined   [][2]int
+	}{
+		{Full, [][2]int{{1, 2}, {1, 3}, {2, 3}}},
+		{Line, [][2]int{{1, 2}, {2, 3}}},
+		{Star, [][2]int{{1, 2}, {1, 3}}},
+	} {
+		t.Run(string(c.topology), func(t *testing.T) {
+			l := newLab(t, Config{Hosts: 3, Topology: c.topology})
+			for a := 1; a <= 3; a++ {
+				for b := 1; b <= 3; b++ {
+					if a == b {
+						continue
+					}
+					want := slices.Contains(c.joined, [2]int{min(a, b), max(a, b)})
+					reaches(t, l, a, Addr4(b), want)
+					reaches(t, l, a, Addr6(b), want)
+				}
+			}
+		})
+	}
+}
+
+func TestCutAndHealOneWay(t *testing.T) {
+	l := newLab(t, Config{Hosts: 2, Topology: Full})
+	reaches(t, l, 1, Addr4(2), true)
+	for range 2 { // twice is harmless
+		if err := l.Cut(1, 2, Packets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One way: a datagram of h2 gets to h1, none of h1 gets to h2.
+	if !datagram(t, l, 2, 1) {
+		t.Error("cut h1 to h2 also stopped h2 to h1")
+	}
+	if datagram(t, l, 1, 2) {
+		t.Error("cut h1 to h2 let a datagram through")
+	}
+	for range 2 {
+		if err := l.Heal(1, 2, Packets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reaches(t, l, 1, Addr4(2), true)
+	reaches(t, l, 2, Addr6(1), true)
+}
+
+// datagram tells whether a UDP datagram gets from host a to host b.
+func datagram(t *testing.T, l *Lab, a, b int) bool {
+	t.Helper()
+	server := listenUDP(t, l, b)
+	client := dialUDP(t, l, a, server.LocalAddr().String())
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	server.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	_, _, err := server.ReadFrom(make([]byte, 1))
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func TestCutOfDialsLeavesTheOtherDirectionOpen(t *testing.T) {
+	l := newLab(t, Config{Hosts: 2, Topology: Full})
+	if err := l.Cut(1, 2, Dials); err != nil {
+		t.Fatal(err)
+	}
+	if dialTCP(t, l, 1, 2) {
+		t.Error("h1 dialled h2 through the cut")
+	}
+	if !dialTCP(t, l, 2, 1) {
+		t.Error("h2 can not dial h1")
+	}
+	reaches(t, l, 1, Addr4(2), true)
+}
+
+func TestUnderlayMTU(t *testing.T) {
+	l := newLab(t, Config{Hosts: 2, Topology: Full, UnderlayMTU: 9000})
+	p, err := NewPinger(l.Netns(Place{Host: 1}), Addr4(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if _, err := p.Once(1400, 5*time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCreateTwiceIsRefusedAndLeavesTheFirst(t *testing.T) {
+	l := newLab(t, Config{Hosts: 2, Topology: Full})
+	_, err := Create(l.Config)
+	if err == nil || !strings.Contains(err.Error(), "is there already; take it down with: weft lab down --name "+l.Name) {
+		t.Errorf("create a second time: %v", err)
+	}
+	reaches(t, l, 1, Addr4(2), true)
+}
+
+func TestTwoLabsAtOnceAreApart(t *testing.T) {
+	labs := make([]*Lab, 2)
+	for i := range labs {
+		labs[i] = newLab(t, Config{Hosts: 2, Topology: Full})
+	}
+	if err := Down(labs[0].Name); err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, labs[1], 1, Addr4(2), true)
+	left, err := namespaces(labs[0].Name)
+	if err != nil || len(left) > 0 {
+		t.Errorf("down left %v, %v", left, err)
+	}
+}
+
+func TestDownKillsProcessesAndLeavesNothing(t *testing.T) {
+	l := newLab(t, Config{Hosts: 2, Topology: Full})
+	cmd := exec.Command("sleep", "1000")
+	if err := l.Start(Place{Host: 2}, cmd); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	if err := Down(l.Name); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("down left a process of the lab alive")
+	}
+	if left, err := namespaces(l.Name); err != nil || len(left) > 0 {
+		t.Errorf("down left namespaces %v, %v", left, err)
+	}
+	if exists(folder(l.Name)) {
+		t.Errorf("down left %s", folder(l.Name))
+	}
+	if err := Down(l.Name); err != nil {
+		t.Errorf("down a second time: %v", err)
+	}
+}
+
+func TestDownOfHalfALab(t *testing.T) {
+	nstest.RequireRoot(t)
+	name := randomName()
+	// What a killed `lab up` leaves: some namespaces and no lab.json.
+	if err := netdev.NewNS("weft-" + name + "-h1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(folder(name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	list, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(list, func(s Summary) bool { return s.Name == name })
+	if i < 0 || list[i].Complete || !slices.Equal(list[i].Hosts, []string{"h1"}) {
+		t.Errorf("list shows half a lab as %+v", list)
+	}
+	if err := Down(name); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := namespaces(name); len(left) > 0 || exists(folder(name)) {
+		t.Errorf("down of half a lab left %v", left)
+	}
+}
+
+func TestListAndOpen(t *testing.T) {
+	l := newLab(t, Config{Hosts: 3, Topology: Star, Flags: []string{"--mtu", "1300"}})
+	list, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(list, func(s Summary) bool { return s.Name == l.Name })
+	if i < 0 || !list[i].Complete || !slices.Equal(list[i].Hosts, []string{"h1", "h2", "h3"}) {
+		t.Errorf("list: %+v", list)
+	}
+	again, err := Open(l.Name)
+	if err != nil || again.Topology != Star || again.Hosts != 3 || !slices.Equal(again.Flags, l.Flags) {
+		t.Errorf("open: %+v, %v", again, err)
+	}
+	if _, err := Open(l.Name + "x"); err == nil || !strings.Contains(err.Error(), "there is no lab") {
+		t.Errorf("open a lab that is not there: %v", err)
+	}
+	if err := l.Find(Place{Host: 4}); err == nil || !strings.Contains(err.Error(), "has no host h4, only h1 to h3") {
+		t.Errorf("find h4: %v", err)
+	}
+}
+
+func TestConcurrentCreateOfOneNameMakesOneLab(t *testing.T) {
+	nstest.RequireRoot(t)
+	name := randomName()
+	t.Cleanup(func() {
+		if err := Down(name); err != nil {
+			t.Error(err)
+		}
+	})
+	var wg sync.WaitGroup
+	errs := make([]error, 3)
+	for i := range errs {
+		wg.Go(func() { _, errs[i] = Create(Config{Name: name, Hosts: 2, Topology: Full}) })
+	}
+	wg.Wait()
+	made := 0
+	for _, err := range errs {
+		if err == nil {
+			made++
+		}
+	}
+	l, err := Open(name)
+	if made != 1 || err != nil {
+		t.Fatalf("%d labs were made, want 1: %v; open: %v", made, errs, err)
+	}
+	reaches(t, l, 1, Addr4(2), true)
+}
+
+func TestPingGivesUpWithTheContext(t *testing.T) {
+	l := newLab(t, Config{Hosts: 1, Topology: Full})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := Ping(ctx, l.Netns(Place{Host: 1}), Addr4(9)); err == nil {
+		t.Error("a host that is not there answered")
+	}
+}

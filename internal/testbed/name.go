@@ -1,0 +1,129 @@
+// Package testbed makes labs: hosts out of network namespaces on one machine,
+// joined by an underlay of their own, each with a real router process in it.
+// Nothing of a lab is in the machine's own network namespace.
+//
+//	weft-LAB-underlay     bridge "under0", one port a host: h1, h2, ...
+//	weft-LAB-hN           eth0: 192.168.77.N/24 and fd00:77::N/64; the router
+//	weft-LAB-hN-NAME      a container of host N, attached by its router
+//	/run/weft/lab/LAB/    lab.json, hN/{weft.sock,weft.log,pid,state/}
+//
+// A lab has no process of its own: what exists is read from the kernel, so
+// that any process may go on with a lab, or take down half of one. Two
+// processes may work on different labs at once; on one lab, on different
+// containers.
+package testbed
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+const (
+	// DefaultName is the lab that commands mean when told no other.
+	DefaultName = "lab"
+	// MaxHosts is the most hosts of a lab: the underlay is a /24.
+	MaxHosts = 250
+
+	root       = "/run/weft/lab"
+	underlayNS = "underlay"
+)
+
+var (
+	labName       = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+	ambiguousName = regexp.MustCompile(`-(h[0-9]+|underlay)(-|$)`)
+	containerName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$`)
+	hostName      = regexp.MustCompile(`^h([1-9][0-9]{0,2})$`)
+)
+
+// CheckName tells why a lab may not be called name, or returns nil. The names
+// of two labs never make the same name of a namespace.
+func CheckName(name string) error {
+	if !labName.MatchString(name) {
+		return fmt.Errorf("lab name %q: want up to 32 lower-case letters, digits and inner hyphens", name)
+	}
+	if ambiguousName.MatchString(name) {
+		return fmt.Errorf("lab name %q: it looks like the name of a host in another lab", name)
+	}
+	return nil
+}
+
+// Place is a host of a lab, or a container on one.
+type Place struct {
+	Host      int    // 1 for h1
+	Container string // empty: the host itself
+}
+
+// ParsePlace reads HOST or HOST/CONTAINER.
+func ParsePlace(s string) (Place, error) {
+	host, container, hasContainer := cutSlash(s)
+	m := hostName.FindStringSubmatch(host)
+	if m == nil {
+		return Place{}, fmt.Errorf("%q: want a host, h1, h2, ..., or HOST/CONTAINER", s)
+	}
+	n, _ := strconv.Atoi(m[1]) // three digits always fit
+	if n > MaxHosts {
+		return Place{}, fmt.Errorf("%q: a lab has at most %d hosts", s, MaxHosts)
+	}
+	if hasContainer && !containerName.MatchString(container) {
+		return Place{}, fmt.Errorf("%q: want up to 64 letters, digits, dots, hyphens and underscores as the container's name", s)
+	}
+	return Place{Host: n, Container: container}, nil
+}
+
+func cutSlash(s string) (before, after string, found bool) {
+	for i := range len(s) {
+		if s[i] == '/' {
+			return s[:i], s[i+1:], true
+		}
+	}
+	return s, "", false
+}
+
+// String returns the form that ParsePlace reads.
+func (p Place) String() string {
+	if p.Container == "" {
+		return hostWord(p.Host)
+	}
+	return hostWord(p.Host) + "/" + p.Container
+}
+
+func hostWord(n int) string { return "h" + strconv.Itoa(n) }
+
+func (p Place) namespace(lab string) string {
+	name := "weft-" + lab + "-" + hostWord(p.Host)
+	if p.Container != "" {
+		name += "-" + p.Container
+	}
+	return name
+}
+
+// namespaces returns the names of all namespaces of the lab that exist.
+func namespaces(lab string) ([]string, error) {
+	all, err := netdev.ListNS()
+	if err != nil {
+		return nil, err
+	}
+	own := regexp.MustCompile(`^weft-` + regexp.QuoteMeta(lab) + `-(underlay|h[1-9][0-9]*(-.*)?)$`)
+	var found []string
+	for _, n := range all {
+		if own.MatchString(n) {
+			found = append(found, n)
+		}
+	}
+	return found, nil
+}
+
+// Addr4 returns the underlay address of host n.
+func Addr4(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 77, byte(n)}) }
+
+// Addr6 returns the underlay's IPv6 address of host n.
+func Addr6(n int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfd, 2: 0x00, 3: 0x77, 15: byte(n)})
+}
+
+func folder(lab string) string { return filepath.Join(root, lab) }

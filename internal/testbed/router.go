@@ -1,0 +1,278 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// pollEvery is how often a condition is looked at while waiting for it.
+const pollEvery = 50 * time.Millisecond
+
+// Peers returns the targets that host n is launched with, so that one known
+// peer is all that any host starts from.
+func (l *Lab) Peers(n int) []string {
+	switch {
+	case n == 1:
+		return nil
+	case l.Topology == Line:
+		return []string{Addr4(n - 1).String()}
+	default:
+		return []string{Addr4(1).String()}
+	}
+}
+
+// Launch starts the router of host n with the lab's flags, then the given
+// ones, and then args; it waits until the router says that it is ready, or
+// returns its last words.
+func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
+	p := Place{Host: n}
+	if pid, ok := l.routerPID(n); ok {
+		return fmt.Errorf("the router of %s in lab %s runs already, as process %d", p, l.Name, pid)
+	}
+	exe := l.Exe
+	if exe == "" {
+		var err error
+		if exe, err = os.Executable(); err != nil {
+			return fmt.Errorf("launch the router of %s: find the program: %w", p, err)
+		}
+	}
+	log, err := os.OpenFile(l.LogFile(n), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("launch the router of %s: %w", p, err)
+	}
+	defer log.Close()
+	from, err := log.Seek(0, 2)
+	if err != nil {
+		return fmt.Errorf("launch the router of %s: %w", p, err)
+	}
+	// The router outlives ctx, which only bounds the wait.
+	cmd := exec.Command(exe, l.launchArgs(n, args)...)
+	cmd.Env = l.routerEnv()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := l.Start(p, cmd); err != nil {
+		return fmt.Errorf("launch the router of %s: %w", p, err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait() // its end says nothing that its log does not
+		close(ended)
+	}()
+	if err := os.WriteFile(l.pidFile(n), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600); err != nil {
+		cmd.Process.Kill()
+		<-ended
+		return fmt.Errorf("launch the router of %s: %w", p, err)
+	}
+	client := api.NewClient(l.Socket(n))
+	for {
+		if r, err := client.Ready(ctx); err == nil && r.Ready && r.PID == cmd.Process.Pid {
+			return nil
+		}
+		select {
+		case <-ended:
+			return fmt.Errorf("launch the router of %s: %s", p, l.lastWords(n, from))
+		case <-ctx.Done():
+			return fmt.Errorf("launch the router of %s: not ready in time; its log is %s: %w", p, l.LogFile(n), ctx.Err())
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (l *Lab) launchArgs(n int, extra []string) []string {
+	args := []string{"launch", "--foreground",
+		"--socket", l.Socket(n), "--state-dir", l.StateDir(n), "--nickname", hostWord(n),
+		"--ipalloc-init", "consensus=" + strconv.Itoa(l.Hosts)}
+	return slices.Concat(args, l.Flags, extra)
+}
+
+// routerEnv is this process's environment without flags of weft launch, and
+// the password, which must not show in a list of processes.
+func (l *Lab) routerEnv() []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "WEFT_") })
+	if l.Password != "" {
+		env = append(env, "WEFT_PASSWORD="+l.Password)
+	}
+	return env
+}
+
+// lastWords returns the last line of host n's log, which was from bytes long
+// before the router started.
+func (l *Lab) lastWords(n int, from int64) string {
+	b, err := os.ReadFile(l.LogFile(n))
+	if err != nil || int64(len(b)) < from {
+		return "it ended, and its log can not be read"
+	}
+	return LastError(b[from:])
+}
+
+// LastError returns the error that ended a weft process, from its log.
+func LastError(log []byte) string {
+	lines := bytes.Split(bytes.TrimSpace(log), []byte{'\n'})
+	for _, line := range slices.Backward(lines) {
+		if text, ok := bytes.CutPrefix(line, []byte("weft: ")); ok {
+			return string(text)
+		}
+	}
+	if last := lines[len(lines)-1]; len(last) > 0 {
+		return string(last)
+	}
+	return "it ended without a word"
+}
+
+// routerPID returns the process of host n's router, if it lives.
+func (l *Lab) routerPID(n int) (int, bool) {
+	b, err := os.ReadFile(l.pidFile(n))
+	if err != nil {
+		return 0, false
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid < 2 {
+		return 0, false
+	}
+	host, err := netdev.IdentifyNS(l.Netns(Place{Host: n}))
+	if err != nil {
+		return 0, false
+	}
+	// The number may be another process's by now, which is not in that
+	// namespace; a zombie is in none.
+	got, err := netdev.IdentifyNS(netdev.NSByPID(pid))
+	return pid, err == nil && got == host
+}
+
+// Kill ends the router of host n with SIGKILL and returns when it is gone.
+func (l *Lab) Kill(n int) error {
+	if err := l.Find(Place{Host: n}); err != nil {
+		return err
+	}
+	pid, ok := l.routerPID(n)
+	if !ok {
+		return fmt.Errorf("the router of %s in lab %s does not run", hostWord(n), l.Name)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill the router of %s, process %d: %w", hostWord(n), pid, err)
+	}
+	deadline := time.Now().Add(killPatience)
+	for {
+		if _, ok := l.routerPID(n); !ok {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("kill the router of %s: process %d is still there after %v", hostWord(n), pid, killPatience)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// Up launches all routers and waits for WaitConverged.
+func (l *Lab) Up(ctx context.Context) error {
+	for n := 1; n <= l.Hosts; n++ {
+		if err := l.Launch(ctx, n, l.Peers(n)...); err != nil {
+			return err
+		}
+	}
+	return l.WaitConverged(ctx)
+}
+
+// WaitConverged returns when each router that runs sees all routers that run
+// and has a route to each; or when ctx ends, with words on who lacks whom.
+func (l *Lab) WaitConverged(ctx context.Context) error {
+	for {
+		missing := l.missing(ctx)
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("lab %s has not converged: %s: %w", l.Name, missing, ctx.Err())
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// missing tells what keeps the lab from having converged, "" if nothing does.
+func (l *Lab) missing(ctx context.Context) string {
+	reports := make(map[int]*api.Report)
+	names := make(map[string]int)
+	var words []string
+	for n := 1; n <= l.Hosts; n++ {
+		if _, ok := l.routerPID(n); !ok {
+			continue
+		}
+		r, err := api.NewClient(l.Socket(n)).Report(ctx)
+		if err != nil {
+			words = append(words, fmt.Sprintf("%s does not answer: %v", hostWord(n), err))
+			continue
+		}
+		if other, twice := names[r.Router.Name]; twice {
+			words = append(words, fmt.Sprintf("%s and %s have one name, %s", hostWord(other), hostWord(n), r.Router.Name))
+		}
+		reports[n], names[r.Router.Name] = r, n
+	}
+	for n := 1; n <= l.Hosts; n++ {
+		r := reports[n]
+		if r == nil {
+			continue
+		}
+		lacks := make(map[string]int)
+		for name, m := range names {
+			if m != n {
+				lacks[name] = m
+			}
+		}
+		for _, route := range r.Router.UnicastRoutes {
+			delete(lacks, route.Dest)
+		}
+		if len(lacks) > 0 {
+			var hosts []string
+			for _, m := range lacks {
+				hosts = append(hosts, hostWord(m))
+			}
+			slices.SortFunc(hosts, byLengthThenName)
+			words = append(words, fmt.Sprintf("%s has no route to %s", hostWord(n), strings.Join(hosts, ", ")))
+		} else if len(r.Router.Peers) < len(names) {
+			words = append(words, fmt.Sprintf("%s sees %d of %d peers", hostWord(n), len(r.Router.Peers), len(names)))
+		}
+	}
+	return strings.Join(words, "; ")
+}
+
+// AddContainer makes a container on a host, attached by the host's router with
+// the given addresses, one of the default subnet if none is given. On error
+// nothing is left.
+func (l *Lab) AddContainer(ctx context.Context, p Place, addrs []api.Address) (got []netip.Prefix, err error) {
+	if err := l.Find(Place{Host: p.Host}); err != nil {
+		return nil, err
+	}
+	if exists(l.Netns(p)) {
+		return nil, fmt.Errorf("lab %s has a container %s already", l.Name, p)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, netdev.DeleteNS(p.namespace(l.Name)))
+		}
+	}()
+	if err := newNamespace(p.namespace(l.Name)); err != nil {
+		return nil, err
+	}
+	return api.NewClient(l.Socket(p.Host)).Attach(ctx, api.AttachRequest{Netns: l.Netns(p), Addresses: addrs})
+}
+
+// RemoveContainer detaches a container, kills its processes and removes it.
+func (l *Lab) RemoveContainer(ctx context.Context, p Place) error {
+	_, err := api.NewClient(l.Socket(p.Host)).Detach(ctx, api.AttachRequest{Netns: l.Netns(p)})
+	return errors.Join(err, killAll(l.Netns(p)), netdev.DeleteNS(p.namespace(l.Name)))
+}

@@ -1,0 +1,281 @@
+// Package traffic measures a network between two processes: TCP throughput,
+// TCP round trips and the rate of small UDP packets. Both ends are weft, so
+// that nothing needs to be installed. The server trusts whoever reaches it; it
+// is for labs.
+//
+// Each measurement opens TCP connections to the server. The first byte says
+// what for; integers are big-endian:
+//
+//	'B' bulk    then data until the client closes its half; the server
+//	            answers with the number of data bytes (8 bytes)
+//	'L' latency then single bytes, each sent back as it comes
+//	'U' packets the server answers with a UDP port (2 bytes) that counts what
+//	            the client sends there; at a byte from the client, or its end,
+//	            it answers with the number of datagrams (8 bytes)
+package traffic
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	forBulk    = 'B'
+	forLatency = 'L'
+	forPackets = 'U'
+
+	bulkChunk = 128 << 10
+	// straggle is how long the server goes on counting after the client said
+	// that it has sent its last datagram.
+	straggle = 100 * time.Millisecond
+)
+
+// Serve answers clients on l until ctx ends, and closes l.
+func Serve(ctx context.Context, l net.Listener) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		c, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("serve traffic on %s: %w", l.Addr(), err)
+		}
+		wg.Go(func() {
+			defer c.Close()
+			defer context.AfterFunc(ctx, func() { c.Close() })()
+			serveOne(c) // a client that breaks off is no concern of the server
+		})
+	}
+}
+
+func serveOne(c net.Conn) error {
+	var kind [1]byte
+	if _, err := io.ReadFull(c, kind[:]); err != nil {
+		return err
+	}
+	switch kind[0] {
+	case forBulk:
+		n, err := io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{c}, make([]byte, bulkChunk))
+		if err != nil {
+			return err
+		}
+		return binary.Write(c, binary.BigEndian, uint64(n))
+	case forLatency:
+		var b [1]byte
+		for {
+			if _, err := io.ReadFull(c, b[:]); err != nil {
+				return err
+			}
+			if _, err := c.Write(b[:]); err != nil {
+				return err
+			}
+		}
+	case forPackets:
+		return servePackets(c)
+	default:
+		return fmt.Errorf("a client asked for %q", kind[0])
+	}
+}
+
+// onlyWriter and onlyReader keep io.CopyBuffer from taking a way round the
+// buffer, so that each read is of bulkChunk bytes.
+type onlyWriter struct{ io.Writer }
+
+type onlyReader struct{ io.Reader }
+
+func servePackets(c net.Conn) error {
+	local := c.LocalAddr().(*net.TCPAddr)
+	u, err := net.ListenUDP("udp", &net.UDPAddr{IP: local.IP, Zone: local.Zone})
+	if err != nil {
+		return err
+	}
+	defer u.Close()
+	u.SetReadBuffer(4 << 20) // as much of it as the system allows
+	counted := make(chan uint64)
+	go func() {
+		var n uint64
+		b := make([]byte, 65536)
+		for {
+			if _, _, err := u.ReadFromUDPAddrPort(b); err != nil {
+				counted <- n
+				return
+			}
+			n++
+		}
+	}()
+	port := uint16(u.LocalAddr().(*net.UDPAddr).Port)
+	err = binary.Write(c, binary.BigEndian, port)
+	if err == nil {
+		var b [1]byte
+		_, err = io.ReadFull(c, b[:])
+	}
+	u.SetReadDeadline(time.Now().Add(straggle))
+	n := <-counted
+	if err != nil {
+		return err
+	}
+	return binary.Write(c, binary.BigEndian, n)
+}
+
+// Client measures towards one server.
+type Client struct {
+	// Dial opens a connection of network "tcp" or "udp".
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	Addr string // of the server, host:port
+}
+
+// open dials and says what for. The connection closes when ctx ends.
+func (c Client) open(ctx context.Context, kind byte) (net.Conn, func(), error) {
+	conn, err := c.Dial(ctx, "tcp", c.Addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	closeAll := func() { stop(); conn.Close() }
+	if _, err := conn.Write([]byte{kind}); err != nil {
+		closeAll()
+		return nil, nil, err
+	}
+	return conn, closeAll, nil
+}
+
+// Bulk sends over the given number of TCP connections at once and returns the
+// bits a second that the server has read.
+func (c Client) Bulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
+	start := time.Now()
+	var total, last = make([]uint64, streams), make([]time.Time, streams)
+	errs := make([]error, streams)
+	var wg sync.WaitGroup
+	for i := range streams {
+		wg.Go(func() {
+			total[i], errs[i] = c.bulk(ctx, start.Add(d))
+			last[i] = time.Now()
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return 0, fmt.Errorf("send to %s: %w", c.Addr, err)
+	}
+	var sum uint64
+	for _, n := range total {
+		sum += n
+	}
+	return float64(sum) * 8 / slices.MaxFunc(last, time.Time.Compare).Sub(start).Seconds(), nil
+}
+
+func (c Client) bulk(ctx context.Context, until time.Time) (uint64, error) {
+	conn, closeAll, err := c.open(ctx, forBulk)
+	if err != nil {
+		return 0, err
+	}
+	defer closeAll()
+	b := make([]byte, bulkChunk)
+	for time.Now().Before(until) {
+		if _, err := conn.Write(b); err != nil {
+			return 0, err
+		}
+	}
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		if err := half.CloseWrite(); err != nil {
+			return 0, err
+		}
+	}
+	var n uint64
+	err = binary.Read(conn, binary.BigEndian, &n)
+	return n, err
+}
+
+// Latency returns the median and the 99th percentile of round trips of one
+// byte over TCP.
+func (c Client) Latency(ctx context.Context, d time.Duration) (median, p99 time.Duration, err error) {
+	conn, closeAll, err := c.open(ctx, forLatency)
+	if err != nil {
+		return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
+	}
+	defer closeAll()
+	var trips []time.Duration
+	var b [1]byte
+	for end := time.Now().Add(d); len(trips) == 0 || time.Now().Before(end); {
+		start := time.Now()
+		if _, err := conn.Write(b[:]); err != nil {
+			return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
+		}
+		if _, err := io.ReadFull(conn, b[:]); err != nil {
+			return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
+		}
+		trips = append(trips, time.Since(start))
+	}
+	slices.Sort(trips)
+	return trips[len(trips)/2], trips[len(trips)*99/100], nil
+}
+
+// Packets sends UDP datagrams of size bytes as fast as it can and returns how
+// many a second the server got, and the share of those sent that it did not
+// get.
+func (c Client) Packets(ctx context.Context, size int, d time.Duration) (rate, lost float64, err error) {
+	rate, lost, err = c.packets(ctx, size, d)
+	if err != nil {
+		err = fmt.Errorf("send packets to %s: %w", c.Addr, err)
+	}
+	return rate, lost, err
+}
+
+func (c Client) packets(ctx context.Context, size int, d time.Duration) (rate, lost float64, err error) {
+	host, _, err := net.SplitHostPort(c.Addr)
+	if err != nil {
+		return 0, 0, err
+	}
+	control, closeAll, err := c.open(ctx, forPackets)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer closeAll()
+	var port uint16
+	if err := binary.Read(control, binary.BigEndian, &port); err != nil {
+		return 0, 0, err
+	}
+	u, err := c.Dial(ctx, "udp", net.JoinHostPort(host, fmt.Sprint(port)))
+	if err != nil {
+		return 0, 0, err
+	}
+	defer u.Close()
+	b := make([]byte, size)
+	var sent uint64
+	start := time.Now()
+	for {
+		// A clock reading costs as much as a tenth of a packet.
+		if sent%64 == 0 && time.Since(start) >= d {
+			break
+		}
+		if _, err := u.Write(b); err == nil { // else: no room, or refused before
+			sent++
+		} else if ctx.Err() != nil {
+			return 0, 0, ctx.Err()
+		} else if time.Since(start) >= d {
+			break
+		}
+	}
+	took := time.Since(start)
+	if _, err := control.Write([]byte{0}); err != nil {
+		return 0, 0, err
+	}
+	var got uint64
+	if err := binary.Read(control, binary.BigEndian, &got); err != nil {
+		return 0, 0, err
+	}
+	if sent > 0 {
+		lost = 1 - float64(got)/float64(sent)
+	}
+	return float64(got) / took.Seconds(), lost, nil
+}
