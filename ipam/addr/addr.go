@@ -55,8 +55,7 @@ func (c Count) Sub(d Count) Count {
 
 // Half returns c/2, rounded up.
 func (c Count) Half() Count {
-	c = c.Add(One)
-	return Count{c.Hi >> 1, c.Lo>>1 | c.Hi<<63}
+	return Count{c.Hi >> 1, c.Lo>>1 | c.Hi<<63}.Add(N(c.Lo & 1))
 }
 
 // Float returns c as a floating-point number, for weights and percentages.

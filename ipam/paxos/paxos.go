@@ -1,0 +1,113 @@
+// Package paxos lets peers agree on one value: which peers the first ring is
+// divided among, or who inherits from a dead one.
+//
+// Acceptor holds the rules of one voter, and nothing else:
+//
+//	prepare b    promised < b: promise b and show what was accepted, else refuse
+//	accept b,v   promised <= b: promise and accept it, else refuse
+//
+// A value is chosen once a majority of the electorate has accepted it under one
+// ballot. Whoever proposes first asks a majority for a promise, and must take
+// over the value that those accepted under the highest ballot, if any did. As
+// two majorities share a voter, no second value can be chosen.
+//
+// An acceptor must have its state on disk before anyone hears of it: a voter
+// that forgets a promise votes twice.
+//
+// Election spreads this by gossip. Each peer publishes one signed Entry, its
+// acceptor's state, which only ever grows; the state of the election is the
+// greatest entry of each peer, so merging is a join like any other channel's. A
+// proposal is an entry that promises a ballot of its own author:
+//
+//	A           B           C
+//	promise A1  .           .           A proposes
+//	promise A1  promise A1  .           B has seen it: 2 of 3
+//	accept A1,v promise A1  .           A has seen that, and picks v
+//	accept A1,v accept A1,v .           chosen
+//
+// Nothing here is safe for concurrent use, opens a socket or reads a clock.
+package paxos
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Ballot numbers an attempt. Those of different proposers differ. The zero
+// Ballot is before all others.
+type Ballot struct {
+	Round    uint32
+	Proposer peer.Name
+}
+
+// BallotLen is the length of an encoded Ballot: round 4, big-endian, name 6.
+const BallotLen = 4 + peer.NameLen
+
+// Compare orders ballots: -1, 0 or 1.
+func (b Ballot) Compare(c Ballot) int {
+	return cmp.Or(cmp.Compare(b.Round, c.Round), b.Proposer.Compare(c.Proposer))
+}
+
+// IsZero tells whether b is the zero Ballot.
+func (b Ballot) IsZero() bool { return b == Ballot{} }
+
+// String returns the round and the proposer.
+func (b Ballot) String() string { return fmt.Sprintf("%d/%s", b.Round, b.Proposer) }
+
+// Append appends the encoded ballot to buf.
+func (b Ballot) Append(buf []byte) []byte {
+	buf = binary.BigEndian.AppendUint32(buf, b.Round)
+	return append(buf, b.Proposer[:]...)
+}
+
+// BallotFrom decodes the first BallotLen bytes of buf, which must be that long.
+func BallotFrom(buf []byte) Ballot {
+	return Ballot{binary.BigEndian.Uint32(buf), peer.NameFromBytes(buf[4:])}
+}
+
+// Quorum returns how many of n voters are a majority. Of none, one is.
+func Quorum(n int) int { return n/2 + 1 }
+
+// Acceptor is the state of one voter, V being the value or a name for it. The
+// zero Acceptor has promised and accepted nothing.
+type Acceptor[V any] struct {
+	// Promised is the ballot below which nothing will be accepted.
+	Promised Ballot
+	// Accepted is the ballot under which Value was accepted; zero if none was.
+	Accepted Ballot
+	Value    V
+}
+
+// Prepare promises b, and tells whether it could. A promise repeated is kept.
+func (a *Acceptor[V]) Prepare(b Ballot) bool {
+	if b.Compare(a.Promised) < 0 {
+		return false
+	}
+	a.Promised = b
+	return true
+}
+
+// Accept accepts v under b, and tells whether it could.
+func (a *Acceptor[V]) Accept(b Ballot, v V) bool {
+	if b.Compare(a.Promised) < 0 {
+		return false
+	}
+	a.Promised, a.Accepted, a.Value = b, b, v
+	return true
+}
+
+// Pick returns the value that a proposer must take over from the promises of a
+// majority: the one accepted under the highest ballot. It returns false if none
+// of them accepted any, and the proposer is free.
+func Pick[V any](promises []Acceptor[V]) (v V, bound bool) {
+	var best Ballot
+	for _, p := range promises {
+		if p.Accepted.Compare(best) > 0 {
+			best, v, bound = p.Accepted, p.Value, true
+		}
+	}
+	return v, bound
+}

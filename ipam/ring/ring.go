@@ -1,0 +1,379 @@
+package ring
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Ring is one peer's copy. Make one with New. It is not safe for concurrent
+// use.
+type Ring struct {
+	universe netip.Prefix
+	verifier peer.Verifier
+
+	st        *state           // nil: no ring yet
+	adoptions map[ID]*Adoption // all that were accepted
+	shelf     map[ID]*state    // rings that were left for another
+	origin    ID               // the ring first taken or restored: adoptions lead on from it
+	conflicts uint64           // times a merge took an address from who did not give it
+	refused   uint64           // records refused
+	epoch     uint64           // grows when st is replaced
+	owners    map[Holder]addr.Count
+	ownersAt  uint64
+}
+
+// New returns an empty copy of the ring over universe.
+func New(universe netip.Prefix, v peer.Verifier) *Ring {
+	return &Ring{universe: universe.Masked(), verifier: v,
+		adoptions: make(map[ID]*Adoption), shelf: make(map[ID]*state)}
+}
+
+// RefusedError tells that a record was not accepted, and why.
+type RefusedError struct {
+	What  string // grant, removal, adoption
+	By    Holder // who made it, or whom it removes
+	Range addr.Range
+	Cause error
+}
+
+func (e *RefusedError) Error() string {
+	if e.Range.IsValid() {
+		return fmt.Sprintf("%s of %s by %s refused: %v", e.What, e.Range, e.By, e.Cause)
+	}
+	return fmt.Sprintf("%s of %s refused: %v", e.What, e.By, e.Cause)
+}
+
+func (e *RefusedError) Unwrap() error { return e.Cause }
+
+// DivergentError tells that another ring over the same universe exists.
+type DivergentError struct {
+	Ours, Theirs ID
+	// OurPeers and TheirPeers made the rings; TheirPeers is nil if not known.
+	OurPeers, TheirPeers []peer.Name
+}
+
+func (e *DivergentError) Error() string {
+	theirs := e.Theirs.String()
+	if len(e.TheirPeers) > 0 {
+		theirs += fmt.Sprintf(" (made by %v)", e.TheirPeers)
+	}
+	return fmt.Sprintf("two rings: ours is %s (made by %v), theirs is %s", e.Ours, e.OurPeers, theirs)
+}
+
+// Causes of a RefusedError.
+var (
+	ErrAuthority = errors.New("nothing known shows that the giver held all of it")
+	ErrSignature = errors.New("wrong signature")
+	ErrUniverse  = errors.New("outside of the universe")
+	ErrVotes     = errors.New("not enough votes")
+	ErrBasis     = errors.New("records it is based on are not known")
+)
+
+// Outcome is what a merge changed.
+type Outcome struct {
+	// News is a delta of the records that were accepted, nil if none was.
+	News []byte
+	// Records are the same records, for the disk. They are parts of News.
+	Records []Raw
+	// Refused has an error for each record refused: *RefusedError or an
+	// ErrFormat.
+	Refused []error
+}
+
+// Raw is one encoded record.
+type Raw struct {
+	ID    ID
+	Bytes []byte
+}
+
+// Ready tells whether the copy has a ring.
+func (r *Ring) Ready() bool { return r.st != nil }
+
+// Genesis returns what the ring grew from, nil if there is none yet.
+func (r *Ring) Genesis() *Genesis {
+	if r.st == nil {
+		return nil
+	}
+	return r.st.genesis
+}
+
+// Awaits returns the ring that an adoption tells this copy to take, and whether
+// it still waits for that.
+func (r *Ring) Awaits() (ID, bool) {
+	if r.st != nil || r.origin.IsZero() {
+		return ID{}, false
+	}
+	return r.resolve(r.origin), true
+}
+
+// Universe returns the range that the ring divides.
+func (r *Ring) Universe() netip.Prefix { return r.universe }
+
+// Conflicts counts the times that a merge took an address from a peer that did
+// not give it. Refused counts records that were refused.
+func (r *Ring) Conflicts() uint64 { return r.conflicts }
+
+// Refused counts the records that were refused.
+func (r *Ring) Refused() uint64 { return r.refused }
+
+// Epoch grows whenever an answer of this copy may have changed.
+func (r *Ring) Epoch() uint64 {
+	if r.st == nil {
+		return r.epoch
+	}
+	return r.epoch + r.st.epoch
+}
+
+// Start makes g the ring of this copy, which must have none.
+func (r *Ring) Start(g *Genesis) (Outcome, error) {
+	delta := appendRecord(newDelta(g.id), g.raw)
+	return r.Merge(delta)
+}
+
+// Merge takes a delta in. It takes what it can check and reports the rest in
+// the outcome. It returns an error, and has changed nothing, if the delta is
+// malformed or belongs to another ring (*DivergentError), or if all that was
+// new in it was refused. Delta is borrowed until Merge returns.
+func (r *Ring) Merge(delta []byte) (Outcome, error) {
+	genesis, raws, err := splitDelta(delta)
+	if err != nil {
+		return Outcome{}, err
+	}
+	m := merge{ring: r}
+	for _, raw := range raws {
+		if err := m.sort(genesis, raw); err != nil {
+			return Outcome{}, err
+		}
+	}
+	m.adopt()
+	if err := m.enter(genesis); err != nil && len(m.accepted) == 0 {
+		return Outcome{}, err
+	} else if err == nil && r.st != nil && r.st.genesis.id == genesis {
+		m.settle()
+	}
+	r.refused += uint64(len(m.refused))
+	if len(m.accepted) == 0 && len(m.refused) > 0 {
+		return Outcome{Refused: m.refused}, m.refused[0]
+	}
+	return m.outcome(genesis), nil
+}
+
+// merge is the work of one Merge.
+type merge struct {
+	ring      *Ring
+	genesis   *Genesis
+	grants    []*Grant
+	removals  []*Removal
+	adoptions []*Adoption
+	accepted  []Raw
+	refused   []error
+}
+
+// sort parses a raw record, unless it is known or of an unknown kind.
+func (m *merge) sort(genesis ID, raw []byte) (err error) {
+	st := m.ring.st
+	id := idOf(raw)
+	switch raw[0] {
+	case kindGrant:
+		if st != nil && st.grants[id] != nil {
+			return nil
+		}
+		var g *Grant
+		if g, err = parseGrant(raw); err == nil {
+			m.grants = append(m.grants, g)
+		}
+	case kindRemoval:
+		if st != nil && st.removals[id] != nil {
+			return nil
+		}
+		var rm *Removal
+		if rm, err = parseRemoval(raw); err == nil {
+			m.removals = append(m.removals, rm)
+		}
+	case kindGenesis:
+		var g *Genesis
+		if g, err = parseGenesis(raw); err != nil {
+			return err
+		}
+		if g.id != genesis {
+			return fmt.Errorf("ring delta of %s has the genesis of %s: %w", genesis, g.id, ErrFormat)
+		}
+		m.genesis = g
+	case kindAdoption:
+		var a *Adoption
+		if a, err = parseAdoption(raw); err == nil && m.ring.adoptions[id] == nil {
+			m.adoptions = append(m.adoptions, a)
+		}
+	}
+	return err
+}
+
+// enter takes the genesis over if the copy has no ring, and returns an error if
+// it has another.
+func (m *merge) enter(genesis ID) error {
+	r := m.ring
+	if genesis.IsZero() {
+		return nil
+	}
+	if want, ok := r.Awaits(); ok && want != genesis {
+		return &DivergentError{Ours: want, Theirs: genesis}
+	}
+	if r.st != nil {
+		if ours := r.st.genesis; ours.id != genesis {
+			e := &DivergentError{Ours: ours.id, Theirs: genesis, OurPeers: ours.Peers}
+			if m.genesis != nil {
+				e.TheirPeers = m.genesis.Peers
+			}
+			return e
+		}
+		return nil
+	}
+	if m.genesis == nil {
+		return nil
+	}
+	if m.genesis.Universe != r.universe {
+		return fmt.Errorf("ring %s divides %s, this peer's universe is %s: %w",
+			genesis, m.genesis.Universe, r.universe, ErrUniverse)
+	}
+	m.genesis.raw = bytes.Clone(m.genesis.raw)
+	r.st = genesisState(m.genesis)
+	r.origin = genesis
+	r.epoch++
+	m.accept(genesis, m.genesis.raw)
+	return nil
+}
+
+// settle accepts what can be accepted, over and over, as one record may show
+// what the next one needs. What is left is refused.
+func (m *merge) settle() {
+	slices.SortStableFunc(m.grants, func(a, b *Grant) int {
+		if a.beats(b) {
+			return 1
+		}
+		return -1
+	})
+	for progress := true; progress; {
+		progress = false
+		m.removals = slices.DeleteFunc(m.removals, func(rm *Removal) bool {
+			if m.ring.st.removals[rm.id] != nil {
+				return true
+			}
+			if m.ring.checkRemoval(rm) != nil {
+				return false
+			}
+			progress = true
+			rm.raw = bytes.Clone(rm.raw)
+			m.ring.st.commitRemoval(rm)
+			m.accept(rm.id, rm.raw)
+			return true
+		})
+		m.grants = slices.DeleteFunc(m.grants, func(g *Grant) bool {
+			if m.ring.st.grants[g.id] != nil {
+				return true
+			}
+			if m.ring.checkGrant(g) != nil {
+				return false
+			}
+			progress = true
+			g.raw = bytes.Clone(g.raw)
+			if m.ring.st.commitGrant(g) {
+				m.ring.conflicts++
+			}
+			m.accept(g.id, g.raw)
+			return true
+		})
+	}
+	for _, rm := range m.removals {
+		m.refuse(&RefusedError{What: "removal", By: rm.Gone, Cause: m.ring.checkRemoval(rm)})
+	}
+	for _, g := range m.grants {
+		m.refuse(&RefusedError{What: "grant", By: g.From, Range: g.Range, Cause: m.ring.checkGrant(g)})
+	}
+}
+
+func (m *merge) accept(id ID, raw []byte) { m.accepted = append(m.accepted, Raw{id, raw}) }
+func (m *merge) refuse(e error)           { m.refused = append(m.refused, e) }
+
+func (m *merge) outcome(genesis ID) Outcome {
+	out := Outcome{Records: m.accepted, Refused: m.refused}
+	if len(m.accepted) > 0 {
+		out.News = newDelta(genesis)
+		for _, a := range m.accepted {
+			out.News = appendRecord(out.News, a.Bytes)
+		}
+	}
+	return out
+}
+
+// checkGrant tells why g can not be accepted (yet).
+func (r *Ring) checkGrant(g *Grant) error {
+	st := r.st
+	if !st.whole.Covers(g.Range) {
+		return fmt.Errorf("%w %s", ErrUniverse, r.universe)
+	}
+	if !st.known(g.To) || !st.known(g.From) {
+		return fmt.Errorf("%w: no removal of an earlier life of %s is known", ErrAuthority, g.To.Name)
+	}
+	if given := st.wasGiven(g.Range, g.From, g.Version); len(given) != 1 || given[0] != g.Range {
+		return ErrAuthority
+	}
+	if err := st.checkKey(g.From, g.Key); err != nil {
+		return err
+	}
+	n := len(g.raw) - peer.SignatureLen
+	if !r.verify(g.Key, domainGrant, g.raw[:n], g.Sig) {
+		return ErrSignature
+	}
+	return nil
+}
+
+// verify checks a signature over the genesis and msg.
+func (r *Ring) verify(key peer.Key, domain string, msg []byte, sig peer.Signature) bool {
+	full := make([]byte, 0, len(ID{})+len(msg))
+	full = append(full, r.st.genesis.id[:]...)
+	return r.verifier.Verify(key, domain, append(full, msg...), sig)
+}
+
+// checkRemoval tells why rm can not be accepted (yet).
+func (r *Ring) checkRemoval(rm *Removal) error {
+	st := r.st
+	if !st.known(rm.Gone) || !st.known(rm.Heir) {
+		return fmt.Errorf("%w: no removal of an earlier life is known", ErrAuthority)
+	}
+	if !rm.ByVotes {
+		if err := st.checkKey(rm.Gone, rm.Key); err != nil {
+			return err
+		}
+		n := len(rm.raw) - peer.SignatureLen
+		if !r.verify(rm.Key, domainRemoval, rm.raw[:n], rm.Sig) {
+			return ErrSignature
+		}
+		return nil
+	}
+	electorate, err := r.Electorate(rm)
+	if err != nil {
+		return err
+	}
+	msg := voteMessage(st.genesis.id, rm.Ballot, rm.Proposal())
+	for _, v := range rm.Votes {
+		if _, ok := slices.BinarySearchFunc(electorate, v.Voter, Holder.Compare); !ok {
+			return fmt.Errorf("%w: %s has no vote", ErrVotes, v.Voter)
+		}
+		if err := st.checkKey(v.Voter, v.Key); err != nil {
+			return err
+		}
+		if !r.verifier.Verify(v.Key, domainVote, msg, v.Sig) {
+			return fmt.Errorf("vote of %s: %w", v.Voter, ErrSignature)
+		}
+	}
+	if need := quorum(len(electorate)); len(rm.Votes) < need {
+		return fmt.Errorf("%w: %d of %d, %d needed", ErrVotes, len(rm.Votes), len(electorate), need)
+	}
+	return nil
+}

@@ -1,0 +1,319 @@
+package ring
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// state is one ring: a genesis, the records accepted since, and what follows
+// from them.
+type state struct {
+	genesis  *Genesis
+	whole    addr.Range
+	grants   map[ID]*Grant
+	removals map[ID]*Removal
+
+	held   map[Holder][]*Grant   // by To: genesis and grants
+	leaves map[Holder]*Removal   // by Gone: the preferred removal
+	joins  map[Holder][]*Removal // by Heir: all removals
+	lives  map[peer.Name]uint32  // lives that ended
+	books  map[uint32]*peer.Book // by life: the key each name was first seen with
+	pieces []piece               // covers whole
+	log    []Raw                 // genesis and records, each after those that show its author's right
+
+	buckets [buckets]uint64 // for the digest
+	epoch   uint64          // grows with each change
+}
+
+// piece is a run of addresses, up to the next piece, that grant rules.
+type piece struct {
+	first netip.Addr
+	grant *Grant
+}
+
+// genesisState returns the state of a ring in which nothing happened yet.
+func genesisState(g *Genesis) *state {
+	st := &state{
+		genesis:  g,
+		whole:    addr.Of(g.Universe),
+		grants:   make(map[ID]*Grant),
+		removals: make(map[ID]*Removal),
+		held:     make(map[Holder][]*Grant),
+		leaves:   make(map[Holder]*Removal),
+		joins:    make(map[Holder][]*Removal),
+		lives:    make(map[peer.Name]uint32),
+		books:    make(map[uint32]*peer.Book),
+	}
+	st.log = []Raw{{g.id, g.raw}}
+	for _, gr := range g.grants() {
+		st.pieces = append(st.pieces, piece{gr.Range.First, gr})
+		st.held[gr.To] = append(st.held[gr.To], gr)
+	}
+	return st
+}
+
+// last returns the last address of piece i.
+func (st *state) last(i int) netip.Addr {
+	if i+1 < len(st.pieces) {
+		return st.pieces[i+1].first.Prev()
+	}
+	return st.whole.Last
+}
+
+// at returns the index of the piece with a, which must be in the universe.
+func (st *state) at(a netip.Addr) int {
+	i, found := slices.BinarySearchFunc(st.pieces, a, func(p piece, a netip.Addr) int { return p.first.Compare(a) })
+	if !found {
+		i--
+	}
+	return i
+}
+
+// overlay makes g rule where it beats what ruled before, and tells whether it
+// took an address from somebody other than its giver.
+func (st *state) overlay(g *Grant) (robbed bool) {
+	i := st.at(g.Range.First)
+	j := i
+	var repl []piece
+	put := func(first netip.Addr, g *Grant) {
+		if n := len(repl); n == 0 || repl[n-1].grant != g {
+			repl = append(repl, piece{first, g})
+		}
+	}
+	for ; j < len(st.pieces) && !g.Range.Last.Less(st.pieces[j].first); j++ {
+		p, last := st.pieces[j], st.last(j)
+		if !g.beats(p.grant) {
+			put(p.first, p.grant)
+			continue
+		}
+		if st.owner(p.grant.To) != st.owner(g.From) {
+			robbed = true
+		}
+		if p.first.Less(g.Range.First) {
+			put(p.first, p.grant)
+			put(g.Range.First, g)
+		} else {
+			put(p.first, g)
+		}
+		if g.Range.Last.Less(last) {
+			put(g.Range.Last.Next(), p.grant)
+		}
+	}
+	st.pieces = slices.Replace(st.pieces, i, j, repl...)
+	return robbed
+}
+
+// commitGrant adds an accepted grant.
+func (st *state) commitGrant(g *Grant) (robbed bool) {
+	st.bind(g.From, g.Key)
+	st.grants[g.id] = g
+	st.held[g.To] = append(st.held[g.To], g)
+	st.note(g.id, g.raw)
+	st.epoch++
+	return st.overlay(g)
+}
+
+// commitRemoval adds an accepted removal.
+func (st *state) commitRemoval(rm *Removal) {
+	if rm.ByVotes {
+		for _, v := range rm.Votes {
+			st.bind(v.Voter, v.Key)
+		}
+	} else {
+		st.bind(rm.Gone, rm.Key)
+	}
+	st.removals[rm.id] = rm
+	st.link(rm)
+	st.note(rm.id, rm.raw)
+	st.epoch++
+}
+
+// link makes a removal count. Of several removals of one holder the one with
+// the greatest id is preferred; the others still show who may speak.
+func (st *state) link(rm *Removal) {
+	st.joins[rm.Heir] = append(st.joins[rm.Heir], rm)
+	if old := st.leaves[rm.Gone]; old == nil || old.id.less(rm.id) {
+		st.leaves[rm.Gone] = rm
+	}
+	st.lives[rm.Gone.Name] = max(st.lives[rm.Gone.Name], rm.Gone.Life+1)
+}
+
+// current returns the life that name is in now.
+func (st *state) current(name peer.Name) Holder { return Holder{name, st.lives[name]} }
+
+// known tells whether the lives of h's name before h have ended.
+func (st *state) known(h Holder) bool { return h.Life <= st.lives[h.Name] }
+
+// owner follows the removals from h to who owns its space now.
+func (st *state) owner(h Holder) Holder {
+	if st.leaves[h] == nil {
+		return h
+	}
+	var path []Holder
+	for {
+		rm := st.leaves[h]
+		if rm == nil {
+			return h
+		}
+		if at := slices.Index(path, h); at >= 0 {
+			lowest := slices.MinFunc(path[at:], Holder.Compare)
+			return st.current(lowest.Name)
+		}
+		path = append(path, h)
+		h = rm.Heir
+	}
+}
+
+// speaksFor returns all holders whose space who may give: itself, and those
+// from which removals lead to it, preferred or not.
+func (st *state) speaksFor(who Holder) []Holder {
+	out := []Holder{who}
+	add := func(h Holder) {
+		if !slices.Contains(out, h) {
+			out = append(out, h)
+		}
+	}
+	// A circle of removals resolves to the current life of one in it.
+	for life := range who.Life {
+		if h := (Holder{who.Name, life}); st.inCircle(h) {
+			add(h)
+		}
+	}
+	for i := 0; i < len(out); i++ {
+		for _, rm := range st.joins[out[i]] {
+			add(rm.Gone)
+		}
+	}
+	return out
+}
+
+func (st *state) inCircle(h Holder) bool {
+	var seen []Holder
+	next := []Holder{h}
+	for len(next) > 0 {
+		x := next[0]
+		next = next[1:]
+		for _, rm := range st.joins[x] {
+			if rm.Gone == h {
+				return true
+			}
+			if !slices.Contains(seen, rm.Gone) {
+				seen = append(seen, rm.Gone)
+				next = append(next, rm.Gone)
+			}
+		}
+	}
+	return false
+}
+
+// wasGiven returns the parts of r that records of a version below v, or of any
+// if v is zero, gave to who or to those it speaks for.
+func (st *state) wasGiven(r addr.Range, who Holder, v uint64) []addr.Range {
+	var parts []addr.Range
+	for _, h := range st.speaksFor(who) {
+		for _, g := range st.held[h] {
+			if v != 0 && g.Version >= v {
+				continue
+			}
+			if part, ok := g.Range.Intersect(r); ok {
+				parts = append(parts, part)
+			}
+		}
+	}
+	return addr.Normal(parts)
+}
+
+// checkKey tells why key may not speak for h. A key from which the name is
+// derived needs no book.
+func (st *state) checkKey(h Holder, key peer.Key) error {
+	if peer.NameOf(key[:]) == h.Name {
+		return nil
+	}
+	if b := st.books[h.Life]; b != nil {
+		return b.Check(h.Name, key)
+	}
+	return nil
+}
+
+func (st *state) bind(h Holder, key peer.Key) {
+	if peer.NameOf(key[:]) == h.Name {
+		return
+	}
+	b := st.books[h.Life]
+	if b == nil {
+		b = &peer.Book{}
+		st.books[h.Life] = b
+	}
+	if err := b.Bind(h.Name, key); err != nil {
+		panic("ring: a record was committed unchecked: " + err.Error())
+	}
+}
+
+// ruling returns the grants that rule somewhere, without the genesis.
+func (st *state) ruling() []*Grant {
+	seen := make(map[ID]bool)
+	var out []*Grant
+	for _, p := range st.pieces {
+		if p.grant.Version > 0 && !seen[p.grant.id] {
+			seen[p.grant.id] = true
+			out = append(out, p.grant)
+		}
+	}
+	return out
+}
+
+// owners returns who owns how much.
+func (st *state) owners() map[Holder]addr.Count {
+	out := make(map[Holder]addr.Count)
+	for i, p := range st.pieces {
+		h := st.owner(p.grant.To)
+		out[h] = out[h].Add(addr.Range{First: p.first, Last: st.last(i)}.Size())
+	}
+	return out
+}
+
+// basis returns the short ids of all that rules, ascending.
+func (st *state) basis() []uint64 {
+	var out []uint64
+	for _, g := range st.ruling() {
+		out = append(out, g.id.short())
+	}
+	for id := range st.removals {
+		out = append(out, id.short())
+	}
+	slices.Sort(out)
+	return out
+}
+
+// ownersOf returns the owners that the records of a basis give, and how many
+// of the basis are not known here.
+func (st *state) ownersOf(basis []uint64) (owners []Holder, lacking int) {
+	want := make(map[uint64]bool, len(basis))
+	for _, s := range basis {
+		want[s] = true
+	}
+	past := genesisState(st.genesis)
+	for id, rm := range st.removals {
+		if want[id.short()] {
+			delete(want, id.short())
+			past.link(rm)
+		}
+	}
+	for id, g := range st.grants {
+		if want[id.short()] {
+			delete(want, id.short())
+			past.overlay(g)
+		}
+	}
+	if len(want) > 0 {
+		return nil, len(want)
+	}
+	for h := range past.owners() {
+		owners = append(owners, h)
+	}
+	slices.SortFunc(owners, Holder.Compare)
+	return owners, 0
+}

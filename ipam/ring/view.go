@@ -1,0 +1,107 @@
+package ring
+
+import (
+	"net/netip"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Holder returns name in its present life.
+func (r *Ring) Holder(name peer.Name) Holder {
+	if r.st == nil {
+		return Holder{Name: name}
+	}
+	return r.st.current(name)
+}
+
+// Removed returns who has the space of h, and whether h was removed.
+func (r *Ring) Removed(h Holder) (heir Holder, removed bool) {
+	if r.st == nil || r.st.leaves[h] == nil {
+		return h, false
+	}
+	return r.st.owner(h), true
+}
+
+// Owner returns who owns a, and false if a is outside of the universe or there
+// is no ring.
+func (r *Ring) Owner(a netip.Addr) (Holder, bool) {
+	if r.st == nil || !r.st.whole.Contains(a) {
+		return Holder{}, false
+	}
+	return r.st.owner(r.st.pieces[r.st.at(a)].grant.To), true
+}
+
+// Owners returns how many addresses each owner has. The map is to be read only,
+// until the ring changes.
+func (r *Ring) Owners() map[Holder]addr.Count {
+	if r.st == nil {
+		return nil
+	}
+	if e := r.Epoch(); r.owners == nil || r.ownersAt != e {
+		r.owners, r.ownersAt = r.st.owners(), e
+	}
+	return r.owners
+}
+
+// OwnersIn returns how many addresses of rng each owner has.
+func (r *Ring) OwnersIn(rng addr.Range) map[Holder]addr.Count {
+	out := make(map[Holder]addr.Count)
+	r.each(rng, func(part addr.Range, g *Grant) {
+		h := r.st.owner(g.To)
+		out[h] = out[h].Add(part.Size())
+	})
+	return out
+}
+
+// Owned returns the ranges that name owns in its present life, as addr.Normal
+// leaves them.
+func (r *Ring) Owned(name peer.Name) []addr.Range {
+	if r.st == nil {
+		return nil
+	}
+	me := r.st.current(name)
+	var out []addr.Range
+	r.each(r.st.whole, func(part addr.Range, g *Grant) {
+		if r.st.owner(g.To) == me {
+			out = append(out, part)
+		}
+	})
+	return addr.Normal(out)
+}
+
+// Entry is a run of addresses that one record rules.
+type Entry struct {
+	Range   addr.Range
+	Owner   Holder
+	Given   Holder // to whom the record gave it, if Owner inherited it
+	Version uint64
+}
+
+// Entries returns the whole ring in order.
+func (r *Ring) Entries() []Entry {
+	if r.st == nil {
+		return nil
+	}
+	var out []Entry
+	r.each(r.st.whole, func(part addr.Range, g *Grant) {
+		out = append(out, Entry{part, r.st.owner(g.To), g.To, g.Version})
+	})
+	return out
+}
+
+// each calls f for the pieces of rng.
+func (r *Ring) each(rng addr.Range, f func(addr.Range, *Grant)) {
+	if r.st == nil {
+		return
+	}
+	st := r.st
+	rng, ok := rng.Intersect(st.whole)
+	if !ok {
+		return
+	}
+	for i := st.at(rng.First); i < len(st.pieces) && !rng.Last.Less(st.pieces[i].first); i++ {
+		part, _ := rng.Intersect(addr.Range{First: st.pieces[i].first, Last: st.last(i)})
+		f(part, st.pieces[i].grant)
+	}
+}

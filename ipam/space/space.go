@@ -1,0 +1,148 @@
+// Package space keeps the addresses of one peer: which ranges it owns, and
+// which addresses of them are in use.
+//
+//	owned   |----------------|      |--------|
+//	used      |--|  ||                |-----|
+//	free    ||    ||  |-------|     ||       |
+//
+// All three are lists of intervals, so that the cost depends on how scattered
+// the addresses in use are, and not on the size of the universe. The zero
+// Space owns nothing. It is not safe for concurrent use.
+//
+// An address in use stays in use if its range is lost: a container does not
+// stop using it because another peer owns it now. Space only says so.
+package space
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weft-net/weft/ipam/addr"
+)
+
+// Space is what one peer owns and uses of one universe.
+type Space struct {
+	owned []addr.Range // as addr.Normal leaves it
+	used  []addr.Range // as addr.Normal leaves it; may reach out of owned
+}
+
+// SetOwned replaces the owned ranges, which must be as addr.Normal leaves
+// them. The Space keeps the slice.
+func (s *Space) SetOwned(ranges []addr.Range) { s.owned = ranges }
+
+// Owned returns the owned ranges, to be read only.
+func (s *Space) Owned() []addr.Range { return s.owned }
+
+// Owns tells whether a is in an owned range.
+func (s *Space) Owns(a netip.Addr) bool { return contains(s.owned, a) }
+
+// Uses tells whether a is in use, owned or not.
+func (s *Space) Uses(a netip.Addr) bool { return contains(s.used, a) }
+
+// Take marks a as in use and tells whether it was not before.
+func (s *Space) Take(a netip.Addr) bool {
+	i := find(s.used, a)
+	if i < len(s.used) && s.used[i].Contains(a) {
+		return false
+	}
+	joinsLeft := i > 0 && s.used[i-1].Last.Next() == a
+	joinsRight := i < len(s.used) && a.Next() == s.used[i].First
+	switch {
+	case joinsLeft && joinsRight:
+		s.used[i-1].Last = s.used[i].Last
+		s.used = slices.Delete(s.used, i, i+1)
+	case joinsLeft:
+		s.used[i-1].Last = a
+	case joinsRight:
+		s.used[i].First = a
+	default:
+		s.used = slices.Insert(s.used, i, addr.Single(a))
+	}
+	return true
+}
+
+// Release marks a as not in use and tells whether it was.
+func (s *Space) Release(a netip.Addr) bool {
+	i := find(s.used, a)
+	if i == len(s.used) || !s.used[i].Contains(a) {
+		return false
+	}
+	u := s.used[i]
+	switch {
+	case u.First == u.Last:
+		s.used = slices.Delete(s.used, i, i+1)
+	case a == u.First:
+		s.used[i].First = a.Next()
+	case a == u.Last:
+		s.used[i].Last = a.Prev()
+	default:
+		s.used[i].Last = a.Prev()
+		s.used = slices.Insert(s.used, i+1, addr.Range{First: a.Next(), Last: u.Last})
+	}
+	return true
+}
+
+// Allocate takes the lowest free address of hosts into use.
+func (s *Space) Allocate(hosts addr.Range) (netip.Addr, bool) {
+	for _, o := range addr.Within(s.owned, hosts) {
+		a := o.First
+		i := find(s.used, a)
+		// Intervals in use do not touch each other: one step is enough.
+		if i < len(s.used) && s.used[i].Contains(a) {
+			a = s.used[i].Last.Next()
+		}
+		if a.IsValid() && o.Contains(a) {
+			s.Take(a)
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// Free returns the ranges in r that are owned and not in use.
+func (s *Space) Free(r addr.Range) []addr.Range {
+	return addr.Subtract(addr.Within(s.owned, r), addr.Within(s.used, r))
+}
+
+// Donation returns the range to give to a peer that has run out of addresses
+// of subnet: the biggest free CIDR-aligned block that is at most half of what
+// is free there (rounded up, so that the last address is not kept from those
+// who need it), the highest of equal ones, as addresses are allocated from
+// below. It returns false if no address that a host may have is free. Nothing
+// is changed: the owner takes the range out by SetOwned once the ring says so.
+func (s *Space) Donation(subnet netip.Prefix) (addr.Range, bool) {
+	hosts, err := addr.Hosts(subnet)
+	if err != nil {
+		return addr.Range{}, false
+	}
+	limit := addr.Total(s.Free(hosts)).Half()
+	if limit.IsZero() {
+		return addr.Range{}, false
+	}
+	best, ok := biggest(s.Free(addr.Of(subnet)), limit)
+	if ok && best.First == best.Last && !hosts.Contains(best.First) {
+		best, ok = biggest(s.Free(hosts), limit)
+	}
+	return best, ok
+}
+
+func biggest(free []addr.Range, limit addr.Count) (best addr.Range, ok bool) {
+	for _, f := range free {
+		block := addr.Of(f.Block(limit))
+		if !ok || block.Size().Cmp(best.Size()) >= 0 {
+			best, ok = block, true
+		}
+	}
+	return best, ok
+}
+
+// find returns the index of the first range that does not end before a.
+func find(ranges []addr.Range, a netip.Addr) int {
+	i, _ := slices.BinarySearchFunc(ranges, a, func(r addr.Range, a netip.Addr) int { return r.Last.Compare(a) })
+	return i
+}
+
+func contains(ranges []addr.Range, a netip.Addr) bool {
+	i := find(ranges, a)
+	return i < len(ranges) && ranges[i].Contains(a)
+}
