@@ -1,0 +1,243 @@
+// Package link is the step machine of one link of sleeve: it agrees on keys and
+// renews them, watches whether the other end answers, follows its address, and
+// finds out how large a packet may be.
+//
+// A Machine holds no socket, clock or goroutine. Its driver calls a method for
+// each thing that happens, with the time, and carries out the effects that it
+// returns, in order. A Machine is not safe for concurrent use.
+//
+//	          keys agreed, answered,
+//	          path MTU known                 no answer for Silence
+//	pending ------------------> established ------------------> failed
+//	   ^                            ^  ^                          |
+//	   |   keys too old             |  +--------------------------+
+//	   +----------------------------+      answered again
+package link
+
+import (
+	"crypto/ecdh"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/seal"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// Times of the heartbeat.
+const (
+	// FastBeat is the interval of heartbeats until one is answered, Beat after
+	// that. Each interval is shortened by up to an eighth at random, so that
+	// the links of a router do not beat in step.
+	FastBeat = 500 * time.Millisecond
+	Beat     = 2 * time.Second
+	// Patience is how many heartbeats in a row go out fast; then a peer that
+	// does not answer is asked at the slow pace.
+	Patience = 120
+	// Silence is how long an established link may be without an answer.
+	Silence = 8 * time.Second
+)
+
+// State of a link.
+type State int
+
+// States.
+const (
+	Pending State = iota
+	Established
+	Failed
+)
+
+// String is the word that status shows.
+func (s State) String() string { return [...]string{"pending", "established", "failed"}[s] }
+
+// Config is what a Machine needs to know. The limits may be left zero.
+type Config struct {
+	Self, Peer peer.Name
+	Secret     [32]byte       // from the session, the same at both ends
+	Suites     seal.Suites    // what this end does well
+	Addr       netip.AddrPort // where the peer probably is
+	Lanes      int            // of this end, for sending
+	MaxMTU     int            // largest IP packet to try, in bytes
+
+	Entropy  io.Reader     // of ephemeral keys
+	Jitter   *rand.Rand    // of everything that is no secret
+	NewIndex func() uint32 // returns a receiver index that is not in use, 1..wire.MaxIndex
+
+	RenewAfter   time.Duration // age of keys at which new ones are asked for; RenewAge if 0
+	RenewPackets uint64        // packets sent after which new keys are asked for; RenewPackets if 0
+}
+
+// Effect is something for the driver to do: one of the types below.
+type Effect interface{ effect() }
+
+type (
+	// SendControl sends a message of link control over the session.
+	SendControl struct{ Msg []byte }
+	// SendProbe sends a Probe packet, filled to Body.Size bytes of IP packet
+	// unless it is an answer. If the kernel says that it is too big the driver
+	// calls TooBig.
+	SendProbe struct {
+		To   netip.AddrPort
+		Body wire.ProbeBody
+	}
+	// InstallRx makes packets to Index be opened by Rx. The driver calls
+	// FirstUse when the first one was.
+	InstallRx struct {
+		Index uint32
+		Rx    *seal.Rx
+	}
+	// RemoveRx ends that.
+	RemoveRx struct{ Index uint32 }
+	// UseTx makes everything from now on be sealed by Tx; nil for nothing.
+	UseTx struct{ Tx *seal.Tx }
+)
+
+func (SendControl) effect() {}
+func (SendProbe) effect()   {}
+func (InstallRx) effect()   {}
+func (RemoveRx) effect()    {}
+func (UseTx) effect()       {}
+
+// Machine is one link. Make it with New.
+type Machine struct {
+	cfg   Config
+	state State
+	addr  netip.AddrPort
+	out   []Effect // collected during a step
+
+	keys keys
+	beat beat
+	path path
+
+	// unusable says why the link can not come up at all, until keys are agreed.
+	unusable string
+}
+
+// New returns a machine for a neighbour and the effects that begin the link.
+func New(cfg Config, now time.Time) (*Machine, []Effect) {
+	if cfg.RenewAfter == 0 {
+		cfg.RenewAfter = RenewAge
+	}
+	if cfg.RenewPackets == 0 {
+		cfg.RenewPackets = RenewPackets
+	}
+	m := &Machine{cfg: cfg, addr: cfg.Addr}
+	m.path.init(cfg.MaxMTU)
+	m.beat.sent = make(map[uint32]sentProbe)
+	m.beat.nextID = cfg.Jitter.Uint32()
+	m.beat.born = now
+	if m.offers() {
+		m.offer(now)
+	}
+	return m, m.flush()
+}
+
+// State returns the state and, unless it is Established, why in words.
+func (m *Machine) State() (State, string) {
+	if m.state == Established {
+		return m.state, ""
+	}
+	switch {
+	case m.unusable != "":
+		return m.state, m.unusable
+	case m.keys.tx == nil:
+		return m.state, "waiting for the peer's keys"
+	case !m.addr.IsValid():
+		return m.state, "waiting for a packet of the peer, whose address is not known"
+	case m.beat.lastAnswer.IsZero():
+		return m.state, fmt.Sprintf("no answer on UDP from %s", m.addr)
+	case m.state == Failed:
+		return m.state, fmt.Sprintf("no answer on UDP from %s for %s", m.addr, Silence)
+	}
+	return m.state, "measuring the path"
+}
+
+// Addr is where the peer is, as far as is known.
+func (m *Machine) Addr() netip.AddrPort { return m.addr }
+
+// MTU is the largest IP packet, in bytes, that is known to reach the peer.
+func (m *Machine) MTU() int { return m.path.mtu }
+
+// RTT is the round trip time, smoothed; 0 if not known.
+func (m *Machine) RTT() time.Duration { return m.beat.rtt }
+
+// Suite is what packets are sealed with; ok is false before keys are agreed.
+func (m *Machine) Suite() (s seal.Suite, ok bool) {
+	if m.keys.tx == nil {
+		return 0, false
+	}
+	return m.keys.tx.Suite, true
+}
+
+// flush returns the effects of a step.
+func (m *Machine) flush() []Effect {
+	out := m.out
+	m.out = nil
+	return out
+}
+
+func (m *Machine) do(e Effect) { m.out = append(m.out, e) }
+
+// Moved tells that an authenticated packet, newer than all before, came from
+// another address.
+func (m *Machine) Moved(now time.Time, from netip.AddrPort) []Effect {
+	if from != m.addr {
+		m.addr = from
+		m.beat.next = now // the other end learns our new path, and the new one is measured
+		m.path.verifySoon(now)
+	}
+	return m.Tick(now)
+}
+
+// Tick does what is due. Call it at Next, or at any other time.
+func (m *Machine) Tick(now time.Time) []Effect {
+	m.tickKeys(now)
+	m.tickBeat(now)
+	m.tickPath(now)
+	m.judge(now)
+	return m.flush()
+}
+
+// judge moves between the states.
+func (m *Machine) judge(now time.Time) {
+	alive := !m.beat.lastAnswer.IsZero() && now.Sub(m.beat.lastAnswer) < Silence
+	switch {
+	case m.keys.tx == nil:
+		m.state = Pending
+	case m.state == Established && !alive:
+		m.state = Failed
+	case alive && m.path.known:
+		m.state = Established
+	}
+}
+
+// Next is when Tick is to be called at the latest.
+func (m *Machine) Next() time.Time {
+	next := m.keys.next(m)
+	for _, t := range []time.Time{m.nextBeat(), m.path.next(), m.deadline()} {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	return next
+}
+
+func (m *Machine) nextBeat() time.Time {
+	if m.keys.tx == nil || !m.addr.IsValid() {
+		return time.Time{} // there is nothing to send with, or nowhere to
+	}
+	return m.beat.next
+}
+
+func (m *Machine) deadline() time.Time {
+	if m.state == Established {
+		return m.beat.lastAnswer.Add(Silence)
+	}
+	return time.Time{}
+}
+
+var curve = ecdh.X25519()

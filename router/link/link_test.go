@@ -1,0 +1,488 @@
+package link
+
+import (
+	"bytes"
+	"container/heap"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/seal"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// world joins two machines by a session that loses nothing and a path that
+// loses, delays and refuses as the test says. Its clock jumps from event to
+// event. Data packets are sealed and opened as a router would.
+type world struct {
+	t      *testing.T
+	now    time.Time
+	rng    *rand.Rand
+	queue  events
+	ends   [2]*end
+	loss   float64
+	delay  time.Duration
+	spread time.Duration // of the delay: reordering
+	mtu    int           // of the path; larger packets vanish
+	iface  int           // of the interface; larger ones are refused, if not 0
+	cut    [2]bool       // whether what end i sends is lost
+	// sessionCut holds back the session's messages.
+	sessionCut bool
+
+	sent, opened, unopened int
+	probes                 int
+}
+
+type end struct {
+	m      *Machine
+	addr   netip.AddrPort
+	tx     *seal.Tx
+	rx     map[uint32]*seal.Rx
+	used   map[uint32]bool
+	states []State
+	offers int
+	nonce  seal.Nonce
+}
+
+type event struct {
+	at  time.Time
+	seq int
+	run func()
+}
+
+type events []event
+
+func (e events) Len() int { return len(e) }
+func (e events) Less(i, j int) bool {
+	return e[i].at.Before(e[j].at) || e[i].at.Equal(e[j].at) && e[i].seq < e[j].seq
+}
+func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
+func (e *events) Push(x any)   { *e = append(*e, x.(event)) }
+func (e *events) Pop() any {
+	x := (*e)[len(*e)-1]
+	*e = (*e)[:len(*e)-1]
+	return x
+}
+
+var (
+	low, high = peer.Name{2, 0, 0, 0, 0, 1}, peer.Name{2, 0, 0, 0, 0, 2}
+	start     = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+func newWorld(t *testing.T, change func(i int, c *Config)) *world {
+	seed := uint64(1)
+	w := &world{t: t, now: start, rng: rand.New(rand.NewPCG(seed, 2)), delay: 5 * time.Millisecond, mtu: 1500}
+	addrs := [2]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6783"), netip.MustParseAddrPort("192.0.2.2:6783")}
+	index := uint32(100)
+	var begin [2][]Effect
+	for i := range w.ends {
+		c := Config{Self: low, Peer: high, Suites: 3, Addr: addrs[1-i], Lanes: 2, MaxMTU: 9000, Secret: [32]byte{9},
+			Entropy: rand.NewChaCha8([32]byte{byte(i)}), Jitter: w.rng, NewIndex: func() uint32 { index++; return index }}
+		if i == 1 {
+			c.Self, c.Peer = high, low
+		}
+		if change != nil {
+			change(i, &c)
+		}
+		w.ends[i] = &end{addr: addrs[i], rx: map[uint32]*seal.Rx{}, used: map[uint32]bool{}}
+		w.ends[i].m, begin[i] = New(c, w.now)
+	}
+	for i := range w.ends {
+		w.do(i, begin[i])
+	}
+	return w
+}
+
+func (w *world) after(d time.Duration, run func()) {
+	heap.Push(&w.queue, event{w.now.Add(d), len(w.queue) + int(w.rng.Uint32()>>8), run})
+}
+
+func (w *world) do(i int, effects []Effect) {
+	e := w.ends[i]
+	for _, f := range effects {
+		switch f := f.(type) {
+		case SendControl:
+			if f.Msg[0] == byte(wire.Offer) {
+				e.offers++
+			}
+			if !w.sessionCut {
+				w.after(w.delay, func() {
+					out, err := w.ends[1-i].m.Control(w.now, f.Msg)
+					if err != nil {
+						w.t.Error(err)
+					}
+					w.do(1-i, out)
+				})
+			}
+		case SendProbe:
+			size := max(int(f.Body.Size), 100)
+			if f.Body.Answer {
+				size = 100
+			}
+			if w.iface > 0 && size > w.iface {
+				w.do(i, e.m.TooBig(w.now, size))
+				continue
+			}
+			w.probes++
+			b := make([]byte, wire.ProbeLen)
+			f.Body.Put(b)
+			w.packet(i, f.To, wire.Probe, b, size)
+		case InstallRx:
+			e.rx[f.Index] = f.Rx
+		case RemoveRx:
+			delete(e.rx, f.Index)
+		case UseTx:
+			e.tx = f.Tx
+		}
+	}
+	if s, _ := e.m.State(); len(e.states) == 0 || e.states[len(e.states)-1] != s {
+		e.states = append(e.states, s)
+	}
+}
+
+// packet seals and sends; the other end opens it when it comes.
+func (w *world) packet(i int, to netip.AddrPort, typ wire.Type, body []byte, size int) []byte {
+	e, o := w.ends[i], w.ends[1-i]
+	p := make([]byte, wire.HeaderLen, wire.Overhead+len(body))
+	p, err := e.tx.Seal(typ, uint8(w.rng.IntN(2)), append(p, body...), &e.nonce)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	keep := bytes.Clone(p)
+	if w.cut[i] || size > w.mtu || to != o.addr || w.rng.Float64() < w.loss {
+		return keep
+	}
+	from := e.addr
+	if typ == wire.Data {
+		w.sent++
+	}
+	w.after(w.delay+time.Duration(w.rng.Int64N(int64(w.spread)+1)), func() { w.arrive(1-i, from, p) })
+	return keep
+}
+
+func (w *world) arrive(i int, from netip.AddrPort, p []byte) (ok bool) {
+	e := w.ends[i]
+	h, err := wire.ParseHeader(p)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	rx := e.rx[h.Index]
+	if rx == nil {
+		w.unopened++
+		return false
+	}
+	body, newest, err := rx.Open(h, p, &e.nonce)
+	if err != nil {
+		w.unopened++
+		return false
+	}
+	if !e.used[h.Index] {
+		e.used[h.Index] = true
+		w.do(i, e.m.FirstUse(w.now, h.Index))
+	}
+	if newest && from != e.m.Addr() {
+		w.do(i, e.m.Moved(w.now, from))
+	}
+	if h.Type == wire.Probe {
+		b, err := wire.ParseProbe(body)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.do(i, e.m.Probe(w.now, from, b))
+		return true
+	}
+	w.opened++
+	return true
+}
+
+func (w *world) run(d time.Duration) {
+	end := w.now.Add(d)
+	for steps := 0; ; steps++ {
+		if steps > 5_000_000 {
+			w.t.Fatal("the machines do not come to rest")
+		}
+		next, who := end, -1
+		for i, e := range w.ends {
+			if t := e.m.Next(); !t.IsZero() && t.Before(next) {
+				next, who = t, i
+			}
+		}
+		if len(w.queue) > 0 && !w.queue[0].at.After(next) {
+			ev := heap.Pop(&w.queue).(event)
+			w.now = ev.at
+			ev.run()
+			continue
+		}
+		if who < 0 {
+			w.now = end
+			return
+		}
+		if next.After(w.now) {
+			w.now = next
+		} else {
+			w.now = w.now.Add(time.Microsecond) // a driver is never in time
+		}
+		w.do(who, w.ends[who].m.Tick(w.now))
+	}
+}
+
+func (w *world) want(what string, s State, reason string) {
+	w.t.Helper()
+	for i, e := range w.ends {
+		got, why := e.m.State()
+		if got != s || !strings.Contains(why, reason) {
+			w.t.Errorf("%s: end %d is %s (%s), want %s (%s)", what, i, got, why, s, reason)
+		}
+	}
+}
+
+func (w *world) wantMTU(what string, mtu int) {
+	w.t.Helper()
+	for i, e := range w.ends {
+		if got := e.m.MTU(); got != mtu {
+			w.t.Errorf("%s: end %d has mtu %d, want %d", what, i, got, mtu)
+		}
+	}
+}
+
+func TestComesUp(t *testing.T) {
+	w := newWorld(t, nil)
+	w.want("at first", Pending, "keys")
+	w.run(2 * time.Second)
+	w.want("after 2 s", Established, "")
+	for i, e := range w.ends {
+		if s, ok := e.m.Suite(); !ok || s != seal.AES256GCM || e.m.RTT() != 10*time.Millisecond {
+			t.Errorf("end %d: %v, round trip %v", i, s, e.m.RTT())
+		}
+	}
+	w.run(30 * time.Second)
+	w.wantMTU("1500 path, 9000 interface", 1500)
+}
+
+func TestPathMTU(t *testing.T) {
+	for _, c := range []struct{ path, iface, want int }{
+		{1500, 1500, 1500}, {1400, 1500, 1400}, {1234, 1500, 1234}, {8951, 9000, 8951},
+		{65535, 0, 9000}, {600, 1500, 600}, {500, 1500, MinMTU},
+	} {
+		w := newWorld(t, nil)
+		w.mtu, w.iface = c.path, c.iface
+		w.run(3 * time.Second)
+		w.want("3 s", Established, "")
+		w.run(30 * time.Second)
+		w.wantMTU("30 s", c.want)
+	}
+}
+
+// TestFirstMTUIsNotTooLow: a link that reports the floor for a moment would
+// make containers keep it for minutes.
+func TestFirstMTUIsNotTooLow(t *testing.T) {
+	w := newWorld(t, nil)
+	w.iface = 1500
+	for range 3000 {
+		w.run(time.Millisecond)
+		for i, e := range w.ends {
+			if s, _ := e.m.State(); s == Established && e.m.MTU() < 1500 {
+				t.Fatalf("end %d is established with mtu %d", i, e.m.MTU())
+			}
+		}
+	}
+	w.want("then", Established, "")
+}
+
+func TestPathShrinksAndGrows(t *testing.T) {
+	w := newWorld(t, nil)
+	w.iface = 1500
+	w.run(5 * time.Second)
+	w.wantMTU("before", 1500)
+	w.mtu = 1300
+	w.run(5 * time.Second)
+	w.want("shrunk", Established, "")
+	for i, e := range w.ends {
+		if e.m.MTU() > 1300 {
+			t.Errorf("end %d still uses %d after 5 s", i, e.m.MTU())
+		}
+	}
+	w.run(10 * time.Second)
+	w.wantMTU("shrunk", 1300)
+	w.mtu = 1500
+	w.run(70 * time.Second)
+	w.wantMTU("grown", 1500)
+	w.iface = 1420
+	w.do(0, w.ends[0].m.TooBig(w.now, 1500))
+	w.do(1, w.ends[1].m.TooBig(w.now, 1500))
+	w.run(time.Second)
+	w.wantMTU("interface shrunk", 1420)
+}
+
+func TestSilenceIsSeenWithinTenSeconds(t *testing.T) {
+	for _, cut := range [][2]bool{{true, true}, {true, false}, {false, true}} {
+		w := newWorld(t, nil)
+		w.run(time.Minute)
+		w.want("before", Established, "")
+		w.cut = cut
+		w.run(10 * time.Second)
+		w.want("cut", Failed, "no answer on UDP from 192.0.2.")
+		before := w.probes
+		w.run(10 * time.Minute)
+		if n := w.probes - before; n > 2500 {
+			t.Errorf("%d probes towards a dead peer in ten minutes", n)
+		}
+		w.cut = [2]bool{}
+		w.run(3 * time.Second)
+		w.want("healed", Established, "")
+		w.wantMTU("healed", 1500)
+	}
+}
+
+func TestStaysUpUnderLoss(t *testing.T) {
+	w := newWorld(t, nil)
+	w.loss, w.spread = 0.2, 30*time.Millisecond
+	w.run(10 * time.Minute)
+	w.want("20 % loss", Established, "")
+	for i, e := range w.ends {
+		if len(e.states) != 2 {
+			t.Errorf("end %d went through %v", i, e.states)
+		}
+	}
+	w.loss = 0
+	w.run(2 * time.Minute)
+	w.wantMTU("after the loss", 1500)
+}
+
+// TestRenewalLosesNothing sends 200 packets a second each way, reordered, over
+// twenty minutes in which keys are renewed at least every two.
+func TestRenewalLosesNothing(t *testing.T) {
+	w := newWorld(t, nil)
+	w.spread = 40 * time.Millisecond
+	w.run(2 * time.Second)
+	lastChange, tx := w.now, w.ends[0].tx
+	for range 20 * 60 * 200 {
+		for i, e := range w.ends {
+			w.packet(i, w.ends[1-i].addr, wire.Data, []byte("x"), 100)
+			if i == 0 && e.tx != tx {
+				tx, lastChange = e.tx, w.now
+			}
+		}
+		if w.now.Sub(lastChange) > 2*time.Minute {
+			t.Fatalf("one key for %v", w.now.Sub(lastChange))
+		}
+		w.run(5 * time.Millisecond)
+	}
+	w.run(time.Second)
+	if w.unopened != 0 || w.opened != w.sent {
+		t.Errorf("%d of %d opened, %d packets could not be", w.opened, w.sent, w.unopened)
+	}
+	for i, e := range w.ends {
+		if len(e.rx) > 2 {
+			t.Errorf("end %d holds %d receive keys", i, len(e.rx))
+		}
+	}
+	if w.ends[0].offers < 13 || w.ends[1].offers != 0 {
+		t.Errorf("%d and %d offers", w.ends[0].offers, w.ends[1].offers)
+	}
+}
+
+func TestPacketCountRenews(t *testing.T) {
+	for i := range 2 {
+		w := newWorld(t, func(_ int, c *Config) { c.RenewPackets = 1000 })
+		w.run(2 * time.Second)
+		tx := w.ends[i].tx
+		for range 1000 {
+			w.packet(i, w.ends[1-i].addr, wire.Data, []byte("x"), 100)
+		}
+		w.run(5 * time.Second)
+		if w.ends[i].tx == tx {
+			t.Errorf("end %d goes on under its key after 1000 packets", i)
+		}
+	}
+}
+
+func TestReplayIsRefused(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(2 * time.Second)
+	p := w.packet(0, w.ends[1].addr, wire.Data, []byte("x"), 100)
+	w.run(time.Second)
+	if w.opened != 1 {
+		t.Fatal("the packet did not arrive")
+	}
+	if w.arrive(1, netip.MustParseAddrPort("203.0.113.9:1"), bytes.Clone(p)) {
+		t.Error("a replayed packet was opened")
+	}
+	if w.ends[1].m.Addr() != w.ends[0].addr {
+		t.Error("a replayed packet moved the link")
+	}
+	w.run(3 * time.Minute) // beyond the life of its key
+	if w.arrive(1, w.ends[0].addr, bytes.Clone(p)) {
+		t.Error("a packet of an old key was opened")
+	}
+}
+
+func TestFollowsNATRebinding(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(5 * time.Second)
+	w.ends[0].addr = netip.MustParseAddrPort("198.51.100.7:40001")
+	w.run(5 * time.Second)
+	if got := w.ends[1].m.Addr(); got != w.ends[0].addr {
+		t.Errorf("the other end sends to %s", got)
+	}
+	w.want("moved", Established, "")
+	if len(w.ends[1].states) != 2 {
+		t.Errorf("the link went through %v", w.ends[1].states)
+	}
+}
+
+// TestOneEndKnowsTheAddress: the other is behind a NAT.
+func TestOneEndKnowsTheAddress(t *testing.T) {
+	w := newWorld(t, func(i int, c *Config) {
+		if i == 0 {
+			c.Addr = netip.AddrPort{}
+		}
+	})
+	w.run(3 * time.Second)
+	w.want("3 s", Established, "")
+}
+
+func TestSuites(t *testing.T) {
+	w := newWorld(t, func(i int, c *Config) { c.Suites = seal.Suites(1 + 2*i) })
+	w.run(2 * time.Second)
+	if s, _ := w.ends[0].m.Suite(); s != seal.ChaCha20Poly1305 {
+		t.Errorf("chose %s", s)
+	}
+}
+
+func TestDifferentSecretsNeverMeet(t *testing.T) {
+	w := newWorld(t, func(i int, c *Config) { c.Secret[0] = byte(i) })
+	w.run(time.Minute)
+	w.want("1 min", Pending, "no answer on UDP")
+}
+
+func TestKeysDoNotOutliveTheSession(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(2 * time.Second)
+	w.sessionCut = true
+	w.run(MaxAge)
+	w.want("old", Pending, "keys could not be renewed")
+	if w.ends[0].tx != nil || w.ends[1].tx != nil {
+		t.Error("an old key is still used")
+	}
+	w.sessionCut = false
+	w.run(5 * time.Second)
+	w.want("session back", Established, "")
+}
+
+func FuzzControlMessages(f *testing.F) {
+	c := wire.Control{Type: wire.Offer, Round: 2, Index: 5, Suites: 3}
+	f.Add(c.Append(nil))
+	f.Add([]byte{3, 0, 0, 0, 1})
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		w := newWorld(t, nil)
+		w.run(time.Second)
+		for i := range w.ends {
+			effects, _ := w.ends[i].m.Control(w.now, msg)
+			w.do(i, effects)
+		}
+	})
+}

@@ -1,0 +1,206 @@
+// Package mac is the switch's memory of which peer each Ethernet address was
+// last seen behind.
+//
+// Time is an argument: a duration since an origin of the caller's that never
+// goes back. A Table is safe for concurrent use.
+package mac
+
+import (
+	"encoding/binary"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/ethernet"
+)
+
+// MaxAge is how long an address that is not seen is remembered.
+const MaxAge = 10 * time.Minute
+
+// DefaultLimit is how many addresses of one peer a Table made by New(0)
+// remembers. It bounds what a container that invents source addresses costs:
+// the rest of its addresses are flooded as if unknown.
+const DefaultLimit = 16384
+
+// shardCount is a power of two, large enough that lanes seldom meet.
+const shardCount = 64
+
+// Change tells what Learn did.
+type Change int
+
+// Changes.
+const (
+	Same  Change = iota // seen there before
+	Added               // seen for the first time, or again after MaxAge
+	Moved               // seen behind another peer before
+	Full                // not remembered: the peer has too many
+)
+
+// Table maps addresses to peers. Make one with New.
+type Table struct {
+	limit  int
+	shards [shardCount]shard
+
+	mu     sync.Mutex // taken inside a shard's lock
+	byPeer map[peer.Name]int
+}
+
+type shard struct {
+	mu      sync.RWMutex
+	entries map[ethernet.MAC]*entry
+}
+
+type entry struct {
+	at   peer.Name    // under the shard's lock
+	seen atomic.Int64 // time.Duration
+}
+
+// New returns an empty table that remembers up to limit addresses a peer,
+// DefaultLimit if that is 0.
+func New(limit int) *Table {
+	if limit == 0 {
+		limit = DefaultLimit
+	}
+	t := &Table{limit: limit, byPeer: make(map[peer.Name]int)}
+	for i := range t.shards {
+		t.shards[i].entries = make(map[ethernet.MAC]*entry)
+	}
+	return t
+}
+
+func (t *Table) shard(m ethernet.MAC) *shard {
+	h := uint64(binary.BigEndian.Uint32(m[2:])) * 0x9e3779b97f4a7c15
+	return &t.shards[h>>58]
+}
+
+// Learn records that a frame from m came from the peer at. It allocates
+// nothing if m was there before.
+func (t *Table) Learn(m ethernet.MAC, at peer.Name, now time.Duration) Change {
+	s := t.shard(m)
+	s.mu.RLock()
+	if e, ok := s.entries[m]; ok && e.at == at {
+		// Written once a second at most, so that lanes do not fight for the line.
+		if old := time.Duration(e.seen.Load()); now-old > time.Second {
+			e.seen.Store(int64(now))
+			s.mu.RUnlock()
+			if now-old > MaxAge {
+				return Added
+			}
+			return Same
+		}
+		s.mu.RUnlock()
+		return Same
+	}
+	s.mu.RUnlock()
+	return t.change(s, m, at, now)
+}
+
+func (t *Table) change(s *shard, m ethernet.MAC, at peer.Name, now time.Duration) Change {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e, known := s.entries[m]
+	switch {
+	case known && e.at == at:
+		return Same // another lane was faster
+	case t.byPeer[at] >= t.limit:
+		if known {
+			// It is certainly not where it was.
+			t.forget(s, m, e)
+		}
+		return Full
+	case known:
+		t.count(e.at, -1)
+		e.at = at
+	default:
+		e = &entry{at: at}
+		s.entries[m] = e
+	}
+	t.count(at, 1)
+	e.seen.Store(int64(now))
+	if known {
+		return Moved
+	}
+	return Added
+}
+
+// forget needs both locks.
+func (t *Table) forget(s *shard, m ethernet.MAC, e *entry) {
+	delete(s.entries, m)
+	t.count(e.at, -1)
+}
+
+func (t *Table) count(at peer.Name, d int) {
+	if t.byPeer[at] += d; t.byPeer[at] == 0 {
+		delete(t.byPeer, at)
+	}
+}
+
+// Lookup returns the peer that m was last seen behind, unless that is longer
+// ago than MaxAge.
+func (t *Table) Lookup(m ethernet.MAC, now time.Duration) (at peer.Name, ok bool) {
+	s := t.shard(m)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e, ok := s.entries[m]
+	if !ok || now-time.Duration(e.seen.Load()) > MaxAge {
+		return peer.Name{}, false
+	}
+	return e.at, true
+}
+
+// Expire forgets what has not been seen for MaxAge and returns how many that
+// were. Call it now and then; Lookup does not depend on it.
+func (t *Table) Expire(now time.Duration) int {
+	return t.remove(func(e *entry) bool { return now-time.Duration(e.seen.Load()) > MaxAge })
+}
+
+// Forget drops every address of a peer that has gone and returns how many that
+// were.
+func (t *Table) Forget(at peer.Name) int {
+	return t.remove(func(e *entry) bool { return e.at == at })
+}
+
+func (t *Table) remove(match func(*entry) bool) (n int) {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		t.mu.Lock()
+		for m, e := range s.entries {
+			if match(e) {
+				t.forget(s, m, e)
+				n++
+			}
+		}
+		t.mu.Unlock()
+		s.mu.Unlock()
+	}
+	return n
+}
+
+// Entry is one remembered address.
+type Entry struct {
+	MAC  ethernet.MAC
+	Peer peer.Name
+	Age  time.Duration // since it was last seen, to the second
+}
+
+// Entries returns what is remembered, ordered by address.
+func (t *Table) Entries(now time.Duration) []Entry {
+	var all []Entry
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.RLock()
+		for m, e := range s.entries {
+			if age := now - time.Duration(e.seen.Load()); age <= MaxAge {
+				all = append(all, Entry{m, e.at, max(age, 0)})
+			}
+		}
+		s.mu.RUnlock()
+	}
+	slices.SortFunc(all, func(a, b Entry) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
+	return all
+}

@@ -1,0 +1,108 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Messages of link control travel over the session of two neighbours, which
+// seals them and keeps their order. They agree on keys:
+//
+//	lower name                         higher name
+//	  offer   round, suites, index, key -->        installs its receive key,
+//	          <-- answer  round, suite, index, key
+//	  installs its receive key, sends
+//	  under the new key at once
+//	  confirm round -->                            sends under the new key
+//
+//	          <-- renew                            please offer: time for new keys
+//
+// Formats, big endian. Bytes that follow a message are ignored, so that later
+// versions may add fields; a type that is not known is ignored as a whole.
+//
+//	offer    | 1 | round 4 | index 4 | key 32 | suites 2 |
+//	answer   | 2 | round 4 | index 4 | key 32 | suite 1  |
+//	confirm  | 3 | round 4 |
+//	renew    | 4 |
+
+// ControlType is the first byte of a message. Numbers are append-only.
+type ControlType uint8
+
+// Types of messages.
+const (
+	Offer   ControlType = 1
+	Answer  ControlType = 2
+	Confirm ControlType = 3
+	Renew   ControlType = 4
+)
+
+// Control is a message of link control. Which fields count depends on Type.
+type Control struct {
+	Type   ControlType
+	Round  uint32
+	Index  uint32   // at which the sender will receive, 24 bits, not 0
+	Key    [32]byte // ephemeral X25519 public key, RFC 7748
+	Suites uint16   // offer: bit set of what the sender can do
+	Suite  uint8    // answer: the one chosen, a bit number of Suites
+}
+
+const keysLen = 1 + 4 + 4 + 32
+
+// Append appends the message to b.
+func (c *Control) Append(b []byte) []byte {
+	b = append(b, byte(c.Type))
+	if c.Type == Renew {
+		return b
+	}
+	b = binary.BigEndian.AppendUint32(b, c.Round)
+	switch c.Type {
+	case Offer:
+		b = binary.BigEndian.AppendUint32(b, c.Index)
+		b = append(b, c.Key[:]...)
+		b = binary.BigEndian.AppendUint16(b, c.Suites)
+	case Answer:
+		b = binary.BigEndian.AppendUint32(b, c.Index)
+		b = append(b, c.Key[:]...)
+		b = append(b, c.Suite)
+	}
+	return b
+}
+
+// ParseControl reads a message. known is false for a type of a later version.
+func ParseControl(b []byte) (c Control, known bool, err error) {
+	if len(b) < 1 {
+		return c, false, ErrShort
+	}
+	c.Type = ControlType(b[0])
+	var n int
+	switch c.Type {
+	case Offer:
+		n = keysLen + 2
+	case Answer:
+		n = keysLen + 1
+	case Confirm:
+		n = 5
+	case Renew:
+		return c, true, nil
+	default:
+		return c, false, nil
+	}
+	if len(b) < n {
+		return c, true, fmt.Errorf("link control type %d of %d bytes: %w", c.Type, len(b), ErrShort)
+	}
+	c.Round = binary.BigEndian.Uint32(b[1:])
+	if c.Type == Confirm {
+		return c, true, nil
+	}
+	c.Index = binary.BigEndian.Uint32(b[5:])
+	if c.Index == 0 || c.Index > MaxIndex {
+		return c, true, fmt.Errorf("link control type %d: receiver index %d: %w", c.Type, c.Index, ErrFormat)
+	}
+	copy(c.Key[:], b[9:])
+	if c.Type == Offer {
+		c.Suites = binary.BigEndian.Uint16(b[keysLen:])
+	} else {
+		c.Suite = b[keysLen]
+	}
+	return c, true, nil
+}

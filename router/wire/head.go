@@ -1,0 +1,106 @@
+package wire
+
+import (
+	"encoding/binary"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Kind tells how a frame names its source and destination peers. Numbers are
+// append-only, 3 bits.
+type Kind uint8
+
+// Kinds.
+const (
+	Direct     Kind = 1 // from the sender of the packet to its receiver
+	Routed     Kind = 2 // peers by Name.ID
+	RoutedLong Kind = 3 // peers by whole Name
+)
+
+// MaxHops is the most links that a frame may still cross after this one.
+const MaxHops = 31
+
+// EveryID as a destination of a Routed frame means every peer, as
+// peer.Broadcast does for a RoutedLong one.
+const EveryID = 0xffffffff
+
+// Head precedes each frame, big endian:
+//
+//	 0    3      8
+//	+----+------+
+//	|kind| hops |                                   direct:       1 byte
+//	+----+------+---------------+---------------+
+//	|           | source 4      | destination 4 |   routed:       9 bytes
+//	            +---------------+-----+---------+-----------+
+//	|           | source 6            | destination 6       |   routed long: 13 bytes
+//	            +---------------------+---------------------+
+//
+// Hops is how many more links the frame may cross after this one. Source is
+// the peer behind which the frame entered the overlay.
+type Head struct {
+	Kind Kind
+	Hops uint8
+	// Of Routed.
+	SrcID, DstID uint32
+	// Of RoutedLong.
+	Src, Dst peer.Name
+}
+
+// Lengths of a Head in bytes.
+const (
+	DirectLen     = 1
+	RoutedLen     = 9
+	RoutedLongLen = 13
+	MaxHeadLen    = RoutedLongLen
+)
+
+// Len is the length of the head in bytes.
+func (h *Head) Len() int {
+	switch h.Kind {
+	case Routed:
+		return RoutedLen
+	case RoutedLong:
+		return RoutedLongLen
+	}
+	return DirectLen
+}
+
+// Put writes the head to b[:h.Len()].
+func (h *Head) Put(b []byte) {
+	b[0] = byte(h.Kind)<<5 | h.Hops&MaxHops
+	switch h.Kind {
+	case Routed:
+		binary.BigEndian.PutUint32(b[1:], h.SrcID)
+		binary.BigEndian.PutUint32(b[5:], h.DstID)
+	case RoutedLong:
+		copy(b[1:], h.Src[:])
+		copy(b[7:], h.Dst[:])
+	}
+}
+
+// SetHops changes the hops in a head that was put or parsed at b.
+func SetHops(b []byte, hops uint8) { b[0] = b[0]&^MaxHops | hops&MaxHops }
+
+// ParseHead reads the head at the begin of b and returns its length.
+func ParseHead(b []byte) (h Head, n int, err error) {
+	if len(b) < DirectLen {
+		return h, 0, ErrShort
+	}
+	h.Kind, h.Hops = Kind(b[0]>>5), b[0]&MaxHops
+	switch n = h.Len(); h.Kind {
+	case Direct:
+	case Routed:
+		if len(b) < n {
+			return h, 0, ErrShort
+		}
+		h.SrcID, h.DstID = binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:])
+	case RoutedLong:
+		if len(b) < n {
+			return h, 0, ErrShort
+		}
+		h.Src, h.Dst = peer.NameFromBytes(b[1:]), peer.NameFromBytes(b[7:])
+	default:
+		return h, 0, ErrFormat
+	}
+	return h, n, nil
+}
