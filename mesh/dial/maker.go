@@ -12,6 +12,7 @@ package dial
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -209,14 +210,16 @@ func (m *Maker) Done(k Key, n peer.Name, err error, now time.Time) {
 	if c == nil {
 		return // forgotten meanwhile
 	}
-	c.err = err
-	if n == m.self {
-		c.state = Itself
+	switch {
+	case k.target == "" && !n.IsZero() && n != k.peer:
+		err = fmt.Errorf("peer %s answers at %s", n, c.addrs[c.next%len(c.addrs)])
+	case n == m.self:
+		c.state, c.err = Itself, err
 		return
-	}
-	if !n.IsZero() {
+	case !n.IsZero():
 		c.peer = n
 	}
+	c.err = err
 	if err == nil && m.sessions[c.peer] {
 		c.state = Connected
 		return

@@ -149,3 +149,15 @@ func TestForgottenTargetIsNotDialled(t *testing.T) {
 		t.Error("dialled after all")
 	}
 }
+
+func TestAnotherPeerAtAMembersAddressIsAnError(t *testing.T) {
+	for _, n := range []peer.Name{self, upper} {
+		m := maker(0)
+		m.Member(lower, []netip.AddrPort{addr}, true, t0)
+		now := t0.Add(2 * FirstDelay)
+		m.Done(m.Tick(now)[0].Key, n, nil, now)
+		if s := m.Status()[0]; s.Err == nil || s.State != Waiting || s.Peer != lower {
+			t.Errorf("%s answers: %+v", n, s)
+		}
+	}
+}

@@ -118,8 +118,6 @@ func (s *shaker) run() (*Conn, error) {
 	}
 	binding := s.hs.ChannelBinding()
 	c.ID = binary.BigEndian.Uint64(binding)
-	// The channel binding is public. The secret takes the pre-shared key and,
-	// through the transport, both sides' keys: each sends half of it.
 	return c, s.verdicts(c, hello)
 }
 

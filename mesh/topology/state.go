@@ -56,9 +56,10 @@ type State struct {
 	lost    map[peer.Name]time.Time // since when no path leads to it
 	buried  map[peer.Name]tombstone
 	refused []Refusal
-	graph   *Graph // of the entries as they are, nil after a change
 
-	rivals int // times that another instance wrote as this peer
+	graph      *Graph // of the entries as they are, nil after a change
+	generation uint64
+	rivals     int // times that another instance wrote as this peer
 }
 
 type tombstone struct {
@@ -113,8 +114,16 @@ func (s *State) publish(e *Entry) []byte {
 
 func (s *State) put(e *Entry) {
 	s.entries[e.Name] = e
-	s.graph = nil
+	s.changed()
 }
+
+func (s *State) changed() {
+	s.graph = nil
+	s.generation++
+}
+
+// Generation is a number that changes with each change of the state.
+func (s *State) Generation() uint64 { return s.generation }
 
 // SetLinks replaces this peer's links and returns the delta to announce, nil
 // if nothing that matters changed: a cost that moved by less than a doubling
@@ -228,7 +237,7 @@ func (s *State) Expire(now time.Time) []peer.Name {
 		delete(s.lost, n)
 		s.buried[n] = tombstone{e.Version, now.Add(tombstoneFor)}
 		s.cfg.Book.Forget(n)
-		s.graph = nil
+		s.changed()
 		gone = append(gone, n)
 	}
 	for n, t := range s.buried {

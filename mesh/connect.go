@@ -1,0 +1,332 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/weft-net/weft/mesh/dial"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
+)
+
+// maxHandshakes is how many diallers are heard at once; more wait in the
+// kernel's queue.
+const maxHandshakes = 64
+
+// accept hears those who dial, until the listener is closed.
+func (m *Mesh) accept() {
+	defer m.wg.Done()
+	slots := make(chan struct{}, maxHandshakes)
+	for {
+		nc, err := m.listener.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			m.log.Warn("accept a connection", "err", err)
+			time.Sleep(50 * time.Millisecond) // out of file descriptors, most likely
+			continue
+		}
+		from := addrPortOf(nc.RemoteAddr())
+		if !m.sources.allow(from.Addr(), time.Now()) {
+			m.counters.handshakeFail[session.CodeBusy].Add(1)
+			nc.Close()
+			continue
+		}
+		slots <- struct{}{}
+		m.wg.Add(1)
+		go func() {
+			defer m.wg.Done()
+			c, err := session.Accept(nc, &m.hs)
+			<-slots
+			if err != nil {
+				nc.Close()
+				m.handshakeFailed(err, nc.RemoteAddr().String())
+				return
+			}
+			if err := m.adopt(c); err != nil {
+				m.log.Debug("session not kept", "peer", c.Peer.Name, "err", err)
+			}
+		}()
+	}
+}
+
+// dial makes one attempt and tells the maker how it went.
+func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
+	defer m.wg.Done()
+	n, err := m.connect(ctx, a.Addr)
+	m.mu.Lock()
+	m.maker.Done(a.Key, n, err, time.Now())
+	m.mu.Unlock()
+	m.poke()
+}
+
+// connect dials an address and returns the peer there, if there is one; the
+// error is nil if there is a session with it now.
+func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
+	d := net.Dialer{Timeout: session.Timeout, KeepAlive: -1}
+	if m.cfg.Host.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: m.cfg.Host.AsSlice()}
+	}
+	nc, err := d.DialContext(ctx, "tcp", withPort(addr))
+	if err != nil {
+		return peer.Name{}, err
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	c, err := session.Dial(nc, &m.hs)
+	if err != nil {
+		nc.Close()
+		var r *session.Refusal
+		if errors.As(err, &r) {
+			switch {
+			case r.Code == session.CodeSelf:
+				return m.self, err
+			case r.Code == session.CodeDuplicate && r.Peer != nil:
+				return r.Peer.Name, nil
+			}
+		}
+		m.handshakeFailed(err, addr)
+		return peer.Name{}, err
+	}
+	if err := m.adopt(c); err != nil {
+		m.log.Debug("session not kept", "peer", c.Peer.Name, "err", err)
+	}
+	return c.Peer.Name, nil
+}
+
+// withPort adds the default port to an address that has none.
+func withPort(addr string) string {
+	if _, _, err := net.SplitHostPort(addr); err == nil {
+		return addr
+	}
+	if ip, err := netip.ParseAddr(addr); err == nil {
+		return netip.AddrPortFrom(ip, DefaultPort).String()
+	}
+	return net.JoinHostPort(addr, strconv.Itoa(DefaultPort))
+}
+
+// handshakeFailed counts and notes why two peers did not come together.
+func (m *Mesh) handshakeFailed(err error, addr string) {
+	code := session.CodeOther
+	var r *session.Refusal
+	if errors.As(err, &r) {
+		code = min(r.Code, session.CodeOther)
+		who := addr
+		if r.Peer != nil {
+			who = fmt.Sprintf("%s(%s) at %s", r.Peer.Name, r.Peer.Nickname, addr)
+		}
+		switch code {
+		case session.CodeSelf, session.CodeDuplicate, session.CodeLimit:
+			m.log.Debug("session refused", "peer", who, "code", code, "err", r)
+		default:
+			if m.note(fmt.Sprintf("session with %s %s", who, r)) {
+				m.log.Warn("session refused", "peer", who, "code", code.String(), "err", r)
+			}
+		}
+	} else {
+		m.log.Debug("handshake failed", "addr", addr, "err", err)
+	}
+	m.counters.handshakeFail[code].Add(1)
+}
+
+// judge tells what is wrong with a peer that shows a good hello.
+func (m *Mesh) judge(h *session.Hello, dialled bool) *session.Refusal {
+	no := func(c session.Code, format string, args ...any) *session.Refusal {
+		return &session.Refusal{Code: c, Reason: fmt.Sprintf(format, args...)}
+	}
+	if h.Name == m.self {
+		switch {
+		case h.Instance == m.instance:
+			return no(session.CodeSelf, "a peer has dialled itself")
+		case h.Key == m.cfg.Identity.Key():
+			return no(session.CodeCollision, "name collision: both peers use the identity %s: a state folder was copied; run 'weft reset' on one of the two", m.self)
+		default:
+			return no(session.CodeCollision, "name collision: both peers are called %s; give one another --name", m.self)
+		}
+	}
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing {
+		return no(session.CodeOther, "the router stops")
+	}
+	if err := m.book.Check(h.Name, h.Key); err != nil {
+		return no(session.CodeCollision, "name collision: %v", err)
+	}
+	old := (*m.neighbours.Load())[h.Name]
+	switch {
+	case old == nil:
+		if m.maker.Full() {
+			return no(session.CodeLimit, "the connection limit of %d is reached", m.cfg.ConnLimit)
+		}
+	case old.Peer.Instance == h.Instance:
+		// Two that dialled each other at once: adopt decides, alike on both sides.
+	case old.quiet(now) < pingEvery+pingEvery/2:
+		return no(session.CodeCollision, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
+			old.RemoteAddr(), h.Name)
+	}
+	return nil
+}
+
+var errDuplicate = errors.New("there is a session with this peer already")
+
+// adopt makes a session one of the mesh. Of two with one peer the one with the
+// lower ID stays, on both ends.
+func (m *Mesh) adopt(c *session.Conn) error {
+	n := newNeighbour(c)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing {
+		c.Close()
+		return errors.New("the router stops")
+	}
+	if err := m.book.Bind(c.Peer.Name, c.Peer.Key); err != nil {
+		c.Close()
+		return err
+	}
+	all := *m.neighbours.Load()
+	if old := all[n.name]; old != nil {
+		if old.Peer.Instance == c.Peer.Instance && old.ID <= c.ID {
+			c.Close()
+			return errDuplicate
+		}
+		m.detachLocked(old)
+		old.shut(errDuplicate)
+	}
+	next := make(map[peer.Name]*neighbour, len(all)+1)
+	for k, v := range *m.neighbours.Load() {
+		next[k] = v
+	}
+	next[n.name] = n
+	m.neighbours.Store(&next)
+	m.engine.NeighbourUp(n.name)
+	m.maker.SessionUp(n.name)
+	up := Neighbour{Name: n.name, Nickname: c.Peer.Nickname, Addr: n.addr(), Secret: c.Secret, Dialled: c.Dialled, Instance: c.Peer.Instance}
+	m.events = append(m.events, func(o Observer) {
+		o.NeighbourUp(up)
+		m.members.Join(up.Name)
+	})
+	m.log.Info("session up", "peer", n.name, "nickname", c.Peer.Nickname, "addr", c.RemoteAddr().String(), "dialled", c.Dialled, "cipher", c.Cipher)
+	m.wg.Add(2)
+	go m.read(n)
+	go m.write(n)
+	m.poke()
+	return nil
+}
+
+// detachLocked takes a session out of the mesh's tables. It tells whether it
+// was in them.
+func (m *Mesh) detachLocked(n *neighbour) bool {
+	all := *m.neighbours.Load()
+	if all[n.name] != n {
+		return false
+	}
+	next := make(map[peer.Name]*neighbour, len(all))
+	for k, v := range all {
+		if v != n {
+			next[k] = v
+		}
+	}
+	m.neighbours.Store(&next)
+	m.engine.NeighbourDown(n.name)
+	delete(m.data, n.name)
+	name := n.name
+	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name) })
+	return true
+}
+
+// drop ends a session's part in the mesh, when its reader has ended.
+func (m *Mesh) drop(n *neighbour) {
+	now := time.Now()
+	m.mu.Lock()
+	was := m.detachLocked(n)
+	if was {
+		m.maker.SessionDown(n.name, now.Sub(n.since), n.why(), now)
+		if n.left.Load() {
+			m.maker.MemberGone(n.name, true, now)
+		}
+	}
+	m.mu.Unlock()
+	if was {
+		m.counters.terminations.Add(1)
+		m.log.Info("session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
+	}
+	m.poke()
+}
+
+// ownAddrs returns where this peer may be dialled: the addresses it uses
+// towards its neighbours and those at which they see it.
+func (m *Mesh) ownAddrs() []netip.AddrPort {
+	if m.cfg.Host.IsValid() {
+		return []netip.AddrPort{netip.AddrPortFrom(m.cfg.Host, m.hs.Port)}
+	}
+	seen := make(map[netip.Addr]bool)
+	public := false
+	for _, n := range *m.neighbours.Load() {
+		for _, a := range []netip.Addr{addrPortOf(n.LocalAddr()).Addr(), n.Peer.Seen.Addr()} {
+			if a.IsValid() && !a.IsLinkLocalUnicast() {
+				seen[a] = true
+				public = public || !a.IsLoopback()
+			}
+		}
+	}
+	var addrs []netip.AddrPort
+	for a := range seen {
+		if !public || !a.IsLoopback() {
+			addrs = append(addrs, netip.AddrPortFrom(a, m.hs.Port))
+		}
+	}
+	slices.SortFunc(addrs, netip.AddrPort.Compare)
+	const most = 12
+	return addrs[:min(len(addrs), most)]
+}
+
+func addrPortOf(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// sources limits how often one address may start a handshake.
+type sources struct {
+	mu    sync.Mutex
+	known map[netip.Addr]*rate.Limiter
+}
+
+// A source may start handshakesPerSecond, and at first handshakesBurst.
+const (
+	handshakesPerSecond = 20
+	handshakesBurst     = 40
+	maxSources          = 4096
+)
+
+func (s *sources) allow(a netip.Addr, now time.Time) bool {
+	if a.Is6() {
+		p, _ := a.Prefix(64)
+		a = p.Addr()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.known[a]
+	if l == nil {
+		if s.known == nil || len(s.known) >= maxSources {
+			s.known = make(map[netip.Addr]*rate.Limiter)
+		}
+		l = rate.NewLimiter(handshakesPerSecond, handshakesBurst)
+		s.known[a] = l
+	}
+	return l.AllowN(now, 1)
+}

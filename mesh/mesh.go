@@ -1,0 +1,507 @@
+// Package mesh is the control plane of a router: it finds the other peers,
+// keeps sessions with as many of them as it may, floods and repairs the
+// replicated state, and carries messages to any peer over any number of hops.
+//
+// The thinking is done by step machines in sub-packages: dial (whom to dial
+// and when), topology (who is linked to whom, routes), gossip (how state
+// spreads), member (who is there). This package drives them with sockets and
+// the clock.
+//
+// # Records of a session
+//
+//	type u8 | body
+//
+//	0 ping     body: u64, the sender's clock in nanoseconds
+//	1 pong     body: that of the ping
+//	2 gossip   body: a message of package gossip
+//	3 unicast  body: destination 6 | source 6 | hops left u8 | kind u8 | payload
+//	4 bye      body: reason, UTF-8; the sender closes
+//
+// Types are append only; a record of an unknown type is ignored.
+//
+// # Goroutines
+//
+// Run starts one loop, one acceptor, and for each session a reader and a
+// writer. The state behind mu is changed by all of them in short steps; no
+// socket is touched and no callback made while mu is held. Whoever needs only
+// to read takes the View, which is immutable.
+package mesh
+
+import (
+	"context"
+	crand "crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-net/weft/mesh/dial"
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/member"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/mesh/topology"
+)
+
+// DefaultPort is the TCP port of sessions, and the UDP port of sleeve.
+const DefaultPort = 6783
+
+// Numbers of the gossip channels. They are on the wire: append only.
+const (
+	ChannelTopology uint8 = 1
+	ChannelIPAM     uint8 = 2
+	ChannelIPAM6    uint8 = 3
+)
+
+// Kind tells apart what unicast messages are for. They are on the wire: append
+// only.
+type Kind uint8
+
+// Kinds of unicast messages.
+const (
+	KindMember Kind = 1
+	KindIPAM   Kind = 2
+	KindIPAM6  Kind = 3
+	// KindLink is between neighbours only: it is neither relayed nor taken from
+	// a relay.
+	KindLink Kind = 4
+)
+
+// MaxUnicast is the most bytes of a unicast message.
+const MaxUnicast = 56 << 10
+
+// Config is what a Mesh starts from.
+type Config struct {
+	Identity *peer.Identity
+	Nickname string
+	// Host is the address to listen at, invalid for all; Port the TCP port.
+	Host netip.Addr
+	Port uint16
+	// Passwords that are accepted; the first is offered. None: a mesh without
+	// a password.
+	Passwords []string
+	// ConnLimit is the most sessions, 0 for any number.
+	ConnLimit int
+	// Discover has every member dialled, not only the targets.
+	Discover bool
+	Targets  []string
+	// ProtocolMin and ProtocolMax are for tests of versions; 0 for what this
+	// program speaks.
+	ProtocolMin, ProtocolMax uint8
+	Log                      *slog.Logger
+}
+
+// Neighbour is a peer with which there is a session.
+type Neighbour struct {
+	Name     peer.Name
+	Nickname string
+	// Addr is the address at which the peer is seen, with the port at which it
+	// says it listens.
+	Addr netip.AddrPort
+	// Secret is known to the two peers alone, and another one for each session.
+	Secret   [32]byte
+	Dialled  bool // this peer dialled
+	Instance uint64
+}
+
+// Observer is told what happens, in order and from one goroutine.
+type Observer interface {
+	NeighbourUp(Neighbour)
+	NeighbourDown(peer.Name)
+	// LinkMessage is a message of KindLink from a neighbour. It owns msg.
+	LinkMessage(from peer.Name, msg []byte)
+	// RoutesChanged has the routes for frames, over working data links.
+	RoutesChanged(*topology.Routes)
+	// ViewChanged tells that who can be reached has changed.
+	ViewChanged(*View)
+}
+
+// Mesh is a running control plane.
+type Mesh struct {
+	// Constant after New.
+
+	cfg      Config
+	log      *slog.Logger
+	self     peer.Name
+	instance uint64
+	hs       session.Config
+	listener net.Listener
+	sources  sources
+	start    time.Time
+
+	// Constant once Run is called.
+
+	handlers [256]func(from peer.Name, msg []byte)
+	observer Observer
+	members  *member.List
+
+	// Atomic.
+
+	view       atomic.Pointer[View]
+	neighbours atomic.Pointer[map[peer.Name]*neighbour] // replaced under mu
+	counters   counters
+
+	// wake has the loop go round now.
+	wake chan struct{}
+
+	// Guarded by mu. It is held for no I/O and no callback; channels of gossip
+	// may take their own lock while it is held, so none may call Mesh's methods
+	// that take mu while it holds that lock. Announce, Send and View do not.
+	mu       sync.Mutex
+	topo     *topology.State
+	book     *peer.Book
+	engine   *gossip.Engine
+	maker    *dial.Maker
+	data     map[peer.Name]dataLink // what the router says of its links
+	events   []func(Observer)
+	problems problems
+	closing  bool
+
+	announceMu sync.Mutex // inner to everything
+	announced  []announcement
+
+	wg sync.WaitGroup // of all goroutines
+}
+
+type dataLink struct {
+	up  bool
+	rtt time.Duration
+}
+
+type announcement struct {
+	channel uint8
+	delta   []byte
+}
+
+type counters struct {
+	terminations  atomic.Uint64
+	relayed       atomic.Uint64
+	unicastDrops  atomic.Uint64
+	handshakeFail [session.CodeOther + 1]atomic.Uint64
+}
+
+// New prepares a Mesh and opens its port.
+func New(cfg Config) (*Mesh, error) {
+	m := &Mesh{
+		cfg: cfg, log: cfg.Log, self: cfg.Identity.Name,
+		wake: make(chan struct{}, 1),
+		book: new(peer.Book),
+		data: make(map[peer.Name]dataLink),
+	}
+	var seed [32]byte
+	if _, err := crand.Read(seed[:]); err != nil {
+		return nil, fmt.Errorf("start the mesh: read random bytes: %w", err)
+	}
+	m.instance = binary.BigEndian.Uint64(seed[:])
+	rng := rand.New(rand.NewChaCha8(seed))
+	m.start = time.Now()
+	var err error
+	m.topo, err = topology.New(topology.Config{
+		Self: m.self, Nickname: cfg.Nickname, Instance: m.instance, Signer: cfg.Identity,
+		Verifier: peer.Ed25519{}, Book: m.book, Start: m.start,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start the mesh as %s: %w", m.self, err)
+	}
+	m.engine = gossip.NewEngine(rng)
+	m.engine.Register(ChannelTopology, m.topo)
+	m.maker = dial.New(m.self, cfg.ConnLimit, cfg.Discover, rng)
+	for _, t := range cfg.Targets {
+		m.maker.AddTarget(t)
+	}
+	if err := m.prepareHandshakes(); err != nil {
+		return nil, err
+	}
+	m.neighbours.Store(&map[peer.Name]*neighbour{})
+	m.refreshView()
+	host := ""
+	if cfg.Host.IsValid() {
+		host = cfg.Host.String()
+	}
+	addr := net.JoinHostPort(host, fmt.Sprint(cfg.Port))
+	if m.listener, err = net.Listen("tcp", addr); err != nil {
+		return nil, fmt.Errorf("listen for peers at TCP %s: %w", addr, errors.Unwrap(err))
+	}
+	m.hs.Port = uint16(m.listener.Addr().(*net.TCPAddr).Port)
+	return m, nil
+}
+
+func (m *Mesh) prepareHandshakes() error {
+	static, err := session.NewStatic(crand.Reader)
+	if err != nil {
+		return fmt.Errorf("start the mesh: make a session key: %w", err)
+	}
+	m.hs = session.Config{
+		Self: m.self, Nickname: m.cfg.Nickname, Instance: m.instance,
+		Signer: m.cfg.Identity, Verifier: peer.Ed25519{}, Static: static,
+		Min: m.cfg.ProtocolMin, Max: m.cfg.ProtocolMax, Judge: m.judge, Random: crand.Reader,
+	}
+	if m.hs.Max == 0 {
+		m.hs.Min, m.hs.Max = session.ProtocolMin, session.ProtocolMax
+	}
+	for _, pw := range m.cfg.Passwords {
+		k, err := session.DerivePSK(pw)
+		if err != nil {
+			return err
+		}
+		m.hs.Accept = append(m.hs.Accept, k)
+	}
+	if len(m.hs.Accept) == 0 {
+		m.hs.Accept = []session.PSK{{}}
+	}
+	m.hs.Offer = m.hs.Accept[0]
+	return nil
+}
+
+// Register adds a replicated state. Call it before Run.
+func (m *Mesh) Register(channel uint8, c gossip.Channel) { m.engine.Register(channel, c) }
+
+// Handle has f called with each unicast message of a kind, which f then owns.
+// F is called from the readers of sessions: it must not block. Call Handle
+// before Run.
+func (m *Mesh) Handle(k Kind, f func(from peer.Name, msg []byte)) { m.handlers[k] = f }
+
+// Run drives the mesh until ctx is done; then it takes leave of the others and
+// returns when all that it started has ended.
+func (m *Mesh) Run(ctx context.Context, o Observer) error {
+	m.observer = o
+	var err error
+	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Notify: m.memberChanged,
+		Send: func(to peer.Name, msg []byte) error { return m.Send(to, KindMember, msg) }})
+	if err != nil {
+		m.listener.Close()
+		return err
+	}
+	m.Handle(KindMember, func(from peer.Name, msg []byte) {
+		if err := m.members.Receive(from, msg); err != nil {
+			m.log.Warn("member message refused", "from", from, "err", err)
+		}
+	})
+	m.wg.Add(1)
+	go m.accept()
+	m.loop(ctx)
+
+	m.mu.Lock()
+	m.closing = true
+	m.mu.Unlock()
+	m.listener.Close()
+	m.members.Close(true)
+	for _, n := range *m.neighbours.Load() {
+		n.goodbye("the router stops")
+	}
+	m.wg.Wait()
+	return nil
+}
+
+// loop does what is due, now and then and when it is woken.
+func (m *Mesh) loop(ctx context.Context) {
+	const every = 250 * time.Millisecond
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	// Routes are worked out at most this often: a mesh that comes up changes a
+	// hundred times a second.
+	const routesEvery = 50 * time.Millisecond
+	var lastRoutes time.Time
+	var generation uint64
+	var lastSlow time.Time
+	settle := time.NewTimer(time.Hour)
+	defer settle.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-settle.C:
+		case <-m.wake:
+		}
+		now := time.Now()
+		m.takeAnnouncements()
+		m.mu.Lock()
+		m.engine.Tick(now)
+		attempts := m.maker.Tick(now)
+		if now.Sub(lastSlow) > 5*time.Second {
+			lastSlow = now
+			for _, n := range m.topo.Expire(now) {
+				m.log.Info("peer forgotten: no path has led to it for a minute", "peer", n)
+			}
+			m.problems.expire(now)
+		}
+		m.updateLinks()
+		m.noteRefusals()
+		changed := m.topo.Generation() != generation
+		if changed && now.Sub(lastRoutes) < routesEvery {
+			settle.Reset(routesEvery)
+			changed = false
+		}
+		if changed {
+			generation, lastRoutes = m.topo.Generation(), now
+			m.refreshView()
+			v := m.view.Load()
+			m.engine.SetVital(v.vital())
+			m.events = append(m.events, func(o Observer) {
+				o.RoutesChanged(v.data)
+				o.ViewChanged(v)
+			})
+		}
+		dirty := m.engine.Dirty()
+		events := m.events
+		m.events = nil
+		m.mu.Unlock()
+
+		m.rouse(dirty)
+		for _, a := range attempts {
+			m.wg.Add(1)
+			go m.dial(ctx, a)
+		}
+		for _, f := range events {
+			f(m.observer)
+		}
+		m.members.SetAddrs(m.ownAddrs())
+	}
+}
+
+// poke has the loop go round soon.
+func (m *Mesh) poke() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// rouse has the writers of neighbours ask the engine for messages.
+func (m *Mesh) rouse(names []peer.Name) {
+	all := *m.neighbours.Load()
+	for _, name := range names {
+		if n := all[name]; n != nil {
+			n.rouse()
+		}
+	}
+}
+
+// Announce spreads a change of a registered channel. It does not block and
+// calls nothing back.
+func (m *Mesh) Announce(channel uint8, delta []byte) {
+	m.announceMu.Lock()
+	m.announced = append(m.announced, announcement{channel, delta})
+	m.announceMu.Unlock()
+	m.poke()
+}
+
+func (m *Mesh) takeAnnouncements() {
+	m.announceMu.Lock()
+	list := m.announced
+	m.announced = nil
+	m.announceMu.Unlock()
+	if list == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range list {
+		if len(a.delta) > gossip.MaxDelta {
+			m.engine.Compare(a.channel)
+			continue
+		}
+		m.engine.Announce(a.channel, a.delta)
+	}
+}
+
+// SetData tells what the router has found of its data link to a neighbour.
+func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
+	m.mu.Lock()
+	m.data[n] = dataLink{up, rtt}
+	m.mu.Unlock()
+	m.poke()
+}
+
+// updateLinks puts what this peer has with its neighbours into its entry.
+func (m *Mesh) updateLinks() {
+	var links []topology.Link
+	for name, n := range *m.neighbours.Load() {
+		l := topology.Link{To: name, Flags: topology.LinkSession, Cost: topology.CostOf(n.rtt())}
+		if d := m.data[name]; d.up {
+			l.Flags |= topology.LinkData
+			l.Cost = topology.CostOf(d.rtt)
+		}
+		links = append(links, l)
+	}
+	if delta := m.topo.SetLinks(links); delta != nil {
+		m.engine.Announce(ChannelTopology, delta)
+	}
+}
+
+// noteRefusals logs the entries that were not taken in.
+func (m *Mesh) noteRefusals() {
+	for _, r := range m.topo.Refused() {
+		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Name, m.nick(r.From), r.Cause)
+		if m.problems.note(text, time.Now()) {
+			m.log.Warn("topology entry refused", "peer", r.Name, "from", r.From, "err", r.Cause)
+		}
+	}
+}
+
+// memberChanged is called by the member list.
+func (m *Mesh) memberChanged(e member.Event) {
+	now := time.Now()
+	m.mu.Lock()
+	if e.Alive {
+		m.maker.Member(e.Peer, e.Addrs, true, now)
+	} else {
+		m.maker.MemberGone(e.Peer, false, now)
+	}
+	m.mu.Unlock()
+	m.poke()
+}
+
+// Connect adds targets; with replace, those not among them are forgotten.
+func (m *Mesh) Connect(targets []string, replace bool) {
+	m.mu.Lock()
+	keep := make(map[string]bool)
+	for _, t := range targets {
+		keep[t] = true
+		m.maker.AddTarget(t)
+	}
+	if replace {
+		for _, t := range m.maker.Targets() {
+			if !keep[t] {
+				m.maker.ForgetTarget(t)
+			}
+		}
+	}
+	m.mu.Unlock()
+	m.poke()
+}
+
+// Forget drops targets and returns those that were none.
+func (m *Mesh) Forget(targets []string) (unknown []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range targets {
+		if !m.maker.ForgetTarget(t) {
+			unknown = append(unknown, t)
+		}
+	}
+	return unknown
+}
+
+// Targets returns the addresses the user gave, in order.
+func (m *Mesh) Targets() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.maker.Targets()
+}
+
+// Self is this peer's name.
+func (m *Mesh) Self() peer.Name { return m.self }
+
+// Identity signs for this peer.
+func (m *Mesh) Identity() *peer.Identity { return m.cfg.Identity }
+
+// Port is the TCP port at which the mesh listens.
+func (m *Mesh) Port() uint16 { return m.hs.Port }

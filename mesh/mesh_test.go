@@ -1,0 +1,335 @@
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+)
+
+// node is a Mesh that runs on loopback.
+type node struct {
+	*Mesh
+	t    *testing.T
+	stop func()
+
+	mu    sync.Mutex
+	up    map[peer.Name]Neighbour
+	links []string // link messages, with their sender
+	got   []string // ipam messages
+	route *topology.Routes
+}
+
+func (n *node) NeighbourUp(x Neighbour) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.up[x.Name] = x
+}
+
+func (n *node) NeighbourDown(x peer.Name) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.up, x)
+}
+
+func (n *node) LinkMessage(from peer.Name, msg []byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.links = append(n.links, fmt.Sprintf("%s %s", from, msg))
+}
+
+func (n *node) RoutesChanged(r *topology.Routes) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.route = r
+}
+
+func (n *node) ViewChanged(*View) {}
+
+type option func(*Config)
+
+func start(t *testing.T, opts ...option) *node {
+	t.Helper()
+	id, err := peer.NewIdentity(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Identity: id, Nickname: "n", Discover: true, ConnLimit: 100,
+		Log: slog.New(slog.DiscardHandler)}
+	for _, o := range opts {
+		o(&cfg)
+	}
+	n := &node{t: t, up: make(map[peer.Name]Neighbour)}
+	cfg.Host = netip.Addr{}
+	if n.Mesh, err = New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	n.Handle(KindIPAM, func(from peer.Name, msg []byte) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.got = append(n.got, fmt.Sprintf("%s %s", from, msg))
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		n.Run(ctx, n)
+		close(done)
+	}()
+	n.stop = sync.OnceFunc(func() {
+		cancel()
+		<-done
+	})
+	t.Cleanup(n.stop)
+	return n
+}
+
+func (n *node) addr() string { return fmt.Sprintf("127.0.0.1:%d", n.Port()) }
+
+func to(nodes ...*node) option {
+	return func(c *Config) {
+		for _, n := range nodes {
+			c.Targets = append(c.Targets, n.addr())
+		}
+	}
+}
+
+func still(c *Config)             { c.Discover = false }
+func password(p ...string) option { return func(c *Config) { c.Passwords = p } }
+
+// eventually waits until ok holds, and fails the test after a while.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func (n *node) sessions() int { return len(*n.neighbours.Load()) }
+
+// sees tells whether n can reach exactly these.
+func (n *node) sees(others ...*node) bool {
+	var want []peer.Name
+	for _, o := range others {
+		if o != n {
+			want = append(want, o.Self())
+		}
+	}
+	slices.SortFunc(want, peer.Name.Compare)
+	return slices.Equal(n.View().Peers(), want)
+}
+
+func TestOneKnownPeerIsEnoughAndItsLossIsSurvived(t *testing.T) {
+	a := start(t)
+	b, c, d := start(t, to(a)), start(t, to(a)), start(t, to(a))
+	all := []*node{a, b, c, d}
+	for _, n := range all {
+		eventually(t, "a full mesh", func() bool { return n.sees(all...) && n.sessions() == 3 })
+	}
+	a.stop()
+	for _, n := range all[1:] {
+		eventually(t, "a mesh of three", func() bool { return n.sees(all[1:]...) && n.sessions() == 2 })
+	}
+}
+
+func TestMessagesAreRelayedOverALine(t *testing.T) {
+	a := start(t, still)
+	b := start(t, still, to(a))
+	c := start(t, still, to(b))
+	d := start(t, still, to(c))
+	eventually(t, "a sees d", func() bool { return a.sees(b, c, d) && d.sees(a, b, c) })
+	if a.sessions() != 1 || d.sessions() != 1 {
+		t.Fatal("more sessions than the line has")
+	}
+	if err := a.Send(d.Self(), KindIPAM, []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the message arrives", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return slices.Equal(d.got, []string{a.Self().String() + " hello"})
+	})
+	if b.Status().Relayed == 0 {
+		t.Error("the relay counts nothing")
+	}
+	if err := a.Send(peer.Name{2, 9}, KindIPAM, nil); err == nil {
+		t.Error("a message to nobody goes")
+	}
+	if err := a.Send(d.Self(), KindLink, nil); err == nil {
+		t.Error("a link message is relayed")
+	}
+}
+
+func TestLinkMessagesComeFromNeighboursInOrder(t *testing.T) {
+	a := start(t)
+	b := start(t, to(a))
+	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })
+	var want []string
+	for i := range 100 {
+		if err := b.Send(a.Self(), KindLink, fmt.Appendf(nil, "%d", i)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, fmt.Sprintf("%s %d", b.Self(), i))
+	}
+	eventually(t, "all link messages", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return slices.Equal(a.links, want)
+	})
+	a.mu.Lock()
+	b.mu.Lock()
+	defer a.mu.Unlock()
+	defer b.mu.Unlock()
+	x, y := a.up[b.Self()], b.up[a.Self()]
+	if x.Secret != y.Secret || x.Secret == [32]byte{} || x.Dialled || !y.Dialled || y.Addr.String() != a.addr() {
+		t.Errorf("the two ends were told %+v and %+v", x, y)
+	}
+}
+
+func TestRoutesForFramesFollowTheRoutersWord(t *testing.T) {
+	a := start(t)
+	b := start(t, to(a))
+	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })
+	routed := func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.route != nil && a.route.Unicast[b.Self()] == b.Self()
+	}
+	if routed() {
+		t.Error("a route without a data link")
+	}
+	a.SetData(b.Self(), true, time.Millisecond)
+	b.SetData(a.Self(), true, time.Millisecond)
+	eventually(t, "a route", routed)
+	b.SetData(a.Self(), false, 0)
+	eventually(t, "no route", func() bool { return !routed() })
+}
+
+func TestTwoIslandsBecomeOneMesh(t *testing.T) {
+	a := start(t)
+	b := start(t, to(a))
+	c := start(t)
+	d := start(t, to(c))
+	eventually(t, "two islands", func() bool { return a.sees(b) && c.sees(d) })
+	b.Connect([]string{d.addr()}, false)
+	all := []*node{a, b, c, d}
+	for _, n := range all {
+		eventually(t, "one mesh", func() bool { return n.sees(all...) && n.sessions() == 3 })
+	}
+}
+
+func (n *node) says(words string) func() bool {
+	return func() bool {
+		for _, p := range n.Status().Problems {
+			if strings.Contains(p.Text, words) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func TestRefusedPeerAndRefuserBothSayWhy(t *testing.T) {
+	id, err := peer.NewIdentity(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := func(c *Config) { c.Identity.Name = peer.Name{0, 0, 0, 0, 0, 1} }
+	for _, c := range []struct {
+		name string
+		a, b []option
+		say  string
+	}{
+		{"password", []option{password("correct horse")}, []option{password("battery staple")}, "passwords differ"},
+		{"no password", []option{password("correct horse")}, nil, "only one of the two peers has one"},
+		{"version", nil, []option{func(c *Config) { c.ProtocolMin, c.ProtocolMax = 7, 8 }}, "no protocol version in common"},
+		{"same name", []option{named}, []option{named}, "name collision"},
+		{"same identity", []option{func(c *Config) { c.Identity = id }}, []option{func(c *Config) { c.Identity = id }}, "a state folder was copied"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			a := start(t, c.a...)
+			b := start(t, append(c.b, to(a))...)
+			eventually(t, "the dialler says "+c.say, b.says(c.say))
+			eventually(t, "the responder says "+c.say, a.says(c.say))
+			if a.sessions() != 0 || b.sessions() != 0 {
+				t.Error("a session all the same")
+			}
+		})
+	}
+}
+
+// A copy of a peer that is already in the mesh, met at a third peer.
+func TestCloneMetAtAThirdPeerIsRefused(t *testing.T) {
+	id, err := peer.NewIdentity(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := func(c *Config) { c.Identity = id }
+	hub := start(t, still)
+	first := start(t, still, same, to(hub))
+	eventually(t, "the first is in", func() bool { return hub.sees(first) })
+	second := start(t, still, same, to(hub))
+	eventually(t, "the hub says so", hub.says("another live peer"))
+	eventually(t, "the clone says so", second.says("another live peer"))
+	if !hub.sees(first) {
+		t.Error("the first has lost its place")
+	}
+}
+
+func TestRollingPasswordChangeDropsNoSession(t *testing.T) {
+	a := start(t, password("old password", "new password"))
+	b := start(t, password("new password", "old password"), to(a))
+	c := start(t, password("old password"), to(b))
+	for _, n := range []*node{a, b, c} {
+		eventually(t, "one mesh", func() bool { return n.sees(a, b, c) })
+	}
+}
+
+func TestConnectionLimitStillReachesAll(t *testing.T) {
+	limit := func(c *Config) { c.ConnLimit = 2 }
+	a := start(t, limit)
+	b := start(t, limit, to(a))
+	c := start(t, limit, to(b))
+	d := start(t, limit, to(c))
+	all := []*node{a, b, c, d}
+	for _, n := range all {
+		eventually(t, "all reach all", func() bool { return n.sees(all...) && n.sessions() <= 2 })
+	}
+}
+
+func TestRestartedPeerComesBack(t *testing.T) {
+	id, err := peer.NewIdentity(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := start(t)
+	b := start(t, to(a), func(c *Config) { c.Identity = id })
+	eventually(t, "both in", func() bool { return a.sees(b) && b.sees(a) })
+	b.stop()
+	eventually(t, "one left", func() bool { return a.sessions() == 0 })
+	again := start(t, to(a), func(c *Config) { c.Identity = id })
+	eventually(t, "back", func() bool { return a.sees(again) && again.sees(a) })
+}
+
+func TestStopIsSafeAtAnyTime(t *testing.T) {
+	a := start(t)
+	for range 5 {
+		start(t, to(a)).stop()
+	}
+}

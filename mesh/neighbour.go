@@ -1,0 +1,251 @@
+package mesh
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
+)
+
+const (
+	recPing = iota
+	recPong
+	recGossip
+	recUnicast
+	recBye
+)
+
+const (
+	// pingEvery is how often a neighbour is asked for a sign of life.
+	pingEvery = 2 * time.Second
+	// silence is how long a neighbour may say nothing before it counts as gone.
+	// With less, a busy host is taken for dead; with more, its loss is noticed
+	// later than the ten seconds that weft promises.
+	silence = 8 * time.Second
+	// maxControl is how many records wait for one neighbour ahead of gossip. A
+	// full queue drops the newest and counts it.
+	maxControl = 1024
+)
+
+// neighbour is a session while it stands.
+type neighbour struct {
+	// Constant.
+
+	*session.Conn
+	name  peer.Name
+	since time.Time
+
+	// Safe for all.
+
+	control chan []byte // records ready to send
+	roused  chan struct{}
+	done    chan struct{} // closed by shut
+	shutOne sync.Once
+	cause   atomic.Pointer[error]
+	heard   atomic.Int64 // Unix time in nanoseconds
+	rttNano atomic.Int64 // smoothed
+	dropped atomic.Uint64
+	left    atomic.Bool // it said goodbye
+}
+
+func newNeighbour(c *session.Conn) *neighbour {
+	n := &neighbour{
+		Conn: c, name: c.Peer.Name, since: time.Now(),
+		control: make(chan []byte, maxControl),
+		roused:  make(chan struct{}, 1),
+		done:    make(chan struct{}),
+	}
+	n.heard.Store(n.since.UnixNano())
+	return n
+}
+
+func (n *neighbour) rtt() time.Duration { return time.Duration(n.rttNano.Load()) }
+
+// quiet tells for how long nothing was heard.
+func (n *neighbour) quiet(now time.Time) time.Duration {
+	return now.Sub(time.Unix(0, n.heard.Load()))
+}
+
+func (n *neighbour) rouse() {
+	select {
+	case n.roused <- struct{}{}:
+	default:
+	}
+}
+
+var errQueueFull = errors.New("the queue to the neighbour is full")
+
+// push queues a record ahead of gossip. It keeps rec.
+func (n *neighbour) push(rec []byte) error {
+	select {
+	case n.control <- rec:
+		return nil
+	default:
+		n.dropped.Add(1)
+		return errQueueFull
+	}
+}
+
+// shut ends the session for a reason. The first reason stays.
+func (n *neighbour) shut(cause error) {
+	n.shutOne.Do(func() {
+		n.cause.Store(&cause)
+		close(n.done)
+		n.Close()
+	})
+}
+
+func (n *neighbour) why() error {
+	if p := n.cause.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// goodbye tells the far end why, and ends the session.
+func (n *neighbour) goodbye(reason string) {
+	_ = n.SetWriteDeadline(time.Now().Add(time.Second))
+	_ = n.WriteRecord(append([]byte{recBye}, reason...))
+	n.shut(errors.New(reason))
+}
+
+// addr is where the neighbour's UDP port should be.
+func (n *neighbour) addr() netip.AddrPort {
+	a, ok := n.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), n.Peer.Port)
+}
+
+// write sends what waits, control before gossip, and pings.
+func (m *Mesh) write(n *neighbour) {
+	defer m.wg.Done()
+	ping := time.NewTicker(pingEvery)
+	defer ping.Stop()
+	send := func(rec []byte) bool {
+		_ = n.SetWriteDeadline(time.Now().Add(silence))
+		if err := n.WriteRecord(rec); err != nil {
+			n.shut(fmt.Errorf("send: %w", err))
+			return false
+		}
+		return true
+	}
+	sendPing := func() bool {
+		return send(binary.BigEndian.AppendUint64([]byte{recPing}, uint64(time.Since(m.start))))
+	}
+	if !sendPing() {
+		return
+	}
+	n.rouse()
+	for {
+		select {
+		case <-n.done:
+			return
+		case rec := <-n.control:
+			if !send(rec) {
+				return
+			}
+			continue
+		default:
+		}
+		select {
+		case <-n.done:
+			return
+		case rec := <-n.control:
+			if !send(rec) {
+				return
+			}
+		case <-ping.C:
+			if !sendPing() {
+				return
+			}
+		case <-n.roused:
+			m.mu.Lock()
+			msg := m.engine.Next(n.name)
+			m.mu.Unlock()
+			if msg == nil {
+				continue
+			}
+			if !send(append([]byte{recGossip}, msg...)) {
+				return
+			}
+			n.rouse()
+		}
+	}
+}
+
+// read takes in what the neighbour sends until the session ends.
+func (m *Mesh) read(n *neighbour) {
+	defer m.wg.Done()
+	for {
+		_ = n.SetReadDeadline(time.Now().Add(silence))
+		rec, err := n.ReadRecord()
+		if err != nil {
+			var timeout net.Error
+			switch {
+			case errors.As(err, &timeout) && timeout.Timeout():
+				err = fmt.Errorf("nothing heard for %v", silence)
+			case errors.Is(err, io.EOF):
+				err = errors.New("the peer closed the connection")
+			}
+			n.shut(err)
+			break
+		}
+		n.heard.Store(time.Now().UnixNano())
+		if err := m.receive(n, rec); err != nil {
+			n.shut(err)
+			break
+		}
+	}
+	m.drop(n)
+}
+
+// receive takes in one record. An error ends the session.
+func (m *Mesh) receive(n *neighbour, rec []byte) error {
+	if len(rec) == 0 {
+		return errors.New("an empty record")
+	}
+	body := rec[1:]
+	switch rec[0] {
+	case recPing:
+		_ = n.push(append([]byte{recPong}, body...))
+	case recPong:
+		if len(body) >= 8 {
+			rtt := time.Since(m.start) - time.Duration(binary.BigEndian.Uint64(body))
+			if rtt > 0 && rtt < silence {
+				if old := n.rtt(); old > 0 {
+					rtt = (7*old + rtt) / 8
+				}
+				n.rttNano.Store(int64(rtt))
+			}
+		}
+	case recGossip:
+		m.mu.Lock()
+		changed, err := m.engine.Receive(n.name, body)
+		dirty := m.engine.Dirty()
+		m.mu.Unlock()
+		m.rouse(dirty)
+		if changed {
+			m.poke()
+		}
+		if err != nil {
+			m.log.Warn("gossip refused", "from", n.name, "err", err)
+			m.note(fmt.Sprintf("gossip refused, from %s: %v", m.nick(n.name), err))
+		}
+	case recUnicast:
+		m.unicast(n, body)
+	case recBye:
+		n.left.Store(true)
+		return fmt.Errorf("the peer said: %s", printable(body))
+	}
+	return nil
+}

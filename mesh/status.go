@@ -1,0 +1,153 @@
+package mesh
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/dial"
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/mesh/topology"
+)
+
+// Status is what people and metrics are told of a Mesh.
+type Status struct {
+	Name     peer.Name
+	Nickname string
+	Instance uint64
+	Port     uint16
+	// Authenticated is set when the mesh has a password.
+	Authenticated            bool
+	ProtocolMin, ProtocolMax uint8
+	Discover                 bool
+	ConnLimit                int
+	Targets                  []string
+	Sessions                 []SessionStatus
+	Candidates               []dial.Candidate
+	Peers                    []PeerStatus
+	Problems                 []Problem
+	Gossip                   gossip.Stats
+	Terminations             uint64
+	Relayed                  uint64
+	UnicastDrops             uint64
+	HandshakeFailures        map[string]uint64 // by session.Code
+}
+
+// SessionStatus is one session.
+type SessionStatus struct {
+	Peer     peer.Name
+	Nickname string
+	Addr     string // the far end
+	Dialled  bool
+	Cipher   string
+	Since    time.Time
+	RTT      time.Duration
+	Queued   int // records that wait
+	Dropped  uint64
+}
+
+// PeerStatus is one peer of the topology.
+type PeerStatus struct {
+	Name      peer.Name
+	Nickname  string
+	Instance  uint64
+	Version   uint64
+	Reachable bool
+	Via       peer.Name // next hop for frames, zero if there is none
+	Path      []peer.Name
+	Links     []topology.Link
+}
+
+// Problem is something that keeps peers apart and that people should know.
+type Problem struct {
+	Text  string
+	First time.Time
+	Last  time.Time
+	Count int
+}
+
+// Status returns the state of the mesh now.
+func (m *Mesh) Status() Status {
+	s := Status{
+		Name: m.self, Nickname: m.cfg.Nickname, Instance: m.instance, Port: m.hs.Port,
+		Authenticated: len(m.cfg.Passwords) > 0, ProtocolMin: m.hs.Min, ProtocolMax: m.hs.Max,
+		Discover: m.cfg.Discover, ConnLimit: m.cfg.ConnLimit,
+		Terminations: m.counters.terminations.Load(), Relayed: m.counters.relayed.Load(),
+		UnicastDrops: m.counters.unicastDrops.Load(), HandshakeFailures: make(map[string]uint64),
+	}
+	for c := session.CodeVersion; c <= session.CodeOther; c++ {
+		s.HandshakeFailures[c.String()] = m.counters.handshakeFail[c].Load()
+	}
+	for _, n := range *m.neighbours.Load() {
+		s.Sessions = append(s.Sessions, SessionStatus{
+			Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled,
+			Cipher: n.Cipher, Since: n.since, RTT: n.rtt(), Queued: len(n.control), Dropped: n.dropped.Load(),
+		})
+	}
+	slices.SortFunc(s.Sessions, func(a, b SessionStatus) int { return a.Peer.Compare(b.Peer) })
+	v := m.view.Load()
+	for _, e := range v.entries {
+		s.Peers = append(s.Peers, PeerStatus{
+			Name: e.Name, Nickname: e.Nickname, Instance: e.Instance, Version: e.Version,
+			Reachable: v.Reachable(e.Name), Via: v.data.Unicast[e.Name],
+			Path: v.graph.Between(e.Name, topology.LinkData), Links: e.Links,
+		})
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.Targets = m.maker.Targets()
+	s.Candidates = m.maker.Status()
+	s.Gossip = m.engine.Stats()
+	s.Problems = m.problems.list()
+	return s
+}
+
+// problems is a bounded list of Problem by text.
+type problems struct{ all map[string]*Problem }
+
+const (
+	maxProblems  = 64
+	keepProblems = 10 * time.Minute
+)
+
+// note records a problem and tells whether it is new.
+func (p *problems) note(text string, now time.Time) bool {
+	if old := p.all[text]; old != nil {
+		old.Last, old.Count = now, old.Count+1
+		return false
+	}
+	if len(p.all) >= maxProblems {
+		return false
+	}
+	if p.all == nil {
+		p.all = make(map[string]*Problem)
+	}
+	p.all[text] = &Problem{text, now, now, 1}
+	return true
+}
+
+func (p *problems) expire(now time.Time) {
+	for k, v := range p.all {
+		if now.Sub(v.Last) > keepProblems {
+			delete(p.all, k)
+		}
+	}
+}
+
+func (p *problems) list() []Problem {
+	var l []Problem
+	for _, v := range p.all {
+		l = append(l, *v)
+	}
+	slices.SortFunc(l, func(a, b Problem) int { return cmp.Or(a.First.Compare(b.First), cmp.Compare(a.Text, b.Text)) })
+	return l
+}
+
+// note records a problem and tells whether it is new.
+func (m *Mesh) note(text string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.problems.note(text, time.Now())
+}

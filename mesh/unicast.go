@@ -1,0 +1,115 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+const (
+	unicastHeader = 2*peer.NameLen + 2
+	// maxHops bounds how often a message is relayed while routes are not yet
+	// the same everywhere.
+	maxHops = 64
+)
+
+// ErrUnreachable is the cause when no path leads to a peer.
+var ErrUnreachable = errors.New("no path leads to the peer")
+
+// Send has msg carried to another peer over any number of hops. It does not
+// block and may lose the message; between neighbours it keeps the order. Msg
+// is not kept.
+func (m *Mesh) Send(to peer.Name, k Kind, msg []byte) error {
+	if len(msg) > MaxUnicast {
+		return fmt.Errorf("send %d bytes to peer %s: at most %d", len(msg), to, MaxUnicast)
+	}
+	rec := make([]byte, 0, 1+unicastHeader+len(msg))
+	rec = append(rec, recUnicast)
+	rec = append(rec, to[:]...)
+	rec = append(rec, m.self[:]...)
+	rec = append(rec, maxHops, byte(k))
+	rec = append(rec, msg...)
+	if err := m.forward(to, rec, k != KindLink); err != nil {
+		m.counters.unicastDrops.Add(1)
+		return fmt.Errorf("send to peer %s: %w", to, err)
+	}
+	return nil
+}
+
+// forward queues a record for the neighbour on the way to a peer.
+func (m *Mesh) forward(to peer.Name, rec []byte, relays bool) error {
+	all := *m.neighbours.Load()
+	n := all[to]
+	if n == nil && relays {
+		n = all[m.view.Load().control.Unicast[to]]
+	}
+	if n == nil {
+		return ErrUnreachable
+	}
+	return n.push(rec)
+}
+
+// unicast takes in a message from a neighbour, for this peer or for another.
+// Body is borrowed.
+func (m *Mesh) unicast(n *neighbour, body []byte) {
+	if len(body) < unicastHeader {
+		m.counters.unicastDrops.Add(1)
+		return
+	}
+	to, from := peer.NameFromBytes(body), peer.NameFromBytes(body[peer.NameLen:])
+	hops, kind := body[2*peer.NameLen], Kind(body[2*peer.NameLen+1])
+	if to != m.self {
+		if hops <= 1 || from == m.self || kind == KindLink {
+			m.counters.unicastDrops.Add(1)
+			return
+		}
+		rec := append([]byte{recUnicast}, body...)
+		rec[1+2*peer.NameLen]--
+		if m.forward(to, rec, true) != nil {
+			m.counters.unicastDrops.Add(1)
+			return
+		}
+		m.counters.relayed.Add(1)
+		return
+	}
+	msg := slices.Clone(body[unicastHeader:])
+	if kind == KindLink {
+		// Only from the neighbour itself, and in order with its coming and going.
+		if from == n.name {
+			m.event(func(o Observer) { o.LinkMessage(from, msg) })
+		}
+		return
+	}
+	if f := m.handlers[kind]; f != nil && from != m.self {
+		f(from, msg)
+	}
+}
+
+// maxEvents bounds what a neighbour can make the loop queue up.
+const maxEvents = 1 << 14
+
+// event has f called by the loop.
+func (m *Mesh) event(f func(Observer)) {
+	m.mu.Lock()
+	if len(m.events) < maxEvents {
+		m.events = append(m.events, f)
+	} else {
+		m.counters.unicastDrops.Add(1)
+	}
+	m.mu.Unlock()
+	m.poke()
+}
+
+// printable makes a stranger's words fit for one line of a log.
+func printable(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, string(b))
+}

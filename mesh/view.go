@@ -1,0 +1,81 @@
+package mesh
+
+import (
+	"slices"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+)
+
+// View is the mesh as this peer knew it at one moment. It is immutable.
+type View struct {
+	control *topology.Routes // over sessions
+	data    *topology.Routes // over data links
+	graph   *topology.Graph
+	entries []*topology.Entry
+	nicks   map[peer.Name]string
+}
+
+// refreshView is called with mu held, or before Run.
+func (m *Mesh) refreshView() {
+	g := m.topo.Graph()
+	v := &View{
+		control: g.Routes(topology.LinkSession), data: g.Routes(topology.LinkData),
+		graph: g, entries: m.topo.Entries(), nicks: make(map[peer.Name]string),
+	}
+	for _, e := range v.entries {
+		v.nicks[e.Name] = e.Nickname
+	}
+	m.view.Store(v)
+}
+
+// View returns the mesh as it is known now.
+func (m *Mesh) View() *View { return m.view.Load() }
+
+// Reachable tells whether a message could go to n.
+func (v *View) Reachable(n peer.Name) bool {
+	_, ok := v.control.Unicast[n]
+	return ok || n == v.control.Self
+}
+
+// Peers returns the peers a message could go to, in order, without this one.
+func (v *View) Peers() []peer.Name {
+	names := make([]peer.Name, 0, len(v.control.Unicast))
+	for n := range v.control.Unicast {
+		names = append(names, n)
+	}
+	slices.SortFunc(names, peer.Name.Compare)
+	return names
+}
+
+// Nickname returns what n calls itself, empty if it is not known.
+func (v *View) Nickname(n peer.Name) string { return v.nicks[n] }
+
+// Lookup finds the peers that go by a nickname.
+func (v *View) Lookup(nickname string) (names []peer.Name) {
+	for _, e := range v.entries {
+		if e.Nickname == nickname {
+			names = append(names, e.Name)
+		}
+	}
+	return names
+}
+
+// vital returns the neighbours behind which other peers hang.
+func (v *View) vital() map[peer.Name]bool {
+	vital := make(map[peer.Name]bool)
+	for dst, via := range v.control.Unicast {
+		if dst != via {
+			vital[via] = true
+		}
+	}
+	return vital
+}
+
+// nick names a peer for people: its name and, if known, its nickname.
+func (m *Mesh) nick(n peer.Name) string {
+	if s := m.view.Load().nicks[n]; s != "" {
+		return n.String() + "(" + s + ")"
+	}
+	return n.String()
+}
