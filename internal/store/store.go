@@ -30,6 +30,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -118,7 +119,7 @@ func open(path string) (s *Store, err error) {
 		return nil, fmt.Errorf("open state file %s: %w", path, err)
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: LockTimeout, FreelistType: bolt.FreelistMapType})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open state file %s: waited %v: %w", path, LockTimeout, ErrLocked)
 	}
 	if err != nil {
@@ -262,7 +263,7 @@ func (s *Store) Load(bucket string, f func(key, value []byte)) error {
 }
 
 func (s *Store) wrap(verb string, err error) error {
-	if errors.Is(err, bolt.ErrDatabaseNotOpen) {
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 		err = ErrClosed
 	}
 	if err == nil {

@@ -1,0 +1,313 @@
+package paxos
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// ValueID names a value: the first 16 bytes of its SHA-256.
+type ValueID [16]byte
+
+// IDOf returns the name of a value.
+func IDOf(value []byte) (id ValueID) {
+	sum := sha256.Sum256(value)
+	copy(id[:], sum[:])
+	return id
+}
+
+// Entry is what one peer publishes of an election.
+type Entry struct {
+	Node peer.Name
+	// Voter is false if the entry is only a proposal, not a vote.
+	Voter bool
+	// Expect is how many voters Node was told to expect.
+	Expect uint16
+	// State is the acceptor's.
+	State Acceptor[ValueID]
+	Key   peer.Key
+	Sig   peer.Signature
+}
+
+// newer tells whether e replaces o, an entry of the same node. Both ballots only
+// grow; the rest is there so that even two entries that an honest node can not
+// have made are ordered.
+func (e *Entry) newer(o *Entry) bool {
+	if c := e.State.Promised.Compare(o.State.Promised); c != 0 {
+		return c > 0
+	}
+	if c := e.State.Accepted.Compare(o.State.Accepted); c != 0 {
+		return c > 0
+	}
+	return bytes.Compare(e.Append(nil), o.Append(nil)) > 0
+}
+
+// Election is one peer's copy of an election by gossip. Make one with
+// NewElection.
+type Election struct {
+	cfg     Config
+	own     Entry
+	entries map[peer.Name]*Entry // own's is not among them
+	values  map[ValueID][]byte
+	books   peer.Book
+	chosen  []byte
+}
+
+// Config is what an Election needs to know. All fields are constant.
+type Config struct {
+	Self     peer.Name
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	// Instance separates the signatures of this election from those of others.
+	Instance []byte
+	// Expect is how many voters there will be at most, at least 1. The majority is
+	// taken of the largest Expect that any known voter has, so that one peer which
+	// was told too little does not decide alone.
+	Expect int
+	// Observer never votes, but may propose.
+	Observer bool
+	// Value makes the value to propose, when no other is bound to be, from the
+	// voters that promised, in ascending order.
+	Value func(voters []peer.Name) []byte
+}
+
+// NewElection returns an empty copy, or one that continues as own, the encoded
+// entry that Own returned before a restart.
+func NewElection(cfg Config, own, value []byte) (*Election, error) {
+	el := &Election{cfg: cfg, entries: make(map[peer.Name]*Entry), values: make(map[ValueID][]byte)}
+	el.own = Entry{Node: cfg.Self, Voter: !cfg.Observer, Expect: uint16(min(cfg.Expect, 1<<16-1)), Key: cfg.Signer.Key()}
+	if own == nil {
+		return el, nil
+	}
+	e, err := parseEntry(own)
+	if err != nil {
+		return nil, fmt.Errorf("restore an election: %w", err)
+	}
+	if e.Node != cfg.Self {
+		return nil, fmt.Errorf("restore an election: it is %s's, this peer is %s", e.Node, cfg.Self)
+	}
+	if len(value) > 0 {
+		el.values[IDOf(value)] = bytes.Clone(value)
+	}
+	el.own.State = e.State
+	el.sign()
+	return el, nil
+}
+
+// Own returns the entry of this peer, which must be on disk before a delta or
+// digest that has it leaves; nil if it has taken no part. Value is the value
+// that it accepted, if any.
+func (el *Election) Own() (entry, value []byte) {
+	if el.own.State.Promised.IsZero() {
+		return nil, nil
+	}
+	return el.own.Append(nil), el.values[el.own.State.Value]
+}
+
+// Needed returns how many votes choose a value.
+func (el *Election) Needed() int {
+	n := el.own.Expect
+	for _, e := range el.entries {
+		if e.Voter {
+			n = max(n, e.Expect)
+		}
+	}
+	return Quorum(int(n))
+}
+
+// Voters returns who takes part and votes, ascending.
+func (el *Election) Voters() []peer.Name {
+	var out []peer.Name
+	for e := range el.all {
+		if e.Voter && !e.State.Promised.IsZero() {
+			out = append(out, e.Node)
+		}
+	}
+	slices.SortFunc(out, peer.Name.Compare)
+	return out
+}
+
+// Chosen returns the value once a majority has accepted it.
+func (el *Election) Chosen() ([]byte, bool) { return el.chosen, el.chosen != nil }
+
+// Running tells whether anyone has proposed.
+func (el *Election) Running() bool { return !el.highest().IsZero() }
+
+// all calls f for each entry, own's first.
+func (el *Election) all(yield func(*Entry) bool) {
+	if !yield(&el.own) {
+		return
+	}
+	for _, e := range el.entries {
+		if !yield(e) {
+			return
+		}
+	}
+}
+
+// highest returns the highest ballot that anyone proposed.
+func (el *Election) highest() (b Ballot) {
+	for e := range el.all {
+		if e.State.Promised.Compare(b) > 0 {
+			b = e.State.Promised
+		}
+	}
+	return b
+}
+
+// Propose starts a new attempt, with a ballot higher than all that are known,
+// and tells whether Own changed. Call it at random intervals while a value is
+// wanted: two who propose in step overtake each other for ever.
+func (el *Election) Propose() bool {
+	b := el.highest()
+	if el.chosen != nil || b.Round == 1<<32-1 {
+		return false
+	}
+	el.own.State.Prepare(Ballot{b.Round + 1, el.cfg.Self})
+	el.react()
+	el.sign()
+	return true
+}
+
+// Merge takes entries in. It returns the part of the delta that was news, or an
+// error, having changed nothing, if all that was new is refused. Changed tells
+// whether Own changed, which is to be written and then announced. Delta is
+// borrowed until Merge returns.
+func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
+	entries, values, err := parseDelta(delta)
+	if err != nil {
+		return nil, false, err
+	}
+	var refused error
+	for _, v := range values {
+		if id := IDOf(v); el.values[id] == nil && len(el.values) < maxValues {
+			el.values[id] = bytes.Clone(v)
+			news = appendItem(news, itemValue, v)
+		}
+	}
+	for _, e := range entries {
+		if e.Node == el.cfg.Self {
+			// Our own entry, from before a disk was lost: never go back behind it.
+			if e.Key == el.own.Key && el.check(&e) == nil && e.newer(&el.own) {
+				el.own.State = e.State
+				changed = true
+			}
+			continue
+		}
+		if old := el.entries[e.Node]; old != nil && !e.newer(old) {
+			continue
+		}
+		if err := el.check(&e); err != nil {
+			refused = errors.Join(refused, err)
+			continue
+		}
+		if peer.NameOf(e.Key[:]) != e.Node {
+			_ = el.books.Bind(e.Node, e.Key) // check has asked
+		}
+		el.entries[e.Node] = &e
+		news = appendItem(news, itemEntry, e.Append(nil))
+	}
+	if news == nil && !changed {
+		return nil, false, refused
+	}
+	if el.react() || changed {
+		el.sign()
+		changed = true
+	}
+	return news, changed, nil
+}
+
+func (el *Election) check(e *Entry) error {
+	if peer.NameOf(e.Key[:]) != e.Node {
+		if err := el.books.Check(e.Node, e.Key); err != nil {
+			return err
+		}
+	}
+	if !el.cfg.Verifier.Verify(e.Key, domainEntry, el.signed(e), e.Sig) {
+		return fmt.Errorf("election entry of %s: wrong signature", e.Node)
+	}
+	return nil
+}
+
+func (el *Election) sign() {
+	el.own.Sig = el.cfg.Signer.Sign(domainEntry, el.signed(&el.own))
+}
+
+func (el *Election) signed(e *Entry) []byte {
+	return e.appendUnsigned(bytes.Clone(el.cfg.Instance))
+}
+
+// react does what the rules ask of this peer now, and tells whether its entry
+// changed.
+func (el *Election) react() (changed bool) {
+	if el.learn() {
+		return false
+	}
+	st := &el.own.State
+	if b := el.highest(); !el.cfg.Observer && b != st.Promised {
+		changed = st.Prepare(b)
+	}
+	if el.lead() {
+		changed = true
+	}
+	if !el.cfg.Observer {
+		for _, e := range el.entries {
+			if a := e.State; a.Accepted.Compare(st.Accepted) > 0 && el.values[a.Value] != nil {
+				changed = st.Accept(a.Accepted, a.Value) || changed
+			}
+		}
+	}
+	el.learn()
+	return changed
+}
+
+// lead picks the value of this peer's own ballot once a majority promised it.
+func (el *Election) lead() bool {
+	st := &el.own.State
+	b := st.Promised
+	if b.Proposer != el.cfg.Self || st.Accepted == b {
+		return false
+	}
+	var promises []Acceptor[ValueID]
+	var voters []peer.Name
+	for e := range el.all {
+		if e.Voter && e.State.Promised == b {
+			promises = append(promises, e.State)
+			voters = append(voters, e.Node)
+		}
+	}
+	if len(promises) < el.Needed() {
+		return false
+	}
+	id, bound := Pick(promises)
+	if !bound {
+		slices.SortFunc(voters, peer.Name.Compare)
+		value := el.cfg.Value(voters)
+		id = IDOf(value)
+		el.values[id] = value
+	}
+	// A bound value must be at hand, or nobody could follow.
+	return el.values[id] != nil && st.Accept(b, id)
+}
+
+// learn notes a value that a majority accepted.
+func (el *Election) learn() bool {
+	if el.chosen != nil {
+		return true
+	}
+	votes := make(map[Ballot]int)
+	for e := range el.all {
+		if a := e.State; e.Voter && !a.Accepted.IsZero() {
+			votes[a.Accepted]++
+			if votes[a.Accepted] >= el.Needed() && el.values[a.Value] != nil {
+				el.chosen = el.values[a.Value]
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,297 @@
+package paxos
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
+
+func firstSeed(t testing.TB) uint64 {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", seed)
+	return seed
+}
+
+func name(i int) peer.Name { return peer.Name{2, 0, 0, 0, 0, byte(i + 1)} }
+
+// node is a peer with a disk.
+type node struct {
+	el               *Election
+	cfg              Config
+	diskOwn, diskVal []byte
+}
+
+func newNode(i, expect int, observer bool) *node {
+	n := &node{cfg: Config{Self: name(i), Signer: peer.Cheap{ID: peer.Key{byte(i + 1)}}, Verifier: peer.Cheap{},
+		Instance: []byte("test"), Expect: expect, Observer: observer,
+		Value: func(voters []peer.Name) []byte { return fmt.Appendf(nil, "%v", voters) }}}
+	n.restart()
+	return n
+}
+
+func (n *node) restart() {
+	el, err := NewElection(n.cfg, n.diskOwn, n.diskVal)
+	if err != nil {
+		panic(err)
+	}
+	n.el = el
+}
+
+// write puts the own entry on disk, as must happen before it is sent.
+func (n *node) write() { n.diskOwn, n.diskVal = n.el.Own() }
+
+func (n *node) propose() [][]byte {
+	if !n.el.Propose() {
+		return nil
+	}
+	n.write()
+	return [][]byte{n.el.Delta()}
+}
+
+func (n *node) receive(t *testing.T, delta []byte) (out [][]byte) {
+	news, changed, err := n.el.Merge(delta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changed {
+		n.write()
+		out = append(out, n.el.Delta())
+	}
+	if news != nil {
+		out = append(out, news)
+	}
+	return out
+}
+
+// Random delays, losses, duplicates, restarts, duels and observers: never two
+// values, and once the network is calm, one.
+func TestNeverTwoValues(t *testing.T) {
+	first := firstSeed(t)
+	for seed := first; seed < first+300; seed++ {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		voters := 1 + rng.IntN(7)
+		var nodes []*node
+		for i := range voters {
+			nodes = append(nodes, newNode(i, 1+rng.IntN(voters), false))
+		}
+		nodes[rng.IntN(voters)].cfg.Expect = voters
+		for _, n := range nodes {
+			// Safety is promised to those who were told enough.
+			n.cfg.Expect = voters
+			n.restart()
+		}
+		if rng.IntN(2) == 0 {
+			nodes = append(nodes, newNode(voters, voters, true))
+		}
+		type packet struct {
+			to    int
+			delta []byte
+		}
+		var wire []packet
+		send := func(from int, deltas [][]byte) {
+			for _, d := range deltas {
+				for to := range nodes {
+					if to != from && d != nil {
+						wire = append(wire, packet{to, d})
+					}
+				}
+			}
+		}
+		var value []byte
+		check := func() {
+			for i, n := range nodes {
+				v, ok := n.el.Chosen()
+				if !ok {
+					continue
+				}
+				if value == nil {
+					value = v
+				}
+				if !bytes.Equal(v, value) {
+					t.Fatalf("seed %d: %s chose %s, another chose %s", seed, name(i), v, value)
+				}
+			}
+		}
+		for range 400 {
+			i := rng.IntN(len(nodes))
+			switch k := rng.IntN(20); {
+			case k == 0:
+				send(i, nodes[i].propose())
+			case k == 1:
+				nodes[i].restart()
+			case len(wire) > 0:
+				j := rng.IntN(len(wire))
+				p := wire[j]
+				if rng.IntN(8) > 0 { // else it arrives again
+					wire[j] = wire[len(wire)-1]
+					wire = wire[:len(wire)-1]
+				}
+				if len(wire) > 200 {
+					wire = wire[:100]
+				}
+				if rng.IntN(4) > 0 { // else it is lost
+					send(p.to, nodes[p.to].receive(t, p.delta))
+				}
+			}
+			check()
+		}
+		// Calm: digests repair what was lost, one peer proposes.
+		for round := 0; ; round++ {
+			if round == 20 {
+				t.Fatalf("seed %d: no value among %d voters", seed, voters)
+			}
+			done := true
+			for i, n := range nodes {
+				for j, m := range nodes {
+					if i == j {
+						continue
+					}
+					deltas, _, err := n.el.Missing(m.el.Digest(), 40<<10)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, d := range deltas {
+						m.receive(t, d)
+					}
+				}
+				_, ok := n.el.Chosen()
+				done = done && ok
+			}
+			check()
+			if done {
+				break
+			}
+			if round%5 == 4 {
+				nodes[round%len(nodes)].propose()
+			}
+		}
+	}
+}
+
+func TestMergeIsAJoin(t *testing.T) {
+	rng := rand.New(rand.NewPCG(firstSeed(t), 2))
+	nodes := []*node{newNode(0, 5, false), newNode(1, 5, false), newNode(2, 5, false), newNode(3, 5, false)}
+	var deltas [][]byte
+	for range 60 {
+		i := rng.IntN(len(nodes))
+		if rng.IntN(3) == 0 {
+			nodes[i].el.Propose()
+		} else if len(deltas) > 0 {
+			_, _, _ = nodes[i].el.Merge(deltas[rng.IntN(len(deltas))])
+		}
+		if d := nodes[i].el.Delta(); d != nil {
+			deltas = append(deltas, d)
+		}
+	}
+	// Observers only collect.
+	var first []byte
+	for i := range 10 {
+		n := newNode(20, 5, true)
+		rng.Shuffle(len(deltas), func(i, j int) { deltas[i], deltas[j] = deltas[j], deltas[i] })
+		for _, d := range slices.Concat(deltas, deltas[:i]) {
+			if _, _, err := n.el.Merge(d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if first == nil {
+			first = n.el.Digest()
+		}
+		if !bytes.Equal(first, n.el.Digest()) {
+			t.Fatal("copies differ with the order of arrival")
+		}
+	}
+}
+
+func TestMajorityIsOfTheLargestExpectation(t *testing.T) {
+	a, b, c := newNode(0, 1, false), newNode(1, 3, false), newNode(2, 3, false)
+	b.el.Propose()
+	if _, _, err := a.el.Merge(b.el.Delta()); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.el.Needed(); got != 2 {
+		t.Errorf("needs %d votes", got)
+	}
+	if _, _, err := b.el.Merge(a.el.Delta()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := b.el.Chosen(); ok {
+		t.Error("chosen by one acceptance")
+	}
+	_ = c
+	lone := newNode(5, 1, false)
+	lone.el.Propose()
+	if v, ok := lone.el.Chosen(); !ok || string(v) != "[02:00:00:00:00:06]" {
+		t.Errorf("a lone peer chose %q", v)
+	}
+}
+
+func TestObserverProposesAndDoesNotVote(t *testing.T) {
+	o, a, b := newNode(0, 2, true), newNode(1, 2, false), newNode(2, 2, false)
+	o.el.Propose()
+	for range 4 {
+		for _, x := range []*node{o, a, b} {
+			for _, y := range []*node{o, a, b} {
+				if d := y.el.Delta(); d != nil {
+					_, _, _ = x.el.Merge(d)
+				}
+			}
+		}
+	}
+	for _, n := range []*node{o, a, b} {
+		if v, ok := n.el.Chosen(); !ok || string(v) != fmt.Sprint([]peer.Name{name(1), name(2)}) {
+			t.Errorf("%s chose %q", n.cfg.Self, v)
+		}
+	}
+	if got := o.el.Voters(); !slices.Equal(got, []peer.Name{name(1), name(2)}) {
+		t.Errorf("voters %v", got)
+	}
+}
+
+func TestForgedEntryIsRefused(t *testing.T) {
+	a, b := newNode(0, 2, false), newNode(1, 2, false)
+	a.el.Propose()
+	d := a.el.Delta()
+	d[len(d)-70]++
+	before := b.el.Digest()
+	if _, _, err := b.el.Merge(d); err == nil || !bytes.Equal(before, b.el.Digest()) {
+		t.Errorf("merged a forged entry: %v", err)
+	}
+}
+
+func FuzzMerge(f *testing.F) {
+	a := newNode(0, 1, false)
+	a.el.Propose()
+	f.Add(a.el.Delta())
+	b := newNode(2, 3, true)
+	b.el.Propose()
+	f.Add(b.el.Delta())
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, delta []byte) {
+		n := newNode(1, 2, false)
+		before := n.el.Digest()
+		news, _, err := n.el.Merge(delta)
+		if err != nil && !bytes.Equal(before, n.el.Digest()) {
+			t.Fatal("changed on error")
+		}
+		if err == nil && news != nil {
+			if again, _, _ := n.el.Merge(news); again != nil {
+				t.Fatal("news are news again")
+			}
+		}
+		_, _, _ = n.el.Missing(delta, 40<<10)
+		if e, err := parseEntry(delta); err == nil && !bytes.Equal(e.Append(nil), delta) {
+			t.Fatal("entry does not round trip")
+		}
+	})
+}
