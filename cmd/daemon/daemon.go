@@ -1,0 +1,266 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/internal/version"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+const (
+	// sweepEvery is how often containers and rules are compared with the
+	// kernel.
+	sweepEvery = 10 * time.Second
+	// restorePatience is how long the addresses of running containers are
+	// claimed again after a start, which may need a ring first.
+	restorePatience = 10 * time.Minute
+	// leavePatience bounds taking leave after a signal.
+	leavePatience = 5 * time.Second
+)
+
+// Assemble makes the mesh, the switch and the allocators of one host. The
+// bridge exists and the process holds the lock on the state folder.
+type Assemble func(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (*Parts, error)
+
+// Run is a router from its start to its end: until it is told to stop or reset
+// over the API, or ctx ends, which is a stop.
+func Run(ctx context.Context, c *Config, assemble Assemble, log *slog.Logger) (err error) {
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return fmt.Errorf("make the state folder: %w", err)
+	}
+	st, aside, err := store.Open(c.path(storeFile))
+	if errors.Is(err, store.ErrLocked) {
+		return fmt.Errorf("a router with the state folder %s runs already: %w", c.StateDir, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	d := &daemon{config: c, log: log, store: st}
+	if aside != "" {
+		d.warn("the state file was damaged; it was set aside as " + aside + " and what it held comes back from the peers")
+	}
+	socket, err := api.ListenUnix(c.Socket)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	if err := d.checkRange(); err != nil {
+		return err
+	}
+	id, err := d.identity()
+	if err != nil {
+		return err
+	}
+	// A peer's name is a MAC address that no other host's bridge has.
+	if err := netdev.EnsureBridge(c.Bridge, net.HardwareAddr(id.Name[:]), c.MTU); err != nil {
+		return err
+	}
+	parts, err := assemble(c, id, st, log)
+	if err != nil {
+		return err
+	}
+	if err := d.begin(id.Name, parts); err != nil {
+		return err
+	}
+	if err := d.serve(ctx, socket); err != nil {
+		return err
+	}
+	if d.reset.Load() {
+		return errors.Join(st.Close(), Erase(c))
+	}
+	return nil
+}
+
+// daemon implements api.Backend.
+type daemon struct {
+	// Constant after begin.
+	config      *Config
+	log         *slog.Logger
+	store       *store.Store
+	name        peer.Name
+	node        Node
+	universes   universes
+	targets     *targets
+	attachments *attachments
+	exposures   *exposures
+	warnings    []string
+	end         context.CancelFunc // ends serve; set by it before it serves
+
+	ready   atomic.Bool
+	leaving atomic.Bool // Stop or Reset was called, and only one may be
+	reset   atomic.Bool // Reset succeeded
+}
+
+// warn puts a line into the log and into every report.
+func (d *daemon) warn(text string) {
+	d.log.Warn("not as it should be", "what", text)
+	d.warnings = append(d.warnings, text)
+}
+
+// checkRange refuses the default range where the host's own routes have
+// addresses of it, and only warns if the user chose the range.
+func (d *daemon) checkRange() error {
+	ours := []string{d.config.Bridge}
+	for _, p := range []struct {
+		flag  string
+		given bool
+	}{{"--ipalloc-range", d.config.RangeGiven}, {"--ipalloc-range6", true}} {
+		r := d.config.Range
+		if p.flag == "--ipalloc-range6" {
+			r = d.config.Range6
+		}
+		if !r.IsValid() {
+			continue
+		}
+		route, err := netdev.Overlap(r, ours...)
+		if err != nil {
+			return err
+		}
+		if route == nil {
+			continue
+		}
+		text := fmt.Sprintf("the address range %s overlaps the route %s of this host; choose another with %s", r, route, p.flag)
+		if !p.given {
+			return errors.New(text)
+		}
+		d.warn(text)
+	}
+	return nil
+}
+
+func (d *daemon) identity() (*peer.Identity, error) {
+	id, err := loadIdentity(d.config.path(identityFile), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	if !d.config.Name.IsZero() {
+		id.Name = d.config.Name
+	}
+	return id, nil
+}
+
+// begin takes the parts over and starts the record of this run.
+func (d *daemon) begin(name peer.Name, parts *Parts) error {
+	d.name, d.node, d.universes = name, parts.Node, parts.Universes
+	d.attachments = newAttachments(d.store, d.universes, d.config.Bridge, d.config.MTU, d.log)
+	d.exposures = newExposures(d.store, d.universes, d.config.Bridge, d.log)
+	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
+	if err != nil {
+		return err
+	}
+	if crashed {
+		d.log.Info("the last run did not end by a stop; going on where it was")
+	}
+	if err := d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning), Value: []byte{1}}}); err != nil {
+		return fmt.Errorf("note that the router runs: %w", err)
+	}
+	d.targets = &targets{store: d.store, set: d.node.SetTargets}
+	if err := d.targets.add(list, true); err != nil {
+		return err
+	}
+	if len(d.config.Passwords) == 0 {
+		d.log.Warn("no password is set: whoever reaches this host can join the mesh")
+	}
+	return nil
+}
+
+// serve runs everything until the end, and returns nil if that was asked for.
+func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
+	// The work goes on after ctx has ended, until leave is taken.
+	working, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	d.end = end
+	g, working := errgroup.WithContext(working)
+	metrics := metricsHandler(func() *api.Report { return d.report() })
+	var status net.Listener
+	if d.config.StatusAddr != "" {
+		var err error
+		if status, err = net.Listen("tcp", d.config.StatusAddr); err != nil {
+			return fmt.Errorf("listen for status and metrics: %w", err)
+		}
+		g.Go(func() error { return api.Serve(working, status, api.ReadOnlyHandler(d, metrics), d.log) })
+	}
+	g.Go(func() error { return api.Serve(working, socket, api.Handler(d, metrics), d.log) })
+	g.Go(func() error { return d.node.Run(working) })
+	g.Go(func() error {
+		restore, cancel := context.WithTimeout(working, restorePatience)
+		defer cancel()
+		d.attachments.restore(restore)
+		d.exposures.restore(restore)
+		return nil
+	})
+	g.Go(func() error { d.sweep(working); return nil })
+	stop := context.AfterFunc(ctx, func() {
+		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
+		defer cancel()
+		if err := d.Stop(leave); err != nil {
+			d.log.Warn("took no proper leave of the mesh", "error", err)
+		}
+		end()
+	})
+	defer stop()
+	d.log.Info("ready", "name", d.name, "nickname", d.config.NickName, "version", version.String(), "socket", d.config.Socket)
+	d.ready.Store(true)
+	return g.Wait()
+}
+
+func (d *daemon) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			d.attachments.sweep(now)
+			d.exposures.reconcile()
+		}
+	}
+}
+
+// Erase removes everything that a router that does not run has left on the
+// host: its interfaces, its rules, its state and its socket.
+func Erase(c *Config) error {
+	errs := []error{netdev.DeleteAll(c.Bridge, netdev.TAPName)}
+	files, err := filepath.Glob(c.path(storeFile) + "*") // those set aside too
+	if err != nil {
+		return fmt.Errorf("remove the state: %w", err)
+	}
+	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.Socket) {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove the state: %w", err))
+		}
+	}
+	// Folders that hold something of somebody else's stay.
+	for _, folder := range []string{c.StateDir, filepath.Dir(c.Socket)} {
+		if entries, err := os.ReadDir(folder); err == nil && len(entries) == 0 {
+			errs = append(errs, os.Remove(folder))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Exists tells whether a router has left state on the host.
+func Exists(c *Config) bool {
+	return slices.ContainsFunc([]string{storeFile, identityFile}, func(f string) bool {
+		_, err := os.Lstat(c.path(f))
+		return err == nil
+	})
+}

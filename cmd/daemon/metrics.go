@@ -1,0 +1,156 @@
+package daemon
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+// family is all metrics of one name.
+type family struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+// Names and labels of metrics follow Weave Net's with its name replaced, where
+// it has such a metric, so that dashboards carry over.
+var (
+	connections    = gauge("connections", "Connections to other peers.", "state", "type", "encryption")
+	terminations   = counter("connection_terminations_total", "Sessions with other peers that ended.")
+	ips            = gauge("ips", "Addresses in use on this host.", "state")
+	maxIPs         = gauge("max_ips", "Size of the address range.")
+	unreachable    = gauge("ipam_unreachable_count", "Addresses owned by peers that can not be reached.")
+	unreachablePct = gauge("ipam_unreachable_percentage", "Share of the address range owned by peers that can not be reached, 0 to 100.")
+	pendingAlloc   = gauge("ipam_pending_allocates", "Allocations that wait.")
+	pendingClaims  = gauge("ipam_pending_claims", "Claims that wait.")
+	flows          = gauge("flows", "Flows of the fast datapath.")
+	peers          = gauge("peers", "Peers of the mesh, this one among them.")
+	linkBytes      = counter("link_bytes_total", "Bytes of frames carried.", "peer", "type", "direction")
+	linkPackets    = counter("link_packets_total", "Frames carried.", "peer", "type", "direction")
+	linkDrops      = counter("link_drops_total", "Frames dropped on a link.", "peer", "type", "reason")
+	drops          = counter("drops_total", "Frames dropped before a link was chosen.", "reason")
+	queueDepth     = gauge("queue_depth", "Entries that wait in a queue.", "queue")
+	queueLimit     = gauge("queue_limit", "Entries that a queue holds at most.", "queue")
+	queueDrops     = counter("queue_drops_total", "Entries dropped because a queue was full.", "queue")
+	handshakes     = counter("handshake_failures_total", "Sessions refused.", "reason")
+)
+
+func gauge(name, help string, labels ...string) family {
+	return family{prometheus.NewDesc("weft_"+name, help, labels, nil), prometheus.GaugeValue}
+}
+
+func counter(name, help string, labels ...string) family {
+	return family{prometheus.NewDesc("weft_"+name, help, labels, nil), prometheus.CounterValue}
+}
+
+// metricsHandler serves the metrics of one router.
+func metricsHandler(report func() *api.Report) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{report})
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+}
+
+// collector makes metrics of a report.
+type collector struct{ report func() *api.Report }
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) { ch <- connections.desc }
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	r := c.report()
+	s := make(sums)
+	s.add(terminations, float64(r.Router.TerminationCount))
+	s.add(flows, float64(r.Router.Flows))
+	s.add(peers, float64(len(r.Router.Peers)))
+	for _, k := range r.Router.Connections {
+		s.connection(k)
+	}
+	for reason, n := range r.Router.Drops {
+		s.add(drops, float64(n), reason)
+	}
+	for reason, n := range r.Router.HandshakeFailures {
+		s.add(handshakes, float64(n), reason)
+	}
+	for _, q := range r.Router.Queues {
+		s.add(queueDepth, float64(q.Depth), q.Name)
+		s.add(queueLimit, float64(q.Limit), q.Name)
+		s.add(queueDrops, float64(q.Drops), q.Name)
+	}
+	// The names are of a time with one universe; a second one of another
+	// magnitude would drown the first in a sum.
+	if u := r.IPAM; u != nil {
+		s.ipam(u)
+	} else if u := r.IPAM6; u != nil {
+		s.ipam(u)
+	}
+	for _, m := range s {
+		ch <- m.metric()
+	}
+}
+
+// sums holds values under their labels. Equal labels are added up: for a
+// moment when both sides dial there are two links to one peer.
+type sums map[string]*sample
+
+type sample struct {
+	family
+	labels []string
+	value  float64
+}
+
+func (s sums) add(f family, v float64, labels ...string) {
+	for i := range labels {
+		labels[i] = strings.ToValidUTF8(labels[i], "?")
+	}
+	key := f.desc.String() + "\xff" + strings.Join(labels, "\xff") // a byte that is in no valid UTF-8
+	if s[key] == nil {
+		s[key] = &sample{family: f, labels: labels}
+	}
+	s[key].value += v
+}
+
+func (m *sample) metric() prometheus.Metric {
+	metric, err := prometheus.NewConstMetric(m.desc, m.kind, m.value, m.labels...)
+	if err != nil {
+		return prometheus.NewInvalidMetric(m.desc, err)
+	}
+	return metric
+}
+
+func (s sums) connection(k api.Connection) {
+	encryption := ""
+	if k.Encrypted {
+		encryption = "yes"
+	}
+	s.add(connections, 1, k.State, k.Kind, encryption)
+	if k.Name == "" {
+		return
+	}
+	s.add(linkBytes, float64(k.RxBytes), k.Name, k.Kind, "rx")
+	s.add(linkBytes, float64(k.TxBytes), k.Name, k.Kind, "tx")
+	s.add(linkPackets, float64(k.RxPackets), k.Name, k.Kind, "rx")
+	s.add(linkPackets, float64(k.TxPackets), k.Name, k.Kind, "tx")
+	for reason, n := range k.Drops {
+		s.add(linkDrops, float64(n), k.Name, k.Kind, reason)
+	}
+}
+
+func (s sums) ipam(u *api.IPAM) {
+	lost := 0.0
+	for _, o := range u.Owners {
+		if !o.Reachable {
+			lost += o.NumIPs
+		}
+	}
+	s.add(ips, float64(u.ActiveIPs), "local-used")
+	s.add(maxIPs, u.RangeNumIPs)
+	s.add(unreachable, lost)
+	s.add(unreachablePct, 100*lost/max(u.RangeNumIPs, 1))
+	s.add(pendingAlloc, float64(len(u.PendingAllocates)))
+	s.add(pendingClaims, float64(len(u.PendingClaims)))
+}
