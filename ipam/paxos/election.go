@@ -242,11 +242,9 @@ func (el *Election) signed(e *Entry) []byte {
 }
 
 // react does what the rules ask of this peer now, and tells whether its entry
-// changed.
+// changed. It goes on after a value was chosen: others may not have seen the
+// majority before some of it moved on to a later ballot.
 func (el *Election) react() (changed bool) {
-	if el.learn() {
-		return false
-	}
 	st := &el.own.State
 	if b := el.highest(); !el.cfg.Observer && b != st.Promised {
 		changed = st.Prepare(b)
@@ -295,9 +293,9 @@ func (el *Election) lead() bool {
 }
 
 // learn notes a value that a majority accepted.
-func (el *Election) learn() bool {
+func (el *Election) learn() {
 	if el.chosen != nil {
-		return true
+		return
 	}
 	votes := make(map[Ballot]int)
 	for e := range el.all {
@@ -305,9 +303,8 @@ func (el *Election) learn() bool {
 			votes[a.Accepted]++
 			if votes[a.Accepted] >= el.Needed() && el.values[a.Value] != nil {
 				el.chosen = el.values[a.Value]
-				return true
+				return
 			}
 		}
 	}
-	return false
 }

@@ -1,0 +1,304 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/paxos"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/ipam/space"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// View is what the core asks about the mesh. The answers are those of the
+// moment; none of the methods blocks.
+type View interface {
+	// Reachable tells whether a peer is in the mesh and a path leads to it.
+	Reachable(peer.Name) bool
+	// Peers returns all reachable peers but this one.
+	Peers() []peer.Name
+	// Nickname returns the name that people gave a peer, "" if not known.
+	Nickname(peer.Name) string
+}
+
+// Config is what an allocator needs to know. All fields are constant.
+type Config struct {
+	Self     peer.Name
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	// Universe is the range that all peers share, Default the subnet of those who
+	// ask for none.
+	Universe, Default netip.Prefix
+	// Init says how the first ring is made.
+	Init Init
+	// Grace is how long after its start a peer that knows of no ring waits for
+	// others to show one before it makes one. Longer: the first container of a new
+	// mesh waits. Shorter: a host that was reset and comes back before it is
+	// connected makes a ring of its own. Default 3 s.
+	Grace time.Duration
+}
+
+// Times of the core.
+const (
+	defaultGrace  = 3 * time.Second
+	askTimeout    = 2 * time.Second        // for an answer to a space or claim ask
+	donorMemory   = 5 * time.Second        // how long "nothing free" is believed
+	electionPause = 1 * time.Second        // between proposals, and up to as much again
+	roundTimeout  = 3 * time.Second        // of a round of a removal
+	resendEvery   = 1 * time.Second        // of what was not answered
+	regainEvery   = 5 * time.Second        // between asks for one address
+	flushEvery    = 1 * time.Second        // of records of others
+	compactEvery  = 1 * time.Minute        // of own adjacent ranges
+	tickEvery     = 250 * time.Millisecond // of the driver
+)
+
+// ErrLeft is the cause when this peer has handed its space over.
+var ErrLeft = errors.New("this peer has left the ring")
+
+// effect is what the driver is to do once the writes of the step are on disk.
+type effect interface{}
+
+type (
+	effSend struct {
+		to  peer.Name
+		msg []byte
+	}
+	effAnnounce struct{ delta []byte } // of the channel
+	effReply    struct {
+		id  uint64
+		val any
+		err error
+	}
+	effWarn struct {
+		what string // constant
+		args []any  // for slog
+	}
+)
+
+// core is the allocator without clock, disk and network: each step gets the
+// time and returns writes and effects. It is not safe for concurrent use.
+type core struct {
+	cfg  Config
+	view View
+	rng  *rand.Rand
+	now  time.Time
+
+	ring     *ring.Ring
+	election *paxos.Election // nil if the first ring comes from seeds
+	space    space.Space
+	held     map[netip.Addr]allocation
+	byIdent  map[string][]netip.Addr
+
+	started     time.Time
+	wantRing    bool
+	nextPropose time.Time
+	nextCompact time.Time
+
+	pending  []*request // in order of arrival
+	lastID   uint64
+	asks     map[netip.Prefix]*spaceAsk
+	donors   map[peer.Name]donor
+	removals map[uint64]*removing
+	votes    map[ring.Holder]*paxos.Acceptor[string] // by Gone; the value is the proposal
+	leaving  *leaving
+	left     bool
+	lost     map[netip.Addr]*lostAddr
+	diverged map[ring.ID]Divergence
+
+	epoch   uint64      // of the ring that space follows
+	holder  ring.Holder // self, as of epoch
+	genesis ring.ID     // of the ring on disk
+	inbox   []message   // to self
+	writes  []store.Write
+	lazy    []store.Write // need not be written before the effects
+	lazyAt  time.Time
+	out     []effect
+}
+
+func newCore(cfg Config, view View, rng *rand.Rand) *core {
+	if cfg.Grace == 0 {
+		cfg.Grace = defaultGrace
+	}
+	c := &core{cfg: cfg, view: view, rng: rng,
+		ring:     ring.New(cfg.Universe, cfg.Verifier),
+		held:     make(map[netip.Addr]allocation),
+		byIdent:  make(map[string][]netip.Addr),
+		asks:     make(map[netip.Prefix]*spaceAsk),
+		donors:   make(map[peer.Name]donor),
+		removals: make(map[uint64]*removing),
+		votes:    make(map[ring.Holder]*paxos.Acceptor[string]),
+		lost:     make(map[netip.Addr]*lostAddr),
+		diverged: make(map[ring.ID]Divergence),
+	}
+	c.holder = c.ring.Holder(cfg.Self)
+	return c
+}
+
+// step runs f at now and returns what follows from it: writes that must be on
+// disk before the effects are carried out.
+func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
+	c.now = now
+	if c.started.IsZero() {
+		c.started = now
+	}
+	f()
+	for {
+		for len(c.inbox) > 0 {
+			m := c.inbox[0]
+			c.inbox = c.inbox[1:]
+			c.handle(c.cfg.Self, m)
+		}
+		if !c.refresh() {
+			break
+		}
+	}
+	writes, out := c.writes, c.out
+	c.writes, c.out = nil, nil
+	// What others told rides along with the next own write, or goes when old.
+	if len(c.lazy) > 0 && (len(writes) > 0 || now.Sub(c.lazyAt) >= flushEvery) {
+		writes = append(c.lazy, writes...)
+		c.lazy = nil
+	}
+	return writes, out
+}
+
+// tick does what time makes due.
+func (c *core) tick() {
+	c.establish()
+	c.pushAsks()
+	c.pushRemovals()
+	c.pushLeave()
+	c.pushRegain()
+	for id, d := range c.diverged {
+		if c.now.Sub(d.Seen) > divergenceMemory {
+			delete(c.diverged, id)
+		}
+	}
+	if c.ring.Ready() && !c.left && c.now.After(c.nextCompact) {
+		c.nextCompact = c.now.Add(compactEvery)
+		if out, err := c.ring.Compact(c.cfg.Signer, c.cfg.Self, 8); err == nil && out.News != nil {
+			c.publish(out)
+		}
+	}
+}
+
+// receive takes a unicast message of another peer in.
+func (c *core) receive(from peer.Name, msg []byte) error {
+	m, err := parseMessage(msg)
+	if err != nil {
+		return err
+	}
+	c.handle(from, m)
+	return nil
+}
+
+func (c *core) handle(from peer.Name, m message) {
+	switch m.kind {
+	case msgRecords:
+		_, _ = c.mergeRing(from, m.delta)
+	case msgSpaceAsk:
+		c.onSpaceAsk(from, m)
+	case msgSpaceAnswer:
+		c.onSpaceAnswer(from, m)
+	case msgClaimAsk:
+		c.onClaimAsk(from, m)
+	case msgClaimAnswer:
+		c.onClaimAnswer(from, m)
+	case msgLeave:
+		c.onLeave(from, m)
+	case msgLeaveAck:
+		c.onLeaveAck(from, m)
+	case msgPrepare, msgAccept:
+		c.onBallot(from, m)
+	case msgPromise:
+		c.onPromise(from, m)
+	case msgVote:
+		c.onVote(from, m)
+	}
+}
+
+func (c *core) send(to peer.Name, m message) {
+	if to == c.cfg.Self {
+		c.inbox = append(c.inbox, m)
+		return
+	}
+	c.out = append(c.out, effSend{to, m.encode()})
+}
+
+// sendProof sends all that to needs to accept records.
+func (c *core) sendProof(to peer.Name, records []ring.Raw) {
+	for _, d := range c.ring.Proof(records) {
+		c.send(to, message{kind: msgRecords, delta: d})
+	}
+}
+
+func (c *core) reply(id uint64, val any, err error) { c.out = append(c.out, effReply{id, val, err}) }
+
+func (c *core) warn(what string, args ...any) { c.out = append(c.out, effWarn{what, args}) }
+
+// publish writes and announces records that this peer made.
+func (c *core) publish(out ring.Outcome) {
+	c.writes = append(c.writes, c.ringWrites(out)...)
+	c.out = append(c.out, effAnnounce{append([]byte{deltaRing}, out.News...)})
+}
+
+// mergeRing takes a delta of the ring in.
+func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) {
+	out, err := c.ring.Merge(delta)
+	for _, r := range out.Refused {
+		c.warn("ring record refused", "peer", from, "err", r)
+	}
+	var div *ring.DivergentError
+	if errors.As(err, &div) {
+		c.noteDivergence(from, div)
+	}
+	if len(out.Records) > 0 {
+		if len(c.lazy) == 0 {
+			c.lazyAt = c.now
+		}
+		c.lazy = append(c.lazy, c.ringWrites(out)...)
+	}
+	return out.News, err
+}
+
+// refresh makes the rest follow the ring, and tells whether the ring had
+// changed.
+func (c *core) refresh() bool {
+	if c.ring.Epoch() == c.epoch {
+		return false
+	}
+	c.epoch = c.ring.Epoch()
+	if heir, removed := c.ring.Removed(c.holder); removed && !c.left {
+		c.warn("this peer was removed from the ring", "heir", heir, "addresses_in_use", len(c.held))
+	}
+	c.holder = c.ring.Holder(c.cfg.Self)
+	c.space.SetOwned(c.ring.Owned(c.cfg.Self))
+	c.saveRingIdentity()
+	c.findLost()
+	if c.ring.Ready() {
+		c.wantRing = false
+		for id := range c.diverged {
+			if id == c.ring.Genesis().ID() {
+				delete(c.diverged, id)
+			}
+		}
+	}
+	c.kick()
+	return true
+}
+
+// name returns how to call a peer in a message to people.
+func (c *core) name(n peer.Name) string {
+	if nick := c.view.Nickname(n); nick != "" {
+		return fmt.Sprintf("%s(%s)", n, nick)
+	}
+	return n.String()
+}
+
+// inUniverse tells whether the ring divides a.
+func (c *core) inUniverse(a netip.Addr) bool { return addr.Of(c.cfg.Universe).Contains(a) }
