@@ -21,7 +21,7 @@ func (m *Mesh) refreshView() {
 	g := m.topo.Graph()
 	v := &View{
 		control: g.Routes(topology.LinkSession), data: g.Routes(topology.LinkData),
-		graph: g, entries: m.topo.Entries(), nicks: make(map[peer.Name]string),
+		graph: g, entries: slices.Clone(m.topo.Entries()), nicks: make(map[peer.Name]string),
 	}
 	for _, e := range v.entries {
 		v.nicks[e.Name] = e.Nickname

@@ -26,6 +26,7 @@ type Channel interface {
 	Merge(from peer.Name, delta []byte) (news []byte, err error)
 	// Join puts two deltas that wait for the same neighbour into one, the newer
 	// part winning, or returns nil if the result would pass MaxDelta bytes.
-	// Both came from this state.
+	// Both came from this state. It may append to older, as append does, and
+	// keeps neither. A digest is the channel's own and must not be changed.
 	Join(older, newer []byte) []byte
 }

@@ -218,7 +218,9 @@ func (e *Engine) queue(n peer.Name, id uint8, delta []byte) {
 		o.sum = true
 		return
 	}
-	o.deltas = append(o.deltas, delta)
+	// Clipped, as the same delta may wait for other neighbours too, and Join may
+	// append to what it is given.
+	o.deltas = append(o.deltas, slices.Clip(delta))
 }
 
 // Dirty returns the neighbours for which Next has got something to say since

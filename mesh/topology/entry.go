@@ -111,31 +111,56 @@ func (e *Entry) sign(s peer.Signer) {
 
 var errShort = errors.New("cut short")
 
+// header is what tells at the start of an entry whether the rest is news.
+type header struct {
+	length   int
+	name     peer.Name
+	key      peer.Key
+	instance uint64
+	version  uint64
+}
+
+// peek reads the header of the first entry of b.
+func peek(b []byte) (h header, err error) {
+	if len(b) < 4 {
+		return h, fmt.Errorf("topology entry: length: %w", errShort)
+	}
+	h.length = int(binary.BigEndian.Uint32(b))
+	if h.length < entryFixed+1+peer.SignatureLen || h.length > maxEntryLen {
+		return h, fmt.Errorf("topology entry: length: %d bytes, want %d to %d", h.length, entryFixed+1+peer.SignatureLen, maxEntryLen)
+	}
+	if len(b) < h.length {
+		return h, fmt.Errorf("topology entry: body: %w", errShort)
+	}
+	h.name = peer.NameFromBytes(b[5:])
+	copy(h.key[:], b[11:])
+	h.instance = binary.BigEndian.Uint64(b[43:])
+	h.version = binary.BigEndian.Uint64(b[51:])
+	return h, nil
+}
+
+// stale tells whether an entry that begins with h can not supersede e.
+func (h *header) stale(e *Entry) bool {
+	return e != nil && h.key == e.Key &&
+		(h.version < e.Version || h.version == e.Version && h.instance == e.Instance && h.length == len(e.raw))
+}
+
 // parseEntry reads the first entry of b and returns the bytes it takes. The
 // entry keeps a copy. The signature is not checked: see verify.
 func parseEntry(b []byte) (*Entry, int, error) {
 	bad := func(what string, cause error) (*Entry, int, error) {
 		return nil, 0, fmt.Errorf("topology entry: %s: %w", what, cause)
 	}
-	if len(b) < 4 {
-		return bad("length", errShort)
+	h, err := peek(b)
+	if err != nil {
+		return nil, 0, err
 	}
-	n := int(binary.BigEndian.Uint32(b))
-	if n < entryFixed+1+peer.SignatureLen || n > maxEntryLen {
-		return bad("length", fmt.Errorf("%d bytes, want %d to %d", n, entryFixed+1+peer.SignatureLen, maxEntryLen))
-	}
-	if len(b) < n {
-		return bad("body", errShort)
-	}
+	n := h.length
 	raw := slices.Clone(b[:n])
 	if raw[4] != entryFormat {
 		return bad("format", fmt.Errorf("%d, want %d", raw[4], entryFormat))
 	}
-	e := &Entry{raw: raw}
-	e.Name = peer.NameFromBytes(raw[5:])
-	copy(e.Key[:], raw[11:])
-	e.Instance = binary.BigEndian.Uint64(raw[43:])
-	e.Version = binary.BigEndian.Uint64(raw[51:])
+	e := &Entry{Name: h.name, Key: h.key, Instance: h.instance, Version: h.version, raw: raw}
 	links := int(binary.BigEndian.Uint16(raw[59:]))
 	rest := raw[entryFixed : n-peer.SignatureLen]
 	if links > MaxLinks || len(rest) < links*linkLen {

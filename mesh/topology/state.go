@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"slices"
 	"time"
 
@@ -57,7 +56,9 @@ type State struct {
 	buried  map[peer.Name]tombstone
 	refused []Refusal
 
-	graph      *Graph // of the entries as they are, nil after a change
+	sorted     []*Entry // the entries, in order of name
+	graph      *Graph   // of the entries as they are, nil after a change
+	digest     []byte   // of the entries as they are, nil after a change
 	generation uint64
 	rivals     int // times that another instance wrote as this peer
 }
@@ -113,12 +114,18 @@ func (s *State) publish(e *Entry) []byte {
 }
 
 func (s *State) put(e *Entry) {
+	i, known := slices.BinarySearchFunc(s.sorted, e.Name, func(e *Entry, n peer.Name) int { return e.Name.Compare(n) })
+	if known {
+		s.sorted[i] = e
+	} else {
+		s.sorted = slices.Insert(s.sorted, i, e)
+	}
 	s.entries[e.Name] = e
 	s.changed()
 }
 
 func (s *State) changed() {
-	s.graph = nil
+	s.graph, s.digest = nil, nil
 	s.generation++
 }
 
@@ -145,10 +152,9 @@ func (s *State) SetLinks(links []Link) []byte {
 // Entry returns what is known of name, nil if nothing.
 func (s *State) Entry(name peer.Name) *Entry { return s.entries[name] }
 
-// Entries returns all that is known, in order of name.
-func (s *State) Entries() []*Entry {
-	return slices.SortedFunc(maps.Values(s.entries), func(a, b *Entry) int { return a.Name.Compare(b.Name) })
-}
+// Entries returns all that is known, in order of name. The slice is the
+// State's own until its next change.
+func (s *State) Entries() []*Entry { return s.sorted }
 
 // Refused returns what Merge refused since the last call.
 func (s *State) Refused() []Refusal {
@@ -171,12 +177,19 @@ func (s *State) refuse(from, name peer.Name, cause error) {
 func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 	var in []*Entry
 	for b := delta; len(b) > 0; {
-		e, n, err := parseEntry(b)
+		h, err := peek(b)
 		if err != nil {
 			return nil, fmt.Errorf("merge topology from %s: %w", from, err)
 		}
-		in = append(in, e)
-		b = b[n:]
+		// A flood brings each entry once from every neighbour.
+		if !h.stale(s.entries[h.name]) {
+			e, _, err := parseEntry(b)
+			if err != nil {
+				return nil, fmt.Errorf("merge topology from %s: %w", from, err)
+			}
+			in = append(in, e)
+		}
+		b = b[h.length:]
 	}
 	var news []byte
 	for _, e := range in {
@@ -234,6 +247,7 @@ func (s *State) Expire(now time.Time) []peer.Name {
 			continue
 		}
 		delete(s.entries, n)
+		s.sorted = slices.DeleteFunc(s.sorted, func(o *Entry) bool { return o == e })
 		delete(s.lost, n)
 		s.buried[n] = tombstone{e.Version, now.Add(tombstoneFor)}
 		s.cfg.Book.Forget(n)
@@ -278,6 +292,13 @@ func (s *State) table() (t [buckets]uint64) {
 
 // Digest implements gossip.Channel.
 func (s *State) Digest() []byte {
+	if s.digest == nil {
+		s.digest = s.summarise()
+	}
+	return s.digest
+}
+
+func (s *State) summarise() []byte {
 	if len(s.entries) > maxList {
 		b := []byte{digestTable}
 		for _, sum := range s.table() {
@@ -352,25 +373,28 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 
 // Join implements gossip.Channel: of two entries of one peer the newer stays.
 func (s *State) Join(older, newer []byte) []byte {
-	latest := make(map[peer.Name]*Entry)
-	for _, b := range [][]byte{older, newer} {
-		for len(b) > 0 {
-			e, n, err := parseEntry(b)
-			if err != nil {
-				return nil
-			}
-			if e.supersedes(latest[e.Name]) {
-				latest[e.Name] = e
-			}
-			b = b[n:]
+	replaced := make(map[peer.Name]bool)
+	for b := newer; len(b) > 0; {
+		h, err := peek(b)
+		if err != nil {
+			return nil
 		}
+		replaced[h.name] = true
+		b = b[h.length:]
 	}
-	var d []byte
-	for _, e := range latest {
-		d = append(d, e.raw...)
+	for i := 0; i < len(older); {
+		h, err := peek(older[i:])
+		if err != nil {
+			return nil
+		}
+		if replaced[h.name] {
+			older = slices.Concat(older[:i], older[i+h.length:])
+			continue
+		}
+		i += h.length
 	}
-	if len(d) > gossip.MaxDelta {
+	if len(older)+len(newer) > gossip.MaxDelta {
 		return nil
 	}
-	return d
+	return append(older, newer...)
 }
