@@ -1,0 +1,27 @@
+package deps
+
+import (
+	_ "github.com/containernetworking/cni/pkg/skel"
+	_ "github.com/containernetworking/cni/pkg/types/100"
+	_ "github.com/containernetworking/cni/pkg/version"
+	_ "github.com/flynn/noise"
+	_ "github.com/google/nftables"
+	_ "github.com/google/nftables/expr"
+	_ "github.com/hashicorp/memberlist"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/songgao/water"
+	_ "github.com/spf13/cobra"
+	_ "github.com/spf13/cobra/doc"
+	_ "github.com/vishvananda/netlink"
+	_ "github.com/vishvananda/netns"
+	_ "github.com/yuin/goldmark"
+	_ "go.etcd.io/bbolt"
+	_ "golang.org/x/crypto/argon2"
+	_ "golang.org/x/crypto/chacha20poly1305"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/sys/cpu"
+	_ "golang.org/x/time/rate"
+	_ "golang.org/x/net/ipv4"
+	_ "golang.org/x/sync/errgroup"
+)
