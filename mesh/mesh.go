@@ -54,9 +54,11 @@ const DefaultPort = 6783
 
 // Numbers of the gossip channels. They are on the wire: append only.
 const (
-	ChannelTopology uint8 = 1
-	ChannelIPAM     uint8 = 2
-	ChannelIPAM6    uint8 = 3
+	ChannelTopology  uint8 = 1
+	ChannelRing      uint8 = 2
+	ChannelElection  uint8 = 3
+	ChannelRing6     uint8 = 4
+	ChannelElection6 uint8 = 5
 )
 
 // Kind tells apart what unicast messages are for. They are on the wire: append

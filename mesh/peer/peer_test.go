@@ -1,0 +1,124 @@
+package peer
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+)
+
+func TestParseNameReadsWhatStringPrints(t *testing.T) {
+	for in, want := range map[string]Name{
+		"02:ab:cd:00:00:01": {2, 0xab, 0xcd, 0, 0, 1},
+		"2:AB:cd:0:0:1":     {2, 0xab, 0xcd, 0, 0, 1},
+		"::1":               {0, 0, 0, 0, 0, 1},
+		"2::":               {2, 0, 0, 0, 0, 0},
+		"2::1:2":            {2, 0, 0, 0, 1, 2},
+	} {
+		got, err := ParseName(in)
+		if err != nil || got != want {
+			t.Errorf("%q: %s, %v; want %s", in, got, err, want)
+		}
+		if again, err := ParseName(got.String()); err != nil || again != got {
+			t.Errorf("%s comes back as %s, %v", got, again, err)
+		}
+	}
+	for _, in := range []string{"", "::", "1", "1:2:3:4:5", "1:2:3:4:5:6:7", "1:2:3::4:5:6", "g:1:1:1:1:1", "123:1:1:1:1:1",
+		"ff:ff:ff:ff:ff:ff", "0:0:0:0:0:0", "::1::2", "1::2::3", ":1:2:3:4:5"} {
+		if n, err := ParseName(in); err == nil {
+			t.Errorf("%q is taken for %s", in, n)
+		} else if strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: an error of several lines", in)
+		}
+	}
+}
+
+func TestNameOfIsAUnicastLocalMAC(t *testing.T) {
+	seen := make(map[Name]bool)
+	for range 100 {
+		id, err := NewIdentity(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[id.Name] || id.Name[0]&3 != 2 {
+			t.Fatalf("name %s", id.Name)
+		}
+		if _, err := net.ParseMAC(id.Name.String()); err != nil {
+			t.Error(err)
+		}
+		seen[id.Name] = true
+		again, err := IdentityFromSeed(id.Seed())
+		if err != nil || again.Name != id.Name || again.Key() != id.Key() {
+			t.Fatalf("from its seed comes %+v, %v", again, err)
+		}
+	}
+	if _, err := IdentityFromSeed(make([]byte, 5)); err == nil {
+		t.Error("a seed of 5 bytes is taken")
+	}
+}
+
+func TestSignatureHoldsForItsDomainAndKeyOnly(t *testing.T) {
+	a, _ := NewIdentity(rand.Reader)
+	b, _ := NewIdentity(rand.Reader)
+	for name, pair := range map[string]struct {
+		a, b Signer
+		v    Verifier
+	}{"ed25519": {a, b, Ed25519{}}, "cheap": {Cheap{Key{1}}, Cheap{Key{2}}, Cheap{}}} {
+		sig := pair.a.Sign("d", []byte("m"))
+		if !pair.v.Verify(pair.a.Key(), "d", []byte("m"), sig) {
+			t.Errorf("%s: a true signature fails", name)
+		}
+		if pair.v.Verify(pair.b.Key(), "d", []byte("m"), sig) || pair.v.Verify(pair.a.Key(), "e", []byte("m"), sig) ||
+			pair.v.Verify(pair.a.Key(), "d", []byte("n"), sig) {
+			t.Errorf("%s: a signature holds for more than it was made for", name)
+		}
+	}
+}
+
+func TestBookKeepsTheFirstKey(t *testing.T) {
+	var b Book
+	n := Name{1}
+	if err := b.Bind(n, Key{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Bind(n, Key{2}); !errors.Is(err, ErrNameTaken) {
+		t.Errorf("another key: %v", err)
+	}
+	if k, ok := b.Lookup(n); !ok || k != (Key{1}) {
+		t.Errorf("key %x", k)
+	}
+	b.Forget(n)
+	if err := b.Bind(n, Key{2}); err != nil {
+		t.Errorf("after it was forgotten: %v", err)
+	}
+}
+
+func TestNameInJSON(t *testing.T) {
+	in := map[Name]Name{{2, 1}: {2, 2}}
+	b, err := json.Marshal(in)
+	if err != nil || !bytes.Contains(b, []byte(`"02:01:00:00:00:00":"02:02:00:00:00:00"`)) {
+		t.Fatalf("%s, %v", b, err)
+	}
+	var out map[Name]Name
+	if err := json.Unmarshal(b, &out); err != nil || out[Name{2, 1}] != in[Name{2, 1}] {
+		t.Errorf("%v, %v", out, err)
+	}
+}
+
+func FuzzParseName(f *testing.F) {
+	for _, s := range []string{"02:ab:cd:00:00:01", "::1", "2::", ":::"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, err := ParseName(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseName(n.String()); err != nil || again != n || n.IsZero() || n == Broadcast {
+			t.Fatalf("%q gives %s, which gives %s, %v", s, n, again, err)
+		}
+	})
+}
