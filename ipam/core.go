@@ -105,6 +105,7 @@ type core struct {
 	donors   map[peer.Name]donor
 	removals map[uint64]*removing
 	votes    map[ring.Holder]*paxos.Acceptor[string] // by Gone; the value is the proposal
+	round    uint32                                  // of the last ballot that this peer led; on disk
 	leaving  *leaving
 	left     bool
 	lost     map[netip.Addr]*lostAddr
@@ -113,7 +114,8 @@ type core struct {
 	epoch   uint64      // of the ring that space follows
 	holder  ring.Holder // self, as of epoch
 	genesis ring.ID     // of the ring on disk
-	inbox   []message   // to self
+	onDisk  map[ring.ID]bool
+	inbox   []message // to self
 	writes  []store.Write
 	lazy    []store.Write // need not be written before the effects
 	lazyAt  time.Time
@@ -134,6 +136,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		votes:    make(map[ring.Holder]*paxos.Acceptor[string]),
 		lost:     make(map[netip.Addr]*lostAddr),
 		diverged: make(map[ring.ID]Divergence),
+		onDisk:   make(map[ring.ID]bool),
 	}
 	c.holder = c.ring.Holder(cfg.Self)
 	return c

@@ -119,7 +119,7 @@ func (r *Ring) Propose(gone, heir peer.Name, named, members []peer.Name) (*Remov
 // Electorate returns who may vote on rm, ascending: the owners of its basis
 // that it does not name, or its members if there are none.
 func (r *Ring) Electorate(rm *Removal) ([]Holder, error) {
-	if !slices.Contains(rm.Named, rm.Gone.Name) || slices.Contains(rm.Named, rm.Heir.Name) {
+	if !slices.Contains(rm.Named, rm.Gone.Name) {
 		return nil, fmt.Errorf("removal of %s in favour of %s: %w", rm.Gone, rm.Heir, ErrFormat)
 	}
 	owners, lacking := r.st.ownersOf(rm.Basis)

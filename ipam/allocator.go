@@ -1,0 +1,373 @@
+package ipam
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// DefaultDeadline bounds a request whose context has no deadline.
+const DefaultDeadline = 30 * time.Second
+
+// Mesh is what an Allocator needs of the mesh. It is called with the
+// Allocator's lock held, so its methods must not block nor call back.
+type Mesh interface {
+	View
+	// Send sends a message to one peer, end to end, best effort. An error tells
+	// that it was not even sent.
+	Send(to peer.Name, msg []byte) error
+	// Announce gives a delta of the channel to all peers, best effort.
+	Announce(delta []byte)
+}
+
+// ErrDeadline is the cause when a request's time was up. The error's text says
+// what it waited for.
+var ErrDeadline = errors.New("deadline exceeded")
+
+// Allocator gives addresses of one universe. Make one with New and run it with
+// Run. All methods are safe for concurrent use.
+type Allocator struct {
+	mesh Mesh         // constant
+	disk Disk         // constant; used under mu
+	log  *slog.Logger // constant
+
+	mu      sync.Mutex // held during a step with its write, and over calls of mesh
+	core    *core
+	waiters map[uint64]chan reply
+	unsaved []store.Write // what the disk refused
+	held    []effect      // the replies of those steps, to be given after the write
+	diskErr error         // why; nil if all is written
+}
+
+type reply struct {
+	val any
+	err error
+}
+
+// New returns an Allocator that goes on from what disk has. The notes are for
+// the user: what of it could not be read.
+func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, notes []error, err error) {
+	if !cfg.Universe.IsValid() || cfg.Universe.Addr().Is4In6() {
+		return nil, nil, fmt.Errorf("address universe %s: not a range of addresses", cfg.Universe)
+	}
+	cfg.Universe = cfg.Universe.Masked()
+	if !cfg.Default.IsValid() {
+		cfg.Default = cfg.Universe
+	}
+	cfg.Default = cfg.Default.Masked()
+	if !cfg.Default.Overlaps(cfg.Universe) {
+		return nil, nil, fmt.Errorf("default subnet %s is outside of the universe %s", cfg.Default, cfg.Universe)
+	}
+	if cfg.Init.Mode == Seed && len(cfg.Init.Seeds) == 0 {
+		return nil, nil, fmt.Errorf("address universe %s: the list of seeds is empty", cfg.Universe)
+	}
+	a = &Allocator{mesh: mesh, disk: disk, log: log, waiters: make(map[uint64]chan reply)}
+	a.core = newCore(cfg, mesh, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	notes = a.core.load(disk)
+	return a, notes, nil
+}
+
+// Run drives the Allocator's timers until ctx is done. What the disk refused is
+// tried again here.
+func (a *Allocator) Run(ctx context.Context) error {
+	t := time.NewTicker(tickEvery)
+	defer t.Stop()
+	for {
+		_ = a.step(func(c *core) { c.tick() }) // save has logged it
+		select {
+		case <-ctx.Done():
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.core.flush()
+			return a.save(a.core.writes)
+		case <-t.C:
+		}
+	}
+}
+
+// step runs f in the core, writes what it decided and then does it. It returns
+// an error if the disk refused; replies then wait until it does not, and what
+// was to be sent is dropped, as after a loss on the way.
+func (a *Allocator) step(f func(*core)) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	writes, effects := a.core.step(time.Now(), func() { f(a.core) })
+	if err := a.save(writes); err != nil {
+		for _, e := range effects {
+			if r, ok := e.(effReply); ok {
+				a.held = append(a.held, r)
+			}
+		}
+		return err
+	}
+	effects = append(a.held, effects...)
+	a.held = nil
+	for _, e := range effects {
+		switch e := e.(type) {
+		case effSend:
+			if err := a.mesh.Send(e.to, e.msg); err != nil {
+				a.log.Debug("ipam message not sent", "peer", e.to, "err", err)
+			}
+		case effAnnounce:
+			a.mesh.Announce(e.delta)
+		case effWarn:
+			a.log.Warn(e.what, e.args...)
+		case effReply:
+			if w := a.waiters[e.id]; w != nil {
+				delete(a.waiters, e.id)
+				w <- reply{e.val, e.err}
+			}
+		}
+	}
+	return nil
+}
+
+// fromMesh runs f, for what comes from the mesh: only if the disk works, so that
+// what piles up in memory while it does not is bounded by the requests made here.
+func (a *Allocator) fromMesh(f func(*core)) error {
+	a.mu.Lock()
+	err := a.diskErr
+	a.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return a.step(f)
+}
+
+// save writes, together with what could not be written before.
+func (a *Allocator) save(writes []store.Write) error {
+	a.unsaved = append(a.unsaved, writes...)
+	if len(a.unsaved) == 0 {
+		return nil
+	}
+	err := a.disk.Apply(a.unsaved)
+	if err != nil {
+		if a.diskErr == nil {
+			a.log.Error("addresses can not be written, so none are given", "err", err)
+		}
+		a.diskErr = err
+		return err
+	}
+	if a.diskErr != nil {
+		a.log.Info("addresses can be written again")
+	}
+	a.diskErr, a.unsaved = nil, nil
+	return nil
+}
+
+// call begins a request and waits for its reply.
+func (a *Allocator) call(ctx context.Context, what string, begin func(c *core, id uint64)) (any, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, DefaultDeadline)
+		defer cancel()
+	}
+	w := make(chan reply, 1)
+	var id uint64
+	_ = a.step(func(c *core) {
+		id = c.nextID()
+		a.waiters[id] = w
+		begin(c, id)
+	})
+	select {
+	case r := <-w:
+		return wrap(what, r)
+	case <-ctx.Done():
+	}
+	var why string
+	_ = a.step(func(c *core) {
+		why = c.cancel(id)
+		delete(a.waiters, id)
+		if a.diskErr != nil {
+			why = a.diskErr.Error()
+		}
+	})
+	select {
+	case r := <-w: // it came after all
+		return wrap(what, r)
+	default:
+	}
+	cause := ErrDeadline
+	if errors.Is(ctx.Err(), context.Canceled) {
+		cause = context.Canceled
+	}
+	return nil, fmt.Errorf("%s: %w: %s", what, cause, why)
+}
+
+func wrap(what string, r reply) (any, error) {
+	if r.err != nil {
+		return r.val, fmt.Errorf("%s: %w", what, r.err)
+	}
+	return r.val, nil
+}
+
+// Allocate returns an address of subnet, with subnet's length, for ident. If
+// ident has one already it is returned again. A zero subnet means the default.
+// It waits until there is one or ctx is done (without a deadline:
+// DefaultDeadline); the error then says what for.
+func (a *Allocator) Allocate(ctx context.Context, ident string, subnet netip.Prefix) (netip.Prefix, error) {
+	if !subnet.IsValid() {
+		subnet = a.core.cfg.Default
+	}
+	v, err := a.call(ctx, fmt.Sprintf("allocate an address of %s for %s", subnet, ident),
+		func(c *core, id uint64) { c.allocate(id, ident, subnet) })
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return v.(netip.Prefix), nil
+}
+
+// Claim notes that ident uses the address p.Addr() with a subnet of length
+// p.Bits(). In the universe it asks the peer that owns it, and fails at once if
+// it is in use by another. Outside of the universe it is only noted here. It
+// may be repeated.
+func (a *Allocator) Claim(ctx context.Context, ident string, p netip.Prefix) error {
+	if !p.IsValid() || p.Addr().Is4In6() {
+		return fmt.Errorf("claim %s for %s: not an address with a prefix length", p, ident)
+	}
+	_, err := a.call(ctx, fmt.Sprintf("claim %s for %s", p, ident), func(c *core, id uint64) { c.claim(id, ident, p) })
+	return err
+}
+
+// Lookup returns the addresses of ident, in order.
+func (a *Allocator) Lookup(ident string) (out []netip.Prefix) {
+	_ = a.step(func(c *core) {
+		for _, addr := range c.byIdent[ident] {
+			out = append(out, netip.PrefixFrom(addr, c.held[addr].bits))
+		}
+	})
+	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return out
+}
+
+// Idents returns who has addresses here, and which.
+func (a *Allocator) Idents() map[string][]netip.Prefix {
+	out := make(map[string][]netip.Prefix)
+	_ = a.step(func(c *core) {
+		for ident, addrs := range c.byIdent {
+			for _, addr := range addrs {
+				out[ident] = append(out[ident], netip.PrefixFrom(addr, c.held[addr].bits))
+			}
+		}
+	})
+	return out
+}
+
+// Release frees an address of ident. It returns an error if ident does not have
+// it.
+func (a *Allocator) Release(ident string, address netip.Addr) error {
+	ok := false
+	_ = a.step(func(c *core) { ok = c.release(ident, address) })
+	if !ok {
+		return fmt.Errorf("release %s of %s: it does not have that address", address, ident)
+	}
+	return nil
+}
+
+// ReleaseAll frees all addresses of ident and returns them.
+func (a *Allocator) ReleaseAll(ident string) (out []netip.Prefix) {
+	_ = a.step(func(c *core) {
+		for _, addr := range slices.Clone(c.byIdent[ident]) {
+			out = append(out, netip.PrefixFrom(addr, c.held[addr].bits))
+			c.release(ident, addr)
+		}
+	})
+	return out
+}
+
+// Prime waits until there is a ring, and makes it if need be.
+func (a *Allocator) Prime(ctx context.Context) error {
+	_, err := a.call(ctx, "wait for the ring", func(c *core, id uint64) { c.prime(id) })
+	return err
+}
+
+// RemovePeers takes the space of dead peers over, by the votes of a majority of
+// the owners that are left. Peers that own nothing are in the result with no
+// addresses.
+func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name) ([]RemovedPeer, error) {
+	v, err := a.call(ctx, "remove peers", func(c *core, id uint64) { c.remove(id, slices.Clone(names)) })
+	if err != nil {
+		return nil, err
+	}
+	return v.([]RemovedPeer), nil
+}
+
+// Handover gives all space of this peer to another that can be reached, for
+// good: the Allocator refuses all requests afterwards. It waits until the heir
+// has confirmed. The result tells how much is left without an owner that can be
+// reached, with the error if the heir did not confirm in time.
+func (a *Allocator) Handover(ctx context.Context) (HandoverResult, error) {
+	var before HandoverResult
+	_ = a.step(func(c *core) { before = c.total() })
+	v, err := a.call(ctx, "hand the address space over", func(c *core, id uint64) { c.handover(id) })
+	if r, ok := v.(HandoverResult); ok {
+		return r, err
+	}
+	before.Unreachable = before.Addresses
+	return before, err
+}
+
+// Adopt makes all peers of this peer's ring leave it for the ring other, which
+// Status shows under Divergent. Addresses in use stay in use, and are asked for
+// in the other ring; Status shows those that another peer uses as well.
+func (a *Allocator) Adopt(other ring.ID) (err error) {
+	_ = a.step(func(c *core) { err = c.adopt(other) })
+	return err
+}
+
+// Status returns the present state.
+func (a *Allocator) Status() (s Status) {
+	_ = a.step(func(c *core) {
+		s = c.status()
+		if a.diskErr != nil {
+			s.DiskError = a.diskErr.Error()
+		}
+	})
+	return s
+}
+
+// Receive takes in a message that the mesh brought from a peer. It returns an
+// error for bytes that are no message. Msg is borrowed until it returns.
+func (a *Allocator) Receive(from peer.Name, msg []byte) error {
+	var err error
+	return cmp.Or(a.fromMesh(func(c *core) { err = c.receive(from, msg) }), err)
+}
+
+// Channel returns what the mesh is to replicate. It may be used from any
+// goroutine.
+func (a *Allocator) Channel() gossip.Channel { return channel{a} }
+
+type channel struct{ a *Allocator }
+
+func (ch channel) Digest() (d []byte) {
+	_ = ch.a.step(func(c *core) { d = c.digest() }) // a digest shows no record
+	return d
+}
+
+func (ch channel) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
+	if e := ch.a.fromMesh(func(c *core) { deltas, wants, err = c.missing(digest) }); e != nil {
+		return nil, false, e
+	}
+	return deltas, wants, err
+}
+
+func (ch channel) Merge(from peer.Name, delta []byte) (news []byte, err error) {
+	if e := ch.a.fromMesh(func(c *core) { news, err = c.merge(from, delta) }); e != nil {
+		return nil, e
+	}
+	return news, err
+}
+
+func (ch channel) Join(older, newer []byte) []byte { return joinDeltas(older, newer) }

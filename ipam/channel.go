@@ -1,0 +1,99 @@
+package ipam
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// What an allocator replicates is one channel with two states: the election
+// until there is a ring, then the ring.
+//
+//	delta                          digest
+//	 0      1                       0              n
+//	+------+-------------------    +--------------+--------------------
+//	| kind | delta of ring or ...  | ring's digest | election's digest
+//	+------+-------------------    +--------------+--------------------
+//	  1                              29 or 2077      10 each; with no ring
+//
+// Kinds are append-only; a delta of a kind that is not known is no news.
+const (
+	deltaRing     = 1
+	deltaElection = 2
+)
+
+// maxElectionDelta leaves room for the kind.
+const maxElectionDelta = gossip.MaxDelta - 256
+
+func (c *core) digest() []byte {
+	d := c.ring.Digest()
+	if !c.ring.Ready() && c.election != nil {
+		d = append(d, c.election.Digest()...)
+	}
+	return d
+}
+
+func (c *core) missing(digest []byte) (deltas [][]byte, wants bool, err error) {
+	n, err := ring.DigestLen(digest)
+	if err != nil {
+		return nil, false, err
+	}
+	records, wants, err := c.ring.Missing(digest[:n])
+	for _, d := range records {
+		deltas = append(deltas, append([]byte{deltaRing}, d...))
+	}
+	// The other copy learns of the divergence by the delta, this one by the error.
+	// To the engine it is no failure: the delta has to be sent.
+	if div := (*ring.DivergentError)(nil); errors.As(err, &div) {
+		if _, known := c.diverged[div.Theirs]; !known {
+			c.noteDivergence(peer.Name{}, div)
+		}
+		return deltas, false, nil
+	}
+	if err != nil || c.ring.Ready() || c.election == nil || n != len(c.ring.Digest()) {
+		return deltas, wants, err
+	}
+	items, more, err := c.election.Missing(digest[n:], maxElectionDelta)
+	for _, d := range items {
+		deltas = append(deltas, append([]byte{deltaElection}, d...))
+	}
+	return deltas, wants || more, err
+}
+
+func (c *core) merge(from peer.Name, delta []byte) (news []byte, err error) {
+	if len(delta) == 0 {
+		return nil, fmt.Errorf("ipam delta of no bytes: %w", errMessage)
+	}
+	switch delta[0] {
+	case deltaRing:
+		news, err = c.mergeRing(from, delta[1:])
+	case deltaElection:
+		news, err = c.mergeElection(delta[1:])
+	}
+	if news == nil {
+		return nil, err
+	}
+	return append([]byte{delta[0]}, news...), err
+}
+
+// joinDeltas implements gossip.Channel's Join.
+func joinDeltas(older, newer []byte) []byte {
+	if len(older) == 0 || len(newer) == 0 || older[0] != newer[0] {
+		return nil
+	}
+	switch older[0] {
+	case deltaRing:
+		if j := ring.Join(older[1:], newer[1:]); j != nil {
+			return append([]byte{deltaRing}, j...)
+		}
+	case deltaElection:
+		if len(older)+len(newer)-1 <= maxElectionDelta {
+			return append(bytes.Clone(older), newer[1:]...)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,202 @@
+package ipam
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam/paxos"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// The buckets of the state file. Values as the store seals them:
+//
+//	meta       self, universe: text; origin, genesis: ids, 16 bytes; round 4
+//	ring       id -> record, as package ring draws it
+//	addresses  address, 4 or 16 bytes -> prefix length 1, ident to the end
+//	election   entry, value: as package paxos draws them
+//	votes      gone 10 -> promised 10, accepted 10, proposal 2+n
+const (
+	bucketMeta      = "meta"
+	bucketRing      = "ring"
+	bucketAddresses = "addresses"
+	bucketElection  = "election"
+	bucketVotes     = "votes"
+)
+
+// Disk is what the allocator needs of *store.Store.
+type Disk interface {
+	Load(bucket string, f func(key, value []byte)) error
+	Apply(writes []store.Write) error
+}
+
+// OpenDisk opens the state file of one universe at path, or makes it. A file
+// that is damaged, or belongs to another peer name or universe, is set aside
+// under another name, never deleted; notes then tells the user what happened.
+func OpenDisk(path string, self peer.Name, universe netip.Prefix) (s *store.Store, notes []string, err error) {
+	s, aside, err := store.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if aside != "" {
+		notes = append(notes, fmt.Sprintf("the address file %s was damaged and is now %s; the ring comes back from the peers, "+
+			"the addresses of running containers as they are claimed", path, aside))
+	}
+	var foreign string
+	check := func(key, want string) error {
+		got, err := s.Get(bucketMeta, []byte(key))
+		if err == nil && got != nil && string(got) != want {
+			foreign = fmt.Sprintf("%s %s, not %s", key, got, want)
+		}
+		return err
+	}
+	err = errors.Join(check("self", self.String()), check("universe", universe.Masked().String()))
+	if err != nil {
+		foreign = err.Error()
+	}
+	if foreign != "" {
+		if err := s.Close(); err != nil {
+			return nil, notes, err
+		}
+		aside, err := store.SetAside(path, "foreign")
+		if err != nil {
+			return nil, notes, err
+		}
+		notes = append(notes, fmt.Sprintf("the address file %s is of %s; it is now %s, and a new one was begun", path, foreign, aside))
+		if s, _, err = store.Open(path); err != nil {
+			return nil, notes, err
+		}
+	}
+	err = s.Apply([]store.Write{
+		{Bucket: bucketMeta, Key: []byte("self"), Value: []byte(self.String())},
+		{Bucket: bucketMeta, Key: []byte("universe"), Value: []byte(universe.Masked().String())},
+	})
+	if err != nil {
+		return nil, notes, errors.Join(err, s.Close())
+	}
+	return s, notes, nil
+}
+
+// load restores the core from disk. What can not be read is left out and
+// reported in notes: records of the ring come back from peers.
+func (c *core) load(disk Disk) (notes []error) {
+	load := func(bucket string, f func(key, value []byte)) {
+		if err := disk.Load(bucket, f); err != nil {
+			notes = append(notes, err)
+		}
+	}
+	var origin, genesis ring.ID
+	load(bucketMeta, func(k, v []byte) {
+		switch string(k) {
+		case "origin":
+			copy(origin[:], v)
+		case "genesis":
+			copy(genesis[:], v)
+		case "round":
+			if len(v) == 4 {
+				c.round = binary.BigEndian.Uint32(v)
+			}
+		}
+	})
+	var records [][]byte
+	load(bucketRing, func(k, v []byte) {
+		var id ring.ID
+		copy(id[:], k)
+		c.onDisk[id] = true
+		records = append(records, bytes.Clone(v))
+	})
+	notes = append(notes, c.ring.Restore(origin, genesis, records)...)
+	c.genesis = genesis
+	load(bucketAddresses, func(k, v []byte) {
+		a, ok := netip.AddrFromSlice(k)
+		if !ok || len(v) < 2 || int(v[0]) > a.BitLen() {
+			notes = append(notes, fmt.Errorf("address %x in the state file: %w", k, errMessage))
+			return
+		}
+		ident := string(v[1:])
+		if c.inUniverse(a) {
+			c.space.Take(a)
+		}
+		c.held[a] = allocation{ident, int(v[0])}
+		c.byIdent[ident] = append(c.byIdent[ident], a)
+	})
+	var own, value []byte
+	load(bucketElection, func(k, v []byte) {
+		switch string(k) {
+		case "entry":
+			own = bytes.Clone(v)
+		case "value":
+			value = bytes.Clone(v)
+		}
+	})
+	load(bucketVotes, func(k, v []byte) {
+		f, g := fields{b: k}, fields{b: v}
+		a := &paxos.Acceptor[string]{}
+		gone := f.holder()
+		a.Promised, a.Accepted = g.ballot(), g.ballot()
+		a.Value = string(g.bytes())
+		if f.bad || g.bad {
+			notes = append(notes, fmt.Errorf("vote %x in the state file: %w", k, errMessage))
+			return
+		}
+		c.votes[gone] = a
+	})
+	var err error
+	if c.election, err = c.newElection(own, value); err != nil {
+		// Without its promises this peer must not vote. It may still ask others to.
+		notes = append(notes, err)
+		c.cfg.Init.Mode = Observer
+		c.election, _ = c.newElection(nil, nil)
+	}
+	return notes
+}
+
+func holdWrite(ident string, a netip.Addr, bits int) store.Write {
+	return store.Write{Bucket: bucketAddresses, Key: a.AsSlice(), Value: append([]byte{byte(bits)}, ident...)}
+}
+
+func releaseWrite(a netip.Addr) store.Write {
+	return store.Write{Bucket: bucketAddresses, Key: a.AsSlice()}
+}
+
+// ringWrites returns the writes of records that a merge accepted.
+func (c *core) ringWrites(out ring.Outcome) (writes []store.Write) {
+	for _, r := range out.Records {
+		c.onDisk[r.ID] = true
+		writes = append(writes, store.Write{Bucket: bucketRing, Key: bytes.Clone(r.ID[:]), Value: r.Bytes})
+	}
+	return writes
+}
+
+// saveRingIdentity writes which ring the records on disk are of, and replaces
+// them if the ring is another one.
+func (c *core) saveRingIdentity() {
+	origin, genesis, records := c.ring.Dump()
+	if genesis == c.genesis {
+		return
+	}
+	c.genesis = genesis
+	c.flush()
+	c.put(bucketMeta, []byte("origin"), bytes.Clone(origin[:]))
+	c.put(bucketMeta, []byte("genesis"), bytes.Clone(genesis[:]))
+	old := c.onDisk
+	c.onDisk = make(map[ring.ID]bool)
+	c.writes = append(c.writes, c.ringWrites(ring.Outcome{Records: records})...)
+	for id := range old {
+		if !c.onDisk[id] {
+			c.put(bucketRing, bytes.Clone(id[:]), nil)
+		}
+	}
+}
+
+// putVote is the value of an acceptor in bucketVotes.
+func putVote(a *paxos.Acceptor[string]) []byte {
+	b := a.Promised.Append(nil)
+	b = a.Accepted.Append(b)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(a.Value)))
+	return append(b, a.Value...)
+}

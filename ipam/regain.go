@@ -1,0 +1,100 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// lostAddr is an address of the universe that is in use here though another
+// peer owns it: after an adoption, or when this peer was taken for dead. The
+// owner is asked for it until it gives it; if it is in use there as well, both
+// containers keep it until one is released.
+type lostAddr struct {
+	askID uint64
+	asked peer.Name
+	next  time.Time
+	inUse peer.Name // who said that it is in use there
+}
+
+// regainBatch bounds how many addresses are asked for in one step.
+const regainBatch = 32
+
+// findLost lists the addresses in use that this peer does not own.
+func (c *core) findLost() {
+	if !c.ring.Ready() {
+		return
+	}
+	for a := range c.held {
+		if !c.inUniverse(a) || c.space.Owns(a) {
+			delete(c.lost, a)
+			continue
+		}
+		if c.lost[a] == nil {
+			c.lost[a] = &lostAddr{}
+		}
+	}
+}
+
+// pushRegain asks the owners of lost addresses for them.
+func (c *core) pushRegain() {
+	if !c.ring.Ready() || c.left {
+		return
+	}
+	n := 0
+	for _, a := range c.lostAddrs() {
+		l := c.lost[a]
+		owner, ok := c.ring.Owner(a)
+		if n == regainBatch || !ok || c.now.Before(l.next) || !c.view.Reachable(owner.Name) {
+			continue
+		}
+		n++
+		l.askID, l.asked, l.next = c.nextID(), owner.Name, c.now.Add(regainEvery)
+		c.send(owner.Name, message{kind: msgClaimAsk, id: l.askID, addr: a})
+	}
+}
+
+func (c *core) lostAddrs() []netip.Addr {
+	var out []netip.Addr
+	for a := range c.lost {
+		out = append(out, a)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// regainAnswer takes the answer to an ask of pushRegain, and tells whether it
+// was one.
+func (c *core) regainAnswer(from peer.Name, m message) bool {
+	for a, l := range c.lost {
+		if l.askID != m.id || l.asked != from {
+			continue
+		}
+		if m.status == statusNo && l.inUse != from {
+			l.inUse = from
+			c.warn("an address is in use on two peers", "address", a, "ident", c.held[a].ident, "peer", from)
+		}
+		return true
+	}
+	return false
+}
+
+// adopt leaves the ring for another; findLost and pushRegain do the rest once
+// it is there.
+func (c *core) adopt(other ring.ID) error {
+	if c.left {
+		return ErrLeft
+	}
+	if _, seen := c.diverged[other]; !seen {
+		return fmt.Errorf("adopt ring %s: no peer has shown it lately", other)
+	}
+	out, err := c.ring.Adopt(c.cfg.Signer, c.cfg.Self, other)
+	if out.News != nil {
+		c.publish(out)
+	}
+	return err
+}

@@ -1,0 +1,427 @@
+package ipam
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/paxos"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// The removal of dead peers. For each of them the peer that was asked to remove
+// it leads an instance of Paxos, whose value is who inherits:
+//
+//	leader                     each of the electorate
+//	prepare ballot, proposal -> refuse: "X can be reached from here", or another
+//	                            ballot was promised
+//	        promise <-----------promise, with what was accepted before
+//	accept ballot, proposal --> (its heir: that of the one accepted before, if any)
+//	        vote <------------- vote, signed
+//	removal with the votes, in the ring, to all
+//
+// The instance is the life of the peer to remove, so two leaders compete and do
+// not both win, and whoever leads later finishes what another began: it proposes
+// the same heir again, with fresh evidence of who may vote. The electorate is
+// part of the proposal: the owners of the ring less the peers
+// named dead. Two commands at once that name different peers have electorates
+// that differ by those; their majorities share a voter as long as the peers
+// named dead do not vote, that is, as long as they are dead.
+
+// RemovedPeer is what became of a peer that RemovePeers removed.
+type RemovedPeer struct {
+	Name peer.Name
+	// Heir has its addresses: this peer, or another that was asked to remove it
+	// at the same time or before.
+	Heir peer.Name
+	// Addresses is how many it owned as far as this peer knew.
+	Addresses addr.Count
+}
+
+// removing is one RemovePeers under way.
+type removing struct {
+	id    uint64
+	named []peer.Name
+	peers []*removingPeer
+}
+
+// removingPeer is the attempt to remove one peer.
+type removingPeer struct {
+	gone   ring.Holder
+	result RemovedPeer
+	done   bool
+
+	proposal  *ring.Removal
+	electors  []ring.Holder // of proposal
+	ballot    paxos.Ballot
+	accepting bool
+	promises  map[peer.Name]paxos.Acceptor[string]
+	votes     map[peer.Name]ring.Vote
+	refusals  map[peer.Name]string
+	highest   paxos.Ballot // that anyone answered with
+	started   time.Time    // the round; zero: none yet
+	restart   time.Time    // when to begin another round
+	resend    time.Time
+}
+
+// remove begins the removal of peers; the reply is a []RemovedPeer.
+func (c *core) remove(id uint64, names []peer.Name) {
+	if err := c.checkRemove(names); err != nil {
+		c.reply(id, nil, err)
+		return
+	}
+	r := &removing{id: id, named: names}
+	for _, n := range names {
+		gone := c.ring.Holder(n)
+		rp := &removingPeer{gone: gone, result: RemovedPeer{Name: n, Addresses: c.ring.Owners()[gone]}}
+		rp.done = rp.result.Addresses.IsZero()
+		r.peers = append(r.peers, rp)
+	}
+	c.removals[id] = r
+	c.pushRemovals()
+}
+
+func (c *core) checkRemove(names []peer.Name) error {
+	switch {
+	case c.left:
+		return ErrLeft
+	case !c.ring.Ready():
+		return fmt.Errorf("remove peers: there is no ring: %s", c.whyNoRing())
+	case slices.Contains(names, c.cfg.Self):
+		return fmt.Errorf("remove peer %s: that is this peer; reset it instead", c.name(c.cfg.Self))
+	}
+	for _, n := range names {
+		if c.view.Reachable(n) {
+			return fmt.Errorf("remove peer %s: it can be reached; reset it there instead", c.name(n))
+		}
+	}
+	return nil
+}
+
+// pushRemovals drives all removals on.
+func (c *core) pushRemovals() {
+	for _, id := range slices.Sorted(maps.Keys(c.removals)) {
+		r := c.removals[id]
+		left := 0
+		for _, rp := range r.peers {
+			if c.pushRemoval(r, rp); !rp.done {
+				left++
+			}
+		}
+		if left > 0 {
+			continue
+		}
+		delete(c.removals, id)
+		var results []RemovedPeer
+		for _, rp := range r.peers {
+			results = append(results, rp.result)
+		}
+		c.reply(id, results, nil)
+	}
+}
+
+func (c *core) pushRemoval(r *removing, rp *removingPeer) {
+	if heir, removed := c.ring.Removed(rp.gone); removed {
+		rp.done, rp.result.Heir = true, heir.Name
+	}
+	if rp.done {
+		return
+	}
+	if rp.started.IsZero() || !c.now.Before(rp.restart) {
+		c.newRound(r, rp)
+	}
+	if c.now.Before(rp.resend) {
+		return
+	}
+	rp.resend = c.now.Add(resendEvery)
+	c.askElectors(rp)
+}
+
+// newRound begins another attempt, with a higher ballot and a fresh proposal.
+func (c *core) newRound(r *removing, rp *removingPeer) {
+	rp.started = c.now
+	rp.restart = c.now.Add(roundTimeout + time.Duration(c.rng.Int64N(int64(roundTimeout))))
+	// The round is on disk before it is used: no ballot ever has two proposals.
+	c.round = max(c.round, rp.highest.Round) + 1
+	c.put(bucketMeta, []byte("round"), binary.BigEndian.AppendUint32(nil, c.round))
+	rp.ballot = paxos.Ballot{Round: c.round, Proposer: c.cfg.Self}
+	rp.accepting = false
+	rp.promises = make(map[peer.Name]paxos.Acceptor[string])
+	rp.votes = make(map[peer.Name]ring.Vote)
+	rp.refusals = make(map[peer.Name]string)
+	rp.resend = time.Time{}
+	c.propose(r, rp, c.cfg.Self)
+}
+
+// propose makes the proposal of the round, and tells whether it could.
+func (c *core) propose(r *removing, rp *removingPeer, heir peer.Name) bool {
+	members := append([]peer.Name{c.cfg.Self}, c.view.Peers()...)
+	proposal, err := c.ring.Propose(rp.gone.Name, heir, r.named, members)
+	var electors []ring.Holder
+	if err == nil {
+		electors, err = c.ring.Electorate(proposal)
+	}
+	if err != nil {
+		c.warn("a removal can not be proposed", "peer", rp.gone, "err", err)
+		rp.proposal = nil
+		return false
+	}
+	rp.proposal, rp.electors = proposal, electors
+	return true
+}
+
+// askElectors sends the question of the phase to those who have not answered.
+func (c *core) askElectors(rp *removingPeer) {
+	if rp.proposal == nil {
+		return
+	}
+	m := message{kind: msgPrepare, id: c.roundID(rp), ballot: rp.ballot, proposal: rp.proposal.Proposal()}
+	if rp.accepting {
+		m.kind = msgAccept
+	}
+	for _, h := range rp.electors {
+		_, promised := rp.promises[h.Name]
+		_, voted := rp.votes[h.Name]
+		if promised && !rp.accepting || voted || !c.view.Reachable(h.Name) && h.Name != c.cfg.Self {
+			continue
+		}
+		c.send(h.Name, m)
+	}
+}
+
+// roundID finds the round again when an answer comes.
+func (c *core) roundID(rp *removingPeer) uint64 {
+	return uint64(rp.ballot.Round)<<32 | uint64(rp.gone.Name.ID())
+}
+
+func (c *core) roundOf(from peer.Name, id uint64) (*removing, *removingPeer) {
+	for _, r := range c.removals {
+		for _, rp := range r.peers {
+			asked := slices.ContainsFunc(rp.electors, func(h ring.Holder) bool { return h.Name == from })
+			if !rp.done && rp.proposal != nil && c.roundID(rp) == id && asked {
+				return r, rp
+			}
+		}
+	}
+	return nil, nil
+}
+
+// onBallot answers a prepare or an accept.
+func (c *core) onBallot(from peer.Name, m message) {
+	answer := message{kind: msgPromise, id: m.id, status: statusNo}
+	if m.kind == msgAccept {
+		answer.kind = msgVote
+	}
+	rm, err := c.checkProposal(from, m.proposal)
+	if err != nil {
+		answer.reason = err.Error()
+		c.send(from, answer)
+		return
+	}
+	a := c.votes[rm.Gone]
+	if a == nil {
+		a = &paxos.Acceptor[string]{}
+		c.votes[rm.Gone] = a
+	}
+	ok := false
+	if m.kind == msgPrepare {
+		ok = m.ballot.Proposer == from && a.Prepare(m.ballot)
+		answer.accepted, answer.proposal = a.Accepted, []byte(a.Value)
+	} else if ok = m.ballot.Proposer == from && a.Accept(m.ballot, string(m.proposal)); ok {
+		answer.vote = c.ring.Vote(c.cfg.Signer, c.holder, m.ballot, rm)
+	}
+	answer.ballot = a.Promised
+	if ok {
+		answer.status = statusYes
+		c.put(bucketVotes, rm.Gone.Append(nil), putVote(a))
+	} else {
+		answer.reason = fmt.Sprintf("it has promised ballot %s", a.Promised)
+	}
+	c.send(from, answer)
+}
+
+// checkProposal tells why this peer does not vote for a proposal.
+func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) {
+	if c.left {
+		return nil, ErrLeft
+	}
+	rm, err := ring.ParseProposal(raw)
+	if err != nil {
+		return nil, err
+	}
+	if !c.ring.Ready() {
+		return nil, fmt.Errorf("it has no ring")
+	}
+	if rm.Gone != c.ring.Holder(rm.Gone.Name) {
+		c.sendRemoval(from, rm.Gone)
+		return nil, fmt.Errorf("it knows %s as %s", rm.Gone, c.ring.Holder(rm.Gone.Name))
+	}
+	electors, err := c.ring.Electorate(rm)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := slices.BinarySearchFunc(electors, c.holder, ring.Holder.Compare); !ok {
+		return nil, fmt.Errorf("it has no vote")
+	}
+	for _, n := range rm.Named {
+		if n == c.cfg.Self || c.view.Reachable(n) {
+			return nil, fmt.Errorf("%s can be reached from it", c.name(n))
+		}
+	}
+	if a := c.votes[rm.Heir]; a != nil && !a.Accepted.IsZero() {
+		if other, err := ring.ParseProposal([]byte(a.Value)); err == nil && other.Heir == rm.Gone {
+			return nil, fmt.Errorf("it has voted to remove %s in favour of %s", c.name(rm.Heir.Name), c.name(rm.Gone.Name))
+		}
+	}
+	// Voters must agree on who votes, or majorities need not meet.
+	if len(rm.Members) > 0 {
+		for _, p := range c.view.Peers() {
+			if !slices.Contains(rm.Members, c.ring.Holder(p)) {
+				return nil, fmt.Errorf("it also sees %s", c.name(p))
+			}
+		}
+	}
+	mine, err := c.ring.Propose(rm.Gone.Name, rm.Heir.Name, rm.Named, names(rm.Members))
+	if err != nil {
+		return nil, err
+	}
+	if ours, err := c.ring.Electorate(mine); err != nil || !slices.Equal(ours, electors) {
+		return nil, fmt.Errorf("it sees other owners of the ring")
+	}
+	return rm, nil
+}
+
+func names(hs []ring.Holder) (out []peer.Name) {
+	for _, h := range hs {
+		out = append(out, h.Name)
+	}
+	return out
+}
+
+// sendRemoval shows a peer that gone was removed already.
+func (c *core) sendRemoval(to peer.Name, gone ring.Holder) {
+	if _, removed := c.ring.Removed(gone); removed {
+		c.sendProof(to, nil)
+	}
+}
+
+func (c *core) onPromise(from peer.Name, m message) {
+	r, rp := c.roundOf(from, m.id)
+	if rp == nil || rp.accepting {
+		return
+	}
+	if m.status != statusYes {
+		c.refused(rp, from, m)
+		return
+	}
+	if m.ballot != rp.ballot {
+		return
+	}
+	delete(rp.refusals, from)
+	rp.promises[from] = paxos.Acceptor[string]{Promised: m.ballot, Accepted: m.accepted, Value: string(m.proposal)}
+	if !rp.majority(func(n peer.Name) bool { _, ok := rp.promises[n]; return ok }) {
+		return
+	}
+	if value, bound := paxos.Pick(slices.Collect(maps.Values(rp.promises))); bound {
+		old, err := ring.ParseProposal([]byte(value))
+		if err != nil || old.Gone != rp.gone {
+			c.warn("a peer accepted what is no proposal", "peer", from, "err", err)
+			return
+		}
+		if old.Heir.Name != c.cfg.Self && !c.propose(r, rp, old.Heir.Name) {
+			return
+		}
+	}
+	rp.accepting = true
+	c.askElectors(rp)
+}
+
+func (c *core) onVote(from peer.Name, m message) {
+	_, rp := c.roundOf(from, m.id)
+	if rp == nil || !rp.accepting {
+		return
+	}
+	if m.status != statusYes {
+		c.refused(rp, from, m)
+		return
+	}
+	if m.ballot != rp.ballot || m.vote.Voter.Name != from || c.ring.CheckVote(m.vote, m.ballot, rp.proposal) != nil ||
+		!slices.Contains(rp.electors, m.vote.Voter) {
+		return
+	}
+	rp.votes[from] = m.vote
+	if !rp.majority(func(n peer.Name) bool { _, ok := rp.votes[n]; return ok }) {
+		return
+	}
+	out, err := c.ring.Remove(rp.proposal, rp.ballot, slices.Collect(maps.Values(rp.votes)))
+	if err != nil {
+		c.warn("a removal was voted for and is refused", "peer", rp.gone, "err", err)
+		return
+	}
+	c.publish(out)
+	c.pushRemovals()
+}
+
+// majority tells whether the electors that have answered are one.
+func (rp *removingPeer) majority(has func(peer.Name) bool) bool {
+	n := 0
+	for _, h := range rp.electors {
+		if has(h.Name) {
+			n++
+		}
+	}
+	return n >= paxos.Quorum(len(rp.electors))
+}
+
+// refused notes why an elector does not agree. If it has promised a higher
+// ballot, another round follows soon, after a random pause.
+func (c *core) refused(rp *removingPeer, from peer.Name, m message) {
+	rp.refusals[from] = cmp.Or(m.reason, "it gives no reason")
+	if m.ballot.Compare(rp.highest) > 0 {
+		rp.highest = m.ballot
+	}
+	pause := resendEvery/4 + time.Duration(c.rng.Int64N(int64(resendEvery)))
+	if at := c.now.Add(pause); at.Before(rp.restart) {
+		rp.restart = at
+	}
+}
+
+// whyNotRemoved says what a removal waits for.
+func (c *core) whyNotRemoved(r *removing) string {
+	var out []string
+	for _, rp := range r.peers {
+		if rp.done {
+			continue
+		}
+		var away, no []string
+		yes := 0
+		for _, h := range rp.electors {
+			_, promised := rp.promises[h.Name]
+			reason, refused := rp.refusals[h.Name]
+			switch {
+			case refused:
+				no = append(no, fmt.Sprintf("%s: %s", c.name(h.Name), reason))
+			case promised:
+				yes++
+			default:
+				away = append(away, c.name(h.Name))
+			}
+		}
+		s := fmt.Sprintf("removal of %s: %d of %d owners agreed, %d needed",
+			c.name(rp.gone.Name), yes, len(rp.electors), paxos.Quorum(len(rp.electors)))
+		if len(no) > 0 {
+			s += "; refused by " + listed(no)
+		}
+		if len(away) > 0 {
+			s += "; no answer from " + listed(away)
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, "; ")
+}

@@ -1,0 +1,436 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+type requestKind int
+
+const (
+	reqAllocate requestKind = iota
+	reqClaim
+	reqPrime
+)
+
+// request is a call that waits for something.
+type request struct {
+	id     uint64
+	kind   requestKind
+	ident  string
+	subnet netip.Prefix // of an allocation; of a claim: the address and its length
+	asked  peer.Name    // of a claim: the owner that was asked
+	askID  uint64
+	askAt  time.Time
+}
+
+// allocation is an address in use here.
+type allocation struct {
+	ident string
+	bits  int // prefix length of the subnet, for the interface
+}
+
+// spaceAsk is the one question for addresses of a subnet that is under way.
+type spaceAsk struct {
+	id     uint64
+	to     peer.Name
+	sent   time.Time
+	tries  int
+	answer string // why the last one gave nothing
+}
+
+// donor is what a peer said last about its free addresses.
+type donor struct {
+	subnet netip.Prefix
+	free   addr.Count
+	at     time.Time
+}
+
+func (c *core) nextID() uint64 {
+	c.lastID++
+	return c.lastID
+}
+
+// maxIdent is the most bytes of an ident.
+const maxIdent = 255
+
+func checkIdent(ident string) error {
+	if ident == "" || len(ident) > maxIdent {
+		return fmt.Errorf("container id of %d bytes: want 1 to %d", len(ident), maxIdent)
+	}
+	return nil
+}
+
+// allocate begins an allocation; the reply is a netip.Prefix.
+func (c *core) allocate(id uint64, ident string, subnet netip.Prefix) {
+	if err := c.checkAllocate(ident, subnet); err != nil {
+		c.reply(id, nil, err)
+		return
+	}
+	c.begin(&request{id: id, kind: reqAllocate, ident: ident, subnet: subnet.Masked()})
+}
+
+func (c *core) checkAllocate(ident string, subnet netip.Prefix) error {
+	if err := checkIdent(ident); err != nil {
+		return err
+	}
+	if !addr.Of(subnet).Overlaps(addr.Of(c.cfg.Universe)) {
+		return fmt.Errorf("subnet %s is outside of the universe %s", subnet, c.cfg.Universe)
+	}
+	_, err := addr.Hosts(subnet)
+	return err
+}
+
+// claim begins a claim; the reply is nil.
+func (c *core) claim(id uint64, ident string, p netip.Prefix) {
+	if err := checkIdent(ident); err != nil {
+		c.reply(id, nil, err)
+		return
+	}
+	c.begin(&request{id: id, kind: reqClaim, ident: ident, subnet: p})
+}
+
+// prime begins to wait for the ring; the reply is nil.
+func (c *core) prime(id uint64) { c.begin(&request{id: id, kind: reqPrime}) }
+
+func (c *core) begin(r *request) {
+	if c.left {
+		c.reply(r.id, nil, ErrLeft)
+		return
+	}
+	if c.try(r) {
+		return
+	}
+	c.pending = append(c.pending, r)
+	if !c.ring.Ready() {
+		c.wantRing = true
+		c.establish()
+	}
+	c.pushAsks()
+}
+
+// kick tries all pending requests again.
+func (c *core) kick() {
+	c.pending = slices.DeleteFunc(c.pending, c.try)
+	for subnet := range c.asks {
+		if !slices.ContainsFunc(c.pending, func(r *request) bool { return r.kind == reqAllocate && r.subnet == subnet }) {
+			delete(c.asks, subnet)
+		}
+	}
+	c.pushAsks()
+}
+
+// try replies to r if it can, and tells whether it did.
+func (c *core) try(r *request) bool {
+	if c.left {
+		c.reply(r.id, nil, ErrLeft)
+		return true
+	}
+	switch r.kind {
+	case reqPrime:
+		if c.ring.Ready() {
+			c.reply(r.id, nil, nil)
+		}
+		return c.ring.Ready()
+	case reqAllocate:
+		return c.tryAllocate(r)
+	}
+	return c.tryClaim(r)
+}
+
+func (c *core) tryAllocate(r *request) bool {
+	if a, ok := c.lookup(r.ident, r.subnet); ok {
+		c.reply(r.id, a, nil)
+		return true
+	}
+	hosts, err := addr.Hosts(r.subnet)
+	if err != nil || !c.ring.Ready() {
+		return false
+	}
+	a, ok := c.space.Allocate(hosts)
+	if !ok {
+		return false
+	}
+	c.hold(r.ident, a, r.subnet.Bits())
+	c.reply(r.id, netip.PrefixFrom(a, r.subnet.Bits()), nil)
+	return true
+}
+
+func (c *core) tryClaim(r *request) bool {
+	a := r.subnet.Addr()
+	if old, ok := c.held[a]; ok {
+		var err error
+		if old.ident != r.ident {
+			err = fmt.Errorf("claim %s for %s: it is in use here by %s", a, r.ident, old.ident)
+		}
+		c.reply(r.id, nil, err)
+		return true
+	}
+	if c.inUniverse(a) {
+		owner, ok := c.ring.Owner(a)
+		if !ok || owner != c.holder {
+			return false
+		}
+		c.space.Take(a)
+	}
+	c.hold(r.ident, a, r.subnet.Bits())
+	c.reply(r.id, nil, nil)
+	return true
+}
+
+// hold notes that ident uses a, which is already taken in space.
+func (c *core) hold(ident string, a netip.Addr, bits int) {
+	c.held[a] = allocation{ident, bits}
+	c.byIdent[ident] = append(c.byIdent[ident], a)
+	c.writes = append(c.writes, holdWrite(ident, a, bits))
+}
+
+// lookup returns the address that ident has in subnet.
+func (c *core) lookup(ident string, subnet netip.Prefix) (netip.Prefix, bool) {
+	for _, a := range c.byIdent[ident] {
+		if al := c.held[a]; subnet.Contains(a) && al.bits == subnet.Bits() {
+			return netip.PrefixFrom(a, al.bits), true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// release frees one address of ident, and tells whether ident had it.
+func (c *core) release(ident string, a netip.Addr) bool {
+	if al, ok := c.held[a]; !ok || al.ident != ident {
+		return false
+	}
+	delete(c.held, a)
+	delete(c.lost, a)
+	c.space.Release(a)
+	rest := slices.DeleteFunc(c.byIdent[ident], func(b netip.Addr) bool { return a == b })
+	if c.byIdent[ident] = rest; len(rest) == 0 {
+		delete(c.byIdent, ident)
+	}
+	c.writes = append(c.writes, releaseWrite(a))
+	c.kick()
+	return true
+}
+
+// cancel ends a request whose time is up, and returns what it waited for.
+func (c *core) cancel(id uint64) (why string) {
+	i := slices.IndexFunc(c.pending, func(r *request) bool { return r.id == id })
+	if i < 0 {
+		return c.cancelOther(id)
+	}
+	r := c.pending[i]
+	why = c.why(r)
+	c.pending = slices.Delete(c.pending, i, i+1)
+	c.kick()
+	return why
+}
+
+// why says what r waits for.
+func (c *core) why(r *request) string {
+	if !c.ring.Ready() {
+		return c.whyNoRing()
+	}
+	if r.kind == reqAllocate {
+		return c.whyNoSpace(r.subnet)
+	}
+	a := r.subnet.Addr()
+	owner, _ := c.ring.Owner(a)
+	if !c.view.Reachable(owner.Name) {
+		return fmt.Sprintf("%s is in a range of %s, which is unreachable", a, c.name(owner.Name))
+	}
+	return fmt.Sprintf("%s is in a range of %s, which has not answered", a, c.name(owner.Name))
+}
+
+// whyNoSpace says why no address of subnet is to be had.
+func (c *core) whyNoSpace(subnet netip.Prefix) string {
+	var away, full []string
+	for _, h := range c.ownersIn(subnet) {
+		switch {
+		case h.Name == c.cfg.Self:
+		case !c.view.Reachable(h.Name):
+			away = append(away, c.name(h.Name))
+		default:
+			full = append(full, c.name(h.Name))
+		}
+	}
+	switch {
+	case len(away) == 0 && len(full) == 0:
+		return fmt.Sprintf("subnet %s is full: all of it is owned and used here", subnet)
+	case len(full) == 0:
+		return fmt.Sprintf("all ranges of %s that are not used here are owned by unreachable peers %s", subnet, listed(away))
+	case len(away) == 0:
+		return fmt.Sprintf("subnet %s is full: no peer that owns a part of it gave any: %s", subnet, listed(full))
+	}
+	return fmt.Sprintf("no free address of %s: %s gave none, and unreachable are %s", subnet, listed(full), listed(away))
+}
+
+// listed joins names, and counts those that would make the line too long.
+func listed(names []string) string {
+	const most = 8
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
+
+// ownersIn returns who owns a part of subnet, in order of their names.
+func (c *core) ownersIn(subnet netip.Prefix) []ring.Holder {
+	var out []ring.Holder
+	for h := range c.ring.OwnersIn(addr.Of(subnet)) {
+		out = append(out, h)
+	}
+	slices.SortFunc(out, ring.Holder.Compare)
+	return out
+}
+
+// pushAsks asks other peers for what the pending requests need.
+func (c *core) pushAsks() {
+	if !c.ring.Ready() {
+		return
+	}
+	for _, r := range c.pending {
+		switch r.kind {
+		case reqAllocate:
+			c.pushSpaceAsk(r.subnet)
+		case reqClaim:
+			c.pushClaimAsk(r)
+		}
+	}
+}
+
+func (c *core) pushSpaceAsk(subnet netip.Prefix) {
+	ask := c.asks[subnet]
+	if ask == nil {
+		ask = &spaceAsk{}
+		c.asks[subnet] = ask
+	}
+	if !ask.to.IsZero() && c.now.Before(ask.sent.Add(askTimeout)) {
+		return
+	}
+	if !ask.to.IsZero() { // no answer: try others first for a while
+		c.donors[ask.to] = donor{subnet: subnet, at: c.now}
+		ask.to = peer.Name{}
+	}
+	to, ok := c.pickDonor(subnet)
+	if !ok {
+		return
+	}
+	*ask = spaceAsk{id: c.nextID(), to: to, sent: c.now, tries: ask.tries + 1}
+	c.send(to, message{kind: msgSpaceAsk, id: ask.id, prefix: subnet})
+}
+
+// pickDonor picks a peer that owns a part of subnet, at random, with the weight
+// of its free addresses as it last told or, if it did not, of those it owns.
+func (c *core) pickDonor(subnet netip.Prefix) (peer.Name, bool) {
+	owners := c.ring.OwnersIn(addr.Of(subnet))
+	var names []peer.Name
+	var weights []float64
+	total := 0.0
+	for _, h := range c.ownersIn(subnet) {
+		if h.Name == c.cfg.Self || !c.view.Reachable(h.Name) {
+			continue
+		}
+		w := owners[h].Float()
+		if d, ok := c.donors[h.Name]; ok && d.subnet == subnet && c.now.Sub(d.at) < donorMemory {
+			w = min(w, d.free.Float())
+		}
+		if w > 0 {
+			names, weights, total = append(names, h.Name), append(weights, w), total+w
+		}
+	}
+	if len(names) == 0 {
+		return peer.Name{}, false
+	}
+	x := c.rng.Float64() * total
+	for i, w := range weights {
+		if x -= w; x < 0 {
+			return names[i], true
+		}
+	}
+	return names[len(names)-1], true
+}
+
+// onSpaceAsk gives a range away.
+func (c *core) onSpaceAsk(from peer.Name, m message) {
+	answer := message{kind: msgSpaceAnswer, id: m.id, status: statusNo}
+	if c.ring.Ready() && !c.left && m.prefix.Addr().BitLen() == c.cfg.Universe.Addr().BitLen() {
+		if r, ok := c.space.Donation(m.prefix); ok && c.give(from, r) {
+			answer.status = statusYes
+		}
+		if hosts, err := addr.Hosts(m.prefix); err == nil {
+			answer.free = addr.Total(c.space.Free(hosts))
+		}
+	}
+	c.send(from, answer)
+}
+
+// give grants r to another peer and sends it the grant.
+func (c *core) give(to peer.Name, r addr.Range) bool {
+	out, err := c.ring.Give(c.cfg.Signer, c.cfg.Self, to, r)
+	if err != nil {
+		c.warn("a range can not be given", "peer", to, "range", r, "err", err)
+		return false
+	}
+	c.publish(out)
+	c.space.SetOwned(c.ring.Owned(c.cfg.Self))
+	c.sendProof(to, out.Records)
+	return true
+}
+
+func (c *core) onSpaceAnswer(from peer.Name, m message) {
+	for subnet, ask := range c.asks {
+		if ask.id != m.id || ask.to != from {
+			continue
+		}
+		// The grant came ahead of the answer. If it was lost, gossip brings it.
+		c.donors[from] = donor{subnet, m.free, c.now}
+		if ask.to = (peer.Name{}); m.status != statusYes {
+			c.donors[from] = donor{subnet, addr.Count{}, c.now}
+		}
+	}
+	c.kick()
+}
+
+func (c *core) pushClaimAsk(r *request) {
+	owner, ok := c.ring.Owner(r.subnet.Addr())
+	if !ok || owner == c.holder || !c.view.Reachable(owner.Name) {
+		return
+	}
+	if owner.Name == r.asked && c.now.Before(r.askAt.Add(askTimeout)) {
+		return
+	}
+	r.asked, r.askAt, r.askID = owner.Name, c.now, c.nextID()
+	c.send(owner.Name, message{kind: msgClaimAsk, id: r.askID, addr: r.subnet.Addr()})
+}
+
+// onClaimAsk gives a single address away, if it is free.
+func (c *core) onClaimAsk(from peer.Name, m message) {
+	answer := message{kind: msgClaimAnswer, id: m.id, status: statusOther}
+	if owner, ok := c.ring.Owner(m.addr); ok && owner == c.holder && !c.left {
+		answer.status = statusNo
+		if !c.space.Uses(m.addr) && c.give(from, addr.Single(m.addr)) {
+			answer.status = statusYes
+		}
+	}
+	c.send(from, answer)
+}
+
+func (c *core) onClaimAnswer(from peer.Name, m message) {
+	if c.regainAnswer(from, m) || m.status != statusNo {
+		return
+	}
+	c.pending = slices.DeleteFunc(c.pending, func(r *request) bool {
+		if r.kind != reqClaim || r.askID != m.id || r.asked != from {
+			return false
+		}
+		c.reply(r.id, nil, fmt.Errorf("claim %s for %s: it is in use on peer %s", r.subnet.Addr(), r.ident, c.name(from)))
+		return true
+	})
+}

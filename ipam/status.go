@@ -1,0 +1,175 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// divergenceMemory is how long another ring is shown after it was last seen.
+const divergenceMemory = 2 * time.Minute
+
+// Divergence tells of another ring over the same universe.
+type Divergence struct {
+	Ours, Theirs         ring.ID
+	OurPeers, TheirPeers []peer.Name // who made them; TheirPeers may not be known
+	From                 peer.Name   // the neighbour that showed it
+	Seen                 time.Time   // last
+}
+
+// String returns one line that says what is wrong and how to heal it.
+func (d Divergence) String() string {
+	from := "another peer"
+	if !d.From.IsZero() {
+		from = "peer " + d.From.String()
+	}
+	return fmt.Sprintf("%s has ring %s (made by %s), ours is %s (made by %s): the two sides may have given the same addresses; "+
+		"adopt one ring on a peer of the other side", from, d.Theirs, peersOrUnknown(d.TheirPeers), d.Ours, peersOrUnknown(d.OurPeers))
+}
+
+func peersOrUnknown(ps []peer.Name) string {
+	if len(ps) == 0 {
+		return "unknown peers"
+	}
+	var s []string
+	for _, p := range ps {
+		s = append(s, p.String())
+	}
+	return listed(s)
+}
+
+func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
+	if _, known := c.diverged[e.Theirs]; !known {
+		c.warn("another ring exists", "peer", from, "err", e)
+	}
+	c.diverged[e.Theirs] = Divergence{e.Ours, e.Theirs, e.OurPeers, e.TheirPeers, from, c.now}
+}
+
+// Owner is one line of Status.
+type Owner struct {
+	Name        peer.Name
+	Nickname    string
+	Addresses   addr.Count
+	Percent     float64
+	Local       bool
+	Active      int // addresses in use; Local only
+	Unreachable bool
+}
+
+// Conflict is an address that is in use here and belongs to another peer.
+type Conflict struct {
+	Address netip.Addr
+	Ident   string
+	Owner   peer.Name
+	// InUse tells that the owner says it is in use there too; else this peer is
+	// still asking for it.
+	InUse bool
+}
+
+// Status is the state of an Allocator at one moment.
+type Status struct {
+	Universe, Default netip.Prefix
+	// State is one of: idle; awaiting consensus (...); priming; ready; waiting for
+	// N IPs because ...; left.
+	State string
+	Ready bool
+	// Ring is the id of the ring, zero if there is none.
+	Ring      ring.ID
+	Owners    []Owner // by name
+	Entries   []ring.Entry
+	Divergent []Divergence
+	Conflicts []Conflict
+	Waiting   []string // what each request that waits is waiting for
+	// Voters and Needed are those of the election while there is no ring.
+	Voters, Needed int
+
+	PendingAllocates, PendingClaims int
+
+	Used uint64     // addresses in use here
+	Max  addr.Count // addresses of the universe
+	// Unreachable is how many addresses belong to peers that can not be reached.
+	Unreachable        addr.Count
+	UnreachablePercent float64
+	Refused            uint64 // records of the ring refused since the start
+	Takeovers          uint64 // times an address was taken from a peer that did not give it
+	DiskError          string // why the state file can not be written, "" if it can
+}
+
+// status returns the state.
+func (c *core) status() Status {
+	s := Status{Universe: c.cfg.Universe, Default: c.cfg.Default, Ready: c.ring.Ready(),
+		Entries: c.ring.Entries(), Used: uint64(len(c.held)), Max: addr.Of(c.cfg.Universe).Size(),
+		Refused: c.ring.Refused(), Takeovers: c.ring.Conflicts()}
+	if g := c.ring.Genesis(); g != nil {
+		s.Ring = g.ID()
+	}
+	if c.election != nil && !s.Ready {
+		s.Voters, s.Needed = len(c.election.Voters()), c.election.Needed()
+	}
+	for h, n := range c.ring.Owners() {
+		o := Owner{Name: h.Name, Nickname: c.view.Nickname(h.Name), Addresses: n,
+			Percent: 100 * n.Float() / s.Max.Float(), Local: h == c.holder}
+		if o.Local {
+			for a := range c.held {
+				if c.space.Owns(a) {
+					o.Active++
+				}
+			}
+		} else if !c.view.Reachable(h.Name) {
+			o.Unreachable = true
+			s.Unreachable = s.Unreachable.Add(n)
+		}
+		s.Owners = append(s.Owners, o)
+	}
+	slices.SortFunc(s.Owners, func(a, b Owner) int { return a.Name.Compare(b.Name) })
+	s.UnreachablePercent = 100 * s.Unreachable.Float() / s.Max.Float()
+	for _, d := range c.diverged {
+		s.Divergent = append(s.Divergent, d)
+	}
+	slices.SortFunc(s.Divergent, func(a, b Divergence) int { return slices.Compare(a.Theirs[:], b.Theirs[:]) })
+	for _, a := range c.lostAddrs() {
+		owner, _ := c.ring.Owner(a)
+		s.Conflicts = append(s.Conflicts, Conflict{a, c.held[a].ident, owner.Name, c.lost[a].inUse == owner.Name})
+	}
+	for _, r := range c.pending {
+		switch r.kind {
+		case reqAllocate:
+			s.PendingAllocates++
+		case reqClaim:
+			s.PendingClaims++
+		}
+		if why := c.why(r); !slices.Contains(s.Waiting, why) {
+			s.Waiting = append(s.Waiting, why)
+		}
+	}
+	for _, r := range c.removals {
+		s.Waiting = append(s.Waiting, c.whyNotRemoved(r))
+	}
+	s.State = c.state(s)
+	return s
+}
+
+// state returns the word for the state and, where something waits, its reason.
+func (c *core) state(s Status) string {
+	switch _, adopted := c.ring.Awaits(); {
+	case c.left:
+		return "left"
+	case s.Ready && s.PendingAllocates > 0:
+		return fmt.Sprintf("waiting for %d IPs because %s", s.PendingAllocates, strings.Join(s.Waiting, "; "))
+	case s.Ready:
+		return "ready"
+	case adopted:
+		return "priming: " + c.whyNoRing()
+	case !c.wantRing && (c.election == nil || !c.election.Running()):
+		return "idle"
+	case c.election == nil || c.now.Before(c.graceEnd()):
+		return "priming"
+	}
+	return fmt.Sprintf("awaiting consensus (quorum: %d, known: %d)", s.Needed, s.Voters)
+}
