@@ -269,6 +269,9 @@ func (m *Mesh) Register(channel uint8, c gossip.Channel) { m.engine.Register(cha
 // before Run.
 func (m *Mesh) Handle(k Kind, f func(from peer.Name, msg []byte)) { m.handlers[k] = f }
 
+// Close gives back what New opened, if Run will not be called.
+func (m *Mesh) Close() { m.listener.Close() }
+
 // Run drives the mesh until ctx is done; then it takes leave of the others and
 // returns when all that it started has ended.
 func (m *Mesh) Run(ctx context.Context, o Observer) error {

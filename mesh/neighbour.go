@@ -30,9 +30,9 @@ const (
 	// With less, a busy host is taken for dead; with more, its loss is noticed
 	// later than the ten seconds that weft promises.
 	silence = 8 * time.Second
-	// maxControl is how many records wait for one neighbour ahead of gossip. A
+	// MaxControl is how many records wait for one neighbour ahead of gossip. A
 	// full queue drops the newest and counts it.
-	maxControl = 1024
+	MaxControl = 1024
 )
 
 // neighbour is a session while it stands.
@@ -59,7 +59,7 @@ type neighbour struct {
 func newNeighbour(c *session.Conn) *neighbour {
 	n := &neighbour{
 		Conn: c, name: c.Peer.Name, since: time.Now(),
-		control: make(chan []byte, maxControl),
+		control: make(chan []byte, MaxControl),
 		roused:  make(chan struct{}, 1),
 		done:    make(chan struct{}),
 	}

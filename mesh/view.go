@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -16,12 +17,21 @@ type View struct {
 	nicks   map[peer.Name]string
 }
 
+// maxNicks is how many nicknames are remembered before those of peers that are
+// gone are dropped.
+const maxNicks = 1 << 14
+
 // refreshView is called with mu held, or before Run.
 func (m *Mesh) refreshView() {
 	g := m.topo.Graph()
 	v := &View{
 		control: g.Routes(topology.LinkSession), data: g.Routes(topology.LinkData),
 		graph: g, entries: slices.Clone(m.topo.Entries()), nicks: make(map[peer.Name]string),
+	}
+	// Peers that are gone keep their nicknames, so that people can speak of
+	// them: to remove them, for one.
+	if old := m.view.Load(); old != nil && len(old.nicks) < maxNicks {
+		maps.Copy(v.nicks, old.nicks)
 	}
 	for _, e := range v.entries {
 		v.nicks[e.Name] = e.Nickname
@@ -51,15 +61,20 @@ func (v *View) Peers() []peer.Name {
 // Nickname returns what n calls itself, empty if it is not known.
 func (v *View) Nickname(n peer.Name) string { return v.nicks[n] }
 
-// Lookup finds the peers that go by a nickname.
+// Lookup finds the peers that go by a nickname, or went by it before they were
+// lost, in order.
 func (v *View) Lookup(nickname string) (names []peer.Name) {
-	for _, e := range v.entries {
-		if e.Nickname == nickname {
-			names = append(names, e.Name)
+	for n, nick := range v.nicks {
+		if nick == nickname {
+			names = append(names, n)
 		}
 	}
+	slices.SortFunc(names, peer.Name.Compare)
 	return names
 }
+
+// Routes returns the routes for frames.
+func (v *View) Routes() *topology.Routes { return v.data }
 
 // vital returns the neighbours behind which other peers hang.
 func (v *View) vital() map[peer.Name]bool {

@@ -1,14 +1,271 @@
 package daemon
 
 import (
-	"errors"
+	"context"
+	"fmt"
 	"log/slog"
+	"net/netip"
+	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam"
+	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router"
+)
+
+// host is the Node of the program: mesh, router and allocators put together.
+type host struct {
+	config     *Config
+	log        *slog.Logger
+	mesh       *mesh.Mesh
+	router     *router.Router
+	allocators []*allocator
+}
+
+// allocator is the allocator of one universe with its file.
+type allocator struct {
+	*ipam.Allocator
+	universe, subnet netip.Prefix
+	disk             *store.Store
+	notes            []string // for the user, on what was read from the file
+}
+
+var (
+	_ Node          = (*host)(nil)
+	_ Addresses     = (*allocator)(nil)
+	_ mesh.Observer = observer{}
 )
 
 // Default is the Assemble of the program.
-func Default(*Config, *peer.Identity, *store.Store, *slog.Logger) (*Parts, error) {
-	return nil, errors.New("this build has no mesh")
+func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ *Parts, err error) {
+	m, err := mesh.New(mesh.Config{
+		Identity: id, Nickname: c.NickName, Host: c.Host, Port: uint16(c.Port), Passwords: c.Passwords,
+		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery,
+		ProtocolMin: uint8(c.ProtocolMin), ProtocolMax: uint8(c.ProtocolMax), Log: log.With("part", "mesh"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	h := &host{config: c, log: log, mesh: m}
+	defer func() {
+		if err != nil {
+			h.close()
+		}
+	}()
+	at := ""
+	if c.Host.IsValid() {
+		at = c.Host.String()
+	}
+	h.router, err = router.New(router.Config{
+		Host: at, Port: int(m.Port()), Bridge: c.Bridge, TAP: netdev.TAPName, MTU: c.MTU, Log: log.With("part", "router"),
+	}, control{m})
+	if err != nil {
+		return nil, err
+	}
+	parts := &Parts{Node: h}
+	for _, u := range []struct {
+		universe, subnet netip.Prefix
+		file             string
+		channel          uint8
+		kind             mesh.Kind
+	}{
+		{c.Range, c.DefaultSubnet, ipamFile, mesh.ChannelRing, mesh.KindIPAM},
+		{c.Range6, c.Range6, ipam6File, mesh.ChannelRing6, mesh.KindIPAM6},
+	} {
+		if !u.universe.IsValid() {
+			continue
+		}
+		a, err := h.allocator(id, u.universe, u.subnet, u.file, u.channel, u.kind)
+		if err != nil {
+			return nil, err
+		}
+		h.allocators = append(h.allocators, a)
+		parts.Universes = append(parts.Universes, a)
+	}
+	return parts, nil
 }
+
+func (h *host) allocator(id *peer.Identity, universe, subnet netip.Prefix, file string, channel uint8, kind mesh.Kind) (*allocator, error) {
+	disk, notes, err := ipam.OpenDisk(h.config.path(file), id.Name, universe)
+	if err != nil {
+		return nil, err
+	}
+	alloc, unread, err := ipam.New(ipam.Config{
+		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Universe: universe, Default: subnet, Init: h.config.ringInit(),
+	}, addresses{h.mesh, channel, kind}, disk, h.log.With("part", "ipam"))
+	if err != nil {
+		disk.Close()
+		return nil, err
+	}
+	for _, e := range unread {
+		notes = append(notes, e.Error())
+	}
+	h.mesh.Register(channel, alloc.Channel())
+	h.mesh.Handle(kind, func(from peer.Name, msg []byte) {
+		if err := alloc.Receive(from, msg); err != nil {
+			h.log.Warn("address message refused", "from", from, "err", err)
+		}
+	})
+	for _, n := range notes {
+		h.log.Warn("address file", "what", n)
+	}
+	return &allocator{alloc, universe, subnet, disk, notes}, nil
+}
+
+// ringInit says how the first ring is made.
+func (c *Config) ringInit() ipam.Init {
+	switch c.IPAllocInit.Kind {
+	case InitSeed:
+		return ipam.Init{Mode: ipam.Seed, Seeds: c.IPAllocInit.Seeds}
+	case InitObserver:
+		return ipam.Init{Mode: ipam.Observer, Expect: max(1, len(c.Peers))}
+	}
+	expect := c.IPAllocInit.Quorum
+	if expect == 0 {
+		expect = len(c.Peers) + 1
+	}
+	return ipam.Init{Mode: ipam.Consensus, Expect: expect}
+}
+
+// Universe implements Addresses.
+func (a *allocator) Universe() netip.Prefix { return a.universe }
+
+// DefaultSubnet implements Addresses.
+func (a *allocator) DefaultSubnet() netip.Prefix { return a.subnet }
+
+// close lets go of what was opened, when Run will not.
+func (h *host) close() {
+	h.mesh.Close()
+	if h.router != nil {
+		h.router.Close()
+	}
+	for _, a := range h.allocators {
+		a.disk.Close()
+	}
+}
+
+// Run implements Node.
+func (h *host) Run(ctx context.Context) error {
+	defer func() {
+		for _, a := range h.allocators {
+			if err := a.disk.Close(); err != nil {
+				h.log.Warn("close the address file", "err", err)
+			}
+		}
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, a := range h.allocators {
+		g.Go(func() error { return a.Run(ctx) })
+	}
+	g.Go(func() error { return h.router.Run(ctx) })
+	g.Go(func() error { return h.mesh.Run(ctx, observer{h.router}) })
+	return g.Wait()
+}
+
+// SetTargets implements Node.
+func (h *host) SetTargets(targets []string) { h.mesh.Connect(targets, true) }
+
+// RemovePeers implements Node.
+func (h *host) RemovePeers(ctx context.Context, peers []string) ([]api.Removed, error) {
+	var names []peer.Name
+	for _, p := range peers {
+		n, err := h.resolve(p)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, n)
+	}
+	total := make(map[peer.Name]float64)
+	for _, a := range h.allocators {
+		removed, err := a.RemovePeers(ctx, names)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range removed {
+			total[r.Name] += r.Addresses.Float()
+		}
+	}
+	var out []api.Removed
+	for _, n := range names {
+		out = append(out, api.Removed{Peer: h.describe(n), Addresses: total[n]})
+	}
+	return out, nil
+}
+
+// resolve finds a peer by its name or nickname.
+func (h *host) resolve(s string) (peer.Name, error) {
+	if n, err := peer.ParseName(s); err == nil {
+		return n, nil
+	}
+	switch found := h.mesh.View().Lookup(s); len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return peer.Name{}, usage(fmt.Sprintf("peer %q: neither a name nor a nickname that this router has seen; 'weft status ipam' lists the owners", s))
+	default:
+		return peer.Name{}, usage(fmt.Sprintf("peer %q: %d peers go by this nickname; give one of the names %s", s, len(found), found))
+	}
+}
+
+// describe names a peer for people.
+func (h *host) describe(n peer.Name) string {
+	if nick := h.mesh.View().Nickname(n); nick != "" {
+		return fmt.Sprintf("%s(%s)", n, nick)
+	}
+	return n.String()
+}
+
+// Leave implements Node. What the others must know goes out before it returns;
+// the mesh says its goodbye when Run ends.
+func (h *host) Leave(ctx context.Context, handover bool) error {
+	if !handover {
+		return nil
+	}
+	for _, a := range h.allocators {
+		r, err := a.Handover(ctx)
+		if err != nil {
+			return fmt.Errorf("hand over the addresses of %s: %w", a.universe, err)
+		}
+		if !r.Unreachable.IsZero() && len(h.mesh.View().Peers()) > 0 {
+			return fmt.Errorf("hand over the addresses of %s: no peer confirmed that it has %.0f of them now", a.universe, r.Unreachable.Float())
+		}
+	}
+	return nil
+}
+
+// control is the mesh as the router sees it.
+type control struct{ *mesh.Mesh }
+
+func (c control) Send(to peer.Name, msg []byte) error { return c.Mesh.Send(to, mesh.KindLink, msg) }
+
+func (c control) SetLink(to peer.Name, up bool, rtt time.Duration) { c.SetData(to, up, rtt) }
+
+// addresses is the mesh as an allocator sees it.
+type addresses struct {
+	mesh    *mesh.Mesh
+	channel uint8
+	kind    mesh.Kind
+}
+
+func (a addresses) Send(to peer.Name, msg []byte) error { return a.mesh.Send(to, a.kind, msg) }
+func (a addresses) Announce(delta []byte)               { a.mesh.Announce(a.channel, delta) }
+func (a addresses) Reachable(n peer.Name) bool          { return a.mesh.View().Reachable(n) }
+func (a addresses) Peers() []peer.Name                  { return a.mesh.View().Peers() }
+func (a addresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
+
+// observer tells the router what the mesh sees.
+type observer struct{ router *router.Router }
+
+func (o observer) NeighbourUp(n mesh.Neighbour) {
+	o.router.NeighbourUp(router.Neighbour{Name: n.Name, Addr: n.Addr, Secret: n.Secret, Dialled: n.Dialled})
+}
+func (o observer) NeighbourDown(n peer.Name)              { o.router.NeighbourDown(n) }
+func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
+func (o observer) RoutesChanged(r *topology.Routes)       { o.router.SetRoutes(r) }
+func (o observer) ViewChanged(*mesh.View)                 {}

@@ -84,6 +84,8 @@ type IPAllocInit struct {
 const (
 	storeFile    = "weft.db"
 	identityFile = "identity.key"
+	ipamFile     = "ipam.db"
+	ipam6File    = "ipam6.db"
 	// LogFile is where launch sends the output of a router in the background.
 	LogFile = "weft.log"
 )

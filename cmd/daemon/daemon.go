@@ -239,9 +239,13 @@ func (d *daemon) sweep(ctx context.Context) {
 // host: its interfaces, its rules, its state and its socket.
 func Erase(c *Config) error {
 	errs := []error{netdev.DeleteAll(c.Bridge, netdev.TAPName)}
-	files, err := filepath.Glob(c.path(storeFile) + "*") // those set aside too
-	if err != nil {
-		return fmt.Errorf("remove the state: %w", err)
+	var files []string
+	for _, f := range []string{storeFile, ipamFile, ipam6File} {
+		found, err := filepath.Glob(c.path(f) + "*") // those set aside too
+		if err != nil {
+			return fmt.Errorf("remove the state: %w", err)
+		}
+		files = append(files, found...)
 	}
 	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.Socket) {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {

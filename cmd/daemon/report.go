@@ -1,0 +1,224 @@
+package daemon
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/ipam"
+	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/dial"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router"
+)
+
+// Report implements Node.
+func (h *host) Report(r *api.Report) {
+	ms, rs := h.mesh.Status(), h.router.Status()
+	now := time.Now()
+	r.Router = api.Router{
+		Protocol: "weft", ProtocolMinVersion: int(ms.ProtocolMin), ProtocolMaxVersion: int(ms.ProtocolMax),
+		Name: ms.Name.String(), NickName: ms.Nickname, Port: int(ms.Port), Encryption: ms.Authenticated,
+		PeerDiscovery: ms.Discover, ConnLimit: ms.ConnLimit, Interface: h.config.Bridge, MTU: h.config.MTU,
+		TrustedSubnets: h.config.TrustedSubnets, TerminationCount: ms.Terminations,
+		HandshakeFailures: ms.HandshakeFailures, Drops: rs.Drops,
+		Queues: []api.Queue{
+			{Name: "router-control", Depth: rs.Queue, Limit: rs.QueueCap, Drops: rs.Drops[router.DropBusy.String()]},
+			{Name: "gossip", Depth: ms.Gossip.QueuedDeltas, Limit: ms.Gossip.MaxQueue, Drops: ms.Gossip.Dropped},
+			sessionQueue(ms),
+		},
+	}
+	h.connections(&r.Router, ms, rs, now)
+	h.peers(&r.Router, ms)
+	for _, e := range h.router.MACs() {
+		r.Router.MACs = append(r.Router.MACs, api.MAC{
+			MAC: e.MAC.String(), Name: e.Peer.String(), NickName: h.mesh.View().Nickname(e.Peer), LastSeen: now.Add(-e.Age),
+		})
+	}
+	for _, p := range ms.Problems {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%d times, last %s)", p.Text, p.Count, p.Last.Format(time.TimeOnly)))
+	}
+	if n := unlinked(ms); n > 0 && ms.ConnLimit > 0 && len(ms.Sessions) >= ms.ConnLimit {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the connection limit of %d is reached: %d peers are reached over others", ms.ConnLimit, n))
+	}
+	for _, a := range h.allocators {
+		s := a.Status()
+		u := h.universe(s)
+		if a.universe.Addr().Is4() {
+			r.IPAM = u
+		} else {
+			r.IPAM6 = u
+		}
+		r.Warnings = append(append(r.Warnings, a.notes...), h.allocatorWarnings(s)...)
+	}
+}
+
+// sessionQueue sums up the queues to all neighbours.
+func sessionQueue(ms mesh.Status) api.Queue {
+	q := api.Queue{Name: "session", Drops: ms.UnicastDrops}
+	for _, s := range ms.Sessions {
+		q.Depth += s.Queued
+		q.Limit += mesh.MaxControl
+		q.Drops += s.Dropped
+	}
+	return q
+}
+
+// unlinked counts the peers that are reached over others.
+func unlinked(ms mesh.Status) (n int) {
+	for _, p := range ms.Peers {
+		if p.Reachable && p.Name != ms.Name && !slices.ContainsFunc(ms.Sessions, func(s mesh.SessionStatus) bool { return s.Peer == p.Name }) {
+			n++
+		}
+	}
+	return n
+}
+
+// connections lists a line for each session with its link, and for each
+// attempt at one.
+func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, now time.Time) {
+	links := make(map[peer.Name]router.LinkStatus)
+	for _, l := range rs.Links {
+		links[l.Peer] = l
+	}
+	for _, s := range ms.Sessions {
+		c := api.Connection{
+			Address: s.Addr, Outbound: s.Dialled, State: api.StatePending, Name: s.Peer.String(), NickName: s.Nickname,
+			Encrypted: true, RTT: s.RTT, Info: "waiting for the link",
+		}
+		if l, ok := links[s.Peer]; ok {
+			c.Kind, c.MTU = l.Kind, l.MTU
+			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
+			c.Info = l.Reason
+			if l.State == "established" {
+				c.State, c.RTT, c.Info = api.StateEstablished, l.RTT, h.notAtItsBest(l)
+			}
+		}
+		out.Connections = append(out.Connections, c)
+	}
+	for _, k := range ms.Candidates {
+		if k.State == dial.Connected || slices.ContainsFunc(ms.Sessions, func(s mesh.SessionStatus) bool { return s.Peer == k.Peer }) {
+			continue
+		}
+		c := api.Connection{Address: cmp.Or(k.Target, k.Addr), Outbound: true, State: api.StateConnecting}
+		if !k.Peer.IsZero() {
+			c.Name, c.NickName = k.Peer.String(), h.mesh.View().Nickname(k.Peer)
+		}
+		switch {
+		case k.State == dial.Itself:
+			c.State, c.Info = api.StateFailed, "this is the host itself"
+		case k.State == dial.Waiting:
+			c.State, c.Info = api.StateRetrying, whyWaiting(k, now)
+			if r := (*session.Refusal)(nil); errors.As(k.Err, &r) {
+				c.State = api.StateFailed
+			}
+		}
+		out.Connections = append(out.Connections, c)
+	}
+}
+
+func whyWaiting(k dial.Candidate, now time.Time) string {
+	wait := max(0, k.Retry.Sub(now).Round(time.Second))
+	if k.Err == nil {
+		return fmt.Sprintf("dialled in %v", wait)
+	}
+	return fmt.Sprintf("%v; tried again in %v", k.Err, wait)
+}
+
+// notAtItsBest says what keeps a link that works from being faster.
+func (h *host) notAtItsBest(l router.LinkStatus) string {
+	switch {
+	case l.MTU > 0 && l.MTU < h.config.MTU:
+		return fmt.Sprintf("packets of containers over %d bytes are cut in parts: the path carries no larger ones", l.MTU)
+	case h.config.NoFastdp:
+		return "the fast datapath is switched off"
+	}
+	return "this version has no fast datapath"
+}
+
+func (h *host) peers(out *api.Router, ms mesh.Status) {
+	v := h.mesh.View()
+	for _, p := range ms.Peers {
+		e := api.Peer{Name: p.Name.String(), NickName: p.Nickname, Version: p.Version}
+		for _, l := range p.Links {
+			c := api.PeerConnection{Name: l.To.String(), NickName: v.Nickname(l.To), Established: l.Flags&topology.LinkData != 0}
+			if p.Name == ms.Name {
+				for _, s := range ms.Sessions {
+					if s.Peer == l.To {
+						c.Address, c.Outbound = s.Addr, s.Dialled
+					}
+				}
+			}
+			e.Connections = append(e.Connections, c)
+		}
+		out.Peers = append(out.Peers, e)
+	}
+	routes := v.Routes()
+	for dst, via := range routes.Unicast {
+		out.UnicastRoutes = append(out.UnicastRoutes, api.UnicastRoute{Dest: dst.String(), Via: via.String()})
+	}
+	slices.SortFunc(out.UnicastRoutes, func(a, b api.UnicastRoute) int { return cmp.Compare(a.Dest, b.Dest) })
+	for src, via := range routes.Broadcast {
+		b := api.BroadcastRoute{Source: src.String()}
+		for _, n := range via {
+			b.Via = append(b.Via, n.String())
+		}
+		out.BroadcastRoutes = append(out.BroadcastRoutes, b)
+	}
+	slices.SortFunc(out.BroadcastRoutes, func(a, b api.BroadcastRoute) int { return cmp.Compare(a.Source, b.Source) })
+}
+
+// universe puts an allocator's status into the words of the API.
+func (h *host) universe(s ipam.Status) *api.IPAM {
+	u := &api.IPAM{
+		Status: s.State, Range: s.Universe, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
+		PendingAllocates: []string{}, PendingClaims: []string{},
+	}
+	v := h.mesh.View()
+	for _, e := range s.Entries {
+		u.Entries = append(u.Entries, api.RingEntry{
+			Token: e.Range.First, Size: e.Range.Size().Float(), Peer: e.Owner.Name.String(),
+			NickName: v.Nickname(e.Owner.Name), Version: e.Version,
+		})
+	}
+	for _, o := range s.Owners {
+		u.Owners = append(u.Owners, api.Owner{
+			Peer: o.Name.String(), NickName: cmp.Or(o.Nickname, v.Nickname(o.Name)), NumIPs: o.Addresses.Float(),
+			Active: o.Active, Reachable: !o.Unreachable,
+		})
+	}
+	for i := range s.PendingAllocates {
+		u.PendingAllocates = append(u.PendingAllocates, why(s.Waiting, i))
+	}
+	for i := range s.PendingClaims {
+		u.PendingClaims = append(u.PendingClaims, why(s.Waiting, i))
+	}
+	return u
+}
+
+// why returns what the i-th of those that wait waits for: equal reasons are
+// listed once.
+func why(reasons []string, i int) string {
+	if len(reasons) == 0 {
+		return ""
+	}
+	return reasons[min(i, len(reasons)-1)]
+}
+
+func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
+	for _, d := range s.Divergent {
+		w = append(w, d.String())
+	}
+	for _, c := range s.Conflicts {
+		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Ident, h.describe(c.Owner)))
+	}
+	if s.DiskError != "" {
+		w = append(w, "addresses can not be written, so none are given: "+s.DiskError)
+	}
+	return w
+}
