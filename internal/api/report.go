@@ -2,7 +2,6 @@ package api
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/netip"
 	"text/template"
@@ -168,17 +167,31 @@ type Owner struct {
 
 // Execute writes the report by a text/template, which has the helper json.
 func (r *Report) Execute(w io.Writer, format string) error {
-	t, err := template.New("format").Funcs(template.FuncMap{
+	t, err := parseTemplate(format)
+	if err != nil {
+		return err
+	}
+	if err := t.Execute(w, r); err != nil {
+		return &Error{Class: Usage, Text: err.Error()}
+	}
+	return nil
+}
+
+// CheckTemplate tells what is wrong with the text of a template for Execute.
+func CheckTemplate(format string) error {
+	_, err := parseTemplate(format)
+	return err
+}
+
+func parseTemplate(format string) (*template.Template, error) {
+	t, err := template.New("report").Funcs(template.FuncMap{
 		"json": func(v any) (string, error) {
 			b, err := json.Marshal(v)
 			return string(b), err
 		},
 	}).Option("missingkey=error").Parse(format)
 	if err != nil {
-		return &Error{Class: Usage, Text: fmt.Sprintf("template: %v", err)}
+		return nil, &Error{Class: Usage, Text: err.Error()}
 	}
-	if err := t.Execute(w, r); err != nil {
-		return &Error{Class: Usage, Text: fmt.Sprintf("template: %v", err)}
-	}
-	return nil
+	return t, nil
 }

@@ -69,10 +69,17 @@ func processesIn(id netdev.NSID) ([]int, error) {
 }
 
 // Command prepares a command that runs in a place. Start it with Start or Run
-// of this package, not its own.
+// of this package, not its own. Weft is this program, installed or not.
 func (l *Lab) Command(ctx context.Context, p Place, name string, args ...string) *exec.Cmd {
+	env := append(os.Environ(), "WEFT_SOCKET="+l.Socket(p.Host))
+	if exe, err := os.Executable(); err == nil {
+		if name == "weft" {
+			name = exe
+		}
+		env = append(env, "PATH="+os.Getenv("PATH")+string(os.PathListSeparator)+filepath.Dir(exe))
+	}
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "WEFT_SOCKET="+l.Socket(p.Host))
+	cmd.Env = env
 	return cmd
 }
 

@@ -1,0 +1,322 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/cmd/daemon"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// verdict is how bad a finding is.
+type verdict string
+
+const (
+	fine verdict = "OK"
+	warn verdict = "WARN" // weft works, not at its best
+	fail verdict = "FAIL" // weft does not work
+)
+
+// finding is one line of doctor.
+type finding struct {
+	verdict verdict
+	subject string
+	text    string // what was found, and what to do about it
+}
+
+// doctor looks at a host.
+type doctor struct {
+	client *api.Client
+	port   int
+	subnet netip.Prefix // the range of addresses, may be unset
+	now    time.Time
+}
+
+func (a *app) doctor() *cobra.Command {
+	d := doctor{}
+	var allocRange string
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check this host and its router, and say what to do",
+		Long: `Check what the router needs of this host, and how a running router and its
+peers are. Each line is OK, WARN (works, not at its best) or FAIL, with what to
+do. Exit code 1 if anything is FAIL.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if d.port < 1 || d.port > 65534 {
+				return usagef("%s: --port %d: want 1 to 65534", c.CommandPath(), d.port)
+			}
+			if allocRange != "" {
+				p, err := parseRange("--ipalloc-range", allocRange)
+				if err != nil {
+					return usageError{err}
+				}
+				d.subnet = p
+			}
+			d.client, d.now = a.client(), time.Now()
+			return d.run(c.Context(), a.stdout)
+		},
+	}
+	c.Flags().IntVar(&d.port, "port", defaultPort, "port that the router has or will have")
+	c.Flags().StringVar(&allocRange, "ipalloc-range", defaultRange, `range that addresses are given from, "" for none`)
+	return c
+}
+
+func (d *doctor) run(ctx context.Context, stdout io.Writer) error {
+	report, err := d.client.Report(ctx)
+	running := err == nil
+	findings := []finding{d.rights()}
+	findings = append(findings, d.kernel()...)
+	if !running {
+		findings = append(findings, d.ports()...)
+	}
+	findings = append(findings, d.mtu(), d.clock(), d.routes())
+	switch {
+	case running:
+		findings = append(findings, routerFindings(report)...)
+	case errors.Is(err, api.ErrNotRunning):
+		findings = append(findings, finding{fine, "router", "does not run; start it with: weft launch"})
+	default:
+		findings = append(findings, finding{fail, "router", err.Error()})
+	}
+	failed := 0
+	for _, f := range findings {
+		if f.verdict == fail {
+			failed++
+		}
+		fmt.Fprintf(stdout, "%-4s  %s: %s\n", f.verdict, f.subject, oneLine(errors.New(f.text)))
+	}
+	if failed > 0 {
+		return fmt.Errorf("doctor: %d of %d checks failed", failed, len(findings))
+	}
+	return nil
+}
+
+func (d *doctor) rights() finding {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return finding{fail, "rights", err.Error()}
+	}
+	var have uint64
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if hex, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			have, _ = strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+		}
+	}
+	var lacks []string
+	for _, c := range []struct {
+		name string
+		bit  int
+	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW}, {"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN}} {
+		if have&(1<<c.bit) == 0 {
+			lacks = append(lacks, c.name)
+		}
+	}
+	if len(lacks) > 0 {
+		return finding{fail, "rights", strings.Join(lacks, ", ") + " missing; run weft as root, in a container with --privileged"}
+	}
+	return finding{fine, "rights", "all that the router needs"}
+}
+
+// kernel tries each feature in a network namespace made for that.
+func (d *doctor) kernel() []finding {
+	name := "weft-doctor-" + strconv.Itoa(os.Getpid())
+	if err := netdev.NewNS(name); err != nil {
+		return []finding{{fail, "kernel", "no network namespace can be made, so nothing could be tried: " + err.Error()}}
+	}
+	defer netdev.DeleteNS(name)
+	var findings []finding
+	for _, t := range []struct {
+		subject string
+		without verdict
+		try     func() error
+		advice  string
+	}{
+		{"bridge", fail, func() error { return netdev.EnsureBridge("weft0", nil, daemon.DefaultMTU) }, "load it with: modprobe bridge"},
+		{"veth", fail, tryVeth, "load it with: modprobe veth"},
+		{"/dev/net/tun", fail, tryTAP, "load it with: modprobe tun; in a container pass --device /dev/net/tun"},
+		{"nftables", fail, tryNftables, "load it with: modprobe nf_tables"},
+		{"vxlan", warn, tryVXLAN, "without it there is no fast datapath; load it with: modprobe vxlan"},
+		{"udp segmentation", warn, tryUDPSegment, "without it sleeve is slower; a kernel from 4.18 on has it"},
+	} {
+		if err := netdev.Do(netdev.NSByName(name), t.try); err != nil {
+			findings = append(findings, finding{t.without, t.subject, fmt.Sprintf("does not work: %v; %s", err, t.advice)})
+		} else {
+			findings = append(findings, finding{fine, t.subject, "works"})
+		}
+	}
+	return findings
+}
+
+func tryVeth() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "veth0"
+	v := netlink.NewVeth(attrs)
+	v.PeerName = "veth1"
+	return netlink.LinkAdd(v)
+}
+
+func tryTAP() error {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	req, err := unix.NewIfreq("tap0")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	return unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, req)
+}
+
+func tryVXLAN() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "vxlan0"
+	return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, FlowBased: true, Port: 6784})
+}
+
+func tryNftables() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	t := c.AddTable(&nftables.Table{Name: "weft", Family: nftables.TableFamilyINet})
+	c.AddChain(&nftables.Chain{
+		Name: "nat", Table: t, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	return c.Flush()
+}
+
+func tryUDPSegment() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1200)
+}
+
+// ports tries to listen where the router will.
+func (d *doctor) ports() []finding {
+	addr := net.JoinHostPort("", strconv.Itoa(d.port))
+	judge := func(proto string, c io.Closer, err error) finding {
+		subject := fmt.Sprintf("port %d/%s", d.port, proto)
+		if err != nil {
+			return finding{fail, subject, err.Error() + "; end what uses it, or launch every router of the mesh with another --port"}
+		}
+		c.Close()
+		return finding{fine, subject, "free"}
+	}
+	l, err := net.Listen("tcp", addr)
+	tcp := judge("tcp", l, err)
+	u, err := net.ListenPacket("udp", addr)
+	return []finding{tcp, judge("udp", u, err)}
+}
+
+// linkOverhead is the most that a link adds to a container's packet, in bytes,
+// on the fast datapath with encryption.
+const linkOverhead = 84
+
+func (d *doctor) mtu() finding {
+	const subject = "mtu"
+	routes, err := netlink.RouteGet(net.IPv4(1, 1, 1, 1))
+	if err != nil || len(routes) == 0 {
+		return finding{warn, subject, "this host has no default route, so the MTU towards its peers is not known"}
+	}
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return finding{warn, subject, err.Error()}
+	}
+	name, mtu := link.Attrs().Name, link.Attrs().MTU
+	if need := daemon.DefaultMTU + linkOverhead; mtu < need {
+		return finding{warn, subject, fmt.Sprintf("%s has %d bytes, less than the %d that containers' packets of %d bytes may need on the way; launch with --mtu %d to spare them fragmentation",
+			name, mtu, need, daemon.DefaultMTU, mtu-linkOverhead)}
+	}
+	return finding{fine, subject, fmt.Sprintf("%s has %d bytes", name, mtu)}
+}
+
+// firstRelease is before any build of weft was made.
+var firstRelease = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func (d *doctor) clock() finding {
+	const subject = "clock"
+	if d.now.Before(firstRelease) {
+		return finding{fail, subject, fmt.Sprintf("it says %s; set it", d.now.Format(time.DateTime))}
+	}
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	if err == nil && (state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0) {
+		return finding{warn, subject, "the kernel does not know it to be synchronised; times in logs of two hosts may not compare"}
+	}
+	return finding{fine, subject, "synchronised"}
+}
+
+func (d *doctor) routes() finding {
+	const subject = "routes"
+	if !d.subnet.IsValid() {
+		return finding{fine, subject, "no range of addresses to clash with"}
+	}
+	r, err := netdev.Overlap(d.subnet, netdev.BridgeName)
+	if err != nil {
+		return finding{fail, subject, err.Error()}
+	}
+	if r != nil {
+		return finding{fail, subject, fmt.Sprintf("the address range %s overlaps the route %s; launch every router with another --ipalloc-range", d.subnet, r)}
+	}
+	return finding{fine, subject, fmt.Sprintf("none overlaps the address range %s", d.subnet)}
+}
+
+// routerFindings judges a router by its own report.
+func routerFindings(r *api.Report) []finding {
+	findings := []finding{{fine, "router", fmt.Sprintf("runs as %s(%s), version %s, and knows %d peers", r.Router.Name, r.Router.NickName, r.Version, len(r.Router.Peers))}}
+	if !r.Ready {
+		findings[0] = finding{warn, "router", "is not ready; its log says what it waits for"}
+	}
+	for _, w := range r.Warnings {
+		findings = append(findings, finding{warn, "router", w})
+	}
+	for _, c := range r.Router.Connections {
+		who := c.Address
+		if c.Name != "" {
+			who += " " + c.Name + "(" + c.NickName + ")"
+		}
+		switch {
+		case c.State == api.StateFailed:
+			findings = append(findings, finding{fail, "connection", who + ": " + c.Info})
+		case c.State != api.StateEstablished:
+			findings = append(findings, finding{warn, "connection", strings.TrimSpace(fmt.Sprintf("%s is %s; check that TCP and UDP port %d are open between the hosts. %s", who, c.State, r.Router.Port, c.Info))})
+		case c.Info != "":
+			findings = append(findings, finding{warn, "connection", who + ": " + c.Info})
+		}
+	}
+	for _, u := range []*api.IPAM{r.IPAM, r.IPAM6} {
+		if u == nil {
+			continue
+		}
+		for _, p := range append(u.PendingAllocates, u.PendingClaims...) {
+			findings = append(findings, finding{warn, "addresses", u.Range.String() + ": waiting: " + p + "; see: weft status ipam"})
+		}
+		for _, o := range u.Owners {
+			if !o.Reachable {
+				findings = append(findings, finding{warn, "addresses", fmt.Sprintf("%.0f of %s belong to %s(%s), which can not be reached; if it is gone for good: weft rmpeer %s", o.NumIPs, u.Range, o.Peer, o.NickName, o.Peer)})
+			}
+		}
+	}
+	return findings
+}

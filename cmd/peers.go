@@ -1,0 +1,96 @@
+package cmd
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+func (a *app) connect() *cobra.Command {
+	var replace bool
+	c := &cobra.Command{
+		Use:   "connect [--replace] PEER...",
+		Short: "Add peers to connect to",
+		Long: `Add peers, HOST or HOST:PORT, to the targets: the peers that this host keeps
+connected to. A target that is not connected is dialled at once. With --replace
+the given peers become the only targets; sessions with others stay. Targets are
+kept over a crash, and with weft launch --resume over a stop.`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 && !replace {
+				return usagef("%s: name at least one peer to connect to", c.CommandPath())
+			}
+			return checkTargets(c, args)
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			return runConnect(c.Context(), a.client(), args, replace)
+		},
+	}
+	c.Flags().BoolVar(&replace, "replace", false, "forget all other targets")
+	return c
+}
+
+func runConnect(ctx context.Context, client *api.Client, peers []string, replace bool) error {
+	return client.Connect(ctx, api.PeersRequest{Peers: peers, Replace: replace})
+}
+
+func (a *app) forget() *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget PEER...",
+		Short: "Stop connecting to peers",
+		Long: `Take peers, written as they were given to launch or connect, off the targets.
+A session that is up stays up.`,
+		Args: atLeast(1, "name at least one peer to forget"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.client().Forget(c.Context(), api.PeersRequest{Peers: args})
+		},
+	}
+}
+
+func checkTargets(c *cobra.Command, peers []string) error {
+	for _, p := range peers {
+		if err := api.CheckTarget(p); err != nil {
+			return usagef("%s: %w", c.CommandPath(), err)
+		}
+	}
+	return nil
+}
+
+func (a *app) rmpeer() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rmpeer PEER...",
+		Short: "Take over the addresses of dead peers",
+		Long: `Declare peers, given by name or nickname, dead for good, and take over their
+address ranges. The peers that are left decide that by majority, so it may be
+run on two hosts at once. A peer that is alive is refused.`,
+		Args: atLeast(1, "name at least one peer to remove"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return runRmpeer(c.Context(), a.client(), args, a.stdout)
+		},
+	}
+}
+
+func runRmpeer(ctx context.Context, client *api.Client, peers []string, stdout io.Writer) error {
+	removed, err := client.RemovePeers(ctx, api.PeersRequest{Peers: peers})
+	if err != nil {
+		return err
+	}
+	for _, r := range removed {
+		fmt.Fprintf(stdout, "%.0f IPs taken over from %s\n", r.Addresses, r.Peer)
+	}
+	return nil
+}
+
+func (a *app) prime() *cobra.Command {
+	return &cobra.Command{
+		Use:   "prime",
+		Short: "Wait until addresses can be given out",
+		Args:  noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.client().Prime(c.Context())
+		},
+	}
+}

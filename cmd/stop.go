@@ -1,0 +1,124 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/cmd/daemon"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// stopPatience is how long a router may take to end once it has taken leave.
+const stopPatience = 15 * time.Second
+
+func (a *app) stop() *cobra.Command {
+	return &cobra.Command{
+		Use:   "stop",
+		Short: "Stop the router of this host",
+		Long: `Take leave of the mesh and end the router. Containers stay attached, keep their
+addresses and reach each other on this host. Stopping twice is harmless.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return runStop(c.Context(), a.client(), a.stdout)
+		},
+	}
+}
+
+func runStop(ctx context.Context, client *api.Client, stdout io.Writer) error {
+	ready, err := client.Ready(ctx)
+	if errors.Is(err, api.ErrNotRunning) {
+		fmt.Fprintln(stdout, "weft was not running")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := client.Stop(ctx); err != nil {
+		return err
+	}
+	return waitEnd(ctx, ready.PID)
+}
+
+// waitEnd returns when a process has ended.
+func waitEnd(ctx context.Context, pid int) error {
+	ctx, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	for {
+		// A router that is a zombie, for its parent to collect, has no
+		// namespace any more.
+		if _, err := netdev.IdentifyNS(netdev.NSByPID(pid)); pid < 1 || err != nil || errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the router took leave of the mesh, but process %d is still there", pid)
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (a *app) reset() *cobra.Command {
+	var force bool
+	var stateDir, bridge string
+	c := &cobra.Command{
+		Use:   "reset [--force]",
+		Short: "Stop the router and remove everything it made on this host",
+		Long: `Give the address ranges of this host to other peers, stop the router, and remove
+its bridge, the interfaces of attached containers, its rules and its state.
+
+A router that is stopped can not give its ranges away: launch it first, or use
+--force and take its addresses over on another host with weft rmpeer.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.runReset(c.Context(), &daemon.Config{StateDir: stateDir, Bridge: bridge, Socket: a.socket}, force)
+		},
+	}
+	c.Flags().BoolVar(&force, "force", false, "do it although the addresses can not be given to others")
+	c.Flags().StringVar(&stateDir, "state-dir", envOr("WEFT_STATE_DIR", daemon.DefaultStateDir), "folder with the state of a router that is stopped")
+	c.Flags().StringVar(&bridge, "bridge", envOr("WEFT_BRIDGE", netdev.BridgeName), "bridge of a router that is stopped")
+	return c
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+func (a *app) runReset(ctx context.Context, c *daemon.Config, force bool) error {
+	client := a.client()
+	ready, err := client.Ready(ctx)
+	switch {
+	case err == nil:
+		err = client.Reset(ctx)
+		if err == nil {
+			return waitEnd(ctx, ready.PID)
+		}
+		if !force {
+			return fmt.Errorf("%w; reset all the same with --force", err)
+		}
+		if err := client.Stop(ctx); err != nil {
+			return err
+		}
+		if err := waitEnd(ctx, ready.PID); err != nil {
+			return err
+		}
+	case !errors.Is(err, api.ErrNotRunning):
+		return err
+	case daemon.Exists(c) && !force:
+		return errors.New("weft is stopped, so it can not give its addresses to others; launch it first, or use --force")
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("reset needs the rights of root; try with sudo")
+	}
+	return daemon.Erase(c)
+}
