@@ -280,7 +280,7 @@ it, the container goes when the command ends, and weft exits as it does.
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), labPatience)
 			defer cancel()
 			if rerr := lab.RemoveContainer(ctx, place); rerr != nil {
-				fmt.Fprintf(l.stderr, "weft: %s\n", oneLine(rerr))
+				fmt.Fprintln(l.stderr, errorLine(rerr))
 				if err == nil {
 					err = exitError{exitFailed}
 				}

@@ -90,8 +90,8 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 // arguments for another call.
 func changedArgs(fs *pflag.FlagSet, without ...string) []string {
 	var args []string
-	fs.Visit(func(f *pflag.Flag) {
-		if slices.Contains(without, f.Name) {
+	fs.VisitAll(func(f *pflag.Flag) {
+		if !f.Changed || slices.Contains(without, f.Name) {
 			return
 		}
 		if list, ok := f.Value.(pflag.SliceValue); ok {

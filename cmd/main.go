@@ -53,7 +53,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if errors.As(err, &exit) {
 		return exit.code
 	}
-	fmt.Fprintf(stderr, "weft: %s\n", oneLine(err))
+	fmt.Fprintln(stderr, errorLine(err))
 	var usage usageError
 	if !parsed || errors.As(err, &usage) || api.ClassOf(err) == api.Usage {
 		return exitUsage
@@ -72,6 +72,16 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// errorLine is what the user is shown of an error. Errors that name the command
+// or the program need no more.
+func errorLine(err error) string {
+	text := oneLine(err)
+	if strings.HasPrefix(text, "weft ") || strings.HasPrefix(text, "weft: ") {
+		return text
+	}
+	return "weft: " + text
+}
 
 // oneLine puts errors that were joined behind each other.
 func oneLine(err error) string {
@@ -102,7 +112,9 @@ containers. A host that knows the address of one other joins the mesh:
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usagef("%s: %w; see: %s --help", c.CommandPath(), err, c.CommandPath())
+		// What strconv says of a number adds nothing to the flag's name.
+		text, _, _ := strings.Cut(err.Error(), ": strconv.")
+		return usagef("%s: %s; see: %s --help", c.CommandPath(), text, c.CommandPath())
 	})
 	socket := os.Getenv("WEFT_SOCKET")
 	if socket == "" {
@@ -123,7 +135,7 @@ containers. A host that knows the address of one other joins the mesh:
 		{"router", []*cobra.Command{a.launch(), a.stop(), a.reset()}},
 		{"mesh", []*cobra.Command{a.connect(), a.forget(), a.rmpeer(), a.prime()}},
 		{"containers", []*cobra.Command{a.attach(), a.detach(), a.expose(), a.hide(), a.ps()}},
-		{"look", []*cobra.Command{a.status(), a.report(), a.doctor(), a.lab(), a.version()}},
+		{"look", []*cobra.Command{a.status(), a.report(), a.doctor(), a.lab(), a.version(), a.completion()}},
 		{"", []*cobra.Command{a.genDocs()}},
 	} {
 		for _, c := range g.cmds {
