@@ -1,0 +1,308 @@
+package router
+
+import (
+	"context"
+	crand "crypto/rand"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/link"
+	"github.com/weft-net/weft/router/seal"
+	"github.com/weft-net/weft/router/tap"
+	"github.com/weft-net/weft/router/udp"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// event is what a lane saw that a link's step machine must know.
+type event struct {
+	kind  eventKind
+	link  *sleeve
+	addr  netip.AddrPort // moved, probe
+	probe wire.ProbeBody // probe
+	index uint32         // firstUse
+	size  int            // tooBig, bytes of IP packet
+}
+
+type eventKind int
+
+const (
+	probe eventKind = iota
+	moved
+	firstUse
+	tooBig
+)
+
+// notify hands an event to the control goroutine. When the queue is full the
+// event is dropped and counted: lanes never wait.
+func (r *Router) notify(e event) bool {
+	select {
+	case r.events <- e:
+		return true
+	default:
+		r.drops.add(DropBusy)
+		return false
+	}
+}
+
+// controlLane is lane 0: it sends probes.
+type controlLane struct {
+	w     udp.Writer
+	buf   []byte
+	nonce seal.Nonce
+}
+
+// sweepEvery is how often old MAC addresses are removed.
+const sweepEvery = time.Minute
+
+// rttEvery is how often at most the mesh hears of a new round trip time.
+const rttEvery = 5 * time.Second
+
+// controlLoop owns the links until ctx ends.
+func (r *Router) controlLoop(ctx context.Context) error {
+	r.ctl = &controlLane{w: r.conn.NewWriter(1), buf: make([]byte, maxPacket+tap.Tailroom)}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case f := <-r.calls:
+			f()
+		case e := <-r.events:
+			r.handle(e)
+		case <-timer.C:
+			now := time.Now()
+			for _, l := range r.links {
+				if !l.deadline.IsZero() && !now.Before(l.deadline) {
+					r.step(l, l.machine.Tick(now))
+				}
+			}
+		case <-sweep.C:
+			r.macs.Expire(r.since())
+		}
+		timer.Reset(r.untilNext())
+	}
+}
+
+// untilNext is how long nothing is due. It is never less than a millisecond,
+// so that a machine that is never content can not take the CPU.
+func (r *Router) untilNext() time.Duration {
+	next := time.Hour
+	now := time.Now()
+	for _, l := range r.links {
+		if !l.deadline.IsZero() {
+			next = min(next, l.deadline.Sub(now))
+		}
+	}
+	return max(next, time.Millisecond)
+}
+
+func (r *Router) handle(e event) {
+	l := e.link
+	if r.links[l.peer] != l {
+		return // of a link that has ended
+	}
+	now := time.Now()
+	switch e.kind {
+	case probe:
+		r.step(l, l.machine.Probe(now, e.addr, e.probe))
+	case moved:
+		if old := l.machine.Addr(); old != e.addr {
+			r.log.Info("peer moved", "peer", l.peer, "from", old, "to", e.addr)
+		}
+		r.step(l, l.machine.Moved(now, e.addr))
+	case firstUse:
+		r.step(l, l.machine.FirstUse(now, e.index))
+	case tooBig:
+		r.step(l, l.machine.TooBig(now, e.size))
+	}
+}
+
+func (r *Router) neighbourUp(n Neighbour) {
+	if n.Name == r.self {
+		r.log.Error("session with a peer of our own name", "peer", n.Name)
+		return
+	}
+	if _, ok := r.links[n.Name]; ok {
+		r.neighbourDown(n.Name)
+	}
+	l := newSleeve(n)
+	cfg := link.Config{
+		Self: r.self, Peer: n.Name, Secret: n.Secret, Suites: seal.Local(), Addr: n.Addr,
+		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Entropy: crand.Reader,
+		Jitter:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		NewIndex: func() uint32 { return r.newIndex(l) },
+	}
+	r.links[n.Name] = l
+	var effects []link.Effect
+	l.machine, effects = link.New(cfg, time.Now())
+	r.step(l, effects)
+	r.rebuild()
+}
+
+func (r *Router) neighbourDown(name peer.Name) {
+	l, ok := r.links[name]
+	if !ok {
+		return
+	}
+	delete(r.links, name)
+	r.changeKeys(func(keys map[uint32]*receiveKey) {
+		maps.DeleteFunc(keys, func(_ uint32, k *receiveKey) bool { return k.link == l })
+	})
+	for _, i := range l.indexes {
+		delete(r.taken, i)
+	}
+	l.tx.Store(nil)
+	l.room.Store(0)
+	r.rebuild()
+	if l.told.up {
+		r.linksLost.Add(1)
+		r.control.SetLink(name, false, 0)
+	}
+}
+
+// newIndex takes a random receiver index, so that a packet for the key of an
+// earlier life of this router seldom finds one.
+func (r *Router) newIndex(l *sleeve) uint32 {
+	for {
+		i := 1 + rand.Uint32N(wire.MaxIndex)
+		if !r.taken[i] {
+			r.taken[i] = true
+			l.indexes = append(l.indexes, i)
+			return i
+		}
+	}
+}
+
+func (r *Router) handleControl(from peer.Name, msg []byte) {
+	l, ok := r.links[from]
+	if !ok {
+		r.log.Debug("link control from a peer that is no neighbour", "peer", from)
+		return
+	}
+	effects, err := l.machine.Control(time.Now(), msg)
+	if err != nil {
+		r.log.Warn("link control refused", "peer", from, "err", err)
+	}
+	r.step(l, effects)
+}
+
+func (r *Router) setRoutes(routes *topology.Routes) {
+	old := r.routes
+	r.routes = routes
+	r.rebuild()
+	for name := range old.Unicast {
+		if _, ok := routes.Unicast[name]; !ok {
+			r.macs.Forget(name)
+		}
+	}
+}
+
+// rebuild makes the lanes' tables anew after a change of links or routes.
+func (r *Router) rebuild() {
+	r.fib.Store(newFIB(r.self, r.routes, r.links))
+	byName := maps.Clone(r.links)
+	r.byName.Store(&byName)
+}
+
+// changeKeys replaces the table of receive keys by a changed copy.
+func (r *Router) changeKeys(change func(map[uint32]*receiveKey)) {
+	keys := maps.Clone(*r.keys.Load())
+	change(keys)
+	r.keys.Store(&keys)
+}
+
+// step carries out what a step machine wants, and tells everybody how the link
+// is now.
+func (r *Router) step(l *sleeve, effects []link.Effect) {
+	for len(effects) > 0 {
+		var more []link.Effect
+		for _, e := range effects {
+			more = append(more, r.effect(l, e)...)
+		}
+		effects = more
+	}
+	l.deadline = l.machine.Next()
+	r.tell(l, l.publish())
+}
+
+func (r *Router) effect(l *sleeve, e link.Effect) (more []link.Effect) {
+	switch e := e.(type) {
+	case link.SendControl:
+		if err := r.control.Send(l.peer, e.Msg); err != nil {
+			r.log.Debug("link control not sent", "peer", l.peer, "err", err)
+		}
+	case link.SendProbe:
+		if !r.sendProbe(l, e) {
+			return l.machine.TooBig(time.Now(), int(e.Body.Size))
+		}
+	case link.InstallRx:
+		r.changeKeys(func(keys map[uint32]*receiveKey) { keys[e.Index] = &receiveKey{rx: e.Rx, link: l} })
+	case link.RemoveRx:
+		r.changeKeys(func(keys map[uint32]*receiveKey) { delete(keys, e.Index) })
+		delete(r.taken, e.Index)
+		l.indexes = slices.DeleteFunc(l.indexes, func(i uint32) bool { return i == e.Index })
+	case link.UseTx:
+		l.tx.Store(e.Tx)
+	}
+	return nil
+}
+
+// sendProbe is false if the interface does not carry the probe's size.
+func (r *Router) sendProbe(l *sleeve, e link.SendProbe) bool {
+	tx := l.tx.Load()
+	if tx == nil || !e.To.IsValid() {
+		return true
+	}
+	n := wire.ProbeLen
+	if !e.Body.Answer && e.Body.Size > 0 {
+		n = max(n, int(e.Body.Size)-outerLen(e.To)-wire.Overhead)
+	}
+	b := r.ctl.buf[:wire.HeaderLen+n]
+	clear(b)
+	e.Body.Put(b[wire.HeaderLen:])
+	p, err := tx.Seal(wire.Probe, 0, b, &r.ctl.nonce)
+	if err != nil {
+		l.drops.add(DropSend)
+		return true
+	}
+	if _, err := r.ctl.w.WriteBatch([]udp.Message{{Buf: p, N: len(p), Addr: e.To}}); err != nil {
+		if udp.IsTooBig(err) {
+			return e.Body.Answer || e.Body.Size == 0
+		}
+		l.drops.add(DropSend)
+		return true
+	}
+	l.txPackets.Add(1)
+	l.txBytes.Add(uint64(len(p)))
+	return true
+}
+
+// tell tells the mesh and the log what changed.
+func (r *Router) tell(l *sleeve, state link.State) {
+	if r.links[l.peer] != l {
+		return
+	}
+	up, rtt, now := state == link.Established, l.machine.RTT(), time.Now()
+	switch {
+	case up != l.told.up:
+		s := l.status.Load()
+		if up {
+			r.log.Info("link established", "peer", l.peer, "addr", s.addr, "cipher", s.suite, "mtu", s.mtu, "rtt", rtt)
+		} else {
+			r.linksLost.Add(1)
+			r.log.Warn("link lost", "peer", l.peer, "addr", s.addr, "reason", s.reason)
+		}
+	case !up || now.Sub(l.told.at) < rttEvery || (rtt-l.told.rtt).Abs() <= l.told.rtt/4+time.Millisecond:
+		return
+	}
+	l.told = told{up, rtt, now}
+	r.control.SetLink(l.peer, up, rtt)
+}

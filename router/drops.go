@@ -1,0 +1,55 @@
+package router
+
+import "sync/atomic"
+
+// Reason says why a frame or a packet was dropped.
+type Reason int
+
+// Reasons. New ones are added before numReasons; their names are labels of
+// metrics.
+const (
+	DropMalformed   Reason = iota // not of its format
+	DropUnknownKey                // packet for a receive key that is not (or no longer) there
+	DropForged                    // not sealed under the key it names
+	DropReplay                    // received before, or too late to tell
+	DropUnknownPeer               // from or to a peer that the routes do not know
+	DropNoRoute                   // no way to the peer
+	DropLinkDown                  // the next link is not established
+	DropHops                      // crossed too many links
+	DropLooped                    // our own frame came back
+	DropReserved                  // for bridges only, like spanning tree
+	DropBadSource                 // from an address that no station has
+	DropTooBig                    // too big for the next link; the sender was told
+	DropReassembly                // parts did not come in time or had no room
+	DropSend                      // the kernel did not take the packet
+	DropTAP                       // the kernel did not take the frame
+	DropBusy                      // a queue to the control goroutine was full
+	numReasons
+)
+
+var reasonNames = [numReasons]string{
+	"malformed", "unknown_key", "forged", "replay", "unknown_peer", "no_route", "link_down", "hops", "looped",
+	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy",
+}
+
+// String is the reason's label in metrics and status.
+func (r Reason) String() string { return reasonNames[r] }
+
+// drops counts by reason. It is safe for concurrent use.
+type drops [numReasons]atomic.Uint64
+
+func (d *drops) add(r Reason) { d[r].Add(1) }
+
+// counts returns those that are not zero.
+func (d *drops) counts() map[string]uint64 {
+	var m map[string]uint64
+	for r := range d {
+		if n := d[r].Load(); n > 0 {
+			if m == nil {
+				m = make(map[string]uint64)
+			}
+			m[Reason(r).String()] = n
+		}
+	}
+	return m
+}

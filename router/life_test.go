@@ -1,0 +1,217 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/tap"
+	"github.com/weft-net/weft/router/wire"
+)
+
+func TestLinkStatus(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		s, ok := m.nodes[0].Link(nameOf(1))
+		if !ok || s.State != "established" || s.Kind != "sleeve" || s.Cipher == "" || s.Reason != "" || s.MTU != 1500-71 ||
+			s.Addr != m.nodes[1].addr || !s.Dialled {
+			t.Errorf("status: %+v", s)
+		}
+		if _, ok := m.nodes[0].Link(nameOf(7)); ok {
+			t.Error("a link with a stranger")
+		}
+	})
+}
+
+func TestSilenceAndRecovery(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		a, b := m.nodes[0], m.nodes[1]
+		cut := func(on bool) {
+			m.f.mu.Lock()
+			defer m.f.mu.Unlock()
+			m.f.cut[[2]netip.AddrPort{a.addr, b.addr}] = on
+		}
+		cut(true)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if a.isUp(b) || b.isUp(a) {
+			t.Error("a link is up after ten seconds of silence")
+		}
+		if s, _ := a.Link(b.name); s.State != "failed" || !strings.Contains(s.Reason, "no answer on UDP") {
+			t.Errorf("status: %+v", s)
+		}
+		m.say(0, frameOf(ethernet.Broadcast, macOf(0), 60, 1))
+		if a.dropped(DropLinkDown) != 1 {
+			t.Errorf("drops: %+v", a.Status())
+		}
+		cut(false)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if !a.isUp(b) || !b.isUp(a) {
+			t.Error("the link does not come back")
+		}
+		a.NeighbourDown(b.name)
+		synctest.Wait()
+		if a.isUp(b) || len(a.Status().Links) != 0 || len(*a.keys.Load()) != 0 || len(a.taken) != 0 {
+			t.Errorf("something is left of the link: %+v", a.Status())
+		}
+		m.join(0) // as after another session
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if !a.isUp(b) || !b.isUp(a) {
+			t.Error("the link does not come up with another session")
+		}
+	})
+}
+
+// TestTrafficOverRenewals sends for ten minutes, in which keys change several
+// times, and loses nothing.
+func TestTrafficOverRenewals(t *testing.T) {
+	inMesh(t, names(3), line(3), func(m *mesh) {
+		for i := range 3 {
+			m.say(i, frameOf(ethernet.Broadcast, macOf(i), 60, 1))
+		}
+		m.got()
+		keys := map[uint32]bool{}
+		m.f.spy = func(_, _ netip.AddrPort, p []byte) {
+			h, _ := wire.ParseHeader(p)
+			keys[h.Index] = true
+		}
+		const n = 10 * 60 * 20
+		for i := range n {
+			m.nodes[0].tap.in <- frameOf(macOf(2), macOf(0), 300, byte(i))
+			m.nodes[2].tap.in <- frameOf(macOf(0), macOf(2), 300, byte(i))
+			time.Sleep(50 * time.Millisecond)
+		}
+		synctest.Wait()
+		m.wantCounts("ten minutes", n, 0, n)
+		if len(keys) < 4*5 {
+			t.Errorf("%d keys were used", len(keys))
+		}
+	})
+}
+
+func TestLossyUnderlay(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		m.f.mu.Lock()
+		m.f.loss = 0.1
+		m.f.mu.Unlock()
+		time.Sleep(5 * time.Minute)
+		got := 0
+		for range 1000 {
+			m.say(0, frameOf(ethernet.Broadcast, macOf(0), 300, 1))
+		}
+		got = len(m.nodes[1].tap.took())
+		if got < 850 || got > 950 {
+			t.Errorf("%d of 1000 frames came through 10 %% loss", got)
+		}
+		if m.nodes[0].Status().LinksLost != 0 {
+			t.Error("the link went down")
+		}
+	})
+}
+
+func TestReplayedAndForgedPackets(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		b := m.nodes[1]
+		var seen []byte
+		m.f.spy = func(_, to netip.AddrPort, p []byte) {
+			if p[0] == byte(wire.Data) && to == b.addr && seen == nil {
+				seen = bytes.Clone(p)
+			}
+		}
+		secret := frameOf(ethernet.Broadcast, macOf(0), 300, 0x5a)
+		m.say(0, secret)
+		m.wantCounts("once", 0, 1)
+		if bytes.Contains(seen, secret[14:40]) {
+			t.Error("the frame is readable on the wire")
+		}
+		stranger := netip.MustParseAddrPort("203.0.113.1:1")
+		m.f.send(stranger, b.addr, seen)
+		forged := bytes.Clone(seen)
+		forged[11]++ // another counter
+		m.f.send(stranger, b.addr, forged)
+		unknown := bytes.Clone(seen)
+		unknown[3] ^= 0xff
+		m.f.send(stranger, b.addr, unknown)
+		m.f.send(stranger, b.addr, []byte{1})
+		synctest.Wait()
+		m.wantCounts("nothing", 0, 0)
+		for r, want := range map[Reason]uint64{DropReplay: 1, DropForged: 1, DropUnknownKey: 1, DropMalformed: 1} {
+			if got := b.dropped(r); got != want {
+				t.Errorf("%s: %d drops, want %d", r, got, want)
+			}
+		}
+		if s, _ := b.Link(nameOf(0)); s.Addr != m.nodes[0].addr {
+			t.Errorf("a stranger moved the link to %s", s.Addr)
+		}
+	})
+}
+
+func TestFollowsARebinding(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		a, b := m.nodes[0], m.nodes[1]
+		moved := netip.MustParseAddrPort("198.51.100.1:50000")
+		conn := a.conn.(*memConn)
+		m.f.mu.Lock()
+		delete(m.f.ports, a.addr)
+		m.f.ports[moved] = conn
+		m.f.nat[a.addr] = moved
+		m.f.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if s, _ := b.Link(a.name); s.Addr != moved {
+			t.Errorf("sent to %s", s.Addr)
+		}
+		m.say(1, frameOf(ethernet.Broadcast, macOf(1), 300, 1))
+		m.wantCounts("after the move", 1, 0)
+	})
+}
+
+func TestLifecycle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFabric()
+		build := func() (*Router, *memTAP) {
+			n := &node{name: nameOf(0)}
+			q := newMemTAP()
+			r, err := New(Config{MTU: 1376, Conn: f.listen(netip.MustParseAddrPort("192.0.2.1:6783")), Queues: []tap.Queue{q}}, n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r, q
+		}
+		r, _ := build()
+		r.Close()
+		r.Close() // closing twice, and without running
+
+		r, _ = build()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := r.Run(ctx); err != nil {
+			t.Errorf("stopped before it began: %v", err)
+		}
+		if err := r.Run(t.Context()); err == nil {
+			t.Error("ran twice")
+		}
+		for range 2000 {
+			r.NeighbourDown(nameOf(1)) // must not wait for a router that has ended
+		}
+
+		r, q := build()
+		done := run(func() error { return r.Run(t.Context()) })
+		q.Close()
+		if err := <-done; err == nil || !strings.Contains(err.Error(), "closed") {
+			t.Errorf("a TAP that fails: %v", err)
+		}
+	})
+}
+
+func run(f func() error) chan error {
+	c := make(chan error, 1)
+	go func() { c <- f() }()
+	return c
+}

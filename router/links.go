@@ -1,0 +1,135 @@
+package router
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/frag"
+	"github.com/weft-net/weft/router/link"
+	"github.com/weft-net/weft/router/seal"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// Lengths in bytes of what is around a packet of ours.
+const (
+	udpHeader   = 8
+	ipv4Header  = 20
+	ipv6Header  = 40
+	ethernetLen = 14
+)
+
+// outerLen is the length of IP and UDP headers on the way to a.
+func outerLen(a netip.AddrPort) int {
+	if a.Addr().Is4() {
+		return ipv4Header + udpHeader
+	}
+	return ipv6Header + udpHeader
+}
+
+// sleeve is a link as the lanes see it.
+type sleeve struct {
+	// Constant.
+	peer    peer.Name
+	dialled bool
+
+	// Control goroutine only.
+	machine  *link.Machine
+	deadline time.Time
+	indexes  []uint32 // receiver indexes handed out for it
+	told     told
+
+	// Atomic: written by the control goroutine, read by lanes.
+	tx   atomic.Pointer[seal.Tx]
+	addr atomic.Pointer[netip.AddrPort]
+	room atomic.Int32 // bytes of body that one packet holds; 0 while not established
+
+	// Atomic: written by lanes.
+	drops              drops
+	txPackets, txBytes atomic.Uint64 // packets, and bytes of UDP payload
+	rxPackets, rxBytes atomic.Uint64
+	txFrames, rxFrames atomic.Uint64
+
+	parts struct {
+		sync.Mutex
+		frag.Reassembler
+		counted uint64 // of Dropped, what is in drops
+	}
+	complain *rate.Limiter // of ICMP answers
+
+	status atomic.Pointer[machineStatus]
+}
+
+// told is what the mesh was told last.
+type told struct {
+	up  bool
+	rtt time.Duration
+	at  time.Time
+}
+
+// machineStatus is what status shows of the step machine.
+type machineStatus struct {
+	addr   netip.AddrPort
+	state  link.State
+	reason string
+	suite  string
+	mtu    int
+	rtt    time.Duration
+}
+
+// Bounds of ICMP answers to what came for one link: 100 a second, 50 at once.
+const (
+	complainRate  = 100
+	complainBurst = 50
+)
+
+func newSleeve(n Neighbour) *sleeve {
+	return &sleeve{peer: n.Name, dialled: n.Dialled, complain: rate.NewLimiter(complainRate, complainBurst)}
+}
+
+// publish copies what the machine has decided to where lanes and status read
+// it. Control goroutine only.
+func (l *sleeve) publish() (state link.State) {
+	m := l.machine
+	addr, mtu := m.Addr(), m.MTU()
+	if old := l.addr.Load(); old == nil || *old != addr {
+		l.addr.Store(&addr)
+	}
+	state, reason := m.State()
+	room := 0
+	if state == link.Established {
+		room = mtu - outerLen(addr) - wire.Overhead
+	}
+	l.room.Store(int32(room))
+	s := machineStatus{addr: addr, state: state, reason: reason, rtt: m.RTT()}
+	if suite, ok := m.Suite(); ok {
+		s.suite = suite.String()
+	}
+	if room > 0 {
+		s.mtu = room - wire.DirectLen - ethernetLen
+	}
+	if old := l.status.Load(); old == nil || *old != s {
+		l.status.Store(&s)
+	}
+	return state
+}
+
+// countReassembly moves what the reassembler dropped to the link's drops. The
+// lock of parts is held.
+func (l *sleeve) countReassembly() {
+	if d := l.parts.Dropped; d != l.parts.counted {
+		l.drops[DropReassembly].Add(d - l.parts.counted)
+		l.parts.counted = d
+	}
+}
+
+// receiveKey is an entry of the table of receiver indexes.
+type receiveKey struct {
+	rx   *seal.Rx
+	link *sleeve
+	used atomic.Bool
+}

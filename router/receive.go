@@ -1,0 +1,111 @@
+package router
+
+import (
+	"errors"
+
+	"github.com/weft-net/weft/router/seal"
+	"github.com/weft-net/weft/router/udp"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// readUDP carries packets from links to the TAP and to further links, until
+// the socket is closed.
+func (r *Router) readUDP(ln *lane) error {
+	in := make([]udp.Message, batchSize)
+	for i := range in {
+		in[i].Buf = make([]byte, maxPacket)
+	}
+	reader := r.conn.NewReader(batchSize)
+	for {
+		n, err := reader.ReadBatch(in)
+		if err != nil {
+			return err
+		}
+		ln.now = r.since()
+		for i := range n {
+			r.fromUDP(ln, &in[i])
+		}
+		ln.flush()
+	}
+}
+
+// fromUDP opens one packet and handles what is in it. The message's memory is
+// referred to until flush.
+func (r *Router) fromUDP(ln *lane, m *udp.Message) {
+	p := m.Buf[:m.N]
+	h, err := wire.ParseHeader(p)
+	if err != nil {
+		r.drops.add(DropMalformed)
+		return
+	}
+	key := (*r.keys.Load())[h.Index]
+	if key == nil {
+		r.drops.add(DropUnknownKey)
+		return
+	}
+	l := key.link
+	body, newest, err := key.rx.Open(h, p, &ln.nonce)
+	switch {
+	case errors.Is(err, seal.ErrReplay):
+		l.drops.add(DropReplay)
+		return
+	case err != nil:
+		l.drops.add(DropForged)
+		return
+	}
+	if !key.used.Load() && key.used.CompareAndSwap(false, true) {
+		if !r.notify(event{kind: firstUse, link: l, index: h.Index}) {
+			key.used.Store(false) // the next packet tells
+		}
+	}
+	if newest {
+		if addr := l.addr.Load(); addr == nil || *addr != m.Addr {
+			r.notify(event{kind: moved, link: l, addr: m.Addr})
+		}
+	}
+	l.rxPackets.Add(1)
+	l.rxBytes.Add(uint64(m.N))
+	end := wire.HeaderLen + len(body)
+	switch h.Type {
+	case wire.Data:
+		r.fromLink(ln, l, frame{buf: m.Buf, at: wire.HeaderLen, end: end, own: true})
+	case wire.Batch:
+		for len(body) > 0 {
+			var b []byte
+			if b, body, err = wire.NextInBatch(body); err != nil {
+				l.drops.add(DropMalformed)
+				return
+			}
+			r.fromLink(ln, l, frame{buf: b, end: len(b)})
+		}
+	case wire.Fragment:
+		r.fromParts(ln, l, body)
+	case wire.Probe:
+		b, err := wire.ParseProbe(body)
+		if err != nil {
+			l.drops.add(DropMalformed)
+			return
+		}
+		r.notify(event{kind: probe, link: l, addr: m.Addr, probe: b})
+	default:
+		l.drops.add(DropMalformed)
+	}
+}
+
+// fromParts puts parts together. The whole frame is in the reassembler's
+// memory, so it is done with before the lock is given back.
+func (r *Router) fromParts(ln *lane, l *sleeve, body []byte) {
+	fh, part, err := wire.ParseFragment(body)
+	if err != nil {
+		l.drops.add(DropMalformed)
+		return
+	}
+	l.parts.Lock()
+	defer l.parts.Unlock()
+	whole := l.parts.Add(fh, part, ln.now)
+	l.countReassembly()
+	if whole != nil {
+		r.fromLink(ln, l, frame{buf: whole, end: len(whole)})
+		ln.flushTAP()
+	}
+}

@@ -1,0 +1,232 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/tap"
+	"github.com/weft-net/weft/router/udp"
+)
+
+// Control is what the router needs of the mesh. Its methods are called from
+// one goroutine, which they must not hold up: they may not wait for a call of
+// theirs into the router.
+type Control interface {
+	// Self is this router's own name, always the same.
+	Self() peer.Name
+	// Send gives a message of link control to a direct neighbour, over the
+	// session: reliable, in order, sealed. The mesh owns msg after the call.
+	Send(to peer.Name, msg []byte) error
+	// SetLink tells that the link to a neighbour came up or went down, and its
+	// round trip time. It is told again when the time changes much.
+	SetLink(to peer.Name, up bool, rtt time.Duration)
+}
+
+// Neighbour is a peer that a session was set up with.
+type Neighbour struct {
+	Name peer.Name
+	// Addr is where the peer's UDP probably is: its session's address and the
+	// port it said. Invalid if not known; then the link waits to be spoken to.
+	Addr netip.AddrPort
+	// Secret is known to both ends of the session and nobody else. It goes
+	// into every key of the link.
+	Secret [32]byte
+	// Dialled is whether this end set the session up. For status only.
+	Dialled bool
+}
+
+// Config says how a router is to be.
+type Config struct {
+	// Host and Port are where to listen for UDP; host "" for all addresses,
+	// port 0 for any.
+	Host string
+	Port int
+	// Bridge and TAP are names: the TAP is made, and made a port of the
+	// bridge, which must be there.
+	Bridge, TAP string
+	// MTU is that of the containers, in bytes of IP packet. Larger ones cost
+	// fewer packets; those above what the links carry are cut in parts.
+	MTU int
+	// MaxUnderlayMTU is the largest packet to try on links, in bytes; 65535 if
+	// 0. Links find by themselves what passes.
+	MaxUnderlayMTU int
+	// Log takes what an operator should know; nothing if nil.
+	Log *slog.Logger
+
+	// Conn and Queues, if not nil, are used instead of a socket at Host and
+	// Port, and of a TAP. The router closes them.
+	Conn   udp.Conn
+	Queues []tap.Queue
+}
+
+// Router is the data plane of one peer. Make it with New; Run makes it work.
+// All methods are safe for concurrent use.
+type Router struct {
+	// Constant.
+	self    peer.Name
+	cfg     Config
+	control Control
+	log     *slog.Logger
+	conn    udp.Conn
+	queues  []tap.Queue
+	start   time.Time
+	lanes   int
+	macs    *mac.Table
+	done    chan struct{} // closed when Run has returned
+	calls   chan func()   // for the control goroutine
+	events  chan event    // likewise, from lanes
+
+	// Control goroutine only.
+	links  map[peer.Name]*sleeve
+	routes *topology.Routes
+	ctl    *controlLane
+	taken  map[uint32]bool // receiver indexes
+
+	// Atomic.
+	running     atomic.Bool
+	fib         atomic.Pointer[fib]
+	keys        atomic.Pointer[map[uint32]*receiveKey]
+	byName      atomic.Pointer[map[peer.Name]*sleeve] // links, for status
+	drops       drops                                 // that belong to no link
+	tapIn       atomic.Uint64
+	tapOut      atomic.Uint64
+	macsRefused atomic.Uint64
+	linksLost   atomic.Uint64
+
+	closeOnce sync.Once
+}
+
+// New opens the socket and the TAP in the calling thread's network namespace.
+// Until Run is called nothing is sent; a router that will not run is closed by
+// Close.
+func New(cfg Config, control Control) (*Router, error) {
+	r := &Router{
+		self: control.Self(), cfg: cfg, control: control, log: cfg.Log,
+		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(0),
+		done: make(chan struct{}), calls: make(chan func(), 1024), events: make(chan event, 1024),
+		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool),
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if r.cfg.MaxUnderlayMTU == 0 {
+		r.cfg.MaxUnderlayMTU = 65535
+	}
+	if r.conn == nil {
+		s, err := udp.Listen(cfg.Host, cfg.Port)
+		if err != nil {
+			return nil, fmt.Errorf("start the router: %w", err)
+		}
+		r.conn = s
+	}
+	if r.queues == nil {
+		d, err := openTAP(cfg)
+		if err != nil {
+			r.Close()
+			return nil, fmt.Errorf("start the router: %w", err)
+		}
+		r.queues = []tap.Queue{d}
+	}
+	r.lanes = 1 + len(r.queues) + 1
+	r.routes = &topology.Routes{Self: r.self, ByID: map[uint32]peer.Name{r.self.ID(): r.self}}
+	r.keys.Store(&map[uint32]*receiveKey{})
+	r.rebuild()
+	return r, nil
+}
+
+func openTAP(cfg Config) (*tap.Device, error) {
+	d, err := tap.Open(cfg.TAP)
+	if err != nil {
+		return nil, err
+	}
+	if err := netdev.AddPort(cfg.Bridge, d.Name(), cfg.MTU); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close gives back what New opened. It need not be called if Run was.
+func (r *Router) Close() {
+	r.closeOnce.Do(func() {
+		_ = r.conn.Close()
+		for _, q := range r.queues {
+			_ = q.Close()
+		}
+	})
+}
+
+// LocalAddr is where the router listens.
+func (r *Router) LocalAddr() netip.AddrPort { return r.conn.LocalAddr() }
+
+// since is the time that lanes count in.
+func (r *Router) since() time.Duration { return time.Since(r.start) }
+
+// Run carries frames until ctx ends, which is no error, or the socket or the
+// TAP fails. It may be called once, and closes what New opened.
+func (r *Router) Run(ctx context.Context) error {
+	if r.running.Swap(true) {
+		return errors.New("run the router: it was run before")
+	}
+	defer close(r.done)
+	defer r.Close()
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.controlLoop(gctx) })
+	g.Go(func() error {
+		<-gctx.Done()
+		r.Close() // ends the reads
+		return nil
+	})
+	for i, q := range r.queues {
+		ln := r.newLane(1+i, q)
+		g.Go(func() error { return r.readTAP(ln, r.cfg.MTU+maxFrameHead) })
+	}
+	ln := r.newLane(1+len(r.queues), r.queues[0])
+	g.Go(func() error { return r.readUDP(ln) })
+	err := g.Wait()
+	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// maxFrameHead is what a frame of the TAP may have around its IP packet.
+const maxFrameHead = ethernet.HeaderLen + 2*ethernet.TagLen
+
+// do has the control goroutine run f, soon. After Run it does nothing.
+func (r *Router) do(f func()) {
+	select {
+	case r.calls <- f:
+	case <-r.done:
+	}
+}
+
+// NeighbourUp begins the link to a neighbour. If there is one already it
+// begins anew, as for another session.
+func (r *Router) NeighbourUp(n Neighbour) { r.do(func() { r.neighbourUp(n) }) }
+
+// NeighbourDown ends the link to a neighbour, whose session is gone.
+func (r *Router) NeighbourDown(name peer.Name) { r.do(func() { r.neighbourDown(name) }) }
+
+// HandleControl takes a message in that the neighbour's Control.Send sent. The
+// router owns msg after the call.
+func (r *Router) HandleControl(from peer.Name, msg []byte) {
+	r.do(func() { r.handleControl(from, msg) })
+}
+
+// SetRoutes puts new routes in force. What was learned to be behind peers that
+// can no longer be reached is forgotten.
+func (r *Router) SetRoutes(routes *topology.Routes) { r.do(func() { r.setRoutes(routes) }) }

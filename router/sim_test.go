@@ -1,0 +1,362 @@
+package router
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/tap"
+	"github.com/weft-net/weft/router/udp"
+)
+
+// fabric is an underlay in memory.
+type fabric struct {
+	mu    sync.Mutex
+	ports map[netip.AddrPort]*memConn
+	rng   *rand.Rand
+	loss  float64
+	mtu   int                                     // larger IP packets vanish; 0 for no limit
+	spy   func(from, to netip.AddrPort, p []byte) // sees every packet that is sent
+	cut   map[[2]netip.AddrPort]bool
+	nat   map[netip.AddrPort]netip.AddrPort // what a source looks like from elsewhere
+}
+
+func newFabric() *fabric {
+	return &fabric{ports: map[netip.AddrPort]*memConn{}, rng: rand.New(rand.NewPCG(1, 2)), cut: map[[2]netip.AddrPort]bool{}, nat: map[netip.AddrPort]netip.AddrPort{}}
+}
+
+// memConn is a udp.Conn on a fabric.
+type memConn struct {
+	f    *fabric
+	addr netip.AddrPort
+	in   chan udp.Message
+	gone chan struct{}
+	once sync.Once
+}
+
+func (f *fabric) listen(addr netip.AddrPort) *memConn {
+	c := &memConn{f: f, addr: addr, in: make(chan udp.Message, 4096), gone: make(chan struct{})}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ports[addr] = c
+	return c
+}
+
+func (f *fabric) send(from, to netip.AddrPort, p []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.spy != nil {
+		f.spy(from, to, p)
+	}
+	c := f.ports[to]
+	if n, ok := f.nat[from]; ok {
+		from = n
+	}
+	if c == nil || f.cut[[2]netip.AddrPort{from, to}] || f.mtu > 0 && len(p)+28 > f.mtu || f.rng.Float64() < f.loss {
+		return
+	}
+	select {
+	case c.in <- udp.Message{Buf: append([]byte(nil), p...), Addr: from}:
+	default:
+	}
+}
+
+func (c *memConn) NewReader(int) udp.Reader  { return c }
+func (c *memConn) NewWriter(int) udp.Writer  { return c }
+func (c *memConn) LocalAddr() netip.AddrPort { return c.addr }
+func (c *memConn) Close() error              { c.once.Do(func() { close(c.gone) }); return nil }
+
+func (c *memConn) ReadBatch(m []udp.Message) (int, error) {
+	put := func(i int, p udp.Message) { m[i].N, m[i].Addr = copy(m[i].Buf, p.Buf), p.Addr }
+	select {
+	case <-c.gone:
+		return 0, net.ErrClosed
+	case p := <-c.in:
+		put(0, p)
+	}
+	for n := 1; n < len(m); n++ {
+		select {
+		case p := <-c.in:
+			put(n, p)
+		default:
+			return n, nil
+		}
+	}
+	return len(m), nil
+}
+
+func (c *memConn) WriteBatch(m []udp.Message) (int, error) {
+	for i := range m {
+		c.f.send(c.addr, m[i].Addr, m[i].Buf[:m[i].N])
+	}
+	return len(m), nil
+}
+
+// memTAP is a tap.Queue; frames from containers are put in, those for them
+// come out.
+type memTAP struct {
+	in   chan []byte
+	mu   sync.Mutex
+	out  [][]byte
+	gone chan struct{}
+	once sync.Once
+}
+
+func newMemTAP() *memTAP { return &memTAP{in: make(chan []byte, 4096), gone: make(chan struct{})} }
+
+func (q *memTAP) ReadBatch(bufs [][]byte, sizes []int, headroom int) (int, error) {
+	select {
+	case <-q.gone:
+		return 0, os.ErrClosed
+	case b := <-q.in:
+		sizes[0] = copy(bufs[0][headroom:], b)
+	}
+	for n := 1; n < len(bufs); n++ {
+		select {
+		case b := <-q.in:
+			sizes[n] = copy(bufs[n][headroom:], b)
+		default:
+			return n, nil
+		}
+	}
+	return len(bufs), nil
+}
+
+func (q *memTAP) WriteBatch(frames [][]byte) (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, f := range frames {
+		q.out = append(q.out, append([]byte(nil), f...))
+	}
+	return len(frames), nil
+}
+
+func (q *memTAP) Close() error { q.once.Do(func() { close(q.gone) }); return nil }
+
+// took returns what came out since the last call.
+func (q *memTAP) took() [][]byte {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := q.out
+	q.out = nil
+	return out
+}
+
+var _ tap.Queue = (*memTAP)(nil)
+
+// node is a router of a simulated mesh.
+type node struct {
+	*Router
+	name peer.Name
+	addr netip.AddrPort
+	tap  *memTAP
+	m    *mesh
+
+	mu sync.Mutex
+	up map[peer.Name]bool
+}
+
+func (n *node) Self() peer.Name { return n.name }
+
+func (n *node) Send(to peer.Name, msg []byte) error {
+	for _, o := range n.m.nodes {
+		if o.name == to {
+			o.HandleControl(n.name, msg)
+			return nil
+		}
+	}
+	return fmt.Errorf("no session with %s", to)
+}
+
+func (n *node) SetLink(to peer.Name, up bool, _ time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.up[to] = up
+}
+
+func (n *node) isUp(to *node) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.up[to.name]
+}
+
+// mesh is some routers in one process.
+type mesh struct {
+	t     *testing.T
+	f     *fabric
+	nodes []*node
+	edges [][2]int
+	stop  func()
+}
+
+// names of peers: those that share the low 32 bits end in the same digit.
+func nameOf(i int) peer.Name { return peer.Name{2, 0, 0, 0, 0, byte(i + 1)} }
+
+// newMesh starts n routers, whose neighbours the edges say, inside a synctest
+// bubble, and waits until all links are up.
+func newMesh(t *testing.T, mtu int, names []peer.Name, edges [][2]int) *mesh {
+	m := &mesh{t: t, f: newFabric(), edges: edges}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for i, name := range names {
+		n := &node{name: name, addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6783", i+1)), tap: newMemTAP(), m: m, up: map[peer.Name]bool{}}
+		r, err := New(Config{MTU: mtu, Conn: m.f.listen(n.addr), Queues: []tap.Queue{n.tap}, MaxUnderlayMTU: 1500}, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Router = r
+		m.nodes = append(m.nodes, n)
+		wg.Go(func() {
+			if err := r.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	m.stop = func() { cancel(); wg.Wait() }
+	for i := range edges {
+		m.join(i)
+	}
+	m.route()
+	time.Sleep(3 * time.Second)
+	synctest.Wait()
+	for _, e := range edges {
+		if !m.nodes[e[0]].isUp(m.nodes[e[1]]) || !m.nodes[e[1]].isUp(m.nodes[e[0]]) {
+			s, _ := m.nodes[e[0]].Link(m.nodes[e[1]].name)
+			t.Fatalf("link %v is not up: %+v", e, s)
+		}
+	}
+	return m
+}
+
+func (m *mesh) join(i int) {
+	a, b := m.nodes[m.edges[i][0]], m.nodes[m.edges[i][1]]
+	secret := [32]byte{byte(i), 7}
+	a.NeighbourUp(Neighbour{Name: b.name, Addr: b.addr, Secret: secret, Dialled: true})
+	b.NeighbourUp(Neighbour{Name: a.name, Addr: a.addr, Secret: secret})
+}
+
+// route works routes out by breadth-first search from each node.
+func (m *mesh) route() {
+	next := map[peer.Name][]peer.Name{}
+	byID := map[uint32]peer.Name{}
+	for _, n := range m.nodes {
+		id := n.name.ID()
+		if _, dup := byID[id]; dup {
+			byID[id] = peer.Name{}
+		} else {
+			byID[id] = n.name
+		}
+	}
+	for _, e := range m.edges {
+		a, b := m.nodes[e[0]].name, m.nodes[e[1]].name
+		next[a], next[b] = append(next[a], b), append(next[b], a)
+	}
+	routes := map[peer.Name]*topology.Routes{}
+	for _, n := range m.nodes {
+		routes[n.name] = &topology.Routes{Self: n.name, ByID: byID, Unicast: map[peer.Name]peer.Name{}, Broadcast: map[peer.Name][]peer.Name{}}
+	}
+	for _, n := range m.nodes {
+		parent := map[peer.Name]peer.Name{n.name: n.name}
+		for queue := []peer.Name{n.name}; len(queue) > 0; queue = queue[1:] {
+			at := queue[0]
+			for _, to := range next[at] {
+				if _, seen := parent[to]; seen {
+					continue
+				}
+				parent[to] = at
+				queue = append(queue, to)
+				routes[at].Broadcast[n.name] = append(routes[at].Broadcast[n.name], to)
+				routes[to].Unicast[n.name] = at // links are the same both ways
+			}
+		}
+	}
+	for _, n := range m.nodes {
+		n.SetRoutes(routes[n.name])
+	}
+	synctest.Wait()
+}
+
+func line(n int) (edges [][2]int) {
+	for i := range n - 1 {
+		edges = append(edges, [2]int{i, i + 1})
+	}
+	return edges
+}
+
+func names(n int) (all []peer.Name) {
+	for i := range n {
+		all = append(all, nameOf(i))
+	}
+	return all
+}
+
+// inMesh runs a test on a mesh in a bubble with fake time.
+func inMesh(t *testing.T, names []peer.Name, edges [][2]int, f func(m *mesh)) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, 1376, names, edges)
+		defer m.stop()
+		f(m)
+	})
+}
+
+// macOf is the address of the only container of node i.
+func macOf(i int) ethernet.MAC { return ethernet.MAC{2, 0, 0, 0, 1, byte(i)} }
+
+// frameOf makes a frame of size bytes with an ethertype of nobody's.
+func frameOf(dst, src ethernet.MAC, size int, mark byte) []byte {
+	b := make([]byte, max(size, 15))
+	copy(b, dst[:])
+	copy(b[6:], src[:])
+	binary.BigEndian.PutUint16(b[12:], 0x88b5) // for experiments, IEEE 802
+	for i := 14; i < len(b); i++ {
+		b[i] = mark
+	}
+	return b
+}
+
+// say puts a frame in at node i and waits until all is quiet.
+func (m *mesh) say(i int, b []byte) {
+	m.nodes[i].tap.in <- b
+	synctest.Wait()
+}
+
+// got returns, for each node, the frames that came out there.
+func (m *mesh) got() (all [][][]byte) {
+	for _, n := range m.nodes {
+		all = append(all, n.tap.took())
+	}
+	return all
+}
+
+// wantCounts compares how many frames came out at each node.
+func (m *mesh) wantCounts(what string, want ...int) {
+	m.t.Helper()
+	var got []int
+	for _, f := range m.got() {
+		got = append(got, len(f))
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		m.t.Errorf("%s: frames that came out at each node: %v, want %v", what, got, want)
+	}
+}
+
+// dropped sums a reason over all links and the router itself.
+func (n *node) dropped(r Reason) (sum uint64) {
+	s := n.Status()
+	sum = s.Drops[r.String()]
+	for _, l := range s.Links {
+		sum += l.Drops[r.String()]
+	}
+	return sum
+}

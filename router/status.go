@@ -1,0 +1,93 @@
+package router
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/mac"
+)
+
+// LinkStatus is how a link is at one moment.
+type LinkStatus struct {
+	Peer    peer.Name      `json:"peer"`
+	Addr    netip.AddrPort `json:"addr"` // where the peer is, as far as is known
+	Dialled bool           `json:"dialled"`
+	State   string         `json:"state"`            // pending, established, failed
+	Reason  string         `json:"reason,omitempty"` // in words, if not established
+	Kind    string         `json:"kind"`             // sleeve
+	Cipher  string         `json:"cipher,omitempty"` // once keys are agreed
+	// MTU is the largest IP packet of a container that goes to the peer's host
+	// in one piece, in bytes; 0 if not established.
+	MTU int           `json:"mtu"`
+	RTT time.Duration `json:"rtt_ns"`
+
+	// Packets and bytes of UDP payload, and frames of containers.
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	TxFrames  uint64 `json:"tx_frames"`
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+	RxFrames  uint64 `json:"rx_frames"`
+	// Drops by reason, those that are not zero.
+	Drops map[string]uint64 `json:"drops,omitempty"`
+}
+
+// Status is how the router is at one moment.
+type Status struct {
+	Addr  netip.AddrPort `json:"addr"` // where it listens
+	Links []LinkStatus   `json:"links"`
+	// LinksLost counts established links that went down since the start.
+	LinksLost uint64 `json:"links_lost"`
+	// Frames from and to the containers of this host.
+	TAPIn  uint64 `json:"tap_in"`
+	TAPOut uint64 `json:"tap_out"`
+	// Drops by reason of what belongs to no link, those that are not zero.
+	Drops map[string]uint64 `json:"drops,omitempty"`
+	// MACsRefused counts frames whose source was not remembered, as its peer
+	// has too many.
+	MACsRefused uint64 `json:"macs_refused"`
+	// Queue is how many events wait for the control goroutine, and QueueCap how
+	// many may.
+	Queue    int `json:"queue"`
+	QueueCap int `json:"queue_cap"`
+}
+
+// Status reads counters and states. It does not wait for anything.
+func (r *Router) Status() Status {
+	s := Status{
+		Addr: r.LocalAddr(), LinksLost: r.linksLost.Load(), TAPIn: r.tapIn.Load(), TAPOut: r.tapOut.Load(),
+		Drops: r.drops.counts(), MACsRefused: r.macsRefused.Load(), Queue: len(r.events), QueueCap: cap(r.events),
+	}
+	for _, l := range *r.byName.Load() {
+		s.Links = append(s.Links, l.describe())
+	}
+	slices.SortFunc(s.Links, func(a, b LinkStatus) int { return a.Peer.Compare(b.Peer) })
+	return s
+}
+
+// Link returns the status of the link to one neighbour.
+func (r *Router) Link(name peer.Name) (LinkStatus, bool) {
+	l, ok := (*r.byName.Load())[name]
+	if !ok {
+		return LinkStatus{}, false
+	}
+	return l.describe(), true
+}
+
+func (l *sleeve) describe() LinkStatus {
+	s := LinkStatus{
+		Peer: l.peer, Dialled: l.dialled, Kind: "sleeve",
+		TxPackets: l.txPackets.Load(), TxBytes: l.txBytes.Load(), TxFrames: l.txFrames.Load(),
+		RxPackets: l.rxPackets.Load(), RxBytes: l.rxBytes.Load(), RxFrames: l.rxFrames.Load(),
+		Drops: l.drops.counts(),
+	}
+	if m := l.status.Load(); m != nil {
+		s.Addr, s.State, s.Reason, s.Cipher, s.MTU, s.RTT = m.addr, m.state.String(), m.reason, m.suite, m.mtu, m.rtt
+	}
+	return s
+}
+
+// MACs returns the addresses that the switch knows, ordered.
+func (r *Router) MACs() []mac.Entry { return r.macs.Entries(r.since()) }
