@@ -286,7 +286,7 @@ func (c *core) refresh() bool {
 	if c.ring.Ready() {
 		c.wantRing = false
 		for id := range c.diverged {
-			if id == c.ring.Genesis().ID() {
+			if c.ring.Superseded(id) {
 				delete(c.diverged, id)
 			}
 		}

@@ -66,6 +66,7 @@ type removingPeer struct {
 	refusals  map[peer.Name]string
 	highest   paxos.Ballot // that anyone answered with
 	started   time.Time    // the round; zero: none yet
+	before    string       // why the round before it came to nothing
 	restart   time.Time    // when to begin another round
 	resend    time.Time
 }
@@ -80,7 +81,12 @@ func (c *core) remove(id uint64, names []peer.Name) {
 	for _, n := range names {
 		gone := c.ring.Holder(n)
 		rp := &removingPeer{gone: gone, result: RemovedPeer{Name: n, Addresses: c.ring.Owners()[gone]}}
-		rp.done = rp.result.Addresses.IsZero()
+		// One that owns nothing here may have been given what this peer has not
+		// heard of; one that was never given anything need not be removed.
+		if rp.done = !c.ring.Known(gone); rp.done && gone.Life > 0 {
+			heir, _ := c.ring.Removed(ring.Holder{Name: n, Life: gone.Life - 1})
+			rp.result.Heir = heir.Name
+		}
 		r.peers = append(r.peers, rp)
 	}
 	c.removals[id] = r
@@ -145,6 +151,9 @@ func (c *core) pushRemoval(r *removing, rp *removingPeer) {
 
 // newRound begins another attempt, with a higher ballot and a fresh proposal.
 func (c *core) newRound(r *removing, rp *removingPeer) {
+	if !rp.started.IsZero() && rp.proposal != nil {
+		rp.before = c.whyNot(rp)
+	}
 	rp.started = c.now
 	rp.restart = c.now.Add(roundTimeout + time.Duration(c.rng.Int64N(int64(roundTimeout))))
 	// The round is on disk before it is used: no ballot ever has two proposals.
@@ -156,11 +165,11 @@ func (c *core) newRound(r *removing, rp *removingPeer) {
 	rp.votes = make(map[peer.Name]ring.Vote)
 	rp.refusals = make(map[peer.Name]string)
 	rp.resend = time.Time{}
-	c.propose(r, rp, c.cfg.Self)
+	c.propose(r, rp, c.holder)
 }
 
 // propose makes the proposal of the round, and tells whether it could.
-func (c *core) propose(r *removing, rp *removingPeer, heir peer.Name) bool {
+func (c *core) propose(r *removing, rp *removingPeer, heir ring.Holder) bool {
 	members := append([]peer.Name{c.cfg.Self}, c.view.Peers()...)
 	proposal, err := c.ring.Propose(rp.gone.Name, heir, r.named, members)
 	var electors []ring.Holder
@@ -279,6 +288,9 @@ func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) 
 			return nil, fmt.Errorf("it has voted to remove %s in favour of %s", c.name(rm.Heir.Name), c.name(rm.Gone.Name))
 		}
 	}
+	if c.ring.LeadsTo(rm.Heir, rm.Gone) {
+		return nil, fmt.Errorf("the heir %s was removed in favour of %s", rm.Heir, rm.Gone)
+	}
 	// Voters must agree on who votes, or majorities need not meet.
 	if len(rm.Members) > 0 {
 		for _, p := range c.view.Peers() {
@@ -287,7 +299,7 @@ func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) 
 			}
 		}
 	}
-	mine, err := c.ring.Propose(rm.Gone.Name, rm.Heir.Name, rm.Named, names(rm.Members))
+	mine, err := c.ring.Propose(rm.Gone.Name, rm.Heir, rm.Named, names(rm.Members))
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +346,9 @@ func (c *core) onPromise(from peer.Name, m message) {
 			c.warn("a peer accepted what is no proposal", "peer", from, "err", err)
 			return
 		}
-		if old.Heir.Name != c.cfg.Self && !c.propose(r, rp, old.Heir.Name) {
+		// An heir that was removed since, in favour of the one to remove, would
+		// close a circle that nobody alive is in.
+		if old.Heir != c.holder && !c.ring.LeadsTo(old.Heir, rp.gone) && !c.propose(r, rp, old.Heir) {
 			return
 		}
 	}
@@ -396,32 +410,40 @@ func (c *core) refused(rp *removingPeer, from peer.Name, m message) {
 func (c *core) whyNotRemoved(r *removing) string {
 	var out []string
 	for _, rp := range r.peers {
-		if rp.done {
-			continue
+		switch {
+		case rp.done:
+		case rp.before != "" && c.now.Sub(rp.started) < resendEvery: // too early for answers
+			out = append(out, rp.before)
+		default:
+			out = append(out, c.whyNot(rp))
 		}
-		var away, no []string
-		yes := 0
-		for _, h := range rp.electors {
-			_, promised := rp.promises[h.Name]
-			reason, refused := rp.refusals[h.Name]
-			switch {
-			case refused:
-				no = append(no, fmt.Sprintf("%s: %s", c.name(h.Name), reason))
-			case promised:
-				yes++
-			default:
-				away = append(away, c.name(h.Name))
-			}
-		}
-		s := fmt.Sprintf("removal of %s: %d of %d owners agreed, %d needed",
-			c.name(rp.gone.Name), yes, len(rp.electors), paxos.Quorum(len(rp.electors)))
-		if len(no) > 0 {
-			s += "; refused by " + listed(no)
-		}
-		if len(away) > 0 {
-			s += "; no answer from " + listed(away)
-		}
-		out = append(out, s)
 	}
 	return strings.Join(out, "; ")
+}
+
+// whyNot says what the round of one peer waits for.
+func (c *core) whyNot(rp *removingPeer) string {
+	var away, no []string
+	yes := 0
+	for _, h := range rp.electors {
+		_, promised := rp.promises[h.Name]
+		reason, refused := rp.refusals[h.Name]
+		switch {
+		case refused:
+			no = append(no, fmt.Sprintf("%s: %s", c.name(h.Name), reason))
+		case promised:
+			yes++
+		default:
+			away = append(away, c.name(h.Name))
+		}
+	}
+	s := fmt.Sprintf("removal of %s: %d of %d owners agreed, %d needed",
+		c.name(rp.gone.Name), yes, len(rp.electors), paxos.Quorum(len(rp.electors)))
+	if len(no) > 0 {
+		s += "; refused by " + listed(no)
+	}
+	if len(away) > 0 {
+		s += "; no answer from " + listed(away)
+	}
+	return s
 }

@@ -45,6 +45,9 @@ func peersOrUnknown(ps []peer.Name) string {
 }
 
 func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
+	if c.ring.Superseded(e.Theirs) {
+		return // it only has not heard of the adoption yet
+	}
 	if _, known := c.diverged[e.Theirs]; !known {
 		c.warn("another ring exists", "peer", from, "err", e)
 	}

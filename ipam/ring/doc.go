@@ -46,7 +46,8 @@
 //	(D,0) --removal--> (H,0) --removal--> (K,2)     the owner of all three is (K,2)
 //
 // Removals that form a circle (each half of a mesh removed the other) resolve
-// to the lowest name in it.
+// to the lowest name in it. Of two removals of one life, the one by the later
+// ballot counts.
 //
 // # Voting
 //

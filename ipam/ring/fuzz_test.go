@@ -16,7 +16,7 @@ func seeds() (out [][]byte) {
 	r := started("10.0.0.0/24", 2)
 	must(r.Give(signer(0), name(0), name(1), rng4(4, 7)))
 	must(r.Leave(signer(0), name(0), name(1)))
-	rm := must(r.Propose(name(1), name(2), []peer.Name{name(1)}, []peer.Name{name(2)}))
+	rm := must(r.Propose(name(1), Holder{Name: name(2)}, []peer.Name{name(1)}, []peer.Name{name(2)}))
 	b := paxos.Ballot{Round: 1, Proposer: name(2)}
 	must(r.Remove(rm, b, voteFor(r, rm, b, 2)))
 	out = append(out, deltaOf(r))

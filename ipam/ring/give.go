@@ -84,13 +84,14 @@ func (r *Ring) Leave(s peer.Signer, self, heir peer.Name) (Outcome, error) {
 }
 
 // Propose returns the removal of gone in favour of heir as it can be put to the
-// vote: members are who may vote if only those named dead own anything.
-func (r *Ring) Propose(gone, heir peer.Name, named, members []peer.Name) (*Removal, error) {
+// vote: members are who may vote if only those named dead own anything. Heir may
+// be one that has left or was removed itself; its heir then gets it all.
+func (r *Ring) Propose(gone peer.Name, heir Holder, named, members []peer.Name) (*Removal, error) {
 	if r.st == nil {
 		return nil, fmt.Errorf("remove %s: there is no ring", gone)
 	}
 	st := r.st
-	rm := &Removal{Gone: st.current(gone), Heir: st.current(heir), ByVotes: true, Named: slices.Clone(named), Basis: st.basis()}
+	rm := &Removal{Gone: st.current(gone), Heir: heir, ByVotes: true, Named: slices.Clone(named), Basis: st.basis()}
 	slices.SortFunc(rm.Named, peer.Name.Compare)
 	rm.Named = slices.Compact(rm.Named)
 	owners := 0

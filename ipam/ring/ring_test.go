@@ -160,7 +160,7 @@ func voteFor(r *Ring, rm *Removal, b paxos.Ballot, voters ...int) (out []Vote) {
 func TestRemovalNeedsAMajorityOfOwners(t *testing.T) {
 	r := started("10.0.0.0/22", 5)
 	must(r.Give(signer(1), name(1), name(5), addr.Of(r.Owned(name(1))[0].Block(addr.N(8)))))
-	rm := must(r.Propose(name(0), name(9), names(1), nil))
+	rm := must(r.Propose(name(0), Holder{Name: name(9)}, names(1), nil))
 	b := paxos.Ballot{Round: 1, Proposer: name(9)}
 	if e := must(r.Electorate(rm)); len(e) != 5 {
 		t.Fatalf("electorate %v", e)
@@ -192,7 +192,7 @@ func TestRemovalNeedsAMajorityOfOwners(t *testing.T) {
 		t.Error("copies differ")
 	}
 	// Nobody chooses its own voters.
-	cheat := must(r.Propose(name(2), name(9), []peer.Name{name(2), name(1), name(3), name(4), name(5)}, nil))
+	cheat := must(r.Propose(name(2), Holder{Name: name(9)}, []peer.Name{name(2), name(1), name(3), name(4), name(5)}, nil))
 	cheat.Named = []peer.Name{name(2)}
 	if _, err := r.Remove(cheat, b, voteFor(r, cheat, b, 9)); !errors.Is(err, ErrVotes) {
 		t.Errorf("one vote of many: %v", err)
@@ -201,7 +201,7 @@ func TestRemovalNeedsAMajorityOfOwners(t *testing.T) {
 
 func TestRemovalWhenNoOwnerIsLeft(t *testing.T) {
 	r := started("10.0.0.0/24", 1)
-	rm := must(r.Propose(name(0), name(3), names(1), []peer.Name{name(3), name(1), name(2)}))
+	rm := must(r.Propose(name(0), Holder{Name: name(3)}, names(1), []peer.Name{name(3), name(1), name(2)}))
 	b := paxos.Ballot{Round: 1, Proposer: name(3)}
 	if _, err := r.Remove(rm, b, voteFor(r, rm, b, 3)); !errors.Is(err, ErrVotes) {
 		t.Errorf("one of three: %v", err)
@@ -215,9 +215,9 @@ func TestRemovalWhenNoOwnerIsLeft(t *testing.T) {
 func TestMutualRemovalHasOneOwner(t *testing.T) {
 	a, b := started("10.0.0.0/24", 2), started("10.0.0.0/24", 2)
 	ballot := paxos.Ballot{Round: 1}
-	rmB := must(a.Propose(name(1), name(0), []peer.Name{name(1)}, nil))
+	rmB := must(a.Propose(name(1), Holder{Name: name(0)}, []peer.Name{name(1)}, nil))
 	must(a.Remove(rmB, ballot, voteFor(a, rmB, ballot, 0)))
-	rmA := must(b.Propose(name(0), name(1), []peer.Name{name(0)}, nil))
+	rmA := must(b.Propose(name(0), Holder{Name: name(1)}, []peer.Name{name(0)}, nil))
 	must(b.Remove(rmA, ballot, voteFor(b, rmA, ballot, 1)))
 	must(a.Merge(deltaOf(b)))
 	must(b.Merge(deltaOf(a)))

@@ -131,11 +131,20 @@ func (st *state) commitRemoval(rm *Removal) {
 	st.epoch++
 }
 
-// link makes a removal count. Of several removals of one holder the one with
-// the greatest id is preferred; the others still show who may speak.
+// supersedes tells whether rm is preferred to o, another removal of the same
+// holder: the later ballot is, then the greater id.
+func (rm *Removal) supersedes(o *Removal) bool {
+	if c := rm.Ballot.Compare(o.Ballot); c != 0 {
+		return c > 0
+	}
+	return o.id.less(rm.id)
+}
+
+// link makes a removal count. Of several removals of one holder one is
+// preferred; the others still show who may speak.
 func (st *state) link(rm *Removal) {
 	st.joins[rm.Heir] = append(st.joins[rm.Heir], rm)
-	if old := st.leaves[rm.Gone]; old == nil || old.id.less(rm.id) {
+	if old := st.leaves[rm.Gone]; old == nil || rm.supersedes(old) {
 		st.leaves[rm.Gone] = rm
 	}
 	st.lives[rm.Gone.Name] = max(st.lives[rm.Gone.Name], rm.Gone.Life+1)
@@ -165,6 +174,21 @@ func (st *state) owner(h Holder) Holder {
 		path = append(path, h)
 		h = rm.Heir
 	}
+}
+
+// leadsTo tells whether the removals from h lead to to.
+func (st *state) leadsTo(h, to Holder) bool {
+	for range len(st.removals) + 1 {
+		if h == to {
+			return true
+		}
+		rm := st.leaves[h]
+		if rm == nil {
+			return false
+		}
+		h = rm.Heir
+	}
+	return false
 }
 
 // speaksFor returns all holders whose space who may give: itself, and those

@@ -23,6 +23,20 @@ func (r *Ring) Removed(h Holder) (heir Holder, removed bool) {
 	return r.st.owner(h), true
 }
 
+// Known tells whether h owns anything or was ever given anything.
+func (r *Ring) Known(h Holder) bool {
+	return r.st != nil && (len(r.st.held[h]) > 0 || !r.Owners()[h].IsZero())
+}
+
+// LeadsTo tells whether what belongs to h belongs to to, by removals, or did on
+// the way.
+func (r *Ring) LeadsTo(h, to Holder) bool { return r.st != nil && r.st.leadsTo(h, to) }
+
+// Superseded tells whether the adoptions lead from ring id to this copy's.
+func (r *Ring) Superseded(id ID) bool {
+	return r.st != nil && r.resolve(id) == r.st.genesis.id
+}
+
 // Owner returns who owns a, and false if a is outside of the universe or there
 // is no ring.
 func (r *Ring) Owner(a netip.Addr) (Holder, bool) {

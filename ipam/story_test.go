@@ -1,0 +1,469 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+const universe = "10.32.0.0/20"
+
+func TestFirstRingByConsensusAndUniqueAddresses(t *testing.T) {
+	for _, u := range []string{universe, "fd00:10::/48"} {
+		s := newSim(t, firstSeed(t))
+		s.loss = 0.2
+		nodes := s.addAll(5, u)
+		if got := nodes[0].core.status().State; got != "idle" {
+			t.Errorf("state %q", got)
+		}
+		seen := map[netip.Addr]bool{}
+		for i := range 40 {
+			a := nodes[i%5].allocate(fmt.Sprint("c", i), u)
+			if seen[a] {
+				t.Fatalf("%s twice", a)
+			}
+			seen[a] = true
+		}
+		s.converged(20 * time.Second)
+		if got := nodes[0].core.status().State; got != "ready" {
+			t.Errorf("state %q", got)
+		}
+		// Asked again, the same answer.
+		if a, b := nodes[1].allocate("c1", u), nodes[1].allocate("c1", u); a != b {
+			t.Errorf("%s, then %s", a, b)
+		}
+	}
+}
+
+func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	nodes := s.addAll(3, universe)
+	for i := range 14 { // a /28 has 14 hosts
+		nodes[i%3].allocate(fmt.Sprint("c", i), "10.32.1.16/28")
+	}
+	id := nodes[0].begin(func(c *core, id uint64) { c.allocate(id, "more", pfx("10.32.1.16/28")) })
+	if _, ok := nodes[0].await(id, 10*time.Second); ok {
+		t.Fatal("a full subnet gave an address")
+	}
+	if why := nodes[0].reason(id); !strings.Contains(why, "subnet 10.32.1.16/28 is full") {
+		t.Errorf("reason %q", why)
+	}
+	// One is released elsewhere, and found.
+	id = nodes[0].begin(func(c *core, id uint64) { c.allocate(id, "more", pfx("10.32.1.16/28")) })
+	s.run(time.Second)
+	if st := nodes[0].core.status(); st.PendingAllocates != 1 || !strings.HasPrefix(st.State, "waiting for 1 IPs because subnet") {
+		t.Errorf("status %+v", st.State)
+	}
+	ident := "c1"
+	nodes[1].do(func(c *core) { c.release(ident, c.byIdent[ident][0]) })
+	if _, ok := nodes[0].await(id, 20*time.Second); !ok {
+		t.Fatalf("not found: %s", nodes[0].reason(id))
+	}
+}
+
+func TestReasonsInWords(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	a := s.add(universe, Init{Mode: Consensus, Expect: 3})
+	id := a.begin(func(c *core, id uint64) { c.allocate(id, "x", pfx(universe)) })
+	s.run(5 * time.Second)
+	if got := a.core.status().State; got != "awaiting consensus (quorum: 2, known: 1)" {
+		t.Errorf("state %q", got)
+	}
+	if why := a.reason(id); why != "consensus not reached: 1 of 2 needed peers answered" {
+		t.Errorf("reason %q", why)
+	}
+	b := s.add(universe, Init{Mode: Consensus, Expect: 2})
+	a.allocate("x", universe)
+	s.converged(10 * time.Second)
+
+	theirs := b.core.space.Owned()[0]
+	in := netip.PrefixFrom(theirs.First.Next(), 24).Masked()
+	used := b.allocate("y", in.String())
+	claim := func(p netip.Prefix) uint64 {
+		return a.begin(func(c *core, id uint64) { c.claim(id, "z", p) })
+	}
+	r, ok := a.await(claim(netip.PrefixFrom(used, 24)), 10*time.Second)
+	if !ok || r.err == nil || !strings.Contains(r.err.Error(), "in use on peer "+b.cfg.Self.String()) {
+		t.Errorf("claim of an address in use: %v", r.err)
+	}
+	free := theirs.Last.Prev()
+	if r, ok := a.await(claim(netip.PrefixFrom(free, 24)), 10*time.Second); !ok || r.err != nil {
+		t.Errorf("claim of a free address: %v", r.err)
+	}
+	if r, ok := a.await(claim(netip.PrefixFrom(free, 24)), time.Second); !ok || r.err != nil {
+		t.Errorf("claim repeated: %v", r.err)
+	}
+	if r, ok := a.await(claim(netip.MustParsePrefix("192.168.1.1/24")), 0); !ok || r.err != nil {
+		t.Errorf("claim outside of the universe: %v", r.err)
+	}
+	b.kill()
+	id = claim(netip.PrefixFrom(theirs.Last, 24))
+	s.run(5 * time.Second)
+	if why := a.reason(id); !strings.Contains(why, b.cfg.Self.String()+", which is unreachable") {
+		t.Errorf("reason %q", why)
+	}
+	id = a.begin(func(c *core, id uint64) { c.allocate(id, "w", in) })
+	s.run(5 * time.Second)
+	if why := a.reason(id); why != fmt.Sprintf("all ranges of %s that are not used here are owned by unreachable peers %s", in, b.cfg.Self) {
+		t.Errorf("reason %q", why)
+	}
+	st := a.core.status()
+	if st.Unreachable.IsZero() || st.UnreachablePercent < 40 {
+		t.Errorf("unreachable %v, %v %%", st.Unreachable, st.UnreachablePercent)
+	}
+}
+
+func TestSeedsNeedNobodyElse(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	s.cut = func(a, b *node) bool { return true }
+	seeds := Init{Mode: Seed, Seeds: []peer.Name{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
+	a, b := s.add(universe, seeds), s.add(universe, seeds)
+	a.allocate("x", universe)
+	b.allocate("y", universe)
+	s.cut = func(a, b *node) bool { return false }
+	s.converged(10 * time.Second)
+}
+
+func TestObserverStartsAnElectionAndOwnsNothing(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	o := s.add(universe, Init{Mode: Observer})
+	s.add(universe, Init{Mode: Consensus, Expect: 2})
+	s.add(universe, Init{Mode: Consensus, Expect: 2})
+	id := o.begin(func(c *core, id uint64) { c.prime(id) })
+	if _, ok := o.await(id, 10*time.Second); !ok {
+		t.Fatal(o.reason(id))
+	}
+	if _, owns := o.core.ring.Owners()[o.core.holder]; owns {
+		t.Error("the observer was given a part of the first ring")
+	}
+	o.allocate("x", universe)
+}
+
+func TestRollingResetLosesNoSpace(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	s.loss = 0.1
+	s.addAll(4, universe)
+	for i, n := range s.nodes {
+		n.allocate(fmt.Sprint("c", i), universe)
+	}
+	s.converged(10 * time.Second)
+	whole := addr.Of(pfx(universe)).Size()
+	for round := range 2 {
+		for i := range 4 {
+			old := s.nodes[0]
+			if got := old.reset(); !got.Unreachable.IsZero() || got.Heir.IsZero() {
+				t.Fatalf("reset left %+v", got)
+			}
+			// It comes back at once: with a name of its own, or the one it had.
+			n := s.add(universe, Init{Mode: Consensus, Expect: 4})
+			if i%2 == 0 {
+				n.cfg.Self = old.cfg.Self
+				n.launch()
+			}
+			n.allocate(fmt.Sprint("n", round, i), universe)
+			s.converged(30 * time.Second)
+			if got := s.liveShare(n); got != whole {
+				t.Fatalf("live peers own %v of %v", got, whole)
+			}
+		}
+	}
+	if got := s.nodes[0].core.status(); got.Refused != 0 && got.State != "ready" {
+		t.Errorf("status %+v", got)
+	}
+}
+
+func TestResetOfTheLastPeerSaysWhatIsLeft(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	n := s.add(universe, Init{Mode: Consensus, Expect: 1})
+	n.allocate("x", universe)
+	if got := n.reset(); got.Unreachable != addr.N(4096) {
+		t.Errorf("left %+v", got)
+	}
+}
+
+func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
+	first := firstSeed(t)
+	for seed := first; seed < first+15; seed++ {
+		s := newSim(t, seed)
+		s.loss = 0.15
+		nodes := s.addAll(5, universe)
+		for i, n := range nodes {
+			n.allocate(fmt.Sprint("c", i), universe)
+		}
+		s.converged(20 * time.Second)
+		dead := nodes[4]
+		dead.kill()
+		ids := make([]uint64, 3)
+		for i := range ids {
+			ids[i] = nodes[i].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead.cfg.Self}) })
+			s.run(time.Duration(s.rng.IntN(300)) * time.Millisecond)
+		}
+		if s.rng.IntN(2) == 0 { // one of them is killed in the middle of it
+			nodes[0].doomed = true
+			s.run(time.Second)
+			nodes[0].launch()
+			ids = ids[1:]
+		}
+		var heirs []peer.Name
+		for i, id := range ids {
+			n := nodes[i+3-len(ids)]
+			r, ok := n.await(id, 60*time.Second)
+			if !ok || r.err != nil {
+				t.Fatalf("seed %d: %s: %v %s", seed, n.cfg.Self, r.err, n.reason(id))
+			}
+			heirs = append(heirs, r.val.([]RemovedPeer)[0].Heir)
+		}
+		s.converged(20 * time.Second)
+		for i, h := range heirs {
+			if h != heirs[0] {
+				t.Fatalf("seed %d: heirs %v (%d)", seed, heirs, i)
+			}
+		}
+		if got, whole := s.liveShare(nodes[0]), addr.Of(pfx(universe)).Size(); got != whole {
+			t.Fatalf("seed %d: live peers own %v of %v", seed, got, whole)
+		}
+		for i := range 20 {
+			nodes[i%4].allocate(fmt.Sprint("after", i), universe)
+		}
+	}
+}
+
+func TestMinorityCanNotRemove(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	nodes := s.addAll(5, universe)
+	for i, n := range nodes {
+		n.allocate(fmt.Sprint("c", i), universe)
+	}
+	s.converged(10 * time.Second)
+	s.cut = func(a, b *node) bool { return (a.number <= 2) != (b.number <= 2) }
+	dead := nodes[4].cfg.Self
+	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead}) })
+	if r, ok := nodes[0].await(id, 20*time.Second); ok {
+		t.Fatalf("removed: %+v", r)
+	}
+	why := nodes[0].reason(id)
+	want := fmt.Sprintf("removal of %s: 2 of 4 owners agreed, 3 needed; no answer from %s, %s", dead, nodes[2].cfg.Self, nodes[3].cfg.Self)
+	if why != want {
+		t.Errorf("reason %q, want %q", why, want)
+	}
+	// Who can reach it does not vote for it, nor begin.
+	id = nodes[2].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead}) })
+	if r, ok := nodes[2].await(id, 0); !ok || r.err == nil || !strings.Contains(r.err.Error(), "can be reached") {
+		t.Errorf("removal of a live peer: %v", r.err)
+	}
+	s.cut = func(a, b *node) bool { return a.number == 1 && b.number == 5 }
+	id = nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead}) })
+	if r, ok := nodes[0].await(id, 10*time.Second); ok {
+		t.Fatalf("removed: %+v", r)
+	}
+	if why := nodes[0].reason(id); !strings.Contains(why, dead.String()+" can be reached from it") {
+		t.Errorf("reason %q", why)
+	}
+}
+
+func TestRemovalOfEveryOwner(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	a := s.add(universe, Init{Mode: Consensus, Expect: 1})
+	a.allocate("x", universe)
+	b, c := s.add(universe, Init{Mode: Consensus, Expect: 2}), s.add(universe, Init{Mode: Consensus, Expect: 2})
+	s.converged(10 * time.Second)
+	a.kill()
+	id1 := b.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{a.cfg.Self}) })
+	id2 := c.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{a.cfg.Self}) })
+	r1, ok1 := b.await(id1, 30*time.Second)
+	r2, ok2 := c.await(id2, 30*time.Second)
+	if !ok1 || !ok2 || r1.err != nil || r2.err != nil {
+		t.Fatalf("%v %v", r1.err, r2.err)
+	}
+	if h1, h2 := r1.val.([]RemovedPeer)[0], r2.val.([]RemovedPeer)[0]; h1.Heir != h2.Heir || h1.Addresses != addr.N(4096) {
+		t.Errorf("heirs %+v and %+v", h1, h2)
+	}
+	b.allocate("y", universe)
+	c.allocate("z", universe)
+}
+
+// A peer that was taken for dead, and was not, gets its addresses back.
+func TestRemovedPeerComesBack(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	nodes := s.addAll(3, universe)
+	lost := nodes[2].allocate("alive", universe)
+	s.converged(10 * time.Second)
+	s.cut = func(a, b *node) bool { return (a.number == 3) != (b.number == 3) }
+	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{nodes[2].cfg.Self}) })
+	if r, ok := nodes[0].await(id, 20*time.Second); !ok || r.err != nil {
+		t.Fatal(r.err)
+	}
+	s.cut = func(a, b *node) bool { return false }
+	s.converged(20 * time.Second)
+	s.run(15 * time.Second)
+	if !nodes[2].core.space.Owns(lost) || len(nodes[2].core.status().Conflicts) != 0 {
+		t.Errorf("%s was not given back: %+v", lost, nodes[2].core.status().Conflicts)
+	}
+	nodes[2].allocate("more", universe)
+}
+
+func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
+	for _, crossed := range []bool{false, true} {
+		s := newSim(t, firstSeed(t))
+		s.cut = func(a, b *node) bool { return (a.number <= 2) != (b.number <= 2) }
+		for range 4 {
+			s.add(universe, Init{Mode: Consensus, Expect: 2})
+		}
+		s.blind = true // both sides give the same addresses, and can not know
+		for i, n := range s.nodes {
+			n.allocate(fmt.Sprint("c", i), universe)
+		}
+		s.cut = func(a, b *node) bool { return false }
+		s.run(8 * time.Second)
+		for _, n := range s.nodes {
+			st := n.core.status()
+			if len(st.Divergent) != 1 || st.Divergent[0].Theirs == st.Ring {
+				t.Fatalf("%s shows %v", n.cfg.Self, st.Divergent)
+			}
+			if txt := st.Divergent[0].String(); !strings.Contains(txt, st.Ring.String()) {
+				t.Errorf("text %q", txt)
+			}
+		}
+		a, b := s.nodes[0], s.nodes[2]
+		ringA, ringB := a.core.status().Ring, b.core.status().Ring
+		if err := b.adopt(ringA); err != nil {
+			t.Fatal(err)
+		}
+		if crossed {
+			if err := a.adopt(ringB); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.converged(30 * time.Second)
+		s.blind = false
+		s.run(20 * time.Second)
+		conflicts := 0
+		for _, n := range s.nodes {
+			st := n.core.status()
+			if st.State != "ready" || len(st.Divergent) != 0 {
+				t.Errorf("%s: %s, %v", n.cfg.Self, st.State, st.Divergent)
+			}
+			for _, c := range st.Conflicts {
+				if !c.InUse {
+					t.Errorf("%s still asks for %v", n.cfg.Self, c)
+				}
+				conflicts++
+			}
+		}
+		if conflicts != 2 {
+			t.Errorf("%d conflicts shown, 2 addresses were given twice", conflicts)
+		}
+		for i, n := range s.nodes {
+			n.allocate(fmt.Sprint("after", i), universe)
+		}
+	}
+}
+
+func (n *node) adopt(id [16]byte) (err error) {
+	n.do(func(c *core) { err = c.adopt(id) })
+	return err
+}
+
+// Random allocations, releases, losses, cuts, kills at any moment and restarts,
+// with the disk or without: check looks for duplicates at each step, and in the
+// end everyone is served.
+func TestNoDuplicatesUnderChurn(t *testing.T) {
+	first := firstSeed(t)
+	for seed := first; seed < first+12; seed++ {
+		s := newSim(t, seed)
+		s.loss = 0.2
+		s.addAll(6, "10.32.0.0/24")
+		s.nodes[0].allocate("first", "10.32.0.0/24")
+		s.converged(30 * time.Second)
+		for step := range 150 {
+			n := s.nodes[s.rng.IntN(len(s.nodes))]
+			switch k := s.rng.IntN(20); {
+			case n.core == nil:
+				n.launch()
+			case k < 9:
+				n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint(seed, step), pfx("10.32.0.0/24")) })
+			case k < 12:
+				for ident, as := range n.core.byIdent {
+					n.do(func(c *core) { c.release(ident, as[0]) })
+					break
+				}
+			case k < 14:
+				n.doomed = true
+			case k == 14:
+				split := s.rng.IntN(7)
+				s.cut = func(a, b *node) bool { return (a.number < split) != (b.number < split) }
+			case k < 18:
+				s.cut = func(a, b *node) bool { return false }
+			case k == 18 && len(s.nodes) > 4: // its disk is gone; the others let it go
+				n.kill()
+				s.cut = func(a, b *node) bool { return false }
+				for _, m := range s.nodes {
+					if m.core == nil && m != n {
+						m.launch()
+					}
+				}
+				m := s.nodes[0]
+				if m == n {
+					m = s.nodes[1]
+				}
+				s.converged(60 * time.Second)
+				if m.core == nil {
+					m.launch()
+				}
+				id := m.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{n.cfg.Self}) })
+				if r, ok := m.await(id, 60*time.Second); !ok || r.err != nil {
+					if m.core == nil {
+						break // killed while it waited
+					}
+					t.Fatalf("seed %d: %v %s", seed, r.err, m.reason(id))
+				}
+				s.drop(n)
+				s.add("10.32.0.0/24", Init{Mode: Consensus, Expect: 6})
+			}
+			s.run(time.Duration(s.rng.IntN(400)) * time.Millisecond)
+		}
+		s.cut = func(a, b *node) bool { return false }
+		for _, n := range s.nodes {
+			if n.doomed = false; n.core == nil {
+				n.launch()
+			}
+		}
+		s.converged(60 * time.Second)
+		s.run(10 * time.Second)
+		if got, whole := s.liveShare(s.nodes[0]), addr.N(256); got != whole {
+			for _, o := range s.nodes[0].core.status().Owners {
+				t.Logf("%+v", o)
+			}
+			for _, n := range s.nodes {
+				t.Logf("node %s holder %s", n.cfg.Self, n.core.holder)
+			}
+			t.Fatalf("seed %d: live peers own %v of %v", seed, got, whole)
+		}
+		for _, n := range s.nodes {
+			if st := n.core.status(); len(st.Conflicts) > 0 || st.PendingAllocates > 0 {
+				t.Fatalf("seed %d: %s: %s %v", seed, n.cfg.Self, st.State, st.Conflicts)
+			}
+		}
+	}
+}
+
+// Killed and launched again, a peer has its addresses and its part of the ring.
+func TestRestartKeepsAddresses(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	nodes := s.addAll(2, universe)
+	a := nodes[0].allocate("x", universe)
+	nodes[0].kill()
+	s.cut = func(a, b *node) bool { return true }
+	nodes[0].launch()
+	if got := nodes[0].allocate("x", universe); got != a {
+		t.Errorf("%s, was %s", got, a)
+	}
+	if got := nodes[0].allocate("y", universe); got == a {
+		t.Errorf("%s given twice", got)
+	}
+}
