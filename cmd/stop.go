@@ -78,12 +78,18 @@ A router that is stopped can not give its ranges away: launch it first, or use
 --force and take its addresses over on another host with weft rmpeer.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if !c.Flags().Changed("state-dir") {
+				stateDir = envOr("WEFT_STATE_DIR", stateDir)
+			}
+			if !c.Flags().Changed("bridge") {
+				bridge = envOr("WEFT_BRIDGE", bridge)
+			}
 			return a.runReset(c.Context(), &daemon.Config{StateDir: stateDir, Bridge: bridge, Socket: a.socket}, force)
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "do it although the addresses can not be given to others")
-	c.Flags().StringVar(&stateDir, "state-dir", envOr("WEFT_STATE_DIR", daemon.DefaultStateDir), "folder with the state of a router that is stopped")
-	c.Flags().StringVar(&bridge, "bridge", envOr("WEFT_BRIDGE", netdev.BridgeName), "bridge of a router that is stopped")
+	c.Flags().StringVar(&stateDir, "state-dir", daemon.DefaultStateDir, "folder with the state of a router that is stopped")
+	c.Flags().StringVar(&bridge, "bridge", netdev.BridgeName, "bridge of a router that is stopped")
 	return c
 }
 

@@ -1,0 +1,69 @@
+# make          runs the tests
+# make build    makes bin/weft, one static program
+# make check    lints, and checks what is generated and what imports what
+# make demo     shows a mesh of three hosts at work on this machine
+# make bench    measures the mesh against the bare underlay
+# make fuzz     runs each fuzz test for FUZZTIME
+# make site     builds the documentation to site/public
+
+GO       ?= go
+FUZZTIME ?= 60s
+VERSION  ?= $(shell git describe --tags --dirty 2>/dev/null)
+
+# Tests and labs make network namespaces, which takes root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
+
+LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
+
+.DEFAULT_GOAL := test
+.PHONY: test build check generate fuzz bench demo site clean race-deps
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
+
+# The race detector needs a C compiler, and nothing else here does.
+race-deps:
+	@command -v gcc >/dev/null || command -v clang >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "make test: install a C compiler for the race detector" >&2; exit 1; }; \
+	  echo "make test: installing gcc for the race detector"; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; }
+
+test: race-deps
+	$(SUDO) $(GO) test -race -timeout 20m ./...
+
+check:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	  [ -z "$$unformatted" ] || { echo "make check: gofmt would change: $$unformatted" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+	$(GO) run ./prog/weft gen-docs site/pages/commands.md.new
+	@cmp -s site/pages/commands.md site/pages/commands.md.new || { rm -f site/pages/commands.md.new; \
+	  echo "make check: site/pages/commands.md is not what the command tree says; run: make generate" >&2; exit 1; }
+	@rm -f site/pages/commands.md.new
+	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+
+generate:
+	$(GO) run ./prog/weft gen-docs site/pages/commands.md
+
+# Go fuzzes one test at a time.
+fuzz:
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$f"; \
+	    $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+demo: build
+	$(SUDO) bin/weft lab demo --hosts 3
+
+bench: build
+	$(SUDO) bin/weft lab bench
+
+site:
+	$(GO) run ./site -out site/public
+
+clean:
+	rm -rf bin site/public
