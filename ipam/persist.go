@@ -175,10 +175,14 @@ func (c *core) ringWrites(out ring.Outcome) (writes []store.Write) {
 // saveRingIdentity writes which ring the records on disk are of, and replaces
 // them if the ring is another one.
 func (c *core) saveRingIdentity() {
-	origin, genesis, records := c.ring.Dump()
-	if genesis == c.genesis {
+	var now ring.ID
+	if g := c.ring.Genesis(); g != nil {
+		now = g.ID()
+	}
+	if now == c.genesis {
 		return
 	}
+	origin, genesis, records := c.ring.Dump()
 	c.genesis = genesis
 	c.flush()
 	c.put(bucketMeta, []byte("origin"), bytes.Clone(origin[:]))

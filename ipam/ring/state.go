@@ -158,7 +158,7 @@ func (st *state) known(h Holder) bool { return h.Life <= st.lives[h.Name] }
 
 // owner follows the removals from h to who owns its space now.
 func (st *state) owner(h Holder) Holder {
-	if st.leaves[h] == nil {
+	if len(st.leaves) == 0 || st.leaves[h] == nil {
 		return h
 	}
 	var path []Holder
