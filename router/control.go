@@ -278,8 +278,10 @@ func (r *Router) sendProbe(l *sleeve, e link.SendProbe) bool {
 			return e.Body.Answer || e.Body.Size == 0
 		}
 		l.drops.add(DropSend)
+		l.sendErr = "send: " + err.Error()
 		return true
 	}
+	l.sendErr = ""
 	l.txPackets.Add(1)
 	l.txBytes.Add(uint64(len(p)))
 	return true

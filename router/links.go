@@ -42,6 +42,7 @@ type sleeve struct {
 	deadline time.Time
 	indexes  []uint32 // receiver indexes handed out for it
 	told     told
+	sendErr  string // of the last probe, "" if the kernel took it
 
 	// Atomic: written by the control goroutine, read by lanes.
 	tx   atomic.Pointer[seal.Tx]
@@ -105,6 +106,9 @@ func (l *sleeve) publish() (state link.State) {
 		room = mtu - outerLen(addr) - wire.Overhead
 	}
 	l.room.Store(int32(room))
+	if reason != "" && l.sendErr != "" {
+		reason += "; " + l.sendErr
+	}
 	s := machineStatus{addr: addr, state: state, reason: reason, rtt: m.RTT()}
 	if suite, ok := m.Suite(); ok {
 		s.suite = suite.String()

@@ -23,6 +23,9 @@ const (
 	// does not lose messages, but its end and ours may begin at different
 	// times.
 	retry = 2 * time.Second
+	// pace is the least time between two agreements: they cost the CPU
+	// something, and a peer might ask for them without end.
+	pace = time.Second
 )
 
 // keys is the agreement of keys. One end offers, the other answers; package
@@ -31,9 +34,10 @@ const (
 type keys struct {
 	tx *seal.Tx
 
-	round    uint32 // of the newest offer made or answered
-	agreedAt time.Time
-	renewAt  time.Time // offering end: when to offer; other end: when to ask
+	round      uint32 // of the newest offer made or answered
+	agreedAt   time.Time
+	answeredAt time.Time
+	renewAt    time.Time // offering end: when to offer; other end: when to ask
 
 	// The offering end, while an offer is open.
 	offered *offered
@@ -101,7 +105,7 @@ func (m *Machine) Control(now time.Time, msg []byte) ([]Effect, error) {
 	case wire.Confirm:
 		m.onConfirm(now, c)
 	case wire.Renew:
-		if m.offers() && m.keys.offered == nil {
+		if m.offers() && m.keys.offered == nil && now.Sub(m.keys.agreedAt) >= pace {
 			m.offer(now)
 		}
 	}
@@ -125,6 +129,10 @@ func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 	if c.Round <= k.round {
 		return nil // repeated after it was settled
 	}
+	if now.Sub(k.answeredAt) < pace {
+		return nil // it will be repeated
+	}
+	k.answeredAt = now
 	suite, ok := seal.Choose(m.cfg.Suites, seal.Suites(c.Suites))
 	if !ok {
 		m.unusable = fmt.Sprintf("no cipher in common: the peer offers %#x, this router does %#x", c.Suites, m.cfg.Suites)

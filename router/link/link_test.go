@@ -473,6 +473,36 @@ func TestKeysDoNotOutliveTheSession(t *testing.T) {
 	w.want("session back", Established, "")
 }
 
+// TestOffersWithoutEnd: a peer that offers and asks all the time gets an answer
+// a second, and the link stays up.
+func TestOffersWithoutEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(2 * time.Second)
+	answers, offers := 0, w.ends[0].offers
+	for i := range 5000 {
+		c := wire.Control{Type: wire.Offer, Round: uint32(1000 + i), Index: 7, Key: [32]byte{9}, Suites: 3}
+		effects, err := w.ends[1].m.Control(w.now, c.Append(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range effects {
+			if m, ok := e.(SendControl); ok && m.Msg[0] == byte(wire.Answer) {
+				answers++
+			}
+			if in, ok := e.(InstallRx); ok {
+				w.ends[1].rx[in.Index] = in.Rx
+			}
+		}
+		effects, _ = w.ends[0].m.Control(w.now, []byte{byte(wire.Renew)})
+		w.do(0, effects)
+		w.run(time.Millisecond)
+	}
+	if n := w.ends[0].offers - offers; answers > 6 || n > 6 {
+		t.Errorf("%d answers and %d offers in five seconds", answers, n)
+	}
+	w.want("during", Established, "")
+}
+
 func FuzzControlMessages(f *testing.F) {
 	c := wire.Control{Type: wire.Offer, Round: 2, Index: 5, Suites: 3}
 	f.Add(c.Append(nil))

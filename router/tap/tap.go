@@ -79,8 +79,10 @@ func (d *Device) Name() string { return d.name }
 // ReadBatch implements Queue.
 func (d *Device) ReadBatch(bufs [][]byte, sizes []int, headroom int) (int, error) {
 	d.bufs, d.sizes, d.headroom, d.n, d.err = bufs, sizes, headroom, 0, nil
-	if err := d.raw.Read(d.read); err != nil {
-		return 0, fmt.Errorf("read TAP %s: %w", d.name, err)
+	if d.raw.Read(d.read) != nil {
+		// It has no deadline, so it is closed; the error of its own that a
+		// closed file gives here is none that callers could ask for.
+		return 0, fmt.Errorf("read TAP %s: %w", d.name, os.ErrClosed)
 	}
 	if d.err != nil {
 		return d.n, fmt.Errorf("read TAP %s: %w", d.name, d.err)

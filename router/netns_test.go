@@ -1,0 +1,384 @@
+package router_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router"
+)
+
+// host is a namespace with a bridge and a router, and one container:
+//
+//	c0 -- weft -- router  h0 ==== h1  router -- weft -- c1     (and so on, a line)
+//	10.32.0.1, fd00::1    192.0.2.1 .2                 10.32.0.2, fd00::2
+type host struct {
+	*router.Router
+	t    testing.TB
+	name peer.Name
+	ns   string
+	c    string
+	up   chan peer.Name
+	all  *[]*host
+}
+
+func (h *host) Self() peer.Name { return h.name }
+
+func (h *host) Send(to peer.Name, msg []byte) error {
+	for _, o := range *h.all {
+		if o.name == to {
+			o.HandleControl(h.name, msg)
+			return nil
+		}
+	}
+	return fmt.Errorf("no session with %s", to)
+}
+
+func (h *host) SetLink(to peer.Name, up bool, _ time.Duration) {
+	if up {
+		h.up <- to
+	}
+}
+
+type options struct {
+	mtu, underlayMTU int
+	v6               bool // of the underlay
+}
+
+func addr(i int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 32, 0, byte(i + 1)}), 12)
+}
+func addr6(i int) netip.Prefix { return netip.MustParsePrefix(fmt.Sprintf("fd00::%d/64", i+1)) }
+
+// newHosts makes n hosts in a line and waits until their links are up.
+func newHosts(t testing.TB, n int, o options) []*host {
+	t.Helper()
+	var hosts []*host
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	for i := range n {
+		h := &host{t: t, name: peer.Name{2, 0, 0, 0, 0, byte(i + 1)}, ns: nstest.New(t, fmt.Sprint("h", i)), c: nstest.New(t, fmt.Sprint("c", i)),
+			up: make(chan peer.Name, 100), all: &hosts}
+		hosts = append(hosts, h)
+		h.do(func() (err error) {
+			if err := netdev.EnsureBridge("weft", h.name[:], o.mtu); err != nil {
+				return err
+			}
+			if h.Router, err = router.New(router.Config{MTU: o.mtu, Bridge: "weft", TAP: "vethwe-tap"}, h); err != nil {
+				return err
+			}
+			_, err = netdev.Attach(netdev.Attachment{NS: h.c, Iface: "ethwe", Bridge: "weft", MTU: o.mtu,
+				Addrs: []netip.Prefix{addr(i), addr6(i)}, MulticastRoute: true})
+			return err
+		})
+		wg.Go(func() {
+			if err := h.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	unicast, broadcast := make([]map[peer.Name]peer.Name, n), make([]map[peer.Name][]peer.Name, n)
+	ids := map[uint32]peer.Name{}
+	for i := range n {
+		unicast[i], broadcast[i] = map[peer.Name]peer.Name{}, map[peer.Name][]peer.Name{}
+		ids[hosts[i].name.ID()] = hosts[i].name
+		for j := range n {
+			if j != i {
+				unicast[i][hosts[j].name] = hosts[i+sign(j-i)].name
+			}
+			// What j sent goes on away from j.
+			for _, k := range []int{i - 1, i + 1} {
+				if k >= 0 && k < n && (i == j || sign(k-i) == sign(i-j)) {
+					broadcast[i][hosts[j].name] = append(broadcast[i][hosts[j].name], hosts[k].name)
+				}
+			}
+		}
+	}
+	for i, h := range hosts {
+		h.SetRoutes(&topology.Routes{Self: h.name, Unicast: unicast[i], Broadcast: broadcast[i], ByID: ids})
+	}
+	for i := range n - 1 {
+		a, b := hosts[i], hosts[i+1]
+		pa, pb := netip.MustParsePrefix(fmt.Sprintf("192.0.%d.1/24", i+2)), netip.MustParsePrefix(fmt.Sprintf("192.0.%d.2/24", i+2))
+		if o.v6 {
+			pa, pb = netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::1/64", i)), netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::2/64", i))
+		}
+		nstest.Veth(t, o.underlayMTU, a.ns, fmt.Sprint("up", i), pa, b.ns, fmt.Sprint("up", i), pb)
+		a.NeighbourUp(router.Neighbour{Name: b.name, Addr: netip.AddrPortFrom(pb.Addr(), b.LocalAddr().Port()), Dialled: true})
+		b.NeighbourUp(router.Neighbour{Name: a.name, Addr: netip.AddrPortFrom(pa.Addr(), a.LocalAddr().Port())})
+	}
+	for i, h := range hosts {
+		links := 2
+		if i == 0 || i == n-1 {
+			links = 1
+		}
+		for range links {
+			select {
+			case <-h.up:
+			case <-time.After(15 * time.Second):
+				t.Fatalf("host %d: links do not come up: %+v", i, h.Status())
+			}
+		}
+	}
+	return hosts
+}
+
+func sign(i int) int {
+	switch {
+	case i < 0:
+		return -1
+	case i > 0:
+		return 1
+	}
+	return 0
+}
+
+func (h *host) do(f func() error) {
+	h.t.Helper()
+	if err := netdev.Do(h.ns, f); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// in runs f in the host's container.
+func (h *host) in(f func() error) {
+	h.t.Helper()
+	if err := netdev.Do(h.c, f); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// listen opens a datagram socket in the container.
+func (h *host) listen(a netip.Addr) *net.UDPConn {
+	h.t.Helper()
+	var c *net.UDPConn
+	h.in(func() (err error) {
+		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		return err
+	})
+	h.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// echo sends a datagram of n bytes from one container to another's address and
+// waits for it to come back. A first packet may be lost while neighbours are
+// looked up in a busy host, so it tries a few times.
+func echo(t testing.TB, from, to *host, a, b netip.Addr, n int) {
+	t.Helper()
+	if err := tryEcho(from, to, a, b, n); err != nil {
+		t.Errorf("%s to %s, %d bytes: %v", a, b, n, err)
+	}
+}
+
+func tryEcho(from, to *host, a, b netip.Addr, n int) error {
+	src, dst := from.listen(a), to.listen(b)
+	defer src.Close()
+	defer dst.Close()
+	go func() {
+		buf := make([]byte, 70000)
+		for {
+			k, who, err := dst.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = dst.WriteToUDPAddrPort(buf[:k], who)
+		}
+	}()
+	want, buf := bytes.Repeat([]byte("weft"), n/4+1)[:n], make([]byte, 70000)
+	var last error
+	for range 5 {
+		if _, last = src.WriteToUDPAddrPort(want, dst.LocalAddr().(*net.UDPAddr).AddrPort()); last != nil {
+			continue
+		}
+		_ = src.SetReadDeadline(time.Now().Add(time.Second))
+		var k int
+		if k, _, last = src.ReadFromUDPAddrPort(buf); last == nil {
+			if !bytes.Equal(buf[:k], want) {
+				return fmt.Errorf("%d bytes came back wrong", k)
+			}
+			return nil
+		}
+	}
+	return last
+}
+
+func TestDatagramsOverALine(t *testing.T) {
+	for _, o := range []options{{mtu: 1376, underlayMTU: 1500}, {mtu: 1376, underlayMTU: 1500, v6: true}} {
+		hosts := newHosts(t, 3, o)
+		for _, n := range []int{1, 100, 1300} {
+			for _, j := range []int{1, 2} {
+				echo(t, hosts[0], hosts[j], addr(0).Addr(), addr(j).Addr(), n)
+				echo(t, hosts[0], hosts[j], addr6(0).Addr(), addr6(j).Addr(), n)
+			}
+		}
+		for _, l := range hosts[1].Status().Links {
+			want := 1500 - 71
+			if o.v6 {
+				want -= 20
+			}
+			if l.MTU != want || l.State != "established" {
+				t.Errorf("v6 %v: %+v", o.v6, l)
+			}
+		}
+	}
+}
+
+// TestSmallUnderlay: containers have a larger MTU than the underlay carries.
+func TestSmallUnderlay(t *testing.T) {
+	hosts := newHosts(t, 3, options{mtu: 1500, underlayMTU: 1300})
+	a, b := hosts[0], hosts[2]
+
+	// Without DF: the switch cuts and puts together, and the containers'
+	// own fragments pass too.
+	c := a.listen(addr(0).Addr())
+	setPathDiscovery(t, c, false)
+	d := b.listen(addr(2).Addr())
+	for _, n := range []int{1472, 1400, 4000} {
+		receive(t, c, d, n)
+	}
+
+	// With DF, from the first too-big on the kernel knows the path. The
+	// answer names what fits: 1300 less 79.
+	for _, v := range []struct{ a, b netip.Addr }{{addr(0).Addr(), addr(2).Addr()}, {addr6(0).Addr(), addr6(2).Addr()}} {
+		src := a.listen(v.a)
+		setPathDiscovery(t, src, true)
+		dst := b.listen(v.b)
+		want := 1300 - 79
+		if v.a.Is6() {
+			want = 1280 // the least that an IPv6 path may have
+		}
+		deadline := time.Now().Add(5 * time.Second)
+		for got := 0; got != want; {
+			_, _ = src.WriteToUDPAddrPort(make([]byte, 1440), dst.LocalAddr().(*net.UDPAddr).AddrPort())
+			a.in(func() error {
+				routes, err := netlink.RouteGet(v.b.AsSlice())
+				if err == nil && len(routes) > 0 {
+					got = routes[0].MTU
+				}
+				return err
+			})
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: the path is believed to carry %d bytes, want %d", v.b, got, want)
+			}
+		}
+		head := 28
+		if v.a.Is6() {
+			head = 48
+		}
+		receive(t, src, dst, want-head)
+	}
+}
+
+// receive sends n bytes until they come.
+func receive(t *testing.T, from, to *net.UDPConn, n int) {
+	t.Helper()
+	buf := make([]byte, 70000)
+	for range 5 {
+		if _, err := from.WriteToUDPAddrPort(bytes.Repeat([]byte{7}, n), to.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
+			continue
+		}
+		_ = to.SetReadDeadline(time.Now().Add(time.Second))
+		for {
+			k, _, err := to.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				break
+			}
+			if k == n {
+				return
+			}
+		}
+	}
+	t.Errorf("%d bytes do not arrive", n)
+}
+
+// TestVLANAndMulticast: a VLAN of the containers' own passes as it is, and a
+// group is heard by every host once.
+func TestVLANAndMulticast(t *testing.T) {
+	hosts := newHosts(t, 3, options{mtu: 1376, underlayMTU: 1500})
+	group := &net.UDPAddr{IP: net.IPv4(239, 1, 2, 3), Port: 4567}
+	var ears []*net.UDPConn
+	for i, h := range hosts {
+		h.in(func() error {
+			ifc, err := net.InterfaceByName("ethwe")
+			if err != nil {
+				return err
+			}
+			if i > 0 {
+				c, err := net.ListenMulticastUDP("udp4", ifc, group)
+				if err != nil {
+					return err
+				}
+				ears = append(ears, c)
+				t.Cleanup(func() { c.Close() })
+			}
+			return nil
+		})
+	}
+	mouth := hosts[0].listen(addr(0).Addr())
+	if _, err := mouth.WriteToUDP([]byte("hear"), group); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	for i, c := range ears {
+		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if n, _, err := c.ReadFromUDP(buf); err != nil || string(buf[:n]) != "hear" {
+			t.Errorf("host %d heard %q: %v", i+1, buf[:n], err)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, _, err := c.ReadFromUDP(buf); err == nil {
+			t.Errorf("host %d heard it twice", i+1)
+		}
+	}
+
+	// A frame of VLAN 9, sent and received as the container's card would. Two
+	// bytes of an unknown protocol tell it from others.
+	to, from := hosts[2].card(), hosts[0].card()
+	frame := append(bytes.Repeat([]byte{0xff}, 6), from.mac...)
+	frame = append(frame, 0x81, 0, 0, 9, 0x88, 0xb5, 'v', 'l', 'a', 'n')
+	frame = append(frame, make([]byte, 1000)...)
+	from.send(t, frame)
+	got, tci := to.receive(t, 0x88b5)
+	if tci != 9 || !bytes.Equal(got[14:], frame[18:]) {
+		t.Errorf("got VLAN %d and % x, sent % x", tci, got[:min(len(got), 24)], frame[:24])
+	}
+}
+
+// TestPathMTUChangesUnderTraffic: the underlay shrinks without a word.
+func TestPathMTUChangesUnderTraffic(t *testing.T) {
+	hosts := newHosts(t, 2, options{mtu: 1376, underlayMTU: 1500})
+	echo(t, hosts[0], hosts[1], addr(0).Addr(), addr(1).Addr(), 1300)
+	for _, h := range hosts {
+		h.do(func() error {
+			l, err := netlink.LinkByName("up0")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetMTU(l, 1400)
+		})
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if err := tryEcho(hosts[0], hosts[1], addr(0).Addr(), addr(1).Addr(), 1300); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("no full packet gets through after 10 s: %v; %+v", err, hosts[0].Status())
+		}
+	}
+	for l, _ := hosts[0].Link(hosts[1].name); l.MTU != 1400-71; l, _ = hosts[0].Link(hosts[1].name) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v", l)
+		}
+	}
+}
