@@ -136,8 +136,10 @@ func TestManyAllocateAtOnce(t *testing.T) {
 func TestDeadlineSaysWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		as := startLan(t, 1, memDisks)
+		as[0].mu.Lock()
 		as[0].core.cfg.Init.Expect = 3
 		as[0].core.election, _ = as[0].core.newElection(nil, nil)
+		as[0].mu.Unlock()
 		start := time.Now()
 		_, err := as[0].Allocate(context.Background(), "x", netip.Prefix{})
 		want := "allocate an address of 10.32.0.0/20 for x: deadline exceeded: consensus not reached: 1 of 2 needed peers answered"
@@ -220,6 +222,26 @@ func TestConfigIsChecked(t *testing.T) {
 		if _, _, err := New(cfg, &lan{}, newDisk(), slog.New(slog.DiscardHandler)); err == nil {
 			t.Errorf("%s: accepted", why)
 		}
+	}
+}
+
+func TestSetPicksByFamily(t *testing.T) {
+	var set Set
+	for _, u := range []string{"fd00::/48", universe} {
+		a, _, err := New(Config{Self: peer.Name{2, 5: 1}, Signer: peer.Cheap{}, Universe: pfx(u)}, &lan{}, newDisk(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		set = append(set, a)
+	}
+	for _, p := range []string{"192.168.0.1/24", "fe80::1/64"} { // outside of the universes: noted at once
+		p := pfx(p)
+		if err := set.For(p.Addr()).Claim(context.Background(), "x", p); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := fmt.Sprint(set.Lookup("x"), set.ReleaseAll("x"), set.Lookup("x")); got != "[192.168.0.1/24 fe80::1/64] [192.168.0.1/24 fe80::1/64] []" {
+		t.Error(got)
 	}
 }
 

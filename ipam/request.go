@@ -39,11 +39,10 @@ type allocation struct {
 
 // spaceAsk is the one question for addresses of a subnet that is under way.
 type spaceAsk struct {
-	id     uint64
-	to     peer.Name
-	sent   time.Time
-	tries  int
-	answer string // why the last one gave nothing
+	id    uint64
+	to    peer.Name
+	sent  time.Time
+	tries int
 }
 
 // donor is what a peer said last about its free addresses.

@@ -338,6 +338,12 @@ func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 			if err := a.adopt(ringB); err != nil {
 				t.Fatal(err)
 			}
+		} else { // killed while it waits for the other ring
+			b.kill()
+			b.launch()
+			if st := b.core.status(); st.Ready || !strings.HasPrefix(st.State, "priming: waiting for ring "+ringA.String()) {
+				t.Errorf("state %q", st.State)
+			}
 		}
 		s.converged(30 * time.Second)
 		s.blind = false

@@ -168,11 +168,16 @@ func (r *Ring) Merge(delta []byte) (Outcome, error) {
 type merge struct {
 	ring      *Ring
 	genesis   *Genesis
-	grants    []*Grant
-	removals  []*Removal
+	records   []record // grants and removals
 	adoptions []*Adoption
 	accepted  []Raw
 	refused   []error
+}
+
+// record is a Grant or a Removal.
+type record struct {
+	grant   *Grant
+	removal *Removal
 }
 
 // sort parses a raw record, unless it is known or of an unknown kind.
@@ -186,7 +191,7 @@ func (m *merge) sort(genesis ID, raw []byte) (err error) {
 		}
 		var g *Grant
 		if g, err = parseGrant(raw); err == nil {
-			m.grants = append(m.grants, g)
+			m.records = append(m.records, record{grant: g})
 		}
 	case kindRemoval:
 		if st != nil && st.removals[id] != nil {
@@ -194,7 +199,7 @@ func (m *merge) sort(genesis ID, raw []byte) (err error) {
 		}
 		var rm *Removal
 		if rm, err = parseRemoval(raw); err == nil {
-			m.removals = append(m.removals, rm)
+			m.records = append(m.records, record{removal: rm})
 		}
 	case kindGenesis:
 		var g *Genesis
@@ -249,52 +254,55 @@ func (m *merge) enter(genesis ID) error {
 	return nil
 }
 
-// settle accepts what can be accepted, over and over, as one record may show
-// what the next one needs. What is left is refused.
+// settle accepts what can be accepted, in the order of the delta, and over and
+// over, as one record may show what another needs. What is left is refused.
 func (m *merge) settle() {
-	slices.SortStableFunc(m.grants, func(a, b *Grant) int {
-		if a.beats(b) {
-			return 1
-		}
-		return -1
-	})
 	for progress := true; progress; {
 		progress = false
-		m.removals = slices.DeleteFunc(m.removals, func(rm *Removal) bool {
-			if m.ring.st.removals[rm.id] != nil {
-				return true
-			}
-			if m.ring.checkRemoval(rm) != nil {
-				return false
-			}
-			progress = true
-			rm.raw = bytes.Clone(rm.raw)
-			m.ring.st.commitRemoval(rm)
-			m.accept(rm.id, rm.raw)
-			return true
-		})
-		m.grants = slices.DeleteFunc(m.grants, func(g *Grant) bool {
-			if m.ring.st.grants[g.id] != nil {
-				return true
-			}
-			if m.ring.checkGrant(g) != nil {
-				return false
-			}
-			progress = true
-			g.raw = bytes.Clone(g.raw)
-			if m.ring.st.commitGrant(g) {
-				m.ring.conflicts++
-			}
-			m.accept(g.id, g.raw)
-			return true
+		m.records = slices.DeleteFunc(m.records, func(rec record) bool {
+			done, news := m.take(rec)
+			progress = progress || news
+			return done
 		})
 	}
-	for _, rm := range m.removals {
-		m.refuse(&RefusedError{What: "removal", By: rm.Gone, Cause: m.ring.checkRemoval(rm)})
+	for _, rec := range m.records {
+		if rec.grant != nil {
+			m.refuse(&RefusedError{"grant", rec.grant.From, rec.grant.Range, m.ring.checkGrant(rec.grant)})
+		} else {
+			m.refuse(&RefusedError{"removal", rec.removal.Gone, addr.Range{}, m.ring.checkRemoval(rec.removal)})
+		}
 	}
-	for _, g := range m.grants {
-		m.refuse(&RefusedError{What: "grant", By: g.From, Range: g.Range, Cause: m.ring.checkGrant(g)})
+}
+
+// take accepts a record if it can. Done tells that it is accepted, news that it
+// was not before.
+func (m *merge) take(rec record) (done, news bool) {
+	r := m.ring
+	if rm := rec.removal; rm != nil {
+		if r.st.removals[rm.id] != nil {
+			return true, false
+		}
+		if r.checkRemoval(rm) != nil {
+			return false, false
+		}
+		rm.raw = bytes.Clone(rm.raw)
+		r.st.commitRemoval(rm)
+		m.accept(rm.id, rm.raw)
+		return true, true
 	}
+	g := rec.grant
+	if r.st.grants[g.id] != nil {
+		return true, false
+	}
+	if r.checkGrant(g) != nil {
+		return false, false
+	}
+	g.raw = bytes.Clone(g.raw)
+	if r.st.commitGrant(g) {
+		r.conflicts++
+	}
+	m.accept(g.id, g.raw)
+	return true, true
 }
 
 func (m *merge) accept(id ID, raw []byte) { m.accepted = append(m.accepted, Raw{id, raw}) }

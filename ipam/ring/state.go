@@ -22,6 +22,7 @@ type state struct {
 	lives  map[peer.Name]uint32  // lives that ended
 	books  map[uint32]*peer.Book // by life: the key each name was first seen with
 	pieces []piece               // covers whole
+	short  map[uint64]ID         // grants and removals, as a basis names them
 	log    []Raw                 // genesis and records, each after those that show its author's right
 
 	buckets [buckets]uint64 // for the digest
@@ -46,6 +47,7 @@ func genesisState(g *Genesis) *state {
 		joins:    make(map[Holder][]*Removal),
 		lives:    make(map[peer.Name]uint32),
 		books:    make(map[uint32]*peer.Book),
+		short:    make(map[uint64]ID),
 	}
 	st.log = []Raw{{g.id, g.raw}}
 	for _, gr := range g.grants() {
@@ -315,25 +317,24 @@ func (st *state) basis() []uint64 {
 // ownersOf returns the owners that the records of a basis give, and how many
 // of the basis are not known here.
 func (st *state) ownersOf(basis []uint64) (owners []Holder, lacking int) {
-	want := make(map[uint64]bool, len(basis))
 	for _, s := range basis {
-		want[s] = true
+		if _, ok := st.short[s]; !ok {
+			lacking++
+		}
+	}
+	if lacking > 0 {
+		return nil, lacking
 	}
 	past := genesisState(st.genesis)
-	for id, rm := range st.removals {
-		if want[id.short()] {
-			delete(want, id.short())
+	for _, s := range basis {
+		if rm := st.removals[st.short[s]]; rm != nil {
 			past.link(rm)
 		}
 	}
-	for id, g := range st.grants {
-		if want[id.short()] {
-			delete(want, id.short())
+	for _, s := range basis {
+		if g := st.grants[st.short[s]]; g != nil {
 			past.overlay(g)
 		}
-	}
-	if len(want) > 0 {
-		return nil, len(want)
 	}
 	for h := range past.owners() {
 		owners = append(owners, h)

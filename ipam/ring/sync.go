@@ -29,6 +29,7 @@ const (
 // note appends a record to the log and the digest.
 func (st *state) note(id ID, raw []byte) {
 	st.log = append(st.log, Raw{id, raw})
+	st.short[id.short()] = id
 	st.buckets[id[0]] += id.short()
 }
 

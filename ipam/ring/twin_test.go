@@ -332,8 +332,11 @@ func checkInvariants(t *testing.T, r *Ring) {
 			t.Fatalf("the piece at %v is bigger than its grant", p.first)
 		}
 	}
-	for _, n := range r.Owners() {
+	for h, n := range r.Owners() {
 		total = total.Add(n)
+		if got := addr.Total(r.Owned(h.Name)); h == r.Holder(h.Name) && got != n {
+			t.Fatalf("%s owns %v addresses and %v", h, n, got)
+		}
 	}
 	if total != r.st.whole.Size() {
 		t.Fatalf("owners have %v of %v addresses", total, r.st.whole.Size())

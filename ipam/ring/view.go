@@ -76,11 +76,14 @@ func (r *Ring) Owned(name peer.Name) []addr.Range {
 	}
 	me := r.st.current(name)
 	var out []addr.Range
-	r.each(r.st.whole, func(part addr.Range, g *Grant) {
-		if r.st.owner(g.To) == me {
-			out = append(out, part)
-		}
-	})
+	// It can own only what was once given to it or to those it inherited from.
+	for _, given := range r.st.wasGiven(r.st.whole, me, 0) {
+		r.each(given, func(part addr.Range, g *Grant) {
+			if r.st.owner(g.To) == me {
+				out = append(out, part)
+			}
+		})
+	}
 	return addr.Normal(out)
 }
 

@@ -1,0 +1,42 @@
+package ipam
+
+import "net/netip"
+
+// Set is the Allocators of a router, one for each universe: at most one of IPv4
+// and one of IPv6.
+type Set []*Allocator
+
+// For returns the Allocator of a's family, nil if there is none.
+func (s Set) For(a netip.Addr) *Allocator {
+	for _, al := range s {
+		if al.core.cfg.Universe.Addr().BitLen() == a.BitLen() {
+			return al
+		}
+	}
+	return nil
+}
+
+// Lookup returns the addresses of ident of all families, IPv4 first.
+func (s Set) Lookup(ident string) (out []netip.Prefix) {
+	for _, al := range s.byFamily() {
+		out = append(out, al.Lookup(ident)...)
+	}
+	return out
+}
+
+// ReleaseAll frees the addresses of ident of all families and returns them.
+func (s Set) ReleaseAll(ident string) (out []netip.Prefix) {
+	for _, al := range s.byFamily() {
+		out = append(out, al.ReleaseAll(ident)...)
+	}
+	return out
+}
+
+func (s Set) byFamily() (out []*Allocator) {
+	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if al := s.For(a); al != nil {
+			out = append(out, al)
+		}
+	}
+	return out
+}
