@@ -37,16 +37,24 @@ const (
 	tooBig
 )
 
-// notify hands an event to the control goroutine. When the queue is full the
-// event is dropped and counted: lanes never wait.
+// maxPending is how many events of one link may wait, so that a peer that
+// floods us with probes leaves room for the others. A search of the path MTU
+// sends 17 at once.
+const maxPending = 64
+
+// notify hands an event to the control goroutine. When too many wait the event
+// is dropped and counted: lanes never wait.
 func (r *Router) notify(e event) bool {
-	select {
-	case r.events <- e:
-		return true
-	default:
-		r.drops.add(DropBusy)
-		return false
+	if e.link.pending.Add(1) <= maxPending {
+		select {
+		case r.events <- e:
+			return true
+		default:
+		}
 	}
+	e.link.pending.Add(-1)
+	e.link.drops.add(DropBusy)
+	return false
 }
 
 // controlLane is lane 0: it sends probes.
@@ -106,6 +114,7 @@ func (r *Router) untilNext() time.Duration {
 
 func (r *Router) handle(e event) {
 	l := e.link
+	l.pending.Add(-1)
 	if r.links[l.peer] != l {
 		return // of a link that has ended
 	}

@@ -174,9 +174,10 @@ func (ln *lane) seal(l *sleeve, typ wire.Type, b []byte) {
 }
 
 // oversize handles a frame that does not fit a packet: its sender is told, if
-// it asked for that; else it goes in parts.
+// it asked for that; else it goes in parts. What goes to every peer goes in
+// parts too, as there is no one path that its sender could learn of.
 func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
-	if _, offset, ok := ethernet.Payload(f.bytes()); ok {
+	if _, offset, ok := ethernet.Payload(f.bytes()); ok && !h.ToAll() {
 		if a := icmp.TooBig(ln.answer[:0], f.bytes(), room-h.Len()-offset); a != nil {
 			l.drops.add(DropTooBig)
 			if l.complain.Allow() {

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/tap"
+	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -170,6 +172,29 @@ func TestFollowsARebinding(t *testing.T) {
 		m.say(1, frameOf(ethernet.Broadcast, macOf(1), 300, 1))
 		m.wantCounts("after the move", 1, 0)
 	})
+}
+
+// TestAFloodOfProbesStaysItsOwn: a neighbour that sends probes faster than the
+// control goroutine handles them costs only itself.
+func TestAFloodOfProbesStaysItsOwn(t *testing.T) {
+	s := newStill(t, seal.AES256GCM)
+	m := &udp.Message{Buf: make([]byte, maxPacket)}
+	for range 10 * maxPending {
+		s.packet(t, m, wire.Probe, make([]byte, wire.ProbeLen))
+		s.fromUDP(s.ln, m)
+	}
+	if n := len(s.events); n > maxPending {
+		t.Errorf("%d events of one link wait", n)
+	}
+	if s.link.drops[DropBusy].Load() == 0 {
+		t.Error("nothing was counted")
+	}
+	for len(s.events) > 0 {
+		s.handle(<-s.events)
+	}
+	if n := s.link.pending.Load(); n != 0 {
+		t.Errorf("%d events pending after all were handled", n)
+	}
 }
 
 func TestLifecycle(t *testing.T) {

@@ -50,6 +50,7 @@ type sleeve struct {
 	room atomic.Int32 // bytes of body that one packet holds; 0 while not established
 
 	// Atomic: written by lanes.
+	pending            atomic.Int32 // events that wait for the control goroutine
 	drops              drops
 	txPackets, txBytes atomic.Uint64 // packets, and bytes of UDP payload
 	rxPackets, rxBytes atomic.Uint64

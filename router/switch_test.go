@@ -210,6 +210,8 @@ func TestTooBigForALink(t *testing.T) {
 			m.say(i, frameOf(ethernet.Broadcast, macOf(i), 60, 1))
 		}
 		m.got()
+		m.say(0, ipv4(ethernet.MAC{2, 7}, macOf(0), 1500, 0x40))
+		m.wantCounts("DF to an unknown address", 0, 1, 1, 1)
 		whole := func(what string, b []byte, counts ...int) {
 			t.Helper()
 			m.say(0, b)

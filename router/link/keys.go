@@ -26,6 +26,8 @@ const (
 	// pace is the least time between two agreements: they cost the CPU
 	// something, and a peer might ask for them without end.
 	pace = time.Second
+	// repeats is how often an offer is repeated before a fresh one is made.
+	repeats = 3
 )
 
 // keys is the agreement of keys. One end offers, the other answers; package
@@ -34,7 +36,10 @@ const (
 type keys struct {
 	tx *seal.Tx
 
-	round      uint32 // of the newest offer made or answered
+	// round is that of the newest offer made or answered. The first is the
+	// time in seconds, so that what an earlier machine for the same peer said
+	// is never newer, should it come late.
+	round      uint32
 	agreedAt   time.Time
 	answeredAt time.Time
 	renewAt    time.Time // offering end: when to offer; other end: when to ask
@@ -51,7 +56,8 @@ type keys struct {
 type offered struct {
 	priv  *ecdh.PrivateKey
 	msg   wire.Control
-	again time.Time
+	again time.Time // when to repeat it
+	times int       // it was repeated
 }
 
 type answered struct {
@@ -143,7 +149,7 @@ func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 		return fmt.Errorf("make a key: %w", err)
 	}
 	a := &answered{offer: c, index: m.cfg.NewIndex()}
-	a.msg = wire.Control{Type: wire.Answer, Round: c.Round, Index: a.index, Suite: uint8(suite)}
+	a.msg = wire.Control{Type: wire.Answer, Round: c.Round, Index: a.index, Suite: uint8(suite), Offer: c.Index}
 	copy(a.msg.Key[:], priv.PublicKey().Bytes())
 	rx, tx, err := m.derive(priv, c.Key, c.Key, a.msg.Key, suite, a.index, c.Index)
 	if err != nil {
@@ -162,8 +168,8 @@ func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 // end receives under the new one already.
 func (m *Machine) onAnswer(now time.Time, c wire.Control) error {
 	k := &m.keys
-	if k.offered == nil || c.Round != k.offered.msg.Round {
-		return nil // repeated
+	if k.offered == nil || c.Round != k.offered.msg.Round || c.Offer != k.offered.msg.Index {
+		return nil // repeated, or to what an earlier machine offered
 	}
 	suite := seal.Suite(c.Suite)
 	if !m.cfg.Suites.Has(suite) {
@@ -269,10 +275,16 @@ func (m *Machine) tickKeys(now time.Time) {
 	}
 	switch {
 	case k.offered != nil:
-		if !now.Before(k.offered.again) {
-			k.offered.again = now.Add(retry)
-			m.send(k.offered.msg)
+		o := k.offered
+		if now.Before(o.again) {
+			break
 		}
+		if o.times++; o.times > repeats {
+			m.offer(now)
+			break
+		}
+		o.again = now.Add(retry)
+		m.send(o.msg)
 	case k.renewAt.IsZero() || now.Before(k.renewAt):
 	case m.offers():
 		m.offer(now)

@@ -129,7 +129,7 @@ func New(cfg Config, now time.Time) (*Machine, []Effect) {
 	m.path.init(cfg.MaxMTU)
 	m.beat.sent = make(map[uint32]sentProbe)
 	m.beat.nextID = cfg.Jitter.Uint32()
-	m.beat.born = now
+	m.keys.round = uint32(now.Unix())
 	if m.offers() {
 		m.offer(now)
 	}

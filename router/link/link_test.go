@@ -480,7 +480,7 @@ func TestOffersWithoutEnd(t *testing.T) {
 	w.run(2 * time.Second)
 	answers, offers := 0, w.ends[0].offers
 	for i := range 5000 {
-		c := wire.Control{Type: wire.Offer, Round: uint32(1000 + i), Index: 7, Key: [32]byte{9}, Suites: 3}
+		c := wire.Control{Type: wire.Offer, Round: uint32(start.Unix()) + uint32(1000+i), Index: 7, Key: [32]byte{9}, Suites: 3}
 		effects, err := w.ends[1].m.Control(w.now, c.Append(nil))
 		if err != nil {
 			t.Fatal(err)
@@ -501,6 +501,22 @@ func TestOffersWithoutEnd(t *testing.T) {
 		t.Errorf("%d answers and %d offers in five seconds", answers, n)
 	}
 	w.want("during", Established, "")
+}
+
+// TestLateWordsOfAnEarlierMachine: an offer of the round that the peer's router
+// was in before its session was renewed comes first in the new one.
+func TestLateWordsOfAnEarlierMachine(t *testing.T) {
+	for _, late := range []int64{-100, 0, 1} {
+		w := newWorld(t, nil)
+		c := wire.Control{Type: wire.Offer, Round: uint32(start.Unix() + late), Index: 7, Key: [32]byte{9}, Suites: 3}
+		effects, err := w.ends[1].m.Control(w.now, c.Append(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.do(1, effects)
+		w.run(15 * time.Second)
+		w.want("after a late offer", Established, "")
+	}
 }
 
 func FuzzControlMessages(f *testing.F) {

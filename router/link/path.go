@@ -19,7 +19,6 @@ type beat struct {
 	next       time.Time // when to send the next heartbeat
 	unanswered int       // heartbeats since the last answer
 	lastAnswer time.Time // zero before the first
-	born       time.Time
 	rtt        time.Duration
 
 	nextID uint32

@@ -21,7 +21,7 @@ import (
 // versions may add fields; a type that is not known is ignored as a whole.
 //
 //	offer    | 1 | round 4 | index 4 | key 32 | suites 2 |
-//	answer   | 2 | round 4 | index 4 | key 32 | suite 1  |
+//	answer   | 2 | round 4 | index 4 | key 32 | suite 1 | index of the offer 4 |
 //	confirm  | 3 | round 4 |
 //	renew    | 4 |
 
@@ -44,6 +44,7 @@ type Control struct {
 	Key    [32]byte // ephemeral X25519 public key, RFC 7748
 	Suites uint16   // offer: bit set of what the sender can do
 	Suite  uint8    // answer: the one chosen, a bit number of Suites
+	Offer  uint32   // answer: Index of the offer, so that it is not taken for that to another
 }
 
 const keysLen = 1 + 4 + 4 + 32
@@ -64,6 +65,7 @@ func (c *Control) Append(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, c.Index)
 		b = append(b, c.Key[:]...)
 		b = append(b, c.Suite)
+		b = binary.BigEndian.AppendUint32(b, c.Offer)
 	}
 	return b
 }
@@ -79,7 +81,7 @@ func ParseControl(b []byte) (c Control, known bool, err error) {
 	case Offer:
 		n = keysLen + 2
 	case Answer:
-		n = keysLen + 1
+		n = keysLen + 5
 	case Confirm:
 		n = 5
 	case Renew:
@@ -103,6 +105,7 @@ func ParseControl(b []byte) (c Control, known bool, err error) {
 		c.Suites = binary.BigEndian.Uint16(b[keysLen:])
 	} else {
 		c.Suite = b[keysLen]
+		c.Offer = binary.BigEndian.Uint32(b[keysLen+1:])
 	}
 	return c, true, nil
 }

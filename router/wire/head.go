@@ -65,6 +65,11 @@ func (h *Head) Len() int {
 	return DirectLen
 }
 
+// ToAll tells whether the frame is for every peer.
+func (h *Head) ToAll() bool {
+	return h.Kind == Routed && h.DstID == EveryID || h.Kind == RoutedLong && h.Dst == peer.Broadcast
+}
+
 // Put writes the head to b[:h.Len()].
 func (h *Head) Put(b []byte) {
 	b[0] = byte(h.Kind)<<5 | h.Hops&MaxHops
