@@ -197,6 +197,14 @@ func TestAFloodOfProbesStaysItsOwn(t *testing.T) {
 	}
 }
 
+func TestRefusesImpossibleMTU(t *testing.T) {
+	for _, mtu := range []int{0, MinMTU - 1, MaxMTU + 1} {
+		if _, err := New(Config{MTU: mtu, Host: "127.0.0.1"}, mute{}); err == nil || !strings.Contains(err.Error(), "want 576 to 65521") {
+			t.Errorf("mtu %d: %v", mtu, err)
+		}
+	}
+}
+
 func TestLifecycle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFabric()

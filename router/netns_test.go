@@ -17,6 +17,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/wire"
 )
 
 // host is a namespace with a bridge and a router, and one container:
@@ -281,6 +283,14 @@ func TestSmallUnderlay(t *testing.T) {
 	}
 }
 
+// TestLargestMTU: one frame of a container in half a hundred packets.
+func TestLargestMTU(t *testing.T) {
+	hosts := newHosts(t, 2, options{mtu: router.MaxMTU, underlayMTU: 1500})
+	src, dst := hosts[0].listen(addr(0).Addr()), hosts[1].listen(addr(1).Addr())
+	setPathDiscovery(t, src, false)
+	receive(t, src, dst, router.MaxMTU-28)
+}
+
 // receive sends n bytes until they come.
 func receive(t *testing.T, from, to *net.UDPConn, n int) {
 	t.Helper()
@@ -352,6 +362,43 @@ func TestVLANAndMulticast(t *testing.T) {
 	got, tci := to.receive(t, 0x88b5)
 	if tci != 9 || !bytes.Equal(got[14:], frame[18:]) {
 		t.Errorf("got VLAN %d and % x, sent % x", tci, got[:min(len(got), 24)], frame[:24])
+	}
+}
+
+// TestCaptureOnTheUnderlay looks at what a datagram between containers is on the
+// wire: unreadable, not to be fragmented, and at most 80 bytes longer than the
+// IP packet in it, also where a relay passes it on.
+func TestCaptureOnTheUnderlay(t *testing.T) {
+	hosts := newHosts(t, 3, options{mtu: 1376, underlayMTU: 1500})
+	echo(t, hosts[0], hosts[2], addr(0).Addr(), addr(2).Addr(), 100) // so that all is learned
+	wires := []card{hosts[0].cardOf(hosts[0].ns, "up0"), hosts[2].cardOf(hosts[2].ns, "up1")}
+	src, dst := hosts[0].listen(addr(0).Addr()), hosts[2].listen(addr(2).Addr())
+	const inner = 20 + 8 + 1200
+	secret := bytes.Repeat([]byte("secret! "), 150)
+	if _, err := src.WriteToUDPAddrPort(secret, dst.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
+		t.Fatal(err)
+	}
+	for i, w := range wires {
+		for {
+			b, _ := w.receive(t, 0x0800)
+			ip, off, ok := ethernet.ParseIP(b)
+			if !ok || ip.Protocol != 17 || ip.Len < inner {
+				continue // heartbeats
+			}
+			if b[off+20+8] == byte(wire.Probe) {
+				continue // a full-size one
+			}
+			if bytes.Contains(b, secret[:8]) {
+				t.Errorf("wire %d: readable", i)
+			}
+			if over := ip.Len - inner; over != 79 {
+				t.Errorf("wire %d: %d bytes beyond the inner IP packet, want 79", i, over)
+			}
+			if !ip.DontFragment {
+				t.Errorf("wire %d: DF is not set", i)
+			}
+			break
+		}
 	}
 }
 

@@ -21,6 +21,13 @@ import (
 	"github.com/weft-net/weft/router/udp"
 )
 
+// Bounds of Config.MTU, in bytes of IP packet: what IPv4 hosts must take, and
+// what a TAP of the kernel carries at most.
+const (
+	MinMTU = 576
+	MaxMTU = 65521
+)
+
 // Control is what the router needs of the mesh. Its methods are called from
 // one goroutine, which they must not hold up: they may not wait for a call of
 // theirs into the router.
@@ -57,7 +64,7 @@ type Config struct {
 	// Bridge and TAP are names: the TAP is made, and made a port of the
 	// bridge, which must be there.
 	Bridge, TAP string
-	// MTU is that of the containers, in bytes of IP packet. Larger ones cost
+	// MTU is that of the containers, MinMTU to MaxMTU. Larger ones cost
 	// fewer packets; those above what the links carry are cut in parts.
 	MTU int
 	// MaxUnderlayMTU is the largest packet to try on links, in bytes; 65535 if
@@ -118,6 +125,9 @@ func New(cfg Config, control Control) (*Router, error) {
 		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(0),
 		done: make(chan struct{}), calls: make(chan func(), 1024), events: make(chan event, 1024),
 		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool),
+	}
+	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
+		return nil, fmt.Errorf("start the router: mtu %d: want %d to %d", cfg.MTU, MinMTU, MaxMTU)
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // setPathDiscovery sets or clears DF on what a socket sends.
@@ -31,17 +33,19 @@ func setPathDiscovery(t *testing.T, c *net.UDPConn, df bool) {
 	}
 }
 
-// card is a packet socket on the container's interface.
+// card is a packet socket on an interface, a container's or the underlay.
 type card struct {
 	fd, index int
 	mac       net.HardwareAddr
 }
 
-func (h *host) card() card {
+func (h *host) card() card { return h.cardOf(h.c, "ethwe") }
+
+func (h *host) cardOf(ns, name string) card {
 	h.t.Helper()
 	var c card
-	h.in(func() error {
-		ifc, err := net.InterfaceByName("ethwe")
+	err := netdev.Do(ns, func() error {
+		ifc, err := net.InterfaceByName(name)
 		if err != nil {
 			return err
 		}
@@ -59,6 +63,9 @@ func (h *host) card() card {
 		}
 		return unix.Bind(c.fd, &unix.SockaddrLinklayer{Ifindex: c.index, Protocol: all})
 	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
 	return c
 }
 
