@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -203,10 +204,11 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		m.detachLocked(old)
 		old.shut(errDuplicate)
 	}
-	next := make(map[peer.Name]*neighbour, len(all)+1)
-	for k, v := range *m.neighbours.Load() {
-		next[k] = v
+	if d := (*m.distant.Load())[n.name]; d != nil {
+		m.detachDistantLocked(d)
+		d.shut(errDirect)
 	}
+	next := maps.Clone(*m.neighbours.Load())
 	next[n.name] = n
 	m.neighbours.Store(&next)
 	m.engine.NeighbourUp(n.name)
@@ -231,12 +233,8 @@ func (m *Mesh) detachLocked(n *neighbour) bool {
 	if all[n.name] != n {
 		return false
 	}
-	next := make(map[peer.Name]*neighbour, len(all))
-	for k, v := range all {
-		if v != n {
-			next[k] = v
-		}
-	}
+	next := maps.Clone(all)
+	delete(next, n.name)
 	m.neighbours.Store(&next)
 	m.engine.NeighbourDown(n.name)
 	delete(m.data, n.name)
@@ -267,6 +265,9 @@ func (m *Mesh) drop(n *neighbour) {
 // ownAddrs returns where this peer may be dialled: the addresses it uses
 // towards its neighbours and those at which they see it.
 func (m *Mesh) ownAddrs() []netip.AddrPort {
+	if m.cfg.Advertise != nil {
+		return m.cfg.Advertise
+	}
 	if m.cfg.Host.IsValid() {
 		return []netip.AddrPort{netip.AddrPortFrom(m.cfg.Host, m.hs.Port)}
 	}

@@ -46,6 +46,7 @@ import (
 	"github.com/weft-net/weft/mesh/member"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/mesh/stream"
 	"github.com/weft-net/weft/mesh/topology"
 )
 
@@ -70,9 +71,14 @@ const (
 	KindMember Kind = 1
 	KindIPAM   Kind = 2
 	KindIPAM6  Kind = 3
-	// KindLink is between neighbours only: it is neither relayed nor taken from
-	// a relay.
-	KindLink Kind = 4
+	// KindLink is between two peers with a session: it is neither relayed nor
+	// taken from a relay.
+	KindLink         Kind = 4
+	KindMemberStream Kind = 5
+	// KindDistant carries the session of two peers that can not dial each other.
+	KindDistant Kind = 6
+	// KindPunch is between neighbours; see punch.go.
+	KindPunch Kind = 7
 )
 
 // MaxUnicast is the most bytes of a unicast message.
@@ -93,18 +99,25 @@ type Config struct {
 	// Discover has every member dialled, not only the targets.
 	Discover bool
 	Targets  []string
+	// Advertise is where the members are told to dial, if set; else they are
+	// told the addresses that this peer uses and is seen at.
+	Advertise []netip.AddrPort
+	// UDPAddr tells at which UDP address a neighbour is seen. Without it there
+	// are no distant sessions.
+	UDPAddr func(peer.Name) (netip.AddrPort, bool)
 	// ProtocolMin and ProtocolMax are for tests of versions; 0 for what this
 	// program speaks.
 	ProtocolMin, ProtocolMax uint8
 	Log                      *slog.Logger
 }
 
-// Neighbour is a peer with which there is a session.
+// Neighbour is a peer with which there is a session, direct or distant.
 type Neighbour struct {
 	Name     peer.Name
 	Nickname string
-	// Addr is the address at which the peer is seen, with the port at which it
-	// says it listens.
+	// Addr is where the peer's UDP port should be: the address at which the peer
+	// is seen with the port at which it says it listens; for a distant session
+	// what a common neighbour sees.
 	Addr netip.AddrPort
 	// Secret is known to the two peers alone, and another one for each session.
 	Secret   [32]byte
@@ -142,11 +155,14 @@ type Mesh struct {
 	handlers [256]func(from peer.Name, msg []byte)
 	observer Observer
 	members  *member.List
+	// distantStreams carry the sessions of distant.go.
+	distantStreams *stream.Mux
 
 	// Atomic.
 
 	view       atomic.Pointer[View]
 	neighbours atomic.Pointer[map[peer.Name]*neighbour] // replaced under mu
+	distant    atomic.Pointer[map[peer.Name]*neighbour] // likewise
 	counters   counters
 
 	// wake has the loop go round now.
@@ -162,6 +178,8 @@ type Mesh struct {
 	maker    *dial.Maker
 	data     map[peer.Name]dataLink // what the router says of its links
 	events   []func(Observer)
+	tries    map[peer.Name]*try // at distant sessions
+	punches  int                // asked for
 	problems problems
 	closing  bool
 
@@ -172,8 +190,9 @@ type Mesh struct {
 }
 
 type dataLink struct {
-	up  bool
-	rtt time.Duration
+	up      bool
+	rtt     time.Duration
+	changed time.Time // of up
 }
 
 type announcement struct {
@@ -221,6 +240,8 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, err
 	}
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
+	m.distant.Store(&map[peer.Name]*neighbour{})
+	m.tries = make(map[peer.Name]*try)
 	m.refreshView()
 	host := ""
 	if cfg.Host.IsValid() {
@@ -278,16 +299,15 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	m.observer = o
 	var err error
 	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Notify: m.memberChanged,
-		Send: func(to peer.Name, msg []byte) error { return m.Send(to, KindMember, msg) }})
+		SendPacket: m.sender(KindMember), SendStream: m.sender(KindMemberStream)})
 	if err != nil {
 		m.listener.Close()
 		return err
 	}
-	m.Handle(KindMember, func(from peer.Name, msg []byte) {
-		if err := m.members.Receive(from, msg); err != nil {
-			m.log.Warn("member message refused", "from", from, "err", err)
-		}
-	})
+	m.Handle(KindMember, m.members.Packet)
+	m.handleStreams(KindMemberStream, m.members.Stream)
+	m.distantStreams = stream.New(m.sender(KindDistant), m.acceptDistant)
+	m.handleStreams(KindDistant, m.distantStreams.Receive)
 	m.wg.Add(1)
 	go m.accept()
 	m.loop(ctx)
@@ -297,9 +317,12 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	m.mu.Unlock()
 	m.listener.Close()
 	m.members.Close(true)
-	for _, n := range *m.neighbours.Load() {
-		n.goodbye("the router stops")
+	for _, all := range []map[peer.Name]*neighbour{*m.distant.Load(), *m.neighbours.Load()} {
+		for _, n := range all {
+			n.goodbye("the router stops")
+		}
 	}
+	m.distantStreams.Close()
 	m.wg.Wait()
 	return nil
 }
@@ -330,8 +353,10 @@ func (m *Mesh) loop(ctx context.Context) {
 		m.mu.Lock()
 		m.engine.Tick(now)
 		attempts := m.maker.Tick(now)
-		if now.Sub(lastSlow) > 5*time.Second {
+		var distant []peer.Name
+		if now.Sub(lastSlow) > 2*time.Second {
 			lastSlow = now
+			distant = m.distantDue(now)
 			for _, n := range m.topo.Expire(now) {
 				m.log.Info("peer forgotten: no path has led to it for a minute", "peer", n)
 			}
@@ -363,6 +388,10 @@ func (m *Mesh) loop(ctx context.Context) {
 		for _, a := range attempts {
 			m.wg.Add(1)
 			go m.dial(ctx, a)
+		}
+		for _, n := range distant {
+			m.wg.Add(1)
+			go m.dialDistant(n)
 		}
 		for _, f := range events {
 			f(m.observer)
@@ -420,7 +449,12 @@ func (m *Mesh) takeAnnouncements() {
 // SetData tells what the router has found of its data link to a neighbour.
 func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 	m.mu.Lock()
-	m.data[n] = dataLink{up, rtt}
+	l := m.data[n]
+	if l.up != up {
+		l.changed = time.Now()
+	}
+	l.up, l.rtt = up, rtt
+	m.data[n] = l
 	m.mu.Unlock()
 	m.poke()
 }
@@ -428,6 +462,11 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 // updateLinks puts what this peer has with its neighbours into its entry.
 func (m *Mesh) updateLinks() {
 	var links []topology.Link
+	for name := range *m.distant.Load() {
+		if d := m.data[name]; d.up {
+			links = append(links, topology.Link{To: name, Flags: topology.LinkData, Cost: topology.CostOf(d.rtt)})
+		}
+	}
 	for name, n := range *m.neighbours.Load() {
 		l := topology.Link{To: name, Flags: topology.LinkSession, Cost: topology.CostOf(n.rtt())}
 		if d := m.data[name]; d.up {

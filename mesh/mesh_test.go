@@ -333,3 +333,64 @@ func TestStopIsSafeAtAnyTime(t *testing.T) {
 		start(t, to(a)).stop()
 	}
 }
+
+// Two peers that can not dial each other get a session through the hub, and
+// are both told where the hub sees the other's UDP port.
+func TestPeersThatCanNotDialEachOtherPunch(t *testing.T) {
+	seen := func(n peer.Name) (netip.AddrPort, bool) {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, n[4], n[5]}), 6783), true
+	}
+	// Nothing listens at the addresses that they tell the others.
+	translated := func(c *Config) { c.Advertise = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")} }
+	hub := start(t, udp(seen))
+	a, b := start(t, translated, to(hub), udp(seen)), start(t, translated, to(hub), udp(seen))
+	for _, n := range []*node{a, b} {
+		eventually(t, "a session with the hub", func() bool { return n.sees(hub, a, b) })
+		n.SetData(hub.Self(), true, time.Millisecond)
+		hub.SetData(n.Self(), true, time.Millisecond)
+	}
+	told := func(n, of *node) func() bool {
+		return func() bool {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			want, _ := seen(of.Self())
+			return n.up[of.Self()].Addr == want
+		}
+	}
+	eventually(t, "a is told of b", told(a, b))
+	eventually(t, "b is told of a", told(b, a))
+	a.mu.Lock()
+	b.mu.Lock()
+	x, y := a.up[b.Self()], b.up[a.Self()]
+	a.mu.Unlock()
+	b.mu.Unlock()
+	if x.Secret != y.Secret || x.Secret == [32]byte{} {
+		t.Error("the two have no secret in common")
+	}
+	if err := a.Send(b.Self(), KindLink, []byte("offer")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "link messages go", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return slices.Equal(b.links, []string{a.Self().String() + " offer"})
+	})
+	a.SetData(b.Self(), true, time.Millisecond)
+	b.SetData(a.Self(), true, time.Millisecond)
+	eventually(t, "frames go directly", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.route.Unicast[b.Self()] == b.Self()
+	})
+	hub.stop()
+	eventually(t, "the link ends with what carried its session", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		_, up := a.up[b.Self()]
+		return !up
+	})
+}
+
+func udp(f func(peer.Name) (netip.AddrPort, bool)) option {
+	return func(c *Config) { c.UDPAddr = f }
+}

@@ -40,8 +40,13 @@ type neighbour struct {
 	// Constant.
 
 	*session.Conn
-	name  peer.Name
-	since time.Time
+	name    peer.Name
+	since   time.Time
+	distant bool // its session is carried by others; see distant.go
+
+	// Guarded by Mesh.mu.
+
+	asked time.Time // when its address was, if distant
 
 	// Safe for all.
 
@@ -54,6 +59,8 @@ type neighbour struct {
 	rttNano atomic.Int64 // smoothed
 	dropped atomic.Uint64
 	left    atomic.Bool // it said goodbye
+	// punched is where the router was told that a distant one is.
+	punched atomic.Pointer[netip.AddrPort]
 }
 
 func newNeighbour(c *session.Conn) *neighbour {
@@ -169,6 +176,9 @@ func (m *Mesh) write(n *neighbour) {
 				return
 			}
 		case <-n.roused:
+			if n.distant {
+				continue // no gossip: what carries the session gossips already
+			}
 			m.mu.Lock()
 			msg := m.engine.Next(n.name)
 			m.mu.Unlock()
@@ -206,6 +216,10 @@ func (m *Mesh) read(n *neighbour) {
 			break
 		}
 	}
+	if n.distant {
+		m.dropDistant(n)
+		return
+	}
 	m.drop(n)
 }
 
@@ -229,6 +243,9 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 			}
 		}
 	case recGossip:
+		if n.distant {
+			return errors.New("gossip in a distant session")
+		}
 		m.mu.Lock()
 		changed, err := m.engine.Receive(n.name, body)
 		dirty := m.engine.Dirty()

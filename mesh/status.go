@@ -41,6 +41,7 @@ type SessionStatus struct {
 	Nickname string
 	Addr     string // the far end
 	Dialled  bool
+	Distant  bool // carried by other peers, for a link through address translation
 	Cipher   string
 	Since    time.Time
 	RTT      time.Duration
@@ -80,11 +81,13 @@ func (m *Mesh) Status() Status {
 	for c := session.CodeVersion; c <= session.CodeOther; c++ {
 		s.HandshakeFailures[c.String()] = m.counters.handshakeFail[c].Load()
 	}
-	for _, n := range *m.neighbours.Load() {
-		s.Sessions = append(s.Sessions, SessionStatus{
-			Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled,
-			Cipher: n.Cipher, Since: n.since, RTT: n.rtt(), Queued: len(n.control), Dropped: n.dropped.Load(),
-		})
+	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.distant.Load()} {
+		for _, n := range all {
+			s.Sessions = append(s.Sessions, SessionStatus{
+				Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled, Distant: n.distant,
+				Cipher: n.Cipher, Since: n.since, RTT: n.rtt(), Queued: len(n.control), Dropped: n.dropped.Load(),
+			})
+		}
 	}
 	slices.SortFunc(s.Sessions, func(a, b SessionStatus) int { return a.Peer.Compare(b.Peer) })
 	v := m.view.Load()

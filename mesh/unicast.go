@@ -33,19 +33,39 @@ func (m *Mesh) Send(to peer.Name, k Kind, msg []byte) error {
 	rec = append(rec, m.self[:]...)
 	rec = append(rec, maxHops, byte(k))
 	rec = append(rec, msg...)
-	if err := m.forward(to, rec, k != KindLink); err != nil {
+	if err := m.forward(to, rec, k); err != nil {
 		m.counters.unicastDrops.Add(1)
 		return fmt.Errorf("send to peer %s: %w", to, err)
 	}
 	return nil
 }
 
+// sender returns Send for one kind.
+func (m *Mesh) sender(k Kind) func(peer.Name, []byte) error {
+	return func(to peer.Name, msg []byte) error { return m.Send(to, k, msg) }
+}
+
+// handleStreams gives messages of a kind to a Mux.
+func (m *Mesh) handleStreams(k Kind, receive func(peer.Name, []byte) error) {
+	m.Handle(k, func(from peer.Name, msg []byte) {
+		if err := receive(from, msg); err != nil {
+			m.log.Warn("message of a stream refused", "from", from, "err", err)
+		}
+	})
+}
+
+// relayed tells whether messages of this kind may pass through others.
+func (k Kind) relayed() bool { return k != KindLink && k != KindPunch }
+
 // forward queues a record for the neighbour on the way to a peer.
-func (m *Mesh) forward(to peer.Name, rec []byte, relays bool) error {
+func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
 	all := *m.neighbours.Load()
 	n := all[to]
-	if n == nil && relays {
+	if n == nil && k.relayed() {
 		n = all[m.view.Load().control.Unicast[to]]
+	}
+	if n == nil && k == KindLink {
+		n = (*m.distant.Load())[to]
 	}
 	if n == nil {
 		return ErrUnreachable
@@ -63,13 +83,13 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 	to, from := peer.NameFromBytes(body), peer.NameFromBytes(body[peer.NameLen:])
 	hops, kind := body[2*peer.NameLen], Kind(body[2*peer.NameLen+1])
 	if to != m.self {
-		if hops <= 1 || from == m.self || kind == KindLink {
+		if hops <= 1 || from == m.self || !kind.relayed() {
 			m.counters.unicastDrops.Add(1)
 			return
 		}
 		rec := append([]byte{recUnicast}, body...)
 		rec[1+2*peer.NameLen]--
-		if m.forward(to, rec, true) != nil {
+		if m.forward(to, rec, kind) != nil {
 			m.counters.unicastDrops.Add(1)
 			return
 		}
@@ -77,11 +97,18 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 		return
 	}
 	msg := slices.Clone(body[unicastHeader:])
-	if kind == KindLink {
-		// Only from the neighbour itself, and in order with its coming and going.
-		if from == n.name {
-			m.event(func(o Observer) { o.LinkMessage(from, msg) })
-		}
+	switch {
+	case !kind.relayed() && from != n.name:
+		m.counters.unicastDrops.Add(1)
+		return
+	case kind == KindLink: // in order with the neighbour's coming and going
+		m.event(func(o Observer) { o.LinkMessage(from, msg) })
+		return
+	case kind == KindPunch:
+		m.punch(from, msg)
+		return
+	case n.distant:
+		m.counters.unicastDrops.Add(1) // a distant session is for the link alone
 		return
 	}
 	if f := m.handlers[kind]; f != nil && from != m.self {

@@ -44,15 +44,16 @@ var (
 
 // Default is the Assemble of the program.
 func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ *Parts, err error) {
+	h := &host{config: c, log: log}
 	m, err := mesh.New(mesh.Config{
 		Identity: id, Nickname: c.NickName, Host: c.Host, Port: uint16(c.Port), Passwords: c.Passwords,
-		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery,
+		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr,
 		ProtocolMin: uint8(c.ProtocolMin), ProtocolMax: uint8(c.ProtocolMax), Log: log.With("part", "mesh"),
 	})
 	if err != nil {
 		return nil, err
 	}
-	h := &host{config: c, log: log, mesh: m}
+	h.mesh = m
 	defer func() {
 		if err != nil {
 			h.close()
@@ -116,6 +117,12 @@ func (h *host) allocator(id *peer.Identity, universe, subnet netip.Prefix, file 
 		h.log.Warn("address file", "what", n)
 	}
 	return &allocator{alloc, universe, subnet, disk, notes}, nil
+}
+
+// udpAddr tells at which UDP address a neighbour's packets come in.
+func (h *host) udpAddr(n peer.Name) (netip.AddrPort, bool) {
+	l, ok := h.router.Link(n)
+	return l.Addr, ok && l.State == "established"
 }
 
 // ringInit says how the first ring is made.

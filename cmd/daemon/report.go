@@ -98,6 +98,10 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			if l.State == "established" {
 				c.State, c.RTT, c.Info = api.StateEstablished, l.RTT, h.notAtItsBest(l)
 			}
+			if s.Distant {
+				c.Address = l.Addr.String()
+				c.Info = "through address translation, control over other peers; " + c.Info
+			}
 		}
 		out.Connections = append(out.Connections, c)
 	}

@@ -25,18 +25,23 @@ type world struct {
 func (w *world) start(t *testing.T, n peer.Name) *List {
 	t.Helper()
 	in := make(chan func(), 4096)
-	l, err := Start(Config{Self: n,
-		Send: func(to peer.Name, msg []byte) error {
+	send := func(take func(l *List, msg []byte)) func(peer.Name, []byte) error {
+		return func(to peer.Name, msg []byte) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if dst := w.lists[to]; dst != nil && !w.cut[n] && !w.cut[to] {
+				msg := slices.Clone(msg)
 				select {
-				case w.inbox[to] <- func() { dst.Receive(n, slices.Clone(msg)) }:
+				case w.inbox[to] <- func() { take(dst, msg) }:
 				default:
 				}
 			}
 			return nil
-		},
+		}
+	}
+	l, err := Start(Config{Self: n,
+		SendPacket: send(func(l *List, msg []byte) { l.Packet(n, msg) }),
+		SendStream: send(func(l *List, msg []byte) { l.Stream(n, msg) }),
 		Notify: func(e Event) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -107,21 +112,6 @@ func TestListsMergeAndNoticeTheLost(t *testing.T) {
 		}
 		time.Sleep(time.Minute) // memberlist's goroutines end after its Shutdown returned
 		close(w.done)
-	})
-}
-
-func FuzzReceive(f *testing.F) {
-	f.Add([]byte{msgPacket, 1, 2}, []byte{msgOpen, 0, 0, 0, 1})
-	f.Add([]byte{msgOpen, 0, 0, 0, 1}, []byte{msgData, 0, 0, 0, 1, 9})
-	f.Add([]byte{msgReply, 0, 0, 0, 1, 1}, []byte{msgHangup, 0})
-	f.Fuzz(func(t *testing.T, a, b []byte) {
-		tr := newTransport(peer.Name{2, 1}, func(peer.Name, []byte) error { return nil })
-		tr.receive(peer.Name{2, 2}, a)
-		tr.receive(peer.Name{2, 2}, b)
-		for range len(tr.conns) {
-			(<-tr.conns).Close()
-		}
-		tr.Shutdown()
 	})
 }
 

@@ -32,9 +32,10 @@ type Event struct {
 // Config is what a List needs.
 type Config struct {
 	Self peer.Name
-	// Send carries a message to another member over any number of hops. It
-	// does not block and may lose it.
-	Send func(to peer.Name, msg []byte) error
+	// SendPacket and SendStream carry a message to another member's Packet and
+	// Stream over any number of hops. They neither block nor keep it, and may
+	// lose it.
+	SendPacket, SendStream func(to peer.Name, msg []byte) error
 	// Notify is called for each change, from one of memberlist's goroutines.
 	Notify func(Event)
 	Log    *slog.Logger
@@ -57,7 +58,7 @@ type List struct {
 
 // Start returns a List that knows of this peer alone.
 func Start(cfg Config) (*List, error) {
-	l := &List{cfg: cfg, tr: newTransport(cfg.Self, cfg.Send), alive: make(map[peer.Name]bool), joining: make(map[peer.Name]bool)}
+	l := &List{cfg: cfg, tr: newTransport(cfg.Self, cfg.SendPacket, cfg.SendStream), alive: make(map[peer.Name]bool), joining: make(map[peer.Name]bool)}
 	l.ctx, l.end = context.WithCancel(context.Background())
 	c := memberlist.DefaultWANConfig()
 	c.Name = cfg.Self.String()
@@ -79,9 +80,11 @@ func Start(cfg Config) (*List, error) {
 	return l, nil
 }
 
-// Receive takes in a message that the same package's Send carried here. It
-// keeps msg.
-func (l *List) Receive(from peer.Name, msg []byte) error { return l.tr.receive(from, msg) }
+// Packet takes in what another member's SendPacket carried here. It keeps msg.
+func (l *List) Packet(from peer.Name, msg []byte) { l.tr.packet(from, msg) }
+
+// Stream takes in what another member's SendStream carried here. It keeps msg.
+func (l *List) Stream(from peer.Name, msg []byte) error { return l.tr.streams.Receive(from, msg) }
 
 // Join merges this list with that of a peer, in the background, unless the
 // peer is a member already.

@@ -183,6 +183,23 @@ func (g *Graph) broadcast(flags LinkFlags, out map[peer.Name][]peer.Name) {
 	}
 }
 
+// Common returns the peers that have links with all of flags both to this peer
+// and to n, in order.
+func (g *Graph) Common(n peer.Name, flags LinkFlags) (names []peer.Name) {
+	to, ok := g.index[n]
+	if !ok {
+		return nil
+	}
+	for _, a := range g.links[g.self] {
+		for _, b := range g.links[a.to] {
+			if b.to == to && a.flags&b.flags&flags == flags {
+				names = append(names, g.names[a.to])
+			}
+		}
+	}
+	return names
+}
+
 // Between returns the path of names by which a frame goes from this peer to
 // dst over links that have all of flags, dst last; nil if there is none. It
 // is for people who ask; frames go hop by hop.

@@ -1,0 +1,205 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/mesh/topology"
+)
+
+// Two peers behind address translation can not dial each other, but their UDP
+// packets can meet if both send at once. For that they need keys, and so a
+// session: the same handshake and the same records as over TCP, carried as a
+// stream by the peers between them, who can not read it. It is used for the
+// link alone (KindLink); everything else goes as before.
+//
+// The peer with the lower name begins, once a direct attempt has failed.
+
+const (
+	// distantAgain is how long a peer is left alone after the first distant
+	// session with it was begun; each further time it is twice as long, up to
+	// distantSeldom. Many translators let no packet through, and attempts fill
+	// their tables.
+	distantAgain  = time.Minute
+	distantSeldom = 32 * time.Minute
+	// punchPatience is how long the link may take to come up, and punchAgain how
+	// often meanwhile the peer's address is asked for.
+	punchPatience = 30 * time.Second
+	punchAgain    = 5 * time.Second
+	// maxDistantDials is how many are begun in one round of the loop.
+	maxDistantDials = 8
+)
+
+// try is the record of attempts at a distant session with one peer.
+type try struct {
+	next  time.Time
+	delay time.Duration
+}
+
+// distantDue returns the peers to begin a distant session with now. It is
+// called with mu held.
+func (m *Mesh) distantDue(now time.Time) (due []peer.Name) {
+	direct, distant, v := *m.neighbours.Load(), *m.distant.Load(), m.view.Load()
+	for n, d := range distant {
+		switch l := m.data[n]; {
+		case l.up:
+			delete(m.tries, n)
+		case now.Sub(d.since) > punchPatience && now.Sub(l.changed) > punchPatience:
+			d.shut(errNoWay)
+		case d.Dialled && now.Sub(d.asked) > punchAgain:
+			// An answer may have been lost, or the address be another by now.
+			d.asked = now
+			m.askToPunch(n)
+		}
+	}
+	if !m.cfg.Discover || m.cfg.UDPAddr == nil || m.maker.Full() {
+		return nil
+	}
+	for _, c := range m.maker.Status() {
+		n := c.Peer
+		if c.Target != "" || n.IsZero() || m.self.Compare(n) > 0 || c.Err == nil || direct[n] != nil || distant[n] != nil ||
+			len(due) >= maxDistantDials || v.graph.Common(n, topology.LinkSession|topology.LinkData) == nil {
+			continue
+		}
+		if m.tryAgain(n, now) {
+			due = append(due, n)
+		}
+	}
+	for n := range m.tries {
+		if !v.Reachable(n) {
+			delete(m.tries, n)
+		}
+	}
+	return due
+}
+
+// tryAgain tells whether it is time for a distant session with n, and if so
+// lets twice as long pass until the next.
+func (m *Mesh) tryAgain(n peer.Name, now time.Time) bool {
+	t := m.tries[n]
+	if t == nil {
+		t = &try{delay: distantAgain}
+		m.tries[n] = t
+	}
+	if now.Before(t.next) {
+		return false
+	}
+	t.next = now.Add(t.delay)
+	t.delay = min(2*t.delay, distantSeldom)
+	return true
+}
+
+func (m *Mesh) dialDistant(n peer.Name) {
+	defer m.wg.Done()
+	nc, err := m.distantStreams.Dial(n)
+	if err != nil {
+		m.log.Debug("distant session", "peer", n, "err", err)
+		return
+	}
+	m.shakeDistant(n, nc, session.Dial)
+}
+
+// acceptDistant is called for each stream that another peer opens.
+func (m *Mesh) acceptDistant(from peer.Name, nc net.Conn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing {
+		nc.Close()
+		return
+	}
+	m.wg.Add(1)
+	go func() {
+		defer m.wg.Done()
+		m.shakeDistant(from, nc, session.Accept)
+	}()
+}
+
+func (m *Mesh) shakeDistant(n peer.Name, nc net.Conn, shake func(net.Conn, *session.Config) (*session.Conn, error)) {
+	hs := m.hs
+	hs.Judge = func(h *session.Hello, _ bool) *session.Refusal { return m.judgeDistant(n, h) }
+	c, err := shake(nc, &hs)
+	if err == nil {
+		err = m.adoptDistant(c)
+	}
+	if err != nil {
+		nc.Close()
+		m.log.Debug("distant session", "peer", n, "err", err)
+	}
+}
+
+func (m *Mesh) judgeDistant(n peer.Name, h *session.Hello) *session.Refusal {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch err := m.book.Check(h.Name, h.Key); {
+	case h.Name != n:
+		return &session.Refusal{Code: session.CodeCollision, Reason: fmt.Sprintf("peer %s answers for %s", h.Name, n)}
+	case err != nil:
+		return &session.Refusal{Code: session.CodeCollision, Reason: err.Error()}
+	case m.closing:
+		return &session.Refusal{Code: session.CodeOther, Reason: "the router stops"}
+	case (*m.neighbours.Load())[n] != nil:
+		return &session.Refusal{Code: session.CodeDuplicate, Reason: errDuplicate.Error()}
+	}
+	return nil
+}
+
+func (m *Mesh) adoptDistant(c *session.Conn) error {
+	n := newNeighbour(c)
+	n.distant = true
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing || (*m.neighbours.Load())[n.name] != nil {
+		return errDuplicate
+	}
+	if old := (*m.distant.Load())[n.name]; old != nil {
+		m.detachDistantLocked(old)
+		old.shut(errDuplicate)
+	}
+	all := maps.Clone(*m.distant.Load())
+	all[n.name] = n
+	m.distant.Store(&all)
+	m.log.Info("distant session up", "peer", n.name, "nickname", c.Peer.Nickname)
+	m.wg.Add(2)
+	go m.read(n)
+	go m.write(n)
+	if n.Dialled {
+		n.asked = n.since
+		m.askToPunch(n.name)
+	}
+	return nil
+}
+
+// detachDistantLocked takes a distant session out of the tables and tells
+// whether it was in them.
+func (m *Mesh) detachDistantLocked(n *neighbour) bool {
+	if (*m.distant.Load())[n.name] != n {
+		return false
+	}
+	all := maps.Clone(*m.distant.Load())
+	delete(all, n.name)
+	m.distant.Store(&all)
+	delete(m.data, n.name)
+	name := n.name
+	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name) })
+	return true
+}
+
+func (m *Mesh) dropDistant(n *neighbour) {
+	m.mu.Lock()
+	was := m.detachDistantLocked(n)
+	m.mu.Unlock()
+	if was {
+		m.log.Info("distant session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
+	}
+	m.poke()
+}
+
+var (
+	errDirect = errors.New("a direct session has taken its place")
+	errNoWay  = errors.New("no packet came through")
+)

@@ -1,0 +1,76 @@
+package mesh
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+)
+
+// A message of KindPunch is between a peer and a neighbour that it has in
+// common with another peer:
+//
+//	kind u8 | name 6 | IP 16 | port u16
+//
+//	0 ask      where do you see the UDP port of name? Tell it of me too. No IP, no port
+//	1 answer   name's UDP port is seen there: send to it now
+//
+// IPv4 addresses are in IPv6-mapped form, numbers big endian.
+const (
+	punchAsk    = 0
+	punchAnswer = 1
+	punchAskLen = 1 + peer.NameLen
+	punchLen    = punchAskLen + 16 + 2
+)
+
+// askToPunch asks one of the neighbours that both have a link with, another one
+// each time. It is called with mu held, by the end that began the session.
+func (m *Mesh) askToPunch(n peer.Name) {
+	between := m.view.Load().graph.Common(n, topology.LinkSession|topology.LinkData)
+	if len(between) == 0 {
+		return
+	}
+	m.punches++
+	_ = m.Send(between[m.punches%len(between)], KindPunch, append([]byte{punchAsk}, n[:]...))
+}
+
+// punch takes in a message of KindPunch from a neighbour.
+func (m *Mesh) punch(from peer.Name, msg []byte) {
+	switch {
+	case len(msg) >= punchAskLen && msg[0] == punchAsk && m.cfg.UDPAddr != nil:
+		about := peer.NameFromBytes(msg[1:])
+		a, okA := m.cfg.UDPAddr(from)
+		b, okB := m.cfg.UDPAddr(about)
+		if okA && okB && from != about {
+			_ = m.Send(from, KindPunch, appendPunch(about, b))
+			_ = m.Send(about, KindPunch, appendPunch(from, a))
+		}
+	case len(msg) >= punchLen && msg[0] == punchAnswer:
+		about := peer.NameFromBytes(msg[1:])
+		addr := netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[7:23])).Unmap(), binary.BigEndian.Uint16(msg[23:]))
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		n := (*m.distant.Load())[about]
+		if n == nil || addr.Addr().IsUnspecified() || addr.Port() == 0 || m.data[about].up {
+			return
+		}
+		before := n.punched.Swap(&addr)
+		if before != nil && *before == addr {
+			return // the router is at it
+		}
+		up := Neighbour{Name: about, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance}
+		if before != nil {
+			m.events = append(m.events, func(o Observer) { o.NeighbourDown(about) })
+		}
+		m.events = append(m.events, func(o Observer) { o.NeighbourUp(up) })
+		m.poke()
+	}
+}
+
+func appendPunch(about peer.Name, a netip.AddrPort) []byte {
+	b := append([]byte{punchAnswer}, about[:]...)
+	ip := a.Addr().As16()
+	b = append(b, ip[:]...)
+	return binary.BigEndian.AppendUint16(b, a.Port())
+}

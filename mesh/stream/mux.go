@@ -1,0 +1,246 @@
+// Package stream makes byte streams between peers out of the messages that
+// the mesh carries over any number of hops.
+//
+// It is for talks that are short and few: a stream gives up when a message is
+// lost on the way or its reader is slow, and its user tries again.
+//
+//	kind u8 | stream u32 | sequence u32 | bytes
+//
+//	0 open     the sender has made a stream and chosen its number
+//	1 data     from the end that opened it
+//	2 reply    from the other end
+//	3 close    from the end that opened it; nothing follows
+//	4 hang up  from the other end; nothing follows
+//
+// Sequences count the messages of one direction from 0, open among them.
+// Numbers are big endian; kinds are append only and unknown ones ignored.
+package stream
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+const (
+	kindOpen = iota
+	kindData
+	kindReply
+	kindClose
+	kindHangup
+)
+
+const (
+	headerLen  = 9
+	chunk      = 16 << 10 // most bytes of a stream in one message
+	inFlight   = 256      // messages that wait for one stream's reader
+	maxStreams = 256      // at once
+)
+
+// Addr is the address of a stream's far end.
+type Addr peer.Name
+
+// Network implements net.Addr.
+func (Addr) Network() string { return "weft" }
+
+// String implements net.Addr.
+func (a Addr) String() string { return peer.Name(a).String() + " (relayed)" }
+
+// Mux holds the streams of one peer. It is safe for concurrent use.
+type Mux struct {
+	// Constant.
+	send   func(to peer.Name, msg []byte) error
+	accept func(from peer.Name, c net.Conn)
+
+	wg sync.WaitGroup // of the pumps
+
+	mu      sync.Mutex // guards what follows; nothing is sent or accepted while it is held
+	streams map[key]*stream
+	last    uint32
+	closed  bool
+}
+
+type key struct {
+	far    peer.Name
+	id     uint32
+	opened bool // at this end
+}
+
+// stream is the near end of a net.Pipe, whose far end the user holds.
+type stream struct {
+	net.Conn
+	in   chan []byte // closed when nothing more will come
+	next uint32      // sequence expected, guarded by Mux.mu
+}
+
+// New returns a Mux that sends by send, which must neither block nor keep msg;
+// it may lose it. Accept is called for each stream that another peer opens,
+// must not block, and owns the stream.
+func New(send func(to peer.Name, msg []byte) error, accept func(from peer.Name, c net.Conn)) *Mux {
+	return &Mux{send: send, accept: accept, streams: make(map[key]*stream)}
+}
+
+var (
+	errClosed = errors.New("the streams are shut down")
+	errMany   = errors.New("too many streams at once")
+)
+
+// Dial opens a stream. It does not wait for the other end.
+func (m *Mux) Dial(to peer.Name) (net.Conn, error) {
+	m.mu.Lock()
+	m.last++
+	k := key{to, m.last, true}
+	c, err := m.startLocked(k)
+	m.mu.Unlock()
+	if err == nil {
+		// Nothing overtakes the open: the user can not write before Dial returns.
+		if err = m.send(to, message(kindOpen, k.id, 0, nil)); err != nil {
+			c.Close()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stream to peer %s: %w", to, err)
+	}
+	return c, nil
+}
+
+func message(kind byte, id, seq uint32, b []byte) []byte {
+	m := make([]byte, 0, headerLen+len(b))
+	m = append(m, kind)
+	m = binary.BigEndian.AppendUint32(m, id)
+	m = binary.BigEndian.AppendUint32(m, seq)
+	return append(m, b...)
+}
+
+// conn is what the user holds.
+type conn struct {
+	net.Conn
+	far Addr
+}
+
+func (c conn) RemoteAddr() net.Addr { return c.far }
+
+func (m *Mux) startLocked(k key) (net.Conn, error) {
+	if m.closed {
+		return nil, errClosed
+	}
+	if len(m.streams) >= maxStreams {
+		return nil, errMany
+	}
+	near, far := net.Pipe()
+	s := &stream{Conn: near, in: make(chan []byte, inFlight)}
+	if !k.opened {
+		s.next = 1 // the open was 0
+	}
+	m.streams[k] = s
+	m.wg.Add(2)
+	go m.pumpOut(k, s)
+	go m.pumpIn(s)
+	return conn{far, Addr(k.far)}, nil
+}
+
+// pumpOut sends what the user writes, and tells the far end when it closes.
+func (m *Mux) pumpOut(k key, s *stream) {
+	defer m.wg.Done()
+	data, end, seq := byte(kindReply), byte(kindHangup), uint32(0)
+	if k.opened {
+		data, end, seq = kindData, kindClose, 1
+	}
+	buf := make([]byte, chunk)
+	for {
+		n, err := s.Read(buf)
+		if n > 0 {
+			if m.send(k.far, message(data, k.id, seq, buf[:n])) != nil {
+				break
+			}
+			seq++
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = m.send(k.far, message(end, k.id, seq, nil))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.endLocked(k, s)
+}
+
+// pumpIn hands the user what the far peer sent.
+func (m *Mux) pumpIn(s *stream) {
+	defer m.wg.Done()
+	for b := range s.in {
+		if _, err := s.Write(b); err != nil {
+			break
+		}
+	}
+	s.Close()
+}
+
+// endLocked lets nothing more come in. What came is still handed over.
+func (m *Mux) endLocked(k key, s *stream) {
+	if m.streams[k] == s {
+		delete(m.streams, k)
+		close(s.in)
+	}
+}
+
+// Receive takes in a message that another peer's Mux sent. It keeps msg.
+func (m *Mux) Receive(from peer.Name, msg []byte) error {
+	if len(msg) < headerLen {
+		return fmt.Errorf("stream message of %d bytes from %s is cut short", len(msg), from)
+	}
+	kind, id, seq := msg[0], binary.BigEndian.Uint32(msg[1:]), binary.BigEndian.Uint32(msg[5:])
+	if kind > kindHangup {
+		return nil
+	}
+	if kind == kindOpen {
+		m.opened(key{from, id, false})
+		return nil
+	}
+	k := key{from, id, kind == kindReply || kind == kindHangup}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.streams[k]
+	if s == nil {
+		return nil
+	}
+	if seq == s.next && (kind == kindData || kind == kindReply) {
+		select {
+		case s.in <- msg[headerLen:]:
+			s.next++
+			return nil
+		default: // a reader so slow that its stream is of no use
+		}
+	}
+	m.endLocked(k, s)
+	return nil
+}
+
+func (m *Mux) opened(k key) {
+	m.mu.Lock()
+	if m.streams[k] != nil {
+		m.mu.Unlock()
+		return
+	}
+	c, err := m.startLocked(k)
+	m.mu.Unlock()
+	if err == nil { // else the far end's deadline tells it
+		m.accept(k.far, c)
+	}
+}
+
+// Close ends all streams and waits for their goroutines.
+func (m *Mux) Close() {
+	m.mu.Lock()
+	m.closed = true
+	for k, s := range m.streams {
+		m.endLocked(k, s)
+		s.Close()
+	}
+	m.mu.Unlock()
+	m.wg.Wait()
+}

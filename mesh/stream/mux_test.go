@@ -1,0 +1,155 @@
+package stream
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"slices"
+	"testing"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+var (
+	near = peer.Name{2, 1}
+	far  = peer.Name{2, 2}
+)
+
+// pair joins two Muxes; pass tells of each message whether it arrives.
+func pair(t *testing.T, pass func(msg []byte) bool) (a *Mux, accepted chan net.Conn) {
+	t.Helper()
+	accepted = make(chan net.Conn, 8)
+	var b *Mux
+	toB, toA := make(chan []byte, 1024), make(chan []byte, 1024)
+	a = New(func(_ peer.Name, msg []byte) error {
+		if pass(msg) {
+			toB <- slices.Clone(msg)
+		}
+		return nil
+	}, func(peer.Name, net.Conn) { t.Error("a accepts a stream") })
+	b = New(func(_ peer.Name, msg []byte) error {
+		toA <- slices.Clone(msg)
+		return nil
+	}, func(from peer.Name, c net.Conn) {
+		if from != near || c.RemoteAddr() != net.Addr(Addr(near)) {
+			t.Errorf("a stream from %s at %s", from, c.RemoteAddr())
+		}
+		accepted <- c
+	})
+	done := make(chan struct{})
+	for _, p := range []struct {
+		in   chan []byte
+		to   *Mux
+		from peer.Name
+	}{{toB, b, near}, {toA, a, far}} {
+		go func() {
+			for {
+				select {
+				case msg := <-p.in:
+					if err := p.to.Receive(p.from, msg); err != nil {
+						t.Error(err)
+					}
+				case <-done:
+					return
+				}
+			}
+		}()
+	}
+	t.Cleanup(func() {
+		a.Close()
+		b.Close()
+		close(done)
+	})
+	return a, accepted
+}
+
+func all([]byte) bool { return true }
+
+func TestBothWaysAndTheEnd(t *testing.T) {
+	m, accepted := pair(t, all)
+	c, err := m.Dial(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := bytes.Repeat([]byte("weft"), 50<<10)
+	go func() {
+		c.Write(big)
+		c.Write([]byte("."))
+	}()
+	d := <-accepted
+	got := make([]byte, len(big)+1)
+	if _, err := io.ReadFull(d, got); err != nil || !bytes.Equal(got[:len(big)], big) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	go func() {
+		d.Write([]byte("answer"))
+		d.Close()
+	}()
+	if b, err := io.ReadAll(c); err != nil || string(b) != "answer" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+func TestALostMessageEndsTheStream(t *testing.T) {
+	n := 0
+	m, accepted := pair(t, func(msg []byte) bool {
+		if msg[0] == kindData {
+			n++
+		}
+		return msg[0] != kindData || n != 2
+	})
+	c, err := m.Dial(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range 4 {
+			c.Write([]byte("x"))
+		}
+	}()
+	if b, err := io.ReadAll(<-accepted); err != nil || string(b) != "x" {
+		t.Errorf("%q, %v; want what came before the loss, and the end", b, err)
+	}
+}
+
+func TestCloseEndsAllAndTwiceIsSafe(t *testing.T) {
+	m, accepted := pair(t, all)
+	c, err := m.Dial(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-accepted
+	m.Close()
+	m.Close()
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("reads after the end")
+	}
+	if _, err := m.Dial(far); err == nil {
+		t.Error("dials after the end")
+	}
+}
+
+func TestStreamsAreBounded(t *testing.T) {
+	m := New(func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { t.Cleanup(func() { c.Close() }) })
+	t.Cleanup(m.Close)
+	for i := range uint32(2 * maxStreams) {
+		if err := m.Receive(far, message(kindOpen, i, 0, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(m.streams) != maxStreams {
+		t.Errorf("%d streams, want %d", len(m.streams), maxStreams)
+	}
+}
+
+func FuzzReceive(f *testing.F) {
+	f.Add(message(kindOpen, 1, 0, nil), message(kindData, 1, 1, []byte("x")))
+	f.Add(message(kindOpen, 1, 0, nil), message(kindClose, 1, 1, nil))
+	f.Add([]byte{kindReply}, message(kindHangup, 9, 0, nil))
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		m := New(func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { c.Close() })
+		m.Receive(far, a)
+		m.Receive(far, b)
+		m.Close()
+	})
+}
