@@ -54,6 +54,7 @@ const (
 	regainEvery   = 5 * time.Second        // between asks for one address
 	flushEvery    = 1 * time.Second        // of records of others
 	compactEvery  = 1 * time.Minute        // of own adjacent ranges
+	warnEvery     = 10 * time.Second       // about refused records
 	tickEvery     = 250 * time.Millisecond // of the driver
 )
 
@@ -98,6 +99,7 @@ type core struct {
 	wantRing    bool
 	nextPropose time.Time
 	nextCompact time.Time
+	nextWarn    time.Time
 
 	pending  []*request // in order of arrival
 	lastID   uint64
@@ -254,7 +256,12 @@ func (c *core) publish(out ring.Outcome) {
 func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) {
 	out, err := c.ring.Merge(delta)
 	for _, r := range out.Refused {
-		c.warn("ring record refused", "peer", from, "err", r)
+		// A record that came before what it needs is refused as well; it comes again.
+		early := errors.Is(r, ring.ErrAuthority) || errors.Is(r, ring.ErrBasis)
+		if !early && !c.now.Before(c.nextWarn) {
+			c.nextWarn = c.now.Add(warnEvery)
+			c.warn("ring record refused", "peer", from, "err", r, "refused_so_far", c.ring.Refused())
+		}
 	}
 	var div *ring.DivergentError
 	if errors.As(err, &div) {
@@ -282,6 +289,7 @@ func (c *core) refresh() bool {
 	c.holder = c.ring.Holder(c.cfg.Self)
 	c.space.SetOwned(c.ring.Owned(c.cfg.Self))
 	c.saveRingIdentity()
+	c.forgetVotes()
 	c.findLost()
 	if c.ring.Ready() {
 		c.wantRing = false

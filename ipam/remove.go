@@ -309,6 +309,17 @@ func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) 
 	return rm, nil
 }
 
+// forgetVotes drops the votes on removals that are in the ring: there is nothing
+// left to vote on.
+func (c *core) forgetVotes() {
+	for gone := range c.votes {
+		if _, removed := c.ring.Removed(gone); removed {
+			delete(c.votes, gone)
+			c.put(bucketVotes, gone.Append(nil), nil)
+		}
+	}
+}
+
 func names(hs []ring.Holder) (out []peer.Name) {
 	for _, h := range hs {
 		out = append(out, h.Name)
