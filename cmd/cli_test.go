@@ -1,0 +1,376 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+// TestMain makes the test binary be weft when a test starts it as such, so
+// that labs run the code under test.
+func TestMain(m *testing.M) {
+	if os.Getenv(beWeft) != "" {
+		os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	// Whatever a test starts of this binary is weft and never the tests again.
+	os.Setenv(beWeft, "1")
+	os.Exit(m.Run())
+}
+
+const beWeft = "BE_THE_WEFT_PROGRAM"
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// fakeBackend answers as a router would, and notes what it was asked.
+type fakeBackend struct {
+	report *api.Report
+	err    error // of everything but Ready
+
+	mu    sync.Mutex
+	calls []any
+}
+
+func (f *fakeBackend) note(call any) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, call)
+	return f.err
+}
+
+func (f *fakeBackend) Ready(context.Context) api.Ready {
+	return api.Ready{Ready: true, Version: "9.9", Name: "02:00:00:00:00:01"}
+}
+
+func (f *fakeBackend) Report(context.Context) (*api.Report, error) { return f.report, f.err }
+
+func (f *fakeBackend) Attachments(context.Context) ([]api.Attachment, error) {
+	return f.report.Attachments, f.err
+}
+
+var onePrefix = []netip.Prefix{netip.MustParsePrefix("10.32.0.1/12")}
+
+func (f *fakeBackend) Attach(_ context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	return append(onePrefix, netip.MustParsePrefix("10.32.0.2/12")), f.note(r)
+}
+
+func (f *fakeBackend) Detach(_ context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	return onePrefix, f.note(r)
+}
+
+func (f *fakeBackend) Expose(_ context.Context, r api.ExposeRequest) ([]netip.Prefix, error) {
+	return onePrefix, f.note(r)
+}
+
+func (f *fakeBackend) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Prefix, error) {
+	return nil, f.note(r)
+}
+
+func (f *fakeBackend) Connect(_ context.Context, r api.PeersRequest) error { return f.note(r) }
+
+func (f *fakeBackend) Forget(_ context.Context, r api.PeersRequest) error { return f.note(r) }
+
+func (f *fakeBackend) RemovePeers(_ context.Context, r api.PeersRequest) ([]api.Removed, error) {
+	return []api.Removed{{Peer: r.Peers[0], Addresses: 1 << 18}}, f.note(r)
+}
+
+func (f *fakeBackend) Prime(context.Context) error { return f.note("prime") }
+
+func (f *fakeBackend) Stop(context.Context) error { return f.note("stop") }
+
+func (f *fakeBackend) Reset(context.Context) error { return f.note("reset") }
+
+// someReport has something in every part that a view shows.
+func someReport() *api.Report {
+	return &api.Report{
+		Ready: true, Version: "9.9",
+		Router: api.Router{
+			Protocol: "weft", ProtocolMinVersion: 1, ProtocolMaxVersion: 2,
+			Name: "02:00:00:00:00:01", NickName: "h1", Port: 6783, Encryption: true, PeerDiscovery: true,
+			Targets: []string{"h2", "192.0.2.3:7000"},
+			Peers: []api.Peer{
+				{Name: "02:00:00:00:00:01", NickName: "h1", Connections: []api.PeerConnection{
+					{Name: "02:00:00:00:00:02", NickName: "h2", Address: "192.0.2.2:6783", Outbound: true, Established: true}}},
+				{Name: "02:00:00:00:00:02", NickName: "h2", Connections: []api.PeerConnection{
+					{Name: "02:00:00:00:00:01", NickName: "h1", Address: "192.0.2.1:40000", Established: false}}},
+			},
+			Connections: []api.Connection{
+				{Address: "192.0.2.2:6783", Outbound: true, State: api.StateEstablished, Name: "02:00:00:00:00:02", NickName: "h2", Kind: "sleeve", Encrypted: true, MTU: 1429},
+				{Address: "192.0.2.3:7000", Outbound: true, State: api.StateRetrying, Info: "connection refused; again in 3s"},
+			},
+			TrustedSubnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		},
+		IPAM: &api.IPAM{
+			Status: "ready", Range: netip.MustParsePrefix("10.32.0.0/12"), RangeNumIPs: 1 << 20, ActiveIPs: 2,
+			DefaultSubnet: netip.MustParsePrefix("10.32.0.0/12"),
+			Owners: []api.Owner{
+				{Peer: "02:00:00:00:00:01", NickName: "h1", NumIPs: 1 << 19, Active: 2, Reachable: true},
+				{Peer: "02:00:00:00:00:02", NickName: "h2", NumIPs: 1 << 19},
+			},
+			PendingClaims: []string{"10.40.0.1 for netns:1: its owner does not answer"},
+		},
+		Attachments: []api.Attachment{
+			{ID: api.Exposed, Interface: "weft", Addresses: onePrefix},
+			{ID: "netns:4026532281", Netns: "/run/netns/web", Interface: "ethwe", MAC: "02:11:22:33:44:55", Addresses: onePrefix},
+		},
+		Warnings: []string{"something is not as it should be"},
+	}
+}
+
+// serve makes a router of a backend and returns its socket.
+func serve(t *testing.T, b api.Backend) string {
+	t.Helper()
+	// A short path: those of t.TempDir can be too long for a socket.
+	dir, err := os.MkdirTemp("", "weft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "run", "weft.sock")
+	l, err := api.ListenUnix(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- api.Serve(ctx, l, api.Handler(b, nil), slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(dir)
+	})
+	return socket
+}
+
+// weft runs a command line in this process.
+func weft(args ...string) (code int, stdout, stderr string) {
+	var out, words strings.Builder
+	code = Main(args, &out, &words)
+	return code, out.String(), words.String()
+}
+
+// golden compares text with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s is not as it was; if it should be so, run the test with -update\ngot:\n%s\nwant:\n%s", path, got, want)
+	}
+}
+
+// Issue item 6: every wrong use gives one clear line and exit code 2.
+func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
+	// A launch that is not refused finds a router that runs, and goes no further.
+	t.Setenv("WEFT_SOCKET", serve(t, &fakeBackend{report: someReport()}))
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, []byte("\n\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{
+		"bogus", "--bogus", "lab bogus", "help bogus", "help lab bogus", "stat", "completion", "completion tcsh",
+		"stop now", "reset now", "version now", "prime now", "doctor now", "doctor --port 0", "doctor --ipalloc-range x",
+		"status bogus", "status peers ipam", "report x", "report -f {{", "report -f {{.Bogus",
+		"connect", "connect a:b", "connect a/b", "forget", "rmpeer",
+		"attach", "attach 10.0.0.1/24", "attach web", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
+		"attach --netns /x --pid 3", "attach --pid 0", "attach --pid x", "attach 10.0.0.5/24 ip:10.0.0.5/24 --netns /x",
+		"detach", "detach net:10.0.0.1/24 --netns /x", "expose 10.0.0.0/24", "expose net:", "hide x",
+		"launch --bogus", "launch --mtu x", "launch --mtu 10", "launch --mtu 1000 --ipalloc-range6 fd00::/64", "launch --port 0",
+		"launch --port 65535", "launch --name x", "launch --name ff:ff:ff:ff:ff:ff", "launch --host h", "launch --conn-limit -1",
+		"launch --resume peer", "launch a..b", "launch --ipalloc-range 10.0.0.1/8", "launch --ipalloc-range fd00::/64",
+		"launch --ipalloc-range 10.0.0.0/31", "launch --ipalloc-range '' --ipalloc-default-subnet 10.0.0.0/24",
+		"launch --ipalloc-default-subnet 192.168.0.0/24", "launch --ipalloc-range6 10.0.0.0/8", "launch --ipalloc-init x",
+		"launch --ipalloc-init consensus=0", "launch --ipalloc-init consensus=x", "launch --ipalloc-init seed", "launch --ipalloc-init seed=x",
+		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --log-level loud",
+		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
+		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1",
+		"launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",
+		"launch --accept-password-file " + empty, "launch --protocol-min 3 --protocol-max 2",
+		"lab up x", "lab up --hosts 0", "lab up --hosts 251", "lab up --topology ring", "lab up --underlay-mtu 10", "lab up --name A",
+		"lab up -- --mtu 10", "lab up -- --bogus", "lab down x", "lab down --name ''", "lab list x", "lab exec", "lab exec h1", "lab exec 1 -- true",
+		"lab run h1", "lab run h1 a/b", "lab run h1 c x", "lab run h1 c --", "lab cut h1", "lab cut h1 h1", "lab cut h1 h2/c", "lab heal h1 h2 h3",
+		"lab kill", "lab kill x", "lab launch", "lab launch x", "lab launch h1 --mtu 10", "lab launch h1 -- --name x", "lab demo x", "lab bench --rounds 0",
+	}
+	for _, line := range lines {
+		var args []string
+		for _, a := range strings.Fields(line) {
+			args = append(args, strings.Trim(a, "'"))
+		}
+		code, stdout, stderr := weft(args...)
+		if code != exitUsage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "weft") {
+			t.Errorf("weft %s: exit code %d, stdout %q, stderr %q; want exit code 2 and one line on stderr", line, code, stdout, stderr)
+		}
+	}
+}
+
+func TestMessagesOfWrongUse(t *testing.T) {
+	var b strings.Builder
+	for _, line := range []string{
+		"bogus", "statsu", "attach", "attach web --netns /x", "attach 10.32.0.0/24 --netns /x", "launch --mtu 10", "launch --resume h1",
+		"launch --ipalloc-range 10.0.0.1/8", "launch --http-addr 127.0.0.1:6784", "status bogus", "lab exec web -- true", "report -f {{",
+	} {
+		_, _, stderr := weft(strings.Fields(line)...)
+		b.WriteString("$ weft " + line + "\n" + stderr)
+	}
+	golden(t, "wrong-use.txt", b.String())
+}
+
+func TestHelp(t *testing.T) {
+	var b strings.Builder
+	for _, line := range []string{"", "help attach", "lab --help", "lab up -h"} {
+		code, stdout, stderr := weft(strings.Fields(line)...)
+		if code != exitOK || stderr != "" {
+			t.Errorf("weft %s: exit code %d, stderr %q", line, code, stderr)
+		}
+		b.WriteString("$ weft " + line + "\n" + stdout + "\n")
+	}
+	golden(t, "help.txt", b.String())
+}
+
+func TestNotRunning(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "weft.sock")
+	for _, line := range []string{"status", "report", "ps", "connect h1", "forget h1", "rmpeer x", "prime", "attach --netns /x", "detach --netns /x", "expose", "hide"} {
+		code, stdout, stderr := weft(append(strings.Fields(line), "--socket", socket)...)
+		want := "weft is not running on this host (no socket at " + socket + "); start it with: weft launch\n"
+		if code != exitFailed || stdout != "" || stderr != want {
+			t.Errorf("weft %s: exit code %d, stdout %q, stderr %q", line, code, stdout, stderr)
+		}
+	}
+	if code, stdout, _ := weft("stop", "--socket", socket); code != exitOK || stdout != "weft was not running\n" {
+		t.Errorf("weft stop: exit code %d, %q", code, stdout)
+	}
+	if code, stdout, stderr := weft("version", "--socket", socket); code != exitOK || strings.Count(stdout, "\n") != 1 || stderr != "" {
+		t.Errorf("weft version: exit code %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+func TestViews(t *testing.T) {
+	socket := serve(t, &fakeBackend{report: someReport()})
+	var b strings.Builder
+	for _, line := range []string{
+		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web",
+		"report -f {{.Router.Name}}", "report -f {{json .Router.Targets}}", "report",
+	} {
+		args := strings.Fields(line)
+		if i := slices.Index(args, "-f"); i >= 0 {
+			args = append(args[:i+1], strings.Join(args[i+1:], " "))
+		}
+		code, stdout, stderr := weft(append(args, "--socket", socket)...)
+		if code != exitOK || stderr != "" {
+			t.Errorf("weft %s: exit code %d, stderr %q", line, code, stderr)
+		}
+		b.WriteString("$ weft " + line + "\n" + stdout)
+	}
+	golden(t, "views.txt", b.String())
+}
+
+func TestRequests(t *testing.T) {
+	parse := func(s string) api.Address {
+		a, err := api.ParseAddress(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	for _, c := range []struct {
+		line   string
+		want   any
+		stdout string
+	}{
+		{"attach --netns /run/netns/web", api.AttachRequest{Netns: "/run/netns/web"}, "10.32.0.1 10.32.0.2\n"},
+		{"attach net:default 10.1.0.5/24 --pid 42", api.AttachRequest{Netns: "/proc/42/ns/net", Addresses: []api.Address{parse("net:default"), parse("10.1.0.5/24")}}, "10.32.0.1 10.32.0.2\n"},
+		{"attach --netns /x net:fd00::/64", api.AttachRequest{Netns: "/x", Addresses: []api.Address{parse("net:fd00::/64")}}, "10.32.0.1 10.32.0.2\n"},
+		{"detach ip:10.1.0.5/24 --netns /x", api.AttachRequest{Netns: "/x", Addresses: []api.Address{parse("10.1.0.5/24")}}, "10.32.0.1\n"},
+		{"expose --without-masquerade net:10.1.0.0/24", api.ExposeRequest{Addresses: []api.Address{parse("net:10.1.0.0/24")}, WithoutMasquerade: true}, "10.32.0.1\n"},
+		{"expose", api.ExposeRequest{}, "10.32.0.1\n"},
+		{"hide", api.ExposeRequest{}, ""},
+		{"connect h2 h3:7000", api.PeersRequest{Peers: []string{"h2", "h3:7000"}}, ""},
+		{"connect --replace", api.PeersRequest{Replace: true}, ""},
+		{"forget h2", api.PeersRequest{Peers: []string{"h2"}}, ""},
+		{"rmpeer h2", api.PeersRequest{Peers: []string{"h2"}}, "262144 IPs taken over from h2\n"},
+		{"prime", "prime", ""},
+		{"stop", "stop", ""},
+		{"reset", "reset", ""},
+	} {
+		b := &fakeBackend{report: someReport()}
+		code, stdout, stderr := weft(append(strings.Fields(c.line), "--socket", serve(t, b))...)
+		if code != exitOK || stdout != c.stdout || stderr != "" {
+			t.Errorf("weft %s: exit code %d, stdout %q, stderr %q", c.line, code, stdout, stderr)
+		}
+		if len(b.calls) != 1 || !equal(b.calls[0], c.want) {
+			t.Errorf("weft %s: asked %+v, want %+v", c.line, b.calls, c.want)
+		}
+	}
+}
+
+// equal compares requests; no addresses and an empty list of them are one.
+func equal(a, b any) bool {
+	switch x := a.(type) {
+	case api.AttachRequest:
+		y, ok := b.(api.AttachRequest)
+		return ok && x.Netns == y.Netns && slices.Equal(x.Addresses, y.Addresses)
+	case api.ExposeRequest:
+		y, ok := b.(api.ExposeRequest)
+		return ok && x.WithoutMasquerade == y.WithoutMasquerade && slices.Equal(x.Addresses, y.Addresses)
+	case api.PeersRequest:
+		y, ok := b.(api.PeersRequest)
+		return ok && x.Replace == y.Replace && slices.Equal(x.Peers, y.Peers)
+	default:
+		return a == b
+	}
+}
+
+func TestErrorsOfTheRouterDecideTheExitCode(t *testing.T) {
+	for _, c := range []struct {
+		err    error
+		code   int
+		stderr string
+	}{
+		{errors.New("no space:\n  all of it is h2's"), exitFailed, "weft: no space: all of it is h2's\n"},
+		{&api.Error{Class: api.Usage, Text: "outside the range"}, exitUsage, "weft: outside the range\n"},
+		{&api.Error{Class: api.Unavailable, Text: "not yet"}, exitFailed, "weft: not yet\n"},
+	} {
+		socket := serve(t, &fakeBackend{report: someReport(), err: c.err})
+		code, _, stderr := weft("attach", "--netns", "/x", "--socket", socket)
+		if code != c.code || stderr != c.stderr {
+			t.Errorf("%v: exit code %d, stderr %q", c.err, code, stderr)
+		}
+	}
+}
+
+func TestVersionNamesARouterOfAnotherVersion(t *testing.T) {
+	socket := serve(t, &fakeBackend{})
+	if code, stdout, _ := weft("version", "--socket", socket); code != exitOK || !strings.HasSuffix(stdout, "\nrouter 9.9\n") {
+		t.Errorf("exit code %d, %q", code, stdout)
+	}
+}
+
+func TestDoctorTellsWhatTheRouterReports(t *testing.T) {
+	var b strings.Builder
+	for _, f := range routerFindings(someReport()) {
+		b.WriteString(string(f.verdict) + " " + f.subject + ": " + f.text + "\n")
+	}
+	golden(t, "doctor.txt", b.String())
+}

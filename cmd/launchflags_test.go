@@ -1,0 +1,120 @@
+package cmd
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/weft-net/weft/cmd/daemon"
+	"github.com/weft-net/weft/internal/api"
+)
+
+// parseLaunch reads a command line of launch with an environment.
+func parseLaunch(t *testing.T, env map[string]string, args ...string) (*daemon.Config, error) {
+	t.Helper()
+	var f launchFlags
+	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
+	f.register(fs)
+	if err := fs.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := setFromEnv(fs, func(k string) (string, bool) { v, ok := env[k]; return v, ok }); err != nil {
+		return nil, err
+	}
+	return f.config(fs, fs.Args(), api.DefaultSocket)
+}
+
+func TestLaunchDefaults(t *testing.T) {
+	c, err := parseLaunch(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Port != 6783 || c.MTU != 1376 || c.ConnLimit != 200 || c.Range.String() != "10.32.0.0/12" || c.DefaultSubnet != c.Range ||
+		c.RangeGiven || c.Range6.IsValid() || c.IPAllocInit.Kind != daemon.InitConsensus || c.StatusAddr != "127.0.0.1:6782" ||
+		c.Socket != "/run/weft/weft.sock" || c.StateDir != "/var/lib/weft" || c.NickName == "" || len(c.Passwords) != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// Issue item 6: each flag also as WEFT_* environment variable, and the flag wins.
+func TestEveryLaunchFlagHasAnEnvironmentVariable(t *testing.T) {
+	var f launchFlags
+	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
+	f.register(fs)
+	env := make(map[string]string)
+	fs.VisitAll(func(f *pflag.Flag) {
+		switch f.Value.Type() {
+		case "bool":
+			env[envName(f.Name)] = "true"
+		case "int":
+			env[envName(f.Name)] = "1400"
+		default:
+			env[envName(f.Name)] = "x"
+		}
+	})
+	set, err := setFromEnv(fs, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Name != "foreground" && !slices.Contains(set, f.Name) {
+			t.Errorf("%s does not set --%s", envName(f.Name), f.Name)
+		}
+	})
+	c, err := parseLaunch(t, map[string]string{"WEFT_MTU": "1300", "WEFT_NO_DISCOVERY": "1", "WEFT_PORT": "7000"}, "--port", "8000")
+	if err != nil || c.MTU != 1300 || !c.NoDiscovery || c.Port != 8000 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := parseLaunch(t, map[string]string{"WEFT_MTU": "big"}); err == nil || !strings.Contains(err.Error(), `WEFT_MTU="big"`) {
+		t.Errorf("a wrong variable: %v", err)
+	}
+}
+
+func TestPasswords(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	first, second := write("1", "new\r\n\nold\n"), write("2", "older\nold\n")
+	for _, c := range []struct {
+		env  map[string]string
+		args []string
+		want []string
+	}{
+		{nil, []string{"--password", "p"}, []string{"p"}},
+		{map[string]string{"WEFT_PASSWORD": "e"}, nil, []string{"e"}},
+		{map[string]string{"WEFT_PASSWORD": "e"}, []string{"--password", "p"}, []string{"p"}},
+		{map[string]string{"WEFT_PASSWORD": "e"}, []string{"--password-file", first}, []string{"new", "old"}},
+		{map[string]string{"WEFT_PASSWORD_FILE": first}, []string{"--password", "p"}, []string{"p"}},
+		{nil, []string{"--password-file", first, "--accept-password-file", second}, []string{"new", "old", "older"}},
+	} {
+		got, err := parseLaunch(t, c.env, c.args...)
+		if err != nil || !slices.Equal(got.Passwords, c.want) {
+			t.Errorf("%v %v: %+v, %v; want passwords %q", c.env, c.args, got, err, c.want)
+		}
+	}
+}
+
+func TestChangedArgsSayTheSameAgain(t *testing.T) {
+	var f launchFlags
+	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
+	f.register(fs)
+	args := []string{"--mtu=1300", "--no-discovery=true", "--accept-password-file=a,b", "--accept-password-file=c", "--ipalloc-range="}
+	if err := fs.Parse(append(args, "--password=p")); err != nil {
+		t.Fatal(err)
+	}
+	got := changedArgs(fs, "password")
+	slices.Sort(got)
+	slices.Sort(args)
+	if !slices.Equal(got, args) {
+		t.Errorf("%q, want %q", got, args)
+	}
+}
