@@ -142,6 +142,10 @@ func (r *Router) neighbourUp(n Neighbour) {
 	if _, ok := r.links[n.Name]; ok {
 		r.neighbourDown(n.Name)
 	}
+	if n.Addr.IsValid() {
+		// As the socket reports it, or the peer would seem to have moved.
+		n.Addr = netip.AddrPortFrom(n.Addr.Addr().Unmap(), n.Addr.Port())
+	}
 	l := newSleeve(n)
 	cfg := link.Config{
 		Self: r.self, Peer: n.Name, Secret: n.Secret, Suites: seal.Local(), Addr: n.Addr,
