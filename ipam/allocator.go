@@ -90,8 +90,9 @@ func (a *Allocator) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			a.mu.Lock()
 			defer a.mu.Unlock()
-			a.core.flush()
-			return a.save(a.core.writes)
+			last := a.core.lazy
+			a.core.lazy = nil
+			return a.save(last)
 		case <-t.C:
 		}
 	}

@@ -225,6 +225,39 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
+// On a true file: closed and opened again, everything is as it was.
+func TestStateFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "addresses.db")
+	self := peer.Name{2, 5: 1}
+	var first netip.Prefix
+	for run := range 3 {
+		disk, notes, err := OpenDisk(path, self, pfx(universe))
+		if err != nil || len(notes) > 0 {
+			t.Fatal(err, notes)
+		}
+		l := &lan{self: self, peers: map[peer.Name]*lan{}}
+		a, bad, err := New(Config{Self: self, Signer: peer.Cheap{}, Verifier: peer.Cheap{}, Universe: pfx(universe),
+			Grace: time.Nanosecond, Init: Init{Mode: Consensus, Expect: 1}}, l, disk, slog.New(slog.DiscardHandler))
+		if err != nil || len(bad) > 0 {
+			t.Fatal(err, bad)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error)
+		go func() { done <- a.Run(ctx) }()
+		p, err := a.Allocate(context.Background(), "x", netip.Prefix{})
+		if err != nil || run > 0 && p != first {
+			t.Errorf("run %d: %v, %v; first %v", run, p, err, first)
+		}
+		if first = p; len(a.Idents()) != 1 {
+			t.Errorf("run %d: %v", run, a.Idents())
+		}
+		cancel()
+		if err := errors.Join(<-done, disk.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestSetPicksByFamily(t *testing.T) {
 	var set Set
 	for _, u := range []string{"fd00::/48", universe} {

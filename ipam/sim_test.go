@@ -110,6 +110,19 @@ func (s *sim) add(universe string, init Init) *node {
 	return n
 }
 
+// withKeys gives a fresh node a true key and the name that follows from it.
+func (n *node) withKeys() *node {
+	seed := make([]byte, 32)
+	seed[0] = byte(n.number)
+	id, err := peer.IdentityFromSeed(seed)
+	if err != nil {
+		n.s.t.Fatal(err)
+	}
+	n.cfg.Self, n.cfg.Signer, n.cfg.Verifier = id.Name, id, peer.Ed25519{}
+	n.launch()
+	return n
+}
+
 func (s *sim) addAll(n int, universe string) []*node {
 	for range n {
 		s.add(universe, Init{Mode: Consensus, Expect: n})

@@ -473,3 +473,30 @@ func TestRestartKeepsAddresses(t *testing.T) {
 		t.Errorf("%s given twice", got)
 	}
 }
+
+// The same with true keys, whose names need no book, and a lossless network.
+func TestTrueKeys(t *testing.T) {
+	s := newSim(t, firstSeed(t))
+	for range 4 {
+		s.add(universe, Init{Mode: Consensus, Expect: 4}).withKeys()
+	}
+	for i, n := range s.nodes {
+		n.allocate(fmt.Sprint("c", i), universe)
+	}
+	s.converged(10 * time.Second)
+	dead := s.nodes[3]
+	dead.kill()
+	id := s.nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead.cfg.Self}) })
+	if r, ok := s.nodes[0].await(id, 20*time.Second); !ok || r.err != nil {
+		t.Fatal(r.err, s.nodes[0].reason(id))
+	}
+	s.drop(dead)
+	s.nodes[0].reset()
+	s.converged(10 * time.Second)
+	if got, whole := s.liveShare(s.nodes[0]), addr.Of(pfx(universe)).Size(); got != whole {
+		t.Errorf("live peers own %v of %v", got, whole)
+	}
+	if st := s.nodes[0].core.status(); st.Refused != 0 {
+		t.Errorf("%d records refused", st.Refused)
+	}
+}

@@ -212,6 +212,42 @@ func TestRemovalWhenNoOwnerIsLeft(t *testing.T) {
 	}
 }
 
+// The votes of a mesh of a thousand owners fit one record, and the voters are
+// the same everywhere.
+func TestLargeElectorateIsSampled(t *testing.T) {
+	const owners = 1000
+	r := started("10.32.0.0/12", owners)
+	for i := range 300 {
+		must(r.Give(signer(i), name(i), name(owners-1-i), addr.Of(r.Owned(name(i))[0].Block(addr.N(8)))))
+	}
+	rm := must(r.Propose(name(0), Holder{Name: name(1)}, names(1), nil))
+	electors := must(r.Electorate(rm))
+	if len(electors) != maxElectorate || slices.Contains(electors, Holder{Name: name(0)}) {
+		t.Fatalf("%d electors", len(electors))
+	}
+	b := paxos.Ballot{Round: 1, Proposer: name(1)}
+	var votes []Vote
+	for i := range owners {
+		if h := r.Holder(name(i)); slices.Contains(electors, h) {
+			votes = append(votes, r.Vote(signer(i), h, b, rm))
+		}
+	}
+	out := must(r.Remove(rm, b, votes))
+	if n := len(out.News); n > maxRecord {
+		t.Errorf("the record has %d bytes", n)
+	}
+	late := New(r.Universe(), peer.Cheap{})
+	for range 3 {
+		deltas, _, _ := r.Missing(late.Digest())
+		for _, d := range deltas {
+			_, _ = late.Merge(d)
+		}
+	}
+	if !bytes.Equal(late.Digest(), r.Digest()) {
+		t.Error("a late copy differs")
+	}
+}
+
 func TestMutualRemovalHasOneOwner(t *testing.T) {
 	a, b := started("10.0.0.0/24", 2), started("10.0.0.0/24", 2)
 	ballot := paxos.Ballot{Round: 1}
