@@ -206,7 +206,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --log-level loud",
 		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
 		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1",
-		"launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",
+		"launch --password short", "lab up --password short", "launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",
 		"launch --accept-password-file " + empty, "launch --protocol-min 3 --protocol-max 2",
 		"lab up x", "lab up --hosts 0", "lab up --hosts 251", "lab up --topology ring", "lab up --underlay-mtu 10", "lab up --name A",
 		"lab up -- --mtu 10", "lab up -- --bogus", "lab down x", "lab down --name ''", "lab list x", "lab exec", "lab exec h1", "lab exec 1 -- true",

@@ -146,7 +146,9 @@ func (d *doctor) kernel() []finding {
 		try     func() error
 		advice  string
 	}{
-		{"bridge", fail, func() error { return netdev.EnsureBridge("weft0", net.HardwareAddr{2, 0, 0, 0, 0, 1}, daemon.DefaultMTU) }, "load it with: modprobe bridge"},
+		{"bridge", fail, func() error {
+			return netdev.EnsureBridge("weft0", net.HardwareAddr{2, 0, 0, 0, 0, 1}, daemon.DefaultMTU)
+		}, "load it with: modprobe bridge"},
 		{"veth", fail, tryVeth, "load it with: modprobe veth"},
 		{"/dev/net/tun", fail, tryTAP, "load it with: modprobe tun; in a container pass --device /dev/net/tun"},
 		{"nftables", fail, tryNftables, "load it with: modprobe nf_tables"},

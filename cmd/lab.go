@@ -89,7 +89,12 @@ func (k *labConfig) config(name string, launch []string) (testbed.Config, error)
 	if err := c.Check(); err != nil {
 		return c, usageError{err}
 	}
-	return c, checkLaunchFlags(launch)
+	// The password goes to the routers by their environment.
+	check := launch
+	if k.password != "" {
+		check = append([]string{"--password=" + k.password}, launch...)
+	}
+	return c, checkLaunchFlags(check)
 }
 
 // checkLaunchFlags tells what is wrong with flags of weft launch, before a

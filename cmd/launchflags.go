@@ -18,6 +18,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
 )
 
 // Defaults of weft launch that are not the daemon's.
@@ -210,6 +211,9 @@ func (f *launchFlags) checkPasswords(c *daemon.Config) error {
 				c.Passwords = append(c.Passwords, p)
 			}
 		}
+	}
+	if slices.ContainsFunc(c.Passwords, func(p string) bool { return len(p) < session.MinPassword }) {
+		return fmt.Errorf("a password has less than %d characters; choose a longer one", session.MinPassword)
 	}
 	return nil
 }

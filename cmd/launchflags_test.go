@@ -83,18 +83,18 @@ func TestPasswords(t *testing.T) {
 		}
 		return path
 	}
-	first, second := write("1", "new\r\n\nold\n"), write("2", "older\nold\n")
+	first, second := write("1", "new password\r\n\nold password\n"), write("2", "older password\nold password\n")
 	for _, c := range []struct {
 		env  map[string]string
 		args []string
 		want []string
 	}{
-		{nil, []string{"--password", "p"}, []string{"p"}},
-		{map[string]string{"WEFT_PASSWORD": "e"}, nil, []string{"e"}},
-		{map[string]string{"WEFT_PASSWORD": "e"}, []string{"--password", "p"}, []string{"p"}},
-		{map[string]string{"WEFT_PASSWORD": "e"}, []string{"--password-file", first}, []string{"new", "old"}},
-		{map[string]string{"WEFT_PASSWORD_FILE": first}, []string{"--password", "p"}, []string{"p"}},
-		{nil, []string{"--password-file", first, "--accept-password-file", second}, []string{"new", "old", "older"}},
+		{nil, []string{"--password", "password p"}, []string{"password p"}},
+		{map[string]string{"WEFT_PASSWORD": "password e"}, nil, []string{"password e"}},
+		{map[string]string{"WEFT_PASSWORD": "password e"}, []string{"--password", "password p"}, []string{"password p"}},
+		{map[string]string{"WEFT_PASSWORD": "password e"}, []string{"--password-file", first}, []string{"new password", "old password"}},
+		{map[string]string{"WEFT_PASSWORD_FILE": first}, []string{"--password", "password p"}, []string{"password p"}},
+		{nil, []string{"--password-file", first, "--accept-password-file", second}, []string{"new password", "old password", "older password"}},
 	} {
 		got, err := parseLaunch(t, c.env, c.args...)
 		if err != nil || !slices.Equal(got.Passwords, c.want) {

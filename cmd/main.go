@@ -102,8 +102,8 @@ func (a *app) root() *cobra.Command {
 		Long: `weft joins Linux hosts into one encrypted virtual Ethernet switch for their
 containers. A host that knows the address of one other joins the mesh:
 
-    host1# weft launch --password SECRET
-    host2# weft launch --password SECRET host1`,
+    host1# weft launch --password PASSWORD
+    host2# weft launch --password PASSWORD host1`,
 		Args:          subcommand,
 		RunE:          showHelp,
 		SilenceUsage:  true,

@@ -1,0 +1,186 @@
+package cmd
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/internal/testbed"
+)
+
+// Tests in files lab_*_test.go run real routers in labs. Each lab has a random
+// name, so several may run at once, and goes with its test.
+
+// patience is how long a test waits for what should come soon; slow machines
+// with the race detector need a multiple of what users see.
+const patience = 30 * time.Second
+
+func labName() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:])
+	return "e" + hex.EncodeToString(b[:])
+}
+
+// newLab makes hosts without routers.
+func newLab(t *testing.T, c testbed.Config) *testbed.Lab {
+	t.Helper()
+	nstest.RequireRoot(t)
+	c.Name = labName()
+	if c.Topology == "" {
+		c.Topology = testbed.Full
+	}
+	lab, err := testbed.Create(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			showLogs(t, lab)
+		}
+		if err := testbed.Down(c.Name); err != nil {
+			t.Error(err)
+		}
+	})
+	return lab
+}
+
+// upLab makes a lab and waits until it has converged.
+func upLab(t *testing.T, c testbed.Config) *testbed.Lab {
+	t.Helper()
+	lab := newLab(t, c)
+	ctx, cancel := context.WithTimeout(t.Context(), convergePatience)
+	defer cancel()
+	if err := lab.Up(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return lab
+}
+
+// showLogs prints the end of the log of each router.
+func showLogs(t *testing.T, lab *testbed.Lab) {
+	const most = 6 << 10
+	for n := 1; n <= lab.Hosts; n++ {
+		b, err := os.ReadFile(lab.LogFile(n))
+		if err != nil {
+			continue
+		}
+		t.Logf("log of h%d:\n%s", n, b[max(0, len(b)-most):])
+	}
+}
+
+func launch(t *testing.T, lab *testbed.Lab, host int, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+	defer cancel()
+	if err := lab.Launch(ctx, host, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func converge(t *testing.T, lab *testbed.Lab) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), convergePatience)
+	defer cancel()
+	if err := lab.WaitConverged(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// on runs weft on a host of a lab and wants it to succeed.
+func on(t *testing.T, lab *testbed.Lab, host int, args ...string) string {
+	t.Helper()
+	code, out := try(t, lab, host, args...)
+	if code != exitOK {
+		t.Fatalf("h%d# weft %s: exit code %d\n%s", host, strings.Join(args, " "), code, out)
+	}
+	return out
+}
+
+// try runs weft on a host of a lab and returns its exit code and its output.
+func try(t *testing.T, lab *testbed.Lab, host int, args ...string) (int, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*labPatience)
+	defer cancel()
+	place := testbed.Place{Host: host}
+	cmd := lab.Command(ctx, place, "weft", args...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := lab.Run(place, cmd)
+	var exit interface{ ExitCode() int }
+	if errors.As(err, &exit) {
+		return exit.ExitCode(), out.String()
+	}
+	if err != nil {
+		t.Fatalf("h%d# weft %s: %v", host, strings.Join(args, " "), err)
+	}
+	return exitOK, out.String()
+}
+
+// addContainer attaches a container and returns its addresses.
+func addContainer(t *testing.T, lab *testbed.Lab, host int, name string, addrs ...string) []netip.Prefix {
+	t.Helper()
+	var list []api.Address
+	for _, s := range addrs {
+		a, err := api.ParseAddress(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, a)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+	defer cancel()
+	got, err := lab.AddContainer(ctx, testbed.Place{Host: host, Container: name}, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// reach wants an answer to a ping from a place within patience.
+func reach(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := testbed.Ping(ctx, lab.Netns(from), to); err != nil {
+		t.Fatalf("from %s: %v", from, err)
+	}
+}
+
+// report asks a router for its state.
+func report(t *testing.T, lab *testbed.Lab, host int) *api.Report {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+	defer cancel()
+	r, err := api.NewClient(lab.Socket(host)).Report(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// eventually wants a condition to come true within patience.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("%s: not so after %v", what, patience)
+		}
+	}
+}
+
+func at(host int, name string) testbed.Place { return testbed.Place{Host: host, Container: name} }
