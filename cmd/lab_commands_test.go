@@ -3,6 +3,7 @@ package cmd
 import (
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -98,6 +99,39 @@ func TestLabUpThatFailsLeavesNothing(t *testing.T) {
 	}
 	if list := mustWeft(t, "lab", "list"); strings.Contains(list, name) {
 		t.Errorf("it left %q", list)
+	}
+}
+
+// Issue item 2: nothing is left behind after a killed lab is brought down later.
+func TestDownOfAKilledUp(t *testing.T) {
+	nstest.RequireRoot(t)
+	t.Parallel()
+	name := labName()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := exec.Command(exe, "lab", "up", "--name", name, "--hosts", "4")
+	if err := up.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := testbed.Down(name); err != nil {
+			t.Error(err)
+		}
+	})
+	socket := "/run/weft/lab/" + name + "/h2/weft.sock"
+	eventually(t, "the second router runs", func() bool { _, err := os.Stat(socket); return err == nil })
+	if err := up.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	up.Wait()
+	mustWeft(t, "lab", "down", "--name", name)
+	if list := mustWeft(t, "lab", "list"); strings.Contains(list, name) {
+		t.Errorf("down left %q", list)
+	}
+	if out, err := exec.Command("pgrep", "-f", "/run/weft/lab/"+name+"/").Output(); err == nil {
+		t.Errorf("down left processes %q", out)
 	}
 }
 

@@ -1,0 +1,313 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// echo is a Backend that gives back what it was asked.
+type echo struct {
+	ready bool
+	err   error
+	hang  chan struct{} // Prime waits for it, if set
+}
+
+func (e echo) Ready(context.Context) Ready { return Ready{Ready: e.ready, PID: 42} }
+
+func (e echo) Report(context.Context) (*Report, error) {
+	return &Report{Ready: e.ready, Version: "1.2.3", Router: Router{Targets: []string{"h2"}}}, e.err
+}
+
+func (e echo) Attachments(context.Context) ([]Attachment, error) {
+	return []Attachment{{ID: Exposed}}, e.err
+}
+
+func prefixes(as []Address) (ps []netip.Prefix) {
+	for _, a := range as {
+		ps = append(ps, a.Prefix)
+	}
+	return ps
+}
+
+func (e echo) Attach(_ context.Context, r AttachRequest) ([]netip.Prefix, error) {
+	return prefixes(r.Addresses), e.err
+}
+
+func (e echo) Detach(_ context.Context, r AttachRequest) ([]netip.Prefix, error) {
+	return prefixes(r.Addresses), e.err
+}
+
+func (e echo) Expose(_ context.Context, r ExposeRequest) ([]netip.Prefix, error) {
+	return prefixes(r.Addresses), e.err
+}
+
+func (e echo) Hide(_ context.Context, r ExposeRequest) ([]netip.Prefix, error) {
+	return prefixes(r.Addresses), e.err
+}
+
+func (e echo) Connect(context.Context, PeersRequest) error { return e.err }
+
+func (e echo) Forget(context.Context, PeersRequest) error { return e.err }
+
+func (e echo) RemovePeers(_ context.Context, r PeersRequest) ([]Removed, error) {
+	return []Removed{{Peer: r.Peers[0], Addresses: 7}}, e.err
+}
+
+func (e echo) Prime(ctx context.Context) error {
+	if e.hang == nil {
+		return e.err
+	}
+	close(e.hang)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (e echo) Stop(context.Context) error { return e.err }
+
+func (e echo) Reset(context.Context) error { return e.err }
+
+// start serves a backend on a socket that it returns.
+func start(t *testing.T, b Backend) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "api") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "run", "weft.sock")
+	l, err := ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- Serve(ctx, l, Handler(b, nil), slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(dir)
+	})
+	return path
+}
+
+func TestRoundTrips(t *testing.T) {
+	c := NewClient(start(t, echo{ready: true}))
+	ctx := t.Context()
+	if r, err := c.Ready(ctx); err != nil || !r.Ready || r.PID != 42 {
+		t.Errorf("ready: %+v, %v", r, err)
+	}
+	if r, err := c.Report(ctx); err != nil || r.Version != "1.2.3" || !slices.Equal(r.Router.Targets, []string{"h2"}) {
+		t.Errorf("report: %+v, %v", r, err)
+	}
+	if list, err := c.Attachments(ctx); err != nil || len(list) != 1 || list[0].ID != Exposed {
+		t.Errorf("ps: %+v, %v", list, err)
+	}
+	var want []Address
+	for _, s := range []string{"10.0.0.1/24", "net:10.1.0.0/16", "fd00::1/64"} {
+		a, err := ParseAddress(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, a)
+	}
+	for name, call := range map[string]func() ([]netip.Prefix, error){
+		"attach": func() ([]netip.Prefix, error) {
+			return c.Attach(ctx, AttachRequest{Netns: "/x", Addresses: want})
+		},
+		"detach": func() ([]netip.Prefix, error) {
+			return c.Detach(ctx, AttachRequest{Netns: "/x", Addresses: want})
+		},
+		"expose": func() ([]netip.Prefix, error) { return c.Expose(ctx, ExposeRequest{Addresses: want}) },
+		"hide":   func() ([]netip.Prefix, error) { return c.Hide(ctx, ExposeRequest{Addresses: want}) },
+	} {
+		if got, err := call(); err != nil || !slices.Equal(got, prefixes(want)) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	if got, err := c.RemovePeers(ctx, PeersRequest{Peers: []string{"h3"}}); err != nil || len(got) != 1 || got[0].Peer != "h3" {
+		t.Errorf("rmpeer: %v, %v", got, err)
+	}
+	for name, call := range map[string]func() error{
+		"connect": func() error { return c.Connect(ctx, PeersRequest{Peers: []string{"h2"}}) },
+		"forget":  func() error { return c.Forget(ctx, PeersRequest{Peers: []string{"h2"}}) },
+		"prime":   func() error { return c.Prime(ctx) },
+		"stop":    func() error { return c.Stop(ctx) },
+		"reset":   func() error { return c.Reset(ctx) },
+	} {
+		if err := call(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestErrorsKeepTheirClassAndAreOneLine(t *testing.T) {
+	for _, e := range []error{
+		&Error{Class: Usage, Text: "no such subnet"},
+		&Error{Class: Unavailable, Text: "not yet"},
+		errors.New("disk:\n\tfull"),
+	} {
+		c := NewClient(start(t, echo{err: e}))
+		_, err := c.Attach(t.Context(), AttachRequest{})
+		if err == nil || ClassOf(err) != ClassOf(e) || err.Error() != strings.Join(strings.Fields(e.Error()), " ") {
+			t.Errorf("%v came as %v of class %s", e, err, ClassOf(err))
+		}
+	}
+}
+
+func TestClientThatHangsUpEndsTheRequest(t *testing.T) {
+	hang := make(chan struct{})
+	c := NewClient(start(t, echo{hang: hang}))
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-hang; cancel() }()
+	if err := c.Prime(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("prime: %v", err)
+	}
+}
+
+func TestRequestsThatMakeNoSense(t *testing.T) {
+	h := Handler(echo{}, nil)
+	for _, c := range []struct {
+		method, path, body string
+		code               int
+	}{
+		{"POST", "/attach", "", 400},
+		{"POST", "/attach", "[]", 400},
+		{"POST", "/attach", `{"netns":"/x","addresses":["10.0.0.0/8"]}`, 400},
+		{"POST", "/attach", `{"nets":"/x"}`, 400},
+		{"POST", "/attach", `{"netns":"` + strings.Repeat("x", maxBody) + `"}`, 400},
+		{"GET", "/attach", "", 405},
+		{"GET", "/nothing", "", 404},
+		{"GET", "/status/nothing", "", 400},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(c.method, c.path, strings.NewReader(c.body)))
+		if w.Code != c.code {
+			t.Errorf("%s %s %.40q: %d %s, want %d", c.method, c.path, c.body, w.Code, w.Body, c.code)
+		}
+	}
+}
+
+// Weave's clients read status from the status address; it must not change
+// anything.
+func TestReadOnly(t *testing.T) {
+	h := ReadOnlyHandler(echo{ready: true}, nil)
+	for path, want := range map[string]int{"/status": 200, "/status/targets": 200, "/report": 200, "/ready": 200, "/ps": 404} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != want {
+			t.Errorf("GET %s: %d, want %d", path, w.Code, want)
+		}
+	}
+	for _, path := range []string{"/attach", "/stop", "/connect", "/status"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("POST", path, strings.NewReader("{}")))
+		if w.Code < 400 {
+			t.Errorf("POST %s: %d", path, w.Code)
+		}
+	}
+	w := httptest.NewRecorder()
+	ReadOnlyHandler(echo{}, nil).ServeHTTP(w, httptest.NewRequest("GET", "/status", nil))
+	if w.Code != 503 || !strings.Contains(w.Body.String(), "Service: router") {
+		t.Errorf("status of a router that is not ready: %d %s", w.Code, w.Body)
+	}
+}
+
+func TestSocketIsForItsOwnerOnly(t *testing.T) {
+	path := start(t, echo{})
+	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700} {
+		info, err := os.Stat(p)
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: mode %v, %v; want %v", p, info.Mode(), err, want)
+		}
+	}
+	if _, err := ListenUnix(path); err == nil || !strings.Contains(err.Error(), "another process already does") {
+		t.Errorf("listen on a socket in use: %v", err)
+	}
+}
+
+func TestSocketOfADeadRouterIsReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	if _, err := NewClient(path).Ready(t.Context()); !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "nobody listens on "+path) {
+		t.Errorf("a dead router's socket: %v", err)
+	}
+	l, err = ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+func TestClientSaysWhatIsWrong(t *testing.T) {
+	dir := t.TempDir()
+	_, err := NewClient(filepath.Join(dir, "none")).Ready(t.Context())
+	if !errors.Is(err, ErrNotRunning) || !strings.HasSuffix(err.Error(), "start it with: weft launch") {
+		t.Errorf("no socket: %v", err)
+	}
+	path := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.SetDeadline(time.Now().Add(time.Second))
+			c.Read(make([]byte, 1))
+			c.Close()
+		}
+	}()
+	if _, err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "ended before it answered") {
+		t.Errorf("a router that dies: %v", err)
+	}
+}
+
+func FuzzRequests(f *testing.F) {
+	for _, s := range []string{`{}`, `{"netns":"/x","addresses":["net:default"]}`, `{"peers":["h2"],"replace":true}`, `{"addresses":[""]}`, `[`, `{"addresses":null}`} {
+		f.Add("/attach", s)
+		f.Add("/connect", s)
+	}
+	h := Handler(echo{}, nil)
+	f.Fuzz(func(t *testing.T, path, body string) {
+		r, err := http.NewRequest("POST", "http://weft/", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch path {
+		case "/attach", "/expose", "/connect":
+			r.URL.Path = path
+		default:
+			return
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != 200 && w.Code != 400 {
+			t.Fatalf("%s %q: %d %s", path, body, w.Code, w.Body)
+		}
+		if !json.Valid(w.Body.Bytes()) {
+			t.Fatalf("%s %q: the reply is no JSON: %s", path, body, w.Body)
+		}
+	})
+}
