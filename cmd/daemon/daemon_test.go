@@ -1,0 +1,148 @@
+package daemon
+
+import (
+	"bytes"
+	"crypto/rand"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/store"
+)
+
+// Site, "What survives what".
+func TestTargetsAtStart(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		stored  []string
+		crashed bool
+		given   []string
+		resume  bool
+		want    []string
+	}{
+		{"first launch", nil, false, []string{"a", "b", "a"}, false, []string{"a", "b"}},
+		{"stop, launch", []string{"a"}, false, []string{"b"}, false, []string{"b"}},
+		{"stop, launch without peers", []string{"a"}, false, nil, false, nil},
+		{"stop, launch --resume", []string{"a"}, false, nil, true, []string{"a"}},
+		{"crash, launch", []string{"a", "b"}, true, []string{"b", "c"}, false, []string{"a", "b", "c"}},
+		{"crash, launch --resume", []string{"a"}, true, nil, true, []string{"a"}},
+	} {
+		st := openStore(t)
+		var told []string
+		ts := &targets{store: st, set: func(list []string) { told = list }}
+		if err := ts.add(c.stored, true); err != nil {
+			t.Fatal(err)
+		}
+		if c.crashed {
+			if err := st.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning), Value: []byte{1}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, crashed, err := startTargets(st, c.given, c.resume)
+		if err != nil || crashed != c.crashed || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, crashed %v, %v; want %v", c.name, got, crashed, err, c.want)
+		}
+		if !slices.Equal(told, c.stored) {
+			t.Errorf("%s: the mesh was told %v, want %v", c.name, told, c.stored)
+		}
+	}
+}
+
+func TestConnectAndForget(t *testing.T) {
+	var told []string
+	ts := &targets{store: openStore(t), set: func(list []string) { told = list }}
+	for _, c := range []struct {
+		do   func() error
+		want []string
+	}{
+		{func() error { return ts.add([]string{"a", "b"}, false) }, []string{"a", "b"}},
+		{func() error { return ts.add([]string{"b", "c"}, false) }, []string{"a", "b", "c"}},
+		{func() error { return ts.remove([]string{"b", "x"}) }, []string{"a", "c"}},
+		{func() error { return ts.add([]string{"d"}, true) }, []string{"d"}},
+		{func() error { return ts.add(nil, true) }, nil},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(told, c.want) || !slices.Equal(ts.get(), c.want) {
+			t.Errorf("told %v, kept %v, want %v", told, ts.get(), c.want)
+		}
+	}
+}
+
+func TestIdentityIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "identity.key")
+	a, err := loadIdentity(path, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := loadIdentity(path, rand.Reader)
+	if err != nil || a.Name != b.Name || a.Key() != b.Key() {
+		t.Errorf("a second launch is %v, %v; want %v", b, err, a.Name)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key has mode %v, %v", info.Mode(), err)
+	}
+	if err := os.WriteFile(path, []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadIdentity(path, rand.Reader); err == nil || !strings.Contains(err.Error(), "put the right file back") {
+		t.Errorf("a damaged key: %v", err)
+	}
+}
+
+func FuzzParseSeed(f *testing.F) {
+	f.Add([]byte(strings.Repeat("0a", 32) + "\n"))
+	f.Add([]byte(strings.Repeat("0A", 32)))
+	f.Add([]byte(strings.Repeat("zz", 32)))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		seed, err := parseSeed(b)
+		if err == nil && (len(seed) != 32 || bytes.Equal(seed, b)) {
+			t.Fatalf("%q is read as %x", b, seed)
+		}
+	})
+}
+
+// Issue item 7.
+func TestMetrics(t *testing.T) {
+	h := metricsHandler(func() *api.Report {
+		return &api.Report{
+			Router: api.Router{
+				TerminationCount: 3, Flows: 4, Peers: make([]api.Peer, 2),
+				Connections: []api.Connection{
+					{State: "established", Kind: "sleeve", Encrypted: true, Name: "p", Counters: api.Counters{RxBytes: 10, TxPackets: 2, Drops: map[string]uint64{"queue full": 5}}},
+					{State: "established", Kind: "sleeve", Encrypted: true, Name: "p", Counters: api.Counters{RxBytes: 1}},
+					{State: "retrying"},
+				},
+				HandshakeFailures: map[string]uint64{"pass\xffword": 6},
+				Drops:             map[string]uint64{"looped": 7},
+				Queues:            []api.Queue{{Name: "gossip", Depth: 8, Limit: 9, Drops: 10}},
+			},
+			IPAM: &api.IPAM{
+				RangeNumIPs: 1000, ActiveIPs: 11, PendingAllocates: []string{"a"}, PendingClaims: []string{"b", "c"},
+				Owners: []api.Owner{{NumIPs: 750, Reachable: true}, {NumIPs: 250}},
+			},
+			IPAM6: &api.IPAM{RangeNumIPs: 1e30},
+		}
+	})
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{
+		`weft_connections{encryption="yes",state="established",type="sleeve"} 2`, `weft_connections{encryption="",state="retrying",type=""} 1`,
+		"weft_connection_terminations_total 3", "weft_flows 4", "weft_peers 2", `weft_ips{state="local-used"} 11`, "weft_max_ips 1000",
+		"weft_ipam_unreachable_count 250", "weft_ipam_unreachable_percentage 25", "weft_ipam_pending_allocates 1", "weft_ipam_pending_claims 2",
+		`weft_link_bytes_total{direction="rx",peer="p",type="sleeve"} 11`, `weft_link_packets_total{direction="tx",peer="p",type="sleeve"} 2`,
+		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass?word"} 6`,
+		`weft_drops_total{reason="looped"} 7`, `weft_queue_depth{queue="gossip"} 8`, `weft_queue_limit{queue="gossip"} 9`, `weft_queue_drops_total{queue="gossip"} 10`,
+	} {
+		if !strings.Contains(w.Body.String(), want+"\n") {
+			t.Errorf("metrics lack %s:\n%s", want, w.Body)
+		}
+	}
+}

@@ -1,0 +1,103 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/weft-net/weft/internal/store"
+)
+
+// fakeAddresses is an allocator without peers.
+type fakeAddresses struct {
+	universe netip.Prefix
+
+	mu    sync.Mutex
+	given map[netip.Addr]string // owners
+	fail  error                 // of Allocate and Claim
+}
+
+func newFakeAddresses() *fakeAddresses {
+	return &fakeAddresses{universe: netip.MustParsePrefix("10.32.0.0/16"), given: make(map[netip.Addr]string)}
+}
+
+func (f *fakeAddresses) Universe() netip.Prefix { return f.universe }
+
+func (f *fakeAddresses) DefaultSubnet() netip.Prefix { return f.universe }
+
+func (f *fakeAddresses) Allocate(_ context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return netip.Prefix{}, f.fail
+	}
+	for a, o := range f.given {
+		if o == owner && subnet.Contains(a) {
+			return netip.PrefixFrom(a, subnet.Bits()), nil
+		}
+	}
+	a := subnet.Addr().Next()
+	for f.given[a] != "" {
+		a = a.Next()
+	}
+	f.given[a] = owner
+	return netip.PrefixFrom(a, subnet.Bits()), nil
+}
+
+func (f *fakeAddresses) Claim(_ context.Context, owner string, p netip.Prefix) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail
+	}
+	if o := f.given[p.Addr()]; o != "" && o != owner {
+		return errors.New("another has it")
+	}
+	f.given[p.Addr()] = owner
+	return nil
+}
+
+func (f *fakeAddresses) Lookup(owner string) []netip.Prefix {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var ps []netip.Prefix
+	for a, o := range f.given {
+		if o == owner {
+			ps = append(ps, netip.PrefixFrom(a, f.universe.Bits()))
+		}
+	}
+	slices.SortFunc(ps, netip.Prefix.Compare)
+	return ps
+}
+
+func (f *fakeAddresses) Release(owner string, a netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.given[a] == owner {
+		delete(f.given, a)
+	}
+	return nil
+}
+
+func (f *fakeAddresses) Prime(context.Context) error { return nil }
+
+func (f *fakeAddresses) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.given)
+}
+
+// openStore opens a state file that is closed with the test.
+func openStore(t *testing.T) *store.Store {
+	t.Helper()
+	st, _, err := store.Open(filepath.Join(t.TempDir(), "weft.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	return st
+}
