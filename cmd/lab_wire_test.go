@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -148,7 +149,7 @@ func TestStatusAddress(t *testing.T) {
 	addContainer(t, lab, 1, "a")
 	get := func(path string) (int, string) {
 		var conn net.Conn
-		client := http.Client{Transport: &http.Transport{Dial: func(network, addr string) (net.Conn, error) {
+		client := http.Client{Transport: &http.Transport{DialContext: func(_ context.Context, network, addr string) (net.Conn, error) {
 			err := netdev.Do(lab.Netns(at(1, "")), func() (err error) {
 				conn, err = net.Dial(network, addr)
 				return err
