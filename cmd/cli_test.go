@@ -83,6 +83,8 @@ func (f *fakeBackend) RemovePeers(_ context.Context, r api.PeersRequest) ([]api.
 	return []api.Removed{{Peer: r.Peers[0], Addresses: 1 << 18}}, f.note(r)
 }
 
+func (f *fakeBackend) Adopt(_ context.Context, r api.AdoptRequest) error { return f.note(r) }
+
 func (f *fakeBackend) Prime(context.Context) error { return f.note("prime") }
 
 func (f *fakeBackend) Stop(context.Context) error { return f.note("stop") }
@@ -310,6 +312,7 @@ func TestRequests(t *testing.T) {
 		{"connect --replace", api.PeersRequest{Replace: true}, ""},
 		{"forget h2", api.PeersRequest{Peers: []string{"h2"}}, ""},
 		{"rmpeer h2", api.PeersRequest{Peers: []string{"h2"}}, "262144 IPs taken over from h2\n"},
+		{"adopt 0123", api.AdoptRequest{Ring: "0123"}, ""},
 		{"prime", "prime", ""},
 		{"stop", "stop", ""},
 		{"reset", "reset", ""},

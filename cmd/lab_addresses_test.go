@@ -215,7 +215,7 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 func TestRmpeer(t *testing.T) {
 	t.Parallel()
 	lab := upLab(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
-	on(t, lab, 1, "prime")
+	addContainer(t, lab, 3, "a") // so that h3 owns some addresses
 	if code, out := try(t, lab, 1, "rmpeer", "h3"); code != exitFailed {
 		t.Errorf("rmpeer of a live peer: exit code %d, %q", code, out)
 	}

@@ -84,6 +84,28 @@ func runRmpeer(ctx context.Context, client *api.Client, peers []string, stdout i
 	return nil
 }
 
+func (a *app) adopt() *cobra.Command {
+	return &cobra.Command{
+		Use:   "adopt RING",
+		Short: "Give up this side's ring of addresses for the other's",
+		Long: `Two meshes that each had addresses before they met have two rings, and may have
+given the same address twice; weft status then shows both. Run on one host of one
+side, this has all peers of that side leave their ring for RING, named by its
+number or the beginning of it. Addresses in use stay in use and are asked for in
+the other ring; those that both sides use are shown until one of the two
+containers is detached.`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("%s: name the ring to adopt; weft status shows it", c.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.client().Adopt(c.Context(), api.AdoptRequest{Ring: args[0]})
+		},
+	}
+}
+
 func (a *app) prime() *cobra.Command {
 	return &cobra.Command{
 		Use:   "prime",

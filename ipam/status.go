@@ -30,7 +30,8 @@ func (d Divergence) String() string {
 		from = "peer " + d.From.String()
 	}
 	return fmt.Sprintf("%s has ring %s (made by %s), ours is %s (made by %s): the two sides may have given the same addresses; "+
-		"adopt one ring on a peer of the other side", from, d.Theirs, peersOrUnknown(d.TheirPeers), d.Ours, peersOrUnknown(d.OurPeers))
+		"to go on with theirs run here: weft adopt %s; with ours, run there: weft adopt %s",
+		from, d.Theirs, peersOrUnknown(d.TheirPeers), d.Ours, peersOrUnknown(d.OurPeers), d.Theirs, d.Ours)
 }
 
 func peersOrUnknown(ps []peer.Name) string {

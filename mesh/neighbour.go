@@ -255,8 +255,9 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 			m.poke()
 		}
 		if err != nil {
-			m.log.Warn("gossip refused", "from", n.name, "err", err)
-			m.note(fmt.Sprintf("gossip refused, from %s: %v", m.nick(n.name), err))
+			if m.note(fmt.Sprintf("gossip refused, from %s: %v", m.nick(n.name), err)) {
+				m.log.Warn("gossip refused", "from", n.name, "err", err)
+			}
 		}
 	case recUnicast:
 		m.unicast(n, body)

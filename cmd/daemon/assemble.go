@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,6 +14,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/ipam"
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
@@ -203,6 +205,27 @@ func (h *host) RemovePeers(ctx context.Context, peers []string) ([]api.Removed, 
 		out = append(out, api.Removed{Peer: h.describe(n), Addresses: total[n]})
 	}
 	return out, nil
+}
+
+// Adopt implements Node.
+func (h *host) Adopt(prefix string) error {
+	var found []ring.ID
+	var of *allocator
+	for _, a := range h.allocators {
+		for _, d := range a.Status().Divergent {
+			if prefix != "" && strings.HasPrefix(d.Theirs.String(), prefix) {
+				found, of = append(found, d.Theirs), a
+			}
+		}
+	}
+	switch len(found) {
+	case 1:
+		return of.Adopt(found[0])
+	case 0:
+		return usage(fmt.Sprintf("adopt ring %q: no peer has shown such a ring lately; 'weft status' lists those that differ from this side's", prefix))
+	default:
+		return usage(fmt.Sprintf("adopt ring %q: several begin like that: %s", prefix, found))
+	}
 }
 
 // resolve finds a peer by its name or nickname.

@@ -125,6 +125,9 @@ func (d *daemon) RemovePeers(ctx context.Context, r api.PeersRequest) ([]api.Rem
 	return d.node.RemovePeers(ctx, r.Peers)
 }
 
+// Adopt implements api.Backend.
+func (d *daemon) Adopt(_ context.Context, r api.AdoptRequest) error { return d.node.Adopt(r.Ring) }
+
 // Prime implements api.Backend.
 func (d *daemon) Prime(ctx context.Context) error {
 	for _, u := range d.universes {

@@ -23,6 +23,9 @@ type Node interface {
 	// RemovePeers takes over the ranges of dead peers, given by name or
 	// nickname, in every universe.
 	RemovePeers(ctx context.Context, peers []string) ([]api.Removed, error)
+	// Adopt has all peers of the ring that differs from ring, a number as the
+	// report's warnings give it or the beginning of one, leave theirs for it.
+	Adopt(ring string) error
 	// Leave takes leave of the mesh, after giving the address ranges of this
 	// host to others if handover is set. Run is still running; nothing else is
 	// called after it.

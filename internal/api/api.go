@@ -11,6 +11,7 @@
 //	POST /expose, /hide     ExposeRequest -> AddressReply
 //	POST /connect, /forget  PeersRequest -> Empty
 //	POST /rmpeer            PeersRequest -> RemoveReply
+//	POST /adopt             AdoptRequest -> Empty
 //	POST /prime             Empty -> Empty, once addresses can be given out
 //	POST /stop, /reset      Empty -> Empty, once the router has let go of the mesh
 //
@@ -48,6 +49,9 @@ type Backend interface {
 	Connect(ctx context.Context, r PeersRequest) error
 	Forget(ctx context.Context, r PeersRequest) error
 	RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, error)
+	// Adopt has all peers of this router's ring of addresses leave it for another
+	// that was met.
+	Adopt(ctx context.Context, r AdoptRequest) error
 	// Prime returns when addresses can be given out.
 	Prime(ctx context.Context) error
 	// Stop takes leave of the mesh and makes the router end after it returned.
@@ -90,6 +94,12 @@ type PeersRequest struct {
 	Peers []string `json:"peers"`
 	// Replace, for connect only, forgets all other targets.
 	Replace bool `json:"replace,omitempty"`
+}
+
+// AdoptRequest names a ring of addresses by its number, or by enough of its
+// beginning.
+type AdoptRequest struct {
+	Ring string `json:"ring"`
 }
 
 // AddressReply lists addresses with the lengths of their subnets.

@@ -102,6 +102,12 @@ func (c *Client) RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, er
 	return a.Removed, err
 }
 
+// Adopt leaves the ring of addresses for another that was met.
+func (c *Client) Adopt(ctx context.Context, r AdoptRequest) error {
+	_, err := send[Empty](ctx, c, "/adopt", r)
+	return err
+}
+
 // Prime waits until addresses can be given out.
 func (c *Client) Prime(ctx context.Context) error {
 	_, err := send[Empty](ctx, c, "/prime", Empty{})

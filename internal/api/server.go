@@ -42,6 +42,9 @@ func Handler(b Backend, metrics http.Handler) http.Handler {
 		removed, err := b.RemovePeers(ctx, r)
 		return RemoveReply{Removed: removed}, err
 	}))
+	mux.Handle("POST /adopt", post(func(ctx context.Context, r AdoptRequest) (Empty, error) {
+		return Empty{}, b.Adopt(ctx, r)
+	}))
 	mux.Handle("POST /prime", bare(b.Prime))
 	mux.Handle("POST /stop", bare(b.Stop))
 	mux.Handle("POST /reset", bare(b.Reset))

@@ -65,6 +65,13 @@ func (e echo) RemovePeers(_ context.Context, r PeersRequest) ([]Removed, error) 
 	return []Removed{{Peer: r.Peers[0], Addresses: 7}}, e.err
 }
 
+func (e echo) Adopt(_ context.Context, r AdoptRequest) error {
+	if r.Ring != "0123" {
+		return errors.New("another ring arrived")
+	}
+	return e.err
+}
+
 func (e echo) Prime(ctx context.Context) error {
 	if e.hang == nil {
 		return e.err
@@ -143,6 +150,7 @@ func TestRoundTrips(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"connect": func() error { return c.Connect(ctx, PeersRequest{Peers: []string{"h2"}}) },
 		"forget":  func() error { return c.Forget(ctx, PeersRequest{Peers: []string{"h2"}}) },
+		"adopt":   func() error { return c.Adopt(ctx, AdoptRequest{Ring: "0123"}) },
 		"prime":   func() error { return c.Prime(ctx) },
 		"stop":    func() error { return c.Stop(ctx) },
 		"reset":   func() error { return c.Reset(ctx) },

@@ -134,13 +134,15 @@ func makeRules(from []int) error {
 		Name: "input", Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityRaw,
 	})
+	id := uint32(0) // the library's own numbers are not safe for concurrent use
 	for _, way := range []Way{Packets, Dials} {
 		for _, v6 := range []bool{false, true} {
 			some := Addr4(0)
 			if v6 {
 				some = Addr6(0)
 			}
-			set := &nftables.Set{Table: t, Name: setName(way, some), KeyType: nftables.TypeIPAddr}
+			id++
+			set := &nftables.Set{Table: t, ID: id, Name: setName(way, some), KeyType: nftables.TypeIPAddr}
 			if v6 {
 				set.KeyType = nftables.TypeIP6Addr
 			}
