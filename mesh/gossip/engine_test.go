@@ -83,7 +83,6 @@ type net struct {
 	rng   *rand.Rand
 	nodes []*Engine
 	state []register
-	links [][2]int
 	loss  float64
 }
 

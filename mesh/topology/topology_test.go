@@ -401,12 +401,6 @@ func FuzzMissing(f *testing.F) {
 
 func BenchmarkRoutes(b *testing.B) {
 	for _, n := range []int{100, 300} {
-		var pairs [][2]int
-		for i := range n {
-			for j := range i {
-				pairs = append(pairs, [2]int{j, i})
-			}
-		}
 		s := func() *State {
 			states := make([]*State, n)
 			for i := range states {
