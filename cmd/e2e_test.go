@@ -8,7 +8,9 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,10 +32,37 @@ func labName() string {
 	return "e" + hex.EncodeToString(b[:])
 }
 
+// staleLab is the age after which a lab of a test belongs to no running one.
+const staleLab = time.Hour
+
+var testLab = regexp.MustCompile(`^[et][0-9a-f]{8}$`)
+
+// sweepLabs takes down what killed runs of tests left.
+var sweepLabs = func() func(t *testing.T) {
+	var once sync.Once
+	return func(t *testing.T) {
+		once.Do(func() {
+			labs, err := testbed.List()
+			if err != nil {
+				t.Error(err)
+			}
+			for _, l := range labs {
+				info, err := os.Stat("/run/weft/lab/" + l.Name)
+				if testLab.MatchString(l.Name) && err == nil && time.Since(info.ModTime()) > staleLab {
+					if err := testbed.Down(l.Name); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+}()
+
 // newLab makes hosts without routers.
 func newLab(t *testing.T, c testbed.Config) *testbed.Lab {
 	t.Helper()
 	nstest.RequireRoot(t)
+	sweepLabs(t)
 	c.Name = labName()
 	if c.Topology == "" {
 		c.Topology = testbed.Full

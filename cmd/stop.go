@@ -9,11 +9,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/cmd/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/testbed"
 )
 
 // stopPatience is how long a router may take to end once it has taken leave.
@@ -49,20 +49,15 @@ func runStop(ctx context.Context, client *api.Client, stdout io.Writer) error {
 
 // waitEnd returns when a process has ended.
 func waitEnd(ctx context.Context, pid int) error {
+	if pid < 1 {
+		return nil // not a process of this host's, as it sees them
+	}
 	ctx, cancel := context.WithTimeout(ctx, stopPatience)
 	defer cancel()
-	for {
-		// A router that is a zombie, for its parent to collect, has no
-		// namespace any more.
-		if _, err := netdev.IdentifyNS(netdev.NSByPID(pid)); pid < 1 || err != nil || errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the router took leave of the mesh, but process %d is still there", pid)
-		case <-time.After(pollEvery):
-		}
+	if err := testbed.WaitExit(ctx, pid); err != nil {
+		return fmt.Errorf("the router took leave of the mesh: %w", err)
 	}
+	return nil
 }
 
 func (a *app) reset() *cobra.Command {

@@ -71,11 +71,8 @@ func Create(c Config) (l *Lab, err error) {
 	} else if len(old) > 0 || exists(folder(c.Name)) {
 		return nil, fmt.Errorf("lab %s is there already; take it down with: weft lab down --name %s", c.Name, c.Name)
 	}
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
-	}
 	// The folder is the lock: of two that make the same lab, one fails here.
-	if err := os.Mkdir(folder(c.Name), 0o700); err != nil {
+	if err := makeFolder(c.Name); err != nil {
 		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
 	}
 	defer func() {
@@ -103,6 +100,19 @@ func Create(c Config) (l *Lab, err error) {
 		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
 	}
 	return l, nil
+}
+
+// makeFolder makes the folder of a lab, which must not be there. The one above
+// it may go at any time with the last of the other labs.
+func makeFolder(name string) error {
+	for {
+		if err := os.MkdirAll(root, 0o700); err != nil {
+			return err
+		}
+		if err := os.Mkdir(folder(name), 0o700); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
 }
 
 // Open finds a lab that Create made, in this process or another.

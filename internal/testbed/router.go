@@ -165,16 +165,9 @@ func (l *Lab) Kill(n int) error {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill the router of %s, process %d: %w", hostWord(n), pid, err)
 	}
-	deadline := time.Now().Add(killPatience)
-	for {
-		if _, ok := l.routerPID(n); !ok {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("kill the router of %s: process %d is still there after %v", hostWord(n), pid, killPatience)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
+	defer cancel()
+	return WaitExit(ctx, pid)
 }
 
 // Up launches all routers and waits for WaitConverged.
