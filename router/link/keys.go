@@ -36,9 +36,10 @@ const (
 type keys struct {
 	tx *seal.Tx
 
-	// round is that of the newest offer made or answered. The first is the
-	// time in seconds, so that what an earlier machine for the same peer said
-	// is never newer, should it come late.
+	// round is that of the newest offer made or answered. The offering end's
+	// first is its time in seconds, so that what its earlier machine for the
+	// same peer said is never newer, should it come late. The other end begins
+	// at 0: its clock may be ahead, or its machine younger.
 	round      uint32
 	agreedAt   time.Time
 	answeredAt time.Time

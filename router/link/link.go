@@ -129,8 +129,8 @@ func New(cfg Config, now time.Time) (*Machine, []Effect) {
 	m.path.init(cfg.MaxMTU)
 	m.beat.sent = make(map[uint32]sentProbe)
 	m.beat.nextID = cfg.Jitter.Uint32()
-	m.keys.round = uint32(now.Unix())
 	if m.offers() {
+		m.keys.round = uint32(now.Unix())
 		m.offer(now)
 	}
 	return m, m.flush()

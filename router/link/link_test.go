@@ -503,6 +503,21 @@ func TestOffersWithoutEnd(t *testing.T) {
 	w.want("during", Established, "")
 }
 
+// TestClocksAndStartsMayDiffer: the hosts' clocks are an hour apart, or the
+// answering end hears of the session later than the other.
+func TestClocksAndStartsMayDiffer(t *testing.T) {
+	for _, ahead := range []time.Duration{-time.Hour, time.Hour, 6 * time.Second} {
+		w := newWorld(t, nil)
+		for _, e := range w.ends {
+			if !e.m.offers() {
+				e.m, _ = New(e.m.cfg, w.now.Add(ahead))
+			}
+		}
+		w.run(5 * time.Second)
+		w.want("with another start", Established, "")
+	}
+}
+
 // TestLateWordsOfAnEarlierMachine: an offer of the round that the peer's router
 // was in before its session was renewed comes first in the new one.
 func TestLateWordsOfAnEarlierMachine(t *testing.T) {
