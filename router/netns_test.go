@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -252,7 +253,11 @@ func TestSmallUnderlay(t *testing.T) {
 	}
 
 	// With DF, from the first too-big on the kernel knows the path. The
-	// answer names what fits: 1300 less 79.
+	// answer names what fits: 1300 less 79. A sender that is told less while
+	// the links still measure would keep to that for minutes.
+	for _, h := range hosts {
+		h.settle(1300 - 71)
+	}
 	for _, v := range []struct{ a, b netip.Addr }{{addr(0).Addr(), addr(2).Addr()}, {addr6(0).Addr(), addr6(2).Addr()}} {
 		src := a.listen(v.a)
 		setPathDiscovery(t, src, true)
@@ -280,6 +285,21 @@ func TestSmallUnderlay(t *testing.T) {
 			head = 48
 		}
 		receive(t, src, dst, want-head)
+	}
+}
+
+// settle waits until all links of the host have this MTU.
+func (h *host) settle(mtu int) {
+	h.t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for slices.ContainsFunc(h.Status().Links, func(l router.LinkStatus) bool { return l.MTU != mtu }) {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			h.t.Fatalf("the links are %+v, want them to have mtu %d", h.Status().Links, mtu)
+		}
 	}
 }
 
