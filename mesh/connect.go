@@ -23,6 +23,10 @@ import (
 // kernel's queue.
 const maxHandshakes = 64
 
+// dialTimeout is how long a host may take to answer a dial at all. It is also
+// how long two hosts that can not dial each other wait for a distant session.
+const dialTimeout = 5 * time.Second
+
 // accept hears those who dial, until the listener is closed.
 func (m *Mesh) accept() {
 	defer m.wg.Done()
@@ -74,7 +78,7 @@ func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
 // connect dials an address and returns the peer there, if there is one; the
 // error is nil if there is a session with it now.
 func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
-	d := net.Dialer{Timeout: session.Timeout, KeepAlive: -1}
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1}
 	if m.cfg.Host.IsValid() {
 		d.LocalAddr = &net.TCPAddr{IP: m.cfg.Host.AsSlice()}
 	}

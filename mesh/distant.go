@@ -70,6 +70,11 @@ func (m *Mesh) distantDue(now time.Time) (due []peer.Name) {
 			due = append(due, n)
 		}
 	}
+	for n, e := range m.early {
+		if now.Sub(e.at) > punchAgain {
+			delete(m.early, n)
+		}
+	}
 	for n := range m.tries {
 		if !v.Reachable(n) {
 			delete(m.tries, n)
@@ -167,6 +172,11 @@ func (m *Mesh) adoptDistant(c *session.Conn) error {
 	m.wg.Add(2)
 	go m.read(n)
 	go m.write(n)
+	if e, ok := m.early[n.name]; ok && n.since.Sub(e.at) < punchAgain {
+		m.aim(n, e.addr)
+		m.poke()
+	}
+	delete(m.early, n.name)
 	if n.Dialled {
 		n.asked = n.since
 		m.askToPunch(n.name)

@@ -178,8 +178,9 @@ type Mesh struct {
 	maker    *dial.Maker
 	data     map[peer.Name]dataLink // what the router says of its links
 	events   []func(Observer)
-	tries    map[peer.Name]*try // at distant sessions
-	punches  int                // asked for
+	tries    map[peer.Name]*try  // at distant sessions
+	punches  int                 // asked for
+	early    map[peer.Name]early // addresses of peers whose distant session is not there yet
 	problems problems
 	closing  bool
 
@@ -242,6 +243,7 @@ func New(cfg Config) (*Mesh, error) {
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
 	m.distant.Store(&map[peer.Name]*neighbour{})
 	m.tries = make(map[peer.Name]*try)
+	m.early = make(map[peer.Name]early)
 	m.refreshView()
 	host := ""
 	if cfg.Host.IsValid() {

@@ -3,6 +3,7 @@ package mesh
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
@@ -49,23 +50,37 @@ func (m *Mesh) punch(from peer.Name, msg []byte) {
 	case len(msg) >= punchLen && msg[0] == punchAnswer:
 		about := peer.NameFromBytes(msg[1:])
 		addr := netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[7:23])).Unmap(), binary.BigEndian.Uint16(msg[23:]))
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		n := (*m.distant.Load())[about]
-		if n == nil || addr.Addr().IsUnspecified() || addr.Port() == 0 || m.data[about].up {
+		if addr.Addr().IsUnspecified() || addr.Port() == 0 {
 			return
 		}
-		before := n.punched.Swap(&addr)
-		if before != nil && *before == addr {
-			return // the router is at it
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if n := (*m.distant.Load())[about]; n != nil {
+			m.aim(n, addr)
+			m.poke()
+		} else if m.topo.Entry(about) != nil {
+			m.early[about] = early{addr, time.Now()} // its session stands at the far end only, yet
 		}
-		up := Neighbour{Name: about, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance}
-		if before != nil {
-			m.events = append(m.events, func(o Observer) { o.NeighbourDown(about) })
-		}
-		m.events = append(m.events, func(o Observer) { o.NeighbourUp(up) })
-		m.poke()
 	}
+}
+
+// early is the address of a peer that came before the end of the handshake.
+type early struct {
+	addr netip.AddrPort
+	at   time.Time
+}
+
+// aim tells the router where a distant peer is. It is called with mu held.
+func (m *Mesh) aim(n *neighbour, addr netip.AddrPort) {
+	before := n.punched.Swap(&addr)
+	if m.data[n.name].up || before != nil && *before == addr {
+		return // the router is at it
+	}
+	up := Neighbour{Name: n.name, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance}
+	if before != nil {
+		m.events = append(m.events, func(o Observer) { o.NeighbourDown(up.Name) })
+	}
+	m.events = append(m.events, func(o Observer) { o.NeighbourUp(up) })
 }
 
 func appendPunch(about peer.Name, a netip.AddrPort) []byte {
