@@ -3,11 +3,14 @@ package ipam
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
 )
 
 // flat is a View that sees nobody: the large simulation moves gossip only.
@@ -17,185 +20,245 @@ func (flat) Reachable(peer.Name) bool  { return false }
 func (flat) Peers() []peer.Name        { return nil }
 func (flat) Nickname(peer.Name) string { return "" }
 
-// big is a peer of the large simulation: a core that is driven by its channel
-// alone, with a queue of one joined delta for each neighbour.
+const (
+	largeTopology = 1
+	largeRing     = 2
+)
+
+// large is a mesh of pure machines: topology and ring of each peer, moved by
+// its gossip engine over links that lose messages.
+type large struct {
+	t     *testing.T
+	rng   *rand.Rand
+	now   time.Time
+	loss  float64
+	peers []*big
+	links [][]int
+	sent  uint64 // bytes
+}
+
+// big is one peer of it.
 type big struct {
-	core  *core
-	links []int
-	queue map[int][]byte
-	down  bool
+	core   *core
+	topo   *topology.State
+	engine *gossip.Engine
+	down   bool
 }
 
-func (b *big) flood(delta []byte, except int) {
-	for _, n := range b.links {
-		if n == except {
-			continue
+func largeName(i int) peer.Name { return peer.Name{2, 0, 0, 1, byte(i >> 8), byte(i)} }
+
+func largeIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
+
+// launch makes peer i as it is without a disk, and links it with its living
+// neighbours.
+func (w *large) launch(i int) {
+	id := peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}}
+	b := &big{engine: gossip.NewEngine(w.rng)}
+	b.core = newCore(Config{Self: largeName(i), Signer: id, Verifier: id, Universe: pfx("10.32.0.0/12"), Init: Init{Mode: Seed}}, flat{}, w.rng)
+	var err error
+	if b.topo, err = topology.New(topology.Config{Self: largeName(i), Instance: w.rng.Uint64(), Signer: id, Verifier: id,
+		Book: new(peer.Book), Start: w.now}); err != nil {
+		w.t.Fatal(err)
+	}
+	b.engine.Register(largeTopology, b.topo)
+	b.engine.Register(largeRing, largeChannel{w, i})
+	w.peers[i] = b
+	for _, j := range w.links[i] {
+		if o := w.peers[j]; o != nil && !o.down {
+			b.engine.NeighbourUp(largeName(j))
+			o.engine.NeighbourUp(largeName(i))
 		}
-		if old := b.queue[n]; old != nil {
-			if j := joinDeltas(old, delta); j != nil {
-				b.queue[n] = j
-			}
-			continue // the queue is full: the digests find out
-		}
-		b.queue[n] = delta
 	}
 }
 
-// One thousand peers, each with six neighbours or more; one message in five is
-// lost; while ranges are given away, peers go down, and come back having
-// forgotten all. All rings become equal, and a single change in the stable mesh
-// costs each peer a number of bytes that does not grow with the mesh.
-func TestThousandPeersConverge(t *testing.T) {
-	const count, voters, loss = 1000, 100, 0.2
-	rng := rand.New(rand.NewPCG(firstSeed(t), 3))
-	now := time.Unix(1_700_000_000, 0)
-	name := func(i int) peer.Name { return peer.Name{2, 0, 0, 1, byte(i >> 8), byte(i)} }
-	fresh := func(i int) *core {
-		return newCore(Config{Self: name(i), Signer: peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}}, Verifier: peer.Cheap{},
-			Universe: pfx("10.32.0.0/12"), Init: Init{Mode: Seed}}, flat{}, rng)
+func (w *large) kill(i int) {
+	w.peers[i].down = true
+	for _, j := range w.links[i] {
+		w.peers[j].engine.NeighbourDown(largeName(i))
+		w.tell(j)
 	}
-	peers := make([]*big, count)
-	for i := range peers {
-		peers[i] = &big{core: fresh(i), queue: map[int][]byte{}}
-	}
-	link := func(i, j int) {
-		peers[i].links = append(peers[i].links, j)
-		peers[j].links = append(peers[j].links, i)
-	}
-	for i := range peers {
-		link(i, (i+1)%count)
-		for range 2 {
-			if j := rng.IntN(count); j != i {
-				link(i, j)
-			}
+}
+
+// tell has peer i publish the links it has.
+func (w *large) tell(i int) {
+	var l []topology.Link
+	for _, j := range w.links[i] {
+		if !w.peers[j].down {
+			l = append(l, topology.Link{To: largeName(j), Flags: topology.LinkSession})
 		}
 	}
-	bytesSent := 0
-	act := func(i int, f func(c *core)) {
-		_, effects := peers[i].core.step(now, func() { f(peers[i].core) })
-		for _, e := range effects {
-			if a, ok := e.(effAnnounce); ok {
-				peers[i].flood(a.delta, -1)
-			}
+	if d := w.peers[i].topo.SetLinks(l); d != nil {
+		w.peers[i].engine.Announce(largeTopology, d)
+	}
+}
+
+// act runs f in the core of peer i and floods what it announces.
+func (w *large) act(i int, f func(c *core)) {
+	_, effects := w.peers[i].core.step(w.now, func() { f(w.peers[i].core) })
+	for _, e := range effects {
+		if a, ok := e.(effAnnounce); ok {
+			w.peers[i].engine.Announce(largeRing, a.delta)
 		}
 	}
-	arrives := func(n int, d []byte) bool {
-		bytesSent += len(d)
-		return !peers[n].down && rng.Float64() >= loss
+}
+
+// largeChannel is the channel of a core without its driver.
+type largeChannel struct {
+	w *large
+	i int
+}
+
+func (c largeChannel) Digest() []byte { return c.w.peers[c.i].core.digest() }
+
+func (c largeChannel) Missing(d []byte) (deltas [][]byte, wants bool, err error) {
+	return c.w.peers[c.i].core.missing(d)
+}
+
+func (c largeChannel) Merge(from peer.Name, delta []byte) (news []byte, err error) {
+	c.w.act(c.i, func(k *core) { news, err = k.merge(from, delta) })
+	return news, err
+}
+
+func (c largeChannel) Join(older, newer []byte) []byte { return joinDeltas(older, newer) }
+
+// second lets a second pass, in which messages make up to hops hops.
+func (w *large) second(hops int) {
+	w.now = w.now.Add(time.Second)
+	for _, p := range w.peers {
+		if !p.down {
+			p.engine.Tick(w.now)
+		}
 	}
-	merge := func(to, from int, d []byte) {
-		if !arrives(to, d) {
-			return
-		}
-		act(to, func(c *core) {
-			if news, _ := c.merge(name(from), d); news != nil {
-				peers[to].flood(news, from)
-			}
-		})
+	type msg struct {
+		from, to int
+		b        []byte
 	}
-	// round moves what is queued one hop; each peer sends a digest in one of ten.
-	round := func(r int) {
-		now = now.Add(100 * time.Millisecond)
-		type hop struct {
-			from, to int
-			delta    []byte
-		}
-		var hops []hop
-		for i, p := range peers {
-			for _, n := range p.links {
-				if d := p.queue[n]; d != nil {
-					hops = append(hops, hop{i, n, d})
-					delete(p.queue, n)
-				}
-			}
-		}
-		for _, h := range hops {
-			if !peers[h.from].down {
-				merge(h.to, h.from, h.delta)
-			}
-		}
-		for i, p := range peers {
-			if p.down || (i+r)%10 != 0 {
+	for range hops {
+		var air []msg
+		for i, p := range w.peers {
+			if p.down {
 				continue
 			}
-			n := p.links[rng.IntN(len(p.links))]
-			if d := p.core.digest(); arrives(n, d) {
-				deltas, wants, err := peers[n].core.missing(d)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, d := range deltas {
-					merge(i, n, d)
-				}
-				if own := peers[n].core.digest(); wants && arrives(i, own) {
-					deltas, _, _ := p.core.missing(own)
-					for _, d := range deltas {
-						merge(n, i, d)
+			for _, n := range p.engine.Dirty() {
+				for b := p.engine.Next(n); b != nil; b = p.engine.Next(n) {
+					w.sent += uint64(len(b))
+					if w.rng.Float64() >= w.loss {
+						air = append(air, msg{i, largeIndex(n), b})
 					}
 				}
 			}
 		}
-	}
-	equal := func() bool {
-		first := peers[0].core.digest()
-		for _, p := range peers {
-			if !bytes.Equal(first, p.core.digest()) {
-				return false
+		for _, m := range air {
+			if p := w.peers[m.to]; !p.down {
+				// A record that comes before what it builds on is refused, and comes
+				// again with the digests.
+				_, _ = p.engine.Receive(largeName(m.from), m.b)
 			}
 		}
-		return peers[0].core.ring.Ready()
 	}
-	settle := func(what string) {
-		for r := range 300 {
-			round(r)
-			if r%5 == 4 && equal() {
-				t.Logf("%s: equal after %v, %d bytes a peer", what, time.Duration(r+1)*100*time.Millisecond, bytesSent/count)
-				return
-			}
+}
+
+// differ counts the peers whose topology or ring is not that of most.
+func (w *large) differ() (n int) {
+	var topo, ring []byte
+	for _, p := range w.peers {
+		if p.down {
+			continue
 		}
-		t.Fatalf("%s: rings differ after 30 s", what)
+		t, r := p.topo.Digest(), p.core.digest()
+		if topo == nil {
+			topo, ring = t, r
+		}
+		if !bytes.Equal(topo, t) || !bytes.Equal(ring, r) || !p.core.ring.Ready() {
+			n++
+		}
 	}
-	give := func() {
-		i := rng.IntN(count)
-		owned := peers[i].core.space.Owned()
-		if peers[i].down || len(owned) == 0 {
+	return n
+}
+
+// settle lets time pass until all agree.
+func (w *large) settle(what string) {
+	w.t.Helper()
+	w.sent = 0
+	for s := range 180 {
+		w.second(4)
+		if w.differ() == 0 {
+			w.t.Logf("%s: equal after %d s of the mesh's time, %d bytes a peer", what, s+1, w.sent/uint64(len(w.peers)))
 			return
 		}
-		r := owned[rng.IntN(len(owned))]
-		act(i, func(c *core) { c.give(name(rng.IntN(count)), addr.Of(r.Block(r.Size().Half()))) })
 	}
+	w.t.Fatalf("%s: %d peers differ after 3 minutes", what, w.differ())
+}
 
+// give has a random peer give half of one of its ranges away.
+func (w *large) give() {
+	i := w.rng.IntN(len(w.peers))
+	for w.peers[i].down || len(w.peers[i].core.space.Owned()) == 0 {
+		i = (i + 1) % len(w.peers)
+	}
+	owned := w.peers[i].core.space.Owned()
+	r := owned[w.rng.IntN(len(owned))]
+	w.act(i, func(c *core) { c.give(largeName(w.rng.IntN(len(w.peers))), addr.Of(r.Block(r.Size().Half()))) })
+}
+
+// One thousand peers, each with four neighbours; one message in five is lost.
+// While ranges are given away, peers go down, and come back having forgotten
+// all, under new instances. All topologies and all rings become equal.
+func TestThousandPeersConverge(t *testing.T) {
+	const count, voters = 1000, 100
+	seed := firstSeed(t)
+	w := &large{t: t, rng: rand.New(rand.NewPCG(seed, 3)), now: time.Unix(1_700_000_000, 0), loss: 0.2,
+		peers: make([]*big, count), links: make([][]int, count)}
+	link := func(i, j int) {
+		if slices.Contains(w.links[i], j) {
+			return
+		}
+		w.links[i], w.links[j] = append(w.links[i], j), append(w.links[j], i)
+	}
+	for i := range count {
+		link(i, (i+1)%count)
+		if j := (i + 2 + w.rng.IntN(count-4)) % count; j != i {
+			link(i, j)
+		}
+	}
+	for i := range count {
+		w.launch(i)
+	}
+	for i := range count {
+		w.tell(i)
+	}
 	seeds := make([]peer.Name, voters)
 	for i := range seeds {
-		seeds[i] = name(i)
+		seeds[i] = largeName(i)
 	}
-	act(0, func(c *core) { c.startRing(seeds) })
-	for r := range 100 {
+	w.act(0, func(c *core) { c.startRing(seeds) })
+	w.settle("from nothing")
+
+	var dead []int
+	for range 10 {
 		for range 12 {
-			give()
+			w.give()
 		}
-		if r%2 == 0 {
-			p := peers[rng.IntN(count)]
-			p.down = true
+		if i := w.rng.IntN(count); !w.peers[i].down {
+			w.kill(i)
+			dead = append(dead, i)
 		}
-		if i := rng.IntN(count); peers[i].down {
-			peers[i].down, peers[i].core = false, fresh(i)
-		}
-		round(r)
+		w.second(4)
 	}
-	for i, p := range peers {
-		if p.down {
-			p.down, p.core = false, fresh(i)
+	for _, i := range dead {
+		w.launch(i)
+		for _, j := range append(w.links[i], i) {
+			w.tell(j)
 		}
 	}
-	settle("after churn")
-	if n := len(peers[0].core.ring.Entries()); n < voters+50 {
-		t.Errorf("only %d entries", n)
+	w.settle("after churn")
+	if n := len(w.peers[0].core.ring.Entries()); n < voters+50 {
+		t.Errorf("only %d entries in the ring", n)
 	}
-	bytesSent = 0
-	for before := peers[7].core.ring.Epoch(); peers[7].core.ring.Epoch() == before; {
-		give()
-		round(1)
+
+	for before := w.peers[7].core.ring.Epoch(); w.peers[7].core.ring.Epoch() == before; {
+		w.give()
+		w.second(1)
 	}
-	settle("one change")
+	w.settle("one change")
 }

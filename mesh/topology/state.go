@@ -138,6 +138,7 @@ func (s *State) Generation() uint64 { return s.generation }
 func (s *State) SetLinks(links []Link) []byte {
 	links = slices.Clone(links)
 	slices.SortFunc(links, func(a, b Link) int { return a.To.Compare(b.To) })
+	links = slices.CompactFunc(links, func(a, b Link) bool { return a.To == b.To }) // twice in an entry, others refuse it
 	if len(links) > MaxLinks {
 		links = links[:MaxLinks]
 	}
