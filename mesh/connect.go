@@ -28,7 +28,7 @@ const maxHandshakes = 64
 const dialTimeout = 5 * time.Second
 
 // accept hears those who dial, until the listener is closed.
-func (m *Mesh) accept() {
+func (m *Mesh) accept(ctx context.Context) {
 	defer m.wg.Done()
 	slots := make(chan struct{}, maxHandshakes)
 	for {
@@ -41,8 +41,8 @@ func (m *Mesh) accept() {
 			time.Sleep(50 * time.Millisecond) // out of file descriptors, most likely
 			continue
 		}
-		from := addrPortOf(nc.RemoteAddr())
-		if !m.sources.allow(from.Addr(), time.Now()) {
+		from := addrPortOf(nc.RemoteAddr()).Addr()
+		if !m.sources.begin(from, time.Now()) {
 			m.counters.handshakeFail[session.CodeBusy].Add(1)
 			nc.Close()
 			continue
@@ -51,11 +51,15 @@ func (m *Mesh) accept() {
 		m.wg.Add(1)
 		go func() {
 			defer m.wg.Done()
+			stop := context.AfterFunc(ctx, func() { nc.Close() })
 			c, err := session.Accept(nc, &m.hs)
+			m.sources.end(from)
 			<-slots
-			if err != nil {
+			if !stop() || err != nil {
 				nc.Close()
-				m.handshakeFailed(err, nc.RemoteAddr().String())
+				if err != nil && ctx.Err() == nil {
+					m.handshakeFailed(err, from.String()) // the port is another each time
+				}
 				return
 			}
 			if err := m.adopt(c); err != nil {
@@ -305,33 +309,66 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
-// sources limits how often one address may start a handshake.
+// sources limits how often one address may start a handshake, and how many it
+// may have under way: who says nothing after it has connected holds a slot
+// until the handshake's time is up.
 type sources struct {
 	mu    sync.Mutex
-	known map[netip.Addr]*rate.Limiter
+	known map[netip.Addr]*source
 }
 
-// A source may start handshakesPerSecond, and at first handshakesBurst.
+type source struct {
+	limit *rate.Limiter
+	busy  int
+}
+
+// A source may start handshakesPerSecond, at first handshakesBurst, and have
+// handshakesAtOnce under way. Too low, and a hundred hosts behind one address
+// take long to join; too high, and one host keeps others out.
 const (
 	handshakesPerSecond = 20
 	handshakesBurst     = 40
+	handshakesAtOnce    = maxHandshakes / 4
 	maxSources          = 4096
 )
 
-func (s *sources) allow(a netip.Addr, now time.Time) bool {
+// sourceOf is what counts as one source: an IPv4 address, or an IPv6 network
+// of 64 bits.
+func sourceOf(a netip.Addr) netip.Addr {
 	if a.Is6() {
 		p, _ := a.Prefix(64)
-		a = p.Addr()
+		return p.Addr()
 	}
+	return a
+}
+
+// begin tells whether a may start a handshake now. If so, end must follow.
+func (s *sources) begin(a netip.Addr, now time.Time) bool {
+	a = sourceOf(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.known[a]
-	if l == nil {
-		if s.known == nil || len(s.known) >= maxSources {
-			s.known = make(map[netip.Addr]*rate.Limiter)
+	src := s.known[a]
+	if src == nil {
+		if s.known == nil {
+			s.known = make(map[netip.Addr]*source)
 		}
-		l = rate.NewLimiter(handshakesPerSecond, handshakesBurst)
-		s.known[a] = l
+		if len(s.known) >= maxSources {
+			maps.DeleteFunc(s.known, func(_ netip.Addr, x *source) bool { return x.busy == 0 })
+		}
+		src = &source{limit: rate.NewLimiter(handshakesPerSecond, handshakesBurst)}
+		s.known[a] = src
 	}
-	return l.AllowN(now, 1)
+	if src.busy >= handshakesAtOnce || !src.limit.AllowN(now, 1) {
+		return false
+	}
+	src.busy++
+	return true
+}
+
+func (s *sources) end(a netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if src := s.known[sourceOf(a)]; src != nil {
+		src.busy--
+	}
 }

@@ -311,7 +311,7 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	m.distantStreams = stream.New(m.sender(KindDistant), m.acceptDistant)
 	m.handleStreams(KindDistant, m.distantStreams.Receive)
 	m.wg.Add(1)
-	go m.accept()
+	go m.accept(ctx)
 	m.loop(ctx)
 
 	m.mu.Lock()

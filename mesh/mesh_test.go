@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
 )
 
@@ -393,4 +395,39 @@ func TestPeersThatCanNotDialEachOtherPunch(t *testing.T) {
 
 func udp(f func(peer.Name) (netip.AddrPort, bool)) option {
 	return func(c *Config) { c.UDPAddr = f }
+}
+
+// Who connects and says nothing does not keep others out, nor the router from
+// stopping at once.
+func TestSilentStrangersKeepNobodyOut(t *testing.T) {
+	a := start(t)
+	for range 2 * maxHandshakes {
+		c, err := net.Dial("tcp", a.addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	eventually(t, "most are turned away", func() bool { return a.Status().HandshakeFailures["busy"] >= maxHandshakes })
+	a.sources.mu.Lock()
+	busy := a.sources.known[netip.MustParseAddr("127.0.0.1")].busy
+	a.sources.mu.Unlock()
+	if busy > handshakesAtOnce {
+		t.Errorf("one address holds %d slots of %d", busy, maxHandshakes)
+	}
+	begun := time.Now()
+	a.stop()
+	if took := time.Since(begun); took >= session.Timeout {
+		t.Errorf("the stop took %v", took)
+	}
+}
+
+func TestFullQueueToANeighbourIsBoundedInBytes(t *testing.T) {
+	n := &neighbour{control: make(chan []byte, MaxControl)}
+	for range MaxControl {
+		_ = n.push(make([]byte, MaxUnicast))
+	}
+	if got := n.queued.Load(); got > maxControlBytes || n.dropped.Load() == 0 {
+		t.Errorf("%d bytes wait, %d records were dropped", got, n.dropped.Load())
+	}
 }

@@ -30,9 +30,11 @@ const (
 	// With less, a busy host is taken for dead; with more, its loss is noticed
 	// later than the ten seconds that weft promises.
 	silence = 8 * time.Second
-	// MaxControl is how many records wait for one neighbour ahead of gossip. A
-	// full queue drops the newest and counts it.
-	MaxControl = 1024
+	// MaxControl is how many records wait for one neighbour ahead of gossip, and
+	// maxControlBytes how large they may be together. A full queue drops the
+	// newest and counts it.
+	MaxControl      = 1024
+	maxControlBytes = 4 << 20
 )
 
 // neighbour is a session while it stands.
@@ -58,7 +60,8 @@ type neighbour struct {
 	heard   atomic.Int64 // Unix time in nanoseconds
 	rttNano atomic.Int64 // smoothed
 	dropped atomic.Uint64
-	left    atomic.Bool // it said goodbye
+	queued  atomic.Int64 // bytes in control
+	left    atomic.Bool  // it said goodbye
 	// punched is where the router was told that a distant one is.
 	punched atomic.Pointer[netip.AddrPort]
 }
@@ -92,13 +95,16 @@ var errQueueFull = errors.New("the queue to the neighbour is full")
 
 // push queues a record ahead of gossip. It keeps rec.
 func (n *neighbour) push(rec []byte) error {
-	select {
-	case n.control <- rec:
-		return nil
-	default:
-		n.dropped.Add(1)
-		return errQueueFull
+	if n.queued.Add(int64(len(rec))) <= maxControlBytes {
+		select {
+		case n.control <- rec:
+			return nil
+		default:
+		}
 	}
+	n.queued.Add(-int64(len(rec)))
+	n.dropped.Add(1)
+	return errQueueFull
 }
 
 // shut ends the session for a reason. The first reason stays.
@@ -146,6 +152,10 @@ func (m *Mesh) write(n *neighbour) {
 		}
 		return true
 	}
+	sendControl := func(rec []byte) bool {
+		n.queued.Add(-int64(len(rec)))
+		return send(rec)
+	}
 	sendPing := func() bool {
 		return send(binary.BigEndian.AppendUint64([]byte{recPing}, uint64(time.Since(m.start))))
 	}
@@ -158,7 +168,7 @@ func (m *Mesh) write(n *neighbour) {
 		case <-n.done:
 			return
 		case rec := <-n.control:
-			if !send(rec) {
+			if !sendControl(rec) {
 				return
 			}
 			continue
@@ -168,7 +178,7 @@ func (m *Mesh) write(n *neighbour) {
 		case <-n.done:
 			return
 		case rec := <-n.control:
-			if !send(rec) {
+			if !sendControl(rec) {
 				return
 			}
 		case <-ping.C:
