@@ -15,7 +15,7 @@
 //	1 pong     body: that of the ping
 //	2 gossip   body: a message of package gossip
 //	3 unicast  body: destination 6 | source 6 | hops left u8 | kind u8 | payload
-//	4 bye      body: reason, UTF-8; the sender closes
+//	4 bye      body: code u8, a session.Code, ok for one that stops | reason, UTF-8; the sender closes
 //
 // Types are append only; a record of an unknown type is ignored.
 //
@@ -321,7 +321,7 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	m.members.Close(true)
 	for _, all := range []map[peer.Name]*neighbour{*m.distant.Load(), *m.neighbours.Load()} {
 		for _, n := range all {
-			n.goodbye("the router stops")
+			n.goodbye(session.CodeOK, "the router stops")
 		}
 	}
 	m.distantStreams.Close()
@@ -488,6 +488,11 @@ func (m *Mesh) noteRefusals() {
 		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Name, m.nick(r.From), r.Cause)
 		if m.problems.note(text, time.Now()) {
 			m.log.Warn("topology entry refused", "peer", r.Name, "from", r.From, "err", r.Cause)
+		}
+		// Who is honest passes nothing on that it has not checked.
+		if n := (*m.neighbours.Load())[r.From]; n != nil && errors.Is(r.Cause, topology.ErrForged) {
+			reason := fmt.Sprintf("it handed over an entry of peer %s: %v", r.Name, r.Cause)
+			m.events = append(m.events, func(Observer) { n.goodbye(session.CodeOther, reason) })
 		}
 	}
 }

@@ -431,3 +431,38 @@ func TestFullQueueToANeighbourIsBoundedInBytes(t *testing.T) {
 		t.Errorf("%d bytes wait, %d records were dropped", got, n.dropped.Load())
 	}
 }
+
+// liar shows one key and signs with another.
+type liar struct{ shows, signs peer.Signer }
+
+func (l liar) Key() peer.Key                          { return l.shows.Key() }
+func (l liar) Sign(d string, b []byte) peer.Signature { return l.signs.Sign(d, b) }
+
+func TestPeerThatSpeaksForAnotherIsRefusedInWords(t *testing.T) {
+	a := start(t)
+	b := start(t, to(a))
+	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })
+	victim, err := peer.NewIdentity(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := topology.New(topology.Config{Self: victim.Name, Signer: liar{victim, b.Identity()}, Verifier: peer.Ed25519{},
+		Book: new(peer.Book), Start: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nothing, err := topology.New(topology.Config{Self: a.Self(), Signer: a.Identity(), Verifier: peer.Ed25519{}, Book: new(peer.Book)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deltas, _, err := forged.Missing(nothing.Digest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Announce(ChannelTopology, deltas[0])
+	eventually(t, "a says so", a.says("not signed by its owner"))
+	eventually(t, "b is told", b.says("not signed by its owner"))
+	if a.View().Reachable(victim.Name) || a.View().Nickname(victim.Name) != "" {
+		t.Error("the entry was taken in")
+	}
+}

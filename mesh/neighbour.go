@@ -124,9 +124,9 @@ func (n *neighbour) why() error {
 }
 
 // goodbye tells the far end why, and ends the session.
-func (n *neighbour) goodbye(reason string) {
+func (n *neighbour) goodbye(code session.Code, reason string) {
 	_ = n.SetWriteDeadline(time.Now().Add(time.Second))
-	_ = n.WriteRecord(append([]byte{recBye}, reason...))
+	_ = n.WriteRecord(append([]byte{recBye, byte(code)}, reason...))
 	n.shut(errors.New(reason))
 }
 
@@ -272,8 +272,17 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 	case recUnicast:
 		m.unicast(n, body)
 	case recBye:
-		n.left.Store(true)
-		return fmt.Errorf("the peer said: %s", printable(body))
+		if len(body) == 0 {
+			return errors.New("the peer ended the session without a word")
+		}
+		code, reason := session.Code(body[0]), printable(body[1:])
+		if code == session.CodeOK {
+			n.left.Store(true)
+		} else {
+			m.counters.handshakeFail[min(code, session.CodeOther)].Add(1)
+			m.note(fmt.Sprintf("session with %s ended by it: %s", m.nick(n.name), reason))
+		}
+		return fmt.Errorf("the peer said: %s", reason)
 	}
 	return nil
 }
