@@ -47,19 +47,13 @@ check:
 	  echo "make check: site/pages/commands.md is not what the command tree says; run: make generate" >&2; exit 1; }
 	@rm -f site/pages/commands.md.new
 	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
 	$(GO) run ./prog/weft gen-docs site/pages/commands.md
 
-# Go fuzzes one test at a time.
 fuzz:
-	@set -e; for pkg in $$($(GO) list ./...); do \
-	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "fuzz $$pkg $$f"; \
-	    $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
-	  done; \
-	done
+	GO=$(GO) .ci/fuzz $(FUZZTIME)
 
 demo: build
 	$(SUDO) bin/weft lab demo --hosts 3
