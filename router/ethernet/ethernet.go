@@ -98,6 +98,7 @@ type IP struct {
 	Len          int  // of the packet by its header, at most what the frame has
 	DontFragment bool // the DF bit; true for IPv6, which routers never fragment
 	FirstPart    bool // no fragment, or the first one
+	HasFragment  bool // a fragment, even if of the whole (RFC 6946)
 	Protocol     uint8
 	ProtocolAt   int // offset in the packet of what Protocol names
 }
@@ -134,7 +135,7 @@ func parse4(b []byte) (ip IP, ok bool) {
 	flags := binary.BigEndian.Uint16(b[6:])
 	return IP{
 		Version: 4, Src: netip.AddrFrom4([4]byte(b[12:16])), Dst: netip.AddrFrom4([4]byte(b[16:20])),
-		HeaderLen: hl, Len: n, DontFragment: flags&0x4000 != 0, FirstPart: flags&0x1fff == 0,
+		HeaderLen: hl, Len: n, DontFragment: flags&0x4000 != 0, FirstPart: flags&0x1fff == 0, HasFragment: flags&0x3fff != 0,
 		Protocol: b[9], ProtocolAt: hl,
 	}, true
 }
@@ -176,6 +177,7 @@ func parse6(b []byte) (ip IP, ok bool) {
 				return IP{}, false
 			}
 			size = 8
+			ip.HasFragment = true
 			ip.FirstPart = binary.BigEndian.Uint16(rest[2:])&0xfff8 == 0
 		default:
 			return ip, true

@@ -1,0 +1,293 @@
+// Package gro joins frames of one flow that came one after the other into
+// super-frames, as the kernel's generic receive offload does, so that a batch
+// of packets costs the host one pass through its bridge and its stack.
+//
+// What is joined is what package offload would cut the super-frame into again,
+// byte for byte: nothing is lost, nothing is made up. The rules are those of
+// tcp_gro_receive, udp_gro_receive, inet_gro_receive and ipv6_gro_receive of
+// the kernel, in places stricter:
+//
+//   - all headers are equal, VLAN tags, TOS with its ECN bits, TTL and flow label
+//     included; IPv4 options and IPv6 extension headers never join
+//   - IPv4 identifications count up by one, or, with DF, are all the same
+//   - TCP: the sequence numbers follow each other, acknowledgement, window,
+//     urgent pointer, options (so timestamps) and flags are equal, but that CWR
+//     may be on the first only and that PSH or FIN end the super-frame; SYN, RST
+//     and URG never join, nor does a segment without payload
+//   - each payload has the length of the first, and a shorter one is the last;
+//     datagrams likewise, and those without a checksum never join
+//   - every checksum is right, or was left to the kernel on the host the frame
+//     comes from and is authenticated since
+//
+// A frame that does not fit is passed on as it is. Frames of one flow stay in
+// their order, and so do those that can not be told to be of a flow.
+package gro
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"github.com/weft-net/weft/router/offload"
+)
+
+// Bounds of what waits in a Coalescer and of what it makes.
+const (
+	maxFrames   = 1024  // added until Reset
+	maxOpen     = 32    // flows that may still grow
+	maxPacket   = 65535 // IP packet
+	maxSegments = 256   // of a super-frame, each of which is a part to write
+	maxUDP      = 64    // of a datagram super-frame: UDP_GRO_CNT_MAX of the kernel
+)
+
+// TCP flags (RFC 9293 section 3.1, RFC 3168).
+const (
+	flagFIN = 0x01
+	flagSYN = 0x02
+	flagRST = 0x04
+	flagPSH = 0x08
+	flagURG = 0x20
+	flagCWR = 0x80
+)
+
+// Coalescer collects the frames of a batch. Make one with New. Not safe for
+// concurrent use; after New nothing is allocated.
+type Coalescer struct {
+	// TCP and UDP tell what to join; New sets both.
+	TCP, UDP bool
+
+	items []item
+	segs  []segment
+	open  []int // items that may still grow, each of another flow
+	parts [][]byte
+}
+
+// item is an ordinary frame, or a super-frame in the making.
+type item struct {
+	frame   []byte // the first one
+	layout  offload.Layout
+	flow    bool // whether layout counts
+	partial bool // the transport checksum is the pseudo-header's only
+	checked bool // the transport checksum is known to be right
+	sameID  bool // IPv4 identifications do not count up
+
+	count       int
+	size        int // payload of the first, and of each but the last
+	total       int // payload of all
+	flags       byte
+	first, last int // in segs, of what follows the first frame; -1 for none
+}
+
+// segment is a payload that was joined to an item.
+type segment struct {
+	payload []byte
+	next    int
+}
+
+// New returns an empty Coalescer.
+func New() *Coalescer {
+	return &Coalescer{
+		TCP: true, UDP: true,
+		items: make([]item, 0, maxFrames), segs: make([]segment, 0, maxFrames),
+		open: make([]int, 0, maxOpen), parts: make([][]byte, 0, maxFrames+1),
+	}
+}
+
+// Full tells whether Add must not be called before Reset.
+func (c *Coalescer) Full() bool { return len(c.items)+len(c.segs) == maxFrames }
+
+// Add takes a frame in. It is borrowed until Reset, and its headers may be
+// changed. If partial, its TCP or UDP checksum holds the pseudo-header's sum
+// only.
+func (c *Coalescer) Add(frame []byte, partial bool) {
+	it := item{frame: frame, partial: partial, checked: partial, count: 1, first: -1, last: -1}
+	if !c.TCP && !c.UDP && !partial {
+		c.items = append(c.items, it)
+		return
+	}
+	l, ok := offload.Parse(frame)
+	if !ok {
+		// Perhaps a fragment, which belongs between two frames of its flow.
+		c.open = c.open[:0]
+		c.items = append(c.items, it)
+		return
+	}
+	it.layout, it.flow = l, true
+	it.size = l.End - l.Payload
+	it.total = it.size
+	if l.Proto == offload.ProtoTCP {
+		it.flags = frame[l.L4+13]
+	}
+	able := it.joinable() && (c.TCP && l.Proto == offload.ProtoTCP || c.UDP && l.Proto == offload.ProtoUDP)
+	for i, at := range c.open {
+		old := &c.items[at]
+		if !sameFlow(old, &it) {
+			continue
+		}
+		joined := false
+		if able {
+			joined = c.join(old, &it)
+		}
+		if joined && !old.ended() {
+			return
+		}
+		// It can not grow any more, or what follows it must not overtake.
+		c.open[i] = c.open[len(c.open)-1]
+		c.open = c.open[:len(c.open)-1]
+		if joined {
+			return
+		}
+		break
+	}
+	c.items = append(c.items, it)
+	if able && !it.ended() {
+		if len(c.open) == maxOpen {
+			copy(c.open, c.open[1:])
+			c.open = c.open[:maxOpen-1]
+		}
+		c.open = append(c.open, len(c.items)-1)
+	}
+}
+
+// joinable tells whether the frame can be part of a super-frame at all.
+func (it *item) joinable() bool {
+	l := &it.layout
+	if it.size == 0 || !l.Plain || !l.ValidIP(it.frame) {
+		return false
+	}
+	if l.Proto == offload.ProtoUDP {
+		return it.partial || binary.BigEndian.Uint16(it.frame[l.SumAt():]) != 0
+	}
+	return it.flags&(flagSYN|flagRST|flagURG) == 0
+}
+
+// ended tells whether nothing may be joined to the item any more.
+func (it *item) ended() bool {
+	return it.flags&(flagPSH|flagFIN) != 0 || it.total < it.count*it.size || it.count == maxSegments ||
+		it.layout.Proto == offload.ProtoUDP && it.count == maxUDP
+}
+
+// sameFlow tells whether two frames have the same protocol, addresses and ports
+// in the same VLAN.
+func sameFlow(a, b *item) bool {
+	x, y := &a.layout, &b.layout
+	if x.IP != y.IP || x.Six != y.Six || x.Proto != y.Proto {
+		return false
+	}
+	// Ports first: they differ most often.
+	if [4]byte(a.frame[x.L4:]) != [4]byte(b.frame[y.L4:]) {
+		return false
+	}
+	at, end := x.IP+12, x.IP+20
+	if x.Six {
+		at, end = x.IP+8, x.IP+40
+	}
+	return bytes.Equal(a.frame[at:end], b.frame[at:end]) && bytes.Equal(a.frame[12:x.IP], b.frame[12:x.IP])
+}
+
+// join adds it, which is joinable and of old's flow, to old if it continues it.
+func (c *Coalescer) join(old, it *item) bool {
+	l := &old.layout
+	if it.size > old.size || l.Payload != it.layout.Payload || l.Payload-l.IP+old.total+it.size > maxPacket {
+		return false
+	}
+	a, b := old.frame[:l.Payload], it.frame[:l.Payload]
+	if [12]byte(a) != [12]byte(b) {
+		return false
+	}
+	sameID := false
+	if l.Six {
+		// Version, traffic class, flow label; next header, hop limit.
+		if [4]byte(a[l.IP:]) != [4]byte(b[l.IP:]) || [2]byte(a[l.IP+6:]) != [2]byte(b[l.IP+6:]) {
+			return false
+		}
+	} else {
+		// Version, header length, TOS; flags and offset, TTL, protocol.
+		if [2]byte(a[l.IP:]) != [2]byte(b[l.IP:]) || [4]byte(a[l.IP+6:]) != [4]byte(b[l.IP+6:]) {
+			return false
+		}
+		first, next := binary.BigEndian.Uint16(a[l.IP+4:]), binary.BigEndian.Uint16(b[l.IP+4:])
+		switch df := a[l.IP+6]&0x40 != 0; {
+		case next == first+uint16(old.count) && !old.sameID:
+		case next == first && df && (old.sameID || old.count == 1):
+			sameID = true
+		default:
+			return false
+		}
+	}
+	if l.Proto == offload.ProtoTCP {
+		x, y := a[l.L4:], b[l.L4:]
+		if binary.BigEndian.Uint32(y[4:]) != binary.BigEndian.Uint32(x[4:])+uint32(old.total) ||
+			[4]byte(x[8:]) != [4]byte(y[8:]) || // acknowledgement
+			x[12] != y[12] || // header length
+			y[13]&flagCWR != 0 || (x[13]^y[13])&^(flagCWR|flagFIN|flagPSH) != 0 ||
+			[2]byte(x[14:]) != [2]byte(y[14:]) || // window
+			[2]byte(x[18:]) != [2]byte(y[18:]) || // urgent pointer
+			!bytes.Equal(x[20:], y[20:]) {
+			return false
+		}
+	}
+	if !old.check() || !it.check() {
+		return false
+	}
+	c.segs = append(c.segs, segment{payload: it.frame[l.Payload:it.layout.End], next: -1})
+	if last := len(c.segs) - 1; old.first < 0 {
+		old.first, old.last = last, last
+	} else {
+		c.segs[old.last].next, old.last = last, last
+	}
+	old.count++
+	old.total += it.size
+	old.flags |= it.flags
+	old.sameID = sameID
+	return true
+}
+
+// check makes sure that the transport checksum is right. Frames that are not
+// joined need not be checked: whoever they are for does it.
+func (it *item) check() bool {
+	it.checked = it.checked || it.layout.Valid(it.frame)
+	return it.checked
+}
+
+// Len is how many frames, ordinary or super, the batch has become.
+func (c *Coalescer) Len() int { return len(c.items) }
+
+// Frame returns frame i of the batch, to be called once for each: the parts it
+// consists of, to be used until the next call, what is left to do to it, and of
+// how many frames it was made.
+func (c *Coalescer) Frame(i int) (h offload.Header, parts [][]byte, frames int) {
+	it := &c.items[i]
+	l := &it.layout
+	if it.count == 1 {
+		if it.partial && it.flow {
+			h = l.Partial()
+		}
+		return h, append(c.parts[:0], it.frame), 1
+	}
+	f := it.frame
+	parts = append(c.parts[:0], f[:l.End])
+	for s := it.first; s >= 0; s = c.segs[s].next {
+		parts = append(parts, c.segs[s].payload)
+	}
+	end := l.Payload + it.total
+	l.SetLen(f, end)
+	h = l.Partial()
+	h.Kind, h.HeaderLen, h.Size = offload.UDP, uint16(l.Payload), uint16(it.size)
+	if l.Proto == offload.ProtoTCP {
+		h.Kind = offload.TCP4
+		if l.Six {
+			h.Kind = offload.TCP6
+		}
+		f[l.L4+13] = it.flags
+		h.ECN = it.flags&flagCWR != 0
+	}
+	binary.BigEndian.PutUint16(f[l.SumAt():], l.PseudoSum(f, end-l.L4))
+	return h, parts, it.count
+}
+
+// Reset forgets the batch.
+func (c *Coalescer) Reset() {
+	clear(c.items)
+	clear(c.segs)
+	c.items, c.segs, c.open = c.items[:0], c.segs[:0], c.open[:0]
+}
