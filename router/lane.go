@@ -5,7 +5,9 @@ import (
 
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/frag"
+	"github.com/weft-net/weft/router/gro"
 	"github.com/weft-net/weft/router/icmp"
+	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/udp"
@@ -13,16 +15,21 @@ import (
 )
 
 const (
-	// batchSize is how many frames or packets one system call or one round of
-	// a lane handles.
-	batchSize = 64
+	// sendBatch is how many packets wait at most for one hand-over to the
+	// kernel: those of some super-frames of 64 KB.
+	sendBatch = 256
+	// readBatch is how many messages are read at once, each of which may be up
+	// to 64 KB of packets.
+	readBatch = 8
 	// smallFrame is the largest frame that shares a packet with others: below
 	// it, a packet of its own costs more than the copy.
 	smallFrame = 256
 	// maxPacket is the largest UDP payload.
 	maxPacket = 65535
-	// scratchLen holds the largest packet, and headroom in front of the frame.
-	scratchLen = tap.Headroom + maxPacket + tap.Tailroom
+	// maxSuper is the largest frame that a lane copies, in bytes.
+	maxSuper = 65535 + 64
+	// arenaLen holds the packets of sendBatch, or some of the largest.
+	arenaLen = 512 << 10
 )
 
 // lane is one goroutine's way of sending: everything it needs without asking
@@ -31,63 +38,76 @@ type lane struct {
 	r   *Router
 	id  uint8
 	w   udp.Writer
-	tap tap.Queue
+	tap tap.Writer
+	can tap.Offloads
 	now time.Duration // since the router's start, read once a batch
 
 	nonce seal.Nonce
 	out   []udp.Message // sealed, to be written by flush
 	links []*sleeve     // of out
-	// scratch are buffers for packets that can not be made where the frame is.
-	// Those before used are referred to by out or batch until flush.
-	scratch [][]byte
-	used    int
+	// arena is memory for packets that can not be made where the frame is. What
+	// is before used is referred to by out or batch until flush.
+	arena []byte
+	used  int
 
 	// batch collects small frames for one link.
 	batch struct {
 		link *sleeve
-		buf  []byte // scratch, beginning with the packet's header
+		buf  []byte // beginning with the packet's header
 		n    int    // bytes, header included
 		num  int    // frames
 	}
 	// deliver collects frames for the TAP, borrowed from the caller until
 	// flush.
-	deliver [][]byte
+	deliver *gro.Coalescer
+	split   offload.Splitter // of the super-frame that is being sent
+	small   [smallFrame]byte // one of its segments
+	whole   []byte           // of segment
 	answer  [icmp.MaxLen]byte
 	seq     uint32 // of fragmented frames
 }
 
 func (r *Router) newLane(id int, q tap.Queue) *lane {
 	ln := &lane{
-		r: r, id: uint8(id), w: r.conn.NewWriter(batchSize), tap: q,
-		out: make([]udp.Message, 0, batchSize), links: make([]*sleeve, 0, batchSize),
-		scratch: make([][]byte, batchSize), deliver: make([][]byte, 0, batchSize),
+		r: r, id: uint8(id), w: r.conn.NewWriter(64), tap: q.NewWriter(), can: q.Offloads(),
+		out: make([]udp.Message, 0, sendBatch), links: make([]*sleeve, 0, sendBatch),
+		arena: make([]byte, arenaLen), deliver: gro.New(),
 	}
-	for i := range ln.scratch {
-		ln.scratch[i] = make([]byte, scratchLen)
-	}
+	ln.deliver.TCP, ln.deliver.UDP = ln.can.TCP, ln.can.UDP
 	return ln
 }
 
-// buffer returns a scratch buffer, sending what waits if there is none left.
-func (ln *lane) buffer() []byte {
-	if ln.used == len(ln.scratch) {
+// buffer returns n bytes of the arena, sending what waits if there are none
+// left. What is asked for one after the other lies one behind the other.
+func (ln *lane) buffer(n int) []byte {
+	if ln.used+n > len(ln.arena) {
 		ln.flush()
 	}
-	b := ln.scratch[ln.used]
-	ln.used++
+	b := ln.arena[ln.used : ln.used+n : ln.used+n]
+	ln.used += n
 	return b
 }
 
 // frame is an Ethernet frame in a buffer: buf[at:end]. If own, the bytes of
 // buf around it may be written until flush, tap.Headroom before or what the
-// head and header took on arrival, and wire.TagLen behind.
+// head and header took on arrival, and wire.TagLen behind. If partial, it is a
+// TCP segment or a UDP datagram whose checksum is open.
 type frame struct {
 	buf     []byte
 	at, end int
 	own     bool
+	partial bool
 }
 
 func (f *frame) bytes() []byte { return f.buf[f.at:f.end] }
+
+// complete fills in the checksum of a frame that is partial. What is none after
+// all, from a peer that makes no sense, is left.
+func complete(b []byte) {
+	if l, ok := offload.Parse(b); ok {
+		offload.Complete(l.Partial(), b[:l.End])
+	}
+}
 
 // send puts a frame on a link, behind all that was sent on it before.
 func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
@@ -103,24 +123,85 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 	case n > room:
 		ln.oversize(l, h, f, room)
 	case n <= smallFrame && wire.BatchLen+n <= room:
-		ln.coalesce(l, h, f.bytes(), room)
+		ln.coalesce(l, h, f.bytes(), room, f.partial)
 	default:
 		if ln.batch.link == l {
 			ln.endBatch() // to keep the order
 		}
 		if !f.own {
-			b := ln.buffer()
-			f.end = tap.Headroom + copy(b[tap.Headroom:], f.bytes())
-			f.buf, f.at = b, tap.Headroom
+			b, at := ln.buffer(wire.HeaderLen+n+wire.TagLen), wire.HeaderLen+hl
+			f = frame{buf: b, at: at, end: at + copy(b[at:], f.bytes()), partial: f.partial}
 		}
 		start := f.at - hl - wire.HeaderLen
 		h.Put(f.buf[f.at-hl:])
-		ln.seal(l, wire.Data, f.buf[start:f.end])
+		typ := wire.Data
+		if f.partial {
+			typ = wire.Partial
+		}
+		ln.seal(l, typ, f.buf[start:f.end])
 	}
 }
 
+// sendSuper puts the segments of the super-frame in split on a link.
+func (ln *lane) sendSuper(l *sleeve, h *wire.Head) {
+	s := &ln.split
+	count := s.Count()
+	room := int(l.room.Load())
+	if room == 0 {
+		l.drops[DropLinkDown].Add(uint64(count))
+		return
+	}
+	l.txFrames.Add(uint64(count))
+	hl := h.Len()
+	if hl+s.Len(0) > room {
+		ln.oversizeSuper(l, h, room)
+		return
+	}
+	for i := range count {
+		n := s.Len(i)
+		if hl+n <= smallFrame && wire.BatchLen+hl+n <= room {
+			b := ln.small[:n]
+			s.Put(b, i, true)
+			ln.coalesce(l, h, b, room, false)
+			continue
+		}
+		if ln.batch.link == l {
+			ln.endBatch()
+		}
+		b := ln.buffer(wire.HeaderLen + hl + n + wire.TagLen)
+		h.Put(b[wire.HeaderLen:])
+		s.Put(b[wire.HeaderLen+hl:], i, false)
+		ln.seal(l, wire.Partial, b[:wire.HeaderLen+hl+n])
+	}
+}
+
+// oversizeSuper handles a super-frame whose segments do not fit a packet. They
+// are never cut anew: their size is what the sender and its peer agreed on. If
+// the sender is to be told, it is told once.
+func (ln *lane) oversizeSuper(l *sleeve, h *wire.Head, room int) {
+	s := &ln.split
+	for i := range s.Count() {
+		b := ln.segment(s.Len(i))
+		s.Put(b, i, true)
+		if i == 0 && ln.refuse(l, h, b, room) {
+			l.txFrames.Add(uint64(s.Count()))
+			l.drops[DropTooBig].Add(uint64(s.Count()))
+			return
+		}
+		ln.send(l, h, frame{buf: b, end: len(b)})
+	}
+}
+
+// segment returns memory for one frame, outside the arena, until the next call.
+func (ln *lane) segment(n int) []byte {
+	if len(ln.whole) < n {
+		ln.whole = make([]byte, maxSuper)
+	}
+	return ln.whole[:n:n]
+}
+
 // coalesce adds a small frame to the batch of its link.
-func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int) {
+func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int, partial bool) {
 	t := &ln.batch
 	hl := h.Len()
 	n := wire.BatchLen + hl + len(b)
@@ -128,11 +209,16 @@ func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int) {
 		ln.endBatch()
 	}
 	if t.link == nil {
-		t.buf, t.link, t.n, t.num = ln.buffer(), l, wire.HeaderLen, 0
+		t.buf = ln.buffer(wire.HeaderLen + room + wire.TagLen)
+		t.link, t.n, t.num = l, wire.HeaderLen, 0
 	}
 	wire.PutBatchLen(t.buf[t.n:], hl+len(b))
 	h.Put(t.buf[t.n+wire.BatchLen:])
-	copy(t.buf[t.n+wire.BatchLen+hl:], b)
+	to := t.buf[t.n+wire.BatchLen+hl : t.n+n]
+	copy(to, b)
+	if partial {
+		complete(to)
+	}
 	t.n += n
 	t.num++
 }
@@ -174,20 +260,43 @@ func (ln *lane) seal(l *sleeve, typ wire.Type, b []byte) {
 }
 
 // oversize handles a frame that does not fit a packet: its sender is told, if
-// it asked for that; else it goes in parts. What goes to every peer goes in
-// parts too, as there is no one path that its sender could learn of.
+// it asked for that; else it goes in parts.
 func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
-	if _, offset, ok := ethernet.Payload(f.bytes()); ok && !h.ToAll() {
-		if a := icmp.TooBig(ln.answer[:0], f.bytes(), room-h.Len()-offset); a != nil {
-			l.drops.add(DropTooBig)
-			if l.complain.Allow() {
-				ln.complain(h, a)
-			}
-			return
-		}
+	if ln.refuse(l, h, f.bytes(), room) {
+		l.drops.add(DropTooBig)
+		return
 	}
+	b := f.bytes()
+	if f.partial {
+		b = ln.segment(len(b))
+		copy(b, f.bytes())
+		complete(b)
+	}
+	ln.inParts(l, h, b, room)
+}
+
+// refuse tells the sender of a frame that it is too big, and is false if none
+// must be told. What goes to every peer never is, as there is no one path that
+// its sender could learn of.
+func (ln *lane) refuse(l *sleeve, h *wire.Head, b []byte, room int) bool {
+	_, offset, ok := ethernet.Payload(b)
+	if !ok || h.ToAll() {
+		return false
+	}
+	a := icmp.TooBig(ln.answer[:0], b, room-h.Len()-offset)
+	if a == nil {
+		return false
+	}
+	if l.complain.Allow() {
+		ln.complain(h, a)
+	}
+	return true
+}
+
+// inParts sends a frame in fragments. It is not in the arena.
+func (ln *lane) inParts(l *sleeve, h *wire.Head, b []byte, room int) {
 	hl := h.Len()
-	n := hl + f.end - f.at
+	n := hl + len(b)
 	size, count, ok := frag.Parts(n, room)
 	if !ok || n > wire.MaxTotal {
 		l.drops.add(DropTooBig)
@@ -202,18 +311,18 @@ func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
 	fh := wire.FragmentHead{ID: uint32(ln.id)<<24 | ln.seq&0xffffff, Total: n}
 	for i := range count {
 		fh.Offset = i * size
-		b := ln.buffer()
-		fh.Put(b[wire.HeaderLen:])
-		end := wire.HeaderLen + wire.FragmentHeadLen
 		from, to := fh.Offset, min(fh.Offset+size, n)
+		p := ln.buffer(wire.HeaderLen + wire.FragmentHeadLen + to - from + wire.TagLen)
+		fh.Put(p[wire.HeaderLen:])
+		end := wire.HeaderLen + wire.FragmentHeadLen
 		if from < hl {
-			c := copy(b[end:], head[from:min(hl, to)])
+			c := copy(p[end:], head[from:min(hl, to)])
 			end, from = end+c, from+c
 		}
 		if from < to {
-			end += copy(b[end:], f.buf[f.at+from-hl:f.at+to-hl])
+			end += copy(p[end:], b[from-hl:to-hl])
 		}
-		ln.seal(l, wire.Fragment, b[:end])
+		ln.seal(l, wire.Fragment, p[:end])
 	}
 }
 
@@ -230,7 +339,7 @@ func (ln *lane) complain(h *wire.Head, answer []byte) {
 		src, dst = h.Src, h.Dst
 	}
 	if src == fib.self {
-		ln.r.countTAP(ln.tap, answer)
+		ln.host(offload.Header{}, [][]byte{answer}, 1)
 		return
 	}
 	p, ok := fib.paths[src]
@@ -239,9 +348,7 @@ func (ln *lane) complain(h *wire.Head, answer []byte) {
 		return
 	}
 	back := fib.head(dst, src)
-	b := ln.buffer() // the answer's own memory may be needed for the next
-	end := tap.Headroom + copy(b[tap.Headroom:], answer)
-	ln.send(p.link, &back, frame{buf: b, at: tap.Headroom, end: end, own: true})
+	ln.send(p.link, &back, frame{buf: answer, end: len(answer)})
 }
 
 // flush sends everything that waits. After it no buffer is referred to.
@@ -250,13 +357,6 @@ func (ln *lane) flush() {
 	ln.endBatch()
 	ln.write()
 	ln.used = 0
-}
-
-func (ln *lane) flushTAP() {
-	if len(ln.deliver) > 0 {
-		ln.r.countTAP(ln.tap, ln.deliver...)
-		ln.deliver = ln.deliver[:0]
-	}
 }
 
 // write hands the queue to the kernel. A packet that the kernel refuses is

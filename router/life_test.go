@@ -85,8 +85,8 @@ func TestTrafficOverRenewals(t *testing.T) {
 		}
 		const n = 10 * 60 * 20
 		for i := range n {
-			m.nodes[0].tap.in <- frameOf(macOf(2), macOf(0), 300, byte(i))
-			m.nodes[2].tap.in <- frameOf(macOf(0), macOf(2), 300, byte(i))
+			m.nodes[0].tap.in <- memFrame{b: frameOf(macOf(2), macOf(0), 300, byte(i))}
+			m.nodes[2].tap.in <- memFrame{b: frameOf(macOf(0), macOf(2), 300, byte(i))}
 			time.Sleep(50 * time.Millisecond)
 		}
 		synctest.Wait()

@@ -57,6 +57,7 @@ func (h *host) SetLink(to peer.Name, up bool, _ time.Duration) {
 type options struct {
 	mtu, underlayMTU int
 	v6               bool // of the underlay
+	config           func(i int, c *router.Config)
 }
 
 func addr(i int) netip.Prefix {
@@ -79,7 +80,11 @@ func newHosts(t testing.TB, n int, o options) []*host {
 			if err := netdev.EnsureBridge("weft", h.name[:], o.mtu); err != nil {
 				return err
 			}
-			if h.Router, err = router.New(router.Config{MTU: o.mtu, Bridge: "weft", TAP: "vethwe-tap"}, h); err != nil {
+			c := router.Config{MTU: o.mtu, Bridge: "weft", TAP: "vethwe-tap"}
+			if o.config != nil {
+				o.config(i, &c)
+			}
+			if h.Router, err = router.New(c, h); err != nil {
 				return err
 			}
 			_, err = netdev.Attach(netdev.Attachment{NS: h.c, Iface: "ethwe", Bridge: "weft", MTU: o.mtu,

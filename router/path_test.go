@@ -11,6 +11,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/link"
+	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/udp"
@@ -33,14 +34,17 @@ type still struct {
 // sink is a tap.Queue that counts.
 type sink struct{ frames, bytes int }
 
-func (s *sink) ReadBatch([][]byte, []int, int) (int, error) { return 0, os.ErrClosed }
-func (s *sink) Close() error                                { return nil }
-func (s *sink) WriteBatch(f [][]byte) (int, error) {
-	s.frames += len(f)
-	for _, b := range f {
+func (s *sink) NewReader() tap.Reader           { return s }
+func (s *sink) NewWriter() tap.Writer           { return s }
+func (s *sink) Offloads() tap.Offloads          { return tap.Offloads{Checksum: true, TCP: true, UDP: true} }
+func (s *sink) ReadBatch() ([]tap.Frame, error) { return nil, os.ErrClosed }
+func (s *sink) Close() error                    { return nil }
+func (s *sink) Write(_ offload.Header, p [][]byte) error {
+	s.frames++
+	for _, b := range p {
 		s.bytes += len(b)
 	}
-	return len(f), nil
+	return nil
 }
 
 // wireTap is a udp.Conn that keeps the last packet.
@@ -49,11 +53,11 @@ type wireTap struct {
 	last    []byte
 }
 
-func (c *wireTap) NewReader(int) udp.Reader               { return c }
-func (c *wireTap) NewWriter(int) udp.Writer               { return c }
-func (c *wireTap) LocalAddr() netip.AddrPort              { return netip.AddrPort{} }
-func (c *wireTap) Close() error                           { return nil }
-func (c *wireTap) ReadBatch(m []udp.Message) (int, error) { return 0, os.ErrClosed }
+func (c *wireTap) NewReader(int) udp.Reader          { return c }
+func (c *wireTap) NewWriter(int) udp.Writer          { return c }
+func (c *wireTap) LocalAddr() netip.AddrPort         { return netip.AddrPort{} }
+func (c *wireTap) Close() error                      { return nil }
+func (c *wireTap) ReadBatch() ([]udp.Message, error) { return nil, os.ErrClosed }
 func (c *wireTap) WriteBatch(m []udp.Message) (n int, _ error) {
 	for i := range m {
 		c.last = append(c.last[:0], m[i].Buf[:m[i].N]...)
@@ -125,7 +129,7 @@ func (s *still) send(dst ethernet.MAC, size int) func() {
 	b := frameOf(dst, macOf(0), size, 1)
 	return func() {
 		copy(buf[tap.Headroom:], b)
-		s.fromTAP(s.ln, frame{buf: buf, at: tap.Headroom, end: tap.Headroom + size, own: true})
+		s.fromTAP(s.ln, &tap.Frame{Buf: buf[:tap.Headroom+size]})
 		s.ln.flush()
 	}
 }
@@ -198,7 +202,7 @@ func FuzzBodyFromPeer(f *testing.F) {
 		if s.tap.bytes > wire.MaxTotal || s.tap.bytes > len(b) && wire.Type(typ) != wire.Fragment {
 			t.Fatalf("%d bytes gave %d for the host", len(b), s.tap.bytes)
 		}
-		if s.ln.used != 0 || len(s.ln.out) != 0 || s.ln.batch.link != nil || len(s.ln.deliver) != 0 {
+		if s.ln.used != 0 || len(s.ln.out) != 0 || s.ln.batch.link != nil || s.ln.deliver.Len() != 0 {
 			t.Fatal("the lane is not empty after flush")
 		}
 		for len(s.events) > 0 {
@@ -214,13 +218,13 @@ func FuzzFrameFromContainer(f *testing.F) {
 	f.Add(ipv4(ethernet.Broadcast, macOf(0), 1460, 0))
 	s := newStill(f, seal.AES256GCM)
 	s.macs.Learn(macOf(2), nameOf(2), 0)
-	buf := make([]byte, scratchLen)
+	buf := make([]byte, tap.Headroom+maxSuper+tap.Tailroom)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 65535 {
 			return
 		}
 		end := tap.Headroom + copy(buf[tap.Headroom:], b)
-		s.fromTAP(s.ln, frame{buf: buf, at: tap.Headroom, end: end, own: true})
+		s.fromTAP(s.ln, &tap.Frame{Buf: buf[:end]})
 		s.ln.flush()
 		if n := len(s.conn.last); n > 1444+wire.Overhead {
 			t.Fatalf("a packet of %d bytes on a link for %d", n, 1444+wire.Overhead)

@@ -11,18 +11,14 @@ import (
 // readUDP carries packets from links to the TAP and to further links, until
 // the socket is closed.
 func (r *Router) readUDP(ln *lane) error {
-	in := make([]udp.Message, batchSize)
-	for i := range in {
-		in[i].Buf = make([]byte, maxPacket)
-	}
-	reader := r.conn.NewReader(batchSize)
+	reader := r.conn.NewReader(readBatch)
 	for {
-		n, err := reader.ReadBatch(in)
+		in, err := reader.ReadBatch()
 		if err != nil {
 			return err
 		}
 		ln.now = r.since()
-		for i := range n {
+		for i := range in {
 			r.fromUDP(ln, &in[i])
 		}
 		ln.flush()
@@ -67,8 +63,8 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 	l.rxBytes.Add(uint64(m.N))
 	end := wire.HeaderLen + len(body)
 	switch h.Type {
-	case wire.Data:
-		r.fromLink(ln, l, frame{buf: m.Buf, at: wire.HeaderLen, end: end, own: true})
+	case wire.Data, wire.Partial:
+		r.fromLink(ln, l, frame{buf: m.Buf, at: wire.HeaderLen, end: end, own: true, partial: h.Type == wire.Partial})
 	case wire.Batch:
 		for len(body) > 0 {
 			var b []byte

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/udp"
 )
@@ -70,6 +71,15 @@ type Config struct {
 	// MaxUnderlayMTU is the largest packet to try on links, in bytes; 65535 if
 	// 0. Links find by themselves what passes.
 	MaxUnderlayMTU int
+	// NoTAPOffload keeps frames of containers of MTU size and complete, instead
+	// of super-frames of up to 64 KB and open checksums. NoUDPOffload has each
+	// packet cross the kernel by itself. Both are found out by trying where they
+	// are not set; these are for kernels or cards with faults.
+	NoTAPOffload, NoUDPOffload bool
+	// TAPKernel and UDPKernel are what is asked for offloads: this host's kernel
+	// if nil. Tests put lesser ones in.
+	TAPKernel *tap.Kernel
+	UDPKernel *udp.Kernel
 	// Log takes what an operator should know; nothing if nil.
 	Log *slog.Logger
 
@@ -110,8 +120,11 @@ type Router struct {
 	drops       drops                                 // that belong to no link
 	tapIn       atomic.Uint64
 	tapOut      atomic.Uint64
+	tapSuperIn  atomic.Uint64
+	tapSuperOut atomic.Uint64
 	macsRefused atomic.Uint64
 	linksLost   atomic.Uint64
+	refused     [offload.UDP + 1]atomic.Bool // kinds of super-frames that the kernel does not take
 
 	closeOnce sync.Once
 }
@@ -136,19 +149,24 @@ func New(cfg Config, control Control) (*Router, error) {
 		r.cfg.MaxUnderlayMTU = 65535
 	}
 	if r.conn == nil {
-		s, err := udp.Listen(cfg.Host, cfg.Port)
+		k := udp.Linux
+		if cfg.UDPKernel != nil {
+			k = *cfg.UDPKernel
+		}
+		k.Offloads = k.Offloads && !cfg.NoUDPOffload
+		s, err := udp.Listen(cfg.Host, cfg.Port, k)
 		if err != nil {
 			return nil, fmt.Errorf("start the router: %w", err)
 		}
 		r.conn = s
 	}
 	if r.queues == nil {
-		d, err := openTAP(cfg)
+		q, err := r.openTAP()
 		if err != nil {
 			r.Close()
 			return nil, fmt.Errorf("start the router: %w", err)
 		}
-		r.queues = []tap.Queue{d}
+		r.queues = []tap.Queue{q}
 	}
 	r.lanes = 1 + len(r.queues) + 1
 	r.routes = &topology.Routes{Self: r.self, ByID: map[uint32]peer.Name{r.self.ID(): r.self}}
@@ -157,16 +175,40 @@ func New(cfg Config, control Control) (*Router, error) {
 	return r, nil
 }
 
-func openTAP(cfg Config) (*tap.Device, error) {
-	d, err := tap.Open(cfg.TAP)
+// openTAP makes the TAP a port of the bridge: with offloads if it may and the
+// kernel has them.
+func (r *Router) openTAP() (tap.Queue, error) {
+	q, name, err := r.makeTAP()
 	if err != nil {
 		return nil, err
 	}
-	if err := netdev.AddPort(cfg.Bridge, d.Name(), cfg.MTU); err != nil {
-		d.Close()
+	if err := netdev.AddPort(r.cfg.Bridge, name, r.cfg.MTU); err != nil {
+		q.Close()
 		return nil, err
 	}
-	return d, nil
+	return q, nil
+}
+
+func (r *Router) makeTAP() (q tap.Queue, name string, err error) {
+	if !r.cfg.NoTAPOffload {
+		k := tap.Linux
+		if r.cfg.TAPKernel != nil {
+			k = *r.cfg.TAPKernel
+		}
+		d, err := tap.Open(r.cfg.TAP, k)
+		if err == nil {
+			return d, d.Name(), nil
+		}
+		if !errors.Is(err, tap.ErrRefused) {
+			return nil, "", err
+		}
+		r.log.Warn("no offloads of the TAP", "err", err)
+	}
+	p, err := tap.OpenPlain(r.cfg.TAP, r.cfg.MTU+maxFrameHead)
+	if err != nil {
+		return nil, "", err
+	}
+	return p, p.Name(), nil
 }
 
 // Close gives back what New opened. It need not be called if Run was.
@@ -202,7 +244,7 @@ func (r *Router) Run(ctx context.Context) error {
 	})
 	for i, q := range r.queues {
 		ln := r.newLane(1+i, q)
-		g.Go(func() error { return r.readTAP(ln, r.cfg.MTU+maxFrameHead) })
+		g.Go(func() error { return r.readTAP(ln, q) })
 	}
 	ln := r.newLane(1+len(r.queues), r.queues[0])
 	g.Go(func() error { return r.readUDP(ln) })

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -13,11 +14,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/udp"
+	"github.com/weft-net/weft/router/wire"
 )
 
 // fabric is an underlay in memory.
@@ -26,6 +31,9 @@ type fabric struct {
 	ports map[netip.AddrPort]*memConn
 	rng   *rand.Rand
 	loss  float64
+	swap  float64                                 // share of packets that the next one overtakes
+	lost  map[wire.Type]int                       // packets that loss took
+	held  map[netip.AddrPort]*udp.Message         // by destination
 	mtu   int                                     // larger IP packets vanish; 0 for no limit
 	spy   func(from, to netip.AddrPort, p []byte) // sees every packet that is sent
 	cut   map[[2]netip.AddrPort]bool
@@ -33,7 +41,8 @@ type fabric struct {
 }
 
 func newFabric() *fabric {
-	return &fabric{ports: map[netip.AddrPort]*memConn{}, rng: rand.New(rand.NewPCG(1, 2)), cut: map[[2]netip.AddrPort]bool{}, nat: map[netip.AddrPort]netip.AddrPort{}}
+	return &fabric{ports: map[netip.AddrPort]*memConn{}, rng: rand.New(rand.NewPCG(1, 2)), cut: map[[2]netip.AddrPort]bool{}, nat: map[netip.AddrPort]netip.AddrPort{},
+		lost: map[wire.Type]int{}, held: map[netip.AddrPort]*udp.Message{}}
 }
 
 // memConn is a udp.Conn on a fabric.
@@ -63,11 +72,28 @@ func (f *fabric) send(from, to netip.AddrPort, p []byte) {
 	if n, ok := f.nat[from]; ok {
 		from = n
 	}
-	if c == nil || f.cut[[2]netip.AddrPort{from, to}] || f.mtu > 0 && len(p)+28 > f.mtu || f.rng.Float64() < f.loss {
+	if c == nil || f.cut[[2]netip.AddrPort{from, to}] || f.mtu > 0 && len(p)+28 > f.mtu {
 		return
 	}
+	if f.rng.Float64() < f.loss {
+		f.lost[wire.Type(p[0])]++
+		return
+	}
+	m := udp.Message{Buf: append([]byte(nil), p...), Addr: from}
+	old := f.held[to]
+	if delete(f.held, to); old == nil && f.rng.Float64() < f.swap {
+		f.held[to] = &m
+		return
+	}
+	c.put(m)
+	if old != nil {
+		c.put(*old)
+	}
+}
+
+func (c *memConn) put(m udp.Message) {
 	select {
-	case c.in <- udp.Message{Buf: append([]byte(nil), p...), Addr: from}:
+	case c.in <- m:
 	default:
 	}
 }
@@ -77,23 +103,23 @@ func (c *memConn) NewWriter(int) udp.Writer  { return c }
 func (c *memConn) LocalAddr() netip.AddrPort { return c.addr }
 func (c *memConn) Close() error              { c.once.Do(func() { close(c.gone) }); return nil }
 
-func (c *memConn) ReadBatch(m []udp.Message) (int, error) {
-	put := func(i int, p udp.Message) { m[i].N, m[i].Addr = copy(m[i].Buf, p.Buf), p.Addr }
+func (c *memConn) ReadBatch() (m []udp.Message, _ error) {
+	put := func(p udp.Message) { p.N = len(p.Buf); m = append(m, p) }
 	select {
 	case <-c.gone:
-		return 0, net.ErrClosed
+		return nil, net.ErrClosed
 	case p := <-c.in:
-		put(0, p)
+		put(p)
 	}
-	for n := 1; n < len(m); n++ {
+	for len(m) < 64 {
 		select {
 		case p := <-c.in:
-			put(n, p)
+			put(p)
 		default:
-			return n, nil
+			return m, nil
 		}
 	}
-	return len(m), nil
+	return m, nil
 }
 
 func (c *memConn) WriteBatch(m []udp.Message) (int, error) {
@@ -104,42 +130,79 @@ func (c *memConn) WriteBatch(m []udp.Message) (int, error) {
 }
 
 // memTAP is a tap.Queue; frames from containers are put in, those for them
-// come out.
+// come out. Super-frames come out in their segments, complete.
 type memTAP struct {
-	in   chan []byte
+	can  tap.Offloads
+	in   chan memFrame
 	mu   sync.Mutex
 	out  [][]byte
+	sup  int                   // super-frames that came out
+	no   map[offload.Kind]bool // kinds that are refused, though can says other
 	gone chan struct{}
 	once sync.Once
 }
 
-func newMemTAP() *memTAP { return &memTAP{in: make(chan []byte, 4096), gone: make(chan struct{})} }
-
-func (q *memTAP) ReadBatch(bufs [][]byte, sizes []int, headroom int) (int, error) {
-	select {
-	case <-q.gone:
-		return 0, os.ErrClosed
-	case b := <-q.in:
-		sizes[0] = copy(bufs[0][headroom:], b)
-	}
-	for n := 1; n < len(bufs); n++ {
-		select {
-		case b := <-q.in:
-			sizes[n] = copy(bufs[n][headroom:], b)
-		default:
-			return n, nil
-		}
-	}
-	return len(bufs), nil
+type memFrame struct {
+	h offload.Header
+	b []byte
 }
 
-func (q *memTAP) WriteBatch(frames [][]byte) (int, error) {
+func newMemTAP() *memTAP {
+	return &memTAP{in: make(chan memFrame, 4096), gone: make(chan struct{}), can: tap.Offloads{Checksum: true, TCP: true, UDP: true}}
+}
+
+func (q *memTAP) NewReader() tap.Reader  { return q }
+func (q *memTAP) NewWriter() tap.Writer  { return q }
+func (q *memTAP) Offloads() tap.Offloads { return q.can }
+
+func (q *memTAP) ReadBatch() (all []tap.Frame, _ error) {
+	put := func(f memFrame) {
+		b := make([]byte, tap.Headroom+len(f.b), tap.Headroom+len(f.b)+tap.Tailroom)
+		copy(b[tap.Headroom:], f.b)
+		all = append(all, tap.Frame{Header: f.h, Buf: b})
+	}
+	select {
+	case <-q.gone:
+		return nil, os.ErrClosed
+	case b := <-q.in:
+		put(b)
+	}
+	for len(all) < 64 {
+		select {
+		case b := <-q.in:
+			put(b)
+		default:
+			return all, nil
+		}
+	}
+	return all, nil
+}
+
+func (q *memTAP) Write(h offload.Header, parts [][]byte) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, f := range frames {
-		q.out = append(q.out, append([]byte(nil), f...))
+	if q.no[h.Kind] || h.NeedsSum && !q.can.Checksum || h.Kind == offload.UDP && !q.can.UDP || (h.Kind == offload.TCP4 || h.Kind == offload.TCP6) && !q.can.TCP {
+		return unix.EINVAL
 	}
-	return len(frames), nil
+	b := bytes.Join(parts, nil)
+	if h.Kind == offload.None {
+		if h.NeedsSum && !offload.Complete(h, b) {
+			return unix.EINVAL
+		}
+		q.out = append(q.out, b)
+		return nil
+	}
+	var s offload.Splitter
+	if err := s.Reset(h, b); err != nil {
+		return err
+	}
+	q.sup++
+	for i := range s.Count() {
+		seg := make([]byte, s.Len(i))
+		s.Put(seg, i, true)
+		q.out = append(q.out, seg)
+	}
+	return nil
 }
 
 func (q *memTAP) Close() error { q.once.Do(func() { close(q.gone) }); return nil }
@@ -204,13 +267,17 @@ type mesh struct {
 func nameOf(i int) peer.Name { return peer.Name{2, 0, 0, 0, 0, byte(i + 1)} }
 
 // newMesh starts n routers, whose neighbours the edges say, inside a synctest
-// bubble, and waits until all links are up.
-func newMesh(t *testing.T, mtu int, names []peer.Name, edges [][2]int) *mesh {
+// bubble, and waits until all links are up. Their TAPs can do all, but those
+// that cans are given for.
+func newMesh(t *testing.T, mtu int, names []peer.Name, edges [][2]int, cans ...tap.Offloads) *mesh {
 	m := &mesh{t: t, f: newFabric(), edges: edges}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for i, name := range names {
 		n := &node{name: name, addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6783", i+1)), tap: newMemTAP(), m: m, up: map[peer.Name]bool{}}
+		if i < len(cans) {
+			n.tap.can = cans[i]
+		}
 		r, err := New(Config{MTU: mtu, Conn: m.f.listen(n.addr), Queues: []tap.Queue{n.tap}, MaxUnderlayMTU: 1500}, n)
 		if err != nil {
 			t.Fatal(err)
@@ -303,8 +370,12 @@ func names(n int) (all []peer.Name) {
 
 // inMesh runs a test on a mesh in a bubble with fake time.
 func inMesh(t *testing.T, names []peer.Name, edges [][2]int, f func(m *mesh)) {
+	inMeshOf(t, names, edges, nil, f)
+}
+
+func inMeshOf(t *testing.T, names []peer.Name, edges [][2]int, cans []tap.Offloads, f func(m *mesh)) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMesh(t, 1376, names, edges)
+		m := newMesh(t, 1376, names, edges, cans...)
 		defer m.stop()
 		f(m)
 	})
@@ -327,7 +398,7 @@ func frameOf(dst, src ethernet.MAC, size int, mark byte) []byte {
 
 // say puts a frame in at node i and waits until all is quiet.
 func (m *mesh) say(i int, b []byte) {
-	m.nodes[i].tap.in <- b
+	m.nodes[i].tap.in <- memFrame{b: b}
 	synctest.Wait()
 }
 

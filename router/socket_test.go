@@ -89,15 +89,21 @@ func (c card) receive(t *testing.T, ethertype uint16) (frame []byte, tci uint16)
 		if n < 14 || binary.BigEndian.Uint16(buf[12:]) != ethertype {
 			continue
 		}
-		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range msgs {
-			if m.Header.Level == unix.SOL_PACKET && m.Header.Type == unix.PACKET_AUXDATA {
-				tci = (*unix.TpacketAuxdata)(unsafe.Pointer(&m.Data[0])).Vlan_tci
-			}
-		}
-		return buf[:n], tci
+		return buf[:n], tagOf(t, oob[:oobn])
 	}
+}
+
+// tagOf returns the VLAN tag that the kernel took out of a frame.
+func tagOf(t *testing.T, oob []byte) (tci uint16) {
+	t.Helper()
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range msgs {
+		if m.Header.Level == unix.SOL_PACKET && m.Header.Type == unix.PACKET_AUXDATA {
+			tci = (*unix.TpacketAuxdata)(unsafe.Pointer(&m.Data[0])).Vlan_tci
+		}
+	}
+	return tci
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/offload"
 )
 
 // LinkStatus is how a link is at one moment.
@@ -38,11 +39,18 @@ type LinkStatus struct {
 type Status struct {
 	Addr  netip.AddrPort `json:"addr"` // where it listens
 	Links []LinkStatus   `json:"links"`
+	// TAPOffloads and UDPOffloads say which offloads are on at this moment, in
+	// words for people.
+	TAPOffloads string `json:"tap_offloads"`
+	UDPOffloads string `json:"udp_offloads"`
 	// LinksLost counts established links that went down since the start.
 	LinksLost uint64 `json:"links_lost"`
 	// Frames from and to the containers of this host.
 	TAPIn  uint64 `json:"tap_in"`
 	TAPOut uint64 `json:"tap_out"`
+	// Of those, in how many super-frames their bulk came and went.
+	TAPSuperIn  uint64 `json:"tap_super_in"`
+	TAPSuperOut uint64 `json:"tap_super_out"`
 	// Drops by reason of what belongs to no link, those that are not zero.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 	// MACsRefused counts frames whose source was not remembered, as its peer
@@ -58,6 +66,8 @@ type Status struct {
 func (r *Router) Status() Status {
 	s := Status{
 		Addr: r.LocalAddr(), LinksLost: r.linksLost.Load(), TAPIn: r.tapIn.Load(), TAPOut: r.tapOut.Load(),
+		TAPSuperIn: r.tapSuperIn.Load(), TAPSuperOut: r.tapSuperOut.Load(),
+		TAPOffloads: r.tapOffloads(), UDPOffloads: r.udpOffloads(),
 		Drops: r.drops.counts(), MACsRefused: r.macsRefused.Load(), Queue: len(r.events), QueueCap: cap(r.events),
 	}
 	for _, l := range *r.byName.Load() {
@@ -65,6 +75,29 @@ func (r *Router) Status() Status {
 	}
 	slices.SortFunc(s.Links, func(a, b LinkStatus) int { return a.Peer.Compare(b.Peer) })
 	return s
+}
+
+func (r *Router) tapOffloads() string {
+	if r.cfg.NoTAPOffload {
+		return "switched off"
+	}
+	s := r.queues[0].Offloads().String()
+	for _, k := range []offload.Kind{offload.TCP4, offload.UDP} {
+		if r.refused[k].Load() {
+			s += "; no " + k.String() + " super-frames to containers, the kernel refuses them"
+		}
+	}
+	return s
+}
+
+func (r *Router) udpOffloads() string {
+	if r.cfg.NoUDPOffload {
+		return "switched off"
+	}
+	if c, ok := r.conn.(interface{ Offloads() string }); ok {
+		return c.Offloads()
+	}
+	return "none"
 }
 
 // Link returns the status of the link to one neighbour.

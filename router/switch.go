@@ -4,12 +4,31 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
 )
 
 // fromTAP switches a frame that a container of this host sent.
-func (r *Router) fromTAP(ln *lane, f frame) {
+func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
+	f := frame{buf: t.Buf, at: tap.Headroom, end: len(t.Buf), own: true}
+	super := t.Header.Kind != offload.None
+	frames := 1
+	switch {
+	case super:
+		if ln.split.Reset(t.Header, f.bytes()) != nil {
+			r.drops.add(DropMalformed)
+			return
+		}
+		frames = ln.split.Count()
+		r.tapSuperIn.Add(1)
+	case t.Header.NeedsSum:
+		if !f.leaveOpen(t.Header) {
+			r.drops.add(DropMalformed)
+			return
+		}
+	}
+	r.tapIn.Add(uint64(frames))
 	dst, ok := r.learn(ln, f.bytes(), r.self, &r.drops)
 	if !ok {
 		return
@@ -22,18 +41,39 @@ func (r *Router) fromTAP(ln *lane, f frame) {
 		}
 		if known {
 			p, ok := fib.paths[at]
-			if !ok {
-				r.drops.add(DropNoRoute)
-				return
+			switch {
+			case !ok:
+				r.drops[DropNoRoute].Add(uint64(frames))
+			case super:
+				ln.sendSuper(p.link, &p.head)
+			default:
+				ln.send(p.link, &p.head, f)
 			}
-			ln.send(p.link, &p.head, f)
 			return
 		}
 	}
 	f.own = false // the links share it
 	for _, l := range fib.trees[r.self] {
-		ln.send(l, &fib.all, f)
+		if super {
+			ln.sendSuper(l, &fib.all)
+		} else {
+			ln.send(l, &fib.all, f)
+		}
 	}
+}
+
+// leaveOpen makes a frame partial whose checksum h says is missing, if that is
+// worth it and the checksum is one that the other end can find; else it
+// completes the frame. It is false if h makes no sense.
+func (f *frame) leaveOpen(h offload.Header) bool {
+	b := f.bytes()
+	if len(b) > smallFrame {
+		if l, ok := offload.Parse(b); ok && l.Partial() == (offload.Header{NeedsSum: true, Start: h.Start, Offset: h.Offset}) {
+			f.partial = true
+			return true
+		}
+	}
+	return offload.Complete(h, b)
 }
 
 // learn checks a frame that came from behind the peer at and remembers its
@@ -81,15 +121,15 @@ func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 	l.rxFrames.Add(1)
 	switch dst {
 	case r.self:
-		ln.deliver = append(ln.deliver, f.bytes())
+		ln.toHost(f.bytes(), f.partial)
 	case peer.Broadcast:
-		ln.deliver = append(ln.deliver, f.bytes())
 		f.own = false
 		for _, next := range fib.trees[src] {
 			if next != l {
 				ln.relay(next, h, f)
 			}
 		}
+		ln.toHost(f.bytes(), f.partial) // last, as it may change the frame
 	default:
 		p, ok := fib.paths[dst]
 		if !ok {
@@ -110,35 +150,17 @@ func (ln *lane) relay(l *sleeve, h wire.Head, f frame) {
 	ln.send(l, &h, f)
 }
 
-// countTAP writes frames to the host and counts them.
-func (r *Router) countTAP(q tap.Queue, frames ...[]byte) {
-	n, _ := q.WriteBatch(frames)
-	r.tapOut.Add(uint64(n))
-	if lost := len(frames) - n; lost > 0 {
-		r.drops[DropTAP].Add(uint64(lost))
-	}
-}
-
 // readTAP carries frames from a queue of the TAP to links, until it is closed.
-func (r *Router) readTAP(ln *lane, size int) error {
-	bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
-	for i := range bufs {
-		bufs[i] = make([]byte, tap.Headroom+size+tap.Tailroom)
-	}
-	// A frame must leave room for the tag behind it.
-	reads := make([][]byte, batchSize)
-	for i := range reads {
-		reads[i] = bufs[i][:tap.Headroom+size]
-	}
+func (r *Router) readTAP(ln *lane, q tap.Queue) error {
+	reader := q.NewReader()
 	for {
-		n, err := ln.tap.ReadBatch(reads, sizes, tap.Headroom)
+		frames, err := reader.ReadBatch()
 		if err != nil {
 			return err
 		}
 		ln.now = r.since()
-		r.tapIn.Add(uint64(n))
-		for i := range n {
-			r.fromTAP(ln, frame{buf: bufs[i], at: tap.Headroom, end: tap.Headroom + sizes[i], own: true})
+		for i := range frames {
+			r.fromTAP(ln, &frames[i])
 		}
 		ln.flush()
 	}

@@ -150,7 +150,7 @@ func TestManySmallFramesShareAPacket(t *testing.T) {
 			want = append(want, frameOf(ethernet.Broadcast, macOf(0), size, byte(i)))
 		}
 		for _, b := range want {
-			m.nodes[0].tap.in <- b
+			m.nodes[0].tap.in <- memFrame{b: b}
 		}
 		synctest.Wait()
 		got := m.nodes[1].tap.took()
@@ -264,7 +264,7 @@ func TestTooBigForALink(t *testing.T) {
 			}
 		}
 		for range 300 {
-			m.nodes[0].tap.in <- ipv4(macOf(3), macOf(0), 1500, 0x40)
+			m.nodes[0].tap.in <- memFrame{b: ipv4(macOf(3), macOf(0), 1500, 0x40)}
 		}
 		synctest.Wait()
 		if n := len(m.nodes[0].tap.took()); n < 1 || n > complainBurst {

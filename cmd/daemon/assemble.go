@@ -67,6 +67,7 @@ func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ 
 	}
 	h.router, err = router.New(router.Config{
 		Host: at, Port: int(m.Port()), Bridge: c.Bridge, TAP: netdev.TAPName, MTU: c.MTU, Log: log.With("part", "router"),
+		NoTAPOffload: c.NoTAPOffload, NoUDPOffload: c.NoUDPOffload,
 	}, control{m})
 	if err != nil {
 		return nil, err

@@ -44,8 +44,11 @@ type Config struct {
 	DefaultSubnet netip.Prefix // as Range unless given
 	Range6        netip.Prefix // the zero Prefix: none
 
-	MTU        int // of containers, bytes of IP packet
-	NoFastdp   bool
+	MTU      int // of containers, bytes of IP packet
+	NoFastdp bool
+	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
+	NoTAPOffload, NoUDPOffload bool
+
 	Bridge     string
 	LogLevel   slog.Level
 	StatusAddr string // empty: off

@@ -27,6 +27,7 @@ func (h *host) Report(r *api.Report) {
 		PeerDiscovery: ms.Discover, ConnLimit: ms.ConnLimit, Interface: h.config.Bridge, MTU: h.config.MTU,
 		TrustedSubnets: h.config.TrustedSubnets, TerminationCount: ms.Terminations,
 		HandshakeFailures: ms.HandshakeFailures, Drops: rs.Drops,
+		Offloads: map[string]string{"tap": rs.TAPOffloads, "udp": rs.UDPOffloads},
 		Queues: []api.Queue{
 			{Name: "router-control", Depth: rs.Queue, Limit: rs.QueueCap, Drops: rs.Drops[router.DropBusy.String()]},
 			{Name: "gossip", Depth: ms.Gossip.QueuedDeltas, Limit: ms.Gossip.MaxQueue, Drops: ms.Gossip.Dropped},

@@ -44,6 +44,9 @@ type Router struct {
 	BroadcastRoutes []BroadcastRoute
 	MACs            []MAC
 	Queues          []Queue
+	// Offloads says in words what the kernel takes off the router's hands, by
+	// device: tap, udp.
+	Offloads map[string]string
 	// TerminationCount counts sessions that ended, for whatever reason.
 	TerminationCount uint64
 	// HandshakeFailures counts refused sessions by reason.

@@ -1,15 +1,16 @@
 // Package tap is the switch's way to the containers of this host: the queues
 // of a TAP device.
+//
+// Two drivers have the same contract. Device asks the kernel for virtio-net
+// headers, so that frames come and go as super-frames with their checksums left
+// open. Plain, by github.com/songgao/water, is for kernels that refuse that: a
+// frame of MTU size for each system call.
 package tap
 
 import (
 	"errors"
-	"fmt"
-	"os"
-	"syscall"
 
-	"github.com/songgao/water"
-	"golang.org/x/sys/unix"
+	"github.com/weft-net/weft/router/offload"
 )
 
 // Headroom is how many bytes are kept free in front of a frame that is read,
@@ -19,111 +20,97 @@ const (
 	Tailroom = 16
 )
 
-// Queue is one queue of a TAP. Reading and writing may be done at the same
-// time; each by one goroutine, but writing by several.
+// Offloads is what a queue takes and gives besides ordinary, complete frames.
+type Offloads struct {
+	Checksum bool // frames whose TCP or UDP checksum is left open
+	TCP      bool // super-frames of TCP segments
+	UDP      bool // super-frames of UDP datagrams
+}
+
+// String is what status shows.
+func (o Offloads) String() string {
+	switch {
+	case o.UDP:
+		return "checksum, tso, uso"
+	case o.TCP:
+		return "checksum, tso"
+	case o.Checksum:
+		return "checksum"
+	}
+	return "none"
+}
+
+// Frame is what a read gives: an Ethernet frame in Buf[Headroom:], and what is
+// left to do to it. Buf has Tailroom bytes of capacity behind its length. All of
+// it may be written.
+type Frame struct {
+	Header offload.Header
+	Buf    []byte
+}
+
+// Queue is one queue of a TAP. Each reader and each writer is for one
+// goroutine.
 type Queue interface {
-	// ReadBatch waits until at least one frame has come, and fills
-	// bufs[i][headroom:headroom+sizes[i]] for each i < n. bufs are borrowed
-	// for the call.
-	ReadBatch(bufs [][]byte, sizes []int, headroom int) (n int, err error)
-	// WriteBatch gives frames to the host in order. It returns how many of
-	// them the host took; an error does not keep the later ones from being
-	// tried, and the first is returned. Frames are borrowed for the call.
-	WriteBatch(frames [][]byte) (n int, err error)
+	NewReader() Reader
+	NewWriter() Writer
+	Offloads() Offloads
 	// Close ends all reads with os.ErrClosed.
 	Close() error
 }
 
-// Device is the only queue of a TAP device of the kernel.
-type Device struct {
-	name string
-	file *os.File
-	raw  syscall.RawConn
-
-	// Of ReadBatch; kept here so that a call allocates nothing.
-	bufs     [][]byte
-	sizes    []int
-	headroom int
-	n        int
-	err      error
-	read     func(fd uintptr) bool
+// Reader reads batches.
+type Reader interface {
+	// ReadBatch waits until at least one frame has come, and returns those that
+	// are there, up to some bound. They are to be used until the next call.
+	ReadBatch() ([]Frame, error)
 }
 
-// Open makes the TAP device name, which ends with the Device. It is down.
-func Open(name string) (*Device, error) {
-	ifce, err := water.New(water.Config{
-		DeviceType:             water.TAP,
-		PlatformSpecificParams: water.PlatformSpecificParams{Name: name},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make TAP %s: %w", name, err)
-	}
-	file, ok := ifce.ReadWriteCloser.(*os.File)
-	if !ok {
-		ifce.Close()
-		return nil, fmt.Errorf("make TAP %s: its driver gives no file", name)
-	}
-	raw, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("make TAP %s: %w", name, err)
-	}
-	d := &Device{name: ifce.Name(), file: file, raw: raw}
-	d.read = d.drain
-	return d, nil
+// Writer gives frames to the host.
+type Writer interface {
+	// Write gives one frame, the concatenation of parts, with what is left to
+	// do to it: nothing but what Offloads of the queue tells. It does not wait.
+	// Parts are borrowed for the call.
+	Write(h offload.Header, parts [][]byte) error
 }
 
-// Name is the interface's name.
-func (d *Device) Name() string { return d.name }
+// ErrOffload is returned by a Writer whose queue does not take what the header
+// asks for.
+var ErrOffload = errors.New("the device does not take unfinished frames")
 
-// ReadBatch implements Queue.
-func (d *Device) ReadBatch(bufs [][]byte, sizes []int, headroom int) (int, error) {
-	d.bufs, d.sizes, d.headroom, d.n, d.err = bufs, sizes, headroom, 0, nil
-	if d.raw.Read(d.read) != nil {
-		// It has no deadline, so it is closed; the error of its own that a
-		// closed file gives here is none that callers could ask for.
-		return 0, fmt.Errorf("read TAP %s: %w", d.name, os.ErrClosed)
-	}
-	if d.err != nil {
-		return d.n, fmt.Errorf("read TAP %s: %w", d.name, d.err)
-	}
-	return d.n, nil
+// Bounds of what a reader returns at once.
+const (
+	batchFrames = 64
+	batchBytes  = 256 << 10
+)
+
+// batch is the memory of a reader: frames one behind the other.
+type batch struct {
+	buf    []byte
+	used   int
+	max    int // bytes of the largest frame
+	frames []Frame
 }
 
-// drain reads frames until none is left; false means to wait for one.
-func (d *Device) drain(fd uintptr) bool {
-	for d.n < len(d.bufs) {
-		n, err := unix.Read(int(fd), d.bufs[d.n][d.headroom:])
-		switch {
-		case err == nil:
-			d.sizes[d.n] = n
-			d.n++
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN):
-			return d.n > 0
-		default:
-			if d.n == 0 {
-				d.err = err
-			}
-			return true
-		}
-	}
-	return true
+// newBatch makes memory for frames of up to largest bytes.
+func newBatch(largest int) *batch {
+	return &batch{buf: make([]byte, max(batchBytes, Headroom+largest+Tailroom)), max: largest, frames: make([]Frame, 0, batchFrames)}
 }
 
-// WriteBatch implements Queue.
-func (d *Device) WriteBatch(frames [][]byte) (n int, err error) {
-	for _, f := range frames {
-		if _, e := d.file.Write(f); e != nil {
-			if err == nil {
-				err = fmt.Errorf("write TAP %s: %w", d.name, e)
-			}
-			continue
-		}
-		n++
+func (b *batch) reset() { b.used, b.frames = 0, b.frames[:0] }
+
+// room returns memory for one more frame, with head bytes in front of it that
+// take the place of headroom; nil if there is none.
+func (b *batch) room(head int) []byte {
+	if len(b.frames) == batchFrames || b.used+Headroom+b.max+Tailroom > len(b.buf) {
+		return nil
 	}
-	return n, err
+	return b.buf[b.used+Headroom-head : b.used+Headroom+b.max]
 }
 
-// Close implements Queue.
-func (d *Device) Close() error { return d.file.Close() }
+// add takes in the frame of n bytes that was read to room.
+func (b *batch) add(h offload.Header, n int) {
+	end := b.used + Headroom + n
+	b.frames = append(b.frames, Frame{Header: h, Buf: b.buf[b.used : end : end+Tailroom]})
+	// Frames begin at a cache line of their own.
+	b.used = (end + Tailroom + 63) &^ 63
+}

@@ -6,16 +6,22 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/router/udp"
 )
 
-func listen(t testing.TB, host string) *udp.Socket {
+func listen(t testing.TB, host string) *udp.Socket { return listenOn(t, host, udp.Linux) }
+
+func listenOn(t testing.TB, host string, k udp.Kernel) *udp.Socket {
 	t.Helper()
-	s, err := udp.Listen(host, 0)
+	s, err := udp.Listen(host, 0, k)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,40 +33,157 @@ func at(host string, s *udp.Socket) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(host), s.LocalAddr().Port())
 }
 
+// messages makes datagrams whose sizes the function tells.
+func messages(n int, to netip.AddrPort, size func(i int) int) []udp.Message {
+	out := make([]udp.Message, n)
+	for i := range out {
+		body := append(fmt.Appendf(nil, "message %d", i), make([]byte, size(i))...)
+		out[i] = udp.Message{Buf: body, N: len(body), Addr: to}
+	}
+	return out
+}
+
+// expect reads messages until all have come, in order and as they were sent.
+func expect(t *testing.T, r udp.Reader, from netip.AddrPort, want []udp.Message) {
+	t.Helper()
+	for len(want) > 0 {
+		in, err := r.ReadBatch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(in) > len(want) {
+			t.Fatalf("%d more than were sent", len(in)-len(want))
+		}
+		for i, m := range in {
+			if !bytes.Equal(m.Buf[:m.N], want[i].Buf[:want[i].N]) {
+				t.Fatalf("got %d bytes, %.12q, want %d, %.12q", m.N, m.Buf[:m.N], want[i].N, want[i].Buf[:want[i].N])
+			}
+			if m.Addr != from {
+				t.Fatalf("from %s, want %s", m.Addr, from)
+			}
+			if cap(m.Buf) > len(m.Buf) {
+				t.Fatal("a message's capacity reaches into the next")
+			}
+		}
+		want = want[len(in):]
+	}
+}
+
+// lesser returns a kernel without something, which counts what it refuses.
+func lesser(gro bool, segment syscall.Errno) (k udp.Kernel, refused *int) {
+	k, refused = udp.Linux, new(int)
+	if !gro {
+		k.SetGRO = func(int) error { return unix.ENOPROTOOPT }
+	}
+	k.Mmsg = func(trap, fd uintptr, p unsafe.Pointer, n int) (int, syscall.Errno) {
+		type mmsghdr struct {
+			hdr unix.Msghdr
+			n   uint32
+		}
+		if trap == unix.SYS_SENDMMSG && segment != 0 {
+			for i, m := range unsafe.Slice((*mmsghdr)(p), n) {
+				if m.hdr.Controllen > 0 {
+					if i == 0 {
+						*refused++
+						return -1, segment
+					}
+					n = i
+					break
+				}
+			}
+		}
+		return udp.Linux.Mmsg(trap, fd, p, n)
+	}
+	return k, refused
+}
+
+// kernels are those that sender and receiver may run on.
+func kernels() map[string]udp.Kernel {
+	all := map[string]udp.Kernel{"all": udp.Linux, "off": udp.Linux}
+	k := all["off"]
+	k.Offloads = false
+	all["off"] = k
+	all["no gro"], _ = lesser(false, 0)
+	all["EIO"], _ = lesser(true, unix.EIO)
+	all["EINVAL"], _ = lesser(true, unix.EINVAL)
+	return all
+}
+
 func TestBatchesOfBothFamilies(t *testing.T) {
-	for _, c := range []struct{ listen, from, to string }{
-		{"", "", "127.0.0.1"}, {"", "", "::1"}, {"127.0.0.1", "127.0.0.1", "127.0.0.1"}, {"::1", "::1", "::1"},
-		{"127.0.0.1", "", "127.0.0.1"},
-	} {
-		a, b := listen(t, c.from), listen(t, c.listen)
-		out := make([]udp.Message, 100)
-		for i := range out {
-			body := fmt.Appendf(nil, "message %d", i)
-			out[i] = udp.Message{Buf: body, N: len(body), Addr: at(c.to, b)}
-		}
-		if n, err := a.NewWriter(16).WriteBatch(out); n != 100 || err != nil {
-			t.Fatalf("%+v: sent %d: %v", c, n, err)
-		}
-		in := make([]udp.Message, 8)
-		for i := range in {
-			in[i].Buf = make([]byte, 100)
-		}
-		r := b.NewReader(8)
-		for got := 0; got < 100; {
-			n, err := r.ReadBatch(in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i := range n {
-				if want := fmt.Appendf(nil, "message %d", got); !bytes.Equal(in[i].Buf[:in[i].N], want) {
-					t.Fatalf("%+v: got %q, want %q", c, in[i].Buf[:in[i].N], want)
+	for name, ka := range kernels() {
+		for other, kb := range kernels() {
+			for _, c := range []struct{ listen, from, to string }{
+				{"", "", "127.0.0.1"}, {"", "", "::1"}, {"127.0.0.1", "127.0.0.1", "127.0.0.1"}, {"::1", "::1", "::1"},
+				{"127.0.0.1", "", "127.0.0.1"},
+			} {
+				a, b := listenOn(t, c.from, ka), listenOn(t, c.listen, kb)
+				w, r := a.NewWriter(16), b.NewReader(8)
+				to := at(c.to, b)
+				for what, out := range map[string][]udp.Message{
+					"equal":        messages(200, to, func(int) int { return 90 }),
+					"large":        messages(100, to, func(int) int { return 1300 }),
+					"huge":         messages(5, to, func(int) int { return 60000 }),
+					"any":          messages(100, to, func(i int) int { return i * 77 % 1400 }),
+					"short behind": messages(100, to, func(i int) int { return 1000 - 500*((i+1)%7/6) }),
+				} {
+					if n, err := w.WriteBatch(out); n != len(out) || err != nil {
+						t.Fatalf("%s to %s, %+v, %s: sent %d: %v", name, other, c, what, n, err)
+					}
+					expect(t, r, at(c.to, a), out)
 				}
-				if in[i].Addr != at(c.to, a) {
-					t.Fatalf("%+v: from %s, want %s", c, in[i].Addr, at(c.to, a))
-				}
-				got++
 			}
 		}
+	}
+}
+
+// TestRefusal: a kernel that can not cut is asked once, and nothing is lost.
+func TestRefusal(t *testing.T) {
+	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EIO, unix.ENOPROTOOPT} {
+		k, refused := lesser(false, errno)
+		a, b := listenOn(t, "127.0.0.1", k), listen(t, "127.0.0.1")
+		if got := a.Offloads(); got != "segment" {
+			t.Errorf("before it is asked: %q", got)
+		}
+		w, r := a.NewWriter(4), b.NewReader(4)
+		for range 3 {
+			out := messages(150, at("127.0.0.1", b), func(i int) int { return 100 })
+			if n, err := w.WriteBatch(out); n != 150 || err != nil {
+				t.Fatalf("sent %d: %v", n, err)
+			}
+			expect(t, r, at("127.0.0.1", a), out)
+		}
+		if *refused != 1 || a.Offloads() != "none" {
+			t.Errorf("%v: asked %d times, then %q", errno, *refused, a.Offloads())
+		}
+	}
+}
+
+// TestOneMessageForMany: the kernel is handed many datagrams as one, and gives
+// them as one.
+func TestOneMessageForMany(t *testing.T) {
+	calls, most := 0, 0
+	k := udp.Linux
+	k.Mmsg = func(trap, fd uintptr, p unsafe.Pointer, n int) (int, syscall.Errno) {
+		done, errno := udp.Linux.Mmsg(trap, fd, p, n)
+		if errno == 0 {
+			calls, most = calls+1, max(most, done)
+		}
+		return done, errno
+	}
+	a, b := listenOn(t, "127.0.0.1", k), listenOn(t, "127.0.0.1", k)
+	if a.Offloads() != "segment, gro" {
+		t.Skipf("this kernel offers %q only", a.Offloads())
+	}
+	out := messages(40, at("127.0.0.1", b), func(int) int { return 1000 })
+	for i := range out {
+		out[i].N = 1000
+	}
+	if n, err := a.NewWriter(64).WriteBatch(out); n != 40 || err != nil {
+		t.Fatal(n, err)
+	}
+	expect(t, b.NewReader(64), at("127.0.0.1", a), out)
+	if calls != 2 || most != 1 {
+		t.Errorf("%d calls with up to %d messages for 40 datagrams", calls, most)
 	}
 }
 
@@ -68,7 +191,7 @@ func TestCloseEndsReads(t *testing.T) {
 	s := listen(t, "127.0.0.1")
 	done := make(chan error)
 	go func() {
-		_, err := s.NewReader(1).ReadBatch([]udp.Message{{Buf: make([]byte, 10)}})
+		_, err := s.NewReader(1).ReadBatch()
 		done <- err
 	}()
 	s.Close()
@@ -85,7 +208,7 @@ func TestTooBigIsTold(t *testing.T) {
 		nstest.Veth(t, 1500, a, fmt.Sprint("u", i), netip.MustParsePrefix(fmt.Sprintf(p, 1)), b, fmt.Sprint("u", i), netip.MustParsePrefix(fmt.Sprintf(p, 2)))
 	}
 	var s *udp.Socket
-	if err := netdev.Do(a, func() (err error) { s, err = udp.Listen("", 0); return err }); err != nil {
+	if err := netdev.Do(a, func() (err error) { s, err = udp.Listen("", 0, udp.Linux); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
@@ -94,11 +217,21 @@ func TestTooBigIsTold(t *testing.T) {
 		fits int
 	}{{"192.0.2.2:9", 1472}, {"[2001:db8::2]:9", 1452}} {
 		to := netip.MustParseAddrPort(c.to)
-		m := []udp.Message{
-			{Buf: make([]byte, 2000), N: c.fits, Addr: to}, {Buf: make([]byte, 2000), N: c.fits + 1, Addr: to},
-		}
-		n, err := s.NewWriter(4).WriteBatch(m)
+		big := udp.Message{Buf: make([]byte, 2000), N: c.fits + 1, Addr: to}
+		fits := udp.Message{Buf: make([]byte, 2000), N: c.fits, Addr: to}
+		n, err := s.NewWriter(4).WriteBatch([]udp.Message{fits, big})
 		if n != 1 || !udp.IsTooBig(err) {
+			t.Errorf("%s: sent %d: %v", c.to, n, err)
+		}
+		// Among equals too, which go as one.
+		n, err = s.NewWriter(4).WriteBatch([]udp.Message{big, big, fits})
+		if n != 0 || !udp.IsTooBig(err) {
+			t.Errorf("%s: sent %d: %v", c.to, n, err)
+		}
+		if s.Offloads() != "segment, gro" {
+			t.Errorf("for a datagram that was too big, the socket has %q left", s.Offloads())
+		}
+		if n, err = s.NewWriter(4).WriteBatch([]udp.Message{fits, fits, fits}); n != 3 || err != nil {
 			t.Errorf("%s: sent %d: %v", c.to, n, err)
 		}
 	}
@@ -107,14 +240,17 @@ func TestTooBigIsTold(t *testing.T) {
 func TestNoAllocation(t *testing.T) {
 	a, b := listen(t, ""), listen(t, "")
 	w, r := a.NewWriter(4), b.NewReader(4)
-	out := []udp.Message{{Buf: make([]byte, 100), N: 100, Addr: at("127.0.0.1", b)}}
-	in := []udp.Message{{Buf: make([]byte, 100)}}
+	out := messages(10, at("127.0.0.1", b), func(i int) int { return 1000 - i/5 })
 	if n := testing.AllocsPerRun(500, func() {
 		if _, err := w.WriteBatch(out); err != nil {
 			t.Error(err)
 		}
-		if _, err := r.ReadBatch(in); err != nil {
-			t.Error(err)
+		for got := 0; got < len(out); {
+			in, err := r.ReadBatch()
+			if err != nil {
+				t.Error(err)
+			}
+			got += len(in)
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

@@ -1,5 +1,9 @@
 // Package udp is sleeve's way to the underlay: batches of datagrams on one
 // socket, IPv4 and IPv6, that are never fragmented on the way.
+//
+// Where the kernel can, datagrams of one size to one address cross the system
+// call, the stack and, on the way in, the network card's driver as one
+// (UDP_SEGMENT and UDP_GRO, udp(7)). Callers see single datagrams either way.
 package udp
 
 import (
@@ -9,9 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Message is a datagram. To read, Buf is where it goes, and N and Addr tell
-// what came; to write, Buf[:N] goes to Addr. Buf is borrowed for the call.
-// IPv4 addresses are never in their IPv6-mapped form.
+// Message is a datagram: Buf[:N] came from, or goes to, Addr. IPv4 addresses
+// are never in their IPv6-mapped form.
 type Message struct {
 	Buf  []byte
 	N    int
@@ -21,6 +24,8 @@ type Message struct {
 // Conn is a socket. Readers and writers of one Conn may be used at the same
 // time, each by one goroutine.
 type Conn interface {
+	// NewReader and NewWriter: batch is how many system-level messages one call
+	// handles at most.
 	NewReader(batch int) Reader
 	NewWriter(batch int) Writer
 	LocalAddr() netip.AddrPort
@@ -30,16 +35,18 @@ type Conn interface {
 
 // Reader reads batches.
 type Reader interface {
-	// ReadBatch waits until at least one datagram has come and returns how
-	// many of m it filled, at most the batch of NewReader. A datagram longer
-	// than its Buf is cut.
-	ReadBatch(m []Message) (int, error)
+	// ReadBatch waits until at least one datagram has come and returns those
+	// that are there, up to some bound. They and their memory are the caller's
+	// to use and change until the next call, but only Buf[:N] of each: what is
+	// behind may be the next one.
+	ReadBatch() ([]Message, error)
 }
 
 // Writer writes batches.
 type Writer interface {
 	// WriteBatch sends m in order, waiting for room in the socket's buffer.
-	// On error it returns how many were sent; the error is that of the next.
+	// Buf is borrowed for the call. On error it returns how many were sent; the
+	// error is that of the next.
 	WriteBatch(m []Message) (int, error)
 }
 

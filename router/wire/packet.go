@@ -31,6 +31,12 @@
 //	tag                   16       16       16
 //	sum                   71       79       83
 //
+// The checksum of a Partial frame holds the sum of the pseudo-header only, as the
+// sender's kernel left it to its device. The tag protects the frame on the way,
+// and the receiver's kernel is told that the checksum is right and may be left
+// open; a receiver that can not tell it fills the checksum in. So no CPU ever
+// sums bulk data up.
+//
 // Routed long is for meshes in which two peers share the low half of their
 // name, one in four thousand million pairs.
 package wire
@@ -51,6 +57,7 @@ const (
 	Fragment Type = 3 // a part of one frame, head included
 	Probe    Type = 4 // heartbeat and path MTU probe
 	Sealed   Type = 5 // reserved: a frame that relays can not read
+	Partial  Type = 6 // as Data, of a TCP segment or a UDP datagram whose checksum is left open
 )
 
 // Lengths in bytes.

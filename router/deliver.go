@@ -1,0 +1,81 @@
+package router
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/tap"
+)
+
+// toHost has a frame delivered to the containers of this host by flushTAP. It is
+// borrowed until then, and its headers may be changed.
+func (ln *lane) toHost(b []byte, partial bool) {
+	if ln.deliver.Full() {
+		ln.flushTAP()
+	}
+	if partial && !ln.can.Checksum {
+		complete(b)
+		partial = false
+	}
+	ln.deliver.Add(b, partial)
+}
+
+// flushTAP writes what was collected for the host.
+func (ln *lane) flushTAP() {
+	c := ln.deliver
+	if c.Len() == 0 {
+		return
+	}
+	for i := range c.Len() {
+		ln.host(c.Frame(i))
+	}
+	c.Reset()
+	c.TCP = ln.can.TCP && !ln.r.refused[offload.TCP4].Load()
+	c.UDP = ln.can.UDP && !ln.r.refused[offload.UDP].Load()
+}
+
+// host writes one frame, which was made of count frames, to the TAP and counts
+// it.
+func (ln *lane) host(h offload.Header, parts [][]byte, count int) {
+	err := ln.tap.Write(h, parts)
+	switch {
+	case err == nil:
+		ln.r.tapOut.Add(uint64(count))
+		if h.Kind != offload.None {
+			ln.r.tapSuperOut.Add(1)
+		}
+	case h.Kind != offload.None && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) || errors.Is(err, tap.ErrOffload)):
+		ln.hostApart(h, parts, err)
+	default:
+		ln.r.drops[DropTAP].Add(uint64(count))
+	}
+}
+
+// hostApart writes the frames that a super-frame was made of, after the kernel
+// has refused it, and has no more be made of its kind: kernels of 2024 refused
+// some (an error in virtio_net_hdr_to_skb), and they would refuse every one.
+func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
+	kind := h.Kind
+	if kind == offload.TCP6 {
+		kind = offload.TCP4
+	}
+	if !ln.r.refused[kind].Swap(true) {
+		ln.r.log.Warn("the kernel refuses super-frames, they are no longer made", "kind", kind, "err", cause)
+	}
+	super := make([]byte, 0, maxSuper) // once in the router's life
+	for _, p := range parts {
+		super = append(super, p...)
+	}
+	var s offload.Splitter
+	if err := s.Reset(h, super); err != nil {
+		ln.r.drops.add(DropTAP)
+		return
+	}
+	b := make([]byte, s.Len(0))
+	for i := range s.Count() {
+		s.Put(b, i, true)
+		ln.host(offload.Header{}, [][]byte{b[:s.Len(i)]}, 1)
+	}
+}

@@ -1,0 +1,166 @@
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/router/offload"
+)
+
+// largestSuper is the largest frame that the kernel gives: an IP packet of 64
+// KB (its gso_max_size), an Ethernet header and VLAN tags.
+const largestSuper = 65535 + 64
+
+// Device is the only queue of a TAP device with virtio-net headers.
+type Device struct {
+	name     string
+	file     *os.File
+	raw      syscall.RawConn
+	offloads Offloads
+}
+
+// ErrRefused is returned when the kernel has TAPs, but not with the offloads
+// that a Device needs; OpenPlain then works.
+var ErrRefused = errors.New("the kernel refuses virtio-net headers or checksum offload")
+
+// Kernel is what Open asks of the kernel; tests put a lesser one in its place.
+type Kernel struct {
+	// SetIff is ioctl TUNSETIFF; it returns the name that the device got.
+	SetIff func(fd int, name string, flags uint16) (string, error)
+	// SetOffload is ioctl TUNSETOFFLOAD.
+	SetOffload func(fd int, flags int) error
+}
+
+// Linux is the Kernel of this host.
+var Linux = Kernel{
+	SetIff:     setIff,
+	SetOffload: func(fd, flags int) error { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags) },
+}
+
+func setIff(fd int, name string, flags uint16) (string, error) {
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return "", err
+	}
+	req.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return "", err
+	}
+	return req.Name(), nil
+}
+
+// Open makes the TAP device name, which ends with the Device. It is down. It
+// asks for all offloads and, if the kernel refuses, for fewer: those for
+// datagrams need Linux 6.2.
+func Open(name string, k Kernel) (_ *Device, err error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make TAP %s: open /dev/net/tun: %w", name, err)
+	}
+	defer func() {
+		if err != nil && fd >= 0 {
+			unix.Close(fd)
+		}
+	}()
+	d := &Device{}
+	if d.name, err = k.SetIff(fd, name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR); err != nil {
+		return nil, fmt.Errorf("make TAP %s with virtio-net headers: %w", name, asRefused(err))
+	}
+	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	for _, try := range []struct {
+		flags int
+		is    Offloads
+	}{
+		{tso | unix.TUN_F_USO4 | unix.TUN_F_USO6, Offloads{true, true, true}},
+		{tso, Offloads{true, true, false}},
+		{unix.TUN_F_CSUM, Offloads{true, false, false}},
+	} {
+		if err = k.SetOffload(fd, try.flags); err == nil {
+			d.offloads = try.is
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make TAP %s: set TUNSETOFFLOAD: %w", name, asRefused(err))
+	}
+	d.file = os.NewFile(uintptr(fd), "/dev/net/tun")
+	fd = -1
+	if d.raw, err = d.file.SyscallConn(); err != nil {
+		d.file.Close()
+		return nil, fmt.Errorf("make TAP %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// asRefused marks the errors of a kernel that does not know what is asked.
+func asRefused(err error) error {
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return err
+}
+
+// Name is the interface's name.
+func (d *Device) Name() string { return d.name }
+
+// Offloads implements Queue.
+func (d *Device) Offloads() Offloads { return d.offloads }
+
+// Close implements Queue.
+func (d *Device) Close() error { return d.file.Close() }
+
+// NewReader implements Queue.
+func (d *Device) NewReader() Reader { return newReader(d.name, d.raw, offload.HeaderLen, largestSuper) }
+
+// NewWriter implements Queue.
+func (d *Device) NewWriter() Writer {
+	w := &writer{d: d, iovs: make([]unix.Iovec, 0, maxParts)}
+	w.call = w.writev
+	return w
+}
+
+// maxParts is how many parts the header and a frame may be: UIO_MAXIOV of the
+// kernel.
+const maxParts = 1024
+
+type writer struct {
+	d     *Device
+	head  [offload.HeaderLen]byte
+	iovs  []unix.Iovec
+	errno syscall.Errno
+	call  func(fd uintptr) bool // made once, so that a call allocates nothing
+}
+
+// Write implements Writer.
+func (w *writer) Write(h offload.Header, parts [][]byte) error {
+	h.Put(w.head[:])
+	w.iovs = append(w.iovs[:0], unix.Iovec{Base: &w.head[0]})
+	w.iovs[0].SetLen(len(w.head))
+	for _, p := range parts {
+		w.iovs = append(w.iovs, unix.Iovec{Base: unsafe.SliceData(p)})
+		w.iovs[len(w.iovs)-1].SetLen(len(p))
+	}
+	if err := w.d.raw.Write(w.call); err != nil {
+		return fmt.Errorf("write TAP %s: %w", w.d.name, os.ErrClosed)
+	}
+	if w.errno != 0 {
+		return fmt.Errorf("write TAP %s: %w", w.d.name, w.errno)
+	}
+	return nil
+}
+
+// writev never waits: what the device has no room for is the host's loss.
+func (w *writer) writev(fd uintptr) bool {
+	for {
+		_, _, w.errno = unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iovs[0])), uintptr(len(w.iovs)))
+		if w.errno != unix.EINTR {
+			return true
+		}
+	}
+}

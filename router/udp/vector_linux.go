@@ -1,0 +1,241 @@
+package udp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxUDP is the largest UDP payload that both IP versions carry.
+	maxUDP = 65535 - 20 - 8
+	// maxSegments is how many datagrams the kernel takes as one:
+	// UDP_MAX_SEGMENTS, which newer kernels have doubled.
+	maxSegments = 64
+	// bufferLen holds whatever recvmsg returns as one message.
+	bufferLen = 65536
+)
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32
+}
+
+// control is one control message with an integer of two bytes (UDP_SEGMENT) or
+// four (UDP_GRO).
+type control struct {
+	hdr  unix.Cmsghdr
+	data [8]byte
+}
+
+// vector is the memory that recvmmsg and sendmmsg work on.
+type vector struct {
+	s        *Socket
+	trap     uintptr
+	msgs     []mmsghdr
+	iovs     []unix.Iovec
+	names    []unix.RawSockaddrInet6 // large enough for both families
+	controls []control
+	from, to int // of the call: first and behind the last
+	done     int
+	errno    syscall.Errno
+	call     func(fd uintptr) bool // made once, so that a call allocates nothing
+}
+
+func newVector(s *Socket, trap uintptr, batch, iovs int) *vector {
+	v := &vector{s: s, trap: trap, msgs: make([]mmsghdr, batch), iovs: make([]unix.Iovec, iovs),
+		names: make([]unix.RawSockaddrInet6, batch), controls: make([]control, batch)}
+	for i := range v.msgs {
+		v.msgs[i].hdr.Name = (*byte)(unsafe.Pointer(&v.names[i]))
+	}
+	v.call = v.run
+	return v
+}
+
+// run makes one system call over msgs[from:to]; false means to wait.
+func (v *vector) run(fd uintptr) bool {
+	for {
+		n, errno := v.s.k.Mmsg(v.trap, fd, unsafe.Pointer(&v.msgs[v.from]), v.to-v.from)
+		switch errno {
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return false
+		default:
+			v.done, v.errno = n, errno
+			return true
+		}
+	}
+}
+
+type reader struct {
+	*vector
+	bufs []byte // of bufferLen each, one behind the other
+	out  []Message
+}
+
+// NewReader implements Conn.
+func (s *Socket) NewReader(batch int) Reader {
+	r := &reader{vector: newVector(s, unix.SYS_RECVMMSG, batch, batch), bufs: make([]byte, batch*bufferLen), out: make([]Message, 0, batch*maxSegments)}
+	for i := range r.msgs {
+		h := &r.msgs[i].hdr
+		h.Iov = &r.iovs[i]
+		h.SetIovlen(1)
+		r.iovs[i].Base = &r.bufs[i*bufferLen]
+		r.iovs[i].SetLen(bufferLen)
+	}
+	return r
+}
+
+// ReadBatch implements Reader.
+func (r *reader) ReadBatch() ([]Message, error) {
+	r.from, r.to = 0, len(r.msgs)
+	for i := range r.msgs {
+		h := &r.msgs[i].hdr
+		h.Namelen = unix.SizeofSockaddrInet6
+		if r.s.gro {
+			h.Control = (*byte)(unsafe.Pointer(&r.controls[i]))
+			h.SetControllen(int(unsafe.Sizeof(control{})))
+		}
+	}
+	if err := r.s.raw.Read(r.call); err != nil {
+		return nil, err
+	}
+	if r.errno != 0 {
+		return nil, fmt.Errorf("receive on UDP %s: %w", r.s.LocalAddr(), r.errno)
+	}
+	r.out = r.out[:0]
+	for i := range r.done {
+		b := r.bufs[i*bufferLen:][:r.msgs[i].n]
+		size := len(b)
+		if r.s.gro {
+			size = r.segmentSize(i, size)
+		}
+		addr := fromRaw(&r.names[i])
+		for {
+			n := min(size, len(b))
+			r.out = append(r.out, Message{Buf: b[:n:n], N: n, Addr: addr})
+			if b = b[n:]; len(b) == 0 {
+				break
+			}
+		}
+	}
+	return r.out, nil
+}
+
+// segmentSize returns the length of each datagram, but perhaps the last, in
+// message i of n bytes.
+func (r *reader) segmentSize(i, n int) int {
+	c := &r.controls[i]
+	if int(r.msgs[i].hdr.Controllen) < unix.CmsgLen(4) || c.hdr.Level != unix.IPPROTO_UDP || c.hdr.Type != unix.UDP_GRO {
+		return n
+	}
+	size := int(int32(binary.NativeEndian.Uint32(c.data[:])))
+	if size <= 0 {
+		return n
+	}
+	return size
+}
+
+type writer struct {
+	*vector
+	counts []int // of datagrams in each message
+	alone  int   // how many of the next datagrams to send one by one
+}
+
+// NewWriter implements Conn.
+func (s *Socket) NewWriter(batch int) Writer {
+	w := &writer{vector: newVector(s, unix.SYS_SENDMMSG, batch, batch*maxSegments), counts: make([]int, batch)}
+	for i := range w.controls {
+		w.controls[i].hdr.Level, w.controls[i].hdr.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
+		w.controls[i].hdr.SetLen(unix.CmsgLen(2))
+	}
+	return w
+}
+
+// WriteBatch implements Writer.
+func (w *writer) WriteBatch(m []Message) (sent int, err error) {
+	w.alone = 0
+	refused := syscall.Errno(0) // how the kernel refused to cut
+	for sent < len(m) {
+		n := w.prepare(m[sent:])
+		for w.from, w.to = 0, n; w.from < w.to; w.from += w.done {
+			if err := w.s.raw.Write(w.call); err != nil {
+				return sent, err
+			}
+			if w.errno == 0 {
+				for _, c := range w.counts[w.from : w.from+w.done] {
+					sent += c
+					w.alone = max(0, w.alone-c)
+				}
+				continue
+			}
+			if w.counts[w.from] == 1 {
+				return sent, w.errno
+			}
+			// Perhaps a datagram is too big for the interface, perhaps the kernel
+			// or the interface does not cut: one by one will tell.
+			w.alone, refused = w.counts[w.from], w.errno
+			break
+		}
+		if refused != 0 && w.alone == 0 {
+			if refused == unix.EINVAL || refused == unix.EIO || refused == unix.ENOPROTOOPT || refused == unix.EOPNOTSUPP {
+				w.s.segment.Store(false)
+			}
+			refused = 0
+		}
+	}
+	return sent, nil
+}
+
+// prepare fills messages with the datagrams at the begin of m, as many as there
+// is room for, and returns how many messages that were.
+func (w *writer) prepare(m []Message) (n int) {
+	segment := w.s.segment.Load()
+	if w.alone > 0 {
+		// What they tell comes first.
+		segment, m = false, m[:w.alone]
+	}
+	iovs := w.iovs
+	for at := 0; at < len(m) && n < len(w.msgs); n++ {
+		count := 1
+		if segment {
+			count = train(m[at:])
+		}
+		for i := range count {
+			iovs[i].Base = unsafe.SliceData(m[at+i].Buf)
+			iovs[i].SetLen(m[at+i].N)
+		}
+		h := &w.msgs[n].hdr
+		h.Iov = &iovs[0]
+		h.SetIovlen(count)
+		h.Namelen = w.s.toRaw(&w.names[n], m[at].Addr)
+		h.Control = nil
+		h.SetControllen(0)
+		if count > 1 {
+			c := &w.controls[n]
+			binary.NativeEndian.PutUint16(c.data[:], uint16(m[at].N))
+			h.Control = (*byte)(unsafe.Pointer(c))
+			h.SetControllen(unix.CmsgSpace(2))
+		}
+		w.counts[n] = count
+		iovs = iovs[count:]
+		at += count
+	}
+	return n
+}
+
+// train counts the datagrams at the begin of m that the kernel can take as one:
+// of one length, but that the last may be shorter, and to one address.
+func train(m []Message) int {
+	size, total := m[0].N, m[0].N
+	n := 1
+	for n < len(m) && n < maxSegments && m[n-1].N == size && m[n].N <= size && m[n].N > 0 && total+m[n].N <= maxUDP && m[n].Addr == m[0].Addr {
+		total += m[n].N
+		n++
+	}
+	return n
+}
