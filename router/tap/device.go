@@ -155,10 +155,11 @@ func (w *writer) Write(h offload.Header, parts [][]byte) error {
 	return nil
 }
 
-// writev never waits: what the device has no room for is the host's loss.
+// writev never waits: what the device has no room for is the host's loss. See
+// rawRead for why it is raw.
 func (w *writer) writev(fd uintptr) bool {
 	for {
-		_, _, w.errno = unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iovs[0])), uintptr(len(w.iovs)))
+		_, _, w.errno = unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iovs[0])), uintptr(len(w.iovs)))
 		if w.errno != unix.EINTR {
 			return true
 		}

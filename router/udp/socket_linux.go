@@ -40,7 +40,9 @@ type Kernel struct {
 	// SetGRO sets the option UDP_GRO.
 	SetGRO func(fd int) error
 	// Mmsg is sendmmsg(2) and recvmmsg(2), by number: n structures at p,
-	// without waiting.
+	// without waiting. It is raw, that is without telling Go's scheduler, which
+	// would have another thread take over during calls of more than 20
+	// microseconds: with bulk that cost a fifth of the CPU.
 	Mmsg func(trap, fd uintptr, p unsafe.Pointer, n int) (int, syscall.Errno)
 }
 
@@ -49,7 +51,7 @@ var Linux = Kernel{
 	Offloads: true,
 	SetGRO:   func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) },
 	Mmsg: func(trap, fd uintptr, p unsafe.Pointer, n int) (int, syscall.Errno) {
-		done, _, errno := unix.Syscall6(trap, fd, uintptr(p), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+		done, _, errno := unix.RawSyscall6(trap, fd, uintptr(p), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
 		return int(done), errno
 	},
 }
