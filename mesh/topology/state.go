@@ -192,7 +192,10 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 		}
 		b = b[h.length:]
 	}
-	var news []byte
+	if len(in) == 0 {
+		return nil, nil
+	}
+	fresh := make([]byte, 0, len(delta))
 	for _, e := range in {
 		old := s.entries[e.Name]
 		if t, ok := s.buried[e.Name]; ok && e.Version <= t.version {
@@ -218,15 +221,21 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 					s.refuse(from, e.Name, ErrRival)
 				}
 			}
-			news = append(news, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links})...)
+			fresh = append(fresh, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links})...)
 			continue
 		}
 		_ = s.cfg.Book.Bind(e.Name, e.Key)
 		delete(s.buried, e.Name)
 		s.put(e)
-		news = append(news, e.raw...)
+		fresh = append(fresh, e.raw...)
 	}
-	return news, nil
+	if len(fresh) < len(delta)/2 {
+		fresh = slices.Clone(fresh) // it may wait in queues for long
+	}
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	return fresh, nil
 }
 
 // Expire forgets peers that no path has led to for ForgetAfter, and returns
