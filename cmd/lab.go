@@ -22,8 +22,10 @@ import (
 )
 
 const (
-	// convergePatience is how long a lab may take until all routers see all.
+	// convergePatience is how long a lab may take until all routers see all, and
+	// hostPatience is what each host adds: all of them share the machine.
 	convergePatience = 60 * time.Second
+	hostPatience     = 3 * time.Second
 	// labPatience bounds what else a lab waits for.
 	labPatience = 60 * time.Second
 )
@@ -157,7 +159,7 @@ func labUp(ctx context.Context, config testbed.Config) (*testbed.Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, convergePatience)
+	ctx, cancel := context.WithTimeout(ctx, convergePatience+time.Duration(config.Hosts)*hostPatience)
 	defer cancel()
 	if err := lab.Up(ctx); err != nil {
 		return nil, errors.Join(err, testbed.Down(config.Name))

@@ -13,7 +13,6 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/seal"
-	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -22,8 +21,8 @@ import (
 type event struct {
 	kind  eventKind
 	link  *sleeve
-	addr  netip.AddrPort // moved, probe
-	probe wire.ProbeBody // probe
+	addr  netip.AddrPort // moved
+	probe wire.ProbeBody // answered
 	index uint32         // firstUse
 	size  int            // tooBig, bytes of IP packet
 }
@@ -31,7 +30,8 @@ type event struct {
 type eventKind int
 
 const (
-	probe eventKind = iota
+	asked eventKind = iota
+	answered
 	moved
 	firstUse
 	tooBig
@@ -57,11 +57,26 @@ func (r *Router) notify(e event) bool {
 	return false
 }
 
-// controlLane is lane 0: it sends probes.
+// controlLane is lane 0: it sends probes, those of all links together.
 type controlLane struct {
 	w     udp.Writer
-	buf   []byte
 	nonce seal.Nonce
+	out   []udp.Message
+	of    []sentProbe // of each of out
+	arena []byte
+	used  int
+	// tooBig are probes that the interface does not carry.
+	tooBig []sentProbe
+}
+
+// sentProbe is whose a probe is and how large, in bytes of IP packet.
+type sentProbe struct {
+	link *sleeve
+	size int
+}
+
+func (r *Router) newControlLane() *controlLane {
+	return &controlLane{w: r.conn.NewWriter(64), arena: make([]byte, 2*maxPacket)}
 }
 
 // sweepEvery is how often old MAC addresses are removed.
@@ -72,7 +87,7 @@ const rttEvery = 5 * time.Second
 
 // controlLoop owns the links until ctx ends.
 func (r *Router) controlLoop(ctx context.Context) error {
-	r.ctl = &controlLane{w: r.conn.NewWriter(1), buf: make([]byte, maxPacket+tap.Tailroom)}
+	r.ctl = r.newControlLane()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	sweep := time.NewTicker(sweepEvery)
@@ -95,6 +110,7 @@ func (r *Router) controlLoop(ctx context.Context) error {
 		case <-sweep.C:
 			r.macs.Expire(r.since())
 		}
+		r.flushProbes()
 		timer.Reset(r.untilNext())
 	}
 }
@@ -120,8 +136,10 @@ func (r *Router) handle(e event) {
 	}
 	now := time.Now()
 	switch e.kind {
-	case probe:
-		r.step(l, l.machine.Probe(now, e.addr, e.probe))
+	case asked:
+		r.step(l, l.machine.Asked(now))
+	case answered:
+		r.step(l, l.machine.Answered(now, e.probe))
 	case moved:
 		if old := l.machine.Addr(); old != e.addr {
 			r.log.Info("peer moved", "peer", l.peer, "from", old, "to", e.addr)
@@ -149,7 +167,7 @@ func (r *Router) neighbourUp(n Neighbour) {
 	l := newSleeve(n)
 	cfg := link.Config{
 		Self: r.self, Peer: n.Name, Secret: n.Secret, Suites: seal.Local(), Addr: n.Addr,
-		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Entropy: crand.Reader,
+		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Epoch: r.start, Entropy: crand.Reader,
 		Jitter:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		NewIndex: func() uint32 { return r.newIndex(l) },
 	}
@@ -235,27 +253,21 @@ func (r *Router) changeKeys(change func(map[uint32]*receiveKey)) {
 // step carries out what a step machine wants, and tells everybody how the link
 // is now.
 func (r *Router) step(l *sleeve, effects []link.Effect) {
-	for len(effects) > 0 {
-		var more []link.Effect
-		for _, e := range effects {
-			more = append(more, r.effect(l, e)...)
-		}
-		effects = more
+	for _, e := range effects {
+		r.effect(l, e)
 	}
 	l.deadline = l.machine.Next()
 	r.tell(l, l.publish())
 }
 
-func (r *Router) effect(l *sleeve, e link.Effect) (more []link.Effect) {
+func (r *Router) effect(l *sleeve, e link.Effect) {
 	switch e := e.(type) {
 	case link.SendControl:
 		if err := r.control.Send(l.peer, e.Msg); err != nil {
 			r.log.Debug("link control not sent", "peer", l.peer, "err", err)
 		}
 	case link.SendProbe:
-		if !r.sendProbe(l, e) {
-			return l.machine.TooBig(time.Now(), int(e.Body.Size))
-		}
+		r.sendProbe(l, e)
 	case link.InstallRx:
 		r.changeKeys(func(keys map[uint32]*receiveKey) { keys[e.Index] = &receiveKey{rx: e.Rx, link: l} })
 	case link.RemoveRx:
@@ -265,39 +277,69 @@ func (r *Router) effect(l *sleeve, e link.Effect) (more []link.Effect) {
 	case link.UseTx:
 		l.tx.Store(e.Tx)
 	}
-	return nil
 }
 
-// sendProbe is false if the interface does not carry the probe's size.
-func (r *Router) sendProbe(l *sleeve, e link.SendProbe) bool {
+// sendProbe seals a probe, to be sent by flushProbes.
+func (r *Router) sendProbe(l *sleeve, e link.SendProbe) {
 	tx := l.tx.Load()
 	if tx == nil || !e.To.IsValid() {
-		return true
+		return
 	}
-	n := wire.ProbeLen
-	if !e.Body.Answer && e.Body.Size > 0 {
-		n = max(n, int(e.Body.Size)-outerLen(e.To)-wire.Overhead)
+	c := r.ctl
+	n := wire.HeaderLen + max(wire.ProbeLen, int(e.Body.Size)-outerLen(e.To)-wire.Overhead)
+	if c.used+n+wire.TagLen > len(c.arena) {
+		c.write()
 	}
-	b := r.ctl.buf[:wire.HeaderLen+n]
+	b := c.arena[c.used:][:n]
+	c.used += n + wire.TagLen
 	clear(b)
 	e.Body.Put(b[wire.HeaderLen:])
-	p, err := tx.Seal(wire.Probe, 0, b, &r.ctl.nonce)
+	p, err := tx.Seal(wire.Probe, 0, b, &c.nonce)
 	if err != nil {
 		l.drops.add(DropSend)
-		return true
+		return
 	}
-	if _, err := r.ctl.w.WriteBatch([]udp.Message{{Buf: p, N: len(p), Addr: e.To}}); err != nil {
-		if udp.IsTooBig(err) {
-			return e.Body.Answer || e.Body.Size == 0
+	c.out = append(c.out, udp.Message{Buf: p, N: len(p), Addr: e.To})
+	c.of = append(c.of, sentProbe{l, int(e.Body.Size)})
+}
+
+// write hands the probes that wait to the kernel.
+func (c *controlLane) write() {
+	for first := 0; first < len(c.out); {
+		n, err := c.w.WriteBatch(c.out[first:])
+		for i := first; i < first+n; i++ {
+			c.of[i].link.countSent(c.out[i].N)
+			c.of[i].link.sendErr = ""
 		}
-		l.drops.add(DropSend)
-		l.sendErr = "send: " + err.Error()
-		return true
+		first += n
+		if err == nil || first == len(c.out) {
+			continue
+		}
+		if p := c.of[first]; udp.IsTooBig(err) && p.size > 0 {
+			c.tooBig = append(c.tooBig, p)
+		} else {
+			p.link.drops.add(DropSend)
+			p.link.sendErr = "send: " + err.Error()
+			p.link.publish()
+		}
+		first++
 	}
-	l.sendErr = ""
-	l.txPackets.Add(1)
-	l.txBytes.Add(uint64(len(p)))
-	return true
+	c.out, c.of, c.used = c.out[:0], c.of[:0], 0
+}
+
+// flushProbes sends the probes that wait, and those that take the place of
+// what the interface does not carry.
+func (r *Router) flushProbes() {
+	c := r.ctl
+	for c.write(); len(c.tooBig) > 0; c.write() {
+		refused := c.tooBig
+		c.tooBig = nil
+		for _, p := range refused {
+			if r.links[p.link.peer] == p.link {
+				r.step(p.link, p.link.machine.TooBig(time.Now(), p.size))
+			}
+		}
+	}
 }
 
 // tell tells the mesh and the log what changed.

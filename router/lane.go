@@ -1,6 +1,7 @@
 package router
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/router/ethernet"
@@ -242,8 +243,18 @@ func (ln *lane) endBatch() {
 // seal makes a packet in place and queues it. The memory stays untouched until
 // flush.
 func (ln *lane) seal(l *sleeve, typ wire.Type, b []byte) {
-	tx, addr := l.tx.Load(), l.addr.Load()
-	if tx == nil || addr == nil {
+	addr := l.addr.Load()
+	if addr == nil {
+		l.drops.add(DropLinkDown)
+		return
+	}
+	ln.sealTo(l, *addr, typ, b)
+}
+
+// sealTo is seal for a packet to another address than the link's.
+func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) {
+	tx := l.tx.Load()
+	if tx == nil {
 		l.drops.add(DropLinkDown)
 		return
 	}
@@ -252,7 +263,7 @@ func (ln *lane) seal(l *sleeve, typ wire.Type, b []byte) {
 		l.drops.add(DropSend)
 		return
 	}
-	ln.out = append(ln.out, udp.Message{Buf: p, N: len(p), Addr: *addr})
+	ln.out = append(ln.out, udp.Message{Buf: p, N: len(p), Addr: addr})
 	ln.links = append(ln.links, l)
 	if len(ln.out) == cap(ln.out) {
 		ln.write()
@@ -365,9 +376,7 @@ func (ln *lane) write() {
 	for first := 0; first < len(ln.out); {
 		n, err := ln.w.WriteBatch(ln.out[first:])
 		for i := first; i < first+n; i++ {
-			l := ln.links[i]
-			l.txPackets.Add(1)
-			l.txBytes.Add(uint64(ln.out[i].N))
+			ln.links[i].countSent(ln.out[i].N)
 		}
 		first += n
 		if err != nil && first < len(ln.out) {

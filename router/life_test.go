@@ -174,13 +174,15 @@ func TestFollowsARebinding(t *testing.T) {
 	})
 }
 
-// TestAFloodOfProbesStaysItsOwn: a neighbour that sends probes faster than the
-// control goroutine handles them costs only itself.
+// TestAFloodOfProbesStaysItsOwn: a neighbour that sends answers to no question
+// faster than the control goroutine handles them costs only itself.
 func TestAFloodOfProbesStaysItsOwn(t *testing.T) {
 	s := newStill(t, seal.AES256GCM)
 	m := &udp.Message{Buf: make([]byte, maxPacket)}
+	answer := make([]byte, wire.ProbeLen)
+	wire.ProbeBody{Answer: true}.Put(answer)
 	for range 10 * maxPending {
-		s.packet(t, m, wire.Probe, make([]byte, wire.ProbeLen))
+		s.packet(t, m, wire.Probe, answer)
 		s.fromUDP(s.ln, m)
 	}
 	if n := len(s.events); n > maxPending {
@@ -194,6 +196,25 @@ func TestAFloodOfProbesStaysItsOwn(t *testing.T) {
 	}
 	if n := s.link.pending.Load(); n != 0 {
 		t.Errorf("%d events pending after all were handled", n)
+	}
+}
+
+// TestAHeartbeatIsAnsweredAtOnce by the lane that it came on, to where it came
+// from, without the control goroutine.
+func TestAHeartbeatIsAnsweredAtOnce(t *testing.T) {
+	s := newStill(t, seal.AES256GCM)
+	m := &udp.Message{Buf: make([]byte, maxPacket), Addr: *s.link.addr.Load()}
+	s.packet(t, m, wire.Probe, make([]byte, wire.ProbeLen))
+	s.fromUDP(s.ln, m)
+	for len(s.events) > 0 {
+		if e := <-s.events; e.kind != firstUse {
+			t.Errorf("event of kind %d for the control goroutine", e.kind)
+		}
+	}
+	sent := s.link.txPackets.Load()
+	s.ln.flush()
+	if n := s.link.txPackets.Load() - sent; n != 1 {
+		t.Errorf("%d answers to one heartbeat", n)
 	}
 }
 

@@ -123,6 +123,12 @@ func (l *sleeve) publish() (state link.State) {
 	return state
 }
 
+// countSent counts a packet of n bytes that the kernel took.
+func (l *sleeve) countSent(n int) {
+	l.txPackets.Add(1)
+	l.txBytes.Add(uint64(n))
+}
+
 // countReassembly moves what the reassembler dropped to the link's drops. The
 // lock of parts is held.
 func (l *sleeve) countReassembly() {

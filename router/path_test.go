@@ -79,7 +79,7 @@ func newStill(t testing.TB, suite seal.Suite) *still {
 		t.Fatal(err)
 	}
 	s.Router = r
-	r.ctl = &controlLane{w: s.conn, buf: make([]byte, maxPacket+tap.Tailroom)}
+	r.ctl = r.newControlLane()
 	r.neighbourUp(Neighbour{Name: nameOf(1), Addr: netip.MustParseAddrPort("192.0.2.2:6783")})
 	s.link = r.links[nameOf(1)]
 	key := seal.Key{1}

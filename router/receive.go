@@ -2,6 +2,7 @@ package router
 
 import (
 	"errors"
+	"net/netip"
 
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/udp"
@@ -82,10 +83,26 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 			l.drops.add(DropMalformed)
 			return
 		}
-		r.notify(event{kind: probe, link: l, addr: m.Addr, probe: b})
+		if b.Answer {
+			r.notify(event{kind: answered, link: l, probe: b})
+			return
+		}
+		ln.answerProbe(l, m.Addr, b)
+		if l.room.Load() == 0 {
+			r.notify(event{kind: asked, link: l})
+		}
 	default:
 		l.drops.add(DropMalformed)
 	}
+}
+
+// answerProbe sends a probe back to where it came from. The lane does that
+// itself: the control goroutine need not be woken for it.
+func (ln *lane) answerProbe(l *sleeve, to netip.AddrPort, p wire.ProbeBody) {
+	p.Answer = true
+	b := ln.buffer(wire.HeaderLen + wire.ProbeLen + wire.TagLen)
+	p.Put(b[wire.HeaderLen:])
+	ln.sealTo(l, to, wire.Probe, b[:wire.HeaderLen+wire.ProbeLen])
 }
 
 // fromParts puts parts together. The whole frame is in the reassembler's

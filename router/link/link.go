@@ -29,14 +29,18 @@ import (
 
 // Times of the heartbeat.
 const (
-	// FastBeat is the interval of heartbeats until one is answered, Beat after
-	// that. Each interval is shortened by up to an eighth at random, so that
-	// the links of a router do not beat in step.
+	// FastBeat is the interval of heartbeats until one is answered. It is
+	// shortened by up to an eighth at random.
 	FastBeat = 500 * time.Millisecond
-	Beat     = 2 * time.Second
+	// Beat is the interval of those that are answered. All links of a router
+	// beat at once: a router with many is then woken once, and by the answers,
+	// which come close together.
+	Beat = 2 * time.Second
 	// Patience is how many heartbeats in a row go out fast; then a peer that
-	// does not answer is asked at the slow pace.
+	// does not answer is asked every Beat or, if it never did, more and more
+	// seldom, at last every SlowBeat.
 	Patience = 120
+	SlowBeat = 16 * time.Second
 	// Silence is how long an established link may be without an answer.
 	Silence = 8 * time.Second
 )
@@ -63,6 +67,7 @@ type Config struct {
 	Lanes      int            // of this end, for sending
 	MaxMTU     int            // largest IP packet to try, in bytes
 
+	Epoch    time.Time     // of heartbeats: the same for all links of a router
 	Entropy  io.Reader     // of ephemeral keys
 	Jitter   *rand.Rand    // of everything that is no secret
 	NewIndex func() uint32 // returns a receiver index that is not in use, 1..wire.MaxIndex
@@ -77,9 +82,8 @@ type Effect interface{ effect() }
 type (
 	// SendControl sends a message of link control over the session.
 	SendControl struct{ Msg []byte }
-	// SendProbe sends a Probe packet, filled to Body.Size bytes of IP packet
-	// unless it is an answer. If the kernel says that it is too big the driver
-	// calls TooBig.
+	// SendProbe sends a Probe packet that asks, filled to Body.Size bytes of IP
+	// packet. If the kernel says that it is too big the driver calls TooBig.
 	SendProbe struct {
 		To   netip.AddrPort
 		Body wire.ProbeBody
@@ -188,7 +192,6 @@ func (m *Machine) Moved(now time.Time, from netip.AddrPort) []Effect {
 	if from != m.addr {
 		m.addr = from
 		m.beat.next = now // the other end learns our new path, and the new one is measured
-		m.path.verifySoon(now)
 	}
 	return m.Tick(now)
 }
@@ -204,7 +207,7 @@ func (m *Machine) Tick(now time.Time) []Effect {
 
 // judge moves between the states.
 func (m *Machine) judge(now time.Time) {
-	alive := !m.beat.lastAnswer.IsZero() && now.Sub(m.beat.lastAnswer) < Silence
+	alive := m.alive(now)
 	switch {
 	case m.keys.tx == nil:
 		m.state = Pending
@@ -213,6 +216,11 @@ func (m *Machine) judge(now time.Time) {
 	case alive && m.path.known:
 		m.state = Established
 	}
+}
+
+// alive tells whether the peer answers.
+func (m *Machine) alive(now time.Time) bool {
+	return !m.beat.lastAnswer.IsZero() && now.Sub(m.beat.lastAnswer) < Silence
 }
 
 // Next is when Tick is to be called at the latest.

@@ -34,6 +34,7 @@ type world struct {
 
 	sent, opened, unopened int
 	probes                 int
+	offBeat                int // probes at another time than all links of a router beat
 }
 
 type end struct {
@@ -70,6 +71,7 @@ func (e *events) Pop() any {
 var (
 	low, high = peer.Name{2, 0, 0, 0, 0, 1}, peer.Name{2, 0, 0, 0, 0, 2}
 	start     = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	epoch     = start.Add(-1234 * time.Millisecond)
 )
 
 func newWorld(t *testing.T, change func(i int, c *Config)) *world {
@@ -80,7 +82,7 @@ func newWorld(t *testing.T, change func(i int, c *Config)) *world {
 	var begin [2][]Effect
 	for i := range w.ends {
 		c := Config{Self: low, Peer: high, Suites: 3, Addr: addrs[1-i], Lanes: 2, MaxMTU: 9000, Secret: [32]byte{9},
-			Entropy: rand.NewChaCha8([32]byte{byte(i)}), Jitter: w.rng, NewIndex: func() uint32 { index++; return index }}
+			Entropy: rand.NewChaCha8([32]byte{byte(i)}), Jitter: w.rng, Epoch: epoch, NewIndex: func() uint32 { index++; return index }}
 		if i == 1 {
 			c.Self, c.Peer = high, low
 		}
@@ -119,14 +121,14 @@ func (w *world) do(i int, effects []Effect) {
 			}
 		case SendProbe:
 			size := max(int(f.Body.Size), 100)
-			if f.Body.Answer {
-				size = 100
-			}
 			if w.iface > 0 && size > w.iface {
 				w.do(i, e.m.TooBig(w.now, size))
 				continue
 			}
 			w.probes++
+			if w.now.Sub(epoch)%Beat > time.Millisecond {
+				w.offBeat++
+			}
 			b := make([]byte, wire.ProbeLen)
 			f.Body.Put(b)
 			w.packet(i, f.To, wire.Probe, b, size)
@@ -191,7 +193,17 @@ func (w *world) arrive(i int, from netip.AddrPort, p []byte) (ok bool) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		w.do(i, e.m.Probe(w.now, from, b))
+		if b.Answer {
+			w.do(i, e.m.Answered(w.now, b))
+			return true
+		}
+		w.do(i, e.m.Asked(w.now))
+		b.Answer = true
+		answer := make([]byte, wire.ProbeLen)
+		b.Put(answer)
+		if e.tx != nil {
+			w.packet(i, from, wire.Probe, answer, 100)
+		}
 		return true
 	}
 	w.opened++
@@ -308,7 +320,7 @@ func TestPathShrinksAndGrows(t *testing.T) {
 	w.run(10 * time.Second)
 	w.wantMTU("shrunk", 1300)
 	w.mtu = 1500
-	w.run(70 * time.Second)
+	w.run(11 * time.Minute)
 	w.wantMTU("grown", 1500)
 	w.iface = 1420
 	w.do(0, w.ends[0].m.TooBig(w.now, 1500))
@@ -334,6 +346,34 @@ func TestSilenceIsSeenWithinTenSeconds(t *testing.T) {
 		w.run(3 * time.Second)
 		w.want("healed", Established, "")
 		w.wantMTU("healed", 1500)
+	}
+}
+
+// TestAPeerThatNeverAnswered is asked seldom, and linked with soon after it can
+// be, also when only one end's probes went through first.
+func TestAPeerThatNeverAnswered(t *testing.T) {
+	w := newWorld(t, nil)
+	w.cut = [2]bool{true, true}
+	w.run(5 * time.Minute)
+	before := w.probes
+	w.run(10 * time.Minute)
+	if n := w.probes - before; n > 100 {
+		t.Errorf("%d probes in ten minutes towards peers that never answered", n)
+	}
+	w.cut = [2]bool{}
+	w.run(SlowBeat + 2*time.Second)
+	w.want("healed", Established, "")
+}
+
+// TestIdleLinkIsQuiet: a link at rest asks once a Beat each way, and both links
+// of a router at the same moments.
+func TestIdleLinkIsQuiet(t *testing.T) {
+	w := newWorld(t, func(_ int, c *Config) { c.MaxMTU = 1500 })
+	w.run(time.Minute)
+	before, off := w.probes, w.offBeat
+	w.run(20 * Beat)
+	if n, o := w.probes-before, w.offBeat-off; n != 2*20 || o != 0 {
+		t.Errorf("%d probes of two ends in 20 beats, %d of them off the beat; want 40 and none", n, o)
 	}
 }
 

@@ -1,7 +1,6 @@
 package link
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 
@@ -17,6 +16,7 @@ type sentProbe struct {
 // beat is the heartbeat, and the book of all probes.
 type beat struct {
 	next       time.Time // when to send the next heartbeat
+	last       time.Time // when the last one was sent
 	unanswered int       // heartbeats since the last answer
 	lastAnswer time.Time // zero before the first
 	rtt        time.Duration
@@ -38,16 +38,32 @@ func (m *Machine) tickBeat(now time.Time) {
 	if m.keys.tx == nil || !m.addr.IsValid() || now.Before(b.next) {
 		return
 	}
-	m.probe(now, 0)
-	interval := Beat
-	if b.unanswered > 0 && b.unanswered < Patience || b.lastAnswer.IsZero() && b.unanswered == 0 {
-		interval = FastBeat
-	}
 	b.unanswered++
-	b.next = now.Add(interval - time.Duration(m.cfg.Jitter.Int64N(int64(interval/8))))
+	b.last, b.next = now, now.Add(m.pause())
+	if !m.verify(now) {
+		m.probe(now, 0)
+	}
 }
 
-// probe sends a request of size bytes of IP packet.
+// pause is how long to wait for the answer to the last heartbeat before the
+// next is sent.
+func (m *Machine) pause() time.Duration {
+	d := FastBeat
+	if late := m.beat.unanswered - Patience; late > 0 {
+		d = Beat
+		if m.beat.lastAnswer.IsZero() {
+			d = min(Beat<<min(late-1, 8), SlowBeat)
+		}
+	}
+	return d - time.Duration(m.cfg.Jitter.Int64N(int64(d/8)))
+}
+
+// slot is the next time at which all links of this router beat.
+func (m *Machine) slot(now time.Time) time.Time {
+	return now.Add(Beat - now.Sub(m.cfg.Epoch)%Beat)
+}
+
+// probe sends a request of size bytes.
 func (m *Machine) probe(now time.Time, size int) {
 	id := m.beat.nextID
 	m.beat.nextID++
@@ -55,13 +71,20 @@ func (m *Machine) probe(now time.Time, size int) {
 	m.do(SendProbe{m.addr, wire.ProbeBody{ID: id, Size: uint16(size)}})
 }
 
-// Probe takes an authenticated Probe packet in, which came from an address.
-func (m *Machine) Probe(now time.Time, from netip.AddrPort, p wire.ProbeBody) []Effect {
-	if !p.Answer {
-		p.Answer = true
-		m.do(SendProbe{from, p})
-		return m.Tick(now)
+// Asked takes in that an authenticated request of the peer came, which the
+// driver has answered.
+func (m *Machine) Asked(now time.Time) []Effect {
+	if m.state != Established {
+		// The peer is there after all.
+		if soon := m.beat.last.Add(FastBeat); m.beat.next.After(soon) {
+			m.beat.next = soon
+		}
 	}
+	return m.Tick(now)
+}
+
+// Answered takes in an authenticated answer to a probe.
+func (m *Machine) Answered(now time.Time, p wire.ProbeBody) []Effect {
 	s, ok := m.beat.sent[p.ID]
 	if !ok || s.size != int(p.Size) {
 		return m.Tick(now)
@@ -80,9 +103,10 @@ func (m *Machine) Probe(now time.Time, from netip.AddrPort, p wire.ProbeBody) []
 	if s.size > 0 {
 		m.path.reached(now, s.size)
 	}
-	// Back to the slow pace.
-	if slow := now.Add(Beat - time.Duration(m.cfg.Jitter.Int64N(int64(Beat/8)))); b.next.Before(slow) && s.size == 0 {
-		b.next = slow
+	b.next = m.slot(now)
+	if m.path.verifying > 0 {
+		// Only small ones come back: find out soon whether that is so.
+		b.next = now.Add(m.timeout())
 	}
 	return m.Tick(now)
 }
@@ -97,10 +121,9 @@ var common = []int{65535, 9001, 9000, 8951, 1500, 1492, 1480, 1476, 1460, 1450, 
 
 // Times of the search.
 const (
-	tries       = 3 // of a size before it is given up
-	minTimeout  = 250 * time.Millisecond
-	verifyEvery = 2 * time.Second  // that the current size still passes
-	raiseEvery  = 60 * time.Second // that no larger one does
+	tries      = 3 // of a size before it is given up
+	minTimeout = 250 * time.Millisecond
+	raiseEvery = 10 * time.Minute // from a look for a larger size to the next; RFC 8899, section 5.1.1
 )
 
 // path is the search for the path MTU. It asks for all common sizes at once,
@@ -119,8 +142,7 @@ type path struct {
 	left  int       // tries left
 	until time.Time // when to try again or give up
 
-	verifyAt  time.Time // when to ask whether mtu still passes
-	verifying int       // times asked in a row without an answer
+	verifying int // heartbeats of the size in force in a row without an answer
 	raiseAt   time.Time
 }
 
@@ -154,32 +176,21 @@ func (p *path) search(now time.Time, from int) {
 	p.verifying = 0
 }
 
-// verifySoon is for when the path may have changed.
-func (p *path) verifySoon(now time.Time) { p.verifyAt = now }
-
 func (p *path) next() time.Time {
 	if p.phase != idle {
 		return p.until
 	}
-	if p.verifyAt.IsZero() || !p.raiseAt.IsZero() && p.raiseAt.Before(p.verifyAt) {
-		return p.raiseAt
-	}
-	return p.verifyAt
+	return p.raiseAt
 }
 
 func (m *Machine) timeout() time.Duration { return max(minTimeout, 3*m.beat.rtt) }
 
 func (m *Machine) tickPath(now time.Time) {
 	p := &m.path
-	if m.keys.tx == nil || !m.addr.IsValid() {
-		p.verifyAt, p.raiseAt = time.Time{}, time.Time{}
-		if p.phase != idle {
-			p.until = now.Add(minTimeout)
-		}
-		return
-	}
-	if m.state == Failed && p.phase != idle {
-		p.until = now.Add(Beat) // a peer that is away says nothing about sizes
+	if m.keys.tx == nil || !m.addr.IsValid() || !m.alive(now) {
+		// A peer that is away says nothing about sizes; its first answer begins a
+		// search.
+		p.raiseAt, p.until = time.Time{}, time.Time{}
 		return
 	}
 	switch p.phase {
@@ -217,7 +228,7 @@ func (m *Machine) tickPath(now time.Time) {
 		p.hi = p.want[0]
 		m.bisect(now)
 	case idle:
-		m.watch(now)
+		m.raise(now)
 	}
 }
 
@@ -237,7 +248,7 @@ func (m *Machine) bisect(now time.Time) {
 	p.mtu = max(p.mtu, p.lo)
 	if p.hi-p.lo <= 1 {
 		p.phase = idle
-		p.verifyAt, p.raiseAt = now.Add(verifyEvery), now.Add(raiseEvery)
+		p.raiseAt = now.Add(raiseEvery)
 		return
 	}
 	p.want = append(p.want[:0], p.lo+(p.hi-p.lo)/2)
@@ -245,30 +256,39 @@ func (m *Machine) bisect(now time.Time) {
 	m.probe(now, p.want[0])
 }
 
-// watch verifies the size in force, and now and then looks for a larger one.
-func (m *Machine) watch(now time.Time) {
+// verify makes a heartbeat one of the size in force, to see that it still
+// passes, and is false while that size is being looked for. After one without
+// an answer a small one goes along, which tells a path that has become narrower
+// from one that is gone.
+func (m *Machine) verify(now time.Time) bool {
 	p := &m.path
-	if !now.Before(p.verifyAt) {
-		if p.verifying >= tries && m.beat.unanswered <= 1 {
-			// Small packets pass and large ones do not.
-			p.begin(now)
-			m.tickPath(now)
-			return
-		}
-		p.verifyAt = now.Add(verifyEvery)
-		if p.verifying < tries {
-			p.verifyAt = now.Add(m.timeout())
-		}
-		p.verifying++
-		m.probe(now, p.mtu)
+	if p.phase != idle || !p.known {
+		return false
+	}
+	if p.verifying >= tries && m.beat.unanswered <= 1 {
+		// Small packets pass and large ones do not.
+		p.begin(now)
+		return false
+	}
+	if p.verifying > 0 {
+		m.probe(now, 0)
+	}
+	p.verifying++
+	m.probe(now, p.mtu)
+	return true
+}
+
+// raise looks now and then for a size larger than the one in force.
+func (m *Machine) raise(now time.Time) {
+	p := &m.path
+	due := !p.raiseAt.IsZero()
+	if due && now.Before(p.raiseAt) {
 		return
 	}
-	if !now.Before(p.raiseAt) {
-		p.raiseAt = now.Add(raiseEvery)
-		if p.mtu < p.max {
-			p.search(now, p.mtu)
-			m.tickPath(now)
-		}
+	p.raiseAt = now.Add(raiseEvery)
+	if due && p.mtu < p.max {
+		p.search(now, p.mtu)
+		m.tickPath(now)
 	}
 }
 
@@ -290,7 +310,6 @@ func (p *path) reached(now time.Time, size int) {
 	case idle:
 		if size >= p.mtu {
 			p.verifying = 0
-			p.verifyAt = now.Add(verifyEvery)
 		}
 	}
 }
