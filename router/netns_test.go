@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,11 +35,17 @@ type host struct {
 	c    string
 	up   chan peer.Name
 	all  *[]*host
+	stop func() // ends the router and waits until it has ended
+
+	agreed atomic.Int32 // rounds of keys that this end confirmed
 }
 
 func (h *host) Self() peer.Name { return h.name }
 
 func (h *host) Send(to peer.Name, msg []byte) error {
+	if c, _, err := wire.ParseControl(msg); err == nil && c.Type == wire.Confirm {
+		h.agreed.Add(1)
+	}
 	for _, o := range *h.all {
 		if o.name == to {
 			o.HandleControl(h.name, msg)
@@ -58,6 +65,7 @@ type options struct {
 	mtu, underlayMTU int
 	v6               bool // of the underlay
 	config           func(i int, c *router.Config)
+	join             func(a, b *host) // puts hosts that are beside each other on a wire, instead of a veth pair
 }
 
 func addr(i int) netip.Prefix {
@@ -91,8 +99,12 @@ func newHosts(t testing.TB, n int, o options) []*host {
 				Addrs: []netip.Prefix{addr(i), addr6(i)}, MulticastRoute: true})
 			return err
 		})
+		own, end := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		h.stop = func() { end(); <-ended }
 		wg.Go(func() {
-			if err := h.Run(ctx); err != nil {
+			defer close(ended)
+			if err := h.Run(own); err != nil {
 				t.Error(err)
 			}
 		})
@@ -119,6 +131,10 @@ func newHosts(t testing.TB, n int, o options) []*host {
 	}
 	for i := range n - 1 {
 		a, b := hosts[i], hosts[i+1]
+		if o.join != nil {
+			o.join(a, b)
+			continue
+		}
 		pa, pb := netip.MustParsePrefix(fmt.Sprintf("192.0.%d.1/24", i+2)), netip.MustParsePrefix(fmt.Sprintf("192.0.%d.2/24", i+2))
 		if o.v6 {
 			pa, pb = netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::1/64", i)), netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::2/64", i))
@@ -165,6 +181,36 @@ func (h *host) in(f func() error) {
 	h.t.Helper()
 	if err := netdev.Do(h.c, f); err != nil {
 		h.t.Fatal(err)
+	}
+}
+
+// noDrops returns a check that since now nothing was dropped and no link of the
+// hosts went down.
+func noDrops(t testing.TB, hosts []*host) (check func()) {
+	count := func(h *host) (n uint64, s router.Status) {
+		s = h.Status()
+		n = s.LinksLost
+		for _, l := range s.Links {
+			for _, d := range l.Drops {
+				n += d
+			}
+		}
+		for _, d := range s.Drops {
+			n += d
+		}
+		return n, s
+	}
+	before := make([]uint64, len(hosts))
+	for i, h := range hosts {
+		before[i], _ = count(h)
+	}
+	return func() {
+		t.Helper()
+		for i, h := range hosts {
+			if n, s := count(h); n != before[i] {
+				t.Errorf("host %d has dropped something, or lost a link: %+v", i, s)
+			}
+		}
 	}
 }
 

@@ -24,8 +24,8 @@ import (
 )
 
 // bulk moves n bytes by TCP from one container to an address of another's and
-// compares them.
-func bulk(t *testing.T, from, to *host, at netip.Addr, n int) {
+// compares them. It returns what the sender's kernel says of the connection.
+func bulk(t *testing.T, from, to *host, at netip.Addr, n int) (info *unix.TCPInfo) {
 	t.Helper()
 	var l net.Listener
 	to.in(func() (err error) { l, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String()); return err })
@@ -57,6 +57,14 @@ func bulk(t *testing.T, from, to *host, at netip.Addr, n int) {
 	if err := errors.Join(err, <-sent); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%s: %d of %d bytes came, or not the same: %v", at, len(got), n, err)
 	}
+	raw, err := out.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	return info
 }
 
 // train sends datagrams in one call, as a sender with UDP_SEGMENT does, and

@@ -1,0 +1,112 @@
+package router_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// flow is numbered datagrams from one container to another, in trains that
+// cross the TAP as super-frames.
+type flow struct {
+	t        testing.TB
+	src, dst *net.UDPConn
+	to       netip.AddrPort
+	oob, buf []byte
+	next     uint32 // number of the next datagram to be sent
+}
+
+const (
+	flowSize  = 1300 // bytes of a datagram
+	flowTrain = 40   // datagrams of a train
+)
+
+func newFlow(t testing.TB, from, to *host, a, b netip.Addr) *flow {
+	f := &flow{t: t, src: from.listen(a), dst: to.listen(b), oob: make([]byte, unix.CmsgSpace(2)), buf: make([]byte, flowTrain*flowSize)}
+	f.to = f.dst.LocalAddr().(*net.UDPAddr).AddrPort()
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&f.oob[0]))
+	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(2))
+	binary.NativeEndian.PutUint16(f.oob[unix.CmsgLen(0):], flowSize)
+	if err := f.dst.SetReadBuffer(4 << 20); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// send sends a train in one call.
+func (f *flow) send() {
+	f.t.Helper()
+	for i := range flowTrain {
+		b := f.buf[i*flowSize:][:flowSize]
+		for j := range b {
+			b[j] = byte(f.next)
+		}
+		binary.BigEndian.PutUint32(b, f.next)
+		f.next++
+	}
+	if _, _, err := f.src.WriteMsgUDPAddrPort(f.buf, f.oob, f.to); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// receive waits for one datagram and returns its number.
+func (f *flow) receive(wait time.Duration) (uint32, error) {
+	f.t.Helper()
+	var b [2 * flowSize]byte
+	_ = f.dst.SetReadDeadline(time.Now().Add(wait))
+	n, err := f.dst.Read(b[:])
+	if err != nil {
+		return 0, err
+	}
+	num := binary.BigEndian.Uint32(b[:])
+	if n != flowSize || b[4] != byte(num) || b[n-1] != byte(num) {
+		return 0, fmt.Errorf("datagram %d has %d bytes, % x at its begin", num, n, b[:8])
+	}
+	return num, nil
+}
+
+// whole sends a train and wants all of it, in order.
+func (f *flow) whole() error {
+	f.t.Helper()
+	first := f.next
+	f.send()
+	for want := first; want < f.next; want++ {
+		num, err := f.receive(5 * time.Second)
+		if err != nil {
+			return fmt.Errorf("after %d of %d datagrams: %w", want-first, flowTrain, err)
+		}
+		if num != want {
+			return fmt.Errorf("datagram %d came instead of %d", num, want)
+		}
+	}
+	return nil
+}
+
+// pin has a container know another's card for ever, so that it goes on sending
+// to it when no answer comes.
+func (h *host) pin(other *host, at netip.Addr) {
+	h.t.Helper()
+	var mac net.HardwareAddr
+	other.in(func() error {
+		ifc, err := net.InterfaceByName("ethwe")
+		if err == nil {
+			mac = ifc.HardwareAddr
+		}
+		return err
+	})
+	h.in(func() error {
+		ifc, err := net.InterfaceByName("ethwe")
+		if err != nil {
+			return err
+		}
+		return netlink.NeighSet(&netlink.Neigh{LinkIndex: ifc.Index, State: netlink.NUD_PERMANENT, IP: at.AsSlice(), HardwareAddr: mac})
+	})
+}
