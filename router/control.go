@@ -169,7 +169,7 @@ func (r *Router) neighbourUp(n Neighbour) {
 		Self: r.self, Peer: n.Name, Secret: n.Secret, Suites: seal.Local(), Addr: n.Addr,
 		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Epoch: r.start, Entropy: crand.Reader,
 		Jitter:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		NewIndex: func() uint32 { return r.newIndex(l) },
+		NewIndex: func() uint32 { return r.newIndex(l) }, RenewPackets: r.cfg.renewPackets,
 	}
 	r.links[n.Name] = l
 	var effects []link.Effect

@@ -50,6 +50,7 @@ func (s *sink) Write(_ offload.Header, p [][]byte) error {
 // wireTap is a udp.Conn that keeps the last packet.
 type wireTap struct {
 	packets int
+	largest int // bytes of a packet
 	last    []byte
 }
 
@@ -61,6 +62,7 @@ func (c *wireTap) ReadBatch() ([]udp.Message, error) { return nil, os.ErrClosed 
 func (c *wireTap) WriteBatch(m []udp.Message) (n int, _ error) {
 	for i := range m {
 		c.last = append(c.last[:0], m[i].Buf[:m[i].N]...)
+		c.largest = max(c.largest, m[i].N)
 	}
 	c.packets += len(m)
 	return len(m), nil

@@ -87,6 +87,9 @@ type Config struct {
 	// Port, and of a TAP. The router closes them.
 	Conn   udp.Conn
 	Queues []tap.Queue
+
+	// renewPackets is link.Config's, which tests lower.
+	renewPackets uint64
 }
 
 // Router is the data plane of one peer. Make it with New; Run makes it work.

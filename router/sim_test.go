@@ -36,6 +36,7 @@ type fabric struct {
 	held  map[netip.AddrPort]*udp.Message         // by destination
 	mtu   int                                     // larger IP packets vanish; 0 for no limit
 	spy   func(from, to netip.AddrPort, p []byte) // sees every packet that is sent
+	late  time.Duration                           // each packet takes up to this long, at random, and so overtakes others
 	cut   map[[2]netip.AddrPort]bool
 	nat   map[netip.AddrPort]netip.AddrPort // what a source looks like from elsewhere
 }
@@ -80,6 +81,10 @@ func (f *fabric) send(from, to netip.AddrPort, p []byte) {
 		return
 	}
 	m := udp.Message{Buf: append([]byte(nil), p...), Addr: from}
+	if f.late > 0 {
+		time.AfterFunc(time.Duration(f.rng.Int64N(int64(f.late))), func() { c.put(m) })
+		return
+	}
 	old := f.held[to]
 	if delete(f.held, to); old == nil && f.rng.Float64() < f.swap {
 		f.held[to] = &m
@@ -223,7 +228,9 @@ type node struct {
 	*Router
 	name peer.Name
 	addr netip.AddrPort
-	tap  *memTAP
+	tap  *memTAP   // the first queue, which all that is for the host comes out of
+	more []*memTAP // the others
+	stop func()
 	m    *mesh
 
 	mu sync.Mutex
@@ -260,6 +267,7 @@ type mesh struct {
 	f     *fabric
 	nodes []*node
 	edges [][2]int
+	o     meshOptions
 	stop  func()
 }
 
@@ -270,27 +278,29 @@ func nameOf(i int) peer.Name { return peer.Name{2, 0, 0, 0, 0, byte(i + 1)} }
 // bubble, and waits until all links are up. Their TAPs can do all, but those
 // that cans are given for.
 func newMesh(t *testing.T, mtu int, names []peer.Name, edges [][2]int, cans ...tap.Offloads) *mesh {
-	m := &mesh{t: t, f: newFabric(), edges: edges}
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
+	return newMeshOf(t, meshOptions{mtu: mtu, cans: cans}, names, edges)
+}
+
+// meshOptions may be left zero, but for mtu.
+type meshOptions struct {
+	mtu          int
+	underlayMTU  int            // 1500 if 0
+	cans         []tap.Offloads // of the nodes' TAPs
+	queues       int            // of each TAP, one if 0
+	renewPackets uint64         // after which keys are renewed
+}
+
+func newMeshOf(t *testing.T, o meshOptions, names []peer.Name, edges [][2]int) *mesh {
+	m := &mesh{t: t, f: newFabric(), edges: edges, o: o}
 	for i, name := range names {
-		n := &node{name: name, addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6783", i+1)), tap: newMemTAP(), m: m, up: map[peer.Name]bool{}}
-		if i < len(cans) {
-			n.tap.can = cans[i]
-		}
-		r, err := New(Config{MTU: mtu, Conn: m.f.listen(n.addr), Queues: []tap.Queue{n.tap}, MaxUnderlayMTU: 1500}, n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n.Router = r
-		m.nodes = append(m.nodes, n)
-		wg.Go(func() {
-			if err := r.Run(ctx); err != nil {
-				t.Error(err)
-			}
-		})
+		m.nodes = append(m.nodes, &node{name: name, addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6783", i+1)), m: m})
+		m.start(i)
 	}
-	m.stop = func() { cancel(); wg.Wait() }
+	m.stop = func() {
+		for _, n := range m.nodes {
+			n.stop()
+		}
+	}
 	for i := range edges {
 		m.join(i)
 	}
@@ -304,6 +314,63 @@ func newMesh(t *testing.T, mtu int, names []peer.Name, edges [][2]int, cans ...t
 		}
 	}
 	return m
+}
+
+// start starts the router of node i, which does not run: for the first time, or
+// anew as after a crash.
+func (m *mesh) start(i int) {
+	n := m.nodes[i]
+	queues := make([]tap.Queue, max(1, m.o.queues))
+	n.more = nil
+	for j := range queues {
+		q := newMemTAP()
+		if i < len(m.o.cans) {
+			q.can = m.o.cans[i]
+		}
+		queues[j] = q
+		if j == 0 {
+			n.tap = q
+		} else {
+			n.more = append(n.more, q)
+		}
+	}
+	n.mu.Lock()
+	n.up = map[peer.Name]bool{}
+	n.mu.Unlock()
+	mtu := m.o.underlayMTU
+	if mtu == 0 {
+		mtu = 1500
+	}
+	r, err := New(Config{MTU: m.o.mtu, Conn: m.f.listen(n.addr), Queues: queues, MaxUnderlayMTU: mtu, renewPackets: m.o.renewPackets}, n)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	n.Router = r
+	ctx, cancel := context.WithCancel(m.t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := r.Run(ctx); err != nil {
+			m.t.Error(err)
+		}
+	}()
+	n.stop = func() { cancel(); <-ended }
+}
+
+// restart ends the router of node i and starts it anew: with its old name and
+// address, and nothing else that it had.
+func (m *mesh) restart(i int) {
+	m.nodes[i].stop()
+	synctest.Wait()
+	m.start(i)
+	for j, e := range m.edges {
+		if e[0] == i || e[1] == i {
+			m.join(j)
+		}
+	}
+	m.route()
+	time.Sleep(3 * time.Second)
+	synctest.Wait()
 }
 
 func (m *mesh) join(i int) {
@@ -376,6 +443,14 @@ func inMesh(t *testing.T, names []peer.Name, edges [][2]int, f func(m *mesh)) {
 func inMeshOf(t *testing.T, names []peer.Name, edges [][2]int, cans []tap.Offloads, f func(m *mesh)) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMesh(t, 1376, names, edges, cans...)
+		defer m.stop()
+		f(m)
+	})
+}
+
+func inMeshWith(t *testing.T, o meshOptions, names []peer.Name, edges [][2]int, f func(m *mesh)) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMeshOf(t, o, names, edges)
 		defer m.stop()
 		f(m)
 	})

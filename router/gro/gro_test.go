@@ -12,19 +12,6 @@ import (
 	"github.com/weft-net/weft/router/offload/packets"
 )
 
-// flowOf names the flow of a frame, "" if it is of none.
-func flowOf(b []byte) string {
-	l, ok := offload.Parse(b)
-	if !ok {
-		return ""
-	}
-	addrs := b[l.IP+12 : l.IP+20]
-	if l.Six {
-		addrs = b[l.IP+8 : l.IP+40]
-	}
-	return fmt.Sprintf("%x %v %d %x %x", b[12:l.IP], l.Six, l.Proto, addrs, b[l.L4:l.L4+4])
-}
-
 // open replaces the checksum of a right TCP or UDP frame by the pseudo-header's
 // sum.
 func open(b []byte) ([]byte, bool) {
@@ -69,22 +56,6 @@ func finish(t testing.TB, h offload.Header, parts [][]byte, frames int) (out [][
 	return out
 }
 
-// plain brings a frame to what counts: no padding; and with one identification,
-// if it can not be fragmented, in which case that means nothing (RFC 6864,
-// section 4.1).
-func plain(b []byte) []byte {
-	l, ok := offload.Parse(b)
-	if !ok {
-		return b
-	}
-	b = bytes.Clone(b[:l.End])
-	if !l.Six && b[l.IP+6]&0x40 != 0 && l.ValidIP(b) {
-		b[l.IP+4], b[l.IP+5] = 0, 0
-		l.SetLen(b, l.End)
-	}
-	return b
-}
-
 // check joins frames and compares what a receiving kernel makes of them with
 // what was put in: for each flow, together with all frames that are of none,
 // the same frames in the same order.
@@ -112,19 +83,19 @@ func check(t testing.TB, c *gro.Coalescer, in [][]byte, leaveOpen func(i int) bo
 			add, partial = open(add)
 		}
 		c.Add(add, partial)
-		flows[flowOf(b)] = true
+		flows[packets.Flow(b)] = true
 	}
 	flush()
 	for flow := range flows {
 		var want, got [][]byte
 		for _, b := range in {
-			if f := flowOf(b); f == flow || f == "" {
-				want = append(want, plain(b))
+			if f := packets.Flow(b); f == flow || f == "" {
+				want = append(want, packets.Plain(b))
 			}
 		}
 		for _, b := range out {
-			if f := flowOf(b); f == flow || f == "" {
-				got = append(got, plain(b))
+			if f := packets.Flow(b); f == flow || f == "" {
+				got = append(got, packets.Plain(b))
 			}
 		}
 		if len(got) != len(want) {
