@@ -16,6 +16,13 @@ import (
 // queues are all queues of the node's TAP.
 func (n *node) queues() []*memTAP { return append([]*memTAP{n.tap}, n.more...) }
 
+// watch has every packet on the wire looked at from now on.
+func (m *mesh) watch(spy func(from, to netip.AddrPort, p []byte)) {
+	m.f.mu.Lock()
+	defer m.f.mu.Unlock()
+	m.f.spy = spy
+}
+
 // TestCountersNeverRepeat looks at every packet on the wire while all lanes of
 // three routers send at once, over renewals, another session and restarts of
 // routers that keep their names: no counter is used twice under one key, and
@@ -32,7 +39,7 @@ func TestCountersNeverRepeat(t *testing.T) {
 		lanes := map[netip.AddrPort]map[uint8]bool{}
 		var old [][]byte // to node 1
 		replay := false
-		m.f.spy = func(from, to netip.AddrPort, p []byte) {
+		m.watch(func(from, to netip.AddrPort, p []byte) {
 			if replay {
 				return
 			}
@@ -54,7 +61,7 @@ func TestCountersNeverRepeat(t *testing.T) {
 			if to == m.nodes[1].addr {
 				old = append(old, bytes.Clone(p))
 			}
-		}
+		})
 		s := kinds[0]
 		s.Payload = make([]byte, 5*1300)
 		// load has every queue of every node send to all and to both others.
@@ -131,14 +138,14 @@ func TestRenewalsLoseNothing(t *testing.T) {
 			before[i] = n.Status().Links[0].Drops
 		}
 		var used [2][]uint32
-		m.f.spy = func(_, to netip.AddrPort, p []byte) {
+		m.watch(func(_, to netip.AddrPort, p []byte) {
 			h, _ := wire.ParseHeader(p)
 			for i, n := range m.nodes {
 				if n.addr == to && !slices.Contains(used[i], h.Index) {
 					used[i] = append(used[i], h.Index)
 				}
 			}
-		}
+		})
 		s := kinds[0]
 		s.Payload = make([]byte, 20*1300)
 		var supers [2]memFrame
