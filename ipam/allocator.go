@@ -49,6 +49,8 @@ type Allocator struct {
 	unsaved []store.Write // what the disk refused
 	held    []effect      // the replies of those steps, to be given after the write
 	diskErr error         // why; nil if all is written
+	tick    *time.Timer   // of Run
+	tickAt  time.Time     // when it goes off; zero while nothing has set it
 }
 
 type reply struct {
@@ -73,7 +75,7 @@ func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, note
 	if cfg.Init.Mode == Seed && len(cfg.Init.Seeds) == 0 {
 		return nil, nil, fmt.Errorf("address universe %s: the list of seeds is empty", cfg.Universe)
 	}
-	a = &Allocator{mesh: mesh, disk: disk, log: log, waiters: make(map[uint64]chan reply)}
+	a = &Allocator{mesh: mesh, disk: disk, log: log, waiters: make(map[uint64]chan reply), tick: time.NewTimer(0)}
 	a.core = newCore(cfg, mesh, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	notes = a.core.load(disk)
 	return a, notes, nil
@@ -82,10 +84,11 @@ func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, note
 // Run drives the Allocator's timers until ctx is done. What the disk refused is
 // tried again here.
 func (a *Allocator) Run(ctx context.Context) error {
-	t := time.NewTicker(tickEvery)
-	defer t.Stop()
 	for {
-		_ = a.step(func(c *core) { c.tick() }) // save has logged it
+		_ = a.step(func(c *core) { // save has logged its error
+			a.tickAt = time.Time{}
+			c.tick()
+		})
 		select {
 		case <-ctx.Done():
 			a.mu.Lock()
@@ -93,8 +96,21 @@ func (a *Allocator) Run(ctx context.Context) error {
 			last := a.core.lazy
 			a.core.lazy = nil
 			return a.save(last)
-		case <-t.C:
+		case <-a.tick.C:
 		}
+	}
+}
+
+// pace sets the timer: soon if something waits for a tick. It is called with mu
+// held.
+func (a *Allocator) pace() {
+	d := tickEvery
+	if len(a.unsaved) == 0 && a.core.atRest() {
+		d = restEvery
+	}
+	if at := time.Now().Add(d); a.tickAt.IsZero() || at.Before(a.tickAt) {
+		a.tickAt = at
+		a.tick.Reset(d)
 	}
 }
 
@@ -104,6 +120,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 func (a *Allocator) step(f func(*core)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	defer a.pace()
 	writes, effects := a.core.step(time.Now(), func() { f(a.core) })
 	if err := a.save(writes); err != nil {
 		for _, e := range effects {

@@ -55,7 +55,8 @@ const (
 	flushEvery    = 1 * time.Second        // of records of others
 	compactEvery  = 1 * time.Minute        // of own adjacent ranges
 	warnEvery     = 10 * time.Second       // about refused records
-	tickEvery     = 250 * time.Millisecond // of the driver
+	tickEvery     = 250 * time.Millisecond // of the driver, while something waits
+	restEvery     = 5 * time.Second        // while nothing does
 )
 
 // ErrLeft is the cause when this peer has handed its space over.
@@ -190,6 +191,12 @@ func (c *core) tick() {
 			c.publish(out)
 		}
 	}
+}
+
+// atRest tells whether nothing waits for a tick that could not wait for
+// restEvery.
+func (c *core) atRest() bool {
+	return len(c.pending)+len(c.removals)+len(c.lazy) == 0 && c.leaving == nil && (c.ring.Ready() || !c.wantRing || c.left)
 }
 
 // receive takes a unicast message of another peer in.

@@ -1,17 +1,21 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/weft-net/weft/mesh/dial"
@@ -82,7 +86,7 @@ func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
 // connect dials an address and returns the peer there, if there is one; the
 // error is nil if there is a session with it now.
 func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
-	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1}
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, Control: boundUnacknowledged}
 	if m.cfg.Host.IsValid() {
 		d.LocalAddr = &net.TCPAddr{IP: m.cfg.Host.AsSlice()}
 	}
@@ -111,6 +115,17 @@ func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 		m.log.Debug("session not kept", "peer", c.Peer.Name, "err", err)
 	}
 	return c.Peer.Name, nil
+}
+
+// boundUnacknowledged has the kernel break a session whose far end acknowledges
+// nothing of what was sent for as long as silence (TCP_USER_TIMEOUT, tcp(7)).
+// Sessions over a listening socket take its option over.
+func boundUnacknowledged(_, _ string, c syscall.RawConn) error {
+	var serr error
+	err := c.Control(func(fd uintptr) {
+		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence/time.Millisecond))
+	})
+	return cmp.Or(err, os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", serr))
 }
 
 // withPort adds the default port to an address that has none.
@@ -180,7 +195,7 @@ func (m *Mesh) judge(h *session.Hello, dialled bool) *session.Refusal {
 		}
 	case old.Peer.Instance == h.Instance:
 		// Two that dialled each other at once: adopt decides, alike on both sides.
-	case old.quiet(now) < pingEvery+pingEvery/2:
+	case old.quiet(now) < pingEvery+pingEvery/2 || old.linked.Load():
 		return no(session.CodeCollision, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
 			old.RemoteAddr(), h.Name)
 	}

@@ -250,7 +250,8 @@ func New(cfg Config) (*Mesh, error) {
 		host = cfg.Host.String()
 	}
 	addr := net.JoinHostPort(host, fmt.Sprint(cfg.Port))
-	if m.listener, err = net.Listen("tcp", addr); err != nil {
+	listen := net.ListenConfig{Control: boundUnacknowledged}
+	if m.listener, err = listen.Listen(context.Background(), "tcp", addr); err != nil {
 		return nil, fmt.Errorf("listen for peers at TCP %s: %w", addr, errors.Unwrap(err))
 	}
 	m.hs.Port = uint16(m.listener.Addr().(*net.TCPAddr).Port)
@@ -329,76 +330,108 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	return nil
 }
 
-// loop does what is due, now and then and when it is woken.
+// Times of the loop.
+const (
+	// routesEvery is how often at most routes are worked out: a mesh that comes
+	// up changes a hundred times a second.
+	routesEvery = 50 * time.Millisecond
+	// soonest is the least time from one round that only a timer asked for to the
+	// next.
+	soonest = 10 * time.Millisecond
+)
+
+// loop does what is due, when it is due and when it is woken.
 func (m *Mesh) loop(ctx context.Context) {
-	const every = 250 * time.Millisecond
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	// Routes are worked out at most this often: a mesh that comes up changes a
-	// hundred times a second.
-	const routesEvery = 50 * time.Millisecond
-	var lastRoutes time.Time
-	var generation uint64
-	var lastSlow time.Time
-	settle := time.NewTimer(time.Hour)
-	defer settle.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var l rounds
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-		case <-settle.C:
+		case <-timer.C:
 		case <-m.wake:
 		}
 		now := time.Now()
-		m.takeAnnouncements()
-		m.mu.Lock()
-		m.engine.Tick(now)
-		attempts := m.maker.Tick(now)
-		var distant []peer.Name
-		if now.Sub(lastSlow) > 2*time.Second {
-			lastSlow = now
-			distant = m.distantDue(now)
-			for _, n := range m.topo.Expire(now) {
-				m.log.Info("peer forgotten: no path has led to it for a minute", "peer", n)
-			}
-			m.problems.expire(now)
-		}
-		m.updateLinks()
-		m.noteRefusals()
-		changed := m.topo.Generation() != generation
-		if changed && now.Sub(lastRoutes) < routesEvery {
-			settle.Reset(routesEvery)
-			changed = false
-		}
-		if changed {
-			generation, lastRoutes = m.topo.Generation(), now
-			m.refreshView()
-			v := m.view.Load()
-			m.engine.SetVital(v.vital())
-			m.events = append(m.events, func(o Observer) {
-				o.RoutesChanged(v.data)
-				o.ViewChanged(v)
-			})
-		}
-		dirty := m.engine.Dirty()
-		events := m.events
-		m.events = nil
-		m.mu.Unlock()
+		timer.Reset(max(soonest, m.round(ctx, now, &l).Sub(now)))
+	}
+}
 
-		m.rouse(dirty)
-		for _, a := range attempts {
-			m.wg.Add(1)
-			go m.dial(ctx, a)
+// rounds is what one round of the loop leaves to the next.
+type rounds struct {
+	generation uint64    // of the topology that the routes are of
+	routesAt   time.Time // when they were worked out
+	slowAt     time.Time // when to do next what is done every pingEvery
+}
+
+// round does what is due and returns when the next round is.
+func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.Time) {
+	m.takeAnnouncements()
+	m.mu.Lock()
+	m.engine.Tick(now)
+	attempts := m.maker.Tick(now)
+	var distant []peer.Name
+	if !now.Before(l.slowAt) {
+		l.slowAt = now.Add(pingEvery - time.Duration(now.UnixNano())%pingEvery)
+		m.pingAll(now)
+		distant = m.distantDue(now)
+		for _, n := range m.topo.Expire(now) {
+			m.log.Info("peer forgotten: no path has led to it for a minute", "peer", n)
 		}
-		for _, n := range distant {
-			m.wg.Add(1)
-			go m.dialDistant(n)
+		m.problems.expire(now)
+	}
+	m.updateLinks()
+	m.noteRefusals()
+	next = l.slowAt
+	for _, t := range []time.Time{m.engine.NextTick(), m.maker.Next()} {
+		if !t.IsZero() && t.Before(next) {
+			next = t
 		}
-		for _, f := range events {
-			f(m.observer)
+	}
+	switch due := l.routesAt.Add(routesEvery); {
+	case m.topo.Generation() == l.generation:
+	case now.Before(due):
+		next = due
+	default:
+		l.generation, l.routesAt = m.topo.Generation(), now
+		m.refreshView()
+		v := m.view.Load()
+		m.engine.SetVital(v.vital())
+		m.events = append(m.events, func(o Observer) {
+			o.RoutesChanged(v.data)
+			o.ViewChanged(v)
+		})
+	}
+	dirty := m.engine.Dirty()
+	events := m.events
+	m.events = nil
+	m.mu.Unlock()
+
+	m.rouse(dirty)
+	for _, a := range attempts {
+		m.wg.Add(1)
+		go m.dial(ctx, a)
+	}
+	for _, n := range distant {
+		m.wg.Add(1)
+		go m.dialDistant(n)
+	}
+	for _, f := range events {
+		f(m.observer)
+	}
+	m.members.SetAddrs(m.ownAddrs())
+	return next
+}
+
+// pingAll gives neighbours a sign of life. It is called with mu held.
+func (m *Mesh) pingAll(now time.Time) {
+	all := now.UnixNano()/int64(pingEvery)%calm == 0
+	for _, ns := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.distant.Load()} {
+		for _, n := range ns {
+			if all || !n.linked.Load() {
+				n.ping()
+			}
 		}
-		m.members.SetAddrs(m.ownAddrs())
 	}
 }
 
@@ -457,6 +490,11 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 	}
 	l.up, l.rtt = up, rtt
 	m.data[n] = l
+	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.distant.Load()} {
+		if n := all[n]; n != nil {
+			n.setLinked(up)
+		}
+	}
 	m.mu.Unlock()
 	m.poke()
 }

@@ -21,15 +21,24 @@ const (
 	recGossip
 	recUnicast
 	recBye
+	recAlive
 )
 
 const (
-	// pingEvery is how often a neighbour is asked for a sign of life.
+	// pingEvery is how often a neighbour gets a sign of life: all of them at once
+	// and, where clocks agree, from all peers at once, so that a router with many
+	// neighbours is woken seldom.
 	pingEvery = 2 * time.Second
+	// calm is in how many of these moments a neighbour gets none but one, while
+	// the router's link with it is up: then its heartbeats tell that the peer
+	// lives, and TCP tells whether what is sent is taken.
+	calm = 5
 	// silence is how long a neighbour may say nothing before it counts as gone.
 	// With less, a busy host is taken for dead; with more, its loss is noticed
 	// later than the ten seconds that weft promises.
 	silence = 8 * time.Second
+	// lastWord is how long a neighbour has to speak after its link went down.
+	lastWord = 1500 * time.Millisecond
 	// MaxControl is how many records wait for one neighbour ahead of gossip, and
 	// maxControlBytes how large they may be together. A full queue drops the
 	// newest and counts it.
@@ -54,6 +63,7 @@ type neighbour struct {
 
 	control chan []byte // records ready to send
 	roused  chan struct{}
+	pings   chan byte     // a record type: recPing or recAlive, which is not answered
 	done    chan struct{} // closed by shut
 	shutOne sync.Once
 	cause   atomic.Pointer[error]
@@ -62,6 +72,7 @@ type neighbour struct {
 	dropped atomic.Uint64
 	queued  atomic.Int64 // bytes in control
 	left    atomic.Bool  // it said goodbye
+	linked  atomic.Bool  // the router's link with it is up
 	// punched is where the router was told that a distant one is.
 	punched atomic.Pointer[netip.AddrPort]
 }
@@ -71,6 +82,7 @@ func newNeighbour(c *session.Conn) *neighbour {
 		Conn: c, name: c.Peer.Name, since: time.Now(),
 		control: make(chan []byte, MaxControl),
 		roused:  make(chan struct{}, 1),
+		pings:   make(chan byte, 1),
 		done:    make(chan struct{}),
 	}
 	n.heard.Store(n.since.UnixNano())
@@ -82,6 +94,39 @@ func (n *neighbour) rtt() time.Duration { return time.Duration(n.rttNano.Load())
 // quiet tells for how long nothing was heard.
 func (n *neighbour) quiet(now time.Time) time.Duration {
 	return now.Sub(time.Unix(0, n.heard.Load()))
+}
+
+// patience is how long the neighbour may say nothing.
+func (n *neighbour) patience() time.Duration {
+	if n.linked.Load() {
+		return 3 * calm * pingEvery
+	}
+	return silence
+}
+
+// setLinked takes in that the router's link with the neighbour came up or went
+// down.
+func (n *neighbour) setLinked(up bool) {
+	switch was := n.linked.Swap(up); {
+	case up && !was:
+		_ = n.SetReadDeadline(time.Now().Add(n.patience()))
+	case was && !up:
+		n.ping()
+		_ = n.SetReadDeadline(time.Now().Add(lastWord))
+	}
+}
+
+// ping has a sign of life sent. With a link, whose round trip the router
+// measures, no answer is asked for.
+func (n *neighbour) ping() {
+	typ := byte(recPing)
+	if n.linked.Load() {
+		typ = recAlive
+	}
+	select {
+	case n.pings <- typ:
+	default: // the last one could not be sent yet
+	}
 }
 
 func (n *neighbour) rouse() {
@@ -142,8 +187,6 @@ func (n *neighbour) addr() netip.AddrPort {
 // write sends what waits, control before gossip, and pings.
 func (m *Mesh) write(n *neighbour) {
 	defer m.wg.Done()
-	ping := time.NewTicker(pingEvery)
-	defer ping.Stop()
 	send := func(rec []byte) bool {
 		_ = n.SetWriteDeadline(time.Now().Add(silence))
 		if err := n.WriteRecord(rec); err != nil {
@@ -156,10 +199,10 @@ func (m *Mesh) write(n *neighbour) {
 		n.queued.Add(-int64(len(rec)))
 		return send(rec)
 	}
-	sendPing := func() bool {
-		return send(binary.BigEndian.AppendUint64([]byte{recPing}, uint64(time.Since(m.start))))
+	sendPing := func(typ byte) bool {
+		return send(binary.BigEndian.AppendUint64([]byte{typ}, uint64(time.Since(m.start))))
 	}
-	if !sendPing() {
+	if !sendPing(recPing) {
 		return
 	}
 	n.rouse()
@@ -181,8 +224,8 @@ func (m *Mesh) write(n *neighbour) {
 			if !sendControl(rec) {
 				return
 			}
-		case <-ping.C:
-			if !sendPing() {
+		case typ := <-n.pings:
+			if !sendPing(typ) {
 				return
 			}
 		case <-n.roused:
@@ -207,13 +250,13 @@ func (m *Mesh) write(n *neighbour) {
 func (m *Mesh) read(n *neighbour) {
 	defer m.wg.Done()
 	for {
-		_ = n.SetReadDeadline(time.Now().Add(silence))
+		_ = n.SetReadDeadline(time.Now().Add(n.patience()))
 		rec, err := n.ReadRecord()
 		if err != nil {
 			var timeout net.Error
 			switch {
 			case errors.As(err, &timeout) && timeout.Timeout():
-				err = fmt.Errorf("nothing heard for %v", silence)
+				err = fmt.Errorf("nothing heard for %v", n.quiet(time.Now()).Round(time.Second))
 			case errors.Is(err, io.EOF):
 				err = errors.New("the peer closed the connection")
 			}

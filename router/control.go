@@ -167,7 +167,7 @@ func (r *Router) neighbourUp(n Neighbour) {
 	l := newSleeve(n)
 	cfg := link.Config{
 		Self: r.self, Peer: n.Name, Secret: n.Secret, Suites: seal.Local(), Addr: n.Addr,
-		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Epoch: r.start, Entropy: crand.Reader,
+		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Epoch: r.epoch, Entropy: crand.Reader,
 		Jitter:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		NewIndex: func() uint32 { return r.newIndex(l) }, RenewPackets: r.cfg.renewPackets,
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
@@ -103,6 +104,7 @@ type Router struct {
 	conn    udp.Conn
 	queues  []tap.Queue
 	start   time.Time
+	epoch   time.Time // of heartbeats
 	lanes   int
 	macs    *mac.Table
 	done    chan struct{} // closed when Run has returned
@@ -145,6 +147,9 @@ func New(cfg Config, control Control) (*Router, error) {
 	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
 		return nil, fmt.Errorf("start the router: mtu %d: want %d to %d", cfg.MTU, MinMTU, MaxMTU)
 	}
+	// Where clocks agree, all routers beat at the same moments, and none is
+	// woken for each of its links.
+	r.epoch = r.start.Add(-time.Duration(r.start.UnixNano()) % link.Beat)
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}

@@ -289,6 +289,27 @@ func (m *Maker) Tick(now time.Time) []Attempt {
 	return out
 }
 
+// Next is when Tick will have something to do, if nothing happens before; zero
+// if never.
+func (m *Maker) Next() time.Time {
+	var next time.Time
+	sooner := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	full := m.Full()
+	for k, c := range m.all {
+		if !c.expires.IsZero() && !m.sessions[k.peer] {
+			sooner(c.expires)
+		}
+		if c.state == Waiting && !full {
+			sooner(c.retry)
+		}
+	}
+	return next
+}
+
 // Full tells whether the connection limit keeps from one more session.
 func (m *Maker) Full() bool { return m.limit > 0 && len(m.sessions) >= m.limit }
 

@@ -172,6 +172,9 @@ func (e *Engine) Tick(now time.Time) {
 	}
 }
 
+// NextTick is when Tick will have something to do.
+func (e *Engine) NextTick() time.Time { return e.nextRepair }
+
 // sample returns up to k neighbours that ok accepts, drawn at random.
 func (e *Engine) sample(k int, ok func(peer.Name) bool) []peer.Name {
 	var s []peer.Name

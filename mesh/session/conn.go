@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ type Conn struct {
 	// Reader only.
 
 	in  *noise.CipherState
+	r   *bufio.Reader // of nc: one system call for a record
 	buf []byte
 
 	// Guarded by mu.
@@ -55,7 +57,7 @@ func (c *Conn) SetWriteDeadline(t time.Time) error { return c.nc.SetWriteDeadlin
 // call. After an error the session is of no use.
 func (c *Conn) ReadRecord() ([]byte, error) {
 	var head [2]byte
-	if _, err := io.ReadFull(c.nc, head[:]); err != nil {
+	if _, err := io.ReadFull(c.r, head[:]); err != nil {
 		return nil, err
 	}
 	n := int(binary.BigEndian.Uint16(head[:]))
@@ -63,7 +65,7 @@ func (c *Conn) ReadRecord() ([]byte, error) {
 		c.buf = make([]byte, n, max(n, 4096))
 	}
 	b := c.buf[:n]
-	if _, err := io.ReadFull(c.nc, b); err != nil {
+	if _, err := io.ReadFull(c.r, b); err != nil {
 		return nil, err
 	}
 	p, err := c.in.Decrypt(b[:0], nil, b)

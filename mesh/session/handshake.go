@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bufio"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -112,7 +113,7 @@ func (s *shaker) run() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{nc: s.nc, out: cs1, in: cs2, Dialled: s.dialled, Version: version, Cipher: suiteName(suite)}
+	c := &Conn{nc: s.nc, r: bufio.NewReader(s.nc), out: cs1, in: cs2, Dialled: s.dialled, Version: version, Cipher: suiteName(suite)}
 	if !s.dialled {
 		c.out, c.in = cs2, cs1
 	}

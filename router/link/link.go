@@ -33,8 +33,8 @@ const (
 	// shortened by up to an eighth at random.
 	FastBeat = 500 * time.Millisecond
 	// Beat is the interval of those that are answered. All links of a router
-	// beat at once: a router with many is then woken once, and by the answers,
-	// which come close together.
+	// beat at once: a router with many is then woken once for them, and once by
+	// the answers, which come close together.
 	Beat = 2 * time.Second
 	// Patience is how many heartbeats in a row go out fast; then a peer that
 	// does not answer is asked every Beat or, if it never did, more and more
@@ -71,6 +71,7 @@ type Config struct {
 	Entropy  io.Reader     // of ephemeral keys
 	Jitter   *rand.Rand    // of everything that is no secret
 	NewIndex func() uint32 // returns a receiver index that is not in use, 1..wire.MaxIndex
+	Traffic  func() uint64 // returns how many frames were sent so far; nil if not known
 
 	RenewAfter   time.Duration // age of keys at which new ones are asked for; RenewAge if 0
 	RenewPackets uint64        // packets sent after which new keys are asked for; RenewPackets if 0

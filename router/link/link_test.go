@@ -291,7 +291,8 @@ func TestPathMTU(t *testing.T) {
 // TestFirstMTUIsNotTooLow: a link that reports the floor for a moment would
 // make containers keep it for minutes.
 func TestFirstMTUIsNotTooLow(t *testing.T) {
-	w := newWorld(t, nil)
+	var frames uint64
+	w := newWorld(t, func(_ int, c *Config) { c.Traffic = func() uint64 { frames++; return frames } })
 	w.iface = 1500
 	for range 3000 {
 		w.run(time.Millisecond)
@@ -305,7 +306,8 @@ func TestFirstMTUIsNotTooLow(t *testing.T) {
 }
 
 func TestPathShrinksAndGrows(t *testing.T) {
-	w := newWorld(t, nil)
+	var frames uint64
+	w := newWorld(t, func(_ int, c *Config) { c.Traffic = func() uint64 { frames++; return frames } })
 	w.iface = 1500
 	w.run(5 * time.Second)
 	w.wantMTU("before", 1500)
@@ -327,6 +329,17 @@ func TestPathShrinksAndGrows(t *testing.T) {
 	w.do(1, w.ends[1].m.TooBig(w.now, 1500))
 	w.run(time.Second)
 	w.wantMTU("interface shrunk", 1420)
+}
+
+// TestIdlePathShrinks: a path without traffic is looked at too, in time for the
+// next frames.
+func TestIdlePathShrinks(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(time.Minute)
+	w.mtu = 1300
+	w.run(20 * time.Second)
+	w.want("shrunk", Established, "")
+	w.wantMTU("shrunk", 1300)
 }
 
 func TestSilenceIsSeenWithinTenSeconds(t *testing.T) {

@@ -123,7 +123,9 @@ var common = []int{65535, 9001, 9000, 8951, 1500, 1492, 1480, 1476, 1460, 1450, 
 const (
 	tries      = 3 // of a size before it is given up
 	minTimeout = 250 * time.Millisecond
-	raiseEvery = 10 * time.Minute // from a look for a larger size to the next; RFC 8899, section 5.1.1
+	verifyIdle = 10 * time.Second // from one look whether the size in force passes to the next, without traffic
+	raiseFirst = time.Minute      // from a search to the next look for a larger size,
+	raiseLater = 10 * time.Minute // which it doubles up to: PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
 )
 
 // path is the search for the path MTU. It asks for all common sizes at once,
@@ -142,8 +144,11 @@ type path struct {
 	left  int       // tries left
 	until time.Time // when to try again or give up
 
-	verifying int // heartbeats of the size in force in a row without an answer
+	verifying int       // heartbeats of the size in force in a row without an answer
+	verified  time.Time // when the last one was sent
+	traffic   uint64    // frames that had been sent then
 	raiseAt   time.Time
+	raiseIn   time.Duration // from one raiseAt to the next
 }
 
 type phase int
@@ -160,7 +165,10 @@ func (p *path) init(limit int) {
 }
 
 // begin starts a search from the bottom. What is in force stays until it ends.
-func (p *path) begin(now time.Time) { p.search(now, MinMTU) }
+func (p *path) begin(now time.Time) {
+	p.raiseIn = raiseFirst
+	p.search(now, MinMTU)
+}
 
 func (p *path) search(now time.Time, from int) {
 	p.phase, p.lo, p.hi, p.left, p.until, p.begun = burst, from, p.max+1, tries, now, now
@@ -248,7 +256,7 @@ func (m *Machine) bisect(now time.Time) {
 	p.mtu = max(p.mtu, p.lo)
 	if p.hi-p.lo <= 1 {
 		p.phase = idle
-		p.raiseAt = now.Add(raiseEvery)
+		p.raiseAt = now.Add(p.raiseIn)
 		return
 	}
 	p.want = append(p.want[:0], p.lo+(p.hi-p.lo)/2)
@@ -257,14 +265,23 @@ func (m *Machine) bisect(now time.Time) {
 }
 
 // verify makes a heartbeat one of the size in force, to see that it still
-// passes, and is false while that size is being looked for. After one without
-// an answer a small one goes along, which tells a path that has become narrower
+// passes, and is false if there is nothing to see: while that size is being
+// looked for, and mostly while the link carries no frames. After one without an
+// answer a small one goes along, which tells a path that has become narrower
 // from one that is gone.
 func (m *Machine) verify(now time.Time) bool {
 	p := &m.path
 	if p.phase != idle || !p.known {
 		return false
 	}
+	var traffic uint64
+	if m.cfg.Traffic != nil {
+		traffic = m.cfg.Traffic()
+	}
+	if traffic == p.traffic && p.verifying == 0 && now.Sub(p.verified) < verifyIdle {
+		return false
+	}
+	p.traffic = traffic
 	if p.verifying >= tries && m.beat.unanswered <= 1 {
 		// Small packets pass and large ones do not.
 		p.begin(now)
@@ -274,6 +291,7 @@ func (m *Machine) verify(now time.Time) bool {
 		m.probe(now, 0)
 	}
 	p.verifying++
+	p.verified = now
 	m.probe(now, p.mtu)
 	return true
 }
@@ -281,12 +299,15 @@ func (m *Machine) verify(now time.Time) bool {
 // raise looks now and then for a size larger than the one in force.
 func (m *Machine) raise(now time.Time) {
 	p := &m.path
-	due := !p.raiseAt.IsZero()
-	if due && now.Before(p.raiseAt) {
+	if p.raiseAt.IsZero() {
+		p.raiseAt = now.Add(p.raiseIn)
+	}
+	if now.Before(p.raiseAt) {
 		return
 	}
-	p.raiseAt = now.Add(raiseEvery)
-	if due && p.mtu < p.max {
+	p.raiseIn = min(2*p.raiseIn, raiseLater)
+	p.raiseAt = now.Add(p.raiseIn)
+	if p.mtu < p.max {
 		p.search(now, p.mtu)
 		m.tickPath(now)
 	}
