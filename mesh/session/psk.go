@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
+	"runtime/debug"
 
 	"golang.org/x/crypto/argon2"
 )
@@ -29,6 +30,8 @@ func DerivePSK(password string) (PSK, error) {
 	if len(password) < MinPassword {
 		return PSK{}, errors.New("password: shorter than 8 bytes")
 	}
+	// What was needed once would else stay with the process for minutes.
+	defer debug.FreeOSMemory()
 	return PSK(argon2.IDKey([]byte(password), []byte("weft session psk v1"), argonPasses, argonKiB, argonLanes, 32)), nil
 }
 
