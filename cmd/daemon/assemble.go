@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -57,9 +56,6 @@ func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ 
 		return nil, err
 	}
 	h.mesh = m
-	// To stretch a password took 64 MiB, which are of no more use. The collector
-	// would let the heap grow to twice that before it looked again.
-	debug.FreeOSMemory()
 	defer func() {
 		if err != nil {
 			h.close()
