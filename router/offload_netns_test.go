@@ -193,7 +193,7 @@ func noTAP(calls *int) *tap.Kernel {
 	return &k
 }
 
-func noUDP() *udp.Kernel {
+func noUDP(segment syscall.Errno) *udp.Kernel {
 	k := udp.Linux
 	k.SetGRO = func(int) error { return unix.ENOPROTOOPT }
 	k.Mmsg = func(trap, fd uintptr, p unsafe.Pointer, n int) (int, syscall.Errno) {
@@ -202,7 +202,7 @@ func noUDP() *udp.Kernel {
 			n   uint32
 		}
 		if trap == unix.SYS_SENDMMSG && (*mmsghdr)(p).hdr.Controllen > 0 {
-			return -1, unix.EIO
+			return -1, segment
 		}
 		return udp.Linux.Mmsg(trap, fd, p, 1)
 	}
@@ -225,12 +225,12 @@ func TestOffloadsOfMixedPeers(t *testing.T) {
 		{"off at the receiver", func(i int, c *router.Config) { c.NoTAPOffload, c.NoUDPOffload = i == 1, i == 1 }, [2]string{all, off}, false},
 		{"refused at the sender", func(i int, c *router.Config) {
 			if i == 0 {
-				c.TAPKernel, c.UDPKernel = noTAP(new(int)), noUDP()
+				c.TAPKernel, c.UDPKernel = noTAP(new(int)), noUDP(unix.EIO)
 			}
 		}, [2]string{"none | none", all}, true},
 		{"refused at the receiver", func(i int, c *router.Config) {
 			if i == 1 {
-				c.TAPKernel, c.UDPKernel = noTAP(new(int)), noUDP()
+				c.TAPKernel, c.UDPKernel = noTAP(new(int)), noUDP(unix.EIO)
 			}
 		}, [2]string{all, "none | none"}, false},
 	} {
@@ -257,6 +257,79 @@ func TestOffloadsOfMixedPeers(t *testing.T) {
 			if got := b.Status().TAPSuperOut > 0; got != c.super {
 				t.Errorf("%d super-frames were given to containers", b.Status().TAPSuperOut)
 			}
+		})
+	}
+}
+
+// TestEachRefusal: a kernel that refuses one thing is used without that, and
+// with all the rest. The router finds out by trying.
+func TestEachRefusal(t *testing.T) {
+	allTAP, allUDP := "checksum, tso, uso", "segment, gro"
+	lesserTAP := func(change func(k *tap.Kernel)) func(c *router.Config) {
+		return func(c *router.Config) { k := tap.Linux; change(&k); c.TAPKernel = &k }
+	}
+	// most lets TUNSETOFFLOAD take these flags and no others.
+	most := func(flags int) func(c *router.Config) {
+		return lesserTAP(func(k *tap.Kernel) {
+			k.SetOffload = func(fd, want int) error {
+				if want&^flags != 0 {
+					return unix.EINVAL
+				}
+				return tap.Linux.SetOffload(fd, want)
+			}
+		})
+	}
+	noSegment := func(errno syscall.Errno) func(c *router.Config) {
+		return func(c *router.Config) {
+			c.UDPKernel = noUDP(errno)
+			c.UDPKernel.SetGRO = udp.Linux.SetGRO
+		}
+	}
+	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	for _, c := range []struct {
+		what     string
+		config   func(c *router.Config)
+		tap, udp string
+	}{
+		{"IFF_VNET_HDR", lesserTAP(func(k *tap.Kernel) {
+			k.SetIff = func(int, string, uint16) (string, error) { return "", unix.EINVAL }
+		}), "none", allUDP},
+		{"all of TUNSETOFFLOAD", most(0), "none", allUDP},
+		{"TUN_F_TSO", most(unix.TUN_F_CSUM), "checksum", allUDP},
+		{"TUN_F_USO", most(tso), "checksum, tso", allUDP},
+		{"UDP_GRO", func(c *router.Config) {
+			k := udp.Linux
+			k.SetGRO = func(int) error { return unix.ENOPROTOOPT }
+			c.UDPKernel = &k
+		}, allTAP, "segment"},
+		{"UDP_SEGMENT, EIO", noSegment(unix.EIO), allTAP, "gro"},
+		{"UDP_SEGMENT, EINVAL", noSegment(unix.EINVAL), allTAP, "gro"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			hosts := newHosts(t, 2, options{mtu: 1376, underlayMTU: 1500, config: func(i int, k *router.Config) {
+				if i == 0 {
+					c.config(k)
+				}
+			}})
+			a, b := hosts[0], hosts[1]
+			echo(t, a, b, addr(0).Addr(), addr(1).Addr(), 1000)
+			check := noDrops(t, hosts)
+			bulk(t, a, b, addr(1).Addr(), 1<<20)
+			bulk(t, b, a, addr6(0).Addr(), 1<<20)
+			for i, h := range hosts {
+				o := hosts[1-i]
+				h.pin(o, addr(1-i).Addr())
+				f := newFlow(t, h, o, addr(i).Addr(), addr(1-i).Addr())
+				for range 5 {
+					if err := f.whole(); err != nil {
+						t.Errorf("from host %d: %v", i, err)
+					}
+				}
+			}
+			if s := a.Status(); s.TAPOffloads != c.tap || s.UDPOffloads != c.udp {
+				t.Errorf("offloads left are %q and %q, want %q and %q", s.TAPOffloads, s.UDPOffloads, c.tap, c.udp)
+			}
+			check() // the batch whose sending was refused went out all the same
 		})
 	}
 }

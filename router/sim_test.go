@@ -141,8 +141,8 @@ type memTAP struct {
 	in   chan memFrame
 	mu   sync.Mutex
 	out  [][]byte
-	sup  int                   // super-frames that came out
-	no   map[offload.Kind]bool // kinds that are refused, though can says other
+	sup  int                    // super-frames that came out
+	no   map[offload.Kind]error // how kinds are refused, though can says other
 	gone chan struct{}
 	once sync.Once
 }
@@ -186,7 +186,10 @@ func (q *memTAP) ReadBatch() (all []tap.Frame, _ error) {
 func (q *memTAP) Write(h offload.Header, parts [][]byte) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.no[h.Kind] || h.NeedsSum && !q.can.Checksum || h.Kind == offload.UDP && !q.can.UDP || (h.Kind == offload.TCP4 || h.Kind == offload.TCP6) && !q.can.TCP {
+	if err := q.no[h.Kind]; err != nil {
+		return err
+	}
+	if h.NeedsSum && !q.can.Checksum || h.Kind == offload.UDP && !q.can.UDP || (h.Kind == offload.TCP4 || h.Kind == offload.TCP6) && !q.can.TCP {
 		return unix.EINVAL
 	}
 	b := bytes.Join(parts, nil)
