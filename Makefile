@@ -2,7 +2,7 @@
 # make build    makes bin/weft, one static program
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
-# make bench    measures the mesh against the bare underlay
+# make bench    measures the mesh against other overlays and the bare underlay
 # make fuzz     runs each fuzz test for FUZZTIME
 # make site     builds the documentation to site/public
 
@@ -16,7 +16,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test build check generate fuzz bench demo site clean race-deps
+.PHONY: test build check generate fuzz bench rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
@@ -58,8 +58,12 @@ fuzz:
 demo: build
 	$(SUDO) bin/weft lab demo --hosts 3
 
-bench: build
-	$(SUDO) bin/weft lab bench
+# Programs that weft is measured next to; weft itself does not need them.
+rivals:
+	cd internal/testbed/rival/programs && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+
+bench: build rivals
+	$(SUDO) bin/weft lab bench --rivals bin/rivals
 
 site:
 	$(GO) run ./site -out site/public

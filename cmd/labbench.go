@@ -4,155 +4,278 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/netip"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/testbed/rival"
 )
+
+// The paths of the bench, in the order of the table.
+const (
+	pathRaw       = "raw veth"
+	pathVXLAN     = "kernel VXLAN"
+	pathWireGuard = "wireguard-go"
+	pathNebula    = "nebula"
+	pathWeft      = "weft sleeve"
+)
+
+var benchPathNames = []string{pathRaw, pathVXLAN, pathWireGuard, pathNebula, pathWeft}
 
 // benchPath is a pair of places to measure between.
 type benchPath struct {
 	name   string
 	from   testbed.Place
 	server *trafficServer
+	pids   []int // of the processes that carry its packets
 }
 
-// benchTest is one row of the table.
-type benchTest struct {
-	name, unit string
-	args       []string
-	value      func(trafficResult) float64
-	smaller    bool // is better
-}
-
-var benchTests = []benchTest{
-	{"TCP, 1 stream", "Gb/s", []string{"--kind", trafficTCP, "--streams", "1"}, func(r trafficResult) float64 { return r.BitsPerSecond / 1e9 }, false},
-	{"TCP, 4 streams", "Gb/s", []string{"--kind", trafficTCP, "--streams", "4"}, func(r trafficResult) float64 { return r.BitsPerSecond / 1e9 }, false},
-	{"UDP, 64 bytes", "kpkt/s", []string{"--kind", trafficUDP, "--size", "64"}, func(r trafficResult) float64 { return r.PacketsPerSecond / 1e3 }, false},
-	{"round trip, median", "us", []string{"--kind", trafficLatency}, func(r trafficResult) float64 { return float64(r.Median) / 1e3 }, true},
-	{"round trip, 99th", "us", []string{"--kind", trafficLatency}, func(r trafficResult) float64 { return float64(r.P99) / 1e3 }, true},
+// benchConfig is what the flags of lab bench say.
+type benchConfig struct {
+	rounds int
+	time   time.Duration // of each measurement
+	rivals string        // folder of their programs; none are measured if ""
+	only   *regexp.Regexp
+	paths  []string
+	launch []string // flags of weft launch
 }
 
 func (l *labApp) bench() *cobra.Command {
-	var rounds int
-	var d time.Duration
+	var k benchConfig
+	var only string
 	c := &cobra.Command{
 		Use:    "bench [flags] [-- LAUNCH-FLAGS...]",
-		Short:  "Measure the mesh against the bare underlay",
+		Short:  "Measure the mesh, and other overlays next to it",
 		Hidden: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			before, launch, _ := splitDash(c, args)
 			if err := noArgs(c, before); err != nil {
 				return err
 			}
-			if rounds < 1 || d <= 0 {
+			k.launch = launch
+			if k.rounds < 1 || k.time <= 0 {
 				return usagef("%s: want at least one round and a time", c.CommandPath())
+			}
+			for _, p := range k.paths {
+				if !slices.Contains(benchPathNames, p) {
+					return usagef("%s: --paths %q: want some of %s", c.CommandPath(), p, strings.Join(benchPathNames, ", "))
+				}
+			}
+			var err error
+			if k.only, err = regexp.Compile("(?i)" + only); err != nil {
+				return usagef("%s: --only %q: %v", c.CommandPath(), only, err)
 			}
 			if !c.Flags().Changed("name") {
 				l.name = fmt.Sprintf("bench%d", os.Getpid())
 			}
-			k := labConfig{hosts: 2, topology: string(testbed.Full), password: "a password for the bench", underlayMTU: 1500}
-			config, err := k.config(l.name, launch)
-			if err != nil {
-				return err
-			}
-			return runBench(c.Context(), config, rounds, d, l.stdout)
+			return l.runBench(c.Context(), k)
 		},
 	}
-	c.Flags().IntVar(&rounds, "rounds", 5, "rounds, of which the medians count")
-	c.Flags().DurationVar(&d, "time", 2*time.Second, "time for each measurement")
+	c.Flags().IntVar(&k.rounds, "rounds", 5, "rounds, of which the medians count")
+	c.Flags().DurationVar(&k.time, "time", 2*time.Second, "time for each measurement")
+	c.Flags().StringVar(&k.rivals, "rivals", "", "folder of wireguard, nebula and nebula-cert, to be measured too")
+	c.Flags().StringVar(&only, "only", "", "measure only what this regular expression matches")
+	c.Flags().StringSliceVar(&k.paths, "paths", benchPathNames, "measure only these")
 	return c
 }
 
-func runBench(ctx context.Context, config testbed.Config, rounds int, d time.Duration, w io.Writer) (err error) {
+func (l *labApp) runBench(ctx context.Context, k benchConfig) error {
+	fmt.Fprintf(l.stdout, "%s\n%d rounds of %v, in turns; medians\n\n", machine(), k.rounds, k.time)
+	results := make(benchResults)
+	if runs := k.selected(); len(runs) > 0 {
+		if err := l.benchNetworks(ctx, k, runs, results); err != nil {
+			return err
+		}
+	}
+	if k.only.MatchString(idleMetric.name) && slices.Contains(k.paths, pathWeft) {
+		if err := l.benchIdle(ctx, k, results); err != nil {
+			return err
+		}
+	}
+	printBench(l.stdout, results)
+	return nil
+}
+
+// selected returns the runs with a metric that is wanted.
+func (k *benchConfig) selected() []benchRun {
+	var runs []benchRun
+	for _, r := range benchRuns {
+		if slices.ContainsFunc(r.metrics, func(m metric) bool { return k.only.MatchString(m.name) }) {
+			runs = append(runs, r)
+		}
+	}
+	return runs
+}
+
+// benchNetworks measures all networks between the same two hosts, in turns.
+func (l *labApp) benchNetworks(ctx context.Context, k benchConfig, runs []benchRun, results benchResults) (err error) {
+	c := labConfig{hosts: 2, topology: string(testbed.Full), password: "a password for the bench", underlayMTU: 1500}
+	config, err := c.config(l.name, k.launch)
+	if err != nil {
+		return err
+	}
 	lab, err := labUp(ctx, config)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, testbed.Down(config.Name)) }()
-	paths, err := benchPaths(ctx, lab)
+	paths, err := k.makePaths(ctx, lab)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "%s\n%d rounds of %v, in turns; medians\n\n", machine(), rounds, d)
-	results := make(map[string][]float64) // by path and test
-	for round := range rounds {
+	for round := range k.rounds {
 		for i := range paths {
-			// Who comes first changes, so that neither has the warmer machine.
+			// Who comes first changes, so that nobody has the warmer machine.
 			p := paths[(i+round)%len(paths)]
-			for _, t := range benchTests {
-				r, err := p.server.measure(ctx, lab, p.from, d, t.args...)
+			for _, r := range runs {
+				s, err := p.sample(ctx, lab, k.time, r)
 				if err != nil {
-					return err
+					return fmt.Errorf("%s: %w", p.name, err)
 				}
-				results[p.name+t.name] = append(results[p.name+t.name], t.value(r))
+				for _, m := range r.metrics {
+					if v, ok := m.value(s); ok && k.only.MatchString(m.name) {
+						results.add(m.name, p.name, v)
+					}
+				}
 			}
+			fmt.Fprintf(l.stderr, "round %d of %d: %s\n", round+1, k.rounds, p.name)
 		}
 	}
-	printBench(w, paths, results)
+	if !slices.Contains(k.paths, pathWeft) {
+		return nil
+	}
+	limit, err := estimateLimit(results)
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.printRouters(ctx, lab), printLimit(l.stdout, limit, results))
+}
+
+// printRouters says which offloads were on, and what memory the routers took.
+func (l *labApp) printRouters(ctx context.Context, lab *testbed.Lab) error {
+	for n := 1; n <= lab.Hosts; n++ {
+		r, err := api.NewClient(lab.Socket(n)).Report(ctx)
+		if err != nil {
+			return err
+		}
+		var words []string
+		for _, what := range []string{"tap", "udp"} {
+			words = append(words, what+": "+r.Router.Offloads[what])
+		}
+		pid, _ := lab.RouterPID(n)
+		use, err := testbed.Usage(pid)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(l.stdout, "weft on h%d: offloads %s; %d MB resident after the load\n", n, strings.Join(words, ", "), use.Resident>>20)
+	}
 	return nil
 }
 
-// benchPaths starts a server at the end of the underlay and one behind the
-// switch.
-func benchPaths(ctx context.Context, lab *testbed.Lab) ([]benchPath, error) {
+// makePaths makes the networks and starts a server at the far end of each.
+func (k *benchConfig) makePaths(ctx context.Context, lab *testbed.Lab) ([]benchPath, error) {
 	ctx, cancel := context.WithTimeout(ctx, labPatience)
 	defer cancel()
-	near, far := testbed.Place{Host: 1, Container: "c1"}, testbed.Place{Host: 2, Container: "c1"}
-	var to netip.Addr
-	for _, p := range []testbed.Place{near, far} {
+	makers := map[string]func() (*rival.Network, error){
+		pathRaw: func() (*rival.Network, error) {
+			return &rival.Network{From: testbed.Place{Host: 1}, To: testbed.Place{Host: 2}, Addr: testbed.Addr4(2)}, nil
+		},
+		pathVXLAN: func() (*rival.Network, error) { return rival.VXLAN(lab) },
+		pathWeft:  func() (*rival.Network, error) { return weftNetwork(ctx, lab) },
+	}
+	if k.rivals != "" {
+		makers[pathWireGuard] = func() (*rival.Network, error) { return rival.WireGuard(ctx, lab, k.rivals) }
+		makers[pathNebula] = func() (*rival.Network, error) { return rival.Nebula(ctx, lab, k.rivals) }
+	}
+	var paths []benchPath
+	for _, name := range benchPathNames {
+		if makers[name] == nil || !slices.Contains(k.paths, name) {
+			continue
+		}
+		n, err := makers[name]()
+		if err == nil {
+			_, err = testbed.Ping(ctx, lab.Netns(n.From), n.Addr)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		// The server ends with the lab, so it is not bound to ctx.
+		s, err := startTraffic(context.WithoutCancel(ctx), lab, n.To, n.Addr)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		paths = append(paths, benchPath{name, n.From, s, n.PIDs})
+	}
+	return paths, nil
+}
+
+// weftNetwork attaches a container on each host.
+func weftNetwork(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
+	n := &rival.Network{From: testbed.Place{Host: 1, Container: "c1"}, To: testbed.Place{Host: 2, Container: "c1"}}
+	for _, p := range []testbed.Place{n.From, n.To} {
 		ps, err := lab.AddContainer(ctx, p, nil)
 		if err != nil {
 			return nil, err
 		}
-		if to, err = addrOf(ps); err != nil {
+		if n.Addr, err = addrOf(ps); err != nil {
 			return nil, err
 		}
+		pid, _ := lab.RouterPID(p.Host)
+		n.PIDs = append(n.PIDs, pid)
 	}
-	if _, err := testbed.Ping(ctx, lab.Netns(near), to); err != nil {
-		return nil, err
-	}
-	// The servers end with the lab, so they are not bound to ctx.
-	raw, err := startTraffic(context.WithoutCancel(ctx), lab, testbed.Place{Host: 2}, testbed.Addr4(2))
-	if err != nil {
-		return nil, err
-	}
-	mesh, err := startTraffic(context.WithoutCancel(ctx), lab, far, to)
-	if err != nil {
-		return nil, err
-	}
-	return []benchPath{{"raw veth", testbed.Place{Host: 1}, raw}, {"sleeve", near, mesh}}, nil
+	return n, nil
 }
 
-func printBench(w io.Writer, paths []benchPath, results map[string][]float64) {
-	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(tw, "\tunit\t%s\t%s\tratio\t\n", paths[0].name, paths[1].name)
-	for _, t := range benchTests {
-		a, b := median(results[paths[0].name+t.name]), median(results[paths[1].name+t.name])
-		note := ""
-		if t.smaller {
-			note = " (less is better)"
+// sample makes one measurement.
+func (p *benchPath) sample(ctx context.Context, lab *testbed.Lab, d time.Duration, r benchRun) (s sample, err error) {
+	before, err := p.cpu()
+	if err != nil {
+		return s, err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	if r.beside {
+		g.Go(func() error {
+			_, err := p.server.measure(ctx, lab, p.from, d+2*besideLead, "--kind", trafficTCP)
+			return err
+		})
+		time.Sleep(besideLead) // until the stream is at full speed
+	}
+	g.Go(func() (err error) {
+		s.trafficResult, err = p.server.measure(ctx, lab, p.from, r.each(d), r.args...)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return s, err
+	}
+	after, err := p.cpu()
+	s.cpu, s.time = after-before, d
+	s.carried = len(p.pids) > 0
+	return s, err
+}
+
+// besideLead is for how long a bulk stream runs before, and after, what is
+// measured beside it.
+const besideLead = 500 * time.Millisecond
+
+// cpu is the CPU time of the path's processes.
+func (p *benchPath) cpu() (sum time.Duration, err error) {
+	for _, pid := range p.pids {
+		u, err := testbed.Usage(pid)
+		if err != nil {
+			return 0, err
 		}
-		fmt.Fprintf(tw, "%s%s\t%s\t%.2f\t%.2f\t%.3f\t\n", t.name, note, t.unit, a, b, b/a)
+		sum += u.CPU
 	}
-	tw.Flush()
-}
-
-func median(values []float64) float64 {
-	s := slices.Sorted(slices.Values(values))
-	if len(s)%2 == 1 {
-		return s[len(s)/2]
-	}
-	return (s[len(s)/2-1] + s[len(s)/2]) / 2
+	return sum, nil
 }
 
 // machine describes this machine in words, without its name.

@@ -31,6 +31,7 @@ type trafficResult struct {
 const (
 	trafficTCP     = "tcp"
 	trafficUDP     = "udp"
+	trafficLossy   = "udp-sustained"
 	trafficLatency = "latency"
 )
 
@@ -74,11 +75,13 @@ func (l *labApp) traffic() *cobra.Command {
 			case trafficTCP:
 				r.BitsPerSecond, err = k.Bulk(c.Context(), streams, d)
 			case trafficUDP:
-				r.PacketsPerSecond, r.Lost, err = k.Packets(c.Context(), size, d)
+				r.PacketsPerSecond, r.Lost, err = k.Packets(c.Context(), size, 0, d)
+			case trafficLossy:
+				r.PacketsPerSecond, err = k.Sustained(c.Context(), size, toleratedLoss, d)
 			case trafficLatency:
 				r.Median, r.P99, err = k.Latency(c.Context(), d)
 			default:
-				return usagef("%s: --kind %q: want tcp, udp or latency", c.CommandPath(), kind)
+				return usagef("%s: --kind %q: want tcp, udp, udp-sustained or latency", c.CommandPath(), kind)
 			}
 			if err != nil {
 				return err
@@ -86,7 +89,7 @@ func (l *labApp) traffic() *cobra.Command {
 			return json.NewEncoder(l.stdout).Encode(r)
 		},
 	}
-	send.Flags().StringVar(&kind, "kind", trafficTCP, "tcp, udp or latency")
+	send.Flags().StringVar(&kind, "kind", trafficTCP, "tcp, udp (as fast as it goes), udp-sustained (with less than 1 % lost) or latency")
 	send.Flags().IntVar(&streams, "streams", 1, "TCP connections at once")
 	send.Flags().IntVar(&size, "size", 64, "bytes of data in a UDP packet")
 	send.Flags().DurationVar(&d, "time", time.Second, "how long to send")
@@ -95,6 +98,9 @@ func (l *labApp) traffic() *cobra.Command {
 }
 
 const trafficPort = "7001"
+
+// toleratedLoss is the share of packets that a sustained rate may lose.
+const toleratedLoss = 0.01
 
 // trafficServer is a running lab traffic serve.
 type trafficServer struct {

@@ -40,7 +40,7 @@ func (l *Lab) Peers(n int) []string {
 // returns its last words.
 func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 	p := Place{Host: n}
-	if pid, ok := l.routerPID(n); ok {
+	if pid, ok := l.RouterPID(n); ok {
 		return fmt.Errorf("the router of %s in lab %s runs already, as process %d", p, l.Name, pid)
 	}
 	exe := l.Exe
@@ -133,8 +133,8 @@ func LastError(log []byte) string {
 	return "it ended without a word"
 }
 
-// routerPID returns the process of host n's router, if it lives.
-func (l *Lab) routerPID(n int) (int, bool) {
+// RouterPID returns the process of host n's router, if it lives.
+func (l *Lab) RouterPID(n int) (int, bool) {
 	b, err := os.ReadFile(l.pidFile(n))
 	if err != nil {
 		return 0, false
@@ -158,7 +158,7 @@ func (l *Lab) Kill(n int) error {
 	if err := l.Find(Place{Host: n}); err != nil {
 		return err
 	}
-	pid, ok := l.routerPID(n)
+	pid, ok := l.RouterPID(n)
 	if !ok {
 		return fmt.Errorf("the router of %s in lab %s does not run", hostWord(n), l.Name)
 	}
@@ -202,7 +202,7 @@ func (l *Lab) missing(ctx context.Context) string {
 	names := make(map[string]int)
 	var words []string
 	for n := 1; n <= l.Hosts; n++ {
-		if _, ok := l.routerPID(n); !ok {
+		if _, ok := l.RouterPID(n); !ok {
 			continue
 		}
 		r, err := api.NewClient(l.Socket(n)).Report(ctx)
@@ -262,6 +262,14 @@ func (l *Lab) AddContainer(ctx context.Context, p Place, addrs []api.Address) (g
 		return nil, err
 	}
 	return api.NewClient(l.Socket(p.Host)).Attach(ctx, api.AttachRequest{Netns: l.Netns(p), Addresses: addrs})
+}
+
+// AddNamespace makes a place without a network, for what is not weft's.
+func (l *Lab) AddNamespace(p Place) error {
+	if err := l.Find(Place{Host: p.Host}); err != nil {
+		return err
+	}
+	return newNamespace(p.namespace(l.Name))
 }
 
 // RemoveContainer detaches a container, kills its processes and removes it.

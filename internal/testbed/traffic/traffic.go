@@ -32,9 +32,6 @@ const (
 	forPackets = 'U'
 
 	bulkChunk = 128 << 10
-	// straggle is how long the server goes on counting after the client said
-	// that it has sent its last datagram.
-	straggle = 100 * time.Millisecond
 )
 
 // Serve answers clients on l until ctx ends, and closes l.
@@ -93,40 +90,6 @@ func serveOne(c net.Conn) error {
 type onlyWriter struct{ io.Writer }
 
 type onlyReader struct{ io.Reader }
-
-func servePackets(c net.Conn) error {
-	local := c.LocalAddr().(*net.TCPAddr)
-	u, err := net.ListenUDP("udp", &net.UDPAddr{IP: local.IP, Zone: local.Zone})
-	if err != nil {
-		return err
-	}
-	defer u.Close()
-	u.SetReadBuffer(4 << 20) // as much of it as the system allows
-	counted := make(chan uint64)
-	go func() {
-		var n uint64
-		b := make([]byte, 65536)
-		for {
-			if _, _, err := u.ReadFromUDPAddrPort(b); err != nil {
-				counted <- n
-				return
-			}
-			n++
-		}
-	}()
-	port := uint16(u.LocalAddr().(*net.UDPAddr).Port)
-	err = binary.Write(c, binary.BigEndian, port)
-	if err == nil {
-		var b [1]byte
-		_, err = io.ReadFull(c, b[:])
-	}
-	u.SetReadDeadline(time.Now().Add(straggle))
-	n := <-counted
-	if err != nil {
-		return err
-	}
-	return binary.Write(c, binary.BigEndian, n)
-}
 
 // Client measures towards one server.
 type Client struct {
@@ -218,64 +181,4 @@ func (c Client) Latency(ctx context.Context, d time.Duration) (median, p99 time.
 	}
 	slices.Sort(trips)
 	return trips[len(trips)/2], trips[len(trips)*99/100], nil
-}
-
-// Packets sends UDP datagrams of size bytes as fast as it can and returns how
-// many a second the server got, and the share of those sent that it did not
-// get.
-func (c Client) Packets(ctx context.Context, size int, d time.Duration) (rate, lost float64, err error) {
-	rate, lost, err = c.packets(ctx, size, d)
-	if err != nil {
-		err = fmt.Errorf("send packets to %s: %w", c.Addr, err)
-	}
-	return rate, lost, err
-}
-
-func (c Client) packets(ctx context.Context, size int, d time.Duration) (rate, lost float64, err error) {
-	host, _, err := net.SplitHostPort(c.Addr)
-	if err != nil {
-		return 0, 0, err
-	}
-	control, closeAll, err := c.open(ctx, forPackets)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer closeAll()
-	var port uint16
-	if err := binary.Read(control, binary.BigEndian, &port); err != nil {
-		return 0, 0, err
-	}
-	u, err := c.Dial(ctx, "udp", net.JoinHostPort(host, fmt.Sprint(port)))
-	if err != nil {
-		return 0, 0, err
-	}
-	defer u.Close()
-	b := make([]byte, size)
-	var sent uint64
-	start := time.Now()
-	for {
-		// A clock reading costs as much as a tenth of a packet.
-		if sent%64 == 0 && time.Since(start) >= d {
-			break
-		}
-		if _, err := u.Write(b); err == nil { // else: no room, or refused before
-			sent++
-		} else if ctx.Err() != nil {
-			return 0, 0, ctx.Err()
-		} else if time.Since(start) >= d {
-			break
-		}
-	}
-	took := time.Since(start)
-	if _, err := control.Write([]byte{0}); err != nil {
-		return 0, 0, err
-	}
-	var got uint64
-	if err := binary.Read(control, binary.BigEndian, &got); err != nil {
-		return 0, 0, err
-	}
-	if sent > 0 {
-		lost = 1 - float64(got)/float64(sent)
-	}
-	return float64(got) / took.Seconds(), lost, nil
 }

@@ -38,9 +38,46 @@ func TestMeasureLoopback(t *testing.T) {
 	if err != nil || median <= 0 || p99 < median {
 		t.Errorf("round trip: median %v, 99th %v, %v", median, p99, err)
 	}
-	rate, lost, err := c.Packets(t.Context(), 64, 50*time.Millisecond)
+	rate, lost, err := c.Packets(t.Context(), 64, 0, 50*time.Millisecond)
 	if err != nil || rate < 100 || lost < 0 || lost > 1 {
 		t.Errorf("packets: %.0f/s, lost %.2f, %v", rate, lost, err)
+	}
+}
+
+func TestPacketsArePaced(t *testing.T) {
+	rate, lost, err := serve(t).Packets(t.Context(), 64, 1000, 200*time.Millisecond)
+	if err != nil || rate > 1100 || lost > 0 {
+		t.Errorf("%.0f/s, lost %.3f, %v; want at most 1000/s and no loss", rate, lost, err)
+	}
+}
+
+// TestRateSearch against networks that lose everything above a rate, and once
+// in a while for no reason.
+func TestRateSearch(t *testing.T) {
+	for _, limit := range []float64{3, 700, 5000, 48_000, 1.3e6} {
+		var s rateSearch
+		tries := 0
+		for {
+			rate, ok := s.next()
+			if !ok {
+				break
+			}
+			if tries++; tries > 60 {
+				t.Fatalf("limit %.0f: no end after %d tries", limit, tries)
+			}
+			hiccup := tries%7 == 3 // never twice in a row
+			s.tried(rate, min(rate, limit), rate <= limit && !hiccup)
+		}
+		if s.best > limit || s.best < limit*0.9 {
+			t.Errorf("limit %.0f: found %.0f", limit, s.best)
+		}
+	}
+	var s rateSearch
+	for rate, ok := s.next(); ok; rate, ok = s.next() {
+		s.tried(rate, 0, false)
+	}
+	if s.best != 0 {
+		t.Errorf("a network that carries nothing sustains %.0f", s.best)
 	}
 }
 

@@ -1,0 +1,178 @@
+package cmd
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+// sample is what one measurement of one path gave.
+type sample struct {
+	trafficResult
+	time    time.Duration
+	cpu     time.Duration // of the processes that carry packets
+	carried bool          // there are such processes
+}
+
+// metric is a row of the table. Must and aim are ratios of weft's value to the
+// better one of the rivals; 0 for none.
+type metric struct {
+	name, unit string
+	less       bool // is better
+	must, aim  float64
+	value      func(sample) (float64, bool) // false if the path has none
+}
+
+// benchRun is one measurement, which may give several metrics.
+type benchRun struct {
+	args    []string // of lab traffic send
+	beside  bool     // a bulk stream runs meanwhile
+	steps   int      // the time is for so many steps; 1 if 0
+	metrics []metric
+}
+
+// each is the time of a step.
+func (r *benchRun) each(d time.Duration) time.Duration { return d / time.Duration(max(r.steps, 1)) }
+
+// idleMetric is that of a router at rest: it has a bound of its own.
+var idleMetric = metric{name: "idle with 50 links", unit: "% of a core", less: true}
+
+const maxIdle = 1.0 // percent of a core
+
+var benchRuns = []benchRun{
+	{args: []string{"--kind", trafficTCP, "--streams", "1"}, metrics: []metric{
+		{"TCP, 1 stream", "Gb/s", false, 1.5, 3, gigabits},
+		{"CPU of both routers", "s/GB", true, 0.7, 0.4, cpuPerGigabyte},
+	}},
+	{args: []string{"--kind", trafficTCP, "--streams", "4"}, metrics: []metric{{"TCP, 4 streams", "Gb/s", false, 1.5, 3, gigabits}}},
+	{args: []string{"--kind", trafficUDP, "--size", "64"}, metrics: []metric{{"UDP, 64 bytes, blast", "kpkt/s", false, 1.2, 2, kilopackets}}},
+	{args: []string{"--kind", trafficLossy, "--size", "64"}, steps: 8, metrics: []metric{{"UDP, 64 bytes, < 1 % lost", "kpkt/s", false, 1.2, 2, kilopackets}}},
+	{args: []string{"--kind", trafficLatency}, metrics: []metric{
+		{"round trip, idle, median", "us", true, 1, 0.7, medianTrip},
+		{"round trip, idle, 99th", "us", true, 1, 0.7, lateTrip},
+	}},
+	{args: []string{"--kind", trafficLatency}, beside: true, metrics: []metric{
+		{"round trip, beside bulk, median", "us", true, 1, 0.7, medianTrip},
+		{"round trip, beside bulk, 99th", "us", true, 1, 0.7, lateTrip},
+	}},
+}
+
+func gigabits(s sample) (float64, bool)    { return s.BitsPerSecond / 1e9, true }
+func kilopackets(s sample) (float64, bool) { return s.PacketsPerSecond / 1e3, true }
+func medianTrip(s sample) (float64, bool)  { return float64(s.Median) / 1e3, true }
+func lateTrip(s sample) (float64, bool)    { return float64(s.P99) / 1e3, true }
+
+func cpuPerGigabyte(s sample) (float64, bool) {
+	gigabytes := s.BitsPerSecond * s.time.Seconds() / 8e9
+	return s.cpu.Seconds() / gigabytes, s.carried && gigabytes > 0
+}
+
+// benchResults are values by metric and path.
+type benchResults map[string]map[string][]float64
+
+func (r benchResults) add(metric, path string, v float64) {
+	if r[metric] == nil {
+		r[metric] = make(map[string][]float64)
+	}
+	r[metric][path] = append(r[metric][path], v)
+}
+
+// median returns the median of a path, or false if it was not measured.
+func (r benchResults) median(metric, path string) (float64, bool) {
+	if len(r[metric][path]) == 0 {
+		return 0, false
+	}
+	return median(r[metric][path]), true
+}
+
+// ratio is weft's median to the better one of the rivals.
+func (r benchResults) ratio(m *metric) (ratio float64, ok bool) {
+	weft, ok := r.median(m.name, pathWeft)
+	best := math.NaN()
+	for _, path := range []string{pathWireGuard, pathNebula} {
+		if v, ok := r.median(m.name, path); ok && (math.IsNaN(best) || m.less && v < best || !m.less && v > best) {
+			best = v
+		}
+	}
+	return weft / best, ok && !math.IsNaN(best)
+}
+
+// verdict says in a word what a ratio reaches.
+func (m *metric) verdict(ratio float64) string {
+	reaches := func(bound float64) bool { return m.less && ratio <= bound || !m.less && ratio >= bound }
+	switch {
+	case reaches(m.aim):
+		return "aim"
+	case reaches(m.must):
+		return "must"
+	}
+	return "MISSED"
+}
+
+// printBench writes the table.
+func printBench(w io.Writer, results benchResults) {
+	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
+	fmt.Fprint(tw, "\t\t")
+	var paths []string
+	for _, p := range benchPathNames {
+		for _, byPath := range results {
+			if len(byPath[p]) > 0 {
+				paths = append(paths, p)
+				fmt.Fprintf(tw, "%s\t", p)
+				break
+			}
+		}
+	}
+	fmt.Fprint(tw, "ratio\tmust\taim\treached\t\n")
+	for _, run := range append(slices.Clone(benchRuns), benchRun{metrics: []metric{idleMetric}}) {
+		for _, m := range run.metrics {
+			if results[m.name] == nil {
+				continue
+			}
+			fmt.Fprintf(tw, "%s\t%s\t", m.name, m.unit)
+			for _, p := range paths {
+				if v, ok := results.median(m.name, p); ok {
+					fmt.Fprintf(tw, "%s\t", short(v))
+				} else {
+					fmt.Fprint(tw, "-\t")
+				}
+			}
+			switch ratio, ok := results.ratio(&m); {
+			case m.name == idleMetric.name:
+				v, _ := results.median(m.name, pathWeft)
+				word := "must"
+				if v >= maxIdle {
+					word = "MISSED"
+				}
+				fmt.Fprintf(tw, "-\t< %g\t-\t%s\t\n", maxIdle, word)
+			case ok:
+				fmt.Fprintf(tw, "%.2f\t%g\t%g\t%s\t\n", ratio, m.must, m.aim, m.verdict(ratio))
+			default:
+				fmt.Fprintf(tw, "-\t%g\t%g\t-\t\n", m.must, m.aim)
+			}
+		}
+	}
+	tw.Flush()
+}
+
+// short writes a value with three digits that count.
+func short(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func median(values []float64) float64 {
+	s := slices.Sorted(slices.Values(values))
+	if len(s)%2 == 1 {
+		return s[len(s)/2]
+	}
+	return (s[len(s)/2-1] + s[len(s)/2]) / 2
+}

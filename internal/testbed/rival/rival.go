@@ -1,0 +1,110 @@
+// Package rival starts other overlay networks between the first two hosts of a
+// lab, so that weft can be measured next to them on the same underlay.
+//
+//	WireGuard   wireguard-go, host to host        UDP 51820
+//	Nebula      nebula, host to host              UDP 4242
+//	VXLAN       the kernel's own, unencrypted, under a bridge, container to
+//	            container                         UDP 4789
+//
+// Their programs are built from the Go module in the folder programs, which is
+// apart from weft's own so that weft does not depend on them. All processes and
+// interfaces end with the lab.
+package rival
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/testbed"
+)
+
+// Network is an overlay between two places of a lab.
+type Network struct {
+	From, To testbed.Place
+	Addr     netip.Addr // of To, in the overlay
+	PIDs     []int      // of the processes that carry packets; none for the kernel
+}
+
+// pollEvery is how often a condition is looked at while waiting for it.
+const pollEvery = 20 * time.Millisecond
+
+// hosts are those that networks are made between.
+var hosts = [2]testbed.Place{{Host: 1}, {Host: 2}}
+
+// start runs a program on a host, with its words in a file of the host's
+// folder. Only the lab's end ends it.
+func start(lab *testbed.Lab, p testbed.Place, env []string, program string, args ...string) (*exec.Cmd, error) {
+	name := filepath.Base(program)
+	log, err := os.Create(filepath.Join(lab.HostFolder(p.Host), name+".log"))
+	if err != nil {
+		return nil, fmt.Errorf("start %s on %s: %w", name, p, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := lab.Start(p, cmd); err != nil {
+		return nil, fmt.Errorf("start %s on %s: %w", name, p, err)
+	}
+	go cmd.Wait() // its end shows in what it no longer does
+	return cmd, nil
+}
+
+// await looks until ok is true, or ctx ends.
+func await(ctx context.Context, what string, ok func() bool) error {
+	for !ok() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
+		case <-time.After(pollEvery):
+		}
+	}
+	return nil
+}
+
+// setUp gives an interface of a host an address and sets it up.
+func setUp(lab *testbed.Lab, p testbed.Place, name string, a netip.Prefix) error {
+	err := netdev.Do(lab.Netns(p), func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if a.IsValid() {
+			addr, err := netlink.ParseAddr(a.String())
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(l, addr); err != nil {
+				return err
+			}
+		}
+		return netlink.LinkSetUp(l)
+	})
+	if err != nil {
+		return fmt.Errorf("set %s of %s up: %w", name, p, err)
+	}
+	return nil
+}
+
+// Program returns the path of a program in the folder dir, or how to get it.
+func Program(dir, name string) (string, error) {
+	path, err := filepath.Abs(filepath.Join(dir, name))
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("there is no %s in %s; make it with: make rivals", name, dir)
+	} else if err != nil {
+		return "", fmt.Errorf("find %s: %w", name, err)
+	}
+	return path, nil
+}

@@ -1,0 +1,94 @@
+package rival
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/testbed"
+)
+
+const (
+	vxlanID     = 4242
+	vxlanPort   = 4789
+	vxlanBridge = "vxb"
+	vxlanDevice = "vx0"
+	vxlanPortIf = "vxc"
+	vxlanMTU    = 1450
+)
+
+// VXLAN joins a container on each host by a bridge and a VXLAN device of the
+// kernel, with addresses entered by hand and nothing encrypted: the upper line
+// for any overlay that carries Ethernet.
+func VXLAN(lab *testbed.Lab) (*Network, error) {
+	n := &Network{From: testbed.Place{Host: 1, Container: "vx"}, To: testbed.Place{Host: 2, Container: "vx"}, Addr: vxlanAddr(1)}
+	for i, p := range [...]testbed.Place{n.From, n.To} {
+		if err := lab.AddNamespace(p); err != nil {
+			return nil, err
+		}
+		if err := netdev.Do(lab.Netns(hosts[i]), func() error { return makeVXLAN(i, lab.Netns(p)) }); err != nil {
+			return nil, fmt.Errorf("make VXLAN on %s: %w", hosts[i], err)
+		}
+		if err := setUp(lab, p, testbed.HostInterface, netip.PrefixFrom(vxlanAddr(i), 24)); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// vxlanAddr and vxlanMAC are the addresses of the container on host i of hosts.
+func vxlanAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 253, 1, byte(i + 1)}) }
+
+func vxlanMAC(i int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 1, byte(i + 1)} }
+
+// makeVXLAN makes the devices of host i of hosts, in whose namespace the calling
+// thread is, and the container's interface.
+func makeVXLAN(i int, container string) error {
+	attrs := func(name string) netlink.LinkAttrs {
+		a := netlink.NewLinkAttrs()
+		a.Name, a.MTU = name, vxlanMTU
+		return a
+	}
+	eth, err := netlink.LinkByName(testbed.HostInterface)
+	if err != nil {
+		return err
+	}
+	bridge := &netlink.Bridge{LinkAttrs: attrs(vxlanBridge)}
+	device := &netlink.Vxlan{LinkAttrs: attrs(vxlanDevice), VxlanId: vxlanID, Port: vxlanPort,
+		VtepDevIndex: eth.Attrs().Index, SrcAddr: testbed.Addr4(hosts[i].Host).AsSlice()}
+	ns, err := netns.GetFromPath(container)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	veth := netlink.NewVeth(attrs(vxlanPortIf))
+	veth.PeerName, veth.PeerMTU, veth.PeerNamespace, veth.PeerHardwareAddr = testbed.HostInterface, vxlanMTU, netlink.NsFd(int(ns)), vxlanMAC(i)
+	for _, l := range []netlink.Link{bridge, device, veth} {
+		if err := netlink.LinkAdd(l); err != nil {
+			return fmt.Errorf("add %s: %w", l.Attrs().Name, err)
+		}
+		if l != netlink.Link(bridge) {
+			if err := netlink.LinkSetMaster(l, bridge); err != nil {
+				return fmt.Errorf("make %s a port: %w", l.Attrs().Name, err)
+			}
+		}
+		if err := netlink.LinkSetUp(l); err != nil {
+			return fmt.Errorf("set %s up: %w", l.Attrs().Name, err)
+		}
+	}
+	far := 1 - i
+	// Broadcasts go to the other host too.
+	for _, mac := range []net.HardwareAddr{vxlanMAC(far), make(net.HardwareAddr, 6)} {
+		entry := &netlink.Neigh{LinkIndex: device.Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT,
+			HardwareAddr: mac, IP: testbed.Addr4(hosts[far].Host).AsSlice()}
+		if err := netlink.NeighAppend(entry); err != nil {
+			return fmt.Errorf("enter %s: %w", mac, err)
+		}
+	}
+	return nil
+}
