@@ -154,7 +154,11 @@ func TestMessagesAreRelayedOverALine(t *testing.T) {
 	b := start(t, still, to(a))
 	c := start(t, still, to(b))
 	d := start(t, still, to(c))
-	eventually(t, "a sees d", func() bool { return a.sees(b, c, d) && d.sees(a, b, c) })
+	// The relays too: they pass news on before they work out routes from it,
+	// and a message that meets one without a route is lost.
+	eventually(t, "all see all", func() bool {
+		return a.sees(b, c, d) && b.sees(a, c, d) && c.sees(a, b, d) && d.sees(a, b, c)
+	})
 	if a.sessions() != 1 || d.sessions() != 1 {
 		t.Fatal("more sessions than the line has")
 	}
