@@ -72,8 +72,10 @@ func TestCountersNeverRepeat(t *testing.T) {
 						q.in <- memFrame{b: frameOf(ethernet.Broadcast, macOf(i), 60, 1)}
 						for j := range m.nodes {
 							if j != i {
-								f, _ := superFrame(t, macOf(i), macOf(j), s, 1300)
-								q.in <- f
+								for range 3 { // more than a light flow sends at once
+									f, _ := superFrame(t, macOf(i), macOf(j), s, 1300)
+									q.in <- f
+								}
 								q.in <- memFrame{b: frameOf(macOf(j), macOf(i), 900, 2)}
 							}
 						}
@@ -106,10 +108,14 @@ func TestCountersNeverRepeat(t *testing.T) {
 		}
 
 		for i, n := range m.nodes {
-			// Lane 0 sends probes, the last one what comes from links.
-			want := []uint8{0, 1, 2, 3}
+			// Lane 0 sends probes, each queue has one lane for heavy flows and one
+			// for light ones, and so has what comes from links.
+			want := []uint8{0}
+			for q := range uint8(queues) {
+				want = append(want, 1+2*q, 2+2*q)
+			}
 			if i == 1 {
-				want = append(want, 1+queues)
+				want = append(want, 1+2*queues, 2+2*queues)
 			}
 			for _, l := range want {
 				if !lanes[n.addr][l] {

@@ -37,11 +37,13 @@ const (
 // another. Not safe for concurrent use.
 type lane struct {
 	r   *Router
-	id  uint8
+	id  uint8 // odd; the even number behind it is for light flows
 	w   udp.Writer
 	tap tap.Writer
 	can tap.Offloads
 	now time.Duration // since the router's start, read once a batch
+	// light is whether what is sent now is of flows that send little.
+	light bool
 
 	nonce seal.Nonce
 	out   []udp.Message // sealed, to be written by flush
@@ -53,10 +55,11 @@ type lane struct {
 
 	// batch collects small frames for one link.
 	batch struct {
-		link *sleeve
-		buf  []byte // beginning with the packet's header
-		n    int    // bytes, header included
-		num  int    // frames
+		link  *sleeve
+		light bool
+		buf   []byte // beginning with the packet's header
+		n     int    // bytes, header included
+		num   int    // frames
 	}
 	// deliver collects frames for the TAP, borrowed from the caller until
 	// flush.
@@ -206,12 +209,12 @@ func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int, partial bo
 	t := &ln.batch
 	hl := h.Len()
 	n := wire.BatchLen + hl + len(b)
-	if t.link != l || t.n+n > wire.HeaderLen+room {
+	if t.link != l || t.light != ln.light || t.n+n > wire.HeaderLen+room {
 		ln.endBatch()
 	}
 	if t.link == nil {
 		t.buf = ln.buffer(wire.HeaderLen + room + wire.TagLen)
-		t.link, t.n, t.num = l, wire.HeaderLen, 0
+		t.link, t.light, t.n, t.num = l, ln.light, wire.HeaderLen, 0
 	}
 	wire.PutBatchLen(t.buf[t.n:], hl+len(b))
 	h.Put(t.buf[t.n+wire.BatchLen:])
@@ -232,12 +235,15 @@ func (ln *lane) endBatch() {
 		return
 	}
 	t.link = nil
+	was := ln.light
+	ln.light = t.light
 	if t.num == 1 {
 		// The header moves over the length.
 		ln.seal(l, wire.Data, t.buf[wire.BatchLen:t.n])
-		return
+	} else {
+		ln.seal(l, wire.Batch, t.buf[:t.n])
 	}
-	ln.seal(l, wire.Batch, t.buf[:t.n])
+	ln.light = was
 }
 
 // seal makes a packet in place and queues it. The memory stays untouched until
@@ -258,7 +264,11 @@ func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) 
 		l.drops.add(DropLinkDown)
 		return
 	}
-	p, err := tx.Seal(typ, ln.id, b, &ln.nonce)
+	id := ln.id
+	if ln.light {
+		id++
+	}
+	p, err := tx.Seal(typ, id, b, &ln.nonce)
 	if err != nil {
 		l.drops.add(DropSend)
 		return

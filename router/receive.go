@@ -13,6 +13,9 @@ import (
 // the socket is closed.
 func (r *Router) readUDP(ln *lane) error {
 	reader := r.conn.NewReader(readBatch)
+	if p, ok := reader.(udp.Prioritizer); ok {
+		p.Prioritize(wire.Urgent)
+	}
 	for {
 		in, err := reader.ReadBatch()
 		if err != nil {
@@ -60,6 +63,7 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 			r.notify(event{kind: moved, link: l, addr: m.Addr})
 		}
 	}
+	ln.light = wire.Urgent(p)
 	l.rxPackets.Add(1)
 	l.rxBytes.Add(uint64(m.N))
 	end := wire.HeaderLen + len(body)

@@ -176,7 +176,7 @@ func New(cfg Config, control Control) (*Router, error) {
 		}
 		r.queues = []tap.Queue{q}
 	}
-	r.lanes = 1 + len(r.queues) + 1
+	r.lanes = 1 + 2*len(r.queues) + 2
 	r.routes = &topology.Routes{Self: r.self, ByID: map[uint32]peer.Name{r.self.ID(): r.self}}
 	r.keys.Store(&map[uint32]*receiveKey{})
 	r.rebuild()
@@ -251,10 +251,10 @@ func (r *Router) Run(ctx context.Context) error {
 		return nil
 	})
 	for i, q := range r.queues {
-		ln := r.newLane(1+i, q)
+		ln := r.newLane(1+2*i, q)
 		g.Go(func() error { return r.readTAP(ln, q) })
 	}
-	ln := r.newLane(1+len(r.queues), r.queues[0])
+	ln := r.newLane(1+2*len(r.queues), r.queues[0])
 	g.Go(func() error { return r.readUDP(ln) })
 	err := g.Wait()
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) {

@@ -137,8 +137,11 @@ func (c *memConn) WriteBatch(m []udp.Message) (int, error) {
 // memTAP is a tap.Queue; frames from containers are put in, those for them
 // come out. Super-frames come out in their segments, complete.
 type memTAP struct {
-	can  tap.Offloads
-	in   chan memFrame
+	can tap.Offloads
+	in  chan memFrame
+	// light, if set, is asked of each frame that comes in.
+	light func(frame []byte) bool
+
 	mu   sync.Mutex
 	out  [][]byte
 	sup  int                    // super-frames that came out
@@ -160,11 +163,13 @@ func (q *memTAP) NewReader() tap.Reader  { return q }
 func (q *memTAP) NewWriter() tap.Writer  { return q }
 func (q *memTAP) Offloads() tap.Offloads { return q.can }
 
+func (q *memTAP) Prioritize(light func(frame []byte) bool) { q.light = light }
+
 func (q *memTAP) ReadBatch() (all []tap.Frame, _ error) {
 	put := func(f memFrame) {
 		b := make([]byte, tap.Headroom+len(f.b), tap.Headroom+len(f.b)+tap.Tailroom)
 		copy(b[tap.Headroom:], f.b)
-		all = append(all, tap.Frame{Header: f.h, Buf: b})
+		all = append(all, tap.Frame{Header: f.h, Buf: b, Light: q.light != nil && q.light(f.b)})
 	}
 	select {
 	case <-q.gone:

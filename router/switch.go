@@ -3,6 +3,7 @@ package router
 import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/flow"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
@@ -12,6 +13,7 @@ import (
 // fromTAP switches a frame that a container of this host sent.
 func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	f := frame{buf: t.Buf, at: tap.Headroom, end: len(t.Buf), own: true}
+	ln.light = t.Light
 	super := t.Header.Kind != offload.None
 	frames := 1
 	switch {
@@ -153,6 +155,10 @@ func (ln *lane) relay(l *sleeve, h wire.Head, f frame) {
 // readTAP carries frames from a queue of the TAP to links, until it is closed.
 func (r *Router) readTAP(ln *lane, q tap.Queue) error {
 	reader := q.NewReader()
+	if p, ok := reader.(tap.Prioritizer); ok {
+		flows := flow.New()
+		p.Prioritize(func(frame []byte) bool { return flows.Light(r.since(), frame) })
+	}
 	for {
 		frames, err := reader.ReadBatch()
 		if err != nil {

@@ -46,6 +46,7 @@ func (o Offloads) String() string {
 type Frame struct {
 	Header offload.Header
 	Buf    []byte
+	Light  bool // what Prioritize was given said so
 }
 
 // Queue is one queue of a TAP. Each reader and each writer is for one
@@ -65,6 +66,16 @@ type Reader interface {
 	ReadBatch() ([]Frame, error)
 }
 
+// Prioritizer is a Reader that gives out first the frames of flows that send
+// little, of all that have come. A batch is all light, or all not.
+type Prioritizer interface {
+	Reader
+	// Prioritize sets what tells of each frame, in the order in which they come,
+	// whether its flow is light. Without it none is. Call it before the first
+	// read.
+	Prioritize(light func(frame []byte) bool)
+}
+
 // Writer gives frames to the host.
 type Writer interface {
 	// Write gives one frame, the concatenation of parts, with what is left to
@@ -76,41 +87,3 @@ type Writer interface {
 // ErrOffload is returned by a Writer whose queue does not take what the header
 // asks for.
 var ErrOffload = errors.New("the device does not take unfinished frames")
-
-// Bounds of what a reader returns at once.
-const (
-	batchFrames = 64
-	batchBytes  = 256 << 10
-)
-
-// batch is the memory of a reader: frames one behind the other.
-type batch struct {
-	buf    []byte
-	used   int
-	max    int // bytes of the largest frame
-	frames []Frame
-}
-
-// newBatch makes memory for frames of up to largest bytes.
-func newBatch(largest int) *batch {
-	return &batch{buf: make([]byte, max(batchBytes, Headroom+largest+Tailroom)), max: largest, frames: make([]Frame, 0, batchFrames)}
-}
-
-func (b *batch) reset() { b.used, b.frames = 0, b.frames[:0] }
-
-// room returns memory for one more frame, with head bytes in front of it that
-// take the place of headroom; nil if there is none.
-func (b *batch) room(head int) []byte {
-	if len(b.frames) == batchFrames || b.used+Headroom+b.max+Tailroom > len(b.buf) {
-		return nil
-	}
-	return b.buf[b.used+Headroom-head : b.used+Headroom+b.max]
-}
-
-// add takes in the frame of n bytes that was read to room.
-func (b *batch) add(h offload.Header, n int) {
-	end := b.used + Headroom + n
-	b.frames = append(b.frames, Frame{Header: h, Buf: b.buf[b.used : end : end+Tailroom]})
-	// Frames begin at a cache line of their own.
-	b.used = (end + Tailroom + 63) &^ 63
-}

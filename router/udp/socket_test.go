@@ -256,3 +256,49 @@ func TestNoAllocation(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestUrgentFirst: of what waits in the socket, the reader gives out the urgent
+// first, each kind in order, and new urgent ones do not hold up the rest.
+func TestUrgentFirst(t *testing.T) {
+	a, b := listen(t, ""), listen(t, "")
+	w, r := a.NewWriter(8), b.NewReader(8)
+	r.(udp.Prioritizer).Prioritize(func(p []byte) bool { return p[0] == 1 })
+	var sent [2]byte
+	send := func(n int, kind byte) {
+		t.Helper()
+		// Of different lengths, so that they travel one by one.
+		out := messages(n, at("127.0.0.1", b), func(i int) int { return 100 + i%2*50 })
+		for i := range out {
+			out[i].Buf[0], out[i].Buf[1] = kind, sent[kind]
+			sent[kind]++
+		}
+		if _, err := w.WriteBatch(out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(12, 0)
+	send(3, 1)
+	var got [2]byte
+	batches := 0
+	for got != sent {
+		in, err := r.ReadBatch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range in {
+			kind, n := m.Buf[0], m.Buf[1]
+			if n != got[kind] {
+				t.Fatalf("kind %d: %d came, %d is next", kind, n, got[kind])
+			}
+			got[kind]++
+		}
+		switch batches++; {
+		case batches == 1 && got != [2]byte{0, 3}:
+			t.Fatalf("the first batch left %v of %v", got, sent)
+		case batches == 2 && got[0] == 0:
+			t.Fatal("urgent ones hold up the rest")
+		case batches < 10:
+			send(1, 1) // for ever urgent
+		}
+	}
+}

@@ -42,6 +42,15 @@ type Reader interface {
 	ReadBatch() ([]Message, error)
 }
 
+// Prioritizer is a Reader that gives out first what is urgent of all that has
+// come.
+type Prioritizer interface {
+	Reader
+	// Prioritize sets what tells from the begin of a datagram whether it is
+	// urgent. Without it none is. Call it before the first read.
+	Prioritize(urgent func(b []byte) bool)
+}
+
 // Writer writes batches.
 type Writer interface {
 	// WriteBatch sends m in order, waiting for room in the socket's buffer.

@@ -2,7 +2,6 @@ package udp
 
 import (
 	"encoding/binary"
-	"fmt"
 	"syscall"
 	"unsafe"
 
@@ -40,7 +39,8 @@ type vector struct {
 	iovs     []unix.Iovec
 	names    []unix.RawSockaddrInet6 // large enough for both families
 	controls []control
-	from, to int // of the call: first and behind the last
+	from, to int  // of the call: first and behind the last
+	poll     bool // do not wait: none done is a result too
 	done     int
 	errno    syscall.Errno
 	call     func(fd uintptr) bool // made once, so that a call allocates nothing
@@ -63,81 +63,13 @@ func (v *vector) run(fd uintptr) bool {
 		switch errno {
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return false
+			v.done, v.errno = 0, 0
+			return v.poll
 		default:
 			v.done, v.errno = n, errno
 			return true
 		}
 	}
-}
-
-type reader struct {
-	*vector
-	bufs []byte // of bufferLen each, one behind the other
-	out  []Message
-}
-
-// NewReader implements Conn.
-func (s *Socket) NewReader(batch int) Reader {
-	r := &reader{vector: newVector(s, unix.SYS_RECVMMSG, batch, batch), bufs: make([]byte, batch*bufferLen), out: make([]Message, 0, batch*maxSegments)}
-	for i := range r.msgs {
-		h := &r.msgs[i].hdr
-		h.Iov = &r.iovs[i]
-		h.SetIovlen(1)
-		r.iovs[i].Base = &r.bufs[i*bufferLen]
-		r.iovs[i].SetLen(bufferLen)
-	}
-	return r
-}
-
-// ReadBatch implements Reader.
-func (r *reader) ReadBatch() ([]Message, error) {
-	r.from, r.to = 0, len(r.msgs)
-	for i := range r.msgs {
-		h := &r.msgs[i].hdr
-		h.Namelen = unix.SizeofSockaddrInet6
-		if r.s.gro {
-			h.Control = (*byte)(unsafe.Pointer(&r.controls[i]))
-			h.SetControllen(int(unsafe.Sizeof(control{})))
-		}
-	}
-	if err := r.s.raw.Read(r.call); err != nil {
-		return nil, err
-	}
-	if r.errno != 0 {
-		return nil, fmt.Errorf("receive on UDP %s: %w", r.s.LocalAddr(), r.errno)
-	}
-	r.out = r.out[:0]
-	for i := range r.done {
-		b := r.bufs[i*bufferLen:][:r.msgs[i].n]
-		size := len(b)
-		if r.s.gro {
-			size = r.segmentSize(i, size)
-		}
-		addr := fromRaw(&r.names[i])
-		for {
-			n := min(size, len(b))
-			r.out = append(r.out, Message{Buf: b[:n:n], N: n, Addr: addr})
-			if b = b[n:]; len(b) == 0 {
-				break
-			}
-		}
-	}
-	return r.out, nil
-}
-
-// segmentSize returns the length of each datagram, but perhaps the last, in
-// message i of n bytes.
-func (r *reader) segmentSize(i, n int) int {
-	c := &r.controls[i]
-	if int(r.msgs[i].hdr.Controllen) < unix.CmsgLen(4) || c.hdr.Level != unix.IPPROTO_UDP || c.hdr.Type != unix.UDP_GRO {
-		return n
-	}
-	size := int(int32(binary.NativeEndian.Uint32(c.data[:])))
-	if size <= 0 {
-		return n
-	}
-	return size
 }
 
 type writer struct {

@@ -1,0 +1,165 @@
+package udp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// readerSlots is how many messages of up to 64 KB a reader holds: a
+	// millisecond or two of a full link, in 2 MB.
+	readerSlots = 32
+	// unitSlots is how many that are not urgent it gives out at once. With more,
+	// urgent ones that come meanwhile wait longer; with fewer, there is less to
+	// join.
+	unitSlots = 4
+)
+
+// reader reads ahead, so that it can give out what is urgent first.
+type reader struct {
+	*vector
+	bufs   []byte // of bufferLen each, one behind the other
+	slots  []slot
+	urgent func(b []byte) bool // nil: none is
+
+	// Numbers of slots: empty ones, full ones in the order in which they came,
+	// and those that the caller has.
+	free, first, rest, lent []int
+	wasUrgent               bool
+	seq                     uint64 // of the last message that came
+	out                     []Message
+}
+
+// slot is a message of the kernel: datagrams of one size, the last perhaps
+// shorter, from one address.
+type slot struct {
+	n, size int
+	addr    netip.AddrPort
+	seq     uint64 // it came as the seq-th
+}
+
+// NewReader implements Conn.
+func (s *Socket) NewReader(batch int) Reader {
+	r := &reader{vector: newVector(s, unix.SYS_RECVMMSG, batch, batch), bufs: make([]byte, readerSlots*bufferLen),
+		slots: make([]slot, readerSlots), out: make([]Message, 0, readerSlots*maxSegments)}
+	for _, list := range []*[]int{&r.free, &r.first, &r.rest, &r.lent} {
+		*list = make([]int, 0, readerSlots)
+	}
+	for i := range r.slots {
+		r.free = append(r.free, i)
+	}
+	return r
+}
+
+// Prioritize implements Prioritizer.
+func (r *reader) Prioritize(urgent func(b []byte) bool) { r.urgent = urgent }
+
+// ReadBatch implements Reader.
+func (r *reader) ReadBatch() ([]Message, error) {
+	r.free, r.lent = append(r.free, r.lent...), r.lent[:0]
+	for len(r.free) > 0 {
+		asked := min(len(r.msgs), len(r.free))
+		if err := r.receive(asked); err != nil {
+			return nil, err
+		}
+		if r.done < asked {
+			break // there are no more
+		}
+	}
+	r.choose()
+	r.out = r.out[:0]
+	for _, i := range r.lent {
+		s := &r.slots[i]
+		b := r.buf(i)[:s.n]
+		for {
+			n := min(s.size, len(b))
+			r.out = append(r.out, Message{Buf: b[:n:n], N: n, Addr: s.addr})
+			if b = b[n:]; len(b) == 0 {
+				break
+			}
+		}
+	}
+	return r.out, nil
+}
+
+// choose moves the messages to give out now to lent. Urgent ones go first, but
+// take turns with what came before them, or enough of them would hold that up
+// for ever. What came after them never goes before them: it may be of a flow whose
+// packets were urgent until then.
+func (r *reader) choose() {
+	var bound uint64 = math.MaxUint64
+	if len(r.first) > 0 {
+		bound = r.slots[r.first[0]].seq
+	}
+	if r.wasUrgent = len(r.first) > 0 && (!r.wasUrgent || len(r.rest) == 0 || r.slots[r.rest[0]].seq > bound); r.wasUrgent {
+		r.lent, r.first = append(r.lent, r.first...), r.first[:0]
+		return
+	}
+	n := 0
+	for n < len(r.rest) && n < unitSlots && r.slots[r.rest[n]].seq < bound {
+		n++
+	}
+	r.lent = append(r.lent, r.rest[:n]...)
+	r.rest = r.rest[:copy(r.rest, r.rest[n:])]
+}
+
+func (r *reader) buf(i int) []byte { return r.bufs[i*bufferLen:][:bufferLen] }
+
+// receive fills up to n free slots. It waits only if no slot is full.
+func (r *reader) receive(n int) error {
+	free := r.free[len(r.free)-n:]
+	for i, at := range free {
+		h := &r.msgs[i].hdr
+		h.Iov = &r.iovs[i]
+		h.SetIovlen(1)
+		r.iovs[i].Base = &r.bufs[at*bufferLen]
+		r.iovs[i].SetLen(bufferLen)
+		h.Namelen = unix.SizeofSockaddrInet6
+		if r.s.gro {
+			h.Control = (*byte)(unsafe.Pointer(&r.controls[i]))
+			h.SetControllen(int(unsafe.Sizeof(control{})))
+		}
+	}
+	r.from, r.to, r.poll = 0, n, len(r.first)+len(r.rest) > 0
+	if err := r.s.raw.Read(r.call); err != nil {
+		return err
+	}
+	if r.errno != 0 {
+		return fmt.Errorf("receive on UDP %s: %w", r.s.LocalAddr(), r.errno)
+	}
+	for i, at := range free[:r.done] {
+		s := &r.slots[at]
+		r.seq++
+		s.n, s.addr, s.seq = int(r.msgs[i].n), fromRaw(&r.names[i]), r.seq
+		s.size = s.n
+		if r.s.gro {
+			s.size = r.segmentSize(i, s.n)
+		}
+		if r.urgent != nil && r.urgent(r.buf(at)[:s.n]) {
+			r.first = append(r.first, at)
+		} else {
+			r.rest = append(r.rest, at)
+		}
+	}
+	r.free = append(r.free[:len(r.free)-n], free[r.done:]...)
+	return nil
+}
+
+// segmentSize returns the length of each datagram, but perhaps the last, in
+// message i of n bytes.
+func (r *reader) segmentSize(i, n int) int {
+	c := &r.controls[i]
+	if int(r.msgs[i].hdr.Controllen) < unix.CmsgLen(4) || c.hdr.Level != unix.IPPROTO_UDP || c.hdr.Type != unix.UDP_GRO {
+		return n
+	}
+	size := int(int32(binary.NativeEndian.Uint32(c.data[:])))
+	if size <= 0 {
+		return n
+	}
+	return size
+}
