@@ -104,7 +104,7 @@ func (l *load) bytes() (n uint64) {
 	return n
 }
 
-// Issue 3, "must hold": bulk does not delay control messages. With all links
+// Bulk does not delay control messages. With all links
 // full the mesh stays as it is, and attaches complete within a second.
 func TestFullLinksDelayNoControl(t *testing.T) {
 	const hosts = 3
@@ -154,7 +154,7 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 	t.Logf("%d attaches: median %v, up to %v; %.1f Gb in %v", len(took), took[len(took)/2], took[len(took)-1], float64(l.bytes())*8/1e9, long)
 }
 
-// Issue 3: less than 64 MB resident for 10 links at full speed.
+// Less than 64 MB resident for 10 links at full speed.
 func TestMemoryOfTenFullLinks(t *testing.T) {
 	const links, most = 10, 64_000_000
 	lab, addrs := upShipped(t, testbed.Config{Hosts: 1 + links, Topology: testbed.Star, Password: "password of the lab"})

@@ -7,7 +7,7 @@ import (
 	"github.com/weft-net/weft/internal/testbed"
 )
 
-// Issue 3, "must hold": every offload has a run-time switch, flag and
+// TestOffloadSwitches: every offload has a switch, as a flag and in the
 // environment, and peers with and without offloads work together.
 func TestOffloadSwitches(t *testing.T) {
 	t.Parallel()
