@@ -20,11 +20,14 @@ const (
 	largeSlots = 24
 	smallSlots = 256
 	smallLen   = 2048
-	// unitFrames and unitBytes bound what it gives out at once that is not light.
-	// With more, light frames that come meanwhile wait longer; with less, there
-	// is less to send in one call.
-	unitFrames = 64
-	unitBytes  = 256 << 10
+	// A reader gives out at once at most so many frames, and bytes, that are not
+	// light, so that there is much to send in one call; but only quickBytes while
+	// there are light ones now and then, which wait for as long as that takes.
+	// They are gone when none came for calmBatches.
+	unitFrames  = 64
+	unitBytes   = 256 << 10
+	quickBytes  = 64 << 10
+	calmBatches = 256
 )
 
 // reader reads frames from a TAP, with or without a header. It reads ahead, so
@@ -42,6 +45,7 @@ type reader struct {
 	first, rest  []arrival
 	frames       []Frame
 	wasLight     bool
+	calm         int    // batches since there was a light frame
 	seq          uint64 // of the last frame that came
 
 	err  error
@@ -56,7 +60,7 @@ type arrival struct {
 }
 
 func newReader(name string, raw syscall.RawConn, head, largest int) *reader {
-	r := &reader{name: name, raw: raw, head: head}
+	r := &reader{name: name, raw: raw, head: head, calm: calmBatches}
 	r.call = r.drain
 	if Headroom+largest+Tailroom <= smallLen {
 		r.large = slots(smallSlots, largest)
@@ -116,11 +120,15 @@ func (r *reader) choose() {
 		for _, f := range r.first {
 			r.frames = append(r.frames, f.Frame)
 		}
-		r.first = r.first[:0]
+		r.first, r.calm = r.first[:0], 0
 		return
 	}
+	unit := unitBytes
+	if r.calm++; r.calm < calmBatches {
+		unit = quickBytes
+	}
 	n, size := 0, 0
-	for n < len(r.rest) && n < unitFrames && size < unitBytes && r.rest[n].seq < bound {
+	for n < len(r.rest) && n < unitFrames && size < unit && r.rest[n].seq < bound {
 		size += len(r.rest[n].Buf)
 		r.frames = append(r.frames, r.rest[n].Frame)
 		n++

@@ -14,10 +14,12 @@ const (
 	// readerSlots is how many messages of up to 64 KB a reader holds: a
 	// millisecond or two of a full link, in 2 MB.
 	readerSlots = 32
-	// unitSlots is how many that are not urgent it gives out at once. With more,
-	// urgent ones that come meanwhile wait longer; with fewer, there is less to
-	// join.
-	unitSlots = 4
+	// A reader gives out at once at most unitSlots that are not urgent, so that
+	// there is much to join; but only one while there are urgent ones now and
+	// then, which wait for as long as that takes. They are gone when none came
+	// for calmBatches.
+	unitSlots   = 4
+	calmBatches = 256
 )
 
 // reader reads ahead, so that it can give out what is urgent first.
@@ -31,6 +33,7 @@ type reader struct {
 	// and those that the caller has.
 	free, first, rest, lent []int
 	wasUrgent               bool
+	calm                    int    // batches since there was an urgent message
 	seq                     uint64 // of the last message that came
 	out                     []Message
 }
@@ -46,7 +49,7 @@ type slot struct {
 // NewReader implements Conn.
 func (s *Socket) NewReader(batch int) Reader {
 	r := &reader{vector: newVector(s, unix.SYS_RECVMMSG, batch, batch), bufs: make([]byte, readerSlots*bufferLen),
-		slots: make([]slot, readerSlots), out: make([]Message, 0, readerSlots*maxSegments)}
+		slots: make([]slot, readerSlots), calm: calmBatches, out: make([]Message, 0, readerSlots*maxSegments)}
 	for _, list := range []*[]int{&r.free, &r.first, &r.rest, &r.lent} {
 		*list = make([]int, 0, readerSlots)
 	}
@@ -98,10 +101,15 @@ func (r *reader) choose() {
 	}
 	if r.wasUrgent = len(r.first) > 0 && (!r.wasUrgent || len(r.rest) == 0 || r.slots[r.rest[0]].seq > bound); r.wasUrgent {
 		r.lent, r.first = append(r.lent, r.first...), r.first[:0]
+		r.calm = 0
 		return
 	}
+	unit := unitSlots
+	if r.calm++; r.calm < calmBatches {
+		unit = 1
+	}
 	n := 0
-	for n < len(r.rest) && n < unitSlots && r.slots[r.rest[n]].seq < bound {
+	for n < len(r.rest) && n < unit && r.slots[r.rest[n]].seq < bound {
 		n++
 	}
 	r.lent = append(r.lent, r.rest[:n]...)
