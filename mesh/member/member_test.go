@@ -110,7 +110,7 @@ func TestListsMergeAndNoticeTheLost(t *testing.T) {
 				l.Close(false)
 			}
 		}
-		time.Sleep(time.Minute) // memberlist's goroutines end after its Shutdown returned
+		time.Sleep(2 * time.Minute) // memberlist's goroutines end after its Shutdown returned: a probe may take 80 s
 		close(w.done)
 	})
 }
