@@ -69,6 +69,9 @@ func (l *labApp) bench() *cobra.Command {
 				if !slices.Contains(benchPathNames, p) {
 					return usagef("%s: --paths %q: want some of %s", c.CommandPath(), p, strings.Join(benchPathNames, ", "))
 				}
+				if (p == pathWireGuard || p == pathNebula) && k.rivals == "" && c.Flags().Changed("paths") {
+					return usagef("%s: --paths %q: --rivals must say where its program is", c.CommandPath(), p)
+				}
 			}
 			var err error
 			if k.only, err = regexp.Compile("(?i)" + only); err != nil {

@@ -12,9 +12,9 @@ import (
 const (
 	idleLinks = 50
 	// idleSettle is how long a mesh is left alone before its rest is measured,
-	// and idleTime how long that takes.
-	idleSettle = 20 * time.Second
-	idleTime   = 20 * time.Second
+	// and idleTime how long that takes: what happens once a minute is in it.
+	idleSettle = 30 * time.Second
+	idleTime   = time.Minute
 )
 
 // benchIdle measures the CPU that a router takes which has nothing to carry: the

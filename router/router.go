@@ -21,6 +21,7 @@ import (
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/udp"
+	"github.com/weft-net/weft/router/wire"
 )
 
 // Bounds of Config.MTU, in bytes of IP packet: what IPv4 hosts must take, and
@@ -176,7 +177,10 @@ func New(cfg Config, control Control) (*Router, error) {
 		}
 		r.queues = []tap.Queue{q}
 	}
-	r.lanes = 1 + 2*len(r.queues) + 2
+	if r.lanes = 1 + 2*len(r.queues) + 2; r.lanes > wire.MaxLanes {
+		r.Close()
+		return nil, fmt.Errorf("start the router with %d TAP queues: their lanes are %d, of %d", len(r.queues), r.lanes, wire.MaxLanes)
+	}
 	r.routes = &topology.Routes{Self: r.self, ByID: map[uint32]peer.Name{r.self.ID(): r.self}}
 	r.keys.Store(&map[uint32]*receiveKey{})
 	r.rebuild()

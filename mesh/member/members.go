@@ -69,10 +69,9 @@ func Start(cfg Config) (*List, error) {
 	// A packet is a record of a session: nothing fragments below 48 KiB.
 	c.UDPBufferSize = 8 << 10
 	// Sessions notice that a neighbour is gone; this list only has to find out
-	// about everybody else, so half as many probes do, each of which wakes all on
-	// its way. It is as long until one that is gone is forgotten.
+	// about everybody else. Half as many probes do, each of which wakes all on
+	// its way, though one that is gone is forgotten later.
 	c.ProbeInterval *= 2
-	c.SuspicionMult /= 2
 	c.DNSConfigPath = ""
 	c.Logger = log.New(io.Discard, "", 0)
 	if cfg.Log != nil {

@@ -6,8 +6,9 @@
 // It is the idea of the "new" flows of FQ-CoDel (RFC 8290, section 4.1), with a
 // bound in place of a round of a scheduler: each flow has a bucket that its
 // bytes fill and that runs out at a fixed rate. A flow whose bucket overflows is
-// heavy until the bucket is empty again. By then all that it sent while heavy
-// has long left the queues, so no packet of a flow overtakes an earlier one.
+// heavy until it has paused for longer than queues are, so that no packet of a
+// flow overtakes an earlier one. Only fragments of a flow's datagrams, which have
+// no ports, may be overtaken by its whole ones.
 package flow
 
 import (
@@ -25,9 +26,8 @@ const (
 	// light, and burst the bytes that it may send at once.
 	drain = 2 << 20
 	burst = 16 << 10
-	// full is how much a bucket holds. It takes full/drain to run out: longer
-	// than any queue is.
-	full = 128 << 10
+	// pause is after how long without a packet a heavy flow is light again.
+	pause = 60 * time.Millisecond
 )
 
 // Table is the memory of flows. Make one with New. Not safe for concurrent use.
@@ -37,8 +37,8 @@ type Table struct {
 }
 
 type bucket struct {
-	at    time.Duration // when level was true
-	level int32         // bytes
+	at    time.Duration // of the last packet, when level was true
+	level int64         // bytes
 	heavy bool
 }
 
@@ -51,15 +51,14 @@ func New() *Table { return &Table{seed: maphash.MakeSeed()} }
 // no TCP or UDP is one flow for each pair of IP addresses, or of stations.
 func (t *Table) Light(now time.Duration, frame []byte) bool {
 	b := &t.buckets[maphash.Bytes(t.seed, key(frame))%buckets]
-	gone := int64(now-b.at) * drain / int64(time.Second)
+	gap := now - b.at
 	b.at = now
-	b.level = int32(max(0, int64(b.level)-max(0, min(gone, full))))
-	if b.level == 0 {
-		b.heavy = false
+	if gap >= pause { // in which a burst runs out
+		b.heavy, b.level = false, 0
 	}
-	b.level = int32(min(int64(b.level)+int64(len(frame)), full))
+	b.level = max(0, b.level-int64(gap)*drain/int64(time.Second)) + int64(len(frame))
 	if b.level > burst {
-		b.heavy = true
+		b.heavy, b.level = true, burst
 	}
 	return !b.heavy
 }
@@ -69,6 +68,7 @@ const (
 	ip4Addrs, ip4Len = 12, 20
 	ip6Addrs, ip6Len = 8, 40
 	portsLen         = 4
+	addrsLen         = 12 // of an Ethernet frame
 	tcp, udp         = 6, 17
 )
 
@@ -77,7 +77,7 @@ const (
 func key(frame []byte) []byte {
 	typ, at, ok := ethernet.Payload(frame)
 	if !ok {
-		return frame
+		return frame[:min(len(frame), addrsLen)]
 	}
 	switch b := frame[at:]; {
 	case typ == ethernet.TypeIPv4 && len(b) >= ip4Len:

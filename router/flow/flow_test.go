@@ -41,24 +41,34 @@ func TestFlowsOfTheirOwn(t *testing.T) {
 	}
 }
 
-// TestHeavyUntilAllHasLeft: a flow that was heavy is light again only when what
-// it had sent is long gone, and a flow below the rate is light for ever.
-func TestHeavyUntilAllHasLeft(t *testing.T) {
+// TestHeavyUntilItPauses: a flow that was heavy is light again only after a
+// pause, however little it sends meanwhile, and one below the rate is light for
+// ever.
+func TestHeavyUntilItPauses(t *testing.T) {
 	table := New()
 	f := packet(udp, 1, 2, 3, 4, 1000)
+	now := time.Second
 	for range 100 {
-		table.Light(time.Second, f)
+		table.Light(now, f)
 	}
-	empty := time.Duration(100*len(f)) * time.Second / drain
-	if table.Light(time.Second+empty*9/10, f) {
-		t.Error("light while its packets may still wait")
+	for range 1000 {
+		now += pause - 1
+		if table.Light(now, f) {
+			t.Fatalf("light at %s, while its packets may still wait", now)
+		}
 	}
-	now := time.Second + 2*empty
+	now += pause
 	for range 10_000 {
 		if !table.Light(now, f) {
 			t.Fatalf("heavy at %s, below the rate", now)
 		}
 		now += time.Duration(len(f)) * time.Second / drain
+	}
+	for range 100 {
+		table.Light(now, f)
+	}
+	if !table.Light(now+1000*time.Hour, f) {
+		t.Error("heavy after weeks")
 	}
 }
 

@@ -23,11 +23,12 @@ const (
 	// A reader gives out at once at most so many frames, and bytes, that are not
 	// light, so that there is much to send in one call; but only quickBytes while
 	// there are light ones now and then, which wait for as long as that takes.
-	// They are gone when none came for calmBatches.
+	// They are gone when none came for calmBatches, some milliseconds of a full
+	// link.
 	unitFrames  = 64
 	unitBytes   = 256 << 10
 	quickBytes  = 64 << 10
-	calmBatches = 256
+	calmBatches = 32
 )
 
 // reader reads frames from a TAP, with or without a header. It reads ahead, so

@@ -14,12 +14,14 @@ const (
 	// readerSlots is how many messages of up to 64 KB a reader holds: a
 	// millisecond or two of a full link, in 2 MB.
 	readerSlots = 32
-	// A reader gives out at once at most unitSlots that are not urgent, so that
-	// there is much to join; but only one while there are urgent ones now and
-	// then, which wait for as long as that takes. They are gone when none came
-	// for calmBatches.
-	unitSlots   = 4
-	calmBatches = 256
+	// A reader gives out at once at most unitBytes that are not urgent, so that
+	// there is much to join; but only quickBytes while there are urgent ones now
+	// and then, which wait for as long as that takes. They are gone when none came
+	// for calmBatches, some milliseconds of a full link: probes of links, and who
+	// forges packets, cost a little throughput at most.
+	unitBytes   = 256 << 10
+	quickBytes  = 64 << 10
+	calmBatches = 32
 )
 
 // reader reads ahead, so that it can give out what is urgent first.
@@ -32,6 +34,7 @@ type reader struct {
 	// Numbers of slots: empty ones, full ones in the order in which they came,
 	// and those that the caller has.
 	free, first, rest, lent []int
+	mixed                   int // slots of rest that hold urgent datagrams too
 	wasUrgent               bool
 	calm                    int    // batches since there was an urgent message
 	seq                     uint64 // of the last message that came
@@ -43,6 +46,7 @@ type reader struct {
 type slot struct {
 	n, size int
 	addr    netip.AddrPort
+	mixed   bool   // some datagrams are urgent, some are not
 	seq     uint64 // it came as the seq-th
 }
 
@@ -104,12 +108,16 @@ func (r *reader) choose() {
 		r.calm = 0
 		return
 	}
-	unit := unitSlots
+	unit := unitBytes
 	if r.calm++; r.calm < calmBatches {
-		unit = 1
+		unit = quickBytes
 	}
-	n := 0
-	for n < len(r.rest) && n < unit && r.slots[r.rest[n]].seq < bound {
+	n, size := 0, 0
+	for n < len(r.rest) && size < unit && r.slots[r.rest[n]].seq < bound {
+		s := &r.slots[r.rest[n]]
+		if size += s.n; s.mixed {
+			r.mixed--
+		}
 		n++
 	}
 	r.lent = append(r.lent, r.rest[:n]...)
@@ -148,7 +156,13 @@ func (r *reader) receive(n int) error {
 		if r.s.gro {
 			s.size = r.segmentSize(i, s.n)
 		}
-		if r.urgent != nil && r.urgent(r.buf(at)[:s.n]) {
+		urgent := r.isUrgent(s, r.buf(at)[:s.n])
+		if s.mixed {
+			r.mixed++
+		}
+		// What is urgent stays behind a mixed one, which may hold earlier
+		// packets of its flow.
+		if urgent && r.mixed == 0 {
 			r.first = append(r.first, at)
 		} else {
 			r.rest = append(r.rest, at)
@@ -156,6 +170,24 @@ func (r *reader) receive(n int) error {
 	}
 	r.free = append(r.free[:len(r.free)-n], free[r.done:]...)
 	return nil
+}
+
+// isUrgent tells whether all datagrams of a message are, and notes in s if only
+// some are: a network card may join packets of a peer as they come.
+func (r *reader) isUrgent(s *slot, b []byte) bool {
+	s.mixed = false
+	if r.urgent == nil {
+		return false
+	}
+	first := r.urgent(b[:min(s.size, len(b))])
+	for len(b) > s.size {
+		b = b[s.size:]
+		if r.urgent(b[:min(s.size, len(b))]) != first {
+			s.mixed = true
+			return false
+		}
+	}
+	return first
 }
 
 // segmentSize returns the length of each datagram, but perhaps the last, in

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -299,6 +300,41 @@ func TestUrgentFirst(t *testing.T) {
 			t.Fatal("urgent ones hold up the rest")
 		case batches < 10:
 			send(1, 1) // for ever urgent
+		}
+	}
+}
+
+// TestMixedMessagesKeepOrder: a card may join urgent datagrams and others to one
+// message, as they come from one peer. None of either kind overtakes its like.
+func TestMixedMessagesKeepOrder(t *testing.T) {
+	for _, kinds := range []string{"00 0001 11", "00 1000 11", "11 0110 11 00", "00 00 01 10 11 00 11"} {
+		a, b := listen(t, ""), listen(t, "")
+		w, r := a.NewWriter(8), b.NewReader(8)
+		r.(udp.Prioritizer).Prioritize(func(p []byte) bool { return p[0] == 1 })
+		var sent, got [2]byte
+		for i, message := range strings.Fields(kinds) {
+			// Of one length in a message, which travels as one.
+			out := messages(len(message), at("127.0.0.1", b), func(int) int { return 100 + i })
+			for j := range out {
+				kind := message[j] - '0'
+				out[j].Buf[0], out[j].Buf[1] = kind, sent[kind]
+				sent[kind]++
+			}
+			if _, err := w.WriteBatch(out); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for got != sent {
+			in, err := r.ReadBatch()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range in {
+				if kind, n := m.Buf[0], m.Buf[1]; n != got[kind] {
+					t.Fatalf("%s: of kind %d came %d, %d is next", kinds, kind, n, got[kind])
+				}
+				got[m.Buf[0]]++
+			}
 		}
 	}
 }

@@ -20,9 +20,9 @@
 // 64 bits, that no two packets under one key share: they make the nonce. The
 // 12 bytes of header are the additional data of the AEAD.
 //
-// Each sender of a router has two lanes. On the even one go probes and the
-// packets of flows that send little; a receiver that has fallen behind handles
-// these first. As each lane has its own sequence, none of them looks late.
+// Lane 0 is for probes. Each other sender of a router has two lanes, an even one
+// for the packets of flows that send little; a receiver that has fallen behind
+// handles even lanes first. As each lane has its own sequence, none looks late.
 //
 // What a frame costs beyond the IP packet in it, on an IPv4 underlay:
 //

@@ -123,11 +123,15 @@ func (c Client) packets(ctx context.Context, size int, perSecond float64, d time
 func sendPackets(ctx context.Context, out *ipv4.PacketConn, size int, perSecond float64, d time.Duration) (sent uint64, err error) {
 	batch := messages(packetBatch, size)
 	start := time.Now()
+	var refused error
 	for {
 		n := len(batch)
 		elapsed := time.Since(start)
 		if elapsed >= d {
-			return sent, nil
+			if sent > 0 {
+				refused = nil // loss is what is measured
+			}
+			return sent, refused
 		}
 		if perSecond > 0 {
 			due := uint64(perSecond*elapsed.Seconds()) + 1
@@ -142,7 +146,7 @@ func sendPackets(ctx context.Context, out *ipv4.PacketConn, size int, perSecond 
 		if err != nil && ctx.Err() != nil {
 			return sent, ctx.Err()
 		}
-		// Else: no room, or refused before. Loss is what is measured.
+		refused = err // no room, or none who listened before
 	}
 }
 
