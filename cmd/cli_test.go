@@ -213,7 +213,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"lab up x", "lab up --hosts 0", "lab up --hosts 251", "lab up --topology ring", "lab up --underlay-mtu 10", "lab up --name A",
 		"lab up -- --mtu 10", "lab up -- --bogus", "lab down x", "lab down --name ''", "lab list x", "lab exec", "lab exec h1", "lab exec 1 -- true",
 		"lab run h1", "lab run h1 a/b", "lab run h1 c x", "lab run h1 c --", "lab cut h1", "lab cut h1 h1", "lab cut h1 h2/c", "lab heal h1 h2 h3",
-		"lab kill", "lab kill x", "lab launch", "lab launch x", "lab launch h1 --mtu 10", "lab launch h1 -- --name x", "lab demo x", "lab bench --rounds 0", "lab bench --paths x", "lab bench --paths nebula",
+		"lab kill", "lab kill x", "lab launch", "lab launch x", "lab launch h1 --mtu 10", "lab launch h1 -- --name x", "lab demo x", "lab bench --rounds 0", "lab bench --paths x", "lab bench --paths nebula", "lab bench --paths=", "lab bench --time 1ns", "lab bench --only nothing-of-it",
 	}
 	for _, line := range lines {
 		var args []string

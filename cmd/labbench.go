@@ -20,6 +20,9 @@ import (
 	"github.com/weft-net/weft/internal/testbed/rival"
 )
 
+// minBenchTime is how long a measurement takes at least to mean anything.
+const minBenchTime = 100 * time.Millisecond
+
 // The paths of the bench, in the order of the table.
 const (
 	pathRaw       = "raw veth"
@@ -62,8 +65,11 @@ func (l *labApp) bench() *cobra.Command {
 				return err
 			}
 			k.launch = launch
-			if k.rounds < 1 || k.time <= 0 {
-				return usagef("%s: want at least one round and a time", c.CommandPath())
+			if k.rounds < 1 || k.time < minBenchTime {
+				return usagef("%s: %d rounds of %v: want at least one round and %v", c.CommandPath(), k.rounds, k.time, minBenchTime)
+			}
+			if len(k.paths) == 0 {
+				return usagef("%s: --paths is empty: want some of %s", c.CommandPath(), strings.Join(benchPathNames, ", "))
 			}
 			for _, p := range k.paths {
 				if !slices.Contains(benchPathNames, p) {
@@ -76,6 +82,9 @@ func (l *labApp) bench() *cobra.Command {
 			var err error
 			if k.only, err = regexp.Compile("(?i)" + only); err != nil {
 				return usagef("%s: --only %q: %v", c.CommandPath(), only, err)
+			}
+			if len(k.selected()) == 0 && !k.only.MatchString(idleMetric.name) {
+				return usagef("%s: --only %q matches nothing that is measured", c.CommandPath(), only)
 			}
 			if !c.Flags().Changed("name") {
 				l.name = fmt.Sprintf("bench%d", os.Getpid())
