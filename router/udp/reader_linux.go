@@ -34,7 +34,7 @@ type reader struct {
 	// Numbers of slots: empty ones, full ones in the order in which they came,
 	// and those that the caller has.
 	free, first, rest, lent []int
-	mixed                   int // slots of rest that hold urgent datagrams too
+	held                    int // slots of rest with urgent datagrams
 	wasUrgent               bool
 	calm                    int    // batches since there was an urgent message
 	seq                     uint64 // of the last message that came
@@ -46,7 +46,7 @@ type reader struct {
 type slot struct {
 	n, size int
 	addr    netip.AddrPort
-	mixed   bool   // some datagrams are urgent, some are not
+	held    bool   // it has urgent datagrams, but is in rest
 	seq     uint64 // it came as the seq-th
 }
 
@@ -115,8 +115,8 @@ func (r *reader) choose() {
 	n, size := 0, 0
 	for n < len(r.rest) && size < unit && r.slots[r.rest[n]].seq < bound {
 		s := &r.slots[r.rest[n]]
-		if size += s.n; s.mixed {
-			r.mixed--
+		if size += s.n; s.held {
+			r.held--
 		}
 		n++
 	}
@@ -156,13 +156,13 @@ func (r *reader) receive(n int) error {
 		if r.s.gro {
 			s.size = r.segmentSize(i, s.n)
 		}
-		urgent := r.isUrgent(s, r.buf(at)[:s.n])
-		if s.mixed {
-			r.mixed++
+		some, all := r.areUrgent(r.buf(at)[:s.n], s.size)
+		// What is urgent stays behind what it shares a message with, and behind
+		// its like that does: they may be of one flow.
+		if s.held = some && (!all || r.held > 0); s.held {
+			r.held++
 		}
-		// What is urgent stays behind a mixed one, which may hold earlier
-		// packets of its flow.
-		if urgent && r.mixed == 0 {
+		if some && !s.held {
 			r.first = append(r.first, at)
 		} else {
 			r.rest = append(r.rest, at)
@@ -172,22 +172,23 @@ func (r *reader) receive(n int) error {
 	return nil
 }
 
-// isUrgent tells whether all datagrams of a message are, and notes in s if only
-// some are: a network card may join packets of a peer as they come.
-func (r *reader) isUrgent(s *slot, b []byte) bool {
-	s.mixed = false
+// areUrgent tells whether some of the datagrams in b, of size bytes each but
+// perhaps the last, are urgent, and whether all are. A message may have both, as
+// a network card may join what comes from one peer.
+func (r *reader) areUrgent(b []byte, size int) (some, all bool) {
 	if r.urgent == nil {
-		return false
+		return false, false
 	}
-	first := r.urgent(b[:min(s.size, len(b))])
-	for len(b) > s.size {
-		b = b[s.size:]
-		if r.urgent(b[:min(s.size, len(b))]) != first {
-			s.mixed = true
-			return false
+	for all = true; ; b = b[size:] {
+		if r.urgent(b[:min(size, len(b))]) {
+			some = true
+		} else {
+			all = false
+		}
+		if len(b) <= size {
+			return some, all
 		}
 	}
-	return first
 }
 
 // segmentSize returns the length of each datagram, but perhaps the last, in

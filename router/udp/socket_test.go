@@ -338,3 +338,48 @@ func TestMixedMessagesKeepOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestUrgentBehindMixedKeepsItsPlace: what stayed behind a mixed message is not
+// overtaken by its like when that is gone and more comes.
+func TestUrgentBehindMixedKeepsItsPlace(t *testing.T) {
+	a, b := listen(t, ""), listen(t, "")
+	w, r := a.NewWriter(8), b.NewReader(8)
+	r.(udp.Prioritizer).Prioritize(func(p []byte) bool { return p[0] == 1 })
+	var sent, got [2]byte
+	send := func(kinds string, length int) {
+		t.Helper()
+		out := messages(len(kinds), at("127.0.0.1", b), func(int) int { return length })
+		for i := range out {
+			kind := kinds[i] - '0'
+			out[i].Buf[0], out[i].Buf[1] = kind, sent[kind]
+			sent[kind]++
+		}
+		if _, err := w.WriteBatch(out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func() {
+		t.Helper()
+		in, err := r.ReadBatch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range in {
+			if kind, n := m.Buf[0], m.Buf[1]; n != got[kind] {
+				t.Fatalf("of kind %d came %d, %d is next", kind, n, got[kind])
+			}
+			got[m.Buf[0]]++
+		}
+	}
+	send("1", 100) // so that units are small
+	read()
+	long := strings.Repeat("0", 39) + "1"
+	send(long, 1000)
+	send(long, 1001)
+	send("1", 100)
+	read() // the two long ones, which fill a unit
+	send("1", 100)
+	for got != sent {
+		read()
+	}
+}
