@@ -17,6 +17,11 @@ import (
 //
 //	          <-- renew                            please offer: time for new keys
 //
+// and each end says, at first and when it changes, whether the fast datapath may
+// be used on the link as far as it is concerned:
+//
+//	  fast    verdict, short id, port  -->  <-- fast
+//
 // Formats, big endian. Bytes that follow a message are ignored, so that later
 // versions may add fields; a type that is not known is ignored as a whole.
 //
@@ -24,6 +29,7 @@ import (
 //	answer   | 2 | round 4 | index 4 | key 32 | suite 1 | index of the offer 4 |
 //	confirm  | 3 | round 4 |
 //	renew    | 4 |
+//	fast     | 5 | verdict 1 | short id 2 | port 2 |
 
 // ControlType is the first byte of a message. Numbers are append-only.
 type ControlType uint8
@@ -34,6 +40,20 @@ const (
 	Answer  ControlType = 2
 	Confirm ControlType = 3
 	Renew   ControlType = 4
+	Fast    ControlType = 5
+)
+
+// Verdict is whether a peer uses the fast datapath on a link and, if not, why.
+// Numbers are append-only; one that is not known is a refusal.
+type Verdict uint8
+
+// Verdicts.
+const (
+	FastWilling   Verdict = 0
+	FastOff       Verdict = 1 // switched off by flag
+	FastNoKernel  Verdict = 2 // the kernel lacks something
+	FastEncrypted Verdict = 3 // frames must be encrypted, and only sleeve does that here
+	FastNoID      Verdict = 4 // no short id: too many peers, or for a moment
 )
 
 // Control is a message of link control. Which fields count depends on Type.
@@ -45,15 +65,29 @@ type Control struct {
 	Suites uint16   // offer: bit set of what the sender can do
 	Suite  uint8    // answer: the one chosen, a bit number of Suites
 	Offer  uint32   // answer: Index of the offer, so that it is not taken for that to another
+
+	Verdict Verdict // fast
+	ShortID uint16  // fast: of the sender, 12 bits; 0 for none
+	Port    uint16  // fast: UDP, where the sender's VXLAN is
 }
 
-const keysLen = 1 + 4 + 4 + 32
+const (
+	keysLen = 1 + 4 + 4 + 32
+	fastLen = 1 + 1 + 2 + 2
+	// MaxShortID is the largest short id of a peer.
+	MaxShortID = 1<<12 - 1
+)
 
 // Append appends the message to b.
 func (c *Control) Append(b []byte) []byte {
 	b = append(b, byte(c.Type))
-	if c.Type == Renew {
+	switch c.Type {
+	case Renew:
 		return b
+	case Fast:
+		b = append(b, byte(c.Verdict))
+		b = binary.BigEndian.AppendUint16(b, c.ShortID)
+		return binary.BigEndian.AppendUint16(b, c.Port)
 	}
 	b = binary.BigEndian.AppendUint32(b, c.Round)
 	switch c.Type {
@@ -86,11 +120,20 @@ func ParseControl(b []byte) (c Control, known bool, err error) {
 		n = 5
 	case Renew:
 		return c, true, nil
+	case Fast:
+		n = fastLen
 	default:
 		return c, false, nil
 	}
 	if len(b) < n {
 		return c, true, fmt.Errorf("link control type %d of %d bytes: %w", c.Type, len(b), ErrShort)
+	}
+	if c.Type == Fast {
+		c.Verdict, c.ShortID, c.Port = Verdict(b[1]), binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint16(b[4:])
+		if c.ShortID > MaxShortID {
+			return c, true, fmt.Errorf("link control type %d: short id %d: %w", c.Type, c.ShortID, ErrFormat)
+		}
+		return c, true, nil
 	}
 	c.Round = binary.BigEndian.Uint32(b[1:])
 	if c.Type == Confirm {

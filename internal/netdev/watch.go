@@ -1,0 +1,226 @@
+package netdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Watch looks at one network namespace and tells when its interfaces, routes
+// or neighbours' ways have changed. Make it with NewWatch. Its methods are safe
+// for concurrent use.
+type Watch struct {
+	ns netns.NsHandle
+	h  handle
+}
+
+// NewWatch watches the calling thread's network namespace, from whatever thread
+// its methods are called.
+func NewWatch() (*Watch, error) {
+	ns, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("watch interfaces: open the thread's network namespace: %w", err)
+	}
+	h, err := here()
+	if err != nil {
+		ns.Close()
+		return nil, fmt.Errorf("watch interfaces: %w", err)
+	}
+	return &Watch{ns, h}, nil
+}
+
+// Close gives back what NewWatch opened. Run has returned before.
+func (w *Watch) Close() {
+	w.h.Close()
+	w.ns.Close()
+}
+
+// Hop is how packets to an address leave the host.
+type Hop struct {
+	Ifindex int
+	Local   netip.Addr // their source
+	Gateway netip.Addr // the neighbour that they go to: the address itself, or a router
+}
+
+// Hop asks the routes for the way to an address.
+func (w *Watch) Hop(to netip.Addr) (Hop, error) {
+	routes, err := w.h.RouteGet(to.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return Hop{}, fmt.Errorf("find the route to %s: %w", to, errors.Join(err, notThere(len(routes) > 0 || err != nil)))
+	}
+	r := routes[0]
+	hop := Hop{Ifindex: r.LinkIndex, Gateway: to}
+	if local, ok := netip.AddrFromSlice(r.Src); ok {
+		hop.Local = local.Unmap()
+	}
+	if gw, ok := netip.AddrFromSlice(r.Gw); ok && !gw.IsUnspecified() {
+		hop.Gateway = gw.Unmap()
+	}
+	return hop, nil
+}
+
+// Port is a port of a bridge.
+type Port struct {
+	Name    string
+	Ifindex int
+}
+
+// Containers returns the ports of a bridge that are the host's ends of veth
+// pairs, but for those that are named, by index.
+func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
+	links, err := w.h.links()
+	if err != nil {
+		return nil, fmt.Errorf("list the ports of bridge %s: %w", bridge, err)
+	}
+	i := slices.IndexFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == bridge })
+	if i < 0 {
+		return nil, nil
+	}
+	var ports []Port
+	for _, l := range links {
+		a := l.Attrs()
+		if a.MasterIndex == links[i].Attrs().Index && l.Type() == "veth" && !slices.Contains(but, a.Name) {
+			ports = append(ports, Port{a.Name, a.Index})
+		}
+	}
+	slices.SortFunc(ports, func(a, b Port) int { return a.Ifindex - b.Ifindex })
+	return ports, nil
+}
+
+// Judged tells in words what of the host's netfilter sees frames that a bridge
+// passes from port to port, "" if nothing does: rules of the bridge family, and
+// those of IP where net.bridge.bridge-nf-call-iptables has bridged packets shown
+// to them. A fault in finding out is told as if there were some.
+func (w *Watch) Judged() string {
+	var shown bool
+	err := inThread(w.ns, func() error {
+		for _, key := range []string{"iptables", "ip6tables"} {
+			b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + key)
+			shown = shown || err == nil && strings.TrimSpace(string(b)) != "0"
+		}
+		return nil
+	})
+	if err != nil {
+		return err.Error()
+	}
+	if shown {
+		for _, legacy := range []string{"ip_tables_names", "ip6_tables_names"} {
+			err := inThread(w.ns, func() error {
+				b, err := os.ReadFile("/proc/thread-self/net/" + legacy)
+				if err == nil && len(b) > 0 {
+					return errors.New("iptables judges bridged packets: net.bridge.bridge-nf-call-iptables is set")
+				}
+				return nil
+			})
+			if err != nil {
+				return err.Error()
+			}
+		}
+	}
+	c, err := nftables.New(nftables.WithNetNSFd(int(w.ns)))
+	if err != nil {
+		return fmt.Sprintf("netfilter's rules can not be read: %v", err)
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return fmt.Sprintf("netfilter's rules can not be read: %v", err)
+	}
+	for _, ch := range chains {
+		if ch.Hooknum == nil {
+			continue
+		}
+		switch ch.Table.Family {
+		case nftables.TableFamilyBridge:
+			return fmt.Sprintf("rules judge bridged frames: table bridge %s", ch.Table.Name)
+		case nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyINet:
+			// Packets that are bridged cross these three. Weft's own rules leave them.
+			if ch.Table.Name == TableName {
+				continue
+			}
+			if h := *ch.Hooknum; shown && (h == *nftables.ChainHookPrerouting || h == *nftables.ChainHookForward || h == *nftables.ChainHookPostrouting) {
+				return fmt.Sprintf("rules judge bridged packets: chain %s of table %s, and net.bridge.bridge-nf-call-iptables is set", ch.Name, ch.Table.Name)
+			}
+		}
+	}
+	return ""
+}
+
+// Run calls changed when interfaces, addresses or routes have changed, until ctx
+// ends; once for what changes within settle.
+func (w *Watch) Run(ctx context.Context, changed func()) error {
+	wrap := func(what string, err error) error { return fmt.Errorf("watch %s: %w", what, err) }
+	done := make(chan struct{})
+	defer close(done)
+	wake := make(chan struct{}, 1)
+	fire := func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+	// What the kernel could not tell, as the socket was full, may be anything.
+	lost := func(error) { fire() }
+	links := make(chan netlink.LinkUpdate, 64)
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
+		return wrap("interfaces", err)
+	}
+	routes := make(chan netlink.RouteUpdate, 64)
+	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
+		return wrap("routes", err)
+	}
+	addrs := make(chan netlink.AddrUpdate, 64)
+	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
+		return wrap("addresses", err)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-links:
+			if !ok {
+				return wrap("interfaces", errEnded)
+			}
+		case _, ok := <-routes:
+			if !ok {
+				return wrap("routes", errEnded)
+			}
+		case _, ok := <-addrs:
+			if !ok {
+				return wrap("addresses", errEnded)
+			}
+		case <-wake:
+			// A container that starts makes a dozen messages.
+			for settled := time.After(settle); settled != nil; {
+				select {
+				case <-links:
+				case <-routes:
+				case <-addrs:
+				case <-settled:
+					settled = nil
+				}
+			}
+			changed()
+			continue
+		}
+		fire()
+	}
+}
+
+// settle is how long Run waits for more changes before it calls.
+const settle = 5 * time.Millisecond
+
+var errEnded = errors.New("the kernel's messages ended")
+
+// inThread runs f on a thread of its own in ns.
+func inThread(ns netns.NsHandle, f func() error) error {
+	return Do(fmt.Sprintf("/proc/self/fd/%d", int(ns)), f)
+}

@@ -1,0 +1,141 @@
+package netdev_test
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+)
+
+func newWatch(t *testing.T, ns string) (w *netdev.Watch) {
+	t.Helper()
+	do(t, ns, func() (err error) { w, err = netdev.NewWatch(); return err })
+	t.Cleanup(w.Close)
+	return w
+}
+
+func TestWatchSeesContainersAndRoutes(t *testing.T) {
+	host, far := nstest.New(t, "host"), nstest.New(t, "far")
+	nstest.Veth(t, 1500, host, "up", pfx("192.0.2.1/24"), far, "up", pfx("192.0.2.2/24"))
+	bridge(t, host)
+	w := newWatch(t, host)
+	changes := make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		ended <- w.Run(ctx, func() {
+			select {
+			case changes <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	// await waits for what a change brings about; the first may come before Run
+	// watches.
+	await := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.After(10 * time.Second); !ok(); {
+			select {
+			case <-changes:
+			case <-time.After(100 * time.Millisecond):
+			case <-deadline:
+				t.Fatalf("%s: not seen", what)
+			}
+		}
+	}
+	ports := func() int {
+		p, err := w.Containers("weft", "vethwe-bridge")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(p)
+	}
+	if ports() != 0 {
+		t.Error("a container before there is one")
+	}
+	c := nstest.New(t, "c")
+	attach(t, host, netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.1/12")}})
+	await("the container", func() bool { return ports() == 1 })
+
+	hop := func(to string) netdev.Hop {
+		h, err := w.Hop(netip.MustParseAddr(to))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	if h := hop("192.0.2.2"); h.Local.String() != "192.0.2.1" || h.Gateway.String() != "192.0.2.2" || h.Ifindex == 0 {
+		t.Errorf("the way to a neighbour: %+v", h)
+	}
+	if _, err := w.Hop(netip.MustParseAddr("198.51.100.1")); err == nil {
+		t.Error("a way to nowhere")
+	}
+	do(t, host, func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: nil, Gw: netip.MustParseAddr("192.0.2.2").AsSlice()})
+	})
+	await("the route", func() bool {
+		h, err := w.Hop(netip.MustParseAddr("198.51.100.1"))
+		return err == nil && h.Gateway.String() == "192.0.2.2"
+	})
+	do(t, host, func() error { return netdev.DeleteBridge("weft") })
+	await("the end", func() bool { return ports() == 0 })
+}
+
+func TestJudged(t *testing.T) {
+	host := nstest.New(t, "host")
+	w := newWatch(t, host)
+	table := func(family nftables.TableFamily, name string, hook *nftables.ChainHook, add bool) {
+		t.Helper()
+		do(t, host, func() error {
+			c, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			tb := &nftables.Table{Family: family, Name: name}
+			if add {
+				c.AddTable(tb)
+				c.AddChain(&nftables.Chain{Name: "c", Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
+			} else {
+				c.DelTable(tb)
+			}
+			return c.Flush()
+		})
+	}
+	shown := func(v string) {
+		t.Helper()
+		do(t, host, func() error { return os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(v), 0) })
+		do(t, host, func() error { return os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-ip6tables", []byte(v), 0) })
+	}
+	want := func(words string) {
+		t.Helper()
+		if got := w.Judged(); (got == "") != (words == "") || !strings.Contains(got, words) {
+			t.Errorf("judged by %q, want %q", got, words)
+		}
+	}
+	shown("1")
+	want("")
+	table(nftables.TableFamilyINet, "own", nftables.ChainHookInput, true)
+	want("") // bridged packets do not come in
+	table(nftables.TableFamilyIPv4, "docker", nftables.ChainHookForward, true)
+	want("table docker")
+	shown("0")
+	want("")
+	table(nftables.TableFamilyBridge, "wall", nftables.ChainHookForward, true)
+	want("table bridge wall")
+	table(nftables.TableFamilyBridge, "wall", nil, false)
+	want("")
+}

@@ -1,0 +1,83 @@
+// Package fastdp is the way of frames through the kernel: VXLAN, steered by
+// eBPF. It makes the devices, loads the programs, keeps the maps, and outlives
+// the router's process: programs and maps are pinned, and the next process
+// takes them over as they are.
+//
+//	container -- veth -- bridge weft -- vethwe-bridge (port) = vethwe-pcap
+//	     |                                 |  ^
+//	     |                       from_port |  | from_tap, from_vxlan: in at the port
+//	     | from_container         v        |  |
+//	     |                  weft-vxlan     +--+---> vethwe-tap <--> router
+//	     |                        |  from_vxlan
+//	     v                        v  ^
+//	  underlay interface  ----- UDP 6784 -----  other hosts
+//	                 from_underlay
+//
+// # Programs
+//
+//	from_port      egress of the bridge's port. Destination known, its peer
+//	               fast, frame fits: tunnel key, out by weft-vxlan. Else to the
+//	               TAP as it is.
+//	from_tap       ingress of the TAP. An untagged frame goes in at the port, as
+//	               if it came from outside. A tagged one is sent to where its
+//	               tag says, by weft-vxlan.
+//	from_vxlan     ingress of weft-vxlan. For this host: in at the port. For
+//	               another peer: out again to the next hop, one TTL less, or to
+//	               the TAP with a tag if the next hop is not fast. Probes are
+//	               echoed, echoes go to the TAP with a tag.
+//	from_container ingress of the host's end of a container's veth (express):
+//	               to another container of this host, or into VXLAN and out by
+//	               the underlay's interface, past bridge and VXLAN device.
+//	               What it can not finish goes on to the bridge, untouched.
+//	from_underlay  ingress of the underlay's interface (express): VXLAN for a
+//	               container of this host goes into it. What it can not finish
+//	               goes on to the host, untouched.
+//
+// # On the wire
+//
+// RFC 7348, UDP port 6784, flags 0x08, over IPv4 or IPv6, and in the 24 bits of
+// the VNI the short ids of the two peers at the ends, which relays keep:
+//
+//	| destination 12 | source 12 |
+//
+// A probe is a frame inside with source and destination address zero, which no
+// station has:
+//
+//	| zero 12 | ethertype 0x88b5 2 | op 1 | zero 1 | nonce 16 | zero ... |
+//
+// op 1 asks; the kernel of the peer echoes it with op 2 and all else the same,
+// ids exchanged, whether its router runs or not.
+//
+// # Tags
+//
+// A tag is in front of a frame on the TAP, in either direction; big endian:
+//
+//	| zero 12 | ethertype 0x88b5 2 | op 1 | reason 1 | source 2 | destination 2 |
+//	| ttl 1 | zero 3 | address 16 |                                    40 bytes
+//
+//	op 1 relay  up    a frame between two peers that this host's kernel can not
+//	                  pass on; reason says why, address is the host it came from
+//	op 2 echo   up    an echo that came back; address is who sent it
+//	op 3 send   down  to go out by weft-vxlan to address, source and destination
+//	                  in the VNI
+//
+// IPv4 addresses are written as IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2).
+//
+// # Maps
+//
+// bpf/weft.h draws their values. The router is the only writer, but for the
+// counters and the time of last use, which the kernel keeps.
+//
+//	config   what this host is: interfaces, own short id, flags
+//	macs     station -> short id of the peer behind which it is, and for one of
+//	         this host its veth
+//	peers    short id -> how frames for it leave this host
+//	remotes  outer address -> the neighbour that it is
+//	traffic  short id -> packets and bytes, per CPU
+//	drops    reason -> packets, per CPU
+//	events   stations seen where macs does not have them; pending bounds their
+//	         number to one for each station in 100 ms
+//
+// Two levels, so that a change of the routes is one write and touches no
+// station.
+package fastdp
