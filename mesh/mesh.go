@@ -99,6 +99,9 @@ type Config struct {
 	// Discover has every member dialled, not only the targets.
 	Discover bool
 	Targets  []string
+	// ShortID is the short id to begin with, 0 for that which the name gives.
+	// Which one the peer has in the end is in the Routes.
+	ShortID uint16
 	// Advertise is where the members are told to dial, if set; else they are
 	// told the addresses that this peer uses and is seen at.
 	Advertise []netip.AddrPort
@@ -226,7 +229,7 @@ func New(cfg Config) (*Mesh, error) {
 	var err error
 	m.topo, err = topology.New(topology.Config{
 		Self: m.self, Nickname: cfg.Nickname, Instance: m.instance, Signer: cfg.Identity,
-		Verifier: peer.Ed25519{}, Book: m.book, Start: m.start,
+		Verifier: peer.Ed25519{}, Book: m.book, Start: m.start, ShortID: cfg.ShortID,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the mesh as %s: %w", m.self, err)
@@ -393,6 +396,11 @@ func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.T
 	case now.Before(due):
 		next = due
 	default:
+		// Here, where changes that came together are worked off together: each
+		// choice of an id is told to the whole mesh.
+		if delta := m.topo.SettleShortID(); delta != nil {
+			m.engine.Announce(ChannelTopology, delta)
+		}
 		l.generation, l.routesAt = m.topo.Generation(), now
 		m.refreshView()
 		v := m.view.Load()

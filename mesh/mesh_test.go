@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -224,6 +225,43 @@ func TestRoutesForFramesFollowTheRoutersWord(t *testing.T) {
 	eventually(t, "a route", routed)
 	b.SetData(a.Self(), false, 0)
 	eventually(t, "no route", func() bool { return !routed() })
+}
+
+// Peers that launch with one short id, one of them behind the other, have
+// different ones soon, the lower name keeps it, and every router is told.
+func TestContestedShortIDIsSettledAndTold(t *testing.T) {
+	same := func(c *Config) { c.ShortID = 77 }
+	a := start(t, still, same)
+	b := start(t, still, same, to(a))
+	c := start(t, still, same, to(b))
+	all := []*node{a, b, c}
+	lowest := a.Self()
+	for _, n := range all {
+		if n.Self().Compare(lowest) < 0 {
+			lowest = n.Self()
+		}
+	}
+	told := func(n *node) (ids map[peer.Name]uint16, names map[uint16]peer.Name) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.route != nil {
+			ids, names = n.route.ShortIDs, n.route.ByShortID
+		}
+		return ids, names
+	}
+	eventually(t, "three ids, known alike", func() bool {
+		want, _ := told(a)
+		for _, n := range all {
+			ids, names := told(n)
+			if len(ids) != 3 || len(names) != 3 || names[77] != lowest || !maps.Equal(ids, want) || n.View().Routes().ShortIDs[n.Self()] == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	if _, err := New(Config{Identity: a.Identity(), ShortID: topology.MaxShortID + 1}); err == nil {
+		t.Error("starts with a short id that does not exist")
+	}
 }
 
 func TestTwoIslandsBecomeOneMesh(t *testing.T) {

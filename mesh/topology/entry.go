@@ -24,6 +24,7 @@ import (
 //	            flags u8
 //	            rtt   u8   see Link.Cost
 //	  ...   nickname u8   length, then UTF-8
+//	  ...   short id u16  1 to 4095, or 0 for none; entries of older peers end before it
 //	  ...   rest          what later formats append; kept and signed, not read
 //	len-64  signature 64  over "weft topology entry" and all bytes from offset 4 on before it
 const (
@@ -85,8 +86,12 @@ type Entry struct {
 	Version  uint64
 	Links    []Link // in order of To, no two alike, none to Name itself
 	Nickname string
+	// ShortID is what the peer says is its short id, 0 for none. Another may say
+	// the same: see Routes.ShortIDs.
+	ShortID uint16
 
-	raw []byte // the signed encoding
+	tells bool   // whether there was a short id to read
+	raw   []byte // the signed encoding
 }
 
 // sign fills raw. Fields must be within their limits.
@@ -104,6 +109,7 @@ func (e *Entry) sign(s peer.Signer) {
 	}
 	b = append(b, byte(len(e.Nickname)))
 	b = append(b, e.Nickname...)
+	b = binary.BigEndian.AppendUint16(b, e.ShortID)
 	binary.BigEndian.PutUint32(b, uint32(len(b)+peer.SignatureLen))
 	sig := s.Sign(signDomain, b[4:])
 	e.raw = append(b, sig[:]...)
@@ -179,6 +185,9 @@ func parseEntry(b []byte) (*Entry, int, error) {
 		return bad("nickname", errShort)
 	}
 	e.Nickname = string(rest[1 : 1+int(rest[0])])
+	if e.ShortID, e.tells, err = parseShortID(rest[1+int(rest[0]):]); err != nil {
+		return bad("short id", err)
+	}
 	return e, n, nil
 }
 

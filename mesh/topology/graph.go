@@ -16,6 +16,9 @@ type Graph struct {
 	// links[i] lists the neighbours of names[i] in order of index.
 	links   [][]edge
 	reaches bitset // from self, over links of any kind
+
+	shortIDs  map[peer.Name]uint16
+	byShortID map[uint16]peer.Name
 }
 
 type edge struct {
@@ -60,6 +63,7 @@ func (s *State) Graph() *Graph {
 			}
 		}
 	}
+	g.shortIDs, g.byShortID = shortIDs(entries)
 	s.graph = g
 	return g
 }
@@ -84,6 +88,8 @@ func (g *Graph) Routes(flags LinkFlags) *Routes {
 		Unicast:   make(map[peer.Name]peer.Name),
 		Broadcast: make(map[peer.Name][]peer.Name),
 		ByID:      make(map[uint32]peer.Name, len(g.names)),
+		ShortIDs:  g.shortIDs,
+		ByShortID: g.byShortID,
 	}
 	for _, n := range g.names {
 		if _, clash := r.ByID[n.ID()]; clash {

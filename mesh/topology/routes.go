@@ -17,4 +17,9 @@ type Routes struct {
 	// ByID finds a peer by its Name.ID, Self among them; an ID that two known
 	// peers share maps to the zero Name.
 	ByID map[uint32]peer.Name
+	// ShortIDs gives the short ids, 1 to MaxShortID, of all known peers that
+	// have one, reachable or not, Self among them. Of peers that say the same id
+	// only that of the lowest name is here. ByShortID is its inverse.
+	ShortIDs  map[peer.Name]uint16
+	ByShortID map[uint16]peer.Name
 }

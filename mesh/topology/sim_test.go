@@ -2,6 +2,7 @@ package topology
 
 import (
 	"bytes"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"testing"
@@ -34,10 +35,15 @@ func simIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
 
 // newSim links n peers at random, each to about degree others.
 func newSim(t testing.TB, seed uint64, n, degree int, loss float64) *sim {
+	return newSimWithIDs(t, seed, n, degree, loss, MaxShortID)
+}
+
+func newSimWithIDs(t testing.TB, seed uint64, n, degree int, loss float64, ids uint16) *sim {
 	w := &sim{rng: rand.New(rand.NewPCG(seed, 0)), now: epoch, loss: loss, sent: make([]uint64, n)}
 	for i := range n {
 		id := peer.Cheap{ID: peer.Key{1, byte(i >> 8), byte(i)}}
-		s, err := New(Config{Self: simName(i), Nickname: "sim", Instance: uint64(i), Signer: id, Verifier: id, Book: new(peer.Book), Start: epoch})
+		s, err := New(Config{Self: simName(i), Nickname: "sim", Instance: uint64(i), Signer: id, Verifier: id, Book: new(peer.Book), Start: epoch,
+			shortIDs: ids})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +137,37 @@ func (w *sim) step(t testing.TB, hops int) {
 				t.Fatal(err)
 			}
 		}
+		for _, n := range w.nodes {
+			if d := n.SettleShortID(); d != nil {
+				n.engine.Announce(1, d)
+			}
+		}
 	}
+}
+
+// shortIDs fails the test unless all living peers say the same of who has
+// which short id, and returns that.
+func (w *sim) shortIDs(t testing.TB) (ids map[peer.Name]uint16) {
+	t.Helper()
+	for i, n := range w.nodes {
+		if n.dead {
+			continue
+		}
+		g := n.Graph() // all routes of all peers take ten seconds
+		if ids == nil {
+			ids = g.shortIDs
+		}
+		if !maps.Equal(g.shortIDs, ids) {
+			t.Fatalf("peer %d knows other ids than the first", i)
+		}
+		if len(g.byShortID) != len(ids) {
+			t.Fatalf("%d ids of %d peers", len(g.byShortID), len(ids))
+		}
+		if got := ids[simName(i)]; got != n.own.ShortID {
+			t.Fatalf("peer %d says that it has id %d, all know %d", i, n.own.ShortID, got)
+		}
+	}
+	return ids
 }
 
 // differing counts the living peers that do not hold what most hold.
@@ -189,6 +225,9 @@ func TestThousandPeersConvergeUnderLossAndChurn(t *testing.T) {
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	t.Logf("%d MiB for all", mem.HeapAlloc>>20)
+	if ids := w.shortIDs(t); len(ids) != len(w.nodes) {
+		t.Errorf("%d of %d peers have a short id of their own", len(ids), len(w.nodes))
+	}
 	alive := 0
 	for _, n := range w.nodes {
 		if !n.dead {

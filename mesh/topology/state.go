@@ -1,17 +1,18 @@
 // Package topology holds the link-state database: one versioned, signed entry
 // for each peer, saying which neighbours it has; and computes the routes.
 //
-// State is one peer's copy. It changes by the peer's own doing (SetLinks)
-// and by Merge, and is a gossip.Channel. A link counts only if both
-// its ends list it. A peer that no path leads to any more is forgotten after a
-// grace, and what was forgotten is not learned again from a neighbour that is
-// slower to forget.
+// State is one peer's copy. It changes by the peer's own doing (SetLinks,
+// SettleShortID) and by Merge, and is a gossip.Channel. A link counts only if
+// both its ends list it. A peer that no path leads to any more is forgotten
+// after a grace, and what was forgotten is not learned again from a neighbour
+// that is slower to forget.
 //
 // Nothing here opens a socket, reads a clock or logs: times are arguments.
 // State is not safe for concurrent use; Graph and Routes are immutable.
 package topology
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -42,9 +43,14 @@ type Config struct {
 	Verifier peer.Verifier
 	// Book binds names to keys at first sight. The State adds to it.
 	Book *peer.Book
+	// ShortID is the short id to begin with, 0 for that which the name gives:
+	// the last one of the peer's former life spares the others a change.
+	ShortID uint16
 	// Start is the time of launch; versions begin at it, so that they rise over
 	// restarts. If the clock went back, the first exchange mends it.
 	Start time.Time
+
+	shortIDs uint16 // the highest short id, 0 for MaxShortID; lower in tests
 }
 
 // State is one peer's copy of the link-state database.
@@ -55,12 +61,14 @@ type State struct {
 	lost    map[peer.Name]time.Time // since when no path leads to it
 	buried  map[peer.Name]tombstone
 	refused []Refusal
+	shortID uint16 // that of own
 
 	sorted     []*Entry // the entries, in order of name
 	graph      *Graph   // of the entries as they are, nil after a change
 	digest     []byte   // of the entries as they are, nil after a change
 	generation uint64
-	rivals     int // times that another instance wrote as this peer
+	rivals     int  // times that another instance wrote as this peer
+	unsettled  bool // whether the short id may have to change
 }
 
 type tombstone struct {
@@ -88,17 +96,22 @@ var _ gossip.Channel = (*State)(nil)
 // New returns a State that knows of this peer alone. It binds the peer's own
 // name in the Book.
 func New(cfg Config) (*State, error) {
+	if cfg.ShortID > MaxShortID {
+		return nil, fmt.Errorf("short id %d: want at most %d", cfg.ShortID, MaxShortID)
+	}
 	if err := cfg.Book.Bind(cfg.Self, cfg.Signer.Key()); err != nil {
 		return nil, err
 	}
 	if len(cfg.Nickname) > maxNickname {
 		cfg.Nickname = cfg.Nickname[:maxNickname]
 	}
+	cfg.shortIDs = cmp.Or(cfg.shortIDs, MaxShortID)
 	s := &State{
 		cfg:     cfg,
 		entries: make(map[peer.Name]*Entry),
 		lost:    make(map[peer.Name]time.Time),
 		buried:  make(map[peer.Name]tombstone),
+		shortID: cmp.Or(cfg.ShortID, probe(cfg.Self, 0, cfg.shortIDs)),
 	}
 	s.publish(&Entry{Version: uint64(cfg.Start.UnixMicro())})
 	return s, nil
@@ -107,6 +120,7 @@ func New(cfg Config) (*State, error) {
 // publish signs e as this peer's entry and returns it as a delta.
 func (s *State) publish(e *Entry) []byte {
 	e.Name, e.Key, e.Instance, e.Nickname = s.cfg.Self, s.cfg.Signer.Key(), s.cfg.Instance, s.cfg.Nickname
+	e.ShortID, e.tells = s.shortID, true
 	e.sign(s.cfg.Signer)
 	s.own = e
 	s.put(e)
@@ -121,11 +135,13 @@ func (s *State) put(e *Entry) {
 		s.sorted = slices.Insert(s.sorted, i, e)
 	}
 	s.entries[e.Name] = e
+	s.unsettled = s.unsettled || e.ShortID == s.own.ShortID && e.Name.Compare(s.own.Name) < 0
 	s.changed()
 }
 
 func (s *State) changed() {
 	s.graph, s.digest = nil, nil
+	s.unsettled = s.unsettled || s.own.ShortID == 0
 	s.generation++
 }
 
@@ -184,11 +200,14 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 		}
 		// A flood brings each entry once from every neighbour.
 		if !h.stale(s.entries[h.name]) {
-			e, _, err := parseEntry(b)
-			if err != nil {
+			switch e, _, err := parseEntry(b); {
+			case errors.Is(err, errShortID): // older peers pass it on unread
+				s.refuse(from, h.name, err)
+			case err != nil:
 				return nil, fmt.Errorf("merge topology from %s: %w", from, err)
+			default:
+				in = append(in, e)
 			}
-			in = append(in, e)
 		}
 		b = b[h.length:]
 	}

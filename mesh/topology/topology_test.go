@@ -88,7 +88,7 @@ func exchange(t testing.TB, states ...*State) {
 
 func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 	id := identity(t, 1)
-	e := &Entry{Name: id.Name, Key: id.Key(), Instance: 7, Version: 9, Nickname: "web-1",
+	e := &Entry{Name: id.Name, Key: id.Key(), Instance: 7, Version: 9, Nickname: "web-1", ShortID: 4095,
 		Links: []Link{{To: peer.Name{2, 1}, Flags: LinkSession, Cost: 3}, {To: peer.Name{2, 2}, Flags: LinkData}}}
 	e.sign(id)
 	got, n, err := parseEntry(append(slices.Clone(e.raw), 1, 2, 3))
@@ -98,7 +98,7 @@ func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 	if !got.verify(peer.Ed25519{}) {
 		t.Error("the signature does not verify")
 	}
-	if got.Nickname != e.Nickname || !slices.Equal(got.Links, e.Links) ||
+	if got.Nickname != e.Nickname || got.ShortID != e.ShortID || !slices.Equal(got.Links, e.Links) ||
 		got.Version != e.Version || got.Instance != e.Instance || got.Key != e.Key || got.Name != e.Name {
 		t.Errorf("got %+v, want %+v", got, e)
 	}
@@ -370,6 +370,9 @@ func FuzzEntry(f *testing.F) {
 	e := &Entry{Name: id.Name, Key: id.Key(), Version: 9, Nickname: "x", Links: []Link{{To: peer.Name{2, 1}}}}
 	e.sign(id)
 	f.Add(e.raw)
+	for _, tail := range [][]byte{nil, {1}, {0, 7}, {0x0f, 0xff}, {0x10, 0}, {0, 7, 1, 2, 3}} {
+		f.Add(withTail(e, id, tail))
+	}
 	f.Add([]byte{0, 0, 0, 70, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, n, err := parseEntry(b)
@@ -379,10 +382,21 @@ func FuzzEntry(f *testing.F) {
 		if n > len(b) || len(e.raw) != n {
 			t.Fatalf("takes %d of %d bytes", n, len(b))
 		}
-		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Nickname: e.Nickname}
+		if e.ShortID > MaxShortID || e.ShortID != 0 && !e.tells {
+			t.Fatalf("short id %d, told: %t", e.ShortID, e.tells)
+		}
+		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Nickname: e.Nickname, ShortID: e.ShortID}
 		again.sign(id)
-		if _, m, err := parseEntry(again.raw); err != nil || m > n {
+		most := n
+		if !e.tells {
+			most += 2
+		}
+		got, m, err := parseEntry(again.raw)
+		if err != nil || m > most {
 			t.Fatalf("encoded again: %d bytes, %v", m, err)
+		}
+		if got.ShortID != e.ShortID || got.Nickname != e.Nickname || !slices.Equal(got.Links, e.Links) {
+			t.Fatalf("encoded again: %+v, was %+v", got, e)
 		}
 	})
 }
