@@ -47,9 +47,11 @@ check:
 	  echo "make check: site/pages/commands.md is not what the command tree says; run: make generate" >&2; exit 1; }
 	@rm -f site/pages/commands.md.new
 	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	GO=$(GO) .ci/generated
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
+	$(GO) generate ./router/fastdp
 	$(GO) run ./prog/weft gen-docs site/pages/commands.md
 
 fuzz:

@@ -27,7 +27,7 @@ var layers = [][]string{
 var pure = []string{
 	"mesh/peer", "mesh/topology", "mesh/dial",
 	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
-	"router/ethernet", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",
+	"router/ethernet", "router/fast", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",
 }
 
 var impure = []string{

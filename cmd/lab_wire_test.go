@@ -87,8 +87,10 @@ func say(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr, text
 func TestUnderlayShowsNoPlainText(t *testing.T) {
 	t.Parallel()
 	const secret, open, end = "what the containers say to each other", "what the hosts say to each other", "enough of it"
-	for _, password := range []string{"password of the lab", ""} {
-		lab := upLab(t, testbed.Config{Hosts: 2, Password: password})
+	for _, c := range []testbed.Config{{Password: "password of the lab"}, {Flags: []string{"--no-fastdp"}}} {
+		c.Hosts = 2
+		password := c.Password
+		lab := upLab(t, c)
 		a := addContainer(t, lab, 2, "a")[0].Addr()
 		addContainer(t, lab, 1, "b")
 		reach(t, lab, at(1, "b"), a)

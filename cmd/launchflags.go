@@ -40,7 +40,8 @@ type launchFlags struct {
 	password, passwordFile        string
 	acceptPasswordFiles           []string
 	trustedSubnets                string
-	noDiscovery, resume, noFastdp bool
+	noDiscovery, resume           bool
+	noFastdp, noExpress           bool
 	noTAPOffload, noUDPOffload    bool
 	connLimit                     int
 	allocInit, allocRange         string
@@ -72,6 +73,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.allocRange6, "ipalloc-range6", "", "IPv6 range to give addresses from (none)")
 	fs.IntVar(&f.mtu, "mtu", daemon.DefaultMTU, "MTU of containers, in bytes")
 	fs.BoolVar(&f.noFastdp, "no-fastdp", false, "do not use the fast datapath")
+	fs.BoolVar(&f.noExpress, "no-express", false, "have frames of the fast datapath cross the bridge, not pass by it")
 	fs.BoolVar(&f.noTAPOffload, "no-tap-offload", false, "take and give frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&f.noUDPOffload, "no-udp-offload", false, "send and receive packets one by one, for kernels with faults")
 	fs.StringVar(&f.bridge, "bridge", netdev.BridgeName, "name of the bridge")
@@ -126,7 +128,7 @@ func setFromEnv(fs *pflag.FlagSet, lookup func(string) (string, bool)) (set []st
 func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (*daemon.Config, error) {
 	c := &daemon.Config{
 		Peers: peers, Resume: f.resume, Port: f.port, NoDiscovery: f.noDiscovery, ConnLimit: f.connLimit,
-		MTU: f.mtu, NoFastdp: f.noFastdp, NoTAPOffload: f.noTAPOffload, NoUDPOffload: f.noUDPOffload, Bridge: f.bridge, StateDir: f.stateDir, Socket: socket,
+		MTU: f.mtu, NoFastdp: f.noFastdp, NoExpress: f.noExpress, NoTAPOffload: f.noTAPOffload, NoUDPOffload: f.noUDPOffload, Bridge: f.bridge, StateDir: f.stateDir, Socket: socket,
 		StatusAddr: f.statusAddr, RangeGiven: fs.Changed("ipalloc-range"),
 		ProtocolMin: f.protocolMin, ProtocolMax: f.protocolMax,
 	}

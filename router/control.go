@@ -11,6 +11,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/udp"
@@ -88,6 +89,12 @@ const rttEvery = 5 * time.Second
 // controlLoop owns the links until ctx ends.
 func (r *Router) controlLoop(ctx context.Context) error {
 	r.ctl = r.newControlLane()
+	var echoes chan echo
+	var learned chan ethernet.MAC
+	if r.fast != nil && r.fast.dp != nil {
+		echoes, learned = r.fast.echoes, r.fast.learned
+		r.refreshFast()
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	sweep := time.NewTicker(sweepEvery)
@@ -107,9 +114,15 @@ func (r *Router) controlLoop(ctx context.Context) error {
 					r.step(l, l.machine.Tick(now))
 				}
 			}
+		case e := <-echoes:
+			r.fastEchoed(e)
+		case m := <-learned:
+			r.copyStation(m)
 		case <-sweep.C:
 			r.macs.Expire(r.since())
+			r.syncStations()
 		}
+		r.tickFast(time.Now())
 		r.flushProbes()
 		timer.Reset(r.untilNext())
 	}
@@ -124,6 +137,9 @@ func (r *Router) untilNext() time.Duration {
 		if !l.deadline.IsZero() {
 			next = min(next, l.deadline.Sub(now))
 		}
+	}
+	if t := r.fast.next(); !t.IsZero() {
+		next = min(next, t.Sub(now))
 	}
 	return max(next, time.Millisecond)
 }
@@ -175,6 +191,7 @@ func (r *Router) neighbourUp(n Neighbour) {
 	var effects []link.Effect
 	l.machine, effects = link.New(cfg, time.Now())
 	r.step(l, effects)
+	r.fastUp(l, time.Now())
 	r.rebuild()
 }
 
@@ -192,6 +209,7 @@ func (r *Router) neighbourDown(name peer.Name) {
 	}
 	l.tx.Store(nil)
 	l.room.Store(0)
+	r.fastDown(name, time.Now())
 	r.rebuild()
 	if l.told.up {
 		r.linksLost.Add(1)
@@ -218,6 +236,10 @@ func (r *Router) handleControl(from peer.Name, msg []byte) {
 		r.log.Debug("link control from a peer that is no neighbour", "peer", from)
 		return
 	}
+	if c, known, err := wire.ParseControl(msg); err == nil && known && c.Type == wire.Fast {
+		r.fastControl(from, c)
+		return
+	}
 	effects, err := l.machine.Control(time.Now(), msg)
 	if err != nil {
 		r.log.Warn("link control refused", "peer", from, "err", err)
@@ -230,9 +252,12 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 	r.routes = routes
 	r.rebuild()
 	for name := range old.Unicast {
-		if _, ok := routes.Unicast[name]; !ok {
+		if _, ok := routes.Unicast[name]; !ok && !r.fast.keeps(name) {
 			r.macs.Forget(name)
 		}
+	}
+	if r.fast != nil {
+		r.fast.dirty = true
 	}
 }
 
@@ -257,7 +282,9 @@ func (r *Router) step(l *sleeve, effects []link.Effect) {
 		r.effect(l, e)
 	}
 	l.deadline = l.machine.Next()
-	r.tell(l, l.publish())
+	state := l.publish()
+	r.fastMoved(l, time.Now())
+	r.tell(l, state)
 }
 
 func (r *Router) effect(l *sleeve, e link.Effect) {

@@ -15,6 +15,8 @@ type fib struct {
 	paths map[peer.Name]*path
 	// trees gives the links for what each source sent to all.
 	trees map[peer.Name][]*sleeve
+	// byShort are the peers by short id.
+	byShort map[uint16]peer.Name
 	// all is the head of our own frames to all peers.
 	all wire.Head
 }
@@ -26,7 +28,7 @@ type path struct {
 }
 
 func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve) *fib {
-	f := &fib{self: self, routes: routes, paths: make(map[peer.Name]*path), trees: make(map[peer.Name][]*sleeve)}
+	f := &fib{self: self, routes: routes, byShort: routes.ByShortID, paths: make(map[peer.Name]*path), trees: make(map[peer.Name][]*sleeve)}
 	f.all = f.head(self, peer.Broadcast)
 	for dst, next := range routes.Unicast {
 		l, ok := links[next]

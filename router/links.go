@@ -64,6 +64,15 @@ type sleeve struct {
 	complain *rate.Limiter // of ICMP answers
 
 	status atomic.Pointer[machineStatus]
+	fast   atomic.Pointer[fastStatus] // nil without a fast datapath
+}
+
+// fastStatus is how the link's fast datapath is.
+type fastStatus struct {
+	up, express bool
+	reason      string // why not up, or why not express
+	rtt         time.Duration
+	mtu         int // of containers' packets that pass, if up
 }
 
 // told is what the mesh was told last.

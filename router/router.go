@@ -78,6 +78,9 @@ type Config struct {
 	// packet cross the kernel by itself. Both are found out by trying where they
 	// are not set; these are for kernels or cards with faults.
 	NoTAPOffload, NoUDPOffload bool
+	// Fast is how the fast datapath is to be. If nil, or if the kernel refuses
+	// eBPF, the TAP is a port of the bridge and there is none.
+	Fast *FastConfig
 	// TAPKernel and UDPKernel are what is asked for offloads: this host's kernel
 	// if nil. Tests put lesser ones in.
 	TAPKernel *tap.Kernel
@@ -111,6 +114,7 @@ type Router struct {
 	done    chan struct{} // closed when Run has returned
 	calls   chan func()   // for the control goroutine
 	events  chan event    // likewise, from lanes
+	fast    *fastpath     // nil: there is none, and nobody asked for it
 
 	// Control goroutine only.
 	links  map[peer.Name]*sleeve
@@ -194,6 +198,15 @@ func (r *Router) openTAP() (tap.Queue, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.cfg.Fast != nil {
+		if r.fast, err = r.openFast(name, q); err != nil {
+			q.Close()
+			return nil, err
+		}
+		if r.fast.dp != nil {
+			return q, nil
+		}
+	}
 	if err := netdev.AddPort(r.cfg.Bridge, name, r.cfg.MTU); err != nil {
 		q.Close()
 		return nil, err
@@ -230,6 +243,9 @@ func (r *Router) Close() {
 		for _, q := range r.queues {
 			_ = q.Close()
 		}
+		if r.fast != nil {
+			r.fast.close()
+		}
 	})
 }
 
@@ -249,6 +265,9 @@ func (r *Router) Run(ctx context.Context) error {
 	defer r.Close()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.controlLoop(gctx) })
+	if r.fast != nil {
+		g.Go(func() error { return r.runFast(gctx) })
+	}
 	g.Go(func() error {
 		<-gctx.Done()
 		r.Close() // ends the reads

@@ -6,8 +6,17 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
+)
+
+// Kinds of links.
+const (
+	Sleeve = "sleeve" // encrypted UDP, in user space
+	Fastdp = "fastdp" // VXLAN, in the kernel
 )
 
 // LinkStatus is how a link is at one moment.
@@ -16,8 +25,9 @@ type LinkStatus struct {
 	Addr    netip.AddrPort `json:"addr"` // where the peer is, as far as is known
 	Dialled bool           `json:"dialled"`
 	State   string         `json:"state"`            // pending, established, failed
-	Reason  string         `json:"reason,omitempty"` // in words, if not established
-	Kind    string         `json:"kind"`             // sleeve
+	Reason  string         `json:"reason,omitempty"` // in words: why not established, not fast, not express
+	Kind    string         `json:"kind"`             // Sleeve or Fastdp
+	Express bool           `json:"express"`          // Fastdp, past the bridge
 	Cipher  string         `json:"cipher,omitempty"` // once keys are agreed
 	// MTU is the largest IP packet of a container that goes to the peer's host
 	// in one piece, in bytes; 0 if not established.
@@ -33,6 +43,27 @@ type LinkStatus struct {
 	RxFrames  uint64 `json:"rx_frames"`
 	// Drops by reason, those that are not zero.
 	Drops map[string]uint64 `json:"drops,omitempty"`
+}
+
+// FastStatus is how the kernel's part is at one moment.
+type FastStatus struct {
+	// Off says in words why there is none, "" if there is.
+	Off string `json:"off,omitempty"`
+	// Stations is how many stations of other hosts it carries frames of.
+	Stations int `json:"stations"`
+	// Peers has what went by VXLAN, by the peer at the other end, those with any.
+	Peers map[peer.Name]fastdp.Traffic `json:"peers,omitempty"`
+	// Drops by reason, those that are not zero.
+	Drops map[string]uint64 `json:"drops,omitempty"`
+}
+
+// Station is an entry of the MAC table.
+type Station struct {
+	mac.Entry
+	// Frames of the station that the kernel's part carried; bytes of Ethernet
+	// frame.
+	TxPackets, TxBytes uint64 // from it
+	RxPackets, RxBytes uint64 // to it
 }
 
 // Status is how the router is at one moment.
@@ -111,7 +142,7 @@ func (r *Router) Link(name peer.Name) (LinkStatus, bool) {
 
 func (l *sleeve) describe() LinkStatus {
 	s := LinkStatus{
-		Peer: l.peer, Dialled: l.dialled, Kind: "sleeve",
+		Peer: l.peer, Dialled: l.dialled, Kind: Sleeve,
 		TxPackets: l.txPackets.Load(), TxBytes: l.txBytes.Load(), TxFrames: l.txFrames.Load(),
 		RxPackets: l.rxPackets.Load(), RxBytes: l.rxBytes.Load(), RxFrames: l.rxFrames.Load(),
 		Drops: l.drops.counts(),
@@ -119,8 +150,79 @@ func (l *sleeve) describe() LinkStatus {
 	if m := l.status.Load(); m != nil {
 		s.Addr, s.State, s.Reason, s.Cipher, s.MTU, s.RTT = m.addr, m.state.String(), m.reason, m.suite, m.mtu, m.rtt
 	}
+	if f := l.fast.Load(); f != nil && s.State == link.Established.String() {
+		if s.Reason = f.reason; f.up {
+			s.Kind, s.Express, s.RTT = Fastdp, f.express, f.rtt
+			s.MTU = max(s.MTU, f.mtu)
+		}
+	}
 	return s
 }
 
-// MACs returns the addresses that the switch knows, ordered.
-func (r *Router) MACs() []mac.Entry { return r.macs.Entries(r.since()) }
+// Stations returns the addresses that the switch knows, ordered.
+func (r *Router) Stations() []Station {
+	kernel := r.kernelStations()
+	boot := bootTime()
+	var all []Station
+	for _, e := range r.macs.Entries(r.since()) {
+		s := Station{Entry: e}
+		if k, ok := kernel[e.MAC]; ok {
+			s.TxPackets, s.TxBytes, s.RxPackets, s.RxBytes = k.TxPackets, k.TxBytes, k.RxPackets, k.RxBytes
+			s.Age = min(s.Age, max(0, boot-time.Duration(k.Seen)))
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func (r *Router) kernelStations() map[ethernet.MAC]fastdp.MACEntry {
+	if r.fast == nil || r.fast.dp == nil {
+		return nil
+	}
+	all := make(map[ethernet.MAC]fastdp.MACEntry)
+	if err := r.fast.dp.MACs(func(m [6]byte, e fastdp.MACEntry) bool { all[m] = e; return true }); err != nil {
+		r.log.Debug("read the kernel's stations", "err", err)
+	}
+	return all
+}
+
+// Fast reads the counters of the kernel's part; ok is false if there is none
+// and nobody asked for one.
+func (r *Router) Fast() (s FastStatus, ok bool) {
+	f := r.fast
+	if f == nil {
+		return s, false
+	}
+	if s.Off = f.why; f.dp == nil {
+		return s, true
+	}
+	s.Drops = f.dp.Drops()
+	fib := r.fib.Load()
+	carries := make(map[peer.Name]bool)
+	for name, id := range fib.routes.ShortIDs {
+		if name == r.self {
+			continue
+		}
+		t, err := f.dp.Traffic(id)
+		if err != nil {
+			r.log.Debug("read the kernel's traffic", "peer", name, "err", err)
+			continue
+		}
+		if t != (fastdp.Traffic{}) {
+			if s.Peers == nil {
+				s.Peers = make(map[peer.Name]fastdp.Traffic)
+			}
+			s.Peers[name] = t
+		}
+		if p, ok := fib.paths[name]; ok {
+			show := p.link.fast.Load()
+			carries[name] = show != nil && show.up
+		}
+	}
+	for _, e := range r.kernelStations() {
+		if carries[fib.byShort[e.Peer]] {
+			s.Stations++
+		}
+	}
+	return s, true
+}

@@ -3,6 +3,7 @@ package router
 import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastdp"
 	"github.com/weft-net/weft/router/flow"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
@@ -14,6 +15,12 @@ import (
 func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	f := frame{buf: t.Buf, at: tap.Headroom, end: len(t.Buf), own: true}
 	ln.light = t.Light
+	if r.fast != nil {
+		if tag, ok := fastdp.ParseTag(f.bytes()); ok {
+			r.fromKernel(ln, t, tag)
+			return
+		}
+	}
 	super := t.Header.Kind != offload.None
 	frames := 1
 	switch {
@@ -90,8 +97,12 @@ func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet
 	case !src.IsStation():
 		d.add(DropBadSource)
 	default:
-		if r.macs.Learn(src, at, ln.now) == mac.Full {
+		switch r.macs.Learn(src, at, ln.now) {
+		case mac.Added, mac.Moved:
+			r.fast.learnedStation(src)
+		case mac.Full:
 			r.macsRefused.Add(1)
+			r.fast.learnedStation(src) // it may be known elsewhere
 		}
 		return dst, true
 	}

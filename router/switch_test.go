@@ -59,7 +59,7 @@ func TestPeerThatIsGoneIsForgotten(t *testing.T) {
 		m.say(2, frameOf(ethernet.Broadcast, macOf(2), 60, 1))
 		m.edges = m.edges[:1]
 		m.route()
-		if macs := m.nodes[0].MACs(); len(macs) != 0 {
+		if macs := m.nodes[0].Stations(); len(macs) != 0 {
 			t.Errorf("node 0 still knows %v", macs)
 		}
 	})
@@ -257,7 +257,7 @@ func TestTooBigForALink(t *testing.T) {
 		shrunk.room.Store(1000)
 		answer("DF at a relay", ipv4(macOf(3), macOf(0), 1400, 0x40), 1000-wire.RoutedLen-14)
 		for _, n := range m.nodes[:2] {
-			for _, e := range n.MACs() {
+			for _, e := range n.Stations() {
 				if e.MAC == macOf(3) && e.Peer != nameOf(3) {
 					t.Errorf("%s believes %s to be behind %s", n.name, e.MAC, e.Peer)
 				}

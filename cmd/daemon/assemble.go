@@ -68,6 +68,10 @@ func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ 
 	h.router, err = router.New(router.Config{
 		Host: at, Port: int(m.Port()), Bridge: c.Bridge, TAP: netdev.TAPName, MTU: c.MTU, Log: log.With("part", "router"),
 		NoTAPOffload: c.NoTAPOffload, NoUDPOffload: c.NoUDPOffload,
+		Fast: &router.FastConfig{
+			PinDir: c.pinDir(), Port: int(m.Port()) + 1, Off: c.NoFastdp, NoExpress: c.NoExpress,
+			Encrypt: len(c.Passwords) > 0, Trusted: c.TrustedSubnets,
+		},
 	}, control{m})
 	if err != nil {
 		return nil, err

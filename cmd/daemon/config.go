@@ -44,8 +44,10 @@ type Config struct {
 	DefaultSubnet netip.Prefix // as Range unless given
 	Range6        netip.Prefix // the zero Prefix: none
 
-	MTU      int // of containers, bytes of IP packet
-	NoFastdp bool
+	MTU int // of containers, bytes of IP packet
+	// NoFastdp has all frames go by sleeve; NoExpress has those of the fast
+	// datapath cross the bridge.
+	NoFastdp, NoExpress bool
 	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
 
@@ -92,5 +94,9 @@ const (
 	// LogFile is where launch sends the output of a router in the background.
 	LogFile = "weft.log"
 )
+
+// pinDir is where the fast datapath pins what outlives the router: beside the
+// socket, in a file system of its own.
+func (c *Config) pinDir() string { return filepath.Join(filepath.Dir(c.Socket), "bpf") }
 
 func (c *Config) path(file string) string { return filepath.Join(c.StateDir, file) }

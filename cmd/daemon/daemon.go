@@ -21,6 +21,7 @@ import (
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fastdp"
 )
 
 const (
@@ -238,7 +239,10 @@ func (d *daemon) sweep(ctx context.Context) {
 // Erase removes everything that a router that does not run has left on the
 // host: its interfaces, its rules, its state and its socket.
 func Erase(c *Config) error {
-	errs := []error{netdev.DeleteAll(c.Bridge, netdev.TAPName)}
+	errs := []error{
+		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
+		netdev.DeleteAll(c.Bridge, netdev.TAPName),
+	}
 	var files []string
 	for _, f := range []string{storeFile, ipamFile, ipam6File} {
 		found, err := filepath.Glob(c.path(f) + "*") // those set aside too

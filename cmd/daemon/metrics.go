@@ -27,7 +27,10 @@ var (
 	unreachablePct = gauge("ipam_unreachable_percentage", "Share of the address range owned by peers that can not be reached, 0 to 100.")
 	pendingAlloc   = gauge("ipam_pending_allocates", "Allocations that wait.")
 	pendingClaims  = gauge("ipam_pending_claims", "Claims that wait.")
-	flows          = gauge("flows", "Flows of the fast datapath.")
+	flows          = gauge("flows", "Stations of other hosts that the fast datapath carries frames of.")
+	fastdpBytes    = counter("fastdp_bytes_total", "Bytes of frames that the fast datapath carried, by the peer at the other end.", "peer", "direction")
+	fastdpPackets  = counter("fastdp_packets_total", "Frames that the fast datapath carried, by the peer at the other end.", "peer", "direction")
+	fastdpDrops    = counter("fastdp_drops_total", "Frames that the fast datapath dropped.", "reason")
 	peers          = gauge("peers", "Peers of the mesh, this one among them.")
 	linkBytes      = counter("link_bytes_total", "Bytes of frames carried.", "peer", "type", "direction")
 	linkPackets    = counter("link_packets_total", "Frames carried.", "peer", "type", "direction")
@@ -69,6 +72,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.add(peers, float64(len(r.Router.Peers)))
 	for _, k := range r.Router.Connections {
 		s.connection(k)
+	}
+	for _, p := range r.Router.Fastdp.Peers {
+		s.fastdp(p)
+	}
+	for reason, n := range r.Router.Fastdp.Drops {
+		s.add(fastdpDrops, float64(n), reason)
 	}
 	for reason, n := range r.Router.Drops {
 		s.add(drops, float64(n), reason)
@@ -137,6 +146,15 @@ func (s sums) connection(k api.Connection) {
 	s.add(linkPackets, float64(k.TxPackets), k.Name, k.Kind, "tx")
 	for reason, n := range k.Drops {
 		s.add(linkDrops, float64(n), k.Name, k.Kind, reason)
+	}
+}
+
+func (s sums) fastdp(p api.FastdpPeer) {
+	for direction, n := range map[string][2]uint64{
+		"rx": {p.RxPackets, p.RxBytes}, "tx": {p.TxPackets, p.TxBytes}, "relayed": {p.RelayedPackets, p.RelayedBytes},
+	} {
+		s.add(fastdpPackets, float64(n[0]), p.Name, direction)
+		s.add(fastdpBytes, float64(n[1]), p.Name, direction)
 	}
 }
 

@@ -36,11 +36,13 @@ func (h *host) Report(r *api.Report) {
 	}
 	h.connections(&r.Router, ms, rs, now)
 	h.peers(&r.Router, ms)
-	for _, e := range h.router.MACs() {
+	for _, e := range h.router.Stations() {
 		r.Router.MACs = append(r.Router.MACs, api.MAC{
 			MAC: e.MAC.String(), Name: e.Peer.String(), NickName: h.mesh.View().Nickname(e.Peer), LastSeen: now.Add(-e.Age),
+			TxPackets: e.TxPackets, RxPackets: e.RxPackets, TxBytes: e.TxBytes, RxBytes: e.RxBytes,
 		})
 	}
+	h.fastdp(&r.Router)
 	for _, p := range ms.Problems {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%d times, last %s)", p.Text, p.Count, p.Last.Format(time.TimeOnly)))
 	}
@@ -93,7 +95,8 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			Encrypted: true, RTT: s.RTT, Info: "waiting for the link",
 		}
 		if l, ok := links[s.Peer]; ok {
-			c.Kind, c.MTU = l.Kind, l.MTU
+			c.Kind, c.MTU, c.Express = l.Kind, l.MTU, l.Express
+			c.Encrypted = l.Kind == router.Sleeve
 			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
 			c.Info = l.Reason
 			if l.State == "established" {
@@ -135,15 +138,34 @@ func whyWaiting(k dial.Candidate, now time.Time) string {
 	return fmt.Sprintf("%v; tried again in %v", k.Err, wait)
 }
 
+// fastdp fills in what the kernel counted.
+func (h *host) fastdp(out *api.Router) {
+	s, ok := h.router.Fast()
+	if !ok {
+		return
+	}
+	out.Flows = s.Stations
+	out.Fastdp = api.Fastdp{Off: s.Off, Drops: s.Drops}
+	for n, t := range s.Peers {
+		out.Fastdp.Peers = append(out.Fastdp.Peers, api.FastdpPeer{
+			Name: n.String(), NickName: h.mesh.View().Nickname(n), RxPackets: t.RxPackets, TxPackets: t.TxPackets,
+			RxBytes: t.RxBytes, TxBytes: t.TxBytes, RelayedPackets: t.RelayedPackets, RelayedBytes: t.RelayedBytes,
+		})
+	}
+	slices.SortFunc(out.Fastdp.Peers, func(a, b api.FastdpPeer) int { return cmp.Compare(a.Name, b.Name) })
+}
+
 // notAtItsBest says what keeps a link that works from being faster.
 func (h *host) notAtItsBest(l router.LinkStatus) string {
 	switch {
+	case l.Kind == router.Fastdp && l.Express:
+		return ""
+	case l.Kind == router.Fastdp:
+		return "no express: " + l.Reason
 	case l.MTU > 0 && l.MTU < h.config.MTU:
-		return fmt.Sprintf("packets of containers over %d bytes are cut in parts: the path carries no larger ones", l.MTU)
-	case h.config.NoFastdp:
-		return "the fast datapath is switched off"
+		return fmt.Sprintf("no fastdp: %s; packets of containers over %d bytes are cut in parts: the path carries no larger ones", l.Reason, l.MTU)
 	}
-	return "this version has no fast datapath"
+	return "no fastdp: " + l.Reason
 }
 
 func (h *host) peers(out *api.Router, ms mesh.Status) {

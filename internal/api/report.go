@@ -53,8 +53,27 @@ type Router struct {
 	HandshakeFailures map[string]uint64
 	// Drops counts frames that no link can be blamed for, by reason.
 	Drops map[string]uint64
-	// Flows is the number of pairs of MACs that the fast datapath carries.
-	Flows int
+	// Flows is the number of stations of other hosts that the fast datapath
+	// carries frames of: weave counted pairs of stations, which its kernel module
+	// had entries for.
+	Flows  int
+	Fastdp Fastdp
+}
+
+// Fastdp is the state of the fast datapath in the kernel.
+type Fastdp struct {
+	Off   string // why there is none, "" if there is
+	Peers []FastdpPeer
+	Drops map[string]uint64 // frames, by reason
+}
+
+// FastdpPeer counts the frames that went by the kernel, by the peer at the other
+// end. Bytes are of Ethernet frames.
+type FastdpPeer struct {
+	Name, NickName               string
+	RxPackets, TxPackets         uint64
+	RxBytes, TxBytes             uint64
+	RelayedPackets, RelayedBytes uint64 // for the peer, passed on for others
 }
 
 // Peer is one router of the mesh, this one among them.
@@ -93,6 +112,7 @@ type Connection struct {
 	NickName string
 	// Kind of the link: sleeve, fastdp; empty without one.
 	Kind      string
+	Express   bool // fastdp past the bridge
 	Encrypted bool
 	MTU       int           // largest inner IP packet that passes whole, bytes; 0: unknown
 	RTT       time.Duration // nanoseconds in JSON; 0: unknown
@@ -123,6 +143,9 @@ type MAC struct {
 	Name     string
 	NickName string
 	LastSeen time.Time
+	// Frames from and to it that the fast datapath carried.
+	TxPackets, RxPackets uint64
+	TxBytes, RxBytes     uint64
 }
 
 // Queue is a bounded queue; Drops counts what found it full.

@@ -99,9 +99,14 @@ func (r *Report) connections(w io.Writer) {
 		}
 		kind := "-"
 		if c.Kind != "" {
-			kind = c.Kind + " unencrypted"
+			kind = c.Kind
+			if c.Express {
+				kind += " express"
+			}
 			if c.Encrypted {
-				kind = c.Kind + " encrypted"
+				kind += " encrypted"
+			} else {
+				kind += " unencrypted"
 			}
 		}
 		who := "-"

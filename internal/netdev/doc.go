@@ -27,5 +27,10 @@ const (
 	TAPName    = "vethwe-tap" // the router's port of the bridge
 	HostPrefix = "vethwe"     // every interface of the host that is not the bridge
 	IfaceName  = "ethwe"      // the interface in a container
-	TableName  = "weft"       // the nftables table, family inet
+	// With the fast datapath the TAP is no port. The port is one end of a veth
+	// pair, which has a carrier whether the router runs or not.
+	PortName     = "vethwe-bridge"
+	PortPeerName = "vethwe-pcap"
+	VXLANName    = "vethwe-vxlan"
+	TableName    = "weft" // the nftables table, family inet
 )

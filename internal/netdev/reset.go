@@ -6,8 +6,8 @@ import (
 )
 
 // DeleteAll removes everything that weft may have left in the calling thread's
-// namespace: the bridge, the TAP, the host's ends of all containers' veth
-// pairs (and so their other ends) and the nftables table. It goes on after an
+// namespace: the bridge, the TAP, the VXLAN device, the host's ends of all
+// containers' veth pairs (and so their other ends) and the nftables table. It goes on after an
 // error and returns them all.
 func DeleteAll(bridge, tap string) error {
 	h, err := here()
@@ -20,7 +20,7 @@ func DeleteAll(bridge, tap string) error {
 	for _, l := range links {
 		name := l.Attrs().Name
 		if name == tap || name == bridge && l.Type() == "bridge" ||
-			strings.HasPrefix(name, HostPrefix) && l.Type() == "veth" {
+			strings.HasPrefix(name, HostPrefix) && (l.Type() == "veth" || l.Type() == "vxlan") {
 			errs = append(errs, h.delete(l))
 		}
 	}

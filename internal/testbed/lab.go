@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/internal/netdev"
 )
 
@@ -157,12 +159,26 @@ func Down(name string) error {
 	for _, ns := range found {
 		errs = append(errs, netdev.DeleteNS(ns))
 	}
+	errs = append(errs, unmountAll(folder(name)))
 	if err := os.RemoveAll(folder(name)); err != nil {
 		errs = append(errs, fmt.Errorf("remove the files of lab %s: %w", name, err))
 	}
 	// Both folders may be in use, by another lab or by the host's own router.
 	os.Remove(root)
 	os.Remove(filepath.Dir(root))
+	return errors.Join(errs...)
+}
+
+// unmountAll unmounts what the routers of a lab have mounted in their folders,
+// one level down.
+func unmountAll(lab string) error {
+	all, err := filepath.Glob(filepath.Join(lab, "h*", "bpf"))
+	errs := []error{err}
+	for _, path := range all {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
+		}
+	}
 	return errors.Join(errs...)
 }
 

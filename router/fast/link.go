@@ -128,6 +128,14 @@ func (l *Link) SetOwn(now time.Time, o Offer) []Effect {
 	return l.flush(now)
 }
 
+// Renew goes on with a link over another session: the peer's router was away,
+// its kernel was not.
+func (l *Link) Renew(now time.Time, own Offer) []Effect {
+	l.own = own
+	l.offer()
+	return l.flush(now)
+}
+
 // SetAddr tells where the peer is now.
 func (l *Link) SetAddr(now time.Time, a netip.Addr) []Effect {
 	if a = a.Unmap(); a != l.addr {

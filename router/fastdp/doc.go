@@ -7,7 +7,7 @@
 //	     |                                 |  ^
 //	     |                       from_port |  | from_tap, from_vxlan: in at the port
 //	     | from_container         v        |  |
-//	     |                  weft-vxlan     +--+---> vethwe-tap <--> router
+//	     |                  vethwe-vxlan   +--+---> vethwe-tap <--> router
 //	     |                        |  from_vxlan
 //	     v                        v  ^
 //	  underlay interface  ----- UDP 6784 -----  other hosts
@@ -16,12 +16,12 @@
 // # Programs
 //
 //	from_port      egress of the bridge's port. Destination known, its peer
-//	               fast, frame fits: tunnel key, out by weft-vxlan. Else to the
+//	               fast, frame fits: tunnel key, out by vethwe-vxlan. Else to the
 //	               TAP as it is.
 //	from_tap       ingress of the TAP. An untagged frame goes in at the port, as
 //	               if it came from outside. A tagged one is sent to where its
-//	               tag says, by weft-vxlan.
-//	from_vxlan     ingress of weft-vxlan. For this host: in at the port. For
+//	               tag says, by vethwe-vxlan.
+//	from_vxlan     ingress of vethwe-vxlan. For this host: in at the port. For
 //	               another peer: out again to the next hop, one TTL less, or to
 //	               the TAP with a tag if the next hop is not fast. Probes are
 //	               echoed, echoes go to the TAP with a tag.
@@ -58,8 +58,14 @@
 //	op 1 relay  up    a frame between two peers that this host's kernel can not
 //	                  pass on; reason says why, address is the host it came from
 //	op 2 echo   up    an echo that came back; address is who sent it
-//	op 3 send   down  to go out by weft-vxlan to address, source and destination
-//	                  in the VNI
+//	op 3 send   down  a probe that is to go out by vethwe-vxlan to address, source
+//	                  and destination in the VNI
+//
+// What follows a tag that goes up is a whole Ethernet frame, which may be a
+// super-frame; positions in its virtio-net header count the tag. What follows a
+// tag that goes down is the probe's nonce and then zeros: the kernel writes the
+// front of the probe over the tag, because it can not take bytes off the front of
+// a frame of any ethertype. So the frame on the TAP is as long as the probe.
 //
 // IPv4 addresses are written as IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2).
 //
@@ -80,4 +86,20 @@
 //
 // Two levels, so that a change of the routes is one write and touches no
 // station.
+//
+// Programs and maps are pinned in a folder named by the maps' layout; another
+// layout's pins are removed, and all begins anew.
+//
+// # What is not seen
+//
+// A frame by express crosses neither bridge nor VXLAN device nor the host's
+// netfilter: bridge ageing, packet filters, conntrack and captures there do not
+// see it. The bridge's port drops what the bridge floods for a station of this
+// host.
+//
+// That a packet comes from the address of a neighbour is all that from_vxlan can
+// check: it does not see by which interface the packet came. On an underlay that
+// is not trusted something else must keep forged sources away. from_underlay
+// takes only what comes from a neighbour that is marked for express, to the
+// address that its entry says.
 package fastdp

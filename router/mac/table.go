@@ -139,6 +139,37 @@ func (t *Table) count(at peer.Name, d int) {
 	}
 }
 
+// Touch records that m, known to be behind the peer at, was seen at a time that
+// may be past, by somebody who does not call Learn. It is false, and does
+// nothing, if m is not known to be there.
+func (t *Table) Touch(m ethernet.MAC, at peer.Name, seen time.Duration) bool {
+	s := t.shard(m)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e, ok := s.entries[m]
+	if !ok || e.at != at {
+		return false
+	}
+	for old := e.seen.Load(); int64(seen) > old; old = e.seen.Load() {
+		if e.seen.CompareAndSwap(old, int64(seen)) {
+			break
+		}
+	}
+	return true
+}
+
+// Remove forgets m.
+func (t *Table) Remove(m ethernet.MAC) {
+	s := t.shard(m)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e, ok := s.entries[m]; ok {
+		t.forget(s, m, e)
+	}
+}
+
 // Lookup returns the peer that m was last seen behind, unless that is longer
 // ago than MaxAge.
 func (t *Table) Lookup(m ethernet.MAC, now time.Duration) (at peer.Name, ok bool) {

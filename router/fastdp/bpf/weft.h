@@ -48,7 +48,7 @@ struct peer_entry {
 enum {
 	PEER_KNOWN = 1,   // the id is a peer's
 	PEER_FAST = 2,    // its frames go by VXLAN to the next hop
-	PEER_EXPRESS = 4, // and may go by express
+	PEER_EXPRESS = 4, // and may go by express; what a neighbour with it sends may come by it
 };
 
 struct remote {
@@ -67,7 +67,7 @@ struct traffic {
 struct config {
 	__u32 port;  // ifindex of vethwe-bridge
 	__u32 tap;   // ifindex of the TAP, 0 while there is none
-	__u32 vxlan; // ifindex of weft-vxlan, 0 if there is none
+	__u32 vxlan; // ifindex of vethwe-vxlan, 0 if there is none
 	__u16 self;  // own short id, 0 if none
 	__u16 flags; // CONFIG_*
 	__u16 vxlan_port; // UDP, host order
@@ -86,7 +86,7 @@ struct event {
 // Why a frame is dropped. Append only: the numbers are indexes of drops.
 enum drop {
 	DROP_SHORT,          // no whole Ethernet header
-	DROP_SOURCE,         // a frame of a container with source zero or group
+	DROP_SOURCE,         // a frame with source zero or group, and no probe
 	DROP_UNKNOWN_REMOTE, // from an address that is no neighbour's
 	DROP_VNI,            // ids that are nobody's, or this host's own as source
 	DROP_SPOOFED,        // a neighbour's probe with another's id
@@ -94,6 +94,7 @@ enum drop {
 	DROP_NO_TAP,         // for the router, which is away
 	DROP_REDIRECT,       // the kernel refused a step
 	DROP_FORMAT,         // a tag or a probe that makes no sense
+	DROP_LOOP,           // its next hop is the one that it came from
 	DROP_COUNT
 };
 

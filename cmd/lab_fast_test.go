@@ -1,0 +1,333 @@
+package cmd
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/testbed"
+)
+
+// vxlanUDP is the port of the fast datapath in labs.
+const vxlanUDP = 6784
+
+// link returns the connection of a host to another, by nickname.
+func link(t *testing.T, lab *testbed.Lab, host int, to string) api.Connection {
+	t.Helper()
+	for _, c := range report(t, lab, host).Router.Connections {
+		if c.NickName == to && c.State == api.StateEstablished {
+			return c
+		}
+	}
+	return api.Connection{}
+}
+
+// fastBetween waits until both ends use the fast datapath.
+func fastBetween(t *testing.T, lab *testbed.Lab, a, b int) {
+	t.Helper()
+	eventually(t, "fast datapath", func() bool {
+		return link(t, lab, a, at(b, "").String()).Kind == "fastdp" && link(t, lab, b, at(a, "").String()).Kind == "fastdp"
+	})
+}
+
+// carried sums what a host's kernel carried for another host's containers.
+func carried(t *testing.T, lab *testbed.Lab, host int, peer string) (p api.FastdpPeer) {
+	t.Helper()
+	for _, p := range report(t, lab, host).Router.Fastdp.Peers {
+		if p.NickName == peer {
+			return p
+		}
+	}
+	return p
+}
+
+// stream is a TCP connection between two containers that never pauses.
+type stream struct {
+	received, broken atomic.Uint64
+	stop             func()
+}
+
+func startStream(t *testing.T, lab *testbed.Lab, from, to testbed.Place, addr netip.Addr) *stream {
+	t.Helper()
+	var ln net.Listener
+	var c net.Conn
+	err := netdev.Do(lab.Netns(to), func() (err error) { ln, err = net.Listen("tcp", net.JoinHostPort(addr.String(), "7777")); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netdev.Do(lab.Netns(from), func() (err error) { c, err = net.DialTimeout("tcp", ln.Addr().String(), patience); return err }); err != nil {
+		t.Fatal(err)
+	}
+	s := &stream{}
+	ended := make(chan struct{}, 2)
+	go func() {
+		defer func() { ended <- struct{}{} }()
+		in, err := ln.Accept()
+		if err != nil {
+			s.broken.Add(1)
+			return
+		}
+		defer in.Close()
+		b := make([]byte, 1<<16)
+		for {
+			n, err := in.Read(b)
+			s.received.Add(uint64(n))
+			if err != nil {
+				if err != io.EOF {
+					s.broken.Add(1)
+				}
+				return
+			}
+		}
+	}()
+	var done atomic.Bool
+	go func() {
+		defer func() { ended <- struct{}{} }()
+		defer c.Close()
+		b := make([]byte, 1<<14)
+		for !done.Load() {
+			if _, err := c.Write(b); err != nil {
+				s.broken.Add(1)
+				return
+			}
+			time.Sleep(time.Millisecond) // the rate, not a wait for anything
+		}
+	}()
+	s.stop = func() {
+		done.Store(true)
+		<-ended
+		<-ended
+		ln.Close()
+	}
+	return s
+}
+
+// flows wants the stream to go on within patience from now.
+func (s *stream) flows(t *testing.T) {
+	t.Helper()
+	now := s.received.Load()
+	eventually(t, "the stream goes on", func() bool { return s.received.Load() > now+1<<16 })
+}
+
+// whole ends the stream and wants that it never broke.
+func (s *stream) whole(t *testing.T) {
+	t.Helper()
+	s.stop()
+	if s.broken.Load() > 0 {
+		t.Error("the connection broke")
+	}
+}
+
+func TestFastDatapathCarriesUnicast(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 2})
+	b := addContainer(t, lab, 2, "b", "net:default", "fd01::2/64")
+	addContainer(t, lab, 1, "a", "net:default", "fd01::1/64")
+	fastBetween(t, lab, 1, 2)
+	for _, p := range b {
+		reach(t, lab, at(1, "a"), p.Addr())
+	}
+	before, sleeve := carried(t, lab, 1, "h2"), link(t, lab, 1, "h2").TxPackets
+	p, err := testbed.NewPinger(lab.Netns(at(1, "a")), b[0].Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for range 100 {
+		if _, err := p.Once(1000, time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := carried(t, lab, 1, "h2")
+	if tx, rx := after.TxPackets-before.TxPackets, after.RxPackets-before.RxPackets; tx < 100 || rx < 100 {
+		t.Errorf("of 100 requests and answers the kernel carried %d and %d", tx, rx)
+	}
+	if n := link(t, lab, 1, "h2").TxPackets - sleeve; n > 50 {
+		t.Errorf("%d packets went over sleeve meanwhile", n)
+	}
+	out := on(t, lab, 1, "status", "connections")
+	if !strings.Contains(out, "fastdp") || !strings.Contains(out, "unencrypted") || strings.Contains(out, "no fastdp") {
+		t.Errorf("status connections: %s", out)
+	}
+	if r := report(t, lab, 1); r.Router.Flows < 1 {
+		t.Errorf("flows %d", r.Router.Flows)
+	}
+}
+
+// Issue 4, item 1: fall-back when VXLAN is blocked, and back, without a lost
+// connection.
+func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 2})
+	b := addContainer(t, lab, 2, "b")[0].Addr()
+	addContainer(t, lab, 1, "a")
+	fastBetween(t, lab, 1, 2)
+	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
+	s.flows(t)
+	if err := lab.Block(2, vxlanUDP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both ends say that it is blocked", func() bool {
+		return strings.Contains(link(t, lab, 1, "h2").Info, "UDP 6784 blocked") && strings.Contains(link(t, lab, 2, "h1").Info, "UDP 6784 blocked")
+	})
+	s.flows(t)
+	if err := lab.Block(2); err != nil {
+		t.Fatal(err)
+	}
+	fastBetween(t, lab, 1, 2)
+	s.flows(t)
+	s.whole(t)
+}
+
+// Issue 4, item 1: status says why a link is not fast.
+func TestFastDatapathSaysWhyNot(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name          string
+		lab           testbed.Config
+		flags1        []string
+		words, words2 string
+	}{
+		{"flag", testbed.Config{}, []string{"--no-fastdp"}, "switched off by --no-fastdp", "switched off at the peer"},
+		{"password", testbed.Config{Password: "password of the lab"}, nil, "a password is set", "a password is set"},
+		{"one trusts", testbed.Config{Password: "password of the lab"}, []string{"--trusted-subnets", "192.168.77.0/24"}, "the peer wants encryption", "in none of --trusted-subnets"},
+		{"mtu", testbed.Config{UnderlayMTU: 1400}, nil, "MTU 1376 does not fit", "MTU 1376 does not fit"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.lab.Hosts = 2
+			lab := newLab(t, c.lab)
+			launch(t, lab, 1, c.flags1...)
+			launch(t, lab, 2, testbed.Addr4(1).String())
+			converge(t, lab)
+			eventually(t, "the reasons", func() bool {
+				return strings.Contains(link(t, lab, 1, "h2").Info, c.words) && strings.Contains(link(t, lab, 2, "h1").Info, c.words2)
+			})
+			a := addContainer(t, lab, 1, "a")[0].Addr()
+			addContainer(t, lab, 2, "b")
+			reach(t, lab, at(2, "b"), a)
+			if k := link(t, lab, 1, "h2"); k.Kind != "sleeve" || !k.Encrypted {
+				t.Errorf("%+v", k)
+			}
+		})
+	}
+}
+
+// Issue 4, item 7: trusted subnets on both ends make plain VXLAN of what has a
+// password.
+func TestFastDatapathBetweenTrustedSubnets(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 2, Password: "password of the lab", Flags: []string{"--trusted-subnets", "10.99.0.0/16,192.168.77.0/24"}})
+	fastBetween(t, lab, 1, 2)
+	a := addContainer(t, lab, 1, "a")[0].Addr()
+	addContainer(t, lab, 2, "b")
+	reach(t, lab, at(2, "b"), a)
+}
+
+// Issue 4, item 2: hops in the kernel, and mixed with sleeve in either order.
+func TestFastDatapathOverHops(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 3, Topology: testbed.Line})
+	a := addContainer(t, lab, 1, "a")[0].Addr()
+	c := addContainer(t, lab, 3, "c")[0].Addr()
+	fastBetween(t, lab, 1, 2)
+	fastBetween(t, lab, 2, 3)
+	s := startStream(t, lab, at(1, "a"), at(3, "c"), c)
+	s.flows(t)
+	eventually(t, "the relay's kernel passes frames on", func() bool {
+		return carried(t, lab, 2, "h1").RelayedPackets > 10 && carried(t, lab, 2, "h3").RelayedPackets > 10
+	})
+	for _, blocked := range []int{3, 1} { // the second hop of what h1 sends, then the first
+		if err := lab.Block(blocked, vxlanUDP); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "one hop is sleeve", func() bool { return link(t, lab, 2, at(blocked, "").String()).Kind == "sleeve" })
+		s.flows(t)
+		reach(t, lab, at(3, "c"), a)
+		if err := lab.Block(blocked); err != nil {
+			t.Fatal(err)
+		}
+		fastBetween(t, lab, 2, blocked)
+	}
+	s.flows(t)
+	s.whole(t)
+}
+
+// Issue 4, item 6: what goes by the kernel goes on while a router is away.
+func TestFastDatapathOutlivesTheRouter(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 2})
+	b := addContainer(t, lab, 2, "b")[0].Addr()
+	addContainer(t, lab, 1, "a")
+	fastBetween(t, lab, 1, 2)
+	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
+	s.flows(t)
+	eventually(t, "the stream goes by the kernel", func() bool { return carried(t, lab, 1, "h2").TxPackets > 10 })
+	for range 2 {
+		if err := lab.Kill(2); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "h1 has noticed", func() bool { return len(report(t, lab, 1).Router.UnicastRoutes) == 0 })
+		for range 20 { // for longer than any link lives without an answer
+			s.flows(t)
+		}
+		launch(t, lab, 2, testbed.Addr4(1).String())
+		converge(t, lab)
+		fastBetween(t, lab, 1, 2)
+		s.flows(t)
+	}
+	s.whole(t)
+}
+
+// Issue 4, item 3: who has no link can not get a frame in.
+func TestFastDatapathRefusesStrangers(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, testbed.Config{Hosts: 3}) // h3 runs no router
+	launch(t, lab, 1)
+	launch(t, lab, 2, testbed.Addr4(1).String())
+	converge(t, lab)
+	fastBetween(t, lab, 1, 2)
+	dropped := func() uint64 { return report(t, lab, 1).Router.Fastdp.Drops["unknown_remote"] }
+	before := dropped()
+	err := netdev.Do(lab.Netns(at(3, "")), func() error {
+		c, err := net.Dial("udp", netip.AddrPortFrom(testbed.Addr4(1), vxlanUDP).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		p := make([]byte, 8+60)
+		p[0], p[5], p[6] = 0x08, 0x10, 0x01 // a VNI
+		_, err = c.Write(p)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is dropped and counted", func() bool { return dropped() == before+1 })
+}
+
+// Interfaces, pins and mounts go with reset.
+func TestResetRemovesTheFastDatapath(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 1})
+	on(t, lab, 1, "reset")
+	eventually(t, "the devices are gone", func() bool {
+		var left []string
+		err := netdev.Do(lab.Netns(at(1, "")), func() error {
+			all, err := net.Interfaces()
+			for _, i := range all {
+				if strings.HasPrefix(i.Name, "vethwe") || i.Name == "weft" {
+					left = append(left, i.Name)
+				}
+			}
+			return err
+		})
+		return err == nil && len(left) == 0
+	})
+}

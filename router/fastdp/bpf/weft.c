@@ -1,0 +1,834 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+//
+// The programs. ../doc.go says what each is for, weft.h what the maps hold.
+//
+// They return TC_ACT_UNSPEC for a frame that goes on as if they were not there:
+// with TCX and with clsact other programs of the hook then still run.
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/udp.h>
+#include <stddef.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "weft.h"
+
+char _license[] SEC("license") = "GPL";
+
+#define SECOND 1000000000ULL
+#define EVENT_GAP (SECOND / 10)
+#define TTL 64
+#define VLAN_HLEN 4
+#define IP_DF 0x4000
+#define ECN_MASK 3
+#define ECN_CE 3
+#define ECN_ECT0 2
+#define AF_INET 2
+#define PACKET_HOST 0
+#define EINVAL 22
+#define VXLAN_FLAGS 0x08000000 // a VNI is there, and nothing else
+// No TCP/IP header is larger, but for IPv6 extension headers.
+#define MAX_HEADERS 120
+
+// Since Linux 6.3, so not in every linux/bpf.h.
+#define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
+
+// bpf_tunnel_key as it was before Linux 6.0 gave it the local address.
+#define OLD_TUNNEL_KEY offsetof(struct bpf_tunnel_key, local_ipv4)
+
+union addr {
+	__u8 b[16];
+	__u32 w[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct config);
+	__uint(max_entries, 1);
+} config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct mac);
+	__type(value, struct mac_entry);
+	__uint(max_entries, MAX_MACS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} macs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct peer_entry);
+	__uint(max_entries, MAX_PEERS);
+} peers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, union addr);
+	__type(value, struct remote);
+	__uint(max_entries, MAX_REMOTES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} remotes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct traffic);
+	__uint(max_entries, MAX_PEERS);
+} traffic SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, DROP_COUNT);
+} drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct mac);
+	__type(value, __u64); // bpf_ktime_get_boot_ns of the last event
+	__uint(max_entries, 4096);
+} pending SEC(".maps");
+
+// A tag, and the front of a probe.
+struct tag {
+	__u8 zero[12];
+	__be16 proto;
+	__u8 op, reason;
+	__be16 src, dst;
+	__u8 ttl, zero2[3];
+	union addr addr;
+} __attribute__((packed, aligned(2)));
+
+struct probe {
+	__u8 zero[12];
+	__be16 proto;
+	__u8 op, zero2;
+	__u8 nonce[16];
+	__u8 rest[24];
+} __attribute__((packed, aligned(2)));
+
+_Static_assert(sizeof(struct tag) == 40, "doc.go draws a tag of 40 bytes");
+_Static_assert(offsetof(struct probe, rest) == 32, "doc.go draws a probe's nonce at 16");
+_Static_assert(sizeof(struct probe) == 56, "a probe covers a tag and the nonce behind it");
+
+struct vxlan {
+	__be32 flags, vni;
+};
+
+// What is put in front of a frame, and how a frame looks that has it.
+struct outer {
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlan vxlan;
+	struct ethhdr eth; // of the frame inside
+} __attribute__((packed, aligned(2)));
+
+_Static_assert(sizeof(struct outer) == 50, "20 IPv4, 8 UDP, 8 VXLAN, 14 Ethernet");
+
+// Bits of the first word of an address, which tell kinds of stations apart.
+static __always_inline int is_zero(const struct ethhdr *eth)
+{
+	const __u16 *w = (const void *)eth->h_source;
+
+	return (w[0] | w[1] | w[2]) == 0;
+}
+
+static __always_inline int to_zero(const struct ethhdr *eth)
+{
+	const __u16 *w = (const void *)eth->h_dest;
+
+	return (w[0] | w[1] | w[2]) == 0;
+}
+
+static __always_inline void get_mac(struct mac *m, const void *from)
+{
+	const __u16 *w = from;
+	__u16 *to = (void *)m;
+
+	to[0] = w[0];
+	to[1] = w[1];
+	to[2] = w[2];
+	to[3] = 0;
+}
+
+static __always_inline int is_v4(const union addr *a)
+{
+	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int same_addr(const union addr *a, const union addr *b)
+{
+	return a->w[0] == b->w[0] && a->w[1] == b->w[1] && a->w[2] == b->w[2] && a->w[3] == b->w[3];
+}
+
+static __always_inline void put_v4(union addr *a, __be32 v4)
+{
+	a->w[0] = a->w[1] = 0;
+	a->w[2] = bpf_htonl(0xffff);
+	a->w[3] = v4;
+}
+
+static __always_inline struct config *get_config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+static __always_inline struct peer_entry *get_peer(__u32 id)
+{
+	return bpf_map_lookup_elem(&peers, &id);
+}
+
+static __always_inline int drop(__u32 why)
+{
+	__u64 *n = bpf_map_lookup_elem(&drops, &why);
+
+	if (n)
+		*n += 1;
+	return TC_ACT_SHOT;
+}
+
+// The Ethernet header, pulled into the linear part if need be; 0 if the frame
+// has none.
+static __always_inline struct ethhdr *header(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data;
+
+	if (data + sizeof(struct ethhdr) > (void *)(long)skb->data_end) {
+		if (bpf_skb_pull_data(skb, sizeof(struct ethhdr)))
+			return 0;
+		data = (void *)(long)skb->data;
+		if (data + sizeof(struct ethhdr) > (void *)(long)skb->data_end)
+			return 0;
+	}
+	return data;
+}
+
+// How many packets the frame is on the wire. What comes from a TAP has gso_size
+// and no gso_segs yet.
+static __always_inline __u32 packets(struct __sk_buff *skb)
+{
+	__u32 size = skb->gso_size, n = skb->gso_segs;
+
+	if (!size)
+		return 1;
+	return n ? n : (skb->len + size - 1) / size;
+}
+
+static __always_inline void touch(struct mac_entry *e)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+
+	if (now - e->seen > SECOND)
+		e->seen = now;
+}
+
+static __always_inline void count_tx(struct mac_entry *e, __u32 n, __u64 bytes)
+{
+	__sync_fetch_and_add(&e->tx_packets, n);
+	__sync_fetch_and_add(&e->tx_bytes, bytes);
+}
+
+static __always_inline void count_rx(struct mac_entry *e, __u32 n, __u64 bytes)
+{
+	__sync_fetch_and_add(&e->rx_packets, n);
+	__sync_fetch_and_add(&e->rx_bytes, bytes);
+}
+
+// Tells the router where a station was seen. An event that finds the ring full
+// is lost; the station's next frame after EVENT_GAP tells again. It is a function
+// of its own, so that its argument is in BTF for the test that compares.
+static __noinline int tell(const struct event *e)
+{
+	__u64 now = bpf_ktime_get_boot_ns(), *last;
+	struct mac key;
+
+	get_mac(&key, e->addr);
+	last = bpf_map_lookup_elem(&pending, &key);
+	if (last && now - *last < EVENT_GAP)
+		return 0;
+	bpf_map_update_elem(&pending, &key, &now, BPF_ANY);
+	return bpf_ringbuf_output(&events, (void *)e, sizeof(*e), 0);
+}
+
+static __always_inline void seen_at(const struct mac *m, __u32 peer, __u32 ifindex, const struct mac_entry *old)
+{
+	struct event e = { .peer = peer, .ifindex = ifindex, .old = old ? old->peer : 0 };
+
+	__builtin_memcpy(e.addr, m->addr, sizeof(e.addr));
+	tell(&e);
+}
+
+// Length of the headers of each segment between Ethernet header and payload,
+// VLAN tags included; 0 if it is not TCP or UDP behind at most one tag.
+static __always_inline __u32 headers(struct __sk_buff *skb)
+{
+	__u32 len = skb->vlan_present ? VLAN_HLEN : 0, off = ETH_HLEN, l4;
+	__be16 type;
+	__u8 b, proto;
+
+	if (bpf_skb_load_bytes(skb, 12, &type, sizeof(type)))
+		return 0;
+	if (type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD)) {
+		if (bpf_skb_load_bytes(skb, 16, &type, sizeof(type)))
+			return 0;
+		off += VLAN_HLEN;
+		len += VLAN_HLEN;
+	}
+	if (type == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, off, &b, 1) || bpf_skb_load_bytes(skb, off + 9, &proto, 1))
+			return 0;
+		l4 = (b & 15) * 4;
+	} else if (type == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, off + 6, &proto, 1))
+			return 0;
+		l4 = 40;
+	} else {
+		return 0;
+	}
+	if (proto == IPPROTO_UDP)
+		return len + l4 + 8;
+	if (proto != IPPROTO_TCP || bpf_skb_load_bytes(skb, off + l4 + 12, &b, 1) || b >> 4 < 5)
+		return 0;
+	return len + l4 + (b >> 4) * 4;
+}
+
+// Tells whether the frame, or each segment of it, fits into mtu bytes behind the
+// Ethernet header.
+static __always_inline int fits(struct __sk_buff *skb, __u32 mtu)
+{
+	__u32 size = skb->gso_size, len;
+
+	if (!size)
+		return skb->len + (skb->vlan_present ? VLAN_HLEN : 0) <= mtu + ETH_HLEN;
+	if (size + MAX_HEADERS <= mtu)
+		return 1;
+	len = headers(skb);
+	return len && size + len <= mtu;
+}
+
+// Sends the frame out by the VXLAN device.
+static __always_inline int encap(struct __sk_buff *skb, struct config *cfg, __u32 vni, __u32 ttl,
+				 const union addr *remote, const union addr *local)
+{
+	struct bpf_tunnel_key key = {};
+	__u64 flags = BPF_F_DONT_FRAGMENT;
+	long err;
+
+	key.tunnel_id = vni;
+	key.tunnel_ttl = ttl;
+	if (is_v4(remote)) {
+		key.remote_ipv4 = bpf_ntohl(remote->w[3]);
+		if (is_v4(local))
+			key.local_ipv4 = bpf_ntohl(local->w[3]);
+		flags |= BPF_F_ZERO_CSUM_TX;
+	} else {
+		__builtin_memcpy(key.remote_ipv6, remote, 16);
+		if (!is_v4(local))
+			__builtin_memcpy(key.local_ipv6, local, 16);
+		flags |= BPF_F_TUNINFO_IPV6;
+	}
+	err = bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags);
+	if (err == -EINVAL)
+		err = bpf_skb_set_tunnel_key(skb, &key, OLD_TUNNEL_KEY, flags);
+	if (err)
+		return drop(DROP_REDIRECT);
+	return bpf_redirect(cfg->vxlan, 0);
+}
+
+// Sends the frame to the router as it is.
+static __always_inline int to_tap(struct config *cfg)
+{
+	if (!cfg->tap)
+		return drop(DROP_NO_TAP);
+	return bpf_redirect(cfg->tap, 0);
+}
+
+// Sends the frame to the router behind a tag.
+static __always_inline int to_tap_tagged(struct __sk_buff *skb, struct config *cfg, __u32 op, __u32 reason,
+					 __u32 src, __u32 dst, __u32 ttl, const union addr *addr)
+{
+	struct tag *tag;
+
+	if (!cfg->tap)
+		return drop(DROP_NO_TAP);
+	if (bpf_skb_change_head(skb, sizeof(*tag), 0))
+		return drop(DROP_REDIRECT);
+	tag = (void *)(long)skb->data;
+	if ((void *)(tag + 1) > (void *)(long)skb->data_end)
+		return drop(DROP_REDIRECT);
+	__builtin_memset(tag, 0, sizeof(*tag));
+	tag->proto = bpf_htons(ETH_P_WEFT);
+	tag->op = op;
+	tag->reason = reason;
+	tag->src = bpf_htons(src);
+	tag->dst = bpf_htons(dst);
+	tag->ttl = ttl;
+	tag->addr = *addr;
+	return bpf_redirect(cfg->tap, 0);
+}
+
+SEC("tc")
+int from_port(struct __sk_buff *skb)
+{
+	struct config *cfg = get_config();
+	struct ethhdr *eth = header(skb);
+	__u32 n = packets(skb), len = skb->len, id;
+	struct mac_entry *s, *d;
+	struct peer_entry *p;
+	struct traffic *t;
+	struct mac src, dst;
+
+	if (!cfg)
+		return TC_ACT_SHOT;
+	if (!eth)
+		return drop(DROP_SHORT);
+	if (is_zero(eth) || eth->h_source[0] & 1)
+		return drop(DROP_SOURCE);
+	get_mac(&src, eth->h_source);
+	get_mac(&dst, eth->h_dest);
+
+	s = bpf_map_lookup_elem(&macs, &src);
+	if (!s || s->peer != cfg->self)
+		seen_at(&src, cfg->self, 0, s);
+	if (s && s->peer == cfg->self) {
+		touch(s);
+		count_tx(s, n, len);
+	}
+	if (dst.addr[0] & 1)
+		return to_tap(cfg);
+	d = bpf_map_lookup_elem(&macs, &dst);
+	if (!d)
+		return to_tap(cfg);
+	id = d->peer;
+	if (id == cfg->self) // flooded by the bridge, which has forgotten it
+		return TC_ACT_SHOT;
+	p = get_peer(id);
+	if (!p || !(p->flags & PEER_FAST) || !cfg->vxlan || !fits(skb, p->mtu))
+		return to_tap(cfg);
+	t = bpf_map_lookup_elem(&traffic, &id);
+	if (t) {
+		t->tx_packets += n;
+		t->tx_bytes += len;
+	}
+	return encap(skb, cfg, id << 12 | cfg->self, TTL, (void *)p->remote, (void *)p->local);
+}
+
+SEC("tc")
+int from_tap(struct __sk_buff *skb)
+{
+	struct config *cfg = get_config();
+	struct ethhdr *eth = header(skb);
+	union addr remote, local = {};
+	struct mac_entry *d;
+	struct probe *probe;
+	struct remote *r;
+	struct tag *tag;
+	struct mac dst;
+	__u32 vni;
+
+	if (!cfg)
+		return TC_ACT_SHOT;
+	if (!eth)
+		return drop(DROP_SHORT);
+	if (!is_zero(eth) || !to_zero(eth) || eth->h_proto != bpf_htons(ETH_P_WEFT)) {
+		get_mac(&dst, eth->h_dest);
+		d = dst.addr[0] & 1 ? 0 : bpf_map_lookup_elem(&macs, &dst);
+		if (d && d->peer == cfg->self)
+			count_rx(d, packets(skb), skb->len);
+		return bpf_redirect(cfg->port, BPF_F_INGRESS);
+	}
+	if (skb->len < sizeof(*probe) || bpf_skb_pull_data(skb, sizeof(*probe)))
+		return drop(DROP_FORMAT);
+	tag = (void *)(long)skb->data;
+	if ((void *)tag + sizeof(*probe) > (void *)(long)skb->data_end || tag->op != TAG_SEND)
+		return drop(DROP_FORMAT);
+	if (!cfg->vxlan)
+		return drop(DROP_REDIRECT);
+	vni = bpf_ntohs(tag->dst) << 12 | (bpf_ntohs(tag->src) & 0xfff);
+	if (vni > 0xffffff)
+		return drop(DROP_FORMAT);
+	remote = tag->addr;
+	// The tag becomes the front of the probe: a frame of any type can not be
+	// shortened here, and of a probe nothing but the nonce has to be carried.
+	probe = (void *)tag;
+	__builtin_memcpy(probe->nonce, (void *)(tag + 1), sizeof(probe->nonce));
+	probe->op = PROBE_ASK;
+	probe->zero2 = 0;
+	__builtin_memset(probe->rest, 0, sizeof(probe->rest));
+
+	r = bpf_map_lookup_elem(&remotes, &remote);
+	if (r)
+		__builtin_memcpy(&local, r->local, sizeof(local));
+	return encap(skb, cfg, vni, TTL, &remote, &local);
+}
+
+SEC("tc")
+int from_vxlan(struct __sk_buff *skb)
+{
+	struct config *cfg = get_config();
+	struct ethhdr *eth = header(skb);
+	__u32 n = packets(skb), len = skb->len, src, dst, ttl;
+	struct bpf_tunnel_key key = {};
+	struct mac_entry *s, *d;
+	struct peer_entry *p;
+	struct mac smac, dmac;
+	struct probe *probe;
+	union addr addr;
+	struct remote *r;
+	struct traffic *t;
+
+	if (!cfg)
+		return TC_ACT_SHOT;
+	if (!eth)
+		return drop(DROP_SHORT);
+	if (!bpf_skb_get_tunnel_key(skb, &key, OLD_TUNNEL_KEY, 0)) {
+		put_v4(&addr, bpf_htonl(key.remote_ipv4));
+	} else if (!bpf_skb_get_tunnel_key(skb, &key, OLD_TUNNEL_KEY, BPF_F_TUNINFO_IPV6)) {
+		__builtin_memcpy(&addr, key.remote_ipv6, 16);
+	} else {
+		return drop(DROP_UNKNOWN_REMOTE);
+	}
+	r = bpf_map_lookup_elem(&remotes, &addr);
+	if (!r)
+		return drop(DROP_UNKNOWN_REMOTE);
+	src = key.tunnel_id & 0xfff;
+	dst = key.tunnel_id >> 12 & 0xfff;
+	ttl = key.tunnel_ttl;
+	p = get_peer(src);
+	if (!src || src == cfg->self || !p || !(p->flags & PEER_KNOWN))
+		return drop(DROP_VNI);
+
+	if (is_zero(eth)) {
+		if (!to_zero(eth) || eth->h_proto != bpf_htons(ETH_P_WEFT))
+			return drop(DROP_SOURCE);
+		if (dst != cfg->self)
+			return drop(DROP_VNI);
+		if (src != r->peer)
+			return drop(DROP_SPOOFED);
+		if (bpf_skb_pull_data(skb, offsetof(struct probe, rest)))
+			return drop(DROP_FORMAT);
+		probe = (void *)(long)skb->data;
+		if ((void *)probe->rest > (void *)(long)skb->data_end)
+			return drop(DROP_FORMAT);
+		switch (probe->op) {
+		case PROBE_ASK:
+			probe->op = PROBE_ECHO;
+			return encap(skb, cfg, src << 12 | dst, TTL, &addr, (void *)r->local);
+		case PROBE_ECHO:
+			return to_tap_tagged(skb, cfg, TAG_ECHO, 0, src, dst, ttl, &addr);
+		}
+		return drop(DROP_FORMAT);
+	}
+	if (eth->h_source[0] & 1)
+		return drop(DROP_SOURCE);
+
+	if (dst == cfg->self) {
+		get_mac(&smac, eth->h_source);
+		get_mac(&dmac, eth->h_dest);
+		s = bpf_map_lookup_elem(&macs, &smac);
+		if (!s || s->peer != src)
+			seen_at(&smac, src, 0, s);
+		if (s && s->peer == src) {
+			touch(s);
+			count_tx(s, n, len);
+		}
+		d = dmac.addr[0] & 1 ? 0 : bpf_map_lookup_elem(&macs, &dmac);
+		if (d && d->peer == cfg->self)
+			count_rx(d, n, len);
+		t = bpf_map_lookup_elem(&traffic, &src);
+		if (t) {
+			t->rx_packets += n;
+			t->rx_bytes += len;
+		}
+		return bpf_redirect(cfg->port, BPF_F_INGRESS);
+	}
+
+	p = get_peer(dst);
+	if (!p || !(p->flags & PEER_KNOWN))
+		return drop(DROP_VNI);
+	if (ttl <= 1)
+		return drop(DROP_TTL);
+	if (!(p->flags & PEER_FAST) || !cfg->vxlan)
+		return to_tap_tagged(skb, cfg, TAG_RELAY, REASON_SLOW, src, dst, ttl, &addr);
+	if (same_addr(&addr, (void *)p->remote))
+		return drop(DROP_LOOP);
+	if (!fits(skb, p->mtu))
+		return to_tap_tagged(skb, cfg, TAG_RELAY, REASON_BIG, src, dst, ttl, &addr);
+	t = bpf_map_lookup_elem(&traffic, &dst);
+	if (t) {
+		t->relayed_packets += n;
+		t->relayed_bytes += len;
+	}
+	return encap(skb, cfg, dst << 12 | src, ttl - 1, (void *)p->remote, (void *)p->local);
+}
+
+// The outer header's checksum, RFC 1071.
+static __always_inline __u16 ip_checksum(const void *ip)
+{
+	const __u16 *w = ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)sizeof(struct iphdr) / 2; i++)
+		sum += w[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum += sum >> 16;
+	return ~sum;
+}
+
+SEC("tc")
+int from_container(struct __sk_buff *skb)
+{
+	struct config *cfg = get_config();
+	__u32 n = packets(skb), len = skb->len, vni, id, hash, ifindex;
+	struct bpf_redir_neigh via = {};
+	struct outer *o, head = {};
+	struct mac_entry *s, *d;
+	struct peer_entry *p;
+	struct mac src, dst;
+	struct ethhdr *eth;
+	struct traffic *t;
+	union addr *addr;
+	__u8 tos;
+
+	if (!cfg || !(cfg->flags & CONFIG_EXPRESS) || !cfg->self)
+		return TC_ACT_UNSPEC;
+	eth = header(skb);
+	if (!eth || eth->h_source[0] & 1 || is_zero(eth))
+		return TC_ACT_UNSPEC;
+	get_mac(&src, eth->h_source);
+	get_mac(&dst, eth->h_dest);
+	s = bpf_map_lookup_elem(&macs, &src);
+	if (!s || s->peer != cfg->self || s->ifindex != skb->ifindex) {
+		seen_at(&src, cfg->self, skb->ifindex, s);
+		return TC_ACT_UNSPEC;
+	}
+	if (!(s->flags & MAC_EXPRESS) || dst.addr[0] & 1)
+		return TC_ACT_UNSPEC;
+	d = bpf_map_lookup_elem(&macs, &dst);
+	if (!d)
+		return TC_ACT_UNSPEC;
+	id = d->peer;
+	if (id == cfg->self) {
+		if (!(d->flags & MAC_EXPRESS) || !d->ifindex || d->ifindex == skb->ifindex)
+			return TC_ACT_UNSPEC;
+		touch(s);
+		count_tx(s, n, len);
+		count_rx(d, n, len);
+		return bpf_redirect_peer(d->ifindex, 0);
+	}
+
+	p = get_peer(id);
+	if (!p || (p->flags & (PEER_FAST | PEER_EXPRESS)) != (PEER_FAST | PEER_EXPRESS))
+		return TC_ACT_UNSPEC;
+	if ((skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+	    eth->h_proto != skb->protocol || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	// All of the entry that is needed is read at once: what comes after can not
+	// be undone.
+	addr = (void *)p->local;
+	if (!is_v4(addr))
+		return TC_ACT_UNSPEC;
+	head.ip.saddr = addr->w[3];
+	addr = (void *)p->remote;
+	if (!is_v4(addr))
+		return TC_ACT_UNSPEC;
+	head.ip.daddr = addr->w[3];
+	addr = (void *)p->gateway;
+	if (!is_v4(addr))
+		return TC_ACT_UNSPEC;
+	via.nh_family = AF_INET;
+	via.ipv4_nh = addr->w[3];
+	ifindex = p->ifindex;
+	if (!ifindex || !fits(skb, p->mtu))
+		return TC_ACT_UNSPEC;
+
+	// RFC 6040, 4.1, normal mode, as the device has it.
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
+			return TC_ACT_UNSPEC;
+		tos &= ECN_MASK;
+	} else {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
+			return TC_ACT_UNSPEC;
+		tos = tos >> 4 & ECN_MASK;
+	}
+	if (tos == ECN_CE)
+		tos = ECN_ECT0;
+	eth = header(skb);
+	if (!eth)
+		return TC_ACT_UNSPEC;
+	head.eth = *eth;
+
+	hash = bpf_get_hash_recalc(skb);
+	hash ^= hash >> 16;
+	vni = id << 12 | cfg->self;
+	head.ip.version = 4;
+	head.ip.ihl = 5;
+	head.ip.tos = tos;
+	head.ip.tot_len = bpf_htons(len - ETH_HLEN + sizeof(head));
+	head.ip.frag_off = bpf_htons(IP_DF);
+	head.ip.ttl = TTL;
+	head.ip.protocol = IPPROTO_UDP;
+	head.ip.check = ip_checksum(&head);
+	head.udp.source = bpf_htons(49152 + (hash & 0x3fff));
+	head.udp.dest = bpf_htons(cfg->vxlan_port);
+	head.udp.len = bpf_htons(len - ETH_HLEN + sizeof(head) - sizeof(head.ip));
+	head.vxlan.flags = bpf_htonl(VXLAN_FLAGS);
+	head.vxlan.vni = bpf_htonl(vni << 8);
+
+	// ENCAP_L2 is the length of the Ethernet header inside. With VXLAN's header
+	// counted in, segmentation drops every super-frame.
+	if (bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+				BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
+				BPF_F_ADJ_ROOM_NO_CSUM_RESET))
+		return TC_ACT_UNSPEC;
+	eth = (void *)(long)skb->data;
+	o = (void *)(eth + 1);
+	if ((void *)(o + 1) > (void *)(long)skb->data_end)
+		return drop(DROP_REDIRECT);
+	eth->h_proto = bpf_htons(ETH_P_IP);
+	*o = head;
+
+	touch(s);
+	count_tx(s, n, len);
+	t = bpf_map_lookup_elem(&traffic, &id);
+	if (t) {
+		t->tx_packets += n;
+		t->tx_bytes += len;
+	}
+	return bpf_redirect_neigh(ifindex, &via, sizeof(via), 0);
+}
+
+SEC("tc")
+int from_underlay(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data;
+	__u32 n, len, src, dst, ifindex;
+	struct mac_entry *s, *d;
+	struct ethhdr *eth, inner;
+	union addr addr, *local;
+	struct peer_entry *p;
+	struct config *cfg;
+	struct traffic *t;
+	struct remote *r;
+	struct mac smac, dmac;
+	struct outer *o;
+	__be16 port;
+	__u8 proto;
+	long err;
+
+	// Nearly all of a host's traffic leaves here.
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	cfg = get_config();
+	if (!cfg || !(cfg->flags & CONFIG_EXPRESS) || !cfg->self)
+		return TC_ACT_UNSPEC;
+	if (data + ETH_HLEN + sizeof(*o) > (void *)(long)skb->data_end) {
+		if (skb->len < ETH_HLEN + sizeof(*o) ||
+		    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct outer, ip.protocol), &proto, 1) ||
+		    proto != IPPROTO_UDP ||
+		    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct outer, udp.dest), &port, sizeof(port)) ||
+		    port != bpf_htons(cfg->vxlan_port) ||
+		    bpf_skb_pull_data(skb, ETH_HLEN + sizeof(*o)))
+			return TC_ACT_UNSPEC;
+		data = (void *)(long)skb->data;
+		if (data + ETH_HLEN + sizeof(*o) > (void *)(long)skb->data_end)
+			return TC_ACT_UNSPEC;
+	}
+	o = data + ETH_HLEN;
+	if (o->ip.protocol != IPPROTO_UDP || o->udp.dest != bpf_htons(cfg->vxlan_port) ||
+	    o->ip.version != 4 || o->ip.ihl != 5 || o->ip.frag_off & bpf_htons(0x3fff))
+		return TC_ACT_UNSPEC;
+	// The stack judges checksums, takes off padding, and passes on what a router
+	// has marked as congestion.
+	if (o->udp.check || (o->ip.tos & ECN_MASK) == ECN_CE || o->vxlan.flags != bpf_htonl(VXLAN_FLAGS) ||
+	    (!skb->gso_size && bpf_ntohs(o->ip.tot_len) != skb->len - ETH_HLEN))
+		return TC_ACT_UNSPEC;
+	if (o->eth.h_proto != bpf_htons(ETH_P_IP) && o->eth.h_proto != bpf_htons(ETH_P_IPV6))
+		return TC_ACT_UNSPEC;
+	src = bpf_ntohl(o->vxlan.vni) >> 8 & 0xfff;
+	dst = bpf_ntohl(o->vxlan.vni) >> 20;
+	if (dst != cfg->self || !src || src == cfg->self)
+		return TC_ACT_UNSPEC;
+
+	put_v4(&addr, o->ip.saddr);
+	r = bpf_map_lookup_elem(&remotes, &addr);
+	if (!r)
+		return TC_ACT_UNSPEC;
+	local = (void *)r->local;
+	if (!is_v4(local) || local->w[3] != o->ip.daddr)
+		return TC_ACT_UNSPEC;
+	// A neighbour of encrypted links has an address inside of them, and frames
+	// that claim to come from there must not be taken from the bare underlay.
+	p = get_peer(r->peer);
+	if (!p || !(p->flags & PEER_EXPRESS))
+		return TC_ACT_UNSPEC;
+	p = get_peer(src);
+	if (!p || !(p->flags & PEER_KNOWN))
+		return TC_ACT_UNSPEC;
+	get_mac(&smac, o->eth.h_source);
+	get_mac(&dmac, o->eth.h_dest);
+	s = bpf_map_lookup_elem(&macs, &smac);
+	if (!s || s->peer != src) // the stack's way learns it
+		return TC_ACT_UNSPEC;
+	d = bpf_map_lookup_elem(&macs, &dmac);
+	if (!d || d->peer != cfg->self || !(d->flags & MAC_EXPRESS) || !d->ifindex)
+		return TC_ACT_UNSPEC;
+	ifindex = d->ifindex;
+	inner = o->eth;
+	n = packets(skb);
+	len = skb->len - sizeof(*o);
+
+	// An IPv6 packet needs skb->protocol changed, which adjust_room does since
+	// Linux 6.3. Before that veth's own transmit function does it.
+	if (inner.h_proto == bpf_htons(ETH_P_IP)) {
+		err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
+					  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+		proto = 1;
+	} else {
+		err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
+					  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
+					  ADJ_ROOM_DECAP_L3_IPV6);
+		proto = !err;
+		if (err == -EINVAL)
+			err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
+						  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+	}
+	if (err)
+		return TC_ACT_UNSPEC;
+	eth = header(skb);
+	if (!eth)
+		return drop(DROP_REDIRECT);
+	*eth = inner;
+	// A checksum that the device has judged good was the outer one, if it judged
+	// no more; the stack does the same for a UDP checksum of zero.
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+
+	touch(s);
+	count_tx(s, n, len);
+	count_rx(d, n, len);
+	t = bpf_map_lookup_elem(&traffic, &src);
+	if (t) {
+		t->rx_packets += n;
+		t->rx_bytes += len;
+	}
+	if (proto)
+		return bpf_redirect_peer(ifindex, 0);
+	return bpf_redirect(ifindex, 0);
+}

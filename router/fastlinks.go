@@ -1,0 +1,353 @@
+package router
+
+import (
+	"maps"
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fast"
+	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// fastUp begins the fast datapath of a link, or goes on with it after the peer's
+// router was away.
+func (r *Router) fastUp(s *sleeve, now time.Time) {
+	f := r.fast
+	if f == nil {
+		return
+	}
+	addr := s.machine.Addr().Addr()
+	if l, ok := f.away[s.peer]; ok && l.Addr() == addr {
+		delete(f.away, s.peer)
+		l.gone = time.Time{}
+		f.links[s.peer] = l
+		r.fastEffects(l, now, l.Renew(now, f.offer(addr)))
+		return
+	}
+	delete(f.away, s.peer)
+	l := &fastLink{peer: s.peer}
+	var effects []fast.Effect
+	l.Link, effects = fast.NewLink(fast.Config{MTU: r.cfg.MTU, Epoch: r.epoch, Nonce: newNonce, Own: f.offer(addr), Addr: addr}, now)
+	f.links[s.peer] = l
+	r.fastEffects(l, now, effects)
+	if f.dp != nil {
+		r.findHop(l)
+	}
+}
+
+// fastDown ends it, unless the peer's kernel still answers.
+func (r *Router) fastDown(n peer.Name, now time.Time) {
+	f := r.fast
+	if f == nil {
+		return
+	}
+	l, ok := f.links[n]
+	if !ok {
+		return
+	}
+	delete(f.links, n)
+	if l.gone = now; l.Up() {
+		f.away[n] = l
+	}
+	f.dirty = true
+}
+
+// fastMoved follows the address of the peer's end.
+func (r *Router) fastMoved(s *sleeve, now time.Time) {
+	f := r.fast
+	if f == nil {
+		return
+	}
+	l, addr := f.links[s.peer], s.machine.Addr().Addr()
+	if l == nil || l.Addr() == addr {
+		return
+	}
+	r.fastEffects(l, now, l.SetAddr(now, addr))
+	r.fastEffects(l, now, l.SetOwn(now, f.offer(addr)))
+	if f.dp != nil {
+		r.findHop(l)
+	}
+}
+
+// fastControl takes in what a neighbour says of its fast datapath.
+func (r *Router) fastControl(from peer.Name, c wire.Control) {
+	if r.fast == nil {
+		return
+	}
+	if l, ok := r.fast.links[from]; ok {
+		now := time.Now()
+		r.fastEffects(l, now, l.Control(now, c))
+	}
+}
+
+// fastEchoed takes in a probe that came back.
+func (r *Router) fastEchoed(e echo) {
+	now := time.Now()
+	for _, set := range []map[peer.Name]*fastLink{r.fast.links, r.fast.away} {
+		for _, l := range set {
+			if l.Addr() == e.from {
+				r.fastEffects(l, now, l.Echoed(now, e.nonce))
+			}
+		}
+	}
+}
+
+// fastEffects carries out what a link wants, and shows how it is now.
+func (r *Router) fastEffects(l *fastLink, now time.Time, effects []fast.Effect) {
+	for _, e := range effects {
+		switch e := e.(type) {
+		case fast.Send:
+			if err := r.control.Send(l.peer, e.Msg.Append(nil)); err != nil {
+				r.log.Debug("link control not sent", "peer", l.peer, "err", err)
+			}
+		case fast.Probe:
+			if r.fast.dp == nil {
+				continue
+			}
+			frame := fastdp.AppendProbe(nil, fastdp.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}, e.Size+ethernetLen)
+			if err := r.fast.tap.Write(offload.Header{}, [][]byte{frame}); err != nil {
+				r.drops.add(DropTAP)
+			}
+		}
+	}
+	r.showFast(l, now)
+}
+
+// showFast publishes a link's state for lanes and status.
+func (r *Router) showFast(l *fastLink, now time.Time) {
+	s, ok := r.links[l.peer]
+	if !ok {
+		return
+	}
+	f := r.fast
+	show := fastStatus{up: l.Up(), reason: l.Reason(now), rtt: l.RTT()}
+	if show.up {
+		show.mtu = r.cfg.MTU
+		show.reason = f.whyNotExpress(l)
+		show.express = show.reason == ""
+	}
+	old := s.fast.Swap(&show)
+	if old == nil || old.up != show.up {
+		f.dirty = true
+		if show.up {
+			r.log.Info("fast datapath in use", "peer", l.peer, "addr", l.Addr(), "rtt", show.rtt)
+		} else if old != nil {
+			r.log.Info("fast datapath out of use", "peer", l.peer, "addr", l.Addr(), "reason", show.reason)
+		}
+	}
+	if l.id != l.PeerID() {
+		l.id, f.dirty = l.PeerID(), true
+	}
+}
+
+// whyNotExpress says in words why frames to a peer that is fast cross the
+// bridge, "" if they pass by it.
+func (f *fastpath) whyNotExpress(l *fastLink) string {
+	switch {
+	case f.cfg.NoExpress:
+		return "switched off by --no-express"
+	case f.judged != "":
+		return f.judged
+	case !expressable(l):
+		return "the underlay is not IPv4"
+	}
+	return ""
+}
+
+// expressable tells whether what goes to a peer can be put into VXLAN by hand:
+// over IPv4, by an interface that is known.
+func expressable(l *fastLink) bool {
+	return l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+}
+
+// planFast works out what the kernel's maps are to hold and writes what differs.
+func (r *Router) planFast() {
+	f := r.fast
+	if !f.dirty {
+		return
+	}
+	f.dirty = false
+	now := time.Now()
+	r.takeIDs(now)
+	hops, next, ids := make(map[peer.Name]fast.Hop), r.routes.Unicast, r.routes.ShortIDs
+	add := func(l *fastLink) {
+		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Addr()) || f.cfg.Off || f.why != "" {
+			return
+		}
+		hops[l.peer] = fast.Hop{
+			Remote: l.Addr(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
+			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: expressable(l),
+		}
+	}
+	if len(f.away) > 0 {
+		next, ids = maps.Clone(next), maps.Clone(ids)
+	}
+	for n, l := range f.away {
+		if _, other := next[n]; other {
+			continue // it is reached over others
+		}
+		if _, known := ids[n]; !known && r.routes.ByShortID[l.id].IsZero() {
+			ids[n] = l.id
+		}
+		next[n] = n
+		add(l)
+	}
+	for _, l := range f.links {
+		add(l)
+	}
+	want := fast.Plan(r.self, ids, next, hops)
+	if now.Sub(f.began) < adoptStay {
+		f.keepAdopted(&want)
+	} else {
+		f.adopted = fast.Tables{}
+	}
+	r.writeTables(want)
+}
+
+// takeIDs takes in the short ids of the routes.
+func (r *Router) takeIDs(now time.Time) {
+	f := r.fast
+	if self := r.routes.ShortIDs[r.self]; self != f.self {
+		f.self = self
+		if err := f.dp.SetSelf(self); err != nil {
+			r.log.Warn("tell the kernel the own short id", "id", self, "err", err)
+		}
+		for _, l := range f.links {
+			r.fastEffects(l, now, l.SetOwn(now, f.offer(l.Addr())))
+		}
+		f.resync = true
+	}
+	if !maps.Equal(f.names, r.routes.ByShortID) {
+		f.names, f.resync = r.routes.ByShortID, true
+	}
+}
+
+// writeTables brings the kernel's maps to want. What could not be written is
+// tried again with the next change.
+func (r *Router) writeTables(want fast.Tables) {
+	f := r.fast
+	c := want.Diff(f.have)
+	failed := func(what string, key any, err error) bool {
+		if err != nil {
+			r.log.Warn("change the fast datapath", "what", what, "key", key, "err", err)
+		}
+		return err != nil
+	}
+	for _, id := range c.DeletePeers {
+		if !failed("peer", id, f.dp.DeletePeer(id)) {
+			delete(f.have.Peers, id)
+		}
+	}
+	for _, a := range c.PutRemotes {
+		e := want.Remotes[a]
+		if !failed("remote", a, f.dp.PutRemote(a, fastdp.Remote{Peer: e.Peer, Local: fastdp.AddrOf(e.Local)})) {
+			f.have.Remotes[a] = e
+		}
+	}
+	under := make(map[int]bool)
+	for _, p := range want.Peers {
+		if p.Express {
+			under[p.Ifindex] = true
+		}
+	}
+	r.attachUnderlays(under)
+	for _, id := range c.PutPeers {
+		if !failed("peer", id, f.dp.PutPeer(id, peerEntry(want.Peers[id]))) {
+			f.have.Peers[id] = want.Peers[id]
+		}
+	}
+	for _, a := range c.DeleteRemotes {
+		if !failed("remote", a, f.dp.DeleteRemote(a)) {
+			delete(f.have.Remotes, a)
+		}
+	}
+}
+
+func peerEntry(p fast.Peer) fastdp.PeerEntry {
+	e := fastdp.PeerEntry{Flags: fastdp.PeerKnown}
+	if p.Next == 0 {
+		return e
+	}
+	e.Flags |= fastdp.PeerFast
+	if p.Express {
+		e.Flags |= fastdp.PeerExpress
+	}
+	e.Next, e.MTU, e.Ifindex = p.Next, uint16(min(p.MTU, 65535)), uint32(p.Ifindex)
+	e.Remote, e.Local, e.Gateway = fastdp.AddrOf(p.Remote), fastdp.AddrOf(p.Local), fastdp.AddrOf(p.Gateway)
+	return e
+}
+
+// attachUnderlays has the programs on the interfaces by which peers are reached.
+func (r *Router) attachUnderlays(want map[int]bool) {
+	f := r.fast
+	for i := range want {
+		if f.underlays[i] || f.cfg.NoExpress {
+			continue
+		}
+		if err := f.dp.AttachUnderlay(i); err != nil {
+			r.log.Warn("no express path", "ifindex", i, "err", err)
+			continue
+		}
+		f.underlays[i] = true
+	}
+	for i := range f.underlays {
+		if want[i] {
+			continue
+		}
+		delete(f.underlays, i)
+		if err := f.dp.DetachUnderlay(i); err != nil {
+			r.log.Warn("express path", "ifindex", i, "err", err)
+		}
+	}
+}
+
+// adopt reads what an earlier process left in the kernel.
+func (f *fastpath) adopt() error {
+	f.have = fast.Tables{Peers: make(map[uint16]fast.Peer), Remotes: make(map[netip.Addr]fast.Remote)}
+	err := f.dp.Peers(func(id uint16, e fastdp.PeerEntry) bool {
+		p := fast.Peer{}
+		if e.Flags&fastdp.PeerFast != 0 {
+			p.Next = e.Next
+			p.Hop = fast.Hop{
+				Remote: fastdp.ToAddr(e.Remote), Local: fastdp.ToAddr(e.Local), Gateway: fastdp.ToAddr(e.Gateway),
+				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&fastdp.PeerExpress != 0,
+			}
+		}
+		f.have.Peers[id] = p
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	err = f.dp.Remotes(func(a netip.Addr, e fastdp.Remote) bool {
+		f.have.Remotes[a] = fast.Remote{Peer: e.Peer, Local: fastdp.ToAddr(e.Local)}
+		return true
+	})
+	f.adopted = fast.Tables{Peers: maps.Clone(f.have.Peers), Remotes: maps.Clone(f.have.Remotes)}
+	return err
+}
+
+// keepAdopted leaves in place what was adopted and is not contradicted: peers
+// that this process does not reach yet, over neighbours that may be sent to in
+// clear.
+func (f *fastpath) keepAdopted(want *fast.Tables) {
+	if f.cfg.Off || f.why != "" {
+		return
+	}
+	for id, p := range f.adopted.Peers {
+		switch r := f.adopted.Remotes[p.Remote]; {
+		case want.Peers[id].Next != 0: // from now on it is this process's word that counts
+			delete(f.adopted.Peers, id)
+		case p.Next != 0 && f.allowed(p.Remote) && r.Peer == p.Next:
+			want.Peers[id] = p
+		}
+	}
+	for a, e := range f.adopted.Remotes {
+		if _, ok := want.Remotes[a]; !ok && f.allowed(a) {
+			want.Remotes[a] = e
+		}
+	}
+}

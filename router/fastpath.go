@@ -1,0 +1,311 @@
+package router
+
+import (
+	"context"
+	crand "crypto/rand"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fast"
+	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/tap"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// FastConfig says how the fast datapath is to be.
+type FastConfig struct {
+	// PinDir is where programs and maps are pinned, so that they outlive this
+	// process. A file system of type bpf is mounted there if none is.
+	PinDir string
+	// Port is the UDP port of VXLAN, the same on all hosts.
+	Port int
+	// Off has no link use it; what it carries for others goes on.
+	Off bool
+	// NoExpress has all frames go by the bridge and the VXLAN device.
+	NoExpress bool
+	// Encrypt has frames leave in clear only between addresses of Trusted.
+	Encrypt bool
+	Trusted []netip.Prefix
+}
+
+// fastpath is the fast datapath as the router sees it.
+type fastpath struct {
+	// Constant.
+	cfg     FastConfig
+	dp      *fastdp.Datapath // nil: the kernel refused, why says what
+	why     string           // there is no fast datapath
+	watch   *netdev.Watch
+	tap     tap.Writer
+	echoes  chan echo         // from lanes
+	learned chan ethernet.MAC // from lanes: stations that came or moved
+
+	// Control goroutine only.
+	links map[peer.Name]*fastLink
+	// away are links whose sessions ended while their kernels still echoed: the
+	// peer's router is being restarted, and what goes by the kernel goes on.
+	away       map[peer.Name]*fastLink
+	adopted    fast.Tables          // what was there at the start and is not confirmed yet
+	have       fast.Tables          // in the kernel
+	names      map[uint16]peer.Name // by short id, as in the kernel
+	self       uint16               // own short id
+	veths      map[ethernet.MAC]int // of stations of this host, by the host's end
+	containers map[int]bool         // whose veths have a program
+	underlays  map[int]bool         // likewise
+	judged     string               // why express is off, "" if it is not
+	looked     time.Time            // for what judges
+	began      time.Time
+	dirty      bool // tables are to be planned anew
+	resync     bool // stations are to be compared with the kernel's
+
+	// Atomic.
+	missed  atomic.Bool // learned was full
+	changes atomic.Bool // a refresh is under way
+}
+
+// fastLink is the fast datapath of one link.
+type fastLink struct {
+	*fast.Link
+	peer peer.Name
+	id   uint16 // short id of the peer when it was last known
+	hop  netdev.Hop
+	gone time.Time // when the session ended; zero while it lives
+}
+
+type echo struct {
+	from  netip.Addr
+	nonce [fast.NonceLen]byte
+}
+
+const (
+	// awayStay is how long the kernel goes on with a peer whose router is away.
+	awayStay = 10 * time.Minute
+	// adoptStay is how long after the start what an earlier process left in the
+	// kernel stays, although this one does not know it yet.
+	adoptStay = time.Minute
+	// lookEvery is how often it is looked for what judges bridged frames.
+	lookEvery = 2 * time.Second
+)
+
+// openFast makes the fast datapath around the TAP q, which is no port of the
+// bridge then. It returns an error only for what the portable path can not do
+// without either; where the kernel refuses, the fastpath says why.
+func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
+	f := &fastpath{
+		cfg: *r.cfg.Fast, echoes: make(chan echo, 256), learned: make(chan ethernet.MAC, 1024),
+		links: make(map[peer.Name]*fastLink), away: make(map[peer.Name]*fastLink),
+		names: make(map[uint16]peer.Name), veths: make(map[ethernet.MAC]int),
+		containers: make(map[int]bool), underlays: make(map[int]bool), began: time.Now(),
+	}
+	watch, err := netdev.NewWatch()
+	if err != nil {
+		return nil, err
+	}
+	f.watch = watch
+	f.judged = watch.Judged()
+	f.dp, err = fastdp.Open(fastdp.Options{
+		PinDir: f.cfg.PinDir, Bridge: r.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: tapName,
+		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Express: f.express(), Log: r.log,
+	})
+	if err != nil {
+		f.dp, f.why = nil, err.Error()
+		r.log.Warn("no fast datapath", "err", err)
+		return f, nil
+	}
+	if err := f.dp.Fast(); err != nil {
+		f.why = err.Error()
+		r.log.Warn("no fast datapath", "err", err)
+	}
+	f.tap = q.NewWriter()
+	if err := f.adopt(); err != nil {
+		r.log.Warn("what an earlier router left in the kernel can not be read", "err", err)
+	}
+	return f, nil
+}
+
+// close leaves the kernel's part at work.
+func (f *fastpath) close() {
+	if f.dp != nil {
+		_ = f.dp.Close()
+	}
+	f.watch.Close()
+}
+
+// express tells whether frames may pass by the bridge.
+func (f *fastpath) express() bool { return !f.cfg.NoExpress && f.judged == "" }
+
+// allowed tells whether frames may go in clear between this host and a.
+func (f *fastpath) allowed(a netip.Addr) bool {
+	return !f.cfg.Encrypt || slices.ContainsFunc(f.cfg.Trusted, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// offer is what this end says of itself on a link to a.
+func (f *fastpath) offer(a netip.Addr) fast.Offer {
+	o := fast.Offer{ShortID: f.self, Port: uint16(f.cfg.Port)}
+	refuse := func(v wire.Verdict, why string) fast.Offer {
+		o.Verdict, o.Why = v, why
+		return o
+	}
+	switch {
+	case f.cfg.Off:
+		return refuse(wire.FastOff, "switched off by --no-fastdp")
+	case f.why != "":
+		return refuse(wire.FastNoKernel, f.why)
+	case !f.allowed(a):
+		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, the kernel's way does not encrypt, and %s is in none of --trusted-subnets", a))
+	case f.self == 0:
+		return refuse(wire.FastNoID, "there are more peers than short ids, or one is being chosen")
+	}
+	return o
+}
+
+// runFast waits for what the kernel tells, until ctx ends.
+func (r *Router) runFast(ctx context.Context) error {
+	f := r.fast
+	if f.dp == nil {
+		return nil
+	}
+	changed := make(chan error, 2)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		changed <- f.watch.Run(ctx, func() {
+			if !f.changes.Swap(true) {
+				r.do(func() { f.changes.Store(false); r.refreshFast() })
+			}
+		})
+	}()
+	go func() {
+		changed <- f.dp.Events(ctx, func(e fastdp.Event) { r.do(func() { r.stationSeen(e) }) })
+	}()
+	err := <-changed
+	cancel()
+	if second := <-changed; err == nil {
+		err = second
+	}
+	return err
+}
+
+// refreshFast looks at interfaces and routes again.
+func (r *Router) refreshFast() {
+	f := r.fast
+	ports, err := f.watch.Containers(r.cfg.Bridge, netdev.PortName)
+	if err != nil {
+		r.log.Warn("containers' interfaces", "err", err)
+		return
+	}
+	there := make(map[int]bool, len(ports))
+	for _, p := range ports {
+		there[p.Ifindex] = true
+		if f.containers[p.Ifindex] || f.cfg.NoExpress || f.why != "" {
+			continue
+		}
+		if err := f.dp.AttachContainer(p.Ifindex); err != nil {
+			r.log.Warn("no express path", "interface", p.Name, "err", err)
+			continue
+		}
+		f.containers[p.Ifindex] = true
+	}
+	for i := range f.containers {
+		if !there[i] {
+			delete(f.containers, i)
+			if err := f.dp.DetachContainer(i); err != nil {
+				r.log.Warn("express path of a container that left", "ifindex", i, "err", err)
+			}
+		}
+	}
+	for m, i := range f.veths {
+		if !there[i] {
+			r.stationGone(m)
+		}
+	}
+	for _, l := range f.links {
+		r.findHop(l)
+	}
+	for _, l := range f.away {
+		r.findHop(l)
+	}
+	f.dirty = true
+}
+
+// findHop asks the routes for the way to a peer.
+func (r *Router) findHop(l *fastLink) {
+	hop := netdev.Hop{}
+	if a := l.Addr(); a.IsValid() {
+		var err error
+		if hop, err = r.fast.watch.Hop(a); err != nil {
+			r.log.Debug("no route for the fast datapath", "peer", l.peer, "err", err)
+		}
+	}
+	if hop != l.hop {
+		l.hop, r.fast.dirty = hop, true
+	}
+}
+
+// tickFast does what is due, and at last brings the kernel up to date.
+func (r *Router) tickFast(now time.Time) {
+	f := r.fast
+	if f == nil || f.dp == nil {
+		return
+	}
+	for _, set := range []map[peer.Name]*fastLink{f.links, f.away} {
+		for _, l := range set {
+			if next := l.Next(); !next.IsZero() && !now.Before(next) {
+				r.fastEffects(l, now, l.Tick(now))
+			}
+		}
+	}
+	for n, l := range f.away {
+		if !l.Up() || now.Sub(l.gone) >= awayStay {
+			delete(f.away, n)
+			f.dirty = true
+			if _, reached := r.routes.Unicast[n]; !reached {
+				r.macs.Forget(n)
+			}
+		}
+	}
+	if now.Sub(f.looked) >= lookEvery {
+		f.looked = now
+		if judged := f.watch.Judged(); judged != f.judged {
+			r.log.Info("express path", "off because", judged)
+			f.judged = judged
+			if err := f.dp.SetExpress(f.express()); err != nil {
+				r.log.Warn("switch the express path", "on", f.express(), "err", err)
+			}
+			f.dirty = true
+		}
+	}
+	if f.missed.Swap(false) {
+		f.resync = true
+	}
+	r.planFast()
+	if f.resync {
+		f.resync = false
+		r.syncStations()
+	}
+}
+
+// nextFast is when tickFast is to be called at the latest; zero for never.
+func (f *fastpath) next() (next time.Time) {
+	if f == nil {
+		return next
+	}
+	for _, set := range []map[peer.Name]*fastLink{f.links, f.away} {
+		for _, l := range set {
+			if t := l.Next(); !t.IsZero() && (next.IsZero() || t.Before(next)) {
+				next = t
+			}
+		}
+	}
+	return next
+}
+
+func newNonce() (n [fast.NonceLen]byte) {
+	_, _ = crand.Read(n[:]) // never fails, by its documentation
+	return n
+}
