@@ -35,22 +35,22 @@ type launchFlags struct {
 	foreground bool
 	logFile    string
 
-	host, name, nickname          string
-	port                          int
-	password, passwordFile        string
-	acceptPasswordFiles           []string
-	trustedSubnets                string
-	noDiscovery, resume           bool
-	noFastdp, noExpress           bool
-	noTAPOffload, noUDPOffload    bool
-	connLimit                     int
-	allocInit, allocRange         string
-	defaultSubnet, allocRange6    string
-	mtu                           int
-	bridge, logLevel              string
-	httpAddr, statusAddr          string
-	stateDir                      string
-	protocolMin, protocolMax      int
+	host, name, nickname       string
+	port                       int
+	password, passwordFile     string
+	acceptPasswordFiles        []string
+	trustedSubnets             string
+	noDiscovery, resume        bool
+	noFastdp, noExpress        bool
+	noTAPOffload, noUDPOffload bool
+	connLimit                  int
+	allocInit, allocRange      string
+	defaultSubnet, allocRange6 string
+	mtu                        int
+	bridge, logLevel           string
+	httpAddr, statusAddr       string
+	stateDir                   string
+	protocolMin, protocolMax   int
 }
 
 // register defines the flags. Each but --foreground can be given as an

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"time"
@@ -304,12 +305,16 @@ func (r *Router) attachUnderlays(want map[int]bool) {
 	}
 }
 
-// adopt reads what an earlier process left in the kernel.
+// adopt reads what an earlier process left in the kernel. What may not be sent in
+// clear any more ends at once.
 func (f *fastpath) adopt() error {
 	f.have = fast.Tables{Peers: make(map[uint16]fast.Peer), Remotes: make(map[netip.Addr]fast.Remote)}
+	var refused []uint16
 	err := f.dp.Peers(func(id uint16, e fastdp.PeerEntry) bool {
 		p := fast.Peer{}
-		if e.Flags&fastdp.PeerFast != 0 {
+		if e.Flags&fastdp.PeerFast != 0 && (f.cfg.Off || !f.allowed(fastdp.ToAddr(e.Remote))) {
+			refused = append(refused, id)
+		} else if e.Flags&fastdp.PeerFast != 0 {
 			p.Next = e.Next
 			p.Hop = fast.Hop{
 				Remote: fastdp.ToAddr(e.Remote), Local: fastdp.ToAddr(e.Local), Gateway: fastdp.ToAddr(e.Gateway),
@@ -319,6 +324,9 @@ func (f *fastpath) adopt() error {
 		f.have.Peers[id] = p
 		return true
 	})
+	for _, id := range refused {
+		err = errors.Join(err, f.dp.PutPeer(id, fastdp.PeerEntry{Flags: fastdp.PeerKnown}))
+	}
 	if err != nil {
 		return err
 	}

@@ -123,7 +123,8 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	}
 	f.tap = q.NewWriter()
 	if err := f.adopt(); err != nil {
-		r.log.Warn("what an earlier router left in the kernel can not be read", "err", err)
+		f.close()
+		return nil, fmt.Errorf("take over the fast datapath of an earlier router: %w", err)
 	}
 	return f, nil
 }
