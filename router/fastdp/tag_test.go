@@ -1,0 +1,53 @@
+package fastdp
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+)
+
+func TestTag(t *testing.T) {
+	tag := Tag{Op: TagRelay, Reason: ReasonBig, Src: 0x123, Dst: 0xfff, TTL: 63, Addr: netip.MustParseAddr("192.0.2.1")}
+	want := []byte{
+		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x88, 0xb5, 1, 2, 1, 0x23, 0xf, 0xff, 63, 0, 0, 0,
+		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1,
+	}
+	if got := AppendTag([]byte{7}, tag); !bytes.Equal(got, append([]byte{7}, want...)) {
+		t.Errorf("the tag is % x", got)
+	}
+	if got, ok := ParseTag(want); !ok || got != tag {
+		t.Errorf("parsed %+v, %v", got, ok)
+	}
+	for _, b := range [][]byte{nil, want[:TagLen-1], with(want, 0, 1), with(want, 11, 1), with(want, 12, 8)} {
+		if got, ok := ParseTag(b); ok {
+			t.Errorf("parsed % x as %+v", b, got)
+		}
+	}
+}
+
+func TestProbeLength(t *testing.T) {
+	for n, want := range map[int]int{0: MinProbeLen, MinProbeLen: MinProbeLen, 1514: 1514, 9014: 9014} {
+		dirty := bytes.Repeat([]byte{0xff}, 10000)
+		b := AppendProbe(dirty[:3], Probe{Nonce: [NonceLen]byte{1}}, n)
+		if len(b) != 3+want || !bytes.Equal(b[3+MinProbeLen:], make([]byte, want-MinProbeLen)) {
+			t.Errorf("a probe of %d has %d bytes", n, len(b)-3)
+		}
+	}
+}
+
+func FuzzParseTag(f *testing.F) {
+	f.Add(AppendTag(nil, Tag{Op: TagEcho, Src: 1, Dst: 2, TTL: 3, Addr: netip.MustParseAddr("2001:db8::1")}))
+	f.Add(AppendProbe(nil, Probe{Src: 1, Dst: 2}, 100))
+	f.Add(probeFrame(2, [16]byte{1, 2}, 60))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if tag, ok := ParseTag(b); ok {
+			again, ok := ParseTag(AppendTag(nil, tag))
+			if !ok || again != tag {
+				t.Errorf("%+v became %+v, %v", tag, again, ok)
+			}
+		}
+		if p, ok := ParseEcho(b); ok && !bytes.Equal(b[16:32], p.Nonce[:]) {
+			t.Errorf("nonce % x of % x", p.Nonce, b)
+		}
+	})
+}
