@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"net/netip"
@@ -451,4 +452,54 @@ func TestResetRemovesTheFastDatapath(t *testing.T) {
 		})
 		return err == nil && len(left) == 0
 	})
+}
+
+// Issue 4, item 4: peers come and go, and what does not touch them loses nothing.
+func TestChurnTouchesNoOtherFlow(t *testing.T) {
+	t.Parallel()
+	const hosts = 6
+	lab := upLab(t, testbed.Config{Hosts: hosts})
+	b := addContainer(t, lab, 2, "b")[0].Addr()
+	addContainer(t, lab, 1, "a")
+	fastBetween(t, lab, 1, 2)
+	p, err := testbed.NewPinger(lab.Netns(at(1, "a")), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	reach(t, lab, at(1, "a"), b)
+	eventually(t, "pings go by the kernel", func() bool {
+		before := carried(t, lab, 1, "h2").TxPackets
+		reach(t, lab, at(1, "a"), b)
+		return carried(t, lab, 1, "h2").TxPackets > before
+	})
+	churned := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), convergePatience)
+		defer cancel()
+		for n := 3; n <= hosts; n++ {
+			err := lab.Kill(n)
+			if err == nil && n%2 == 0 { // the others are gone for good
+				err = lab.Launch(ctx, n, lab.Peers(n)...)
+			}
+			if err != nil {
+				churned <- err
+				return
+			}
+		}
+		churned <- nil
+	}()
+	for n, ended := 0, false; !ended || n < 100; n++ {
+		if _, err := p.Once(100, 5*time.Second); err != nil { // late is not lost
+			t.Fatalf("after %d pings: %v", n, err)
+		}
+		select {
+		case err := <-churned:
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended = true
+		default:
+		}
+	}
 }

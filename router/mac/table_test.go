@@ -117,3 +117,29 @@ func TestNoAllocation(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+func TestTouchAndRemove(t *testing.T) {
+	tb := New(0)
+	tb.Learn(m1, p1, time.Minute)
+	if tb.Touch(m1, p2, 5*time.Minute) || tb.Touch(m2, p1, 5*time.Minute) {
+		t.Error("touched what is not known to be there")
+	}
+	if !tb.Touch(m1, p1, 5*time.Minute) || !tb.Touch(m1, p1, 2*time.Minute) {
+		t.Error("did not touch what is known to be there")
+	}
+	if _, ok := tb.Lookup(m1, 15*time.Minute); !ok {
+		t.Error("last use is not the latest one")
+	}
+	if _, ok := tb.Lookup(m1, 15*time.Minute+1); ok {
+		t.Error("known for too long")
+	}
+	tb.Remove(m1)
+	tb.Remove(m2)
+	if _, ok := tb.Lookup(m1, 5*time.Minute); ok {
+		t.Error("known after it was removed")
+	}
+	tb.Learn(m1, p1, 6*time.Minute)
+	if n := tb.Forget(p1); n != 1 {
+		t.Errorf("%d addresses are left of one", n)
+	}
+}
