@@ -37,6 +37,7 @@ var benchPathNames = []string{pathRaw, pathVXLAN, pathWireGuard, pathNebula, pat
 // benchPath is a pair of places to measure between.
 type benchPath struct {
 	name   string
+	lab    *testbed.Lab
 	from   testbed.Place
 	server *trafficServer
 	pids   []int // of the processes that carry its packets
@@ -50,7 +51,14 @@ type benchConfig struct {
 	only   *regexp.Regexp
 	paths  []string
 	launch []string // flags of weft launch
+	tables []string // names of those to measure
 }
+
+// The tables of the bench.
+const (
+	tableSleeve = "sleeve"
+	tableFast   = "fast"
+)
 
 func (l *labApp) bench() *cobra.Command {
 	var k benchConfig
@@ -83,7 +91,12 @@ func (l *labApp) bench() *cobra.Command {
 			if k.only, err = regexp.Compile("(?i)" + only); err != nil {
 				return usagef("%s: --only %q: %v", c.CommandPath(), only, err)
 			}
-			if len(k.selected()) == 0 && !k.only.MatchString(idleMetric.name) {
+			for _, t := range k.tables {
+				if t != tableSleeve && t != tableFast {
+					return usagef("%s: --tables %q: want some of %s, %s", c.CommandPath(), t, tableSleeve, tableFast)
+				}
+			}
+			if len(k.selected(sleeveTable.runs))+len(k.selected(fastTable.runs)) == 0 {
 				return usagef("%s: --only %q matches nothing that is measured", c.CommandPath(), only)
 			}
 			if !c.Flags().Changed("name") {
@@ -96,31 +109,42 @@ func (l *labApp) bench() *cobra.Command {
 	c.Flags().DurationVar(&k.time, "time", 2*time.Second, "time for each measurement")
 	c.Flags().StringVar(&k.rivals, "rivals", "", "folder of wireguard, nebula and nebula-cert, to be measured too")
 	c.Flags().StringVar(&only, "only", "", "measure only what this regular expression matches")
-	c.Flags().StringSliceVar(&k.paths, "paths", benchPathNames, "measure only these")
+	c.Flags().StringSliceVar(&k.tables, "tables", []string{tableSleeve, tableFast}, "what to measure: sleeve against others in user space, the fast datapath against kernel VXLAN")
+	c.Flags().StringSliceVar(&k.paths, "paths", benchPathNames, "paths of the table sleeve, measure only these")
 	return c
 }
 
 func (l *labApp) runBench(ctx context.Context, k benchConfig) error {
 	fmt.Fprintf(l.stdout, "%s\n%d rounds of %v, in turns; medians\n\n", machine(), k.rounds, k.time)
-	results := make(benchResults)
-	if runs := k.selected(); len(runs) > 0 {
-		if err := l.benchNetworks(ctx, k, runs, results); err != nil {
+	if slices.Contains(k.tables, tableSleeve) {
+		results := make(benchResults)
+		if runs := k.selected(benchRuns); len(runs) > 0 {
+			if err := l.benchNetworks(ctx, k, runs, results); err != nil {
+				return err
+			}
+		}
+		if k.only.MatchString(idleMetric.name) && slices.Contains(k.paths, pathWeft) {
+			if err := l.benchIdle(ctx, k, results); err != nil {
+				return err
+			}
+		}
+		sleeveTable.print(l.stdout, results)
+	}
+	if runs := k.selected(fastTable.runs); slices.Contains(k.tables, tableFast) && len(runs) > 0 {
+		results := make(benchResults)
+		if err := l.benchFast(ctx, k, runs, results); err != nil {
 			return err
 		}
+		fmt.Fprintln(l.stdout)
+		fastTable.print(l.stdout, results)
 	}
-	if k.only.MatchString(idleMetric.name) && slices.Contains(k.paths, pathWeft) {
-		if err := l.benchIdle(ctx, k, results); err != nil {
-			return err
-		}
-	}
-	printBench(l.stdout, results)
 	return nil
 }
 
 // selected returns the runs with a metric that is wanted.
-func (k *benchConfig) selected() []benchRun {
+func (k *benchConfig) selected(all []benchRun) []benchRun {
 	var runs []benchRun
-	for _, r := range benchRuns {
+	for _, r := range all {
 		if slices.ContainsFunc(r.metrics, func(m metric) bool { return k.only.MatchString(m.name) }) {
 			runs = append(runs, r)
 		}
@@ -144,12 +168,30 @@ func (l *labApp) benchNetworks(ctx context.Context, k benchConfig, runs []benchR
 	if err != nil {
 		return err
 	}
+	if err := l.benchRounds(ctx, k, paths, runs, results); err != nil {
+		return err
+	}
+	if !slices.Contains(k.paths, pathWeft) {
+		return nil
+	}
+	limit, err := estimateLimit(results)
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.printRouters(ctx, lab), printLimit(l.stdout, limit, results))
+}
+
+// benchRounds makes each run on each of its paths, in turns.
+func (l *labApp) benchRounds(ctx context.Context, k benchConfig, paths []benchPath, runs []benchRun, results benchResults) error {
 	for round := range k.rounds {
 		for i := range paths {
 			// Who comes first changes, so that nobody has the warmer machine.
 			p := paths[(i+round)%len(paths)]
 			for _, r := range runs {
-				s, err := p.sample(ctx, lab, k.time, r)
+				if r.on != nil && !slices.Contains(r.on, p.name) {
+					continue
+				}
+				s, err := p.sample(ctx, k.time, r)
 				if err != nil {
 					return fmt.Errorf("%s: %w", p.name, err)
 				}
@@ -162,14 +204,7 @@ func (l *labApp) benchNetworks(ctx context.Context, k benchConfig, runs []benchR
 			fmt.Fprintf(l.stderr, "round %d of %d: %s\n", round+1, k.rounds, p.name)
 		}
 	}
-	if !slices.Contains(k.paths, pathWeft) {
-		return nil
-	}
-	limit, err := estimateLimit(results)
-	if err != nil {
-		return err
-	}
-	return errors.Join(l.printRouters(ctx, lab), printLimit(l.stdout, limit, results))
+	return nil
 }
 
 // printRouters says which offloads were on, and what memory the routers took.
@@ -213,21 +248,31 @@ func (k *benchConfig) makePaths(ctx context.Context, lab *testbed.Lab) ([]benchP
 		if makers[name] == nil || !slices.Contains(k.paths, name) {
 			continue
 		}
-		n, err := makers[name]()
-		if err == nil {
-			_, err = testbed.Ping(ctx, lab.Netns(n.From), n.Addr)
-		}
+		p, err := makePath(ctx, lab, name, makers[name])
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return nil, err
 		}
-		// The server ends with the lab, so it is not bound to ctx.
-		s, err := startTraffic(context.WithoutCancel(ctx), lab, n.To, n.Addr)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		paths = append(paths, benchPath{name, n.From, s, n.PIDs})
+		paths = append(paths, p)
 	}
 	return paths, nil
+}
+
+// makePath makes a network, waits until it works, and starts a server at its far
+// end.
+func makePath(ctx context.Context, lab *testbed.Lab, name string, network func() (*rival.Network, error)) (p benchPath, err error) {
+	n, err := network()
+	if err == nil {
+		_, err = testbed.Ping(ctx, lab.Netns(n.From), n.Addr)
+	}
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", name, err)
+	}
+	// The server ends with the lab, so it is not bound to ctx.
+	s, err := startTraffic(context.WithoutCancel(ctx), lab, n.To, n.Addr)
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", name, err)
+	}
+	return benchPath{name, lab, n.From, s, n.PIDs}, nil
 }
 
 // weftNetwork attaches a container on each host.
@@ -248,7 +293,7 @@ func weftNetwork(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) 
 }
 
 // sample makes one measurement.
-func (p *benchPath) sample(ctx context.Context, lab *testbed.Lab, d time.Duration, r benchRun) (s sample, err error) {
+func (p *benchPath) sample(ctx context.Context, d time.Duration, r benchRun) (s sample, err error) {
 	before, err := p.cpu()
 	if err != nil {
 		return s, err
@@ -256,13 +301,13 @@ func (p *benchPath) sample(ctx context.Context, lab *testbed.Lab, d time.Duratio
 	g, ctx := errgroup.WithContext(ctx)
 	if r.beside {
 		g.Go(func() error {
-			_, err := p.server.measure(ctx, lab, p.from, d+2*besideLead, "--kind", trafficTCP)
+			_, err := p.server.measure(ctx, p.lab, p.from, d+2*besideLead, "--kind", trafficTCP)
 			return err
 		})
 		time.Sleep(besideLead) // until the stream is at full speed
 	}
 	g.Go(func() (err error) {
-		s.trafficResult, err = p.server.measure(ctx, lab, p.from, r.each(d), r.args...)
+		s.trafficResult, err = p.server.measure(ctx, p.lab, p.from, r.each(d), r.args...)
 		return err
 	})
 	if err := g.Wait(); err != nil {

@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -17,13 +18,15 @@ type sample struct {
 	carried bool          // there are such processes
 }
 
-// metric is a row of the table. Must and aim are ratios of weft's value to the
-// better one of the rivals; 0 for none.
+// metric is a row of a table. Must and aim are ratios of the value of the path
+// ours to the best one of the paths against; 0 for none.
 type metric struct {
 	name, unit string
 	less       bool // is better
 	must, aim  float64
 	value      func(sample) (float64, bool) // false if the path has none
+	ours       string                       // pathWeft if ""
+	against    []string                     // the rivals if nil
 }
 
 // benchRun is one measurement, which may give several metrics.
@@ -32,6 +35,7 @@ type benchRun struct {
 	beside  bool     // a bulk stream runs meanwhile
 	steps   int      // the time is for so many steps; 1 if 0
 	metrics []metric
+	on      []string // paths; all if nil
 }
 
 // each is the time of a step.
@@ -40,25 +44,44 @@ func (r *benchRun) each(d time.Duration) time.Duration { return d / time.Duratio
 // idleMetric is that of a router at rest: it has a bound of its own.
 var idleMetric = metric{name: "idle with 50 links", unit: "% of a core", less: true}
 
+// sleeveTable holds sleeve against other overlays in user space.
+var sleeveTable = benchTable{paths: benchPathNames, runs: append(slices.Clone(benchRuns), benchRun{metrics: []metric{idleMetric}})}
+
+// benchTable is what is measured and printed together.
+type benchTable struct {
+	paths []string // columns, in order
+	runs  []benchRun
+}
+
 const maxIdle = 1.0 // percent of a core
 
 var benchRuns = []benchRun{
-	{args: []string{"--kind", trafficTCP, "--streams", "1"}, metrics: []metric{
-		{"TCP, 1 stream", "Gb/s", false, 1.5, 3, gigabits},
-		{"CPU of both routers", "s/GB", true, 0.7, 0.4, cpuPerGigabyte},
+	{args: oneStream, metrics: []metric{
+		{name: "TCP, 1 stream", unit: "Gb/s", must: 1.5, aim: 3, value: gigabits},
+		{name: "CPU of both routers", unit: "s/GB", less: true, must: 0.7, aim: 0.4, value: cpuPerGigabyte},
 	}},
-	{args: []string{"--kind", trafficTCP, "--streams", "4"}, metrics: []metric{{"TCP, 4 streams", "Gb/s", false, 1.5, 3, gigabits}}},
-	{args: []string{"--kind", trafficUDP, "--size", "64"}, metrics: []metric{{"UDP, 64 bytes, blast", "kpkt/s", false, 1.2, 2, kilopackets}}},
-	{args: []string{"--kind", trafficLossy, "--size", "64"}, steps: 8, metrics: []metric{{"UDP, 64 bytes, < 1 % lost", "kpkt/s", false, 1.2, 2, kilopackets}}},
-	{args: []string{"--kind", trafficLatency}, metrics: []metric{
-		{"round trip, idle, median", "us", true, 1, 0.7, medianTrip},
-		{"round trip, idle, 99th", "us", true, 1, 0.7, lateTrip},
+	{args: fourStreams, metrics: []metric{{name: "TCP, 4 streams", unit: "Gb/s", must: 1.5, aim: 3, value: gigabits}}},
+	{args: blast, metrics: []metric{{name: "UDP, 64 bytes, blast", unit: "kpkt/s", must: 1.2, aim: 2, value: kilopackets}}},
+	{args: []string{"--kind", trafficLossy, "--size", "64"}, steps: 8, metrics: []metric{
+		{name: "UDP, 64 bytes, < 1 % lost", unit: "kpkt/s", must: 1.2, aim: 2, value: kilopackets},
 	}},
-	{args: []string{"--kind", trafficLatency}, beside: true, metrics: []metric{
-		{"round trip, beside bulk, median", "us", true, 1, 0.7, medianTrip},
-		{"round trip, beside bulk, 99th", "us", true, 1, 0.7, lateTrip},
+	{args: roundTrips, metrics: []metric{
+		{name: "round trip, idle, median", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip},
+		{name: "round trip, idle, 99th", unit: "us", less: true, must: 1, aim: 0.7, value: lateTrip},
+	}},
+	{args: roundTrips, beside: true, metrics: []metric{
+		{name: "round trip, beside bulk, median", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip},
+		{name: "round trip, beside bulk, 99th", unit: "us", less: true, must: 1, aim: 0.7, value: lateTrip},
 	}},
 }
+
+// Arguments of lab traffic send.
+var (
+	oneStream   = []string{"--kind", trafficTCP, "--streams", "1"}
+	fourStreams = []string{"--kind", trafficTCP, "--streams", "4"}
+	blast       = []string{"--kind", trafficUDP, "--size", "64"}
+	roundTrips  = []string{"--kind", trafficLatency}
+)
 
 func gigabits(s sample) (float64, bool)    { return s.BitsPerSecond / 1e9, true }
 func kilopackets(s sample) (float64, bool) { return s.PacketsPerSecond / 1e3, true }
@@ -88,11 +111,15 @@ func (r benchResults) median(metric, path string) (float64, bool) {
 	return median(r[metric][path]), true
 }
 
-// ratio is weft's median to the better one of the rivals.
+// ratio is the median of our path to the best one of those against it.
 func (r benchResults) ratio(m *metric) (ratio float64, ok bool) {
-	weft, ok := r.median(m.name, pathWeft)
+	weft, ok := r.median(m.name, cmp.Or(m.ours, pathWeft))
+	against := m.against
+	if against == nil {
+		against = []string{pathWireGuard, pathNebula}
+	}
 	best := math.NaN()
-	for _, path := range []string{pathWireGuard, pathNebula} {
+	for _, path := range against {
 		if v, ok := r.median(m.name, path); ok && (math.IsNaN(best) || m.less && v < best || !m.less && v > best) {
 			best = v
 		}
@@ -112,12 +139,12 @@ func (m *metric) verdict(ratio float64) string {
 	return "MISSED"
 }
 
-// printBench writes the table.
-func printBench(w io.Writer, results benchResults) {
+// print writes the table.
+func (t *benchTable) print(w io.Writer, results benchResults) {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprint(tw, "\t\t")
 	var paths []string
-	for _, p := range benchPathNames {
+	for _, p := range t.paths {
 		for _, byPath := range results {
 			if len(byPath[p]) > 0 {
 				paths = append(paths, p)
@@ -127,7 +154,7 @@ func printBench(w io.Writer, results benchResults) {
 		}
 	}
 	fmt.Fprint(tw, "ratio\tmust\taim\treached\t\n")
-	for _, run := range append(slices.Clone(benchRuns), benchRun{metrics: []metric{idleMetric}}) {
+	for _, run := range t.runs {
 		for _, m := range run.metrics {
 			if results[m.name] == nil {
 				continue

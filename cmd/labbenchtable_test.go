@@ -36,7 +36,7 @@ func TestTableOfABenchmark(t *testing.T) {
 	results.add("UDP, 64 bytes, blast", pathWeft, 250)
 	results.add(idleMetric.name, pathWeft, 0.8)
 	var b strings.Builder
-	printBench(&b, results)
+	sleeveTable.print(&b, results)
 	rows := map[string]string{
 		"TCP, 1 stream":            "Gb/s 2.00 1.00 4.00 2.00 1.5 3 must",
 		"round trip, idle, median": "us 300 100 150 1.50 1 0.7 MISSED",

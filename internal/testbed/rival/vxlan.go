@@ -19,7 +19,8 @@ const (
 	vxlanBridge = "vxb"
 	vxlanDevice = "vx0"
 	vxlanPortIf = "vxc"
-	vxlanMTU    = 1450
+	// VXLANMTU is the MTU of its containers: that of Ethernet less the headers.
+	VXLANMTU = 1450
 )
 
 // VXLAN joins a container on each host by a bridge and a VXLAN device of the
@@ -51,7 +52,7 @@ func vxlanMAC(i int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 1, b
 func makeVXLAN(i int, container string) error {
 	attrs := func(name string) netlink.LinkAttrs {
 		a := netlink.NewLinkAttrs()
-		a.Name, a.MTU = name, vxlanMTU
+		a.Name, a.MTU = name, VXLANMTU
 		return a
 	}
 	eth, err := netlink.LinkByName(testbed.HostInterface)
@@ -67,7 +68,7 @@ func makeVXLAN(i int, container string) error {
 	}
 	defer ns.Close()
 	veth := netlink.NewVeth(attrs(vxlanPortIf))
-	veth.PeerName, veth.PeerMTU, veth.PeerNamespace, veth.PeerHardwareAddr = testbed.HostInterface, vxlanMTU, netlink.NsFd(int(ns)), vxlanMAC(i)
+	veth.PeerName, veth.PeerMTU, veth.PeerNamespace, veth.PeerHardwareAddr = testbed.HostInterface, VXLANMTU, netlink.NsFd(int(ns)), vxlanMAC(i)
 	for _, l := range []netlink.Link{bridge, device, veth} {
 		if err := netlink.LinkAdd(l); err != nil {
 			return fmt.Errorf("add %s: %w", l.Attrs().Name, err)
