@@ -334,6 +334,9 @@ func (f *fastpath) adopt() error {
 		f.have.Remotes[a] = fast.Remote{Peer: e.Peer, Local: fastdp.ToAddr(e.Local)}
 		return true
 	})
+	for _, i := range f.dp.Underlays() {
+		f.underlays[i] = true
+	}
 	f.adopted = fast.Tables{Peers: maps.Clone(f.have.Peers), Remotes: maps.Clone(f.have.Remotes)}
 	return err
 }

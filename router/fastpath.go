@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -62,6 +63,11 @@ type fastpath struct {
 	began      time.Time
 	dirty      bool // tables are to be planned anew
 	resync     bool // stations are to be compared with the kernel's
+
+	// Guards closed. Whoever is not the control goroutine holds it while it reads
+	// from dp.
+	mu     sync.RWMutex
+	closed bool
 
 	// Atomic.
 	missed  atomic.Bool // learned was full
@@ -131,6 +137,12 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 
 // close leaves the kernel's part at work.
 func (f *fastpath) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return
+	}
+	f.closed = true
 	if f.dp != nil {
 		_ = f.dp.Close()
 	}

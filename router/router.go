@@ -243,7 +243,7 @@ func (r *Router) Close() {
 		for _, q := range r.queues {
 			_ = q.Close()
 		}
-		if r.fast != nil {
+		if r.fast != nil && !r.running.Load() {
 			r.fast.close()
 		}
 	})
@@ -280,6 +280,9 @@ func (r *Router) Run(ctx context.Context) error {
 	ln := r.newLane(1+2*len(r.queues), r.queues[0])
 	g.Go(func() error { return r.readUDP(ln) })
 	err := g.Wait()
+	if r.fast != nil {
+		r.fast.close() // nobody but status uses it any more
+	}
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -176,11 +176,17 @@ func (r *Router) Stations() []Station {
 }
 
 func (r *Router) kernelStations() map[ethernet.MAC]fastdp.MACEntry {
-	if r.fast == nil || r.fast.dp == nil {
+	f := r.fast
+	if f == nil || f.dp == nil {
+		return nil
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.closed {
 		return nil
 	}
 	all := make(map[ethernet.MAC]fastdp.MACEntry)
-	if err := r.fast.dp.MACs(func(m [6]byte, e fastdp.MACEntry) bool { all[m] = e; return true }); err != nil {
+	if err := f.dp.MACs(func(m [6]byte, e fastdp.MACEntry) bool { all[m] = e; return true }); err != nil {
 		r.log.Debug("read the kernel's stations", "err", err)
 	}
 	return all
@@ -196,28 +202,12 @@ func (r *Router) Fast() (s FastStatus, ok bool) {
 	if s.Off = f.why; f.dp == nil {
 		return s, true
 	}
-	s.Drops = f.dp.Drops()
 	fib := r.fib.Load()
+	s.Drops, s.Peers = r.kernelCounters(fib)
 	carries := make(map[peer.Name]bool)
-	for name, id := range fib.routes.ShortIDs {
-		if name == r.self {
-			continue
-		}
-		t, err := f.dp.Traffic(id)
-		if err != nil {
-			r.log.Debug("read the kernel's traffic", "peer", name, "err", err)
-			continue
-		}
-		if t != (fastdp.Traffic{}) {
-			if s.Peers == nil {
-				s.Peers = make(map[peer.Name]fastdp.Traffic)
-			}
-			s.Peers[name] = t
-		}
-		if p, ok := fib.paths[name]; ok {
-			show := p.link.fast.Load()
-			carries[name] = show != nil && show.up
-		}
+	for name, p := range fib.paths {
+		show := p.link.fast.Load()
+		carries[name] = show != nil && show.up
 	}
 	for _, e := range r.kernelStations() {
 		if carries[fib.byShort[e.Peer]] {
@@ -225,4 +215,28 @@ func (r *Router) Fast() (s FastStatus, ok bool) {
 		}
 	}
 	return s, true
+}
+
+// kernelCounters reads what the kernel dropped and carried.
+func (r *Router) kernelCounters(fib *fib) (drops map[string]uint64, peers map[peer.Name]fastdp.Traffic) {
+	f := r.fast
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.closed {
+		return nil, nil
+	}
+	for name, id := range fib.routes.ShortIDs {
+		t, err := f.dp.Traffic(id)
+		if err != nil {
+			r.log.Debug("read the kernel's traffic", "peer", name, "err", err)
+			continue
+		}
+		if t != (fastdp.Traffic{}) && name != r.self {
+			if peers == nil {
+				peers = make(map[peer.Name]fastdp.Traffic)
+			}
+			peers[name] = t
+		}
+	}
+	return f.dp.Drops(), peers
 }
