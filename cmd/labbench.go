@@ -36,11 +36,13 @@ var benchPathNames = []string{pathRaw, pathVXLAN, pathWireGuard, pathNebula, pat
 
 // benchPath is a pair of places to measure between.
 type benchPath struct {
-	name   string
-	lab    *testbed.Lab
-	from   testbed.Place
-	server *trafficServer
-	pids   []int // of the processes that carry its packets
+	name     string
+	lab      *testbed.Lab
+	from, to testbed.Place
+	server   *trafficServer
+	pids     []int // of the processes that carry its packets
+	// before is called before each measurement, if there is one.
+	before func(context.Context, *benchPath) error
 }
 
 // benchConfig is what the flags of lab bench say.
@@ -91,12 +93,18 @@ func (l *labApp) bench() *cobra.Command {
 			if k.only, err = regexp.Compile("(?i)" + only); err != nil {
 				return usagef("%s: --only %q: %v", c.CommandPath(), only, err)
 			}
+			tables := map[string]*benchTable{tableSleeve: &sleeveTable, tableFast: &fastTable}
+			wanted := 0
 			for _, t := range k.tables {
-				if t != tableSleeve && t != tableFast {
+				if tables[t] == nil {
 					return usagef("%s: --tables %q: want some of %s, %s", c.CommandPath(), t, tableSleeve, tableFast)
 				}
+				wanted += len(k.selected(tables[t].runs))
 			}
-			if len(k.selected(sleeveTable.runs))+len(k.selected(fastTable.runs)) == 0 {
+			if len(k.tables) == 0 {
+				return usagef("%s: --tables is empty: want some of %s, %s", c.CommandPath(), tableSleeve, tableFast)
+			}
+			if wanted == 0 {
 				return usagef("%s: --only %q matches nothing that is measured", c.CommandPath(), only)
 			}
 			if !c.Flags().Changed("name") {
@@ -233,9 +241,7 @@ func (k *benchConfig) makePaths(ctx context.Context, lab *testbed.Lab) ([]benchP
 	ctx, cancel := context.WithTimeout(ctx, labPatience)
 	defer cancel()
 	makers := map[string]func() (*rival.Network, error){
-		pathRaw: func() (*rival.Network, error) {
-			return &rival.Network{From: testbed.Place{Host: 1}, To: testbed.Place{Host: 2}, Addr: testbed.Addr4(2)}, nil
-		},
+		pathRaw:   func() (*rival.Network, error) { return rawNetwork(lab) },
 		pathVXLAN: func() (*rival.Network, error) { return rival.VXLAN(lab) },
 		pathWeft:  func() (*rival.Network, error) { return weftNetwork(ctx, lab) },
 	}
@@ -272,28 +278,48 @@ func makePath(ctx context.Context, lab *testbed.Lab, name string, network func()
 	if err != nil {
 		return p, fmt.Errorf("%s: %w", name, err)
 	}
-	return benchPath{name, lab, n.From, s, n.PIDs}, nil
+	return benchPath{name: name, lab: lab, from: n.From, to: n.To, server: s, pids: n.PIDs}, nil
+}
+
+// rawNetwork is the underlay from host to host.
+func rawNetwork(*testbed.Lab) (*rival.Network, error) {
+	return &rival.Network{From: testbed.Place{Host: 1}, To: testbed.Place{Host: 2}, Addr: testbed.Addr4(2)}, nil
 }
 
 // weftNetwork attaches a container on each host.
 func weftNetwork(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
 	n := &rival.Network{From: testbed.Place{Host: 1, Container: "c1"}, To: testbed.Place{Host: 2, Container: "c1"}}
+	if err := attachEnds(ctx, lab, n); err != nil {
+		return nil, err
+	}
 	for _, p := range []testbed.Place{n.From, n.To} {
-		ps, err := lab.AddContainer(ctx, p, nil)
-		if err != nil {
-			return nil, err
-		}
-		if n.Addr, err = addrOf(ps); err != nil {
-			return nil, err
-		}
 		pid, _ := lab.RouterPID(p.Host)
 		n.PIDs = append(n.PIDs, pid)
 	}
 	return n, nil
 }
 
+// attachEnds attaches a container at each end of a network.
+func attachEnds(ctx context.Context, lab *testbed.Lab, n *rival.Network) error {
+	for _, p := range []testbed.Place{n.From, n.To} {
+		ps, err := lab.AddContainer(ctx, p, nil)
+		if err != nil {
+			return err
+		}
+		if n.Addr, err = addrOf(ps); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sample makes one measurement.
 func (p *benchPath) sample(ctx context.Context, d time.Duration, r benchRun) (s sample, err error) {
+	if p.before != nil {
+		if err := p.before(ctx, p); err != nil {
+			return s, err
+		}
+	}
 	before, err := p.cpu()
 	if err != nil {
 		return s, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,102 +66,118 @@ func fastMetric(name, unit string, less bool, ours string, must, aim float64, va
 	return metric{name: name, unit: unit, less: less, must: must, aim: aim, value: value, ours: ours, against: []string{pathVXLAN}}
 }
 
-// benchFast measures the fast datapath. Each of its variants has a lab of its
-// own, as a host has one router; all have the same MTU.
+// fastLabs are those of the table: each variant of weft has one of its own, as a
+// host has one router.
+var fastLabs = []struct {
+	suffix   string // of the lab's name
+	flags    []string
+	networks []fastNetwork
+}{
+	// In this order they are measured: near to what they are held against.
+	{"x", nil, []fastNetwork{
+		{pathBridge, plain(rival.Bridge), nil}, {pathLocal, localNetwork, nil},
+		{pathRaw, plain(rawNetwork), nil}, {pathVXLAN, plain(rival.VXLAN), nil}, {pathExpress, carriedNetwork(true), nil},
+	}},
+	{"m", nil, []fastNetwork{{pathMany, carriedNetwork(true), knowStations}}},
+	{"d", []string{"--no-express"}, []fastNetwork{{pathDevice, carriedNetwork(false), nil}}},
+}
+
+// fastNetwork is a path of the table; before is that of benchPath.
+type fastNetwork struct {
+	path   string
+	make   func(context.Context, *testbed.Lab) (*rival.Network, error)
+	before func(context.Context, *benchPath) error
+}
+
+// plain is a network that nothing is waited for.
+func plain(f func(*testbed.Lab) (*rival.Network, error)) func(context.Context, *testbed.Lab) (*rival.Network, error) {
+	return func(_ context.Context, lab *testbed.Lab) (*rival.Network, error) { return f(lab) }
+}
+
+// benchFast measures the fast datapath, with the same MTU for all.
 func (l *labApp) benchFast(ctx context.Context, k benchConfig, runs []benchRun, results benchResults) (err error) {
 	var paths []benchPath
-	add := func(lab *testbed.Lab, name string, network func() (*rival.Network, error)) error {
-		p, err := makePath(ctx, lab, name, network)
-		paths = append(paths, p)
-		return err
-	}
-	for _, v := range []struct {
-		path, suffix string
-		flags        []string
-		more         func(lab *testbed.Lab, n *rival.Network) error
-	}{
-		{pathExpress, "x", nil, func(lab *testbed.Lab, n *rival.Network) error {
-			near := testbed.Place{Host: 1, Container: "c2"}
-			return errors.Join(
-				add(lab, pathRaw, func() (*rival.Network, error) {
-					return &rival.Network{From: testbed.Place{Host: 1}, To: testbed.Place{Host: 2}, Addr: testbed.Addr4(2)}, nil
-				}),
-				add(lab, pathVXLAN, func() (*rival.Network, error) { return rival.VXLAN(lab) }),
-				add(lab, pathBridge, func() (*rival.Network, error) { return rival.Bridge(lab) }),
-				add(lab, pathLocal, func() (*rival.Network, error) {
-					ps, err := lab.AddContainer(ctx, near, nil)
-					if err != nil {
-						return nil, err
-					}
-					addr, err := addrOf(ps)
-					return &rival.Network{From: n.From, To: near, Addr: addr}, err
-				}))
-		}},
-		{pathDevice, "d", []string{"--no-express"}, nil},
-		{pathMany, "m", nil, func(lab *testbed.Lab, n *rival.Network) error { return knowStations(ctx, lab, n.To) }},
-	} {
-		c := labConfig{hosts: 2, topology: string(testbed.Full), underlayMTU: 1500}
-		flags := append([]string{"--mtu", fmt.Sprint(fastMTU)}, v.flags...)
-		config, err := c.config(l.name+v.suffix, append(flags, k.launch...))
-		if err != nil {
-			return err
+	for _, v := range fastLabs {
+		networks := slices.DeleteFunc(slices.Clone(v.networks), func(n fastNetwork) bool {
+			return !slices.ContainsFunc(runs, func(r benchRun) bool { return slices.Contains(r.on, n.path) })
+		})
+		if len(networks) == 0 {
+			continue
 		}
-		lab, err := labUp(ctx, config)
-		if err != nil {
-			return err
+		c := labConfig{hosts: 2, topology: string(testbed.Full), underlayMTU: 1500}
+		config, bad := c.config(l.name+v.suffix, slices.Concat([]string{"--mtu", fmt.Sprint(fastMTU)}, v.flags, k.launch))
+		if bad != nil {
+			return bad
+		}
+		lab, bad := labUp(ctx, config)
+		if bad != nil {
+			return bad
 		}
 		defer func() { err = errors.Join(err, testbed.Down(config.Name)) }()
-		var network *rival.Network
-		err = add(lab, v.path, func() (n *rival.Network, err error) {
-			if network, err = weftNetwork(ctx, lab); err != nil {
-				return nil, err
-			}
-			network.PIDs = nil // the routers carry nothing
-			return network, fastInUse(ctx, lab, network, v.path != pathDevice)
-		})
-		if err == nil && v.more != nil {
-			err = v.more(lab, network)
+		made, bad := makeFastPaths(ctx, lab, networks)
+		if bad != nil {
+			return bad
 		}
-		if err != nil {
-			return err
-		}
+		paths = append(paths, made...)
 	}
 	return l.benchRounds(ctx, k, paths, runs, results)
 }
 
-// fastInUse waits until pings between the ends of a network go by the kernel.
-func fastInUse(ctx context.Context, lab *testbed.Lab, n *rival.Network, express bool) error {
-	ctx, cancel := context.WithTimeout(ctx, labPatience)
+// makeFastPaths makes networks of one lab.
+func makeFastPaths(ctx context.Context, lab *testbed.Lab, networks []fastNetwork) ([]benchPath, error) {
+	setup, cancel := context.WithTimeout(ctx, labPatience)
 	defer cancel()
-	client := api.NewClient(lab.Socket(n.From.Host))
-	carried := func() (packets uint64, words string, err error) {
-		r, err := client.Report(ctx)
+	var paths []benchPath
+	for _, n := range networks {
+		p, err := makePath(setup, lab, n.path, func() (*rival.Network, error) { return n.make(setup, lab) })
 		if err != nil {
-			return 0, "", err
+			return nil, err
 		}
-		for _, c := range r.Router.Connections {
-			if c.Kind != "fastdp" || c.Express != express {
-				words = c.Info
-			}
-		}
-		for _, p := range r.Router.Fastdp.Peers {
-			packets += p.TxPackets
-		}
-		return packets, words, nil
+		p.before = n.before
+		paths = append(paths, p)
 	}
-	for {
-		before, _, err := carried()
+	return paths, nil
+}
+
+// carriedNetwork attaches a container on each host and waits until the kernel
+// carries what they send each other.
+func carriedNetwork(express bool) func(context.Context, *testbed.Lab) (*rival.Network, error) {
+	return func(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
+		n, err := weftNetwork(ctx, lab)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		n.PIDs = nil // the routers carry nothing
+		return n, fastInUse(ctx, lab, n, express)
+	}
+}
+
+// localNetwork attaches two containers on one host.
+func localNetwork(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
+	n := &rival.Network{From: testbed.Place{Host: 1, Container: "near1"}, To: testbed.Place{Host: 1, Container: "near2"}}
+	return n, attachEnds(ctx, lab, n)
+}
+
+// fastInUse waits until a ping between the ends of a network, and its answer, go
+// by the kernel at both hosts.
+func fastInUse(ctx context.Context, lab *testbed.Lab, n *rival.Network, express bool) error {
+	var before [2]fastState
+	for {
 		if _, err := testbed.Ping(ctx, lab.Netns(n.From), n.Addr); err != nil {
 			return err
 		}
-		after, words, err := carried()
-		if err != nil {
-			return err
+		used, words := true, ""
+		for i, p := range []testbed.Place{n.From, n.To} {
+			now, err := fastStateOf(ctx, lab, p.Host)
+			if err != nil {
+				return err
+			}
+			if !now.fast || now.express != express || now.tx <= before[i].tx || now.rx <= before[i].rx {
+				used, words = false, fmt.Sprintf("h%d: %+v", p.Host, now)
+			}
+			before[i] = now
 		}
-		if words == "" && after > before {
+		if used {
 			return nil
 		}
 		if err := wait(ctx, 100*time.Millisecond); err != nil {
@@ -169,48 +186,78 @@ func fastInUse(ctx context.Context, lab *testbed.Lab, n *rival.Network, express 
 	}
 }
 
-// knowStations has the other host's router know manyStations stations at a place:
-// it sends a broadcast from each.
-func knowStations(ctx context.Context, lab *testbed.Lab, at testbed.Place) error {
-	err := netdev.Do(lab.Netns(at), func() error {
-		i, err := net.InterfaceByName(netdev.IfaceName)
-		if err != nil {
-			return err
-		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		frame := make([]byte, 60)
-		copy(frame, "\xff\xff\xff\xff\xff\xff\x02\x77")
-		frame[12], frame[13] = 0x88, 0xb6 // local experimental ethertype 2, IEEE 802
-		for n := range uint32(manyStations) {
-			binary.BigEndian.PutUint32(frame[8:], n)
-			if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index}); err != nil {
-				return err
-			}
-			if n%100 == 0 {
-				time.Sleep(stationsPause) // the rate, as queues are bounded
-			}
-		}
-		return nil
-	})
+// fastState is what the router of a host says of its one link.
+type fastState struct {
+	fast, express bool
+	info          string
+	tx, rx        uint64 // frames that the kernel carried
+}
+
+func fastStateOf(ctx context.Context, lab *testbed.Lab, host int) (s fastState, err error) {
+	r, err := api.NewClient(lab.Socket(host)).Report(ctx)
 	if err != nil {
-		return fmt.Errorf("make %d stations known from %s: %w", manyStations, at, err)
+		return s, err
 	}
+	for _, c := range r.Router.Connections {
+		if c.State == api.StateEstablished {
+			s.fast, s.express, s.info = c.Kind == "fastdp", c.Express, c.Info
+		}
+	}
+	for _, p := range r.Router.Fastdp.Peers {
+		s.tx += p.TxPackets
+		s.rx += p.RxPackets
+	}
+	return s, nil
+}
+
+// knowStations has the sender's kernel know manyStations stations at the far end.
+// They are forgotten after a while, and made known again then.
+func knowStations(ctx context.Context, p *benchPath) error {
 	ctx, cancel := context.WithTimeout(ctx, labPatience)
 	defer cancel()
-	for {
-		r, err := api.NewClient(lab.Socket(1)).Report(ctx)
+	for sent := false; ; {
+		r, err := api.NewClient(p.lab.Socket(p.from.Host)).Report(ctx)
 		if err != nil {
 			return err
 		}
 		if r.Router.Flows >= manyStations {
 			return nil
 		}
+		if !sent {
+			if err := netdev.Do(p.lab.Netns(p.to), speakAsMany); err != nil {
+				return fmt.Errorf("make %d stations known from %s: %w", manyStations, p.to, err)
+			}
+			sent = true
+		}
 		if err := wait(ctx, 100*time.Millisecond); err != nil {
 			return fmt.Errorf("the kernel knows %d of %d stations: %w", r.Router.Flows, manyStations, err)
 		}
 	}
+}
+
+// speakAsMany sends a broadcast from each of manyStations addresses, in the
+// container where the calling thread is.
+func speakAsMany() error {
+	i, err := net.InterfaceByName(netdev.IfaceName)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	frame := make([]byte, 60)
+	copy(frame, "\xff\xff\xff\xff\xff\xff\x02\x77")
+	frame[12], frame[13] = 0x88, 0xb6 // local experimental ethertype 2, IEEE 802
+	for n := range uint32(manyStations) {
+		binary.BigEndian.PutUint32(frame[8:], n)
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index}); err != nil {
+			return err
+		}
+		if n%100 == 0 {
+			time.Sleep(stationsPause) // the rate, as queues are bounded
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -35,14 +36,65 @@ func TestTableOfABenchmark(t *testing.T) {
 	results.add("round trip, idle, median", pathNebula, 100)
 	results.add("UDP, 64 bytes, blast", pathWeft, 250)
 	results.add(idleMetric.name, pathWeft, 0.8)
-	var b strings.Builder
-	sleeveTable.print(&b, results)
-	rows := map[string]string{
+	wantRows(t, &sleeveTable, results, map[string]string{
 		"TCP, 1 stream":            "Gb/s 2.00 1.00 4.00 2.00 1.5 3 must",
 		"round trip, idle, median": "us 300 100 150 1.50 1 0.7 MISSED",
 		"UDP, 64 bytes, blast":     "kpkt/s - - 250 - 1.2 2 -",
 		"idle with 50 links":       "% of a core - - 0.80 - < 1 - must",
+	})
+}
+
+// TestTableOfTheFastDatapath: each row holds one path against its own reference,
+// and only paths that were measured are columns.
+func TestTableOfTheFastDatapath(t *testing.T) {
+	results := benchResults{}
+	for name, byPath := range map[string]map[string]float64{
+		"TCP, 1 stream":           {pathVXLAN: 10, pathExpress: 12, pathDevice: 8},
+		"TCP, 1 stream, device":   {pathVXLAN: 10, pathExpress: 12, pathDevice: 8},
+		"UDP, 10,000 stations":    {pathVXLAN: 100, pathExpress: 200, pathDevice: 90, pathMany: 196},
+		"round trip, median":      {pathVXLAN: 40, pathExpress: 39, pathDevice: 41},
+		"TCP, 1 stream, one host": {pathBridge: 20, pathLocal: 30},
+		"TCP, 4 streams":          {pathExpress: 12},
+	} {
+		for path, v := range byPath {
+			results.add(name, path, v)
+		}
 	}
+	wantRows(t, &fastTable, results, map[string]string{
+		"TCP, 1 stream":           "Gb/s 10.0 12.0 8.00 - - - 1.20 1.05 1.2 aim",
+		"TCP, 1 stream, device":   "Gb/s 10.0 12.0 8.00 - - - 0.80 0.9 1 MISSED",
+		"UDP, 10,000 stations":    "kpkt/s 100 200 90.0 196 - - 0.98 0.97 1 must",
+		"round trip, median":      "us 40.0 39.0 41.0 - - - 0.97 0.95 0.9 MISSED",
+		"TCP, 1 stream, one host": "Gb/s - - - - 20.0 30.0 1.50 1 1.3 aim",
+		"TCP, 4 streams":          "Gb/s - 12.0 - - - - - 1.1 1.3 -",
+	})
+}
+
+// TestFastTableMeasuresItsReferences: each path of a row is one that its run is
+// made on, and that some lab has.
+func TestFastTableMeasuresItsReferences(t *testing.T) {
+	made := make(map[string]bool)
+	for _, lab := range fastLabs {
+		for _, n := range lab.networks {
+			made[n.path] = true
+		}
+	}
+	for _, r := range fastTable.runs {
+		for _, m := range r.metrics {
+			for _, path := range append([]string{m.ours}, m.against...) {
+				if !slices.Contains(r.on, path) || !made[path] || !slices.Contains(fastTable.paths, path) {
+					t.Errorf("%s: %q is not measured", m.name, path)
+				}
+			}
+		}
+	}
+}
+
+// wantRows wants rows of a table, by name and with single spaces.
+func wantRows(t *testing.T, table *benchTable, results benchResults, rows map[string]string) {
+	t.Helper()
+	var b strings.Builder
+	table.print(&b, results)
 	for line := range strings.Lines(b.String()) {
 		words := strings.Join(strings.Fields(line), " ")
 		for name, want := range rows {

@@ -2,6 +2,7 @@ package rival
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -16,53 +17,74 @@ const plainBridge = "plain0"
 // Bridge joins two containers of the first host by a bridge of the kernel: the
 // reference for containers of one host.
 func Bridge(lab *testbed.Lab) (*Network, error) {
-	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 253, 2, byte(i + 1)}) }
-	n := &Network{From: testbed.Place{Host: 1, Container: "br1"}, To: testbed.Place{Host: 1, Container: "br2"}, Addr: addr(1)}
-	wrap := func(err error) error { return fmt.Errorf("make bridge %s on %s: %w", plainBridge, hosts[0], err) }
-	attrs := func(name string) netlink.LinkAttrs {
-		a := netlink.NewLinkAttrs()
-		a.Name, a.MTU = name, VXLANMTU
-		return a
-	}
-	err := netdev.Do(lab.Netns(hosts[0]), func() error {
-		b := &netlink.Bridge{LinkAttrs: attrs(plainBridge)}
-		if err := netlink.LinkAdd(b); err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(b)
-	})
-	if err != nil {
-		return nil, wrap(err)
+	n := &Network{From: testbed.Place{Host: 1, Container: "br1"}, To: testbed.Place{Host: 1, Container: "br2"}, Addr: plainAddr(1)}
+	host := lab.Netns(hosts[0])
+	if err := netdev.Do(host, func() error { return makeBridge(plainBridge) }); err != nil {
+		return nil, fmt.Errorf("make a bridge on %s: %w", hosts[0], err)
 	}
 	for i, p := range [...]testbed.Place{n.From, n.To} {
 		if err := lab.AddNamespace(p); err != nil {
 			return nil, err
 		}
-		err := netdev.Do(lab.Netns(hosts[0]), func() error {
-			ns, err := netns.GetFromPath(lab.Netns(p))
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			b, err := netlink.LinkByName(plainBridge)
-			if err != nil {
-				return err
-			}
-			a := attrs(fmt.Sprint("plain", i+1))
-			a.MasterIndex = b.Attrs().Index
-			veth := netlink.NewVeth(a)
-			veth.PeerName, veth.PeerMTU, veth.PeerNamespace = testbed.HostInterface, VXLANMTU, netlink.NsFd(int(ns))
-			if err := netlink.LinkAdd(veth); err != nil {
-				return err
-			}
-			return netlink.LinkSetUp(veth)
-		})
-		if err != nil {
-			return nil, wrap(err)
+		add := func() error { return addContainer(plainBridge, fmt.Sprint("plain", i+1), lab.Netns(p), nil) }
+		if err := netdev.Do(host, add); err != nil {
+			return nil, fmt.Errorf("join %s to a bridge: %w", p, err)
 		}
-		if err := setUp(lab, p, testbed.HostInterface, netip.PrefixFrom(addr(i), 24)); err != nil {
+		if err := setUp(lab, p, testbed.HostInterface, netip.PrefixFrom(plainAddr(i), 24)); err != nil {
 			return nil, err
 		}
 	}
 	return n, nil
+}
+
+// plainAddr is the address of container i of the bridge.
+func plainAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 253, 2, byte(i + 1)}) }
+
+func attrs(name string) netlink.LinkAttrs {
+	a := netlink.NewLinkAttrs()
+	a.Name, a.MTU = name, VXLANMTU
+	return a
+}
+
+// makeBridge makes a bridge with new ports in the namespace of the calling
+// thread.
+func makeBridge(name string, ports ...netlink.Link) error {
+	bridge := &netlink.Bridge{LinkAttrs: attrs(name)}
+	for _, l := range append([]netlink.Link{bridge}, ports...) {
+		if l != netlink.Link(bridge) {
+			l.Attrs().MasterIndex = bridge.Index
+		}
+		if err := addUp(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addContainer makes a port of a bridge in the namespace of the calling thread,
+// with its other end in the container; the kernel chooses mac if it is nil.
+func addContainer(bridge, port, container string, mac net.HardwareAddr) error {
+	b, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", bridge, err)
+	}
+	ns, err := netns.GetFromPath(container)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", container, err)
+	}
+	defer ns.Close()
+	veth := netlink.NewVeth(attrs(port))
+	veth.MasterIndex = b.Attrs().Index
+	veth.PeerName, veth.PeerMTU, veth.PeerNamespace, veth.PeerHardwareAddr = testbed.HostInterface, VXLANMTU, netlink.NsFd(int(ns)), mac
+	return addUp(veth)
+}
+
+func addUp(l netlink.Link) error {
+	if err := netlink.LinkAdd(l); err != nil {
+		return fmt.Errorf("add %s: %w", l.Attrs().Name, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set %s up: %w", l.Attrs().Name, err)
+	}
+	return nil
 }

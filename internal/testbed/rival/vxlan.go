@@ -6,7 +6,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
@@ -50,37 +49,17 @@ func vxlanMAC(i int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 1, b
 // makeVXLAN makes the devices of host i of hosts, in whose namespace the calling
 // thread is, and the container's interface.
 func makeVXLAN(i int, container string) error {
-	attrs := func(name string) netlink.LinkAttrs {
-		a := netlink.NewLinkAttrs()
-		a.Name, a.MTU = name, VXLANMTU
-		return a
-	}
 	eth, err := netlink.LinkByName(testbed.HostInterface)
 	if err != nil {
 		return err
 	}
-	bridge := &netlink.Bridge{LinkAttrs: attrs(vxlanBridge)}
 	device := &netlink.Vxlan{LinkAttrs: attrs(vxlanDevice), VxlanId: vxlanID, Port: vxlanPort,
 		VtepDevIndex: eth.Attrs().Index, SrcAddr: testbed.Addr4(hosts[i].Host).AsSlice()}
-	ns, err := netns.GetFromPath(container)
-	if err != nil {
+	if err := makeBridge(vxlanBridge, device); err != nil {
 		return err
 	}
-	defer ns.Close()
-	veth := netlink.NewVeth(attrs(vxlanPortIf))
-	veth.PeerName, veth.PeerMTU, veth.PeerNamespace, veth.PeerHardwareAddr = testbed.HostInterface, VXLANMTU, netlink.NsFd(int(ns)), vxlanMAC(i)
-	for _, l := range []netlink.Link{bridge, device, veth} {
-		if err := netlink.LinkAdd(l); err != nil {
-			return fmt.Errorf("add %s: %w", l.Attrs().Name, err)
-		}
-		if l != netlink.Link(bridge) {
-			if err := netlink.LinkSetMaster(l, bridge); err != nil {
-				return fmt.Errorf("make %s a port: %w", l.Attrs().Name, err)
-			}
-		}
-		if err := netlink.LinkSetUp(l); err != nil {
-			return fmt.Errorf("set %s up: %w", l.Attrs().Name, err)
-		}
+	if err := addContainer(vxlanBridge, vxlanPortIf, container, vxlanMAC(i)); err != nil {
+		return err
 	}
 	far := 1 - i
 	// Broadcasts go to the other host too.
