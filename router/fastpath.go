@@ -113,11 +113,23 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		return nil, err
 	}
 	f.watch = watch
-	f.judged = watch.Judged()
-	f.dp, err = fastdp.Open(fastdp.Options{
+	o := fastdp.Options{
 		PinDir: f.cfg.PinDir, Bridge: r.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: tapName,
-		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Express: f.express(), Log: r.log,
-	})
+		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Log: r.log,
+	}
+	if f.cfg.Encrypt && len(f.cfg.Trusted) == 0 {
+		// No link can be fast, so frames need not go round by a port of their own:
+		// that is a twentieth of an idle round trip. And what an earlier router
+		// left may send nothing in clear any more.
+		if err := fastdp.Remove(o); err != nil {
+			f.close()
+			return nil, err
+		}
+		return f, nil
+	}
+	f.judged = watch.Judged()
+	o.Express = f.express()
+	f.dp, err = fastdp.Open(o)
 	if err != nil {
 		f.dp, f.why = nil, err.Error()
 		r.log.Warn("no fast datapath", "err", err)
