@@ -99,12 +99,13 @@ func startStream(t *testing.T, lab *testbed.Lab, from, to testbed.Place, addr ne
 		defer func() { ended <- struct{}{} }()
 		defer c.Close()
 		b := make([]byte, 1<<14)
-		for !done.Load() {
+		pace := time.NewTicker(time.Millisecond)
+		defer pace.Stop()
+		for ; !done.Load(); <-pace.C {
 			if _, err := c.Write(b); err != nil {
 				s.broken.Add(1)
 				return
 			}
-			time.Sleep(time.Millisecond) // the rate, not a wait for anything
 		}
 	}()
 	s.stop = func() {

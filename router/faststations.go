@@ -157,7 +157,7 @@ func bootTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// fastReaches tells whether a peer is kept although no route leads to it.
+// keeps tells whether a peer is kept although no route leads to it.
 func (f *fastpath) keeps(n peer.Name) bool {
 	if f == nil {
 		return false

@@ -15,7 +15,8 @@ import (
 func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	f := frame{buf: t.Buf, at: tap.Headroom, end: len(t.Buf), own: true}
 	ln.light = t.Light
-	if r.fast != nil {
+	// Where the TAP is the bridge's port, what looks like a tag is a container's.
+	if r.fast != nil && r.fast.dp != nil {
 		if tag, ok := fastdp.ParseTag(f.bytes()); ok {
 			r.fromKernel(ln, t, tag)
 			return
