@@ -3,10 +3,12 @@ package cmd
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -323,6 +325,54 @@ func TestFastDatapathRefusesStrangers(t *testing.T) {
 
 // Issue 4, item 7: once a password is set no frame goes in clear, though an
 // earlier router without one left a fast datapath behind.
+// A container that reaches the underlay by its host's address must not put frames
+// into the mesh.
+func TestContainersInjectNothing(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 2})
+	addContainer(t, lab, 1, "a")
+	fastBetween(t, lab, 1, 2)
+	gateway := netip.MustParsePrefix(strings.TrimSpace(on(t, lab, 1, "expose")) + "/12").Addr()
+	ids := make(map[string]uint16)
+	for _, p := range report(t, lab, 1).Router.Peers {
+		ids[p.NickName] = p.ShortID
+	}
+	inject := func(from testbed.Place, station net.HardwareAddr) {
+		t.Helper()
+		p := binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, (uint32(ids["h2"])<<12|uint32(ids["h1"]))<<8)
+		p = append(append(p, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), station...)
+		p = append(p, make([]byte, 50)...)
+		err := netdev.Do(lab.Netns(from), func() error {
+			c, err := net.Dial("udp", netip.AddrPortFrom(testbed.Addr4(2), vxlanUDP).String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write(p)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	known := func(station net.HardwareAddr) bool {
+		return slices.ContainsFunc(report(t, lab, 2).Router.MACs, func(m api.MAC) bool { return m.MAC == station.String() })
+	}
+	err := netdev.Do(lab.Netns(at(1, "a")), func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: testbed.Addr4(2).AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: gateway.AsSlice()})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, own := net.HardwareAddr{2, 0xee, 0, 0, 0, 1}, net.HardwareAddr{2, 0xee, 0, 0, 0, 2}
+	inject(at(1, "a"), forged)
+	inject(at(1, ""), own)
+	eventually(t, "the host itself is believed", func() bool { return known(own) })
+	if known(forged) {
+		t.Error("so is its container")
+	}
+}
+
 func TestPasswordEndsClearFrames(t *testing.T) {
 	t.Parallel()
 	lab := upLab(t, testbed.Config{Hosts: 2})

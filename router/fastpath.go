@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
@@ -59,7 +61,6 @@ type fastpath struct {
 	containers map[int]bool         // whose veths have a program
 	underlays  map[int]bool         // likewise
 	judged     string               // why express is off, "" if it is not
-	looked     time.Time            // for what judges
 	began      time.Time
 	dirty      bool // tables are to be planned anew
 	resync     bool // stations are to be compared with the kernel's
@@ -94,7 +95,7 @@ const (
 	// adoptStay is how long after the start what an earlier process left in the
 	// kernel stays, although this one does not know it yet.
 	adoptStay = time.Minute
-	// lookEvery is how often it is looked for what judges bridged frames.
+	// lookEvery is how often netfilter's rules are looked at.
 	lookEvery = 2 * time.Second
 )
 
@@ -125,7 +126,17 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 			f.close()
 			return nil, err
 		}
+		if _, err := watch.Guard(0); err != nil {
+			r.log.Warn("rules for a fast datapath that is not there", "err", err)
+		}
 		return f, nil
+	}
+	if _, err := watch.Guard(uint16(f.cfg.Port)); err != nil {
+		// Containers could send frames as this host.
+		err = fmt.Errorf("keep containers from UDP %d: %w", f.cfg.Port, err)
+		f.why = err.Error()
+		r.log.Warn("no fast datapath", "err", err)
+		return f, fastdp.Remove(o)
 	}
 	f.judged = watch.Judged()
 	o.Express = f.express()
@@ -195,25 +206,56 @@ func (r *Router) runFast(ctx context.Context) error {
 	if f.dp == nil {
 		return nil
 	}
-	changed := make(chan error, 2)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		changed <- f.watch.Run(ctx, func() {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return f.watch.Run(ctx, func() {
 			if !f.changes.Swap(true) {
 				r.do(func() { f.changes.Store(false); r.refreshFast() })
 			}
 		})
-	}()
-	go func() {
-		changed <- f.dp.Events(ctx, func(e fastdp.Event) { r.do(func() { r.stationSeen(e) }) })
-	}()
-	err := <-changed
-	cancel()
-	if second := <-changed; err == nil {
-		err = second
+	})
+	g.Go(func() error {
+		return f.dp.Events(ctx, func(e fastdp.Event) { r.do(func() { r.stationSeen(e) }) })
+	})
+	g.Go(func() error { r.watchRules(ctx); return nil })
+	return g.Wait()
+}
+
+// watchRules looks at netfilter's rules every now and then: the iptables of old
+// tell nobody of changes. What guards the port is written anew if others have
+// removed it, and what judges bridged frames turns express off.
+func (r *Router) watchRules(ctx context.Context) {
+	f := r.fast
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch again, err := f.watch.Guard(uint16(f.cfg.Port)); {
+		case err != nil:
+			r.log.Warn("guard the fast datapath's port", "port", f.cfg.Port, "err", err)
+		case again:
+			r.log.Warn("others removed the rules that guard the fast datapath's port", "port", f.cfg.Port)
+		}
+		judged := f.watch.Judged()
+		r.do(func() { r.setJudged(judged) })
 	}
-	return err
+}
+
+// setJudged takes in what judges bridged frames, "" if nothing does.
+func (r *Router) setJudged(judged string) {
+	f := r.fast
+	if judged == f.judged {
+		return
+	}
+	r.log.Info("express path", "on", judged == "" && !f.cfg.NoExpress, "reason", judged)
+	f.judged, f.dirty = judged, true
+	if err := f.dp.SetExpress(f.express()); err != nil {
+		r.log.Warn("switch the express path", "on", f.express(), "err", err)
+	}
 }
 
 // refreshFast looks at interfaces and routes again.
@@ -292,17 +334,6 @@ func (r *Router) tickFast(now time.Time) {
 			if _, reached := r.routes.Unicast[n]; !reached {
 				r.macs.Forget(n)
 			}
-		}
-	}
-	if now.Sub(f.looked) >= lookEvery {
-		f.looked = now
-		if judged := f.watch.Judged(); judged != f.judged {
-			r.log.Info("express path", "off because", judged)
-			f.judged = judged
-			if err := f.dp.SetExpress(f.express()); err != nil {
-				r.log.Warn("switch the express path", "on", f.express(), "err", err)
-			}
-			f.dirty = true
 		}
 	}
 	if f.missed.Swap(false) {

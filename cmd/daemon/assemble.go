@@ -28,6 +28,8 @@ type host struct {
 	mesh       *mesh.Mesh
 	router     *router.Router
 	allocators []*allocator
+	store      *store.Store
+	shortID    uint16 // as stored; RoutesChanged only
 }
 
 // allocator is the allocator of one universe with its file.
@@ -45,11 +47,14 @@ var (
 )
 
 // Default is the Assemble of the program.
-func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ *Parts, err error) {
-	h := &host{config: c, log: log}
+func Default(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (_ *Parts, err error) {
+	h := &host{config: c, log: log, store: st}
+	if h.shortID, err = loadShortID(st); err != nil {
+		return nil, err
+	}
 	m, err := mesh.New(mesh.Config{
 		Identity: id, Nickname: c.NickName, Host: c.Host, Port: uint16(c.Port), Passwords: c.Passwords,
-		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr,
+		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr, ShortID: h.shortID,
 		ProtocolMin: uint8(c.ProtocolMin), ProtocolMax: uint8(c.ProtocolMax), Log: log.With("part", "mesh"),
 	})
 	if err != nil {
@@ -178,7 +183,7 @@ func (h *host) Run(ctx context.Context) error {
 		g.Go(func() error { return a.Run(ctx) })
 	}
 	g.Go(func() error { return h.router.Run(ctx) })
-	g.Go(func() error { return h.mesh.Run(ctx, observer{h.router}) })
+	g.Go(func() error { return h.mesh.Run(ctx, observer{h}) })
 	return g.Wait()
 }
 
@@ -295,12 +300,21 @@ func (a addresses) Peers() []peer.Name                  { return a.mesh.View().P
 func (a addresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
 
 // observer tells the router what the mesh sees.
-type observer struct{ router *router.Router }
+type observer struct{ *host }
 
 func (o observer) NeighbourUp(n mesh.Neighbour) {
 	o.router.NeighbourUp(router.Neighbour{Name: n.Name, Addr: n.Addr, Secret: n.Secret, Dialled: n.Dialled})
 }
 func (o observer) NeighbourDown(n peer.Name)              { o.router.NeighbourDown(n) }
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
-func (o observer) RoutesChanged(r *topology.Routes)       { o.router.SetRoutes(r) }
 func (o observer) ViewChanged(*mesh.View)                 {}
+
+func (o observer) RoutesChanged(r *topology.Routes) {
+	o.router.SetRoutes(r)
+	if id := r.ShortIDs[o.mesh.Self()]; id != 0 && id != o.shortID {
+		o.shortID = id
+		if err := saveShortID(o.store, id); err != nil {
+			o.log.Warn("the next start may choose another", "err", err)
+		}
+	}
+}

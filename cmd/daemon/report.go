@@ -170,8 +170,9 @@ func (h *host) notAtItsBest(l router.LinkStatus) string {
 
 func (h *host) peers(out *api.Router, ms mesh.Status) {
 	v := h.mesh.View()
+	routes := v.Routes()
 	for _, p := range ms.Peers {
-		e := api.Peer{Name: p.Name.String(), NickName: p.Nickname, Version: p.Version}
+		e := api.Peer{Name: p.Name.String(), NickName: p.Nickname, Version: p.Version, ShortID: routes.ShortIDs[p.Name]}
 		for _, l := range p.Links {
 			c := api.PeerConnection{Name: l.To.String(), NickName: v.Nickname(l.To), Established: l.Flags&topology.LinkData != 0}
 			if p.Name == ms.Name {
@@ -185,7 +186,6 @@ func (h *host) peers(out *api.Router, ms mesh.Status) {
 		}
 		out.Peers = append(out.Peers, e)
 	}
-	routes := v.Routes()
 	for dst, via := range routes.Unicast {
 		out.UnicastRoutes = append(out.UnicastRoutes, api.UnicastRoute{Dest: dst.String(), Via: via.String()})
 	}

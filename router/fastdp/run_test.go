@@ -602,6 +602,12 @@ func TestFromUnderlay(t *testing.T) {
 	b.put(PeerKnown | PeerFast)
 	pass("neighbour that is not express", good)
 	b.put(PeerKnown | PeerFast | PeerExpress)
+	var e PeerEntry
+	b.check(b.Datapath.c.Peers.Lookup(uint32(2), &e))
+	e.Ifindex++
+	b.check(b.PutPeer(2, e))
+	pass("by another interface than goes there", good)
+	b.put(PeerKnown | PeerFast | PeerExpress)
 	b.check(b.SetExpress(false))
 	pass("express off", good)
 	b.check(b.SetExpress(true))

@@ -776,8 +776,10 @@ int from_underlay(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	// A neighbour of encrypted links has an address inside of them, and frames
 	// that claim to come from there must not be taken from the bare underlay.
+	// What comes by another interface than goes there may be forged; netfilter
+	// judges that on the stack's way.
 	p = get_peer(r->peer);
-	if (!p || !(p->flags & PEER_EXPRESS))
+	if (!p || !(p->flags & PEER_EXPRESS) || p->ifindex != skb->ifindex)
 		return TC_ACT_UNSPEC;
 	p = get_peer(src);
 	if (!p || !(p->flags & PEER_KNOWN))
