@@ -199,16 +199,19 @@ func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
 // Issue 4, item 1: status says why a link is not fast.
 func TestFastDatapathSaysWhyNot(t *testing.T) {
 	t.Parallel()
+	tunnel := hasWireGuard(t)
 	for _, c := range []struct {
 		name          string
 		lab           testbed.Config
 		flags1        []string
 		words, words2 string
+		tunnel        bool // is what happens where the kernel has WireGuard
 	}{
-		{"flag", testbed.Config{}, []string{"--no-fastdp"}, "switched off by --no-fastdp", "switched off at the peer"},
-		{"password", testbed.Config{Password: "password of the lab"}, nil, "a password is set", "a password is set"},
-		{"one trusts", testbed.Config{Password: "password of the lab"}, []string{"--trusted-subnets", "192.168.77.0/24"}, "the peer wants encryption", "in none of --trusted-subnets"},
-		{"mtu", testbed.Config{UnderlayMTU: 1400}, nil, "MTU 1376 does not fit", "MTU 1376 does not fit"},
+		{"flag", testbed.Config{}, []string{"--no-fastdp"}, "switched off by --no-fastdp", "switched off at the peer", false},
+		{"password", testbed.Config{Password: "password of the lab"}, nil, "no WireGuard", "no WireGuard", true},
+		{"one trusts", testbed.Config{Password: "password of the lab"}, []string{"--trusted-subnets", "192.168.77.0/24"}, "the peer wants encryption", "in none of --trusted-subnets", true},
+		{"mtu", testbed.Config{UnderlayMTU: 1400}, nil, "MTU 1376 does not fit", "MTU 1376 does not fit", false},
+		{"mtu for both", testbed.Config{UnderlayMTU: 1480, Password: "password of the lab"}, nil, "no WireGuard", "no WireGuard", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -217,13 +220,20 @@ func TestFastDatapathSaysWhyNot(t *testing.T) {
 			launch(t, lab, 1, c.flags1...)
 			launch(t, lab, 2, testbed.Addr4(1).String())
 			converge(t, lab)
+			if c.name == "mtu for both" && tunnel {
+				c.words, c.words2 = "MTU 1376 does not fit: packets would be of 1486 bytes", "known to carry 1480"
+			}
+			kind := "sleeve"
+			if c.tunnel && tunnel {
+				kind, c.words, c.words2 = "fastdp", "encrypted by WireGuard", "encrypted by WireGuard"
+			}
 			eventually(t, "the reasons", func() bool {
 				return strings.Contains(link(t, lab, 1, "h2").Info, c.words) && strings.Contains(link(t, lab, 2, "h1").Info, c.words2)
 			})
 			a := addContainer(t, lab, 1, "a")[0].Addr()
 			addContainer(t, lab, 2, "b")
 			reach(t, lab, at(2, "b"), a)
-			if k := link(t, lab, 1, "h2"); k.Kind != "sleeve" || !k.Encrypted {
+			if k := link(t, lab, 1, "h2"); k.Kind != kind || !k.Encrypted {
 				t.Errorf("%+v", k)
 			}
 		})

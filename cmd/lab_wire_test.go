@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,11 +45,12 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 		t.Fatal(err)
 	}
 	got := make(chan []byte, 1)
+	var end atomic.Int64 // in nanoseconds, once it is waited for
 	go func() {
 		defer unix.Close(fd)
 		var seen []byte
 		b := make([]byte, 65536)
-		for end := time.Now().Add(patience); time.Now().Before(end); {
+		for end.Load() == 0 || time.Now().UnixNano() < end.Load() {
 			n, _, err := unix.Recvfrom(fd, b, 0)
 			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 				continue
@@ -63,7 +65,10 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 		}
 		got <- seen
 	}()
-	return func() []byte { return <-got }
+	return func() []byte {
+		end.Store(time.Now().Add(patience).UnixNano())
+		return <-got
+	}
 }
 
 // say sends text in a UDP packet from a place.

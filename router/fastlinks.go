@@ -23,13 +23,13 @@ func (r *Router) fastUp(s *sleeve, now time.Time) {
 	addr := s.machine.Addr().Addr()
 	if l, ok := f.away[s.peer]; ok && l.Addr() == addr {
 		delete(f.away, s.peer)
-		l.gone = time.Time{}
+		l.gone, l.secret = time.Time{}, s.secret
 		f.links[s.peer] = l
 		r.fastEffects(l, now, l.Renew(now, f.offer(addr)))
 		return
 	}
 	delete(f.away, s.peer)
-	l := &fastLink{peer: s.peer}
+	l := &fastLink{peer: s.peer, secret: s.secret}
 	var effects []fast.Effect
 	l.Link, effects = fast.NewLink(fast.Config{MTU: r.cfg.MTU, Epoch: r.epoch, Nonce: newNonce, Own: f.offer(addr), Addr: addr}, now)
 	f.links[s.peer] = l
@@ -56,14 +56,21 @@ func (r *Router) fastDown(n peer.Name, now time.Time) {
 	f.dirty = true
 }
 
-// fastMoved follows the address of the peer's end.
+// fastMoved follows the address of the peer's end, and the MTU of the way there.
 func (r *Router) fastMoved(s *sleeve, now time.Time) {
 	f := r.fast
 	if f == nil {
 		return
 	}
 	l, addr := f.links[s.peer], s.machine.Addr().Addr()
-	if l == nil || l.Addr() == addr {
+	if l == nil {
+		return
+	}
+	if l.path != s.machine.MTU() {
+		l.path = s.machine.MTU()
+		r.fastEffects(l, now, l.SetPath(now, l.path))
+	}
+	if l.Addr() == addr {
 		return
 	}
 	r.fastEffects(l, now, l.SetAddr(now, addr))
@@ -81,6 +88,7 @@ func (r *Router) fastControl(from peer.Name, c wire.Control) {
 	if l, ok := r.fast.links[from]; ok {
 		now := time.Now()
 		r.fastEffects(l, now, l.Control(now, c))
+		r.findHop(l)
 	}
 }
 
@@ -89,7 +97,7 @@ func (r *Router) fastEchoed(e echo) {
 	now := time.Now()
 	for _, set := range []map[peer.Name]*fastLink{r.fast.links, r.fast.away} {
 		for _, l := range set {
-			if l.Addr() == e.from {
+			if l.Remote() == e.from {
 				r.fastEffects(l, now, l.Echoed(now, e.nonce))
 			}
 		}
@@ -124,7 +132,7 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 		return
 	}
 	f := r.fast
-	show := fastStatus{up: l.Up(), reason: l.Reason(now), rtt: l.RTT()}
+	show := fastStatus{up: l.Up(), sealed: l.Sealed(), reason: l.Reason(now), rtt: l.RTT()}
 	if show.up {
 		show.mtu = r.cfg.MTU
 		show.reason = f.whyNotExpress(l)
@@ -134,13 +142,16 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 	if old == nil || old.up != show.up {
 		f.dirty = true
 		if show.up {
-			r.log.Info("fast datapath in use", "peer", l.peer, "addr", l.Addr(), "rtt", show.rtt)
+			r.log.Info("fast datapath in use", "peer", l.peer, "addr", l.Addr(), "encrypted", show.sealed, "rtt", show.rtt)
 		} else if old != nil {
 			r.log.Info("fast datapath out of use", "peer", l.peer, "addr", l.Addr(), "reason", show.reason)
 		}
 	}
 	if l.id != l.PeerID() {
 		l.id, f.dirty = l.PeerID(), true
+	}
+	if t := l.neighbour(); t != l.tunnel {
+		l.tunnel, f.dirty = t, true
 	}
 }
 
@@ -150,6 +161,8 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 	switch {
 	case f.cfg.NoExpress:
 		return "switched off by --no-express"
+	case l.Sealed():
+		return "frames are encrypted by WireGuard"
 	case f.judged != "":
 		return f.judged
 	case !expressable(l):
@@ -161,7 +174,7 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 // expressable tells whether what goes to a peer can be put into VXLAN by hand:
 // over IPv4, by an interface that is known.
 func expressable(l *fastLink) bool {
-	return l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+	return !l.Sealed() && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
 }
 
 // planFast works out what the kernel's maps are to hold and writes what differs.
@@ -173,13 +186,14 @@ func (r *Router) planFast() {
 	f.dirty = false
 	now := time.Now()
 	r.takeIDs(now)
+	r.applyTunnels(now)
 	hops, next, ids := make(map[peer.Name]fast.Hop), r.routes.Unicast, r.routes.ShortIDs
 	add := func(l *fastLink) {
-		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Addr()) || f.cfg.Off || f.why != "" {
+		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Remote()) || f.cfg.Off || f.why != "" {
 			return
 		}
 		hops[l.peer] = fast.Hop{
-			Remote: l.Addr(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
+			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
 			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: expressable(l),
 		}
 	}
@@ -216,6 +230,7 @@ func (r *Router) takeIDs(now time.Time) {
 		if err := f.dp.SetSelf(self); err != nil {
 			r.log.Warn("tell the kernel the own short id", "id", self, "err", err)
 		}
+		r.setTunnelAddr(self)
 		for _, l := range f.links {
 			r.fastEffects(l, now, l.SetOwn(now, f.offer(l.Addr())))
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-net/weft/router/fastdp"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
+	"github.com/weft-net/weft/router/wireguard"
 )
 
 // FastConfig says how the fast datapath is to be.
@@ -26,13 +27,15 @@ type FastConfig struct {
 	// PinDir is where programs and maps are pinned, so that they outlive this
 	// process. A file system of type bpf is mounted there if none is.
 	PinDir string
-	// Port is the UDP port of VXLAN, the same on all hosts.
-	Port int
+	// Port is the UDP port of VXLAN, the same on all hosts, TunnelPort that of
+	// WireGuard on this one.
+	Port, TunnelPort int
 	// Off has no link use it; what it carries for others goes on.
 	Off bool
 	// NoExpress has all frames go by the bridge and the VXLAN device.
 	NoExpress bool
-	// Encrypt has frames leave in clear only between addresses of Trusted.
+	// Encrypt has frames leave in clear only between addresses of Trusted; others
+	// go through WireGuard, if the kernel has it.
 	Encrypt bool
 	Trusted []netip.Prefix
 }
@@ -40,13 +43,15 @@ type FastConfig struct {
 // fastpath is the fast datapath as the router sees it.
 type fastpath struct {
 	// Constant.
-	cfg     FastConfig
-	dp      *fastdp.Datapath // nil: the kernel refused, why says what
-	why     string           // there is no fast datapath
-	watch   *netdev.Watch
-	tap     tap.Writer
-	echoes  chan echo         // from lanes
-	learned chan ethernet.MAC // from lanes: stations that came or moved
+	cfg      FastConfig
+	dp       *fastdp.Datapath  // nil: the kernel refused, why says what
+	why      string            // there is no fast datapath
+	tunnel   *wireguard.Device // nil: there is none, noTunnel says why
+	noTunnel string
+	watch    *netdev.Watch
+	tap      tap.Writer
+	echoes   chan echo         // from lanes
+	learned  chan ethernet.MAC // from lanes: stations that came or moved
 
 	// Control goroutine only.
 	links map[peer.Name]*fastLink
@@ -78,10 +83,13 @@ type fastpath struct {
 // fastLink is the fast datapath of one link.
 type fastLink struct {
 	*fast.Link
-	peer peer.Name
-	id   uint16 // short id of the peer when it was last known
-	hop  netdev.Hop
-	gone time.Time // when the session ended; zero while it lives
+	peer   peer.Name
+	secret [32]byte // for the tunnel
+	path   int      // MTU of the way there that the Link knows
+	id     uint16   // short id of the peer when it was last known
+	hop    netdev.Hop
+	tunnel wireguard.Peer // what the tunnel is to have for it when it was last looked; zero for nothing
+	gone   time.Time      // when the session ended; zero while it lives
 }
 
 type echo struct {
@@ -118,7 +126,8 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		PinDir: f.cfg.PinDir, Bridge: r.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: tapName,
 		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Log: r.log,
 	}
-	if f.cfg.Encrypt && len(f.cfg.Trusted) == 0 {
+	r.openTunnel(f)
+	if f.cfg.Encrypt && len(f.cfg.Trusted) == 0 && f.tunnel == nil {
 		// No link can be fast, so frames need not go round by a port of their own:
 		// that is a twentieth of an idle round trip. And what an earlier router
 		// left may send nothing in clear any more.
@@ -169,15 +178,27 @@ func (f *fastpath) close() {
 	if f.dp != nil {
 		_ = f.dp.Close()
 	}
+	if f.tunnel != nil {
+		f.tunnel.Close()
+	}
 	f.watch.Close()
 }
 
 // express tells whether frames may pass by the bridge.
 func (f *fastpath) express() bool { return !f.cfg.NoExpress && f.judged == "" }
 
-// allowed tells whether frames may go in clear between this host and a.
-func (f *fastpath) allowed(a netip.Addr) bool {
+// trusts tells whether frames may go in clear between this host and a.
+func (f *fastpath) trusts(a netip.Addr) bool {
 	return !f.cfg.Encrypt || slices.ContainsFunc(f.cfg.Trusted, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// allowed tells whether VXLAN may be sent to a: in clear, or as it is inside the
+// tunnel.
+func (f *fastpath) allowed(a netip.Addr) bool {
+	if fast.TunnelPrefix.Contains(a) {
+		return f.tunnel != nil
+	}
+	return f.trusts(a)
 }
 
 // offer is what this end says of itself on a link to a.
@@ -192,10 +213,16 @@ func (f *fastpath) offer(a netip.Addr) fast.Offer {
 		return refuse(wire.FastOff, "switched off by --no-fastdp")
 	case f.why != "":
 		return refuse(wire.FastNoKernel, f.why)
-	case !f.allowed(a):
-		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, the kernel's way does not encrypt, and %s is in none of --trusted-subnets", a))
+	case f.tunnel == nil && !f.trusts(a):
+		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, %s, and %s is in none of --trusted-subnets", f.noTunnel, a))
 	case f.self == 0:
 		return refuse(wire.FastNoID, "there are more peers than short ids, or one is being chosen")
+	}
+	if f.tunnel != nil {
+		o.Tunnel = wire.Tunnel{Port: uint16(f.cfg.TunnelPort), Key: f.tunnel.Key()}
+	}
+	if !f.trusts(a) {
+		o.Verdict = wire.FastEncrypted
 	}
 	return o
 }
@@ -303,7 +330,7 @@ func (r *Router) refreshFast() {
 // findHop asks the routes for the way to a peer.
 func (r *Router) findHop(l *fastLink) {
 	hop := netdev.Hop{}
-	if a := l.Addr(); a.IsValid() {
+	if a := l.Remote(); a.IsValid() {
 		var err error
 		if hop, err = r.fast.watch.Hop(a); err != nil {
 			r.log.Debug("no route for the fast datapath", "peer", l.peer, "err", err)

@@ -96,7 +96,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 		}
 		if l, ok := links[s.Peer]; ok {
 			c.Kind, c.MTU, c.Express = l.Kind, l.MTU, l.Express
-			c.Encrypted = l.Kind == router.Sleeve
+			c.Encrypted = !l.Clear
 			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
 			c.Info = l.Reason
 			if l.State == "established" {

@@ -33,5 +33,6 @@ const (
 	PortName     = "vethwe-bridge"
 	PortPeerName = "vethwe-pcap"
 	VXLANName    = "vethwe-vxlan"
-	TableName    = "weft" // the nftables table, family inet
+	TunnelName   = "vethwe-wg" // WireGuard, for the fast datapath
+	TableName    = "weft"      // the nftables table, family inet
 )

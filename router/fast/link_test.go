@@ -57,7 +57,11 @@ func (e *ends) apply(i int, effects []Effect) {
 			e.apply(1-i, e.l[1-i].Control(e.now, c))
 		case Probe:
 			e.sent++
-			if f.To != at(1-i) || f.Src != e.l[i].own.ShortID || f.Dst != e.l[1-i].own.ShortID {
+			to := at(1 - i)
+			if e.l[i].Sealed() {
+				to = TunnelAddr(e.l[1-i].own.ShortID)
+			}
+			if f.To != to || f.Src != e.l[i].own.ShortID || f.Dst != e.l[1-i].own.ShortID {
 				e.t.Fatalf("probe %+v", f)
 			}
 			if e.path(f.Size) {
