@@ -1,5 +1,6 @@
 # make          runs the tests
 # make build    makes bin/weft, one static program
+# make test-vm  runs tests on another kernel, in a virtual machine
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
 # make bench    measures the mesh against other overlays and the bare underlay
@@ -16,7 +17,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test build check generate fuzz bench rivals demo site clean race-deps
+.PHONY: test test-vm build check generate fuzz bench rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
@@ -36,6 +37,16 @@ test: race-deps
 	$(SUDO) $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -vxF '$(PURE)')
 	$(SUDO) $(GO) test $(PURE)
 
+# The tests that ask something of the kernel, on Debian's instead of this machine's:
+# make test-vm PKG=./router/fastdp RUN=TestExpress KERNEL=6.12-cloud-amd64
+PKG    ?= ./router ./router/fastdp ./router/tap ./router/udp ./internal/netdev ./internal/testbed
+RUN    ?= .
+KERNEL ?= cloud-amd64
+
+test-vm:
+	vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
+	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm" -run '$(RUN)' $(PKG)
+
 check:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	  [ -z "$$unformatted" ] || { echo "make check: gofmt would change: $$unformatted" >&2; exit 1; }
@@ -48,7 +59,7 @@ check:
 	@rm -f site/pages/commands.md.new
 	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
 	GO=$(GO) .ci/generated
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated .ci/vm/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
 	$(GO) generate ./router/fastdp
