@@ -71,6 +71,17 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 	}
 }
 
+// checkSealed fails if what was captured has an IPv4 header of a packet between
+// two containers.
+func checkSealed(t *testing.T, seen []byte, a, b netip.Addr) {
+	t.Helper()
+	for _, addrs := range [][]byte{append(a.AsSlice(), b.AsSlice()...), append(b.AsSlice(), a.AsSlice()...)} {
+		if i := bytes.Index(seen, addrs); i >= 0 {
+			t.Errorf("frames of containers are on the underlay in clear: % x", seen[max(0, i-100):min(len(seen), i+20)])
+		}
+	}
+}
+
 // say sends text in a UDP packet from a place.
 func say(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr, text string) {
 	t.Helper()

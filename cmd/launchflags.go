@@ -179,8 +179,8 @@ func (f *launchFlags) checkWho(c *daemon.Config) (err error) {
 
 func (f *launchFlags) checkNumbers(*daemon.Config) error {
 	switch {
-	case f.port < 1 || f.port > 65534:
-		return fmt.Errorf("--port %d: want 1 to 65534, as the next one is used too", f.port)
+	case f.port < 1 || f.port > 65533:
+		return fmt.Errorf("--port %d: want 1 to 65533, as the next two are used too", f.port)
 	case f.connLimit < 0:
 		return fmt.Errorf("--conn-limit %d: want a number of sessions, or 0 for no limit", f.connLimit)
 	case f.mtu < 576 || f.mtu > 65000:

@@ -9,6 +9,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -66,7 +67,7 @@ func (r *Router) fastMoved(s *sleeve, now time.Time) {
 	if l == nil {
 		return
 	}
-	if l.path != s.machine.MTU() {
+	if state, _ := s.machine.State(); state == link.Established && l.path != s.machine.MTU() {
 		l.path = s.machine.MTU()
 		r.fastEffects(l, now, l.SetPath(now, l.path))
 	}
