@@ -44,7 +44,7 @@ RUN    ?= .
 KERNEL ?= cloud-amd64
 
 test-vm:
-	vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
+	vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
 	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm" -run '$(RUN)' $(PKG)
 
 check:
