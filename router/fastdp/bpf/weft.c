@@ -8,6 +8,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/udp.h>
 #include <stddef.h>
@@ -715,6 +716,13 @@ int from_container(struct __sk_buff *skb)
 	return bpf_redirect_neigh(ifindex, &via, sizeof(via), 0);
 }
 
+// Takes len bytes away behind the Ethernet header.
+static __always_inline long strip(struct __sk_buff *skb, int len, __u64 flags)
+{
+	return bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | flags);
+}
+
 SEC("tc")
 int from_underlay(struct __sk_buff *skb)
 {
@@ -731,7 +739,6 @@ int from_underlay(struct __sk_buff *skb)
 	struct outer *o;
 	__be16 port;
 	__u8 proto;
-	long err;
 
 	// Nearly all of a host's traffic leaves here.
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
@@ -797,23 +804,17 @@ int from_underlay(struct __sk_buff *skb)
 	n = packets(skb);
 	len = skb->len - sizeof(*o);
 
-	// An IPv6 packet needs skb->protocol changed, which adjust_room does since
-	// Linux 6.3. Before that veth's own transmit function does it.
 	if (inner.h_proto == bpf_htons(ETH_P_IP)) {
-		err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
-					  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
-		proto = 1;
-	} else {
-		err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
-					  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
-					  ADJ_ROOM_DECAP_L3_IPV6);
-		proto = !err;
-		if (err == -EINVAL)
-			err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
-						  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+		if (strip(skb, sizeof(*o), 0))
+			return TC_ACT_UNSPEC;
+	} else if (strip(skb, sizeof(*o), ADJ_ROOM_DECAP_L3_IPV6)) {
+		// Before Linux 6.3 only the other way to make IPv6 of IPv4 changes
+		// skb->protocol too. It puts in as many bytes as the headers differ by.
+		if (bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0))
+			return TC_ACT_UNSPEC;
+		if (strip(skb, sizeof(*o) + sizeof(struct ipv6hdr) - sizeof(struct iphdr), 0))
+			return drop(DROP_REDIRECT);
 	}
-	if (err)
-		return TC_ACT_UNSPEC;
 	eth = header(skb);
 	if (!eth)
 		return drop(DROP_REDIRECT);
@@ -830,7 +831,5 @@ int from_underlay(struct __sk_buff *skb)
 		t->rx_packets += n;
 		t->rx_bytes += len;
 	}
-	if (proto)
-		return bpf_redirect_peer(ifindex, 0);
-	return bpf_redirect(ifindex, 0);
+	return bpf_redirect_peer(ifindex, 0);
 }
