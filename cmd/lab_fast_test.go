@@ -240,6 +240,28 @@ func TestFastDatapathSaysWhyNot(t *testing.T) {
 	}
 }
 
+// Express is switched off for one peer, at one end, and on for another.
+func TestExpressIsSwitchedByLink(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, testbed.Config{Hosts: 3})
+	launch(t, lab, 1, "--no-express-to", "192.168.77.2/32")
+	launch(t, lab, 2, testbed.Addr4(1).String())
+	launch(t, lab, 3, testbed.Addr4(1).String())
+	converge(t, lab)
+	fastBetween(t, lab, 1, 2)
+	fastBetween(t, lab, 1, 3)
+	eventually(t, "the link to h3 has express", func() bool { return link(t, lab, 1, "h3").Express })
+	if k := link(t, lab, 1, "h2"); k.Express || !strings.Contains(k.Info, "--no-express-to") {
+		t.Errorf("%+v", k)
+	}
+	b := addContainer(t, lab, 2, "b")[0].Addr()
+	addContainer(t, lab, 1, "a")
+	eventually(t, "frames go by the kernel", func() bool {
+		reach(t, lab, at(1, "a"), b)
+		return carried(t, lab, 1, "h2").TxPackets > 3 && carried(t, lab, 1, "h2").RxPackets > 3
+	})
+}
+
 // Issue 4, item 7: trusted subnets on both ends make plain VXLAN of what has a
 // password.
 func TestFastDatapathBetweenTrustedSubnets(t *testing.T) {

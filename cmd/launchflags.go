@@ -42,6 +42,7 @@ type launchFlags struct {
 	trustedSubnets             string
 	noDiscovery, resume        bool
 	noFastdp, noExpress        bool
+	noExpressTo                string
 	noTAPOffload, noUDPOffload bool
 	connLimit                  int
 	allocInit, allocRange      string
@@ -74,6 +75,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.mtu, "mtu", daemon.DefaultMTU, "MTU of containers, in bytes")
 	fs.BoolVar(&f.noFastdp, "no-fastdp", false, "do not use the fast datapath")
 	fs.BoolVar(&f.noExpress, "no-express", false, "have frames of the fast datapath cross the bridge, not pass by it")
+	fs.StringVar(&f.noExpressTo, "no-express-to", "", "comma-separated networks: like --no-express, for peers there only")
 	fs.BoolVar(&f.noTAPOffload, "no-tap-offload", false, "take and give frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&f.noUDPOffload, "no-udp-offload", false, "send and receive packets one by one, for kernels with faults")
 	fs.StringVar(&f.bridge, "bridge", netdev.BridgeName, "name of the bridge")
@@ -250,6 +252,9 @@ func readPasswords(name string) ([]string, error) {
 }
 
 func (f *launchFlags) checkRanges(c *daemon.Config) (err error) {
+	if c.NoExpressTo, err = parseSubnets("--no-express-to", f.noExpressTo); err != nil {
+		return err
+	}
 	if c.TrustedSubnets, err = parseSubnets("--trusted-subnets", f.trustedSubnets); err != nil {
 		return err
 	}

@@ -162,11 +162,13 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 	switch {
 	case f.cfg.NoExpress:
 		return "switched off by --no-express"
+	case within(l.Addr(), f.cfg.NoExpressTo):
+		return "switched off by --no-express-to"
 	case l.Sealed():
 		return "frames are encrypted by WireGuard"
 	case f.judged != "":
 		return f.judged
-	case !expressable(l):
+	case !f.expressable(l):
 		return "the underlay is not IPv4"
 	}
 	return ""
@@ -174,8 +176,8 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 
 // expressable tells whether what goes to a peer can be put into VXLAN by hand:
 // over IPv4, by an interface that is known.
-func expressable(l *fastLink) bool {
-	return !l.Sealed() && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+func (f *fastpath) expressable(l *fastLink) bool {
+	return !l.Sealed() && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
 }
 
 // planFast works out what the kernel's maps are to hold and writes what differs.
@@ -195,7 +197,7 @@ func (r *Router) planFast() {
 		}
 		hops[l.peer] = fast.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
-			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: expressable(l),
+			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: f.expressable(l),
 		}
 	}
 	if len(f.away) > 0 {
@@ -246,24 +248,6 @@ func (r *Router) takeIDs(now time.Time) {
 // tried again with the next change.
 func (r *Router) writeTables(want fast.Tables) {
 	f := r.fast
-	c := want.Diff(f.have)
-	failed := func(what string, key any, err error) bool {
-		if err != nil {
-			r.log.Warn("change the fast datapath", "what", what, "key", key, "err", err)
-		}
-		return err != nil
-	}
-	for _, id := range c.DeletePeers {
-		if !failed("peer", id, f.dp.DeletePeer(id)) {
-			delete(f.have.Peers, id)
-		}
-	}
-	for _, a := range c.PutRemotes {
-		e := want.Remotes[a]
-		if !failed("remote", a, f.dp.PutRemote(a, fastdp.Remote{Peer: e.Peer, Local: fastdp.AddrOf(e.Local)})) {
-			f.have.Remotes[a] = e
-		}
-	}
 	under := make(map[int]bool)
 	for _, p := range want.Peers {
 		if p.Express {
@@ -271,30 +255,9 @@ func (r *Router) writeTables(want fast.Tables) {
 		}
 	}
 	r.attachUnderlays(under)
-	for _, id := range c.PutPeers {
-		if !failed("peer", id, f.dp.PutPeer(id, peerEntry(want.Peers[id]))) {
-			f.have.Peers[id] = want.Peers[id]
-		}
+	if err := want.Apply(f.have, fastdp.Maps{Datapath: f.dp}); err != nil {
+		r.log.Warn("change the fast datapath", "err", err)
 	}
-	for _, a := range c.DeleteRemotes {
-		if !failed("remote", a, f.dp.DeleteRemote(a)) {
-			delete(f.have.Remotes, a)
-		}
-	}
-}
-
-func peerEntry(p fast.Peer) fastdp.PeerEntry {
-	e := fastdp.PeerEntry{Flags: fastdp.PeerKnown}
-	if p.Next == 0 {
-		return e
-	}
-	e.Flags |= fastdp.PeerFast
-	if p.Express {
-		e.Flags |= fastdp.PeerExpress
-	}
-	e.Next, e.MTU, e.Ifindex = p.Next, uint16(min(p.MTU, 65535)), uint32(p.Ifindex)
-	e.Remote, e.Local, e.Gateway = fastdp.AddrOf(p.Remote), fastdp.AddrOf(p.Local), fastdp.AddrOf(p.Gateway)
-	return e
 }
 
 // attachUnderlays has the programs on the interfaces by which peers are reached.

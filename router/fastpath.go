@@ -34,6 +34,9 @@ type FastConfig struct {
 	Off bool
 	// NoExpress has all frames go by the bridge and the VXLAN device.
 	NoExpress bool
+	// NoExpressTo has only those do so that go to or come from peers at these
+	// addresses.
+	NoExpressTo []netip.Prefix
 	// Encrypt has frames leave in clear only between addresses of Trusted; others
 	// go through WireGuard, if the kernel has it.
 	Encrypt bool
@@ -189,7 +192,11 @@ func (f *fastpath) express() bool { return !f.cfg.NoExpress && f.judged == "" }
 
 // trusts tells whether frames may go in clear between this host and a.
 func (f *fastpath) trusts(a netip.Addr) bool {
-	return !f.cfg.Encrypt || slices.ContainsFunc(f.cfg.Trusted, func(p netip.Prefix) bool { return p.Contains(a) })
+	return !f.cfg.Encrypt || within(a, f.cfg.Trusted)
+}
+
+func within(a netip.Addr, any []netip.Prefix) bool {
+	return slices.ContainsFunc(any, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // allowed tells whether VXLAN may be sent to a: in clear, or as it is inside the

@@ -74,7 +74,7 @@ func Default(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (_
 		Host: at, Port: int(m.Port()), Bridge: c.Bridge, TAP: netdev.TAPName, MTU: c.MTU, Log: log.With("part", "router"),
 		NoTAPOffload: c.NoTAPOffload, NoUDPOffload: c.NoUDPOffload,
 		Fast: &router.FastConfig{
-			PinDir: c.pinDir(), Port: int(m.Port()) + 1, TunnelPort: int(m.Port()) + 2, Off: c.NoFastdp, NoExpress: c.NoExpress,
+			PinDir: c.pinDir(), Port: int(m.Port()) + 1, TunnelPort: int(m.Port()) + 2, Off: c.NoFastdp, NoExpress: c.NoExpress, NoExpressTo: c.NoExpressTo,
 			Encrypt: len(c.Passwords) > 0, Trusted: c.TrustedSubnets,
 		},
 	}, control{m})

@@ -48,6 +48,7 @@ type Config struct {
 	// NoFastdp has all frames go by sleeve; NoExpress has those of the fast
 	// datapath cross the bridge.
 	NoFastdp, NoExpress bool
+	NoExpressTo         []netip.Prefix // peers there have no express path
 	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
 
