@@ -6,11 +6,11 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
 	"github.com/weft-net/weft/router/link"
-	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -99,7 +99,7 @@ func (r *Router) fastEchoed(e echo) {
 	for _, set := range []map[peer.Name]*fastLink{r.fast.links, r.fast.away} {
 		for _, l := range set {
 			if l.Remote() == e.from {
-				r.fastEffects(l, now, l.Echoed(now, e.nonce))
+				r.fastEffects(l, now, l.Echoed(now, e.nonce, e.summed))
 			}
 		}
 	}
@@ -118,9 +118,11 @@ func (r *Router) fastEffects(l *fastLink, now time.Time, effects []fast.Effect) 
 				continue
 			}
 			frame := fastdp.AppendProbe(nil, fastdp.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}, e.Size+ethernetLen)
-			if err := r.fast.tap.Write(offload.Header{}, [][]byte{frame}); err != nil {
+			if err := r.fast.tap.Write(fastdp.ProbeHeader, [][]byte{frame}); err != nil {
 				r.drops.add(DropTAP)
 			}
+		case fast.Summing:
+			r.sumInSoftware(l)
 		}
 	}
 	r.showFast(l, now)
@@ -156,6 +158,17 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 	}
 }
 
+// sumInSoftware has the kernel make the checksums of what goes into VXLAN, as the
+// card by which a peer is reached makes wrong ones.
+func (r *Router) sumInSoftware(l *fastLink) {
+	f := r.fast
+	r.log.Warn("wrong checksums inside VXLAN: they are made in software from now on", "peer", l.peer, "ifindex", l.hop.Ifindex, "interface", netdev.VXLANName)
+	if err := f.dp.SumInSoftware(true); err != nil {
+		r.log.Warn("make checksums in software", "err", err)
+	}
+	f.wrongSums[l.hop.Ifindex], f.dirty = true, true
+}
+
 // whyNotExpress says in words why frames to a peer that is fast cross the
 // bridge, "" if they pass by it.
 func (f *fastpath) whyNotExpress(l *fastLink) string {
@@ -168,6 +181,8 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 		return "frames are encrypted by WireGuard"
 	case f.judged != "":
 		return f.judged
+	case f.wrongSums[l.hop.Ifindex]:
+		return "the card towards the peer makes wrong checksums inside VXLAN, so the kernel makes them"
 	case !f.expressable(l):
 		return "the underlay is not IPv4"
 	}
@@ -177,7 +192,7 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 // expressable tells whether what goes to a peer can be put into VXLAN by hand:
 // over IPv4, by an interface that is known.
 func (f *fastpath) expressable(l *fastLink) bool {
-	return !l.Sealed() && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+	return !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
 }
 
 // planFast works out what the kernel's maps are to hold and writes what differs.

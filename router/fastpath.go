@@ -68,6 +68,7 @@ type fastpath struct {
 	veths      map[ethernet.MAC]int // of stations of this host, by the host's end
 	containers map[int]bool         // whose veths have a program
 	underlays  map[int]bool         // likewise
+	wrongSums  map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
 	judged     string               // why express is off, "" if it is not
 	began      time.Time
 	dirty      bool // tables are to be planned anew
@@ -96,8 +97,9 @@ type fastLink struct {
 }
 
 type echo struct {
-	from  netip.Addr
-	nonce [fast.NonceLen]byte
+	from   netip.Addr
+	nonce  [fast.NonceLen]byte
+	summed bool // its checksum is right
 }
 
 const (
@@ -118,7 +120,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		cfg: *r.cfg.Fast, echoes: make(chan echo, 256), learned: make(chan ethernet.MAC, 1024),
 		links: make(map[peer.Name]*fastLink), away: make(map[peer.Name]*fastLink),
 		names: make(map[uint16]peer.Name), veths: make(map[ethernet.MAC]int),
-		containers: make(map[int]bool), underlays: make(map[int]bool), began: time.Now(),
+		containers: make(map[int]bool), underlays: make(map[int]bool), wrongSums: make(map[int]bool), began: time.Now(),
 	}
 	watch, err := netdev.NewWatch()
 	if err != nil {

@@ -72,10 +72,14 @@ type (
 		Nonce    [NonceLen]byte
 		Size     int
 	}
+	// Summing has the checksums inside VXLAN made in software: an echo came whose
+	// checksum the card made, and made wrong.
+	Summing struct{}
 )
 
-func (Send) effect()  {}
-func (Probe) effect() {}
+func (Send) effect()    {}
+func (Probe) effect()   {}
+func (Summing) effect() {}
 
 // Config is what a Link needs to know.
 type Config struct {
@@ -105,6 +109,8 @@ type Link struct {
 	begun      time.Time // of trying
 	full       time.Time // when the last echo of a full-size probe came
 	small      time.Time // likewise of any other
+	wrong      time.Time // likewise of any with a wrong checksum
+	summing    bool      // Summing was asked for
 	streak     time.Time // since when full-size echoes come without a gap
 	hold       time.Duration
 	rtt        time.Duration
@@ -166,14 +172,23 @@ func (l *Link) Control(now time.Time, c wire.Control) []Effect {
 	return l.flush(now)
 }
 
-// Echoed takes in that a probe came back. What is no probe of this link is
-// ignored.
-func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte) []Effect {
+// Echoed takes in that a probe came back, and whether its checksum was right. What
+// is no probe of this link is ignored.
+func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect {
 	p, ok := l.sent[nonce]
 	if !ok {
 		return nil
 	}
 	delete(l.sent, nonce)
+	if !summed {
+		// No packet of a container would be accepted, so it counts as lost.
+		l.wrong = now
+		if !l.summing {
+			l.summing = true
+			l.do(Summing{})
+		}
+		return l.flush(now)
+	}
 	if p.size != l.cfg.MTU {
 		l.small = now
 		return l.flush(now)
@@ -293,6 +308,8 @@ func (l *Link) Reason(now time.Time) string {
 	switch {
 	case now.Sub(l.full) < Silence:
 		return fmt.Sprintf("UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
+	case l.summing && now.Sub(l.wrong) < 2*SlowBeat:
+		return fmt.Sprintf("packets to %s come with wrong checksums, though they are made in software", l.addr)
 	case now.Sub(l.small) < 2*SlowBeat:
 		return fmt.Sprintf("MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
 	case l.unanswered < 4 && now.Sub(l.begun) < Silence:
@@ -381,7 +398,7 @@ func (l *Link) judge(now time.Time) {
 	}
 	switch {
 	case !can || !l.ready:
-		l.up, l.full, l.small = false, time.Time{}, time.Time{}
+		l.up, l.full, l.small, l.wrong, l.summing = false, time.Time{}, time.Time{}, time.Time{}, false
 		clear(l.sent)
 		if l.ready = can; can {
 			l.begun, l.next, l.unanswered, l.hold = now, now, 0, 0

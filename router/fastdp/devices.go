@@ -118,6 +118,10 @@ func makeVXLAN(o Options) (int, error) {
 			return 0, err
 		}
 	}
+	// Whether the cards make right checksums is found out anew each time.
+	if err := setOffload(o.VXLAN, unix.ETHTOOL_STXCSUM, true); err != nil {
+		return 0, errors.Join(err, remove(o.VXLAN, "vxlan"))
+	}
 	index, err := setUp(o.VXLAN, vxlanMTU)
 	if err != nil {
 		return 0, errors.Join(err, remove(o.VXLAN, "vxlan"))

@@ -102,7 +102,7 @@ struct {
 	__uint(max_entries, 4096);
 } pending SEC(".maps");
 
-// A tag, and the front of a probe.
+// In front of a frame on the TAP.
 struct tag {
 	__u8 zero[12];
 	__be16 proto;
@@ -112,17 +112,20 @@ struct tag {
 	union addr addr;
 } __attribute__((packed, aligned(2)));
 
+// The front of a probe. What is before the nonce is as in any packet of a
+// container, so that all on the way treats it as one.
 struct probe {
-	__u8 zero[12];
-	__be16 proto;
-	__u8 op, zero2;
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct udphdr udp;
 	__u8 nonce[16];
-	__u8 rest[24];
+	union addr to;
+	__be16 src, dst;
 } __attribute__((packed, aligned(2)));
 
 _Static_assert(sizeof(struct tag) == 40, "doc.go draws a tag of 40 bytes");
-_Static_assert(offsetof(struct probe, rest) == 32, "doc.go draws a probe's nonce at 16");
-_Static_assert(sizeof(struct probe) == 56, "a probe covers a tag and the nonce behind it");
+_Static_assert(offsetof(struct probe, to) == 58, "doc.go draws a probe's address at 58");
+_Static_assert(sizeof(struct probe) == 78, "doc.go draws the front of a probe");
 
 struct vxlan {
 	__be32 flags, vni;
@@ -146,11 +149,14 @@ static __always_inline int is_zero(const struct ethhdr *eth)
 	return (w[0] | w[1] | w[2]) == 0;
 }
 
-static __always_inline int to_zero(const struct ethhdr *eth)
+// What a frame from nobody wants: PROBE_*, or -1 if it is no probe.
+static __always_inline int probe_op(const struct ethhdr *eth)
 {
 	const __u16 *w = (const void *)eth->h_dest;
 
-	return (w[0] | w[1] | w[2]) == 0;
+	if (w[0] | w[1] || eth->h_dest[4] || eth->h_proto != bpf_htons(ETH_P_IP))
+		return -1;
+	return eth->h_dest[5];
 }
 
 static __always_inline void get_mac(struct mac *m, const void *from)
@@ -437,7 +443,6 @@ int from_tap(struct __sk_buff *skb)
 	struct mac_entry *d;
 	struct probe *probe;
 	struct remote *r;
-	struct tag *tag;
 	struct mac dst;
 	__u32 vni;
 
@@ -445,7 +450,7 @@ int from_tap(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (!eth)
 		return drop(DROP_SHORT);
-	if (!is_zero(eth) || !to_zero(eth) || eth->h_proto != bpf_htons(ETH_P_WEFT)) {
+	if (!is_zero(eth) || probe_op(eth) != PROBE_ASK) {
 		get_mac(&dst, eth->h_dest);
 		d = dst.addr[0] & 1 ? 0 : bpf_map_lookup_elem(&macs, &dst);
 		if (d && d->peer == cfg->self)
@@ -454,23 +459,15 @@ int from_tap(struct __sk_buff *skb)
 	}
 	if (skb->len < sizeof(*probe) || bpf_skb_pull_data(skb, sizeof(*probe)))
 		return drop(DROP_FORMAT);
-	tag = (void *)(long)skb->data;
-	if ((void *)tag + sizeof(*probe) > (void *)(long)skb->data_end || tag->op != TAG_SEND)
+	probe = (void *)(long)skb->data;
+	if ((void *)(probe + 1) > (void *)(long)skb->data_end)
 		return drop(DROP_FORMAT);
 	if (!cfg->vxlan)
 		return drop(DROP_REDIRECT);
-	vni = bpf_ntohs(tag->dst) << 12 | (bpf_ntohs(tag->src) & 0xfff);
+	vni = bpf_ntohs(probe->dst) << 12 | (bpf_ntohs(probe->src) & 0xfff);
 	if (vni > 0xffffff)
 		return drop(DROP_FORMAT);
-	remote = tag->addr;
-	// The tag becomes the front of the probe: a frame of any type can not be
-	// shortened here, and of a probe nothing but the nonce has to be carried.
-	probe = (void *)tag;
-	__builtin_memcpy(probe->nonce, (void *)(tag + 1), sizeof(probe->nonce));
-	probe->op = PROBE_ASK;
-	probe->zero2 = 0;
-	__builtin_memset(probe->rest, 0, sizeof(probe->rest));
-
+	remote = probe->to;
 	r = bpf_map_lookup_elem(&remotes, &remote);
 	if (r)
 		__builtin_memcpy(&local, r->local, sizeof(local));
@@ -487,10 +484,10 @@ int from_vxlan(struct __sk_buff *skb)
 	struct mac_entry *s, *d;
 	struct peer_entry *p;
 	struct mac smac, dmac;
-	struct probe *probe;
 	union addr addr;
 	struct remote *r;
 	struct traffic *t;
+	int op;
 
 	if (!cfg)
 		return TC_ACT_SHOT;
@@ -514,25 +511,19 @@ int from_vxlan(struct __sk_buff *skb)
 		return drop(DROP_VNI);
 
 	if (is_zero(eth)) {
-		if (!to_zero(eth) || eth->h_proto != bpf_htons(ETH_P_WEFT))
+		op = probe_op(eth);
+		if (op != PROBE_ASK && op != PROBE_ECHO)
 			return drop(DROP_SOURCE);
 		if (dst != cfg->self)
 			return drop(DROP_VNI);
 		if (src != r->peer)
 			return drop(DROP_SPOOFED);
-		if (bpf_skb_pull_data(skb, offsetof(struct probe, rest)))
+		if (len < sizeof(struct probe))
 			return drop(DROP_FORMAT);
-		probe = (void *)(long)skb->data;
-		if ((void *)probe->rest > (void *)(long)skb->data_end)
-			return drop(DROP_FORMAT);
-		switch (probe->op) {
-		case PROBE_ASK:
-			probe->op = PROBE_ECHO;
-			return encap(skb, cfg, src << 12 | dst, TTL, &addr, (void *)r->local);
-		case PROBE_ECHO:
+		if (op == PROBE_ECHO)
 			return to_tap_tagged(skb, cfg, TAG_ECHO, 0, src, dst, ttl, &addr);
-		}
-		return drop(DROP_FORMAT);
+		eth->h_dest[5] = PROBE_ECHO;
+		return encap(skb, cfg, src << 12 | dst, TTL, &addr, (void *)r->local);
 	}
 	if (eth->h_source[0] & 1)
 		return drop(DROP_SOURCE);
