@@ -47,6 +47,7 @@ type launchFlags struct {
 	allocInit, allocRange      string
 	defaultSubnet, allocRange6 string
 	mtu                        int
+	dns                        dnsFlags
 	bridge, logLevel           string
 	httpAddr, statusAddr       string
 	stateDir                   string
@@ -76,6 +77,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.noExpress, "no-express", false, "have frames of the fast datapath cross the bridge, not pass by it")
 	fs.BoolVar(&f.noTAPOffload, "no-tap-offload", false, "take and give frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&f.noUDPOffload, "no-udp-offload", false, "send and receive packets one by one, for kernels with faults")
+	f.dns.register(fs)
 	fs.StringVar(&f.bridge, "bridge", netdev.BridgeName, "name of the bridge")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.httpAddr, "http-addr", "", "path of the control socket, as --socket")
@@ -133,7 +135,7 @@ func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (
 		ProtocolMin: f.protocolMin, ProtocolMax: f.protocolMax,
 	}
 	for _, step := range []func(*daemon.Config) error{
-		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces,
+		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces, f.dns.check,
 	} {
 		if err := step(c); err != nil {
 			return nil, usageError{err}
