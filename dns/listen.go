@@ -34,8 +34,8 @@ func ParseListen(s string) (Listen, error) {
 	bad := func() (Listen, error) {
 		return Listen{}, fmt.Errorf("place to listen at %q: want an address or the name of an interface, with or without :PORT", s)
 	}
-	if a, err := netip.ParseAddr(s); err == nil {
-		return Listen{Addr: a.Unmap(), Port: Port}, nil
+	if a, err := parseAddr(s); err == nil {
+		return Listen{Addr: a, Port: Port}, nil
 	}
 	host, port := s, uint16(Port)
 	if h, p, err := net.SplitHostPort(s); err == nil {
@@ -45,13 +45,23 @@ func ParseListen(s string) (Listen, error) {
 		}
 		host, port = h, uint16(n)
 	}
-	if a, err := netip.ParseAddr(host); err == nil {
-		return Listen{Addr: a.Unmap(), Port: port}, nil
+	if a, err := parseAddr(host); err == nil {
+		return Listen{Addr: a, Port: port}, nil
 	}
 	if !interfaceName.MatchString(host) || strings.Trim(host, "0123456789.") == "" { // that is a mistyped address
 		return bad()
 	}
 	return Listen{Interface: host, Port: port}, nil
+}
+
+// parseAddr is netip.ParseAddr, but the zone must be one that an interface can
+// have.
+func parseAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err == nil && a.Zone() != "" && !interfaceName.MatchString(a.Zone()) {
+		err = fmt.Errorf("address %q: no interface has the name of its zone", s)
+	}
+	return a.Unmap(), err
 }
 
 // String returns the form that ParseListen reads.
