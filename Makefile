@@ -4,6 +4,7 @@
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
 # make bench    measures the mesh against other overlays and the bare underlay
+# make bench-dns  measures service discovery against CoreDNS
 # make fuzz     runs each fuzz test for FUZZTIME
 # make site     builds the documentation to site/public
 
@@ -17,7 +18,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm build check generate fuzz bench rivals demo site clean race-deps
+.PHONY: test test-vm build check generate fuzz bench bench-dns rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
@@ -77,6 +78,11 @@ rivals:
 
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals
+
+# CoreDNS is in a module of its own, as its build takes ten minutes.
+bench-dns: build
+	cd internal/testbed/rival/coredns && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+	$(SUDO) bin/weft lab bench --rivals bin/rivals --tables dns
 
 site:
 	$(GO) run ./site -out site/public

@@ -75,6 +75,14 @@ func (f *fakeBackend) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Pref
 	return nil, f.note(r)
 }
 
+func (f *fakeBackend) AddName(_ context.Context, r api.NameRequest) error { return f.note(r) }
+
+func (f *fakeBackend) RemoveName(_ context.Context, r api.NameRequest) error { return f.note(r) }
+
+func (f *fakeBackend) LookupName(_ context.Context, r api.LookupRequest) ([]string, error) {
+	return []string{"10.32.0.1", "fd00::1"}, f.note(r)
+}
+
 func (f *fakeBackend) Connect(_ context.Context, r api.PeersRequest) error { return f.note(r) }
 
 func (f *fakeBackend) Forget(_ context.Context, r api.PeersRequest) error { return f.note(r) }
@@ -119,6 +127,22 @@ func someReport() *api.Report {
 				{Peer: "02:00:00:00:00:02", NickName: "h2", NumIPs: 1 << 19},
 			},
 			PendingClaims: []string{"10.40.0.1 for netns:1: its owner does not answer"},
+		},
+		DNS: &api.DNS{
+			Domain: "weft.internal", Address: "172.17.0.1:53", TTL: 1,
+			Listening: []api.DNSListener{
+				{Place: "docker0:53", Addresses: []netip.AddrPort{netip.MustParseAddrPort("172.17.0.1:53")}},
+				{Place: "weft:53", Fault: "interface weft has no address"},
+			},
+			Upstream: []api.DNSUpstream{
+				{Address: netip.MustParseAddrPort("192.0.2.53:53")},
+				{Address: netip.MustParseAddrPort("[2001:db8::53]:53"), Fault: "asked last: no answer in time"},
+			},
+			Entries: []api.DNSEntry{
+				{Hostname: "db.prod.weft.internal", Address: netip.MustParseAddr("fd00::2"), ContainerID: strings.Repeat("0123456789abcdef", 4), Origin: "02:00:00:00:00:02", NickName: "h2"},
+				{Hostname: "web.weft.internal", Address: netip.MustParseAddr("10.32.0.1"), ContainerID: "netns:4026532281", Origin: "02:00:00:00:00:01", NickName: "h1"},
+			},
+			Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 7}},
 		},
 		Attachments: []api.Attachment{
 			{ID: api.Exposed, Interface: "weft", Addresses: onePrefix},
@@ -198,6 +222,9 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"connect", "connect a:b", "connect a/b", "forget", "rmpeer",
 		"attach", "attach 10.0.0.1/24", "attach web", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
 		"attach --netns /x --pid 3", "attach --pid 0", "attach --pid x", "attach 10.0.0.5/24 ip:10.0.0.5/24 --netns /x",
+		"dns-add", "dns-add 10.0.0.1", "dns-add a b -h web", "dns-remove", "dns-remove 10.0.0.1", "dns-lookup", "dns-lookup a b", "expose -h",
+		"launch --dns-domain a..b", "launch --dns-ttl -1", "launch --dns-ttl x", "launch --dns-listen-address 10.0.0", "launch --dns-listen-address x:0",
+		"launch --dns-fallback-timeout 1ns", "launch --resolv-conf x",
 		"detach", "detach net:10.0.0.1/24 --netns /x", "expose 10.0.0.0/24", "expose net:", "hide x",
 		"launch --bogus", "launch --mtu x", "launch --mtu 10", "launch --mtu 1000 --ipalloc-range6 fd00::/64", "launch --port 0",
 		"launch --port 65535", "launch --name x", "launch --name ff:ff:ff:ff:ff:ff", "launch --host h", "launch --conn-limit -1",
@@ -232,6 +259,7 @@ func TestMessagesOfWrongUse(t *testing.T) {
 	for _, line := range []string{
 		"bogus", "statsu", "attach", "attach web --netns /x", "attach 10.32.0.0/24 --netns /x", "launch --mtu 10", "launch --resume h1",
 		"launch --ipalloc-range 10.0.0.1/8", "launch --http-addr 127.0.0.1:6784", "status bogus", "lab exec web -- true", "report -f {{",
+		"dns-add 10.0.0.1", "launch --dns-listen-address 10.0.0.300:53",
 	} {
 		_, _, stderr := weft(strings.Fields(line)...)
 		b.WriteString("$ weft " + line + "\n" + stderr)
@@ -253,7 +281,8 @@ func TestHelp(t *testing.T) {
 
 func TestNotRunning(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "weft.sock")
-	for _, line := range []string{"status", "report", "ps", "connect h1", "forget h1", "rmpeer x", "prime", "attach --netns /x", "detach --netns /x", "expose", "hide"} {
+	for _, line := range []string{"status", "report", "ps", "connect h1", "forget h1", "rmpeer x", "prime", "attach --netns /x", "detach --netns /x", "expose", "hide",
+		"dns-add x", "dns-remove x", "dns-lookup x", "dns-args"} {
 		code, stdout, stderr := weft(append(strings.Fields(line), "--socket", socket)...)
 		want := "weft is not running on this host (no socket at " + socket + "); start it with: weft launch\n"
 		if code != exitFailed || stdout != "" || stderr != want {
@@ -308,6 +337,14 @@ func TestRequests(t *testing.T) {
 		{"expose --without-masquerade net:10.1.0.0/24", api.ExposeRequest{Addresses: []api.Address{parse("net:10.1.0.0/24")}, WithoutMasquerade: true}, "10.32.0.1\n"},
 		{"expose", api.ExposeRequest{}, "10.32.0.1\n"},
 		{"hide", api.ExposeRequest{}, ""},
+		{"attach --netns /x --hostname web", api.AttachRequest{Netns: "/x", Hostname: "web"}, "10.32.0.1 10.32.0.2\n"},
+		{"expose -h gw.weft.internal", api.ExposeRequest{Hostname: "gw.weft.internal"}, "10.32.0.1\n"},
+		{"dns-add netns:1", api.NameRequest{Container: "netns:1"}, ""},
+		{"dns-add 10.0.0.1 fd00::1 /run/netns/web -h web", api.NameRequest{Container: "/run/netns/web", Hostname: "web", Addresses: addrs("10.0.0.1", "fd00::1")}, ""},
+		{"dns-add 192.0.2.1 -h old.weft.internal", api.NameRequest{Hostname: "old.weft.internal", Addresses: addrs("192.0.2.1")}, ""},
+		{"dns-remove -h old", api.NameRequest{Hostname: "old"}, ""},
+		{"dns-remove ::ffff:10.0.0.1 netns:1", api.NameRequest{Container: "netns:1", Addresses: addrs("10.0.0.1")}, ""},
+		{"dns-lookup web.weft.internal", api.LookupRequest{Name: "web.weft.internal"}, "10.32.0.1\nfd00::1\n"},
 		{"connect h2 h3:7000", api.PeersRequest{Peers: []string{"h2", "h3:7000"}}, ""},
 		{"connect --replace", api.PeersRequest{Replace: true}, ""},
 		{"forget h2", api.PeersRequest{Peers: []string{"h2"}}, ""},
@@ -328,20 +365,58 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+func addrs(list ...string) (as []netip.Addr) {
+	for _, s := range list {
+		as = append(as, netip.MustParseAddr(s))
+	}
+	return as
+}
+
 // equal compares requests; no addresses and an empty list of them are one.
 func equal(a, b any) bool {
 	switch x := a.(type) {
 	case api.AttachRequest:
 		y, ok := b.(api.AttachRequest)
-		return ok && x.Netns == y.Netns && slices.Equal(x.Addresses, y.Addresses)
+		return ok && x.Netns == y.Netns && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)
 	case api.ExposeRequest:
 		y, ok := b.(api.ExposeRequest)
-		return ok && x.WithoutMasquerade == y.WithoutMasquerade && slices.Equal(x.Addresses, y.Addresses)
+		return ok && x.WithoutMasquerade == y.WithoutMasquerade && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)
+	case api.NameRequest:
+		y, ok := b.(api.NameRequest)
+		return ok && x.Container == y.Container && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)
 	case api.PeersRequest:
 		y, ok := b.(api.PeersRequest)
 		return ok && x.Replace == y.Replace && slices.Equal(x.Peers, y.Peers)
 	default:
 		return a == b
+	}
+}
+
+func TestDNSArgs(t *testing.T) {
+	report := someReport()
+	socket := serve(t, &fakeBackend{report: report})
+	for line, want := range map[string]string{
+		"":                                      "--dns=172.17.0.1 --dns-search=weft.internal\n",
+		"-d --name web nginx":                   "--dns=172.17.0.1 --dns-search=weft.internal --hostname=web.weft.internal\n",
+		"-it --rm --dns-search x --name=web b":  "--dns=172.17.0.1 --hostname=web.weft.internal\n",
+		"--name web -h db.weft.internal -e A=B": "--dns=172.17.0.1 --dns-search=weft.internal\n",
+		"nginx --name web":                      "--dns=172.17.0.1 --dns-search=weft.internal\n",
+		"--bogus --name":                        "--dns=172.17.0.1 --dns-search=weft.internal\n",
+	} {
+		code, stdout, stderr := weft(append([]string{"--socket", socket, "dns-args"}, strings.Fields(line)...)...)
+		if code != exitOK || stdout != want || stderr != "" {
+			t.Errorf("weft dns-args %s: exit code %d, %q, %q", line, code, stdout, stderr)
+		}
+	}
+	for address, want := range map[string]string{"": "listens nowhere", "10.0.0.1:5353": "port 53 only"} {
+		report.DNS.Address = address
+		if code, stdout, stderr := weft("dns-args", "--socket", socket); code != exitFailed || stdout != "" || !strings.Contains(stderr, want) {
+			t.Errorf("with the server at %q: exit code %d, %q, %q", address, code, stdout, stderr)
+		}
+	}
+	report.DNS = nil
+	if code, stdout, stderr := weft("dns-args", "--socket", socket); code != exitOK || stdout+stderr != "" {
+		t.Errorf("without DNS: exit code %d, %q, %q", code, stdout, stderr)
 	}
 }
 

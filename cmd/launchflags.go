@@ -48,6 +48,7 @@ type launchFlags struct {
 	allocInit, allocRange      string
 	defaultSubnet, allocRange6 string
 	mtu                        int
+	dns                        dnsFlags
 	bridge, logLevel           string
 	httpAddr, statusAddr       string
 	stateDir                   string
@@ -78,6 +79,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.noExpressTo, "no-express-to", "", "comma-separated networks: like --no-express, for peers there only")
 	fs.BoolVar(&f.noTAPOffload, "no-tap-offload", false, "take and give frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&f.noUDPOffload, "no-udp-offload", false, "send and receive packets one by one, for kernels with faults")
+	f.dns.register(fs)
 	fs.StringVar(&f.bridge, "bridge", netdev.BridgeName, "name of the bridge")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.httpAddr, "http-addr", "", "path of the control socket, as --socket")
@@ -135,7 +137,7 @@ func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (
 		ProtocolMin: f.protocolMin, ProtocolMax: f.protocolMax,
 	}
 	for _, step := range []func(*daemon.Config) error{
-		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces,
+		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces, f.dns.check,
 	} {
 		if err := step(c); err != nil {
 			return nil, usageError{err}

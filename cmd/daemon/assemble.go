@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
@@ -30,6 +31,7 @@ type host struct {
 	allocators []*allocator
 	store      *store.Store
 	shortID    uint16 // as stored; RoutesChanged only
+	names      *dns.Service
 }
 
 // allocator is the allocator of one universe with its file.
@@ -81,7 +83,8 @@ func Default(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (_
 	if err != nil {
 		return nil, err
 	}
-	parts := &Parts{Node: h}
+	h.names = h.newNames(id)
+	parts := &Parts{Node: h, Names: h.names}
 	for _, u := range []struct {
 		universe, subnet netip.Prefix
 		file             string
@@ -129,6 +132,22 @@ func (h *host) allocator(id *peer.Identity, universe, subnet netip.Prefix, file 
 		h.log.Warn("address file", "what", n)
 	}
 	return &allocator{alloc, universe, subnet, disk, notes}, nil
+}
+
+// newNames makes the service discovery. Hosts without DNS pass on what others say
+// too.
+func (h *host) newNames(id *peer.Identity) *dns.Service {
+	c := h.config.DNS
+	c.Self, c.Signer, c.Verifier, c.Log = id.Name, id, peer.Ed25519{}, h.log.With("part", "dns")
+	c.Announce = func(delta []byte) { h.mesh.Announce(mesh.ChannelNames, delta) }
+	for _, r := range []netip.Prefix{h.config.Range, h.config.Range6} {
+		if r.IsValid() {
+			c.Ranges = append(c.Ranges, r)
+		}
+	}
+	s := dns.New(c)
+	h.mesh.Register(mesh.ChannelNames, s.Channel())
+	return s
 }
 
 // udpAddr tells at which UDP address a neighbour's packets come in.
@@ -183,6 +202,7 @@ func (h *host) Run(ctx context.Context) error {
 		g.Go(func() error { return a.Run(ctx) })
 	}
 	g.Go(func() error { return h.router.Run(ctx) })
+	g.Go(func() error { return h.names.Run(ctx) })
 	g.Go(func() error { return h.mesh.Run(ctx, observer{h}) })
 	return g.Wait()
 }
@@ -299,7 +319,7 @@ func (a addresses) Reachable(n peer.Name) bool          { return a.mesh.View().R
 func (a addresses) Peers() []peer.Name                  { return a.mesh.View().Peers() }
 func (a addresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
 
-// observer tells the router what the mesh sees.
+// observer tells the router and the names what the mesh sees.
 type observer struct{ *host }
 
 func (o observer) NeighbourUp(n mesh.Neighbour) {
@@ -307,7 +327,7 @@ func (o observer) NeighbourUp(n mesh.Neighbour) {
 }
 func (o observer) NeighbourDown(n peer.Name)              { o.router.NeighbourDown(n) }
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
-func (o observer) ViewChanged(*mesh.View)                 {}
+func (o observer) ViewChanged(v *mesh.View)               { o.names.PeersChanged(v.Keys()) }
 
 func (o observer) RoutesChanged(r *topology.Routes) {
 	o.router.SetRoutes(r)

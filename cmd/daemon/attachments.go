@@ -32,12 +32,14 @@ type attachment struct {
 	Port      string         `json:"port"`
 	MAC       string         `json:"mac"`
 	Addresses []netip.Prefix `json:"addresses"`
+	Names     hostNames      `json:"names,omitempty"`
 }
 
 // attachments joins containers to the bridge, and knows which are. It is safe
 // for concurrent use; requests for different containers run at once.
 type attachments struct {
 	addresses universes
+	names     Names
 	bridge    string
 	mtu       int
 	log       *slog.Logger
@@ -53,12 +55,12 @@ type attachments struct {
 
 const bucketAttachments = "attachments"
 
-func newAttachments(st *store.Store, us universes, bridge string, mtu int, log *slog.Logger) *attachments {
+func newAttachments(st *store.Store, us universes, names Names, bridge string, mtu int, log *slog.Logger) *attachments {
 	tab, err := openTable[attachment](st, bucketAttachments)
 	if err != nil {
 		log.Warn("some records of attached containers are lost", "error", err)
 	}
-	return &attachments{addresses: us, bridge: bridge, mtu: mtu, log: log, tab: tab, gone: make(map[string]time.Time)}
+	return &attachments{addresses: us, names: names, bridge: bridge, mtu: mtu, log: log, tab: tab, gone: make(map[string]time.Time)}
 }
 
 // ownerOf returns the name in the allocator of the container at path.
@@ -90,6 +92,7 @@ func (as *attachments) put(owner string, a attachment) error {
 
 // forget releases everything that owner has and deletes its record.
 func (as *attachments) forget(owner string) error {
+	as.names.RemoveContainer(owner)
 	if err := as.addresses.take(owner, as.addresses.owned(owner)); err != nil {
 		return err
 	}
@@ -103,6 +106,10 @@ func (as *attachments) forget(owner string) error {
 // that it had already among them.
 func (as *attachments) attach(ctx context.Context, r api.AttachRequest) (got []netip.Prefix, err error) {
 	owner, err := ownerOf(r.Netns)
+	if err != nil {
+		return nil, err
+	}
+	fqdn, err := qualify(as.names, r.Hostname)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +134,8 @@ func (as *attachments) attach(ctx context.Context, r api.AttachRequest) (got []n
 		}
 		undo := as.addresses.take(owner, fresh)
 		if known {
-			undo = errors.Join(undo, as.put(owner, before))
+			as.names.RemoveContainer(owner)
+			undo = errors.Join(undo, before.Names.register(as.names, owner), as.put(owner, before))
 		} else {
 			undo = errors.Join(undo, as.forget(owner))
 		}
@@ -146,7 +154,7 @@ func (as *attachments) attach(ctx context.Context, r api.AttachRequest) (got []n
 	}); err != nil {
 		return nil, err
 	}
-	now := attachment{Netns: r.Netns, Addresses: before.Addresses}
+	now := attachment{Netns: r.Netns, Addresses: before.Addresses, Names: before.Names}
 	for _, p := range got {
 		if !slices.Contains(now.Addresses, p) {
 			now.Addresses = append(now.Addresses, p)
@@ -154,6 +162,12 @@ func (as *attachments) attach(ctx context.Context, r api.AttachRequest) (got []n
 	}
 	if now.Port, now.MAC, err = as.portOf(r.Netns); err != nil {
 		return nil, err
+	}
+	if fqdn != "" {
+		now.Names = now.Names.with(fqdn, addrsOf(now.Addresses))
+		if err = now.Names.register(as.names, owner); err != nil {
+			return nil, err
+		}
 	}
 	return got, as.put(owner, now)
 }
@@ -195,6 +209,10 @@ func (as *attachments) detach(r api.AttachRequest) ([]netip.Prefix, error) {
 	if len(a.Addresses) == 0 {
 		return removed, as.forget(owner)
 	}
+	if _, err := as.names.Remove(owner, "", addrsOf(removed)...); err != nil {
+		return nil, err
+	}
+	a.Names = a.Names.without("", addrsOf(removed))
 	if err := as.addresses.take(owner, removed); err != nil {
 		return nil, err
 	}
@@ -224,6 +242,7 @@ func (as *attachments) owners() []string {
 // restore brings containers, records and allocators in line after a start.
 // What can not be done is logged, and tried again by sweep where that helps.
 func (as *attachments) restore(ctx context.Context) {
+	as.restoreNames()
 	for _, owner := range as.owners() {
 		if err := as.restoreOne(ctx, owner); err != nil {
 			as.log.Warn("an attached container could not be restored", "owner", owner, "error", err)
@@ -267,6 +286,7 @@ func (as *attachments) restoreOne(ctx context.Context, owner string) error {
 
 // sweep frees the addresses of containers that have been gone for goneGrace.
 func (as *attachments) sweep(now time.Time) {
+	as.bury(now)
 	for _, owner := range as.owners() {
 		a, known := as.get(owner)
 		if !known || a.Port == "" || linkExists(a.Port) {

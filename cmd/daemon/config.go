@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -51,6 +52,10 @@ type Config struct {
 	NoExpressTo         []netip.Prefix // peers there have no express path
 	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
+
+	// DNS says where service discovery listens and what it answers; who it is and
+	// what it knows of the mesh is filled in by Assemble.
+	DNS dns.Config
 
 	Bridge     string
 	LogLevel   slog.Level

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
@@ -101,6 +102,7 @@ type daemon struct {
 	targets     *targets
 	attachments *attachments
 	exposures   *exposures
+	names       *dns.Service
 	warnings    []string
 	end         context.CancelFunc // ends serve; set by it before it serves
 
@@ -160,8 +162,9 @@ func (d *daemon) identity() (*peer.Identity, error) {
 // begin takes the parts over and starts the record of this run.
 func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.name, d.node, d.universes = name, parts.Node, parts.Universes
-	d.attachments = newAttachments(d.store, d.universes, d.config.Bridge, d.config.MTU, d.log)
-	d.exposures = newExposures(d.store, d.universes, d.config.Bridge, d.log)
+	d.names = parts.Names
+	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
+	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -208,6 +211,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		return nil
 	})
 	g.Go(func() error { d.sweep(working); return nil })
+	g.Go(func() error { d.watch(working); return nil })
 	stop := context.AfterFunc(ctx, func() {
 		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
 		defer cancel()
@@ -220,6 +224,22 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	d.log.Info("ready", "name", d.name, "nickname", d.config.NickName, "version", version.String(), "socket", d.config.Socket)
 	d.ready.Store(true)
 	return g.Wait()
+}
+
+// watch has names follow what happens to interfaces and addresses at once. Where
+// the kernel does not tell, they do so a little later.
+func (d *daemon) watch(ctx context.Context) {
+	w, err := netdev.NewWatch()
+	if err == nil {
+		defer w.Close()
+		err = w.Run(ctx, func() {
+			d.names.NetworkChanged()
+			d.attachments.bury(time.Now())
+		})
+	}
+	if err != nil {
+		d.log.Warn("changes of interfaces are noticed late", "err", err)
+	}
 }
 
 func (d *daemon) sweep(ctx context.Context) {

@@ -43,6 +43,7 @@ func (h *host) Report(r *api.Report) {
 		})
 	}
 	h.fastdp(&r.Router)
+	r.DNS = h.discovery()
 	for _, p := range ms.Problems {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%d times, last %s)", p.Text, p.Count, p.Last.Format(time.TimeOnly)))
 	}
