@@ -13,12 +13,19 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/weft-net/weft/cni"
 	"github.com/weft-net/weft/internal/api"
 )
 
 // TestMain makes the test binary be weft when a test starts it as such, so
 // that labs run the code under test.
 func TestMain(m *testing.M) {
+	if plugin := filepath.Base(os.Args[0]); strings.HasPrefix(plugin, "weft-") {
+		skel.PluginMainFuncs(cni.Verbs(plugin), cni.Versions, "weft CNI plugin")
+		return
+	}
 	if os.Getenv(beWeft) != "" {
 		os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
@@ -74,6 +81,16 @@ func (f *fakeBackend) Expose(_ context.Context, r api.ExposeRequest) ([]netip.Pr
 func (f *fakeBackend) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Prefix, error) {
 	return nil, f.note(r)
 }
+
+func (f *fakeBackend) Lease(_ context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
+	return api.LeaseReply{Addresses: onePrefix}, f.err
+}
+
+func (f *fakeBackend) Release(context.Context, api.LeaseRequest) ([]netip.Prefix, error) {
+	return onePrefix, f.err
+}
+
+func (f *fakeBackend) Leases(context.Context) ([]api.Lease, error) { return nil, f.err }
 
 func (f *fakeBackend) AddName(_ context.Context, r api.NameRequest) error { return f.note(r) }
 

@@ -13,11 +13,12 @@ import (
 	"path/filepath"
 
 	"github.com/weft-net/weft/dns"
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
 // DefaultStateDir is where a router keeps its state unless told otherwise.
-const DefaultStateDir = "/var/lib/weft"
+const DefaultStateDir = api.DefaultStateDir
 
 // Config is what a router is launched with. The command line has checked it.
 type Config struct {

@@ -30,6 +30,11 @@ type Attachment struct {
 	Addrs  []netip.Prefix // what the interface must have, among others perhaps
 	// MulticastRoute adds a route for 224.0.0.0/4 over the interface.
 	MulticastRoute bool
+	// MAC of the interface, nil for any.
+	MAC net.HardwareAddr
+	// Hairpin lets frames go back out by the port that they came in by, so that
+	// the container reaches itself by an address that is translated.
+	Hairpin bool
 }
 
 // Attach joins the namespace to the bridge by a veth pair if it is not yet,
@@ -79,6 +84,15 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 				_ = host.delete(port)
 			}
 		}()
+	}
+	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
+		return nil, wrap("set hairpin mode of "+port.Attrs().Name, err)
+	}
+	if a.MAC != nil && l.Attrs().HardwareAddr.String() != a.MAC.String() {
+		if err := in.LinkSetHardwareAddr(l, a.MAC); err != nil {
+			return nil, wrap("set address "+a.MAC.String(), err)
+		}
+		l.Attrs().HardwareAddr = a.MAC
 	}
 	if err := host.LinkSetUp(port); err != nil {
 		return nil, wrap("set up "+port.Attrs().Name, err)
@@ -181,6 +195,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	pair.PeerName = a.Iface
 	pair.PeerNamespace = netlink.NsFd(int(ns))
 	pair.PeerMTU = uint32(a.MTU)
+	pair.PeerHardwareAddr = a.MAC
 	if err := host.LinkAdd(pair); err != nil {
 		return nil, nil, fmt.Errorf("create %s: %w", attrs.Name, err)
 	}
@@ -313,6 +328,7 @@ type Iface struct {
 	MAC      net.HardwareAddr
 	MTU      int
 	HostName string // the port of the bridge at the other end
+	HostMAC  net.HardwareAddr
 	Addrs    []netip.Prefix
 }
 
@@ -352,7 +368,7 @@ func Attached(path, bridge string) ([]Iface, error) {
 		if err != nil {
 			return nil, wrap(err)
 		}
-		i.HostName = port.Attrs().Name
+		i.HostName, i.HostMAC = port.Attrs().Name, port.Attrs().HardwareAddr
 		found = append(found, i)
 	}
 	return found, nil
