@@ -1,5 +1,5 @@
 # make          runs the tests
-# make build    makes bin/weft, one static program
+# make build    makes bin/weft, one static program, and bin/weft-cni, the CNI plugin
 # make test-vm  runs tests on another kernel, in a virtual machine
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
@@ -21,7 +21,7 @@ LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.nu
 .PHONY: test test-vm build check generate fuzz bench bench-dns rivals demo site clean race-deps
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
 
 # The race detector needs a C compiler, and nothing else here does.
 race-deps:

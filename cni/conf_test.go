@@ -15,6 +15,7 @@ func TestParseRefuses(t *testing.T) {
 		`{"name":"n","prevResult":{"cniVersion":"1.0.0","ips":[null]}}`: types.ErrDecodingFailure,
 		`{"name":"n","mtu":70000}`:                                      types.ErrInvalidNetworkConfig,
 		`{"ipam":{"subnet":"10.0.0.0/33"}}`:                             types.ErrInvalidNetworkConfig,
+		`{"ipam":{"routes":[null]}}`:                                    types.ErrInvalidNetworkConfig,
 		`{"runtimeConfig":{"mac":"02:00"}}`:                             types.ErrInvalidNetworkConfig,
 		`{"runtimeConfig":{"ips":["10.0"]}}`:                            types.ErrInvalidNetworkConfig,
 	} {
