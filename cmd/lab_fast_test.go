@@ -1,7 +1,6 @@
 package cmd
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
@@ -171,16 +170,24 @@ func TestFastDatapathCarriesUnicast(t *testing.T) {
 	}
 }
 
+// upFast makes two hosts with a container each, a on h1 and b on h2, and a stream
+// between them that goes by the fast datapath.
+func upFast(t *testing.T) (lab *testbed.Lab, s *stream, a, b netip.Addr) {
+	t.Helper()
+	lab = upLab(t, testbed.Config{Hosts: 2})
+	b = addContainer(t, lab, 2, "b")[0].Addr()
+	a = addContainer(t, lab, 1, "a")[0].Addr()
+	fastBetween(t, lab, 1, 2)
+	s = startStream(t, lab, at(1, "a"), at(2, "b"), b)
+	s.flows(t)
+	return lab, s, a, b
+}
+
 // Issue 4, item 1: fall-back when VXLAN is blocked, and back, without a lost
 // connection.
 func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
 	t.Parallel()
-	lab := upLab(t, testbed.Config{Hosts: 2})
-	b := addContainer(t, lab, 2, "b")[0].Addr()
-	addContainer(t, lab, 1, "a")
-	fastBetween(t, lab, 1, 2)
-	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
-	s.flows(t)
+	lab, s, _, _ := upFast(t)
 	if err := lab.Block(2, vxlanUDP); err != nil {
 		t.Fatal(err)
 	}
@@ -305,12 +312,7 @@ func TestFastDatapathOverHops(t *testing.T) {
 // Issue 4, item 6: what goes by the kernel goes on while a router is away.
 func TestFastDatapathOutlivesTheRouter(t *testing.T) {
 	t.Parallel()
-	lab := upLab(t, testbed.Config{Hosts: 2})
-	b := addContainer(t, lab, 2, "b")[0].Addr()
-	addContainer(t, lab, 1, "a")
-	fastBetween(t, lab, 1, 2)
-	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
-	s.flows(t)
+	lab, s, _, _ := upFast(t)
 	eventually(t, "the stream goes by the kernel", func() bool { return carried(t, lab, 1, "h2").TxPackets > 10 })
 	for range 2 {
 		if err := lab.Kill(2); err != nil {
@@ -407,12 +409,7 @@ func TestContainersInjectNothing(t *testing.T) {
 
 func TestPasswordEndsClearFrames(t *testing.T) {
 	t.Parallel()
-	lab := upLab(t, testbed.Config{Hosts: 2})
-	b := addContainer(t, lab, 2, "b")[0].Addr()
-	a := addContainer(t, lab, 1, "a")[0].Addr()
-	fastBetween(t, lab, 1, 2)
-	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
-	s.flows(t)
+	lab, s, a, b := upFast(t)
 	for n := range 2 {
 		if err := lab.Kill(n + 1); err != nil {
 			t.Fatal(err)
@@ -420,17 +417,11 @@ func TestPasswordEndsClearFrames(t *testing.T) {
 	}
 	launch(t, lab, 1, "--password", "password of the lab")
 	launch(t, lab, 2, "--password", "password of the lab", testbed.Addr4(1).String())
-	const end = "enough of it"
-	wait := capture(t, lab, func(frame []byte) bool { return bytes.Contains(frame, []byte(end)) })
+	wait := capture(t, lab, isLastWord)
 	converge(t, lab)
 	s.flows(t)
 	s.whole(t)
-	say(t, lab, at(1, ""), testbed.Addr4(2), end)
-	seen := wait()
-	if !bytes.Contains(seen, []byte(end)) {
-		t.Fatal("the capture does not work")
-	}
-	checkSealed(t, seen, a, b)
+	checkSealed(t, lab, wait, a, b)
 }
 
 // Issue 4, item 10: a reply that the host must translate back does not pass by

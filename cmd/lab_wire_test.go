@@ -71,10 +71,20 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 	}
 }
 
-// checkSealed fails if what was captured has an IPv4 header of a packet between
+// lastWord is what ends a capture that isLastWord is told of.
+const lastWord = "enough of it"
+
+func isLastWord(frame []byte) bool { return bytes.Contains(frame, []byte(lastWord)) }
+
+// checkSealed ends a capture and fails if it has an IPv4 header of a packet between
 // two containers.
-func checkSealed(t *testing.T, seen []byte, a, b netip.Addr) {
+func checkSealed(t *testing.T, lab *testbed.Lab, wait func() []byte, a, b netip.Addr) {
 	t.Helper()
+	say(t, lab, at(1, ""), testbed.Addr4(2), lastWord)
+	seen := wait()
+	if !isLastWord(seen) {
+		t.Fatal("the capture does not work")
+	}
 	for _, addrs := range [][]byte{append(a.AsSlice(), b.AsSlice()...), append(b.AsSlice(), a.AsSlice()...)} {
 		if i := bytes.Index(seen, addrs); i >= 0 {
 			t.Errorf("frames of containers are on the underlay in clear: % x", seen[max(0, i-100):min(len(seen), i+20)])

@@ -163,7 +163,7 @@ func (l *sleeve) describe() LinkStatus {
 // Stations returns the addresses that the switch knows, ordered.
 func (r *Router) Stations() []Station {
 	kernel := r.kernelStations()
-	boot := bootTime()
+	boot := time.Duration(fastdp.BootTime())
 	var all []Station
 	for _, e := range r.macs.Entries(r.since()) {
 		s := Station{Entry: e}

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // place is where a program is attached; it is the first part of the name of the
@@ -315,7 +317,7 @@ func detachClsact(h hook) error {
 		return nil
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		if left, err := dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) }); err != nil || len(left) > 0 {
+		if left, err := netdev.Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) }); err != nil || len(left) > 0 {
 			return nil
 		}
 	}
@@ -327,13 +329,13 @@ func detachClsact(h hook) error {
 
 // filters returns where filters of weft are in the namespace.
 func filters() (list []hook, err error) {
-	links, err := dump(netlink.LinkList)
+	links, err := netdev.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, l := range links {
 		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-			all, err := dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) })
+			all, err := netdev.Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) })
 			if err != nil {
 				continue // the interface is gone
 			}
@@ -358,14 +360,4 @@ func removeFilters() error {
 		err = errors.Join(err, detachClsact(h))
 	}
 	return err
-}
-
-// dump calls a netlink list function until its answer is consistent.
-func dump[T any](list func() (T, error)) (v T, err error) {
-	for range 20 {
-		if v, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return v, err
-		}
-	}
-	return v, err
 }

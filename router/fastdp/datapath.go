@@ -282,7 +282,7 @@ func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
 		e = old
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		if e.Seen == 0 {
-			e.Seen = bootTime()
+			e.Seen = BootTime()
 		}
 	default:
 		return fmt.Errorf("read station %x: %w", mac, err)
@@ -293,7 +293,9 @@ func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
 	return nil
 }
 
-func bootTime() uint64 {
+// BootTime is the kernel's clock in MACEntry.Seen, nanoseconds since boot with the
+// time asleep; 0 if it can not be read.
+func BootTime() uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		return 0

@@ -15,7 +15,7 @@ import (
 
 // find looks up an interface by name; nil if there is none.
 func find(name string) (netlink.Link, error) {
-	l, err := dump(func() (netlink.Link, error) { return netlink.LinkByName(name) })
+	l, err := netdev.Dump(func() (netlink.Link, error) { return netlink.LinkByName(name) })
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, nil
 	}

@@ -259,7 +259,7 @@ func TestFromPort(t *testing.T) {
 		b.check(b.Datapath.c.Macs.Put(&MACKey{Addr: here}, &e))
 		run(frame(there, here, ip4(200)), skb{})
 		first := b.entry(here).Seen
-		if now := bootTime(); first == 1 || first > now || now-first > uint64(patient) {
+		if now := BootTime(); first == 1 || first > now || now-first > uint64(patient) {
 			t.Errorf("seen at %d, now is %d", first, now)
 		}
 	})
