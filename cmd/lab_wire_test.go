@@ -163,7 +163,7 @@ func TestPacketsThatDoNotFitTheUnderlay(t *testing.T) {
 // as Prometheus has it.
 func TestStatusAddress(t *testing.T) {
 	t.Parallel()
-	lab := upLab(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	lab := upLab(t, testbed.Config{Hosts: 2, Password: "password of the lab", Flags: []string{"--no-fastdp"}})
 	addContainer(t, lab, 1, "a")
 	get := func(path string) (int, string) {
 		var conn net.Conn
