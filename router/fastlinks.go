@@ -173,8 +173,8 @@ func (r *Router) sumInSoftware(l *fastLink) {
 // bridge, "" if they pass by it.
 func (f *fastpath) whyNotExpress(l *fastLink) string {
 	switch {
-	case f.cfg.NoExpress:
-		return "switched off by --no-express"
+	case f.noExpress != "":
+		return f.noExpress
 	case within(l.Addr(), f.cfg.NoExpressTo):
 		return "switched off by --no-express-to"
 	case l.Sealed():
@@ -279,7 +279,7 @@ func (r *Router) writeTables(want fast.Tables) {
 func (r *Router) attachUnderlays(want map[int]bool) {
 	f := r.fast
 	for i := range want {
-		if f.underlays[i] || f.cfg.NoExpress {
+		if f.underlays[i] || f.noExpress != "" {
 			continue
 		}
 		if err := f.dp.AttachUnderlay(i); err != nil {

@@ -46,15 +46,16 @@ type FastConfig struct {
 // fastpath is the fast datapath as the router sees it.
 type fastpath struct {
 	// Constant.
-	cfg      FastConfig
-	dp       *fastdp.Datapath  // nil: the kernel refused, why says what
-	why      string            // there is no fast datapath
-	tunnel   *wireguard.Device // nil: there is none, noTunnel says why
-	noTunnel string
-	watch    *netdev.Watch
-	tap      tap.Writer
-	echoes   chan echo         // from lanes
-	learned  chan ethernet.MAC // from lanes: stations that came or moved
+	cfg       FastConfig
+	dp        *fastdp.Datapath  // nil: the kernel refused, why says what
+	why       string            // there is no fast datapath
+	noExpress string            // no frame may pass by the bridge, whatever judged says
+	tunnel    *wireguard.Device // nil: there is none, noTunnel says why
+	noTunnel  string
+	watch     *netdev.Watch
+	tap       tap.Writer
+	echoes    chan echo         // from lanes
+	learned   chan ethernet.MAC // from lanes: stations that came or moved
 
 	// Control goroutine only.
 	links map[peer.Name]*fastLink
@@ -152,6 +153,9 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		r.log.Warn("no fast datapath", "err", err)
 		return f, fastdp.Remove(o)
 	}
+	if f.cfg.NoExpress {
+		f.noExpress = "switched off by --no-express"
+	}
 	f.judged = watch.Judged()
 	o.Express = f.express()
 	f.dp, err = fastdp.Open(o)
@@ -163,6 +167,9 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	if err := f.dp.Fast(); err != nil {
 		f.why = err.Error()
 		r.log.Warn("no fast datapath", "err", err)
+	} else if err := f.dp.Express(); err != nil {
+		f.noExpress = err.Error()
+		r.log.Warn("no express path", "err", err)
 	}
 	f.tap = q.NewWriter()
 	if err := f.adopt(); err != nil {
@@ -190,7 +197,7 @@ func (f *fastpath) close() {
 }
 
 // express tells whether frames may pass by the bridge.
-func (f *fastpath) express() bool { return !f.cfg.NoExpress && f.judged == "" }
+func (f *fastpath) express() bool { return f.noExpress == "" && f.judged == "" }
 
 // trusts tells whether frames may go in clear between this host and a.
 func (f *fastpath) trusts(a netip.Addr) bool {
@@ -287,7 +294,7 @@ func (r *Router) setJudged(judged string) {
 	if judged == f.judged {
 		return
 	}
-	r.log.Info("express path", "on", judged == "" && !f.cfg.NoExpress, "reason", judged)
+	r.log.Info("express path", "on", judged == "" && f.noExpress == "", "reason", judged)
 	f.judged, f.dirty = judged, true
 	if err := f.dp.SetExpress(f.express()); err != nil {
 		r.log.Warn("switch the express path", "on", f.express(), "err", err)
@@ -305,7 +312,7 @@ func (r *Router) refreshFast() {
 	there := make(map[int]bool, len(ports))
 	for _, p := range ports {
 		there[p.Ifindex] = true
-		if f.containers[p.Ifindex] || f.cfg.NoExpress || f.why != "" {
+		if f.containers[p.Ifindex] || f.noExpress != "" || f.why != "" {
 			continue
 		}
 		if err := f.dp.AttachContainer(p.Ifindex); err != nil {
