@@ -210,3 +210,20 @@ func TestCloseEndsForwards(t *testing.T) {
 		t.Fatal("Close waits for a forward")
 	}
 }
+
+func BenchmarkQuery(b *testing.B) {
+	s, _ := newServer(b, "web.weft.internal 10.32.0.1")
+	k := &socket{Server: s}
+	q, err := ask("web.weft.internal.", dns.TypeA).Pack()
+	if err != nil {
+		b.Fatal(err)
+	}
+	buf := make([]byte, maxUDP)
+	b.ReportAllocs()
+	for b.Loop() {
+		_, m := k.read(q)
+		if _, err := m.PackBuffer(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -16,16 +17,20 @@ import (
 const (
 	// udpBatch is how many queries one system call takes.
 	udpBatch = 32
+	// maxReaders is how many goroutines read one socket at most.
+	maxReaders = 1
 	// headerLen is the length of a message's header, RFC 1035, 4.1.1.
 	headerLen = 12
 )
 
 // socket is a UDP socket at one address. What the zone knows is answered by the
 // goroutine that reads, many queries at a time: it takes less than it would to
-// hand them to others.
+// hand them to others. There are several of them, as the kernel may hold one up
+// for some milliseconds.
 type socket struct {
 	*Server
-	conn *udp.Socket
+	conn   *udp.Socket
+	asking sync.WaitGroup // goroutines that ask others
 
 	mu    sync.Mutex // of later
 	later udp.Writer // for answers that others had to be asked for
@@ -41,16 +46,21 @@ func (s *Server) openUDP(at netip.AddrPort) (*serving, error) {
 	v := &serving{ended: make(chan struct{}), close: func() { conn.Close() }}
 	s.wg.Go(func() {
 		defer close(v.ended)
-		defer conn.Close()
-		k.serve()
+		defer k.asking.Wait()
+		var readers sync.WaitGroup
+		defer readers.Wait()
+		for range min(runtime.GOMAXPROCS(0), maxReaders) {
+			readers.Go(func() {
+				defer conn.Close() // the others end too, and Listen opens it again
+				k.serve()
+			})
+		}
 	})
 	return v, nil
 }
 
 // serve answers until the socket is closed.
 func (k *socket) serve() {
-	var asking sync.WaitGroup
-	defer asking.Wait()
 	r, w := k.conn.NewReader(udpBatch), k.conn.NewWriter(udpBatch)
 	var out []udp.Message
 	var bufs [][]byte // of the answers
@@ -72,7 +82,7 @@ func (k *socket) serve() {
 					out = append(out, udp.Message{Buf: b, N: len(b), Addr: m.Addr})
 				}
 			case query != nil:
-				asking.Go(func() { k.ask(query, m.Addr) })
+				k.asking.Go(func() { k.ask(query, m.Addr) })
 			}
 		}
 		for len(out) > 0 {
