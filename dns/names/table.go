@@ -85,6 +85,16 @@ func (t *Table) Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known
 	return dst, t.below[name] > 0
 }
 
+// LookupBytes is Lookup for a name that is borrowed.
+func (t *Table) LookupBytes(dst []netip.Addr, name []byte) (addrs []netip.Addr, known bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if m := t.forward[string(name)]; m != nil {
+		return append(dst, m.values...), true
+	}
+	return dst, t.below[string(name)] > 0
+}
+
 // Reverse returns the names of an address, which the caller owns.
 func (t *Table) Reverse(a netip.Addr) []string {
 	t.mu.RLock()

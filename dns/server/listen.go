@@ -30,7 +30,7 @@ type listeners struct {
 
 // serving is an open socket.
 type serving struct {
-	*dns.Server
+	close func()
 	ended chan struct{} // closed when it serves no more
 }
 
@@ -58,7 +58,7 @@ func (s *Server) Listen(addrs []netip.AddrPort) map[netip.AddrPort]error {
 	}
 	for e, v := range s.serving {
 		if v.over() || !slices.Contains(addrs, e.addr) {
-			stop(v)
+			v.close()
 			delete(s.serving, e)
 		}
 	}
@@ -95,27 +95,49 @@ func (s *Server) Addrs() []netip.AddrPort {
 
 // open opens a socket and serves it.
 func (s *Server) open(e endpoint) (*serving, error) {
-	started := make(chan struct{})
-	v := &serving{ended: make(chan struct{}), Server: &dns.Server{
-		Handler: s, UDPSize: maxUDP, IdleTimeout: func() time.Duration { return idleTimeout }, MaxTCPQueries: -1,
-		NotifyStartedFunc: func() { close(started) },
-	}}
+	var v *serving
 	var err error
-	var lc net.ListenConfig
-	if e.network == "udp" {
-		v.PacketConn, err = lc.ListenPacket(context.Background(), e.network, e.addr.String())
-	} else {
-		var l net.Listener
-		if l, err = lc.Listen(context.Background(), e.network, e.addr.String()); err == nil {
-			v.Listener = netutil.LimitListener(l, maxConns)
-		}
+	switch {
+	case e.network == "udp" && !e.addr.Addr().IsUnspecified():
+		v, err = s.openUDP(e.addr)
+	default:
+		v, err = s.openLibrary(e)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen for DNS queries at %s over %s: %w", e.addr, e.network, unwrapped(err))
 	}
+	return v, nil
+}
+
+// openLibrary has the library serve a socket: for TCP, and for UDP at all
+// addresses, where an answer has to come from the one that was asked.
+func (s *Server) openLibrary(e endpoint) (*serving, error) {
+	started := make(chan struct{})
+	lib := &dns.Server{
+		Handler: s, UDPSize: maxUDP, IdleTimeout: func() time.Duration { return idleTimeout }, MaxTCPQueries: -1,
+		NotifyStartedFunc: func() { close(started) },
+	}
+	var err error
+	var lc net.ListenConfig
+	if e.network == "udp" {
+		lib.PacketConn, err = lc.ListenPacket(context.Background(), e.network, e.addr.String())
+	} else {
+		var l net.Listener
+		if l, err = lc.Listen(context.Background(), e.network, e.addr.String()); err == nil {
+			lib.Listener = netutil.LimitListener(l, maxConns)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	v := &serving{ended: make(chan struct{}), close: func() {
+		now, cancel := context.WithCancel(context.Background())
+		cancel() // without waiting for the answers under way
+		_ = lib.ShutdownContext(now)
+	}}
 	s.wg.Go(func() {
 		defer close(v.ended)
-		_ = v.ActivateAndServe() // Listen finds that it is over, and opens it again
+		_ = lib.ActivateAndServe() // Listen finds that it is over, and opens it again
 	})
 	select {
 	case <-started: // only then can it be shut down
@@ -132,20 +154,13 @@ func unwrapped(err error) error {
 	return err
 }
 
-// stop closes a socket without waiting for the answers under way.
-func stop(v *serving) {
-	now, cancel := context.WithCancel(context.Background())
-	cancel()
-	_ = v.ShutdownContext(now)
-}
-
 // Close stops listening and forwarding, and returns when nothing runs any more.
 func (s *Server) Close() {
 	s.end()
 	s.mu.Lock()
 	s.closed = true
 	for _, v := range s.serving {
-		stop(v)
+		v.close()
 	}
 	clear(s.serving)
 	s.mu.Unlock()

@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// maxUDP is the most bytes of an answer over UDP, whatever the client would
-	// take, and what is taken of queries.
-	maxUDP = 4096
+	// maxUDP is the most bytes of a message over UDP, whatever the client would take:
+	// what passes everywhere in one piece (RFC 9715). What is longer goes by TCP.
+	maxUDP = 1232
 	// maxConns is how many clients may be connected to one address over TCP; others
 	// wait.
 	maxConns = 256
@@ -98,50 +98,67 @@ func typeOf(q *dns.Msg) int {
 // Resolve answers a query, whatever it takes. The answer is never nil; why a
 // query could not be forwarded is the error, and its answer SERVFAIL then.
 func (s *Server) Resolve(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
-	m, result, err := s.resolve(ctx, query)
-	s.counts[typeOf(query)][result].Add(1)
-	return m, err
+	if m := s.answer(query); m != nil {
+		return m, nil
+	}
+	return s.ask(ctx, query)
 }
 
-func (s *Server) resolve(ctx context.Context, query *dns.Msg) (*dns.Msg, int, error) {
-	fail := func(code int) *dns.Msg {
-		m := new(dns.Msg).SetRcode(query, code)
-		m.RecursionAvailable = true
-		return m
+// fail answers with a code alone.
+func fail(query *dns.Msg, code int) *dns.Msg {
+	m := new(dns.Msg).SetRcode(query, code)
+	m.RecursionAvailable = true
+	if opt := query.IsEdns0(); opt != nil {
+		m.SetEdns0(maxUDP, opt.Do())
 	}
+	return m
+}
+
+// answer answers a query without asking others, or returns nil if that takes
+// others.
+func (s *Server) answer(query *dns.Msg) *dns.Msg {
+	m, result := s.local(query)
+	if m != nil {
+		s.counts[typeOf(query)][result].Add(1)
+	}
+	return m
+}
+
+func (s *Server) local(query *dns.Msg) (*dns.Msg, int) {
 	opt := query.IsEdns0()
 	switch {
 	case query.Opcode != dns.OpcodeQuery:
-		return fail(dns.RcodeNotImplemented), resultRefused, nil
+		return fail(query, dns.RcodeNotImplemented), resultRefused
 	case len(query.Question) != 1:
-		return fail(dns.RcodeFormatError), resultRefused, nil
+		return fail(query, dns.RcodeFormatError), resultRefused
 	case opt != nil && opt.Version() != 0:
-		m := fail(dns.RcodeBadVers)
-		m.SetEdns0(maxUDP, false)
-		return m, resultRefused, nil
+		return fail(query, dns.RcodeBadVers), resultRefused
 	}
 	if m, ok := s.zone.Answer(query); ok {
 		m.RecursionAvailable = true
 		if opt != nil {
 			m.SetEdns0(maxUDP, opt.Do()) // RFC 3225: the bit is the client's
 		}
-		return m, resultOf(m), nil
-	}
-	if s.forward.IsProbe(query) {
-		return fail(dns.RcodeNameError), resultNXDomain, nil
+		return m, resultOf(m)
 	}
 	if q := query.Question[0].Qtype; q == dns.TypeAXFR || q == dns.TypeIXFR {
-		return fail(dns.RcodeRefused), resultRefused, nil
+		return fail(query, dns.RcodeRefused), resultRefused
 	}
+	if s.forward.IsProbe(query) {
+		return fail(query, dns.RcodeNameError), resultNXDomain
+	}
+	return nil, 0
+}
+
+// ask has others answer a query.
+func (s *Server) ask(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
 	m, err := s.forward.Forward(ctx, query)
+	result := resultForwarded
 	if err != nil {
-		m = fail(dns.RcodeServerFailure)
-		if opt != nil {
-			m.SetEdns0(maxUDP, opt.Do())
-		}
-		return m, resultFailed, err
+		m, result = fail(query, dns.RcodeServerFailure), resultFailed
 	}
-	return m, resultForwarded, nil
+	s.counts[typeOf(query)][result].Add(1)
+	return m, err
 }
 
 func resultOf(m *dns.Msg) int {
@@ -159,18 +176,19 @@ func resultOf(m *dns.Msg) int {
 // ServeDNS implements dns.Handler.
 func (s *Server) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	m, err := s.Resolve(s.ctx, query)
-	if err != nil && errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) {
 		return // the server closes; the client asks the next one
 	}
-	m.Truncate(sizeFor(w.RemoteAddr().Network(), query))
+	size := dns.MaxMsgSize
+	if w.RemoteAddr().Network() == "udp" {
+		size = udpSize(query)
+	}
+	m.Truncate(size)
 	_ = w.WriteMsg(m) // a client that is gone is no fault of ours
 }
 
-// sizeFor returns the most bytes of the answer to a query.
-func sizeFor(network string, query *dns.Msg) int {
-	if network == "tcp" {
-		return dns.MaxMsgSize
-	}
+// udpSize returns the most bytes of the answer to a query over UDP.
+func udpSize(query *dns.Msg) int {
 	if opt := query.IsEdns0(); opt != nil {
 		return int(min(max(opt.UDPSize(), dns.MinMsgSize), maxUDP))
 	}

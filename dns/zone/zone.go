@@ -35,6 +35,8 @@ type Table interface {
 	// Lookup appends the addresses of a name to dst. Known tells whether there is
 	// the name, if only because others end with it.
 	Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool)
+	// LookupBytes is Lookup for a name that is borrowed.
+	LookupBytes(dst []netip.Addr, name []byte) (addrs []netip.Addr, known bool)
 	// Reverse returns the names of an address. The callee does not keep them.
 	Reverse(a netip.Addr) []string
 }

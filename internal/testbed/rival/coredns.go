@@ -12,12 +12,12 @@ import (
 )
 
 // CoreDNS serves host names on the first host of a lab, by its hosts plugin and
-// with no other than it needs, at the address. Dir has its program. The names end
-// with the domain.
-func CoreDNS(ctx context.Context, lab *testbed.Lab, dir string, at netip.AddrPort, hosts map[string]netip.Addr, ttl int, answers func() bool) error {
+// with no other than it needs, at the address. Dir has its program. It
+// returns its process, once answers says that it answers.
+func CoreDNS(ctx context.Context, lab *testbed.Lab, dir string, at netip.AddrPort, hosts map[string]netip.Addr, ttl int, answers func() bool) (pid int, err error) {
 	program, err := Program(dir, "coredns")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	p := testbed.Place{Host: 1}
 	folder := lab.HostFolder(p.Host)
@@ -29,11 +29,12 @@ func CoreDNS(ctx context.Context, lab *testbed.Lab, dir string, at netip.AddrPor
 	text := fmt.Sprintf(".:%d {\n    bind %s\n    hosts %s {\n        ttl %d\n    }\n}\n", at.Port(), at.Addr(), file, ttl)
 	for path, text := range map[string]string{file: list.String(), config: text} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			return fmt.Errorf("configure CoreDNS: %w", err)
+			return 0, fmt.Errorf("configure CoreDNS: %w", err)
 		}
 	}
-	if _, err := start(lab, p, nil, program, "-conf", config); err != nil {
-		return err
+	cmd, err := start(lab, p, nil, program, "-conf", config)
+	if err != nil {
+		return 0, err
 	}
-	return await(ctx, "CoreDNS on "+p.String(), answers)
+	return cmd.Process.Pid, await(ctx, "CoreDNS on "+p.String(), answers)
 }
