@@ -336,5 +336,25 @@ func routerFindings(r *api.Report) []finding {
 			}
 		}
 	}
+	if r.DNS != nil {
+		findings = append(findings, dnsFindings(r.DNS)...)
+	}
+	return findings
+}
+
+// dnsFindings judges service discovery by what the router reports of it.
+func dnsFindings(d *api.DNS) (findings []finding) {
+	if d.Address == "" {
+		var why []string
+		for _, l := range d.Listening {
+			why = append(why, l.Fault)
+		}
+		findings = append(findings, finding{warn, "dns", fmt.Sprintf("no container can ask: %s; give the host an address with weft expose, or see --dns-listen-address", strings.Join(why, ", "))})
+	}
+	for _, u := range d.Upstream {
+		if u.Fault != "" {
+			findings = append(findings, finding{warn, "dns", fmt.Sprintf("the host's name server %s is %s", u.Address.Addr(), u.Fault)})
+		}
+	}
 	return findings
 }

@@ -25,7 +25,7 @@ var layers = [][]string{
 // pure packages are step machines and formats: no socket, clock, kernel or log
 // in them, so that simulations run the same code.
 var pure = []string{
-	"dns/names",
+	"dns/names", "dns/zone",
 	"mesh/peer", "mesh/topology", "mesh/dial",
 	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
 	"router/ethernet", "router/fast", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",

@@ -78,10 +78,8 @@ func (e Entry) compare(o Entry) int {
 	return cmp.Or(strings.Compare(e.Name, o.Name), strings.Compare(e.Container, o.Container), e.Addr.Compare(o.Addr))
 }
 
-const buckets = 256
-
-// bucketOf tells in which of its owner's records a name is: FNV-1a, 32 bits, of
-// the canonical name, folded to 8. All peers must compute the same.
+// bucketOf tells in which of its owner's 256 records a name is: FNV-1a, 32 bits,
+// of the canonical name, folded to 8. All peers must compute the same.
 func bucketOf(name string) uint8 {
 	h := uint32(2166136261)
 	for i := range len(name) {
