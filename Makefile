@@ -2,6 +2,7 @@
 # make build    makes bin/weft, one static program
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
+# make test-docker  runs the tests with real Docker engines, in machines of namespaces
 # make bench    measures the mesh against other overlays and the bare underlay
 # make fuzz     runs each fuzz test for FUZZTIME
 # make site     builds the documentation to site/public
@@ -16,7 +17,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test build check generate fuzz bench rivals demo site clean race-deps
+.PHONY: test test-docker build check generate fuzz bench rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
@@ -36,10 +37,17 @@ test: race-deps
 	$(SUDO) $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -vxF '$(PURE)')
 	$(SUDO) $(GO) test $(PURE)
 
+# These tests fail, and are not skipped, where something is missing.
+DOCKER_TESTS := ./internal/testbed/machine ./cmd/dockertest
+test-docker: race-deps
+	$(SUDO) .ci/docker-packages
+	$(SUDO) $(GO) test -race -tags docker -timeout 30m -count=1 $(DOCKER_TESTS)
+
 check:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	  [ -z "$$unformatted" ] || { echo "make check: gofmt would change: $$unformatted" >&2; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags docker $(DOCKER_TESTS)
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
 	$(GO) run ./prog/weft gen-docs site/pages/commands.md.new
@@ -48,7 +56,7 @@ check:
 	@rm -f site/pages/commands.md.new
 	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
 	GO=$(GO) .ci/generated
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated .ci/docker-packages; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
 	$(GO) generate ./router/fastdp
