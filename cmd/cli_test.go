@@ -122,6 +122,7 @@ func someReport() *api.Report {
 		},
 		Attachments: []api.Attachment{
 			{ID: api.Exposed, Interface: "weft", Addresses: onePrefix},
+			{ID: strings.Repeat("0123456789abcdef", 4), Name: "db", Netns: "/proc/42/ns/net", Interface: "ethwe", MAC: "02:11:22:33:44:66", Addresses: onePrefix},
 			{ID: "netns:4026532281", Netns: "/run/netns/web", Interface: "ethwe", MAC: "02:11:22:33:44:55", Addresses: onePrefix},
 		},
 		Warnings: []string{"something is not as it should be"},
@@ -196,7 +197,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"stop now", "reset now", "version now", "prime now", "doctor now", "doctor --port 0", "doctor --ipalloc-range x",
 		"status bogus", "status peers ipam", "report x", "report -f {{", "report -f {{.Bogus",
 		"connect", "connect a:b", "connect a/b", "forget", "rmpeer",
-		"attach", "attach 10.0.0.1/24", "attach web", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
+		"attach", "attach 10.0.0.1/24", "attach web db", "attach web 10.0.0.1/24", "attach web --add-host x", "attach --netns /x --without-dns", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
 		"attach --netns /x --pid 3", "attach --pid 0", "attach --pid x", "attach 10.0.0.5/24 ip:10.0.0.5/24 --netns /x",
 		"detach", "detach net:10.0.0.1/24 --netns /x", "expose 10.0.0.0/24", "expose net:", "hide x",
 		"launch --bogus", "launch --mtu x", "launch --mtu 10", "launch --mtu 1000 --ipalloc-range6 fd00::/64", "launch --port 0",
@@ -272,7 +273,7 @@ func TestViews(t *testing.T) {
 	socket := serve(t, &fakeBackend{report: someReport()})
 	var b strings.Builder
 	for _, line := range []string{
-		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web",
+		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web", "ps db", "ps 0123",
 		"report -f {{.Router.Name}}", "report -f {{json .Router.Targets}}", "report",
 	} {
 		args := strings.Fields(line)
@@ -304,6 +305,11 @@ func TestRequests(t *testing.T) {
 		{"attach --netns /run/netns/web", api.AttachRequest{Netns: "/run/netns/web"}, "10.32.0.1 10.32.0.2\n"},
 		{"attach net:default 10.1.0.5/24 --pid 42", api.AttachRequest{Netns: "/proc/42/ns/net", Addresses: []api.Address{parse("net:default"), parse("10.1.0.5/24")}}, "10.32.0.1 10.32.0.2\n"},
 		{"attach --netns /x net:fd00::/64", api.AttachRequest{Netns: "/x", Addresses: []api.Address{parse("net:fd00::/64")}}, "10.32.0.1 10.32.0.2\n"},
+		{"attach web", api.AttachRequest{Container: "web"}, "10.32.0.1 10.32.0.2\n"},
+		{"attach net:default 10.1.0.5/24 0123abcd", api.AttachRequest{Container: "0123abcd", Addresses: []api.Address{parse("net:default"), parse("10.1.0.5/24")}}, "10.32.0.1 10.32.0.2\n"},
+		{"attach --without-dns --rewrite-hosts --no-multicast-route --add-host a:10.0.0.1 --add-host b:fd00::1 web", api.AttachRequest{
+			Container: "web", WithoutDNS: true, RewriteHosts: true, NoMulticastRoute: true, AddHosts: []string{"a:10.0.0.1", "b:fd00::1"}}, "10.32.0.1 10.32.0.2\n"},
+		{"detach 10.1.0.5/24 web", api.AttachRequest{Container: "web", Addresses: []api.Address{parse("10.1.0.5/24")}}, "10.32.0.1\n"},
 		{"detach ip:10.1.0.5/24 --netns /x", api.AttachRequest{Netns: "/x", Addresses: []api.Address{parse("10.1.0.5/24")}}, "10.32.0.1\n"},
 		{"expose --without-masquerade net:10.1.0.0/24", api.ExposeRequest{Addresses: []api.Address{parse("net:10.1.0.0/24")}, WithoutMasquerade: true}, "10.32.0.1\n"},
 		{"expose", api.ExposeRequest{}, "10.32.0.1\n"},
@@ -333,7 +339,8 @@ func equal(a, b any) bool {
 	switch x := a.(type) {
 	case api.AttachRequest:
 		y, ok := b.(api.AttachRequest)
-		return ok && x.Netns == y.Netns && slices.Equal(x.Addresses, y.Addresses)
+		return ok && x.Netns == y.Netns && x.Container == y.Container && slices.Equal(x.Addresses, y.Addresses) &&
+			x.NoMulticastRoute == y.NoMulticastRoute && x.WithoutDNS == y.WithoutDNS && x.RewriteHosts == y.RewriteHosts && slices.Equal(x.AddHosts, y.AddHosts)
 	case api.ExposeRequest:
 		y, ok := b.(api.ExposeRequest)
 		return ok && x.WithoutMasquerade == y.WithoutMasquerade && slices.Equal(x.Addresses, y.Addresses)

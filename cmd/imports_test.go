@@ -19,12 +19,13 @@ const module = "github.com/weft-net/weft/"
 // layers, from the top down: a package may import those of its own layer's
 // other packages only if they are in one folder, and those of layers below.
 var layers = [][]string{
-	{"prog", "site"}, {"cmd"}, {"router", "ipam"}, {"mesh"}, {"internal"},
+	{"prog", "site"}, {"cmd"}, {"docker"}, {"router", "ipam"}, {"mesh"}, {"internal"},
 }
 
 // pure packages are step machines and formats: no socket, clock, kernel or log
 // in them, so that simulations run the same code.
 var pure = []string{
+	"docker/track",
 	"mesh/peer", "mesh/topology", "mesh/dial",
 	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
 	"router/ethernet", "router/fast", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",
@@ -85,7 +86,7 @@ func TestImportDirection(t *testing.T) {
 			}
 			toTop, _, _ := strings.Cut(to, "/")
 			if l := layerOf(to); l < from || (l == from && toTop != top) {
-				t.Errorf("%s imports %s: imports run prog -> cmd -> {router, ipam} -> mesh -> internal", folder, to)
+				t.Errorf("%s imports %s: imports run prog -> cmd -> docker -> {router, ipam} -> mesh -> internal", folder, to)
 			}
 		}
 	}

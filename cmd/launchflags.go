@@ -51,6 +51,7 @@ type launchFlags struct {
 	httpAddr, statusAddr       string
 	stateDir                   string
 	protocolMin, protocolMax   int
+	docker                     dockerFlags
 }
 
 // register defines the flags. Each but --foreground can be given as an
@@ -85,6 +86,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.foreground, "foreground", false, "stay in the foreground, log to standard error")
 	fs.IntVar(&f.protocolMin, "protocol-min", 0, "least protocol version to speak")
 	fs.IntVar(&f.protocolMax, "protocol-max", 0, "greatest protocol version to speak")
+	f.docker.register(fs)
 	for _, hidden := range []string{"protocol-min", "protocol-max"} {
 		fs.Lookup(hidden).Hidden = true
 	}
@@ -133,7 +135,7 @@ func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (
 		ProtocolMin: f.protocolMin, ProtocolMax: f.protocolMax,
 	}
 	for _, step := range []func(*daemon.Config) error{
-		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces,
+		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces, f.docker.check,
 	} {
 		if err := step(c); err != nil {
 			return nil, usageError{err}

@@ -75,16 +75,31 @@ func (d *daemon) Attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 	}
 	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
 	defer cancel()
-	ps, err := d.attachments.attach(ctx, r)
+	p, err := d.place(ctx, r, true)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := d.attachments.attach(ctx, p, r)
 	if errors.Is(err, netdev.ErrHostNS) {
 		return nil, usage(err.Error())
+	}
+	if err == nil && p.container != nil {
+		d.engine.attached(p.container)
 	}
 	return ps, err
 }
 
 // Detach implements api.Backend.
-func (d *daemon) Detach(_ context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
-	return d.attachments.detach(r)
+func (d *daemon) Detach(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	p, err := d.place(ctx, r, false)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := d.attachments.detach(p, r.Addresses)
+	if err == nil && p.container != nil {
+		d.engine.attached(p.container)
+	}
+	return ps, err
 }
 
 // Expose implements api.Backend.

@@ -57,6 +57,10 @@ type Config struct {
 	Socket     string
 	StateDir   string
 
+	// DockerHost is where the Docker engine listens, like
+	// unix:///var/run/docker.sock; empty: this host's containers are not Docker's.
+	DockerHost string
+
 	// ProtocolMin and ProtocolMax narrow what this router speaks, for tests
 	// of mixed meshes; zero: what this build speaks.
 	ProtocolMin, ProtocolMax int

@@ -101,6 +101,8 @@ type daemon struct {
 	targets     *targets
 	attachments *attachments
 	exposures   *exposures
+	names       Names
+	engine      *engine // nil: without Docker
 	warnings    []string
 	end         context.CancelFunc // ends serve; set by it before it serves
 
@@ -162,6 +164,13 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.name, d.node, d.universes = name, parts.Node, parts.Universes
 	d.attachments = newAttachments(d.store, d.universes, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.config.Bridge, d.log)
+	d.names = noNames{}
+	if d.config.DockerHost != "" {
+		var err error
+		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, d.names, d.log.With("part", "docker")); err != nil {
+			return err
+		}
+	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -208,6 +217,9 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		return nil
 	})
 	g.Go(func() error { d.sweep(working); return nil })
+	if d.engine != nil {
+		g.Go(func() error { d.engine.run(working); return nil })
+	}
 	stop := context.AfterFunc(ctx, func() {
 		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
 		defer cancel()
@@ -232,6 +244,9 @@ func (d *daemon) sweep(ctx context.Context) {
 		case now := <-tick.C:
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
+			if d.engine != nil {
+				d.engine.retry(ctx)
+			}
 		}
 	}
 }

@@ -29,7 +29,7 @@ type exposures struct {
 	// mu lets one request in at a time, as the rules are made of all; it is
 	// held while addresses are waited for.
 	mu  sync.Mutex
-	tab *table[exposure] // guarded by mu
+	tab *store.Table[exposure] // guarded by mu
 
 	shown atomic.Pointer[[]netip.Prefix] // what attachment shows
 }
@@ -37,7 +37,7 @@ type exposures struct {
 const bucketExposures = "exposures"
 
 func newExposures(st *store.Store, us universes, bridge string, log *slog.Logger) *exposures {
-	tab, err := openTable[exposure](st, bucketExposures)
+	tab, err := store.OpenTable[exposure](st, bucketExposures)
 	if err != nil {
 		log.Warn("some records of exposed addresses are lost", "error", err)
 	}
@@ -47,10 +47,10 @@ func newExposures(st *store.Store, us universes, bridge string, log *slog.Logger
 // all returns the exposures but for those left out, sorted. The lock is held.
 func (es *exposures) all(without ...netip.Prefix) []netdev.Exposure {
 	var list []netdev.Exposure
-	for _, key := range slices.Sorted(maps.Keys(es.tab.records)) {
+	for _, key := range slices.Sorted(maps.Keys(es.tab.Records)) {
 		p, err := netip.ParsePrefix(key)
 		if err == nil && !slices.Contains(without, p) {
-			list = append(list, netdev.Exposure{Addr: p, Masquerade: es.tab.records[key].Masquerade})
+			list = append(list, netdev.Exposure{Addr: p, Masquerade: es.tab.Records[key].Masquerade})
 		}
 	}
 	return list
@@ -87,8 +87,8 @@ func (es *exposures) expose(ctx context.Context, r api.ExposeRequest) (got []net
 }
 
 func (es *exposures) exposeOne(p netip.Prefix, masquerade bool) error {
-	before, had := es.tab.records[p.String()]
-	if err := es.tab.put(p.String(), exposure{Masquerade: masquerade}); err != nil {
+	before, had := es.tab.Records[p.String()]
+	if err := es.tab.Put(p.String(), exposure{Masquerade: masquerade}); err != nil {
 		return err
 	}
 	err := es.apply(netdev.Exposure{Addr: p, Masquerade: masquerade})
@@ -97,9 +97,9 @@ func (es *exposures) exposeOne(p netip.Prefix, masquerade bool) error {
 	}
 	var undo error
 	if had {
-		undo = es.tab.put(p.String(), before)
+		undo = es.tab.Put(p.String(), before)
 	} else if undo = es.addresses.take(api.Exposed, []netip.Prefix{p}); undo == nil {
-		undo = es.tab.delete(p.String())
+		undo = es.tab.Delete(p.String())
 	}
 	if undo != nil {
 		es.log.Warn("an address that could not be exposed stays on record", "address", p, "error", undo)
@@ -135,7 +135,7 @@ func (es *exposures) hide(r api.ExposeRequest) ([]netip.Prefix, error) {
 		if err := es.addresses.take(api.Exposed, []netip.Prefix{p}); err != nil {
 			return ps[:i], err
 		}
-		if err := es.tab.delete(p.String()); err != nil {
+		if err := es.tab.Delete(p.String()); err != nil {
 			return ps[:i], err
 		}
 	}

@@ -53,6 +53,7 @@ func (m *Machine) BeginDockerd(flags ...string) (*Dockerd, error) {
 		d.cmd.Wait() // its log says why
 		close(d.end)
 	}()
+	m.engines = append(m.engines, d)
 	return d, nil
 }
 
@@ -99,6 +100,10 @@ func (d *Dockerd) LastWords() string {
 // Signal sends a signal to the engine itself, not to its containerd.
 func (d *Dockerd) Signal(ctx context.Context, signal unix.Signal) error {
 	_, err := d.m.Run(ctx, "bash", "-c", fmt.Sprintf("kill -%d $(cat /var/run/docker.pid)", signal))
+	if err == nil && signal == unix.SIGCONT {
+		// nsenter stops itself when its child is stopped.
+		err = d.cmd.Process.Signal(signal)
+	}
 	return err
 }
 

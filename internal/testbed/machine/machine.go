@@ -31,6 +31,8 @@ type Machine struct {
 	bed *Bed
 	pid int           // of its first process, as the caller sees it; 0: off
 	end chan struct{} // closed once it has ended
+
+	engines []*Dockerd // since it was booted
 }
 
 // Add makes a machine and boots it.
@@ -174,8 +176,15 @@ func (m *Machine) PowerOff() error {
 	if m.pid == 0 {
 		return nil
 	}
-	pid := m.pid
-	m.pid = 0
+	pid, engines := m.pid, m.engines
+	m.pid, m.engines = 0, nil
+	for _, d := range engines {
+		// A parent that was stopped with the engine would never collect it, and
+		// the kernel waits for that.
+		if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("power machine %s off: %w", m.Name, err)
+		}
+	}
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("power machine %s off: %w", m.Name, err)
 	}
