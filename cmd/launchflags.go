@@ -349,6 +349,10 @@ func (f *launchFlags) checkInit(c *daemon.Config) error {
 	return fmt.Errorf("--ipalloc-init %q: want consensus[=N], seed=NAME,... or observer", f.allocInit)
 }
 
+// maxSocketPath: sun_path of struct sockaddr_un has 108 bytes, the last one
+// zero.
+const maxSocketPath = 107
+
 var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
 
 func (f *launchFlags) checkPlaces(c *daemon.Config) error {
@@ -376,9 +380,8 @@ func (f *launchFlags) checkPlaces(c *daemon.Config) error {
 		}
 		c.Socket = f.httpAddr
 	}
-	// sun_path of struct sockaddr_un has 108 bytes, the last one zero.
-	if !strings.HasPrefix(c.Socket, "/") || len(c.Socket) > 107 {
-		return fmt.Errorf("--socket %q: want an absolute path of up to 107 characters", c.Socket)
+	if !strings.HasPrefix(c.Socket, "/") || len(c.Socket) > maxSocketPath {
+		return fmt.Errorf("--socket %q: want an absolute path of up to %d characters", c.Socket, maxSocketPath)
 	}
 	if !strings.HasPrefix(c.StateDir, "/") {
 		return fmt.Errorf("--state-dir %q: want an absolute path", c.StateDir)

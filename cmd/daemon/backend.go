@@ -40,6 +40,9 @@ func (d *daemon) report() *api.Report {
 	}
 	d.node.Report(r)
 	r.Router.Targets = d.targets.get()
+	if d.engine != nil {
+		r.Docker = d.engine.report()
+	}
 	if len(d.config.Passwords) == 0 {
 		r.Warnings = append(r.Warnings, "no password is set: whoever reaches this host can join the mesh (--password)")
 	}
@@ -65,7 +68,11 @@ func (d *daemon) listAttachments() []api.Attachment {
 	if a, exposed := d.exposures.attachment(); exposed {
 		list = append(list, a)
 	}
-	return append(list, d.attachments.list()...)
+	list = append(list, d.attachments.list()...)
+	if d.engine != nil {
+		list = append(list, d.engine.list()...)
+	}
+	return list
 }
 
 // Attach implements api.Backend.
@@ -167,6 +174,9 @@ func (d *daemon) leave(ctx context.Context, reset bool) error {
 		return errLeaving
 	}
 	d.log.Info("stopping", "reset", reset)
+	if d.engine != nil {
+		d.engine.leave(ctx)
+	}
 	err := d.node.Leave(ctx, reset)
 	if err == nil || !reset {
 		err = errors.Join(err, d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning)}}))

@@ -60,6 +60,9 @@ type Config struct {
 	// DockerHost is where the Docker engine listens, like
 	// unix:///var/run/docker.sock; empty: this host's containers are not Docker's.
 	DockerHost string
+	// PluginSocket is where Docker finds its drivers named weft; empty: there are
+	// none.
+	PluginSocket string
 
 	// ProtocolMin and ProtocolMax narrow what this router speaks, for tests
 	// of mixed meshes; zero: what this build speaks.

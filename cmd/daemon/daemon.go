@@ -166,8 +166,13 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.exposures = newExposures(d.store, d.universes, d.config.Bridge, d.log)
 	d.names = noNames{}
 	if d.config.DockerHost != "" {
+		log := d.log.With("part", "docker")
+		var ds *drivers
+		if d.config.PluginSocket != "" {
+			ds = newDrivers(d, log)
+		}
 		var err error
-		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, d.names, d.log.With("part", "docker")); err != nil {
+		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, ds, d.names, log); err != nil {
 			return err
 		}
 	}
@@ -220,6 +225,14 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	if d.engine != nil {
 		g.Go(func() error { d.engine.run(working); return nil })
 	}
+	if d.engine != nil && d.engine.drivers != nil {
+		g.Go(func() error {
+			if err := d.engine.drivers.serve(working); err != nil {
+				d.log.Warn("docker has no driver weft", "error", err)
+			}
+			return nil
+		})
+	}
 	stop := context.AfterFunc(ctx, func() {
 		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
 		defer cancel()
@@ -245,7 +258,7 @@ func (d *daemon) sweep(ctx context.Context) {
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
 			if d.engine != nil {
-				d.engine.retry(ctx)
+				d.engine.sweep(ctx, now)
 			}
 		}
 	}
@@ -257,6 +270,7 @@ func Erase(c *Config) error {
 	errs := []error{
 		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
+		netdev.UnpassGuard(context.Background(), c.Bridge),
 	}
 	var files []string
 	for _, f := range []string{storeFile, ipamFile, ipam6File} {

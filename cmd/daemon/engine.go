@@ -9,12 +9,15 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/client"
 
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/hosts"
+	"github.com/weft-net/weft/docker/plugin"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // engine is the daemon's side of Docker: it keeps attached containers attached
@@ -24,6 +27,7 @@ type engine struct {
 	client      *docker.Client
 	watcher     *docker.Watcher
 	attachments *attachments
+	drivers     *drivers // nil: there are none
 	names       Names
 	log         *slog.Logger
 
@@ -36,13 +40,13 @@ type engine struct {
 	away map[string]bool
 }
 
-func newEngine(host string, as *attachments, names Names, log *slog.Logger) (*engine, error) {
+func newEngine(host string, as *attachments, ds *drivers, names Names, log *slog.Logger) (*engine, error) {
 	c, err := docker.NewClient(host)
 	if err != nil {
 		return nil, err
 	}
 	e := &engine{
-		client: c, attachments: as, names: names, log: log,
+		client: c, attachments: as, drivers: ds, names: names, log: log,
 		running: make(map[string]*docker.Container), away: make(map[string]bool),
 	}
 	e.watcher = docker.NewWatcher(c, e, log)
@@ -51,15 +55,63 @@ func newEngine(host string, as *attachments, names Names, log *slog.Logger) (*en
 
 // run follows Docker until ctx ends.
 func (e *engine) run(ctx context.Context) {
+	e.working.Go(func() { e.watchGuard(ctx) })
 	e.watcher.Run(ctx)
 	e.working.Wait()
 }
 
+// guardEvery is how often Docker's guard is looked at, besides when an engine
+// starts: others flush it.
+const guardEvery = 30 * time.Second
+
+// passGuard has Docker's firewall let the bridge's own frames pass.
+func (e *engine) passGuard(ctx context.Context) {
+	changed, err := netdev.PassGuard(ctx, e.attachments.bridge)
+	if len(changed) > 0 {
+		e.log.Info("docker's firewall lets bridged frames pass now", "rules", changed)
+	}
+	if err != nil && ctx.Err() == nil {
+		e.log.Warn("docker's firewall may drop bridged frames", "error", err)
+	}
+}
+
+func (e *engine) watchGuard(ctx context.Context) {
+	tick := time.NewTicker(guardEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			e.passGuard(ctx)
+		}
+	}
+}
+
 // Connected implements docker.Observer.
-func (e *engine) Connected(context.Context, *client.Client) {}
+func (e *engine) Connected(ctx context.Context, c *client.Client) {
+	e.working.Go(func() { e.passGuard(ctx) })
+	if e.drivers == nil {
+		return
+	}
+	e.working.Go(func() {
+		asking, cancel := context.WithTimeout(ctx, networkPatience)
+		defer cancel()
+		if err := e.drivers.adopt(asking, c); err != nil {
+			e.log.Warn("networks of docker's are not on record", "error", err)
+		}
+		e.drivers.keepNetwork(ctx, c)
+	})
+}
 
 // Running implements docker.Observer.
 func (e *engine) Running(ctx context.Context, c *docker.Container) {
+	if e.drivers != nil {
+		e.working.Go(func() {
+			e.drivers.adoptEndpoints(ctx, c)
+			e.introduceEndpoints(c)
+		})
+	}
 	e.mu.Lock()
 	e.running[c.ID] = c
 	_, attached := e.attachments.get(c.ID)
@@ -101,8 +153,12 @@ func (e *engine) runs(c *docker.Container) bool {
 	return e.running[c.ID] == c
 }
 
-// retry rejoins the containers for which that failed.
-func (e *engine) retry(ctx context.Context) {
+// sweep rejoins the containers for which that failed, and frees what those had
+// that are gone.
+func (e *engine) sweep(ctx context.Context, now time.Time) {
+	if e.drivers != nil {
+		e.drivers.Sweep(now)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(e.away)) {
@@ -132,6 +188,53 @@ func (e *engine) introduce(c *docker.Container, a attachment) {
 	if err := hosts.Rewrite(c.HostsPath, c.Hostname, own, a.Docker.AddHosts); err != nil {
 		e.log.Warn("the hosts file of a container is as it was", "container", c.Name, "error", err)
 	}
+}
+
+// introduceEndpoints makes a container known by name on weft's networks.
+func (e *engine) introduceEndpoints(c *docker.Container) {
+	for _, end := range c.Endpoints {
+		if !e.drivers.Has(end.ID) {
+			continue
+		}
+		for _, name := range namesOf(c, e.names.Domain(), end.Aliases) {
+			e.names.Add(c.ID, name, addrsOf(end.Addresses))
+		}
+	}
+	if !e.runs(c) {
+		e.names.RemoveContainer(c.ID) // it ended meanwhile
+	}
+}
+
+// engineLeavePatience leaves time for the mesh when the engine hangs.
+const engineLeavePatience = leavePatience / 2
+
+// leave takes leave of the engine: the default network goes, unless it is used.
+func (e *engine) leave(ctx context.Context) {
+	if e.drivers == nil || e.watcher.State() != "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, engineLeavePatience)
+	defer cancel()
+	c, err := e.client.Open()
+	if err == nil {
+		err = e.drivers.dropNetwork(ctx, c)
+		c.Close()
+	}
+	if err != nil {
+		e.log.Warn("docker keeps something of weft", "error", err)
+	}
+}
+
+// report is the state of Docker in words.
+func (e *engine) report() *api.Docker {
+	r := &api.Docker{Host: e.client.Host(), State: e.watcher.State()}
+	e.mu.Lock()
+	r.Containers = len(e.running)
+	e.mu.Unlock()
+	if e.drivers != nil {
+		r.DriverName, r.DriverSocket = plugin.Name, e.drivers.socket
+	}
+	return r
 }
 
 // attached brings the names of a container in line with its record, which the

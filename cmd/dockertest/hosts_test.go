@@ -114,9 +114,16 @@ func (h *host) showLogs(t *testing.T) {
 	if b, err := os.ReadFile(h.Path("/var/lib/weft/weft.log")); err == nil {
 		t.Logf("router of %s:\n%s", h.Name, b[max(0, len(b)-most):])
 	}
-	if h.engine != nil {
-		t.Logf("engine of %s:\n%s", h.Name, h.engine.LastWords())
+	if h.engine == nil {
+		return
 	}
+	var words []string
+	for line := range strings.Lines(h.engine.LastWords()) {
+		if !strings.Contains(line, "level=info") {
+			words = append(words, line)
+		}
+	}
+	t.Logf("engine of %s:\n%s", h.Name, strings.Join(words, ""))
 }
 
 // try runs a command in the machine.
