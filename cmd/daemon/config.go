@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -63,6 +64,12 @@ type Config struct {
 	// PluginSocket is where Docker finds its drivers named weft; empty: there are
 	// none.
 	PluginSocket string
+	// Proxy is Docker's API with weft in it, as far as users decide; nil: there
+	// is none. Without drivers there is none either.
+	Proxy *proxy.Config
+	// ProxyListen is where that is, unix:///PATH or tcp://HOST:PORT each.
+	ProxyListen []string
+	ProxyTLS    proxy.TLS
 
 	// ProtocolMin and ProtocolMax narrow what this router speaks, for tests
 	// of mixed meshes; zero: what this build speaks.

@@ -222,6 +222,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		return nil
 	})
 	g.Go(func() error { d.sweep(working); return nil })
+	d.serveProxy(working, g)
 	if d.engine != nil {
 		g.Go(func() error { d.engine.run(working); return nil })
 	}

@@ -13,11 +13,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/plugin"
+	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -90,6 +90,26 @@ func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, ad
 		l.log.Warn("the addresses of a container could not be announced", "addresses", addrs, "error", err)
 	}
 	return nil
+}
+
+// extendEvery is how often a namespace is looked at for an interface that is to
+// come: more often than a runtime starts a process.
+const extendEvery = time.Millisecond
+
+func (driverLinks) Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
+	tick := time.NewTicker(extendEvery)
+	defer tick.Stop()
+	for {
+		err := netdev.Extend(path, mac, addrs)
+		if !errors.Is(err, netdev.ErrNotYet) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
 }
 
 func (driverLinks) Delete(port string) error { return netdev.DeletePort(port) }
@@ -166,28 +186,36 @@ func (d *drivers) makeNetwork(ctx context.Context, c *client.Client) error {
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	_, err = c.NetworkCreate(ctx, plugin.Name, client.NetworkCreateOptions{
-		Driver:  plugin.Name,
-		Options: map[string]string{plugin.MulticastOption: "true"},
-		IPAM: &network.IPAM{Driver: plugin.Name, Config: []network.IPAMConfig{
-			// Named, because docker refuses a subnet that it did not get by name where
-			// the host has a route to it.
-			{Subnet: d.subnet},
-		}},
-	})
-	if err == nil {
-		d.log.Info("docker has the network weft", "subnet", d.subnet)
+	if err := proxy.MakeNetwork(ctx, c, plugin.Name, d.subnet, false, true); err != nil {
+		return err
 	}
-	return err
+	d.log.Info("docker has the network weft", "subnet", d.subnet)
+	return nil
 }
 
-// dropNetwork removes the default network unless containers are on it.
-func (d *drivers) dropNetwork(ctx context.Context, c *client.Client) error {
-	_, err := c.NetworkRemove(ctx, plugin.Name, client.NetworkRemoveOptions{})
-	if err == nil || errdefs.IsNotFound(err) {
-		return nil
+// dropNetworks removes the networks that weft made, but for those that
+// containers are to be on when they start again.
+func (d *drivers) dropNetworks(ctx context.Context, c *client.Client) error {
+	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("label", proxy.MadeLabel)})
+	if err != nil {
+		return fmt.Errorf("list docker's networks: %w", err)
 	}
-	return fmt.Errorf("docker's network weft stays, for containers that are on it: %w", err)
+	var errs []error
+	for _, n := range r.Items {
+		on, err := c.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("network", n.ID)})
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("list the containers on docker's network %s: %w", n.Name, err))
+			continue
+		case len(on.Items) > 0:
+			d.log.Info("docker's network stays, for containers that are on it", "network", n.Name, "containers", len(on.Items))
+			continue
+		}
+		if _, err := c.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{}); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("remove docker's network %s: %w", n.Name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // list is the containers on Docker's networks, by what is known of those that
@@ -241,6 +269,7 @@ func (d *drivers) adoptEndpoints(ctx context.Context, c *docker.Container) {
 	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
 	defer cancel()
 	for _, end := range c.Endpoints {
+		d.Restore(end.ID, c.Netns())
 		err := d.Adopt(ctx, plugin.Endpoint{ID: end.ID, Network: end.NetworkID, MAC: end.MAC, Addresses: end.Addresses})
 		if err != nil {
 			d.log.Warn("the addresses of a container are not on record", "container", c.Name, "error", err)

@@ -16,6 +16,7 @@ import (
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/hosts"
 	"github.com/weft-net/weft/docker/plugin"
+	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -30,6 +31,8 @@ type engine struct {
 	drivers     *drivers // nil: there are none
 	names       Names
 	log         *slog.Logger
+	proxies     []string // where the proxy is; constant once run is called
+	share       []string // those of its sockets that users of Docker's may open, likewise
 
 	working sync.WaitGroup // goroutines that rejoin containers
 
@@ -57,6 +60,9 @@ func newEngine(host string, as *attachments, ds *drivers, names Names, log *slog
 func (e *engine) run(ctx context.Context) {
 	e.working.Go(func() { e.watchGuard(ctx) })
 	e.watcher.Run(ctx)
+	if e.drivers != nil {
+		e.drivers.Close() // which ends what some of the working wait for
+	}
 	e.working.Wait()
 }
 
@@ -91,6 +97,12 @@ func (e *engine) watchGuard(ctx context.Context) {
 // Connected implements docker.Observer.
 func (e *engine) Connected(ctx context.Context, c *client.Client) {
 	e.working.Go(func() { e.passGuard(ctx) })
+	for _, path := range e.share {
+		// The engine may have made its socket after the proxy made this one.
+		if err := proxy.Share(path, e.client.Host()); err != nil {
+			e.log.Warn("users of docker can not open the proxy's socket", "error", err)
+		}
+	}
 	if e.drivers == nil {
 		return
 	}
@@ -217,7 +229,7 @@ func (e *engine) leave(ctx context.Context) {
 	defer cancel()
 	c, err := e.client.Open()
 	if err == nil {
-		err = e.drivers.dropNetwork(ctx, c)
+		err = e.drivers.dropNetworks(ctx, c)
 		c.Close()
 	}
 	if err != nil {
@@ -231,6 +243,7 @@ func (e *engine) report() *api.Docker {
 	e.mu.Lock()
 	r.Containers = len(e.running)
 	e.mu.Unlock()
+	r.ProxyAddresses = e.proxies
 	if e.drivers != nil {
 		r.DriverName, r.DriverSocket = plugin.Name, e.drivers.socket
 	}

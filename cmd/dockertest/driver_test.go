@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // waitNetwork waits until the engine has the default network.
@@ -264,17 +262,27 @@ func TestForwardingIsGuarded(t *testing.T) {
 	hs[1].ping(t, "client", to)
 }
 
-// Issue 5, item 7: an engine that is killed in the middle, and what it forgot.
+// Issue 5, item 7: an engine that is killed, and containers that die meanwhile.
 func TestContainersThatDieWithoutAWord(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	h.waitNetwork(t)
-	h.run(t, "--name", "web", "--net", "weft")
-	pid := h.docker(t, "inspect", "-f", "{{.State.Pid}}", "web")
-	if err := h.engine.Signal(t.Context(), unix.SIGKILL); err != nil {
-		t.Fatal(err)
+	die := func() {
+		t.Helper()
+		h.run(t, "--name", "web", "--net", "weft")
+		pid := h.docker(t, "inspect", "-f", "{{.State.Pid}}", "web")
+		if err := h.engine.Kill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, "sh", "-c", "pkill -9 containerd-shim; kill -9 "+pid+" || true")
 	}
-	h.must(t, "sh", "-c", "pkill -9 containerd-shim; kill -9 "+pid+" || true")
+	die()
+	h.startEngine(t) // which remembers, and tells
+	h.waitActive(t, 0)
+	h.docker(t, "rm", "-f", "web")
+
+	die()
+	h.must(t, "sh", "-c", "umount /run/docker/netns/* 2>/dev/null; true") // now nobody remembers
 	h.waitActive(t, 0)
 	h.startEngine(t)
 	h.docker(t, "start", "web")

@@ -3,6 +3,7 @@
 package dockertest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,8 +33,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience is how long a test waits for what should come soon.
-const patience = 60 * time.Second
+// patience is how long a test waits for what should come soon. It is longer than
+// addresses of containers that are gone without a word are kept.
+const patience = 90 * time.Second
 
 // host is a machine with an engine and a router.
 type host struct {
@@ -269,4 +272,22 @@ func strs(ps []netip.Prefix) []string {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// lockedBuffer collects what a command writes while it runs.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -43,6 +43,10 @@ type Links interface {
 	Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error
 	// Delete removes a port; one that is not there is no error.
 	Delete(port string) error
+	// Extend adds addresses to the interface with that MAC address in the
+	// namespace at path, and announces them. It waits for the engine to have moved
+	// it there, until ctx ends.
+	Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
 	// Exists tells whether there is a port. It lives as long as its container.
 	Exists(port string) bool
 }
@@ -63,6 +67,8 @@ type endpoint struct {
 	Network   string         `json:"network"`
 	MAC       string         `json:"mac"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	// More are addresses that the engine knows nothing of.
+	More []netip.Prefix `json:"more,omitempty"`
 }
 
 // Config says what a Driver works with.
@@ -79,6 +85,12 @@ type Driver struct {
 	addresses Addresses
 	links     Links
 	log       *slog.Logger
+
+	// working are goroutines that add what endpoints have more; they end with
+	// alive.
+	working sync.WaitGroup
+	alive   context.Context
+	end     context.CancelFunc
 
 	// mu is not held while addresses are waited for or the kernel is at work.
 	mu        sync.Mutex
@@ -97,6 +109,7 @@ const (
 // New returns a Driver that goes on from what is on disk.
 func New(c Config) *Driver {
 	d := &Driver{addresses: c.Addresses, links: c.Links, log: c.Log, leases: make(map[netip.Addr]lease), missed: make(map[string]time.Time)}
+	d.alive, d.end = context.WithCancel(context.Background())
 	var err, err2 error
 	d.networks, err = store.OpenTable[network](c.Store, bucketNetworks)
 	d.endpoints, err2 = store.OpenTable[endpoint](c.Store, bucketEndpoints)
@@ -107,7 +120,13 @@ func New(c Config) *Driver {
 	return d
 }
 
-// options of a network that the user gave by --opt.
+// Close ends what the Driver does besides answering.
+func (d *Driver) Close() {
+	d.end()
+	d.working.Wait()
+}
+
+// userOptions are the options of a network that the user gave by --opt.
 func userOptions(all map[string]any) map[string]string {
 	generic, _ := all[genericOptions].(map[string]any)
 	given := make(map[string]string)
@@ -243,6 +262,11 @@ func (d *Driver) createEndpoint(ctx context.Context, q createEndpointRequest) (r
 	if err := d.claimForeign(ctx, q.EndpointID, e.Addresses); err != nil {
 		return r, err
 	}
+	if more, ok := q.Options[AddressesOption].(string); ok {
+		if e.More, err = d.leaseMore(ctx, q.EndpointID, more); err != nil {
+			return r, err
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.missed, q.EndpointID)
@@ -271,7 +295,7 @@ func (d *Driver) endpointInfo(context.Context, endpointRequest) (infoReply, erro
 	return infoReply{Value: map[string]string{}}, nil
 }
 
-func (d *Driver) join(_ context.Context, q endpointRequest) (r joinReply, err error) {
+func (d *Driver) join(_ context.Context, q joinRequest) (r joinReply, err error) {
 	d.mu.Lock()
 	e, known := d.endpoints.Records[q.EndpointID]
 	n := d.networks.Records[q.NetworkID]
@@ -284,11 +308,14 @@ func (d *Driver) join(_ context.Context, q endpointRequest) (r joinReply, err er
 		return r, fmt.Errorf("endpoint %.12s: %w", q.EndpointID, err)
 	}
 	var addrs []netip.Addr
-	for _, p := range e.Addresses {
+	for _, p := range e.all() {
 		addrs = append(addrs, p.Addr())
 	}
 	if err := d.links.Make(Port(q.EndpointID), inside(q.EndpointID), mac, n.MTU, addrs); err != nil {
 		return r, err
+	}
+	if len(e.More) > 0 {
+		d.working.Go(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, patience) })
 	}
 	r.InterfaceName = interfaceName{SrcName: inside(q.EndpointID), DstPrefix: netdev.IfaceName}
 	if n.Gateway.IsValid() {
@@ -302,6 +329,31 @@ func (d *Driver) join(_ context.Context, q endpointRequest) (r joinReply, err er
 	}
 	return r, nil
 }
+
+// extend gives an endpoint what it has more, as soon as the engine has moved its
+// interface into the container: the runtime still has most to do then before the
+// process starts.
+func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Prefix, wait time.Duration) {
+	ctx, cancel := context.WithTimeout(d.alive, wait)
+	defer cancel()
+	if err := d.links.Extend(ctx, path, mac, more); err != nil && d.alive.Err() == nil && d.Has(id) {
+		d.log.Warn("a container lacks addresses", "endpoint", id, "addresses", more, "error", err)
+	}
+}
+
+// Restore gives an endpoint of the container whose namespace is at path what it
+// has more, if it lacks it: the router may have ended before it could.
+func (d *Driver) Restore(id, path string) {
+	d.mu.Lock()
+	e := d.endpoints.Records[id]
+	d.mu.Unlock()
+	if mac, err := net.ParseMAC(e.MAC); err == nil && len(e.More) > 0 {
+		d.extend(id, path, mac, e.More, time.Second)
+	}
+}
+
+// all is every address of an endpoint.
+func (e endpoint) all() []netip.Prefix { return slices.Concat(e.Addresses, e.More) }
 
 func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 	if checkID("endpoint", q.EndpointID) != nil {
@@ -327,8 +379,8 @@ func (d *Driver) dropEndpoint(id string, all bool) error {
 	if err := d.endpoints.Delete(id); err != nil {
 		return err
 	}
-	for _, p := range e.Addresses {
-		if l, ok := d.leases[p.Addr()]; ok && (all || l.owner == foreignOwner(id)) {
+	for _, p := range e.all() {
+		if l, ok := d.leases[p.Addr()]; ok && (all || !strings.HasPrefix(l.owner, leaseOwner)) {
 			if err := d.drop(p.Addr(), l); err != nil {
 				return err
 			}
@@ -349,7 +401,7 @@ func (d *Driver) Endpoints() []Endpoint {
 	d.mu.Lock()
 	var list []Endpoint
 	for id, e := range d.endpoints.Records {
-		list = append(list, Endpoint{ID: id, Network: e.Network, MAC: e.MAC, Addresses: slices.Clone(e.Addresses)})
+		list = append(list, Endpoint{ID: id, Network: e.Network, MAC: e.MAC, Addresses: e.all()})
 	}
 	d.mu.Unlock()
 	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.links.Exists(Port(e.ID)) })

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/internal/api"
 )
 
 // lease is an address that the engine asked for.
@@ -24,6 +26,7 @@ type lease struct {
 const (
 	leaseOwner    = "docker:lease:"
 	endpointOwner = "docker:endpoint:" // an address that the engine's own driver chose
+	moreOwner     = "docker:more:"     // one that the engine knows nothing of
 )
 
 func newLeaseOwner() string {
@@ -44,7 +47,7 @@ func fnv32(s string) uint32 {
 func (d *Driver) findLeases() {
 	now := time.Now()
 	for owner, ps := range d.addresses.Owners() {
-		if !strings.HasPrefix(owner, leaseOwner) && !strings.HasPrefix(owner, endpointOwner) {
+		if !strings.HasPrefix(owner, leaseOwner) && !strings.HasPrefix(owner, endpointOwner) && !strings.HasPrefix(owner, moreOwner) {
 			continue
 		}
 		for _, p := range ps {
@@ -215,7 +218,7 @@ func (d *Driver) clear(a netip.Addr) error {
 // is held.
 func (d *Driver) endpointWith(a netip.Addr) string {
 	for id, e := range d.endpoints.Records {
-		if slices.ContainsFunc(e.Addresses, func(p netip.Prefix) bool { return p.Addr() == a }) {
+		if slices.ContainsFunc(e.all(), func(p netip.Prefix) bool { return p.Addr() == a }) {
 			return id
 		}
 	}
@@ -264,6 +267,49 @@ func (d *Driver) claimForeign(ctx context.Context, endpointID string, ps []netip
 		d.mu.Unlock()
 	}
 	return nil
+}
+
+// leaseMore leases what an endpoint is to have more; on error it has nothing of
+// it. Each is an owner's of its own, as an owner has one address of a subnet.
+func (d *Driver) leaseMore(ctx context.Context, endpointID, words string) (got []netip.Prefix, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, p := range got {
+			err = errors.Join(err, d.drop(p.Addr(), d.leases[p.Addr()]))
+		}
+	}()
+	for i, word := range strings.Fields(words) {
+		a, err := api.ParseAddress(word)
+		if err != nil {
+			return got, fmt.Errorf("option %s: %w", AddressesOption, err)
+		}
+		owner := fmt.Sprintf("%s%s:%d", moreOwner, endpointID, i)
+		p := a.Prefix
+		switch a.Kind {
+		case api.Exactly:
+			err = d.clear(p.Addr())
+			if err == nil && d.addresses.Check(p.Masked()) == nil {
+				err = d.addresses.Claim(ctx, owner, p)
+			}
+		case api.FromDefault:
+			p, _ = d.addresses.Default(false)
+			fallthrough
+		default:
+			p, err = d.addresses.Allocate(ctx, owner, p)
+		}
+		if err != nil {
+			return got, err
+		}
+		d.mu.Lock()
+		d.leases[p.Addr()] = lease{owner, time.Now()}
+		d.mu.Unlock()
+		got = append(got, p)
+	}
+	return got, nil
 }
 
 const (
@@ -320,7 +366,7 @@ func (d *Driver) sweepLeases(now time.Time) {
 	defer d.mu.Unlock()
 	used := make(map[netip.Addr]bool)
 	for _, e := range d.endpoints.Records {
-		for _, p := range e.Addresses {
+		for _, p := range e.all() {
 			used[p.Addr()] = true
 		}
 	}

@@ -29,11 +29,14 @@ type endpointInterface struct {
 type createEndpointRequest struct {
 	NetworkID, EndpointID string
 	Interface             *endpointInterface
+	Options               map[string]any
 }
 
 type createEndpointReply struct{ Interface endpointInterface }
 
 type endpointRequest struct{ NetworkID, EndpointID string }
+
+type joinRequest struct{ NetworkID, EndpointID, SandboxKey string }
 
 type infoReply struct{ Value map[string]string }
 
@@ -104,6 +107,12 @@ const Name = "weft"
 // MulticastOption is the option of a network that has its containers send
 // multicast over it, whatever their default route.
 const MulticastOption = "weft.multicast"
+
+// AddressesOption is the option of an endpoint that names addresses which it is
+// to have besides the one that the engine gives it, in the forms of weft attach
+// with blanks between. The engine takes no two addresses of one subnet, and no
+// subnet in another, for one container; on a switch both make sense.
+const AddressesOption = "weft.addresses"
 
 // weaveMulticast is what MulticastOption was called there.
 const weaveMulticast = "works.weave.multicast"

@@ -30,6 +30,8 @@ type Docker struct {
 	// DriverName and DriverSocket are of the network and address driver, empty
 	// if there is none.
 	DriverName, DriverSocket string
+	// ProxyAddresses are where Docker's API is with weft in it.
+	ProxyAddresses []string
 }
 
 // Router is the state of mesh and switch.

@@ -98,6 +98,9 @@ func (r *Report) docker(w io.Writer, line func(key, format string, args ...any))
 	if r.Docker.DriverName != "" {
 		line("DriverName", "%s", r.Docker.DriverName)
 	}
+	for _, a := range r.Docker.ProxyAddresses {
+		line("Proxy", "%s", a)
+	}
 }
 
 func (r *Report) targets(w io.Writer) {

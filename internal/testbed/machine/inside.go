@@ -25,9 +25,12 @@ const (
 	roleInner   = "inner" // the first process inside
 )
 
-// readyFD is where a machine's processes tell how far they are: the number of
-// its first process as outer sees it, then that all is in place.
-const readyFD = 3
+// readyFD is where a machine's processes tell how far they are, in whichever
+// order: outer the number of the first process as it sees it, that readyWord.
+const (
+	readyFD   = 3
+	readyWord = "up"
+)
 
 // Main returns at once in an ordinary process. In one that a bed started it
 // plays its role and exits.
@@ -93,7 +96,7 @@ func inner(dir, name string) error {
 		return err
 	}
 	ready := os.NewFile(readyFD, "ready")
-	fmt.Fprintln(ready, "up")
+	fmt.Fprintln(ready, readyWord)
 	ready.Close()
 	for {
 		var status unix.WaitStatus

@@ -109,31 +109,26 @@ func (m *Machine) Boot() error {
 	return nil
 }
 
-// greet reads the first process's number and plugs its cable in, then waits
-// until the rest is ready.
+// greet waits until the machine's two processes say that all is in place, one of
+// them with the number of the first inside, and plugs its cable in.
 func (m *Machine) greet(from *os.File) error {
 	if err := from.SetReadDeadline(time.Now().Add(bootPatience)); err != nil {
 		return err
 	}
 	lines := bufio.NewScanner(from)
-	next := func() (string, error) {
+	for range 2 {
 		if !lines.Scan() {
-			return "", errors.Join(errors.New("it ended before it was up"), lines.Err())
+			return errors.Join(errors.New("it ended before it was up"), lines.Err())
 		}
-		return lines.Text(), nil
+		if lines.Text() == readyWord {
+			continue
+		}
+		var err error
+		if m.pid, err = strconv.Atoi(lines.Text()); err != nil {
+			return err
+		}
 	}
-	line, err := next()
-	if err != nil {
-		return err
-	}
-	if m.pid, err = strconv.Atoi(line); err != nil {
-		return err
-	}
-	if err := m.plug(); err != nil {
-		return err
-	}
-	_, err = next()
-	return err
+	return m.plug()
 }
 
 // plug joins the machine to the bed's bridge.
