@@ -120,6 +120,10 @@ func someReport() *api.Report {
 			},
 			PendingClaims: []string{"10.40.0.1 for netns:1: its owner does not answer"},
 		},
+		Docker: &api.Docker{
+			Host: "unix:///var/run/docker.sock", Containers: 2, DriverName: "weft", DriverSocket: "/run/docker/plugins/weft.sock",
+			ProxyAddresses: []string{"unix:///run/weft/docker.sock"},
+		},
 		Attachments: []api.Attachment{
 			{ID: api.Exposed, Interface: "weft", Addresses: onePrefix},
 			{ID: strings.Repeat("0123456789abcdef", 4), Name: "db", Netns: "/proc/42/ns/net", Interface: "ethwe", MAC: "02:11:22:33:44:66", Addresses: onePrefix},
@@ -210,6 +214,8 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
 		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1",
 		"launch --password short", "lab up --password short", "launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",
+		"launch --docker-api x", "launch --plugin-socket x", "launch --plugin=false --proxy", "launch -H x", "launch -H tcp://0.0.0.0:1", "launch -H tcp://0.0.0.0:1 --tls --tlscert c --tlskey k",
+		"launch --tls", "launch --tlsverify --tlscert c --tlskey k", "launch --hostname-match (", "env x", "config x",
 		"launch --accept-password-file " + empty, "launch --protocol-min 3 --protocol-max 2",
 		"lab up x", "lab up --hosts 0", "lab up --hosts 251", "lab up --topology ring", "lab up --underlay-mtu 10", "lab up --name A",
 		"lab up -- --mtu 10", "lab up -- --bogus", "lab down x", "lab down --name ''", "lab list x", "lab exec", "lab exec h1", "lab exec 1 -- true",

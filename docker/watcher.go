@@ -110,7 +110,9 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 	alive := time.NewTicker(pingEvery)
 	defer alive.Stop()
 	for {
-		drain(t, stream.Messages)
+		// An engine drops events that nobody takes, so they are taken between
+		// questions too.
+		drain(t, stream.Messages, false)
 		id, all, ok := t.Next()
 		switch {
 		case ok && all:
@@ -127,6 +129,7 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 		select {
 		case m := <-stream.Messages:
 			t.Mark(m.Actor.ID)
+			drain(t, stream.Messages, true)
 		case err := <-stream.Err:
 			return fmt.Errorf("events of docker at %s ended: %w", w.client.host, err)
 		case <-alive.C:
@@ -137,21 +140,32 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 	}
 }
 
-// drain marks what events there are without waiting, so that what a flood
-// repeats is asked once.
-func drain(t *track.Tracker, messages <-chan events.Message) {
+const (
+	// settle is how long the events of a flood may be apart.
+	settle = time.Millisecond
+	// maxDrain bounds how long questions wait for events.
+	maxDrain = 1024
+)
+
+// drain marks what events there are and, with settled, those that follow within
+// settle, so that what a flood repeats is asked once.
+func drain(t *track.Tracker, messages <-chan events.Message, settled bool) {
+	wait := time.Duration(0)
+	if settled {
+		wait = settle
+	}
+	quiet := time.NewTimer(wait)
+	defer quiet.Stop()
 	for range maxDrain {
 		select {
 		case m := <-messages:
 			t.Mark(m.Actor.ID)
-		default:
+			quiet.Reset(wait)
+		case <-quiet.C:
 			return
 		}
 	}
 }
-
-// maxDrain bounds how long questions wait for events.
-const maxDrain = 1024
 
 func ping(ctx context.Context, api *client.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)

@@ -31,8 +31,10 @@ type engine struct {
 	drivers     *drivers // nil: there are none
 	names       Names
 	log         *slog.Logger
-	proxies     []string // where the proxy is; constant once run is called
-	share       []string // those of its sockets that users of Docker's may open, likewise
+	// Constant once run is called. proxies are where the proxy is, share those of
+	// its sockets that users of Docker's may open.
+	proxy          *proxy.Proxy // nil: there is none
+	proxies, share []string
 
 	working sync.WaitGroup // goroutines that rejoin containers
 
@@ -97,6 +99,9 @@ func (e *engine) watchGuard(ctx context.Context) {
 // Connected implements docker.Observer.
 func (e *engine) Connected(ctx context.Context, c *client.Client) {
 	e.working.Go(func() { e.passGuard(ctx) })
+	if e.proxy != nil {
+		e.proxy.Reset()
+	}
 	for _, path := range e.share {
 		// The engine may have made its socket after the proxy made this one.
 		if err := proxy.Share(path, e.client.Host()); err != nil {

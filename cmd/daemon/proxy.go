@@ -28,6 +28,7 @@ func (d *daemon) serveProxy(ctx context.Context, g *errgroup.Group) {
 		d.warn("there is no proxy of docker: " + err.Error())
 		return
 	}
+	d.engine.proxy = p
 	for _, addr := range d.config.ProxyListen {
 		l, err := proxy.Listen(addr, d.config.ProxyTLS, c.Host)
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 )
 
 // waitNetwork waits until the engine has the default network.
-func (h *host) waitNetwork(t *testing.T) {
+func (h *host) waitNetwork(t testing.TB) {
 	t.Helper()
 	eventually(t, "the network weft on "+h.Name, func() error {
 		_, err := h.try(t, "docker", "network", "inspect", "weft")

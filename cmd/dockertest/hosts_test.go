@@ -44,7 +44,7 @@ type host struct {
 }
 
 // newMachines makes machines without engines.
-func newMachines(t *testing.T, n int) []*host {
+func newMachines(t testing.TB, n int) []*host {
 	t.Helper()
 	bed, err := machine.New()
 	if err != nil {
@@ -72,7 +72,7 @@ func newMachines(t *testing.T, n int) []*host {
 }
 
 // newHosts makes machines with engines and routers that form a mesh.
-func newHosts(t *testing.T, n int, flags ...string) []*host {
+func newHosts(t testing.TB, n int, flags ...string) []*host {
 	t.Helper()
 	hs := newMachines(t, n)
 	for _, h := range hs {
@@ -86,7 +86,7 @@ func newHosts(t *testing.T, n int, flags ...string) []*host {
 }
 
 // launch starts the router of h, one of hs.
-func (h *host) launch(t *testing.T, hs []*host, flags ...string) {
+func (h *host) launch(t testing.TB, hs []*host, flags ...string) {
 	t.Helper()
 	args := append([]string{"launch", "--ipalloc-init", fmt.Sprintf("consensus=%d", len(hs))}, flags...)
 	if h != hs[0] {
@@ -96,7 +96,7 @@ func (h *host) launch(t *testing.T, hs []*host, flags ...string) {
 }
 
 // startEngine starts an engine that has the image.
-func (h *host) startEngine(t *testing.T, flags ...string) {
+func (h *host) startEngine(t testing.TB, flags ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -112,7 +112,7 @@ func (h *host) startEngine(t *testing.T, flags ...string) {
 	}
 }
 
-func (h *host) showLogs(t *testing.T) {
+func (h *host) showLogs(t testing.TB) {
 	const most = 8 << 10
 	if b, err := os.ReadFile(h.Path("/var/lib/weft/weft.log")); err == nil {
 		t.Logf("router of %s:\n%s", h.Name, b[max(0, len(b)-most):])
@@ -130,7 +130,7 @@ func (h *host) showLogs(t *testing.T) {
 }
 
 // try runs a command in the machine.
-func (h *host) try(t *testing.T, name string, args ...string) (string, error) {
+func (h *host) try(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
@@ -145,7 +145,7 @@ func (h *host) try(t *testing.T, name string, args ...string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-func (h *host) must(t *testing.T, name string, args ...string) string {
+func (h *host) must(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := h.try(t, name, args...)
 	if err != nil {
@@ -154,24 +154,24 @@ func (h *host) must(t *testing.T, name string, args ...string) string {
 	return out
 }
 
-func (h *host) weft(t *testing.T, args ...string) string {
+func (h *host) weft(t testing.TB, args ...string) string {
 	t.Helper()
 	return h.must(t, "weft", args...)
 }
 
-func (h *host) docker(t *testing.T, args ...string) string {
+func (h *host) docker(t testing.TB, args ...string) string {
 	t.Helper()
 	return h.must(t, "docker", args...)
 }
 
 // run starts a container that does nothing, and returns its id.
-func (h *host) run(t *testing.T, args ...string) string {
+func (h *host) run(t testing.TB, args ...string) string {
 	t.Helper()
 	return h.docker(t, append(append([]string{"run", "-d", "--init"}, args...), machine.Image, "sleep", "10000")...)
 }
 
 // refused runs a command that has to fail and returns the one line that it says.
-func (h *host) refused(t *testing.T, name string, args ...string) string {
+func (h *host) refused(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := h.try(t, name, args...)
 	if err == nil {
@@ -181,7 +181,7 @@ func (h *host) refused(t *testing.T, name string, args ...string) string {
 }
 
 // addresses are what an interface of a container has, without link-local ones.
-func (h *host) addresses(t *testing.T, container, iface string) []netip.Prefix {
+func (h *host) addresses(t testing.TB, container, iface string) []netip.Prefix {
 	t.Helper()
 	out, err := h.try(t, "docker", "exec", container, "ip", "addr", "show", "dev", iface)
 	if err != nil {
@@ -201,7 +201,7 @@ func (h *host) addresses(t *testing.T, container, iface string) []netip.Prefix {
 }
 
 // ping pings an address from a container until there is an answer.
-func (h *host) ping(t *testing.T, container, to string) {
+func (h *host) ping(t testing.TB, container, to string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("ping %s from %s on %s", to, container, h.Name), func() error {
 		_, err := h.try(t, "docker", "exec", container, "ping", "-c1", "-W1", to)
@@ -210,7 +210,7 @@ func (h *host) ping(t *testing.T, container, to string) {
 }
 
 // noPing fails if an address answers a container.
-func (h *host) noPing(t *testing.T, container, to string) {
+func (h *host) noPing(t testing.TB, container, to string) {
 	t.Helper()
 	if out, err := h.try(t, "docker", "exec", container, "ping", "-c2", "-W1", to); err == nil {
 		t.Errorf("%s answers %s on %s:\n%s", to, container, h.Name, out)
@@ -218,7 +218,7 @@ func (h *host) noPing(t *testing.T, container, to string) {
 }
 
 // report is what the router of h says of itself.
-func (h *host) report(t *testing.T) api.Report {
+func (h *host) report(t testing.TB) api.Report {
 	t.Helper()
 	var r api.Report
 	if err := json.Unmarshal([]byte(h.weft(t, "report")), &r); err != nil {
@@ -228,13 +228,13 @@ func (h *host) report(t *testing.T) api.Report {
 }
 
 // active is how many addresses are in use on h.
-func (h *host) active(t *testing.T) int {
+func (h *host) active(t testing.TB) int {
 	t.Helper()
 	return h.report(t).IPAM.ActiveIPs
 }
 
 // eventually waits until f returns nil.
-func eventually(t *testing.T, what string, f func() error) {
+func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
 	var err error
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
@@ -246,7 +246,7 @@ func eventually(t *testing.T, what string, f func() error) {
 }
 
 // waitActive waits until n addresses are in use on h.
-func (h *host) waitActive(t *testing.T, n int) {
+func (h *host) waitActive(t testing.TB, n int) {
 	t.Helper()
 	eventually(t, "addresses in use on "+h.Name, func() error {
 		if got := h.active(t); got != n {
@@ -257,7 +257,7 @@ func (h *host) waitActive(t *testing.T, n int) {
 }
 
 // one reads a command's output as one address.
-func one(t *testing.T, out string) string {
+func one(t testing.TB, out string) string {
 	t.Helper()
 	if _, err := netip.ParseAddr(out); err != nil {
 		t.Fatalf("want one address: %v", err)

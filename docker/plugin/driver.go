@@ -97,7 +97,8 @@ type Driver struct {
 	networks  *store.Table[network]
 	endpoints *store.Table[endpoint]
 	leases    map[netip.Addr]lease
-	missed    map[string]time.Time // endpoints and owners of leases that Sweep missed something of since then
+	missed    map[string]time.Time     // endpoints and owners of leases that Sweep missed something of since then
+	leaving   map[string]chan struct{} // endpoints whose ports are being deleted; closed then
 	pools     poolGuard
 }
 
@@ -108,7 +109,7 @@ const (
 
 // New returns a Driver that goes on from what is on disk.
 func New(c Config) *Driver {
-	d := &Driver{addresses: c.Addresses, links: c.Links, log: c.Log, leases: make(map[netip.Addr]lease), missed: make(map[string]time.Time)}
+	d := &Driver{addresses: c.Addresses, links: c.Links, log: c.Log, leases: make(map[netip.Addr]lease), missed: make(map[string]time.Time), leaving: make(map[string]chan struct{})}
 	d.alive, d.end = context.WithCancel(context.Background())
 	var err, err2 error
 	d.networks, err = store.OpenTable[network](c.Store, bucketNetworks)
@@ -262,7 +263,12 @@ func (d *Driver) createEndpoint(ctx context.Context, q createEndpointRequest) (r
 	if err := d.claimForeign(ctx, q.EndpointID, e.Addresses); err != nil {
 		return r, err
 	}
-	if more, ok := q.Options[AddressesOption].(string); ok {
+	d.mu.Lock()
+	before, repeated := d.endpoints.Records[q.EndpointID]
+	d.mu.Unlock()
+	if more, ok := q.Options[AddressesOption].(string); repeated {
+		e.More = before.More
+	} else if ok {
 		if e.More, err = d.leaseMore(ctx, q.EndpointID, more); err != nil {
 			return r, err
 		}
@@ -295,7 +301,10 @@ func (d *Driver) endpointInfo(context.Context, endpointRequest) (infoReply, erro
 	return infoReply{Value: map[string]string{}}, nil
 }
 
-func (d *Driver) join(_ context.Context, q joinRequest) (r joinReply, err error) {
+func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err error) {
+	if err := d.left(ctx, q.EndpointID); err != nil {
+		return r, err
+	}
 	d.mu.Lock()
 	e, known := d.endpoints.Records[q.EndpointID]
 	n := d.networks.Records[q.NetworkID]
@@ -355,11 +364,45 @@ func (d *Driver) Restore(id, path string) {
 // all is every address of an endpoint.
 func (e endpoint) all() []netip.Prefix { return slices.Concat(e.Addresses, e.More) }
 
+// leave has the port deleted, and does not wait for it: the kernel takes tens
+// of milliseconds, in which the engine can go on.
 func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 	if checkID("endpoint", q.EndpointID) != nil {
 		return empty{}, nil // none that ever joined
 	}
-	return empty{}, d.links.Delete(Port(q.EndpointID))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leaving[q.EndpointID] != nil {
+		return empty{}, nil
+	}
+	gone := make(chan struct{})
+	d.leaving[q.EndpointID] = gone
+	d.working.Go(func() {
+		if err := d.links.Delete(Port(q.EndpointID)); err != nil {
+			d.log.Warn("the port of a container that left could not be deleted", "endpoint", q.EndpointID, "error", err)
+		}
+		d.mu.Lock()
+		delete(d.leaving, q.EndpointID)
+		d.mu.Unlock()
+		close(gone)
+	})
+	return empty{}, nil
+}
+
+// left waits until an endpoint that leaves has left.
+func (d *Driver) left(ctx context.Context, id string) error {
+	d.mu.Lock()
+	gone := d.leaving[id]
+	d.mu.Unlock()
+	if gone == nil {
+		return nil
+	}
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("endpoint %.12s: wait until it has left: %w", id, ctx.Err())
+	}
 }
 
 func (d *Driver) deleteEndpoint(ctx context.Context, q endpointRequest) (empty, error) {

@@ -55,7 +55,7 @@ func (d *Driver) Handler() http.Handler {
 // answer reads a Q from the body, calls f and writes what it returns.
 func answer[Q, A any](f func(context.Context, Q) (A, error), log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name := strings.TrimPrefix(r.URL.Path, "/")
+		name, began := strings.TrimPrefix(r.URL.Path, "/"), time.Now()
 		ctx, cancel := context.WithTimeout(r.Context(), patience)
 		defer cancel()
 		var q Q
@@ -75,7 +75,7 @@ func answer[Q, A any](f func(context.Context, Q) (A, error), log *slog.Logger) h
 			log.Warn("docker's request failed", "request", name, "error", err)
 			code, body = http.StatusInternalServerError, map[string]string{"Err": strings.Join(strings.Fields(err.Error()), " ")}
 		} else {
-			log.Debug("docker's request", "request", name)
+			log.Debug("docker's request", "request", name, "took", time.Since(began))
 		}
 		b, err := json.Marshal(body)
 		if err != nil {

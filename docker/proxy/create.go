@@ -19,11 +19,10 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*an
 	if err != nil {
 		return p.ask(ctx, req, body) // the engine says what is wrong with it
 	}
-	api, err := client.New(client.WithHost(p.Host))
+	api, err := p.client()
 	if err != nil {
 		return nil, err
 	}
-	defer api.Close()
 	c, err := readCreation(doc)
 	if err != nil {
 		return p.ask(ctx, req, body)

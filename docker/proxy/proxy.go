@@ -55,6 +55,9 @@ type Proxy struct {
 	addr   string
 	http   http.Client // for requests that are edited
 	making sync.Mutex  // one network is made at a time
+
+	mu     sync.Mutex
+	engine *client.Client // nil until it is needed, and after it failed
 }
 
 // New returns a Proxy of the engine at c.Host, to which it does not connect.
@@ -74,6 +77,32 @@ func New(c Config) (*Proxy, error) {
 	}
 	p.http.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return p, nil
+}
+
+// client returns what the proxy's own questions are asked by. It has agreed on a
+// version with the engine, so it is dropped when the engine may be another.
+func (p *Proxy) client() (*client.Client, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.engine != nil {
+		return p.engine, nil
+	}
+	c, err := client.New(client.WithHost(p.Host), client.WithUserAgent("weft"))
+	if err == nil {
+		p.engine = c
+	}
+	return c, err
+}
+
+// Reset has the next question agree on a version anew. Call it when an engine
+// has started.
+func (p *Proxy) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.engine != nil {
+		p.engine.Close()
+		p.engine = nil
+	}
 }
 
 // dialPatience bounds how long the engine may take to accept.

@@ -29,11 +29,10 @@ func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*ans
 }
 
 func (p *Proxy) rewriteHosts(ctx context.Context, container string) error {
-	api, err := client.New(client.WithHost(p.Host))
+	api, err := p.client()
 	if err != nil {
 		return err
 	}
-	defer api.Close()
 	r, err := api.ContainerInspect(ctx, container, client.ContainerInspectOptions{})
 	if err != nil {
 		return err
