@@ -104,6 +104,7 @@ type daemon struct {
 	exposures   *exposures
 	leases      *leases
 	names       *dns.Service
+	engine      *engine // nil: without Docker
 	warnings    []string
 	end         context.CancelFunc // ends serve; set by it before it serves
 
@@ -167,6 +168,17 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
+	if d.config.DockerHost != "" {
+		log := d.log.With("part", "docker")
+		var ds *drivers
+		if d.config.PluginSocket != "" {
+			ds = newDrivers(d, log)
+		}
+		var err error
+		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, ds, engineNames{d.names, log}, log); err != nil {
+			return err
+		}
+	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -214,6 +226,18 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	})
 	g.Go(func() error { d.sweep(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
+	d.serveProxy(working, g)
+	if d.engine != nil {
+		g.Go(func() error { d.engine.run(working); return nil })
+	}
+	if d.engine != nil && d.engine.drivers != nil {
+		g.Go(func() error {
+			if err := d.engine.drivers.serve(working); err != nil {
+				d.log.Warn("docker has no driver weft", "error", err)
+			}
+			return nil
+		})
+	}
 	stop := context.AfterFunc(ctx, func() {
 		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
 		defer cancel()
@@ -255,6 +279,9 @@ func (d *daemon) sweep(ctx context.Context) {
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
 			d.leases.sweep()
+			if d.engine != nil {
+				d.engine.sweep(ctx, now)
+			}
 		}
 	}
 }
@@ -265,6 +292,7 @@ func Erase(c *Config) error {
 	errs := []error{
 		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
+		netdev.UnpassGuard(context.Background(), c.Bridge),
 	}
 	var files []string
 	for _, f := range []string{storeFile, ipamFile, ipam6File} {
