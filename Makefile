@@ -4,6 +4,7 @@
 # make demo     shows a mesh of three hosts at work on this machine
 # make test-docker  runs the tests with real Docker engines, in machines of namespaces
 # make bench    measures the mesh against other overlays and the bare underlay
+# make bench-docker  measures docker run with and without weft
 # make fuzz     runs each fuzz test for FUZZTIME
 # make site     builds the documentation to site/public
 
@@ -17,7 +18,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-docker build check generate fuzz bench rivals demo site clean race-deps
+.PHONY: test test-docker build check generate fuzz bench bench-docker rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
@@ -71,6 +72,10 @@ demo: build
 # Programs that weft is measured next to; weft itself does not need them.
 rivals:
 	cd internal/testbed/rival/programs && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+
+bench-docker:
+	$(SUDO) .ci/docker-packages
+	$(SUDO) $(GO) test -tags docker -run '^$$' -bench DockerRun -benchtime 1x -timeout 30m ./cmd/dockertest
 
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals
