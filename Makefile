@@ -6,6 +6,7 @@
 # make test-docker  runs the tests with real Docker engines, in machines of namespaces
 # make bench    measures the mesh against other overlays and the bare underlay
 # make bench-dns  measures service discovery against CoreDNS
+# make bench-docker  measures docker run with and without weft
 # make fuzz     runs each fuzz test for FUZZTIME
 # make site     builds the documentation to site/public
 
@@ -19,7 +20,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm test-docker build check generate fuzz bench bench-dns rivals demo site clean race-deps
+.PHONY: test test-vm test-docker build check generate fuzz bench bench-dns bench-docker rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -84,6 +85,10 @@ demo: build
 # Programs that weft is measured next to; weft itself does not need them.
 rivals:
 	cd internal/testbed/rival/programs && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+
+bench-docker:
+	$(SUDO) .ci/docker-packages
+	$(SUDO) $(GO) test -tags docker -run '^$$' -bench DockerRun -benchtime 1x -timeout 30m ./cmd/dockertest
 
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals

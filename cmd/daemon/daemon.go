@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -301,6 +302,13 @@ func Erase(c *Config) error {
 			return fmt.Errorf("remove the state: %w", err)
 		}
 		files = append(files, found...)
+	}
+	for _, s := range append([]string{"unix://" + c.PluginSocket}, c.ProxyListen...) {
+		// What a router that was killed left: Docker would wait for it.
+		path, unix := strings.CutPrefix(s, "unix://")
+		if info, err := os.Lstat(path); unix && err == nil && info.Mode().Type() == os.ModeSocket {
+			files = append(files, path)
+		}
 	}
 	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.Socket) {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -290,3 +290,33 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 	h.docker(t, "rm", "-f", "web")
 	h.waitActive(t, 0)
 }
+
+// Issue 5, item 2: a router that lost its state takes over what the engine has,
+// and weft reset leaves nothing of weft with the engine.
+func TestResetAndLostState(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	h.run(t, "--name", "web", "--net", "weft")
+	at := h.address(t, "web", "weft")
+	h.must(t, "sh", "-c", "pkill -9 -f '[l]aunch --foreground'; while pgrep -f '[l]aunch --foreground' >/dev/null; do sleep 0.05; done; rm -rf /var/lib/weft")
+	h.launch(t, []*host{h})
+	eventually(t, "the container is known", func() error {
+		if ps := h.weft(t, "ps"); !strings.Contains(ps, at) {
+			return fmt.Errorf("there are %q", ps)
+		}
+		return nil
+	})
+	h.waitActive(t, 1)
+	h.run(t, "--name", "other", "--net", "weft")
+	if got := h.address(t, "other", "weft"); got == at {
+		t.Errorf("two containers have %s", got)
+	}
+	h.must(t, "sh", "-c", "docker rm -f web other")
+	h.waitActive(t, 0)
+	h.weft(t, "reset", "--force")
+	left := h.must(t, "sh", "-c", "docker network ls -q --filter driver=weft; ls /run/docker/plugins; ls /run/weft 2>/dev/null; ip -o link | grep -e vethwe -e ' weft:'; iptables -S | grep weft || true")
+	if left != "" {
+		t.Errorf("after reset there are\n%s", left)
+	}
+}
