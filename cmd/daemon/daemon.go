@@ -165,6 +165,8 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.names = parts.Names
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
+	d.attachments.restoreNames()
+	d.exposures.restoreNames()
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
