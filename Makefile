@@ -1,5 +1,6 @@
 # make          runs the tests
-# make build    makes bin/weft, one static program
+# make build    makes bin/weft, one static program, and bin/weft-cni, the CNI plugin
+# make test-vm  runs tests on another kernel, in a virtual machine
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
 # make bench    measures the mesh against other overlays and the bare underlay
@@ -17,10 +18,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test build check generate fuzz bench bench-dns rivals demo site clean race-deps
+.PHONY: test test-vm build check generate fuzz bench bench-dns rivals demo site clean race-deps
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/weft ./prog/weft
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
 
 # The race detector needs a C compiler, and nothing else here does.
 race-deps:
@@ -37,6 +38,17 @@ test: race-deps
 	$(SUDO) $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -vxF $(PURE:%=-e %))
 	$(SUDO) $(GO) test $(PURE)
 
+# The tests that ask something of the kernel, on Debian's instead of this machine's.
+# Those of SKIP need Go there too.
+PKG    ?= ./cmd ./router ./router/fastdp ./router/tap ./router/udp ./internal/netdev ./internal/testbed
+RUN    ?= .
+SKIP   ?= TestImport|TestPackageComment|TestFullLinksDelayNoControl|TestMemoryOfTenFullLinks
+KERNEL ?= cloud-amd64
+
+test-vm:
+	vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
+	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm" -run '$(value RUN)' -skip '$(value SKIP)' $(PKG)
+
 check:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	  [ -z "$$unformatted" ] || { echo "make check: gofmt would change: $$unformatted" >&2; exit 1; }
@@ -49,7 +61,7 @@ check:
 	@rm -f site/pages/commands.md.new
 	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
 	GO=$(GO) .ci/generated
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated .ci/vm/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
 	$(GO) generate ./router/fastdp

@@ -13,12 +13,19 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/weft-net/weft/cni"
 	"github.com/weft-net/weft/internal/api"
 )
 
 // TestMain makes the test binary be weft when a test starts it as such, so
 // that labs run the code under test.
 func TestMain(m *testing.M) {
+	if plugin := filepath.Base(os.Args[0]); strings.HasPrefix(plugin, "weft-") {
+		skel.PluginMainFuncs(cni.Verbs(plugin), cni.Versions, "weft CNI plugin")
+		return
+	}
 	if os.Getenv(beWeft) != "" {
 		os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
@@ -74,6 +81,16 @@ func (f *fakeBackend) Expose(_ context.Context, r api.ExposeRequest) ([]netip.Pr
 func (f *fakeBackend) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Prefix, error) {
 	return nil, f.note(r)
 }
+
+func (f *fakeBackend) Lease(_ context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
+	return api.LeaseReply{Addresses: onePrefix}, f.err
+}
+
+func (f *fakeBackend) Release(context.Context, api.LeaseRequest) ([]netip.Prefix, error) {
+	return onePrefix, f.err
+}
+
+func (f *fakeBackend) Leases(context.Context) ([]api.Lease, error) { return nil, f.err }
 
 func (f *fakeBackend) AddName(_ context.Context, r api.NameRequest) error { return f.note(r) }
 
@@ -232,7 +249,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"launch --ipalloc-range 10.0.0.0/31", "launch --ipalloc-range '' --ipalloc-default-subnet 10.0.0.0/24",
 		"launch --ipalloc-default-subnet 192.168.0.0/24", "launch --ipalloc-range6 10.0.0.0/8", "launch --ipalloc-init x",
 		"launch --ipalloc-init consensus=0", "launch --ipalloc-init consensus=x", "launch --ipalloc-init seed", "launch --ipalloc-init seed=x",
-		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --log-level loud",
+		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --no-express-to h2", "launch --log-level loud",
 		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
 		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1",
 		"launch --password short", "lab up --password short", "launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",

@@ -29,6 +29,8 @@ type host struct {
 	mesh       *mesh.Mesh
 	router     *router.Router
 	allocators []*allocator
+	store      *store.Store
+	shortID    uint16 // as stored; RoutesChanged only
 	names      *dns.Service
 }
 
@@ -47,11 +49,14 @@ var (
 )
 
 // Default is the Assemble of the program.
-func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ *Parts, err error) {
-	h := &host{config: c, log: log}
+func Default(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (_ *Parts, err error) {
+	h := &host{config: c, log: log, store: st}
+	if h.shortID, err = loadShortID(st); err != nil {
+		return nil, err
+	}
 	m, err := mesh.New(mesh.Config{
 		Identity: id, Nickname: c.NickName, Host: c.Host, Port: uint16(c.Port), Passwords: c.Passwords,
-		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr,
+		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr, ShortID: h.shortID,
 		ProtocolMin: uint8(c.ProtocolMin), ProtocolMax: uint8(c.ProtocolMax), Log: log.With("part", "mesh"),
 	})
 	if err != nil {
@@ -71,7 +76,7 @@ func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ 
 		Host: at, Port: int(m.Port()), Bridge: c.Bridge, TAP: netdev.TAPName, MTU: c.MTU, Log: log.With("part", "router"),
 		NoTAPOffload: c.NoTAPOffload, NoUDPOffload: c.NoUDPOffload,
 		Fast: &router.FastConfig{
-			PinDir: c.pinDir(), Port: int(m.Port()) + 1, Off: c.NoFastdp, NoExpress: c.NoExpress,
+			PinDir: c.pinDir(), Port: int(m.Port()) + 1, TunnelPort: int(m.Port()) + 2, Off: c.NoFastdp, NoExpress: c.NoExpress, NoExpressTo: c.NoExpressTo,
 			Encrypt: len(c.Passwords) > 0, Trusted: c.TrustedSubnets,
 		},
 	}, control{m})
@@ -198,7 +203,7 @@ func (h *host) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return h.router.Run(ctx) })
 	g.Go(func() error { return h.names.Run(ctx) })
-	g.Go(func() error { return h.mesh.Run(ctx, observer{h.router, h.names}) })
+	g.Go(func() error { return h.mesh.Run(ctx, observer{h}) })
 	return g.Wait()
 }
 
@@ -315,15 +320,21 @@ func (a addresses) Peers() []peer.Name                  { return a.mesh.View().P
 func (a addresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
 
 // observer tells the router and the names what the mesh sees.
-type observer struct {
-	router *router.Router
-	names  *dns.Service
-}
+type observer struct{ *host }
 
 func (o observer) NeighbourUp(n mesh.Neighbour) {
 	o.router.NeighbourUp(router.Neighbour{Name: n.Name, Addr: n.Addr, Secret: n.Secret, Dialled: n.Dialled})
 }
 func (o observer) NeighbourDown(n peer.Name)              { o.router.NeighbourDown(n) }
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
-func (o observer) RoutesChanged(r *topology.Routes)       { o.router.SetRoutes(r) }
 func (o observer) ViewChanged(v *mesh.View)               { o.names.PeersChanged(v.Keys()) }
+
+func (o observer) RoutesChanged(r *topology.Routes) {
+	o.router.SetRoutes(r)
+	if id := r.ShortIDs[o.mesh.Self()]; id != 0 && id != o.shortID {
+		o.shortID = id
+		if err := saveShortID(o.store, id); err != nil {
+			o.log.Warn("the next start may choose another", "err", err)
+		}
+	}
+}

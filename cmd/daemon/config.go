@@ -13,11 +13,12 @@ import (
 	"path/filepath"
 
 	"github.com/weft-net/weft/dns"
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
 // DefaultStateDir is where a router keeps its state unless told otherwise.
-const DefaultStateDir = "/var/lib/weft"
+const DefaultStateDir = api.DefaultStateDir
 
 // Config is what a router is launched with. The command line has checked it.
 type Config struct {
@@ -49,6 +50,7 @@ type Config struct {
 	// NoFastdp has all frames go by sleeve; NoExpress has those of the fast
 	// datapath cross the bridge.
 	NoFastdp, NoExpress bool
+	NoExpressTo         []netip.Prefix // peers there have no express path
 	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
 

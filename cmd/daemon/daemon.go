@@ -102,6 +102,7 @@ type daemon struct {
 	targets     *targets
 	attachments *attachments
 	exposures   *exposures
+	leases      *leases
 	names       *dns.Service
 	warnings    []string
 	end         context.CancelFunc // ends serve; set by it before it serves
@@ -165,6 +166,7 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.names = parts.Names
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
+	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
 	d.attachments.restoreNames()
 	d.exposures.restoreNames()
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
@@ -254,6 +256,7 @@ func (d *daemon) sweep(ctx context.Context) {
 		case now := <-tick.C:
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
+			d.leases.sweep()
 		}
 	}
 }

@@ -74,6 +74,16 @@ func (f *fakeAddresses) Lookup(owner string) []netip.Prefix {
 	return ps
 }
 
+func (f *fakeAddresses) Idents() map[string][]netip.Prefix {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make(map[string][]netip.Prefix)
+	for a, o := range f.given {
+		all[o] = append(all[o], netip.PrefixFrom(a, f.universe.Bits()))
+	}
+	return all
+}
+
 func (f *fakeAddresses) Release(owner string, a netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -51,6 +51,8 @@ type Addresses interface {
 	Claim(ctx context.Context, owner string, addr netip.Prefix) error
 	// Lookup returns what owner has.
 	Lookup(owner string) []netip.Prefix
+	// Idents returns all owners that have addresses on this host, and which.
+	Idents() map[string][]netip.Prefix
 	// Release takes an address from owner; it does not wait. An address that
 	// owner does not have is no error.
 	Release(owner string, addr netip.Addr) error

@@ -9,6 +9,9 @@
 //	GET  /ps                []Attachment
 //	POST /attach, /detach   AttachRequest -> AddressReply
 //	POST /expose, /hide     ExposeRequest -> AddressReply
+//	POST /lease             LeaseRequest -> LeaseReply
+//	POST /release           LeaseRequest -> AddressReply
+//	GET  /leases            []Lease
 //	POST /dns-add           NameRequest -> Empty
 //	POST /dns-remove        NameRequest -> Empty
 //	POST /dns-lookup        LookupRequest -> LookupReply
@@ -49,6 +52,10 @@ type Backend interface {
 	Detach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error)
 	Expose(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
 	Hide(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
+	Lease(ctx context.Context, r LeaseRequest) (LeaseReply, error)
+	// Release takes all that an owner has.
+	Release(ctx context.Context, r LeaseRequest) ([]netip.Prefix, error)
+	Leases(ctx context.Context) ([]Lease, error)
 	AddName(ctx context.Context, r NameRequest) error
 	RemoveName(ctx context.Context, r NameRequest) error
 	LookupName(ctx context.Context, r LookupRequest) ([]string, error)

@@ -82,6 +82,7 @@ type Peer struct {
 	Name        string
 	NickName    string
 	Version     uint64 // of its entry in the topology
+	ShortID     uint16 // what it is called in VNIs of the fast datapath, 0 for none
 	Connections []PeerConnection
 }
 

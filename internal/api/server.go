@@ -42,6 +42,12 @@ func Handler(b Backend, metrics http.Handler) http.Handler {
 		found, err := b.LookupName(ctx, r)
 		return LookupReply{Found: found}, err
 	}))
+	mux.Handle("POST /lease", post(b.Lease))
+	mux.Handle("POST /release", addresses(b.Release))
+	mux.HandleFunc("GET /leases", func(w http.ResponseWriter, r *http.Request) {
+		list, err := b.Leases(r.Context())
+		reply(w, list, err)
+	})
 	mux.Handle("POST /connect", post(func(ctx context.Context, r PeersRequest) (Empty, error) {
 		return Empty{}, b.Connect(ctx, r)
 	}))

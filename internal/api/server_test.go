@@ -58,6 +58,18 @@ func (e echo) Hide(_ context.Context, r ExposeRequest) ([]netip.Prefix, error) {
 	return prefixes(r.Addresses), e.err
 }
 
+func (e echo) Lease(_ context.Context, r LeaseRequest) (LeaseReply, error) {
+	return LeaseReply{Addresses: prefixes(r.Addresses), Bridge: r.Owner, MTU: 1376}, e.err
+}
+
+func (e echo) Release(_ context.Context, r LeaseRequest) ([]netip.Prefix, error) {
+	return prefixes(r.Addresses), e.err
+}
+
+func (e echo) Leases(context.Context) ([]Lease, error) {
+	return []Lease{{Owner: "cni:a", Addresses: []netip.Prefix{netip.MustParsePrefix("10.32.0.1/12")}}}, e.err
+}
+
 func (e echo) Connect(context.Context, PeersRequest) error { return e.err }
 
 func (e echo) Forget(context.Context, PeersRequest) error { return e.err }
