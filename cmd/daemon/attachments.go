@@ -297,7 +297,6 @@ func (as *attachments) owners() []string {
 // restore brings containers, records and allocators in line after a start.
 // What can not be done is logged, and tried again by sweep where that helps.
 func (as *attachments) restore(ctx context.Context) {
-	as.restoreNames()
 	for _, owner := range as.owners() {
 		if err := as.restoreOne(ctx, owner); err != nil {
 			as.log.Warn("an attached container could not be restored", "owner", owner, "error", err)

@@ -180,6 +180,8 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 			return err
 		}
 	}
+	d.attachments.restoreNames()
+	d.exposures.restoreNames()
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err

@@ -166,11 +166,6 @@ func (es *exposures) restore(ctx context.Context) {
 	defer es.mu.Unlock()
 	es.show()
 	for _, e := range es.all() {
-		for _, name := range es.tab.Records[e.Addr.String()].Names {
-			if err := es.names.Add(api.Exposed, name, e.Addr.Addr()); err != nil {
-				es.log.Warn("a name of the host could not be restored", "error", err)
-			}
-		}
 		if err := es.apply(e); err != nil {
 			es.log.Warn("an exposed address could not be restored", "address", e.Addr, "error", err)
 		}

@@ -70,7 +70,7 @@ func TestNamesOfAContainer(t *testing.T) {
 	const want = "web=192.0.2.9"
 	wantKnown(t, b, "dns-remove and detach", want)
 	b.restart()
-	b.on(t, func() error { b.as.restore(t.Context()); return nil })
+	b.on(t, func() error { b.as.restoreNames(); return nil })
 	wantKnown(t, b, "after a restart", want)
 	b.detach(t)
 	wantKnown(t, b, "detached", "")
@@ -181,7 +181,7 @@ func TestNamesOfTheHost(t *testing.T) {
 	wantKnown(t, b, "exposed", "gw=192.168.5.1 gw=192.168.6.1")
 	b.restart()
 	es = open()
-	b.on(t, func() error { es.restore(t.Context()); return nil })
+	b.on(t, func() error { es.restoreNames(); return nil })
 	wantKnown(t, b, "after a restart", "gw=192.168.5.1 gw=192.168.6.1")
 	b.on(t, func() error {
 		_, err := es.hide(api.ExposeRequest{Addresses: parse(t, "192.168.5.1/24")})
