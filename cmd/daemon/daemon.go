@@ -204,6 +204,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	defer end()
 	d.end = end
 	g, working := errgroup.WithContext(working)
+	d.serveProxy(working, g)
 	metrics := metricsHandler(func() *api.Report { return d.report() })
 	var status net.Listener
 	if d.config.StatusAddr != "" {
@@ -223,7 +224,6 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		return nil
 	})
 	g.Go(func() error { d.sweep(working); return nil })
-	d.serveProxy(working, g)
 	if d.engine != nil {
 		g.Go(func() error { d.engine.run(working); return nil })
 	}
