@@ -259,9 +259,6 @@ func (d *daemon) sweep(ctx context.Context) {
 		case now := <-tick.C:
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
-			if d.engine != nil {
-				d.engine.sweep(ctx, now)
-			}
 		}
 	}
 }
