@@ -104,6 +104,9 @@ func (f *dockerFlags) checkProxy(c *daemon.Config) error {
 			return fmt.Errorf("-H %w", err)
 		}
 	}
+	if err := c.ProxyTLS.Check(); err != nil {
+		return err
+	}
 	match, err := regexp.Compile(f.hostnameMatch)
 	if err != nil {
 		return fmt.Errorf("--hostname-match: %w", err)

@@ -34,8 +34,6 @@ type Container struct {
 	Hostname    string
 	Domainname  string
 	HostsPath   string // of its /etc/hosts, on the host
-	Env         []string
-	Labels      map[string]string
 	Endpoints   []Endpoint
 }
 
@@ -128,7 +126,6 @@ func fromInspect(r *container.InspectResponse) *Container {
 	}
 	if r.Config != nil {
 		c.Hostname, c.Domainname = r.Config.Hostname, r.Config.Domainname
-		c.Env, c.Labels = r.Config.Env, r.Config.Labels
 	}
 	if r.NetworkSettings == nil {
 		return c

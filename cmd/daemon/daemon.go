@@ -23,7 +23,9 @@ import (
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/wireguard"
 )
 
 const (
@@ -209,6 +211,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	defer end()
 	d.end = end
 	g, working := errgroup.WithContext(working)
+	d.serveProxy(working, g)
 	metrics := metricsHandler(func() *api.Report { return d.report() })
 	var status net.Listener
 	if d.config.StatusAddr != "" {
@@ -229,7 +232,6 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	})
 	g.Go(func() error { d.sweep(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
-	d.serveProxy(working, g)
 	if d.engine != nil {
 		g.Go(func() error { d.engine.run(working); return nil })
 	}
@@ -282,9 +284,6 @@ func (d *daemon) sweep(ctx context.Context) {
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
 			d.leases.sweep()
-			if d.engine != nil {
-				d.engine.sweep(ctx, now)
-			}
 		}
 	}
 }
@@ -294,6 +293,7 @@ func (d *daemon) sweep(ctx context.Context) {
 func Erase(c *Config) error {
 	errs := []error{
 		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
+		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: fast.TunnelPrefix}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
 		netdev.UnpassGuard(context.Background(), c.Bridge),
 	}

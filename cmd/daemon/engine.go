@@ -60,7 +60,7 @@ func newEngine(host string, as *attachments, ds *drivers, names engineNames, log
 
 // run follows Docker until ctx ends.
 func (e *engine) run(ctx context.Context) {
-	e.working.Go(func() { e.watchGuard(ctx) })
+	e.working.Go(func() { e.tend(ctx) })
 	e.watcher.Run(ctx)
 	if e.drivers != nil {
 		e.drivers.Close() // which ends what some of the working wait for
@@ -83,15 +83,21 @@ func (e *engine) passGuard(ctx context.Context) {
 	}
 }
 
-func (e *engine) watchGuard(ctx context.Context) {
-	tick := time.NewTicker(guardEvery)
+// tend does what has to be done every now and then, until ctx ends.
+func (e *engine) tend(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	guarded := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-			e.passGuard(ctx)
+		case now := <-tick.C:
+			e.sweep(ctx, now)
+			if now.Sub(guarded) >= guardEvery {
+				e.passGuard(ctx)
+				guarded = now
+			}
 		}
 	}
 }
@@ -123,12 +129,6 @@ func (e *engine) Connected(ctx context.Context, c *client.Client) {
 
 // Running implements docker.Observer.
 func (e *engine) Running(ctx context.Context, c *docker.Container) {
-	if e.drivers != nil {
-		e.working.Go(func() {
-			e.drivers.adoptEndpoints(ctx, c)
-			e.introduceEndpoints(c)
-		})
-	}
 	e.mu.Lock()
 	e.running[c.ID] = c
 	_, attached := e.attachments.get(c.ID)
@@ -139,9 +139,15 @@ func (e *engine) Running(ctx context.Context, c *docker.Container) {
 	if attached {
 		e.working.Go(func() { e.rejoin(ctx, c) })
 	}
+	if e.drivers != nil {
+		e.working.Go(func() {
+			e.drivers.adoptEndpoints(ctx, c)
+			e.introduceEndpoints(c)
+		})
+	}
 }
 
-// rejoin gives a container back what it had. What fails is tried again by retry
+// rejoin gives a container back what it had. What fails is tried again by sweep
 // for as long as it runs.
 func (e *engine) rejoin(ctx context.Context, c *docker.Container) {
 	ctx, cancel := context.WithTimeout(ctx, allocatePatience)

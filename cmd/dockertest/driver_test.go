@@ -51,7 +51,20 @@ func TestDefaultNetwork(t *testing.T) {
 	if routes := a.docker(t, "exec", "web", "ip", "route"); !strings.Contains(routes, "224.0.0.0/4 dev ethwe0") || strings.Contains(routes, "default via 10.32") {
 		t.Errorf("routes: %s", routes)
 	}
-	a.docker(t, "rm", "-f", "web")
+	// Published ports go by docker_gwbridge as well.
+	a.docker(t, "run", "-d", "--name", "site", "--net", "weft", "-p", "8080:80", "weft-test/busybox", "httpd", "-f", "-p", "80")
+	eventually(t, "a published port answers", func() error {
+		_, err := b.try(t, "curl", "-s", "-m2", "-o", "/dev/null", "http://"+a.Addr.String()+":8080/")
+		return err
+	})
+	// A container that runs can come and go.
+	b.run(t, "--name", "late")
+	b.docker(t, "network", "connect", "--ip", "10.40.0.9", "weft", "late")
+	a.ping(t, "web", "10.40.0.9")
+	b.docker(t, "network", "disconnect", "weft", "late")
+	a.noPing(t, "web", "10.40.0.9")
+	b.docker(t, "rm", "-f", "late")
+	a.docker(t, "rm", "-f", "web", "site")
 	a.waitActive(t, 0)
 	a.weft(t, "stop")
 	if out := a.docker(t, "network", "ls", "--format", "{{.Name}}"); slices.Contains(strings.Fields(out), "weft") {
@@ -139,6 +152,26 @@ func TestNetworksOfUsers(t *testing.T) {
 	a.docker(t, "network", "rm", "aux")
 	a.waitActive(t, 0)
 	b.waitActive(t, 0)
+}
+
+// IPv6 beside IPv4, where the mesh has a range of it.
+func TestNetworkWithIPv6(t *testing.T) {
+	t.Parallel()
+	hs := newHosts(t, 2, "--ipalloc-range6", "fd00:77::/64")
+	for _, h := range hs {
+		h.docker(t, "network", "create", "--driver", "weft", "--ipam-driver", "weft", "--ipv6", "--subnet", "10.40.6.0/24", "--subnet", "fd00:77::/64", "six")
+		h.run(t, "--name", "box", "--net", "six")
+	}
+	has := strs(hs[0].addresses(t, "box", "ethwe0"))
+	if len(has) != 2 || !strings.HasPrefix(has[0], "10.40.6.") || !strings.HasPrefix(has[1], "fd00:77:") {
+		t.Fatalf("the container has %v", has)
+	}
+	six, _, _ := strings.Cut(has[1], "/")
+	hs[1].ping(t, "box", six)
+	for _, h := range hs {
+		h.docker(t, "rm", "-f", "box")
+		h.waitActive(t, 0)
+	}
 }
 
 // Issue 5, item 2: survives restarts of the engine and of the router, in either

@@ -86,8 +86,7 @@ type Driver struct {
 	links     Links
 	log       *slog.Logger
 
-	// working are goroutines that add what endpoints have more; they end with
-	// alive.
+	// working are goroutines that requests have started; they end with alive.
 	working sync.WaitGroup
 	alive   context.Context
 	end     context.CancelFunc
@@ -100,6 +99,7 @@ type Driver struct {
 	missed    map[string]time.Time     // endpoints and owners of leases that Sweep missed something of since then
 	leaving   map[string]chan struct{} // endpoints whose ports are being deleted; closed then
 	pools     poolGuard
+	closed    bool // nothing is started beside a request any more
 }
 
 const (
@@ -121,10 +121,26 @@ func New(c Config) *Driver {
 	return d
 }
 
-// Close ends what the Driver does besides answering.
+// Close ends what the Driver does besides answering. Requests that come after
+// it do all that they do before they are answered.
 func (d *Driver) Close() {
 	d.end()
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
 	d.working.Wait()
+}
+
+// beside runs f beside the request that it belongs to.
+func (d *Driver) beside(f func()) {
+	d.mu.Lock()
+	if !d.closed {
+		defer d.mu.Unlock()
+		d.working.Go(f)
+		return
+	}
+	d.mu.Unlock()
+	f()
 }
 
 // userOptions are the options of a network that the user gave by --opt.
@@ -324,7 +340,7 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 		return r, err
 	}
 	if len(e.More) > 0 {
-		d.working.Go(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, patience) })
+		d.beside(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, patience) })
 	}
 	r.InterfaceName = interfaceName{SrcName: inside(q.EndpointID), DstPrefix: netdev.IfaceName}
 	if n.Gateway.IsValid() {
@@ -371,13 +387,16 @@ func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 		return empty{}, nil // none that ever joined
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.leaving[q.EndpointID] != nil {
+	leaves := d.leaving[q.EndpointID] != nil
+	gone := make(chan struct{})
+	if !leaves {
+		d.leaving[q.EndpointID] = gone
+	}
+	d.mu.Unlock()
+	if leaves {
 		return empty{}, nil
 	}
-	gone := make(chan struct{})
-	d.leaving[q.EndpointID] = gone
-	d.working.Go(func() {
+	d.beside(func() {
 		if err := d.links.Delete(Port(q.EndpointID)); err != nil {
 			d.log.Warn("the port of a container that left could not be deleted", "endpoint", q.EndpointID, "error", err)
 		}

@@ -103,6 +103,15 @@ func Share(path, host string) error {
 	)
 }
 
+// Check tells what is wrong with the files, or returns nil.
+func (t TLS) Check() error {
+	if t.Cert == "" {
+		return nil
+	}
+	_, err := t.config()
+	return err
+}
+
 func (t TLS) config() (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
 	if err != nil {

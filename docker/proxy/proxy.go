@@ -124,20 +124,33 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	var clients sync.WaitGroup
 	defer clients.Wait()
-	for {
+	for wait := firstWait; ; {
 		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if te, ok := errors.AsType[net.Error](err); ok && te.Timeout() {
-				continue
-			}
+		switch {
+		case err == nil:
+			wait = firstWait
+			clients.Go(func() { p.serveConn(ctx, c.(halfCloser)) })
+			continue
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("docker's proxy on %s: %w", l.Addr(), err)
 		}
-		clients.Go(func() { p.serveConn(ctx, c.(halfCloser)) })
+		// Such as too many open files: that passes.
+		p.log.Warn("docker's proxy could not take a client", "address", l.Addr(), "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, lastWait)
 	}
 }
+
+// How long Serve waits after it could not accept, at first and at last.
+const (
+	firstWait = 5 * time.Millisecond
+	lastWait  = time.Second
+)
 
 // version is the beginning of the path of a request that says which version of
 // the API it means.
