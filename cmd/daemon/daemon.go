@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -104,6 +105,7 @@ type daemon struct {
 	exposures   *exposures
 	leases      *leases
 	names       *dns.Service
+	engine      *engine // nil: without Docker
 	warnings    []string
 	end         context.CancelFunc // ends serve; set by it before it serves
 
@@ -169,6 +171,17 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
 	d.attachments.restoreNames()
 	d.exposures.restoreNames()
+	if d.config.DockerHost != "" {
+		log := d.log.With("part", "docker")
+		var ds *drivers
+		if d.config.PluginSocket != "" {
+			ds = newDrivers(d, log)
+		}
+		var err error
+		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, ds, engineNames{d.names, log}, log); err != nil {
+			return err
+		}
+	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -216,6 +229,18 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	})
 	g.Go(func() error { d.sweep(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
+	d.serveProxy(working, g)
+	if d.engine != nil {
+		g.Go(func() error { d.engine.run(working); return nil })
+	}
+	if d.engine != nil && d.engine.drivers != nil {
+		g.Go(func() error {
+			if err := d.engine.drivers.serve(working); err != nil {
+				d.log.Warn("docker has no driver weft", "error", err)
+			}
+			return nil
+		})
+	}
 	stop := context.AfterFunc(ctx, func() {
 		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
 		defer cancel()
@@ -257,6 +282,9 @@ func (d *daemon) sweep(ctx context.Context) {
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
 			d.leases.sweep()
+			if d.engine != nil {
+				d.engine.sweep(ctx, now)
+			}
 		}
 	}
 }
@@ -267,6 +295,7 @@ func Erase(c *Config) error {
 	errs := []error{
 		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
+		netdev.UnpassGuard(context.Background(), c.Bridge),
 	}
 	var files []string
 	for _, f := range []string{storeFile, ipamFile, ipam6File} {
@@ -275,6 +304,13 @@ func Erase(c *Config) error {
 			return fmt.Errorf("remove the state: %w", err)
 		}
 		files = append(files, found...)
+	}
+	for _, s := range append([]string{"unix://" + c.PluginSocket}, c.ProxyListen...) {
+		// What a router that was killed left: Docker would wait for it.
+		path, unix := strings.CutPrefix(s, "unix://")
+		if info, err := os.Lstat(path); unix && err == nil && info.Mode().Type() == os.ModeSocket {
+			files = append(files, path)
+		}
 	}
 	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.Socket) {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -123,7 +123,7 @@ func (es *exposures) restoreNames() {
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	for _, e := range es.all() {
-		for _, name := range es.tab.records[e.Addr.String()].Names {
+		for _, name := range es.tab.Records[e.Addr.String()].Names {
 			if err := es.names.Add(api.Exposed, name, e.Addr.Addr()); err != nil {
 				es.log.Warn("a name of the host could not be restored", "error", err)
 			}

@@ -25,9 +25,16 @@ func (b *bench) known() string {
 func (b *bench) attachAs(t *testing.T, hostname string, addrs ...string) {
 	t.Helper()
 	b.on(t, func() error {
-		_, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Addresses: parse(t, addrs...), Hostname: hostname})
-		return err
+		return b.attachNamed(t, hostname, addrs...)
 	})
+}
+
+func (b *bench) attachNamed(t *testing.T, hostname string, addrs ...string) error {
+	p, err := placeOf(b.box)
+	if err == nil {
+		_, err = b.as.attach(t.Context(), p, api.AttachRequest{Addresses: parse(t, addrs...), Hostname: hostname})
+	}
+	return err
 }
 
 func wantKnown(t *testing.T, b *bench, when, want string) {
@@ -74,7 +81,7 @@ func TestNamesThatCanNotBe(t *testing.T) {
 	b := newBench(t)
 	for _, name := range []string{"web.example.com", "a..b", "weft.internal"} {
 		b.on(t, func() error {
-			if _, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Hostname: name}); api.ClassOf(err) != api.Usage {
+			if err := b.attachNamed(t, name); api.ClassOf(err) != api.Usage {
 				t.Errorf("attach as %s: %v", name, err)
 			}
 			return nil
@@ -98,7 +105,7 @@ func TestNamesThatCanNotBe(t *testing.T) {
 	before := b.known()
 	b.addresses.fail = fmt.Errorf("no space")
 	b.on(t, func() error {
-		if _, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Addresses: parse(t, "10.32.9.9/16"), Hostname: "other"}); err == nil {
+		if err := b.attachNamed(t, "other", "10.32.9.9/16"); err == nil {
 			t.Error("attached without space")
 		}
 		return nil
@@ -181,4 +188,12 @@ func TestNamesOfTheHost(t *testing.T) {
 		return err
 	})
 	wantKnown(t, b, "one hidden", "gw=192.168.6.1")
+	b.on(t, func() error { return netdev.DeleteBridge(netdev.BridgeName) })
+	b.on(t, func() error {
+		if _, err := es.expose(t.Context(), api.ExposeRequest{Addresses: parse(t, "192.168.7.1/24"), Hostname: "gw"}); err == nil {
+			t.Error("exposed without a bridge")
+		}
+		return nil
+	})
+	wantKnown(t, b, "after one that failed", "gw=192.168.6.1")
 }
