@@ -171,6 +171,8 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
+	d.attachments.restoreNames()
+	d.exposures.restoreNames()
 	if d.config.DockerHost != "" {
 		log := d.log.With("part", "docker")
 		var ds *drivers
@@ -182,8 +184,6 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 			return err
 		}
 	}
-	d.attachments.restoreNames()
-	d.exposures.restoreNames()
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err

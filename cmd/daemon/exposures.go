@@ -92,7 +92,7 @@ func (es *exposures) expose(ctx context.Context, r api.ExposeRequest) (got []net
 	return got, nil
 }
 
-func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) error {
+func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (err error) {
 	before, had := es.tab.Records[p.String()]
 	now := exposure{Masquerade: masquerade, Names: before.Names}
 	if fqdn != "" {
@@ -101,12 +101,17 @@ func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) err
 		}
 		if !slices.Contains(now.Names, fqdn) {
 			now.Names = append(slices.Clone(now.Names), fqdn)
+			defer func() {
+				if err != nil {
+					_, _ = es.names.Remove(api.Exposed, fqdn, p.Addr())
+				}
+			}()
 		}
 	}
 	if err := es.tab.Put(p.String(), now); err != nil {
 		return err
 	}
-	err := es.apply(netdev.Exposure{Addr: p, Masquerade: masquerade})
+	err = es.apply(netdev.Exposure{Addr: p, Masquerade: masquerade})
 	if err == nil {
 		return nil
 	}

@@ -188,4 +188,12 @@ func TestNamesOfTheHost(t *testing.T) {
 		return err
 	})
 	wantKnown(t, b, "one hidden", "gw=192.168.6.1")
+	b.on(t, func() error { return netdev.DeleteBridge(netdev.BridgeName) })
+	b.on(t, func() error {
+		if _, err := es.expose(t.Context(), api.ExposeRequest{Addresses: parse(t, "192.168.7.1/24"), Hostname: "gw"}); err == nil {
+			t.Error("exposed without a bridge")
+		}
+		return nil
+	})
+	wantKnown(t, b, "after one that failed", "gw=192.168.6.1")
 }
