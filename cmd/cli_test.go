@@ -13,12 +13,19 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/weft-net/weft/cni"
 	"github.com/weft-net/weft/internal/api"
 )
 
 // TestMain makes the test binary be weft when a test starts it as such, so
 // that labs run the code under test.
 func TestMain(m *testing.M) {
+	if plugin := filepath.Base(os.Args[0]); strings.HasPrefix(plugin, "weft-") {
+		skel.PluginMainFuncs(cni.Verbs(plugin), cni.Versions, "weft CNI plugin")
+		return
+	}
 	if os.Getenv(beWeft) != "" {
 		os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
@@ -75,6 +82,24 @@ func (f *fakeBackend) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Pref
 	return nil, f.note(r)
 }
 
+func (f *fakeBackend) Lease(_ context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
+	return api.LeaseReply{Addresses: onePrefix}, f.err
+}
+
+func (f *fakeBackend) Release(context.Context, api.LeaseRequest) ([]netip.Prefix, error) {
+	return onePrefix, f.err
+}
+
+func (f *fakeBackend) Leases(context.Context) ([]api.Lease, error) { return nil, f.err }
+
+func (f *fakeBackend) AddName(_ context.Context, r api.NameRequest) error { return f.note(r) }
+
+func (f *fakeBackend) RemoveName(_ context.Context, r api.NameRequest) error { return f.note(r) }
+
+func (f *fakeBackend) LookupName(_ context.Context, r api.LookupRequest) ([]string, error) {
+	return []string{"10.32.0.1", "fd00::1"}, f.note(r)
+}
+
 func (f *fakeBackend) Connect(_ context.Context, r api.PeersRequest) error { return f.note(r) }
 
 func (f *fakeBackend) Forget(_ context.Context, r api.PeersRequest) error { return f.note(r) }
@@ -119,6 +144,22 @@ func someReport() *api.Report {
 				{Peer: "02:00:00:00:00:02", NickName: "h2", NumIPs: 1 << 19},
 			},
 			PendingClaims: []string{"10.40.0.1 for netns:1: its owner does not answer"},
+		},
+		DNS: &api.DNS{
+			Domain: "weft.internal", Address: "172.17.0.1:53", TTL: 1,
+			Listening: []api.DNSListener{
+				{Place: "docker0:53", Addresses: []netip.AddrPort{netip.MustParseAddrPort("172.17.0.1:53")}},
+				{Place: "weft:53", Fault: "interface weft has no address"},
+			},
+			Upstream: []api.DNSUpstream{
+				{Address: netip.MustParseAddrPort("192.0.2.53:53")},
+				{Address: netip.MustParseAddrPort("[2001:db8::53]:53"), Fault: "asked last: no answer in time"},
+			},
+			Entries: []api.DNSEntry{
+				{Hostname: "db.prod.weft.internal", Address: netip.MustParseAddr("fd00::2"), ContainerID: strings.Repeat("0123456789abcdef", 4), Origin: "02:00:00:00:00:02", NickName: "h2"},
+				{Hostname: "web.weft.internal", Address: netip.MustParseAddr("10.32.0.1"), ContainerID: "netns:4026532281", Origin: "02:00:00:00:00:01", NickName: "h1"},
+			},
+			Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 7}},
 		},
 		Docker: &api.Docker{
 			Host: "unix:///var/run/docker.sock", Containers: 2, DriverName: "weft", DriverSocket: "/run/docker/plugins/weft.sock",
@@ -203,6 +244,9 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"connect", "connect a:b", "connect a/b", "forget", "rmpeer",
 		"attach", "attach 10.0.0.1/24", "attach web db", "attach web 10.0.0.1/24", "attach web --add-host x", "attach --netns /x --without-dns", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
 		"attach --netns /x --pid 3", "attach --pid 0", "attach --pid x", "attach 10.0.0.5/24 ip:10.0.0.5/24 --netns /x",
+		"dns-add", "dns-add 10.0.0.1", "dns-add a b -h web", "dns-remove", "dns-remove 10.0.0.1", "dns-lookup", "dns-lookup a b", "expose -h",
+		"launch --dns-domain a..b", "launch --dns-ttl -1", "launch --dns-ttl x", "launch --dns-listen-address 10.0.0", "launch --dns-listen-address x:0",
+		"launch --dns-fallback-timeout 1ns", "launch --resolv-conf x",
 		"detach", "detach net:10.0.0.1/24 --netns /x", "expose 10.0.0.0/24", "expose net:", "hide x",
 		"launch --bogus", "launch --mtu x", "launch --mtu 10", "launch --mtu 1000 --ipalloc-range6 fd00::/64", "launch --port 0",
 		"launch --port 65535", "launch --name x", "launch --name ff:ff:ff:ff:ff:ff", "launch --host h", "launch --conn-limit -1",
@@ -210,7 +254,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"launch --ipalloc-range 10.0.0.0/31", "launch --ipalloc-range '' --ipalloc-default-subnet 10.0.0.0/24",
 		"launch --ipalloc-default-subnet 192.168.0.0/24", "launch --ipalloc-range6 10.0.0.0/8", "launch --ipalloc-init x",
 		"launch --ipalloc-init consensus=0", "launch --ipalloc-init consensus=x", "launch --ipalloc-init seed", "launch --ipalloc-init seed=x",
-		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --log-level loud",
+		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --no-express-to h2", "launch --log-level loud",
 		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
 		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1",
 		"launch --password short", "lab up --password short", "launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",
@@ -239,6 +283,7 @@ func TestMessagesOfWrongUse(t *testing.T) {
 	for _, line := range []string{
 		"bogus", "statsu", "attach", "attach web --netns /x", "attach 10.32.0.0/24 --netns /x", "launch --mtu 10", "launch --resume h1",
 		"launch --ipalloc-range 10.0.0.1/8", "launch --http-addr 127.0.0.1:6784", "status bogus", "lab exec web -- true", "report -f {{",
+		"dns-add 10.0.0.1", "launch --dns-listen-address 10.0.0.300:53",
 	} {
 		_, _, stderr := weft(strings.Fields(line)...)
 		b.WriteString("$ weft " + line + "\n" + stderr)
@@ -260,7 +305,8 @@ func TestHelp(t *testing.T) {
 
 func TestNotRunning(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "weft.sock")
-	for _, line := range []string{"status", "report", "ps", "connect h1", "forget h1", "rmpeer x", "prime", "attach --netns /x", "detach --netns /x", "expose", "hide"} {
+	for _, line := range []string{"status", "report", "ps", "connect h1", "forget h1", "rmpeer x", "prime", "attach --netns /x", "detach --netns /x", "expose", "hide",
+		"dns-add x", "dns-remove x", "dns-lookup x", "dns-args"} {
 		code, stdout, stderr := weft(append(strings.Fields(line), "--socket", socket)...)
 		want := "weft is not running on this host (no socket at " + socket + "); start it with: weft launch\n"
 		if code != exitFailed || stdout != "" || stderr != want {
@@ -320,6 +366,14 @@ func TestRequests(t *testing.T) {
 		{"expose --without-masquerade net:10.1.0.0/24", api.ExposeRequest{Addresses: []api.Address{parse("net:10.1.0.0/24")}, WithoutMasquerade: true}, "10.32.0.1\n"},
 		{"expose", api.ExposeRequest{}, "10.32.0.1\n"},
 		{"hide", api.ExposeRequest{}, ""},
+		{"attach --netns /x --hostname web", api.AttachRequest{Netns: "/x", Hostname: "web"}, "10.32.0.1 10.32.0.2\n"},
+		{"expose -h gw.weft.internal", api.ExposeRequest{Hostname: "gw.weft.internal"}, "10.32.0.1\n"},
+		{"dns-add netns:1", api.NameRequest{Container: "netns:1"}, ""},
+		{"dns-add 10.0.0.1 fd00::1 /run/netns/web -h web", api.NameRequest{Container: "/run/netns/web", Hostname: "web", Addresses: addrs("10.0.0.1", "fd00::1")}, ""},
+		{"dns-add 192.0.2.1 -h old.weft.internal", api.NameRequest{Hostname: "old.weft.internal", Addresses: addrs("192.0.2.1")}, ""},
+		{"dns-remove -h old", api.NameRequest{Hostname: "old"}, ""},
+		{"dns-remove ::ffff:10.0.0.1 netns:1", api.NameRequest{Container: "netns:1", Addresses: addrs("10.0.0.1")}, ""},
+		{"dns-lookup web.weft.internal", api.LookupRequest{Name: "web.weft.internal"}, "10.32.0.1\nfd00::1\n"},
 		{"connect h2 h3:7000", api.PeersRequest{Peers: []string{"h2", "h3:7000"}}, ""},
 		{"connect --replace", api.PeersRequest{Replace: true}, ""},
 		{"forget h2", api.PeersRequest{Peers: []string{"h2"}}, ""},
@@ -340,21 +394,59 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+func addrs(list ...string) (as []netip.Addr) {
+	for _, s := range list {
+		as = append(as, netip.MustParseAddr(s))
+	}
+	return as
+}
+
 // equal compares requests; no addresses and an empty list of them are one.
 func equal(a, b any) bool {
 	switch x := a.(type) {
 	case api.AttachRequest:
 		y, ok := b.(api.AttachRequest)
-		return ok && x.Netns == y.Netns && x.Container == y.Container && slices.Equal(x.Addresses, y.Addresses) &&
+		return ok && x.Netns == y.Netns && x.Container == y.Container && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses) &&
 			x.NoMulticastRoute == y.NoMulticastRoute && x.WithoutDNS == y.WithoutDNS && x.RewriteHosts == y.RewriteHosts && slices.Equal(x.AddHosts, y.AddHosts)
 	case api.ExposeRequest:
 		y, ok := b.(api.ExposeRequest)
-		return ok && x.WithoutMasquerade == y.WithoutMasquerade && slices.Equal(x.Addresses, y.Addresses)
+		return ok && x.WithoutMasquerade == y.WithoutMasquerade && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)
+	case api.NameRequest:
+		y, ok := b.(api.NameRequest)
+		return ok && x.Container == y.Container && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)
 	case api.PeersRequest:
 		y, ok := b.(api.PeersRequest)
 		return ok && x.Replace == y.Replace && slices.Equal(x.Peers, y.Peers)
 	default:
 		return a == b
+	}
+}
+
+func TestDNSArgs(t *testing.T) {
+	report := someReport()
+	socket := serve(t, &fakeBackend{report: report})
+	for line, want := range map[string]string{
+		"":                                      "--dns=172.17.0.1 --dns-search=weft.internal\n",
+		"-d --name web nginx":                   "--dns=172.17.0.1 --dns-search=weft.internal --hostname=web.weft.internal\n",
+		"-it --rm --dns-search x --name=web b":  "--dns=172.17.0.1 --hostname=web.weft.internal\n",
+		"--name web -h db.weft.internal -e A=B": "--dns=172.17.0.1 --dns-search=weft.internal\n",
+		"nginx --name web":                      "--dns=172.17.0.1 --dns-search=weft.internal\n",
+		"--bogus --name":                        "--dns=172.17.0.1 --dns-search=weft.internal\n",
+	} {
+		code, stdout, stderr := weft(append([]string{"--socket", socket, "dns-args"}, strings.Fields(line)...)...)
+		if code != exitOK || stdout != want || stderr != "" {
+			t.Errorf("weft dns-args %s: exit code %d, %q, %q", line, code, stdout, stderr)
+		}
+	}
+	for address, want := range map[string]string{"": "listens nowhere", "10.0.0.1:5353": "port 53 only"} {
+		report.DNS.Address = address
+		if code, stdout, stderr := weft("dns-args", "--socket", socket); code != exitFailed || stdout != "" || !strings.Contains(stderr, want) {
+			t.Errorf("with the server at %q: exit code %d, %q, %q", address, code, stdout, stderr)
+		}
+	}
+	report.DNS = nil
+	if code, stdout, stderr := weft("dns-args", "--socket", socket); code != exitOK || stdout+stderr != "" {
+		t.Errorf("without DNS: exit code %d, %q, %q", code, stdout, stderr)
 	}
 }
 
@@ -385,7 +477,8 @@ func TestVersionNamesARouterOfAnotherVersion(t *testing.T) {
 
 func TestDoctorTellsWhatTheRouterReports(t *testing.T) {
 	var b strings.Builder
-	for _, f := range routerFindings(someReport()) {
+	mute := &api.DNS{Listening: []api.DNSListener{{Fault: "there is no interface docker0"}, {Fault: "interface weft has no address"}}}
+	for _, f := range append(routerFindings(someReport()), dnsFindings(mute)...) {
 		b.WriteString(string(f.verdict) + " " + f.subject + ": " + f.text + "\n")
 	}
 	golden(t, "doctor.txt", b.String())

@@ -107,7 +107,8 @@ func (a *app) attach() *cobra.Command {
 		Short: "Give a container an interface and addresses",
 		Long: `Join a container to the switch by the interface ethwe, give it addresses, one of
 the default subnet if none is named, and print them on one line. A container
-that is attached gets what it lacks.
+that is attached gets what it lacks. With --hostname all hosts answer that name
+with its addresses; without a dot it is in the domain of the router.
 
 CONTAINER is a container of Docker's on this host, by its id, the beginning of
 that, or its name. When Docker starts it again it gets its addresses again.
@@ -115,6 +116,7 @@ that, or its name. When Docker starts it again it gets its addresses again.
 ` + addressForms,
 	}, (*api.Client).Attach, &options)
 	fs := c.Flags()
+	fs.StringVar(&options.Hostname, "hostname", "", "host name for the container, in full or without the domain")
 	fs.BoolVar(&options.WithoutDNS, "without-dns", false, "give the container no name in DNS")
 	fs.BoolVar(&options.RewriteHosts, "rewrite-hosts", false, "have the container's own name mean its address here, in its /etc/hosts")
 	fs.StringArrayVar(&options.AddHosts, "add-host", nil, "add NAME:IP to the container's /etc/hosts (repeatable)")
@@ -164,22 +166,22 @@ func (a *app) addressCommand(c *cobra.Command, call func(*api.Client, context.Co
 }
 
 func (a *app) expose() *cobra.Command {
-	var without bool
+	var r api.ExposeRequest
 	c := &cobra.Command{
-		Use:   "expose [ADDRESS...] [--without-masquerade]",
+		Use:   "expose [ADDRESS...] [-h NAME] [--without-masquerade]",
 		Short: "Give the host itself addresses on the switch",
 		Long: `Give this host addresses on the switch, one of the default subnet if none is
 named, and print them on one line. Then the host reaches the containers, and
 containers reach other networks through the host: addresses are translated both
-ways unless --without-masquerade is given. Doing it twice is harmless.
+ways unless --without-masquerade is given. With -h all hosts answer that name with
+these addresses. Doing it twice is harmless.
 
 ` + addressForms,
-		RunE: func(c *cobra.Command, args []string) error {
-			list, err := addresses(c, args)
-			if err != nil {
+		RunE: func(c *cobra.Command, args []string) (err error) {
+			if r.Addresses, err = addresses(c, args); err != nil {
 				return err
 			}
-			ps, err := a.client().Expose(c.Context(), api.ExposeRequest{Addresses: list, WithoutMasquerade: without})
+			ps, err := a.client().Expose(c.Context(), r)
 			if err != nil {
 				return err
 			}
@@ -187,7 +189,8 @@ ways unless --without-masquerade is given. Doing it twice is harmless.
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&without, "without-masquerade", false, "translate no addresses")
+	c.Flags().BoolVar(&r.WithoutMasquerade, "without-masquerade", false, "translate no addresses")
+	hostnameFlag(c, &r.Hostname, "host name for the addresses, in full or without the domain")
 	return c
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,8 +58,8 @@ peers are. Each line is OK, WARN (works, not at its best) or FAIL, with what to
 do. Exit code 1 if anything is FAIL.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if d.port < 1 || d.port > 65534 {
-				return usagef("%s: --port %d: want 1 to 65534", c.CommandPath(), d.port)
+			if d.port < 1 || d.port > 65533 {
+				return usagef("%s: --port %d: want 1 to 65533", c.CommandPath(), d.port)
 			}
 			if allocRange != "" {
 				p, err := parseRange("--ipalloc-range", allocRange)
@@ -153,6 +154,8 @@ func (d *doctor) kernel() []finding {
 		{"/dev/net/tun", fail, tryTAP, "load it with: modprobe tun; in a container pass --device /dev/net/tun"},
 		{"nftables", fail, tryNftables, "load it with: modprobe nf_tables"},
 		{"vxlan", warn, tryVXLAN, "without it there is no fast datapath; load it with: modprobe vxlan"},
+		{"nftables fib", warn, tryGuard, "without it there is no fast datapath; load it with: modprobe nft_fib_inet"},
+		{"wireguard", warn, tryWireGuard, "without it the fast datapath does not encrypt, and is not used where a password is set; load it with: modprobe wireguard"},
 		{"udp segmentation", warn, tryUDPSegment, "without it sleeve is slower; a kernel from 4.18 on has it"},
 	} {
 		if err := netdev.Do(netdev.NSByName(name), t.try); err != nil {
@@ -205,6 +208,15 @@ func tryNftables() error {
 	return c.Flush()
 }
 
+func tryGuard() error {
+	_, err := netdev.Guard(6784)
+	return err
+}
+
+func tryWireGuard() error {
+	return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "wireguard0"}})
+}
+
 func tryUDPSegment() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -216,23 +228,27 @@ func tryUDPSegment() error {
 
 // ports tries to listen where the router will.
 func (d *doctor) ports() []finding {
-	addr := net.JoinHostPort("", strconv.Itoa(d.port))
-	judge := func(proto string, c io.Closer, err error) finding {
-		subject := fmt.Sprintf("port %d/%s", d.port, proto)
+	judge := func(port int, proto string, without verdict, c io.Closer, err error) finding {
+		subject := fmt.Sprintf("port %d/%s", port, proto)
 		if err != nil {
-			return finding{fail, subject, err.Error() + "; end what uses it, or launch every router of the mesh with another --port"}
+			return finding{without, subject, err.Error() + "; end what uses it, or launch every router of the mesh with another --port"}
 		}
 		c.Close()
 		return finding{fine, subject, "free"}
 	}
-	l, err := net.Listen("tcp", addr)
-	tcp := judge("tcp", l, err)
-	u, err := net.ListenPacket("udp", addr)
-	return []finding{tcp, judge("udp", u, err)}
+	l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(d.port)))
+	found := []finding{judge(d.port, "tcp", fail, l, err)}
+	// The next two are of the fast datapath, without which there is sleeve.
+	for port, without := range map[int]verdict{d.port: fail, d.port + 1: warn, d.port + 2: warn} {
+		u, err := net.ListenPacket("udp", net.JoinHostPort("", strconv.Itoa(port)))
+		found = append(found, judge(port, "udp", without, u, err))
+	}
+	slices.SortFunc(found, func(a, b finding) int { return strings.Compare(a.subject, b.subject) })
+	return found
 }
 
-// linkOverhead is the most that a link adds to a container's packet, in bytes,
-// on the fast datapath with encryption.
+// linkOverhead is what the default MTU leaves for sleeve's headers on paths of
+// 1460 bytes, in bytes. Where WireGuard, which adds 110, does not fit, status says so.
 const linkOverhead = 84
 
 func (d *doctor) mtu() finding {
@@ -318,6 +334,26 @@ func routerFindings(r *api.Report) []finding {
 			if !o.Reachable {
 				findings = append(findings, finding{warn, "addresses", fmt.Sprintf("%.0f of %s belong to %s(%s), which can not be reached; if it is gone for good: weft rmpeer %s", o.NumIPs, u.Range, o.Peer, o.NickName, o.Peer)})
 			}
+		}
+	}
+	if r.DNS != nil {
+		findings = append(findings, dnsFindings(r.DNS)...)
+	}
+	return findings
+}
+
+// dnsFindings judges service discovery by what the router reports of it.
+func dnsFindings(d *api.DNS) (findings []finding) {
+	if d.Address == "" {
+		var why []string
+		for _, l := range d.Listening {
+			why = append(why, l.Fault)
+		}
+		findings = append(findings, finding{warn, "dns", fmt.Sprintf("no container can ask: %s; give the host an address with weft expose, or see --dns-listen-address", strings.Join(why, ", "))})
+	}
+	for _, u := range d.Upstream {
+		if u.Fault != "" {
+			findings = append(findings, finding{warn, "dns", fmt.Sprintf("the host's name server %s is %s", u.Address.Addr(), u.Fault)})
 		}
 	}
 	return findings

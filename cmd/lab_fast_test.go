@@ -1,12 +1,13 @@
 package cmd
 
 import (
-	"bytes"
 	"context"
+	"encoding/binary"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -169,16 +170,24 @@ func TestFastDatapathCarriesUnicast(t *testing.T) {
 	}
 }
 
+// upFast makes two hosts with a container each, a on h1 and b on h2, and a stream
+// between them that goes by the fast datapath.
+func upFast(t *testing.T) (lab *testbed.Lab, s *stream, a, b netip.Addr) {
+	t.Helper()
+	lab = upLab(t, testbed.Config{Hosts: 2})
+	b = addContainer(t, lab, 2, "b")[0].Addr()
+	a = addContainer(t, lab, 1, "a")[0].Addr()
+	fastBetween(t, lab, 1, 2)
+	s = startStream(t, lab, at(1, "a"), at(2, "b"), b)
+	s.flows(t)
+	return lab, s, a, b
+}
+
 // Issue 4, item 1: fall-back when VXLAN is blocked, and back, without a lost
 // connection.
 func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
 	t.Parallel()
-	lab := upLab(t, testbed.Config{Hosts: 2})
-	b := addContainer(t, lab, 2, "b")[0].Addr()
-	addContainer(t, lab, 1, "a")
-	fastBetween(t, lab, 1, 2)
-	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
-	s.flows(t)
+	lab, s, _, _ := upFast(t)
 	if err := lab.Block(2, vxlanUDP); err != nil {
 		t.Fatal(err)
 	}
@@ -197,16 +206,19 @@ func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
 // Issue 4, item 1: status says why a link is not fast.
 func TestFastDatapathSaysWhyNot(t *testing.T) {
 	t.Parallel()
+	tunnel := hasWireGuard(t)
 	for _, c := range []struct {
 		name          string
 		lab           testbed.Config
 		flags1        []string
 		words, words2 string
+		tunnel        bool // is what happens where the kernel has WireGuard
 	}{
-		{"flag", testbed.Config{}, []string{"--no-fastdp"}, "switched off by --no-fastdp", "switched off at the peer"},
-		{"password", testbed.Config{Password: "password of the lab"}, nil, "a password is set", "a password is set"},
-		{"one trusts", testbed.Config{Password: "password of the lab"}, []string{"--trusted-subnets", "192.168.77.0/24"}, "the peer wants encryption", "in none of --trusted-subnets"},
-		{"mtu", testbed.Config{UnderlayMTU: 1400}, nil, "MTU 1376 does not fit", "MTU 1376 does not fit"},
+		{"flag", testbed.Config{}, []string{"--no-fastdp"}, "switched off by --no-fastdp", "switched off at the peer", false},
+		{"password", testbed.Config{Password: "password of the lab"}, nil, "no WireGuard", "no WireGuard", true},
+		{"one trusts", testbed.Config{Password: "password of the lab"}, []string{"--trusted-subnets", "192.168.77.0/24"}, "the peer wants encryption", "in none of --trusted-subnets", true},
+		{"mtu", testbed.Config{UnderlayMTU: 1400}, nil, "MTU 1376 does not fit", "MTU 1376 does not fit", false},
+		{"mtu for both", testbed.Config{UnderlayMTU: 1480, Password: "password of the lab"}, nil, "no WireGuard", "no WireGuard", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -215,17 +227,46 @@ func TestFastDatapathSaysWhyNot(t *testing.T) {
 			launch(t, lab, 1, c.flags1...)
 			launch(t, lab, 2, testbed.Addr4(1).String())
 			converge(t, lab)
+			if c.name == "mtu for both" && tunnel {
+				c.words, c.words2 = "MTU 1376 does not fit: packets would be of 1486 bytes", "known to carry 1480"
+			}
+			kind := "sleeve"
+			if c.tunnel && tunnel {
+				kind, c.words, c.words2 = "fastdp", "encrypted by WireGuard", "encrypted by WireGuard"
+			}
 			eventually(t, "the reasons", func() bool {
 				return strings.Contains(link(t, lab, 1, "h2").Info, c.words) && strings.Contains(link(t, lab, 2, "h1").Info, c.words2)
 			})
 			a := addContainer(t, lab, 1, "a")[0].Addr()
 			addContainer(t, lab, 2, "b")
 			reach(t, lab, at(2, "b"), a)
-			if k := link(t, lab, 1, "h2"); k.Kind != "sleeve" || !k.Encrypted {
+			if k := link(t, lab, 1, "h2"); k.Kind != kind || !k.Encrypted {
 				t.Errorf("%+v", k)
 			}
 		})
 	}
+}
+
+// Express is switched off for one peer, at one end, and on for another.
+func TestExpressIsSwitchedByLink(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, testbed.Config{Hosts: 3})
+	launch(t, lab, 1, "--no-express-to", "192.168.77.2/32")
+	launch(t, lab, 2, testbed.Addr4(1).String())
+	launch(t, lab, 3, testbed.Addr4(1).String())
+	converge(t, lab)
+	fastBetween(t, lab, 1, 2)
+	fastBetween(t, lab, 1, 3)
+	eventually(t, "the link to h3 has express", func() bool { return link(t, lab, 1, "h3").Express })
+	if k := link(t, lab, 1, "h2"); k.Express || !strings.Contains(k.Info, "--no-express-to") {
+		t.Errorf("%+v", k)
+	}
+	b := addContainer(t, lab, 2, "b")[0].Addr()
+	addContainer(t, lab, 1, "a")
+	eventually(t, "frames go by the kernel", func() bool {
+		reach(t, lab, at(1, "a"), b)
+		return carried(t, lab, 1, "h2").TxPackets > 3 && carried(t, lab, 1, "h2").RxPackets > 3
+	})
 }
 
 // Issue 4, item 7: trusted subnets on both ends make plain VXLAN of what has a
@@ -271,12 +312,7 @@ func TestFastDatapathOverHops(t *testing.T) {
 // Issue 4, item 6: what goes by the kernel goes on while a router is away.
 func TestFastDatapathOutlivesTheRouter(t *testing.T) {
 	t.Parallel()
-	lab := upLab(t, testbed.Config{Hosts: 2})
-	b := addContainer(t, lab, 2, "b")[0].Addr()
-	addContainer(t, lab, 1, "a")
-	fastBetween(t, lab, 1, 2)
-	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
-	s.flows(t)
+	lab, s, _, _ := upFast(t)
 	eventually(t, "the stream goes by the kernel", func() bool { return carried(t, lab, 1, "h2").TxPackets > 10 })
 	for range 2 {
 		if err := lab.Kill(2); err != nil {
@@ -323,14 +359,57 @@ func TestFastDatapathRefusesStrangers(t *testing.T) {
 
 // Issue 4, item 7: once a password is set no frame goes in clear, though an
 // earlier router without one left a fast datapath behind.
-func TestPasswordEndsClearFrames(t *testing.T) {
+// A container that reaches the underlay by its host's address must not put frames
+// into the mesh.
+func TestContainersInjectNothing(t *testing.T) {
 	t.Parallel()
 	lab := upLab(t, testbed.Config{Hosts: 2})
-	b := addContainer(t, lab, 2, "b")[0].Addr()
 	addContainer(t, lab, 1, "a")
 	fastBetween(t, lab, 1, 2)
-	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
-	s.flows(t)
+	gateway := netip.MustParsePrefix(strings.TrimSpace(on(t, lab, 1, "expose")) + "/12").Addr()
+	ids := make(map[string]uint16)
+	for _, p := range report(t, lab, 1).Router.Peers {
+		ids[p.NickName] = p.ShortID
+	}
+	inject := func(from testbed.Place, station net.HardwareAddr) {
+		t.Helper()
+		p := binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, (uint32(ids["h2"])<<12|uint32(ids["h1"]))<<8)
+		p = append(append(p, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), station...)
+		p = append(p, make([]byte, 50)...)
+		err := netdev.Do(lab.Netns(from), func() error {
+			c, err := net.Dial("udp", netip.AddrPortFrom(testbed.Addr4(2), vxlanUDP).String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write(p)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	known := func(station net.HardwareAddr) bool {
+		return slices.ContainsFunc(report(t, lab, 2).Router.MACs, func(m api.MAC) bool { return m.MAC == station.String() })
+	}
+	err := netdev.Do(lab.Netns(at(1, "a")), func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: testbed.Addr4(2).AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: gateway.AsSlice()})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, own := net.HardwareAddr{2, 0xee, 0, 0, 0, 1}, net.HardwareAddr{2, 0xee, 0, 0, 0, 2}
+	inject(at(1, "a"), forged)
+	inject(at(1, ""), own)
+	eventually(t, "the host itself is believed", func() bool { return known(own) })
+	if known(forged) {
+		t.Error("so is its container")
+	}
+}
+
+func TestPasswordEndsClearFrames(t *testing.T) {
+	t.Parallel()
+	lab, s, a, b := upFast(t)
 	for n := range 2 {
 		if err := lab.Kill(n + 1); err != nil {
 			t.Fatal(err)
@@ -338,19 +417,11 @@ func TestPasswordEndsClearFrames(t *testing.T) {
 	}
 	launch(t, lab, 1, "--password", "password of the lab")
 	launch(t, lab, 2, "--password", "password of the lab", testbed.Addr4(1).String())
-	const end = "enough of it"
-	wait := capture(t, lab, func(frame []byte) bool { return bytes.Contains(frame, []byte(end)) })
+	wait := capture(t, lab, isLastWord)
 	converge(t, lab)
 	s.flows(t)
 	s.whole(t)
-	say(t, lab, at(1, ""), testbed.Addr4(2), end)
-	seen := wait()
-	if !bytes.Contains(seen, []byte(end)) {
-		t.Fatal("the capture does not work")
-	}
-	if inner := b.As4(); bytes.Contains(seen, inner[:]) {
-		t.Error("frames of containers are on the underlay in clear")
-	}
+	checkSealed(t, lab, wait, a, b)
 }
 
 // Issue 4, item 10: a reply that the host must translate back does not pass by

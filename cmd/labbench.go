@@ -60,7 +60,13 @@ type benchConfig struct {
 const (
 	tableSleeve = "sleeve"
 	tableFast   = "fast"
+	tableDNS    = "dns"
 )
+
+var benchTables = map[string]*benchTable{tableSleeve: &sleeveTable, tableFast: &fastTable, tableDNS: &dnsTable}
+
+// tableNames are the tables as they are given, for messages.
+var tableNames = strings.Join([]string{tableSleeve, tableFast, tableDNS}, ", ")
 
 func (l *labApp) bench() *cobra.Command {
 	var k benchConfig
@@ -93,16 +99,15 @@ func (l *labApp) bench() *cobra.Command {
 			if k.only, err = regexp.Compile("(?i)" + only); err != nil {
 				return usagef("%s: --only %q: %v", c.CommandPath(), only, err)
 			}
-			tables := map[string]*benchTable{tableSleeve: &sleeveTable, tableFast: &fastTable}
 			wanted := 0
 			for _, t := range k.tables {
-				if tables[t] == nil {
-					return usagef("%s: --tables %q: want some of %s, %s", c.CommandPath(), t, tableSleeve, tableFast)
+				if benchTables[t] == nil {
+					return usagef("%s: --tables %q: want some of %s", c.CommandPath(), t, tableNames)
 				}
-				wanted += len(k.selected(tables[t].runs))
+				wanted += len(k.selected(benchTables[t].runs))
 			}
 			if len(k.tables) == 0 {
-				return usagef("%s: --tables is empty: want some of %s, %s", c.CommandPath(), tableSleeve, tableFast)
+				return usagef("%s: --tables is empty: want some of %s", c.CommandPath(), tableNames)
 			}
 			if wanted == 0 {
 				return usagef("%s: --only %q matches nothing that is measured", c.CommandPath(), only)
@@ -115,9 +120,9 @@ func (l *labApp) bench() *cobra.Command {
 	}
 	c.Flags().IntVar(&k.rounds, "rounds", 5, "rounds, of which the medians count")
 	c.Flags().DurationVar(&k.time, "time", 2*time.Second, "time for each measurement")
-	c.Flags().StringVar(&k.rivals, "rivals", "", "folder of wireguard, nebula and nebula-cert, to be measured too")
+	c.Flags().StringVar(&k.rivals, "rivals", "", "folder of wireguard, nebula, nebula-cert and coredns, to be measured too")
 	c.Flags().StringVar(&only, "only", "", "measure only what this regular expression matches")
-	c.Flags().StringSliceVar(&k.tables, "tables", []string{tableSleeve, tableFast}, "what to measure: sleeve against others in user space, the fast datapath against kernel VXLAN")
+	c.Flags().StringSliceVar(&k.tables, "tables", []string{tableSleeve, tableFast}, "what to measure: sleeve against others in user space, the fast datapath against kernel VXLAN, dns against CoreDNS")
 	c.Flags().StringSliceVar(&k.paths, "paths", benchPathNames, "paths of the table sleeve, measure only these")
 	return c
 }
@@ -145,6 +150,14 @@ func (l *labApp) runBench(ctx context.Context, k benchConfig) error {
 		}
 		fmt.Fprintln(l.stdout)
 		fastTable.print(l.stdout, results)
+	}
+	if len(k.selected(dnsTable.runs)) > 0 && slices.Contains(k.tables, tableDNS) {
+		results := make(benchResults)
+		if err := l.benchDNS(ctx, k, results); err != nil {
+			return err
+		}
+		fmt.Fprintln(l.stdout)
+		dnsTable.print(l.stdout, results)
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ const (
 	pathExpress   = "weft express"
 	pathDevice    = "weft device" // as where something judges bridged frames
 	pathMany      = "weft, 10,000 stations"
+	pathSleeve    = "weft sleeve"
 	pathBridge    = "plain bridge" // of one host
 	pathLocal     = "weft, one host"
 	manyStations  = 10_000
@@ -31,7 +32,7 @@ const (
 
 // fastTable holds the fast datapath against what the kernel does by itself.
 var fastTable = benchTable{
-	paths: []string{pathRaw, pathVXLAN, pathExpress, pathDevice, pathMany, pathBridge, pathLocal},
+	paths: []string{pathRaw, pathVXLAN, pathExpress, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
 	runs: []benchRun{
 		{args: oneStream, on: farPaths, metrics: []metric{
 			fastMetric("TCP, 1 stream", "Gb/s", false, pathExpress, 1.05, 1.2, gigabits),
@@ -51,6 +52,10 @@ var fastTable = benchTable{
 			fastMetric("round trip, 99th", "us", true, pathExpress, 0.95, 0.9, lateTrip),
 			fastMetric("round trip, median, device", "us", true, pathDevice, 1.08, 1, medianTrip),
 			fastMetric("round trip, 99th, device", "us", true, pathDevice, 1.08, 1, lateTrip),
+		}},
+		{args: connects, on: []string{pathExpress, pathDevice, pathSleeve}, metrics: []metric{
+			{name: "first packet, median", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip, ours: pathExpress, against: []string{pathSleeve}},
+			{name: "first packet, device", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip, ours: pathDevice, against: []string{pathSleeve}},
 		}},
 		{args: oneStream, on: []string{pathBridge, pathLocal}, metrics: []metric{
 			{name: "TCP, 1 stream, one host", unit: "Gb/s", must: 1, aim: 1.3, value: gigabits, ours: pathLocal, against: []string{pathBridge}},
@@ -80,6 +85,7 @@ var fastLabs = []struct {
 	}},
 	{"m", nil, []fastNetwork{{pathMany, carriedNetwork(true), knowStations}}},
 	{"d", []string{"--no-express"}, []fastNetwork{{pathDevice, carriedNetwork(false), nil}}},
+	{"s", []string{"--no-fastdp"}, []fastNetwork{{pathSleeve, weftNetwork, nil}}},
 }
 
 // fastNetwork is a path of the table; before is that of benchPath.

@@ -81,6 +81,7 @@ var (
 	fourStreams = []string{"--kind", trafficTCP, "--streams", "4"}
 	blast       = []string{"--kind", trafficUDP, "--size", "64"}
 	roundTrips  = []string{"--kind", trafficLatency}
+	connects    = []string{"--kind", trafficConnect}
 )
 
 func gigabits(s sample) (float64, bool)    { return s.BitsPerSecond / 1e9, true }

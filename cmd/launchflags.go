@@ -42,11 +42,13 @@ type launchFlags struct {
 	trustedSubnets             string
 	noDiscovery, resume        bool
 	noFastdp, noExpress        bool
+	noExpressTo                string
 	noTAPOffload, noUDPOffload bool
 	connLimit                  int
 	allocInit, allocRange      string
 	defaultSubnet, allocRange6 string
 	mtu                        int
+	dns                        dnsFlags
 	bridge, logLevel           string
 	httpAddr, statusAddr       string
 	stateDir                   string
@@ -75,8 +77,10 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.mtu, "mtu", daemon.DefaultMTU, "MTU of containers, in bytes")
 	fs.BoolVar(&f.noFastdp, "no-fastdp", false, "do not use the fast datapath")
 	fs.BoolVar(&f.noExpress, "no-express", false, "have frames of the fast datapath cross the bridge, not pass by it")
+	fs.StringVar(&f.noExpressTo, "no-express-to", "", "comma-separated networks: like --no-express, for peers there only")
 	fs.BoolVar(&f.noTAPOffload, "no-tap-offload", false, "take and give frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&f.noUDPOffload, "no-udp-offload", false, "send and receive packets one by one, for kernels with faults")
+	f.dns.register(fs)
 	fs.StringVar(&f.bridge, "bridge", netdev.BridgeName, "name of the bridge")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.httpAddr, "http-addr", "", "path of the control socket, as --socket")
@@ -135,7 +139,7 @@ func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (
 		ProtocolMin: f.protocolMin, ProtocolMax: f.protocolMax,
 	}
 	for _, step := range []func(*daemon.Config) error{
-		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces, f.docker.check,
+		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces, f.dns.check, f.docker.check,
 	} {
 		if err := step(c); err != nil {
 			return nil, usageError{err}
@@ -181,8 +185,8 @@ func (f *launchFlags) checkWho(c *daemon.Config) (err error) {
 
 func (f *launchFlags) checkNumbers(*daemon.Config) error {
 	switch {
-	case f.port < 1 || f.port > 65534:
-		return fmt.Errorf("--port %d: want 1 to 65534, as the next one is used too", f.port)
+	case f.port < 1 || f.port > 65533:
+		return fmt.Errorf("--port %d: want 1 to 65533, as the next two are used too", f.port)
 	case f.connLimit < 0:
 		return fmt.Errorf("--conn-limit %d: want a number of sessions, or 0 for no limit", f.connLimit)
 	case f.mtu < 576 || f.mtu > 65000:
@@ -252,6 +256,9 @@ func readPasswords(name string) ([]string, error) {
 }
 
 func (f *launchFlags) checkRanges(c *daemon.Config) (err error) {
+	if c.NoExpressTo, err = parseSubnets("--no-express-to", f.noExpressTo); err != nil {
+		return err
+	}
 	if c.TrustedSubnets, err = parseSubnets("--trusted-subnets", f.trustedSubnets); err != nil {
 		return err
 	}

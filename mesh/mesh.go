@@ -60,6 +60,7 @@ const (
 	ChannelElection  uint8 = 3
 	ChannelRing6     uint8 = 4
 	ChannelElection6 uint8 = 5
+	ChannelNames     uint8 = 6
 )
 
 // Kind tells apart what unicast messages are for. They are on the wire: append

@@ -58,6 +58,18 @@ func (v *View) Peers() []peer.Name {
 	return names
 }
 
+// Keys returns the keys of the peers that a message could go to, without this
+// one. The caller owns the map.
+func (v *View) Keys() map[peer.Name]peer.Key {
+	keys := make(map[peer.Name]peer.Key, len(v.control.Unicast))
+	for _, e := range v.entries {
+		if _, ok := v.control.Unicast[e.Name]; ok {
+			keys[e.Name] = e.Key
+		}
+	}
+	return keys
+}
+
 // Nickname returns what n calls itself, empty if it is not known.
 func (v *View) Nickname(n peer.Name) string { return v.nicks[n] }
 

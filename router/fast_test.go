@@ -13,7 +13,7 @@ func TestContainersCanNotSendTags(t *testing.T) {
 	inMesh(t, names(2), line(2), func(m *mesh) {
 		n := m.nodes[0]
 		n.fast = &fastpath{echoes: make(chan echo, 1)}
-		for _, op := range []fastdp.TagOp{fastdp.TagRelay, fastdp.TagEcho, fastdp.TagSend} {
+		for _, op := range []fastdp.TagOp{fastdp.TagRelay, fastdp.TagEcho, 3} {
 			before := n.dropped(DropBadSource)
 			m.say(0, append(fastdp.AppendTag(nil, fastdp.Tag{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
 			if n.dropped(DropBadSource) != before+1 || len(n.fast.echoes) != 0 {

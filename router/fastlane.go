@@ -1,7 +1,6 @@
 package router
 
 import (
-	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
@@ -12,13 +11,13 @@ import (
 func (r *Router) fromKernel(ln *lane, t *tap.Frame, tag fastdp.Tag) {
 	switch tag.Op {
 	case fastdp.TagEcho:
-		p, ok := fastdp.ParseEcho(t.Buf[tap.Headroom+fastdp.TagLen:])
+		nonce, summed, ok := fastdp.ParseEcho(t.Buf[tap.Headroom+fastdp.TagLen:])
 		if !ok {
 			r.drops.add(DropMalformed)
 			return
 		}
 		select {
-		case r.fast.echoes <- echo{from: tag.Addr, nonce: [fast.NonceLen]byte(p.Nonce)}:
+		case r.fast.echoes <- echo{from: tag.Addr, nonce: nonce, summed: summed || t.Header.NeedsSum}:
 		default:
 			r.drops.add(DropBusy)
 		}

@@ -6,10 +6,11 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
-	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -23,13 +24,13 @@ func (r *Router) fastUp(s *sleeve, now time.Time) {
 	addr := s.machine.Addr().Addr()
 	if l, ok := f.away[s.peer]; ok && l.Addr() == addr {
 		delete(f.away, s.peer)
-		l.gone = time.Time{}
+		l.gone, l.secret = time.Time{}, s.secret
 		f.links[s.peer] = l
 		r.fastEffects(l, now, l.Renew(now, f.offer(addr)))
 		return
 	}
 	delete(f.away, s.peer)
-	l := &fastLink{peer: s.peer}
+	l := &fastLink{peer: s.peer, secret: s.secret}
 	var effects []fast.Effect
 	l.Link, effects = fast.NewLink(fast.Config{MTU: r.cfg.MTU, Epoch: r.epoch, Nonce: newNonce, Own: f.offer(addr), Addr: addr}, now)
 	f.links[s.peer] = l
@@ -56,14 +57,21 @@ func (r *Router) fastDown(n peer.Name, now time.Time) {
 	f.dirty = true
 }
 
-// fastMoved follows the address of the peer's end.
+// fastMoved follows the address of the peer's end, and the MTU of the way there.
 func (r *Router) fastMoved(s *sleeve, now time.Time) {
 	f := r.fast
 	if f == nil {
 		return
 	}
 	l, addr := f.links[s.peer], s.machine.Addr().Addr()
-	if l == nil || l.Addr() == addr {
+	if l == nil {
+		return
+	}
+	if state, _ := s.machine.State(); state == link.Established && l.path != s.machine.MTU() {
+		l.path = s.machine.MTU()
+		r.fastEffects(l, now, l.SetPath(now, l.path))
+	}
+	if l.Addr() == addr {
 		return
 	}
 	r.fastEffects(l, now, l.SetAddr(now, addr))
@@ -81,6 +89,7 @@ func (r *Router) fastControl(from peer.Name, c wire.Control) {
 	if l, ok := r.fast.links[from]; ok {
 		now := time.Now()
 		r.fastEffects(l, now, l.Control(now, c))
+		r.findHop(l)
 	}
 }
 
@@ -89,8 +98,8 @@ func (r *Router) fastEchoed(e echo) {
 	now := time.Now()
 	for _, set := range []map[peer.Name]*fastLink{r.fast.links, r.fast.away} {
 		for _, l := range set {
-			if l.Addr() == e.from {
-				r.fastEffects(l, now, l.Echoed(now, e.nonce))
+			if l.Remote() == e.from {
+				r.fastEffects(l, now, l.Echoed(now, e.nonce, e.summed))
 			}
 		}
 	}
@@ -109,9 +118,11 @@ func (r *Router) fastEffects(l *fastLink, now time.Time, effects []fast.Effect) 
 				continue
 			}
 			frame := fastdp.AppendProbe(nil, fastdp.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}, e.Size+ethernetLen)
-			if err := r.fast.tap.Write(offload.Header{}, [][]byte{frame}); err != nil {
+			if err := r.fast.tap.Write(fastdp.ProbeHeader, [][]byte{frame}); err != nil {
 				r.drops.add(DropTAP)
 			}
+		case fast.Summing:
+			r.sumInSoftware(l)
 		}
 	}
 	r.showFast(l, now)
@@ -124,7 +135,7 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 		return
 	}
 	f := r.fast
-	show := fastStatus{up: l.Up(), reason: l.Reason(now), rtt: l.RTT()}
+	show := fastStatus{up: l.Up(), sealed: l.Sealed(), reason: l.Reason(now), rtt: l.RTT()}
 	if show.up {
 		show.mtu = r.cfg.MTU
 		show.reason = f.whyNotExpress(l)
@@ -134,7 +145,7 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 	if old == nil || old.up != show.up {
 		f.dirty = true
 		if show.up {
-			r.log.Info("fast datapath in use", "peer", l.peer, "addr", l.Addr(), "rtt", show.rtt)
+			r.log.Info("fast datapath in use", "peer", l.peer, "addr", l.Addr(), "encrypted", show.sealed, "rtt", show.rtt)
 		} else if old != nil {
 			r.log.Info("fast datapath out of use", "peer", l.peer, "addr", l.Addr(), "reason", show.reason)
 		}
@@ -142,17 +153,37 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 	if l.id != l.PeerID() {
 		l.id, f.dirty = l.PeerID(), true
 	}
+	if t := l.neighbour(); t != l.tunnel {
+		l.tunnel, f.dirty = t, true
+	}
+}
+
+// sumInSoftware has the kernel make the checksums of what goes into VXLAN, as the
+// card by which a peer is reached makes wrong ones.
+func (r *Router) sumInSoftware(l *fastLink) {
+	f := r.fast
+	r.log.Warn("wrong checksums inside VXLAN: they are made in software from now on", "peer", l.peer, "ifindex", l.hop.Ifindex, "interface", netdev.VXLANName)
+	if err := f.dp.SumInSoftware(true); err != nil {
+		r.log.Warn("make checksums in software", "err", err)
+	}
+	f.wrongSums[l.hop.Ifindex], f.dirty = true, true
 }
 
 // whyNotExpress says in words why frames to a peer that is fast cross the
 // bridge, "" if they pass by it.
 func (f *fastpath) whyNotExpress(l *fastLink) string {
 	switch {
-	case f.cfg.NoExpress:
-		return "switched off by --no-express"
+	case f.noExpress != "":
+		return f.noExpress
+	case within(l.Addr(), f.cfg.NoExpressTo):
+		return "switched off by --no-express-to"
+	case l.Sealed():
+		return "frames are encrypted by WireGuard"
 	case f.judged != "":
 		return f.judged
-	case !expressable(l):
+	case f.wrongSums[l.hop.Ifindex]:
+		return "the card towards the peer makes wrong checksums inside VXLAN, so the kernel makes them"
+	case !f.expressable(l):
 		return "the underlay is not IPv4"
 	}
 	return ""
@@ -160,8 +191,8 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 
 // expressable tells whether what goes to a peer can be put into VXLAN by hand:
 // over IPv4, by an interface that is known.
-func expressable(l *fastLink) bool {
-	return l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+func (f *fastpath) expressable(l *fastLink) bool {
+	return !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
 }
 
 // planFast works out what the kernel's maps are to hold and writes what differs.
@@ -173,14 +204,15 @@ func (r *Router) planFast() {
 	f.dirty = false
 	now := time.Now()
 	r.takeIDs(now)
+	r.applyTunnels(now)
 	hops, next, ids := make(map[peer.Name]fast.Hop), r.routes.Unicast, r.routes.ShortIDs
 	add := func(l *fastLink) {
-		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Addr()) || f.cfg.Off || f.why != "" {
+		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Remote()) || f.cfg.Off || f.why != "" {
 			return
 		}
 		hops[l.peer] = fast.Hop{
-			Remote: l.Addr(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
-			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: expressable(l),
+			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
+			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: f.expressable(l),
 		}
 	}
 	if len(f.away) > 0 {
@@ -216,6 +248,7 @@ func (r *Router) takeIDs(now time.Time) {
 		if err := f.dp.SetSelf(self); err != nil {
 			r.log.Warn("tell the kernel the own short id", "id", self, "err", err)
 		}
+		r.setTunnelAddr(self)
 		for _, l := range f.links {
 			r.fastEffects(l, now, l.SetOwn(now, f.offer(l.Addr())))
 		}
@@ -230,24 +263,6 @@ func (r *Router) takeIDs(now time.Time) {
 // tried again with the next change.
 func (r *Router) writeTables(want fast.Tables) {
 	f := r.fast
-	c := want.Diff(f.have)
-	failed := func(what string, key any, err error) bool {
-		if err != nil {
-			r.log.Warn("change the fast datapath", "what", what, "key", key, "err", err)
-		}
-		return err != nil
-	}
-	for _, id := range c.DeletePeers {
-		if !failed("peer", id, f.dp.DeletePeer(id)) {
-			delete(f.have.Peers, id)
-		}
-	}
-	for _, a := range c.PutRemotes {
-		e := want.Remotes[a]
-		if !failed("remote", a, f.dp.PutRemote(a, fastdp.Remote{Peer: e.Peer, Local: fastdp.AddrOf(e.Local)})) {
-			f.have.Remotes[a] = e
-		}
-	}
 	under := make(map[int]bool)
 	for _, p := range want.Peers {
 		if p.Express {
@@ -255,37 +270,16 @@ func (r *Router) writeTables(want fast.Tables) {
 		}
 	}
 	r.attachUnderlays(under)
-	for _, id := range c.PutPeers {
-		if !failed("peer", id, f.dp.PutPeer(id, peerEntry(want.Peers[id]))) {
-			f.have.Peers[id] = want.Peers[id]
-		}
+	if err := want.Apply(f.have, fastdp.Maps{Datapath: f.dp}); err != nil {
+		r.log.Warn("change the fast datapath", "err", err)
 	}
-	for _, a := range c.DeleteRemotes {
-		if !failed("remote", a, f.dp.DeleteRemote(a)) {
-			delete(f.have.Remotes, a)
-		}
-	}
-}
-
-func peerEntry(p fast.Peer) fastdp.PeerEntry {
-	e := fastdp.PeerEntry{Flags: fastdp.PeerKnown}
-	if p.Next == 0 {
-		return e
-	}
-	e.Flags |= fastdp.PeerFast
-	if p.Express {
-		e.Flags |= fastdp.PeerExpress
-	}
-	e.Next, e.MTU, e.Ifindex = p.Next, uint16(min(p.MTU, 65535)), uint32(p.Ifindex)
-	e.Remote, e.Local, e.Gateway = fastdp.AddrOf(p.Remote), fastdp.AddrOf(p.Local), fastdp.AddrOf(p.Gateway)
-	return e
 }
 
 // attachUnderlays has the programs on the interfaces by which peers are reached.
 func (r *Router) attachUnderlays(want map[int]bool) {
 	f := r.fast
 	for i := range want {
-		if f.underlays[i] || f.cfg.NoExpress {
+		if f.underlays[i] || f.noExpress != "" {
 			continue
 		}
 		if err := f.dp.AttachUnderlay(i); err != nil {

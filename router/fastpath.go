@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
@@ -17,6 +19,7 @@ import (
 	"github.com/weft-net/weft/router/fastdp"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
+	"github.com/weft-net/weft/router/wireguard"
 )
 
 // FastConfig says how the fast datapath is to be.
@@ -24,13 +27,18 @@ type FastConfig struct {
 	// PinDir is where programs and maps are pinned, so that they outlive this
 	// process. A file system of type bpf is mounted there if none is.
 	PinDir string
-	// Port is the UDP port of VXLAN, the same on all hosts.
-	Port int
+	// Port is the UDP port of VXLAN, the same on all hosts, TunnelPort that of
+	// WireGuard on this one.
+	Port, TunnelPort int
 	// Off has no link use it; what it carries for others goes on.
 	Off bool
 	// NoExpress has all frames go by the bridge and the VXLAN device.
 	NoExpress bool
-	// Encrypt has frames leave in clear only between addresses of Trusted.
+	// NoExpressTo has only those do so that go to or come from peers at these
+	// addresses.
+	NoExpressTo []netip.Prefix
+	// Encrypt has frames leave in clear only between addresses of Trusted; others
+	// go through WireGuard, if the kernel has it.
 	Encrypt bool
 	Trusted []netip.Prefix
 }
@@ -38,13 +46,16 @@ type FastConfig struct {
 // fastpath is the fast datapath as the router sees it.
 type fastpath struct {
 	// Constant.
-	cfg     FastConfig
-	dp      *fastdp.Datapath // nil: the kernel refused, why says what
-	why     string           // there is no fast datapath
-	watch   *netdev.Watch
-	tap     tap.Writer
-	echoes  chan echo         // from lanes
-	learned chan ethernet.MAC // from lanes: stations that came or moved
+	cfg       FastConfig
+	dp        *fastdp.Datapath  // nil: the kernel refused, why says what
+	why       string            // there is no fast datapath
+	noExpress string            // no frame may pass by the bridge, whatever judged says
+	tunnel    *wireguard.Device // nil: there is none, noTunnel says why
+	noTunnel  string
+	watch     *netdev.Watch
+	tap       tap.Writer
+	echoes    chan echo         // from lanes
+	learned   chan ethernet.MAC // from lanes: stations that came or moved
 
 	// Control goroutine only.
 	links map[peer.Name]*fastLink
@@ -58,8 +69,8 @@ type fastpath struct {
 	veths      map[ethernet.MAC]int // of stations of this host, by the host's end
 	containers map[int]bool         // whose veths have a program
 	underlays  map[int]bool         // likewise
+	wrongSums  map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
 	judged     string               // why express is off, "" if it is not
-	looked     time.Time            // for what judges
 	began      time.Time
 	dirty      bool // tables are to be planned anew
 	resync     bool // stations are to be compared with the kernel's
@@ -77,15 +88,19 @@ type fastpath struct {
 // fastLink is the fast datapath of one link.
 type fastLink struct {
 	*fast.Link
-	peer peer.Name
-	id   uint16 // short id of the peer when it was last known
-	hop  netdev.Hop
-	gone time.Time // when the session ended; zero while it lives
+	peer   peer.Name
+	secret [32]byte // for the tunnel
+	path   int      // MTU of the way there that the Link knows
+	id     uint16   // short id of the peer when it was last known
+	hop    netdev.Hop
+	tunnel wireguard.Peer // what the tunnel is to have for it when it was last looked; zero for nothing
+	gone   time.Time      // when the session ended; zero while it lives
 }
 
 type echo struct {
-	from  netip.Addr
-	nonce [fast.NonceLen]byte
+	from   netip.Addr
+	nonce  [fast.NonceLen]byte
+	summed bool // its checksum is right
 }
 
 const (
@@ -94,7 +109,7 @@ const (
 	// adoptStay is how long after the start what an earlier process left in the
 	// kernel stays, although this one does not know it yet.
 	adoptStay = time.Minute
-	// lookEvery is how often it is looked for what judges bridged frames.
+	// lookEvery is how often netfilter's rules are looked at.
 	lookEvery = 2 * time.Second
 )
 
@@ -106,7 +121,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		cfg: *r.cfg.Fast, echoes: make(chan echo, 256), learned: make(chan ethernet.MAC, 1024),
 		links: make(map[peer.Name]*fastLink), away: make(map[peer.Name]*fastLink),
 		names: make(map[uint16]peer.Name), veths: make(map[ethernet.MAC]int),
-		containers: make(map[int]bool), underlays: make(map[int]bool), began: time.Now(),
+		containers: make(map[int]bool), underlays: make(map[int]bool), wrongSums: make(map[int]bool), began: time.Now(),
 	}
 	watch, err := netdev.NewWatch()
 	if err != nil {
@@ -117,7 +132,8 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		PinDir: f.cfg.PinDir, Bridge: r.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: tapName,
 		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Log: r.log,
 	}
-	if f.cfg.Encrypt && len(f.cfg.Trusted) == 0 {
+	r.openTunnel(f)
+	if f.cfg.Encrypt && len(f.cfg.Trusted) == 0 && f.tunnel == nil {
 		// No link can be fast, so frames need not go round by a port of their own:
 		// that is a twentieth of an idle round trip. And what an earlier router
 		// left may send nothing in clear any more.
@@ -125,7 +141,20 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 			f.close()
 			return nil, err
 		}
+		if _, err := watch.Guard(0); err != nil {
+			r.log.Warn("rules for a fast datapath that is not there", "err", err)
+		}
 		return f, nil
+	}
+	if _, err := watch.Guard(uint16(f.cfg.Port)); err != nil {
+		// Containers could send frames as this host.
+		err = fmt.Errorf("keep containers from UDP %d: %w", f.cfg.Port, err)
+		f.why = err.Error()
+		r.log.Warn("no fast datapath", "err", err)
+		return f, fastdp.Remove(o)
+	}
+	if f.cfg.NoExpress {
+		f.noExpress = "switched off by --no-express"
 	}
 	f.judged = watch.Judged()
 	o.Express = f.express()
@@ -138,6 +167,9 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	if err := f.dp.Fast(); err != nil {
 		f.why = err.Error()
 		r.log.Warn("no fast datapath", "err", err)
+	} else if err := f.dp.Express(); err != nil {
+		f.noExpress = err.Error()
+		r.log.Warn("no express path", "err", err)
 	}
 	f.tap = q.NewWriter()
 	if err := f.adopt(); err != nil {
@@ -158,15 +190,31 @@ func (f *fastpath) close() {
 	if f.dp != nil {
 		_ = f.dp.Close()
 	}
+	if f.tunnel != nil {
+		f.tunnel.Close()
+	}
 	f.watch.Close()
 }
 
 // express tells whether frames may pass by the bridge.
-func (f *fastpath) express() bool { return !f.cfg.NoExpress && f.judged == "" }
+func (f *fastpath) express() bool { return f.noExpress == "" && f.judged == "" }
 
-// allowed tells whether frames may go in clear between this host and a.
+// trusts tells whether frames may go in clear between this host and a.
+func (f *fastpath) trusts(a netip.Addr) bool {
+	return !f.cfg.Encrypt || within(a, f.cfg.Trusted)
+}
+
+func within(a netip.Addr, any []netip.Prefix) bool {
+	return slices.ContainsFunc(any, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// allowed tells whether VXLAN may be sent to a: in clear, or as it is inside the
+// tunnel.
 func (f *fastpath) allowed(a netip.Addr) bool {
-	return !f.cfg.Encrypt || slices.ContainsFunc(f.cfg.Trusted, func(p netip.Prefix) bool { return p.Contains(a) })
+	if fast.TunnelPrefix.Contains(a) {
+		return f.tunnel != nil
+	}
+	return f.trusts(a)
 }
 
 // offer is what this end says of itself on a link to a.
@@ -181,10 +229,16 @@ func (f *fastpath) offer(a netip.Addr) fast.Offer {
 		return refuse(wire.FastOff, "switched off by --no-fastdp")
 	case f.why != "":
 		return refuse(wire.FastNoKernel, f.why)
-	case !f.allowed(a):
-		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, the kernel's way does not encrypt, and %s is in none of --trusted-subnets", a))
+	case f.tunnel == nil && !f.trusts(a):
+		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, %s, and %s is in none of --trusted-subnets", f.noTunnel, a))
 	case f.self == 0:
 		return refuse(wire.FastNoID, "there are more peers than short ids, or one is being chosen")
+	}
+	if f.tunnel != nil {
+		o.Tunnel = wire.Tunnel{Port: uint16(f.cfg.TunnelPort), Key: f.tunnel.Key()}
+	}
+	if !f.trusts(a) {
+		o.Verdict = wire.FastEncrypted
 	}
 	return o
 }
@@ -195,25 +249,56 @@ func (r *Router) runFast(ctx context.Context) error {
 	if f.dp == nil {
 		return nil
 	}
-	changed := make(chan error, 2)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		changed <- f.watch.Run(ctx, func() {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return f.watch.Run(ctx, func() {
 			if !f.changes.Swap(true) {
 				r.do(func() { f.changes.Store(false); r.refreshFast() })
 			}
 		})
-	}()
-	go func() {
-		changed <- f.dp.Events(ctx, func(e fastdp.Event) { r.do(func() { r.stationSeen(e) }) })
-	}()
-	err := <-changed
-	cancel()
-	if second := <-changed; err == nil {
-		err = second
+	})
+	g.Go(func() error {
+		return f.dp.Events(ctx, func(e fastdp.Event) { r.do(func() { r.stationSeen(e) }) })
+	})
+	g.Go(func() error { r.watchRules(ctx); return nil })
+	return g.Wait()
+}
+
+// watchRules looks at netfilter's rules every now and then: the iptables of old
+// tell nobody of changes. What guards the port is written anew if others have
+// removed it, and what judges bridged frames turns express off.
+func (r *Router) watchRules(ctx context.Context) {
+	f := r.fast
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch again, err := f.watch.Guard(uint16(f.cfg.Port)); {
+		case err != nil:
+			r.log.Warn("guard the fast datapath's port", "port", f.cfg.Port, "err", err)
+		case again:
+			r.log.Warn("others removed the rules that guard the fast datapath's port", "port", f.cfg.Port)
+		}
+		judged := f.watch.Judged()
+		r.do(func() { r.setJudged(judged) })
 	}
-	return err
+}
+
+// setJudged takes in what judges bridged frames, "" if nothing does.
+func (r *Router) setJudged(judged string) {
+	f := r.fast
+	if judged == f.judged {
+		return
+	}
+	r.log.Info("express path", "on", judged == "" && f.noExpress == "", "reason", judged)
+	f.judged, f.dirty = judged, true
+	if err := f.dp.SetExpress(f.express()); err != nil {
+		r.log.Warn("switch the express path", "on", f.express(), "err", err)
+	}
 }
 
 // refreshFast looks at interfaces and routes again.
@@ -227,7 +312,7 @@ func (r *Router) refreshFast() {
 	there := make(map[int]bool, len(ports))
 	for _, p := range ports {
 		there[p.Ifindex] = true
-		if f.containers[p.Ifindex] || f.cfg.NoExpress || f.why != "" {
+		if f.containers[p.Ifindex] || f.noExpress != "" || f.why != "" {
 			continue
 		}
 		if err := f.dp.AttachContainer(p.Ifindex); err != nil {
@@ -261,7 +346,7 @@ func (r *Router) refreshFast() {
 // findHop asks the routes for the way to a peer.
 func (r *Router) findHop(l *fastLink) {
 	hop := netdev.Hop{}
-	if a := l.Addr(); a.IsValid() {
+	if a := l.Remote(); a.IsValid() {
 		var err error
 		if hop, err = r.fast.watch.Hop(a); err != nil {
 			r.log.Debug("no route for the fast datapath", "peer", l.peer, "err", err)
@@ -292,17 +377,6 @@ func (r *Router) tickFast(now time.Time) {
 			if _, reached := r.routes.Unicast[n]; !reached {
 				r.macs.Forget(n)
 			}
-		}
-	}
-	if now.Sub(f.looked) >= lookEvery {
-		f.looked = now
-		if judged := f.watch.Judged(); judged != f.judged {
-			r.log.Info("express path", "off because", judged)
-			f.judged = judged
-			if err := f.dp.SetExpress(f.express()); err != nil {
-				r.log.Warn("switch the express path", "on", f.express(), "err", err)
-			}
-			f.dirty = true
 		}
 	}
 	if f.missed.Swap(false) {

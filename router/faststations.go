@@ -3,8 +3,6 @@ package router
 import (
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastdp"
@@ -100,7 +98,7 @@ func (r *Router) syncStations() {
 	if f == nil || f.dp == nil {
 		return
 	}
-	now, boot := r.since(), bootTime()
+	now, boot := r.since(), time.Duration(fastdp.BootTime())
 	adopting := time.Since(f.began) < adoptStay
 	inKernel := make(map[ethernet.MAC]uint16)
 	var rewrite []ethernet.MAC
@@ -146,15 +144,6 @@ func (r *Router) syncStations() {
 	for _, m := range rewrite {
 		r.copyStation(m)
 	}
-}
-
-// bootTime is the kernel's clock of bpf_ktime_get_boot_ns.
-func bootTime() time.Duration {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
 }
 
 // keeps tells whether a peer is kept although no route leads to it.

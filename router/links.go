@@ -36,6 +36,7 @@ type sleeve struct {
 	// Constant.
 	peer    peer.Name
 	dialled bool
+	secret  [32]byte // shared with the peer, for the tunnel
 
 	// Control goroutine only.
 	machine  *link.Machine
@@ -69,10 +70,10 @@ type sleeve struct {
 
 // fastStatus is how the link's fast datapath is.
 type fastStatus struct {
-	up, express bool
-	reason      string // why not up, or why not express
-	rtt         time.Duration
-	mtu         int // of containers' packets that pass, if up
+	up, sealed, express bool
+	reason              string // why not up, or why not express
+	rtt                 time.Duration
+	mtu                 int // of containers' packets that pass, if up
 }
 
 // told is what the mesh was told last.
@@ -99,7 +100,7 @@ const (
 )
 
 func newSleeve(n Neighbour) *sleeve {
-	return &sleeve{peer: n.Name, dialled: n.Dialled, complain: rate.NewLimiter(complainRate, complainBurst)}
+	return &sleeve{peer: n.Name, dialled: n.Dialled, secret: tunnelSecret(n.Secret), complain: rate.NewLimiter(complainRate, complainBurst)}
 }
 
 // publish copies what the machine has decided to where lanes and status read

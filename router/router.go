@@ -261,10 +261,12 @@ func (r *Router) Run(ctx context.Context) error {
 	if r.running.Swap(true) {
 		return errors.New("run the router: it was run before")
 	}
-	defer close(r.done)
 	defer r.Close()
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.controlLoop(gctx) })
+	g.Go(func() error {
+		defer close(r.done) // others of the group may wait in do
+		return r.controlLoop(gctx)
+	})
 	if r.fast != nil {
 		g.Go(func() error { return r.runFast(gctx) })
 	}

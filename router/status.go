@@ -28,6 +28,7 @@ type LinkStatus struct {
 	Reason  string         `json:"reason,omitempty"` // in words: why not established, not fast, not express
 	Kind    string         `json:"kind"`             // Sleeve or Fastdp
 	Express bool           `json:"express"`          // Fastdp, past the bridge
+	Clear   bool           `json:"clear"`            // frames are not encrypted
 	Cipher  string         `json:"cipher,omitempty"` // once keys are agreed
 	// MTU is the largest IP packet of a container that goes to the peer's host
 	// in one piece, in bytes; 0 if not established.
@@ -152,7 +153,7 @@ func (l *sleeve) describe() LinkStatus {
 	}
 	if f := l.fast.Load(); f != nil && s.State == link.Established.String() {
 		if s.Reason = f.reason; f.up {
-			s.Kind, s.Express, s.RTT = Fastdp, f.express, f.rtt
+			s.Kind, s.Express, s.Clear, s.RTT = Fastdp, f.express, !f.sealed, f.rtt
 			s.MTU = max(s.MTU, f.mtu)
 		}
 	}
@@ -162,7 +163,7 @@ func (l *sleeve) describe() LinkStatus {
 // Stations returns the addresses that the switch knows, ordered.
 func (r *Router) Stations() []Station {
 	kernel := r.kernelStations()
-	boot := bootTime()
+	boot := time.Duration(fastdp.BootTime())
 	var all []Station
 	for _, e := range r.macs.Entries(r.since()) {
 		s := Station{Entry: e}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
@@ -28,6 +29,9 @@ type host struct {
 	mesh       *mesh.Mesh
 	router     *router.Router
 	allocators []*allocator
+	store      *store.Store
+	shortID    uint16 // as stored; RoutesChanged only
+	names      *dns.Service
 }
 
 // allocator is the allocator of one universe with its file.
@@ -45,11 +49,14 @@ var (
 )
 
 // Default is the Assemble of the program.
-func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ *Parts, err error) {
-	h := &host{config: c, log: log}
+func Default(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (_ *Parts, err error) {
+	h := &host{config: c, log: log, store: st}
+	if h.shortID, err = loadShortID(st); err != nil {
+		return nil, err
+	}
 	m, err := mesh.New(mesh.Config{
 		Identity: id, Nickname: c.NickName, Host: c.Host, Port: uint16(c.Port), Passwords: c.Passwords,
-		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr,
+		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr, ShortID: h.shortID,
 		ProtocolMin: uint8(c.ProtocolMin), ProtocolMax: uint8(c.ProtocolMax), Log: log.With("part", "mesh"),
 	})
 	if err != nil {
@@ -69,14 +76,15 @@ func Default(c *Config, id *peer.Identity, _ *store.Store, log *slog.Logger) (_ 
 		Host: at, Port: int(m.Port()), Bridge: c.Bridge, TAP: netdev.TAPName, MTU: c.MTU, Log: log.With("part", "router"),
 		NoTAPOffload: c.NoTAPOffload, NoUDPOffload: c.NoUDPOffload,
 		Fast: &router.FastConfig{
-			PinDir: c.pinDir(), Port: int(m.Port()) + 1, Off: c.NoFastdp, NoExpress: c.NoExpress,
+			PinDir: c.pinDir(), Port: int(m.Port()) + 1, TunnelPort: int(m.Port()) + 2, Off: c.NoFastdp, NoExpress: c.NoExpress, NoExpressTo: c.NoExpressTo,
 			Encrypt: len(c.Passwords) > 0, Trusted: c.TrustedSubnets,
 		},
 	}, control{m})
 	if err != nil {
 		return nil, err
 	}
-	parts := &Parts{Node: h}
+	h.names = h.newNames(id)
+	parts := &Parts{Node: h, Names: h.names}
 	for _, u := range []struct {
 		universe, subnet netip.Prefix
 		file             string
@@ -124,6 +132,22 @@ func (h *host) allocator(id *peer.Identity, universe, subnet netip.Prefix, file 
 		h.log.Warn("address file", "what", n)
 	}
 	return &allocator{alloc, universe, subnet, disk, notes}, nil
+}
+
+// newNames makes the service discovery. Hosts without DNS pass on what others say
+// too.
+func (h *host) newNames(id *peer.Identity) *dns.Service {
+	c := h.config.DNS
+	c.Self, c.Signer, c.Verifier, c.Log = id.Name, id, peer.Ed25519{}, h.log.With("part", "dns")
+	c.Announce = func(delta []byte) { h.mesh.Announce(mesh.ChannelNames, delta) }
+	for _, r := range []netip.Prefix{h.config.Range, h.config.Range6} {
+		if r.IsValid() {
+			c.Ranges = append(c.Ranges, r)
+		}
+	}
+	s := dns.New(c)
+	h.mesh.Register(mesh.ChannelNames, s.Channel())
+	return s
 }
 
 // udpAddr tells at which UDP address a neighbour's packets come in.
@@ -178,7 +202,8 @@ func (h *host) Run(ctx context.Context) error {
 		g.Go(func() error { return a.Run(ctx) })
 	}
 	g.Go(func() error { return h.router.Run(ctx) })
-	g.Go(func() error { return h.mesh.Run(ctx, observer{h.router}) })
+	g.Go(func() error { return h.names.Run(ctx) })
+	g.Go(func() error { return h.mesh.Run(ctx, observer{h}) })
 	return g.Wait()
 }
 
@@ -294,13 +319,22 @@ func (a addresses) Reachable(n peer.Name) bool          { return a.mesh.View().R
 func (a addresses) Peers() []peer.Name                  { return a.mesh.View().Peers() }
 func (a addresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
 
-// observer tells the router what the mesh sees.
-type observer struct{ router *router.Router }
+// observer tells the router and the names what the mesh sees.
+type observer struct{ *host }
 
 func (o observer) NeighbourUp(n mesh.Neighbour) {
 	o.router.NeighbourUp(router.Neighbour{Name: n.Name, Addr: n.Addr, Secret: n.Secret, Dialled: n.Dialled})
 }
 func (o observer) NeighbourDown(n peer.Name)              { o.router.NeighbourDown(n) }
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
-func (o observer) RoutesChanged(r *topology.Routes)       { o.router.SetRoutes(r) }
-func (o observer) ViewChanged(*mesh.View)                 {}
+func (o observer) ViewChanged(v *mesh.View)               { o.names.PeersChanged(v.Keys()) }
+
+func (o observer) RoutesChanged(r *topology.Routes) {
+	o.router.SetRoutes(r)
+	if id := r.ShortIDs[o.mesh.Self()]; id != 0 && id != o.shortID {
+		o.shortID = id
+		if err := saveShortID(o.store, id); err != nil {
+			o.log.Warn("the next start may choose another", "err", err)
+		}
+	}
+}

@@ -33,6 +33,7 @@ type attachment struct {
 	Port             string         `json:"port"`
 	MAC              string         `json:"mac"`
 	Addresses        []netip.Prefix `json:"addresses"`
+	Names            hostNames      `json:"names,omitempty"`
 	NoMulticastRoute bool           `json:"noMulticastRoute,omitempty"`
 	// Docker is set for a container of Docker's, whose record outlives its runs.
 	Docker *inDocker `json:"docker,omitempty"`
@@ -42,6 +43,7 @@ type attachment struct {
 // for concurrent use; requests for different containers run at once.
 type attachments struct {
 	addresses universes
+	names     Names
 	bridge    string
 	mtu       int
 	log       *slog.Logger
@@ -57,12 +59,12 @@ type attachments struct {
 
 const bucketAttachments = "attachments"
 
-func newAttachments(st *store.Store, us universes, bridge string, mtu int, log *slog.Logger) *attachments {
+func newAttachments(st *store.Store, us universes, names Names, bridge string, mtu int, log *slog.Logger) *attachments {
 	tab, err := store.OpenTable[attachment](st, bucketAttachments)
 	if err != nil {
 		log.Warn("some records of attached containers are lost", "error", err)
 	}
-	return &attachments{addresses: us, bridge: bridge, mtu: mtu, log: log, tab: tab, gone: make(map[string]time.Time)}
+	return &attachments{addresses: us, names: names, bridge: bridge, mtu: mtu, log: log, tab: tab, gone: make(map[string]time.Time)}
 }
 
 // place is where an attachment is, and whose.
@@ -116,6 +118,7 @@ func (as *attachments) put(owner string, a attachment) error {
 
 // forget releases everything that owner has and deletes its record.
 func (as *attachments) forget(owner string) error {
+	as.names.RemoveContainer(owner)
 	if err := as.addresses.take(owner, as.addresses.owned(owner)); err != nil {
 		return err
 	}
@@ -128,6 +131,10 @@ func (as *attachments) forget(owner string) error {
 // attach gives the container at p the addresses that r names and returns them,
 // those that it had already among them.
 func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest) (got []netip.Prefix, err error) {
+	fqdn, err := qualify(as.names, r.Hostname)
+	if err != nil {
+		return nil, err
+	}
 	defer as.locks.lock(p.owner)()
 	before, known := as.get(p.owner)
 	want := r.Addresses
@@ -154,7 +161,8 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 		}
 		undo := as.addresses.take(p.owner, fresh)
 		if known {
-			undo = errors.Join(undo, as.put(p.owner, before))
+			as.names.RemoveContainer(p.owner)
+			undo = errors.Join(undo, before.Names.register(as.names, p.owner), as.put(p.owner, before))
 		} else {
 			undo = errors.Join(undo, as.forget(p.owner))
 		}
@@ -167,7 +175,7 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 	if err != nil {
 		return nil, fmt.Errorf("attach %s: %w", p, err)
 	}
-	now := attachment{Addresses: before.Addresses, NoMulticastRoute: r.NoMulticastRoute, Docker: newInDocker(p, r)}
+	now := attachment{Addresses: before.Addresses, Names: before.Names, NoMulticastRoute: r.NoMulticastRoute, Docker: newInDocker(p, r)}
 	if now.Docker != nil && before.Docker != nil {
 		now.Docker.Named = before.Docker.Named
 	}
@@ -177,6 +185,12 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 		}
 	}
 	now.Docker.name(r.Addresses)
+	if fqdn != "" {
+		now.Names = now.Names.with(fqdn, addrsOf(now.Addresses))
+		if err = now.Names.register(as.names, p.owner); err != nil {
+			return nil, err
+		}
+	}
 	return got, as.join(p, now, got)
 }
 
@@ -245,6 +259,10 @@ func (as *attachments) detach(p place, which []api.Address) ([]netip.Prefix, err
 	if len(a.Addresses) == 0 {
 		return removed, as.forget(p.owner)
 	}
+	if _, err := as.names.Remove(p.owner, "", addrsOf(removed)...); err != nil {
+		return nil, err
+	}
+	a.Names = a.Names.without("", addrsOf(removed))
 	if err := as.addresses.take(p.owner, removed); err != nil {
 		return nil, err
 	}
@@ -323,6 +341,7 @@ func (as *attachments) restoreOne(ctx context.Context, owner string) error {
 
 // sweep frees the addresses of containers that have been gone for goneGrace.
 func (as *attachments) sweep(now time.Time) {
+	as.bury(now)
 	for _, owner := range as.owners() {
 		a, known := as.get(owner)
 		if !known || a.Port == "" || a.Docker != nil && a.Docker.Released || linkExists(a.Port) {

@@ -11,10 +11,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // bench is a host with a bridge and one container, both namespaces.
@@ -22,6 +24,7 @@ type bench struct {
 	host, box string
 	addresses *fakeAddresses
 	store     *store.Store
+	names     *dns.Service // with nobody to announce to
 	as        *attachments
 }
 
@@ -37,7 +40,11 @@ func newBench(t *testing.T) *bench {
 
 // restart makes attachments as a router does that was started again.
 func (b *bench) restart() {
-	b.as = newAttachments(b.store, universes{b.addresses}, netdev.BridgeName, DefaultMTU, slog.New(slog.DiscardHandler))
+	id := peer.Cheap{ID: peer.Key{1}}
+	b.names = dns.New(dns.Config{
+		Domain: "weft.internal", Self: peer.Name{2, 1}, Signer: id, Verifier: id, Announce: func([]byte) {}, Log: slog.New(slog.DiscardHandler),
+	})
+	b.as = newAttachments(b.store, universes{b.addresses}, b.names, netdev.BridgeName, DefaultMTU, slog.New(slog.DiscardHandler))
 }
 
 // on runs f in the namespace of the host.
@@ -241,7 +248,7 @@ func TestExposures(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	open := func() *exposures {
-		return newExposures(b.store, universes{b.addresses}, netdev.BridgeName, slog.New(slog.DiscardHandler))
+		return newExposures(b.store, universes{b.addresses}, b.names, netdev.BridgeName, slog.New(slog.DiscardHandler))
 	}
 	es := open()
 	bridge := func() (ps []netip.Prefix) {

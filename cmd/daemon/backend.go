@@ -124,6 +124,25 @@ func (d *daemon) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Prefix, e
 	return d.exposures.hide(r)
 }
 
+// Lease implements api.Backend.
+func (d *daemon) Lease(ctx context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
+	if d.leaving.Load() {
+		return api.LeaseReply{}, errLeaving
+	}
+	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
+	defer cancel()
+	got, err := d.leases.lease(ctx, r)
+	return api.LeaseReply{Addresses: got, Bridge: d.config.Bridge, MTU: d.config.MTU}, err
+}
+
+// Release implements api.Backend.
+func (d *daemon) Release(_ context.Context, r api.LeaseRequest) ([]netip.Prefix, error) {
+	return d.leases.release(r.Owner)
+}
+
+// Leases implements api.Backend.
+func (d *daemon) Leases(context.Context) ([]api.Lease, error) { return d.leases.list(), nil }
+
 // Connect implements api.Backend.
 func (d *daemon) Connect(_ context.Context, r api.PeersRequest) error {
 	for _, p := range r.Peers {

@@ -12,12 +12,14 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/docker/proxy"
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
 // DefaultStateDir is where a router keeps its state unless told otherwise.
-const DefaultStateDir = "/var/lib/weft"
+const DefaultStateDir = api.DefaultStateDir
 
 // Config is what a router is launched with. The command line has checked it.
 type Config struct {
@@ -49,8 +51,13 @@ type Config struct {
 	// NoFastdp has all frames go by sleeve; NoExpress has those of the fast
 	// datapath cross the bridge.
 	NoFastdp, NoExpress bool
+	NoExpressTo         []netip.Prefix // peers there have no express path
 	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
+
+	// DNS says where service discovery listens and what it answers; who it is and
+	// what it knows of the mesh is filled in by Assemble.
+	DNS dns.Config
 
 	Bridge     string
 	LogLevel   slog.Level

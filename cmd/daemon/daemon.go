@@ -17,12 +17,15 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/wireguard"
 )
 
 const (
@@ -102,7 +105,8 @@ type daemon struct {
 	targets     *targets
 	attachments *attachments
 	exposures   *exposures
-	names       Names
+	leases      *leases
+	names       *dns.Service
 	engine      *engine // nil: without Docker
 	warnings    []string
 	end         context.CancelFunc // ends serve; set by it before it serves
@@ -163,9 +167,12 @@ func (d *daemon) identity() (*peer.Identity, error) {
 // begin takes the parts over and starts the record of this run.
 func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.name, d.node, d.universes = name, parts.Node, parts.Universes
-	d.attachments = newAttachments(d.store, d.universes, d.config.Bridge, d.config.MTU, d.log)
-	d.exposures = newExposures(d.store, d.universes, d.config.Bridge, d.log)
-	d.names = noNames{}
+	d.names = parts.Names
+	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
+	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
+	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
+	d.attachments.restoreNames()
+	d.exposures.restoreNames()
 	if d.config.DockerHost != "" {
 		log := d.log.With("part", "docker")
 		var ds *drivers
@@ -173,7 +180,7 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 			ds = newDrivers(d, log)
 		}
 		var err error
-		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, ds, d.names, log); err != nil {
+		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, ds, engineNames{d.names, log}, log); err != nil {
 			return err
 		}
 	}
@@ -224,6 +231,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		return nil
 	})
 	g.Go(func() error { d.sweep(working); return nil })
+	g.Go(func() error { d.watch(working); return nil })
 	if d.engine != nil {
 		g.Go(func() error { d.engine.run(working); return nil })
 	}
@@ -249,6 +257,22 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	return g.Wait()
 }
 
+// watch has names follow what happens to interfaces and addresses at once. Where
+// the kernel does not tell, they do so a little later.
+func (d *daemon) watch(ctx context.Context) {
+	w, err := netdev.NewWatch()
+	if err == nil {
+		defer w.Close()
+		err = w.Run(ctx, func() {
+			d.names.NetworkChanged()
+			d.attachments.bury(time.Now())
+		})
+	}
+	if err != nil {
+		d.log.Warn("changes of interfaces are noticed late", "err", err)
+	}
+}
+
 func (d *daemon) sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -259,6 +283,7 @@ func (d *daemon) sweep(ctx context.Context) {
 		case now := <-tick.C:
 			d.attachments.sweep(now)
 			d.exposures.reconcile()
+			d.leases.sweep()
 		}
 	}
 }
@@ -268,6 +293,7 @@ func (d *daemon) sweep(ctx context.Context) {
 func Erase(c *Config) error {
 	errs := []error{
 		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
+		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: fast.TunnelPrefix}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
 		netdev.UnpassGuard(context.Background(), c.Bridge),
 	}

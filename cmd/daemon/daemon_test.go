@@ -129,6 +129,10 @@ func TestMetrics(t *testing.T) {
 				Owners: []api.Owner{{NumIPs: 750, Reachable: true}, {NumIPs: 250}},
 			},
 			IPAM6: &api.IPAM{RangeNumIPs: 1e30},
+			DNS: &api.DNS{
+				Entries: make([]api.DNSEntry, 12), Refused: 13,
+				Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 14}, {Type: "PTR", Result: "forwarded", Count: 15}},
+			},
 		}
 	})
 	w := httptest.NewRecorder()
@@ -139,6 +143,8 @@ func TestMetrics(t *testing.T) {
 		"weft_ipam_unreachable_count 250", "weft_ipam_unreachable_percentage 25", "weft_ipam_pending_allocates 1", "weft_ipam_pending_claims 2",
 		`weft_link_bytes_total{direction="rx",peer="p",type="sleeve"} 11`, `weft_link_packets_total{direction="tx",peer="p",type="sleeve"} 2`,
 		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass?word"} 6`,
+		"weft_dns_entries 12", "weft_dns_forwards_refused_total 13",
+		`weft_dns_queries_total{result="answer",type="A"} 14`, `weft_dns_queries_total{result="forwarded",type="PTR"} 15`,
 		`weft_drops_total{reason="looped"} 7`, `weft_queue_depth{queue="gossip"} 8`, `weft_queue_limit{queue="gossip"} 9`, `weft_queue_drops_total{queue="gossip"} 10`,
 	} {
 		if !strings.Contains(w.Body.String(), want+"\n") {

@@ -29,7 +29,7 @@ type engine struct {
 	watcher     *docker.Watcher
 	attachments *attachments
 	drivers     *drivers // nil: there are none
-	names       Names
+	names       engineNames
 	log         *slog.Logger
 	// Constant once run is called. proxies are where the proxy is, share those of
 	// its sockets that users of Docker's may open.
@@ -45,7 +45,7 @@ type engine struct {
 	away map[string]bool
 }
 
-func newEngine(host string, as *attachments, ds *drivers, names Names, log *slog.Logger) (*engine, error) {
+func newEngine(host string, as *attachments, ds *drivers, names engineNames, log *slog.Logger) (*engine, error) {
 	c, err := docker.NewClient(host)
 	if err != nil {
 		return nil, err
@@ -198,7 +198,7 @@ func (e *engine) introduce(c *docker.Container, a attachment) {
 	}
 	if !a.Docker.WithoutDNS {
 		for _, name := range namesOf(c, e.names.Domain(), nil) {
-			e.names.Add(c.ID, name, addrsOf(a.Addresses))
+			e.names.add(c.ID, name, addrsOf(a.Addresses))
 		}
 	}
 	if !a.Docker.RewriteHosts && len(a.Docker.AddHosts) == 0 {
@@ -220,7 +220,7 @@ func (e *engine) introduceEndpoints(c *docker.Container) {
 			continue
 		}
 		for _, name := range namesOf(c, e.names.Domain(), end.Aliases) {
-			e.names.Add(c.ID, name, addrsOf(end.Addresses))
+			e.names.add(c.ID, name, addrsOf(end.Addresses))
 		}
 	}
 	if !e.runs(c) {

@@ -16,13 +16,15 @@ import (
 
 // exposure is the record of one address of the bridge; its key is the address.
 type exposure struct {
-	Masquerade bool `json:"masquerade"`
+	Masquerade bool     `json:"masquerade"`
+	Names      []string `json:"names,omitempty"` // full
 }
 
 // exposures gives the bridge addresses, so that the host itself is part of the
 // overlay. It is safe for concurrent use.
 type exposures struct {
 	addresses universes
+	names     Names
 	bridge    string
 	log       *slog.Logger
 
@@ -36,12 +38,12 @@ type exposures struct {
 
 const bucketExposures = "exposures"
 
-func newExposures(st *store.Store, us universes, bridge string, log *slog.Logger) *exposures {
+func newExposures(st *store.Store, us universes, names Names, bridge string, log *slog.Logger) *exposures {
 	tab, err := store.OpenTable[exposure](st, bucketExposures)
 	if err != nil {
 		log.Warn("some records of exposed addresses are lost", "error", err)
 	}
-	return &exposures{addresses: us, bridge: bridge, log: log, tab: tab}
+	return &exposures{addresses: us, names: names, bridge: bridge, log: log, tab: tab}
 }
 
 // all returns the exposures but for those left out, sorted. The lock is held.
@@ -67,6 +69,10 @@ func (es *exposures) prefixes() []netip.Prefix {
 // expose gives the bridge the addresses and returns them. Exposing again
 // changes the masquerading only.
 func (es *exposures) expose(ctx context.Context, r api.ExposeRequest) (got []netip.Prefix, err error) {
+	fqdn, err := qualify(es.names, r.Hostname)
+	if err != nil {
+		return nil, err
+	}
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	defer es.show()
@@ -79,19 +85,33 @@ func (es *exposures) expose(ctx context.Context, r api.ExposeRequest) (got []net
 		return nil, err
 	}
 	for _, p := range got {
-		if err := es.exposeOne(p, !r.WithoutMasquerade); err != nil {
+		if err := es.exposeOne(p, !r.WithoutMasquerade, fqdn); err != nil {
 			return nil, err
 		}
 	}
 	return got, nil
 }
 
-func (es *exposures) exposeOne(p netip.Prefix, masquerade bool) error {
+func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (err error) {
 	before, had := es.tab.Records[p.String()]
-	if err := es.tab.Put(p.String(), exposure{Masquerade: masquerade}); err != nil {
+	now := exposure{Masquerade: masquerade, Names: before.Names}
+	if fqdn != "" {
+		if err := es.names.Add(api.Exposed, fqdn, p.Addr()); err != nil {
+			return err
+		}
+		if !slices.Contains(now.Names, fqdn) {
+			now.Names = append(slices.Clone(now.Names), fqdn)
+			defer func() {
+				if err != nil {
+					_, _ = es.names.Remove(api.Exposed, fqdn, p.Addr())
+				}
+			}()
+		}
+	}
+	if err := es.tab.Put(p.String(), now); err != nil {
 		return err
 	}
-	err := es.apply(netdev.Exposure{Addr: p, Masquerade: masquerade})
+	err = es.apply(netdev.Exposure{Addr: p, Masquerade: masquerade})
 	if err == nil {
 		return nil
 	}
@@ -130,6 +150,9 @@ func (es *exposures) hide(r api.ExposeRequest) ([]netip.Prefix, error) {
 	}
 	for i, p := range ps {
 		if _, err := netdev.Hide(es.bridge, p, es.all(p)); err != nil {
+			return ps[:i], err
+		}
+		if _, err := es.names.Remove(api.Exposed, "", p.Addr()); err != nil {
 			return ps[:i], err
 		}
 		if err := es.addresses.take(api.Exposed, []netip.Prefix{p}); err != nil {

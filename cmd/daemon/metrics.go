@@ -39,6 +39,9 @@ var (
 	queueDepth     = gauge("queue_depth", "Entries that wait in a queue.", "queue")
 	queueLimit     = gauge("queue_limit", "Entries that a queue holds at most.", "queue")
 	queueDrops     = counter("queue_drops_total", "Entries dropped because a queue was full.", "queue")
+	dnsEntries     = gauge("dns_entries", "Host names with their addresses that are answered here.")
+	dnsQueries     = counter("dns_queries_total", "DNS queries of containers.", "type", "result")
+	dnsRefused     = counter("dns_forwards_refused_total", "DNS queries not forwarded as too many were under way.")
 	handshakes     = counter("handshake_failures_total", "Sessions refused.", "reason")
 )
 
@@ -89,6 +92,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		s.add(queueDepth, float64(q.Depth), q.Name)
 		s.add(queueLimit, float64(q.Limit), q.Name)
 		s.add(queueDrops, float64(q.Drops), q.Name)
+	}
+	if d := r.DNS; d != nil {
+		s.add(dnsEntries, float64(len(d.Entries)))
+		s.add(dnsRefused, float64(d.Refused))
+		for _, q := range d.Queries {
+			s.add(dnsQueries, float64(q.Count), q.Type, q.Result)
+		}
 	}
 	// The names are of a time with one universe; a second one of another
 	// magnitude would drown the first in a sum.

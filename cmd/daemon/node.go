@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 )
 
@@ -64,6 +65,8 @@ type Parts struct {
 	Node Node
 	// Universes are the allocators, at most one for each family.
 	Universes []Addresses
+	// Names is where host names are registered.
+	Names *dns.Service
 }
 
 // usage is an error of class api.Usage.

@@ -43,6 +43,7 @@ func (h *host) Report(r *api.Report) {
 		})
 	}
 	h.fastdp(&r.Router)
+	r.DNS = h.discovery()
 	for _, p := range ms.Problems {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%d times, last %s)", p.Text, p.Count, p.Last.Format(time.TimeOnly)))
 	}
@@ -96,7 +97,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 		}
 		if l, ok := links[s.Peer]; ok {
 			c.Kind, c.MTU, c.Express = l.Kind, l.MTU, l.Express
-			c.Encrypted = l.Kind == router.Sleeve
+			c.Encrypted = !l.Clear
 			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
 			c.Info = l.Reason
 			if l.State == "established" {
@@ -170,8 +171,9 @@ func (h *host) notAtItsBest(l router.LinkStatus) string {
 
 func (h *host) peers(out *api.Router, ms mesh.Status) {
 	v := h.mesh.View()
+	routes := v.Routes()
 	for _, p := range ms.Peers {
-		e := api.Peer{Name: p.Name.String(), NickName: p.Nickname, Version: p.Version}
+		e := api.Peer{Name: p.Name.String(), NickName: p.Nickname, Version: p.Version, ShortID: routes.ShortIDs[p.Name]}
 		for _, l := range p.Links {
 			c := api.PeerConnection{Name: l.To.String(), NickName: v.Nickname(l.To), Established: l.Flags&topology.LinkData != 0}
 			if p.Name == ms.Name {
@@ -185,7 +187,6 @@ func (h *host) peers(out *api.Router, ms mesh.Status) {
 		}
 		out.Peers = append(out.Peers, e)
 	}
-	routes := v.Routes()
 	for dst, via := range routes.Unicast {
 		out.UnicastRoutes = append(out.UnicastRoutes, api.UnicastRoute{Dest: dst.String(), Via: via.String()})
 	}

@@ -9,6 +9,12 @@
 //	GET  /ps                []Attachment
 //	POST /attach, /detach   AttachRequest -> AddressReply
 //	POST /expose, /hide     ExposeRequest -> AddressReply
+//	POST /lease             LeaseRequest -> LeaseReply
+//	POST /release           LeaseRequest -> AddressReply
+//	GET  /leases            []Lease
+//	POST /dns-add           NameRequest -> Empty
+//	POST /dns-remove        NameRequest -> Empty
+//	POST /dns-lookup        LookupRequest -> LookupReply
 //	POST /connect, /forget  PeersRequest -> Empty
 //	POST /rmpeer            PeersRequest -> RemoveReply
 //	POST /adopt             AdoptRequest -> Empty
@@ -46,6 +52,13 @@ type Backend interface {
 	Detach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error)
 	Expose(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
 	Hide(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
+	Lease(ctx context.Context, r LeaseRequest) (LeaseReply, error)
+	// Release takes all that an owner has.
+	Release(ctx context.Context, r LeaseRequest) ([]netip.Prefix, error)
+	Leases(ctx context.Context) ([]Lease, error)
+	AddName(ctx context.Context, r NameRequest) error
+	RemoveName(ctx context.Context, r NameRequest) error
+	LookupName(ctx context.Context, r LookupRequest) ([]string, error)
 	Connect(ctx context.Context, r PeersRequest) error
 	Forget(ctx context.Context, r PeersRequest) error
 	RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, error)
@@ -80,8 +93,10 @@ type AttachRequest struct {
 	// Addresses to give or take. None: for attach one of the default subnet,
 	// for detach all.
 	Addresses []Address `json:"addresses,omitempty"`
-	// The rest is for attach only. NoMulticastRoute leaves multicast to the
-	// container's other interfaces.
+	// The rest is for attach only. Hostname is a name for all addresses that the
+	// container has then. Without a dot it is meant in the domain of the router.
+	Hostname string `json:"hostname,omitempty"`
+	// NoMulticastRoute leaves multicast to the container's other interfaces.
 	NoMulticastRoute bool `json:"noMulticastRoute,omitempty"`
 	// WithoutDNS gives the container no name in DNS.
 	WithoutDNS bool `json:"withoutDNS,omitempty"`
@@ -98,6 +113,30 @@ type ExposeRequest struct {
 	// WithoutMasquerade leaves out the rules that translate addresses between
 	// the containers' network and others.
 	WithoutMasquerade bool `json:"withoutMasquerade,omitempty"`
+	// Hostname, for expose only, is a name for these addresses.
+	Hostname string `json:"hostname,omitempty"`
+}
+
+// NameRequest names a host name and addresses of it.
+type NameRequest struct {
+	// Container is the id of a container or the path of its namespace. Without one
+	// the name is for addresses that are nobody's here.
+	Container string `json:"container,omitempty"`
+	// Hostname is meant in the domain of the router if it has no dot. Without one
+	// it is, for dns-add, the container's first name, for dns-remove any.
+	Hostname string `json:"hostname,omitempty"`
+	// Addresses to add or remove. None: all of the container's.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+}
+
+// LookupRequest asks for the addresses of a name, or the names of an address.
+type LookupRequest struct {
+	Name string `json:"name"`
+}
+
+// LookupReply lists what was found, which may be nothing.
+type LookupReply struct {
+	Found []string `json:"found"`
 }
 
 // PeersRequest names peers: HOST[:PORT] for connect and forget, a name or a
@@ -146,6 +185,9 @@ type Attachment struct {
 
 // Exposed is the owner of the addresses that the bridge itself has.
 const Exposed = "weft:expose"
+
+// Extern is the owner of host names that belong to no container.
+const Extern = "weft:extern"
 
 // Empty is a body with nothing to say.
 type Empty struct{}

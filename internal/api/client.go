@@ -84,6 +84,25 @@ func (c *Client) Hide(ctx context.Context, r ExposeRequest) ([]netip.Prefix, err
 	return a.Addresses, err
 }
 
+// AddName gives a host name addresses.
+func (c *Client) AddName(ctx context.Context, r NameRequest) error {
+	_, err := send[Empty](ctx, c, "/dns-add", r)
+	return err
+}
+
+// RemoveName takes addresses from host names.
+func (c *Client) RemoveName(ctx context.Context, r NameRequest) error {
+	_, err := send[Empty](ctx, c, "/dns-remove", r)
+	return err
+}
+
+// LookupName returns what this host's DNS server answers: the addresses of a
+// name, or the names of an address.
+func (c *Client) LookupName(ctx context.Context, name string) ([]string, error) {
+	a, err := send[LookupReply](ctx, c, "/dns-lookup", LookupRequest{Name: name})
+	return a.Found, err
+}
+
 // Connect adds targets, or with Replace sets them.
 func (c *Client) Connect(ctx context.Context, r PeersRequest) error {
 	_, err := send[Empty](ctx, c, "/connect", r)

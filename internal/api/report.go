@@ -16,6 +16,7 @@ type Report struct {
 	Router      Router
 	IPAM        *IPAM   `json:",omitempty"` // nil: off
 	IPAM6       *IPAM   `json:",omitempty"` // nil: off
+	DNS         *DNS    `json:",omitempty"` // nil: off
 	Docker      *Docker `json:",omitempty"` // nil: off
 	Attachments []Attachment
 	// Warnings are lines for the user on what is not as it should be.
@@ -94,6 +95,7 @@ type Peer struct {
 	Name        string
 	NickName    string
 	Version     uint64 // of its entry in the topology
+	ShortID     uint16 // what it is called in VNIs of the fast datapath, 0 for none
 	Connections []PeerConnection
 }
 
@@ -202,6 +204,49 @@ type Owner struct {
 	NumIPs    float64
 	Active    int  // only known for this host
 	Reachable bool // false: its free space can not be asked for
+}
+
+// DNS is the state of service discovery.
+type DNS struct {
+	Domain string
+	// Address is where containers should be told to ask, ADDRESS:PORT; "" if the
+	// server listens nowhere.
+	Address   string
+	Listening []DNSListener
+	Upstream  []DNSUpstream
+	TTL       int // seconds
+	Entries   []DNSEntry
+	Queries   []DNSQueries
+	// Refused counts queries that were not forwarded as there were too many.
+	Refused uint64
+}
+
+// DNSListener is a place where the server is to listen.
+type DNSListener struct {
+	Place     string // an address or an interface, with a port
+	Addresses []netip.AddrPort
+	Fault     string // why there are none or not all
+}
+
+// DNSUpstream is a name server of the host.
+type DNSUpstream struct {
+	Address netip.AddrPort
+	Fault   string // why it is asked last or not at all
+}
+
+// DNSEntry is one address of a host name.
+type DNSEntry struct {
+	Hostname    string
+	Address     netip.Addr
+	ContainerID string
+	Origin      string // name of the peer that has it
+	NickName    string // of that peer
+}
+
+// DNSQueries counts queries.
+type DNSQueries struct {
+	Type, Result string
+	Count        uint64
 }
 
 // Execute writes the report by a text/template, which has the helper json.

@@ -32,6 +32,22 @@ func Handler(b Backend, metrics http.Handler) http.Handler {
 	mux.Handle("POST /detach", addresses(b.Detach))
 	mux.Handle("POST /expose", addresses(b.Expose))
 	mux.Handle("POST /hide", addresses(b.Hide))
+	mux.Handle("POST /dns-add", post(func(ctx context.Context, r NameRequest) (Empty, error) {
+		return Empty{}, b.AddName(ctx, r)
+	}))
+	mux.Handle("POST /dns-remove", post(func(ctx context.Context, r NameRequest) (Empty, error) {
+		return Empty{}, b.RemoveName(ctx, r)
+	}))
+	mux.Handle("POST /dns-lookup", post(func(ctx context.Context, r LookupRequest) (LookupReply, error) {
+		found, err := b.LookupName(ctx, r)
+		return LookupReply{Found: found}, err
+	}))
+	mux.Handle("POST /lease", post(b.Lease))
+	mux.Handle("POST /release", addresses(b.Release))
+	mux.HandleFunc("GET /leases", func(w http.ResponseWriter, r *http.Request) {
+		list, err := b.Leases(r.Context())
+		reply(w, list, err)
+	})
 	mux.Handle("POST /connect", post(func(ctx context.Context, r PeersRequest) (Empty, error) {
 		return Empty{}, b.Connect(ctx, r)
 	}))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -57,12 +58,42 @@ func (e echo) Hide(_ context.Context, r ExposeRequest) ([]netip.Prefix, error) {
 	return prefixes(r.Addresses), e.err
 }
 
+func (e echo) Lease(_ context.Context, r LeaseRequest) (LeaseReply, error) {
+	return LeaseReply{Addresses: prefixes(r.Addresses), Bridge: r.Owner, MTU: 1376}, e.err
+}
+
+func (e echo) Release(_ context.Context, r LeaseRequest) ([]netip.Prefix, error) {
+	return prefixes(r.Addresses), e.err
+}
+
+func (e echo) Leases(context.Context) ([]Lease, error) {
+	return []Lease{{Owner: "cni:a", Addresses: []netip.Prefix{netip.MustParsePrefix("10.32.0.1/12")}}}, e.err
+}
+
 func (e echo) Connect(context.Context, PeersRequest) error { return e.err }
 
 func (e echo) Forget(context.Context, PeersRequest) error { return e.err }
 
 func (e echo) RemovePeers(_ context.Context, r PeersRequest) ([]Removed, error) {
 	return []Removed{{Peer: r.Peers[0], Addresses: 7}}, e.err
+}
+
+func (e echo) AddName(_ context.Context, r NameRequest) error { return wanted(r, e.err) }
+
+func (e echo) RemoveName(_ context.Context, r NameRequest) error { return wanted(r, e.err) }
+
+// wanted is an error unless r is someName.
+func wanted(r NameRequest, err error) error {
+	if r.Container != someName.Container || r.Hostname != someName.Hostname || !slices.Equal(r.Addresses, someName.Addresses) {
+		return fmt.Errorf("asked for %+v", r)
+	}
+	return err
+}
+
+var someName = NameRequest{Container: "c", Hostname: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}
+
+func (e echo) LookupName(_ context.Context, r LookupRequest) ([]string, error) {
+	return []string{r.Name}, e.err
 }
 
 func (e echo) Adopt(_ context.Context, r AdoptRequest) error {
@@ -147,7 +178,11 @@ func TestRoundTrips(t *testing.T) {
 	if got, err := c.RemovePeers(ctx, PeersRequest{Peers: []string{"h3"}}); err != nil || len(got) != 1 || got[0].Peer != "h3" {
 		t.Errorf("rmpeer: %v, %v", got, err)
 	}
+	if got, err := c.LookupName(ctx, "web"); err != nil || !slices.Equal(got, []string{"web"}) {
+		t.Errorf("dns-lookup: %v, %v", got, err)
+	}
 	for name, call := range map[string]func() error{
+		"dns-add": func() error { return c.AddName(ctx, someName) }, "dns-remove": func() error { return c.RemoveName(ctx, someName) },
 		"connect": func() error { return c.Connect(ctx, PeersRequest{Peers: []string{"h2"}}) },
 		"forget":  func() error { return c.Forget(ctx, PeersRequest{Peers: []string{"h2"}}) },
 		"adopt":   func() error { return c.Adopt(ctx, AdoptRequest{Ring: "0123"}) },

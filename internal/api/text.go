@@ -73,7 +73,11 @@ func (r *Report) overview(w io.Writer) {
 	}
 	fmt.Fprintln(w)
 	line("Service", "dns")
-	line("Status", "off")
+	if r.DNS == nil {
+		line("Status", "off")
+	} else {
+		r.DNS.overview(line)
+	}
 	r.docker(w, line)
 	for i, text := range r.Warnings {
 		if i == 0 {
@@ -165,7 +169,52 @@ func (r *Report) peers(w io.Writer) {
 	}
 }
 
-func (r *Report) dns(w io.Writer) { fmt.Fprintln(w, "dns is off") }
+func (d *DNS) overview(line func(key, format string, args ...any)) {
+	line("Domain", "%s", d.Domain)
+	var at, upstream []string
+	for _, l := range d.Listening {
+		for _, a := range l.Addresses {
+			at = append(at, a.String())
+		}
+		if l.Fault != "" {
+			at = append(at, "("+l.Fault+")")
+		}
+	}
+	for _, u := range d.Upstream {
+		word := u.Address.Addr().String()
+		if u.Fault != "" {
+			word += " (" + u.Fault + ")"
+		}
+		upstream = append(upstream, word)
+	}
+	line("Address", "%s", orNone(strings.Join(at, ", ")))
+	line("Upstream", "%s", orNone(strings.Join(upstream, ", ")))
+	line("TTL", "%d", d.TTL)
+	line("Entries", "%d", len(d.Entries))
+}
+
+// dns writes one line an entry: host name, without the domain where it is in it,
+// address, container and peer.
+func (r *Report) dns(w io.Writer) {
+	if r.DNS == nil {
+		fmt.Fprintln(w, "dns is off: this router was launched with --no-dns")
+		return
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, e := range r.DNS.Entries {
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain), e.Address, shortID(e.ContainerID), named(e.Origin, e.NickName))
+	}
+	tw.Flush()
+}
+
+// shortID shortens an id of Docker's as Docker does.
+func shortID(id string) string {
+	const long, short = 64, 12
+	if len(id) == long && strings.Trim(id, "0123456789abcdef") == "" {
+		return id[:short]
+	}
+	return id
+}
 
 func (r *Report) ipam(w io.Writer) {
 	if r.IPAM == nil && r.IPAM6 == nil {

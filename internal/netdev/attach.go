@@ -30,6 +30,11 @@ type Attachment struct {
 	Addrs  []netip.Prefix // what the interface must have, among others perhaps
 	// MulticastRoute adds a route for 224.0.0.0/4 over the interface.
 	MulticastRoute bool
+	// MAC of the interface, nil for any.
+	MAC net.HardwareAddr
+	// Hairpin lets frames go back out by the port that they came in by, so that
+	// the container reaches itself by an address that is translated.
+	Hairpin bool
 }
 
 // Attach joins the namespace to the bridge by a veth pair if it is not yet,
@@ -79,6 +84,15 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 				_ = host.delete(port)
 			}
 		}()
+	}
+	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
+		return nil, wrap("set hairpin mode of "+port.Attrs().Name, err)
+	}
+	if a.MAC != nil && l.Attrs().HardwareAddr.String() != a.MAC.String() {
+		if err := in.LinkSetHardwareAddr(l, a.MAC); err != nil {
+			return nil, wrap("set address "+a.MAC.String(), err)
+		}
+		l.Attrs().HardwareAddr = a.MAC
 	}
 	if err := host.LinkSetUp(port); err != nil {
 		return nil, wrap("set up "+port.Attrs().Name, err)
@@ -144,16 +158,18 @@ func adopt(host handle, bridge, l netlink.Link) (netlink.Link, error) {
 	return nil, fmt.Errorf("its other end %s is a port of another bridge", port.Attrs().Name)
 }
 
+var errNotOurs = errors.New("it is not weft's")
+
 // hostEnd finds the end of the veth pair of l that is in the host's namespace.
 // Interface indexes of two namespaces may be alike by chance, so both ends
 // must name each other and the name must be one that weft gives.
 func hostEnd(host handle, l netlink.Link) (netlink.Link, error) {
 	if l.Type() != "veth" {
-		return nil, fmt.Errorf("%s is of type %s and not weft's", l.Attrs().Name, l.Type())
+		return nil, fmt.Errorf("%s is of type %s: %w", l.Attrs().Name, l.Type(), errNotOurs)
 	}
-	port, err := dump(func() (netlink.Link, error) { return host.Handle.LinkByIndex(l.Attrs().ParentIndex) })
+	port, err := Dump(func() (netlink.Link, error) { return host.Handle.LinkByIndex(l.Attrs().ParentIndex) })
 	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && !isHostEnd(port, l) {
-		return nil, fmt.Errorf("the other end of %s is not weft's", l.Attrs().Name)
+		return nil, fmt.Errorf("the other end of %s: %w", l.Attrs().Name, errNotOurs)
 	}
 	return port, err
 }
@@ -181,6 +197,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	pair.PeerName = a.Iface
 	pair.PeerNamespace = netlink.NsFd(int(ns))
 	pair.PeerMTU = uint32(a.MTU)
+	pair.PeerHardwareAddr = a.MAC
 	if err := host.LinkAdd(pair); err != nil {
 		return nil, nil, fmt.Errorf("create %s: %w", attrs.Name, err)
 	}
@@ -248,7 +265,7 @@ const carrierWait = 500 * time.Millisecond
 
 func waitCarrier(h handle, port netlink.Link) {
 	for deadline := time.Now().Add(carrierWait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		l, err := dump(func() (netlink.Link, error) { return h.Handle.LinkByIndex(port.Attrs().Index) })
+		l, err := Dump(func() (netlink.Link, error) { return h.Handle.LinkByIndex(port.Attrs().Index) })
 		if err != nil || l.Attrs().OperState == netlink.OperUp {
 			return
 		}
@@ -260,51 +277,71 @@ func waitCarrier(h handle, port netlink.Link) {
 // returns the addresses that it removed. Addresses, an interface or a
 // namespace that are not there are no error.
 func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, err error) {
+	err = onPair(path, iface, func(host, in handle, port, l netlink.Link) error {
+		have, err := prefixes(in, l)
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", iface, err)
+		}
+		for _, p := range addrs {
+			if !have[p] {
+				continue
+			}
+			if err := in.AddrDel(l, &netlink.Addr{IPNet: toIPNet(p)}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				return fmt.Errorf("remove address %s: %w", p, err)
+			}
+			delete(have, p)
+			removed = append(removed, p)
+		}
+		if len(have) > 0 {
+			return nil
+		}
+		return host.delete(port)
+	})
+	return removed, err
+}
+
+// Remove takes away the veth pair of which iface is the end in the namespace at
+// path. What is not there is no error; an interface that is not weft's stays.
+func Remove(path, iface string) error {
+	err := onPair(path, iface, func(host, _ handle, port, _ netlink.Link) error { return host.delete(port) })
+	if errors.Is(err, errNotOurs) {
+		return nil
+	}
+	return err
+}
+
+// onPair calls f with both ends of the veth pair that iface of the namespace at
+// path is an end of, if there are such an interface and such a namespace.
+func onPair(path, iface string, f func(host, in handle, port, l netlink.Link) error) error {
 	if _, err := IdentifyNS(path); errors.Is(err, unix.ENOENT) {
-		return nil, nil
+		return nil
 	}
-	wrap := func(what string, cause error) error {
-		return fmt.Errorf("detach %s: %s: %w", path, what, cause)
-	}
+	wrap := func(what string, cause error) error { return fmt.Errorf("detach %s: %s: %w", path, what, cause) }
 	if err := refuseHost(path); err != nil {
-		return nil, wrap("check namespace", err)
+		return wrap("check namespace", err)
 	}
 	in, err := at(path)
 	if err != nil {
-		return nil, wrap("connect", err)
+		return wrap("connect", err)
 	}
 	defer in.Close()
 	l, ok, err := in.link(iface)
 	if err != nil || !ok {
-		return nil, err
+		return err
 	}
 	host, err := here()
 	if err != nil {
-		return nil, wrap("connect", err)
+		return wrap("connect", err)
 	}
 	defer host.Close()
 	port, err := hostEnd(host, l)
 	if err != nil {
-		return nil, wrap("use interface "+iface, err)
+		return wrap("use interface "+iface, err)
 	}
-	have, err := prefixes(in, l)
-	if err != nil {
-		return nil, wrap("look at "+iface, err)
+	if err := f(host, in, port, l); err != nil {
+		return fmt.Errorf("detach %s: %w", path, err)
 	}
-	for _, p := range addrs {
-		if !have[p] {
-			continue
-		}
-		if err := in.AddrDel(l, &netlink.Addr{IPNet: toIPNet(p)}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return removed, wrap("remove address "+p.String(), err)
-		}
-		delete(have, p)
-		removed = append(removed, p)
-	}
-	if len(have) > 0 {
-		return removed, nil
-	}
-	return removed, host.delete(port)
+	return nil
 }
 
 // Iface is an interface of a container that is attached to the bridge.
@@ -313,6 +350,7 @@ type Iface struct {
 	MAC      net.HardwareAddr
 	MTU      int
 	HostName string // the port of the bridge at the other end
+	HostMAC  net.HardwareAddr
 	Addrs    []netip.Prefix
 }
 
@@ -352,7 +390,7 @@ func Attached(path, bridge string) ([]Iface, error) {
 		if err != nil {
 			return nil, wrap(err)
 		}
-		i.HostName = port.Attrs().Name
+		i.HostName, i.HostMAC = port.Attrs().Name, port.Attrs().HardwareAddr
 		found = append(found, i)
 	}
 	return found, nil

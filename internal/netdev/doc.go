@@ -1,6 +1,7 @@
 // Package netdev makes and removes what weft needs in the kernel: network
 // namespaces, the bridge, the veth pair of a container, its addresses and
-// routes, and the nftables rules of exposed addresses.
+// routes, the nftables rules of exposed addresses, and those that guard the fast
+// datapath's port.
 //
 // It keeps no state: the kernel is asked each time, so that every operation
 // may be repeated, also by another process after a crash. Unless a function
@@ -32,5 +33,6 @@ const (
 	PortName     = "vethwe-bridge"
 	PortPeerName = "vethwe-pcap"
 	VXLANName    = "vethwe-vxlan"
-	TableName    = "weft" // the nftables table, family inet
+	TunnelName   = "vethwe-wg" // WireGuard, for the fast datapath
+	TableName    = "weft"      // the nftables table, family inet
 )

@@ -16,8 +16,8 @@ import (
 // happens now and then; many times in a row means that something is wrong.
 const dumpTries = 20
 
-// dump calls a netlink list function until its answer is consistent.
-func dump[T any](list func() (T, error)) (T, error) {
+// Dump calls a netlink list function until its answer is consistent.
+func Dump[T any](list func() (T, error)) (T, error) {
 	for range dumpTries - 1 {
 		v, err := list()
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -54,20 +54,20 @@ func at(path string) (handle, error) {
 }
 
 func (h handle) links() ([]netlink.Link, error) {
-	return dump(h.Handle.LinkList)
+	return Dump(h.Handle.LinkList)
 }
 
 func (h handle) addrs(l netlink.Link) ([]netlink.Addr, error) {
-	return dump(func() ([]netlink.Addr, error) { return h.Handle.AddrList(l, netlink.FAMILY_ALL) })
+	return Dump(func() ([]netlink.Addr, error) { return h.Handle.AddrList(l, netlink.FAMILY_ALL) })
 }
 
 func (h handle) routes(family int) ([]netlink.Route, error) {
-	return dump(func() ([]netlink.Route, error) { return h.Handle.RouteList(nil, family) })
+	return Dump(func() ([]netlink.Route, error) { return h.Handle.RouteList(nil, family) })
 }
 
 // link finds an interface by name; ok tells whether there is one.
 func (h handle) link(name string) (l netlink.Link, ok bool, err error) {
-	l, err = dump(func() (netlink.Link, error) { return h.Handle.LinkByName(name) })
+	l, err = Dump(func() (netlink.Link, error) { return h.Handle.LinkByName(name) })
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, false, nil
 	}

@@ -7,8 +7,6 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,8 +86,12 @@ func Hide(bridge string, addr netip.Prefix, rest []Exposure) (removed bool, err 
 	return removed, nil
 }
 
-// Chains of weft's table that belong to exposures. Others may hang their own
-// chains into the table: only these two are ever flushed.
+// exposeChains are the chains that belong to exposures.
+var exposeChains = []chain{
+	{natChain, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource},
+	{forwardChain, nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter},
+}
+
 const (
 	natChain     = "expose-nat"
 	forwardChain = "expose-forward"
@@ -97,8 +99,7 @@ const (
 
 // Reconcile makes weft's nftables rules be those of the given exposures, in
 // one transaction, and tells whether they were not: someone else may have
-// flushed them. Nothing outside weft's own table is touched, and it is removed
-// when the last chain goes.
+// flushed them.
 //
 //	table inet weft {
 //	  chain expose-nat {     type nat hook postrouting priority srcnat
@@ -114,141 +115,7 @@ const (
 // The accept rules end weft's own table only: when another table's forward
 // chain drops, the packet is dropped. ForwardBlockers names such chains.
 func Reconcile(bridge string, all []Exposure) (rebuilt bool, err error) {
-	c, err := nftables.New()
-	if err != nil {
-		return false, fmt.Errorf("open nftables: %w", err)
-	}
-	want := exposeRules(bridge, all)
-	have, err := currentRules(c)
-	if err != nil {
-		return false, fmt.Errorf("list rules of table %s: %w", TableName, err)
-	}
-	if slices.Equal(have, tagsOf(want)) {
-		return false, nil
-	}
-	if len(want) == 0 {
-		return true, removeChains(c)
-	}
-	table := c.AddTable(&nftables.Table{Name: TableName, Family: nftables.TableFamilyINet})
-	chains := map[string]*nftables.Chain{
-		natChain: {
-			Name: natChain, Table: table, Type: nftables.ChainTypeNAT,
-			Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-		},
-		forwardChain: {
-			Name: forwardChain, Table: table, Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
-		},
-	}
-	for _, name := range []string{natChain, forwardChain} {
-		c.AddChain(chains[name])
-		c.FlushChain(chains[name])
-	}
-	for _, r := range want {
-		c.AddRule(&nftables.Rule{
-			Table: table, Chain: chains[r.chain], Exprs: r.exprs,
-			UserData: userdata.AppendString(nil, userdata.TypeComment, r.tag),
-		})
-	}
-	if err := c.Flush(); err != nil {
-		return false, fmt.Errorf("write %d rules to table %s: %w", len(want), TableName, err)
-	}
-	return true, nil
-}
-
-// rule is one rule to be. Its tag is stored as the rule's comment and says in
-// words all that the rule does, so equal tags mean equal rules.
-type rule struct {
-	chain, tag string
-	exprs      []expr.Any
-}
-
-func tagsOf(rules []rule) []string {
-	tags := make([]string, 0, len(rules))
-	for _, r := range rules {
-		tags = append(tags, r.chain+" "+r.tag)
-	}
-	return tags
-}
-
-// currentRules returns chain and tag of each rule in weft's chains, in order.
-func currentRules(c *nftables.Conn) ([]string, error) {
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, err
-	}
-	tags := []string{}
-	for _, name := range []string{natChain, forwardChain} {
-		i := slices.IndexFunc(chains, func(ch *nftables.Chain) bool {
-			return ch.Table.Name == TableName && ch.Name == name
-		})
-		if i < 0 {
-			continue
-		}
-		rules, err := c.GetRules(chains[i].Table, chains[i])
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range rules {
-			tag, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			tags = append(tags, name+" "+tag)
-		}
-		if len(rules) == 0 {
-			tags = append(tags, name+" is empty")
-		}
-	}
-	return tags, nil
-}
-
-func removeChains(c *nftables.Conn) error {
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return fmt.Errorf("list chains of table %s: %w", TableName, err)
-	}
-	var table *nftables.Table
-	others := 0
-	for _, ch := range chains {
-		if ch.Table.Name != TableName {
-			continue
-		}
-		table = ch.Table
-		if ch.Name != natChain && ch.Name != forwardChain {
-			others++
-			continue
-		}
-		c.FlushChain(ch)
-		c.DelChain(ch)
-	}
-	if table == nil {
-		return nil
-	}
-	if others == 0 {
-		c.DelTable(table)
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("remove the exposure chains of table %s: %w", TableName, err)
-	}
-	return nil
-}
-
-func deleteTable() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return fmt.Errorf("list nftables tables: %w", err)
-	}
-	for _, t := range tables {
-		if t.Name == TableName {
-			c.DelTable(t)
-		}
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("delete nftables table %s: %w", TableName, err)
-	}
-	return nil
+	return reconcile(exposeChains, exposeRules(bridge, all))
 }
 
 // ForwardBlockers returns, in the words of nft, the forward chains of other

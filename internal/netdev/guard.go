@@ -1,90 +1,91 @@
 package netdev
 
 import (
-	"context"
-	"errors"
+	"encoding/binary"
 	"fmt"
-	"os"
-	"os/exec"
-	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
-// guardChain is the chain that Docker jumps to before its own rules, and keeps
-// for others to put theirs in.
-const guardChain = "DOCKER-USER"
-
-// guards are the programs that Docker guards forwarding with, and the sysctls
-// that show bridged packets to them.
-var guards = []struct{ program, sysctl string }{
-	{"iptables", "/proc/sys/net/bridge/bridge-nf-call-iptables"},
-	{"ip6tables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"},
+var guardChains = []chain{
+	{guardIn, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw},
+	// After the translation of sources, where a packet has the address that it
+	// leaves with.
+	{guardOut, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 50)},
 }
 
-// PassGuard has what Docker does to guard forwarding let frames pass that a
-// bridge only passes from port to port, and returns what it had to change, for
-// the log. Docker drops what it does not know where the host did not forward
-// before it came, and the kernel shows bridged packets to that guard as if they
-// were forwarded. It asks the same program that Docker does, as only that knows
-// where Docker's rules are; hosts without it, without Docker's chain, or where
-// bridged packets are not shown, are left alone.
-func PassGuard(ctx context.Context, bridge string) (changed []string, err error) {
-	var errs []error
-	for _, g := range guards {
-		if shown, err := os.ReadFile(g.sysctl); err != nil || strings.TrimSpace(string(shown)) == "0" {
-			continue
+const (
+	guardIn  = "guard-in"
+	guardOut = "guard-out"
+)
+
+// Guard is Guard in the namespace that is watched.
+func (w *Watch) Guard(port uint16) (rebuilt bool, err error) {
+	err = inThread(w.ns, func() (err error) { rebuilt, err = Guard(port); return err })
+	return rebuilt, err
+}
+
+// Guard keeps containers and strangers from a UDP port by which hosts take frames
+// from each other in clear, where a host is known by its address only; port 0
+// takes the rules away. It tells whether they were not there.
+//
+//	table inet weft {
+//	  chain guard-in {  type filter hook prerouting priority raw
+//	    udp dport P fib daddr type local fib saddr . iif oif missing counter drop
+//	  }
+//	  chain guard-out { type filter hook postrouting priority srcnat + 50
+//	    udp dport P iif != 0 iifname != vethwe-vxlan fib saddr type local counter drop
+//	  }
+//	}
+//
+// The first drops what claims to come from an address that is not reached by the
+// interface it came by. The second drops what the host passes on for others and
+// gives its own address to: a container behind the host would speak as the host.
+// Hosts behind this one, whose addresses are kept, are not touched.
+func Guard(port uint16) (rebuilt bool, err error) {
+	var rules []rule
+	if port != 0 {
+		drop := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
+		in := exprs{}.udpTo(port).
+			local(destination).
+			fib(expr.Fib{FlagSADDR: true, FlagIIF: true, ResultOIF: true}, expr.CmpOpEq, 0)
+		out := exprs{}.udpTo(port).
+			forwarded().
+			device(expr.MetaKeyIIFNAME, expr.CmpOpNeq, VXLANName). // where the host's own come from
+			local(source)
+		rules = []rule{
+			{guardIn, fmt.Sprintf("drop forged packets to UDP %d", port), append(in, drop...)},
+			{guardOut, fmt.Sprintf("drop packets to UDP %d that leave with our address and are not ours", port), append(out, drop...)},
 		}
-		has, err := guardRule(ctx, g.program, "-C", bridge)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if has {
-			continue
-		}
-		if there, err := guard(ctx, g.program, "-n", "-L", guardChain); err != nil || !there {
-			errs = append(errs, err)
-			continue
-		}
-		if ok, err := guardRule(ctx, g.program, "-I", bridge); err != nil || !ok {
-			errs = append(errs, fmt.Errorf("let bridge %s pass %s's chain %s: %w", bridge, g.program, guardChain, errors.Join(err, errRefused)))
-			continue
-		}
-		changed = append(changed, fmt.Sprintf("%s -I %s -i %s -o %s -j ACCEPT", g.program, guardChain, bridge, bridge))
 	}
-	return changed, errors.Join(errs...)
+	return reconcile(guardChains, rules)
 }
 
-// UnpassGuard undoes PassGuard.
-func UnpassGuard(ctx context.Context, bridge string) error {
-	var errs []error
-	for _, g := range guards {
-		if has, err := guardRule(ctx, g.program, "-C", bridge); err != nil || !has {
-			errs = append(errs, err)
-			continue
-		}
-		_, err := guardRule(ctx, g.program, "-D", bridge)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+// udpTo lets only UDP packets to a port pass.
+func (x exprs) udpTo(port uint16) exprs {
+	return append(x,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)})
 }
 
-var errRefused = errors.New("it refused")
-
-func guardRule(ctx context.Context, program, action, bridge string) (bool, error) {
-	return guard(ctx, program, action, guardChain, "-i", bridge, "-o", bridge, "-j", "ACCEPT")
+// local lets only packets pass of which an address is one of the host's.
+func (x exprs) local(f field) exprs {
+	return x.fib(expr.Fib{FlagSADDR: f == source, FlagDADDR: f == destination, ResultADDRTYPE: true}, expr.CmpOpEq, unix.RTN_LOCAL)
 }
 
-// guard runs a program and tells whether it said yes. A program that is not
-// there says no.
-func guard(ctx context.Context, program string, args ...string) (bool, error) {
-	cmd := exec.CommandContext(ctx, program, append([]string{"-w", "5"}, args...)...)
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return true, nil
-	case errors.Is(err, exec.ErrNotFound), errors.As(err, &exit) && ctx.Err() == nil:
-		return false, nil
-	}
-	return false, fmt.Errorf("ask %s: %w", program, err)
+// fib compares what the routes say.
+func (x exprs) fib(look expr.Fib, op expr.CmpOp, to uint32) exprs {
+	look.Register = 1
+	return append(x, &look, &expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, to)})
+}
+
+// forwarded lets only packets pass that came by an interface.
+func (x exprs) forwarded() exprs {
+	return append(x,
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)})
 }

@@ -2,11 +2,12 @@ package netdev
 
 import (
 	"errors"
+	"slices"
 	"strings"
 )
 
 // DeleteAll removes everything that weft may have left in the calling thread's
-// namespace: the bridge, the TAP, the VXLAN device, the host's ends of all
+// namespace: the bridge, the TAP, the VXLAN device and WireGuard's, the host's ends of all
 // containers' veth pairs (and so their other ends) and the nftables table. It goes on after an
 // error and returns them all.
 func DeleteAll(bridge, tap string) error {
@@ -20,7 +21,7 @@ func DeleteAll(bridge, tap string) error {
 	for _, l := range links {
 		name := l.Attrs().Name
 		if name == tap || name == bridge && l.Type() == "bridge" ||
-			strings.HasPrefix(name, HostPrefix) && (l.Type() == "veth" || l.Type() == "vxlan") {
+			strings.HasPrefix(name, HostPrefix) && slices.Contains([]string{"veth", "vxlan", "wireguard"}, l.Type()) {
 			errs = append(errs, h.delete(l))
 		}
 	}

@@ -15,11 +15,15 @@ import (
 // off its interface before any hook of its own passes too:
 //
 //	table bridge weft-block-hN {
-//	  chain forward { type filter hook forward priority filter
+//	  chain forward { type filter hook forward priority -200
 //	    oifname "hN" udp dport PORT drop        (one rule for each port)
 //	  }
 //	}
 const blockTable = "weft-block-"
+
+// beforeBridgeNetfilter is "filter" of the family bridge. At 0, where that of
+// the others is, br_netfilter takes frames past the chain on Linux 6.1.
+var beforeBridgeNetfilter nftables.ChainPriority = -200
 
 // Block drops what the underlay has for these UDP ports of host n, and for no
 // others; none lifts the block.
@@ -39,7 +43,7 @@ func (l *Lab) Block(n int, ports ...uint16) error {
 			c.AddTable(t)
 			chain := c.AddChain(&nftables.Chain{
 				Name: "forward", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
-				Priority: nftables.ChainPriorityFilter,
+				Priority: &beforeBridgeNetfilter,
 			})
 			for _, port := range ports {
 				match := append(toInterface(hostWord(n)), udpTo(port)...)

@@ -55,6 +55,7 @@ type Offer struct {
 	Why     string // in words for status, if not willing; of this end only
 	ShortID uint16
 	Port    uint16
+	Tunnel  wire.Tunnel // this end of an encrypted tunnel, if it has one
 }
 
 // Effect is something for the driver to do: one of the types below.
@@ -71,10 +72,14 @@ type (
 		Nonce    [NonceLen]byte
 		Size     int
 	}
+	// Summing has the checksums inside VXLAN made in software: an echo came whose
+	// checksum the card made, and made wrong.
+	Summing struct{}
 )
 
-func (Send) effect()  {}
-func (Probe) effect() {}
+func (Send) effect()    {}
+func (Probe) effect()   {}
+func (Summing) effect() {}
 
 // Config is what a Link needs to know.
 type Config struct {
@@ -91,7 +96,9 @@ type Link struct {
 	own   Offer
 	peer  *Offer // nil: it has not said anything
 	addr  netip.Addr
+	path  int  // MTU of the way to addr, in bytes of IP packet; 0 if not known
 	ready bool // both ends are willing and all is known
+	way   way  // as it was judged last
 	out   []Effect
 
 	up         bool
@@ -102,6 +109,8 @@ type Link struct {
 	begun      time.Time // of trying
 	full       time.Time // when the last echo of a full-size probe came
 	small      time.Time // likewise of any other
+	wrong      time.Time // likewise of any with a wrong checksum
+	summing    bool      // Summing was asked for
 	streak     time.Time // since when full-size echoes come without a gap
 	hold       time.Duration
 	rtt        time.Duration
@@ -144,9 +153,16 @@ func (l *Link) SetAddr(now time.Time, a netip.Addr) []Effect {
 	return l.flush(now)
 }
 
+// SetPath tells the MTU of the way to the peer, in bytes of IP packet, as sleeve
+// has found it: the tunnel's packets may be cut on the way without a word.
+func (l *Link) SetPath(now time.Time, mtu int) []Effect {
+	l.path = mtu
+	return l.flush(now)
+}
+
 // Control takes in what the peer offers.
 func (l *Link) Control(now time.Time, c wire.Control) []Effect {
-	o := Offer{Verdict: c.Verdict, ShortID: c.ShortID, Port: c.Port}
+	o := Offer{Verdict: c.Verdict, ShortID: c.ShortID, Port: c.Port, Tunnel: c.Tunnel}
 	if l.peer == nil || *l.peer != o {
 		if l.peer != nil && l.peer.ShortID != o.ShortID {
 			l.ready = false
@@ -156,14 +172,23 @@ func (l *Link) Control(now time.Time, c wire.Control) []Effect {
 	return l.flush(now)
 }
 
-// Echoed takes in that a probe came back. What is no probe of this link is
-// ignored.
-func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte) []Effect {
+// Echoed takes in that a probe came back, and whether its checksum was right. What
+// is no probe of this link is ignored.
+func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect {
 	p, ok := l.sent[nonce]
 	if !ok {
 		return nil
 	}
 	delete(l.sent, nonce)
+	if !summed {
+		// No packet of a container would be accepted, so it counts as lost.
+		l.wrong = now
+		if !l.summing {
+			l.summing = true
+			l.do(Summing{})
+		}
+		return l.flush(now)
+	}
 	if p.size != l.cfg.MTU {
 		l.small = now
 		return l.flush(now)
@@ -210,33 +235,83 @@ func (l *Link) PeerID() uint16 {
 	return l.peer.ShortID
 }
 
-// Addr is the peer's end.
+// Addr is the peer's end on the underlay.
 func (l *Link) Addr() netip.Addr { return l.addr }
+
+// Sealed tells whether frames go through the tunnel.
+func (l *Link) Sealed() bool { return l.agreed() == sealed }
+
+// Tunnel is the peer's end of the tunnel.
+func (l *Link) Tunnel() wire.Tunnel {
+	if l.peer == nil {
+		return wire.Tunnel{}
+	}
+	return l.peer.Tunnel
+}
+
+// Remote is where VXLAN goes: to Addr, or through the tunnel to the peer's
+// address inside.
+func (l *Link) Remote() netip.Addr {
+	if l.Sealed() {
+		return TunnelAddr(l.peer.ShortID)
+	}
+	return l.addr
+}
 
 // RTT is the round trip time of probes, smoothed; 0 if not known.
 func (l *Link) RTT() time.Duration { return l.rtt }
 
+// way is what the two ends agree on.
+type way int
+
+const (
+	none   way = iota
+	plain      // VXLAN as it is
+	sealed     // VXLAN inside the tunnel
+)
+
+// agreed works it out: in clear if that is fine with both, else by the tunnel if
+// both have one.
+func (l *Link) agreed() way {
+	if l.peer == nil {
+		return none
+	}
+	for _, v := range []wire.Verdict{l.own.Verdict, l.peer.Verdict} {
+		if v != wire.FastWilling && v != wire.FastEncrypted {
+			return none
+		}
+	}
+	switch {
+	case l.own.Verdict == wire.FastWilling && l.peer.Verdict == wire.FastWilling:
+		return plain
+	case l.own.Tunnel.Valid() && l.peer.Tunnel.Valid():
+		return sealed
+	}
+	return none
+}
+
 // Reason says in words why the link is not up, "" if it is.
 func (l *Link) Reason(now time.Time) string {
-	switch {
-	case l.up:
+	if l.up {
 		return ""
-	case l.own.Verdict != wire.FastWilling:
-		return l.own.Why
-	case l.peer == nil:
-		return "the peer has not said that it has a fast datapath"
-	case l.peer.Verdict != wire.FastWilling:
-		return theirs(l.peer.Verdict)
-	case l.peer.Port != l.own.Port:
-		return fmt.Sprintf("the peer's fast datapath is on UDP port %d, this host's on %d", l.peer.Port, l.own.Port)
-	case !l.addr.IsValid():
-		return "the peer's address is not known"
-	case l.own.ShortID == 0 || l.peer.ShortID == 0:
-		return theirs(wire.FastNoID)
+	}
+	if why := l.disagreement(); why != "" {
+		return why
+	}
+	port, size := l.own.Port, l.cfg.MTU+Overhead(l.addr)
+	if l.Sealed() {
+		port, size = l.peer.Tunnel.Port, l.cfg.MTU+SealedOverhead(l.addr)
+		if l.path < size {
+			return fmt.Sprintf("MTU %d does not fit: packets would be of %d bytes, the path to %s is known to carry %d", l.cfg.MTU, size, l.addr, l.path)
+		}
+	}
+	switch {
 	case now.Sub(l.full) < Silence:
-		return fmt.Sprintf("UDP %d was blocked and flows again, watched for %v before it is used", l.own.Port, l.hold)
+		return fmt.Sprintf("UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
+	case l.summing && now.Sub(l.wrong) < 2*SlowBeat:
+		return fmt.Sprintf("packets to %s come with wrong checksums, though they are made in software", l.addr)
 	case now.Sub(l.small) < 2*SlowBeat:
-		return fmt.Sprintf("MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, l.cfg.MTU+Overhead(l.addr), l.addr)
+		return fmt.Sprintf("MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
 	case l.unanswered < 4 && now.Sub(l.begun) < Silence:
 		return "being tried"
 	}
@@ -244,7 +319,31 @@ func (l *Link) Reason(now time.Time) string {
 	if l.full.After(since) {
 		since = l.full
 	}
-	return fmt.Sprintf("UDP %d blocked: no echo from %s for %v", l.own.Port, l.addr, now.Sub(since).Truncate(time.Second))
+	return fmt.Sprintf("UDP %d blocked: no echo from %s for %v", port, l.addr, now.Sub(since).Truncate(time.Second))
+}
+
+// disagreement says in words why the link is not even tried, "" if it is.
+func (l *Link) disagreement() string {
+	own := l.own.Verdict
+	switch {
+	case own != wire.FastWilling && own != wire.FastEncrypted, own == wire.FastEncrypted && !l.own.Tunnel.Valid():
+		return l.own.Why
+	case l.peer == nil:
+		return "the peer has not said that it has a fast datapath"
+	case l.peer.Verdict != wire.FastWilling && l.peer.Verdict != wire.FastEncrypted:
+		return theirs(l.peer.Verdict)
+	case l.agreed() == none && l.own.Tunnel.Valid():
+		return "frames must be encrypted, and the peer has no WireGuard, its own status says why"
+	case l.agreed() == none:
+		return theirs(wire.FastEncrypted)
+	case l.peer.Port != l.own.Port:
+		return fmt.Sprintf("the peer's fast datapath is on UDP port %d, this host's on %d", l.peer.Port, l.own.Port)
+	case !l.addr.IsValid():
+		return "the peer's address is not known"
+	case l.own.ShortID == 0 || l.peer.ShortID == 0:
+		return theirs(wire.FastNoID)
+	}
+	return ""
 }
 
 func theirs(v wire.Verdict) string {
@@ -272,7 +371,9 @@ func Overhead(a netip.Addr) int {
 }
 
 func (l *Link) offer() {
-	l.do(Send{wire.Control{Type: wire.Fast, Verdict: l.own.Verdict, ShortID: l.own.ShortID, Port: l.own.Port}})
+	l.do(Send{wire.Control{
+		Type: wire.Fast, Verdict: l.own.Verdict, ShortID: l.own.ShortID, Port: l.own.Port, Tunnel: l.own.Tunnel,
+	}})
 }
 
 func (l *Link) do(e Effect) { l.out = append(l.out, e) }
@@ -290,11 +391,14 @@ func (l *Link) flush(now time.Time) []Effect {
 
 // judge moves between the states.
 func (l *Link) judge(now time.Time) {
-	can := l.own.Verdict == wire.FastWilling && l.peer != nil && l.peer.Verdict == wire.FastWilling &&
-		l.own.Port == l.peer.Port && l.own.ShortID != 0 && l.peer.ShortID != 0 && l.addr.IsValid()
+	way := l.agreed()
+	can := l.disagreement() == "" && (way != sealed || l.path >= l.cfg.MTU+SealedOverhead(l.addr))
+	if way != l.way {
+		l.way, l.ready = way, false // another path
+	}
 	switch {
 	case !can || !l.ready:
-		l.up, l.full, l.small = false, time.Time{}, time.Time{}
+		l.up, l.full, l.small, l.wrong, l.summing = false, time.Time{}, time.Time{}, time.Time{}, false
 		clear(l.sent)
 		if l.ready = can; can {
 			l.begun, l.next, l.unanswered, l.hold = now, now, 0, 0
@@ -331,5 +435,5 @@ func (l *Link) probe(now time.Time) {
 func (l *Link) ask(now time.Time, size int) {
 	n := l.cfg.Nonce()
 	l.sent[n] = sentProbe{now, size}
-	l.do(Probe{To: l.addr, Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
+	l.do(Probe{To: l.Remote(), Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
 }

@@ -17,6 +17,8 @@ type ends struct {
 	l    [2]*Link
 	path func(size int) bool // carries a probe of this size
 	sent int
+	card func() bool // makes right checksums
+	soft [2]bool     // they are made in software
 }
 
 var (
@@ -29,7 +31,7 @@ const mtu = 1376
 func at(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}) }
 
 func newEnds(t *testing.T, a, b Offer) *ends {
-	e := &ends{t: t, now: start, path: func(int) bool { return true }}
+	e := &ends{t: t, now: start, path: func(int) bool { return true }, card: func() bool { return true }}
 	count := uint64(0)
 	nonce := func() (n [NonceLen]byte) {
 		count++
@@ -55,13 +57,22 @@ func (e *ends) apply(i int, effects []Effect) {
 				e.t.Fatalf("%+v: %v", f.Msg, err)
 			}
 			e.apply(1-i, e.l[1-i].Control(e.now, c))
+		case Summing:
+			if e.soft[i] {
+				e.t.Fatal("what is on is switched on again")
+			}
+			e.soft[i] = true
 		case Probe:
 			e.sent++
-			if f.To != at(1-i) || f.Src != e.l[i].own.ShortID || f.Dst != e.l[1-i].own.ShortID {
+			to := at(1 - i)
+			if e.l[i].Sealed() {
+				to = TunnelAddr(e.l[1-i].own.ShortID)
+			}
+			if f.To != to || f.Src != e.l[i].own.ShortID || f.Dst != e.l[1-i].own.ShortID {
 				e.t.Fatalf("probe %+v", f)
 			}
 			if e.path(f.Size) {
-				e.apply(i, e.l[i].Echoed(e.now.Add(time.Millisecond), f.Nonce))
+				e.apply(i, e.l[i].Echoed(e.now.Add(time.Millisecond), f.Nonce, e.card() || e.soft[i]))
 			}
 		}
 	}
@@ -230,7 +241,51 @@ func TestMovedPeer(t *testing.T) {
 	if p, ok := effects[0].(Probe); !ok || p.To != netip.MustParseAddr("192.0.2.77") {
 		t.Errorf("%+v", effects)
 	}
-	if l.Echoed(e.now, [NonceLen]byte{9}) != nil || l.Up() {
+	if l.Echoed(e.now, [NonceLen]byte{9}, true) != nil || l.Up() {
 		t.Error("a made up echo counts")
+	}
+}
+
+// A card that makes wrong checksums is found before a packet of a container goes
+// that way, and also when it begins to later.
+func TestWrongChecksums(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.card = func() bool { return false }
+	e.apply(0, e.l[0].SetOwn(e.now, Offer{Verdict: wire.FastOff}))
+	e.apply(0, e.l[0].SetOwn(e.now, willing))
+	e.run(2 * time.Second)
+	e.want(true)
+	if e.soft != [2]bool{true, true} {
+		t.Errorf("up with wrong checksums, in software: %v", e.soft)
+	}
+
+	e = newEnds(t, willing, willing)
+	e.run(2 * time.Second)
+	e.want(true)
+	e.card = func() bool { return false }
+	e.run(20 * time.Second)
+	e.want(true)
+	if e.soft != [2]bool{true, true} {
+		t.Errorf("in software: %v", e.soft)
+	}
+}
+
+// What is wrong for another reason than the card's is not used at all.
+func TestWrongChecksumsInSoftwareToo(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.run(2 * time.Second)
+	for i, l := range e.l {
+		e.now = e.now.Add(time.Hour)
+		for range 3 {
+			e.now = e.now.Add(time.Second)
+			for _, f := range l.Tick(e.now) {
+				if p, ok := f.(Probe); ok {
+					l.Echoed(e.now, p.Nonce, false)
+				}
+			}
+		}
+		if r := l.Reason(e.now); !strings.Contains(r, "wrong checksums, though they are made in software") {
+			t.Errorf("end %d: up %v, %q", i, l.Up(), r)
+		}
 	}
 }

@@ -1,6 +1,8 @@
 package fast
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -112,4 +114,47 @@ func (t Tables) Diff(old Tables) (c Changes) {
 		}
 	}
 	return c
+}
+
+// Writer writes to the kernel's maps.
+type Writer interface {
+	PutPeer(id uint16, p Peer) error
+	DeletePeer(id uint16) error
+	PutRemote(a netip.Addr, r Remote) error
+	DeleteRemote(a netip.Addr) error
+}
+
+// Apply brings the maps from have to t by the changes of Diff, in their order,
+// and have with them. What can not be written stays as it was, and is tried again
+// with the next Apply; the rest is done.
+func (t Tables) Apply(have Tables, w Writer) error {
+	var errs []error
+	done := func(what string, key any, err error) bool {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s %v: %w", what, key, err))
+		}
+		return err == nil
+	}
+	c := t.Diff(have)
+	for _, id := range c.DeletePeers {
+		if done("delete peer", id, w.DeletePeer(id)) {
+			delete(have.Peers, id)
+		}
+	}
+	for _, a := range c.PutRemotes {
+		if done("put remote", a, w.PutRemote(a, t.Remotes[a])) {
+			have.Remotes[a] = t.Remotes[a]
+		}
+	}
+	for _, id := range c.PutPeers {
+		if done("put peer", id, w.PutPeer(id, t.Peers[id])) {
+			have.Peers[id] = t.Peers[id]
+		}
+	}
+	for _, a := range c.DeleteRemotes {
+		if done("delete remote", a, w.DeleteRemote(a)) {
+			delete(have.Remotes, a)
+		}
+	}
+	return errors.Join(errs...)
 }

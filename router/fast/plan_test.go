@@ -1,6 +1,7 @@
 package fast
 
 import (
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -80,30 +81,32 @@ func TestDiffIsLeast(t *testing.T) {
 	}
 }
 
+// randomTables plans for a random mesh of 20.
+func randomTables(rng *rand.Rand) Tables {
+	ids, next, hops := map[peer.Name]uint16{}, map[peer.Name]peer.Name{}, map[peer.Name]Hop{}
+	for i := range 20 {
+		if rng.IntN(4) > 0 {
+			ids[name(i)] = uint16(100 + i)
+		}
+		next[name(i)] = name(rng.IntN(20))
+		if rng.IntN(2) > 0 {
+			h := hop(i)
+			h.Up, h.MTU = rng.IntN(3) > 0, 1000+rng.IntN(2)
+			hops[name(i)] = h
+		}
+	}
+	return Plan(name(0), ids, next, hops)
+}
+
 // Applied in their order, changes make of any table any other, and at no step
 // does a fast peer lead over a neighbour that is not known.
 func TestDiffLeadsThere(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	random := func() Tables {
-		ids, next, hops := map[peer.Name]uint16{}, map[peer.Name]peer.Name{}, map[peer.Name]Hop{}
-		for i := range 20 {
-			if rng.IntN(4) > 0 {
-				ids[name(i)] = uint16(100 + i)
-			}
-			next[name(i)] = name(rng.IntN(20))
-			if rng.IntN(2) > 0 {
-				h := hop(i)
-				h.Up, h.MTU = rng.IntN(3) > 0, 1000+rng.IntN(2)
-				hops[name(i)] = h
-			}
-		}
-		return Plan(name(0), ids, next, hops)
-	}
-	have := random()
+	have := randomTables(rng)
 	for range 500 {
-		want := random()
+		want := randomTables(rng)
 		c := want.Diff(have)
 		now := Tables{maps.Clone(have.Peers), maps.Clone(have.Remotes)}
 		for _, id := range c.DeletePeers {
@@ -125,5 +128,76 @@ func TestDiffLeadsThere(t *testing.T) {
 			t.Fatal("the changes lead elsewhere")
 		}
 		have = now
+	}
+}
+
+// flaky is a Writer to maps that fails now and then.
+type flaky struct {
+	Tables
+	rng *rand.Rand
+}
+
+func (f flaky) try() error {
+	if f.rng.IntN(3) == 0 {
+		return errors.New("no memory")
+	}
+	return nil
+}
+
+func (f flaky) PutPeer(id uint16, p Peer) error {
+	err := f.try()
+	if err == nil {
+		f.Peers[id] = p
+	}
+	return err
+}
+
+func (f flaky) DeletePeer(id uint16) error {
+	err := f.try()
+	if err == nil {
+		delete(f.Peers, id)
+	}
+	return err
+}
+
+func (f flaky) PutRemote(a netip.Addr, r Remote) error {
+	err := f.try()
+	if err == nil {
+		f.Remotes[a] = r
+	}
+	return err
+}
+
+func (f flaky) DeleteRemote(a netip.Addr) error {
+	err := f.try()
+	if err == nil {
+		delete(f.Remotes, a)
+	}
+	return err
+}
+
+// Whatever fails, have is what the maps hold, and trying again ends with what is
+// wanted.
+func TestApplyGoesOnAfterFailures(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	empty := func() Tables { return Tables{Peers: make(map[uint16]Peer), Remotes: make(map[netip.Addr]Remote)} }
+	kernel, have := flaky{empty(), rng}, empty()
+	for range 100 {
+		want := randomTables(rng)
+		for tries := 0; ; tries++ {
+			err := want.Apply(have, kernel)
+			if !maps.Equal(have.Peers, kernel.Peers) || !maps.Equal(have.Remotes, kernel.Remotes) {
+				t.Fatalf("have %+v, in the kernel %+v", have, kernel.Tables)
+			}
+			if err == nil {
+				break
+			}
+			if tries > 100 {
+				t.Fatal(err)
+			}
+		}
+		if c := want.Diff(have); !c.Empty() {
+			t.Fatalf("applied, and still %+v is to be done", c)
+		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // place is where a program is attached; it is the first part of the name of the
@@ -129,9 +131,48 @@ func alive(l link.Link, ifindex int) bool {
 	return int(info.TCX().Ifindex) == ifindex
 }
 
+// expressProgram is what belongs on h; nil if there is none or h is not of
+// express.
+func (d *Datapath) expressProgram(h hook) *ebpf.Program {
+	switch h.at {
+	case onContainer:
+		return d.c.fromContainer
+	case onUnderlay:
+		return d.c.fromUnderlay
+	}
+	return nil
+}
+
+// adoptFilters exchanges the programs that an earlier process put on containers'
+// and underlay's interfaces by clsact.
+func (d *Datapath) adoptFilters() {
+	list, err := filters()
+	if err != nil {
+		d.opts.Log.Warn("look for programs of an earlier router", "err", err)
+		return
+	}
+	for _, h := range list {
+		if _, ok := d.links[h]; ok {
+			continue
+		}
+		if prog := d.expressProgram(h); prog == nil {
+			err = detachClsact(h)
+		} else if err = attachClsact(h, prog); err == nil {
+			d.links[h] = nil
+		}
+		if err != nil {
+			d.opts.Log.Warn("exchange the program of an earlier router", "ifindex", h.ifindex, "place", h.at, "err", err)
+		}
+	}
+}
+
 // adoptExpress exchanges the programs on containers' and underlay's interfaces,
 // and forgets the interfaces that are gone and old ports and VXLAN devices.
 func (d *Datapath) adoptExpress() {
+	if d.noTCX {
+		d.adoptFilters()
+		return
+	}
 	entries, err := os.ReadDir(d.dir)
 	if err != nil {
 		return
@@ -144,7 +185,7 @@ func (d *Datapath) adoptExpress() {
 		if _, ok := d.links[h]; ok {
 			continue
 		}
-		prog := map[place]*ebpf.Program{onContainer: d.c.fromContainer, onUnderlay: d.c.fromUnderlay}[h.at]
+		prog := d.expressProgram(h)
 		pin := filepath.Join(d.dir, e.Name())
 		l, err := link.LoadPinnedLink(pin, nil)
 		if err == nil && prog != nil && alive(l, h.ifindex) && l.Update(prog) == nil {
@@ -206,7 +247,7 @@ func (d *Datapath) detachExpress(h hook) error {
 }
 
 // Containers returns the interfaces that AttachContainer was called for, by this
-// process or, with TCX, by an earlier one.
+// process or an earlier one.
 func (d *Datapath) Containers() []int { return d.attached(onContainer) }
 
 // Underlays returns the interfaces that AttachUnderlay was called for, likewise.
@@ -276,7 +317,7 @@ func detachClsact(h hook) error {
 		return nil
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		if left, err := dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) }); err != nil || len(left) > 0 {
+		if left, err := netdev.Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) }); err != nil || len(left) > 0 {
 			return nil
 		}
 	}
@@ -286,35 +327,37 @@ func detachClsact(h hook) error {
 	return nil
 }
 
-// removeFilters removes all filters of weft from the namespace.
-func removeFilters() error {
-	links, err := dump(netlink.LinkList)
+// filters returns where filters of weft are in the namespace.
+func filters() (list []hook, err error) {
+	links, err := netdev.Dump(netlink.LinkList)
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	var errs []error
 	for _, l := range links {
-		for _, h := range []hook{{onPort, l.Attrs().Index}, {onTAP, l.Attrs().Index}} {
-			list, err := dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, h.parent()) })
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			all, err := netdev.Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) })
 			if err != nil {
 				continue // the interface is gone
 			}
-			for _, f := range list {
-				if b, ok := f.(*netlink.BpfFilter); ok && b.Priority == filterPriority && strings.HasPrefix(b.Name, filterPrefix) {
-					errs = append(errs, detachClsact(h))
+			for _, f := range all {
+				b, ok := f.(*netlink.BpfFilter)
+				if !ok || b.Priority != filterPriority {
+					continue
+				}
+				if at, ours := strings.CutPrefix(b.Name, filterPrefix); ours {
+					list = append(list, hook{place(at), l.Attrs().Index})
 				}
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return list, nil
 }
 
-// dump calls a netlink list function until its answer is consistent.
-func dump[T any](list func() (T, error)) (v T, err error) {
-	for range 20 {
-		if v, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return v, err
-		}
+// removeFilters removes all filters of weft from the namespace.
+func removeFilters() error {
+	list, err := filters()
+	for _, h := range list {
+		err = errors.Join(err, detachClsact(h))
 	}
-	return v, err
+	return err
 }

@@ -135,9 +135,6 @@ func Open(o Options) (_ *Datapath, err error) {
 	if d.c, err = load(spec, d.dir); err != nil {
 		return nil, refuse("load programs and maps", err)
 	}
-	if d.c.express != nil {
-		o.Log.Warn("no express path", "err", d.c.express)
-	}
 
 	var port, tap, vxlan int
 	if port, err = makePort(o); err != nil {
@@ -184,6 +181,10 @@ func Open(o Options) (_ *Datapath, err error) {
 // Fast returns nil if frames can go by VXLAN, else why not: the kernel has no
 // VXLAN device, or its port is taken. Port and TAP work nevertheless.
 func (d *Datapath) Fast() error { return d.fast }
+
+// Express returns nil if frames can pass by bridge and VXLAN device, else why not:
+// the kernel lacks something.
+func (d *Datapath) Express() error { return d.c.express }
 
 // Close leaves everything in the kernel at work, but for the TAP, to which no
 // frame goes any more. Methods must not be called after it, but for Close.
@@ -282,7 +283,7 @@ func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
 		e = old
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		if e.Seen == 0 {
-			e.Seen = bootTime()
+			e.Seen = BootTime()
 		}
 	default:
 		return fmt.Errorf("read station %x: %w", mac, err)
@@ -293,7 +294,9 @@ func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
 	return nil
 }
 
-func bootTime() uint64 {
+// BootTime is the kernel's clock in MACEntry.Seen, nanoseconds since boot with the
+// time asleep; 0 if it can not be read.
+func BootTime() uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		return 0

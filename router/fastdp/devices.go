@@ -15,7 +15,7 @@ import (
 
 // find looks up an interface by name; nil if there is none.
 func find(name string) (netlink.Link, error) {
-	l, err := dump(func() (netlink.Link, error) { return netlink.LinkByName(name) })
+	l, err := netdev.Dump(func() (netlink.Link, error) { return netlink.LinkByName(name) })
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, nil
 	}
@@ -117,6 +117,10 @@ func makeVXLAN(o Options) (int, error) {
 		if err := netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, FlowBased: true, Port: o.VXLANPort}); err != nil {
 			return 0, err
 		}
+	}
+	// Whether the cards make right checksums is found out anew each time.
+	if err := setOffload(o.VXLAN, unix.ETHTOOL_STXCSUM, true); err != nil {
+		return 0, errors.Join(err, remove(o.VXLAN, "vxlan"))
 	}
 	index, err := setUp(o.VXLAN, vxlanMTU)
 	if err != nil {

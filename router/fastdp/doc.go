@@ -18,9 +18,9 @@
 //	from_port      egress of the bridge's port. Destination known, its peer
 //	               fast, frame fits: tunnel key, out by vethwe-vxlan. Else to the
 //	               TAP as it is.
-//	from_tap       ingress of the TAP. An untagged frame goes in at the port, as
-//	               if it came from outside. A tagged one is sent to where its
-//	               tag says, by vethwe-vxlan.
+//	from_tap       ingress of the TAP. A frame goes in at the port, as if it came
+//	               from outside, but a probe goes to where it says, by
+//	               vethwe-vxlan.
 //	from_vxlan     ingress of vethwe-vxlan. For this host: in at the port. For
 //	               another peer: out again to the next hop, one TTL less, or to
 //	               the TAP with a tag if the next hop is not fast. Probes are
@@ -40,32 +40,35 @@
 //
 //	| destination 12 | source 12 |
 //
-// A probe is a frame inside with source and destination address zero, which no
-// station has:
+// A probe is a frame inside from source address zero, which no station has, with
+// a UDP packet as containers send them, of which the sender's kernel is to make
+// the checksum, in software or by its card:
 //
-//	| zero 12 | ethertype 0x88b5 2 | op 1 | zero 1 | nonce 16 | zero ... |
+//	| zero 5 | op 1 | zero 6 | 0x0800 2 | IPv4 20 | UDP 8 | nonce 16 | address 16 |
+//	| source 2 | destination 2 | zero ... |
 //
 // op 1 asks; the kernel of the peer echoes it with op 2 and all else the same,
-// ids exchanged, whether its router runs or not.
+// ids in the VNI exchanged, whether its router runs or not. Address, source and
+// destination tell the sender's own kernel where the probe is to go.
+//
+// Some cards make wrong checksums of what is inside VXLAN, above all on another
+// port than 4789: then small answers pass and TCP hangs. The echo shows it, as
+// nobody on the way back makes the checksum anew.
 //
 // # Tags
 //
-// A tag is in front of a frame on the TAP, in either direction; big endian:
+// A tag is in front of a frame that the kernel hands to the router by the TAP; big
+// endian:
 //
 //	| zero 12 | ethertype 0x88b5 2 | op 1 | reason 1 | source 2 | destination 2 |
 //	| ttl 1 | zero 3 | address 16 |                                    40 bytes
 //
-//	op 1 relay  up    a frame between two peers that this host's kernel can not
-//	                  pass on; reason says why, address is the host it came from
-//	op 2 echo   up    an echo that came back; address is who sent it
-//	op 3 send   down  a probe that is to go out by vethwe-vxlan to address, source
-//	                  and destination in the VNI
+//	op 1 relay  a frame between two peers that this host's kernel can not pass
+//	            on; reason says why, address is the host it came from
+//	op 2 echo   an echo that came back; address is who sent it
 //
-// What follows a tag that goes up is a whole Ethernet frame, which may be a
-// super-frame; positions in its virtio-net header count the tag. What follows a
-// tag that goes down is the probe's nonce and then zeros: the kernel writes the
-// front of the probe over the tag, because it can not take bytes off the front of
-// a frame of any ethertype. So the frame on the TAP is as long as the probe.
+// What follows is a whole Ethernet frame, which may be a super-frame; positions in
+// its virtio-net header count the tag.
 //
 // IPv4 addresses are written as IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2).
 //

@@ -106,7 +106,7 @@ func TestAdoption(t *testing.T) {
 			if a.entry(a.mac).TxPackets < 100 {
 				t.Error("counters began anew")
 			}
-			if l.express && !l.noTCX && (len(a.Containers()) != 1 || a.Containers()[0] != a.veth || len(a.Underlays()) != 1) {
+			if l.express && (len(a.Containers()) != 1 || a.Containers()[0] != a.veth || len(a.Underlays()) != 1) {
 				t.Errorf("taken over: containers %v, underlays %v", a.Containers(), a.Underlays())
 			}
 			a.reaches(b, 1000)
@@ -153,8 +153,8 @@ func TestOtherLayout(t *testing.T) {
 		t.Error("the port was made anew")
 	}
 	n := 0
-	if err := a.MACs(func([6]byte, MACEntry) bool { n++; return true }); err != nil || n != 0 || len(a.Containers()) != 0 {
-		t.Errorf("there are %d stations and containers %v, %v", n, a.Containers(), err)
+	if err := a.MACs(func([6]byte, MACEntry) bool { n++; return true }); err != nil || n != 0 {
+		t.Errorf("there are %d stations, %v", n, err)
 	}
 	if err := os.Remove(kept); err != nil {
 		t.Fatal(err)
@@ -174,15 +174,19 @@ func programs(t *testing.T, h *host, name string) (n int) {
 			return err
 		}
 		for _, k := range []hook{{onPort, l.Attrs().Index}, {onTAP, l.Attrs().Index}} {
-			q, err := link.QueryPrograms(link.QueryOptions{Target: k.ifindex, Attach: k.attachType()})
-			if err != nil {
-				return err
-			}
 			filters, err := netlink.FilterList(l, k.parent())
 			if err != nil {
 				return err
 			}
-			n += len(q.Programs) + len(filters)
+			n += len(filters)
+			q, err := link.QueryPrograms(link.QueryOptions{Target: k.ifindex, Attach: k.attachType()})
+			if errors.Is(err, unix.EINVAL) {
+				continue // Linux older than 6.6 has no TCX
+			}
+			if err != nil {
+				return err
+			}
+			n += len(q.Programs)
 		}
 		return nil
 	})

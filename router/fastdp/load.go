@@ -68,22 +68,19 @@ func load(spec *ebpf.CollectionSpec, dir string) (*collection, error) {
 	// Before Linux 5.11 maps count as locked memory. Where it can not be raised,
 	// making them says so.
 	_ = rlimit.RemoveMemlock()
+	spec = spec.Copy()
+	express := tryExpress(spec)
+	if express != nil {
+		delete(spec.Programs, bpfProgFromContainer)
+		delete(spec.Programs, bpfProgFromUnderlay)
+	}
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinByName
 	}
-	opts := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}}
-	c := &collection{}
-	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	c := &collection{express: express}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
 	if err != nil {
-		// The programs of express ask for more of the kernel.
-		less := spec.Copy()
-		delete(less.Programs, bpfProgFromContainer)
-		delete(less.Programs, bpfProgFromUnderlay)
-		var again error
-		if coll, again = ebpf.NewCollectionWithOptions(less, opts); again != nil {
-			return nil, again
-		}
-		c.express = fmt.Errorf("load the programs of express: %w", err)
+		return nil, err
 	}
 	defer coll.Close()
 	if err := coll.Assign(&c.bpfMaps); err != nil {

@@ -193,7 +193,7 @@ func TestFromPort(t *testing.T) {
 	t.Run("source", func(t *testing.T) {
 		want(run(frame(there, [6]byte{}, arp), skb{}), shot, "source")
 		want(run(frame(there, all, arp), skb{}), shot, "source")
-		tag := AppendTag(nil, Tag{Op: TagSend, Src: 1, Dst: 2, Addr: outerThere})
+		tag := AppendTag(nil, Tag{Op: TagEcho, Src: 1, Dst: 2, Addr: outerThere})
 		want(run(append(tag, make([]byte, 60)...), skb{}), shot, "source")
 	})
 	t.Run("to router", func(t *testing.T) {
@@ -259,7 +259,7 @@ func TestFromPort(t *testing.T) {
 		b.check(b.Datapath.c.Macs.Put(&MACKey{Addr: here}, &e))
 		run(frame(there, here, ip4(200)), skb{})
 		first := b.entry(here).Seen
-		if now := bootTime(); first == 1 || first > now || now-first > uint64(patient) {
+		if now := BootTime(); first == 1 || first > now || now-first > uint64(patient) {
 			t.Errorf("seen at %d, now is %d", first, now)
 		}
 	})
@@ -345,18 +345,14 @@ func TestFromTAP(t *testing.T) {
 	p := Probe{Src: 1, Dst: 2, To: outerThere, Nonce: [NonceLen]byte{1, 2, 3, 15: 16}}
 	ask := AppendProbe(nil, p, 1000)
 	out := run(ask, redirect, "")
-	asked := slices.Concat(make([]byte, 12), []byte{0x88, 0xb5, 1, 0}, p.Nonce[:], make([]byte, 1000-32))
-	if !bytes.Equal(out, asked) {
+	if !bytes.Equal(out, ask) {
 		t.Errorf("the probe is % x", out[:60])
 	}
 	p.To = netip.MustParseAddr("2001:db8::2")
 	run(AppendProbe(nil, p, 0), redirect, "")
 
 	run(ask[:MinProbeLen-1], shot, "format")
-	for _, op := range []TagOp{0, TagRelay, TagEcho, 4} {
-		run(with(ask, 14, byte(op)), shot, "format")
-	}
-	run(with(ask, 18, 0x10), shot, "format") // an id of 13 bits
+	run(with(ask, probeIDs+2, 0x10), shot, "format") // an id of 13 bits
 	c := b.config
 	b.check(b.putConfig(Config{Port: c.Port, TAP: c.TAP, Self: 1}))
 	run(ask, shot, "redirect")
@@ -601,6 +597,12 @@ func TestFromUnderlay(t *testing.T) {
 	b.station(here, 1, uint32(b.veth), true)
 	b.put(PeerKnown | PeerFast)
 	pass("neighbour that is not express", good)
+	b.put(PeerKnown | PeerFast | PeerExpress)
+	var e PeerEntry
+	b.check(b.Datapath.c.Peers.Lookup(uint32(2), &e))
+	e.Ifindex++
+	b.check(b.PutPeer(2, e))
+	pass("by another interface than goes there", good)
 	b.put(PeerKnown | PeerFast | PeerExpress)
 	b.check(b.SetExpress(false))
 	pass("express off", good)

@@ -2,8 +2,11 @@ package fastdp
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"testing"
+
+	"github.com/weft-net/weft/router/checksum"
 )
 
 func TestTag(t *testing.T) {
@@ -35,6 +38,26 @@ func TestProbeLength(t *testing.T) {
 	}
 }
 
+func TestEchoOfDamagedChecksum(t *testing.T) {
+	b := probeFrame(2, [16]byte{7}, 201) // an odd length
+	sum := checksum.Add(pseudoSum(b), checksum.Sum(b[probeUDP+8:]))
+	sum = checksum.Add(sum, checksum.Sum(b[probeUDP:probeSum]))
+	binary.BigEndian.PutUint16(b[probeSum:], ^sum)
+	if n, summed, ok := ParseEcho(b); !ok || !summed || n != [16]byte{7} {
+		t.Errorf("nonce % x, summed %v, ok %v", n, summed, ok)
+	}
+	for _, i := range []int{probeSum, probeUDP + 8, 200} {
+		if _, summed, ok := ParseEcho(with(b, i, b[i]+1)); !ok || summed {
+			t.Errorf("byte %d changed: summed %v, ok %v", i, summed, ok)
+		}
+	}
+	for _, bad := range [][]byte{nil, b[:MinProbeLen-1], with(b, 5, 1), with(b, 11, 1), with(b, 13, 6)} {
+		if _, _, ok := ParseEcho(bad); ok {
+			t.Errorf("% x is taken for an echo", bad[:min(len(bad), 20)])
+		}
+	}
+}
+
 func FuzzParseTag(f *testing.F) {
 	f.Add(AppendTag(nil, Tag{Op: TagEcho, Src: 1, Dst: 2, TTL: 3, Addr: netip.MustParseAddr("2001:db8::1")}))
 	f.Add(AppendProbe(nil, Probe{Src: 1, Dst: 2}, 100))
@@ -46,8 +69,8 @@ func FuzzParseTag(f *testing.F) {
 				t.Errorf("%+v became %+v, %v", tag, again, ok)
 			}
 		}
-		if p, ok := ParseEcho(b); ok && !bytes.Equal(b[16:32], p.Nonce[:]) {
-			t.Errorf("nonce % x of % x", p.Nonce, b)
+		if n, _, ok := ParseEcho(b); ok && !bytes.Equal(b[probeNonce:probeTo], n[:]) {
+			t.Errorf("nonce % x of % x", n, b)
 		}
 	})
 }

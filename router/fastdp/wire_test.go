@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
 
@@ -133,9 +132,11 @@ func (w *wire) drops(want map[string]uint64) {
 	})
 }
 
+// probeFrame is a probe on the wire, whose checksum is still open.
 func probeFrame(op byte, nonce [16]byte, length int) []byte {
-	b := slices.Concat(make([]byte, 12), []byte{0x88, 0xb5, op, 0}, nonce[:])
-	return append(b, make([]byte, length-len(b))...)
+	b := AppendProbe(nil, Probe{Src: 1, Dst: 2, To: outerThere, Nonce: nonce}, length)
+	b[5] = op
+	return b
 }
 
 // TestFromVXLANDrops sends what must not pass, each with its reason.
@@ -161,8 +162,10 @@ func TestFromVXLANDrops(t *testing.T) {
 		{"zero as source and destination", "192.0.2.2", 2, 1, 64, frame([6]byte{}, [6]byte{}, ip4(100)), "source"},
 		{"probe for another", "192.0.2.2", 2, 3, 64, probeFrame(1, [16]byte{}, 100), "vni"},
 		{"probe with another's id", "192.0.2.2", 3, 1, 64, probeFrame(1, [16]byte{}, 100), "spoofed"},
-		{"probe of an unknown kind", "192.0.2.2", 2, 1, 64, probeFrame(3, [16]byte{}, 100), "format"},
-		{"short probe", "192.0.2.2", 2, 1, 64, probeFrame(1, [16]byte{}, 32)[:30], "format"},
+		{"probe of an unknown kind", "192.0.2.2", 2, 1, 64, probeFrame(3, [16]byte{}, 100), "source"},
+		{"probe to somebody", "192.0.2.2", 2, 1, 64, with(probeFrame(1, [16]byte{}, 100), 4, 1), "source"},
+		{"probe of another ethertype", "192.0.2.2", 2, 1, 64, with(probeFrame(1, [16]byte{}, 100), 12, 9), "source"},
+		{"short probe", "192.0.2.2", 2, 1, 64, probeFrame(1, [16]byte{}, 0)[:MinProbeLen-1], "format"},
 		{"old", "192.0.2.2", 2, 3, 1, f, "ttl"},
 		{"back", "192.0.2.3", 2, 3, 64, f, "loop"},
 	} {
@@ -202,21 +205,48 @@ func openKernel(o Options) (*Datapath, error) {
 func TestProbe(t *testing.T) {
 	w := newWire(t)
 	nonce := [16]byte{1, 2, 3, 15: 9}
-	w.write(AppendProbe(nil, Probe{Src: 1, Dst: 2, To: outerThere, Nonce: nonce}, labMTU+14))
-	vni, ttl, ask := w.receive("192.0.2.2")
-	if vni != 2<<12|1 || ttl != 64 || !bytes.Equal(ask, probeFrame(1, nonce, labMTU+14)) {
-		t.Errorf("VNI %#x, TTL %d, probe of %d bytes: % x", vni, ttl, len(ask), ask[:40])
+	ask := func() []byte {
+		t.Helper()
+		p := AppendProbe(nil, Probe{Src: 1, Dst: 2, To: outerThere, Nonce: nonce}, labMTU+14)
+		if err := w.tap.NewWriter().Write(ProbeHeader, [][]byte{p}); err != nil {
+			t.Fatal(err)
+		}
+		vni, ttl, ask := w.receive("192.0.2.2")
+		if vni != 2<<12|1 || ttl != 64 {
+			t.Errorf("VNI %#x, TTL %d", vni, ttl)
+		}
+		return ask
 	}
-	ask[14] = 2
-	w.send("192.0.2.2", 2, 1, 61, ask)
-	up := w.comesUp(func(f []byte) bool { _, ok := ParseTag(f); return ok })
-	tag, _ := ParseTag(up)
-	if tag != (Tag{Op: TagEcho, Src: 2, Dst: 1, TTL: 61, Addr: outerThere}) {
-		t.Errorf("the tag is %+v", tag)
+	// echo sends an echo and returns what comes up of it.
+	echo := func(b []byte) (summed bool) {
+		t.Helper()
+		w.send("192.0.2.2", 2, 1, 61, b)
+		up := w.comesUp(func(f []byte) bool { _, ok := ParseTag(f); return ok })
+		if tag, _ := ParseTag(up); tag != (Tag{Op: TagEcho, Src: 2, Dst: 1, TTL: 61, Addr: outerThere}) {
+			t.Errorf("the tag is %+v", tag)
+		}
+		n, summed, ok := ParseEcho(up[TagLen:])
+		if !ok || n != nonce || len(up) != TagLen+labMTU+14 {
+			t.Errorf("the echo is %d bytes: % x", len(up), up[:60])
+		}
+		return summed
 	}
-	p, ok := ParseEcho(up[TagLen:])
-	if !ok || p.Nonce != nonce || len(up) != TagLen+labMTU+14 {
-		t.Errorf("the echo is %d bytes: % x", len(up), up[:60])
+	// This underlay has no card that would make the checksum, and so it comes as
+	// by one that makes wrong ones.
+	asked := ask()
+	if !bytes.Equal(asked, probeFrame(1, nonce, labMTU+14)) {
+		t.Errorf("probe of %d bytes: % x", len(asked), asked[:40])
+	}
+	if echo(probeFrame(2, nonce, labMTU+14)) {
+		t.Error("an open checksum is taken for right")
+	}
+	if err := w.SumInSoftware(true); err != nil {
+		t.Fatal(err)
+	}
+	asked = ask()
+	asked[5] = 2
+	if !echo(asked) {
+		t.Error("a checksum made in software is wrong")
 	}
 	// The kernel answers, whether there is a router or not.
 	for range 2 {
@@ -226,6 +256,11 @@ func TestProbe(t *testing.T) {
 			t.Errorf("VNI %#x, TTL %d, echo of %d bytes: % x", vni, ttl, len(echo), echo[:40])
 		}
 		w.stop()
+	}
+	// The next router tries the card again.
+	w.start()
+	if asked := ask(); !bytes.Equal(asked, probeFrame(1, nonce, labMTU+14)) {
+		t.Errorf("probe of %d bytes: % x", len(asked), asked[:40])
 	}
 }
 

@@ -29,7 +29,7 @@ import (
 //	answer   | 2 | round 4 | index 4 | key 32 | suite 1 | index of the offer 4 |
 //	confirm  | 3 | round 4 |
 //	renew    | 4 |
-//	fast     | 5 | verdict 1 | short id 2 | port 2 |
+//	fast     | 5 | verdict 1 | short id 2 | port 2 |  and, where there is a tunnel,  | tunnel port 2 | tunnel key 32 |
 
 // ControlType is the first byte of a message. Numbers are append-only.
 type ControlType uint8
@@ -52,7 +52,7 @@ const (
 	FastWilling   Verdict = 0
 	FastOff       Verdict = 1 // switched off by flag
 	FastNoKernel  Verdict = 2 // the kernel lacks something
-	FastEncrypted Verdict = 3 // frames must be encrypted, and only sleeve does that here
+	FastEncrypted Verdict = 3 // frames must be encrypted: by the tunnel if there is one at both ends, else by sleeve
 	FastNoID      Verdict = 4 // no short id: too many peers, or for a moment
 )
 
@@ -69,11 +69,23 @@ type Control struct {
 	Verdict Verdict // fast
 	ShortID uint16  // fast: of the sender, 12 bits; 0 for none
 	Port    uint16  // fast: UDP, where the sender's VXLAN is
+	Tunnel  Tunnel  // fast
 }
+
+// Tunnel is the sender's end of an encrypted tunnel of the kernel, WireGuard.
+type Tunnel struct {
+	Port uint16   // UDP
+	Key  [32]byte // X25519 public key; zero if there is no tunnel
+}
+
+// Valid tells whether there is one.
+func (t Tunnel) Valid() bool { return t.Key != [32]byte{} && t.Port != 0 }
 
 const (
 	keysLen = 1 + 4 + 4 + 32
 	fastLen = 1 + 1 + 2 + 2
+	// tunnelLen is what may follow.
+	tunnelLen = 2 + 32
 	// MaxShortID is the largest short id of a peer.
 	MaxShortID = 1<<12 - 1
 )
@@ -87,7 +99,11 @@ func (c *Control) Append(b []byte) []byte {
 	case Fast:
 		b = append(b, byte(c.Verdict))
 		b = binary.BigEndian.AppendUint16(b, c.ShortID)
-		return binary.BigEndian.AppendUint16(b, c.Port)
+		b = binary.BigEndian.AppendUint16(b, c.Port)
+		if c.Tunnel.Valid() {
+			b = append(binary.BigEndian.AppendUint16(b, c.Tunnel.Port), c.Tunnel.Key[:]...)
+		}
+		return b
 	}
 	b = binary.BigEndian.AppendUint32(b, c.Round)
 	switch c.Type {
@@ -132,6 +148,10 @@ func ParseControl(b []byte) (c Control, known bool, err error) {
 		c.Verdict, c.ShortID, c.Port = Verdict(b[1]), binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint16(b[4:])
 		if c.ShortID > MaxShortID {
 			return c, true, fmt.Errorf("link control type %d: short id %d: %w", c.Type, c.ShortID, ErrFormat)
+		}
+		if len(b) >= fastLen+tunnelLen {
+			c.Tunnel.Port = binary.BigEndian.Uint16(b[fastLen:])
+			copy(c.Tunnel.Key[:], b[fastLen+2:])
 		}
 		return c, true, nil
 	}

@@ -133,6 +133,7 @@ func FuzzControl(f *testing.F) {
 	for _, c := range []Control{
 		{Type: Offer, Round: 1, Index: 2, Key: [32]byte{3}, Suites: 6}, {Type: Answer, Round: 1, Index: MaxIndex, Suite: 1, Offer: 77},
 		{Type: Confirm, Round: 9}, {Type: Renew}, {Type: Fast, Verdict: FastNoID, ShortID: MaxShortID, Port: 6784},
+		{Type: Fast, ShortID: 1, Port: 6784, Tunnel: Tunnel{Port: 6785, Key: [32]byte{1, 2}}},
 	} {
 		f.Add(c.Append(nil))
 	}

@@ -167,18 +167,50 @@ func (c Client) Latency(ctx context.Context, d time.Duration) (median, p99 time.
 		return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
 	}
 	defer closeAll()
-	var trips []time.Duration
 	var b [1]byte
-	for end := time.Now().Add(d); len(trips) == 0 || time.Now().Before(end); {
-		start := time.Now()
+	median, p99, err = times(d, func() error {
 		if _, err := conn.Write(b[:]); err != nil {
-			return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
+			return err
 		}
-		if _, err := io.ReadFull(conn, b[:]); err != nil {
-			return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
-		}
-		trips = append(trips, time.Since(start))
+		_, err := io.ReadFull(conn, b[:])
+		return err
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
 	}
-	slices.Sort(trips)
-	return trips[len(trips)/2], trips[len(trips)*99/100], nil
+	return median, p99, nil
+}
+
+// Connects returns the median and the 99th percentile of the time in which a TCP
+// connection is made: the first packet of a flow, and its answer.
+func (c Client) Connects(ctx context.Context, d time.Duration) (median, p99 time.Duration, err error) {
+	median, p99, err = times(d, func() error {
+		conn, err := c.Dial(ctx, "tcp", c.Addr)
+		if err != nil {
+			return err
+		}
+		if reset, ok := conn.(*net.TCPConn); ok {
+			_ = reset.SetLinger(0) // or the ports of a machine are used up
+		}
+		return conn.Close()
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("connect to %s: %w", c.Addr, err)
+	}
+	return median, p99, nil
+}
+
+// times does something at least once and for as long as d, and returns how long it
+// took.
+func times(d time.Duration, what func() error) (median, p99 time.Duration, err error) {
+	var took []time.Duration
+	for end := time.Now().Add(d); len(took) == 0 || time.Now().Before(end); {
+		start := time.Now()
+		if err := what(); err != nil {
+			return 0, 0, err
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	return took[len(took)/2], took[len(took)*99/100], nil
 }

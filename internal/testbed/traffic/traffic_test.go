@@ -38,6 +38,9 @@ func TestMeasureLoopback(t *testing.T) {
 	if err != nil || median <= 0 || p99 < median {
 		t.Errorf("round trip: median %v, 99th %v, %v", median, p99, err)
 	}
+	if median, p99, err = c.Connects(t.Context(), 20*time.Millisecond); err != nil || median <= 0 || p99 < median {
+		t.Errorf("connect: median %v, 99th %v, %v", median, p99, err)
+	}
 	rate, lost, err := c.Packets(t.Context(), 64, 0, 50*time.Millisecond)
 	if err != nil || rate < 100 || lost < 0 || lost > 1 {
 		t.Errorf("packets: %.0f/s, lost %.2f, %v", rate, lost, err)

@@ -8,6 +8,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/udp.h>
 #include <stddef.h>
@@ -101,7 +102,7 @@ struct {
 	__uint(max_entries, 4096);
 } pending SEC(".maps");
 
-// A tag, and the front of a probe.
+// In front of a frame on the TAP.
 struct tag {
 	__u8 zero[12];
 	__be16 proto;
@@ -111,17 +112,20 @@ struct tag {
 	union addr addr;
 } __attribute__((packed, aligned(2)));
 
+// The front of a probe. What is before the nonce is as in any packet of a
+// container, so that all on the way treats it as one.
 struct probe {
-	__u8 zero[12];
-	__be16 proto;
-	__u8 op, zero2;
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct udphdr udp;
 	__u8 nonce[16];
-	__u8 rest[24];
+	union addr to;
+	__be16 src, dst;
 } __attribute__((packed, aligned(2)));
 
 _Static_assert(sizeof(struct tag) == 40, "doc.go draws a tag of 40 bytes");
-_Static_assert(offsetof(struct probe, rest) == 32, "doc.go draws a probe's nonce at 16");
-_Static_assert(sizeof(struct probe) == 56, "a probe covers a tag and the nonce behind it");
+_Static_assert(offsetof(struct probe, to) == 58, "doc.go draws a probe's address at 58");
+_Static_assert(sizeof(struct probe) == 78, "doc.go draws the front of a probe");
 
 struct vxlan {
 	__be32 flags, vni;
@@ -145,11 +149,14 @@ static __always_inline int is_zero(const struct ethhdr *eth)
 	return (w[0] | w[1] | w[2]) == 0;
 }
 
-static __always_inline int to_zero(const struct ethhdr *eth)
+// What a frame from nobody wants: PROBE_*, or -1 if it is no probe.
+static __always_inline int probe_op(const struct ethhdr *eth)
 {
 	const __u16 *w = (const void *)eth->h_dest;
 
-	return (w[0] | w[1] | w[2]) == 0;
+	if (w[0] | w[1] || eth->h_dest[4] || eth->h_proto != bpf_htons(ETH_P_IP))
+		return -1;
+	return eth->h_dest[5];
 }
 
 static __always_inline void get_mac(struct mac *m, const void *from)
@@ -436,7 +443,6 @@ int from_tap(struct __sk_buff *skb)
 	struct mac_entry *d;
 	struct probe *probe;
 	struct remote *r;
-	struct tag *tag;
 	struct mac dst;
 	__u32 vni;
 
@@ -444,7 +450,7 @@ int from_tap(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (!eth)
 		return drop(DROP_SHORT);
-	if (!is_zero(eth) || !to_zero(eth) || eth->h_proto != bpf_htons(ETH_P_WEFT)) {
+	if (!is_zero(eth) || probe_op(eth) != PROBE_ASK) {
 		get_mac(&dst, eth->h_dest);
 		d = dst.addr[0] & 1 ? 0 : bpf_map_lookup_elem(&macs, &dst);
 		if (d && d->peer == cfg->self)
@@ -453,23 +459,15 @@ int from_tap(struct __sk_buff *skb)
 	}
 	if (skb->len < sizeof(*probe) || bpf_skb_pull_data(skb, sizeof(*probe)))
 		return drop(DROP_FORMAT);
-	tag = (void *)(long)skb->data;
-	if ((void *)tag + sizeof(*probe) > (void *)(long)skb->data_end || tag->op != TAG_SEND)
+	probe = (void *)(long)skb->data;
+	if ((void *)(probe + 1) > (void *)(long)skb->data_end)
 		return drop(DROP_FORMAT);
 	if (!cfg->vxlan)
 		return drop(DROP_REDIRECT);
-	vni = bpf_ntohs(tag->dst) << 12 | (bpf_ntohs(tag->src) & 0xfff);
+	vni = bpf_ntohs(probe->dst) << 12 | (bpf_ntohs(probe->src) & 0xfff);
 	if (vni > 0xffffff)
 		return drop(DROP_FORMAT);
-	remote = tag->addr;
-	// The tag becomes the front of the probe: a frame of any type can not be
-	// shortened here, and of a probe nothing but the nonce has to be carried.
-	probe = (void *)tag;
-	__builtin_memcpy(probe->nonce, (void *)(tag + 1), sizeof(probe->nonce));
-	probe->op = PROBE_ASK;
-	probe->zero2 = 0;
-	__builtin_memset(probe->rest, 0, sizeof(probe->rest));
-
+	remote = probe->to;
 	r = bpf_map_lookup_elem(&remotes, &remote);
 	if (r)
 		__builtin_memcpy(&local, r->local, sizeof(local));
@@ -486,10 +484,10 @@ int from_vxlan(struct __sk_buff *skb)
 	struct mac_entry *s, *d;
 	struct peer_entry *p;
 	struct mac smac, dmac;
-	struct probe *probe;
 	union addr addr;
 	struct remote *r;
 	struct traffic *t;
+	int op;
 
 	if (!cfg)
 		return TC_ACT_SHOT;
@@ -513,25 +511,19 @@ int from_vxlan(struct __sk_buff *skb)
 		return drop(DROP_VNI);
 
 	if (is_zero(eth)) {
-		if (!to_zero(eth) || eth->h_proto != bpf_htons(ETH_P_WEFT))
+		op = probe_op(eth);
+		if (op != PROBE_ASK && op != PROBE_ECHO)
 			return drop(DROP_SOURCE);
 		if (dst != cfg->self)
 			return drop(DROP_VNI);
 		if (src != r->peer)
 			return drop(DROP_SPOOFED);
-		if (bpf_skb_pull_data(skb, offsetof(struct probe, rest)))
+		if (len < sizeof(struct probe))
 			return drop(DROP_FORMAT);
-		probe = (void *)(long)skb->data;
-		if ((void *)probe->rest > (void *)(long)skb->data_end)
-			return drop(DROP_FORMAT);
-		switch (probe->op) {
-		case PROBE_ASK:
-			probe->op = PROBE_ECHO;
-			return encap(skb, cfg, src << 12 | dst, TTL, &addr, (void *)r->local);
-		case PROBE_ECHO:
+		if (op == PROBE_ECHO)
 			return to_tap_tagged(skb, cfg, TAG_ECHO, 0, src, dst, ttl, &addr);
-		}
-		return drop(DROP_FORMAT);
+		eth->h_dest[5] = PROBE_ECHO;
+		return encap(skb, cfg, src << 12 | dst, TTL, &addr, (void *)r->local);
 	}
 	if (eth->h_source[0] & 1)
 		return drop(DROP_SOURCE);
@@ -715,6 +707,13 @@ int from_container(struct __sk_buff *skb)
 	return bpf_redirect_neigh(ifindex, &via, sizeof(via), 0);
 }
 
+// Takes len bytes away behind the Ethernet header.
+static __always_inline long strip(struct __sk_buff *skb, int len, __u64 flags)
+{
+	return bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | flags);
+}
+
 SEC("tc")
 int from_underlay(struct __sk_buff *skb)
 {
@@ -731,7 +730,6 @@ int from_underlay(struct __sk_buff *skb)
 	struct outer *o;
 	__be16 port;
 	__u8 proto;
-	long err;
 
 	// Nearly all of a host's traffic leaves here.
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
@@ -776,8 +774,10 @@ int from_underlay(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	// A neighbour of encrypted links has an address inside of them, and frames
 	// that claim to come from there must not be taken from the bare underlay.
+	// What comes by another interface than goes there may be forged; netfilter
+	// judges that on the stack's way.
 	p = get_peer(r->peer);
-	if (!p || !(p->flags & PEER_EXPRESS))
+	if (!p || !(p->flags & PEER_EXPRESS) || p->ifindex != skb->ifindex)
 		return TC_ACT_UNSPEC;
 	p = get_peer(src);
 	if (!p || !(p->flags & PEER_KNOWN))
@@ -795,23 +795,17 @@ int from_underlay(struct __sk_buff *skb)
 	n = packets(skb);
 	len = skb->len - sizeof(*o);
 
-	// An IPv6 packet needs skb->protocol changed, which adjust_room does since
-	// Linux 6.3. Before that veth's own transmit function does it.
 	if (inner.h_proto == bpf_htons(ETH_P_IP)) {
-		err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
-					  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
-		proto = 1;
-	} else {
-		err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
-					  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
-					  ADJ_ROOM_DECAP_L3_IPV6);
-		proto = !err;
-		if (err == -EINVAL)
-			err = bpf_skb_adjust_room(skb, -(int)sizeof(*o), BPF_ADJ_ROOM_MAC,
-						  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+		if (strip(skb, sizeof(*o), 0))
+			return TC_ACT_UNSPEC;
+	} else if (strip(skb, sizeof(*o), ADJ_ROOM_DECAP_L3_IPV6)) {
+		// Before Linux 6.3 only the other way to make IPv6 of IPv4 changes
+		// skb->protocol too. It puts in as many bytes as the headers differ by.
+		if (bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0))
+			return TC_ACT_UNSPEC;
+		if (strip(skb, sizeof(*o) + sizeof(struct ipv6hdr) - sizeof(struct iphdr), 0))
+			return drop(DROP_REDIRECT);
 	}
-	if (err)
-		return TC_ACT_UNSPEC;
 	eth = header(skb);
 	if (!eth)
 		return drop(DROP_REDIRECT);
@@ -828,7 +822,5 @@ int from_underlay(struct __sk_buff *skb)
 		t->rx_packets += n;
 		t->rx_bytes += len;
 	}
-	if (proto)
-		return bpf_redirect_peer(ifindex, 0);
-	return bpf_redirect(ifindex, 0);
+	return bpf_redirect_peer(ifindex, 0);
 }

@@ -11,7 +11,8 @@
 #define VXLAN_PORT 6784   // of config, so that --port moves it
 #define ETH_P_WEFT 0x88b5 // IEEE 802, local experimental ethertype 1
 
-enum tag_op { TAG_RELAY = 1, TAG_ECHO = 2, TAG_SEND = 3 };
+enum tag_op { TAG_RELAY = 1, TAG_ECHO = 2 };
+// Last byte of the destination of a frame from nobody.
 enum probe_op { PROBE_ASK = 1, PROBE_ECHO = 2 };
 
 // Why a frame goes to the router with TAG_RELAY.

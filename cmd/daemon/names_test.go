@@ -1,0 +1,199 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// known lists the names that a host has, each with its address.
+func (b *bench) known() string {
+	var words []string
+	for _, e := range b.names.Status().Entries {
+		words = append(words, strings.TrimSuffix(e.Name, ".weft.internal")+"="+e.Addr.String())
+	}
+	return strings.Join(words, " ")
+}
+
+func (b *bench) attachAs(t *testing.T, hostname string, addrs ...string) {
+	t.Helper()
+	b.on(t, func() error {
+		return b.attachNamed(t, hostname, addrs...)
+	})
+}
+
+func (b *bench) attachNamed(t *testing.T, hostname string, addrs ...string) error {
+	p, err := placeOf(b.box)
+	if err == nil {
+		_, err = b.as.attach(t.Context(), p, api.AttachRequest{Addresses: parse(t, addrs...), Hostname: hostname})
+	}
+	return err
+}
+
+func wantKnown(t *testing.T, b *bench, when, want string) {
+	t.Helper()
+	if got := b.known(); got != want {
+		t.Errorf("%s: %q, want %q", when, got, want)
+	}
+}
+
+// Names of a container follow its addresses, and are there again after a restart
+// of the router.
+func TestNamesOfAContainer(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.attachAs(t, "Web", "192.168.5.1/24", "192.168.5.2/24")
+	wantKnown(t, b, "attached", "web=192.168.5.1 web=192.168.5.2")
+	b.attach(t, "192.168.5.3/24")
+	wantKnown(t, b, "more addresses without a name", "web=192.168.5.1 web=192.168.5.2")
+	do := func(f func(string, string, []netip.Addr) error, fqdn string, addrs ...string) {
+		t.Helper()
+		var list []netip.Addr
+		for _, a := range addrs {
+			list = append(list, netip.MustParseAddr(a))
+		}
+		b.on(t, func() error { return f(b.box, fqdn, list) })
+	}
+	do(b.as.addName, "", "192.0.2.9")
+	do(b.as.addName, "db.prod.weft.internal")
+	wantKnown(t, b, "dns-add", "db.prod=192.168.5.1 db.prod=192.168.5.2 db.prod=192.168.5.3 web=192.0.2.9 web=192.168.5.1 web=192.168.5.2")
+	do(b.as.removeName, "db.prod.weft.internal", "192.168.5.3")
+	do(b.as.removeName, "", "192.168.5.1")
+	b.detach(t, "192.168.5.2/24")
+	const want = "web=192.0.2.9"
+	wantKnown(t, b, "dns-remove and detach", want)
+	b.restart()
+	b.on(t, func() error { b.as.restoreNames(); return nil })
+	wantKnown(t, b, "after a restart", want)
+	b.detach(t)
+	wantKnown(t, b, "detached", "")
+}
+
+func TestNamesThatCanNotBe(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for _, name := range []string{"web.example.com", "a..b", "weft.internal"} {
+		b.on(t, func() error {
+			if err := b.attachNamed(t, name); api.ClassOf(err) != api.Usage {
+				t.Errorf("attach as %s: %v", name, err)
+			}
+			return nil
+		})
+	}
+	if len(b.as.list()) != 0 || b.addresses.count() != 0 {
+		t.Error("an attach that was refused left something")
+	}
+	if err := b.as.addName("nobody", "web.weft.internal", nil); err == nil || !strings.Contains(err.Error(), "is not attached") {
+		t.Errorf("a name for nobody: %v", err)
+	}
+	b.attach(t)
+	b.on(t, func() error {
+		if err := b.as.addName(b.box, "", nil); api.ClassOf(err) != api.Usage {
+			t.Errorf("no name at all: %v", err)
+		}
+		return nil
+	})
+	// A failed attach leaves the names as they were.
+	b.attachAs(t, "web", "192.168.5.1/24")
+	before := b.known()
+	b.addresses.fail = fmt.Errorf("no space")
+	b.on(t, func() error {
+		if err := b.attachNamed(t, "other", "10.32.9.9/16"); err == nil {
+			t.Error("attached without space")
+		}
+		return nil
+	})
+	wantKnown(t, b, "after an attach that failed", before)
+}
+
+// Names of a container that is gone go at once, its addresses after a grace.
+func TestNamesGoWithTheirContainer(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.attachAs(t, "web")
+	b.on(t, func() error {
+		b.as.bury(time.Now())
+		return nil
+	})
+	if b.known() == "" {
+		t.Fatal("a container that lives lost its names")
+	}
+	port := b.port(t)
+	b.on(t, func() error {
+		l, err := netlink.LinkByName(port)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(l) // as the kernel does when the namespace goes
+	})
+	b.on(t, func() error {
+		b.as.bury(time.Now())
+		return nil
+	})
+	wantKnown(t, b, "gone", "")
+	if b.addresses.count() != 1 {
+		t.Error("the address was freed without a grace")
+	}
+	b.restart()
+	b.on(t, func() error { b.as.restoreNames(); return nil })
+	wantKnown(t, b, "gone, after a restart", "")
+}
+
+func (b *bench) port(t *testing.T) string {
+	t.Helper()
+	var port string
+	b.on(t, func() error {
+		owner, err := ownerOf(b.box)
+		if err == nil {
+			a, _ := b.as.get(owner)
+			port = a.Port
+		}
+		return err
+	})
+	return port
+}
+
+// Issue item 1: expose -h FQDN.
+func TestNamesOfTheHost(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	open := func() *exposures {
+		return newExposures(b.store, universes{b.addresses}, b.names, netdev.BridgeName, b.as.log)
+	}
+	es := open()
+	expose := func(r api.ExposeRequest) {
+		t.Helper()
+		b.on(t, func() error {
+			_, err := es.expose(t.Context(), r)
+			return err
+		})
+	}
+	expose(api.ExposeRequest{Addresses: parse(t, "192.168.5.1/24"), Hostname: "gw"})
+	expose(api.ExposeRequest{Addresses: parse(t, "192.168.5.1/24")}) // keeps it
+	expose(api.ExposeRequest{Addresses: parse(t, "192.168.6.1/24"), Hostname: "gw"})
+	wantKnown(t, b, "exposed", "gw=192.168.5.1 gw=192.168.6.1")
+	b.restart()
+	es = open()
+	b.on(t, func() error { es.restoreNames(); return nil })
+	wantKnown(t, b, "after a restart", "gw=192.168.5.1 gw=192.168.6.1")
+	b.on(t, func() error {
+		_, err := es.hide(api.ExposeRequest{Addresses: parse(t, "192.168.5.1/24")})
+		return err
+	})
+	wantKnown(t, b, "one hidden", "gw=192.168.6.1")
+	b.on(t, func() error { return netdev.DeleteBridge(netdev.BridgeName) })
+	b.on(t, func() error {
+		if _, err := es.expose(t.Context(), api.ExposeRequest{Addresses: parse(t, "192.168.7.1/24"), Hostname: "gw"}); err == nil {
+			t.Error("exposed without a bridge")
+		}
+		return nil
+	})
+	wantKnown(t, b, "after one that failed", "gw=192.168.6.1")
+}

@@ -1,0 +1,53 @@
+package daemon
+
+import (
+	"net/netip"
+
+	"github.com/weft-net/weft/dns"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// discovery puts the state of service discovery into the words of the API.
+func (h *host) discovery() *api.DNS {
+	s := h.names.Status()
+	if s.Off {
+		return nil
+	}
+	out := &api.DNS{Domain: s.Domain, TTL: int(s.TTL), Address: h.serverFor(s.Listening), Refused: s.Busy}
+	for _, l := range s.Listening {
+		out.Listening = append(out.Listening, api.DNSListener{Place: l.Listen.String(), Addresses: l.Addrs, Fault: l.Fault})
+	}
+	for _, u := range s.Upstream {
+		out.Upstream = append(out.Upstream, api.DNSUpstream{Address: u.Addr, Fault: u.Fault})
+	}
+	v := h.mesh.View()
+	for _, e := range s.Entries {
+		out.Entries = append(out.Entries, api.DNSEntry{
+			Hostname: e.Name, Address: e.Addr, ContainerID: e.Container, Origin: e.Owner.String(), NickName: v.Nickname(e.Owner),
+		})
+	}
+	for _, q := range s.Queries {
+		out.Queries = append(out.Queries, api.DNSQueries{Type: q.Type, Result: q.Result, Count: q.Queries})
+	}
+	return out
+}
+
+// serverFor returns the address that a container is best told, "" if there is
+// none: the first one, as the places are in that order. For a server that listens
+// everywhere it is Docker's bridge's or else weft's.
+func (h *host) serverFor(places []dns.Listening) string {
+	for _, l := range places {
+		for _, a := range l.Addrs {
+			if !a.Addr().IsUnspecified() {
+				return a.String()
+			}
+			for _, iface := range []string{dns.DockerBridge, h.config.Bridge} {
+				if addrs, _, _ := netdev.InterfaceAddresses(iface); len(addrs) > 0 {
+					return netip.AddrPortFrom(addrs[0], a.Port()).String()
+				}
+			}
+		}
+	}
+	return ""
+}

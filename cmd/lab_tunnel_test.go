@@ -1,0 +1,85 @@
+package cmd
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/router/wireguard"
+)
+
+// hasWireGuard tells whether this kernel can make WireGuard interfaces. Where it
+// can not, tests assert that frames go by sleeve, with this reason in status.
+func hasWireGuard(t *testing.T) bool {
+	t.Helper()
+	var err error
+	nstest.In(t, nstest.New(t, "wg"), func() {
+		var d *wireguard.Device
+		if d, err = wireguard.Open(wireguard.Config{Name: "wg", MTU: 1400, Inside: netip.MustParsePrefix("169.254.208.0/20")}); err == nil {
+			d.Close()
+		}
+	})
+	if err != nil && err.Error() != "this kernel has no WireGuard" {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// With a password the fast datapath is inside WireGuard, over the router's death
+// too, and nothing of containers is ever seen on the underlay.
+func TestTunnelCarriesWhatIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	if !hasWireGuard(t) {
+		lab := upLab(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+		eventually(t, "status says why frames go by sleeve", func() bool {
+			k := link(t, lab, 1, "h2")
+			return k.Kind == "sleeve" && strings.Contains(k.Info, "this kernel has no WireGuard")
+		})
+		return
+	}
+	lab := newLab(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	wait := capture(t, lab, isLastWord)
+	launch(t, lab, 1)
+	launch(t, lab, 2, testbed.Addr4(1).String())
+	converge(t, lab)
+	b := addContainer(t, lab, 2, "b")[0].Addr()
+	a := addContainer(t, lab, 1, "a")[0].Addr()
+	s := startStream(t, lab, at(1, "a"), at(2, "b"), b)
+	s.flows(t)
+	fastBetween(t, lab, 1, 2)
+	if k := link(t, lab, 1, "h2"); !k.Encrypted || k.Express {
+		t.Errorf("%+v", k)
+	}
+	eventually(t, "the stream goes by the kernel", func() bool { s.flows(t); return carried(t, lab, 1, "h2").TxPackets > 10 })
+	if err := lab.Kill(2); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "h1 has noticed", func() bool { return len(report(t, lab, 1).Router.UnicastRoutes) == 0 })
+	for range 20 {
+		s.flows(t)
+	}
+	launch(t, lab, 2, testbed.Addr4(1).String())
+	converge(t, lab)
+	fastBetween(t, lab, 1, 2)
+	s.flows(t)
+	// Somebody removes the interface: nothing goes in clear meanwhile.
+	err := netdev.Do(lab.Netns(at(1, "")), func() error {
+		l, err := netlink.LinkByName(netdev.TunnelName)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(l)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the link falls back", func() bool { return link(t, lab, 1, "h2").Kind == "sleeve" })
+	s.flows(t)
+	s.whole(t)
+	checkSealed(t, lab, wait, a, b)
+}

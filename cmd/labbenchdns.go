@@ -1,0 +1,183 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/miekg/dns"
+
+	weftdns "github.com/weft-net/weft/dns"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/testbed/rival"
+	"github.com/weft-net/weft/internal/testbed/traffic"
+)
+
+// The servers of the table dns.
+const (
+	pathWeftDNS = "weft"
+	pathCoreDNS = "CoreDNS, hosts"
+)
+
+// dnsRun asks a server from so many sockets, with so many queries under way at
+// each.
+type dnsRun struct {
+	sockets                int
+	load                   traffic.Load // at each
+	rate, median, p99, cpu *metric      // those that are not wanted are nil
+}
+
+// dnsMetric is a row that is held against CoreDNS.
+func dnsMetric(name, unit string, less bool, must, aim float64) metric {
+	return metric{name: name, unit: unit, less: less, must: must, aim: aim, ours: pathWeftDNS, against: []string{pathCoreDNS}}
+}
+
+var dnsMetrics = []metric{
+	dnsMetric("DNS, 64 at once", "kquery/s", false, 0.9, 1.2),
+	dnsMetric("DNS, 64 at once, median", "us", true, 1.1, 1),
+	dnsMetric("DNS, 64 at once, 99th", "us", true, 1, 0.9),
+	dnsMetric("DNS, 20,000 a second, median", "us", true, 1.1, 1),
+	dnsMetric("DNS, 20,000 a second, 99th", "us", true, 1, 0.9),
+	dnsMetric("DNS, CPU of the server", "us/query", true, 1, 0.8),
+}
+
+// dnsTable holds service discovery against CoreDNS, both with the same names.
+var dnsTable = benchTable{
+	paths: []string{pathWeftDNS, pathCoreDNS},
+	runs:  []benchRun{{metrics: dnsMetrics}},
+}
+
+var dnsRuns = []dnsRun{
+	{sockets: 1, load: traffic.Load{Window: 64}, rate: &dnsMetrics[0], median: &dnsMetrics[1], p99: &dnsMetrics[2], cpu: &dnsMetrics[5]},
+	{sockets: 1, load: traffic.Load{Window: 64, PerSecond: 20000}, median: &dnsMetrics[3], p99: &dnsMetrics[4]},
+}
+
+// dnsNames is how many names there are, each with an address.
+const dnsNames = 1000
+
+// benchDNS measures two servers on one host, asked from another.
+func (l *labApp) benchDNS(ctx context.Context, k benchConfig, results benchResults) (err error) {
+	const otherPort = 5300
+	first := testbed.Addr4(1)
+	servers := map[string]netip.AddrPort{
+		pathWeftDNS: netip.AddrPortFrom(first, weftdns.Port), pathCoreDNS: netip.AddrPortFrom(first, otherPort),
+	}
+	c := labConfig{hosts: 2, topology: string(testbed.Full), password: "a password for the bench", underlayMTU: 1500}
+	config, err := c.config(l.name+"n", append([]string{"--dns-listen-address", first.String()}, k.launch...))
+	if err != nil {
+		return err
+	}
+	lab, err := labUp(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, testbed.Down(config.Name)) }()
+	hosts := make(map[string]netip.Addr)
+	var queries [][]byte
+	for i := range dnsNames {
+		name := fmt.Sprintf("name%d.%s", i, weftdns.DefaultDomain)
+		hosts[name] = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+		q, err := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA).Pack()
+		if err != nil {
+			return fmt.Errorf("make DNS queries: %w", err)
+		}
+		queries = append(queries, q)
+	}
+	client := api.NewClient(lab.Socket(2)) // so that the names are another host's
+	for name, a := range hosts {
+		if err := client.AddName(ctx, api.NameRequest{Hostname: name, Addresses: []netip.Addr{a}}); err != nil {
+			return err
+		}
+	}
+	measure := func(ctx context.Context, path string, r dnsRun, d time.Duration) (traffic.Answers, error) {
+		return askServer(ctx, lab, servers[path], r, queries, d)
+	}
+	answers := func(path string) func() bool {
+		return func() bool { // each name once
+			_, err := measure(ctx, path, dnsRun{sockets: 1, load: traffic.Load{Window: 16}}, minBenchTime)
+			return err == nil
+		}
+	}
+	patience, cancel := context.WithTimeout(ctx, labPatience)
+	defer cancel()
+	paths := []string{pathWeftDNS}
+	pids := make(map[string]int)
+	pids[pathWeftDNS], _ = lab.RouterPID(1)
+	if k.rivals != "" {
+		pids[pathCoreDNS], err = rival.CoreDNS(patience, lab, k.rivals, servers[pathCoreDNS], hosts, weftdns.DefaultTTL, answers(pathCoreDNS))
+		if err != nil {
+			return err
+		}
+		paths = append(paths, pathCoreDNS)
+	}
+	for !answers(pathWeftDNS)() {
+		if err := wait(patience, rivalPause); err != nil {
+			return fmt.Errorf("wait for the names to arrive: %w", err)
+		}
+	}
+	for round := range k.rounds {
+		for i := range paths {
+			path := paths[(i+round)%len(paths)]
+			for _, r := range dnsRuns {
+				before, err := testbed.Usage(pids[path])
+				if err != nil {
+					return err
+				}
+				a, err := measure(ctx, path, r, k.time)
+				if err != nil {
+					return fmt.Errorf("%s: %w", path, err)
+				}
+				after, err := testbed.Usage(pids[path])
+				if err != nil {
+					return err
+				}
+				cpu := (after.CPU - before.CPU).Seconds() * 1e6 / (a.PerSecond * k.time.Seconds())
+				if a.Lost > 0 {
+					fmt.Fprintf(l.stderr, "%s: %d queries were not answered\n", path, a.Lost)
+				}
+				for _, v := range []struct {
+					m     *metric
+					value float64
+				}{{r.rate, a.PerSecond / 1e3}, {r.median, float64(a.Median) / 1e3}, {r.p99, float64(a.P99) / 1e3}, {r.cpu, cpu}} {
+					if v.m != nil && k.only.MatchString(v.m.name) {
+						results.add(v.m.name, path, v.value)
+					}
+				}
+			}
+			fmt.Fprintf(l.stderr, "round %d of %d: %s\n", round+1, k.rounds, path)
+		}
+	}
+	return nil
+}
+
+// rivalPause is how long is waited before looking again.
+const rivalPause = 50 * time.Millisecond
+
+// askServer sends queries from the second host.
+func askServer(ctx context.Context, lab *testbed.Lab, server netip.AddrPort, r dnsRun, queries [][]byte, d time.Duration) (traffic.Answers, error) {
+	var socks []*net.UDPConn
+	defer func() {
+		for _, s := range socks {
+			s.Close()
+		}
+	}()
+	err := netdev.Do(lab.Netns(testbed.Place{Host: 2}), func() error {
+		for range r.sockets {
+			s, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server))
+			if err != nil {
+				return err
+			}
+			socks = append(socks, s)
+		}
+		return nil
+	})
+	if err != nil {
+		return traffic.Answers{}, fmt.Errorf("ask %s: %w", server, err)
+	}
+	return traffic.Queries(ctx, socks, r.load, queries, d)
+}

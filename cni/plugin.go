@@ -1,0 +1,235 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// patience is how long a verb may take; runtimes give up after some minutes.
+const patience = 90 * time.Second
+
+// Versions are those of the specification that the plugin speaks.
+var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+// Verbs is what the plugin does under the name it was called by: IPAMName gives
+// addresses only, any other makes interfaces too.
+func Verbs(name string) skel.CNIFuncs {
+	v := skel.CNIFuncs{
+		Add: verb((*conf).add), Del: verb((*conf).del), Check: verb((*conf).verify),
+		GC: verb((*conf).collect), Status: verb((*conf).ready),
+	}
+	if name == IPAMName {
+		v.Add, v.Del, v.Check = verb((*conf).addAddresses), verb((*conf).free), verb((*conf).checkAddresses)
+	}
+	return v
+}
+
+// verb reads the configuration and bounds the time.
+func verb(f func(*conf, context.Context, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) error {
+		c, err := parse(args.StdinData)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		return f(c, ctx, args)
+	}
+}
+
+func (c *conf) addAddresses(ctx context.Context, args *skel.CmdArgs) error {
+	r, err := c.allocate(ctx, args)
+	if err != nil {
+		return err
+	}
+	return types.PrintResult(r, c.CNIVersion)
+}
+
+func (c *conf) checkAddresses(ctx context.Context, args *skel.CmdArgs) error {
+	return c.held(ctx, args, nil)
+}
+
+// add joins a container to the bridge.
+func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
+	r, err := c.allocate(ctx, args)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.undo(args))
+		}
+	}()
+	if err := c.plug(args, r); err != nil {
+		return err
+	}
+	return types.PrintResult(c.after(r), c.CNIVersion)
+}
+
+// plug makes the interface and its routes, and notes both in r.
+func (c *conf) plug(args *skel.CmdArgs, r *current.Result) error {
+	mtu := c.MTU
+	if mtu == 0 {
+		var err error
+		if mtu, err = netdev.MTU(c.bridge()); err != nil {
+			return failed(types.ErrTryAgainLater, "%v; does weft run?", err)
+		}
+	}
+	addrs := addrsOf(r)
+	if err := netdev.AllowIPv6(args.Netns, slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })); err != nil {
+		return failed(types.ErrInternal, "%v", err)
+	}
+	_, err := netdev.Attach(netdev.Attachment{
+		NS: args.Netns, Iface: args.IfName, Bridge: c.bridge(), MTU: mtu, Addrs: addrs, MAC: c.mac, Hairpin: isOn(c.HairpinMode),
+	})
+	if errors.Is(err, netdev.ErrHostNS) {
+		return failed(types.ErrInvalidNetNS, "%v", err)
+	}
+	if err != nil {
+		return failed(types.ErrInternal, "%v", err)
+	}
+	if err := netdev.AddRoutes(args.Netns, args.IfName, routesOf(r)); err != nil {
+		return failed(types.ErrInternal, "%v", err)
+	}
+	iface, err := c.find(args)
+	if err != nil {
+		return err
+	}
+	r.Interfaces = []*current.Interface{
+		{Name: iface.HostName, Mac: iface.HostMAC.String(), Mtu: iface.MTU},
+		{Name: iface.Name, Mac: iface.MAC.String(), Mtu: iface.MTU, Sandbox: args.Netns},
+	}
+	for _, ip := range r.IPs {
+		ip.Interface = current.Int(1)
+	}
+	return nil
+}
+
+// find returns what plug made.
+func (c *conf) find(args *skel.CmdArgs) (netdev.Iface, error) {
+	all, err := netdev.Attached(args.Netns, c.bridge())
+	if err != nil {
+		return netdev.Iface{}, failed(types.ErrInternal, "%v", err)
+	}
+	i := slices.IndexFunc(all, func(i netdev.Iface) bool { return i.Name == args.IfName })
+	if i < 0 {
+		return netdev.Iface{}, failed(types.ErrUnknownContainer, "interface %s of %s is not on bridge %s", args.IfName, args.Netns, c.bridge())
+	}
+	return all[i], nil
+}
+
+// after puts r behind the result of the plugins that came before, if any did.
+func (c *conf) after(r *current.Result) *current.Result {
+	if c.DNS.Nameservers != nil || c.DNS.Domain != "" || c.DNS.Search != nil || c.DNS.Options != nil {
+		r.DNS = c.DNS
+	}
+	all := c.before
+	if all == nil {
+		return r
+	}
+	for _, ip := range r.IPs {
+		*ip.Interface += len(all.Interfaces)
+	}
+	all.Interfaces = append(all.Interfaces, r.Interfaces...)
+	all.IPs = append(all.IPs, r.IPs...)
+	all.Routes = append(all.Routes, r.Routes...)
+	if !r.DNS.IsEmpty() {
+		all.DNS = r.DNS
+	}
+	return all
+}
+
+// undo takes away what a failed add may have made.
+func (c *conf) undo(args *skel.CmdArgs) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return c.del(ctx, args)
+}
+
+// del takes a container off the bridge. What is not there is gone already.
+func (c *conf) del(ctx context.Context, args *skel.CmdArgs) error {
+	if args.Netns != "" {
+		if err := netdev.Remove(args.Netns, args.IfName); err != nil && !errors.Is(err, netdev.ErrHostNS) {
+			return failed(types.ErrInternal, "%v", err)
+		}
+	}
+	return c.free(ctx, args)
+}
+
+// verify tells what of the result of add is no longer so.
+func (c *conf) verify(ctx context.Context, args *skel.CmdArgs) error {
+	r := c.before
+	if r == nil {
+		return failed(types.ErrInvalidNetworkConfig, "check %s: no prevResult", args.ContainerID)
+	}
+	iface, err := c.find(args)
+	if err != nil {
+		return err
+	}
+	want := ownAddrs(r, args.IfName)
+	for _, p := range want {
+		if !slices.Contains(iface.Addrs, p) {
+			return failed(types.ErrInternal, "check %s: interface %s has lost its address %s", args.ContainerID, args.IfName, p)
+		}
+	}
+	for _, i := range r.Interfaces {
+		if i.Name == args.IfName && i.Sandbox != "" && i.Mac != iface.MAC.String() {
+			return failed(types.ErrInternal, "check %s: interface %s has address %s, not %s", args.ContainerID, args.IfName, iface.MAC, i.Mac)
+		}
+	}
+	missing, err := netdev.MissingRoutes(args.Netns, args.IfName, routesOf(r))
+	if err != nil {
+		return failed(types.ErrInternal, "check %s: %v", args.ContainerID, err)
+	}
+	if len(missing) > 0 {
+		return failed(types.ErrInternal, "check %s: route %s is gone", args.ContainerID, missing[0].Dst)
+	}
+	return c.held(ctx, args, want)
+}
+
+// ownAddrs are the addresses in a result that an interface has; others are other
+// plugins'.
+func ownAddrs(r *current.Result, iface string) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, ip := range r.IPs {
+		if n := ip.Interface; n != nil && *n >= 0 && *n < len(r.Interfaces) && r.Interfaces[*n].Name == iface {
+			ps = append(ps, prefixOf(ip.Address))
+		}
+	}
+	return ps
+}
+
+func addrsOf(r *current.Result) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, ip := range r.IPs {
+		ps = append(ps, prefixOf(ip.Address))
+	}
+	return ps
+}
+
+// routesOf returns the routes of r, by way of the family's gateway where they name
+// none.
+func routesOf(r *current.Result) []netdev.ContainerRoute {
+	var routes []netdev.ContainerRoute
+	for _, rt := range r.Routes {
+		dst := prefixOf(rt.Dst)
+		gw, _ := netip.AddrFromSlice(rt.GW)
+		for _, ip := range r.IPs {
+			if own, ok := netip.AddrFromSlice(ip.Gateway); ok && !gw.IsValid() && own.Unmap().Is4() == dst.Addr().Is4() {
+				gw = own
+			}
+		}
+		routes = append(routes, netdev.ContainerRoute{Dst: dst, Gateway: gw.Unmap(), MTU: rt.MTU})
+	}
+	return routes
+}

@@ -1,0 +1,135 @@
+package dns
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// Port is that of DNS.
+const Port = 53
+
+// DockerBridge is the interface at which Docker's own containers reach the host.
+const DockerBridge = "docker0"
+
+// Listen is a place to listen at: an address, or all addresses of an interface,
+// which may come and go.
+type Listen struct {
+	Interface string // "" if Addr is set
+	Addr      netip.Addr
+	Port      uint16
+}
+
+var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
+
+// ParseListen reads ADDRESS, INTERFACE, or either with :PORT; an IPv6 address
+// with a port is in brackets.
+func ParseListen(s string) (Listen, error) {
+	bad := func() (Listen, error) {
+		return Listen{}, fmt.Errorf("place to listen at %q: want an address or the name of an interface, with or without :PORT", s)
+	}
+	if a, err := parseAddr(s); err == nil {
+		return Listen{Addr: a, Port: Port}, nil
+	}
+	host, port := s, uint16(Port)
+	if h, p, err := net.SplitHostPort(s); err == nil {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n == 0 {
+			return bad()
+		}
+		host, port = h, uint16(n)
+	}
+	if a, err := parseAddr(host); err == nil {
+		return Listen{Addr: a, Port: port}, nil
+	}
+	if !interfaceName.MatchString(host) || strings.Trim(host, "0123456789.") == "" { // that is a mistyped address
+		return bad()
+	}
+	return Listen{Interface: host, Port: port}, nil
+}
+
+// parseAddr is netip.ParseAddr, but the zone must be one that an interface can
+// have.
+func parseAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err == nil && a.Zone() != "" && !interfaceName.MatchString(a.Zone()) {
+		err = fmt.Errorf("address %q: no interface has the name of its zone", s)
+	}
+	return a.Unmap(), err
+}
+
+// String returns the form that ParseListen reads.
+func (l Listen) String() string {
+	if l.Interface != "" {
+		return fmt.Sprintf("%s:%d", l.Interface, l.Port)
+	}
+	return netip.AddrPortFrom(l.Addr, l.Port).String()
+}
+
+// Listening is what became of a Listen.
+type Listening struct {
+	Listen
+	Addrs []netip.AddrPort // where queries are taken
+	Fault string           // why not, or why not at all addresses
+}
+
+// find returns the addresses that l means now; none with a Fault is no error, as
+// the interface may come.
+func (l Listen) find() (v Listening) {
+	v.Listen = l
+	if l.Interface == "" {
+		v.Addrs = []netip.AddrPort{netip.AddrPortFrom(l.Addr, l.Port)}
+		return v
+	}
+	addrs, there, err := netdev.InterfaceAddresses(l.Interface)
+	switch {
+	case err != nil:
+		v.Fault = err.Error()
+	case !there:
+		v.Fault = "there is no interface " + l.Interface
+	case len(addrs) == 0:
+		v.Fault = "interface " + l.Interface + " has no address"
+	}
+	for _, a := range addrs {
+		v.Addrs = append(v.Addrs, netip.AddrPortFrom(a, l.Port))
+	}
+	return v
+}
+
+// relisten has the server listen where it should now.
+func (s *Service) relisten() {
+	places := make([]Listening, len(s.cfg.Listen))
+	var all []netip.AddrPort
+	for i, l := range s.cfg.Listen {
+		places[i] = l.find()
+		for _, a := range places[i].Addrs {
+			if !slices.Contains(all, a) {
+				all = append(all, a)
+			}
+		}
+	}
+	failed := s.server.Listen(all)
+	for i := range places {
+		p := &places[i]
+		p.Addrs = slices.DeleteFunc(p.Addrs, func(a netip.AddrPort) bool {
+			err := failed[a]
+			if err != nil {
+				p.Fault = err.Error()
+			}
+			return err != nil
+		})
+	}
+	old := s.places.Swap(&places)
+	for i, p := range places {
+		if old != nil && slices.Equal((*old)[i].Addrs, p.Addrs) && (*old)[i].Fault == p.Fault {
+			continue
+		}
+		s.log.Info("listening for DNS queries", "place", p.Listen, "addresses", p.Addrs, "fault", p.Fault)
+	}
+}

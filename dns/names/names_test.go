@@ -1,0 +1,620 @@
+package names
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+var epoch = time.Unix(1_700_000_000, 0)
+
+func nameOf(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i)} }
+
+func signerOf(i int) peer.Cheap { return peer.Cheap{ID: peer.Key{1, byte(i >> 8), byte(i)}} }
+
+func newState(i int, life uint64) *State {
+	return New(Config{Self: nameOf(i), Signer: signerOf(i), Verifier: peer.Cheap{}, Life: life})
+}
+
+// reach has s reach the peers but itself.
+func reach(s *State, peers ...int) [][]byte {
+	m := make(map[peer.Name]peer.Key)
+	for _, i := range peers {
+		if nameOf(i) != s.cfg.Self {
+			m[nameOf(i)] = signerOf(i).ID
+		}
+	}
+	return s.SetPeers(m)
+}
+
+func entry(name, container, addr string) Entry {
+	return Entry{Name: name, Container: container, Addr: netip.MustParseAddr(addr)}
+}
+
+func change(t testing.TB, s *State, out, in []Entry) [][]byte {
+	t.Helper()
+	d, err := s.Change(out, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func merge(t testing.TB, s *State, deltas ...[]byte) (news []byte) {
+	t.Helper()
+	for _, d := range deltas {
+		n, err := s.Merge(nameOf(999), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		news = append(news, n...)
+	}
+	return news
+}
+
+// all returns a state as deltas.
+func all(t testing.TB, s *State) [][]byte {
+	t.Helper()
+	deltas, _, err := s.Missing([]byte{digestList})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return deltas
+}
+
+func lookup(s *State, name string) string {
+	addrs, known := s.Table().Lookup(nil, name)
+	if !known {
+		return "unknown"
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return fmt.Sprint(addrs)
+}
+
+func wantLookup(t *testing.T, s *State, name, want string) {
+	t.Helper()
+	if got := lookup(s, name); got != want {
+		t.Errorf("%s: %s, want %s", name, got, want)
+	}
+}
+
+func TestCanonical(t *testing.T) {
+	for in, want := range map[string]string{
+		"web": "web", "WEB.Weft.Internal.": "web.weft.internal", "_http._tcp.a": "_http._tcp.a", "a-b.c": "a-b.c", "1.2": "1.2",
+	} {
+		if got, err := Canonical(in); err != nil || got != want {
+			t.Errorf("%q: %q, %v; want %q", in, got, err, want)
+		}
+	}
+	for _, bad := range []string{
+		"", ".", "a..b", ".a", "-a", "a-", "a-.b", "a b", "a\x00", "é", "*.a", "a/b", strings.Repeat("a", 64),
+		strings.Repeat("a.", 127) + "a", "a..",
+	} {
+		if got, err := Canonical(bad); err == nil {
+			t.Errorf("%q is taken as %q", bad, got)
+		}
+	}
+}
+
+// Package comment: a name goes by its bucket without it.
+func TestNamesComeAndGo(t *testing.T) {
+	a, b := newState(1, 10), newState(2, 10)
+	reach(b, 1)
+	web1, web2 := entry("web.weft.internal", "c1", "10.32.0.1"), entry("web.weft.internal", "c2", "10.32.0.2")
+	db := entry("db.prod.weft.internal", "c2", "fd00::2")
+	merge(t, b, change(t, a, nil, []Entry{web1, web2, db})...)
+	for _, s := range []*State{a, b} {
+		wantLookup(t, s, "web.weft.internal", "[10.32.0.1 10.32.0.2]")
+		wantLookup(t, s, "db.prod.weft.internal", "[fd00::2]")
+		wantLookup(t, s, "prod.weft.internal", "[]") // a domain with names below it
+		wantLookup(t, s, "x.prod.weft.internal", "unknown")
+		if got := s.Table().Reverse(netip.MustParseAddr("10.32.0.2")); !slices.Equal(got, []string{"web.weft.internal"}) {
+			t.Errorf("names of 10.32.0.2: %v", got)
+		}
+		if got := s.Table().Len(); got != 3 {
+			t.Errorf("%d entries", got)
+		}
+	}
+	merge(t, b, change(t, a, a.Own(func(e Entry) bool { return e.Container == "c2" }), nil)...)
+	wantLookup(t, b, "web.weft.internal", "[10.32.0.1]")
+	wantLookup(t, b, "db.prod.weft.internal", "unknown")
+	wantLookup(t, b, "prod.weft.internal", "unknown")
+	merge(t, b, change(t, a, []Entry{web1}, nil)...)
+	wantLookup(t, b, "weft.internal", "unknown")
+	if n := b.Table().Len(); n != 0 {
+		t.Errorf("%d entries are left", n)
+	}
+	if d := change(t, a, []Entry{web1}, nil); d != nil {
+		t.Error("taking out what is not there was announced")
+	}
+}
+
+func TestTwoContainersOfOneNameAndAddress(t *testing.T) {
+	a := newState(1, 10)
+	one, two := entry("n", "c1", "10.0.0.1"), entry("n", "c2", "10.0.0.1")
+	change(t, a, nil, []Entry{one, two})
+	wantLookup(t, a, "n", "[10.0.0.1]")
+	change(t, a, []Entry{one}, nil)
+	wantLookup(t, a, "n", "[10.0.0.1]")
+	change(t, a, []Entry{two}, nil)
+	wantLookup(t, a, "n", "unknown")
+}
+
+// Issue item 4: entries of a dead peer stop being answered, and come back when
+// it does.
+func TestNamesOfADeadPeer(t *testing.T) {
+	a, b := newState(1, 10), newState(2, 10)
+	now := epoch
+	b.Tick(now)
+	reach(b, 1)
+	web := entry("web", "c", "10.32.0.1")
+	deltas := change(t, a, nil, []Entry{web})
+	merge(t, b, deltas...)
+	reach(b)
+	wantLookup(t, b, "web", "unknown")
+	if b.Table().Reverse(web.Addr) != nil || len(b.List()) != 0 {
+		t.Error("a dead peer's names are still shown")
+	}
+	reach(b, 1)
+	wantLookup(t, b, "web", "[10.32.0.1]")
+	reach(b)
+	for range 2 * int(ForgetAfter/time.Second) {
+		now = now.Add(time.Second)
+		b.Tick(now)
+	}
+	if len(b.owners) != 1 {
+		t.Errorf("still %d owners after %v", len(b.owners), 2*ForgetAfter)
+	}
+	merge(t, b, deltas...) // from a slower neighbour: not heard
+	if len(b.owners) != 1 {
+		t.Error("a dead peer came back by its neighbour")
+	}
+	reach(b, 1)
+	wantLookup(t, b, "web", "[10.32.0.1]")
+}
+
+// Package comment: what comes before its owner is seen waits.
+func TestRecordsWaitForTheirOwner(t *testing.T) {
+	a, b := newState(1, 10), newState(2, 10)
+	deltas := change(t, a, nil, []Entry{entry("web", "c", "10.32.0.1")})
+	if news := merge(t, b, deltas...); news != nil {
+		t.Error("a stranger's record is news")
+	}
+	wantLookup(t, b, "web", "unknown")
+	announced := reach(b, 1)
+	wantLookup(t, b, "web", "[10.32.0.1]")
+	if !bytes.Equal(slices.Concat(announced...), slices.Concat(deltas...)) {
+		t.Error("what had waited was not announced")
+	}
+	// The room is bounded, and empties itself.
+	for i := range 20_000 {
+		b.wait(header{owner: nameOf(7), version: uint64(i)}, make([]byte, 200))
+	}
+	if b.roomy > maxRoom {
+		t.Errorf("%d bytes wait, at most %d", b.roomy, maxRoom)
+	}
+	b.Tick(epoch)
+	b.Tick(epoch.Add(2 * roomFor))
+	if len(b.room) != 0 || b.roomy != 0 {
+		t.Errorf("%d records of %d bytes still wait", len(b.room), b.roomy)
+	}
+}
+
+// Package comment: a restart ends all of the former life.
+func TestRestartSupersedes(t *testing.T) {
+	for what, life := range map[string]uint64{"clock went on": 20, "clock went back": 5, "clock stood": 10} {
+		old, b := newState(1, 10), newState(2, 10)
+		reach(b, 1)
+		merge(t, b, change(t, old, nil, []Entry{entry("gone", "c", "10.32.0.1"), entry("stays", "c", "10.32.0.2")})...)
+		again := newState(1, life)
+		reach(again, 2)
+		again.Tick(epoch)
+		change(t, again, nil, []Entry{entry("stays", "c", "10.32.0.2")})
+		now := epoch
+		for range 3 {
+			merge(t, again, all(t, b)...)
+			now = now.Add(time.Second)
+			again.Tick(now)
+			merge(t, b, all(t, again)...)
+		}
+		wantLookup(t, b, "gone", "unknown")
+		wantLookup(t, b, "stays", "[10.32.0.2]")
+		wantLookup(t, again, "stays", "[10.32.0.2]")
+		if !bytes.Equal(again.Digest(), b.Digest()) {
+			t.Errorf("%s: the two still differ", what)
+		}
+		if r := again.Refused(); r != nil {
+			t.Errorf("%s: %v", what, r)
+		}
+	}
+}
+
+// Two clones must not keep the mesh busy, and the user must hear of it.
+func TestClonesAreSlow(t *testing.T) {
+	a, b := newState(1, 10), newState(1, 10)
+	change(t, a, nil, []Entry{entry("a", "c", "10.32.0.1")})
+	change(t, b, nil, []Entry{entry("b", "c", "10.32.0.2")})
+	now, announced, rival := epoch, 0, false
+	const seconds = 60
+	for range seconds {
+		now = now.Add(time.Second)
+		merge(t, a, all(t, b)...)
+		merge(t, b, all(t, a)...)
+		announced += len(a.Tick(now)) + len(b.Tick(now))
+		for _, r := range append(a.Refused(), b.Refused()...) {
+			rival = rival || errors.Is(r.Cause, ErrRival)
+		}
+	}
+	if most := 2 * (seconds*int(time.Second)/int(reclaimEvery) + 2); announced > most {
+		t.Errorf("%d announcements in a minute, want at most %d", announced, most)
+	}
+	if !rival {
+		t.Error("nobody was told of the clone")
+	}
+}
+
+func TestForgedRecordsAreRefused(t *testing.T) {
+	b := newState(2, 10)
+	reach(b, 1, 3)
+	forge := func(r *record) []byte { return r.raw }
+	web := []Entry{entry("web", "c", "10.32.0.1")}
+	h := header{owner: nameOf(1), life: 10, version: 1, bucket: bucketOf("web")}
+	cases := map[string][]byte{
+		"signed by another peer": forge(newRecord(h, web, signerOf(3))),
+		"signature broken":       forge(newRecord(h, web, signerOf(1))),
+		"in the wrong bucket":    forge(newRecord(header{owner: nameOf(1), life: 10, version: 1, bucket: bucketOf("web") + 1}, web, signerOf(1))),
+		"as this peer itself":    forge(newRecord(header{owner: nameOf(2), life: 99, version: 1, bucket: bucketOf("web")}, web, signerOf(3))),
+	}
+	broken := cases["signature broken"]
+	broken[len(broken)-1] ^= 1
+	for i := range broken[len(broken)-peer.SignatureLen:] {
+		broken[len(broken)-peer.SignatureLen+i] ^= 0x55
+	}
+	for what, d := range cases {
+		if news := merge(t, b, d); news != nil {
+			t.Errorf("%s: taken in", what)
+		}
+		if len(b.Refused()) != 1 {
+			t.Errorf("%s: not refused", what)
+		}
+	}
+	// A forged record does not keep an honest one behind it from being merged.
+	merge(t, b, append(slices.Clone(broken), newRecord(h, web, signerOf(1)).raw...))
+	wantLookup(t, b, "web", "[10.32.0.1]")
+	if b.Tick(epoch); b.own.life != 10 {
+		t.Errorf("a forged record made this peer begin life %d", b.own.life)
+	}
+}
+
+func TestAPeerWithANewKey(t *testing.T) {
+	b := newState(2, 10)
+	reach(b, 1)
+	merge(t, b, change(t, newState(1, 10), nil, []Entry{entry("web", "c", "10.32.0.1")})...)
+	fresh := New(Config{Self: nameOf(1), Signer: signerOf(50), Verifier: peer.Cheap{}, Life: 20})
+	b.SetPeers(map[peer.Name]peer.Key{nameOf(1): signerOf(50).ID})
+	wantLookup(t, b, "web", "unknown")
+	merge(t, b, change(t, fresh, nil, []Entry{entry("new", "c", "10.32.0.1")})...)
+	wantLookup(t, b, "new", "[10.32.0.1]")
+}
+
+func TestTooManyNames(t *testing.T) {
+	a, b := newState(1, 10), newState(2, 10)
+	reach(b, 1)
+	var in []Entry
+	for i := range 20_000 {
+		in = append(in, entry(fmt.Sprintf("a-name-that-is-not-so-short-%d.weft.internal", i), "0123456789abcdef", "10.32.0.1"))
+	}
+	merge(t, b, change(t, a, nil, in)...)
+	if n := b.Table().Len(); n != len(in) {
+		t.Fatalf("%d entries, want %d", n, len(in))
+	}
+	for i := range in {
+		in[i].Container = "another" + in[i].Container
+	}
+	before := a.Digest()
+	for try := 0; ; try++ {
+		for i := range in {
+			in[i].Container = fmt.Sprintf("c%d", try)
+		}
+		_, err := a.Change(nil, in)
+		if errors.Is(err, ErrFull) {
+			break
+		}
+		if err != nil || try > 100 {
+			t.Fatalf("try %d: %v", try, err)
+		}
+		before = a.Digest()
+	}
+	if !bytes.Equal(a.Digest(), before) {
+		t.Error("a change that failed changed something")
+	}
+	if _, err := a.Change(nil, []Entry{{Name: "x", Container: "", Addr: in[0].Addr}}); err == nil {
+		t.Error("an entry without a container was taken")
+	}
+}
+
+// twin is the slow and obvious merge: all records ever seen, and a maximum.
+type twin struct{ seen []*record }
+
+func (w *twin) entries() map[Listed]bool {
+	life := make(map[peer.Name]uint64)
+	for _, r := range w.seen {
+		life[r.owner] = max(life[r.owner], r.life)
+	}
+	type place struct {
+		owner  peer.Name
+		bucket uint8
+	}
+	best := make(map[place]*record)
+	for _, r := range w.seen {
+		p := place{r.owner, r.bucket}
+		if r.life == life[r.owner] && (best[p] == nil || r.version > best[p].version) {
+			best[p] = r
+		}
+	}
+	m := make(map[Listed]bool)
+	for _, r := range best {
+		for _, e := range r.entries {
+			m[Listed{e, r.owner}] = true
+		}
+	}
+	return m
+}
+
+// Merging is commutative, associative and idempotent, and agrees with the twin.
+func TestMergeLaws(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	const peers = 4
+	for range 60 {
+		var deltas [][]byte
+		var w twin
+		for i := 1; i <= peers; i++ {
+			for life := range 1 + rng.IntN(3) {
+				s := newState(i, uint64(10+life))
+				deltas = append(deltas, all(t, s)...)
+				for range rng.IntN(12) {
+					e := entry(fmt.Sprintf("n%d", rng.IntN(6)), fmt.Sprintf("c%d", rng.IntN(2)), fmt.Sprintf("10.32.0.%d", 1+rng.IntN(4)))
+					if rng.IntN(3) == 0 {
+						deltas = append(deltas, change(t, s, []Entry{e}, nil)...)
+					} else {
+						deltas = append(deltas, change(t, s, nil, []Entry{e})...)
+					}
+				}
+			}
+		}
+		for _, d := range deltas {
+			r, err := parseRecord(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.seen = append(w.seen, r)
+		}
+		want := w.entries()
+		var digest []byte
+		for range 4 {
+			// Any order, with repetitions, in parts that were joined or merged elsewhere
+			// before.
+			order := slices.Clone(deltas)
+			for range rng.IntN(len(deltas) + 1) {
+				order = append(order, deltas[rng.IntN(len(deltas))])
+			}
+			rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+			s, other := newState(0, 1), newState(0, 1)
+			for _, x := range []*State{s, other} {
+				reach(x, 1, 2, 3, 4)
+			}
+			cut := rng.IntN(len(order) + 1)
+			merge(t, s, order[:cut]...)
+			merge(t, other, order[cut:]...)
+			merge(t, s, all(t, other)...)
+			if news := merge(t, s, all(t, s)...); news != nil {
+				t.Fatal("what is there is news")
+			}
+			got := make(map[Listed]bool)
+			for _, l := range s.List() {
+				got[l] = true
+			}
+			if !maps.Equal(got, want) {
+				t.Fatalf("got %v\nwant %v", got, want)
+			}
+			if digest == nil {
+				digest = s.Digest()
+			}
+			if !bytes.Equal(s.Digest(), digest) {
+				t.Fatal("equal states have different digests")
+			}
+			checkTable(t, s)
+		}
+	}
+}
+
+// checkTable compares the table with what the list says.
+func checkTable(t testing.TB, s *State) {
+	t.Helper()
+	forward, reverse := make(map[string]map[netip.Addr]bool), make(map[netip.Addr]map[string]bool)
+	for _, l := range s.List() {
+		if forward[l.Name] == nil {
+			forward[l.Name] = make(map[netip.Addr]bool)
+		}
+		if reverse[l.Addr] == nil {
+			reverse[l.Addr] = make(map[string]bool)
+		}
+		forward[l.Name][l.Addr], reverse[l.Addr][l.Name] = true, true
+	}
+	if len(forward) != len(s.table.forward) || len(reverse) != len(s.table.reverse) || s.table.Len() != len(s.List()) {
+		t.Fatalf("the table has %d names, %d addresses and %d entries, want %d, %d and %d",
+			len(s.table.forward), len(s.table.reverse), s.table.Len(), len(forward), len(reverse), len(s.List()))
+	}
+	for name, want := range forward {
+		got, _ := s.table.Lookup(nil, name)
+		if len(got) != len(want) || slices.ContainsFunc(got, func(a netip.Addr) bool { return !want[a] }) {
+			t.Fatalf("%s: %v, want %v", name, got, want)
+		}
+	}
+	for a, want := range reverse {
+		got := s.table.Reverse(a)
+		if len(got) != len(want) || slices.ContainsFunc(got, func(n string) bool { return !want[n] }) {
+			t.Fatalf("%s: %v, want %v", a, got, want)
+		}
+	}
+}
+
+func TestJoinKeepsTheNewer(t *testing.T) {
+	a, b := newState(1, 10), newState(2, 10)
+	reach(b, 1)
+	one := change(t, a, nil, []Entry{entry("web", "c", "10.32.0.1"), entry("db", "c", "10.32.0.3")})[0]
+	two := change(t, a, []Entry{entry("web", "c", "10.32.0.1")}, []Entry{entry("web", "c", "10.32.0.2")})[0]
+	joined := a.Join(slices.Clone(one), two)
+	if len(joined) >= len(one)+len(two) {
+		t.Error("the older record of a bucket is still there")
+	}
+	merge(t, b, joined)
+	wantLookup(t, b, "web", "[10.32.0.2]")
+	wantLookup(t, b, "db", "[10.32.0.3]")
+	if a.Join(make([]byte, gossip.MaxDelta), two) != nil {
+		t.Error("what is no delta was joined")
+	}
+}
+
+// A record lost in between is found by the sums, and a mesh of thousands of
+// peers by the table of sums.
+func TestRepair(t *testing.T) {
+	a, b := newState(1, 10), newState(2, 10)
+	many := []int{1, 2}
+	for i := range maxList + 100 {
+		many = append(many, 100+i)
+	}
+	reach(a, many...)
+	reach(b, many...)
+	change(t, a, nil, []Entry{entry("lost", "c", "10.32.0.1")})
+	merge(t, b, change(t, a, nil, []Entry{entry("kept", "c", "10.32.0.1")})...)
+	repair := func() {
+		for range 2 {
+			for _, p := range [][2]*State{{a, b}, {b, a}} {
+				deltas, _, err := p[0].Missing(p[1].Digest())
+				if err != nil {
+					t.Fatal(err)
+				}
+				merge(t, p[1], deltas...)
+			}
+		}
+		if !bytes.Equal(a.Digest(), b.Digest()) {
+			t.Fatal("the two still differ")
+		}
+	}
+	repair()
+	wantLookup(t, b, "lost", "[10.32.0.1]")
+	for _, i := range many[2:] {
+		merge(t, a, all(t, newState(i, 10))...)
+	}
+	repair()
+	if a.Digest()[0] != digestTable {
+		t.Fatalf("the digest of %d owners is no table", len(a.owners))
+	}
+	s := newState(100, 20)
+	merge(t, b, change(t, s, nil, []Entry{entry("late", "c", "10.32.0.9")})...)
+	deltas, _, err := b.Missing(a.Digest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(slices.Concat(deltas...)); n > 4<<10 {
+		t.Errorf("one change of one peer costs %d bytes", n)
+	}
+	repair()
+	wantLookup(t, a, "late", "[10.32.0.9]")
+}
+
+func FuzzMerge(f *testing.F) {
+	a := newState(1, 10)
+	d := change(f, a, nil, []Entry{entry("web.weft.internal", "c1", "10.32.0.1"), entry("db", "c2", "fd00::1")})
+	f.Add(slices.Concat(d...))
+	f.Add(change(f, a, []Entry{entry("db", "c2", "fd00::1")}, nil)[0])
+	f.Add([]byte{0, 0, 0, 200})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s := newState(2, 10)
+		reach(s, 1)
+		before := s.Digest()
+		// The fuzzer can not sign, so what it makes is signed for it.
+		for i := 0; i < len(b); {
+			h, err := peek(b[i:])
+			if err != nil {
+				break
+			}
+			if h.format == recordFormat {
+				raw := b[i : i+h.length]
+				name, key := nameOf(1), signerOf(1).ID
+				copy(raw[5:], name[:])
+				copy(raw[11:], key[:])
+				sig := signerOf(1).Sign(signDomain, raw[4:len(raw)-peer.SignatureLen])
+				copy(raw[len(raw)-peer.SignatureLen:], sig[:])
+			}
+			i += h.length
+		}
+		news, err := s.Merge(nameOf(3), b)
+		if err != nil {
+			if news != nil || !bytes.Equal(s.Digest(), before) {
+				t.Fatal("an error changed the state")
+			}
+			return
+		}
+		checkTable(t, s)
+		for _, l := range s.List() {
+			if err := l.Check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other := newState(3, 10)
+		reach(other, 1)
+		merge(t, other, news)
+		if len(other.List()) != len(s.List()) {
+			t.Fatalf("the news give %d entries, the delta %d", len(other.List()), len(s.List()))
+		}
+		reach(s)
+		if s.Table().Len() != 0 {
+			t.Fatal("entries of a peer that is not reached are shown")
+		}
+	})
+}
+
+func FuzzMissing(f *testing.F) {
+	a := newState(1, 10)
+	change(f, a, nil, []Entry{entry("web", "c1", "10.32.0.1")})
+	f.Add(a.Digest())
+	f.Add([]byte{digestTable})
+	f.Add(append([]byte{digestTable}, make([]byte, 8*rows)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		deltas, _, err := a.Missing(b)
+		if err == nil {
+			s := newState(2, 10)
+			reach(s, 1)
+			merge(t, s, deltas...)
+		}
+		a.Join(slices.Clone(b), b)
+	})
+}
+
+func FuzzCanonical(f *testing.F) {
+	f.Add("Web.weft.internal.")
+	f.Add("a..b")
+	f.Fuzz(func(t *testing.T, s string) {
+		c, err := Canonical(s)
+		if err != nil {
+			return
+		}
+		if again, err := Canonical(c); err != nil || again != c {
+			t.Fatalf("%q: %q, then %q, %v", s, c, again, err)
+		}
+	})
+}

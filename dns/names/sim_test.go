@@ -1,0 +1,282 @@
+package names
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// sim is a mesh of pure machines: states joined by gossip engines over links
+// that lose messages. Who reaches whom is told to all at once, as if the
+// topology needed no time.
+type sim struct {
+	rng   *rand.Rand
+	now   time.Time
+	loss  float64
+	nodes []*simNode
+	sent  uint64 // bytes
+}
+
+type simNode struct {
+	*State
+	engine *gossip.Engine
+	links  map[int]bool
+	dead   bool
+	names  map[Entry]bool
+}
+
+func simIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
+
+func newSim(seed uint64, n, degree int, loss float64) *sim {
+	w := &sim{rng: rand.New(rand.NewPCG(seed, 0)), now: epoch, loss: loss}
+	for i := range n {
+		w.nodes = append(w.nodes, &simNode{links: make(map[int]bool), dead: true})
+		w.boot(i)
+	}
+	for i := range n {
+		w.join(i, (i+1)%n)
+		for range degree/2 - 1 {
+			if j := w.rng.IntN(n); j != i {
+				w.join(i, j)
+			}
+		}
+	}
+	w.see()
+	return w
+}
+
+// boot starts a router, which has lost all that it knew.
+func (w *sim) boot(i int) {
+	n := w.nodes[i]
+	n.State = newState(i, uint64(w.now.UnixMicro()))
+	n.engine = gossip.NewEngine(rand.New(rand.NewPCG(w.rng.Uint64(), uint64(i))))
+	n.engine.Register(6, n.State)
+	n.dead, n.names = false, make(map[Entry]bool)
+	for j := range n.links {
+		if !w.nodes[j].dead {
+			n.engine.NeighbourUp(nameOf(j))
+			w.nodes[j].engine.NeighbourUp(nameOf(i))
+		}
+	}
+}
+
+func (w *sim) kill(i int) {
+	w.nodes[i].dead = true
+	for j := range w.nodes[i].links {
+		w.nodes[j].engine.NeighbourDown(nameOf(i))
+	}
+}
+
+func (w *sim) join(i, j int) {
+	for _, p := range [][2]int{{i, j}, {j, i}} {
+		if n := w.nodes[p[0]]; !n.links[p[1]] {
+			n.links[p[1]] = true
+			n.engine.NeighbourUp(nameOf(p[1]))
+		}
+	}
+}
+
+// see tells all who is alive.
+func (w *sim) see() {
+	var alive []int
+	for i, n := range w.nodes {
+		if !n.dead {
+			alive = append(alive, i)
+		}
+	}
+	for _, n := range w.nodes {
+		if !n.dead {
+			w.announce(n, reach(n.State, alive...))
+		}
+	}
+}
+
+func (w *sim) announce(n *simNode, deltas [][]byte) {
+	for _, d := range deltas {
+		n.engine.Announce(6, d)
+	}
+}
+
+// churn has a router take names out and put others in.
+func (w *sim) churn(t testing.TB, i int) {
+	n := w.nodes[i]
+	var out, in []Entry
+	for e := range n.names {
+		if w.rng.IntN(2) == 0 {
+			out = append(out, e)
+			delete(n.names, e)
+		}
+	}
+	for range 1 + w.rng.IntN(5) {
+		e := entry(fmt.Sprintf("n%d.weft.internal", w.rng.IntN(1000)), fmt.Sprintf("c%d", w.rng.IntN(100)), fmt.Sprintf("10.%d.%d.1", i>>8, i&255))
+		in = append(in, e)
+		n.names[e] = true
+	}
+	w.announce(n, change(t, n.State, out, in))
+}
+
+// step lets one second pass, in which messages make up to four hops.
+func (w *sim) step(t testing.TB) {
+	w.now = w.now.Add(time.Second)
+	for _, n := range w.nodes {
+		if !n.dead {
+			n.engine.Tick(w.now)
+			w.announce(n, n.Tick(w.now))
+		}
+	}
+	for range 4 {
+		type msg struct {
+			from, to int
+			b        []byte
+		}
+		var air []msg
+		for i, n := range w.nodes {
+			if n.dead {
+				continue
+			}
+			for _, to := range n.engine.Dirty() {
+				for b := n.engine.Next(to); b != nil; b = n.engine.Next(to) {
+					w.sent += uint64(len(b))
+					if w.rng.Float64() >= w.loss {
+						air = append(air, msg{i, simIndex(to), b})
+					}
+				}
+			}
+		}
+		for _, m := range air {
+			if n := w.nodes[m.to]; !n.dead {
+				if _, err := n.engine.Receive(nameOf(m.from), m.b); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// converge steps until all living peers hold the same, and returns the seconds
+// that took.
+func (w *sim) converge(t testing.TB) int {
+	t.Helper()
+	differ := 0
+	for s := range 300 {
+		w.step(t)
+		differ = 0
+		var want []byte
+		for _, n := range w.nodes {
+			if n.dead {
+				continue
+			}
+			// What is kept of the dead is not shown and may differ.
+			got := fmt.Append(nil, n.table.Len())
+			for _, l := range n.List() {
+				got = fmt.Append(got, l.Entry, l.Owner)
+			}
+			if want == nil {
+				want = got
+			}
+			if !bytes.Equal(got, want) {
+				differ++
+			}
+		}
+		if differ == 0 {
+			return s + 1
+		}
+	}
+	t.Fatalf("%d peers still differ after 300 seconds", differ)
+	return 0
+}
+
+// check wants every living peer to show what the living say, and nothing else.
+func (w *sim) check(t testing.TB) {
+	t.Helper()
+	total := 0
+	for _, n := range w.nodes {
+		if !n.dead {
+			total += len(n.names)
+		}
+	}
+	for i, n := range w.nodes {
+		if n.dead {
+			continue
+		}
+		list := n.List()
+		if len(list) != total {
+			t.Fatalf("peer %d shows %d entries, want %d", i, len(list), total)
+		}
+		for _, l := range list {
+			if !w.nodes[simIndex(l.Owner)].names[l.Entry] {
+				t.Fatalf("peer %d shows %v of %s, who does not say so", i, l.Entry, l.Owner)
+			}
+		}
+		if i < 3 {
+			checkTable(t, n.State)
+		}
+	}
+}
+
+func TestManyPeersConvergeUnderLossAndChurn(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	w := newSim(seed, 200, 6, 0.2)
+	for i := range w.nodes {
+		w.churn(t, i)
+	}
+	t.Logf("from nothing: %d s of the mesh's time", w.converge(t))
+	w.check(t)
+	for range 4 {
+		for range 40 {
+			if i := w.rng.IntN(len(w.nodes)); !w.nodes[i].dead {
+				w.churn(t, i)
+			}
+		}
+		for range 5 {
+			i := w.rng.IntN(len(w.nodes))
+			if w.nodes[i].dead {
+				w.boot(i)
+				w.churn(t, i)
+			} else {
+				w.kill(i)
+			}
+		}
+		w.see()
+		w.step(t)
+	}
+	t.Logf("after churn: %d s", w.converge(t))
+	w.check(t)
+}
+
+// One name that comes costs the mesh bytes that do not grow with the names that
+// are there.
+func TestOneChangeIsSmall(t *testing.T) {
+	const n = 100
+	w := newSim(1, n, 8, 0)
+	for i := range w.nodes {
+		for range 10 {
+			w.churn(t, i)
+		}
+	}
+	w.converge(t)
+	for range 30 { // the last digests
+		w.step(t)
+	}
+	quiet := w.sent
+	for range 30 {
+		w.step(t)
+	}
+	quiet = w.sent - quiet
+	before := w.sent
+	w.announce(w.nodes[0], change(t, w.nodes[0].State, nil, []Entry{entry("late.weft.internal", "c", "10.0.0.9")}))
+	for range 30 {
+		w.step(t)
+	}
+	cost := (w.sent - before) / n
+	t.Logf("%d bytes a peer at rest in 30 s, %d with one change", quiet/n, cost)
+	if cost > quiet/n+4096 {
+		t.Errorf("one change costs each peer %d bytes, at rest it sends %d", cost, quiet/n)
+	}
+}

@@ -1,0 +1,357 @@
+package names
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+const (
+	// ForgetAfter is how long the names of a peer that can not be reached are
+	// kept. A peer that comes back sooner need not send them again.
+	ForgetAfter = 10 * time.Minute
+	// maxOwner bounds the bytes of one owner's records, so that no peer can fill
+	// the others' memory: some fifty thousand names.
+	maxOwner = 4 << 20
+	// maxRoom bounds the bytes of records that wait for their owner to be seen,
+	// and roomFor how long they do.
+	maxRoom = 1 << 20
+	roomFor = time.Minute
+	// reclaimEvery is how often at most this peer begins a new life because another
+	// speaks in its name, so that two clones do not keep the mesh busy.
+	reclaimEvery = 10 * time.Second
+)
+
+// Config is what a State starts from.
+type Config struct {
+	Self     peer.Name
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	// Life is the number of this life: the time of launch in microseconds.
+	Life uint64
+}
+
+// State is one peer's copy of all names.
+type State struct {
+	cfg    Config
+	table  *Table
+	own    *owner
+	owners map[peer.Name]*owner
+	peers  map[peer.Name]peer.Key // that the mesh reaches, but for this one
+	room   map[header]waiting
+	roomy  int // bytes in room
+	now    time.Time
+
+	usurped   uint64    // the highest life another wrote as this peer, if above its own
+	reclaimed time.Time // when this peer last began a new life
+	refused   []Refusal
+	digest    []byte // nil after a change
+}
+
+// owner is what one peer says.
+type owner struct {
+	name    peer.Name
+	key     peer.Key
+	life    uint64
+	records map[uint8]*record
+	newest  uint64 // greatest version
+	sum     uint64
+	size    int // bytes
+	shown   bool
+	lost    time.Time // when it could no longer be reached; zero while shown
+}
+
+// waiting is a record in the room. It is not checked yet.
+type waiting struct {
+	raw   []byte
+	since time.Time
+}
+
+// Refusal is a record that was not taken in.
+type Refusal struct {
+	From  peer.Name // the neighbour that handed it over; zero if it waited
+	Owner peer.Name // whose record it says it is
+	Cause error
+}
+
+// Causes of a Refusal.
+var (
+	ErrForged = errors.New("the record is not signed by its owner")
+	ErrFlood  = fmt.Errorf("the owner has more than %d bytes of names", maxOwner)
+	ErrRival  = errors.New("another live peer uses this peer's identity (a copied state folder?)")
+)
+
+// ErrFull is the cause when a peer has too many names.
+var ErrFull = errors.New("there is no room for more names on this host")
+
+var _ gossip.Channel = (*State)(nil)
+
+// New returns a State that knows this peer's own names alone: none. What it
+// shows is in its Table.
+func New(cfg Config) *State {
+	s := &State{
+		cfg: cfg, table: NewTable(), owners: make(map[peer.Name]*owner), room: make(map[header]waiting),
+		own: &owner{name: cfg.Self, key: cfg.Signer.Key(), records: make(map[uint8]*record), shown: true},
+	}
+	s.owners[cfg.Self] = s.own
+	s.begin(cfg.Life)
+	return s
+}
+
+// Table answers from what the State shows.
+func (s *State) Table() *Table { return s.table }
+
+// begin starts a life of this peer with the names that it has, and returns the
+// records. There is one at least, by which the others learn of the new life.
+func (s *State) begin(life uint64) []*record {
+	old := s.own.records
+	if len(old) == 0 {
+		old = map[uint8]*record{0: {}}
+	}
+	s.own.records, s.own.life, s.own.newest, s.own.sum, s.own.size = make(map[uint8]*record), life, 0, 0, 0
+	var records []*record
+	for _, b := range slices.Sorted(maps.Keys(old)) {
+		if entries := old[b].entries; len(entries) > 0 || len(records) == 0 {
+			records = append(records, s.publish(b, entries))
+		}
+	}
+	return records
+}
+
+// publish makes the next version of a bucket of this peer. The entries are in
+// the table already.
+func (s *State) publish(bucket uint8, entries []Entry) *record {
+	r := newRecord(header{owner: s.cfg.Self, life: s.own.life, version: s.own.newest + 1, bucket: bucket}, entries, s.cfg.Signer)
+	s.put(s.own, r)
+	return r
+}
+
+func (s *State) put(o *owner, r *record) {
+	if old := o.records[r.bucket]; old != nil {
+		o.sum -= old.sum()
+		o.size -= len(old.raw)
+	}
+	o.records[r.bucket] = r
+	o.newest = max(o.newest, r.version)
+	o.sum += r.sum()
+	o.size += len(r.raw)
+	s.digest = nil
+}
+
+// Own returns the entries of this peer that match, in no order that means
+// anything.
+func (s *State) Own(match func(Entry) bool) []Entry {
+	var list []Entry
+	for _, r := range s.own.records {
+		for _, e := range r.entries {
+			if match(e) {
+				list = append(list, e)
+			}
+		}
+	}
+	return list
+}
+
+// Change takes entries of this peer out and then puts others in, and returns
+// the deltas to announce. Entries that are there already, or are not, are no
+// error. On error nothing is changed.
+func (s *State) Change(out, in []Entry) (deltas [][]byte, err error) {
+	touched := make(map[uint8][]Entry)
+	of := func(e Entry) uint8 {
+		b := bucketOf(e.Name)
+		if _, ok := touched[b]; !ok {
+			touched[b] = nil
+			if r := s.own.records[b]; r != nil {
+				touched[b] = slices.Clone(r.entries)
+			}
+		}
+		return b
+	}
+	for _, e := range out {
+		b := of(e)
+		if i, found := slices.BinarySearchFunc(touched[b], e, Entry.compare); found {
+			touched[b] = slices.Delete(touched[b], i, i+1)
+		}
+	}
+	for _, e := range in {
+		if err := e.Check(); err != nil {
+			return nil, err
+		}
+		b := of(e)
+		if i, found := slices.BinarySearchFunc(touched[b], e, Entry.compare); !found {
+			touched[b] = slices.Insert(touched[b], i, e)
+		}
+	}
+	size := s.own.size
+	for b, entries := range touched {
+		old := s.own.records[b]
+		if old != nil && slices.Equal(old.entries, entries) || old == nil && len(entries) == 0 {
+			delete(touched, b)
+			continue
+		}
+		length := minRecord
+		for _, e := range entries {
+			length += e.encodedLen()
+		}
+		if old != nil {
+			size -= len(old.raw)
+		}
+		if size += length; length > maxRecord || size > maxOwner {
+			return nil, ErrFull
+		}
+	}
+	var records []*record
+	for _, b := range slices.Sorted(maps.Keys(touched)) {
+		var before []Entry
+		if old := s.own.records[b]; old != nil {
+			before = old.entries
+		}
+		s.table.replace(before, touched[b])
+		records = append(records, s.publish(b, touched[b]))
+	}
+	return pack(records), nil
+}
+
+// SetPeers tells which peers the mesh reaches, with their keys, and returns
+// deltas to announce. Only their names are shown from now on. The State keeps
+// the map.
+func (s *State) SetPeers(peers map[peer.Name]peer.Key) (deltas [][]byte) {
+	s.peers = peers
+	for name, o := range s.owners {
+		if o == s.own {
+			continue
+		}
+		key, reached := peers[name]
+		if reached && key != o.key { // the peer lost its disk
+			s.drop(o)
+			continue
+		}
+		s.show(o, reached)
+	}
+	var news []*record
+	for h, w := range s.room {
+		if !s.reaches(h.owner, h.key) {
+			continue
+		}
+		s.leaveRoom(h)
+		if r, err := s.take(h, w.raw); err != nil {
+			s.refuse(peer.Name{}, h.owner, err)
+		} else if r != nil {
+			news = append(news, r)
+		}
+	}
+	return pack(news)
+}
+
+// reaches tells whether the mesh reaches a peer by that name with that key.
+func (s *State) reaches(name peer.Name, key peer.Key) bool {
+	k, ok := s.peers[name]
+	return ok && k == key
+}
+
+func (s *State) leaveRoom(h header) {
+	s.roomy -= len(s.room[h].raw)
+	delete(s.room, h)
+}
+
+// show has the names of an owner answered, or not.
+func (s *State) show(o *owner, shown bool) {
+	if o.shown == shown {
+		return
+	}
+	o.shown, o.lost = shown, time.Time{}
+	if !shown {
+		o.lost = s.now
+	}
+	for _, r := range o.records {
+		if shown {
+			s.table.replace(nil, r.entries)
+		} else {
+			s.table.replace(r.entries, nil)
+		}
+	}
+}
+
+// drop forgets an owner.
+func (s *State) drop(o *owner) {
+	s.show(o, false)
+	delete(s.owners, o.name)
+	s.digest = nil
+}
+
+// Tick does what is due, and returns deltas to announce. Call it about every
+// second. Now must not go back.
+func (s *State) Tick(now time.Time) (deltas [][]byte) {
+	s.now = now
+	for _, o := range s.owners {
+		switch {
+		case o.shown:
+		case o.lost.IsZero():
+			o.lost = now
+		case now.Sub(o.lost) >= ForgetAfter:
+			s.drop(o)
+		}
+	}
+	for h, w := range s.room {
+		switch {
+		case w.since.IsZero():
+			w.since = now
+			s.room[h] = w
+		case now.Sub(w.since) >= roomFor:
+			s.leaveRoom(h)
+		}
+	}
+	if s.usurped >= s.own.life && (s.reclaimed.IsZero() || now.Sub(s.reclaimed) >= reclaimEvery) {
+		if !s.reclaimed.IsZero() { // once is a clock that went back
+			s.refuse(peer.Name{}, s.cfg.Self, ErrRival)
+		}
+		s.reclaimed = now
+		deltas = pack(s.begin(s.usurped + 1))
+	}
+	return deltas
+}
+
+// Refused returns what was refused since the last call.
+func (s *State) Refused() []Refusal {
+	r := s.refused
+	s.refused = nil
+	return r
+}
+
+func (s *State) refuse(from, owner peer.Name, cause error) {
+	const keep = 64
+	if len(s.refused) < keep {
+		s.refused = append(s.refused, Refusal{from, owner, cause})
+	}
+}
+
+// Listed is an entry with its owner.
+type Listed struct {
+	Entry
+	Owner peer.Name
+}
+
+// List returns all entries that are shown, in order of name.
+func (s *State) List() []Listed {
+	list := make([]Listed, 0, s.table.Len())
+	for _, o := range s.owners {
+		if !o.shown {
+			continue
+		}
+		for _, r := range o.records {
+			for _, e := range r.entries {
+				list = append(list, Listed{e, o.name})
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b Listed) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), a.Addr.Compare(b.Addr), a.Owner.Compare(b.Owner), cmp.Compare(a.Container, b.Container))
+	})
+	return list
+}

@@ -1,0 +1,299 @@
+package names
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"slices"
+
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Merge implements gossip.Channel. A delta is records behind each other. A
+// record that must not be taken in is refused by itself, see Refused, and one of
+// a later format is passed over; the others are merged.
+func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
+	type item struct {
+		header
+		raw []byte
+	}
+	var in []item
+	for b := delta; len(b) > 0; {
+		h, err := peek(b)
+		if err != nil {
+			return nil, fmt.Errorf("merge names from %s: %w", from, err)
+		}
+		// A flood brings each record once from every neighbour.
+		if h.format == recordFormat && !s.stale(&h) {
+			in = append(in, item{h, b[:h.length]})
+		}
+		b = b[h.length:]
+	}
+	for _, i := range in {
+		if _, reached := s.peers[i.owner]; !reached && i.owner != s.cfg.Self {
+			s.wait(i.header, i.raw)
+			continue
+		}
+		r, err := s.take(i.header, i.raw)
+		if err != nil {
+			s.refuse(from, i.owner, err)
+		} else if r != nil {
+			news = append(news, r.raw...)
+		}
+	}
+	return news, nil
+}
+
+// stale tells whether a record that begins with h can not be news.
+func (s *State) stale(h *header) bool {
+	o := s.owners[h.owner]
+	if o == nil || h.key != o.key {
+		return false
+	}
+	if h.life != o.life {
+		return h.life < o.life
+	}
+	old := o.records[h.bucket]
+	return old != nil && (h.version < old.version || h.version == old.version && h.length == len(old.raw))
+}
+
+// wait puts a record whose owner is not reached into the room, if it fits.
+func (s *State) wait(h header, raw []byte) {
+	if _, there := s.room[h]; there || s.roomy+len(raw) > maxRoom {
+		return
+	}
+	s.room[h] = waiting{raw: slices.Clone(raw), since: s.now}
+	s.roomy += len(raw)
+}
+
+// take takes in a record of this peer or of one that is reached. It returns nil
+// if that changes nothing.
+func (s *State) take(h header, raw []byte) (*record, error) {
+	if s.stale(&h) {
+		return nil, nil
+	}
+	r, err := parseRecord(raw)
+	if err != nil {
+		return nil, err
+	}
+	own := r.owner == s.cfg.Self
+	if own && r.key != s.own.key || !own && !s.reaches(r.owner, r.key) || !r.verify(s.cfg.Verifier) {
+		return nil, ErrForged
+	}
+	o := s.owners[r.owner]
+	if own {
+		// A former life of this peer whose clock was ahead, or a clone.
+		if r.life > o.life || r.supersedes(o.records[r.bucket]) {
+			s.usurped = max(s.usurped, r.life)
+		}
+		return nil, nil
+	}
+	if o == nil {
+		o = &owner{name: r.owner, key: r.key, life: r.life, records: make(map[uint8]*record), shown: true}
+		s.owners[r.owner] = o
+	}
+	if r.life > o.life {
+		for _, old := range o.records {
+			s.table.replace(old.entries, nil)
+		}
+		o.life, o.records, o.newest, o.sum, o.size = r.life, make(map[uint8]*record), 0, 0, 0
+		s.digest = nil
+	}
+	old := o.records[r.bucket]
+	if !r.supersedes(old) {
+		return nil, nil
+	}
+	var before []Entry
+	size := o.size + len(r.raw)
+	if old != nil {
+		before, size = old.entries, size-len(old.raw)
+	}
+	if size > maxOwner {
+		return nil, ErrFlood
+	}
+	s.table.replace(before, r.entries)
+	s.put(o, r)
+	return r, nil
+}
+
+// pack puts records into deltas.
+func pack(records []*record) (deltas [][]byte) {
+	var d []byte
+	for _, r := range records {
+		if len(d)+len(r.raw) > gossip.MaxDelta {
+			deltas = append(deltas, d)
+			d = nil
+		}
+		d = append(d, r.raw...)
+	}
+	if d != nil {
+		deltas = append(deltas, d)
+	}
+	return deltas
+}
+
+// A digest is a list of the owners as long as that fits into one message, and
+// beyond that a table of sums over the owners whose names hash to one row:
+//
+//	list:   0x01, then for each owner, in order: name 6, life u64, newest version u64, sum u64
+//	table:  0x02, then 2,048 sums u64
+const (
+	digestList  = 1
+	digestTable = 2
+	digestEntry = peer.NameLen + 8 + 8 + 8
+	maxList     = 1600
+	rows        = 2048
+)
+
+func rowOf(n peer.Name) int {
+	h := fnv.New32a()
+	h.Write(n[:])
+	return int(h.Sum32() % rows)
+}
+
+func (s *State) rows() (t [rows]uint64) {
+	for n, o := range s.owners {
+		h := fnv.New64a()
+		h.Write(o.appendDigest(nil))
+		t[rowOf(n)] += h.Sum64()
+	}
+	return t
+}
+
+func (o *owner) appendDigest(b []byte) []byte {
+	b = append(b, o.name[:]...)
+	b = binary.BigEndian.AppendUint64(b, o.life)
+	b = binary.BigEndian.AppendUint64(b, o.newest)
+	return binary.BigEndian.AppendUint64(b, o.sum)
+}
+
+func (s *State) sorted() []peer.Name {
+	return slices.SortedFunc(maps.Keys(s.owners), peer.Name.Compare)
+}
+
+// Digest implements gossip.Channel.
+func (s *State) Digest() []byte {
+	if s.digest == nil {
+		s.digest = s.summarise()
+	}
+	return s.digest
+}
+
+func (s *State) summarise() []byte {
+	if len(s.owners) > maxList {
+		b := []byte{digestTable}
+		for _, sum := range s.rows() {
+			b = binary.BigEndian.AppendUint64(b, sum)
+		}
+		return b
+	}
+	b := make([]byte, 1, 1+len(s.owners)*digestEntry)
+	b[0] = digestList
+	for _, n := range s.sorted() {
+		b = s.owners[n].appendDigest(b)
+	}
+	return b
+}
+
+// Missing implements gossip.Channel.
+func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
+	// since returns the version from which on the sender lacks an owner's records,
+	// or false if it lacks none.
+	var since func(o *owner) (version uint64, lacks bool)
+	switch {
+	case len(digest) > 0 && digest[0] == digestList && (len(digest)-1)%digestEntry == 0:
+		theirs := make(map[peer.Name]told, len(digest)/digestEntry)
+		for b := digest[1:]; len(b) > 0; b = b[digestEntry:] {
+			t := told{
+				life:   binary.BigEndian.Uint64(b[peer.NameLen:]),
+				newest: binary.BigEndian.Uint64(b[peer.NameLen+8:]),
+				sum:    binary.BigEndian.Uint64(b[peer.NameLen+16:]),
+			}
+			n := peer.NameFromBytes(b)
+			theirs[n] = t
+			wants = wants || t.hasMore(s.owners[n])
+		}
+		since = func(o *owner) (uint64, bool) { return theirs[o.name].since(o) }
+	case len(digest) == 1+8*rows && digest[0] == digestTable:
+		mine := s.rows()
+		var differ [rows]bool
+		for i, sum := range mine {
+			differ[i] = binary.BigEndian.Uint64(digest[1+8*i:]) != sum
+			wants = wants || differ[i]
+		}
+		since = func(o *owner) (uint64, bool) { return 0, differ[rowOf(o.name)] }
+	default:
+		return nil, false, fmt.Errorf("names digest of %d bytes is none", len(digest))
+	}
+	var records []*record
+	for _, n := range s.sorted() {
+		o := s.owners[n]
+		from, lacks := since(o)
+		if !lacks {
+			continue
+		}
+		for _, b := range slices.Sorted(maps.Keys(o.records)) {
+			if r := o.records[b]; r.version > from {
+				records = append(records, r)
+			}
+		}
+	}
+	return pack(records), wants, nil
+}
+
+// told is what a digest says of an owner.
+type told struct{ life, newest, sum uint64 }
+
+// hasMore tells whether its sender may have records that o lacks.
+func (t told) hasMore(o *owner) bool {
+	return o == nil || t.life > o.life || t.life == o.life && (t.newest > o.newest || t.newest == o.newest && t.sum != o.sum)
+}
+
+// since returns the version above which its sender lacks records of o. Where the
+// newest is the same and the sums are not, one in between was lost, and all are
+// sent.
+func (t told) since(o *owner) (version uint64, lacks bool) {
+	switch {
+	case t.life > o.life, t == told{o.life, o.newest, o.sum}:
+		return 0, false
+	case t.life == o.life && t.newest < o.newest:
+		return t.newest, true
+	case t.life == o.life && t.newest > o.newest:
+		return 0, false // what this copy may have in between, the next comparison finds
+	}
+	return 0, true
+}
+
+// Join implements gossip.Channel: of two records of one bucket the newer stays.
+func (s *State) Join(older, newer []byte) []byte {
+	type key struct {
+		owner  peer.Name
+		bucket uint8
+	}
+	replaced := make(map[key]bool)
+	for b := newer; len(b) > 0; {
+		h, err := peek(b)
+		if err != nil {
+			return nil
+		}
+		replaced[key{h.owner, h.bucket}] = true
+		b = b[h.length:]
+	}
+	for i := 0; i < len(older); {
+		h, err := peek(older[i:])
+		if err != nil {
+			return nil
+		}
+		if replaced[key{h.owner, h.bucket}] {
+			older = slices.Concat(older[:i], older[i+h.length:])
+			continue
+		}
+		i += h.length
+	}
+	if len(older)+len(newer) > gossip.MaxDelta {
+		return nil
+	}
+	return append(older, newer...)
+}

@@ -1,0 +1,171 @@
+package names
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Table answers questions about the names that a State shows. It is safe for
+// concurrent use; its zero value is not ready, see NewTable.
+type Table struct {
+	mu      sync.RWMutex
+	forward map[string]*many[netip.Addr]
+	reverse map[netip.Addr]*many[string]
+	below   map[string]int // names that have so many names below them
+	size    int            // entries
+}
+
+// many is a multiset: several owners and containers may say the same.
+type many[T comparable] struct {
+	values []T // no two alike
+	counts []int
+	places map[T]int // of the values; nil while they are few
+}
+
+// few is how many values are searched one by one.
+const few = 16
+
+func (m *many[T]) place(v T) int {
+	if m.places == nil {
+		return slices.Index(m.values, v)
+	}
+	if i, ok := m.places[v]; ok {
+		return i
+	}
+	return -1
+}
+
+func (m *many[T]) add(v T) {
+	if i := m.place(v); i >= 0 {
+		m.counts[i]++
+		return
+	}
+	m.values, m.counts = append(m.values, v), append(m.counts, 1)
+	if m.places == nil && len(m.values) > few {
+		m.places = make(map[T]int)
+		for i, v := range m.values {
+			m.places[v] = i
+		}
+	} else if m.places != nil {
+		m.places[v] = len(m.values) - 1
+	}
+}
+
+// remove takes one v out, which must be there.
+func (m *many[T]) remove(v T) {
+	i, last := m.place(v), len(m.values)-1
+	if m.counts[i]--; m.counts[i] > 0 {
+		return
+	}
+	m.values[i], m.counts[i] = m.values[last], m.counts[last]
+	if m.places != nil {
+		m.places[m.values[i]] = i
+		delete(m.places, v)
+	}
+	clear(m.values[last:])
+	m.values, m.counts = m.values[:last], m.counts[:last]
+}
+
+// NewTable returns a Table without names.
+func NewTable() *Table {
+	return &Table{forward: make(map[string]*many[netip.Addr]), reverse: make(map[netip.Addr]*many[string]), below: make(map[string]int)}
+}
+
+// Lookup appends the addresses of a canonical name to dst, in no order that
+// means anything. Known tells whether there is the name, if only because others
+// end with it.
+func (t *Table) Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if m := t.forward[name]; m != nil {
+		return append(dst, m.values...), true
+	}
+	return dst, t.below[name] > 0
+}
+
+// LookupBytes is Lookup for a name that is borrowed.
+func (t *Table) LookupBytes(dst []netip.Addr, name []byte) (addrs []netip.Addr, known bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if m := t.forward[string(name)]; m != nil {
+		return append(dst, m.values...), true
+	}
+	return dst, t.below[string(name)] > 0
+}
+
+// Reverse returns the names of an address, which the caller owns.
+func (t *Table) Reverse(a netip.Addr) []string {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if m := t.reverse[a]; m != nil {
+		return slices.Clone(m.values)
+	}
+	return nil
+}
+
+// Len returns the number of entries.
+func (t *Table) Len() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.size
+}
+
+// replace takes entries out and puts others in. Both are in order.
+func (t *Table) replace(out, in []Entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range out {
+		t.remove(e)
+	}
+	for _, e := range in {
+		t.add(e)
+	}
+}
+
+func (t *Table) add(e Entry) {
+	t.size++
+	m := t.forward[e.Name]
+	if m == nil {
+		m = new(many[netip.Addr])
+		t.forward[e.Name] = m
+		eachParent(e.Name, func(p string) { t.below[p]++ })
+	}
+	m.add(e.Addr)
+	r := t.reverse[e.Addr]
+	if r == nil {
+		r = new(many[string])
+		t.reverse[e.Addr] = r
+	}
+	r.add(e.Name)
+}
+
+func (t *Table) remove(e Entry) {
+	t.size--
+	m := t.forward[e.Name]
+	if m.remove(e.Addr); len(m.values) == 0 {
+		delete(t.forward, e.Name)
+		eachParent(e.Name, func(p string) {
+			if t.below[p]--; t.below[p] == 0 {
+				delete(t.below, p)
+			}
+		})
+	}
+	r := t.reverse[e.Addr]
+	if r.remove(e.Name); len(r.values) == 0 {
+		delete(t.reverse, e.Addr)
+	}
+}
+
+// eachParent calls f for each domain that name is in.
+func eachParent(name string, f func(string)) {
+	for {
+		_, parent, ok := strings.Cut(name, ".")
+		if !ok {
+			return
+		}
+		f(parent)
+		name = parent
+	}
+}

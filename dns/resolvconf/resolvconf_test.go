@@ -1,0 +1,57 @@
+package resolvconf
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestParse(t *testing.T) {
+	for in, want := range map[string]string{
+		"nameserver 192.0.2.1\nnameserver 192.0.2.2\n":                        "[192.0.2.1:53 192.0.2.2:53]",
+		"# nameserver 192.0.2.1\n;nameserver 192.0.2.2\nsearch a\n":           "[]",
+		"nameserver\t fe80::1%eth0 # why\r\nnameserver ::ffff:192.0.2.1\n":    "[[fe80::1%eth0]:53 192.0.2.1:53]",
+		"nameserver x\nnameserver\noptions ndots:5\nnameserver 2001:db8::1":   "[[2001:db8::1]:53]",
+		"nameserver 192.0.2.1\nnameserver 192.0.2.1\n nameserver 192.0.2.3\n": "[192.0.2.1:53 192.0.2.3:53]",
+	} {
+		if got := fmt.Sprint(Parse([]byte(in))); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}
+
+// Issue item 4: systemd-resolved is understood.
+func TestReadLooksBehindResolvedsStub(t *testing.T) {
+	dir := t.TempDir()
+	path, resolved := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "resolved.conf")
+	for _, c := range []struct{ own, behind, want string }{
+		{"nameserver 127.0.0.53\n", "nameserver 192.0.2.1\n", "[192.0.2.1:53]"},
+		{"nameserver 127.0.0.53\n", "", "[127.0.0.53:53]"},
+		{"nameserver 127.0.0.53\nnameserver 192.0.2.2\n", "nameserver 192.0.2.1\n", "[127.0.0.53:53 192.0.2.2:53]"},
+		{"nameserver 192.0.2.2\n", "nameserver 192.0.2.1\n", "[192.0.2.2:53]"},
+		{"", "nameserver 192.0.2.1\n", "[]"},
+	} {
+		for p, text := range map[string]string{path: c.own, resolved: c.behind} {
+			if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := Read(path, resolved)
+		if err != nil || fmt.Sprint(got) != c.want {
+			t.Errorf("%q before %q: %v, %v; want %s", c.own, c.behind, got, err, c.want)
+		}
+	}
+	if _, err := Read(filepath.Join(dir, "none"), resolved); err == nil {
+		t.Error("a file that is not there is no error")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("nameserver 192.0.2.1\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n := len(Parse(b)); n > maxServers {
+			t.Fatalf("%d servers", n)
+		}
+	})
+}

@@ -1,0 +1,168 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
+)
+
+// endpoint is where queries come in.
+type endpoint struct {
+	network string // udp or tcp
+	addr    netip.AddrPort
+}
+
+// listeners are the sockets of a Server.
+type listeners struct {
+	mu      sync.Mutex
+	serving map[endpoint]*serving // guarded by mu
+	closed  bool                  // guarded by mu
+	wg      sync.WaitGroup        // of the goroutines that serve
+}
+
+// serving is an open socket.
+type serving struct {
+	close func()
+	ended chan struct{} // closed when it serves no more
+}
+
+func (v *serving) over() bool {
+	select {
+	case <-v.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// idleTimeout is for how long a client may be connected and say nothing.
+const idleTimeout = 10 * time.Second
+
+// Listen has the Server listen at these addresses and nowhere else, and returns
+// for each that can not be had why: it may be tried again. Sockets that are open
+// already stay.
+func (s *Server) Listen(addrs []netip.AddrPort) map[netip.AddrPort]error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	failed := make(map[netip.AddrPort]error)
+	if s.closed {
+		return failed
+	}
+	for e, v := range s.serving {
+		if v.over() || !slices.Contains(addrs, e.addr) {
+			v.close()
+			delete(s.serving, e)
+		}
+	}
+	for _, a := range addrs {
+		for _, network := range []string{"udp", "tcp"} {
+			e := endpoint{network, a}
+			if s.serving[e] != nil {
+				continue
+			}
+			v, err := s.open(e)
+			if err != nil {
+				failed[a] = err
+				break
+			}
+			s.serving[e] = v
+		}
+	}
+	return failed
+}
+
+// Addrs returns where the Server listens over UDP, in order.
+func (s *Server) Addrs() []netip.AddrPort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []netip.AddrPort
+	for e, v := range s.serving {
+		if e.network == "udp" && !v.over() {
+			list = append(list, e.addr)
+		}
+	}
+	slices.SortFunc(list, netip.AddrPort.Compare)
+	return list
+}
+
+// open opens a socket and serves it.
+func (s *Server) open(e endpoint) (*serving, error) {
+	var v *serving
+	var err error
+	switch {
+	case e.network == "udp" && !e.addr.Addr().IsUnspecified():
+		v, err = s.openUDP(e.addr)
+	default:
+		v, err = s.openLibrary(e)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen for DNS queries at %s over %s: %w", e.addr, e.network, unwrapped(err))
+	}
+	return v, nil
+}
+
+// openLibrary has the library serve a socket: for TCP, and for UDP at all
+// addresses, where an answer has to come from the one that was asked.
+func (s *Server) openLibrary(e endpoint) (*serving, error) {
+	started := make(chan struct{})
+	lib := &dns.Server{
+		Handler: s, UDPSize: maxUDP, IdleTimeout: func() time.Duration { return idleTimeout }, MaxTCPQueries: -1,
+		NotifyStartedFunc: func() { close(started) },
+	}
+	var err error
+	var lc net.ListenConfig
+	if e.network == "udp" {
+		lib.PacketConn, err = lc.ListenPacket(context.Background(), e.network, e.addr.String())
+	} else {
+		var l net.Listener
+		if l, err = lc.Listen(context.Background(), e.network, e.addr.String()); err == nil {
+			lib.Listener = netutil.LimitListener(l, maxConns)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	v := &serving{ended: make(chan struct{}), close: func() {
+		now, cancel := context.WithCancel(context.Background())
+		cancel() // without waiting for the answers under way
+		_ = lib.ShutdownContext(now)
+	}}
+	s.wg.Go(func() {
+		defer close(v.ended)
+		_ = lib.ActivateAndServe() // Listen finds that it is over, and opens it again
+	})
+	select {
+	case <-started: // only then can it be shut down
+	case <-v.ended:
+	}
+	return v, nil
+}
+
+func unwrapped(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+// Close stops listening and forwarding, and returns when nothing runs any more.
+func (s *Server) Close() {
+	s.end()
+	s.mu.Lock()
+	s.closed = true
+	for _, v := range s.serving {
+		v.close()
+	}
+	clear(s.serving)
+	s.mu.Unlock()
+	s.wg.Wait()
+}

@@ -1,0 +1,391 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/weft-net/weft/dns/forward"
+	"github.com/weft-net/weft/dns/names"
+	"github.com/weft-net/weft/dns/resolvconf"
+	"github.com/weft-net/weft/dns/server"
+	"github.com/weft-net/weft/dns/zone"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Defaults of a Config.
+const (
+	DefaultDomain = "weft.internal"
+	DefaultTTL    = 1 // seconds
+)
+
+const (
+	// tickEvery is how often the state is looked after.
+	tickEvery = time.Second
+	// followEvery is how often the host's resolv.conf is read and places where the
+	// server does not listen yet are tried again. A file that is replaced, or a
+	// symbolic link that is turned, is noticed as well as one that is written.
+	followEvery = 2 * time.Second
+	// probeEvery is how often the host's name servers are tested for loops, besides
+	// after each change.
+	probeEvery = 10 * time.Minute
+)
+
+// ErrOff is the cause when a router was launched without DNS.
+var ErrOff = errors.New("this router was launched with --no-dns")
+
+// Config is what a Service starts from.
+type Config struct {
+	// Off has the host pass on names of others, and neither have nor answer any.
+	Off    bool
+	Domain string // canonical
+	TTL    uint32 // seconds
+	Listen []Listen
+	// ResolvConf is the path of the host's resolv.conf, and Timeout how long its
+	// name servers are waited for.
+	ResolvConf string
+	Timeout    time.Duration
+	// Ranges are the addresses whose reverse names nobody outside knows.
+	Ranges []netip.Prefix
+
+	Self     peer.Name
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	// Announce tells the mesh a change of the state. It does not block.
+	Announce func(delta []byte)
+	Log      *slog.Logger
+}
+
+// Service is the service discovery of one host. It is safe for concurrent use.
+type Service struct {
+	// Constant.
+	cfg     Config
+	log     *slog.Logger
+	forward *forward.Forwarder
+	server  *server.Server
+	wake    chan struct{} // has the run loop look at the network now
+
+	// Atomic.
+	places atomic.Pointer[[]Listening]
+	fault  atomic.Pointer[string] // of reading resolv.conf
+
+	// Run loop only.
+	logged map[string]time.Time // refusals, by text
+
+	mu    sync.Mutex // may be taken while the mesh's is held; Announce takes none of these
+	state *names.State
+}
+
+// New returns a Service with no names.
+func New(cfg Config) *Service {
+	s := &Service{
+		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), logged: make(map[string]time.Time),
+		state: names.New(names.Config{
+			Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Life: uint64(time.Now().UnixMicro()),
+		}),
+		forward: forward.New(cfg.Timeout),
+	}
+	s.server = server.New(zone.New(cfg.Domain, cfg.TTL, s.state.Table(), cfg.Ranges), s.forward)
+	return s
+}
+
+// Run serves until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	defer s.server.Close()
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	var followed, probed time.Time
+	var probes sync.WaitGroup
+	defer probes.Wait()
+	for now := time.Now(); ; {
+		s.tick(now)
+		if !s.cfg.Off && now.Sub(followed) >= followEvery {
+			followed = now
+			s.relisten()
+			if s.follow() || now.Sub(probed) >= probeEvery {
+				probed = now
+				probes.Go(func() { s.forward.Probe(ctx) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case now = <-tick.C:
+		case <-s.wake:
+			now, followed = time.Now(), time.Time{}
+		}
+	}
+}
+
+// NetworkChanged tells that interfaces or addresses of the host have changed.
+func (s *Service) NetworkChanged() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Service) tick(now time.Time) {
+	s.mu.Lock()
+	deltas := s.state.Tick(now)
+	refused := s.state.Refused()
+	s.mu.Unlock()
+	s.announce(deltas)
+	for _, r := range refused {
+		text := fmt.Sprintf("%s %v", r.Owner, r.Cause)
+		if last, ok := s.logged[text]; ok && now.Sub(last) < time.Minute {
+			continue
+		}
+		if len(s.logged) > 1000 {
+			clear(s.logged)
+		}
+		s.logged[text] = now
+		s.log.Warn("names of a peer refused", "peer", r.Owner, "from", r.From, "cause", r.Cause)
+	}
+}
+
+func (s *Service) announce(deltas [][]byte) {
+	for _, d := range deltas {
+		s.cfg.Announce(d)
+	}
+}
+
+// follow takes over the host's name servers, but for this very server, and tells
+// whether they have changed.
+func (s *Service) follow() bool {
+	found, err := resolvconf.Read(s.cfg.ResolvConf, resolvconf.ResolvedPath)
+	fault := ""
+	if err != nil {
+		fault = err.Error()
+	}
+	if old := s.fault.Swap(&fault); fault != "" && (old == nil || *old != fault) {
+		s.log.Warn("the host's name servers are not known", "err", err)
+	}
+	if err != nil {
+		return false // those that were known may still answer
+	}
+	own := s.server.Addrs()
+	found = slices.DeleteFunc(found, func(a netip.AddrPort) bool { return listensAt(own, a) })
+	changed := s.forward.SetServers(found)
+	if changed {
+		s.log.Info("forwarding DNS queries to the host's name servers", "servers", found)
+	}
+	return changed
+}
+
+// listensAt tells whether one that listens at own gets what is sent to a.
+func listensAt(own []netip.AddrPort, a netip.AddrPort) bool {
+	return slices.ContainsFunc(own, func(o netip.AddrPort) bool {
+		if o == a {
+			return true
+		}
+		if o.Port() != a.Port() || !o.Addr().IsUnspecified() {
+			return false
+		}
+		all, err := netdev.HostAddresses()
+		return a.Addr().IsLoopback() || err == nil && slices.Contains(all, a.Addr())
+	})
+}
+
+// Domain is the domain of the names of containers, "" if there are none.
+func (s *Service) Domain() string {
+	if s.cfg.Off {
+		return ""
+	}
+	return s.cfg.Domain
+}
+
+// Server is an address at which containers can ask, the zero Addr while there is
+// none.
+func (s *Service) Server() netip.Addr {
+	if places := s.places.Load(); places != nil {
+		for _, p := range *places {
+			for _, a := range p.Addrs {
+				if a.Port() == Port {
+					return a.Addr()
+				}
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+// Qualify returns the canonical name of a host in the domain; name may leave the
+// domain out if it has no dot.
+func (s *Service) Qualify(name string) (string, error) {
+	if s.cfg.Off {
+		return "", ErrOff
+	}
+	n, err := names.Canonical(name)
+	if err != nil {
+		return "", err
+	}
+	if !strings.Contains(n, ".") {
+		if n, err = names.Canonical(n + "." + s.cfg.Domain); err != nil {
+			return "", err
+		}
+	}
+	if !strings.HasSuffix(n, "."+s.cfg.Domain) {
+		return "", fmt.Errorf("host name %s is not in the domain %s", n, s.cfg.Domain)
+	}
+	return n, nil
+}
+
+// Add gives a host name of a container addresses. Those that it has stay.
+func (s *Service) Add(container, name string, addrs ...netip.Addr) error {
+	wrap := func(err error) error { return fmt.Errorf("add host name %s of container %s: %w", name, container, err) }
+	fqdn, err := s.Qualify(name)
+	if err != nil {
+		return wrap(err)
+	}
+	var in []names.Entry
+	for _, a := range addrs {
+		in = append(in, names.Entry{Name: fqdn, Container: container, Addr: a})
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	deltas, err := s.state.Change(nil, in)
+	if err != nil {
+		return wrap(err)
+	}
+	s.announce(deltas)
+	return nil
+}
+
+// Remove takes addresses from a host name of a container, and returns what it
+// took: of all its names if name is "", all addresses if there are none.
+func (s *Service) Remove(container, name string, addrs ...netip.Addr) ([]names.Entry, error) {
+	if name != "" {
+		var err error
+		if name, err = s.Qualify(name); err != nil {
+			return nil, fmt.Errorf("remove a host name of container %s: %w", container, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.state.Own(func(e names.Entry) bool {
+		return e.Container == container && (name == "" || e.Name == name) && (len(addrs) == 0 || slices.Contains(addrs, e.Addr))
+	})
+	deltas, err := s.state.Change(out, nil)
+	if err != nil {
+		return nil, err // can not be: it got smaller
+	}
+	s.announce(deltas)
+	return out, nil
+}
+
+// RemoveContainer takes all names of a container away.
+func (s *Service) RemoveContainer(container string) { _, _ = s.Remove(container, "") }
+
+// PeersChanged tells which peers the mesh reaches, with their keys. The map is
+// the Service's from now on.
+func (s *Service) PeersChanged(peers map[peer.Name]peer.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.announce(s.state.SetPeers(peers))
+}
+
+// Resolve answers as a container would be answered: the addresses of a name, or
+// the names of an address.
+func (s *Service) Resolve(ctx context.Context, name string) ([]string, error) {
+	if s.cfg.Off {
+		return nil, fmt.Errorf("look up %s: %w", name, ErrOff)
+	}
+	types := []uint16{dns.TypeA, dns.TypeAAAA}
+	question := dns.Fqdn(name)
+	if a, err := netip.ParseAddr(name); err == nil {
+		types = []uint16{dns.TypePTR}
+		if question, err = dns.ReverseAddr(a.WithZone("").Unmap().String()); err != nil {
+			return nil, fmt.Errorf("look up %s: %w", name, err)
+		}
+	} else if _, ok := dns.IsDomainName(question); !ok || len(name) == 0 {
+		return nil, fmt.Errorf("look up %q: want a host name or an address", name)
+	}
+	var found []string
+	for _, t := range types {
+		m, err := s.server.Resolve(ctx, new(dns.Msg).SetQuestion(question, t))
+		if err != nil {
+			return found, fmt.Errorf("look up %s: %w", name, err)
+		}
+		for _, rr := range m.Answer {
+			switch rr := rr.(type) {
+			case *dns.A:
+				found = append(found, rr.A.String())
+			case *dns.AAAA:
+				found = append(found, rr.AAAA.String())
+			case *dns.PTR:
+				found = append(found, rr.Ptr)
+			}
+		}
+	}
+	return found, nil
+}
+
+// Status is the state of a Service.
+type Status struct {
+	Off       bool
+	Domain    string
+	TTL       uint32
+	Listening []Listening
+	Upstream  []forward.Status
+	Fault     string // of finding the host's name servers
+	Entries   []names.Listed
+	Queries   []server.Count
+	Busy      uint64 // queries that were not forwarded as there were too many
+}
+
+// Status returns the state.
+func (s *Service) Status() Status {
+	st := Status{
+		Off: s.cfg.Off, Domain: s.cfg.Domain, TTL: s.cfg.TTL, Upstream: s.forward.Status(), Queries: s.server.Counts(), Busy: s.forward.Busy(),
+	}
+	if p := s.places.Load(); p != nil {
+		st.Listening = *p
+	}
+	if f := s.fault.Load(); f != nil {
+		st.Fault = *f
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Entries = s.state.List()
+	return st
+}
+
+// Channel is the state as the mesh replicates it.
+func (s *Service) Channel() gossip.Channel { return replica{s} }
+
+// replica implements gossip.Channel.
+type replica struct{ *Service }
+
+func (r replica) Digest() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Digest()
+}
+
+func (r replica) Missing(digest []byte) ([][]byte, bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Missing(digest)
+}
+
+func (r replica) Merge(from peer.Name, delta []byte) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Merge(from, delta)
+}
+
+func (r replica) Join(older, newer []byte) []byte {
+	return r.state.Join(older, newer) // reads nothing of the state
+}

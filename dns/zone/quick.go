@@ -1,0 +1,172 @@
+package zone
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+
+	"github.com/miekg/dns"
+)
+
+// Scratch is memory that Quick uses again and again. Its zero value is ready; it
+// is for one goroutine.
+type Scratch struct {
+	name  []byte
+	addrs []netip.Addr
+}
+
+// The header of a message, RFC 1035, 4.1.1, and what may follow:
+//
+//	 0    id        u16
+//	 2    flags     u16  QR opcode:4 AA TC RD | RA Z AD CD rcode:4
+//	 4    counts    u16  of questions, answers, authorities, additional records
+//	12    question  name, type u16, class u16
+//	  ..  answer    pointer to offset 12 u16, type u16, class u16, ttl u32, length u16, address
+//	  ..  OPT       0, type u16 = 41, UDP size u16, 0, version u8, DO and zeros u16, length u16 (RFC 6891)
+const (
+	headerLen  = 12
+	flagQR     = 1 << 15
+	flagAA     = 1 << 10
+	flagRD     = 1 << 8
+	flagRA     = 1 << 7
+	flagCD     = 1 << 4
+	maskOpcode = 0xf << 11
+	optLen     = 11
+	optDo      = 1 << 15
+	toQuestion = 0xc000 | headerLen
+)
+
+// Quick answers the questions that most are, without allocating: for the
+// addresses of a name in the domain that has some, if the answer fits. It appends
+// to dst what Answer says, with an OPT record if there is one in the query that
+// says that this side takes maxUDP bytes, in at most that many bytes. Query is
+// borrowed. False means that Answer has to be asked.
+func (z *Zone) Quick(dst, query []byte, maxUDP int, s *Scratch) (answer []byte, qtype uint16, ok bool) {
+	q, ok := z.readQuick(query, s)
+	if !ok {
+		return dst, 0, false
+	}
+	s.addrs, _ = z.table.LookupBytes(s.addrs[:0], s.name)
+	addrs, size := s.addrs[:0], 4
+	if q.typ == dns.TypeAAAA {
+		size = 16
+	}
+	for _, a := range s.addrs {
+		if a.BitLen() == 8*size {
+			addrs = append(addrs, a)
+		}
+	}
+	length := q.end + len(addrs)*(12+size)
+	if q.opt {
+		length += optLen
+	}
+	if len(addrs) == 0 || length > min(q.udpSize, maxUDP) {
+		return dst, 0, false
+	}
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+
+	dst = append(dst, query[:q.end]...)
+	h := dst[len(dst)-q.end:]
+	flags := binary.BigEndian.Uint16(query[2:])&(flagRD|flagCD) | flagQR | flagAA | flagRA
+	binary.BigEndian.PutUint16(h[2:], flags)
+	binary.BigEndian.PutUint16(h[6:], uint16(len(addrs)))
+	binary.BigEndian.PutUint16(h[10:], 0)
+	if q.opt {
+		h[11] = 1
+	}
+	for _, a := range addrs {
+		dst = binary.BigEndian.AppendUint16(dst, toQuestion)
+		dst = binary.BigEndian.AppendUint16(dst, q.typ)
+		dst = binary.BigEndian.AppendUint16(dst, dns.ClassINET)
+		dst = binary.BigEndian.AppendUint32(dst, z.ttl)
+		dst = binary.BigEndian.AppendUint16(dst, uint16(size))
+		if b := a.As16(); size == 4 {
+			dst = append(dst, b[12:]...)
+		} else {
+			dst = append(dst, b[:]...)
+		}
+	}
+	if q.opt {
+		dst = append(dst, 0)
+		dst = binary.BigEndian.AppendUint16(dst, dns.TypeOPT)
+		dst = binary.BigEndian.AppendUint16(dst, uint16(maxUDP))
+		dst = append(dst, 0, 0)
+		dst = binary.BigEndian.AppendUint16(dst, q.do)
+		dst = append(dst, 0, 0)
+	}
+	return dst, q.typ, true
+}
+
+// quickQuery is what Quick needs to know of a query.
+type quickQuery struct {
+	typ     uint16
+	end     int // of the question
+	opt     bool
+	udpSize int    // that the client takes
+	do      uint16 // its bit DO, in place
+}
+
+// readQuick reads a query for addresses of a name in the domain, and puts the name
+// into s, in lower case and without a dot at its end.
+func (z *Zone) readQuick(b []byte, s *Scratch) (q quickQuery, ok bool) {
+	if len(b) < headerLen || binary.BigEndian.Uint16(b[2:])&(flagQR|maskOpcode) != 0 {
+		return q, false
+	}
+	counts := b[4:headerLen]
+	if counts[0]|counts[2]|counts[3]|counts[4]|counts[5]|counts[6] != 0 || counts[1] != 1 || counts[7] > 1 {
+		return q, false
+	}
+	s.name = s.name[:0]
+	i := headerLen
+	for {
+		if i >= len(b) {
+			return q, false
+		}
+		n := int(b[i])
+		if n == 0 {
+			break
+		}
+		if n > 63 || i+1+n > len(b) {
+			return q, false
+		}
+		for _, c := range b[i+1 : i+1+n] {
+			switch {
+			case c >= 'A' && c <= 'Z':
+				c |= 0x20
+			case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '-', c == '_':
+			default:
+				return q, false // such a name is none of ours
+			}
+			s.name = append(s.name, c)
+		}
+		s.name = append(s.name, '.')
+		i += 1 + n
+	}
+	domain := z.domain[:len(z.domain)-1]
+	if len(s.name) > 254 || len(s.name) == 0 {
+		return q, false
+	}
+	s.name = s.name[:len(s.name)-1]
+	if len(s.name) <= len(domain) || string(s.name[len(s.name)-len(domain):]) != domain {
+		return q, false
+	}
+	if i++; i+4 > len(b) {
+		return q, false
+	}
+	q.typ, q.end, q.udpSize = binary.BigEndian.Uint16(b[i:]), i+4, dns.MinMsgSize
+	if q.typ != dns.TypeA && q.typ != dns.TypeAAAA || binary.BigEndian.Uint16(b[i+2:]) != dns.ClassINET {
+		return q, false
+	}
+	rest := b[q.end:]
+	if counts[7] == 0 {
+		return q, len(rest) == 0
+	}
+	// Options of the client are not answered by any.
+	if len(rest) < optLen || rest[0] != 0 || binary.BigEndian.Uint16(rest[1:]) != dns.TypeOPT || rest[5] != 0 || rest[6] != 0 ||
+		int(binary.BigEndian.Uint16(rest[9:])) != len(rest)-optLen || len(rest) > optLen {
+		return q, false
+	}
+	q.opt, q.do = true, binary.BigEndian.Uint16(rest[7:])&optDo
+	q.udpSize = max(q.udpSize, int(binary.BigEndian.Uint16(rest[3:])))
+	return q, true
+}

@@ -1,0 +1,128 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// MTU returns that of an interface of the calling thread's namespace.
+func MTU(name string) (int, error) {
+	h, err := here()
+	if err != nil {
+		return 0, err
+	}
+	defer h.Close()
+	l, ok, err := h.link(name)
+	if err != nil || !ok {
+		return 0, fmt.Errorf("look up %s: %w", name, errors.Join(err, notThere(ok)))
+	}
+	return l.Attrs().MTU, nil
+}
+
+// AllowIPv6 lets new interfaces of the namespace at path have IPv6 addresses, if
+// that is wanted: some runtimes switch them off.
+func AllowIPv6(path string, wanted bool) error {
+	if !wanted {
+		return nil
+	}
+	return Do(path, func() error {
+		for _, dev := range []string{"all", "default"} {
+			file := "/proc/sys/net/ipv6/conf/" + dev + "/disable_ipv6"
+			if b, err := os.ReadFile(file); err == nil && len(b) > 0 && b[0] == '0' {
+				continue
+			}
+			if err := os.WriteFile(file, []byte("0"), 0o644); err != nil {
+				return fmt.Errorf("switch ipv6 on in %s: %w", path, err)
+			}
+		}
+		return nil
+	})
+}
+
+// ContainerRoute is a route of a container.
+type ContainerRoute struct {
+	Dst     netip.Prefix
+	Gateway netip.Addr // invalid: whoever is on the link
+	MTU     int        // of the route, 0 for the interface's
+}
+
+func (r ContainerRoute) on(l netlink.Link) *netlink.Route {
+	rt := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(r.Dst.Masked()), MTU: r.MTU}
+	if r.Gateway.IsValid() {
+		rt.Gw = r.Gateway.AsSlice()
+	} else {
+		rt.Scope = netlink.SCOPE_LINK
+	}
+	return rt
+}
+
+// AddRoutes gives an interface of the namespace at path routes, if it has them not
+// yet.
+func AddRoutes(path, iface string, routes []ContainerRoute) error {
+	return onIface(path, iface, func(in handle, l netlink.Link) error {
+		for _, r := range routes {
+			if err := in.RouteAdd(r.on(l)); err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("add route to %s via %s: %w", r.Dst, r.Gateway, err)
+			}
+		}
+		return nil
+	})
+}
+
+// MissingRoutes returns which of the routes the interface does not have.
+func MissingRoutes(path, iface string, routes []ContainerRoute) (missing []ContainerRoute, err error) {
+	err = onIface(path, iface, func(in handle, l netlink.Link) error {
+		have := make(map[netip.Prefix]bool)
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			all, err := in.routes(family)
+			if err != nil {
+				return err
+			}
+			for _, r := range all {
+				if p, ok := routeDst(r, family); ok && r.LinkIndex == l.Attrs().Index {
+					have[p] = true
+				}
+			}
+		}
+		for _, r := range routes {
+			if !have[r.Dst.Masked()] {
+				missing = append(missing, r)
+			}
+		}
+		return nil
+	})
+	return missing, err
+}
+
+// routeDst is where a route leads; default routes lead to 0.0.0.0/0 or ::/0.
+func routeDst(r netlink.Route, family int) (netip.Prefix, bool) {
+	switch {
+	case r.Dst != nil:
+		return fromIPNet(r.Dst)
+	case family == netlink.FAMILY_V4:
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0), true
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0), true
+}
+
+func onIface(path, iface string, f func(in handle, l netlink.Link) error) error {
+	wrap := func(cause error) error { return fmt.Errorf("routes of %s in %s: %w", iface, path, cause) }
+	in, err := at(path)
+	if err != nil {
+		return wrap(err)
+	}
+	defer in.Close()
+	l, ok, err := in.link(iface)
+	if err != nil || !ok {
+		return wrap(errors.Join(err, notThere(ok)))
+	}
+	if err := f(in, l); err != nil {
+		return wrap(err)
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package netdev
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+)
+
+// chain is a chain of weft's table. Each idea that needs rules has chains of its
+// own there, and touches no others.
+type chain struct {
+	name     string
+	kind     nftables.ChainType
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+}
+
+// rule is one rule to be. Its tag is stored as the rule's comment and says in
+// words all that the rule does, so equal tags mean equal rules.
+type rule struct {
+	chain, tag string
+	exprs      []expr.Any
+}
+
+// reconcile makes the rules of chains be want, in one transaction, and tells
+// whether they were not. Without rules the chains go, and the table with its last
+// chain; nothing outside weft's own table is touched.
+func reconcile(chains []chain, want []rule) (rebuilt bool, err error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	have, err := currentRules(c, chains)
+	if err != nil {
+		return false, fmt.Errorf("list rules of table %s: %w", TableName, err)
+	}
+	if slices.Equal(have, tagsOf(want)) {
+		return false, nil
+	}
+	if len(want) == 0 {
+		return true, removeChains(c, chains)
+	}
+	table := c.AddTable(&nftables.Table{Name: TableName, Family: nftables.TableFamilyINet})
+	made := make(map[string]*nftables.Chain)
+	for _, ch := range chains {
+		made[ch.name] = c.AddChain(&nftables.Chain{Name: ch.name, Table: table, Type: ch.kind, Hooknum: ch.hook, Priority: ch.priority})
+		c.FlushChain(made[ch.name])
+	}
+	for _, r := range want {
+		c.AddRule(&nftables.Rule{
+			Table: table, Chain: made[r.chain], Exprs: r.exprs,
+			UserData: userdata.AppendString(nil, userdata.TypeComment, r.tag),
+		})
+	}
+	if err := c.Flush(); err != nil {
+		return false, fmt.Errorf("write %d rules to table %s: %w", len(want), TableName, err)
+	}
+	return true, nil
+}
+
+func tagsOf(rules []rule) []string {
+	tags := make([]string, 0, len(rules))
+	for _, r := range rules {
+		tags = append(tags, r.chain+" "+r.tag)
+	}
+	return tags
+}
+
+// currentRules returns chain and tag of each rule in the chains, in order.
+func currentRules(c *nftables.Conn, chains []chain) ([]string, error) {
+	there, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, err
+	}
+	tags := []string{}
+	for _, want := range chains {
+		i := slices.IndexFunc(there, func(ch *nftables.Chain) bool {
+			return ch.Table.Name == TableName && ch.Name == want.name
+		})
+		if i < 0 {
+			continue
+		}
+		rules, err := c.GetRules(there[i].Table, there[i])
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			tag, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			tags = append(tags, want.name+" "+tag)
+		}
+		if len(rules) == 0 {
+			tags = append(tags, want.name+" is empty")
+		}
+	}
+	return tags, nil
+}
+
+func removeChains(c *nftables.Conn, chains []chain) error {
+	there, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return fmt.Errorf("list chains of table %s: %w", TableName, err)
+	}
+	var table *nftables.Table
+	others := 0
+	for _, ch := range there {
+		if ch.Table.Name != TableName {
+			continue
+		}
+		table = ch.Table
+		if !slices.ContainsFunc(chains, func(ours chain) bool { return ours.name == ch.Name }) {
+			others++
+			continue
+		}
+		c.FlushChain(ch)
+		c.DelChain(ch)
+	}
+	if table == nil {
+		return nil
+	}
+	if others == 0 {
+		c.DelTable(table)
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove chains of table %s: %w", TableName, err)
+	}
+	return nil
+}
+
+func deleteTable() error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return fmt.Errorf("list nftables tables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == TableName {
+			c.DelTable(t)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("delete nftables table %s: %w", TableName, err)
+	}
+	return nil
+}

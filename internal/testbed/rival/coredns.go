@@ -1,0 +1,40 @@
+package rival
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/weft-net/weft/internal/testbed"
+)
+
+// CoreDNS serves host names on the first host of a lab, by its hosts plugin and
+// with no other than it needs, at the address. Dir has its program. It
+// returns its process, once answers says that it answers.
+func CoreDNS(ctx context.Context, lab *testbed.Lab, dir string, at netip.AddrPort, hosts map[string]netip.Addr, ttl int, answers func() bool) (pid int, err error) {
+	program, err := Program(dir, "coredns")
+	if err != nil {
+		return 0, err
+	}
+	p := testbed.Place{Host: 1}
+	folder := lab.HostFolder(p.Host)
+	var list strings.Builder
+	for name, a := range hosts {
+		fmt.Fprintf(&list, "%s %s\n", a, name)
+	}
+	file, config := filepath.Join(folder, "hosts"), filepath.Join(folder, "Corefile")
+	text := fmt.Sprintf(".:%d {\n    bind %s\n    hosts %s {\n        ttl %d\n    }\n}\n", at.Port(), at.Addr(), file, ttl)
+	for path, text := range map[string]string{file: list.String(), config: text} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return 0, fmt.Errorf("configure CoreDNS: %w", err)
+		}
+	}
+	cmd, err := start(lab, p, nil, program, "-conf", config)
+	if err != nil {
+		return 0, err
+	}
+	return cmd.Process.Pid, await(ctx, "CoreDNS on "+p.String(), answers)
+}

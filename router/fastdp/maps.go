@@ -1,0 +1,34 @@
+package fastdp
+
+import (
+	"net/netip"
+
+	"github.com/weft-net/weft/router/fast"
+)
+
+// Maps are the maps of peers and neighbours, for fast.Tables to be applied to.
+type Maps struct{ *Datapath }
+
+var _ fast.Writer = Maps{}
+
+// PutPeer implements fast.Writer.
+func (m Maps) PutPeer(id uint16, p fast.Peer) error { return m.Datapath.PutPeer(id, entryOf(p)) }
+
+// PutRemote implements fast.Writer.
+func (m Maps) PutRemote(a netip.Addr, r fast.Remote) error {
+	return m.Datapath.PutRemote(a, Remote{Peer: r.Peer, Local: AddrOf(r.Local)})
+}
+
+func entryOf(p fast.Peer) PeerEntry {
+	e := PeerEntry{Flags: PeerKnown}
+	if p.Next == 0 {
+		return e
+	}
+	e.Flags |= PeerFast
+	if p.Express {
+		e.Flags |= PeerExpress
+	}
+	e.Next, e.MTU, e.Ifindex = p.Next, uint16(min(p.MTU, 65535)), uint32(p.Ifindex)
+	e.Remote, e.Local, e.Gateway = AddrOf(p.Remote), AddrOf(p.Local), AddrOf(p.Gateway)
+	return e
+}

@@ -1,0 +1,193 @@
+package wireguard_test
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/router/wireguard"
+)
+
+var inside = netip.MustParsePrefix("169.254.208.0/20")
+
+func config() wireguard.Config {
+	return wireguard.Config{Name: "vethwe-wg", Port: 6785, MTU: 1426, Inside: inside}
+}
+
+func at(n byte) netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 208, n}) }
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reached tells how the kernel sends to an address inside.
+func reached(t *testing.T, a netip.Addr) string {
+	t.Helper()
+	routes, err := netlink.RouteGet(a.AsSlice())
+	if errors.Is(err, unix.EHOSTUNREACH) {
+		return "unreachable"
+	}
+	check(t, err)
+	l, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	check(t, err)
+	return l.Attrs().Name
+}
+
+// defaultRoute makes all else go by an interface, as on a host.
+func defaultRoute(t *testing.T) {
+	t.Helper()
+	check(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "up"}}))
+	up, err := netlink.LinkByName("up")
+	check(t, err)
+	check(t, netlink.LinkSetUp(up))
+	all := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+	check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Dst: all, Scope: unix.RT_SCOPE_LINK}))
+}
+
+// open makes the device, or shows that this kernel has none and that nothing is
+// left of the try.
+func open(t *testing.T) (d *wireguard.Device, ok bool) {
+	t.Helper()
+	d, err := wireguard.Open(config())
+	if err == nil {
+		return d, true
+	}
+	if err.Error() != "this kernel has no WireGuard" {
+		t.Fatal(err)
+	}
+	if by := reached(t, at(1)); by != "up" {
+		t.Errorf("after a failure %v is reached by %s", at(1), by)
+	}
+	return nil, false
+}
+
+func TestDeviceOutlivesItsProcess(t *testing.T) {
+	nstest.In(t, nstest.New(t, "wg"), func() {
+		defaultRoute(t)
+		d, ok := open(t)
+		if !ok {
+			return
+		}
+		if by := reached(t, at(2)); by != "unreachable" {
+			t.Fatalf("an address inside is reached by %s", by)
+		}
+		check(t, d.SetSelf(at(1)))
+		check(t, d.SetSelf(at(9)))
+		endpoint := netip.MustParseAddrPort("192.0.2.2:6785")
+		want := map[netip.Addr]wireguard.Peer{
+			at(2): {Key: [32]byte{2, 31: 1}, Secret: [32]byte{22}, Endpoint: endpoint, Inside: at(2)},
+			at(3): {Key: [32]byte{3, 31: 1}, Secret: [32]byte{33}, Endpoint: netip.MustParseAddrPort("[2001:db8::3]:7000"), Inside: at(3)},
+		}
+		check(t, d.Apply(want))
+		for a, by := range map[netip.Addr]string{at(2): "vethwe-wg", at(3): "vethwe-wg", at(4): "unreachable"} {
+			if got := reached(t, a); got != by {
+				t.Errorf("%v is reached by %s, want %s", a, got, by)
+			}
+		}
+		key := d.Key()
+		d.Close()
+
+		d, _ = open(t)
+		if d.Key() != key || len(d.Peers()) != 2 || d.Peers()[at(2)] != want[at(2)] || d.Peers()[at(3)] != want[at(3)] {
+			t.Errorf("taken over: %+v", d.Peers())
+		}
+		// One goes, one has another key.
+		p := want[at(3)]
+		p.Key[0]++
+		check(t, d.Apply(map[netip.Addr]wireguard.Peer{at(3): p}))
+		if by := reached(t, at(2)); by != "unreachable" {
+			t.Errorf("one that went is reached by %s", by)
+		}
+		l, err := netlink.LinkByName("vethwe-wg")
+		check(t, err)
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		check(t, err)
+		if len(addrs) != 1 || !addrs[0].IP.Equal(at(9).AsSlice()) || l.Attrs().MTU != 1426 {
+			t.Errorf("addresses %v, mtu %d", addrs, l.Attrs().MTU)
+		}
+		d.Close()
+
+		check(t, netlink.LinkDel(l))
+		if by := reached(t, at(3)); by != "unreachable" {
+			t.Errorf("without the interface an address inside is reached by %s", by)
+		}
+		for range 2 {
+			check(t, wireguard.Remove(config()))
+		}
+		if by := reached(t, at(3)); by != "up" {
+			t.Errorf("after Remove %v is reached by %s", at(3), by)
+		}
+	})
+}
+
+// Two devices with each other's keys and one secret carry packets; with another
+// secret they do not.
+func TestSecretIsNeeded(t *testing.T) {
+	a, b := nstest.New(t, "a"), nstest.New(t, "b")
+	nstest.Veth(t, 1500, a, "up", netip.MustParsePrefix("192.0.2.1/24"), b, "up", netip.MustParsePrefix("192.0.2.2/24"))
+	var d [2]*wireguard.Device
+	var ear *net.UDPConn
+	for i, ns := range []string{a, b} {
+		nstest.In(t, ns, func() {
+			dev, err := wireguard.Open(config())
+			if err != nil && err.Error() != "this kernel has no WireGuard" {
+				t.Fatal(err)
+			}
+			if d[i] = dev; dev == nil {
+				return
+			}
+			check(t, dev.SetSelf(at(byte(i+1))))
+			if i == 1 {
+				ear, err = net.ListenUDP("udp4", &net.UDPAddr{IP: at(2).AsSlice(), Port: 7})
+				check(t, err)
+			}
+		})
+	}
+	if d[0] == nil {
+		return // the other test shows what happens
+	}
+	defer ear.Close()
+	connect := func(i int, secret byte) {
+		j := 1 - i
+		check(t, d[i].Apply(map[netip.Addr]wireguard.Peer{at(byte(j + 1)): {
+			Key: d[j].Key(), Secret: [32]byte{secret}, Inside: at(byte(j + 1)),
+			Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(j + 1)}), 6785),
+		}}))
+	}
+	hears := func(patience time.Duration) bool {
+		var c net.Conn
+		nstest.In(t, a, func() {
+			var err error
+			c, err = net.Dial("udp4", netip.AddrPortFrom(at(2), 7).String())
+			check(t, err)
+		})
+		defer c.Close()
+		_, _ = c.Write([]byte("hello"))
+		check(t, ear.SetReadDeadline(time.Now().Add(patience)))
+		_, _, err := ear.ReadFromUDP(make([]byte, 10))
+		return err == nil
+	}
+	connect(0, 1)
+	connect(1, 2)
+	if hears(time.Second) {
+		t.Fatal("two that do not share a secret hear each other")
+	}
+	connect(1, 1)
+	// The kernel holds the packet back until a handshake succeeds, which it tries
+	// every five seconds.
+	if !hears(30 * time.Second) {
+		t.Fatal("two that share a secret do not hear each other")
+	}
+	for _, dev := range d {
+		dev.Close()
+	}
+}
