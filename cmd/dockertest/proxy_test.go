@@ -60,7 +60,7 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 	}{
 		{[]string{"-e", "WEFT_CIDR=none"}, nil},
 		{[]string{"-e", "WEFT_CIDR=10.40.1.5/24"}, []string{"10.40.1.5/24"}},
-		{[]string{"-e", "WEFT_CIDR=ip:10.40.1.5/24 net:10.40.2.0/30 10.40.1.6/24 10.40.0.9/16"}, []string{"10.40.0.9/16", "10.40.1.5/24", "10.40.1.6/24", "10.40.2.1/30"}},
+		{[]string{"-e", "WEFT_CIDR=ip:10.40.1.5/24 10.40.2.1/30 10.40.1.6/24 10.40.0.9/16"}, []string{"10.40.0.9/16", "10.40.1.5/24", "10.40.1.6/24", "10.40.2.1/30"}},
 		{[]string{"-e", "WEAVE_CIDR=10.40.1.7/24"}, []string{"10.40.1.7/24"}},
 		{[]string{"--net", "none", "-e", "WEFT_CIDR=10.40.1.8/24"}, []string{"10.40.1.8/24"}},
 		{[]string{"--net", "host"}, nil},
@@ -72,6 +72,9 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 	}
 	if got := a.firstSight(t, "-e", "WEFT_CIDR="); len(got) != 1 {
 		t.Errorf("with an empty WEFT_CIDR: %v", got)
+	}
+	if got := a.firstSight(t, "-e", "WEFT_CIDR=net:10.40.3.0/24 net:default"); len(got) != 2 || !strings.HasPrefix(got[0], "10.40.3.") {
+		t.Errorf("of two subnets: %v", got)
 	}
 	if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=10.40.1.0/24", machine.Image, "true"); !strings.Contains(text, "names the subnet itself") {
 		t.Errorf("a bad WEFT_CIDR: %s", text)
@@ -208,7 +211,11 @@ func TestProxyPassesTheRest(t *testing.T) {
 			t.Errorf("GET %s: the engine says\n%s\nthe proxy\n%s", path, direct, proxied)
 		}
 	}
-	for _, version := range []string{"1.24", "1.30", "1.41"} {
+	oldest := h.docker(t, "version", "-f", "{{.Server.MinAPIVersion}}")
+	if oldest == "1.12" {
+		oldest = "1.24" // from which on clients negotiate
+	}
+	for _, version := range []string{oldest, "1.41"} {
 		out := h.must(t, "env", "DOCKER_API_VERSION="+version, "docker", "-H", proxySocket, "run", "--rm", machine.Image, "sh", "-c", "ip -o -4 addr show dev ethwe0")
 		if !strings.Contains(out, "inet 10.") {
 			t.Errorf("with version %s of the API a container sees %s", version, out)
