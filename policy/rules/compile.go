@@ -165,6 +165,7 @@ func (c *Compiler) Change() Change {
 	for a := range c.staleAddrs {
 		c.isolate(a)
 	}
+	c.leadPorts()
 	c.sweepPods()
 	for s, chain := range c.policies {
 		if chain.stale {
@@ -203,11 +204,8 @@ func (c *Compiler) isolate(a netip.Addr) {
 	f, e := familyOf(a), Element{Addr: a}
 	c.lead(f.Name(IngressMap), e, now.chains[model.Ingress])
 	c.lead(f.Name(EgressMap), e, now.chains[model.Egress])
-	if had.port != 0 && had.port != now.port {
+	if had.port != now.port && had.port != 0 {
 		c.ledger.drop(PortsMap, Element{Ifindex: had.port})
-	}
-	if now.port != 0 {
-		c.ledger.put(PortsMap, Element{Ifindex: now.port}, now.chains[model.Ingress])
 	}
 	if now.chains == [2]string{} {
 		delete(c.isolated, a)
@@ -218,6 +216,17 @@ func (c *Compiler) isolate(a netip.Addr) {
 	c.isolated[a] = now
 	c.ledger.put(f.Name(IsolatedSet), e, "")
 	c.ledger.put(f.Name(SelfSet), e, "")
+}
+
+// leadPorts leads what leaves by isolated pods' ports, after all that is not so
+// any more was dropped: addresses of one pod share a port, and ports are used
+// again.
+func (c *Compiler) leadPorts() {
+	for _, i := range c.isolated {
+		if i.port != 0 {
+			c.ledger.put(PortsMap, Element{Ifindex: i.port}, i.chains[model.Ingress])
+		}
+	}
 }
 
 // lead makes a map give a chain, or nothing.
