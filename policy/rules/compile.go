@@ -93,6 +93,9 @@ func (c *Compiler) Cluster() *model.Cluster { return c.cluster }
 // Rules returns the rules as of the last Change, to look at until the next.
 func (c *Compiler) Rules() *Rules { return &c.ledger.Rules }
 
+// Isolates tells whether any pod of the node is isolated, as of the last Change.
+func (c *Compiler) Isolates() bool { return len(c.isolated) > 0 }
+
 // SetPod replaces a pod, nil if it is gone.
 func (c *Compiler) SetPod(key model.Key, pod *model.Pod) {
 	for _, a := range c.cluster.SetPod(key, pod) {
