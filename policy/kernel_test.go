@@ -222,7 +222,7 @@ func onOneCPU(t *testing.T) {
 // changes and sends the first packets of random flows over a bridge: those come
 // through that the model allows.
 func TestKernelJudgesAsTheModel(t *testing.T) {
-	const pods, steps, flows = 9, 12, 300
+	const pods, steps, flows = 9, 20, 400
 	w := newWire(t, pods)
 	onOneCPU(t)
 	seed := rand.Uint64()
@@ -311,10 +311,7 @@ func (w *wire) check(t *testing.T, c *model.Cluster, p probe, pods, step int) {
 		}
 		f := p.Flow
 		if group && i < pods {
-			f.Receiver = policytest.Addrs(i)[0]
-			if f.Src.Is6() {
-				f.Receiver = policytest.Addrs(i)[1]
-			}
+			f.Receiver = policytest.Receiver(c, i)
 		}
 		if got, want := w.ends[i].got[p.id], out && passes(f, model.Ingress); got != want {
 			t.Errorf("step %d: %+v at end %d: passed %v, the model says %v", step, f, i, got, want)

@@ -11,7 +11,7 @@ type Flow struct {
 	Src, Dst netip.Addr
 	Protocol Protocol
 	Port     uint16 // of the destination; 0 for protocols without ports
-	// Receiver is the address of the pod that a frame reaches if Dst is not the
+	// Receiver is an address of the pod that a frame reaches if Dst is not the
 	// pod's own, but a group's or all's.
 	Receiver netip.Addr
 }

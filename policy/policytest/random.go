@@ -90,6 +90,17 @@ func Addrs(pod int) []netip.Addr {
 	}
 }
 
+// Receiver returns an address by which a pod is known as the one that a frame to
+// many reaches: one that it has, if it has any.
+func Receiver(c *model.Cluster, pod int) netip.Addr {
+	for _, a := range Addrs(pod) {
+		if c.Owner(a) != nil {
+			return a
+		}
+	}
+	return Addrs(pod)[0]
+}
+
 // Pod returns a pod. Of each three two are here.
 func (r Random) Pod(i int) *model.Pod {
 	p := &model.Pod{

@@ -141,10 +141,7 @@ func judgeRound(t *testing.T, seed, round uint64) {
 func checkFlow(t *testing.T, c *rules.Compiler, f model.Flow, d model.Direction, where map[netip.Addr]uint32) {
 	t.Helper()
 	if d == model.Ingress && slices.Contains(policytest.Groups, f.Dst) {
-		f.Receiver = policytest.Addrs(int(f.Port) % pods)[0]
-		if f.Src.Is6() {
-			f.Receiver = policytest.Addrs(int(f.Port) % pods)[1]
-		}
+		f.Receiver = policytest.Receiver(c.Cluster(), int(f.Port)%pods)
 	}
 	j := c.Cluster().Judge(f, d)
 	want := j.Allowed() || !c.Cluster().Local(j.Pod)
