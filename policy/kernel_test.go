@@ -28,12 +28,12 @@ import (
 type wire struct {
 	host  string
 	ns    netns.NsHandle // of host
-	ends  []end          // of pods; the last is the world's
+	ends  []farEnd       // of pods; the last is the world's
 	ports []uint32       // ifindex of the bridge's port to each end
 }
 
-// end is the far end of a port.
-type end struct {
+// farEnd is the far end of a port.
+type farEnd struct {
 	fd  int
 	mac net.HardwareAddr
 	got map[uint32]bool // the IDs of probes that came
@@ -132,28 +132,28 @@ func (w *wire) build(n int, far netns.NsHandle) error {
 	return nil
 }
 
-func openEnd(name string) (end, error) {
+func openEnd(name string) (farEnd, error) {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
-		return end{}, err
+		return farEnd{}, err
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
-		return end{}, err
+		return farEnd{}, err
 	}
 	all := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(all))
 	if err != nil {
-		return end{}, err
+		return farEnd{}, err
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
-		return end{}, err
+		return farEnd{}, err
 	}
 	err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: l.Attrs().Index})
-	return end{fd: fd, mac: l.Attrs().HardwareAddr, got: make(map[uint32]bool)}, err
+	return farEnd{fd: fd, mac: l.Attrs().HardwareAddr, got: make(map[uint32]bool)}, err
 }
 
 // read takes in what has come.
-func (e *end) read() {
+func (e *farEnd) read() {
 	b := make([]byte, 2048)
 	for {
 		n, from, err := unix.Recvfrom(e.fd, b, 0)
@@ -317,4 +317,14 @@ func (w *wire) check(t *testing.T, c *model.Cluster, p probe, pods, step int) {
 			t.Errorf("step %d: %+v at end %d: passed %v, the model says %v", step, f, i, got, want)
 		}
 	}
+}
+
+// generationAt is generation in a namespace, for when the engine's is closed.
+func (kernel) generationAt(path string) (uint32, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return 0, err
+	}
+	defer ns.Close()
+	return kernel{ns}.generation()
 }

@@ -96,6 +96,20 @@ func (c *Compiler) Rules() *Rules { return &c.ledger.Rules }
 // Isolates tells whether any pod of the node is isolated, as of the last Change.
 func (c *Compiler) Isolates() bool { return len(c.isolated) > 0 }
 
+// Explain returns the direction that a pod's chain judges and the policies that
+// isolate the pods that are led to it; none if there is no such chain.
+func (c *Compiler) Explain(chain string) (model.Direction, []model.Key) {
+	pc := c.pods[chain]
+	if pc == nil {
+		return model.Ingress, nil
+	}
+	keys := make([]model.Key, len(pc.policies))
+	for i, s := range pc.policies {
+		keys[i] = s.Key
+	}
+	return pc.policies[0].Direction, keys
+}
+
 // SetPod replaces a pod, nil if it is gone.
 func (c *Compiler) SetPod(key model.Key, pod *model.Pod) {
 	for _, a := range c.cluster.SetPod(key, pod) {
