@@ -28,6 +28,7 @@ var pure = []string{
 	"dns/names",
 	"mesh/peer", "mesh/topology", "mesh/dial",
 	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
+	"policy/model", "policy/rules", "policy/policytest",
 	"router/ethernet", "router/fast", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",
 }
 

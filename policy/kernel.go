@@ -15,11 +15,12 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/policy/rules"
 )
 
 // prefix begins the names of all chains and sets that are this package's.
-const prefix = "policy-"
+const prefix = netdev.PolicyPrefix
 
 // kernel is the nftables of one network namespace.
 type kernel struct{ ns netns.NsHandle }

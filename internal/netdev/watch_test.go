@@ -98,6 +98,7 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 func TestJudged(t *testing.T) {
 	host := nstest.New(t, "host")
 	w := newWatch(t, host)
+	chain := "c"
 	table := func(family nftables.TableFamily, name string, hook *nftables.ChainHook, add bool) {
 		t.Helper()
 		do(t, host, func() error {
@@ -108,7 +109,7 @@ func TestJudged(t *testing.T) {
 			tb := &nftables.Table{Family: family, Name: name}
 			if add {
 				c.AddTable(tb)
-				c.AddChain(&nftables.Chain{Name: "c", Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
+				c.AddChain(&nftables.Chain{Name: chain, Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
 			} else {
 				c.DelTable(tb)
 			}
@@ -127,6 +128,14 @@ func TestJudged(t *testing.T) {
 		}
 	}
 	shown("1")
+	want("")
+	chain = "guard-in"
+	table(nftables.TableFamilyINet, netdev.TableName, nftables.ChainHookForward, true)
+	want("") // weft's own judge no frames of containers
+	chain = netdev.PolicyPrefix + "ingress"
+	table(nftables.TableFamilyINet, netdev.TableName, nftables.ChainHookForward, true)
+	want("chain policy-ingress of table weft")
+	table(nftables.TableFamilyINet, netdev.TableName, nil, false)
 	want("")
 	table(nftables.TableFamilyINet, "own", nftables.ChainHookInput, true)
 	want("") // bridged packets do not come in
