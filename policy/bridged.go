@@ -6,24 +6,24 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
 // bridgedKeys are the sysctls that show bridged packets to the hooks of IP.
 var bridgedKeys = []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"}
 
-const bridgedFolder = "/proc/sys/net/bridge/"
-
-// ShowBridgedPackets makes the kernel show packets that are bridged in the calling
-// thread's network namespace to the hooks of IP. Without that policies would judge
-// only what is routed.
-func ShowBridgedPackets() error {
-	if _, err := os.Stat(bridgedFolder); errors.Is(err, fs.ErrNotExist) {
+// showBridgedPackets makes the kernel show packets that are bridged in the calling
+// thread's network namespace to the hooks of IP, by the sysctls in a folder. Without
+// that policies would judge only what is routed.
+func showBridgedPackets(sysctls string) error {
+	folder := filepath.Join(sysctls, "net/bridge")
+	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
 		// Where it can not be loaded the error below says so.
 		_ = exec.Command("modprobe", "br_netfilter").Run()
 	}
 	for _, key := range bridgedKeys {
-		path := bridgedFolder + key
+		path := filepath.Join(folder, key)
 		have, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("enforce policies between pods of this node: the kernel has no %s: load the module br_netfilter (modprobe br_netfilter)", path)

@@ -23,11 +23,11 @@ import (
 // Config says how an engine enforces.
 type Config struct {
 	Node string // the name of the node that it runs on, as pods have it
-	// Ports returns by which ports of the bridge local pods are reached: the
-	// ifindex by address. It is asked after each change of a local pod and every
-	// few seconds. Without it, or for pods that it does not know, what goes to groups
-	// and to all is not judged as ingress.
-	Ports   func() (map[netip.Addr]uint32, error)
+	// Bridge is what pods hang on. "" is weft's.
+	Bridge string
+	// Sysctls is the folder of the sysctls. "" is /proc/sys, which a container
+	// often may not write to.
+	Sysctls string
 	Log     *slog.Logger          // nil: none
 	Metrics prometheus.Registerer // nil: none
 }
@@ -90,7 +90,13 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := ShowBridgedPackets(); err != nil {
+	if cfg.Bridge == "" {
+		cfg.Bridge = netdev.BridgeName
+	}
+	if cfg.Sysctls == "" {
+		cfg.Sysctls = "/proc/sys"
+	}
+	if err := showBridgedPackets(cfg.Sysctls); err != nil {
 		return nil, err
 	}
 	ns, err := netns.Get()
@@ -198,6 +204,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
+		look := false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -205,6 +212,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-retry.C:
 		case <-check.C:
 			e.check()
+			look = true // an interface may have come after its pod
 		case ask := <-e.asks:
 			ask(e.compiler)
 			continue
@@ -212,7 +220,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.reporter.report(d, e.compiler, time.Now())
 			continue
 		}
-		e.takeIn()
+		e.takeIn(look)
 		if err := e.follow(); err != nil {
 			e.broken = true
 			e.metrics.errors.Inc()
@@ -222,8 +230,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// takeIn tells the compiler what the engine was told.
-func (e *Engine) takeIn() {
+// takeIn tells the compiler what the engine was told, and looks for the pods'
+// ports if some of them may be new.
+func (e *Engine) takeIn(look bool) {
 	e.mu.Lock()
 	p := e.pending
 	e.pending = newPending()
@@ -242,12 +251,20 @@ func (e *Engine) takeIn() {
 	for key, policy := range p.policies {
 		e.compiler.SetPolicy(key, policy)
 	}
-	if e.cfg.Ports == nil {
-		return
+	if look || len(p.pods) > 0 {
+		e.findPorts()
 	}
-	ports, err := e.cfg.Ports()
+}
+
+// findPorts finds out by which ports of the bridge pods are reached.
+func (e *Engine) findPorts() {
+	var ports map[netip.Addr]uint32
+	err := netdev.Do(nsPath(e.kernel.ns), func() (err error) {
+		ports, err = netdev.PortAddrs(e.cfg.Bridge)
+		return err
+	})
 	if err != nil {
-		e.fault(fmt.Errorf("find the bridge's ports of pods: %w", err))
+		e.fault(err)
 		return
 	}
 	e.compiler.SetPorts(ports)
@@ -339,8 +356,7 @@ func (e *Engine) check() {
 		return
 	}
 	e.checked = generation
-	err = netdev.Do(nsPath(e.kernel.ns), ShowBridgedPackets)
-	e.fault(err)
+	e.fault(netdev.Do(nsPath(e.kernel.ns), func() error { return showBridgedPackets(e.cfg.Sysctls) }))
 }
 
 // ask runs f with what the engine knows, on its goroutine, and returns when it

@@ -65,7 +65,7 @@ func newWire(t *testing.T, pods int) *wire {
 		})
 	}
 	do(t, w.host, func() error {
-		if err := ShowBridgedPackets(); err != nil {
+		if err := showBridgedPackets("/proc/sys"); err != nil {
 			return err
 		}
 		return w.build(pods+1, farNS)

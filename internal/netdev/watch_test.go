@@ -148,3 +148,30 @@ func TestJudged(t *testing.T) {
 	table(nftables.TableFamilyBridge, "wall", nil, false)
 	want("")
 }
+
+func TestPortAddrs(t *testing.T) {
+	host, a, b := nstest.New(t, "host"), nstest.New(t, "a"), nstest.New(t, "b")
+	bridge(t, host)
+	attach(t, host, netdev.Attachment{NS: a, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.1/12"), pfx("fd00::1/64")}})
+	attach(t, host, netdev.Attachment{NS: b, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.2/12")}})
+	do(t, host, func() error {
+		ports, err := netdev.PortAddrs("weft")
+		if err != nil {
+			return err
+		}
+		port := func(a string) uint32 { return ports[netip.MustParseAddr(a)] }
+		if len(ports) != 3 || port("10.32.0.1") == 0 || port("10.32.0.1") != port("fd00::1") || port("10.32.0.2") == port("10.32.0.1") {
+			t.Errorf("ports %v", ports)
+		}
+		for _, index := range ports {
+			if l, err := netlink.LinkByIndex(int(index)); err != nil || !strings.HasPrefix(l.Attrs().Name, netdev.HostPrefix) {
+				t.Errorf("port %d: %v %v", index, l, err)
+			}
+		}
+		none, err := netdev.PortAddrs("no-such-bridge")
+		if len(none) > 0 {
+			t.Errorf("ports of no bridge: %v", none)
+		}
+		return err
+	})
+}
