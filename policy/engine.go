@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -311,7 +312,15 @@ func (e *Engine) takeOver(hook bool) error {
 		return err
 	}
 	if diff != "" {
-		if err := e.kernel.replace(e.compiler.Rules(), hook); err != nil {
+		err := e.kernel.replace(e.compiler.Rules(), hook)
+		if errors.Is(err, unix.ENOENT) && !e.kernel.mute {
+			// A rule that logs is refused so where nfnetlink_log can not be loaded.
+			e.log.Warn("denied flows will not be told: the kernel has no nfnetlink_log", "err", err)
+			e.kernel.mute = true
+			err = e.kernel.replace(e.compiler.Rules(), hook)
+		}
+		if err != nil {
+			e.kernel.mute = false // it was not that
 			return err
 		}
 	}

@@ -23,10 +23,16 @@ import (
 const prefix = netdev.PolicyPrefix
 
 // kernel is the nftables of one network namespace.
-type kernel struct{ ns netns.NsHandle }
+type kernel struct {
+	ns   netns.NsHandle
+	mute bool // without the rules that log, for which the kernel may lack a module
+}
 
 // transaction is one change of nftables.
-type transaction struct{ *nftables.Conn }
+type transaction struct {
+	*nftables.Conn
+	mute bool
+}
 
 // bufferSize is for what a transaction sends and for the answers that wait while
 // it is being sent, in bytes. Only what is used costs anything.
@@ -40,7 +46,7 @@ func (k kernel) begin() (transaction, error) {
 	if err != nil {
 		return transaction{}, fmt.Errorf("open nftables: %w", err)
 	}
-	return transaction{c}, nil
+	return transaction{c, k.mute}, nil
 }
 
 // apply makes one change; hooked tells whether the chains on the hooks are there
@@ -123,7 +129,9 @@ func (t transaction) change(c rules.Change) error {
 	}
 	for _, ch := range c.Chains {
 		for _, r := range ch.Rules {
-			t.addRule(inetTable, ch.Name, compile(r), tag(r.String()+" # "+r.Comment))
+			if r.Action != rules.Log || !t.mute {
+				t.addRule(inetTable, ch.Name, compile(r), tag(r.String()+" # "+r.Comment))
+			}
 		}
 	}
 	for _, e := range c.Edits {
@@ -341,7 +349,7 @@ func (k kernel) differs(r *rules.Rules, hook bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	want := wantedTags(r, hook)
+	want := k.wantedTags(r, hook)
 	if len(chains) != len(want) {
 		return fmt.Sprintf("%d chains instead of %d", len(chains), len(want)), nil
 	}
@@ -365,12 +373,14 @@ func (k kernel) differs(r *rules.Rules, hook bool) (string, error) {
 }
 
 // wantedTags returns the tags of each chain's rules, in order.
-func wantedTags(r *rules.Rules, hook bool) map[string][]string {
+func (k kernel) wantedTags(r *rules.Rules, hook bool) map[string][]string {
 	want := make(map[string][]string)
 	for name, ch := range r.Chains {
 		want[name] = nil // a chain without rules is there too
 		for _, rule := range ch.Rules {
-			want[name] = append(want[name], tag(rule.String()+" # "+rule.Comment))
+			if rule.Action != rules.Log || !k.mute {
+				want[name] = append(want[name], tag(rule.String()+" # "+rule.Comment))
+			}
 		}
 	}
 	if hook {

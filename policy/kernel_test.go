@@ -229,7 +229,7 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := policytest.Random{Rand: rand.New(rand.NewPCG(seed, 0))}
 	c := rules.New(model.Load(r.Snapshot(pods, 6)))
-	k := kernel{w.ns}
+	k := kernel{ns: w.ns, mute: seed%2 == 0}
 	hooked := false
 	id, mark := uint32(1), uint32(1)
 	w.settle(t, mark) // and the bridge knows whose ports are whose
@@ -326,5 +326,5 @@ func (kernel) generationAt(path string) (uint32, error) {
 		return 0, err
 	}
 	defer ns.Close()
-	return kernel{ns}.generation()
+	return kernel{ns: ns}.generation()
 }
