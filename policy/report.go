@@ -41,8 +41,11 @@ func newReporter(log *slog.Logger, m *metrics) *reporter {
 // report counts a denied flow and writes a line about it, unless it has done so
 // already.
 func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
-	if now.Sub(r.turned) > sameFlowFor || len(r.recent) >= flowsKept {
+	if since := now.Sub(r.turned); since > sameFlowFor || len(r.recent) >= flowsKept {
 		r.older, r.recent, r.turned = r.recent, make(map[denial]bool), now
+		if since > 2*sameFlowFor {
+			r.older = nil
+		}
 	}
 	if r.recent[d] || r.older[d] {
 		return
