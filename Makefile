@@ -4,6 +4,7 @@
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
 # make bench    measures the mesh against other overlays and the bare underlay
+# make bench-policy  measures network policies at the size of a large cluster
 # make bench-dns  measures service discovery against CoreDNS
 # make fuzz     runs each fuzz test for FUZZTIME
 # make site     builds the documentation to site/public
@@ -18,7 +19,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm build check generate fuzz bench bench-dns rivals demo site clean race-deps
+.PHONY: test test-vm build check generate fuzz bench bench-dns bench-policy rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -79,6 +80,9 @@ rivals:
 
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals
+
+bench-policy:
+	$(SUDO) $(GO) test -run '^$$' -bench . ./policy/...
 
 # CoreDNS is in a module of its own, as its build takes ten minutes.
 bench-dns: build
