@@ -45,7 +45,7 @@ test: race-deps
 # or those of PKG that RUN matches.
 KERNEL ?= cloud-amd64
 RUN    ?= .
-LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide|Demo
+LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide
 IN_VM   = vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
 	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm"
 
