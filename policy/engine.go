@@ -61,6 +61,7 @@ type Engine struct {
 	// Run's goroutine only
 	compiler  *rules.Compiler
 	reporter  *reporter
+	synced    bool // the compiler knows the whole cluster
 	following bool // the kernel has had the compiler's rules
 	hooked    bool // and the chains on the hooks
 	broken    bool // a transaction failed: the kernel's rules are not known
