@@ -136,6 +136,9 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 	}
 	f := r.fast
 	show := fastStatus{up: l.Up(), sealed: l.Sealed(), reason: l.Reason(now), rtt: l.RTT()}
+	if l.clash && l.Sealed() && !show.up {
+		show.reason = "the peer says it has the tunnel key of another peer"
+	}
 	if show.up {
 		show.mtu = r.cfg.MTU
 		show.reason = f.whyNotExpress(l)
@@ -209,6 +212,9 @@ func (r *Router) planFast() {
 	add := func(l *fastLink) {
 		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Remote()) || f.cfg.Off || f.why != "" {
 			return
+		}
+		if l.Sealed() && (l.clash || l.hop.Ifindex != f.tunnel.Index() || !r.hasID(l)) {
+			return // it would leave in clear, or to another
 		}
 		hops[l.peer] = fast.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,

@@ -50,8 +50,7 @@ type fastpath struct {
 	dp        *fastdp.Datapath  // nil: the kernel refused, why says what
 	why       string            // there is no fast datapath
 	noExpress string            // no frame may pass by the bridge, whatever judged says
-	tunnel    *wireguard.Device // nil: there is none, noTunnel says why
-	noTunnel  string
+	tunnel    *wireguard.Device // nil: there is none; control goroutine only
 	watch     *netdev.Watch
 	tap       tap.Writer
 	echoes    chan echo         // from lanes
@@ -61,19 +60,21 @@ type fastpath struct {
 	links map[peer.Name]*fastLink
 	// away are links whose sessions ended while their kernels still echoed: the
 	// peer's router is being restarted, and what goes by the kernel goes on.
-	away       map[peer.Name]*fastLink
-	adopted    fast.Tables          // what was there at the start and is not confirmed yet
-	have       fast.Tables          // in the kernel
-	names      map[uint16]peer.Name // by short id, as in the kernel
-	self       uint16               // own short id
-	veths      map[ethernet.MAC]int // of stations of this host, by the host's end
-	containers map[int]bool         // whose veths have a program
-	underlays  map[int]bool         // likewise
-	wrongSums  map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
-	judged     string               // why express is off, "" if it is not
-	began      time.Time
-	dirty      bool // tables are to be planned anew
-	resync     bool // stations are to be compared with the kernel's
+	away        map[peer.Name]*fastLink
+	adopted     fast.Tables          // what was there at the start and is not confirmed yet
+	have        fast.Tables          // in the kernel
+	names       map[uint16]peer.Name // by short id, as in the kernel
+	self        uint16               // own short id
+	veths       map[ethernet.MAC]int // of stations of this host, by the host's end
+	containers  map[int]bool         // whose veths have a program
+	underlays   map[int]bool         // likewise
+	wrongSums   map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
+	judged      string               // why express is off, "" if it is not
+	noTunnel    string               // why there is no tunnel that works, "" if there is one or none is wanted
+	tunnelFault string               // what its neighbours could not be made, as it was logged last
+	began       time.Time
+	dirty       bool // tables are to be planned anew
+	resync      bool // stations are to be compared with the kernel's
 
 	// Guards closed. Whoever is not the control goroutine holds it while it reads
 	// from dp.
@@ -94,6 +95,7 @@ type fastLink struct {
 	id     uint16   // short id of the peer when it was last known
 	hop    netdev.Hop
 	tunnel wireguard.Peer // what the tunnel is to have for it when it was last looked; zero for nothing
+	clash  bool           // it says it has the tunnel key of another
 	gone   time.Time      // when the session ended; zero while it lives
 }
 
@@ -141,6 +143,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 			f.close()
 			return nil, err
 		}
+		r.removeTunnel(f)
 		if _, err := watch.Guard(0); err != nil {
 			r.log.Warn("rules for a fast datapath that is not there", "err", err)
 		}
@@ -151,7 +154,9 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		err = fmt.Errorf("keep containers from UDP %d: %w", f.cfg.Port, err)
 		f.why = err.Error()
 		r.log.Warn("no fast datapath", "err", err)
-		return f, fastdp.Remove(o)
+		err := fastdp.Remove(o)
+		r.removeTunnel(f)
+		return f, err
 	}
 	if f.cfg.NoExpress {
 		f.noExpress = "switched off by --no-express"
@@ -162,6 +167,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	if err != nil {
 		f.dp, f.why = nil, err.Error()
 		r.log.Warn("no fast datapath", "err", err)
+		r.removeTunnel(f)
 		return f, nil
 	}
 	if err := f.dp.Fast(); err != nil {
@@ -176,6 +182,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		f.close()
 		return nil, fmt.Errorf("take over the fast datapath of an earlier router: %w", err)
 	}
+	r.removeTunnel(f)
 	return f, nil
 }
 
@@ -229,12 +236,12 @@ func (f *fastpath) offer(a netip.Addr) fast.Offer {
 		return refuse(wire.FastOff, "switched off by --no-fastdp")
 	case f.why != "":
 		return refuse(wire.FastNoKernel, f.why)
-	case f.tunnel == nil && !f.trusts(a):
+	case !f.sealing() && !f.trusts(a):
 		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, %s, and %s is in none of --trusted-subnets", f.noTunnel, a))
 	case f.self == 0:
 		return refuse(wire.FastNoID, "there are more peers than short ids, or one is being chosen")
 	}
-	if f.tunnel != nil {
+	if f.sealing() {
 		o.Tunnel = wire.Tunnel{Port: uint16(f.cfg.TunnelPort), Key: f.tunnel.Key()}
 	}
 	if !f.trusts(a) {
@@ -284,7 +291,12 @@ func (r *Router) watchRules(ctx context.Context) {
 			r.log.Warn("others removed the rules that guard the fast datapath's port", "port", f.cfg.Port)
 		}
 		judged := f.watch.Judged()
-		r.do(func() { r.setJudged(judged) })
+		r.do(func() {
+			r.setJudged(judged)
+			if f.noTunnel != "" {
+				r.mendTunnel() // it may be possible now
+			}
+		})
 	}
 }
 
@@ -304,6 +316,7 @@ func (r *Router) setJudged(judged string) {
 // refreshFast looks at interfaces and routes again.
 func (r *Router) refreshFast() {
 	f := r.fast
+	r.mendTunnel()
 	ports, err := f.watch.Containers(r.cfg.Bridge, netdev.PortName)
 	if err != nil {
 		r.log.Warn("containers' interfaces", "err", err)
