@@ -306,7 +306,7 @@ func (r *Router) attachUnderlays(want map[int]bool) {
 }
 
 // adopt reads what an earlier process left in the kernel. What may not be sent in
-// clear any more ends at once.
+// clear any more ends at once, and so does what may not be taken in clear.
 func (f *fastpath) adopt() error {
 	f.have = fast.Tables{Peers: make(map[uint16]fast.Peer), Remotes: make(map[netip.Addr]fast.Remote)}
 	var refused []uint16
@@ -330,10 +330,18 @@ func (f *fastpath) adopt() error {
 	if err != nil {
 		return err
 	}
+	var strangers []netip.Addr
 	err = f.dp.Remotes(func(a netip.Addr, e fastdp.Remote) bool {
-		f.have.Remotes[a] = fast.Remote{Peer: e.Peer, Local: fastdp.ToAddr(e.Local)}
+		if f.cfg.Off || !f.allowed(a) {
+			strangers = append(strangers, a)
+		} else {
+			f.have.Remotes[a] = fast.Remote{Peer: e.Peer, Local: fastdp.ToAddr(e.Local)}
+		}
 		return true
 	})
+	for _, a := range strangers {
+		err = errors.Join(err, f.dp.DeleteRemote(a))
+	}
 	for _, i := range f.dp.Underlays() {
 		f.underlays[i] = true
 	}

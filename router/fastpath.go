@@ -50,7 +50,7 @@ type fastpath struct {
 	dp        *fastdp.Datapath  // nil: the kernel refused, why says what
 	why       string            // there is no fast datapath
 	noExpress string            // no frame may pass by the bridge, whatever judged says
-	tunnel    *wireguard.Device // nil: there is none; control goroutine only
+	tunnel    *wireguard.Device // nil: there is none
 	watch     *netdev.Watch
 	tap       tap.Writer
 	echoes    chan echo         // from lanes
@@ -144,12 +144,12 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 			return nil, err
 		}
 		r.removeTunnel(f)
-		if _, err := watch.Guard(0); err != nil {
+		if _, err := watch.Guard(0, netip.Prefix{}); err != nil {
 			r.log.Warn("rules for a fast datapath that is not there", "err", err)
 		}
 		return f, nil
 	}
-	if _, err := watch.Guard(uint16(f.cfg.Port)); err != nil {
+	if _, err := f.guard(); err != nil {
 		// Containers could send frames as this host.
 		err = fmt.Errorf("keep containers from UDP %d: %w", f.cfg.Port, err)
 		f.why = err.Error()
@@ -284,7 +284,7 @@ func (r *Router) watchRules(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		switch again, err := f.watch.Guard(uint16(f.cfg.Port)); {
+		switch again, err := f.guard(); {
 		case err != nil:
 			r.log.Warn("guard the fast datapath's port", "port", f.cfg.Port, "err", err)
 		case again:
@@ -298,6 +298,15 @@ func (r *Router) watchRules(ctx context.Context) {
 			}
 		})
 	}
+}
+
+// guard writes the rules that guard the port, if they are not there.
+func (f *fastpath) guard() (again bool, err error) {
+	var sealed netip.Prefix
+	if f.tunnel != nil {
+		sealed = fast.TunnelPrefix
+	}
+	return f.watch.Guard(uint16(f.cfg.Port), sealed)
 }
 
 // setJudged takes in what judges bridged frames, "" if nothing does.
@@ -392,6 +401,9 @@ func (r *Router) tickFast(now time.Time) {
 			}
 		}
 	}
+	if len(f.adopted.Peers)+len(f.adopted.Remotes) > 0 && now.Sub(f.began) >= adoptStay {
+		f.dirty = true // what nobody has confirmed goes, also where nothing else happens
+	}
 	if f.missed.Swap(false) {
 		f.resync = true
 	}
@@ -406,6 +418,9 @@ func (r *Router) tickFast(now time.Time) {
 func (f *fastpath) next() (next time.Time) {
 	if f == nil {
 		return next
+	}
+	if len(f.adopted.Peers)+len(f.adopted.Remotes) > 0 {
+		next = f.began.Add(adoptStay)
 	}
 	for _, set := range []map[peer.Name]*fastLink{f.links, f.away} {
 		for _, l := range set {
