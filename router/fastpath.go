@@ -322,9 +322,27 @@ func (r *Router) setJudged(judged string) {
 	}
 }
 
+// mendFast brings back what others removed of the kernel's part.
+func (r *Router) mendFast() {
+	f := r.fast
+	mended, err := f.dp.Mend()
+	switch {
+	case err != nil:
+		r.log.Warn("others changed the fast datapath", "err", err)
+	case mended:
+		r.log.Warn("others changed the fast datapath, it is as it was again", "interface", netdev.VXLANName)
+		if len(f.wrongSums) > 0 {
+			if err := f.dp.SumInSoftware(true); err != nil {
+				r.log.Warn("make checksums in software", "err", err)
+			}
+		}
+	}
+}
+
 // refreshFast looks at interfaces and routes again.
 func (r *Router) refreshFast() {
 	f := r.fast
+	r.mendFast()
 	r.mendTunnel()
 	ports, err := f.watch.Containers(r.cfg.Bridge, netdev.PortName)
 	if err != nil {
