@@ -51,6 +51,9 @@ type Config struct {
 	// datapath cross the bridge.
 	NoFastdp, NoExpress bool
 	NoExpressTo         []netip.Prefix // peers there have no express path
+	// NoMasqLocal shows containers the address of clients whose packets this host
+	// has translated to them.
+	NoMasqLocal bool
 	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
 

@@ -166,6 +166,7 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.names = parts.Names
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
+	d.exposures.keepClients = d.config.NoMasqLocal
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {

@@ -1,0 +1,211 @@
+package machine
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+const (
+	bedBridge = "bed0"
+	// prefix begins the names of what beds make where all can see it.
+	prefix = "weft-bed-"
+)
+
+// Bed is a set of machines on one bridge. Its methods are for one goroutine at
+// a time.
+type Bed struct {
+	id       string // random: beds of several programs do not meet
+	dir      string
+	machines []*Machine
+	janitor  *exec.Cmd
+	alive    io.Closer // the janitor's standard input
+}
+
+// New makes a bed without machines. Its files are in the folder for temporary
+// files, which must not be an overlay, as the engine makes its own there.
+func New() (b *Bed, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("make machines: needs the rights of root")
+	}
+	var random [4]byte
+	_, _ = rand.Read(random[:]) // never fails, by its documentation
+	b = &Bed{id: hex.EncodeToString(random[:])}
+	if b.dir, err = os.MkdirTemp("", prefix+b.id+"-"); err != nil {
+		return nil, fmt.Errorf("make machines: %w", err)
+	}
+	if err := b.startJanitor(); err != nil {
+		return nil, errors.Join(fmt.Errorf("make machines: start the janitor: %w", err), os.RemoveAll(b.dir))
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.Close())
+		}
+	}()
+	if err := netdev.NewNS(b.netns()); err != nil {
+		return nil, err
+	}
+	err = netdev.Do(netdev.NSByName(b.netns()), func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = bedBridge
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("add bridge %s: %w", bedBridge, err)
+		}
+		return setUp(bedBridge, "lo")
+	})
+	return b, err
+}
+
+func (b *Bed) netns() string { return prefix + b.id }
+
+// Dir is a folder that goes with the bed and that no machine hides.
+func (b *Bed) Dir() string { return b.dir }
+
+// addr is the address of the machine with a number from 1.
+func addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 99, 0, byte(10 + n)}) }
+
+func setUp(names ...string) error {
+	for _, name := range names {
+		l, err := netlink.LinkByName(name)
+		if err == nil {
+			err = netlink.LinkSetUp(l)
+		}
+		if err != nil {
+			return fmt.Errorf("set %s up: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Close ends all machines and removes everything that the bed made.
+func (b *Bed) Close() error {
+	var errs []error
+	for _, m := range b.machines {
+		errs = append(errs, m.PowerOff())
+	}
+	b.alive.Close()
+	if err := b.janitor.Wait(); err != nil {
+		errs = append(errs, fmt.Errorf("clean bed %s up: %w", b.id, err))
+	}
+	return errors.Join(errs...)
+}
+
+// startJanitor starts the process that cleans up once this one has ended or
+// has closed the bed. It has a session of its own, so that what interrupts or
+// kills this program's does not reach it.
+func (b *Bed) startJanitor() error {
+	b.janitor = exec.Command("/proc/self/exe", b.id, b.dir)
+	b.janitor.Env = append(os.Environ(), roleVar+"="+roleJanitor)
+	b.janitor.Stderr = os.Stderr
+	b.janitor.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	in, err := b.janitor.StdinPipe()
+	if err != nil {
+		return err
+	}
+	b.alive = in
+	return b.janitor.Start()
+}
+
+// tidyPatience bounds how long the janitor tries: processes that were killed
+// take a moment to leave cgroups and mounts.
+const tidyPatience = 30 * time.Second
+
+// tidy removes what a bed has made, once its machines are dead.
+func tidy(id, dir string) error {
+	for deadline := time.Now().Add(tidyPatience); ; time.Sleep(50 * time.Millisecond) {
+		err := errors.Join(netdev.DeleteNS(prefix+id), removeCgroups(prefix+id))
+		if err == nil {
+			err = os.RemoveAll(dir) // at last: a folder that is gone says that all is
+		}
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// cgroups lists the folders where a cgroup hierarchy that can hold processes
+// is mounted: one of version 2, or some of version 1.
+func cgroups() ([]string, error) {
+	const root = "/sys/fs/cgroup"
+	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err == nil {
+		return []string{root}, nil
+	}
+	found, err := filepath.Glob(filepath.Join(root, "*", "cgroup.procs"))
+	if err == nil && len(found) == 0 {
+		err = fmt.Errorf("no cgroups are mounted in %s", root)
+	}
+	for i, f := range found {
+		found[i] = filepath.Dir(f)
+	}
+	return found, err
+}
+
+func removeCgroups(name string) error {
+	roots, err := cgroups()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, root := range roots {
+		errs = append(errs, removeCgroup(filepath.Join(root, name)))
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroup removes a cgroup and those below it. Files in it are the
+// kernel's and go by themselves.
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		if e.IsDir() {
+			errs = append(errs, removeCgroup(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// makeCgroup makes a cgroup NAME/SUB in a hierarchy, ready for processes.
+func makeCgroup(root, path string) error {
+	dir := root
+	for part := range strings.SplitSeq(path, "/") {
+		above := dir
+		dir = filepath.Join(dir, part)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		// A cpuset takes no process before it has processors and memory.
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+			have, err := os.ReadFile(filepath.Join(dir, f))
+			if err != nil || len(strings.TrimSpace(string(have))) > 0 {
+				continue
+			}
+			if have, err = os.ReadFile(filepath.Join(above, f)); err != nil || len(have) == 0 {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, f), have, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package machine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A program that makes machines is also their first process and the janitor;
+// the variable tells which.
+const (
+	roleVar     = "WEFT_MACHINE_ROLE"
+	roleJanitor = "janitor"
+	roleOuter   = "outer" // joins the cgroups, then makes the namespaces
+	roleInner   = "inner" // the first process inside
+)
+
+// readyFD is where a machine's processes tell how far they are, in whichever
+// order: outer the number of the first process as it sees it, that readyWord.
+const (
+	readyFD   = 3
+	readyWord = "up"
+)
+
+// Main returns at once in an ordinary process. In one that a bed started it
+// plays its role and exits.
+func Main() {
+	role := os.Getenv(roleVar)
+	if role == "" {
+		return
+	}
+	os.Unsetenv(roleVar)
+	var err error
+	switch args := os.Args[1:]; role {
+	case roleJanitor:
+		io.Copy(io.Discard, os.Stdin) // until the program that made the bed has ended
+		err = tidy(args[0], args[1])
+	case roleOuter:
+		err = outer(args)
+	case roleInner:
+		err = inner(args[0], args[1])
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "machine %s: %v\n", role, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func outer(args []string) error {
+	runtime.LockOSThread() // the child is killed when this thread ends
+	roots, err := cgroups()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		procs := filepath.Join(root, args[2], "cgroup.procs")
+		if err := os.WriteFile(procs, []byte("0"), 0o644); err != nil {
+			return err
+		}
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), roleVar+"="+roleInner)
+	cmd.Stderr = os.Stderr
+	ready := os.NewFile(readyFD, "ready")
+	defer ready.Close()
+	cmd.ExtraFiles = []*os.File{ready}
+	cmd.SysProcAttr = &unix.SysProcAttr{
+		Pdeathsig: unix.SIGKILL,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWPID |
+			unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP,
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	fmt.Fprintln(ready, cmd.Process.Pid)
+	ready.Close() // so that the reader sees the end of both of us
+	cmd.Wait()    // it is killed
+	return nil
+}
+
+// inner makes the machine's view of files, then collects processes that lost
+// their parents until it is killed.
+func inner(dir, name string) error {
+	if err := furnish(filepath.Join(dir, name), name); err != nil {
+		return err
+	}
+	ready := os.NewFile(readyFD, "ready")
+	fmt.Fprintln(ready, readyWord)
+	ready.Close()
+	for {
+		var status unix.WaitStatus
+		if _, err := unix.Wait4(-1, &status, 0, nil); errors.Is(err, unix.ECHILD) {
+			time.Sleep(20 * time.Millisecond) // until there is a child to wait for
+		}
+	}
+}
+
+// mount is one mount of a machine.
+type mount struct {
+	what, where, kind string
+	flags             uintptr
+	data              string
+}
+
+func furnish(dir, name string) error {
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("set the hostname: %w", err)
+	}
+	hierarchies, err := cgroups()
+	if err != nil {
+		return err
+	}
+	v2 := slices.Contains(hierarchies, "/sys/fs/cgroup")
+	// The host's cgroups would stay visible under a new /sys, and runc takes the
+	// first that it finds.
+	if err := mountAll(
+		mount{"", "/", "", unix.MS_PRIVATE | unix.MS_REC, ""},
+		mount{"proc", "/proc", "proc", 0, ""},
+	); err != nil {
+		return err
+	}
+	if err := unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the host's cgroups: %w", err)
+	}
+	if err := unix.Unmount("/sys", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the host's /sys: %w", err)
+	}
+	if err := mountAll(mount{"sysfs", "/sys", "sysfs", 0, ""}); err != nil {
+		return err
+	}
+	if v2 {
+		err = cgroup2()
+	} else {
+		err = cgroup1(hierarchies)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(mountAll(
+		mount{"bpf", "/sys/fs/bpf", "bpf", 0, ""},
+		mount{"tmpfs", "/run", "tmpfs", 0, "mode=755"},
+		mount{"overlay", "/etc", "overlay", 0, overlay("/etc", filepath.Join(dir, "etc"))},
+		mount{"overlay", "/opt", "overlay", 0, overlay("/opt", filepath.Join(dir, "opt"))},
+		mount{filepath.Join(dir, "var"), "/var", "", unix.MS_BIND, ""},
+		mount{"tmpfs", "/dev/shm", "tmpfs", 0, ""},
+		mount{"", "/", "", unix.MS_SHARED | unix.MS_REC, ""}, // as systemd has it, and dockerd wants it
+	), files(name))
+}
+
+func overlay(lower, upper string) string {
+	return fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s-work", lower, upper, upper)
+}
+
+func mountAll(list ...mount) error {
+	for _, m := range list {
+		if err := unix.Mount(m.what, m.where, m.kind, m.flags, m.data); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", m.kind, m.where, err)
+		}
+	}
+	return nil
+}
+
+// cgroup1 mounts each hierarchy again, now with the machine's cgroup as root.
+func cgroup1(hierarchies []string) error {
+	const root = "/sys/fs/cgroup"
+	if err := mountAll(mount{"tmpfs", root, "tmpfs", 0, "mode=755"}); err != nil {
+		return err
+	}
+	for _, h := range hierarchies {
+		m := mount{"cgroup", h, "cgroup", 0, filepath.Base(h)}
+		switch filepath.Base(h) {
+		case "unified":
+			m.what, m.kind, m.data = "cgroup2", "cgroup2", ""
+		case "systemd":
+			m.data = "none,name=systemd"
+		}
+		if err := os.Mkdir(h, 0o755); err != nil {
+			return err
+		}
+		if err := mountAll(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cgroup2 mounts the hierarchy again and hands all controllers down, which a
+// cgroup with processes of its own may not.
+func cgroup2() error {
+	const root = "/sys/fs/cgroup"
+	if err := mountAll(mount{"cgroup2", root, "cgroup2", 0, ""}); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(root, "init"), 0o755); err != nil {
+		return err
+	}
+	procs, err := os.ReadFile(filepath.Join(root, "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	for _, pid := range strings.Fields(string(procs)) {
+		if err := os.WriteFile(filepath.Join(root, "init", "cgroup.procs"), []byte(pid), 0o644); err != nil {
+			return err
+		}
+	}
+	controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for _, c := range bytes.Fields(controllers) {
+		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), append([]byte("+"), c...), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// files writes what tells machines apart. Without a name server an image that
+// is not there fails at once, and nothing leaves the machine.
+func files(name string) error {
+	var errs []error
+	for _, d := range []string{"/run/lock", "/run/netns"} {
+		errs = append(errs, os.MkdirAll(d, 0o755))
+	}
+	for path, text := range map[string]string{
+		"/etc/hostname":                          name + "\n",
+		"/etc/hosts":                             "127.0.0.1 localhost " + name + "\n",
+		"/proc/sys/net/ipv4/ip_forward":          "1\n",
+		"/proc/sys/net/ipv6/conf/all/forwarding": "1\n",
+	} {
+		errs = append(errs, os.WriteFile(path, []byte(text), 0o644))
+	}
+	// It may be a link to a file of another's.
+	errs = append(errs, os.RemoveAll("/etc/resolv.conf"), os.WriteFile("/etc/resolv.conf", nil, 0o644))
+	return errors.Join(errs...)
+}

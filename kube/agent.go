@@ -1,0 +1,286 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+const (
+	// HealthAddr is where the probes of the kubelet are answered.
+	HealthAddr = "127.0.0.1:6781"
+	// configMapName is the ConfigMap with the members.
+	configMapName = "weft-peers"
+	// lookEvery is how often everything is compared when nothing happened, and
+	// retryEvery when something failed or is waited for.
+	lookEvery  = 10 * time.Second
+	retryEvery = 2 * time.Second
+	// callPatience bounds a call of the API server or the router.
+	callPatience = 10 * time.Second
+)
+
+// Agent follows the API server for the router of one Node.
+type Agent struct {
+	Settings *Settings
+	Client   kubernetes.Interface
+	Router   Router
+	Plugin   *Plugin
+	Policies Policies // nil: none are enforced
+	Log      *slog.Logger
+	// Health is where probes are answered, empty for nowhere.
+	Health string
+	// Recorded is told the UID of this Node, before the router is known by it.
+	Recorded func(uid string) error
+
+	health  health
+	nodes   corelisters.NodeLister
+	members corelisters.ConfigMapNamespaceLister
+	wake    chan struct{} // something has changed
+	told    []string      // targets that the router has, nil: not known
+	exposed bool
+	logged  map[string]string // what is wrong, by step, so that it is said once
+}
+
+// Run follows until ctx ends.
+func (a *Agent) Run(ctx context.Context) error {
+	a.health.router, a.wake, a.logged = a.Router, make(chan struct{}, 1), make(map[string]string)
+	a.health.wait("the router is starting")
+	g, ctx := errgroup.WithContext(ctx)
+	if a.Health != "" {
+		g.Go(func() error { return a.health.serve(ctx, a.Health) })
+	}
+	all := informers.NewSharedInformerFactory(a.Client, 0)
+	own := informers.NewSharedInformerFactoryWithOptions(a.Client, 0, informers.WithNamespace(a.Settings.Namespace),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", configMapName).String()
+		}))
+	a.nodes = all.Core().V1().Nodes().Lister()
+	a.members = own.Core().V1().ConfigMaps().Lister().ConfigMaps(a.Settings.Namespace)
+	for _, i := range []cache.SharedIndexInformer{all.Core().V1().Nodes().Informer(), own.Core().V1().ConfigMaps().Informer()} {
+		if _, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { a.changed() }, UpdateFunc: func(_, _ any) { a.changed() }, DeleteFunc: func(any) { a.changed() },
+		}); err != nil {
+			return fmt.Errorf("watch Nodes: %w", err)
+		}
+	}
+	all.Start(ctx.Done())
+	own.Start(ctx.Done())
+	if a.Policies != nil {
+		g.Go(func() error { return a.Policies.Run(ctx) })
+		g.Go(func() error { return feed(ctx, all, a.Policies) })
+	}
+	g.Go(func() error {
+		all.WaitForCacheSync(ctx.Done())
+		own.WaitForCacheSync(ctx.Done())
+		reclaim := make(chan struct{}, 1)
+		g.Go(func() error { a.reclaimLoop(ctx, reclaim); return nil })
+		a.loop(ctx, reclaim)
+		return nil
+	})
+	return g.Wait()
+}
+
+// changed has everything be looked at again soon.
+func (a *Agent) changed() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (a *Agent) loop(ctx context.Context, reclaim chan<- struct{}) {
+	for ctx.Err() == nil {
+		again := lookEvery
+		if !a.step(ctx) {
+			again = retryEvery
+		}
+		select {
+		case reclaim <- struct{}{}:
+		default:
+		}
+		select {
+		case <-ctx.Done():
+		case <-a.wake:
+		case <-time.After(again):
+		}
+	}
+}
+
+// step brings everything in line and tells whether it all is.
+func (a *Agent) step(ctx context.Context) bool {
+	for _, s := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"connect the router to the Nodes", a.connect},
+		{"say which peer is on this Node", a.enrol},
+		{"have the router give addresses", a.prime},
+		{"install the CNI plugin", a.install},
+		{"mark the network of the Node as available", a.mark},
+	} {
+		if err := s.do(ctx); err != nil {
+			if ctx.Err() == nil {
+				a.complain(s.name, err)
+				a.health.wait(s.name + ": " + err.Error())
+			}
+			return false
+		}
+		a.complain(s.name, nil)
+	}
+	if a.health.wait("") {
+		a.Log.Info("pods have a network on this Node")
+	}
+	return true
+}
+
+// complain logs what is wrong once, and once that it no longer is.
+func (a *Agent) complain(what string, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if a.logged[what] == text {
+		return
+	}
+	a.logged[what] = text
+	if err != nil {
+		a.Log.Warn("not done yet", "what", what, "err", err)
+	} else {
+		a.Log.Info("done", "what", what)
+	}
+}
+
+func (a *Agent) allNodes() ([]*corev1.Node, error) { return a.nodes.List(labels.Everything()) }
+
+// connect has the router's targets be the Nodes' addresses.
+func (a *Agent) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	if r, err := a.Router.Ready(ctx); err != nil || !r.Ready {
+		a.told = nil
+		return errors.Join(errors.New("the router is starting"), err)
+	}
+	if a.Settings.Peers != nil {
+		return nil
+	}
+	nodes, err := a.allNodes()
+	if err != nil {
+		return err
+	}
+	want := Targets(a.Settings.NodeName, nodes)
+	if a.told != nil && slices.Equal(a.told, want) {
+		return nil
+	}
+	if err := a.Router.Connect(ctx, api.PeersRequest{Peers: want, Replace: true}); err != nil {
+		return err
+	}
+	a.told = append([]string{}, want...)
+	return nil
+}
+
+// enrol writes this Node's line into the ConfigMap.
+func (a *Agent) enrol(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	self, err := a.self(ctx)
+	if err != nil {
+		return err
+	}
+	if a.Recorded != nil {
+		if err := a.Recorded(self.node.uid); err != nil {
+			return err
+		}
+	}
+	m, err := a.members.Get(configMapName)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err == nil && m.Data[self.key()] == self.value() {
+		return nil
+	}
+	return a.patchMembers(ctx, map[string]any{"data": map[string]string{self.key(): self.value()}})
+}
+
+// self is this Node's line.
+func (a *Agent) self(ctx context.Context) (member, error) {
+	n, err := a.nodes.Get(a.Settings.NodeName)
+	if err != nil {
+		return member{}, err
+	}
+	r, err := a.Router.Ready(ctx)
+	if err != nil {
+		return member{}, err
+	}
+	p, err := peer.ParseName(r.Name)
+	return member{p, idOf(n)}, err
+}
+
+// prime waits until the router can give addresses, and gives the Node some.
+func (a *Agent) prime(ctx context.Context) error {
+	if a.exposed {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	if err := a.Router.Prime(ctx); err != nil {
+		return errors.Join(err, a.whyNoAddresses())
+	}
+	r, err := a.Router.Report(ctx)
+	if err != nil {
+		return err
+	}
+	var want []api.Address
+	for _, u := range []*api.IPAM{r.IPAM, r.IPAM6} {
+		if u != nil {
+			want = append(want, api.Address{Kind: api.FromSubnet, Prefix: u.DefaultSubnet})
+		}
+	}
+	if len(want) == 0 {
+		return errors.New("the router has no range of addresses; see IPALLOC_RANGE")
+	}
+	if _, err := a.Router.Expose(ctx, api.ExposeRequest{Addresses: want}); err != nil {
+		return err
+	}
+	a.exposed = true
+	return nil
+}
+
+// whyNoAddresses returns what the router waits for, nil if it does not say.
+func (a *Agent) whyNoAddresses() error {
+	ctx, cancel := context.WithTimeout(context.Background(), callPatience)
+	defer cancel()
+	r, err := a.Router.Report(ctx)
+	if err != nil || r.IPAM == nil {
+		return err
+	}
+	return errors.New(r.IPAM.Status)
+}
+
+func (a *Agent) install(context.Context) error {
+	if a.Plugin == nil {
+		return nil
+	}
+	wrote, err := a.Plugin.Install()
+	if wrote {
+		a.Log.Info("the CNI plugin and its configuration are installed", "plugins", a.Plugin.BinDir, "configuration", a.Plugin.ConfDir)
+	}
+	return err
+}
