@@ -1,6 +1,8 @@
 # make          runs the tests
 # make build    makes bin/weft, one static program, and bin/weft-cni, the CNI plugin
 # make test-vm  runs tests on another kernel, in a virtual machine
+# make image    makes bin/weft-kube-ARCH.tar, the container image for Kubernetes
+# make test-kube  runs the tests with a real Kubernetes cluster, in machines of namespaces
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
 # make bench    measures the mesh against other overlays and the bare underlay
@@ -18,10 +20,18 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm build check generate fuzz bench bench-dns rivals demo site clean race-deps
+.PHONY: test test-vm test-kube build image check generate fuzz bench bench-dns rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
+
+# The image for each architecture, made without Docker and without a registry.
+IMAGE_ARCHS ?= amd64 arm64
+image:
+	for arch in $(IMAGE_ARCHS); do \
+	  CGO_ENABLED=0 GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$arch/ ./prog/weft-kube ./prog/weft-cni && \
+	  $(GO) run ./prog/weft-kube/image -arch $$arch -programs bin/$$arch -o bin/weft-kube-$$arch.tar || exit 1; \
+	done
 
 # The race detector needs a C compiler, and nothing else here does.
 race-deps:
@@ -37,6 +47,17 @@ PURE := $(addprefix github.com/weft-net/weft/,mesh/topology dns/names)
 test: race-deps
 	$(SUDO) $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -vxF $(PURE:%=-e %))
 	$(SUDO) $(GO) test $(PURE)
+
+# These tests fail, and are not skipped, where something is missing. The programs
+# of Kubernetes are built once, into a cache outside the clone: ten minutes.
+KUBE_TESTS := ./cmd/kubetest
+KUBE_RUN ?= .
+test-kube: IMAGE_ARCHS := $(shell $(GO) env GOARCH)
+test-kube: image
+	$(SUDO) .ci/kube-packages
+	programs=$$(GO=$(GO) .ci/kube-programs) && \
+	  $(SUDO) env KUBE_PROGRAMS=$$programs WEFT_KUBE_IMAGE=$(CURDIR)/bin/weft-kube-$(IMAGE_ARCHS).tar \
+	  $(GO) test -tags kube -timeout 60m -count=1 -v -run '$(value KUBE_RUN)' $(KUBE_TESTS)
 
 # The tests that ask something of the kernel, on Debian's instead of this machine's.
 # Those of SKIP need Go there too.
