@@ -29,7 +29,9 @@ const manifests = "../../prog/weft-kube"
 // kube is a cluster with weft in a test.
 type kube struct {
 	*cluster.Cluster
-	t *testing.T
+	t       *testing.T
+	program string           // of pods, for use outside of them
+	outside *machine.Machine // a server and client that is no Node
 }
 
 // newKube makes a cluster of two nodes and installs weft.
@@ -52,7 +54,7 @@ func newKube(t *testing.T, proxyMode string) *kube {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &kube{c, t}
+	k := &kube{Cluster: c, t: t, program: filepath.Join(dir, "pod")}
 	t.Cleanup(func() {
 		if t.Failed() {
 			k.keepLogs()
@@ -68,6 +70,14 @@ func newKube(t *testing.T, proxyMode string) *kube {
 	}
 	k.apply(filepath.Join(manifests, "weft.yaml"))
 	k.rollout()
+	if k.outside, err = c.Bed.Add("outside"); err != nil {
+		t.Fatal(err)
+	}
+	serve := k.outside.Command(context.Background(), k.program, "serve")
+	if err := serve.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go serve.Wait() // the machine ends it
 	return k
 }
 
@@ -154,21 +164,49 @@ func (k *kube) exec(pod string, command ...string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-// answers waits until a URL is answered, as asked from a pod, by a server and to a
-// client that the test accepts.
-func (k *kube) answers(from, url string, accept func(server, client string) bool) {
+// from is how to ask for a URL from somewhere.
+type from func(url string) (string, error)
+
+func (k *kube) fromPod(name string) from {
+	return func(url string) (string, error) { return k.exec(name, "pod", "get", url) }
+}
+
+func (k *kube) fromMachine(m *machine.Machine) from {
+	return func(url string) (string, error) {
+		ctx, cancel := context.WithTimeout(k.t.Context(), 30*time.Second)
+		defer cancel()
+		out, err := m.Run(ctx, k.program, "get", url)
+		return strings.TrimSpace(out), err
+	}
+}
+
+// answers waits until a URL is answered by a server, which sees a client that the
+// test wants; an empty client is any.
+func (k *kube) answers(what string, ask from, url, server, client string) {
 	k.t.Helper()
-	k.until(fmt.Sprintf("%s gets %s", from, url), func() error {
-		out, err := k.exec(from, "pod", "get", url)
+	k.until(what, func() error {
+		out, err := ask(url)
 		if err != nil {
 			return err
 		}
-		server, client, ok := strings.Cut(out, " ")
-		if !ok || !accept(server, client) {
-			return fmt.Errorf("answer %q", out)
+		by, to, _ := strings.Cut(out, " ")
+		if by != server || client != "" && to != client {
+			return fmt.Errorf("%s is answered by %s, which sees %s; want %s and %q", url, by, to, server, client)
 		}
 		return nil
 	})
+}
+
+// weft runs a command of weft on a node.
+func (k *kube) weft(node string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(k.t.Context(), 30*time.Second)
+	defer cancel()
+	pod, err := k.Kubectl(ctx, nil, "-n", "kube-system", "get", "pod", "-l", "app.kubernetes.io/name=weft",
+		"--field-selector", "spec.nodeName="+node, "-o", "jsonpath={.items[0].metadata.name}")
+	if err != nil {
+		return "", err
+	}
+	return k.Kubectl(ctx, nil, append([]string{"-n", "kube-system", "exec", pod, "--", "weft"}, args...)...)
 }
 
 // pod runs a server on a node and returns its address.
