@@ -161,8 +161,13 @@ func someReport() *api.Report {
 			},
 			Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 7}},
 		},
+		Docker: &api.Docker{
+			Host: "unix:///var/run/docker.sock", Containers: 2, DriverName: "weft", DriverSocket: "/run/docker/plugins/weft.sock",
+			ProxyAddresses: []string{"unix:///run/weft/docker.sock"},
+		},
 		Attachments: []api.Attachment{
 			{ID: api.Exposed, Interface: "weft", Addresses: onePrefix},
+			{ID: strings.Repeat("0123456789abcdef", 4), Name: "db", Netns: "/proc/42/ns/net", Interface: "ethwe", MAC: "02:11:22:33:44:66", Addresses: onePrefix},
 			{ID: "netns:4026532281", Netns: "/run/netns/web", Interface: "ethwe", MAC: "02:11:22:33:44:55", Addresses: onePrefix},
 		},
 		Warnings: []string{"something is not as it should be"},
@@ -237,7 +242,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"stop now", "reset now", "version now", "prime now", "doctor now", "doctor --port 0", "doctor --ipalloc-range x",
 		"status bogus", "status peers ipam", "report x", "report -f {{", "report -f {{.Bogus",
 		"connect", "connect a:b", "connect a/b", "forget", "rmpeer",
-		"attach", "attach 10.0.0.1/24", "attach web", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
+		"attach", "attach 10.0.0.1/24", "attach web db", "attach web 10.0.0.1/24", "attach web --add-host x", "attach --netns /x --without-dns", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
 		"attach --netns /x --pid 3", "attach --pid 0", "attach --pid x", "attach 10.0.0.5/24 ip:10.0.0.5/24 --netns /x",
 		"dns-add", "dns-add 10.0.0.1", "dns-add a b -h web", "dns-remove", "dns-remove 10.0.0.1", "dns-lookup", "dns-lookup a b", "expose -h",
 		"launch --dns-domain a..b", "launch --dns-ttl -1", "launch --dns-ttl x", "launch --dns-listen-address 10.0.0", "launch --dns-listen-address x:0",
@@ -253,6 +258,8 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
 		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1",
 		"launch --password short", "lab up --password short", "launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",
+		"launch --docker-api x", "launch --plugin-socket x", "launch --plugin=false --proxy", "launch -H x", "launch -H tcp://0.0.0.0:1", "launch -H tcp://0.0.0.0:1 --tls --tlscert c --tlskey k",
+		"launch --tls", "launch --tlsverify --tlscert c --tlskey k", "launch --hostname-match (", "env x", "config x",
 		"launch --accept-password-file " + empty, "launch --protocol-min 3 --protocol-max 2",
 		"lab up x", "lab up --hosts 0", "lab up --hosts 251", "lab up --topology ring", "lab up --underlay-mtu 10", "lab up --name A",
 		"lab up -- --mtu 10", "lab up -- --bogus", "lab down x", "lab down --name ''", "lab list x", "lab exec", "lab exec h1", "lab exec 1 -- true",
@@ -318,7 +325,7 @@ func TestViews(t *testing.T) {
 	socket := serve(t, &fakeBackend{report: someReport()})
 	var b strings.Builder
 	for _, line := range []string{
-		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web",
+		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web", "ps db", "ps 0123",
 		"report -f {{.Router.Name}}", "report -f {{json .Router.Targets}}", "report",
 	} {
 		args := strings.Fields(line)
@@ -350,6 +357,11 @@ func TestRequests(t *testing.T) {
 		{"attach --netns /run/netns/web", api.AttachRequest{Netns: "/run/netns/web"}, "10.32.0.1 10.32.0.2\n"},
 		{"attach net:default 10.1.0.5/24 --pid 42", api.AttachRequest{Netns: "/proc/42/ns/net", Addresses: []api.Address{parse("net:default"), parse("10.1.0.5/24")}}, "10.32.0.1 10.32.0.2\n"},
 		{"attach --netns /x net:fd00::/64", api.AttachRequest{Netns: "/x", Addresses: []api.Address{parse("net:fd00::/64")}}, "10.32.0.1 10.32.0.2\n"},
+		{"attach web", api.AttachRequest{Container: "web"}, "10.32.0.1 10.32.0.2\n"},
+		{"attach net:default 10.1.0.5/24 0123abcd", api.AttachRequest{Container: "0123abcd", Addresses: []api.Address{parse("net:default"), parse("10.1.0.5/24")}}, "10.32.0.1 10.32.0.2\n"},
+		{"attach --without-dns --rewrite-hosts --no-multicast-route --add-host a:10.0.0.1 --add-host b:fd00::1 web", api.AttachRequest{
+			Container: "web", WithoutDNS: true, RewriteHosts: true, NoMulticastRoute: true, AddHosts: []string{"a:10.0.0.1", "b:fd00::1"}}, "10.32.0.1 10.32.0.2\n"},
+		{"detach 10.1.0.5/24 web", api.AttachRequest{Container: "web", Addresses: []api.Address{parse("10.1.0.5/24")}}, "10.32.0.1\n"},
 		{"detach ip:10.1.0.5/24 --netns /x", api.AttachRequest{Netns: "/x", Addresses: []api.Address{parse("10.1.0.5/24")}}, "10.32.0.1\n"},
 		{"expose --without-masquerade net:10.1.0.0/24", api.ExposeRequest{Addresses: []api.Address{parse("net:10.1.0.0/24")}, WithoutMasquerade: true}, "10.32.0.1\n"},
 		{"expose", api.ExposeRequest{}, "10.32.0.1\n"},
@@ -394,7 +406,8 @@ func equal(a, b any) bool {
 	switch x := a.(type) {
 	case api.AttachRequest:
 		y, ok := b.(api.AttachRequest)
-		return ok && x.Netns == y.Netns && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)
+		return ok && x.Netns == y.Netns && x.Container == y.Container && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses) &&
+			x.NoMulticastRoute == y.NoMulticastRoute && x.WithoutDNS == y.WithoutDNS && x.RewriteHosts == y.RewriteHosts && slices.Equal(x.AddHosts, y.AddHosts)
 	case api.ExposeRequest:
 		y, ok := b.(api.ExposeRequest)
 		return ok && x.WithoutMasquerade == y.WithoutMasquerade && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)

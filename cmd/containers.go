@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/weft-net/weft/docker"
+	"github.com/weft-net/weft/docker/hosts"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -33,6 +35,22 @@ func (k *container) flags(fs *pflag.FlagSet) {
 	fs.IntVar(&k.pid, "pid", 0, "a process of the container")
 }
 
+// request says which container is meant, by the flags or else by the last of
+// the arguments, and which addresses.
+func (k *container) request(c *cobra.Command, args []string) (r api.AttachRequest, err error) {
+	byFlag := c.Flags().Changed("netns") || c.Flags().Changed("pid")
+	if n := len(args); !byFlag && n > 0 && !api.IsAddress(args[n-1]) {
+		r.Container, args = args[n-1], args[:n-1]
+	}
+	if r.Addresses, err = addresses(c, args); err != nil {
+		return r, err
+	}
+	if r.Container == "" {
+		r.Netns, err = k.path(c)
+	}
+	return r, err
+}
+
 // path returns the path of the container's network namespace.
 func (k *container) path(c *cobra.Command) (string, error) {
 	switch fs := c.Flags(); {
@@ -44,7 +62,7 @@ func (k *container) path(c *cobra.Command) (string, error) {
 		}
 		return netdev.NSByPID(k.pid), nil
 	case k.netns == "":
-		return "", usagef("%s: say which container by --netns PATH or --pid N", c.CommandPath())
+		return "", usagef("%s: say which container, by its id or name in Docker, or by --netns PATH or --pid N", c.CommandPath())
 	}
 	path, err := filepath.Abs(k.netns)
 	if err != nil {
@@ -83,49 +101,60 @@ func printAddresses(w io.Writer, ps []netip.Prefix) {
 }
 
 func (a *app) attach() *cobra.Command {
-	var hostname string
+	var options api.AttachRequest
 	c := a.addressCommand(&cobra.Command{
-		Use:   "attach [ADDRESS...] --netns PATH | --pid N [--hostname NAME]",
+		Use:   "attach [ADDRESS...] CONTAINER | --netns PATH | --pid N",
 		Short: "Give a container an interface and addresses",
 		Long: `Join a container to the switch by the interface ethwe, give it addresses, one of
 the default subnet if none is named, and print them on one line. A container
 that is attached gets what it lacks. With --hostname all hosts answer that name
 with its addresses; without a dot it is in the domain of the router.
 
+CONTAINER is a container of Docker's on this host, by its id, the beginning of
+that, or its name. When Docker starts it again it gets its addresses again.
+
 ` + addressForms,
-	}, func(client *api.Client, ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
-		r.Hostname = hostname
-		return client.Attach(ctx, r)
-	})
-	c.Flags().StringVar(&hostname, "hostname", "", "host name for the container, in full or without the domain")
+	}, (*api.Client).Attach, &options)
+	fs := c.Flags()
+	fs.StringVar(&options.Hostname, "hostname", "", "host name for the container, in full or without the domain")
+	fs.BoolVar(&options.WithoutDNS, "without-dns", false, "give the container no name in DNS")
+	fs.BoolVar(&options.RewriteHosts, "rewrite-hosts", false, "have the container's own name mean its address here, in its /etc/hosts")
+	fs.StringArrayVar(&options.AddHosts, "add-host", nil, "add NAME:IP to the container's /etc/hosts (repeatable)")
+	fs.BoolVar(&options.NoMulticastRoute, "no-multicast-route", false, "leave multicast to the container's other interfaces")
 	return c
 }
 
 func (a *app) detach() *cobra.Command {
 	return a.addressCommand(&cobra.Command{
-		Use:   "detach [ADDRESS...] --netns PATH | --pid N",
+		Use:   "detach [ADDRESS...] CONTAINER | --netns PATH | --pid N",
 		Short: "Take addresses from a container",
 		Long: `Take addresses, all if none is named, from a container and print those that it
 had on one line. The interface goes with the last address.
 
 ` + addressForms,
-	}, (*api.Client).Detach)
+	}, (*api.Client).Detach, new(api.AttachRequest))
 }
 
-// addressCommand completes attach or detach, which differ in the call only.
-func (a *app) addressCommand(c *cobra.Command, call func(*api.Client, context.Context, api.AttachRequest) ([]netip.Prefix, error)) *cobra.Command {
+// addressCommand completes attach or detach, which differ in the call and in
+// the options only.
+func (a *app) addressCommand(c *cobra.Command, call func(*api.Client, context.Context, api.AttachRequest) ([]netip.Prefix, error), options *api.AttachRequest) *cobra.Command {
 	var k container
-	var list []api.Address
+	var r api.AttachRequest
 	c.Args = func(c *cobra.Command, args []string) (err error) {
-		list, err = addresses(c, args)
+		r, err = k.request(c, args)
 		return err
 	}
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		path, err := k.path(c)
-		if err != nil {
-			return err
+		if r.Container == "" && (options.WithoutDNS || options.RewriteHosts || len(options.AddHosts) > 0) {
+			return usagef("%s: --without-dns, --rewrite-hosts and --add-host are for containers of Docker's, named by id or name", c.CommandPath())
 		}
-		ps, err := call(a.client(), c.Context(), api.AttachRequest{Netns: path, Addresses: list})
+		for _, h := range options.AddHosts {
+			if _, _, err := hosts.ParseEntry(h); err != nil {
+				return usagef("%s: --add-host: %w", c.CommandPath(), err)
+			}
+		}
+		options.Netns, options.Container, options.Addresses = r.Netns, r.Container, r.Addresses
+		ps, err := call(a.client(), c.Context(), *options)
 		if err != nil {
 			return err
 		}
@@ -193,8 +222,8 @@ func (a *app) ps() *cobra.Command {
 		Use:   "ps [CONTAINER...]",
 		Short: "List attached containers with their addresses",
 		Long: `Print one line for each attached container: its id, its MAC address and its
-addresses. weft:expose is the host itself. CONTAINER is an id or the path of a
-network namespace.`,
+addresses. weft:expose is the host itself. CONTAINER is an id or the beginning
+of one, the name of a container of Docker's, or the path of a network namespace.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return runPs(c.Context(), a.client(), args, a.stdout)
 		},
@@ -206,24 +235,52 @@ func runPs(ctx context.Context, client *api.Client, which []string, stdout io.Wr
 	if err != nil {
 		return err
 	}
-	for _, w := range which {
-		if !slices.ContainsFunc(list, func(k api.Attachment) bool { return k.ID == w || k.Netns == w }) {
-			return fmt.Errorf("container %s is not attached", w)
+	if len(which) > 0 {
+		if list, err = choose(list, which); err != nil {
+			return err
 		}
 	}
 	for _, k := range list {
-		if len(which) > 0 && !slices.Contains(which, k.ID) && !slices.Contains(which, k.Netns) {
-			continue
-		}
 		mac := k.MAC
 		if mac == "" {
 			mac = "-"
 		}
-		words := []string{k.ID, mac}
+		words := []string{shortID(k.ID), mac}
 		for _, p := range k.Addresses {
 			words = append(words, p.String())
 		}
 		fmt.Fprintln(stdout, strings.Join(words, " "))
 	}
 	return nil
+}
+
+// choose returns the attachments that are named, each of which has to be there.
+func choose(list []api.Attachment, which []string) ([]api.Attachment, error) {
+	wanted := make([]bool, len(list))
+	for _, w := range which {
+		found := false
+		for i, k := range list {
+			if k.ID == w || k.Netns == w || k.Name != "" && (k.Name == w || strings.HasPrefix(k.ID, w)) {
+				wanted[i], found = true, true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("container %s is not attached", w)
+		}
+	}
+	var chosen []api.Attachment
+	for i, k := range list {
+		if wanted[i] {
+			chosen = append(chosen, k)
+		}
+	}
+	return chosen, nil
+}
+
+// shortID shortens the id of a container of Docker's as Docker does.
+func shortID(id string) string {
+	if len(id) == 64 && !strings.Contains(id, ":") {
+		return docker.ShortID(id)
+	}
+	return id
 }

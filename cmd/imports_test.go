@@ -26,6 +26,7 @@ var layers = [][]string{
 // in them, so that simulations run the same code.
 var pure = []string{
 	"dns/names", "dns/zone",
+	"docker/track",
 	"mesh/peer", "mesh/topology", "mesh/dial",
 	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
 	"router/ethernet", "router/fast", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",

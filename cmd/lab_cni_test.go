@@ -414,7 +414,7 @@ func TestCNIInAChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	net2, err := libcni.ConfFromBytes(b)
+	net2, err := libcni.NetworkPluginConfFromBytes(b)
 	if err != nil {
 		t.Fatal(err)
 	}

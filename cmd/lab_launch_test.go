@@ -13,7 +13,7 @@ import (
 func TestLaunchInBackground(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, testbed.Config{Hosts: 1})
-	args := []string{"launch", "--state-dir", lab.StateDir(1), "--nickname", "first", "--password", "password of the lab"}
+	args := []string{"launch", "--state-dir", lab.StateDir(1), "--nickname", "first", "--password", "password of the lab", "--docker-api", ""}
 	out := on(t, lab, 1, args...)
 	if strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "weft runs as process ") {
 		t.Errorf("launch: %q", out)

@@ -44,6 +44,10 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
 		t.Fatal(err)
 	}
+	// Nothing may be missed while bulk goes by.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20); err != nil {
+		t.Fatal(err)
+	}
 	got := make(chan []byte, 1)
 	var end atomic.Int64 // in nanoseconds, once it is waited for
 	go func() {

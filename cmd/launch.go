@@ -41,6 +41,10 @@ After a crash, launch goes on with the targets that were there and those given;
 after a stop, with those given, or with --resume those that were there. Name,
 addresses and attached containers are kept either way.
 
+Where Docker runs, now or later, the router is its network and address driver
+weft, makes the network weft there, and serves Docker's API with weft in it; see
+weft env. With --docker-api "" it has nothing to do with Docker.
+
 Each flag but --foreground can be given as an environment variable, as
 WEFT_PASSWORD for --password; the flag wins.`,
 		RunE: func(c *cobra.Command, peers []string) error {

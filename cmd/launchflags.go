@@ -54,6 +54,7 @@ type launchFlags struct {
 	httpAddr, statusAddr       string
 	stateDir                   string
 	protocolMin, protocolMax   int
+	docker                     dockerFlags
 }
 
 // register defines the flags. Each but --foreground can be given as an
@@ -91,6 +92,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.foreground, "foreground", false, "stay in the foreground, log to standard error")
 	fs.IntVar(&f.protocolMin, "protocol-min", 0, "least protocol version to speak")
 	fs.IntVar(&f.protocolMax, "protocol-max", 0, "greatest protocol version to speak")
+	f.docker.register(fs)
 	for _, hidden := range []string{"protocol-min", "protocol-max"} {
 		fs.Lookup(hidden).Hidden = true
 	}
@@ -139,7 +141,7 @@ func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (
 		ProtocolMin: f.protocolMin, ProtocolMax: f.protocolMax,
 	}
 	for _, step := range []func(*daemon.Config) error{
-		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces, f.dns.check,
+		f.checkPeers, f.checkWho, f.checkNumbers, f.checkPasswords, f.checkRanges, f.checkInit, f.checkPlaces, f.dns.check, f.docker.check,
 	} {
 		if err := step(c); err != nil {
 			return nil, usageError{err}
@@ -356,6 +358,10 @@ func (f *launchFlags) checkInit(c *daemon.Config) error {
 	return fmt.Errorf("--ipalloc-init %q: want consensus[=N], seed=NAME,... or observer", f.allocInit)
 }
 
+// maxSocketPath: sun_path of struct sockaddr_un has 108 bytes, the last one
+// zero.
+const maxSocketPath = 107
+
 var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
 
 func (f *launchFlags) checkPlaces(c *daemon.Config) error {
@@ -383,9 +389,8 @@ func (f *launchFlags) checkPlaces(c *daemon.Config) error {
 		}
 		c.Socket = f.httpAddr
 	}
-	// sun_path of struct sockaddr_un has 108 bytes, the last one zero.
-	if !strings.HasPrefix(c.Socket, "/") || len(c.Socket) > 107 {
-		return fmt.Errorf("--socket %q: want an absolute path of up to 107 characters", c.Socket)
+	if !strings.HasPrefix(c.Socket, "/") || len(c.Socket) > maxSocketPath {
+		return fmt.Errorf("--socket %q: want an absolute path of up to %d characters", c.Socket, maxSocketPath)
 	}
 	if !strings.HasPrefix(c.StateDir, "/") {
 		return fmt.Errorf("--state-dir %q: want an absolute path", c.StateDir)

@@ -1,11 +1,13 @@
 package cmd
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -52,6 +54,8 @@ func TestEveryLaunchFlagHasAnEnvironmentVariable(t *testing.T) {
 			env[envName(f.Name)] = "true"
 		case "int":
 			env[envName(f.Name)] = "1400"
+		case "duration":
+			env[envName(f.Name)] = "2s"
 		default:
 			env[envName(f.Name)] = "x"
 		}
@@ -71,6 +75,29 @@ func TestEveryLaunchFlagHasAnEnvironmentVariable(t *testing.T) {
 	}
 	if _, err := parseLaunch(t, map[string]string{"WEFT_MTU": "big"}); err == nil || !strings.Contains(err.Error(), `WEFT_MTU="big"`) {
 		t.Errorf("a wrong variable: %v", err)
+	}
+}
+
+func TestDNSFlags(t *testing.T) {
+	c, err := parseLaunch(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := c.DNS; d.Off || d.Domain != "weft.internal" || d.TTL != 1 || fmt.Sprint(d.Listen) != "[docker0:53 weft:53]" ||
+		d.Timeout != 5*time.Second || d.ResolvConf != "/etc/resolv.conf" {
+		t.Errorf("defaults: %+v", d)
+	}
+	c, err = parseLaunch(t, map[string]string{"WEFT_DNS_LISTEN_ADDRESS": "10.0.0.1,docker0:5353", "WEFT_NO_DNS": "1"},
+		"--dns-domain", ".Corp.Example.", "--dns-ttl", "30", "--dns-fallback-timeout", "2s", "--resolv-conf", "/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := c.DNS; !d.Off || d.Domain != "corp.example" || d.TTL != 30 || fmt.Sprint(d.Listen) != "[10.0.0.1:53 docker0:5353]" ||
+		d.Timeout != 2*time.Second || d.ResolvConf != "/x" {
+		t.Errorf("given: %+v", d)
+	}
+	if c, err = parseLaunch(t, nil, "--bridge", "br7"); err != nil || fmt.Sprint(c.DNS.Listen) != "[docker0:53 br7:53]" {
+		t.Errorf("with another bridge: %v, %v", c.DNS.Listen, err)
 	}
 }
 

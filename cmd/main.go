@@ -139,7 +139,7 @@ containers. A host that knows the address of one other joins the mesh:
 	}{
 		{"router", []*cobra.Command{a.launch(), a.stop(), a.reset()}},
 		{"mesh", []*cobra.Command{a.connect(), a.forget(), a.rmpeer(), a.adopt(), a.prime()}},
-		{"containers", []*cobra.Command{a.attach(), a.detach(), a.expose(), a.hide(), a.ps()}},
+		{"containers", []*cobra.Command{a.attach(), a.detach(), a.expose(), a.hide(), a.ps(), a.env(), a.config()}},
 		{"names", []*cobra.Command{a.dnsAdd(), a.dnsRemove(), a.dnsLookup(), a.dnsArgs()}},
 		{"look", []*cobra.Command{a.status(), a.report(), a.doctor(), a.lab(), a.version(), a.completion()}},
 		{"", []*cobra.Command{a.genDocs()}},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,12 +28,12 @@ func (a *app) stop() *cobra.Command {
 addresses and reach each other on this host. Stopping twice is harmless.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return runStop(c.Context(), a.client(), a.stdout)
+			return runStop(c.Context(), a.client(), a.stdout, a.stderr)
 		},
 	}
 }
 
-func runStop(ctx context.Context, client *api.Client, stdout io.Writer) error {
+func runStop(ctx context.Context, client *api.Client, stdout, stderr io.Writer) error {
 	ready, err := client.Ready(ctx)
 	if errors.Is(err, api.ErrNotRunning) {
 		fmt.Fprintln(stdout, "weft was not running")
@@ -41,10 +42,24 @@ func runStop(ctx context.Context, client *api.Client, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	throughProxy := usesProxy(ctx, client)
 	if err := client.Stop(ctx); err != nil {
 		return err
 	}
+	if throughProxy {
+		fmt.Fprintln(stderr, "weft: DOCKER_HOST still names weft's proxy, which stops too; undo it with: eval $(weft env --restore)")
+	}
 	return waitEnd(ctx, ready.PID)
+}
+
+// usesProxy tells whether docker goes to the router's proxy in the user's shell.
+func usesProxy(ctx context.Context, client *api.Client) bool {
+	host := os.Getenv(dockerHostVar)
+	if host == "" {
+		return false
+	}
+	r, err := client.Report(ctx)
+	return err == nil && r.Docker != nil && slices.Contains(r.Docker.ProxyAddresses, host)
 }
 
 // waitEnd returns when a process has ended.
@@ -79,7 +94,10 @@ A router that is stopped can not give its ranges away: launch it first, or use
 			if !c.Flags().Changed("bridge") {
 				bridge = envOr("WEFT_BRIDGE", bridge)
 			}
-			return a.runReset(c.Context(), &daemon.Config{StateDir: stateDir, Bridge: bridge, Socket: a.socket}, force)
+			return a.runReset(c.Context(), &daemon.Config{
+				StateDir: stateDir, Bridge: bridge, Socket: a.socket,
+				PluginSocket: defaultPluginSocket, ProxyListen: []string{defaultProxyListen},
+			}, force)
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "do it although the addresses can not be given to others")

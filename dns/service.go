@@ -198,6 +198,29 @@ func listensAt(own []netip.AddrPort, a netip.AddrPort) bool {
 	})
 }
 
+// Domain is the domain of the names of containers, "" if there are none.
+func (s *Service) Domain() string {
+	if s.cfg.Off {
+		return ""
+	}
+	return s.cfg.Domain
+}
+
+// Server is an address at which containers can ask, the zero Addr while there is
+// none.
+func (s *Service) Server() netip.Addr {
+	if places := s.places.Load(); places != nil {
+		for _, p := range *places {
+			for _, a := range p.Addrs {
+				if a.Port() == Port {
+					return a.Addr()
+				}
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
 // Qualify returns the canonical name of a host in the domain; name may leave the
 // domain out if it has no dot.
 func (s *Service) Qualify(name string) (string, error) {

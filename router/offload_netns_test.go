@@ -26,7 +26,7 @@ import (
 )
 
 // offloads is what this kernel's TAPs take: those for datagrams need Linux 6.2.
-func offloads(t *testing.T) (o tap.Offloads) {
+func offloads(t testing.TB) (o tap.Offloads) {
 	t.Helper()
 	err := netdev.Do(nstest.New(t, "tap"), func() error {
 		d, err := tap.Open("probe", tap.Linux)

@@ -58,7 +58,7 @@ func (b *bench) on(t *testing.T, f func() error) {
 func (b *bench) attach(t *testing.T, addrs ...string) (got []netip.Prefix) {
 	t.Helper()
 	b.on(t, func() (err error) {
-		got, err = b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Addresses: parse(t, addrs...)})
+		got, err = b.attachAt(t, b.box, addrs...)
 		return err
 	})
 	return got
@@ -67,10 +67,26 @@ func (b *bench) attach(t *testing.T, addrs ...string) (got []netip.Prefix) {
 func (b *bench) detach(t *testing.T, addrs ...string) (got []netip.Prefix) {
 	t.Helper()
 	b.on(t, func() (err error) {
-		got, err = b.as.detach(api.AttachRequest{Netns: b.box, Addresses: parse(t, addrs...)})
+		got, err = b.detachAt(t, b.box, addrs...)
 		return err
 	})
 	return got
+}
+
+func (b *bench) attachAt(t *testing.T, netns string, addrs ...string) ([]netip.Prefix, error) {
+	p, err := placeOf(netns)
+	if err != nil {
+		return nil, err
+	}
+	return b.as.attach(t.Context(), p, api.AttachRequest{Addresses: parse(t, addrs...)})
+}
+
+func (b *bench) detachAt(t *testing.T, netns string, addrs ...string) ([]netip.Prefix, error) {
+	p, err := placeOf(netns)
+	if err != nil {
+		return nil, err
+	}
+	return b.as.detach(p, parse(t, addrs...))
 }
 
 func parse(t *testing.T, addrs ...string) (list []api.Address) {
@@ -129,7 +145,7 @@ func TestAttachThatFailsGivesNothing(t *testing.T) {
 	b := newBench(t)
 	b.addresses.given[netip.MustParseAddr("10.32.9.9")] = "somebody"
 	b.on(t, func() error {
-		_, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Addresses: parse(t, "net:default", "10.32.9.9/16")})
+		_, err := b.attachAt(t, b.box, "net:default", "10.32.9.9/16")
 		if err == nil {
 			t.Error("an address in use was given")
 		}
@@ -144,10 +160,10 @@ func TestAttachThatFailsGivesNothing(t *testing.T) {
 		}
 	})
 	b.on(t, func() error {
-		if _, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box}); err == nil {
+		if _, err := b.attachAt(t, b.box); err == nil {
 			t.Error("attached by an interface that is not weft's")
 		}
-		_, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.host})
+		_, err := b.attachAt(t, b.host)
 		if !errors.Is(err, netdev.ErrHostNS) {
 			t.Errorf("attach of the host itself: %v", err)
 		}

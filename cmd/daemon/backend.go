@@ -40,6 +40,9 @@ func (d *daemon) report() *api.Report {
 	}
 	d.node.Report(r)
 	r.Router.Targets = d.targets.get()
+	if d.engine != nil {
+		r.Docker = d.engine.report()
+	}
 	if len(d.config.Passwords) == 0 {
 		r.Warnings = append(r.Warnings, "no password is set: whoever reaches this host can join the mesh (--password)")
 	}
@@ -65,7 +68,11 @@ func (d *daemon) listAttachments() []api.Attachment {
 	if a, exposed := d.exposures.attachment(); exposed {
 		list = append(list, a)
 	}
-	return append(list, d.attachments.list()...)
+	list = append(list, d.attachments.list()...)
+	if d.engine != nil {
+		list = append(list, d.engine.list()...)
+	}
+	return list
 }
 
 // Attach implements api.Backend.
@@ -75,16 +82,31 @@ func (d *daemon) Attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 	}
 	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
 	defer cancel()
-	ps, err := d.attachments.attach(ctx, r)
+	p, err := d.place(ctx, r, true)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := d.attachments.attach(ctx, p, r)
 	if errors.Is(err, netdev.ErrHostNS) {
 		return nil, usage(err.Error())
+	}
+	if err == nil && p.container != nil {
+		d.engine.attached(p.container)
 	}
 	return ps, err
 }
 
 // Detach implements api.Backend.
-func (d *daemon) Detach(_ context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
-	return d.attachments.detach(r)
+func (d *daemon) Detach(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	p, err := d.place(ctx, r, false)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := d.attachments.detach(p, r.Addresses)
+	if err == nil && p.container != nil {
+		d.engine.attached(p.container)
+	}
+	return ps, err
 }
 
 // Expose implements api.Backend.
@@ -171,6 +193,9 @@ func (d *daemon) leave(ctx context.Context, reset bool) error {
 		return errLeaving
 	}
 	d.log.Info("stopping", "reset", reset)
+	if d.engine != nil {
+		d.engine.leave(ctx)
+	}
 	err := d.node.Leave(ctx, reset)
 	if err == nil || !reset {
 		err = errors.Join(err, d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning)}}))

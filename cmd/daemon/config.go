@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	"github.com/weft-net/weft/dns"
+	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -66,6 +67,19 @@ type Config struct {
 	StatusAddr string // empty: off
 	Socket     string
 	StateDir   string
+
+	// DockerHost is where the Docker engine listens, like
+	// unix:///var/run/docker.sock; empty: this host's containers are not Docker's.
+	DockerHost string
+	// PluginSocket is where Docker finds its drivers named weft; empty: there are
+	// none.
+	PluginSocket string
+	// Proxy is Docker's API with weft in it, as far as users decide; nil: there
+	// is none. Without drivers there is none either.
+	Proxy *proxy.Config
+	// ProxyListen is where that is, unix:///PATH or tcp://HOST:PORT each.
+	ProxyListen []string
+	ProxyTLS    proxy.TLS
 
 	// ProtocolMin and ProtocolMax narrow what this router speaks, for tests
 	// of mixed meshes; zero: what this build speaks.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,7 +23,9 @@ import (
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/wireguard"
 )
 
 const (
@@ -104,6 +107,7 @@ type daemon struct {
 	exposures   *exposures
 	leases      *leases
 	names       *dns.Service
+	engine      *engine // nil: without Docker
 	warnings    []string
 	end         context.CancelFunc // ends serve; set by it before it serves
 
@@ -168,6 +172,19 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
 	d.exposures.keepClients = d.config.NoMasqLocal
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
+	d.attachments.restoreNames()
+	d.exposures.restoreNames()
+	if d.config.DockerHost != "" {
+		log := d.log.With("part", "docker")
+		var ds *drivers
+		if d.config.PluginSocket != "" {
+			ds = newDrivers(d, log)
+		}
+		var err error
+		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, ds, engineNames{d.names, log}, log); err != nil {
+			return err
+		}
+	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -195,6 +212,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	defer end()
 	d.end = end
 	g, working := errgroup.WithContext(working)
+	d.serveProxy(working, g)
 	metrics := metricsHandler(func() *api.Report { return d.report() })
 	var status net.Listener
 	if d.config.StatusAddr != "" {
@@ -215,6 +233,17 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	})
 	g.Go(func() error { d.sweep(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
+	if d.engine != nil {
+		g.Go(func() error { d.engine.run(working); return nil })
+	}
+	if d.engine != nil && d.engine.drivers != nil {
+		g.Go(func() error {
+			if err := d.engine.drivers.serve(working); err != nil {
+				d.log.Warn("docker has no driver weft", "error", err)
+			}
+			return nil
+		})
+	}
 	stop := context.AfterFunc(ctx, func() {
 		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
 		defer cancel()
@@ -265,7 +294,9 @@ func (d *daemon) sweep(ctx context.Context) {
 func Erase(c *Config) error {
 	errs := []error{
 		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
+		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: fast.TunnelPrefix}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
+		netdev.UnpassGuard(context.Background(), c.Bridge),
 	}
 	var files []string
 	for _, f := range []string{storeFile, ipamFile, ipam6File} {
@@ -274,6 +305,13 @@ func Erase(c *Config) error {
 			return fmt.Errorf("remove the state: %w", err)
 		}
 		files = append(files, found...)
+	}
+	for _, s := range append([]string{"unix://" + c.PluginSocket}, c.ProxyListen...) {
+		// What a router that was killed left: Docker would wait for it.
+		path, unix := strings.CutPrefix(s, "unix://")
+		if info, err := os.Lstat(path); unix && err == nil && info.Mode().Type() == os.ModeSocket {
+			files = append(files, path)
+		}
 	}
 	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.Socket) {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {

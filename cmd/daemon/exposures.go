@@ -33,7 +33,7 @@ type exposures struct {
 	// mu lets one request in at a time, as the rules are made of all; it is
 	// held while addresses are waited for.
 	mu  sync.Mutex
-	tab *table[exposure] // guarded by mu
+	tab *store.Table[exposure] // guarded by mu
 
 	shown atomic.Pointer[[]netip.Prefix] // what attachment shows
 }
@@ -41,7 +41,7 @@ type exposures struct {
 const bucketExposures = "exposures"
 
 func newExposures(st *store.Store, us universes, names Names, bridge string, log *slog.Logger) *exposures {
-	tab, err := openTable[exposure](st, bucketExposures)
+	tab, err := store.OpenTable[exposure](st, bucketExposures)
 	if err != nil {
 		log.Warn("some records of exposed addresses are lost", "error", err)
 	}
@@ -51,10 +51,10 @@ func newExposures(st *store.Store, us universes, names Names, bridge string, log
 // all returns the exposures but for those left out, sorted. The lock is held.
 func (es *exposures) all(without ...netip.Prefix) []netdev.Exposure {
 	var list []netdev.Exposure
-	for _, key := range slices.Sorted(maps.Keys(es.tab.records)) {
+	for _, key := range slices.Sorted(maps.Keys(es.tab.Records)) {
 		p, err := netip.ParsePrefix(key)
 		if err == nil && !slices.Contains(without, p) {
-			list = append(list, es.exposure(p, es.tab.records[key].Masquerade))
+			list = append(list, es.exposure(p, es.tab.Records[key].Masquerade))
 		}
 	}
 	return list
@@ -98,8 +98,8 @@ func (es *exposures) expose(ctx context.Context, r api.ExposeRequest) (got []net
 	return got, nil
 }
 
-func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) error {
-	before, had := es.tab.records[p.String()]
+func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (err error) {
+	before, had := es.tab.Records[p.String()]
 	now := exposure{Masquerade: masquerade, Names: before.Names}
 	if fqdn != "" {
 		if err := es.names.Add(api.Exposed, fqdn, p.Addr()); err != nil {
@@ -107,20 +107,25 @@ func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) err
 		}
 		if !slices.Contains(now.Names, fqdn) {
 			now.Names = append(slices.Clone(now.Names), fqdn)
+			defer func() {
+				if err != nil {
+					_, _ = es.names.Remove(api.Exposed, fqdn, p.Addr())
+				}
+			}()
 		}
 	}
-	if err := es.tab.put(p.String(), now); err != nil {
+	if err := es.tab.Put(p.String(), now); err != nil {
 		return err
 	}
-	err := es.apply(es.exposure(p, masquerade))
+	err = es.apply(es.exposure(p, masquerade))
 	if err == nil {
 		return nil
 	}
 	var undo error
 	if had {
-		undo = es.tab.put(p.String(), before)
+		undo = es.tab.Put(p.String(), before)
 	} else if undo = es.addresses.take(api.Exposed, []netip.Prefix{p}); undo == nil {
-		undo = es.tab.delete(p.String())
+		undo = es.tab.Delete(p.String())
 	}
 	if undo != nil {
 		es.log.Warn("an address that could not be exposed stays on record", "address", p, "error", undo)
@@ -159,7 +164,7 @@ func (es *exposures) hide(r api.ExposeRequest) ([]netip.Prefix, error) {
 		if err := es.addresses.take(api.Exposed, []netip.Prefix{p}); err != nil {
 			return ps[:i], err
 		}
-		if err := es.tab.delete(p.String()); err != nil {
+		if err := es.tab.Delete(p.String()); err != nil {
 			return ps[:i], err
 		}
 	}
@@ -172,11 +177,6 @@ func (es *exposures) restore(ctx context.Context) {
 	defer es.mu.Unlock()
 	es.show()
 	for _, e := range es.all() {
-		for _, name := range es.tab.records[e.Addr.String()].Names {
-			if err := es.names.Add(api.Exposed, name, e.Addr.Addr()); err != nil {
-				es.log.Warn("a name of the host could not be restored", "error", err)
-			}
-		}
 		if err := es.apply(e); err != nil {
 			es.log.Warn("an exposed address could not be restored", "address", e.Addr, "error", err)
 		}

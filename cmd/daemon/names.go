@@ -105,7 +105,7 @@ func addrsOf(ps []netip.Prefix) (addrs []netip.Addr) {
 }
 
 // restoreNames registers the names of the containers that are still there. It
-// comes before their addresses are claimed, which may have to wait.
+// comes first of all, so that the mesh sees them as soon as it sees this router.
 func (as *attachments) restoreNames() {
 	for _, owner := range as.owners() {
 		a, known := as.get(owner)
@@ -114,6 +114,19 @@ func (as *attachments) restoreNames() {
 		}
 		if err := a.Names.register(as.names, owner); err != nil {
 			as.log.Warn("some names of an attached container could not be restored", "owner", owner, "error", err)
+		}
+	}
+}
+
+// restoreNames registers the names of the host's own addresses.
+func (es *exposures) restoreNames() {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	for _, e := range es.all() {
+		for _, name := range es.tab.Records[e.Addr.String()].Names {
+			if err := es.names.Add(api.Exposed, name, e.Addr.Addr()); err != nil {
+				es.log.Warn("a name of the host could not be restored", "error", err)
+			}
 		}
 	}
 }

@@ -25,9 +25,16 @@ func (b *bench) known() string {
 func (b *bench) attachAs(t *testing.T, hostname string, addrs ...string) {
 	t.Helper()
 	b.on(t, func() error {
-		_, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Addresses: parse(t, addrs...), Hostname: hostname})
-		return err
+		return b.attachNamed(t, hostname, addrs...)
 	})
+}
+
+func (b *bench) attachNamed(t *testing.T, hostname string, addrs ...string) error {
+	p, err := placeOf(b.box)
+	if err == nil {
+		_, err = b.as.attach(t.Context(), p, api.AttachRequest{Addresses: parse(t, addrs...), Hostname: hostname})
+	}
+	return err
 }
 
 func wantKnown(t *testing.T, b *bench, when, want string) {
@@ -63,7 +70,7 @@ func TestNamesOfAContainer(t *testing.T) {
 	const want = "web=192.0.2.9"
 	wantKnown(t, b, "dns-remove and detach", want)
 	b.restart()
-	b.on(t, func() error { b.as.restore(t.Context()); return nil })
+	b.on(t, func() error { b.as.restoreNames(); return nil })
 	wantKnown(t, b, "after a restart", want)
 	b.detach(t)
 	wantKnown(t, b, "detached", "")
@@ -74,7 +81,7 @@ func TestNamesThatCanNotBe(t *testing.T) {
 	b := newBench(t)
 	for _, name := range []string{"web.example.com", "a..b", "weft.internal"} {
 		b.on(t, func() error {
-			if _, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Hostname: name}); api.ClassOf(err) != api.Usage {
+			if err := b.attachNamed(t, name); api.ClassOf(err) != api.Usage {
 				t.Errorf("attach as %s: %v", name, err)
 			}
 			return nil
@@ -98,7 +105,7 @@ func TestNamesThatCanNotBe(t *testing.T) {
 	before := b.known()
 	b.addresses.fail = fmt.Errorf("no space")
 	b.on(t, func() error {
-		if _, err := b.as.attach(t.Context(), api.AttachRequest{Netns: b.box, Addresses: parse(t, "10.32.9.9/16"), Hostname: "other"}); err == nil {
+		if err := b.attachNamed(t, "other", "10.32.9.9/16"); err == nil {
 			t.Error("attached without space")
 		}
 		return nil
@@ -174,11 +181,19 @@ func TestNamesOfTheHost(t *testing.T) {
 	wantKnown(t, b, "exposed", "gw=192.168.5.1 gw=192.168.6.1")
 	b.restart()
 	es = open()
-	b.on(t, func() error { es.restore(t.Context()); return nil })
+	b.on(t, func() error { es.restoreNames(); return nil })
 	wantKnown(t, b, "after a restart", "gw=192.168.5.1 gw=192.168.6.1")
 	b.on(t, func() error {
 		_, err := es.hide(api.ExposeRequest{Addresses: parse(t, "192.168.5.1/24")})
 		return err
 	})
 	wantKnown(t, b, "one hidden", "gw=192.168.6.1")
+	b.on(t, func() error { return netdev.DeleteBridge(netdev.BridgeName) })
+	b.on(t, func() error {
+		if _, err := es.expose(t.Context(), api.ExposeRequest{Addresses: parse(t, "192.168.7.1/24"), Hostname: "gw"}); err == nil {
+			t.Error("exposed without a bridge")
+		}
+		return nil
+	})
+	wantKnown(t, b, "after one that failed", "gw=192.168.6.1")
 }

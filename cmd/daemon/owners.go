@@ -2,14 +2,12 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/store"
 )
 
 // universes gives and takes addresses for owners, whichever allocator they
@@ -144,48 +142,4 @@ func (us universes) matching(has []netip.Prefix, as []api.Address) ([]netip.Pref
 		}
 	}
 	return found, nil
-}
-
-// table is a bucket of the store with JSON records, and its copy in memory.
-// The user of a table locks it.
-type table[R any] struct {
-	store   *store.Store
-	bucket  string
-	records map[string]R
-}
-
-// openTable reads the bucket. Damaged records are left out and named in err;
-// the table is usable all the same.
-func openTable[R any](st *store.Store, bucket string) (*table[R], error) {
-	t := &table[R]{store: st, bucket: bucket, records: make(map[string]R)}
-	var errs []error
-	err := st.Load(bucket, func(key, value []byte) {
-		var r R
-		if err := json.Unmarshal(value, &r); err != nil {
-			errs = append(errs, fmt.Errorf("read %s of %s: %w", key, bucket, err))
-			return
-		}
-		t.records[string(key)] = r
-	})
-	return t, errors.Join(append(errs, err)...)
-}
-
-func (t *table[R]) put(key string, r R) error {
-	b, err := json.Marshal(r)
-	if err == nil {
-		err = t.store.Apply([]store.Write{{Bucket: t.bucket, Key: []byte(key), Value: b}})
-	}
-	if err != nil {
-		return fmt.Errorf("write %s to %s: %w", key, t.bucket, err)
-	}
-	t.records[key] = r
-	return nil
-}
-
-func (t *table[R]) delete(key string) error {
-	if err := t.store.Apply([]store.Write{{Bucket: t.bucket, Key: []byte(key)}}); err != nil {
-		return fmt.Errorf("delete %s of %s: %w", key, t.bucket, err)
-	}
-	delete(t.records, key)
-	return nil
 }

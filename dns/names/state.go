@@ -265,7 +265,10 @@ func (s *State) show(o *owner, shown bool) {
 	if o.shown == shown {
 		return
 	}
-	o.shown, o.lost = shown, s.now
+	o.shown, o.lost = shown, time.Time{}
+	if !shown {
+		o.lost = s.now
+	}
 	for _, r := range o.records {
 		if shown {
 			s.table.replace(nil, r.entries)

@@ -12,8 +12,8 @@ import (
 )
 
 // Merge implements gossip.Channel. A delta is records behind each other. A
-// record that must not be taken in is refused by itself, see Refused, and so is
-// one of a later format; the others are merged.
+// record that must not be taken in is refused by itself, see Refused, and one of
+// a later format is passed over; the others are merged.
 func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 	type item struct {
 		header

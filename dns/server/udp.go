@@ -16,25 +16,47 @@ import (
 )
 
 const (
-	// udpBatch is how many queries one system call takes.
+	// udpBatch is how many queries one system call takes, and handed how many of
+	// them one goroutine answers.
 	udpBatch = 32
-	// maxReaders is how many goroutines read one socket at most.
-	maxReaders = 1
+	handed   = 8
 	// headerLen is the length of a message's header, RFC 1035, 4.1.1.
 	headerLen = 12
 )
 
-// socket is a UDP socket at one address. What the zone knows is answered by the
-// goroutine that reads, many queries at a time: it takes less than it would to
-// hand them to others. There are several of them, as the kernel may hold one up
-// for some milliseconds.
+// socket is a UDP socket at one address. One goroutine reads; where many queries
+// come at once, others answer, some queries each: where CPUs are scarce the
+// kernel holds a thread up for milliseconds, the more so the more it does, and then
+// only those wait that this one has.
 type socket struct {
 	*Server
-	conn   *udp.Socket
-	asking sync.WaitGroup // goroutines that ask others
+	conn *udp.Socket
+	free chan *batch
+	work chan *batch
+	wg   sync.WaitGroup // of all that the socket has started
 
 	mu    sync.Mutex // of later
 	later udp.Writer // for answers that others had to be asked for
+}
+
+// batch is queries and their answers.
+type batch struct {
+	in, out []udp.Message // at most handed
+	inBufs  [handed][maxUDP]byte
+	outBufs [handed][maxUDP]byte
+	scratch zone.Scratch
+	w       udp.Writer
+}
+
+// fill copies queries, as many as fit, and returns how many.
+func (b *batch) fill(in []udp.Message) int {
+	b.in = b.in[:0]
+	for i := range min(len(in), handed) {
+		// What is longer than any query gets cut, and then makes no sense.
+		n := copy(b.inBufs[i][:], in[i].Buf[:in[i].N])
+		b.in = append(b.in, udp.Message{Buf: b.inBufs[i][:n], N: n, Addr: in[i].Addr})
+	}
+	return len(b.in)
 }
 
 // openUDP opens and serves a socket at one address.
@@ -43,64 +65,78 @@ func (s *Server) openUDP(at netip.AddrPort) (*serving, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &socket{Server: s, conn: conn, later: conn.NewWriter(1)}
+	workers := runtime.GOMAXPROCS(0)
+	k := &socket{Server: s, conn: conn, later: conn.NewWriter(1), free: make(chan *batch, 2*workers), work: make(chan *batch, 2*workers)}
 	v := &serving{ended: make(chan struct{}), close: func() { conn.Close() }}
+	for range cap(k.free) {
+		k.free <- &batch{w: conn.NewWriter(handed)}
+	}
+	for range workers {
+		k.wg.Go(func() {
+			for b := range k.work {
+				k.answerAll(b)
+				k.free <- b
+			}
+		})
+	}
 	s.wg.Go(func() {
 		defer close(v.ended)
-		defer k.asking.Wait()
-		var readers sync.WaitGroup
-		defer readers.Wait()
-		for range min(runtime.GOMAXPROCS(0), maxReaders) {
-			readers.Go(func() {
-				defer conn.Close() // the others end too, and Listen opens it again
-				k.serve()
-			})
-		}
+		defer conn.Close()
+		k.serve()
+		close(k.work)
+		k.wg.Wait()
 	})
 	return v, nil
 }
 
-// serve answers until the socket is closed.
+// serve reads until the socket is closed.
 func (k *socket) serve() {
-	r, w := k.conn.NewReader(udpBatch), k.conn.NewWriter(udpBatch)
-	var out []udp.Message
-	var bufs [][]byte // of the answers
-	var scratch zone.Scratch
+	r := k.conn.NewReader(udpBatch)
+	own := &batch{w: k.conn.NewWriter(1)}
 	for {
 		in, err := r.ReadBatch()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		out = out[:0]
-		for _, m := range in {
-			if len(out) == len(bufs) {
-				bufs = append(bufs, make([]byte, maxUDP))
-			}
-			if b, ok := k.quick(bufs[len(out)][:0], m.Buf[:m.N], &scratch); ok {
-				out = append(out, udp.Message{Buf: b, N: len(b), Addr: m.Addr})
-				continue
-			}
-			query, answer := k.read(m.Buf[:m.N])
-			switch {
-			case answer != nil:
-				// If it can not be packed, the client asks again, and others go on.
-				if b, err := answer.PackBuffer(bufs[len(out)]); err == nil {
-					out = append(out, udp.Message{Buf: b, N: len(b), Addr: m.Addr})
-				}
-			case query != nil:
-				k.asking.Go(func() { k.ask(query, m.Addr) })
-			}
+		if len(in) == 1 { // nobody else waits
+			own.fill(in)
+			k.answerAll(own)
+			continue
 		}
-		for len(out) > 0 {
-			n, err := w.WriteBatch(out)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				break
-			}
-			out = out[min(n+1, len(out)):] // that one client can not be reached
+		for len(in) > 0 {
+			b := <-k.free // what comes meanwhile waits in the kernel, and is dropped if it is too much
+			in = in[b.fill(in):]
+			k.work <- b
 		}
+	}
+}
+
+// answerAll answers the queries of a batch, or has others asked.
+func (k *socket) answerAll(b *batch) {
+	b.out = b.out[:0]
+	for _, m := range b.in {
+		buf := b.outBufs[len(b.out)][:]
+		if p, ok := k.quick(buf[:0], m.Buf, &b.scratch); ok {
+			b.out = append(b.out, udp.Message{Buf: p, N: len(p), Addr: m.Addr})
+			continue
+		}
+		query, answer := k.read(m.Buf)
+		switch {
+		case answer != nil:
+			// If it can not be packed, the client asks again, and others go on.
+			if p, err := answer.PackBuffer(buf); err == nil {
+				b.out = append(b.out, udp.Message{Buf: p, N: len(p), Addr: m.Addr})
+			}
+		case query != nil:
+			k.wg.Go(func() { k.ask(query, m.Addr) })
+		}
+	}
+	for out := b.out; len(out) > 0; {
+		n, err := b.w.WriteBatch(out)
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		out = out[min(n+1, len(out)):] // that one client can not be reached
 	}
 }
 

@@ -85,14 +85,25 @@ type Ready struct {
 // AttachRequest names a container and addresses.
 type AttachRequest struct {
 	// Netns is the path of the container's network namespace, as the router
-	// sees the file system.
-	Netns string `json:"netns"`
+	// sees the file system. Empty: Container names it.
+	Netns string `json:"netns,omitempty"`
+	// Container is a container of Docker's on the router's host: its id, the
+	// beginning of that, or its name.
+	Container string `json:"container,omitempty"`
 	// Addresses to give or take. None: for attach one of the default subnet,
 	// for detach all.
 	Addresses []Address `json:"addresses,omitempty"`
-	// Hostname, for attach only, is a name for all addresses that the container has
-	// then. Without a dot it is meant in the domain of the router.
+	// The rest is for attach only. Hostname is a name for all addresses that the
+	// container has then. Without a dot it is meant in the domain of the router.
 	Hostname string `json:"hostname,omitempty"`
+	// NoMulticastRoute leaves multicast to the container's other interfaces.
+	NoMulticastRoute bool `json:"noMulticastRoute,omitempty"`
+	// WithoutDNS gives the container no name in DNS.
+	WithoutDNS bool `json:"withoutDNS,omitempty"`
+	// RewriteHosts has the container's own name mean its addresses here, in its
+	// /etc/hosts; AddHosts, NAME:IP each, are added there.
+	RewriteHosts bool     `json:"rewriteHosts,omitempty"`
+	AddHosts     []string `json:"addHosts,omitempty"`
 }
 
 // ExposeRequest names addresses of the bridge. None: for expose one of the
@@ -160,8 +171,11 @@ type Removed struct {
 
 // Attachment is one container, or the host's own bridge, with its addresses.
 type Attachment struct {
-	// ID is the owner's name in the allocator: "netns:INODE", or Exposed.
+	// ID is the owner's name in the allocator: the id of a container of
+	// Docker's, "netns:INODE", or Exposed.
 	ID string `json:"id"`
+	// Name of a container of Docker's.
+	Name string `json:"name,omitempty"`
 	// Netns is the path by which the container was attached, unset for Exposed.
 	Netns     string         `json:"netns,omitempty"`
 	Interface string         `json:"interface"`

@@ -14,12 +14,25 @@ type Report struct {
 	Ready       bool
 	Version     string
 	Router      Router
-	IPAM        *IPAM `json:",omitempty"` // nil: off
-	IPAM6       *IPAM `json:",omitempty"` // nil: off
-	DNS         *DNS  `json:",omitempty"` // nil: off
+	IPAM        *IPAM   `json:",omitempty"` // nil: off
+	IPAM6       *IPAM   `json:",omitempty"` // nil: off
+	DNS         *DNS    `json:",omitempty"` // nil: off
+	Docker      *Docker `json:",omitempty"` // nil: off
 	Attachments []Attachment
 	// Warnings are lines for the user on what is not as it should be.
 	Warnings []string
+}
+
+// Docker is the state of the Docker engine of this host, as weft sees it.
+type Docker struct {
+	Host       string // where it listens
+	State      string // why nothing is known of it; "" if it answers
+	Containers int    // that run
+	// DriverName and DriverSocket are of the network and address driver, empty
+	// if there is none.
+	DriverName, DriverSocket string
+	// ProxyAddresses are where Docker's API is with weft in it.
+	ProxyAddresses []string
 }
 
 // Router is the state of mesh and switch.

@@ -78,11 +78,32 @@ func (r *Report) overview(w io.Writer) {
 	} else {
 		r.DNS.overview(line)
 	}
+	r.docker(w, line)
 	for i, text := range r.Warnings {
 		if i == 0 {
 			fmt.Fprintln(w)
 		}
 		line("Warning", "%s", text)
+	}
+}
+
+func (r *Report) docker(w io.Writer, line func(key, format string, args ...any)) {
+	if r.Docker == nil {
+		return
+	}
+	state := fmt.Sprintf("%d containers run", r.Docker.Containers)
+	if r.Docker.State != "" {
+		state = "not known: " + r.Docker.State
+	}
+	fmt.Fprintln(w)
+	line("Service", "docker")
+	line("Engine", "%s", r.Docker.Host)
+	line("Status", "%s", state)
+	if r.Docker.DriverName != "" {
+		line("DriverName", "%s", r.Docker.DriverName)
+	}
+	for _, a := range r.Docker.ProxyAddresses {
+		line("Proxy", "%s", a)
 	}
 }
 

@@ -95,7 +95,8 @@ func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 func (l *Lab) launchArgs(n int, extra []string) []string {
 	args := []string{"launch", "--foreground",
 		"--socket", l.Socket(n), "--state-dir", l.StateDir(n), "--nickname", hostWord(n),
-		"--ipalloc-init", "consensus=" + strconv.Itoa(l.Hosts)}
+		// The machine's containers are not the lab's.
+		"--ipalloc-init", "consensus=" + strconv.Itoa(l.Hosts), "--docker-api", ""}
 	return slices.Concat(args, l.Flags, extra)
 }
 

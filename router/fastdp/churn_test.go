@@ -1,11 +1,14 @@
 package fastdp
 
 import (
+	"errors"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fast"
@@ -82,6 +85,21 @@ func (c *churn) change(t *testing.T) {
 	}
 }
 
+// readBuffer makes a socket's buffer larger than net.core.rmem_max may allow, so
+// that what is missing was not lost there.
+func readBuffer(t *testing.T, c *net.UDPConn, bytes int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) })
+	if err := errors.Join(err, set); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A flow whose peer stays as it is loses no packet while a mesh of 50 peers
 // changes around it a thousand times.
 func TestChurnLosesNoPacketOfOthers(t *testing.T) {
@@ -91,9 +109,7 @@ func TestChurnLosesNoPacketOfOthers(t *testing.T) {
 		c := newChurn(a, b, express)
 		c.change(t)
 		src, dst := listen(t, a.c, a.addr()), listen(t, b.c, b.addr())
-		if err := dst.SetReadBuffer(4 << 20); err != nil {
-			t.Fatal(err)
-		}
+		readBuffer(t, dst, 8<<20)
 		to := dst.LocalAddr().(*net.UDPAddr).AddrPort()
 		const rounds, burst = 1000, 5
 		got := make(chan int, 1)

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -13,6 +14,10 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// DockerdVar is the environment variable that names another engine than the
+// dockerd of this machine, to test with it.
+const DockerdVar = "WEFT_TEST_DOCKERD"
 
 // DockerSocket is where the engine of a machine listens, inside.
 const DockerSocket = "/run/docker.sock"
@@ -44,7 +49,7 @@ func (m *Machine) BeginDockerd(flags ...string) (*Dockerd, error) {
 		return nil, fmt.Errorf("start dockerd on %s: %w", m.Name, err)
 	}
 	defer log.Close()
-	d.cmd = m.Command(context.Background(), "dockerd", flags...)
+	d.cmd = m.Command(context.Background(), cmp.Or(os.Getenv(DockerdVar), "dockerd"), flags...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start dockerd on %s: %w", m.Name, err)

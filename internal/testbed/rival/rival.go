@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/testbed"
@@ -41,7 +42,9 @@ const pollEvery = 20 * time.Millisecond
 var hosts = [2]testbed.Place{{Host: 1}, {Host: 2}}
 
 // start runs a program on a host, with its words in a file of the host's
-// folder. Only the lab's end ends it.
+// folder. Only the lab's end ends it. It is in a session of its own, as routers
+// are: between sessions the kernel divides the CPUs (sched(7), autogroup), and one
+// that shared the session of what measures it would be served better.
 func start(lab *testbed.Lab, p testbed.Place, env []string, program string, args ...string) (*exec.Cmd, error) {
 	name := filepath.Base(program)
 	log, err := os.Create(filepath.Join(lab.HostFolder(p.Host), name+".log"))
@@ -52,6 +55,7 @@ func start(lab *testbed.Lab, p testbed.Place, env []string, program string, args
 	cmd := exec.Command(program, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := lab.Start(p, cmd); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, p, err)
 	}

@@ -1,0 +1,528 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/store"
+)
+
+// Addresses gives and takes addresses, which it has on disk.
+type Addresses interface {
+	// Default returns the subnet for those who name none; ok is false if there
+	// is none of the family.
+	Default(v6 bool) (subnet netip.Prefix, ok bool)
+	// Check returns nil if every address of subnet is one to give.
+	Check(subnet netip.Prefix) error
+	// Allocate gives owner any free address of subnet.
+	Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error)
+	// Claim gives owner that very address, or fails if another has it.
+	Claim(ctx context.Context, owner string, addr netip.Prefix) error
+	// Release takes an address from owner.
+	Release(owner string, addr netip.Addr) error
+	// Owners returns all who have addresses on this host, and which.
+	Owners() map[string][]netip.Prefix
+}
+
+// Links is the kernel's part.
+type Links interface {
+	// Make makes a veth pair: port on weft's bridge, and inside for the engine to
+	// move into a container, with that MAC address and an MTU in bytes, 0 for
+	// the usual one. It tells the switch that the addresses are there. A port of
+	// that name is replaced.
+	Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error
+	// Delete removes a port; one that is not there is no error.
+	Delete(port string) error
+	// Extend adds addresses to the interface with that MAC address in the
+	// namespace at path, and announces them. It waits for the engine to have moved
+	// it there, until ctx ends.
+	Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
+	// Exists tells whether there is a port. It lives as long as its container.
+	Exists(port string) bool
+}
+
+// network is the record of one network.
+type network struct {
+	Multicast bool `json:"multicast,omitempty"`
+	MTU       int  `json:"mtu,omitempty"` // 0: as usual
+	// Gateway and Gateway6 are those that the user named.
+	Gateway  netip.Addr `json:"gateway,omitzero"`
+	Gateway6 netip.Addr `json:"gateway6,omitzero"`
+	// Held are addresses that belong to the network, not to a container.
+	Held []netip.Addr `json:"held,omitempty"`
+}
+
+// endpoint is the record of one container on a network.
+type endpoint struct {
+	Network   string         `json:"network"`
+	MAC       string         `json:"mac"`
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	// More are addresses that the engine knows nothing of.
+	More []netip.Prefix `json:"more,omitempty"`
+}
+
+// Config says what a Driver works with.
+type Config struct {
+	Addresses Addresses
+	Links     Links
+	Store     *store.Store
+	Log       *slog.Logger
+}
+
+// Driver is the network and address driver. Make it with New. It is safe for
+// concurrent use.
+type Driver struct {
+	addresses Addresses
+	links     Links
+	log       *slog.Logger
+
+	// working are goroutines that requests have started; they end with alive.
+	working sync.WaitGroup
+	alive   context.Context
+	end     context.CancelFunc
+
+	// mu is not held while addresses are waited for or the kernel is at work.
+	mu        sync.Mutex
+	networks  *store.Table[network]
+	endpoints *store.Table[endpoint]
+	leases    map[netip.Addr]lease
+	missed    map[string]time.Time     // endpoints and owners of leases that Sweep missed something of since then
+	leaving   map[string]chan struct{} // endpoints whose ports are being deleted; closed then
+	pools     poolGuard
+	closed    bool // nothing is started beside a request any more
+}
+
+const (
+	bucketNetworks  = "docker-networks"
+	bucketEndpoints = "docker-endpoints"
+)
+
+// New returns a Driver that goes on from what is on disk.
+func New(c Config) *Driver {
+	d := &Driver{addresses: c.Addresses, links: c.Links, log: c.Log, leases: make(map[netip.Addr]lease), missed: make(map[string]time.Time), leaving: make(map[string]chan struct{})}
+	d.alive, d.end = context.WithCancel(context.Background())
+	var err, err2 error
+	d.networks, err = store.OpenTable[network](c.Store, bucketNetworks)
+	d.endpoints, err2 = store.OpenTable[endpoint](c.Store, bucketEndpoints)
+	if err := errors.Join(err, err2); err != nil {
+		c.Log.Warn("some records of docker's networks are lost", "error", err)
+	}
+	d.findLeases()
+	return d
+}
+
+// Close ends what the Driver does besides answering. Requests that come after
+// it do all that they do before they are answered.
+func (d *Driver) Close() {
+	d.end()
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.working.Wait()
+}
+
+// beside runs f beside the request that it belongs to.
+func (d *Driver) beside(f func()) {
+	d.mu.Lock()
+	if !d.closed {
+		defer d.mu.Unlock()
+		d.working.Go(f)
+		return
+	}
+	d.mu.Unlock()
+	f()
+}
+
+// userOptions are the options of a network that the user gave by --opt.
+func userOptions(all map[string]any) map[string]string {
+	generic, _ := all[genericOptions].(map[string]any)
+	given := make(map[string]string)
+	for k, v := range generic {
+		if s, ok := v.(string); ok {
+			given[k] = s
+		}
+	}
+	return given
+}
+
+func newNetwork(q createNetworkRequest, check func(netip.Prefix) error) (n network, err error) {
+	for key, value := range userOptions(q.Options) {
+		switch key {
+		case MulticastOption, weaveMulticast:
+			n.Multicast = value == ""
+			if !n.Multicast {
+				if n.Multicast, err = strconv.ParseBool(value); err != nil {
+					return n, fmt.Errorf("option %s=%.40q: want true or false", key, value)
+				}
+			}
+		case mtuOption:
+			if n.MTU, err = strconv.Atoi(value); err != nil || n.MTU < 576 || n.MTU > 65000 {
+				return n, fmt.Errorf("option %s=%.40q: want 576 to 65000 bytes", key, value)
+			}
+		default:
+			if strings.HasPrefix(key, "weft.") {
+				return n, fmt.Errorf("option %.60q: there is none of that name; there is %s", key, MulticastOption)
+			}
+		}
+	}
+	internal, _ := q.Options[internalOption].(bool)
+	for _, data := range slices.Concat(q.IPv4Data, q.IPv6Data) {
+		ours := data.AddressSpace == localSpace || data.AddressSpace == globalSpace
+		if !ours && data.Pool != "" && data.Pool != "0.0.0.0/0" {
+			// The engine's own driver counts from the beginning on every host.
+			subnet, err := netip.ParsePrefix(data.Pool)
+			if err == nil {
+				err = check(subnet)
+			}
+			if err != nil {
+				return n, fmt.Errorf("addresses of %.60s come from docker, and other hosts may give the same: add --ipam-driver %s", data.Pool, Name)
+			}
+			continue
+		}
+		for _, a := range data.AuxAddresses {
+			if held, ok := parseHost(a); ok {
+				n.Held = append(n.Held, held)
+			}
+		}
+		gateway, ok := parseHost(data.Gateway)
+		if !ok || gateway.IsUnspecified() {
+			continue
+		}
+		n.Held = append(n.Held, gateway)
+		switch {
+		case internal:
+		case gateway.Is4() && !n.Gateway.IsValid():
+			n.Gateway = gateway
+		case gateway.Is6() && !n.Gateway6.IsValid():
+			n.Gateway6 = gateway
+		}
+	}
+	return n, nil
+}
+
+// parseHost reads an address with or without the length of its subnet.
+func parseHost(s string) (netip.Addr, bool) {
+	s, _, _ = strings.Cut(s, "/")
+	a, err := netip.ParseAddr(s)
+	return a.Unmap(), err == nil
+}
+
+func (d *Driver) createNetwork(_ context.Context, q createNetworkRequest) (empty, error) {
+	if err := checkID("network", q.NetworkID); err != nil {
+		return empty{}, err
+	}
+	n, err := newNetwork(q, d.addresses.Check)
+	if err != nil {
+		return empty{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return empty{}, d.networks.Put(q.NetworkID, n)
+}
+
+func (d *Driver) deleteNetwork(_ context.Context, q networkRequest) (empty, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return empty{}, d.networks.Delete(q.NetworkID)
+}
+
+// checkID refuses what is no id of the engine's: names of interfaces are made
+// of them.
+func checkID(what, id string) error {
+	if len(id) < 16 || len(id) > 128 || strings.ContainsFunc(id, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'z') }) {
+		return fmt.Errorf("%s %.40q: that is no id of docker's", what, id)
+	}
+	return nil
+}
+
+// Port returns the name of the port of an endpoint.
+func Port(endpointID string) string { return netdev.HostPrefix + endpointID[:8] }
+
+// inside is the name of the other end until the engine has moved it.
+func inside(endpointID string) string { return Port(endpointID) + "c" }
+
+func (d *Driver) createEndpoint(ctx context.Context, q createEndpointRequest) (r createEndpointReply, err error) {
+	if err := checkID("endpoint", q.EndpointID); err != nil {
+		return r, err
+	}
+	var given endpointInterface
+	if q.Interface != nil {
+		given = *q.Interface
+	}
+	e := endpoint{Network: q.NetworkID, MAC: given.MacAddress}
+	for _, s := range []string{given.Address, given.AddressIPv6} {
+		if s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return r, fmt.Errorf("endpoint %.12s: address %.60q: %w", q.EndpointID, s, err)
+		}
+		e.Addresses = append(e.Addresses, p)
+	}
+	if given.MacAddress == "" {
+		e.MAC = macOf(q.EndpointID, e.Addresses).String()
+		r.Interface.MacAddress = e.MAC
+	} else if _, err := net.ParseMAC(given.MacAddress); err != nil {
+		return r, fmt.Errorf("endpoint %.12s: %w", q.EndpointID, err)
+	}
+	if err := d.claimForeign(ctx, q.EndpointID, e.Addresses); err != nil {
+		return r, err
+	}
+	d.mu.Lock()
+	before, repeated := d.endpoints.Records[q.EndpointID]
+	d.mu.Unlock()
+	if more, ok := q.Options[AddressesOption].(string); repeated {
+		e.More = before.More
+	} else if ok {
+		if e.More, err = d.leaseMore(ctx, q.EndpointID, more); err != nil {
+			return r, err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.missed, q.EndpointID)
+	return r, d.endpoints.Put(q.EndpointID, e)
+}
+
+// macOf makes a MAC address of the first IP address, so that neighbours who
+// knew the last container at that address are right about this one too.
+//
+//	02:42:a:b:c:d of an IPv4 address a.b.c.d
+//	02:43:...     of a hash of anything else
+func macOf(endpointID string, addrs []netip.Prefix) net.HardwareAddr {
+	seed := endpointID
+	if len(addrs) > 0 {
+		if a := addrs[0].Addr(); a.Is4() {
+			b := a.As4()
+			return net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}
+		}
+		seed = addrs[0].Addr().String()
+	}
+	sum := fnv32(seed)
+	return net.HardwareAddr{0x02, 0x43, byte(sum >> 24), byte(sum >> 16), byte(sum >> 8), byte(sum)}
+}
+
+func (d *Driver) endpointInfo(context.Context, endpointRequest) (infoReply, error) {
+	return infoReply{Value: map[string]string{}}, nil
+}
+
+func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err error) {
+	if err := d.left(ctx, q.EndpointID); err != nil {
+		return r, err
+	}
+	d.mu.Lock()
+	e, known := d.endpoints.Records[q.EndpointID]
+	n := d.networks.Records[q.NetworkID]
+	d.mu.Unlock()
+	if !known {
+		return r, fmt.Errorf("endpoint %.12s is not known here, or took too long from its beginning: start the container again", q.EndpointID)
+	}
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		return r, fmt.Errorf("endpoint %.12s: %w", q.EndpointID, err)
+	}
+	var addrs []netip.Addr
+	for _, p := range e.all() {
+		addrs = append(addrs, p.Addr())
+	}
+	if err := d.links.Make(Port(q.EndpointID), inside(q.EndpointID), mac, n.MTU, addrs); err != nil {
+		return r, err
+	}
+	if len(e.More) > 0 {
+		d.beside(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, patience) })
+	}
+	r.InterfaceName = interfaceName{SrcName: inside(q.EndpointID), DstPrefix: netdev.IfaceName}
+	if n.Gateway.IsValid() {
+		r.Gateway = n.Gateway.String()
+	}
+	if n.Gateway6.IsValid() {
+		r.GatewayIPv6 = n.Gateway6.String()
+	}
+	if n.Multicast {
+		r.StaticRoutes = []staticRoute{{Destination: "224.0.0.0/4", RouteType: connected}}
+	}
+	return r, nil
+}
+
+// extend gives an endpoint what it has more, as soon as the engine has moved its
+// interface into the container: the runtime still has most to do then before the
+// process starts.
+func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Prefix, wait time.Duration) {
+	ctx, cancel := context.WithTimeout(d.alive, wait)
+	defer cancel()
+	if err := d.links.Extend(ctx, path, mac, more); err != nil && d.alive.Err() == nil && d.Has(id) {
+		d.log.Warn("a container lacks addresses", "endpoint", id, "addresses", more, "error", err)
+	}
+}
+
+// Restore gives an endpoint of the container whose namespace is at path what it
+// has more, if it lacks it: the router may have ended before it could.
+func (d *Driver) Restore(id, path string) {
+	d.mu.Lock()
+	e := d.endpoints.Records[id]
+	d.mu.Unlock()
+	if mac, err := net.ParseMAC(e.MAC); err == nil && len(e.More) > 0 {
+		d.extend(id, path, mac, e.More, time.Second)
+	}
+}
+
+// all is every address of an endpoint.
+func (e endpoint) all() []netip.Prefix { return slices.Concat(e.Addresses, e.More) }
+
+// leave has the port deleted, and does not wait for it: the kernel takes tens
+// of milliseconds, in which the engine can go on.
+func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
+	if checkID("endpoint", q.EndpointID) != nil {
+		return empty{}, nil // none that ever joined
+	}
+	d.mu.Lock()
+	leaves := d.leaving[q.EndpointID] != nil
+	gone := make(chan struct{})
+	if !leaves {
+		d.leaving[q.EndpointID] = gone
+	}
+	d.mu.Unlock()
+	if leaves {
+		return empty{}, nil
+	}
+	d.beside(func() {
+		if err := d.links.Delete(Port(q.EndpointID)); err != nil {
+			d.log.Warn("the port of a container that left could not be deleted", "endpoint", q.EndpointID, "error", err)
+		}
+		d.mu.Lock()
+		delete(d.leaving, q.EndpointID)
+		d.mu.Unlock()
+		close(gone)
+	})
+	return empty{}, nil
+}
+
+// left waits until an endpoint that leaves has left.
+func (d *Driver) left(ctx context.Context, id string) error {
+	d.mu.Lock()
+	gone := d.leaving[id]
+	d.mu.Unlock()
+	if gone == nil {
+		return nil
+	}
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("endpoint %.12s: wait until it has left: %w", id, ctx.Err())
+	}
+}
+
+func (d *Driver) deleteEndpoint(ctx context.Context, q endpointRequest) (empty, error) {
+	if _, err := d.leave(ctx, q); err != nil {
+		return empty{}, err
+	}
+	return empty{}, d.dropEndpoint(q.EndpointID, false)
+}
+
+// dropEndpoint forgets an endpoint, with what was claimed for it. The engine
+// gives its leases back by itself; all has them freed too.
+func (d *Driver) dropEndpoint(id string, all bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.missed, id)
+	e := d.endpoints.Records[id]
+	if err := d.endpoints.Delete(id); err != nil {
+		return err
+	}
+	for _, p := range e.all() {
+		if l, ok := d.leases[p.Addr()]; ok && (all || !strings.HasPrefix(l.owner, leaseOwner)) {
+			if err := d.drop(p.Addr(), l); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Endpoint is a container on a network of weft's.
+type Endpoint struct {
+	ID, Network string
+	MAC         string
+	Addresses   []netip.Prefix
+}
+
+// Endpoints lists those that live, sorted by id.
+func (d *Driver) Endpoints() []Endpoint {
+	d.mu.Lock()
+	var list []Endpoint
+	for id, e := range d.endpoints.Records {
+		list = append(list, Endpoint{ID: id, Network: e.Network, MAC: e.MAC, Addresses: e.all()})
+	}
+	d.mu.Unlock()
+	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.links.Exists(Port(e.ID)) })
+	slices.SortFunc(list, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+// Has tells whether an endpoint is one of weft's.
+func (d *Driver) Has(endpointID string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, ok := d.endpoints.Records[endpointID]
+	return ok
+}
+
+// AdoptNetwork takes over a network that the engine has and the record lacks:
+// the state folder was lost. Options are the user's.
+func (d *Driver) AdoptNetwork(id string, options map[string]string, internal bool, gateways []netip.Addr) error {
+	d.mu.Lock()
+	_, known := d.networks.Records[id]
+	d.mu.Unlock()
+	if known {
+		return nil
+	}
+	q := createNetworkRequest{NetworkID: id, Options: map[string]any{internalOption: internal}}
+	generic := make(map[string]any)
+	for k, v := range options {
+		generic[k] = v
+	}
+	q.Options[genericOptions] = generic
+	for _, g := range gateways {
+		q.IPv4Data = append(q.IPv4Data, ipamData{AddressSpace: localSpace, Gateway: g.String()})
+	}
+	_, err := d.createNetwork(context.Background(), q)
+	return err
+}
+
+// Adopt takes over an endpoint of a container that runs, likewise. It is no
+// error if it is known, or not one of weft's.
+func (d *Driver) Adopt(ctx context.Context, e Endpoint) error {
+	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.links.Exists(Port(e.ID)) {
+		return nil
+	}
+	for _, p := range e.Addresses {
+		d.mu.Lock()
+		_, leased := d.leases[p.Addr()]
+		d.mu.Unlock()
+		if leased || d.addresses.Check(p.Masked()) != nil {
+			continue
+		}
+		owner := newLeaseOwner()
+		if err := d.addresses.Claim(ctx, owner, p); err != nil {
+			return fmt.Errorf("take endpoint %.12s over: %w", e.ID, err)
+		}
+		d.mu.Lock()
+		d.leases[p.Addr()] = lease{owner, time.Now()}
+		d.mu.Unlock()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.endpoints.Put(e.ID, endpoint{Network: e.Network, MAC: e.MAC, Addresses: e.Addresses})
+}

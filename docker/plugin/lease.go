@@ -1,0 +1,393 @@
+package plugin
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+// lease is an address that the engine asked for.
+type lease struct {
+	owner string // in the allocator
+	since time.Time
+}
+
+// Owners of leases in the allocator. The first part of an owner's name tells
+// what it is, the rest is random or an endpoint.
+const (
+	leaseOwner    = "docker:lease:"
+	endpointOwner = "docker:endpoint:" // an address that the engine's own driver chose
+	moreOwner     = "docker:more:"     // one that the engine knows nothing of
+)
+
+func newLeaseOwner() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails, by its documentation
+	return leaseOwner + hex.EncodeToString(b[:])
+}
+
+func foreignOwner(endpointID string) string { return endpointOwner + endpointID }
+
+func fnv32(s string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(s))
+	return h.Sum32()
+}
+
+// findLeases finds the leases of earlier runs.
+func (d *Driver) findLeases() {
+	now := time.Now()
+	for owner, ps := range d.addresses.Owners() {
+		if !strings.HasPrefix(owner, leaseOwner) && !strings.HasPrefix(owner, endpointOwner) && !strings.HasPrefix(owner, moreOwner) {
+			continue
+		}
+		for _, p := range ps {
+			d.leases[p.Addr()] = lease{owner, now}
+		}
+	}
+}
+
+// drop releases a lease. The lock is held: an allocator does not wait to
+// release.
+func (d *Driver) drop(a netip.Addr, l lease) error {
+	if err := d.addresses.Release(l.owner, a); err != nil {
+		return err
+	}
+	delete(d.leases, a)
+	delete(d.missed, l.owner)
+	return nil
+}
+
+// poolGuard notices an engine that asks for a pool over and over. It does so
+// when the pool it was given overlaps a route of the host, and would for ever.
+type poolGuard struct {
+	since time.Time
+	count int
+}
+
+const (
+	guardTime  = 2 * time.Second
+	guardCount = 50
+)
+
+// full tells whether there were more requests than users make.
+func (g *poolGuard) full(now time.Time) bool {
+	if now.Sub(g.since) > guardTime {
+		g.since, g.count = now, 0
+	}
+	g.count++
+	return g.count > guardCount
+}
+
+func (d *Driver) requestPool(_ context.Context, q poolRequest) (r poolReply, err error) {
+	subnet := q.Pool
+	if subnet == "" {
+		p, ok := d.addresses.Default(q.V6)
+		if !ok {
+			return r, errors.New("this router was launched without a range of such addresses: name an address space, --subnet, or launch with --ipalloc-range or --ipalloc-range6")
+		}
+		d.mu.Lock()
+		full := d.pools.full(time.Now())
+		d.mu.Unlock()
+		if full {
+			return r, fmt.Errorf("docker does not take %s, as this host has a route to it (weft expose makes one): name it, --subnet %s", p, p)
+		}
+		subnet = p.String()
+	}
+	p, err := newPool(subnet, q.SubPool)
+	if err == nil && q.Pool != "" {
+		err = d.addresses.Check(p.within)
+	}
+	if err != nil {
+		return r, err
+	}
+	none := "0.0.0.0/0"
+	if p.subnet.Addr().Is6() {
+		none = "::/0"
+	}
+	return poolReply{PoolID: p.String(), Pool: p.subnet.String(), Data: map[string]string{gatewayData: none}}, nil
+}
+
+func (d *Driver) releasePool(context.Context, poolIDRequest) (empty, error) { return empty{}, nil }
+
+func (d *Driver) requestAddress(ctx context.Context, q addressRequest) (r addressReply, err error) {
+	p, err := parsePool(q.PoolID)
+	if err != nil {
+		return r, err
+	}
+	var got netip.Addr
+	if q.Address == "" {
+		got, err = d.lease(ctx, p)
+	} else {
+		got, err = d.leaseOne(ctx, p, q.Address, q.Options[requestType] == gatewayData)
+	}
+	if err != nil {
+		return r, err
+	}
+	return addressReply{Address: p.full(got).String(), Data: map[string]string{}}, nil
+}
+
+// lease leases any address of a pool.
+func (d *Driver) lease(ctx context.Context, p pool) (netip.Addr, error) {
+	if p.within.Bits() == p.within.Addr().BitLen() {
+		return d.leaseOne(ctx, p, p.within.Addr().String(), false)
+	}
+	owner := newLeaseOwner()
+	got, err := d.addresses.Allocate(ctx, owner, p.within)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leases[got.Addr()] = lease{owner, time.Now()}
+	return got.Addr(), nil
+}
+
+// leaseOne leases a certain address. A gateway may be another's: each host has
+// the same one, on which somebody answers.
+func (d *Driver) leaseOne(ctx context.Context, p pool, address string, gateway bool) (netip.Addr, error) {
+	a, ok := parseHost(address)
+	if !ok || !p.subnet.Contains(a) {
+		return netip.Addr{}, fmt.Errorf("address %.60s is not in the subnet %s", address, p.subnet)
+	}
+	if err := d.clear(a); err != nil {
+		if gateway {
+			return a, nil
+		}
+		return netip.Addr{}, err
+	}
+	owner := newLeaseOwner()
+	if err := d.addresses.Claim(ctx, owner, p.full(a)); err != nil {
+		if gateway {
+			d.log.Info("a network's gateway is in use already, as it should be", "gateway", a, "says", err)
+			return a, nil
+		}
+		return netip.Addr{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leases[a] = lease{owner, time.Now()}
+	return a, nil
+}
+
+// staleAfter is the age of a lease without a living container from which it
+// gives way to another request for its address: the engine was killed before it
+// could give the address back.
+const staleAfter = 5 * time.Second
+
+// clear makes sure that no lease of this host has an address.
+func (d *Driver) clear(a netip.Addr) error {
+	d.mu.Lock()
+	l, leased := d.leases[a]
+	id := d.endpointWith(a)
+	held := d.isHeld(a)
+	d.mu.Unlock()
+	if !leased {
+		return nil
+	}
+	if held || time.Since(l.since) < staleAfter || id != "" && d.links.Exists(Port(id)) {
+		user := "another container of this host"
+		if held {
+			user = "a network of this host"
+		}
+		return fmt.Errorf("address %s is in use by %s", a, user)
+	}
+	if id != "" {
+		if err := d.dropEndpoint(id, true); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if now, leased := d.leases[a]; !leased || now != l {
+		return nil
+	}
+	return d.drop(a, l)
+}
+
+// endpointWith returns the endpoint that has an address, "" if none. The lock
+// is held.
+func (d *Driver) endpointWith(a netip.Addr) string {
+	for id, e := range d.endpoints.Records {
+		if slices.ContainsFunc(e.all(), func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return id
+		}
+	}
+	return ""
+}
+
+// isHeld tells whether an address belongs to a network. The lock is held.
+func (d *Driver) isHeld(a netip.Addr) bool {
+	for _, n := range d.networks.Records {
+		if slices.Contains(n.Held, a) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Driver) releaseAddress(_ context.Context, q addressRequest) (empty, error) {
+	a, ok := parseHost(q.Address)
+	if !ok {
+		return empty{}, nil // none that was ever leased
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l, leased := d.leases[a]
+	if !leased || !strings.HasPrefix(l.owner, leaseOwner) {
+		return empty{}, nil
+	}
+	return empty{}, d.drop(a, l)
+}
+
+// claimForeign claims the addresses of an endpoint that were not leased here,
+// but chosen by the engine's own driver.
+func (d *Driver) claimForeign(ctx context.Context, endpointID string, ps []netip.Prefix) error {
+	for _, p := range ps {
+		d.mu.Lock()
+		_, leased := d.leases[p.Addr()]
+		d.mu.Unlock()
+		if leased || d.addresses.Check(p.Masked()) != nil {
+			continue
+		}
+		if err := d.addresses.Claim(ctx, foreignOwner(endpointID), p); err != nil {
+			return fmt.Errorf("docker chose the address: make the network with --ipam-driver %s, or a range for each host with --ip-range: %w", Name, err)
+		}
+		d.mu.Lock()
+		d.leases[p.Addr()] = lease{foreignOwner(endpointID), time.Now()}
+		d.mu.Unlock()
+	}
+	return nil
+}
+
+// leaseMore leases what an endpoint is to have more; on error it has nothing of
+// it. Each is an owner's of its own, as an owner has one address of a subnet.
+func (d *Driver) leaseMore(ctx context.Context, endpointID, words string) (got []netip.Prefix, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, p := range got {
+			err = errors.Join(err, d.drop(p.Addr(), d.leases[p.Addr()]))
+		}
+	}()
+	for i, word := range strings.Fields(words) {
+		a, err := api.ParseAddress(word)
+		if err != nil {
+			return got, fmt.Errorf("option %s: %w", AddressesOption, err)
+		}
+		owner := fmt.Sprintf("%s%s:%d", moreOwner, endpointID, i)
+		p := a.Prefix
+		switch a.Kind {
+		case api.Exactly:
+			err = d.clear(p.Addr())
+			if err == nil && d.addresses.Check(p.Masked()) == nil {
+				err = d.addresses.Claim(ctx, owner, p)
+			}
+		case api.FromDefault:
+			p, _ = d.addresses.Default(false)
+			fallthrough
+		default:
+			p, err = d.addresses.Allocate(ctx, owner, p)
+		}
+		if err != nil {
+			return got, err
+		}
+		d.mu.Lock()
+		d.leases[p.Addr()] = lease{owner, time.Now()}
+		d.mu.Unlock()
+		got = append(got, p)
+	}
+	return got, nil
+}
+
+const (
+	// goneGrace is how long an endpoint's port must have been gone before its
+	// addresses are freed: neighbours may still send to it.
+	goneGrace = 30 * time.Second
+	// idleGrace is how long a lease may be without an endpoint; the engine takes
+	// milliseconds from the one to the other.
+	idleGrace = 2 * time.Minute
+)
+
+// Sweep frees what containers had that are gone without a word from the engine.
+// Call it every few seconds.
+func (d *Driver) Sweep(now time.Time) {
+	d.mu.Lock()
+	ids := make([]string, 0, len(d.endpoints.Records))
+	for id := range d.endpoints.Records {
+		ids = append(ids, id)
+	}
+	d.mu.Unlock()
+	for _, id := range ids {
+		alive := d.links.Exists(Port(id))
+		if d.overdue(id, alive, now, goneGrace) {
+			d.log.Info("a container is gone without a word from docker, its addresses are free", "endpoint", id)
+			if err := d.dropEndpoint(id, true); err != nil {
+				d.log.Warn("an endpoint could not be dropped", "endpoint", id, "error", err)
+			}
+		}
+	}
+	d.sweepLeases(now)
+}
+
+// overdue notes whether something is there, and tells whether it has been
+// missing for longer than grace.
+func (d *Driver) overdue(key string, there bool, now time.Time, grace time.Duration) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if there {
+		delete(d.missed, key)
+		return false
+	}
+	since, missed := d.missed[key]
+	if !missed {
+		d.missed[key] = now
+		return false
+	}
+	return now.Sub(since) >= grace
+}
+
+// sweepLeases frees leases that no endpoint and no network has. Those of
+// endpoints that Sweep has dropped go by the grace that those had.
+func (d *Driver) sweepLeases(now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	used := make(map[netip.Addr]bool)
+	for _, e := range d.endpoints.Records {
+		for _, p := range e.all() {
+			used[p.Addr()] = true
+		}
+	}
+	for _, n := range d.networks.Records {
+		for _, a := range n.Held {
+			used[a] = true
+		}
+	}
+	for a, l := range d.leases {
+		if used[a] {
+			delete(d.missed, l.owner)
+			continue
+		}
+		since, missed := d.missed[l.owner]
+		if !missed {
+			d.missed[l.owner] = now
+		} else if now.Sub(since) >= idleGrace {
+			d.log.Info("an address that docker asked for is not used, it is free", "address", a)
+			if err := d.drop(a, l); err != nil {
+				d.log.Warn("an address could not be freed", "address", a, "error", err)
+			}
+		}
+	}
+}

@@ -1,0 +1,434 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/internal/store"
+)
+
+// host is the allocator and the kernel of a host, as the driver sees them.
+type host struct {
+	mu    sync.Mutex
+	given map[netip.Addr]string
+	ports map[string]string // what has come in: name of the port, MAC address and addresses
+	more  []string
+	fail  error // of what may fail
+}
+
+var universe = netip.MustParsePrefix("10.32.0.0/12")
+
+func (h *host) Default(v6 bool) (netip.Prefix, bool) { return universe, !v6 }
+
+func (h *host) Check(p netip.Prefix) error {
+	if !universe.Contains(p.Addr()) || p.Bits() < universe.Bits() {
+		return errors.New("outside")
+	}
+	return nil
+}
+
+func (h *host) Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.fail != nil {
+		return netip.Prefix{}, h.fail
+	}
+	for a := subnet.Addr().Next(); subnet.Contains(a); a = a.Next() {
+		if h.given[a] == "" {
+			h.given[a] = owner
+			return netip.PrefixFrom(a, subnet.Bits()), nil
+		}
+	}
+	return netip.Prefix{}, errors.New("full")
+}
+
+func (h *host) Claim(_ context.Context, owner string, p netip.Prefix) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if o := h.given[p.Addr()]; o != "" && o != owner {
+		return fmt.Errorf("in use by %s", o)
+	}
+	h.given[p.Addr()] = owner
+	return h.fail
+}
+
+func (h *host) Release(owner string, a netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.given[a] == owner {
+		delete(h.given, a)
+	}
+	return nil
+}
+
+func (h *host) Owners() map[string][]netip.Prefix {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make(map[string][]netip.Prefix)
+	for a, o := range h.given {
+		all[o] = append(all[o], netip.PrefixFrom(a, 12))
+	}
+	return all
+}
+
+func (h *host) Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ports[port] = fmt.Sprint(inside, " ", mac, " ", mtu, " ", addrs)
+	return h.fail
+}
+
+func (h *host) Extend(_ context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.more = append(h.more, fmt.Sprint(path, " ", mac, " ", addrs))
+	return nil
+}
+
+func (h *host) Delete(port string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.ports, port)
+	return nil
+}
+
+func (h *host) Exists(port string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ports[port] != ""
+}
+
+// bench is a driver and its host.
+type bench struct {
+	*host
+	store  *store.Store
+	driver *Driver
+}
+
+func newBench(t testing.TB) *bench {
+	st, _, err := store.Open(filepath.Join(t.TempDir(), "weft.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{host: &host{given: make(map[netip.Addr]string), ports: make(map[string]string)}, store: st}
+	b.restart()
+	t.Cleanup(func() {
+		b.driver.Close()
+		st.Close()
+	})
+	return b
+}
+
+// restart makes the driver anew, as a router does that was started again.
+func (b *bench) restart() {
+	if b.driver != nil {
+		b.driver.Close()
+	}
+	b.driver = New(Config{Addresses: b.host, Links: b.host, Store: b.store, Log: slog.New(slog.DiscardHandler)})
+}
+
+// call sends a request as the engine does and returns the body of the reply.
+func (b *bench) call(t testing.TB, name, body string) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	b.driver.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/"+name, strings.NewReader(body)))
+	if w.Code != http.StatusOK {
+		var e struct{ Err string }
+		if json.Unmarshal(w.Body.Bytes(), &e) != nil || e.Err == "" || strings.Contains(e.Err, "\n") {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+	}
+	return w.Body.String()
+}
+
+func (b *bench) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.given)
+}
+
+const (
+	netID = "ad1f0b2b9d7c4c0cb1a1a1a1a1a1a1a1"
+	endID = "0123456789abcdef0123456789abcdef"
+)
+
+func request(format string, args ...any) string {
+	return strings.NewReplacer("NET", netID, "END", endID).Replace(fmt.Sprintf(format, args...))
+}
+
+// The life of a network and a container, as libnetwork's documents have it; each
+// request twice, as an engine repeats what it did not see the answer of.
+func TestLife(t *testing.T) {
+	b := newBench(t)
+	for _, c := range []struct{ name, body, want string }{
+		{"Plugin.Activate", "", `{"Implements":["NetworkDriver","IpamDriver"]}`},
+		{"NetworkDriver.GetCapabilities", "", `{"Scope":"local","ConnectivityScope":"global"}`},
+		{"IpamDriver.GetCapabilities", "{}", `{"RequiresMACAddress":false,"RequiresRequestReplay":false}`},
+		{"IpamDriver.GetDefaultAddressSpaces", "null", `{"LocalDefaultAddressSpace":"weftlocal","GlobalDefaultAddressSpace":"weftglobal"}`},
+		{"IpamDriver.RequestPool", `{"AddressSpace":"weftlocal","Pool":"10.40.1.7/24","SubPool":"10.40.1.128/25","Options":null,"V6":false}`,
+			`{"PoolID":"weft-10.40.1.0/24-10.40.1.128/25","Pool":"10.40.1.0/24","Data":{"com.docker.network.gateway":"0.0.0.0/0"}}`},
+		{"IpamDriver.RequestPool", `{}`, `{"PoolID":"weft-10.32.0.0/12-10.32.0.0/12","Pool":"10.32.0.0/12","Data":{"com.docker.network.gateway":"0.0.0.0/0"}}`},
+		{"NetworkDriver.CreateNetwork", `{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicast":"true"},"com.docker.network.enable_ipv6":false},
+			"IPv4Data":[{"AddressSpace":"weftlocal","Pool":"10.40.1.0/24","Gateway":"10.40.1.1/24","AuxAddresses":{}}],"IPv6Data":[],"Future":1}`, `{}`},
+		{"NetworkDriver.CreateEndpoint", `{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.129/24","AddressIPv6":"","MacAddress":""},"Options":{"weft.addresses":"10.40.2.9/24 net:default"}}`,
+			`{"Interface":{"MacAddress":"02:42:0a:28:01:81"}}`},
+		{"NetworkDriver.EndpointOperInfo", `{"NetworkID":"NET","EndpointID":"END"}`, `{"Value":{}}`},
+		{"NetworkDriver.Join", `{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/run/x","Options":null}`,
+			`{"InterfaceName":{"SrcName":"vethwe01234567c","DstPrefix":"ethwe"},"Gateway":"10.40.1.1","StaticRoutes":[{"Destination":"224.0.0.0/4","RouteType":1,"NextHop":""}]}`},
+		{"NetworkDriver.ProgramExternalConnectivity", `{}`, `{}`},
+	} {
+		for range 2 {
+			if got := b.call(t, c.name, request("%s", c.body)); got != c.want {
+				t.Errorf("%s %s:\n%s, want\n%s", c.name, c.body, got, c.want)
+			}
+		}
+	}
+	if got := b.ports["vethwe01234567"]; got != "vethwe01234567c 02:42:0a:28:01:81 0 [10.40.1.129 10.40.2.9 10.32.0.1]" {
+		t.Errorf("the kernel was told %q", got)
+	}
+	b.restart()
+	if got := b.driver.Endpoints(); len(got) != 1 || got[0].ID != endID || len(got[0].Addresses) != 3 {
+		t.Errorf("after a restart there are %+v", got)
+	}
+	if want := "/run/x 02:42:0a:28:01:81 [10.40.2.9/24 10.32.0.1/12]"; !slices.Contains(b.more, want) {
+		t.Errorf("more addresses: %q, want %q", b.more, want)
+	}
+	for range 2 {
+		for _, name := range []string{"Leave", "DeleteEndpoint"} {
+			if got := b.call(t, "NetworkDriver."+name, request(`{"NetworkID":"NET","EndpointID":"END"}`)); got != `{}` {
+				t.Errorf("%s: %s", name, got)
+			}
+		}
+		if got := b.call(t, "NetworkDriver.DeleteNetwork", request(`{"NetworkID":"NET"}`)); got != `{}` {
+			t.Errorf("DeleteNetwork: %s", got)
+		}
+		if got := b.call(t, "IpamDriver.ReleasePool", `{"PoolID":"weft-10.40.1.0/24-10.40.1.128/25"}`); got != `{}` {
+			t.Errorf("ReleasePool: %s", got)
+		}
+	}
+	if b.driver.Close(); len(b.ports) != 0 || b.count() != 0 {
+		t.Errorf("at the end there are %v and %v", b.ports, b.given)
+	}
+}
+
+func address(t *testing.T, reply string) string {
+	t.Helper()
+	var r struct{ Address string }
+	if err := json.Unmarshal([]byte(reply), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r.Address
+}
+
+func TestAddresses(t *testing.T) {
+	b := newBench(t)
+	ask := func(body string) string { return b.call(t, "IpamDriver.RequestAddress", body) }
+	pool := `"PoolID":"weft-10.40.1.0/24-10.40.1.128/25"`
+	first := address(t, ask(`{`+pool+`,"Address":""}`))
+	if first != "10.40.1.129/24" {
+		t.Errorf("of the range it gives %s", first)
+	}
+	if got := address(t, ask(`{`+pool+`,"Address":"10.40.1.5","Options":null}`)); got != "10.40.1.5/24" {
+		t.Errorf("asked for 10.40.1.5 it gives %s", got)
+	}
+	for body, words := range map[string]string{
+		`{` + pool + `,"Address":"10.40.1.5"}`:        "in use by another container",
+		`{` + pool + `,"Address":"10.40.2.5"}`:        "not in the subnet",
+		`{` + pool + `,"Address":"x"}`:                "not in the subnet",
+		`{"PoolID":"LocalDefault/10.0.0.0/8"}`:        "not one of weft's",
+		`{"PoolID":"weft-10.40.1.0/24-10.40.2.0/25"}`: "not in the subnet",
+		`{"PoolID":17}`:                               "read the request",
+	} {
+		if got := ask(body); !strings.Contains(got, words) {
+			t.Errorf("%s: %s, want %s", body, got, words)
+		}
+	}
+	// A gateway may be anybody's.
+	b.given[netip.MustParseAddr("10.40.1.1")] = "somebody"
+	if got := address(t, ask(`{`+pool+`,"Address":"10.40.1.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)); got != "10.40.1.1/24" {
+		t.Errorf("the gateway is %s", got)
+	}
+	b.restart() // leases are found again
+	for range 2 {
+		b.call(t, "IpamDriver.ReleaseAddress", `{`+pool+`,"Address":"10.40.1.129"}`)
+		b.call(t, "IpamDriver.ReleaseAddress", `{`+pool+`,"Address":"10.40.1.5/24"}`)
+		b.call(t, "IpamDriver.ReleaseAddress", `{`+pool+`,"Address":"10.40.1.1"}`)
+	}
+	if len(b.given) != 1 {
+		t.Errorf("after all were released there are %v", b.given)
+	}
+	b.fail = errors.New("no ring yet:\nwaiting for h2")
+	if got := ask(`{` + pool + `}`); !strings.Contains(got, "no ring yet: waiting for h2") {
+		t.Errorf("it says %s", got)
+	}
+}
+
+func TestNetworksThatAreRefused(t *testing.T) {
+	b := newBench(t)
+	for body, words := range map[string]string{
+		`{"NetworkID":"short"}`: "no id of docker's",
+		`{"NetworkID":"NET","IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"172.18.0.0/16","Gateway":"172.18.0.1/16"}]}`: "--ipam-driver weft",
+		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicst":"1"}}}`:                                "there is none of that name",
+		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicast":"x"}}}`:                               "want true or false",
+		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"com.docker.network.driver.mtu":"9"}}}`:                "want 576",
+	} {
+		if got := b.call(t, "NetworkDriver.CreateNetwork", request("%s", body)); !strings.Contains(got, words) {
+			t.Errorf("%s: %s, want %s", body, got, words)
+		}
+	}
+	if got := b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END"}`)); !strings.Contains(got, "not known") {
+		t.Errorf("Join of nobody: %s", got)
+	}
+	// Docker's own addresses are fine where they can be claimed, without the
+	// gateway that it makes up.
+	b.call(t, "NetworkDriver.CreateNetwork", request(`{"NetworkID":"NET","IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.40.0.0/16","Gateway":"10.40.0.1/16"}]}`))
+	b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.0.2/16"}}`))
+	if got := b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END"}`)); strings.Contains(got, "Gateway") {
+		t.Errorf("Join: %s", got)
+	}
+	if b.given[netip.MustParseAddr("10.40.0.2")] == "" {
+		t.Error("an address that docker chose is not claimed")
+	}
+	b.call(t, "NetworkDriver.DeleteEndpoint", request(`{"NetworkID":"NET","EndpointID":"END"}`))
+	if b.count() != 0 {
+		t.Errorf("it stays: %v", b.given)
+	}
+	// An engine that is never content is told so.
+	var last string
+	for range guardCount + 2 {
+		last = b.call(t, "IpamDriver.RequestPool", `{}`)
+	}
+	if !strings.Contains(last, "--subnet 10.32.0.0/12") {
+		t.Errorf("asked over and over it says %s", last)
+	}
+}
+
+// What containers had that are gone without a word is freed after a while, and
+// nothing of those that live.
+func TestSweep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.call(t, "NetworkDriver.CreateNetwork", request(`{"NetworkID":"NET","IPv4Data":[{"AddressSpace":"weftlocal","Pool":"10.40.1.0/24","Gateway":"10.40.1.1/24"}]}`))
+		pool := `"PoolID":"weft-10.40.1.0/24-10.40.1.0/24"`
+		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)
+		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
+		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.6"}`) // of a start that was never finished
+		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{"weft.addresses":"10.40.1.7/24"}}`))
+		b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/run/x"}`))
+		has := func(when string, want ...string) {
+			t.Helper()
+			var got []string
+			for a := range b.given {
+				got = append(got, a.String())
+			}
+			if slices.Sort(got); !slices.Equal(got, want) {
+				t.Errorf("%s: %v are in use, want %v", when, got, want)
+			}
+		}
+		sweep := func(d time.Duration) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Second) {
+				b.driver.Sweep(time.Now())
+			}
+		}
+		sweep(time.Minute)
+		has("after a minute", "10.40.1.1", "10.40.1.5", "10.40.1.6", "10.40.1.7")
+		sweep(2 * time.Minute)
+		has("after three minutes", "10.40.1.1", "10.40.1.5", "10.40.1.7")
+		b.Delete(Port(endID))
+		sweep(goneGrace)
+		has("just gone", "10.40.1.1", "10.40.1.5", "10.40.1.7")
+		sweep(20 * time.Second)
+		has("gone for a while", "10.40.1.1")
+
+		// Its address, asked for by name, need not wait for that.
+		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
+		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"}}`))
+		time.Sleep(2 * staleAfter)
+		if got := b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`); address(t, got) != "10.40.1.5/24" {
+			t.Errorf("an address of a container that is gone: %s", got)
+		}
+		b.driver.Close()
+	})
+}
+
+// A router without its state takes over what the engine has.
+func TestAdopt(t *testing.T) {
+	b := newBench(t)
+	b.ports[Port(endID)] = "there"
+	if err := b.driver.AdoptNetwork(netID, map[string]string{MulticastOption: "true"}, false, []netip.Addr{netip.MustParseAddr("10.40.1.1")}); err != nil {
+		t.Fatal(err)
+	}
+	e := Endpoint{ID: endID, Network: netID, MAC: "02:42:0a:28:01:05", Addresses: []netip.Prefix{netip.MustParsePrefix("10.40.1.5/24")}}
+	for range 2 {
+		if err := b.driver.Adopt(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.driver.Adopt(t.Context(), Endpoint{ID: strings.Repeat("f", 64), Addresses: e.Addresses}); err != nil {
+		t.Errorf("an endpoint of another driver: %v", err)
+	}
+	if len(b.given) != 1 || len(b.driver.Endpoints()) != 1 {
+		t.Errorf("it took over %v and %v", b.given, b.driver.Endpoints())
+	}
+	if got := b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END"}`)); !strings.Contains(got, `"Gateway":"10.40.1.1"`) || !strings.Contains(got, "224.0.0.0/4") {
+		t.Errorf("Join: %s", got)
+	}
+	b.call(t, "IpamDriver.ReleaseAddress", `{"Address":"10.40.1.5"}`)
+	if b.count() != 0 {
+		t.Errorf("it stays: %v", b.given)
+	}
+}
+
+func FuzzRequests(f *testing.F) {
+	names := []string{
+		"NetworkDriver.CreateNetwork", "NetworkDriver.DeleteNetwork", "NetworkDriver.CreateEndpoint", "NetworkDriver.EndpointOperInfo", "NetworkDriver.Join",
+		"NetworkDriver.Leave", "NetworkDriver.DeleteEndpoint", "IpamDriver.RequestPool", "IpamDriver.ReleasePool", "IpamDriver.RequestAddress", "IpamDriver.ReleaseAddress",
+	}
+	for i, body := range []string{
+		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicast":"true"}},"IPv4Data":[{"AddressSpace":"weftlocal","Gateway":"10.40.1.1/24"}]}`,
+		`{"NetworkID":"NET"}`, `{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{"weft.addresses":"net:default fd00::1/64"}}`,
+		`{"EndpointID":"END"}`, `{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/x"}`, `{"EndpointID":"END"}`, `{"EndpointID":"END"}`,
+		`{"Pool":"10.40.0.0/16","SubPool":"10.40.1.0/24"}`, `{}`, `{"PoolID":"weft-10.40.1.0/24-10.40.1.0/24","Address":"10.40.1.5"}`, `{"Address":"10.40.1.5"}`,
+	} {
+		f.Add(uint8(i), []byte(request("%s", body)))
+	}
+	b := newBench(f)
+	f.Fuzz(func(t *testing.T, which uint8, body []byte) {
+		w := httptest.NewRecorder()
+		name := names[int(which)%len(names)]
+		b.driver.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/"+name, bytes.NewReader(body)))
+		if !json.Valid(w.Body.Bytes()) {
+			t.Errorf("%s %q: %q", name, body, w.Body)
+		}
+	})
+}
+
+func FuzzPool(f *testing.F) {
+	f.Add("weft-10.40.0.0/16-10.40.1.0/24")
+	f.Add("weft-fd00::/64-fd00::/80")
+	f.Fuzz(func(t *testing.T, id string) {
+		p, err := parsePool(id)
+		if err != nil {
+			return
+		}
+		again, err := parsePool(p.String())
+		if err != nil || again != p {
+			t.Errorf("%q is %v, which is %v, %v", id, p, again, err)
+		}
+	})
+}

@@ -1,0 +1,209 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/client"
+)
+
+// create makes a container and puts it on the networks that it asks for.
+func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+	doc, err := parseDocument(body)
+	if err != nil {
+		return p.ask(ctx, req, body) // the engine says what is wrong with it
+	}
+	api, err := p.client()
+	if err != nil {
+		return nil, err
+	}
+	c, err := readCreation(doc)
+	if err != nil {
+		return p.ask(ctx, req, body)
+	}
+	w, err := p.wanted(ctx, api, c)
+	if err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	if w != nil || isOurs(ctx, api, c.mode) {
+		p.edit(c, req.URL.Query().Get("name"))
+	}
+	if w == nil && !c.edited {
+		return p.ask(ctx, req, body)
+	}
+	var j join
+	if w != nil {
+		if j, err = p.network(ctx, api, w, c.mode == modeNone); err != nil {
+			return nil, fmt.Errorf("create container: %w", err)
+		}
+		if c.mode == modeNone {
+			// The engine connects a container that has none to nothing else.
+			c.moveTo(j)
+			w = nil
+		}
+	}
+	if body, err = c.document(); err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	a, err := p.ask(ctx, req, body)
+	if err != nil || a.code != http.StatusCreated || w == nil {
+		return a, err
+	}
+	return a, p.connect(ctx, api, a.body, j)
+}
+
+// connect puts the container that was created on a network, or removes it.
+func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte, j join) error {
+	var made struct{ ID string }
+	if err := json.Unmarshal(created, &made); err != nil {
+		return fmt.Errorf("create container: read docker's answer: %w", err)
+	}
+	_, err := api.NetworkConnect(ctx, j.network, client.NetworkConnectOptions{Container: made.ID, EndpointConfig: j.settings()})
+	if err == nil {
+		return nil
+	}
+	_, rerr := api.ContainerRemove(context.WithoutCancel(ctx), made.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+	return errors.Join(fmt.Errorf("create container: put it on network %s: %w", j.network, err), rerr)
+}
+
+// Modes of networking that leave room for weft's.
+const (
+	modeNone    = "none"
+	modeBridge  = "bridge"
+	modeDefault = "default"
+)
+
+// creation is what of the request for a container is read and changed.
+type creation struct {
+	doc, host document // all, and its HostConfig
+	edited    bool
+
+	image, hostname, domainname string
+	env, dns, search            []string
+	labels                      map[string]string
+	mode                        string
+}
+
+func readCreation(doc document) (*creation, error) {
+	c := &creation{doc: doc}
+	var err error
+	if c.host, err = doc.object("HostConfig"); err != nil {
+		return nil, err
+	}
+	err = errors.Join(
+		doc.get("Image", &c.image), doc.get("Hostname", &c.hostname), doc.get("Domainname", &c.domainname),
+		doc.get("Env", &c.env), doc.get("Labels", &c.labels),
+		c.host.get("NetworkMode", &c.mode), c.host.get("Dns", &c.dns), c.host.get("DnsSearch", &c.search),
+	)
+	return c, err
+}
+
+// joinable tells whether the container's own network leaves room for weft's. A
+// network that its user made is taken as all that it is to have.
+func (c *creation) joinable() bool {
+	return slices.Contains([]string{"", modeDefault, modeBridge, modeNone}, c.mode)
+}
+
+// wanted returns what the container asks for, or gets without asking; nil:
+// nothing.
+func (p *Proxy) wanted(ctx context.Context, api *client.Client, c *creation) (*wish, error) {
+	if !c.joinable() {
+		return nil, nil
+	}
+	env := slices.Clone(c.env)
+	if c.image != "" {
+		// The image's environment goes before; what it says is as good.
+		if r, err := api.ImageInspect(ctx, c.image); err == nil && r.Config != nil {
+			env = append(slices.Clone(r.Config.Env), env...)
+		}
+	}
+	w, given, err := wishOf(env, p.Subnet)
+	if err != nil || given {
+		return w, err
+	}
+	if p.NoDefaultIPAlloc || !p.Subnet.IsValid() {
+		return nil, nil
+	}
+	return &wish{subnet: p.Subnet}, nil
+}
+
+// edit gives the container its hostname, and the name server unless its user
+// chose one.
+func (p *Proxy) edit(c *creation, name string) {
+	server, domain, ok := p.DNS()
+	if c.hostname == "" {
+		if h := p.hostname(name, c.labels); h != "" {
+			c.hostname, c.edited = h, true
+			if c.domainname == "" && ok && !strings.Contains(h, ".") {
+				c.domainname = domain
+			}
+		}
+	}
+	if p.WithoutDNS || !ok || len(c.dns) > 0 {
+		return
+	}
+	c.dns, c.edited = []string{server.String()}, true
+	if len(c.search) == 0 {
+		c.search = []string{cmp.Or(c.domainname, domain)}
+	}
+}
+
+// maxHostname is the most bytes of a hostname, as Linux has it.
+const maxHostname = 64
+
+// hostname makes a hostname of the container's name or of its label, "" if the
+// engine is to choose.
+func (p *Proxy) hostname(name string, labels map[string]string) string {
+	name = strings.TrimPrefix(name, "/")
+	if p.HostnameFromLabel != "" {
+		name = labels[p.HostnameFromLabel]
+	}
+	if name == "" {
+		return ""
+	}
+	if p.HostnameMatch != nil {
+		if !p.HostnameMatch.MatchString(name) {
+			return ""
+		}
+		name = p.HostnameMatch.ReplaceAllString(name, p.HostnameReplacement)
+	}
+	if len(name) > maxHostname {
+		return ""
+	}
+	return name
+}
+
+// moveTo has the container on that network only.
+func (c *creation) moveTo(j join) {
+	c.mode, c.edited = j.network, true
+	// Plain data can be written.
+	networking := document{}
+	networking.set("EndpointsConfig", map[string]any{j.network: j.settings()})
+	c.doc.set("NetworkingConfig", networking)
+}
+
+// document returns the request as it is to be sent.
+func (c *creation) document() ([]byte, error) {
+	var errs []error
+	put := func(d document, name string, given bool, v any) {
+		if given {
+			errs = append(errs, d.set(name, v))
+		}
+	}
+	put(c.host, "NetworkMode", c.mode != "", c.mode)
+	put(c.host, "Dns", len(c.dns) > 0, c.dns)
+	put(c.host, "DnsSearch", len(c.search) > 0, c.search)
+	put(c.doc, "Hostname", c.hostname != "", c.hostname)
+	put(c.doc, "Domainname", c.domainname != "", c.domainname)
+	put(c.doc, "HostConfig", len(c.host) > 0, c.host)
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return json.Marshal(c.doc)
+}

@@ -1,0 +1,229 @@
+package proxy
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestWishes(t *testing.T) {
+	subnet := netip.MustParsePrefix("10.32.0.0/12")
+	for _, c := range []struct {
+		env   []string
+		want  string // subnet, address, more
+		given bool
+		err   string
+	}{
+		{nil, "", false, ""},
+		{[]string{"PATH=/bin"}, "", false, ""},
+		{[]string{"WEFT_CIDR=none"}, "", true, ""},
+		{[]string{"WEFT_CIDR="}, "10.32.0.0/12 any []", true, ""},
+		{[]string{"WEFT_CIDR=net:default"}, "10.32.0.0/12 any []", true, ""},
+		{[]string{"WEFT_CIDR=10.1.2.3/24"}, "10.1.2.0/24 10.1.2.3 []", true, ""},
+		{[]string{"WEFT_CIDR=net:10.1.2.0/24,ip:10.1.2.9/24 fd00::5/64"}, "10.1.2.0/24 any [ip:10.1.2.9/24 fd00::5/64]", true, ""},
+		{[]string{"WEFT_CIDR=fd00::5/64 10.1.2.9/24"}, "10.1.2.0/24 10.1.2.9 [fd00::5/64]", true, ""},
+		{[]string{"WEAVE_CIDR=10.1.2.3/24"}, "10.1.2.0/24 10.1.2.3 []", true, ""},
+		{[]string{"WEFT_CIDR=none", "WEAVE_CIDR=10.1.2.3/24"}, "", true, ""},
+		{[]string{"WEFT_CIDR=10.1.2.3/24", "WEFT_CIDR=none"}, "", true, ""}, // as a shell has it
+		{[]string{"WEFT_CIDR=10.1.2.0/24"}, "", true, "names the subnet itself"},
+		{[]string{"WEFT_CIDR=fd00::5/64"}, "", true, "an IPv4 address beside"},
+		{[]string{"WEFT_CIDR=" + strings.Repeat("net:default ", 65)}, "", true, "are the most"},
+	} {
+		w, given, err := wishOf(c.env, subnet)
+		got := ""
+		if w != nil {
+			addr := "any"
+			if w.addr.IsValid() {
+				addr = w.addr.String()
+			}
+			got = fmt.Sprint(w.subnet, " ", addr, " ", w.more)
+		}
+		if (c.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) || given != c.given || err == nil && got != c.want {
+			t.Errorf("%q: %q, given %v, %v; want %q, %v, %s", c.env, got, given, err, c.want, c.given, c.err)
+		}
+	}
+	if _, _, err := wishOf([]string{"WEFT_CIDR="}, netip.Prefix{}); err == nil {
+		t.Error("an address of no range was promised")
+	}
+}
+
+func TestHostnames(t *testing.T) {
+	p := &Proxy{Config: Config{HostnameMatch: regexp.MustCompile("^aws-[0-9]+-(.*)$"), HostnameReplacement: "my-app-$1"}}
+	for name, want := range map[string]string{"aws-12798186823-foo": "my-app-foo", "other": "", "": "", "aws-1-" + strings.Repeat("x", 70): ""} {
+		if got := p.hostname(name, nil); got != want {
+			t.Errorf("of %q it makes %q, want %q", name, got, want)
+		}
+	}
+	p = &Proxy{Config: Config{HostnameFromLabel: "role"}}
+	if got := p.hostname("name", map[string]string{"role": "db"}); got != "db" {
+		t.Errorf("of a label it makes %q", got)
+	}
+	if got := p.hostname("name", nil); got != "" {
+		t.Errorf("without the label it makes %q", got)
+	}
+}
+
+// The creation of a container keeps what the proxy knows nothing of.
+func TestEditKeepsWhatItDoesNotKnow(t *testing.T) {
+	p := &Proxy{Config: Config{DNS: func() (netip.Addr, string, bool) { return netip.MustParseAddr("172.17.0.1"), "weft.internal", true }}}
+	body := `{"image":"x","New":{"a":[1,2.50,"\u00e9"]},"hostconfig":{"Binds":["/a:/b"],"Future":1e400,"NetworkMode":"default"},"Env":["A=1"]}`
+	doc, err := parseDocument([]byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := readCreation(doc)
+	if err != nil || c.image != "x" || c.mode != "default" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	p.edit(c, "web")
+	got, err := c.document()
+	want := `{"Domainname":"weft.internal","Env":["A=1"],"Hostname":"web","New":{"a":[1,2.50,"\u00e9"]},"hostconfig":{"Binds":["/a:/b"],"Dns":["172.17.0.1"],"DnsSearch":["weft.internal"],"Future":1e400,"NetworkMode":"default"},"image":"x"}`
+	if err != nil || string(got) != want {
+		t.Errorf("%v\n%s\nwant\n%s", err, got, want)
+	}
+	c, _ = readCreation(mustParse(t, `{"Hostname":"mine","HostConfig":{"Dns":["9.9.9.9"]}}`))
+	if p.edit(c, "web"); c.edited {
+		t.Errorf("what the user chose was changed: %+v", c)
+	}
+}
+
+func mustParse(t *testing.T, s string) document {
+	t.Helper()
+	d, err := parseDocument([]byte(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestInspectShowsTheAddressOnWeft(t *testing.T) {
+	body := `{"Id":"x","NetworkSettings":{"IPAddress":"172.17.0.2","MacAddress":"02:42:ac:11:00:02","Networks":{"bridge":{"IPAddress":"172.17.0.2"},"weft":{"IPAddress":"10.32.0.1","IPPrefixLen":12,"MacAddress":"02:42:0a:20:00:01","Gateway":""}}}}`
+	got, ok := rewriteInspect([]byte(body))
+	if !ok {
+		t.Fatal("not edited")
+	}
+	var r struct {
+		ID              string `json:"Id"`
+		NetworkSettings struct {
+			IPAddress, MacAddress string
+			IPPrefixLen           int
+			Networks              map[string]any
+		}
+	}
+	if err := json.Unmarshal(got, &r); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.NetworkSettings; r.ID != "x" || n.IPAddress != "10.32.0.1" || n.IPPrefixLen != 12 || n.MacAddress != "02:42:0a:20:00:01" || len(n.Networks) != 2 {
+		t.Errorf("%s", got)
+	}
+	for _, other := range []string{`{}`, `[]`, `x`, `{"NetworkSettings":{"Networks":{"bridge":{"IPAddress":"172.17.0.2"}}}}`, `{"NetworkSettings":{"Networks":{"weft":{"IPAddress":""}}}}`} {
+		if _, ok := rewriteInspect([]byte(other)); ok {
+			t.Errorf("%s was edited", other)
+		}
+	}
+}
+
+func FuzzEdit(f *testing.F) {
+	f.Add([]byte(`{"Image":"x","HostConfig":{"NetworkMode":"bridge"},"Env":["WEFT_CIDR=10.1.1.1/24"]}`))
+	f.Add([]byte(`{"NetworkSettings":{"Networks":{"weft":{"IPAddress":"10.1.1.1"}}}}`))
+	f.Add([]byte(`{"hostconfig":null,"HOSTCONFIG":{}}`))
+	p := &Proxy{Config: Config{DNS: func() (netip.Addr, string, bool) { return netip.MustParseAddr("172.17.0.1"), "weft.internal", true }}}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if edited, ok := rewriteInspect(b); ok && !json.Valid(edited) {
+			t.Errorf("an answer became %q", edited)
+		}
+		doc, err := parseDocument(b)
+		if err != nil {
+			return
+		}
+		c, err := readCreation(doc)
+		if err != nil {
+			return
+		}
+		if _, _, err := wishOf(c.env, netip.MustParsePrefix("10.32.0.0/12")); err != nil {
+			return
+		}
+		p.edit(c, "web")
+		c.moveTo(join{network: "weft"})
+		edited, err := c.document()
+		if err != nil || !json.Valid(edited) {
+			t.Errorf("%v: a request became %q", err, edited)
+		}
+	})
+}
+
+// A container that could not be put on its network does not stay.
+func TestContainerThatCanNotBeConnectedGoes(t *testing.T) {
+	calls := make(chan string, 20)
+	dial := setUp(t, func(e *net.UnixConn) {
+		for r := bufio.NewReader(e); ; {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			body, _ := io.ReadAll(req.Body)
+			rest, _ := split(req)
+			calls <- req.Method + " " + rest
+			code, answer := 200, "{}"
+			switch {
+			case rest == "/containers/create":
+				code, answer = 201, `{"Id":"0123456789abcdef"}`
+				if strings.Contains(string(body), "NetworkMode") {
+					code, answer = 400, `{"message":"edited without a reason"}`
+				}
+			case strings.HasSuffix(rest, "/connect"):
+				code, answer = 500, `{"message":"no space"}`
+			case strings.HasPrefix(rest, "/networks/"):
+				answer = `{"Name":"weft-10.1.1.0-24","Driver":"weft"}`
+			case rest == "/_ping":
+				answer = ""
+			}
+			fmt.Fprintf(e, "HTTP/1.1 %d X\r\nApi-Version: 1.41\r\nContent-Length: %d\r\n\r\n%s", code, len(answer), answer)
+		}
+	})
+	client := dial()
+	body := `{"Image":"x","Env":["WEFT_CIDR=10.1.1.5/24"]}`
+	fmt.Fprintf(client, "POST /v1.41/containers/create HTTP/1.1\r\nHost: d\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	r, err := http.ReadResponse(bufio.NewReader(client), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(r.Body)
+	if r.StatusCode != 500 || !strings.Contains(string(text), "no space") {
+		t.Errorf("%d %s", r.StatusCode, text)
+	}
+	close(calls)
+	var all []string
+	for c := range calls {
+		all = append(all, c)
+	}
+	if !slices.Contains(all, "DELETE /containers/0123456789abcdef") {
+		t.Errorf("the engine was asked %q", all)
+	}
+}
+
+func TestWhereToListen(t *testing.T) {
+	verify := TLS{Cert: "c", Key: "k", CA: "a"}
+	for _, c := range []struct {
+		addr string
+		tls  TLS
+		ok   bool
+	}{
+		{"unix:///run/x.sock", TLS{}, true}, {"tcp://127.0.0.1:1", TLS{}, true}, {"tcp://[::1]:1", TLS{}, true}, {"tcp://localhost:1", TLS{}, true},
+		{"tcp://0.0.0.0:1", verify, true}, {"tcp://:1", verify, true},
+		{"tcp://0.0.0.0:1", TLS{}, false}, {"tcp://:1", TLS{Cert: "c", Key: "k"}, false}, {"tcp://192.0.2.1:1", TLS{}, false},
+		{"unix://x", TLS{}, false}, {"/run/x.sock", TLS{}, false}, {"tcp://127.0.0.1", TLS{}, false}, {"http://127.0.0.1:1", TLS{}, false}, {"", TLS{}, false},
+	} {
+		if err := CheckListen(c.addr, c.tls); (err == nil) != c.ok {
+			t.Errorf("%s with %+v: %v", c.addr, c.tls, err)
+		}
+	}
+}

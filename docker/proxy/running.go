@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/client"
+
+	"github.com/weft-net/weft/docker/hosts"
+	"github.com/weft-net/weft/docker/plugin"
+)
+
+// start starts a container, and has its own name mean its address on weft then:
+// the engine has written all that it has into /etc/hosts, others first.
+func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+	a, err := p.ask(ctx, req, body)
+	if err != nil || a.code != http.StatusNoContent {
+		return a, err
+	}
+	if err := p.rewriteHosts(ctx, containerOf(req)); err != nil {
+		p.log.Warn("the hosts file of a container is as docker made it", "container", containerOf(req), "error", err)
+	}
+	return a, nil
+}
+
+func (p *Proxy) rewriteHosts(ctx context.Context, container string) error {
+	api, err := p.client()
+	if err != nil {
+		return err
+	}
+	r, err := api.ContainerInspect(ctx, container, client.ContainerInspectOptions{})
+	if err != nil {
+		return err
+	}
+	var own []netip.Addr
+	if r.Container.NetworkSettings != nil {
+		for name, e := range r.Container.NetworkSettings.Networks {
+			if e != nil && e.IPAddress.IsValid() && ours(name) {
+				own = append(own, e.IPAddress)
+			}
+		}
+	}
+	if len(own) == 0 || r.Container.Config == nil || r.Container.HostsPath == "" {
+		return nil
+	}
+	slices.SortFunc(own, netip.Addr.Compare)
+	return hosts.Rewrite(r.Container.HostsPath, r.Container.Config.Hostname, own, nil)
+}
+
+// ours tells whether a network is one that the proxy puts containers on.
+func ours(name string) bool { return name == plugin.Name || strings.HasPrefix(name, plugin.Name+"-") }
+
+// inspect shows the address on weft where the engine shows that of the default
+// bridge.
+func (p *Proxy) inspect(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+	a, err := p.ask(ctx, req, body)
+	if err != nil || a.code != http.StatusOK {
+		return a, err
+	}
+	if edited, ok := rewriteInspect(a.body); ok {
+		a.body = edited
+	}
+	return a, nil
+}
+
+// rewriteInspect edits an answer; ok is false if there is nothing to edit.
+func rewriteInspect(body []byte) (edited []byte, ok bool) {
+	doc, err := parseDocument(body)
+	if err != nil {
+		return nil, false
+	}
+	settings, err := doc.object("NetworkSettings")
+	if err != nil {
+		return nil, false
+	}
+	networks, err := settings.object("Networks")
+	if err != nil {
+		return nil, false
+	}
+	for _, name := range slices.Sorted(maps.Keys(networks)) { // weft itself before its others
+		if !ours(name) {
+			continue
+		}
+		end, err := networks.object(name)
+		if err != nil {
+			continue
+		}
+		var address string
+		if end.get("IPAddress", &address) != nil || address == "" {
+			continue
+		}
+		for _, part := range []string{"IPAddress", "IPPrefixLen", "MacAddress", "Gateway"} {
+			if raw, there := end[part]; there {
+				settings[settings.key(part)] = raw
+			}
+		}
+		if doc.set("NetworkSettings", settings) != nil {
+			return nil, false
+		}
+		edited, err = json.Marshal(doc)
+		return edited, err == nil
+	}
+	return nil, false
+}

@@ -1,0 +1,138 @@
+package track
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// answer answers whatever t asks from the truth, and returns what it tells.
+func answer(t *Tracker, truth map[string]State) (told []string) {
+	for {
+		id, all, ok := t.Next()
+		if !ok {
+			return told
+		}
+		if all {
+			var ids []string
+			for id := range truth {
+				ids = append(ids, id)
+			}
+			slices.Sort(ids)
+			for _, id := range t.Listed(ids) {
+				told = append(told, "gone "+id)
+			}
+			continue
+		}
+		var now *State
+		if s, exists := truth[id]; exists {
+			now = &s
+		}
+		for _, c := range t.Asked(id, now) {
+			told = append(told, []string{"started ", "stopped ", "gone "}[c]+id)
+		}
+	}
+}
+
+func TestStory(t *testing.T) {
+	tr := New()
+	truth := map[string]State{"a": {Running: true, Since: "1"}, "b": {}}
+	step := func(what string, want ...string) {
+		t.Helper()
+		if got := answer(tr, truth); !slices.Equal(got, want) {
+			t.Errorf("%s: told %v, want %v", what, got, want)
+		}
+	}
+	step("at first", "started a", "stopped b")
+	step("nothing happened")
+	tr.Mark("a")
+	step("an event about nothing")
+	truth["a"] = State{Running: true, Since: "2"}
+	tr.Mark("a")
+	tr.Mark("a")
+	step("restarted between two questions", "stopped a", "started a")
+	truth["b"] = State{Running: true, Since: "1"}
+	tr.Mark("b")
+	delete(truth, "a")
+	tr.Mark("a")
+	step("one starts, one is removed", "started b", "stopped a", "gone a")
+	delete(truth, "b")
+	tr.MarkAll()
+	step("the engine was away meanwhile", "gone b")
+	tr.Mark("c")
+	step("one that came and went", "gone c")
+}
+
+// A flood costs what the containers cost that it is about, and never more memory
+// than the bound.
+func TestFloodIsBounded(t *testing.T) {
+	tr := New()
+	answer(tr, nil)
+	for range 1_000_000 {
+		tr.Mark("a")
+	}
+	if len(tr.queue) != 1 {
+		t.Errorf("a million events about one container make %d questions", len(tr.queue))
+	}
+	for i := range 3 * maxMarked {
+		tr.Mark(fmt.Sprint(i))
+	}
+	if len(tr.queue) > maxMarked || len(tr.marked) > maxMarked || !tr.all {
+		t.Errorf("%d questions wait", len(tr.queue))
+	}
+}
+
+// Whatever is lost or repeated, after a question about all what was told agrees
+// with the truth.
+func TestToldAgreesWithTheTruth(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	tr := New()
+	truth := make(map[string]State)
+	running := make(map[string]bool) // as told
+	for step := range 20_000 {
+		id := fmt.Sprint(r.IntN(8))
+		switch r.IntN(4) {
+		case 0:
+			truth[id] = State{Running: true, Since: fmt.Sprint(step)}
+		case 1:
+			truth[id] = State{}
+		case 2:
+			delete(truth, id)
+		}
+		if r.IntN(2) == 0 {
+			tr.Mark(id) // else the event is lost
+		}
+		settled := r.IntN(10) == 0
+		if settled {
+			tr.MarkAll()
+		}
+		for _, told := range answer(tr, truth) {
+			var what, who string
+			fmt.Sscan(told, &what, &who)
+			switch {
+			case what == "started" && running[who]:
+				t.Fatalf("step %d: %s started twice", step, who)
+			case what == "started":
+				running[who] = true
+			default:
+				delete(running, who)
+			}
+		}
+		if !settled {
+			continue
+		}
+		for id := range running {
+			if !truth[id].Running {
+				t.Fatalf("step %d: %s was told to run, and does not", step, id)
+			}
+		}
+		for id, s := range truth {
+			if s.Running && !running[id] {
+				t.Fatalf("step %d: %s runs, and was not told to", step, id)
+			}
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// MakePort makes a veth pair whose end port is on the bridge and whose end
+// inside, with that MAC address, waits in the same namespace for somebody who
+// moves it into a container and gives it its addresses. Both have the MTU, in
+// bytes of IP packet. A pair that has the port's name is replaced. The port's
+// name has to begin with HostPrefix.
+func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int) (err error) {
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("make port %s of bridge %s: %s: %w", port, bridge, what, cause)
+	}
+	h, err := here()
+	if err != nil {
+		return wrap("connect", err)
+	}
+	defer h.Close()
+	b, ok, err := h.link(bridge)
+	if err != nil || !ok {
+		return wrap("look up bridge", errors.Join(err, notThere(ok)))
+	}
+	if old, ok, err := h.link(port); err != nil {
+		return wrap("look up", err)
+	} else if ok {
+		if err := h.delete(old); err != nil {
+			return wrap("replace", err)
+		}
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = port, mtu, b.Attrs().Index
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName, pair.PeerMTU, pair.PeerHardwareAddr = inside, uint32(mtu), mac
+	if err := h.LinkAdd(pair); err != nil {
+		return wrap("create", err)
+	}
+	l, ok, err := h.link(port)
+	if err != nil || !ok {
+		return wrap("find what was made", errors.Join(err, notThere(ok)))
+	}
+	defer func() {
+		if err != nil {
+			_ = h.delete(l)
+		}
+	}()
+	if err := quietPort(port); err != nil {
+		return wrap("switch ipv6 off", err)
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return wrap("set up", err)
+	}
+	return nil
+}
+
+// DeletePort removes a port with its other end, wherever that is. One that is
+// not there is no error.
+func DeletePort(name string) error { return deleteLink(name) }
+
+// AnnounceAt tells all stations of a bridge, those of other hosts among them,
+// that addresses are at the MAC address of a container that is about to be
+// plugged in there.
+func AnnounceAt(bridge string, mac net.HardwareAddr, addrs []netip.Addr) error {
+	h, err := here()
+	if err != nil {
+		return fmt.Errorf("announce at bridge %s: %w", bridge, err)
+	}
+	defer h.Close()
+	l, ok, err := h.link(bridge)
+	if err != nil || !ok {
+		return fmt.Errorf("announce at bridge %s: %w", bridge, errors.Join(err, notThere(ok)))
+	}
+	ps := make([]netip.Prefix, len(addrs))
+	for i, a := range addrs {
+		ps[i] = netip.PrefixFrom(a, a.BitLen())
+	}
+	return announce(currentNS, l.Attrs().Index, mac, ps)
+}
