@@ -29,6 +29,7 @@ var pure = []string{
 	"docker/track",
 	"mesh/peer", "mesh/topology", "mesh/dial",
 	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
+	"policy/model", "policy/rules", "policy/policytest",
 	"router/ethernet", "router/fast", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",
 }
 

@@ -141,7 +141,7 @@ containers. A host that knows the address of one other joins the mesh:
 		{"mesh", []*cobra.Command{a.connect(), a.forget(), a.rmpeer(), a.adopt(), a.prime()}},
 		{"containers", []*cobra.Command{a.attach(), a.detach(), a.expose(), a.hide(), a.ps(), a.env(), a.config()}},
 		{"names", []*cobra.Command{a.dnsAdd(), a.dnsRemove(), a.dnsLookup(), a.dnsArgs()}},
-		{"look", []*cobra.Command{a.status(), a.report(), a.doctor(), a.lab(), a.version(), a.completion()}},
+		{"look", []*cobra.Command{a.status(), a.report(), a.policy(), a.doctor(), a.lab(), a.version(), a.completion()}},
 		{"", []*cobra.Command{a.genDocs()}},
 	} {
 		for _, c := range g.cmds {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"slices"
 	"time"
 
@@ -25,8 +26,6 @@ import (
 )
 
 const (
-	// HealthAddr is where the probes of the kubelet are answered.
-	HealthAddr = "127.0.0.1:6781"
 	// configMapName is the ConfigMap with the members.
 	configMapName = "weft-peers"
 	// lookEvery is how often everything is compared when nothing happened, and
@@ -45,8 +44,10 @@ type Agent struct {
 	Plugin   *Plugin
 	Policies Policies // nil: none are enforced
 	Log      *slog.Logger
-	// Health is where probes are answered, empty for nowhere.
-	Health string
+	// Health is where probes are answered, and Metrics of policies if there are any;
+	// empty for nowhere.
+	Health  string
+	Metrics http.Handler
 	// Recorded is told the UID of this Node, before the router is known by it.
 	Recorded func(uid string) error
 
@@ -65,7 +66,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.health.wait("the router is starting")
 	g, ctx := errgroup.WithContext(ctx)
 	if a.Health != "" {
-		g.Go(func() error { return a.health.serve(ctx, a.Health) })
+		g.Go(func() error { return a.health.serve(ctx, a.Health, a.Metrics) })
 	}
 	all := informers.NewSharedInformerFactory(a.Client, 0)
 	own := informers.NewSharedInformerFactoryWithOptions(a.Client, 0, informers.WithNamespace(a.Settings.Namespace),

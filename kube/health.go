@@ -62,8 +62,8 @@ func (h *health) live(ctx context.Context) error {
 	return nil
 }
 
-// serve answers the probes until ctx ends.
-func (h *health) serve(ctx context.Context, addr string) error {
+// serve answers the probes, and metrics unless that is nil, until ctx ends.
+func (h *health) serve(ctx context.Context, addr string, metrics http.Handler) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("listen for probes: %w", err)
@@ -77,6 +77,9 @@ func (h *health) serve(ctx context.Context, addr string) error {
 			}
 			fmt.Fprintln(w, "ok")
 		})
+	}
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
 	}
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { s.Close() })

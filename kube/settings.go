@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -67,6 +68,18 @@ func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 	}
 	s.MasqLocal = !noMasqLocal
 	return s, nil
+}
+
+// LocalHealthAddr is where the probes of the kubelet ask.
+const LocalHealthAddr = "127.0.0.1:6781"
+
+// HealthAddr is where probes and metrics of policies are answered: on all
+// addresses if METRICS_ADDR is, else on the loopback one.
+func (s *Settings) HealthAddr() string {
+	if a, err := netip.ParseAddrPort(s.MetricsAddr); err == nil && a.Addr().IsUnspecified() || strings.HasPrefix(s.MetricsAddr, ":") {
+		return ":6781"
+	}
+	return LocalHealthAddr
 }
 
 // LaunchArgs returns the command line of weft for the router. Nodes is how many

@@ -34,5 +34,6 @@ const (
 	PortPeerName = "vethwe-pcap"
 	VXLANName    = "vethwe-vxlan"
 	TunnelName   = "vethwe-wg" // WireGuard, for the fast datapath
-	TableName    = "weft"      // the nftables table, family inet
+	TableName    = "weft"      // the nftables table, family inet; policies have one of family bridge too
+	PolicyPrefix = "policy-"   // begins the names of chains and sets that enforce policies
 )

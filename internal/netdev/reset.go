@@ -8,7 +8,7 @@ import (
 
 // DeleteAll removes everything that weft may have left in the calling thread's
 // namespace: the bridge, the TAP, the VXLAN device and WireGuard's, the host's ends of all
-// containers' veth pairs (and so their other ends) and the nftables table. It goes on after an
+// containers' veth pairs (and so their other ends) and the nftables tables. It goes on after an
 // error and returns them all.
 func DeleteAll(bridge, tap string) error {
 	h, err := here()
@@ -25,6 +25,6 @@ func DeleteAll(bridge, tap string) error {
 			errs = append(errs, h.delete(l))
 		}
 	}
-	errs = append(errs, deleteTable())
+	errs = append(errs, deleteTables())
 	return errors.Join(errs...)
 }

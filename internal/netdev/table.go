@@ -129,22 +129,25 @@ func removeChains(c *nftables.Conn, chains []chain) error {
 	return nil
 }
 
-func deleteTable() error {
+// deleteTables deletes weft's tables of all families.
+func deleteTables() error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return fmt.Errorf("list nftables tables: %w", err)
-	}
-	for _, t := range tables {
-		if t.Name == TableName {
-			c.DelTable(t)
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+		tables, err := c.ListTablesOfFamily(family)
+		if err != nil {
+			return fmt.Errorf("list nftables tables: %w", err)
+		}
+		for _, t := range tables {
+			if t.Name == TableName {
+				c.DelTable(t)
+			}
 		}
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("delete nftables table %s: %w", TableName, err)
+		return fmt.Errorf("delete nftables tables %s: %w", TableName, err)
 	}
 	return nil
 }

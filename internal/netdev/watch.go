@@ -142,8 +142,9 @@ func (w *Watch) Judged() string {
 		case nftables.TableFamilyBridge:
 			return fmt.Sprintf("rules judge bridged frames: table bridge %s", ch.Table.Name)
 		case nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyINet:
-			// Packets that are bridged cross these three. Weft's own rules leave them.
-			if ch.Table.Name == TableName {
+			// Packets that are bridged cross these three. Weft's own rules leave them,
+			// but for those of policies.
+			if ch.Table.Name == TableName && !strings.HasPrefix(ch.Name, PolicyPrefix) {
 				continue
 			}
 			if h := *ch.Hooknum; shown && (h == *nftables.ChainHookPrerouting || h == *nftables.ChainHookForward || h == *nftables.ChainHookPostrouting) {

@@ -98,6 +98,7 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 func TestJudged(t *testing.T) {
 	host := nstest.New(t, "host")
 	w := newWatch(t, host)
+	chain := "c"
 	table := func(family nftables.TableFamily, name string, hook *nftables.ChainHook, add bool) {
 		t.Helper()
 		do(t, host, func() error {
@@ -108,7 +109,7 @@ func TestJudged(t *testing.T) {
 			tb := &nftables.Table{Family: family, Name: name}
 			if add {
 				c.AddTable(tb)
-				c.AddChain(&nftables.Chain{Name: "c", Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
+				c.AddChain(&nftables.Chain{Name: chain, Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
 			} else {
 				c.DelTable(tb)
 			}
@@ -128,6 +129,14 @@ func TestJudged(t *testing.T) {
 	}
 	shown("1")
 	want("")
+	chain = "guard-in"
+	table(nftables.TableFamilyINet, netdev.TableName, nftables.ChainHookForward, true)
+	want("") // weft's own judge no frames of containers
+	chain = netdev.PolicyPrefix + "ingress"
+	table(nftables.TableFamilyINet, netdev.TableName, nftables.ChainHookForward, true)
+	want("chain policy-ingress of table weft")
+	table(nftables.TableFamilyINet, netdev.TableName, nil, false)
+	want("")
 	table(nftables.TableFamilyINet, "own", nftables.ChainHookInput, true)
 	want("") // bridged packets do not come in
 	table(nftables.TableFamilyIPv4, "docker", nftables.ChainHookForward, true)
@@ -138,4 +147,31 @@ func TestJudged(t *testing.T) {
 	want("table bridge wall")
 	table(nftables.TableFamilyBridge, "wall", nil, false)
 	want("")
+}
+
+func TestPortAddrs(t *testing.T) {
+	host, a, b := nstest.New(t, "host"), nstest.New(t, "a"), nstest.New(t, "b")
+	bridge(t, host)
+	attach(t, host, netdev.Attachment{NS: a, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.1/12"), pfx("fd00::1/64")}})
+	attach(t, host, netdev.Attachment{NS: b, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.2/12")}})
+	do(t, host, func() error {
+		ports, err := netdev.PortAddrs("weft")
+		if err != nil {
+			return err
+		}
+		port := func(a string) uint32 { return ports[netip.MustParseAddr(a)] }
+		if len(ports) != 3 || port("10.32.0.1") == 0 || port("10.32.0.1") != port("fd00::1") || port("10.32.0.2") == port("10.32.0.1") {
+			t.Errorf("ports %v", ports)
+		}
+		for _, index := range ports {
+			if l, err := netlink.LinkByIndex(int(index)); err != nil || !strings.HasPrefix(l.Attrs().Name, netdev.HostPrefix) {
+				t.Errorf("port %d: %v %v", index, l, err)
+			}
+		}
+		none, err := netdev.PortAddrs("no-such-bridge")
+		if len(none) > 0 {
+			t.Errorf("ports of no bridge: %v", none)
+		}
+		return err
+	})
 }

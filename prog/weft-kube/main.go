@@ -12,6 +12,8 @@ import (
 	"os/signal"
 	"path/filepath"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -73,10 +75,14 @@ func agent(ctx context.Context) error {
 	prepare(log)
 	a := &kube.Agent{
 		Settings: s, Client: client, Router: api.NewClient(api.DefaultSocket), Plugin: plugin(s.Hairpin), Log: log,
-		Health: kube.HealthAddr, Recorded: node.record,
+		Health: s.HealthAddr(), Recorded: node.record,
 	}
 	if s.Policies {
-		a.Policies = policies(s, log)
+		metrics := prometheus.NewRegistry()
+		if a.Policies, err = newEnforcer(s, metrics, log); err != nil {
+			return err
+		}
+		a.Metrics = promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})
 	}
 	return together(ctx, a, s.LaunchArgs(len(nodes), kube.Targets(s.NodeName, nodes)))
 }

@@ -42,7 +42,7 @@ func uninstall(ctx context.Context) error {
 
 // answerReady tells the readiness probe that all is done, until ctx ends.
 func answerReady(ctx context.Context) error {
-	s := &http.Server{Addr: kube.HealthAddr, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(
+	s := &http.Server{Addr: kube.LocalHealthAddr, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(
 		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") },
 	)}
 	stop := context.AfterFunc(ctx, func() { s.Close() })

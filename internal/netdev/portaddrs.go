@@ -1,0 +1,118 @@
+package netdev
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// PortAddrs returns by which port of a bridge in the calling thread's namespace
+// each address of a container is reached: the ifindex of the host's end of the
+// veth pair, by the addresses of the other end. The kernel is asked for them by the
+// number that it gave to the other namespace, so it does not matter who made the
+// pair, and no path to the namespace is needed. Addresses of the link's own scope
+// are left out.
+func PortAddrs(bridge string) (map[netip.Addr]uint32, error) {
+	wrap := func(err error) error {
+		return fmt.Errorf("find addresses behind the ports of bridge %s: %w", bridge, err)
+	}
+	h, err := here()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer h.Close()
+	br, ok, err := h.link(bridge)
+	if err != nil || !ok {
+		return nil, err
+	}
+	links, err := h.links()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	socket, err := strictSocket()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer socket.Close()
+	ports := make(map[netip.Addr]uint32)
+	for _, l := range links {
+		a := l.Attrs()
+		// One whose other end is in the same namespace is the router's.
+		if a.MasterIndex != br.Attrs().Index || l.Type() != "veth" || a.NetNsID < 0 {
+			continue
+		}
+		addrs, err := Dump(func() ([]netip.Addr, error) { return addrsBehind(socket, a.NetNsID, a.ParentIndex) })
+		if err != nil {
+			return nil, wrap(fmt.Errorf("port %s: %w", a.Name, err))
+		}
+		for _, addr := range addrs {
+			ports[addr] = uint32(a.Index)
+		}
+	}
+	return ports, nil
+}
+
+// strictSocket makes a netlink socket on which the kernel heeds what a dump is
+// asked to be limited to.
+func strictSocket() (*nl.NetlinkSocket, error) {
+	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if err := unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("have netlink check requests: %w", err)
+	}
+	return s, nil
+}
+
+// addrsBehind returns the addresses of an interface of the namespace that has a
+// number here.
+func addrsBehind(s *nl.NetlinkSocket, nsid, ifindex int) ([]netip.Addr, error) {
+	var addrs []netip.Addr
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
+		msg := nl.NewIfAddrmsg(family)
+		msg.Index = uint32(ifindex)
+		req.AddData(msg)
+		req.AddData(nl.NewRtAttr(unix.IFA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid))))
+		answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range answers {
+			if a, ok := addrOfMessage(m, ifindex); ok {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	return addrs, nil
+}
+
+// addrOfMessage reads the kernel's description of an address; false for that of
+// another interface or of the link's own scope.
+func addrOfMessage(m []byte, ifindex int) (netip.Addr, bool) {
+	if len(m) < unix.SizeofIfAddrmsg {
+		return netip.Addr{}, false
+	}
+	msg := nl.DeserializeIfAddrmsg(m)
+	if msg.Index != uint32(ifindex) || msg.Scope != unix.RT_SCOPE_UNIVERSE {
+		return netip.Addr{}, false
+	}
+	attrs, err := nl.ParseRouteAttr(m[msg.Len():])
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	var addr netip.Addr
+	for _, a := range attrs {
+		// IFA_LOCAL is the interface's own where IFA_ADDRESS is the other end's.
+		if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !addr.IsValid() {
+			addr, _ = netip.AddrFromSlice(a.Value)
+		}
+	}
+	return addr.Unmap(), addr.IsValid()
+}

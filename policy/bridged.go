@@ -1,0 +1,39 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// bridgedKeys are the sysctls that show bridged packets to the hooks of IP.
+var bridgedKeys = []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"}
+
+// showBridgedPackets makes the kernel show packets that are bridged in the calling
+// thread's network namespace to the hooks of IP, by the sysctls in a folder. Without
+// that policies would judge only what is routed.
+func showBridgedPackets(sysctls string) error {
+	folder := filepath.Join(sysctls, "net/bridge")
+	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
+		// Where it can not be loaded the error below says so.
+		_ = exec.Command("modprobe", "br_netfilter").Run()
+	}
+	for _, key := range bridgedKeys {
+		path := filepath.Join(folder, key)
+		have, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("enforce policies between pods of this node: the kernel has no %s: load the module br_netfilter (modprobe br_netfilter)", path)
+		}
+		if err == nil && strings.TrimSpace(string(have)) == "1" {
+			continue
+		}
+		if err := os.WriteFile(path, []byte("1"), 0o644); err != nil {
+			return fmt.Errorf("enforce policies between pods of this node: set net.bridge.%s to 1: %w", key, err)
+		}
+	}
+	return nil
+}

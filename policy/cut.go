@@ -1,0 +1,148 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/ti-mo/conntrack"
+	vnetlink "github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/policy/model"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// cutter ends live connections that policies do not allow any more. Only those:
+// a connection to a Service that is still allowed would lose its translation.
+type cutter struct {
+	engine *Engine
+	wake   chan struct{} // of one place
+}
+
+// cutAgainAfter is when a change is looked at once more. A packet that the old
+// rules let pass may become a connection just after the first look.
+const cutAgainAfter = time.Second
+
+func newCutter(e *Engine) *cutter { return &cutter{e, make(chan struct{}, 1)} }
+
+// request has connections looked at soon.
+func (c *cutter) request() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run cuts on request. Requests while it is at it are joined.
+func (c *cutter) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.wake:
+		}
+		for _, wait := range []time.Duration{0, cutAgainAfter} {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			if err := c.cut(ctx); err != nil && ctx.Err() == nil {
+				c.engine.fault(err)
+			}
+		}
+	}
+}
+
+// cut looks at all connections once.
+func (c *cutter) cut(ctx context.Context) error {
+	conn, err := conntrack.Dial(&netlink.Config{NetNS: int(c.engine.kernel.ns)})
+	if err != nil {
+		return fmt.Errorf("open connection tracking: %w", err)
+	}
+	defer conn.Close()
+	if err := conn.SetReadBuffer(bufferSize); err != nil {
+		return fmt.Errorf("open connection tracking: %w", err)
+	}
+	flows, err := conn.Dump(nil)
+	if err != nil {
+		return fmt.Errorf("list tracked connections: %w", err)
+	}
+	own, err := c.ownAddrs()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	// In parts, so that the engine is not kept from its other work for long.
+	for part := range slices.Chunk(flows, 1000) {
+		var doomed []conntrack.Flow
+		err := c.engine.ask(ctx, func(compiler *rules.Compiler) { doomed = forbidden(compiler.Cluster(), part, own) })
+		if err != nil {
+			return err
+		}
+		for _, f := range doomed {
+			if err := conn.Delete(f); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("cut connection %s to %s: %w", f.TupleOrig.IP.SourceAddress, f.TupleReply.IP.SourceAddress, err))
+				continue
+			}
+			to := netip.AddrPortFrom(f.TupleReply.IP.SourceAddress, f.TupleReply.Proto.SourcePort)
+			c.engine.log.Info("connection cut, as policies do not allow it any more",
+				"src", f.TupleOrig.IP.SourceAddress, "dst", to, "protocol", model.Protocol(f.TupleOrig.Proto.Protocol))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ownAddrs returns the addresses of the host, whose own connections to its pods
+// are never judged.
+func (c *cutter) ownAddrs() (own map[netip.Addr]bool, err error) {
+	own = make(map[netip.Addr]bool)
+	err = netdev.Do(nsPath(c.engine.kernel.ns), func() error {
+		addrs, err := netdev.Dump(func() ([]vnetlink.Addr, error) { return vnetlink.AddrList(nil, vnetlink.FAMILY_ALL) })
+		for _, a := range addrs {
+			if addr, ok := netip.AddrFromSlice(a.IP); ok {
+				own[addr.Unmap()] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	return own, nil
+}
+
+// forbidden returns those of the connections that the policies of pods of this
+// node do not allow.
+func forbidden(cluster *model.Cluster, flows []conntrack.Flow, own map[netip.Addr]bool) []conntrack.Flow {
+	var all []conntrack.Flow
+	for _, f := range flows {
+		flow := judged(f)
+		denied := func(d model.Direction) bool {
+			j := cluster.Judge(flow, d)
+			return cluster.Local(j.Pod) && !j.Allowed()
+		}
+		if !own[flow.Src] && (denied(model.Egress) || denied(model.Ingress)) {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// judged returns a connection as the rules saw its first packet: the destination
+// is who answers, which translation may have chosen; the source is who asked,
+// whatever address was given to it after that.
+func judged(f conntrack.Flow) model.Flow {
+	return model.Flow{
+		Src:      f.TupleOrig.IP.SourceAddress.Unmap(),
+		Dst:      f.TupleReply.IP.SourceAddress.Unmap(),
+		Protocol: model.Protocol(f.TupleOrig.Proto.Protocol),
+		Port:     f.TupleReply.Proto.SourcePort,
+	}
+}

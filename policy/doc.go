@@ -1,0 +1,76 @@
+// Package policy enforces a cluster's NetworkPolicies on one node, with nftables.
+//
+// Package policy/model says what policies mean, policy/rules compiles them; both
+// are pure. This package brings the rules to the kernel, keeps them there, cuts
+// live connections that are not allowed any more, and tells what was denied.
+//
+// # Where packets are judged
+//
+// Pods hang on a bridge. The sysctls net.bridge.bridge-nf-call-iptables and
+// -ip6tables, which kube-proxy needs too, show bridged packets to the hooks of
+// IP, so one place sees what is bridged and what is routed, after the destination
+// was translated and before the source is:
+//
+//	table inet weft {
+//	  chain policy-egress  { type filter hook forward priority filter
+//	    ct state established,related accept
+//	    icmpv6 type 130-137,143 accept            neighbour discovery and group membership
+//	    meta l4proto igmp accept
+//	    ip saddr @policy-isolated-4 jump policy-strict      (and daddr, and IPv6)
+//	    ip saddr . ip daddr @policy-self-4 accept
+//	    ip saddr vmap @policy-egress-4
+//	  }
+//	  chain policy-ingress { type filter hook forward priority filter + 1
+//	    the first three and the self rule again
+//	    meta pkttype broadcast-multicast meta mark vmap @policy-ports   (and group addresses)
+//	    ip daddr vmap @policy-ingress-4
+//	  }
+//	  chain policy-host    { type filter hook input priority filter      pods to their own host
+//	    as policy-egress
+//	  }
+//	  chain policy-output  { type filter hook output priority filter     the host to its pods
+//	    ct state established,related accept
+//	    ip daddr @policy-isolated-4 jump policy-strict
+//	  }
+//	  chain policy-strict {
+//	    ct state invalid counter drop
+//	    ct state new tcp flags & (fin|syn|rst|ack) != syn counter drop
+//	  }
+//	  ... and what policy/rules draws
+//	}
+//	table bridge weft {
+//	  chain policy-ports   { type filter hook forward priority filter
+//	    packets to groups and to all: meta mark set meta oif
+//	  }
+//	}
+//
+// A packet must pass both chains of the forward hook: an accept ends only the
+// chain it is in. Two chains on the hook instead of one that goes on to the other
+// keep the graph of chains a tree, which the kernel walks on each transaction.
+//
+// policy-strict is what makes a cut last: without it connection tracking would
+// take the next packet in the middle of a TCP connection, in whichever direction
+// it goes, for the first of a new flow. What the host itself sends is never judged
+// otherwise, so probes of the kubelet always pass.
+//
+// A frame to a group leaves by many ports of the bridge, as a copy each, and by
+// its address it is not known whose port that is. The bridge's own hook writes
+// the port to the copy's mark, where no one else has a use for it.
+//
+// The chains on the hooks are there only while some pod of this node is isolated.
+// Pods without policies, and hosts without Kubernetes, pay nothing.
+//
+// # What is not done
+//
+// Addresses are taken as they are: a container that may forge its source address
+// (it has NET_RAW, and no program of the platform prevents it) is judged as whom
+// it claims to be. UDP has no first packet: when a flow is cut and the other end
+// may open flows by itself, its next packet opens one.
+//
+// # Life
+//
+// Rules stay in the kernel when the process ends. A new process leaves them be
+// until it has been told of all pods, namespaces and policies, and then changes
+// them in one transaction to what they should be. What others remove comes back
+// within seconds.
+package policy

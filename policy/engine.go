@@ -1,0 +1,386 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/policy/model"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// Config says how an engine enforces.
+type Config struct {
+	Node string // the name of the node that it runs on, as pods have it
+	// Bridge is what pods hang on. "" is weft's.
+	Bridge string
+	// Sysctls is the folder of the sysctls. "" is /proc/sys, which a container
+	// often may not write to.
+	Sysctls string
+	Log     *slog.Logger          // nil: none
+	Metrics prometheus.Registerer // nil: none
+}
+
+// How often the engine looks after things.
+const (
+	checkEvery = 3 * time.Second // that the kernel has its rules
+	retryAfter = 2 * time.Second // when a transaction failed
+)
+
+// Engine enforces policies on one node. Make it with New and tell it of the
+// cluster from as many goroutines as you like; Run does the work.
+type Engine struct {
+	// constant
+	cfg     Config
+	log     *slog.Logger
+	kernel  kernel
+	metrics *metrics
+	cutter  *cutter
+	wake    chan struct{} // of one place: pending is not empty
+	asks    chan func(*rules.Compiler)
+	denied  chan denial
+	ended   chan struct{} // closed when Run has returned
+
+	mu      sync.Mutex
+	pending pending // guarded by mu
+
+	// Run's goroutine only
+	compiler  *rules.Compiler
+	reporter  *reporter
+	following bool   // the kernel has had the compiler's rules
+	hooked    bool   // and the chains on the hooks
+	broken    bool   // a transaction failed: the kernel's rules are not known
+	checked   uint32 // the generation of the kernel's rules that was looked at
+}
+
+// pending is what the engine was told and has not taken in. It holds the last
+// word on each object, so it is never larger than the cluster.
+type pending struct {
+	pods       map[model.Key]*model.Pod // nil: gone
+	policies   map[model.Key]*model.Policy
+	namespaces map[string]labels.Set
+	synced     bool
+}
+
+func newPending() pending {
+	return pending{
+		pods:       make(map[model.Key]*model.Pod),
+		policies:   make(map[model.Key]*model.Policy),
+		namespaces: make(map[string]labels.Set),
+	}
+}
+
+// New makes an engine for the calling thread's network namespace, and has the
+// kernel show bridged packets to the rules. Call Close when Run has returned.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Node == "" {
+		return nil, errors.New("enforce policies: the node's name is not known")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Bridge == "" {
+		cfg.Bridge = netdev.BridgeName
+	}
+	if cfg.Sysctls == "" {
+		cfg.Sysctls = "/proc/sys"
+	}
+	if err := showBridgedPackets(cfg.Sysctls); err != nil {
+		return nil, err
+	}
+	ns, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("enforce policies: open the thread's network namespace: %w", err)
+	}
+	m := newMetrics()
+	if cfg.Metrics != nil {
+		if err := m.register(cfg.Metrics); err != nil {
+			ns.Close()
+			return nil, err
+		}
+	}
+	e := &Engine{
+		cfg:      cfg,
+		log:      cfg.Log,
+		kernel:   kernel{ns: ns},
+		metrics:  m,
+		wake:     make(chan struct{}, 1),
+		asks:     make(chan func(*rules.Compiler)),
+		denied:   make(chan denial, 256),
+		ended:    make(chan struct{}),
+		pending:  newPending(),
+		compiler: rules.New(model.NewCluster(cfg.Node)),
+		reporter: newReporter(cfg.Log, m),
+	}
+	e.cutter = newCutter(e)
+	return e, nil
+}
+
+// Close gives back what New took. The rules stay.
+func (e *Engine) Close() error { return e.kernel.ns.Close() }
+
+// SetPod tells of a pod, new or changed. What can not be read of it is logged.
+func (e *Engine) SetPod(p *corev1.Pod) {
+	pod, err := model.PodOf(p)
+	e.fault(err)
+	e.tell(func(p *pending) { p.pods[pod.Key] = pod })
+}
+
+// DeletePod tells that a pod is gone.
+func (e *Engine) DeletePod(namespace, name string) {
+	e.tell(func(p *pending) { p.pods[model.Key{Namespace: namespace, Name: name}] = nil })
+}
+
+// SetNamespace tells of a namespace, new or changed.
+func (e *Engine) SetNamespace(ns *corev1.Namespace) {
+	l := labels.Set(ns.Labels)
+	if l == nil {
+		l = labels.Set{}
+	}
+	e.tell(func(p *pending) { p.namespaces[ns.Name] = l })
+}
+
+// DeleteNamespace tells that a namespace is gone.
+func (e *Engine) DeleteNamespace(name string) {
+	e.tell(func(p *pending) { p.namespaces[name] = nil })
+}
+
+// SetPolicy tells of a policy, new or changed. What of it can not be read matches
+// nothing, and is logged and counted.
+func (e *Engine) SetPolicy(np *networkingv1.NetworkPolicy) {
+	policy, err := model.PolicyOf(np)
+	e.fault(err)
+	e.tell(func(p *pending) { p.policies[policy.Key] = policy })
+}
+
+// DeletePolicy tells that a policy is gone.
+func (e *Engine) DeletePolicy(namespace, name string) {
+	e.tell(func(p *pending) { p.policies[model.Key{Namespace: namespace, Name: name}] = nil })
+}
+
+// Synced tells that the engine has been told of the whole cluster. Until then the
+// rules that an engine before it left in the kernel stay as they are.
+func (e *Engine) Synced() { e.tell(func(p *pending) { p.synced = true }) }
+
+func (e *Engine) tell(f func(*pending)) {
+	e.mu.Lock()
+	f(&e.pending)
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (e *Engine) fault(err error) {
+	if err != nil {
+		e.metrics.errors.Inc()
+		e.log.Warn("part of an object is not understood", "err", err)
+	}
+}
+
+// Run enforces until ctx ends. It leaves the rules in the kernel.
+func (e *Engine) Run(ctx context.Context) error {
+	defer close(e.ended)
+	ctx, cancel := context.WithCancel(ctx)
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	defer cancel()
+	helpers.Go(func() { e.cutter.run(ctx) })
+	helpers.Go(func() { e.listen(ctx) })
+	check := time.NewTicker(checkEvery)
+	defer check.Stop()
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		look := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.wake:
+		case <-retry.C:
+		case <-check.C:
+			e.check()
+			look = true // an interface may have come after its pod
+		case ask := <-e.asks:
+			ask(e.compiler)
+			continue
+		case d := <-e.denied:
+			e.reporter.report(d, e.compiler, time.Now())
+			continue
+		}
+		e.takeIn(look)
+		if err := e.follow(); err != nil {
+			e.broken = true
+			e.metrics.errors.Inc()
+			e.log.Error("policies are not enforced as they should be", "err", err)
+			retry.Reset(retryAfter)
+		}
+	}
+}
+
+// takeIn tells the compiler what the engine was told, and looks for the pods'
+// ports if some of them may be new.
+func (e *Engine) takeIn(look bool) {
+	e.mu.Lock()
+	p := e.pending
+	e.pending = newPending()
+	e.pending.synced = p.synced
+	e.mu.Unlock()
+	for name, l := range p.namespaces {
+		if l == nil {
+			e.compiler.DeleteNamespace(name)
+		} else {
+			e.compiler.SetNamespace(name, l)
+		}
+	}
+	for key, pod := range p.pods {
+		e.compiler.SetPod(key, pod)
+	}
+	for key, policy := range p.policies {
+		e.compiler.SetPolicy(key, policy)
+	}
+	if look || len(p.pods) > 0 {
+		e.findPorts()
+	}
+}
+
+// findPorts finds out by which ports of the bridge pods are reached.
+func (e *Engine) findPorts() {
+	var ports map[netip.Addr]uint32
+	err := netdev.Do(nsPath(e.kernel.ns), func() (err error) {
+		ports, err = netdev.PortAddrs(e.cfg.Bridge)
+		return err
+	})
+	if err != nil {
+		e.fault(err)
+		return
+	}
+	e.compiler.SetPorts(ports)
+}
+
+// follow makes the kernel have the compiler's rules.
+func (e *Engine) follow() error {
+	e.mu.Lock()
+	synced := e.pending.synced
+	e.mu.Unlock()
+	if !synced {
+		return nil
+	}
+	change := e.compiler.Change()
+	hook := e.compiler.Isolates()
+	if !e.following || e.broken {
+		if err := e.takeOver(hook); err != nil {
+			return err
+		}
+		e.cutter.request()
+		return nil
+	}
+	if change.Empty() {
+		return nil
+	}
+	if err := e.kernel.apply(change, e.hooked, hook); err != nil {
+		// Others may have removed what the change builds on.
+		e.log.Warn("write all rules anew, as a change failed", "err", err)
+		if err := e.takeOver(hook); err != nil {
+			return err
+		}
+	}
+	e.hooked = hook
+	if restricts(change) {
+		e.cutter.request()
+	}
+	return nil
+}
+
+// takeOver writes all rules, unless the kernel has them.
+func (e *Engine) takeOver(hook bool) error {
+	diff, err := e.kernel.differs(e.compiler.Rules(), hook)
+	if err != nil {
+		return err
+	}
+	if diff != "" {
+		err := e.kernel.replace(e.compiler.Rules(), hook)
+		if errors.Is(err, unix.ENOENT) && !e.kernel.mute {
+			// A rule that logs is refused so where nfnetlink_log can not be loaded.
+			e.log.Warn("denied flows will not be told: the kernel has no nfnetlink_log", "err", err)
+			e.kernel.mute = true
+			err = e.kernel.replace(e.compiler.Rules(), hook)
+		}
+		if err != nil {
+			e.kernel.mute = false // it was not that
+			return err
+		}
+	}
+	e.following, e.hooked, e.broken = true, hook, false
+	return nil
+}
+
+// restricts tells whether a change may forbid what was allowed.
+func restricts(c rules.Change) bool {
+	if len(c.Chains) > 0 {
+		return true
+	}
+	for _, edit := range c.Edits {
+		if len(edit.Drop) > 0 || edit.Set.Kind == rules.AddrChains {
+			return true
+		}
+	}
+	return false
+}
+
+// check puts back what others removed, if the kernel's rules are not those that
+// were looked at last.
+func (e *Engine) check() {
+	if !e.following || e.broken {
+		return
+	}
+	generation, err := e.kernel.generation()
+	if err == nil && generation == e.checked {
+		return
+	}
+	var diff string
+	if err == nil {
+		diff, err = e.kernel.differs(e.compiler.Rules(), e.hooked)
+	}
+	if err == nil && diff != "" {
+		e.log.Warn("others changed the rules of policies; they are written anew", "found", diff)
+		err = e.kernel.replace(e.compiler.Rules(), e.hooked)
+	}
+	if err != nil {
+		e.metrics.errors.Inc()
+		e.log.Error("look after the rules of policies", "err", err)
+		return
+	}
+	e.checked = generation
+	e.fault(netdev.Do(nsPath(e.kernel.ns), func() error { return showBridgedPackets(e.cfg.Sysctls) }))
+}
+
+// ask runs f with what the engine knows, on its goroutine, and returns when it
+// has run. It fails if the engine is not running.
+func (e *Engine) ask(ctx context.Context, f func(*rules.Compiler)) error {
+	done := make(chan struct{})
+	select {
+	case e.asks <- func(c *rules.Compiler) { f(c); close(done) }:
+		<-done
+		return nil
+	case <-e.ended:
+		return errors.New("ask for policies: they are not enforced any more")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func nsPath(ns netns.NsHandle) string { return fmt.Sprintf("/proc/self/fd/%d", int(ns)) }

@@ -1,0 +1,423 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// node is a host with pods on its bridge that have stacks of their own, and an
+// engine.
+type node struct {
+	host   string
+	pods   map[string]string // namespace's path by pod
+	addrs  map[string]netip.Addr
+	engine *Engine
+	log    *lines
+	reg    *prometheus.Registry
+	stop   func()
+}
+
+// lines is a log that tests look into.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+var gateway = netip.MustParseAddr("10.40.0.1")
+
+// service is an address that the host translates to pod b's.
+const service = "10.96.0.1"
+
+func newNode(t *testing.T, pods ...string) *node {
+	t.Helper()
+	n := &node{host: nstest.New(t, "node"), pods: make(map[string]string), addrs: make(map[string]netip.Addr), log: &lines{}}
+	do(t, n.host, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = netdev.BridgeName
+		br := &netlink.Bridge{LinkAttrs: attrs}
+		if err := netlink.LinkAdd(br); err != nil {
+			return err
+		}
+		addr, err := netlink.ParseAddr(gateway.String() + "/16")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrAdd(br, addr), netlink.LinkSetUp(br),
+			os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644))
+	})
+	for i, name := range pods {
+		n.pods[name] = nstest.New(t, name)
+		n.addrs[name] = netip.AddrFrom4([4]byte{10, 40, 0, byte(i + 2)})
+		nstest.Veth(t, 1500, n.pods[name], "eth0", netip.PrefixFrom(n.addrs[name], 16), n.host, "veth"+name, netip.MustParsePrefix("169.254.0.1/32"))
+		do(t, n.host, func() error {
+			l, err := netlink.LinkByName("veth" + name)
+			if err != nil {
+				return err
+			}
+			br, err := netlink.LinkByName(netdev.BridgeName)
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetMaster(l, br)
+		})
+		do(t, n.pods[name], func() error {
+			return netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()})
+		})
+	}
+	n.start(t)
+	return n
+}
+
+// start runs an engine, which ends with the test if it was not stopped before.
+func (n *node) start(t *testing.T) {
+	t.Helper()
+	n.reg = prometheus.NewRegistry()
+	do(t, n.host, func() (err error) {
+		n.engine, err = New(Config{Node: "node", Log: slog.New(slog.NewTextHandler(n.log, nil)), Metrics: n.reg})
+		return err
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	e, ended := n.engine, make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	n.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := errors.Join(<-ended, e.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { n.stop() })
+}
+
+// tellAll tells the engine of the pods, of which the app is the name.
+func (n *node) tellAll() {
+	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
+	for name, a := range n.addrs {
+		n.engine.SetPod(&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": name}},
+			Spec:       corev1.PodSpec{NodeName: "node"},
+			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: a.String()}}},
+		})
+	}
+	n.engine.Synced()
+}
+
+// allow is a policy that lets pod to be reached by some pods only, at a port.
+func allow(to string, port int32, from ...string) *networkingv1.NetworkPolicy {
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "only-" + to}}
+	np.Spec.PodSelector.MatchLabels = map[string]string{"app": to}
+	for _, name := range from {
+		p := intstr.FromInt32(port)
+		np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{
+			From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}}},
+			Ports: []networkingv1.NetworkPolicyPort{{Port: &p}},
+		})
+	}
+	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	return np
+}
+
+// await waits until a condition holds.
+func await(t *testing.T, what string, within time.Duration, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(within); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s", what, within)
+		}
+	}
+}
+
+// enforced waits until the kernel has what the engine was told.
+func (n *node) enforced(t *testing.T) {
+	t.Helper()
+	await(t, "the rules are in the kernel", 10*time.Second, func() bool {
+		n.engine.mu.Lock()
+		told := len(n.engine.pending.pods)+len(n.engine.pending.policies)+len(n.engine.pending.namespaces) == 0
+		n.engine.mu.Unlock()
+		var same bool
+		err := n.engine.ask(t.Context(), func(c *rules.Compiler) {
+			diff, err := n.engine.kernel.differs(c.Rules(), c.Isolates())
+			same = diff == "" && err == nil
+		})
+		return err == nil && told && same
+	})
+}
+
+// echo serves TCP on a pod's port: what comes is sent back.
+func (n *node) echo(t *testing.T, pod string, port int) {
+	t.Helper()
+	var l net.Listener
+	do(t, n.pods[pod], func() (err error) {
+		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port))
+		return err
+	})
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c); c.Close() }()
+		}
+	}()
+}
+
+// dial connects from a pod, or from the host.
+func (n *node) dial(t *testing.T, from, to string) (c net.Conn, err error) {
+	t.Helper()
+	ns, ok := n.pods[from]
+	if !ok {
+		ns = n.host
+	}
+	_ = netdev.Do(ns, func() error {
+		c, err = net.DialTimeout("tcp4", to, 700*time.Millisecond)
+		return nil
+	})
+	if err == nil {
+		t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+func (n *node) at(pod string, port int) string {
+	return netip.AddrPortFrom(n.addrs[pod], uint16(port)).String()
+}
+
+// speaks tells whether a connection carries bytes there and back.
+func speaks(c net.Conn) bool {
+	_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+	if _, err := c.Write([]byte("x")); err != nil {
+		return false
+	}
+	_, err := io.ReadFull(c, make([]byte, 1))
+	return err == nil
+}
+
+// translate makes service an address of a pod's port.
+func (n *node) translate(t *testing.T, pod string, port uint16) {
+	t.Helper()
+	do(t, n.host, func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		table := c.AddTable(&nftables.Table{Name: "services", Family: nftables.TableFamilyIPv4})
+		chain := c.AddChain(&nftables.Chain{Name: "services", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
+		x := exprs{}.within(rules.IPv4, daddr, netip.MustParsePrefix(service+"/32")).protocol(unix.IPPROTO_TCP)
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(x,
+			&expr.Immediate{Register: 1, Data: n.addrs[pod].AsSlice()},
+			&expr.Immediate{Register: 2, Data: be16(port)},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2})})
+		return c.Flush()
+	})
+}
+
+func (n *node) mustReach(t *testing.T, from, to string) net.Conn {
+	t.Helper()
+	c, err := n.dial(t, from, to)
+	if err != nil || !speaks(c) {
+		t.Fatalf("%s does not reach %s: %v", from, to, err)
+	}
+	return c
+}
+
+func (n *node) mustNotReach(t *testing.T, from, to string) {
+	t.Helper()
+	if _, err := n.dial(t, from, to); err == nil {
+		t.Fatalf("%s reaches %s", from, to)
+	}
+}
+
+// TestEngineEnforces checks issue 6 items 5 and 6 on a node: bridged and translated
+// connections are judged, probes of the host are not, denials are told, live
+// connections are cut and only those.
+func TestEngineEnforces(t *testing.T) {
+	n := newNode(t, "a", "b", "c")
+	n.echo(t, "b", 8080)
+	n.echo(t, "b", 9090)
+	n.translate(t, "b", 8080)
+	n.tellAll()
+	n.enforced(t)
+	b, svc := n.at("b", 8080), service+":80"
+	byA, byC := n.mustReach(t, "a", b), n.mustReach(t, "c", b)
+	svcA, svcC := n.mustReach(t, "a", svc), n.mustReach(t, "c", svc)
+
+	n.engine.SetPolicy(allow("b", 8080, "a"))
+	n.enforced(t)
+	n.mustReach(t, "a", b)
+	n.mustReach(t, "a", svc)
+	n.mustNotReach(t, "a", n.at("b", 9090))
+	n.mustNotReach(t, "c", b)
+	n.mustNotReach(t, "c", svc)
+	n.mustReach(t, "host", n.at("b", 9090)) // a probe
+	await(t, "the connections of c are cut", 5*time.Second, func() bool {
+		return strings.Count(n.log.String(), "connection cut") == 2
+	})
+	if !speaks(byA) || !speaks(svcA) {
+		t.Error("connections that are allowed were cut")
+	}
+	if speaks(byC) || speaks(svcC) {
+		t.Error("connections that are not allowed go on")
+	}
+	await(t, "a line about the denied flow", 5*time.Second, func() bool {
+		log := n.log.String()
+		return strings.Contains(log, "direction=ingress") && strings.Contains(log, "srcPod=default/c") &&
+			strings.Contains(log, "dst="+b+" dstPod=default/b protocol=tcp isolatedBy=[default/only-b]")
+	})
+	if got := n.counted(t, "weft_npc_blocked_connections_total", "9090"); got != 1 {
+		t.Errorf("%v flows to port 9090 counted as denied, want 1", got)
+	}
+
+	n.engine.DeletePolicy("default", "only-b")
+	n.enforced(t)
+	n.mustReach(t, "c", svc)
+}
+
+// counted returns the value of a counter with a label value.
+func (n *node) counted(t *testing.T, name, label string) float64 {
+	t.Helper()
+	families, err := n.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == name && l.GetValue() == label {
+					return m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return 0
+}
+
+// TestEgressToTheHost checks that a pod's egress to its own host is judged.
+func TestEgressToTheHost(t *testing.T) {
+	n := newNode(t, "a")
+	var l net.Listener
+	do(t, n.host, func() (err error) { l, err = net.Listen("tcp4", "10.40.0.1:8080"); return err })
+	defer l.Close()
+	n.tellAll()
+	n.enforced(t)
+	if _, err := n.dial(t, "a", "10.40.0.1:8080"); err != nil {
+		t.Fatal(err)
+	}
+	np := allow("a", 1)
+	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+	n.engine.SetPolicy(np)
+	n.enforced(t)
+	n.mustNotReach(t, "a", "10.40.0.1:8080")
+}
+
+// TestRulesOutliveTheEngine checks that rules stay when the engine ends, that the
+// next one leaves them be until it knows the cluster, and then has nothing to do.
+func TestRulesOutliveTheEngine(t *testing.T) {
+	n := newNode(t, "a", "b")
+	n.echo(t, "b", 8080)
+	n.tellAll()
+	n.engine.SetPolicy(allow("b", 8080))
+	n.enforced(t)
+	n.stop()
+	n.mustNotReach(t, "a", n.at("b", 8080))
+	before := n.generation(t)
+	n.start(t)
+	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
+	if err := n.engine.ask(t.Context(), func(*rules.Compiler) {}); err != nil {
+		t.Fatal(err)
+	}
+	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.engine.SetPolicy(allow("b", 8080))
+	n.tellAll()
+	n.enforced(t)
+	n.mustNotReach(t, "a", n.at("b", 8080))
+	if after := n.generation(t); after != before {
+		t.Errorf("the new engine made %d transactions, want none", after-before)
+	}
+	n.engine.SetPolicy(allow("b", 8080, "a"))
+	n.enforced(t)
+	n.mustReach(t, "a", n.at("b", 8080))
+}
+
+func (n *node) generation(t *testing.T) uint32 {
+	t.Helper()
+	g, err := kernel{}.generationAt(n.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// TestRulesComeBack checks that what others remove is there again within 10 s:
+// the table, a chain's rules, an element.
+func TestRulesComeBack(t *testing.T) {
+	n := newNode(t, "a", "b")
+	n.echo(t, "b", 8080)
+	n.tellAll()
+	n.engine.SetPolicy(allow("b", 8080))
+	n.enforced(t)
+	for what, remove := range map[string]func(*nftables.Conn){
+		"the ruleset": func(c *nftables.Conn) { c.FlushRuleset() },
+		"a chain's rules": func(c *nftables.Conn) {
+			c.FlushChain(&nftables.Chain{Name: "policy-ingress", Table: inetTable})
+		},
+		"an element": func(c *nftables.Conn) {
+			c.FlushSet(&nftables.Set{Name: rules.IPv4.Name(rules.IngressMap), Table: inetTable})
+		},
+		"the bridge's table": func(c *nftables.Conn) { c.DelTable(bridgeTable) },
+	} {
+		do(t, n.host, func() error {
+			c, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			remove(c)
+			return c.Flush()
+		})
+		await(t, what+" is there again", 10*time.Second, func() bool {
+			var diff string
+			err := n.engine.ask(t.Context(), func(c *rules.Compiler) {
+				diff, _ = n.engine.kernel.differs(c.Rules(), true)
+			})
+			return err == nil && diff == ""
+		})
+		n.mustNotReach(t, "a", n.at("b", 8080))
+	}
+}

@@ -1,0 +1,54 @@
+package policy
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// generation returns the number of the last transaction of nftables, whoever made
+// it.
+func (k kernel) generation() (uint32, error) {
+	wrap := func(err error) error { return fmt.Errorf("ask for the generation of nftables: %w", err) }
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(k.ns)})
+	if err != nil {
+		return 0, wrap(err)
+	}
+	defer c.Close()
+	answers, err := c.Execute(netlink.Message{
+		Header: netlink.Header{
+			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN),
+			Flags: netlink.Request,
+		},
+		Data: netfilterHeader(unix.AF_UNSPEC, 0),
+	})
+	if err != nil {
+		return 0, wrap(err)
+	}
+	for _, m := range answers {
+		if len(m.Data) < headerSize {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(m.Data[headerSize:])
+		if err != nil {
+			return 0, wrap(err)
+		}
+		ad.ByteOrder = binary.BigEndian
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				return ad.Uint32(), ad.Err()
+			}
+		}
+	}
+	return 0, wrap(fmt.Errorf("no number in %d answers", len(answers)))
+}
+
+// headerSize is the length of struct nfgenmsg: family, version, and a number of
+// two bytes in network order.
+const headerSize = 4
+
+func netfilterHeader(family byte, number uint16) []byte {
+	return binary.BigEndian.AppendUint16([]byte{family, unix.NFNETLINK_V0}, number)
+}

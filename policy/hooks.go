@@ -1,0 +1,140 @@
+package policy
+
+import (
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// hook is a chain that package documentation draws. Its rules never change.
+type hook struct {
+	name     string
+	hook     *nftables.ChainHook // nil for a chain that others jump to
+	priority *nftables.ChainPriority
+	rules    []exprs
+}
+
+const strictChain = "policy-strict"
+
+var bothFamilies = []rules.Family{rules.IPv4, rules.IPv6}
+
+var (
+	inetTable   = &nftables.Table{Name: netdev.TableName, Family: nftables.TableFamilyINet}
+	bridgeTable = &nftables.Table{Name: netdev.TableName, Family: nftables.TableFamilyBridge}
+)
+
+// States of connection tracking, as `ct state` has them.
+const (
+	stateInvalid     = 1 << 0
+	stateEstablished = 1 << 1
+	stateRelated     = 1 << 2
+	stateNew         = 1 << 3
+)
+
+func inetHooks() []hook {
+	after := nftables.ChainPriorityRef(*nftables.ChainPriorityFilter + 1)
+	return []hook{
+		{strictChain, nil, nil, []exprs{
+			exprs{}.state(stateInvalid).drop(),
+			exprs{}.state(stateNew).notSYN().drop(),
+		}},
+		{"policy-egress", nftables.ChainHookForward, nftables.ChainPriorityFilter, egressRules()},
+		{"policy-ingress", nftables.ChainHookForward, after, ingressRules()},
+		{"policy-host", nftables.ChainHookInput, nftables.ChainPriorityFilter, egressRules()},
+		{"policy-output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, append(
+			[]exprs{exprs{}.state(stateEstablished | stateRelated).accept()}, strictFor(daddr)...)},
+	}
+}
+
+// passing is what is never judged.
+func passing() []exprs {
+	return []exprs{
+		exprs{}.state(stateEstablished | stateRelated).accept(),
+		exprs{}.icmp6(130, 137).accept(),
+		exprs{}.icmp6(143, 143).accept(),
+		exprs{}.protocol(unix.IPPROTO_IGMP).accept(),
+	}
+}
+
+// strictFor sends what goes to or comes from isolated pods to policy-strict.
+func strictFor(f field) []exprs {
+	var all []exprs
+	for _, family := range bothFamilies {
+		all = append(all, exprs{}.family(family).in(family, f, family.Name(rules.IsolatedSet)).jump(strictChain))
+	}
+	return all
+}
+
+// selfRules let pods speak to themselves, by way of a Service.
+func selfRules() []exprs {
+	var all []exprs
+	for _, family := range bothFamilies {
+		from, size := saddr.load(family, word0)
+		to, _ := daddr.load(family, word0+size/4)
+		all = append(all, append(exprs{}.family(family), from, to, lookup(word0, family.Name(rules.SelfSet))).accept())
+	}
+	return all
+}
+
+func egressRules() []exprs {
+	all := append(passing(), strictFor(saddr)...)
+	all = append(all, strictFor(daddr)...)
+	all = append(all, selfRules()...)
+	for _, family := range bothFamilies {
+		all = append(all, exprs{}.family(family).vmap(family, saddr, family.Name(rules.EgressMap)))
+	}
+	return all
+}
+
+func ingressRules() []exprs {
+	all := append(passing(), selfRules()...)
+	byPort := func(x exprs) exprs {
+		return append(x, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, lead(1, rules.PortsMap))
+	}
+	all = append(all, byPort(exprs{}.toMany()))
+	for _, family := range bothFamilies {
+		all = append(all, byPort(exprs{}.family(family).within(family, daddr, groups(family))))
+	}
+	for _, family := range bothFamilies {
+		all = append(all, exprs{}.family(family).vmap(family, daddr, family.Name(rules.IngressMap)))
+	}
+	return all
+}
+
+// groups is the addresses of groups, RFC 1112 and RFC 4291, and of all.
+func groups(f rules.Family) netip.Prefix {
+	if f == rules.IPv6 {
+		return netip.MustParsePrefix("ff00::/8")
+	}
+	return netip.MustParsePrefix("224.0.0.0/3")
+}
+
+// bridgeHooks writes the port of the bridge by which a frame to many leaves to its
+// mark. A frame to one that has a packet to a group in it is a forgery that some
+// would believe.
+func bridgeHooks() []hook {
+	mark := func(x exprs) exprs {
+		return append(x, &expr.Meta{Key: expr.MetaKeyOIF, Register: 1}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true})
+	}
+	toGroup := exprs{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{1}, Xor: []byte{0}},
+		equal(1),
+	}
+	all := []exprs{mark(toGroup)}
+	for _, family := range bothFamilies {
+		ether := []byte{0x08, 0x00}
+		if family == rules.IPv6 {
+			ether = []byte{0x86, 0xdd}
+		}
+		x := exprs{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}, equal(ether...)}
+		all = append(all, mark(x.within(family, daddr, groups(family))))
+	}
+	// What br_netfilter shows to IP comes after -1.
+	return []hook{{"policy-ports", nftables.ChainHookForward, nftables.ChainPriorityRef(-200), all}}
+}

@@ -1,0 +1,123 @@
+package model
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// Key names a namespaced object.
+type Key struct{ Namespace, Name string }
+
+// String returns namespace/name.
+func (k Key) String() string { return k.Namespace + "/" + k.Name }
+
+// Protocol is the number of an IP protocol.
+type Protocol uint8
+
+// The protocols that policies know.
+const (
+	TCP  Protocol = 6
+	UDP  Protocol = 17
+	SCTP Protocol = 132
+)
+
+// String returns the protocol's name, or its number if policies do not know it.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	case SCTP:
+		return "sctp"
+	}
+	return fmt.Sprint(uint8(p))
+}
+
+// parseProtocol reads the API's word; none means TCP.
+func parseProtocol(p corev1.Protocol) (Protocol, error) {
+	switch p {
+	case corev1.ProtocolTCP, "":
+		return TCP, nil
+	case corev1.ProtocolUDP:
+		return UDP, nil
+	case corev1.ProtocolSCTP:
+		return SCTP, nil
+	}
+	return 0, fmt.Errorf("protocol %q is not TCP, UDP or SCTP", p)
+}
+
+// Pod is what of a pod policies depend on.
+type Pod struct {
+	Key
+	Node    string
+	Labels  labels.Set
+	Addrs   []netip.Addr // none if policies do not see the pod
+	Ports   []NamedPort
+	Ending  bool  // it is being deleted
+	Created int64 // seconds since 1970
+}
+
+// NamedPort is a port of a container that has a name.
+type NamedPort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+}
+
+// PodOf takes from an API object what policies depend on. What it can not read
+// is in the error, and left out.
+func PodOf(p *corev1.Pod) (*Pod, error) {
+	pod := &Pod{
+		Key:     Key{p.Namespace, p.Name},
+		Node:    p.Spec.NodeName,
+		Labels:  p.Labels,
+		Ending:  p.DeletionTimestamp != nil,
+		Created: p.CreationTimestamp.Unix(),
+	}
+	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return pod, nil
+	}
+	var errs []error
+	fault := func(err error) { errs = append(errs, fmt.Errorf("read pod %s: %w", pod.Key, err)) }
+	addrs := p.Status.PodIPs
+	if len(addrs) == 0 && p.Status.PodIP != "" {
+		addrs = []corev1.PodIP{{IP: p.Status.PodIP}}
+	}
+	for _, a := range addrs {
+		addr, err := netip.ParseAddr(a.IP)
+		if err != nil {
+			fault(err)
+			continue
+		}
+		pod.Addrs = append(pod.Addrs, addr.Unmap().WithZone(""))
+	}
+	containers := p.Spec.Containers
+	for _, c := range p.Spec.InitContainers {
+		// One that is restarted always runs next to the others.
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			containers = append(containers[:len(containers):len(containers)], c)
+		}
+	}
+	for _, c := range containers {
+		for _, port := range c.Ports {
+			if port.Name == "" {
+				continue
+			}
+			proto, err := parseProtocol(port.Protocol)
+			if err == nil && (port.ContainerPort < 1 || port.ContainerPort > 65535) {
+				err = fmt.Errorf("port %s: %d is no port", port.Name, port.ContainerPort)
+			}
+			if err != nil {
+				fault(err)
+				continue
+			}
+			pod.Ports = append(pod.Ports, NamedPort{port.Name, proto, uint16(port.ContainerPort)})
+		}
+	}
+	return pod, errors.Join(errs...)
+}

@@ -1,0 +1,299 @@
+// Package policytest makes small random clusters for tests: few labels, ports and
+// addresses, so that much of it meets. Everything comes from the source of
+// randomness that it is given.
+package policytest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weft-net/weft/policy/model"
+)
+
+// Node is the name of the node whose rules are compiled.
+const Node = "here"
+
+// Ports are the destination ports that flows and policies choose from.
+var Ports = []uint16{80, 81, 443, 8000, 8080, 9090}
+
+// World is addresses that no pod has.
+var World = []netip.Addr{
+	netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("198.51.100.7"),
+	netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:1::1"),
+}
+
+// Groups is addresses that many get packets to.
+var Groups = []netip.Addr{
+	netip.MustParseAddr("239.1.2.3"), netip.MustParseAddr("255.255.255.255"), netip.MustParseAddr("ff15::1:2"),
+}
+
+var (
+	namespaces = []string{"blue", "red", "green"}
+	values     = []string{"a", "b", "c"}
+	portNames  = []string{"http", "metrics"}
+	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
+	blocks     = []string{
+		"0.0.0.0/0", "192.0.2.0/24", "192.0.2.128/25", "198.51.100.7/32", "10.32.0.0/16", "10.32.0.2/31", "224.0.0.0/4",
+		"::/0", "2001:db8::/32", "2001:db8:1::/48", "fd00::/64", "fd00::2/127", "ff00::/8",
+	}
+)
+
+// Random makes parts of clusters.
+type Random struct{ *rand.Rand }
+
+func one[T any](r Random, of []T) T { return of[r.IntN(len(of))] }
+
+func (r Random) chance(in int) bool { return r.IntN(in) == 0 }
+
+// Labels returns labels for a pod or a namespace.
+func (r Random) Labels() labels.Set {
+	l := labels.Set{}
+	for _, key := range []string{"app", "tier"} {
+		if !r.chance(3) {
+			l[key] = one(r, values)
+		}
+	}
+	return l
+}
+
+// NamespaceName returns one of few names.
+func (r Random) NamespaceName() string { return one(r, namespaces) }
+
+// Snapshot returns a cluster of n pods. The pod that is number i has the
+// addresses that Addrs returns.
+func (r Random) Snapshot(n, policies int) model.Snapshot {
+	s := model.Snapshot{Node: Node, Namespaces: map[string]labels.Set{}}
+	for _, name := range namespaces {
+		s.Namespaces[name] = r.Labels()
+	}
+	for i := range n {
+		s.Pods = append(s.Pods, r.Pod(i))
+	}
+	for i := range policies {
+		s.Policies = append(s.Policies, r.Policy(i))
+	}
+	return s
+}
+
+// Addrs returns the addresses of a pod.
+func Addrs(pod int) []netip.Addr {
+	return []netip.Addr{
+		netip.AddrFrom4([4]byte{10, 32, 0, byte(pod + 1)}),
+		netip.AddrFrom16([16]byte{0xfd, 15: byte(pod + 1)}),
+	}
+}
+
+// Receiver returns an address by which a pod is known as the one that a frame to
+// many reaches: one that it has, if it has any.
+func Receiver(c *model.Cluster, pod int) netip.Addr {
+	for _, a := range Addrs(pod) {
+		if c.Owner(a) != nil {
+			return a
+		}
+	}
+	return Addrs(pod)[0]
+}
+
+// Pod returns a pod. Of each three two are here.
+func (r Random) Pod(i int) *model.Pod {
+	p := &model.Pod{
+		Key:    model.Key{Namespace: namespaces[i%len(namespaces)], Name: fmt.Sprintf("pod-%d", i)},
+		Node:   Node,
+		Labels: r.Labels(),
+		Addrs:  Addrs(i),
+	}
+	if i%3 == 2 {
+		p.Node = "elsewhere"
+	}
+	for _, name := range portNames {
+		for _, proto := range []model.Protocol{model.TCP, model.UDP} {
+			if r.chance(2) {
+				p.Ports = append(p.Ports, model.NamedPort{Name: name, Protocol: proto, Port: one(r, Ports)})
+			}
+		}
+	}
+	return p
+}
+
+// Policy returns a policy that the API server would take.
+func (r Random) Policy(i int) *model.Policy {
+	p, err := model.PolicyOf(r.NetworkPolicy(i))
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// NetworkPolicy returns a policy that the API server would take.
+func (r Random) NetworkPolicy(i int) *networkingv1.NetworkPolicy {
+	np := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: one(r, namespaces), Name: fmt.Sprintf("policy-%d", i)},
+	}
+	if r.chance(2) {
+		np.Spec.PodSelector = *r.selector()
+	}
+	in, out := r.chance(2), r.chance(2)
+	if in {
+		np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+	}
+	if out {
+		np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+	}
+	for range r.IntN(3) {
+		np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: r.peers(), Ports: r.ports()})
+	}
+	for range r.IntN(3) {
+		np.Spec.Egress = append(np.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: r.peers(), Ports: r.ports()})
+	}
+	return np
+}
+
+func (r Random) selector() *metav1.LabelSelector {
+	s := &metav1.LabelSelector{}
+	if r.chance(2) {
+		s.MatchLabels = map[string]string{"app": one(r, values)}
+	}
+	if r.chance(3) {
+		req := metav1.LabelSelectorRequirement{Key: "tier", Operator: metav1.LabelSelectorOpExists}
+		switch r.IntN(4) {
+		case 0:
+			req.Operator = metav1.LabelSelectorOpDoesNotExist
+		case 1:
+			req.Operator, req.Values = metav1.LabelSelectorOpIn, []string{"a", "b"}
+		case 2:
+			req.Operator, req.Values = metav1.LabelSelectorOpNotIn, []string{one(r, values)}
+		}
+		s.MatchExpressions = append(s.MatchExpressions, req)
+	}
+	return s
+}
+
+func (r Random) peers() (peers []networkingv1.NetworkPolicyPeer) {
+	for range r.IntN(3) {
+		var p networkingv1.NetworkPolicyPeer
+		switch r.IntN(4) {
+		case 0:
+			p.PodSelector = r.selector()
+		case 1:
+			p.NamespaceSelector = r.selector()
+		case 2:
+			p.PodSelector, p.NamespaceSelector = r.selector(), r.selector()
+		default:
+			p.IPBlock = r.block()
+		}
+		peers = append(peers, p)
+	}
+	return peers
+}
+
+// block returns a block with exceptions that lie within it.
+func (r Random) block() *networkingv1.IPBlock {
+	b := &networkingv1.IPBlock{CIDR: one(r, blocks)}
+	whole := netip.MustParsePrefix(b.CIDR)
+	for range r.IntN(3) {
+		except := netip.MustParsePrefix(one(r, blocks))
+		if whole.Contains(except.Addr()) && except.Bits() > whole.Bits() {
+			b.Except = append(b.Except, except.String())
+		}
+	}
+	return b
+}
+
+func (r Random) ports() (ports []networkingv1.NetworkPolicyPort) {
+	for range r.IntN(4) {
+		var p networkingv1.NetworkPolicyPort
+		if !r.chance(3) {
+			proto := one(r, protocols)
+			p.Protocol = &proto
+		}
+		number := one(r, Ports)
+		switch r.IntN(5) {
+		case 0:
+		case 1:
+			name := intstr.FromString(one(r, portNames))
+			p.Port = &name
+		case 2:
+			from, to := intstr.FromInt32(int32(number)), int32(number)+int32(r.IntN(1000))
+			p.Port, p.EndPort = &from, &to
+		default:
+			port := intstr.FromInt32(int32(number))
+			p.Port = &port
+		}
+		ports = append(ports, p)
+	}
+	return ports
+}
+
+// Flow returns a flow between pods, the world and groups. A flow to a group has
+// no receiver yet.
+func (r Random) Flow(pods int) model.Flow {
+	for {
+		f := model.Flow{Src: r.end(pods), Dst: r.end(pods), Port: one(r, Ports)}
+		if r.chance(6) {
+			f.Dst = one(r, Groups)
+		}
+		switch r.IntN(8) {
+		case 0:
+			f.Protocol, f.Port = 1, 0
+			if f.Src.Is6() {
+				f.Protocol = 58
+			}
+		case 1, 2:
+			f.Protocol = model.SCTP
+		case 3, 4:
+			f.Protocol = model.UDP
+		default:
+			f.Protocol = model.TCP
+		}
+		if f.Src.Is4() == f.Dst.Is4() && f.Src != f.Dst {
+			return f
+		}
+	}
+}
+
+func (r Random) end(pods int) netip.Addr {
+	if r.chance(6) {
+		return one(r, World)
+	}
+	return one(r, Addrs(r.IntN(pods)))
+}
+
+// Step changes something of a cluster of n pods that has up to policies policies.
+func (r Random) Step(c Changer, n, policies int) {
+	switch r.IntN(6) {
+	case 0:
+		c.SetNamespace(r.NamespaceName(), r.Labels())
+	case 1, 2:
+		p := r.Pod(r.IntN(n))
+		if r.chance(4) {
+			p.Addrs = p.Addrs[:r.IntN(2)]
+		}
+		c.SetPod(p.Key, p)
+	case 3:
+		p := r.Pod(r.IntN(n))
+		c.SetPod(p.Key, nil)
+	default:
+		i := r.IntN(policies)
+		for _, ns := range namespaces {
+			c.SetPolicy(model.Key{Namespace: ns, Name: fmt.Sprintf("policy-%d", i)}, nil)
+		}
+		if !r.chance(3) {
+			p := r.Policy(i)
+			c.SetPolicy(p.Key, p)
+		}
+	}
+}
+
+// Changer is what a cluster changes by.
+type Changer interface {
+	SetNamespace(string, labels.Set)
+	SetPod(model.Key, *model.Pod)
+	SetPolicy(model.Key, *model.Policy)
+}

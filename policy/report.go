@@ -1,0 +1,88 @@
+package policy
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/weft-net/weft/policy/model"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// reporter tells of denied flows: each once in a while, and not too many.
+type reporter struct {
+	log     *slog.Logger
+	metrics *metrics
+	lines   *rate.Limiter
+	untold  int // lines since the last that was written
+	// The flows that were told, in this span of time and the one before.
+	recent, older map[denial]bool
+	turned        time.Time
+}
+
+const (
+	sameFlowFor = time.Minute // a flow that goes on trying is told once in this time
+	flowsKept   = 4096        // or when so many others were denied
+	linesEvery  = 100 * time.Millisecond
+	linesBurst  = 50
+)
+
+func newReporter(log *slog.Logger, m *metrics) *reporter {
+	return &reporter{
+		log: log, metrics: m,
+		lines:  rate.NewLimiter(rate.Every(linesEvery), linesBurst),
+		recent: make(map[denial]bool),
+	}
+}
+
+// report counts a denied flow and writes a line about it, unless it has done so
+// already.
+func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
+	if since := now.Sub(r.turned); since > sameFlowFor || len(r.recent) >= flowsKept {
+		r.older, r.recent, r.turned = r.recent, make(map[denial]bool), now
+		if since > 2*sameFlowFor {
+			r.older = nil
+		}
+	}
+	if r.recent[d] || r.older[d] {
+		return
+	}
+	r.recent[d] = true
+	r.metrics.denied(d.flow)
+	if !r.lines.AllowN(now, 1) {
+		r.untold++
+		r.metrics.untold.Inc()
+		return
+	}
+	direction, isolating := c.Explain(d.chain)
+	attrs := []any{
+		"direction", direction,
+		"src", endpoint(d.flow.Src, d.sport), "srcPod", podName(c.Cluster(), d.flow.Src),
+		"dst", endpoint(d.flow.Dst, d.flow.Port), "dstPod", podName(c.Cluster(), d.flow.Dst),
+		"protocol", d.flow.Protocol, "isolatedBy", fmt.Sprint(isolating),
+	}
+	if r.untold > 0 {
+		attrs = append(attrs, "untold", r.untold)
+		r.untold = 0
+	}
+	r.log.Warn("flow denied by policy", attrs...)
+}
+
+// endpoint writes an address with its port, if there is one.
+func endpoint(a netip.Addr, port uint16) string {
+	if port == 0 {
+		return a.String()
+	}
+	return netip.AddrPortFrom(a, port).String()
+}
+
+// podName returns namespace/name of the pod that has an address, "" if none has.
+func podName(c *model.Cluster, a netip.Addr) string {
+	if pod := c.Owner(a); pod != nil {
+		return pod.Key.String()
+	}
+	return ""
+}

@@ -1,0 +1,143 @@
+package rules
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// ledger is the rules with a record of what changed since it was last asked.
+type ledger struct {
+	Rules
+	fresh  map[string]bool                // sets that were not there
+	edited map[string]map[Element]*string // what a touched element gave; nil if it was not there
+	chains map[string]bool                // chains that are new or have new rules
+	known  map[string]bool                // chains that were there
+	gone   Change                         // sets and chains that are no more
+}
+
+func newLedger() ledger {
+	return ledger{
+		Rules:  Rules{Sets: make(map[string]*Set), Chains: make(map[string]*Chain)},
+		fresh:  make(map[string]bool),
+		edited: make(map[string]map[Element]*string),
+		chains: make(map[string]bool),
+		known:  make(map[string]bool),
+	}
+}
+
+// addSet adds a set that is not there and was not there since the last change.
+func (l *ledger) addSet(s *Set) {
+	if s.Elements == nil {
+		s.Elements = make(map[Element]string)
+	}
+	l.Sets[s.Name] = s
+	l.fresh[s.Name] = true
+}
+
+func (l *ledger) removeSet(name string) {
+	if !l.fresh[name] {
+		l.gone.GoneSets = append(l.gone.GoneSets, l.Sets[name])
+	}
+	delete(l.fresh, name)
+	delete(l.edited, name)
+	delete(l.Sets, name)
+}
+
+// put gives an element of a set its value.
+func (l *ledger) put(set string, e Element, chain string) {
+	s := l.Sets[set]
+	if had, ok := s.Elements[e]; ok && had == chain {
+		return
+	}
+	l.touch(s, e)
+	s.Elements[e] = chain
+}
+
+func (l *ledger) drop(set string, e Element) {
+	s := l.Sets[set]
+	if _, ok := s.Elements[e]; !ok {
+		return
+	}
+	l.touch(s, e)
+	delete(s.Elements, e)
+}
+
+// touch records what an element was, the first time that it changes.
+func (l *ledger) touch(s *Set, e Element) {
+	if l.fresh[s.Name] {
+		return
+	}
+	if l.edited[s.Name] == nil {
+		l.edited[s.Name] = make(map[Element]*string)
+	}
+	if _, ok := l.edited[s.Name][e]; ok {
+		return
+	}
+	var had *string
+	if chain, ok := s.Elements[e]; ok {
+		had = &chain
+	}
+	l.edited[s.Name][e] = had
+}
+
+func (l *ledger) setChain(name string, rules []Rule) {
+	if have := l.Chains[name]; have != nil && slices.Equal(have.Rules, rules) {
+		return
+	}
+	l.Chains[name] = &Chain{name, rules}
+	l.chains[name] = true
+}
+
+func (l *ledger) removeChain(name string) {
+	delete(l.Chains, name)
+	delete(l.chains, name)
+	if l.known[name] {
+		l.gone.GoneChains = append(l.gone.GoneChains, name)
+		delete(l.known, name)
+	}
+}
+
+// change returns what changed, in an order that depends on nothing else, and
+// begins anew.
+func (l *ledger) change() Change {
+	c := l.gone
+	slices.Sort(c.GoneChains)
+	slices.SortFunc(c.GoneSets, func(a, b *Set) int { return strings.Compare(a.Name, b.Name) })
+	for _, name := range slices.Sorted(maps.Keys(l.fresh)) {
+		c.NewSets = append(c.NewSets, l.Sets[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.chains)) {
+		c.Chains = append(c.Chains, l.Chains[name])
+		l.known[name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.edited)) {
+		if e := editOf(l.Sets[name], l.edited[name]); len(e.Add)+len(e.Drop) > 0 {
+			c.Edits = append(c.Edits, e)
+		}
+	}
+	l.gone = Change{}
+	clear(l.fresh)
+	clear(l.chains)
+	clear(l.edited)
+	return c
+}
+
+func editOf(s *Set, touched map[Element]*string) Edit {
+	edit := Edit{Set: s}
+	for e, had := range touched {
+		chain, has := s.Elements[e]
+		if had != nil && has && *had == chain {
+			continue
+		}
+		if had != nil {
+			edit.Drop = append(edit.Drop, Entry{e, *had})
+		}
+		if has {
+			edit.Add = append(edit.Add, Entry{e, chain})
+		}
+	}
+	slices.SortFunc(edit.Drop, compareEntries)
+	slices.SortFunc(edit.Add, compareEntries)
+	return edit
+}

@@ -1,0 +1,207 @@
+package rules_test
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weft-net/weft/policy/model"
+	"github.com/weft-net/weft/policy/policytest"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+const pods = 9
+
+// ports gives each pod that is here a port, which its addresses share.
+func ports(c *model.Cluster) map[netip.Addr]uint32 {
+	all := make(map[netip.Addr]uint32)
+	for i := range pods {
+		for _, a := range policytest.Addrs(i) {
+			if c.Local(c.Owner(a)) {
+				all[a] = uint32(100 + i)
+			}
+		}
+	}
+	return all
+}
+
+// verdict goes through rules as the kernel does.
+func verdict(r *rules.Rules, f model.Flow, d model.Direction, port uint32) bool {
+	if f.Src == f.Dst {
+		return true
+	}
+	set, by := rules.EgressMap, f.Src
+	if d == model.Ingress {
+		set, by = rules.IngressMap, f.Dst
+		if f.Receiver.IsValid() {
+			chain, ok := r.Sets[rules.PortsMap].Elements[rules.Element{Ifindex: port}]
+			return !ok || run(r, chain, f)
+		}
+	}
+	family := rules.IPv4
+	if by.Is6() {
+		family = rules.IPv6
+	}
+	chain, ok := r.Sets[family.Name(set)].Elements[rules.Element{Addr: by}]
+	return !ok || run(r, chain, f)
+}
+
+// run tells whether a chain accepts. It panics where the kernel would refuse
+// rules: if a chain or a set is not there.
+func run(r *rules.Rules, chain string, f model.Flow) bool {
+	for _, rule := range r.Chains[chain].Rules {
+		switch {
+		case !matches(r, rule, f):
+		case rule.Action == rules.Accept, rule.Action == rules.Jump && run(r, rule.Chain, f):
+			return true
+		case rule.Action == rules.Drop:
+			return false
+		}
+	}
+	return false
+}
+
+func matches(r *rules.Rules, rule rules.Rule, f model.Flow) bool {
+	has := func(set string, e rules.Element) bool {
+		s := r.Sets[set]
+		_, ok := s.Elements[e]
+		return ok || slices.ContainsFunc(s.Ranges, func(in rules.Range) bool {
+			return in.From.Compare(e.Addr) <= 0 && e.Addr.Compare(in.To) <= 0
+		})
+	}
+	far := f.Src
+	if rule.Far == model.Egress {
+		far = f.Dst
+	}
+	family := rules.IPv4
+	if f.Src.Is6() {
+		family = rules.IPv6
+	}
+	return (rule.Family == rules.Both || rule.Family == family) &&
+		(rule.Peers == "" || has(rule.Peers, rules.Element{Addr: far})) &&
+		(rule.Protocol == 0 || rule.Protocol == f.Protocol) &&
+		(rule.From == 0 && rule.To == 0 || rule.From <= f.Port && f.Port <= rule.To) &&
+		(rule.Ports == "" || has(rule.Ports, rules.Element{Protocol: f.Protocol, Port: f.Port})) &&
+		(rule.Named == "" || has(rule.Named, rules.Element{Addr: f.Dst, Port: f.Port}))
+}
+
+// TestRulesJudgeAsTheModel takes clusters through random changes: the rules judge
+// random flows as the model does, and are those that a fresh start makes.
+func TestRulesJudgeAsTheModel(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rounds := 60
+	if testing.Short() {
+		rounds = 10
+	}
+	for round := range rounds {
+		judgeRound(t, seed, uint64(round))
+	}
+}
+
+func FuzzRules(f *testing.F) {
+	f.Add(uint64(1), uint64(2))
+	f.Fuzz(func(t *testing.T, seed, round uint64) { judgeRound(t, seed, round) })
+}
+
+func judgeRound(t *testing.T, seed, round uint64) {
+	t.Helper()
+	r := policytest.Random{Rand: rand.New(rand.NewPCG(seed, round))}
+	c := rules.New(model.Load(r.Snapshot(pods, 6)))
+	kernel := make(twin)
+	for step := range 12 {
+		if step > 0 {
+			for range 1 + r.IntN(3) {
+				r.Step(c, pods, 8)
+			}
+		}
+		where := ports(c.Cluster())
+		c.SetPorts(where)
+		kernel.apply(t, c.Change())
+		if got, want := kernel.String(), c.Rules().String(); got != want {
+			t.Fatalf("round %d step %d: changes make\n%s\ninstead of\n%s", round, step, got, want)
+		}
+		again := rules.New(c.Cluster())
+		again.SetPorts(where)
+		again.Change()
+		if got, want := c.Rules().String(), again.Rules().String(); got != want {
+			t.Fatalf("round %d step %d: piece by piece\n%s\nat once\n%s", round, step, got, want)
+		}
+		for range 60 {
+			f := r.Flow(pods)
+			for _, d := range []model.Direction{model.Ingress, model.Egress} {
+				checkFlow(t, c, f, d, where)
+			}
+		}
+	}
+}
+
+func checkFlow(t *testing.T, c *rules.Compiler, f model.Flow, d model.Direction, where map[netip.Addr]uint32) {
+	t.Helper()
+	if d == model.Ingress && slices.Contains(policytest.Groups, f.Dst) {
+		f.Receiver = policytest.Receiver(c.Cluster(), int(f.Port)%pods)
+	}
+	j := c.Cluster().Judge(f, d)
+	want := j.Allowed() || !c.Cluster().Local(j.Pod)
+	if got := verdict(c.Rules(), f, d, where[f.Receiver]); got != want {
+		t.Fatalf("%s of %+v: rules say %v, the model says %v\n%s", d, f, got, want, c.Rules())
+	}
+}
+
+// twin is rules that are made by changes only, and refuses what a kernel would.
+type twin map[string]any
+
+func (k twin) apply(t *testing.T, c rules.Change) {
+	t.Helper()
+	for _, s := range c.NewSets {
+		if k[s.Name] != nil {
+			t.Fatalf("set %s is there already", s.Name)
+		}
+		k[s.Name] = &rules.Set{Name: s.Name, Kind: s.Kind, Family: s.Family, Elements: maps.Clone(s.Elements), Ranges: s.Ranges}
+	}
+	for _, ch := range c.Chains {
+		k["chain "+ch.Name] = ch
+	}
+	for _, e := range c.Edits {
+		s := k[e.Set.Name].(*rules.Set)
+		for _, d := range e.Drop {
+			if _, ok := s.Elements[d.Element]; !ok {
+				t.Fatalf("set %s: %v is not there", s.Name, d)
+			}
+			delete(s.Elements, d.Element)
+		}
+		for _, a := range e.Add {
+			if _, ok := s.Elements[a.Element]; ok {
+				t.Fatalf("set %s: %v is there already", s.Name, a)
+			}
+			s.Elements[a.Element] = a.Chain
+		}
+	}
+	for _, name := range c.GoneChains {
+		if k["chain "+name] == nil {
+			t.Fatalf("chain %s is not there", name)
+		}
+		delete(k, "chain "+name)
+	}
+	for _, s := range c.GoneSets {
+		if k[s.Name] == nil {
+			t.Fatalf("set %s is not there", s.Name)
+		}
+		delete(k, s.Name)
+	}
+}
+
+func (k twin) String() string {
+	r := rules.Rules{Sets: make(map[string]*rules.Set), Chains: make(map[string]*rules.Chain)}
+	for _, v := range k {
+		switch v := v.(type) {
+		case *rules.Set:
+			r.Sets[v.Name] = v
+		case *rules.Chain:
+			r.Chains[v.Name] = v
+		}
+	}
+	return r.String()
+}

@@ -1,0 +1,158 @@
+package rules
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weft-net/weft/policy/model"
+)
+
+// source is the sets behind something that rules look up. It lives for as long
+// as rules use it.
+type source struct {
+	names []string // its sets; of IPv4 and IPv6 if there are two
+	refs  int
+	// refresh brings an address and its owner, nil if it has none, up to date.
+	refresh func(netip.Addr, *model.Pod)
+}
+
+// podsSource returns the sets of the pods that one of the peers selects, nil if
+// all are blocks.
+func (c *Compiler) podsSource(peers []model.Peer) *source {
+	var selectors []model.Peer
+	var keys []string
+	for _, p := range peers {
+		if !p.Block.IsValid() {
+			selectors = append(selectors, p)
+			keys = append(keys, selectorKey(p))
+		}
+	}
+	if len(selectors) == 0 {
+		return nil
+	}
+	slices.Sort(keys)
+	return c.source("pods", strings.Join(slices.Compact(keys), "\n"), Addrs, nil, func(s *source) {
+		s.refresh = func(a netip.Addr, owner *model.Pod) {
+			name := s.names[0]
+			if a.Is6() {
+				name = s.names[1]
+			}
+			selected := owner != nil && slices.ContainsFunc(selectors, func(p model.Peer) bool {
+				return p.Matches(owner, c.cluster.NamespaceLabels(owner.Namespace))
+			})
+			if selected {
+				c.ledger.put(name, Element{Addr: a}, "")
+			} else {
+				c.ledger.drop(name, Element{Addr: a})
+			}
+		}
+	})
+}
+
+// namedSource returns the sets of all pods' ports that have a name.
+func (c *Compiler) namedSource(p model.Port) *source {
+	return c.source("named", p.Protocol.String()+" "+p.Name, AddrPorts, nil, func(s *source) {
+		have := make(map[netip.Addr][]uint16)
+		s.refresh = func(a netip.Addr, owner *model.Pod) {
+			name := s.names[0]
+			if a.Is6() {
+				name = s.names[1]
+			}
+			for _, port := range have[a] {
+				c.ledger.drop(name, Element{Addr: a, Port: port})
+			}
+			delete(have, a)
+			if owner == nil {
+				return
+			}
+			for _, named := range owner.Ports {
+				if named.Name == p.Name && named.Protocol == p.Protocol {
+					c.ledger.put(name, Element{Addr: a, Port: named.Port}, "")
+					have[a] = append(have[a], named.Port)
+				}
+			}
+		}
+	})
+}
+
+// portsSource returns the set of some ports.
+func (c *Compiler) portsSource(exact []Element) *source {
+	elements := make(map[Element]string)
+	for _, e := range exact {
+		elements[e] = ""
+	}
+	return c.source("ports", fmt.Sprint(exact), ProtoPorts, &Set{Elements: elements}, nil)
+}
+
+// blocksSource returns the set of one family's addresses that are in the peers'
+// blocks, nil if there are none.
+func (c *Compiler) blocksSource(peers []model.Peer, f Family) *source {
+	ranges := blockRanges(peers, f)
+	if len(ranges) == 0 {
+		return nil
+	}
+	return c.source("blocks", fmt.Sprint(ranges), Ranges, &Set{Family: f, Ranges: ranges}, nil)
+}
+
+// source returns the source of what key says, made if it is not there: the set
+// that is given, or one for each family that refresh keeps up to date.
+func (c *Compiler) source(what, key string, kind Kind, constant *Set, refreshed func(*source)) *source {
+	id := what + " " + key
+	if s := c.sources[id]; s != nil {
+		return s
+	}
+	s := &source{refresh: func(netip.Addr, *model.Pod) {}}
+	name := "policy-" + what + "-" + hash(key)
+	if constant != nil {
+		constant.Name, constant.Kind = name, kind
+		if constant.Family != Both {
+			constant.Name = constant.Family.Name(name)
+		}
+		s.names = []string{constant.Name}
+		c.ledger.addSet(constant)
+	} else {
+		for _, f := range []Family{IPv4, IPv6} {
+			s.names = append(s.names, f.Name(name))
+			c.ledger.addSet(&Set{Name: f.Name(name), Kind: kind, Family: f})
+		}
+		refreshed(s)
+		for a, owner := range c.cluster.Addrs {
+			s.refresh(a, owner)
+		}
+	}
+	c.sources[id] = s
+	return s
+}
+
+func selectorKey(p model.Peer) string {
+	if p.Namespaces == nil {
+		return fmt.Sprintf("namespace %q pods %s", p.Namespace, canonical(p.Pods))
+	}
+	return fmt.Sprintf("namespaces %s pods %s", canonical(p.Namespaces), canonical(p.Pods))
+}
+
+// canonical writes a selector the same way whatever the order of what it
+// requires.
+func canonical(s labels.Selector) string {
+	requirements, selectable := s.Requirements()
+	if !selectable {
+		return "none"
+	}
+	words := make([]string, len(requirements))
+	for i, r := range requirements {
+		words[i] = fmt.Sprintf("%q", r.String())
+	}
+	slices.Sort(words)
+	return "[" + strings.Join(words, " ") + "]"
+}
+
+func hash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:8])
+}

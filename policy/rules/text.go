@@ -1,0 +1,124 @@
+package rules
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/weft-net/weft/policy/model"
+)
+
+// String writes the rules much as nft does.
+func (r *Rules) String() string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(r.Sets)) {
+		b.WriteString(r.Sets[name].String())
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Chains)) {
+		fmt.Fprintf(&b, "chain %s {\n", name)
+		for _, rule := range r.Chains[name].Rules {
+			fmt.Fprintf(&b, "\t%s\n", rule)
+		}
+		b.WriteString("}\n")
+	}
+	return b.String()
+}
+
+// String writes a set much as nft does.
+func (s *Set) String() string {
+	var b strings.Builder
+	word := "set"
+	if s.Kind == AddrChains || s.Kind == IfindexChain {
+		word = "map"
+	}
+	fmt.Fprintf(&b, "%s %s {\n", word, s.Name)
+	for _, e := range s.Entries() {
+		fmt.Fprintf(&b, "\t%s\n", e.text(s.Kind))
+	}
+	for _, r := range s.Ranges {
+		fmt.Fprintf(&b, "\t%s-%s\n", r.From, r.To)
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// Entries returns the elements in order.
+func (s *Set) Entries() []Entry {
+	entries := make([]Entry, 0, len(s.Elements))
+	for e, chain := range s.Elements {
+		entries = append(entries, Entry{e, chain})
+	}
+	slices.SortFunc(entries, compareEntries)
+	return entries
+}
+
+func compareEntries(a, b Entry) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Ifindex, b.Ifindex),
+		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+}
+
+func (e Entry) text(k Kind) string {
+	switch k {
+	case Selves:
+		return fmt.Sprintf("%s . %s", e.Addr, e.Addr)
+	case AddrPorts:
+		return fmt.Sprintf("%s . %d", e.Addr, e.Port)
+	case ProtoPorts:
+		return fmt.Sprintf("%s . %d", e.Protocol, e.Port)
+	case AddrChains:
+		return fmt.Sprintf("%s : goto %s", e.Addr, e.Chain)
+	case IfindexChain:
+		return fmt.Sprintf("%d : goto %s", e.Ifindex, e.Chain)
+	}
+	return e.Addr.String()
+}
+
+// String writes the rule much as nft does, without its comment.
+func (r Rule) String() string {
+	var words []string
+	say := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
+	ip := map[Family]string{Both: "inet", IPv4: "ip", IPv6: "ip6"}[r.Family]
+	if r.Peers != "" {
+		end := "saddr"
+		if r.Far == model.Egress {
+			end = "daddr"
+		}
+		say("%s %s @%s", ip, end, r.Peers)
+	}
+	if r.Protocol != 0 {
+		say("meta l4proto %s", r.Protocol)
+	}
+	switch {
+	case r.From == 0 && r.To == 0:
+	case r.From == r.To:
+		say("th dport %d", r.From)
+	default:
+		say("th dport %d-%d", r.From, r.To)
+	}
+	if r.Ports != "" {
+		say("meta l4proto . th dport @%s", r.Ports)
+	}
+	if r.Named != "" {
+		say("%s daddr . th dport @%s", ip, r.Named)
+	}
+	switch r.Action {
+	case Accept:
+		say("accept")
+	case Jump:
+		say("jump %s", r.Chain)
+	case Log:
+		say("limit rate %d/second burst %d packets log group %d prefix %q", LogRate, LogBurst, LogGroup, r.Chain)
+	case Drop:
+		say("counter drop")
+	}
+	return strings.Join(words, " ")
+}
+
+// How many denied packets of each chain are logged, and to which group of NFLOG.
+const (
+	LogRate  = 50
+	LogBurst = 100
+	LogGroup = 86
+)
