@@ -94,7 +94,7 @@ func (k *kube) keepLogs() {
 		out, _ := n.Run(ctx, "sh", "-c", "tail -n 200 /var/log/pods/kube-system_weft*/*/*.log; ip addr; nft list ruleset")
 		os.WriteFile(filepath.Join(dir, n.Name+"-weft.log"), []byte(out), 0o644)
 	}
-	for _, what := range []string{"get pods,nodes,svc,endpointslices,cm -A -o wide", "describe pods -A", "get events -A"} {
+	for _, what := range []string{"get pods,nodes,svc,endpointslices,cm,leases -A -o wide", "describe nodes", "describe pods -A", "get events -A"} {
 		out, err := k.Kubectl(ctx, nil, strings.Fields(what)...)
 		os.WriteFile(filepath.Join(dir, strings.ReplaceAll(strings.Fields(what)[0]+strings.Fields(what)[1], "/", "-")+".txt"), fmt.Appendf(nil, "%s\n%v\n", out, err), 0o644)
 	}
