@@ -7,6 +7,7 @@
 # make demo     shows a mesh of three hosts at work on this machine
 # make test-docker  runs the tests with real Docker engines, in machines of namespaces
 # make bench    measures the mesh against other overlays and the bare underlay
+# make bench-policy  measures network policies at the size of a large cluster
 # make bench-dns  measures service discovery against CoreDNS
 # make bench-docker  measures docker run with and without weft
 # make fuzz     runs each fuzz test for FUZZTIME
@@ -22,7 +23,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm test-docker test-kube build image check generate fuzz bench bench-dns bench-docker rivals demo site clean race-deps
+.PHONY: test test-vm test-docker test-kube build image check generate fuzz bench bench-dns bench-docker bench-policy rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -118,6 +119,9 @@ bench-docker:
 
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals
+
+bench-policy:
+	$(SUDO) $(GO) test -run '^$$' -bench . ./policy/...
 
 # CoreDNS is in a module of its own, as its build takes ten minutes.
 bench-dns: build

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +26,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/policy/rules"
@@ -419,5 +421,143 @@ func TestRulesComeBack(t *testing.T) {
 			return err == nil && diff == ""
 		})
 		n.mustNotReach(t, "a", n.at("b", 8080))
+	}
+}
+
+// TestGroupsAreJudged checks that what goes to a group and to all reaches isolated
+// pods only from those that their policies allow, and others from everyone.
+func TestGroupsAreJudged(t *testing.T) {
+	n := newNode(t, "a", "b", "c", "d")
+	n.tellAll()
+	n.engine.SetPolicy(udp(allow("b", 7000, "c")))
+	n.enforced(t)
+	for _, to := range []string{"239.1.2.3:7000", "10.40.255.255:7000"} {
+		b, d := n.hear(t, "b", to), n.hear(t, "d", to)
+		n.shout(t, "a", to, "from a")
+		n.shout(t, "c", to, "from c")
+		if got := hears(t, b); got != "from c" {
+			t.Errorf("%s: b hears %q, want what c sent", to, got)
+		}
+		if got := hears(t, d); got != "from a" {
+			t.Errorf("%s: d hears %q, want what a sent", to, got)
+		}
+		b.Close()
+		d.Close()
+	}
+	np := udp(allow("c", 1))
+	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+	n.engine.SetPolicy(np)
+	n.enforced(t)
+	l := n.hear(t, "a", "239.1.2.4:7000")
+	n.shout(t, "c", "239.1.2.4:7000", "from c")
+	n.shout(t, "b", "239.1.2.4:7000", "from b")
+	if got := hears(t, l); got != "from b" {
+		t.Errorf("a hears %q of what c and b sent; c may send nothing", got)
+	}
+}
+
+func udp(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+	proto := corev1.ProtocolUDP
+	for _, in := range np.Spec.Ingress {
+		for i := range in.Ports {
+			in.Ports[i].Protocol = &proto
+		}
+	}
+	return np
+}
+
+// hear listens in a pod for what goes to a group or to all.
+func (n *node) hear(t *testing.T, pod, to string) (c *net.UDPConn) {
+	t.Helper()
+	do(t, n.pods[pod], func() error {
+		addr := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))
+		if addr.IP.IsMulticast() {
+			eth0, err := net.InterfaceByName("eth0")
+			if err != nil {
+				return err
+			}
+			c, err = net.ListenMulticastUDP("udp4", eth0, addr)
+			return err
+		}
+		var err error
+		c, err = net.ListenUDP("udp4", addr)
+		return err
+	})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (n *node) shout(t *testing.T, pod, to, words string) {
+	t.Helper()
+	do(t, n.pods[pod], func() error {
+		c, err := net.ListenUDP("udp4", nil) // which may send to all
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.WriteToUDPAddrPort([]byte(words), netip.MustParseAddrPort(to))
+		if errors.Is(err, unix.EPERM) {
+			return nil // denied at once
+		}
+		return err
+	})
+}
+
+// hears returns the first words that come.
+func hears(t *testing.T, c *net.UDPConn) string {
+	t.Helper()
+	b := make([]byte, 100)
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	k, err := c.Read(b)
+	if err != nil {
+		t.Error(err)
+	}
+	return string(b[:k])
+}
+
+// TestQuestions asks a running engine by the API that weft policy uses.
+func TestQuestions(t *testing.T) {
+	n := newNode(t, "a", "b")
+	n.tellAll()
+	n.engine.SetPolicy(allow("b", 8080, "a"))
+	n.enforced(t)
+	socket := filepath.Join(t.TempDir(), "policy.sock")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.engine.Serve(ctx, socket) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	client := api.NewClient(socket)
+	await(t, "the socket", 5*time.Second, func() bool { _, err := os.Stat(socket); return err == nil })
+	for _, c := range []struct{ src, dst, port, want string }{
+		{"a", "default/b", "8080", "allowed: tcp from 10.40.0.2 to 10.40.0.3:8080; egress of default/a: allowed, no policy isolates the pod; ingress of default/b: allowed by default/only-b"},
+		{"a", "b", "udp/8080", "denied: udp from 10.40.0.2 to 10.40.0.3:8080; egress of default/a: allowed, no policy isolates the pod; ingress of default/b: denied, isolated by default/only-b"},
+		{"192.0.2.1", "b", "icmp", "denied: icmp from 192.0.2.1 to 10.40.0.3; egress: not judged, the address is no pod's; ingress of default/b: denied, isolated by default/only-b"},
+		{"b", "b", "1", "allowed: tcp from 10.40.0.3 to 10.40.0.3:1; a pod may always speak to itself"},
+	} {
+		reply, err := client.TracePolicy(ctx, api.PolicyTraceRequest{Source: c.src, Destination: c.dst, Port: c.port})
+		for i := range reply.Lines {
+			reply.Lines[i] = strings.TrimSpace(reply.Lines[i])
+		}
+		if got := strings.Join(reply.Lines, "; "); err != nil || got != c.want || reply.Allowed != strings.HasPrefix(c.want, "allowed") {
+			t.Errorf("trace %s %s %s: %v\n%s\nwant\n%s", c.src, c.dst, c.port, err, got, c.want)
+		}
+	}
+	for port, want := range map[string]string{"gre/1": "want tcp, udp or sctp", "0": "no number", "http": "no name", "70000": "no number"} {
+		_, err := client.TracePolicy(ctx, api.PolicyTraceRequest{Source: "a", Destination: "b", Port: port})
+		if err == nil || !strings.Contains(err.Error(), want) || api.ClassOf(err) != api.Usage {
+			t.Errorf("trace to port %s: %v", port, err)
+		}
+	}
+	if _, err := client.TracePolicy(ctx, api.PolicyTraceRequest{Source: "x/y", Destination: "b", Port: "1"}); err == nil || !strings.Contains(err.Error(), "look up pod x/y") {
+		t.Errorf("trace from no pod: %v", err)
+	}
+	reply, err := client.ShowPolicy(ctx, api.PolicyShowRequest{Pod: "b"})
+	if err != nil || len(reply.Lines) != 5 || reply.Lines[3] != "    from pods with app=a in namespace default at tcp 8080" {
+		t.Errorf("show: %v %q", err, reply.Lines)
 	}
 }

@@ -45,7 +45,7 @@ type farEnd struct {
 // experiments). They tell that what was sent before has come or will not.
 const etherMark = 0x88b5
 
-func newWire(t *testing.T, pods int) *wire {
+func newWire(t testing.TB, pods int) *wire {
 	t.Helper()
 	w := &wire{host: nstest.New(t, "host")}
 	far := nstest.New(t, "pods")
@@ -88,7 +88,7 @@ func newWire(t *testing.T, pods int) *wire {
 	return w
 }
 
-func do(t *testing.T, path string, f func() error) {
+func do(t testing.TB, path string, f func() error) {
 	t.Helper()
 	if err := netdev.Do(path, f); err != nil {
 		t.Fatal(err)
@@ -200,7 +200,7 @@ func (w *wire) settle(t *testing.T, number uint32) {
 }
 
 // onOneCPU keeps the calling goroutine on one CPU until the test ends.
-func onOneCPU(t *testing.T) {
+func onOneCPU(t testing.TB) {
 	t.Helper()
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test
 	var all, one unix.CPUSet

@@ -189,16 +189,28 @@ func (c *Compiler) Change() Change {
 			c.build(s, chain)
 		}
 	}
-	for a := range c.staleAddrs {
-		owner := c.cluster.Owner(a)
-		for _, s := range c.sources {
-			s.refresh(a, owner)
-		}
-	}
+	c.refresh()
 	c.sweepSources()
 	clear(c.staleAddrs)
 	clear(c.stalePolicies)
 	return c.ledger.change()
+}
+
+// refresh brings the sets that were there before up to date.
+func (c *Compiler) refresh() {
+	var all []*source
+	for _, s := range c.sources {
+		if !s.current {
+			all = append(all, s)
+		}
+		s.current = false
+	}
+	for a := range c.staleAddrs {
+		owner := c.cluster.Owner(a)
+		for _, s := range all {
+			s.refresh(a, owner)
+		}
+	}
 }
 
 // isolate leads what goes to and comes from an address to the chains of the

@@ -20,6 +20,7 @@ type source struct {
 	refs  int
 	// refresh brings an address and its owner, nil if it has none, up to date.
 	refresh func(netip.Addr, *model.Pod)
+	current bool // it was made from the cluster as it is now
 }
 
 // podsSource returns the sets of the pods that one of the peers selects, nil if
@@ -126,6 +127,7 @@ func (c *Compiler) source(what, key string, kind Kind, constant *Set, refreshed 
 			s.refresh(a, owner)
 		}
 	}
+	s.current = true
 	c.sources[id] = s
 	return s
 }

@@ -1,0 +1,123 @@
+package policy
+
+import (
+	"fmt"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/ti-mo/conntrack"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/policy/model"
+	"github.com/weft-net/weft/policy/policytest"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+func newKernel(b *testing.B) kernel {
+	b.Helper()
+	ns, err := netns.GetFromPath(nstest.New(b, "bench"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { ns.Close() })
+	return kernel{ns: ns}
+}
+
+// BenchmarkStart writes all rules of a large cluster to a kernel that has none.
+func BenchmarkStart(b *testing.B) {
+	k := newKernel(b)
+	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
+	c.Change()
+	for b.Loop() {
+		if err := k.replace(c.Rules(), true); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkPodChange brings the change of one pod of a large cluster to the kernel.
+func BenchmarkPodChange(b *testing.B) {
+	k := newKernel(b)
+	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
+	c.Change()
+	if err := k.replace(c.Rules(), true); err != nil {
+		b.Fatal(err)
+	}
+	for i := 0; b.Loop(); i++ {
+		p := policytest.LargePod(policytest.Cluster, 7)
+		p.Labels = labels.Set{"app": fmt.Sprintf("app-%d", i%5)}
+		c.SetPod(p.Key, p)
+		if err := k.apply(c.Change(), true, true); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkPacket sends first packets of flows, which are the dear ones, over a
+// bridge between two pods under policies, in clusters of ten policies and of a
+// thousand. It tells how many times dearer the latter are, and how many times
+// dearer ten policies are than none.
+func BenchmarkPacket(b *testing.B) {
+	w := newWire(b, 1)
+	onOneCPU(b)
+	k := kernel{ns: w.ns}
+	cost := func(policies int) time.Duration {
+		namespaces := max(1, policies/2)
+		size := policytest.Size{Namespaces: namespaces, Pods: 10 * namespaces, Policies: policies, Local: 10 * namespaces}
+		s := policytest.Large(size)
+		c := rules.New(model.Load(s))
+		c.Change()
+		if err := k.replace(c.Rules(), c.Isolates()); err != nil {
+			b.Fatal(err)
+		}
+		// Two of one namespace, whose two policies allow it.
+		f := model.Flow{Src: s.Pods[0].Addrs[0], Dst: s.Pods[namespaces].Addrs[0], Protocol: model.UDP, Port: 53}
+		if !c.Cluster().Judge(f, model.Ingress).Allowed() || !c.Cluster().Judge(f, model.Egress).Allowed() {
+			b.Fatal("the flow is not allowed")
+		}
+		return w.time(b, f)
+	}
+	for b.Loop() {
+		none, ten, thousand := cost(0), cost(10), cost(1000)
+		b.ReportMetric(float64(thousand)/float64(ten), "1000/10-policies")
+		b.ReportMetric(float64(ten)/float64(none), "10/0-policies")
+		b.ReportMetric(float64(thousand.Nanoseconds()), "ns/packet")
+	}
+}
+
+// time sends packets of a flow's protocol, each the first of a flow, and returns
+// what one took in the best of a few rounds.
+func (w *wire) time(b *testing.B, f model.Flow) time.Duration {
+	b.Helper()
+	const packets = 20000
+	from := w.ends[0]
+	frames := make([][]byte, packets)
+	for i := range frames {
+		// The other end's port and the ID make each a flow of its own.
+		frames[i] = probe{Flow: f, sport: uint16(1024 + i), id: 1}.frame(from.mac, w.ends[1].mac)
+	}
+	conn, err := conntrack.Dial(&netlink.Config{NetNS: int(w.ns)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close()
+	best := time.Duration(math.MaxInt64)
+	for range 5 {
+		if err := conn.Flush(); err != nil {
+			b.Fatal(err)
+		}
+		start := time.Now()
+		for _, frame := range frames {
+			if err := unix.Send(from.fd, frame, 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		best = min(best, time.Since(start)/packets)
+	}
+	return best
+}
