@@ -64,10 +64,16 @@ func (h *health) live(ctx context.Context) error {
 
 // serve answers the probes, and metrics unless that is nil, until ctx ends.
 func (h *health) serve(ctx context.Context, addr string, metrics http.Handler) error {
+	return h.serveOn(ctx, addr, metrics, func(string) {})
+}
+
+// serveOn is serve, and tells the address when it listens.
+func (h *health) serveOn(ctx context.Context, addr string, metrics http.Handler, listening func(addr string)) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("listen for probes: %w", err)
 	}
+	listening(l.Addr().String())
 	mux := http.NewServeMux()
 	for path, check := range map[string]func(context.Context) error{"/readyz": h.ready, "/healthz": h.live} {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
