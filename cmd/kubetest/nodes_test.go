@@ -70,6 +70,9 @@ func TestNodesComeAndGo(t *testing.T) {
 	if err := third.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
+	if err := third.RestartKubelet(ctx); err != nil {
+		t.Fatal(err)
+	}
 	k.rollout()
 	three = k.pod("again", "n3", "")
 	k.answers("pods reach a node that came back", k.fromPod("one"), url(three, 8080), "again", one)

@@ -67,7 +67,7 @@ func (n *Node) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := n.StartKubelet(); err != nil {
+	if err := n.startKubelet(); err != nil {
 		return err
 	}
 	if err := c.spawn(n.Machine, "proxy", c.program("kube-proxy"), "--config=/etc/kubernetes/proxy.yaml"); err != nil {
@@ -76,10 +76,20 @@ func (n *Node) Start(ctx context.Context) error {
 	return c.Until(ctx, n.Name+" is a Node", func() error { _, err := c.Kubectl(ctx, nil, "get", "node", n.Name); return err })
 }
 
-// StartKubelet starts the kubelet of a node where it does not run.
-func (n *Node) StartKubelet() error {
+// RestartKubelet does what systemd does when the kubelet has ended. One that found
+// its Node deleted gives up only after minutes.
+func (n *Node) RestartKubelet(ctx context.Context) error {
+	if _, err := n.Run(ctx, "sh", "-c", "kill -9 $(cat "+kubeletPID+")"); err != nil {
+		return err
+	}
+	return n.startKubelet()
+}
+
+const kubeletPID = "/run/kubelet.pid" // as the machine numbers its processes
+
+func (n *Node) startKubelet() error {
 	c := n.cluster
-	return c.spawn(n.Machine, "kubelet", c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
+	return c.spawn(n.Machine, "kubelet", "sh", "-c", "echo $$ >"+kubeletPID+`; exec "$@"`, "sh", c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
 		"--kubeconfig="+c.pki.file("kubelet-"+n.Name+".kubeconfig"), "--hostname-override="+n.Name,
 		"--node-ip="+n.Addr.String(), "--root-dir=/var/lib/kubelet")
 }
