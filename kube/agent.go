@@ -57,12 +57,11 @@ type Agent struct {
 	wake    chan struct{} // something has changed
 	told    []string      // targets that the router has, nil: not known
 	exposed bool
-	logged  map[string]string // what is wrong, by step, so that it is said once
 }
 
 // Run follows until ctx ends.
 func (a *Agent) Run(ctx context.Context) error {
-	a.health.router, a.wake, a.logged = a.Router, make(chan struct{}, 1), make(map[string]string)
+	a.health.router, a.wake = a.Router, make(chan struct{}, 1)
 	a.health.wait("the router is starting")
 	g, ctx := errgroup.WithContext(ctx)
 	if a.Health != "" {
@@ -108,9 +107,10 @@ func (a *Agent) changed() {
 }
 
 func (a *Agent) loop(ctx context.Context, reclaim chan<- struct{}) {
+	wrong := newFaults(a.Log)
 	for ctx.Err() == nil {
 		again := lookEvery
-		if !a.step(ctx) {
+		if !a.step(ctx, wrong) {
 			again = retryEvery
 		}
 		select {
@@ -126,7 +126,7 @@ func (a *Agent) loop(ctx context.Context, reclaim chan<- struct{}) {
 }
 
 // step brings everything in line and tells whether it all is.
-func (a *Agent) step(ctx context.Context) bool {
+func (a *Agent) step(ctx context.Context, wrong *faults) bool {
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) error
@@ -139,34 +139,16 @@ func (a *Agent) step(ctx context.Context) bool {
 	} {
 		if err := s.do(ctx); err != nil {
 			if ctx.Err() == nil {
-				a.complain(s.name, err)
-				a.health.wait(s.name + ": " + err.Error())
+				a.health.wait(s.name + ": " + wrong.say(s.name, err))
 			}
 			return false
 		}
-		a.complain(s.name, nil)
+		wrong.over(s.name)
 	}
 	if a.health.wait("") {
 		a.Log.Info("pods have a network on this Node")
 	}
 	return true
-}
-
-// complain logs what is wrong once, and once that it no longer is.
-func (a *Agent) complain(what string, err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if a.logged[what] == text {
-		return
-	}
-	a.logged[what] = text
-	if err != nil {
-		a.Log.Warn("not done yet", "what", what, "err", err)
-	} else {
-		a.Log.Info("done", "what", what)
-	}
 }
 
 func (a *Agent) allNodes() ([]*corev1.Node, error) { return a.nodes.List(labels.Everything()) }
@@ -177,7 +159,10 @@ func (a *Agent) connect(ctx context.Context) error {
 	defer cancel()
 	if r, err := a.Router.Ready(ctx); err != nil || !r.Ready {
 		a.told = nil
-		return errors.Join(errors.New("the router is starting"), err)
+		if err == nil || errors.Is(err, api.ErrNotRunning) {
+			err = errors.New("the router is starting")
+		}
+		return err
 	}
 	if a.Settings.Peers != nil {
 		return nil

@@ -25,13 +25,14 @@ const (
 // reclaimLoop takes over the addresses of peers whose Node is gone, each time
 // that it is told to look.
 func (a *Agent) reclaimLoop(ctx context.Context, look <-chan struct{}) {
+	wrong := newFaults(a.Log)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-look:
 		}
-		for a.reclaim(ctx) && ctx.Err() == nil {
+		for a.reclaim(ctx, wrong) && ctx.Err() == nil {
 			select {
 			case <-ctx.Done():
 			case <-time.After(retryEvery):
@@ -58,7 +59,7 @@ func (a *Agent) departed(ctx context.Context) ([]member, error) {
 }
 
 // reclaim tries each dead member once, and tells whether there is one left.
-func (a *Agent) reclaim(ctx context.Context) (left bool) {
+func (a *Agent) reclaim(ctx context.Context, wrong *faults) (left bool) {
 	gone, err := a.departed(ctx)
 	if err != nil || len(gone) == 0 {
 		return false // the next look comes by itself
@@ -77,10 +78,13 @@ func (a *Agent) reclaim(ctx context.Context) (left bool) {
 		return true
 	}
 	for _, m := range gone {
+		what := "take over the addresses of peer " + m.peer.String() + " of Node " + m.node.name + ", which is gone"
 		if err := a.remove(ctx, m); err != nil {
-			a.Log.Info("the addresses of a Node that is gone are not taken over yet", "node", m.node.name, "peer", m.peer, "err", err)
+			wrong.say(what, err)
 			left = true
+			continue
 		}
+		wrong.over(what)
 	}
 	return left
 }

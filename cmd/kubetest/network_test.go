@@ -27,6 +27,7 @@ func TestPodNetwork(t *testing.T) {
 			k.testServices(pods)
 			k.testFast()
 			k.testConditions()
+			k.testPolicies(pods)
 			k.testRollingUpdate(pods)
 		})
 	}
@@ -107,6 +108,41 @@ func (k *kube) testConditions() {
 	if got := k.kubectl("get", "nodes", "-o", "jsonpath={.items[*].spec.taints}"); got != "" {
 		k.t.Errorf("taints are %s", got)
 	}
+}
+
+const isolate = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: isolate}
+spec: {podSelector: {matchLabels: {name: two}}, ingress: [{from: [{podSelector: {matchLabels: {name: same}}}]}]}
+`
+
+// A policy is enforced, by pods and by Services, and is gone when it is deleted. The
+// kubelet's probes pass.
+func (k *kube) testPolicies(pods map[string]string) {
+	k.t.Helper()
+	k.create(isolate)
+	service := url(k.kubectl("get", "service", "two", "-o", "jsonpath={.spec.clusterIP}"), 80)
+	for _, to := range []string{url(pods["two"], 8080), service} {
+		k.until("one is kept from "+to, func() error {
+			if out, err := k.fromPod("one")(to); err == nil {
+				return fmt.Errorf("it is answered %q", out)
+			}
+			return nil
+		})
+		k.answers("same is allowed to reach "+to, k.fromPod("same"), to, "two", pods["same"])
+	}
+	k.until("weft says why", func() error {
+		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
+		if !strings.Contains(out, "isolate") {
+			return fmt.Errorf("%q, %v", out, err)
+		}
+		return nil
+	})
+	if got := k.kubectl("get", "pod", "two", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`); got != "True" {
+		k.t.Errorf("Ready of an isolated pod is %q", got)
+	}
+	k.kubectl("delete", "networkpolicy", "isolate")
+	k.answers("one reaches two again", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
 }
 
 // A connection lives while weft is replaced on both of its nodes, and goes on
