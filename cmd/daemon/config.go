@@ -67,6 +67,7 @@ type Config struct {
 	StatusAddr string // empty: off
 	Socket     string
 	StateDir   string
+	PinDir     string // of the fast datapath; empty: beside the socket
 
 	// DockerHost is where the Docker engine listens, like
 	// unix:///var/run/docker.sock; empty: this host's containers are not Docker's.
@@ -121,6 +122,11 @@ const (
 
 // pinDir is where the fast datapath pins what outlives the router: beside the
 // socket, in a file system of its own.
-func (c *Config) pinDir() string { return filepath.Join(filepath.Dir(c.Socket), "bpf") }
+func (c *Config) pinDir() string {
+	if c.PinDir != "" {
+		return c.PinDir
+	}
+	return filepath.Join(filepath.Dir(c.Socket), "bpf")
+}
 
 func (c *Config) path(file string) string { return filepath.Join(c.StateDir, file) }

@@ -69,7 +69,8 @@ func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, n
 		if err == nil {
 			if last != "" && last != self {
 				log.Info("this Node was deleted and made again since the last run: starting anew", "node", s.NodeName)
-				if err := erase(); err != nil {
+				c := &daemon.Config{Bridge: netdev.BridgeName, StateDir: api.DefaultStateDir, Socket: api.DefaultSocket}
+				if err := daemon.Erase(c); err != nil {
 					return nil, err
 				}
 			}
@@ -106,11 +107,6 @@ func list(ctx context.Context, client kubernetes.Interface, name string) (nodes 
 		return nil, "", fmt.Errorf("there is no Node %s", name)
 	}
 	return nodes, self, nil
-}
-
-// erase removes what a router left on this node.
-func erase() error {
-	return daemon.Erase(&daemon.Config{Bridge: netdev.BridgeName, StateDir: api.DefaultStateDir, Socket: api.DefaultSocket})
 }
 
 // hostSysctls is where the manifest mounts the node's /proc/sys/net.

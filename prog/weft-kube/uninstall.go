@@ -7,14 +7,22 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"time"
 
+	"github.com/weft-net/weft/cmd/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/kube"
 )
 
 // uninstallPatience is how long the router has to end first.
 const uninstallPatience = 2 * time.Minute
+
+// left is where the manifest of the uninstall mounts what a router has left.
+var left = &daemon.Config{
+	Bridge: netdev.BridgeName, StateDir: "/host/var/lib/weft", Socket: "/host/run/weft/weft.sock", PinDir: "/host/sys/fs/bpf/weft",
+}
 
 // uninstall removes everything of weft from the node, then waits for ctx to end,
 // as a DaemonSet has pods run until it is deleted.
@@ -22,18 +30,17 @@ func uninstall(ctx context.Context) error {
 	if err := routerEnded(ctx); err != nil {
 		return err
 	}
-	errs := []error{plugin(false).Uninstall(), erase()}
-	if err := os.Remove(state{dir: api.DefaultStateDir}.file()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	errs = append(errs, os.RemoveAll(api.GoneFolder(api.DefaultStateDir)))
-	// The folders themselves are mounted here; these are the node's names of them.
-	for _, path := range []string{"/host/var/lib/weft", "/host/run/weft/bpf", "/host/run/weft", "/host/sys/fs/bpf/weft"} {
+	errs := []error{plugin(false).Uninstall(), os.RemoveAll(api.GoneFolder(left.StateDir))}
+	// Where /sys/fs/bpf/weft was mounted, beside the socket, a folder is left.
+	run := filepath.Dir(left.Socket)
+	for _, path := range []string{
+		state{dir: left.StateDir}.file(), filepath.Join(run, filepath.Base(api.DefaultPolicySocket)), filepath.Join(run, "bpf"),
+	} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(append(errs, daemon.Erase(left))...); err != nil {
 		return err
 	}
 	fmt.Println("nothing of weft is left on this node")
@@ -58,7 +65,7 @@ func routerEnded(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, uninstallPatience)
 	defer cancel()
 	for {
-		if _, err := api.NewClient(api.DefaultSocket).Ready(ctx); errors.Is(err, api.ErrNotRunning) {
+		if _, err := api.NewClient(left.Socket).Ready(ctx); errors.Is(err, api.ErrNotRunning) {
 			return nil
 		}
 		select {
