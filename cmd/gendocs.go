@@ -3,11 +3,15 @@ package cmd
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 )
+
+// Tree returns the command tree, to be described and not to be run.
+func Tree() *cobra.Command { return (&app{stdout: io.Discard, stderr: io.Discard}).root() }
 
 func (a *app) genDocs() *cobra.Command {
 	return &cobra.Command{

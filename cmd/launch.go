@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,6 +38,11 @@ func (a *app) launch() *cobra.Command {
 HOST:PORT. The router goes on in the background; launch returns when it is
 ready. With --foreground it stays, for systemd and containers.
 
+Where systemd runs and a package of weft is installed, launch starts the unit
+weft.service with the peers and flags given, which it keeps in
+/var/lib/weft/launch.env; they win over /etc/default/weft (/etc/sysconfig/weft).
+Not so with --foreground, --log-file, or another --socket or --state-dir.
+
 After a crash, launch goes on with the targets that were there and those given;
 after a stop, with those given, or with --resume those that were there. Name,
 addresses and attached containers are kept either way.
@@ -46,7 +52,7 @@ weft, makes the network weft there, and serves Docker's API with weft in it; see
 weft env. With --docker-api "" it has nothing to do with Docker.
 
 Each flag but --foreground can be given as an environment variable, as
-WEFT_PASSWORD for --password; the flag wins.`,
+WEFT_PASSWORD for --password, and peers in WEFT_PEERS; the command line wins.`,
 		RunE: func(c *cobra.Command, peers []string) error {
 			return a.runLaunch(c.Context(), c.Flags(), &f, peers)
 		},
@@ -60,8 +66,12 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 	if err != nil {
 		return err
 	}
+	f.envPeers = strings.Fields(os.Getenv(peersVar))
 	c, err := f.config(fs, peers, a.socket)
 	if err != nil {
+		return err
+	}
+	if err := f.makeAbsolute(); err != nil {
 		return err
 	}
 	if os.Geteuid() != 0 {
@@ -77,6 +87,12 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 	if f.foreground {
 		log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: c.LogLevel}))
 		return daemon.Run(ctx, c, daemon.Default, log)
+	}
+	unit := hostUnit()
+	if takes, err := unit.takes(ctx, f, c); err != nil {
+		return err
+	} else if takes {
+		return unit.launch(ctx, fs, c.Peers, a.stdout)
 	}
 	args := append([]string{"launch", "--foreground", "--socket", c.Socket}, changedArgs(fs, append(fromEnv, "password", "socket", "log-file")...)...)
 	args = append(append(args, "--"), peers...)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -34,6 +35,7 @@ const (
 type launchFlags struct {
 	foreground bool
 	logFile    string
+	envPeers   []string // of WEFT_PEERS
 
 	host, name, nickname       string
 	port                       int
@@ -56,6 +58,9 @@ type launchFlags struct {
 	protocolMin, protocolMax   int
 	docker                     dockerFlags
 }
+
+// peersVar is the environment variable with peers, blanks between them.
+const peersVar = "WEFT_PEERS"
 
 // register defines the flags. Each but --foreground can be given as an
 // environment variable too, see envName.
@@ -112,8 +117,7 @@ func setFromEnv(fs *pflag.FlagSet, lookup func(string) (string, bool)) (set []st
 		}
 		// Where the command line says one of two that exclude each other, the
 		// environment can not mean the other.
-		if other := map[string]string{"password": "password-file", "password-file": "password"}[f.Name]; other != "" &&
-			fs.Changed(other) && !slices.Contains(set, other) {
+		if other := excludes(f.Name); other != "" && fs.Changed(other) && !slices.Contains(set, other) {
 			return
 		}
 		value, ok := lookup(envName(f.Name))
@@ -123,13 +127,58 @@ func setFromEnv(fs *pflag.FlagSet, lookup func(string) (string, bool)) (set []st
 		if f.Value.Type() == "bool" && value == "" {
 			value = "false"
 		}
-		if serr := fs.Set(f.Name, value); serr != nil {
+		if serr := setFlag(fs, f, value); serr != nil {
 			err = usagef("environment variable %s=%q: want a value as for --%s", envName(f.Name), value, f.Name)
 			return
 		}
 		set = append(set, f.Name)
 	})
 	return set, err
+}
+
+// excludes returns the flag that can not be given beside this one, if there is one.
+func excludes(flag string) string {
+	switch flag {
+	case "password":
+		return "password-file"
+	case "password-file":
+		return "password"
+	}
+	return ""
+}
+
+// setFlag sets a flag to the value of an environment variable: one line for each
+// value of a flag that can be repeated, but for those that take commas.
+func setFlag(fs *pflag.FlagSet, f *pflag.Flag, value string) error {
+	if f.Value.Type() != "stringArray" {
+		return fs.Set(f.Name, value)
+	}
+	for line := range strings.SplitSeq(value, "\n") {
+		if err := fs.Set(f.Name, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeAbsolute makes the names of files independent of where launch was called:
+// a router has the root folder as its own.
+func (f *launchFlags) makeAbsolute() error {
+	names := []*string{&f.passwordFile, &f.docker.tlsCA, &f.docker.tlsCert, &f.docker.tlsKey}
+	for i := range f.acceptPasswordFiles {
+		names = append(names, &f.acceptPasswordFiles[i])
+	}
+	for _, name := range names {
+		if *name == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*name)
+		if err != nil {
+			return fmt.Errorf("find the file %s: %w", *name, err)
+		}
+		*name = abs
+	}
+	return nil
 }
 
 // config checks everything and makes the configuration of a router.
@@ -153,6 +202,9 @@ func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (
 func (f *launchFlags) checkPeers(c *daemon.Config) error {
 	if c.Resume && len(c.Peers) > 0 {
 		return errors.New("--resume connects to the peers of the last run, so none can be given")
+	}
+	if len(c.Peers) == 0 {
+		c.Peers = f.envPeers
 	}
 	for _, p := range c.Peers {
 		if err := api.CheckTarget(p); err != nil {

@@ -145,3 +145,31 @@ func TestChangedArgsSayTheSameAgain(t *testing.T) {
 		t.Errorf("%q, want %q", got, args)
 	}
 }
+
+// A router in the background has the root folder as its own.
+func TestNamesOfFilesAreMadeAbsolute(t *testing.T) {
+	t.Chdir(t.TempDir())
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f launchFlags
+	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
+	f.register(fs)
+	if err := fs.Parse([]string{"--password-file=p", "--accept-password-file=../q", "--accept-password-file=/r", "--tlscert=a/c"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.makeAbsolute(); err != nil {
+		t.Fatal(err)
+	}
+	got := changedArgs(fs)
+	slices.Sort(got)
+	want := []string{
+		"--accept-password-file=" + filepath.Join(filepath.Dir(dir), "q"), "--accept-password-file=/r",
+		"--password-file=" + filepath.Join(dir, "p"), "--tlscert=" + filepath.Join(dir, "a/c"),
+	}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

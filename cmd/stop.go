@@ -25,12 +25,27 @@ func (a *app) stop() *cobra.Command {
 		Use:   "stop",
 		Short: "Stop the router of this host",
 		Long: `Take leave of the mesh and end the router. Containers stay attached, keep their
-addresses and reach each other on this host. Stopping twice is harmless.`,
+addresses and reach each other on this host. Stopping twice is harmless.
+
+The unit weft.service stops with it, and starts again at the next boot if it is
+enabled.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return runStop(c.Context(), a.client(), a.stdout, a.stderr)
+			if err := runStop(c.Context(), a.client(), a.stdout, a.stderr); err != nil {
+				return err
+			}
+			return a.stopUnit(c.Context(), hostUnit())
 		},
 	}
+}
+
+// stopUnit keeps systemd from starting a router again.
+func (a *app) stopUnit(ctx context.Context, u *unit) error {
+	stopped, err := u.stopRest(ctx, a.socket)
+	if err == nil && stopped {
+		fmt.Fprintln(a.stdout, unitName+" is stopped")
+	}
+	return err
 }
 
 func runStop(ctx context.Context, client *api.Client, stdout, stderr io.Writer) error {
@@ -138,6 +153,9 @@ func (a *app) runReset(ctx context.Context, c *daemon.Config, force bool) error 
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("reset needs the rights of root; try with sudo")
+	}
+	if err := a.stopUnit(ctx, hostUnit()); err != nil {
+		return err
 	}
 	return daemon.Erase(c)
 }

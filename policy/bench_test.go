@@ -40,6 +40,22 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
+// BenchmarkCheck compares the rules of a large cluster with the kernel's, which the
+// engine does when somebody has changed something of nftables.
+func BenchmarkCheck(b *testing.B) {
+	k := newKernel(b)
+	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
+	c.Change()
+	if err := k.replace(c.Rules(), true); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if diff, err := k.differs(c.Rules(), true); diff != "" || err != nil {
+			b.Fatal(diff, err)
+		}
+	}
+}
+
 // BenchmarkPodChange brings the change of one pod of a large cluster to the kernel.
 func BenchmarkPodChange(b *testing.B) {
 	k := newKernel(b)

@@ -35,7 +35,9 @@ type Config struct {
 
 // How often the engine looks after things.
 const (
-	checkEvery = 3 * time.Second // that the kernel has its rules
+	checkEvery = 3 * time.Second // whether others changed the kernel's rules
+	checkShare = 20              // times what a look took is until the next,
+	checkPause = 5 * time.Second // but no longer than this
 	retryAfter = 2 * time.Second // when a transaction failed
 )
 
@@ -59,10 +61,14 @@ type Engine struct {
 	// Run's goroutine only
 	compiler  *rules.Compiler
 	reporter  *reporter
-	following bool   // the kernel has had the compiler's rules
-	hooked    bool   // and the chains on the hooks
-	broken    bool   // a transaction failed: the kernel's rules are not known
-	checked   uint32 // the generation of the kernel's rules that was looked at
+	synced    bool // the compiler knows the whole cluster
+	following bool // the kernel has had the compiler's rules
+	hooked    bool // and the chains on the hooks
+	broken    bool // a transaction failed: the kernel's rules are not known
+	// The generation of the kernel's rules that has ours for certain: each
+	// transaction, whosever it is, makes the next.
+	generation uint32
+	nextCheck  time.Time
 }
 
 // pending is what the engine was told and has not taken in. It holds the last
@@ -212,7 +218,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.wake:
 		case <-retry.C:
 		case <-check.C:
-			e.check()
+			e.check(time.Now())
 			look = true // an interface may have come after its pod
 		case ask := <-e.asks:
 			ask(e.compiler)
@@ -237,8 +243,8 @@ func (e *Engine) takeIn(look bool) {
 	e.mu.Lock()
 	p := e.pending
 	e.pending = newPending()
-	e.pending.synced = p.synced
 	e.mu.Unlock()
+	e.synced = e.synced || p.synced // what was told before that is in p or in the compiler
 	for name, l := range p.namespaces {
 		if l == nil {
 			e.compiler.DeleteNamespace(name)
@@ -273,10 +279,7 @@ func (e *Engine) findPorts() {
 
 // follow makes the kernel have the compiler's rules.
 func (e *Engine) follow() error {
-	e.mu.Lock()
-	synced := e.pending.synced
-	e.mu.Unlock()
-	if !synced {
+	if !e.synced {
 		return nil
 	}
 	change := e.compiler.Change()
@@ -297,8 +300,10 @@ func (e *Engine) follow() error {
 		if err := e.takeOver(hook); err != nil {
 			return err
 		}
+	} else {
+		e.generation++
+		e.hooked = hook
 	}
-	e.hooked = hook
 	if restricts(change) {
 		e.cutter.request()
 	}
@@ -307,6 +312,10 @@ func (e *Engine) follow() error {
 
 // takeOver writes all rules, unless the kernel has them.
 func (e *Engine) takeOver(hook bool) error {
+	generation, err := e.kernel.generation()
+	if err != nil {
+		return err
+	}
 	diff, err := e.kernel.differs(e.compiler.Rules(), hook)
 	if err != nil {
 		return err
@@ -323,8 +332,9 @@ func (e *Engine) takeOver(hook bool) error {
 			e.kernel.mute = false // it was not that
 			return err
 		}
+		generation++
 	}
-	e.following, e.hooked, e.broken = true, hook, false
+	e.following, e.hooked, e.broken, e.generation = true, hook, false, generation
 	return nil
 }
 
@@ -341,14 +351,14 @@ func restricts(c rules.Change) bool {
 	return false
 }
 
-// check puts back what others removed, if the kernel's rules are not those that
-// were looked at last.
-func (e *Engine) check() {
-	if !e.following || e.broken {
+// check puts back what others removed, if there was a transaction of others.
+func (e *Engine) check(now time.Time) {
+	if !e.following || e.broken || now.Before(e.nextCheck) {
 		return
 	}
+	e.fault(netdev.Do(nsPath(e.kernel.ns), func() error { return showBridgedPackets(e.cfg.Sysctls) }))
 	generation, err := e.kernel.generation()
-	if err == nil && generation == e.checked {
+	if err == nil && generation == e.generation {
 		return
 	}
 	var diff string
@@ -358,14 +368,17 @@ func (e *Engine) check() {
 	if err == nil && diff != "" {
 		e.log.Warn("others changed the rules of policies; they are written anew", "found", diff)
 		err = e.kernel.replace(e.compiler.Rules(), e.hooked)
+		generation++
 	}
 	if err != nil {
+		e.broken = true
 		e.metrics.errors.Inc()
 		e.log.Error("look after the rules of policies", "err", err)
 		return
 	}
-	e.checked = generation
-	e.fault(netdev.Do(nsPath(e.kernel.ns), func() error { return showBridgedPackets(e.cfg.Sysctls) }))
+	e.generation = generation
+	// Where others change nftables all the time, not all the time goes into this.
+	e.nextCheck = now.Add(min(checkShare*time.Since(now), checkPause))
 }
 
 // ask runs f with what the engine knows, on its goroutine, and returns when it

@@ -104,6 +104,11 @@ func newNode(t *testing.T, pods ...string) *node {
 		})
 	}
 	n.start(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the engine's log:\n%s", n.log)
+		}
+	})
 	return n
 }
 

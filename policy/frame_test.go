@@ -74,7 +74,7 @@ func probeID(frame []byte) uint32 {
 	if len(frame) < 14+20 {
 		return 0
 	}
-	end := len(frame)
+	var end int
 	switch binary.BigEndian.Uint16(frame[12:]) {
 	case 0x0800:
 		end = 14 + int(binary.BigEndian.Uint16(frame[16:]))

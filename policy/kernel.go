@@ -38,11 +38,12 @@ type transaction struct {
 // it is being sent, in bytes. Only what is used costs anything.
 const bufferSize = 64 << 20
 
+// begin opens a transaction, which the caller ends by CloseLasting.
 func (k kernel) begin() (transaction, error) {
 	buffers := func(c *netlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(bufferSize), c.SetWriteBuffer(bufferSize))
 	}
-	c, err := nftables.New(nftables.WithNetNSFd(int(k.ns)), nftables.WithSockOptions(buffers))
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(k.ns)), nftables.WithSockOptions(buffers))
 	if err != nil {
 		return transaction{}, fmt.Errorf("open nftables: %w", err)
 	}
@@ -56,6 +57,7 @@ func (k kernel) apply(c rules.Change, hooked, hook bool) error {
 	if err != nil {
 		return err
 	}
+	defer t.CloseLasting()
 	t.AddTable(inetTable)
 	if err := t.change(c); err != nil {
 		return err
@@ -86,6 +88,7 @@ func (k kernel) replace(r *rules.Rules, hook bool) error {
 	if err != nil {
 		return err
 	}
+	defer t.CloseLasting()
 	if err := t.removeAll(); err != nil {
 		return err
 	}
@@ -345,6 +348,7 @@ func (k kernel) differs(r *rules.Rules, hook bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	defer t.CloseLasting()
 	chains, sets, err := t.present()
 	if err != nil {
 		return "", err

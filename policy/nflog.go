@@ -17,8 +17,8 @@ import (
 
 // Messages and attributes of linux/netfilter/nfnetlink_log.h.
 const (
-	msgPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0
-	msgConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1
+	msgPacket = unix.NFNL_SUBSYS_ULOG << 8
+	msgConfig = unix.NFNL_SUBSYS_ULOG<<8 + 1
 
 	attrPayload = 9
 	attrPrefix  = 10

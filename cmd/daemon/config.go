@@ -25,7 +25,7 @@ const DefaultStateDir = api.DefaultStateDir
 type Config struct {
 	// Peers are the targets given at launch, HOST or HOST:PORT.
 	Peers []string
-	// Resume goes on with the targets of the last run; Peers is empty then.
+	// Resume goes on with the targets of the last run, and with Peers.
 	Resume bool
 
 	Host     netip.Addr // to listen on; the zero Addr: all
@@ -118,6 +118,9 @@ const (
 	ipam6File    = "ipam6.db"
 	// LogFile is where launch sends the output of a router in the background.
 	LogFile = "weft.log"
+	// LaunchFile is where launch writes what a router that a service manager runs
+	// is given.
+	LaunchFile = "launch.env"
 )
 
 // pinDir is where the fast datapath pins what outlives the router: beside the

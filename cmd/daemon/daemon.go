@@ -255,6 +255,9 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	defer stop()
 	d.log.Info("ready", "name", d.name, "nickname", d.config.NickName, "version", version.String(), "socket", d.config.Socket)
 	d.ready.Store(true)
+	if err := notifyReady(); err != nil {
+		d.log.Warn("the service manager does not know that the router is ready", "err", err)
+	}
 	return g.Wait()
 }
 
@@ -313,7 +316,7 @@ func Erase(c *Config) error {
 			files = append(files, path)
 		}
 	}
-	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.Socket) {
+	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.path(LaunchFile), c.Socket) {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove the state: %w", err))
 		}

@@ -28,6 +28,7 @@ func TestTargetsAtStart(t *testing.T) {
 		{"stop, launch", []string{"a"}, false, []string{"b"}, false, []string{"b"}},
 		{"stop, launch without peers", []string{"a"}, false, nil, false, nil},
 		{"stop, launch --resume", []string{"a"}, false, nil, true, []string{"a"}},
+		{"stop, start of the unit with WEFT_PEERS", []string{"a"}, false, []string{"b", "a"}, true, []string{"a", "b"}},
 		{"crash, launch", []string{"a", "b"}, true, []string{"b", "c"}, false, []string{"a", "b", "c"}},
 		{"crash, launch --resume", []string{"a"}, true, nil, true, []string{"a"}},
 	} {

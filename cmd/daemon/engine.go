@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -294,6 +295,11 @@ func (e *engine) Listed(_ context.Context, exist []string) { e.attachments.keepO
 func (e *engine) find(ctx context.Context, ref string, toAttach bool) (place, error) {
 	c, err := e.client.Find(ctx, ref)
 	if err != nil {
+		if !toAttach && !errors.Is(err, docker.ErrNotFound) {
+			if p, ok := e.attachments.recorded(ref); ok {
+				return p, nil
+			}
+		}
 		return place{}, err
 	}
 	p := place{owner: c.ID, container: c}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/internal/api"
@@ -54,6 +55,27 @@ func (as *attachments) isThere(a attachment) bool {
 	return err == nil && slices.ContainsFunc(ifaces, func(i netdev.Iface) bool { return i.HostName == a.Port })
 }
 
+// recorded finds a container of Docker's by what is on record, for when Docker
+// can not be asked: by its id, the beginning of it, or its name.
+func (as *attachments) recorded(ref string) (place, bool) {
+	var found []place
+	for _, owner := range as.owners() {
+		a, known := as.get(owner)
+		if !known || a.Docker == nil || a.Docker.Name != ref && !strings.HasPrefix(owner, ref) {
+			continue
+		}
+		p := place{owner: owner, container: &docker.Container{ID: owner, Name: a.Docker.Name}}
+		if as.isThere(a) {
+			p.netns = a.Netns
+		}
+		found = append(found, p)
+	}
+	if len(found) != 1 {
+		return place{}, false
+	}
+	return found[0], true
+}
+
 // rejoin gives a container of Docker's that runs, and was attached in this run
 // or an earlier one, what its record says it has. An address that another took
 // meanwhile is replaced by one of the same subnet, unless the user had asked
@@ -63,6 +85,10 @@ func (as *attachments) rejoin(ctx context.Context, c *docker.Container) (now att
 	a, known := as.get(c.ID)
 	if !known || a.Docker == nil {
 		return attachment{}, nil
+	}
+	if len(a.Addresses) == 0 {
+		// The router ended before it had attached it.
+		return attachment{}, as.forget(c.ID)
 	}
 	before := a.Addresses
 	a.Addresses = nil

@@ -29,7 +29,7 @@ type targets struct {
 
 // startTargets works out the list to start with: after a crash what was there
 // plus what is given, so that launching again by the same command loses no
-// target that connect added; else what is given, or with resume what was
+// target that connect added; else what is given, with resume after what was
 // there.
 func startTargets(st *store.Store, given []string, resume bool) (list []string, crashed bool, err error) {
 	mark, err := st.Get(bucketDaemon, []byte(keyRunning))

@@ -134,6 +134,12 @@ func TestAttachWhileTheEngineHangs(t *testing.T) {
 	if got := h.weft(t, "attach", "--pid", pid, "10.40.0.7/24"); got != "10.40.0.7" {
 		t.Errorf("attach by pid: %s", got)
 	}
+	if got := h.weft(t, "detach", "10.40.0.7/24", "--pid", pid); got != "10.40.0.7" {
+		t.Errorf("detach by pid: %s", got)
+	}
+	if got := h.weft(t, "detach", "web"); got != first {
+		t.Errorf("detach by name while docker hangs: %q, want %s", got, first)
+	}
 	h.must(t, "sh", "-c", "kill -9 "+pid)
 	if err := h.engine.Signal(ctx, unix.SIGCONT); err != nil {
 		t.Fatal(err)

@@ -332,8 +332,11 @@ func TestResetAndLostState(t *testing.T) {
 	h.waitNetwork(t)
 	h.run(t, "--name", "web", "--net", "weft")
 	at := h.address(t, "web", "weft")
-	h.must(t, "sh", "-c", "pkill -9 -f '[l]aunch --foreground'; while pgrep -f '[l]aunch --foreground' >/dev/null; do sleep 0.05; done; rm -rf /var/lib/weft")
-	h.launch(t, []*host{h})
+	h.must(t, "sh", "-c", "pkill -9 -f '[l]aunch --foreground'; rm -rf /var/lib/weft")
+	eventually(t, "launch once the killed one has ended", func() error {
+		_, err := h.try(t, "weft", "launch", "--ipalloc-init", "consensus=1")
+		return err
+	})
 	eventually(t, "the container is known", func() error {
 		if ps := h.weft(t, "ps"); !strings.Contains(ps, at) {
 			return fmt.Errorf("there are %q", ps)

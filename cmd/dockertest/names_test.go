@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/weft-net/weft/internal/testbed/machine"
 )
 
 // Issue 5, items 2 and 4: containers are found by name from other hosts, by those
@@ -36,6 +38,12 @@ func TestNamesOfContainers(t *testing.T) {
 			}
 			return nil
 		})
+	}
+	// What the proxy makes asks weft without being told, by short names too.
+	for _, name := range []string{"web", "web.weft.internal"} {
+		if out := b.through(t, "run", "--rm", machine.Image, "nslookup", name); !strings.Contains(out, want["web.weft.internal"]) {
+			t.Errorf("a container of the proxy finds %q", out)
+		}
 	}
 	a.docker(t, "rm", "-f", "web", "db")
 	for name := range want {

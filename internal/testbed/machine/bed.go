@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -126,7 +128,7 @@ const tidyPatience = 30 * time.Second
 // tidy removes what a bed has made, once its machines are dead.
 func tidy(id, dir string) error {
 	for deadline := time.Now().Add(tidyPatience); ; time.Sleep(50 * time.Millisecond) {
-		err := errors.Join(netdev.DeleteNS(prefix+id), removeCgroups(prefix+id))
+		err := errors.Join(netdev.DeleteNS(prefix+id), killCgroups(prefix+id), removeCgroups(prefix+id))
 		if err == nil {
 			err = os.RemoveAll(dir) // at last: a folder that is gone says that all is
 		}
@@ -151,6 +153,33 @@ func cgroups() ([]string, error) {
 		found[i] = filepath.Dir(f)
 	}
 	return found, err
+}
+
+// killCgroups kills what is left in the cgroups of a bed: commands that were
+// run in its machines and that somebody has stopped, for which the kernel waits.
+func killCgroups(name string) error {
+	roots, err := cgroups()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		err := filepath.WalkDir(filepath.Join(root, name), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.Name() != "cgroup.procs" {
+				return nil // it may go at any time
+			}
+			pids, _ := os.ReadFile(path)
+			for _, word := range strings.Fields(string(pids)) {
+				if pid, err := strconv.Atoi(word); err == nil && pid > 1 {
+					_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func removeCgroups(name string) error {

@@ -5,6 +5,7 @@ package machine
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,8 +31,16 @@ const victimVar = "WEFT_MACHINE_VICTIM"
 // victim makes a bed with a machine, tells its name, and waits to be killed.
 func victim() {
 	b, err := New()
+	var m *Machine
 	if err == nil {
-		_, err = b.Add("m1")
+		m, err = b.Add("m1")
+	}
+	if err == nil {
+		// Who runs a command that is stopped is stopped too, outside.
+		cmd := m.Command(context.Background(), "bash", "-c", "kill -STOP $$")
+		if err = cmd.Start(); err == nil {
+			err = stopped(cmd.Process.Pid)
+		}
 	}
 	if err != nil {
 		os.Stdout.WriteString(err.Error() + "\n")
@@ -39,6 +48,20 @@ func victim() {
 	}
 	os.Stdout.WriteString(b.id + " " + b.dir + "\n")
 	select {}
+}
+
+// stopped waits until a process is.
+func stopped(pid int) error {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return err
+		}
+		if _, rest, _ := strings.Cut(string(b), ") "); strings.HasPrefix(rest, "T") {
+			return nil
+		}
+	}
+	return fmt.Errorf("process %d is not stopped", pid)
 }
 
 const patience = 60 * time.Second

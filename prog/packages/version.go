@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// described is what git describe --tags --long --dirty says.
+var described = regexp.MustCompile(`^v(\d+\.\d+\.\d+)(?:-([a-z]+[0-9.]*))?-(\d+)-g([0-9a-f]+)(-dirty)?$`)
+
+// bare is what git describe --always --dirty says before there is a tag.
+var bare = regexp.MustCompile(`^([0-9a-f]+)(-dirty)?$`)
+
+// packageVersion makes of what git says a version that both dpkg and rpm sort as
+// it was meant:
+//
+//	v1.2.0-rc1-0-g3f2c  1.2.0~rc1         before 1.2.0
+//	v1.2.0-0-g3f2c      1.2.0
+//	v1.2.0-7-g3f2c      1.2.0+7.g3f2c     after it
+//	3f2c                0.0.0+20261126073000.g3f2c, with the time of the commit
+//
+// Changes that are not in a commit add .dirty; without git it is 0.0.0.
+func packageVersion(description string, at time.Time) (string, error) {
+	if description == "" {
+		return "0.0.0", nil
+	}
+	if m := bare.FindStringSubmatch(description); m != nil {
+		return "0.0.0+" + at.UTC().Format("20060102150405") + ".g" + m[1] + dirty(m[2]), nil
+	}
+	m := described.FindStringSubmatch(description)
+	if m == nil {
+		return "", fmt.Errorf("git describe says %q: want a tag like v1.2.3 or v1.2.3-rc1", description)
+	}
+	v := m[1]
+	if m[2] != "" {
+		v += "~" + m[2]
+	}
+	if m[3] != "0" || m[5] != "" {
+		v += "+" + m[3] + ".g" + m[4] + dirty(m[5])
+	}
+	return v, nil
+}
+
+func dirty(mark string) string {
+	if mark == "" {
+		return ""
+	}
+	return ".dirty"
+}
