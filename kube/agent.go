@@ -76,7 +76,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.members = own.Core().V1().ConfigMaps().Lister().ConfigMaps(a.Settings.Namespace)
 	for _, i := range []cache.SharedIndexInformer{all.Core().V1().Nodes().Informer(), own.Core().V1().ConfigMaps().Informer()} {
 		if _, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { a.changed() }, UpdateFunc: func(_, _ any) { a.changed() }, DeleteFunc: func(any) { a.changed() },
+			AddFunc: func(any) { a.changed() }, DeleteFunc: func(any) { a.changed() },
+			UpdateFunc: func(old, now any) {
+				if matters(old, now) {
+					a.changed()
+				}
+			},
 		}); err != nil {
 			return fmt.Errorf("watch Nodes: %w", err)
 		}
@@ -96,6 +101,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// matters tells whether an update says something new: kubelets report that they
+// live in their Node's status.
+func matters(old, now any) bool {
+	before, one := old.(*corev1.Node)
+	after, two := now.(*corev1.Node)
+	return !one || !two || idOf(before) != idOf(after) || addressOf(before) != addressOf(after) || isUp(before) != isUp(after)
 }
 
 // changed has everything be looked at again soon.
