@@ -41,7 +41,7 @@ image:
 ARCHS ?= amd64 arm64
 DIST  ?= dist
 packages:
-	@GO='$(GO)' ARCHS='$(ARCHS)' DIST='$(DIST)' LDFLAGS='$(LDFLAGS)' prog/packages/build
+	@GO='$(GO)' ARCHS='$(ARCHS)' DIST='$(DIST)' prog/packages/build
 
 # The race detector needs a C compiler, and nothing else here does.
 race-deps:

@@ -31,21 +31,21 @@ The unit weft.service stops with it, and starts again at the next boot if it is
 enabled.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := runStop(c.Context(), a.client(), a.stdout, a.stderr); err != nil {
+			ctx, unit := c.Context(), hostUnit()
+			used, unitErr := unit.used(ctx, a.socket)
+			if err := runStop(ctx, a.client(), a.stdout, a.stderr); err != nil {
 				return err
 			}
-			return a.stopUnit(c.Context(), hostUnit())
+			if unitErr != nil || !used {
+				return unitErr
+			}
+			if err := unit.stop(ctx); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.stdout, unitName+" is stopped")
+			return nil
 		},
 	}
-}
-
-// stopUnit keeps systemd from starting a router again.
-func (a *app) stopUnit(ctx context.Context, u *unit) error {
-	stopped, err := u.stopRest(ctx, a.socket)
-	if err == nil && stopped {
-		fmt.Fprintln(a.stdout, unitName+" is stopped")
-	}
-	return err
 }
 
 func runStop(ctx context.Context, client *api.Client, stdout, stderr io.Writer) error {
@@ -154,7 +154,12 @@ func (a *app) runReset(ctx context.Context, c *daemon.Config, force bool) error 
 	if os.Geteuid() != 0 {
 		return errors.New("reset needs the rights of root; try with sudo")
 	}
-	if err := a.stopUnit(ctx, hostUnit()); err != nil {
+	unit := hostUnit()
+	used, err := unit.used(ctx, a.socket)
+	if err == nil && used { // or systemd would start a router in the middle
+		err = unit.stop(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	return daemon.Erase(c)

@@ -138,17 +138,14 @@ func (u *unit) stop(ctx context.Context) error {
 	return nil
 }
 
-// stopRest stops the unit of a router that has ended or is about to be started
-// again, and tells whether there was one.
-func (u *unit) stopRest(ctx context.Context, socket string) (bool, error) {
+// used tells whether the router with that socket is the unit's: one that runs, or
+// one that has crashed and is about to be started again.
+func (u *unit) used(ctx context.Context, socket string) (bool, error) {
 	if socket != api.DefaultSocket {
 		return false, nil
 	}
 	state, err := u.state(ctx)
-	if err != nil || state == "" || state == "inactive" || state == "failed" {
-		return false, err
-	}
-	return true, u.stop(ctx)
+	return state != "" && state != "inactive" && state != "failed", err
 }
 
 // write replaces the file as a whole; it may have a password in it.

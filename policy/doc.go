@@ -22,7 +22,8 @@
 //	  }
 //	  chain policy-ingress { type filter hook forward priority filter + 1
 //	    the first three and the self rule again
-//	    meta pkttype broadcast-multicast meta mark vmap @policy-ports   (and group addresses)
+//	    meta pkttype broadcast-multicast meta mark vmap @policy-ports-in
+//	    ip daddr 224.0.0.0/3 meta mark vmap @policy-ports-in            (and ff00::/8, fe80::/10)
 //	    ip daddr vmap @policy-ingress-4
 //	  }
 //	  chain policy-host    { type filter hook input priority filter      pods to their own host
@@ -32,6 +33,13 @@
 //	    ct state established,related accept
 //	    ip daddr @policy-isolated-4 jump policy-strict
 //	  }
+//	  chain policy-prerouting { type filter hook prerouting priority mangle
+//	    ip6 saddr fe80::/10 jump policy-link-local
+//	  }
+//	  chain policy-link-local {
+//	    the first three of policy-egress
+//	    meta mark vmap @policy-ports-out
+//	  }
 //	  chain policy-strict {
 //	    ct state invalid counter drop
 //	    ct state new tcp flags & (fin|syn|rst|ack) != syn counter drop
@@ -39,8 +47,11 @@
 //	  ... and what policy/rules draws
 //	}
 //	table bridge weft {
-//	  chain policy-ports   { type filter hook forward priority filter
-//	    packets to groups and to all: meta mark set meta oif
+//	  chain policy-ports-in  { type filter hook forward priority filter
+//	    packets to groups, to all and to fe80::/10: meta mark set meta oif
+//	  }
+//	  chain policy-ports-out { type filter hook prerouting priority filter
+//	    packets from fe80::/10: meta mark set meta iif
 //	  }
 //	}
 //
@@ -55,7 +66,10 @@
 //
 // A frame to a group leaves by many ports of the bridge, as a copy each, and by
 // its address it is not known whose port that is. The bridge's own hook writes
-// the port to the copy's mark, where no one else has a use for it.
+// the port to the copy's mark, where no one else has a use for it. IPv6 addresses
+// that are valid on the link only, which the kernel gives by itself, are nobody's in
+// the cluster; what comes from them and goes to them is judged by the port too, else
+// pods could speak to each other past their policies.
 //
 // The chains on the hooks are there only while some pod of this node is isolated.
 // Pods without policies, and hosts without Kubernetes, pay nothing.

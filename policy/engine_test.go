@@ -173,7 +173,7 @@ func await(t *testing.T, what string, within time.Duration, ok func() bool) {
 // enforced waits until the kernel has what the engine was told.
 func (n *node) enforced(t *testing.T) {
 	t.Helper()
-	await(t, "the rules are in the kernel", 10*time.Second, func() bool {
+	await(t, "the rules are in the kernel", 30*time.Second, func() bool {
 		n.engine.mu.Lock()
 		told := len(n.engine.pending.pods)+len(n.engine.pending.policies)+len(n.engine.pending.namespaces) == 0
 		n.engine.mu.Unlock()

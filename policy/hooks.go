@@ -19,7 +19,10 @@ type hook struct {
 	rules    []exprs
 }
 
-const strictChain = "policy-strict"
+const (
+	strictChain    = "policy-strict"
+	linkLocalChain = "policy-link-local"
+)
 
 var bothFamilies = []rules.Family{rules.IPv4, rules.IPv6}
 
@@ -42,6 +45,10 @@ func inetHooks() []hook {
 		{strictChain, nil, nil, []exprs{
 			exprs{}.state(stateInvalid).drop(),
 			exprs{}.state(stateNew).notSYN().drop(),
+		}},
+		{linkLocalChain, nil, nil, append(passing(), byMark(nil, rules.EgressPortsMap))},
+		{"policy-prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, []exprs{
+			exprs{}.family(rules.IPv6).within(rules.IPv6, saddr, linkLocal).jump(linkLocalChain),
 		}},
 		{"policy-egress", nftables.ChainHookForward, nftables.ChainPriorityFilter, egressRules()},
 		{"policy-ingress", nftables.ChainHookForward, after, ingressRules()},
@@ -93,13 +100,11 @@ func egressRules() []exprs {
 
 func ingressRules() []exprs {
 	all := append(passing(), selfRules()...)
-	byPort := func(x exprs) exprs {
-		return append(x, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, lead(1, rules.PortsMap))
-	}
-	all = append(all, byPort(exprs{}.toMany()))
+	all = append(all, byMark(exprs{}.toMany(), rules.IngressPortsMap))
 	for _, family := range bothFamilies {
-		all = append(all, byPort(exprs{}.family(family).within(family, daddr, groups(family))))
+		all = append(all, byMark(exprs{}.family(family).within(family, daddr, groups(family)), rules.IngressPortsMap))
 	}
+	all = append(all, byMark(exprs{}.family(rules.IPv6).within(rules.IPv6, daddr, linkLocal), rules.IngressPortsMap))
 	for _, family := range bothFamilies {
 		all = append(all, exprs{}.family(family).vmap(family, daddr, family.Name(rules.IngressMap)))
 	}
@@ -114,27 +119,46 @@ func groups(f rules.Family) netip.Prefix {
 	return netip.MustParsePrefix("224.0.0.0/3")
 }
 
-// bridgeHooks writes the port of the bridge by which a frame to many leaves to its
-// mark. A frame to one that has a packet to a group in it is a forgery that some
-// would believe.
+// linkLocal is the IPv6 addresses that are valid on one link, RFC 4291. Interfaces
+// have them without being told, so pods could reach each other past their policies.
+var linkLocal = netip.MustParsePrefix("fe80::/10")
+
+// bridgeHooks writes the port of the bridge by which a packet leaves, or came, to
+// its mark, where its address does not tell which pod that is. A frame to one that
+// has a packet to a group in it is a forgery that some would believe.
 func bridgeHooks() []hook {
-	mark := func(x exprs) exprs {
-		return append(x, &expr.Meta{Key: expr.MetaKeyOIF, Register: 1}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true})
-	}
-	toGroup := exprs{
+	in := []exprs{writeMark(exprs{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{1}, Xor: []byte{0}},
 		equal(1),
-	}
-	all := []exprs{mark(toGroup)}
+	}, expr.MetaKeyOIF)}
 	for _, family := range bothFamilies {
-		ether := []byte{0x08, 0x00}
-		if family == rules.IPv6 {
-			ether = []byte{0x86, 0xdd}
-		}
-		x := exprs{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}, equal(ether...)}
-		all = append(all, mark(x.within(family, daddr, groups(family))))
+		in = append(in, writeMark(ether(family).within(family, daddr, groups(family)), expr.MetaKeyOIF))
 	}
+	in = append(in, writeMark(ether(rules.IPv6).within(rules.IPv6, daddr, linkLocal), expr.MetaKeyOIF))
+	out := []exprs{writeMark(ether(rules.IPv6).within(rules.IPv6, saddr, linkLocal), expr.MetaKeyIIF)}
 	// What br_netfilter shows to IP comes after -1.
-	return []hook{{"policy-ports", nftables.ChainHookForward, nftables.ChainPriorityRef(-200), all}}
+	early := nftables.ChainPriorityRef(-200)
+	return []hook{
+		{"policy-ports-out", nftables.ChainHookPrerouting, early, out},
+		{"policy-ports-in", nftables.ChainHookForward, early, in},
+	}
+}
+
+func writeMark(x exprs, port expr.MetaKey) exprs {
+	return append(x, &expr.Meta{Key: port, Register: 1}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true})
+}
+
+// byMark goes where a map leads the port that bridgeHooks wrote.
+func byMark(x exprs, ports string) exprs {
+	return append(x, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, lead(1, ports))
+}
+
+// ether lets only frames pass that have a packet of an IP version in them.
+func ether(f rules.Family) exprs {
+	b := []byte{0x08, 0x00}
+	if f == rules.IPv6 {
+		b = []byte{0x86, 0xdd}
+	}
+	return exprs{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}, equal(b...)}
 }

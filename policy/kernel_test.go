@@ -262,7 +262,7 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 			probes = append(probes, p)
 			from := w.endOf(p.Src, pods)
 			to := w.ends[w.endOf(p.Dst, pods)].mac
-			if slices.Contains(policytest.Groups, p.Dst) {
+			if policytest.ToMany(p.Dst) {
 				to = groupMAC(p.Dst)
 			}
 			if err := unix.Send(w.ends[from].fd, p.frame(w.ends[from].mac, to), 0); err != nil {
@@ -283,7 +283,7 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 // endOf returns the end that has an address.
 func (w *wire) endOf(a netip.Addr, pods int) int {
 	for i := range pods {
-		if slices.Contains(policytest.Addrs(i), a) {
+		if slices.Contains(policytest.Addrs(i), a) || a == policytest.LinkLocal(i) {
 			return i
 		}
 	}
@@ -309,14 +309,17 @@ func (w *wire) check(t *testing.T, c *model.Cluster, p probe, pods, step int) {
 		j := c.Judge(f, d)
 		return j.Allowed() || !c.Local(j.Pod)
 	}
+	if p.Src.IsLinkLocalUnicast() {
+		p.Sender = policytest.Receiver(c, w.endOf(p.Src, pods))
+	}
 	out := passes(p.Flow, model.Egress)
-	group := slices.Contains(policytest.Groups, p.Dst)
+	many := policytest.ToMany(p.Dst)
 	for i := range w.ends {
-		if i == w.endOf(p.Src, pods) || !group && i != w.endOf(p.Dst, pods) {
+		if i == w.endOf(p.Src, pods) || !many && i != w.endOf(p.Dst, pods) {
 			continue
 		}
 		f := p.Flow
-		if group && i < pods {
+		if i < pods && (many || f.Dst.IsLinkLocalUnicast()) {
 			f.Receiver = policytest.Receiver(c, i)
 		}
 		if got, want := w.ends[i].got[p.id], out && passes(f, model.Ingress); got != want {

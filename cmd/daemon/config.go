@@ -105,7 +105,7 @@ const (
 type IPAllocInit struct {
 	Kind InitKind
 	// Quorum, for InitConsensus, is how many peers the mesh is expected to
-	// have at the beginning; 0: as many as were given at launch and this one.
+	// have at the beginning; 0: as many as there are targets, and this one.
 	Quorum int
 	Seeds  []peer.Name // for InitSeed
 }

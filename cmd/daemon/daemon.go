@@ -77,11 +77,19 @@ func Run(ctx context.Context, c *Config, assemble Assemble, log *slog.Logger) (e
 	if err := netdev.EnsureBridge(c.Bridge, net.HardwareAddr(id.Name[:]), c.MTU); err != nil {
 		return err
 	}
-	parts, err := assemble(c, id, st, log)
+	targets, err := d.startTargets()
 	if err != nil {
 		return err
 	}
-	if err := d.begin(id.Name, parts); err != nil {
+	// Who is waited for with the first ring are those of the last run too: with
+	// fewer, a router that starts again before there is one would make its own.
+	started := *c
+	started.Peers = targets
+	parts, err := assemble(&started, id, st, log)
+	if err != nil {
+		return err
+	}
+	if err := d.begin(id.Name, parts, targets); err != nil {
 		return err
 	}
 	if err := d.serve(ctx, socket); err != nil {
@@ -164,8 +172,16 @@ func (d *daemon) identity() (*peer.Identity, error) {
 	return id, nil
 }
 
+func (d *daemon) startTargets() ([]string, error) {
+	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
+	if crashed {
+		d.log.Info("the last run did not end by a stop; going on where it was")
+	}
+	return list, err
+}
+
 // begin takes the parts over and starts the record of this run.
-func (d *daemon) begin(name peer.Name, parts *Parts) error {
+func (d *daemon) begin(name peer.Name, parts *Parts, targetList []string) error {
 	d.name, d.node, d.universes = name, parts.Node, parts.Universes
 	d.names = parts.Names
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
@@ -185,18 +201,11 @@ func (d *daemon) begin(name peer.Name, parts *Parts) error {
 			return err
 		}
 	}
-	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
-	if err != nil {
-		return err
-	}
-	if crashed {
-		d.log.Info("the last run did not end by a stop; going on where it was")
-	}
 	if err := d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning), Value: []byte{1}}}); err != nil {
 		return fmt.Errorf("note that the router runs: %w", err)
 	}
 	d.targets = &targets{store: d.store, set: d.node.SetTargets}
-	if err := d.targets.add(list, true); err != nil {
+	if err := d.targets.add(targetList, true); err != nil {
 		return err
 	}
 	if len(d.config.Passwords) == 0 {

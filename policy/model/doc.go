@@ -21,6 +21,8 @@
 //   - What of a policy can not be understood matches nothing. The policy isolates
 //     all the same: it fails closed.
 //   - Frames to a group or to all are judged for each pod that they would reach.
+//   - IPv6 addresses that are valid on the link only are nobody's, but what comes
+//     from them and goes to them is judged as of the pods that have them.
 //
 // The zero Cluster is not usable; make one with NewCluster. Nothing here is safe
 // for concurrent use, and nothing keeps what it is given but pointers to pods and

@@ -11,9 +11,10 @@ type Flow struct {
 	Src, Dst netip.Addr
 	Protocol Protocol
 	Port     uint16 // of the destination; 0 for protocols without ports
-	// Receiver is an address of the pod that a frame reaches if Dst is not the
-	// pod's own, but a group's or all's.
-	Receiver netip.Addr
+	// Sender and Receiver are addresses of the pods that a packet comes from and
+	// reaches if Src or Dst is not the pod's own: a group's, all's, or one that is
+	// valid on the link only.
+	Sender, Receiver netip.Addr
 }
 
 // Judgement is what becomes of a flow in one direction.
@@ -32,6 +33,9 @@ func (c *Cluster) Judge(f Flow, d Direction) Judgement {
 		return Judgement{}
 	}
 	self, other := f.Src, f.Dst
+	if f.Sender.IsValid() {
+		self = f.Sender
+	}
 	if d == Ingress {
 		self, other = f.Dst, f.Src
 		if f.Receiver.IsValid() {

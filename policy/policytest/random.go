@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -231,11 +232,25 @@ func (r Random) ports() (ports []networkingv1.NetworkPolicyPort) {
 	return ports
 }
 
-// Flow returns a flow between pods, the world and groups. A flow to a group has
-// no receiver yet.
+// LinkLocal returns the address of a pod that is valid on the link only.
+func LinkLocal(pod int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 15: byte(pod + 1)})
+}
+
+// ToMany tells whether an address does not say which pod it is of.
+func ToMany(a netip.Addr) bool { return slices.Contains(Groups, a) }
+
+// Flow returns a flow between pods, the world and groups. It has no sender and no
+// receiver yet.
 func (r Random) Flow(pods int) model.Flow {
 	for {
 		f := model.Flow{Src: r.end(pods), Dst: r.end(pods), Port: one(r, Ports)}
+		if r.chance(8) {
+			f.Src = LinkLocal(r.IntN(pods))
+		}
+		if r.chance(8) {
+			f.Dst = LinkLocal(r.IntN(pods))
+		}
 		if r.chance(6) {
 			f.Dst = one(r, Groups)
 		}

@@ -62,6 +62,9 @@ type policyChain struct {
 	stale bool
 }
 
+// portsMaps are the maps of ports by direction.
+var portsMaps = [2]string{model.Ingress: IngressPortsMap, model.Egress: EgressPortsMap}
+
 // New compiles for a cluster, which must change by the compiler only from now on.
 func New(cluster *model.Cluster) *Compiler {
 	c := &Compiler{
@@ -80,7 +83,9 @@ func New(cluster *model.Cluster) *Compiler {
 		c.ledger.addSet(&Set{Name: f.Name(IsolatedSet), Kind: Addrs, Family: f})
 		c.ledger.addSet(&Set{Name: f.Name(SelfSet), Kind: Selves, Family: f})
 	}
-	c.ledger.addSet(&Set{Name: PortsMap, Kind: IfindexChain})
+	for _, name := range portsMaps {
+		c.ledger.addSet(&Set{Name: name, Kind: IfindexChain})
+	}
 	for a := range cluster.Addrs {
 		c.staleAddrs[a] = true
 	}
@@ -221,7 +226,7 @@ func (c *Compiler) isolate(a netip.Addr) {
 	if owner := c.cluster.Owner(a); c.cluster.Local(owner) {
 		now.chains[model.Ingress] = c.acquire(owner, model.Ingress)
 		now.chains[model.Egress] = c.acquire(owner, model.Egress)
-		if now.chains[model.Ingress] != "" {
+		if now.chains != [2]string{} {
 			now.port = c.ports[a]
 		}
 	}
@@ -233,8 +238,10 @@ func (c *Compiler) isolate(a netip.Addr) {
 	f, e := familyOf(a), Element{Addr: a}
 	c.lead(f.Name(IngressMap), e, now.chains[model.Ingress])
 	c.lead(f.Name(EgressMap), e, now.chains[model.Egress])
-	if had.port != now.port && had.port != 0 {
-		c.ledger.drop(PortsMap, Element{Ifindex: had.port})
+	if had != now && had.port != 0 {
+		for _, name := range portsMaps {
+			c.ledger.drop(name, Element{Ifindex: had.port})
+		}
 	}
 	if now.chains == [2]string{} {
 		delete(c.isolated, a)
@@ -252,8 +259,10 @@ func (c *Compiler) isolate(a netip.Addr) {
 // again.
 func (c *Compiler) leadPorts() {
 	for _, i := range c.isolated {
-		if i.port != 0 {
-			c.ledger.put(PortsMap, Element{Ifindex: i.port}, i.chains[model.Ingress])
+		for d, name := range portsMaps {
+			if i.port != 0 && i.chains[d] != "" {
+				c.ledger.put(name, Element{Ifindex: i.port}, i.chains[d])
+			}
 		}
 	}
 }

@@ -29,9 +29,10 @@
 // compiled once however many policies have it, and a process that starts anew
 // makes the same names.
 //
-// policy-ports has the ifindex of isolated pods' ports of the bridge instead of
-// their addresses, for packets to groups and to all, which the address does not
-// lead to the pods they reach. policy-isolated has the addresses of pods that are
+// policy-ports-in and -out have the ifindex of isolated pods' ports of the bridge
+// instead of their addresses, for packets whose address does not tell which pod they
+// reach or come from: those to groups and to all, and those with addresses of the
+// link. policy-isolated has the addresses of pods that are
 // isolated in any direction, policy-self the pairs of an address and itself.
 //
 // # Use

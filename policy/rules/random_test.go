@@ -32,13 +32,13 @@ func verdict(r *rules.Rules, f model.Flow, d model.Direction, port uint32) bool 
 	if f.Src == f.Dst {
 		return true
 	}
-	set, by := rules.EgressMap, f.Src
+	set, ports, by, known := rules.EgressMap, rules.EgressPortsMap, f.Src, !f.Sender.IsValid()
 	if d == model.Ingress {
-		set, by = rules.IngressMap, f.Dst
-		if f.Receiver.IsValid() {
-			chain, ok := r.Sets[rules.PortsMap].Elements[rules.Element{Ifindex: port}]
-			return !ok || run(r, chain, f)
-		}
+		set, ports, by, known = rules.IngressMap, rules.IngressPortsMap, f.Dst, !f.Receiver.IsValid()
+	}
+	if !known {
+		chain, ok := r.Sets[ports].Elements[rules.Element{Ifindex: port}]
+		return !ok || run(r, chain, f)
 	}
 	family := rules.IPv4
 	if by.Is6() {
@@ -140,12 +140,21 @@ func judgeRound(t *testing.T, seed, round uint64) {
 
 func checkFlow(t *testing.T, c *rules.Compiler, f model.Flow, d model.Direction, where map[netip.Addr]uint32) {
 	t.Helper()
-	if d == model.Ingress && slices.Contains(policytest.Groups, f.Dst) {
-		f.Receiver = policytest.Receiver(c.Cluster(), int(f.Port)%pods)
+	for i := range pods {
+		if f.Src == policytest.LinkLocal(i) {
+			f.Sender = policytest.Receiver(c.Cluster(), i)
+		}
+		if f.Dst == policytest.LinkLocal(i) || policytest.ToMany(f.Dst) && int(f.Port)%pods == i {
+			f.Receiver = policytest.Receiver(c.Cluster(), i)
+		}
+	}
+	port := where[f.Receiver]
+	if d == model.Egress {
+		port = where[f.Sender]
 	}
 	j := c.Cluster().Judge(f, d)
 	want := j.Allowed() || !c.Cluster().Local(j.Pod)
-	if got := verdict(c.Rules(), f, d, where[f.Receiver]); got != want {
+	if got := verdict(c.Rules(), f, d, port); got != want {
 		t.Fatalf("%s of %+v: rules say %v, the model says %v\n%s", d, f, got, want, c.Rules())
 	}
 }

@@ -6,14 +6,15 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// Names of the sets that the chains on the hooks look up. All but Ports are
-// families of two, for IPv4 and IPv6: see Family.Name.
+// Names of the sets that the chains on the hooks look up. All but those of ports
+// are two, for IPv4 and IPv6: see Family.Name.
 const (
-	IngressMap  = "policy-ingress"
-	EgressMap   = "policy-egress"
-	IsolatedSet = "policy-isolated"
-	SelfSet     = "policy-self"
-	PortsMap    = "policy-ports"
+	IngressMap      = "policy-ingress"
+	EgressMap       = "policy-egress"
+	IsolatedSet     = "policy-isolated"
+	SelfSet         = "policy-self"
+	IngressPortsMap = "policy-ports-in"
+	EgressPortsMap  = "policy-ports-out"
 )
 
 // Family is a version of IP, or both.

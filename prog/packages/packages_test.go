@@ -152,9 +152,10 @@ func checkDpkg(t *testing.T, deb string) {
 		}
 	}
 	dpkg("--install", deb)
-	version := output(t, nil, filepath.Join(root, "usr/bin/weft"), "version")
-	if !strings.HasPrefix(version, "weft ") {
-		t.Errorf("the program says %q", version)
+	version := strings.TrimSpace(output(t, nil, "dpkg-deb", "--field", deb, "Version"))
+	said := output(t, []string{"WEFT_SOCKET=" + filepath.Join(root, "none")}, filepath.Join(root, "usr/bin/weft"), "version")
+	if said != "weft "+strings.TrimSuffix(version, "-1")+"\n" {
+		t.Errorf("the program says %q in a package of version %s", said, version)
 	}
 	if target, err := os.Readlink(filepath.Join(root, "opt/cni/bin/weft-ipam")); err != nil || target != "weft-cni" {
 		t.Errorf("weft-ipam is %q, %v", target, err)
