@@ -30,7 +30,6 @@ const manifests = "../../prog/weft-kube"
 type kube struct {
 	*cluster.Cluster
 	t       *testing.T
-	program string           // of pods, for use outside of them
 	outside *machine.Machine // a server and client that is no Node
 }
 
@@ -41,20 +40,15 @@ func newKube(t *testing.T, proxyMode string) *kube {
 	if programs == "" || weft == "" {
 		t.Fatal("KUBE_PROGRAMS and WEFT_KUBE_IMAGE say where the programs are; run: make test-kube")
 	}
-	dir := t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	images, err := cluster.MakeImages(ctx, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	c, err := cluster.New(ctx, cluster.Config{
-		Programs: programs, ProxyMode: proxyMode, PodRange: "10.32.0.0/12", Images: append(images, weft),
+		Programs: programs, ProxyMode: proxyMode, PodRange: "10.32.0.0/12", Images: []string{weft},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &kube{Cluster: c, t: t, program: filepath.Join(dir, "pod")}
+	k := &kube{Cluster: c, t: t}
 	t.Cleanup(func() {
 		if t.Failed() {
 			k.keepLogs()
@@ -73,7 +67,7 @@ func newKube(t *testing.T, proxyMode string) *kube {
 	if k.outside, err = c.Bed.Add("outside"); err != nil {
 		t.Fatal(err)
 	}
-	serve := k.outside.Command(context.Background(), k.program, "serve")
+	serve := k.outside.Command(context.Background(), k.PodProgram(), "serve")
 	if err := serve.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +169,7 @@ func (k *kube) fromMachine(m *machine.Machine) from {
 	return func(url string) (string, error) {
 		ctx, cancel := context.WithTimeout(k.t.Context(), 30*time.Second)
 		defer cancel()
-		out, err := m.Run(ctx, k.program, "get", url)
+		out, err := m.Run(ctx, k.PodProgram(), "get", url)
 		return strings.TrimSpace(out), err
 	}
 }

@@ -25,7 +25,7 @@ type Config struct {
 	Programs  string   // folder with those of Kubernetes
 	ProxyMode string   // of kube-proxy: iptables or nftables
 	PodRange  string   // what kube-proxy takes for pods' addresses
-	Images    []string // archives that each node gets
+	Images    []string // archives that each node gets, besides those of pods
 }
 
 // Cluster is a cluster that runs. Its methods are for one goroutine at a time, but
@@ -64,6 +64,11 @@ func (c *Cluster) begin(ctx context.Context) (err error) {
 	if c.pki, err = newPKI(filepath.Join(c.Bed.Dir(), "pki")); err != nil {
 		return err
 	}
+	images, err := c.makeImages(ctx)
+	if err != nil {
+		return err
+	}
+	c.Images = append(images, c.Images...)
 	c.api = fmt.Sprintf("https://%s:6443", c.control.Addr)
 	if err := errors.Join(c.pki.accounts(), c.pki.server("apiserver",
 		[]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"},

@@ -19,9 +19,12 @@ const (
 	PodImage = "localhost/pod:1"
 )
 
-// MakeImages builds the images of pods in a folder and returns their archives.
-func MakeImages(ctx context.Context, dir string) ([]string, error) {
-	program := filepath.Join(dir, "pod")
+// PodProgram is the program of pods, for use outside of them.
+func (c *Cluster) PodProgram() string { return filepath.Join(c.Bed.Dir(), "pod") }
+
+// makeImages builds the images of pods, and returns their archives.
+func (c *Cluster) makeImages(ctx context.Context) ([]string, error) {
+	program := c.PodProgram()
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, "github.com/weft-net/weft/internal/testbed/cluster/pod")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -43,7 +46,7 @@ func MakeImages(ctx context.Context, dir string) ([]string, error) {
 		}},
 	} {
 		i.Architecture = runtime.GOARCH
-		archive := filepath.Join(dir, filepath.Base(i.Names[0])+".tar")
+		archive := filepath.Join(c.Bed.Dir(), filepath.Base(i.Names[0])+".tar")
 		f, err := os.Create(archive)
 		if err != nil {
 			return nil, err
