@@ -15,7 +15,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
@@ -233,9 +232,7 @@ func TestStrikeLeavesANewLine(t *testing.T) {
 	if !ok {
 		t.Fatal("not read")
 	}
-	if err := s.agent.strike(t.Context(), old); err == nil || apierrors.IsNotFound(err) {
-		t.Logf("struck as another: %v", err)
-	}
+	_ = s.agent.strike(t.Context(), old) // the fake refuses with another error than an API server
 	if s.lines()["02-00-00-00-00-03"] != "back uid-new" {
 		t.Error("the line of a Node that came back is gone")
 	}
