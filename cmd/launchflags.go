@@ -44,6 +44,7 @@ type launchFlags struct {
 	trustedSubnets             string
 	noDiscovery, resume        bool
 	noFastdp, noExpress        bool
+	noMasqLocal                bool
 	noExpressTo                string
 	noTAPOffload, noUDPOffload bool
 	connLimit                  int
@@ -83,6 +84,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.noFastdp, "no-fastdp", false, "do not use the fast datapath")
 	fs.BoolVar(&f.noExpress, "no-express", false, "have frames of the fast datapath cross the bridge, not pass by it")
 	fs.StringVar(&f.noExpressTo, "no-express-to", "", "comma-separated networks: like --no-express, for peers there only")
+	fs.BoolVar(&f.noMasqLocal, "no-masq-local", false, "let containers see the address of clients from outside whose packets this host translates to them")
 	fs.BoolVar(&f.noTAPOffload, "no-tap-offload", false, "take and give frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&f.noUDPOffload, "no-udp-offload", false, "send and receive packets one by one, for kernels with faults")
 	f.dns.register(fs)
@@ -183,7 +185,7 @@ func (f *launchFlags) makeAbsolute() error {
 func (f *launchFlags) config(fs *pflag.FlagSet, peers []string, socket string) (*daemon.Config, error) {
 	c := &daemon.Config{
 		Peers: peers, Resume: f.resume, Port: f.port, NoDiscovery: f.noDiscovery, ConnLimit: f.connLimit,
-		MTU: f.mtu, NoFastdp: f.noFastdp, NoExpress: f.noExpress, NoTAPOffload: f.noTAPOffload, NoUDPOffload: f.noUDPOffload, Bridge: f.bridge, StateDir: f.stateDir, Socket: socket,
+		MTU: f.mtu, NoFastdp: f.noFastdp, NoExpress: f.noExpress, NoMasqLocal: f.noMasqLocal, NoTAPOffload: f.noTAPOffload, NoUDPOffload: f.noUDPOffload, Bridge: f.bridge, StateDir: f.stateDir, Socket: socket,
 		StatusAddr: f.statusAddr, RangeGiven: fs.Changed("ipalloc-range"),
 		ProtocolMin: f.protocolMin, ProtocolMax: f.protocolMax,
 	}

@@ -52,6 +52,9 @@ type Config struct {
 	// datapath cross the bridge.
 	NoFastdp, NoExpress bool
 	NoExpressTo         []netip.Prefix // peers there have no express path
+	// NoMasqLocal shows containers the address of clients whose packets this host
+	// has translated to them.
+	NoMasqLocal bool
 	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
 
@@ -64,6 +67,7 @@ type Config struct {
 	StatusAddr string // empty: off
 	Socket     string
 	StateDir   string
+	PinDir     string // of the fast datapath; empty: beside the socket
 
 	// DockerHost is where the Docker engine listens, like
 	// unix:///var/run/docker.sock; empty: this host's containers are not Docker's.
@@ -121,6 +125,11 @@ const (
 
 // pinDir is where the fast datapath pins what outlives the router: beside the
 // socket, in a file system of its own.
-func (c *Config) pinDir() string { return filepath.Join(filepath.Dir(c.Socket), "bpf") }
+func (c *Config) pinDir() string {
+	if c.PinDir != "" {
+		return c.PinDir
+	}
+	return filepath.Join(filepath.Dir(c.Socket), "bpf")
+}
 
 func (c *Config) path(file string) string { return filepath.Join(c.StateDir, file) }

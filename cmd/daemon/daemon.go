@@ -186,6 +186,7 @@ func (d *daemon) begin(name peer.Name, parts *Parts, targetList []string) error 
 	d.names = parts.Names
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
+	d.exposures.keepClients = d.config.NoMasqLocal
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
 	if boot := currentBoot(); len(boot) > 0 {
 		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {

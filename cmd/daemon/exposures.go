@@ -27,6 +27,8 @@ type exposures struct {
 	names     Names
 	bridge    string
 	log       *slog.Logger
+	// keepClients is that of all exposures; set before the first use.
+	keepClients bool
 
 	// mu lets one request in at a time, as the rules are made of all; it is
 	// held while addresses are waited for.
@@ -52,10 +54,14 @@ func (es *exposures) all(without ...netip.Prefix) []netdev.Exposure {
 	for _, key := range slices.Sorted(maps.Keys(es.tab.Records)) {
 		p, err := netip.ParsePrefix(key)
 		if err == nil && !slices.Contains(without, p) {
-			list = append(list, netdev.Exposure{Addr: p, Masquerade: es.tab.Records[key].Masquerade})
+			list = append(list, es.exposure(p, es.tab.Records[key].Masquerade))
 		}
 	}
 	return list
+}
+
+func (es *exposures) exposure(p netip.Prefix, masquerade bool) netdev.Exposure {
+	return netdev.Exposure{Addr: p, Masquerade: masquerade, KeepClients: es.keepClients}
 }
 
 func (es *exposures) prefixes() []netip.Prefix {
@@ -111,7 +117,7 @@ func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (er
 	if err := es.tab.Put(p.String(), now); err != nil {
 		return err
 	}
-	err = es.apply(netdev.Exposure{Addr: p, Masquerade: masquerade})
+	err = es.apply(es.exposure(p, masquerade))
 	if err == nil {
 		return nil
 	}

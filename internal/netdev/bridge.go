@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -65,7 +64,7 @@ func EnsureBridge(name string, mac net.HardwareAddr, mtu int) (err error) {
 		return wrap(fmt.Sprintf("set mtu %d", mtu), err)
 	}
 	for _, key := range []string{"accept_ra", "autoconf"} {
-		if err := setSysctl("0", "net", "ipv6", "conf", name, key); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := SetSysctl("0", "net", "ipv6", "conf", name, key); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return wrap("set "+key, err)
 		}
 	}
@@ -130,7 +129,7 @@ func AddPort(bridge, link string, mtu int) error {
 // would send duplicate address detection and router solicitations into the
 // overlay.
 func quietPort(name string) error {
-	err := setSysctl("1", "net", "ipv6", "conf", name, "disable_ipv6")
+	err := SetSysctl("1", "net", "ipv6", "conf", name, "disable_ipv6")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a kernel without IPv6
 	}
@@ -142,15 +141,4 @@ func notThere(ok bool) error {
 		return nil
 	}
 	return unix.ENODEV
-}
-
-// setSysctl writes /proc/sys/...; keys of net belong to the calling thread's
-// network namespace. It does not write what is there already, so that it works
-// on a read-only /proc/sys that someone else has set up right.
-func setSysctl(value string, key ...string) error {
-	path := filepath.Join(append([]string{"/proc/sys"}, key...)...)
-	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:len(old)-1]) == value {
-		return nil
-	}
-	return os.WriteFile(path, []byte(value), 0o644)
 }

@@ -18,6 +18,11 @@ type Exposure struct {
 	// reach out do so from the host's address, and whoever reaches in through
 	// the host does so from Addr.
 	Masquerade bool
+	// KeepClients, with Masquerade, leaves the address of a client from outside the
+	// host as it is where the host has translated the packet's destination: then
+	// the container sees who asks. Its answer must come back by this host, so the
+	// container must be here.
+	KeepClients bool
 }
 
 // Expose gives the bridge the address and makes the rules be those of all:
@@ -105,6 +110,8 @@ const (
 //	  chain expose-nat {     type nat hook postrouting priority srcnat
 //	    ip saddr S ip daddr != S ip daddr != 224.0.0.0/4 oifname != weft masquerade
 //	    ip saddr != S ip daddr S oifname weft masquerade
+//	    or with KeepClients:    ... ct status & dnat == 0 masquerade
+//	                            ... fib saddr type local masquerade
 //	  }
 //	  chain expose-forward { type filter hook forward priority filter
 //	    iifname weft accept

@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
@@ -63,6 +65,13 @@ func (x exposed) expose(t *testing.T, e netdev.Exposure) (added bool) {
 // returns the source address that the receiver sees.
 func sourceSeen(t *testing.T, from, to, addr string) string {
 	t.Helper()
+	return sourceSeenBy(t, from, addr, to, addr)
+}
+
+// sourceSeenBy is sourceSeen for a datagram to an address that is translated to
+// another.
+func sourceSeenBy(t *testing.T, from, asked, to, addr string) string {
+	t.Helper()
 	var l *net.UDPConn
 	do(t, to, func() (err error) {
 		l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), 0)))
@@ -70,7 +79,8 @@ func sourceSeen(t *testing.T, from, to, addr string) string {
 	})
 	defer l.Close()
 	do(t, from, func() error {
-		c, err := net.DialUDP("udp", nil, l.LocalAddr().(*net.UDPAddr))
+		server := l.LocalAddr().(*net.UDPAddr)
+		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(asked), Port: server.Port})
 		if err != nil {
 			return err
 		}
@@ -128,6 +138,44 @@ func TestExposeTranslatesBothWays(t *testing.T) {
 		t.Error("a flush went unseen")
 	}
 	x.check(t, "rebuilt", masked...)
+}
+
+// With KeepClients a container sees the client of what the host has translated to
+// it, and nothing else changes.
+func TestExposeKeepsClients(t *testing.T) {
+	x := newExposed(t)
+	all := []netdev.Exposure{
+		{Addr: pfx("10.32.0.1/24"), Masquerade: true, KeepClients: true},
+		{Addr: pfx("fd00::1/64"), Masquerade: true, KeepClients: true},
+	}
+	do(t, x.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
+	x.check(t, "untranslated", "192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1")
+	do(t, x.host, func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		table := c.AddTable(&nftables.Table{Name: "services", Family: nftables.TableFamilyIPv4})
+		for _, hook := range []*nftables.ChainHook{nftables.ChainHookPrerouting, nftables.ChainHookOutput} {
+			chain := c.AddChain(&nftables.Chain{
+				Name: fmt.Sprintf("hook-%d", *hook), Table: table, Type: nftables.ChainTypeNAT,
+				Hooknum: hook, Priority: nftables.ChainPriorityNATDest,
+			})
+			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{192, 0, 2, 1}},
+				&expr.Immediate{Register: 1, Data: []byte{10, 32, 0, 2}},
+				&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+			}})
+		}
+		return c.Flush()
+	})
+	if got := sourceSeenBy(t, x.out, "192.0.2.1", x.c, "10.32.0.2"); got != "192.0.2.2" {
+		t.Errorf("the container sees %s for a client from outside, want 192.0.2.2", got)
+	}
+	if got := sourceSeenBy(t, x.host, "192.0.2.1", x.c, "10.32.0.2"); got != "10.32.0.1" {
+		t.Errorf("the container sees %s for the host, want 10.32.0.1, which it can answer from anywhere", got)
+	}
 }
 
 func TestHideRemovesWhatExposeMade(t *testing.T) {

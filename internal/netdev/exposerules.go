@@ -3,7 +3,9 @@ package netdev
 import (
 	"net"
 	"net/netip"
+	"slices"
 
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -30,9 +32,15 @@ func exposeRules(bridge string, all []Exposure) []rule {
 			addr(s, source, expr.CmpOpNeq).
 			addr(s, destination, expr.CmpOpEq).
 			device(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge)
+		rules = append(rules, rule{natChain, "masquerade " + s.String() + " leaving other than by " + bridge, append(out, &expr.Masq{})})
+		others := "masquerade others entering " + s.String() + " by " + bridge
+		if !e.KeepClients {
+			rules = append(rules, rule{natChain, others, append(in, &expr.Masq{})})
+			continue
+		}
 		rules = append(rules,
-			rule{natChain, "masquerade " + s.String() + " leaving other than by " + bridge, append(out, &expr.Masq{})},
-			rule{natChain, "masquerade others entering " + s.String() + " by " + bridge, append(in, &expr.Masq{})})
+			rule{natChain, others + " untranslated", append(slices.Clone(in).untranslated(), &expr.Masq{})},
+			rule{natChain, others + " from this host", append(slices.Clone(in).fromHere(), &expr.Masq{})})
 	}
 	if len(all) > 0 {
 		accept := &expr.Verdict{Kind: expr.VerdictAccept}
@@ -95,6 +103,25 @@ func (x exprs) device(key expr.MetaKey, op expr.CmpOp, name string) exprs {
 	return append(x,
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: op, Register: 1, Data: padded})
+}
+
+// untranslated lets only packets pass whose destination is what the client asked for.
+func (x exprs) untranslated() exprs {
+	const dstNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+	return append(x,
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4),
+		},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)})
+}
+
+// fromHere lets only packets from an address of the host itself pass.
+func (x exprs) fromHere() exprs {
+	return append(x,
+		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)})
 }
 
 func addrOf(p netip.Prefix) *netlink.Addr { return &netlink.Addr{IPNet: toIPNet(p)} }

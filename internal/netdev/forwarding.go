@@ -12,7 +12,7 @@ import (
 // so interfaces that did so are told to go on (accept_ra=2).
 func EnableForwarding(ipv6 bool) (changed []string, err error) {
 	set := func(value string, key ...string) error {
-		path := filepath.Join(append([]string{"/proc/sys"}, key...)...)
+		path := SysctlPath(key...)
 		old, err := os.ReadFile(path)
 		if err != nil {
 			return fmt.Errorf("read sysctl: %w", err)

@@ -49,7 +49,7 @@ func setUp(name string, mtu int) (int, error) {
 	if l == nil {
 		return 0, fmt.Errorf("look up %s: %w", name, unix.ENODEV)
 	}
-	err = os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"), []byte("1"), 0o644)
+	err = netdev.SetSysctl("1", "net", "ipv6", "conf", name, "disable_ipv6")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, fmt.Errorf("switch ipv6 off on %s: %w", name, err)
 	}

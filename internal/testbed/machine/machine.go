@@ -140,6 +140,13 @@ func (m *Machine) plug() error {
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MasterIndex = "v"+m.Name, bridge.Attrs().Index
+		// The kernel takes its time to end the namespace of a machine that was
+		// switched off, and with it the cable.
+		if old, err := netlink.LinkByName(attrs.Name); err == nil {
+			if err := netlink.LinkDel(old); err != nil && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("delete the old %s: %w", attrs.Name, err)
+			}
+		}
 		pair := netlink.NewVeth(attrs)
 		pair.PeerName, pair.PeerNamespace = "eth0", netlink.NsPid(m.pid)
 		if err := netlink.LinkAdd(pair); err != nil {

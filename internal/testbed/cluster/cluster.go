@@ -1,0 +1,188 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/internal/testbed/machine"
+)
+
+const (
+	serviceRange = "10.96.0.0/16"
+	firstService = "10.96.0.1" // the API server's
+	pollEvery    = 200 * time.Millisecond
+)
+
+// Config says what cluster to make.
+type Config struct {
+	Programs  string   // folder with those of Kubernetes
+	ProxyMode string   // of kube-proxy: iptables or nftables
+	PodRange  string   // what kube-proxy takes for pods' addresses
+	Images    []string // archives that each node gets, besides those of pods
+}
+
+// Cluster is a cluster that runs. Its methods are for one goroutine at a time, but
+// for Kubectl.
+type Cluster struct {
+	Config
+	Bed   *machine.Bed
+	Nodes []*Node
+
+	control *machine.Machine
+	pki     *pki
+	api     string // URL
+	admin   string // kubeconfig
+}
+
+// New makes a cluster without nodes. Close it, also after an error.
+func New(ctx context.Context, config Config) (*Cluster, error) {
+	bed, err := machine.New()
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{Config: config, Bed: bed}
+	if err := c.begin(ctx); err != nil {
+		return nil, errors.Join(err, bed.Close())
+	}
+	return c, nil
+}
+
+// Close ends the cluster and removes everything that it made.
+func (c *Cluster) Close() error { return c.Bed.Close() }
+
+func (c *Cluster) begin(ctx context.Context) (err error) {
+	if c.control, err = c.Bed.Add("control"); err != nil {
+		return err
+	}
+	if c.pki, err = newPKI(filepath.Join(c.Bed.Dir(), "pki")); err != nil {
+		return err
+	}
+	images, err := c.makeImages(ctx)
+	if err != nil {
+		return err
+	}
+	c.Images = append(images, c.Images...)
+	c.api = fmt.Sprintf("https://%s:6443", c.control.Addr)
+	if err := errors.Join(c.pki.accounts(), c.pki.server("apiserver",
+		[]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"},
+		net.ParseIP(firstService), net.IPv4(127, 0, 0, 1), c.control.Addr.AsSlice(),
+	)); err != nil {
+		return err
+	}
+	if c.admin, err = c.pki.user("admin", c.api, "admin", "system:masters"); err != nil {
+		return err
+	}
+	if _, err := c.pki.user("to-kubelets", c.api, "kube-apiserver", "system:masters"); err != nil {
+		return err
+	}
+	if err := c.startAPI(); err != nil {
+		return err
+	}
+	if err := c.Until(ctx, "the API server is ready", func() error {
+		_, err := c.Kubectl(ctx, nil, "get", "--raw", "/readyz")
+		return err
+	}); err != nil {
+		return err
+	}
+	return c.startControllers()
+}
+
+func (c *Cluster) startAPI() error {
+	if err := c.spawn(c.control, "etcd", "etcd", "--data-dir=/var/lib/etcd", "--log-level=warn", "--unsafe-no-fsync",
+		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
+		"--listen-peer-urls=http://127.0.0.1:2380"); err != nil {
+		return err
+	}
+	f := c.pki.file
+	return c.spawn(c.control, "apiserver", c.program("kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379",
+		"--advertise-address="+c.control.Addr.String(), "--service-cluster-ip-range="+serviceRange,
+		"--allow-privileged=true", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--client-ca-file="+f("authority.crt"), "--tls-cert-file="+f("apiserver.crt"), "--tls-private-key-file="+f("apiserver.key"),
+		"--kubelet-client-certificate="+f("to-kubelets.crt"), "--kubelet-client-key="+f("to-kubelets.key"),
+		"--kubelet-preferred-address-types=InternalIP", "--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file="+f("accounts.pub"), "--service-account-signing-key-file="+f("accounts.key"))
+}
+
+func (c *Cluster) startControllers() error {
+	f := c.pki.file
+	for _, p := range []struct {
+		name string
+		args []string
+	}{
+		{"kube-controller-manager", []string{
+			"--service-account-private-key-file=" + f("accounts.key"), "--root-ca-file=" + f("authority.crt"),
+			"--use-service-account-credentials", "--service-cluster-ip-range=" + serviceRange,
+		}},
+		{"kube-scheduler", nil},
+	} {
+		config, err := c.pki.user(p.name, c.api, "system:"+p.name)
+		if err != nil {
+			return err
+		}
+		args := append([]string{
+			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config, "--leader-elect=false",
+		}, p.args...)
+		if err := c.spawn(c.control, p.name, c.program(p.name), args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) program(name string) string { return filepath.Join(c.Programs, name) }
+
+// Log returns the file with the output of a program of a machine.
+func (c *Cluster) Log(machine, name string) string {
+	return filepath.Join(c.Bed.Dir(), machine+"-"+name+".log")
+}
+
+// spawn starts a program in a machine, which ends it.
+func (c *Cluster) spawn(m *machine.Machine, name, program string, args ...string) error {
+	log, err := os.OpenFile(c.Log(m.Name, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := m.Command(context.Background(), program, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s on %s: %w", name, m.Name, err)
+	}
+	go cmd.Wait() // its log says why
+	return nil
+}
+
+// Kubectl runs kubectl as administrator and returns what it wrote.
+func (c *Cluster) Kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	cmd := c.control.Command(ctx, c.program("kubectl"), append([]string{"--kubeconfig=" + c.admin}, args...)...)
+	var words strings.Builder
+	cmd.Stdin, cmd.Stderr = stdin, &words
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(words.String()))
+	}
+	return string(out), err
+}
+
+// Until tries a condition again until it holds, and if ctx ends before says why it
+// did not.
+func (c *Cluster) Until(ctx context.Context, what string, holds func() error) error {
+	for {
+		err := holds()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s: %w; at last: %w", what, ctx.Err(), err)
+		case <-time.After(pollEvery):
+		}
+	}
+}

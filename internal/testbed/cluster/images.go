@@ -1,0 +1,60 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+
+	"github.com/weft-net/weft/internal/image"
+)
+
+// The images that every node has.
+const (
+	PauseImage = "localhost/pause:1"
+	// PodImage has the program of folder pod, and busybox as sh and nc.
+	PodImage = "localhost/pod:1"
+)
+
+// PodProgram is the program of pods, for use outside of them.
+func (c *Cluster) PodProgram() string { return filepath.Join(c.Bed.Dir(), "pod") }
+
+// makeImages builds the images of pods, and returns their archives.
+func (c *Cluster) makeImages(ctx context.Context) ([]string, error) {
+	program := c.PodProgram()
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, "github.com/weft-net/weft/internal/testbed/cluster/pod")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the program of pods: %w: %s", err, out)
+	}
+	pod, err := image.Read(program, "/usr/bin/pod")
+	if err != nil {
+		return nil, err
+	}
+	busybox, err := image.Read("/bin/busybox", "/bin/busybox")
+	if err != nil {
+		return nil, err
+	}
+	var archives []string
+	for _, i := range []*image.Image{
+		{Names: []string{PauseImage}, Entrypoint: []string{"/usr/bin/pod", "pause"}, Files: []image.File{pod}},
+		{Names: []string{PodImage}, Entrypoint: []string{"/usr/bin/pod"}, Cmd: []string{"serve"}, Files: []image.File{
+			pod, busybox, {Path: "/bin/sh", Link: "busybox"}, {Path: "/bin/ip", Link: "busybox"}, {Path: "/bin/ping", Link: "busybox"},
+		}},
+	} {
+		i.Architecture = runtime.GOARCH
+		archive := filepath.Join(c.Bed.Dir(), filepath.Base(i.Names[0])+".tar")
+		f, err := os.Create(archive)
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(i.Write(f), f.Close()); err != nil {
+			return nil, err
+		}
+		archives = append(archives, archive)
+	}
+	return archives, nil
+}

@@ -1,0 +1,168 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/weft-net/weft/internal/testbed/machine"
+)
+
+// Node is a machine that is a Node of the cluster.
+type Node struct {
+	*machine.Machine
+	cluster *Cluster
+}
+
+// AddNode boots a machine and has it join.
+func (c *Cluster) AddNode(ctx context.Context, name string) (*Node, error) {
+	m, err := c.Bed.Add(name)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{m, c}
+	c.Nodes = append(c.Nodes, n)
+	if _, err := c.pki.user("kubelet-"+name, c.api, "system:node:"+name, "system:nodes"); err != nil {
+		return nil, err
+	}
+	if _, err := c.pki.user("proxy-"+name, c.api, "system:kube-proxy"); err != nil {
+		return nil, err
+	}
+	return n, n.Start(ctx)
+}
+
+// Restart boots the machine again after PowerOff, with the disk that it had.
+func (n *Node) Restart(ctx context.Context) error {
+	if err := n.Boot(); err != nil {
+		return err
+	}
+	return n.Start(ctx)
+}
+
+// Start starts what makes a booted machine a Node, and waits until it is one.
+func (n *Node) Start(ctx context.Context) error {
+	c := n.cluster
+	if _, err := n.Run(ctx, "bash", "-ec", furniture, "bash", c.control.Addr.String()); err != nil {
+		return err
+	}
+	for path, text := range map[string]string{
+		"/etc/containerd/config.toml":  containerdConfig,
+		"/etc/kubernetes/kubelet.yaml": fmt.Sprintf(kubeletConfig, n.Addr, c.pki.file("authority.crt")),
+		"/etc/kubernetes/proxy.yaml":   fmt.Sprintf(proxyConfig, c.ProxyMode, c.PodRange, c.pki.file("proxy-"+n.Name+".kubeconfig"), n.Name),
+	} {
+		if err := os.WriteFile(n.Path(path), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	if err := c.spawn(n.Machine, "containerd", "containerd"); err != nil {
+		return err
+	}
+	if err := c.Until(ctx, "containerd answers on "+n.Name, func() error { _, err := n.Run(ctx, "ctr", "version"); return err }); err != nil {
+		return err
+	}
+	for _, image := range c.Images {
+		if err := n.Import(ctx, image); err != nil {
+			return err
+		}
+	}
+	if err := n.startKubelet(); err != nil {
+		return err
+	}
+	if err := c.spawn(n.Machine, "proxy", c.program("kube-proxy"), "--config=/etc/kubernetes/proxy.yaml"); err != nil {
+		return err
+	}
+	return c.Until(ctx, n.Name+" is a Node", func() error { _, err := c.Kubectl(ctx, nil, "get", "node", n.Name); return err })
+}
+
+// RestartKubelet does what systemd does when the kubelet has ended. One that found
+// its Node deleted gives up only after minutes.
+func (n *Node) RestartKubelet(ctx context.Context) error {
+	if _, err := n.Run(ctx, "sh", "-c", "kill -9 $(cat "+kubeletPID+")"); err != nil {
+		return err
+	}
+	return n.startKubelet()
+}
+
+const kubeletPID = "/run/kubelet.pid" // as the machine numbers its processes
+
+func (n *Node) startKubelet() error {
+	c := n.cluster
+	return c.spawn(n.Machine, "kubelet", "sh", "-c", "echo $$ >"+kubeletPID+`; exec "$@"`, "sh", c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
+		"--kubeconfig="+c.pki.file("kubelet-"+n.Name+".kubeconfig"), "--hostname-override="+n.Name,
+		"--node-ip="+n.Addr.String(), "--root-dir=/var/lib/kubelet")
+}
+
+// Import gives the node an image, unless it has it.
+func (n *Node) Import(ctx context.Context, archive string) error {
+	mark := filepath.Join("/var/lib/imported", filepath.Base(archive))
+	if _, err := os.Stat(n.Path(mark)); err == nil {
+		return nil
+	}
+	if _, err := n.Run(ctx, "ctr", "-n", "k8s.io", "images", "import", archive); err != nil {
+		return err
+	}
+	_, err := n.Run(ctx, "sh", "-c", "mkdir -p /var/lib/imported; : >"+mark)
+	return err
+}
+
+// furniture makes a machine fit for a kubelet. It writes some sysctls of the whole
+// kernel: it is shown files that have what it wants, so that the host's stay. A
+// Service's address is sent somewhere before it is translated, so there must be a
+// default route.
+var furniture = strings.TrimSpace(`
+for s in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
+  kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+  [ -e /proc/sys/${s%=*} ] || continue
+  mkdir -p /run/sysctl/$(dirname ${s%=*})
+  echo ${s#*=} >/run/sysctl/${s%=*}
+  mount --bind /run/sysctl/${s%=*} /proc/sys/${s%=*}
+done
+mkdir -p /etc/containerd /etc/kubernetes /etc/cni/net.d /opt/cni/bin
+cp -n /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback /opt/cni/bin/
+ip route replace default via $1
+`)
+
+// restrict_oom_score_adj: root of a machine may lack the right to lower scores.
+const containerdConfig = `version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "` + PauseImage + `"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+`
+
+const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+address: %s
+authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: %q}}
+authorization: {mode: Webhook}
+cgroupDriver: cgroupfs
+cgroupRoot: /
+clusterDomain: cluster.local
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+enforceNodeAllocatable: [pods]
+evictionHard: {memory.available: 100Mi, nodefs.available: 1%%, nodefs.inodesFree: 1%%, imagefs.available: 1%%}
+failCgroupV1: false
+failSwapOn: false
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+nodeStatusUpdateFrequency: 5s
+resolvConf: /etc/resolv.conf
+syncFrequency: 10s
+`
+
+const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: %s
+clusterCIDR: %s
+clientConnection: {kubeconfig: %q}
+hostnameOverride: %s
+conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+`

@@ -1,0 +1,147 @@
+// Command pod is what runs in the pods of tests.
+//
+//	pod serve [PORT]        answers HTTP with its name and the client's address, and
+//	                        echoes lines on the next port
+//	pod get URL             writes the answer, or fails within three seconds
+//	pod gap ADDR SECONDS    sends a line every 50 ms over one connection, and writes
+//	                        the longest time without an echo, in milliseconds
+//	pod pause               waits
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	args := append(os.Args[1:], "", "", "")
+	var err error
+	switch args[0] {
+	case "serve":
+		err = serve(args[1])
+	case "get":
+		err = get(args[1])
+	case "gap":
+		err = gap(args[1], args[2])
+	case "pause":
+		pause()
+	default:
+		err = fmt.Errorf("want serve, get, gap or pause, not %q", args[0])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "pod:", err)
+		os.Exit(1)
+	}
+}
+
+func serve(port string) error {
+	if port == "" {
+		port = "8080"
+	}
+	p, err := strconv.Atoi(port)
+	if err != nil {
+		return err
+	}
+	echoes, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(p+1)))
+	if err != nil {
+		return err
+	}
+	go echo(echoes)
+	name, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	go func() { // process 1 has no signal but those that it asks for
+		pause()
+		os.Exit(0)
+	}()
+	return http.ListenAndServe(":"+port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprintln(w, name, host)
+	}))
+}
+
+func echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			io.Copy(c, c)
+		}()
+	}
+}
+
+func get(url string) error {
+	c := http.Client{Timeout: 3 * time.Second}
+	r, err := c.Get(url)
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	_, err = io.Copy(os.Stdout, r.Body)
+	return err
+}
+
+func gap(addr, seconds string) error {
+	n, err := strconv.Atoi(seconds)
+	if err != nil {
+		return err
+	}
+	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	go func() {
+		for {
+			if _, err := fmt.Fprintln(c, "x"); err != nil {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
+	start := time.Now()
+	end, last, longest := start.Add(time.Duration(n)*time.Second), start, time.Duration(0)
+	lines := bufio.NewReader(c)
+	for time.Now().Before(end) {
+		if err := c.SetReadDeadline(end); err != nil {
+			return err
+		}
+		_, err := lines.ReadString('\n')
+		now := time.Now()
+		longest, last = max(longest, now.Sub(last)), now
+		if err != nil && now.Before(end) {
+			return err
+		}
+	}
+	fmt.Println(longest.Milliseconds())
+	return nil
+}
+
+// pause holds namespaces, and collects processes whose parents are gone.
+func pause() {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGCHLD)
+	for s := range signals {
+		if s != unix.SIGCHLD {
+			return
+		}
+		for {
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Cloud providers set this condition on a new Node, and keep pods off it until
+// whoever makes the network clears it.
+const (
+	upReason  = "WeftIsUp"
+	upMessage = "weft gives pods of this Node a network"
+)
+
+// mark clears the condition of this Node that there is no network.
+func (a *Agent) mark(ctx context.Context) error {
+	n, err := a.nodes.Get(a.Settings.NodeName)
+	if err != nil {
+		return err
+	}
+	if isUp(n) {
+		return nil
+	}
+	now := metav1.NewTime(time.Now())
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{{
+		Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse,
+		Reason: upReason, Message: upMessage, LastTransitionTime: now, LastHeartbeatTime: now,
+	}}}})
+	if err != nil {
+		return fmt.Errorf("write a condition: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	_, err = a.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	return err
+}
+
+func isUp(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeNetworkUnavailable {
+			return c.Status == corev1.ConditionFalse && c.Reason == upReason
+		}
+	}
+	return false
+}

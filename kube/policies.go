@@ -1,0 +1,106 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Policies enforces NetworkPolicies on this Node. Its methods but Run are called
+// one at a time, from when Run was called on, and do not wait for the kernel. An
+// object belongs to the callee and to others, and is only read.
+type Policies interface {
+	SetPod(*corev1.Pod)
+	DeletePod(namespace, name string)
+	SetNamespace(*corev1.Namespace)
+	DeleteNamespace(name string)
+	SetPolicy(*networkingv1.NetworkPolicy)
+	DeletePolicy(namespace, name string)
+	// Synced is called once, when all that there was has been told. What an
+	// earlier run left in force stays so until then.
+	Synced()
+	// Run enforces until ctx ends, and leaves in force what is then.
+	Run(ctx context.Context) error
+}
+
+// feed tells policies of everything that they are about.
+func feed(ctx context.Context, f informers.SharedInformerFactory, p Policies) error {
+	pods := f.Core().V1().Pods().Informer()
+	if err := pods.SetTransform(slim); err != nil {
+		return fmt.Errorf("watch Pods: %w", err)
+	}
+	events := make(chan func())
+	tell := func(event func()) {
+		select {
+		case events <- event:
+		case <-ctx.Done():
+		}
+	}
+	var synced []cache.InformerSynced
+	for _, w := range []struct {
+		informer cache.SharedIndexInformer
+		set      func(any)
+		remove   func(namespace, name string)
+	}{
+		{f.Core().V1().Namespaces().Informer(), func(o any) { p.SetNamespace(o.(*corev1.Namespace)) }, func(_, name string) { p.DeleteNamespace(name) }},
+		{pods, func(o any) { p.SetPod(o.(*corev1.Pod)) }, p.DeletePod},
+		{f.Networking().V1().NetworkPolicies().Informer(), func(o any) { p.SetPolicy(o.(*networkingv1.NetworkPolicy)) }, p.DeletePolicy},
+	} {
+		r, err := w.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { tell(func() { w.set(o) }) },
+			UpdateFunc: func(_, o any) { tell(func() { w.set(o) }) },
+			DeleteFunc: func(o any) {
+				if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
+					namespace, name, _ := cache.SplitMetaNamespaceKey(key) // it was made from the two
+					tell(func() { w.remove(namespace, name) })
+				}
+			},
+		})
+		if err != nil {
+			return fmt.Errorf("watch objects for policies: %w", err)
+		}
+		synced = append(synced, r.HasSynced)
+	}
+	f.Start(ctx.Done())
+	go func() {
+		if cache.WaitForCacheSync(ctx.Done(), synced...) {
+			tell(p.Synced)
+		}
+	}()
+	for {
+		select {
+		case event := <-events:
+			event()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// slim drops of a Pod what no policy looks at, as there may be many.
+func slim(o any) (any, error) {
+	pod, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	few := &corev1.Pod{Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs}}
+	few.Name, few.Namespace, few.UID, few.ResourceVersion = pod.Name, pod.Namespace, pod.UID, pod.ResourceVersion
+	few.Labels, few.DeletionTimestamp, few.CreationTimestamp = pod.Labels, pod.DeletionTimestamp, pod.CreationTimestamp
+	few.Spec.NodeName, few.Spec.HostNetwork = pod.Spec.NodeName, pod.Spec.HostNetwork
+	few.Spec.Containers, few.Spec.InitContainers = ports(pod.Spec.Containers), ports(pod.Spec.InitContainers)
+	return few, nil
+}
+
+// ports keeps of containers their named ports.
+func ports(containers []corev1.Container) (with []corev1.Container) {
+	for _, c := range containers {
+		if len(c.Ports) > 0 {
+			with = append(with, corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy})
+		}
+	}
+	return with
+}

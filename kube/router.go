@@ -1,0 +1,20 @@
+package kube
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+// Router is the router of this Node. *api.Client is one.
+type Router interface {
+	Ready(ctx context.Context) (api.Ready, error)
+	Report(ctx context.Context) (*api.Report, error)
+	Prime(ctx context.Context) error
+	Expose(ctx context.Context, r api.ExposeRequest) ([]netip.Prefix, error)
+	Connect(ctx context.Context, r api.PeersRequest) error
+	RemovePeers(ctx context.Context, r api.PeersRequest) ([]api.Removed, error)
+}
+
+var _ Router = (*api.Client)(nil)

@@ -1,0 +1,137 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// The steps by which an agent brings its Node in line; each does nothing where
+// there is nothing to do.
+
+func (a *Agent) allNodes() ([]*corev1.Node, error) { return a.nodes.List(labels.Everything()) }
+
+// connect has the router's targets be the Nodes' addresses.
+func (a *Agent) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	if r, err := a.Router.Ready(ctx); err != nil || !r.Ready {
+		a.told = nil
+		if err == nil || errors.Is(err, api.ErrNotRunning) {
+			err = errors.New("the router is starting")
+		}
+		return err
+	}
+	if a.Settings.Peers != nil {
+		return nil
+	}
+	nodes, err := a.allNodes()
+	if err != nil {
+		return err
+	}
+	want := Targets(a.Settings.NodeName, nodes)
+	if a.told != nil && slices.Equal(a.told, want) {
+		return nil
+	}
+	if err := a.Router.Connect(ctx, api.PeersRequest{Peers: want, Replace: true}); err != nil {
+		return err
+	}
+	a.told = append([]string{}, want...)
+	return nil
+}
+
+// enrol writes this Node's line into the ConfigMap.
+func (a *Agent) enrol(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	self, err := a.self(ctx)
+	if err != nil {
+		return err
+	}
+	if a.Recorded != nil {
+		if err := a.Recorded(self.node.uid); err != nil {
+			return err
+		}
+	}
+	m, err := a.members.Get(configMapName)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err == nil && m.Data[self.key()] == self.value() {
+		return nil
+	}
+	return a.patchMembers(ctx, map[string]any{"data": map[string]string{self.key(): self.value()}})
+}
+
+// self is this Node's line.
+func (a *Agent) self(ctx context.Context) (member, error) {
+	n, err := a.nodes.Get(a.Settings.NodeName)
+	if err != nil {
+		return member{}, err
+	}
+	r, err := a.Router.Ready(ctx)
+	if err != nil {
+		return member{}, err
+	}
+	p, err := peer.ParseName(r.Name)
+	return member{p, idOf(n)}, err
+}
+
+// prime waits until the router can give addresses, and gives the Node some.
+func (a *Agent) prime(ctx context.Context) error {
+	if a.exposed {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	if err := a.Router.Prime(ctx); err != nil {
+		return errors.Join(err, a.whyNoAddresses())
+	}
+	r, err := a.Router.Report(ctx)
+	if err != nil {
+		return err
+	}
+	var want []api.Address
+	for _, u := range []*api.IPAM{r.IPAM, r.IPAM6} {
+		if u != nil {
+			want = append(want, api.Address{Kind: api.FromSubnet, Prefix: u.DefaultSubnet})
+		}
+	}
+	if len(want) == 0 {
+		return errors.New("the router has no range of addresses; see IPALLOC_RANGE")
+	}
+	if _, err := a.Router.Expose(ctx, api.ExposeRequest{Addresses: want}); err != nil {
+		return err
+	}
+	a.exposed = true
+	return nil
+}
+
+// whyNoAddresses returns what the router waits for, nil if it does not say.
+func (a *Agent) whyNoAddresses() error {
+	ctx, cancel := context.WithTimeout(context.Background(), callPatience)
+	defer cancel()
+	r, err := a.Router.Report(ctx)
+	if err != nil || r.IPAM == nil {
+		return err
+	}
+	return errors.New(r.IPAM.Status)
+}
+
+func (a *Agent) install(context.Context) error {
+	if a.Plugin == nil {
+		return nil
+	}
+	wrote, err := a.Plugin.Install()
+	if wrote {
+		a.Log.Info("the CNI plugin and its configuration are installed", "plugins", a.Plugin.BinDir, "configuration", a.Plugin.ConfDir)
+	}
+	return err
+}

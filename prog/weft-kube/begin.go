@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/weft-net/weft/cmd/daemon"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/kube"
+)
+
+const (
+	// apiPatience is how long a node that has been in the mesh waits for the API
+	// server before it goes on without.
+	apiPatience = 30 * time.Second
+	retryEvery  = 2 * time.Second
+)
+
+// state is what a node remembers in the router's folder: which Node it was.
+type state struct{ dir string }
+
+func (s state) file() string { return filepath.Join(s.dir, "node-uid") }
+
+// last returns the UID of the last run's Node, "" if there was none.
+func (s state) last() (string, error) {
+	b, err := os.ReadFile(s.file())
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(b)), err
+}
+
+// record notes the UID of this Node.
+func (s state) record(uid string) error {
+	if have, err := s.last(); err == nil && have == uid {
+		return nil
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("note which Node this is: %w", err)
+	}
+	if err := os.WriteFile(s.file()+".new", []byte(uid+"\n"), 0o600); err != nil {
+		return fmt.Errorf("note which Node this is: %w", err)
+	}
+	return os.Rename(s.file()+".new", s.file())
+}
+
+// begin looks up all Nodes. If this one is not the Node it was, the others have
+// taken its addresses over, or are about to: it starts anew. A node that was in
+// the mesh goes on without Nodes if the API server does not answer.
+func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node state, log *slog.Logger) ([]*corev1.Node, error) {
+	last, err := node.last()
+	if err != nil {
+		return nil, fmt.Errorf("read which Node this was: %w", err)
+	}
+	for start := time.Now(); ; {
+		nodes, self, err := list(ctx, client, s.NodeName)
+		if err == nil {
+			if last != "" && last != self {
+				log.Info("this Node was deleted and made again since the last run: starting anew", "node", s.NodeName)
+				c := &daemon.Config{Bridge: netdev.BridgeName, StateDir: api.DefaultStateDir, Socket: api.DefaultSocket}
+				if err := daemon.Erase(c); err != nil {
+					return nil, err
+				}
+			}
+			return nodes, node.record(self)
+		}
+		if last != "" && time.Since(start) > apiPatience {
+			log.Warn("the Nodes are not known; going on with the peers of the last run", "err", err)
+			return nil, nil
+		}
+		log.Warn("the Nodes are not known yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(retryEvery):
+		}
+	}
+}
+
+// list returns all Nodes and the UID of this one.
+func list(ctx context.Context, client kubernetes.Interface, name string) (nodes []*corev1.Node, self string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	l, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, "", err
+	}
+	for i := range l.Items {
+		nodes = append(nodes, &l.Items[i])
+		if l.Items[i].Name == name {
+			self = string(l.Items[i].UID)
+		}
+	}
+	if self == "" {
+		return nil, "", fmt.Errorf("there is no Node %s", name)
+	}
+	return nodes, self, nil
+}
+
+// hostSysctls is where the manifest mounts the node's /proc/sys/net.
+const hostSysctls = "/host/proc/sys"
+
+// prepare sets what of the kernel Services need: bridged packets are shown to
+// netfilter, so that those of a Service are translated back.
+func prepare(log *slog.Logger) {
+	if _, err := os.Stat(hostSysctls); err == nil {
+		netdev.SetSysctlRoot(hostSysctls)
+	}
+	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+		if err := netdev.SetSysctl("1", "net", "bridge", key); err != nil {
+			log.Warn("answers of Services on the same network may get lost; load the module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
+		}
+	}
+	// Docker's names and containers are not looked for on a Kubernetes node.
+	os.Setenv("WEFT_DOCKER_API", "")
+}

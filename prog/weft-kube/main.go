@@ -1,0 +1,123 @@
+// Command weft-kube is weft on a Kubernetes node: the router, and beside it the
+// agent that follows the API server. Called weft it is that program, for the
+// commands that ask the router.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/weft-net/weft/cmd"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/version"
+	"github.com/weft-net/weft/kube"
+)
+
+func main() {
+	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == "weft" {
+		os.Exit(cmd.Main(args, os.Stdout, os.Stderr))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	run := agent
+	switch {
+	case len(args) == 0:
+	case len(args) == 1 && args[0] == "uninstall":
+		run = uninstall
+	default:
+		fmt.Fprintf(os.Stderr, "weft-kube: arguments %q: want none, to be weft on this node, or uninstall\n", args)
+		os.Exit(2)
+	}
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "weft-kube:", err)
+		os.Exit(1)
+	}
+}
+
+// plugin is where the image has the CNI plugin, and where the manifest mounts the
+// folders of the node.
+func plugin(hairpin bool) *kube.Plugin {
+	return &kube.Plugin{
+		Program: "/opt/weft/weft-cni", BinDir: "/host/opt/cni/bin", ConfDir: "/host/etc/cni/net.d", Hairpin: hairpin,
+	}
+}
+
+// agent is weft on a node, until ctx ends.
+func agent(ctx context.Context) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log.Info("weft on Kubernetes", "version", version.String())
+	s, err := kube.ReadSettings(os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	client, err := connect()
+	if err != nil {
+		return err
+	}
+	node := state{dir: api.DefaultStateDir}
+	nodes, err := begin(ctx, s, client, node, log)
+	if err != nil {
+		return err
+	}
+	prepare(log)
+	a := &kube.Agent{
+		Settings: s, Client: client, Router: api.NewClient(api.DefaultSocket), Plugin: plugin(s.Hairpin), Log: log,
+		Health: s.HealthAddr(), Recorded: node.record,
+	}
+	if s.Policies {
+		metrics := prometheus.NewRegistry()
+		if a.Policies, err = newEnforcer(s, metrics, log); err != nil {
+			return err
+		}
+		a.Metrics = promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})
+	}
+	return together(ctx, a, s.LaunchArgs(len(nodes), kube.Targets(s.NodeName, nodes)))
+}
+
+// together runs the router and the agent; when one ends, so does the other.
+func together(ctx context.Context, a *kube.Agent, launch []string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan int, 1)
+	go func() {
+		ended <- cmd.Main(launch, os.Stdout, os.Stderr)
+		cancel()
+	}()
+	err := a.Run(ctx)
+	if ctx.Err() == nil { // the router does not know yet
+		_ = unix.Kill(unix.Getpid(), unix.SIGTERM) // to oneself it can not fail
+	}
+	if code := <-ended; code != 0 {
+		err = errors.Join(err, fmt.Errorf("the router ended with exit code %d; it has said why", code))
+	}
+	return err
+}
+
+// connect makes a client of the API server: the pod's own, or that of KUBECONFIG.
+func connect() (kubernetes.Interface, error) {
+	var config *rest.Config
+	var err error
+	if file := os.Getenv("KUBECONFIG"); file != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", file)
+	} else {
+		config, err = rest.InClusterConfig()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	config.UserAgent = "weft-kube/" + version.String()
+	return kubernetes.NewForConfig(config)
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"text/template"
+
+	appsv1 "k8s.io/api/apps/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// render renders the chart as Helm does. It has only those of Helm's functions
+// that the chart uses, and fails on any other.
+func render(t *testing.T, namespace string, change func(values map[string]any)) string {
+	t.Helper()
+	b, err := os.ReadFile("chart/values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(b, &values); err != nil {
+		t.Fatal(err)
+	}
+	if change != nil {
+		change(values)
+	}
+	text, err := os.ReadFile("chart/templates/weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl, err := template.New("weft.yaml").Option("missingkey=error").Funcs(template.FuncMap{
+		"quote": func(v any) string { return fmt.Sprintf("%q", fmt.Sprint(v)) },
+	}).Parse(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := tmpl.Execute(&out, map[string]any{"Values": values, "Release": map[string]any{"Namespace": namespace}}); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func TestChartRendersTheManifest(t *testing.T) {
+	want, err := os.ReadFile("weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := render(t, "kube-system", nil); got != string(want) {
+		t.Errorf("the chart does not render weft.yaml but\n%s", got)
+	}
+}
+
+func TestChartTakesSettings(t *testing.T) {
+	out := render(t, "weft", func(values map[string]any) {
+		values["settings"] = map[string]any{"IPALLOC_RANGE": "10.40.0.0/16", "CONN_LIMIT": 50}
+	})
+	if strings.Contains(out, "kube-system") {
+		t.Errorf("another namespace is not taken:\n%s", out)
+	}
+	env := make(map[string]string)
+	for _, e := range daemonSet(t, out).Spec.Template.Spec.Containers[0].Env {
+		env[e.Name] = e.Value
+	}
+	if env["IPALLOC_RANGE"] != "10.40.0.0/16" || env["CONN_LIMIT"] != "50" {
+		t.Errorf("environment is %v", env)
+	}
+}
+
+// daemonSet returns the DaemonSet of a manifest.
+func daemonSet(t *testing.T, manifest string) *appsv1.DaemonSet {
+	t.Helper()
+	for doc := range strings.SplitSeq(manifest, "\n---\n") {
+		var d appsv1.DaemonSet
+		if err := yaml.UnmarshalStrict([]byte(doc), &d); err == nil && d.Kind == "DaemonSet" {
+			return &d
+		}
+	}
+	t.Fatal("there is no DaemonSet")
+	return nil
+}
+
+// No container has all rights, and each gives up what it does not name.
+func TestNobodyIsPrivileged(t *testing.T) {
+	for _, file := range []string{"weft.yaml", "uninstall.yaml"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := daemonSet(t, string(b)).Spec.Template.Spec
+		if len(spec.InitContainers) > 0 || spec.HostPID || spec.HostIPC {
+			t.Errorf("%s asks for more of the host than its network", file)
+		}
+		for _, c := range spec.Containers {
+			s := c.SecurityContext
+			if s == nil || s.Privileged != nil || s.Capabilities == nil || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL" {
+				t.Errorf("%s: container %s has more rights than it names", file, c.Name)
+			}
+		}
+	}
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/kube"
+	"github.com/weft-net/weft/policy"
+)
+
+// enforcer is the engine of NetworkPolicies, with a socket for `weft policy`.
+type enforcer struct{ *policy.Engine }
+
+func newEnforcer(s *kube.Settings, metrics prometheus.Registerer, log *slog.Logger) (enforcer, error) {
+	c := policy.Config{Node: s.NodeName, Log: log, Metrics: metrics}
+	if _, err := os.Stat(hostSysctls); err == nil {
+		c.Sysctls = hostSysctls
+	}
+	e, err := policy.New(c)
+	return enforcer{e}, err
+}
+
+// Run enforces until ctx ends, and leaves in force what is then.
+func (e enforcer) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return e.Engine.Run(ctx) })
+	g.Go(func() error { return e.Serve(ctx, api.DefaultPolicySocket) })
+	return errors.Join(g.Wait(), e.Close())
+}
