@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
@@ -60,7 +61,9 @@ func newCNIHost(t *testing.T, lab *testbed.Lab, host int, version string, conf m
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &cniHost{t, lab, host, libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), nil), list}
+	// Without one libcni makes it when it is first used, and not for many at once.
+	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
+	return &cniHost{t, lab, host, libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), exec), list}
 }
 
 // pod makes a namespace.

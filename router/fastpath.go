@@ -154,9 +154,11 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		err = fmt.Errorf("keep containers from UDP %d: %w", f.cfg.Port, err)
 		f.why = err.Error()
 		r.log.Warn("no fast datapath", "err", err)
-		err := fastdp.Remove(o)
+		if err := fastdp.Remove(o); err != nil {
+			return f, err
+		}
 		r.removeTunnel(f)
-		return f, err
+		return f, nil
 	}
 	if f.cfg.NoExpress {
 		f.noExpress = "switched off by --no-express"
@@ -167,7 +169,6 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	if err != nil {
 		f.dp, f.why = nil, err.Error()
 		r.log.Warn("no fast datapath", "err", err)
-		r.removeTunnel(f)
 		return f, nil
 	}
 	if err := f.dp.Fast(); err != nil {

@@ -225,6 +225,7 @@ func (d *Device) Peers() map[netip.Addr]Peer { return maps.Clone(d.peers) }
 
 // SetSelf makes addr the only address of this host inside.
 func (d *Device) SetSelf(addr netip.Addr) error {
+	d.self = addr // Mend tries again
 	old, err := d.h.AddrList(d.link, netlink.FAMILY_V4)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", d.cfg.Name, err)
@@ -240,7 +241,6 @@ func (d *Device) SetSelf(addr netip.Addr) error {
 			}
 		}
 	}
-	d.self = addr
 	return nil
 }
 
