@@ -21,6 +21,7 @@ import (
 	"github.com/weft-net/weft/cmd/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/router/fast"
 )
 
 // verdict is how bad a finding is.
@@ -209,7 +210,7 @@ func tryNftables() error {
 }
 
 func tryGuard() error {
-	_, err := netdev.Guard(6784)
+	_, err := netdev.Guard(6784, fast.TunnelPrefix)
 	return err
 }
 

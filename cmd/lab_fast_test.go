@@ -330,6 +330,41 @@ func TestFastDatapathOutlivesTheRouter(t *testing.T) {
 	s.whole(t)
 }
 
+// Others remove the device, as a network manager may that does not know it.
+func TestFastDatapathComesBackWithItsDevice(t *testing.T) {
+	t.Parallel()
+	lab, s, _, _ := upFast(t)
+	device := func(f func(netlink.Link) error) {
+		t.Helper()
+		err := netdev.Do(lab.Netns(at(1, "")), func() error {
+			l, err := netlink.LinkByName(netdev.VXLANName)
+			if err != nil {
+				return err
+			}
+			return f(l)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var old int
+	device(func(l netlink.Link) error { old = l.Attrs().Index; return netlink.LinkDel(l) })
+	eventually(t, "the device is there again", func() bool {
+		is := 0
+		_ = netdev.Do(lab.Netns(at(1, "")), func() error {
+			l, err := netlink.LinkByName(netdev.VXLANName)
+			if err == nil {
+				is = l.Attrs().Index
+			}
+			return err
+		})
+		return is != 0 && is != old
+	})
+	fastBetween(t, lab, 1, 2)
+	s.flows(t)
+	s.whole(t)
+}
+
 // Issue 4, item 3: who has no link can not get a frame in.
 func TestFastDatapathRefusesStrangers(t *testing.T) {
 	t.Parallel()

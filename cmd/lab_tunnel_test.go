@@ -78,8 +78,20 @@ func TestTunnelCarriesWhatIsNotTrusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the link falls back", func() bool { return link(t, lab, 1, "h2").Kind == "sleeve" })
+	// The router makes another, with another key.
+	fastBetween(t, lab, 1, 2)
+	tx := carried(t, lab, 1, "h2").TxPackets
+	eventually(t, "the stream goes by the kernel again", func() bool { s.flows(t); return carried(t, lab, 1, "h2").TxPackets > tx+10 })
+	// Nor does anything when a router that uses no fast datapath takes this over.
+	if err := lab.Kill(1); err != nil {
+		t.Fatal(err)
+	}
+	launch(t, lab, 1, "--no-fastdp", testbed.Addr4(2).String())
+	converge(t, lab)
 	s.flows(t)
+	if err := netdev.Do(lab.Netns(at(1, "")), func() error { _, err := netlink.LinkByName(netdev.TunnelName); return err }); err == nil {
+		t.Error("the tunnel of an earlier router is left")
+	}
 	s.whole(t)
 	checkSealed(t, lab, wait, a, b)
 }

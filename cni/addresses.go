@@ -22,8 +22,30 @@ import (
 // IPAMName is what the plugin is called to give addresses only.
 const IPAMName = "weft-ipam"
 
-// allocate gets addresses, and what else their giver says: gateways, routes, DNS.
+// allocate gets addresses, and what else their giver says: gateways, routes, DNS. On
+// error it has given back what it got.
 func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Result, error) {
+	r, err := c.ask(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.complete(ctx, r); err != nil {
+		return nil, errors.Join(err, undo(c.free, args))
+	}
+	return r, nil
+}
+
+// complete refuses a result that can not be used, and adds what the router does not
+// say.
+func (c *conf) complete(ctx context.Context, r *current.Result) error {
+	if !c.own() {
+		return whole(r)
+	}
+	return c.route(ctx, r)
+}
+
+// ask gets the addresses.
+func (c *conf) ask(ctx context.Context, args *skel.CmdArgs) (*current.Result, error) {
 	if !c.own() {
 		given, err := invoke.DelegateAdd(ctx, c.IPAM.Type, c.raw, nil)
 		if err != nil {
@@ -33,7 +55,7 @@ func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Resul
 		if err != nil {
 			return nil, fmt.Errorf("get addresses by plugin %s: read its result: %w", c.IPAM.Type, err)
 		}
-		return r, whole(r)
+		return r, nil
 	}
 	reply, err := c.client().Lease(ctx, api.LeaseRequest{Owner: c.ownerOf(args), Addresses: c.wanted})
 	if err != nil {
@@ -43,7 +65,7 @@ func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Resul
 	for _, p := range reply.Addresses {
 		r.IPs = append(r.IPs, &current.IPConfig{Address: ipNet(p)})
 	}
-	return r, c.route(ctx, r)
+	return r, nil
 }
 
 // route fills in gateways and routes: those of the configuration, or a default

@@ -67,7 +67,7 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.undo(args))
+			err = errors.Join(err, undo(c.del, args))
 		}
 	}()
 	if err := c.plug(args, r); err != nil {
@@ -149,11 +149,11 @@ func (c *conf) after(r *current.Result) *current.Result {
 	return all
 }
 
-// undo takes away what a failed add may have made.
-func (c *conf) undo(args *skel.CmdArgs) error {
+// undo takes away what a failed add may have made, when the time of add may be up.
+func undo(by func(context.Context, *skel.CmdArgs) error, args *skel.CmdArgs) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return c.del(ctx, args)
+	return by(ctx, args)
 }
 
 // del takes a container off the bridge. What is not there is gone already.

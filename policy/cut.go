@@ -29,6 +29,9 @@ type cutter struct {
 // rules let pass may become a connection just after the first look.
 const cutAgainAfter = time.Second
 
+// cutsTold is how many cut connections are told one by one.
+const cutsTold = 20
+
 func newCutter(e *Engine) *cutter { return &cutter{e, make(chan struct{}, 1)} }
 
 // request has connections looked at soon.
@@ -78,6 +81,7 @@ func (c *cutter) cut(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	done := 0
 	var errs []error
 	// In parts, so that the engine is not kept from its other work for long.
 	for part := range slices.Chunk(flows, 1000) {
@@ -87,14 +91,19 @@ func (c *cutter) cut(ctx context.Context) error {
 			return err
 		}
 		for _, f := range doomed {
+			flow := judged(f)
 			if err := conn.Delete(f); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("cut connection %s to %s: %w", f.TupleOrig.IP.SourceAddress, f.TupleReply.IP.SourceAddress, err))
+				errs = append(errs, fmt.Errorf("cut connection %s to %s: %w", flow.Src, endpoint(flow.Dst, flow.Port), err))
 				continue
 			}
-			to := netip.AddrPortFrom(f.TupleReply.IP.SourceAddress, f.TupleReply.Proto.SourcePort)
-			c.engine.log.Info("connection cut, as policies do not allow it any more",
-				"src", f.TupleOrig.IP.SourceAddress, "dst", to, "protocol", model.Protocol(f.TupleOrig.Proto.Protocol))
+			if done++; done <= cutsTold {
+				c.engine.log.Info("connection cut, as policies do not allow it any more",
+					"src", endpoint(flow.Src, f.TupleOrig.Proto.SourcePort), "dst", endpoint(flow.Dst, flow.Port), "protocol", flow.Protocol)
+			}
 		}
+	}
+	if done > cutsTold {
+		c.engine.log.Info("more connections cut, as policies do not allow them any more", "connections", done-cutsTold)
 	}
 	return errors.Join(errs...)
 }

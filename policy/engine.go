@@ -253,12 +253,13 @@ func (e *Engine) takeIn(look bool) {
 		}
 	}
 	for key, pod := range p.pods {
+		look = look || e.compiler.Cluster().Local(pod)
 		e.compiler.SetPod(key, pod)
 	}
 	for key, policy := range p.policies {
 		e.compiler.SetPolicy(key, policy)
 	}
-	if look || len(p.pods) > 0 {
+	if look {
 		e.findPorts()
 	}
 }

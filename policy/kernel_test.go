@@ -310,7 +310,7 @@ func (w *wire) check(t *testing.T, c *model.Cluster, p probe, pods, step int) {
 		return j.Allowed() || !c.Local(j.Pod)
 	}
 	if p.Src.IsLinkLocalUnicast() {
-		p.Sender = policytest.Receiver(c, w.endOf(p.Src, pods))
+		p.Sender = policytest.AddrOf(c, w.endOf(p.Src, pods))
 	}
 	out := passes(p.Flow, model.Egress)
 	many := policytest.ToMany(p.Dst)
@@ -320,7 +320,7 @@ func (w *wire) check(t *testing.T, c *model.Cluster, p probe, pods, step int) {
 		}
 		f := p.Flow
 		if i < pods && (many || f.Dst.IsLinkLocalUnicast()) {
-			f.Receiver = policytest.Receiver(c, i)
+			f.Receiver = policytest.AddrOf(c, i)
 		}
 		if got, want := w.ends[i].got[p.id], out && passes(f, model.Ingress); got != want {
 			t.Errorf("step %d: %+v at end %d: passed %v, the model says %v", step, f, i, got, want)

@@ -1,9 +1,12 @@
 package router
 
 import (
+	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
 )
 
@@ -22,4 +25,17 @@ func TestContainersCanNotSendTags(t *testing.T) {
 		}
 		n.fast = nil
 	})
+}
+
+// What an earlier router left and nobody confirms is looked at again when its time
+// is over, although nothing else happens.
+func TestAdoptedEntriesHaveATerm(t *testing.T) {
+	f := &fastpath{began: time.Unix(100, 0)}
+	if next := f.next(); !next.IsZero() {
+		t.Errorf("without any: %v", next)
+	}
+	f.adopted.Remotes = map[netip.Addr]fast.Remote{netip.MustParseAddr("192.0.2.2"): {Peer: 2}}
+	if next := f.next(); next != f.began.Add(adoptStay) {
+		t.Errorf("due at %v", next)
+	}
 }

@@ -136,6 +136,9 @@ func (r *Router) showFast(l *fastLink, now time.Time) {
 	}
 	f := r.fast
 	show := fastStatus{up: l.Up(), sealed: l.Sealed(), reason: l.Reason(now), rtt: l.RTT()}
+	if l.clash && l.Sealed() && !show.up {
+		show.reason = "the peer says it has the tunnel key of another peer"
+	}
 	if show.up {
 		show.mtu = r.cfg.MTU
 		show.reason = f.whyNotExpress(l)
@@ -209,6 +212,9 @@ func (r *Router) planFast() {
 	add := func(l *fastLink) {
 		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Remote()) || f.cfg.Off || f.why != "" {
 			return
+		}
+		if l.Sealed() && (l.clash || l.hop.Ifindex != f.tunnel.Index() || !r.hasID(l)) {
+			return // it would leave in clear, or to another
 		}
 		hops[l.peer] = fast.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
@@ -300,7 +306,7 @@ func (r *Router) attachUnderlays(want map[int]bool) {
 }
 
 // adopt reads what an earlier process left in the kernel. What may not be sent in
-// clear any more ends at once.
+// clear any more ends at once, and so does what may not be taken in clear.
 func (f *fastpath) adopt() error {
 	f.have = fast.Tables{Peers: make(map[uint16]fast.Peer), Remotes: make(map[netip.Addr]fast.Remote)}
 	var refused []uint16
@@ -324,10 +330,18 @@ func (f *fastpath) adopt() error {
 	if err != nil {
 		return err
 	}
+	var strangers []netip.Addr
 	err = f.dp.Remotes(func(a netip.Addr, e fastdp.Remote) bool {
-		f.have.Remotes[a] = fast.Remote{Peer: e.Peer, Local: fastdp.ToAddr(e.Local)}
+		if f.cfg.Off || !f.allowed(a) {
+			strangers = append(strangers, a)
+		} else {
+			f.have.Remotes[a] = fast.Remote{Peer: e.Peer, Local: fastdp.ToAddr(e.Local)}
+		}
 		return true
 	})
+	for _, a := range strangers {
+		err = errors.Join(err, f.dp.DeleteRemote(a))
+	}
 	for _, i := range f.dp.Underlays() {
 		f.underlays[i] = true
 	}

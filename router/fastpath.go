@@ -50,8 +50,7 @@ type fastpath struct {
 	dp        *fastdp.Datapath  // nil: the kernel refused, why says what
 	why       string            // there is no fast datapath
 	noExpress string            // no frame may pass by the bridge, whatever judged says
-	tunnel    *wireguard.Device // nil: there is none, noTunnel says why
-	noTunnel  string
+	tunnel    *wireguard.Device // nil: there is none
 	watch     *netdev.Watch
 	tap       tap.Writer
 	echoes    chan echo         // from lanes
@@ -61,19 +60,21 @@ type fastpath struct {
 	links map[peer.Name]*fastLink
 	// away are links whose sessions ended while their kernels still echoed: the
 	// peer's router is being restarted, and what goes by the kernel goes on.
-	away       map[peer.Name]*fastLink
-	adopted    fast.Tables          // what was there at the start and is not confirmed yet
-	have       fast.Tables          // in the kernel
-	names      map[uint16]peer.Name // by short id, as in the kernel
-	self       uint16               // own short id
-	veths      map[ethernet.MAC]int // of stations of this host, by the host's end
-	containers map[int]bool         // whose veths have a program
-	underlays  map[int]bool         // likewise
-	wrongSums  map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
-	judged     string               // why express is off, "" if it is not
-	began      time.Time
-	dirty      bool // tables are to be planned anew
-	resync     bool // stations are to be compared with the kernel's
+	away        map[peer.Name]*fastLink
+	adopted     fast.Tables          // what was there at the start and is not confirmed yet
+	have        fast.Tables          // in the kernel
+	names       map[uint16]peer.Name // by short id, as in the kernel
+	self        uint16               // own short id
+	veths       map[ethernet.MAC]int // of stations of this host, by the host's end
+	containers  map[int]bool         // whose veths have a program
+	underlays   map[int]bool         // likewise
+	wrongSums   map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
+	judged      string               // why express is off, "" if it is not
+	noTunnel    string               // why there is no tunnel that works, "" if there is one or none is wanted
+	tunnelFault string               // what its neighbours could not be made, as it was logged last
+	began       time.Time
+	dirty       bool // tables are to be planned anew
+	resync      bool // stations are to be compared with the kernel's
 
 	// Guards closed. Whoever is not the control goroutine holds it while it reads
 	// from dp.
@@ -94,6 +95,7 @@ type fastLink struct {
 	id     uint16   // short id of the peer when it was last known
 	hop    netdev.Hop
 	tunnel wireguard.Peer // what the tunnel is to have for it when it was last looked; zero for nothing
+	clash  bool           // it says it has the tunnel key of another
 	gone   time.Time      // when the session ended; zero while it lives
 }
 
@@ -141,17 +143,20 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 			f.close()
 			return nil, err
 		}
-		if _, err := watch.Guard(0); err != nil {
+		r.removeTunnel(f)
+		if _, err := watch.Guard(0, netip.Prefix{}); err != nil {
 			r.log.Warn("rules for a fast datapath that is not there", "err", err)
 		}
 		return f, nil
 	}
-	if _, err := watch.Guard(uint16(f.cfg.Port)); err != nil {
+	if _, err := f.guard(); err != nil {
 		// Containers could send frames as this host.
 		err = fmt.Errorf("keep containers from UDP %d: %w", f.cfg.Port, err)
 		f.why = err.Error()
 		r.log.Warn("no fast datapath", "err", err)
-		return f, fastdp.Remove(o)
+		err := fastdp.Remove(o)
+		r.removeTunnel(f)
+		return f, err
 	}
 	if f.cfg.NoExpress {
 		f.noExpress = "switched off by --no-express"
@@ -162,6 +167,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	if err != nil {
 		f.dp, f.why = nil, err.Error()
 		r.log.Warn("no fast datapath", "err", err)
+		r.removeTunnel(f)
 		return f, nil
 	}
 	if err := f.dp.Fast(); err != nil {
@@ -176,6 +182,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		f.close()
 		return nil, fmt.Errorf("take over the fast datapath of an earlier router: %w", err)
 	}
+	r.removeTunnel(f)
 	return f, nil
 }
 
@@ -229,12 +236,12 @@ func (f *fastpath) offer(a netip.Addr) fast.Offer {
 		return refuse(wire.FastOff, "switched off by --no-fastdp")
 	case f.why != "":
 		return refuse(wire.FastNoKernel, f.why)
-	case f.tunnel == nil && !f.trusts(a):
+	case !f.sealing() && !f.trusts(a):
 		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, %s, and %s is in none of --trusted-subnets", f.noTunnel, a))
 	case f.self == 0:
 		return refuse(wire.FastNoID, "there are more peers than short ids, or one is being chosen")
 	}
-	if f.tunnel != nil {
+	if f.sealing() {
 		o.Tunnel = wire.Tunnel{Port: uint16(f.cfg.TunnelPort), Key: f.tunnel.Key()}
 	}
 	if !f.trusts(a) {
@@ -277,15 +284,29 @@ func (r *Router) watchRules(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		switch again, err := f.watch.Guard(uint16(f.cfg.Port)); {
+		switch again, err := f.guard(); {
 		case err != nil:
 			r.log.Warn("guard the fast datapath's port", "port", f.cfg.Port, "err", err)
 		case again:
 			r.log.Warn("others removed the rules that guard the fast datapath's port", "port", f.cfg.Port)
 		}
 		judged := f.watch.Judged()
-		r.do(func() { r.setJudged(judged) })
+		r.do(func() {
+			r.setJudged(judged)
+			if f.noTunnel != "" {
+				r.mendTunnel() // it may be possible now
+			}
+		})
 	}
+}
+
+// guard writes the rules that guard the port, if they are not there.
+func (f *fastpath) guard() (again bool, err error) {
+	var sealed netip.Prefix
+	if f.tunnel != nil {
+		sealed = fast.TunnelPrefix
+	}
+	return f.watch.Guard(uint16(f.cfg.Port), sealed)
 }
 
 // setJudged takes in what judges bridged frames, "" if nothing does.
@@ -301,9 +322,28 @@ func (r *Router) setJudged(judged string) {
 	}
 }
 
+// mendFast brings back what others removed of the kernel's part.
+func (r *Router) mendFast() {
+	f := r.fast
+	mended, err := f.dp.Mend()
+	switch {
+	case err != nil:
+		r.log.Warn("others changed the fast datapath", "err", err)
+	case mended:
+		r.log.Warn("others changed the fast datapath, it is as it was again", "interface", netdev.VXLANName)
+		if len(f.wrongSums) > 0 {
+			if err := f.dp.SumInSoftware(true); err != nil {
+				r.log.Warn("make checksums in software", "err", err)
+			}
+		}
+	}
+}
+
 // refreshFast looks at interfaces and routes again.
 func (r *Router) refreshFast() {
 	f := r.fast
+	r.mendFast()
+	r.mendTunnel()
 	ports, err := f.watch.Containers(r.cfg.Bridge, netdev.PortName)
 	if err != nil {
 		r.log.Warn("containers' interfaces", "err", err)
@@ -379,6 +419,9 @@ func (r *Router) tickFast(now time.Time) {
 			}
 		}
 	}
+	if len(f.adopted.Peers)+len(f.adopted.Remotes) > 0 && now.Sub(f.began) >= adoptStay {
+		f.dirty = true // what nobody has confirmed goes, also where nothing else happens
+	}
 	if f.missed.Swap(false) {
 		f.resync = true
 	}
@@ -393,6 +436,9 @@ func (r *Router) tickFast(now time.Time) {
 func (f *fastpath) next() (next time.Time) {
 	if f == nil {
 		return next
+	}
+	if len(f.adopted.Peers)+len(f.adopted.Remotes) > 0 {
+		next = f.began.Add(adoptStay)
 	}
 	for _, set := range []map[peer.Name]*fastLink{f.links, f.away} {
 		for _, l := range set {

@@ -188,6 +188,11 @@ func (d *daemon) begin(name peer.Name, parts *Parts, targetList []string) error 
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
 	d.exposures.keepClients = d.config.NoMasqLocal
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
+	if boot := currentBoot(); len(boot) > 0 {
+		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
+			return err
+		}
+	}
 	d.attachments.restoreNames()
 	d.exposures.restoreNames()
 	if d.config.DockerHost != "" {
@@ -325,6 +330,11 @@ func Erase(c *Config) error {
 			files = append(files, path)
 		}
 	}
+	gone, err := filepath.Glob(filepath.Join(api.GoneFolder(c.StateDir), "*"))
+	if err != nil {
+		return fmt.Errorf("remove the state: %w", err)
+	}
+	files = append(files, append(gone, api.GoneFolder(c.StateDir))...)
 	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.path(LaunchFile), c.Socket) {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove the state: %w", err))

@@ -90,6 +90,17 @@ func (ls *leases) list() []api.Lease {
 	return list
 }
 
+// freeAll frees all leases, whose owners are gone: a runtime need not say so of each
+// after the host was booted. It is for the time before any is given.
+func (ls *leases) freeAll() error {
+	var errs []error
+	for _, l := range ls.list() {
+		ls.log.Info("the addresses of one from before the host was booted are free", "owner", l.Owner, "addresses", l.Addresses)
+		errs = append(errs, ls.addresses.take(l.Owner, l.Addresses))
+	}
+	return errors.Join(errs...)
+}
+
 // sweep frees what owners had that left while no router ran.
 func (ls *leases) sweep() {
 	files, err := os.ReadDir(api.GoneFolder(ls.stateDir))

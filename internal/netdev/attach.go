@@ -310,10 +310,21 @@ func Remove(path, iface string) error {
 	return err
 }
 
+// isNS tells whether a namespace is at path. A file is left where one was mounted if
+// whoever took it away did not come to its end.
+func isNS(path string) (bool, error) {
+	var fs unix.Statfs_t
+	err := unix.Statfs(path, &fs)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return fs.Type == unix.NSFS_MAGIC, err
+}
+
 // onPair calls f with both ends of the veth pair that iface of the namespace at
 // path is an end of, if there are such an interface and such a namespace.
 func onPair(path, iface string, f func(host, in handle, port, l netlink.Link) error) error {
-	if _, err := IdentifyNS(path); errors.Is(err, unix.ENOENT) {
+	if there, err := isNS(path); err == nil && !there {
 		return nil
 	}
 	wrap := func(what string, cause error) error { return fmt.Errorf("detach %s: %s: %w", path, what, cause) }

@@ -3,6 +3,7 @@ package netdev
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -22,14 +23,15 @@ const (
 )
 
 // Guard is Guard in the namespace that is watched.
-func (w *Watch) Guard(port uint16) (rebuilt bool, err error) {
-	err = inThread(w.ns, func() (err error) { rebuilt, err = Guard(port); return err })
+func (w *Watch) Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
+	err = inThread(w.ns, func() (err error) { rebuilt, err = Guard(port, sealed); return err })
 	return rebuilt, err
 }
 
 // Guard keeps containers and strangers from a UDP port by which hosts take frames
 // from each other in clear, where a host is known by its address only; port 0
-// takes the rules away. It tells whether they were not there.
+// takes the rules away. What is sent there to addresses of sealed, if that is valid,
+// leaves by the tunnel only. It tells whether the rules were not there.
 //
 //	table inet weft {
 //	  chain guard-in {  type filter hook prerouting priority raw
@@ -37,14 +39,17 @@ func (w *Watch) Guard(port uint16) (rebuilt bool, err error) {
 //	  }
 //	  chain guard-out { type filter hook postrouting priority srcnat + 50
 //	    udp dport P iif != 0 iifname != vethwe-vxlan fib saddr type local counter drop
+//	    udp dport P ip daddr SEALED oifname != vethwe-wg counter drop
 //	  }
 //	}
 //
 // The first drops what claims to come from an address that is not reached by the
 // interface it came by. The second drops what the host passes on for others and
 // gives its own address to: a container behind the host would speak as the host.
-// Hosts behind this one, whose addresses are kept, are not touched.
-func Guard(port uint16) (rebuilt bool, err error) {
+// Hosts behind this one, whose addresses are kept, are not touched. The third is for
+// routes and rules of routing that others make: they must not lead frames that are to
+// be encrypted past the tunnel.
+func Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
 	var rules []rule
 	if port != 0 {
 		drop := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
@@ -58,6 +63,11 @@ func Guard(port uint16) (rebuilt bool, err error) {
 		rules = []rule{
 			{guardIn, fmt.Sprintf("drop forged packets to UDP %d", port), append(in, drop...)},
 			{guardOut, fmt.Sprintf("drop packets to UDP %d that leave with our address and are not ours", port), append(out, drop...)},
+		}
+		if sealed.IsValid() {
+			past := exprs{}.udpTo(port).family(sealed).addr(sealed, destination, expr.CmpOpEq).
+				device(expr.MetaKeyOIFNAME, expr.CmpOpNeq, TunnelName)
+			rules = append(rules, rule{guardOut, fmt.Sprintf("drop packets to UDP %d of %s that pass by the tunnel", port, sealed), append(past, drop...)})
 		}
 	}
 	return reconcile(guardChains, rules)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
@@ -18,7 +19,7 @@ const guarded = 6784
 
 func guard(t *testing.T, ns string, port uint16) (rebuilt bool) {
 	t.Helper()
-	do(t, ns, func() (err error) { rebuilt, err = netdev.Guard(port); return err })
+	do(t, ns, func() (err error) { rebuilt, err = netdev.Guard(port, netip.Prefix{}); return err })
 	return rebuilt
 }
 
@@ -132,6 +133,51 @@ func TestGuardKeepsContainersFromSpeakingAsANeighbour(t *testing.T) {
 	post(t, x.out, "", "192.0.2.1", "true")
 	post(t, x.host, "", "192.0.2.1", "own")
 	hears(t, l, "true", "own")
+}
+
+// What is for addresses in the tunnel does not leave in clear, whatever the routes
+// say.
+func TestGuardKeepsWhatIsSealedInTheTunnel(t *testing.T) {
+	x := newExposed(t)
+	sealed := pfx("169.254.208.0/20")
+	do(t, x.out, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(169, 254, 208, 5), Mask: net.CIDRMask(32, 32)}})
+	})
+	do(t, x.host, func() error {
+		return netlink.RouteReplace(&netlink.Route{
+			Dst: &net.IPNet{IP: sealed.Addr().AsSlice(), Mask: net.CIDRMask(20, 32)}, Gw: net.IPv4(192, 0, 2, 2),
+		})
+	})
+	inside, outside := inbox(t, x.out, "169.254.208.5"), inbox(t, x.out, "192.0.2.2")
+	defer inside.Close()
+	defer outside.Close()
+	guard(t, x.host, guarded)
+	post(t, x.host, "", "169.254.208.5", "past the tunnel")
+	hears(t, inside, "past the tunnel")
+	do(t, x.host, func() error {
+		if again, err := netdev.Guard(guarded, sealed); err != nil || !again {
+			t.Errorf("rules for a tunnel: %v %v", again, err)
+		}
+		return nil
+	})
+	do(t, x.host, func() error {
+		// What netfilter drops on its way out is an error of the sender.
+		if err := forge(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("169.254.208.5"), "past the tunnel"); err == nil {
+			t.Error("packets to the tunnel's addresses leave in clear")
+		}
+		return nil
+	})
+	post(t, x.host, "", "192.0.2.2", "in clear")
+	hears(t, outside, "in clear")
+	if !guard(t, x.host, guarded) {
+		t.Error("the rule stays without a tunnel")
+	}
+	post(t, x.host, "", "169.254.208.5", "no tunnel")
+	hears(t, inside, "no tunnel")
 }
 
 func TestGuardIsWrittenAnew(t *testing.T) {

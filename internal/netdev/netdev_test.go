@@ -345,3 +345,22 @@ func TestDeleteAll(t *testing.T) {
 		return err
 	})
 }
+
+// A file may be left where a namespace was mounted; there is nothing to take away.
+func TestRemoveWhereANamespaceWas(t *testing.T) {
+	left := filepath.Join(t.TempDir(), "ns")
+	if err := os.WriteFile(left, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	do(t, nstest.New(t, "host"), func() error {
+		for _, path := range []string{left, left + "-never"} {
+			if err := netdev.Remove(path, "eth0"); err != nil {
+				t.Error(err)
+			}
+			if got, err := netdev.Detach(path, "eth0", nil); len(got) > 0 || err != nil {
+				t.Errorf("%v %v", got, err)
+			}
+		}
+		return nil
+	})
+}

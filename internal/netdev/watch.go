@@ -156,8 +156,24 @@ func (w *Watch) Judged() string {
 }
 
 // Run calls changed when interfaces, addresses or routes have changed, until ctx
-// ends; once for what changes within settle.
+// ends; once for what changes within settle. It calls also when so much changed at
+// once that the kernel could not tell all of it.
 func (w *Watch) Run(ctx context.Context, changed func()) error {
+	for {
+		if err := w.listen(ctx, changed); !errors.Is(err, errEnded) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+		changed() // what was not told may be anything
+	}
+}
+
+// listen is Run until a socket overflows, which ends the messages.
+func (w *Watch) listen(ctx context.Context, changed func()) error {
 	wrap := func(what string, err error) error { return fmt.Errorf("watch %s: %w", what, err) }
 	done := make(chan struct{})
 	defer close(done)
@@ -168,20 +184,22 @@ func (w *Watch) Run(ctx context.Context, changed func()) error {
 		default:
 		}
 	}
-	// What the kernel could not tell, as the socket was full, may be anything.
 	lost := func(error) { fire() }
 	links := make(chan netlink.LinkUpdate, 64)
 	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
 		return wrap("interfaces", err)
 	}
+	defer drain(links)
 	routes := make(chan netlink.RouteUpdate, 64)
 	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
 		return wrap("routes", err)
 	}
+	defer drain(routes)
 	addrs := make(chan netlink.AddrUpdate, 64)
 	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
 		return wrap("addresses", err)
 	}
+	defer drain(addrs)
 	for {
 		select {
 		case <-ctx.Done():
@@ -199,21 +217,42 @@ func (w *Watch) Run(ctx context.Context, changed func()) error {
 				return wrap("addresses", errEnded)
 			}
 		case <-wake:
-			// A container that starts makes a dozen messages.
-			for settled := time.After(settle); settled != nil; {
-				select {
-				case <-links:
-				case <-routes:
-				case <-addrs:
-				case <-settled:
-					settled = nil
-				}
+			if err := rest(links, routes, addrs); err != nil {
+				return err
 			}
 			changed()
 			continue
 		}
 		fire()
 	}
+}
+
+// rest takes what comes within settle: a container that starts makes a dozen
+// messages.
+func rest(links <-chan netlink.LinkUpdate, routes <-chan netlink.RouteUpdate, addrs <-chan netlink.AddrUpdate) error {
+	settled := time.After(settle)
+	for {
+		ok := true
+		select {
+		case _, ok = <-links:
+		case _, ok = <-routes:
+		case _, ok = <-addrs:
+		case <-settled:
+			return nil
+		}
+		if !ok {
+			return errEnded
+		}
+	}
+}
+
+// drain lets go of whoever still hands messages over; they end when their socket
+// is closed.
+func drain[T any](messages <-chan T) {
+	go func() {
+		for range messages {
+		}
+	}()
 }
 
 // settle is how long Run waits for more changes before it calls.

@@ -2,8 +2,10 @@ package netdev_test
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +95,68 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 	})
 	do(t, host, func() error { return netdev.DeleteBridge("weft") })
 	await("the end", func() bool { return ports() == 0 })
+}
+
+// A routing daemon may write more routes than the kernel can tell of.
+func TestWatchGoesOnAfterItMissedChanges(t *testing.T) {
+	host := nstest.New(t, "host")
+	w := newWatch(t, host)
+	changes, held := make(chan struct{}), make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- w.Run(ctx, func() {
+			select {
+			case changes <- struct{}{}:
+				<-held
+			case <-ctx.Done():
+			}
+		})
+	}()
+	seen := func(change func(i int) error) {
+		t.Helper()
+		deadline := time.After(20 * time.Second)
+		for i := 0; ; i++ {
+			do(t, host, func() error { return change(i) })
+			select {
+			case <-changes:
+				return
+			case err := <-ended:
+				t.Fatalf("the watch ended: %v", err)
+			case <-time.After(100 * time.Millisecond):
+			case <-deadline:
+				t.Fatal("a change was not seen")
+			}
+		}
+	}
+	address := func(i int) error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrReplace(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(127, 1, byte(i>>8), byte(i)), Mask: net.CIDRMask(32, 32)}})
+	}
+	seen(address) // and the watch is held
+	do(t, host, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		for i := range 1000 {
+			if err := netlink.LinkSetAlias(lo, strconv.Itoa(i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	close(held)
+	for i := range 3 {
+		seen(func(n int) error { return address(1000*(i+1) + n) })
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestJudged(t *testing.T) {

@@ -91,9 +91,9 @@ func Addrs(pod int) []netip.Addr {
 	}
 }
 
-// Receiver returns an address by which a pod is known as the one that a frame to
-// many reaches: one that it has, if it has any.
-func Receiver(c *model.Cluster, pod int) netip.Addr {
+// AddrOf returns an address by which a pod is known as a flow's sender or receiver:
+// one that it has, if it has any.
+func AddrOf(c *model.Cluster, pod int) netip.Addr {
 	for _, a := range Addrs(pod) {
 		if c.Owner(a) != nil {
 			return a

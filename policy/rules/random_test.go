@@ -142,10 +142,10 @@ func checkFlow(t *testing.T, c *rules.Compiler, f model.Flow, d model.Direction,
 	t.Helper()
 	for i := range pods {
 		if f.Src == policytest.LinkLocal(i) {
-			f.Sender = policytest.Receiver(c.Cluster(), i)
+			f.Sender = policytest.AddrOf(c.Cluster(), i)
 		}
 		if f.Dst == policytest.LinkLocal(i) || policytest.ToMany(f.Dst) && int(f.Port)%pods == i {
-			f.Receiver = policytest.Receiver(c.Cluster(), i)
+			f.Receiver = policytest.AddrOf(c.Cluster(), i)
 		}
 	}
 	port := where[f.Receiver]

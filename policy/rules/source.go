@@ -156,5 +156,5 @@ func canonical(s labels.Selector) string {
 
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))
-	return hex.EncodeToString(sum[:8])
+	return hex.EncodeToString(sum[:12])
 }

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -72,6 +73,7 @@ func TestPackages(t *testing.T) {
 	t.Run("contents", func(t *testing.T) { checkContents(t, deb, rpm) })
 	t.Run("install, remove, purge", func(t *testing.T) { checkDpkg(t, deb) })
 	t.Run("unit", func(t *testing.T) { checkUnit(t, deb) })
+	t.Run("under systemd", func(t *testing.T) { checkStory(t, deb) })
 	t.Run("rpm scripts", func(t *testing.T) {
 		if out := output(t, nil, "rpm", "-qp", "--nosignature", "--scripts", rpm); !strings.Contains(out, "remove | 0)") {
 			t.Errorf("its removal would not be told from an upgrade:\n%s", out)
@@ -219,5 +221,35 @@ func checkUnit(t *testing.T, deb string) {
 		if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `$`).MatchString(unit) {
 			t.Errorf("the unit has no line %s", line)
 		}
+	}
+}
+
+// checkStory has a real systemd run the router, in a container of this machine's
+// own system.
+func checkStory(t *testing.T, deb string) {
+	shared := t.TempDir()
+	for name, from := range map[string]string{"weft.deb": deb, "story": filepath.Join("testdata", "story")} {
+		b, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(shared, name), b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	boot := exec.CommandContext(ctx, "unshare", "--mount", filepath.Join("testdata", "boot"), shared)
+	// It goes with the test, also when that is killed.
+	boot.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	boot.Cancel = func() error { return boot.Process.Signal(syscall.SIGTERM) }
+	boot.WaitDelay = 20 * time.Second
+	console, err := boot.CombinedOutput()
+	said, rerr := os.ReadFile(filepath.Join(shared, "said"))
+	if rerr != nil {
+		t.Fatalf("the system did not come up: %v\n%s", err, console)
+	}
+	if !strings.HasSuffix(string(said), "the end\n") || strings.Contains(string(said), "FAILED") {
+		t.Errorf("%s\nconsole, %v:\n%s", said, err, console)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -185,6 +186,41 @@ func (d *Datapath) Fast() error { return d.fast }
 // Express returns nil if frames can pass by bridge and VXLAN device, else why not:
 // the kernel lacks something.
 func (d *Datapath) Express() error { return d.c.express }
+
+// Mend makes the VXLAN device anew if others removed it, and sets it up if they set it
+// down. It tells whether it did; checksums are left to the cards then, as by Open.
+func (d *Datapath) Mend() (mended bool, err error) {
+	if d.fast != nil {
+		return false, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err = d.in(func() error {
+		l, err := find(d.opts.VXLAN)
+		old := hook{onVXLAN, int(d.config.VXLAN)}
+		if err != nil || l != nil && l.Attrs().Index == old.ifindex && l.Attrs().Flags&net.FlagUp != 0 {
+			return err
+		}
+		mended = true
+		index, err := makeVXLAN(d.opts)
+		if err != nil {
+			return err
+		}
+		if index != old.ifindex {
+			_ = d.detach(old) // the interface is gone
+		}
+		if err := d.attach(hook{onVXLAN, index}, d.c.fromVxlan); err != nil {
+			return err
+		}
+		c := d.config
+		c.VXLAN = uint32(index)
+		return d.putConfig(c)
+	})
+	if err != nil {
+		return mended, fmt.Errorf("mend the fast datapath: %s: %w", d.opts.VXLAN, err)
+	}
+	return mended, nil
+}
 
 // Close leaves everything in the kernel at work, but for the TAP, to which no
 // frame goes any more. Methods must not be called after it, but for Close.

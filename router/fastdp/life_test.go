@@ -119,6 +119,45 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
+// TestMend removes the VXLAN device and sets it down, as others may.
+func TestMend(t *testing.T) {
+	for name, l := range map[string]lab{"device": {}, "express": {express: true}, "clsact": {noTCX: true}} {
+		t.Run(name, func(t *testing.T) {
+			hosts := newLab(t, 2, l)
+			a, b := hosts[0], hosts[1]
+			mended := func(want bool) {
+				t.Helper()
+				if got, err := a.Mend(); got != want || err != nil {
+					t.Errorf("mended %v, want %v: %v", got, want, err)
+				}
+				a.reaches(b, 1000)
+			}
+			device := func(f func(netlink.Link) error) {
+				t.Helper()
+				a.do(func() error {
+					l, err := netlink.LinkByName(a.opts.VXLAN)
+					if err != nil {
+						return err
+					}
+					return f(l)
+				})
+			}
+			mended(false)
+			device(netlink.LinkDel)
+			mended(true)
+			device(netlink.LinkSetDown)
+			mended(true)
+			mended(false)
+			a.stop()
+			a.start()
+			mended(false)
+			if pins, err := filepath.Glob(filepath.Join(a.Datapath.dir, "link-"+string(onVXLAN)+"-*")); err != nil || len(pins) > 1 {
+				t.Errorf("pins of devices that are gone are left: %v, %v", pins, err)
+			}
+		})
+	}
+}
+
 // TestSelfStays checks that a router that does not know its id yet changes
 // nothing.
 func TestSelfStays(t *testing.T) {

@@ -36,7 +36,8 @@ type Device struct {
 	ctl   *wgctrl.Client
 	h     *netlink.Handle
 	link  netlink.Link
-	key   [32]byte // public
+	key   [32]byte   // public
+	self  netip.Addr // of this host inside; invalid if not known
 	peers map[netip.Addr]Peer
 }
 
@@ -68,14 +69,15 @@ func Open(c Config) (_ *Device, err error) {
 // make makes the interface and the route that keeps its packets from leaving in
 // clear.
 func (d *Device) make() error {
-	// First the route: as long as it is there nothing is sent in clear.
+	// First the route: as long as it is there nothing is sent in clear. One that is
+	// there already stays without a word of the kernel.
 	err := d.h.RouteReplace(&netlink.Route{
 		Dst: ipNet(d.cfg.Inside), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: unix.RTPROT_STATIC,
 	})
 	if err != nil {
 		return fmt.Errorf("make %s unreachable but by %s: %w", d.cfg.Inside, d.cfg.Name, err)
 	}
-	d.link, err = d.h.LinkByName(d.cfg.Name)
+	link, err := d.h.LinkByName(d.cfg.Name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = d.cfg.Name
@@ -86,14 +88,15 @@ func (d *Device) make() error {
 			}
 			return fmt.Errorf("make WireGuard interface %s: %w", d.cfg.Name, err)
 		}
-		d.link, err = d.h.LinkByName(d.cfg.Name)
+		link, err = d.h.LinkByName(d.cfg.Name)
 	}
 	switch {
 	case err != nil:
 		return fmt.Errorf("look up %s: %w", d.cfg.Name, err)
-	case d.link.Type() != "wireguard":
-		return fmt.Errorf("take over %s: it is of type %s, not wireguard", d.cfg.Name, d.link.Type())
+	case link.Type() != "wireguard":
+		return fmt.Errorf("take over %s: it is of type %s, not wireguard", d.cfg.Name, link.Type())
 	}
+	d.link = link
 	if d.link.Attrs().MTU != d.cfg.MTU {
 		if err := d.h.LinkSetMTU(d.link, d.cfg.MTU); err != nil {
 			return fmt.Errorf("set mtu %d of %s: %w", d.cfg.MTU, d.cfg.Name, err)
@@ -149,6 +152,58 @@ func (d *Device) configure() error {
 	return nil
 }
 
+// Mend brings back what others removed or switched off since: the interface, its
+// address, its routes. An interface that had to be made anew has another Key, and
+// no neighbours until the next Apply. What is as it should be is not touched.
+func (d *Device) Mend() error {
+	old := d.link.Attrs().Index
+	if err := d.make(); err != nil {
+		return err
+	}
+	if d.link.Attrs().Index != old || d.link.Attrs().Flags&net.FlagUp == 0 {
+		clear(d.peers)
+		if err := d.configure(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(d.mendAddr(), d.mendRoutes())
+}
+
+func (d *Device) mendAddr() error {
+	if !d.self.IsValid() {
+		return nil
+	}
+	have, err := d.h.AddrList(d.link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", d.cfg.Name, err)
+	}
+	if slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(d.self.AsSlice()) }) {
+		return nil // to write it again would be told to all as a change
+	}
+	return d.SetSelf(d.self)
+}
+
+func (d *Device) mendRoutes() error {
+	have, err := d.h.RouteList(d.link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list routes by %s: %w", d.cfg.Name, err)
+	}
+	there := make(map[string]bool)
+	for _, r := range have {
+		if r.Dst != nil {
+			there[r.Dst.String()] = true
+		}
+	}
+	for _, p := range d.peers {
+		if r := d.route(p); !there[r.Dst.String()] {
+			if err := d.h.RouteReplace(r); err != nil {
+				return fmt.Errorf("route %s by %s: %w", p.Inside, d.cfg.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
 // Close leaves the interface at work.
 func (d *Device) Close() {
 	if d.ctl != nil {
@@ -161,6 +216,9 @@ func (d *Device) Close() {
 
 // Key is the interface's public key.
 func (d *Device) Key() [32]byte { return d.key }
+
+// Index is the interface's.
+func (d *Device) Index() int { return d.link.Attrs().Index }
 
 // Peers returns the neighbours by their addresses inside. The map is a copy.
 func (d *Device) Peers() map[netip.Addr]Peer { return maps.Clone(d.peers) }
@@ -182,10 +240,11 @@ func (d *Device) SetSelf(addr netip.Addr) error {
 			}
 		}
 	}
+	d.self = addr
 	return nil
 }
 
-// Apply makes want the neighbours. Those that stay as they were are not touched,
+// Apply makes want the neighbours, no two of which have one key. Those that stay as they were are not touched,
 // and of those that change their keys in use stay until new ones are agreed. What
 // fails is tried again with the next call.
 func (d *Device) Apply(want map[netip.Addr]Peer) error {

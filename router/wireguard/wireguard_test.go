@@ -129,6 +129,55 @@ func TestDeviceOutlivesItsProcess(t *testing.T) {
 	})
 }
 
+func TestMend(t *testing.T) {
+	nstest.In(t, nstest.New(t, "wg"), func() {
+		defaultRoute(t)
+		d, ok := open(t)
+		if !ok {
+			return
+		}
+		defer d.Close()
+		check(t, d.SetSelf(at(1)))
+		want := map[netip.Addr]wireguard.Peer{at(2): {
+			Key: [32]byte{2, 31: 1}, Secret: [32]byte{22}, Endpoint: netip.MustParseAddrPort("192.0.2.2:6785"), Inside: at(2),
+		}}
+		check(t, d.Apply(want))
+		key := d.Key()
+		whole := func(after string) {
+			t.Helper()
+			check(t, d.Mend())
+			check(t, d.Apply(want))
+			l, err := netlink.LinkByName("vethwe-wg")
+			check(t, err)
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			check(t, err)
+			if by := reached(t, at(2)); by != "vethwe-wg" || d.Index() != l.Attrs().Index || len(addrs) != 1 || !addrs[0].IP.Equal(at(1).AsSlice()) {
+				t.Errorf("after %s: %v is reached by %s, addresses %v", after, at(2), by, addrs)
+			}
+			if by := reached(t, at(3)); by != "unreachable" {
+				t.Errorf("after %s: %v is reached by %s", after, at(3), by)
+			}
+		}
+		l, err := netlink.LinkByName("vethwe-wg")
+		check(t, err)
+		whole("nothing")
+		check(t, netlink.LinkSetDown(l)) // which takes its routes
+		whole("the interface was down")
+		check(t, netlink.AddrDel(l, &netlink.Addr{IPNet: &net.IPNet{IP: at(1).AsSlice(), Mask: net.CIDRMask(32, 32)}}))
+		whole("its address was gone")
+		check(t, netlink.RouteDel(&netlink.Route{Dst: &net.IPNet{IP: inside.Addr().AsSlice(), Mask: net.CIDRMask(20, 32)}, Type: unix.RTN_UNREACHABLE, Priority: 1<<31 - 1}))
+		whole("the last route was gone")
+		if d.Key() != key {
+			t.Error("the key changed without need")
+		}
+		check(t, netlink.LinkDel(l))
+		whole("the interface was gone")
+		if d.Key() == key {
+			t.Error("another interface has the old key")
+		}
+	})
+}
+
 // Two devices with each other's keys and one secret carry packets; with another
 // secret they do not.
 func TestSecretIsNeeded(t *testing.T) {

@@ -1,0 +1,64 @@
+package daemon
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+// Leases of pods that a boot of the host ended, of which no runtime tells, are free;
+// those of a router that was only started again stay.
+func TestLeasesEndWithTheBoot(t *testing.T) {
+	st, given := openStore(t), newFakeAddresses()
+	ls := &leases{addresses: universes{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	if _, err := given.Allocate(t.Context(), "container", given.universe); err != nil {
+		t.Fatal(err)
+	}
+	start := func(boot string, want int) {
+		t.Helper()
+		if err := newBoot(st, []byte(boot), ls.freeAll); err != nil {
+			t.Fatal(err)
+		}
+		if got := ls.list(); len(got) != want {
+			t.Errorf("boot %s: leases %v, want %d", boot, got, want)
+		}
+	}
+	lease := func(owner string) {
+		t.Helper()
+		if _, err := ls.lease(t.Context(), api.LeaseRequest{Owner: owner}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lease("cni:pods:a:eth0") // by a router that did not note its boot
+	start("one", 1)
+	lease("cni:pods:b:eth0")
+	start("one", 2)
+	start("two", 0)
+	lease("cni:pods:a:eth0")
+	start("two", 1)
+	if len(given.Lookup("container")) != 1 {
+		t.Error("the address of a container of the router's own is gone")
+	}
+}
+
+// Nothing of what the plugin notes while no router runs is left by a reset.
+func TestEraseRemovesWordsOfThoseThatLeft(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	file := api.GoneFile(dir, "cni:pods:a:eth0")
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t)
+	b.on(t, func() error {
+		return Erase(&Config{StateDir: dir, Socket: filepath.Join(t.TempDir(), "sock", "s"), Bridge: "weft"})
+	})
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the state folder is left: %v", err)
+	}
+}

@@ -1,0 +1,153 @@
+package policy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// differs tells in words what of the rules is not in the kernel as it should be,
+// "" if all is.
+func (k kernel) differs(r *rules.Rules, hook bool) (string, error) {
+	t, err := k.begin()
+	if err != nil {
+		return "", err
+	}
+	defer t.CloseLasting()
+	chains, sets, err := t.present()
+	if err != nil {
+		return "", err
+	}
+	want := k.wantedTags(r, hook)
+	if len(chains) != len(want) {
+		return fmt.Sprintf("%d chains instead of %d", len(chains), len(want)), nil
+	}
+	for _, ch := range chains {
+		if diff, err := t.chainDiffers(ch, want[ch.Name]); diff != "" || err != nil {
+			return diff, err
+		}
+	}
+	if len(sets) != len(r.Sets) {
+		return fmt.Sprintf("%d sets instead of %d", len(sets), len(r.Sets)), nil
+	}
+	for _, s := range r.Sets {
+		if diff, err := t.setDiffers(s); diff != "" || err != nil {
+			return diff, err
+		}
+	}
+	if hook {
+		return t.bridgeDiffers()
+	}
+	return "", nil
+}
+
+// wantedTags returns the tags of each chain's rules, in order.
+func (k kernel) wantedTags(r *rules.Rules, hook bool) map[string][]string {
+	want := make(map[string][]string)
+	for name, ch := range r.Chains {
+		want[name] = nil // a chain without rules is there too
+		for _, rule := range ch.Rules {
+			if rule.Action != rules.Log || !k.mute {
+				want[name] = append(want[name], tag(rule.String()+" # "+rule.Comment))
+			}
+		}
+	}
+	if hook {
+		for _, h := range inetHooks() {
+			want[h.name] = h.tags()
+		}
+	}
+	return want
+}
+
+func (h hook) tags() []string {
+	tags := make([]string, len(h.rules))
+	for i := range h.rules {
+		tags[i] = tag(fmt.Sprintf("%s %d", h.name, i))
+	}
+	return tags
+}
+
+func (t transaction) chainDiffers(ch *nftables.Chain, want []string) (string, error) {
+	there, err := t.GetRules(ch.Table, ch)
+	if err != nil {
+		return "", fmt.Errorf("list rules of chain %s: %w", ch.Name, err)
+	}
+	var have []string
+	for _, r := range there {
+		words, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		have = append(have, words)
+	}
+	if !slices.Equal(have, want) {
+		return "other rules in chain " + ch.Name, nil
+	}
+	return "", nil
+}
+
+func (t transaction) setDiffers(s *rules.Set) (string, error) {
+	there, err := t.GetSetElements(kernelSet(s))
+	if errors.Is(err, unix.ENOENT) {
+		return "no set " + s.Name, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("list elements of set %s: %w", s.Name, err)
+	}
+	have := make(map[string]string, len(there))
+	for _, e := range there {
+		have[elementKey(e)] = string(leadsTo(e.Val))
+	}
+	want := slices.Concat(elementsOf(s, s.Entries()), rangesOf(s.Ranges))
+	same := len(have) == len(want)
+	for _, e := range want {
+		chain, ok := have[elementKey(e)]
+		same = same && ok && (e.VerdictData == nil || e.VerdictData.Chain == chain)
+	}
+	if !same {
+		return fmt.Sprintf("other elements in set %s", s.Name), nil
+	}
+	return "", nil
+}
+
+func elementKey(e nftables.SetElement) string { return fmt.Sprint(e.Key, e.IntervalEnd) }
+
+// leadsTo returns the chain of a verdict as the kernel writes it, nil if there is
+// none.
+func leadsTo(verdict []byte) []byte {
+	ad, err := netlink.NewAttributeDecoder(verdict)
+	if err != nil {
+		return nil
+	}
+	for ad.Next() {
+		if ad.Type() == unix.NFTA_VERDICT_CHAIN {
+			return bytes.TrimRight(ad.Bytes(), "\x00")
+		}
+	}
+	return nil
+}
+
+func (t transaction) bridgeDiffers() (string, error) {
+	all, err := t.ListChainsOfTableFamily(nftables.TableFamilyBridge)
+	if err != nil {
+		return "", fmt.Errorf("list chains of bridges: %w", err)
+	}
+	for _, h := range bridgeHooks() {
+		i := slices.IndexFunc(all, func(ch *nftables.Chain) bool {
+			return ch.Table.Name == bridgeTable.Name && ch.Name == h.name
+		})
+		if i < 0 {
+			return "no chain " + h.name, nil
+		}
+		if diff, err := t.chainDiffers(all[i], h.tags()); diff != "" || err != nil {
+			return diff, err
+		}
+	}
+	return "", nil
+}

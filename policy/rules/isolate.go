@@ -1,0 +1,169 @@
+package rules
+
+import (
+	"net/netip"
+
+	"github.com/weft-net/weft/policy/model"
+)
+
+// isolation is what is known to the kernel of an isolated pod's address.
+type isolation struct {
+	chains [2]string // by direction, "" if it is not isolated
+	port   uint32
+}
+
+// podChain serves the pods that are under the same policies.
+type podChain struct {
+	policies []side
+	refs     int
+}
+
+// side is a policy in one direction.
+type side struct {
+	model.Key
+	model.Direction
+}
+
+// policyChain is the rules of a policy in one direction.
+type policyChain struct {
+	name  string
+	uses  []*source
+	refs  int
+	stale bool
+}
+
+// isolate leads what goes to and comes from an address to the chains of the
+// policies that its pod is under.
+func (c *Compiler) isolate(a netip.Addr) {
+	had := c.isolated[a]
+	var now isolation
+	if owner := c.cluster.Owner(a); c.cluster.Local(owner) {
+		now.chains[model.Ingress] = c.acquire(owner, model.Ingress)
+		now.chains[model.Egress] = c.acquire(owner, model.Egress)
+		if now.chains != [2]string{} {
+			now.port = c.ports[a]
+		}
+	}
+	for _, name := range had.chains {
+		if name != "" {
+			c.pods[name].refs--
+		}
+	}
+	f, e := familyOf(a), Element{Addr: a}
+	c.lead(f.Name(IngressMap), e, now.chains[model.Ingress])
+	c.lead(f.Name(EgressMap), e, now.chains[model.Egress])
+	if had != now && had.port != 0 {
+		for _, name := range portsMaps {
+			c.ledger.drop(name, Element{Ifindex: had.port})
+		}
+	}
+	if now.chains == [2]string{} {
+		delete(c.isolated, a)
+		c.ledger.drop(f.Name(IsolatedSet), e)
+		c.ledger.drop(f.Name(SelfSet), e)
+		return
+	}
+	c.isolated[a] = now
+	c.ledger.put(f.Name(IsolatedSet), e, "")
+	c.ledger.put(f.Name(SelfSet), e, "")
+}
+
+// leadPorts leads what leaves by isolated pods' ports, after all that is not so
+// any more was dropped: addresses of one pod share a port, and ports are used
+// again.
+func (c *Compiler) leadPorts() {
+	for _, i := range c.isolated {
+		for d, name := range portsMaps {
+			if i.port != 0 && i.chains[d] != "" {
+				c.ledger.put(name, Element{Ifindex: i.port}, i.chains[d])
+			}
+		}
+	}
+}
+
+// lead makes a map give a chain, or nothing.
+func (c *Compiler) lead(set string, e Element, chain string) {
+	if chain == "" {
+		c.ledger.drop(set, e)
+		return
+	}
+	c.ledger.put(set, e, chain)
+}
+
+// acquire returns the name of the chain for pods like this one, "" if no policy
+// isolates it.
+func (c *Compiler) acquire(pod *model.Pod, d model.Direction) string {
+	applying := c.cluster.Applying(pod, d)
+	if len(applying) == 0 {
+		return ""
+	}
+	sides := make([]side, len(applying))
+	for i, p := range applying {
+		sides[i] = side{p.Key, d}
+	}
+	name := podChainName(sides)
+	chain := c.pods[name]
+	if chain == nil {
+		chain = &podChain{policies: sides}
+		c.pods[name] = chain
+		rules := make([]Rule, 0, len(sides)+2)
+		for _, s := range sides {
+			rules = append(rules, Rule{Action: Jump, Chain: c.policy(s).name, Comment: s.Key.String()})
+		}
+		c.ledger.setChain(name, append(rules, Rule{Action: Log, Chain: name}, Rule{Action: Drop}))
+	}
+	chain.refs++
+	return name
+}
+
+// policy takes a reference to a policy's chain.
+func (c *Compiler) policy(s side) *policyChain {
+	chain := c.policies[s]
+	if chain == nil {
+		chain = &policyChain{name: s.chainName(), stale: true}
+		c.policies[s] = chain
+	}
+	chain.refs++
+	return chain
+}
+
+// sweepPods removes chains that no address leads to. That nothing leads to a
+// chain is known only when all addresses have been looked at.
+func (c *Compiler) sweepPods() {
+	for name, chain := range c.pods {
+		if chain.refs > 0 {
+			continue
+		}
+		delete(c.pods, name)
+		c.ledger.removeChain(name)
+		for _, s := range chain.policies {
+			c.policies[s].refs--
+		}
+	}
+	for s, chain := range c.policies {
+		if chain.refs > 0 {
+			continue
+		}
+		release(chain.uses)
+		delete(c.policies, s)
+		c.ledger.removeChain(chain.name)
+	}
+}
+
+func (c *Compiler) sweepSources() {
+	for key, s := range c.sources {
+		if s.refs > 0 {
+			continue
+		}
+		delete(c.sources, key)
+		for _, name := range s.names {
+			c.ledger.removeSet(name)
+		}
+	}
+}
+
+func release(uses []*source) {
+	for _, s := range uses {
+		s.refs--
+	}
+}
