@@ -3,7 +3,6 @@ package names
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 	"maps"
 	"slices"
 
@@ -119,19 +118,14 @@ func (s *State) take(h header, raw []byte) (*record, error) {
 }
 
 // pack puts records into deltas.
-func pack(records []*record) (deltas [][]byte) {
-	var d []byte
-	for _, r := range records {
-		if len(d)+len(r.raw) > gossip.MaxDelta {
-			deltas = append(deltas, d)
-			d = nil
+func pack(records []*record) [][]byte {
+	return gossip.Pack(func(yield func([]byte) bool) {
+		for _, r := range records {
+			if !yield(r.raw) {
+				return
+			}
 		}
-		d = append(d, r.raw...)
-	}
-	if d != nil {
-		deltas = append(deltas, d)
-	}
-	return deltas
+	})
 }
 
 // A digest is a list of the owners as long as that fits into one message, and
@@ -147,17 +141,10 @@ const (
 	rows        = 2048
 )
 
-func rowOf(n peer.Name) int {
-	h := fnv.New32a()
-	h.Write(n[:])
-	return int(h.Sum32() % rows)
-}
-
-func (s *State) rows() (t [rows]uint64) {
+func (s *State) rows() gossip.Sums {
+	t := make(gossip.Sums, rows)
 	for n, o := range s.owners {
-		h := fnv.New64a()
-		h.Write(o.appendDigest(nil))
-		t[rowOf(n)] += h.Sum64()
+		t.Add(n, o.appendDigest(nil))
 	}
 	return t
 }
@@ -183,11 +170,7 @@ func (s *State) Digest() []byte {
 
 func (s *State) summarise() []byte {
 	if len(s.owners) > maxList {
-		b := []byte{digestTable}
-		for _, sum := range s.rows() {
-			b = binary.BigEndian.AppendUint64(b, sum)
-		}
-		return b
+		return s.rows().Append([]byte{digestTable})
 	}
 	b := make([]byte, 1, 1+len(s.owners)*digestEntry)
 	b[0] = digestList
@@ -218,12 +201,9 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 		since = func(o *owner) (uint64, bool) { return theirs[o.name].since(o) }
 	case len(digest) == 1+8*rows && digest[0] == digestTable:
 		mine := s.rows()
-		var differ [rows]bool
-		for i, sum := range mine {
-			differ[i] = binary.BigEndian.Uint64(digest[1+8*i:]) != sum
-			wants = wants || differ[i]
-		}
-		since = func(o *owner) (uint64, bool) { return 0, differ[rowOf(o.name)] }
+		differ, some := mine.Differ(digest[1:])
+		wants = some
+		since = func(o *owner) (uint64, bool) { return 0, differ[mine.Row(o.name)] }
 	default:
 		return nil, false, fmt.Errorf("names digest of %d bytes is none", len(digest))
 	}
@@ -272,28 +252,8 @@ func (s *State) Join(older, newer []byte) []byte {
 		owner  peer.Name
 		bucket uint8
 	}
-	replaced := make(map[key]bool)
-	for b := newer; len(b) > 0; {
+	return gossip.JoinRecords(older, newer, func(b []byte) (key, int, error) {
 		h, err := peek(b)
-		if err != nil {
-			return nil
-		}
-		replaced[key{h.owner, h.bucket}] = true
-		b = b[h.length:]
-	}
-	for i := 0; i < len(older); {
-		h, err := peek(older[i:])
-		if err != nil {
-			return nil
-		}
-		if replaced[key{h.owner, h.bucket}] {
-			older = slices.Concat(older[:i], older[i+h.length:])
-			continue
-		}
-		i += h.length
-	}
-	if len(older)+len(newer) > gossip.MaxDelta {
-		return nil
-	}
-	return append(older, newer...)
+		return key{h.owner, h.bucket}, h.length, err
+	})
 }

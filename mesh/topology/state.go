@@ -16,7 +16,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"time"
 
@@ -304,17 +303,10 @@ const (
 	maxList     = 2500
 )
 
-func bucketOf(n peer.Name) int {
-	h := fnv.New32a()
-	h.Write(n[:])
-	return int(h.Sum32() % buckets)
-}
-
-func (s *State) table() (t [buckets]uint64) {
+func (s *State) table() gossip.Sums {
+	t := make(gossip.Sums, buckets)
 	for n, e := range s.entries {
-		h := fnv.New64a()
-		h.Write(e.raw[5 : entryFixed-2])
-		t[bucketOf(n)] += h.Sum64()
+		t.Add(n, e.raw[5:entryFixed-2])
 	}
 	return t
 }
@@ -329,11 +321,7 @@ func (s *State) Digest() []byte {
 
 func (s *State) summarise() []byte {
 	if len(s.entries) > maxList {
-		b := []byte{digestTable}
-		for _, sum := range s.table() {
-			b = binary.BigEndian.AppendUint64(b, sum)
-		}
-		return b
+		return s.table().Append([]byte{digestTable})
 	}
 	b := make([]byte, 1, 1+len(s.entries)*digestEntry)
 	b[0] = digestList
@@ -374,56 +362,25 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 		}
 	case len(digest) == 1+8*buckets && digest[0] == digestTable:
 		mine := s.table()
-		var differ [buckets]bool
-		for i, sum := range mine {
-			differ[i] = binary.BigEndian.Uint64(digest[1+8*i:]) != sum
-			wants = wants || differ[i]
-		}
-		lacks = func(e *Entry) bool { return differ[bucketOf(e.Name)] }
+		differ, some := mine.Differ(digest[1:])
+		wants = some
+		lacks = func(e *Entry) bool { return differ[mine.Row(e.Name)] }
 	default:
 		return nil, false, fmt.Errorf("topology digest of %d bytes is none", len(digest))
 	}
-	var d []byte
-	for _, e := range s.Entries() {
-		if !lacks(e) {
-			continue
+	return gossip.Pack(func(yield func([]byte) bool) {
+		for _, e := range s.Entries() {
+			if lacks(e) && !yield(e.raw) {
+				return
+			}
 		}
-		if len(d)+len(e.raw) > gossip.MaxDelta {
-			deltas = append(deltas, d)
-			d = nil
-		}
-		d = append(d, e.raw...)
-	}
-	if d != nil {
-		deltas = append(deltas, d)
-	}
-	return deltas, wants, nil
+	}), wants, nil
 }
 
 // Join implements gossip.Channel: of two entries of one peer the newer stays.
 func (s *State) Join(older, newer []byte) []byte {
-	replaced := make(map[peer.Name]bool)
-	for b := newer; len(b) > 0; {
+	return gossip.JoinRecords(older, newer, func(b []byte) (peer.Name, int, error) {
 		h, err := peek(b)
-		if err != nil {
-			return nil
-		}
-		replaced[h.name] = true
-		b = b[h.length:]
-	}
-	for i := 0; i < len(older); {
-		h, err := peek(older[i:])
-		if err != nil {
-			return nil
-		}
-		if replaced[h.name] {
-			older = slices.Concat(older[:i], older[i+h.length:])
-			continue
-		}
-		i += h.length
-	}
-	if len(older)+len(newer) > gossip.MaxDelta {
-		return nil
-	}
-	return append(older, newer...)
+		return h.name, h.length, err
+	})
 }
