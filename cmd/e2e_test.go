@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/testbed"
 )
 
@@ -199,16 +200,8 @@ func report(t *testing.T, lab *testbed.Lab, host int) *api.Report {
 // eventually wants a condition to come true within patience.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("%s: not so after %v", what, patience)
-		}
+	if err := poll.Until(patience, 50*time.Millisecond, poll.True(ok)); err != nil {
+		t.Fatalf("%s: %v after %v", what, err, patience)
 	}
 }
 

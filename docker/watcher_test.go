@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/moby/moby/client"
+
+	"github.com/weft-net/weft/internal/poll"
 )
 
 // engine is a Docker engine of which little works.
@@ -134,18 +136,19 @@ func (n *notes) Stopped(_ context.Context, id string)      { n.note("stopped %s"
 func (n *notes) Gone(_ context.Context, id string)         { n.note("gone %s", id) }
 func (n *notes) Listed(_ context.Context, ids []string)    { n.note("listed %d", len(ids)) }
 
+// patience is how long a test waits for the watcher.
+const patience = 20 * time.Second
+
 // want waits for notes, and empties the book.
 func (n *notes) want(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	_ = poll.Until(patience, 5*time.Millisecond, poll.True(func() bool {
 		n.mu.Lock()
+		defer n.mu.Unlock()
 		got = slices.Clone(n.list)
-		n.mu.Unlock()
-		if len(got) >= len(want) {
-			break
-		}
-	}
+		return len(got) >= len(want)
+	})) // what is compared below
 	if !slices.Equal(got, want) {
 		t.Fatalf("told %q, want %q", got, want)
 	}
@@ -198,15 +201,12 @@ func TestWatcher(t *testing.T) {
 	e.mu.Unlock()
 	e.set("b", "1")
 	e.events <- "b"
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	_ = poll.Until(patience, 5*time.Millisecond, poll.True(func() bool {
 		n.mu.Lock()
-		done := slices.Contains(n.list, "running name-b 1")
+		defer n.mu.Unlock()
 		n.list = slices.DeleteFunc(n.list, func(s string) bool { return s == "connected" || strings.HasPrefix(s, "listed") })
-		n.mu.Unlock()
-		if done {
-			break
-		}
-	}
+		return slices.Contains(n.list, "running name-b 1")
+	})) // want says what is missing
 	n.want(t, "running name-b 1")
 	e.set("a", "gone")
 	e.events <- ""

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
@@ -111,15 +112,8 @@ func password(p ...string) option { return func(c *Config) { c.Passwords = p } }
 // eventually waits until ok holds, and fails the test after a while.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("never: %s", what)
-		}
+	if poll.Until(20*time.Second, 10*time.Millisecond, poll.True(ok)) != nil {
+		t.Fatalf("never: %s", what)
 	}
 }
 

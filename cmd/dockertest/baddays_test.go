@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/testbed/machine"
 )
 
@@ -167,9 +168,7 @@ func TestEngineOnABadDay(t *testing.T) {
 // forgot are kept for two minutes.
 func (h *host) waitNoLeases(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(4 * time.Minute); h.active(t) > 0; time.Sleep(time.Second) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d addresses are in use: %s", h.active(t), h.weft(t, "ps"))
-		}
+	if poll.Until(4*time.Minute, time.Second, poll.True(func() bool { return h.active(t) == 0 })) != nil {
+		t.Fatalf("%d addresses are in use: %s", h.active(t), h.weft(t, "ps"))
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/testbed/machine"
 )
 
@@ -236,13 +237,9 @@ func (h *host) active(t testing.TB) int {
 // eventually waits until f returns nil.
 func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
-	var err error
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if err = f(); err == nil {
-			return
-		}
+	if err := poll.Until(patience, 50*time.Millisecond, f); err != nil {
+		t.Fatalf("%s: %v", what, err)
 	}
-	t.Fatalf("%s: %v", what, err)
 }
 
 // waitActive waits until n addresses are in use on h.

@@ -340,7 +340,7 @@ func TestSweep(t *testing.T) {
 				t.Errorf("%s: %v are in use, want %v", when, got, want)
 			}
 		}
-		sweep := func(d time.Duration) {
+		sweep := func(d time.Duration) { // in synctest's time
 			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Second) {
 				b.driver.Sweep(time.Now())
 			}
@@ -358,7 +358,7 @@ func TestSweep(t *testing.T) {
 		// Its address, asked for by name, need not wait for that.
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
 		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"}}`))
-		time.Sleep(2 * staleAfter)
+		time.Sleep(2 * staleAfter) // in synctest's time
 		if got := b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`); address(t, got) != "10.40.1.5/24" {
 			t.Errorf("an address of a container that is gone: %s", got)
 		}

@@ -61,9 +61,9 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 		return nil, wrap("connect", err)
 	}
 	defer in.Close()
-	bridge, ok, err := host.link(a.Bridge)
-	if err != nil || !ok {
-		return nil, wrap("look up bridge", errors.Join(err, notThere(ok)))
+	bridge, err := host.there(a.Bridge)
+	if err != nil {
+		return nil, wrap("look up bridge", err)
 	}
 
 	l, ok, err := in.link(a.Iface)
@@ -201,9 +201,9 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	if err := host.LinkAdd(pair); err != nil {
 		return nil, nil, fmt.Errorf("create %s: %w", attrs.Name, err)
 	}
-	port, ok, err := host.link(attrs.Name)
-	if err != nil || !ok {
-		return nil, nil, errors.Join(err, notThere(ok))
+	port, err = host.there(attrs.Name)
+	if err != nil {
+		return nil, nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -213,9 +213,9 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	if err := quietPort(attrs.Name); err != nil {
 		return nil, nil, fmt.Errorf("switch ipv6 off on %s: %w", attrs.Name, err)
 	}
-	l, ok, err = in.link(a.Iface)
-	if err != nil || !ok {
-		return nil, nil, errors.Join(err, notThere(ok))
+	l, err = in.there(a.Iface)
+	if err != nil {
+		return nil, nil, err
 	}
 	return port, l, nil
 }

@@ -102,13 +102,13 @@ func AddPort(bridge, link string, mtu int) error {
 		return wrap("connect", err)
 	}
 	defer h.Close()
-	b, ok, err := h.link(bridge)
-	if err != nil || !ok {
-		return wrap("look up bridge", errors.Join(err, notThere(ok)))
+	b, err := h.there(bridge)
+	if err != nil {
+		return wrap("look up bridge", err)
 	}
-	l, ok, err := h.link(link)
-	if err != nil || !ok {
-		return wrap("look up port", errors.Join(err, notThere(ok)))
+	l, err := h.there(link)
+	if err != nil {
+		return wrap("look up port", err)
 	}
 	if err := quietPort(link); err != nil {
 		return wrap("switch ipv6 off", err)
@@ -134,11 +134,4 @@ func quietPort(name string) error {
 		return nil // a kernel without IPv6
 	}
 	return err
-}
-
-func notThere(ok bool) error {
-	if ok {
-		return nil
-	}
-	return unix.ENODEV
 }

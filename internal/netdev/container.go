@@ -17,9 +17,9 @@ func MTU(name string) (int, error) {
 		return 0, err
 	}
 	defer h.Close()
-	l, ok, err := h.link(name)
-	if err != nil || !ok {
-		return 0, fmt.Errorf("look up %s: %w", name, errors.Join(err, notThere(ok)))
+	l, err := h.there(name)
+	if err != nil {
+		return 0, fmt.Errorf("look up %s: %w", name, err)
 	}
 	return l.Attrs().MTU, nil
 }
@@ -117,9 +117,9 @@ func onIface(path, iface string, f func(in handle, l netlink.Link) error) error 
 		return wrap(err)
 	}
 	defer in.Close()
-	l, ok, err := in.link(iface)
-	if err != nil || !ok {
-		return wrap(errors.Join(err, notThere(ok)))
+	l, err := in.there(iface)
+	if err != nil {
+		return wrap(err)
 	}
 	if err := f(in, l); err != nil {
 		return wrap(err)

@@ -77,6 +77,15 @@ func (h handle) link(name string) (l netlink.Link, ok bool, err error) {
 	return l, true, nil
 }
 
+// there finds an interface by name; that there is none is an error, ENODEV.
+func (h handle) there(name string) (netlink.Link, error) {
+	l, ok, err := h.link(name)
+	if err == nil && !ok {
+		err = unix.ENODEV
+	}
+	return l, err
+}
+
 // delete removes an interface that may be gone already.
 func (h handle) delete(l netlink.Link) error {
 	err := h.Handle.LinkDel(l)

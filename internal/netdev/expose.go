@@ -37,9 +37,9 @@ func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
 		return false, wrap("connect", err)
 	}
 	defer h.Close()
-	l, ok, err := h.link(bridge)
-	if err != nil || !ok {
-		return false, wrap("look up bridge", errors.Join(err, notThere(ok)))
+	l, err := h.there(bridge)
+	if err != nil {
+		return false, wrap("look up bridge", err)
 	}
 	fresh, err := addAddrs(h, l, []netip.Prefix{e.Addr})
 	if err != nil {

@@ -109,6 +109,19 @@ func (x exposed) check(t *testing.T, what string, want ...string) {
 	}
 }
 
+// flushRules does what others do to netfilter now and then.
+func flushRules(t *testing.T, ns string) {
+	t.Helper()
+	do(t, ns, func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		c.FlushRuleset()
+		return c.Flush()
+	})
+}
+
 func TestExposeTranslatesBothWays(t *testing.T) {
 	x := newExposed(t)
 	x.check(t, "without masquerade", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
@@ -125,14 +138,7 @@ func TestExposeTranslatesBothWays(t *testing.T) {
 	if reconcile(all) {
 		t.Error("unchanged rules were written again")
 	}
-	do(t, x.host, func() error {
-		c, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		c.FlushRuleset()
-		return c.Flush()
-	})
+	flushRules(t, x.host)
 	x.check(t, "flushed by others", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
 	if !reconcile(all) {
 		t.Error("a flush went unseen")

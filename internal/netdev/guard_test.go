@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -188,14 +187,7 @@ func TestGuardIsWrittenAnew(t *testing.T) {
 	if !guard(t, x.host, guarded+1) {
 		t.Error("another port was taken for the same")
 	}
-	do(t, x.host, func() error {
-		c, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		c.FlushRuleset()
-		return c.Flush()
-	})
+	flushRules(t, x.host)
 	if !guard(t, x.host, guarded+1) {
 		t.Error("a flush went unseen")
 	}

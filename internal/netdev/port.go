@@ -1,7 +1,6 @@
 package netdev
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -23,9 +22,9 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int) (err e
 		return wrap("connect", err)
 	}
 	defer h.Close()
-	b, ok, err := h.link(bridge)
-	if err != nil || !ok {
-		return wrap("look up bridge", errors.Join(err, notThere(ok)))
+	b, err := h.there(bridge)
+	if err != nil {
+		return wrap("look up bridge", err)
 	}
 	if old, ok, err := h.link(port); err != nil {
 		return wrap("look up", err)
@@ -41,9 +40,9 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int) (err e
 	if err := h.LinkAdd(pair); err != nil {
 		return wrap("create", err)
 	}
-	l, ok, err := h.link(port)
-	if err != nil || !ok {
-		return wrap("find what was made", errors.Join(err, notThere(ok)))
+	l, err := h.there(port)
+	if err != nil {
+		return wrap("find what was made", err)
 	}
 	defer func() {
 		if err != nil {
@@ -72,9 +71,9 @@ func AnnounceAt(bridge string, mac net.HardwareAddr, addrs []netip.Addr) error {
 		return fmt.Errorf("announce at bridge %s: %w", bridge, err)
 	}
 	defer h.Close()
-	l, ok, err := h.link(bridge)
-	if err != nil || !ok {
-		return fmt.Errorf("announce at bridge %s: %w", bridge, errors.Join(err, notThere(ok)))
+	l, err := h.there(bridge)
+	if err != nil {
+		return fmt.Errorf("announce at bridge %s: %w", bridge, err)
 	}
 	ps := make([]netip.Prefix, len(addrs))
 	for i, a := range addrs {

@@ -13,6 +13,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Watch looks at one network namespace and tells when its interfaces, routes
@@ -54,8 +55,11 @@ type Hop struct {
 // Hop asks the routes for the way to an address.
 func (w *Watch) Hop(to netip.Addr) (Hop, error) {
 	routes, err := w.h.RouteGet(to.AsSlice())
-	if err != nil || len(routes) == 0 {
-		return Hop{}, fmt.Errorf("find the route to %s: %w", to, errors.Join(err, notThere(len(routes) > 0 || err != nil)))
+	if err == nil && len(routes) == 0 {
+		err = unix.ENETUNREACH
+	}
+	if err != nil {
+		return Hop{}, fmt.Errorf("find the route to %s: %w", to, err)
 	}
 	r := routes[0]
 	hop := Hop{Ifindex: r.LinkIndex, Gateway: to}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
 )
@@ -432,11 +433,8 @@ func (h *host) write(frame []byte) {
 // eventually waits until ok.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patient); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within %s", what, patient)
-		}
-		time.Sleep(time.Millisecond)
+	if err := poll.Until(patient, time.Millisecond, poll.True(ok)); err != nil {
+		t.Fatalf("%s: %v after %v", what, err, patient)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/poll"
 )
 
 func TestMain(m *testing.M) {
@@ -52,16 +53,16 @@ func victim() {
 
 // stopped waits until a process is.
 func stopped(pid int) error {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	return poll.Until(patience, 5*time.Millisecond, func() error {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			return err
 		}
-		if _, rest, _ := strings.Cut(string(b), ") "); strings.HasPrefix(rest, "T") {
-			return nil
+		if _, rest, _ := strings.Cut(string(b), ") "); !strings.HasPrefix(rest, "T") {
+			return fmt.Errorf("process %d is not stopped", pid)
 		}
-	}
-	return fmt.Errorf("process %d is not stopped", pid)
+		return nil
+	})
 }
 
 const patience = 60 * time.Second
@@ -187,10 +188,9 @@ func TestNothingIsLeftWhenTheProgramIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if _, err := os.Lstat(dir); os.IsNotExist(err) {
-			break
-		}
-	}
+	_ = poll.Until(patience, 50*time.Millisecond, poll.True(func() bool {
+		_, err := os.Lstat(dir)
+		return os.IsNotExist(err)
+	})) // gone says what is left
 	gone(t, id, dir)
 }

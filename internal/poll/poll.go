@@ -1,0 +1,44 @@
+// Package poll waits for what nobody tells: the state of other processes and of
+// the kernel, in tests.
+package poll
+
+import (
+	"errors"
+	"time"
+)
+
+// errNot is what Until returns for a condition without words.
+var errNot = errors.New("not so")
+
+// Until asks f at once and then every so often, until it returns nil or patience
+// is over, and returns its last error.
+func Until(patience, every time.Duration, f func() error) error {
+	err := f()
+	if err == nil {
+		return nil
+	}
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err = f(); err == nil {
+				return nil
+			}
+		case <-deadline.C:
+			return err
+		}
+	}
+}
+
+// True makes a condition of a bool.
+func True(ok func() bool) func() error {
+	return func() error {
+		if ok() {
+			return nil
+		}
+		return errNot
+	}
+}
