@@ -192,10 +192,22 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 	return ""
 }
 
+// overBridge tells whether packets that leave by the interface cross a bridge.
+// Netfilter would take what it knows of a frame from weft's bridge, like a
+// translation of its addresses, for the packet's that the frame is in.
+func (f *fastpath) overBridge(ifindex int) bool {
+	over, known := f.bridged[ifindex]
+	if !known {
+		over = f.watch.OverBridge(ifindex)
+		f.bridged[ifindex] = over
+	}
+	return over
+}
+
 // expressable tells whether what goes to a peer can be put into VXLAN by hand:
 // over IPv4, by an interface that is known.
 func (f *fastpath) expressable(l *fastLink) bool {
-	return !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+	return f.noExpress == "" && !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
 }
 
 // planFast works out what the kernel's maps are to hold and writes what differs.
@@ -219,6 +231,10 @@ func (r *Router) planFast() {
 		hops[l.peer] = fast.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
 			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: f.expressable(l),
+		}
+		if h := hops[l.peer]; h.Express && !f.overBridge(h.Ifindex) {
+			h.Direct = true
+			hops[l.peer] = h
 		}
 	}
 	if len(f.away) > 0 {
@@ -318,7 +334,7 @@ func (f *fastpath) adopt() error {
 			p.Next = e.Next
 			p.Hop = fast.Hop{
 				Remote: fastdp.ToAddr(e.Remote), Local: fastdp.ToAddr(e.Local), Gateway: fastdp.ToAddr(e.Gateway),
-				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&fastdp.PeerExpress != 0,
+				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&fastdp.PeerExpress != 0, Direct: e.Flags&fastdp.PeerDirect != 0,
 			}
 		}
 		f.have.Peers[id] = p
@@ -361,6 +377,9 @@ func (f *fastpath) keepAdopted(want *fast.Tables) {
 		case want.Peers[id].Next != 0: // from now on it is this process's word that counts
 			delete(f.adopted.Peers, id)
 		case p.Next != 0 && f.allowed(p.Remote) && r.Peer == p.Next:
+			if f.noExpress != "" || within(p.Remote, f.cfg.NoExpressTo) {
+				p.Express, p.Direct = false, false
+			}
 			want.Peers[id] = p
 		}
 	}
