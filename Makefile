@@ -3,6 +3,7 @@
 # make test-vm  runs tests on another kernel, in a virtual machine
 # make image    makes bin/weft-kube-ARCH.tar, the container image for Kubernetes
 # make test-kube  runs the tests with a real Kubernetes cluster, in machines of namespaces
+# make test-netpol  runs upstream's end-to-end tests of NetworkPolicies on such a cluster
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
 # make test-docker  runs the tests with real Docker engines, in machines of namespaces
@@ -24,7 +25,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm test-docker test-kube test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy rivals demo site clean race-deps
+.PHONY: test test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -69,6 +70,18 @@ test-kube: image
 	  $(SUDO) env KUBE_PROGRAMS=$$programs WEFT_KUBE_IMAGE=$(CURDIR)/bin/weft-kube-$(IMAGE_ARCHS).tar \
 	  $(GO) test -tags kube -timeout 60m -count=1 -v -run '$(value KUBE_RUN)' $(KUBE_TESTS)
 
+# Upstream's own tests of NetworkPolicies, unchanged: those whose names FOCUS matches,
+# WORKERS of them at a time.
+FOCUS   ?= Netpol
+WORKERS ?= 4
+test-netpol: IMAGE_ARCHS := $(shell $(GO) env GOARCH)
+test-netpol: image
+	$(SUDO) .ci/kube-packages
+	programs=$$(GO=$(GO) .ci/kube-programs suite) && \
+	  $(SUDO) env KUBE_PROGRAMS=$$programs WEFT_KUBE_IMAGE=$(CURDIR)/bin/weft-kube-$(IMAGE_ARCHS).tar \
+	  NETPOL_FOCUS='$(value FOCUS)' NETPOL_WORKERS=$(WORKERS) \
+	  $(GO) test -tags 'kube netpol' -timeout 200m -count=1 -v -run TestUpstream $(KUBE_TESTS)
+
 # The tests that ask something of the kernel, on Debian's instead of this machine's;
 # or those of PKG that RUN matches.
 KERNEL ?= cloud-amd64
@@ -102,7 +115,7 @@ check:
 	  [ -z "$$unformatted" ] || { echo "make check: gofmt would change: $$unformatted" >&2; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags docker $(DOCKER_TESTS)
-	$(GO) vet -tags kube $(KUBE_TESTS)
+	$(GO) vet -tags 'kube netpol' $(KUBE_TESTS)
 	$(GO) vet -tags packages ./prog/packages
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff

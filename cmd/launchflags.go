@@ -69,7 +69,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.port, "port", defaultPort, "TCP and UDP port; the fast datapath uses the next one")
 	fs.StringVar(&f.name, "name", "", "name of this peer, like 02:00:00:00:00:01 (made from its key)")
 	fs.StringVar(&f.nickname, "nickname", "", "name of this peer for people (the hostname)")
-	fs.StringVar(&f.password, "password", "", "password of the mesh; better in WEFT_PASSWORD or a file, which other users do not see")
+	fs.StringVar(&f.password, "password", "", "password of the mesh; better in WEFT_PASSWORD or a file, which other users do not see; further lines are also accepted from others")
 	fs.StringVar(&f.passwordFile, "password-file", "", "file with the password; further lines are also accepted from others")
 	fs.StringArrayVar(&f.acceptPasswordFiles, "accept-password-file", nil, "file with passwords that are accepted but not offered (repeatable)")
 	fs.StringVar(&f.trustedSubnets, "trusted-subnets", "", "comma-separated networks between which the fast datapath need not encrypt")
@@ -257,8 +257,9 @@ func (f *launchFlags) checkPasswords(c *daemon.Config) error {
 	if f.password != "" && f.passwordFile != "" {
 		return errors.New("give the password by --password or by --password-file, not both")
 	}
-	if f.password != "" {
-		c.Passwords = []string{f.password}
+	c.Passwords = passwordLines(f.password)
+	if f.password != "" && len(c.Passwords) == 0 {
+		return errors.New("--password: it has empty lines only")
 	}
 	files := f.acceptPasswordFiles
 	if f.passwordFile != "" {
@@ -297,16 +298,21 @@ func readPasswords(name string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read passwords: %w", err)
 	}
-	var lines []string
-	for line := range strings.SplitSeq(string(b), "\n") {
-		if line = strings.TrimSuffix(line, "\r"); line != "" {
-			lines = append(lines, line)
-		}
-	}
+	lines := passwordLines(string(b))
 	if len(lines) == 0 {
 		return nil, fmt.Errorf("read passwords: %s has none", name)
 	}
 	return lines, nil
+}
+
+// passwordLines returns the lines of a text that are not empty.
+func passwordLines(text string) (lines []string) {
+	for line := range strings.SplitSeq(text, "\n") {
+		if line = strings.TrimSuffix(line, "\r"); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 func (f *launchFlags) checkRanges(c *daemon.Config) (err error) {

@@ -119,6 +119,7 @@ func TestPasswords(t *testing.T) {
 		{nil, []string{"--password", "password p"}, []string{"password p"}},
 		{map[string]string{"WEFT_PASSWORD": "password e"}, nil, []string{"password e"}},
 		{map[string]string{"WEFT_PASSWORD": "password e"}, []string{"--password", "password p"}, []string{"password p"}},
+		{map[string]string{"WEFT_PASSWORD": "new password\nold password\n"}, nil, []string{"new password", "old password"}},
 		{map[string]string{"WEFT_PASSWORD": "password e"}, []string{"--password-file", first}, []string{"new password", "old password"}},
 		{map[string]string{"WEFT_PASSWORD_FILE": first}, []string{"--password", "password p"}, []string{"password p"}},
 		{nil, []string{"--password-file", first, "--accept-password-file", second}, []string{"new password", "old password", "older password"}},
@@ -127,6 +128,9 @@ func TestPasswords(t *testing.T) {
 		if err != nil || !slices.Equal(got.Passwords, c.want) {
 			t.Errorf("%v %v: %+v, %v; want passwords %q", c.env, c.args, got, err, c.want)
 		}
+	}
+	if _, err := parseLaunch(t, map[string]string{"WEFT_PASSWORD": "\n"}); err == nil {
+		t.Error("a password of nothing but a line's end is taken for none")
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/conntrack"
 	vnetlink "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -65,8 +64,8 @@ func (c *cutter) run(ctx context.Context) {
 
 // cut looks at all connections once.
 func (c *cutter) cut(ctx context.Context) error {
-	conn, err := conntrack.Dial(&netlink.Config{NetNS: int(c.engine.kernel.ns)})
-	if err != nil {
+	var conn *conntrack.Conn
+	if err := netdev.DoIn(c.engine.kernel.ns, func() (err error) { conn, err = conntrack.Dial(nil); return err }); err != nil {
 		return fmt.Errorf("open connection tracking: %w", err)
 	}
 	defer conn.Close()
@@ -112,7 +111,7 @@ func (c *cutter) cut(ctx context.Context) error {
 // are never judged.
 func (c *cutter) ownAddrs() (own map[netip.Addr]bool, err error) {
 	own = make(map[netip.Addr]bool)
-	err = netdev.Do(nsPath(c.engine.kernel.ns), func() error {
+	err = netdev.DoIn(c.engine.kernel.ns, func() error {
 		addrs, err := netdev.Dump(func() ([]vnetlink.Addr, error) { return vnetlink.AddrList(nil, vnetlink.FAMILY_ALL) })
 		for _, a := range addrs {
 			if addr, ok := netip.AddrFromSlice(a.IP); ok {

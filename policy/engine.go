@@ -267,7 +267,7 @@ func (e *Engine) takeIn(look bool) {
 // findPorts finds out by which ports of the bridge pods are reached.
 func (e *Engine) findPorts() {
 	var ports map[netip.Addr]uint32
-	err := netdev.Do(nsPath(e.kernel.ns), func() (err error) {
+	err := netdev.DoIn(e.kernel.ns, func() (err error) {
 		ports, err = netdev.PortAddrs(e.cfg.Bridge)
 		return err
 	})
@@ -357,7 +357,7 @@ func (e *Engine) check(now time.Time) {
 	if !e.following || e.broken || now.Before(e.nextCheck) {
 		return
 	}
-	e.fault(netdev.Do(nsPath(e.kernel.ns), func() error { return showBridgedPackets(e.cfg.Sysctls) }))
+	e.fault(netdev.DoIn(e.kernel.ns, func() error { return showBridgedPackets(e.cfg.Sysctls) }))
 	generation, err := e.kernel.generation()
 	if err == nil && generation == e.generation {
 		return
@@ -396,5 +396,3 @@ func (e *Engine) ask(ctx context.Context, f func(*rules.Compiler)) error {
 		return ctx.Err()
 	}
 }
-
-func nsPath(ns netns.NsHandle) string { return fmt.Sprintf("/proc/self/fd/%d", int(ns)) }

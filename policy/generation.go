@@ -12,7 +12,7 @@ import (
 // it.
 func (k kernel) generation() (uint32, error) {
 	wrap := func(err error) error { return fmt.Errorf("ask for the generation of nftables: %w", err) }
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(k.ns)})
+	c, err := k.dial()
 	if err != nil {
 		return 0, wrap(err)
 	}

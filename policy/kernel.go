@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/policy/rules"
@@ -41,11 +42,20 @@ func (k kernel) begin() (transaction, error) {
 	buffers := func(c *netlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(bufferSize), c.SetWriteBuffer(bufferSize))
 	}
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(k.ns)), nftables.WithSockOptions(buffers))
-	if err != nil {
+	var c *nftables.Conn
+	if err := netdev.DoIn(k.ns, func() (err error) {
+		c, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(buffers))
+		return err
+	}); err != nil {
 		return transaction{}, fmt.Errorf("open nftables: %w", err)
 	}
 	return transaction{c, k.mute}, nil
+}
+
+// dial opens a socket to netfilter.
+func (k kernel) dial() (c *netlink.Conn, err error) {
+	err = netdev.DoIn(k.ns, func() (err error) { c, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); return err })
+	return c, err
 }
 
 // apply makes one change; hooked tells whether the chains on the hooks are there

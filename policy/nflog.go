@@ -46,7 +46,7 @@ func (e *Engine) listen(ctx context.Context) {
 }
 
 func (e *Engine) listenOnce(ctx context.Context) error {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(e.kernel.ns)})
+	c, err := e.kernel.dial()
 	if err != nil {
 		return fmt.Errorf("open netfilter's log: %w", err)
 	}

@@ -36,6 +36,15 @@ type kube struct {
 // newKube makes a cluster of two nodes and installs weft.
 func newKube(t *testing.T, proxyMode string) *kube {
 	t.Helper()
+	k := newBare(t, proxyMode)
+	k.install()
+	return k
+}
+
+// newBare makes a cluster of two nodes, which have no network for pods yet. Ranges are
+// of pods' addresses, besides the default one.
+func newBare(t *testing.T, proxyMode string, ranges ...string) *kube {
+	t.Helper()
 	programs, weft := os.Getenv("KUBE_PROGRAMS"), os.Getenv("WEFT_KUBE_IMAGE")
 	if programs == "" || weft == "" {
 		t.Fatal("KUBE_PROGRAMS and WEFT_KUBE_IMAGE say where the programs are; run: make test-kube")
@@ -43,7 +52,7 @@ func newKube(t *testing.T, proxyMode string) *kube {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	c, err := cluster.New(ctx, cluster.Config{
-		Programs: programs, ProxyMode: proxyMode, PodRange: "10.32.0.0/12", Images: []string{weft},
+		Programs: programs, ProxyMode: proxyMode, PodRanges: append([]string{"10.32.0.0/12"}, ranges...), Images: []string{weft},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -62,8 +71,6 @@ func newKube(t *testing.T, proxyMode string) *kube {
 			t.Fatal(err)
 		}
 	}
-	k.apply(filepath.Join(manifests, "weft.yaml"))
-	k.rollout()
 	if k.outside, err = c.Bed.Add("outside"); err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +80,27 @@ func newKube(t *testing.T, proxyMode string) *kube {
 	}
 	go serve.Wait() // the machine ends it
 	return k
+}
+
+// install applies the manifest that ships, with settings like NAME=VALUE in it.
+func (k *kube) install(settings ...string) {
+	k.t.Helper()
+	manifest, err := os.ReadFile(filepath.Join(manifests, "weft.yaml"))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	const env = "\n          env:\n"
+	before, after, ok := strings.Cut(string(manifest), env)
+	if !ok {
+		k.t.Fatal("the manifest has no environment to put settings into")
+	}
+	text := before + env
+	for _, s := range settings {
+		name, value, _ := strings.Cut(s, "=")
+		text += fmt.Sprintf("            - {name: %s, value: %q}\n", name, value)
+	}
+	k.create(text + after)
+	k.rollout()
 }
 
 // keepLogs copies the logs to where they outlive the cluster.
@@ -186,6 +214,17 @@ func (k *kube) answers(what string, ask from, url, server, client string) {
 		by, to, _ := strings.Cut(out, " ")
 		if by != server || client != "" && to != client {
 			return fmt.Errorf("%s is answered by %s, which sees %s; want %s and %q", url, by, to, server, client)
+		}
+		return nil
+	})
+}
+
+// refused waits until a pod is not answered any more.
+func (k *kube) refused(pod, url string) {
+	k.t.Helper()
+	k.until(pod+" is kept from "+url, func() error {
+		if out, err := k.fromPod(pod)(url); err == nil {
+			return fmt.Errorf("it is answered %q", out)
 		}
 		return nil
 	})

@@ -24,7 +24,7 @@ const (
 
 // Guard is Guard in the namespace that is watched.
 func (w *Watch) Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
-	err = inThread(w.ns, func() (err error) { rebuilt, err = Guard(port, sealed); return err })
+	err = DoIn(w.ns, func() (err error) { rebuilt, err = Guard(port, sealed); return err })
 	return rebuilt, err
 }
 

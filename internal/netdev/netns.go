@@ -133,16 +133,27 @@ func ListNS() ([]string, error) {
 // Do runs f on a thread of its own in the network namespace at path and
 // returns what f does. Goroutines that f starts do not inherit the namespace;
 // sockets that it opens stay in it.
+//
+// It takes CAP_SYS_ADMIN, unless the process is in that namespace.
 func Do(path string, f func() error) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return fmt.Errorf("open network namespace %s: %w", path, err)
 	}
 	defer ns.Close()
+	return onThread(ns, path, f)
+}
+
+// DoIn is Do in a network namespace that is open. Sockets are opened by it rather than by
+// what libraries offer for that, as they enter even where they are already.
+func DoIn(ns netns.NsHandle, f func() error) error { return onThread(ns, ns.String(), f) }
+
+// onThread is Do; name is what errors call the namespace.
+func onThread(ns netns.NsHandle, name string, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		done <- inNS(ns, path, f)
+		done <- inNS(ns, name, f)
 	}()
 	return <-done
 }
@@ -150,14 +161,18 @@ func Do(path string, f func() error) error {
 // inNS runs f in ns on the calling goroutine's locked thread. The thread is
 // unlocked only if it is back where it came from; else it ends with its
 // goroutine.
-func inNS(ns netns.NsHandle, path string, f func() error) error {
+func inNS(ns netns.NsHandle, name string, f func() error) error {
 	home, err := netns.GetFromPath(currentNS)
 	if err != nil {
 		return fmt.Errorf("open the thread's network namespace: %w", err)
 	}
 	defer home.Close()
+	if home.Equal(ns) {
+		defer runtime.UnlockOSThread()
+		return f()
+	}
 	if err := netns.Set(ns); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", path, err)
+		return fmt.Errorf("enter network namespace %s: %w", name, err)
 	}
 	defer func() {
 		if netns.Set(home) == nil {

@@ -124,7 +124,7 @@ func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
 // to them. A fault in finding out is told as if there were some.
 func (w *Watch) Judged() string {
 	var shown bool
-	err := inThread(w.ns, func() error {
+	err := DoIn(w.ns, func() error {
 		for _, key := range []string{"iptables", "ip6tables"} {
 			b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + key)
 			shown = shown || err == nil && strings.TrimSpace(string(b)) != "0"
@@ -136,7 +136,7 @@ func (w *Watch) Judged() string {
 	}
 	if shown {
 		for _, legacy := range []string{"ip_tables_names", "ip6_tables_names"} {
-			err := inThread(w.ns, func() error {
+			err := DoIn(w.ns, func() error {
 				b, err := os.ReadFile("/proc/thread-self/net/" + legacy)
 				if err == nil && len(b) > 0 {
 					return errors.New("iptables judges bridged packets: net.bridge.bridge-nf-call-iptables is set")
@@ -148,12 +148,14 @@ func (w *Watch) Judged() string {
 			}
 		}
 	}
-	c, err := nftables.New(nftables.WithNetNSFd(int(w.ns)))
-	if err != nil {
-		return fmt.Sprintf("netfilter's rules can not be read: %v", err)
-	}
-	chains, err := c.ListChains()
-	if err != nil {
+	var chains []*nftables.Chain
+	if err := DoIn(w.ns, func() error {
+		c, err := nftables.New()
+		if err == nil {
+			chains, err = c.ListChains()
+		}
+		return err
+	}); err != nil {
 		return fmt.Sprintf("netfilter's rules can not be read: %v", err)
 	}
 	for _, ch := range chains {
@@ -208,17 +210,23 @@ func (w *Watch) listen(ctx context.Context, changed func()) error {
 	}
 	lost := func(error) { fire() }
 	links := make(chan netlink.LinkUpdate, 64)
-	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
+	if err := DoIn(w.ns, func() error {
+		return netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: lost})
+	}); err != nil {
 		return wrap("interfaces", err)
 	}
 	defer drain(links)
 	routes := make(chan netlink.RouteUpdate, 64)
-	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
+	if err := DoIn(w.ns, func() error {
+		return netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: lost})
+	}); err != nil {
 		return wrap("routes", err)
 	}
 	defer drain(routes)
 	addrs := make(chan netlink.AddrUpdate, 64)
-	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{Namespace: &w.ns, ErrorCallback: lost}); err != nil {
+	if err := DoIn(w.ns, func() error {
+		return netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: lost})
+	}); err != nil {
 		return wrap("addresses", err)
 	}
 	defer drain(addrs)
@@ -281,8 +289,3 @@ func drain[T any](messages <-chan T) {
 const settle = 5 * time.Millisecond
 
 var errEnded = errors.New("the kernel's messages ended")
-
-// inThread runs f on a thread of its own in ns.
-func inThread(ns netns.NsHandle, f func() error) error {
-	return Do(fmt.Sprintf("/proc/self/fd/%d", int(ns)), f)
-}

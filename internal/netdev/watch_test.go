@@ -281,3 +281,49 @@ func TestPortAddrs(t *testing.T) {
 		return err
 	})
 }
+
+// The container of the router on Kubernetes may not enter namespaces.
+func TestWatchWithoutSysAdmin(t *testing.T) {
+	if !nstest.Deprived(t) {
+		return
+	}
+	if err := netdev.EnsureBridge("weft", mac, 1376); err != nil {
+		t.Fatal(err)
+	}
+	w, err := netdev.NewWatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if why := w.Judged(); why != "" {
+		t.Errorf("Judged() = %q of a namespace without rules", why)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, ended := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		ended <- w.Run(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	// The first changes may come before Run watches.
+	for i := 0; len(changed) == 0; i++ {
+		select {
+		case err := <-ended:
+			t.Fatalf("Run() = %v", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+		if i == 100 {
+			t.Fatal("no change is seen")
+		}
+		if err := netdev.EnsureBridge("weft", mac, 1376-i%2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

@@ -259,7 +259,7 @@ func (d *Datapath) release() {
 
 // in runs f in the network namespace of the datapath.
 func (d *Datapath) in(f func() error) error {
-	return netdev.Do(fmt.Sprintf("/proc/self/fd/%d", int(d.ns)), f)
+	return netdev.DoIn(d.ns, f)
 }
 
 func (d *Datapath) putConfig(c Config) error {

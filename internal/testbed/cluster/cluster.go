@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ import (
 )
 
 const (
-	serviceRange = "10.96.0.0/16"
+	serviceRange = "10.96.0.0/16,fd96::/112"
 	firstService = "10.96.0.1" // the API server's
 	pollEvery    = 200 * time.Millisecond
 )
@@ -24,12 +25,12 @@ const (
 type Config struct {
 	Programs  string   // folder with those of Kubernetes
 	ProxyMode string   // of kube-proxy: iptables or nftables
-	PodRange  string   // what kube-proxy takes for pods' addresses
+	PodRanges []string // what kube-proxy takes for pods' addresses, at most one a family
 	Images    []string // archives that each node gets, besides those of pods
 }
 
 // Cluster is a cluster that runs. Its methods are for one goroutine at a time, but
-// for Kubectl.
+// for Kubectl and Command.
 type Cluster struct {
 	Config
 	Bed   *machine.Bed
@@ -159,9 +160,16 @@ func (c *Cluster) spawn(m *machine.Machine, name, program string, args ...string
 	return nil
 }
 
+// Command is a command beside the API server, whose administrator it is by KUBECONFIG.
+func (c *Cluster) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
+	cmd := c.control.Command(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.admin)
+	return cmd
+}
+
 // Kubectl runs kubectl as administrator and returns what it wrote.
 func (c *Cluster) Kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
-	cmd := c.control.Command(ctx, c.program("kubectl"), append([]string{"--kubeconfig=" + c.admin}, args...)...)
+	cmd := c.Command(ctx, c.program("kubectl"), args...)
 	var words strings.Builder
 	cmd.Stdin, cmd.Stderr = stdin, &words
 	out, err := cmd.Output()

@@ -45,16 +45,38 @@ func (c *Cluster) makeImages(ctx context.Context) ([]string, error) {
 			pod, busybox, {Path: "/bin/sh", Link: "busybox"}, {Path: "/bin/ip", Link: "busybox"}, {Path: "/bin/ping", Link: "busybox"},
 		}},
 	} {
-		i.Architecture = runtime.GOARCH
-		archive := filepath.Join(c.Bed.Dir(), filepath.Base(i.Names[0])+".tar")
-		f, err := os.Create(archive)
+		archive, err := c.archive(i)
 		if err != nil {
-			return nil, err
-		}
-		if err := errors.Join(i.Write(f), f.Close()); err != nil {
 			return nil, err
 		}
 		archives = append(archives, archive)
 	}
 	return archives, nil
+}
+
+// AddImage gives an image, for the architecture of this machine, to all nodes that
+// are, and that will be.
+func (c *Cluster) AddImage(ctx context.Context, i *image.Image) error {
+	archive, err := c.archive(i)
+	if err != nil {
+		return err
+	}
+	c.Images = append(c.Images, archive)
+	for _, n := range c.Nodes {
+		if err := n.Import(ctx, archive); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// archive writes an image to where nodes can take it from.
+func (c *Cluster) archive(i *image.Image) (string, error) {
+	i.Architecture = runtime.GOARCH
+	path := filepath.Join(c.Bed.Dir(), filepath.Base(i.Names[0])+".tar")
+	f, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	return path, errors.Join(i.Write(f), f.Close())
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,13 +45,13 @@ func (n *Node) Restart(ctx context.Context) error {
 // Start starts what makes a booted machine a Node, and waits until it is one.
 func (n *Node) Start(ctx context.Context) error {
 	c := n.cluster
-	if _, err := n.Run(ctx, "bash", "-ec", furniture, "bash", c.control.Addr.String()); err != nil {
+	if _, err := n.Run(ctx, "bash", "-ec", furniture, "bash", c.control.Addr.String(), n.addr6().String()); err != nil {
 		return err
 	}
 	for path, text := range map[string]string{
 		"/etc/containerd/config.toml":  containerdConfig,
 		"/etc/kubernetes/kubelet.yaml": fmt.Sprintf(kubeletConfig, n.Addr, c.pki.file("authority.crt")),
-		"/etc/kubernetes/proxy.yaml":   fmt.Sprintf(proxyConfig, c.ProxyMode, c.PodRange, c.pki.file("proxy-"+n.Name+".kubeconfig"), n.Name),
+		"/etc/kubernetes/proxy.yaml":   fmt.Sprintf(proxyConfig, c.ProxyMode, strings.Join(c.PodRanges, ","), c.pki.file("proxy-"+n.Name+".kubeconfig"), n.Name),
 	} {
 		if err := os.WriteFile(n.Path(path), []byte(text), 0o644); err != nil {
 			return err
@@ -91,7 +92,15 @@ func (n *Node) startKubelet() error {
 	c := n.cluster
 	return c.spawn(n.Machine, "kubelet", "sh", "-c", "echo $$ >"+kubeletPID+`; exec "$@"`, "sh", c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
 		"--kubeconfig="+c.pki.file("kubelet-"+n.Name+".kubeconfig"), "--hostname-override="+n.Name,
-		"--node-ip="+n.Addr.String(), "--root-dir=/var/lib/kubelet")
+		fmt.Sprintf("--node-ip=%s,%s", n.Addr, n.addr6()), "--root-dir=/var/lib/kubelet")
+}
+
+// addr6 is the node's second address, on the same network.
+func (n *Node) addr6() netip.Addr {
+	a := netip.MustParseAddr("fd99::").As16()
+	v4 := n.Addr.As4()
+	copy(a[12:], v4[:])
+	return netip.AddrFrom16(a)
 }
 
 // Import gives the node an image, unless it has it.
@@ -122,6 +131,8 @@ done
 mkdir -p /etc/containerd /etc/kubernetes /etc/cni/net.d /opt/cni/bin
 cp -n /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback /opt/cni/bin/
 ip route replace default via $1
+ip -6 addr replace $2/64 dev eth0 nodad
+ip -6 route replace default dev eth0
 `)
 
 // restrict_oom_score_adj: root of a machine may lack the right to lower scores.
