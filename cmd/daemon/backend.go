@@ -86,12 +86,28 @@ func (d *daemon) Attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 	if err != nil {
 		return nil, err
 	}
+	if p.container != nil {
+		return d.attachDockers(ctx, p, r)
+	}
 	ps, err := d.attachments.attach(ctx, p, r)
 	if errors.Is(err, netdev.ErrHostNS) {
 		return nil, usage(err.Error())
 	}
-	if err == nil && p.container != nil {
-		d.engine.attached(p.container)
+	return ps, err
+}
+
+// attachDockers attaches a container of Docker's, whose names the engine's part
+// keeps.
+func (d *daemon) attachDockers(ctx context.Context, p place, r api.AttachRequest) ([]netip.Prefix, error) {
+	fqdn, err := qualify(d.names, r.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	r.Hostname = ""
+	ps, err := d.attachments.attach(ctx, p, r)
+	d.engine.attached(p.container)
+	if err == nil && fqdn != "" {
+		err = d.engine.addName(ctx, p.owner, fqdn, nil)
 	}
 	return ps, err
 }
@@ -103,7 +119,7 @@ func (d *daemon) Detach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 		return nil, err
 	}
 	ps, err := d.attachments.detach(p, r.Addresses)
-	if err == nil && p.container != nil {
+	if p.container != nil {
 		d.engine.attached(p.container)
 	}
 	return ps, err

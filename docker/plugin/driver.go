@@ -473,10 +473,17 @@ func (d *Driver) Endpoints() []Endpoint {
 
 // Has tells whether an endpoint is one of weft's.
 func (d *Driver) Has(endpointID string) bool {
+	_, ours := d.AddressesOf(endpointID)
+	return ours
+}
+
+// AddressesOf returns all that an endpoint has, also what the engine knows
+// nothing of, and whether it is one of weft's.
+func (d *Driver) AddressesOf(endpointID string) (addrs []netip.Prefix, ours bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	_, ok := d.endpoints.Records[endpointID]
-	return ok
+	e, ours := d.endpoints.Records[endpointID]
+	return e.all(), ours
 }
 
 // AdoptNetwork takes over a network that the engine has and the record lacks:
