@@ -120,7 +120,7 @@ func (d *daemon) Detach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 	}
 	ps, err := d.attachments.detach(p, r.Addresses)
 	if p.container != nil {
-		d.engine.attached(p.container)
+		d.engine.detached(p.container)
 	}
 	return ps, err
 }

@@ -269,16 +269,21 @@ func (e *engine) report() *api.Docker {
 // user has changed.
 func (e *engine) attached(c *docker.Container) {
 	c = e.latest(c)
-	a, known := e.attachments.get(c.ID)
-	if known {
+	if a, known := e.attachments.get(c.ID); known {
 		e.rewriteHosts(c, a)
 	}
 	e.naming.Lock()
 	defer e.naming.Unlock()
-	if !known && len(e.endpoints(c)) == 0 {
+	_ = e.setNames(c, e.given.get(c.ID)) // the log says why
+}
+
+// detached is attached for one from which addresses were taken: the names that it
+// was given go with the last.
+func (e *engine) detached(c *docker.Container) {
+	if _, known := e.attachments.get(c.ID); !known && len(e.endpoints(e.latest(c))) == 0 {
 		e.given.forget(c.ID)
 	}
-	_ = e.setNames(c, e.given.get(c.ID)) // the log says why
+	e.attached(c)
 }
 
 // Stopped implements docker.Observer.
