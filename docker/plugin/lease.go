@@ -104,7 +104,7 @@ func (d *Driver) requestPool(_ context.Context, q poolRequest) (r poolReply, err
 		subnet = p.String()
 	}
 	p, err := newPool(subnet, q.SubPool)
-	if err == nil && q.Pool != "" {
+	if err == nil && q.Pool != "" && q.Options[OutsideOption] != "true" {
 		err = d.addresses.Check(p.within)
 	}
 	if err != nil {
