@@ -106,6 +106,9 @@ func (d *daemon) attachDockers(ctx context.Context, p place, r api.AttachRequest
 	r.Hostname = ""
 	ps, err := d.attachments.attach(ctx, p, r)
 	d.engine.attached(p.container)
+	if _, gone := os.Stat(p.netns); err != nil && gone != nil {
+		return nil, fmt.Errorf("attach %s: it ended meanwhile", p)
+	}
 	if err == nil && fqdn != "" {
 		err = d.engine.addName(ctx, p.owner, fqdn, nil)
 	}
