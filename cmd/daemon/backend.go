@@ -42,6 +42,7 @@ func (d *daemon) report() *api.Report {
 	r.Router.Targets = d.targets.get()
 	if d.engine != nil {
 		r.Docker = d.engine.report()
+		r.Warnings = append(r.Warnings, d.engine.warnings()...)
 	}
 	if len(d.config.Passwords) == 0 {
 		r.Warnings = append(r.Warnings, "no password is set: whoever reaches this host can join the mesh (--password)")

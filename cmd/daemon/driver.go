@@ -243,13 +243,18 @@ func (e *engine) list() []api.Attachment {
 	return list
 }
 
-// adopt takes over what the engine has on weft's networks and the record lacks.
+// adopt takes over what the engine has on weft's networks and the record lacks, and
+// forgets what it has no more.
 func (d *drivers) adopt(ctx context.Context, c *client.Client) error {
 	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("driver", plugin.Name)})
 	if err != nil {
 		return fmt.Errorf("list docker's networks: %w", err)
 	}
-	var errs []error
+	ids := make([]string, len(r.Items))
+	for i, n := range r.Items {
+		ids[i] = n.ID
+	}
+	errs := []error{d.KeepNetworks(ids)}
 	for _, n := range r.Items {
 		var gateways []netip.Addr
 		if n.IPAM.Driver == plugin.Name {

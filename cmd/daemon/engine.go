@@ -50,6 +50,8 @@ type engine struct {
 	running map[string]*docker.Container
 	// away are those of them that have to be joined again.
 	away map[string]bool
+	// blockers are chains of the firewall that drop bridged frames.
+	blockers []string
 }
 
 func newEngine(d *daemon, ds *drivers, log *slog.Logger) (*engine, error) {
@@ -88,6 +90,24 @@ func (e *engine) passGuard(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		e.log.Warn("docker's firewall may drop bridged frames", "error", err)
 	}
+	blockers, err := netdev.BridgeBlockers(ctx, e.attachments.bridge)
+	if err != nil {
+		e.log.Debug("the forward chains of this host could not be read", "error", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.blockers = blockers
+}
+
+// warnings are what a user should know of.
+func (e *engine) warnings() (list []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	bridge := e.attachments.bridge
+	for _, chain := range e.blockers {
+		list = append(list, fmt.Sprintf("the firewall's %s drops what containers of this host send over bridge %s, unless a rule there accepts it: %s", chain, bridge, netdev.OpenBridge(bridge)))
+	}
+	return list
 }
 
 // tend does what has to be done every now and then, until ctx ends.

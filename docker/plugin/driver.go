@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -98,6 +99,7 @@ type Driver struct {
 	leases    map[netip.Addr]lease
 	missed    map[string]time.Time     // endpoints and owners of leases that Sweep missed something of since then
 	leaving   map[string]chan struct{} // endpoints whose ports are being deleted; closed then
+	earlier   []string                 // networks of earlier runs, until the engine has said which it still has
 	pools     poolGuard
 	closed    bool // nothing is started beside a request any more
 }
@@ -117,6 +119,7 @@ func New(c Config) *Driver {
 	if err := errors.Join(err, err2); err != nil {
 		c.Log.Warn("some records of docker's networks are lost", "error", err)
 	}
+	d.earlier = slices.Collect(maps.Keys(d.networks.Records))
 	d.findLeases()
 	return d
 }
@@ -484,6 +487,22 @@ func (d *Driver) AddressesOf(endpointID string) (addrs []netip.Prefix, ours bool
 	defer d.mu.Unlock()
 	e, ours := d.endpoints.Records[endpointID]
 	return e.all(), ours
+}
+
+// KeepNetworks forgets networks of earlier runs that are not among those which the
+// engine has: it removed them while no router answered. What they held is freed by
+// Sweep.
+func (d *Driver) KeepNetworks(exist []string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for _, id := range d.earlier {
+		if !slices.Contains(exist, id) {
+			errs = append(errs, d.networks.Delete(id))
+		}
+	}
+	d.earlier = nil
+	return errors.Join(errs...)
 }
 
 // AdoptNetwork takes over a network that the engine has and the record lacks:

@@ -355,6 +355,20 @@ func TestSweep(t *testing.T) {
 		sweep(20 * time.Second)
 		has("gone for a while", "10.40.1.1")
 
+		// A network goes that the engine removed while no router answered, but none
+		// that is made meanwhile.
+		b.restart()
+		const newID = "bd1f0b2b9d7c4c0cb1a1a1a1a1a1a1a1"
+		b.call(t, "NetworkDriver.CreateNetwork", `{"NetworkID":"`+newID+`","IPv4Data":[{"AddressSpace":"weftlocal","Pool":"10.40.2.0/24","Gateway":"10.40.2.1/24"}]}`)
+		b.call(t, "IpamDriver.RequestAddress", `{"PoolID":"weft-10.40.2.0/24-10.40.2.0/24","Address":"10.40.2.1"}`)
+		for range 2 {
+			if err := b.driver.KeepNetworks(nil); err != nil {
+				t.Error(err)
+			}
+		}
+		sweep(3 * time.Minute)
+		has("the network is gone", "10.40.2.1")
+
 		// Its address, asked for by name, need not wait for that.
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
 		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"}}`))
