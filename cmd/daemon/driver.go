@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
+	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/plugin"
@@ -114,7 +115,10 @@ func (driverLinks) Extend(ctx context.Context, path string, mac net.HardwareAddr
 
 func (driverLinks) Delete(port string) error { return netdev.DeletePort(port) }
 
-func (driverLinks) Exists(port string) bool { return linkExists(port) }
+func (driverLinks) Lives(port, inside string) bool {
+	_, err := netlink.LinkByName(inside)
+	return err != nil && linkExists(port)
+}
 
 // drivers is Docker's network and address driver with its default network.
 type drivers struct {

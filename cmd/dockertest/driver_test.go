@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weft-net/weft/internal/testbed/machine"
 )
 
 // waitNetwork waits until the engine has the default network.
@@ -343,6 +345,29 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 	h.waitActive(t, 1)
 	h.docker(t, "rm", "-f", "web")
 	h.waitActive(t, 0)
+}
+
+// Containers and networks that are removed while no router answers: the engine goes
+// on after a while, and the next router frees all that they had.
+func TestRemovedWhileTheRouterIsAway(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.docker(t, "network", "create", "--driver", "weft", "--ipam-driver", "weft", "--subnet", "10.40.1.0/24", "--gateway", "10.40.1.1", "--aux-address", "a=10.40.1.2", "red")
+	h.run(t, "--name", "web", "--net", "red", "--ip", "10.40.1.5")
+	h.waitActive(t, 3)
+	h.weft(t, "stop")
+	h.docker(t, "rm", "-f", "web")
+	h.docker(t, "network", "rm", "red")
+	h.launch(t, []*host{h})
+	h.waitNetwork(t)
+	eventually(t, "its address can be had again", func() error {
+		_, err := h.try(t, "docker", "run", "--rm", "--net", "weft", "--ip", "10.40.1.5", machine.Image, "true")
+		return err
+	})
+	h.waitNoLeases(t)
+	if out := h.must(t, "ip", "-br", "link"); strings.Contains(out, "c@vethwe") {
+		t.Errorf("interfaces of containers are left:\n%s", out)
+	}
 }
 
 // Issue 5, item 2: a router that lost its state takes over what the engine has,

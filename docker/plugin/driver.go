@@ -48,8 +48,11 @@ type Links interface {
 	// namespace at path, and announces them. It waits for the engine to have moved
 	// it there, until ctx ends.
 	Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
-	// Exists tells whether there is a port. It lives as long as its container.
-	Exists(port string) bool
+	// Lives tells whether there is a port whose other end is in a container, by the
+	// name of that end when it is not. The kernel takes a port away with its
+	// container; an engine that removes one, and gets no answer here, moves its end
+	// back to the host.
+	Lives(port, inside string) bool
 }
 
 // network is the record of one network.
@@ -454,6 +457,12 @@ func (d *Driver) dropEndpoint(id string, all bool) error {
 	return nil
 }
 
+// endEndpoint forgets an endpoint of which the engine says nothing any more, with
+// its port and all that it has.
+func (d *Driver) endEndpoint(id string) error {
+	return errors.Join(d.links.Delete(Port(id)), d.dropEndpoint(id, true))
+}
+
 // Endpoint is a container on a network of weft's.
 type Endpoint struct {
 	ID, Network string
@@ -469,10 +478,13 @@ func (d *Driver) Endpoints() []Endpoint {
 		list = append(list, Endpoint{ID: id, Network: e.Network, MAC: e.MAC, Addresses: e.all()})
 	}
 	d.mu.Unlock()
-	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.links.Exists(Port(e.ID)) })
+	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.lives(e.ID) })
 	slices.SortFunc(list, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
+
+// lives tells whether an endpoint is in a container.
+func (d *Driver) lives(id string) bool { return d.links.Lives(Port(id), inside(id)) }
 
 // Has tells whether an endpoint is one of weft's.
 func (d *Driver) Has(endpointID string) bool {
@@ -530,7 +542,7 @@ func (d *Driver) AdoptNetwork(id string, options map[string]string, internal boo
 // Adopt takes over an endpoint of a container that runs, likewise. It is no
 // error if it is known, or not one of weft's.
 func (d *Driver) Adopt(ctx context.Context, e Endpoint) error {
-	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.links.Exists(Port(e.ID)) {
+	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.lives(e.ID) {
 		return nil
 	}
 	for _, p := range e.Addresses {
