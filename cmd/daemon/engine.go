@@ -41,6 +41,8 @@ type engine struct {
 
 	working sync.WaitGroup // goroutines that rejoin containers
 
+	guarding sync.Mutex // held while the firewall is looked at, so that no rule is made twice
+
 	// naming is held while names of a container are worked out and registered, so
 	// that what is older does not replace what is newer. It comes before mu.
 	naming sync.Mutex
@@ -83,6 +85,8 @@ const guardEvery = 30 * time.Second
 
 // passGuard has Docker's firewall let the bridge's own frames pass.
 func (e *engine) passGuard(ctx context.Context) {
+	e.guarding.Lock()
+	defer e.guarding.Unlock()
 	changed, err := netdev.PassGuard(ctx, e.attachments.bridge)
 	if len(changed) > 0 {
 		e.log.Info("docker's firewall lets bridged frames pass now", "rules", changed)

@@ -364,7 +364,7 @@ func TestRemovedWhileTheRouterIsAway(t *testing.T) {
 		_, err := h.try(t, "docker", "run", "--rm", "--net", "weft", "--ip", "10.40.1.5", machine.Image, "true")
 		return err
 	})
-	h.waitNoLeases(t)
+	h.waitActive(t, 0)
 	if out := h.must(t, "ip", "-br", "link"); strings.Contains(out, "c@vethwe") {
 		t.Errorf("interfaces of containers are left:\n%s", out)
 	}

@@ -510,11 +510,28 @@ func (d *Driver) KeepNetworks(exist []string) error {
 	var errs []error
 	for _, id := range d.earlier {
 		if !slices.Contains(exist, id) {
-			errs = append(errs, d.networks.Delete(id))
+			errs = append(errs, d.forgetNetwork(id))
 		}
 	}
 	d.earlier = nil
 	return errors.Join(errs...)
+}
+
+// forgetNetwork deletes a record, and frees what nobody else holds of it. The lock
+// is held.
+func (d *Driver) forgetNetwork(id string) error {
+	held := d.networks.Records[id].Held
+	if err := d.networks.Delete(id); err != nil {
+		return err
+	}
+	for _, a := range held {
+		if l, leased := d.leases[a]; leased && !d.isHeld(a) && d.endpointWith(a) == "" {
+			if err := d.drop(a, l); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // AdoptNetwork takes over a network that the engine has and the record lacks:
