@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/policytest"
 	"github.com/weft-net/weft/policy/rules"
@@ -75,8 +76,8 @@ func BenchmarkPodChange(b *testing.B) {
 // thousand. It tells how many times dearer the latter are, and how many times
 // dearer ten policies are than none.
 func BenchmarkPacket(b *testing.B) {
-	w := policytest.NewWire(b, 1)
-	policytest.OnOneCPU(b)
+	w := enginetest.NewWire(b, 1)
+	enginetest.OnOneCPU(b)
 	k := kernel{ns: w.NS}
 	cost := func(policies int) time.Duration {
 		namespaces := max(1, policies/2)

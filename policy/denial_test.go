@@ -10,13 +10,13 @@ import (
 
 	"github.com/mdlayher/netlink"
 
+	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
-	"github.com/weft-net/weft/policy/policytest"
 	"github.com/weft-net/weft/policy/rules"
 )
 
 func TestParsePacket(t *testing.T) {
-	for _, p := range []policytest.Probe{
+	for _, p := range []enginetest.Probe{
 		{Flow: model.Flow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Protocol: model.TCP, Port: 80}, Sport: 1234},
 		{Flow: model.Flow{Src: netip.MustParseAddr("fd00::1"), Dst: netip.MustParseAddr("fd00::2"), Protocol: model.SCTP, Port: 80}, Sport: 1234},
 		{Flow: model.Flow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Protocol: 1}},

@@ -29,8 +29,8 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
-	"github.com/weft-net/weft/policy/policytest"
 	"github.com/weft-net/weft/policy/rules"
 )
 
@@ -583,7 +583,7 @@ func TestEngineWithoutSysAdmin(t *testing.T) {
 	if !nstest.Deprived(t) {
 		return
 	}
-	w := policytest.WireHere(t, 1)
+	w := enginetest.WireHere(t, 1)
 	from, to := w.Ends[0], w.Ends[1]
 	n := &node{host: "/proc/self/ns/net", log: &lines{}, addrs: map[string]netip.Addr{
 		"a": netip.MustParseAddr("10.40.0.2"), "b": netip.MustParseAddr("10.40.0.3"),
@@ -592,7 +592,7 @@ func TestEngineWithoutSysAdmin(t *testing.T) {
 	n.tellAll()
 	n.engine.SetPolicy(allow("b", 8080, "a"))
 	n.enforced(t)
-	p := policytest.Probe{Flow: model.Flow{Src: n.addrs["a"], Dst: n.addrs["b"], Protocol: model.TCP, Port: 9090}, Sport: 20000, ID: 1}
+	p := enginetest.Probe{Flow: model.Flow{Src: n.addrs["a"], Dst: n.addrs["b"], Protocol: model.TCP, Port: 9090}, Sport: 20000, ID: 1}
 	// The first come before the bridge forwards, or before the engine listens.
 	await(t, "a line about the denied flow", 30*time.Second, func() bool {
 		if err := unix.Send(from.FD, p.Frame(from.MAC, to.MAC), 0); err != nil {

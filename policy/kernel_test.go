@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/policytest"
 	"github.com/weft-net/weft/policy/rules"
@@ -20,8 +21,8 @@ import (
 // through that the model allows.
 func TestKernelJudgesAsTheModel(t *testing.T) {
 	const pods, steps, flows = 9, 20, 400
-	w := policytest.NewWire(t, pods)
-	policytest.OnOneCPU(t)
+	w := enginetest.NewWire(t, pods)
+	enginetest.OnOneCPU(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := policytest.Random{Rand: rand.New(rand.NewPCG(seed, 0))}
@@ -46,15 +47,15 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 		if diff, err := k.differs(c.Rules(), hook); diff != "" || err != nil {
 			t.Fatalf("step %d: %s %v\n%s", step, diff, err, c.Rules())
 		}
-		var probes []policytest.Probe
+		var probes []enginetest.Probe
 		for range flows {
-			p := policytest.Probe{Flow: r.Flow(pods), Sport: uint16(20000 + id%40000), ID: id<<8 | 0xa5}
+			p := enginetest.Probe{Flow: r.Flow(pods), Sport: uint16(20000 + id%40000), ID: id<<8 | 0xa5}
 			id++
 			probes = append(probes, p)
 			from := endOf(p.Src, pods)
 			to := w.Ends[endOf(p.Dst, pods)].MAC
 			if policytest.ToMany(p.Dst) {
-				to = policytest.GroupMAC(p.Dst)
+				to = enginetest.GroupMAC(p.Dst)
 			}
 			if err := unix.Send(w.Ends[from].FD, p.Frame(w.Ends[from].MAC, to), 0); err != nil {
 				t.Fatal(err)
@@ -81,7 +82,7 @@ func endOf(a netip.Addr, pods int) int {
 	return pods
 }
 
-func podPorts(w *policytest.Wire, c *model.Cluster, pods int) map[netip.Addr]uint32 {
+func podPorts(w *enginetest.Wire, c *model.Cluster, pods int) map[netip.Addr]uint32 {
 	all := make(map[netip.Addr]uint32)
 	for i := range pods {
 		for _, a := range policytest.Addrs(i) {
@@ -94,7 +95,7 @@ func podPorts(w *policytest.Wire, c *model.Cluster, pods int) map[netip.Addr]uin
 }
 
 // check compares where a probe came with the model.
-func check(t *testing.T, w *policytest.Wire, c *model.Cluster, p policytest.Probe, pods, step int) {
+func check(t *testing.T, w *enginetest.Wire, c *model.Cluster, p enginetest.Probe, pods, step int) {
 	t.Helper()
 	passes := func(f model.Flow, d model.Direction) bool {
 		j := c.Judge(f, d)

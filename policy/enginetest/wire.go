@@ -1,4 +1,6 @@
-package policytest
+// Package enginetest is what engines of policies are tried on: a host with a bridge,
+// and an API server with a cluster.
+package enginetest
 
 import (
 	"encoding/binary"
@@ -202,7 +204,7 @@ func (w *Wire) mark(from int, number uint32) error {
 
 // Settle marks that everything was sent, and waits until it has come. The calling
 // thread must have sent it all, on one CPU, which then keeps the order.
-func (w *Wire) Settle(t *testing.T, number uint32) {
+func (w *Wire) Settle(t testing.TB, number uint32) {
 	t.Helper()
 	markAll := func() {
 		for from := range w.Ends {

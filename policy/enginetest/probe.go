@@ -1,4 +1,4 @@
-package policytest
+package enginetest
 
 import (
 	"encoding/binary"
