@@ -231,6 +231,7 @@ func (e *engine) latest(c *docker.Container) *docker.Container {
 // that are gone.
 func (e *engine) sweep(ctx context.Context, now time.Time) {
 	if e.drivers != nil {
+		e.bury() // where the kernel does not tell
 		e.drivers.Sweep(now)
 	}
 	e.mu.Lock()

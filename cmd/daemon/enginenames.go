@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/weft-net/weft/docker"
@@ -72,19 +74,35 @@ func (e *engine) namesFor(c *docker.Container, g given) map[string][]netip.Addr 
 	return have
 }
 
-// endpoints are where a container is on weft's networks, with all addresses that
-// it has there.
+// endpoints are where a container is on weft's networks, as the kernel has it, with
+// all addresses that it has there.
 func (e *engine) endpoints(c *docker.Container) (ends []docker.Endpoint) {
 	if e.drivers == nil {
 		return nil
 	}
 	for _, end := range c.Endpoints {
-		if addrs, ours := e.drivers.AddressesOf(end.ID); ours {
+		if addrs, ours := e.drivers.AddressesOf(end.ID); ours && e.drivers.Lives(end.ID) {
 			end.Addresses = addrs
 			ends = append(ends, end)
 		}
 	}
 	return ends
+}
+
+// bury takes names from containers whose interfaces are gone, before Docker tells:
+// it may be away, and their addresses are others' soon.
+func (e *engine) bury() {
+	if e.drivers == nil {
+		return
+	}
+	e.mu.Lock()
+	running := slices.Collect(maps.Values(e.running))
+	e.mu.Unlock()
+	for _, c := range running {
+		if slices.ContainsFunc(c.Endpoints, func(end docker.Endpoint) bool { return e.drivers.Has(end.ID) && !e.drivers.Lives(end.ID) }) {
+			e.introduce(c)
+		}
+	}
 }
 
 // namesOf returns the full names that a container has in domain: its hostname
