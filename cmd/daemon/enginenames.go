@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/docker"
 )
 
@@ -36,7 +38,7 @@ func (e *engine) setNames(c *docker.Container, g given) error {
 func (e *engine) namesFor(c *docker.Container, g given) map[string][]netip.Addr {
 	have := make(map[string][]netip.Addr)
 	domain := e.names.Domain()
-	if domain == "" || !c.Running {
+	if domain == "" || !c.Running || ended(c) {
 		return have
 	}
 	give := func(names []string, addrs []netip.Addr) {
@@ -89,17 +91,20 @@ func (e *engine) endpoints(c *docker.Container) (ends []docker.Endpoint) {
 	return ends
 }
 
-// bury takes names from containers whose interfaces are gone, before Docker tells:
-// it may be away, and their addresses are others' soon.
+// ended tells whether the process of a container is gone.
+func ended(c *docker.Container) bool { return errors.Is(unix.Kill(c.PID, 0), unix.ESRCH) }
+
+// bury takes names from containers whose process or interface is gone, before
+// Docker tells: it may be away, and their addresses are others' soon.
 func (e *engine) bury() {
-	if e.drivers == nil {
-		return
-	}
 	e.mu.Lock()
 	running := slices.Collect(maps.Values(e.running))
 	e.mu.Unlock()
+	unplugged := func(end docker.Endpoint) bool {
+		return e.drivers != nil && e.drivers.Has(end.ID) && !e.drivers.Lives(end.ID)
+	}
 	for _, c := range running {
-		if slices.ContainsFunc(c.Endpoints, func(end docker.Endpoint) bool { return e.drivers.Has(end.ID) && !e.drivers.Lives(end.ID) }) {
+		if ended(c) || slices.ContainsFunc(c.Endpoints, unplugged) {
 			e.introduce(c)
 		}
 	}
