@@ -143,7 +143,9 @@ func (e *engine) addName(ctx context.Context, ref, fqdn string, addrs []netip.Ad
 		return fmt.Errorf("container %s does not run", ref)
 	}
 	if fqdn == "" {
-		fqdn = namesOf(c, e.names.Domain(), nil)[0]
+		if fqdn, err = qualify(e.names, namesOf(c, e.names.Domain(), nil)[0]); err != nil {
+			return err
+		}
 	}
 	if _, live := e.attachments.live(c.ID); len(addrs) == 0 && !live && len(e.endpoints(c)) == 0 {
 		return fmt.Errorf("container %s has no address on the switch; attach it, or say which addresses the name is for", ref)
