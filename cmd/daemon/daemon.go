@@ -289,6 +289,9 @@ func (d *daemon) watch(ctx context.Context) {
 		err = w.Run(ctx, func() {
 			d.names.NetworkChanged()
 			d.attachments.bury(time.Now())
+			if d.engine != nil {
+				d.engine.bury()
+			}
 		})
 	}
 	if err != nil {

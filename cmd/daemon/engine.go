@@ -230,6 +230,7 @@ func (e *engine) latest(c *docker.Container) *docker.Container {
 // sweep rejoins the containers for which that failed, and frees what those had
 // that are gone.
 func (e *engine) sweep(ctx context.Context, now time.Time) {
+	e.bury() // where no interface told
 	if e.drivers != nil {
 		e.drivers.Sweep(now)
 	}

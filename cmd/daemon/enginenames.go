@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/docker"
 )
@@ -34,7 +38,7 @@ func (e *engine) setNames(c *docker.Container, g given) error {
 func (e *engine) namesFor(c *docker.Container, g given) map[string][]netip.Addr {
 	have := make(map[string][]netip.Addr)
 	domain := e.names.Domain()
-	if domain == "" || !c.Running {
+	if domain == "" || !c.Running || ended(c) {
 		return have
 	}
 	give := func(names []string, addrs []netip.Addr) {
@@ -72,19 +76,38 @@ func (e *engine) namesFor(c *docker.Container, g given) map[string][]netip.Addr 
 	return have
 }
 
-// endpoints are where a container is on weft's networks, with all addresses that
-// it has there.
+// endpoints are where a container is on weft's networks, as the kernel has it, with
+// all addresses that it has there.
 func (e *engine) endpoints(c *docker.Container) (ends []docker.Endpoint) {
 	if e.drivers == nil {
 		return nil
 	}
 	for _, end := range c.Endpoints {
-		if addrs, ours := e.drivers.AddressesOf(end.ID); ours {
+		if addrs, ours := e.drivers.AddressesOf(end.ID); ours && e.drivers.Lives(end.ID) {
 			end.Addresses = addrs
 			ends = append(ends, end)
 		}
 	}
 	return ends
+}
+
+// ended tells whether the process of a container is gone.
+func ended(c *docker.Container) bool { return errors.Is(unix.Kill(c.PID, 0), unix.ESRCH) }
+
+// bury takes names from containers whose process or interface is gone, before
+// Docker tells: it may be away, and their addresses are others' soon.
+func (e *engine) bury() {
+	e.mu.Lock()
+	running := slices.Collect(maps.Values(e.running))
+	e.mu.Unlock()
+	unplugged := func(end docker.Endpoint) bool {
+		return e.drivers != nil && e.drivers.Has(end.ID) && !e.drivers.Lives(end.ID)
+	}
+	for _, c := range running {
+		if ended(c) || slices.ContainsFunc(c.Endpoints, unplugged) {
+			e.introduce(c)
+		}
+	}
 }
 
 // namesOf returns the full names that a container has in domain: its hostname
@@ -120,7 +143,9 @@ func (e *engine) addName(ctx context.Context, ref, fqdn string, addrs []netip.Ad
 		return fmt.Errorf("container %s does not run", ref)
 	}
 	if fqdn == "" {
-		fqdn = namesOf(c, e.names.Domain(), nil)[0]
+		if fqdn, err = qualify(e.names, namesOf(c, e.names.Domain(), nil)[0]); err != nil {
+			return err
+		}
 	}
 	if _, live := e.attachments.live(c.ID); len(addrs) == 0 && !live && len(e.endpoints(c)) == 0 {
 		return fmt.Errorf("container %s has no address on the switch; attach it, or say which addresses the name is for", ref)

@@ -326,6 +326,7 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 	die := func() {
 		t.Helper()
 		h.run(t, "--name", "web", "--net", "weft")
+		h.knows(t, "web", h.address(t, "web", "weft"))
 		pid := h.docker(t, "inspect", "-f", "{{.State.Pid}}", "web")
 		if err := h.engine.Kill(t.Context()); err != nil {
 			t.Fatal(err)
@@ -333,6 +334,7 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 		h.must(t, "sh", "-c", "pkill -9 containerd-shim; kill -9 "+pid+" || true")
 	}
 	die()
+	h.knows(t, "web")
 	h.startEngine(t) // which remembers, and tells
 	h.waitActive(t, 0)
 	h.docker(t, "rm", "-f", "web")

@@ -478,13 +478,13 @@ func (d *Driver) Endpoints() []Endpoint {
 		list = append(list, Endpoint{ID: id, Network: e.Network, MAC: e.MAC, Addresses: e.all()})
 	}
 	d.mu.Unlock()
-	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.lives(e.ID) })
+	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.Lives(e.ID) })
 	slices.SortFunc(list, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
 
-// lives tells whether an endpoint is in a container.
-func (d *Driver) lives(id string) bool { return d.links.Lives(Port(id), inside(id)) }
+// Lives tells whether an endpoint is in a container.
+func (d *Driver) Lives(id string) bool { return d.links.Lives(Port(id), inside(id)) }
 
 // Has tells whether an endpoint is one of weft's.
 func (d *Driver) Has(endpointID string) bool {
@@ -559,7 +559,7 @@ func (d *Driver) AdoptNetwork(id string, options map[string]string, internal boo
 // Adopt takes over an endpoint of a container that runs, likewise. It is no
 // error if it is known, or not one of weft's.
 func (d *Driver) Adopt(ctx context.Context, e Endpoint) error {
-	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.lives(e.ID) {
+	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.Lives(e.ID) {
 		return nil
 	}
 	for _, p := range e.Addresses {

@@ -194,7 +194,7 @@ func (d *Driver) clear(a netip.Addr) error {
 	if !leased {
 		return nil
 	}
-	if held || time.Since(l.since) < staleAfter || id != "" && d.lives(id) {
+	if held || time.Since(l.since) < staleAfter || id != "" && d.Lives(id) {
 		user := "another container of this host"
 		if held {
 			user = "a network of this host"
@@ -332,7 +332,7 @@ func (d *Driver) Sweep(now time.Time) {
 	}
 	d.mu.Unlock()
 	for _, id := range ids {
-		if d.overdue(id, d.lives(id), now, goneGrace) {
+		if d.overdue(id, d.Lives(id), now, goneGrace) {
 			d.log.Info("a container is gone without a word from docker, its addresses are free", "endpoint", id)
 			if err := d.endEndpoint(id); err != nil {
 				d.log.Warn("an endpoint could not be dropped", "endpoint", id, "error", err)

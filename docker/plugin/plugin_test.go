@@ -259,6 +259,14 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("%s: %s, want %s", body, got, words)
 		}
 	}
+	// Outside of all ranges only with the option.
+	outside := `"AddressSpace":"weftlocal","Pool":"192.168.7.0/24"`
+	if got := b.call(t, "IpamDriver.RequestPool", `{`+outside+`}`); !strings.Contains(got, "outside") {
+		t.Errorf("a pool outside: %s", got)
+	}
+	if got := b.call(t, "IpamDriver.RequestPool", `{`+outside+`,"Options":{"weft.outside":"true"}}`); !strings.Contains(got, `"Pool":"192.168.7.0/24"`) {
+		t.Errorf("a pool outside, as the option has it: %s", got)
+	}
 	// A gateway may be anybody's.
 	b.given[netip.MustParseAddr("10.40.1.1")] = "somebody"
 	if got := address(t, ask(`{`+pool+`,"Address":"10.40.1.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)); got != "10.40.1.1/24" {
