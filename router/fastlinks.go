@@ -220,6 +220,18 @@ func (r *Router) planFast() {
 	now := time.Now()
 	r.takeIDs(now)
 	r.applyTunnels(now)
+	want := r.wantFast()
+	if now.Sub(f.began) < adoptStay {
+		f.keepAdopted(&want)
+	} else {
+		f.adopted = fast.Tables{}
+	}
+	r.writeTables(want)
+}
+
+// wantFast works out what the kernel's maps are to hold of what this process knows.
+func (r *Router) wantFast() fast.Tables {
+	f := r.fast
 	hops, next, ids := make(map[peer.Name]fast.Hop), r.routes.Unicast, r.routes.ShortIDs
 	add := func(l *fastLink) {
 		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Remote()) || f.cfg.Off || f.why != "" {
@@ -241,8 +253,8 @@ func (r *Router) planFast() {
 		next, ids = maps.Clone(next), maps.Clone(ids)
 	}
 	for n, l := range f.away {
-		if _, other := next[n]; other {
-			continue // it is reached over others
+		if via, reached := next[n]; reached && via != n {
+			continue // over others; that it is reached itself is what the routes said before
 		}
 		if _, known := ids[n]; !known && r.routes.ByShortID[l.id].IsZero() {
 			ids[n] = l.id
@@ -253,13 +265,7 @@ func (r *Router) planFast() {
 	for _, l := range f.links {
 		add(l)
 	}
-	want := fast.Plan(r.self, ids, next, hops)
-	if now.Sub(f.began) < adoptStay {
-		f.keepAdopted(&want)
-	} else {
-		f.adopted = fast.Tables{}
-	}
-	r.writeTables(want)
+	return fast.Plan(r.self, ids, next, hops)
 }
 
 // takeIDs takes in the short ids of the routes.
