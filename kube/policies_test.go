@@ -75,7 +75,7 @@ func (l *clusterList) define() {
 
 func (l *clusterList) listerWatcher() cache.ListerWatcher {
 	return &cache.ListWatch{
-		ListFunc: func(metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			if !l.defined {
@@ -85,7 +85,7 @@ func (l *clusterList) listerWatcher() cache.ListerWatcher {
 			list.ResourceVersion = "1"
 			return list, nil
 		},
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			if o.SendInitialEvents != nil {
 				return nil, apierrors.NewBadRequest("a watch does not begin with a list here")
 			}
