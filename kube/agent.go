@@ -35,7 +35,9 @@ type Agent struct {
 	Router   Router
 	Plugin   *Plugin
 	Policies Policies // nil: none are enforced
-	Log      *slog.Logger
+	// ClusterPolicies lists the ClusterNetworkPolicies; nil: they are not enforced.
+	ClusterPolicies cache.ListerWatcher
+	Log             *slog.Logger
 	// Health is where probes are answered, and Metrics of policies if there are any;
 	// empty for nowhere.
 	Health  string
@@ -82,7 +84,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	own.Start(ctx.Done())
 	if a.Policies != nil {
 		g.Go(func() error { return a.Policies.Run(ctx) })
-		g.Go(func() error { return feed(ctx, all, a.Policies) })
+		g.Go(func() error { return feed(ctx, all, a.ClusterPolicies, a.Policies, a.Log) })
 	}
 	g.Go(func() error {
 		all.WaitForCacheSync(ctx.Done())

@@ -3,11 +3,13 @@ package kube
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 )
 
 // Policies enforces NetworkPolicies on this Node. Its methods but Run are called
@@ -20,6 +22,8 @@ type Policies interface {
 	DeleteNamespace(name string)
 	SetPolicy(*networkingv1.NetworkPolicy)
 	DeletePolicy(namespace, name string)
+	SetClusterPolicy(*v1alpha2.ClusterNetworkPolicy)
+	DeleteClusterPolicy(name string)
 	// Synced is called once, when all that there was has been told. What an
 	// earlier run left in force stays so until then.
 	Synced()
@@ -27,8 +31,17 @@ type Policies interface {
 	Run(ctx context.Context) error
 }
 
-// feed tells policies of everything that they are about.
-func feed(ctx context.Context, f informers.SharedInformerFactory, p Policies) error {
+// watched is a kind of objects that policies are told of.
+type watched struct {
+	informer cache.SharedIndexInformer
+	set      func(any)
+	remove   func(namespace, name string)
+	none     func() bool // there is no such kind in the cluster; nil: there is
+}
+
+// feed tells policies of everything that they are about; cluster lists the policies of the whole
+// cluster, and is nil if they are to be left alone.
+func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.ListerWatcher, p Policies, log *slog.Logger) error {
 	pods := f.Core().V1().Pods().Informer()
 	if err := pods.SetTransform(slim); err != nil {
 		return fmt.Errorf("watch Pods: %w", err)
@@ -40,16 +53,21 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, p Policies) er
 		case <-ctx.Done():
 		}
 	}
+	kinds := []watched{
+		{f.Core().V1().Namespaces().Informer(), func(o any) { p.SetNamespace(o.(*corev1.Namespace)) }, func(_, name string) { p.DeleteNamespace(name) }, nil},
+		{pods, func(o any) { p.SetPod(o.(*corev1.Pod)) }, p.DeletePod, nil},
+		{f.Networking().V1().NetworkPolicies().Informer(), func(o any) { p.SetPolicy(o.(*networkingv1.NetworkPolicy)) }, p.DeletePolicy, nil},
+	}
+	if cluster != nil {
+		kind, err := clusterPolicies(cluster, p, log)
+		if err != nil {
+			return err
+		}
+		kinds = append(kinds, kind)
+		go kind.informer.RunWithContext(ctx)
+	}
 	var synced []cache.InformerSynced
-	for _, w := range []struct {
-		informer cache.SharedIndexInformer
-		set      func(any)
-		remove   func(namespace, name string)
-	}{
-		{f.Core().V1().Namespaces().Informer(), func(o any) { p.SetNamespace(o.(*corev1.Namespace)) }, func(_, name string) { p.DeleteNamespace(name) }},
-		{pods, func(o any) { p.SetPod(o.(*corev1.Pod)) }, p.DeletePod},
-		{f.Networking().V1().NetworkPolicies().Informer(), func(o any) { p.SetPolicy(o.(*networkingv1.NetworkPolicy)) }, p.DeletePolicy},
-	} {
+	for _, w := range kinds {
 		r, err := w.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    func(o any) { tell(func() { w.set(o) }) },
 			UpdateFunc: func(_, o any) { tell(func() { w.set(o) }) },
@@ -63,7 +81,7 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, p Policies) er
 		if err != nil {
 			return fmt.Errorf("watch objects for policies: %w", err)
 		}
-		synced = append(synced, r.HasSynced)
+		synced = append(synced, func() bool { return r.HasSynced() || w.none != nil && w.none() })
 	}
 	f.Start(ctx.Done())
 	go func() {

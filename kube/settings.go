@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -24,9 +25,11 @@ type Settings struct {
 	// MasqLocal translates the address of clients from outside for pods of this
 	// Node too; NO_MASQ_LOCAL=0.
 	MasqLocal bool
-	Hairpin   bool     // HAIRPIN_MODE
-	Policies  bool     // EXPECT_NPC: NetworkPolicies are enforced
-	ExtraArgs []string // EXTRA_ARGS, of weft launch
+	Hairpin   bool // HAIRPIN_MODE
+	Policies  bool // EXPECT_NPC: NetworkPolicies are enforced
+	// ClusterPolicies, CLUSTER_POLICIES: and ClusterNetworkPolicies.
+	ClusterPolicies bool
+	ExtraArgs       []string // EXTRA_ARGS, of weft launch
 }
 
 // ReadSettings reads the settings by lookup, which is os.LookupEnv. A variable that
@@ -57,7 +60,7 @@ func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 		name string
 		to   *bool
 		not  bool
-	}{{"NO_MASQ_LOCAL", &noMasqLocal, true}, {"HAIRPIN_MODE", &s.Hairpin, true}, {"EXPECT_NPC", &s.Policies, true}} {
+	}{{"NO_MASQ_LOCAL", &noMasqLocal, true}, {"HAIRPIN_MODE", &s.Hairpin, true}, {"EXPECT_NPC", &s.Policies, true}, {"CLUSTER_POLICIES", &s.ClusterPolicies, false}} {
 		*flag.to = flag.not
 		if v := text(flag.name); v != "" {
 			var err error
@@ -67,6 +70,9 @@ func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 		}
 	}
 	s.MasqLocal = !noMasqLocal
+	if s.ClusterPolicies && !s.Policies {
+		return nil, errors.New("environment variables CLUSTER_POLICIES=1 EXPECT_NPC=0: no policies are enforced without EXPECT_NPC")
+	}
 	return s, nil
 }
 

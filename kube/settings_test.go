@@ -44,3 +44,16 @@ func TestSettingsRefuseWhatIsNeitherOnNorOff(t *testing.T) {
 		t.Errorf("HAIRPIN_MODE=maybe: %v", err)
 	}
 }
+
+func TestClusterPoliciesWantPolicies(t *testing.T) {
+	if s := settings(t, map[string]string{"NODE_NAME": "n1"}); !s.Policies || s.ClusterPolicies {
+		t.Errorf("by default NetworkPolicies are enforced: %v, and those of the cluster: %v", s.Policies, s.ClusterPolicies)
+	}
+	if s := settings(t, map[string]string{"NODE_NAME": "n1", "CLUSTER_POLICIES": "1"}); !s.ClusterPolicies {
+		t.Error("CLUSTER_POLICIES=1 does nothing")
+	}
+	env := map[string]string{"CLUSTER_POLICIES": "1", "EXPECT_NPC": "0"}
+	if _, err := ReadSettings(func(k string) (string, bool) { v, ok := env[k]; return v, ok }); err == nil {
+		t.Error("policies of the cluster are enforced without any")
+	}
+}

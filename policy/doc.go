@@ -1,4 +1,5 @@
-// Package policy enforces a cluster's NetworkPolicies on one node, with nftables.
+// Package policy enforces a cluster's NetworkPolicies and ClusterNetworkPolicies on one node,
+// with nftables.
 //
 // Package policy/model says what policies mean, policy/rules compiles them; both
 // are pure. This package brings the rules to the kernel, keeps them there, cuts

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/policy/model"
@@ -76,6 +77,7 @@ type Engine struct {
 type pending struct {
 	pods       map[model.Key]*model.Pod // nil: gone
 	policies   map[model.Key]*model.Policy
+	cluster    map[string]*model.ClusterPolicy
 	namespaces map[string]labels.Set
 	synced     bool
 }
@@ -84,6 +86,7 @@ func newPending() pending {
 	return pending{
 		pods:       make(map[model.Key]*model.Pod),
 		policies:   make(map[model.Key]*model.Policy),
+		cluster:    make(map[string]*model.ClusterPolicy),
 		namespaces: make(map[string]labels.Set),
 	}
 }
@@ -176,6 +179,19 @@ func (e *Engine) DeletePolicy(namespace, name string) {
 	e.tell(func(p *pending) { p.policies[model.Key{Namespace: namespace, Name: name}] = nil })
 }
 
+// SetClusterPolicy tells of a policy of the whole cluster, new or changed. What of it can not be
+// read opens nothing, and is logged and counted.
+func (e *Engine) SetClusterPolicy(cnp *v1alpha2.ClusterNetworkPolicy) {
+	policy, err := model.ClusterPolicyOf(cnp)
+	e.fault(err)
+	e.tell(func(p *pending) { p.cluster[policy.Name] = policy })
+}
+
+// DeleteClusterPolicy tells that a policy of the whole cluster is gone.
+func (e *Engine) DeleteClusterPolicy(name string) {
+	e.tell(func(p *pending) { p.cluster[name] = nil })
+}
+
 // Synced tells that the engine has been told of the whole cluster. Until then the
 // rules that an engine before it left in the kernel stay as they are.
 func (e *Engine) Synced() { e.tell(func(p *pending) { p.synced = true }) }
@@ -258,6 +274,9 @@ func (e *Engine) takeIn(look bool) {
 	}
 	for key, policy := range p.policies {
 		e.compiler.SetPolicy(key, policy)
+	}
+	for name, policy := range p.cluster {
+		e.compiler.SetClusterPolicy(name, policy)
 	}
 	if look {
 		e.findPorts()

@@ -25,6 +25,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
@@ -177,7 +178,7 @@ func (n *node) enforced(t *testing.T) {
 	t.Helper()
 	await(t, "the rules are in the kernel", 30*time.Second, func() bool {
 		n.engine.mu.Lock()
-		told := len(n.engine.pending.pods)+len(n.engine.pending.policies)+len(n.engine.pending.namespaces) == 0
+		told := len(n.engine.pending.pods)+len(n.engine.pending.policies)+len(n.engine.pending.cluster)+len(n.engine.pending.namespaces) == 0
 		n.engine.mu.Unlock()
 		var same bool
 		err := n.engine.ask(t.Context(), func(c *rules.Compiler) {
@@ -319,6 +320,42 @@ func TestEngineEnforces(t *testing.T) {
 	n.engine.DeletePolicy("default", "only-b")
 	n.enforced(t)
 	n.mustReach(t, "c", svc)
+}
+
+// A policy of the whole cluster decides before those of namespaces, is told by its name,
+// and is gone when it is deleted.
+func TestEngineEnforcesOfCluster(t *testing.T) {
+	n := newNode(t, "a", "b")
+	n.echo(t, "b", 8080)
+	n.tellAll()
+	n.engine.SetPolicy(allow("b", 8080, "a"))
+	n.enforced(t)
+	live := n.mustReach(t, "a", n.at("b", 8080))
+
+	n.engine.SetClusterPolicy(&v1alpha2.ClusterNetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "guard"},
+		Spec: v1alpha2.ClusterNetworkPolicySpec{
+			Tier: v1alpha2.AdminTier, Subject: v1alpha2.ClusterNetworkPolicySubject{Namespaces: &metav1.LabelSelector{}},
+			Ingress: []v1alpha2.ClusterNetworkPolicyIngressRule{{
+				Action: v1alpha2.ClusterNetworkPolicyRuleActionDeny,
+				From:   []v1alpha2.ClusterNetworkPolicyIngressPeer{{Namespaces: &metav1.LabelSelector{}}},
+			}},
+		},
+	})
+	n.enforced(t)
+	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.mustReach(t, "host", n.at("b", 8080)) // a probe
+	await(t, "the connection is cut", 5*time.Second, func() bool { return strings.Contains(n.log.String(), "connection cut") })
+	if speaks(live) {
+		t.Error("a connection that is not allowed goes on")
+	}
+	await(t, "a line about the denied flow", 5*time.Second, func() bool {
+		return strings.Contains(n.log.String(), "dst="+n.at("b", 8080)+" dstPod=default/b protocol=tcp isolatedBy=[guard]")
+	})
+
+	n.engine.DeleteClusterPolicy("guard")
+	n.enforced(t)
+	n.mustReach(t, "a", n.at("b", 8080))
 }
 
 // counted returns the value of a counter with a label value.

@@ -69,6 +69,8 @@ func compile(r rules.Rule) []expr.Any {
 		return x.jump(r.Chain)
 	case rules.Log:
 		return x.log(r.Chain)
+	case rules.Return:
+		return append(x, &expr.Verdict{Kind: expr.VerdictReturn})
 	}
 	return x.drop()
 }

@@ -15,6 +15,7 @@ type Snapshot struct {
 	Namespaces map[string]labels.Set
 	Pods       []*Pod
 	Policies   []*Policy
+	Cluster    []*ClusterPolicy
 }
 
 // Cluster is a snapshot that can be changed piece by piece.
@@ -23,6 +24,7 @@ type Cluster struct {
 	namespaces map[string]labels.Set
 	pods       map[string]map[string]*Pod // by namespace, then name
 	policies   map[string]map[string]*Policy
+	cluster    map[string]*ClusterPolicy
 	claims     map[netip.Addr][]*Pod // the first owns the address
 }
 
@@ -33,6 +35,7 @@ func NewCluster(node string) *Cluster {
 		namespaces: make(map[string]labels.Set),
 		pods:       make(map[string]map[string]*Pod),
 		policies:   make(map[string]map[string]*Policy),
+		cluster:    make(map[string]*ClusterPolicy),
 		claims:     make(map[netip.Addr][]*Pod),
 	}
 }
@@ -48,6 +51,9 @@ func Load(s Snapshot) *Cluster {
 	}
 	for _, p := range s.Policies {
 		c.SetPolicy(p.Key, p)
+	}
+	for _, p := range s.Cluster {
+		c.SetClusterPolicy(p.Name, p)
 	}
 	return c
 }
@@ -108,6 +114,15 @@ func precedence(a, b *Pod) int {
 // SetPolicy replaces a policy, nil if it is gone, and returns what it was.
 func (c *Cluster) SetPolicy(key Key, p *Policy) (old *Policy) { return put(c.policies, key, p) }
 
+// SetClusterPolicy replaces a policy of the whole cluster, nil if it is gone.
+func (c *Cluster) SetClusterPolicy(name string, p *ClusterPolicy) {
+	if p == nil {
+		delete(c.cluster, name)
+		return
+	}
+	c.cluster[name] = p
+}
+
 // put replaces what m has under key and returns what it had.
 func put[T any](m map[string]map[string]*T, key Key, v *T) (old *T) {
 	old = m[key.Namespace][key.Name]
@@ -151,6 +166,9 @@ func (c *Cluster) Pod(key Key) *Pod { return c.pods[key.Namespace][key.Name] }
 // Policy returns a policy by its name, nil if there is none.
 func (c *Cluster) Policy(key Key) *Policy { return c.policies[key.Namespace][key.Name] }
 
+// ClusterPolicy returns a policy of the whole cluster by its name, nil if there is none.
+func (c *Cluster) ClusterPolicy(name string) *ClusterPolicy { return c.cluster[name] }
+
 // PodsOf returns the pods of a namespace, in no order.
 func (c *Cluster) PodsOf(namespace string) []*Pod {
 	return slices.Collect(maps.Values(c.pods[namespace]))
@@ -169,4 +187,17 @@ func (c *Cluster) Applying(pod *Pod, d Direction) []*Policy {
 	}
 	slices.SortFunc(applying, func(a, b *Policy) int { return cmp.Compare(a.Name, b.Name) })
 	return applying
+}
+
+// Deciding returns the policies of a tier that have rules for a pod in a direction, in the order
+// in which they are asked.
+func (c *Cluster) Deciding(pod *Pod, d Direction, t Tier) []*ClusterPolicy {
+	var deciding []*ClusterPolicy
+	for _, p := range c.cluster {
+		if p.Tier == t && len(p.Rules[d]) > 0 && len(pod.Addrs) > 0 && p.Subject.Matches(pod, c.namespaces[pod.Namespace]) {
+			deciding = append(deciding, p)
+		}
+	}
+	slices.SortFunc(deciding, compareCluster)
+	return deciding
 }

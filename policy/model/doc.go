@@ -1,5 +1,6 @@
 // Package model says what the pods, namespaces and policies of a cluster are and
-// what NetworkPolicy (networking.k8s.io/v1) makes of a flow between them.
+// what NetworkPolicy (networking.k8s.io/v1) and ClusterNetworkPolicy
+// (policy.networking.k8s.io/v1alpha2) make of a flow between them.
 //
 // It is written to be read next to the API's documentation and not to be fast:
 // Judge goes through policies one by one. The rules of the kernel come from
@@ -21,6 +22,12 @@
 //   - What of a policy can not be understood matches nothing. The policy isolates
 //     all the same: it fails closed.
 //   - Frames to a group or to all are judged for each pod that they would reach.
+//   - Of two policies of the whole cluster with one priority, that whose name sorts first
+//     is asked first.
+//   - What of a policy of the whole cluster can not be understood, and peers that are nodes or domain
+//     names, are everybody in a rule that denies and nobody in one that does not. A
+//     policy of which the subject or the tier is not understood is for nobody, since a
+//     slip there would else cut the cluster off.
 //   - IPv6 addresses that are valid on the link only are nobody's, but what comes
 //     from them and goes to them is judged as of the pods that have them.
 //

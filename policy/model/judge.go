@@ -19,13 +19,20 @@ type Flow struct {
 
 // Judgement is what becomes of a flow in one direction.
 type Judgement struct {
-	Pod      *Pod      // whose policies judged: nil if the address is no pod's
-	Isolated []*Policy // those that isolate it, by name
-	By       *Policy   // the first of them that allows the flow
+	Pod      *Pod           // whose policies judged: nil if the address is no pod's
+	Decided  *ClusterPolicy // the one of the whole cluster that decided, nil if none did
+	Denied   bool           // what Decided decided
+	Isolated []*Policy      // those that isolate the pod, by name, unless a policy before them decided
+	By       *Policy        // the first of them that allows the flow
 }
 
 // Allowed tells whether the flow may pass.
-func (j Judgement) Allowed() bool { return len(j.Isolated) == 0 || j.By != nil }
+func (j Judgement) Allowed() bool {
+	if j.Decided != nil {
+		return !j.Denied
+	}
+	return len(j.Isolated) == 0 || j.By != nil
+}
 
 // Judge judges a flow in one direction, wherever the pod runs.
 func (c *Cluster) Judge(f Flow, d Direction) Judgement {
@@ -46,18 +53,42 @@ func (c *Cluster) Judge(f Flow, d Direction) Judgement {
 	if pod == nil {
 		return Judgement{}
 	}
-	j := Judgement{Pod: pod, Isolated: c.Applying(pod, d)}
+	j := Judgement{Pod: pod}
+	if j.decide(c, Admin, f, d, other) {
+		return j
+	}
+	j.Isolated = c.Applying(pod, d)
 	for _, p := range j.Isolated {
-		if slices.ContainsFunc(p.Rules[d], func(r Rule) bool { return c.allows(&r, f, other) }) {
+		if slices.ContainsFunc(p.Rules[d], func(r Rule) bool { return c.matches(&r, f, other) }) {
 			j.By = p
 			break
 		}
 	}
+	if len(j.Isolated) == 0 {
+		j.decide(c, Baseline, f, d, other)
+	}
 	return j
 }
 
-// allows tells whether a rule allows a flow with another end.
-func (c *Cluster) allows(r *Rule, f Flow, other netip.Addr) bool {
+// decide has the policies of a tier decide, and tells whether one did.
+func (j *Judgement) decide(c *Cluster, t Tier, f Flow, d Direction, other netip.Addr) bool {
+	for _, p := range c.Deciding(j.Pod, d, t) {
+		for i := range p.Rules[d] {
+			switch r := &p.Rules[d][i]; {
+			case !c.matches(&r.Rule, f, other):
+			case r.Action == Pass:
+				return false
+			default:
+				j.Decided, j.Denied = p, r.Action == Deny
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// matches tells whether a rule matches a flow with another end.
+func (c *Cluster) matches(r *Rule, f Flow, other netip.Addr) bool {
 	peer := r.AnyPeer || slices.ContainsFunc(r.Peers, func(p Peer) bool {
 		if p.Block.IsValid() {
 			return p.Contains(other)

@@ -9,11 +9,16 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Key names a namespaced object.
+// Key names an object: one of a namespace, or of the whole cluster if that is "".
 type Key struct{ Namespace, Name string }
 
-// String returns namespace/name.
-func (k Key) String() string { return k.Namespace + "/" + k.Name }
+// String returns namespace/name, or the name alone.
+func (k Key) String() string {
+	if k.Namespace == "" {
+		return k.Name
+	}
+	return k.Namespace + "/" + k.Name
+}
 
 // Protocol is the number of an IP protocol.
 type Protocol uint8

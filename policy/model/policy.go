@@ -38,8 +38,8 @@ type Policy struct {
 	Rules    [2][]Rule       // by Direction
 }
 
-// Rule allows what comes from (ingress) or goes to (egress) one of the peers by
-// one of the ports.
+// Rule matches what comes from (ingress) or goes to (egress) one of the peers by
+// one of the ports. Those of a Policy allow it.
 type Rule struct {
 	AnyPeer bool
 	Peers   []Peer
@@ -66,8 +66,8 @@ type Port struct {
 // PolicyOf reads an API object. What it can not read is in the error and matches
 // nothing in the policy that it returns, which is never nil.
 func PolicyOf(np *networkingv1.NetworkPolicy) (*Policy, error) {
-	r := reader{policy: &Policy{Key: Key{np.Namespace, np.Name}}}
-	p := r.policy
+	p := &Policy{Key: Key{np.Namespace, np.Name}}
+	r := reader{policy: p.Key}
 	p.Pods = r.selector("podSelector", &np.Spec.PodSelector, labels.Everything())
 	types := np.Spec.PolicyTypes
 	if len(types) == 0 {
@@ -101,12 +101,12 @@ func PolicyOf(np *networkingv1.NetworkPolicy) (*Policy, error) {
 
 // reader collects the faults of one policy.
 type reader struct {
-	policy *Policy
+	policy Key
 	errs   []error
 }
 
 func (r *reader) fault(where string, err error) {
-	r.errs = append(r.errs, fmt.Errorf("read policy %s: %s: %w", r.policy.Key, where, err))
+	r.errs = append(r.errs, fmt.Errorf("read policy %s: %s: %w", r.policy, where, err))
 }
 
 func (r *reader) selector(where string, s *metav1.LabelSelector, unreadable labels.Selector) labels.Selector {
@@ -220,6 +220,10 @@ func parsePort(p networkingv1.NetworkPolicyPort) (Port, error) {
 	if p.EndPort != nil {
 		to = *p.EndPort
 	}
+	return portRange(proto, from, to)
+}
+
+func portRange(proto Protocol, from, to int32) (Port, error) {
 	if from < 1 || to > 65535 || to < from {
 		return Port{}, fmt.Errorf("%d to %d is no range of ports", from, to)
 	}

@@ -16,7 +16,16 @@ func (c *Cluster) Explain(pod *Pod) []string {
 	}
 	lines := []string{fmt.Sprintf("pod %s on node %s: %s", pod.Key, pod.Node, addrs)}
 	for _, d := range []Direction{Ingress, Egress} {
-		applying := c.Applying(pod, d)
+		if first := c.Deciding(pod, d, Admin); len(first) > 0 {
+			lines = append(lines, fmt.Sprintf("%s: first what policies of the cluster decide", d))
+			lines = append(lines, rulesOf(first, d)...)
+		}
+		applying, base := c.Applying(pod, d), c.Deciding(pod, d, Baseline)
+		if len(applying) == 0 && len(base) > 0 {
+			lines = append(lines, fmt.Sprintf("%s: no policy isolates the pod; what the cluster's baseline decides, else allowed", d))
+			lines = append(lines, rulesOf(base, d)...)
+			continue
+		}
 		if len(applying) == 0 {
 			lines = append(lines, fmt.Sprintf("%s: everything is allowed, no policy isolates the pod", d))
 			continue
@@ -35,6 +44,17 @@ func (c *Cluster) Explain(pod *Pod) []string {
 	return lines
 }
 
+// rulesOf says in words what policies of the whole cluster decide, a line each rule.
+func rulesOf(policies []*ClusterPolicy, d Direction) (lines []string) {
+	for _, p := range policies {
+		lines = append(lines, fmt.Sprintf("  %s, priority %d", p.Name, p.Priority))
+		for _, r := range p.Rules[d] {
+			lines = append(lines, fmt.Sprintf("    %s %s", r.Action, r.text(d)))
+		}
+	}
+	return lines
+}
+
 // Text says in words what becomes of the flow in a direction.
 func (j Judgement) Text(d Direction) string {
 	who := d.String()
@@ -44,6 +64,10 @@ func (j Judgement) Text(d Direction) string {
 	switch {
 	case j.Pod == nil:
 		return who + ": not judged, the address is no pod's"
+	case j.Decided != nil && j.Denied:
+		return fmt.Sprintf("%s: denied by the cluster's policy %s, tier %s", who, j.Decided.Name, j.Decided.Tier)
+	case j.Decided != nil:
+		return fmt.Sprintf("%s: allowed by the cluster's policy %s, tier %s", who, j.Decided.Name, j.Decided.Tier)
 	case len(j.Isolated) == 0:
 		return who + ": allowed, no policy isolates the pod"
 	case j.By != nil:

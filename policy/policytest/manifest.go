@@ -9,6 +9,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-net/weft/policy/model"
@@ -39,6 +40,11 @@ func Manifest(text string) (model.Snapshot, error) {
 			errs = append(errs, yaml.UnmarshalStrict([]byte(doc), &np))
 			policy, err := model.PolicyOf(&np)
 			s.Policies, errs = append(s.Policies, policy), append(errs, err)
+		case "ClusterNetworkPolicy":
+			var cnp v1alpha2.ClusterNetworkPolicy
+			errs = append(errs, yaml.UnmarshalStrict([]byte(doc), &cnp))
+			policy, err := model.ClusterPolicyOf(&cnp)
+			s.Cluster, errs = append(s.Cluster, policy), append(errs, err)
 		default:
 			errs = append(errs, fmt.Errorf("no kind %q", kind.Kind))
 		}

@@ -80,6 +80,9 @@ func (r Random) Snapshot(n, policies int) model.Snapshot {
 	for i := range policies {
 		s.Policies = append(s.Policies, r.Policy(i))
 	}
+	for i := range r.IntN(policies) {
+		s.Cluster = append(s.Cluster, r.ClusterPolicy(i))
+	}
 	return s
 }
 
@@ -282,7 +285,7 @@ func (r Random) end(pods int) netip.Addr {
 
 // Step changes something of a cluster of n pods that has up to policies policies.
 func (r Random) Step(c Changer, n, policies int) {
-	switch r.IntN(6) {
+	switch r.IntN(8) {
 	case 0:
 		c.SetNamespace(r.NamespaceName(), r.Labels())
 	case 1, 2:
@@ -294,6 +297,13 @@ func (r Random) Step(c Changer, n, policies int) {
 	case 3:
 		p := r.Pod(r.IntN(n))
 		c.SetPod(p.Key, nil)
+	case 4, 5:
+		i := r.IntN(policies)
+		if r.chance(3) {
+			c.SetClusterPolicy(clusterName(i), nil)
+		} else {
+			c.SetClusterPolicy(clusterName(i), r.ClusterPolicy(i))
+		}
 	default:
 		i := r.IntN(policies)
 		for _, ns := range namespaces {
@@ -311,4 +321,5 @@ type Changer interface {
 	SetNamespace(string, labels.Set)
 	SetPod(model.Key, *model.Pod)
 	SetPolicy(model.Key, *model.Policy)
+	SetClusterPolicy(string, *model.ClusterPolicy)
 }

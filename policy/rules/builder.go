@@ -10,7 +10,7 @@ import (
 
 // build makes the rules of a policy's chain.
 func (c *Compiler) build(s side, chain *policyChain) {
-	b := builder{c: c, far: s.Direction}
+	b := builder{c: c, far: s.Direction, action: Accept}
 	if p := c.cluster.Policy(s.Key); p != nil {
 		for i := range p.Rules[s.Direction] {
 			b.comment = fmt.Sprintf("%s %s[%d]", s.Key, s.Direction, i)
@@ -22,10 +22,12 @@ func (c *Compiler) build(s side, chain *policyChain) {
 	c.ledger.setChain(chain.name, b.rules)
 }
 
-// builder makes the rules of one policy.
+// builder makes the rules of one chain.
 type builder struct {
 	c       *Compiler
 	far     model.Direction
+	action  Action
+	chain   string
 	comment string
 	uses    []*source
 	rules   []Rule
@@ -38,7 +40,7 @@ func (b *builder) rule(r *model.Rule) {
 		peers = b.peers(r.Peers)
 	}
 	for _, peer := range peers {
-		peer.Far, peer.Action, peer.Comment = b.far, Accept, b.comment
+		peer.Far, peer.Action, peer.Chain, peer.Comment = b.far, b.action, b.chain, b.comment
 		if r.AnyPort {
 			b.rules = append(b.rules, peer)
 			continue
@@ -139,12 +141,15 @@ func splitPorts(ports []model.Port) (exact []Element, ranges []model.Port) {
 	return exact, slices.DeleteFunc(ranges, single)
 }
 
-func podChainName(sides []side) string {
-	names := make([]string, len(sides))
-	for i, s := range sides {
-		names[i] = s.Key.String()
+func podChainName(d model.Direction, sides []side, tiers []*tierChain) string {
+	var names []string
+	for _, s := range sides {
+		names = append(names, s.Key.String())
 	}
-	return "policy-pod-" + way(sides[0].Direction) + "-" + hash(strings.Join(names, " "))
+	for _, t := range tiers {
+		names = append(names, t.name)
+	}
+	return "policy-pod-" + way(d) + "-" + hash(strings.Join(names, " "))
 }
 
 func (s side) chainName() string { return "policy-" + way(s.Direction) + "-" + hash(s.Key.String()) }

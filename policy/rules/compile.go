@@ -26,6 +26,8 @@ type Compiler struct {
 	isolated map[netip.Addr]isolation
 	pods     map[string]*podChain  // by name
 	policies map[side]*policyChain // those that apply to a local pod
+	tiers    map[string]*tierChain // by name
+	denials  map[string]*denial    // by name
 	sources  map[string]*source    // by what they are made of
 	ports    map[netip.Addr]uint32
 
@@ -44,6 +46,8 @@ func New(cluster *model.Cluster) *Compiler {
 		isolated:      make(map[netip.Addr]isolation),
 		pods:          make(map[string]*podChain),
 		policies:      make(map[side]*policyChain),
+		tiers:         make(map[string]*tierChain),
+		denials:       make(map[string]*denial),
 		sources:       make(map[string]*source),
 		staleAddrs:    make(map[netip.Addr]bool),
 		stalePolicies: make(map[model.Key]bool),
@@ -72,9 +76,13 @@ func (c *Compiler) Rules() *Rules { return &c.ledger.Rules }
 // Isolates tells whether any pod of the node is isolated, as of the last Change.
 func (c *Compiler) Isolates() bool { return len(c.isolated) > 0 }
 
-// Explain returns the direction that a pod's chain judges and the policies that
-// isolate the pods that are led to it; none if there is no such chain.
+// Explain returns the direction that a chain which denies judges and the policies that
+// have it do so: those that isolate the pods that are led to it, or the one of the whole cluster;
+// none if there is no such chain.
 func (c *Compiler) Explain(chain string) (model.Direction, []model.Key) {
+	if d := c.denials[chain]; d != nil {
+		return d.Direction, []model.Key{d.Key}
+	}
 	pc := c.pods[chain]
 	if pc == nil {
 		return model.Ingress, nil
@@ -83,7 +91,7 @@ func (c *Compiler) Explain(chain string) (model.Direction, []model.Key) {
 	for i, s := range pc.policies {
 		keys[i] = s.Key
 	}
-	return pc.policies[0].Direction, keys
+	return pc.direction, keys
 }
 
 // SetPod replaces a pod, nil if it is gone.
@@ -165,8 +173,14 @@ func (c *Compiler) Change() Change {
 			c.build(s, chain)
 		}
 	}
+	for _, chain := range c.tiers {
+		if chain.stale {
+			c.buildTier(chain)
+		}
+	}
 	c.refresh()
 	c.sweepSources()
+	c.sweepDenials()
 	clear(c.staleAddrs)
 	clear(c.stalePolicies)
 	return c.ledger.change()

@@ -21,6 +21,18 @@
 //	      ip saddr @policy-pods-SSSS-4 meta l4proto tcp ip daddr . th dport @policy-named-VVVV-4 accept
 //	}
 //
+// Where policies of the whole cluster decide, the chain of the pods begins with a jump to those
+// of tier Admin and, if no other policy isolates the pods, ends with one to those of
+// tier Baseline, instead of the last two rules:
+//
+//	chain policy-admin-in-WWWW {               one for each list of policies that decide for some pod
+//	  |   ip saddr @policy-pods-SSSS-4 return                     what is passed on to the next tier
+//	  |   ip saddr @policy-pods-SSSS-4 jump policy-deny-in-XXXX
+//	chain policy-deny-in-XXXX {                one for each policy that denies
+//	      limit rate 50/second log group 86
+//	      counter drop
+//	}
+//
 // The same again for IPv6, and for egress with source and destination changed
 // about. A packet so crosses one look-up by its address and the rules of the
 // policies that its pod is under, however many policies there are.

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/weft-net/weft/policy/model"
 )
@@ -14,8 +15,10 @@ type isolation struct {
 
 // podChain serves the pods that are under the same policies.
 type podChain struct {
-	policies []side
-	refs     int
+	direction model.Direction
+	policies  []side
+	tiers     []*tierChain
+	refs      int
 }
 
 // side is a policy in one direction.
@@ -90,30 +93,50 @@ func (c *Compiler) lead(set string, e Element, chain string) {
 	c.ledger.put(set, e, chain)
 }
 
-// acquire returns the name of the chain for pods like this one, "" if no policy
-// isolates it.
+// acquire returns the name of the chain for pods like this one, "" if it is under no
+// policy.
 func (c *Compiler) acquire(pod *model.Pod, d model.Direction) string {
 	applying := c.cluster.Applying(pod, d)
-	if len(applying) == 0 {
-		return ""
-	}
 	sides := make([]side, len(applying))
 	for i, p := range applying {
 		sides[i] = side{p.Key, d}
 	}
-	name := podChainName(sides)
-	chain := c.pods[name]
-	if chain == nil {
-		chain = &podChain{policies: sides}
-		c.pods[name] = chain
-		rules := make([]Rule, 0, len(sides)+2)
-		for _, s := range sides {
-			rules = append(rules, Rule{Action: Jump, Chain: c.policy(s).name, Comment: s.Key.String()})
-		}
-		c.ledger.setChain(name, append(rules, Rule{Action: Log, Chain: name}, Rule{Action: Drop}))
+	var tiers []*tierChain
+	if t := c.tier(pod, d, model.Admin); t != nil {
+		tiers = append(tiers, t)
 	}
-	chain.refs++
+	if len(sides) == 0 {
+		if t := c.tier(pod, d, model.Baseline); t != nil {
+			tiers = append(tiers, t)
+		}
+	}
+	if len(sides)+len(tiers) == 0 {
+		return ""
+	}
+	name := podChainName(d, sides, tiers)
+	if c.pods[name] == nil {
+		c.pods[name] = &podChain{direction: d, policies: sides, tiers: tiers}
+		c.ledger.setChain(name, c.podRules(name, c.pods[name]))
+	}
+	c.pods[name].refs++
 	return name
+}
+
+// podRules makes the rules of a chain of pods, and takes references to what they jump to.
+// Behind a tier are Policies, which let nothing else pass, or the next tier, or nothing.
+func (c *Compiler) podRules(name string, chain *podChain) []Rule {
+	var rules []Rule
+	for _, t := range chain.tiers {
+		t.refs++
+		rules = append(rules, Rule{Action: Jump, Chain: t.name, Comment: strings.Join(t.policies, " ")})
+	}
+	for _, s := range chain.policies {
+		rules = append(rules, Rule{Action: Jump, Chain: c.policy(s).name, Comment: s.Key.String()})
+	}
+	if len(chain.policies) > 0 {
+		rules = append(rules, Rule{Action: Log, Chain: name}, Rule{Action: Drop})
+	}
+	return rules
 }
 
 // policy takes a reference to a policy's chain.
@@ -139,6 +162,9 @@ func (c *Compiler) sweepPods() {
 		for _, s := range chain.policies {
 			c.policies[s].refs--
 		}
+		for _, t := range chain.tiers {
+			t.refs--
+		}
 	}
 	for s, chain := range c.policies {
 		if chain.refs > 0 {
@@ -148,6 +174,7 @@ func (c *Compiler) sweepPods() {
 		delete(c.policies, s)
 		c.ledger.removeChain(chain.name)
 	}
+	c.sweepTiers()
 }
 
 func (c *Compiler) sweepSources() {

@@ -38,29 +38,34 @@ func verdict(r *rules.Rules, f model.Flow, d model.Direction, port uint32) bool 
 	}
 	if !known {
 		chain, ok := r.Sets[ports].Elements[rules.Element{Ifindex: port}]
-		return !ok || run(r, chain, f)
+		return !ok || !denied(r, chain, f)
 	}
 	family := rules.IPv4
 	if by.Is6() {
 		family = rules.IPv6
 	}
 	chain, ok := r.Sets[family.Name(set)].Elements[rules.Element{Addr: by}]
-	return !ok || run(r, chain, f)
+	return !ok || !denied(r, chain, f)
 }
 
-// run tells whether a chain accepts. It panics where the kernel would refuse
-// rules: if a chain or a set is not there.
-func run(r *rules.Rules, chain string, f model.Flow) bool {
+// denied tells whether the chain that a map leads to drops: what comes back from it passes.
+func denied(r *rules.Rules, chain string, f model.Flow) bool { return run(r, chain, f) == rules.Drop }
+
+// run tells how a chain ends: it accepts, drops or returns. It panics where the kernel
+// would refuse rules: if a chain or a set is not there.
+func run(r *rules.Rules, chain string, f model.Flow) rules.Action {
 	for _, rule := range r.Chains[chain].Rules {
-		switch {
-		case !matches(r, rule, f):
-		case rule.Action == rules.Accept, rule.Action == rules.Jump && run(r, rule.Chain, f):
-			return true
-		case rule.Action == rules.Drop:
-			return false
+		if !matches(r, rule, f) || rule.Action == rules.Log {
+			continue
+		}
+		if rule.Action != rules.Jump {
+			return rule.Action
+		}
+		if end := run(r, rule.Chain, f); end != rules.Return {
+			return end
 		}
 	}
-	return false
+	return rules.Return
 }
 
 func matches(r *rules.Rules, rule rules.Rule, f model.Flow) bool {

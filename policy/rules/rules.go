@@ -85,6 +85,7 @@ const (
 	Jump          // to Rule.Chain
 	Log           // some packets of many, with the name of the chain
 	Drop
+	Return // to the chain that jumped here
 )
 
 // Rule matches packets by all of its fields that are set.

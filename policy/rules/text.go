@@ -112,6 +112,8 @@ func (r Rule) String() string {
 		say("limit rate %d/second burst %d packets log group %d prefix %q", LogRate, LogBurst, LogGroup, r.Chain)
 	case Drop:
 		say("counter drop")
+	case Return:
+		say("return")
 	}
 	return strings.Join(words, " ")
 }

@@ -63,9 +63,13 @@ func agent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, err := connect()
+	config, err := clientConfig()
 	if err != nil {
 		return err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("make a client of the API server: %w", err)
 	}
 	node := state{dir: api.DefaultStateDir}
 	nodes, err := begin(ctx, s, client, node, log)
@@ -81,6 +85,11 @@ func agent(ctx context.Context) error {
 		metrics := prometheus.NewRegistry()
 		if a.Policies, err = newEnforcer(s, metrics, log); err != nil {
 			return err
+		}
+		if s.ClusterPolicies {
+			if a.ClusterPolicies, err = kube.ListClusterPolicies(config); err != nil {
+				return err
+			}
 		}
 		a.Metrics = promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})
 	}
@@ -106,8 +115,8 @@ func together(ctx context.Context, a *kube.Agent, launch []string) error {
 	return err
 }
 
-// connect makes a client of the API server: the pod's own, or that of KUBECONFIG.
-func connect() (kubernetes.Interface, error) {
+// clientConfig says how to reach the API server: as the pod does, or by KUBECONFIG.
+func clientConfig() (*rest.Config, error) {
 	var config *rest.Config
 	var err error
 	if file := os.Getenv("KUBECONFIG"); file != "" {
@@ -119,5 +128,5 @@ func connect() (kubernetes.Interface, error) {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
 	config.UserAgent = "weft-kube/" + version.String()
-	return kubernetes.NewForConfig(config)
+	return config, nil
 }

@@ -1,0 +1,139 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
+)
+
+// told is Policies that remembers what it was told.
+type told struct {
+	Policies
+	mu    sync.Mutex
+	words []string
+}
+
+func (p *told) tell(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.words = append(p.words, fmt.Sprintf(format, args...))
+}
+
+func (p *told) SetPod(o *corev1.Pod)                    { p.tell("pod %s", o.Name) }
+func (p *told) SetNamespace(o *corev1.Namespace)        { p.tell("namespace %s", o.Name) }
+func (p *told) SetPolicy(o *networkingv1.NetworkPolicy) { p.tell("policy %s", o.Name) }
+func (p *told) SetClusterPolicy(o *v1alpha2.ClusterNetworkPolicy) {
+	p.tell("cluster policy %s", o.Name)
+}
+func (p *told) DeleteClusterPolicy(name string) { p.tell("no cluster policy %s", name) }
+func (p *told) Synced()                         { p.tell("synced") }
+
+// await waits until something is told, and returns what was until then.
+func (p *told) await(t *testing.T, word string) []string {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		p.mu.Lock()
+		words := slices.Clone(p.words)
+		p.mu.Unlock()
+		if slices.Contains(words, word) {
+			return words
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("told %q, never %q", words, word)
+		}
+	}
+}
+
+// clusterList is the ClusterNetworkPolicies of a cluster, which may not have the kind.
+type clusterList struct {
+	mu      sync.Mutex
+	defined bool
+	events  *watch.FakeWatcher
+}
+
+func (l *clusterList) define() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.defined = true
+}
+
+func (l *clusterList) listerWatcher() cache.ListerWatcher {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if !l.defined {
+				return nil, apierrors.NewNotFound(v1alpha2.Resource("clusternetworkpolicies"), "")
+			}
+			list := &v1alpha2.ClusterNetworkPolicyList{Items: []v1alpha2.ClusterNetworkPolicy{{ObjectMeta: metav1.ObjectMeta{Name: "guard", ResourceVersion: "1"}}}}
+			list.ResourceVersion = "1"
+			return list, nil
+		},
+		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			if o.SendInitialEvents != nil {
+				return nil, apierrors.NewBadRequest("a watch does not begin with a list here")
+			}
+			return l.events, nil
+		},
+	}
+}
+
+func startFeed(t *testing.T, l *clusterList) *told {
+	t.Helper()
+	client := fake.NewClientset(
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}},
+		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}},
+		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "deny"}},
+	)
+	p := &told{}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- feed(ctx, informers.NewSharedInformerFactory(client, 0), l.listerWatcher(), p, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+func TestPoliciesAreToldAllBeforeTheyAreToldSo(t *testing.T) {
+	l := &clusterList{defined: true, events: watch.NewFake()}
+	p := startFeed(t, l)
+	words := p.await(t, "synced")
+	for _, word := range []string{"namespace shop", "pod web", "policy deny", "cluster policy guard"} {
+		if !slices.Contains(words, word) {
+			t.Errorf("told %q before all was said, not %q", words, word)
+		}
+	}
+	l.events.Delete(&v1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "guard", ResourceVersion: "2"}})
+	p.await(t, "no cluster policy guard")
+}
+
+// NetworkPolicies do not wait for a kind that is not there, and it may come later.
+func TestPoliciesOfAClusterWithoutTheKind(t *testing.T) {
+	l := &clusterList{events: watch.NewFake()}
+	p := startFeed(t, l)
+	p.await(t, "synced")
+	l.define()
+	p.await(t, "cluster policy guard")
+}

@@ -1,0 +1,129 @@
+package rules
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/weft-net/weft/policy/model"
+)
+
+// tierChain is the rules of the policies of the whole cluster that decide, in one tier and
+// one direction, about the pods that are led to it. They are in one chain, in the order in which
+// they are asked, so that to pass is to return.
+type tierChain struct {
+	name      string
+	direction model.Direction
+	policies  []string
+	denials   []string // chains that its rules jump to
+	uses      []*source
+	refs      int
+	stale     bool
+}
+
+// denial is where a policy of the whole cluster sends what it denies in one direction.
+type denial struct {
+	side
+	refs int
+}
+
+// SetClusterPolicy replaces a policy of the whole cluster, nil if it is gone.
+func (c *Compiler) SetClusterPolicy(name string, p *model.ClusterPolicy) {
+	c.cluster.SetClusterPolicy(name, p)
+	for _, chain := range c.tiers {
+		for _, has := range chain.policies {
+			chain.stale = chain.stale || has == name
+		}
+	}
+	for a, pod := range c.cluster.Addrs {
+		if c.cluster.Local(pod) {
+			c.staleAddrs[a] = true
+		}
+	}
+}
+
+// tier returns the chain of a tier for pods like this one, nil if none of its policies has rules
+// for it.
+func (c *Compiler) tier(pod *model.Pod, d model.Direction, t model.Tier) *tierChain {
+	deciding := c.cluster.Deciding(pod, d, t)
+	if len(deciding) == 0 {
+		return nil
+	}
+	names := make([]string, len(deciding))
+	for i, p := range deciding {
+		names[i] = p.Name
+	}
+	name := fmt.Sprintf("policy-%s-%s-%s", strings.ToLower(t.String()), way(d), hash(strings.Join(names, " ")))
+	chain := c.tiers[name]
+	if chain == nil {
+		chain = &tierChain{name: name, direction: d, policies: names, stale: true}
+		c.tiers[name] = chain
+	}
+	return chain
+}
+
+// buildTier makes the rules of a tier's chain.
+func (c *Compiler) buildTier(chain *tierChain) {
+	b := builder{c: c, far: chain.direction}
+	var denials []string
+	for _, name := range chain.policies {
+		p := c.cluster.ClusterPolicy(name)
+		if p == nil {
+			continue // and no pod is led here any more
+		}
+		for i := range p.Rules[chain.direction] {
+			r := &p.Rules[chain.direction][i]
+			b.comment = fmt.Sprintf("%s %s[%d]", name, chain.direction, i)
+			b.action, b.chain = Accept, ""
+			switch r.Action {
+			case model.Pass:
+				b.action = Return
+			case model.Deny:
+				b.action, b.chain = Jump, c.deny(side{p.Key(), chain.direction})
+				denials = append(denials, b.chain)
+			}
+			b.rule(&r.Rule)
+		}
+	}
+	c.releaseTier(chain)
+	chain.uses, chain.denials, chain.stale = b.uses, denials, false
+	c.ledger.setChain(chain.name, b.rules)
+}
+
+// deny takes a reference to the chain that logs and drops for a policy.
+func (c *Compiler) deny(s side) (chain string) {
+	chain = "policy-deny-" + way(s.Direction) + "-" + hash(s.Name)
+	if c.denials[chain] == nil {
+		c.denials[chain] = &denial{side: s}
+		c.ledger.setChain(chain, []Rule{{Action: Log, Chain: chain, Comment: s.Name}, {Action: Drop, Comment: s.Name}})
+	}
+	c.denials[chain].refs++
+	return chain
+}
+
+// releaseTier gives back what the rules of a chain use.
+func (c *Compiler) releaseTier(chain *tierChain) {
+	release(chain.uses)
+	for _, name := range chain.denials {
+		c.denials[name].refs--
+	}
+}
+
+// sweepTiers removes the chains of tiers that no pod's chain jumps to.
+func (c *Compiler) sweepTiers() {
+	for name, chain := range c.tiers {
+		if chain.refs == 0 {
+			c.releaseTier(chain)
+			delete(c.tiers, name)
+			c.ledger.removeChain(name)
+		}
+	}
+}
+
+func (c *Compiler) sweepDenials() {
+	for name, d := range c.denials {
+		if d.refs == 0 {
+			delete(c.denials, name)
+			c.ledger.removeChain(name)
+		}
+	}
+}
