@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -161,7 +162,9 @@ func startWeft(b *testing.B, w *enginetest.Wire, url string) func() {
 	ctx, cancel := context.WithCancel(b.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- e.Run(ctx) }()
-	go func() { ended <- feed(ctx, informers.NewSharedInformerFactory(client, 0), e) }()
+	go func() {
+		ended <- feed(ctx, informers.NewSharedInformerFactory(client, 0), nil, e, slog.New(slog.DiscardHandler))
+	}()
 	return func() {
 		cancel()
 		for range 2 {
