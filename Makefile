@@ -35,6 +35,7 @@ IMAGE_ARCHS ?= amd64 arm64
 image:
 	for arch in $(IMAGE_ARCHS); do \
 	  CGO_ENABLED=0 GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$arch/ ./prog/weft-kube ./prog/weft-cni && \
+	  (cd prog/weft-kube/chained && CGO_ENABLED=0 GOARCH=$$arch $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/$$arch/ tool) && \
 	  $(GO) run ./prog/weft-kube/image -arch $$arch -programs bin/$$arch -o bin/weft-kube-$$arch.tar || exit 1; \
 	done
 
