@@ -366,7 +366,7 @@ func (r *Router) mendFast() {
 	case err != nil:
 		r.log.Warn("others changed the fast datapath", "err", err)
 	case mended:
-		r.log.Warn("others changed the fast datapath, it is as it was again", "interface", netdev.VXLANName)
+		r.log.Warn("others changed the fast datapath, it is as it was again", "interfaces", []string{netdev.PortName, netdev.VXLANName})
 		if len(f.wrongSums) > 0 {
 			if err := f.dp.SumInSoftware(true); err != nil {
 				r.log.Warn("make checksums in software", "err", err)
