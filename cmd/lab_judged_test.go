@@ -14,6 +14,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/testbed"
@@ -104,16 +105,37 @@ func echoed(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr, n
 var virtual = netip.MustParseAddr("10.96.0.1")
 
 // translateFrom has a host translate virtual to an address, also for what crosses its
-// bridges, and a container of its send there by the host.
-func translateFrom(t *testing.T, lab *testbed.Lab, host int, container string, to netip.Addr) {
+// bridges, and a container of its send there by the host, whose address it returns.
+func translateFrom(t *testing.T, lab *testbed.Lab, host int, container string, to netip.Addr) (gateway netip.Addr) {
 	t.Helper()
-	gateway := netip.MustParsePrefix(strings.TrimSpace(on(t, lab, host, "expose")) + "/12").Addr()
+	gateway = netip.MustParsePrefix(strings.TrimSpace(on(t, lab, host, "expose")) + "/12").Addr()
 	within(t, lab, at(host, ""), func() error { return errors.Join(showBridged(), sendElsewhere(virtual, to)) })
 	within(t, lab, at(host, container), func() error { return routeTo(virtual, gateway) })
+	return gateway
 }
 
 func routeTo(to, gateway netip.Addr) error {
 	return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: gateway.AsSlice()})
+}
+
+// hideBehind has the calling thread's host give packets from one address to another
+// the address of its own, also those that cross its bridges.
+func hideBehind(own, from, to netip.Addr) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Name: "lab-source", Family: nftables.TableFamilyIPv4})
+	chain := c.AddChain(&nftables.Chain{
+		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 8},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append(from.AsSlice(), to.AsSlice()...)},
+		&expr.Immediate{Register: 1, Data: own.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+	}})
+	return c.Flush()
 }
 
 // bridgeUnderlay puts a host's interface of the underlay on a bridge, and its
@@ -160,10 +182,11 @@ func TestTranslatedFlowsOverAFastDatapathOnABridge(t *testing.T) {
 			launch(t, lab, 2, testbed.Addr4(1).String())
 			converge(t, lab)
 			b := addContainer(t, lab, 2, "b")[0].Addr()
-			addContainer(t, lab, 1, "a")
+			a := addContainer(t, lab, 1, "a")[0].Addr()
 			fastBetween(t, lab, 1, 2)
 			echoes(t, lab, at(2, "b"), b)
-			translateFrom(t, lab, 1, "a", b)
+			gateway := translateFrom(t, lab, 1, "a", b)
+			within(t, lab, at(1, ""), func() error { return hideBehind(gateway, a, b) })
 			if later {
 				within(t, lab, at(1, ""), func() error { return bridgeUnderlay(1) })
 			}
@@ -281,4 +304,83 @@ func TestFastDatapathFollowsTheNeighbour(t *testing.T) {
 	}
 	fastBetween(t, lab, 1, 2)
 	s.whole(t)
+}
+
+// Site, "Express and netfilter": packets that IPsec of the host is to encrypt do not
+// pass by it. Here it lets them pass as they are, as nobody has made keys.
+func TestFastDatapathCrossesIPsec(t *testing.T) {
+	t.Parallel()
+	lab, s, _, _ := upFast(t)
+	eventually(t, "express", func() bool { return link(t, lab, 1, "h2").Express })
+	within(t, lab, at(1, ""), func() error {
+		here := func(a netip.Addr) *net.IPNet { return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)} }
+		return netlink.XfrmPolicyAdd(&netlink.XfrmPolicy{
+			Dir: netlink.XFRM_DIR_OUT, Src: here(testbed.Addr4(1)), Dst: here(testbed.Addr4(2)),
+			Tmpls: []netlink.XfrmPolicyTmpl{{Proto: netlink.XFRM_PROTO_ESP, Mode: netlink.XFRM_MODE_TRANSPORT, Optional: 1}},
+		})
+	})
+	eventually(t, "h1 says that express is off, and why", func() bool {
+		k := link(t, lab, 1, "h2")
+		return k.Kind == "fastdp" && !k.Express && strings.Contains(k.Info, "IPsec")
+	})
+	eventually(t, "frames cross the device", func() bool {
+		before := crossed(t, lab, 1)
+		s.flows(t)
+		return crossed(t, lab, 1) > before+10
+	})
+	s.whole(t)
+}
+
+// pump carries packets between the ends of two tunnels.
+func pump(a, b *os.File) {
+	packet := make([]byte, 65536)
+	for {
+		n, err := a.Read(packet)
+		if err != nil {
+			return
+		}
+		if _, err := b.Write(packet[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// Site, "Express and netfilter": over an underlay of IP packets without Ethernet
+// frames go by the device.
+func TestFastDatapathOverATunnelOfIP(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, testbed.Config{Hosts: 2})
+	var ends [3]*os.File
+	inner := func(host int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byte(host)}) }
+	for h := 1; h <= 2; h++ {
+		within(t, lab, at(h, ""), func() error {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name = "tun0"
+			tun := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Queues: 1, Flags: netlink.TUNTAP_NO_PI}
+			if err := netlink.LinkAdd(tun); err != nil {
+				return err
+			}
+			ends[h] = tun.Fds[0]
+			return errors.Join(
+				netlink.AddrAdd(tun, &netlink.Addr{IPNet: &net.IPNet{IP: inner(h).AsSlice(), Mask: net.CIDRMask(24, 32)}}),
+				netlink.LinkSetUp(tun))
+		})
+		defer ends[h].Close()
+	}
+	go pump(ends[1], ends[2])
+	go pump(ends[2], ends[1])
+	launch(t, lab, 1)
+	launch(t, lab, 2, inner(1).String(), "--no-discovery")
+	converge(t, lab)
+	fastBetween(t, lab, 1, 2)
+	eventually(t, "h1 says that express is off, and why", func() bool {
+		return strings.Contains(link(t, lab, 1, "h2").Info, "not IPv4 over Ethernet")
+	})
+	b := addContainer(t, lab, 2, "b")[0].Addr()
+	addContainer(t, lab, 1, "a")
+	echoes(t, lab, at(2, "b"), b)
+	echoed(t, lab, at(1, "a"), b, 1<<20)
+	if n := crossed(t, lab, 1); n < 50 {
+		t.Errorf("%d frames crossed the VXLAN device", n)
+	}
 }

@@ -241,7 +241,7 @@ func (r *Router) handleControl(from peer.Name, msg []byte) {
 		return
 	}
 	effects, err := l.machine.Control(time.Now(), msg)
-	if err != nil {
+	if err != nil && l.refused.Allow() {
 		r.log.Warn("link control refused", "peer", from, "err", err)
 	}
 	r.step(l, effects)

@@ -72,7 +72,7 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 	if !l.Up() {
 		t.Fatal("the link is not in use")
 	}
-	r := &Router{self: self, fast: &fastpath{away: map[peer.Name]*fastLink{away: l}, bridged: map[int]bool{2: false}}}
+	r := &Router{self: self, fast: &fastpath{away: map[peer.Name]*fastLink{away: l}, looked: map[int]netdev.Underlay{2: {Ethernet: true}}}}
 	r.cfg.MTU = 1376
 	all := map[peer.Name]uint16{self: 1, away: 2, other: 3}
 	for name, c := range map[string]struct {

@@ -182,32 +182,36 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 		return "switched off by --no-express-to"
 	case l.Sealed():
 		return "frames are encrypted by WireGuard"
+	case within(l.Addr(), f.secured):
+		return "IPsec of the host applies to packets to the peer"
 	case f.judged != "":
 		return f.judged
 	case f.wrongSums[l.hop.Ifindex]:
 		return "the card towards the peer makes wrong checksums inside VXLAN, so the kernel makes them"
 	case !f.expressable(l):
-		return "the underlay is not IPv4"
+		return "the underlay is not IPv4 over Ethernet"
 	}
 	return ""
 }
 
-// overBridge tells whether packets that leave by the interface cross a bridge.
-// Netfilter would take what it knows of a frame from weft's bridge, like a
-// translation of its addresses, for the packet's that the frame is in.
-func (f *fastpath) overBridge(ifindex int) bool {
-	over, known := f.bridged[ifindex]
+// underlay is what the interface is by which a peer is reached. Where netfilter sees
+// what leaves by it, it would take what it knows of a frame from weft's bridge, like a
+// translation of its addresses, for the packet's that the frame is in. Without an
+// Ethernet header from_underlay would look for addresses in the wrong place.
+func (f *fastpath) underlay(ifindex int) netdev.Underlay {
+	u, known := f.looked[ifindex]
 	if !known {
-		over = f.watch.OverBridge(ifindex)
-		f.bridged[ifindex] = over
+		u = f.watch.Underlay(ifindex)
+		f.looked[ifindex] = u
 	}
-	return over
+	return u
 }
 
 // expressable tells whether what goes to a peer can be put into VXLAN by hand:
-// over IPv4, by an interface that is known.
+// over IPv4 and Ethernet, by an interface that is known.
 func (f *fastpath) expressable(l *fastLink) bool {
-	return f.noExpress == "" && !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+	return f.noExpress == "" && !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && !within(l.Addr(), f.secured) &&
+		l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4() && f.underlay(l.hop.Ifindex).Ethernet
 }
 
 // planFast works out what the kernel's maps are to hold and writes what differs.
@@ -244,7 +248,7 @@ func (r *Router) wantFast() fast.Tables {
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
 			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: f.expressable(l),
 		}
-		if h := hops[l.peer]; h.Express && !f.overBridge(h.Ifindex) {
+		if h := hops[l.peer]; h.Express && !f.underlay(h.Ifindex).Netfilter {
 			h.Direct = true
 			hops[l.peer] = h
 		}

@@ -61,18 +61,19 @@ type fastpath struct {
 	// away are links whose sessions ended while their kernels still echoed: the
 	// peer's router is being restarted, and what goes by the kernel goes on.
 	away        map[peer.Name]*fastLink
-	adopted     fast.Tables          // what was there at the start and is not confirmed yet
-	have        fast.Tables          // in the kernel
-	names       map[uint16]peer.Name // by short id, as in the kernel
-	self        uint16               // own short id
-	veths       map[ethernet.MAC]int // of stations of this host, by the host's end
-	containers  map[int]bool         // whose veths have a program
-	underlays   map[int]bool         // likewise
-	bridged     map[int]bool         // whether packets by that interface cross a bridge, as it was looked up
-	wrongSums   map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
-	judged      string               // why express is off, "" if it is not
-	noTunnel    string               // why there is no tunnel that works, "" if there is one or none is wanted
-	tunnelFault string               // what its neighbours could not be made, as it was logged last
+	adopted     fast.Tables             // what was there at the start and is not confirmed yet
+	have        fast.Tables             // in the kernel
+	names       map[uint16]peer.Name    // by short id, as in the kernel
+	self        uint16                  // own short id
+	veths       map[ethernet.MAC]int    // of stations of this host, by the host's end
+	containers  map[int]bool            // whose veths have a program
+	underlays   map[int]bool            // likewise
+	looked      map[int]netdev.Underlay // what the interfaces of the underlay are
+	wrongSums   map[int]bool            // interfaces of the underlay whose cards make wrong checksums inside VXLAN
+	secured     []netip.Prefix          // networks of peers to which packets go through IPsec of the host
+	judged      string                  // why express is off, "" if it is not
+	noTunnel    string                  // why there is no tunnel that works, "" if there is one or none is wanted
+	tunnelFault string                  // what its neighbours could not be made, as it was logged last
 	began       time.Time
 	dirty       bool // tables are to be planned anew
 	resync      bool // stations are to be compared with the kernel's
@@ -112,8 +113,11 @@ const (
 	// adoptStay is how long after the start what an earlier process left in the
 	// kernel stays, although this one does not know it yet.
 	adoptStay = time.Minute
-	// lookEvery is how often netfilter's rules are looked at.
+	// lookEvery is how often netfilter's rules are looked at where nobody tells that
+	// they have changed, and lookPause how long after a look there is another at the
+	// earliest.
 	lookEvery = 2 * time.Second
+	lookPause = 50 * time.Millisecond
 )
 
 // openFast makes the fast datapath around the TAP q, which is no port of the
@@ -124,7 +128,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		cfg: *r.cfg.Fast, echoes: make(chan echo, 256), learned: make(chan ethernet.MAC, 1024),
 		links: make(map[peer.Name]*fastLink), away: make(map[peer.Name]*fastLink),
 		names: make(map[uint16]peer.Name), veths: make(map[ethernet.MAC]int),
-		containers: make(map[int]bool), underlays: make(map[int]bool), bridged: make(map[int]bool), wrongSums: make(map[int]bool), began: time.Now(),
+		containers: make(map[int]bool), underlays: make(map[int]bool), looked: make(map[int]netdev.Underlay), wrongSums: make(map[int]bool), began: time.Now(),
 	}
 	watch, err := netdev.NewWatch()
 	if err != nil {
@@ -165,6 +169,10 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		f.noExpress = "switched off by --no-express"
 	}
 	f.judged = watch.Judged()
+	if f.secured, err = watch.Secured(); err != nil {
+		f.noExpress = err.Error()
+		r.log.Warn("no express path", "err", err)
+	}
 	o.Express = f.express()
 	f.dp, err = fastdp.Open(o)
 	if err != nil {
@@ -269,14 +277,27 @@ func (r *Router) runFast(ctx context.Context) error {
 	g.Go(func() error {
 		return f.dp.Events(ctx, func(e fastdp.Event) { r.do(func() { r.stationSeen(e) }) })
 	})
-	g.Go(func() error { r.watchRules(ctx); return nil })
+	rules := make(chan struct{}, 1)
+	g.Go(func() error {
+		err := f.watch.Rules(ctx, func() {
+			select {
+			case rules <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
+			r.log.Warn("netfilter's rules are looked at now and then only", "every", lookEvery, "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error { r.watchRules(ctx, rules); return nil })
 	return g.Wait()
 }
 
-// watchRules looks at netfilter's rules every now and then: the iptables of old
-// tell nobody of changes. What guards the port is written anew if others have
+// watchRules looks at netfilter's rules when they change, and every now and then: the
+// iptables of old tell nobody of changes. What guards the port is written anew if others have
 // removed it, and what judges bridged frames turns express off.
-func (r *Router) watchRules(ctx context.Context) {
+func (r *Router) watchRules(ctx context.Context, changed <-chan struct{}) {
 	f := r.fast
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -285,6 +306,7 @@ func (r *Router) watchRules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-changed:
 		}
 		switch again, err := f.guard(); {
 		case err != nil:
@@ -293,12 +315,24 @@ func (r *Router) watchRules(ctx context.Context) {
 			r.log.Warn("others removed the rules that guard the fast datapath's port", "port", f.cfg.Port)
 		}
 		judged := f.watch.Judged()
+		secured, err := f.watch.Secured()
+		if err != nil {
+			r.log.Warn("look for IPsec", "err", err)
+		}
 		r.do(func() {
 			r.setJudged(judged)
+			if err == nil && !slices.Equal(secured, f.secured) {
+				f.secured, f.dirty = secured, true
+			}
 			if f.noTunnel != "" {
 				r.mendTunnel() // it may be possible now
 			}
 		})
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookPause):
+		}
 	}
 }
 
@@ -332,7 +366,7 @@ func (r *Router) mendFast() {
 	case err != nil:
 		r.log.Warn("others changed the fast datapath", "err", err)
 	case mended:
-		r.log.Warn("others changed the fast datapath, it is as it was again", "interface", netdev.VXLANName)
+		r.log.Warn("others changed the fast datapath, it is as it was again", "interfaces", []string{netdev.PortName, netdev.VXLANName})
 		if len(f.wrongSums) > 0 {
 			if err := f.dp.SumInSoftware(true); err != nil {
 				r.log.Warn("make checksums in software", "err", err)
@@ -346,10 +380,7 @@ func (r *Router) refreshFast() {
 	f := r.fast
 	r.mendFast()
 	r.mendTunnel()
-	for i, was := range f.bridged {
-		f.dirty = f.dirty || f.watch.OverBridge(i) != was
-	}
-	clear(f.bridged)
+	clear(f.looked)
 	ports, err := f.watch.Containers(r.cfg.Bridge, netdev.PortName)
 	if err != nil {
 		r.log.Warn("containers' interfaces", "err", err)

@@ -3,8 +3,10 @@ package router
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -268,4 +270,39 @@ func run(f func() error) chan error {
 	c := make(chan error, 1)
 	go func() { c <- f() }()
 	return c
+}
+
+// lines counts the lines of a log that have a word.
+type lines struct {
+	word string
+	n    atomic.Int64
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(l.word)) {
+		l.n.Add(1)
+	}
+	return len(p), nil
+}
+
+// A peer that sends what makes no sense does not fill the disk with words about it.
+func TestRefusedControlIsToldNowAndThen(t *testing.T) {
+	told := &lines{word: "link control refused"}
+	o := meshOptions{mtu: 1376, log: slog.New(slog.NewTextHandler(told, nil))}
+	inMeshWith(t, o, names(2), line(2), func(m *mesh) {
+		short := []byte{byte(wire.Offer)}
+		for range 100 {
+			m.nodes[0].HandleControl(nameOf(1), short)
+		}
+		synctest.Wait()
+		if n := told.n.Load(); n != 1 {
+			t.Errorf("told %d times of 100 messages", n)
+		}
+		time.Sleep(refusedEvery) // of the fake clock
+		m.nodes[0].HandleControl(nameOf(1), short)
+		synctest.Wait()
+		if n := told.n.Load(); n != 2 {
+			t.Errorf("told %d times when one more came, later", n)
+		}
+	})
 }

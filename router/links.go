@@ -63,6 +63,7 @@ type sleeve struct {
 		counted uint64 // of Dropped, what is in drops
 	}
 	complain *rate.Limiter // of ICMP answers
+	refused  *rate.Limiter // of words in the log about messages that make no sense
 
 	status atomic.Pointer[machineStatus]
 	fast   atomic.Pointer[fastStatus] // nil without a fast datapath
@@ -99,8 +100,14 @@ const (
 	complainBurst = 50
 )
 
+// refusedEvery is how often the log tells of messages of one link that make no sense.
+const refusedEvery = 10 * time.Second
+
 func newSleeve(n Neighbour) *sleeve {
-	return &sleeve{peer: n.Name, dialled: n.Dialled, secret: tunnelSecret(n.Secret), complain: rate.NewLimiter(complainRate, complainBurst)}
+	return &sleeve{
+		peer: n.Name, dialled: n.Dialled, secret: tunnelSecret(n.Secret),
+		complain: rate.NewLimiter(complainRate, complainBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
+	}
 }
 
 // publish copies what the machine has decided to where lanes and status read

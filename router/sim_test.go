@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -296,6 +297,7 @@ type meshOptions struct {
 	cans         []tap.Offloads // of the nodes' TAPs
 	queues       int            // of each TAP, one if 0
 	renewPackets uint64         // after which keys are renewed
+	log          *slog.Logger   // none if nil
 }
 
 func newMeshOf(t *testing.T, o meshOptions, names []peer.Name, edges [][2]int) *mesh {
@@ -349,7 +351,7 @@ func (m *mesh) start(i int) {
 	if mtu == 0 {
 		mtu = 1500
 	}
-	r, err := New(Config{MTU: m.o.mtu, Conn: m.f.listen(n.addr), Queues: queues, MaxUnderlayMTU: mtu, renewPackets: m.o.renewPackets}, n)
+	r, err := New(Config{MTU: m.o.mtu, Conn: m.f.listen(n.addr), Queues: queues, MaxUnderlayMTU: mtu, renewPackets: m.o.renewPackets, Log: m.o.log}, n)
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -39,8 +39,8 @@
 //	express  past bridge and VXLAN device
 //	judged   past the VXLAN device: where rules are to see what the bridge
 //	         passes on, and for stations that are no containers
-//	device   neither: an underlay of IPv6, WireGuard, a card with wrong checksums;
-//	         and out by an underlay that is a bridge of the host, on which
+//	device   neither: an underlay of IPv6, WireGuard, IPsec, no Ethernet, a card with
+//	         wrong checksums; and out by an underlay that is a bridge of the host, on which
 //	         netfilter would take what it knows of the frame inside, like a
 //	         translation of addresses, for the packet's around it
 //

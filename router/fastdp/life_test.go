@@ -119,7 +119,8 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
-// TestMend removes the VXLAN device and sets it down, as others may.
+// TestMend removes the VXLAN device and the bridge's port, sets the one down and takes
+// the other off the bridge, as others may.
 func TestMend(t *testing.T) {
 	for name, l := range map[string]lab{"device": {}, "express": {express: true}, "clsact": {noTCX: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -132,10 +133,10 @@ func TestMend(t *testing.T) {
 				}
 				a.reaches(b, 1000)
 			}
-			device := func(f func(netlink.Link) error) {
+			device := func(name string, f func(netlink.Link) error) {
 				t.Helper()
 				a.do(func() error {
-					l, err := netlink.LinkByName(a.opts.VXLAN)
+					l, err := netlink.LinkByName(name)
 					if err != nil {
 						return err
 					}
@@ -143,9 +144,15 @@ func TestMend(t *testing.T) {
 				})
 			}
 			mended(false)
-			device(netlink.LinkDel)
+			device(a.opts.VXLAN, netlink.LinkDel)
 			mended(true)
-			device(netlink.LinkSetDown)
+			device(a.opts.VXLAN, netlink.LinkSetDown)
+			mended(true)
+			device(a.opts.Port, netlink.LinkDel)
+			mended(true)
+			device(a.opts.PortPeer, netlink.LinkDel)
+			mended(true)
+			device(a.opts.Port, netlink.LinkSetNoMaster)
 			mended(true)
 			mended(false)
 			a.stop()

@@ -111,6 +111,10 @@ func TestJudged(t *testing.T) {
 	}
 }
 
+// filterBridged is what nft calls filter in tables of the bridge family. From 0 on
+// br_netfilter of Linux 6.1 passes chains by.
+var filterBridged = nftables.ChainPriorityRef(-200)
+
 // judge counts what crosses the bridge.
 func (h *host) judge() {
 	h.do(func() error {
@@ -121,7 +125,7 @@ func (h *host) judge() {
 		t := c.AddTable(&nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge})
 		chain := c.AddChain(&nftables.Chain{
 			Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+			Hooknum: nftables.ChainHookForward, Priority: filterBridged,
 		})
 		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Counter{}}})
 		return c.Flush()

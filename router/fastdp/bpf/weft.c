@@ -728,6 +728,18 @@ int from_container(struct __sk_buff *skb)
 	return verdict;
 }
 
+// Tells whether the frame inside is datagrams in bulk (UDP_SEGMENT), or may be. What
+// strip leaves of the packet around them, in skb->encapsulation and gso_type, has the
+// kernel drop them where it cuts them; TCP is cut rightly.
+static __always_inline int bulk_of_datagrams(struct __sk_buff *skb, __be16 inner)
+{
+	__u32 at = ETH_HLEN + sizeof(struct outer);
+	__u8 proto;
+
+	at += inner == bpf_htons(ETH_P_IP) ? offsetof(struct iphdr, protocol) : offsetof(struct ipv6hdr, nexthdr);
+	return skb->gso_size && (bpf_skb_load_bytes(skb, at, &proto, 1) || proto != IPPROTO_TCP);
+}
+
 // Takes len bytes away behind the Ethernet header.
 static __always_inline long strip(struct __sk_buff *skb, int len, __u64 flags)
 {
@@ -813,6 +825,8 @@ int from_underlay(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	ifindex = cfg->flags & CONFIG_EXPRESS && d->flags & MAC_EXPRESS ? d->ifindex : 0;
 	inner = o->eth;
+	if (bulk_of_datagrams(skb, inner.h_proto))
+		return TC_ACT_UNSPEC;
 	n = packets(skb);
 	len = skb->len - sizeof(*o);
 

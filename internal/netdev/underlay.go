@@ -1,0 +1,78 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Underlay is what an interface is for packets that are written and read past
+// the host's stack.
+type Underlay struct {
+	Ethernet bool // frames on it have an Ethernet header
+	// Netfilter tells that what leaves by it still meets netfilter: it crosses a bridge
+	// or the output chain of an IPVLAN.
+	Netfilter bool
+}
+
+// Underlay looks at an interface. Of what it can not find out it says the worse.
+func (w *Watch) Underlay(ifindex int) (u Underlay) {
+	for range 8 { // no more lie on each other
+		l, err := w.h.LinkByIndex(ifindex)
+		if err != nil {
+			break
+		}
+		u.Ethernet = l.Attrs().EncapType == "ether"
+		v, isIPVLAN := l.(*netlink.IPVlan)
+		switch kind := l.Type(); {
+		case isIPVLAN && v.Mode == netlink.IPVLAN_MODE_L2, kind == "vlan", kind == "macvlan", kind == "macvtap":
+			ifindex = l.Attrs().ParentIndex
+		default:
+			u.Netfilter = isIPVLAN || kind == "bridge" || kind == "openvswitch"
+			return u
+		}
+	}
+	return Underlay{Netfilter: true}
+}
+
+// Secured returns the IPv4 networks of other hosts to or from which UDP packets go
+// through IPsec, as the host's policies have it.
+func (w *Watch) Secured() (others []netip.Prefix, err error) {
+	var policies []netlink.XfrmPolicy
+	err = inThread(w.ns, func() (err error) {
+		policies, err = Dump(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(unix.AF_INET) })
+		return err
+	})
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil // nor IPsec
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the policies of IPsec: %w", err)
+	}
+	for _, p := range policies {
+		if len(p.Tmpls) == 0 || p.Ifid != 0 || p.Proto != 0 && p.Proto != unix.IPPROTO_UDP {
+			continue
+		}
+		switch p.Dir {
+		case netlink.XFRM_DIR_OUT:
+			others = append(others, network(p.Dst))
+		case netlink.XFRM_DIR_IN:
+			others = append(others, network(p.Src))
+		}
+	}
+	return others, nil
+}
+
+// network is n as a prefix, or of all IPv4 addresses if n is nil.
+func network(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), bits).Masked()
+}

@@ -1,0 +1,49 @@
+package netdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Rules calls changed when tables, chains or rules of nftables have changed, also
+// those of iptables where it makes nftables' of its own; until ctx ends. A transaction
+// may call it often. It calls also when so much changed at once that the kernel
+// could not tell all of it.
+func (w *Watch) Rules(ctx context.Context, changed func()) error {
+	wrap := func(err error) error { return fmt.Errorf("watch rules of nftables: %w", err) }
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(w.ns), Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
+	if err != nil {
+		return wrap(err)
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	for {
+		msgs, err := c.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			changed()
+			continue
+		case err != nil:
+			return wrap(err)
+		}
+		for _, m := range msgs {
+			if changesRules(m) {
+				changed()
+				break
+			}
+		}
+	}
+}
+
+// changesRules tells whether a message is of a table, chain or rule: those of sets come
+// by the thousand, and matter to nobody here.
+func changesRules(m netlink.Message) bool {
+	t := int(m.Header.Type)
+	return t>>8 == unix.NFNL_SUBSYS_NFTABLES && t&0xff <= unix.NFT_MSG_DELRULE
+}
