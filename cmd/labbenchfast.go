@@ -182,7 +182,7 @@ func judge() error {
 	t := c.AddTable(&nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge})
 	chain := c.AddChain(&nftables.Chain{
 		Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(-200),
 	})
 	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Counter{}}})
 	return c.Flush()

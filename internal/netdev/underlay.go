@@ -43,7 +43,7 @@ func (w *Watch) Underlay(ifindex int) (u Underlay) {
 // through IPsec, as the host's policies have it.
 func (w *Watch) Secured() (others []netip.Prefix, err error) {
 	var policies []netlink.XfrmPolicy
-	err = inThread(w.ns, func() (err error) {
+	err = DoIn(w.ns, func() (err error) {
 		policies, err = Dump(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(unix.AF_INET) })
 		return err
 	})
