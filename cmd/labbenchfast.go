@@ -182,6 +182,7 @@ func judge() error {
 	t := c.AddTable(&nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge})
 	chain := c.AddChain(&nftables.Chain{
 		Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
+		// The word "filter" means another number for bridges.
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(-200),
 	})
 	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Counter{}}})

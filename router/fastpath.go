@@ -114,10 +114,11 @@ const (
 	// kernel stays, although this one does not know it yet.
 	adoptStay = time.Minute
 	// lookEvery is how often netfilter's rules are looked at where nobody tells that
-	// they have changed, and lookPause how long after a look there is another at the
-	// earliest.
+	// they have changed. After a look there is none for lookPause, nor for lookShare
+	// times what it took: a host may have many rules that change all the time.
 	lookEvery = 2 * time.Second
 	lookPause = 50 * time.Millisecond
+	lookShare = 20
 )
 
 // openFast makes the fast datapath around the TAP q, which is no port of the
@@ -308,6 +309,7 @@ func (r *Router) watchRules(ctx context.Context, changed <-chan struct{}) {
 		case <-tick.C:
 		case <-changed:
 		}
+		began := time.Now()
 		switch again, err := f.guard(); {
 		case err != nil:
 			r.log.Warn("guard the fast datapath's port", "port", f.cfg.Port, "err", err)
@@ -331,7 +333,7 @@ func (r *Router) watchRules(ctx context.Context, changed <-chan struct{}) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(lookPause):
+		case <-time.After(max(lookPause, lookShare*time.Since(began))):
 		}
 	}
 }
