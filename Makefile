@@ -8,7 +8,7 @@
 # make demo     shows a mesh of three hosts at work on this machine
 # make test-docker  runs the tests with real Docker engines, in machines of namespaces
 # make bench    measures the mesh against other overlays and the bare underlay
-# make bench-policy  measures network policies at the size of a large cluster
+# make bench-policy  measures network policies at the size of a large cluster, and next to kube-router
 # make bench-dns  measures service discovery against CoreDNS
 # make bench-docker  measures docker run with and without weft
 # make fuzz     runs each fuzz test for FUZZTIME
@@ -35,6 +35,7 @@ IMAGE_ARCHS ?= amd64 arm64
 image:
 	for arch in $(IMAGE_ARCHS); do \
 	  CGO_ENABLED=0 GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$arch/ ./prog/weft-kube ./prog/weft-cni && \
+	  (cd prog/weft-kube/chained && CGO_ENABLED=0 GOARCH=$$arch $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/$$arch/ tool) && \
 	  $(GO) run ./prog/weft-kube/image -arch $$arch -programs bin/$$arch -o bin/weft-kube-$$arch.tar || exit 1; \
 	done
 
@@ -149,8 +150,15 @@ bench-docker:
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals
 
+# kube-router runs iptables and ipset, and is in a module of its own.
 bench-policy:
+	@command -v ipset >/dev/null && command -v iptables >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "make bench-policy: install ipset and iptables" >&2; exit 1; }; \
+	  echo "make bench-policy: installing ipset and iptables for kube-router"; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends ipset iptables >/dev/null; }
+	cd internal/testbed/rival/kuberouter && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
 	$(SUDO) $(GO) test -run '^$$' -bench . ./policy/...
+	$(SUDO) env WEFT_RIVALS=$(CURDIR)/bin/rivals $(GO) test -run '^$$' -bench Engines -benchtime 1x ./kube
 
 # CoreDNS is in a module of its own, as its build takes ten minutes.
 bench-dns: build

@@ -29,10 +29,12 @@ func (a *app) dnsAdd() *cobra.Command {
 the container has. Without -h it is the container's first name. Names of a
 container go with it.
 
-Without a container the name is for addresses outside the mesh. It is answered
-for as long as this router runs.
+Without a container the name is for addresses outside the mesh. It is this
+host's: answered while its router runs, also after that was launched again, until
+dns-remove or reset on this host.
 
-CONTAINER is an id, as weft ps shows it, or the path of a network namespace. A
+CONTAINER is a container of Docker's by its id, the beginning of that, or its
+name; or else an id as weft ps shows it, or the path of a network namespace. A
 NAME without a dot is in the domain of the router. Doing it twice is harmless.`,
 	}, (*api.Client).AddName)
 }
@@ -42,7 +44,9 @@ func (a *app) dnsRemove() *cobra.Command {
 		Use:   "dns-remove [IP...] CONTAINER [-h NAME] | [IP...] -h NAME",
 		Short: "Take addresses from a host name",
 		Long: `Undo dns-add on this host: for the given addresses, else for all, and for NAME,
-else for all names of the container. What is not there is no error.`,
+else for all names of the container. A name that a container of Docker's has by
+itself is taken from it until dns-add gives it back, or the container is started
+again. What is not there is no error.`,
 	}, (*api.Client).RemoveName)
 }
 

@@ -458,3 +458,28 @@ func TestFlagsOfDNS(t *testing.T) {
 		t.Errorf("a name outside the domain: exit code %d, %q", code, out)
 	}
 }
+
+// Names for addresses outside are there again when their router is, without what
+// was removed before, and end with a reset.
+func TestNamesOutsideOutliveTheirRouter(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	known := func(want string) {
+		t.Helper()
+		eventually(t, "host 2 knows "+want, func() bool {
+			return strings.Join(strings.Fields(on(t, lab, 2, "dns-lookup", "db.weft.internal")), " ") == want
+		})
+	}
+	on(t, lab, 1, "dns-add", "192.0.2.7", "192.0.2.8", "-h", "db")
+	on(t, lab, 1, "dns-remove", "192.0.2.8", "-h", "db")
+	known("192.0.2.7")
+	on(t, lab, 1, "stop")
+	known("")
+	launch(t, lab, 1, lab.Peers(1)...)
+	known("192.0.2.7")
+	on(t, lab, 1, "reset", "--state-dir", lab.StateDir(1))
+	known("")
+	launch(t, lab, 1, lab.Peers(1)...)
+	converge(t, lab)
+	known("")
+}

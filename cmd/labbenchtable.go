@@ -81,6 +81,7 @@ var (
 	fourStreams = []string{"--kind", trafficTCP, "--streams", "4"}
 	blast       = []string{"--kind", trafficUDP, "--size", "64"}
 	roundTrips  = []string{"--kind", trafficLatency}
+	oneCPUTrips = []string{"--kind", trafficTrips}
 	connects    = []string{"--kind", trafficConnect}
 )
 

@@ -82,7 +82,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.allocRange6, "ipalloc-range6", "", "IPv6 range to give addresses from (none)")
 	fs.IntVar(&f.mtu, "mtu", daemon.DefaultMTU, "MTU of containers, in bytes")
 	fs.BoolVar(&f.noFastdp, "no-fastdp", false, "do not use the fast datapath")
-	fs.BoolVar(&f.noExpress, "no-express", false, "have frames of the fast datapath cross the bridge, not pass by it")
+	fs.BoolVar(&f.noExpress, "no-express", false, "have frames of the fast datapath cross the bridge and the VXLAN device")
 	fs.StringVar(&f.noExpressTo, "no-express-to", "", "comma-separated networks: like --no-express, for peers there only")
 	fs.BoolVar(&f.noMasqLocal, "no-masq-local", false, "let containers see the address of clients from outside whose packets this host translates to them")
 	fs.BoolVar(&f.noTAPOffload, "no-tap-offload", false, "take and give frames of containers one by one, for kernels with faults")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -283,6 +284,31 @@ func (s *Service) Remove(container, name string, addrs ...netip.Addr) ([]names.E
 	}
 	s.announce(deltas)
 	return out, nil
+}
+
+// Set gives a container those host names, which are full, with those addresses,
+// and takes all others from it. On error nothing is changed.
+func (s *Service) Set(container string, want map[string][]netip.Addr) error {
+	wrap := func(err error) error { return fmt.Errorf("set the host names of container %s: %w", container, err) }
+	in := make(map[names.Entry]bool)
+	for name, addrs := range want {
+		fqdn, err := s.Qualify(name)
+		if err != nil {
+			return wrap(err)
+		}
+		for _, a := range addrs {
+			in[names.Entry{Name: fqdn, Container: container, Addr: a}] = true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.state.Own(func(e names.Entry) bool { return e.Container == container && !in[e] })
+	deltas, err := s.state.Change(out, slices.Collect(maps.Keys(in)))
+	if err != nil {
+		return wrap(err)
+	}
+	s.announce(deltas)
+	return nil
 }
 
 // RemoveContainer takes all names of a container away.

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
+	"github.com/weft-net/weft/docker/track"
 	"github.com/weft-net/weft/internal/netdev"
 )
 
@@ -48,6 +49,11 @@ type Endpoint struct {
 
 // Netns returns the path of the network namespace of a container that runs.
 func (c *Container) Netns() string { return netdev.NSByPID(c.PID) }
+
+// state is the container as a Tracker sees it.
+func (c *Container) state() *track.State {
+	return &track.State{Running: c.Running, Since: c.Since, Shape: fmt.Sprint(c.Name, c.Endpoints)}
+}
 
 // ShortID returns the beginning of the id that the engine shows.
 func (c *Container) ShortID() string { return ShortID(c.ID) }

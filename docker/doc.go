@@ -9,7 +9,7 @@
 //	engine --events--> Watcher --which--> track.Tracker
 //	   ^                  |                    |
 //	   +----inspect-------+ <--what to ask-----+
-//	                      +--> Observer: Running, Stopped, Gone
+//	                      +--> Observer: Running, Changed, Stopped, Gone
 //
 // The packages below hold what goes the other way: plugin is what the engine
 // calls (network and address driver), proxy what its users call instead of it.

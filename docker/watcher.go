@@ -32,6 +32,9 @@ type Observer interface {
 	// Running is called for each run of a container, also for runs that began
 	// before the watcher did.
 	Running(ctx context.Context, c *Container)
+	// Changed is called when a container that runs got another name, or was put
+	// on a network or taken from one.
+	Changed(ctx context.Context, c *Container)
 	// Stopped is called when a run has ended, and for containers that exist
 	// and do not run when the watcher first sees them.
 	Stopped(ctx context.Context, id string)
@@ -101,8 +104,9 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 	}
 	// Events first, so that nothing happens between the list and them.
 	stream := api.Events(ctx, client.EventsListOptions{Filters: make(client.Filters).
-		Add("type", string(events.ContainerEventType)).
-		Add("event", string(events.ActionStart), string(events.ActionDie), string(events.ActionDestroy))})
+		Add("type", string(events.ContainerEventType), string(events.NetworkEventType)).
+		Add("event", string(events.ActionStart), string(events.ActionDie), string(events.ActionDestroy),
+			string(events.ActionRename), string(events.ActionConnect), string(events.ActionDisconnect))})
 	w.log.Info("docker answers", "host", w.client.host, "api", api.ClientVersion())
 	w.setState("")
 	w.observer.Connected(ctx, api)
@@ -128,7 +132,7 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 		}
 		select {
 		case m := <-stream.Messages:
-			t.Mark(m.Actor.ID)
+			mark(t, m)
 			drain(t, stream.Messages, true)
 		case err := <-stream.Err:
 			return fmt.Errorf("events of docker at %s ended: %w", w.client.host, err)
@@ -147,6 +151,18 @@ const (
 	maxDrain = 1024
 )
 
+// mark marks the container that an event is about.
+func mark(t *track.Tracker, m events.Message) {
+	switch {
+	case m.Type == events.NetworkEventType:
+		t.MarkRunning(m.Actor.Attributes["container"])
+	case m.Action == events.ActionRename:
+		t.MarkRunning(m.Actor.ID)
+	default:
+		t.Mark(m.Actor.ID)
+	}
+}
+
 // drain marks what events there are and, with settled, those that follow within
 // settle, so that what a flood repeats is asked once.
 func drain(t *track.Tracker, messages <-chan events.Message, settled bool) {
@@ -159,7 +175,7 @@ func drain(t *track.Tracker, messages <-chan events.Message, settled bool) {
 	for range maxDrain {
 		select {
 		case m := <-messages:
-			t.Mark(m.Actor.ID)
+			mark(t, m)
 			quiet.Reset(wait)
 		case <-quiet.C:
 			return
@@ -202,7 +218,7 @@ func (w *Watcher) ask(ctx context.Context, api *client.Client, t *track.Tracker,
 	var now *track.State
 	switch {
 	case err == nil:
-		now = &track.State{Running: c.Running, Since: c.Since}
+		now = c.state()
 	case !errors.Is(err, ErrNotFound):
 		return err
 	}
@@ -210,6 +226,8 @@ func (w *Watcher) ask(ctx context.Context, api *client.Client, t *track.Tracker,
 		switch change {
 		case track.Started:
 			w.observer.Running(ctx, c)
+		case track.Reshaped:
+			w.observer.Changed(ctx, c)
 		case track.Stopped:
 			w.observer.Stopped(ctx, id)
 		case track.Gone:

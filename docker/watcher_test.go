@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,8 @@ import (
 type engine struct {
 	mu     sync.Mutex
 	all    map[string]string // id: StartedAt, "" if it does not run
-	events chan string       // what the stream is to say
+	names  map[string]string // of those that were renamed
+	events chan string       // ids of containers that the stream is to say were started, or whole events
 	fail   int               // requests that are to fail
 	asked  int               // about one container
 
@@ -43,7 +45,7 @@ func newEngine(t *testing.T) (*engine, *Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &engine{all: make(map[string]string), events: make(chan string)}
+	e := &engine{all: make(map[string]string), names: make(map[string]string), events: make(chan string)}
 	e.server = httptest.NewUnstartedServer(http.HandlerFunc(e.serve))
 	e.server.Listener.Close()
 	e.server.Listener = l
@@ -74,7 +76,10 @@ func (e *engine) serve(w http.ResponseWriter, r *http.Request) {
 				if id == "" {
 					return // the stream ends
 				}
-				fmt.Fprintf(w, `{"Type":"container","Action":"start","Actor":{"ID":%q}}`+"\n", id)
+				if !strings.HasPrefix(id, "{") {
+					id = fmt.Sprintf(`{"Type":"container","Action":"start","Actor":{"ID":%q}}`, id)
+				}
+				fmt.Fprintln(w, id)
 				w.(http.Flusher).Flush()
 			}
 		}
@@ -103,7 +108,7 @@ func (e *engine) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		json.NewEncoder(w).Encode(map[string]any{
-			"Id": id, "Name": "/name-" + id, "State": map[string]any{"Running": since != "", "Pid": 7, "StartedAt": since},
+			"Id": id, "Name": "/" + cmp.Or(e.names[id], "name-"+id), "State": map[string]any{"Running": since != "", "Pid": 7, "StartedAt": since},
 		})
 	}
 }
@@ -116,6 +121,12 @@ func (e *engine) set(id, since string) {
 	} else {
 		e.all[id] = since
 	}
+}
+
+func (e *engine) rename(id, name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.names[id] = name
 }
 
 // notes is an Observer that takes notes.
@@ -132,6 +143,7 @@ func (n *notes) note(format string, args ...any) {
 
 func (n *notes) Connected(context.Context, *client.Client) { n.note("connected") }
 func (n *notes) Running(_ context.Context, c *Container)   { n.note("running %s %s", c.Name, c.Since) }
+func (n *notes) Changed(_ context.Context, c *Container)   { n.note("changed %s", c.Name) }
 func (n *notes) Stopped(_ context.Context, id string)      { n.note("stopped %s", id) }
 func (n *notes) Gone(_ context.Context, id string)         { n.note("gone %s", id) }
 func (n *notes) Listed(_ context.Context, ids []string)    { n.note("listed %d", len(ids)) }
@@ -177,6 +189,19 @@ func TestWatcher(t *testing.T) {
 	e.set("a", "2")
 	e.events <- "a"
 	n.want(t, "stopped a", "running name-a 2")
+
+	// It is renamed, and told so by the one event or the other; what happens to
+	// networks of one that does not run is no question.
+	e.rename("a", "new")
+	e.events <- `{"Type":"container","Action":"rename","Actor":{"ID":"a"}}`
+	n.want(t, "changed new")
+	e.rename("a", "newer")
+	e.events <- `{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"a"}}}`
+	n.want(t, "changed newer")
+	e.set("z", "1")
+	e.events <- `{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"z"}}}`
+	e.events <- `{"Type":"network","Action":"disconnect","Actor":{}}`
+	e.set("z", "gone")
 
 	// A flood of events makes few questions.
 	e.mu.Lock()

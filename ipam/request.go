@@ -167,7 +167,7 @@ func (c *core) tryClaim(r *request) bool {
 	if old, ok := c.held[a]; ok {
 		var err error
 		if old.ident != r.ident {
-			err = fmt.Errorf("claim %s for %s: it is in use here by %s", a, r.ident, old.ident)
+			err = fmt.Errorf("it is in use here by %s", old.ident)
 		}
 		c.reply(r.id, nil, err)
 		return true
@@ -429,7 +429,7 @@ func (c *core) onClaimAnswer(from peer.Name, m message) {
 		if r.kind != reqClaim || r.askID != m.id || r.asked != from {
 			return false
 		}
-		c.reply(r.id, nil, fmt.Errorf("claim %s for %s: it is in use on peer %s", r.subnet.Addr(), r.ident, c.name(from)))
+		c.reply(r.id, nil, fmt.Errorf("it is in use on peer %s", c.name(from)))
 		return true
 	})
 }

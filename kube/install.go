@@ -18,7 +18,7 @@ const (
 
 // Plugin is the CNI plugin and where it goes. Paths are as the agent sees them.
 type Plugin struct {
-	Program string // weft-cni, in the image
+	Program string // weft-cni, in the image, next to the chained ones
 	BinDir  string // the runtime's folder of plugins
 	ConfDir string // the runtime's folder of networks
 	Hairpin bool
@@ -28,38 +28,46 @@ type Plugin struct {
 // at last the network's configuration in place. Each file is whole or not there,
 // and one that is right already is not written. It tells whether it wrote any.
 func (p *Plugin) Install() (wrote bool, err error) {
-	program, err := os.ReadFile(p.Program)
-	if err != nil {
-		return false, fmt.Errorf("install the CNI plugin: %w", err)
-	}
-	conf, err := p.conflist()
-	if err != nil {
-		return false, err
-	}
-	for _, f := range []struct {
-		path string
-		body []byte
-		mode fs.FileMode
-	}{
-		{filepath.Join(p.BinDir, pluginName), program, 0o755},
-		{filepath.Join(p.BinDir, ipamName), program, 0o755},
-		{filepath.Join(p.ConfDir, conflistName), conf, 0o644},
-	} {
-		w, err := replace(f.path, f.body, f.mode)
+	put := func(path string, mode fs.FileMode, body []byte, err error) error {
+		w := false
+		if err == nil {
+			w, err = replace(path, body, mode)
+		}
 		if err != nil {
-			return wrote, fmt.Errorf("install the CNI plugin: %w", err)
+			return fmt.Errorf("install the CNI plugin: %w", err)
 		}
 		wrote = wrote || w
+		return nil
 	}
-	return wrote, nil
+	for _, f := range p.programs() {
+		body, err := os.ReadFile(f.from)
+		if err := put(filepath.Join(p.BinDir, f.name), 0o755, body, err); err != nil {
+			return wrote, err
+		}
+	}
+	conf, err := p.conflist()
+	return wrote, put(filepath.Join(p.ConfDir, conflistName), 0o644, conf, err)
+}
+
+// installed is a program of the image and its name on the Node.
+type installed struct{ from, name string }
+
+func (p *Plugin) programs() []installed {
+	list := []installed{{p.Program, pluginName}, {p.Program, ipamName}}
+	for _, c := range chained {
+		list = append(list, installed{filepath.Join(filepath.Dir(p.Program), c.name), chainedPrefix + c.name})
+	}
+	return list
 }
 
 // Uninstall takes away what Install put there, the configuration first.
 func (p *Plugin) Uninstall() error {
 	var errs []error
-	for _, path := range []string{
-		filepath.Join(p.ConfDir, conflistName), filepath.Join(p.BinDir, ipamName), filepath.Join(p.BinDir, pluginName),
-	} {
+	paths := []string{filepath.Join(p.ConfDir, conflistName)}
+	for _, f := range p.programs() {
+		paths = append(paths, filepath.Join(p.BinDir, f.name))
+	}
+	for _, path := range paths {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove the CNI plugin: %w", err))
 		}
@@ -67,19 +75,19 @@ func (p *Plugin) Uninstall() error {
 	return errors.Join(errs...)
 }
 
-// chained are the plugins that come after weft's, if the Node has them: ports of
-// the Node for a pod, and limits of its bandwidth.
+// chainedPrefix is in front of the names of chained plugins on the Node, as those
+// without it are the Node's own, of whatever version, or not there.
+const chainedPrefix = "weft-"
+
+// chained are plugins of the CNI project that come after weft's: ports of the Node
+// for a pod, and limits of its bandwidth. They do nothing for pods that want neither.
 var chained = []struct{ name, capability string }{{"portmap", "portMappings"}, {"bandwidth", "bandwidth"}}
 
 // conflist is the network's configuration, of version 1.0.0 of the specification.
 func (p *Plugin) conflist() ([]byte, error) {
 	plugins := []map[string]any{{"type": pluginName, "hairpinMode": p.Hairpin}}
 	for _, c := range chained {
-		info, err := os.Stat(filepath.Join(p.BinDir, c.name))
-		if err != nil || info.Mode()&0o111 == 0 {
-			continue
-		}
-		plugin := map[string]any{"type": c.name, "capabilities": map[string]bool{c.capability: true}}
+		plugin := map[string]any{"type": chainedPrefix + c.name, "capabilities": map[string]bool{c.capability: true}}
 		if c.name == "portmap" {
 			plugin["snat"] = true
 		}

@@ -21,6 +21,15 @@ func TestInstallAndUninstall(t *testing.T) {
 		t.Error("a plugin that is not there was installed")
 	}
 	write(t, p.Program, "v1")
+	for _, c := range chained {
+		if _, err := os.Stat(filepath.Join(p.ConfDir, conflistName)); err == nil {
+			t.Errorf("a configuration without %s", c.name)
+		}
+		if _, err := p.Install(); err == nil || !strings.Contains(err.Error(), c.name) {
+			t.Errorf("install without %s: %v", c.name, err)
+		}
+		write(t, filepath.Join(dir, c.name), "of "+c.name)
+	}
 	write(t, filepath.Join(p.BinDir, "portmap"), "")
 	for _, want := range []bool{true, false} {
 		if wrote, err := p.Install(); err != nil || wrote != want {
@@ -28,8 +37,11 @@ func TestInstallAndUninstall(t *testing.T) {
 		}
 	}
 	conf, err := os.ReadFile(filepath.Join(p.ConfDir, conflistName))
-	if err != nil || !strings.Contains(string(conf), `"portmap"`) || strings.Contains(string(conf), `"bandwidth"`) {
-		t.Errorf("configuration %s, %v; want portmap, which is there, and not bandwidth, which is not", conf, err)
+	if err != nil || !strings.Contains(string(conf), `"weft-portmap"`) || !strings.Contains(string(conf), `"weft-bandwidth"`) {
+		t.Errorf("configuration %s, %v; want portmap and bandwidth after weft's own", conf, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(p.BinDir, "weft-portmap")); err != nil || string(b) != "of portmap" {
+		t.Errorf("portmap is %q, %v", b, err)
 	}
 	write(t, p.Program, "v2")
 	if wrote, err := p.Install(); err != nil || !wrote {

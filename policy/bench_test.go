@@ -2,17 +2,14 @@ package policy
 
 import (
 	"fmt"
-	"math"
 	"testing"
 	"time"
 
-	"github.com/mdlayher/netlink"
-	"github.com/ti-mo/conntrack"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/policytest"
 	"github.com/weft-net/weft/policy/rules"
@@ -79,9 +76,9 @@ func BenchmarkPodChange(b *testing.B) {
 // thousand. It tells how many times dearer the latter are, and how many times
 // dearer ten policies are than none.
 func BenchmarkPacket(b *testing.B) {
-	w := newWire(b, 1)
-	onOneCPU(b)
-	k := kernel{ns: w.ns}
+	w := enginetest.NewWire(b, 1)
+	enginetest.OnOneCPU(b)
+	k := kernel{ns: w.NS}
 	cost := func(policies int) time.Duration {
 		namespaces := max(1, policies/2)
 		size := policytest.Size{Namespaces: namespaces, Pods: 10 * namespaces, Policies: policies, Local: 10 * namespaces}
@@ -96,7 +93,7 @@ func BenchmarkPacket(b *testing.B) {
 		if !c.Cluster().Judge(f, model.Ingress).Allowed() || !c.Cluster().Judge(f, model.Egress).Allowed() {
 			b.Fatal("the flow is not allowed")
 		}
-		return w.time(b, f)
+		return w.Time(b, f)
 	}
 	for b.Loop() {
 		none, ten, thousand := cost(0), cost(10), cost(1000)
@@ -104,36 +101,4 @@ func BenchmarkPacket(b *testing.B) {
 		b.ReportMetric(float64(ten)/float64(none), "10/0-policies")
 		b.ReportMetric(float64(thousand.Nanoseconds()), "ns/packet")
 	}
-}
-
-// time sends packets of a flow's protocol, each the first of a flow, and returns
-// what one took in the best of a few rounds.
-func (w *wire) time(b *testing.B, f model.Flow) time.Duration {
-	b.Helper()
-	const packets = 20000
-	from := w.ends[0]
-	frames := make([][]byte, packets)
-	for i := range frames {
-		// The other end's port and the ID make each a flow of its own.
-		frames[i] = probe{Flow: f, sport: uint16(1024 + i), id: 1}.frame(from.mac, w.ends[1].mac)
-	}
-	conn, err := conntrack.Dial(&netlink.Config{NetNS: int(w.ns)})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer conn.Close()
-	best := time.Duration(math.MaxInt64)
-	for range 5 {
-		if err := conn.Flush(); err != nil {
-			b.Fatal(err)
-		}
-		start := time.Now()
-		for _, frame := range frames {
-			if err := unix.Send(from.fd, frame, 0); err != nil {
-				b.Fatal(err)
-			}
-		}
-		best = min(best, time.Since(start)/packets)
-	}
-	return best
 }

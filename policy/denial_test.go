@@ -10,20 +10,21 @@ import (
 
 	"github.com/mdlayher/netlink"
 
+	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/rules"
 )
 
 func TestParsePacket(t *testing.T) {
-	for _, p := range []probe{
-		{Flow: model.Flow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Protocol: model.TCP, Port: 80}, sport: 1234},
-		{Flow: model.Flow{Src: netip.MustParseAddr("fd00::1"), Dst: netip.MustParseAddr("fd00::2"), Protocol: model.SCTP, Port: 80}, sport: 1234},
+	for _, p := range []enginetest.Probe{
+		{Flow: model.Flow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Protocol: model.TCP, Port: 80}, Sport: 1234},
+		{Flow: model.Flow{Src: netip.MustParseAddr("fd00::1"), Dst: netip.MustParseAddr("fd00::2"), Protocol: model.SCTP, Port: 80}, Sport: 1234},
 		{Flow: model.Flow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Protocol: 1}},
 	} {
-		packet := p.frame(make([]byte, 6), make([]byte, 6))[14:]
+		packet := p.Frame(make([]byte, 6), make([]byte, 6))[14:]
 		f, sport, ok := parsePacket(packet)
-		if !ok || f != p.Flow || sport != p.sport {
-			t.Errorf("parsed %+v from %d, want %+v from %d", f, sport, p.Flow, p.sport)
+		if !ok || f != p.Flow || sport != p.Sport {
+			t.Errorf("parsed %+v from %d, want %+v from %d", f, sport, p.Flow, p.Sport)
 		}
 	}
 }

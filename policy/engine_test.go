@@ -20,7 +20,6 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -31,6 +30,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/rules"
 )
@@ -620,25 +620,8 @@ func TestEngineWithoutSysAdmin(t *testing.T) {
 	if !nstest.Deprived(t) {
 		return
 	}
-	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer here.Close()
-	w := &wire{ns: here}
-	if err := w.build(2, here); err != nil {
-		t.Fatal(err)
-	}
-	from, err := openEnd(endName(0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(from.fd)
-	to, err := openEnd(endName(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(to.fd)
+	w := enginetest.WireHere(t, 1)
+	from, to := w.Ends[0], w.Ends[1]
 	n := &node{host: "/proc/self/ns/net", log: &lines{}, addrs: map[string]netip.Addr{
 		"a": netip.MustParseAddr("10.40.0.2"), "b": netip.MustParseAddr("10.40.0.3"),
 	}}
@@ -646,10 +629,10 @@ func TestEngineWithoutSysAdmin(t *testing.T) {
 	n.tellAll()
 	n.engine.SetPolicy(allow("b", 8080, "a"))
 	n.enforced(t)
-	p := probe{Flow: model.Flow{Src: n.addrs["a"], Dst: n.addrs["b"], Protocol: model.TCP, Port: 9090}, sport: 20000, id: 1}
+	p := enginetest.Probe{Flow: model.Flow{Src: n.addrs["a"], Dst: n.addrs["b"], Protocol: model.TCP, Port: 9090}, Sport: 20000, ID: 1}
 	// The first come before the bridge forwards, or before the engine listens.
 	await(t, "a line about the denied flow", 30*time.Second, func() bool {
-		if err := unix.Send(from.fd, p.frame(from.mac, to.mac), 0); err != nil {
+		if err := unix.Send(from.FD, p.Frame(from.MAC, to.MAC), 0); err != nil {
 			t.Fatal(err)
 		}
 		return strings.Contains(n.log.String(), "dstPod=default/b")

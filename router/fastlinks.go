@@ -192,10 +192,22 @@ func (f *fastpath) whyNotExpress(l *fastLink) string {
 	return ""
 }
 
+// overBridge tells whether packets that leave by the interface cross a bridge.
+// Netfilter would take what it knows of a frame from weft's bridge, like a
+// translation of its addresses, for the packet's that the frame is in.
+func (f *fastpath) overBridge(ifindex int) bool {
+	over, known := f.bridged[ifindex]
+	if !known {
+		over = f.watch.OverBridge(ifindex)
+		f.bridged[ifindex] = over
+	}
+	return over
+}
+
 // expressable tells whether what goes to a peer can be put into VXLAN by hand:
 // over IPv4, by an interface that is known.
 func (f *fastpath) expressable(l *fastLink) bool {
-	return !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
+	return f.noExpress == "" && !l.Sealed() && !f.wrongSums[l.hop.Ifindex] && !within(l.Addr(), f.cfg.NoExpressTo) && l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4()
 }
 
 // planFast works out what the kernel's maps are to hold and writes what differs.
@@ -208,6 +220,18 @@ func (r *Router) planFast() {
 	now := time.Now()
 	r.takeIDs(now)
 	r.applyTunnels(now)
+	want := r.wantFast()
+	if now.Sub(f.began) < adoptStay {
+		f.keepAdopted(&want)
+	} else {
+		f.adopted = fast.Tables{}
+	}
+	r.writeTables(want)
+}
+
+// wantFast works out what the kernel's maps are to hold of what this process knows.
+func (r *Router) wantFast() fast.Tables {
+	f := r.fast
 	hops, next, ids := make(map[peer.Name]fast.Hop), r.routes.Unicast, r.routes.ShortIDs
 	add := func(l *fastLink) {
 		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Remote()) || f.cfg.Off || f.why != "" {
@@ -220,13 +244,17 @@ func (r *Router) planFast() {
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
 			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: f.expressable(l),
 		}
+		if h := hops[l.peer]; h.Express && !f.overBridge(h.Ifindex) {
+			h.Direct = true
+			hops[l.peer] = h
+		}
 	}
 	if len(f.away) > 0 {
 		next, ids = maps.Clone(next), maps.Clone(ids)
 	}
 	for n, l := range f.away {
-		if _, other := next[n]; other {
-			continue // it is reached over others
+		if via, reached := next[n]; reached && via != n {
+			continue // over others; that it is reached itself is what the routes said before
 		}
 		if _, known := ids[n]; !known && r.routes.ByShortID[l.id].IsZero() {
 			ids[n] = l.id
@@ -237,13 +265,7 @@ func (r *Router) planFast() {
 	for _, l := range f.links {
 		add(l)
 	}
-	want := fast.Plan(r.self, ids, next, hops)
-	if now.Sub(f.began) < adoptStay {
-		f.keepAdopted(&want)
-	} else {
-		f.adopted = fast.Tables{}
-	}
-	r.writeTables(want)
+	return fast.Plan(r.self, ids, next, hops)
 }
 
 // takeIDs takes in the short ids of the routes.
@@ -318,7 +340,7 @@ func (f *fastpath) adopt() error {
 			p.Next = e.Next
 			p.Hop = fast.Hop{
 				Remote: fastdp.ToAddr(e.Remote), Local: fastdp.ToAddr(e.Local), Gateway: fastdp.ToAddr(e.Gateway),
-				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&fastdp.PeerExpress != 0,
+				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&fastdp.PeerExpress != 0, Direct: e.Flags&fastdp.PeerDirect != 0,
 			}
 		}
 		f.have.Peers[id] = p
@@ -361,6 +383,9 @@ func (f *fastpath) keepAdopted(want *fast.Tables) {
 		case want.Peers[id].Next != 0: // from now on it is this process's word that counts
 			delete(f.adopted.Peers, id)
 		case p.Next != 0 && f.allowed(p.Remote) && r.Peer == p.Next:
+			if f.noExpress != "" || within(p.Remote, f.cfg.NoExpressTo) {
+				p.Express, p.Direct = false, false
+			}
 			want.Peers[id] = p
 		}
 	}

@@ -68,6 +68,7 @@ type fastpath struct {
 	veths       map[ethernet.MAC]int // of stations of this host, by the host's end
 	containers  map[int]bool         // whose veths have a program
 	underlays   map[int]bool         // likewise
+	bridged     map[int]bool         // whether packets by that interface cross a bridge, as it was looked up
 	wrongSums   map[int]bool         // interfaces of the underlay whose cards make wrong checksums inside VXLAN
 	judged      string               // why express is off, "" if it is not
 	noTunnel    string               // why there is no tunnel that works, "" if there is one or none is wanted
@@ -123,7 +124,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		cfg: *r.cfg.Fast, echoes: make(chan echo, 256), learned: make(chan ethernet.MAC, 1024),
 		links: make(map[peer.Name]*fastLink), away: make(map[peer.Name]*fastLink),
 		names: make(map[uint16]peer.Name), veths: make(map[ethernet.MAC]int),
-		containers: make(map[int]bool), underlays: make(map[int]bool), wrongSums: make(map[int]bool), began: time.Now(),
+		containers: make(map[int]bool), underlays: make(map[int]bool), bridged: make(map[int]bool), wrongSums: make(map[int]bool), began: time.Now(),
 	}
 	watch, err := netdev.NewWatch()
 	if err != nil {
@@ -345,6 +346,10 @@ func (r *Router) refreshFast() {
 	f := r.fast
 	r.mendFast()
 	r.mendTunnel()
+	for i, was := range f.bridged {
+		f.dirty = f.dirty || f.watch.OverBridge(i) != was
+	}
+	clear(f.bridged)
 	ports, err := f.watch.Containers(r.cfg.Bridge, netdev.PortName)
 	if err != nil {
 		r.log.Warn("containers' interfaces", "err", err)

@@ -446,11 +446,21 @@ func TestCaptureOnTheUnderlay(t *testing.T) {
 	src, dst := hosts[0].listen(addr(0).Addr()), hosts[2].listen(addr(2).Addr())
 	const inner = 20 + 8 + 1200
 	secret := bytes.Repeat([]byte("secret! "), 150)
-	if _, err := src.WriteToUDPAddrPort(secret, dst.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
-		t.Fatal(err)
+	// More than one, as another frame that is due at the moment may share the packet.
+	const tries = 5
+	buf := make([]byte, 2000)
+	for range tries {
+		if _, err := src.WriteToUDPAddrPort(secret, dst.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
+			t.Fatal(err)
+		}
+		_ = dst.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := dst.Read(buf); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for i, w := range wires {
-		for {
+		least := 1 << 16
+		for seen := 0; seen < tries; {
 			b, _ := w.receive(t, 0x0800)
 			ip, off, ok := ethernet.ParseIP(b)
 			if !ok || ip.Protocol != 17 || ip.Len < inner {
@@ -459,16 +469,17 @@ func TestCaptureOnTheUnderlay(t *testing.T) {
 			if b[off+20+8] == byte(wire.Probe) {
 				continue // a full-size one
 			}
+			seen++
+			least = min(least, ip.Len-inner)
 			if bytes.Contains(b, secret[:8]) {
 				t.Errorf("wire %d: readable", i)
-			}
-			if over := ip.Len - inner; over != 79 {
-				t.Errorf("wire %d: %d bytes beyond the inner IP packet, want 79", i, over)
 			}
 			if !ip.DontFragment {
 				t.Errorf("wire %d: DF is not set", i)
 			}
-			break
+		}
+		if least != 79 {
+			t.Errorf("wire %d: %d bytes beyond the inner IP packet, want 79", i, least)
 		}
 	}
 }

@@ -40,11 +40,16 @@ func newBench(t *testing.T) *bench {
 
 // restart makes attachments as a router does that was started again.
 func (b *bench) restart() {
+	b.names = newTestNames()
+	b.as = newAttachments(b.store, universes{b.addresses}, b.names, netdev.BridgeName, DefaultMTU, slog.New(slog.DiscardHandler))
+}
+
+// newTestNames is a service discovery with nobody to announce to.
+func newTestNames() *dns.Service {
 	id := peer.Cheap{ID: peer.Key{1}}
-	b.names = dns.New(dns.Config{
+	return dns.New(dns.Config{
 		Domain: "weft.internal", Self: peer.Name{2, 1}, Signer: id, Verifier: id, Announce: func([]byte) {}, Log: slog.New(slog.DiscardHandler),
 	})
-	b.as = newAttachments(b.store, universes{b.addresses}, b.names, netdev.BridgeName, DefaultMTU, slog.New(slog.DiscardHandler))
 }
 
 // on runs f in the namespace of the host.

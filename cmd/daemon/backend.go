@@ -42,6 +42,7 @@ func (d *daemon) report() *api.Report {
 	r.Router.Targets = d.targets.get()
 	if d.engine != nil {
 		r.Docker = d.engine.report()
+		r.Warnings = append(r.Warnings, d.engine.warnings()...)
 	}
 	if len(d.config.Passwords) == 0 {
 		r.Warnings = append(r.Warnings, "no password is set: whoever reaches this host can join the mesh (--password)")
@@ -86,12 +87,31 @@ func (d *daemon) Attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 	if err != nil {
 		return nil, err
 	}
+	if p.container != nil {
+		return d.attachDockers(ctx, p, r)
+	}
 	ps, err := d.attachments.attach(ctx, p, r)
 	if errors.Is(err, netdev.ErrHostNS) {
 		return nil, usage(err.Error())
 	}
-	if err == nil && p.container != nil {
-		d.engine.attached(p.container)
+	return ps, err
+}
+
+// attachDockers attaches a container of Docker's, whose names the engine's part
+// keeps.
+func (d *daemon) attachDockers(ctx context.Context, p place, r api.AttachRequest) ([]netip.Prefix, error) {
+	fqdn, err := qualify(d.names, r.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	r.Hostname = ""
+	ps, err := d.attachments.attach(ctx, p, r)
+	d.engine.attached(p.container)
+	if _, gone := os.Stat(p.netns); err != nil && gone != nil {
+		return nil, fmt.Errorf("attach %s: it ended meanwhile", p)
+	}
+	if err == nil && fqdn != "" {
+		err = d.engine.addName(ctx, p.owner, fqdn, nil)
 	}
 	return ps, err
 }
@@ -103,8 +123,8 @@ func (d *daemon) Detach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 		return nil, err
 	}
 	ps, err := d.attachments.detach(p, r.Addresses)
-	if err == nil && p.container != nil {
-		d.engine.attached(p.container)
+	if p.container != nil {
+		d.engine.detached(p.container)
 	}
 	return ps, err
 }

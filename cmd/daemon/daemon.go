@@ -113,6 +113,7 @@ type daemon struct {
 	targets     *targets
 	attachments *attachments
 	exposures   *exposures
+	externs     *externs
 	leases      *leases
 	names       *dns.Service
 	engine      *engine // nil: without Docker
@@ -187,14 +188,18 @@ func (d *daemon) begin(name peer.Name, parts *Parts, targetList []string) error 
 	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
 	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
 	d.exposures.keepClients = d.config.NoMasqLocal
+	d.externs = newExterns(d.store, d.names, d.log)
 	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
 	if boot := currentBoot(); len(boot) > 0 {
 		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
 			return err
 		}
 	}
-	d.attachments.restoreNames()
-	d.exposures.restoreNames()
+	if !d.config.DNS.Off {
+		d.attachments.restoreNames()
+		d.exposures.restoreNames()
+		d.externs.restoreNames()
+	}
 	if d.config.DockerHost != "" {
 		log := d.log.With("part", "docker")
 		var ds *drivers
@@ -202,7 +207,7 @@ func (d *daemon) begin(name peer.Name, parts *Parts, targetList []string) error 
 			ds = newDrivers(d, log)
 		}
 		var err error
-		if d.engine, err = newEngine(d.config.DockerHost, d.attachments, ds, engineNames{d.names, log}, log); err != nil {
+		if d.engine, err = newEngine(d, ds, log); err != nil {
 			return err
 		}
 	}
@@ -284,6 +289,9 @@ func (d *daemon) watch(ctx context.Context) {
 		err = w.Run(ctx, func() {
 			d.names.NetworkChanged()
 			d.attachments.bury(time.Now())
+			if d.engine != nil {
+				d.engine.bury()
+			}
 		})
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
+	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/plugin"
@@ -114,7 +115,10 @@ func (driverLinks) Extend(ctx context.Context, path string, mac net.HardwareAddr
 
 func (driverLinks) Delete(port string) error { return netdev.DeletePort(port) }
 
-func (driverLinks) Exists(port string) bool { return linkExists(port) }
+func (driverLinks) Lives(port, inside string) bool {
+	_, err := netlink.LinkByName(inside)
+	return err != nil && linkExists(port)
+}
 
 // drivers is Docker's network and address driver with its default network.
 type drivers struct {
@@ -186,7 +190,7 @@ func (d *drivers) makeNetwork(ctx context.Context, c *client.Client) error {
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	if err := proxy.MakeNetwork(ctx, c, plugin.Name, d.subnet, false, true); err != nil {
+	if err := proxy.MakeNetwork(ctx, c, plugin.Name, proxy.Network{Subnet: d.subnet, Multicast: true}); err != nil {
 		return err
 	}
 	d.log.Info("docker has the network weft", "subnet", d.subnet)
@@ -243,13 +247,18 @@ func (e *engine) list() []api.Attachment {
 	return list
 }
 
-// adopt takes over what the engine has on weft's networks and the record lacks.
+// adopt takes over what the engine has on weft's networks and the record lacks, and
+// forgets what it has no more.
 func (d *drivers) adopt(ctx context.Context, c *client.Client) error {
 	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("driver", plugin.Name)})
 	if err != nil {
 		return fmt.Errorf("list docker's networks: %w", err)
 	}
-	var errs []error
+	ids := make([]string, len(r.Items))
+	for i, n := range r.Items {
+		ids[i] = n.ID
+	}
+	errs := []error{d.KeepNetworks(ids)}
 	for _, n := range r.Items {
 		var gateways []netip.Addr
 		if n.IPAM.Driver == plugin.Name {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/moby/client"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/hosts"
 	"github.com/weft-net/weft/docker/plugin"
@@ -30,7 +31,8 @@ type engine struct {
 	watcher     *docker.Watcher
 	attachments *attachments
 	drivers     *drivers // nil: there are none
-	names       engineNames
+	names       *dns.Service
+	given       *givenNames
 	log         *slog.Logger
 	// Constant once run is called. proxies are where the proxy is, share those of
 	// its sockets that users of Docker's may open.
@@ -39,20 +41,28 @@ type engine struct {
 
 	working sync.WaitGroup // goroutines that rejoin containers
 
+	guarding sync.Mutex // held while the firewall is looked at, so that no rule is made twice
+
+	// naming is held while names of a container are worked out and registered, so
+	// that what is older does not replace what is newer. It comes before mu.
+	naming sync.Mutex
+
 	mu sync.Mutex
 	// running are the containers that run, as last told.
 	running map[string]*docker.Container
 	// away are those of them that have to be joined again.
 	away map[string]bool
+	// blockers are chains of the firewall that drop bridged frames.
+	blockers []string
 }
 
-func newEngine(host string, as *attachments, ds *drivers, names engineNames, log *slog.Logger) (*engine, error) {
-	c, err := docker.NewClient(host)
+func newEngine(d *daemon, ds *drivers, log *slog.Logger) (*engine, error) {
+	c, err := docker.NewClient(d.config.DockerHost)
 	if err != nil {
 		return nil, err
 	}
 	e := &engine{
-		client: c, attachments: as, drivers: ds, names: names, log: log,
+		client: c, attachments: d.attachments, drivers: ds, names: d.names, given: newGivenNames(d.store, log), log: log,
 		running: make(map[string]*docker.Container), away: make(map[string]bool),
 	}
 	e.watcher = docker.NewWatcher(c, e, log)
@@ -75,6 +85,8 @@ const guardEvery = 30 * time.Second
 
 // passGuard has Docker's firewall let the bridge's own frames pass.
 func (e *engine) passGuard(ctx context.Context) {
+	e.guarding.Lock()
+	defer e.guarding.Unlock()
 	changed, err := netdev.PassGuard(ctx, e.attachments.bridge)
 	if len(changed) > 0 {
 		e.log.Info("docker's firewall lets bridged frames pass now", "rules", changed)
@@ -82,6 +94,24 @@ func (e *engine) passGuard(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		e.log.Warn("docker's firewall may drop bridged frames", "error", err)
 	}
+	blockers, err := netdev.BridgeBlockers(ctx, e.attachments.bridge)
+	if err != nil {
+		e.log.Debug("the forward chains of this host could not be read", "error", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.blockers = blockers
+}
+
+// warnings are what a user should know of.
+func (e *engine) warnings() (list []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	bridge := e.attachments.bridge
+	for _, chain := range e.blockers {
+		list = append(list, fmt.Sprintf("the firewall's %s drops what containers of this host send over bridge %s, unless a rule there accepts it: %s", chain, bridge, netdev.OpenBridge(bridge)))
+	}
+	return list
 }
 
 // tend does what has to be done every now and then, until ctx ends.
@@ -140,12 +170,23 @@ func (e *engine) Running(ctx context.Context, c *docker.Container) {
 	if attached {
 		e.working.Go(func() { e.rejoin(ctx, c) })
 	}
+	e.working.Go(func() { e.welcome(ctx, c) })
+}
+
+// welcome takes over what a container has on weft's networks.
+func (e *engine) welcome(ctx context.Context, c *docker.Container) {
 	if e.drivers != nil {
-		e.working.Go(func() {
-			e.drivers.adoptEndpoints(ctx, c)
-			e.introduceEndpoints(c)
-		})
+		e.drivers.adoptEndpoints(ctx, c)
 	}
+	e.introduce(c)
+}
+
+// Changed implements docker.Observer.
+func (e *engine) Changed(ctx context.Context, c *docker.Container) {
+	e.mu.Lock()
+	e.running[c.ID] = c
+	e.mu.Unlock()
+	e.working.Go(func() { e.welcome(ctx, c) })
 }
 
 // rejoin gives a container back what it had. What fails is tried again by sweep
@@ -164,22 +205,32 @@ func (e *engine) rejoin(ctx context.Context, c *docker.Container) {
 	e.mu.Lock()
 	delete(e.away, c.ID)
 	e.mu.Unlock()
-	e.introduce(c, a)
-	if !e.runs(c) {
-		e.names.RemoveContainer(c.ID) // it ended while it was introduced
-	}
+	e.rewriteHosts(c, a)
+	e.introduce(c)
 }
 
 // runs tells whether this run of a container goes on, as far as was told.
 func (e *engine) runs(c *docker.Container) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.running[c.ID] == c
+	now := e.running[c.ID]
+	return now != nil && now.Since == c.Since
+}
+
+// latest is what was told last of a container, c itself if that was nothing.
+func (e *engine) latest(c *docker.Container) *docker.Container {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if now := e.running[c.ID]; now != nil {
+		return now
+	}
+	return c
 }
 
 // sweep rejoins the containers for which that failed, and frees what those had
 // that are gone.
 func (e *engine) sweep(ctx context.Context, now time.Time) {
+	e.bury() // where no interface told
 	if e.drivers != nil {
 		e.drivers.Sweep(now)
 	}
@@ -192,17 +243,9 @@ func (e *engine) sweep(ctx context.Context, now time.Time) {
 	}
 }
 
-// introduce makes an attached container known by name, to others and to itself.
-func (e *engine) introduce(c *docker.Container, a attachment) {
-	if a.Docker == nil {
-		return
-	}
-	if !a.Docker.WithoutDNS {
-		for _, name := range namesOf(c, e.names.Domain(), nil) {
-			e.names.add(c.ID, name, addrsOf(a.Addresses))
-		}
-	}
-	if !a.Docker.RewriteHosts && len(a.Docker.AddHosts) == 0 {
+// rewriteHosts makes an attached container known to itself.
+func (e *engine) rewriteHosts(c *docker.Container, a attachment) {
+	if a.Docker == nil || !a.Docker.RewriteHosts && len(a.Docker.AddHosts) == 0 {
 		return
 	}
 	var own []netip.Addr
@@ -211,21 +254,6 @@ func (e *engine) introduce(c *docker.Container, a attachment) {
 	}
 	if err := hosts.Rewrite(c.HostsPath, c.Hostname, own, a.Docker.AddHosts); err != nil {
 		e.log.Warn("the hosts file of a container is as it was", "container", c.Name, "error", err)
-	}
-}
-
-// introduceEndpoints makes a container known by name on weft's networks.
-func (e *engine) introduceEndpoints(c *docker.Container) {
-	for _, end := range c.Endpoints {
-		if !e.drivers.Has(end.ID) {
-			continue
-		}
-		for _, name := range namesOf(c, e.names.Domain(), end.Aliases) {
-			e.names.add(c.ID, name, addrsOf(end.Addresses))
-		}
-	}
-	if !e.runs(c) {
-		e.names.RemoveContainer(c.ID) // it ended meanwhile
 	}
 }
 
@@ -265,20 +293,37 @@ func (e *engine) report() *api.Docker {
 // attached brings the names of a container in line with its record, which the
 // user has changed.
 func (e *engine) attached(c *docker.Container) {
-	e.names.RemoveContainer(c.ID)
+	c = e.latest(c)
 	if a, known := e.attachments.get(c.ID); known {
-		e.introduce(c, a)
+		e.rewriteHosts(c, a)
 	}
+	e.naming.Lock()
+	defer e.naming.Unlock()
+	_ = e.setNames(c, e.given.get(c.ID)) // the log says why
+}
+
+// detached is attached for one from which addresses were taken: the names that it
+// was given go with the last.
+func (e *engine) detached(c *docker.Container) {
+	if _, known := e.attachments.get(c.ID); !known && len(e.endpoints(e.latest(c))) == 0 {
+		e.given.forget(c.ID)
+	}
+	e.attached(c)
 }
 
 // Stopped implements docker.Observer.
-func (e *engine) Stopped(_ context.Context, id string) { e.drop(id) }
+func (e *engine) Stopped(_ context.Context, id string) {
+	e.drop(id)
+	e.given.ended(id)
+}
 
 func (e *engine) drop(id string) {
 	e.mu.Lock()
 	delete(e.running, id)
 	delete(e.away, id)
 	e.mu.Unlock()
+	e.naming.Lock()
+	defer e.naming.Unlock()
 	e.names.RemoveContainer(id)
 }
 
@@ -286,10 +331,14 @@ func (e *engine) drop(id string) {
 func (e *engine) Gone(_ context.Context, id string) {
 	e.drop(id)
 	e.attachments.remove(id)
+	e.given.forget(id)
 }
 
 // Listed implements docker.Observer.
-func (e *engine) Listed(_ context.Context, exist []string) { e.attachments.keepOnly(exist) }
+func (e *engine) Listed(_ context.Context, exist []string) {
+	e.attachments.keepOnly(exist)
+	e.given.keepOnly(exist)
+}
 
 // find returns the place of a container that can be attached, or for detach was.
 func (e *engine) find(ctx context.Context, ref string, toAttach bool) (place, error) {

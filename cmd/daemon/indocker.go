@@ -55,6 +55,13 @@ func (as *attachments) isThere(a attachment) bool {
 	return err == nil && slices.ContainsFunc(ifaces, func(i netdev.Iface) bool { return i.HostName == a.Port })
 }
 
+// live returns the record of a container of Docker's that is attached in this run
+// of it.
+func (as *attachments) live(owner string) (attachment, bool) {
+	a, known := as.get(owner)
+	return a, known && a.Docker != nil && a.Port != "" && linkExists(a.Port)
+}
+
 // recorded finds a container of Docker's by what is on record, for when Docker
 // can not be asked: by its id, the beginning of it, or its name.
 func (as *attachments) recorded(ref string) (place, bool) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -34,39 +35,55 @@ type Names interface {
 // hostName is one name in the record of a container.
 type hostName struct {
 	FQDN      string       `json:"fqdn"`
-	Addresses []netip.Addr `json:"addresses"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// All are all addresses that the container has, whichever those are.
+	All bool `json:"all,omitempty"`
 }
 
 // hostNames are those of one container. They are never changed in place.
 type hostNames []hostName
 
-// with returns the names with more addresses for one.
+// union returns a list with more in it.
+func union(addrs, more []netip.Addr) []netip.Addr {
+	addrs = slices.Clone(addrs)
+	for _, a := range more {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+// minus returns a list without some.
+func minus(addrs, without []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return slices.Contains(without, a) })
+}
+
+// with returns the names with more addresses for one, all that the container has
+// if none is given.
 func (ns hostNames) with(fqdn string, addrs []netip.Addr) hostNames {
 	ns = slices.Clone(ns)
 	i := slices.IndexFunc(ns, func(n hostName) bool { return n.FQDN == fqdn })
 	if i < 0 {
-		return append(ns, hostName{fqdn, slices.Clone(addrs)})
+		i, ns = len(ns), append(ns, hostName{FQDN: fqdn})
 	}
-	ns[i].Addresses = slices.Clone(ns[i].Addresses)
-	for _, a := range addrs {
-		if !slices.Contains(ns[i].Addresses, a) {
-			ns[i].Addresses = append(ns[i].Addresses, a)
-		}
-	}
+	ns[i].Addresses = union(ns[i].Addresses, addrs)
+	ns[i].All = ns[i].All || len(addrs) == 0
 	return ns
 }
 
 // without returns the names without addresses of one, of all if fqdn is "", and
-// without all addresses if none is given.
+// without any if none is given.
 func (ns hostNames) without(fqdn string, addrs []netip.Addr) hostNames {
 	var left hostNames
 	for _, n := range ns {
 		if fqdn == "" || n.FQDN == fqdn {
-			n.Addresses = slices.DeleteFunc(slices.Clone(n.Addresses), func(a netip.Addr) bool {
-				return len(addrs) == 0 || slices.Contains(addrs, a)
-			})
+			if len(addrs) == 0 {
+				continue
+			}
+			n.Addresses = minus(n.Addresses, addrs)
 		}
-		if len(n.Addresses) > 0 {
+		if n.All || len(n.Addresses) > 0 {
 			left = append(left, n)
 		}
 	}
@@ -235,32 +252,41 @@ func (as *attachments) removeName(container, fqdn string, addrs []netip.Addr) er
 }
 
 // AddName implements api.Backend.
-func (d *daemon) AddName(_ context.Context, r api.NameRequest) error {
+func (d *daemon) AddName(ctx context.Context, r api.NameRequest) error {
 	fqdn, err := d.checkName(r)
 	switch {
 	case err != nil:
 		return err
+	case d.isDockers(r.Container):
+		return d.engine.addName(ctx, r.Container, fqdn, r.Addresses)
 	case r.Container != "":
 		return d.attachments.addName(r.Container, fqdn, r.Addresses)
 	case fqdn == "" || len(r.Addresses) == 0:
 		return usage("a name that belongs to no container needs both addresses and -h NAME")
 	}
-	return d.names.Add(api.Extern, fqdn, r.Addresses...)
+	return d.externs.add(fqdn, r.Addresses)
 }
 
 // RemoveName implements api.Backend.
-func (d *daemon) RemoveName(_ context.Context, r api.NameRequest) error {
+func (d *daemon) RemoveName(ctx context.Context, r api.NameRequest) error {
 	fqdn, err := d.checkName(r)
 	switch {
 	case err != nil:
 		return err
+	case d.isDockers(r.Container):
+		return d.engine.removeName(ctx, r.Container, fqdn, r.Addresses)
 	case r.Container != "":
 		return d.attachments.removeName(r.Container, fqdn, r.Addresses)
 	case fqdn == "":
 		return usage("say which name to remove by -h NAME, or of which container")
 	}
-	_, err = d.names.Remove(api.Extern, fqdn, r.Addresses...)
-	return err
+	return d.externs.remove(fqdn, r.Addresses)
+}
+
+// isDockers tells whether a request names a container as Docker does, and not by
+// its namespace.
+func (d *daemon) isDockers(container string) bool {
+	return d.engine != nil && container != "" && !strings.ContainsAny(container, "/:")
 }
 
 func (d *daemon) checkName(r api.NameRequest) (fqdn string, err error) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -9,14 +10,17 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
 
 // known lists the names that a host has, each with its address.
-func (b *bench) known() string {
+func (b *bench) known() string { return namesIn(b.names) }
+
+func namesIn(ns *dns.Service) string {
 	var words []string
-	for _, e := range b.names.Status().Entries {
+	for _, e := range ns.Status().Entries {
 		words = append(words, strings.TrimSuffix(e.Name, ".weft.internal")+"="+e.Addr.String())
 	}
 	return strings.Join(words, " ")
@@ -196,4 +200,57 @@ func TestNamesOfTheHost(t *testing.T) {
 		return nil
 	})
 	wantKnown(t, b, "after one that failed", "gw=192.168.6.1")
+}
+
+// Names for addresses outside outlive the router, and what was removed does not
+// come back, nor what could not be written.
+func TestNamesOfAddressesOutside(t *testing.T) {
+	t.Parallel()
+	st := openStore(t)
+	var ns *dns.Service
+	open := func() *externs {
+		ns = newTestNames()
+		xs := newExterns(st, ns, slog.New(slog.DiscardHandler))
+		xs.restoreNames()
+		return xs
+	}
+	xs := open()
+	want := func(when, want string) {
+		t.Helper()
+		if got := namesIn(ns); got != want {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	addr := netip.MustParseAddr
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(xs.add("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("2001:db8::7")}))
+	must(xs.add("db.weft.internal", []netip.Addr{addr("192.0.2.8"), addr("192.0.2.7")}))
+	must(xs.add("old.weft.internal", []netip.Addr{addr("192.0.2.9")}))
+	must(xs.add("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
+	xs = open()
+	want("started again", "db=192.0.2.7 db=192.0.2.8 db=2001:db8::7 new=192.0.2.9 old=192.0.2.9")
+	must(xs.remove("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("192.0.2.77")}))
+	must(xs.remove("old.weft.internal", nil))
+	must(xs.remove("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
+	must(xs.remove("nobody.weft.internal", nil))
+	const left = "db=192.0.2.8 db=2001:db8::7"
+	want("removed", left)
+	xs = open()
+	want("removed and started again", left)
+	if err := xs.add("db.weft.internal", []netip.Addr{addr("224.0.0.1")}); err == nil {
+		t.Error("an address of nobody was taken")
+	}
+	st.Close()
+	if err := xs.add("db.weft.internal", []netip.Addr{addr("192.0.2.8"), addr("192.0.2.10")}); err == nil {
+		t.Error("added without a disk")
+	}
+	if err := xs.remove("db.weft.internal", nil); err == nil {
+		t.Error("removed without a disk")
+	}
+	want("without a disk", left)
 }

@@ -4,12 +4,15 @@ package dockertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weft-net/weft/internal/testbed/machine"
 )
 
 // waitNetwork waits until the engine has the default network.
@@ -287,6 +290,26 @@ func TestForwardingIsGuarded(t *testing.T) {
 		h.launch(t, hs)
 		h.waitNetwork(t)
 	}
+	const warning, open = "drops what containers of this host send", "iptables -I FORWARD -i weft -o weft -j ACCEPT"
+	for _, h := range hs {
+		if _, err := h.try(t, "iptables", "-n", "-L", "DOCKER-USER"); err != nil {
+			// An engine that guards by nftables has no chain for others, and no part in
+			// this either: its user has to know.
+			eventually(t, "the user is warned", func() error {
+				if out := h.weft(t, "status"); !strings.Contains(out, warning) || !strings.Contains(out, open) {
+					return errors.New(out)
+				}
+				return nil
+			})
+			h.must(t, "sh", "-c", open)
+		}
+		eventually(t, "nobody is warned of what passes", func() error {
+			if out := h.weft(t, "status"); strings.Contains(out, warning) {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
 	hs[0].run(t, "--name", "web", "--net", "weft")
 	hs[0].run(t, "--name", "near", "--net", "weft")
 	hs[1].run(t, "--name", "client", "--net", "weft")
@@ -303,6 +326,7 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 	die := func() {
 		t.Helper()
 		h.run(t, "--name", "web", "--net", "weft")
+		h.knows(t, "web", h.address(t, "web", "weft"))
 		pid := h.docker(t, "inspect", "-f", "{{.State.Pid}}", "web")
 		if err := h.engine.Kill(t.Context()); err != nil {
 			t.Fatal(err)
@@ -310,6 +334,7 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 		h.must(t, "sh", "-c", "pkill -9 containerd-shim; kill -9 "+pid+" || true")
 	}
 	die()
+	h.knows(t, "web")
 	h.startEngine(t) // which remembers, and tells
 	h.waitActive(t, 0)
 	h.docker(t, "rm", "-f", "web")
@@ -322,6 +347,29 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 	h.waitActive(t, 1)
 	h.docker(t, "rm", "-f", "web")
 	h.waitActive(t, 0)
+}
+
+// Containers and networks that are removed while no router answers: the engine goes
+// on after a while, and the next router frees all that they had.
+func TestRemovedWhileTheRouterIsAway(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.docker(t, "network", "create", "--driver", "weft", "--ipam-driver", "weft", "--subnet", "10.40.1.0/24", "--gateway", "10.40.1.1", "--aux-address", "a=10.40.1.2", "red")
+	h.run(t, "--name", "web", "--net", "red", "--ip", "10.40.1.5")
+	h.waitActive(t, 3)
+	h.weft(t, "stop")
+	h.docker(t, "rm", "-f", "web")
+	h.docker(t, "network", "rm", "red")
+	h.launch(t, []*host{h})
+	h.waitNetwork(t)
+	eventually(t, "its address can be had again", func() error {
+		_, err := h.try(t, "docker", "run", "--rm", "--net", "weft", "--ip", "10.40.1.5", machine.Image, "true")
+		return err
+	})
+	h.waitActive(t, 0)
+	if out := h.must(t, "ip", "-br", "link"); strings.Contains(out, "c@vethwe") {
+		t.Errorf("interfaces of containers are left:\n%s", out)
+	}
 }
 
 // Issue 5, item 2: a router that lost its state takes over what the engine has,

@@ -76,6 +76,8 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 		{[]string{"-e", "WEAVE_CIDR=10.40.1.7/24"}, []string{"10.40.1.7/24"}},
 		{[]string{"--net", "none", "-e", "WEFT_CIDR=10.40.1.8/24"}, []string{"10.40.1.8/24"}},
 		{[]string{"--net", "host"}, nil},
+		// Outside of the range the user sees to it that nobody else has them.
+		{[]string{"-e", "WEAVE_CIDR=192.168.77.7/24"}, []string{"192.168.77.7/24"}},
 	} {
 		got := a.firstSight(t, c.args...)
 		if len(c.want) > 1 {
@@ -94,8 +96,16 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 	if got := a.sight(t, []string{"-e", "WEFT_CIDR=net:10.40.3.0/24 net:default"}, waitAddresses(2)); len(got) != 2 || !strings.HasPrefix(got[0], "10.40.3.") {
 		t.Errorf("of two subnets: %v", got)
 	}
-	if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=10.40.1.0/24", machine.Image, "true"); !strings.Contains(text, "names the subnet itself") {
-		t.Errorf("a bad WEFT_CIDR: %s", text)
+	for cidr, words := range map[string]string{"10.40.1.0/24": "names the subnet itself", "net:192.168.78.0/24": "outside of what weft has"} {
+		if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR="+cidr, machine.Image, "true"); !strings.Contains(text, words) {
+			t.Errorf("WEFT_CIDR=%s: %s", cidr, text)
+		}
+	}
+	a.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.7/24", machine.Image, "sleep", "1000")
+	b.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.8/24", machine.Image, "sleep", "1000")
+	b.ping(t, "out", "192.168.77.7")
+	if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=192.168.77.7/24", machine.Image, "true"); !strings.Contains(text, "in use") {
+		t.Errorf("an address outside that this host has already: %s", text)
 	}
 
 	a.through(t, "run", "-d", "--name", "web", "--restart", "always", machine.Image, "sleep", "1000")

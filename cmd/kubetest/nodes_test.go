@@ -99,7 +99,7 @@ func (k *kube) testUninstall() {
 	k.kubectl("-n", "kube-system", "rollout", "status", "daemonset/weft-uninstall", "--timeout=110s")
 	for _, n := range k.Nodes {
 		for _, path := range []string{
-			"/etc/cni/net.d/10-weft.conflist", "/opt/cni/bin/weft-cni", "/opt/cni/bin/weft-ipam",
+			"/etc/cni/net.d/10-weft.conflist", "/opt/cni/bin/weft-cni", "/opt/cni/bin/weft-ipam", "/opt/cni/bin/weft-portmap", "/opt/cni/bin/weft-bandwidth",
 			"/var/lib/weft", "/run/weft", "/sys/fs/bpf/weft",
 		} {
 			if _, err := os.Lstat(n.Path(path)); !os.IsNotExist(err) {

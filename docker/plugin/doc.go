@@ -28,7 +28,7 @@
 // moves the interface that Join made into the container; Leave, DeleteEndpoint,
 // ReleaseAddress. An engine that is killed sends the last three late or never,
 // so an endpoint also ends when the kernel has taken its interface away with the
-// container and it stays so for a while.
+// container, or the engine has moved it back to the host, and it stays so for a while.
 //
 // Addresses: a lease is an owner of its own in the allocator, which has it on
 // disk; leases are found again by the names of their owners. A pool needs no

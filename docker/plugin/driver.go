@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -47,8 +48,11 @@ type Links interface {
 	// namespace at path, and announces them. It waits for the engine to have moved
 	// it there, until ctx ends.
 	Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
-	// Exists tells whether there is a port. It lives as long as its container.
-	Exists(port string) bool
+	// Lives tells whether there is a port whose other end is in a container, by the
+	// name of that end when it is not. The kernel takes a port away with its
+	// container; an engine that removes one, and gets no answer here, moves its end
+	// back to the host.
+	Lives(port, inside string) bool
 }
 
 // network is the record of one network.
@@ -98,6 +102,7 @@ type Driver struct {
 	leases    map[netip.Addr]lease
 	missed    map[string]time.Time     // endpoints and owners of leases that Sweep missed something of since then
 	leaving   map[string]chan struct{} // endpoints whose ports are being deleted; closed then
+	earlier   []string                 // networks of earlier runs, until the engine has said which it still has
 	pools     poolGuard
 	closed    bool // nothing is started beside a request any more
 }
@@ -117,6 +122,7 @@ func New(c Config) *Driver {
 	if err := errors.Join(err, err2); err != nil {
 		c.Log.Warn("some records of docker's networks are lost", "error", err)
 	}
+	d.earlier = slices.Collect(maps.Keys(d.networks.Records))
 	d.findLeases()
 	return d
 }
@@ -451,6 +457,12 @@ func (d *Driver) dropEndpoint(id string, all bool) error {
 	return nil
 }
 
+// endEndpoint forgets an endpoint of which the engine says nothing any more, with
+// its port and all that it has.
+func (d *Driver) endEndpoint(id string) error {
+	return errors.Join(d.links.Delete(Port(id)), d.dropEndpoint(id, true))
+}
+
 // Endpoint is a container on a network of weft's.
 type Endpoint struct {
 	ID, Network string
@@ -466,17 +478,60 @@ func (d *Driver) Endpoints() []Endpoint {
 		list = append(list, Endpoint{ID: id, Network: e.Network, MAC: e.MAC, Addresses: e.all()})
 	}
 	d.mu.Unlock()
-	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.links.Exists(Port(e.ID)) })
+	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.Lives(e.ID) })
 	slices.SortFunc(list, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
 
+// Lives tells whether an endpoint is in a container.
+func (d *Driver) Lives(id string) bool { return d.links.Lives(Port(id), inside(id)) }
+
 // Has tells whether an endpoint is one of weft's.
 func (d *Driver) Has(endpointID string) bool {
+	_, ours := d.AddressesOf(endpointID)
+	return ours
+}
+
+// AddressesOf returns all that an endpoint has, also what the engine knows
+// nothing of, and whether it is one of weft's.
+func (d *Driver) AddressesOf(endpointID string) (addrs []netip.Prefix, ours bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	_, ok := d.endpoints.Records[endpointID]
-	return ok
+	e, ours := d.endpoints.Records[endpointID]
+	return e.all(), ours
+}
+
+// KeepNetworks forgets networks of earlier runs that are not among those which the
+// engine has: it removed them while no router answered. What they held is freed by
+// Sweep.
+func (d *Driver) KeepNetworks(exist []string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for _, id := range d.earlier {
+		if !slices.Contains(exist, id) {
+			errs = append(errs, d.forgetNetwork(id))
+		}
+	}
+	d.earlier = nil
+	return errors.Join(errs...)
+}
+
+// forgetNetwork deletes a record, and frees what nobody else holds of it. The lock
+// is held.
+func (d *Driver) forgetNetwork(id string) error {
+	held := d.networks.Records[id].Held
+	if err := d.networks.Delete(id); err != nil {
+		return err
+	}
+	for _, a := range held {
+		if l, leased := d.leases[a]; leased && !d.isHeld(a) && d.endpointWith(a) == "" {
+			if err := d.drop(a, l); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // AdoptNetwork takes over a network that the engine has and the record lacks:
@@ -504,7 +559,7 @@ func (d *Driver) AdoptNetwork(id string, options map[string]string, internal boo
 // Adopt takes over an endpoint of a container that runs, likewise. It is no
 // error if it is known, or not one of weft's.
 func (d *Driver) Adopt(ctx context.Context, e Endpoint) error {
-	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.links.Exists(Port(e.ID)) {
+	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.Lives(e.ID) {
 		return nil
 	}
 	for _, p := range e.Addresses {

@@ -104,7 +104,7 @@ func (d *Driver) requestPool(_ context.Context, q poolRequest) (r poolReply, err
 		subnet = p.String()
 	}
 	p, err := newPool(subnet, q.SubPool)
-	if err == nil && q.Pool != "" {
+	if err == nil && q.Pool != "" && q.Options[OutsideOption] != "true" {
 		err = d.addresses.Check(p.within)
 	}
 	if err != nil {
@@ -194,7 +194,7 @@ func (d *Driver) clear(a netip.Addr) error {
 	if !leased {
 		return nil
 	}
-	if held || time.Since(l.since) < staleAfter || id != "" && d.links.Exists(Port(id)) {
+	if held || time.Since(l.since) < staleAfter || id != "" && d.Lives(id) {
 		user := "another container of this host"
 		if held {
 			user = "a network of this host"
@@ -202,7 +202,7 @@ func (d *Driver) clear(a netip.Addr) error {
 		return fmt.Errorf("address %s is in use by %s", a, user)
 	}
 	if id != "" {
-		if err := d.dropEndpoint(id, true); err != nil {
+		if err := d.endEndpoint(id); err != nil {
 			return err
 		}
 	}
@@ -313,8 +313,9 @@ func (d *Driver) leaseMore(ctx context.Context, endpointID, words string) (got [
 }
 
 const (
-	// goneGrace is how long an endpoint's port must have been gone before its
-	// addresses are freed: neighbours may still send to it.
+	// goneGrace is how long an endpoint must have been in no container before its
+	// addresses are freed: neighbours may still send to it. The engine takes less from
+	// Join until it is in.
 	goneGrace = 30 * time.Second
 	// idleGrace is how long a lease may be without an endpoint; the engine takes
 	// milliseconds from the one to the other.
@@ -331,10 +332,9 @@ func (d *Driver) Sweep(now time.Time) {
 	}
 	d.mu.Unlock()
 	for _, id := range ids {
-		alive := d.links.Exists(Port(id))
-		if d.overdue(id, alive, now, goneGrace) {
+		if d.overdue(id, d.Lives(id), now, goneGrace) {
 			d.log.Info("a container is gone without a word from docker, its addresses are free", "endpoint", id)
-			if err := d.dropEndpoint(id, true); err != nil {
+			if err := d.endEndpoint(id); err != nil {
 				d.log.Warn("an endpoint could not be dropped", "endpoint", id, "error", err)
 			}
 		}

@@ -27,6 +27,7 @@ type host struct {
 	mu    sync.Mutex
 	given map[netip.Addr]string
 	ports map[string]string // what has come in: name of the port, MAC address and addresses
+	back  map[string]bool   // the other ends that were moved back to the host
 	more  []string
 	fail  error // of what may fail
 }
@@ -107,10 +108,10 @@ func (h *host) Delete(port string) error {
 	return nil
 }
 
-func (h *host) Exists(port string) bool {
+func (h *host) Lives(port, inside string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.ports[port] != ""
+	return h.ports[port] != "" && !h.back[inside]
 }
 
 // bench is a driver and its host.
@@ -258,6 +259,14 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("%s: %s, want %s", body, got, words)
 		}
 	}
+	// Outside of all ranges only with the option.
+	outside := `"AddressSpace":"weftlocal","Pool":"192.168.7.0/24"`
+	if got := b.call(t, "IpamDriver.RequestPool", `{`+outside+`}`); !strings.Contains(got, "outside") {
+		t.Errorf("a pool outside: %s", got)
+	}
+	if got := b.call(t, "IpamDriver.RequestPool", `{`+outside+`,"Options":{"weft.outside":"true"}}`); !strings.Contains(got, `"Pool":"192.168.7.0/24"`) {
+		t.Errorf("a pool outside, as the option has it: %s", got)
+	}
 	// A gateway may be anybody's.
 	b.given[netip.MustParseAddr("10.40.1.1")] = "somebody"
 	if got := address(t, ask(`{`+pool+`,"Address":"10.40.1.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)); got != "10.40.1.1/24" {
@@ -349,11 +358,27 @@ func TestSweep(t *testing.T) {
 		has("after a minute", "10.40.1.1", "10.40.1.5", "10.40.1.6", "10.40.1.7")
 		sweep(2 * time.Minute)
 		has("after three minutes", "10.40.1.1", "10.40.1.5", "10.40.1.7")
-		b.Delete(Port(endID))
+		b.back = map[string]bool{inside(endID): true} // the engine removed it while no router answered
 		sweep(goneGrace)
 		has("just gone", "10.40.1.1", "10.40.1.5", "10.40.1.7")
 		sweep(20 * time.Second)
 		has("gone for a while", "10.40.1.1")
+		if b.ports[Port(endID)] != "" {
+			t.Error("the port of one that is gone stays")
+		}
+
+		// A network goes that the engine removed while no router answered, but none
+		// that is made meanwhile.
+		b.restart()
+		const newID = "bd1f0b2b9d7c4c0cb1a1a1a1a1a1a1a1"
+		b.call(t, "NetworkDriver.CreateNetwork", `{"NetworkID":"`+newID+`","IPv4Data":[{"AddressSpace":"weftlocal","Pool":"10.40.2.0/24","Gateway":"10.40.2.1/24"}]}`)
+		b.call(t, "IpamDriver.RequestAddress", `{"PoolID":"weft-10.40.2.0/24-10.40.2.0/24","Address":"10.40.2.1"}`)
+		for range 2 {
+			if err := b.driver.KeepNetworks(nil); err != nil {
+				t.Error(err)
+			}
+		}
+		has("the network is gone", "10.40.2.1")
 
 		// Its address, asked for by name, need not wait for that.
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)

@@ -70,6 +70,7 @@ type addressSpaces struct {
 
 type poolRequest struct {
 	AddressSpace, Pool, SubPool string
+	Options                     map[string]string
 	V6                          bool
 }
 
@@ -113,6 +114,11 @@ const MulticastOption = "weft.multicast"
 // with blanks between. The engine takes no two addresses of one subnet, and no
 // subnet in another, for one container; on a switch both make sense.
 const AddressesOption = "weft.addresses"
+
+// OutsideOption is the option of the address driver that has it take a subnet
+// outside of all ranges. Its addresses are given to those who name them, and
+// nobody but they sees to it that no two have the same.
+const OutsideOption = "weft.outside"
 
 // weaveMulticast is what MulticastOption was called there.
 const weaveMulticast = "works.weave.multicast"

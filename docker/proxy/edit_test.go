@@ -32,7 +32,9 @@ func TestWishes(t *testing.T) {
 		{[]string{"WEFT_CIDR=fd00::5/64 10.1.2.9/24"}, "10.1.2.0/24 10.1.2.9 [fd00::5/64]", true, ""},
 		{[]string{"WEAVE_CIDR=10.1.2.3/24"}, "10.1.2.0/24 10.1.2.3 []", true, ""},
 		{[]string{"WEFT_CIDR=none", "WEAVE_CIDR=10.1.2.3/24"}, "", true, ""},
-		{[]string{"WEFT_CIDR=10.1.2.3/24", "WEFT_CIDR=none"}, "", true, ""}, // as a shell has it
+		{[]string{"WEFT_CIDR=10.1.2.3/24", "WEFT_CIDR=none"}, "", true, ""},                                 // as a shell has it
+		{[]string{"WEAVE_CIDR=10.1.2.3/24", "WEAVE_CIDR=10.1.2.4/24"}, "10.1.2.0/24 10.1.2.4 []", true, ""}, // of the image, of the container
+		{[]string{"WEFT_CIDR=10.1.2.3/24 ip:10.1.2.3/24"}, "", true, "given twice"},
 		{[]string{"WEFT_CIDR=10.1.2.0/24"}, "", true, "names the subnet itself"},
 		{[]string{"WEFT_CIDR=fd00::5/64"}, "", true, "an IPv4 address beside"},
 		{[]string{"WEFT_CIDR=" + strings.Repeat("net:default ", 65)}, "", true, "are the most"},

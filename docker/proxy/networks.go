@@ -68,25 +68,38 @@ func (p *Proxy) network(ctx context.Context, api *client.Client, w *wish, intern
 	case !errdefs.IsNotFound(err):
 		return j, fmt.Errorf("look up docker's network %s: %w", j.network, err)
 	}
-	err = MakeNetwork(ctx, api, j.network, w.subnet, internal, !p.NoMulticastRoute)
+	err = MakeNetwork(ctx, api, j.network, Network{
+		Subnet: w.subnet, Internal: internal, Multicast: !p.NoMulticastRoute, Outside: w.addr.IsValid(),
+	})
 	if err != nil && !errdefs.IsConflict(err) { // somebody else was first
 		return j, fmt.Errorf("make docker's network %s: %w", j.network, err)
 	}
 	return j, nil
 }
 
+// Network says what a network of weft's driver is like.
+type Network struct {
+	Subnet    netip.Prefix
+	Internal  bool
+	Multicast bool // goes over it
+	// Outside allows for a subnet outside of weft's ranges.
+	Outside bool
+}
+
 // MakeNetwork makes a network of weft's driver.
-func MakeNetwork(ctx context.Context, api *client.Client, name string, subnet netip.Prefix, internal, multicast bool) error {
+func MakeNetwork(ctx context.Context, api *client.Client, name string, n Network) error {
 	_, err := api.NetworkCreate(ctx, name, client.NetworkCreateOptions{
 		Driver:   plugin.Name,
-		Internal: internal,
+		Internal: n.Internal,
 		Labels:   map[string]string{MadeLabel: ""},
-		Options:  map[string]string{plugin.MulticastOption: fmt.Sprint(multicast)},
-		IPAM: &network.IPAM{Driver: plugin.Name, Config: []network.IPAMConfig{
+		Options:  map[string]string{plugin.MulticastOption: fmt.Sprint(n.Multicast)},
+		IPAM: &network.IPAM{
+			Driver:  plugin.Name,
+			Options: map[string]string{plugin.OutsideOption: fmt.Sprint(n.Outside)},
 			// Named, because docker refuses a subnet that it did not get by name where
 			// the host has a route to it.
-			{Subnet: subnet},
-		}},
+			Config: []network.IPAMConfig{{Subnet: n.Subnet}},
+		},
 	})
 	return err
 }

@@ -28,12 +28,9 @@ type wish struct {
 // wishOf reads what the environment of a container asks for, nil for nothing.
 // Given tells whether it says so itself.
 func wishOf(env []string, subnet netip.Prefix) (w *wish, given bool, err error) {
-	value := ""
-	for _, kv := range env {
-		k, v, _ := strings.Cut(kv, "=")
-		if k == Variable || k == weaveVariable && !given {
-			value, given = v, true
-		}
+	value, given := lookup(env, Variable)
+	if !given {
+		value, given = lookup(env, weaveVariable)
 	}
 	if !given || value == "none" {
 		return nil, given, nil
@@ -45,11 +42,16 @@ func wishOf(env []string, subnet netip.Prefix) (w *wish, given bool, err error) 
 	if len(words) > maxAddresses {
 		return nil, true, fmt.Errorf("%s has %d addresses; %d are the most", Variable, len(words), maxAddresses)
 	}
+	seen := make(map[api.Address]bool)
 	for _, word := range words {
 		a, err := api.ParseAddress(word)
 		if err != nil {
 			return nil, true, fmt.Errorf("%s: %w", Variable, err)
 		}
+		if seen[a] && a.Kind == api.Exactly {
+			return nil, true, fmt.Errorf("%s: address %s is given twice", Variable, word)
+		}
+		seen[a] = true
 		if a.Kind == api.FromDefault && !subnet.IsValid() {
 			return nil, true, fmt.Errorf("%s: %s: this router was launched without a range of addresses", Variable, word)
 		}
@@ -69,6 +71,16 @@ func wishOf(env []string, subnet netip.Prefix) (w *wish, given bool, err error) 
 		return nil, true, fmt.Errorf("%s: %s: docker wants an IPv4 address beside those of IPv6", Variable, value)
 	}
 	return w, true, nil
+}
+
+// lookup finds a variable; the last one counts, as in a process.
+func lookup(env []string, name string) (value string, given bool) {
+	for _, kv := range env {
+		if k, v, _ := strings.Cut(kv, "="); k == name {
+			value, given = v, true
+		}
+	}
+	return value, given
 }
 
 // without returns the words but for the first that is word.

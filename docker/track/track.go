@@ -15,6 +15,8 @@ type State struct {
 	Running bool
 	// Since tells one run of a container from the next, as the engine says it.
 	Since string
+	// Shape has what may change while it runs, in whatever words.
+	Shape string
 }
 
 // Change is what became of a container.
@@ -23,9 +25,10 @@ type Change int
 // The changes. A container that was restarted between two questions has
 // Stopped and then Started.
 const (
-	Started Change = iota
-	Stopped        // it may start again
-	Gone           // it does not exist any more
+	Started  Change = iota
+	Stopped         // it may start again
+	Gone            // it does not exist any more
+	Reshaped        // it runs on, in another shape
 )
 
 // Tracker is the state of a watcher. Make it with New.
@@ -52,6 +55,15 @@ func (t *Tracker) Mark(id string) {
 	}
 	t.marked[id] = true
 	t.queue = append(t.queue, id)
+}
+
+// MarkRunning notes that something happened to a container that matters only if
+// it runs. An engine may not answer about one that is on its way to it, and
+// there is an event once it is there.
+func (t *Tracker) MarkRunning(id string) {
+	if t.known[id].Running {
+		t.Mark(id)
+	}
 }
 
 // MarkAll notes that anything may have happened.
@@ -122,6 +134,8 @@ func (t *Tracker) Asked(id string, now *State) []Change {
 		return []Change{Started}
 	case !now.Running && (before.Running || !known):
 		return []Change{Stopped}
+	case now.Running && before.Shape != now.Shape:
+		return []Change{Reshaped}
 	}
 	return nil
 }

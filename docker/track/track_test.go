@@ -30,7 +30,7 @@ func answer(t *Tracker, truth map[string]State) (told []string) {
 			now = &s
 		}
 		for _, c := range t.Asked(id, now) {
-			told = append(told, []string{"started ", "stopped ", "gone "}[c]+id)
+			told = append(told, []string{"started ", "stopped ", "gone ", "reshaped "}[c]+id)
 		}
 	}
 }
@@ -52,6 +52,14 @@ func TestStory(t *testing.T) {
 	tr.Mark("a")
 	tr.Mark("a")
 	step("restarted between two questions", "stopped a", "started a")
+	truth["a"] = State{Running: true, Since: "2", Shape: "on two networks"}
+	tr.MarkRunning("a")
+	step("put on a network", "reshaped a")
+	truth["b"] = State{Shape: "on two networks"}
+	tr.MarkRunning("b")
+	if _, _, asks := tr.Next(); asks {
+		t.Error("a network of a container that does not run makes a question")
+	}
 	truth["b"] = State{Running: true, Since: "1"}
 	tr.Mark("b")
 	delete(truth, "a")
@@ -96,7 +104,7 @@ func TestToldAgreesWithTheTruth(t *testing.T) {
 		id := fmt.Sprint(r.IntN(8))
 		switch r.IntN(4) {
 		case 0:
-			truth[id] = State{Running: true, Since: fmt.Sprint(step)}
+			truth[id] = State{Running: true, Since: fmt.Sprint(step / 10), Shape: fmt.Sprint(step)}
 		case 1:
 			truth[id] = State{}
 		case 2:
@@ -117,6 +125,9 @@ func TestToldAgreesWithTheTruth(t *testing.T) {
 				t.Fatalf("step %d: %s started twice", step, who)
 			case what == "started":
 				running[who] = true
+			case what == "reshaped" && !running[who]:
+				t.Fatalf("step %d: %s does not run, and has another shape", step, who)
+			case what == "reshaped":
 			default:
 				delete(running, who)
 			}

@@ -6,18 +6,26 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
+
+	"github.com/google/nftables"
 )
 
 // dockerUserChain is the chain that Docker jumps to before its own rules, and keeps
 // for others to put theirs in.
 const dockerUserChain = "DOCKER-USER"
 
-// dockerGuards are the programs that Docker dockerGuards forwarding with, and the sysctls
-// that show bridged packets to them.
-var dockerGuards = []struct{ program, sysctl string }{
-	{"iptables", "/proc/sys/net/bridge/bridge-nf-call-iptables"},
-	{"ip6tables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"},
+// dockerGuard is a program that Docker guards forwarding with, the sysctl that
+// shows bridged packets to it, and the family of its tables.
+type dockerGuard struct {
+	program, sysctl string
+	family          nftables.TableFamily
+}
+
+var dockerGuards = []dockerGuard{
+	{"iptables", "/proc/sys/net/bridge/bridge-nf-call-iptables", nftables.TableFamilyIPv4},
+	{"ip6tables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables", nftables.TableFamilyIPv6},
 }
 
 // PassGuard has what Docker does to guard forwarding let frames pass that a
@@ -30,10 +38,10 @@ var dockerGuards = []struct{ program, sysctl string }{
 func PassGuard(ctx context.Context, bridge string) (changed []string, err error) {
 	var errs []error
 	for _, g := range dockerGuards {
-		if shown, err := os.ReadFile(g.sysctl); err != nil || strings.TrimSpace(string(shown)) == "0" {
+		if !g.sees() {
 			continue
 		}
-		has, err := dockerRule(ctx, g.program, "-C", bridge)
+		has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, bridge)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -45,24 +53,73 @@ func PassGuard(ctx context.Context, bridge string) (changed []string, err error)
 			errs = append(errs, err)
 			continue
 		}
-		if ok, err := dockerRule(ctx, g.program, "-I", bridge); err != nil || !ok {
+		if ok, err := bridgeRule(ctx, g.program, "-I", dockerUserChain, bridge); err != nil || !ok {
 			errs = append(errs, fmt.Errorf("let bridge %s pass %s's chain %s: %w", bridge, g.program, dockerUserChain, errors.Join(err, errRefused)))
 			continue
 		}
-		changed = append(changed, fmt.Sprintf("%s -I %s -i %s -o %s -j ACCEPT", g.program, dockerUserChain, bridge, bridge))
+		changed = append(changed, g.program+" -I "+strings.Join(bridgeMatch(dockerUserChain, bridge), " "))
 	}
 	return changed, errors.Join(errs...)
 }
+
+// sees tells whether bridged packets are shown to it.
+func (g dockerGuard) sees() bool {
+	shown, err := os.ReadFile(g.sysctl)
+	return err == nil && strings.TrimSpace(string(shown)) != "0"
+}
+
+// BridgeBlockers returns, in the words of nft, the chains that drop what a bridge
+// passes from port to port, and that PassGuard could do nothing about: Docker has
+// no chain for others where it guards forwarding by nftables, and drops nothing of
+// this itself then, but somebody may, or an earlier Docker did. A rule that accepts
+// is looked for where OpenBridge says that it may be.
+func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
+	blockers, err := forwardBlockers()
+	if err != nil || len(blockers) == 0 {
+		return nil, err
+	}
+	closed := make(map[nftables.TableFamily]bool)
+	for _, g := range dockerGuards {
+		if !g.sees() {
+			continue
+		}
+		open, err := g.opened(ctx, bridge)
+		if err != nil {
+			return nil, err
+		}
+		closed[g.family] = !open
+		closed[nftables.TableFamilyINet] = true
+	}
+	return names(slices.DeleteFunc(blockers, func(c *nftables.Chain) bool { return !closed[c.Table.Family] })), nil
+}
+
+// opened tells whether a rule lets through what only crosses a bridge.
+func (g dockerGuard) opened(ctx context.Context, bridge string) (bool, error) {
+	for _, chain := range []string{dockerUserChain, iptablesForward} {
+		if has, err := bridgeRule(ctx, g.program, "-C", chain, bridge); err != nil || has {
+			return has, err
+		}
+	}
+	return false, nil
+}
+
+// OpenBridge is the command that has iptables let frames pass which only cross a
+// bridge.
+func OpenBridge(bridge string) string {
+	return "iptables " + strings.Join(append([]string{"-I"}, bridgeMatch(iptablesForward, bridge)...), " ")
+}
+
+const iptablesForward = "FORWARD"
 
 // UnpassGuard undoes PassGuard.
 func UnpassGuard(ctx context.Context, bridge string) error {
 	var errs []error
 	for _, g := range dockerGuards {
-		if has, err := dockerRule(ctx, g.program, "-C", bridge); err != nil || !has {
+		if has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, bridge); err != nil || !has {
 			errs = append(errs, err)
 			continue
 		}
-		_, err := dockerRule(ctx, g.program, "-D", bridge)
+		_, err := bridgeRule(ctx, g.program, "-D", dockerUserChain, bridge)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -70,8 +127,13 @@ func UnpassGuard(ctx context.Context, bridge string) error {
 
 var errRefused = errors.New("it refused")
 
-func dockerRule(ctx context.Context, program, action, bridge string) (bool, error) {
-	return runIptables(ctx, program, action, dockerUserChain, "-i", bridge, "-o", bridge, "-j", "ACCEPT")
+func bridgeRule(ctx context.Context, program, action, chain, bridge string) (bool, error) {
+	return runIptables(ctx, program, append([]string{action}, bridgeMatch(chain, bridge)...)...)
+}
+
+// bridgeMatch is the rule in a chain that accepts what only crosses a bridge.
+func bridgeMatch(chain, bridge string) []string {
+	return []string{chain, "-i", bridge, "-o", bridge, "-j", "ACCEPT"}
 }
 
 // runIptables runs a program and tells whether it said yes. A program that is not

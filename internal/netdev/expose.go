@@ -129,6 +129,11 @@ func Reconcile(bridge string, all []Exposure) (rebuilt bool, err error) {
 // tables that drop what no rule of theirs accepts. As a drop anywhere is final,
 // exposing on such a host needs a rule of the user's own there.
 func ForwardBlockers() ([]string, error) {
+	chains, err := forwardBlockers()
+	return names(chains), err
+}
+
+func forwardBlockers() ([]*nftables.Chain, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
@@ -137,15 +142,19 @@ func ForwardBlockers() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list nftables chains: %w", err)
 	}
-	var found []string
+	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool {
+		return ch.Table.Name == TableName || ch.Type != nftables.ChainTypeFilter ||
+			ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward ||
+			ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop
+	}), nil
+}
+
+// names are chains in the words of nft.
+func names(chains []*nftables.Chain) (words []string) {
 	for _, ch := range chains {
-		if ch.Table.Name != TableName && ch.Type == nftables.ChainTypeFilter &&
-			ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward &&
-			ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {
-			found = append(found, fmt.Sprintf("chain %s of table %s %s", ch.Name, familyName(ch.Table.Family), ch.Table.Name))
-		}
+		words = append(words, fmt.Sprintf("chain %s of table %s %s", ch.Name, familyName(ch.Table.Family), ch.Table.Name))
 	}
-	return found, nil
+	return words
 }
 
 func familyName(f nftables.TableFamily) string {

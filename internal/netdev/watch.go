@@ -72,6 +72,24 @@ func (w *Watch) Hop(to netip.Addr) (Hop, error) {
 	return hop, nil
 }
 
+// OverBridge tells whether what leaves by the interface crosses a bridge of this
+// host: it is one, or lies on one. It says so too if it can not find out.
+func (w *Watch) OverBridge(ifindex int) bool {
+	for range 8 { // no more lie on each other
+		l, err := w.h.LinkByIndex(ifindex)
+		if err != nil {
+			return true
+		}
+		switch l.Type() {
+		case "vlan", "macvlan", "macvtap", "ipvlan":
+			ifindex = l.Attrs().ParentIndex
+		default:
+			return l.Type() == "bridge"
+		}
+	}
+	return true
+}
+
 // Port is a port of a bridge.
 type Port struct {
 	Name    string

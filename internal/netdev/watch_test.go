@@ -97,6 +97,48 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 	await("the end", func() bool { return ports() == 0 })
 }
 
+func TestOverBridge(t *testing.T) {
+	host := nstest.New(t, "host")
+	w := newWatch(t, host)
+	index := func(l netlink.Link) (i int) {
+		do(t, host, func() error {
+			if err := netlink.LinkAdd(l); err != nil {
+				return err
+			}
+			made, err := netlink.LinkByName(l.Attrs().Name)
+			if err == nil {
+				i = made.Attrs().Index
+			}
+			return err
+		})
+		return i
+	}
+	attrs := func(name string, parent int) netlink.LinkAttrs {
+		a := netlink.NewLinkAttrs()
+		a.Name, a.ParentIndex = name, parent
+		return a
+	}
+	card := index(&netlink.Veth{LinkAttrs: attrs("card", 0), PeerName: "other"})
+	bridge := index(&netlink.Bridge{LinkAttrs: attrs("br0", 0)})
+	on := func(name string, parent int) int {
+		return index(&netlink.Macvlan{LinkAttrs: attrs(name, parent), Mode: netlink.MACVLAN_MODE_BRIDGE})
+	}
+	for name, c := range map[string]struct {
+		ifindex int
+		want    bool
+	}{
+		"a card":                    {card, false},
+		"a macvlan of a card":       {on("mv0", card), false},
+		"a bridge":                  {bridge, true},
+		"a macvlan of a bridge":     {on("mv1", bridge), true},
+		"an interface that is gone": {9999, true},
+	} {
+		if got := w.OverBridge(c.ifindex); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // A routing daemon may write more routes than the kernel can tell of.
 func TestWatchGoesOnAfterItMissedChanges(t *testing.T) {
 	host := nstest.New(t, "host")

@@ -2,9 +2,13 @@ package policytest
 
 import (
 	"fmt"
-	"net/netip"
 
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weft-net/weft/policy/model"
 )
@@ -19,59 +23,104 @@ type Size struct {
 // as a kubelet takes.
 var Cluster = Size{Namespaces: 500, Pods: 5000, Policies: 1000, Local: 110}
 
-// Large returns a cluster as they are: pods of a namespace are a few applications
-// of a team, and each namespace has policies that let in its own pods, those of a
-// team, and blocks, and let out to a few others.
-func Large(s Size) model.Snapshot {
-	c := model.Snapshot{Node: Node, Namespaces: map[string]labels.Set{}}
+// NodeIP is the address of the Node.
+const NodeIP = "127.0.0.1"
+
+// Objects is what an API server has of a cluster.
+type Objects struct {
+	Namespaces []*corev1.Namespace
+	Pods       []*corev1.Pod
+	Policies   []*networkingv1.NetworkPolicy
+}
+
+// LargeObjects returns a cluster as they are: pods of a namespace are a few
+// applications of a team, and each namespace has policies that let in its own pods,
+// those of a team, and blocks, and let out to a few others.
+func LargeObjects(s Size) (o Objects) {
 	for i := range s.Namespaces {
-		c.Namespaces[namespace(i)] = labels.Set{"team": fmt.Sprintf("team-%d", i%20), "kubernetes.io/metadata.name": namespace(i)}
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace(i), UID: uid("namespace", i)}}
+		ns.Labels = labels.Set{"team": fmt.Sprintf("team-%d", i%20), "kubernetes.io/metadata.name": namespace(i)}
+		o.Namespaces = append(o.Namespaces, ns)
 	}
 	for i := range s.Pods {
-		c.Pods = append(c.Pods, LargePod(s, i))
+		o.Pods = append(o.Pods, LargePodObject(s, i))
 	}
 	for i := range s.Policies {
-		c.Policies = append(c.Policies, largePolicy(s, i))
+		o.Policies = append(o.Policies, largePolicy(s, i))
+	}
+	return o
+}
+
+// Large returns the same cluster as policies see it.
+func Large(s Size) model.Snapshot {
+	o := LargeObjects(s)
+	c := model.Snapshot{Node: Node, Namespaces: map[string]labels.Set{}}
+	for _, ns := range o.Namespaces {
+		c.Namespaces[ns.Name] = ns.Labels
+	}
+	for _, p := range o.Pods {
+		c.Pods = append(c.Pods, must(model.PodOf(p)))
+	}
+	for _, p := range o.Policies {
+		c.Policies = append(c.Policies, must(model.PolicyOf(p)))
 	}
 	return c
 }
 
+// LargePod returns a pod of a large cluster.
+func LargePod(s Size, i int) *model.Pod { return must(model.PodOf(LargePodObject(s, i))) }
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err) // the objects are made here
+	}
+	return v
+}
+
 func namespace(i int) string { return fmt.Sprintf("namespace-%d", i) }
 
-// LargePod returns a pod of a large cluster.
-func LargePod(s Size, i int) *model.Pod {
-	p := &model.Pod{
-		Key:    model.Key{Namespace: namespace(i % s.Namespaces), Name: fmt.Sprintf("pod-%d", i)},
-		Node:   "elsewhere",
-		Labels: labels.Set{"app": fmt.Sprintf("app-%d", i/s.Namespaces%5), "pod-template-hash": fmt.Sprintf("%08x", i%s.Namespaces), "version": "1"},
-		Addrs:  []netip.Addr{netip.AddrFrom4([4]byte{10, 64 + byte(i>>16), byte(i >> 8), byte(i)})},
-		Ports:  []model.NamedPort{{Name: "http", Protocol: model.TCP, Port: 8080}},
-	}
+func uid(kind string, i int) types.UID { return types.UID(fmt.Sprintf("%s-%d", kind, i)) }
+
+// LargePodObject returns a pod of a large cluster.
+func LargePodObject(s Size, i int) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace(i % s.Namespaces), Name: fmt.Sprintf("pod-%d", i), UID: uid("pod", i)}}
+	p.Labels = labels.Set{"app": fmt.Sprintf("app-%d", i/s.Namespaces%5), "pod-template-hash": fmt.Sprintf("%08x", i%s.Namespaces), "version": "1"}
+	host := "192.0.2.1"
+	p.Spec.NodeName = "elsewhere"
 	if i < s.Local {
-		p.Node = Node
+		p.Spec.NodeName, host = Node, NodeIP
 	}
+	p.Spec.Containers = []corev1.Container{{Name: "main", Ports: []corev1.ContainerPort{{Name: "http", Protocol: corev1.ProtocolTCP, ContainerPort: 8080}}}}
+	ip := fmt.Sprintf("10.%d.%d.%d", 64+(i>>16), i>>8&255, i&255)
+	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, HostIP: host, HostIPs: []corev1.HostIP{{IP: host}}, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}}
 	return p
 }
 
 // largePolicy returns a policy. The first of each namespace isolates ingress, the
 // second egress too, and so on.
-func largePolicy(s Size, i int) *model.Policy {
-	by := func(key, value string) labels.Selector { return labels.SelectorFromSet(labels.Set{key: value}) }
+func largePolicy(s Size, i int) *networkingv1.NetworkPolicy {
 	n, nth := i%s.Namespaces, i/s.Namespaces
-	p := &model.Policy{
-		Key:      model.Key{Namespace: namespace(n), Name: fmt.Sprintf("policy-%d", nth)},
-		Pods:     labels.Everything(),
-		Isolates: [2]bool{true, nth%2 == 1},
+	by := func(key, format string, n int) *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: map[string]string{key: fmt.Sprintf(format, n)}}
 	}
-	own := model.Peer{Namespace: namespace(n), Pods: by("app", fmt.Sprintf("app-%d", nth%5))}
-	team := model.Peer{Namespaces: by("team", fmt.Sprintf("team-%d", n%20)), Pods: labels.Everything()}
-	block := model.Peer{Block: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(n), 0}), 24)}}
-	p.Rules[model.Ingress] = []model.Rule{
-		{Peers: []model.Peer{own}, AnyPort: true},
-		{Peers: []model.Peer{team, block}, Ports: []model.Port{{Protocol: model.TCP, From: 80, To: 80}, {Protocol: model.TCP, From: 443, To: 443}, {Protocol: model.TCP, Name: "http"}}},
+	ports := func(protocol corev1.Protocol, ports ...intstr.IntOrString) (all []networkingv1.NetworkPolicyPort) {
+		for _, p := range ports {
+			all = append(all, networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &p})
+		}
+		return all
 	}
-	if p.Isolates[model.Egress] {
-		p.Rules[model.Egress] = []model.Rule{{Peers: []model.Peer{own, team}, Ports: []model.Port{{Protocol: model.UDP, From: 53, To: 53}}}}
+	own := networkingv1.NetworkPolicyPeer{PodSelector: by("app", "app-%d", nth%5)}
+	team := networkingv1.NetworkPolicyPeer{NamespaceSelector: by("team", "team-%d", n%20)}
+	block := networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/8", Except: []string{fmt.Sprintf("10.1.%d.0/24", n&255)}}}
+	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace(n), Name: fmt.Sprintf("policy-%d", nth), UID: uid("policy", i)}}
+	p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{
+		{From: []networkingv1.NetworkPolicyPeer{own}},
+		{From: []networkingv1.NetworkPolicyPeer{team, block}, Ports: ports(corev1.ProtocolTCP, intstr.FromInt32(80), intstr.FromInt32(443), intstr.FromString("http"))},
+	}
+	if nth%2 == 1 {
+		p.Spec.PolicyTypes = append(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{own, team}, Ports: ports(corev1.ProtocolUDP, intstr.FromInt32(53))}}
 	}
 	return p
 }

@@ -17,7 +17,8 @@ type Hop struct {
 	Ifindex       int        // of the underlay's interface
 	MTU           int        // largest IP packet inside, in bytes
 	Up            bool       // it answers; else it may only send
-	Express       bool
+	Express       bool       // frames may pass by the VXLAN device
+	Direct        bool       // and so may those that have crossed the bridge
 }
 
 // Peer is how frames for a peer leave this host. It is comparable.

@@ -370,7 +370,7 @@ func (d *Datapath) PutPeer(id uint16, e PeerEntry) error {
 	if old == e {
 		return nil
 	}
-	const ways = PeerFast | PeerExpress
+	const ways = PeerFast | PeerExpress | PeerDirect
 	if old.Flags&ways != 0 && (old.Remote != e.Remote || old.Local != e.Local || old.Gateway != e.Gateway || old.Ifindex != e.Ifindex) {
 		old.Flags &^= ways
 		if err := d.c.Peers.Put(uint32(id), &old); err != nil {

@@ -16,7 +16,8 @@
 // # Programs
 //
 //	from_port      egress of the bridge's port. Destination known, its peer
-//	               fast, frame fits: tunnel key, out by vethwe-vxlan. Else to the
+//	               fast, frame fits: into VXLAN and out by the underlay's
+//	               interface, or with a tunnel key by vethwe-vxlan. Else to the
 //	               TAP as it is.
 //	from_tap       ingress of the TAP. A frame goes in at the port, as if it came
 //	               from outside, but a probe goes to where it says, by
@@ -29,9 +30,19 @@
 //	               to another container of this host, or into VXLAN and out by
 //	               the underlay's interface, past bridge and VXLAN device.
 //	               What it can not finish goes on to the bridge, untouched.
-//	from_underlay  ingress of the underlay's interface (express): VXLAN for a
-//	               container of this host goes into it. What it can not finish
-//	               goes on to the host, untouched.
+//	from_underlay  ingress of the underlay's interface: VXLAN for a container of
+//	               this host goes into it (express), or in at the port. What it
+//	               can not finish goes on to the host, untouched.
+//
+// So there are three ways, which mix, as the bytes on the wire are the same:
+//
+//	express  past bridge and VXLAN device
+//	judged   past the VXLAN device: where rules are to see what the bridge
+//	         passes on, and for stations that are no containers
+//	device   neither: an underlay of IPv6, WireGuard, a card with wrong checksums;
+//	         and out by an underlay that is a bridge of the host, on which
+//	         netfilter would take what it knows of the frame inside, like a
+//	         translation of addresses, for the packet's around it
 //
 // # On the wire
 //
@@ -97,7 +108,7 @@
 //
 // A frame by express crosses neither bridge nor VXLAN device nor the host's
 // netfilter: bridge ageing, packet filters, conntrack and captures there do not
-// see it. The bridge's port drops what the bridge floods for a station of this
+// see it. Judged, it is seen on the bridge, and the packet around it by nobody. The bridge's port drops what the bridge floods for a station of this
 // host.
 //
 // That a packet comes from the address of a neighbour is all that from_vxlan can

@@ -52,7 +52,8 @@ func (h *host) addr6() netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00
 type lab struct {
 	v6      bool // of the underlay
 	express bool
-	mtu     int // of peers, if not labMTU
+	judged  bool // with express: frames cross the bridge
+	mtu     int  // of peers, if not labMTU
 	noTCX   bool
 }
 
@@ -108,7 +109,7 @@ func newHost(t testing.TB, id uint16, l lab) *host {
 	}
 	h.opts = Options{
 		PinDir: filepath.Join(t.TempDir(), "bpf"), Bridge: "weft", Port: netdev.PortName, PortPeer: netdev.PortPeerName,
-		TAP: "vethwe-tap", VXLAN: netdev.VXLANName, VXLANPort: labPort, MTU: labMTU, Self: id, Express: l.express, noTCX: l.noTCX,
+		TAP: "vethwe-tap", VXLAN: netdev.VXLANName, VXLANPort: labPort, MTU: labMTU, Self: id, Express: l.express && !l.judged, noTCX: l.noTCX,
 	}
 	h.do(func() error { return netdev.EnsureBridge("weft", net.HardwareAddr{2, 0, 0, 0, 1, byte(id)}, labMTU) })
 	t.Cleanup(func() {
@@ -208,7 +209,7 @@ func (h *host) meet(o *host, l lab) {
 		Remote: AddrOf(n.outer(h.id, l).Addr()), Local: AddrOf(h.outer(next, l).Addr()), Gateway: AddrOf(n.outer(h.id, l).Addr()),
 	}
 	if l.express {
-		e.Flags |= PeerExpress
+		e.Flags |= PeerExpress | PeerDirect
 	}
 	if err := h.PutPeer(o.id, e); err != nil {
 		h.t.Fatal(err)

@@ -59,7 +59,8 @@ type PeerFlags uint16
 const (
 	PeerKnown   PeerFlags = 1 << iota // the id is a peer's
 	PeerFast                          // its frames go by VXLAN to the next hop
-	PeerExpress                       // and may go by express; for a neighbour, may come by it
+	PeerExpress                       // and may go past the VXLAN device; for a neighbour, may come so
+	PeerDirect                        // and so may frames that have crossed the bridge
 )
 
 // PeerEntry is struct peer_entry of bpf/weft.h: how frames for a peer leave.
@@ -92,7 +93,7 @@ type Traffic struct {
 // ConfigFlags are the flags of Config.
 type ConfigFlags uint16
 
-// ConfigExpress allows express.
+// ConfigExpress allows that frames pass by the bridge.
 const ConfigExpress ConfigFlags = 1
 
 // Config is struct config of bpf/weft.h: what this host is.

@@ -28,6 +28,9 @@ func entryOf(p fast.Peer) PeerEntry {
 	if p.Express {
 		e.Flags |= PeerExpress
 	}
+	if p.Direct {
+		e.Flags |= PeerDirect
+	}
 	e.Next, e.MTU, e.Ifindex = p.Next, uint16(min(p.MTU, 65535)), uint32(p.Ifindex)
 	e.Remote, e.Local, e.Gateway = AddrOf(p.Remote), AddrOf(p.Local), AddrOf(p.Gateway)
 	return e

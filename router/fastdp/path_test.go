@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -79,23 +81,102 @@ func TestExpress(t *testing.T) {
 	}
 }
 
-// TestExpressToDevice has one end by express, the other by the device: the bytes
-// on the wire are the same.
-func TestExpressToDevice(t *testing.T) {
-	hosts := newLab(t, 2, lab{express: true})
-	a, b := hosts[0], hosts[1]
-	for _, h := range []*host{b, a} {
-		if err := h.SetExpress(false); err != nil {
-			t.Fatal(err)
-		}
-		a.reaches(b, 1000)
-		a.streams(b)
-		if err := h.SetExpress(true); err != nil {
-			t.Fatal(err)
-		}
+// TestJudged has frames cross the bridge, where rules may see them, and pass by the
+// VXLAN device all the same.
+func TestJudged(t *testing.T) {
+	for name, l := range map[string]lab{"TCX": {}, "clsact": {noTCX: true}} {
+		l.express, l.judged = true, true
+		t.Run(name, func(t *testing.T) {
+			hosts := newLab(t, 2, l)
+			a, b := hosts[0], hosts[1]
+			for _, h := range hosts {
+				h.judge()
+			}
+			a.reaches(b, 1000)
+			a.streams(b)
+			took(t, hosts, true)
+			for _, h := range hosts {
+				if n := h.seen(); n < 2*bulk {
+					t.Errorf("host %d: the rule saw %d bytes", h.id, n)
+				}
+			}
+			ab, ba := a.traffic(2), b.traffic(1)
+			if ab.TxBytes != ba.RxBytes || ab.RxBytes != ba.TxBytes || ab.TxBytes < 2*bulk {
+				t.Errorf("counted %+v and %+v", ab, ba)
+			}
+			if s := a.entry(b.mac); s.TxBytes < bulk {
+				t.Errorf("counted %+v", s)
+			}
+		})
 	}
-	a.quiet()
-	b.quiet()
+}
+
+// judge counts what crosses the bridge.
+func (h *host) judge() {
+	h.do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		t := c.AddTable(&nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge})
+		chain := c.AddChain(&nftables.Chain{
+			Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+		})
+		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Counter{}}})
+		return c.Flush()
+	})
+}
+
+// seen returns the bytes that judge counted.
+func (h *host) seen() (n uint64) {
+	h.do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		t := &nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge}
+		rules, err := c.GetRules(t, &nftables.Chain{Name: "forward", Table: t})
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if count, ok := e.(*expr.Counter); ok {
+					n += count.Bytes
+				}
+			}
+		}
+		return err
+	})
+	return n
+}
+
+// TestMixedEnds has one end by express, the other by the bridge or the VXLAN
+// device: the bytes on the wire are the same.
+func TestMixedEnds(t *testing.T) {
+	for name, other := range map[string]func(*host) error{
+		"judged": func(h *host) error { return h.SetExpress(false) },
+		"device": func(h *host) error {
+			o := 3 - h.id
+			var e PeerEntry
+			if err := h.Datapath.c.Peers.Lookup(uint32(o), &e); err != nil {
+				return err
+			}
+			e.Flags &^= PeerExpress | PeerDirect
+			return h.PutPeer(o, e)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hosts := newLab(t, 2, lab{express: true})
+			a, b := hosts[0], hosts[1]
+			if err := other(b); err != nil {
+				t.Fatal(err)
+			}
+			a.reaches(b, 1000)
+			a.streams(b)
+			b.streams(a)
+			a.quiet()
+			b.quiet()
+		})
+	}
 }
 
 // TestExpressLocal has two containers of one host.

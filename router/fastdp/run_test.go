@@ -302,6 +302,32 @@ func TestFromPort(t *testing.T) {
 			t.Error("it went to the peer")
 		}
 	})
+	t.Run("past the VXLAN device", func(t *testing.T) {
+		b.put(PeerKnown | PeerFast | PeerExpress | PeerDirect)
+		defer b.put(PeerKnown | PeerFast | PeerExpress)
+		b.check(b.SetExpress(false)) // as where the bridge's frames are judged
+		defer func() { b.check(b.SetExpress(true)) }()
+		old, f := b.traffic(2), frame(there, here, ip4(200))
+		v, out := b.run(b.Datapath.c.fromPort, f, skb{})
+		want(v, redirect, "")
+		if tr := b.traffic(2); tr.TxPackets != old.TxPackets+1 || tr.TxBytes != old.TxBytes+uint64(len(f)) {
+			t.Errorf("counted %+v, were %+v", tr, old)
+		}
+		packed := outside(2<<12|1, 0, f)
+		copy(packed[:12], out)
+		copy(packed[34:36], out[34:])
+		if !bytes.Equal(out, packed) {
+			t.Errorf("sent\n% x, want\n% x", out, packed)
+		}
+		for _, f := range [][]byte{frame(there, here, arp), frame(there, here, vlan(ip4(200)))} {
+			if n, _ := counts(f, skb{}); n != 1 {
+				t.Errorf("% x did not go by the device", f)
+			}
+		}
+		if n, _ := counts(frame(there, here, ip4(benchMTU+1)), skb{}); n != 0 {
+			t.Error("what does not fit went to the peer")
+		}
+	})
 	t.Run("of this host", func(t *testing.T) {
 		want(run(frame(here2, here, ip4(200)), skb{}), shot, "")
 	})
@@ -590,10 +616,11 @@ func TestFromUnderlay(t *testing.T) {
 	pass("destination elsewhere", wrap(vni, frame(there, there, ip4(200))))
 	pass("probe", wrap(vni, frame([6]byte{}, [6]byte{}, append([]byte{0x88, 0xb5, 1}, make([]byte, 60)...))))
 
+	// Where it goes, path_test.go shows.
 	b.station(here, 1, uint32(b.veth), false)
-	pass("station that is not express", good)
+	comes("station that is not express", good, inner)
 	b.station(here, 1, 0, true)
-	pass("station without veth", good)
+	comes("station without veth", good, inner)
 	b.station(here, 1, uint32(b.veth), true)
 	b.put(PeerKnown | PeerFast)
 	pass("neighbour that is not express", good)
@@ -605,7 +632,7 @@ func TestFromUnderlay(t *testing.T) {
 	pass("by another interface than goes there", good)
 	b.put(PeerKnown | PeerFast | PeerExpress)
 	b.check(b.SetExpress(false))
-	pass("express off", good)
+	comes("judged", good, inner)
 	b.check(b.SetExpress(true))
 	b.check(b.SetSelf(0))
 	pass("no id", good)

@@ -129,7 +129,7 @@ for s in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_o
   mount --bind /run/sysctl/${s%=*} /proc/sys/${s%=*}
 done
 mkdir -p /etc/containerd /etc/kubernetes /etc/cni/net.d /opt/cni/bin
-cp -n /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback /opt/cni/bin/
+cp -n /usr/lib/cni/loopback /opt/cni/bin/
 ip route replace default via $1
 ip -6 addr replace $2/64 dev eth0 nodad
 ip -6 route replace default dev eth0

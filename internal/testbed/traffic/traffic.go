@@ -9,6 +9,7 @@
 //	'B' bulk    then data until the client closes its half; the server
 //	            answers with the number of data bytes (8 bytes)
 //	'L' latency then single bytes, each sent back as it comes
+//	'T' trips   the same, but see Client.Trips
 //	'U' packets the server answers with a UDP port (2 bytes) that counts what
 //	            the client sends there; at a byte from the client, or its end,
 //	            it answers with the number of datagrams (8 bytes)
@@ -29,6 +30,7 @@ import (
 const (
 	forBulk    = 'B'
 	forLatency = 'L'
+	forTrips   = 'T'
 	forPackets = 'U'
 
 	bulkChunk = 128 << 10
@@ -51,12 +53,12 @@ func Serve(ctx context.Context, l net.Listener) error {
 		wg.Go(func() {
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()
-			serveOne(c) // a client that breaks off is no concern of the server
+			serveOne(ctx, c) // a client that breaks off is no concern of the server
 		})
 	}
 }
 
-func serveOne(c net.Conn) error {
+func serveOne(ctx context.Context, c net.Conn) error {
 	var kind [1]byte
 	if _, err := io.ReadFull(c, kind[:]); err != nil {
 		return err
@@ -78,6 +80,8 @@ func serveOne(c net.Conn) error {
 				return err
 			}
 		}
+	case forTrips:
+		return serveTrips(ctx, c)
 	case forPackets:
 		return servePackets(c)
 	default:

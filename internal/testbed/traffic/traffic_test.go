@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"context"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -38,12 +39,39 @@ func TestMeasureLoopback(t *testing.T) {
 	if err != nil || median <= 0 || p99 < median {
 		t.Errorf("round trip: median %v, 99th %v, %v", median, p99, err)
 	}
+	if median, p99, err = c.Trips(t.Context(), 20*time.Millisecond); err != nil || median <= 0 || p99 < median {
+		t.Errorf("round trip on one CPU: median %v, 99th %v, %v", median, p99, err)
+	}
 	if median, p99, err = c.Connects(t.Context(), 20*time.Millisecond); err != nil || median <= 0 || p99 < median {
 		t.Errorf("connect: median %v, 99th %v, %v", median, p99, err)
 	}
 	rate, lost, err := c.Packets(t.Context(), 64, 0, 50*time.Millisecond)
 	if err != nil || rate < 100 || lost < 0 || lost > 1 {
 		t.Errorf("packets: %.0f/s, lost %.2f, %v", rate, lost, err)
+	}
+}
+
+// Who waits in a blocking call goes on when the context ends.
+func TestTripsEndWithTheirContext(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var d net.Dialer
+	c := Client{Dial: d.DialContext, Addr: l.Addr().String()}
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			defer conn.Close()
+			_, _ = io.ReadFull(conn, make([]byte, 2)) // what for, and the first byte
+		}
+		cancel()
+		<-t.Context().Done()
+	}()
+	if _, _, err = c.Trips(ctx, time.Hour); err == nil {
+		t.Error("no error")
 	}
 }
 

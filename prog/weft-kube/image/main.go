@@ -17,9 +17,12 @@ import (
 // name is the image's in the manifest and in the chart.
 const name = "weft-net/weft-kube"
 
+// plugins are weft's CNI plugin, and those of the CNI project that are chained to it.
+var plugins = []string{"weft-cni", "portmap", "bandwidth"}
+
 func main() {
 	arch := flag.String("arch", "amd64", "architecture that the programs are for")
-	programs := flag.String("programs", "", "folder with weft-kube and weft-cni")
+	programs := flag.String("programs", "", "folder with weft-kube and the CNI plugins")
 	tag := flag.String("tag", "unreleased", "tag of the image")
 	out := flag.String("o", "", "file to write")
 	flag.Parse()
@@ -38,13 +41,17 @@ func write(arch, programs, tag, out string) (err error) {
 	if err != nil {
 		return err
 	}
-	plugin, err := image.Read(filepath.Join(programs, "weft-cni"), "/opt/weft/weft-cni")
-	if err != nil {
-		return err
+	files := []image.File{agent, {Path: "/usr/bin/weft", Link: "weft-kube"}}
+	for _, name := range plugins {
+		plugin, err := image.Read(filepath.Join(programs, name), "/opt/weft/"+name)
+		if err != nil {
+			return err
+		}
+		files = append(files, plugin)
 	}
 	i := &image.Image{
 		Names: []string{name + ":" + tag}, Architecture: arch, Entrypoint: []string{"/usr/bin/weft-kube"},
-		Files: []image.File{agent, {Path: "/usr/bin/weft", Link: "weft-kube"}, plugin},
+		Files: files,
 	}
 	// Whole or not there.
 	f, err := os.CreateTemp(filepath.Dir(out), ".image-*")

@@ -388,6 +388,111 @@ static __always_inline int to_tap_tagged(struct __sk_buff *skb, struct config *c
 	return bpf_redirect(cfg->tap, 0);
 }
 
+// The outer header's checksum, RFC 1071.
+static __always_inline __u16 ip_checksum(const void *ip)
+{
+	const __u16 *w = ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)sizeof(struct iphdr) / 2; i++)
+		sum += w[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum += sum >> 16;
+	return ~sum;
+}
+
+// Puts the frame into VXLAN and sends it to the next hop, past VXLAN device and
+// routes. TC_ACT_UNSPEC says that this can not be done, and the frame is as it was.
+static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32 id, struct peer_entry *p)
+{
+	__u32 n = packets(skb), len = skb->len, vni, hash, ifindex;
+	struct bpf_redir_neigh via = {};
+	struct outer *o, head = {};
+	struct ethhdr *eth;
+	struct traffic *t;
+	union addr *addr;
+	__u8 tos;
+
+	eth = header(skb);
+	if (!eth || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+	    eth->h_proto != skb->protocol || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	// All of the entry that is needed is read at once: what comes after can not
+	// be undone.
+	addr = (void *)p->local;
+	if (!is_v4(addr))
+		return TC_ACT_UNSPEC;
+	head.ip.saddr = addr->w[3];
+	addr = (void *)p->remote;
+	if (!is_v4(addr))
+		return TC_ACT_UNSPEC;
+	head.ip.daddr = addr->w[3];
+	addr = (void *)p->gateway;
+	if (!is_v4(addr))
+		return TC_ACT_UNSPEC;
+	via.nh_family = AF_INET;
+	via.ipv4_nh = addr->w[3];
+	ifindex = p->ifindex;
+	if (!ifindex || !fits(skb, p->mtu))
+		return TC_ACT_UNSPEC;
+
+	// RFC 6040, 4.1, normal mode, as the device has it.
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
+			return TC_ACT_UNSPEC;
+		tos &= ECN_MASK;
+	} else {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
+			return TC_ACT_UNSPEC;
+		tos = tos >> 4 & ECN_MASK;
+	}
+	if (tos == ECN_CE)
+		tos = ECN_ECT0;
+	eth = header(skb);
+	if (!eth)
+		return TC_ACT_UNSPEC;
+	head.eth = *eth;
+
+	hash = bpf_get_hash_recalc(skb);
+	hash ^= hash >> 16;
+	vni = id << 12 | cfg->self;
+	head.ip.version = 4;
+	head.ip.ihl = 5;
+	head.ip.tos = tos;
+	head.ip.tot_len = bpf_htons(len - ETH_HLEN + sizeof(head));
+	head.ip.frag_off = bpf_htons(IP_DF);
+	head.ip.ttl = TTL;
+	head.ip.protocol = IPPROTO_UDP;
+	head.ip.check = ip_checksum(&head);
+	head.udp.source = bpf_htons(49152 + (hash & 0x3fff));
+	head.udp.dest = bpf_htons(cfg->vxlan_port);
+	head.udp.len = bpf_htons(len - ETH_HLEN + sizeof(head) - sizeof(head.ip));
+	head.vxlan.flags = bpf_htonl(VXLAN_FLAGS);
+	head.vxlan.vni = bpf_htonl(vni << 8);
+
+	// ENCAP_L2 is the length of the Ethernet header inside. With VXLAN's header
+	// counted in, segmentation drops every super-frame.
+	if (bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+				BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
+				BPF_F_ADJ_ROOM_NO_CSUM_RESET))
+		return TC_ACT_UNSPEC;
+	eth = (void *)(long)skb->data;
+	o = (void *)(eth + 1);
+	if ((void *)(o + 1) > (void *)(long)skb->data_end)
+		return drop(DROP_REDIRECT);
+	eth->h_proto = bpf_htons(ETH_P_IP);
+	*o = head;
+
+	t = bpf_map_lookup_elem(&traffic, &id);
+	if (t) {
+		t->tx_packets += n;
+		t->tx_bytes += len;
+	}
+	return bpf_redirect_neigh(ifindex, &via, sizeof(via), 0);
+}
+
 SEC("tc")
 int from_port(struct __sk_buff *skb)
 {
@@ -398,6 +503,7 @@ int from_port(struct __sk_buff *skb)
 	struct peer_entry *p;
 	struct traffic *t;
 	struct mac src, dst;
+	int verdict;
 
 	if (!cfg)
 		return TC_ACT_SHOT;
@@ -426,6 +532,11 @@ int from_port(struct __sk_buff *skb)
 	p = get_peer(id);
 	if (!p || !(p->flags & PEER_FAST) || !cfg->vxlan || !fits(skb, p->mtu))
 		return to_tap(cfg);
+	if (p->flags & PEER_DIRECT) {
+		verdict = wrap(skb, cfg, id, p);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
 	t = bpf_map_lookup_elem(&traffic, &id);
 	if (t) {
 		t->tx_packets += n;
@@ -568,34 +679,16 @@ int from_vxlan(struct __sk_buff *skb)
 	return encap(skb, cfg, dst << 12 | src, ttl - 1, (void *)p->remote, (void *)p->local);
 }
 
-// The outer header's checksum, RFC 1071.
-static __always_inline __u16 ip_checksum(const void *ip)
-{
-	const __u16 *w = ip;
-	__u32 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < (int)sizeof(struct iphdr) / 2; i++)
-		sum += w[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum += sum >> 16;
-	return ~sum;
-}
-
 SEC("tc")
 int from_container(struct __sk_buff *skb)
 {
 	struct config *cfg = get_config();
-	__u32 n = packets(skb), len = skb->len, vni, id, hash, ifindex;
-	struct bpf_redir_neigh via = {};
-	struct outer *o, head = {};
+	__u32 n = packets(skb), len = skb->len, id;
 	struct mac_entry *s, *d;
 	struct peer_entry *p;
 	struct mac src, dst;
 	struct ethhdr *eth;
-	struct traffic *t;
-	union addr *addr;
-	__u8 tos;
+	int verdict;
 
 	if (!cfg || !(cfg->flags & CONFIG_EXPRESS) || !cfg->self)
 		return TC_ACT_UNSPEC;
@@ -627,84 +720,12 @@ int from_container(struct __sk_buff *skb)
 	p = get_peer(id);
 	if (!p || (p->flags & (PEER_FAST | PEER_EXPRESS)) != (PEER_FAST | PEER_EXPRESS))
 		return TC_ACT_UNSPEC;
-	if ((skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
-	    eth->h_proto != skb->protocol || skb->vlan_present)
-		return TC_ACT_UNSPEC;
-	// All of the entry that is needed is read at once: what comes after can not
-	// be undone.
-	addr = (void *)p->local;
-	if (!is_v4(addr))
-		return TC_ACT_UNSPEC;
-	head.ip.saddr = addr->w[3];
-	addr = (void *)p->remote;
-	if (!is_v4(addr))
-		return TC_ACT_UNSPEC;
-	head.ip.daddr = addr->w[3];
-	addr = (void *)p->gateway;
-	if (!is_v4(addr))
-		return TC_ACT_UNSPEC;
-	via.nh_family = AF_INET;
-	via.ipv4_nh = addr->w[3];
-	ifindex = p->ifindex;
-	if (!ifindex || !fits(skb, p->mtu))
-		return TC_ACT_UNSPEC;
-
-	// RFC 6040, 4.1, normal mode, as the device has it.
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
-			return TC_ACT_UNSPEC;
-		tos &= ECN_MASK;
-	} else {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
-			return TC_ACT_UNSPEC;
-		tos = tos >> 4 & ECN_MASK;
+	verdict = wrap(skb, cfg, id, p);
+	if (verdict != TC_ACT_UNSPEC) {
+		touch(s);
+		count_tx(s, n, len);
 	}
-	if (tos == ECN_CE)
-		tos = ECN_ECT0;
-	eth = header(skb);
-	if (!eth)
-		return TC_ACT_UNSPEC;
-	head.eth = *eth;
-
-	hash = bpf_get_hash_recalc(skb);
-	hash ^= hash >> 16;
-	vni = id << 12 | cfg->self;
-	head.ip.version = 4;
-	head.ip.ihl = 5;
-	head.ip.tos = tos;
-	head.ip.tot_len = bpf_htons(len - ETH_HLEN + sizeof(head));
-	head.ip.frag_off = bpf_htons(IP_DF);
-	head.ip.ttl = TTL;
-	head.ip.protocol = IPPROTO_UDP;
-	head.ip.check = ip_checksum(&head);
-	head.udp.source = bpf_htons(49152 + (hash & 0x3fff));
-	head.udp.dest = bpf_htons(cfg->vxlan_port);
-	head.udp.len = bpf_htons(len - ETH_HLEN + sizeof(head) - sizeof(head.ip));
-	head.vxlan.flags = bpf_htonl(VXLAN_FLAGS);
-	head.vxlan.vni = bpf_htonl(vni << 8);
-
-	// ENCAP_L2 is the length of the Ethernet header inside. With VXLAN's header
-	// counted in, segmentation drops every super-frame.
-	if (bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-				BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
-				BPF_F_ADJ_ROOM_NO_CSUM_RESET))
-		return TC_ACT_UNSPEC;
-	eth = (void *)(long)skb->data;
-	o = (void *)(eth + 1);
-	if ((void *)(o + 1) > (void *)(long)skb->data_end)
-		return drop(DROP_REDIRECT);
-	eth->h_proto = bpf_htons(ETH_P_IP);
-	*o = head;
-
-	touch(s);
-	count_tx(s, n, len);
-	t = bpf_map_lookup_elem(&traffic, &id);
-	if (t) {
-		t->tx_packets += n;
-		t->tx_bytes += len;
-	}
-	return bpf_redirect_neigh(ifindex, &via, sizeof(via), 0);
+	return verdict;
 }
 
 // Takes len bytes away behind the Ethernet header.
@@ -735,7 +756,7 @@ int from_underlay(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	cfg = get_config();
-	if (!cfg || !(cfg->flags & CONFIG_EXPRESS) || !cfg->self)
+	if (!cfg || !cfg->self)
 		return TC_ACT_UNSPEC;
 	if (data + ETH_HLEN + sizeof(*o) > (void *)(long)skb->data_end) {
 		if (skb->len < ETH_HLEN + sizeof(*o) ||
@@ -788,9 +809,9 @@ int from_underlay(struct __sk_buff *skb)
 	if (!s || s->peer != src) // the stack's way learns it
 		return TC_ACT_UNSPEC;
 	d = bpf_map_lookup_elem(&macs, &dmac);
-	if (!d || d->peer != cfg->self || !(d->flags & MAC_EXPRESS) || !d->ifindex)
+	if (!d || d->peer != cfg->self)
 		return TC_ACT_UNSPEC;
-	ifindex = d->ifindex;
+	ifindex = cfg->flags & CONFIG_EXPRESS && d->flags & MAC_EXPRESS ? d->ifindex : 0;
 	inner = o->eth;
 	n = packets(skb);
 	len = skb->len - sizeof(*o);
@@ -822,5 +843,5 @@ int from_underlay(struct __sk_buff *skb)
 		t->rx_packets += n;
 		t->rx_bytes += len;
 	}
-	return bpf_redirect_peer(ifindex, 0);
+	return ifindex ? bpf_redirect_peer(ifindex, 0) : bpf_redirect(cfg->port, BPF_F_INGRESS);
 }

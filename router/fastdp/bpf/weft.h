@@ -49,7 +49,8 @@ struct peer_entry {
 enum {
 	PEER_KNOWN = 1,   // the id is a peer's
 	PEER_FAST = 2,    // its frames go by VXLAN to the next hop
-	PEER_EXPRESS = 4, // and may go by express; what a neighbour with it sends may come by it
+	PEER_EXPRESS = 4, // and may go past the VXLAN device; what a neighbour with it sends may come so
+	PEER_DIRECT = 8,  // and so may frames that have crossed the bridge
 };
 
 struct remote {
@@ -74,7 +75,7 @@ struct config {
 	__u16 vxlan_port; // UDP, host order
 	__u16 zero;
 };
-enum { CONFIG_EXPRESS = 1 };
+enum { CONFIG_EXPRESS = 1 }; // frames may pass by the bridge
 
 struct event {
 	__u8 addr[6];

@@ -1,4 +1,4 @@
-package policy
+package enginetest
 
 import (
 	"encoding/binary"
@@ -12,15 +12,15 @@ import (
 	"github.com/weft-net/weft/router/checksum"
 )
 
-// probe is the first packet of a flow, with an ID in its last four bytes.
-type probe struct {
+// Probe is the first packet of a flow, with an ID in its last four bytes.
+type Probe struct {
 	model.Flow
-	sport uint16
-	id    uint32
+	Sport uint16
+	ID    uint32
 }
 
-// frame returns the Ethernet frame of a probe.
-func (p probe) frame(from, to net.HardwareAddr) []byte {
+// Frame returns the Ethernet frame of a probe.
+func (p Probe) Frame(from, to net.HardwareAddr) []byte {
 	b := append(append([]byte{}, to...), from...)
 	payload := p.transport()
 	if p.Src.Is4() {
@@ -38,9 +38,9 @@ func (p probe) frame(from, to net.HardwareAddr) []byte {
 	return append(append(b, h...), payload...)
 }
 
-func (p probe) transport() []byte {
-	id := binary.BigEndian.AppendUint32(nil, p.id)
-	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.sport), p.Port)
+func (p Probe) transport() []byte {
+	id := binary.BigEndian.AppendUint32(nil, p.ID)
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.Sport), p.Port)
 	switch p.Protocol {
 	case model.TCP:
 		b := append(ports, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0) // a SYN
@@ -62,15 +62,15 @@ func (p probe) transport() []byte {
 }
 
 // sum fills in the checksum at an offset, with the pseudo header of RFC 9293.
-func (p probe) sum(b []byte, at int) []byte {
+func (p Probe) sum(b []byte, at int) []byte {
 	pseudo := append(append(p.Src.AsSlice(), p.Dst.AsSlice()...), 0, byte(p.Protocol))
 	pseudo = binary.BigEndian.AppendUint16(pseudo, uint16(len(b)))
 	binary.BigEndian.PutUint16(b[at:], ^checksum.Sum(append(pseudo, b...)))
 	return b
 }
 
-// probeID returns the ID of a frame, 0 if it can have none.
-func probeID(frame []byte) uint32 {
+// ProbeID returns the ID of a frame, 0 if it can have none.
+func ProbeID(frame []byte) uint32 {
 	if len(frame) < 14+20 {
 		return 0
 	}
@@ -89,8 +89,8 @@ func probeID(frame []byte) uint32 {
 	return binary.BigEndian.Uint32(frame[end-4:])
 }
 
-// groupMAC returns where frames to a group or to all go, RFC 1112 and RFC 2464.
-func groupMAC(a netip.Addr) net.HardwareAddr {
+// GroupMAC returns where frames to a group or to all go, RFC 1112 and RFC 2464.
+func GroupMAC(a netip.Addr) net.HardwareAddr {
 	b := a.AsSlice()
 	switch {
 	case a.Is6():
