@@ -3,7 +3,7 @@
 # make test-vm  runs tests on another kernel, in a virtual machine
 # make image    makes bin/weft-kube-ARCH.tar, the container image for Kubernetes
 # make test-kube  runs the tests with a real Kubernetes cluster, in machines of namespaces
-# make test-netpol  runs upstream's end-to-end tests of NetworkPolicies on such a cluster
+# make test-netpol  runs upstream's tests of policies on such a cluster
 # make check    lints, and checks what is generated and what imports what
 # make demo     shows a mesh of three hosts at work on this machine
 # make test-docker  runs the tests with real Docker engines, in machines of namespaces
@@ -72,7 +72,8 @@ test-kube: image
 	  $(GO) test -tags kube -timeout 60m -count=1 -v -run '$(value KUBE_RUN)' $(KUBE_TESTS)
 
 # Upstream's own tests of NetworkPolicies, unchanged: those whose names FOCUS matches,
-# WORKERS of them at a time.
+# WORKERS of them at a time. And those of ClusterNetworkPolicies, in SUITES.
+SUITES  ?= TestUpstream|TestConformance
 FOCUS   ?= Netpol
 WORKERS ?= 4
 test-netpol: IMAGE_ARCHS := $(shell $(GO) env GOARCH)
@@ -81,7 +82,7 @@ test-netpol: image
 	programs=$$(GO=$(GO) .ci/kube-programs suite) && \
 	  $(SUDO) env KUBE_PROGRAMS=$$programs WEFT_KUBE_IMAGE=$(CURDIR)/bin/weft-kube-$(IMAGE_ARCHS).tar \
 	  NETPOL_FOCUS='$(value FOCUS)' NETPOL_WORKERS=$(WORKERS) \
-	  $(GO) test -tags 'kube netpol' -timeout 200m -count=1 -v -run TestUpstream $(KUBE_TESTS)
+	  $(GO) test -tags 'kube netpol' -timeout 200m -count=1 -v -run '$(value SUITES)' $(KUBE_TESTS)
 
 # The tests that ask something of the kernel, on Debian's instead of this machine's;
 # or those of PKG that RUN matches.

@@ -23,8 +23,7 @@ func TestClusterPolicies(t *testing.T) {
 	}
 	reaches("without the kind")
 
-	k.apply(filepath.Join(moduleFolder(t, "sigs.k8s.io/network-policy-api"), "config/crd/standard/policy.networking.k8s.io_clusternetworkpolicies.yaml"))
-	k.kubectl("wait", "--for=condition=Established", "crd/clusternetworkpolicies.policy.networking.k8s.io", "--timeout=60s")
+	k.defineClusterPolicies("standard")
 	k.create(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Deny"))
 	k.refused("one", url(two, 8080))
 	k.until("weft says why", func() error {
@@ -60,12 +59,16 @@ spec:
   ingress: [{action: %s, from: [{namespaces: {}}]}]
 `
 
-// moduleFolder returns where a module that weft is built with is.
-func moduleFolder(t *testing.T, module string) string {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+// clusterPolicyModule has the kind that weft is built with.
+const clusterPolicyModule = "sigs.k8s.io/network-policy-api"
+
+// defineClusterPolicies defines the kind of a channel, standard or experimental.
+func (k *kube) defineClusterPolicies(channel string) {
+	k.t.Helper()
+	out, err := exec.CommandContext(k.t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", clusterPolicyModule).Output()
 	if err != nil {
-		t.Fatalf("find module %s: %v", module, err)
+		k.t.Fatalf("find module %s: %v", clusterPolicyModule, err)
 	}
-	return strings.TrimSpace(string(out))
+	k.apply(filepath.Join(strings.TrimSpace(string(out)), "config/crd", channel, "policy.networking.k8s.io_clusternetworkpolicies.yaml"))
+	k.kubectl("wait", "--for=condition=Established", "crd/clusternetworkpolicies.policy.networking.k8s.io", "--timeout=60s")
 }

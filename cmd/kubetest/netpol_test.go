@@ -87,23 +87,31 @@ func newSuite(t *testing.T) *suite {
 	if err := os.WriteFile(s.repositories, []byte("gcRegistry: localhost\npromoterE2eRegistry: localhost\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	agnhost, err := image.Read(filepath.Join(k.Programs, "agnhost"), "/agnhost")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := k.AddImage(ctx, &image.Image{
-		Names: []string{s.agnhost(ctx)}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Files: []image.File{agnhost},
-	}); err != nil {
-		t.Fatal(err)
-	}
+	k.addAgnhost(s.agnhost())
 	return s
 }
 
+// addAgnhost gives nodes the image of upstream's tests, with more files.
+func (k *kube) addAgnhost(name string, more ...image.File) {
+	k.t.Helper()
+	agnhost, err := image.Read(filepath.Join(k.Programs, "agnhost"), "/agnhost")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+	defer cancel()
+	if err := k.AddImage(ctx, &image.Image{
+		Names: []string{name}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Files: append(more, agnhost),
+	}); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
 // agnhost is what the suite calls the image of all pods of these tests.
-func (s *suite) agnhost(ctx context.Context) string {
+func (s *suite) agnhost() string {
 	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
 	list := s.Command(ctx, filepath.Join(s.Programs, "e2e.test"), "--list-images")
 	list.Env = append(list.Env, s.env())
 	out, err := list.Output()
