@@ -13,6 +13,10 @@ import (
 // fakePolicies answers as the process that enforces policies would.
 type fakePolicies struct{}
 
+func (fakePolicies) ExpectPod(context.Context, api.PolicyPodRequest) error { return nil }
+
+func (fakePolicies) ForgetPod(context.Context, api.PolicyPodRequest) error { return nil }
+
 func (fakePolicies) ShowPolicy(_ context.Context, r api.PolicyShowRequest) (api.PolicyReply, error) {
 	if r.Pod == "none" {
 		return api.PolicyReply{}, errors.New("look up pod default/none: not in the cluster")

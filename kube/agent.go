@@ -141,6 +141,7 @@ func (a *Agent) step(ctx context.Context, wrong *faults) bool {
 		{"connect the router to the Nodes", a.connect},
 		{"say which peer is on this Node", a.enrol},
 		{"have the router give addresses", a.prime},
+		{"enforce policies", a.enforce},
 		{"install the CNI plugin", a.install},
 		{"mark the network of the Node as available", a.mark},
 	} {

@@ -27,6 +27,9 @@ type Policies interface {
 	// Synced is called once, when all that there was has been told. What an
 	// earlier run left in force stays so until then.
 	Synced()
+	// Enforced tells why policies are not enforced as they should be, nil if they are. It
+	// may be called at any time.
+	Enforced() error
 	// Run enforces until ctx ends, and leaves in force what is then.
 	Run(ctx context.Context) error
 }
@@ -108,6 +111,9 @@ func slim(o any) (any, error) {
 	few := &corev1.Pod{Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs}}
 	few.Name, few.Namespace, few.UID, few.ResourceVersion = pod.Name, pod.Namespace, pod.UID, pod.ResourceVersion
 	few.Labels, few.DeletionTimestamp, few.CreationTimestamp = pod.Labels, pod.DeletionTimestamp, pod.CreationTimestamp
+	if uid, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]; ok {
+		few.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: uid}
+	}
 	few.Spec.NodeName, few.Spec.HostNetwork = pod.Spec.NodeName, pod.Spec.HostNetwork
 	few.Spec.Containers, few.Spec.InitContainers = ports(pod.Spec.Containers), ports(pod.Spec.InitContainers)
 	return few, nil

@@ -125,6 +125,14 @@ func (a *Agent) whyNoAddresses() error {
 	return errors.New(r.IPAM.Status)
 }
 
+// enforce waits until policies are enforced: a pod that is started before would be open.
+func (a *Agent) enforce(context.Context) error {
+	if a.Policies == nil {
+		return nil
+	}
+	return a.Policies.Enforced()
+}
+
 func (a *Agent) install(context.Context) error {
 	if a.Plugin == nil {
 		return nil

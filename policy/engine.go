@@ -58,9 +58,11 @@ type Engine struct {
 
 	mu      sync.Mutex
 	pending pending // guarded by mu
+	amiss   error   // guarded by mu: why rules are not enforced
 
 	// Run's goroutine only
 	compiler  *rules.Compiler
+	expected  map[model.Key]*expectation
 	reporter  *reporter
 	synced    bool // the compiler knows the whole cluster
 	following bool // the kernel has had the compiler's rules
@@ -130,6 +132,8 @@ func New(cfg Config) (*Engine, error) {
 		denied:   make(chan denial, 256),
 		ended:    make(chan struct{}),
 		pending:  newPending(),
+		amiss:    errors.New("not all pods, namespaces and policies are known yet"),
+		expected: make(map[model.Key]*expectation),
 		compiler: rules.New(model.NewCluster(cfg.Node)),
 		reporter: newReporter(cfg.Log, m),
 	}
@@ -196,10 +200,22 @@ func (e *Engine) DeleteClusterPolicy(name string) {
 // rules that an engine before it left in the kernel stay as they are.
 func (e *Engine) Synced() { e.tell(func(p *pending) { p.synced = true }) }
 
+// Enforced tells why the rules in the kernel are not what they should be, nil if they are.
+func (e *Engine) Enforced() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.amiss
+}
+
 func (e *Engine) tell(f func(*pending)) {
 	e.mu.Lock()
 	f(&e.pending)
 	e.mu.Unlock()
+	e.look()
+}
+
+// look has Run take in what there is.
+func (e *Engine) look() {
 	select {
 	case e.wake <- struct{}{}:
 	default:
@@ -244,11 +260,15 @@ func (e *Engine) Run(ctx context.Context) error {
 			continue
 		}
 		e.takeIn(look)
-		if err := e.follow(); err != nil {
+		err := e.follow()
+		if err != nil {
 			e.broken = true
 			e.metrics.errors.Inc()
 			e.log.Error("policies are not enforced as they should be", "err", err)
 			retry.Reset(retryAfter)
+		}
+		if e.following {
+			e.settle(err)
 		}
 	}
 }
@@ -270,7 +290,7 @@ func (e *Engine) takeIn(look bool) {
 	}
 	for key, pod := range p.pods {
 		look = look || e.compiler.Cluster().Local(pod)
-		e.compiler.SetPod(key, pod)
+		e.compiler.SetPod(key, e.judgedAs(key, pod))
 	}
 	for key, policy := range p.policies {
 		e.compiler.SetPolicy(key, policy)

@@ -61,7 +61,9 @@ type Pod struct {
 	Key
 	Node    string
 	Labels  labels.Set
-	Addrs   []netip.Addr // none if policies do not see the pod
+	UID     string       // as its kubelet has it
+	Apart   bool         // policies do not see it: it is in the host's network, or has ended
+	Addrs   []netip.Addr // none if policies do not see the pod, or it has none yet
 	Ports   []NamedPort
 	Ending  bool  // it is being deleted
 	Created int64 // seconds since 1970
@@ -81,10 +83,12 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 		Key:     Key{p.Namespace, p.Name},
 		Node:    p.Spec.NodeName,
 		Labels:  p.Labels,
+		UID:     uidOf(p),
 		Ending:  p.DeletionTimestamp != nil,
 		Created: p.CreationTimestamp.Unix(),
 	}
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		pod.Apart = true
 		return pod, nil
 	}
 	var errs []error
@@ -125,4 +129,13 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 		}
 	}
 	return pod, errors.Join(errs...)
+}
+
+// uidOf returns what the kubelet calls a pod. Of one that it runs from a file the API server
+// only has an image, whose own UID is another.
+func uidOf(p *corev1.Pod) string {
+	if uid := p.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
+		return uid
+	}
+	return string(p.UID)
 }

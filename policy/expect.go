@@ -1,0 +1,154 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/policy/model"
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// expectation is a pod of this node whose addresses are known by the CNI plugin, which is
+// some time before the API server shows them, and before the pod runs. What the plugin says
+// holds until it takes it back: a pod that was given other addresses is shown with those it
+// had before for a while. Run's goroutine only.
+type expectation struct {
+	uid   string // "": any
+	addrs []netip.Addr
+	pod   *model.Pod    // as the API server shows it; nil if it does not
+	done  chan struct{} // closed when the kernel has what is to be done with the pod
+}
+
+// expectPatience is how long a pod is waited for that the API server does not show. There
+// are such: those that a kubelet runs from files while it has no API server.
+const expectPatience = 5 * time.Second
+
+// ExpectPod has a pod of this node be judged by addresses that it is about to get, and returns
+// when it is. It fails if policies are not enforced, as a pod without its policies would be
+// open. A pod that nobody knows has none.
+func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
+	key, err := keyOf(r)
+	if err != nil {
+		return err
+	}
+	x := &expectation{uid: r.UID, addrs: r.Addresses, done: make(chan struct{})}
+	if err := e.ask(ctx, func(c *rules.Compiler) { e.expect(c, key, x) }); err != nil {
+		return err
+	}
+	e.look()
+	select {
+	case <-x.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-e.ended:
+		return &api.Error{Class: api.Unavailable, Text: fmt.Sprintf("enforce the policies of pod %s: the engine has ended", key)}
+	case <-time.After(expectPatience):
+	}
+	if err := e.Enforced(); err != nil {
+		return &api.Error{Class: api.Unavailable, Text: fmt.Sprintf("enforce the policies of pod %s: %v", key, err)}
+	}
+	e.log.Warn("a pod starts that the API server does not show: it is under no policy until it does", "pod", key, "addresses", r.Addresses)
+	return nil
+}
+
+// ForgetPod tells that a pod has lost addresses. Of a pod that has got others meanwhile it
+// changes nothing.
+func (e *Engine) ForgetPod(ctx context.Context, r api.PolicyPodRequest) error {
+	key, err := keyOf(r)
+	if err != nil {
+		return err
+	}
+	err = e.ask(ctx, func(c *rules.Compiler) {
+		if x := e.expected[key]; x != nil && overlap(x.addrs, r.Addresses) {
+			e.unexpect(c, key)
+		}
+	})
+	e.look()
+	return err
+}
+
+func keyOf(r api.PolicyPodRequest) (model.Key, error) {
+	namespace, name, ok := strings.Cut(r.Pod, "/")
+	if !ok || namespace == "" || name == "" {
+		return model.Key{}, usagef("pod %q: want NAMESPACE/NAME", r.Pod)
+	}
+	if slices.ContainsFunc(r.Addresses, func(a netip.Addr) bool { return !a.IsValid() || a.Zone() != "" || a.Is4In6() }) {
+		return model.Key{}, usagef("pod %s: addresses %v: want such of IPv4 or IPv6", r.Pod, r.Addresses)
+	}
+	return model.Key{Namespace: namespace, Name: name}, nil
+}
+
+// expect takes an expectation in. Whoever was expected at these addresses has them no more.
+func (e *Engine) expect(c *rules.Compiler, key model.Key, x *expectation) {
+	for other, old := range e.expected {
+		if other != key && overlap(old.addrs, x.addrs) {
+			e.unexpect(c, other)
+		}
+	}
+	x.pod = c.Cluster().Pod(key)
+	if old := e.expected[key]; old != nil {
+		x.pod = old.pod // and not what was made of it
+	}
+	e.expected[key] = x
+	c.SetPod(key, e.judgedAs(key, x.pod))
+}
+
+// unexpect has a pod be judged as the API server shows it.
+func (e *Engine) unexpect(c *rules.Compiler, key model.Key) {
+	c.SetPod(key, e.expected[key].pod)
+	delete(e.expected, key)
+}
+
+// judgedAs returns how a pod is judged that the API server shows so, nil if it does not.
+func (e *Engine) judgedAs(key model.Key, shown *model.Pod) *model.Pod {
+	x := e.expected[key]
+	if x == nil {
+		return shown
+	}
+	x.pod = shown
+	if !x.holds(e.cfg.Node) {
+		return shown
+	}
+	pod := *shown
+	pod.Addrs = x.addrs
+	return &pod
+}
+
+// holds tells whether the pod that was meant is shown, and is one that policies see.
+func (x *expectation) holds(node string) bool {
+	return x.pod != nil && !x.pod.Apart && x.pod.Node == node && (x.uid == "" || x.uid == x.pod.UID)
+}
+
+// settle notes whether the kernel has the compiler's rules, and tells those who wait for it.
+func (e *Engine) settle(amiss error) {
+	e.mu.Lock()
+	e.amiss = amiss
+	e.mu.Unlock()
+	if amiss != nil {
+		return
+	}
+	for _, x := range e.expected {
+		if x.holds(e.cfg.Node) {
+			x.tellDone()
+		}
+	}
+}
+
+// tellDone closes done, once.
+func (x *expectation) tellDone() {
+	select {
+	case <-x.done:
+	default:
+		close(x.done)
+	}
+}
+
+func overlap(a, b []netip.Addr) bool {
+	return slices.ContainsFunc(a, func(addr netip.Addr) bool { return slices.Contains(b, addr) })
+}

@@ -1,0 +1,124 @@
+package policy
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+// pod is one of the node as the API server shows it, with or without addresses.
+func pod(name string, uid types.UID, addrs ...netip.Addr) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: uid, Labels: map[string]string{"app": name}},
+		Spec:       corev1.PodSpec{NodeName: "node"},
+	}
+	for _, a := range addrs {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
+	}
+	return p
+}
+
+func (n *node) expects(t *testing.T, name, uid string) error {
+	t.Helper()
+	return n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "default/" + name, UID: uid, Addresses: []netip.Addr{n.addrs[name]}})
+}
+
+// A pod is isolated before it runs: the API server shows its address later. NetworkPolicy's
+// documentation, "Pod lifecycle", asks for that.
+func TestPodIsIsolatedBeforeItRuns(t *testing.T) {
+	n := newNode(t, "a", "b")
+	n.echo(t, "b", 8080)
+	n.engine.SetPolicy(allow("b", 8080))
+	n.engine.SetPod(pod("b", "1"))
+	if err := n.engine.Enforced(); err == nil {
+		t.Error("policies are enforced before any is known")
+	}
+	early := make(chan error, 1)
+	go func() { early <- n.expects(t, "b", "1") }()
+	n.tellOthers("b")
+	if err := <-early; err != nil {
+		t.Fatal(err)
+	}
+	n.mustNotReach(t, "a", n.at("b", 8080))
+	if err := n.engine.Enforced(); err != nil {
+		t.Error(err)
+	}
+
+	// A status from before, without the address or with one of an earlier life.
+	n.engine.SetPod(pod("b", "1", netip.MustParseAddr("10.40.7.7")))
+	n.enforced(t)
+	n.mustNotReach(t, "a", n.at("b", 8080))
+
+	// An earlier life's end does not concern it, its own does.
+	forget := func(addr netip.Addr) {
+		t.Helper()
+		if err := n.engine.ForgetPod(t.Context(), api.PolicyPodRequest{Pod: "default/b", Addresses: []netip.Addr{addr}}); err != nil {
+			t.Fatal(err)
+		}
+		n.enforced(t)
+	}
+	forget(netip.MustParseAddr("10.40.7.7"))
+	n.mustNotReach(t, "a", n.at("b", 8080))
+	forget(n.addrs["b"])
+	n.mustReach(t, "a", n.at("b", 8080))
+}
+
+// tellOthers tells the engine of a pod and its namespace, and that this is all.
+func (n *node) tellOthers(but string) {
+	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
+	for name, a := range n.addrs {
+		if name != but {
+			n.engine.SetPod(pod(name, "", a))
+		}
+	}
+	n.engine.Synced()
+}
+
+// Pods that had a name before, and that had an address before, are not taken for the new one.
+func TestExpectationsAreOfOnePod(t *testing.T) {
+	n := newNode(t, "a", "b")
+	n.echo(t, "b", 8080)
+	n.engine.SetPolicy(allow("b", 8080))
+	n.tellOthers("b")
+	n.engine.SetPod(pod("b", "old"))
+	n.enforced(t)
+	early := make(chan error, 1)
+	go func() { early <- n.expects(t, "b", "new") }()
+	n.engine.DeletePod("default", "b")
+	n.engine.SetPod(pod("b", "new"))
+	if err := <-early; err != nil {
+		t.Fatal(err)
+	}
+	n.mustNotReach(t, "a", n.at("b", 8080))
+
+	// The sandbox came to nothing, nobody said so, and another pod got the address.
+	n.engine.SetPod(pod("c", "c"))
+	if err := n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "default/c", Addresses: []netip.Addr{n.addrs["b"]}}); err != nil {
+		t.Fatal(err)
+	}
+	n.mustReach(t, "a", n.at("b", 8080))
+}
+
+// A kubelet without an API server runs pods that nobody knows, but none while policies are
+// not enforced.
+func TestPodsThatAreNotKnown(t *testing.T) {
+	n := newNode(t, "a", "b")
+	if err := n.expects(t, "b", ""); api.ClassOf(err) != api.Unavailable {
+		t.Errorf("expected while the cluster is not known: %v", err)
+	}
+	n.tellOthers("b")
+	n.enforced(t)
+	start := time.Now()
+	if err := n.expects(t, "b", ""); err != nil || time.Since(start) < expectPatience {
+		t.Errorf("a pod that is not known: %v after %s", err, time.Since(start))
+	}
+	if err := n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "b"}); api.ClassOf(err) != api.Usage {
+		t.Errorf("a pod without a namespace: %v", err)
+	}
+}
