@@ -113,13 +113,14 @@ func (c *conf) free(ctx context.Context, args *skel.CmdArgs) error {
 		}
 		return nil
 	}
-	_, err := c.client().Release(ctx, c.ownerOf(args))
+	had, err := c.client().Release(ctx, c.ownerOf(args))
 	if errors.Is(err, api.ErrNotRunning) {
 		return c.leaveWord(c.ownerOf(args))
 	}
 	if err != nil {
 		return unavailable("give addresses back", err)
 	}
+	c.forget(ctx, args, had)
 	return nil
 }
 

@@ -5,6 +5,7 @@
 //
 //	runtime --ADD--> weft-cni --POST /lease--> router
 //	                    |  <-- addresses --
+//	                    |--POST /policy/expect--> who enforces policies, of pods only
 //	                    +-- veth pair: IFNAME in the container, vethwe... on the bridge
 //	                    +-- addresses, routes
 //	         <-- result
@@ -33,4 +34,7 @@
 // one made. DEL works without a namespace and without a router: it leaves a file
 // that the next router frees the addresses by. GC frees what belongs to none of the
 // attachments that the runtime knows.
+//
+// On Kubernetes a pod's interface is made only when its policies are in force for the addresses that
+// it is going to have.
 package cni

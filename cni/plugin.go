@@ -70,6 +70,9 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 			err = errors.Join(err, undo(c.del, args))
 		}
 	}()
+	if err := c.isolate(ctx, args, addrsOf(r)); err != nil {
+		return err
+	}
 	if err := c.plug(args, r); err != nil {
 		return err
 	}

@@ -8,9 +8,12 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -236,4 +239,39 @@ func TestStrikeLeavesANewLine(t *testing.T) {
 	if s.lines()["02-00-00-00-00-03"] != "back uid-new" {
 		t.Error("the line of a Node that came back is gone")
 	}
+}
+
+// openUntil is Policies that are enforced once it is said.
+type openUntil struct {
+	told
+	enforced atomic.Bool
+}
+
+func (p *openUntil) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+
+func (p *openUntil) Enforced() error {
+	if !p.enforced.Load() {
+		return errors.New("a transaction failed")
+	}
+	return nil
+}
+
+// A Node whose policies are not enforced is not ready: pods that are started there would be open.
+func TestNodeIsReadyOnlyWithItsPolicies(t *testing.T) {
+	s := newScene(t, nil)
+	p := &openUntil{}
+	s.agent.Policies = p
+	image, dir := t.TempDir(), t.TempDir()
+	s.agent.Plugin = &Plugin{Program: filepath.Join(image, pluginName), BinDir: dir, ConfDir: dir}
+	for _, name := range []string{pluginName, chained[0].name, chained[1].name} {
+		write(t, filepath.Join(image, name), name)
+	}
+	h := &s.agent.health
+	s.run()
+	s.until("the reason is there", func() bool { return h.reason() == "enforce policies: a transaction failed" })
+	if _, err := os.Stat(filepath.Join(dir, conflistName)); err == nil {
+		t.Error("the kubelet is told of a network whose policies are not enforced")
+	}
+	p.enforced.Store(true)
+	s.until("it is ready", func() bool { return h.ready(t.Context()) == nil })
 }

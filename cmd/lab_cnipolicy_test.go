@@ -1,0 +1,110 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/testbed"
+)
+
+// cniPolicies notes what it is told of pods.
+type cniPolicies struct {
+	fakePolicies
+	netns string // of the pod
+
+	mu     sync.Mutex
+	refuse bool
+	told   []string
+}
+
+func (p *cniPolicies) ExpectPod(_ context.Context, r api.PolicyPodRequest) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	plugged := netdev.Do(p.netns, func() error { _, err := netlink.LinkByName("eth0"); return err }) == nil
+	p.told = append(p.told, fmt.Sprintf("expect %s %s %s, plugged in %v", r.Pod, r.UID, r.Addresses, plugged))
+	if p.refuse {
+		return &api.Error{Class: api.Unavailable, Text: "the cluster is not known yet"}
+	}
+	return nil
+}
+
+func (p *cniPolicies) ForgetPod(_ context.Context, r api.PolicyPodRequest) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.told = append(p.told, fmt.Sprintf("forget %s %s", r.Pod, r.Addresses))
+	return nil
+}
+
+func (p *cniPolicies) want(t *testing.T, words ...string) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !slices.Equal(p.told, words) {
+		t.Errorf("told\n%q\nwant\n%q", p.told, words)
+	}
+	p.told = nil
+}
+
+// A pod is judged by its addresses before it is plugged in, and is not plugged in if it can not
+// be. Containers that are no pods, and hosts without policies, are as ever.
+func TestCNIPodsAreIsolatedFirst(t *testing.T) {
+	t.Parallel()
+	lab := upLab(t, testbed.Config{Hosts: 1})
+	h := newCNIHost(t, lab, 1, "1.0.0", nil)
+	rc := h.pod("web")
+	rc.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "shop"}, {"K8S_POD_NAME", "web-0"}, {"K8S_POD_UID", "u1"}}
+	h.mustAdd(rc) // nobody enforces policies
+	if err := h.del(rc); err != nil {
+		t.Fatal(err)
+	}
+
+	p := &cniPolicies{netns: rc.NetNS, refuse: true}
+	l, err := api.ListenUnix(filepath.Join(filepath.Dir(lab.Socket(1)), "policy.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- api.Serve(ctx, l, api.PolicyHandler(p), slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+	_, err = h.add(rc)
+	if code(err) != 11 {
+		t.Errorf("add where policies can not be enforced: %v", err)
+	}
+	h.wantLeases(0)
+	p.mu.Lock()
+	told := p.told
+	p.told, p.refuse = nil, false
+	p.mu.Unlock()
+	if len(told) != 2 {
+		t.Errorf("told %q, want of a pod that was expected and forgotten", told)
+	}
+
+	addr := h.mustAdd(rc).IPs[0].Address.IP
+	p.want(t, fmt.Sprintf("expect shop/web-0 u1 [%s], plugged in false", addr))
+	for range 2 {
+		if err := h.del(rc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.want(t, fmt.Sprintf("forget shop/web-0 [%s]", addr))
+
+	rc.Args = nil
+	h.mustAdd(rc)
+	p.want(t)
+}
