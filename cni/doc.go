@@ -36,5 +36,5 @@
 // attachments that the runtime knows.
 //
 // On Kubernetes a pod's interface is made only when its policies are in force for the addresses that
-// it is going to have.
+// it is going to have, and ADD ends when they are for its port of the bridge too.
 package cni

@@ -76,6 +76,10 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 	if err := c.plug(args, r); err != nil {
 		return err
 	}
+	// Frames to groups are judged by the port, which is there only now.
+	if err := c.isolate(ctx, args, addrsOf(r)); err != nil {
+		return err
+	}
 	return types.PrintResult(c.after(r), c.CNIVersion)
 }
 

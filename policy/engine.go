@@ -63,6 +63,7 @@ type Engine struct {
 	// Run's goroutine only
 	compiler  *rules.Compiler
 	expected  map[model.Key]*expectation
+	newPort   bool // a pod may have got its port of the bridge
 	reporter  *reporter
 	synced    bool // the compiler knows the whole cluster
 	following bool // the kernel has had the compiler's rules
@@ -298,7 +299,8 @@ func (e *Engine) takeIn(look bool) {
 	for name, policy := range p.cluster {
 		e.compiler.SetClusterPolicy(name, policy)
 	}
-	if look {
+	if look || e.newPort {
+		e.newPort = false
 		e.findPorts()
 	}
 }

@@ -29,7 +29,7 @@ type expectation struct {
 const expectPatience = 5 * time.Second
 
 // ExpectPod has a pod of this node be judged by addresses that it is about to get, and returns
-// when it is. It fails if policies are not enforced, as a pod without its policies would be
+// when it is; called again once the pod has its interface, also by the port of the bridge. It fails if policies are not enforced, as a pod without its policies would be
 // open. A pod that nobody knows has none.
 func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
 	key, err := keyOf(r)
@@ -96,6 +96,7 @@ func (e *Engine) expect(c *rules.Compiler, key model.Key, x *expectation) {
 		x.pod = old.pod // and not what was made of it
 	}
 	e.expected[key] = x
+	e.newPort = true
 	c.SetPod(key, e.judgedAs(key, x.pod))
 }
 

@@ -1,15 +1,18 @@
 package policy
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // pod is one of the node as the API server shows it, with or without addresses.
@@ -120,5 +123,40 @@ func TestPodsThatAreNotKnown(t *testing.T) {
 	}
 	if err := n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "b"}); api.ClassOf(err) != api.Usage {
 		t.Errorf("a pod without a namespace: %v", err)
+	}
+}
+
+// What goes to a group is judged by the port of the bridge, from when the plugin says that it is there.
+func TestPodIsIsolatedByItsPortBeforeItRuns(t *testing.T) {
+	n := newNode(t, "a", "b", "c")
+	n.echo(t, "b", 8080)
+	n.engine.SetPolicy(udp(allow("b", 7000, "c")))
+	n.tellOthers("b")
+	n.engine.SetPod(pod("b", "1"))
+	plug := func(bridge string) {
+		t.Helper()
+		do(t, n.host, func() error {
+			port, err := netlink.LinkByName("vethb")
+			if err != nil || bridge == "" {
+				return errors.Join(err, netlink.LinkSetNoMaster(port))
+			}
+			br, err := netlink.LinkByName(bridge)
+			return errors.Join(err, netlink.LinkSetMaster(port, br))
+		})
+	}
+	plug("")
+	if err := n.expects(t, "b", "1"); err != nil {
+		t.Fatal(err)
+	}
+	plug(netdev.BridgeName)
+	if err := n.expects(t, "b", "1"); err != nil {
+		t.Fatal(err)
+	}
+	b := n.hear(t, "b", "239.1.2.3:7000")
+	n.mustReach(t, "host", n.at("b", 8080)) // its port forwards
+	n.shout(t, "a", "239.1.2.3:7000", "from a")
+	n.shout(t, "c", "239.1.2.3:7000", "from c")
+	if got := hears(t, b); got != "from c" {
+		t.Errorf("b hears %q, want what c sent", got)
 	}
 }
