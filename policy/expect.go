@@ -21,6 +21,7 @@ type expectation struct {
 	uid   string // "": any
 	addrs []netip.Addr
 	pod   *model.Pod    // as the API server shows it; nil if it does not
+	last  *model.Pod    // what was last made of that, nil if it is another pod or has ended
 	done  chan struct{} // closed when the kernel has what is to be done with the pod
 }
 
@@ -106,18 +107,26 @@ func (e *Engine) unexpect(c *rules.Compiler, key model.Key) {
 	delete(e.expected, key)
 }
 
-// judgedAs returns how a pod is judged that the API server shows so, nil if it does not.
+// judgedAs returns how a pod is judged that the API server shows so, nil if it does not. One
+// that was deleted by force runs on, and as it was, until the plugin takes its addresses back.
 func (e *Engine) judgedAs(key model.Key, shown *model.Pod) *model.Pod {
 	x := e.expected[key]
 	if x == nil {
 		return shown
 	}
 	x.pod = shown
+	if shown == nil && x.last != nil {
+		pod := *x.last
+		pod.Ending = true
+		return &pod
+	}
+	x.last = nil
 	if !x.holds(e.cfg.Node) {
 		return shown
 	}
 	pod := *shown
-	pod.Addrs = x.addrs
+	pod.Addrs, pod.Plugged = x.addrs, true
+	x.last = &pod
 	return &pod
 }
 

@@ -68,6 +68,9 @@ func TestPodIsIsolatedBeforeItRuns(t *testing.T) {
 	}
 	forget(netip.MustParseAddr("10.40.7.7"))
 	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.engine.DeletePod("default", "b") // by force: it runs on
+	n.enforced(t)
+	n.mustNotReach(t, "a", n.at("b", 8080))
 	forget(n.addrs["b"])
 	n.mustReach(t, "a", n.at("b", 8080))
 }
@@ -98,6 +101,13 @@ func TestExpectationsAreOfOnePod(t *testing.T) {
 	if err := <-early; err != nil {
 		t.Fatal(err)
 	}
+	n.mustNotReach(t, "a", n.at("b", 8080))
+
+	// A younger pod is still shown with the address that it had before.
+	young := pod("c", "c", n.addrs["b"])
+	young.CreationTimestamp = metav1.Now()
+	n.engine.SetPod(young)
+	n.enforced(t)
 	n.mustNotReach(t, "a", n.at("b", 8080))
 
 	// The sandbox came to nothing, nobody said so, and another pod got the address.

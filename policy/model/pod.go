@@ -65,6 +65,7 @@ type Pod struct {
 	Apart   bool         // policies do not see it: it is in the host's network, or has ended
 	Addrs   []netip.Addr // none if policies do not see the pod, or it has none yet
 	Ports   []NamedPort
+	Plugged bool  // Addrs are of who gave them, and not what the API server shows
 	Ending  bool  // it is being deleted
 	Created int64 // seconds since 1970
 }
