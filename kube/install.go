@@ -67,9 +67,11 @@ func (p *Plugin) Uninstall() error {
 	for _, f := range p.programs() {
 		paths = append(paths, filepath.Join(p.BinDir, f.name))
 	}
-	for _, path := range paths {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove the CNI plugin: %w", err))
+	for _, whole := range paths {
+		for _, path := range []string{whole, unfinished(whole)} {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("remove the CNI plugin: %w", err))
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -105,8 +107,7 @@ func replace(path string, body []byte, mode fs.FileMode) (wrote bool, err error)
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, body) {
 		return false, nil
 	}
-	// A name with a dot in front is no network's and no plugin's.
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	f, err := os.OpenFile(unfinished(path), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
 	if err != nil {
 		return false, err
 	}
@@ -116,4 +117,10 @@ func replace(path string, body []byte, mode fs.FileMode) (wrote bool, err error)
 		return false, err
 	}
 	return true, os.Rename(f.Name(), path)
+}
+
+// unfinished is what a file is called until it is whole, and stays if the process is killed before.
+// A name like that is no network's and no plugin's.
+func unfinished(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 }

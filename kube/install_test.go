@@ -50,6 +50,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(p.BinDir, pluginName)); err != nil || string(b) != "v2" {
 		t.Errorf("plugin is %q, %v", b, err)
 	}
+	write(t, unfinished(filepath.Join(p.BinDir, pluginName)), "of one that was killed")
 	for range 2 {
 		if err := p.Uninstall(); err != nil {
 			t.Error(err)

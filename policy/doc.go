@@ -82,6 +82,13 @@
 // it claims to be. UDP has no first packet: when a flow is cut and the other end
 // may open flows by itself, its next packet opens one.
 //
+// # Pods that come and go
+//
+// The API server shows a pod's address some time after the pod has it, and forgets one that is
+// deleted by force while it still runs. So the CNI plugin says which addresses it gives (ExpectPod),
+// waits until the kernel has the rules for them, plugs the pod in, and says when it has taken
+// them back (ForgetPod). Pods of other nodes are known by the API server only.
+//
 // # Life
 //
 // Rules stay in the kernel when the process ends. A new process leaves them be

@@ -434,6 +434,28 @@ func (n *node) generation(t *testing.T) uint32 {
 	return g
 }
 
+// TestRemove checks that where policies are not enforced any more nothing is left of them.
+func TestRemove(t *testing.T) {
+	n := newNode(t, "a", "b")
+	n.echo(t, "b", 8080)
+	n.tellAll()
+	n.engine.SetPolicy(allow("b", 8080))
+	n.enforced(t)
+	n.stop()
+	n.mustNotReach(t, "a", n.at("b", 8080))
+	for range 2 {
+		do(t, n.host, Remove)
+	}
+	n.mustReach(t, "a", n.at("b", 8080))
+	do(t, n.host, func() error {
+		chains, err := (&nftables.Conn{}).ListChains()
+		if err == nil && len(chains) > 0 {
+			err = fmt.Errorf("%d chains are left, as %s", len(chains), chains[0].Name)
+		}
+		return err
+	})
+}
+
 // TestRulesComeBack checks that what others remove is there again within 10 s:
 // the table, a chain's rules, an element.
 func TestRulesComeBack(t *testing.T) {

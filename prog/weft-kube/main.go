@@ -23,6 +23,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/kube"
+	"github.com/weft-net/weft/policy"
 )
 
 func main() {
@@ -92,6 +93,8 @@ func agent(ctx context.Context) error {
 			}
 		}
 		a.Metrics = promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})
+	} else if err := policy.Remove(); err != nil {
+		log.Warn("policies that an earlier run enforced may still be", "err", err)
 	}
 	return together(ctx, a, s.LaunchArgs(len(nodes), kube.Targets(s.NodeName, nodes)))
 }

@@ -1,0 +1,20 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netns"
+
+	"github.com/weft-net/weft/policy/rules"
+)
+
+// Remove takes the rules that an engine left out of the kernel, in the calling thread's
+// network namespace. It is for where policies are not enforced any more.
+func Remove() error {
+	ns, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("remove the rules of policies: open the thread's network namespace: %w", err)
+	}
+	return errors.Join(kernel{ns: ns}.replace(&rules.Rules{}, false), ns.Close())
+}
