@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -20,6 +21,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
+
+	"github.com/weft-net/weft/policy/model"
 )
 
 // told is Policies that remembers what it was told.
@@ -136,4 +139,37 @@ func TestPoliciesOfAClusterWithoutTheKind(t *testing.T) {
 	p.await(t, "synced")
 	l.define()
 	p.await(t, "cluster policy guard")
+}
+
+// Of what is kept of a pod policies depend, and so does who the kubelet says that it is.
+func TestPodsAreKeptWithWhatPoliciesWant(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	ports := []corev1.ContainerPort{{Name: "side", ContainerPort: 1}}
+	whole := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "web", UID: "of the API server", Labels: map[string]string{"app": "web"},
+			Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "of the kubelet", "other": "x"},
+		},
+		Spec: corev1.PodSpec{
+			NodeName:       "self",
+			InitContainers: []corev1.Container{{Name: "s", RestartPolicy: &always, Ports: ports}},
+			Containers:     []corev1.Container{{Name: "c", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}}}},
+		},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.32.0.5", PodIPs: []corev1.PodIP{{IP: "10.32.0.5"}, {IP: "fd00::5"}}},
+	}
+	want, err := model.PodOf(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	few, err := slim(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := model.PodOf(few.(*corev1.Pod))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("policies see %+v, %v; want %+v", got, err, want)
+	}
+	if got.UID != "of the kubelet" {
+		t.Errorf("UID %q is not what the kubelet calls a pod that it runs from a file", got.UID)
+	}
 }
