@@ -58,7 +58,8 @@ func (s state) record(uid string) error {
 
 // begin looks up all Nodes. If this one is not the Node it was, the others have
 // taken its addresses over, or are about to: it starts anew. A node that was in
-// the mesh goes on without Nodes if the API server does not answer.
+// the mesh goes on without Nodes if the API server does not answer. If it answers that this
+// one was deleted, the node waits: the others take its addresses over once it is not reached.
 func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node state, log *slog.Logger) ([]*corev1.Node, error) {
 	last, err := node.last()
 	if err != nil {
@@ -76,7 +77,7 @@ func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, n
 			}
 			return nodes, node.record(self)
 		}
-		if last != "" && time.Since(start) > apiPatience {
+		if last != "" && time.Since(start) > apiPatience && !errors.Is(err, errNoNode) {
 			log.Warn("the Nodes are not known; going on with the peers of the last run", "err", err)
 			return nil, nil
 		}
@@ -88,6 +89,9 @@ func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, n
 		}
 	}
 }
+
+// errNoNode: the API server does not know this node.
+var errNoNode = errors.New("the API server has no such Node")
 
 // list returns all Nodes and the UID of this one.
 func list(ctx context.Context, client kubernetes.Interface, name string) (nodes []*corev1.Node, self string, err error) {
@@ -104,7 +108,7 @@ func list(ctx context.Context, client kubernetes.Interface, name string) (nodes 
 		}
 	}
 	if self == "" {
-		return nil, "", fmt.Errorf("there is no Node %s", name)
+		return nil, "", fmt.Errorf("look up Node %s: %w", name, errNoNode)
 	}
 	return nodes, self, nil
 }

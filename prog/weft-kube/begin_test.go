@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/weft-net/weft/kube"
+)
+
+// begins runs begin, for as long as five minutes of its time, on a machine that was a Node before.
+func begins(t *testing.T, client *fake.Clientset) (nodes []*corev1.Node, err error) {
+	t.Helper()
+	node := state{dir: t.TempDir()}
+	if err := node.record("uid-before"); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		nodes, err = begin(ctx, &kube.Settings{NodeName: "self"}, client, node, slog.New(slog.DiscardHandler))
+	})
+	return nodes, err
+}
+
+// A machine goes on without the API server.
+func TestBeginGoesOnWithoutTheAPIServer(t *testing.T) {
+	client := fake.NewClientset()
+	client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("connection refused")
+	})
+	if nodes, err := begins(t, client); err != nil || nodes != nil {
+		t.Errorf("begins with %v, %v; want no Nodes and no error", nodes, err)
+	}
+}
+
+// One whose Node was deleted does not: its addresses are others' by now, or about to be.
+func TestBeginWaitsForADeletedNode(t *testing.T) {
+	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other"}})
+	if nodes, err := begins(t, client); err == nil {
+		t.Errorf("begins with Nodes %v", nodes)
+	}
+}
