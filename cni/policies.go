@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
@@ -15,6 +16,9 @@ import (
 // podIface is what Kubernetes calls a pod's interface. Others are not of the addresses by
 // which the API server, and so policies, know pods.
 const podIface = "eth0"
+
+// forgetPatience bounds what need not be heard.
+const forgetPatience = 5 * time.Second
 
 // policies is who enforces policies on this host, if anybody does: it listens beside the router.
 func (c *conf) policies() *api.Client {
@@ -39,6 +43,8 @@ func (c *conf) isolate(ctx context.Context, args *skel.CmdArgs, addrs []netip.Pr
 // enforces policies forgets them when another pod gets them.
 func (c *conf) forget(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) {
 	if pod, ok := podOf(args, addrs); ok && len(addrs) > 0 {
+		ctx, cancel := context.WithTimeout(ctx, forgetPatience)
+		defer cancel()
 		_ = c.policies().ForgetPod(ctx, pod)
 	}
 }
