@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,8 +31,9 @@ type expectation struct {
 const expectPatience = 5 * time.Second
 
 // ExpectPod has a pod of this node be judged by addresses that it is about to get, and returns
-// when it is; called again once the pod has its interface, also by the port of the bridge. It fails if policies are not enforced, as a pod without its policies would be
-// open. A pod that nobody knows has none.
+// when it is; called again once the pod has its interface, also by the port of the bridge. It
+// fails if policies are not enforced, or not yet for this pod, as it would be open without. One
+// that is run from a file and nobody knows has none.
 func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
 	key, err := keyOf(r)
 	if err != nil {
@@ -51,7 +53,11 @@ func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
 		return &api.Error{Class: api.Unavailable, Text: fmt.Sprintf("enforce the policies of pod %s: the engine has ended", key)}
 	case <-time.After(expectPatience):
 	}
-	if err := e.Enforced(); err != nil {
+	err = e.Enforced()
+	if err == nil && ofAPIServer(r.UID) {
+		err = errors.New("the API server does not show the pod yet")
+	}
+	if err != nil {
 		return &api.Error{Class: api.Unavailable, Text: fmt.Sprintf("enforce the policies of pod %s: %v", key, err)}
 	}
 	e.log.Warn("a pod starts that the API server does not show: it is under no policy until it does", "pod", key, "addresses", r.Addresses)
@@ -73,6 +79,10 @@ func (e *Engine) ForgetPod(ctx context.Context, r api.PolicyPodRequest) error {
 	e.look()
 	return err
 }
+
+// ofAPIServer tells whether an API server made a UID. It makes UUIDs, and the kubelet sums
+// of files, which have no dashes.
+func ofAPIServer(uid string) bool { return strings.Contains(uid, "-") }
 
 func keyOf(r api.PolicyPodRequest) (model.Key, error) {
 	namespace, name, ok := strings.Cut(r.Pod, "/")

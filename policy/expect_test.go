@@ -127,6 +127,9 @@ func TestPodsThatAreNotKnown(t *testing.T) {
 	}
 	n.tellOthers("b")
 	n.enforced(t)
+	if err := n.expects(t, "b", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"); api.ClassOf(err) != api.Unavailable {
+		t.Errorf("a pod of the API server that it does not show yet: %v", err)
+	}
 	start := time.Now()
 	if err := n.expects(t, "b", ""); err != nil || time.Since(start) < expectPatience {
 		t.Errorf("a pod that is not known: %v after %s", err, time.Since(start))
