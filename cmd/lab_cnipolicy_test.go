@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -105,7 +106,37 @@ func TestCNIPodsAreIsolatedFirst(t *testing.T) {
 	}
 	p.want(t, fmt.Sprintf("forget shop/web-0 [%s]", addr))
 
+	other := newCNIHost(t, lab, 1, "1.0.0", map[string]any{"ipam": map[string]any{"type": "fixed"}})
+	said := other.givesFixed("10.77.0.5/24")
+	if r := other.mustAdd(rc); len(r.IPs) != 1 || r.IPs[0].Address.String() != "10.77.0.5/24" {
+		t.Errorf("addresses %v, want what the other plugin gave", r.IPs)
+	}
+	if err := other.del(rc); err != nil {
+		t.Fatal(err)
+	}
+	expect = "expect shop/web-0 u1 [10.77.0.5], plugged in "
+	p.want(t, expect+"false", expect+"true", "forget shop/web-0 [10.77.0.5]")
+	if b, err := os.ReadFile(said); err != nil || string(b) != "ADD\nDEL\n" {
+		t.Errorf("the other plugin was told %q, %v", b, err)
+	}
+
 	rc.Args = nil
 	h.mustAdd(rc)
 	p.want(t)
+}
+
+// givesFixed makes a plugin of that name that gives one address, and returns the file with
+// what it was told.
+func (h *cniHost) givesFixed(address string) (said string) {
+	h.t.Helper()
+	dir := h.cni.Path[0]
+	said = filepath.Join(dir, "said")
+	script := fmt.Sprintf(`#!/bin/sh
+echo "$CNI_COMMAND" >>%q
+[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion":"1.0.0","ips":[{"address":%q}]}'
+`, said, address)
+	if err := os.WriteFile(filepath.Join(dir, "fixed"), []byte(script), 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	return said
 }

@@ -166,6 +166,9 @@ func undo(by func(context.Context, *skel.CmdArgs) error, args *skel.CmdArgs) err
 // del takes a container off the bridge. What is not there is gone already.
 func (c *conf) del(ctx context.Context, args *skel.CmdArgs) error {
 	if args.Netns != "" {
+		if !c.own() {
+			defer c.forget(ctx, args, c.plugged(args)) // others do not say what they free
+		}
 		if err := netdev.Remove(args.Netns, args.IfName); err != nil && !errors.Is(err, netdev.ErrHostNS) {
 			return failed(types.ErrInternal, "%v", err)
 		}

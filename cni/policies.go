@@ -49,6 +49,15 @@ func (c *conf) forget(ctx context.Context, args *skel.CmdArgs, addrs []netip.Pre
 	}
 }
 
+// plugged returns the addresses of an interface, none if it is not there any more.
+func (c *conf) plugged(args *skel.CmdArgs) []netip.Prefix {
+	iface, err := c.find(args)
+	if err != nil {
+		return nil
+	}
+	return iface.Addrs
+}
+
 // podOf reads which pod the runtime says that a container is of.
 func podOf(args *skel.CmdArgs, addrs []netip.Prefix) (pod api.PolicyPodRequest, ok bool) {
 	var namespace, name string
