@@ -81,6 +81,8 @@ var (
 	fourStreams = []string{"--kind", trafficTCP, "--streams", "4"}
 	blast       = []string{"--kind", trafficUDP, "--size", "64"}
 	roundTrips  = []string{"--kind", trafficLatency}
+	pinnedOne   = []string{"--kind", trafficPinned, "--streams", "1"}
+	pinnedFour  = []string{"--kind", trafficPinned, "--streams", "4"}
 	oneCPUTrips = []string{"--kind", trafficTrips}
 	connects    = []string{"--kind", trafficConnect}
 )

@@ -34,6 +34,7 @@ const (
 	trafficLossy   = "udp-sustained"
 	trafficLatency = "latency"
 	trafficTrips   = "trips"
+	trafficPinned  = "tcp-pinned"
 	trafficConnect = "connect"
 )
 
@@ -82,12 +83,14 @@ func (l *labApp) traffic() *cobra.Command {
 				r.PacketsPerSecond, err = k.Sustained(c.Context(), size, toleratedLoss, d)
 			case trafficLatency:
 				r.Median, r.P99, err = k.Latency(c.Context(), d)
+			case trafficPinned:
+				r.BitsPerSecond, err = k.PinnedBulk(c.Context(), streams, d)
 			case trafficTrips:
 				r.Median, r.P99, err = k.Trips(c.Context(), d)
 			case trafficConnect:
 				r.Median, r.P99, err = k.Connects(c.Context(), d)
 			default:
-				return usagef("%s: --kind %q: want tcp, udp, udp-sustained, latency, trips or connect", c.CommandPath(), kind)
+				return usagef("%s: --kind %q: want tcp, tcp-pinned, udp, udp-sustained, latency, trips or connect", c.CommandPath(), kind)
 			}
 			if err != nil {
 				return err
@@ -95,7 +98,7 @@ func (l *labApp) traffic() *cobra.Command {
 			return json.NewEncoder(l.stdout).Encode(r)
 		},
 	}
-	send.Flags().StringVar(&kind, "kind", trafficTCP, "tcp, udp (as fast as it goes), udp-sustained (with less than 1 % lost), latency, trips (round trips on one CPU) or connect")
+	send.Flags().StringVar(&kind, "kind", trafficTCP, "tcp, tcp-pinned (senders on one CPU, receivers on another), udp (as fast as it goes), udp-sustained (with less than 1 % lost), latency, trips (round trips on one CPU) or connect")
 	send.Flags().IntVar(&streams, "streams", 1, "TCP connections at once")
 	send.Flags().IntVar(&size, "size", 64, "bytes of data in a UDP packet")
 	send.Flags().DurationVar(&d, "time", time.Second, "how long to send")

@@ -8,6 +8,7 @@
 //
 //	'B' bulk    then data until the client closes its half; the server
 //	            answers with the number of data bytes (8 bytes)
+//	'P' pinned  the same, but see Client.PinnedBulk
 //	'L' latency then single bytes, each sent back as it comes
 //	'T' trips   the same, but see Client.Trips
 //	'U' packets the server answers with a UDP port (2 bytes) that counts what
@@ -31,6 +32,7 @@ const (
 	forBulk    = 'B'
 	forLatency = 'L'
 	forTrips   = 'T'
+	forPinned  = 'P'
 	forPackets = 'U'
 
 	bulkChunk = 128 << 10
@@ -80,6 +82,8 @@ func serveOne(ctx context.Context, c net.Conn) error {
 				return err
 			}
 		}
+	case forPinned:
+		return servePinned(ctx, c)
 	case forTrips:
 		return serveTrips(ctx, c)
 	case forPackets:
@@ -120,13 +124,18 @@ func (c Client) open(ctx context.Context, kind byte) (net.Conn, func(), error) {
 // Bulk sends over the given number of TCP connections at once and returns the
 // bits a second that the server has read.
 func (c Client) Bulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
+	return c.bulks(ctx, forBulk, streams, d, func(conn net.Conn, send func(io.Writer) error) error { return send(conn) })
+}
+
+// bulks is Bulk of a kind; each calls send with what to write to.
+func (c Client) bulks(ctx context.Context, kind byte, streams int, d time.Duration, each func(net.Conn, func(io.Writer) error) error) (float64, error) {
 	start := time.Now()
 	var total, last = make([]uint64, streams), make([]time.Time, streams)
 	errs := make([]error, streams)
 	var wg sync.WaitGroup
 	for i := range streams {
 		wg.Go(func() {
-			total[i], errs[i] = c.bulk(ctx, start.Add(d))
+			total[i], errs[i] = c.bulk(ctx, kind, start.Add(d), each)
 			last[i] = time.Now()
 		})
 	}
@@ -141,17 +150,23 @@ func (c Client) Bulk(ctx context.Context, streams int, d time.Duration) (float64
 	return float64(sum) * 8 / slices.MaxFunc(last, time.Time.Compare).Sub(start).Seconds(), nil
 }
 
-func (c Client) bulk(ctx context.Context, until time.Time) (uint64, error) {
-	conn, closeAll, err := c.open(ctx, forBulk)
+func (c Client) bulk(ctx context.Context, kind byte, until time.Time, each func(net.Conn, func(io.Writer) error) error) (uint64, error) {
+	conn, closeAll, err := c.open(ctx, kind)
 	if err != nil {
 		return 0, err
 	}
 	defer closeAll()
-	b := make([]byte, bulkChunk)
-	for time.Now().Before(until) {
-		if _, err := conn.Write(b); err != nil {
-			return 0, err
+	err = each(conn, func(w io.Writer) error {
+		b := make([]byte, bulkChunk)
+		for time.Now().Before(until) {
+			if _, err := w.Write(b); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
 	}
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		if err := half.CloseWrite(); err != nil {

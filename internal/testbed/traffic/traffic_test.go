@@ -34,6 +34,9 @@ func TestMeasureLoopback(t *testing.T) {
 		if err != nil || rate < 1e6 {
 			t.Errorf("%d streams: %.0f bit/s, %v", streams, rate, err)
 		}
+		if rate, err = c.PinnedBulk(t.Context(), streams, 50*time.Millisecond); err != nil || rate < 1e6 {
+			t.Errorf("%d streams on two CPUs: %.0f bit/s, %v", streams, rate, err)
+		}
 	}
 	median, p99, err := c.Latency(t.Context(), 20*time.Millisecond)
 	if err != nil || median <= 0 || p99 < median {

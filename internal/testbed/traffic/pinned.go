@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ func (c Client) Trips(ctx context.Context, d time.Duration) (median, p99 time.Du
 		return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
 	}
 	defer closeAll()
-	err = blocking(ctx, conn, func(s io.ReadWriter) (err error) {
+	err = blocking(ctx, conn, firstCPU, func(s io.ReadWriter) (err error) {
 		var b [1]byte
 		median, p99, err = times(d, func() error {
 			if _, err := s.Write(b[:]); err != nil {
@@ -41,9 +42,29 @@ func (c Client) Trips(ctx context.Context, d time.Duration) (median, p99 time.Du
 	return median, p99, nil
 }
 
+// PinnedBulk is Bulk with all senders on one CPU and all receivers on another, in
+// blocking calls, as iperf3 has it with -A 0,1. Else where the scheduler puts them
+// decides on more than the path does.
+func (c Client) PinnedBulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
+	return c.bulks(ctx, forPinned, streams, d, func(conn net.Conn, send func(io.Writer) error) error {
+		return blocking(ctx, conn, firstCPU, func(s io.ReadWriter) error { return send(s) })
+	})
+}
+
+// servePinned counts what comes, and says it at the end.
+func servePinned(ctx context.Context, c net.Conn) error {
+	return blocking(ctx, c, lastCPU, func(s io.ReadWriter) error {
+		n, err := io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{s}, make([]byte, bulkChunk))
+		if err != nil {
+			return err
+		}
+		return binary.Write(s, binary.BigEndian, uint64(n))
+	})
+}
+
 // serveTrips sends back what comes.
 func serveTrips(ctx context.Context, c net.Conn) error {
-	return blocking(ctx, c, func(s io.ReadWriter) error {
+	return blocking(ctx, c, firstCPU, func(s io.ReadWriter) error {
 		var b [1]byte
 		for {
 			if _, err := io.ReadFull(s, b[:]); err != nil {
@@ -56,9 +77,17 @@ func serveTrips(ctx context.Context, c net.Conn) error {
 	})
 }
 
-// blocking runs f on a thread that stays on the first CPU that this process may
-// use, with a socket whose calls block the thread. When ctx ends they fail.
-func blocking(ctx context.Context, c net.Conn, f func(io.ReadWriter) error) error {
+// Which of the CPUs that this process may use.
+type cpuChoice bool
+
+const (
+	firstCPU cpuChoice = false
+	lastCPU  cpuChoice = true
+)
+
+// blocking runs f on a thread that stays on one CPU, with a socket whose calls
+// block the thread. When ctx ends they fail.
+func blocking(ctx context.Context, c net.Conn, cpu cpuChoice, f func(io.ReadWriter) error) error {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
 		return fmt.Errorf("%T is no TCP connection: %w", c, errors.ErrUnsupported)
@@ -77,7 +106,7 @@ func blocking(ctx context.Context, c net.Conn, f func(io.ReadWriter) error) erro
 	ended := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and not unlocked: the thread ends with its goroutine
-		err := pin()
+		err := pin(cpu)
 		if err == nil {
 			err = f(socket(fd))
 		}
@@ -86,18 +115,24 @@ func blocking(ctx context.Context, c net.Conn, f func(io.ReadWriter) error) erro
 	return <-ended
 }
 
-// pin keeps the calling thread on the first CPU that it may use.
-func pin() error {
-	var may, first unix.CPUSet
+// pin keeps the calling thread on one CPU.
+func pin(which cpuChoice) error {
+	var may, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &may); err != nil {
 		return os.NewSyscallError("sched_getaffinity", err)
 	}
-	cpu := 0
-	for !may.IsSet(cpu) {
-		cpu++
+	var cpus []int
+	for cpu := 0; len(cpus) < may.Count(); cpu++ {
+		if may.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
 	}
-	first.Set(cpu)
-	return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(0, &first))
+	cpu := cpus[0]
+	if which == lastCPU {
+		cpu = cpus[len(cpus)-1]
+	}
+	one.Set(cpu)
+	return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(0, &one))
 }
 
 // socket is a descriptor whose calls go to the kernel at once.
