@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/poll"
 )
 
 // router is a Router that remembers what it was told.
@@ -128,10 +129,8 @@ func (s *scene) run() {
 
 func (s *scene) until(what string, holds func() bool) {
 	s.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			s.t.Fatalf("not so: %s", what)
-		}
+	if err := poll.Until(30*time.Second, 10*time.Millisecond, poll.True(holds)); err != nil {
+		s.t.Fatalf("not so: %s", what)
 	}
 }
 

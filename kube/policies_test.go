@@ -23,6 +23,8 @@ import (
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/weft-net/weft/policy/model"
+
+	"github.com/weft-net/weft/internal/poll"
 )
 
 // told is Policies that remembers what it was told.
@@ -50,17 +52,17 @@ func (p *told) Synced()                         { p.tell("synced") }
 // await waits until something is told, and returns what was until then.
 func (p *told) await(t *testing.T, word string) []string {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	var words []string
+	err := poll.Until(20*time.Second, 10*time.Millisecond, poll.True(func() bool {
 		p.mu.Lock()
-		words := slices.Clone(p.words)
-		p.mu.Unlock()
-		if slices.Contains(words, word) {
-			return words
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("told %q, never %q", words, word)
-		}
+		defer p.mu.Unlock()
+		words = slices.Clone(p.words)
+		return slices.Contains(words, word)
+	}))
+	if err != nil {
+		t.Fatalf("told %q, never %q", words, word)
 	}
+	return words
 }
 
 // clusterList is the ClusterNetworkPolicies of a cluster, which may not have the kind.
