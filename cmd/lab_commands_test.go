@@ -41,8 +41,19 @@ func TestLabCommands(t *testing.T) {
 	if _, err := netip.ParseAddr(address); err != nil {
 		t.Errorf("run printed %q: %v", address, err)
 	}
-	if list := mustWeft(t, "lab", "list"); !strings.Contains(list, name+": h1 h2 h1/web\n") {
-		t.Errorf("list: %q", list)
+	listed := func() string {
+		t.Helper()
+		list := mustWeft(t, "lab", "list") // labs of other tests too
+		for line := range strings.Lines(list) {
+			if rest, ok := strings.CutPrefix(line, name+": "); ok {
+				return rest
+			}
+		}
+		t.Errorf("lab %s is not in the list %q", name, list)
+		return ""
+	}
+	if got := listed(); got != "h1 h2 h1/web\n" {
+		t.Errorf("the lab is listed as %q", got)
 	}
 	if code, _, _ := weft("lab", "exec", "h1/web", "--name", name, "--", "sh", "-c", "exit 7"); code != 7 {
 		t.Errorf("exec returned %d, want 7", code)
@@ -50,8 +61,8 @@ func TestLabCommands(t *testing.T) {
 	if code, _, _ := weft("lab", "run", "h2", "client", "10.32.9.9/24", "--name", name, "--", "sh", "-c", "exit 5"); code != 5 {
 		t.Errorf("run returned %d, want 5", code)
 	}
-	if list := mustWeft(t, "lab", "list"); strings.Contains(list, "client") {
-		t.Errorf("run with a command left its container: %q", list)
+	if got := listed(); got != "h1 h2 h1/web\n" {
+		t.Errorf("run with a command left its container: %q", got)
 	}
 	if out := mustWeft(t, "lab", "exec", "h2", "--name", name, "--", "weft", "ps"); out != "" {
 		t.Errorf("run with a command left an attachment: %q", out)
