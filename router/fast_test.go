@@ -3,6 +3,7 @@ package router
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fast"
 	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -88,6 +90,60 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 		want := r.wantFast()
 		if p := want.Peers[2]; (p.Next == 2) != c.fast || p.Direct != c.fast || (want.Remotes[l.Addr()].Peer == 2) != c.fast {
 			t.Errorf("%s: %+v", name, want)
+		}
+	}
+}
+
+// Issue 4, item 5: a station that only the kernel hears stays, one that neither
+// heard for long goes from both, and one whose place the two have differently is
+// written anew.
+func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
+	self, far, other := peer.Name{2, 0, 0, 0, 0, 1}, peer.Name{2, 0, 0, 0, 0, 2}, peer.Name{2, 0, 0, 0, 0, 3}
+	const running, boot = 20 * time.Minute, 10 * time.Hour
+	r := &Router{
+		self: self, start: time.Now().Add(-running), macs: mac.New(100),
+		routes: &topology.Routes{ShortIDs: map[peer.Name]uint16{self: 1, far: 2, other: 3}},
+		fast:   &fastpath{self: 1, names: map[uint16]peer.Name{2: far, 3: other}, veths: make(map[ethernet.MAC]int)},
+	}
+	kernel := make(map[ethernet.MAC]fastdp.MACEntry)
+	station := func(n byte, id uint16, byRouter, byKernel time.Duration) ethernet.MAC {
+		m := ethernet.MAC{2, 0, 0, 0, 1, n}
+		at := far
+		if n == 1 {
+			at = self
+		}
+		r.macs.Learn(m, at, running-byRouter)
+		kernel[m] = fastdp.MACEntry{Peer: id, Seen: uint64(boot - byKernel)}
+		return m
+	}
+	own := station(1, 1, 15*time.Minute, time.Minute)
+	heard := station(2, 2, 15*time.Minute, time.Minute)
+	slow := station(3, 2, time.Minute, 15*time.Minute)
+	silent := station(4, 2, 15*time.Minute, 15*time.Minute)
+	moved := station(5, 3, time.Minute, time.Minute)
+	strange := station(6, 77, 15*time.Minute, 0) // of a peer that nobody knows
+	missing := ethernet.MAC{2, 0, 0, 0, 1, 7}
+	r.macs.Learn(missing, far, running)
+
+	wrong := r.compareStations(kernel, boot)
+	for m, want := range map[ethernet.MAC]struct {
+		id    uint16
+		age   time.Duration
+		wrong bool
+	}{
+		own: {1, time.Minute, false}, heard: {2, time.Minute, false}, slow: {2, time.Minute, false},
+		silent: {0, 0, true}, moved: {2, time.Minute, true}, strange: {0, 0, true}, missing: {2, 0, true},
+	} {
+		if id := r.placeOf(m); id != want.id {
+			t.Errorf("%s is behind peer %d, want %d", m, id, want.id)
+		}
+		if slices.Contains(wrong, m) != want.wrong {
+			t.Errorf("%s is to be written: %v, want %v", m, !want.wrong, want.wrong)
+		}
+		for _, e := range r.macs.Entries(r.since()) {
+			if e.MAC == m && (e.Age < want.age || e.Age > want.age+time.Minute) {
+				t.Errorf("%s was seen %v ago, want %v", m, e.Age, want.age)
+			}
 		}
 	}
 }

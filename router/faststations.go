@@ -53,25 +53,32 @@ func (r *Router) stationSeen(e fastdp.Event) {
 	r.copyStation(m)
 }
 
+// placeOf returns the short id of the peer that the table has a station behind; 0 if
+// it knows none, or the peer has none.
+func (r *Router) placeOf(m ethernet.MAC) uint16 {
+	at, ok := r.macs.Lookup(m, r.since())
+	switch {
+	case !ok:
+		return 0
+	case at == r.self:
+		return r.fast.self
+	}
+	return r.routes.ShortIDs[at]
+}
+
 // copyStation writes what the table says of a station into the kernel's map.
 func (r *Router) copyStation(m ethernet.MAC) {
 	f := r.fast
-	at, ok := r.macs.Lookup(m, r.since())
-	id := f.self
-	if ok && at != r.self {
-		id = r.routes.ShortIDs[at]
-	}
+	id := r.placeOf(m)
 	var err error
-	if !ok || id == 0 {
+	if id == 0 {
 		err = f.dp.DeleteMAC(m)
 	} else {
 		e := fastdp.MACEntry{Peer: id}
-		if at == r.self {
-			if i := f.veths[m]; i != 0 {
-				e.Ifindex, e.Flags = uint32(i), fastdp.MACExpress
-			}
-		} else {
+		if id != f.self {
 			delete(f.veths, m)
+		} else if i := f.veths[m]; i != 0 {
+			e.Ifindex, e.Flags = uint32(i), fastdp.MACExpress
 		}
 		err = f.dp.PutMAC(m, e)
 	}
@@ -90,60 +97,63 @@ func (r *Router) stationGone(m ethernet.MAC) {
 	r.copyStation(m)
 }
 
-// syncStations compares both tables: last use goes to the later of the two,
-// places are as the table has them, and what the table has forgotten leaves the
-// kernel. What an earlier process left in the kernel is learned from it.
+// syncStations has the table and the kernel's map agree.
 func (r *Router) syncStations() {
 	f := r.fast
 	if f == nil || f.dp == nil {
 		return
 	}
-	now, boot := r.since(), time.Duration(fastdp.BootTime())
+	kernel := make(map[ethernet.MAC]fastdp.MACEntry)
+	err := f.dp.MACs(func(m [6]byte, e fastdp.MACEntry) bool { kernel[m] = e; return true })
+	if err != nil {
+		r.log.Warn("read the kernel's stations", "err", err)
+		return
+	}
+	for _, m := range r.compareStations(kernel, time.Duration(fastdp.BootTime())) {
+		r.copyStation(m)
+	}
+}
+
+// compareStations brings the table up to date by what the kernel's map has, and
+// returns what the map has wrongly: last use goes to the later of the two, places are
+// as the table has them, and what the table forgets leaves the kernel. What an
+// earlier process left in the kernel is learned from it. The time is that since boot.
+func (r *Router) compareStations(kernel map[ethernet.MAC]fastdp.MACEntry, boot time.Duration) (wrong []ethernet.MAC) {
+	f, now := r.fast, r.since()
 	adopting := time.Since(f.began) < adoptStay
-	inKernel := make(map[ethernet.MAC]uint16)
-	var rewrite []ethernet.MAC
-	err := f.dp.MACs(func(m [6]byte, e fastdp.MACEntry) bool {
-		at := r.self
-		if e.Peer != f.self {
-			at = f.names[e.Peer]
+	peerOf := func(e fastdp.MACEntry) peer.Name {
+		if e.Peer == f.self {
+			return r.self
 		}
-		age := max(0, boot-time.Duration(e.Seen))
-		inKernel[m] = e.Peer
+		return f.names[e.Peer]
+	}
+	for m, e := range kernel {
+		at, age := peerOf(e), max(0, boot-time.Duration(e.Seen))
 		if at.IsZero() {
-			if !adopting {
-				rewrite = append(rewrite, m)
-			}
-			return true
+			continue
 		}
 		if _, known := r.macs.Lookup(m, now); adopting && !known && age < mac.MaxAge {
 			r.macs.Learn(m, at, now-age)
 			if e.Ifindex != 0 {
 				f.veths[m] = int(e.Ifindex)
 			}
-			return true
+			continue
 		}
-		if !r.macs.Touch(m, at, now-age) {
-			rewrite = append(rewrite, m)
-		}
-		return true
-	})
-	if err != nil {
-		r.log.Warn("read the kernel's stations", "err", err)
-		return
+		r.macs.Touch(m, at, now-age)
 	}
 	r.macs.Expire(now)
+	for m, e := range kernel {
+		id := r.placeOf(m)
+		if unconfirmed := adopting && id == 0 && peerOf(e).IsZero(); id != e.Peer && !unconfirmed {
+			wrong = append(wrong, m)
+		}
+	}
 	for _, e := range r.macs.Entries(now) {
-		id := f.self
-		if e.Peer != r.self {
-			id = r.routes.ShortIDs[e.Peer]
-		}
-		if have, ok := inKernel[e.MAC]; id != 0 && (!ok || have != id) {
-			rewrite = append(rewrite, e.MAC)
+		if _, ok := kernel[e.MAC]; !ok && r.placeOf(e.MAC) != 0 {
+			wrong = append(wrong, e.MAC)
 		}
 	}
-	for _, m := range rewrite {
-		r.copyStation(m)
-	}
+	return wrong
 }
 
 // keeps tells whether a peer is kept although no route leads to it.
