@@ -102,9 +102,10 @@ endif
 
 # These tests fail, and are not skipped, where something is missing.
 DOCKER_TESTS := ./internal/testbed/machine ./cmd/dockertest
+DOCKER_RUN   ?= .
 test-docker: race-deps
 	$(SUDO) .ci/docker-packages
-	$(SUDO) $(GO) test -race -tags docker -timeout 30m -count=1 $(DOCKER_TESTS)
+	$(SUDO) $(GO) test -race -tags docker -timeout 30m -count=1 -run '$(value DOCKER_RUN)' $(DOCKER_TESTS)
 
 # These fail too where something is missing. They install into a folder of theirs, and into a
 # container that systemd runs in.
@@ -127,7 +128,7 @@ check:
 	@rm -f site/pages/commands.md.new
 	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
 	GO=$(GO) .ci/generated
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/fuzz .ci/generated .ci/vm/* .ci/docker-packages .ci/kube-packages .ci/kube-programs .ci/package-tools prog/packages/build prog/packages/scripts/* prog/packages/testdata/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/engines .ci/cluster .ci/fuzz .ci/generated .ci/vm/* .ci/docker-packages .ci/kube-packages .ci/kube-programs .ci/package-tools prog/packages/build prog/packages/scripts/* prog/packages/testdata/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
 	$(GO) generate ./router/fastdp
