@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
@@ -34,24 +36,46 @@ func ListClusterPolicies(config *rest.Config) (cache.ListerWatcher, error) {
 	return cache.NewListWatchFromClient(client, "clusternetworkpolicies", metav1.NamespaceAll, fields.Everything()), nil
 }
 
-// clusterPolicies watches the policies of the whole cluster. While the API server says that it
-// knows no such kind there are none; whoever defines it later has nothing to restart.
-func clusterPolicies(from cache.ListerWatcher, p Policies, log *slog.Logger) (watched, error) {
+// kindPace is how often an API server that does not know a kind is asked again; up to twice that
+// with jitter. An informer would wait for a minute at last, in which no policy is in force.
+const kindPace = 5 * time.Second
+
+// clusterPolicies are the policies of the whole cluster, to be watched by watchWhenDefined. While
+// the API server says that it knows no such kind there are none; whoever defines it later has
+// nothing to restart.
+func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhenDefined func(context.Context, *slog.Logger)) {
 	var none atomic.Bool
 	i := cache.NewSharedIndexInformer(from, &v1alpha2.ClusterNetworkPolicy{}, 0, nil)
-	if err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
-		if !apierrors.IsNotFound(err) {
-			cache.DefaultWatchErrorHandler(ctx, r, err)
-			return
-		}
-		if !none.Swap(true) {
-			log.Warn("there are no ClusterNetworkPolicies: their kind is not defined in the cluster", "version", v1alpha2.GroupVersion.String())
-		}
-	}); err != nil {
-		return watched{}, fmt.Errorf("watch ClusterNetworkPolicies: %w", err)
-	}
-	return watched{
+	w = watched{
 		i, func(o any) { p.SetClusterPolicy(o.(*v1alpha2.ClusterNetworkPolicy)) },
 		func(_, name string) { p.DeleteClusterPolicy(name) }, none.Load,
-	}, nil
+	}
+	return w, func(ctx context.Context, log *slog.Logger) {
+		err := awaitKind(ctx, from, func() {
+			none.Store(true)
+			log.Warn("there are no ClusterNetworkPolicies: their kind is not defined in the cluster", "version", v1alpha2.GroupVersion.String())
+		})
+		if err == nil {
+			i.RunWithContext(ctx)
+		}
+	}
+}
+
+// awaitKind returns when an API server no longer says that it does not know a kind of objects, and
+// calls missing once if it does say so. It fails when ctx ends.
+func awaitKind(ctx context.Context, from cache.ListerWatcher, missing func()) error {
+	list := cache.ToListerWatcherWithContext(from)
+	for first := true; ; first = false {
+		if _, err := list.ListWithContext(ctx, metav1.ListOptions{Limit: 1}); !apierrors.IsNotFound(err) {
+			return ctx.Err()
+		}
+		if first {
+			missing()
+		}
+		select {
+		case <-time.After(wait.Jitter(kindPace, 1)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

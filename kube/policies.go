@@ -62,12 +62,9 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 		{f.Networking().V1().NetworkPolicies().Informer(), func(o any) { p.SetPolicy(o.(*networkingv1.NetworkPolicy)) }, p.DeletePolicy, nil},
 	}
 	if cluster != nil {
-		kind, err := clusterPolicies(cluster, p, log)
-		if err != nil {
-			return err
-		}
+		kind, watchWhenDefined := clusterPolicies(cluster, p)
 		kinds = append(kinds, kind)
-		go kind.informer.RunWithContext(ctx)
+		go watchWhenDefined(ctx, log)
 	}
 	var synced []cache.InformerSynced
 	for _, w := range kinds {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -134,13 +135,21 @@ func TestPoliciesAreToldAllBeforeTheyAreToldSo(t *testing.T) {
 	p.await(t, "no cluster policy guard")
 }
 
-// NetworkPolicies do not wait for a kind that is not there, and it may come later.
+// NetworkPolicies do not wait for a kind that is not there; however long it was not, its
+// policies are told seconds after they can be.
 func TestPoliciesOfAClusterWithoutTheKind(t *testing.T) {
-	l := &clusterList{events: watch.NewFake()}
-	p := startFeed(t, l)
-	p.await(t, "synced")
-	l.define()
-	p.await(t, "cluster policy guard")
+	synctest.Test(t, func(t *testing.T) {
+		l := &clusterList{events: watch.NewFake()}
+		p := startFeed(t, l)
+		p.await(t, "synced")
+		time.Sleep(time.Hour)
+		l.define()
+		defined := time.Now()
+		p.await(t, "cluster policy guard")
+		if late := time.Since(defined); late > 11*time.Second {
+			t.Errorf("told after %v", late)
+		}
+	})
 }
 
 // Of what is kept of a pod policies depend, and so does who the kubelet says that it is.

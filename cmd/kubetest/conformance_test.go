@@ -31,6 +31,7 @@ exec /bin/sh "$@"
 // a test of its own in the result.
 func TestConformance(t *testing.T) {
 	k := newBare(t, "iptables")
+	k.defineClusterPolicies("experimental")
 	k.install("CLUSTER_POLICIES=1")
 	busybox, err := image.Read("/bin/busybox", "/bin/busybox")
 	if err != nil {
@@ -44,7 +45,6 @@ func TestConformance(t *testing.T) {
 		t.Logf("the kernel of this machine has no SCTP: tests that match %s are left out", conformanceOfSCTP)
 	}
 	k.addAgnhost(conformanceImage, busybox, image.File{Path: "/bin/sh", Link: "busybox"}, shell)
-	k.defineClusterPolicies("experimental")
 
 	ctx, cancel := context.WithTimeout(t.Context(), conformancePatience)
 	defer cancel()
