@@ -146,7 +146,7 @@ func TestFastDatapathCarriesUnicast(t *testing.T) {
 	}
 	defer p.Close()
 	for range 100 {
-		if _, err := p.Once(1000, time.Second); err != nil {
+		if _, err := p.Once(1000, patience); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -511,7 +511,7 @@ func TestChurnTouchesNoOtherFlow(t *testing.T) {
 		churned <- nil
 	}()
 	for n, ended := 0, false; !ended || n < 100; n++ {
-		if _, err := p.Once(100, 5*time.Second); err != nil { // late is not lost
+		if _, err := p.Once(100, patience); err != nil { // late is not lost
 			t.Fatalf("after %d pings: %v", n, err)
 		}
 		select {

@@ -84,7 +84,7 @@ func (f *flow) whole() error {
 	f.send()
 	var seen [flowTrain]bool
 	for i := range uint32(flowTrain) {
-		num, err := f.receive(5 * time.Second)
+		num, err := f.receive(patience)
 		switch n := num - first; {
 		case err != nil:
 			return fmt.Errorf("after %d of %d datagrams: %w", i, flowTrain, err)

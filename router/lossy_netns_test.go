@@ -173,7 +173,7 @@ func TestALostPacketCostsOneSegment(t *testing.T) {
 	got := 0
 	for i := range trains {
 		f.send()
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(patience)
 		for {
 			// What the relay says first, so that it never says too little.
 			lost, held := r.missing(0, wire.Partial)
