@@ -226,7 +226,7 @@ func TestImpossibleShortIDIsRefusedByItself(t *testing.T) {
 			t.Fatalf("%x: news %x, %v; want the good entry", c.tail, news, err)
 		}
 		r := s.Refused()
-		if len(r) != 1 || r[0].Name != bad.Name || !errors.Is(r[0].Cause, errShortID) || !strings.Contains(r[0].Cause.Error(), "short id: "+c.says) {
+		if len(r) != 1 || r[0].Owner != bad.Name || !errors.Is(r[0].Cause, errShortID) || !strings.Contains(r[0].Cause.Error(), "short id: "+c.says) {
 			t.Errorf("%x: refusals %v", c.tail, r)
 		}
 		if s.Entry(bad.Name) != nil {

@@ -119,7 +119,7 @@ func TestMergeRefusesWhatItsOwnerDidNotSign(t *testing.T) {
 		t.Fatalf("news %x, err %v; want b's own entry alone", news, err)
 	}
 	r := a.Refused()
-	if len(r) != 1 || !errors.Is(r[0].Cause, ErrForged) || r[0].From != b.cfg.Self || r[0].Name != forged.Name {
+	if len(r) != 1 || !errors.Is(r[0].Cause, ErrForged) || r[0].From != b.cfg.Self || r[0].Owner != forged.Name {
 		t.Errorf("refusals %+v", r)
 	}
 	if a.Entry(forged.Name) != nil {
