@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/testbed"
@@ -26,6 +27,9 @@ import (
 // patience is how long a test waits for what should come soon; slow machines
 // with the race detector need a multiple of what users see.
 const patience = 30 * time.Second
+
+// slack is what a busy machine may add to a time that is promised.
+const slack = 10 * time.Second
 
 func labName() string {
 	var b [4]byte
@@ -182,6 +186,14 @@ func reach(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr) {
 	defer cancel()
 	if _, err := testbed.Ping(ctx, lab.Netns(from), to); err != nil {
 		t.Fatalf("from %s: %v", from, err)
+	}
+}
+
+// within runs f in the network namespace of a host or container.
+func within(t *testing.T, lab *testbed.Lab, place testbed.Place, f func() error) {
+	t.Helper()
+	if err := netdev.Do(lab.Netns(place), f); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -2,28 +2,17 @@ package cmd
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/testbed"
 )
-
-// within runs f in the network namespace of a host or container.
-func within(t *testing.T, lab *testbed.Lab, place testbed.Place, f func() error) {
-	t.Helper()
-	if err := netdev.Do(lab.Netns(place), f); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // crossed counts what has crossed a host's VXLAN device.
 func crossed(t *testing.T, lab *testbed.Lab, host int) (n uint64) {
@@ -36,41 +25,6 @@ func crossed(t *testing.T, lab *testbed.Lab, host int) (n uint64) {
 		return err
 	})
 	return n
-}
-
-// echoes answers all TCP connections to a place's port 80 with what they send.
-func echoes(t *testing.T, lab *testbed.Lab, place testbed.Place, addr netip.Addr) {
-	t.Helper()
-	var ln net.Listener
-	within(t, lab, place, func() (err error) { ln, err = net.Listen("tcp", net.JoinHostPort(addr.String(), "80")); return err })
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); io.Copy(c, c) }()
-		}
-	}()
-}
-
-// echoed sends n bytes from a place to port 80 of an address and wants them back.
-func echoed(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr, n int) {
-	t.Helper()
-	within(t, lab, from, func() error {
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(to.String(), "80"), patience)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
-		go c.Write(make([]byte, n))
-		if got, err := io.ReadFull(c, make([]byte, n)); err != nil {
-			return fmt.Errorf("from %s to %s: %d of %d bytes came back: %w", from, to, got, n, err)
-		}
-		return nil
-	})
 }
 
 // Issue 4, item 10: rules come and go under an open connection, which loses nothing.
