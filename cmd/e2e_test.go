@@ -189,6 +189,19 @@ func reach(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr) {
 	}
 }
 
+// answered wants an answer to one ping: late is not lost, and what the kernel dropped
+// as its queues were full may have been for others.
+func answered(t *testing.T, p *testbed.Pinger, size int) error {
+	t.Helper()
+	before := nstest.Overflows(t)
+	_, err := p.Once(size, patience)
+	if err != nil && nstest.Overflows(t) != before {
+		t.Logf("not counted, as the kernel's queues were full: %v", err)
+		return nil
+	}
+	return err
+}
+
 // within runs f in the network namespace of a host or container.
 func within(t *testing.T, lab *testbed.Lab, place testbed.Place, f func() error) {
 	t.Helper()

@@ -429,7 +429,7 @@ func TestChurnTouchesNoOtherFlow(t *testing.T) {
 		churned <- nil
 	}()
 	for n, ended := 0, false; !ended || n < 100; n++ {
-		if _, err := p.Once(100, patience); err != nil { // late is not lost
+		if err := answered(t, p, 100); err != nil {
 			t.Fatalf("after %d pings: %v", n, err)
 		}
 		select {

@@ -47,7 +47,7 @@ func TestFastDatapathIsJudgedUnderAConnection(t *testing.T) {
 			}
 			for _, h := range hosts {
 				eventually(t, "the ways change", func() bool {
-					if _, err := p.Once(500, patience); err != nil {
+					if err := answered(t, p, 500); err != nil {
 						t.Fatalf("judged %v on %v: %v", judged, hosts, err)
 					}
 					return link(t, lab, h, at(3-h, "").String()).Express == !judged
