@@ -246,16 +246,7 @@ func tryEcho(from, to *host, a, b netip.Addr, n int) error {
 	src, dst := from.listen(a), to.listen(b)
 	defer src.Close()
 	defer dst.Close()
-	go func() {
-		buf := make([]byte, 70000)
-		for {
-			k, who, err := dst.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = dst.WriteToUDPAddrPort(buf[:k], who)
-		}
-	}()
+	go nstest.Echo(dst)
 	want, buf := bytes.Repeat([]byte("weft"), n/4+1)[:n], make([]byte, 70000)
 	var last error
 	for range tries {

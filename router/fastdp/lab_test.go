@@ -301,16 +301,7 @@ func echo(t testing.TB, nsA string, a netip.Addr, nsB string, b netip.Addr, n in
 	src, dst := listen(t, nsA, a), listen(t, nsB, b)
 	defer src.Close()
 	defer dst.Close()
-	go func() {
-		buf := make([]byte, 70000)
-		for {
-			k, who, err := dst.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = dst.WriteToUDPAddrPort(buf[:k], who)
-		}
-	}()
+	go nstest.Echo(dst)
 	msg, buf := make([]byte, n), make([]byte, 70000)
 	_, _ = rand.Read(msg)
 	for end := time.Now().Add(wait); ; {
