@@ -29,7 +29,7 @@ import (
 const patience = 30 * time.Second
 
 // slack is what a busy machine may add to a time that is promised.
-const slack = 10 * time.Second
+const slack = 5 * time.Second
 
 func labName() string {
 	var b [4]byte
