@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/testbed"
@@ -26,6 +27,9 @@ import (
 // patience is how long a test waits for what should come soon; slow machines
 // with the race detector need a multiple of what users see.
 const patience = 30 * time.Second
+
+// slack is what a busy machine may add to a time that is promised.
+const slack = 5 * time.Second
 
 func labName() string {
 	var b [4]byte
@@ -182,6 +186,27 @@ func reach(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr) {
 	defer cancel()
 	if _, err := testbed.Ping(ctx, lab.Netns(from), to); err != nil {
 		t.Fatalf("from %s: %v", from, err)
+	}
+}
+
+// answered wants an answer to one ping: late is not lost, and what the kernel dropped
+// as its queues were full may have been for others.
+func answered(t *testing.T, p *testbed.Pinger, size int) error {
+	t.Helper()
+	before := nstest.Overflows(t)
+	_, err := p.Once(size, patience)
+	if err != nil && nstest.Overflows(t) != before {
+		t.Logf("not counted, as the kernel's queues were full: %v", err)
+		return nil
+	}
+	return err
+}
+
+// within runs f in the network namespace of a host or container.
+func within(t *testing.T, lab *testbed.Lab, place testbed.Place, f func() error) {
+	t.Helper()
+	if err := netdev.Do(lab.Netns(place), f); err != nil {
+		t.Fatal(err)
 	}
 }
 

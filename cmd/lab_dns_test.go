@@ -194,10 +194,10 @@ func TestLargeAnswers(t *testing.T) {
 		m := query(t, lab, at(1, "client"), "tcp", server, "many.weft.internal.", dns.TypeA)
 		return m != nil && len(m.Answer) == many && !m.Truncated
 	})
-	m := query(t, lab, at(1, "client"), "udp", server, "many.weft.internal.", dns.TypeA)
-	if m == nil || !m.Truncated || len(m.Answer) == 0 {
-		t.Errorf("over UDP: %v", m)
-	}
+	eventually(t, "some addresses over UDP, and that there are more", func() bool {
+		m := query(t, lab, at(1, "client"), "udp", server, "many.weft.internal.", dns.TypeA)
+		return m != nil && m.Truncated && len(m.Answer) > 0
+	})
 }
 
 // Issue 5, item 4: entries of a dead peer stop being answered within 10 s, and
@@ -213,7 +213,7 @@ func TestNamesOfADeadHost(t *testing.T) {
 		t.Helper()
 		asked(t, lab, at(1, "client"), server, name, dns.TypeA, want)
 	}
-	const promised, slack = 10 * time.Second, 3 * time.Second // this machine is busy
+	const promised = 10 * time.Second
 	vanishes := func(how string, do func()) {
 		t.Helper()
 		ask(web.String())
@@ -450,10 +450,10 @@ func TestFlagsOfDNS(t *testing.T) {
 	for _, server := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), testbed.Addr4(1)} {
 		asked(t, lab, at(1, ""), server, "web.corp.example.", dns.TypeA, web.String())
 	}
-	m := query(t, lab, at(1, ""), "udp", testbed.Addr4(1), "web.corp.example.", dns.TypeA)
-	if m == nil || m.Answer[0].Header().Ttl != 30 {
-		t.Errorf("%v", m)
-	}
+	eventually(t, "an answer that lives for 30 s", func() bool {
+		m := query(t, lab, at(1, ""), "udp", testbed.Addr4(1), "web.corp.example.", dns.TypeA)
+		return m != nil && len(m.Answer) > 0 && m.Answer[0].Header().Ttl == 30
+	})
 	if code, out := try(t, lab, 1, "dns-add", "192.0.2.1", "-h", "x.weft.internal"); code != exitUsage {
 		t.Errorf("a name outside the domain: exit code %d, %q", code, out)
 	}

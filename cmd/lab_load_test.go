@@ -105,7 +105,8 @@ func (l *load) bytes() (n uint64) {
 }
 
 // Bulk does not delay control messages. With all links
-// full the mesh stays as it is, and attaches complete within a second.
+// full the mesh stays as it is, and attaches complete within a second; or, on a
+// machine that takes long for all, within ten times what they took before.
 func TestFullLinksDelayNoControl(t *testing.T) {
 	const hosts = 3
 	lab, addrs := upShipped(t, testbed.Config{Hosts: hosts, Password: "password of the lab"})
@@ -113,6 +114,18 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 	for n := 1; n <= hosts; n++ {
 		before[n] = report(t, lab, n)
 	}
+	var took []time.Duration
+	attach := func() {
+		began := time.Now()
+		addContainer(t, lab, 1+len(took)%hosts, fmt.Sprint("new", len(took)))
+		took = append(took, time.Since(began))
+	}
+	for range hosts {
+		attach()
+	}
+	limit := max(time.Second, 10*slices.Max(took))
+	quiet := len(took)
+
 	l := newLoad(t, lab, addrs)
 	defer l.stop()
 	for a := 1; a <= hosts; a++ {
@@ -124,7 +137,6 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 	}
 	l.send(1, 2, "--kind", trafficUDP, "--size", "1300")
 
-	var took []time.Duration
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	// Longer than a link may be silent, or a member may not answer.
@@ -142,14 +154,13 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 				t.Fatalf("h%d sees %d peers, has %d links, and %d sessions ended: %+v", n, len(r.Peers), up, r.TerminationCount, r.Connections)
 			}
 		}
-		began := time.Now()
-		addContainer(t, lab, 1+len(took)%hosts, fmt.Sprint("new", len(took)))
-		took = append(took, time.Since(began))
+		attach()
 	}
+	took = took[quiet:]
 	// Some may be unlucky, with what else this machine does at the time.
 	slices.Sort(took)
-	if most := took[len(took)*3/4]; most > time.Second {
-		t.Errorf("of %d attaches under load one in four took %v and longer, up to %v", len(took), most, took[len(took)-1])
+	if most := took[len(took)*3/4]; most > limit {
+		t.Errorf("of %d attaches under load one in four took %v and longer, up to %v; want at most %v", len(took), most, took[len(took)-1], limit)
 	}
 	t.Logf("%d attaches: median %v, up to %v; %.1f Gb in %v", len(took), took[len(took)/2], took[len(took)-1], float64(l.bytes())*8/1e9, long)
 }

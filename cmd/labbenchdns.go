@@ -60,13 +60,21 @@ var dnsRuns = []dnsRun{
 // dnsNames is how many names there are, each with an address.
 const dnsNames = 1000
 
+// dnsBench is two servers on one host with the same names, asked from another.
+type dnsBench struct {
+	*labApp
+	config  benchConfig
+	lab     *testbed.Lab
+	servers map[string]netip.AddrPort
+	pids    map[string]int
+	paths   []string // those of the servers that run
+	queries [][]byte // one for each name
+}
+
 // benchDNS measures two servers on one host, asked from another.
 func (l *labApp) benchDNS(ctx context.Context, k benchConfig, results benchResults) (err error) {
 	const otherPort = 5300
 	first := testbed.Addr4(1)
-	servers := map[string]netip.AddrPort{
-		pathWeftDNS: netip.AddrPortFrom(first, weftdns.Port), pathCoreDNS: netip.AddrPortFrom(first, otherPort),
-	}
 	c := labConfig{hosts: 2, topology: string(testbed.Full), password: "a password for the bench", underlayMTU: 1500}
 	config, err := c.config(l.name+"n", append([]string{"--dns-listen-address", first.String()}, k.launch...))
 	if err != nil {
@@ -77,76 +85,18 @@ func (l *labApp) benchDNS(ctx context.Context, k benchConfig, results benchResul
 		return err
 	}
 	defer func() { err = errors.Join(err, testbed.Down(config.Name)) }()
-	hosts := make(map[string]netip.Addr)
-	var queries [][]byte
-	for i := range dnsNames {
-		name := fmt.Sprintf("name%d.%s", i, weftdns.DefaultDomain)
-		hosts[name] = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
-		q, err := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA).Pack()
-		if err != nil {
-			return fmt.Errorf("make DNS queries: %w", err)
-		}
-		queries = append(queries, q)
-	}
-	client := api.NewClient(lab.Socket(2)) // so that the names are another host's
-	for name, a := range hosts {
-		if err := client.AddName(ctx, api.NameRequest{Hostname: name, Addresses: []netip.Addr{a}}); err != nil {
-			return err
-		}
-	}
-	measure := func(ctx context.Context, path string, r dnsRun, d time.Duration) (traffic.Answers, error) {
-		return askServer(ctx, lab, servers[path], r, queries, d)
-	}
-	answers := func(path string) func() bool {
-		return func() bool { // each name once
-			_, err := measure(ctx, path, dnsRun{sockets: 1, load: traffic.Load{Window: 16}}, minBenchTime)
-			return err == nil
-		}
-	}
-	patience, cancel := context.WithTimeout(ctx, labPatience)
-	defer cancel()
-	paths := []string{pathWeftDNS}
-	pids := make(map[string]int)
-	pids[pathWeftDNS], _ = lab.RouterPID(1)
-	if k.rivals != "" {
-		pids[pathCoreDNS], err = rival.CoreDNS(patience, lab, k.rivals, servers[pathCoreDNS], hosts, weftdns.DefaultTTL, answers(pathCoreDNS))
-		if err != nil {
-			return err
-		}
-		paths = append(paths, pathCoreDNS)
-	}
-	for !answers(pathWeftDNS)() {
-		if err := wait(patience, rivalPause); err != nil {
-			return fmt.Errorf("wait for the names to arrive: %w", err)
-		}
+	b := &dnsBench{labApp: l, config: k, lab: lab, pids: make(map[string]int), servers: map[string]netip.AddrPort{
+		pathWeftDNS: netip.AddrPortFrom(first, weftdns.Port), pathCoreDNS: netip.AddrPortFrom(first, otherPort),
+	}}
+	if err := b.start(ctx); err != nil {
+		return err
 	}
 	for round := range k.rounds {
-		for i := range paths {
-			path := paths[(i+round)%len(paths)]
+		for i := range b.paths {
+			path := b.paths[(i+round)%len(b.paths)]
 			for _, r := range dnsRuns {
-				before, err := testbed.Usage(pids[path])
-				if err != nil {
+				if err := b.run(ctx, path, r, results); err != nil {
 					return err
-				}
-				a, err := measure(ctx, path, r, k.time)
-				if err != nil {
-					return fmt.Errorf("%s: %w", path, err)
-				}
-				after, err := testbed.Usage(pids[path])
-				if err != nil {
-					return err
-				}
-				cpu := (after.CPU - before.CPU).Seconds() * 1e6 / (a.PerSecond * k.time.Seconds())
-				if a.Lost > 0 {
-					fmt.Fprintf(l.stderr, "%s: %d queries were not answered\n", path, a.Lost)
-				}
-				for _, v := range []struct {
-					m     *metric
-					value float64
-				}{{r.rate, a.PerSecond / 1e3}, {r.median, float64(a.Median) / 1e3}, {r.p99, float64(a.P99) / 1e3}, {r.cpu, cpu}} {
-					if v.m != nil && k.only.MatchString(v.m.name) {
-						results.add(v.m.name, path, v.value)
-					}
 				}
 			}
 			fmt.Fprintf(l.stderr, "round %d of %d: %s\n", round+1, k.rounds, path)
@@ -155,18 +105,100 @@ func (l *labApp) benchDNS(ctx context.Context, k benchConfig, results benchResul
 	return nil
 }
 
+// start gives the servers their names, and waits until they answer.
+func (b *dnsBench) start(ctx context.Context) error {
+	hosts, err := b.makeNames()
+	if err != nil {
+		return err
+	}
+	client := api.NewClient(b.lab.Socket(2)) // so that the names are another host's
+	for name, a := range hosts {
+		if err := client.AddName(ctx, api.NameRequest{Hostname: name, Addresses: []netip.Addr{a}}); err != nil {
+			return err
+		}
+	}
+	answers := func(path string) func() bool {
+		return func() bool { // each name once
+			_, err := b.ask(ctx, path, dnsRun{sockets: 1, load: traffic.Load{Window: 16}}, minBenchTime)
+			return err == nil
+		}
+	}
+	patience, cancel := context.WithTimeout(ctx, labPatience)
+	defer cancel()
+	b.paths = []string{pathWeftDNS}
+	b.pids[pathWeftDNS], _ = b.lab.RouterPID(1)
+	if b.config.rivals != "" {
+		b.pids[pathCoreDNS], err = rival.CoreDNS(patience, b.lab, b.config.rivals, b.servers[pathCoreDNS], hosts, weftdns.DefaultTTL, answers(pathCoreDNS))
+		if err != nil {
+			return err
+		}
+		b.paths = append(b.paths, pathCoreDNS)
+	}
+	for !answers(pathWeftDNS)() {
+		if err := wait(patience, rivalPause); err != nil {
+			return fmt.Errorf("wait for the names to arrive: %w", err)
+		}
+	}
+	return nil
+}
+
+// makeNames makes the names, and the queries for them.
+func (b *dnsBench) makeNames() (hosts map[string]netip.Addr, err error) {
+	hosts = make(map[string]netip.Addr)
+	for i := range dnsNames {
+		name := fmt.Sprintf("name%d.%s", i, weftdns.DefaultDomain)
+		hosts[name] = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+		q, err := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA).Pack()
+		if err != nil {
+			return nil, fmt.Errorf("make DNS queries: %w", err)
+		}
+		b.queries = append(b.queries, q)
+	}
+	return hosts, nil
+}
+
+// run asks a server for as long as a run takes, and adds what is wanted to the results.
+func (b *dnsBench) run(ctx context.Context, path string, r dnsRun, results benchResults) error {
+	before, err := testbed.Usage(b.pids[path])
+	if err != nil {
+		return err
+	}
+	a, err := b.ask(ctx, path, r, b.config.time)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	after, err := testbed.Usage(b.pids[path])
+	if err != nil {
+		return err
+	}
+	cpu := (after.CPU - before.CPU).Seconds() * 1e6 / (a.PerSecond * b.config.time.Seconds())
+	if a.Lost > 0 {
+		fmt.Fprintf(b.stderr, "%s: %d queries were not answered\n", path, a.Lost)
+	}
+	for _, v := range []struct {
+		m     *metric
+		value float64
+	}{{r.rate, a.PerSecond / 1e3}, {r.median, float64(a.Median) / 1e3}, {r.p99, float64(a.P99) / 1e3}, {r.cpu, cpu}} {
+		if v.m != nil && b.config.only.MatchString(v.m.name) {
+			results.add(v.m.name, path, v.value)
+		}
+	}
+	return nil
+}
+
 // rivalPause is how long is waited before looking again.
 const rivalPause = 50 * time.Millisecond
 
-// askServer sends queries from the second host.
-func askServer(ctx context.Context, lab *testbed.Lab, server netip.AddrPort, r dnsRun, queries [][]byte, d time.Duration) (traffic.Answers, error) {
+// ask sends queries from the second host.
+func (b *dnsBench) ask(ctx context.Context, path string, r dnsRun, d time.Duration) (traffic.Answers, error) {
+	server := b.servers[path]
 	var socks []*net.UDPConn
 	defer func() {
 		for _, s := range socks {
 			s.Close()
 		}
 	}()
-	err := netdev.Do(lab.Netns(testbed.Place{Host: 2}), func() error {
+	err := netdev.Do(b.lab.Netns(testbed.Place{Host: 2}), func() error {
 		for range r.sockets {
 			s, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server))
 			if err != nil {
@@ -179,5 +211,5 @@ func askServer(ctx context.Context, lab *testbed.Lab, server netip.AddrPort, r d
 	if err != nil {
 		return traffic.Answers{}, fmt.Errorf("ask %s: %w", server, err)
 	}
-	return traffic.Queries(ctx, socks, r.load, queries, d)
+	return traffic.Queries(ctx, socks, r.load, b.queries, d)
 }

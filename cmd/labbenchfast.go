@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/api"
@@ -166,27 +164,11 @@ func carriedNetwork(express bool) func(context.Context, *testbed.Lab) (*rival.Ne
 // crosses the bridge.
 func judgedNetwork(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
 	for h := 1; h <= 2; h++ {
-		if err := netdev.Do(lab.Netns(testbed.Place{Host: h}), judge); err != nil {
-			return nil, fmt.Errorf("judge bridged frames on h%d: %w", h, err)
+		if err := netdev.Do(lab.Netns(testbed.Place{Host: h}), testbed.Judge); err != nil {
+			return nil, fmt.Errorf("on h%d: %w", h, err)
 		}
 	}
 	return carriedNetwork(false)(ctx, lab)
-}
-
-// judge counts what is bridged, where the calling thread is.
-func judge() error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	t := c.AddTable(&nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge})
-	chain := c.AddChain(&nftables.Chain{
-		Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
-		// The word "filter" means another number for bridges.
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(-200),
-	})
-	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Counter{}}})
-	return c.Flush()
 }
 
 // localNetwork attaches two containers on one host.

@@ -59,38 +59,31 @@ func (l *labApp) traffic() *cobra.Command {
 			return traffic.Serve(c.Context(), ln)
 		},
 	}
-	var kind string
-	var streams, size int
-	var d time.Duration
-	send := &cobra.Command{
+	c.AddCommand(serve, l.sendTraffic())
+	return c
+}
+
+// trafficOrder is what lab traffic send is asked for.
+type trafficOrder struct {
+	kind          string
+	streams, size int
+	time          time.Duration
+}
+
+func (l *labApp) sendTraffic() *cobra.Command {
+	var o trafficOrder
+	c := &cobra.Command{
 		Use:   "send ADDRESS:PORT",
 		Short: "Measure towards lab traffic serve and print JSON",
 		Args:  atLeast(1, "name the address of the server"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if streams < 1 || size < 1 || size > 65507 || d <= 0 {
+			if o.streams < 1 || o.size < 1 || o.size > 65507 || o.time <= 0 {
 				return usagef("%s: want at least one stream, 1 to 65507 bytes and a time", c.CommandPath())
 			}
 			var dialer net.Dialer
-			k := traffic.Client{Dial: dialer.DialContext, Addr: args[0]}
-			var r trafficResult
-			var err error
-			switch kind {
-			case trafficTCP:
-				r.BitsPerSecond, err = k.Bulk(c.Context(), streams, d)
-			case trafficUDP:
-				r.PacketsPerSecond, r.Lost, err = k.Packets(c.Context(), size, 0, d)
-			case trafficLossy:
-				r.PacketsPerSecond, err = k.Sustained(c.Context(), size, toleratedLoss, d)
-			case trafficLatency:
-				r.Median, r.P99, err = k.Latency(c.Context(), d)
-			case trafficPinned:
-				r.BitsPerSecond, err = k.PinnedBulk(c.Context(), streams, d)
-			case trafficTrips:
-				r.Median, r.P99, err = k.Trips(c.Context(), d)
-			case trafficConnect:
-				r.Median, r.P99, err = k.Connects(c.Context(), d)
-			default:
-				return usagef("%s: --kind %q: want tcp, tcp-pinned, udp, udp-sustained, latency, trips or connect", c.CommandPath(), kind)
+			r, known, err := o.measure(c.Context(), traffic.Client{Dial: dialer.DialContext, Addr: args[0]})
+			if !known {
+				return usagef("%s: --kind %q: want tcp, tcp-pinned, udp, udp-sustained, latency, trips or connect", c.CommandPath(), o.kind)
 			}
 			if err != nil {
 				return err
@@ -98,12 +91,34 @@ func (l *labApp) traffic() *cobra.Command {
 			return json.NewEncoder(l.stdout).Encode(r)
 		},
 	}
-	send.Flags().StringVar(&kind, "kind", trafficTCP, "tcp, tcp-pinned (senders on one CPU, receivers on another), udp (as fast as it goes), udp-sustained (with less than 1 % lost), latency, trips (round trips on one CPU) or connect")
-	send.Flags().IntVar(&streams, "streams", 1, "TCP connections at once")
-	send.Flags().IntVar(&size, "size", 64, "bytes of data in a UDP packet")
-	send.Flags().DurationVar(&d, "time", time.Second, "how long to send")
-	c.AddCommand(serve, send)
+	c.Flags().StringVar(&o.kind, "kind", trafficTCP, "tcp, tcp-pinned (senders on one CPU, receivers on another), udp (as fast as it goes), udp-sustained (with less than 1 % lost), latency, trips (round trips on one CPU) or connect")
+	c.Flags().IntVar(&o.streams, "streams", 1, "TCP connections at once")
+	c.Flags().IntVar(&o.size, "size", 64, "bytes of data in a UDP packet")
+	c.Flags().DurationVar(&o.time, "time", time.Second, "how long to send")
 	return c
+}
+
+// measure measures, if the kind is a known one.
+func (o *trafficOrder) measure(ctx context.Context, k traffic.Client) (r trafficResult, known bool, err error) {
+	switch o.kind {
+	case trafficTCP:
+		r.BitsPerSecond, err = k.Bulk(ctx, o.streams, o.time)
+	case trafficPinned:
+		r.BitsPerSecond, err = k.PinnedBulk(ctx, o.streams, o.time)
+	case trafficUDP:
+		r.PacketsPerSecond, r.Lost, err = k.Packets(ctx, o.size, 0, o.time)
+	case trafficLossy:
+		r.PacketsPerSecond, err = k.Sustained(ctx, o.size, toleratedLoss, o.time)
+	case trafficLatency:
+		r.Median, r.P99, err = k.Latency(ctx, o.time)
+	case trafficTrips:
+		r.Median, r.P99, err = k.Trips(ctx, o.time)
+	case trafficConnect:
+		r.Median, r.P99, err = k.Connects(ctx, o.time)
+	default:
+		return r, false, nil
+	}
+	return r, true, err
 }
 
 const trafficPort = "7001"

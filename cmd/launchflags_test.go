@@ -15,8 +15,8 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// parseLaunch reads a command line of launch with an environment.
-func parseLaunch(t *testing.T, env map[string]string, args ...string) (*daemon.Config, error) {
+// launchLine reads a command line of launch.
+func launchLine(t *testing.T, args ...string) (*launchFlags, *pflag.FlagSet) {
 	t.Helper()
 	var f launchFlags
 	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
@@ -24,6 +24,13 @@ func parseLaunch(t *testing.T, env map[string]string, args ...string) (*daemon.C
 	if err := fs.Parse(args); err != nil {
 		t.Fatal(err)
 	}
+	return &f, fs
+}
+
+// parseLaunch reads a command line of launch with an environment.
+func parseLaunch(t *testing.T, env map[string]string, args ...string) (*daemon.Config, error) {
+	t.Helper()
+	f, fs := launchLine(t, args...)
 	if _, err := setFromEnv(fs, func(k string) (string, bool) { v, ok := env[k]; return v, ok }); err != nil {
 		return nil, err
 	}

@@ -69,20 +69,15 @@ func (s *fakeSystemd) run(_ context.Context, program string, args ...string) ([]
 	return nil, nil
 }
 
-// launchArgs reads a command line of launch.
+// launchArgs reads a command line of launch, and what it configures.
 func launchArgs(t *testing.T, args ...string) (*launchFlags, *pflag.FlagSet, *daemon.Config) {
 	t.Helper()
-	var f launchFlags
-	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
-	f.register(fs)
-	if err := fs.Parse(args); err != nil {
-		t.Fatal(err)
-	}
+	f, fs := launchLine(t, args...)
 	c, err := f.config(fs, fs.Args(), api.DefaultSocket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &f, fs, c
+	return f, fs, c
 }
 
 // Site, "As a service": who starts the router.

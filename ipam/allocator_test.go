@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -341,7 +342,7 @@ func TestForeignAndDamagedFilesAreSetAside(t *testing.T) {
 // A file damaged here and there: the router starts, says so, and gives no
 // address twice that it can still read.
 func TestDamagedValues(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	n := s.add(universe, Init{Mode: Consensus, Expect: 1})
 	n.allocate("x", universe)
 	for bucket, values := range n.disk.data {

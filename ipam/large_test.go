@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
@@ -206,8 +207,7 @@ func (w *large) give() {
 // all, under new instances. All topologies and all rings become equal.
 func TestThousandPeersConverge(t *testing.T) {
 	const count, voters = 1000, 100
-	seed := firstSeed(t)
-	w := &large{t: t, rng: rand.New(rand.NewPCG(seed, 3)), now: time.Unix(1_700_000_000, 0), loss: 0.2,
+	w := &large{t: t, rng: seed.Rand(t), now: time.Unix(1_700_000_000, 0), loss: 0.2,
 		peers: make([]*big, count), links: make([][]int, count)}
 	link := func(i, j int) {
 		if slices.Contains(w.links[i], j) {

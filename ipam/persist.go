@@ -84,13 +84,30 @@ func OpenDisk(path string, self peer.Name, universe netip.Prefix) (s *store.Stor
 // load restores the core from disk. What can not be read is left out and
 // reported in notes: records of the ring come back from peers.
 func (c *core) load(disk Disk) (notes []error) {
-	load := func(bucket string, f func(key, value []byte)) {
-		if err := disk.Load(bucket, f); err != nil {
-			notes = append(notes, err)
-		}
+	l := &loader{core: c, disk: disk}
+	l.loadRing()
+	l.loadAddresses()
+	l.loadElection()
+	l.loadVotes()
+	return l.notes
+}
+
+// loader is load at work.
+type loader struct {
+	*core
+	disk  Disk
+	notes []error
+}
+
+func (l *loader) each(bucket string, f func(key, value []byte)) {
+	if err := l.disk.Load(bucket, f); err != nil {
+		l.notes = append(l.notes, err)
 	}
+}
+
+func (l *loader) loadRing() {
 	var origin, genesis ring.ID
-	load(bucketMeta, func(k, v []byte) {
+	l.each(bucketMeta, func(k, v []byte) {
 		switch string(k) {
 		case "origin":
 			copy(origin[:], v)
@@ -98,34 +115,40 @@ func (c *core) load(disk Disk) (notes []error) {
 			copy(genesis[:], v)
 		case "round":
 			if len(v) == 4 {
-				c.round = binary.BigEndian.Uint32(v)
+				l.round = binary.BigEndian.Uint32(v)
 			}
 		}
 	})
 	var records [][]byte
-	load(bucketRing, func(k, v []byte) {
+	l.each(bucketRing, func(k, v []byte) {
 		var id ring.ID
 		copy(id[:], k)
-		c.onDisk[id] = true
+		l.onDisk[id] = true
 		records = append(records, bytes.Clone(v))
 	})
-	notes = append(notes, c.ring.Restore(origin, genesis, records)...)
-	c.genesis = genesis
-	load(bucketAddresses, func(k, v []byte) {
+	l.notes = append(l.notes, l.ring.Restore(origin, genesis, records)...)
+	l.genesis = genesis
+}
+
+func (l *loader) loadAddresses() {
+	l.each(bucketAddresses, func(k, v []byte) {
 		a, ok := netip.AddrFromSlice(k)
 		if !ok || len(v) < 2 || int(v[0]) > a.BitLen() {
-			notes = append(notes, fmt.Errorf("address %x in the state file: %w", k, errMessage))
+			l.notes = append(l.notes, fmt.Errorf("address %x in the state file: %w", k, errMessage))
 			return
 		}
 		ident := string(v[1:])
-		if c.inUniverse(a) {
-			c.space.Take(a)
+		if l.inUniverse(a) {
+			l.space.Take(a)
 		}
-		c.held[a] = allocation{ident, int(v[0])}
-		c.byIdent[ident] = append(c.byIdent[ident], a)
+		l.held[a] = allocation{ident, int(v[0])}
+		l.byIdent[ident] = append(l.byIdent[ident], a)
 	})
+}
+
+func (l *loader) loadElection() {
 	var own, value []byte
-	load(bucketElection, func(k, v []byte) {
+	l.each(bucketElection, func(k, v []byte) {
 		switch string(k) {
 		case "entry":
 			own = bytes.Clone(v)
@@ -133,26 +156,28 @@ func (c *core) load(disk Disk) (notes []error) {
 			value = bytes.Clone(v)
 		}
 	})
-	load(bucketVotes, func(k, v []byte) {
+	var err error
+	if l.election, err = l.newElection(own, value); err != nil {
+		// Without its promises this peer must not vote. It may still ask others to.
+		l.notes = append(l.notes, err)
+		l.cfg.Init.Mode = Observer
+		l.election, _ = l.newElection(nil, nil)
+	}
+}
+
+func (l *loader) loadVotes() {
+	l.each(bucketVotes, func(k, v []byte) {
 		f, g := fields{b: k}, fields{b: v}
 		a := &paxos.Acceptor[string]{}
 		gone := f.holder()
 		a.Promised, a.Accepted = g.ballot(), g.ballot()
 		a.Value = string(g.bytes())
 		if f.bad || g.bad {
-			notes = append(notes, fmt.Errorf("vote %x in the state file: %w", k, errMessage))
+			l.notes = append(l.notes, fmt.Errorf("vote %x in the state file: %w", k, errMessage))
 			return
 		}
-		c.votes[gone] = a
+		l.votes[gone] = a
 	})
-	var err error
-	if c.election, err = c.newElection(own, value); err != nil {
-		// Without its promises this peer must not vote. It may still ask others to.
-		notes = append(notes, err)
-		c.cfg.Init.Mode = Observer
-		c.election, _ = c.newElection(nil, nil)
-	}
-	return notes
 }
 
 func holdWrite(ident string, a netip.Addr, bits int) store.Write {

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"bytes"
-	"flag"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -13,17 +12,6 @@ import (
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/mesh/peer"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
-
-func firstSeed(t testing.TB) uint64 {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("seed %d", seed)
-	return seed
-}
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
@@ -18,7 +19,7 @@ const universe = "10.32.0.0/20"
 
 func TestFirstRingByConsensusAndUniqueAddresses(t *testing.T) {
 	for _, u := range []string{universe, "fd00:10::/48"} {
-		s := newSim(t, firstSeed(t))
+		s := newSim(t, seed.New(t))
 		s.loss = 0.2
 		nodes := s.addAll(5, u)
 		if got := nodes[0].core.status().State; got != "idle" {
@@ -44,7 +45,7 @@ func TestFirstRingByConsensusAndUniqueAddresses(t *testing.T) {
 }
 
 func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	nodes := s.addAll(3, universe)
 	for i := range 14 { // a /28 has 14 hosts
 		nodes[i%3].allocate(fmt.Sprint("c", i), "10.32.1.16/28")
@@ -70,7 +71,7 @@ func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 }
 
 func TestReasonsInWords(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	a := s.add(universe, Init{Mode: Consensus, Expect: 3})
 	id := a.begin(func(c *core, id uint64) { c.allocate(id, "x", pfx(universe)) })
 	s.run(5 * time.Second)
@@ -122,7 +123,7 @@ func TestReasonsInWords(t *testing.T) {
 }
 
 func TestSeedsNeedNobodyElse(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	s.cut = func(a, b *node) bool { return true }
 	seeds := Init{Mode: Seed, Seeds: []peer.Name{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
 	a, b := s.add(universe, seeds), s.add(universe, seeds)
@@ -133,7 +134,7 @@ func TestSeedsNeedNobodyElse(t *testing.T) {
 }
 
 func TestObserverStartsAnElectionAndOwnsNothing(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	o := s.add(universe, Init{Mode: Observer})
 	s.add(universe, Init{Mode: Consensus, Expect: 2})
 	s.add(universe, Init{Mode: Consensus, Expect: 2})
@@ -148,7 +149,7 @@ func TestObserverStartsAnElectionAndOwnsNothing(t *testing.T) {
 }
 
 func TestRollingResetLosesNoSpace(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	s.loss = 0.1
 	s.addAll(4, universe)
 	for i, n := range s.nodes {
@@ -181,7 +182,7 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 }
 
 func TestResetOfTheLastPeerSaysWhatIsLeft(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	n := s.add(universe, Init{Mode: Consensus, Expect: 1})
 	n.allocate("x", universe)
 	if got := n.reset(); got.Unreachable != addr.N(4096) {
@@ -190,7 +191,7 @@ func TestResetOfTheLastPeerSaysWhatIsLeft(t *testing.T) {
 }
 
 func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
-	first := firstSeed(t)
+	first := seed.New(t)
 	for seed := first; seed < first+15; seed++ {
 		s := newSim(t, seed)
 		s.loss = 0.15
@@ -237,7 +238,7 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 }
 
 func TestMinorityCanNotRemove(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	nodes := s.addAll(5, universe)
 	for i, n := range nodes {
 		n.allocate(fmt.Sprint("c", i), universe)
@@ -270,7 +271,7 @@ func TestMinorityCanNotRemove(t *testing.T) {
 }
 
 func TestRemovalOfEveryOwner(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	a := s.add(universe, Init{Mode: Consensus, Expect: 1})
 	a.allocate("x", universe)
 	b, c := s.add(universe, Init{Mode: Consensus, Expect: 2}), s.add(universe, Init{Mode: Consensus, Expect: 2})
@@ -292,7 +293,7 @@ func TestRemovalOfEveryOwner(t *testing.T) {
 
 // A peer that was taken for dead, and was not, gets its addresses back.
 func TestRemovedPeerComesBack(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	nodes := s.addAll(3, universe)
 	lost := nodes[2].allocate("alive", universe)
 	s.converged(10 * time.Second)
@@ -312,7 +313,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 
 func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 	for _, crossed := range []bool{false, true} {
-		s := newSim(t, firstSeed(t))
+		s := newSim(t, seed.New(t))
 		s.cut = func(a, b *node) bool { return (a.number <= 2) != (b.number <= 2) }
 		for range 4 {
 			s.add(universe, Init{Mode: Consensus, Expect: 2})
@@ -384,7 +385,7 @@ func (n *node) adopt(id [16]byte) (err error) {
 // the disk of the one peer that made it is lost before anyone heard of it must
 // people remove again, and that must work.
 func TestNoDuplicatesUnderChurn(t *testing.T) {
-	first := firstSeed(t)
+	first := seed.New(t)
 	for seed := first; seed < first+12; seed++ {
 		s := newSim(t, seed)
 		s.loss = 0.2
@@ -481,7 +482,7 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 
 // Killed and launched again, a peer has its addresses and its part of the ring.
 func TestRestartKeepsAddresses(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	nodes := s.addAll(2, universe)
 	a := nodes[0].allocate("x", universe)
 	nodes[0].kill()
@@ -497,7 +498,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 
 // The same with true keys, whose names need no book, and a lossless network.
 func TestTrueKeys(t *testing.T) {
-	s := newSim(t, firstSeed(t))
+	s := newSim(t, seed.New(t))
 	for range 4 {
 		s.add(universe, Init{Mode: Consensus, Expect: 4}).withKeys()
 	}

@@ -532,13 +532,13 @@ func (m *Mesh) updateLinks() {
 // noteRefusals logs the entries that were not taken in.
 func (m *Mesh) noteRefusals() {
 	for _, r := range m.topo.Refused() {
-		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Name, m.nick(r.From), r.Cause)
+		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Owner, m.nick(r.From), r.Cause)
 		if m.problems.note(text, time.Now()) {
-			m.log.Warn("topology entry refused", "peer", r.Name, "from", r.From, "err", r.Cause)
+			m.log.Warn("topology entry refused", "peer", r.Owner, "from", r.From, "err", r.Cause)
 		}
 		// Who is honest passes nothing on that it has not checked.
 		if n := (*m.neighbours.Load())[r.From]; n != nil && errors.Is(r.Cause, topology.ErrForged) {
-			reason := fmt.Sprintf("it handed over an entry of peer %s: %v", r.Name, r.Cause)
+			reason := fmt.Sprintf("it handed over an entry of peer %s: %v", r.Owner, r.Cause)
 			m.events = append(m.events, func(Observer) { n.goodbye(session.CodeOther, reason) })
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/policy/enginetest"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/policytest"
@@ -23,11 +24,10 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 	const pods, steps, flows = 9, 20, 400
 	w := enginetest.NewWire(t, pods)
 	enginetest.OnOneCPU(t)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := policytest.Random{Rand: rand.New(rand.NewPCG(seed, 0))}
+	first := seed.New(t)
+	r := policytest.Random{Rand: rand.New(rand.NewPCG(first, 0))}
 	c := rules.New(model.Load(r.Snapshot(pods, 6)))
-	k := kernel{ns: w.NS, mute: seed%2 == 0}
+	k := kernel{ns: w.NS, mute: first%2 == 0}
 	hooked := false
 	id, mark := uint32(1), uint32(1)
 	w.Settle(t, mark) // and the bridge knows whose ports are whose

@@ -125,33 +125,19 @@ const (
 // bridge then. It returns an error only for what the portable path can not do
 // without either; where the kernel refuses, the fastpath says why.
 func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
-	f := &fastpath{
-		cfg: *r.cfg.Fast, echoes: make(chan echo, 256), learned: make(chan ethernet.MAC, 1024),
-		links: make(map[peer.Name]*fastLink), away: make(map[peer.Name]*fastLink),
-		names: make(map[uint16]peer.Name), veths: make(map[ethernet.MAC]int),
-		containers: make(map[int]bool), underlays: make(map[int]bool), looked: make(map[int]netdev.Underlay), wrongSums: make(map[int]bool), began: time.Now(),
-	}
-	watch, err := netdev.NewWatch()
+	f, err := newFastpath(*r.cfg.Fast)
 	if err != nil {
 		return nil, err
 	}
-	f.watch = watch
 	o := fastdp.Options{
 		PinDir: f.cfg.PinDir, Bridge: r.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: tapName,
 		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Log: r.log,
 	}
 	r.openTunnel(f)
 	if f.cfg.Encrypt && len(f.cfg.Trusted) == 0 && f.tunnel == nil {
-		// No link can be fast, so frames need not go round by a port of their own:
-		// that is a twentieth of an idle round trip. And what an earlier router
-		// left may send nothing in clear any more.
-		if err := fastdp.Remove(o); err != nil {
+		if err := r.leaveAllToSleeve(f, o); err != nil {
 			f.close()
 			return nil, err
-		}
-		r.removeTunnel(f)
-		if _, err := watch.Guard(0, netip.Prefix{}); err != nil {
-			r.log.Warn("rules for a fast datapath that is not there", "err", err)
 		}
 		return f, nil
 	}
@@ -166,27 +152,8 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		r.removeTunnel(f)
 		return f, nil
 	}
-	if f.cfg.NoExpress {
-		f.noExpress = "switched off by --no-express"
-	}
-	f.judged = watch.Judged()
-	if f.secured, err = watch.Secured(); err != nil {
-		f.noExpress = err.Error()
-		r.log.Warn("no express path", "err", err)
-	}
-	o.Express = f.express()
-	f.dp, err = fastdp.Open(o)
-	if err != nil {
-		f.dp, f.why = nil, err.Error()
-		r.log.Warn("no fast datapath", "err", err)
+	if r.openDatapath(f, o); f.dp == nil {
 		return f, nil
-	}
-	if err := f.dp.Fast(); err != nil {
-		f.why = err.Error()
-		r.log.Warn("no fast datapath", "err", err)
-	} else if err := f.dp.Express(); err != nil {
-		f.noExpress = err.Error()
-		r.log.Warn("no express path", "err", err)
 	}
 	f.tap = q.NewWriter()
 	if err := f.adopt(); err != nil {
@@ -195,6 +162,63 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	}
 	r.removeTunnel(f)
 	return f, nil
+}
+
+func newFastpath(cfg FastConfig) (*fastpath, error) {
+	watch, err := netdev.NewWatch()
+	if err != nil {
+		return nil, err
+	}
+	return &fastpath{
+		cfg: cfg, watch: watch, began: time.Now(),
+		echoes: make(chan echo, 256), learned: make(chan ethernet.MAC, 1024),
+		links: make(map[peer.Name]*fastLink), away: make(map[peer.Name]*fastLink), names: make(map[uint16]peer.Name),
+		veths: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
+		looked: make(map[int]netdev.Underlay), wrongSums: make(map[int]bool),
+	}, nil
+}
+
+// leaveAllToSleeve removes what an earlier router left where no link can be fast. It
+// may send nothing in clear any more; and frames need not go round by a port of their
+// own, which is a twentieth of an idle round trip.
+func (r *Router) leaveAllToSleeve(f *fastpath, o fastdp.Options) error {
+	if err := fastdp.Remove(o); err != nil {
+		return err
+	}
+	r.removeTunnel(f)
+	if _, err := f.watch.Guard(0, netip.Prefix{}); err != nil {
+		r.log.Warn("rules for a fast datapath that is not there", "err", err)
+	}
+	return nil
+}
+
+// openDatapath opens the kernel's part, or notes why there is none, and why frames
+// must cross the bridge if they must.
+func (r *Router) openDatapath(f *fastpath, o fastdp.Options) {
+	if f.cfg.NoExpress {
+		f.noExpress = "switched off by --no-express"
+	}
+	f.judged = f.watch.Judged()
+	var err error
+	if f.secured, err = f.watch.Secured(); err != nil {
+		f.noExpress = err.Error()
+		r.log.Warn("no express path", "err", err)
+	}
+	o.Express = f.express()
+	dp, err := fastdp.Open(o)
+	if err != nil {
+		f.why = err.Error()
+		r.log.Warn("no fast datapath", "err", err)
+		return
+	}
+	f.dp = dp
+	if err := dp.Fast(); err != nil {
+		f.why = err.Error()
+		r.log.Warn("no fast datapath", "err", err)
+	} else if err := dp.Express(); err != nil {
+		f.noExpress = err.Error()
+		r.log.Warn("no express path", "err", err)
+	}
 }
 
 // close leaves the kernel's part at work.

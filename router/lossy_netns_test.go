@@ -170,21 +170,24 @@ func TestALostPacketCostsOneSegment(t *testing.T) {
 	hosts[0].pin(hosts[1], addr(1).Addr())
 	const trains = 150
 	seen := make([]bool, trains*flowTrain)
-	got := 0
+	got, strays := 0, 0
+	overflows := nstest.Overflows(t)
 	for i := range trains {
 		f.send()
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(patience)
 		for {
 			// What the relay says first, so that it never says too little.
 			lost, held := r.missing(0, wire.Partial)
-			if got+lost+held == int(f.next) {
+			if got+lost+held+strays == int(f.next) {
 				break
 			}
 			num, err := f.receive(5 * time.Millisecond)
 			var late net.Error
 			switch {
 			case errors.As(err, &late) && late.Timeout():
-				if time.Now().After(deadline) {
+				if n := int(f.next) - got - lost - held; time.Now().After(deadline) && uint64(n) <= nstest.Overflows(t)-overflows {
+					strays = n // the kernel's queues were full of what others send
+				} else if time.Now().After(deadline) {
 					t.Fatalf("train %d: %d datagrams sent, %d received, %d lost and %d held by the relay", i, f.next, got, lost, held)
 				}
 				continue

@@ -151,7 +151,7 @@ func newHosts(t testing.TB, n int, o options) []*host {
 		for range links {
 			select {
 			case <-h.up:
-			case <-time.After(15 * time.Second):
+			case <-time.After(patience):
 				t.Fatalf("host %d: links do not come up: %+v", i, h.Status())
 			}
 		}
@@ -226,9 +226,15 @@ func (h *host) listen(a netip.Addr) *net.UDPConn {
 	return c
 }
 
+// How long a test waits for what is to come, on a busy machine, and how often it
+// sends what may be lost while neighbours are looked up, once a second.
+const (
+	patience = 30 * time.Second
+	tries    = 20
+)
+
 // echo sends a datagram of n bytes from one container to another's address and
-// waits for it to come back. A first packet may be lost while neighbours are
-// looked up in a busy host, so it tries a few times.
+// waits for it to come back.
 func echo(t testing.TB, from, to *host, a, b netip.Addr, n int) {
 	t.Helper()
 	if err := tryEcho(from, to, a, b, n); err != nil {
@@ -240,19 +246,10 @@ func tryEcho(from, to *host, a, b netip.Addr, n int) error {
 	src, dst := from.listen(a), to.listen(b)
 	defer src.Close()
 	defer dst.Close()
-	go func() {
-		buf := make([]byte, 70000)
-		for {
-			k, who, err := dst.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = dst.WriteToUDPAddrPort(buf[:k], who)
-		}
-	}()
+	go nstest.Echo(dst)
 	want, buf := bytes.Repeat([]byte("weft"), n/4+1)[:n], make([]byte, 70000)
 	var last error
-	for range 5 {
+	for range tries {
 		if _, last = src.WriteToUDPAddrPort(want, dst.LocalAddr().(*net.UDPAddr).AddrPort()); last != nil {
 			continue
 		}
@@ -317,7 +314,7 @@ func TestSmallUnderlay(t *testing.T) {
 		if v.a.Is6() {
 			want = 1280 // the least that an IPv6 path may have
 		}
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(patience)
 		for got := 0; got != want; {
 			_, _ = src.WriteToUDPAddrPort(make([]byte, 1440), dst.LocalAddr().(*net.UDPAddr).AddrPort())
 			a.in(func() error {
@@ -342,7 +339,7 @@ func TestSmallUnderlay(t *testing.T) {
 // settle waits until all links of the host have this MTU.
 func (h *host) settle(mtu int) {
 	h.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for slices.ContainsFunc(h.Status().Links, func(l router.LinkStatus) bool { return l.MTU != mtu }) {
@@ -366,7 +363,7 @@ func TestLargestMTU(t *testing.T) {
 func receive(t *testing.T, from, to *net.UDPConn, n int) {
 	t.Helper()
 	buf := make([]byte, 70000)
-	for range 5 {
+	for range tries {
 		if _, err := from.WriteToUDPAddrPort(bytes.Repeat([]byte{7}, n), to.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
 			continue
 		}
@@ -413,7 +410,7 @@ func TestVLANAndMulticast(t *testing.T) {
 	}
 	buf := make([]byte, 100)
 	for i, c := range ears {
-		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(patience))
 		if n, _, err := c.ReadFromUDP(buf); err != nil || string(buf[:n]) != "hear" {
 			t.Errorf("host %d heard %q: %v", i+1, buf[:n], err)
 		}
@@ -447,20 +444,20 @@ func TestCaptureOnTheUnderlay(t *testing.T) {
 	const inner = 20 + 8 + 1200
 	secret := bytes.Repeat([]byte("secret! "), 150)
 	// More than one, as another frame that is due at the moment may share the packet.
-	const tries = 5
+	const times = 5
 	buf := make([]byte, 2000)
-	for range tries {
+	for range times {
 		if _, err := src.WriteToUDPAddrPort(secret, dst.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
 			t.Fatal(err)
 		}
-		_ = dst.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = dst.SetReadDeadline(time.Now().Add(patience))
 		if _, err := dst.Read(buf); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i, w := range wires {
 		least := 1 << 16
-		for seen := 0; seen < tries; {
+		for seen := 0; seen < times; {
 			b, _ := w.receive(t, 0x0800)
 			ip, off, ok := ethernet.ParseIP(b)
 			if !ok || ip.Protocol != 17 || ip.Len < inner {
@@ -497,12 +494,12 @@ func TestPathMTUChangesUnderTraffic(t *testing.T) {
 			return netlink.LinkSetMTU(l, 1400)
 		})
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		if err := tryEcho(hosts[0], hosts[1], addr(0).Addr(), addr(1).Addr(), 1300); err == nil {
 			break
 		} else if time.Now().After(deadline) {
-			t.Fatalf("no full packet gets through after 10 s: %v; %+v", err, hosts[0].Status())
+			t.Fatalf("no full packet gets through after %v: %v; %+v", patience, err, hosts[0].Status())
 		}
 	}
 	for l, _ := hosts[0].Link(hosts[1].name); l.MTU != 1400-71; l, _ = hosts[0].Link(hosts[1].name) {

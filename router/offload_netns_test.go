@@ -51,7 +51,7 @@ func bulk(t *testing.T, from, to *host, at netip.Addr, n int) (info *unix.TCPInf
 	defer l.Close()
 	var out net.Conn
 	from.in(func() (err error) {
-		out, err = (&net.Dialer{Timeout: 10 * time.Second, FallbackDelay: -1}).Dial("tcp", l.Addr().String())
+		out, err = (&net.Dialer{Timeout: patience, FallbackDelay: -1}).Dial("tcp", l.Addr().String())
 		return err
 	})
 	defer out.Close()
@@ -60,8 +60,8 @@ func bulk(t *testing.T, from, to *host, at netip.Addr, n int) (info *unix.TCPInf
 		t.Fatal(err)
 	}
 	defer in.Close()
-	_ = in.SetDeadline(time.Now().Add(30 * time.Second))
-	_ = out.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = in.SetDeadline(time.Now().Add(patience))
+	_ = out.SetDeadline(time.Now().Add(patience))
 	want := make([]byte, n)
 	r := rand.New(rand.NewPCG(uint64(n), 1))
 	for i := range want {
@@ -104,7 +104,7 @@ func train(t *testing.T, from, to *host, a, b netip.Addr, size, n int) {
 	binary.NativeEndian.PutUint16(oob[unix.CmsgLen(0):], uint16(size))
 	buf := make([]byte, 70000)
 	var err error
-	for range 5 {
+	for range tries {
 		if _, _, err = src.WriteMsgUDPAddrPort(body, oob, dst.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
 			t.Fatal(err)
 		}

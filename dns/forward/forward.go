@@ -276,11 +276,17 @@ func (s *server) ask(ctx context.Context, query *dns.Msg, patience time.Duration
 
 // exchange sends a query and returns its answer.
 func exchange(ctx context.Context, network string, to netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
-	wrap := func(err error) error { return fmt.Errorf("ask %s over %s: %w", to, network, err) }
+	wrap := func(err error) error {
+		var late net.Error
+		if ctx.Err() != nil || errors.As(err, &late) && late.Timeout() { // whatever it was that took so long
+			err = errors.New("no answer in time")
+		}
+		return fmt.Errorf("ask %s over %s: %w", to, network, cause(err))
+	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, network, to.String())
 	if err != nil {
-		return nil, wrap(cause(err))
+		return nil, wrap(err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
@@ -289,15 +295,13 @@ func exchange(ctx context.Context, network string, to netip.AddrPort, q *dns.Msg
 		conn.UDPSize = max(conn.UDPSize, opt.UDPSize())
 	}
 	if err := conn.WriteMsg(q); err != nil {
-		return nil, wrap(cause(err))
+		return nil, wrap(err)
 	}
 	for {
 		m, err := conn.ReadMsg()
 		switch {
-		case ctx.Err() != nil:
-			return nil, wrap(errors.New("no answer in time"))
-		case errors.As(err, new(*net.OpError)):
-			return nil, wrap(cause(err))
+		case ctx.Err() != nil, errors.As(err, new(*net.OpError)):
+			return nil, wrap(err)
 		case err == nil && answers(m, q):
 			return m, nil
 		case network == "tcp":

@@ -26,15 +26,8 @@ type upstream struct {
 func serve(t *testing.T, handler func(network string, q *dns.Msg) *dns.Msg) *upstream {
 	t.Helper()
 	u := new(upstream)
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, l := listen(t)
 	u.addr = pc.LocalAddr().(*net.UDPAddr).AddrPort()
-	l, err := net.Listen("tcp", u.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		u.asked.Add(1)
 		network := w.RemoteAddr().Network()
@@ -54,6 +47,24 @@ func serve(t *testing.T, handler func(network string, q *dns.Msg) *dns.Msg) *ups
 		t.Cleanup(func() { s.Shutdown(); <-done })
 	}
 	return u
+}
+
+// listen listens at a port that is free over UDP and TCP.
+func listen(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 20 {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", pc.LocalAddr().String())
+		if err == nil {
+			return pc, l
+		}
+		pc.Close()
+	}
+	t.Fatal("no port is free")
+	panic("unreachable")
 }
 
 func query(name string) *dns.Msg { return new(dns.Msg).SetQuestion(name, dns.TypeA) }
@@ -105,7 +116,8 @@ func first(t *testing.T, f *Forwarder, q *dns.Msg) string {
 
 // Issue item 4: upstream failure, next one.
 func TestNextServer(t *testing.T) {
-	const long = time.Minute
+	// A silent server has a quarter of it, and so has the one that answers.
+	const long, short = time.Minute, 8 * time.Second
 	closed := &upstream{addr: netip.MustParseAddrPort("127.0.0.1:1")}
 	for what, c := range map[string]struct {
 		timeout time.Duration
@@ -114,13 +126,13 @@ func TestNextServer(t *testing.T) {
 		"refuses":     {long, serve(t, rcode(dns.RcodeRefused))},
 		"fails":       {long, serve(t, rcode(dns.RcodeServerFailure))},
 		"not there":   {long, closed},
-		"says naught": {time.Second, serve(t, silent)},
-		"wrong id": {time.Second, serve(t, func(_ string, q *dns.Msg) *dns.Msg {
+		"says naught": {short, serve(t, silent)},
+		"wrong id": {short, serve(t, func(_ string, q *dns.Msg) *dns.Msg {
 			m := reply(q, "192.0.2.66")
 			m.Id++
 			return m
 		})},
-		"other question": {time.Second, serve(t, func(_ string, q *dns.Msg) *dns.Msg {
+		"other question": {short, serve(t, func(_ string, q *dns.Msg) *dns.Msg {
 			m := reply(q, "192.0.2.66")
 			m.Question[0].Name = "evil.example."
 			return m
@@ -128,9 +140,12 @@ func TestNextServer(t *testing.T) {
 	} {
 		second := serve(t, with("192.0.2.1"))
 		f := forwarder(c.timeout, c.first, second)
-		if got := first(t, f, query("example.com.")); got != "192.0.2.1" {
-			t.Errorf("%s: %s", what, got)
-		}
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			if got := first(t, f, query("example.com.")); got != "192.0.2.1" {
+				t.Error(got)
+			}
+		})
 	}
 }
 
@@ -151,6 +166,10 @@ func TestAllServersFail(t *testing.T) {
 	if got := first(t, f, query("example.com.")); !strings.Contains(got, "no answer in time") {
 		t.Errorf("none that answers: %s", got)
 	}
+	f = forwarder(time.Nanosecond, serve(t, silent))
+	if got := first(t, f, query("example.com.")); !strings.Contains(got, "no answer in time") {
+		t.Errorf("no time to ask: %s", got)
+	}
 	if got := first(t, New(time.Second), query("example.com.")); got != ErrNoServer.Error() {
 		t.Errorf("no server: %s", got)
 	}
@@ -166,7 +185,7 @@ func TestServersThatFailedAreAskedLast(t *testing.T) {
 		}
 		return reply(q, "192.0.2.1")
 	})
-	f := forwarder(2*time.Second, one, serve(t, with("192.0.2.2")))
+	f := forwarder(8*time.Second, one, serve(t, with("192.0.2.2")))
 	now := time.Now()
 	f.now = func() time.Time { return now }
 	for range 2 {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -220,9 +221,7 @@ func (w *sim) check(t testing.TB) {
 }
 
 func TestManyPeersConvergeUnderLossAndChurn(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	w := newSim(seed, 200, 6, 0.2)
+	w := newSim(seed.New(t), 200, 6, 0.2)
 	for i := range w.nodes {
 		w.churn(t, i)
 	}

@@ -50,7 +50,7 @@ type State struct {
 
 	usurped   uint64    // the highest life another wrote as this peer, if above its own
 	reclaimed time.Time // when this peer last began a new life
-	refused   []Refusal
+	refused   gossip.Refusals
 	digest    []byte // nil after a change
 }
 
@@ -73,14 +73,7 @@ type waiting struct {
 	since time.Time
 }
 
-// Refusal is a record that was not taken in.
-type Refusal struct {
-	From  peer.Name // the neighbour that handed it over; zero if it waited
-	Owner peer.Name // whose record it says it is
-	Cause error
-}
-
-// Causes of a Refusal.
+// Causes of a gossip.Refusal.
 var (
 	ErrForged = errors.New("the record is not signed by its owner")
 	ErrFlood  = fmt.Errorf("the owner has more than %d bytes of names", maxOwner)
@@ -241,7 +234,7 @@ func (s *State) SetPeers(peers map[peer.Name]peer.Key) (deltas [][]byte) {
 		}
 		s.leaveRoom(h)
 		if r, err := s.take(h, w.raw); err != nil {
-			s.refuse(peer.Name{}, h.owner, err)
+			s.refused.Add(peer.Name{}, h.owner, err)
 		} else if r != nil {
 			news = append(news, r)
 		}
@@ -309,7 +302,7 @@ func (s *State) Tick(now time.Time) (deltas [][]byte) {
 	}
 	if s.usurped >= s.own.life && (s.reclaimed.IsZero() || now.Sub(s.reclaimed) >= reclaimEvery) {
 		if !s.reclaimed.IsZero() { // once is a clock that went back
-			s.refuse(peer.Name{}, s.cfg.Self, ErrRival)
+			s.refused.Add(peer.Name{}, s.cfg.Self, ErrRival)
 		}
 		s.reclaimed = now
 		deltas = pack(s.begin(s.usurped + 1))
@@ -318,18 +311,7 @@ func (s *State) Tick(now time.Time) (deltas [][]byte) {
 }
 
 // Refused returns what was refused since the last call.
-func (s *State) Refused() []Refusal {
-	r := s.refused
-	s.refused = nil
-	return r
-}
-
-func (s *State) refuse(from, owner peer.Name, cause error) {
-	const keep = 64
-	if len(s.refused) < keep {
-		s.refused = append(s.refused, Refusal{from, owner, cause})
-	}
-}
+func (s *State) Refused() []gossip.Refusal { return s.refused.Take() }
 
 // Listed is an entry with its owner.
 type Listed struct {

@@ -37,7 +37,7 @@ func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 		}
 		r, err := s.take(i.header, i.raw)
 		if err != nil {
-			s.refuse(from, i.owner, err)
+			s.refused.Add(from, i.owner, err)
 		} else if r != nil {
 			news = append(news, r.raw...)
 		}

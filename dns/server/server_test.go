@@ -160,8 +160,15 @@ func TestListenFollows(t *testing.T) {
 	if got := fmt.Sprint(s.Addrs()); got != fmt.Sprintf("[%s]", second) {
 		t.Errorf("listens at %v, want %s", got, second)
 	}
-	// What was given up can be had by others.
+	// What was given up can be had by others; another process may be quicker.
 	pc, err := net.ListenPacket("udp", first.String())
+	for range 20 {
+		if err == nil {
+			break
+		}
+		first, second = second, listen(t, s)
+		pc, err = net.ListenPacket("udp", first.String())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,10 @@ package track
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/weft-net/weft/internal/seed"
 )
 
 // answer answers whatever t asks from the truth, and returns what it tells.
@@ -94,9 +95,7 @@ func TestFloodIsBounded(t *testing.T) {
 // Whatever is lost or repeated, after a question about all what was told agrees
 // with the truth.
 func TestToldAgreesWithTheTruth(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 1))
+	r := seed.Rand(t)
 	tr := New()
 	truth := make(map[string]State)
 	running := make(map[string]bool) // as told

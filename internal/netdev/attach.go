@@ -45,58 +45,81 @@ type Attachment struct {
 // Transmit checksum offload stays as the kernel has it: the kernel completes
 // checksums before a frame leaves by a TAP.
 func Attach(a Attachment) (added []netip.Prefix, err error) {
-	wrap := func(what string, cause error) error {
-		return fmt.Errorf("attach %s to bridge %s: %s: %w", a.NS, a.Bridge, what, cause)
-	}
 	if err := refuseHost(a.NS); err != nil {
-		return nil, wrap("check namespace", err)
+		return nil, a.failed("check namespace", err)
 	}
 	host, err := here()
 	if err != nil {
-		return nil, wrap("connect", err)
+		return nil, a.failed("connect", err)
 	}
 	defer host.Close()
 	in, err := at(a.NS)
 	if err != nil {
-		return nil, wrap("connect", err)
+		return nil, a.failed("connect", err)
 	}
 	defer in.Close()
+	port, l, made, err := a.pair(host, in)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && made {
+			_ = host.delete(port)
+		}
+	}()
+	if err := a.setPair(host, in, port, l); err != nil {
+		return nil, err
+	}
+	return a.configure(host, in, port, l)
+}
+
+func (a *Attachment) failed(what string, cause error) error {
+	return fmt.Errorf("attach %s to bridge %s: %s: %w", a.NS, a.Bridge, what, cause)
+}
+
+// pair returns the ends of the veth pair, port at the host and l inside, and whether it
+// had to be made.
+func (a *Attachment) pair(host, in handle) (port, l netlink.Link, made bool, err error) {
 	bridge, err := host.there(a.Bridge)
 	if err != nil {
-		return nil, wrap("look up bridge", err)
+		return nil, nil, false, a.failed("look up bridge", err)
 	}
-
 	l, ok, err := in.link(a.Iface)
 	if err != nil {
-		return nil, wrap("look up "+a.Iface, err)
+		return nil, nil, false, a.failed("look up "+a.Iface, err)
 	}
-	var port netlink.Link
 	if ok {
 		if port, err = adopt(host, bridge, l); err != nil {
-			return nil, wrap("use interface "+a.Iface, err)
+			return nil, nil, false, a.failed("use interface "+a.Iface, err)
 		}
-	} else {
-		if port, l, err = makePair(host, in, bridge, a); err != nil {
-			return nil, wrap("make the veth pair", err)
-		}
-		defer func() {
-			if err != nil {
-				_ = host.delete(port)
-			}
-		}()
+		return port, l, false, nil
 	}
+	if port, l, err = makePair(host, in, bridge, *a); err != nil {
+		return nil, nil, false, a.failed("make the veth pair", err)
+	}
+	return port, l, true, nil
+}
+
+// setPair gives both ends what they are to have besides addresses, and sets the port up.
+func (a *Attachment) setPair(host, in handle, port, l netlink.Link) error {
 	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
-		return nil, wrap("set hairpin mode of "+port.Attrs().Name, err)
+		return a.failed("set hairpin mode of "+port.Attrs().Name, err)
 	}
 	if a.MAC != nil && l.Attrs().HardwareAddr.String() != a.MAC.String() {
 		if err := in.LinkSetHardwareAddr(l, a.MAC); err != nil {
-			return nil, wrap("set address "+a.MAC.String(), err)
+			return a.failed("set address "+a.MAC.String(), err)
 		}
 		l.Attrs().HardwareAddr = a.MAC
 	}
 	if err := host.LinkSetUp(port); err != nil {
-		return nil, wrap("set up "+port.Attrs().Name, err)
+		return a.failed("set up "+port.Attrs().Name, err)
 	}
+	return nil
+}
+
+// configure gives the interface inside its addresses and routes, and announces it. On
+// error it takes the addresses away that it added.
+func (a *Attachment) configure(host, in handle, port, l netlink.Link) (added []netip.Prefix, err error) {
 	defer func() {
 		if err != nil {
 			for _, p := range added {
@@ -106,20 +129,20 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 		}
 	}()
 	if added, err = addAddrs(in, l, a.Addrs); err != nil {
-		return added, wrap("configure "+a.Iface, err)
+		return added, a.failed("configure "+a.Iface, err)
 	}
 	if err := in.LinkSetUp(l); err != nil {
-		return added, wrap("set up "+a.Iface, err)
+		return added, a.failed("set up "+a.Iface, err)
 	}
 	if a.MulticastRoute {
 		r := netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(multicastRoute), Scope: netlink.SCOPE_LINK}
 		if err := in.RouteReplace(&r); err != nil {
-			return added, wrap("add route "+multicastRoute.String(), err)
+			return added, a.failed("add route "+multicastRoute.String(), err)
 		}
 	}
 	waitCarrier(host, port)
 	if err := announce(a.NS, l.Attrs().Index, l.Attrs().HardwareAddr, a.Addrs); err != nil {
-		return added, wrap("announce addresses", err)
+		return added, a.failed("announce addresses", err)
 	}
 	return added, nil
 }

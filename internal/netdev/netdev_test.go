@@ -19,6 +19,9 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
+// patience is how long a test waits for what is to come, on a busy machine.
+const patience = 30 * time.Second
+
 var mac = net.HardwareAddr{2, 0xab, 0xcd, 0, 0, 1}
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -254,7 +257,7 @@ func TestAnnouncement(t *testing.T) {
 			}
 			return err
 		})
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(patience)
 		for learned := ""; learned != now.String(); {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: the neighbour still has %s, want %s", addr, learned, now)

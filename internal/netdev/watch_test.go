@@ -50,7 +50,7 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 	// watches.
 	await := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.After(10 * time.Second); !ok(); {
+		for deadline := time.After(patience); !ok(); {
 			select {
 			case <-changes:
 			case <-time.After(100 * time.Millisecond):
@@ -115,7 +115,7 @@ func TestWatchGoesOnAfterItMissedChanges(t *testing.T) {
 	}()
 	seen := func(change func(i int) error) {
 		t.Helper()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(patience)
 		for i := 0; ; i++ {
 			do(t, host, func() error { return change(i) })
 			select {

@@ -41,6 +41,20 @@ func newLab(t *testing.T, c Config) *Lab {
 	return l
 }
 
+// How long a test waits for what is to come, on a busy machine, and for what is not.
+const (
+	patience = 30 * time.Second
+	silence  = 300 * time.Millisecond
+)
+
+// waiting is how long what comes, or does not, is waited for.
+func waiting(comes bool) time.Duration {
+	if comes {
+		return patience
+	}
+	return silence
+}
+
 // reaches tells whether an echo request of a is answered by b.
 func reaches(t *testing.T, l *Lab, a int, to netip.Addr, want bool) {
 	t.Helper()
@@ -49,11 +63,7 @@ func reaches(t *testing.T, l *Lab, a int, to netip.Addr, want bool) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	patience := 5 * time.Second
-	if !want {
-		patience = 150 * time.Millisecond
-	}
-	_, err = p.Once(8, patience)
+	_, err = p.Once(8, waiting(want))
 	if (err == nil) != want {
 		t.Errorf("h%d to %s: %v, want an answer: %v", a, to, err, want)
 	}
@@ -93,12 +103,8 @@ func TestCutAndHealOneWay(t *testing.T) {
 		}
 	}
 	// One way: a datagram of h2 gets to h1, none of h1 gets to h2.
-	if !datagram(t, l, 2, 1) {
-		t.Error("cut h1 to h2 also stopped h2 to h1")
-	}
-	if datagram(t, l, 1, 2) {
-		t.Error("cut h1 to h2 let a datagram through")
-	}
+	datagram(t, l, 2, 1, true)
+	datagram(t, l, 1, 2, false)
 	for range 2 {
 		if err := l.Heal(1, 2, Packets); err != nil {
 			t.Fatal(err)
@@ -108,20 +114,22 @@ func TestCutAndHealOneWay(t *testing.T) {
 	reaches(t, l, 2, Addr6(1), true)
 }
 
-// datagram tells whether a UDP datagram gets from host a to host b.
-func datagram(t *testing.T, l *Lab, a, b int) bool {
+// datagram checks whether a UDP datagram gets from host a to host b.
+func datagram(t *testing.T, l *Lab, a, b int, want bool) {
 	t.Helper()
 	server := listenUDP(t, l, b)
 	client := dialUDP(t, l, a, server.LocalAddr().String())
 	if _, err := client.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	server.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	server.SetReadDeadline(time.Now().Add(waiting(want)))
 	_, _, err := server.ReadFrom(make([]byte, 1))
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}
-	return err == nil
+	if (err == nil) != want {
+		t.Errorf("a datagram of h%d to h%d: %v, want it to come: %v", a, b, err, want)
+	}
 }
 
 func TestCutOfDialsLeavesTheOtherDirectionOpen(t *testing.T) {
@@ -129,12 +137,8 @@ func TestCutOfDialsLeavesTheOtherDirectionOpen(t *testing.T) {
 	if err := l.Cut(1, 2, Dials); err != nil {
 		t.Fatal(err)
 	}
-	if dialTCP(t, l, 1, 2) {
-		t.Error("h1 dialled h2 through the cut")
-	}
-	if !dialTCP(t, l, 2, 1) {
-		t.Error("h2 can not dial h1")
-	}
+	dialTCP(t, l, 1, 2, false)
+	dialTCP(t, l, 2, 1, true)
 	reaches(t, l, 1, Addr4(2), true)
 }
 
@@ -145,7 +149,7 @@ func TestUnderlayMTU(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if _, err := p.Once(1400, 5*time.Second); err != nil {
+	if _, err := p.Once(1400, patience); err != nil {
 		t.Error(err)
 	}
 }
@@ -187,7 +191,7 @@ func TestDownKillsProcessesAndLeavesNothing(t *testing.T) {
 	}
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Error("down left a process of the lab alive")
 	}
 	if left, err := namespaces(l.Name); err != nil || len(left) > 0 {

@@ -3,7 +3,6 @@ package testbed
 import (
 	"net"
 	"testing"
-	"time"
 
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -34,8 +33,8 @@ func dialUDP(t *testing.T, l *Lab, host int, to string) (c net.Conn) {
 	return c
 }
 
-// dialTCP tells whether host a gets a TCP connection to host b.
-func dialTCP(t *testing.T, l *Lab, a, b int) bool {
+// dialTCP checks whether host a gets a TCP connection to host b.
+func dialTCP(t *testing.T, l *Lab, a, b int, want bool) {
 	t.Helper()
 	var listener net.Listener
 	err := netdev.Do(l.Netns(Place{Host: b}), func() (err error) {
@@ -46,11 +45,14 @@ func dialTCP(t *testing.T, l *Lab, a, b int) bool {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	return netdev.Do(l.Netns(Place{Host: a}), func() error {
-		c, err := net.DialTimeout("tcp4", listener.Addr().String(), 500*time.Millisecond)
+	err = netdev.Do(l.Netns(Place{Host: a}), func() error {
+		c, err := net.DialTimeout("tcp4", listener.Addr().String(), waiting(want))
 		if err == nil {
 			c.Close()
 		}
 		return err
-	}) == nil
+	})
+	if (err == nil) != want {
+		t.Errorf("h%d dials h%d: %v, want a connection: %v", a, b, err, want)
+	}
 }

@@ -2,26 +2,14 @@ package paxos
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
-
-func firstSeed(t testing.TB) uint64 {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("seed %d", seed)
-	return seed
-}
 
 func name(i int) peer.Name { return peer.Name{2, 0, 0, 0, 0, byte(i + 1)} }
 
@@ -77,7 +65,7 @@ func (n *node) receive(t *testing.T, delta []byte) (out [][]byte) {
 // Random delays, losses, duplicates, restarts, duels and observers: never two
 // values, and once the network is calm, one.
 func TestNeverTwoValues(t *testing.T) {
-	first := firstSeed(t)
+	first := seed.New(t)
 	for seed := first; seed < first+300; seed++ {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		voters := 1 + rng.IntN(7)
@@ -180,7 +168,7 @@ func TestNeverTwoValues(t *testing.T) {
 }
 
 func TestMergeIsAJoin(t *testing.T) {
-	rng := rand.New(rand.NewPCG(firstSeed(t), 2))
+	rng := seed.Rand(t)
 	nodes := []*node{newNode(0, 5, false), newNode(1, 5, false), newNode(2, 5, false), newNode(3, 5, false)}
 	var deltas [][]byte
 	for range 60 {

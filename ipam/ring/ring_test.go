@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/paxos"
 	"github.com/weft-net/weft/mesh/peer"
@@ -355,7 +356,7 @@ func TestCompact(t *testing.T) {
 }
 
 func TestDumpAndRestore(t *testing.T) {
-	rng := random(t)
+	rng := seed.Rand(t)
 	for range 20 {
 		_, raws := world(rng, 3, 30)
 		r := started("10.0.0.0/26", 3)

@@ -2,28 +2,15 @@ package ring
 
 import (
 	"bytes"
-	"flag"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/mesh/peer"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
-
-// random returns a source whose seed is logged, and can be given back by -seed.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("seed %d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 func name(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i + 1)} }
 func signer(i int) peer.Cheap {
@@ -256,7 +243,7 @@ func deltaOf(r *Ring) []byte {
 }
 
 func TestMergeAgainstSlowTwin(t *testing.T) {
-	rng := random(t)
+	rng := seed.Rand(t)
 	for range 150 {
 		tw, raws := world(rng, 1+rng.IntN(4), 40)
 		accepted, want := tw.compute()
@@ -281,7 +268,7 @@ func TestMergeAgainstSlowTwin(t *testing.T) {
 }
 
 func TestMergeIsAJoin(t *testing.T) {
-	rng := random(t)
+	rng := seed.Rand(t)
 	for range 100 {
 		tw, raws := world(rng, 1+rng.IntN(4), 30)
 		part := func() *Ring {

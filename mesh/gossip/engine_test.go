@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -91,11 +92,10 @@ func node(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i)}
 func index(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
 
 func newNet(t *testing.T, n int, loss float64) *net {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	w := &net{t: t, rng: rand.New(rand.NewPCG(seed, 1)), loss: loss}
+	first := seed.New(t)
+	w := &net{t: t, rng: rand.New(rand.NewPCG(first, 1)), loss: loss}
 	for i := range n {
-		e := NewEngine(rand.New(rand.NewPCG(seed, uint64(i))))
+		e := NewEngine(rand.New(rand.NewPCG(first, uint64(i))))
 		w.state = append(w.state, register{})
 		e.Register(1, w.state[i])
 		w.nodes = append(w.nodes, e)

@@ -5,12 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -226,7 +226,7 @@ func TestImpossibleShortIDIsRefusedByItself(t *testing.T) {
 			t.Fatalf("%x: news %x, %v; want the good entry", c.tail, news, err)
 		}
 		r := s.Refused()
-		if len(r) != 1 || r[0].Name != bad.Name || !errors.Is(r[0].Cause, errShortID) || !strings.Contains(r[0].Cause.Error(), "short id: "+c.says) {
+		if len(r) != 1 || r[0].Owner != bad.Name || !errors.Is(r[0].Cause, errShortID) || !strings.Contains(r[0].Cause.Error(), "short id: "+c.says) {
 			t.Errorf("%x: refusals %v", c.tail, r)
 		}
 		if s.Entry(bad.Name) != nil {
@@ -239,13 +239,12 @@ func TestImpossibleShortIDIsRefusedByItself(t *testing.T) {
 // peers with all ids are in sim_test.go), with none to spare, and with fewer ids
 // than peers.
 func TestShortIDsConverge(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	first := seed.New(t)
 	for _, c := range []struct {
 		peers int
 		ids   uint16
 	}{{300, MaxShortID}, {300, 300}, {80, 50}} {
-		w := newSimWithIDs(t, seed, c.peers, 4, 0.2, c.ids)
+		w := newSimWithIDs(t, first, c.peers, 4, 0.2, c.ids)
 		was := make([]uint16, c.peers)
 		for i, n := range w.nodes {
 			was[i] = n.own.ShortID
@@ -269,9 +268,7 @@ func TestShortIDsConverge(t *testing.T) {
 // In a full mesh, one that leaves gives its id to one that waits; the others
 // stay as they are and say nothing.
 func TestOneFreeShortIDMovesOnePeer(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	w := newSimWithIDs(t, seed, 60, 8, 0, 50)
+	w := newSimWithIDs(t, seed.New(t), 60, 8, 0, 50)
 	w.converge(t)
 	before := w.shortIDs(t)
 	var leaves int

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -202,9 +203,7 @@ func (w *sim) converge(t testing.TB) int {
 }
 
 func TestThousandPeersConvergeUnderLossAndChurn(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	w := newSim(t, seed, 1000, 4, 0.2)
+	w := newSim(t, seed.New(t), 1000, 4, 0.2)
 	t.Logf("from nothing: %d s of the mesh's time", w.converge(t))
 	for range 3 {
 		for range 20 {

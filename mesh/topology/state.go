@@ -59,7 +59,7 @@ type State struct {
 	entries map[peer.Name]*Entry
 	lost    map[peer.Name]time.Time // since when no path leads to it
 	buried  map[peer.Name]tombstone
-	refused []Refusal
+	refused gossip.Refusals
 	shortID uint16 // that of own
 
 	sorted     []*Entry // the entries, in order of name
@@ -73,13 +73,6 @@ type State struct {
 type tombstone struct {
 	version uint64
 	until   time.Time
-}
-
-// Refusal is an entry that Merge did not take in.
-type Refusal struct {
-	From  peer.Name // the neighbour that handed it over
-	Name  peer.Name // whose entry it says it is
-	Cause error
 }
 
 var (
@@ -173,18 +166,7 @@ func (s *State) Entry(name peer.Name) *Entry { return s.entries[name] }
 func (s *State) Entries() []*Entry { return s.sorted }
 
 // Refused returns what Merge refused since the last call.
-func (s *State) Refused() []Refusal {
-	r := s.refused
-	s.refused = nil
-	return r
-}
-
-func (s *State) refuse(from, name peer.Name, cause error) {
-	const keep = 64
-	if len(s.refused) < keep {
-		s.refused = append(s.refused, Refusal{from, name, cause})
-	}
-}
+func (s *State) Refused() []gossip.Refusal { return s.refused.Take() }
 
 // Merge implements gossip.Channel. An entry that must not be taken in is
 // refused by itself, see Refused, and the others are merged: honest
@@ -201,7 +183,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 		if !h.stale(s.entries[h.name]) {
 			switch e, _, err := parseEntry(b); {
 			case errors.Is(err, errShortID): // older peers pass it on unread
-				s.refuse(from, h.name, err)
+				s.refused.Add(from, h.name, err)
 			case err != nil:
 				return nil, fmt.Errorf("merge topology from %s: %w", from, err)
 			default:
@@ -223,11 +205,11 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 			continue
 		}
 		if err := s.cfg.Book.Check(e.Name, e.Key); err != nil {
-			s.refuse(from, e.Name, err)
+			s.refused.Add(from, e.Name, err)
 			continue
 		}
 		if !e.verify(s.cfg.Verifier) {
-			s.refuse(from, e.Name, ErrForged)
+			s.refused.Add(from, e.Name, ErrForged)
 			continue
 		}
 		if e.Name == s.cfg.Self {
@@ -236,7 +218,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 			if e.Instance != s.cfg.Instance {
 				s.rivals++
 				if s.rivals > 3 {
-					s.refuse(from, e.Name, ErrRival)
+					s.refused.Add(from, e.Name, ErrRival)
 				}
 			}
 			fresh = append(fresh, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links})...)

@@ -5,11 +5,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -119,7 +119,7 @@ func TestMergeRefusesWhatItsOwnerDidNotSign(t *testing.T) {
 		t.Fatalf("news %x, err %v; want b's own entry alone", news, err)
 	}
 	r := a.Refused()
-	if len(r) != 1 || !errors.Is(r[0].Cause, ErrForged) || r[0].From != b.cfg.Self || r[0].Name != forged.Name {
+	if len(r) != 1 || !errors.Is(r[0].Cause, ErrForged) || r[0].From != b.cfg.Self || r[0].Owner != forged.Name {
 		t.Errorf("refusals %+v", r)
 	}
 	if a.Entry(forged.Name) != nil {
@@ -183,9 +183,7 @@ func TestCloneIsNoticedByBoth(t *testing.T) {
 }
 
 func TestMergeInAnyOrderConverges(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := seed.Rand(t)
 	var deltas [][]byte
 	for i := range 8 {
 		s := newState(t, identity(t, i), 1, epoch)
@@ -279,9 +277,7 @@ func TestShorterRoundTripWinsAmongEqualHops(t *testing.T) {
 // In any graph, what a source broadcasts reaches every peer that some path
 // leads to, each once.
 func TestBroadcastReachesEachOnce(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := seed.Rand(t)
 	for range 20 {
 		n := 2 + rng.IntN(24)
 		var pairs [][2]int

@@ -1,20 +1,18 @@
 package rules
 
 import (
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/policy/model"
 )
 
 // TestBlockRanges compares ranges with the blocks that they were made of, at all
 // addresses of the last byte, both at the end of the address space and within.
 func TestBlockRanges(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := seed.Rand(t)
 	for range 2000 {
 		base := []byte{255, 255, 255, 0}
 		if r.IntN(2) == 0 {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/policytest"
 	"github.com/weft-net/weft/policy/rules"
@@ -95,14 +96,13 @@ func matches(r *rules.Rules, rule rules.Rule, f model.Flow) bool {
 // TestRulesJudgeAsTheModel takes clusters through random changes: the rules judge
 // random flows as the model does, and are those that a fresh start makes.
 func TestRulesJudgeAsTheModel(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	first := seed.New(t)
 	rounds := 60
 	if testing.Short() {
 		rounds = 10
 	}
 	for round := range rounds {
-		judgeRound(t, seed, uint64(round))
+		judgeRound(t, first, uint64(round))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -101,9 +102,7 @@ func randomTables(rng *rand.Rand) Tables {
 // Applied in their order, changes make of any table any other, and at no step
 // does a fast peer lead over a neighbour that is not known.
 func TestDiffLeadsThere(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := seed.Rand(t)
 	have := randomTables(rng)
 	for range 500 {
 		want := randomTables(rng)

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -17,7 +15,6 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -80,33 +77,19 @@ type Datapath struct {
 // portable path can take over. errors.Is(err, ErrUnsupported) then says that
 // there is no use in trying again.
 func Open(o Options) (_ *Datapath, err error) {
-	wrap := func(what string, cause error) error {
-		return fmt.Errorf("open fast datapath: %s: %w", what, cause)
-	}
-	refuse := func(what string, cause error) error {
-		return fmt.Errorf("open fast datapath: %w: %s: %w", ErrUnsupported, what, cause)
-	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Self >= MaxPeers {
-		return nil, fmt.Errorf("open fast datapath: short id %d has more than 12 bits", o.Self)
-	}
-	if o.VXLANPort < 1 || o.VXLANPort > 65535 {
-		return nil, fmt.Errorf("open fast datapath: %d is no UDP port", o.VXLANPort)
-	}
-	for _, name := range []string{o.Bridge, o.TAP} {
-		if _, err := netlink.LinkByName(name); err != nil {
-			return nil, wrap(fmt.Sprintf("look up %q", name), err)
-		}
+	if err := o.check(); err != nil {
+		return nil, err
 	}
 	spec, err := loadBpf()
 	if err != nil {
-		return nil, wrap("read programs", err)
+		return nil, failed("read programs", err)
 	}
 	d := &Datapath{opts: o, links: make(map[hook]link.Link), noTCX: o.noTCX}
 	if d.ns, err = netns.Get(); err != nil {
-		return nil, wrap("open network namespace", err)
+		return nil, failed("open network namespace", err)
 	}
 	defer func() {
 		if err != nil {
@@ -114,43 +97,91 @@ func Open(o Options) (_ *Datapath, err error) {
 			err = errors.Join(err, Remove(o))
 		}
 	}()
+	adopted, err := d.load(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.makeDevices(); err != nil {
+		return nil, err
+	}
+	if err := d.attachDevices(); err != nil {
+		return nil, err
+	}
+	d.adoptExpress()
+	o.Log.Debug("fast datapath", "pins", d.dir, "adopted", adopted, "tcx", !d.noTCX)
+	return d, nil
+}
 
+// failed is an error of Open, and refused one for which there is no use in trying
+// again.
+func failed(what string, cause error) error {
+	return fmt.Errorf("open fast datapath: %s: %w", what, cause)
+}
+
+func refused(what string, cause error) error {
+	return fmt.Errorf("open fast datapath: %w: %s: %w", ErrUnsupported, what, cause)
+}
+
+// check tells what is wrong with the options, and what they name that is not there.
+func (o *Options) check() error {
+	if o.Self >= MaxPeers {
+		return fmt.Errorf("open fast datapath: short id %d has more than 12 bits", o.Self)
+	}
+	if o.VXLANPort < 1 || o.VXLANPort > 65535 {
+		return fmt.Errorf("open fast datapath: %d is no UDP port", o.VXLANPort)
+	}
+	for _, name := range []string{o.Bridge, o.TAP} {
+		if _, err := netlink.LinkByName(name); err != nil {
+			return failed(fmt.Sprintf("look up %q", name), err)
+		}
+	}
+	return nil
+}
+
+// load loads programs and maps, or takes over the maps of an earlier process of this
+// layout, and removes those of others.
+func (d *Datapath) load(spec *ebpf.CollectionSpec) (adopted bool, err error) {
 	version := layoutVersion(spec)
-	d.dir = filepath.Join(o.PinDir, version)
-	if err := os.MkdirAll(o.PinDir, 0o700); err != nil {
-		return nil, wrap("make folder of pins", err)
+	d.dir = filepath.Join(d.opts.PinDir, version)
+	if err := os.MkdirAll(d.opts.PinDir, 0o700); err != nil {
+		return false, failed("make folder of pins", err)
 	}
-	if err := mountBPF(o.PinDir); err != nil {
-		return nil, refuse("folder of pins", err)
+	if err := mountBPF(d.opts.PinDir); err != nil {
+		return false, refused("folder of pins", err)
 	}
-	if err := removeOthers(o.PinDir, version); err != nil {
-		return nil, wrap("remove pins of another layout", err)
+	if err := removeOthers(d.opts.PinDir, version); err != nil {
+		return false, failed("remove pins of another layout", err)
 	}
-	adopted := true
-	if _, err := os.Stat(d.dir); err != nil {
-		adopted = false
-	}
+	_, err = os.Stat(d.dir)
+	adopted = err == nil
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
-		return nil, wrap("make folder of pins", err)
+		return false, failed("make folder of pins", err)
 	}
 	if d.c, err = load(spec, d.dir); err != nil {
-		return nil, refuse("load programs and maps", err)
+		return false, refused("load programs and maps", err)
 	}
+	return adopted, nil
+}
 
-	var port, tap, vxlan int
-	if port, err = makePort(o); err != nil {
-		return nil, wrap("make the bridge's port", err)
+// makeDevices makes the bridge's port and the VXLAN device, sets the TAP up, and
+// tells the programs of them.
+func (d *Datapath) makeDevices() error {
+	o := &d.opts
+	port, err := makePort(*o)
+	if err != nil {
+		return failed("make the bridge's port", err)
 	}
-	if tap, err = setUp(o.TAP, o.MTU); err != nil {
-		return nil, wrap("set up the TAP", err)
+	tap, err := setUp(o.TAP, o.MTU)
+	if err != nil {
+		return failed("set up the TAP", err)
 	}
-	if vxlan, d.fast = makeVXLAN(o); d.fast != nil {
-		d.fast = fmt.Errorf("make VXLAN device %s on port %d: %w", o.VXLAN, o.VXLANPort, d.fast)
+	vxlan, err := makeVXLAN(*o)
+	if err != nil {
+		d.fast = fmt.Errorf("make VXLAN device %s on port %d: %w", o.VXLAN, o.VXLANPort, err)
 	}
-
 	var old Config
 	if err := d.c.Config.Lookup(uint32(0), &old); err != nil {
-		return nil, wrap("read map config", err)
+		return failed("read map config", err)
 	}
 	d.config = Config{Port: uint32(port), TAP: uint32(tap), VXLAN: uint32(vxlan), Self: o.Self, VXLANPort: uint16(o.VXLANPort)}
 	if o.Self == 0 {
@@ -160,23 +191,30 @@ func Open(o Options) (_ *Datapath, err error) {
 		d.config.Flags = ConfigExpress
 	}
 	if err := d.putConfig(d.config); err != nil {
-		return nil, wrap("set up", err)
+		return failed("set up", err)
 	}
+	return nil
+}
 
-	if err := d.attach(hook{onPort, port}, d.c.fromPort); err != nil {
-		return nil, refuse("attach", err)
+// attachDevices attaches the programs to what makeDevices made.
+func (d *Datapath) attachDevices() error {
+	hooks := []struct {
+		hook
+		prog *ebpf.Program
+	}{
+		{hook{onPort, int(d.config.Port)}, d.c.fromPort},
+		{hook{onTAP, int(d.config.TAP)}, d.c.fromTap},
+		{hook{onVXLAN, int(d.config.VXLAN)}, d.c.fromVxlan},
 	}
-	if err := d.attach(hook{onTAP, tap}, d.c.fromTap); err != nil {
-		return nil, refuse("attach", err)
-	}
-	if d.fast == nil {
-		if err := d.attach(hook{onVXLAN, vxlan}, d.c.fromVxlan); err != nil {
-			return nil, refuse("attach", err)
+	for _, h := range hooks {
+		if h.at == onVXLAN && d.fast != nil {
+			continue // there is none
+		}
+		if err := d.attach(h.hook, h.prog); err != nil {
+			return refused("attach", err)
 		}
 	}
-	d.adoptExpress()
-	o.Log.Debug("fast datapath", "pins", d.dir, "adopted", adopted, "tcx", !d.noTCX)
-	return d, nil
+	return nil
 }
 
 // Fast returns nil if frames can go by VXLAN, else why not: the kernel has no
@@ -186,83 +224,6 @@ func (d *Datapath) Fast() error { return d.fast }
 // Express returns nil if frames can pass by bridge and VXLAN device, else why not:
 // the kernel lacks something.
 func (d *Datapath) Express() error { return d.c.express }
-
-// Mend makes the VXLAN device or the bridge's port anew if others removed them, sets
-// the device up if they set it down, and puts the port back if they took it off the
-// bridge. It tells whether it did; checksums are left to the cards then, as by Open.
-func (d *Datapath) Mend() (mended bool, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	err = d.in(func() error {
-		port, err := d.mendPort()
-		if err != nil {
-			return fmt.Errorf("%s: %w", d.opts.Port, err)
-		}
-		vxlan, err := d.mendVXLAN()
-		if err != nil {
-			return fmt.Errorf("%s: %w", d.opts.VXLAN, err)
-		}
-		mended = port || vxlan
-		return nil
-	})
-	if err != nil {
-		return mended, fmt.Errorf("mend the fast datapath: %w", err)
-	}
-	return mended, nil
-}
-
-// mendPort is Mend for the port. mu is held.
-func (d *Datapath) mendPort() (mended bool, err error) {
-	port, err := find(d.opts.Port)
-	if err != nil {
-		return false, err
-	}
-	bridge, err := find(d.opts.Bridge)
-	if err != nil || bridge == nil {
-		return false, err // without the bridge there is nothing to be a port of
-	}
-	if port != nil && port.Attrs().Index == int(d.config.Port) && port.Attrs().MasterIndex == bridge.Attrs().Index {
-		return false, nil
-	}
-	index, err := makePort(d.opts)
-	if err != nil {
-		return false, err
-	}
-	if old := (hook{onPort, int(d.config.Port)}); index != old.ifindex {
-		_ = d.detach(old) // the interface is gone
-	}
-	if err := d.attach(hook{onPort, index}, d.c.fromPort); err != nil {
-		return false, err
-	}
-	c := d.config
-	c.Port = uint32(index)
-	return true, d.putConfig(c)
-}
-
-// mendVXLAN is Mend for the VXLAN device. mu is held.
-func (d *Datapath) mendVXLAN() (mended bool, err error) {
-	if d.fast != nil {
-		return false, nil
-	}
-	l, err := find(d.opts.VXLAN)
-	old := hook{onVXLAN, int(d.config.VXLAN)}
-	if err != nil || l != nil && l.Attrs().Index == old.ifindex && l.Attrs().Flags&net.FlagUp != 0 {
-		return false, err
-	}
-	index, err := makeVXLAN(d.opts)
-	if err != nil {
-		return false, err
-	}
-	if index != old.ifindex {
-		_ = d.detach(old) // the interface is gone
-	}
-	if err := d.attach(hook{onVXLAN, index}, d.c.fromVxlan); err != nil {
-		return false, err
-	}
-	c := d.config
-	c.VXLAN = uint32(index)
-	return true, d.putConfig(c)
-}
 
 // Close leaves everything in the kernel at work, but for the TAP, to which no
 // frame goes any more. Methods must not be called after it, but for Close.
@@ -342,212 +303,6 @@ func (d *Datapath) SetExpress(on bool) error {
 		c.Flags |= ConfigExpress
 	}
 	return d.putConfig(c)
-}
-
-// PutMAC says where a station is. Counters of an entry that is there are kept,
-// but for what is counted during the call, and so is the time of last use, which
-// for a new entry is now unless e says it.
-func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	key := MACKey{Addr: mac}
-	var old MACEntry
-	switch err := d.c.Macs.Lookup(&key, &old); {
-	case err == nil:
-		if old.Peer == e.Peer && old.Flags == e.Flags && old.Ifindex == e.Ifindex && e.Seen <= old.Seen {
-			return nil
-		}
-		old.Peer, old.Flags, old.Ifindex, old.Seen = e.Peer, e.Flags, e.Ifindex, max(e.Seen, old.Seen)
-		e = old
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-		if e.Seen == 0 {
-			e.Seen = BootTime()
-		}
-	default:
-		return fmt.Errorf("read station %x: %w", mac, err)
-	}
-	if err := d.c.Macs.Put(&key, &e); err != nil {
-		return fmt.Errorf("write station %x, peer %d: %w", mac, e.Peer, err)
-	}
-	return nil
-}
-
-// BootTime is the kernel's clock in MACEntry.Seen, nanoseconds since boot with the
-// time asleep; 0 if it can not be read.
-func BootTime() uint64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0
-	}
-	return uint64(ts.Nano())
-}
-
-// DeleteMAC forgets a station. One that is not there is no error.
-func (d *Datapath) DeleteMAC(mac [6]byte) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return deleted(d.c.Macs.Delete(&MACKey{Addr: mac}), "station", fmt.Sprintf("%x", mac))
-}
-
-func deleted(err error, what, key string) error {
-	if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	}
-	return fmt.Errorf("delete %s %s: %w", what, key, err)
-}
-
-// PutPeer says how frames for a peer leave. When the address changes, frames go
-// to the TAP in between.
-func (d *Datapath) PutPeer(id uint16, e PeerEntry) error {
-	if id == 0 || id >= MaxPeers {
-		return fmt.Errorf("write peer %d: ids are 1 to %d", id, MaxPeers-1)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	wrap := func(err error) error { return fmt.Errorf("write peer %d, next hop %s: %w", id, ToAddr(e.Remote), err) }
-	var old PeerEntry
-	if err := d.c.Peers.Lookup(uint32(id), &old); err != nil {
-		return wrap(err)
-	}
-	if old == e {
-		return nil
-	}
-	const ways = PeerFast | PeerExpress | PeerDirect
-	if old.Flags&ways != 0 && (old.Remote != e.Remote || old.Local != e.Local || old.Gateway != e.Gateway || old.Ifindex != e.Ifindex) {
-		old.Flags &^= ways
-		if err := d.c.Peers.Put(uint32(id), &old); err != nil {
-			return wrap(err)
-		}
-	}
-	if old.Flags&ways == 0 && e.Flags&ways != 0 {
-		quiet := e
-		quiet.Flags &^= ways
-		if err := d.c.Peers.Put(uint32(id), &quiet); err != nil {
-			return wrap(err)
-		}
-	}
-	if err := d.c.Peers.Put(uint32(id), &e); err != nil {
-		return wrap(err)
-	}
-	return nil
-}
-
-// DeletePeer forgets a peer and its counters, so that the id may become
-// another's.
-func (d *Datapath) DeletePeer(id uint16) error {
-	if id >= MaxPeers {
-		return nil
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.c.Peers.Put(uint32(id), &PeerEntry{}); err != nil {
-		return fmt.Errorf("delete peer %d: %w", id, err)
-	}
-	zero := make([]Traffic, ebpf.MustPossibleCPU())
-	if err := d.c.Traffic.Put(uint32(id), zero); err != nil {
-		return fmt.Errorf("delete counters of peer %d: %w", id, err)
-	}
-	return nil
-}
-
-// PutRemote says which neighbour an outer address is.
-func (d *Datapath) PutRemote(a netip.Addr, r Remote) error {
-	key := AddrOf(a)
-	if err := d.c.Remotes.Put(&key, &r); err != nil {
-		return fmt.Errorf("write remote %s, peer %d: %w", a, r.Peer, err)
-	}
-	return nil
-}
-
-// DeleteRemote forgets an outer address. One that is not there is no error.
-func (d *Datapath) DeleteRemote(a netip.Addr) error {
-	key := AddrOf(a)
-	return deleted(d.c.Remotes.Delete(&key), "remote", a.String())
-}
-
-// MACs calls yield with each station until it returns false. Stations that come
-// or go meanwhile may be missed; yield may change them.
-func (d *Datapath) MACs(yield func(mac [6]byte, e MACEntry) bool) error {
-	err := each(d.c.Macs, func(k MACKey, e MACEntry) bool { return yield(k.Addr, e) })
-	if err != nil {
-		return fmt.Errorf("read stations: %w", err)
-	}
-	return nil
-}
-
-// Peers calls yield with each peer that was put until it returns false.
-func (d *Datapath) Peers(yield func(id uint16, e PeerEntry) bool) error {
-	err := each(d.c.Peers, func(k uint32, e PeerEntry) bool { return e == (PeerEntry{}) || yield(uint16(k), e) })
-	if err != nil {
-		return fmt.Errorf("read peers: %w", err)
-	}
-	return nil
-}
-
-// Remotes calls yield with each remote until it returns false.
-func (d *Datapath) Remotes(yield func(a netip.Addr, r Remote) bool) error {
-	err := each(d.c.Remotes, func(k Addr, r Remote) bool { return yield(ToAddr(k), r) })
-	if err != nil {
-		return fmt.Errorf("read remotes: %w", err)
-	}
-	return nil
-}
-
-// each reads a map in batches: a plain iteration begins again where the entry it
-// stands on is deleted meanwhile.
-func each[K, V any](m *ebpf.Map, yield func(K, V) bool) error {
-	const batch = 4096 // no bucket has more, and the kernel gives whole buckets
-	keys, values := make([]K, batch), make([]V, batch)
-	var cursor ebpf.MapBatchCursor
-	for {
-		n, err := m.BatchLookup(&cursor, keys, values, nil)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return err
-		}
-		for i := range n {
-			if !yield(keys[i], values[i]) {
-				return nil
-			}
-		}
-		if err != nil {
-			return nil
-		}
-	}
-}
-
-// Traffic returns what went by VXLAN to and from a peer since it was put.
-func (d *Datapath) Traffic(id uint16) (sum Traffic, err error) {
-	var cpus []Traffic
-	if err := d.c.Traffic.Lookup(uint32(id), &cpus); err != nil {
-		return Traffic{}, fmt.Errorf("read counters of peer %d: %w", id, err)
-	}
-	for _, t := range cpus {
-		sum.TxPackets += t.TxPackets
-		sum.TxBytes += t.TxBytes
-		sum.RxPackets += t.RxPackets
-		sum.RxBytes += t.RxBytes
-		sum.RelayedPackets += t.RelayedPackets
-		sum.RelayedBytes += t.RelayedBytes
-	}
-	return sum, nil
-}
-
-// Drops returns the number of frames dropped by reason, without zeros. It is
-// nil if it can not be read.
-func (d *Datapath) Drops() map[string]uint64 {
-	m := make(map[string]uint64)
-	for r := range numDrops {
-		var cpus []uint64
-		if d.c.Drops.Lookup(uint32(r), &cpus) != nil {
-			return nil
-		}
-		for _, n := range cpus {
-			if n > 0 {
-				m[r.String()] += n
-			}
-		}
-	}
-	return m
 }
 
 // Events calls f with each station that the kernel sees where the maps do not

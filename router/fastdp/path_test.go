@@ -8,13 +8,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/internal/testbed"
 )
 
 // packets returns how many frames crossed an interface, super-frames counted
@@ -95,15 +94,19 @@ func TestJudged(t *testing.T) {
 			hosts := newLab(t, 2, l)
 			a, b := hosts[0], hosts[1]
 			for _, h := range hosts {
-				h.judge()
+				h.do(testbed.Judge)
 			}
 			a.reaches(b, 1000)
 			a.streams(b)
 			took(t, hosts, true)
 			for _, h := range hosts {
-				if n := h.seen(); n < 2*bulk {
-					t.Errorf("host %d: the rule saw %d bytes", h.id, n)
-				}
+				h.do(func() error {
+					n, err := testbed.Judged()
+					if err == nil && n < 2*bulk {
+						err = fmt.Errorf("host %d: the rule saw %d bytes", h.id, n)
+					}
+					return err
+				})
 			}
 			a.countedAs(b)
 			if s := a.entry(b.mac); s.TxBytes < bulk {
@@ -111,48 +114,6 @@ func TestJudged(t *testing.T) {
 			}
 		})
 	}
-}
-
-// filterBridged is what nft calls filter in tables of the bridge family. From 0 on
-// br_netfilter of Linux 6.1 passes chains by.
-var filterBridged = nftables.ChainPriorityRef(-200)
-
-// judge counts what crosses the bridge.
-func (h *host) judge() {
-	h.do(func() error {
-		c, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		t := c.AddTable(&nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge})
-		chain := c.AddChain(&nftables.Chain{
-			Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookForward, Priority: filterBridged,
-		})
-		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Counter{}}})
-		return c.Flush()
-	})
-}
-
-// seen returns the bytes that judge counted.
-func (h *host) seen() (n uint64) {
-	h.do(func() error {
-		c, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		t := &nftables.Table{Name: "judge", Family: nftables.TableFamilyBridge}
-		rules, err := c.GetRules(t, &nftables.Chain{Name: "forward", Table: t})
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				if count, ok := e.(*expr.Counter); ok {
-					n += count.Bytes
-				}
-			}
-		}
-		return err
-	})
-	return n
 }
 
 // TestMixedEnds has one end by express, the other by the bridge or the VXLAN

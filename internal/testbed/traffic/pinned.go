@@ -2,7 +2,6 @@ package traffic
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -26,14 +25,7 @@ func (c Client) Trips(ctx context.Context, d time.Duration) (median, p99 time.Du
 	}
 	defer closeAll()
 	err = blocking(ctx, conn, firstCPU, func(s io.ReadWriter) (err error) {
-		var b [1]byte
-		median, p99, err = times(d, func() error {
-			if _, err := s.Write(b[:]); err != nil {
-				return err
-			}
-			_, err := io.ReadFull(s, b[:])
-			return err
-		})
+		median, p99, err = trips(s, d)
 		return err
 	})
 	if err != nil {
@@ -48,32 +40,6 @@ func (c Client) Trips(ctx context.Context, d time.Duration) (median, p99 time.Du
 func (c Client) PinnedBulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
 	return c.bulks(ctx, forPinned, streams, d, func(conn net.Conn, send func(io.Writer) error) error {
 		return blocking(ctx, conn, firstCPU, func(s io.ReadWriter) error { return send(s) })
-	})
-}
-
-// servePinned counts what comes, and says it at the end.
-func servePinned(ctx context.Context, c net.Conn) error {
-	return blocking(ctx, c, lastCPU, func(s io.ReadWriter) error {
-		n, err := io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{s}, make([]byte, bulkChunk))
-		if err != nil {
-			return err
-		}
-		return binary.Write(s, binary.BigEndian, uint64(n))
-	})
-}
-
-// serveTrips sends back what comes.
-func serveTrips(ctx context.Context, c net.Conn) error {
-	return blocking(ctx, c, firstCPU, func(s io.ReadWriter) error {
-		var b [1]byte
-		for {
-			if _, err := io.ReadFull(s, b[:]); err != nil {
-				return err
-			}
-			if _, err := s.Write(b[:]); err != nil {
-				return err
-			}
-		}
 	})
 }
 

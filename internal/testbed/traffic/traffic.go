@@ -67,29 +67,39 @@ func serveOne(ctx context.Context, c net.Conn) error {
 	}
 	switch kind[0] {
 	case forBulk:
-		n, err := io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{c}, make([]byte, bulkChunk))
-		if err != nil {
-			return err
-		}
-		return binary.Write(c, binary.BigEndian, uint64(n))
-	case forLatency:
-		var b [1]byte
-		for {
-			if _, err := io.ReadFull(c, b[:]); err != nil {
-				return err
-			}
-			if _, err := c.Write(b[:]); err != nil {
-				return err
-			}
-		}
+		return count(c)
 	case forPinned:
-		return servePinned(ctx, c)
+		return blocking(ctx, c, lastCPU, count)
+	case forLatency:
+		return sendBack(c)
 	case forTrips:
-		return serveTrips(ctx, c)
+		return blocking(ctx, c, firstCPU, sendBack)
 	case forPackets:
 		return servePackets(c)
 	default:
 		return fmt.Errorf("a client asked for %q", kind[0])
+	}
+}
+
+// count counts what comes, and says it at the end.
+func count(c io.ReadWriter) error {
+	n, err := io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{c}, make([]byte, bulkChunk))
+	if err != nil {
+		return err
+	}
+	return binary.Write(c, binary.BigEndian, uint64(n))
+}
+
+// sendBack sends back what comes, byte for byte.
+func sendBack(c io.ReadWriter) error {
+	var b [1]byte
+	for {
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return err
+		}
+		if _, err := c.Write(b[:]); err != nil {
+			return err
+		}
 	}
 }
 
@@ -158,12 +168,12 @@ func (c Client) bulk(ctx context.Context, kind byte, until time.Time, each func(
 	defer closeAll()
 	err = each(conn, func(w io.Writer) error {
 		b := make([]byte, bulkChunk)
-		for time.Now().Before(until) {
-			if _, err := w.Write(b); err != nil {
+		for {
+			// At least once: on a busy machine the time may be over by now.
+			if _, err := w.Write(b); err != nil || !time.Now().Before(until) {
 				return err
 			}
 		}
-		return nil
 	})
 	if err != nil {
 		return 0, err
@@ -186,18 +196,22 @@ func (c Client) Latency(ctx context.Context, d time.Duration) (median, p99 time.
 		return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
 	}
 	defer closeAll()
+	if median, p99, err = trips(conn, d); err != nil {
+		return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
+	}
+	return median, p99, nil
+}
+
+// trips times how long a byte takes there and back.
+func trips(conn io.ReadWriter, d time.Duration) (median, p99 time.Duration, err error) {
 	var b [1]byte
-	median, p99, err = times(d, func() error {
+	return times(d, func() error {
 		if _, err := conn.Write(b[:]); err != nil {
 			return err
 		}
 		_, err := io.ReadFull(conn, b[:])
 		return err
 	})
-	if err != nil {
-		return 0, 0, fmt.Errorf("round trips to %s: %w", c.Addr, err)
-	}
-	return median, p99, nil
 }
 
 // Connects returns the median and the 99th percentile of the time in which a TCP

@@ -31,12 +31,15 @@ func TestMeasureLoopback(t *testing.T) {
 	c := serve(t)
 	for _, streams := range []int{1, 4} {
 		rate, err := c.Bulk(t.Context(), streams, 50*time.Millisecond)
-		if err != nil || rate < 1e6 {
+		if err != nil || rate <= 0 {
 			t.Errorf("%d streams: %.0f bit/s, %v", streams, rate, err)
 		}
-		if rate, err = c.PinnedBulk(t.Context(), streams, 50*time.Millisecond); err != nil || rate < 1e6 {
+		if rate, err = c.PinnedBulk(t.Context(), streams, 50*time.Millisecond); err != nil || rate <= 0 {
 			t.Errorf("%d streams on two CPUs: %.0f bit/s, %v", streams, rate, err)
 		}
+	}
+	if rate, err := c.Bulk(t.Context(), 1, 0); err != nil || rate <= 0 {
+		t.Errorf("in no time: %.0f bit/s, %v", rate, err)
 	}
 	median, p99, err := c.Latency(t.Context(), 20*time.Millisecond)
 	if err != nil || median <= 0 || p99 < median {
@@ -48,8 +51,8 @@ func TestMeasureLoopback(t *testing.T) {
 	if median, p99, err = c.Connects(t.Context(), 20*time.Millisecond); err != nil || median <= 0 || p99 < median {
 		t.Errorf("connect: median %v, 99th %v, %v", median, p99, err)
 	}
-	rate, lost, err := c.Packets(t.Context(), 64, 0, 50*time.Millisecond)
-	if err != nil || rate < 100 || lost < 0 || lost > 1 {
+	rate, lost, err := c.Packets(t.Context(), 64, 0, 200*time.Millisecond)
+	if err != nil || rate <= 0 || lost < 0 || lost > 1 {
 		t.Errorf("packets: %.0f/s, lost %.2f, %v", rate, lost, err)
 	}
 }
