@@ -33,7 +33,8 @@
 // the container and the interface's name together, and ADD finds what an earlier
 // one made. DEL works without a namespace and without a router: it leaves a file
 // that the next router frees the addresses by. GC frees what belongs to none of the
-// attachments that the runtime knows.
+// attachments that the runtime knows. STATUS waits some seconds for a router that is away, as while
+// it is replaced.
 //
 // On Kubernetes a pod's interface is made only when its policies are in force for the addresses that
 // it is going to have, and ADD ends when they are for its port of the bridge too.
