@@ -88,11 +88,15 @@ test-netpol: image
 # or those of PKG that RUN matches.
 KERNEL ?= cloud-amd64
 RUN    ?= .
-LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide
+LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide|Bandwidth|LimitsOfOthers
 IN_VM   = vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
 	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm"
 
+# In the machine nothing can be built. The tests of cmd look for these.
+VM_CHAINED = cd prog/weft-kube/chained && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/cmd/testdata/chained/ tool
+
 test-vm:
+	$(VM_CHAINED)
 ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
@@ -169,4 +173,4 @@ site:
 	$(GO) run ./site -out site/public
 
 clean:
-	rm -rf bin dist site/public
+	rm -rf bin dist site/public cmd/testdata/chained

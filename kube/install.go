@@ -93,7 +93,9 @@ var confVersions = []string{confVersion, "1.1.0"}
 
 // conflist is the network's configuration.
 func (p *Plugin) conflist() ([]byte, error) {
-	plugins := []map[string]any{{"type": pluginName, "hairpinMode": p.Hairpin}}
+	plugins := []map[string]any{{
+		"type": pluginName, "hairpinMode": p.Hairpin, "capabilities": map[string]bool{"bandwidth": true},
+	}}
 	for _, c := range chained {
 		plugin := map[string]any{"type": chainedPrefix + c.name, "capabilities": map[string]bool{c.capability: true}}
 		if c.name == "portmap" {

@@ -117,8 +117,11 @@ func (r *Router) syncStations() {
 		}
 		if _, known := r.macs.Lookup(m, now); adopting && !known && age < mac.MaxAge {
 			r.macs.Learn(m, at, now-age)
-			if e.Ifindex != 0 {
-				f.veths[m] = int(e.Ifindex)
+			switch i := int(e.Ifindex); {
+			case f.shaped[i]:
+				rewrite = append(rewrite, m)
+			case i != 0:
+				f.veths[m] = i
 			}
 			return true
 		}

@@ -35,6 +35,9 @@ type Attachment struct {
 	// Hairpin lets frames go back out by the port that they came in by, so that
 	// the container reaches itself by an address that is translated.
 	Hairpin bool
+	// Shaped says that others are going to limit what passes by the interface, so that frames
+	// must not pass by the bridge.
+	Shaped bool
 }
 
 // Attach joins the namespace to the bridge by a veth pair if it is not yet,
@@ -84,6 +87,11 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 				_ = host.delete(port)
 			}
 		}()
+	}
+	if a.Shaped && port.Attrs().Group != shapedGroup {
+		if err := host.LinkSetGroup(port, shapedGroup); err != nil {
+			return nil, wrap("mark "+port.Attrs().Name+" as limited", err)
+		}
 	}
 	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
 		return nil, wrap("set hairpin mode of "+port.Attrs().Name, err)
@@ -193,6 +201,9 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	attrs.Name = HostPrefix + hex.EncodeToString(suffix[:])
 	attrs.MTU = a.MTU
 	attrs.MasterIndex = bridge.Attrs().Index
+	if a.Shaped {
+		attrs.Group = shapedGroup
+	}
 	pair := netlink.NewVeth(attrs)
 	pair.PeerName = a.Iface
 	pair.PeerNamespace = netlink.NsFd(int(ns))
