@@ -11,6 +11,8 @@
 # make bench-policy  measures network policies at the size of a large cluster, and next to kube-router
 # make bench-dns  measures service discovery against CoreDNS
 # make bench-docker  measures docker run with and without weft
+# make bench-cni  measures a pod's interface next to bridge and host-local
+# make test-arm64  runs programs and tests on arm64, emulated
 # make fuzz     runs each fuzz test for FUZZTIME
 # make packages makes dist/*.deb and dist/*.rpm; make test-packages tests them
 # make site     builds the documentation to site/public
@@ -25,7 +27,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy rivals demo site clean race-deps
+.PHONY: test test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -88,17 +90,25 @@ test-netpol: image
 # or those of PKG that RUN matches.
 KERNEL ?= cloud-amd64
 RUN    ?= .
-LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide
+LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide|Bandwidth|LimitsOfOthers
 IN_VM   = vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
 	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm"
 
+# In the machine nothing can be built. The tests of cmd look for these.
+VM_CHAINED = cd prog/weft-kube/chained && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/cmd/testdata/chained/ tool
+
 test-vm:
+	$(VM_CHAINED)
 ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
 	$(IN_VM) ./router ./router/fastdp ./router/tap ./router/udp ./router/wireguard ./internal/netdev ./internal/testbed
 	$(IN_VM) -parallel 1 -run '$(LABS)' ./cmd
 endif
+
+# What asks nothing of the kernel, on the other processor that weft is built for.
+test-arm64:
+	GO=$(GO) .ci/arm64
 
 # These tests fail, and are not skipped, where something is missing.
 DOCKER_TESTS := ./internal/testbed/machine ./cmd/dockertest
@@ -128,7 +138,7 @@ check:
 	@rm -f site/pages/commands.md.new
 	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
 	GO=$(GO) .ci/generated
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/engines .ci/cluster .ci/fuzz .ci/generated .ci/vm/* .ci/docker-packages .ci/kube-packages .ci/kube-programs .ci/package-tools prog/packages/build prog/packages/scripts/* prog/packages/testdata/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/engines .ci/cluster .ci/arm64 .ci/fuzz .ci/generated .ci/vm/* .ci/docker-packages .ci/kube-packages .ci/kube-programs .ci/package-tools prog/packages/build prog/packages/scripts/* prog/packages/testdata/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
 	$(GO) generate ./router/fastdp
@@ -161,6 +171,11 @@ bench-policy:
 	$(SUDO) $(GO) test -run '^$$' -bench . ./policy/...
 	$(SUDO) env WEFT_RIVALS=$(CURDIR)/bin/rivals $(GO) test -run '^$$' -bench Engines -benchtime 1x ./kube
 
+# What weft-cni is measured next to is in a module of its own, as weft does not need it.
+bench-cni:
+	cd internal/testbed/rival/cniplugins && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+	$(SUDO) env WEFT_RIVALS=$(CURDIR)/bin/rivals $(GO) test -run '^$$' -bench CNI -benchtime 1x ./cmd
+
 # CoreDNS is in a module of its own, as its build takes ten minutes.
 bench-dns: build
 	cd internal/testbed/rival/coredns && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
@@ -170,4 +185,4 @@ site:
 	$(GO) run ./site -out site/public
 
 clean:
-	rm -rf bin dist site/public
+	rm -rf bin dist site/public cmd/testdata/chained

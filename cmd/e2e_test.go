@@ -43,9 +43,9 @@ const staleLab = time.Hour
 var testLab = regexp.MustCompile(`^[et][0-9a-f]{8}$`)
 
 // sweepLabs takes down what killed runs of tests left.
-var sweepLabs = func() func(t *testing.T) {
+var sweepLabs = func() func(t testing.TB) {
 	var once sync.Once
-	return func(t *testing.T) {
+	return func(t testing.TB) {
 		once.Do(func() {
 			labs, err := testbed.List()
 			if err != nil {
@@ -64,7 +64,7 @@ var sweepLabs = func() func(t *testing.T) {
 }()
 
 // newLab makes hosts without routers.
-func newLab(t *testing.T, c testbed.Config) *testbed.Lab {
+func newLab(t testing.TB, c testbed.Config) *testbed.Lab {
 	t.Helper()
 	nstest.RequireRoot(t)
 	sweepLabs(t)
@@ -88,7 +88,7 @@ func newLab(t *testing.T, c testbed.Config) *testbed.Lab {
 }
 
 // upLab makes a lab and waits until it has converged.
-func upLab(t *testing.T, c testbed.Config) *testbed.Lab {
+func upLab(t testing.TB, c testbed.Config) *testbed.Lab {
 	t.Helper()
 	lab := newLab(t, c)
 	ctx, cancel := context.WithTimeout(t.Context(), convergePatience)
@@ -100,7 +100,7 @@ func upLab(t *testing.T, c testbed.Config) *testbed.Lab {
 }
 
 // showLogs prints the end of the log of each router.
-func showLogs(t *testing.T, lab *testbed.Lab) {
+func showLogs(t testing.TB, lab *testbed.Lab) {
 	const most = 6 << 10
 	for n := 1; n <= lab.Hosts; n++ {
 		b, err := os.ReadFile(lab.LogFile(n))

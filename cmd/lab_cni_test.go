@@ -29,14 +29,14 @@ import (
 // cniHost runs the plugin on a host of a lab as a container runtime does, by
 // libcni, which is cnitool's.
 type cniHost struct {
-	t    *testing.T
+	t    testing.TB
 	lab  *testbed.Lab
 	host int
 	cni  *libcni.CNIConfig
 	list *libcni.NetworkConfigList
 }
 
-func newCNIHost(t *testing.T, lab *testbed.Lab, host int, version string, conf map[string]any) *cniHost {
+func newCNIHost(t testing.TB, lab *testbed.Lab, host int, version string, conf map[string]any) *cniHost {
 	t.Helper()
 	dir := t.TempDir()
 	exe, err := os.Executable()

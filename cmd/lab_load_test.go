@@ -22,7 +22,7 @@ import (
 // routers as they are shipped: the race detector costs time and memory.
 
 // shipped builds weft as it is shipped.
-func shipped(t *testing.T) (exe string) {
+func shipped(t testing.TB) (exe string) {
 	t.Helper()
 	exe = filepath.Join(t.TempDir(), "weft")
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, "../prog/weft")

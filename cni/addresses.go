@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -186,16 +187,38 @@ func (c *conf) held(ctx context.Context, args *skel.CmdArgs, want []netip.Prefix
 
 // ready tells why addresses can not be given, nil if they can.
 func (c *conf) ready(ctx context.Context, _ *skel.CmdArgs) error {
-	r, err := c.client().Ready(ctx)
-	switch {
-	case err != nil:
+	if err := c.awaitRouter(ctx); err != nil {
 		return failed(types.ErrPluginNotAvailable, "weft: %v", err)
-	case !r.Ready:
-		return failed(types.ErrPluginNotAvailable, "weft is still starting")
-	case !c.own():
+	}
+	if !c.own() {
 		return invoke.DelegateStatus(ctx, c.IPAM.Type, c.raw, nil)
 	}
 	return nil
+}
+
+// absence is how long STATUS waits for a router that is away. Kubernetes takes all pods of a Node
+// out of their Services when a STATUS fails, and they do not miss a router that is only being
+// replaced. The kubelet takes the runtime itself for dead when it does not answer for 30 seconds.
+const absence = 10 * time.Second
+
+// awaitRouter returns when the router can give addresses, or has not been able to for too long.
+func (c *conf) awaitRouter(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, absence)
+	defer cancel()
+	for {
+		r, err := c.client().Ready(ctx)
+		if err == nil && r.Ready {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("still starting")
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(absence / 50):
+		}
+	}
 }
 
 // unavailable tells the runtime to try again later, if that may help.

@@ -31,6 +31,11 @@ type conf struct {
 	RuntimeConfig    struct {
 		IPs []string `json:"ips"`
 		MAC string   `json:"mac"`
+		// What a plugin that comes after is going to limit, in bits a second.
+		Bandwidth struct {
+			IngressRate uint64 `json:"ingressRate"`
+			EgressRate  uint64 `json:"egressRate"`
+		} `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 
 	raw    []byte          // as it was given, for another plugin
@@ -124,6 +129,12 @@ func (c *conf) check() (err error) {
 
 // own tells whether the router gives the addresses.
 func (c *conf) own() bool { return c.IPAM.Type == "" || c.IPAM.Type == IPAMName }
+
+// shaped tells whether a plugin that comes after is going to limit the container.
+func (c *conf) shaped() bool {
+	b := c.RuntimeConfig.Bandwidth
+	return b.IngressRate > 0 || b.EgressRate > 0
+}
 
 func (c *conf) client() *api.Client { return api.NewClient(c.Socket) }
 

@@ -23,7 +23,10 @@
 //	            "subnet": "10.32.1.0/24", "gateway": "10.32.1.1",
 //	            "routes": [ { "dst": "10.0.0.0/8", "gw": "10.32.1.1" } ] },
 //	  "dns": { ... },
-//	  "capabilities": { "ips": true, "mac": true } }
+//	  "capabilities": { "ips": true, "mac": true, "bandwidth": true } }
+//
+// Bandwidth is limited by a plugin that comes after, as that of the CNI project; the capability
+// here has the fast datapath leave the interface to it from the beginning.
 //
 // Without ipam.subnet a container gets an address of each of the router's ranges,
 // so both of IPv4 and of IPv6 where there are two. Without ipam.routes it gets a
@@ -33,7 +36,8 @@
 // the container and the interface's name together, and ADD finds what an earlier
 // one made. DEL works without a namespace and without a router: it leaves a file
 // that the next router frees the addresses by. GC frees what belongs to none of the
-// attachments that the runtime knows.
+// attachments that the runtime knows. STATUS waits some seconds for a router that is away, as while
+// it is replaced.
 //
 // On Kubernetes a pod's interface is made only when its policies are in force for the addresses that
 // it is going to have, and ADD ends when they are for its port of the bridge too.

@@ -98,6 +98,7 @@ func (c *conf) plug(args *skel.CmdArgs, r *current.Result) error {
 	}
 	_, err := netdev.Attach(netdev.Attachment{
 		NS: args.Netns, Iface: args.IfName, Bridge: c.bridge(), MTU: mtu, Addrs: addrs, MAC: c.mac, Hairpin: isOn(c.HairpinMode),
+		Shaped: c.shaped(),
 	})
 	if errors.Is(err, netdev.ErrHostNS) {
 		return failed(types.ErrInvalidNetNS, "%v", err)

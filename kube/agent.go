@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -45,53 +44,50 @@ type Agent struct {
 	// Recorded is told the UID of this Node, before the router is known by it.
 	Recorded func(uid string) error
 
-	health  health
-	nodes   corelisters.NodeLister
-	members corelisters.ConfigMapNamespaceLister
-	wake    chan struct{} // something has changed
-	told    []string      // targets that the router has, nil: not known
-	exposed bool
+	health   health
+	nodes    corelisters.NodeLister
+	wake     chan struct{} // something has changed
+	gone     chan struct{} // a Node has gone, or may have
+	told     []string      // targets that the router has, nil: not known
+	exposed  bool
+	enrolled atomic.Pointer[member] // the line that the ConfigMap has of this Node; nil: not known
 }
 
 // Run follows until ctx ends.
 func (a *Agent) Run(ctx context.Context) error {
-	a.health.router, a.wake = a.Router, make(chan struct{}, 1)
+	a.health.router, a.wake, a.gone = a.Router, make(chan struct{}, 1), make(chan struct{}, 1)
 	a.health.wait("the router is starting")
 	g, ctx := errgroup.WithContext(ctx)
 	if a.Health != "" {
 		g.Go(func() error { return a.health.serve(ctx, a.Health, a.Metrics) })
 	}
 	all := informers.NewSharedInformerFactory(a.Client, 0)
-	own := informers.NewSharedInformerFactoryWithOptions(a.Client, 0, informers.WithNamespace(a.Settings.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", configMapName).String()
-		}))
 	a.nodes = all.Core().V1().Nodes().Lister()
-	a.members = own.Core().V1().ConfigMaps().Lister().ConfigMaps(a.Settings.Namespace)
-	for _, i := range []cache.SharedIndexInformer{all.Core().V1().Nodes().Informer(), own.Core().V1().ConfigMaps().Informer()} {
-		if _, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { a.changed() }, DeleteFunc: func(any) { a.changed() },
-			UpdateFunc: func(old, now any) {
-				if matters(old, now) {
-					a.changed()
-				}
-			},
-		}); err != nil {
-			return fmt.Errorf("watch Nodes: %w", err)
-		}
+	if _, err := all.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { wake(a.wake) },
+		DeleteFunc: func(any) { wake(a.wake); wake(a.gone) },
+		UpdateFunc: func(old, now any) {
+			before, after := old.(*corev1.Node), now.(*corev1.Node)
+			if matters(before, after) {
+				wake(a.wake)
+			}
+			if idOf(before) != idOf(after) {
+				wake(a.gone)
+			}
+		},
+	}); err != nil {
+		return fmt.Errorf("watch Nodes: %w", err)
 	}
 	all.Start(ctx.Done())
-	own.Start(ctx.Done())
 	if a.Policies != nil {
 		g.Go(func() error { return a.Policies.Run(ctx) })
 		g.Go(func() error { return feed(ctx, all, a.ClusterPolicies, a.Policies, a.Log) })
 	}
 	g.Go(func() error {
 		all.WaitForCacheSync(ctx.Done())
-		own.WaitForCacheSync(ctx.Done())
-		reclaim := make(chan struct{}, 1)
-		g.Go(func() error { a.reclaimLoop(ctx, reclaim); return nil })
-		a.loop(ctx, reclaim)
+		wake(a.gone) // while nobody looked
+		g.Go(func() error { a.reclaimLoop(ctx); return nil })
+		a.loop(ctx)
 		return nil
 	})
 	return g.Wait()
@@ -99,30 +95,24 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // matters tells whether an update says something new: kubelets report that they
 // live in their Node's status.
-func matters(old, now any) bool {
-	before, one := old.(*corev1.Node)
-	after, two := now.(*corev1.Node)
-	return !one || !two || idOf(before) != idOf(after) || addressOf(before) != addressOf(after) || isUp(before) != isUp(after)
+func matters(before, after *corev1.Node) bool {
+	return idOf(before) != idOf(after) || addressOf(before) != addressOf(after) || isUp(before) != isUp(after)
 }
 
-// changed has everything be looked at again soon.
-func (a *Agent) changed() {
+// wake has who waits for c look at everything again soon.
+func wake(c chan<- struct{}) {
 	select {
-	case a.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-func (a *Agent) loop(ctx context.Context, reclaim chan<- struct{}) {
+func (a *Agent) loop(ctx context.Context) {
 	wrong := newFaults(a.Log)
 	for ctx.Err() == nil {
 		again := lookEvery
 		if !a.step(ctx, wrong) {
 			again = retryEvery
-		}
-		select {
-		case reclaim <- struct{}{}:
-		default:
 		}
 		select {
 		case <-ctx.Done():

@@ -4,7 +4,7 @@
 //	API server                        this node
 //	  Nodes ------------ targets ---------> router (its socket)
 //	  Node.status <----- condition          |
-//	  ConfigMap weft-peers <-- own line     | rmpeer of peers whose Node is gone
+//	  ConfigMap weft-peers <--> own line    | rmpeer of peers whose Node is gone
 //	  Pods, Namespaces, NetworkPolicies --> Policies
 //	                                     /opt/cni/bin, /etc/cni/net.d: the plugin
 //
@@ -14,10 +14,13 @@
 //	02-8c-5b-00-1f-d2: worker-1 0f8e6a0c-...    the peer's name: its Node and that Node's UID
 //
 // A line whose Node (name and UID) no longer exists is of a dead peer. Every
-// agent sees that, the first few of them act, and the quorum of the routers
-// decides (ipam), so it does not matter how many do or which of them fail. The
+// agent looks when a Node goes, one after the other, and the quorum of the routers
+// decides (ipam), so it does not matter how many act or which of them fail. The
 // line goes once the addresses are taken over. Hosts that are in the mesh and no
 // Nodes have no line, and are never touched.
+//
+// Nobody watches the ConfigMap: with n Nodes, n that join would have the API server
+// send n times n copies of n lines. It is read when a Node goes, and else rarely.
 //
 // The decisions are in members.go and nodes.go, without API server or clock.
 package kube

@@ -85,9 +85,17 @@ const chainedPrefix = "weft-"
 // for a pod, and limits of its bandwidth. They do nothing for pods that want neither.
 var chained = []struct{ name, capability string }{{"portmap", "portMappings"}, {"bandwidth", "bandwidth"}}
 
-// conflist is the network's configuration, of version 1.0.0 of the specification.
+// A runtime takes the highest of confVersions that it speaks, and with 1.1.0 it asks STATUS and GC
+// too. One from before 1.1.0 knows nothing of a choice and takes confVersion.
+const confVersion = "1.0.0"
+
+var confVersions = []string{confVersion, "1.1.0"}
+
+// conflist is the network's configuration.
 func (p *Plugin) conflist() ([]byte, error) {
-	plugins := []map[string]any{{"type": pluginName, "hairpinMode": p.Hairpin}}
+	plugins := []map[string]any{{
+		"type": pluginName, "hairpinMode": p.Hairpin, "capabilities": map[string]bool{"bandwidth": true},
+	}}
 	for _, c := range chained {
 		plugin := map[string]any{"type": chainedPrefix + c.name, "capabilities": map[string]bool{c.capability: true}}
 		if c.name == "portmap" {
@@ -95,7 +103,9 @@ func (p *Plugin) conflist() ([]byte, error) {
 		}
 		plugins = append(plugins, plugin)
 	}
-	b, err := json.MarshalIndent(map[string]any{"cniVersion": "1.0.0", "name": "weft", "plugins": plugins}, "", "  ")
+	b, err := json.MarshalIndent(map[string]any{
+		"cniVersion": confVersion, "cniVersions": confVersions, "name": "weft", "plugins": plugins,
+	}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("write %s: %w", conflistName, err)
 	}

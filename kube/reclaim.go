@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,79 +15,104 @@ import (
 )
 
 const (
-	// turnEvery is how long an agent lets each of those before it try first, up to
-	// maxTurns. It only saves work: the quorum decides, whoever asks.
+	// turnEvery is how long each of the first maxTurns agents lets those before it try first; the
+	// others come after them, turnShare apart, in turnRoom at most. It only saves work: the quorum
+	// decides, whoever asks.
 	turnEvery = time.Second
 	maxTurns  = 5
+	turnShare = 10 * time.Millisecond
+	turnRoom  = 10 * time.Second
+	// quietEvery is how often the others look although no Node has gone, the first ones look
+	// every lookEvery: a line may be written late.
+	quietEvery = 10 * time.Minute
 	// removePatience bounds one attempt.
 	removePatience = 10 * time.Second
 )
 
-// reclaimLoop takes over the addresses of peers whose Node is gone, each time
-// that it is told to look.
-func (a *Agent) reclaimLoop(ctx context.Context, look <-chan struct{}) {
+// turn is how long an agent lets those before it try first.
+func turn(rank int) time.Duration {
+	behind := turnShare * time.Duration(max(0, rank-maxTurns))
+	return turnEvery*time.Duration(min(rank, maxTurns)) + behind%turnRoom
+}
+
+// pause is how long an agent does not look while no Node goes.
+func pause(rank int) time.Duration {
+	if rank < maxTurns {
+		return lookEvery
+	}
+	return quietEvery/2 + rand.N(quietEvery)
+}
+
+// rank is this Node's among all, 0 if they are not known.
+func (a *Agent) rank() int {
+	nodes, err := a.allNodes()
+	if err != nil {
+		return 0
+	}
+	return rank(a.Settings.NodeName, nodes)
+}
+
+// reclaimLoop takes over the addresses of peers whose Node is gone. What is written of the members
+// is a word of each Node, so it is not watched: each of a thousand Nodes would get all of it
+// whenever another one joins.
+func (a *Agent) reclaimLoop(ctx context.Context) {
 	wrong := newFaults(a.Log)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-look:
+		case <-a.gone:
+		case <-time.After(pause(a.rank())):
 		}
-		for a.reclaim(ctx, wrong) && ctx.Err() == nil {
+		for again := retryEvery; a.reclaim(ctx, wrong); again = min(2*again, lookEvery) {
 			select {
 			case <-ctx.Done():
-			case <-time.After(retryEvery):
+				return
+			case <-time.After(again):
 			}
 		}
 	}
 }
 
-// departed lists the dead members, as this agent sees it now.
+// departed lists the dead members, as this agent sees it now. It notices when its own line is gone.
 func (a *Agent) departed(ctx context.Context) ([]member, error) {
 	self, err := a.self(ctx)
 	if err != nil {
 		return nil, err
 	}
-	m, err := a.members.Get(configMapName)
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
+	lines, err := a.lines(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if lines[self.key()] != self.value() && a.enrolled.Swap(nil) != nil {
+		wake(a.wake)
+	}
 	nodes, err := a.allNodes()
-	return departed(self.peer, parseMembers(m.Data), nodes), err
+	return departed(self.peer, parseMembers(lines), nodes), err
 }
 
-// reclaim tries each dead member once, and tells whether there is one left.
-func (a *Agent) reclaim(ctx context.Context, wrong *faults) (left bool) {
-	gone, err := a.departed(ctx)
-	if err != nil || len(gone) == 0 {
-		return false // the next look comes by itself
-	}
-	nodes, err := a.allNodes()
-	if err != nil {
-		return true
-	}
+// reclaim tries each dead member once when it is this Node's turn, and tells whether it is to be
+// tried again.
+func (a *Agent) reclaim(ctx context.Context, wrong *faults) (again bool) {
 	select {
 	case <-ctx.Done():
 		return false
-	case <-time.After(turnEvery * time.Duration(min(rank(a.Settings.NodeName, nodes), maxTurns))):
+	case <-time.After(turn(a.rank())):
 	}
-	// Others may have done it meanwhile.
-	if gone, err = a.departed(ctx); err != nil {
-		return true
+	gone, err := a.departed(ctx)
+	if err != nil {
+		return ctx.Err() == nil
 	}
 	for _, m := range gone {
 		what := "take over the addresses of peer " + m.peer.String() + " of Node " + m.node.name + ", which is gone"
 		if err := a.remove(ctx, m); err != nil {
 			wrong.say(what, err)
-			left = true
+			again = true
 			continue
 		}
 		wrong.over(what)
 	}
-	return left
+	return again
 }
 
 // remove takes over the addresses of one dead member and strikes its line.
@@ -135,14 +161,5 @@ func (a *Agent) strike(ctx context.Context, m member) error {
 	if apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
 		return nil // somebody else was quicker
 	}
-	return err
-}
-
-func (a *Agent) patchMembers(ctx context.Context, change any) error {
-	patch, err := json.Marshal(change)
-	if err != nil {
-		return fmt.Errorf("write a patch: %w", err)
-	}
-	_, err = a.Client.CoreV1().ConfigMaps(a.Settings.Namespace).Patch(ctx, configMapName, types.MergePatchType, patch, metav1.PatchOptions{})
 	return err
 }

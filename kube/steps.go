@@ -6,11 +6,9 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/mesh/peer"
 )
 
 // The steps by which an agent brings its Node in line; each does nothing where
@@ -45,43 +43,6 @@ func (a *Agent) connect(ctx context.Context) error {
 	}
 	a.told = append([]string{}, want...)
 	return nil
-}
-
-// enrol writes this Node's line into the ConfigMap.
-func (a *Agent) enrol(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
-	defer cancel()
-	self, err := a.self(ctx)
-	if err != nil {
-		return err
-	}
-	if a.Recorded != nil {
-		if err := a.Recorded(self.node.uid); err != nil {
-			return err
-		}
-	}
-	m, err := a.members.Get(configMapName)
-	if err != nil && !apierrors.IsNotFound(err) {
-		return err
-	}
-	if err == nil && m.Data[self.key()] == self.value() {
-		return nil
-	}
-	return a.patchMembers(ctx, map[string]any{"data": map[string]string{self.key(): self.value()}})
-}
-
-// self is this Node's line.
-func (a *Agent) self(ctx context.Context) (member, error) {
-	n, err := a.nodes.Get(a.Settings.NodeName)
-	if err != nil {
-		return member{}, err
-	}
-	r, err := a.Router.Ready(ctx)
-	if err != nil {
-		return member{}, err
-	}
-	p, err := peer.ParseName(r.Name)
-	return member{p, idOf(n)}, err
 }
 
 // prime waits until the router can give addresses, and gives the Node some.

@@ -67,6 +67,7 @@ type fastpath struct {
 	self        uint16                  // own short id
 	veths       map[ethernet.MAC]int    // of stations of this host, by the host's end
 	containers  map[int]bool            // whose veths have a program
+	shaped      map[int]bool            // whose veths hold frames back, so that none may pass them by
 	underlays   map[int]bool            // likewise
 	looked      map[int]netdev.Underlay // what the interfaces of the underlay are
 	wrongSums   map[int]bool            // interfaces of the underlay whose cards make wrong checksums inside VXLAN
@@ -412,9 +413,13 @@ func (r *Router) refreshFast() {
 		r.log.Warn("containers' interfaces", "err", err)
 		return
 	}
-	there := make(map[int]bool, len(ports))
+	there, shaped := make(map[int]bool, len(ports)), make(map[int]bool)
 	for _, p := range ports {
 		there[p.Ifindex] = true
+		if p.Shaped {
+			shaped[p.Ifindex] = true
+			continue
+		}
 		if f.containers[p.Ifindex] || f.noExpress != "" || f.why != "" {
 			continue
 		}
@@ -425,16 +430,21 @@ func (r *Router) refreshFast() {
 		f.containers[p.Ifindex] = true
 	}
 	for i := range f.containers {
-		if !there[i] {
+		if !there[i] || shaped[i] {
 			delete(f.containers, i)
 			if err := f.dp.DetachContainer(i); err != nil {
-				r.log.Warn("express path of a container that left", "ifindex", i, "err", err)
+				r.log.Warn("express path of a container that left, or is limited", "ifindex", i, "err", err)
 			}
 		}
 	}
+	f.shaped = shaped
 	for m, i := range f.veths {
-		if !there[i] {
+		switch {
+		case !there[i]:
 			r.stationGone(m)
+		case shaped[i]:
+			delete(f.veths, m)
+			r.copyStation(m)
 		}
 	}
 	for _, l := range f.links {

@@ -134,8 +134,11 @@ func (r *Router) compareStations(kernel map[ethernet.MAC]fastdp.MACEntry, boot t
 		}
 		if _, known := r.macs.Lookup(m, now); adopting && !known && age < mac.MaxAge {
 			r.macs.Learn(m, at, now-age)
-			if e.Ifindex != 0 {
-				f.veths[m] = int(e.Ifindex)
+			switch i := int(e.Ifindex); {
+			case f.shaped[i]:
+				wrong = append(wrong, m) // it is marked as one that express leads to
+			case i != 0:
+				f.veths[m] = i
 			}
 			continue
 		}

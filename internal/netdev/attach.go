@@ -35,6 +35,9 @@ type Attachment struct {
 	// Hairpin lets frames go back out by the port that they came in by, so that
 	// the container reaches itself by an address that is translated.
 	Hairpin bool
+	// Shaped says that others are going to limit what passes by the interface, so that frames
+	// must not pass by the bridge.
+	Shaped bool
 }
 
 // Attach joins the namespace to the bridge by a veth pair if it is not yet,
@@ -102,6 +105,11 @@ func (a *Attachment) pair(host, in handle) (port, l netlink.Link, made bool, err
 
 // setPair gives both ends what they are to have besides addresses, and sets the port up.
 func (a *Attachment) setPair(host, in handle, port, l netlink.Link) error {
+	if a.Shaped && port.Attrs().Group != shapedGroup {
+		if err := host.LinkSetGroup(port, shapedGroup); err != nil {
+			return a.failed("mark "+port.Attrs().Name+" as limited", err)
+		}
+	}
 	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
 		return a.failed("set hairpin mode of "+port.Attrs().Name, err)
 	}
@@ -216,6 +224,9 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	attrs.Name = HostPrefix + hex.EncodeToString(suffix[:])
 	attrs.MTU = a.MTU
 	attrs.MasterIndex = bridge.Attrs().Index
+	if a.Shaped {
+		attrs.Group = shapedGroup
+	}
 	pair := netlink.NewVeth(attrs)
 	pair.PeerName = a.Iface
 	pair.PeerNamespace = netlink.NsFd(int(ns))

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch looks at one network namespace and tells when its interfaces, routes
-// or neighbours' ways have changed. Make it with NewWatch. Its methods are safe
+// Watch looks at one network namespace and tells when its interfaces, their queueing
+// disciplines, routes or neighbours' ways have changed. Make it with NewWatch. Its methods are safe
 // for concurrent use.
 type Watch struct {
 	ns netns.NsHandle
@@ -76,6 +76,8 @@ func (w *Watch) Hop(to netip.Addr) (Hop, error) {
 type Port struct {
 	Name    string
 	Ifindex int
+	// Shaped says that somebody limits what passes by it, or is about to.
+	Shaped bool
 }
 
 // Containers returns the ports of a bridge that are the host's ends of veth
@@ -89,11 +91,15 @@ func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
 	if i < 0 {
 		return nil, nil
 	}
+	shaped, err := w.shaped()
+	if err != nil {
+		return nil, fmt.Errorf("list the queueing disciplines of the ports of bridge %s: %w", bridge, err)
+	}
 	var ports []Port
 	for _, l := range links {
 		a := l.Attrs()
 		if a.MasterIndex == links[i].Attrs().Index && l.Type() == "veth" && !slices.Contains(but, a.Name) {
-			ports = append(ports, Port{a.Name, a.Index})
+			ports = append(ports, Port{a.Name, a.Index, shaped[a.Index] || a.Group == shapedGroup})
 		}
 	}
 	slices.SortFunc(ports, func(a, b Port) int { return a.Ifindex - b.Ifindex })
@@ -161,7 +167,7 @@ func (w *Watch) Judged() string {
 	return ""
 }
 
-// Run calls changed when interfaces, addresses or routes have changed, until ctx
+// Run calls changed when interfaces, queueing disciplines, addresses or routes have changed, until ctx
 // ends; once for what changes within settle. It calls also when so much changed at
 // once that the kernel could not tell all of it.
 func (w *Watch) Run(ctx context.Context, changed func()) error {
@@ -212,6 +218,10 @@ func (w *Watch) listen(ctx context.Context, changed func()) error {
 		return wrap("addresses", err)
 	}
 	defer drain(addrs)
+	var qdiscs <-chan struct{}
+	if err := DoIn(w.ns, func() (err error) { qdiscs, err = disciplines(done); return err }); err != nil {
+		return wrap("queueing disciplines", err)
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -227,6 +237,10 @@ func (w *Watch) listen(ctx context.Context, changed func()) error {
 		case _, ok := <-addrs:
 			if !ok {
 				return wrap("addresses", errEnded)
+			}
+		case _, ok := <-qdiscs:
+			if !ok {
+				return wrap("queueing disciplines", errEnded)
 			}
 		case <-wake:
 			if err := rest(links, routes, addrs); err != nil {

@@ -97,6 +97,57 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 	await("the end", func() bool { return ports() == 0 })
 }
 
+// A container is limited while somebody has a queueing discipline at the host's end of its veth, or
+// from the beginning if that is to come. What the kernel puts there, and clsact, hold nothing back.
+func TestWatchSeesLimits(t *testing.T) {
+	host := nstest.New(t, "host")
+	bridge(t, host)
+	w := newWatch(t, host)
+	var port netlink.Link
+	shaped := func() bool {
+		t.Helper()
+		ports, err := w.Containers("weft")
+		if err != nil || len(ports) != 1 {
+			t.Fatalf("ports %v, %v", ports, err)
+		}
+		do(t, host, func() (err error) { port, err = netlink.LinkByIndex(ports[0].Ifindex); return err })
+		return ports[0].Shaped
+	}
+	a := netdev.Attachment{NS: nstest.New(t, "c"), Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.1/12")}}
+	attach(t, host, a)
+	if shaped() {
+		t.Error("limited by nobody")
+	}
+	for _, c := range []struct {
+		q    netlink.Qdisc
+		want bool
+	}{
+		{&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}, false},
+		{&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}, true},
+		{&netlink.Tbf{QdiscAttrs: netlink.QdiscAttrs{Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}, Rate: 1e6, Limit: 1e6, Buffer: 1e6}, true},
+	} {
+		c.q.Attrs().LinkIndex = port.Attrs().Index
+		do(t, host, func() error { return netlink.QdiscAdd(c.q) })
+		if got := shaped(); got != c.want {
+			t.Errorf("with %s: limited %v, want %v", c.q.Type(), got, c.want)
+		}
+		do(t, host, func() error { return netlink.QdiscDel(c.q) })
+		if shaped() {
+			t.Errorf("%s is gone: still limited", c.q.Type())
+		}
+	}
+	a.Shaped = true
+	attach(t, host, a) // again, as by a runtime that was killed
+	if !shaped() {
+		t.Error("an attachment that is to be limited is not")
+	}
+	do(t, host, func() error { return netlink.LinkDel(port) })
+	attach(t, host, a)
+	if !shaped() {
+		t.Error("a new attachment that is to be limited is not")
+	}
+}
+
 // A routing daemon may write more routes than the kernel can tell of.
 func TestWatchGoesOnAfterItMissedChanges(t *testing.T) {
 	host := nstest.New(t, "host")

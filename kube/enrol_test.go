@@ -1,0 +1,154 @@
+package kube
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+)
+
+// busyServer is an API server with one ConfigMap. It does one write after the other, and tells
+// those that would have to try more than five times that there was a conflict, as the real one does.
+type busyServer struct {
+	mu        sync.Mutex
+	data      map[string]string
+	free      time.Time // when the writes are done that it has accepted
+	conflicts int
+	asked     map[string]int // requests, by verb
+}
+
+// writeTakes is more than enrolShare: some Nodes have to try again.
+const writeTakes = 12 * time.Millisecond
+
+func (s *busyServer) react(action clienttesting.Action) (handled bool, ret runtime.Object, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked[action.GetVerb()]++
+	patch, ok := action.(clienttesting.PatchAction)
+	if !ok {
+		return true, &corev1.ConfigMap{Data: maps.Clone(s.data)}, nil
+	}
+	now := time.Now()
+	if s.free.Sub(now) > 5*writeTakes {
+		s.conflicts++
+		return true, nil, apierrors.NewConflict(schema.GroupResource{Resource: "configmaps"}, configMapName, errors.New("it has been modified"))
+	}
+	if s.free.Before(now) {
+		s.free = now
+	}
+	s.free = s.free.Add(writeTakes)
+	var change corev1.ConfigMap
+	if err := json.Unmarshal(patch.GetPatch(), &change); err != nil {
+		return true, nil, apierrors.NewBadRequest(err.Error())
+	}
+	maps.Copy(s.data, change.Data)
+	return true, &corev1.ConfigMap{}, nil
+}
+
+// A thousand Nodes that join at once are all down in the ConfigMap after some seconds, which stays
+// far below what the API server stores of one object, and each Node has asked for it some times and
+// not once for each other Node.
+func TestAThousandNodesJoinAtOnce(t *testing.T) {
+	const count = 1000
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		server := &busyServer{data: make(map[string]string), asked: make(map[string]int)}
+		client.PrependReactor("*", "configmaps", server.react)
+		nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil)
+		nodeName := func(i int) string { return fmt.Sprintf("ip-10-0-%d-%d.eu-central-1.compute.internal", i/256, i%256) }
+		for i := range count {
+			if err := nodes.Add(node(nodeName(i), fmt.Sprintf("0f8e6a0c-0000-4000-8000-%012d", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		began := time.Now()
+		var joined sync.WaitGroup
+		for i := range count {
+			a := &Agent{
+				Settings: &Settings{NodeName: nodeName(i), Namespace: "kube-system"}, Client: client, Log: slog.New(slog.DiscardHandler),
+				Router: &router{name: fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)}, nodes: corelisters.NewNodeLister(nodes),
+			}
+			joined.Go(func() {
+				for a.enrol(t.Context()) != nil {
+					time.Sleep(retryEvery) // as loop does
+				}
+			})
+		}
+		joined.Wait()
+		took := time.Since(began)
+		size := 0
+		for key, value := range server.data {
+			size += len(key) + len(value)
+		}
+		t.Logf("%v, %d conflicts, %d reads, %d writes, %d bytes", took, server.conflicts, server.asked["get"], server.asked["patch"], size)
+		if len(server.data) != count || len(parseMembers(server.data)) != count {
+			t.Errorf("%d lines, %d of them of members; want %d", len(server.data), len(parseMembers(server.data)), count)
+		}
+		if server.conflicts == 0 {
+			t.Error("there was no conflict; this test is to have some")
+		}
+		if took > time.Minute {
+			t.Errorf("the last one got in after %v", took)
+		}
+		if size > corev1.MaxSecretSize/4 {
+			t.Errorf("the ConfigMap has %d bytes; the API server takes %d", size, corev1.MaxSecretSize)
+		}
+		if n := server.asked["get"] + server.asked["patch"]; n > 4*count {
+			t.Errorf("%d Nodes asked %d times", count, n)
+		}
+		if n := server.asked["list"] + server.asked["watch"]; n > 0 {
+			t.Errorf("%d Nodes are told of every change", n)
+		}
+	})
+}
+
+// Who comes when a Node goes: the first ones a second apart, and no two of the others together,
+// all of them within the time in which a dead Node's addresses are promised to be back.
+func TestTurns(t *testing.T) {
+	seen := make(map[time.Duration]int)
+	for rank := range 1000 {
+		wait := turn(rank)
+		if other, ok := seen[wait]; ok {
+			t.Errorf("agents %d and %d look at once", other, rank)
+		}
+		seen[wait] = rank
+		if wait > 20*time.Second {
+			t.Errorf("agent %d waits %v", rank, wait)
+		}
+		if rank < maxTurns && wait != time.Duration(rank)*turnEvery {
+			t.Errorf("agent %d waits %v", rank, wait)
+		}
+	}
+}
+
+// A line that somebody removed is there again, as it is by it that a dead Node's peer is known.
+func TestALineThatWasRemovedComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, nil)
+		s.run()
+		key := strings.ReplaceAll(selfPeer, ":", "-")
+		s.until("its line is written", func() bool { return s.lines()[key] != "" })
+		if err := s.agent.patchMembers(t.Context(), map[string]any{"data": map[string]any{key: nil}}); err != nil {
+			t.Fatal(err)
+		}
+		if s.lines()[key] != "" {
+			t.Fatal("the line was not removed")
+		}
+		s.until("it is written again", func() bool { return s.lines()[key] != "" })
+	})
+}
