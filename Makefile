@@ -89,9 +89,10 @@ test-netpol: image
 # The tests that ask something of the kernel, on Debian's instead of this machine's;
 # or those of PKG that RUN matches.
 KERNEL ?= cloud-amd64
+SUITE  ?=
 RUN    ?= .
 LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide|Bandwidth|LimitsOfOthers
-IN_VM   = vm=$$(KERNEL=$(KERNEL) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
+IN_VM   = vm=$$(KERNEL=$(KERNEL) SUITE=$(SUITE) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
 	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm"
 
 # In the machine nothing can be built. The tests of cmd look for these.
