@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
@@ -136,10 +137,80 @@ func TestTurns(t *testing.T) {
 	}
 }
 
+// others are Nodes that come before the scene's one, and whose agents do nothing.
+func others(count int) (list []*corev1.Node) {
+	for i := range count {
+		list = append(list, node(fmt.Sprintf("before-%d", i), fmt.Sprintf("uid-%d", i)))
+	}
+	return list
+}
+
+// A line that was written after its Node had gone is seen in time although the agents of the
+// first Nodes are dead.
+func TestALateLineIsSeenWhoeverIsDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, nil, others(2*maxTurns)...)
+		s.run()
+		time.Sleep(time.Minute)
+		if err := s.agent.patchMembers(t.Context(), map[string]any{"data": map[string]any{"02-00-00-00-00-02": "late uid-late"}}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("the peer is taken over", func() bool { return s.lines()["02-00-00-00-00-02"] == "" })
+	})
+}
+
+// However many Nodes there are, they look often enough for any of them to act for the first ones, and
+// together not so often that the API server has much to send.
+func TestPauses(t *testing.T) {
+	for _, count := range []int{1, 3, 10, 100, 1000, 5000} {
+		looks := 0.0 // a second, of all but the first ones
+		for rank := range count {
+			wait := pause(rank, count)
+			if rank < maxTurns && wait != lookEvery {
+				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
+			}
+			if rank >= maxTurns {
+				looks += 1 / wait.Seconds()
+			}
+			if wait < lookEvery/2 || wait > max(2*lookEvery, time.Duration(count)*time.Second) {
+				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
+			}
+		}
+		if looks > 10 {
+			t.Errorf("%d agents look %.1f times a second", count, looks)
+		}
+	}
+}
+
+// Where somebody deletes the ConfigMap the agent says what is to be done, and writes its line
+// when it is done, whichever its place among the Nodes.
+func TestTheConfigMapIsDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, nil, others(2*maxTurns)...)
+		maps := s.client.CoreV1().ConfigMaps("kube-system")
+		s.run()
+		ready := func() bool { return s.agent.health.reason() == "" }
+		s.until("its line is written", func() bool { return len(s.lines()) == 1 })
+		s.until("it is ready", ready)
+		if err := maps.Delete(t.Context(), configMapName, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("it says what is to be done", func() bool {
+			return strings.Contains(s.agent.health.reason(), "there is no ConfigMap kube-system/weft-peers; apply weft's manifest again")
+		})
+		again := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: configMapName}}
+		if _, err := maps.Create(t.Context(), again, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("its line is written", func() bool { return len(s.lines()) == 1 })
+		s.until("it is ready again", ready)
+	})
+}
+
 // A line that somebody removed is there again, as it is by it that a dead Node's peer is known.
 func TestALineThatWasRemovedComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t, nil)
+		s := newScene(t, nil, others(2*maxTurns)...)
 		s.run()
 		key := strings.ReplaceAll(selfPeer, ":", "-")
 		s.until("its line is written", func() bool { return s.lines()[key] != "" })
