@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -157,6 +158,39 @@ func TestALateLineIsSeenWhoeverIsDead(t *testing.T) {
 		}
 		s.until("the peer is taken over", func() bool { return s.lines()["02-00-00-00-00-02"] == "" })
 	})
+}
+
+// A Node that goes while the agent can not act, for minutes, is not forgotten.
+func TestANodeGoesWhileTheAgentCanNotAct(t *testing.T) {
+	for name, set := range map[string]func(s *scene, down *atomic.Bool, to bool){
+		"API server": func(_ *scene, down *atomic.Bool, to bool) { down.Store(to) },
+		"router": func(s *scene, _ *atomic.Bool, to bool) {
+			s.router.get(func(r *router) bool { r.away = to; return true })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newScene(t, map[string]string{"02-00-00-00-00-02": "other uid-other"}, append(others(2*maxTurns), node("other", "uid-other"))...)
+				var down atomic.Bool
+				s.client.PrependReactor("*", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+					return down.Load(), nil, errors.New("connection refused")
+				})
+				s.run()
+				s.until("its line is written", func() bool { return len(s.lines()) == 2 })
+				s.until("it is ready", func() bool { return s.agent.health.reason() == "" })
+				set(s, &down, true)
+				if err := s.client.CoreV1().Nodes().Delete(t.Context(), "other", metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * time.Minute)
+				if name != "router" && s.agent.health.reason() != "" {
+					t.Errorf("pods have a network, and it is not ready: %s", s.agent.health.reason())
+				}
+				set(s, &down, false)
+				s.until("the peer is taken over", func() bool { return len(s.lines()) == 1 })
+			})
+		})
+	}
 }
 
 // However many Nodes there are, they look often enough for any of them to act for the first ones, and
