@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,10 +19,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/weft-net/weft/internal/api"
 )
 
 // busyServer is an API server with one ConfigMap. It does one write after the other, and tells
@@ -54,12 +58,49 @@ func (s *busyServer) react(action clienttesting.Action) (handled bool, ret runti
 		s.free = now
 	}
 	s.free = s.free.Add(writeTakes)
-	var change corev1.ConfigMap
-	if err := json.Unmarshal(patch.GetPatch(), &change); err != nil {
-		return true, nil, apierrors.NewBadRequest(err.Error())
+	if err := s.change(patch); err != nil {
+		return true, nil, err
 	}
-	maps.Copy(s.data, change.Data)
 	return true, &corev1.ConfigMap{}, nil
+}
+
+// change writes a line, or takes one away if it is as it is to be for that.
+func (s *busyServer) change(patch clienttesting.PatchAction) error {
+	if patch.GetPatchType() == types.MergePatchType {
+		var change corev1.ConfigMap
+		if err := json.Unmarshal(patch.GetPatch(), &change); err != nil {
+			return apierrors.NewBadRequest(err.Error())
+		}
+		maps.Copy(s.data, change.Data)
+		return nil
+	}
+	var steps []struct{ Op, Path, Value string }
+	if err := json.Unmarshal(patch.GetPatch(), &steps); err != nil || len(steps) != 2 || steps[0].Op != "test" || steps[1].Op != "remove" {
+		return apierrors.NewBadRequest(fmt.Sprintf("%s: %v", patch.GetPatch(), err))
+	}
+	key := strings.TrimPrefix(steps[1].Path, "/data/")
+	if s.data[key] != steps[0].Value {
+		return apierrors.NewInvalid(schema.GroupKind{}, configMapName, nil)
+	}
+	delete(s.data, key)
+	return nil
+}
+
+// get returns what f says of the server.
+func (s *busyServer) get(f func(*busyServer) int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f(s)
+}
+
+// oneOf is one of many routers that agree on who can be reached.
+type oneOf struct {
+	*router
+	name string
+}
+
+func (r *oneOf) Ready(context.Context) (api.Ready, error) {
+	return api.Ready{Ready: true, Name: r.name}, nil
 }
 
 // A thousand Nodes that join at once are all down in the ConfigMap after some seconds, which stays
@@ -117,6 +158,75 @@ func TestAThousandNodesJoinAtOnce(t *testing.T) {
 			t.Errorf("%d Nodes are told of every change", n)
 		}
 	})
+}
+
+// Issue 6, item 3: the addresses of a Node that was deleted are taken over within 30 seconds after its
+// router has ended, although the agents of the first Nodes are dead, and however many others there are; and
+// these ask the API server a few times each.
+func TestANodeOfManyGoes(t *testing.T) {
+	for _, count := range []int{maxTurns + 3, 1000} {
+		t.Run(fmt.Sprint(count), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := fake.NewClientset()
+				server := &busyServer{data: make(map[string]string), asked: make(map[string]int)}
+				client.PrependReactor("*", "configmaps", server.react)
+				nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil)
+				routers := &router{}
+				var agents []*Agent
+				for i := range count {
+					n := node(fmt.Sprintf("node-%04d", i), fmt.Sprintf("uid-%d", i))
+					if err := nodes.Add(n); err != nil {
+						t.Fatal(err)
+					}
+					a := &Agent{
+						Settings: &Settings{NodeName: n.Name, Namespace: "kube-system"}, Client: client, Log: slog.New(slog.DiscardHandler),
+						Router: &oneOf{routers, fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)}, nodes: corelisters.NewNodeLister(nodes),
+						wake: make(chan struct{}, 1), gone: make(chan struct{}, 1),
+					}
+					self, err := a.self(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					server.data[self.key()] = self.value()
+					agents = append(agents, a)
+				}
+				last, err := agents[count-1].self(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				routers.alive = []string{last.peer.String()}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				alive := agents[maxTurns : count-1]
+				for _, a := range alive {
+					go a.reclaimLoop(ctx)
+				}
+				if err := nodes.Delete(node(last.node.name, last.node.uid)); err != nil {
+					t.Fatal(err)
+				}
+				for _, a := range alive {
+					wake(a.gone)
+				}
+				time.Sleep(20 * time.Second)
+				if n := server.get(func(s *busyServer) int { return len(s.data) }); n != count {
+					t.Fatalf("%d lines while the router of the Node that went can be reached, want %d", n, count)
+				}
+				routers.get(func(r *router) bool { r.alive = nil; return true })
+				ended := time.Now()
+				for server.get(func(s *busyServer) int { return len(s.data) }) == count && time.Since(ended) < time.Minute {
+					time.Sleep(100 * time.Millisecond)
+				}
+				asked := server.get(func(s *busyServer) int { return s.asked["get"] })
+				t.Logf("taken over after %v, %d reads", time.Since(ended), asked)
+				if time.Since(ended) > 30*time.Second {
+					t.Errorf("taken over after %v", time.Since(ended))
+				}
+				if asked > 5*len(alive) {
+					t.Errorf("%d agents read the lines %d times", len(alive), asked)
+				}
+			})
+		})
+	}
 }
 
 // Who comes when a Node goes: the first ones a second apart, and no two of the others together,
