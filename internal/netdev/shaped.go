@@ -13,8 +13,8 @@ import (
 // an ingress qdisc, which is what limits are made of, on kernels without TCX.
 const shapedGroup = 6784
 
-// freely are the queueing disciplines that hold nothing back by themselves, mq also not what is in
-// the queues that it gives the frames to.
+// freely are the queueing disciplines that hold nothing back by themselves. What mq hands frames to
+// is listed by itself.
 var freely = []string{"clsact", "noqueue", "mq"}
 
 // shaped returns the interfaces that have a queueing discipline which somebody put there and which
