@@ -302,8 +302,20 @@ func TestCNIGarbage(t *testing.T) {
 	if got := h.leases(); len(got) != 1 || got[0].Owner != "cni:pods:a:eth0" {
 		t.Errorf("leases: %+v", got)
 	}
+	// A runtime that knows of nothing has its own network's freed, and nobody else's.
+	other := newCNIHost(t, lab, 1, "1.1.0", nil)
+	other.list.Name = "others"
+	other.mustAdd(other.pod("c"))
+	addContainer(t, lab, 1, "attached")
+	owned := func() int { return report(t, lab, 1).IPAM.ActiveIPs }
+	before := owned()
 	collect()
-	h.wantLeases(0)
+	if got := h.leases(); len(got) != 1 || got[0].Owner != "cni:others:c:eth0" {
+		t.Errorf("leases: %+v", got)
+	}
+	if got := owned(); got != before-1 {
+		t.Errorf("%d addresses are in use, %d were; want one less", got, before)
+	}
 }
 
 func TestCNIRefusesAndLeavesNothing(t *testing.T) {

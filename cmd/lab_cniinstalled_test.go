@@ -304,62 +304,6 @@ func TestBandwidthOfAPodIsLimited(t *testing.T) {
 	i.wantNothingOf(rc, veth, ifb)
 }
 
-// Site, "Express": what somebody puts on a container's interface to hold frames back does so while
-// it is there, and then express is back.
-func TestLimitsOfOthersHoldExpressBack(t *testing.T) {
-	t.Parallel()
-	lab := upLab(t, testbed.Config{Hosts: 2})
-	addContainer(t, lab, 2, "far")
-	near := addContainer(t, lab, 1, "near")[0].Addr()
-	eventually(t, "express", func() bool { return link(t, lab, 1, "h2").Express && link(t, lab, 2, "h1").Express })
-	h := newCNIHost(t, lab, 1, "1.0.0", nil)
-	var veth netlink.Link
-	if err := netdev.Do(lab.Netns(at(1, "near")), func() (err error) { veth, err = netlink.LinkByName(netdev.IfaceName); return err }); err != nil {
-		t.Fatal(err)
-	}
-	onVeth := func(f func(veth netlink.Link) error) {
-		t.Helper()
-		err := h.do(func(context.Context) error {
-			l, err := netlink.LinkByIndex(veth.Attrs().ParentIndex)
-			return errors.Join(err, f(l))
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	// crossed is what crosses the host's end of the veth on its way in, and received is what arrives.
-	transfer := func() (crossed, received uint64) {
-		count := func() (n uint64) {
-			onVeth(func(l netlink.Link) error { n = l.Attrs().Statistics.TxBytes; return nil })
-			return n
-		}
-		before := count()
-		s := startStream(t, lab, at(2, "far"), at(1, "near"), near)
-		eventually(t, "the stream carries", func() bool { return s.received.Load() > 1<<19 })
-		s.whole(t)
-		return count() - before, s.received.Load()
-	}
-	express := func() bool { crossed, received := transfer(); return crossed < received/2 }
-	held := func() bool { crossed, received := transfer(); return crossed >= received }
-	eventually(t, "frames pass by the bridge", express)
-	bucket := &netlink.Tbf{Rate: 100e6, Limit: 1 << 20, Buffer: 1 << 20}
-	onVeth(func(l netlink.Link) error {
-		bucket.QdiscAttrs = netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
-		return netlink.QdiscAdd(bucket)
-	})
-	eventually(t, "frames cross the token bucket", held)
-	if err := lab.Kill(1); err != nil {
-		t.Fatal(err)
-	}
-	launch(t, lab, 1)
-	eventually(t, "frames cross the token bucket after the router was replaced", held)
-	if !held() {
-		t.Error("not all frames cross the token bucket")
-	}
-	onVeth(func(netlink.Link) error { return netlink.QdiscDel(bucket) })
-	eventually(t, "frames pass by the bridge again", express)
-}
-
 // wantNothingOf wants neither addresses nor interfaces.
 func (i *installedCNI) wantNothingOf(rc *libcni.RuntimeConf, ifaces ...string) {
 	i.t.Helper()

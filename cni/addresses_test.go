@@ -2,15 +2,19 @@ package cni
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 // A plugin that asks for addresses and gets an error does not call DEL: addresses
@@ -42,5 +46,28 @@ func TestAddressesWithoutGatewayGoBack(t *testing.T) {
 	err = Verbs(IPAMName).Add(&skel.CmdArgs{ContainerID: "pod", IfName: "eth0", StdinData: []byte(conf)})
 	if err == nil || released.Load() != 1 {
 		t.Errorf("released %d times after %v", released.Load(), err)
+	}
+}
+
+// A router that takes the call and never answers is told as one that is away, before the runtime
+// is taken for dead.
+func TestStatusOfARouterThatHangs(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"pods","type":"weft-cni","socket":%q}`, socket)
+	began := time.Now()
+	err = Verbs("weft-cni").Status(&skel.CmdArgs{StdinData: []byte(conf)})
+	var e *types.Error
+	if !errors.As(err, &e) || e.Code != types.ErrPluginNotAvailable || !strings.Contains(e.Msg, "no answer in time") {
+		t.Errorf("status: %v", err)
+	}
+	// The kubelet's patience with a runtime.
+	if took := time.Since(began); took > 25*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

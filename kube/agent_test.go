@@ -30,6 +30,7 @@ type router struct {
 	mu      sync.Mutex
 	name    string
 	primed  bool
+	away    bool     // it is being replaced
 	alive   []string // peers that can not be removed
 	targets []string
 	exposed []api.Address
@@ -37,6 +38,11 @@ type router struct {
 }
 
 func (r *router) Ready(context.Context) (api.Ready, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.away {
+		return api.Ready{}, api.ErrNotRunning
+	}
 	return api.Ready{Ready: true, Name: r.name}, nil
 }
 

@@ -36,7 +36,7 @@ func ListClusterPolicies(config *rest.Config) (cache.ListerWatcher, error) {
 	return cache.NewListWatchFromClient(client, "clusternetworkpolicies", metav1.NamespaceAll, fields.Everything()), nil
 }
 
-// kindPace is how often an API server that does not know a kind is asked again; up to twice that
+// kindPace is how often an API server that does not list a kind is asked again; up to twice that
 // with jitter. An informer would wait for a minute at last, in which no policy is in force.
 const kindPace = 5 * time.Second
 
@@ -51,27 +51,35 @@ func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhen
 		func(_, name string) { p.DeleteClusterPolicy(name) }, none.Load,
 	}
 	return w, func(ctx context.Context, log *slog.Logger) {
-		err := awaitKind(ctx, from, func() {
-			none.Store(true)
-			log.Warn("there are no ClusterNetworkPolicies: their kind is not defined in the cluster", "version", v1alpha2.GroupVersion.String())
+		const what = "list the ClusterNetworkPolicies"
+		wrong := newFaults(log)
+		err := awaitKind(ctx, from, func(err error) {
+			if apierrors.IsNotFound(err) {
+				none.Store(true)
+				err = fmt.Errorf("their kind is not defined in the cluster, in version %s", v1alpha2.GroupVersion)
+			}
+			wrong.say(what, err)
 		})
 		if err == nil {
+			wrong.over(what)
 			i.RunWithContext(ctx)
 		}
 	}
 }
 
-// awaitKind returns when an API server no longer says that it does not know a kind of objects, and
-// calls missing once if it does say so. It fails when ctx ends.
-func awaitKind(ctx context.Context, from cache.ListerWatcher, missing func()) error {
+// awaitKind returns when an API server lists a kind of objects, and tells wrong each error until
+// then: one that is away at first may say later that it does not know the kind. It fails when ctx
+// ends.
+func awaitKind(ctx context.Context, from cache.ListerWatcher, wrong func(error)) error {
 	list := cache.ToListerWatcherWithContext(from)
-	for first := true; ; first = false {
-		if _, err := list.ListWithContext(ctx, metav1.ListOptions{Limit: 1}); !apierrors.IsNotFound(err) {
+	for {
+		asking, cancel := context.WithTimeout(ctx, callPatience)
+		_, err := list.ListWithContext(asking, metav1.ListOptions{Limit: 1})
+		cancel()
+		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if first {
-			missing()
-		}
+		wrong(err)
 		select {
 		case <-time.After(wait.Jitter(kindPace, 1)):
 		case <-ctx.Done():

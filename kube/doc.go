@@ -20,7 +20,8 @@
 // Nodes have no line, and are never touched.
 //
 // Nobody watches the ConfigMap: with n Nodes, n that join would have the API server
-// send n times n copies of n lines. It is read when a Node goes, and else rarely.
+// send n times n copies of n lines. It is read when a Node goes, and else a few times a
+// second by all of them together.
 //
 // The decisions are in members.go and nodes.go, without API server or clock.
 package kube

@@ -102,5 +102,8 @@ func (a *Agent) patchMembers(ctx context.Context, change any) error {
 	ctx, cancel := context.WithTimeout(ctx, callPatience)
 	defer cancel()
 	_, err = a.Client.CoreV1().ConfigMaps(a.Settings.Namespace).Patch(ctx, configMapName, types.MergePatchType, patch, metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("there is no ConfigMap %s/%s; apply weft's manifest again", a.Settings.Namespace, configMapName)
+	}
 	return err
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,18 +9,23 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/weft-net/weft/internal/api"
 )
 
 // busyServer is an API server with one ConfigMap. It does one write after the other, and tells
@@ -52,12 +58,49 @@ func (s *busyServer) react(action clienttesting.Action) (handled bool, ret runti
 		s.free = now
 	}
 	s.free = s.free.Add(writeTakes)
-	var change corev1.ConfigMap
-	if err := json.Unmarshal(patch.GetPatch(), &change); err != nil {
-		return true, nil, apierrors.NewBadRequest(err.Error())
+	if err := s.change(patch); err != nil {
+		return true, nil, err
 	}
-	maps.Copy(s.data, change.Data)
 	return true, &corev1.ConfigMap{}, nil
+}
+
+// change writes a line, or takes one away if it is as it is to be for that.
+func (s *busyServer) change(patch clienttesting.PatchAction) error {
+	if patch.GetPatchType() == types.MergePatchType {
+		var change corev1.ConfigMap
+		if err := json.Unmarshal(patch.GetPatch(), &change); err != nil {
+			return apierrors.NewBadRequest(err.Error())
+		}
+		maps.Copy(s.data, change.Data)
+		return nil
+	}
+	var steps []struct{ Op, Path, Value string }
+	if err := json.Unmarshal(patch.GetPatch(), &steps); err != nil || len(steps) != 2 || steps[0].Op != "test" || steps[1].Op != "remove" {
+		return apierrors.NewBadRequest(fmt.Sprintf("%s: %v", patch.GetPatch(), err))
+	}
+	key := strings.TrimPrefix(steps[1].Path, "/data/")
+	if s.data[key] != steps[0].Value {
+		return apierrors.NewInvalid(schema.GroupKind{}, configMapName, nil)
+	}
+	delete(s.data, key)
+	return nil
+}
+
+// get returns what f says of the server.
+func (s *busyServer) get(f func(*busyServer) int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f(s)
+}
+
+// oneOf is one of many routers that agree on who can be reached.
+type oneOf struct {
+	*router
+	name string
+}
+
+func (r *oneOf) Ready(context.Context) (api.Ready, error) {
+	return api.Ready{Ready: true, Name: r.name}, nil
 }
 
 // A thousand Nodes that join at once are all down in the ConfigMap after some seconds, which stays
@@ -117,6 +160,75 @@ func TestAThousandNodesJoinAtOnce(t *testing.T) {
 	})
 }
 
+// Issue 6, item 3: the addresses of a Node that was deleted are taken over within 30 seconds after its
+// router has ended, although the agents of the first Nodes are dead, and however many others there are; and
+// these ask the API server a few times each.
+func TestANodeOfManyGoes(t *testing.T) {
+	for _, count := range []int{maxTurns + 3, 1000} {
+		t.Run(fmt.Sprint(count), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := fake.NewClientset()
+				server := &busyServer{data: make(map[string]string), asked: make(map[string]int)}
+				client.PrependReactor("*", "configmaps", server.react)
+				nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil)
+				routers := &router{}
+				var agents []*Agent
+				for i := range count {
+					n := node(fmt.Sprintf("node-%04d", i), fmt.Sprintf("uid-%d", i))
+					if err := nodes.Add(n); err != nil {
+						t.Fatal(err)
+					}
+					a := &Agent{
+						Settings: &Settings{NodeName: n.Name, Namespace: "kube-system"}, Client: client, Log: slog.New(slog.DiscardHandler),
+						Router: &oneOf{routers, fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)}, nodes: corelisters.NewNodeLister(nodes),
+						wake: make(chan struct{}, 1), gone: make(chan struct{}, 1),
+					}
+					self, err := a.self(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					server.data[self.key()] = self.value()
+					agents = append(agents, a)
+				}
+				last, err := agents[count-1].self(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				routers.alive = []string{last.peer.String()}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				alive := agents[maxTurns : count-1]
+				for _, a := range alive {
+					go a.reclaimLoop(ctx)
+				}
+				if err := nodes.Delete(node(last.node.name, last.node.uid)); err != nil {
+					t.Fatal(err)
+				}
+				for _, a := range alive {
+					wake(a.gone)
+				}
+				time.Sleep(20 * time.Second)
+				if n := server.get(func(s *busyServer) int { return len(s.data) }); n != count {
+					t.Fatalf("%d lines while the router of the Node that went can be reached, want %d", n, count)
+				}
+				routers.get(func(r *router) bool { r.alive = nil; return true })
+				ended := time.Now()
+				for server.get(func(s *busyServer) int { return len(s.data) }) == count && time.Since(ended) < time.Minute {
+					time.Sleep(100 * time.Millisecond)
+				}
+				asked := server.get(func(s *busyServer) int { return s.asked["get"] })
+				t.Logf("taken over after %v, %d reads", time.Since(ended), asked)
+				if time.Since(ended) > 30*time.Second {
+					t.Errorf("taken over after %v", time.Since(ended))
+				}
+				if asked > 5*len(alive) {
+					t.Errorf("%d agents read the lines %d times", len(alive), asked)
+				}
+			})
+		})
+	}
+}
+
 // Who comes when a Node goes: the first ones a second apart, and no two of the others together,
 // all of them within the time in which a dead Node's addresses are promised to be back.
 func TestTurns(t *testing.T) {
@@ -136,10 +248,113 @@ func TestTurns(t *testing.T) {
 	}
 }
 
+// others are Nodes that come before the scene's one, and whose agents do nothing.
+func others(count int) (list []*corev1.Node) {
+	for i := range count {
+		list = append(list, node(fmt.Sprintf("before-%d", i), fmt.Sprintf("uid-%d", i)))
+	}
+	return list
+}
+
+// A line that was written after its Node had gone is seen in time although the agents of the
+// first Nodes are dead.
+func TestALateLineIsSeenWhoeverIsDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, nil, others(2*maxTurns)...)
+		s.run()
+		time.Sleep(time.Minute)
+		if err := s.agent.patchMembers(t.Context(), map[string]any{"data": map[string]any{"02-00-00-00-00-02": "late uid-late"}}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("the peer is taken over", func() bool { return s.lines()["02-00-00-00-00-02"] == "" })
+	})
+}
+
+// A Node that goes while the agent can not act, for minutes, is not forgotten.
+func TestANodeGoesWhileTheAgentCanNotAct(t *testing.T) {
+	for name, set := range map[string]func(s *scene, down *atomic.Bool, to bool){
+		"API server": func(_ *scene, down *atomic.Bool, to bool) { down.Store(to) },
+		"router": func(s *scene, _ *atomic.Bool, to bool) {
+			s.router.get(func(r *router) bool { r.away = to; return true })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newScene(t, map[string]string{"02-00-00-00-00-02": "other uid-other"}, append(others(2*maxTurns), node("other", "uid-other"))...)
+				var down atomic.Bool
+				s.client.PrependReactor("*", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+					return down.Load(), nil, errors.New("connection refused")
+				})
+				s.run()
+				s.until("its line is written", func() bool { return len(s.lines()) == 2 })
+				s.until("it is ready", func() bool { return s.agent.health.reason() == "" })
+				set(s, &down, true)
+				if err := s.client.CoreV1().Nodes().Delete(t.Context(), "other", metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * time.Minute)
+				if name != "router" && s.agent.health.reason() != "" {
+					t.Errorf("pods have a network, and it is not ready: %s", s.agent.health.reason())
+				}
+				set(s, &down, false)
+				s.until("the peer is taken over", func() bool { return len(s.lines()) == 1 })
+			})
+		})
+	}
+}
+
+// However many Nodes there are, they look often enough for any of them to act for the first ones, and
+// together not so often that the API server has much to send.
+func TestPauses(t *testing.T) {
+	for _, count := range []int{1, 3, 10, 100, 1000, 5000} {
+		looks := 0.0 // a second, of all but the first ones
+		for rank := range count {
+			wait := pause(rank, count)
+			if rank < maxTurns && wait != lookEvery {
+				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
+			}
+			if rank >= maxTurns {
+				looks += 1 / wait.Seconds()
+			}
+			if wait < lookEvery/2 || wait > max(2*lookEvery, time.Duration(count)*time.Second) {
+				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
+			}
+		}
+		if looks > 10 {
+			t.Errorf("%d agents look %.1f times a second", count, looks)
+		}
+	}
+}
+
+// Where somebody deletes the ConfigMap the agent says what is to be done, and writes its line
+// when it is done, whichever its place among the Nodes.
+func TestTheConfigMapIsDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, nil, others(2*maxTurns)...)
+		maps := s.client.CoreV1().ConfigMaps("kube-system")
+		s.run()
+		ready := func() bool { return s.agent.health.reason() == "" }
+		s.until("its line is written", func() bool { return len(s.lines()) == 1 })
+		s.until("it is ready", ready)
+		if err := maps.Delete(t.Context(), configMapName, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("it says what is to be done", func() bool {
+			return strings.Contains(s.agent.health.reason(), "there is no ConfigMap kube-system/weft-peers; apply weft's manifest again")
+		})
+		again := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: configMapName}}
+		if _, err := maps.Create(t.Context(), again, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("its line is written", func() bool { return len(s.lines()) == 1 })
+		s.until("it is ready again", ready)
+	})
+}
+
 // A line that somebody removed is there again, as it is by it that a dead Node's peer is known.
 func TestALineThatWasRemovedComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t, nil)
+		s := newScene(t, nil, others(2*maxTurns)...)
 		s.run()
 		key := strings.ReplaceAll(selfPeer, ":", "-")
 		s.until("its line is written", func() bool { return s.lines()[key] != "" })

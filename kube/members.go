@@ -1,7 +1,7 @@
 package kube
 
 import (
-	"cmp"
+	"bytes"
 	"slices"
 	"strings"
 
@@ -36,14 +36,16 @@ func parseMembers(lines map[string]string) (list []member) {
 			list = append(list, m)
 		}
 	}
-	slices.SortFunc(list, func(a, b member) int { return cmp.Compare(a.key(), b.key()) })
+	slices.SortFunc(list, func(a, b member) int { return bytes.Compare(a.peer[:], b.peer[:]) })
 	return list
 }
 
 // departed returns the members whose Node is gone, but for self. A Node that came
 // back under its name is another one: what was on its disk has started anew.
 func departed(self peer.Name, members []member, nodes []*corev1.Node) []member {
-	return slices.DeleteFunc(slices.Clone(members), func(m member) bool {
-		return m.peer == self || slices.ContainsFunc(nodes, func(n *corev1.Node) bool { return idOf(n) == m.node })
-	})
+	there := make(map[nodeID]bool, len(nodes))
+	for _, n := range nodes {
+		there[idOf(n)] = true
+	}
+	return slices.DeleteFunc(slices.Clone(members), func(m member) bool { return m.peer == self || there[m.node] })
 }

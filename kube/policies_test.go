@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -69,6 +70,7 @@ func (p *told) await(t *testing.T, word string) []string {
 // clusterList is the ClusterNetworkPolicies of a cluster, which may not have the kind.
 type clusterList struct {
 	mu      sync.Mutex
+	away    bool // it does not answer
 	defined bool
 	events  *watch.FakeWatcher
 }
@@ -79,11 +81,20 @@ func (l *clusterList) define() {
 	l.defined = true
 }
 
+func (l *clusterList) answer() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.away = false
+}
+
 func (l *clusterList) listerWatcher() cache.ListerWatcher {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
+			if l.away {
+				return nil, errors.New("connection refused")
+			}
 			if !l.defined {
 				return nil, apierrors.NewNotFound(v1alpha2.Resource("clusternetworkpolicies"), "")
 			}
@@ -149,6 +160,20 @@ func TestPoliciesOfAClusterWithoutTheKind(t *testing.T) {
 		if late := time.Since(defined); late > 11*time.Second {
 			t.Errorf("told after %v", late)
 		}
+	})
+}
+
+// A node goes on without the API server where that is away. Once it answers that there is no such
+// kind, NetworkPolicies do not wait for it either.
+func TestPoliciesOfAClusterWithoutTheKindThatWasAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &clusterList{away: true, events: watch.NewFake()}
+		p := startFeed(t, l)
+		time.Sleep(time.Minute)
+		l.answer()
+		p.await(t, "synced")
+		l.define()
+		p.await(t, "cluster policy guard")
 	})
 }
 

@@ -22,9 +22,9 @@ const (
 	maxTurns  = 5
 	turnShare = 10 * time.Millisecond
 	turnRoom  = 10 * time.Second
-	// quietEvery is how often the others look although no Node has gone, the first ones look
-	// every lookEvery: a line may be written late.
-	quietEvery = 10 * time.Minute
+	// lookShare is how much time there is for each Node to look while none goes: a line may be
+	// written late, or be lost. The API server sends all lines for each look.
+	lookShare = 200 * time.Millisecond
 	// removePatience bounds one attempt.
 	removePatience = 10 * time.Second
 )
@@ -35,21 +35,23 @@ func turn(rank int) time.Duration {
 	return turnEvery*time.Duration(min(rank, maxTurns)) + behind%turnRoom
 }
 
-// pause is how long an agent does not look while no Node goes.
-func pause(rank int) time.Duration {
+// pause is how long an agent does not look while no Node goes, of as many as there are. The first
+// ones look every lookEvery. Where these are dead one of the others looks as soon.
+func pause(rank, count int) time.Duration {
 	if rank < maxTurns {
 		return lookEvery
 	}
-	return quietEvery/2 + rand.N(quietEvery)
+	share := max(lookEvery, lookShare*time.Duration(count))
+	return share/2 + rand.N(share)
 }
 
-// rank is this Node's among all, 0 if they are not known.
-func (a *Agent) rank() int {
+// place returns this Node's rank and how many Nodes there are, 0 if they are not known.
+func (a *Agent) place() (mine, count int) {
 	nodes, err := a.allNodes()
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	return rank(a.Settings.NodeName, nodes)
+	return rank(a.Settings.NodeName, nodes), len(nodes)
 }
 
 // reclaimLoop takes over the addresses of peers whose Node is gone. What is written of the members
@@ -62,7 +64,7 @@ func (a *Agent) reclaimLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-a.gone:
-		case <-time.After(pause(a.rank())):
+		case <-time.After(pause(a.place())):
 		}
 		for again := retryEvery; a.reclaim(ctx, wrong); again = min(2*again, lookEvery) {
 			select {
@@ -94,10 +96,11 @@ func (a *Agent) departed(ctx context.Context) ([]member, error) {
 // reclaim tries each dead member once when it is this Node's turn, and tells whether it is to be
 // tried again.
 func (a *Agent) reclaim(ctx context.Context, wrong *faults) (again bool) {
+	mine, _ := a.place()
 	select {
 	case <-ctx.Done():
 		return false
-	case <-time.After(turn(a.rank())):
+	case <-time.After(turn(mine)):
 	}
 	gone, err := a.departed(ctx)
 	if err != nil {

@@ -96,14 +96,14 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 
 // Issue 4, item 5: a station that only the kernel hears stays, one that neither
 // heard for long goes from both, and one whose place the two have differently is
-// written anew.
+// written anew, as is one that express leads to past a limit.
 func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 	self, far, other := peer.Name{2, 0, 0, 0, 0, 1}, peer.Name{2, 0, 0, 0, 0, 2}, peer.Name{2, 0, 0, 0, 0, 3}
 	const running, boot = 20 * time.Minute, 10 * time.Hour
 	r := &Router{
 		self: self, start: time.Now().Add(-running), macs: mac.New(100),
 		routes: &topology.Routes{ShortIDs: map[peer.Name]uint16{self: 1, far: 2, other: 3}},
-		fast:   &fastpath{self: 1, names: map[uint16]peer.Name{2: far, 3: other}, veths: make(map[ethernet.MAC]int)},
+		fast:   &fastpath{self: 1, names: map[uint16]peer.Name{2: far, 3: other}, veths: make(map[ethernet.MAC]int), shaped: map[int]bool{9: true}},
 	}
 	kernel := make(map[ethernet.MAC]fastdp.MACEntry)
 	station := func(n byte, id uint16, byRouter, byKernel time.Duration) ethernet.MAC {
@@ -124,6 +124,10 @@ func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 	strange := station(6, 77, 15*time.Minute, 0) // of a peer that nobody knows
 	missing := ethernet.MAC{2, 0, 0, 0, 1, 7}
 	r.macs.Learn(missing, far, running)
+	// The kernel leads frames for it past a queue that was put there since.
+	limited := ethernet.MAC{2, 0, 0, 0, 1, 8}
+	r.macs.Learn(limited, self, running)
+	kernel[limited] = fastdp.MACEntry{Peer: 1, Ifindex: 9, Flags: fastdp.MACExpress, Seen: uint64(boot)}
 
 	wrong := r.compareStations(kernel, boot)
 	for m, want := range map[ethernet.MAC]struct {
@@ -132,7 +136,7 @@ func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 		wrong bool
 	}{
 		own: {1, time.Minute, false}, heard: {2, time.Minute, false}, slow: {2, time.Minute, false},
-		silent: {0, 0, true}, moved: {2, time.Minute, true}, strange: {0, 0, true}, missing: {2, 0, true},
+		silent: {0, 0, true}, moved: {2, time.Minute, true}, strange: {0, 0, true}, missing: {2, 0, true}, limited: {1, 0, true},
 	} {
 		if id := r.placeOf(m); id != want.id {
 			t.Errorf("%s is behind peer %d, want %d", m, id, want.id)

@@ -371,6 +371,9 @@ func (f *fastpath) adopt() error {
 	for _, i := range f.dp.Underlays() {
 		f.underlays[i] = true
 	}
+	for _, i := range f.dp.Containers() {
+		f.containers[i] = true
+	}
 	f.adopted = fast.Tables{Peers: maps.Clone(f.have.Peers), Remotes: maps.Clone(f.have.Remotes)}
 	return err
 }

@@ -134,10 +134,7 @@ func (r *Router) compareStations(kernel map[ethernet.MAC]fastdp.MACEntry, boot t
 		}
 		if _, known := r.macs.Lookup(m, now); adopting && !known && age < mac.MaxAge {
 			r.macs.Learn(m, at, now-age)
-			switch i := int(e.Ifindex); {
-			case f.shaped[i]:
-				wrong = append(wrong, m) // it is marked as one that express leads to
-			case i != 0:
+			if i := int(e.Ifindex); i != 0 && !f.shaped[i] {
 				f.veths[m] = i
 			}
 			continue
@@ -147,7 +144,9 @@ func (r *Router) compareStations(kernel map[ethernet.MAC]fastdp.MACEntry, boot t
 	r.macs.Expire(now)
 	for m, e := range kernel {
 		id := r.placeOf(m)
-		if unconfirmed := adopting && id == 0 && peerOf(e).IsZero(); id != e.Peer && !unconfirmed {
+		unconfirmed := adopting && id == 0 && peerOf(e).IsZero()
+		passesBy := f.shaped[int(e.Ifindex)] // by express, what holds its frames back
+		if id != e.Peer && !unconfirmed || passesBy {
 			wrong = append(wrong, m)
 		}
 	}

@@ -42,6 +42,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	three := k.pod("three", "n3", "")
 	k.answers("pods reach a node that joined", k.fromPod("one"), url(three, 8080), "three", one)
 	was := k.owners("n1")
+	k.testMembersAreDeleted()
 
 	// A node that is gone for good.
 	if err := third.PowerOff(); err != nil {
@@ -60,7 +61,7 @@ func TestNodesComeAndGo(t *testing.T) {
 		t.Fatalf("%v; before they were\n%s", err, was)
 	}
 	k.until("the line of n3 is struck", func() error {
-		if out := k.kubectl("-n", "kube-system", "get", "configmap", "weft-peers", "-o", "jsonpath={.data}"); strings.Contains(out, "n3") {
+		if out := k.members(); strings.Contains(out, "n3") {
 			return errors.New(out)
 		}
 		return nil
@@ -81,6 +82,35 @@ func TestNodesComeAndGo(t *testing.T) {
 	}
 
 	k.testUninstall()
+}
+
+// members is what is written of who is on which Node.
+func (k *kube) members() string {
+	k.t.Helper()
+	return k.kubectl("-n", "kube-system", "get", "configmap", "weft-peers", "-o", "jsonpath={.data}")
+}
+
+// What somebody deleted of that is written again once the manifest is applied, as weft says.
+func (k *kube) testMembersAreDeleted() {
+	k.t.Helper()
+	k.kubectl("-n", "kube-system", "delete", "configmap", "weft-peers")
+	k.until("weft says what is to be done", func() error {
+		out := k.kubectl("-n", "kube-system", "logs", "daemonset/weft", "--tail=100")
+		if !strings.Contains(out, "apply weft's manifest again") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	k.install()
+	k.until("all lines are written again", func() error {
+		out := k.members()
+		for _, n := range k.Nodes {
+			if !strings.Contains(out, n.Name) {
+				return fmt.Errorf("%s is not in %s", n.Name, out)
+			}
+		}
+		return nil
+	})
 }
 
 // owners is what weft says of who owns which addresses.

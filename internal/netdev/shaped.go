@@ -1,6 +1,8 @@
 package netdev
 
 import (
+	"slices"
+
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -11,8 +13,13 @@ import (
 // an ingress qdisc, which is what limits are made of, on kernels without TCX.
 const shapedGroup = 6784
 
-// shaped returns the interfaces that have a queueing discipline which somebody put there, but for
-// clsact, which holds nothing back. Those that the kernel gives by itself have no handle.
+// freely are the queueing disciplines that hold nothing back by themselves. What mq hands frames to
+// is listed by itself.
+var freely = []string{"clsact", "noqueue", "mq"}
+
+// shaped returns the interfaces that have a queueing discipline which somebody put there and which
+// may hold frames back. Those that the kernel gives by itself, by net.core.default_qdisc, have no
+// handle.
 func (w *Watch) shaped() (map[int]bool, error) {
 	list, err := Dump(func() ([]netlink.Qdisc, error) { return w.h.QdiscList(nil) })
 	if err != nil {
@@ -20,7 +27,7 @@ func (w *Watch) shaped() (map[int]bool, error) {
 	}
 	shaped := make(map[int]bool)
 	for _, q := range list {
-		if a := q.Attrs(); a.Handle != 0 && q.Type() != "clsact" {
+		if a := q.Attrs(); a.Handle != 0 && !slices.Contains(freely, q.Type()) {
 			shaped[a.LinkIndex] = true
 		}
 	}

@@ -136,6 +136,14 @@ func TestWatchSeesLimits(t *testing.T) {
 			t.Errorf("%s is gone: still limited", c.q.Type())
 		}
 	}
+	none := &netlink.GenericQdisc{QdiscType: "noqueue", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: port.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT,
+	}}
+	do(t, host, func() error { return netlink.QdiscReplace(none) })
+	if shaped() {
+		t.Error("limited by what is no queue")
+	}
+	do(t, host, func() error { return netlink.QdiscDel(none) })
 	a.Shaped = true
 	attach(t, host, a) // again, as by a runtime that was killed
 	if !shaped() {
@@ -145,6 +153,52 @@ func TestWatchSeesLimits(t *testing.T) {
 	attach(t, host, a)
 	if !shaped() {
 		t.Error("a new attachment that is to be limited is not")
+	}
+}
+
+// A veth of several queues is limited when one of them is. The queues that the kernel gives them by
+// itself, of whatever kind net.core.default_qdisc says, are not there for that.
+func TestWatchSeesLimitsOfQueues(t *testing.T) {
+	host := nstest.New(t, "host")
+	bridge(t, host)
+	w := newWatch(t, host)
+	var port netlink.Link
+	do(t, host, func() error {
+		br, err := netlink.LinkByName("weft")
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.NumTxQueues, attrs.NumRxQueues, attrs.MasterIndex, attrs.Flags = "vethwequeues", 4, 4, br.Attrs().Index, net.FlagUp
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.NumTxQueues, veth.NumRxQueues = "peer", 4, 4
+		if err := netlink.LinkAdd(veth); err != nil {
+			return err
+		}
+		port, err = netlink.LinkByName(attrs.Name)
+		return err
+	})
+	mq := &netlink.GenericQdisc{QdiscType: "mq", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: port.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT,
+	}}
+	one := &netlink.Tbf{Rate: 1e6, Limit: 1e6, Buffer: 1e6, QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: port.Attrs().Index, Handle: netlink.MakeHandle(2, 0), Parent: netlink.MakeHandle(1, 2),
+	}}
+	for _, c := range []struct {
+		what   string
+		change func() error
+		want   bool
+	}{
+		{"the kernel's own", func() error { return nil }, false},
+		{"a queue each", func() error { return netlink.QdiscAdd(mq) }, false},
+		{"one of them limited", func() error { return netlink.QdiscReplace(one) }, true},
+		{"none limited any more", func() error { return netlink.QdiscDel(one) }, false},
+	} {
+		do(t, host, c.change)
+		ports, err := w.Containers("weft")
+		if err != nil || len(ports) != 1 || ports[0].Shaped != c.want {
+			t.Errorf("%s: %+v, %v; want limited %v", c.what, ports, err, c.want)
+		}
 	}
 }
 
