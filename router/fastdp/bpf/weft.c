@@ -722,8 +722,9 @@ int from_container(struct __sk_buff *skb)
 		touch(s);
 		count_tx(s, n, len);
 		count_rx(d, n, len);
-		// It came to the host's end of a veth with another's address, and a
-		// kernel that does not look again would drop it as not for the container.
+		// The address is not that of the host's end of the veth, by which it came,
+		// so the kernel takes it for another host's, and Linux 5.10 does not look
+		// again: the container would drop it.
 		bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(d->ifindex, 0);
 	}
