@@ -91,7 +91,7 @@ test-netpol: image
 KERNEL ?= cloud-amd64
 SUITE  ?=
 RUN    ?= .
-LABS   := FastDatapath|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide|Bandwidth|LimitsOfOthers
+LABS   := FastDatapath|Express|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide|Bandwidth|LimitsOfOthers
 IN_VM   = vm=$$(KERNEL=$(KERNEL) SUITE=$(SUITE) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
 	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm"
 
@@ -103,7 +103,7 @@ test-vm:
 ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
-	$(IN_VM) ./router ./router/fastdp ./router/tap ./router/udp ./router/wireguard ./internal/netdev ./internal/testbed
+	$(IN_VM) ./router ./router/fastdp ./router/tap ./router/udp ./router/wireguard ./internal/netdev ./internal/testbed ./policy
 	$(IN_VM) -parallel 1 -run '$(LABS)' ./cmd
 endif
 

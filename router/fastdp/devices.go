@@ -190,13 +190,24 @@ func mountedByWeft(dir string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read mounts: %w", err)
 	}
+	return mountedIn(string(b), dir), nil
+}
+
+// mountedIn looks for the mount in the text of /proc/self/mountinfo. Before Linux 5.17
+// the kernel says "none" for the source of every file system of type bpf, whoever has
+// mounted it. There it is weft's if it is a whole one: a folder of the host's that is
+// bound there, as into a pod, has another root.
+func mountedIn(mountinfo, dir string) bool {
 	// 36 35 98:0 / /mount/point options ... - type source options
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(mountinfo) {
 		head, tail, ok := strings.Cut(line, " - ")
 		f, t := strings.Fields(head), strings.Fields(tail)
-		if ok && len(f) > 4 && len(t) > 1 && f[4] == dir && t[0] == "bpf" && t[1] == mountSource {
-			return true, nil
+		if !ok || len(f) < 5 || len(t) < 2 || f[4] != dir || t[0] != "bpf" {
+			continue
+		}
+		if t[1] == mountSource || t[1] == "none" && f[3] == "/" {
+			return true
 		}
 	}
-	return false, nil
+	return false
 }

@@ -17,8 +17,8 @@ const loopback = 1
 
 // tryExpress has the programs of express put a frame into VXLAN and take it out,
 // with maps of their own. A kernel may load them and then refuse what they ask
-// for, and every frame would go on to the bridge: Linux 5.10 has no
-// BPF_F_ADJ_ROOM_ENCAP_L2_ETH.
+// for, as flags of bpf_skb_adjust_room that it does not know, and every frame would
+// go on to the bridge.
 func tryExpress(spec *ebpf.CollectionSpec) error {
 	spec = spec.Copy()
 	for _, name := range []string{bpfProgFromPort, bpfProgFromTap, bpfProgFromVxlan} {

@@ -160,14 +160,20 @@ func TestRefusal(t *testing.T) {
 }
 
 // TestOneMessageForMany: the kernel is handed many datagrams as one, and gives
-// them as one.
+// them as one. Before Linux 5.11 no virtual interface carries them so, lo neither,
+// and they come one by one.
 func TestOneMessageForMany(t *testing.T) {
-	calls, most := 0, 0
+	type count struct{ calls, most int }
+	var sent, received count
 	k := udp.Linux
 	k.Mmsg = func(trap, fd uintptr, p unsafe.Pointer, n int) (int, syscall.Errno) {
 		done, errno := udp.Linux.Mmsg(trap, fd, p, n)
+		c := &received
+		if trap == unix.SYS_SENDMMSG {
+			c = &sent
+		}
 		if errno == 0 {
-			calls, most = calls+1, max(most, done)
+			c.calls, c.most = c.calls+1, max(c.most, done)
 		}
 		return done, errno
 	}
@@ -183,8 +189,9 @@ func TestOneMessageForMany(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	expect(t, b.NewReader(64), at("127.0.0.1", a), out)
-	if calls != 2 || most != 1 {
-		t.Errorf("%d calls with up to %d messages for 40 datagrams", calls, most)
+	one := count{calls: 1, most: 1}
+	if sent != one || received != one && !nstest.KernelBefore(t, 5, 11) {
+		t.Errorf("for 40 datagrams: sent %+v, received %+v", sent, received)
 	}
 }
 

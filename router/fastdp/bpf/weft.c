@@ -402,6 +402,19 @@ static __always_inline __u16 ip_checksum(const void *ip)
 	return ~sum;
 }
 
+// Makes room for struct outer in front of an IP packet. ENCAP_L2 is the length of the
+// Ethernet header inside; with VXLAN's header counted in, segmentation drops every
+// super-frame. Kernels before Linux 5.13 do not know ENCAP_L2_ETH and refuse it, with
+// the frame as it was. Without it what is inside is said to be IP, not Ethernet, and
+// begins at the same place: the kernel cuts it the same, only cards that look for
+// Ethernet in VXLAN leave that to the kernel.
+static __always_inline long make_room(struct __sk_buff *skb, __u64 l2)
+{
+	return bpf_skb_adjust_room(skb, sizeof(struct outer), BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+				   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_NO_CSUM_RESET | l2);
+}
+
 // Puts the frame into VXLAN and sends it to the next hop, past VXLAN device and
 // routes. TC_ACT_UNSPEC says that this can not be done, and the frame is as it was.
 static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32 id, struct peer_entry *p)
@@ -471,12 +484,7 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	head.vxlan.flags = bpf_htonl(VXLAN_FLAGS);
 	head.vxlan.vni = bpf_htonl(vni << 8);
 
-	// ENCAP_L2 is the length of the Ethernet header inside. With VXLAN's header
-	// counted in, segmentation drops every super-frame.
-	if (bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-				BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
-				BPF_F_ADJ_ROOM_NO_CSUM_RESET))
+	if (make_room(skb, BPF_F_ADJ_ROOM_ENCAP_L2_ETH) && make_room(skb, 0))
 		return TC_ACT_UNSPEC;
 	eth = (void *)(long)skb->data;
 	o = (void *)(eth + 1);
@@ -714,6 +722,10 @@ int from_container(struct __sk_buff *skb)
 		touch(s);
 		count_tx(s, n, len);
 		count_rx(d, n, len);
+		// The address is not that of the host's end of the veth, by which it came,
+		// so the kernel takes it for another host's, and Linux 5.10 does not look
+		// again: the container would drop it.
+		bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(d->ifindex, 0);
 	}
 
