@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/poll"
 )
 
 // busyServer is an API server with one ConfigMap. It does one write after the other, and tells
@@ -213,8 +214,10 @@ func TestANodeOfManyGoes(t *testing.T) {
 				}
 				routers.get(func(r *router) bool { r.alive = nil; return true })
 				ended := time.Now()
-				for server.get(func(s *busyServer) int { return len(s.data) }) == count && time.Since(ended) < time.Minute {
-					time.Sleep(100 * time.Millisecond)
+				if err := poll.Until(time.Minute, 100*time.Millisecond, poll.True(func() bool {
+					return server.get(func(s *busyServer) int { return len(s.data) }) != count
+				})); err != nil {
+					t.Errorf("taken over: %v", err)
 				}
 				asked := server.get(func(s *busyServer) int { return s.asked["get"] })
 				t.Logf("taken over after %v, %d reads", time.Since(ended), asked)

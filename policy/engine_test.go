@@ -401,14 +401,22 @@ func TestEgressToTheHost(t *testing.T) {
 	n.mustNotReach(t, "a", "10.40.0.1:8080")
 }
 
-// TestRulesOutliveTheEngine checks that rules stay when the engine ends, that the
-// next one leaves them be until it knows the cluster, and then has nothing to do.
-func TestRulesOutliveTheEngine(t *testing.T) {
+// newIsolated makes a node with pods a and b, and a policy by which nobody reaches b's
+// port 8080, where b answers.
+func newIsolated(t *testing.T) *node {
+	t.Helper()
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
 	n.tellAll()
 	n.engine.SetPolicy(allow("b", 8080))
 	n.enforced(t)
+	return n
+}
+
+// TestRulesOutliveTheEngine checks that rules stay when the engine ends, that the
+// next one leaves them be until it knows the cluster, and then has nothing to do.
+func TestRulesOutliveTheEngine(t *testing.T) {
+	n := newIsolated(t)
 	n.stop()
 	n.mustNotReach(t, "a", n.at("b", 8080))
 	before := n.generation(t)
@@ -441,11 +449,7 @@ func (n *node) generation(t *testing.T) uint32 {
 
 // TestRemove checks that where policies are not enforced any more nothing is left of them.
 func TestRemove(t *testing.T) {
-	n := newNode(t, "a", "b")
-	n.echo(t, "b", 8080)
-	n.tellAll()
-	n.engine.SetPolicy(allow("b", 8080))
-	n.enforced(t)
+	n := newIsolated(t)
 	n.stop()
 	n.mustNotReach(t, "a", n.at("b", 8080))
 	for range 2 {
@@ -464,11 +468,7 @@ func TestRemove(t *testing.T) {
 // TestRulesComeBack checks that what others remove is there again (within 10 s, if nobody keeps the CPU):
 // the table, a chain's rules, an element.
 func TestRulesComeBack(t *testing.T) {
-	n := newNode(t, "a", "b")
-	n.echo(t, "b", 8080)
-	n.tellAll()
-	n.engine.SetPolicy(allow("b", 8080))
-	n.enforced(t)
+	n := newIsolated(t)
 	for what, remove := range map[string]func(*nftables.Conn){
 		"the ruleset": func(c *nftables.Conn) { c.FlushRuleset() },
 		"a chain's rules": func(c *nftables.Conn) {

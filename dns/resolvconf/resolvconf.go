@@ -11,7 +11,7 @@ import (
 )
 
 // Where a host's resolver is configured, and where systemd-resolved says which
-// servers are behind its stub.
+// servers it asks itself.
 const (
 	DefaultPath  = "/etc/resolv.conf"
 	ResolvedPath = "/run/systemd/resolve/resolv.conf"
@@ -23,9 +23,9 @@ const (
 	maxFile    = 64 << 10 // bytes that are read
 )
 
-// stubs are the addresses at which systemd-resolved listens: of containers it
+// resolvedAddrs are the addresses at which systemd-resolved listens: of containers it
 // knows nothing, and it may ask weft.
-var stubs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
+var resolvedAddrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
 
 // Parse returns the name servers of a resolv.conf, in order and without
 // repetition. Lines that make no sense are passed over, as by the C library.
@@ -46,10 +46,10 @@ func Parse(text []byte) []netip.AddrPort {
 }
 
 // Read returns the name servers of the resolv.conf at path; those at the path
-// resolved, if the first has no other than systemd-resolved's stub.
+// resolved, if the first has no other than systemd-resolved's own listeners.
 func Read(path, resolved string) ([]netip.AddrPort, error) {
 	servers, err := readOne(path)
-	if err != nil || len(servers) == 0 || slices.ContainsFunc(servers, func(s netip.AddrPort) bool { return !slices.Contains(stubs, s.Addr()) }) {
+	if err != nil || len(servers) == 0 || slices.ContainsFunc(servers, func(s netip.AddrPort) bool { return !slices.Contains(resolvedAddrs, s.Addr()) }) {
 		return servers, err
 	}
 	if behind, err := readOne(resolved); err == nil && len(behind) > 0 {

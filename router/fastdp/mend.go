@@ -3,6 +3,8 @@ package fastdp
 import (
 	"fmt"
 	"net"
+
+	"github.com/cilium/ebpf"
 )
 
 // Mend makes the VXLAN device or the bridge's port anew if others removed them, sets
@@ -46,10 +48,7 @@ func (d *Datapath) mendPort() (mended bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if old := (hook{onPort, int(d.config.Port)}); index != old.ifindex {
-		_ = d.detach(old) // the interface is gone
-	}
-	if err := d.attach(hook{onPort, index}, d.c.fromPort); err != nil {
+	if err := d.reattach(hook{onPort, int(d.config.Port)}, index, d.c.fromPort); err != nil {
 		return false, err
 	}
 	c := d.config
@@ -71,13 +70,19 @@ func (d *Datapath) mendVXLAN() (mended bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if index != old.ifindex {
-		_ = d.detach(old) // the interface is gone
-	}
-	if err := d.attach(hook{onVXLAN, index}, d.c.fromVxlan); err != nil {
+	if err := d.reattach(old, index, d.c.fromVxlan); err != nil {
 		return false, err
 	}
 	c := d.config
 	c.VXLAN = uint32(index)
 	return true, d.putConfig(c)
+}
+
+// reattach attaches a program to the interface with an index, which has taken the place
+// of an old one or is still the same.
+func (d *Datapath) reattach(old hook, index int, prog *ebpf.Program) error {
+	if index != old.ifindex {
+		_ = d.detach(old) // the interface is gone
+	}
+	return d.attach(hook{old.at, index}, prog)
 }
