@@ -103,7 +103,7 @@ test-vm:
 ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
-	$(IN_VM) ./router ./router/fastdp ./router/tap ./router/udp ./router/wireguard ./internal/netdev ./internal/testbed ./policy
+	$(IN_VM) ./router ./router/fastdp ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/testbed ./policy
 	$(IN_VM) -parallel 1 -run '$(LABS)' ./cmd
 endif
 

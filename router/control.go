@@ -9,12 +9,12 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/seal"
-	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
 

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/frag"
 	"github.com/weft-net/weft/router/gro"
@@ -11,7 +12,6 @@ import (
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/tap"
-	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
 

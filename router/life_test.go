@@ -11,10 +11,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/tap"
-	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
 

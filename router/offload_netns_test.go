@@ -18,11 +18,11 @@ import (
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/router"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/offload/packets"
 	"github.com/weft-net/weft/router/tap"
-	"github.com/weft-net/weft/router/udp"
 )
 
 // offloads is what this kernel's TAPs take: those for datagrams need Linux 6.2.

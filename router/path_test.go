@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
@@ -14,7 +15,6 @@ import (
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/tap"
-	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
 

@@ -4,8 +4,8 @@ import (
 	"errors"
 	"net/netip"
 
+	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/router/seal"
-	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
 

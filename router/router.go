@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
@@ -20,7 +21,6 @@ import (
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
-	"github.com/weft-net/weft/router/udp"
 	"github.com/weft-net/weft/router/wire"
 )
 

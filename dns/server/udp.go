@@ -12,7 +12,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/weft-net/weft/dns/zone"
-	"github.com/weft-net/weft/router/udp"
+	"github.com/weft-net/weft/internal/udp"
 )
 
 const (

@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/checksum"
 	"github.com/weft-net/weft/policy/model"
-	"github.com/weft-net/weft/router/checksum"
 )
 
 // Probe is the first packet of a flow, with an ID in its last four bytes.

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/weft-net/weft/router/checksum"
+	"github.com/weft-net/weft/internal/checksum"
 	"github.com/weft-net/weft/router/offload"
 )
 

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/weft-net/weft/router/checksum"
+	"github.com/weft-net/weft/internal/checksum"
 )
 
 func TestTag(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/weft-net/weft/router/checksum"
+	"github.com/weft-net/weft/internal/checksum"
 )
 
 // HeaderLen is the length of a Header in bytes.

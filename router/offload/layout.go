@@ -3,7 +3,7 @@ package offload
 import (
 	"encoding/binary"
 
-	"github.com/weft-net/weft/router/checksum"
+	"github.com/weft-net/weft/internal/checksum"
 	"github.com/weft-net/weft/router/ethernet"
 )
 

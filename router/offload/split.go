@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 
-	"github.com/weft-net/weft/router/checksum"
+	"github.com/weft-net/weft/internal/checksum"
 )
 
 // TCP flags that segmentation cares for (RFC 9293 section 3.1, RFC 3168).

@@ -15,7 +15,7 @@ import (
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
-	"github.com/weft-net/weft/router/udp"
+	"github.com/weft-net/weft/internal/udp"
 )
 
 func listen(t testing.TB, host string) *udp.Socket { return listenOn(t, host, udp.Linux) }
