@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/weft-net/weft/cmd/daemon"
+	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/plugin"
 	"github.com/weft-net/weft/docker/proxy"

@@ -19,7 +19,7 @@ const module = "github.com/weft-net/weft/"
 // layers, from the top down: a package may import those of its own layer's
 // other packages only if they are in one folder, and those of layers below.
 var layers = [][]string{
-	{"prog", "site"}, {"cmd"}, {"docker", "kube", "cni", "policy", "dns"}, {"router", "ipam"}, {"mesh"}, {"internal"},
+	{"prog", "site"}, {"cmd"}, {"daemon"}, {"docker", "kube", "cni", "policy", "dns"}, {"router", "ipam"}, {"mesh"}, {"internal"},
 }
 
 // pure packages are step machines and formats: no socket, clock, kernel or log
@@ -88,7 +88,7 @@ func TestImportDirection(t *testing.T) {
 			}
 			toTop, _, _ := strings.Cut(to, "/")
 			if l := layerOf(to); l < from || (l == from && toTop != top) {
-				t.Errorf("%s imports %s: imports run prog -> cmd -> {docker, kube, cni, policy, dns} -> {router, ipam} -> mesh -> internal", folder, to)
+				t.Errorf("%s imports %s: imports run prog -> cmd -> daemon -> {docker, kube, cni, policy, dns} -> {router, ipam} -> mesh -> internal", folder, to)
 			}
 		}
 	}

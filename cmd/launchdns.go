@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/weft-net/weft/cmd/daemon"
+	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/dns/forward"
 	"github.com/weft-net/weft/dns/names"

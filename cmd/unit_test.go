@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/weft-net/weft/cmd/daemon"
+	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 )
 
