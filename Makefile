@@ -103,7 +103,7 @@ test-vm:
 ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
-	$(IN_VM) ./router ./router/fastdp ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/testbed ./policy
+	$(IN_VM) ./router ./router/fastpath/kernel ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/testbed ./policy
 	$(IN_VM) -parallel 1 -run '$(LABS)' ./cmd
 endif
 
@@ -142,7 +142,7 @@ check:
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/engines .ci/cluster .ci/arm64 .ci/fuzz .ci/generated .ci/vm/* .ci/docker-packages .ci/kube-packages .ci/kube-programs .ci/package-tools prog/packages/build prog/packages/scripts/* prog/packages/testdata/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 
 generate:
-	$(GO) generate ./router/fastdp
+	$(GO) generate ./router/fastpath/kernel
 	$(GO) run ./prog/weft gen-docs site/pages/commands.md
 
 fuzz:

@@ -21,7 +21,7 @@ import (
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/router/fast"
+	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
 // verdict is how bad a finding is.
@@ -210,7 +210,7 @@ func tryNftables() error {
 }
 
 func tryGuard() error {
-	_, err := netdev.Guard(6784, fast.TunnelPrefix)
+	_, err := netdev.Guard(6784, plan.TunnelPrefix)
 	return err
 }
 

@@ -30,7 +30,7 @@ var pure = []string{
 	"mesh/peer", "mesh/topology", "mesh/dial",
 	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
 	"policy/model", "policy/rules", "policy/policytest",
-	"router/ethernet", "router/fast", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",
+	"router/ethernet", "router/fastpath/plan", "router/frag", "router/icmp", "router/mac", "router/replay", "router/wire",
 }
 
 var impure = []string{

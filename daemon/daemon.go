@@ -23,8 +23,8 @@ import (
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/router/fast"
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/wireguard"
 )
 
@@ -318,8 +318,8 @@ func (d *daemon) sweep(ctx context.Context) {
 // host: its interfaces, its rules, its state and its socket.
 func Erase(c *Config) error {
 	errs := []error{
-		fastdp.Remove(fastdp.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
-		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: fast.TunnelPrefix}),
+		kernel.Remove(kernel.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
+		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: plan.TunnelPrefix}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
 		netdev.UnpassGuard(context.Background(), c.Bridge),
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
-	"github.com/weft-net/weft/router/fast"
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -23,9 +23,9 @@ func TestContainersCanNotSendTags(t *testing.T) {
 	inMesh(t, names(2), line(2), func(m *mesh) {
 		n := m.nodes[0]
 		n.fast = &fastpath{echoes: make(chan echo, 1)}
-		for _, op := range []fastdp.TagOp{fastdp.TagRelay, fastdp.TagEcho, 3} {
+		for _, op := range []kernel.TagOp{kernel.TagRelay, kernel.TagEcho, 3} {
 			before := n.dropped(DropBadSource)
-			m.say(0, append(fastdp.AppendTag(nil, fastdp.Tag{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
+			m.say(0, append(kernel.AppendTag(nil, kernel.Tag{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
 			if n.dropped(DropBadSource) != before+1 || len(n.fast.echoes) != 0 {
 				t.Errorf("a tag with op %d: %+v", op, n.Status())
 			}
@@ -41,7 +41,7 @@ func TestAdoptedEntriesHaveATerm(t *testing.T) {
 	if next := f.next(); !next.IsZero() {
 		t.Errorf("without any: %v", next)
 	}
-	f.adopted.Remotes = map[netip.Addr]fast.Remote{netip.MustParseAddr("192.0.2.2"): {Peer: 2}}
+	f.adopted.Remotes = map[netip.Addr]plan.Remote{netip.MustParseAddr("192.0.2.2"): {Peer: 2}}
 	if next := f.next(); next != f.began.Add(adoptStay) {
 		t.Errorf("due at %v", next)
 	}
@@ -50,15 +50,15 @@ func TestAdoptedEntriesHaveATerm(t *testing.T) {
 // fastTo returns the fast datapath of a link to a peer, in use.
 func fastTo(n peer.Name, id uint16, addr netip.Addr) *fastLink {
 	now, nonces := time.Unix(100, 0), uint64(0)
-	nonce := func() (b [fast.NonceLen]byte) {
+	nonce := func() (b [plan.NonceLen]byte) {
 		nonces++
 		binary.BigEndian.PutUint64(b[:], nonces)
 		return b
 	}
 	l := &fastLink{peer: n, id: id, hop: netdev.Hop{Ifindex: 2, Local: netip.MustParseAddr("192.0.2.1"), Gateway: addr}}
-	l.Link, _ = fast.NewLink(fast.Config{MTU: 1376, Epoch: now, Nonce: nonce, Own: fast.Offer{ShortID: 1, Port: 6784}, Addr: addr}, now)
+	l.Link, _ = plan.NewLink(plan.Config{MTU: 1376, Epoch: now, Nonce: nonce, Own: plan.Offer{ShortID: 1, Port: 6784}, Addr: addr}, now)
 	for _, e := range l.Control(now, wire.Control{Type: wire.Fast, ShortID: id, Port: 6784}) {
-		if p, ok := e.(fast.Probe); ok {
+		if p, ok := e.(plan.Probe); ok {
 			l.Echoed(now, p.Nonce, true)
 		}
 	}
@@ -105,7 +105,7 @@ func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 		routes: &topology.Routes{ShortIDs: map[peer.Name]uint16{self: 1, far: 2, other: 3}},
 		fast:   &fastpath{self: 1, names: map[uint16]peer.Name{2: far, 3: other}, veths: make(map[ethernet.MAC]int), shaped: map[int]bool{9: true}},
 	}
-	kernel := make(map[ethernet.MAC]fastdp.MACEntry)
+	inKernel := make(map[ethernet.MAC]kernel.MACEntry)
 	station := func(n byte, id uint16, byRouter, byKernel time.Duration) ethernet.MAC {
 		m := ethernet.MAC{2, 0, 0, 0, 1, n}
 		at := far
@@ -113,7 +113,7 @@ func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 			at = self
 		}
 		r.macs.Learn(m, at, running-byRouter)
-		kernel[m] = fastdp.MACEntry{Peer: id, Seen: uint64(boot - byKernel)}
+		inKernel[m] = kernel.MACEntry{Peer: id, Seen: uint64(boot - byKernel)}
 		return m
 	}
 	own := station(1, 1, 15*time.Minute, time.Minute)
@@ -127,9 +127,9 @@ func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 	// The kernel leads frames for it past a queue that was put there since.
 	limited := ethernet.MAC{2, 0, 0, 0, 1, 8}
 	r.macs.Learn(limited, self, running)
-	kernel[limited] = fastdp.MACEntry{Peer: 1, Ifindex: 9, Flags: fastdp.MACExpress, Seen: uint64(boot)}
+	inKernel[limited] = kernel.MACEntry{Peer: 1, Ifindex: 9, Flags: kernel.MACExpress, Seen: uint64(boot)}
 
-	wrong := r.compareStations(kernel, boot)
+	wrong := r.compareStations(inKernel, boot)
 	for m, want := range map[ethernet.MAC]struct {
 		id    uint16
 		age   time.Duration

@@ -1,17 +1,17 @@
 package router
 
 import (
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
 )
 
 // fromKernel handles what the kernel's part of the fast datapath hands over: a
 // frame with a tag in front.
-func (r *Router) fromKernel(ln *lane, t *tap.Frame, tag fastdp.Tag) {
+func (r *Router) fromKernel(ln *lane, t *tap.Frame, tag kernel.Tag) {
 	switch tag.Op {
-	case fastdp.TagEcho:
-		nonce, summed, ok := fastdp.ParseEcho(t.Buf[tap.Headroom+fastdp.TagLen:])
+	case kernel.TagEcho:
+		nonce, summed, ok := kernel.ParseEcho(t.Buf[tap.Headroom+kernel.TagLen:])
 		if !ok {
 			r.drops.add(DropMalformed)
 			return
@@ -21,7 +21,7 @@ func (r *Router) fromKernel(ln *lane, t *tap.Frame, tag fastdp.Tag) {
 		default:
 			r.drops.add(DropBusy)
 		}
-	case fastdp.TagRelay:
+	case kernel.TagRelay:
 		r.relayFast(ln, t, tag)
 	default:
 		r.drops.add(DropMalformed)
@@ -30,7 +30,7 @@ func (r *Router) fromKernel(ln *lane, t *tap.Frame, tag fastdp.Tag) {
 
 // relayFast passes on over sleeve a frame of another peer that the kernel could
 // not: its next hop is not fast, or it does not fit.
-func (r *Router) relayFast(ln *lane, t *tap.Frame, tag fastdp.Tag) {
+func (r *Router) relayFast(ln *lane, t *tap.Frame, tag kernel.Tag) {
 	fib := r.fib.Load()
 	src, dst := fib.byShort[tag.Src], fib.byShort[tag.Dst]
 	if src.IsZero() || dst.IsZero() || src == r.self {
@@ -39,15 +39,15 @@ func (r *Router) relayFast(ln *lane, t *tap.Frame, tag fastdp.Tag) {
 	}
 	h := t.Header
 	shift := func(n *uint16) {
-		if *n >= fastdp.TagLen {
-			*n -= fastdp.TagLen
+		if *n >= kernel.TagLen {
+			*n -= kernel.TagLen
 		}
 	}
 	shift(&h.HeaderLen)
 	if h.NeedsSum {
 		shift(&h.Start)
 	}
-	f := frame{buf: t.Buf, at: tap.Headroom + fastdp.TagLen, end: len(t.Buf), own: true}
+	f := frame{buf: t.Buf, at: tap.Headroom + kernel.TagLen, end: len(t.Buf), own: true}
 	super := h.Kind != offload.None
 	switch {
 	case super:

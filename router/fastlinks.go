@@ -8,8 +8,8 @@ import (
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/router/fast"
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -31,8 +31,8 @@ func (r *Router) fastUp(s *sleeve, now time.Time) {
 	}
 	delete(f.away, s.peer)
 	l := &fastLink{peer: s.peer, secret: s.secret}
-	var effects []fast.Effect
-	l.Link, effects = fast.NewLink(fast.Config{MTU: r.cfg.MTU, Epoch: r.epoch, Nonce: newNonce, Own: f.offer(addr), Addr: addr}, now)
+	var effects []plan.Effect
+	l.Link, effects = plan.NewLink(plan.Config{MTU: r.cfg.MTU, Epoch: r.epoch, Nonce: newNonce, Own: f.offer(addr), Addr: addr}, now)
 	f.links[s.peer] = l
 	r.fastEffects(l, now, effects)
 	if f.dp != nil {
@@ -106,22 +106,22 @@ func (r *Router) fastEchoed(e echo) {
 }
 
 // fastEffects carries out what a link wants, and shows how it is now.
-func (r *Router) fastEffects(l *fastLink, now time.Time, effects []fast.Effect) {
+func (r *Router) fastEffects(l *fastLink, now time.Time, effects []plan.Effect) {
 	for _, e := range effects {
 		switch e := e.(type) {
-		case fast.Send:
+		case plan.Send:
 			if err := r.control.Send(l.peer, e.Msg.Append(nil)); err != nil {
 				r.log.Debug("link control not sent", "peer", l.peer, "err", err)
 			}
-		case fast.Probe:
+		case plan.Probe:
 			if r.fast.dp == nil {
 				continue
 			}
-			frame := fastdp.AppendProbe(nil, fastdp.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}, e.Size+ethernetLen)
-			if err := r.fast.tap.Write(fastdp.ProbeHeader, [][]byte{frame}); err != nil {
+			frame := kernel.AppendProbe(nil, kernel.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}, e.Size+ethernetLen)
+			if err := r.fast.tap.Write(kernel.ProbeHeader, [][]byte{frame}); err != nil {
 				r.drops.add(DropTAP)
 			}
-		case fast.Summing:
+		case plan.Summing:
 			r.sumInSoftware(l)
 		}
 	}
@@ -228,15 +228,15 @@ func (r *Router) planFast() {
 	if now.Sub(f.began) < adoptStay {
 		f.keepAdopted(&want)
 	} else {
-		f.adopted = fast.Tables{}
+		f.adopted = plan.Tables{}
 	}
 	r.writeTables(want)
 }
 
 // wantFast works out what the kernel's maps are to hold of what this process knows.
-func (r *Router) wantFast() fast.Tables {
+func (r *Router) wantFast() plan.Tables {
 	f := r.fast
-	hops, next, ids := make(map[peer.Name]fast.Hop), r.routes.Unicast, r.routes.ShortIDs
+	hops, next, ids := make(map[peer.Name]plan.Hop), r.routes.Unicast, r.routes.ShortIDs
 	add := func(l *fastLink) {
 		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !f.allowed(l.Remote()) || f.cfg.Off || f.why != "" {
 			return
@@ -244,7 +244,7 @@ func (r *Router) wantFast() fast.Tables {
 		if l.Sealed() && (l.clash || l.hop.Ifindex != f.tunnel.Index() || !r.hasID(l)) {
 			return // it would leave in clear, or to another
 		}
-		hops[l.peer] = fast.Hop{
+		hops[l.peer] = plan.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: r.cfg.MTU,
 			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: f.expressable(l),
 		}
@@ -269,7 +269,7 @@ func (r *Router) wantFast() fast.Tables {
 	for _, l := range f.links {
 		add(l)
 	}
-	return fast.Plan(r.self, ids, next, hops)
+	return plan.Plan(r.self, ids, next, hops)
 }
 
 // takeIDs takes in the short ids of the routes.
@@ -293,7 +293,7 @@ func (r *Router) takeIDs(now time.Time) {
 
 // writeTables brings the kernel's maps to want. What could not be written is
 // tried again with the next change.
-func (r *Router) writeTables(want fast.Tables) {
+func (r *Router) writeTables(want plan.Tables) {
 	f := r.fast
 	under := make(map[int]bool)
 	for _, p := range want.Peers {
@@ -302,7 +302,7 @@ func (r *Router) writeTables(want fast.Tables) {
 		}
 	}
 	r.attachUnderlays(under)
-	if err := want.Apply(f.have, fastdp.Maps{Datapath: f.dp}); err != nil {
+	if err := want.Apply(f.have, kernel.Maps{Datapath: f.dp}); err != nil {
 		r.log.Warn("change the fast datapath", "err", err)
 	}
 }
@@ -334,34 +334,34 @@ func (r *Router) attachUnderlays(want map[int]bool) {
 // adopt reads what an earlier process left in the kernel. What may not be sent in
 // clear any more ends at once, and so does what may not be taken in clear.
 func (f *fastpath) adopt() error {
-	f.have = fast.Tables{Peers: make(map[uint16]fast.Peer), Remotes: make(map[netip.Addr]fast.Remote)}
+	f.have = plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)}
 	var refused []uint16
-	err := f.dp.Peers(func(id uint16, e fastdp.PeerEntry) bool {
-		p := fast.Peer{}
-		if e.Flags&fastdp.PeerFast != 0 && (f.cfg.Off || !f.allowed(fastdp.ToAddr(e.Remote))) {
+	err := f.dp.Peers(func(id uint16, e kernel.PeerEntry) bool {
+		p := plan.Peer{}
+		if e.Flags&kernel.PeerFast != 0 && (f.cfg.Off || !f.allowed(kernel.ToAddr(e.Remote))) {
 			refused = append(refused, id)
-		} else if e.Flags&fastdp.PeerFast != 0 {
+		} else if e.Flags&kernel.PeerFast != 0 {
 			p.Next = e.Next
-			p.Hop = fast.Hop{
-				Remote: fastdp.ToAddr(e.Remote), Local: fastdp.ToAddr(e.Local), Gateway: fastdp.ToAddr(e.Gateway),
-				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&fastdp.PeerExpress != 0, Direct: e.Flags&fastdp.PeerDirect != 0,
+			p.Hop = plan.Hop{
+				Remote: kernel.ToAddr(e.Remote), Local: kernel.ToAddr(e.Local), Gateway: kernel.ToAddr(e.Gateway),
+				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&kernel.PeerExpress != 0, Direct: e.Flags&kernel.PeerDirect != 0,
 			}
 		}
 		f.have.Peers[id] = p
 		return true
 	})
 	for _, id := range refused {
-		err = errors.Join(err, f.dp.PutPeer(id, fastdp.PeerEntry{Flags: fastdp.PeerKnown}))
+		err = errors.Join(err, f.dp.PutPeer(id, kernel.PeerEntry{Flags: kernel.PeerKnown}))
 	}
 	if err != nil {
 		return err
 	}
 	var strangers []netip.Addr
-	err = f.dp.Remotes(func(a netip.Addr, e fastdp.Remote) bool {
+	err = f.dp.Remotes(func(a netip.Addr, e kernel.Remote) bool {
 		if f.cfg.Off || !f.allowed(a) {
 			strangers = append(strangers, a)
 		} else {
-			f.have.Remotes[a] = fast.Remote{Peer: e.Peer, Local: fastdp.ToAddr(e.Local)}
+			f.have.Remotes[a] = plan.Remote{Peer: e.Peer, Local: kernel.ToAddr(e.Local)}
 		}
 		return true
 	})
@@ -374,14 +374,14 @@ func (f *fastpath) adopt() error {
 	for _, i := range f.dp.Containers() {
 		f.containers[i] = true
 	}
-	f.adopted = fast.Tables{Peers: maps.Clone(f.have.Peers), Remotes: maps.Clone(f.have.Remotes)}
+	f.adopted = plan.Tables{Peers: maps.Clone(f.have.Peers), Remotes: maps.Clone(f.have.Remotes)}
 	return err
 }
 
 // keepAdopted leaves in place what was adopted and is not contradicted: peers
 // that this process does not reach yet, over neighbours that may be sent to in
 // clear.
-func (f *fastpath) keepAdopted(want *fast.Tables) {
+func (f *fastpath) keepAdopted(want *plan.Tables) {
 	if f.cfg.Off || f.why != "" {
 		return
 	}

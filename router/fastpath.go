@@ -15,8 +15,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
-	"github.com/weft-net/weft/router/fast"
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
 	"github.com/weft-net/weft/router/wireguard"
@@ -47,7 +47,7 @@ type FastConfig struct {
 type fastpath struct {
 	// Constant.
 	cfg       FastConfig
-	dp        *fastdp.Datapath  // nil: the kernel refused, why says what
+	dp        *kernel.Datapath  // nil: the kernel refused, why says what
 	why       string            // there is no fast datapath
 	noExpress string            // no frame may pass by the bridge, whatever judged says
 	tunnel    *wireguard.Device // nil: there is none
@@ -61,8 +61,8 @@ type fastpath struct {
 	// away are links whose sessions ended while their kernels still echoed: the
 	// peer's router is being restarted, and what goes by the kernel goes on.
 	away        map[peer.Name]*fastLink
-	adopted     fast.Tables             // what was there at the start and is not confirmed yet
-	have        fast.Tables             // in the kernel
+	adopted     plan.Tables             // what was there at the start and is not confirmed yet
+	have        plan.Tables             // in the kernel
 	names       map[uint16]peer.Name    // by short id, as in the kernel
 	self        uint16                  // own short id
 	veths       map[ethernet.MAC]int    // of stations of this host, by the host's end
@@ -91,7 +91,7 @@ type fastpath struct {
 
 // fastLink is the fast datapath of one link.
 type fastLink struct {
-	*fast.Link
+	*plan.Link
 	peer   peer.Name
 	secret [32]byte // for the tunnel
 	path   int      // MTU of the way there that the Link knows
@@ -104,7 +104,7 @@ type fastLink struct {
 
 type echo struct {
 	from   netip.Addr
-	nonce  [fast.NonceLen]byte
+	nonce  [plan.NonceLen]byte
 	summed bool // its checksum is right
 }
 
@@ -130,7 +130,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := fastdp.Options{
+	o := kernel.Options{
 		PinDir: f.cfg.PinDir, Bridge: r.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: tapName,
 		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Log: r.log,
 	}
@@ -147,7 +147,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 		err = fmt.Errorf("keep containers from UDP %d: %w", f.cfg.Port, err)
 		f.why = err.Error()
 		r.log.Warn("no fast datapath", "err", err)
-		if err := fastdp.Remove(o); err != nil {
+		if err := kernel.Remove(o); err != nil {
 			return f, err
 		}
 		r.removeTunnel(f)
@@ -182,8 +182,8 @@ func newFastpath(cfg FastConfig) (*fastpath, error) {
 // leaveAllToSleeve removes what an earlier router left where no link can be fast. It
 // may send nothing in clear any more; and frames need not go round by a port of their
 // own, which is a twentieth of an idle round trip.
-func (r *Router) leaveAllToSleeve(f *fastpath, o fastdp.Options) error {
-	if err := fastdp.Remove(o); err != nil {
+func (r *Router) leaveAllToSleeve(f *fastpath, o kernel.Options) error {
+	if err := kernel.Remove(o); err != nil {
 		return err
 	}
 	r.removeTunnel(f)
@@ -195,7 +195,7 @@ func (r *Router) leaveAllToSleeve(f *fastpath, o fastdp.Options) error {
 
 // openDatapath opens the kernel's part, or notes why there is none, and why frames
 // must cross the bridge if they must.
-func (r *Router) openDatapath(f *fastpath, o fastdp.Options) {
+func (r *Router) openDatapath(f *fastpath, o kernel.Options) {
 	if f.cfg.NoExpress {
 		f.noExpress = "switched off by --no-express"
 	}
@@ -206,7 +206,7 @@ func (r *Router) openDatapath(f *fastpath, o fastdp.Options) {
 		r.log.Warn("no express path", "err", err)
 	}
 	o.Express = f.express()
-	dp, err := fastdp.Open(o)
+	dp, err := kernel.Open(o)
 	if err != nil {
 		f.why = err.Error()
 		r.log.Warn("no fast datapath", "err", err)
@@ -254,16 +254,16 @@ func within(a netip.Addr, any []netip.Prefix) bool {
 // allowed tells whether VXLAN may be sent to a: in clear, or as it is inside the
 // tunnel.
 func (f *fastpath) allowed(a netip.Addr) bool {
-	if fast.TunnelPrefix.Contains(a) {
+	if plan.TunnelPrefix.Contains(a) {
 		return f.tunnel != nil
 	}
 	return f.trusts(a)
 }
 
 // offer is what this end says of itself on a link to a.
-func (f *fastpath) offer(a netip.Addr) fast.Offer {
-	o := fast.Offer{ShortID: f.self, Port: uint16(f.cfg.Port)}
-	refuse := func(v wire.Verdict, why string) fast.Offer {
+func (f *fastpath) offer(a netip.Addr) plan.Offer {
+	o := plan.Offer{ShortID: f.self, Port: uint16(f.cfg.Port)}
+	refuse := func(v wire.Verdict, why string) plan.Offer {
 		o.Verdict, o.Why = v, why
 		return o
 	}
@@ -301,7 +301,7 @@ func (r *Router) runFast(ctx context.Context) error {
 		})
 	})
 	g.Go(func() error {
-		return f.dp.Events(ctx, func(e fastdp.Event) { r.do(func() { r.stationSeen(e) }) })
+		return f.dp.Events(ctx, func(e kernel.Event) { r.do(func() { r.stationSeen(e) }) })
 	})
 	rules := make(chan struct{}, 1)
 	g.Go(func() error {
@@ -367,7 +367,7 @@ func (r *Router) watchRules(ctx context.Context, changed <-chan struct{}) {
 func (f *fastpath) guard() (again bool, err error) {
 	var sealed netip.Prefix
 	if f.tunnel != nil {
-		sealed = fast.TunnelPrefix
+		sealed = plan.TunnelPrefix
 	}
 	return f.watch.Guard(uint16(f.cfg.Port), sealed)
 }
@@ -523,7 +523,7 @@ func (f *fastpath) next() (next time.Time) {
 	return next
 }
 
-func newNonce() (n [fast.NonceLen]byte) {
+func newNonce() (n [plan.NonceLen]byte) {
 	_, _ = crand.Read(n[:]) // never fails, by its documentation
 	return n
 }

@@ -5,7 +5,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/mac"
 )
 
@@ -28,7 +28,7 @@ func (f *fastpath) learnedStation(m ethernet.MAC) {
 
 // stationSeen takes in that the kernel saw a station where its map did not have
 // it.
-func (r *Router) stationSeen(e fastdp.Event) {
+func (r *Router) stationSeen(e kernel.Event) {
 	f := r.fast
 	m := ethernet.MAC(e.Addr)
 	at := r.self
@@ -74,11 +74,11 @@ func (r *Router) copyStation(m ethernet.MAC) {
 	if id == 0 {
 		err = f.dp.DeleteMAC(m)
 	} else {
-		e := fastdp.MACEntry{Peer: id}
+		e := kernel.MACEntry{Peer: id}
 		if id != f.self {
 			delete(f.veths, m)
 		} else if i := f.veths[m]; i != 0 {
-			e.Ifindex, e.Flags = uint32(i), fastdp.MACExpress
+			e.Ifindex, e.Flags = uint32(i), kernel.MACExpress
 		}
 		err = f.dp.PutMAC(m, e)
 	}
@@ -103,13 +103,13 @@ func (r *Router) syncStations() {
 	if f == nil || f.dp == nil {
 		return
 	}
-	kernel := make(map[ethernet.MAC]fastdp.MACEntry)
-	err := f.dp.MACs(func(m [6]byte, e fastdp.MACEntry) bool { kernel[m] = e; return true })
+	inKernel := make(map[ethernet.MAC]kernel.MACEntry)
+	err := f.dp.MACs(func(m [6]byte, e kernel.MACEntry) bool { inKernel[m] = e; return true })
 	if err != nil {
 		r.log.Warn("read the kernel's stations", "err", err)
 		return
 	}
-	for _, m := range r.compareStations(kernel, time.Duration(fastdp.BootTime())) {
+	for _, m := range r.compareStations(inKernel, time.Duration(kernel.BootTime())) {
 		r.copyStation(m)
 	}
 }
@@ -118,16 +118,16 @@ func (r *Router) syncStations() {
 // returns what the map has wrongly: last use goes to the later of the two, places are
 // as the table has them, and what the table forgets leaves the kernel. What an
 // earlier process left in the kernel is learned from it. The time is that since boot.
-func (r *Router) compareStations(kernel map[ethernet.MAC]fastdp.MACEntry, boot time.Duration) (wrong []ethernet.MAC) {
+func (r *Router) compareStations(inKernel map[ethernet.MAC]kernel.MACEntry, boot time.Duration) (wrong []ethernet.MAC) {
 	f, now := r.fast, r.since()
 	adopting := time.Since(f.began) < adoptStay
-	peerOf := func(e fastdp.MACEntry) peer.Name {
+	peerOf := func(e kernel.MACEntry) peer.Name {
 		if e.Peer == f.self {
 			return r.self
 		}
 		return f.names[e.Peer]
 	}
-	for m, e := range kernel {
+	for m, e := range inKernel {
 		at, age := peerOf(e), max(0, boot-time.Duration(e.Seen))
 		if at.IsZero() {
 			continue
@@ -142,7 +142,7 @@ func (r *Router) compareStations(kernel map[ethernet.MAC]fastdp.MACEntry, boot t
 		r.macs.Touch(m, at, now-age)
 	}
 	r.macs.Expire(now)
-	for m, e := range kernel {
+	for m, e := range inKernel {
 		id := r.placeOf(m)
 		unconfirmed := adopting && id == 0 && peerOf(e).IsZero()
 		passesBy := f.shaped[int(e.Ifindex)] // by express, what holds its frames back
@@ -151,7 +151,7 @@ func (r *Router) compareStations(kernel map[ethernet.MAC]fastdp.MACEntry, boot t
 		}
 	}
 	for _, e := range r.macs.Entries(now) {
-		if _, ok := kernel[e.MAC]; !ok && r.placeOf(e.MAC) != 0 {
+		if _, ok := inKernel[e.MAC]; !ok && r.placeOf(e.MAC) != 0 {
 			wrong = append(wrong, e.MAC)
 		}
 	}

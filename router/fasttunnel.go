@@ -12,7 +12,7 @@ import (
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/router/fast"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/wireguard"
 )
 
@@ -28,7 +28,7 @@ func tunnelSecret(session [32]byte) (key [32]byte) {
 }
 
 func (f *fastpath) tunnelConfig(mtu int) wireguard.Config {
-	return wireguard.Config{Name: netdev.TunnelName, Port: f.cfg.TunnelPort, MTU: fast.TunnelMTU(mtu), Inside: fast.TunnelPrefix}
+	return wireguard.Config{Name: netdev.TunnelName, Port: f.cfg.TunnelPort, MTU: plan.TunnelMTU(mtu), Inside: plan.TunnelPrefix}
 }
 
 // openTunnel makes the tunnel if frames are to be encrypted and the kernel can,
@@ -96,7 +96,7 @@ func (r *Router) setTunnelAddr(self uint16) {
 	if f.tunnel == nil || self == 0 {
 		return
 	}
-	if err := f.tunnel.SetSelf(fast.TunnelAddr(self)); err != nil {
+	if err := f.tunnel.SetSelf(plan.TunnelAddr(self)); err != nil {
 		r.log.Warn("own address in the tunnel", "err", err)
 	}
 }
@@ -108,7 +108,7 @@ func (l *fastLink) neighbour() wireguard.Peer {
 	}
 	t := l.Tunnel()
 	return wireguard.Peer{
-		Key: t.Key, Secret: l.secret, Endpoint: netip.AddrPortFrom(l.Addr(), t.Port), Inside: fast.TunnelAddr(l.PeerID()),
+		Key: t.Key, Secret: l.secret, Endpoint: netip.AddrPortFrom(l.Addr(), t.Port), Inside: plan.TunnelAddr(l.PeerID()),
 	}
 }
 

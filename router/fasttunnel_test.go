@@ -8,7 +8,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
-	"github.com/weft-net/weft/router/fast"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/wire"
 	"github.com/weft-net/weft/router/wireguard"
 )
@@ -17,9 +17,9 @@ import (
 // tunnel key.
 func sealedLink(n byte, id uint16, key byte) *fastLink {
 	now := time.Unix(1, 0)
-	own := fast.Offer{Verdict: wire.FastEncrypted, ShortID: 100, Port: 6784, Tunnel: wire.Tunnel{Port: 6785, Key: [32]byte{100}}}
+	own := plan.Offer{Verdict: wire.FastEncrypted, ShortID: 100, Port: 6784, Tunnel: wire.Tunnel{Port: 6785, Key: [32]byte{100}}}
 	l := &fastLink{peer: peer.Name{2, n}, secret: [32]byte{n}}
-	l.Link, _ = fast.NewLink(fast.Config{
+	l.Link, _ = plan.NewLink(plan.Config{
 		MTU: 1376, Nonce: newNonce, Own: own, Addr: netip.AddrFrom4([4]byte{192, 0, 2, n}),
 	}, now)
 	l.Control(now, wire.Control{
@@ -45,7 +45,7 @@ func TestTunnelKeysHaveOneOwner(t *testing.T) {
 		return give.peers
 	}
 	first := share(nil, victim)
-	at := fast.TunnelAddr(12)
+	at := plan.TunnelAddr(12)
 	if len(first) != 1 || first[at] != victim.neighbour() {
 		t.Fatalf("alone: %+v", first)
 	}
@@ -66,11 +66,11 @@ func TestTunnelFollowsANewShortID(t *testing.T) {
 	old, now := sealedLink(2, 12, 2), sealedLink(3, 13, 2)
 	old.gone = time.Unix(2, 0)
 	r := &Router{log: slog.New(slog.DiscardHandler), routes: &topology.Routes{ByShortID: map[uint16]peer.Name{13: now.peer}}}
-	have := map[netip.Addr]wireguard.Peer{fast.TunnelAddr(12): old.neighbour()}
+	have := map[netip.Addr]wireguard.Peer{plan.TunnelAddr(12): old.neighbour()}
 	give := newSharing([32]byte{100})
 	r.shareTunnel(give, map[peer.Name]*fastLink{now.peer: now}, have)
 	r.shareTunnel(give, map[peer.Name]*fastLink{old.peer: old}, have)
-	if give.to(have[fast.TunnelAddr(12)]) || len(give.peers) != 1 || give.peers[fast.TunnelAddr(13)] != now.neighbour() {
+	if give.to(have[plan.TunnelAddr(12)]) || len(give.peers) != 1 || give.peers[plan.TunnelAddr(13)] != now.neighbour() {
 		t.Errorf("%+v", give.peers)
 	}
 }

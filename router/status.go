@@ -7,7 +7,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
@@ -53,7 +53,7 @@ type FastStatus struct {
 	// Stations is how many stations of other hosts it carries frames of.
 	Stations int `json:"stations"`
 	// Peers has what went by VXLAN, by the peer at the other end, those with any.
-	Peers map[peer.Name]fastdp.Traffic `json:"peers,omitempty"`
+	Peers map[peer.Name]kernel.Traffic `json:"peers,omitempty"`
 	// Drops by reason, those that are not zero.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 }
@@ -162,12 +162,12 @@ func (l *sleeve) describe() LinkStatus {
 
 // Stations returns the addresses that the switch knows, ordered.
 func (r *Router) Stations() []Station {
-	kernel := r.kernelStations()
-	boot := time.Duration(fastdp.BootTime())
+	inKernel := r.kernelStations()
+	boot := time.Duration(kernel.BootTime())
 	var all []Station
 	for _, e := range r.macs.Entries(r.since()) {
 		s := Station{Entry: e}
-		if k, ok := kernel[e.MAC]; ok {
+		if k, ok := inKernel[e.MAC]; ok {
 			s.TxPackets, s.TxBytes, s.RxPackets, s.RxBytes = k.TxPackets, k.TxBytes, k.RxPackets, k.RxBytes
 			s.Age = min(s.Age, max(0, boot-time.Duration(k.Seen)))
 		}
@@ -176,7 +176,7 @@ func (r *Router) Stations() []Station {
 	return all
 }
 
-func (r *Router) kernelStations() map[ethernet.MAC]fastdp.MACEntry {
+func (r *Router) kernelStations() map[ethernet.MAC]kernel.MACEntry {
 	f := r.fast
 	if f == nil || f.dp == nil {
 		return nil
@@ -186,8 +186,8 @@ func (r *Router) kernelStations() map[ethernet.MAC]fastdp.MACEntry {
 	if f.closed {
 		return nil
 	}
-	all := make(map[ethernet.MAC]fastdp.MACEntry)
-	if err := f.dp.MACs(func(m [6]byte, e fastdp.MACEntry) bool { all[m] = e; return true }); err != nil {
+	all := make(map[ethernet.MAC]kernel.MACEntry)
+	if err := f.dp.MACs(func(m [6]byte, e kernel.MACEntry) bool { all[m] = e; return true }); err != nil {
 		r.log.Debug("read the kernel's stations", "err", err)
 	}
 	return all
@@ -219,7 +219,7 @@ func (r *Router) Fast() (s FastStatus, ok bool) {
 }
 
 // kernelCounters reads what the kernel dropped and carried.
-func (r *Router) kernelCounters(fib *fib) (drops map[string]uint64, peers map[peer.Name]fastdp.Traffic) {
+func (r *Router) kernelCounters(fib *fib) (drops map[string]uint64, peers map[peer.Name]kernel.Traffic) {
 	f := r.fast
 	f.mu.RLock()
 	defer f.mu.RUnlock()
@@ -232,9 +232,9 @@ func (r *Router) kernelCounters(fib *fib) (drops map[string]uint64, peers map[pe
 			r.log.Debug("read the kernel's traffic", "peer", name, "err", err)
 			continue
 		}
-		if t != (fastdp.Traffic{}) && name != r.self {
+		if t != (kernel.Traffic{}) && name != r.self {
 			if peers == nil {
-				peers = make(map[peer.Name]fastdp.Traffic)
+				peers = make(map[peer.Name]kernel.Traffic)
 			}
 			peers[name] = t
 		}

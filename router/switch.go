@@ -3,7 +3,7 @@ package router
 import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
-	"github.com/weft-net/weft/router/fastdp"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/flow"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
@@ -17,7 +17,7 @@ func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	ln.light = t.Light
 	// Where the TAP is the bridge's port, what looks like a tag is a container's.
 	if r.fast != nil && r.fast.dp != nil {
-		if tag, ok := fastdp.ParseTag(f.bytes()); ok {
+		if tag, ok := kernel.ParseTag(f.bytes()); ok {
 			r.fromKernel(ln, t, tag)
 			return
 		}

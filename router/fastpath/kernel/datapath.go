@@ -1,0 +1,342 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// ErrUnsupported is the cause when the kernel, or the rights of the process, do
+// not allow what every use of the datapath needs; the error says what was
+// refused.
+var ErrUnsupported = errors.New("the kernel refuses the fast datapath")
+
+// Options say what Open makes.
+type Options struct {
+	// PinDir is where programs and maps are pinned, like /run/weft/bpf. If it is
+	// not on a file system of type bpf, one is mounted on it.
+	PinDir   string
+	Bridge   string // it must be there
+	Port     string // name of the bridge's port, one end of a veth pair
+	PortPeer string // and of its other end
+	TAP      string // it must be there, open, and no port of the bridge
+	VXLAN    string // name of the VXLAN device
+	// VXLANPort is the UDP port, which is the same on all hosts.
+	VXLANPort int
+	MTU       int // of the overlay, in bytes of IP packet
+	// Self is the own short id. With 0 it is what an earlier process has set.
+	Self    uint16
+	Express bool
+	Log     *slog.Logger
+
+	noTCX bool // for tests of the other way to attach
+}
+
+// Datapath is the kernel's part of the switch. Its methods may be called from
+// any goroutine, at once; they work in the network namespace that Open was
+// called in.
+//
+// Entries of the maps are written word by word while programs read them: a
+// program may see the old flags with a new address for the length of the write.
+// PutPeer keeps frames from going to an address that never was an entry's.
+type Datapath struct {
+	// Constant.
+	opts Options
+	dir  string // of the pins of this layout
+	c    *collection
+	ns   netns.NsHandle
+	fast error
+
+	mu     sync.Mutex // guards what follows, and read-modify-write of maps
+	config Config
+	links  map[hook]link.Link // nil for one by clsact
+	noTCX  bool
+	closed bool
+}
+
+// Open makes the devices, loads and attaches the programs, or takes over what an
+// earlier process left, without a moment in which frames are lost: devices stay,
+// maps keep their content, programs are exchanged. It works in the network
+// namespace of the calling thread. It sets the TAP up and attaches to it.
+//
+// If it fails for something other than the TAP or the bridge not being there,
+// nothing is left, neither of this process nor of an earlier one; so that the
+// portable path can take over. errors.Is(err, ErrUnsupported) then says that
+// there is no use in trying again.
+func Open(o Options) (_ *Datapath, err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, failed("read programs", err)
+	}
+	d := &Datapath{opts: o, links: make(map[hook]link.Link), noTCX: o.noTCX}
+	if d.ns, err = netns.Get(); err != nil {
+		return nil, failed("open network namespace", err)
+	}
+	defer func() {
+		if err != nil {
+			d.release()
+			err = errors.Join(err, Remove(o))
+		}
+	}()
+	adopted, err := d.load(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.makeDevices(); err != nil {
+		return nil, err
+	}
+	if err := d.attachDevices(); err != nil {
+		return nil, err
+	}
+	d.adoptExpress()
+	o.Log.Debug("fast datapath", "pins", d.dir, "adopted", adopted, "tcx", !d.noTCX)
+	return d, nil
+}
+
+// failed is an error of Open, and refused one for which there is no use in trying
+// again.
+func failed(what string, cause error) error {
+	return fmt.Errorf("open fast datapath: %s: %w", what, cause)
+}
+
+func refused(what string, cause error) error {
+	return fmt.Errorf("open fast datapath: %w: %s: %w", ErrUnsupported, what, cause)
+}
+
+// check tells what is wrong with the options, and what they name that is not there.
+func (o *Options) check() error {
+	if o.Self >= MaxPeers {
+		return fmt.Errorf("open fast datapath: short id %d has more than 12 bits", o.Self)
+	}
+	if o.VXLANPort < 1 || o.VXLANPort > 65535 {
+		return fmt.Errorf("open fast datapath: %d is no UDP port", o.VXLANPort)
+	}
+	for _, name := range []string{o.Bridge, o.TAP} {
+		if _, err := netlink.LinkByName(name); err != nil {
+			return failed(fmt.Sprintf("look up %q", name), err)
+		}
+	}
+	return nil
+}
+
+// load loads programs and maps, or takes over the maps of an earlier process of this
+// layout, and removes those of others.
+func (d *Datapath) load(spec *ebpf.CollectionSpec) (adopted bool, err error) {
+	version := layoutVersion(spec)
+	d.dir = filepath.Join(d.opts.PinDir, version)
+	if err := os.MkdirAll(d.opts.PinDir, 0o700); err != nil {
+		return false, failed("make folder of pins", err)
+	}
+	if err := mountBPF(d.opts.PinDir); err != nil {
+		return false, refused("folder of pins", err)
+	}
+	if err := removeOthers(d.opts.PinDir, version); err != nil {
+		return false, failed("remove pins of another layout", err)
+	}
+	_, err = os.Stat(d.dir)
+	adopted = err == nil
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return false, failed("make folder of pins", err)
+	}
+	if d.c, err = load(spec, d.dir); err != nil {
+		return false, refused("load programs and maps", err)
+	}
+	return adopted, nil
+}
+
+// makeDevices makes the bridge's port and the VXLAN device, sets the TAP up, and
+// tells the programs of them.
+func (d *Datapath) makeDevices() error {
+	o := &d.opts
+	port, err := makePort(*o)
+	if err != nil {
+		return failed("make the bridge's port", err)
+	}
+	tap, err := setUp(o.TAP, o.MTU)
+	if err != nil {
+		return failed("set up the TAP", err)
+	}
+	vxlan, err := makeVXLAN(*o)
+	if err != nil {
+		d.fast = fmt.Errorf("make VXLAN device %s on port %d: %w", o.VXLAN, o.VXLANPort, err)
+	}
+	var old Config
+	if err := d.c.Config.Lookup(uint32(0), &old); err != nil {
+		return failed("read map config", err)
+	}
+	d.config = Config{Port: uint32(port), TAP: uint32(tap), VXLAN: uint32(vxlan), Self: o.Self, VXLANPort: uint16(o.VXLANPort)}
+	if o.Self == 0 {
+		d.config.Self = old.Self
+	}
+	if o.Express {
+		d.config.Flags = ConfigExpress
+	}
+	if err := d.putConfig(d.config); err != nil {
+		return failed("set up", err)
+	}
+	return nil
+}
+
+// attachDevices attaches the programs to what makeDevices made.
+func (d *Datapath) attachDevices() error {
+	hooks := []struct {
+		hook
+		prog *ebpf.Program
+	}{
+		{hook{onPort, int(d.config.Port)}, d.c.fromPort},
+		{hook{onTAP, int(d.config.TAP)}, d.c.fromTap},
+		{hook{onVXLAN, int(d.config.VXLAN)}, d.c.fromVxlan},
+	}
+	for _, h := range hooks {
+		if h.at == onVXLAN && d.fast != nil {
+			continue // there is none
+		}
+		if err := d.attach(h.hook, h.prog); err != nil {
+			return refused("attach", err)
+		}
+	}
+	return nil
+}
+
+// Fast returns nil if frames can go by VXLAN, else why not: the kernel has no
+// VXLAN device, or its port is taken. Port and TAP work nevertheless.
+func (d *Datapath) Fast() error { return d.fast }
+
+// Express returns nil if frames can pass by bridge and VXLAN device, else why not:
+// the kernel lacks something.
+func (d *Datapath) Express() error { return d.c.express }
+
+// Close leaves everything in the kernel at work, but for the TAP, to which no
+// frame goes any more. Methods must not be called after it, but for Close.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	c := d.config
+	c.TAP = 0
+	err := d.putConfig(c)
+	for h := range d.links {
+		if h.at == onTAP {
+			err = errors.Join(err, d.detach(h))
+		}
+	}
+	d.release()
+	return err
+}
+
+// release closes what the process holds.
+func (d *Datapath) release() {
+	d.closed = true
+	for _, l := range d.links {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	clear(d.links)
+	if d.c != nil {
+		d.c.close()
+	}
+	_ = d.ns.Close()
+}
+
+// in runs f in the network namespace of the datapath.
+func (d *Datapath) in(f func() error) error {
+	return netdev.DoIn(d.ns, f)
+}
+
+func (d *Datapath) putConfig(c Config) error {
+	if err := d.c.Config.Put(uint32(0), &c); err != nil {
+		return fmt.Errorf("write map config, %+v: %w", c, err)
+	}
+	d.config = c
+	return nil
+}
+
+// SetSelf sets the own short id, 0 for none.
+func (d *Datapath) SetSelf(id uint16) error {
+	if id >= MaxPeers {
+		return fmt.Errorf("set own short id %d: it has more than 12 bits", id)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.config
+	c.Self = id
+	return d.putConfig(c)
+}
+
+// Self returns the own short id, also one that was taken over.
+func (d *Datapath) Self() uint16 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.config.Self
+}
+
+// SetExpress allows or forbids that frames pass by bridge and VXLAN device. It
+// changes no attachment.
+func (d *Datapath) SetExpress(on bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.config
+	c.Flags &^= ConfigExpress
+	if on {
+		c.Flags |= ConfigExpress
+	}
+	return d.putConfig(c)
+}
+
+// Events calls f with each station that the kernel sees where the maps do not
+// have it, until ctx ends; then it returns nil. It is to be called once at a
+// time.
+func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
+	r, err := ringbuf.NewReader(d.c.Events)
+	if err != nil {
+		return fmt.Errorf("read events: %w", err)
+	}
+	defer r.Close()
+	defer context.AfterFunc(ctx, func() { r.Close() })()
+	var rec ringbuf.Record
+	for {
+		if err := r.ReadInto(&rec); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("read events: %w", err)
+		}
+		if e, ok := parseEvent(rec.RawSample); ok {
+			f(e)
+		}
+	}
+}
+
+func parseEvent(b []byte) (e Event, ok bool) {
+	if len(b) < binary.Size(e) {
+		return e, false
+	}
+	return Event{
+		Addr:    [6]byte(b),
+		Peer:    binary.NativeEndian.Uint16(b[6:]),
+		Ifindex: binary.NativeEndian.Uint32(b[8:]),
+		Old:     binary.NativeEndian.Uint16(b[12:]),
+	}, true
+}

@@ -1,0 +1,40 @@
+package kernel
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// SumInSoftware has the kernel make the checksums of packets before they go into
+// VXLAN, and cut super-frames there, or leaves both to whoever sends them last. What
+// goes by express is not concerned.
+func (d *Datapath) SumInSoftware(on bool) error {
+	return d.in(func() error { return setOffload(d.opts.VXLAN, unix.ETHTOOL_STXCSUM, !on) })
+}
+
+// setOffload switches an offload of an interface, by an ETHTOOL_S... command of
+// linux/ethtool.h that takes one value.
+func setOffload(name string, cmd uint32, on bool) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket for ethtool: %w", err)
+	}
+	defer unix.Close(fd)
+	value := struct{ cmd, data uint32 }{cmd: cmd}
+	if on {
+		value.data = 1
+	}
+	var req struct { // struct ifreq
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(req.name[:unix.IFNAMSIZ-1], name)
+	req.data = unsafe.Pointer(&value)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); errno != 0 {
+		return fmt.Errorf("ethtool command %d on %s: %w", cmd, name, errno)
+	}
+	return nil
+}

@@ -1,0 +1,439 @@
+// Package plan decides about the fast datapath: Link, a step machine for each
+// neighbour, whether frames may go that way on a link; Plan, what the maps in
+// the kernel are to hold.
+//
+// Nothing here opens a socket, reads a clock or logs: times are arguments, and
+// what is to be done is returned as effects. Neither type is safe for concurrent
+// use.
+//
+//	          both ends willing
+//	off -----------------------> trying --- echo of a full-size probe ---> up
+//	 ^                             ^ |                                      |
+//	 |  one no longer is           | +-- echoes for as long as hold --+     |
+//	 +-----------------------------+--------------- no echo for Silence ----+
+//
+// A probe is echoed by the peer's kernel, whether its router runs or not.
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/router/wire"
+)
+
+// Times of the probes.
+const (
+	// Beat is the interval of probes that are answered. All links beat at once.
+	Beat = time.Second
+	// FastBeat is the interval until one is answered, and SlowBeat that after
+	// Patience of them were not.
+	FastBeat = 250 * time.Millisecond
+	SlowBeat = 4 * time.Second
+	Patience = 20
+	// Silence is how long a link in use may be without an echo: traffic is back
+	// on sleeve within three seconds of the last packet that passed.
+	Silence = 2 * time.Second
+	// A link that fell is used again when echoes have come for firstHold, which
+	// doubles with each fall up to lastHold, and is forgotten after calm.
+	firstHold = 4 * time.Second
+	lastHold  = 16 * time.Second
+	calm      = 5 * time.Minute
+)
+
+// NonceLen is the length of what makes an echo unforgeable, in bytes.
+const NonceLen = 16
+
+// smallProbe is the IP packet's length inside a probe that passes if anything
+// does, in bytes.
+const smallProbe = 64
+
+// Offer is what one end says of itself.
+type Offer struct {
+	Verdict wire.Verdict
+	Why     string // in words for status, if not willing; of this end only
+	ShortID uint16
+	Port    uint16
+	Tunnel  wire.Tunnel // this end of an encrypted tunnel, if it has one
+}
+
+// Effect is something for the driver to do: one of the types below.
+type Effect interface{ effect() }
+
+type (
+	// Send sends a message of link control over the session.
+	Send struct{ Msg wire.Control }
+	// Probe sends a probe as large as a frame with an IP packet of Size bytes,
+	// by the way that fast frames take. The driver calls Echoed when it is back.
+	Probe struct {
+		To       netip.Addr
+		Src, Dst uint16 // short ids
+		Nonce    [NonceLen]byte
+		Size     int
+	}
+	// Summing has the checksums inside VXLAN made in software: an echo came whose
+	// checksum the card made, and made wrong.
+	Summing struct{}
+)
+
+func (Send) effect()    {}
+func (Probe) effect()   {}
+func (Summing) effect() {}
+
+// Config is what a Link needs to know.
+type Config struct {
+	MTU   int                   // of containers, in bytes of IP packet
+	Epoch time.Time             // of beats: the same for all links of a router
+	Nonce func() [NonceLen]byte // random
+	Own   Offer                 // at first
+	Addr  netip.Addr            // of the peer's end; invalid if not known
+}
+
+// Link is the fast datapath of one link. Make it with NewLink.
+type Link struct {
+	cfg   Config
+	own   Offer
+	peer  *Offer // nil: it has not said anything
+	addr  netip.Addr
+	path  int  // MTU of the way to addr, in bytes of IP packet; 0 if not known
+	ready bool // both ends are willing and all is known
+	way   way  // as it was judged last
+	out   []Effect
+
+	up         bool
+	upSince    time.Time
+	sent       map[[NonceLen]byte]sentProbe
+	next       time.Time
+	unanswered int
+	begun      time.Time // of trying
+	full       time.Time // when the last echo of a full-size probe came
+	small      time.Time // likewise of any other
+	wrong      time.Time // likewise of any with a wrong checksum
+	summing    bool      // Summing was asked for
+	streak     time.Time // since when full-size echoes come without a gap
+	hold       time.Duration
+	rtt        time.Duration
+}
+
+type sentProbe struct {
+	at   time.Time
+	size int
+}
+
+// NewLink returns a Link that begins by saying what this end offers.
+func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
+	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap(), sent: make(map[[NonceLen]byte]sentProbe)}
+	l.offer()
+	return l, l.flush(now)
+}
+
+// SetOwn replaces what this end offers and tells the peer.
+func (l *Link) SetOwn(now time.Time, o Offer) []Effect {
+	if o != l.own {
+		l.own = o
+		l.offer()
+	}
+	return l.flush(now)
+}
+
+// Renew goes on with a link over another session: the peer's router was away,
+// its kernel was not.
+func (l *Link) Renew(now time.Time, own Offer) []Effect {
+	l.own = own
+	l.offer()
+	return l.flush(now)
+}
+
+// SetAddr tells where the peer is now.
+func (l *Link) SetAddr(now time.Time, a netip.Addr) []Effect {
+	if a = a.Unmap(); a != l.addr {
+		l.addr, l.ready = a, false // another path
+	}
+	return l.flush(now)
+}
+
+// SetPath tells the MTU of the way to the peer, in bytes of IP packet, as sleeve
+// has found it: the tunnel's packets may be cut on the way without a word.
+func (l *Link) SetPath(now time.Time, mtu int) []Effect {
+	l.path = mtu
+	return l.flush(now)
+}
+
+// Control takes in what the peer offers.
+func (l *Link) Control(now time.Time, c wire.Control) []Effect {
+	o := Offer{Verdict: c.Verdict, ShortID: c.ShortID, Port: c.Port, Tunnel: c.Tunnel}
+	if l.peer == nil || *l.peer != o {
+		if l.peer != nil && l.peer.ShortID != o.ShortID {
+			l.ready = false
+		}
+		l.peer = &o
+	}
+	return l.flush(now)
+}
+
+// Echoed takes in that a probe came back, and whether its checksum was right. What
+// is no probe of this link is ignored.
+func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect {
+	p, ok := l.sent[nonce]
+	if !ok {
+		return nil
+	}
+	delete(l.sent, nonce)
+	if !summed {
+		// No packet of a container would be accepted, so it counts as lost.
+		l.wrong = now
+		if !l.summing {
+			l.summing = true
+			l.do(Summing{})
+		}
+		return l.flush(now)
+	}
+	if p.size != l.cfg.MTU {
+		l.small = now
+		return l.flush(now)
+	}
+	if now.Sub(l.full) >= Silence {
+		l.streak = now
+	}
+	l.full, l.unanswered = now, 0
+	l.next = now.Add(Beat - now.Sub(l.cfg.Epoch)%Beat)
+	if d := now.Sub(p.at); l.rtt == 0 {
+		l.rtt = d
+	} else {
+		l.rtt += (d - l.rtt) / 8 // as RFC 6298 smoothes
+	}
+	if l.up || now.Sub(l.streak) < l.hold {
+		return l.flush(now)
+	}
+	l.up, l.upSince = true, now
+	return l.flush(now)
+}
+
+// Tick does what is due. Call it at Next, or at any other time.
+func (l *Link) Tick(now time.Time) []Effect { return l.flush(now) }
+
+// Next is when Tick is to be called at the latest; zero for never.
+func (l *Link) Next() time.Time {
+	if !l.ready {
+		return time.Time{}
+	}
+	if silent := l.full.Add(Silence); l.up && silent.Before(l.next) {
+		return silent
+	}
+	return l.next
+}
+
+// Up tells whether frames may go by the fast datapath.
+func (l *Link) Up() bool { return l.up }
+
+// PeerID is the short id that the peer says it has, 0 if none.
+func (l *Link) PeerID() uint16 {
+	if l.peer == nil {
+		return 0
+	}
+	return l.peer.ShortID
+}
+
+// Addr is the peer's end on the underlay.
+func (l *Link) Addr() netip.Addr { return l.addr }
+
+// Sealed tells whether frames go through the tunnel.
+func (l *Link) Sealed() bool { return l.agreed() == sealed }
+
+// Tunnel is the peer's end of the tunnel.
+func (l *Link) Tunnel() wire.Tunnel {
+	if l.peer == nil {
+		return wire.Tunnel{}
+	}
+	return l.peer.Tunnel
+}
+
+// Remote is where VXLAN goes: to Addr, or through the tunnel to the peer's
+// address inside.
+func (l *Link) Remote() netip.Addr {
+	if l.Sealed() {
+		return TunnelAddr(l.peer.ShortID)
+	}
+	return l.addr
+}
+
+// RTT is the round trip time of probes, smoothed; 0 if not known.
+func (l *Link) RTT() time.Duration { return l.rtt }
+
+// way is what the two ends agree on.
+type way int
+
+const (
+	none   way = iota
+	plain      // VXLAN as it is
+	sealed     // VXLAN inside the tunnel
+)
+
+// agreed works it out: in clear if that is fine with both, else by the tunnel if
+// both have one.
+func (l *Link) agreed() way {
+	if l.peer == nil {
+		return none
+	}
+	for _, v := range []wire.Verdict{l.own.Verdict, l.peer.Verdict} {
+		if v != wire.FastWilling && v != wire.FastEncrypted {
+			return none
+		}
+	}
+	switch {
+	case l.own.Verdict == wire.FastWilling && l.peer.Verdict == wire.FastWilling:
+		return plain
+	case l.own.Tunnel.Valid() && l.peer.Tunnel.Valid():
+		return sealed
+	}
+	return none
+}
+
+// Reason says in words why the link is not up, "" if it is.
+func (l *Link) Reason(now time.Time) string {
+	if l.up {
+		return ""
+	}
+	if why := l.disagreement(); why != "" {
+		return why
+	}
+	port, size := l.own.Port, l.cfg.MTU+Overhead(l.addr)
+	if l.Sealed() {
+		port, size = l.peer.Tunnel.Port, l.cfg.MTU+SealedOverhead(l.addr)
+		if l.path < size {
+			return fmt.Sprintf("MTU %d does not fit: packets would be of %d bytes, the path to %s is known to carry %d", l.cfg.MTU, size, l.addr, l.path)
+		}
+	}
+	switch {
+	case now.Sub(l.full) < Silence:
+		return fmt.Sprintf("UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
+	case l.summing && now.Sub(l.wrong) < 2*SlowBeat:
+		return fmt.Sprintf("packets to %s come with wrong checksums, though they are made in software", l.addr)
+	case now.Sub(l.small) < 2*SlowBeat:
+		return fmt.Sprintf("MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
+	case l.unanswered < 4 && now.Sub(l.begun) < Silence:
+		return "being tried"
+	}
+	since := l.begun
+	if l.full.After(since) {
+		since = l.full
+	}
+	return fmt.Sprintf("UDP %d blocked: no echo from %s for %v", port, l.addr, now.Sub(since).Truncate(time.Second))
+}
+
+// disagreement says in words why the link is not even tried, "" if it is.
+func (l *Link) disagreement() string {
+	own := l.own.Verdict
+	switch {
+	case own != wire.FastWilling && own != wire.FastEncrypted, own == wire.FastEncrypted && !l.own.Tunnel.Valid():
+		return l.own.Why
+	case l.peer == nil:
+		return "the peer has not said that it has a fast datapath"
+	case l.peer.Verdict != wire.FastWilling && l.peer.Verdict != wire.FastEncrypted:
+		return theirs(l.peer.Verdict)
+	case l.agreed() == none && l.own.Tunnel.Valid():
+		return "frames must be encrypted, and the peer has no WireGuard, its own status says why"
+	case l.agreed() == none:
+		return theirs(wire.FastEncrypted)
+	case l.peer.Port != l.own.Port:
+		return fmt.Sprintf("the peer's fast datapath is on UDP port %d, this host's on %d", l.peer.Port, l.own.Port)
+	case !l.addr.IsValid():
+		return "the peer's address is not known"
+	case l.own.ShortID == 0 || l.peer.ShortID == 0:
+		return theirs(wire.FastNoID)
+	}
+	return ""
+}
+
+func theirs(v wire.Verdict) string {
+	switch v {
+	case wire.FastOff:
+		return "switched off at the peer"
+	case wire.FastNoKernel:
+		return "the peer's kernel lacks something, its own status says what"
+	case wire.FastEncrypted:
+		return "the peer wants encryption"
+	case wire.FastNoID:
+		return "there are more peers than short ids, or one is being chosen"
+	}
+	return "refused by the peer"
+}
+
+// Overhead is what VXLAN puts around an IP packet of a container, towards a, in
+// bytes of outer IP packet (RFC 7348, section 5).
+func Overhead(a netip.Addr) int {
+	const ethernet, vxlan, udp, ipv4, ipv6 = 14, 8, 8, 20, 40
+	if a.Is4() {
+		return ethernet + vxlan + udp + ipv4
+	}
+	return ethernet + vxlan + udp + ipv6
+}
+
+func (l *Link) offer() {
+	l.do(Send{wire.Control{
+		Type: wire.Fast, Verdict: l.own.Verdict, ShortID: l.own.ShortID, Port: l.own.Port, Tunnel: l.own.Tunnel,
+	}})
+}
+
+func (l *Link) do(e Effect) { l.out = append(l.out, e) }
+
+// flush brings the link to now and returns the effects of a step.
+func (l *Link) flush(now time.Time) []Effect {
+	l.judge(now)
+	if l.ready && !now.Before(l.next) {
+		l.probe(now)
+	}
+	out := l.out
+	l.out = nil
+	return out
+}
+
+// judge moves between the states.
+func (l *Link) judge(now time.Time) {
+	way := l.agreed()
+	can := l.disagreement() == "" && (way != sealed || l.path >= l.cfg.MTU+SealedOverhead(l.addr))
+	if way != l.way {
+		l.way, l.ready = way, false // another path
+	}
+	switch {
+	case !can || !l.ready:
+		l.up, l.full, l.small, l.wrong, l.summing = false, time.Time{}, time.Time{}, time.Time{}, false
+		clear(l.sent)
+		if l.ready = can; can {
+			l.begun, l.next, l.unanswered, l.hold = now, now, 0, 0
+		}
+	case l.up && now.Sub(l.full) >= Silence:
+		l.up = false
+		if l.hold = max(firstHold, min(2*l.hold, lastHold)); now.Sub(l.upSince) >= calm {
+			l.hold = firstHold
+		}
+		l.begun, l.unanswered = now, 0
+	}
+}
+
+// probe asks. A link that is not up asks with a small probe too, to tell an MTU
+// that does not fit from a path that is blocked.
+func (l *Link) probe(now time.Time) {
+	for n, p := range l.sent {
+		if now.Sub(p.at) > Silence {
+			delete(l.sent, n)
+		}
+	}
+	pause := FastBeat
+	if !l.up && l.unanswered >= Patience {
+		pause = SlowBeat
+	}
+	l.unanswered++
+	l.next = now.Add(pause)
+	l.ask(now, l.cfg.MTU)
+	if !l.up && l.cfg.MTU > smallProbe {
+		l.ask(now, smallProbe)
+	}
+}
+
+func (l *Link) ask(now time.Time, size int) {
+	n := l.cfg.Nonce()
+	l.sent[n] = sentProbe{now, size}
+	l.do(Probe{To: l.Remote(), Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
+}

@@ -1,0 +1,291 @@
+package plan
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/router/wire"
+)
+
+// ends are the two ends of a link over a path that delivers at once, or not.
+type ends struct {
+	t    *testing.T
+	now  time.Time
+	l    [2]*Link
+	path func(size int) bool // carries a probe of this size
+	sent int
+	card func() bool // makes right checksums
+	soft [2]bool     // they are made in software
+}
+
+var (
+	start   = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	willing = Offer{ShortID: 1, Port: 6784}
+)
+
+const mtu = 1376
+
+func at(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}) }
+
+func newEnds(t *testing.T, a, b Offer) *ends {
+	e := &ends{t: t, now: start, path: func(int) bool { return true }, card: func() bool { return true }}
+	count := uint64(0)
+	nonce := func() (n [NonceLen]byte) {
+		count++
+		binary.BigEndian.PutUint64(n[:], count)
+		return n
+	}
+	var first [2][]Effect
+	for i, o := range []Offer{a, b} {
+		e.l[i], first[i] = NewLink(Config{MTU: mtu, Epoch: start, Nonce: nonce, Own: o, Addr: at(1 - i)}, e.now)
+	}
+	for i := range 2 {
+		e.apply(i, first[i])
+	}
+	return e
+}
+
+func (e *ends) apply(i int, effects []Effect) {
+	for _, f := range effects {
+		switch f := f.(type) {
+		case Send:
+			c, known, err := wire.ParseControl(f.Msg.Append(nil))
+			if err != nil || !known {
+				e.t.Fatalf("%+v: %v", f.Msg, err)
+			}
+			e.apply(1-i, e.l[1-i].Control(e.now, c))
+		case Summing:
+			if e.soft[i] {
+				e.t.Fatal("what is on is switched on again")
+			}
+			e.soft[i] = true
+		case Probe:
+			e.sent++
+			to := at(1 - i)
+			if e.l[i].Sealed() {
+				to = TunnelAddr(e.l[1-i].own.ShortID)
+			}
+			if f.To != to || f.Src != e.l[i].own.ShortID || f.Dst != e.l[1-i].own.ShortID {
+				e.t.Fatalf("probe %+v", f)
+			}
+			if e.path(f.Size) {
+				e.apply(i, e.l[i].Echoed(e.now.Add(time.Millisecond), f.Nonce, e.card() || e.soft[i]))
+			}
+		}
+	}
+}
+
+// run lets time pass, and returns when end 0 was up last.
+func (e *ends) run(d time.Duration) (lastUp time.Time) {
+	for end := e.now.Add(d); e.now.Before(end); e.now = e.now.Add(10 * time.Millisecond) {
+		for i, l := range e.l {
+			if next := l.Next(); !next.IsZero() && !e.now.Before(next) {
+				e.apply(i, l.Tick(e.now))
+			}
+		}
+		if e.l[0].Up() {
+			lastUp = e.now
+		}
+	}
+	return lastUp
+}
+
+func (e *ends) want(up bool, words ...string) {
+	e.t.Helper()
+	for i, l := range e.l {
+		reason := l.Reason(e.now)
+		if l.Up() != up || (reason == "") != up {
+			e.t.Fatalf("end %d: up %v, %q", i, l.Up(), reason)
+		}
+		if !up && !strings.Contains(reason, words[min(i, len(words)-1)]) {
+			e.t.Fatalf("end %d says %q, want %q", i, reason, words)
+		}
+	}
+}
+
+func TestComesUpAtOnce(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.want(true)
+	e.sent = 0
+	e.run(time.Minute)
+	if e.sent > 2*60+4 {
+		t.Errorf("%d probes of two ends in a minute", e.sent)
+	}
+}
+
+func TestVerdicts(t *testing.T) {
+	for _, c := range []struct {
+		a, b  Offer
+		words []string
+	}{
+		{Offer{Verdict: wire.FastOff, Why: "switched off by --no-fastdp", ShortID: 1, Port: 6784}, willing, []string{"by --no-fastdp", "at the peer"}},
+		{Offer{Verdict: wire.FastNoKernel, Why: "no vxlan", ShortID: 1, Port: 6784}, willing, []string{"no vxlan", "the peer's kernel lacks"}},
+		{Offer{Verdict: wire.FastEncrypted, Why: "a password is set"}, willing, []string{"a password", "wants encryption"}},
+		{Offer{Verdict: 200, Why: "later"}, willing, []string{"later", "refused"}},
+		{Offer{ShortID: 1, Port: 7000}, willing, []string{"on UDP port 6784, this host's on 7000", "on UDP port 7000"}},
+		{Offer{Port: 6784}, willing, []string{"more peers than short ids"}},
+	} {
+		e := newEnds(t, c.a, c.b)
+		e.run(5 * time.Second)
+		e.want(false, c.words...)
+		if e.sent > 0 {
+			t.Errorf("%v: %d probes", c.words, e.sent)
+		}
+	}
+}
+
+func TestOldPeer(t *testing.T) {
+	l, _ := NewLink(Config{MTU: mtu, Own: willing, Addr: at(1)}, start)
+	if l.Up() || !strings.Contains(l.Reason(start), "has not said") {
+		t.Error(l.Reason(start))
+	}
+}
+
+func TestChangedMind(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.apply(0, e.l[0].SetOwn(e.now, Offer{Verdict: wire.FastEncrypted, Why: "a password is set"}))
+	e.want(false, "a password", "wants encryption") // at once, at both ends
+	e.apply(0, e.l[0].SetOwn(e.now, willing))
+	e.want(true)
+}
+
+// Issue item 1: back on sleeve within 3 s when VXLAN is blocked, up again within
+// 30 s after it flows, and not up and down with a path that flaps.
+func TestBlockedAndBack(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.run(10*time.Second + 300*time.Millisecond)
+	for round := range 6 {
+		blocked := e.now
+		e.path = func(int) bool { return false }
+		if last := e.run(time.Minute); last.Sub(blocked) > 3*time.Second {
+			t.Fatalf("round %d: up for %v after the block", round, last.Sub(blocked))
+		}
+		e.want(false, "UDP 6784 blocked: no echo from 192.0.2.")
+		e.path = func(int) bool { return true }
+		flows, was := e.now, false
+		for !was && e.now.Sub(flows) < 40*time.Second {
+			e.run(50 * time.Millisecond)
+			was = e.l[0].Up()
+		}
+		if d := e.now.Sub(flows); d > 30*time.Second {
+			t.Fatalf("round %d: up %v after the path is free", round, d)
+		}
+		if d := e.now.Sub(flows); d < firstHold-time.Second {
+			t.Fatalf("round %d: up after %v already", round, d)
+		}
+		e.run(3 * time.Second)
+	}
+}
+
+func TestLateWords(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.path = func(int) bool { return false }
+	e.run(10 * time.Second)
+	e.path = func(int) bool { return true }
+	for e.l[0].full.Before(e.now.Add(-time.Second)) {
+		e.run(50 * time.Millisecond)
+	}
+	if r := e.l[0].Reason(e.now); !strings.Contains(r, "flows again") {
+		t.Error(r)
+	}
+}
+
+func TestTooBig(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.path = func(size int) bool { return size < 1000 }
+	e.run(40 * time.Second)
+	e.want(false, "MTU 1376 does not fit: packets of 1426 bytes to 192.0.2.")
+}
+
+// A blocked path costs little.
+func TestSlowWhenBlocked(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.path = func(int) bool { return false }
+	e.run(time.Minute)
+	e.sent = 0
+	e.run(time.Minute)
+	if e.sent > 2*2*(60/4+1) {
+		t.Errorf("%d probes of two ends in a minute", e.sent)
+	}
+	if n := len(e.l[0].sent); n > 2*(Patience+1) {
+		t.Errorf("%d probes are remembered", n)
+	}
+}
+
+func TestOneLostEchoIsNothing(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	n := 0
+	e.path = func(int) bool { n++; return n%3 == 0 } // two of three are lost
+	down := 0
+	for range 600 {
+		e.run(100 * time.Millisecond)
+		if !e.l[0].Up() {
+			down++
+		}
+	}
+	if down > 0 {
+		t.Errorf("down for %d of 600 looks", down)
+	}
+}
+
+func TestMovedPeer(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	l := e.l[0]
+	effects := l.SetAddr(e.now, netip.MustParseAddr("192.0.2.77"))
+	if l.Up() {
+		t.Error("up at an address that was not tried")
+	}
+	if p, ok := effects[0].(Probe); !ok || p.To != netip.MustParseAddr("192.0.2.77") {
+		t.Errorf("%+v", effects)
+	}
+	if l.Echoed(e.now, [NonceLen]byte{9}, true) != nil || l.Up() {
+		t.Error("a made up echo counts")
+	}
+}
+
+// A card that makes wrong checksums is found before a packet of a container goes
+// that way, and also when it begins to later.
+func TestWrongChecksums(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.card = func() bool { return false }
+	e.apply(0, e.l[0].SetOwn(e.now, Offer{Verdict: wire.FastOff}))
+	e.apply(0, e.l[0].SetOwn(e.now, willing))
+	e.run(2 * time.Second)
+	e.want(true)
+	if e.soft != [2]bool{true, true} {
+		t.Errorf("up with wrong checksums, in software: %v", e.soft)
+	}
+
+	e = newEnds(t, willing, willing)
+	e.run(2 * time.Second)
+	e.want(true)
+	e.card = func() bool { return false }
+	e.run(20 * time.Second)
+	e.want(true)
+	if e.soft != [2]bool{true, true} {
+		t.Errorf("in software: %v", e.soft)
+	}
+}
+
+// What is wrong for another reason than the card's is not used at all.
+func TestWrongChecksumsInSoftwareToo(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.run(2 * time.Second)
+	for i, l := range e.l {
+		e.now = e.now.Add(time.Hour)
+		for range 3 {
+			e.now = e.now.Add(time.Second)
+			for _, f := range l.Tick(e.now) {
+				if p, ok := f.(Probe); ok {
+					l.Echoed(e.now, p.Nonce, false)
+				}
+			}
+		}
+		if r := l.Reason(e.now); !strings.Contains(r, "wrong checksums, though they are made in software") {
+			t.Errorf("end %d: up %v, %q", i, l.Up(), r)
+		}
+	}
+}
