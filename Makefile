@@ -103,7 +103,7 @@ test-vm:
 ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
-	$(IN_VM) ./router ./router/fastpath/kernel ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/testbed ./policy
+	$(IN_VM) ./router ./router/fastpath/kernel ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/lab/testbed ./policy
 	$(IN_VM) -parallel 1 -run '$(LABS)' ./cmd
 endif
 
@@ -112,7 +112,7 @@ test-arm64:
 	GO=$(GO) .ci/arm64
 
 # These tests fail, and are not skipped, where something is missing.
-DOCKER_TESTS := ./internal/testbed/machine ./cmd/dockertest
+DOCKER_TESTS := ./internal/lab/sandbox ./cmd/dockertest
 DOCKER_RUN   ?= .
 test-docker: race-deps
 	$(SUDO) .ci/docker-packages
@@ -153,7 +153,7 @@ demo: build
 
 # Programs that weft is measured next to; weft itself does not need them.
 rivals:
-	cd internal/testbed/rival/programs && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+	cd internal/lab/rival/programs && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
 
 bench-docker:
 	$(SUDO) .ci/docker-packages
@@ -168,18 +168,18 @@ bench-policy:
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "make bench-policy: install ipset and iptables" >&2; exit 1; }; \
 	  echo "make bench-policy: installing ipset and iptables for kube-router"; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends ipset iptables >/dev/null; }
-	cd internal/testbed/rival/kuberouter && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+	cd internal/lab/rival/kuberouter && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
 	$(SUDO) $(GO) test -run '^$$' -bench . ./policy/...
 	$(SUDO) env WEFT_RIVALS=$(CURDIR)/bin/rivals $(GO) test -run '^$$' -bench Engines -benchtime 1x ./kube
 
 # What weft-cni is measured next to is in a module of its own, as weft does not need it.
 bench-cni:
-	cd internal/testbed/rival/cniplugins && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+	cd internal/lab/rival/cniplugins && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
 	$(SUDO) env WEFT_RIVALS=$(CURDIR)/bin/rivals $(GO) test -run '^$$' -bench CNI -benchtime 1x ./cmd
 
 # CoreDNS is in a module of its own, as its build takes ten minutes.
 bench-dns: build
-	cd internal/testbed/rival/coredns && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
+	cd internal/lab/rival/coredns && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
 	$(SUDO) bin/weft lab bench --rivals bin/rivals --tables dns
 
 site:

@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/poll"
-	"github.com/weft-net/weft/internal/testbed"
 )
 
 // Tests in files lab_*_test.go run real routers in labs. Each lab has a random

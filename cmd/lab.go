@@ -18,7 +18,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
 const (

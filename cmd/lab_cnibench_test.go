@@ -14,9 +14,9 @@ import (
 	"github.com/containernetworking/cni/libcni"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/poll"
-	"github.com/weft-net/weft/internal/testbed"
 	"github.com/weft-net/weft/policy"
 	"github.com/weft-net/weft/policy/policytest"
 )

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
-	"github.com/weft-net/weft/internal/testbed"
 )
 
 // mustWeft runs weft in this process and wants it to succeed.

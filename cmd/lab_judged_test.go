@@ -10,8 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/internal/testbed"
 )
 
 // crossed counts what has crossed a host's VXLAN device.

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
 // These tests load machines as far as they go, so they run alone, and with

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
 // Issue item 3: a line of 5 hosts reaches end to end over 4 hops.

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
 // TestOffloadSwitches: every offload has a switch, as a flag and in the

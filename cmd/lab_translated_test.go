@@ -13,8 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/internal/testbed"
 )
 
 // showBridged has rules of IP see what crosses a host's bridges.

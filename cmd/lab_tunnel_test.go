@@ -7,9 +7,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
-	"github.com/weft-net/weft/internal/testbed"
 	"github.com/weft-net/weft/router/wireguard"
 )
 

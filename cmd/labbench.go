@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/testbed"
-	"github.com/weft-net/weft/internal/testbed/rival"
+	"github.com/weft-net/weft/internal/lab/rival"
+	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
 // minBenchTime is how long a measurement takes at least to mean anything.

@@ -12,10 +12,10 @@ import (
 
 	weftdns "github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab/rival"
+	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/lab/traffic"
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/internal/testbed"
-	"github.com/weft-net/weft/internal/testbed/rival"
-	"github.com/weft-net/weft/internal/testbed/traffic"
 )
 
 // The servers of the table dns.

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab/rival"
+	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/internal/testbed"
-	"github.com/weft-net/weft/internal/testbed/rival"
 )
 
 // The paths of the table fast, besides raw veth and kernel VXLAN.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
 const (

@@ -14,8 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-net/weft/internal/testbed"
-	"github.com/weft-net/weft/internal/testbed/traffic"
+	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/lab/traffic"
 )
 
 // trafficResult is what lab traffic send prints, as JSON.

@@ -19,7 +19,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/process"
 )
 
 const (
@@ -170,7 +170,7 @@ func background(ctx context.Context, c *daemon.Config, logFile string, args, env
 			if err != nil || int64(len(b)) < from {
 				return fmt.Errorf("the router ended, and its log %s can not be read", logFile)
 			}
-			return errors.New(testbed.LastError(b[from:]))
+			return errors.New(process.LastError(b[from:]))
 		case <-ctx.Done():
 			cmd.Process.Kill()
 			<-ended

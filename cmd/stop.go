@@ -14,7 +14,7 @@ import (
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/process"
 )
 
 // stopPatience is how long a router may take to end once it has taken leave.
@@ -84,7 +84,7 @@ func waitEnd(ctx context.Context, pid int) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopPatience)
 	defer cancel()
-	if err := testbed.WaitExit(ctx, pid); err != nil {
+	if err := process.WaitExit(ctx, pid); err != nil {
 		return fmt.Errorf("the router took leave of the mesh: %w", err)
 	}
 	return nil

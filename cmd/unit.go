@@ -19,7 +19,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/process"
 )
 
 // unitName is the systemd unit of the router, which the packages install.
@@ -127,7 +127,7 @@ func (u *unit) why(ctx context.Context, since time.Time, failure error) error {
 	if err != nil || !bytes.Contains(out, []byte("\nweft: ")) && !bytes.HasPrefix(out, []byte("weft: ")) {
 		return fmt.Errorf("start %s: %w; its log: journalctl -u weft", unitName, failure)
 	}
-	return errors.New(testbed.LastError(out))
+	return errors.New(process.LastError(out))
 }
 
 // stop stops the unit and keeps systemd from starting it again.

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/lab/sandbox"
 	"github.com/weft-net/weft/internal/poll"
-	"github.com/weft-net/weft/internal/testbed/machine"
 )
 
 // Issue 5, item 7: 200 quick docker run --rm in a /24 without losing an address,
@@ -27,7 +27,7 @@ func TestManyQuickContainers(t *testing.T) {
 	var mu sync.Mutex
 	seen := make(map[string]int)
 	run := func(args ...string) error {
-		out, err := h.try(t, "docker", append(args, machine.Image, "sh", "-c", "ip -o -4 addr show dev ethwe0")...)
+		out, err := h.try(t, "docker", append(args, sandbox.Image, "sh", "-c", "ip -o -4 addr show dev ethwe0")...)
 		if err != nil {
 			return err
 		}
@@ -78,14 +78,14 @@ func TestContainerThatExitsAtOnce(t *testing.T) {
 	h := newHosts(t, 1)[0]
 	h.waitNetwork(t)
 	for range 10 {
-		h.docker(t, "run", "--rm", "--net", "weft", machine.Image, "true")
-		h.through(t, "run", "--rm", "-e", "WEFT_CIDR=net:default 10.40.1.5/24", machine.Image, "true")
+		h.docker(t, "run", "--rm", "--net", "weft", sandbox.Image, "true")
+		h.through(t, "run", "--rm", "-e", "WEFT_CIDR=net:default 10.40.1.5/24", sandbox.Image, "true")
 	}
-	if text := h.refused(t, "docker", "-H", proxySocket, "run", "--rm", machine.Image, "/nowhere"); !strings.Contains(text, "no such file") {
+	if text := h.refused(t, "docker", "-H", proxySocket, "run", "--rm", sandbox.Image, "/nowhere"); !strings.Contains(text, "no such file") {
 		t.Errorf("a program that is not there: %s", text)
 	}
 	h.waitActive(t, 0)
-	id := h.docker(t, "run", "-d", "--restart", "on-failure:3", "--net", "weft", machine.Image, "false")
+	id := h.docker(t, "run", "-d", "--restart", "on-failure:3", "--net", "weft", sandbox.Image, "false")
 	h.refused(t, "weft", "attach", id)
 	h.docker(t, "rm", "-f", id)
 	h.waitActive(t, 0)
@@ -144,7 +144,7 @@ func TestEngineOnABadDay(t *testing.T) {
 		starting, stop := context.WithCancel(ctx)
 		for range 8 {
 			starts.Go(func() {
-				h.Command(starting, "docker", "run", "--rm", "--net", "weft", machine.Image, "sleep", "1").Run()
+				h.Command(starting, "docker", "run", "--rm", "--net", "weft", sandbox.Image, "sleep", "1").Run()
 			})
 		}
 		eventually(t, "a start is on its way", func() error {

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-net/weft/internal/testbed/machine"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
 // BenchmarkDockerRun measures docker run -d on one machine, each way once a
@@ -38,7 +38,7 @@ func BenchmarkDockerRun(b *testing.B) {
 	for range b.N {
 		for round := range rounds + 1 {
 			for _, w := range ways {
-				cmd := h.Command(context.Background(), "docker", append(slices.Clone(w.args), machine.Image, "sleep", "1000")...)
+				cmd := h.Command(context.Background(), "docker", append(slices.Clone(w.args), sandbox.Image, "sleep", "1000")...)
 				began := time.Now()
 				if out, err := cmd.CombinedOutput(); err != nil {
 					b.Fatalf("%s: %v: %s", w.name, err, out)

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-net/weft/internal/testbed/machine"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
 // waitNetwork waits until the engine has the default network.
@@ -363,7 +363,7 @@ func TestRemovedWhileTheRouterIsAway(t *testing.T) {
 	h.launch(t, []*host{h})
 	h.waitNetwork(t)
 	eventually(t, "its address can be had again", func() error {
-		_, err := h.try(t, "docker", "run", "--rm", "--net", "weft", "--ip", "10.40.1.5", machine.Image, "true")
+		_, err := h.try(t, "docker", "run", "--rm", "--net", "weft", "--ip", "10.40.1.5", sandbox.Image, "true")
 		return err
 	})
 	h.waitActive(t, 0)

@@ -17,8 +17,8 @@ import (
 
 	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 	"github.com/weft-net/weft/internal/poll"
-	"github.com/weft-net/weft/internal/testbed/machine"
 )
 
 const beWeft = "BE_THE_WEFT_PROGRAM"
@@ -26,7 +26,7 @@ const beWeft = "BE_THE_WEFT_PROGRAM"
 // TestMain makes the test binary be weft when it is started in a machine, so
 // that the machines run the code under test.
 func TestMain(m *testing.M) {
-	machine.Main()
+	sandbox.Main()
 	if os.Getenv(beWeft) != "" {
 		os.Exit(cmd.Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
@@ -40,14 +40,14 @@ const patience = 90 * time.Second
 
 // host is a machine with an engine and a router.
 type host struct {
-	*machine.Machine
-	engine *machine.Dockerd
+	*sandbox.Machine
+	engine *sandbox.Dockerd
 }
 
 // newMachines makes machines without engines.
 func newMachines(t testing.TB, n int) []*host {
 	t.Helper()
-	bed, err := machine.New()
+	bed, err := sandbox.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func (h *host) startEngine(t testing.TB, flags ...string) {
 	if h.engine, err = h.StartDockerd(ctx, flags...); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.Run(ctx, "docker", "image", "inspect", machine.Image); err == nil {
+	if _, err := h.Run(ctx, "docker", "image", "inspect", sandbox.Image); err == nil {
 		return
 	}
 	if err := h.LoadImage(ctx); err != nil {
@@ -168,7 +168,7 @@ func (h *host) docker(t testing.TB, args ...string) string {
 // run starts a container that does nothing, and returns its id.
 func (h *host) run(t testing.TB, args ...string) string {
 	t.Helper()
-	return h.docker(t, append(append([]string{"run", "-d", "--init"}, args...), machine.Image, "sleep", "10000")...)
+	return h.docker(t, append(append([]string{"run", "-d", "--init"}, args...), sandbox.Image, "sleep", "10000")...)
 }
 
 // refused runs a command that has to fail and returns the one line that it says.

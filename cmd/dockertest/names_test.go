@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-net/weft/internal/testbed/machine"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
 // Issue 5, items 2 and 4: containers are found by name from other hosts, by those
@@ -42,7 +42,7 @@ func TestNamesOfContainers(t *testing.T) {
 	}
 	// What the proxy makes asks weft without being told, by short names too.
 	for _, name := range []string{"web", "web.weft.internal"} {
-		if out := b.through(t, "run", "--rm", machine.Image, "nslookup", name); !strings.Contains(out, want["web.weft.internal"]) {
+		if out := b.through(t, "run", "--rm", sandbox.Image, "nslookup", name); !strings.Contains(out, want["web.weft.internal"]) {
 			t.Errorf("a container of the proxy finds %q", out)
 		}
 	}
@@ -83,7 +83,7 @@ func TestNamesGivenToContainers(t *testing.T) {
 	a.run(t, "--name", "db")
 	db := one(t, a.weft(t, "attach", "--hostname", "store", "db"))
 	more := one(t, a.weft(t, "attach", "10.40.0.5/24", "db"))
-	proxied := a.through(t, "run", "-d", "--init", "--name", "two", "-e", "WEFT_CIDR=10.40.0.8/24 10.40.1.8/24", machine.Image, "sleep", "10000")
+	proxied := a.through(t, "run", "-d", "--init", "--name", "two", "-e", "WEFT_CIDR=10.40.0.8/24 10.40.1.8/24", sandbox.Image, "sleep", "10000")
 	a.weft(t, "dns-add", "web", "-h", "shop")
 	a.weft(t, "dns-add", id[:12], "192.0.2.9", "-h", "shop")
 	a.weft(t, "dns-add", "db", "-h", "pg.prod.weft.internal")

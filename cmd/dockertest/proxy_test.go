@@ -14,7 +14,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-net/weft/internal/testbed/machine"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
 const proxySocket = "unix:///run/weft/docker.sock"
@@ -26,13 +26,13 @@ func (h *host) through(t *testing.T, args ...string) string {
 }
 
 // showAddresses is what a container runs to show what it had from the start.
-var showAddresses = []string{machine.Image, "sh", "-c", "ip -o -4 addr | grep ethwe || true"}
+var showAddresses = []string{sandbox.Image, "sh", "-c", "ip -o -4 addr | grep ethwe || true"}
 
 // waitAddresses does so when it has n of them, or after ten seconds: all but the
 // first come right after the start.
 func waitAddresses(n int) []string {
 	script := fmt.Sprintf("for i in $(seq 100); do [ $(ip -o -4 addr | grep -c ethwe) -ge %d ] && break; sleep 0.1; done; ip -o -4 addr | grep ethwe", n)
-	return []string{machine.Image, "sh", "-c", script}
+	return []string{sandbox.Image, "sh", "-c", script}
 }
 
 // firstSight runs a container that shows the addresses that its first process
@@ -97,19 +97,19 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 		t.Errorf("of two subnets: %v", got)
 	}
 	for cidr, words := range map[string]string{"10.40.1.0/24": "names the subnet itself", "net:192.168.78.0/24": "outside of what weft has"} {
-		if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR="+cidr, machine.Image, "true"); !strings.Contains(text, words) {
+		if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR="+cidr, sandbox.Image, "true"); !strings.Contains(text, words) {
 			t.Errorf("WEFT_CIDR=%s: %s", cidr, text)
 		}
 	}
-	a.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.7/24", machine.Image, "sleep", "1000")
-	b.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.8/24", machine.Image, "sleep", "1000")
+	a.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.7/24", sandbox.Image, "sleep", "1000")
+	b.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.8/24", sandbox.Image, "sleep", "1000")
 	b.ping(t, "out", "192.168.77.7")
-	if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=192.168.77.7/24", machine.Image, "true"); !strings.Contains(text, "in use") {
+	if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=192.168.77.7/24", sandbox.Image, "true"); !strings.Contains(text, "in use") {
 		t.Errorf("an address outside that this host has already: %s", text)
 	}
 
-	a.through(t, "run", "-d", "--name", "web", "--restart", "always", machine.Image, "sleep", "1000")
-	b.through(t, "run", "-d", "--name", "client", machine.Image, "sleep", "1000")
+	a.through(t, "run", "-d", "--name", "web", "--restart", "always", sandbox.Image, "sleep", "1000")
+	b.through(t, "run", "-d", "--name", "client", sandbox.Image, "sleep", "1000")
 	to := a.address(t, "web", "weft")
 	b.ping(t, "client", to)
 	b.ping(t, "client", a.Addr.String()) // by the network that it has besides
@@ -143,7 +143,7 @@ func TestProxyFlags(t *testing.T) {
 	if got := h.firstSight(t); got != nil {
 		t.Errorf("without asking it has %v", got)
 	}
-	h.through(t, "run", "-d", "--name", "x1", "--label", "role=web-17", "-e", "WEFT_CIDR=10.40.1.5/24", machine.Image, "sleep", "1000")
+	h.through(t, "run", "-d", "--name", "x1", "--label", "role=web-17", "-e", "WEFT_CIDR=10.40.1.5/24", sandbox.Image, "sleep", "1000")
 	if got := h.docker(t, "exec", "x1", "hostname"); got != "web" {
 		t.Errorf("the hostname is %s", got)
 	}
@@ -169,7 +169,7 @@ func TestEnv(t *testing.T) {
 	}
 	script := `eval $(WEFT env) && docker run --rm IMAGE sh -c 'ip -o -4 addr show dev ethwe0' >/dev/null && echo "$DOCKER_HOST"
 eval $(WEFT env --restore) && echo "${DOCKER_HOST-unset}" && docker $(WEFT config) run --rm IMAGE sh -c 'ip -o -4 addr show dev ethwe0' >/dev/null && echo done`
-	script = strings.NewReplacer("WEFT", exe, "IMAGE", machine.Image).Replace(script)
+	script = strings.NewReplacer("WEFT", exe, "IMAGE", sandbox.Image).Replace(script)
 	if got := h.must(t, "bash", "-c", script); got != proxySocket+"\nunset\ndone" {
 		t.Errorf("the shell says %q", got)
 	}
@@ -199,7 +199,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 	}
 	// The end of the input has to reach the container, and its output after that
 	// the client.
-	if got := pipe("run", "-i", "--rm", machine.Image, "sha256sum"); !strings.HasPrefix(got, want) {
+	if got := pipe("run", "-i", "--rm", sandbox.Image, "sha256sum"); !strings.HasPrefix(got, want) {
 		t.Errorf("run -i: %s, want %s", got, want)
 	}
 	h.run(t, "--name", "box")
@@ -211,7 +211,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 	}
 	// An archive of 1 MiB and more in a chunked body, both ways.
 	h.must(t, "sh", "-c", "head -c 3000000 /dev/urandom >/var/tmp/big && docker -H "+proxySocket+" cp /var/tmp/big box:/big && docker -H "+proxySocket+" cp box:/big /var/tmp/back && cmp /var/tmp/big /var/tmp/back")
-	h.must(t, "sh", "-c", "mkdir -p /var/tmp/b && cp /var/tmp/big /var/tmp/b/ && printf 'FROM "+machine.Image+"\\nCOPY big /big\\n' >/var/tmp/b/Dockerfile")
+	h.must(t, "sh", "-c", "mkdir -p /var/tmp/b && cp /var/tmp/big /var/tmp/b/ && printf 'FROM "+sandbox.Image+"\\nCOPY big /big\\n' >/var/tmp/b/Dockerfile")
 	// BuildKit speaks gRPC over the connection, the classic builder sends an archive.
 	for _, kit := range []string{"0", "1"} {
 		h.must(t, "env", "DOCKER_BUILDKIT="+kit, "/usr/bin/docker", "-H", proxySocket, "build", "-q", "-t", "built"+kit, "/var/tmp/b")
@@ -228,7 +228,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "events", func() error {
-		h.through(t, "run", "--rm", machine.Image, "true")
+		h.through(t, "run", "--rm", sandbox.Image, "true")
 		if !strings.Contains(events.String(), "container die") {
 			return fmt.Errorf("there are %q", events.String())
 		}
@@ -248,7 +248,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 		oldest = "1.24" // from which on clients negotiate
 	}
 	for _, version := range []string{oldest, "1.41"} {
-		out := h.must(t, "env", "DOCKER_API_VERSION="+version, "docker", "-H", proxySocket, "run", "--rm", machine.Image, "sh", "-c", "ip -o -4 addr show dev ethwe0")
+		out := h.must(t, "env", "DOCKER_API_VERSION="+version, "docker", "-H", proxySocket, "run", "--rm", sandbox.Image, "sh", "-c", "ip -o -4 addr show dev ethwe0")
 		if !strings.Contains(out, "inet 10.") {
 			t.Errorf("with version %s of the API a container sees %s", version, out)
 		}
@@ -271,7 +271,7 @@ done`)
 	h.waitNetwork(t)
 	args := []string{"-H", "tcp://127.0.0.1:12375", "--tlsverify", "--tlscacert", "/etc/tls/ca.pem"}
 	with := append(slices.Clone(args), "--tlscert", "/etc/tls/client.pem", "--tlskey", "/etc/tls/client.key")
-	if got := h.must(t, "bash", "-c", "echo hello | docker "+strings.Join(with, " ")+" run -i --rm "+machine.Image+" cat"); got != "hello" {
+	if got := h.must(t, "bash", "-c", "echo hello | docker "+strings.Join(with, " ")+" run -i --rm "+sandbox.Image+" cat"); got != "hello" {
 		t.Errorf("over TLS it says %q", got)
 	}
 	without := h.refused(t, "curl", "-sS", "--cacert", "/etc/tls/ca.pem", "https://127.0.0.1:12375/_ping")

@@ -11,12 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-net/weft/internal/testbed/cluster"
-	"github.com/weft-net/weft/internal/testbed/machine"
+	"github.com/weft-net/weft/internal/lab/cluster"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
 func TestMain(m *testing.M) {
-	machine.Main()
+	sandbox.Main()
 	os.Exit(m.Run())
 }
 
@@ -30,7 +30,7 @@ const manifests = "../../prog/weft-kube"
 type kube struct {
 	*cluster.Cluster
 	t       *testing.T
-	outside *machine.Machine // a server and client that is no Node
+	outside *sandbox.Machine // a server and client that is no Node
 }
 
 // newKube makes a cluster of two nodes and installs weft.
@@ -193,7 +193,7 @@ func (k *kube) fromPod(name string) from {
 	return func(url string) (string, error) { return k.exec(name, "pod", "get", url) }
 }
 
-func (k *kube) fromMachine(m *machine.Machine) from {
+func (k *kube) fromMachine(m *sandbox.Machine) from {
 	return func(url string) (string, error) {
 		ctx, cancel := context.WithTimeout(k.t.Context(), 30*time.Second)
 		defer cancel()

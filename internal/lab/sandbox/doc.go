@@ -19,4 +19,4 @@
 // the process that made its bed does, however that ends: the kernel kills its
 // first process, and with it everything in it. A janitor, a process that waits
 // for the same, removes files, cgroups and the bridge.
-package machine
+package sandbox

@@ -8,12 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/weft-net/weft/internal/testbed/machine"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
 // Node is a machine that is a Node of the cluster.
 type Node struct {
-	*machine.Machine
+	*sandbox.Machine
 	cluster *Cluster
 }
 

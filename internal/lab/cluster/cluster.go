@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/weft-net/weft/internal/testbed/machine"
+	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
 const (
@@ -33,10 +33,10 @@ type Config struct {
 // for Kubectl and Command.
 type Cluster struct {
 	Config
-	Bed   *machine.Bed
+	Bed   *sandbox.Bed
 	Nodes []*Node
 
-	control *machine.Machine
+	control *sandbox.Machine
 	pki     *pki
 	api     string // URL
 	admin   string // kubeconfig
@@ -44,7 +44,7 @@ type Cluster struct {
 
 // New makes a cluster without nodes. Close it, also after an error.
 func New(ctx context.Context, config Config) (*Cluster, error) {
-	bed, err := machine.New()
+	bed, err := sandbox.New()
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func (c *Cluster) Log(machine, name string) string {
 }
 
 // spawn starts a program in a machine, which ends it.
-func (c *Cluster) spawn(m *machine.Machine, name, program string, args ...string) error {
+func (c *Cluster) spawn(m *sandbox.Machine, name, program string, args ...string) error {
 	log, err := os.OpenFile(c.Log(m.Name, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err

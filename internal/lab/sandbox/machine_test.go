@@ -1,6 +1,6 @@
 //go:build docker
 
-package machine
+package sandbox
 
 import (
 	"bufio"

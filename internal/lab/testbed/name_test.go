@@ -40,19 +40,6 @@ func TestConfigCheck(t *testing.T) {
 	}
 }
 
-func TestLastErrorIsTheOneThatEndedTheProcess(t *testing.T) {
-	for log, want := range map[string]string{
-		"": "it ended without a word",
-		"level=INFO msg=a\nweft: the port is taken\n": "the port is taken",
-		"weft: old\nlevel=INFO\nweft: new\n\n":        "new",
-		"panic: x\n\ngoroutine 1 [running]:\nmain\n":  "main",
-	} {
-		if got := LastError([]byte(log)); got != want {
-			t.Errorf("%q: %q, want %q", log, got, want)
-		}
-	}
-}
-
 func FuzzParsePlace(f *testing.F) {
 	for _, s := range []string{"h1", "h250", "h251", "h0", "h01", "h1/web", "h3/a.b-c_d", "h1/", "h1/../x", "h1/a/b", "H1", ""} {
 		f.Add(s)

@@ -1,7 +1,6 @@
 package testbed
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/process"
 )
 
 // pollEvery is how often a condition is looked at while waiting for it.
@@ -117,21 +117,7 @@ func (l *Lab) lastWords(n int, from int64) string {
 	if err != nil || int64(len(b)) < from {
 		return "it ended, and its log can not be read"
 	}
-	return LastError(b[from:])
-}
-
-// LastError returns the error that ended a weft process, from its log.
-func LastError(log []byte) string {
-	lines := bytes.Split(bytes.TrimSpace(log), []byte{'\n'})
-	for _, line := range slices.Backward(lines) {
-		if text, ok := bytes.CutPrefix(line, []byte("weft: ")); ok {
-			return string(text)
-		}
-	}
-	if last := lines[len(lines)-1]; len(last) > 0 {
-		return string(last)
-	}
-	return "it ended without a word"
+	return process.LastError(b[from:])
 }
 
 // RouterPID returns the process of host n's router, if it lives.
@@ -168,7 +154,7 @@ func (l *Lab) Kill(n int) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
 	defer cancel()
-	return WaitExit(ctx, pid)
+	return process.WaitExit(ctx, pid)
 }
 
 // Up launches all routers and waits for WaitConverged.

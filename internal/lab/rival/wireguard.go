@@ -14,7 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/weft-net/weft/internal/testbed"
+	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
 const (

@@ -68,33 +68,6 @@ func processesIn(id netdev.NSID) ([]int, error) {
 	return pids, nil
 }
 
-// WaitExit returns when a process has ended with all its threads and so has
-// closed its files and sockets, whether or not its parent has collected it; or
-// with the error of ctx.
-func WaitExit(ctx context.Context, pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("wait for process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, int(pollEvery.Milliseconds()))
-		if n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for process %d: %w", pid, err)
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("wait for process %d: %w", pid, ctx.Err())
-		}
-	}
-}
-
 // Command prepares a command that runs in a place. Start it with Start or Run
 // of this package, not its own. Weft is this program, installed or not.
 func (l *Lab) Command(ctx context.Context, p Place, name string, args ...string) *exec.Cmd {

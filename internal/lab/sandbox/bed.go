@@ -1,4 +1,4 @@
-package machine
+package sandbox
 
 import (
 	"crypto/rand"
