@@ -24,9 +24,9 @@ import (
 // Tests in files lab_*_test.go run real routers in labs. Each lab has a random
 // name, so several may run at once, and goes with its test.
 
-// patience is how long a test waits for what should come soon; slow machines
+// timeout is how long a test waits for what should come soon; slow machines
 // with the race detector need a multiple of what users see.
-const patience = 30 * time.Second
+const timeout = 30 * time.Second
 
 // slack is what a busy machine may add to a time that is promised.
 const slack = 5 * time.Second
@@ -91,7 +91,7 @@ func newLab(t testing.TB, c testbed.Config) *testbed.Lab {
 func upLab(t testing.TB, c testbed.Config) *testbed.Lab {
 	t.Helper()
 	lab := newLab(t, c)
-	ctx, cancel := context.WithTimeout(t.Context(), convergePatience)
+	ctx, cancel := context.WithTimeout(t.Context(), convergeTimeout)
 	defer cancel()
 	if err := lab.Up(ctx); err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func showLogs(t testing.TB, lab *testbed.Lab) {
 
 func launch(t *testing.T, lab *testbed.Lab, host int, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), labTimeout)
 	defer cancel()
 	if err := lab.Launch(ctx, host, args...); err != nil {
 		t.Fatal(err)
@@ -122,7 +122,7 @@ func launch(t *testing.T, lab *testbed.Lab, host int, args ...string) {
 
 func converge(t *testing.T, lab *testbed.Lab) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), convergePatience)
+	ctx, cancel := context.WithTimeout(t.Context(), convergeTimeout)
 	defer cancel()
 	if err := lab.WaitConverged(ctx); err != nil {
 		t.Fatal(err)
@@ -142,7 +142,7 @@ func on(t *testing.T, lab *testbed.Lab, host int, args ...string) string {
 // try runs weft on a host of a lab and returns its exit code and its output.
 func try(t *testing.T, lab *testbed.Lab, host int, args ...string) (int, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*labPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*labTimeout)
 	defer cancel()
 	place := testbed.Place{Host: host}
 	cmd := lab.Command(ctx, place, "weft", args...)
@@ -170,7 +170,7 @@ func addContainer(t *testing.T, lab *testbed.Lab, host int, name string, addrs .
 		}
 		list = append(list, a)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), labTimeout)
 	defer cancel()
 	got, err := lab.AddContainer(ctx, testbed.Place{Host: host, Container: name}, list)
 	if err != nil {
@@ -179,10 +179,10 @@ func addContainer(t *testing.T, lab *testbed.Lab, host int, name string, addrs .
 	return got
 }
 
-// reach wants an answer to a ping from a place within patience.
+// reach wants an answer to a ping from a place within timeout.
 func reach(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	if _, err := testbed.Ping(ctx, lab.Netns(from), to); err != nil {
 		t.Fatalf("from %s: %v", from, err)
@@ -194,7 +194,7 @@ func reach(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr) {
 func answered(t *testing.T, p *testbed.Pinger, size int) error {
 	t.Helper()
 	before := nstest.Overflows(t)
-	_, err := p.Once(size, patience)
+	_, err := p.Once(size, timeout)
 	if err != nil && nstest.Overflows(t) != before {
 		t.Logf("not counted, as the kernel's queues were full: %v", err)
 		return nil
@@ -213,7 +213,7 @@ func within(t *testing.T, lab *testbed.Lab, place testbed.Place, f func() error)
 // report asks a router for its state.
 func report(t *testing.T, lab *testbed.Lab, host int) *api.Report {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), labTimeout)
 	defer cancel()
 	r, err := api.NewClient(lab.Socket(host)).Report(ctx)
 	if err != nil {
@@ -222,11 +222,11 @@ func report(t *testing.T, lab *testbed.Lab, host int) *api.Report {
 	return r
 }
 
-// eventually wants a condition to come true within patience.
+// eventually wants a condition to come true within timeout.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	if err := poll.Until(patience, 50*time.Millisecond, poll.True(ok)); err != nil {
-		t.Fatalf("%s: %v after %v", what, err, patience)
+	if err := poll.Until(timeout, 50*time.Millisecond, poll.True(ok)); err != nil {
+		t.Fatalf("%s: %v after %v", what, err, timeout)
 	}
 }
 

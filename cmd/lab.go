@@ -22,12 +22,12 @@ import (
 )
 
 const (
-	// convergePatience is how long a lab may take until all routers see all, and
-	// hostPatience is what each host adds: all of them share the machine.
-	convergePatience = 60 * time.Second
-	hostPatience     = 3 * time.Second
-	// labPatience bounds what else a lab waits for.
-	labPatience = 60 * time.Second
+	// convergeTimeout is how long a lab may take until all routers see all, and
+	// hostTimeout is what each host adds: all of them share the machine.
+	convergeTimeout = 60 * time.Second
+	hostTimeout     = 3 * time.Second
+	// labTimeout bounds what else a lab waits for.
+	labTimeout = 60 * time.Second
 )
 
 // labApp is what all lab commands share.
@@ -159,7 +159,7 @@ func labUp(ctx context.Context, config testbed.Config) (*testbed.Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, convergePatience+time.Duration(config.Hosts)*hostPatience)
+	ctx, cancel := context.WithTimeout(ctx, convergeTimeout+time.Duration(config.Hosts)*hostTimeout)
 	defer cancel()
 	if err := lab.Up(ctx); err != nil {
 		return nil, errors.Join(err, testbed.Down(config.Name))
@@ -284,7 +284,7 @@ it, the container goes when the command ends, and weft exits as it does.
 			}
 			err = l.runIn(c.Context(), lab, place, argv)
 			// Also after an interrupt, which ended the command.
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), labPatience)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), labTimeout)
 			defer cancel()
 			if rerr := lab.RemoveContainer(ctx, place); rerr != nil {
 				fmt.Fprintln(l.stderr, errorLine(rerr))
@@ -414,7 +414,7 @@ after --, as in: weft lab launch h1 -- --name 02:00:00:00:00:01`,
 					peers = lab.Peers(hosts[0])
 				}
 			}
-			ctx, cancel := context.WithTimeout(c.Context(), labPatience)
+			ctx, cancel := context.WithTimeout(c.Context(), labTimeout)
 			defer cancel()
 			return lab.Launch(ctx, hosts[0], append(extra, peers...)...)
 		},

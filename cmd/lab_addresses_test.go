@@ -33,7 +33,7 @@ func TestHundredConcurrentAttaches(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range got {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+			ctx, cancel := context.WithTimeout(t.Context(), labTimeout)
 			defer cancel()
 			ps, err := lab.AddContainer(ctx, at(i%hosts+1, fmt.Sprintf("c%d", i)), nil)
 			if err != nil {
@@ -78,7 +78,7 @@ func TestKillDuringAllocation(t *testing.T) {
 		for i := range 30 {
 			host := i%hosts + 1
 			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+				ctx, cancel := context.WithTimeout(t.Context(), labTimeout)
 				defer cancel()
 				ps, err := lab.AddContainer(ctx, at(host, fmt.Sprintf("v%dc%d", victim, i)), nil)
 				mu.Lock()
@@ -294,7 +294,7 @@ func TestAllocationWithoutAMajoritySaysWhy(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
 	launch(t, lab, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	go lab.AddContainer(ctx, at(1, "a"), nil)
 	eventually(t, "status ipam says what is waited for", func() bool {

@@ -77,7 +77,7 @@ func (h *cniHost) pod(name string) *libcni.RuntimeConf {
 }
 
 func (h *cniHost) do(f func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(h.t.Context(), convergePatience)
+	ctx, cancel := context.WithTimeout(h.t.Context(), convergeTimeout)
 	defer cancel()
 	return netdev.Do(h.lab.Netns(at(h.host, "")), func() error { return f(ctx) })
 }
@@ -113,7 +113,7 @@ func (h *cniHost) check(rc *libcni.RuntimeConf) error {
 
 func (h *cniHost) leases() []api.Lease {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), labPatience)
+	ctx, cancel := context.WithTimeout(h.t.Context(), labTimeout)
 	defer cancel()
 	list, err := api.NewClient(h.lab.Socket(h.host)).Leases(ctx)
 	if err != nil {

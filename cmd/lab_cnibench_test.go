@@ -65,7 +65,7 @@ func enforcePolicies(b *testing.B, lab *testbed.Lab, host int) {
 			b.Error(err)
 		}
 	})
-	if err := poll.Until(convergePatience, 50*time.Millisecond, engine.Enforced); err != nil {
+	if err := poll.Until(convergeTimeout, 50*time.Millisecond, engine.Enforced); err != nil {
 		b.Fatal(err)
 	}
 }
@@ -95,7 +95,7 @@ func BenchmarkCNI(b *testing.B) {
 	}
 	lab := newLab(b, testbed.Config{Hosts: 2})
 	lab.Exe = shipped(b)
-	ctx, cancel := context.WithTimeout(b.Context(), convergePatience)
+	ctx, cancel := context.WithTimeout(b.Context(), convergeTimeout)
 	defer cancel()
 	if err := lab.Up(ctx); err != nil {
 		b.Fatal(err)

@@ -25,7 +25,7 @@ func query(t *testing.T, lab *testbed.Lab, from testbed.Place, network string, s
 	q := new(dns.Msg).SetQuestion(name, typ)
 	var conn net.Conn
 	err := netdev.Do(lab.Netns(from), func() (err error) {
-		conn, err = net.DialTimeout(network, netip.AddrPortFrom(server, 53).String(), patience)
+		conn, err = net.DialTimeout(network, netip.AddrPortFrom(server, 53).String(), timeout)
 		return err
 	})
 	if err != nil {
@@ -67,7 +67,7 @@ func answers(m *dns.Msg) string {
 	return strings.Join(words, " ")
 }
 
-// asked wants an answer from a DNS server within patience.
+// asked wants an answer from a DNS server within timeout.
 func asked(t *testing.T, lab *testbed.Lab, from testbed.Place, server netip.Addr, name string, typ uint16, want string) {
 	t.Helper()
 	got := ""

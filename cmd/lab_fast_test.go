@@ -414,7 +414,7 @@ func TestChurnTouchesNoOtherFlow(t *testing.T) {
 	})
 	churned := make(chan error, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), convergePatience)
+		ctx, cancel := context.WithTimeout(context.Background(), convergeTimeout)
 		defer cancel()
 		for n := 3; n <= hosts; n++ {
 			err := lab.Kill(n)

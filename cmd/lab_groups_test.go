@@ -131,7 +131,7 @@ func formCluster(t *testing.T, lab *testbed.Lab, places []testbed.Place, members
 			defer c.Close()
 			known := map[netip.Addr]bool{members[i]: true}
 			buf := make([]byte, 100)
-			end := time.Now().Add(patience)
+			end := time.Now().Add(timeout)
 			for next := (time.Time{}); len(known) < len(members); {
 				if time.Now().After(end) {
 					t.Errorf("%s by %s: knows %d of %d members", place, to, len(known), len(members))

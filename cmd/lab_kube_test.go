@@ -127,7 +127,7 @@ func TestNodesThatComeAndGoLoseNoAddress(t *testing.T) {
 	}
 	for round := 1; round <= rounds; round++ {
 		// It owns addresses, and one of them is in use.
-		ctx, cancel := context.WithTimeout(t.Context(), labPatience)
+		ctx, cancel := context.WithTimeout(t.Context(), labTimeout)
 		if _, err := api.NewClient(lab.Socket(3)).Lease(ctx, api.LeaseRequest{Owner: fmt.Sprintf("cni:weft:pod-%d:eth0", round)}); err != nil {
 			t.Fatal(err)
 		}

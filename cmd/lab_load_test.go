@@ -39,7 +39,7 @@ func upShipped(t *testing.T, c testbed.Config) (lab *testbed.Lab, addrs []netip.
 	t.Helper()
 	lab = newLab(t, c)
 	lab.Exe = shipped(t)
-	ctx, cancel := context.WithTimeout(t.Context(), convergePatience)
+	ctx, cancel := context.WithTimeout(t.Context(), convergeTimeout)
 	defer cancel()
 	if err := lab.Up(ctx); err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ func startStream(t *testing.T, lab *testbed.Lab, from, to testbed.Place, addr ne
 	var ln net.Listener
 	var c net.Conn
 	within(t, lab, to, func() (err error) { ln, err = net.Listen("tcp", net.JoinHostPort(addr.String(), "7777")); return err })
-	within(t, lab, from, func() (err error) { c, err = net.DialTimeout("tcp", ln.Addr().String(), patience); return err })
+	within(t, lab, from, func() (err error) { c, err = net.DialTimeout("tcp", ln.Addr().String(), timeout); return err })
 	s := &stream{}
 	ended := make(chan struct{}, 2)
 	go func() {
@@ -69,7 +69,7 @@ func startStream(t *testing.T, lab *testbed.Lab, from, to testbed.Place, addr ne
 	return s
 }
 
-// flows wants the stream to go on within patience from now.
+// flows wants the stream to go on within timeout from now.
 func (s *stream) flows(t *testing.T) {
 	t.Helper()
 	now := s.received.Load()
@@ -106,12 +106,12 @@ func echoes(t *testing.T, lab *testbed.Lab, place testbed.Place, addr netip.Addr
 func echoed(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr, n int) {
 	t.Helper()
 	within(t, lab, from, func() error {
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(to.String(), "80"), patience)
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(to.String(), "80"), timeout)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(timeout))
 		go c.Write(make([]byte, n))
 		if got, err := io.ReadFull(c, make([]byte, n)); err != nil {
 			return fmt.Errorf("from %s to %s: %d of %d bytes came back: %w", from, to, got, n, err)

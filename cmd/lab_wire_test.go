@@ -70,7 +70,7 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 		got <- seen
 	}()
 	return func() []byte {
-		end.Store(time.Now().Add(patience).UnixNano())
+		end.Store(time.Now().Add(timeout).UnixNano())
 		return <-got
 	}
 }
@@ -187,7 +187,7 @@ func TestStatusAddress(t *testing.T) {
 				return err
 			})
 			return conn, err
-		}}, Timeout: patience}
+		}}, Timeout: timeout}
 		resp, err := client.Get("http://127.0.0.1:6782" + path)
 		if err != nil {
 			t.Fatal(err)

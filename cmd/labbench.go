@@ -251,7 +251,7 @@ func (l *labApp) printRouters(ctx context.Context, lab *testbed.Lab) error {
 
 // makePaths makes the networks and starts a server at the far end of each.
 func (k *benchConfig) makePaths(ctx context.Context, lab *testbed.Lab) ([]benchPath, error) {
-	ctx, cancel := context.WithTimeout(ctx, labPatience)
+	ctx, cancel := context.WithTimeout(ctx, labTimeout)
 	defer cancel()
 	makers := map[string]func() (*rival.Network, error){
 		pathRaw:   func() (*rival.Network, error) { return rawNetwork(lab) },

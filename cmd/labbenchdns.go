@@ -123,19 +123,19 @@ func (b *dnsBench) start(ctx context.Context) error {
 			return err == nil
 		}
 	}
-	patience, cancel := context.WithTimeout(ctx, labPatience)
+	timeout, cancel := context.WithTimeout(ctx, labTimeout)
 	defer cancel()
 	b.paths = []string{pathWeftDNS}
 	b.pids[pathWeftDNS], _ = b.lab.RouterPID(1)
 	if b.config.rivals != "" {
-		b.pids[pathCoreDNS], err = rival.CoreDNS(patience, b.lab, b.config.rivals, b.servers[pathCoreDNS], hosts, weftdns.DefaultTTL, answers(pathCoreDNS))
+		b.pids[pathCoreDNS], err = rival.CoreDNS(timeout, b.lab, b.config.rivals, b.servers[pathCoreDNS], hosts, weftdns.DefaultTTL, answers(pathCoreDNS))
 		if err != nil {
 			return err
 		}
 		b.paths = append(b.paths, pathCoreDNS)
 	}
 	for !answers(pathWeftDNS)() {
-		if err := wait(patience, rivalPause); err != nil {
+		if err := wait(timeout, rivalPause); err != nil {
 			return fmt.Errorf("wait for the names to arrive: %w", err)
 		}
 	}

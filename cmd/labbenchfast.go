@@ -133,7 +133,7 @@ func (l *labApp) benchFast(ctx context.Context, k benchConfig, runs []benchRun, 
 
 // makeFastPaths makes networks of one lab.
 func makeFastPaths(ctx context.Context, lab *testbed.Lab, networks []fastNetwork) ([]benchPath, error) {
-	setup, cancel := context.WithTimeout(ctx, labPatience)
+	setup, cancel := context.WithTimeout(ctx, labTimeout)
 	defer cancel()
 	var paths []benchPath
 	for _, n := range networks {
@@ -232,7 +232,7 @@ func fastStateOf(ctx context.Context, lab *testbed.Lab, host int) (s fastState, 
 // knowStations has the sender's kernel know manyStations stations at the far end.
 // They are forgotten after a while, and made known again then.
 func knowStations(ctx context.Context, p *benchPath) error {
-	ctx, cancel := context.WithTimeout(ctx, labPatience)
+	ctx, cancel := context.WithTimeout(ctx, labTimeout)
 	defer cancel()
 	for sent := false; ; {
 		r, err := api.NewClient(p.lab.Socket(p.from.Host)).Report(ctx)

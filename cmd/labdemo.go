@@ -19,7 +19,7 @@ import (
 const (
 	demoContainer = "c1"
 	demoSend      = 2 * time.Second
-	pingPatience  = 10 * time.Second
+	pingTimeout   = 10 * time.Second
 )
 
 func (l *labApp) demo() *cobra.Command {
@@ -68,7 +68,7 @@ func runDemo(ctx context.Context, config testbed.Config, w io.Writer) (err error
 	addrs := make([]netip.Addr, config.Hosts+1) // by host
 	if err := step(w, "attach a container on each host", func() error {
 		for n := 1; n <= config.Hosts; n++ {
-			ctx, cancel := context.WithTimeout(ctx, labPatience)
+			ctx, cancel := context.WithTimeout(ctx, labTimeout)
 			ps, err := lab.AddContainer(ctx, testbed.Place{Host: n, Container: demoContainer}, nil)
 			cancel()
 			if err != nil {
@@ -108,8 +108,8 @@ func pingMatrix(ctx context.Context, lab *testbed.Lab, addrs []netip.Addr, w io.
 				fmt.Fprintf(w, "%8s", "-")
 				continue
 			}
-			patience, cancel := context.WithTimeout(ctx, pingPatience)
-			rtt, err := testbed.Ping(patience, lab.Netns(testbed.Place{Host: from, Container: demoContainer}), addrs[to])
+			timeout, cancel := context.WithTimeout(ctx, pingTimeout)
+			rtt, err := testbed.Ping(timeout, lab.Netns(testbed.Place{Host: from, Container: demoContainer}), addrs[to])
 			cancel()
 			if err != nil {
 				lost = append(lost, fmt.Sprintf("%s to %s: %v", testbed.Place{Host: from}, testbed.Place{Host: to}, err))

@@ -168,7 +168,7 @@ func (s *trafficServer) measure(ctx context.Context, lab *testbed.Lab, from test
 	if err != nil {
 		return r, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, d+labPatience)
+	ctx, cancel := context.WithTimeout(ctx, d+labTimeout)
 	defer cancel()
 	cmd := lab.Command(ctx, from, exe, append([]string{"lab", "traffic", "send", s.addr, "--time", d.String()}, args...)...)
 	var out, words strings.Builder

@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	// launchPatience is how long a router may take until it is ready.
-	launchPatience = 30 * time.Second
+	// launchTimeout is how long a router may take until it is ready.
+	launchTimeout = 30 * time.Second
 	// pollEvery is how often a router that starts or stops is looked at.
 	pollEvery = 50 * time.Millisecond
 )
@@ -128,7 +128,7 @@ func changedArgs(fs *pflag.FlagSet, without ...string) []string {
 // background starts a router in a session of its own and waits until it is
 // ready, or returns its last words.
 func background(ctx context.Context, c *daemon.Config, logFile string, args, env []string, stdout io.Writer) error {
-	ctx, cancel := context.WithTimeout(ctx, launchPatience)
+	ctx, cancel := context.WithTimeout(ctx, launchTimeout)
 	defer cancel()
 	exe, err := os.Executable()
 	if err != nil {
@@ -174,7 +174,7 @@ func background(ctx context.Context, c *daemon.Config, logFile string, args, env
 		case <-ctx.Done():
 			cmd.Process.Kill()
 			<-ended
-			return fmt.Errorf("the router was not ready in %v and is stopped; its log is %s", launchPatience, logFile)
+			return fmt.Errorf("the router was not ready in %v and is stopped; its log is %s", launchTimeout, logFile)
 		case <-time.After(pollEvery):
 		}
 	}

@@ -17,8 +17,8 @@ import (
 	"github.com/weft-net/weft/internal/process"
 )
 
-// stopPatience is how long a router may take to end once it has taken leave.
-const stopPatience = 15 * time.Second
+// stopTimeout is how long a router may take to end once it has taken leave.
+const stopTimeout = 15 * time.Second
 
 func (a *app) stop() *cobra.Command {
 	return &cobra.Command{
@@ -82,7 +82,7 @@ func waitEnd(ctx context.Context, pid int) error {
 	if pid < 1 {
 		return nil // not a process of this host's, as it sees them
 	}
-	ctx, cancel := context.WithTimeout(ctx, stopPatience)
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	if err := process.WaitExit(ctx, pid); err != nil {
 		return fmt.Errorf("the router took leave of the mesh: %w", err)

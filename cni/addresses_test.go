@@ -66,7 +66,7 @@ func TestStatusOfARouterThatHangs(t *testing.T) {
 	if !errors.As(err, &e) || e.Code != types.ErrPluginNotAvailable || !strings.Contains(e.Msg, "no answer in time") {
 		t.Errorf("status: %v", err)
 	}
-	// The kubelet's patience with a runtime.
+	// The kubelet's timeout with a runtime.
 	if took := time.Since(began); took > 25*time.Second {
 		t.Errorf("it took %v", took)
 	}

@@ -15,8 +15,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// patience is how long a verb may take; runtimes give up after some minutes.
-const patience = 90 * time.Second
+// timeout is how long a verb may take; runtimes give up after some minutes.
+const timeout = 90 * time.Second
 
 // Versions are those of the specification that the plugin speaks.
 var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -41,7 +41,7 @@ func verb(f func(*conf, context.Context, *skel.CmdArgs) error) func(*skel.CmdArg
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		return f(c, ctx, args)
 	}
@@ -159,7 +159,7 @@ func (c *conf) after(r *current.Result) *current.Result {
 
 // undo takes away what a failed add may have made, when the time of add may be up.
 func undo(by func(context.Context, *skel.CmdArgs) error, args *skel.CmdArgs) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	return by(ctx, args)
 }

@@ -17,8 +17,8 @@ import (
 // which the API server, and so policies, know pods.
 const podIface = "eth0"
 
-// forgetPatience bounds what need not be heard.
-const forgetPatience = 5 * time.Second
+// forgetTimeout bounds what need not be heard.
+const forgetTimeout = 5 * time.Second
 
 // policies is who enforces policies on this host, if anybody does: it listens beside the router.
 func (c *conf) policies() *api.Client {
@@ -43,7 +43,7 @@ func (c *conf) isolate(ctx context.Context, args *skel.CmdArgs, addrs []netip.Pr
 // enforces policies forgets them when another pod gets them.
 func (c *conf) forget(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) {
 	if pod, ok := podOf(args, addrs); ok && len(addrs) > 0 {
-		ctx, cancel := context.WithTimeout(ctx, forgetPatience)
+		ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
 		defer cancel()
 		_ = c.policies().ForgetPod(ctx, pod)
 	}

@@ -37,9 +37,9 @@ type host struct {
 // allocator is the allocator of one universe with its file.
 type allocator struct {
 	*ipam.Allocator
-	universe, subnet netip.Prefix
-	disk             *store.Store
-	notes            []string // for the user, on what was read from the file
+	addrRange, subnet netip.Prefix
+	disk              *store.Store
+	notes             []string // for the user, on what was read from the file
 }
 
 var (
@@ -86,34 +86,34 @@ func Default(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (_
 	h.names = h.newNames(id)
 	parts := &Parts{Node: h, Names: h.names}
 	for _, u := range []struct {
-		universe, subnet netip.Prefix
-		file             string
-		channel          uint8
-		kind             mesh.Kind
+		addrRange, subnet netip.Prefix
+		file              string
+		channel           uint8
+		kind              mesh.Kind
 	}{
 		{c.Range, c.DefaultSubnet, ipamFile, mesh.ChannelRing, mesh.KindIPAM},
 		{c.Range6, c.Range6, ipam6File, mesh.ChannelRing6, mesh.KindIPAM6},
 	} {
-		if !u.universe.IsValid() {
+		if !u.addrRange.IsValid() {
 			continue
 		}
-		a, err := h.allocator(id, u.universe, u.subnet, u.file, u.channel, u.kind)
+		a, err := h.allocator(id, u.addrRange, u.subnet, u.file, u.channel, u.kind)
 		if err != nil {
 			return nil, err
 		}
 		h.allocators = append(h.allocators, a)
-		parts.Universes = append(parts.Universes, a)
+		parts.Ranges = append(parts.Ranges, a)
 	}
 	return parts, nil
 }
 
-func (h *host) allocator(id *peer.Identity, universe, subnet netip.Prefix, file string, channel uint8, kind mesh.Kind) (*allocator, error) {
-	disk, notes, err := ipam.OpenDisk(h.config.path(file), id.Name, universe)
+func (h *host) allocator(id *peer.Identity, addrRange, subnet netip.Prefix, file string, channel uint8, kind mesh.Kind) (*allocator, error) {
+	disk, notes, err := ipam.OpenDisk(h.config.path(file), id.Name, addrRange)
 	if err != nil {
 		return nil, err
 	}
 	alloc, unread, err := ipam.New(ipam.Config{
-		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Universe: universe, Default: subnet, Init: h.config.ringInit(),
+		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: addrRange, Default: subnet, Init: h.config.ringInit(),
 	}, addresses{h.mesh, channel, kind}, disk, h.log.With("part", "ipam"))
 	if err != nil {
 		disk.Close()
@@ -131,7 +131,7 @@ func (h *host) allocator(id *peer.Identity, universe, subnet netip.Prefix, file 
 	for _, n := range notes {
 		h.log.Warn("address file", "what", n)
 	}
-	return &allocator{alloc, universe, subnet, disk, notes}, nil
+	return &allocator{alloc, addrRange, subnet, disk, notes}, nil
 }
 
 // newNames makes the service discovery. Hosts without DNS pass on what others say
@@ -171,8 +171,8 @@ func (c *Config) ringInit() ipam.Init {
 	return ipam.Init{Mode: ipam.Consensus, Expect: expect}
 }
 
-// Universe implements Addresses.
-func (a *allocator) Universe() netip.Prefix { return a.universe }
+// Range implements Addresses.
+func (a *allocator) Range() netip.Prefix { return a.addrRange }
 
 // DefaultSubnet implements Addresses.
 func (a *allocator) DefaultSubnet() netip.Prefix { return a.subnet }
@@ -290,10 +290,10 @@ func (h *host) Leave(ctx context.Context, handover bool) error {
 	for _, a := range h.allocators {
 		r, err := a.Handover(ctx)
 		if err != nil {
-			return fmt.Errorf("hand over the addresses of %s: %w", a.universe, err)
+			return fmt.Errorf("hand over the addresses of %s: %w", a.addrRange, err)
 		}
 		if !r.Unreachable.IsZero() && len(h.mesh.View().Peers()) > 0 {
-			return fmt.Errorf("hand over the addresses of %s: no peer confirmed that it has %.0f of them now", a.universe, r.Unreachable.Float())
+			return fmt.Errorf("hand over the addresses of %s: no peer confirmed that it has %.0f of them now", a.addrRange, r.Unreachable.Float())
 		}
 	}
 	return nil

@@ -42,7 +42,7 @@ type attachment struct {
 // attachments joins containers to the bridge, and knows which are. It is safe
 // for concurrent use; requests for different containers run at once.
 type attachments struct {
-	addresses universes
+	addresses ranges
 	names     Names
 	bridge    string
 	mtu       int
@@ -59,7 +59,7 @@ type attachments struct {
 
 const bucketAttachments = "attachments"
 
-func newAttachments(st *store.Store, us universes, names Names, bridge string, mtu int, log *slog.Logger) *attachments {
+func newAttachments(st *store.Store, us ranges, names Names, bridge string, mtu int, log *slog.Logger) *attachments {
 	tab, err := store.OpenTable[attachment](st, bucketAttachments)
 	if err != nil {
 		log.Warn("some records of attached containers are lost", "error", err)

@@ -41,7 +41,7 @@ func newBench(t *testing.T) *bench {
 // restart makes attachments as a router does that was started again.
 func (b *bench) restart() {
 	b.names = newTestNames()
-	b.as = newAttachments(b.store, universes{b.addresses}, b.names, netdev.BridgeName, DefaultMTU, slog.New(slog.DiscardHandler))
+	b.as = newAttachments(b.store, ranges{b.addresses}, b.names, netdev.BridgeName, DefaultMTU, slog.New(slog.DiscardHandler))
 }
 
 // newTestNames is a service discovery with nobody to announce to.
@@ -253,7 +253,7 @@ func TestExposures(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	open := func() *exposures {
-		return newExposures(b.store, universes{b.addresses}, b.names, netdev.BridgeName, slog.New(slog.DiscardHandler))
+		return newExposures(b.store, ranges{b.addresses}, b.names, netdev.BridgeName, slog.New(slog.DiscardHandler))
 	}
 	es := open()
 	bridge := func() (ps []netip.Prefix) {

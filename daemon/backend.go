@@ -14,9 +14,9 @@ import (
 	"github.com/weft-net/weft/internal/version"
 )
 
-// allocatePatience bounds how long a request waits for addresses. The error
+// allocateTimeout bounds how long a request waits for addresses. The error
 // then says what it waited for.
-const allocatePatience = 60 * time.Second
+const allocateTimeout = 60 * time.Second
 
 var errLeaving = unavailable("the router is about to stop")
 
@@ -81,7 +81,7 @@ func (d *daemon) Attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefi
 	if d.leaving.Load() {
 		return nil, errLeaving
 	}
-	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
+	ctx, cancel := context.WithTimeout(ctx, allocateTimeout)
 	defer cancel()
 	p, err := d.place(ctx, r, true)
 	if err != nil {
@@ -134,7 +134,7 @@ func (d *daemon) Expose(ctx context.Context, r api.ExposeRequest) ([]netip.Prefi
 	if d.leaving.Load() {
 		return nil, errLeaving
 	}
-	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
+	ctx, cancel := context.WithTimeout(ctx, allocateTimeout)
 	defer cancel()
 	return d.exposures.expose(ctx, r)
 }
@@ -149,7 +149,7 @@ func (d *daemon) Lease(ctx context.Context, r api.LeaseRequest) (api.LeaseReply,
 	if d.leaving.Load() {
 		return api.LeaseReply{}, errLeaving
 	}
-	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
+	ctx, cancel := context.WithTimeout(ctx, allocateTimeout)
 	defer cancel()
 	got, err := d.leases.lease(ctx, r)
 	return api.LeaseReply{Addresses: got, Bridge: d.config.Bridge, MTU: d.config.MTU}, err
@@ -180,7 +180,7 @@ func (d *daemon) Forget(_ context.Context, r api.PeersRequest) error {
 
 // RemovePeers implements api.Backend.
 func (d *daemon) RemovePeers(ctx context.Context, r api.PeersRequest) ([]api.Removed, error) {
-	if len(d.universes) == 0 {
+	if len(d.ranges) == 0 {
 		return nil, unavailable("take over a dead peer's addresses: this router was launched without a range of addresses")
 	}
 	return d.node.RemovePeers(ctx, r.Peers)
@@ -191,7 +191,7 @@ func (d *daemon) Adopt(_ context.Context, r api.AdoptRequest) error { return d.n
 
 // Prime implements api.Backend.
 func (d *daemon) Prime(ctx context.Context) error {
-	for _, u := range d.universes {
+	for _, u := range d.ranges {
 		if err := u.Prime(ctx); err != nil {
 			return err
 		}

@@ -32,11 +32,11 @@ const (
 	// sweepEvery is how often containers and rules are compared with the
 	// kernel.
 	sweepEvery = 10 * time.Second
-	// restorePatience is how long the addresses of running containers are
+	// restoreTimeout is how long the addresses of running containers are
 	// claimed again after a start, which may need a ring first.
-	restorePatience = 10 * time.Minute
-	// leavePatience bounds taking leave after a signal.
-	leavePatience = 5 * time.Second
+	restoreTimeout = 10 * time.Minute
+	// leaveTimeout bounds taking leave after a signal.
+	leaveTimeout = 5 * time.Second
 )
 
 // Assemble makes the mesh, the switch and the allocators of one host. The
@@ -109,7 +109,7 @@ type daemon struct {
 	store       *store.Store
 	name        peer.Name
 	node        Node
-	universes   universes
+	ranges      ranges
 	targets     *targets
 	attachments *attachments
 	exposures   *exposures
@@ -183,13 +183,13 @@ func (d *daemon) startTargets() ([]string, error) {
 
 // begin takes the parts over and starts the record of this run.
 func (d *daemon) begin(name peer.Name, parts *Parts, targetList []string) error {
-	d.name, d.node, d.universes = name, parts.Node, parts.Universes
+	d.name, d.node, d.ranges = name, parts.Node, parts.Ranges
 	d.names = parts.Names
-	d.attachments = newAttachments(d.store, d.universes, d.names, d.config.Bridge, d.config.MTU, d.log)
-	d.exposures = newExposures(d.store, d.universes, d.names, d.config.Bridge, d.log)
+	d.attachments = newAttachments(d.store, d.ranges, d.names, d.config.Bridge, d.config.MTU, d.log)
+	d.exposures = newExposures(d.store, d.ranges, d.names, d.config.Bridge, d.log)
 	d.exposures.keepClients = d.config.NoMasqLocal
 	d.externs = newExterns(d.store, d.names, d.log)
-	d.leases = &leases{addresses: d.universes, stateDir: d.config.StateDir, log: d.log}
+	d.leases = &leases{addresses: d.ranges, stateDir: d.config.StateDir, log: d.log}
 	if boot := currentBoot(); len(boot) > 0 {
 		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
 			return err
@@ -244,7 +244,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	g.Go(func() error { return api.Serve(working, socket, api.Handler(d, metrics), d.log) })
 	g.Go(func() error { return d.node.Run(working) })
 	g.Go(func() error {
-		restore, cancel := context.WithTimeout(working, restorePatience)
+		restore, cancel := context.WithTimeout(working, restoreTimeout)
 		defer cancel()
 		d.attachments.restore(restore)
 		d.exposures.restore(restore)
@@ -264,7 +264,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		})
 	}
 	stop := context.AfterFunc(ctx, func() {
-		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
+		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 		defer cancel()
 		if err := d.Stop(leave); err != nil {
 			d.log.Warn("took no proper leave of the mesh", "error", err)

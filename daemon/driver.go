@@ -25,11 +25,11 @@ import (
 
 // driverAddresses is the allocators as Docker's driver wants them. It
 // implements plugin.Addresses.
-type driverAddresses struct{ universes }
+type driverAddresses struct{ ranges }
 
 func (as driverAddresses) Default(v6 bool) (netip.Prefix, bool) {
-	for _, u := range as.universes {
-		if u.Universe().Addr().Is6() == v6 {
+	for _, u := range as.ranges {
+		if u.Range().Addr().Is6() == v6 {
 			return u.DefaultSubnet(), true
 		}
 	}
@@ -38,11 +38,11 @@ func (as driverAddresses) Default(v6 bool) (netip.Prefix, bool) {
 
 func (as driverAddresses) Check(subnet netip.Prefix) error {
 	ranges := ""
-	for _, u := range as.universes {
-		if r := u.Universe(); r.Contains(subnet.Addr()) && r.Bits() <= subnet.Bits() {
+	for _, u := range as.ranges {
+		if r := u.Range(); r.Contains(subnet.Addr()) && r.Bits() <= subnet.Bits() {
 			return nil
 		}
-		ranges += " " + u.Universe().String()
+		ranges += " " + u.Range().String()
 	}
 	if ranges == "" {
 		return fmt.Errorf("subnet %s: this router was launched without a range of addresses", subnet)
@@ -66,8 +66,8 @@ func (as driverAddresses) Release(owner string, a netip.Addr) error {
 
 func (as driverAddresses) Owners() map[string][]netip.Prefix {
 	all := make(map[string][]netip.Prefix)
-	for _, u := range as.universes {
-		maps.Copy(all, u.Idents())
+	for _, u := range as.ranges {
+		maps.Copy(all, u.Owners())
 	}
 	return all
 }
@@ -129,7 +129,7 @@ type drivers struct {
 }
 
 func newDrivers(d *daemon, log *slog.Logger) *drivers {
-	as := driverAddresses{d.universes}
+	as := driverAddresses{d.ranges}
 	subnet, _ := as.Default(false)
 	return &drivers{
 		Driver: plugin.New(plugin.Config{
@@ -154,8 +154,8 @@ func (d *drivers) serve(ctx context.Context) error {
 }
 
 const (
-	networkPatience = time.Minute // of one try to make the default network
-	networkRetry    = 5 * time.Second
+	networkTimeout = time.Minute // of one try to make the default network
+	networkRetry   = 5 * time.Second
 )
 
 // keepNetwork makes the default network unless it is there, trying until ctx
@@ -179,7 +179,7 @@ func (d *drivers) keepNetwork(ctx context.Context, c *client.Client) {
 }
 
 func (d *drivers) makeNetwork(ctx context.Context, c *client.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, networkPatience)
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
 	defer cancel()
 	r, err := c.NetworkInspect(ctx, plugin.Name, client.NetworkInspectOptions{})
 	switch {
@@ -275,7 +275,7 @@ func (d *drivers) adopt(ctx context.Context, c *client.Client) error {
 
 // adoptEndpoints does that for a container that runs.
 func (d *drivers) adoptEndpoints(ctx context.Context, c *docker.Container) {
-	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
+	ctx, cancel := context.WithTimeout(ctx, allocateTimeout)
 	defer cancel()
 	for _, end := range c.Endpoints {
 		d.Restore(end.ID, c.Netns())

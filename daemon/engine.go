@@ -149,7 +149,7 @@ func (e *engine) Connected(ctx context.Context, c *client.Client) {
 		return
 	}
 	e.working.Go(func() {
-		asking, cancel := context.WithTimeout(ctx, networkPatience)
+		asking, cancel := context.WithTimeout(ctx, networkTimeout)
 		defer cancel()
 		if err := e.drivers.adopt(asking, c); err != nil {
 			e.log.Warn("networks of docker's are not on record", "error", err)
@@ -192,7 +192,7 @@ func (e *engine) Changed(ctx context.Context, c *docker.Container) {
 // rejoin gives a container back what it had. What fails is tried again by sweep
 // for as long as it runs.
 func (e *engine) rejoin(ctx context.Context, c *docker.Container) {
-	ctx, cancel := context.WithTimeout(ctx, allocatePatience)
+	ctx, cancel := context.WithTimeout(ctx, allocateTimeout)
 	defer cancel()
 	a, err := e.attachments.rejoin(ctx, c)
 	if !e.runs(c) {
@@ -257,15 +257,15 @@ func (e *engine) rewriteHosts(c *docker.Container, a attachment) {
 	}
 }
 
-// engineLeavePatience leaves time for the mesh when the engine hangs.
-const engineLeavePatience = leavePatience / 2
+// engineLeaveTimeout leaves time for the mesh when the engine hangs.
+const engineLeaveTimeout = leaveTimeout / 2
 
 // leave takes leave of the engine: the default network goes, unless it is used.
 func (e *engine) leave(ctx context.Context) {
 	if e.drivers == nil || e.watcher.State() != "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, engineLeavePatience)
+	ctx, cancel := context.WithTimeout(ctx, engineLeaveTimeout)
 	defer cancel()
 	c, err := e.client.Open()
 	if err == nil {

@@ -23,7 +23,7 @@ type exposure struct {
 // exposures gives the bridge addresses, so that the host itself is part of the
 // overlay. It is safe for concurrent use.
 type exposures struct {
-	addresses universes
+	addresses ranges
 	names     Names
 	bridge    string
 	log       *slog.Logger
@@ -40,7 +40,7 @@ type exposures struct {
 
 const bucketExposures = "exposures"
 
-func newExposures(st *store.Store, us universes, names Names, bridge string, log *slog.Logger) *exposures {
+func newExposures(st *store.Store, us ranges, names Names, bridge string, log *slog.Logger) *exposures {
 	tab, err := store.OpenTable[exposure](st, bucketExposures)
 	if err != nil {
 		log.Warn("some records of exposed addresses are lost", "error", err)

@@ -14,7 +14,7 @@ import (
 
 // fakeAddresses is an allocator without peers.
 type fakeAddresses struct {
-	universe netip.Prefix
+	addrRange netip.Prefix
 
 	mu    sync.Mutex
 	given map[netip.Addr]string // owners
@@ -22,12 +22,12 @@ type fakeAddresses struct {
 }
 
 func newFakeAddresses() *fakeAddresses {
-	return &fakeAddresses{universe: netip.MustParsePrefix("10.32.0.0/16"), given: make(map[netip.Addr]string)}
+	return &fakeAddresses{addrRange: netip.MustParsePrefix("10.32.0.0/16"), given: make(map[netip.Addr]string)}
 }
 
-func (f *fakeAddresses) Universe() netip.Prefix { return f.universe }
+func (f *fakeAddresses) Range() netip.Prefix { return f.addrRange }
 
-func (f *fakeAddresses) DefaultSubnet() netip.Prefix { return f.universe }
+func (f *fakeAddresses) DefaultSubnet() netip.Prefix { return f.addrRange }
 
 func (f *fakeAddresses) Allocate(_ context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
 	f.mu.Lock()
@@ -67,19 +67,19 @@ func (f *fakeAddresses) Lookup(owner string) []netip.Prefix {
 	var ps []netip.Prefix
 	for a, o := range f.given {
 		if o == owner {
-			ps = append(ps, netip.PrefixFrom(a, f.universe.Bits()))
+			ps = append(ps, netip.PrefixFrom(a, f.addrRange.Bits()))
 		}
 	}
 	slices.SortFunc(ps, netip.Prefix.Compare)
 	return ps
 }
 
-func (f *fakeAddresses) Idents() map[string][]netip.Prefix {
+func (f *fakeAddresses) Owners() map[string][]netip.Prefix {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	all := make(map[string][]netip.Prefix)
 	for a, o := range f.given {
-		all[o] = append(all[o], netip.PrefixFrom(a, f.universe.Bits()))
+		all[o] = append(all[o], netip.PrefixFrom(a, f.addrRange.Bits()))
 	}
 	return all
 }

@@ -19,7 +19,7 @@ import (
 // leases gives addresses to owners whose interfaces somebody else makes. The
 // allocators remember them. It is safe for concurrent use.
 type leases struct {
-	addresses universes
+	addresses ranges
 	stateDir  string // with the files of api.GoneFile
 	log       *slog.Logger
 
@@ -77,7 +77,7 @@ func (ls *leases) release(owner string) ([]netip.Prefix, error) {
 func (ls *leases) list() []api.Lease {
 	all := make(map[string][]netip.Prefix)
 	for _, u := range ls.addresses {
-		for owner, ps := range u.Idents() {
+		for owner, ps := range u.Owners() {
 			if strings.HasPrefix(owner, leaseOwner) {
 				all[owner] = append(all[owner], ps...)
 			}

@@ -13,8 +13,8 @@ import (
 // those of a router that was only started again stay.
 func TestLeasesEndWithTheBoot(t *testing.T) {
 	st, given := openStore(t), newFakeAddresses()
-	ls := &leases{addresses: universes{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
-	if _, err := given.Allocate(t.Context(), "container", given.universe); err != nil {
+	ls := &leases{addresses: ranges{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	if _, err := given.Allocate(t.Context(), "container", given.addrRange); err != nil {
 		t.Fatal(err)
 	}
 	start := func(boot string, want int) {

@@ -169,7 +169,7 @@ func TestNamesOfTheHost(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	open := func() *exposures {
-		return newExposures(b.store, universes{b.addresses}, b.names, netdev.BridgeName, b.as.log)
+		return newExposures(b.store, ranges{b.addresses}, b.names, netdev.BridgeName, b.as.log)
 	}
 	es := open()
 	expose := func(r api.ExposeRequest) {

@@ -36,8 +36,8 @@ type Node interface {
 // Addresses is the allocator of one universe. Its methods may be called
 // concurrently.
 type Addresses interface {
-	// Universe is the range that addresses come from.
-	Universe() netip.Prefix
+	// Range is the range that addresses come from.
+	Range() netip.Prefix
 	// DefaultSubnet is the subnet for those who name none.
 	DefaultSubnet() netip.Prefix
 	// Allocate gives owner a free address of subnet, with its length, and has
@@ -51,8 +51,8 @@ type Addresses interface {
 	Claim(ctx context.Context, owner string, addr netip.Prefix) error
 	// Lookup returns what owner has.
 	Lookup(owner string) []netip.Prefix
-	// Idents returns all owners that have addresses on this host, and which.
-	Idents() map[string][]netip.Prefix
+	// Owners returns all owners that have addresses on this host, and which.
+	Owners() map[string][]netip.Prefix
 	// Release takes an address from owner; it does not wait. An address that
 	// owner does not have is no error.
 	Release(owner string, addr netip.Addr) error
@@ -63,8 +63,8 @@ type Addresses interface {
 // Parts is what Assemble makes.
 type Parts struct {
 	Node Node
-	// Universes are the allocators, at most one for each family.
-	Universes []Addresses
+	// Ranges are the allocators, at most one for each family.
+	Ranges []Addresses
 	// Names is where host names are registered.
 	Names *dns.Service
 }

@@ -13,12 +13,12 @@ import (
 // universes gives and takes addresses for owners, whichever allocator they
 // belong to. Addresses outside every universe are the user's to manage: they
 // are neither claimed nor released.
-type universes []Addresses
+type ranges []Addresses
 
 // of returns the allocator that a belongs to, nil if none.
-func (us universes) of(a netip.Addr) Addresses {
+func (us ranges) of(a netip.Addr) Addresses {
 	for _, u := range us {
-		if u.Universe().Contains(a) {
+		if u.Range().Contains(a) {
 			return u
 		}
 	}
@@ -26,7 +26,7 @@ func (us universes) of(a netip.Addr) Addresses {
 }
 
 // subnet returns the allocator for a request, and the subnet to ask it for.
-func (us universes) subnet(a api.Address) (Addresses, netip.Prefix, error) {
+func (us ranges) subnet(a api.Address) (Addresses, netip.Prefix, error) {
 	if len(us) == 0 {
 		return nil, netip.Prefix{}, unavailable(fmt.Sprintf("give an address for %s: this router was launched without a range of addresses; name one as ip:ADDRESS/LENGTH", a))
 	}
@@ -34,15 +34,15 @@ func (us universes) subnet(a api.Address) (Addresses, netip.Prefix, error) {
 		return us[0], us[0].DefaultSubnet(), nil
 	}
 	for _, u := range us {
-		if u.Universe().Overlaps(a.Prefix) {
+		if u.Range().Overlaps(a.Prefix) {
 			return u, a.Prefix, nil
 		}
 	}
-	return nil, netip.Prefix{}, usage(fmt.Sprintf("give an address for %s: the subnet is outside the range %s", a, us[0].Universe()))
+	return nil, netip.Prefix{}, usage(fmt.Sprintf("give an address for %s: the subnet is outside the range %s", a, us[0].Range()))
 }
 
 // give gets one address for owner. Fresh tells that owner did not have it.
-func (us universes) give(ctx context.Context, owner string, a api.Address) (p netip.Prefix, fresh bool, err error) {
+func (us ranges) give(ctx context.Context, owner string, a api.Address) (p netip.Prefix, fresh bool, err error) {
 	if a.Kind == api.Exactly {
 		u := us.of(a.Prefix.Addr())
 		if u == nil {
@@ -62,7 +62,7 @@ func (us universes) give(ctx context.Context, owner string, a api.Address) (p ne
 
 // giveAll gets all addresses for owner, or none. Fresh are those that owner
 // did not have before.
-func (us universes) giveAll(ctx context.Context, owner string, as []api.Address) (got, fresh []netip.Prefix, err error) {
+func (us ranges) giveAll(ctx context.Context, owner string, as []api.Address) (got, fresh []netip.Prefix, err error) {
 	for _, a := range as {
 		p, isFresh, err := us.give(ctx, owner, a)
 		if err != nil {
@@ -79,7 +79,7 @@ func (us universes) giveAll(ctx context.Context, owner string, as []api.Address)
 }
 
 // take releases addresses of owner.
-func (us universes) take(owner string, ps []netip.Prefix) error {
+func (us ranges) take(owner string, ps []netip.Prefix) error {
 	var errs []error
 	for _, p := range ps {
 		if u := us.of(p.Addr()); u != nil {
@@ -90,7 +90,7 @@ func (us universes) take(owner string, ps []netip.Prefix) error {
 }
 
 // owned returns what the allocators have given to owner.
-func (us universes) owned(owner string) []netip.Prefix {
+func (us ranges) owned(owner string) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, u := range us {
 		ps = append(ps, u.Lookup(owner)...)
@@ -100,7 +100,7 @@ func (us universes) owned(owner string) []netip.Prefix {
 
 // settle makes the allocators agree with what owner really has: what it lacks
 // there is claimed, what only they know of is released.
-func (us universes) settle(ctx context.Context, owner string, has []netip.Prefix) error {
+func (us ranges) settle(ctx context.Context, owner string, has []netip.Prefix) error {
 	var errs []error
 	owned := us.owned(owner)
 	for _, p := range owned {
@@ -118,7 +118,7 @@ func (us universes) settle(ctx context.Context, owner string, has []netip.Prefix
 
 // matching returns those of has that the requests mean: all of them for no
 // request, those in the subnet for FromSubnet and FromDefault.
-func (us universes) matching(has []netip.Prefix, as []api.Address) ([]netip.Prefix, error) {
+func (us ranges) matching(has []netip.Prefix, as []api.Address) ([]netip.Prefix, error) {
 	if len(as) == 0 {
 		return slices.Clone(has), nil
 	}

@@ -52,8 +52,8 @@ func (h *host) Report(r *api.Report) {
 	}
 	for _, a := range h.allocators {
 		s := a.Status()
-		u := h.universe(s)
-		if a.universe.Addr().Is4() {
+		u := h.addrRange(s)
+		if a.addrRange.Addr().Is4() {
 			r.IPAM = u
 		} else {
 			r.IPAM6 = u
@@ -103,7 +103,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			if l.State == "established" {
 				c.State, c.RTT, c.Info = api.StateEstablished, l.RTT, h.notAtItsBest(l)
 			}
-			if s.Distant {
+			if s.Relayed {
 				c.Address = l.Addr.String()
 				c.Info = "through address translation, control over other peers; " + c.Info
 			}
@@ -202,9 +202,9 @@ func (h *host) peers(out *api.Router, ms mesh.Status) {
 }
 
 // universe puts an allocator's status into the words of the API.
-func (h *host) universe(s ipam.Status) *api.IPAM {
+func (h *host) addrRange(s ipam.Status) *api.IPAM {
 	u := &api.IPAM{
-		Status: s.State, Range: s.Universe, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
+		Status: s.State, Range: s.Range, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
 		PendingAllocates: []string{}, PendingClaims: []string{},
 	}
 	v := h.mesh.View()
@@ -243,7 +243,7 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 		w = append(w, d.String())
 	}
 	for _, c := range s.Conflicts {
-		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Ident, h.describe(c.Owner)))
+		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer)))
 	}
 	if s.DiskError != "" {
 		w = append(w, "addresses can not be written, so none are given: "+s.DiskError)

@@ -21,8 +21,8 @@ import (
 // DefaultHost is where an engine listens unless told otherwise.
 const DefaultHost = "unix:///var/run/docker.sock"
 
-// answerPatience bounds how long the engine may take for one answer.
-const answerPatience = 10 * time.Second
+// answerTimeout bounds how long the engine may take for one answer.
+const answerTimeout = 10 * time.Second
 
 // Container is what weft wants to know of a container.
 type Container struct {
@@ -104,7 +104,7 @@ func (c *Client) Find(ctx context.Context, ref string) (*Container, error) {
 }
 
 func inspect(ctx context.Context, api *client.Client, ref string) (*Container, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	r, err := api.ContainerInspect(ctx, ref, client.ContainerInspectOptions{})
 	switch {

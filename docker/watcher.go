@@ -184,7 +184,7 @@ func drain(t *track.Tracker, messages <-chan events.Message, settled bool) {
 }
 
 func ping(ctx context.Context, api *client.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	_, err := api.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -195,7 +195,7 @@ func ping(ctx context.Context, api *client.Client) error {
 
 // list asks about all.
 func (w *Watcher) list(ctx context.Context, api *client.Client, t *track.Tracker) error {
-	asking, cancel := context.WithTimeout(ctx, answerPatience)
+	asking, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	r, err := api.ContainerList(asking, client.ContainerListOptions{All: true})
 	if err != nil {

@@ -148,14 +148,14 @@ func (n *notes) Stopped(_ context.Context, id string)      { n.note("stopped %s"
 func (n *notes) Gone(_ context.Context, id string)         { n.note("gone %s", id) }
 func (n *notes) Listed(_ context.Context, ids []string)    { n.note("listed %d", len(ids)) }
 
-// patience is how long a test waits for the watcher.
-const patience = 20 * time.Second
+// timeout is how long a test waits for the watcher.
+const timeout = 20 * time.Second
 
 // want waits for notes, and empties the book.
 func (n *notes) want(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
-	_ = poll.Until(patience, 5*time.Millisecond, poll.True(func() bool {
+	_ = poll.Until(timeout, 5*time.Millisecond, poll.True(func() bool {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		got = slices.Clone(n.list)
@@ -226,7 +226,7 @@ func TestWatcher(t *testing.T) {
 	e.mu.Unlock()
 	e.set("b", "1")
 	e.events <- "b"
-	_ = poll.Until(patience, 5*time.Millisecond, poll.True(func() bool {
+	_ = poll.Until(timeout, 5*time.Millisecond, poll.True(func() bool {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.list = slices.DeleteFunc(n.list, func(s string) bool { return s == "connected" || strings.HasPrefix(s, "listed") })

@@ -61,19 +61,19 @@ type reply struct {
 // New returns an Allocator that goes on from what disk has. The notes are for
 // the user: what of it could not be read.
 func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, notes []error, err error) {
-	if !cfg.Universe.IsValid() || cfg.Universe.Addr().Is4In6() {
-		return nil, nil, fmt.Errorf("address universe %s: not a range of addresses", cfg.Universe)
+	if !cfg.Range.IsValid() || cfg.Range.Addr().Is4In6() {
+		return nil, nil, fmt.Errorf("address universe %s: not a range of addresses", cfg.Range)
 	}
-	cfg.Universe = cfg.Universe.Masked()
+	cfg.Range = cfg.Range.Masked()
 	if !cfg.Default.IsValid() {
-		cfg.Default = cfg.Universe
+		cfg.Default = cfg.Range
 	}
 	cfg.Default = cfg.Default.Masked()
-	if !cfg.Default.Overlaps(cfg.Universe) {
-		return nil, nil, fmt.Errorf("default subnet %s is outside of the universe %s", cfg.Default, cfg.Universe)
+	if !cfg.Default.Overlaps(cfg.Range) {
+		return nil, nil, fmt.Errorf("default subnet %s is outside of the universe %s", cfg.Default, cfg.Range)
 	}
 	if cfg.Init.Mode == Seed && len(cfg.Init.Seeds) == 0 {
-		return nil, nil, fmt.Errorf("address universe %s: the list of seeds is empty", cfg.Universe)
+		return nil, nil, fmt.Errorf("address universe %s: the list of seeds is empty", cfg.Range)
 	}
 	a = &Allocator{mesh: mesh, disk: disk, log: log, waiters: make(map[uint64]chan reply), tick: time.NewTimer(0)}
 	a.core = newCore(cfg, mesh, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
@@ -235,12 +235,12 @@ func wrap(what string, r reply) (any, error) {
 // ident has one already it is returned again. A zero subnet means the default.
 // It waits until there is one or ctx is done (without a deadline:
 // DefaultDeadline); the error then says what for.
-func (a *Allocator) Allocate(ctx context.Context, ident string, subnet netip.Prefix) (netip.Prefix, error) {
+func (a *Allocator) Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
 	if !subnet.IsValid() {
 		subnet = a.core.cfg.Default
 	}
-	v, err := a.call(ctx, fmt.Sprintf("allocate an address of %s for %s", subnet, ident),
-		func(c *core, id uint64) { c.allocate(id, ident, subnet) })
+	v, err := a.call(ctx, fmt.Sprintf("allocate an address of %s for %s", subnet, owner),
+		func(c *core, id uint64) { c.allocate(id, owner, subnet) })
 	if err != nil {
 		return netip.Prefix{}, err
 	}
@@ -251,18 +251,18 @@ func (a *Allocator) Allocate(ctx context.Context, ident string, subnet netip.Pre
 // p.Bits(). In the universe it asks the peer that owns it, and fails at once if
 // it is in use by another. Outside of the universe it is only noted here. It
 // may be repeated.
-func (a *Allocator) Claim(ctx context.Context, ident string, p netip.Prefix) error {
+func (a *Allocator) Claim(ctx context.Context, owner string, p netip.Prefix) error {
 	if !p.IsValid() || p.Addr().Is4In6() {
-		return fmt.Errorf("claim %s for %s: not an address with a prefix length", p, ident)
+		return fmt.Errorf("claim %s for %s: not an address with a prefix length", p, owner)
 	}
-	_, err := a.call(ctx, fmt.Sprintf("claim %s for %s", p, ident), func(c *core, id uint64) { c.claim(id, ident, p) })
+	_, err := a.call(ctx, fmt.Sprintf("claim %s for %s", p, owner), func(c *core, id uint64) { c.claim(id, owner, p) })
 	return err
 }
 
 // Lookup returns the addresses of ident, in order.
-func (a *Allocator) Lookup(ident string) (out []netip.Prefix) {
+func (a *Allocator) Lookup(owner string) (out []netip.Prefix) {
 	_ = a.step(func(c *core) {
-		for _, addr := range c.byIdent[ident] {
+		for _, addr := range c.byOwner[owner] {
 			out = append(out, netip.PrefixFrom(addr, c.held[addr].bits))
 		}
 	})
@@ -270,13 +270,13 @@ func (a *Allocator) Lookup(ident string) (out []netip.Prefix) {
 	return out
 }
 
-// Idents returns who has addresses here, and which.
-func (a *Allocator) Idents() map[string][]netip.Prefix {
+// Owners returns who has addresses here, and which.
+func (a *Allocator) Owners() map[string][]netip.Prefix {
 	out := make(map[string][]netip.Prefix)
 	_ = a.step(func(c *core) {
-		for ident, addrs := range c.byIdent {
+		for owner, addrs := range c.byOwner {
 			for _, addr := range addrs {
-				out[ident] = append(out[ident], netip.PrefixFrom(addr, c.held[addr].bits))
+				out[owner] = append(out[owner], netip.PrefixFrom(addr, c.held[addr].bits))
 			}
 		}
 	})
@@ -285,21 +285,21 @@ func (a *Allocator) Idents() map[string][]netip.Prefix {
 
 // Release frees an address of ident. It returns an error if ident does not have
 // it.
-func (a *Allocator) Release(ident string, address netip.Addr) error {
+func (a *Allocator) Release(owner string, address netip.Addr) error {
 	ok := false
-	_ = a.step(func(c *core) { ok = c.release(ident, address) })
+	_ = a.step(func(c *core) { ok = c.release(owner, address) })
 	if !ok {
-		return fmt.Errorf("release %s of %s: it does not have that address", address, ident)
+		return fmt.Errorf("release %s of %s: it does not have that address", address, owner)
 	}
 	return nil
 }
 
 // ReleaseAll frees all addresses of ident and returns them.
-func (a *Allocator) ReleaseAll(ident string) (out []netip.Prefix) {
+func (a *Allocator) ReleaseAll(owner string) (out []netip.Prefix) {
 	_ = a.step(func(c *core) {
-		for _, addr := range slices.Clone(c.byIdent[ident]) {
+		for _, addr := range slices.Clone(c.byOwner[owner]) {
 			out = append(out, netip.PrefixFrom(addr, c.held[addr].bits))
-			c.release(ident, addr)
+			c.release(owner, addr)
 		}
 	})
 	return out

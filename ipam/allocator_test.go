@@ -78,7 +78,7 @@ func startLan(t *testing.T, n int, disk func(i int) Disk) []*Allocator {
 	for i := range n {
 		l := peers[peer.Name{2, 5: byte(i + 1)}]
 		a, notes, err := New(Config{Self: l.self, Signer: peer.Cheap{ID: peer.Key{byte(i + 1)}}, Verifier: peer.Cheap{},
-			Universe: pfx(universe), Init: Init{Mode: Consensus, Expect: n}}, l, disk(i), slog.New(slog.DiscardHandler))
+			Range: pfx(addrRange), Init: Init{Mode: Consensus, Expect: n}}, l, disk(i), slog.New(slog.DiscardHandler))
 		if err != nil || len(notes) > 0 {
 			t.Fatal(err, notes)
 		}
@@ -128,7 +128,7 @@ func TestManyAllocateAtOnce(t *testing.T) {
 		if len(got) != 1 || as[0].Release("c5", got[0].Addr()) != nil || as[0].Release("c5", got[0].Addr()) == nil {
 			t.Errorf("release of %v", got)
 		}
-		if n := len(as[0].ReleaseAll("c0")) + len(as[0].ReleaseAll("c0")); n != 1 || len(as[0].Idents()) != 18 {
+		if n := len(as[0].ReleaseAll("c0")) + len(as[0].ReleaseAll("c0")); n != 1 || len(as[0].Owners()) != 18 {
 			t.Errorf("released %d", n)
 		}
 	})
@@ -216,8 +216,8 @@ func TestHandoverEndsTheAllocator(t *testing.T) {
 func TestConfigIsChecked(t *testing.T) {
 	for why, cfg := range map[string]Config{
 		"no universe":     {},
-		"default outside": {Universe: pfx("10.0.0.0/8"), Default: pfx("11.0.0.0/24")},
-		"no seeds":        {Universe: pfx("10.0.0.0/8"), Init: Init{Mode: Seed}},
+		"default outside": {Range: pfx("10.0.0.0/8"), Default: pfx("11.0.0.0/24")},
+		"no seeds":        {Range: pfx("10.0.0.0/8"), Init: Init{Mode: Seed}},
 	} {
 		cfg.Signer = peer.Cheap{}
 		if _, _, err := New(cfg, &lan{}, newDisk(), slog.New(slog.DiscardHandler)); err == nil {
@@ -232,12 +232,12 @@ func TestStateFile(t *testing.T) {
 	self := peer.Name{2, 5: 1}
 	var first netip.Prefix
 	for run := range 3 {
-		disk, notes, err := OpenDisk(path, self, pfx(universe))
+		disk, notes, err := OpenDisk(path, self, pfx(addrRange))
 		if err != nil || len(notes) > 0 {
 			t.Fatal(err, notes)
 		}
 		l := &lan{self: self, peers: map[peer.Name]*lan{}}
-		a, bad, err := New(Config{Self: self, Signer: peer.Cheap{}, Verifier: peer.Cheap{}, Universe: pfx(universe),
+		a, bad, err := New(Config{Self: self, Signer: peer.Cheap{}, Verifier: peer.Cheap{}, Range: pfx(addrRange),
 			Grace: time.Nanosecond, Init: Init{Mode: Consensus, Expect: 1}}, l, disk, slog.New(slog.DiscardHandler))
 		if err != nil || len(bad) > 0 {
 			t.Fatal(err, bad)
@@ -249,8 +249,8 @@ func TestStateFile(t *testing.T) {
 		if err != nil || run > 0 && p != first {
 			t.Errorf("run %d: %v, %v; first %v", run, p, err, first)
 		}
-		if first = p; len(a.Idents()) != 1 {
-			t.Errorf("run %d: %v", run, a.Idents())
+		if first = p; len(a.Owners()) != 1 {
+			t.Errorf("run %d: %v", run, a.Owners())
 		}
 		cancel()
 		if err := errors.Join(<-done, disk.Close()); err != nil {
@@ -261,8 +261,8 @@ func TestStateFile(t *testing.T) {
 
 func TestSetPicksByFamily(t *testing.T) {
 	var set Set
-	for _, u := range []string{"fd00::/48", universe} {
-		a, _, err := New(Config{Self: peer.Name{2, 5: 1}, Signer: peer.Cheap{}, Universe: pfx(u)}, &lan{}, newDisk(), slog.New(slog.DiscardHandler))
+	for _, u := range []string{"fd00::/48", addrRange} {
+		a, _, err := New(Config{Self: peer.Name{2, 5: 1}, Signer: peer.Cheap{}, Range: pfx(u)}, &lan{}, newDisk(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,10 +318,10 @@ func TestForeignAndDamagedFilesAreSetAside(t *testing.T) {
 		}
 		return notes
 	}
-	if got := append(open(1, universe), open(1, universe)...); len(got) != 0 {
+	if got := append(open(1, addrRange), open(1, addrRange)...); len(got) != 0 {
 		t.Errorf("notes of a new file: %v", got)
 	}
-	if got := open(2, universe); len(got) != 1 || !strings.Contains(got[0], "self 02:00:00:00:00:01, not 02:00:00:00:00:02") {
+	if got := open(2, addrRange); len(got) != 1 || !strings.Contains(got[0], "self 02:00:00:00:00:01, not 02:00:00:00:00:02") {
 		t.Errorf("another name: %v", got)
 	}
 	if got := open(2, "10.0.0.0/8"); len(got) != 1 || !strings.Contains(got[0], "universe 10.32.0.0/20, not 10.0.0.0/8") {
@@ -343,8 +343,8 @@ func TestForeignAndDamagedFilesAreSetAside(t *testing.T) {
 // address twice that it can still read.
 func TestDamagedValues(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	n := s.add(universe, Init{Mode: Consensus, Expect: 1})
-	n.allocate("x", universe)
+	n := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
+	n.allocate("x", addrRange)
 	for bucket, values := range n.disk.data {
 		for k := range values {
 			n.disk.data[bucket][k] = []byte{1}
@@ -380,7 +380,7 @@ func FuzzMessage(f *testing.F) {
 		}
 		// No message makes a peer that has a ring stumble.
 		s := newSim(t, 1)
-		n := s.add(universe, Init{Mode: Seed, Seeds: []peer.Name{{2, 5: 1}}})
+		n := s.add(addrRange, Init{Mode: Seed, Seeds: []peer.Name{{2, 5: 1}}})
 		n.do(func(c *core) { c.startRing(c.cfg.Init.Seeds) })
 		n.do(func(c *core) { _ = c.receive(peer.Name{2, 5: 9}, b) })
 	})
@@ -388,7 +388,7 @@ func FuzzMessage(f *testing.F) {
 
 func FuzzChannel(f *testing.F) {
 	s := newSim(f, 1)
-	n := s.add(universe, Init{Mode: Consensus, Expect: 1})
+	n := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
 	n.do(func(c *core) { c.election.Propose() })
 	f.Add(append([]byte{deltaElection}, n.core.election.Delta()...))
 	f.Add(n.core.digest())
@@ -401,7 +401,7 @@ func FuzzChannel(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := newSim(t, 1)
 		for _, ready := range []bool{false, true} {
-			n := s.add(universe, Init{Mode: Consensus, Expect: 3})
+			n := s.add(addrRange, Init{Mode: Consensus, Expect: 3})
 			if ready {
 				n.do(func(c *core) { c.startRing([]peer.Name{{2, 5: 1}}) })
 			}

@@ -31,9 +31,9 @@ type Config struct {
 	Self     peer.Name
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Universe is the range that all peers share, Default the subnet of those who
+	// Range is the range that all peers share, Default the subnet of those who
 	// ask for none.
-	Universe, Default netip.Prefix
+	Range, Default netip.Prefix
 	// Init says how the first ring is made.
 	Init Init
 	// Grace is how long after its start a peer that knows of no ring waits for
@@ -94,7 +94,7 @@ type core struct {
 	election *paxos.Election // nil if the first ring comes from seeds
 	space    space.Space
 	held     map[netip.Addr]allocation
-	byIdent  map[string][]netip.Addr
+	byOwner  map[string][]netip.Addr
 
 	started     time.Time
 	wantRing    bool
@@ -130,9 +130,9 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		cfg.Grace = defaultGrace
 	}
 	c := &core{cfg: cfg, view: view, rng: rng,
-		ring:     ring.New(cfg.Universe, cfg.Verifier),
+		ring:     ring.New(cfg.Range, cfg.Verifier),
 		held:     make(map[netip.Addr]allocation),
-		byIdent:  make(map[string][]netip.Addr),
+		byOwner:  make(map[string][]netip.Addr),
 		asks:     make(map[netip.Prefix]*spaceAsk),
 		donors:   make(map[peer.Name]donor),
 		removals: make(map[uint64]*removing),
@@ -318,5 +318,5 @@ func (c *core) name(n peer.Name) string {
 	return n.String()
 }
 
-// inUniverse tells whether the ring divides a.
-func (c *core) inUniverse(a netip.Addr) bool { return addr.Of(c.cfg.Universe).Contains(a) }
+// inRange tells whether the ring divides a.
+func (c *core) inRange(a netip.Addr) bool { return addr.Of(c.cfg.Range).Contains(a) }

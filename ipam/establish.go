@@ -16,7 +16,7 @@ func (c *core) newElection(own, value []byte) (*paxos.Election, error) {
 	if c.cfg.Init.Mode == Seed {
 		return nil, nil
 	}
-	instance := append([]byte("first ring of "), c.cfg.Universe.String()...)
+	instance := append([]byte("first ring of "), c.cfg.Range.String()...)
 	return paxos.NewElection(paxos.Config{
 		Self: c.cfg.Self, Signer: c.cfg.Signer, Verifier: c.cfg.Verifier,
 		Instance: instance,
@@ -94,7 +94,7 @@ func (c *core) elected() {
 }
 
 func (c *core) startRing(peers []peer.Name) {
-	g, err := ring.NewGenesis(c.cfg.Universe, peers)
+	g, err := ring.NewGenesis(c.cfg.Range, peers)
 	if err == nil {
 		var out ring.Outcome
 		if out, err = c.ring.Start(g); err == nil {

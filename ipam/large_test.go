@@ -55,7 +55,7 @@ func largeIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
 func (w *large) launch(i int) {
 	id := peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}}
 	b := &big{engine: gossip.NewEngine(w.rng)}
-	b.core = newCore(Config{Self: largeName(i), Signer: id, Verifier: id, Universe: pfx("10.32.0.0/12"), Init: Init{Mode: Seed}}, flat{}, w.rng)
+	b.core = newCore(Config{Self: largeName(i), Signer: id, Verifier: id, Range: pfx("10.32.0.0/12"), Init: Init{Mode: Seed}}, flat{}, w.rng)
 	var err error
 	if b.topo, err = topology.New(topology.Config{Self: largeName(i), Instance: w.rng.Uint64(), Signer: id, Verifier: id,
 		Book: new(peer.Book), Start: w.now}); err != nil {

@@ -82,7 +82,7 @@ func (c *core) leave() {
 // those the one that owns least; else any that can be reached.
 func (c *core) pickHeir() (heir peer.Name, ok bool) {
 	var least addr.Count
-	for _, h := range c.ownersIn(c.cfg.Universe) {
+	for _, h := range c.ownersIn(c.cfg.Range) {
 		n := c.ring.Owners()[h]
 		if h.Name != c.cfg.Self && c.view.Reachable(h.Name) && (!ok || n.Cmp(least) < 0) {
 			heir, least, ok = h.Name, n, true

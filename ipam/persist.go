@@ -37,7 +37,7 @@ type Disk interface {
 // OpenDisk opens the state file of one universe at path, or makes it. A file
 // that is damaged, or belongs to another peer name or universe, is set aside
 // under another name, never deleted; notes then tells the user what happened.
-func OpenDisk(path string, self peer.Name, universe netip.Prefix) (s *store.Store, notes []string, err error) {
+func OpenDisk(path string, self peer.Name, addrRange netip.Prefix) (s *store.Store, notes []string, err error) {
 	s, aside, err := store.Open(path)
 	if err != nil {
 		return nil, nil, err
@@ -54,7 +54,7 @@ func OpenDisk(path string, self peer.Name, universe netip.Prefix) (s *store.Stor
 		}
 		return err
 	}
-	err = errors.Join(check("self", self.String()), check("universe", universe.Masked().String()))
+	err = errors.Join(check("self", self.String()), check("universe", addrRange.Masked().String()))
 	if err != nil {
 		foreign = err.Error()
 	}
@@ -73,7 +73,7 @@ func OpenDisk(path string, self peer.Name, universe netip.Prefix) (s *store.Stor
 	}
 	err = s.Apply([]store.Write{
 		{Bucket: bucketMeta, Key: []byte("self"), Value: []byte(self.String())},
-		{Bucket: bucketMeta, Key: []byte("universe"), Value: []byte(universe.Masked().String())},
+		{Bucket: bucketMeta, Key: []byte("universe"), Value: []byte(addrRange.Masked().String())},
 	})
 	if err != nil {
 		return nil, notes, errors.Join(err, s.Close())
@@ -137,12 +137,12 @@ func (l *loader) loadAddresses() {
 			l.notes = append(l.notes, fmt.Errorf("address %x in the state file: %w", k, errMessage))
 			return
 		}
-		ident := string(v[1:])
-		if l.inUniverse(a) {
+		owner := string(v[1:])
+		if l.inRange(a) {
 			l.space.Take(a)
 		}
-		l.held[a] = allocation{ident, int(v[0])}
-		l.byIdent[ident] = append(l.byIdent[ident], a)
+		l.held[a] = allocation{owner, int(v[0])}
+		l.byOwner[owner] = append(l.byOwner[owner], a)
 	})
 }
 
@@ -180,8 +180,8 @@ func (l *loader) loadVotes() {
 	})
 }
 
-func holdWrite(ident string, a netip.Addr, bits int) store.Write {
-	return store.Write{Bucket: bucketAddresses, Key: a.AsSlice(), Value: append([]byte{byte(bits)}, ident...)}
+func holdWrite(owner string, a netip.Addr, bits int) store.Write {
+	return store.Write{Bucket: bucketAddresses, Key: a.AsSlice(), Value: append([]byte{byte(bits)}, owner...)}
 }
 
 func releaseWrite(a netip.Addr) store.Write {

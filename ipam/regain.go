@@ -30,7 +30,7 @@ func (c *core) findLost() {
 		return
 	}
 	for a := range c.held {
-		if !c.inUniverse(a) || c.space.Owns(a) {
+		if !c.inRange(a) || c.space.Owns(a) {
 			delete(c.lost, a)
 			continue
 		}
@@ -76,7 +76,7 @@ func (c *core) regainAnswer(from peer.Name, m message) bool {
 		}
 		if m.status == statusNo && l.inUse != from {
 			l.inUse = from
-			c.warn("an address is in use on two peers", "address", a, "ident", c.held[a].ident, "peer", from)
+			c.warn("an address is in use on two peers", "address", a, "ident", c.held[a].owner, "peer", from)
 		}
 		return true
 	}

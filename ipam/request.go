@@ -24,7 +24,7 @@ const (
 type request struct {
 	id     uint64
 	kind   requestKind
-	ident  string
+	owner  string
 	subnet netip.Prefix // of an allocation; of a claim: the address and its length
 	asked  peer.Name    // of a claim: the owner that was asked
 	askID  uint64
@@ -33,7 +33,7 @@ type request struct {
 
 // allocation is an address in use here.
 type allocation struct {
-	ident string
+	owner string
 	bits  int // prefix length of the subnet, for the interface
 }
 
@@ -57,43 +57,43 @@ func (c *core) nextID() uint64 {
 	return c.lastID
 }
 
-// maxIdent is the most bytes of an ident.
-const maxIdent = 255
+// maxOwner is the most bytes of an ident.
+const maxOwner = 255
 
-func checkIdent(ident string) error {
-	if ident == "" || len(ident) > maxIdent {
-		return fmt.Errorf("container id of %d bytes: want 1 to %d", len(ident), maxIdent)
+func checkOwner(owner string) error {
+	if owner == "" || len(owner) > maxOwner {
+		return fmt.Errorf("container id of %d bytes: want 1 to %d", len(owner), maxOwner)
 	}
 	return nil
 }
 
 // allocate begins an allocation; the reply is a netip.Prefix.
-func (c *core) allocate(id uint64, ident string, subnet netip.Prefix) {
-	if err := c.checkAllocate(ident, subnet); err != nil {
+func (c *core) allocate(id uint64, owner string, subnet netip.Prefix) {
+	if err := c.checkAllocate(owner, subnet); err != nil {
 		c.reply(id, nil, err)
 		return
 	}
-	c.begin(&request{id: id, kind: reqAllocate, ident: ident, subnet: subnet.Masked()})
+	c.begin(&request{id: id, kind: reqAllocate, owner: owner, subnet: subnet.Masked()})
 }
 
-func (c *core) checkAllocate(ident string, subnet netip.Prefix) error {
-	if err := checkIdent(ident); err != nil {
+func (c *core) checkAllocate(owner string, subnet netip.Prefix) error {
+	if err := checkOwner(owner); err != nil {
 		return err
 	}
-	if !addr.Of(subnet).Overlaps(addr.Of(c.cfg.Universe)) {
-		return fmt.Errorf("subnet %s is outside of the universe %s", subnet, c.cfg.Universe)
+	if !addr.Of(subnet).Overlaps(addr.Of(c.cfg.Range)) {
+		return fmt.Errorf("subnet %s is outside of the universe %s", subnet, c.cfg.Range)
 	}
 	_, err := addr.Hosts(subnet)
 	return err
 }
 
 // claim begins a claim; the reply is nil.
-func (c *core) claim(id uint64, ident string, p netip.Prefix) {
-	if err := checkIdent(ident); err != nil {
+func (c *core) claim(id uint64, owner string, p netip.Prefix) {
+	if err := checkOwner(owner); err != nil {
 		c.reply(id, nil, err)
 		return
 	}
-	c.begin(&request{id: id, kind: reqClaim, ident: ident, subnet: p})
+	c.begin(&request{id: id, kind: reqClaim, owner: owner, subnet: p})
 }
 
 // prime begins to wait for the ring; the reply is nil.
@@ -145,7 +145,7 @@ func (c *core) try(r *request) bool {
 }
 
 func (c *core) tryAllocate(r *request) bool {
-	if a, ok := c.lookup(r.ident, r.subnet); ok {
+	if a, ok := c.lookup(r.owner, r.subnet); ok {
 		c.reply(r.id, a, nil)
 		return true
 	}
@@ -157,7 +157,7 @@ func (c *core) tryAllocate(r *request) bool {
 	if !ok {
 		return false
 	}
-	c.hold(r.ident, a, r.subnet.Bits())
+	c.hold(r.owner, a, r.subnet.Bits())
 	c.reply(r.id, netip.PrefixFrom(a, r.subnet.Bits()), nil)
 	return true
 }
@@ -166,34 +166,34 @@ func (c *core) tryClaim(r *request) bool {
 	a := r.subnet.Addr()
 	if old, ok := c.held[a]; ok {
 		var err error
-		if old.ident != r.ident {
-			err = fmt.Errorf("it is in use here by %s", old.ident)
+		if old.owner != r.owner {
+			err = fmt.Errorf("it is in use here by %s", old.owner)
 		}
 		c.reply(r.id, nil, err)
 		return true
 	}
-	if c.inUniverse(a) {
+	if c.inRange(a) {
 		owner, ok := c.ring.Owner(a)
 		if !ok || owner != c.holder {
 			return false
 		}
 		c.space.Take(a)
 	}
-	c.hold(r.ident, a, r.subnet.Bits())
+	c.hold(r.owner, a, r.subnet.Bits())
 	c.reply(r.id, nil, nil)
 	return true
 }
 
 // hold notes that ident uses a, which is already taken in space.
-func (c *core) hold(ident string, a netip.Addr, bits int) {
-	c.held[a] = allocation{ident, bits}
-	c.byIdent[ident] = append(c.byIdent[ident], a)
-	c.writes = append(c.writes, holdWrite(ident, a, bits))
+func (c *core) hold(owner string, a netip.Addr, bits int) {
+	c.held[a] = allocation{owner, bits}
+	c.byOwner[owner] = append(c.byOwner[owner], a)
+	c.writes = append(c.writes, holdWrite(owner, a, bits))
 }
 
 // lookup returns the address that ident has in subnet.
-func (c *core) lookup(ident string, subnet netip.Prefix) (netip.Prefix, bool) {
-	for _, a := range c.byIdent[ident] {
+func (c *core) lookup(owner string, subnet netip.Prefix) (netip.Prefix, bool) {
+	for _, a := range c.byOwner[owner] {
 		if al := c.held[a]; subnet.Contains(a) && al.bits == subnet.Bits() {
 			return netip.PrefixFrom(a, al.bits), true
 		}
@@ -202,16 +202,16 @@ func (c *core) lookup(ident string, subnet netip.Prefix) (netip.Prefix, bool) {
 }
 
 // release frees one address of ident, and tells whether ident had it.
-func (c *core) release(ident string, a netip.Addr) bool {
-	if al, ok := c.held[a]; !ok || al.ident != ident {
+func (c *core) release(owner string, a netip.Addr) bool {
+	if al, ok := c.held[a]; !ok || al.owner != owner {
 		return false
 	}
 	delete(c.held, a)
 	delete(c.lost, a)
 	c.space.Release(a)
-	rest := slices.DeleteFunc(c.byIdent[ident], func(b netip.Addr) bool { return a == b })
-	if c.byIdent[ident] = rest; len(rest) == 0 {
-		delete(c.byIdent, ident)
+	rest := slices.DeleteFunc(c.byOwner[owner], func(b netip.Addr) bool { return a == b })
+	if c.byOwner[owner] = rest; len(rest) == 0 {
+		delete(c.byOwner, owner)
 	}
 	c.writes = append(c.writes, releaseWrite(a))
 	c.kick()
@@ -359,7 +359,7 @@ func (c *core) pickDonor(subnet netip.Prefix) (peer.Name, bool) {
 // onSpaceAsk gives a range away.
 func (c *core) onSpaceAsk(from peer.Name, m message) {
 	answer := message{kind: msgSpaceAnswer, id: m.id, status: statusNo}
-	if c.ring.Ready() && !c.left && m.prefix.Addr().BitLen() == c.cfg.Universe.Addr().BitLen() {
+	if c.ring.Ready() && !c.left && m.prefix.Addr().BitLen() == c.cfg.Range.Addr().BitLen() {
 		if r, ok := c.space.Donation(m.prefix); ok && c.give(from, r) {
 			answer.status = statusYes
 		}

@@ -9,7 +9,7 @@ type Set []*Allocator
 // For returns the Allocator of a's family, nil if there is none.
 func (s Set) For(a netip.Addr) *Allocator {
 	for _, al := range s {
-		if al.core.cfg.Universe.Addr().BitLen() == a.BitLen() {
+		if al.core.cfg.Range.Addr().BitLen() == a.BitLen() {
 			return al
 		}
 	}
@@ -17,17 +17,17 @@ func (s Set) For(a netip.Addr) *Allocator {
 }
 
 // Lookup returns the addresses of ident of all families, IPv4 first.
-func (s Set) Lookup(ident string) (out []netip.Prefix) {
+func (s Set) Lookup(owner string) (out []netip.Prefix) {
 	for _, al := range s.byFamily() {
-		out = append(out, al.Lookup(ident)...)
+		out = append(out, al.Lookup(owner)...)
 	}
 	return out
 }
 
 // ReleaseAll frees the addresses of ident of all families and returns them.
-func (s Set) ReleaseAll(ident string) (out []netip.Prefix) {
+func (s Set) ReleaseAll(owner string) (out []netip.Prefix) {
 	for _, al := range s.byFamily() {
-		out = append(out, al.ReleaseAll(ident)...)
+		out = append(out, al.ReleaseAll(owner)...)
 	}
 	return out
 }

@@ -87,12 +87,12 @@ func newSim(t testing.TB, seed uint64) *sim {
 }
 
 // add makes a node with a name of its own.
-func (s *sim) add(universe string, init Init) *node {
+func (s *sim) add(addrRange string, init Init) *node {
 	s.made++
 	n := &node{s: s, number: s.made, disk: newDisk(), cfg: Config{
 		Self:   peer.Name{2, 0, 0, 0, byte(s.made >> 8), byte(s.made)},
 		Signer: peer.Cheap{ID: peer.Key{1, byte(s.made), byte(s.made >> 8)}}, Verifier: peer.Cheap{},
-		Universe: pfx(universe), Default: pfx(universe), Init: init, Grace: time.Second}}
+		Range: pfx(addrRange), Default: pfx(addrRange), Init: init, Grace: time.Second}}
 	s.nodes = append(s.nodes, n)
 	n.launch()
 	return n
@@ -111,9 +111,9 @@ func (n *node) withKeys() *node {
 	return n
 }
 
-func (s *sim) addAll(n int, universe string) []*node {
+func (s *sim) addAll(n int, addrRange string) []*node {
 	for range n {
-		s.add(universe, Init{Mode: Consensus, Expect: n})
+		s.add(addrRange, Init{Mode: Consensus, Expect: n})
 	}
 	return s.nodes
 }
@@ -255,7 +255,7 @@ func (s *sim) check() {
 			continue
 		}
 		for a := range n.core.held {
-			if m := users[a]; m != nil && n.core.inUniverse(a) && n.core.lost[a] == nil && m.core.lost[a] == nil &&
+			if m := users[a]; m != nil && n.core.inRange(a) && n.core.lost[a] == nil && m.core.lost[a] == nil &&
 				n.core.ring.Ready() && m.core.ring.Ready() {
 				s.t.Fatalf("%s is in use on %s and on %s", a, m.cfg.Self, n.cfg.Self)
 			}
@@ -292,12 +292,12 @@ func (n *node) reason(id uint64) (why string) {
 	return why
 }
 
-func (n *node) allocate(ident, subnet string) netip.Addr {
+func (n *node) allocate(owner, subnet string) netip.Addr {
 	n.s.t.Helper()
-	id := n.begin(func(c *core, id uint64) { c.allocate(id, ident, pfx(subnet)) })
+	id := n.begin(func(c *core, id uint64) { c.allocate(id, owner, pfx(subnet)) })
 	r, ok := n.await(id, 30*time.Second)
 	if !ok || r.err != nil {
-		n.s.t.Fatalf("%s allocates for %s: %v %s", n.cfg.Self, ident, r.err, n.reason(id))
+		n.s.t.Fatalf("%s allocates for %s: %v %s", n.cfg.Self, owner, r.err, n.reason(id))
 	}
 	return r.val.(netip.Prefix).Addr()
 }
@@ -333,10 +333,10 @@ func (s *sim) converged(d time.Duration) {
 // reset hands the node's space over and removes it.
 func (n *node) reset() HandoverResult {
 	n.s.t.Helper()
-	for ident := range n.core.byIdent {
+	for owner := range n.core.byOwner {
 		n.do(func(c *core) {
-			for _, a := range slices.Clone(c.byIdent[ident]) {
-				c.release(ident, a)
+			for _, a := range slices.Clone(c.byOwner[owner]) {
+				c.release(owner, a)
 			}
 		})
 	}

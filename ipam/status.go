@@ -69,16 +69,16 @@ type Owner struct {
 // Conflict is an address that is in use here and belongs to another peer.
 type Conflict struct {
 	Address netip.Addr
-	Ident   string
-	Owner   peer.Name
-	// InUse tells that the owner says it is in use there too; else this peer is
+	Owner   string    // the container that has it here
+	Peer    peer.Name // which owns its range
+	// InUse tells that Peer says it is in use there too; else this peer is
 	// still asking for it.
 	InUse bool
 }
 
 // Status is the state of an Allocator at one moment.
 type Status struct {
-	Universe, Default netip.Prefix
+	Range, Default netip.Prefix
 	// State is one of: idle; awaiting consensus (...); priming; ready; waiting for
 	// N IPs because ...; left.
 	State string
@@ -107,8 +107,8 @@ type Status struct {
 
 // status returns the state.
 func (c *core) status() Status {
-	s := Status{Universe: c.cfg.Universe, Default: c.cfg.Default, Ready: c.ring.Ready(),
-		Entries: c.ring.Entries(), Used: uint64(len(c.held)), Max: addr.Of(c.cfg.Universe).Size(),
+	s := Status{Range: c.cfg.Range, Default: c.cfg.Default, Ready: c.ring.Ready(),
+		Entries: c.ring.Entries(), Used: uint64(len(c.held)), Max: addr.Of(c.cfg.Range).Size(),
 		Refused: c.ring.Refused(), Takeovers: c.ring.Conflicts()}
 	if g := c.ring.Genesis(); g != nil {
 		s.Ring = g.ID()
@@ -139,7 +139,7 @@ func (c *core) status() Status {
 	slices.SortFunc(s.Divergent, func(a, b Divergence) int { return slices.Compare(a.Theirs[:], b.Theirs[:]) })
 	for _, a := range c.lostAddrs() {
 		owner, _ := c.ring.Owner(a)
-		s.Conflicts = append(s.Conflicts, Conflict{a, c.held[a].ident, owner.Name, c.lost[a].inUse == owner.Name})
+		s.Conflicts = append(s.Conflicts, Conflict{a, c.held[a].owner, owner.Name, c.lost[a].inUse == owner.Name})
 	}
 	for _, r := range c.pending {
 		switch r.kind {

@@ -15,10 +15,10 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-const universe = "10.32.0.0/20"
+const addrRange = "10.32.0.0/20"
 
 func TestFirstRingByConsensusAndUniqueAddresses(t *testing.T) {
-	for _, u := range []string{universe, "fd00:10::/48"} {
+	for _, u := range []string{addrRange, "fd00:10::/48"} {
 		s := newSim(t, seed.New(t))
 		s.loss = 0.2
 		nodes := s.addAll(5, u)
@@ -46,7 +46,7 @@ func TestFirstRingByConsensusAndUniqueAddresses(t *testing.T) {
 
 func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes := s.addAll(3, universe)
+	nodes := s.addAll(3, addrRange)
 	for i := range 14 { // a /28 has 14 hosts
 		nodes[i%3].allocate(fmt.Sprint("c", i), "10.32.1.16/28")
 	}
@@ -63,8 +63,8 @@ func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 	if st := nodes[0].core.status(); st.PendingAllocates != 1 || !strings.HasPrefix(st.State, "waiting for 1 IPs because subnet") {
 		t.Errorf("status %+v", st.State)
 	}
-	ident := "c1"
-	nodes[1].do(func(c *core) { c.release(ident, c.byIdent[ident][0]) })
+	owner := "c1"
+	nodes[1].do(func(c *core) { c.release(owner, c.byOwner[owner][0]) })
 	if _, ok := nodes[0].await(id, 20*time.Second); !ok {
 		t.Fatalf("not found: %s", nodes[0].reason(id))
 	}
@@ -72,8 +72,8 @@ func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 
 func TestReasonsInWords(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	a := s.add(universe, Init{Mode: Consensus, Expect: 3})
-	id := a.begin(func(c *core, id uint64) { c.allocate(id, "x", pfx(universe)) })
+	a := s.add(addrRange, Init{Mode: Consensus, Expect: 3})
+	id := a.begin(func(c *core, id uint64) { c.allocate(id, "x", pfx(addrRange)) })
 	s.run(5 * time.Second)
 	if got := a.core.status().State; got != "awaiting consensus (quorum: 2, known: 1)" {
 		t.Errorf("state %q", got)
@@ -81,8 +81,8 @@ func TestReasonsInWords(t *testing.T) {
 	if why := a.reason(id); why != "consensus not reached: 1 of 2 needed peers answered" {
 		t.Errorf("reason %q", why)
 	}
-	b := s.add(universe, Init{Mode: Consensus, Expect: 2})
-	a.allocate("x", universe)
+	b := s.add(addrRange, Init{Mode: Consensus, Expect: 2})
+	a.allocate("x", addrRange)
 	s.converged(10 * time.Second)
 
 	theirs := b.core.space.Owned()[0]
@@ -126,18 +126,18 @@ func TestSeedsNeedNobodyElse(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	s.cut = func(a, b *node) bool { return true }
 	seeds := Init{Mode: Seed, Seeds: []peer.Name{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
-	a, b := s.add(universe, seeds), s.add(universe, seeds)
-	a.allocate("x", universe)
-	b.allocate("y", universe)
+	a, b := s.add(addrRange, seeds), s.add(addrRange, seeds)
+	a.allocate("x", addrRange)
+	b.allocate("y", addrRange)
 	s.cut = func(a, b *node) bool { return false }
 	s.converged(10 * time.Second)
 }
 
 func TestObserverStartsAnElectionAndOwnsNothing(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	o := s.add(universe, Init{Mode: Observer})
-	s.add(universe, Init{Mode: Consensus, Expect: 2})
-	s.add(universe, Init{Mode: Consensus, Expect: 2})
+	o := s.add(addrRange, Init{Mode: Observer})
+	s.add(addrRange, Init{Mode: Consensus, Expect: 2})
+	s.add(addrRange, Init{Mode: Consensus, Expect: 2})
 	id := o.begin(func(c *core, id uint64) { c.prime(id) })
 	if _, ok := o.await(id, 10*time.Second); !ok {
 		t.Fatal(o.reason(id))
@@ -145,18 +145,18 @@ func TestObserverStartsAnElectionAndOwnsNothing(t *testing.T) {
 	if _, owns := o.core.ring.Owners()[o.core.holder]; owns {
 		t.Error("the observer was given a part of the first ring")
 	}
-	o.allocate("x", universe)
+	o.allocate("x", addrRange)
 }
 
 func TestRollingResetLosesNoSpace(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	s.loss = 0.1
-	s.addAll(4, universe)
+	s.addAll(4, addrRange)
 	for i, n := range s.nodes {
-		n.allocate(fmt.Sprint("c", i), universe)
+		n.allocate(fmt.Sprint("c", i), addrRange)
 	}
 	s.converged(10 * time.Second)
-	whole := addr.Of(pfx(universe)).Size()
+	whole := addr.Of(pfx(addrRange)).Size()
 	for round := range 2 {
 		for i := range 4 {
 			old := s.nodes[0]
@@ -164,12 +164,12 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 				t.Fatalf("reset left %+v", got)
 			}
 			// It comes back at once: with a name of its own, or the one it had.
-			n := s.add(universe, Init{Mode: Consensus, Expect: 4})
+			n := s.add(addrRange, Init{Mode: Consensus, Expect: 4})
 			if i%2 == 0 {
 				n.cfg.Self = old.cfg.Self
 				n.launch()
 			}
-			n.allocate(fmt.Sprint("n", round, i), universe)
+			n.allocate(fmt.Sprint("n", round, i), addrRange)
 			s.converged(30 * time.Second)
 			if got := s.liveShare(n); got != whole {
 				t.Fatalf("live peers own %v of %v", got, whole)
@@ -183,8 +183,8 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 
 func TestResetOfTheLastPeerSaysWhatIsLeft(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	n := s.add(universe, Init{Mode: Consensus, Expect: 1})
-	n.allocate("x", universe)
+	n := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
+	n.allocate("x", addrRange)
 	if got := n.reset(); got.Unreachable != addr.N(4096) {
 		t.Errorf("left %+v", got)
 	}
@@ -195,9 +195,9 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 	for seed := first; seed < first+15; seed++ {
 		s := newSim(t, seed)
 		s.loss = 0.15
-		nodes := s.addAll(5, universe)
+		nodes := s.addAll(5, addrRange)
 		for i, n := range nodes {
-			n.allocate(fmt.Sprint("c", i), universe)
+			n.allocate(fmt.Sprint("c", i), addrRange)
 		}
 		s.converged(20 * time.Second)
 		dead := nodes[4]
@@ -228,20 +228,20 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 				t.Fatalf("seed %d: heirs %v (%d)", seed, heirs, i)
 			}
 		}
-		if got, whole := s.liveShare(nodes[0]), addr.Of(pfx(universe)).Size(); got != whole {
+		if got, whole := s.liveShare(nodes[0]), addr.Of(pfx(addrRange)).Size(); got != whole {
 			t.Fatalf("seed %d: live peers own %v of %v", seed, got, whole)
 		}
 		for i := range 20 {
-			nodes[i%4].allocate(fmt.Sprint("after", i), universe)
+			nodes[i%4].allocate(fmt.Sprint("after", i), addrRange)
 		}
 	}
 }
 
 func TestMinorityCanNotRemove(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes := s.addAll(5, universe)
+	nodes := s.addAll(5, addrRange)
 	for i, n := range nodes {
-		n.allocate(fmt.Sprint("c", i), universe)
+		n.allocate(fmt.Sprint("c", i), addrRange)
 	}
 	s.converged(10 * time.Second)
 	s.cut = func(a, b *node) bool { return (a.number <= 2) != (b.number <= 2) }
@@ -272,9 +272,9 @@ func TestMinorityCanNotRemove(t *testing.T) {
 
 func TestRemovalOfEveryOwner(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	a := s.add(universe, Init{Mode: Consensus, Expect: 1})
-	a.allocate("x", universe)
-	b, c := s.add(universe, Init{Mode: Consensus, Expect: 2}), s.add(universe, Init{Mode: Consensus, Expect: 2})
+	a := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
+	a.allocate("x", addrRange)
+	b, c := s.add(addrRange, Init{Mode: Consensus, Expect: 2}), s.add(addrRange, Init{Mode: Consensus, Expect: 2})
 	s.converged(10 * time.Second)
 	a.kill()
 	id1 := b.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{a.cfg.Self}) })
@@ -287,15 +287,15 @@ func TestRemovalOfEveryOwner(t *testing.T) {
 	if h1, h2 := r1.val.([]RemovedPeer)[0], r2.val.([]RemovedPeer)[0]; h1.Heir != h2.Heir || h1.Addresses != addr.N(4096) {
 		t.Errorf("heirs %+v and %+v", h1, h2)
 	}
-	b.allocate("y", universe)
-	c.allocate("z", universe)
+	b.allocate("y", addrRange)
+	c.allocate("z", addrRange)
 }
 
 // A peer that was taken for dead, and was not, gets its addresses back.
 func TestRemovedPeerComesBack(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes := s.addAll(3, universe)
-	lost := nodes[2].allocate("alive", universe)
+	nodes := s.addAll(3, addrRange)
+	lost := nodes[2].allocate("alive", addrRange)
 	s.converged(10 * time.Second)
 	s.cut = func(a, b *node) bool { return (a.number == 3) != (b.number == 3) }
 	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{nodes[2].cfg.Self}) })
@@ -308,7 +308,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 	if !nodes[2].core.space.Owns(lost) || len(nodes[2].core.status().Conflicts) != 0 {
 		t.Errorf("%s was not given back: %+v", lost, nodes[2].core.status().Conflicts)
 	}
-	nodes[2].allocate("more", universe)
+	nodes[2].allocate("more", addrRange)
 }
 
 func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
@@ -316,11 +316,11 @@ func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 		s := newSim(t, seed.New(t))
 		s.cut = func(a, b *node) bool { return (a.number <= 2) != (b.number <= 2) }
 		for range 4 {
-			s.add(universe, Init{Mode: Consensus, Expect: 2})
+			s.add(addrRange, Init{Mode: Consensus, Expect: 2})
 		}
 		s.blind = true // both sides give the same addresses, and can not know
 		for i, n := range s.nodes {
-			n.allocate(fmt.Sprint("c", i), universe)
+			n.allocate(fmt.Sprint("c", i), addrRange)
 		}
 		s.cut = func(a, b *node) bool { return false }
 		s.run(8 * time.Second)
@@ -369,7 +369,7 @@ func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 			t.Errorf("%d conflicts shown, 2 addresses were given twice", conflicts)
 		}
 		for i, n := range s.nodes {
-			n.allocate(fmt.Sprint("after", i), universe)
+			n.allocate(fmt.Sprint("after", i), addrRange)
 		}
 	}
 }
@@ -401,8 +401,8 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 			case k < 9:
 				n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint(seed, step), pfx("10.32.0.0/24")) })
 			case k < 12:
-				if idents := slices.Sorted(maps.Keys(n.core.byIdent)); len(idents) > 0 {
-					n.do(func(c *core) { c.release(idents[0], c.byIdent[idents[0]][0]) })
+				if owners := slices.Sorted(maps.Keys(n.core.byOwner)); len(owners) > 0 {
+					n.do(func(c *core) { c.release(owners[0], c.byOwner[owners[0]][0]) })
 				}
 			case k < 14:
 				n.doomed = true
@@ -483,15 +483,15 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 // Killed and launched again, a peer has its addresses and its part of the ring.
 func TestRestartKeepsAddresses(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes := s.addAll(2, universe)
-	a := nodes[0].allocate("x", universe)
+	nodes := s.addAll(2, addrRange)
+	a := nodes[0].allocate("x", addrRange)
 	nodes[0].kill()
 	s.cut = func(a, b *node) bool { return true }
 	nodes[0].launch()
-	if got := nodes[0].allocate("x", universe); got != a {
+	if got := nodes[0].allocate("x", addrRange); got != a {
 		t.Errorf("%s, was %s", got, a)
 	}
-	if got := nodes[0].allocate("y", universe); got == a {
+	if got := nodes[0].allocate("y", addrRange); got == a {
 		t.Errorf("%s given twice", got)
 	}
 }
@@ -500,10 +500,10 @@ func TestRestartKeepsAddresses(t *testing.T) {
 func TestTrueKeys(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	for range 4 {
-		s.add(universe, Init{Mode: Consensus, Expect: 4}).withKeys()
+		s.add(addrRange, Init{Mode: Consensus, Expect: 4}).withKeys()
 	}
 	for i, n := range s.nodes {
-		n.allocate(fmt.Sprint("c", i), universe)
+		n.allocate(fmt.Sprint("c", i), addrRange)
 	}
 	s.converged(10 * time.Second)
 	dead := s.nodes[3]
@@ -515,7 +515,7 @@ func TestTrueKeys(t *testing.T) {
 	s.drop(dead)
 	s.nodes[0].reset()
 	s.converged(10 * time.Second)
-	if got, whole := s.liveShare(s.nodes[0]), addr.Of(pfx(universe)).Size(); got != whole {
+	if got, whole := s.liveShare(s.nodes[0]), addr.Of(pfx(addrRange)).Size(); got != whole {
 		t.Errorf("live peers own %v of %v", got, whole)
 	}
 	if st := s.nodes[0].core.status(); st.Refused != 0 {

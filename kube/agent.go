@@ -23,8 +23,8 @@ const (
 	// retryEvery when something failed or is waited for.
 	lookEvery  = 10 * time.Second
 	retryEvery = 2 * time.Second
-	// callPatience bounds a call of the API server or the router.
-	callPatience = 10 * time.Second
+	// callTimeout bounds a call of the API server or the router.
+	callTimeout = 10 * time.Second
 )
 
 // Agent follows the API server for the router of one Node.

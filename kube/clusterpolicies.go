@@ -73,7 +73,7 @@ func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhen
 func awaitKind(ctx context.Context, from cache.ListerWatcher, wrong func(error)) error {
 	list := cache.ToListerWatcherWithContext(from)
 	for {
-		asking, cancel := context.WithTimeout(ctx, callPatience)
+		asking, cancel := context.WithTimeout(ctx, callTimeout)
 		_, err := list.ListWithContext(asking, metav1.ListOptions{Limit: 1})
 		cancel()
 		if err == nil || ctx.Err() != nil {

@@ -35,7 +35,7 @@ func (a *Agent) mark(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("write a condition: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err = a.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err

@@ -65,7 +65,7 @@ func (a *Agent) awaitShare(ctx context.Context) error {
 
 // self is this Node's line.
 func (a *Agent) self(ctx context.Context) (member, error) {
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	n, err := a.nodes.Get(a.Settings.NodeName)
 	if err != nil {
@@ -82,7 +82,7 @@ func (a *Agent) self(ctx context.Context) (member, error) {
 // lines reads the ConfigMap, none if it is not there. Any version that the API server has at hand
 // will do, which costs it least when all Nodes ask.
 func (a *Agent) lines(ctx context.Context) (map[string]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	m, err := a.Client.CoreV1().ConfigMaps(a.Settings.Namespace).Get(ctx, configMapName, metav1.GetOptions{ResourceVersion: "0"})
 	if apierrors.IsNotFound(err) {
@@ -99,7 +99,7 @@ func (a *Agent) patchMembers(ctx context.Context, change any) error {
 	if err != nil {
 		return fmt.Errorf("write a patch: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err = a.Client.CoreV1().ConfigMaps(a.Settings.Namespace).Patch(ctx, configMapName, types.MergePatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// livePatience is how long the router may take to tell its state.
-const livePatience = 10 * time.Second
+// liveTimeout is how long the router may take to tell its state.
+const liveTimeout = 10 * time.Second
 
 // health is what the kubelet's probes are told.
 type health struct {
@@ -54,7 +54,7 @@ func (h *health) live(ctx context.Context) error {
 	if r, err := h.router.Ready(ctx); err != nil || !r.Ready {
 		return nil // it starts, or ends by itself
 	}
-	ctx, cancel := context.WithTimeout(ctx, livePatience)
+	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
 	defer cancel()
 	if _, err := h.router.Report(ctx); err != nil {
 		return fmt.Errorf("the router does not tell its state: %w", err)

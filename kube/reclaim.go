@@ -25,8 +25,8 @@ const (
 	// lookShare is how much time there is for each Node to look while none goes: a line may be
 	// written late, or be lost. The API server sends all lines for each look.
 	lookShare = 200 * time.Millisecond
-	// removePatience bounds one attempt.
-	removePatience = 10 * time.Second
+	// removeTimeout bounds one attempt.
+	removeTimeout = 10 * time.Second
 )
 
 // turn is how long an agent lets those before it try first.
@@ -124,7 +124,7 @@ func (a *Agent) remove(ctx context.Context, m member) error {
 	if alive, err := a.exists(ctx, m.node); err != nil || alive {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, removePatience)
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	removed, err := a.Router.RemovePeers(ctx, api.PeersRequest{Peers: []string{m.peer.String()}})
 	if err != nil {
@@ -138,7 +138,7 @@ func (a *Agent) remove(ctx context.Context, m member) error {
 
 // exists asks the API server itself whether a Node is there.
 func (a *Agent) exists(ctx context.Context, id nodeID) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	n, err := a.Client.CoreV1().Nodes().Get(ctx, id.name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {

@@ -18,7 +18,7 @@ func (a *Agent) allNodes() ([]*corev1.Node, error) { return a.nodes.List(labels.
 
 // connect has the router's targets be the Nodes' addresses.
 func (a *Agent) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if r, err := a.Router.Ready(ctx); err != nil || !r.Ready {
 		a.told = nil
@@ -50,7 +50,7 @@ func (a *Agent) prime(ctx context.Context) error {
 	if a.exposed {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := a.Router.Prime(ctx); err != nil {
 		return errors.Join(err, a.whyNoAddresses())
@@ -77,7 +77,7 @@ func (a *Agent) prime(ctx context.Context) error {
 
 // whyNoAddresses returns what the router waits for, nil if it does not say.
 func (a *Agent) whyNoAddresses() error {
-	ctx, cancel := context.WithTimeout(context.Background(), callPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	r, err := a.Router.Report(ctx)
 	if err != nil || r.IPAM == nil {

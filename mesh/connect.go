@@ -28,7 +28,7 @@ import (
 const maxHandshakes = 64
 
 // dialTimeout is how long a host may take to answer a dial at all. It is also
-// how long two hosts that can not dial each other wait for a distant session.
+// how long two hosts that can not dial each other wait for a relayed session.
 const dialTimeout = 5 * time.Second
 
 // accept hears those who dial, until the listener is closed.
@@ -227,8 +227,8 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		m.detachLocked(old)
 		old.shut(errDuplicate)
 	}
-	if d := (*m.distant.Load())[n.name]; d != nil {
-		m.detachDistantLocked(d)
+	if d := (*m.relayed.Load())[n.name]; d != nil {
+		m.detachRelayedLocked(d)
 		d.shut(errDirect)
 	}
 	next := maps.Clone(*m.neighbours.Load())

@@ -76,8 +76,8 @@ const (
 	// taken from a relay.
 	KindLink         Kind = 4
 	KindMemberStream Kind = 5
-	// KindDistant carries the session of two peers that can not dial each other.
-	KindDistant Kind = 6
+	// KindRelayed carries the session of two peers that can not dial each other.
+	KindRelayed Kind = 6
 	// KindPunch is between neighbours; see punch.go.
 	KindPunch Kind = 7
 )
@@ -107,7 +107,7 @@ type Config struct {
 	// told the addresses that this peer uses and is seen at.
 	Advertise []netip.AddrPort
 	// UDPAddr tells at which UDP address a neighbour is seen. Without it there
-	// are no distant sessions.
+	// are no relayed sessions.
 	UDPAddr func(peer.Name) (netip.AddrPort, bool)
 	// ProtocolMin and ProtocolMax are for tests of versions; 0 for what this
 	// program speaks.
@@ -115,12 +115,12 @@ type Config struct {
 	Log                      *slog.Logger
 }
 
-// Neighbour is a peer with which there is a session, direct or distant.
+// Neighbour is a peer with which there is a session, direct or relayed.
 type Neighbour struct {
 	Name     peer.Name
 	Nickname string
 	// Addr is where the peer's UDP port should be: the address at which the peer
-	// is seen with the port at which it says it listens; for a distant session
+	// is seen with the port at which it says it listens; for a relayed session
 	// what a common neighbour sees.
 	Addr netip.AddrPort
 	// Secret is known to the two peers alone, and another one for each session.
@@ -159,14 +159,14 @@ type Mesh struct {
 	handlers [256]func(from peer.Name, msg []byte)
 	observer Observer
 	members  *member.List
-	// distantStreams carry the sessions of distant.go.
-	distantStreams *stream.Mux
+	// relayedStreams carry the sessions of relayed.go.
+	relayedStreams *stream.Mux
 
 	// Atomic.
 
 	view       atomic.Pointer[View]
 	neighbours atomic.Pointer[map[peer.Name]*neighbour] // replaced under mu
-	distant    atomic.Pointer[map[peer.Name]*neighbour] // likewise
+	relayed    atomic.Pointer[map[peer.Name]*neighbour] // likewise
 	counters   counters
 
 	// wake has the loop go round now.
@@ -182,9 +182,9 @@ type Mesh struct {
 	maker    *dial.Maker
 	data     map[peer.Name]dataLink // what the router says of its links
 	events   []func(Observer)
-	tries    map[peer.Name]*try  // at distant sessions
+	tries    map[peer.Name]*try  // at relayed sessions
 	punches  int                 // asked for
-	early    map[peer.Name]early // addresses of peers whose distant session is not there yet
+	early    map[peer.Name]early // addresses of peers whose relayed session is not there yet
 	problems problems
 	closing  bool
 
@@ -245,7 +245,7 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, err
 	}
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
-	m.distant.Store(&map[peer.Name]*neighbour{})
+	m.relayed.Store(&map[peer.Name]*neighbour{})
 	m.tries = make(map[peer.Name]*try)
 	m.early = make(map[peer.Name]early)
 	m.refreshView()
@@ -313,8 +313,8 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	}
 	m.Handle(KindMember, m.members.Packet)
 	m.handleStreams(KindMemberStream, m.members.Stream)
-	m.distantStreams = stream.New(m.sender(KindDistant), m.acceptDistant)
-	m.handleStreams(KindDistant, m.distantStreams.Receive)
+	m.relayedStreams = stream.New(m.sender(KindRelayed), m.acceptRelayed)
+	m.handleStreams(KindRelayed, m.relayedStreams.Receive)
 	m.wg.Add(1)
 	go m.accept(ctx)
 	m.loop(ctx)
@@ -324,12 +324,12 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	m.mu.Unlock()
 	m.listener.Close()
 	m.members.Close(true)
-	for _, all := range []map[peer.Name]*neighbour{*m.distant.Load(), *m.neighbours.Load()} {
+	for _, all := range []map[peer.Name]*neighbour{*m.relayed.Load(), *m.neighbours.Load()} {
 		for _, n := range all {
 			n.goodbye(session.CodeOK, "the router stops")
 		}
 	}
-	m.distantStreams.Close()
+	m.relayedStreams.Close()
 	m.wg.Wait()
 	return nil
 }
@@ -374,11 +374,11 @@ func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.T
 	m.mu.Lock()
 	m.engine.Tick(now)
 	attempts := m.maker.Tick(now)
-	var distant []peer.Name
+	var relayed []peer.Name
 	if !now.Before(l.slowAt) {
 		l.slowAt = now.Add(pingEvery - time.Duration(now.UnixNano())%pingEvery)
 		m.pingAll(now)
-		distant = m.distantDue(now)
+		relayed = m.relayedDue(now)
 		for _, n := range m.topo.Expire(now) {
 			m.log.Info("peer forgotten: no path has led to it for a minute", "peer", n)
 		}
@@ -421,9 +421,9 @@ func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.T
 		m.wg.Add(1)
 		go m.dial(ctx, a)
 	}
-	for _, n := range distant {
+	for _, n := range relayed {
 		m.wg.Add(1)
-		go m.dialDistant(n)
+		go m.dialRelayed(n)
 	}
 	for _, f := range events {
 		f(m.observer)
@@ -435,7 +435,7 @@ func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.T
 // pingAll gives neighbours a sign of life. It is called with mu held.
 func (m *Mesh) pingAll(now time.Time) {
 	all := now.UnixNano()/int64(pingEvery)%calm == 0
-	for _, ns := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.distant.Load()} {
+	for _, ns := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.relayed.Load()} {
 		for _, n := range ns {
 			if all || !n.linked.Load() {
 				n.ping()
@@ -499,7 +499,7 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 	}
 	l.up, l.rtt = up, rtt
 	m.data[n] = l
-	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.distant.Load()} {
+	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.relayed.Load()} {
 		if n := all[n]; n != nil {
 			n.setLinked(up)
 		}
@@ -511,7 +511,7 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 // updateLinks puts what this peer has with its neighbours into its entry.
 func (m *Mesh) updateLinks() {
 	var links []topology.Link
-	for name := range *m.distant.Load() {
+	for name := range *m.relayed.Load() {
 		if d := m.data[name]; d.up {
 			links = append(links, topology.Link{To: name, Flags: topology.LinkData, Cost: topology.CostOf(d.rtt)})
 		}

@@ -53,11 +53,11 @@ type neighbour struct {
 	*session.Conn
 	name    peer.Name
 	since   time.Time
-	distant bool // its session is carried by others; see distant.go
+	relayed bool // its session is carried by others; see relayed.go
 
 	// Guarded by Mesh.mu.
 
-	asked time.Time // when its address was, if distant
+	asked time.Time // when its address was, if relayed
 
 	// Safe for all.
 
@@ -73,7 +73,7 @@ type neighbour struct {
 	queued  atomic.Int64 // bytes in control
 	left    atomic.Bool  // it said goodbye
 	linked  atomic.Bool  // the router's link with it is up
-	// punched is where the router was told that a distant one is.
+	// punched is where the router was told that a relayed one is.
 	punched atomic.Pointer[netip.AddrPort]
 }
 
@@ -96,8 +96,8 @@ func (n *neighbour) quiet(now time.Time) time.Duration {
 	return now.Sub(time.Unix(0, n.heard.Load()))
 }
 
-// patience is how long the neighbour may say nothing.
-func (n *neighbour) patience() time.Duration {
+// timeout is how long the neighbour may say nothing.
+func (n *neighbour) timeout() time.Duration {
 	if n.linked.Load() {
 		return 3 * calm * pingEvery
 	}
@@ -109,7 +109,7 @@ func (n *neighbour) patience() time.Duration {
 func (n *neighbour) setLinked(up bool) {
 	switch was := n.linked.Swap(up); {
 	case up && !was:
-		_ = n.SetReadDeadline(time.Now().Add(n.patience()))
+		_ = n.SetReadDeadline(time.Now().Add(n.timeout()))
 	case was && !up:
 		n.ping()
 		_ = n.SetReadDeadline(time.Now().Add(lastWord))
@@ -229,7 +229,7 @@ func (m *Mesh) write(n *neighbour) {
 				return
 			}
 		case <-n.roused:
-			if n.distant {
+			if n.relayed {
 				continue // no gossip: what carries the session gossips already
 			}
 			m.mu.Lock()
@@ -250,7 +250,7 @@ func (m *Mesh) write(n *neighbour) {
 func (m *Mesh) read(n *neighbour) {
 	defer m.wg.Done()
 	for {
-		_ = n.SetReadDeadline(time.Now().Add(n.patience()))
+		_ = n.SetReadDeadline(time.Now().Add(n.timeout()))
 		rec, err := n.ReadRecord()
 		if err != nil {
 			var timeout net.Error
@@ -269,8 +269,8 @@ func (m *Mesh) read(n *neighbour) {
 			break
 		}
 	}
-	if n.distant {
-		m.dropDistant(n)
+	if n.relayed {
+		m.dropRelayed(n)
 		return
 	}
 	m.drop(n)
@@ -296,8 +296,8 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 			}
 		}
 	case recGossip:
-		if n.distant {
-			return errors.New("gossip in a distant session")
+		if n.relayed {
+			return errors.New("gossip in a relayed session")
 		}
 		m.mu.Lock()
 		changed, err := m.engine.Receive(n.name, body)

@@ -55,7 +55,7 @@ func (m *Mesh) punch(from peer.Name, msg []byte) {
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if n := (*m.distant.Load())[about]; n != nil {
+		if n := (*m.relayed.Load())[about]; n != nil {
 			m.aim(n, addr)
 			m.poke()
 		} else if m.topo.Entry(about) != nil {
@@ -70,7 +70,7 @@ type early struct {
 	at   time.Time
 }
 
-// aim tells the router where a distant peer is. It is called with mu held.
+// aim tells the router where a peer is. It is called with mu held.
 func (m *Mesh) aim(n *neighbour, addr netip.AddrPort) {
 	before := n.punched.Swap(&addr)
 	if m.data[n.name].up || before != nil && *before == addr {

@@ -94,7 +94,7 @@ func TestAPeerWithoutALinkSpeaksOften(t *testing.T) {
 	b.SetData(a.Self(), true, time.Millisecond)
 	n := (*a.neighbours.Load())[b.Self()]
 	heard := n.heard.Load()
-	eventually(t, "a hears of b within its patience", func() bool {
+	eventually(t, "a hears of b within its timeout", func() bool {
 		return n.heard.Load() > heard+int64(pingEvery) || n.why() != nil
 	})
 	if err := n.why(); err != nil {

@@ -41,7 +41,7 @@ type SessionStatus struct {
 	Nickname string
 	Addr     string // the far end
 	Dialled  bool
-	Distant  bool // carried by other peers, for a link through address translation
+	Relayed  bool // carried by other peers, for a link through address translation
 	Cipher   string
 	Since    time.Time
 	RTT      time.Duration
@@ -81,10 +81,10 @@ func (m *Mesh) Status() Status {
 	for c := session.CodeVersion; c <= session.CodeOther; c++ {
 		s.HandshakeFailures[c.String()] = m.counters.handshakeFail[c].Load()
 	}
-	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.distant.Load()} {
+	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.relayed.Load()} {
 		for _, n := range all {
 			s.Sessions = append(s.Sessions, SessionStatus{
-				Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled, Distant: n.distant,
+				Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled, Relayed: n.relayed,
 				Cipher: n.Cipher, Since: n.since, RTT: n.rtt(), Queued: len(n.control), Dropped: n.dropped.Load(),
 			})
 		}

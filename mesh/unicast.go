@@ -65,7 +65,7 @@ func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
 		n = all[m.view.Load().control.Unicast[to]]
 	}
 	if n == nil && k == KindLink {
-		n = (*m.distant.Load())[to]
+		n = (*m.relayed.Load())[to]
 	}
 	if n == nil {
 		return ErrUnreachable
@@ -107,8 +107,8 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 	case kind == KindPunch:
 		m.punch(from, msg)
 		return
-	case n.distant:
-		m.counters.unicastDrops.Add(1) // a distant session is for the link alone
+	case n.relayed:
+		m.counters.unicastDrops.Add(1) // a relayed session is for the link alone
 		return
 	}
 	if f := m.handlers[kind]; f != nil && from != m.self {

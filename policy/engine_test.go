@@ -166,15 +166,15 @@ func allow(to string, port int32, from ...string) *networkingv1.NetworkPolicy {
 
 // How long a test waits for what is to come, on a busy machine, and for what is not.
 const (
-	patience = 30 * time.Second
-	silence  = 700 * time.Millisecond
+	timeout = 30 * time.Second
+	silence = 700 * time.Millisecond
 )
 
 // await waits until a condition holds.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	if err := poll.Until(patience, 20*time.Millisecond, poll.True(ok)); err != nil {
-		t.Fatalf("%s: not within %s", what, patience)
+	if err := poll.Until(timeout, 20*time.Millisecond, poll.True(ok)); err != nil {
+		t.Fatalf("%s: not within %s", what, timeout)
 	}
 }
 
@@ -307,7 +307,7 @@ func TestEngineEnforces(t *testing.T) {
 	await(t, "the connections of c are cut", func() bool {
 		return strings.Count(n.log.String(), "connection cut") >= 2
 	})
-	if !speaks(byA, patience) || !speaks(svcA, patience) {
+	if !speaks(byA, timeout) || !speaks(svcA, timeout) {
 		t.Error("connections that are allowed were cut")
 	}
 	if speaks(byC, silence) || speaks(svcC, silence) {
@@ -586,7 +586,7 @@ func (n *node) shout(t *testing.T, pod, to, words string) {
 func hears(t *testing.T, c *net.UDPConn) string {
 	t.Helper()
 	b := make([]byte, 100)
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(timeout))
 	k, err := c.Read(b)
 	if err != nil {
 		t.Error(err)

@@ -26,9 +26,9 @@ type expectation struct {
 	done  chan struct{} // closed when the kernel has what is to be done with the pod
 }
 
-// expectPatience is how long a pod is waited for that the API server does not show. There
+// expectTimeout is how long a pod is waited for that the API server does not show. There
 // are such: those that a kubelet runs from files while it has no API server.
-const expectPatience = 5 * time.Second
+const expectTimeout = 5 * time.Second
 
 // ExpectPod has a pod of this node be judged by addresses that it is about to get, and returns
 // when it is; called again once the pod has its interface, also by the port of the bridge. It
@@ -51,7 +51,7 @@ func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
 		return ctx.Err()
 	case <-e.ended:
 		return &api.Error{Class: api.Unavailable, Text: fmt.Sprintf("enforce the policies of pod %s: the engine has ended", key)}
-	case <-time.After(expectPatience):
+	case <-time.After(expectTimeout):
 	}
 	err = e.Enforced()
 	if err == nil && ofAPIServer(r.UID) {

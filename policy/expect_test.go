@@ -131,7 +131,7 @@ func TestPodsThatAreNotKnown(t *testing.T) {
 		t.Errorf("a pod of the API server that it does not show yet: %v", err)
 	}
 	start := time.Now()
-	if err := n.expects(t, "b", ""); err != nil || time.Since(start) < expectPatience {
+	if err := n.expects(t, "b", ""); err != nil || time.Since(start) < expectTimeout {
 		t.Errorf("a pod that is not known: %v after %s", err, time.Since(start))
 	}
 	if err := n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "b"}); api.ClassOf(err) != api.Usage {

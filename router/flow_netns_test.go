@@ -102,7 +102,7 @@ func (f *flow) train() error {
 	f.send()
 	var seen [flowTrain]bool
 	for i := range uint32(flowTrain) {
-		num, err := f.receive(patience)
+		num, err := f.receive(timeout)
 		switch n := num - first; {
 		case err != nil:
 			return fmt.Errorf("after %d of %d datagrams: %w", i, flowTrain, err)

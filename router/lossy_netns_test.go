@@ -174,7 +174,7 @@ func TestALostPacketCostsOneSegment(t *testing.T) {
 	overflows := nstest.Overflows(t)
 	for i := range trains {
 		f.send()
-		deadline := time.Now().Add(patience)
+		deadline := time.Now().Add(timeout)
 		for {
 			// What the relay says first, so that it never says too little.
 			lost, held := r.missing(0, wire.Partial)

@@ -151,7 +151,7 @@ func newHosts(t testing.TB, n int, o options) []*host {
 		for range links {
 			select {
 			case <-h.up:
-			case <-time.After(patience):
+			case <-time.After(timeout):
 				t.Fatalf("host %d: links do not come up: %+v", i, h.Status())
 			}
 		}
@@ -229,8 +229,8 @@ func (h *host) listen(a netip.Addr) *net.UDPConn {
 // How long a test waits for what is to come, on a busy machine, and how often it
 // sends what may be lost while neighbours are looked up, once a second.
 const (
-	patience = 30 * time.Second
-	tries    = 20
+	timeout = 30 * time.Second
+	tries   = 20
 )
 
 // echo sends a datagram of n bytes from one container to another's address and
@@ -314,7 +314,7 @@ func TestSmallUnderlay(t *testing.T) {
 		if v.a.Is6() {
 			want = 1280 // the least that an IPv6 path may have
 		}
-		deadline := time.Now().Add(patience)
+		deadline := time.Now().Add(timeout)
 		for got := 0; got != want; {
 			_, _ = src.WriteToUDPAddrPort(make([]byte, 1440), dst.LocalAddr().(*net.UDPAddr).AddrPort())
 			a.in(func() error {
@@ -339,7 +339,7 @@ func TestSmallUnderlay(t *testing.T) {
 // settle waits until all links of the host have this MTU.
 func (h *host) settle(mtu int) {
 	h.t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(timeout)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for slices.ContainsFunc(h.Status().Links, func(l router.LinkStatus) bool { return l.MTU != mtu }) {
@@ -410,7 +410,7 @@ func TestVLANAndMulticast(t *testing.T) {
 	}
 	buf := make([]byte, 100)
 	for i, c := range ears {
-		_ = c.SetReadDeadline(time.Now().Add(patience))
+		_ = c.SetReadDeadline(time.Now().Add(timeout))
 		if n, _, err := c.ReadFromUDP(buf); err != nil || string(buf[:n]) != "hear" {
 			t.Errorf("host %d heard %q: %v", i+1, buf[:n], err)
 		}
@@ -450,7 +450,7 @@ func TestCaptureOnTheUnderlay(t *testing.T) {
 		if _, err := src.WriteToUDPAddrPort(secret, dst.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
 			t.Fatal(err)
 		}
-		_ = dst.SetReadDeadline(time.Now().Add(patience))
+		_ = dst.SetReadDeadline(time.Now().Add(timeout))
 		if _, err := dst.Read(buf); err != nil {
 			t.Fatal(err)
 		}
@@ -494,12 +494,12 @@ func TestPathMTUChangesUnderTraffic(t *testing.T) {
 			return netlink.LinkSetMTU(l, 1400)
 		})
 	}
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(timeout)
 	for {
 		if err := tryEcho(hosts[0], hosts[1], addr(0).Addr(), addr(1).Addr(), 1300); err == nil {
 			break
 		} else if time.Now().After(deadline) {
-			t.Fatalf("no full packet gets through after %v: %v; %+v", patience, err, hosts[0].Status())
+			t.Fatalf("no full packet gets through after %v: %v; %+v", timeout, err, hosts[0].Status())
 		}
 	}
 	for l, _ := hosts[0].Link(hosts[1].name); l.MTU != 1400-71; l, _ = hosts[0].Link(hosts[1].name) {

@@ -51,7 +51,7 @@ func bulk(t *testing.T, from, to *host, at netip.Addr, n int) (info *unix.TCPInf
 	defer l.Close()
 	var out net.Conn
 	from.in(func() (err error) {
-		out, err = (&net.Dialer{Timeout: patience, FallbackDelay: -1}).Dial("tcp", l.Addr().String())
+		out, err = (&net.Dialer{Timeout: timeout, FallbackDelay: -1}).Dial("tcp", l.Addr().String())
 		return err
 	})
 	defer out.Close()
@@ -60,8 +60,8 @@ func bulk(t *testing.T, from, to *host, at netip.Addr, n int) (info *unix.TCPInf
 		t.Fatal(err)
 	}
 	defer in.Close()
-	_ = in.SetDeadline(time.Now().Add(patience))
-	_ = out.SetDeadline(time.Now().Add(patience))
+	_ = in.SetDeadline(time.Now().Add(timeout))
+	_ = out.SetDeadline(time.Now().Add(timeout))
 	want := make([]byte, n)
 	r := rand.New(rand.NewPCG(uint64(n), 1))
 	for i := range want {

@@ -59,7 +59,7 @@ func (h *host) cardOf(ns, name string) card {
 		if err := unix.SetsockoptInt(c.fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
 			return err
 		}
-		if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}); err != nil {
+		if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(timeout / time.Second)}); err != nil {
 			return err
 		}
 		return unix.Bind(c.fd, &unix.SockaddrLinklayer{Ifindex: c.index, Protocol: all})

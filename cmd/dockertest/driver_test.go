@@ -257,7 +257,7 @@ func TestBootOrder(t *testing.T) {
 				}
 				h.engine = engine
 				h.launch(t, []*host{h})
-				ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+				ctx, cancel := context.WithTimeout(t.Context(), 2*timeout)
 				defer cancel()
 				if err := engine.Wait(ctx); err != nil {
 					t.Fatal(err)

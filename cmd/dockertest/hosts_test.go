@@ -34,9 +34,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience is how long a test waits for what should come soon. It is longer than
+// timeout is how long a test waits for what should come soon. It is longer than
 // addresses of containers that are gone without a word are kept.
-const patience = 90 * time.Second
+const timeout = 90 * time.Second
 
 // host is a machine with an engine and a router.
 type host struct {
@@ -99,7 +99,7 @@ func (h *host) launch(t testing.TB, hs []*host, flags ...string) {
 // startEngine starts an engine that has the image.
 func (h *host) startEngine(t testing.TB, flags ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	var err error
 	if h.engine, err = h.StartDockerd(ctx, flags...); err != nil {
@@ -133,7 +133,7 @@ func (h *host) showLogs(t testing.TB) {
 // try runs a command in the machine.
 func (h *host) try(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*timeout)
 	defer cancel()
 	if name == "weft" {
 		exe, err := os.Executable()
@@ -237,7 +237,7 @@ func (h *host) active(t testing.TB) int {
 // eventually waits until f returns nil.
 func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
-	if err := poll.Until(patience, 50*time.Millisecond, f); err != nil {
+	if err := poll.Until(timeout, 50*time.Millisecond, f); err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
 }

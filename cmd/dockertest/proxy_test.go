@@ -185,7 +185,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 	big := bytes.Repeat([]byte("0123456789abcdef\n"), 64<<10) // 1 MiB
 	sum := sha256.Sum256(big)
 	want := hex.EncodeToString(sum[:])
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	pipe := func(args ...string) string {
 		t.Helper()

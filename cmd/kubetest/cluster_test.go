@@ -20,8 +20,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience is how long a test waits for what should come soon.
-const patience = 2 * time.Minute
+// timeout is how long a test waits for what should come soon.
+const timeout = 2 * time.Minute
 
 // manifests is the folder with what ships.
 const manifests = "../../prog/weft-kube"
@@ -132,7 +132,7 @@ func (k *kube) keepLogs() {
 // kubectl runs kubectl, which must succeed.
 func (k *kube) kubectl(args ...string) string {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 	defer cancel()
 	out, err := k.Kubectl(ctx, nil, args...)
 	if err != nil {
@@ -154,7 +154,7 @@ func (k *kube) apply(file string) {
 // create creates the objects of a text.
 func (k *kube) create(yaml string) {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 	defer cancel()
 	if _, err := k.Kubectl(ctx, strings.NewReader(yaml), "apply", "-f", "-"); err != nil {
 		k.t.Fatal(err)
@@ -171,7 +171,7 @@ func (k *kube) rollout() {
 // until waits for a condition.
 func (k *kube) until(what string, holds func() error) {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 	defer cancel()
 	if err := k.Until(ctx, what, holds); err != nil {
 		k.t.Fatal(err)

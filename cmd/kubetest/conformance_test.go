@@ -14,7 +14,7 @@ import (
 
 const (
 	conformanceImage    = "registry.k8s.io/e2e-test-images/agnhost:2.45"
-	conformancePatience = time.Hour
+	conformanceTimeout  = time.Hour
 	conformanceFeatures = "ClusterNetworkPolicy,ClusterNetworkPolicyNamedPorts"
 	// conformanceOfSCTP are the tests that ask also, or only, for SCTP.
 	conformanceOfSCTP = "SCTP|Gress$|PortRange|InlineCIDR|EgressNamedPort"
@@ -38,7 +38,7 @@ func TestConformance(t *testing.T) {
 		t.Fatal(err)
 	}
 	shell := image.File{Path: "/bin/bash", Link: "busybox"}
-	args := []string{"-test.v", "-test.run=TestConformance$", "-test.timeout=" + conformancePatience.String(), "-supported-features=" + conformanceFeatures}
+	args := []string{"-test.v", "-test.run=TestConformance$", "-test.timeout=" + conformanceTimeout.String(), "-supported-features=" + conformanceFeatures}
 	if !hasSCTP(t) {
 		shell = image.File{Path: "/bin/bash", Body: []byte(withoutSCTP), Mode: 0o755}
 		args = append(args, "-test.skip=TestConformance/.*("+conformanceOfSCTP+")")
@@ -46,7 +46,7 @@ func TestConformance(t *testing.T) {
 	}
 	k.addAgnhost(conformanceImage, busybox, image.File{Path: "/bin/sh", Link: "busybox"}, shell)
 
-	ctx, cancel := context.WithTimeout(t.Context(), conformancePatience)
+	ctx, cancel := context.WithTimeout(t.Context(), conformanceTimeout)
 	defer cancel()
 	out, err := k.Command(ctx, filepath.Join(k.Programs, "conformance.test"), args...).CombinedOutput()
 	ended := regexp.MustCompile(`(?m)^    --- (PASS|FAIL|SKIP): TestConformance/(\w+)`).FindAllSubmatch(out, -1)

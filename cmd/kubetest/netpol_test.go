@@ -19,8 +19,8 @@ import (
 	"github.com/weft-net/weft/internal/image"
 )
 
-// suitePatience bounds all of upstream's tests together.
-const suitePatience = 3 * time.Hour
+// suiteTimeout bounds all of upstream's tests together.
+const suiteTimeout = 3 * time.Hour
 
 // needsSCTP is in the names of those that cannot pass where the kernel has no SCTP.
 const needsSCTP = "[Feature:SCTPConnectivity]"
@@ -98,7 +98,7 @@ func (k *kube) addAgnhost(name string, more ...image.File) {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 	defer cancel()
 	if err := k.AddImage(ctx, &image.Image{
 		Names: []string{name}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Files: append(more, agnhost),
@@ -110,7 +110,7 @@ func (k *kube) addAgnhost(name string, more ...image.File) {
 // agnhost is what the suite calls the image of all pods of these tests.
 func (s *suite) agnhost() string {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), timeout)
 	defer cancel()
 	list := s.Command(ctx, filepath.Join(s.Programs, "e2e.test"), "--list-images")
 	list.Env = append(list.Env, s.env())
@@ -130,12 +130,12 @@ func (s *suite) env() string { return "KUBE_TEST_REPO_LIST=" + s.repositories }
 // run runs the suite, and returns what became of its tests. An error is how it ended.
 func (s *suite) run(flags []string) ([]spec, error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), suitePatience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), suiteTimeout)
 	defer cancel()
 	const report = "report.json"
 	// Ginkgo has to know the name of its folder, and that is outside of the machine.
 	args := append([]string{"--chdir=/", filepath.Join(s.Programs, "ginkgo")}, flags...)
-	args = append(args, "--no-color", "--silence-skips", "--timeout="+suitePatience.String(), "--output-dir="+s.Bed.Dir(), "--json-report="+report,
+	args = append(args, "--no-color", "--silence-skips", "--timeout="+suiteTimeout.String(), "--output-dir="+s.Bed.Dir(), "--json-report="+report,
 		filepath.Join(s.Programs, "e2e.test"), "--", "--provider=skeleton", fmt.Sprintf("--num-nodes=%d", len(s.Nodes)))
 	ginkgo := s.Command(ctx, "env", args...)
 	ginkgo.Env = append(ginkgo.Env, s.env())

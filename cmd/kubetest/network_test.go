@@ -147,7 +147,7 @@ func (k *kube) testRollingUpdate(pods map[string]string) {
 	const seconds = 60
 	gap := make(chan string, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+		ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 		defer cancel()
 		out, err := k.Kubectl(ctx, nil, "exec", "one", "--", "pod", "gap", pods["two"]+":8081", strconv.Itoa(seconds))
 		if err != nil {

@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// reclaimPatience is what a user is promised: by then a deleted Node's addresses
+// reclaimTimeout is what a user is promised: by then a deleted Node's addresses
 // are another's.
-const reclaimPatience = 30 * time.Second
+const reclaimTimeout = 30 * time.Second
 
 func TestNodesComeAndGo(t *testing.T) {
 	k := newKube(t, "iptables")
@@ -49,7 +49,7 @@ func TestNodesComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.kubectl("delete", "node", "n3", "--wait=true")
-	gone, stop := context.WithTimeout(t.Context(), reclaimPatience)
+	gone, stop := context.WithTimeout(t.Context(), reclaimTimeout)
 	defer stop()
 	if err := k.Until(gone, "the addresses of n3 are another's", func() error {
 		out, err := k.weft("n1", "status", "ipam")
@@ -136,7 +136,7 @@ func (k *kube) testUninstall() {
 				k.t.Errorf("%s of %s is left: %v", path, n.Name, err)
 			}
 		}
-		ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+		ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 		defer cancel()
 		out, err := n.Run(ctx, "sh", "-c", "ip -o link | grep -E ': (weft|vethwe)'; nft list tables | grep weft; true")
 		if err != nil || strings.TrimSpace(out) != "" {

@@ -188,12 +188,12 @@ func (f *Forwarder) Forward(ctx context.Context, query *dns.Msg) (*dns.Msg, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	patience := f.timeout / time.Duration(rounds*len(servers))
+	timeout := f.timeout / time.Duration(rounds*len(servers))
 	var unwilling *dns.Msg
 	var last error
 	for range rounds {
 		for _, s := range servers {
-			answer, err := s.ask(ctx, query, patience)
+			answer, err := s.ask(ctx, query, timeout)
 			switch {
 			case err != nil:
 				last = err
@@ -253,8 +253,8 @@ func willing(m *dns.Msg) bool {
 }
 
 // ask asks one server, again over TCP if the answer was cut short.
-func (s *server) ask(ctx context.Context, query *dns.Msg, patience time.Duration) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (s *server) ask(ctx context.Context, query *dns.Msg, timeout time.Duration) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	// The id and the port are drawn anew, so that nobody can guess them.
 	q := *query

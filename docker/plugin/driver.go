@@ -346,7 +346,7 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 		return r, err
 	}
 	if len(e.More) > 0 {
-		d.beside(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, patience) })
+		d.beside(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, timeout) })
 	}
 	r.InterfaceName = interfaceName{SrcName: inside(q.EndpointID), DstPrefix: netdev.IfaceName}
 	if n.Gateway.IsValid() {

@@ -15,8 +15,8 @@ import (
 const (
 	// maxBody is the most bytes of a request that are read.
 	maxBody = 1 << 20
-	// patience bounds a request: the engine holds locks meanwhile.
-	patience = 30 * time.Second
+	// timeout bounds a request: the engine holds locks meanwhile.
+	timeout = 30 * time.Second
 
 	contentType = "application/vnd.docker.plugins.v1.1+json"
 )
@@ -56,7 +56,7 @@ func (d *Driver) Handler() http.Handler {
 func answer[Q, A any](f func(context.Context, Q) (A, error), log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name, began := strings.TrimPrefix(r.URL.Path, "/"), time.Now()
-		ctx, cancel := context.WithTimeout(r.Context(), patience)
+		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
 		var q Q
 		var body any = q

@@ -105,11 +105,11 @@ func (p *Proxy) Reset() {
 	}
 }
 
-// dialPatience bounds how long the engine may take to accept.
-const dialPatience = 10 * time.Second
+// dialTimeout bounds how long the engine may take to accept.
+const dialTimeout = 10 * time.Second
 
 func (p *Proxy) dial(ctx context.Context) (halfCloser, error) {
-	d := net.Dialer{Timeout: dialPatience}
+	d := net.Dialer{Timeout: dialTimeout}
 	c, err := d.DialContext(ctx, p.proto, p.addr)
 	if err != nil {
 		return nil, fmt.Errorf("docker does not run on this host: %w", err)

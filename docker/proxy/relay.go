@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// headPatience bounds how long a client may take for a head once it has
+	// headTimeout bounds how long a client may take for a head once it has
 	// begun one.
-	headPatience = 30 * time.Second
+	headTimeout = 30 * time.Second
 	// maxIntercepted is the most bytes of the body of a request, or a response,
 	// that is edited.
 	maxIntercepted = 32 << 20
@@ -37,7 +37,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 	stop := context.AfterFunc(ctx, func() { client.Close() })
 	defer stop()
 	if t, ok := client.(*tls.Conn); ok {
-		hands, cancel := context.WithTimeout(ctx, headPatience)
+		hands, cancel := context.WithTimeout(ctx, headTimeout)
 		err := t.HandshakeContext(hands)
 		cancel()
 		if err != nil {
@@ -50,7 +50,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 		if _, err := br.Peek(1); err != nil {
 			return
 		}
-		client.SetReadDeadline(time.Now().Add(headPatience))
+		client.SetReadDeadline(time.Now().Add(headTimeout))
 		head, err := readHead(br)
 		client.SetReadDeadline(time.Time{})
 		if err != nil {

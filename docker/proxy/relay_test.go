@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-const patience = 20 * time.Second
+const timeout = 20 * time.Second
 
 // setUp makes an engine that does as serve says with each connection, and a
 // proxy of it. It returns a way to connect to the proxy.
@@ -38,7 +38,7 @@ func setUp(t *testing.T, serve func(c *net.UnixConn)) (dial func() *net.UnixConn
 			if err != nil {
 				return
 			}
-			c.SetDeadline(time.Now().Add(patience))
+			c.SetDeadline(time.Now().Add(timeout))
 			go func() {
 				defer c.Close()
 				serve(c.(*net.UnixConn))
@@ -72,7 +72,7 @@ func setUp(t *testing.T, serve func(c *net.UnixConn)) (dial func() *net.UnixConn
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(timeout))
 		t.Cleanup(func() { c.Close() })
 		return c.(*net.UnixConn)
 	}
@@ -193,7 +193,7 @@ func TestClientThatGoesTakesItsRequestWithIt(t *testing.T) {
 		if err == nil {
 			t.Error("the engine was sent something")
 		}
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		t.Error("the engine's connection stays")
 	}
 }

@@ -88,7 +88,7 @@ func sourceSeenBy(t *testing.T, from, asked, to, addr string) string {
 		_, err = c.Write([]byte("hello"))
 		return err
 	})
-	if err := l.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := l.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		t.Fatal(err)
 	}
 	_, src, err := l.ReadFromUDPAddrPort(make([]byte, 10))

@@ -73,7 +73,7 @@ func forge(from, to netip.Addr, word string) error {
 func hears(t *testing.T, l *net.UDPConn, words ...string) {
 	t.Helper()
 	for _, want := range words {
-		if err := l.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		if err := l.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 100)

@@ -19,8 +19,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
-// patience is how long a test waits for what is to come, on a busy machine.
-const patience = 30 * time.Second
+// timeout is how long a test waits for what is to come, on a busy machine.
+const timeout = 30 * time.Second
 
 var mac = net.HardwareAddr{2, 0xab, 0xcd, 0, 0, 1}
 
@@ -257,7 +257,7 @@ func TestAnnouncement(t *testing.T) {
 			}
 			return err
 		})
-		deadline := time.Now().Add(patience)
+		deadline := time.Now().Add(timeout)
 		for learned := ""; learned != now.String(); {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: the neighbour still has %s, want %s", addr, learned, now)

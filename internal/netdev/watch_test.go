@@ -50,7 +50,7 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 	// watches.
 	await := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.After(patience); !ok(); {
+		for deadline := time.After(timeout); !ok(); {
 			select {
 			case <-changes:
 			case <-time.After(100 * time.Millisecond):
@@ -220,7 +220,7 @@ func TestWatchGoesOnAfterItMissedChanges(t *testing.T) {
 	}()
 	seen := func(change func(i int) error) {
 		t.Helper()
-		deadline := time.After(patience)
+		deadline := time.After(timeout)
 		for i := 0; ; i++ {
 			do(t, host, func() error { return change(i) })
 			select {

@@ -37,7 +37,7 @@ func TestWatchTellsOfRules(t *testing.T) {
 	}
 	table := &nftables.Table{Name: "others", Family: nftables.TableFamilyINet}
 	// Until it listens nothing is told.
-	listens := time.After(patience)
+	listens := time.After(timeout)
 	for heard := false; !heard; {
 		change(func(c *nftables.Conn) { c.AddTable(table) })
 		change(func(c *nftables.Conn) { c.DelTable(table) })
@@ -56,7 +56,7 @@ func TestWatchTellsOfRules(t *testing.T) {
 		change(f)
 		select {
 		case <-told:
-		case <-time.After(patience):
+		case <-time.After(timeout):
 			t.Fatal("nothing is told of a table that came or was flushed")
 		}
 	}

@@ -10,14 +10,14 @@ import (
 // errNot is what Until returns for a condition without words.
 var errNot = errors.New("not so")
 
-// Until asks f at once and then every so often, until it returns nil or patience
+// Until asks f at once and then every so often, until it returns nil or timeout
 // is over, and returns its last error.
-func Until(patience, every time.Duration, f func() error) error {
+func Until(timeout, every time.Duration, f func() error) error {
 	err := f()
 	if err == nil {
 		return nil
 	}
-	deadline := time.NewTimer(patience)
+	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	tick := time.NewTicker(every)
 	defer tick.Stop()

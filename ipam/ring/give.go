@@ -26,7 +26,7 @@ func (r *Ring) Give(s peer.Signer, self, to peer.Name, rng addr.Range) (Outcome,
 	}
 	st := r.st
 	if !rng.IsValid() || !st.whole.Covers(rng) {
-		return Outcome{}, fmt.Errorf("give %s to %s: %w %s", rng, to, ErrUniverse, r.universe)
+		return Outcome{}, fmt.Errorf("give %s to %s: %w %s", rng, to, ErrRange, r.addrRange)
 	}
 	from := st.current(self)
 	version := uint64(0)

@@ -223,16 +223,16 @@ func parseRemoval(raw []byte) (*Removal, error) {
 func parseGenesis(raw []byte) (*Genesis, error) {
 	r := reader{b: raw[1:]}
 	f := r.family()
-	universe := netip.PrefixFrom(r.address(f), int(r.take(1)[0]))
+	addrRange := netip.PrefixFrom(r.address(f), int(r.take(1)[0]))
 	var names []peer.Name
 	for range r.counted(peer.NameLen) {
 		names = append(names, r.name())
 	}
-	if !r.end() || !universe.IsValid() || universe.Masked() != universe || universe.Addr().Is4In6() ||
+	if !r.end() || !addrRange.IsValid() || addrRange.Masked() != addrRange || addrRange.Addr().Is4In6() ||
 		!ascending(names, peer.Name.Compare) || len(names) == 0 {
 		return nil, malformed("genesis", raw)
 	}
-	return NewGenesis(universe, names)
+	return NewGenesis(addrRange, names)
 }
 
 func parseAdoption(raw []byte) (*Adoption, error) {

@@ -275,8 +275,8 @@ func voteMessage(genesis ID, b paxos.Ballot, proposal []byte) []byte {
 
 // Genesis is the first division of the universe, from which all else follows.
 type Genesis struct {
-	Universe netip.Prefix
-	Peers    []peer.Name // ascending, without duplicates
+	Range netip.Prefix
+	Peers []peer.Name // ascending, without duplicates
 
 	id  ID
 	raw []byte
@@ -284,25 +284,25 @@ type Genesis struct {
 
 // NewGenesis makes the genesis that divides universe among peers, in any order
 // and possibly repeated. All who make it of the same set make the same one.
-func NewGenesis(universe netip.Prefix, peers []peer.Name) (*Genesis, error) {
-	g := &Genesis{Universe: universe.Masked(), Peers: slices.Clone(peers)}
+func NewGenesis(addrRange netip.Prefix, peers []peer.Name) (*Genesis, error) {
+	g := &Genesis{Range: addrRange.Masked(), Peers: slices.Clone(peers)}
 	slices.SortFunc(g.Peers, peer.Name.Compare)
 	g.Peers = slices.Compact(g.Peers)
 	if len(g.Peers) == 0 {
-		return nil, fmt.Errorf("make a ring over %s: no peers to divide it among", universe)
+		return nil, fmt.Errorf("make a ring over %s: no peers to divide it among", addrRange)
 	}
-	if !universe.IsValid() || universe.Addr().Is4In6() {
-		return nil, fmt.Errorf("make a ring over %s: not a range of addresses", universe)
+	if !addrRange.IsValid() || addrRange.Addr().Is4In6() {
+		return nil, fmt.Errorf("make a ring over %s: not a range of addresses", addrRange)
 	}
-	b := []byte{kindGenesis, family(g.Universe.Addr())}
-	b = append(b, g.Universe.Addr().AsSlice()...)
-	b = append(b, byte(g.Universe.Bits()))
+	b := []byte{kindGenesis, family(g.Range.Addr())}
+	b = append(b, g.Range.Addr().AsSlice()...)
+	b = append(b, byte(g.Range.Bits()))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(g.Peers)))
 	for _, n := range g.Peers {
 		b = append(b, n[:]...)
 	}
 	if len(b) > maxRecord {
-		return nil, fmt.Errorf("make a ring over %s: %d peers are too many", universe, len(g.Peers))
+		return nil, fmt.Errorf("make a ring over %s: %d peers are too many", addrRange, len(g.Peers))
 	}
 	g.raw = b
 	g.id = idOf(append([]byte(domainGenesis), b...))
@@ -315,7 +315,7 @@ func (g *Genesis) ID() ID { return g.id }
 // grants returns the genesis as grants of version 0 from nobody.
 func (g *Genesis) grants() []*Grant {
 	var out []*Grant
-	for i, r := range addr.Split(g.Universe, len(g.Peers)) {
+	for i, r := range addr.Split(g.Range, len(g.Peers)) {
 		if r.IsValid() {
 			out = append(out, &Grant{Range: r, To: Holder{Name: g.Peers[i]}})
 		}

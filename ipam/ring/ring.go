@@ -14,8 +14,8 @@ import (
 // Ring is one peer's copy. Make one with New. It is not safe for concurrent
 // use.
 type Ring struct {
-	universe netip.Prefix
-	verifier peer.Verifier
+	addrRange netip.Prefix
+	verifier  peer.Verifier
 
 	st        *state           // nil: no ring yet
 	adoptions map[ID]*Adoption // all that were accepted
@@ -29,8 +29,8 @@ type Ring struct {
 }
 
 // New returns an empty copy of the ring over universe.
-func New(universe netip.Prefix, v peer.Verifier) *Ring {
-	return &Ring{universe: universe.Masked(), verifier: v,
+func New(addrRange netip.Prefix, v peer.Verifier) *Ring {
+	return &Ring{addrRange: addrRange.Masked(), verifier: v,
 		adoptions: make(map[ID]*Adoption), shelf: make(map[ID]*state)}
 }
 
@@ -70,7 +70,7 @@ func (e *DivergentError) Error() string {
 var (
 	ErrAuthority = errors.New("nothing known shows that the giver held all of it")
 	ErrSignature = errors.New("wrong signature")
-	ErrUniverse  = errors.New("outside of the universe")
+	ErrRange     = errors.New("outside of the universe")
 	ErrVotes     = errors.New("not enough votes")
 	ErrBasis     = errors.New("records it is based on are not known")
 )
@@ -112,8 +112,8 @@ func (r *Ring) Awaits() (ID, bool) {
 	return r.resolve(r.origin), true
 }
 
-// Universe returns the range that the ring divides.
-func (r *Ring) Universe() netip.Prefix { return r.universe }
+// Range returns the range that the ring divides.
+func (r *Ring) Range() netip.Prefix { return r.addrRange }
 
 // Conflicts counts the times that a merge took an address from a peer that did
 // not give it. Refused counts records that were refused.
@@ -242,9 +242,9 @@ func (m *merge) enter(genesis ID) error {
 	if m.genesis == nil {
 		return nil
 	}
-	if m.genesis.Universe != r.universe {
+	if m.genesis.Range != r.addrRange {
 		return fmt.Errorf("ring %s divides %s, this peer's universe is %s: %w",
-			genesis, m.genesis.Universe, r.universe, ErrUniverse)
+			genesis, m.genesis.Range, r.addrRange, ErrRange)
 	}
 	m.genesis.raw = bytes.Clone(m.genesis.raw)
 	r.st = genesisState(m.genesis)
@@ -323,7 +323,7 @@ func (m *merge) outcome(genesis ID) Outcome {
 func (r *Ring) checkGrant(g *Grant) error {
 	st := r.st
 	if !st.whole.Covers(g.Range) {
-		return fmt.Errorf("%w %s", ErrUniverse, r.universe)
+		return fmt.Errorf("%w %s", ErrRange, r.addrRange)
 	}
 	if !st.known(g.To) || !st.known(g.From) {
 		return fmt.Errorf("%w: no removal of an earlier life of %s is known", ErrAuthority, g.To.Name)

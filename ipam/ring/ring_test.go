@@ -38,38 +38,38 @@ func TestGenesisIsTheSameForAll(t *testing.T) {
 }
 
 func TestGiveAndProof(t *testing.T) {
-	for _, universe := range []string{"10.0.0.0/24", "255.255.255.0/24", "fd00::/16"} {
-		r := started(universe, 2)
+	for _, addrRange := range []string{"10.0.0.0/24", "255.255.255.0/24", "fd00::/16"} {
+		r := started(addrRange, 2)
 		mine := r.Owned(name(0))[0]
 		block := addr.Of(mine.Block(addr.N(16)))
 		must(r.Give(signer(0), name(0), name(5), block))
 		out := must(r.Give(signer(5), name(5), name(6), addr.Single(block.Last)))
 		if h, _ := r.Owner(block.Last); h.Name != name(6) {
-			t.Errorf("%s: owner is %s", universe, h)
+			t.Errorf("%s: owner is %s", addrRange, h)
 		}
 		if _, err := r.Give(signer(5), name(5), name(6), block); err == nil || !strings.Contains(err.Error(), name(6).String()) {
-			t.Errorf("%s: gave what it does not own: %v", universe, err)
+			t.Errorf("%s: gave what it does not own: %v", addrRange, err)
 		}
 		// The record alone proves nothing, the proof does.
-		alone := New(pfx(universe), peer.Cheap{})
+		alone := New(pfx(addrRange), peer.Cheap{})
 		must(alone.Start(r.Genesis()))
 		var refused *RefusedError
 		if _, err := alone.Merge(out.News); !errors.As(err, &refused) || !errors.Is(err, ErrAuthority) || refused.By.Name != name(5) {
-			t.Errorf("%s: merged without proof: %v", universe, err)
+			t.Errorf("%s: merged without proof: %v", addrRange, err)
 		}
 		if alone.Refused() != 1 {
-			t.Errorf("%s: %d refused", universe, alone.Refused())
+			t.Errorf("%s: %d refused", addrRange, alone.Refused())
 		}
-		fresh := New(pfx(universe), peer.Cheap{})
+		fresh := New(pfx(addrRange), peer.Cheap{})
 		for _, d := range r.Proof(out.Records) {
 			must(fresh.Merge(d))
 		}
 		if h, _ := fresh.Owner(block.Last); h.Name != name(6) {
-			t.Errorf("%s: after the proof the owner is %s", universe, h)
+			t.Errorf("%s: after the proof the owner is %s", addrRange, h)
 		}
 		if other := New(pfx("172.16.0.0/12"), peer.Cheap{}); true {
-			if _, err := other.Start(r.Genesis()); !errors.Is(err, ErrUniverse) {
-				t.Errorf("%s: started over another universe: %v", universe, err)
+			if _, err := other.Start(r.Genesis()); !errors.Is(err, ErrRange) {
+				t.Errorf("%s: started over another universe: %v", addrRange, err)
 			}
 		}
 	}
@@ -144,7 +144,7 @@ func TestLeaveGivesAllAndFreesTheName(t *testing.T) {
 		t.Errorf("the old key still speaks: %v", err)
 	}
 	// A copy that starts late learns all of it.
-	late := New(r.Universe(), peer.Cheap{})
+	late := New(r.Range(), peer.Cheap{})
 	must(late.Merge(deltaOf(r)))
 	if !bytes.Equal(late.Digest(), r.Digest()) {
 		t.Error("a late copy differs")
@@ -237,7 +237,7 @@ func TestLargeElectorateIsSampled(t *testing.T) {
 	if n := len(out.News); n > maxRecord {
 		t.Errorf("the record has %d bytes", n)
 	}
-	late := New(r.Universe(), peer.Cheap{})
+	late := New(r.Range(), peer.Cheap{})
 	for range 3 {
 		deltas, _, _ := r.Missing(late.Digest())
 		for _, d := range deltas {
@@ -367,7 +367,7 @@ func TestDumpAndRestore(t *testing.T) {
 			back = append(back, rec.Bytes)
 		}
 		rng.Shuffle(len(back), func(i, j int) { back[i], back[j] = back[j], back[i] })
-		got := New(r.Universe(), peer.Cheap{})
+		got := New(r.Range(), peer.Cheap{})
 		if errs := got.Restore(origin, id, back); len(errs) > 0 {
 			t.Fatal(errs)
 		}

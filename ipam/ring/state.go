@@ -39,7 +39,7 @@ type piece struct {
 func genesisState(g *Genesis) *state {
 	st := &state{
 		genesis:  g,
-		whole:    addr.Of(g.Universe),
+		whole:    addr.Of(g.Range),
 		grants:   make(map[ID]*Grant),
 		removals: make(map[ID]*Removal),
 		held:     make(map[Holder][]*Grant),

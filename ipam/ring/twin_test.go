@@ -34,9 +34,9 @@ func names(n int) (out []peer.Name) {
 }
 
 // started returns a copy of a ring that the first n peers made.
-func started(universe string, n int) *Ring {
-	r := New(pfx(universe), peer.Cheap{})
-	must(r.Start(must(NewGenesis(pfx(universe), names(n)))))
+func started(addrRange string, n int) *Ring {
+	r := New(pfx(addrRange), peer.Cheap{})
+	must(r.Start(must(NewGenesis(pfx(addrRange), names(n)))))
 	return r
 }
 
@@ -58,7 +58,7 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 		id      ID
 	}
 	var given [twinSize][]gift
-	for i, r := range addr.Split(tw.genesis.Universe, len(tw.genesis.Peers)) {
+	for i, r := range addr.Split(tw.genesis.Range, len(tw.genesis.Peers)) {
 		for a := range twinSize {
 			if r.Contains(ip4(a)) {
 				given[a] = append(given[a], gift{to: Holder{Name: tw.genesis.Peers[i]}})

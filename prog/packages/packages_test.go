@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// patience is for building weft on a machine that does other things too.
-const patience = 8 * time.Minute
+// timeout is for building weft on a machine that does other things too.
+const timeout = 8 * time.Minute
 
 // output runs a program in the root of the repository.
 func output(t *testing.T, env []string, program string, args ...string) string {
@@ -30,7 +30,7 @@ func output(t *testing.T, env []string, program string, args ...string) string {
 }
 
 func try(t *testing.T, env []string, program string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.Env = filepath.Join("..", ".."), append(os.Environ(), env...)
@@ -237,7 +237,7 @@ func checkStory(t *testing.T, deb string) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	boot := exec.CommandContext(ctx, "unshare", "--mount", filepath.Join("testdata", "boot"), shared)
 	// It goes with the test, also when that is killed.

@@ -22,10 +22,10 @@ import (
 )
 
 const (
-	// apiPatience is how long a node that has been in the mesh waits for the API
+	// apiTimeout is how long a node that has been in the mesh waits for the API
 	// server before it goes on without.
-	apiPatience = 30 * time.Second
-	retryEvery  = 2 * time.Second
+	apiTimeout = 30 * time.Second
+	retryEvery = 2 * time.Second
 )
 
 // state is what a node remembers in the router's folder: which Node it was.
@@ -77,7 +77,7 @@ func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, n
 			}
 			return nodes, node.record(self)
 		}
-		if last != "" && time.Since(start) > apiPatience && !errors.Is(err, errNoNode) {
+		if last != "" && time.Since(start) > apiTimeout && !errors.Is(err, errNoNode) {
 			log.Warn("the Nodes are not known; going on with the peers of the last run", "err", err)
 			return nil, nil
 		}

@@ -16,8 +16,8 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// uninstallPatience is how long the router has to end first.
-const uninstallPatience = 2 * time.Minute
+// uninstallTimeout is how long the router has to end first.
+const uninstallTimeout = 2 * time.Minute
 
 // left is where the manifest of the uninstall mounts what a router has left.
 var left = &daemon.Config{
@@ -62,7 +62,7 @@ func answerReady(ctx context.Context) error {
 
 // routerEnded waits until no router runs on the node.
 func routerEnded(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, uninstallPatience)
+	ctx, cancel := context.WithTimeout(ctx, uninstallTimeout)
 	defer cancel()
 	for {
 		if _, err := api.NewClient(left.Socket).Ready(ctx); errors.Is(err, api.ErrNotRunning) {

@@ -36,10 +36,10 @@ const (
 	// beat at once: a router with many is then woken once for them, and once by
 	// the answers, which come close together.
 	Beat = 2 * time.Second
-	// Patience is how many heartbeats in a row go out fast; then a peer that
+	// Timeout is how many heartbeats in a row go out fast; then a peer that
 	// does not answer is asked every Beat or, if it never did, more and more
 	// seldom, at last every SlowBeat.
-	Patience = 120
+	Timeout  = 120
 	SlowBeat = 16 * time.Second
 	// Silence is how long an established link may be without an answer.
 	Silence = 8 * time.Second

@@ -49,7 +49,7 @@ func (m *Machine) tickBeat(now time.Time) {
 // next is sent.
 func (m *Machine) pause() time.Duration {
 	d := FastBeat
-	if late := m.beat.unanswered - Patience; late > 0 {
+	if late := m.beat.unanswered - Timeout; late > 0 {
 		d = Beat
 		if m.beat.lastAnswer.IsZero() {
 			d = min(Beat<<min(late-1, 8), SlowBeat)

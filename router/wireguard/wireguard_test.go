@@ -212,7 +212,7 @@ func TestSecretIsNeeded(t *testing.T) {
 			Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(j + 1)}), 6785),
 		}}))
 	}
-	hears := func(patience time.Duration) bool {
+	hears := func(timeout time.Duration) bool {
 		var c net.Conn
 		nstest.In(t, a, func() {
 			var err error
@@ -221,7 +221,7 @@ func TestSecretIsNeeded(t *testing.T) {
 		})
 		defer c.Close()
 		_, _ = c.Write([]byte("hello"))
-		check(t, ear.SetReadDeadline(time.Now().Add(patience)))
+		check(t, ear.SetReadDeadline(time.Now().Add(timeout)))
 		_, _, err := ear.ReadFromUDP(make([]byte, 10))
 		return err == nil
 	}

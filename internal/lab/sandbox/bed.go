@@ -121,13 +121,13 @@ func (b *Bed) startJanitor() error {
 	return b.janitor.Start()
 }
 
-// tidyPatience bounds how long the janitor tries: processes that were killed
+// tidyTimeout bounds how long the janitor tries: processes that were killed
 // take a moment to leave cgroups and mounts.
-const tidyPatience = 30 * time.Second
+const tidyTimeout = 30 * time.Second
 
 // tidy removes what a bed has made, once its machines are dead.
 func tidy(id, dir string) error {
-	for deadline := time.Now().Add(tidyPatience); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(tidyTimeout); ; time.Sleep(50 * time.Millisecond) {
 		err := errors.Join(netdev.DeleteNS(prefix+id), killCgroups(prefix+id), removeCgroups(prefix+id))
 		if err == nil {
 			err = os.RemoveAll(dir) // at last: a folder that is gone says that all is

@@ -20,8 +20,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// bootPatience bounds how long a machine takes to boot or to end.
-const bootPatience = 30 * time.Second
+// bootTimeout bounds how long a machine takes to boot or to end.
+const bootTimeout = 30 * time.Second
 
 // Machine is one machine of a bed.
 type Machine struct {
@@ -112,7 +112,7 @@ func (m *Machine) Boot() error {
 // greet waits until the machine's two processes say that all is in place, one of
 // them with the number of the first inside, and plugs its cable in.
 func (m *Machine) greet(from *os.File) error {
-	if err := from.SetReadDeadline(time.Now().Add(bootPatience)); err != nil {
+	if err := from.SetReadDeadline(time.Now().Add(bootTimeout)); err != nil {
 		return err
 	}
 	lines := bufio.NewScanner(from)
@@ -193,7 +193,7 @@ func (m *Machine) PowerOff() error {
 	select {
 	case <-m.end:
 		return nil
-	case <-time.After(bootPatience):
+	case <-time.After(bootTimeout):
 		return fmt.Errorf("power machine %s off: it still runs", m.Name)
 	}
 }

@@ -53,7 +53,7 @@ func victim() {
 
 // stopped waits until a process is.
 func stopped(pid int) error {
-	return poll.Until(patience, 5*time.Millisecond, func() error {
+	return poll.Until(timeout, 5*time.Millisecond, func() error {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			return err
@@ -65,7 +65,7 @@ func stopped(pid int) error {
 	})
 }
 
-const patience = 60 * time.Second
+const timeout = 60 * time.Second
 
 func newBed(t *testing.T) *Bed {
 	t.Helper()
@@ -102,7 +102,7 @@ func gone(t *testing.T, id, dir string) {
 
 func (m *Machine) must(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	out, err := m.Run(ctx, name, args...)
 	if err != nil {
@@ -145,7 +145,7 @@ func TestMachinesAreApartAndReachEachOther(t *testing.T) {
 
 func TestTwoEnginesWithTheirDefaultPaths(t *testing.T) {
 	b := newBed(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*timeout)
 	defer cancel()
 	for _, name := range []string{"m1", "m2"} {
 		m, err := b.Add(name)
@@ -188,7 +188,7 @@ func TestNothingIsLeftWhenTheProgramIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	_ = poll.Until(patience, 50*time.Millisecond, poll.True(func() bool {
+	_ = poll.Until(timeout, 50*time.Millisecond, poll.True(func() bool {
 		_, err := os.Lstat(dir)
 		return os.IsNotExist(err)
 	})) // gone says what is left

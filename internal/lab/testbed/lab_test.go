@@ -43,14 +43,14 @@ func newLab(t *testing.T, c Config) *Lab {
 
 // How long a test waits for what is to come, on a busy machine, and for what is not.
 const (
-	patience = 30 * time.Second
-	silence  = 300 * time.Millisecond
+	timeout = 30 * time.Second
+	silence = 300 * time.Millisecond
 )
 
 // waiting is how long what comes, or does not, is waited for.
 func waiting(comes bool) time.Duration {
 	if comes {
-		return patience
+		return timeout
 	}
 	return silence
 }
@@ -149,7 +149,7 @@ func TestUnderlayMTU(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if _, err := p.Once(1400, patience); err != nil {
+	if _, err := p.Once(1400, timeout); err != nil {
 		t.Error(err)
 	}
 }
@@ -191,7 +191,7 @@ func TestDownKillsProcessesAndLeavesNothing(t *testing.T) {
 	}
 	select {
 	case <-ended:
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		t.Error("down left a process of the lab alive")
 	}
 	if left, err := namespaces(l.Name); err != nil || len(left) > 0 {

@@ -53,7 +53,7 @@ func (p *Pinger) Close() error { return p.conn.Close() }
 
 // Once sends one request with size bytes of data, at least 8, and waits for
 // the answer to it.
-func (p *Pinger) Once(size int, patience time.Duration) (time.Duration, error) {
+func (p *Pinger) Once(size int, timeout time.Duration) (time.Duration, error) {
 	p.seq = (p.seq + 1) & 0xffff
 	data := make([]byte, max(size, 8))
 	nonce := rand.Uint64()
@@ -69,7 +69,7 @@ func (p *Pinger) Once(size int, patience time.Duration) (time.Duration, error) {
 		return 0, fmt.Errorf("ping %s: %w", p.to, err)
 	}
 	start := time.Now()
-	if err := p.conn.SetReadDeadline(start.Add(patience)); err != nil {
+	if err := p.conn.SetReadDeadline(start.Add(timeout)); err != nil {
 		return 0, fmt.Errorf("ping %s: %w", p.to, err)
 	}
 	if _, err := p.conn.WriteTo(b, &net.IPAddr{IP: p.to.AsSlice()}); err != nil {
@@ -78,7 +78,7 @@ func (p *Pinger) Once(size int, patience time.Duration) (time.Duration, error) {
 	for {
 		n, _, err := p.conn.ReadFrom(p.buf[:])
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return 0, fmt.Errorf("ping %s: no answer in %v: %w", p.to, patience, err)
+			return 0, fmt.Errorf("ping %s: no answer in %v: %w", p.to, timeout, err)
 		}
 		if err != nil {
 			return 0, fmt.Errorf("ping %s: %w", p.to, err)

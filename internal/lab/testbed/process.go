@@ -15,9 +15,9 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// killPatience is how long killAll goes on; a process that still lives then is
+// killTimeout is how long killAll goes on; a process that still lives then is
 // stuck in the kernel.
-const killPatience = 10 * time.Second
+const killTimeout = 10 * time.Second
 
 // killAll kills every process but this one whose network namespace is the one
 // at path, until there is none. A path that names no namespace is no error.
@@ -29,7 +29,7 @@ func killAll(path string) error {
 	if err != nil {
 		return err
 	}
-	deadline := time.Now().Add(killPatience)
+	deadline := time.Now().Add(killTimeout)
 	for {
 		pids, err := processesIn(id)
 		if err != nil || len(pids) == 0 {
@@ -41,7 +41,7 @@ func killAll(path string) error {
 			}
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("kill the processes in %s: still there after %v: %v", path, killPatience, pids)
+			return fmt.Errorf("kill the processes in %s: still there after %v: %v", path, killTimeout, pids)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

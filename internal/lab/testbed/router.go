@@ -152,7 +152,7 @@ func (l *Lab) Kill(n int) error {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill the router of %s, process %d: %w", hostWord(n), pid, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	return process.WaitExit(ctx, pid)
 }

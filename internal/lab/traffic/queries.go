@@ -14,8 +14,8 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// QueryPatience is how long an answer to a DNS query is waited for.
-const QueryPatience = time.Second
+// QueryTimeout is how long an answer to a DNS query is waited for.
+const QueryTimeout = time.Second
 
 // Answers is what a DNS server did with queries.
 type Answers struct {
@@ -86,17 +86,17 @@ func (k *asker) run(ctx context.Context) error {
 	out, in := messages(k.Window, maxDNS), messages(k.Window, maxDNS)
 	start := time.Now()
 	for asked := 0; ctx.Err() == nil; {
-		n, patience := k.Window-k.pending, QueryPatience
+		n, timeout := k.Window-k.pending, QueryTimeout
 		if k.PerSecond > 0 {
 			// Whether the next one is due is looked at once a millisecond.
 			due := int(time.Since(start).Seconds()*k.PerSecond) + 1
-			n, patience = min(n, due-asked), time.Millisecond
+			n, timeout = min(n, due-asked), time.Millisecond
 		}
 		if err := k.send(out[:n]); err != nil {
 			return fmt.Errorf("send DNS queries: %w", err)
 		}
 		asked += n
-		if err := k.sock.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		if err := k.sock.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 			return fmt.Errorf("receive DNS answers: %w", err)
 		}
 		n, err := k.conn.ReadBatch(in, 0)
@@ -163,7 +163,7 @@ func (k *asker) giveUp(now time.Time) {
 	for ; k.oldest != k.id; k.oldest++ {
 		switch at := k.sent[k.oldest]; {
 		case at.IsZero():
-		case now.Sub(at) < QueryPatience:
+		case now.Sub(at) < QueryTimeout:
 			return
 		default:
 			k.sent[k.oldest] = time.Time{}

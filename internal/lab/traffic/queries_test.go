@@ -52,7 +52,7 @@ func TestQueries(t *testing.T) {
 	}
 	// Queries that are not answered do not stop the others.
 	a, err = Queries(t.Context(), []*net.UDPConn{answerer(t, 5, 0)}, Load{Window: 4}, someQueries, 2500*time.Millisecond)
-	if err != nil || a.Lost < 4 || a.Lost > 20 || a.P99 >= QueryPatience {
+	if err != nil || a.Lost < 4 || a.Lost > 20 || a.P99 >= QueryTimeout {
 		t.Errorf("with one of five lost: %+v, %v", a, err)
 	}
 	if a, err := Queries(t.Context(), []*net.UDPConn{answerer(t, 1<<30, 2)}, Load{Window: 1}, someQueries, 200*time.Millisecond); err == nil {

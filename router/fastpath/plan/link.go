@@ -28,10 +28,10 @@ const (
 	// Beat is the interval of probes that are answered. All links beat at once.
 	Beat = time.Second
 	// FastBeat is the interval until one is answered, and SlowBeat that after
-	// Patience of them were not.
+	// Timeout of them were not.
 	FastBeat = 250 * time.Millisecond
 	SlowBeat = 4 * time.Second
-	Patience = 20
+	Timeout  = 20
 	// Silence is how long a link in use may be without an echo: traffic is back
 	// on sleeve within three seconds of the last packet that passed.
 	Silence = 2 * time.Second
@@ -421,7 +421,7 @@ func (l *Link) probe(now time.Time) {
 		}
 	}
 	pause := FastBeat
-	if !l.up && l.unanswered >= Patience {
+	if !l.up && l.unanswered >= Timeout {
 		pause = SlowBeat
 	}
 	l.unanswered++

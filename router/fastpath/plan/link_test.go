@@ -210,7 +210,7 @@ func TestSlowWhenBlocked(t *testing.T) {
 	if e.sent > 2*2*(60/4+1) {
 		t.Errorf("%d probes of two ends in a minute", e.sent)
 	}
-	if n := len(e.l[0].sent); n > 2*(Patience+1) {
+	if n := len(e.l[0].sent); n > 2*(Timeout+1) {
 		t.Errorf("%d probes are remembered", n)
 	}
 }

@@ -21,35 +21,35 @@ import (
 // The peer with the lower name begins, once a direct attempt has failed.
 
 const (
-	// distantAgain is how long a peer is left alone after the first distant
+	// relayedAgain is how long a peer is left alone after the first relayed
 	// session with it was begun; each further time it is twice as long, up to
-	// distantSeldom. Many translators let no packet through, and attempts fill
+	// relayedSeldom. Many translators let no packet through, and attempts fill
 	// their tables.
-	distantAgain  = time.Minute
-	distantSeldom = 32 * time.Minute
-	// punchPatience is how long the link may take to come up, and punchAgain how
+	relayedAgain  = time.Minute
+	relayedSeldom = 32 * time.Minute
+	// punchTimeout is how long the link may take to come up, and punchAgain how
 	// often meanwhile the peer's address is asked for.
-	punchPatience = 30 * time.Second
-	punchAgain    = 5 * time.Second
-	// maxDistantDials is how many are begun in one round of the loop.
-	maxDistantDials = 8
+	punchTimeout = 30 * time.Second
+	punchAgain   = 5 * time.Second
+	// maxRelayedDials is how many are begun in one round of the loop.
+	maxRelayedDials = 8
 )
 
-// try is the record of attempts at a distant session with one peer.
+// try is the record of attempts at a relayed session with one peer.
 type try struct {
 	next  time.Time
 	delay time.Duration
 }
 
-// distantDue returns the peers to begin a distant session with now. It is
+// relayedDue returns the peers to begin a relayed session with now. It is
 // called with mu held.
-func (m *Mesh) distantDue(now time.Time) (due []peer.Name) {
-	direct, distant, v := *m.neighbours.Load(), *m.distant.Load(), m.view.Load()
-	for n, d := range distant {
+func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
+	direct, relayed, v := *m.neighbours.Load(), *m.relayed.Load(), m.view.Load()
+	for n, d := range relayed {
 		switch l := m.data[n]; {
 		case l.up:
 			delete(m.tries, n)
-		case now.Sub(d.since) > punchPatience && now.Sub(l.changed) > punchPatience:
+		case now.Sub(d.since) > punchTimeout && now.Sub(l.changed) > punchTimeout:
 			d.shut(errNoWay)
 		case d.Dialled && now.Sub(d.asked) > punchAgain:
 			// An answer may have been lost, or the address be another by now.
@@ -62,8 +62,8 @@ func (m *Mesh) distantDue(now time.Time) (due []peer.Name) {
 	}
 	for _, c := range m.maker.Status() {
 		n := c.Peer
-		if c.Target != "" || n.IsZero() || m.self.Compare(n) > 0 || c.Err == nil || direct[n] != nil || distant[n] != nil ||
-			len(due) >= maxDistantDials || v.graph.Common(n, topology.LinkSession|topology.LinkData) == nil {
+		if c.Target != "" || n.IsZero() || m.self.Compare(n) > 0 || c.Err == nil || direct[n] != nil || relayed[n] != nil ||
+			len(due) >= maxRelayedDials || v.graph.Common(n, topology.LinkSession|topology.LinkData) == nil {
 			continue
 		}
 		if m.tryAgain(n, now) {
@@ -83,34 +83,34 @@ func (m *Mesh) distantDue(now time.Time) (due []peer.Name) {
 	return due
 }
 
-// tryAgain tells whether it is time for a distant session with n, and if so
+// tryAgain tells whether it is time for a relayed session with n, and if so
 // lets twice as long pass until the next.
 func (m *Mesh) tryAgain(n peer.Name, now time.Time) bool {
 	t := m.tries[n]
 	if t == nil {
-		t = &try{delay: distantAgain}
+		t = &try{delay: relayedAgain}
 		m.tries[n] = t
 	}
 	if now.Before(t.next) {
 		return false
 	}
 	t.next = now.Add(t.delay)
-	t.delay = min(2*t.delay, distantSeldom)
+	t.delay = min(2*t.delay, relayedSeldom)
 	return true
 }
 
-func (m *Mesh) dialDistant(n peer.Name) {
+func (m *Mesh) dialRelayed(n peer.Name) {
 	defer m.wg.Done()
-	nc, err := m.distantStreams.Dial(n)
+	nc, err := m.relayedStreams.Dial(n)
 	if err != nil {
-		m.log.Debug("distant session", "peer", n, "err", err)
+		m.log.Debug("relayed session", "peer", n, "err", err)
 		return
 	}
-	m.shakeDistant(n, nc, session.Dial)
+	m.shakeRelayed(n, nc, session.Dial)
 }
 
-// acceptDistant is called for each stream that another peer opens.
-func (m *Mesh) acceptDistant(from peer.Name, nc net.Conn) {
+// acceptRelayed is called for each stream that another peer opens.
+func (m *Mesh) acceptRelayed(from peer.Name, nc net.Conn) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
@@ -120,24 +120,24 @@ func (m *Mesh) acceptDistant(from peer.Name, nc net.Conn) {
 	m.wg.Add(1)
 	go func() {
 		defer m.wg.Done()
-		m.shakeDistant(from, nc, session.Accept)
+		m.shakeRelayed(from, nc, session.Accept)
 	}()
 }
 
-func (m *Mesh) shakeDistant(n peer.Name, nc net.Conn, shake func(net.Conn, *session.Config) (*session.Conn, error)) {
+func (m *Mesh) shakeRelayed(n peer.Name, nc net.Conn, shake func(net.Conn, *session.Config) (*session.Conn, error)) {
 	hs := m.hs
-	hs.Judge = func(h *session.Hello, _ bool) *session.Refusal { return m.judgeDistant(n, h) }
+	hs.Judge = func(h *session.Hello, _ bool) *session.Refusal { return m.judgeRelayed(n, h) }
 	c, err := shake(nc, &hs)
 	if err == nil {
-		err = m.adoptDistant(c)
+		err = m.adoptRelayed(c)
 	}
 	if err != nil {
 		nc.Close()
-		m.log.Debug("distant session", "peer", n, "err", err)
+		m.log.Debug("relayed session", "peer", n, "err", err)
 	}
 }
 
-func (m *Mesh) judgeDistant(n peer.Name, h *session.Hello) *session.Refusal {
+func (m *Mesh) judgeRelayed(n peer.Name, h *session.Hello) *session.Refusal {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch err := m.book.Check(h.Name, h.Key); {
@@ -153,22 +153,22 @@ func (m *Mesh) judgeDistant(n peer.Name, h *session.Hello) *session.Refusal {
 	return nil
 }
 
-func (m *Mesh) adoptDistant(c *session.Conn) error {
+func (m *Mesh) adoptRelayed(c *session.Conn) error {
 	n := newNeighbour(c)
-	n.distant = true
+	n.relayed = true
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing || (*m.neighbours.Load())[n.name] != nil {
 		return errDuplicate
 	}
-	if old := (*m.distant.Load())[n.name]; old != nil {
-		m.detachDistantLocked(old)
+	if old := (*m.relayed.Load())[n.name]; old != nil {
+		m.detachRelayedLocked(old)
 		old.shut(errDuplicate)
 	}
-	all := maps.Clone(*m.distant.Load())
+	all := maps.Clone(*m.relayed.Load())
 	all[n.name] = n
-	m.distant.Store(&all)
-	m.log.Info("distant session up", "peer", n.name, "nickname", c.Peer.Nickname)
+	m.relayed.Store(&all)
+	m.log.Info("relayed session up", "peer", n.name, "nickname", c.Peer.Nickname)
 	m.wg.Add(2)
 	go m.read(n)
 	go m.write(n)
@@ -184,27 +184,27 @@ func (m *Mesh) adoptDistant(c *session.Conn) error {
 	return nil
 }
 
-// detachDistantLocked takes a distant session out of the tables and tells
+// detachRelayedLocked takes a relayed session out of the tables and tells
 // whether it was in them.
-func (m *Mesh) detachDistantLocked(n *neighbour) bool {
-	if (*m.distant.Load())[n.name] != n {
+func (m *Mesh) detachRelayedLocked(n *neighbour) bool {
+	if (*m.relayed.Load())[n.name] != n {
 		return false
 	}
-	all := maps.Clone(*m.distant.Load())
+	all := maps.Clone(*m.relayed.Load())
 	delete(all, n.name)
-	m.distant.Store(&all)
+	m.relayed.Store(&all)
 	delete(m.data, n.name)
 	name := n.name
 	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name) })
 	return true
 }
 
-func (m *Mesh) dropDistant(n *neighbour) {
+func (m *Mesh) dropRelayed(n *neighbour) {
 	m.mu.Lock()
-	was := m.detachDistantLocked(n)
+	was := m.detachRelayedLocked(n)
 	m.mu.Unlock()
 	if was {
-		m.log.Info("distant session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
+		m.log.Info("relayed session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
 	}
 	m.poke()
 }
