@@ -137,7 +137,7 @@ check:
 	@cmp -s site/pages/commands.md site/pages/commands.md.new || { rm -f site/pages/commands.md.new; \
 	  echo "make check: site/pages/commands.md is not what the command tree says; run: make generate" >&2; exit 1; }
 	@rm -f site/pages/commands.md.new
-	$(GO) test -run 'TestImport|TestPackageComment' ./cmd
+	$(GO) test ./internal/layout
 	GO=$(GO) .ci/generated
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/engines .ci/cluster .ci/arm64 .ci/fuzz .ci/generated .ci/vm/* .ci/docker-packages .ci/kube-packages .ci/kube-programs .ci/package-tools prog/packages/build prog/packages/scripts/* prog/packages/testdata/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
@@ -27,6 +28,12 @@ import (
 // timeout is how long a test waits for what should come soon; slow machines
 // with the race detector need a multiple of what users see.
 const timeout = 30 * time.Second
+
+// labTimeout bounds one step of a test, convergeTimeout the start of a lab.
+const (
+	labTimeout      = 60 * time.Second
+	convergeTimeout = 60 * time.Second
+)
 
 // slack is what a busy machine may add to a time that is promised.
 const slack = 5 * time.Second
@@ -231,3 +238,17 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 func at(host int, name string) testbed.Place { return testbed.Place{Host: host, Container: name} }
+
+// hxServer measures towards a place.
+type hxServer = lab.Server
+
+// hxServe starts a server of package traffic in a place, and stops it with the test.
+func hxServe(t *testing.T, l *testbed.Lab, place testbed.Place, addr netip.Addr) *hxServer {
+	t.Helper()
+	s, err := lab.Serve(t.Context(), l, place, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	return s
+}

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -18,16 +15,8 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab"
 	"github.com/weft-net/weft/internal/lab/testbed"
-)
-
-const (
-	// convergeTimeout is how long a lab may take until all routers see all, and
-	// hostTimeout is what each host adds: all of them share the machine.
-	convergeTimeout = 60 * time.Second
-	hostTimeout     = 3 * time.Second
-	// labTimeout bounds what else a lab waits for.
-	labTimeout = 60 * time.Second
 )
 
 // labApp is what all lab commands share.
@@ -139,7 +128,7 @@ fails, nothing is left.`,
 				return err
 			}
 			start := time.Now()
-			if _, err := labUp(c.Context(), config); err != nil {
+			if _, err := lab.Up(c.Context(), config); err != nil {
 				return err
 			}
 			fmt.Fprintf(l.stdout, "lab %s is up: %d hosts, converged in %.1f s\n", config.Name, config.Hosts, time.Since(start).Seconds())
@@ -148,23 +137,6 @@ fails, nothing is left.`,
 	}
 	k.register(c.Flags())
 	return c
-}
-
-// labUp makes a lab and waits until it has converged. On error nothing is left.
-func labUp(ctx context.Context, config testbed.Config) (*testbed.Lab, error) {
-	if os.Geteuid() != 0 {
-		return nil, errors.New("lab up needs the rights of root; try with sudo")
-	}
-	lab, err := testbed.Create(config)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, convergeTimeout+time.Duration(config.Hosts)*hostTimeout)
-	defer cancel()
-	if err := lab.Up(ctx); err != nil {
-		return nil, errors.Join(err, testbed.Down(config.Name))
-	}
-	return lab, nil
 }
 
 func (l *labApp) down() *cobra.Command {
@@ -217,23 +189,23 @@ are the machine's own.`,
 			if err != nil {
 				return usageError{err}
 			}
-			lab, err := l.open()
+			made, err := l.open()
 			if err != nil {
 				return err
 			}
-			if err := lab.Find(place); err != nil {
+			if err := made.Find(place); err != nil {
 				return err
 			}
-			return l.runIn(c.Context(), lab, place, args[1:])
+			return l.runIn(c.Context(), made, place, args[1:])
 		},
 	}
 }
 
 // runIn runs a command in a place and returns its exit code as an error.
-func (a *app) runIn(ctx context.Context, lab *testbed.Lab, place testbed.Place, argv []string) error {
-	cmd := lab.Command(ctx, place, argv[0], argv[1:]...)
+func (a *app) runIn(ctx context.Context, made *testbed.Lab, place testbed.Place, argv []string) error {
+	cmd := made.Command(ctx, place, argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, a.stdout, a.stderr
-	err := lab.Run(place, cmd)
+	err := made.Run(place, cmd)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if status, ok := exit.Sys().(unix.WaitStatus); ok && status.Signaled() {
@@ -270,11 +242,11 @@ it, the container goes when the command ends, and weft exits as it does.
 			if err != nil {
 				return err
 			}
-			lab, err := l.open()
+			made, err := l.open()
 			if err != nil {
 				return err
 			}
-			got, err := lab.AddContainer(c.Context(), place, list)
+			got, err := made.AddContainer(c.Context(), place, list)
 			if err != nil {
 				return err
 			}
@@ -282,11 +254,11 @@ it, the container goes when the command ends, and weft exits as it does.
 				printAddresses(l.stdout, got)
 				return nil
 			}
-			err = l.runIn(c.Context(), lab, place, argv)
+			err = l.runIn(c.Context(), made, place, argv)
 			// Also after an interrupt, which ended the command.
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), labTimeout)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), lab.Timeout)
 			defer cancel()
-			if rerr := lab.RemoveContainer(ctx, place); rerr != nil {
+			if rerr := made.RemoveContainer(ctx, place); rerr != nil {
 				fmt.Fprintln(l.stderr, errorLine(rerr))
 				if err == nil {
 					err = exitError{exitFailed}
@@ -324,14 +296,14 @@ func (l *labApp) cutCommand(c *cobra.Command, change func(*testbed.Lab, int, int
 		if hosts[0] == hosts[1] {
 			return usagef("%s: %s twice; there is no underlay between a host and itself", c.CommandPath(), args[0])
 		}
-		lab, err := l.open()
+		made, err := l.open()
 		if err != nil {
 			return err
 		}
-		if err := change(lab, hosts[0], hosts[1], testbed.Packets); err != nil || oneWay {
+		if err := change(made, hosts[0], hosts[1], testbed.Packets); err != nil || oneWay {
 			return err
 		}
-		return change(lab, hosts[1], hosts[0], testbed.Packets)
+		return change(made, hosts[1], hosts[0], testbed.Packets)
 	}
 	return c
 }
@@ -371,11 +343,11 @@ func (l *labApp) kill() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			lab, err := l.open()
+			made, err := l.open()
 			if err != nil {
 				return err
 			}
-			return lab.Kill(hosts[0])
+			return made.Kill(hosts[0])
 		},
 	}
 }
@@ -403,20 +375,20 @@ after --, as in: weft lab launch h1 -- --name 02:00:00:00:00:01`,
 			if err := checkLaunchFlags(append(extra, peers...)); err != nil {
 				return err
 			}
-			lab, err := l.open()
+			made, err := l.open()
 			if err != nil {
 				return err
 			}
 			if len(peers) == 0 && !f.resume {
-				if daemon.Exists(&daemon.Config{StateDir: lab.StateDir(hosts[0])}) {
+				if daemon.Exists(&daemon.Config{StateDir: made.StateDir(hosts[0])}) {
 					extra = append(extra, "--resume")
 				} else {
-					peers = lab.Peers(hosts[0])
+					peers = made.Peers(hosts[0])
 				}
 			}
-			ctx, cancel := context.WithTimeout(c.Context(), labTimeout)
+			ctx, cancel := context.WithTimeout(c.Context(), lab.Timeout)
 			defer cancel()
-			return lab.Launch(ctx, hosts[0], append(extra, peers...)...)
+			return made.Launch(ctx, hosts[0], append(extra, peers...)...)
 		},
 	}
 	all := pflag.NewFlagSet("launch", pflag.ContinueOnError)
@@ -427,33 +399,4 @@ after --, as in: weft lab launch h1 -- --name 02:00:00:00:00:01`,
 		}
 	})
 	return c
-}
-
-// selfPath is this program, for commands that run it in a place.
-func selfPath() (string, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("find the program: %w", err)
-	}
-	return filepath.Clean(exe), nil
-}
-
-// addrOf returns the address of a container of a lab.
-func addrOf(ps []netip.Prefix) (netip.Addr, error) {
-	if len(ps) == 0 {
-		return netip.Addr{}, errors.New("the router attached a container and gave it no address")
-	}
-	return ps[0].Addr(), nil
-}
-
-// step prints what is being done, and how long it took.
-func step(w io.Writer, what string, f func() error) error {
-	start := time.Now()
-	fmt.Fprintf(w, "%s ... ", what)
-	if err := f(); err != nil {
-		fmt.Fprintln(w, "failed")
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	fmt.Fprintf(w, "done in %.1f s\n", time.Since(start).Seconds())
-	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/lab/traffic"
 )
 
 // These tests load machines as far as they go, so they run alone, and with
@@ -59,7 +60,7 @@ type load struct {
 	t       *testing.T
 	ctx     context.Context
 	lab     *testbed.Lab
-	servers []*trafficServer // by host
+	servers []*hxServer // by host
 	wg      sync.WaitGroup
 	stop    func()
 }
@@ -67,28 +68,25 @@ type load struct {
 // newLoad starts a server in the container of each host.
 func newLoad(t *testing.T, lab *testbed.Lab, addrs []netip.Addr) *load {
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{t: t, ctx: ctx, lab: lab, servers: make([]*trafficServer, len(addrs))}
+	l := &load{t: t, ctx: ctx, lab: lab, servers: make([]*hxServer, len(addrs))}
 	l.stop = func() {
 		cancel()
 		l.wg.Wait()
 		for _, s := range l.servers[1:] {
-			s.stop()
+			s.Stop()
 		}
 	}
 	for n := 1; n < len(addrs); n++ {
-		s, err := startTraffic(t.Context(), lab, at(n, "c"), addrs[n])
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.servers[n] = s
+		l.servers[n] = hxServe(t, lab, at(n, "c"), addrs[n])
 	}
 	return l
 }
 
 // send begins to send from one host's container to another's.
-func (l *load) send(from, to int, args ...string) {
+func (l *load) send(from, to int, o traffic.Order) {
+	o.Time = time.Hour
 	l.wg.Go(func() {
-		if _, err := l.servers[to].measure(l.ctx, l.lab, at(from, "c"), time.Hour, args...); l.ctx.Err() == nil {
+		if _, err := l.servers[to].Measure(l.ctx, l.lab, at(from, "c"), o); l.ctx.Err() == nil {
 			l.t.Errorf("from h%d to h%d: ended before its time: %v", from, to, err)
 		}
 	})
@@ -131,11 +129,11 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 	for a := 1; a <= hosts; a++ {
 		for b := 1; b <= hosts; b++ {
 			if a != b {
-				l.send(a, b, "--kind", trafficTCP, "--streams", "2")
+				l.send(a, b, traffic.Order{Kind: traffic.TCP, Streams: 2})
 			}
 		}
 	}
-	l.send(1, 2, "--kind", trafficUDP, "--size", "1300")
+	l.send(1, 2, traffic.Order{Kind: traffic.UDP, Size: 1300})
 
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
@@ -176,8 +174,8 @@ func TestMemoryOfTenFullLinks(t *testing.T) {
 	defer l.stop()
 	start := l.bytes()
 	for n := 2; n <= 1+links; n++ {
-		l.send(1, n, "--kind", trafficTCP)
-		l.send(n, 1, "--kind", trafficTCP)
+		l.send(1, n, traffic.Order{Kind: traffic.TCP})
+		l.send(n, 1, traffic.Order{Kind: traffic.TCP})
 	}
 	eventually(t, "each link has carried 5 MB each way", func() bool {
 		return !slices.ContainsFunc(report(t, lab, 1).Router.Connections, func(c api.Connection) bool { return min(c.TxBytes, c.RxBytes) < 5e6 })

@@ -5,34 +5,12 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/lab/traffic"
 )
 
-// TestOffloadSwitches: every offload has a switch, as a flag and in the
-// environment, and peers with and without offloads work together.
-func TestOffloadSwitches(t *testing.T) {
+// Peers with and without offloads work together.
+func TestPeersWithAndWithoutOffloads(t *testing.T) {
 	t.Parallel()
-	for _, tap := range []bool{false, true} {
-		for _, udp := range []bool{false, true} {
-			env, flags := map[string]string{}, []string{}
-			for name, on := range map[string]bool{"no-tap-offload": tap, "no-udp-offload": udp} {
-				if on {
-					env[envName(name)], flags = "true", append(flags, "--"+name)
-				}
-			}
-			byEnv, err := parseLaunch(t, env)
-			if err != nil {
-				t.Fatal(err)
-			}
-			byFlag, err := parseLaunch(t, nil, flags...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if byEnv.NoTAPOffload != tap || byEnv.NoUDPOffload != udp || byFlag.NoTAPOffload != tap || byFlag.NoUDPOffload != udp {
-				t.Errorf("%v, %v: by environment %+v, by flag %+v", env, flags, byEnv, byFlag)
-			}
-		}
-	}
-
 	lab := newLab(t, testbed.Config{Hosts: 3, Topology: testbed.Line})
 	const off = "switched off"
 	launch(t, lab, 1)
@@ -46,15 +24,11 @@ func TestOffloadSwitches(t *testing.T) {
 		}
 	}
 	addr := addContainer(t, lab, 3, "c")[0].Addr()
-	s, err := startTraffic(t.Context(), lab, at(3, "c"), addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.stop()
+	s := hxServe(t, lab, at(3, "c"), addr)
 	for n := 1; n <= 2; n++ {
 		addContainer(t, lab, n, "c")
 		reach(t, lab, at(n, "c"), addr)
-		r, err := s.measure(t.Context(), lab, at(n, "c"), 300*time.Millisecond, "--kind", trafficTCP)
+		r, err := s.Measure(t.Context(), lab, at(n, "c"), traffic.Order{Kind: traffic.TCP, Time: 300 * time.Millisecond})
 		if err != nil || r.BitsPerSecond == 0 {
 			t.Errorf("from h%d: %+v: %v", n, r, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -97,7 +98,7 @@ func New(cfg Config) *Service {
 		}),
 		forward: forward.New(cfg.Timeout),
 	}
-	s.server = server.New(zone.New(cfg.Domain, cfg.TTL, s.state.Table(), cfg.Ranges), s.forward)
+	s.server = server.New(zone.New(cfg.Domain, cfg.TTL, s.state.Table(), cfg.Ranges, rand.Uint64), s.forward)
 	return s
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -33,7 +34,7 @@ func newServer(t testing.TB, list ...string) (*Server, netip.AddrPort) {
 	if _, err := st.Change(nil, in); err != nil {
 		t.Fatal(err)
 	}
-	s := New(zone.New("weft.internal", 1, st.Table(), nil), forward.New(forwardTime))
+	s := New(zone.New("weft.internal", 1, st.Table(), nil, rand.Uint64), forward.New(forwardTime))
 	t.Cleanup(s.Close)
 	return s, listen(t, s)
 }

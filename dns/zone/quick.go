@@ -2,7 +2,6 @@ package zone
 
 import (
 	"encoding/binary"
-	"math/rand/v2"
 	"net/netip"
 
 	"github.com/miekg/dns"
@@ -63,7 +62,7 @@ func (z *Zone) Quick(dst, query []byte, maxUDP int, s *Scratch) (answer []byte, 
 	if len(addrs) == 0 || length > min(q.udpSize, maxUDP) {
 		return dst, 0, false
 	}
-	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	shuffle(addrs, z.random)
 
 	dst = append(dst, query[:q.end]...)
 	h := dst[len(dst)-q.end:]

@@ -21,7 +21,6 @@
 package zone
 
 import (
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -47,13 +46,15 @@ type Zone struct {
 	table  Table
 	ttl    uint32
 	ranges []netip.Prefix
+	random func() uint64
 }
 
 // New returns a Zone for the domain, which is canonical: in lower case, without
 // a dot at its end. TTL, in seconds, is that of all answers, the negative ones
-// too. All addresses of ranges are the table's to speak of.
-func New(domain string, ttl uint32, table Table, ranges []netip.Prefix) *Zone {
-	return &Zone{domain: "." + domain + ".", table: table, ttl: ttl, ranges: ranges}
+// too. All addresses of ranges are the table's to speak of. Random gives 64 random
+// bits for the order of records; it is called concurrently.
+func New(domain string, ttl uint32, table Table, ranges []netip.Prefix, random func() uint64) *Zone {
+	return &Zone{domain: "." + domain + ".", table: table, ttl: ttl, ranges: ranges, random: random}
 }
 
 // Answer returns the answer to a query, without what belongs to its transport
@@ -116,8 +117,18 @@ func (z *Zone) records(q dns.Question, addrs []netip.Addr) []dns.RR {
 			rrs = append(rrs, &dns.AAAA{Hdr: z.header(q.Name, dns.TypeAAAA), AAAA: a.AsSlice()})
 		}
 	}
-	rand.Shuffle(len(rrs), func(i, j int) { rrs[i], rrs[j] = rrs[j], rrs[i] })
+	shuffle(rrs, z.random)
 	return rrs
+}
+
+// shuffle brings s into a random order. Package rand's Shuffle would need a source of
+// its own for each goroutine, or a function that escapes to the heap. The bias of the
+// remainder is below 2^-50 for as many records as a name may have.
+func shuffle[T any](s []T, random func() uint64) {
+	for i := len(s) - 1; i > 0; i-- {
+		j := int(random() % uint64(i+1))
+		s[i], s[j] = s[j], s[i]
+	}
 }
 
 // unqualified answers for a name of one label, as clients without a search

@@ -2,6 +2,7 @@ package zone
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ func newZone(t testing.TB, list ...string) *Zone {
 			t.Fatal(err)
 		}
 	}
-	return New("weft.internal", 1, s.Table(), ranges)
+	return New("weft.internal", 1, s.Table(), ranges, rand.Uint64)
 }
 
 func ask(name string, typ uint16) *dns.Msg {

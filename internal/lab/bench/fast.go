@@ -1,4 +1,4 @@
-package cmd
+package bench
 
 import (
 	"context"
@@ -19,53 +19,53 @@ import (
 
 // The paths of the table fast, besides raw veth and kernel VXLAN.
 const (
-	pathExpress   = "weft express"
-	pathJudged    = "weft judged" // something judges bridged frames, as policies do
-	pathDevice    = "weft device" // by the VXLAN device, as over IPv6 and inside WireGuard
-	pathMany      = "weft, 10,000 stations"
-	pathSleeve    = "weft sleeve"
-	pathBridge    = "plain bridge" // of one host
-	pathLocal     = "weft, one host"
-	manyStations  = 10_000
-	fastMTU       = rival.VXLANMTU
-	stationsPause = 2 * time.Millisecond
+	pathExpress = "weft express"
+	pathBridged = "weft bridged" // something judges bridged frames, as policies do
+	pathDevice  = "weft device"  // by the VXLAN device, as over IPv6 and inside WireGuard
+	pathMany    = "weft, 10,000 MAC addresses"
+	pathSleeve  = "weft sleeve"
+	pathBridge  = "plain bridge" // of one host
+	pathLocal   = "weft, one host"
+	manyMACs    = 10_000
+	fastMTU     = rival.VXLANMTU
+	manyPause   = 2 * time.Millisecond
 )
 
 // fastTable holds the fast datapath against what the kernel does by itself.
-var fastTable = benchTable{
-	paths: []string{pathRaw, pathVXLAN, pathExpress, pathJudged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
-	runs: []benchRun{
-		{args: pinnedOne, on: farPaths, metrics: []metric{
+var fastTable = table{
+	paths: []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
+	runs: []run{
+		{order: pinnedOne, on: farPaths, metrics: []metric{
 			fastMetric("TCP, 1 stream", "Gb/s", false, pathExpress, 1.05, 1.2, gigabits),
-			fastMetric("TCP, 1 stream, judged", "Gb/s", false, pathJudged, 0.9, 1, gigabits),
+			fastMetric("TCP, 1 stream, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
 		}},
-		{args: pinnedFour, on: farPaths, metrics: []metric{
+		{order: pinnedFour, on: farPaths, metrics: []metric{
 			fastMetric("TCP, 4 streams", "Gb/s", false, pathExpress, 1.1, 1.3, gigabits),
-			fastMetric("TCP, 4 streams, judged", "Gb/s", false, pathJudged, 0.9, 1, gigabits),
+			fastMetric("TCP, 4 streams, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
 		}},
-		{args: blast, on: append([]string{pathMany}, farPaths...), metrics: []metric{
+		{order: blast, on: append([]string{pathMany}, farPaths...), metrics: []metric{
 			fastMetric("UDP, 64 bytes, blast", "kpkt/s", false, pathExpress, 1.35, 1.6, kilopackets),
-			fastMetric("UDP, 64 bytes, judged", "kpkt/s", false, pathJudged, 0.75, 1, kilopackets),
-			{name: "UDP, 10,000 stations", unit: "kpkt/s", must: 0.97, aim: 1, value: kilopackets, ours: pathMany, against: []string{pathExpress}},
+			fastMetric("UDP, 64 bytes, bridged", "kpkt/s", false, pathBridged, 0.75, 1, kilopackets),
+			{name: "UDP, 10,000 MAC addresses", unit: "kpkt/s", must: 0.97, aim: 1, value: kilopackets, ours: pathMany, against: []string{pathExpress}},
 		}},
-		{args: oneCPUTrips, on: farPaths, metrics: []metric{
+		{order: oneCPUTrips, on: farPaths, metrics: []metric{
 			fastMetric("round trip, median", "us", true, pathExpress, 0.95, 0.9, medianTrip),
 			fastMetric("round trip, 99th", "us", true, pathExpress, 0.95, 0.9, lateTrip),
-			fastMetric("round trip, median, judged", "us", true, pathJudged, 1.08, 1, medianTrip),
-			fastMetric("round trip, 99th, judged", "us", true, pathJudged, 1.08, 1, lateTrip),
+			fastMetric("round trip, median, bridged", "us", true, pathBridged, 1.08, 1, medianTrip),
+			fastMetric("round trip, 99th, bridged", "us", true, pathBridged, 1.08, 1, lateTrip),
 		}},
-		{args: connects, on: []string{pathExpress, pathJudged, pathDevice, pathSleeve}, metrics: []metric{
+		{order: connects, on: []string{pathExpress, pathBridged, pathDevice, pathSleeve}, metrics: []metric{
 			{name: "first packet, median", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip, ours: pathExpress, against: []string{pathSleeve}},
-			{name: "first packet, judged", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip, ours: pathJudged, against: []string{pathSleeve}},
+			{name: "first packet, bridged", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip, ours: pathBridged, against: []string{pathSleeve}},
 		}},
-		{args: pinnedOne, on: []string{pathBridge, pathLocal}, metrics: []metric{
+		{order: pinnedOne, on: []string{pathBridge, pathLocal}, metrics: []metric{
 			{name: "TCP, 1 stream, one host", unit: "Gb/s", must: 1, aim: 1.3, value: gigabits, ours: pathLocal, against: []string{pathBridge}},
 		}},
 	},
 }
 
 // farPaths are those between two hosts.
-var farPaths = []string{pathRaw, pathVXLAN, pathExpress, pathJudged, pathDevice}
+var farPaths = []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice}
 
 // fastMetric is a row that is held against kernel VXLAN.
 func fastMetric(name, unit string, less bool, ours string, must, aim float64, value func(sample) (float64, bool)) metric {
@@ -84,60 +84,55 @@ var fastLabs = []struct {
 		{pathBridge, plain(rival.Bridge), nil}, {pathLocal, localNetwork, nil},
 		{pathRaw, plain(rawNetwork), nil}, {pathVXLAN, plain(rival.VXLAN), nil}, {pathExpress, carriedNetwork(true), nil},
 	}},
-	{"m", nil, []fastNetwork{{pathMany, carriedNetwork(true), knowStations}}},
-	{"j", nil, []fastNetwork{{pathJudged, judgedNetwork, nil}}},
+	{"m", nil, []fastNetwork{{pathMany, carriedNetwork(true), teachMACs}}},
+	{"j", nil, []fastNetwork{{pathBridged, bridgedNetwork, nil}}},
 	{"d", []string{"--no-express"}, []fastNetwork{{pathDevice, carriedNetwork(false), nil}}},
 	{"s", []string{"--no-fastdp"}, []fastNetwork{{pathSleeve, weftNetwork, nil}}},
 }
 
-// fastNetwork is a path of the table; before is that of benchPath.
+// fastNetwork is a path of the table; before is that of path.
 type fastNetwork struct {
 	path   string
 	make   func(context.Context, *testbed.Lab) (*rival.Network, error)
-	before func(context.Context, *benchPath) error
+	before func(context.Context, *path) error
 }
 
 // plain is a network that nothing is waited for.
 func plain(f func(*testbed.Lab) (*rival.Network, error)) func(context.Context, *testbed.Lab) (*rival.Network, error) {
-	return func(_ context.Context, lab *testbed.Lab) (*rival.Network, error) { return f(lab) }
+	return func(_ context.Context, l *testbed.Lab) (*rival.Network, error) { return f(l) }
 }
 
-// benchFast measures the fast datapath, with the same MTU for all.
-func (l *labApp) benchFast(ctx context.Context, k benchConfig, runs []benchRun, results benchResults) (err error) {
-	var paths []benchPath
+// fast measures the fast datapath, with the same MTU for all.
+func (b *bench) fast(ctx context.Context, runs []run, got results) (err error) {
+	var paths []path
 	for _, v := range fastLabs {
 		networks := slices.DeleteFunc(slices.Clone(v.networks), func(n fastNetwork) bool {
-			return !slices.ContainsFunc(runs, func(r benchRun) bool { return slices.Contains(r.on, n.path) })
+			return !slices.ContainsFunc(runs, func(r run) bool { return slices.Contains(r.on, n.path) })
 		})
 		if len(networks) == 0 {
 			continue
 		}
-		c := labConfig{hosts: 2, topology: string(testbed.Full), underlayMTU: 1500}
-		config, bad := c.config(l.name+v.suffix, slices.Concat([]string{"--mtu", fmt.Sprint(fastMTU)}, v.flags, k.launch))
+		l, bad := b.up(ctx, v.suffix, testbed.Config{Hosts: 2, Topology: testbed.Full}, slices.Concat([]string{"--mtu", fmt.Sprint(fastMTU)}, v.flags)...)
 		if bad != nil {
 			return bad
 		}
-		lab, bad := labUp(ctx, config)
-		if bad != nil {
-			return bad
-		}
-		defer func() { err = errors.Join(err, testbed.Down(config.Name)) }()
-		made, bad := makeFastPaths(ctx, lab, networks)
+		defer func() { err = errors.Join(err, testbed.Down(l.Name)) }()
+		made, bad := makeFastPaths(ctx, l, networks)
 		if bad != nil {
 			return bad
 		}
 		paths = append(paths, made...)
 	}
-	return l.benchRounds(ctx, k, paths, runs, results)
+	return b.rounds(ctx, paths, runs, got)
 }
 
 // makeFastPaths makes networks of one lab.
-func makeFastPaths(ctx context.Context, lab *testbed.Lab, networks []fastNetwork) ([]benchPath, error) {
-	setup, cancel := context.WithTimeout(ctx, labTimeout)
+func makeFastPaths(ctx context.Context, l *testbed.Lab, networks []fastNetwork) ([]path, error) {
+	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	var paths []benchPath
+	var paths []path
 	for _, n := range networks {
-		p, err := makePath(setup, lab, n.path, func() (*rival.Network, error) { return n.make(setup, lab) })
+		p, err := makePath(setup, l, n.path, func() (*rival.Network, error) { return n.make(setup, l) })
 		if err != nil {
 			return nil, err
 		}
@@ -150,44 +145,44 @@ func makeFastPaths(ctx context.Context, lab *testbed.Lab, networks []fastNetwork
 // carriedNetwork attaches a container on each host and waits until the kernel
 // carries what they send each other.
 func carriedNetwork(express bool) func(context.Context, *testbed.Lab) (*rival.Network, error) {
-	return func(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
-		n, err := weftNetwork(ctx, lab)
+	return func(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
+		n, err := weftNetwork(ctx, l)
 		if err != nil {
 			return nil, err
 		}
 		n.PIDs = nil // the routers carry nothing
-		return n, fastInUse(ctx, lab, n, express)
+		return n, fastInUse(ctx, l, n, express)
 	}
 }
 
-// judgedNetwork is carriedNetwork between hosts on which a rule sees each frame that
+// bridgedNetwork is carriedNetwork between hosts on which a rule sees each frame that
 // crosses the bridge.
-func judgedNetwork(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
+func bridgedNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
 	for h := 1; h <= 2; h++ {
-		if err := netdev.Do(lab.Netns(testbed.Place{Host: h}), testbed.Judge); err != nil {
+		if err := netdev.Do(l.Netns(testbed.Place{Host: h}), testbed.Judge); err != nil {
 			return nil, fmt.Errorf("on h%d: %w", h, err)
 		}
 	}
-	return carriedNetwork(false)(ctx, lab)
+	return carriedNetwork(false)(ctx, l)
 }
 
 // localNetwork attaches two containers on one host.
-func localNetwork(ctx context.Context, lab *testbed.Lab) (*rival.Network, error) {
+func localNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
 	n := &rival.Network{From: testbed.Place{Host: 1, Container: "near1"}, To: testbed.Place{Host: 1, Container: "near2"}}
-	return n, attachEnds(ctx, lab, n)
+	return n, attachEnds(ctx, l, n)
 }
 
 // fastInUse waits until a ping between the ends of a network, and its answer, go
 // by the kernel at both hosts.
-func fastInUse(ctx context.Context, lab *testbed.Lab, n *rival.Network, express bool) error {
+func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bool) error {
 	var before [2]fastState
 	for {
-		if _, err := testbed.Ping(ctx, lab.Netns(n.From), n.Addr); err != nil {
+		if _, err := testbed.Ping(ctx, l.Netns(n.From), n.Addr); err != nil {
 			return err
 		}
 		used, words := true, ""
 		for i, p := range []testbed.Place{n.From, n.To} {
-			now, err := fastStateOf(ctx, lab, p.Host)
+			now, err := fastStateOf(ctx, l, p.Host)
 			if err != nil {
 				return err
 			}
@@ -212,8 +207,8 @@ type fastState struct {
 	tx, rx        uint64 // frames that the kernel carried
 }
 
-func fastStateOf(ctx context.Context, lab *testbed.Lab, host int) (s fastState, err error) {
-	r, err := api.NewClient(lab.Socket(host)).Report(ctx)
+func fastStateOf(ctx context.Context, l *testbed.Lab, host int) (s fastState, err error) {
+	r, err := api.NewClient(l.Socket(host)).Report(ctx)
 	if err != nil {
 		return s, err
 	}
@@ -229,32 +224,32 @@ func fastStateOf(ctx context.Context, lab *testbed.Lab, host int) (s fastState, 
 	return s, nil
 }
 
-// knowStations has the sender's kernel know manyStations stations at the far end.
+// teachMACs has the sender's kernel know manyMACs stations at the far end.
 // They are forgotten after a while, and made known again then.
-func knowStations(ctx context.Context, p *benchPath) error {
-	ctx, cancel := context.WithTimeout(ctx, labTimeout)
+func teachMACs(ctx context.Context, p *path) error {
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	for sent := false; ; {
 		r, err := api.NewClient(p.lab.Socket(p.from.Host)).Report(ctx)
 		if err != nil {
 			return err
 		}
-		if r.Router.Flows >= manyStations {
+		if r.Router.Flows >= manyMACs {
 			return nil
 		}
 		if !sent {
 			if err := netdev.Do(p.lab.Netns(p.to), speakAsMany); err != nil {
-				return fmt.Errorf("make %d stations known from %s: %w", manyStations, p.to, err)
+				return fmt.Errorf("make %d stations known from %s: %w", manyMACs, p.to, err)
 			}
 			sent = true
 		}
 		if err := wait(ctx, 100*time.Millisecond); err != nil {
-			return fmt.Errorf("the kernel knows %d of %d stations: %w", r.Router.Flows, manyStations, err)
+			return fmt.Errorf("the kernel knows %d of %d stations: %w", r.Router.Flows, manyMACs, err)
 		}
 	}
 }
 
-// speakAsMany sends a broadcast from each of manyStations addresses, in the
+// speakAsMany sends a broadcast from each of manyMACs addresses, in the
 // container where the calling thread is.
 func speakAsMany() error {
 	i, err := net.InterfaceByName(netdev.IfaceName)
@@ -269,13 +264,13 @@ func speakAsMany() error {
 	frame := make([]byte, 60)
 	copy(frame, "\xff\xff\xff\xff\xff\xff\x02\x77")
 	frame[12], frame[13] = 0x88, 0xb6 // local experimental ethertype 2, IEEE 802
-	for n := range uint32(manyStations) {
+	for n := range uint32(manyMACs) {
 		binary.BigEndian.PutUint32(frame[8:], n)
 		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index}); err != nil {
 			return err
 		}
 		if n%100 == 0 {
-			time.Sleep(stationsPause) // the rate, as queues are bounded
+			time.Sleep(manyPause) // the rate, as queues are bounded
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package cmd
+package bench
 
 import (
 	"context"
@@ -47,9 +47,9 @@ var dnsMetrics = []metric{
 }
 
 // dnsTable holds service discovery against CoreDNS, both with the same names.
-var dnsTable = benchTable{
+var dnsTable = table{
 	paths: []string{pathWeftDNS, pathCoreDNS},
-	runs:  []benchRun{{metrics: dnsMetrics}},
+	runs:  []run{{metrics: dnsMetrics}},
 }
 
 var dnsRuns = []dnsRun{
@@ -62,8 +62,7 @@ const dnsNames = 1000
 
 // dnsBench is two servers on one host with the same names, asked from another.
 type dnsBench struct {
-	*labApp
-	config  benchConfig
+	*bench
 	lab     *testbed.Lab
 	servers map[string]netip.AddrPort
 	pids    map[string]int
@@ -71,35 +70,30 @@ type dnsBench struct {
 	queries [][]byte // one for each name
 }
 
-// benchDNS measures two servers on one host, asked from another.
-func (l *labApp) benchDNS(ctx context.Context, k benchConfig, results benchResults) (err error) {
+// dns measures two servers on one host, asked from another.
+func (b *bench) dns(ctx context.Context, _ []run, got results) (err error) {
 	const otherPort = 5300
 	first := testbed.Addr4(1)
-	c := labConfig{hosts: 2, topology: string(testbed.Full), password: "a password for the bench", underlayMTU: 1500}
-	config, err := c.config(l.name+"n", append([]string{"--dns-listen-address", first.String()}, k.launch...))
+	l, err := b.up(ctx, "n", testbed.Config{Hosts: 2, Topology: testbed.Full, Password: benchPassword}, "--dns-listen-address", first.String())
 	if err != nil {
 		return err
 	}
-	lab, err := labUp(ctx, config)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, testbed.Down(config.Name)) }()
-	b := &dnsBench{labApp: l, config: k, lab: lab, pids: make(map[string]int), servers: map[string]netip.AddrPort{
+	defer func() { err = errors.Join(err, testbed.Down(l.Name)) }()
+	d := &dnsBench{bench: b, lab: l, pids: make(map[string]int), servers: map[string]netip.AddrPort{
 		pathWeftDNS: netip.AddrPortFrom(first, weftdns.Port), pathCoreDNS: netip.AddrPortFrom(first, otherPort),
 	}}
-	if err := b.start(ctx); err != nil {
+	if err := d.start(ctx); err != nil {
 		return err
 	}
-	for round := range k.rounds {
-		for i := range b.paths {
-			path := b.paths[(i+round)%len(b.paths)]
+	for round := range b.Rounds {
+		for i := range d.paths {
+			path := d.paths[(i+round)%len(d.paths)]
 			for _, r := range dnsRuns {
-				if err := b.run(ctx, path, r, results); err != nil {
+				if err := d.run(ctx, path, r, got); err != nil {
 					return err
 				}
 			}
-			fmt.Fprintf(l.stderr, "round %d of %d: %s\n", round+1, k.rounds, path)
+			fmt.Fprintf(b.progress, "round %d of %d: %s\n", round+1, b.Rounds, path)
 		}
 	}
 	return nil
@@ -119,16 +113,16 @@ func (b *dnsBench) start(ctx context.Context) error {
 	}
 	answers := func(path string) func() bool {
 		return func() bool { // each name once
-			_, err := b.ask(ctx, path, dnsRun{sockets: 1, load: traffic.Load{Window: 16}}, minBenchTime)
+			_, err := b.ask(ctx, path, dnsRun{sockets: 1, load: traffic.Load{Window: 16}}, minTime)
 			return err == nil
 		}
 	}
-	timeout, cancel := context.WithTimeout(ctx, labTimeout)
+	timeout, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	b.paths = []string{pathWeftDNS}
 	b.pids[pathWeftDNS], _ = b.lab.RouterPID(1)
-	if b.config.rivals != "" {
-		b.pids[pathCoreDNS], err = rival.CoreDNS(timeout, b.lab, b.config.rivals, b.servers[pathCoreDNS], hosts, weftdns.DefaultTTL, answers(pathCoreDNS))
+	if b.Rivals != "" {
+		b.pids[pathCoreDNS], err = rival.CoreDNS(timeout, b.lab, b.Rivals, b.servers[pathCoreDNS], hosts, weftdns.DefaultTTL, answers(pathCoreDNS))
 		if err != nil {
 			return err
 		}
@@ -158,12 +152,12 @@ func (b *dnsBench) makeNames() (hosts map[string]netip.Addr, err error) {
 }
 
 // run asks a server for as long as a run takes, and adds what is wanted to the results.
-func (b *dnsBench) run(ctx context.Context, path string, r dnsRun, results benchResults) error {
+func (b *dnsBench) run(ctx context.Context, path string, r dnsRun, got results) error {
 	before, err := testbed.Usage(b.pids[path])
 	if err != nil {
 		return err
 	}
-	a, err := b.ask(ctx, path, r, b.config.time)
+	a, err := b.ask(ctx, path, r, b.Time)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -171,16 +165,16 @@ func (b *dnsBench) run(ctx context.Context, path string, r dnsRun, results bench
 	if err != nil {
 		return err
 	}
-	cpu := (after.CPU - before.CPU).Seconds() * 1e6 / (a.PerSecond * b.config.time.Seconds())
+	cpu := (after.CPU - before.CPU).Seconds() * 1e6 / (a.PerSecond * b.Time.Seconds())
 	if a.Lost > 0 {
-		fmt.Fprintf(b.stderr, "%s: %d queries were not answered\n", path, a.Lost)
+		fmt.Fprintf(b.progress, "%s: %d queries were not answered\n", path, a.Lost)
 	}
 	for _, v := range []struct {
 		m     *metric
 		value float64
 	}{{r.rate, a.PerSecond / 1e3}, {r.median, float64(a.Median) / 1e3}, {r.p99, float64(a.P99) / 1e3}, {r.cpu, cpu}} {
-		if v.m != nil && b.config.only.MatchString(v.m.name) {
-			results.add(v.m.name, path, v.value)
+		if v.m != nil && b.Only.MatchString(v.m.name) {
+			got.add(v.m.name, path, v.value)
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package cmd
+package bench
 
 import (
 	"cmp"
@@ -8,11 +8,13 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"github.com/weft-net/weft/internal/lab/traffic"
 )
 
 // sample is what one measurement of one path gave.
 type sample struct {
-	trafficResult
+	traffic.Result
 	time    time.Duration
 	cpu     time.Duration // of the processes that carry packets
 	carried bool          // there are such processes
@@ -29,63 +31,23 @@ type metric struct {
 	against    []string                     // the rivals if nil
 }
 
-// benchRun is one measurement, which may give several metrics.
-type benchRun struct {
-	args    []string // of lab traffic send
-	beside  bool     // a bulk stream runs meanwhile
-	steps   int      // the time is for so many steps; 1 if 0
+// run is one measurement, which may give several metrics.
+type run struct {
+	order   traffic.Order // without its time; none if its kind is ""
+	beside  bool          // a bulk stream runs meanwhile
+	steps   int           // the time is for so many steps; 1 if 0
 	metrics []metric
 	on      []string // paths; all if nil
 }
 
 // each is the time of a step.
-func (r *benchRun) each(d time.Duration) time.Duration { return d / time.Duration(max(r.steps, 1)) }
+func (r *run) each(d time.Duration) time.Duration { return d / time.Duration(max(r.steps, 1)) }
 
-// idleMetric is that of a router at rest: it has a bound of its own.
-var idleMetric = metric{name: "idle with 50 links", unit: "% of a core", less: true}
-
-// sleeveTable holds sleeve against other overlays in user space.
-var sleeveTable = benchTable{paths: benchPathNames, runs: append(slices.Clone(benchRuns), benchRun{metrics: []metric{idleMetric}})}
-
-// benchTable is what is measured and printed together.
-type benchTable struct {
+// table is what is measured and printed together.
+type table struct {
 	paths []string // columns, in order
-	runs  []benchRun
+	runs  []run
 }
-
-const maxIdle = 1.0 // percent of a core
-
-var benchRuns = []benchRun{
-	{args: oneStream, metrics: []metric{
-		{name: "TCP, 1 stream", unit: "Gb/s", must: 1.5, aim: 3, value: gigabits},
-		{name: "CPU of both routers", unit: "s/GB", less: true, must: 0.7, aim: 0.4, value: cpuPerGigabyte},
-	}},
-	{args: fourStreams, metrics: []metric{{name: "TCP, 4 streams", unit: "Gb/s", must: 1.5, aim: 3, value: gigabits}}},
-	{args: blast, metrics: []metric{{name: "UDP, 64 bytes, blast", unit: "kpkt/s", must: 1.2, aim: 2, value: kilopackets}}},
-	{args: []string{"--kind", trafficLossy, "--size", "64"}, steps: 8, metrics: []metric{
-		{name: "UDP, 64 bytes, < 1 % lost", unit: "kpkt/s", must: 1.2, aim: 2, value: kilopackets},
-	}},
-	{args: roundTrips, metrics: []metric{
-		{name: "round trip, idle, median", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip},
-		{name: "round trip, idle, 99th", unit: "us", less: true, must: 1, aim: 0.7, value: lateTrip},
-	}},
-	{args: roundTrips, beside: true, metrics: []metric{
-		{name: "round trip, beside bulk, median", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip},
-		{name: "round trip, beside bulk, 99th", unit: "us", less: true, must: 1, aim: 0.7, value: lateTrip},
-	}},
-}
-
-// Arguments of lab traffic send.
-var (
-	oneStream   = []string{"--kind", trafficTCP, "--streams", "1"}
-	fourStreams = []string{"--kind", trafficTCP, "--streams", "4"}
-	blast       = []string{"--kind", trafficUDP, "--size", "64"}
-	roundTrips  = []string{"--kind", trafficLatency}
-	pinnedOne   = []string{"--kind", trafficPinned, "--streams", "1"}
-	pinnedFour  = []string{"--kind", trafficPinned, "--streams", "4"}
-	oneCPUTrips = []string{"--kind", trafficTrips}
-	connects    = []string{"--kind", trafficConnect}
-)
 
 func gigabits(s sample) (float64, bool)    { return s.BitsPerSecond / 1e9, true }
 func kilopackets(s sample) (float64, bool) { return s.PacketsPerSecond / 1e3, true }
@@ -97,10 +59,10 @@ func cpuPerGigabyte(s sample) (float64, bool) {
 	return s.cpu.Seconds() / gigabytes, s.carried && gigabytes > 0
 }
 
-// benchResults are values by metric and path.
-type benchResults map[string]map[string][]float64
+// results are values by metric and path.
+type results map[string]map[string][]float64
 
-func (r benchResults) add(metric, path string, v float64) {
+func (r results) add(metric, path string, v float64) {
 	if r[metric] == nil {
 		r[metric] = make(map[string][]float64)
 	}
@@ -108,7 +70,7 @@ func (r benchResults) add(metric, path string, v float64) {
 }
 
 // median returns the median of a path, or false if it was not measured.
-func (r benchResults) median(metric, path string) (float64, bool) {
+func (r results) median(metric, path string) (float64, bool) {
 	if len(r[metric][path]) == 0 {
 		return 0, false
 	}
@@ -116,7 +78,7 @@ func (r benchResults) median(metric, path string) (float64, bool) {
 }
 
 // ratio is the median of our path to the best one of those against it.
-func (r benchResults) ratio(m *metric) (ratio float64, ok bool) {
+func (r results) ratio(m *metric) (ratio float64, ok bool) {
 	weft, ok := r.median(m.name, cmp.Or(m.ours, pathWeft))
 	against := m.against
 	if against == nil {
@@ -144,7 +106,7 @@ func (m *metric) verdict(ratio float64) string {
 }
 
 // print writes the table.
-func (t *benchTable) print(w io.Writer, results benchResults) {
+func (t *table) print(w io.Writer, results results) {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprint(tw, "\t\t")
 	var paths []string

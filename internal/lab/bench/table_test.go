@@ -1,4 +1,4 @@
-package cmd
+package bench
 
 import (
 	"slices"
@@ -25,7 +25,7 @@ func TestVerdictOfABenchmark(t *testing.T) {
 // TestTableOfABenchmark: weft is held against the better of the two rivals,
 // whichever way a number is better, by the median of the rounds.
 func TestTableOfABenchmark(t *testing.T) {
-	results := benchResults{}
+	results := results{}
 	for _, v := range []float64{1, 9, 4} {
 		results.add("TCP, 1 stream", pathWeft, v)
 	}
@@ -47,26 +47,26 @@ func TestTableOfABenchmark(t *testing.T) {
 // TestTableOfTheFastDatapath: each row holds one path against its own reference,
 // and only paths that were measured are columns.
 func TestTableOfTheFastDatapath(t *testing.T) {
-	results := benchResults{}
+	results := results{}
 	for name, byPath := range map[string]map[string]float64{
-		"TCP, 1 stream":           {pathVXLAN: 10, pathExpress: 12, pathJudged: 8},
-		"TCP, 1 stream, judged":   {pathVXLAN: 10, pathExpress: 12, pathJudged: 8},
-		"UDP, 10,000 stations":    {pathVXLAN: 100, pathExpress: 200, pathJudged: 90, pathMany: 196},
-		"round trip, median":      {pathVXLAN: 40, pathExpress: 39, pathJudged: 41},
-		"TCP, 1 stream, one host": {pathBridge: 20, pathLocal: 30},
-		"TCP, 4 streams":          {pathExpress: 12},
+		"TCP, 1 stream":             {pathVXLAN: 10, pathExpress: 12, pathBridged: 8},
+		"TCP, 1 stream, bridged":    {pathVXLAN: 10, pathExpress: 12, pathBridged: 8},
+		"UDP, 10,000 MAC addresses": {pathVXLAN: 100, pathExpress: 200, pathBridged: 90, pathMany: 196},
+		"round trip, median":        {pathVXLAN: 40, pathExpress: 39, pathBridged: 41},
+		"TCP, 1 stream, one host":   {pathBridge: 20, pathLocal: 30},
+		"TCP, 4 streams":            {pathExpress: 12},
 	} {
 		for path, v := range byPath {
 			results.add(name, path, v)
 		}
 	}
 	wantRows(t, &fastTable, results, map[string]string{
-		"TCP, 1 stream":           "Gb/s 10.0 12.0 8.00 - - - 1.20 1.05 1.2 aim",
-		"TCP, 1 stream, judged":   "Gb/s 10.0 12.0 8.00 - - - 0.80 0.9 1 MISSED",
-		"UDP, 10,000 stations":    "kpkt/s 100 200 90.0 196 - - 0.98 0.97 1 must",
-		"round trip, median":      "us 40.0 39.0 41.0 - - - 0.97 0.95 0.9 MISSED",
-		"TCP, 1 stream, one host": "Gb/s - - - - 20.0 30.0 1.50 1 1.3 aim",
-		"TCP, 4 streams":          "Gb/s - 12.0 - - - - - 1.1 1.3 -",
+		"TCP, 1 stream":             "Gb/s 10.0 12.0 8.00 - - - 1.20 1.05 1.2 aim",
+		"TCP, 1 stream, bridged":    "Gb/s 10.0 12.0 8.00 - - - 0.80 0.9 1 MISSED",
+		"UDP, 10,000 MAC addresses": "kpkt/s 100 200 90.0 196 - - 0.98 0.97 1 must",
+		"round trip, median":        "us 40.0 39.0 41.0 - - - 0.97 0.95 0.9 MISSED",
+		"TCP, 1 stream, one host":   "Gb/s - - - - 20.0 30.0 1.50 1 1.3 aim",
+		"TCP, 4 streams":            "Gb/s - 12.0 - - - - - 1.1 1.3 -",
 	})
 }
 
@@ -91,7 +91,7 @@ func TestFastTableMeasuresItsReferences(t *testing.T) {
 }
 
 // wantRows wants rows of a table, by name and with single spaces.
-func wantRows(t *testing.T, table *benchTable, results benchResults, rows map[string]string) {
+func wantRows(t *testing.T, table *table, results results, rows map[string]string) {
 	t.Helper()
 	var b strings.Builder
 	table.print(&b, results)

@@ -1,4 +1,4 @@
-package cmd
+package bench
 
 import (
 	"context"
@@ -17,23 +17,18 @@ const (
 	idleTime   = time.Minute
 )
 
-// benchIdle measures the CPU that a router takes which has nothing to carry: the
+// idle measures the CPU that a router takes which has nothing to carry: the
 // middle of a star, as a full mesh of so many hosts would leave this machine no
 // rest.
-func (l *labApp) benchIdle(ctx context.Context, k benchConfig, results benchResults) (err error) {
-	c := labConfig{hosts: 1 + idleLinks, topology: string(testbed.Star), password: "a password for the bench", underlayMTU: 1500}
-	// Without discovery, or each would try to reach those that it can not.
-	config, err := c.config(l.name, append([]string{"--no-discovery"}, k.launch...))
+func (b *bench) idle(ctx context.Context, got results) (err error) {
+	fmt.Fprintf(b.progress, "a star of %d hosts, to measure one at rest\n", 1+idleLinks)
+	// Without discovery, or each host would try to reach those that it cannot.
+	l, err := b.up(ctx, "", testbed.Config{Hosts: 1 + idleLinks, Topology: testbed.Star, Password: benchPassword}, "--no-discovery")
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(l.stderr, "a star of %d hosts, to measure one at rest\n", config.Hosts)
-	lab, err := labUp(ctx, config)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, testbed.Down(config.Name)) }()
-	pid, _ := lab.RouterPID(1)
+	defer func() { err = errors.Join(err, testbed.Down(l.Name)) }()
+	pid, _ := l.RouterPID(1)
 	if err := wait(ctx, idleSettle); err != nil {
 		return err
 	}
@@ -49,7 +44,7 @@ func (l *labApp) benchIdle(ctx context.Context, k benchConfig, results benchResu
 	if err != nil {
 		return err
 	}
-	results.add(idleMetric.name, pathWeft, 100*(after.CPU-before.CPU).Seconds()/time.Since(start).Seconds())
+	got.add(idleMetric.name, pathWeft, 100*(after.CPU-before.CPU).Seconds()/time.Since(start).Seconds())
 	return nil
 }
 

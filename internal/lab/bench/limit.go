@@ -1,4 +1,4 @@
-package cmd
+package bench
 
 import (
 	"fmt"
@@ -18,7 +18,7 @@ import (
 //	seal and open     of packets of limitPacket bytes
 //	copies            limitCopies of them: TAP to router, segments cut, router to
 //	                  socket, socket to router, router to TAP
-//	system calls      limitCalls for each super-frame of limitSuper bytes: read
+//	system calls      limitCalls for each GSO packet of limitGSO bytes: read
 //	                  and send, receive and write
 //	the kernel's part generator, sink and the way through veths and stacks: what
 //	                  the raw link takes when it fills all cores
@@ -29,7 +29,7 @@ type limit struct {
 
 const (
 	limitPacket = 1400
-	limitSuper  = 62 << 10
+	limitGSO    = 62 << 10
 	limitCopies = 5
 	limitCalls  = 4
 	limitTime   = 200 * time.Millisecond // for each measurement
@@ -42,8 +42,8 @@ func (l *limit) gigabits() float64 { return 8 * float64(runtime.NumCPU()) / l.su
 
 // estimateLimit measures what the machine does. The result is nil if the raw
 // link was not measured.
-func estimateLimit(results benchResults) (*limit, error) {
-	raw, ok := results.median(benchRuns[0].metrics[0].name, pathRaw)
+func estimateLimit(got results) (*limit, error) {
+	raw, ok := got.median(sleeveRuns[0].metrics[0].name, pathRaw)
 	if !ok {
 		return nil, nil
 	}
@@ -52,12 +52,12 @@ func estimateLimit(results benchResults) (*limit, error) {
 	if err != nil {
 		return nil, err
 	}
-	from, to := make([]byte, limitSuper), make([]byte, limitSuper)
-	copying := secondsEach(func() { copy(to, from) }) / limitSuper
+	from, to := make([]byte, limitGSO), make([]byte, limitGSO)
+	copying := secondsEach(func() { copy(to, from) }) / limitGSO
 	call := secondsEach(func() { unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0) })
 	return &limit{
 		suite: suite, crypto: 1e9 * sealing, copies: 1e9 * limitCopies * copying,
-		calls: 1e9 / limitSuper * limitCalls * call, rest: 8 * float64(runtime.NumCPU()) / raw,
+		calls: 1e9 / limitGSO * limitCalls * call, rest: 8 * float64(runtime.NumCPU()) / raw,
 	}, nil
 }
 
@@ -103,7 +103,7 @@ func secondsEach(f func()) float64 {
 	return time.Since(start).Seconds() / float64(n)
 }
 
-func printLimit(w io.Writer, l *limit, results benchResults) error {
+func printLimit(w io.Writer, l *limit, got results) error {
 	if l == nil {
 		return nil
 	}
@@ -111,7 +111,7 @@ func printLimit(w io.Writer, l *limit, results benchResults) error {
 		"  %s, seal and open %.2f; %d copies %.2f; system calls %.2f; generator, sink and kernel %.2f (the raw link): %.2f\n",
 		l.suite, l.crypto, limitCopies, l.copies, l.calls, l.rest, l.sum())
 	near := ""
-	if weft, ok := results.median(benchRuns[0].metrics[0].name, pathWeft); ok {
+	if weft, ok := got.median(sleeveRuns[0].metrics[0].name, pathWeft); ok {
 		near = fmt.Sprintf("; weft reaches %.0f %% of it", 100*weft/l.gigabits())
 	}
 	fmt.Fprintf(w, "  with %d cores %.1f Gb/s%s\n\n", runtime.NumCPU(), l.gigabits(), near)

@@ -1,0 +1,194 @@
+// Package bench measures a mesh in a lab, and other overlays beside it, and prints
+// tables of ratios.
+//
+// All networks of a table exist at the same time and are measured in turns, so
+// that what the machine does meanwhile falls on all of them alike. A table shows
+// medians over the rounds, and for each row the ratio of weft's to the best of
+// those that it is compared with.
+package bench
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/lab"
+	"github.com/weft-net/weft/internal/lab/testbed"
+)
+
+// minTime is the shortest measurement that means anything.
+const minTime = 100 * time.Millisecond
+
+// setupTimeout bounds each step of making the networks.
+const setupTimeout = 60 * time.Second
+
+// Config is what to measure, and for how long.
+type Config struct {
+	Name   string // of the labs; each table appends a letter
+	Rounds int
+	Time   time.Duration // of each measurement
+	// Rivals is the folder of the programs of other overlays; "": they are not
+	// measured.
+	Rivals string
+	Only   *regexp.Regexp // names of the rows to measure
+	Paths  []string       // columns of the table sleeve, of PathNames
+	Launch []string       // flags of weft launch, already checked
+	Tables []string       // of TableNames
+}
+
+// Names of the tables.
+const (
+	tableSleeve = "sleeve"
+	tableFast   = "fast"
+	tableDNS    = "dns"
+)
+
+var tables = map[string]*table{tableSleeve: &sleeveTable, tableFast: &fastTable, tableDNS: &dnsTable}
+
+// TableNames are all tables, in the order in which they are measured.
+var TableNames = []string{tableSleeve, tableFast, tableDNS}
+
+// DefaultTables need no program that takes long to build.
+var DefaultTables = []string{tableSleeve, tableFast}
+
+// Check returns what is wrong with c in one line, or nil.
+func (c *Config) Check() error {
+	if c.Rounds < 1 || c.Time < minTime {
+		return fmt.Errorf("%d rounds of %v: want at least one round and %v", c.Rounds, c.Time, minTime)
+	}
+	if len(c.Paths) == 0 {
+		return fmt.Errorf("--paths is empty: want some of %s", strings.Join(PathNames, ", "))
+	}
+	for _, p := range c.Paths {
+		if !slices.Contains(PathNames, p) {
+			return fmt.Errorf("--paths %q: want some of %s", p, strings.Join(PathNames, ", "))
+		}
+	}
+	if len(c.Tables) == 0 {
+		return fmt.Errorf("--tables is empty: want some of %s", strings.Join(TableNames, ", "))
+	}
+	rows := 0
+	for _, name := range c.Tables {
+		t := tables[name]
+		if t == nil {
+			return fmt.Errorf("--tables %q: want some of %s", name, strings.Join(TableNames, ", "))
+		}
+		rows += len(c.selected(t.runs))
+	}
+	if rows == 0 {
+		return fmt.Errorf("--only %q matches no row of a table", c.Only)
+	}
+	return nil
+}
+
+// NeedsRivals reports whether the column of that name is another overlay's, whose
+// program has to be built first.
+func NeedsRivals(path string) bool { return path == pathWireGuard || path == pathNebula }
+
+// bench is one run of the benchmarks.
+type bench struct {
+	Config
+	out      io.Writer // tables
+	progress io.Writer
+}
+
+// Run measures and prints the tables to out. It reports each finished round to
+// progress. c has passed Check.
+func Run(ctx context.Context, c Config, out, progress io.Writer) error {
+	b := &bench{Config: c, out: out, progress: progress}
+	fmt.Fprintf(out, "%s\n%d rounds of %v, in turns; medians\n\n", machine(), c.Rounds, c.Time)
+	for _, t := range []struct {
+		name    string
+		measure func(context.Context, []run, results) error
+	}{{tableSleeve, b.sleeve}, {tableFast, b.fast}, {tableDNS, b.dns}} {
+		runs := c.selected(tables[t.name].runs)
+		if len(runs) == 0 || !slices.Contains(c.Tables, t.name) {
+			continue
+		}
+		got := make(results)
+		if err := t.measure(ctx, runs, got); err != nil {
+			return err
+		}
+		tables[t.name].print(out, got)
+		fmt.Fprintln(out)
+	}
+	return nil
+}
+
+// selected returns the runs that give a row that is wanted.
+func (c *Config) selected(all []run) []run {
+	var runs []run
+	for _, r := range all {
+		if slices.ContainsFunc(r.metrics, func(m metric) bool { return c.Only.MatchString(m.name) }) {
+			runs = append(runs, r)
+		}
+	}
+	return runs
+}
+
+// up makes a lab for one table. The suffix tells the labs of one run apart.
+func (b *bench) up(ctx context.Context, suffix string, c testbed.Config, flags ...string) (*testbed.Lab, error) {
+	c.Name, c.UnderlayMTU, c.Flags = b.Name+suffix, 1500, slices.Concat(flags, b.Launch)
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	return lab.Up(ctx, c)
+}
+
+// rounds makes each run on each of its paths, in turns.
+func (b *bench) rounds(ctx context.Context, paths []path, runs []run, got results) error {
+	for round := range b.Rounds {
+		for i := range paths {
+			// Who comes first changes, so that nobody has the warmer machine.
+			p := paths[(i+round)%len(paths)]
+			for _, r := range runs {
+				if r.on != nil && !slices.Contains(r.on, p.name) {
+					continue
+				}
+				s, err := p.sample(ctx, b.Time, r)
+				if err != nil {
+					return fmt.Errorf("%s: %w", p.name, err)
+				}
+				for _, m := range r.metrics {
+					if v, ok := m.value(s); ok && b.Only.MatchString(m.name) {
+						got.add(m.name, p.name, v)
+					}
+				}
+			}
+			fmt.Fprintf(b.progress, "round %d of %d: %s\n", round+1, b.Rounds, p.name)
+		}
+	}
+	return nil
+}
+
+// machine describes this machine in words, without its name.
+func machine() string {
+	model := "processor of unknown model"
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.SplitSeq(string(b), "\n") {
+			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	kernel := "unknown"
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	memory := ""
+	var s unix.Sysinfo_t
+	if unix.Sysinfo(&s) == nil {
+		memory = fmt.Sprintf(", %.0f GiB of memory", float64(s.Totalram)*float64(s.Unit)/(1<<30))
+	}
+	return fmt.Sprintf("%d cores of %s%s, Linux %s, %s", runtime.NumCPU(), model, memory, kernel, runtime.Version())
+}
