@@ -1,21 +1,29 @@
-# make          runs the tests
-# make build    makes bin/weft, one static program, and bin/weft-cni, the CNI plugin
-# make test-vm  runs tests on another kernel, in a virtual machine
-# make image    makes bin/weft-kube-ARCH.tar, the container image for Kubernetes
-# make test-kube  runs the tests with a real Kubernetes cluster, in machines of namespaces
-# make test-netpol  runs upstream's tests of policies on such a cluster
-# make check    lints, and checks what is generated and what imports what
-# make demo     shows a mesh of three hosts at work on this machine
-# make test-docker  runs the tests with real Docker engines, in machines of namespaces
-# make bench    measures the mesh against other overlays and the bare underlay
-# make bench-policy  measures network policies at the size of a large cluster, and next to kube-router
-# make bench-dns  measures service discovery against CoreDNS
-# make bench-docker  measures docker run with and without weft
-# make bench-cni  measures a pod's interface next to bridge and host-local
-# make test-arm64  runs programs and tests on arm64, emulated
-# make fuzz     runs each fuzz test for FUZZTIME
-# make packages makes dist/*.deb and dist/*.rpm; make test-packages tests them
-# make site     builds the documentation to site/public
+# make           runs the tests, as make test does
+# make unit      runs the tests that need no root and no network, in under a minute
+# make test      runs all tests of this machine's kernel; needs root
+# make check     lints, and checks what is generated
+# make build     makes bin/weft, one static program, and bin/weft-cni, the CNI plugin
+# make demo      shows a mesh of three hosts at work on this machine
+# make fuzz      runs each fuzz test for FUZZTIME
+# make site      builds the documentation to site/public
+# make generate  compiles the eBPF programs and writes the reference of the commands
+#
+# Tests with more around them; each installs what it needs and says so:
+#
+# make test-docker    with real Docker engines, in sandbox hosts
+# make test-kube      with a real Kubernetes cluster, in sandbox hosts
+# make test-netpol    upstream's tests of network policies on such a cluster
+# make test-packages  the Debian and RPM packages
+# make test-vm        on another kernel, in a virtual machine
+# make test-arm64     on arm64, emulated
+#
+# make packages  makes dist/*.deb and dist/*.rpm
+# make image     makes bin/weft-kube-ARCH.tar, the container image for Kubernetes
+#
+# make bench          measures the mesh next to other overlays and the bare underlay
+# make bench-compare  measures BASE and this tree, and compares them
+# make bench-policy, bench-dns, bench-docker, bench-cni  measure these parts
+# make vulncheck      looks for known vulnerabilities
 
 GO       ?= go
 FUZZTIME ?= 60s
@@ -27,7 +35,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
+.PHONY: test unit vulncheck bench-compare test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -58,13 +66,18 @@ race-deps:
 # find nothing in them, and take ten times as long.
 PURE := $(addprefix github.com/weft-net/weft/,mesh/topology dns/names)
 
+# The race detector finds nothing in the PURE packages, as they start no goroutine.
 test: race-deps
-	$(SUDO) $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -vxF $(PURE:%=-e %))
-	$(SUDO) $(GO) test $(PURE)
+	$(SUDO) env GO=$(GO) .ci/test -race -timeout 20m $$($(GO) list ./... | grep -vxF $(PURE:%=-e %))
+	$(SUDO) env GO=$(GO) .ci/test $(PURE)
+
+# Tests that need no root, no package and no network: for the loop of edit and test.
+unit:
+	WEFT_UNIT=1 $(GO) test -short -timeout 5m $$($(GO) list ./... | grep -v /e2e/)
 
 # These tests fail, and are not skipped, where something is missing. The programs
 # of Kubernetes are built once, into a cache outside the clone: ten minutes.
-KUBE_TESTS := ./cmd/kubetest
+KUBE_TESTS := ./e2e/kube
 KUBE_RUN ?= .
 test-kube: IMAGE_ARCHS := $(shell $(GO) env GOARCH)
 test-kube: image
@@ -91,12 +104,11 @@ test-netpol: image
 KERNEL ?= cloud-amd64
 SUITE  ?=
 RUN    ?= .
-LABS   := FastDatapath|Express|Tunnel|Inject|PasswordEnds|Translated|Churn|UnderlayShows|DoNotFit|ExposeAndHide|Bandwidth|LimitsOfOthers
 IN_VM   = vm=$$(KERNEL=$(KERNEL) SUITE=$(SUITE) .ci/vm/prepare) && CGO_ENABLED=0 exec $(GO) test -p 1 -count=1 -timeout 60m -vet=off \
 	  -ldflags='-s -w' -exec "$(CURDIR)/.ci/vm/boot $$vm"
 
-# In the machine nothing can be built. The tests of cmd look for these.
-VM_CHAINED = cd prog/weft-kube/chained && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/cmd/testdata/chained/ tool
+# In the machine nothing can be built. The tests of e2e/cni look for these.
+VM_CHAINED = cd prog/weft-kube/chained && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/e2e/cni/testdata/chained/ tool
 
 test-vm:
 	$(VM_CHAINED)
@@ -104,7 +116,7 @@ ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
 	$(IN_VM) ./router ./router/fastpath/kernel ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/lab/testbed ./policy
-	$(IN_VM) -parallel 1 -run '$(LABS)' ./cmd
+	$(IN_VM) -parallel 1 ./e2e/datapath ./e2e/cni
 endif
 
 # What asks nothing of the kernel, on the other processor that weft is built for.
@@ -112,7 +124,7 @@ test-arm64:
 	GO=$(GO) .ci/arm64
 
 # These tests fail, and are not skipped, where something is missing.
-DOCKER_TESTS := ./internal/lab/sandbox ./cmd/dockertest
+DOCKER_TESTS := ./internal/lab/sandbox ./e2e/docker
 DOCKER_RUN   ?= .
 test-docker: race-deps
 	$(SUDO) .ci/docker-packages
@@ -131,7 +143,7 @@ check:
 	$(GO) vet -tags docker $(DOCKER_TESTS)
 	$(GO) vet -tags 'kube netpol' $(KUBE_TESTS)
 	$(GO) vet -tags packages ./prog/packages
-	$(GO) tool staticcheck ./...
+	$(GO) tool -modfile=internal/tools/go.mod golangci-lint run ./...
 	$(GO) mod tidy -diff
 	$(GO) run ./prog/weft gen-docs site/pages/commands.md.new
 	@cmp -s site/pages/commands.md site/pages/commands.md.new || { rm -f site/pages/commands.md.new; \
@@ -139,7 +151,7 @@ check:
 	@rm -f site/pages/commands.md.new
 	$(GO) test ./internal/layout
 	GO=$(GO) .ci/generated
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/engines .ci/cluster .ci/arm64 .ci/fuzz .ci/generated .ci/vm/* .ci/docker-packages .ci/kube-packages .ci/kube-programs .ci/package-tools prog/packages/build prog/packages/scripts/* prog/packages/testdata/*; else echo "make check: shellcheck is not here, scripts are not checked"; fi
+	.ci/shellcheck
 
 generate:
 	$(GO) generate ./router/fastpath/kernel
@@ -157,10 +169,19 @@ rivals:
 
 bench-docker:
 	$(SUDO) .ci/docker-packages
-	$(SUDO) $(GO) test -tags docker -run '^$$' -bench DockerRun -benchtime 1x -timeout 30m ./cmd/dockertest
+	$(SUDO) $(GO) test -tags docker -run '^$$' -bench DockerRun -benchtime 1x -timeout 30m ./e2e/docker
 
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals
+
+# Another commit against this tree, by benchstat.
+BASE ?= HEAD~1
+bench-compare:
+	$(SUDO) env GO=$(GO) .ci/bench-compare $(BASE)
+
+# Known vulnerabilities in what weft calls; asks vuln.go.dev.
+vulncheck:
+	$(GO) tool -modfile=internal/tools/go.mod govulncheck ./...
 
 # kube-router runs iptables and ipset, and is in a module of its own.
 bench-policy:
@@ -175,7 +196,7 @@ bench-policy:
 # What weft-cni is measured next to is in a module of its own, as weft does not need it.
 bench-cni:
 	cd internal/lab/rival/cniplugins && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/rivals/ tool
-	$(SUDO) env WEFT_RIVALS=$(CURDIR)/bin/rivals $(GO) test -run '^$$' -bench CNI -benchtime 1x ./cmd
+	$(SUDO) env WEFT_RIVALS=$(CURDIR)/bin/rivals $(GO) test -run '^$$' -bench CNI -benchtime 1x ./e2e/cni
 
 # CoreDNS is in a module of its own, as its build takes ten minutes.
 bench-dns: build
@@ -186,4 +207,4 @@ site:
 	$(GO) run ./site -out site/public
 
 clean:
-	rm -rf bin dist site/public cmd/testdata/chained
+	rm -rf bin bench dist site/public e2e/cni/testdata/chained

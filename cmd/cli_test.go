@@ -272,7 +272,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 			args = append(args, strings.Trim(a, "'"))
 		}
 		code, stdout, stderr := weft(args...)
-		if code != exitUsage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "weft") {
+		if code != ExitUsage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "weft") {
 			t.Errorf("weft %s: exit code %d, stdout %q, stderr %q; want exit code 2 and one line on stderr", line, code, stdout, stderr)
 		}
 	}
@@ -295,7 +295,7 @@ func TestHelp(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{"", "help attach", "lab --help", "lab up -h"} {
 		code, stdout, stderr := weft(strings.Fields(line)...)
-		if code != exitOK || stderr != "" {
+		if code != ExitOK || stderr != "" {
 			t.Errorf("weft %s: exit code %d, stderr %q", line, code, stderr)
 		}
 		b.WriteString("$ weft " + line + "\n" + stdout + "\n")
@@ -309,14 +309,14 @@ func TestNotRunning(t *testing.T) {
 		"dns-add x", "dns-remove x", "dns-lookup x", "dns-args"} {
 		code, stdout, stderr := weft(append(strings.Fields(line), "--socket", socket)...)
 		want := "weft is not running on this host (no socket at " + socket + "); start it with: weft launch\n"
-		if code != exitFailed || stdout != "" || stderr != want {
+		if code != ExitFailed || stdout != "" || stderr != want {
 			t.Errorf("weft %s: exit code %d, stdout %q, stderr %q", line, code, stdout, stderr)
 		}
 	}
-	if code, stdout, _ := weft("stop", "--socket", socket); code != exitOK || stdout != "weft was not running\n" {
+	if code, stdout, _ := weft("stop", "--socket", socket); code != ExitOK || stdout != "weft was not running\n" {
 		t.Errorf("weft stop: exit code %d, %q", code, stdout)
 	}
-	if code, stdout, stderr := weft("version", "--socket", socket); code != exitOK || strings.Count(stdout, "\n") != 1 || stderr != "" {
+	if code, stdout, stderr := weft("version", "--socket", socket); code != ExitOK || strings.Count(stdout, "\n") != 1 || stderr != "" {
 		t.Errorf("weft version: exit code %d, %q, %q", code, stdout, stderr)
 	}
 }
@@ -333,7 +333,7 @@ func TestViews(t *testing.T) {
 			args = append(args[:i+1], strings.Join(args[i+1:], " "))
 		}
 		code, stdout, stderr := weft(append(args, "--socket", socket)...)
-		if code != exitOK || stderr != "" {
+		if code != ExitOK || stderr != "" {
 			t.Errorf("weft %s: exit code %d, stderr %q", line, code, stderr)
 		}
 		b.WriteString("$ weft " + line + "\n" + stdout)
@@ -385,7 +385,7 @@ func TestRequests(t *testing.T) {
 	} {
 		b := &fakeBackend{report: someReport()}
 		code, stdout, stderr := weft(append(strings.Fields(c.line), "--socket", serve(t, b))...)
-		if code != exitOK || stdout != c.stdout || stderr != "" {
+		if code != ExitOK || stdout != c.stdout || stderr != "" {
 			t.Errorf("weft %s: exit code %d, stdout %q, stderr %q", c.line, code, stdout, stderr)
 		}
 		if len(b.calls) != 1 || !equal(b.calls[0], c.want) {
@@ -434,18 +434,18 @@ func TestDNSArgs(t *testing.T) {
 		"--bogus --name":                        "--dns=172.17.0.1 --dns-search=weft.internal\n",
 	} {
 		code, stdout, stderr := weft(append([]string{"--socket", socket, "dns-args"}, strings.Fields(line)...)...)
-		if code != exitOK || stdout != want || stderr != "" {
+		if code != ExitOK || stdout != want || stderr != "" {
 			t.Errorf("weft dns-args %s: exit code %d, %q, %q", line, code, stdout, stderr)
 		}
 	}
 	for address, want := range map[string]string{"": "listens nowhere", "10.0.0.1:5353": "port 53 only"} {
 		report.DNS.Address = address
-		if code, stdout, stderr := weft("dns-args", "--socket", socket); code != exitFailed || stdout != "" || !strings.Contains(stderr, want) {
+		if code, stdout, stderr := weft("dns-args", "--socket", socket); code != ExitFailed || stdout != "" || !strings.Contains(stderr, want) {
 			t.Errorf("with the server at %q: exit code %d, %q, %q", address, code, stdout, stderr)
 		}
 	}
 	report.DNS = nil
-	if code, stdout, stderr := weft("dns-args", "--socket", socket); code != exitOK || stdout+stderr != "" {
+	if code, stdout, stderr := weft("dns-args", "--socket", socket); code != ExitOK || stdout+stderr != "" {
 		t.Errorf("without DNS: exit code %d, %q, %q", code, stdout, stderr)
 	}
 }
@@ -456,9 +456,9 @@ func TestErrorsOfTheRouterDecideTheExitCode(t *testing.T) {
 		code   int
 		stderr string
 	}{
-		{errors.New("no space:\n  all of it is h2's"), exitFailed, "weft: no space: all of it is h2's\n"},
-		{&api.Error{Class: api.Usage, Text: "outside the range"}, exitUsage, "weft: outside the range\n"},
-		{&api.Error{Class: api.Unavailable, Text: "not yet"}, exitFailed, "weft: not yet\n"},
+		{errors.New("no space:\n  all of it is h2's"), ExitFailed, "weft: no space: all of it is h2's\n"},
+		{&api.Error{Class: api.Usage, Text: "outside the range"}, ExitUsage, "weft: outside the range\n"},
+		{&api.Error{Class: api.Unavailable, Text: "not yet"}, ExitFailed, "weft: not yet\n"},
 	} {
 		socket := serve(t, &fakeBackend{report: someReport(), err: c.err})
 		code, _, stderr := weft("attach", "--netns", "/x", "--socket", socket)
@@ -470,7 +470,7 @@ func TestErrorsOfTheRouterDecideTheExitCode(t *testing.T) {
 
 func TestVersionNamesARouterOfAnotherVersion(t *testing.T) {
 	socket := serve(t, &fakeBackend{})
-	if code, stdout, _ := weft("version", "--socket", socket); code != exitOK || !strings.HasSuffix(stdout, "\nrouter 9.9\n") {
+	if code, stdout, _ := weft("version", "--socket", socket); code != ExitOK || !strings.HasSuffix(stdout, "\nrouter 9.9\n") {
 		t.Errorf("exit code %d, %q", code, stdout)
 	}
 }

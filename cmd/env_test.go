@@ -45,14 +45,14 @@ func TestProxyAddressOfTheReport(t *testing.T) {
 		r := someReport()
 		r.Docker = c.docker
 		socket := serve(t, &fakeBackend{report: r})
-		if code, out, words := weft("env", "--socket", socket); code != exitOK || out != c.env || words != "" {
+		if code, out, words := weft("env", "--socket", socket); code != ExitOK || out != c.env || words != "" {
 			t.Errorf("env: %d, %q, %q; want %q", code, out, words, c.env)
 		}
 		want := ""
 		if c.env != "" {
 			want = "-H=" + strings.Fields(strings.TrimPrefix(c.env, "export DOCKER_HOST="))[0] + "\n"
 		}
-		if code, out, _ := weft("config", "--socket", socket); code != exitOK || out != want {
+		if code, out, _ := weft("config", "--socket", socket); code != ExitOK || out != want {
 			t.Errorf("config: %d, %q; want %q", code, out, want)
 		}
 	}

@@ -261,7 +261,7 @@ it, the container goes when the command ends, and weft exits as it does.
 			if rerr := made.RemoveContainer(ctx, place); rerr != nil {
 				fmt.Fprintln(l.stderr, errorLine(rerr))
 				if err == nil {
-					err = exitError{exitFailed}
+					err = exitError{ExitFailed}
 				}
 			}
 			return err

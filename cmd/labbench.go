@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -14,7 +15,7 @@ import (
 
 func (l *labApp) bench() *cobra.Command {
 	var k bench.Config
-	var only string
+	var only, record string
 	c := &cobra.Command{
 		Use:    "bench [flags] [-- LAUNCH-FLAGS...]",
 		Short:  "Measure the mesh, and other overlays next to it",
@@ -42,7 +43,15 @@ func (l *labApp) bench() *cobra.Command {
 				l.name = fmt.Sprintf("bench%d", os.Getpid())
 			}
 			k.Name = l.name
-			return bench.Run(c.Context(), k, l.stdout, l.stderr)
+			if record == "" {
+				return bench.Run(c.Context(), k, l.stdout, l.stderr)
+			}
+			f, err := os.Create(record)
+			if err != nil {
+				return fmt.Errorf("record the benchmarks: %w", err)
+			}
+			k.Record = f
+			return errors.Join(bench.Run(c.Context(), k, l.stdout, l.stderr), f.Close())
 		},
 	}
 	c.Flags().IntVar(&k.Rounds, "rounds", 5, "rounds, of which the medians count")
@@ -50,6 +59,7 @@ func (l *labApp) bench() *cobra.Command {
 	c.Flags().StringVar(&k.Rivals, "rivals", "", "folder of wireguard, nebula, nebula-cert and coredns, to be measured too")
 	c.Flags().StringVar(&only, "only", "", "measure only what this regular expression matches")
 	c.Flags().StringSliceVar(&k.Tables, "tables", bench.DefaultTables, "what to measure: sleeve against others in user space, the fast datapath against kernel VXLAN, dns against CoreDNS")
+	c.Flags().StringVar(&record, "record", "", "write every value to this file, in Go's benchmark format, for benchstat")
 	c.Flags().StringSliceVar(&k.Paths, "paths", bench.PathNames, "paths of the table sleeve, measure only these")
 	return c
 }

@@ -24,9 +24,9 @@ import (
 
 // Exit codes.
 const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	ExitOK     = 0
+	ExitFailed = 1
+	ExitUsage  = 2
 )
 
 // app is what all commands of one call share.
@@ -51,7 +51,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
-		return exitOK
+		return ExitOK
 	}
 	var exit exitError
 	if errors.As(err, &exit) {
@@ -60,9 +60,9 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	fmt.Fprintln(stderr, errorLine(err))
 	var usage usageError
 	if !parsed || errors.As(err, &usage) || api.ClassOf(err) == api.Usage {
-		return exitUsage
+		return ExitUsage
 	}
-	return exitFailed
+	return ExitFailed
 }
 
 // usageError is an error in how the command was called.

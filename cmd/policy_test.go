@@ -35,7 +35,7 @@ func TestPolicy(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "policy.sock")
 	for _, args := range [][]string{{"policy", "show", "a"}, {"policy", "trace", "a", "b", "1"}} {
 		want := "weft: no policies are enforced on this host: nobody listens on " + socket + "; weft-kube does on a node of Kubernetes\n"
-		if code, stdout, stderr := weft(append(args, "--policy-socket", socket)...); code != exitFailed || stdout != "" || stderr != want {
+		if code, stdout, stderr := weft(append(args, "--policy-socket", socket)...); code != ExitFailed || stdout != "" || stderr != want {
 			t.Errorf("weft %v: exit code %d, stdout %q, stderr %q", args, code, stdout, stderr)
 		}
 	}
@@ -45,13 +45,13 @@ func TestPolicy(t *testing.T) {
 		code           int
 		stdout, stderr string
 	}{
-		{[]string{"show", "shop/web"}, exitOK, "pod shop/web\ningress\n", ""},
-		{[]string{"show", "none"}, exitFailed, "", "weft: look up pod default/none: not in the cluster\n"},
-		{[]string{"show"}, exitUsage, "", "weft policy show: want one pod\n"},
-		{[]string{"trace", "a", "b", "udp/53"}, exitOK, "a b udp/53\n", ""},
-		{[]string{"trace", "a", "b", "x"}, exitUsage, "", "weft: port \"x\": no number\n"},
-		{[]string{"trace", "a", "b"}, exitUsage, "", "weft policy trace: want a source, a destination and a port\n"},
-		{[]string{"bogus"}, exitUsage, "", "weft policy has no command \"bogus\"; see: weft policy --help\n"},
+		{[]string{"show", "shop/web"}, ExitOK, "pod shop/web\ningress\n", ""},
+		{[]string{"show", "none"}, ExitFailed, "", "weft: look up pod default/none: not in the cluster\n"},
+		{[]string{"show"}, ExitUsage, "", "weft policy show: want one pod\n"},
+		{[]string{"trace", "a", "b", "udp/53"}, ExitOK, "a b udp/53\n", ""},
+		{[]string{"trace", "a", "b", "x"}, ExitUsage, "", "weft: port \"x\": no number\n"},
+		{[]string{"trace", "a", "b"}, ExitUsage, "", "weft policy trace: want a source, a destination and a port\n"},
+		{[]string{"bogus"}, ExitUsage, "", "weft policy has no command \"bogus\"; see: weft policy --help\n"},
 	} {
 		code, stdout, stderr := weft(append([]string{"policy", "--policy-socket", socket}, c.args...)...)
 		if code != c.code || stdout != c.stdout || stderr != c.stderr {

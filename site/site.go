@@ -23,7 +23,7 @@ var sources embed.FS
 
 // order is the order of the pages in the navigation; the first is the front
 // page, index.html.
-var order = []string{"index", "start", "docker", "compose", "concepts", "dns", "kubernetes", "policies", "sleeve", "fastdp", "lab", "weave", "commands"}
+var order = []string{"index", "start", "docker", "compose", "concepts", "dns", "kubernetes", "policies", "sleeve", "fastdp", "lab", "weave", "glossary", "benchmarks", "commands"}
 
 // page is one page of the site.
 type page struct {

@@ -42,6 +42,9 @@ type Config struct {
 	Paths  []string       // columns of the table sleeve, of PathNames
 	Launch []string       // flags of weft launch, already checked
 	Tables []string       // of TableNames
+	// Record, unless nil, gets every single value as a line of Go's benchmark format,
+	// which benchstat compares.
+	Record io.Writer
 }
 
 // Names of the tables.
@@ -119,6 +122,11 @@ func Run(ctx context.Context, c Config, out, progress io.Writer) error {
 		}
 		tables[t.name].print(out, got)
 		fmt.Fprintln(out)
+		if c.Record != nil {
+			if err := tables[t.name].record(c.Record, t.name, got); err != nil {
+				return fmt.Errorf("record table %s: %w", t.name, err)
+			}
+		}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -149,6 +150,27 @@ func (t *table) print(w io.Writer, results results) {
 		}
 	}
 	tw.Flush()
+}
+
+// record writes all values, one a line, in Go's benchmark format
+// (golang.org/design/14313-benchmark-format):
+//
+//	BenchmarkSleeve/TCP,_1_stream/weft_sleeve 1 3.39 Gb/s
+func (t *table) record(w io.Writer, name string, got results) error {
+	word := strings.NewReplacer(" ", "_", "/", "-")
+	for _, run := range t.runs {
+		for _, m := range run.metrics {
+			for _, p := range t.paths {
+				for _, v := range got[m.name][p] {
+					if _, err := fmt.Fprintf(w, "Benchmark%s%s/%s/%s 1 %g %s\n", strings.ToUpper(name[:1]), name[1:],
+						word.Replace(m.name), word.Replace(p), v, strings.ReplaceAll(m.unit, " ", "_")); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // short writes a value with three digits that count.

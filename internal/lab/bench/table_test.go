@@ -110,3 +110,21 @@ func wantRows(t *testing.T, table *table, results results, rows map[string]strin
 		t.Errorf("no row of %q in\n%s", name, b.String())
 	}
 }
+
+// benchstat reads what record writes: a name without spaces, a count, a value, a unit.
+func TestRecordOfABenchmark(t *testing.T) {
+	got := results{}
+	got.add("TCP, 1 stream", pathWeft, 3.39)
+	got.add("TCP, 1 stream", pathWeft, 3.5)
+	got.add(idleMetric.name, pathWeft, 0.8)
+	var b strings.Builder
+	if err := sleeveTable.record(&b, tableSleeve, got); err != nil {
+		t.Fatal(err)
+	}
+	want := "BenchmarkSleeve/TCP,_1_stream/weft_sleeve 1 3.39 Gb/s\n" +
+		"BenchmarkSleeve/TCP,_1_stream/weft_sleeve 1 3.5 Gb/s\n" +
+		"BenchmarkSleeve/idle_with_50_links/weft_sleeve 1 0.8 %_of_a_core\n"
+	if b.String() != want {
+		t.Errorf("recorded\n%s\nwant\n%s", b.String(), want)
+	}
+}

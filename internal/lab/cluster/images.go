@@ -25,7 +25,7 @@ func (c *Cluster) PodProgram() string { return filepath.Join(c.Bed.Dir(), "pod")
 // makeImages builds the images of pods, and returns their archives.
 func (c *Cluster) makeImages(ctx context.Context) ([]string, error) {
 	program := c.PodProgram()
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, "github.com/weft-net/weft/internal/testbed/cluster/pod")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, "github.com/weft-net/weft/internal/lab/cluster/pod")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build the program of pods: %w: %s", err, out)

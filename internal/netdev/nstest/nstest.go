@@ -4,6 +4,7 @@ package nstest
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -25,10 +26,14 @@ const prefix = "wt-"
 // stale is the age after which a namespace belongs to no running test.
 const stale = time.Hour
 
-// RequireRoot skips a test that needs rights which this process lacks, and
-// fails it where tests must not be skipped (CI=true).
+// RequireRoot skips a test that needs root if this process is not root, or if only
+// tests without namespaces are wanted (WEFT_UNIT, as make unit sets it). Where tests
+// must not be skipped (CI=true), it fails the test.
 func RequireRoot(t testing.TB) {
 	t.Helper()
+	if os.Getenv("WEFT_UNIT") != "" {
+		t.Skip("makes network namespaces")
+	}
 	if os.Geteuid() == 0 {
 		return
 	}
@@ -36,6 +41,24 @@ func RequireRoot(t testing.TB) {
 		t.Fatal("needs root to make network namespaces")
 	}
 	t.Skip("needs root to make network namespaces")
+}
+
+// Lacks skips a test because the kernel or the machine lacks a feature, and appends
+// its name to the file that WEFT_SKIPPED names: at the end of a run .ci/skipped counts
+// what was not tested.
+func Lacks(t testing.TB, feature string) {
+	t.Helper()
+	if path := os.Getenv("WEFT_SKIPPED"); path != "" {
+		f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatalf("record that %s is missing: %v", feature, err)
+		}
+		defer f.Close()
+		if _, err := fmt.Fprintln(f, feature); err != nil {
+			t.Fatalf("record that %s is missing: %v", feature, err)
+		}
+	}
+	t.Skipf("the kernel lacks %s", feature)
 }
 
 // New makes a network namespace with loopback up and returns its path. The

@@ -1,4 +1,4 @@
-module github.com/weft-net/weft/internal/testbed/rival/cniplugins
+module github.com/weft-net/weft/internal/lab/rival/cniplugins
 
 go 1.26.8
 

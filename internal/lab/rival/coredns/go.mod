@@ -1,4 +1,4 @@
-module github.com/weft-net/weft/internal/testbed/rival/coredns
+module github.com/weft-net/weft/internal/lab/rival/coredns
 
 go 1.26.0
 

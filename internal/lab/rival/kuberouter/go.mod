@@ -1,4 +1,4 @@
-module github.com/weft-net/weft/internal/testbed/rival/kuberouter
+module github.com/weft-net/weft/internal/lab/rival/kuberouter
 
 go 1.26.0
 

@@ -1,4 +1,4 @@
-module github.com/weft-net/weft/internal/testbed/rival/programs
+module github.com/weft-net/weft/internal/lab/rival/programs
 
 go 1.26.0
 

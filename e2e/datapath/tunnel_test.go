@@ -1,0 +1,98 @@
+package datapath
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/router/wireguard"
+)
+
+// hasWireGuard tells whether this kernel can make WireGuard interfaces. Where it
+// can not, tests assert that frames go by sleeve, with this reason in status.
+func hasWireGuard(t *testing.T) bool {
+	t.Helper()
+	var err error
+	nstest.In(t, nstest.New(t, "wg"), func() {
+		var d *wireguard.Device
+		if d, err = wireguard.Open(wireguard.Config{Name: "wg", MTU: 1400, Inside: netip.MustParsePrefix("169.254.208.0/20")}); err == nil {
+			d.Close()
+		}
+	})
+	if err != nil && err.Error() != "this kernel has no WireGuard" {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// With a password the fast datapath is inside WireGuard, over the router's death
+// too, and nothing of containers is ever seen on the underlay.
+func TestTunnelCarriesWhatIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	if !hasWireGuard(t) {
+		lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+		harness.Eventually(t, "status says why frames go by sleeve", func() bool {
+			k := harness.Link(t, lab, 1, "h2")
+			return k.Kind == "sleeve" && strings.Contains(k.Info, "this kernel has no WireGuard")
+		})
+		return
+	}
+	lab := harness.New(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	wait := capture(t, lab, isLastWord)
+	harness.Launch(t, lab, 1)
+	harness.Launch(t, lab, 2, testbed.Addr4(1).String())
+	harness.Converge(t, lab)
+	b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
+	a := harness.AddContainer(t, lab, 1, "a")[0].Addr()
+	s := harness.StartStream(t, lab, harness.At(1, "a"), harness.At(2, "b"), b)
+	s.Flows(t)
+	harness.FastdpBetween(t, lab, 1, 2)
+	if k := harness.Link(t, lab, 1, "h2"); !k.Encrypted || k.Express {
+		t.Errorf("%+v", k)
+	}
+	harness.Eventually(t, "the stream goes by the kernel", func() bool { s.Flows(t); return carried(t, lab, 1, "h2").TxPackets > 10 })
+	if err := lab.Kill(2); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, "h1 has noticed", func() bool { return len(harness.Report(t, lab, 1).Router.UnicastRoutes) == 0 })
+	for range 20 {
+		s.Flows(t)
+	}
+	harness.Launch(t, lab, 2, testbed.Addr4(1).String())
+	harness.Converge(t, lab)
+	harness.FastdpBetween(t, lab, 1, 2)
+	s.Flows(t)
+	// Somebody removes the interface: nothing goes in clear meanwhile.
+	err := netdev.Do(lab.Netns(harness.At(1, "")), func() error {
+		l, err := netlink.LinkByName(netdev.TunnelName)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(l)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The router makes another, with another key.
+	harness.FastdpBetween(t, lab, 1, 2)
+	tx := carried(t, lab, 1, "h2").TxPackets
+	harness.Eventually(t, "the stream goes by the kernel again", func() bool { s.Flows(t); return carried(t, lab, 1, "h2").TxPackets > tx+10 })
+	// Nor does anything when a router that uses no fast datapath takes this over.
+	if err := lab.Kill(1); err != nil {
+		t.Fatal(err)
+	}
+	harness.Launch(t, lab, 1, "--no-fastdp", testbed.Addr4(2).String())
+	harness.Converge(t, lab)
+	s.Flows(t)
+	if err := netdev.Do(lab.Netns(harness.At(1, "")), func() error { _, err := netlink.LinkByName(netdev.TunnelName); return err }); err == nil {
+		t.Error("the tunnel of an earlier router is left")
+	}
+	s.Whole(t)
+	checkSealed(t, lab, wait, a, b)
+}

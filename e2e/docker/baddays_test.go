@@ -1,0 +1,174 @@
+//go:build docker
+
+package docker
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/lab/sandbox"
+	"github.com/weft-net/weft/internal/poll"
+)
+
+// 200 quick docker run --rm in a /24 without losing an address,
+// 50 at once, through the driver and through the proxy.
+func TestManyQuickContainers(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1, "--ipalloc-default-subnet", "10.32.0.0/24")[0]
+	h.waitNetwork(t)
+	var mu sync.Mutex
+	seen := make(map[string]int)
+	run := func(args ...string) error {
+		out, err := h.try(t, "docker", append(args, sandbox.Image, "sh", "-c", "ip -o -4 addr show dev ethwe0")...)
+		if err != nil {
+			return err
+		}
+		words := strings.Fields(out)
+		if len(words) < 4 {
+			return fmt.Errorf("the first process sees %q", out)
+		}
+		mu.Lock()
+		seen[words[3]]++
+		mu.Unlock()
+		return nil
+	}
+	const total, atOnce = 200, 50
+	limit := make(chan struct{}, atOnce)
+	var runs sync.WaitGroup
+	for i := range total {
+		limit <- struct{}{}
+		runs.Go(func() {
+			defer func() { <-limit }()
+			args := []string{"run", "--rm", "--net", "weft"}
+			if i%2 == 1 {
+				args = []string{"-H", proxySocket, "run", "--rm"}
+			}
+			if err := run(args...); err != nil {
+				t.Errorf("container %d: %v", i, err)
+			}
+		})
+	}
+	runs.Wait()
+	h.waitActive(t, 0)
+	// Each address of the subnet can be had.
+	for range 3 {
+		if err := run("run", "--rm", "--net", "weft"); err != nil {
+			t.Error(err)
+		}
+	}
+	h.waitActive(t, 0)
+	for a := range seen {
+		if p, err := netip.ParsePrefix(a); err != nil || p.Bits() != 24 {
+			t.Errorf("a container had %s", a)
+		}
+	}
+}
+
+// A container that exits at once, attached or on the network.
+func TestContainerThatExitsAtOnce(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	for range 10 {
+		h.docker(t, "run", "--rm", "--net", "weft", sandbox.Image, "true")
+		h.through(t, "run", "--rm", "-e", "WEFT_CIDR=net:default 10.40.1.5/24", sandbox.Image, "true")
+	}
+	if text := h.refused(t, "docker", "-H", proxySocket, "run", "--rm", sandbox.Image, "/nowhere"); !strings.Contains(text, "no such file") {
+		t.Errorf("a program that is not there: %s", text)
+	}
+	h.waitActive(t, 0)
+	id := h.docker(t, "run", "-d", "--restart", "on-failure:3", "--net", "weft", sandbox.Image, "false")
+	h.refused(t, "weft", "attach", id)
+	h.docker(t, "rm", "-f", id)
+	h.waitActive(t, 0)
+}
+
+// An engine that hangs, floods events, is killed in the middle
+// of starts; the router answers all the while, and everything is as it should be
+// afterwards.
+func TestEngineOnABadDay(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	ctx := t.Context()
+	h.run(t, "--name", "web")
+	h.weft(t, "attach", "10.40.0.5/24", "web")
+
+	// It hangs.
+	if err := h.engine.Signal(ctx, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "status tells that docker hangs", func() error {
+		began := time.Now()
+		r := h.report(t)
+		if d := time.Since(began); d > 5*time.Second {
+			return fmt.Errorf("a report took %v", d)
+		}
+		if r.Docker == nil || !strings.Contains(r.Docker.State, "does not answer") {
+			return fmt.Errorf("%+v", r.Docker)
+		}
+		return nil
+	})
+	began := time.Now()
+	h.weft(t, "stop")
+	h.launch(t, []*host{h})
+	if d := time.Since(began); d > 30*time.Second {
+		t.Errorf("stop and launch beside an engine that hangs took %v", d)
+	}
+	if err := h.engine.Signal(ctx, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	h.waitNetwork(t)
+
+	// It floods events.
+	h.must(t, "bash", "-c", "for i in $(seq 40); do docker create --name flood$i weft-test/busybox true >/dev/null & docker exec web true & wait; done; docker rm -f $(docker ps -aq --filter name=flood) >/dev/null")
+	h.docker(t, "restart", "-t0", "web")
+	eventually(t, "attached again after a flood", func() error {
+		if got := strs(h.addresses(t, "web", "ethwe")); !slices.Equal(got, []string{"10.40.0.5/24"}) {
+			return fmt.Errorf("it has %v", got)
+		}
+		return nil
+	})
+
+	// It is killed in the middle of starts.
+	for range 3 {
+		var starts sync.WaitGroup
+		starting, stop := context.WithCancel(ctx)
+		for range 8 {
+			starts.Go(func() {
+				h.Command(starting, "docker", "run", "--rm", "--net", "weft", sandbox.Image, "sleep", "1").Run()
+			})
+		}
+		eventually(t, "a start is on its way", func() error {
+			if n := h.active(t); n < 3 {
+				return fmt.Errorf("%d addresses are in use", n)
+			}
+			return nil
+		})
+		if err := h.engine.Kill(ctx); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		starts.Wait()
+		h.startEngine(t)
+	}
+	h.must(t, "sh", "-c", "docker rm -f $(docker ps -aq)")
+	h.waitNoLeases(t)
+}
+
+// waitNoLeases waits until no address is in use; those of starts that an engine
+// forgot are kept for two minutes.
+func (h *host) waitNoLeases(t *testing.T) {
+	t.Helper()
+	if poll.Until(4*time.Minute, time.Second, poll.True(func() bool { return h.active(t) == 0 })) != nil {
+		t.Fatalf("%d addresses are in use: %s", h.active(t), h.weft(t, "ps"))
+	}
+}

@@ -1,0 +1,406 @@
+//go:build docker
+
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/lab/sandbox"
+)
+
+// waitNetwork waits until the engine has the default network.
+func (h *host) waitNetwork(t testing.TB) {
+	t.Helper()
+	eventually(t, "the network weft on "+h.Name, func() error {
+		_, err := h.try(t, "docker", "network", "inspect", "weft")
+		return err
+	})
+}
+
+// address is what a container has on one of the engine's networks.
+func (h *host) address(t *testing.T, container, network string) string {
+	t.Helper()
+	return one(t, h.docker(t, "inspect", "-f", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network), container))
+}
+
+// A default network appears at launch and goes at stop;
+// containers on it reach each other over hosts, and the world by docker's own
+// bridge, and `weft ps` shows them.
+func TestDefaultNetwork(t *testing.T) {
+	t.Parallel()
+	hs := newHosts(t, 2)
+	for _, h := range hs {
+		h.waitNetwork(t)
+	}
+	a, b := hs[0], hs[1]
+	id := a.run(t, "--name", "web", "--net", "weft")
+	b.run(t, "--name", "client", "--net", "weft")
+	to := a.address(t, "web", "weft")
+	b.ping(t, "client", to)
+	b.ping(t, "client", b.Addr.String()) // by docker_gwbridge
+	if got := strs(a.addresses(t, "web", "ethwe0")); !slices.Equal(got, []string{to + "/12"}) {
+		t.Errorf("the interface has %v, docker says %s", got, to)
+	}
+	if ps := a.weft(t, "ps", "web"); !strings.HasPrefix(ps, id[:12]+" 02:42:") || !strings.HasSuffix(ps, " "+to+"/12") {
+		t.Errorf("ps: %q", ps)
+	}
+	if routes := a.docker(t, "exec", "web", "ip", "route"); !strings.Contains(routes, "224.0.0.0/4 dev ethwe0") || strings.Contains(routes, "default via 10.32") {
+		t.Errorf("routes: %s", routes)
+	}
+	// Published ports go by docker_gwbridge as well.
+	a.docker(t, "run", "-d", "--name", "site", "--net", "weft", "-p", "8080:80", "weft-test/busybox", "httpd", "-f", "-p", "80")
+	eventually(t, "a published port answers", func() error {
+		_, err := b.try(t, "curl", "-s", "-m2", "-o", "/dev/null", "http://"+a.Addr.String()+":8080/")
+		return err
+	})
+	// A container that runs can come and go.
+	b.run(t, "--name", "late")
+	b.docker(t, "network", "connect", "--ip", "10.40.0.9", "weft", "late")
+	a.ping(t, "web", "10.40.0.9")
+	b.docker(t, "network", "disconnect", "weft", "late")
+	a.noPing(t, "web", "10.40.0.9")
+	b.docker(t, "rm", "-f", "late")
+	a.docker(t, "rm", "-f", "web", "site")
+	a.waitActive(t, 0)
+	a.weft(t, "stop")
+	if out := a.docker(t, "network", "ls", "--format", "{{.Name}}"); slices.Contains(strings.Fields(out), "weft") {
+		t.Errorf("after stop there are %s", out)
+	}
+	b.weft(t, "stop")
+	if out := b.docker(t, "network", "ls", "--format", "{{.Name}}"); !slices.Contains(strings.Fields(out), "weft") {
+		t.Errorf("the network of a container that runs is gone, there are %s", out)
+	}
+	b.launch(t, hs[1:])
+	b.docker(t, "rm", "-f", "client")
+	b.waitActive(t, 0)
+}
+
+// --subnet, --ip-range, --gateway, several isolated networks,
+// docker run --ip, option weft.multicast.
+func TestNetworksOfUsers(t *testing.T) {
+	t.Parallel()
+	hs := newHosts(t, 2)
+	create := func(h *host, args ...string) {
+		t.Helper()
+		h.docker(t, append([]string{"network", "create", "--driver", "weft", "--ipam-driver", "weft"}, args...)...)
+	}
+	for _, h := range hs {
+		create(h, "--subnet", "10.40.1.0/24", "--ip-range", "10.40.1.128/25", "red")
+		create(h, "--subnet", "10.40.2.0/24", "--gateway", "10.40.2.1", "-o", "weft.multicast=true", "blue")
+	}
+	a, b := hs[0], hs[1]
+	create(a, "--subnet", "10.40.4.0/30", "--aux-address", "printer=10.40.4.1", "aux")
+	a.run(t, "--name", "aux1", "--net", "aux")
+	if got := a.address(t, "aux1", "aux"); got != "10.40.4.2" {
+		t.Errorf("of 10.40.4.0/30 without 10.40.4.1 it has %s", got)
+	}
+	a.run(t, "--name", "red1", "--net", "red")
+	a.run(t, "--name", "blue1", "--net", "blue", "--ip", "10.40.2.77")
+	b.run(t, "--name", "red2", "--net", "red", "--ip", "10.40.1.5")
+	b.run(t, "--name", "blue2", "--net", "blue")
+	red1 := a.address(t, "red1", "red")
+	if !netip.MustParsePrefix("10.40.1.128/25").Contains(netip.MustParseAddr(red1)) {
+		t.Errorf("of the range 10.40.1.128/25 it has %s", red1)
+	}
+	if got := a.address(t, "blue1", "blue"); got != "10.40.2.77" {
+		t.Errorf("asked for 10.40.2.77, has %s", got)
+	}
+	b.ping(t, "red2", red1)
+	b.ping(t, "blue2", "10.40.2.77")
+	a.ping(t, "red1", "10.40.1.5")
+	b.noPing(t, "red2", "10.40.2.77")
+	a.noPing(t, "blue1", red1)
+	if routes := b.docker(t, "exec", "blue2", "ip", "route"); !strings.Contains(routes, "default via 10.40.2.1 dev ethwe0") || !strings.Contains(routes, "224.0.0.0/4 dev ethwe0") {
+		t.Errorf("routes: %s", routes)
+	}
+	if routes := b.docker(t, "exec", "red2", "ip", "route"); strings.Contains(routes, "224.") {
+		t.Errorf("routes: %s", routes)
+	}
+	// The whole mesh knows an address that is in use.
+	if text := a.refused(t, "docker", "run", "--rm", "--net", "blue", "--ip", b.address(t, "blue2", "blue"), "weft-test/busybox", "true"); !strings.Contains(text, "in use") {
+		t.Errorf("an address of the other host: %s", text)
+	}
+	for text, args := range map[string][]string{
+		"outside":            {"--ipam-driver", "weft", "--subnet", "192.168.7.0/24", "bad"},
+		"--ipam-driver weft": {"bad"},
+		"option":             {"--ipam-driver", "weft", "-o", "weft.bogus=1", "bad"},
+		"want true or false": {"--ipam-driver", "weft", "-o", "weft.multicast=2", "bad"},
+		"without a range":    {"--ipam-driver", "weft", "--ipv6", "bad"},
+	} {
+		if got := a.refused(t, "docker", append([]string{"network", "create", "--driver", "weft"}, args...)...); !strings.Contains(got, text) {
+			t.Errorf("network create %v: %s", args, got)
+		}
+	}
+	// Docker's own addresses are claimed, so that two hosts never have one.
+	for _, h := range hs {
+		h.docker(t, "network", "create", "--driver", "weft", "--subnet", "10.40.3.0/24", "plain")
+	}
+	a.run(t, "--name", "plain1", "--net", "plain", "--ip", "10.40.3.5")
+	b.run(t, "--name", "plain2", "--net", "plain", "--ip", "10.40.3.6")
+	b.ping(t, "plain2", "10.40.3.5")
+	if text := b.refused(t, "docker", "run", "--rm", "--net", "plain", "--ip", "10.40.3.5", "weft-test/busybox", "true"); !strings.Contains(text, "--ipam-driver weft") {
+		t.Errorf("an address of the other host: %s", text)
+	}
+	for _, h := range hs {
+		h.must(t, "sh", "-c", "docker rm -f $(docker ps -aq)")
+		h.docker(t, "network", "rm", "red", "blue", "plain")
+	}
+	a.docker(t, "network", "rm", "aux")
+	a.waitActive(t, 0)
+	b.waitActive(t, 0)
+}
+
+// IPv6 beside IPv4, where the mesh has a range of it.
+func TestNetworkWithIPv6(t *testing.T) {
+	t.Parallel()
+	hs := newHosts(t, 2, "--ipalloc-range6", "fd00:77::/64")
+	for _, h := range hs {
+		h.docker(t, "network", "create", "--driver", "weft", "--ipam-driver", "weft", "--ipv6", "--subnet", "10.40.6.0/24", "--subnet", "fd00:77::/64", "six")
+		h.run(t, "--name", "box", "--net", "six")
+	}
+	has := strs(hs[0].addresses(t, "box", "ethwe0"))
+	if len(has) != 2 || !strings.HasPrefix(has[0], "10.40.6.") || !strings.HasPrefix(has[1], "fd00:77:") {
+		t.Fatalf("the container has %v", has)
+	}
+	six, _, _ := strings.Cut(has[1], "/")
+	hs[1].ping(t, "box", six)
+	for _, h := range hs {
+		h.docker(t, "rm", "-f", "box")
+		h.waitActive(t, 0)
+	}
+}
+
+// Survives restarts of the engine and of the router, in either
+// order and with --live-restore.
+func TestDriverSurvivesRestarts(t *testing.T) {
+	t.Parallel()
+	for name, flags := range map[string][]string{"plain": nil, "live-restore": {"--live-restore"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			hs := newMachines(t, 2)
+			a, b := hs[0], hs[1]
+			for _, h := range hs {
+				h.startEngine(t, flags...)
+				h.launch(t, hs)
+				h.waitNetwork(t)
+			}
+			a.run(t, "--name", "web", "--net", "weft", "--restart", "always", "--ip", "10.40.0.5")
+			b.run(t, "--name", "client", "--net", "weft")
+			check := func(when string) {
+				t.Helper()
+				eventually(t, when, func() error {
+					_, err := b.try(t, "docker", "exec", "client", "ping", "-c1", "-W1", "10.40.0.5")
+					return err
+				})
+				if got := a.active(t); got != 1 {
+					t.Errorf("%s: %d addresses are in use: %s", when, got, a.weft(t, "ps"))
+				}
+			}
+			check("at first")
+			a.weft(t, "stop")
+			a.launch(t, hs)
+			check("router restarted")
+			if err := a.engine.Stop(ctx); err != nil {
+				t.Fatal(err)
+			}
+			a.startEngine(t, flags...)
+			check("engine restarted")
+			if err := a.engine.Kill(ctx); err != nil {
+				t.Fatal(err)
+			}
+			a.startEngine(t, flags...)
+			check("engine killed")
+			a.docker(t, "rm", "-f", "web")
+			a.waitActive(t, 0)
+			a.run(t, "--name", "web", "--net", "weft", "--ip", "10.40.0.5")
+			check("made again")
+		})
+	}
+}
+
+// Router first or engine first after a power cut, neither
+// waits for the other for ever.
+func TestBootOrder(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"router first", "engine first"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHosts(t, 1)[0]
+			h.waitNetwork(t)
+			h.run(t, "--name", "web", "--net", "weft", "--restart", "always", "--ip", "10.40.0.5")
+			h.run(t, "--name", "other", "--net", "weft")
+			if err := h.PowerOff(); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Boot(); err != nil {
+				t.Fatal(err)
+			}
+			if name == "router first" {
+				began := time.Now()
+				h.launch(t, []*host{h})
+				if d := time.Since(began); d > 20*time.Second {
+					t.Errorf("launch without an engine took %v", d)
+				}
+				h.startEngine(t)
+			} else {
+				engine, err := h.BeginDockerd()
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.engine = engine
+				h.launch(t, []*host{h})
+				ctx, cancel := context.WithTimeout(t.Context(), 2*timeout)
+				defer cancel()
+				if err := engine.Wait(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "the container has its address again", func() error {
+				if got := strs(h.addresses(t, "web", "ethwe0")); !slices.Equal(got, []string{"10.40.0.5/12"}) {
+					return fmt.Errorf("it has %v", got)
+				}
+				return nil
+			})
+			h.waitActive(t, 1)
+			h.run(t, "--name", "more", "--net", "weft")
+			h.docker(t, "rm", "-f", "web", "more", "other")
+			h.waitActive(t, 0)
+		})
+	}
+}
+
+// Docker guards forwarding on hosts that did not forward before it came, and the
+// kernel shows bridged packets to that guard.
+func TestForwardingIsGuarded(t *testing.T) {
+	t.Parallel()
+	hs := newMachines(t, 2)
+	for _, h := range hs {
+		h.must(t, "iptables", "-P", "FORWARD", "DROP")
+		h.startEngine(t)
+	}
+	for _, h := range hs {
+		h.launch(t, hs)
+		h.waitNetwork(t)
+	}
+	const warning, open = "drops what containers of this host send", "iptables -I FORWARD -i weft -o weft -j ACCEPT"
+	for _, h := range hs {
+		if _, err := h.try(t, "iptables", "-n", "-L", "DOCKER-USER"); err != nil {
+			// An engine that guards by nftables has no chain for others, and no part in
+			// this either: its user has to know.
+			eventually(t, "the user is warned", func() error {
+				if out := h.weft(t, "status"); !strings.Contains(out, warning) || !strings.Contains(out, open) {
+					return errors.New(out)
+				}
+				return nil
+			})
+			h.must(t, "sh", "-c", open)
+		}
+		eventually(t, "nobody is warned of what passes", func() error {
+			if out := h.weft(t, "status"); strings.Contains(out, warning) {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
+	hs[0].run(t, "--name", "web", "--net", "weft")
+	hs[0].run(t, "--name", "near", "--net", "weft")
+	hs[1].run(t, "--name", "client", "--net", "weft")
+	to := hs[0].address(t, "web", "weft")
+	hs[0].ping(t, "near", to)
+	hs[1].ping(t, "client", to)
+}
+
+// An engine that is killed, and containers that die meanwhile.
+func TestContainersThatDieWithoutAWord(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	die := func() {
+		t.Helper()
+		h.run(t, "--name", "web", "--net", "weft")
+		h.knows(t, "web", h.address(t, "web", "weft"))
+		pid := h.docker(t, "inspect", "-f", "{{.State.Pid}}", "web")
+		if err := h.engine.Kill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, "sh", "-c", "pkill -9 containerd-shim; kill -9 "+pid+" || true")
+	}
+	die()
+	h.knows(t, "web")
+	h.startEngine(t) // which remembers, and tells
+	h.waitActive(t, 0)
+	h.docker(t, "rm", "-f", "web")
+
+	die()
+	h.must(t, "sh", "-c", "umount /run/docker/netns/* 2>/dev/null; true") // now nobody remembers
+	h.waitActive(t, 0)
+	h.startEngine(t)
+	h.docker(t, "start", "web")
+	h.waitActive(t, 1)
+	h.docker(t, "rm", "-f", "web")
+	h.waitActive(t, 0)
+}
+
+// Containers and networks that are removed while no router answers: the engine goes
+// on after a while, and the next router frees all that they had.
+func TestRemovedWhileTheRouterIsAway(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.docker(t, "network", "create", "--driver", "weft", "--ipam-driver", "weft", "--subnet", "10.40.1.0/24", "--gateway", "10.40.1.1", "--aux-address", "a=10.40.1.2", "red")
+	h.run(t, "--name", "web", "--net", "red", "--ip", "10.40.1.5")
+	h.waitActive(t, 3)
+	h.weft(t, "stop")
+	h.docker(t, "rm", "-f", "web")
+	h.docker(t, "network", "rm", "red")
+	h.launch(t, []*host{h})
+	h.waitNetwork(t)
+	eventually(t, "its address can be had again", func() error {
+		_, err := h.try(t, "docker", "run", "--rm", "--net", "weft", "--ip", "10.40.1.5", sandbox.Image, "true")
+		return err
+	})
+	h.waitActive(t, 0)
+	if out := h.must(t, "ip", "-br", "link"); strings.Contains(out, "c@vethwe") {
+		t.Errorf("interfaces of containers are left:\n%s", out)
+	}
+}
+
+// A router that lost its state takes over what the engine has,
+// and weft reset leaves nothing of weft with the engine.
+func TestResetAndLostState(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	h.run(t, "--name", "web", "--net", "weft")
+	at := h.address(t, "web", "weft")
+	h.must(t, "sh", "-c", "pkill -9 -f '[l]aunch --foreground'; rm -rf /var/lib/weft")
+	eventually(t, "launch once the killed one has ended", func() error {
+		_, err := h.try(t, "weft", "launch", "--ipalloc-init", "consensus=1")
+		return err
+	})
+	eventually(t, "the container is known", func() error {
+		if ps := h.weft(t, "ps"); !strings.Contains(ps, at) {
+			return fmt.Errorf("there are %q", ps)
+		}
+		return nil
+	})
+	h.waitActive(t, 1)
+	h.run(t, "--name", "other", "--net", "weft")
+	if got := h.address(t, "other", "weft"); got == at {
+		t.Errorf("two containers have %s", got)
+	}
+	h.must(t, "sh", "-c", "docker rm -f web other")
+	h.waitActive(t, 0)
+	h.weft(t, "reset", "--force")
+	left := h.must(t, "sh", "-c", "docker network ls -q --filter driver=weft; ls /run/docker/plugins; ls /run/weft 2>/dev/null; ip -o link | grep -e vethwe -e ' weft:'; iptables -S | grep weft || true")
+	if left != "" {
+		t.Errorf("after reset there are\n%s", left)
+	}
+}

@@ -1,0 +1,74 @@
+//go:build kube
+
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// ClusterNetworkPolicies are enforced from when their kind is defined on, if the setting says so:
+// before those of namespaces in one tier, after them in the other.
+func TestClusterPolicies(t *testing.T) {
+	k := newBare(t, "iptables")
+	k.install("CLUSTER_POLICIES=1")
+	one, two := k.pod("one", "n1", ""), k.pod("two", "n2", "")
+	reaches := func(when string) {
+		t.Helper()
+		k.answers(when+" one reaches two", k.fromPod("one"), url(two, 8080), "two", one)
+	}
+	reaches("without the kind")
+
+	k.defineClusterPolicies("standard")
+	k.create(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Deny"))
+	k.refused("one", url(two, 8080))
+	k.until("weft says why", func() error {
+		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
+		if !strings.Contains(out, "denied by the cluster's policy guard, tier Admin") {
+			err = errors.Join(err, errors.New(out))
+		}
+		return err
+	})
+	k.create(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Accept"))
+	reaches("with another action")
+
+	k.create(isolate)
+	reaches("past a policy of the namespace")
+	k.kubectl("delete", "clusternetworkpolicy", "guard")
+	k.refused("one", url(two, 8080))
+
+	k.kubectl("delete", "networkpolicy", "isolate")
+	k.create(fmt.Sprintf(clusterPolicy, "base", "Baseline", "Deny"))
+	k.refused("one", url(two, 8080))
+	k.kubectl("delete", "clusternetworkpolicy", "base")
+	reaches("without any")
+}
+
+// clusterPolicy is of one rule, about what comes to server pods from pods.
+const clusterPolicy = `apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: %s}
+spec:
+  tier: %s
+  priority: 10
+  subject: {pods: {podSelector: {matchLabels: {app: server}}}}
+  ingress: [{action: %s, from: [{namespaces: {}}]}]
+`
+
+// clusterPolicyModule has the kind that weft is built with.
+const clusterPolicyModule = "sigs.k8s.io/network-policy-api"
+
+// defineClusterPolicies defines the kind of a channel, standard or experimental.
+func (k *kube) defineClusterPolicies(channel string) {
+	k.t.Helper()
+	out, err := exec.CommandContext(k.t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", clusterPolicyModule).Output()
+	if err != nil {
+		k.t.Fatalf("find module %s: %v", clusterPolicyModule, err)
+	}
+	k.apply(filepath.Join(strings.TrimSpace(string(out)), "config/crd", channel, "policy.networking.k8s.io_clusternetworkpolicies.yaml"))
+	k.kubectl("wait", "--for=condition=Established", "crd/clusternetworkpolicies.policy.networking.k8s.io", "--timeout=60s")
+}

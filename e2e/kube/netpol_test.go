@@ -1,0 +1,179 @@
+//go:build kube && netpol
+
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/image"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+)
+
+// suiteTimeout bounds all of upstream's tests together.
+const suiteTimeout = 3 * time.Hour
+
+// needsSCTP is in the names of those that cannot pass where the kernel has no SCTP.
+const needsSCTP = "[Feature:SCTPConnectivity]"
+
+// Upstream's tests of NetworkPolicies as they are released, several at a time; each
+// is a test of its own in the result.
+func TestUpstream(t *testing.T) {
+	focus, workers := os.Getenv("NETPOL_FOCUS"), os.Getenv("NETPOL_WORKERS")
+	if focus == "" || workers == "" {
+		t.Fatal("NETPOL_FOCUS and NETPOL_WORKERS say what to run, and how many at once; run: make test-netpol")
+	}
+	wanted, err := regexp.Compile(focus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--focus=" + focus, "--procs=" + workers}
+	if !hasSCTP(t) {
+		flags = append(flags, "--skip="+regexp.QuoteMeta(needsSCTP))
+	}
+	specs, ended := newSuite(t).run(flags)
+	ran := 0
+	for _, s := range specs {
+		switch {
+		case s.LeafNodeType == "It" && wanted.MatchString(s.name()):
+			ran++
+			t.Run(s.name(), s.report)
+		case s.LeafNodeType != "It" && s.State != "passed": // what goes before or after all of them
+			t.Errorf("%s %s: %s", s.LeafNodeType, s.State, s.Failure.Message)
+		}
+	}
+	if ran == 0 {
+		t.Errorf("none of upstream's tests is called %q", focus)
+	}
+	if ended != nil && !t.Failed() {
+		t.Errorf("all tests passed, and yet: %v", ended)
+	}
+}
+
+// hasSCTP tells whether pods can speak SCTP.
+func hasSCTP(t *testing.T) bool {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return false
+	}
+	if err != nil {
+		t.Fatalf("open a socket for SCTP: %v", err)
+	}
+	unix.Close(fd)
+	return true
+}
+
+// suite is upstream's end-to-end suite, and a cluster with weft to run it on.
+type suite struct {
+	*kube
+	repositories string // file that says where images come from
+}
+
+func newSuite(t *testing.T) *suite {
+	t.Helper()
+	k := newKube(t, "iptables")
+	s := &suite{kube: k, repositories: filepath.Join(k.Bed.Dir(), "repositories.yaml")}
+	// So that no image is looked for in a registry.
+	if err := os.WriteFile(s.repositories, []byte("gcRegistry: localhost\npromoterE2eRegistry: localhost\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	k.addAgnhost(s.agnhost())
+	return s
+}
+
+// addAgnhost gives nodes the image of upstream's tests, with more files.
+func (k *kube) addAgnhost(name string, more ...image.File) {
+	k.t.Helper()
+	agnhost, err := image.Read(filepath.Join(k.Programs, "agnhost"), "/agnhost")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
+	defer cancel()
+	if err := k.AddImage(ctx, &image.Image{
+		Names: []string{name}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Files: append(more, agnhost),
+	}); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// agnhost is what the suite calls the image of all pods of these tests.
+func (s *suite) agnhost() string {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), timeout)
+	defer cancel()
+	list := s.Command(ctx, filepath.Join(s.Programs, "e2e.test"), "--list-images")
+	list.Env = append(list.Env, s.env())
+	out, err := list.Output()
+	if err != nil {
+		s.t.Fatalf("list the images of the suite: %v", err)
+	}
+	name := regexp.MustCompile(`(?m)^localhost/agnhost:.*$`).FindString(string(out))
+	if name == "" {
+		s.t.Fatalf("no agnhost is among the images of the suite:\n%s", out)
+	}
+	return name
+}
+
+func (s *suite) env() string { return "KUBE_TEST_REPO_LIST=" + s.repositories }
+
+// run runs the suite, and returns what became of its tests. An error is how it ended.
+func (s *suite) run(flags []string) ([]spec, error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), suiteTimeout)
+	defer cancel()
+	const report = "report.json"
+	// Ginkgo has to know the name of its folder, and that is outside of the machine.
+	args := append([]string{"--chdir=/", filepath.Join(s.Programs, "ginkgo")}, flags...)
+	args = append(args, "--no-color", "--silence-skips", "--timeout="+suiteTimeout.String(), "--output-dir="+s.Bed.Dir(), "--json-report="+report,
+		filepath.Join(s.Programs, "e2e.test"), "--", "--provider=skeleton", fmt.Sprintf("--num-nodes=%d", len(s.Nodes)))
+	ginkgo := s.Command(ctx, "env", args...)
+	ginkgo.Env = append(ginkgo.Env, s.env())
+	ginkgo.Stdout, ginkgo.Stderr = os.Stdout, os.Stderr // it takes its time
+	ended := ginkgo.Run()
+	b, err := os.ReadFile(filepath.Join(s.Bed.Dir(), report))
+	if err != nil {
+		s.t.Fatalf("%v; the suite: %v", err, ended)
+	}
+	var reports []struct{ SpecReports []spec }
+	if err := json.Unmarshal(b, &reports); err != nil || len(reports) != 1 {
+		s.t.Fatalf("report of %d suites: %v", len(reports), err)
+	}
+	return reports[0].SpecReports, ended
+}
+
+// spec is what Ginkgo reports of a test.
+type spec struct {
+	ContainerHierarchyTexts    []string
+	LeafNodeType, LeafNodeText string
+	State                      string
+	RunTime                    time.Duration
+	Failure                    struct{ Message string }
+}
+
+func (s spec) name() string {
+	return strings.Join(append(s.ContainerHierarchyTexts, s.LeafNodeText), " ")
+}
+
+// report has a test end as the spec did.
+func (s spec) report(t *testing.T) {
+	switch {
+	case s.State == "passed":
+		t.Logf("passed in %v", s.RunTime.Round(time.Second))
+	case s.State == "skipped" && strings.Contains(s.name(), needsSCTP):
+		nstest.Lacks(t, "SCTP")
+	default:
+		t.Errorf("%s after %v: %s", s.State, s.RunTime.Round(time.Second), s.Failure.Message)
+	}
+}

@@ -1,0 +1,171 @@
+//go:build kube
+
+package kube
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The lines of the pod network, with either kind of kube-proxy.
+func TestPodNetwork(t *testing.T) {
+	for _, mode := range []string{"iptables", "nftables"} {
+		t.Run(mode, func(t *testing.T) {
+			k := newKube(t, mode)
+			pods := map[string]string{
+				"one":  k.pod("one", "n1", ", ports: [{containerPort: 8080, hostPort: 8090}]"),
+				"same": k.pod("same", "n1", ""),
+				"two":  k.pod("two", "n2", ""),
+			}
+			k.testPods(pods)
+			k.testOutside(pods)
+			k.testServices(pods)
+			k.testFast()
+			k.testConditions()
+			k.testPolicies(pods)
+			k.testRollingUpdate(pods)
+		})
+	}
+}
+
+func url(host string, port int) string {
+	return "http://" + netip.AddrPortFrom(netip.MustParseAddr(host), uint16(port)).String() + "/"
+}
+
+func (k *kube) testPods(pods map[string]string) {
+	k.t.Helper()
+	for _, c := range []struct{ from, to string }{{"one", "same"}, {"one", "two"}, {"two", "one"}} {
+		k.answers(c.from+" reaches "+c.to, k.fromPod(c.from), url(pods[c.to], 8080), c.to, pods[c.from])
+	}
+	for _, to := range []string{"one", "two"} {
+		k.answers("node n1 reaches "+to, k.fromMachine(k.Nodes[0].Machine), url(pods[to], 8080), to, "")
+	}
+}
+
+func (k *kube) testOutside(pods map[string]string) {
+	k.t.Helper()
+	n1, outside := k.Nodes[0].Addr.String(), k.outside.Addr.String()
+	k.answers("a pod reaches the outside with its node's address", k.fromPod("one"), url(outside, 8080), "outside", n1)
+	k.answers("the outside reaches a pod by a port of its node", k.fromMachine(k.outside), url(n1, 8090), "one", outside)
+}
+
+const service = `apiVersion: v1
+kind: Service
+metadata: {name: %s}
+spec: {selector: {name: %s}, type: %s, ports: [{port: 80, targetPort: 8080}]%s}
+`
+
+func (k *kube) testServices(pods map[string]string) {
+	k.t.Helper()
+	k.create(fmt.Sprintf(service, "one", "one", "ClusterIP", ""))
+	k.create(fmt.Sprintf(service, "two", "two", "NodePort", ""))
+	k.create(fmt.Sprintf(service, "local", "two", "NodePort", ", externalTrafficPolicy: Local"))
+	field := func(name, path string) string {
+		return k.kubectl("get", "service", name, "-o", "jsonpath="+path)
+	}
+	port := func(name string) int {
+		p, err := strconv.Atoi(field(name, "{.spec.ports[0].nodePort}"))
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		return p
+	}
+	one, two := url(field("one", "{.spec.clusterIP}"), 80), url(field("two", "{.spec.clusterIP}"), 80)
+	k.answers("a pod reaches a Service on another node", k.fromPod("one"), two, "two", pods["one"])
+	k.answers("a pod reaches a Service on its node", k.fromPod("same"), one, "one", pods["same"])
+	k.answers("a pod reaches itself through its Service", k.fromPod("one"), one, "one", "")
+	k.answers("a node reaches a Service on another", k.fromMachine(k.Nodes[0].Machine), two, "two", "")
+	n1, n2, outside := k.Nodes[0].Addr.String(), k.Nodes[1].Addr.String(), k.outside.Addr.String()
+	k.answers("the outside reaches a pod of n2 by n1", k.fromMachine(k.outside), url(n1, port("two")), "two", "")
+	k.answers("with policy Local the pod sees who asks", k.fromMachine(k.outside), url(n2, port("local")), "two", outside)
+}
+
+// Frames between nodes go by the kernel: the rights of the manifest suffice for it.
+func (k *kube) testFast() {
+	k.t.Helper()
+	k.until("the nodes' link is fast", func() error {
+		out, err := k.weft("n1", "status", "connections")
+		if err == nil && !strings.Contains(out, "fastdp") {
+			err = fmt.Errorf("connections of n1 are\n%s", out)
+		}
+		return err
+	})
+}
+
+func (k *kube) testConditions() {
+	k.t.Helper()
+	for _, n := range k.Nodes {
+		got := k.kubectl("get", "node", n.Name, "-o", `jsonpath={.status.conditions[?(@.type=="NetworkUnavailable")].status}`)
+		if got != "False" {
+			k.t.Errorf("NetworkUnavailable of %s is %q", n.Name, got)
+		}
+	}
+	if got := k.kubectl("get", "nodes", "-o", "jsonpath={.items[*].spec.taints}"); got != "" {
+		k.t.Errorf("taints are %s", got)
+	}
+}
+
+const isolate = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: isolate}
+spec: {podSelector: {matchLabels: {name: two}}, ingress: [{from: [{podSelector: {matchLabels: {name: same}}}]}]}
+`
+
+// A policy is enforced, by pods and by Services, and is gone when it is deleted. The
+// kubelet's probes pass.
+func (k *kube) testPolicies(pods map[string]string) {
+	k.t.Helper()
+	k.create(isolate)
+	service := url(k.kubectl("get", "service", "two", "-o", "jsonpath={.spec.clusterIP}"), 80)
+	for _, to := range []string{url(pods["two"], 8080), service} {
+		k.refused("one", to)
+		k.answers("same is allowed to reach "+to, k.fromPod("same"), to, "two", pods["same"])
+	}
+	k.until("weft says why", func() error {
+		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
+		if !strings.Contains(out, "isolate") {
+			return fmt.Errorf("%q, %v", out, err)
+		}
+		return nil
+	})
+	if got := k.kubectl("get", "pod", "two", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`); got != "True" {
+		k.t.Errorf("Ready of an isolated pod is %q", got)
+	}
+	k.kubectl("delete", "networkpolicy", "isolate")
+	k.answers("one reaches two again", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
+}
+
+// A connection lives while weft is replaced on both of its nodes, and goes on
+// meanwhile.
+func (k *kube) testRollingUpdate(pods map[string]string) {
+	k.t.Helper()
+	const seconds = 60
+	gap := make(chan string, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
+		defer cancel()
+		out, err := k.Kubectl(ctx, nil, "exec", "one", "--", "pod", "gap", pods["two"]+":8081", strconv.Itoa(seconds))
+		if err != nil {
+			out = err.Error()
+		}
+		gap <- strings.TrimSpace(out)
+	}()
+	k.kubectl("-n", "kube-system", "rollout", "restart", "daemonset/weft")
+	k.rollout()
+	out := <-gap
+	longest, err := strconv.Atoi(out)
+	if err != nil {
+		k.t.Fatalf("the connection did not outlive the update: %s", out)
+	}
+	k.t.Logf("longest time without an echo: %d ms", longest)
+	if limit := 5 * time.Second; time.Duration(longest)*time.Millisecond > limit {
+		k.t.Errorf("the connection stood still for %d ms during the update, more than %v", longest, limit)
+	}
+	k.answers("a pod reaches another after the update", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
+	k.pod("new", "n2", "")
+}

@@ -1,0 +1,156 @@
+//go:build kube
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// reclaimTimeout is what a user is promised: by then a deleted Node's addresses
+// are another's.
+const reclaimTimeout = 30 * time.Second
+
+func TestNodesComeAndGo(t *testing.T) {
+	k := newKube(t, "iptables")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	one := k.pod("one", "n1", "")
+
+	// A power cut: the pod comes back with the network of the node that it was on.
+	if err := k.Nodes[1].PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Nodes[1].Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	k.rollout()
+	two := k.pod("two", "n2", "")
+	k.answers("pods reach each other after a power cut", k.fromPod("one"), url(two, 8080), "two", one)
+
+	third, err := k.AddNode(ctx, "n3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.rollout()
+	three := k.pod("three", "n3", "")
+	k.answers("pods reach a node that joined", k.fromPod("one"), url(three, 8080), "three", one)
+	was := k.owners("n1")
+	k.testMembersAreDeleted()
+
+	// A node that is gone for good.
+	if err := third.PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	k.kubectl("delete", "node", "n3", "--wait=true")
+	gone, stop := context.WithTimeout(t.Context(), reclaimTimeout)
+	defer stop()
+	if err := k.Until(gone, "the addresses of n3 are another's", func() error {
+		out, err := k.weft("n1", "status", "ipam")
+		if err == nil && (strings.Contains(out, "n3") || strings.Contains(out, "unreachable")) {
+			err = fmt.Errorf("owners are\n%s", out)
+		}
+		return err
+	}); err != nil {
+		t.Fatalf("%v; before they were\n%s", err, was)
+	}
+	k.until("the line of n3 is struck", func() error {
+		if out := k.members(); strings.Contains(out, "n3") {
+			return errors.New(out)
+		}
+		return nil
+	})
+
+	// It comes back with its old disk, as another Node.
+	if err := third.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := third.RestartKubelet(ctx); err != nil {
+		t.Fatal(err)
+	}
+	k.rollout()
+	three = k.pod("again", "n3", "")
+	k.answers("pods reach a node that came back", k.fromPod("one"), url(three, 8080), "again", one)
+	if out := k.owners("n1"); strings.Contains(out, "unreachable") || strings.Count(out, "n3") != 1 {
+		t.Errorf("owners are\n%s", out)
+	}
+
+	k.testUninstall()
+}
+
+// members is what is written of who is on which Node.
+func (k *kube) members() string {
+	k.t.Helper()
+	return k.kubectl("-n", "kube-system", "get", "configmap", "weft-peers", "-o", "jsonpath={.data}")
+}
+
+// What somebody deleted of that is written again once the manifest is applied, as weft says.
+func (k *kube) testMembersAreDeleted() {
+	k.t.Helper()
+	k.kubectl("-n", "kube-system", "delete", "configmap", "weft-peers")
+	k.until("weft says what is to be done", func() error {
+		out := k.kubectl("-n", "kube-system", "logs", "daemonset/weft", "--tail=100")
+		if !strings.Contains(out, "apply weft's manifest again") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	k.install()
+	k.until("all lines are written again", func() error {
+		out := k.members()
+		for _, n := range k.Nodes {
+			if !strings.Contains(out, n.Name) {
+				return fmt.Errorf("%s is not in %s", n.Name, out)
+			}
+		}
+		return nil
+	})
+}
+
+// owners is what weft says of who owns which addresses.
+func (k *kube) owners(node string) (out string) {
+	k.t.Helper()
+	k.until("weft tells the owners", func() (err error) { out, err = k.weft(node, "status", "ipam"); return err })
+	return out
+}
+
+// Nothing is left of weft on a node.
+func (k *kube) testUninstall() {
+	k.t.Helper()
+	weft, uninstall := filepath.Join(manifests, "weft.yaml"), filepath.Join(manifests, "uninstall.yaml")
+	k.delete(weft)
+	k.apply(uninstall)
+	k.kubectl("-n", "kube-system", "rollout", "status", "daemonset/weft-uninstall", "--timeout=110s")
+	for _, n := range k.Nodes {
+		for _, path := range []string{
+			"/etc/cni/net.d/10-weft.conflist", "/opt/cni/bin/weft-cni", "/opt/cni/bin/weft-ipam", "/opt/cni/bin/weft-portmap", "/opt/cni/bin/weft-bandwidth",
+			"/var/lib/weft", "/run/weft", "/sys/fs/bpf/weft",
+		} {
+			if _, err := os.Lstat(n.Path(path)); !os.IsNotExist(err) {
+				k.t.Errorf("%s of %s is left: %v", path, n.Name, err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
+		defer cancel()
+		out, err := n.Run(ctx, "sh", "-c", "ip -o link | grep -E ': (weft|vethwe)'; nft list tables | grep weft; true")
+		if err != nil || strings.TrimSpace(out) != "" {
+			k.t.Errorf("left on %s: %s, %v", n.Name, out, err)
+		}
+	}
+	k.delete(uninstall)
+}
+
+func (k *kube) delete(file string) {
+	k.t.Helper()
+	path, err := filepath.Abs(file)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.kubectl("delete", "-f", path, "--timeout=100s")
+}
