@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -68,8 +70,7 @@ func translate(t *testing.T, lab *testbed.Lab, host int, port uint16) {
 	}
 }
 
-// Two hosts that nobody can
-// dial get a direct link when a third one sees both.
+// Two hosts that nobody can dial get a direct link if a third host sees both.
 func TestHostsBehindTranslationGetADirectLink(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
@@ -81,7 +82,7 @@ func TestHostsBehindTranslationGetADirectLink(t *testing.T) {
 	direct := func(host int, address string) func() bool {
 		return func() bool {
 			for _, c := range harness.Report(t, lab, host).Router.Connections {
-				if c.Address == address && c.State == "established" && strings.Contains(c.Info, "address translation") {
+				if c.Address == address && c.State == api.StateEstablished && strings.Contains(c.Info, "address translation") {
 					return true
 				}
 			}
@@ -93,12 +94,34 @@ func TestHostsBehindTranslationGetADirectLink(t *testing.T) {
 	addr := harness.AddContainer(t, lab, 2, "a")[0].Addr()
 	harness.AddContainer(t, lab, 3, "b")
 	harness.Reach(t, lab, harness.At(3, "b"), addr)
-	harness.Eventually(t, "frames between h2 and h3 do not pass h1", func() bool {
-		for _, r := range harness.Report(t, lab, 2).Router.UnicastRoutes {
-			if r.Dest == r.Via && r.Dest == harness.Report(t, lab, 3).Router.Name {
-				return true
-			}
-		}
-		return false
+	self := harness.Report(t, lab, 3).Router.Name
+	harness.Eventually(t, "the route from h2 to h3 is direct", func() bool {
+		return slices.ContainsFunc(harness.Report(t, lab, 2).Router.UnicastRoutes, func(r api.UnicastRoute) bool {
+			return r.Dest == self && r.Via == self
+		})
 	})
+
+	// Frames between h2 and h3 do not pass h1: it sends heartbeats meanwhile, and no
+	// bulk.
+	relayed := func() (bytes uint64) {
+		for _, c := range harness.Report(t, lab, 1).Router.Connections {
+			bytes += c.TxBytes
+		}
+		return bytes
+	}
+	const pings, size = 100, 1000
+	p, err := testbed.NewPinger(lab.Netns(harness.At(3, "b")), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	before := relayed()
+	for range pings {
+		if _, err := p.Once(size, harness.Timeout); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sent := relayed() - before; sent >= pings*size/2 {
+		t.Errorf("h1 sent %d bytes while h2 and h3 exchanged %d bytes in each direction", sent, pings*size)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -139,5 +140,44 @@ func TestClientEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	if _, err := c.Bulk(ctx, 2, time.Hour); err == nil {
 		t.Error("bulk went on")
+	}
+}
+
+// counted counts what is written to a connection.
+type counted struct {
+	*net.TCPConn
+	bytes *atomic.Uint64
+}
+
+func (c counted) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
+	c.bytes.Add(uint64(n))
+	return n, err
+}
+
+// The rate is that of all bytes that were sent, over the time that they took.
+func TestBulkCountsWhatArrived(t *testing.T) {
+	c := serve(t)
+	var sent atomic.Uint64
+	dial := c.Dial
+	c.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return counted{conn.(*net.TCPConn), &sent}, nil
+	}
+	for _, streams := range []int{1, 4} {
+		sent.Store(0)
+		start := time.Now()
+		rate, err := c.Bulk(t.Context(), streams, 50*time.Millisecond)
+		took := time.Since(start).Seconds()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A few bytes of each stream say what is wanted.
+		if arrived, bytes := rate/8*took, float64(sent.Load()); arrived < bytes*0.99 || rate/8*0.05 > bytes {
+			t.Errorf("%d streams: %.0f bytes were sent in %.3f s, and the rate is %.0f bit/s", streams, bytes, took, rate)
+		}
 	}
 }
