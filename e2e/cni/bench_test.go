@@ -22,8 +22,8 @@ import (
 	"github.com/weft-net/weft/policy/policytest"
 )
 
-// enforcePolicies has the policies of a large cluster enforced on a host, and the plugin ask for
-// those of its pods, until the benchmark ends.
+// enforcePolicies enforces the policies of a large cluster on a host until the benchmark
+// ends, and makes the plugin wait for those of its pods.
 func enforcePolicies(b *testing.B, lab *testbed.Lab, host int) {
 	b.Helper()
 	var engine *policy.Engine
@@ -41,7 +41,7 @@ func enforcePolicies(b *testing.B, lab *testbed.Lab, host int) {
 	for _, p := range o.Pods {
 		engine.SetPod(p)
 	}
-	// What the plugin asks for is a pod that the API server has, without an address yet.
+	// The plugin's pod is known to the API server and has no address yet.
 	joining := policytest.LargePodObject(policytest.Cluster, 0)
 	joining.Name, joining.UID = "joining", "joining"
 	joining.Status.PodIP, joining.Status.PodIPs = "", nil
@@ -71,7 +71,8 @@ func enforcePolicies(b *testing.B, lab *testbed.Lab, host int) {
 	}
 }
 
-// useShipped has the host's runtime call the plugin as it is shipped, and find rivals too.
+// useShipped makes the host's runtime call the plugin as it ships, and lets it find the
+// plugins of others.
 func (h *cniHost) useShipped(rivals string) {
 	h.t.Helper()
 	dir := h.t.TempDir()
@@ -83,11 +84,12 @@ func (h *cniHost) useShipped(rivals string) {
 	h.cni.Path = []string{dir, rivals}
 }
 
-// BenchmarkCNI measures what a pod's interface costs: ADD and DEL through libcni by the plugin as
-// it is shipped, on a host of a mesh of two; the same for a pod under the policies of a large cluster, which
-// ADD waits for; and by the CNI project's bridge and host-local, without masquerading, which are to
-// be in the folder that WEFT_RIVALS names. Each way goes once a round, so that what disturbs one disturbs
-// all. It reports the medians in milliseconds, and weft's as parts of the other's.
+// BenchmarkCNI measures ADD and DEL of a pod's interface through libcni: by the plugin as
+// it ships, on a host of a mesh of two; the same for a pod under the policies of a large
+// cluster, for which ADD waits; and by the CNI project's bridge and host-local without
+// masquerading, from the directory that WEFT_RIVALS names. The three take turns, so that a
+// disturbance affects all of them. It reports medians in milliseconds, and weft's as
+// ratios to the other's.
 func BenchmarkCNI(b *testing.B) {
 	const rounds = 50
 	rivals := os.Getenv("WEFT_RIVALS")

@@ -27,8 +27,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// cniHost runs the plugin on a host of a lab as a container runtime does, by
-// libcni, which is cnitool's.
+// cniHost runs the plugin on a host of a lab as a container runtime does, through
+// libcni.
 type cniHost struct {
 	t    testing.TB
 	lab  *testbed.Lab
@@ -62,7 +62,7 @@ func newCNIHost(t testing.TB, lab *testbed.Lab, host int, version string, conf m
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Without one libcni makes it when it is first used, and not for many at once.
+	// Otherwise libcni makes it at its first use, which is not safe for many at once.
 	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
 	return &cniHost{t, lab, host, libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), exec), list}
 }
@@ -229,7 +229,7 @@ func TestCNICheckFindsWhatIsGone(t *testing.T) {
 	h.wantLeases(0)
 }
 
-// DEL frees addresses whatever is left of the pod and of the router.
+// DEL frees addresses, with or without the pod and the router.
 func TestCNIDelWorksWithoutPodOrRouter(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 1})
@@ -265,7 +265,7 @@ func TestCNIDelWorksWithoutPodOrRouter(t *testing.T) {
 		t.Errorf("status without a router: code %d, %v", code(err), err)
 	}
 	harness.Launch(t, lab, 1)
-	// One that is added again before the router has noticed is not freed.
+	// A pod that is added again before the router noticed its end keeps its addresses.
 	now := h.mustAdd(back)
 	harness.Eventually(t, "the address of the one that left is free", func() bool { return len(h.leases()) == 1 })
 	if err := h.check(back); err != nil {
@@ -273,7 +273,7 @@ func TestCNIDelWorksWithoutPodOrRouter(t *testing.T) {
 	}
 }
 
-// status asks by the newest version, as older ones have no such verb.
+// status uses the newest version, because older ones have no such verb.
 func (h *cniHost) status(ctx context.Context) error {
 	list := *h.list
 	list.CNIVersion = "1.1.0"
@@ -303,7 +303,7 @@ func TestCNIGarbage(t *testing.T) {
 	if got := h.leases(); len(got) != 1 || got[0].Owner != "cni:pods:a:eth0" {
 		t.Errorf("leases: %+v", got)
 	}
-	// A runtime that knows of nothing has its own network's freed, and nobody else's.
+	// GC of a runtime that knows no attachment frees those of its own network only.
 	other := newCNIHost(t, lab, 1, "1.1.0", nil)
 	other.list.Name = "others"
 	other.mustAdd(other.pod("c"))
@@ -410,7 +410,7 @@ func TestCNIWishes(t *testing.T) {
 	}
 }
 
-// The result of plugins before goes on to those after.
+// The result of earlier plugins in a chain reaches the later ones.
 func TestCNIInAChain(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 1})
@@ -420,7 +420,7 @@ func TestCNIInAChain(t *testing.T) {
 	}
 	first := h.pod("first")
 	r := h.mustAdd(first)
-	// What one plugin made is what the next one gets.
+	// Each plugin gets the result of the one before it.
 	prev, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)

@@ -23,11 +23,12 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// chainedFolder has the chained plugins where they can not be built, as in the machine of
-// `make test-vm`.
+// chainedFolder contains the chained plugins where they cannot be built, as in the virtual
+// machine of `make test-vm`.
 const chainedFolder = "testdata/chained"
 
-// chainedPlugins puts the plugins of the CNI project that the image has into a folder.
+// chainedPlugins puts the plugins of the CNI project that the image contains into a
+// directory.
 func chainedPlugins(t testing.TB, dir string) {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil {
@@ -43,11 +44,11 @@ func chainedPlugins(t testing.TB, dir string) {
 	}
 }
 
-// installedCNI is a host with what the agent installs on a Node.
+// installedCNI is a host with the files that the agent installs on a Node.
 type installedCNI struct {
 	*cniHost
 	conflist string // the file
-	said     string // the file with the verbs that weft-cni was called by, a line each
+	said     string // the file with the verbs of weft-cni's calls, one a line
 }
 
 func installCNI(t *testing.T, lab *testbed.Lab, host int) *installedCNI {
@@ -74,7 +75,7 @@ func installCNI(t *testing.T, lab *testbed.Lab, host int) *installedCNI {
 	return i
 }
 
-// load reads the configuration as a runtime does, changed by edit as it sees it, and has it ask
+// load reads the configuration as a runtime does, lets edit change it, and points it at
 // the lab's router.
 func (i *installedCNI) load(edit func(conf map[string]any)) {
 	i.t.Helper()
@@ -103,11 +104,11 @@ func (i *installedCNI) load(edit func(conf map[string]any)) {
 	}
 }
 
-// beforeChoice is how a runtime sees a configuration that does not know 1.1.0: `cniVersions`
-// says nothing to it.
+// beforeChoice is the configuration as a runtime sees it that does not know version 1.1.0
+// and therefore ignores `cniVersions`.
 func beforeChoice(conf map[string]any) { delete(conf, "cniVersions") }
 
-// wantVerbs wants the plugin to have been called by these verbs since the last time.
+// wantVerbs wants the plugin to have been called with these verbs since the last time.
 func (i *installedCNI) wantVerbs(want ...string) {
 	i.t.Helper()
 	b, err := os.ReadFile(i.said)
@@ -132,8 +133,8 @@ func (i *installedCNI) collect(valid ...types.GCAttachment) error {
 	})
 }
 
-// Of what the agent installs a runtime takes the newest version that it knows: one that knows
-// STATUS and GC has weft asked both, and one from before goes on with 1.0.0.
+// A runtime uses the newest version that it knows of the installed configuration: a runtime
+// that knows STATUS and GC calls both, and an older one stays with 1.0.0.
 func TestInstalledCNISpeaksToOldAndNewRuntimes(t *testing.T) {
 	t.Parallel()
 	i := installCNI(t, harness.Up(t, testbed.Config{Hosts: 1}), 1)
@@ -166,7 +167,7 @@ func TestInstalledCNISpeaksToOldAndNewRuntimes(t *testing.T) {
 	if err := i.collect(valid...); err != nil {
 		t.Error(err)
 	}
-	i.wantVerbs("DEL", "GC") // of what the runtime has down, and of all
+	i.wantVerbs("DEL", "GC") // for the pod that is down, and for all
 	i.wantLeases(2)
 
 	if err := i.check(old); err != nil {
@@ -174,7 +175,7 @@ func TestInstalledCNISpeaksToOldAndNewRuntimes(t *testing.T) {
 	}
 	i.wantVerbs("CHECK")
 
-	// A runtime that has lost what it knew of the others.
+	// A runtime that lost its record of the other pods.
 	i.cni = libcni.NewCNIConfigWithCacheDir(i.cni.Path, t.TempDir(), nil)
 	if err := i.collect(valid[:1]...); err != nil {
 		t.Error(err)
@@ -189,7 +190,7 @@ func TestInstalledCNISpeaksToOldAndNewRuntimes(t *testing.T) {
 	i.wantLeases(0)
 }
 
-// A Node stays ready while its router is replaced, and does not while it is away.
+// A Node stays ready while its router is replaced, and not while it is away for longer.
 func TestInstalledCNIStatusWaitsForTheRouter(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 1})
@@ -212,7 +213,7 @@ func TestInstalledCNIStatusWaitsForTheRouter(t *testing.T) {
 	}
 }
 
-// limits are what a pod asks for, in bits a second; 0 is none.
+// limits are a pod's bandwidth limits in bits per second; 0 is none.
 type limits struct{ ingress, egress int }
 
 func (l limits) capability() map[string]any {
@@ -248,9 +249,9 @@ func (i *installedCNI) shaper(iface string) *netlink.Tbf {
 	return found
 }
 
-// The chained plugin limits what a pod gets and what it sends, also where frames pass by the
-// bridge: all that another host's pod sends it crosses the one token bucket, and all that it
-// sends the other.
+// The chained plugin limits what a pod receives and sends, also on a host that uses express:
+// everything that a pod of another host sends to it crosses one token bucket, and everything
+// that it sends crosses the other.
 func TestBandwidthOfAPodIsLimited(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2})
@@ -258,7 +259,8 @@ func TestBandwidthOfAPodIsLimited(t *testing.T) {
 	near := harness.AddContainer(t, lab, 1, "near")[0].Addr()
 	harness.FastdpBetween(t, lab, 1, 2)
 	i := installCNI(t, lab, 1)
-	// Without TCX the plugin's ingress qdisc is refused where a program of weft's is already.
+	// Without TCX the kernel refuses the plugin's ingress qdisc if a program of weft is there
+	// already.
 	sender := i.pod("sender")
 	sender.CapabilityArgs = limits{egress: 1e6}.capability()
 	r := i.mustAdd(sender)
@@ -325,8 +327,8 @@ func (i *installedCNI) wantNothingOf(rc *libcni.RuntimeConf, ifaces ...string) {
 	}
 }
 
-// Where a plugin that comes after weft's fails, as bandwidth does on a kernel without ifb, the
-// runtime learns why, and its DEL leaves nothing.
+// If a plugin after weft's fails, as bandwidth does on a kernel without ifb, the runtime
+// learns why, and its DEL leaves nothing.
 func TestBandwidthThatTheKernelLacks(t *testing.T) {
 	t.Parallel()
 	i := installCNI(t, harness.Up(t, testbed.Config{Hosts: 1}), 1)

@@ -24,8 +24,8 @@ import (
 type policies struct {
 	netns string // of the pod
 
-	mu     sync.Mutex
-	refuse bool
+	mu       sync.Mutex
+	refuse   bool
 	reported []string
 }
 
@@ -135,8 +135,8 @@ func TestCNIPodsAreIsolatedFirst(t *testing.T) {
 	p.want(t)
 }
 
-// givesFixed makes a plugin of that name that gives one address, and returns the file with
-// what it was told.
+// givesFixed makes a plugin of that name that always allocates one address, and returns the
+// file with its input.
 func (h *cniHost) givesFixed(address string) (said string) {
 	h.t.Helper()
 	dir := h.cni.Path[0]

@@ -15,7 +15,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// crossed counts what has crossed a host's VXLAN device.
+// crossed counts the packets that crossed a host's VXLAN device.
 func crossed(t *testing.T, lab *testbed.Lab, host int) (n uint64) {
 	t.Helper()
 	harness.Within(t, lab, harness.At(host, ""), func() error {
@@ -28,8 +28,8 @@ func crossed(t *testing.T, lab *testbed.Lab, host int) (n uint64) {
 	return n
 }
 
-// Rules come and go under an open connection, which loses nothing.
-func TestFastDatapathIsJudgedUnderAConnection(t *testing.T) {
+// Rules for bridged frames come and go during a connection, which loses nothing.
+func TestModeChangesUnderAConnection(t *testing.T) {
 	t.Parallel()
 	lab, s, _, b := upFastdp(t)
 	p, err := testbed.NewPinger(lab.Netns(harness.At(1, "a")), b)
@@ -60,9 +60,8 @@ func TestFastDatapathIsJudgedUnderAConnection(t *testing.T) {
 	s.Whole(t)
 }
 
-// Where frames must cross the bridge they leave out the VXLAN
-// device only.
-func TestFastDatapathIsJudgedPastTheDevice(t *testing.T) {
+// In bridged mode frames bypass only the VXLAN device.
+func TestBridgedModeBypassesTheDevice(t *testing.T) {
 	t.Parallel()
 	lab, s, _, _ := upFastdp(t)
 	for h := 1; h <= 2; h++ {
@@ -81,9 +80,8 @@ func TestFastDatapathIsJudgedPastTheDevice(t *testing.T) {
 	}
 }
 
-// Both routers end at once, and one comes back
-// alone. What goes by the kernel goes on, with --no-express by bridge and device
-// only.
+// Both routers end at the same time, and one returns alone. Known flows continue in the
+// kernel, with --no-express in device mode only.
 func TestFastDatapathOutlivesBothRouters(t *testing.T) {
 	t.Parallel()
 	for name, flags := range map[string][]string{
@@ -116,7 +114,7 @@ func TestFastDatapathOutlivesBothRouters(t *testing.T) {
 	}
 }
 
-// The next hop gets another hardware address.
+// The next hop gets another MAC address.
 func TestFastDatapathFollowsTheNeighbour(t *testing.T) {
 	t.Parallel()
 	lab, s, _, _ := upFastdp(t)
@@ -134,8 +132,9 @@ func TestFastDatapathFollowsTheNeighbour(t *testing.T) {
 	s.Whole(t)
 }
 
-// Site, "Express and netfilter": packets that IPsec of the host is to encrypt do not
-// pass by it. Here it lets them pass as they are, as nobody has made keys.
+// Site, "Express and netfilter": packets to which the host's IPsec policies apply do not
+// bypass them. Here they pass unencrypted, because the policies are optional and there are
+// no keys.
 func TestFastDatapathCrossesIPsec(t *testing.T) {
 	t.Parallel()
 	lab, s, _, _ := upFastdp(t)
@@ -173,8 +172,8 @@ func pump(a, b *os.File) {
 	}
 }
 
-// Site, "Express and netfilter": over an underlay of IP packets without Ethernet
-// frames go by the device.
+// Site, "Express and netfilter": over an underlay without Ethernet headers frames use
+// device mode.
 func TestFastDatapathOverATunnelOfIP(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 2})

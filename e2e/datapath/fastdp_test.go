@@ -21,7 +21,7 @@ import (
 // vxlanUDP is the port of the fast datapath in labs.
 const vxlanUDP = 6784
 
-// carried sums what a host's kernel carried for another host's containers.
+// carried returns what a host's kernel carried for another host's containers.
 func carried(t *testing.T, lab *testbed.Lab, host int, peer string) (p api.FastdpPeer) {
 	t.Helper()
 	for _, p := range harness.Report(t, lab, host).Router.Fastdp.Peers {
@@ -66,8 +66,8 @@ func TestFastDatapathCarriesUnicast(t *testing.T) {
 	}
 }
 
-// upFast makes two hosts with a container each, a on h1 and b on h2, and a stream
-// between them that goes by the fast datapath.
+// upFastdp makes two hosts with a container each, a on h1 and b on h2, and a stream
+// between them over the fast datapath.
 func upFastdp(t *testing.T) (lab *testbed.Lab, s *harness.Stream, a, b netip.Addr) {
 	t.Helper()
 	lab = harness.Up(t, testbed.Config{Hosts: 2})
@@ -79,7 +79,7 @@ func upFastdp(t *testing.T) (lab *testbed.Lab, s *harness.Stream, a, b netip.Add
 	return lab, s, a, b
 }
 
-// Fall-back when VXLAN is blocked, and back, without a lost
+// A link falls back to sleeve when VXLAN is blocked, and returns, without losing a
 // connection.
 func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
 	t.Parallel()
@@ -99,7 +99,7 @@ func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
 	s.Whole(t)
 }
 
-// Status says why a link is not fast.
+// The status says why a link does not use the fast datapath.
 func TestFastDatapathSaysWhyNot(t *testing.T) {
 	t.Parallel()
 	tunnel := hasWireGuard(t)
@@ -108,7 +108,7 @@ func TestFastDatapathSaysWhyNot(t *testing.T) {
 		lab           testbed.Config
 		flags1        []string
 		words, words2 string
-		tunnel        bool // is what happens where the kernel has WireGuard
+		tunnel        bool // what happens if the kernel has WireGuard
 	}{
 		{"flag", testbed.Config{}, []string{"--no-fastdp"}, "switched off by --no-fastdp", "switched off at the peer", false},
 		{"password", testbed.Config{Password: "password of the lab"}, nil, "no WireGuard", "no WireGuard", true},
@@ -143,7 +143,7 @@ func TestFastDatapathSaysWhyNot(t *testing.T) {
 	}
 }
 
-// Express is switched off for one peer, at one end, and on for another.
+// Express can be switched off for one peer, at one end, while another peer uses it.
 func TestExpressIsSwitchedByLink(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 3})
@@ -165,8 +165,7 @@ func TestExpressIsSwitchedByLink(t *testing.T) {
 	})
 }
 
-// Trusted subnets on both ends make plain VXLAN of what has a
-// password.
+// Between trusted subnets on both ends frames use plain VXLAN although a password is set.
 func TestFastDatapathBetweenTrustedSubnets(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab", Flags: []string{"--trusted-subnets", "10.99.0.0/16,192.168.77.0/24"}})
@@ -176,7 +175,8 @@ func TestFastDatapathBetweenTrustedSubnets(t *testing.T) {
 	harness.Reach(t, lab, harness.At(2, "b"), a)
 }
 
-// Hops in the kernel, and mixed with sleeve in either order.
+// Frames travel over hops of the fast datapath, and over hops of it and of sleeve in
+// either order.
 func TestFastDatapathOverHops(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3, Topology: testbed.Line})
@@ -189,7 +189,7 @@ func TestFastDatapathOverHops(t *testing.T) {
 	harness.Eventually(t, "the relay's kernel passes frames on", func() bool {
 		return carried(t, lab, 2, "h1").RelayedPackets > 10 && carried(t, lab, 2, "h3").RelayedPackets > 10
 	})
-	for _, blocked := range []int{3, 1} { // the second hop of what h1 sends, then the first
+	for _, blocked := range []int{3, 1} { // the second hop from h1, then the first
 		if err := lab.Block(blocked, vxlanUDP); err != nil {
 			t.Fatal(err)
 		}
@@ -205,7 +205,7 @@ func TestFastDatapathOverHops(t *testing.T) {
 	s.Whole(t)
 }
 
-// What goes by the kernel goes on while a router is away.
+// Known flows continue while a router is away.
 func TestFastDatapathOutlivesTheRouter(t *testing.T) {
 	t.Parallel()
 	lab, s, _, _ := upFastdp(t)
@@ -215,7 +215,7 @@ func TestFastDatapathOutlivesTheRouter(t *testing.T) {
 			t.Fatal(err)
 		}
 		harness.Eventually(t, "h1 has noticed", func() bool { return len(harness.Report(t, lab, 1).Router.UnicastRoutes) == 0 })
-		for range 20 { // for longer than any link lives without an answer
+		for range 20 { // longer than any link lives without an answer
 			s.Flows(t)
 		}
 		harness.Launch(t, lab, 2, testbed.Addr4(1).String())
@@ -226,7 +226,7 @@ func TestFastDatapathOutlivesTheRouter(t *testing.T) {
 	s.Whole(t)
 }
 
-// Others remove the device, as a network manager may that does not know it.
+// Another program removes the device, as a network manager may that does not know it.
 func TestFastDatapathComesBackWithItsDevice(t *testing.T) {
 	t.Parallel()
 	lab, s, _, _ := upFastdp(t)
@@ -261,7 +261,7 @@ func TestFastDatapathComesBackWithItsDevice(t *testing.T) {
 	s.Whole(t)
 }
 
-// Who has no link can not get a frame in.
+// A host without a link cannot inject a frame.
 func TestFastDatapathRefusesStrangers(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 3}) // h3 runs no router
@@ -288,10 +288,8 @@ func TestFastDatapathRefusesStrangers(t *testing.T) {
 	harness.Eventually(t, "it is dropped and counted", func() bool { return dropped() == before+1 })
 }
 
-// Once a password is set no frame goes in clear, though an
-// earlier router without one left a fast datapath behind.
-// A container that reaches the underlay by its host's address must not put frames
-// into the mesh.
+// A container that reaches the underlay through its host must not inject frames into the
+// mesh.
 func TestContainersInjectNothing(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2})
@@ -338,6 +336,8 @@ func TestContainersInjectNothing(t *testing.T) {
 	}
 }
 
+// Once a password is set no frame leaves unencrypted, although an earlier router without
+// one left a fast datapath behind.
 func TestPasswordEndsClearFrames(t *testing.T) {
 	t.Parallel()
 	lab, s, a, b := upFastdp(t)
@@ -355,7 +355,7 @@ func TestPasswordEndsClearFrames(t *testing.T) {
 	checkSealed(t, lab, wait, a, b)
 }
 
-// Interfaces, pins and mounts go with reset.
+// weft reset removes interfaces, pins and mounts.
 func TestResetRemovesTheFastDatapath(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 1})
@@ -375,7 +375,7 @@ func TestResetRemovesTheFastDatapath(t *testing.T) {
 	})
 }
 
-// Peers come and go, and what does not touch them loses nothing.
+// Peers come and go, and flows between other hosts lose nothing.
 func TestChurnTouchesNoOtherFlow(t *testing.T) {
 	t.Parallel()
 	const hosts = 6

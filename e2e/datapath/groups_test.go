@@ -22,8 +22,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// inPlace opens a datagram socket in a container, with broadcasts allowed and the
-// group joined over the interface of weft's, if there is one.
+// inPlace opens a datagram socket in a container, with broadcasts allowed, and joins the
+// group over weft's interface, if there is one.
 func inPlace(t *testing.T, lab *testbed.Lab, place testbed.Place, addr string, group net.IP) *net.UDPConn {
 	t.Helper()
 	var c *net.UDPConn
@@ -60,8 +60,8 @@ func inPlace(t *testing.T, lab *testbed.Lab, place testbed.Place, addr string, g
 	return c
 }
 
-// Multicast DNS (RFC 6762). A container asks for a name; the one
-// that has it, on another host, answers to the group.
+// Multicast DNS (RFC 6762): a container asks for a name, and the container that has it,
+// on another host, answers to the group.
 func TestMulticastDNSFindsOtherHosts(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3, Topology: testbed.Line})
@@ -95,8 +95,7 @@ func TestMulticastDNSFindsOtherHosts(t *testing.T) {
 	})
 }
 
-// A cluster whose members find each other by what they send to
-// all, by multicast or by broadcast, is whole.
+// A cluster whose members find each other by multicast or broadcast is complete.
 func TestClustersFormByWhatGoesToAll(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3})
@@ -123,7 +122,7 @@ func formCluster(t *testing.T, lab *testbed.Lab, places []testbed.Place, members
 	var wg sync.WaitGroup
 	for i, place := range places {
 		c := inPlace(t, lab, place, ":7500", group)
-		if to == "255.255.255.255" { // by the interface of weft's, as there is no default route
+		if to == "255.255.255.255" { // over weft's interface, as there is no default route
 			if err := bindTo(c, netdev.IfaceName); err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +149,7 @@ func formCluster(t *testing.T, lab *testbed.Lab, places []testbed.Place, members
 					known[from.Addr()] = true
 				}
 			}
-			// The last ones need to hear of this one too.
+			// The last members need to hear about this one too.
 			for range 5 {
 				_, _ = c.WriteToUDP([]byte("here I am"), addr)
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// limited is a container with a connection to it that is in use all the time.
+// limited is a container with a bandwidth limit, and a connection to it that never pauses.
 type limited struct {
 	t    *testing.T
 	lab  *testbed.Lab
@@ -34,8 +34,8 @@ func (l *limited) onVeth(f func(veth netlink.Link) error) {
 	}
 }
 
-// transfer lets the connection go on for a while, and returns what crossed the host's end of the veth
-// on its way in, and what arrived.
+// transfer lets the connection run for a while. It returns how many bytes crossed the
+// host's end of the veth on their way in, and how many arrived.
 func (l *limited) transfer() (crossed, received uint64) {
 	l.t.Helper()
 	count := func() (n uint64) {
@@ -51,7 +51,7 @@ func (l *limited) transfer() (crossed, received uint64) {
 func (l *limited) express() bool { crossed, received := l.transfer(); return crossed < received/10 }
 func (l *limited) held() bool    { crossed, received := l.transfer(); return crossed > received/10*9 }
 
-// limit puts a token bucket on the veth, and free takes it away.
+// limit puts a token bucket on the veth, and free removes it.
 func (l *limited) limit() {
 	l.t.Helper()
 	l.onVeth(func(netlink.Link) error { return netlink.QdiscAdd(l.bucket()) })
@@ -68,7 +68,7 @@ func (l *limited) bucket() *netlink.Tbf {
 	}}
 }
 
-// programs returns how many programs see what the container sends before a queue does.
+// programs returns how many programs see the container's frames before a queue does.
 func (l *limited) programs() (n int) {
 	l.t.Helper()
 	l.onVeth(func(veth netlink.Link) error {
@@ -84,9 +84,9 @@ func (l *limited) programs() (n int) {
 	return n
 }
 
-// Site, "Express": what somebody puts on a container's interface to hold frames back does so while
-// it is there, also where it came while there was no router, and then express is back; connections
-// go on through all of it.
+// Site, "Express and netfilter": a bandwidth limit on a container's interface is effective
+// while it is there, even if it was added while no router ran. When it is removed express
+// returns. Connections survive all of this.
 func TestLimitsOfOthersHoldExpressBack(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2})

@@ -18,7 +18,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// showBridged has rules of IP see what crosses a host's bridges.
+// showBridged shows bridged packets to the host's IP rules.
 func showBridged() error {
 	return os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("1"), 0)
 }
@@ -26,8 +26,9 @@ func showBridged() error {
 // virtual is an address that a host translates.
 var virtual = netip.MustParseAddr("10.96.0.1")
 
-// translateFrom has a host translate virtual to an address, also for what crosses its
-// bridges, and a container of its send there by the host, whose address it returns.
+// translateFrom makes a host translate virtual to an address, also for bridged packets. It
+// makes a container of that host send packets for virtual through the host, whose address
+// it returns.
 func translateFrom(t *testing.T, lab *testbed.Lab, host int, container string, to netip.Addr) (gateway netip.Addr) {
 	t.Helper()
 	gateway = netip.MustParsePrefix(strings.TrimSpace(harness.Weft(t, lab, host, "expose")) + "/12").Addr()
@@ -40,26 +41,26 @@ func routeTo(to, gateway netip.Addr) error {
 	return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: gateway.AsSlice()})
 }
 
-// sendElsewhere has the calling thread's host send packets for one address to
-// another, as for a published port.
+// sendElsewhere makes the calling thread's host send packets for one address to another,
+// as for a published port.
 func sendElsewhere(from, to netip.Addr) error {
-	const destination = 16 // its place in the header of IPv4
+	const destination = 16 // its offset in the IPv4 header
 	return addNAT(&nftables.Chain{
 		Table: &nftables.Table{Name: "lab-nat"}, Name: "prerouting", Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
 	}, destination, from.AsSlice(), expr.NATTypeDestNAT, to)
 }
 
-// hideBehind has the calling thread's host give packets from one address to another
-// the address of its own, also those that cross its bridges.
+// hideBehind makes the calling thread's host translate the source of packets from one
+// address to another to its own address, also of bridged packets.
 func hideBehind(own, from, to netip.Addr) error {
-	const source = 12 // its place in the header of IPv4, and that of the destination after it
+	const source = 12 // its offset in the IPv4 header; the destination follows
 	return addNAT(&nftables.Chain{
 		Table: &nftables.Table{Name: "lab-source"}, Name: "postrouting", Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 	}, source, append(from.AsSlice(), to.AsSlice()...), expr.NATTypeSourceNAT, own)
 }
 
-// addNAT adds a chain, in a table of its own, that gives another address to packets
-// that have some bytes at an offset of their header of IPv4.
+// addNAT adds a chain, in a table of its own, that translates packets with the given bytes
+// at an offset of their IPv4 header.
 func addNAT(chain *nftables.Chain, offset uint32, match []byte, which expr.NATType, to netip.Addr) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -77,9 +78,8 @@ func addNAT(chain *nftables.Chain, offset uint32, match []byte, which expr.NATTy
 	return c.Flush()
 }
 
-// A reply that the host must translate back does not pass by
-// it. A container reaches another host's by an address that its own host
-// translates.
+// A reply that the host must translate back does not bypass it: a container reaches another
+// host's container through an address that its own host translates.
 func TestTranslatedFlowsCrossTheBridge(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2})
@@ -98,8 +98,8 @@ func TestTranslatedFlowsCrossTheBridge(t *testing.T) {
 	harness.Reach(t, lab, harness.At(1, "a"), b)
 }
 
-// bridgeUnderlay puts a host's interface of the underlay on a bridge, and its
-// addresses there, as hosts of virtual machines have it.
+// bridgeUnderlay puts a host's underlay interface on a bridge and moves its addresses
+// there, as on hosts of virtual machines.
 func bridgeUnderlay(host int) error {
 	eth, err := netlink.LinkByName(testbed.HostInterface)
 	if err != nil {
@@ -126,9 +126,9 @@ func bridgeUnderlay(host int) error {
 	return nil
 }
 
-// Site, "Express and netfilter": what the host knows of a frame that crossed weft's
-// bridge, such as a translation of its addresses, must not be applied to the packet
-// around it where that crosses another bridge.
+// Site, "Express and netfilter": the host's connection tracking state of a frame that
+// crossed weft's bridge, such as a translation, must not be applied to the VXLAN packet
+// around it if that crosses another bridge.
 func TestTranslatedFlowsOverAFastDatapathOnABridge(t *testing.T) {
 	t.Parallel()
 	for name, later := range map[string]bool{"from the start": false, "at run time": true} {

@@ -14,8 +14,8 @@ import (
 	"github.com/weft-net/weft/router/wireguard"
 )
 
-// hasWireGuard tells whether this kernel can make WireGuard interfaces. Where it
-// can not, tests assert that frames go by sleeve, with this reason in status.
+// hasWireGuard reports whether this kernel can make WireGuard interfaces. If it cannot,
+// tests assert that frames use sleeve, with that reason in the status.
 func hasWireGuard(t *testing.T) bool {
 	t.Helper()
 	var err error
@@ -31,8 +31,8 @@ func hasWireGuard(t *testing.T) bool {
 	return err == nil
 }
 
-// With a password the fast datapath is inside WireGuard, over the router's death
-// too, and nothing of containers is ever seen on the underlay.
+// With a password the fast datapath is inside WireGuard, even after the router died, and
+// the underlay never shows a container's packet.
 func TestTunnelCarriesWhatIsNotTrusted(t *testing.T) {
 	t.Parallel()
 	if !hasWireGuard(t) {
@@ -68,7 +68,7 @@ func TestTunnelCarriesWhatIsNotTrusted(t *testing.T) {
 	harness.Converge(t, lab)
 	harness.FastdpBetween(t, lab, 1, 2)
 	s.Flows(t)
-	// Somebody removes the interface: nothing goes in clear meanwhile.
+	// Somebody removes the interface: nothing leaves unencrypted meanwhile.
 	err := netdev.Do(lab.Netns(harness.At(1, "")), func() error {
 		l, err := netlink.LinkByName(netdev.TunnelName)
 		if err != nil {
@@ -79,11 +79,11 @@ func TestTunnelCarriesWhatIsNotTrusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The router makes another, with another key.
+	// The router makes a new one, with another key.
 	harness.FastdpBetween(t, lab, 1, 2)
 	tx := carried(t, lab, 1, "h2").TxPackets
 	harness.Eventually(t, "the stream goes by the kernel again", func() bool { s.Flows(t); return carried(t, lab, 1, "h2").TxPackets > tx+10 })
-	// Nor does anything when a router that uses no fast datapath takes this over.
+	// Nothing leaves unencrypted either when a router without fast datapath takes over.
 	if err := lab.Kill(1); err != nil {
 		t.Fatal(err)
 	}

@@ -45,12 +45,12 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
 		t.Fatal(err)
 	}
-	// Nothing may be missed while bulk goes by.
+	// The capture must not miss a frame of the bulk traffic.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20); err != nil {
 		t.Fatal(err)
 	}
 	got := make(chan []byte, 1)
-	var end atomic.Int64 // in nanoseconds, once it is waited for
+	var end atomic.Int64 // in nanoseconds, once wait was called
 	go func() {
 		defer unix.Close(fd)
 		var seen []byte
@@ -76,12 +76,12 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 	}
 }
 
-// lastWord is what ends a capture that isLastWord is told of.
+// lastWord ends a capture whose done is isLastWord.
 const lastWord = "enough of it"
 
 func isLastWord(frame []byte) bool { return bytes.Contains(frame, []byte(lastWord)) }
 
-// checkSealed ends a capture and fails if it has an IPv4 header of a packet between
+// checkSealed ends a capture and fails if it contains an IPv4 header of a packet between
 // two containers.
 func checkSealed(t *testing.T, lab *testbed.Lab, wait func() []byte, a, b netip.Addr) {
 	t.Helper()
@@ -114,7 +114,7 @@ func say(t *testing.T, lab *testbed.Lab, from testbed.Place, to netip.Addr, text
 	}
 }
 
-// Password traffic is unreadable on the underlay.
+// With a password the underlay shows no plain text.
 func TestUnderlayShowsNoPlainText(t *testing.T) {
 	t.Parallel()
 	const secret, open, end = "what the containers say to each other", "what the hosts say to each other", "enough of it"
@@ -129,7 +129,7 @@ func TestUnderlayShowsNoPlainText(t *testing.T) {
 		for range 20 {
 			say(t, lab, harness.At(1, "b"), a, secret)
 		}
-		harness.Reach(t, lab, harness.At(1, "b"), a) // came after, over the same link
+		harness.Reach(t, lab, harness.At(1, "b"), a) // sent later, over the same link
 		say(t, lab, harness.At(1, ""), testbed.Addr4(2), open)
 		say(t, lab, harness.At(1, ""), testbed.Addr4(2), end)
 		seen := wait()
@@ -137,7 +137,7 @@ func TestUnderlayShowsNoPlainText(t *testing.T) {
 			t.Fatal("the capture does not work")
 		}
 		port := func(p uint16) bool { return bytes.Contains(seen, binary.BigEndian.AppendUint16(nil, p)) }
-		if !port(6783) && !port(6785) { // of sleeve, of the tunnel
+		if !port(6783) && !port(6785) { // sleeve, WireGuard
 			t.Error("no traffic of the mesh was captured")
 		}
 		if bytes.Contains(seen, []byte(secret)) {
@@ -149,7 +149,7 @@ func TestUnderlayShowsNoPlainText(t *testing.T) {
 	}
 }
 
-// Path MTU; fragmentation of what does not fit.
+// Packets that exceed the path MTU arrive: as fragments, or smaller after an ICMP message.
 func TestPacketsThatDoNotFitTheUnderlay(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab", UnderlayMTU: 1280})
@@ -174,8 +174,7 @@ func TestPacketsThatDoNotFitTheUnderlay(t *testing.T) {
 	}
 }
 
-// Status and metrics on the status address, as text and
-// as Prometheus has it.
+// The status address serves the status as text, and metrics for Prometheus.
 func TestStatusAddress(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab", Flags: []string{"--no-fastdp"}})

@@ -42,8 +42,8 @@ func query(t *testing.T, lab *testbed.Lab, from testbed.Place, network string, s
 	return m
 }
 
-// answers writes the answers of a DNS server on one line, in order; or that there
-// is none, by its code and whose SOA came with it.
+// answers writes the answers of a DNS server on one line, in order; or, if there are
+// none, the response code and the owner of the SOA record.
 func answers(m *dns.Msg) string {
 	if m == nil {
 		return "silence"
@@ -103,7 +103,7 @@ func exposed(t *testing.T, lab *testbed.Lab, host int, args ...string) netip.Add
 	return a
 }
 
-// reverse is the name that stands for an address.
+// reverse returns the name to ask for the PTR record of an address.
 func reverse(t *testing.T, a netip.Addr) string {
 	t.Helper()
 	name, err := dns.ReverseAddr(a.String())
@@ -113,7 +113,7 @@ func reverse(t *testing.T, a netip.Addr) string {
 	return name
 }
 
-// Names of containers on any host, asked by containers.
+// Containers resolve the names of containers on any host.
 func TestNamesAcrossHosts(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
@@ -138,10 +138,10 @@ func TestNamesAcrossHosts(t *testing.T) {
 	ask("prod.weft.internal.", dns.TypeA, "NOERROR SOA weft.internal. 1")
 	ask("gw.weft.internal.", dns.TypeA, gateway.String())
 	ask(reverse(t, db), dns.TypePTR, "db.prod.weft.internal.")
-	// A container that finds a name reaches what it names.
+	// The container that resolved a name reaches its address.
 	harness.Reach(t, lab, client, db)
 
-	// Names for addresses outside, and IPv6.
+	// Names for addresses outside the mesh, and IPv6.
 	harness.Weft(t, lab, 2, "dns-add", "192.0.2.7", "2001:db8::7", "-h", "old.weft.internal")
 	ask("old.weft.internal.", dns.TypeA, "192.0.2.7")
 	ask("old.weft.internal.", dns.TypeAAAA, "2001:db8::7")
@@ -163,7 +163,7 @@ func TestNamesAcrossHosts(t *testing.T) {
 	harness.Weft(t, lab, 2, "dns-remove", "-h", "old")
 	ask("old.weft.internal.", dns.TypeAAAA, "NXDOMAIN SOA weft.internal. 1")
 
-	// More names of a container, which go with it and not before.
+	// More names of a container: they disappear when it does, and not before.
 	path := lab.Netns(harness.At(2, "db"))
 	harness.Weft(t, lab, 2, "dns-add", path, "-h", "db2")
 	ask("db2.weft.internal.", dns.TypeA, db.String())
@@ -180,7 +180,7 @@ func TestNamesAcrossHosts(t *testing.T) {
 	ask("web.weft.internal.", dns.TypeA, web1.String())
 }
 
-// UDP and TCP, many addresses.
+// A name with many addresses is answered over UDP and TCP.
 func TestLargeAnswers(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
@@ -202,8 +202,8 @@ func TestLargeAnswers(t *testing.T) {
 	})
 }
 
-// Entries of a dead peer stop being answered within 10 s, and
-// come back when it does; of one that is killed, and of one that falls silent.
+// Names of a dead host disappear within 10 s and return with it, whether its router was
+// killed or cannot be reached.
 func TestNamesOfADeadHost(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
@@ -239,7 +239,7 @@ func TestNamesOfADeadHost(t *testing.T) {
 		harness.Both(t, lab, [2]int{1, 3}, lab.Cut)
 		harness.Both(t, lab, [2]int{2, 3}, lab.Cut)
 	})
-	// What changed meanwhile is known when it comes back.
+	// Changes from the meantime are known when it returns.
 	harness.Weft(t, lab, 3, "dns-add", lab.Netns(harness.At(3, "web")), "-h", "web2")
 	harness.Both(t, lab, [2]int{1, 3}, lab.Heal)
 	harness.Both(t, lab, [2]int{2, 3}, lab.Heal)
@@ -248,7 +248,7 @@ func TestNamesOfADeadHost(t *testing.T) {
 	vanishes("stopped", func() { harness.Weft(t, lab, 3, "stop") })
 }
 
-// A host without DNS passes on what others say, and says nothing itself.
+// A host without DNS passes on the names of others and announces none.
 func TestHostWithoutDNS(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 3, Topology: testbed.Line, Password: "password of the lab"})
@@ -324,13 +324,13 @@ func startUpstream(t *testing.T, lab *testbed.Lab, host int, addr string) *upstr
 	return u
 }
 
-// Everything else is forwarded to the host's upstreams.
+// Names outside the domain are forwarded to the host's name servers.
 func TestForwardedNames(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
 	one, two := startUpstream(t, lab, 1, "192.0.2.1"), startUpstream(t, lab, 2, "192.0.2.2")
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
-	// replace puts another file in the place of the old one, as tools do.
+	// replace renames another file over the old one, as tools do.
 	replace := func(servers ...netip.Addr) {
 		t.Helper()
 		text := "search example.com\n"
@@ -364,7 +364,7 @@ func TestForwardedNames(t *testing.T) {
 		t.Errorf("the upstream was asked %d times for a name of weft's", n)
 	}
 
-	// The file changes: a server that is not there, then one that is.
+	// The file changes: first to a server that does not answer, then to one that does.
 	replace(testbed.Addr4(99), testbed.Addr4(2))
 	asked(t, lab, client, server, "www.example.com.", dns.TypeA, "192.0.2.2")
 	harness.Eventually(t, "status names the servers", func() bool {
@@ -383,7 +383,7 @@ func TestForwardedNames(t *testing.T) {
 	}
 }
 
-// The server takes addresses as they come, and lets go of them as they go.
+// The server begins and stops to listen as addresses come and go.
 func TestListeningFollowsInterfaces(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 1, Password: "password of the lab"})
@@ -430,7 +430,7 @@ func TestListeningFollowsInterfaces(t *testing.T) {
 		return netlink.AddrDel(docker, address(first))
 	})
 	asked(t, lab, host, second, "web.weft.internal.", dns.TypeA, web.String())
-	// What has gone can be somebody else's.
+	// A port that it let go is free for others.
 	harness.Eventually(t, "docker0's first address is let go", func() bool {
 		return !slices.ContainsFunc(harness.Report(t, lab, 1).DNS.Listening[0].Addresses, func(a netip.AddrPort) bool { return a.Addr() == first })
 	})
@@ -438,12 +438,12 @@ func TestListeningFollowsInterfaces(t *testing.T) {
 	harness.Eventually(t, "docker0 is missing again", func() bool {
 		return strings.Contains(harness.Weft(t, lab, 1, "status"), "there is no interface docker0")
 	})
-	// Hide and expose move the other place.
+	// hide and expose change the other address.
 	server := exposed(t, lab, 1)
 	asked(t, lab, harness.At(1, "web"), server, "web.", dns.TypeA, web.String())
 }
 
-// Flags: another domain, another life of answers, another place to listen at.
+// The flags for another domain, TTL and listen address take effect.
 func TestFlagsOfDNS(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 1, Password: "password of the lab"})
@@ -461,8 +461,8 @@ func TestFlagsOfDNS(t *testing.T) {
 	}
 }
 
-// Names for addresses outside are there again when their router is, without what
-// was removed before, and end with a reset.
+// Names for addresses outside the mesh return with their router, except those that were
+// removed before; a reset ends them.
 func TestNamesOutsideOutliveTheirRouter(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})

@@ -7,7 +7,7 @@ import (
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
-// link returns the connection of a host to another, by nickname.
+// Link returns the connection of a host to another, by nickname.
 func Link(t *testing.T, lab *testbed.Lab, host int, to string) api.Connection {
 	t.Helper()
 	for _, c := range Report(t, lab, host).Router.Connections {
@@ -18,7 +18,7 @@ func Link(t *testing.T, lab *testbed.Lab, host int, to string) api.Connection {
 	return api.Connection{}
 }
 
-// fastBetween waits until both ends use the fast datapath.
+// FastdpBetween waits until both ends use the fast datapath.
 func FastdpBetween(t *testing.T, lab *testbed.Lab, a, b int) {
 	t.Helper()
 	Eventually(t, "fast datapath", func() bool {

@@ -57,7 +57,7 @@ const staleLab = time.Hour
 
 var testLab = regexp.MustCompile(`^[et][0-9a-f]{8}$`)
 
-// sweepLabs takes down what killed runs of tests left.
+// sweepLabs removes the labs that killed runs of tests left.
 var sweepLabs = func() func(t testing.TB) {
 	var once sync.Once
 	return func(t testing.TB) {
@@ -264,7 +264,7 @@ func Serve(t *testing.T, l *testbed.Lab, place testbed.Place, addr netip.Addr) *
 	return s
 }
 
-// Shipped builds weft as it is shipped, without the race detector.
+// Shipped builds weft as it ships, without the race detector.
 func Shipped(t testing.TB) (exe string) {
 	t.Helper()
 	exe = filepath.Join(t.TempDir(), "weft")

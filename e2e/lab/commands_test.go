@@ -31,7 +31,7 @@ func mustWeft(t *testing.T, args ...string) string {
 	return stdout
 }
 
-// The lab commands, and nothing is left behind after down.
+// The lab commands work, and down leaves nothing behind.
 func TestLabCommands(t *testing.T) {
 	nstest.RequireRoot(t)
 	t.Parallel()
@@ -122,7 +122,7 @@ func TestLabUpThatFailsLeavesNothing(t *testing.T) {
 	}
 }
 
-// Nothing is left behind after a killed lab is brought down later.
+// down also removes a lab whose up was killed.
 func TestDownOfAKilledUp(t *testing.T) {
 	nstest.RequireRoot(t)
 	t.Parallel()

@@ -19,7 +19,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// 100 concurrent attaches on 5 hosts without a duplicate.
+// A hundred concurrent attaches on five hosts get a hundred different addresses.
 func TestHundredConcurrentAttaches(t *testing.T) {
 	t.Parallel()
 	const hosts, each = 5, 20
@@ -53,9 +53,8 @@ func unique(t *testing.T, addrs []netip.Addr) {
 	}
 }
 
-// Kill -9 of any host during allocation; a router
-// keeps its name, addresses, targets and its containers' attachment, and
-// nobody gets an address that is in use.
+// A router that is killed during an allocation keeps its name, its addresses, its
+// targets and its attached containers, and nobody gets an address that is in use.
 func TestKillDuringAllocation(t *testing.T) {
 	t.Parallel()
 	const hosts = 3
@@ -108,7 +107,7 @@ func TestKillDuringAllocation(t *testing.T) {
 	}
 }
 
-// Stop leaves containers attached; launch --resume keeps targets.
+// weft stop leaves containers attached; launch --resume keeps the targets.
 func TestStopAndResume(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
@@ -133,8 +132,7 @@ func TestStopAndResume(t *testing.T) {
 	harness.Reach(t, lab, harness.At(2, "a"), c)
 }
 
-// Reset leaves nothing on the host; item 5: its addresses go to
-// others.
+// weft reset leaves nothing on the host and gives its addresses to others.
 func TestResetLeavesNothing(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
@@ -168,7 +166,7 @@ func TestResetLeavesNothing(t *testing.T) {
 		}
 		return total == 1<<20
 	})
-	// A stopped router can not hand over, and says so.
+	// A stopped router cannot hand its addresses over, and says so.
 	harness.Weft(t, lab, 2, "stop")
 	code, out := harness.Try(t, lab, 2, "reset", "--state-dir", lab.StateDir(2))
 	if code != cmd.ExitFailed || !strings.Contains(out, "--force") {
@@ -178,7 +176,7 @@ func TestResetLeavesNothing(t *testing.T) {
 	harness.Weft(t, lab, 2, "reset", "--state-dir", lab.StateDir(2)) // twice is harmless
 }
 
-// Rolling reset of all hosts must not lose space.
+// Resetting all hosts one after the other loses no address space.
 func TestRollingResetLosesNoSpace(t *testing.T) {
 	t.Parallel()
 	const hosts = 3
@@ -205,8 +203,7 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 	})
 }
 
-// Rmpeer takes the ranges of a dead peer over, and refuses a
-// live one.
+// rmpeer takes over the ranges of a dead peer, and refuses to take those of a living one.
 func TestRmpeer(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
@@ -228,8 +225,8 @@ func TestRmpeer(t *testing.T) {
 	})
 }
 
-// Attach and detach with all address forms, several at once;
-// doing a thing twice is harmless.
+// attach and detach accept every form of address, several at once, and repeating a
+// command is harmless.
 func TestAddressForms(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
@@ -261,7 +258,7 @@ func TestAddressForms(t *testing.T) {
 	}
 }
 
-// Expose and hide are idempotent.
+// expose and hide are idempotent.
 func TestExposeAndHide(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
@@ -284,7 +281,7 @@ func TestExposeAndHide(t *testing.T) {
 	}
 }
 
-// An allocation that can not proceed fails with the reason.
+// An allocation that cannot proceed fails with the reason.
 func TestAllocationWithoutAMajoritySaysWhy(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 3, Password: "password of the lab"})

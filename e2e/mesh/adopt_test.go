@@ -10,8 +10,8 @@ import (
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
-// Design, section 6: two islands that each made a ring are told so on both
-// sides and healed by one command; what is in use stays in use.
+// Two islands that each made a ring report that on both sides, and one command heals
+// them. Addresses in use stay in use.
 func TestTwoRingsAreHealedByOneCommand(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 4, Password: "password of the lab"})

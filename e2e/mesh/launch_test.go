@@ -10,8 +10,9 @@ import (
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
-// Launch goes to the background and returns when ready; a second
-// one says that it runs; what ends it before it is ready is told.
+// launch puts the router into the background and returns when it is ready. A second
+// launch reports the running router, and a router that ends before it is ready makes
+// launch report why.
 func TestLaunchInBackground(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 1})
@@ -37,6 +38,6 @@ func TestLaunchInBackground(t *testing.T) {
 	if code != cmd.ExitFailed || strings.Count(out, "\n") != 1 || !strings.Contains(out, "192.0.2.99") {
 		t.Errorf("launch on an address that is not this host's: exit code %d, %q", code, out)
 	}
-	harness.Weft(t, lab, 1, args...) // after a failure as after a stop
+	harness.Weft(t, lab, 1, args...) // a failure leaves the state that a stop does
 	harness.Weft(t, lab, 1, "reset", "--force", "--state-dir", lab.StateDir(1))
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/weft-net/weft/internal/lab/traffic"
 )
 
-// These tests load machines as far as they go, so they run alone, and with
-// routers as they are shipped: the race detector costs time and memory.
+// These tests use all of the machine's CPU, so they do not run in parallel, and they use
+// the program as it ships, because the race detector costs time and memory.
 
 // upShipped makes a lab of shipped routers, each with a container c, and wants
 // every container to reach that of h1.
@@ -42,7 +42,7 @@ func upShipped(t *testing.T, c testbed.Config) (lab *testbed.Lab, addrs []netip.
 	return lab, addrs
 }
 
-// load is bulk between containers, until stop.
+// load is bulk traffic between containers, until stop.
 type load struct {
 	t       *testing.T
 	ctx     context.Context
@@ -89,9 +89,9 @@ func (l *load) bytes() (n uint64) {
 	return n
 }
 
-// Bulk does not delay control messages. With all links
-// full the mesh stays as it is, and attaches complete within a second; or, on a
-// machine that takes long for all, within ten times what they took before.
+// Bulk traffic does not delay control messages. With all links full, membership does not
+// change, and an attach completes within a second; on a slow machine, within ten times
+// what it took without load.
 func TestFullLinksDelayNoControl(t *testing.T) {
 	const hosts = 3
 	lab, addrs := upShipped(t, testbed.Config{Hosts: hosts, Password: "password of the lab"})
@@ -124,7 +124,7 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	// Longer than a link may be silent, or a member may not answer.
+	// Longer than the time after which a silent link or member counts as dead.
 	const long = 9 * time.Second
 	for end := time.Now().Add(long); time.Now().Before(end); <-tick.C {
 		for n := 1; n <= hosts; n++ {
@@ -142,7 +142,7 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 		attach()
 	}
 	took = took[quiet:]
-	// Some may be unlucky, with what else this machine does at the time.
+	// One may be slow because of what else this machine does.
 	slices.Sort(took)
 	if most := took[len(took)*3/4]; most > limit {
 		t.Errorf("of %d attaches under load one in four took %v and longer, up to %v; want at most %v", len(took), most, took[len(took)-1], limit)
@@ -150,7 +150,7 @@ func TestFullLinksDelayNoControl(t *testing.T) {
 	t.Logf("%d attaches: median %v, up to %v; %.1f Gb in %v", len(took), took[len(took)/2], took[len(took)-1], float64(l.bytes())*8/1e9, long)
 }
 
-// Less than 64 MB resident for 10 links at full speed.
+// With ten links at full speed a router has less than 64 MB resident.
 func TestMemoryOfTenFullLinks(t *testing.T) {
 	const links, most = 10, 64_000_000
 	lab, addrs := upShipped(t, testbed.Config{Hosts: 1 + links, Topology: testbed.Star, Password: "password of the lab"})
@@ -177,7 +177,7 @@ func TestMemoryOfTenFullLinks(t *testing.T) {
 	t.Logf("%.1f Gb went over the links", float64(l.bytes()-start)*8/1e9)
 }
 
-// restartPeakMemory has peakMemory count from now on (proc_pid_clear_refs(5)).
+// restartPeakMemory makes peakMemory count from now on (proc_pid_clear_refs(5)).
 func restartPeakMemory(t *testing.T, lab *testbed.Lab, host int) {
 	t.Helper()
 	if err := os.WriteFile(procFile(t, lab, host, "clear_refs"), []byte("5"), 0); err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
-// A line of 5 hosts reaches end to end over 4 hops.
+// In a line of five hosts the ends reach each other over four hops.
 func TestLineOfFive(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 5, Topology: testbed.Line, Password: "password of the lab"})
@@ -30,7 +30,7 @@ func TestLineOfFive(t *testing.T) {
 	}
 }
 
-// Survival of the loss of the one known peer.
+// The mesh survives the loss of the one peer that everybody was launched with.
 func TestLossOfTheKnownPeer(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
@@ -45,7 +45,7 @@ func TestLossOfTheKnownPeer(t *testing.T) {
 	harness.Reach(t, lab, harness.At(3, "b"), addr)
 }
 
-// With one-way TCP reachability two hosts still connect.
+// Two hosts connect if only one of them can open TCP connections to the other.
 func TestOneWayDials(t *testing.T) {
 	t.Parallel()
 	for _, closed := range [][2]int{{1, 2}, {2, 1}} {
@@ -62,7 +62,7 @@ func TestOneWayDials(t *testing.T) {
 	}
 }
 
-// Two islands that are joined by one connect become one mesh.
+// One weft connect joins two islands into one mesh.
 func TestIslandsAreJoinedByOneConnect(t *testing.T) {
 	t.Parallel()
 	lab := harness.New(t, testbed.Config{Hosts: 4, Password: "password of the lab"})
@@ -77,8 +77,7 @@ func TestIslandsAreJoinedByOneConnect(t *testing.T) {
 	harness.Reach(t, lab, harness.At(3, "b"), addr)
 }
 
-// refusal wants both hosts to say, in status, a word about why they refuse
-// each other.
+// refusal wants both hosts to say in their status why they refuse each other.
 func refusal(t *testing.T, lab *testbed.Lab, words ...string) {
 	t.Helper()
 	for _, host := range []int{1, 2} {
@@ -99,7 +98,7 @@ func refusal(t *testing.T, lab *testbed.Lab, words ...string) {
 	}
 }
 
-// Refused on both sides with words that say why.
+// Peers that cannot work together refuse each other, and both say why.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -122,8 +121,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// Design, section 4: several passwords at once, one offered, for a change
-// without an outage.
+// A router may accept several passwords and offer one, so that the password can be
+// changed without an outage.
 func TestSecondPasswordIsAccepted(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -141,9 +140,8 @@ type outage struct {
 	longest  time.Duration
 }
 
-// Cut and heal of each link of a 5-host mesh under constant
-// ping. Loss of a peer is detected within 10 s of silence, and routed around
-// within 2 s after that.
+// Each link of a mesh of five hosts is cut and healed under constant ping. The loss is
+// detected within 10 s of silence and routed around within 2 s after that.
 func TestCutAndHealEachLinkUnderPing(t *testing.T) {
 	t.Parallel()
 	const hosts = 5
@@ -206,8 +204,7 @@ func TestCutAndHealEachLinkUnderPing(t *testing.T) {
 	}
 }
 
-// watch pings until ended is closed, and notes the longest time without an
-// answer.
+// watch pings until ended is closed, and records the longest time without an answer.
 func (o *outage) watch(p *testbed.Pinger, ended <-chan struct{}) {
 	last := time.Now()
 	for {

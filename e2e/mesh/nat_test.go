@@ -16,8 +16,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// translate puts a host behind address translation: what comes in must answer
-// what went out, and the UDP port of its router is another one outside.
+// translate puts a host behind NAT: only answers to what it sent come in, and outside
+// its router has another UDP port.
 //
 //	table ip translation {
 //	  chain in  { type filter hook input priority filter; policy drop

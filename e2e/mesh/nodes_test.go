@@ -22,7 +22,7 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// kubeNodes is an API server, which is a fake, and the agents of a lab's hosts.
+// kubeNodes is a fake API server with the agents of a lab's hosts.
 type kubeNodes struct {
 	t      *testing.T
 	lab    *testbed.Lab
@@ -44,7 +44,7 @@ func newKubeNodes(t *testing.T, lab *testbed.Lab) *kubeNodes {
 
 func nodeName(host int) string { return "h" + strconv.Itoa(host) }
 
-// join makes a host a Node that never was.
+// join makes a host a Node that did not exist before.
 func (k *kubeNodes) join(host int, uid string) {
 	k.t.Helper()
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName(host), UID: types.UID(uid)}}
@@ -76,7 +76,7 @@ func (k *kubeNodes) stop(host int) {
 	delete(k.stops, host)
 }
 
-// leave ends a host without a word and deletes its Node.
+// leave kills a host and deletes its Node.
 func (k *kubeNodes) leave(host int) {
 	k.t.Helper()
 	k.stop(host)
@@ -88,8 +88,7 @@ func (k *kubeNodes) leave(host int) {
 	}
 }
 
-// ownedBy waits until the ring is owned by the hosts' living routers alone, as
-// those that run say alike.
+// ownedBy waits until all running routers agree that they alone own the ring.
 func (k *kubeNodes) ownedBy(what string, hosts ...int) {
 	k.t.Helper()
 	harness.Eventually(k.t, what, func() bool {
@@ -109,9 +108,8 @@ func (k *kubeNodes) ownedBy(what string, hosts ...int) {
 	})
 }
 
-// Scaling down and up again and again, each time with another of the agents away
-// while it matters, leaves no address that nobody can give. WEFT_ROUNDS=100 is the
-// long form.
+// Scaling down and up repeatedly, each time with another agent away at the critical
+// moment, loses no address. WEFT_ROUNDS=100 runs for longer.
 func TestNodesThatComeAndGoLoseNoAddress(t *testing.T) {
 	t.Parallel()
 	rounds := 5
@@ -148,7 +146,7 @@ func TestNodesThatComeAndGoLoseNoAddress(t *testing.T) {
 	k.ownedBy("all addresses are somebody's who is there", 1, 2, 3)
 }
 
-// line tells whether the ConfigMap has the line of the router that runs on a host.
+// line reports whether the ConfigMap has the line of the router that runs on a host.
 func (k *kubeNodes) line(host int) bool {
 	k.t.Helper()
 	m, err := k.client.CoreV1().ConfigMaps("kube-system").Get(k.t.Context(), "weft-peers", metav1.GetOptions{})
