@@ -39,9 +39,9 @@ func TestModeChangesUnderAConnection(t *testing.T) {
 	defer p.Close()
 	for _, hosts := range [][]int{{1}, {2}, {1, 2}} {
 		for _, judged := range []bool{true, false} {
-			change := testbed.Unjudge
+			change := testbed.UnfilterBridged
 			if judged {
-				change = testbed.Judge
+				change = testbed.FilterBridged
 			}
 			for _, h := range hosts {
 				harness.Within(t, lab, harness.At(h, ""), change)
@@ -65,11 +65,11 @@ func TestBridgedModeBypassesTheDevice(t *testing.T) {
 	t.Parallel()
 	lab, s, _, _ := upFastdp(t)
 	for h := 1; h <= 2; h++ {
-		harness.Within(t, lab, harness.At(h, ""), testbed.Judge)
+		harness.Within(t, lab, harness.At(h, ""), testbed.FilterBridged)
 	}
 	for h := 1; h <= 2; h++ {
 		harness.Eventually(t, "frames are judged", func() bool {
-			return strings.Contains(harness.Link(t, lab, h, harness.At(3-h, "").String()).Info, testbed.JudgeTable)
+			return strings.Contains(harness.Link(t, lab, h, harness.At(3-h, "").String()).Info, testbed.FilterTable)
 		})
 	}
 	before, frames := crossed(t, lab, 1), carried(t, lab, 1, "h2").TxPackets

@@ -159,7 +159,7 @@ func carriedNetwork(express bool) func(context.Context, *testbed.Lab) (*rival.Ne
 // crosses the bridge.
 func bridgedNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
 	for h := 1; h <= 2; h++ {
-		if err := netdev.Do(l.Netns(testbed.Place{Host: h}), testbed.Judge); err != nil {
+		if err := netdev.Do(l.Netns(testbed.Place{Host: h}), testbed.FilterBridged); err != nil {
 			return nil, fmt.Errorf("on h%d: %w", h, err)
 		}
 	}

@@ -94,14 +94,14 @@ func TestJudged(t *testing.T) {
 			hosts := newLab(t, 2, l)
 			a, b := hosts[0], hosts[1]
 			for _, h := range hosts {
-				h.do(testbed.Judge)
+				h.do(testbed.FilterBridged)
 			}
 			a.reaches(b, 1000)
 			a.streams(b)
 			took(t, hosts, true)
 			for _, h := range hosts {
 				h.do(func() error {
-					n, err := testbed.Judged()
+					n, err := testbed.FilteredBytes()
 					if err == nil && n < 2*bulk {
 						err = fmt.Errorf("host %d: the rule saw %d bytes", h.id, n)
 					}
