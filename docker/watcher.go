@@ -79,7 +79,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			retry = firstRetry
 		}
 		if w.State() != err.Error() {
-			w.log.Info("no events from docker, trying again", "error", err)
+			w.log.Info("no events from docker, trying again", "err", err)
 		}
 		w.setState(err.Error())
 		select {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -122,7 +121,7 @@ func startFeed(t *testing.T, l *clusterList) *told {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- feed(ctx, informers.NewSharedInformerFactory(client, 0), l.listerWatcher(), p, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		ended <- feed(ctx, informers.NewSharedInformerFactory(client, 0), l.listerWatcher(), p, slog.New(slog.DiscardHandler))
 	}()
 	t.Cleanup(func() {
 		cancel()

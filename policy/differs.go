@@ -116,7 +116,7 @@ func (t transaction) setDiffers(s *rules.Set) (string, error) {
 	return "", nil
 }
 
-func elementKey(e nftables.SetElement) string { return fmt.Sprint(e.Key, e.IntervalEnd) }
+func elementKey(e nftables.SetElement) string { return fmt.Sprintf("%v %v", e.Key, e.IntervalEnd) }
 
 // leadsTo returns the chain of a verdict as the kernel writes it, nil if there is
 // none.

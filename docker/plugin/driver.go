@@ -120,7 +120,7 @@ func New(c Config) *Driver {
 	d.networks, err = store.OpenTable[network](c.Store, bucketNetworks)
 	d.endpoints, err2 = store.OpenTable[endpoint](c.Store, bucketEndpoints)
 	if err := errors.Join(err, err2); err != nil {
-		c.Log.Warn("some records of docker's networks are lost", "error", err)
+		c.Log.Warn("some records of docker's networks are lost", "err", err)
 	}
 	d.earlier = slices.Collect(maps.Keys(d.networks.Records))
 	d.findLeases()
@@ -368,7 +368,7 @@ func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Pref
 	ctx, cancel := context.WithTimeout(d.alive, wait)
 	defer cancel()
 	if err := d.links.Extend(ctx, path, mac, more); err != nil && d.alive.Err() == nil && d.Has(id) {
-		d.log.Warn("a container lacks addresses", "endpoint", id, "addresses", more, "error", err)
+		d.log.Warn("a container lacks addresses", "endpoint", id, "addresses", more, "err", err)
 	}
 }
 
@@ -404,7 +404,7 @@ func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 	}
 	d.beside(func() {
 		if err := d.links.Delete(Port(q.EndpointID)); err != nil {
-			d.log.Warn("the port of a container that left could not be deleted", "endpoint", q.EndpointID, "error", err)
+			d.log.Warn("the port of a container that left could not be deleted", "endpoint", q.EndpointID, "err", err)
 		}
 		d.mu.Lock()
 		delete(d.leaving, q.EndpointID)

@@ -72,7 +72,7 @@ func answer[Q, A any](f func(context.Context, Q) (A, error), log *slog.Logger) h
 		}
 		code := http.StatusOK
 		if err != nil {
-			log.Warn("docker's request failed", "request", name, "error", err)
+			log.Warn("docker's request failed", "request", name, "err", err)
 			code, body = http.StatusInternalServerError, map[string]string{"Err": strings.Join(strings.Fields(err.Error()), " ")}
 		} else {
 			log.Debug("docker's request", "request", name, "took", time.Since(began))

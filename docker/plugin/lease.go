@@ -335,7 +335,7 @@ func (d *Driver) Sweep(now time.Time) {
 		if d.overdue(id, d.Lives(id), now, goneGrace) {
 			d.log.Info("a container is gone without a word from docker, its addresses are free", "endpoint", id)
 			if err := d.endEndpoint(id); err != nil {
-				d.log.Warn("an endpoint could not be dropped", "endpoint", id, "error", err)
+				d.log.Warn("an endpoint could not be dropped", "endpoint", id, "err", err)
 			}
 		}
 	}
@@ -386,7 +386,7 @@ func (d *Driver) sweepLeases(now time.Time) {
 		} else if now.Sub(since) >= idleGrace {
 			d.log.Info("an address that docker asked for is not used, it is free", "address", a)
 			if err := d.drop(a, l); err != nil {
-				d.log.Warn("an address could not be freed", "address", a, "error", err)
+				d.log.Warn("an address could not be freed", "address", a, "err", err)
 			}
 		}
 	}

@@ -172,7 +172,7 @@ func TestContainerThatCanNotBeConnectedGoes(t *testing.T) {
 				return
 			}
 			body, _ := io.ReadAll(req.Body)
-			rest, _ := split(req)
+			rest := pathOf(req)
 			calls <- req.Method + " " + rest
 			code, answer := 200, "{}"
 			switch {

@@ -137,7 +137,7 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("docker's proxy on %s: %w", l.Addr(), err)
 		}
 		// Such as too many open files: that passes.
-		p.log.Warn("docker's proxy could not take a client", "address", l.Addr(), "error", err)
+		p.log.Warn("docker's proxy could not take a client", "address", l.Addr(), "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -156,20 +156,18 @@ const (
 // the API it means.
 var version = regexp.MustCompile(`^/v[0-9]+(\.[0-9]+)*/`)
 
-// split returns the path of a request without the version of the API, and that
-// version with slashes around it.
-func split(req *http.Request) (rest, prefix string) {
+// pathOf returns the path of a request without the version of the API.
+func pathOf(req *http.Request) string {
 	p := path.Clean(req.URL.Path)
-	prefix = version.FindString(p)
-	if prefix == "" {
-		return p, "/"
+	if prefix := version.FindString(p); prefix != "" {
+		return p[len(prefix)-1:]
 	}
-	return p[len(prefix)-1:], prefix
+	return p
 }
 
 // handlerOf returns what answers a request, nil for those that are passed on.
 func (p *Proxy) handlerOf(req *http.Request) handler {
-	rest, _ := split(req)
+	rest := pathOf(req)
 	parts := strings.Split(strings.TrimPrefix(rest, "/"), "/")
 	switch {
 	case req.Method == http.MethodPost && rest == "/containers/create":
@@ -188,6 +186,6 @@ func (p *Proxy) handlerOf(req *http.Request) handler {
 
 // containerOf returns the container that a request names.
 func containerOf(req *http.Request) string {
-	rest, _ := split(req)
+	rest := pathOf(req)
 	return strings.Split(rest, "/")[2]
 }

@@ -41,7 +41,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 		err := t.HandshakeContext(hands)
 		cancel()
 		if err != nil {
-			p.log.Info("a client of docker's proxy was refused", "address", client.RemoteAddr(), "error", err)
+			p.log.Info("a client of docker's proxy was refused", "address", client.RemoteAddr(), "err", err)
 			return
 		}
 	}
@@ -213,7 +213,7 @@ func (p *Proxy) intercept(ctx context.Context, client halfCloser, br *bufio.Read
 	}
 	a, err := h(ctx, req, body)
 	if err != nil {
-		p.log.Warn("a request to docker failed", "request", req.Method+" "+req.URL.Path, "error", err)
+		p.log.Warn("a request to docker failed", "request", req.Method+" "+req.URL.Path, "err", err)
 		return refuse(client, http.StatusInternalServerError, err) == nil
 	}
 	return respond(client, a.code, a.header, a.body) == nil

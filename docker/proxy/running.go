@@ -23,7 +23,7 @@ func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*ans
 		return a, err
 	}
 	if err := p.rewriteHosts(ctx, containerOf(req)); err != nil {
-		p.log.Warn("the hosts file of a container is as docker made it", "container", containerOf(req), "error", err)
+		p.log.Warn("the hosts file of a container is as docker made it", "container", containerOf(req), "err", err)
 	}
 	return a, nil
 }

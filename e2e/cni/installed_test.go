@@ -294,7 +294,7 @@ func TestBandwidthOfAPodIsLimited(t *testing.T) {
 		s := harness.StartStream(t, lab, c.from, c.to, c.addr)
 		harness.Eventually(t, "the stream carries", func() bool { return s.Received.Load() > 2<<20 })
 		s.Whole(t)
-		if through := i.shaper(c.by).Statistics.Basic.Bytes - before; uint64(through) < s.Received.Load() {
+		if through := i.shaper(c.by).Statistics.Basic.Bytes - before; through < s.Received.Load() {
 			t.Errorf("%s to %s: %d bytes arrived, and %d of them by %s", c.from, c.to, s.Received.Load(), through, c.by)
 		}
 	}

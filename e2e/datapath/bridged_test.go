@@ -38,9 +38,9 @@ func TestModeChangesUnderAConnection(t *testing.T) {
 	}
 	defer p.Close()
 	for _, hosts := range [][]int{{1}, {2}, {1, 2}} {
-		for _, judged := range []bool{true, false} {
+		for _, filtered := range []bool{true, false} {
 			change := testbed.UnfilterBridged
-			if judged {
+			if filtered {
 				change = testbed.FilterBridged
 			}
 			for _, h := range hosts {
@@ -49,9 +49,9 @@ func TestModeChangesUnderAConnection(t *testing.T) {
 			for _, h := range hosts {
 				harness.Eventually(t, "the ways change", func() bool {
 					if err := harness.Answered(t, p, 500); err != nil {
-						t.Fatalf("judged %v on %v: %v", judged, hosts, err)
+						t.Fatalf("filtered %v on %v: %v", filtered, hosts, err)
 					}
-					return harness.Link(t, lab, h, harness.At(3-h, "").String()).Express == !judged
+					return harness.Link(t, lab, h, harness.At(3-h, "").String()).Express == !filtered
 				})
 			}
 			s.Flows(t)
@@ -68,7 +68,7 @@ func TestBridgedModeBypassesTheDevice(t *testing.T) {
 		harness.Within(t, lab, harness.At(h, ""), testbed.FilterBridged)
 	}
 	for h := 1; h <= 2; h++ {
-		harness.Eventually(t, "frames are judged", func() bool {
+		harness.Eventually(t, "frames are filtered", func() bool {
 			return strings.Contains(harness.Link(t, lab, h, harness.At(3-h, "").String()).Info, testbed.FilterTable)
 		})
 	}

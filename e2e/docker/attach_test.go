@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -86,7 +87,7 @@ func TestAttachedContainerThatIsRestarted(t *testing.T) {
 			}
 			text, err := h.try(t, "docker", "exec", "web", "cat", "/etc/hosts")
 			if err != nil || !strings.Contains(text, "10.1.2.3\tdb") || !strings.Contains(text, "10.40.0.5\tweb") || strings.Contains(text, "172.17.") {
-				return fmt.Errorf("its hosts are %s, %v", text, err)
+				return errors.Join(fmt.Errorf("its hosts are %s", text), err)
 			}
 			return nil
 		})

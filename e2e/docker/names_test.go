@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -35,7 +36,7 @@ func TestNamesOfContainers(t *testing.T) {
 			}
 			out, err := b.try(t, "docker", "exec", "client", "nslookup", name)
 			if err != nil || !strings.Contains(out, addr) {
-				return fmt.Errorf("the container finds %q: %v", out, err)
+				return errors.Join(fmt.Errorf("the container finds %q", out), err)
 			}
 			return nil
 		})

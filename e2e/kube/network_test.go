@@ -4,6 +4,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -129,7 +130,7 @@ func (k *kube) testPolicies(pods map[string]string) {
 	k.until("weft says why", func() error {
 		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
 		if !strings.Contains(out, "isolate") {
-			return fmt.Errorf("%q, %v", out, err)
+			return errors.Join(fmt.Errorf("answered %q", out), err)
 		}
 		return nil
 	})

@@ -36,7 +36,7 @@ func IdentifyNS(path string) (NSID, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return NSID{}, fmt.Errorf("identify network namespace %s: %w", path, err)
 	}
-	return NSID{uint64(st.Dev), st.Ino}, nil
+	return NSID{st.Dev, st.Ino}, nil
 }
 
 // currentNS is the path of the calling thread's network namespace.

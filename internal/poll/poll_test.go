@@ -15,7 +15,7 @@ func TestUntil(t *testing.T) {
 		}
 		start = time.Now()
 		last := errors.New("still not")
-		if err := Until(time.Minute, 7*time.Second, func() error { return last }); err != last || time.Since(start) != time.Minute {
+		if err := Until(time.Minute, 7*time.Second, func() error { return last }); !errors.Is(err, last) || time.Since(start) != time.Minute {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		start = time.Now()

@@ -103,9 +103,9 @@ func secondsEach(f func()) float64 {
 	return time.Since(start).Seconds() / float64(n)
 }
 
-func printLimit(w io.Writer, l *limit, got results) error {
+func printLimit(w io.Writer, l *limit, got results) {
 	if l == nil {
-		return nil
+		return
 	}
 	fmt.Fprintf(w, "estimate of the limit for one TCP stream, in seconds of a core for a gigabyte:\n"+
 		"  %s, seal and open %.2f; %d copies %.2f; system calls %.2f; generator, sink and kernel %.2f (the raw link): %.2f\n",
@@ -115,5 +115,4 @@ func printLimit(w io.Writer, l *limit, got results) error {
 		near = fmt.Sprintf("; weft reaches %.0f %% of it", 100*weft/l.gigabits())
 	}
 	fmt.Fprintf(w, "  with %d cores %.1f Gb/s%s\n\n", runtime.NumCPU(), l.gigabits(), near)
-	return nil
 }
