@@ -79,8 +79,9 @@ type Service struct {
 	wake    chan struct{} // has the run loop look at the network now
 
 	// Atomic.
-	places atomic.Pointer[[]Listening]
-	fault  atomic.Pointer[string] // of reading resolv.conf
+	started atomic.Bool
+	places  atomic.Pointer[[]Listening]
+	fault   atomic.Pointer[string] // of reading resolv.conf
 
 	// Run loop only.
 	logged map[string]time.Time // refusals, by text
@@ -102,9 +103,18 @@ func New(cfg Config) *Service {
 	return s
 }
 
-// Run serves until ctx ends.
+// errStarted is returned by all calls of Run but the first.
+var errStarted = errors.New("serve names: this service was started before; make a new one")
+
+// Run serves until ctx ends, and then holds no port any more. A Service runs once.
 func (s *Service) Run(ctx context.Context) error {
+	if s.started.Swap(true) {
+		return errStarted
+	}
 	defer s.server.Close()
+	if ctx.Err() != nil {
+		return nil // stopped before it started
+	}
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var followed, probed time.Time

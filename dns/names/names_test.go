@@ -307,38 +307,50 @@ func TestAPeerWithANewKey(t *testing.T) {
 	wantLookup(t, b, "new", "[10.32.0.1]")
 }
 
-func TestTooManyNames(t *testing.T) {
+// manyEntries are more names than one message holds.
+func manyEntries() (all []Entry) {
+	for i := range 20_000 {
+		all = append(all, entry(fmt.Sprintf("a-name-that-is-not-so-short-%d.weft.internal", i), "0123456789abcdef", "10.32.0.1"))
+	}
+	return all
+}
+
+func TestManyNamesArrive(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
 	reach(b, 1)
-	var in []Entry
-	for i := range 20_000 {
-		in = append(in, entry(fmt.Sprintf("a-name-that-is-not-so-short-%d.weft.internal", i), "0123456789abcdef", "10.32.0.1"))
-	}
+	in := manyEntries()
 	merge(t, b, change(t, a, nil, in)...)
 	if n := b.Table().Len(); n != len(in) {
-		t.Fatalf("%d entries, want %d", n, len(in))
+		t.Errorf("%d entries, want %d", n, len(in))
 	}
-	for i := range in {
-		in[i].Container = "another" + in[i].Container
-	}
+}
+
+// A peer has room for so many names, and a change that exceeds it changes nothing.
+func TestTooManyNames(t *testing.T) {
+	a := newState(1, 10)
+	in := manyEntries()
 	before := a.Digest()
-	for try := 0; ; try++ {
+	for container := 0; ; container++ {
 		for i := range in {
-			in[i].Container = fmt.Sprintf("c%d", try)
+			in[i].Container = fmt.Sprintf("c%d", container)
 		}
 		_, err := a.Change(nil, in)
 		if errors.Is(err, ErrFull) {
 			break
 		}
-		if err != nil || try > 100 {
-			t.Fatalf("try %d: %v", try, err)
+		if err != nil || container > 100 {
+			t.Fatalf("%d entries for container %d: %v", len(in), container, err)
 		}
 		before = a.Digest()
 	}
 	if !bytes.Equal(a.Digest(), before) {
 		t.Error("a change that failed changed something")
 	}
-	if _, err := a.Change(nil, []Entry{{Name: "x", Container: "", Addr: in[0].Addr}}); err == nil {
+}
+
+func TestEntriesNeedAContainer(t *testing.T) {
+	a := newState(1, 10)
+	if _, err := a.Change(nil, []Entry{{Name: "x", Addr: netip.MustParseAddr("10.32.0.1")}}); err == nil {
 		t.Error("an entry without a container was taken")
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/lab/sandbox"
+	"github.com/weft-net/weft/internal/leak"
 	"github.com/weft-net/weft/internal/poll"
 )
 
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 		os.Exit(cmd.Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Setenv(beWeft, "1")
-	os.Exit(m.Run())
+	os.Exit(leak.Run(m))
 }
 
 // timeout is how long a test waits for what should come soon. It is longer than

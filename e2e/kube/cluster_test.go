@@ -13,11 +13,12 @@ import (
 
 	"github.com/weft-net/weft/internal/lab/cluster"
 	"github.com/weft-net/weft/internal/lab/sandbox"
+	"github.com/weft-net/weft/internal/leak"
 )
 
 func TestMain(m *testing.M) {
 	sandbox.Main()
-	os.Exit(m.Run())
+	os.Exit(leak.Run(m))
 }
 
 // timeout is how long a test waits for what should come soon.
