@@ -22,7 +22,7 @@ func newKernel(b *testing.B) kernel {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { ns.Close() })
-	return kernel{ns: ns}
+	return &nft{ns: ns}
 }
 
 // BenchmarkStart writes all rules of a large cluster to a kernel that has none.
@@ -31,7 +31,7 @@ func BenchmarkStart(b *testing.B) {
 	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
 	c.Change()
 	for b.Loop() {
-		if err := k.replace(c.Rules(), true); err != nil {
+		if err := k.replace(c.Rules(), hooked); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -43,11 +43,11 @@ func BenchmarkCheck(b *testing.B) {
 	k := newKernel(b)
 	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
 	c.Change()
-	if err := k.replace(c.Rules(), true); err != nil {
+	if err := k.replace(c.Rules(), hooked); err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if diff, err := k.differs(c.Rules(), true); diff != "" || err != nil {
+		if diff, err := k.differs(c.Rules(), hooked); diff != "" || err != nil {
 			b.Fatal(diff, err)
 		}
 	}
@@ -58,14 +58,14 @@ func BenchmarkPodChange(b *testing.B) {
 	k := newKernel(b)
 	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
 	c.Change()
-	if err := k.replace(c.Rules(), true); err != nil {
+	if err := k.replace(c.Rules(), hooked); err != nil {
 		b.Fatal(err)
 	}
 	for i := 0; b.Loop(); i++ {
 		p := policytest.LargePod(policytest.Cluster, 7)
 		p.Labels = labels.Set{"app": fmt.Sprintf("app-%d", i%5)}
 		c.SetPod(p.Key, p)
-		if err := k.apply(c.Change(), true, true); err != nil {
+		if err := k.apply(c.Change(), hooked, hooked); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -78,14 +78,14 @@ func BenchmarkPodChange(b *testing.B) {
 func BenchmarkPacket(b *testing.B) {
 	w := enginetest.NewWire(b, 1)
 	enginetest.OnOneCPU(b)
-	k := kernel{ns: w.NS}
+	k := &nft{ns: w.NS}
 	cost := func(policies int) time.Duration {
 		namespaces := max(1, policies/2)
 		size := policytest.Size{Namespaces: namespaces, Pods: 10 * namespaces, Policies: policies, Local: 10 * namespaces}
 		s := policytest.Large(size)
 		c := rules.New(model.Load(s))
 		c.Change()
-		if err := k.replace(c.Rules(), c.Isolates()); err != nil {
+		if err := k.replace(c.Rules(), hooksFor(c)); err != nil {
 			b.Fatal(err)
 		}
 		// Two of one namespace, whose two policies allow it.

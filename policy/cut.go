@@ -9,10 +9,8 @@ import (
 	"time"
 
 	"github.com/ti-mo/conntrack"
-	vnetlink "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/policy/model"
 	"github.com/weft-net/weft/policy/rules"
 )
@@ -64,19 +62,16 @@ func (c *cutter) run(ctx context.Context) {
 
 // cut looks at all connections once.
 func (c *cutter) cut(ctx context.Context) error {
-	var conn *conntrack.Conn
-	if err := netdev.DoIn(c.engine.kernel.ns, func() (err error) { conn, err = conntrack.Dial(nil); return err }); err != nil {
-		return fmt.Errorf("open connection tracking: %w", err)
+	conn, err := c.engine.kernel.connections()
+	if err != nil {
+		return err
 	}
 	defer conn.Close()
-	if err := conn.SetReadBuffer(bufferSize); err != nil {
-		return fmt.Errorf("open connection tracking: %w", err)
-	}
 	flows, err := conn.Dump(nil)
 	if err != nil {
 		return fmt.Errorf("list tracked connections: %w", err)
 	}
-	own, err := c.ownAddrs()
+	own, err := c.engine.kernel.hostAddrs()
 	if err != nil {
 		return err
 	}
@@ -105,25 +100,6 @@ func (c *cutter) cut(ctx context.Context) error {
 		c.engine.log.Info("more connections cut, as policies do not allow them any more", "connections", done-cutsTold)
 	}
 	return errors.Join(errs...)
-}
-
-// ownAddrs returns the addresses of the host, whose own connections to its pods
-// are never judged.
-func (c *cutter) ownAddrs() (own map[netip.Addr]bool, err error) {
-	own = make(map[netip.Addr]bool)
-	err = netdev.DoIn(c.engine.kernel.ns, func() error {
-		addrs, err := netdev.Dump(func() ([]vnetlink.Addr, error) { return vnetlink.AddrList(nil, vnetlink.FAMILY_ALL) })
-		for _, a := range addrs {
-			if addr, ok := netip.AddrFromSlice(a.IP); ok {
-				own[addr.Unmap()] = true
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the host's addresses: %w", err)
-	}
-	return own, nil
 }
 
 // forbidden returns those of the connections that the policies of pods of this

@@ -14,9 +14,7 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// differs tells in words what of the rules is not in the kernel as it should be,
-// "" if all is.
-func (k kernel) differs(r *rules.Rules, hook bool) (string, error) {
+func (k *nft) differs(r *rules.Rules, h hooks) (string, error) {
 	t, err := k.begin()
 	if err != nil {
 		return "", err
@@ -26,7 +24,7 @@ func (k kernel) differs(r *rules.Rules, hook bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	want := k.wantedTags(r, hook)
+	want := k.wantedComments(r, h)
 	if len(chains) != len(want) {
 		return fmt.Sprintf("%d chains instead of %d", len(chains), len(want)), nil
 	}
@@ -43,37 +41,37 @@ func (k kernel) differs(r *rules.Rules, hook bool) (string, error) {
 			return diff, err
 		}
 	}
-	if hook {
+	if h == hooked {
 		return t.bridgeDiffers()
 	}
 	return "", nil
 }
 
-// wantedTags returns the tags of each chain's rules, in order.
-func (k kernel) wantedTags(r *rules.Rules, hook bool) map[string][]string {
+// wantedComments returns the comments of each chain's rules, in order.
+func (k *nft) wantedComments(r *rules.Rules, h hooks) map[string][]string {
 	want := make(map[string][]string)
 	for name, ch := range r.Chains {
 		want[name] = nil // a chain without rules is there too
 		for _, rule := range ch.Rules {
 			if rule.Action != rules.Log || !k.mute {
-				want[name] = append(want[name], tag(rule.String()+" # "+rule.Comment))
+				want[name] = append(want[name], comment(rule.String()+" # "+rule.Comment))
 			}
 		}
 	}
-	if hook {
+	if h == hooked {
 		for _, h := range inetHooks() {
-			want[h.name] = h.tags()
+			want[h.name] = h.comments()
 		}
 	}
 	return want
 }
 
-func (h hook) tags() []string {
-	tags := make([]string, len(h.rules))
+func (h hook) comments() []string {
+	comments := make([]string, len(h.rules))
 	for i := range h.rules {
-		tags[i] = tag(fmt.Sprintf("%s %d", h.name, i))
+		comments[i] = comment(fmt.Sprintf("%s %d", h.name, i))
 	}
-	return tags
+	return comments
 }
 
 func (t transaction) chainDiffers(ch *nftables.Chain, want []string) (string, error) {
@@ -145,7 +143,7 @@ func (t transaction) bridgeDiffers() (string, error) {
 		if i < 0 {
 			return "no chain " + h.name, nil
 		}
-		if diff, err := t.chainDiffers(all[i], h.tags()); diff != "" || err != nil {
+		if diff, err := t.chainDiffers(all[i], h.comments()); diff != "" || err != nil {
 			return diff, err
 		}
 	}

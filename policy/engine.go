@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,6 +34,20 @@ type Config struct {
 	Metrics prometheus.Registerer // nil: none
 }
 
+// withDefaults fills in what is not set.
+func (c Config) withDefaults() Config {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Bridge == "" {
+		c.Bridge = netdev.BridgeName
+	}
+	if c.Sysctls == "" {
+		c.Sysctls = "/proc/sys"
+	}
+	return c
+}
+
 // How often the engine looks after things.
 const (
 	checkEvery = 3 * time.Second // whether others changed the kernel's rules
@@ -52,13 +66,14 @@ type Engine struct {
 	metrics *metrics
 	cutter  *cutter
 	wake    chan struct{} // of one place: pending is not empty
+	started atomic.Bool
 	asks    chan func(*rules.Compiler)
 	denied  chan denial
 	ended   chan struct{} // closed when Run has returned
 
-	mu      sync.Mutex
-	pending pending // guarded by mu
-	amiss   error   // guarded by mu: why rules are not enforced
+	mu         sync.Mutex
+	pending    pending // guarded by mu
+	enforceErr error   // guarded by mu: why the rules are not enforced, nil if they are
 
 	// Run's goroutine only
 	compiler  *rules.Compiler
@@ -67,8 +82,9 @@ type Engine struct {
 	reporter  *reporter
 	synced    bool // the compiler knows the whole cluster
 	following bool // the kernel has had the compiler's rules
-	hooked    bool // and the chains on the hooks
+	hooks     hooks
 	broken    bool // a transaction failed: the kernel's rules are not known
+	muted     bool // the kernel cannot log, so rules that log are left out
 	// The generation of the kernel's rules that has ours for certain: each
 	// transaction, whosever it is, makes the next.
 	generation uint32
@@ -100,50 +116,51 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Node == "" {
 		return nil, errors.New("enforce policies: the node's name is not known")
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Bridge == "" {
-		cfg.Bridge = netdev.BridgeName
-	}
-	if cfg.Sysctls == "" {
-		cfg.Sysctls = "/proc/sys"
-	}
-	if err := showBridgedPackets(cfg.Sysctls); err != nil {
-		return nil, err
-	}
+	cfg = cfg.withDefaults()
 	ns, err := netns.Get()
 	if err != nil {
 		return nil, fmt.Errorf("enforce policies: open the thread's network namespace: %w", err)
 	}
+	e, err := newEngine(cfg, &nft{ns: ns, bridge: cfg.Bridge, sysctls: cfg.Sysctls})
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// newEngine makes an engine for a kernel, which it closes in Close.
+func newEngine(cfg Config, k kernel) (*Engine, error) {
+	if err := k.showBridged(); err != nil {
+		return nil, err
+	}
 	m := newMetrics()
 	if cfg.Metrics != nil {
 		if err := m.register(cfg.Metrics); err != nil {
-			ns.Close()
 			return nil, err
 		}
 	}
 	e := &Engine{
-		cfg:      cfg,
-		log:      cfg.Log,
-		kernel:   kernel{ns: ns},
-		metrics:  m,
-		wake:     make(chan struct{}, 1),
-		asks:     make(chan func(*rules.Compiler)),
-		denied:   make(chan denial, 256),
-		ended:    make(chan struct{}),
-		pending:  newPending(),
-		amiss:    errors.New("not all pods, namespaces and policies are known yet"),
-		expected: make(map[model.Key]*expectation),
-		compiler: rules.New(model.NewCluster(cfg.Node)),
-		reporter: newReporter(cfg.Log, m),
+		cfg:        cfg,
+		log:        cfg.Log,
+		kernel:     k,
+		metrics:    m,
+		wake:       make(chan struct{}, 1),
+		asks:       make(chan func(*rules.Compiler)),
+		denied:     make(chan denial, 256),
+		ended:      make(chan struct{}),
+		pending:    newPending(),
+		enforceErr: errors.New("not all pods, namespaces and policies are known yet"),
+		expected:   make(map[model.Key]*expectation),
+		compiler:   rules.New(model.NewCluster(cfg.Node)),
+		reporter:   newReporter(cfg.Log, m),
 	}
 	e.cutter = newCutter(e)
 	return e, nil
 }
 
 // Close gives back what New took. The rules stay.
-func (e *Engine) Close() error { return e.kernel.ns.Close() }
+func (e *Engine) Close() error { return e.kernel.close() }
 
 // SetPod tells of a pod, new or changed. What can not be read of it is logged.
 func (e *Engine) SetPod(p *corev1.Pod) {
@@ -205,7 +222,7 @@ func (e *Engine) Synced() { e.tell(func(p *pending) { p.synced = true }) }
 func (e *Engine) Enforced() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.amiss
+	return e.enforceErr
 }
 
 func (e *Engine) tell(f func(*pending)) {
@@ -230,8 +247,14 @@ func (e *Engine) fault(err error) {
 	}
 }
 
-// Run enforces until ctx ends. It leaves the rules in the kernel.
+// errStarted is returned by all calls of Run but the first.
+var errStarted = errors.New("enforce policies: this engine was started before; make a new one")
+
+// Run enforces until ctx ends. It leaves the rules in the kernel. An Engine runs once.
 func (e *Engine) Run(ctx context.Context) error {
+	if e.started.Swap(true) {
+		return errStarted
+	}
 	defer close(e.ended)
 	ctx, cancel := context.WithCancel(ctx)
 	var helpers sync.WaitGroup
@@ -268,7 +291,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.log.Error("policies are not enforced as they should be", "err", err)
 			retry.Reset(retryAfter)
 		}
-		if e.following {
+		if e.synced {
 			e.settle(err)
 		}
 	}
@@ -307,11 +330,7 @@ func (e *Engine) takeIn(look bool) {
 
 // findPorts finds out by which ports of the bridge pods are reached.
 func (e *Engine) findPorts() {
-	var ports map[netip.Addr]uint32
-	err := netdev.DoIn(e.kernel.ns, func() (err error) {
-		ports, err = netdev.PortAddrs(e.cfg.Bridge)
-		return err
-	})
+	ports, err := e.kernel.ports()
 	if err != nil {
 		e.fault(err)
 		return
@@ -325,9 +344,9 @@ func (e *Engine) follow() error {
 		return nil
 	}
 	change := e.compiler.Change()
-	hook := e.compiler.Isolates()
+	want := hooksFor(e.compiler)
 	if !e.following || e.broken {
-		if err := e.takeOver(hook); err != nil {
+		if err := e.takeOver(want); err != nil {
 			return err
 		}
 		e.cutter.request()
@@ -336,15 +355,15 @@ func (e *Engine) follow() error {
 	if change.Empty() {
 		return nil
 	}
-	if err := e.kernel.apply(change, e.hooked, hook); err != nil {
+	if err := e.kernel.apply(change, e.hooks, want); err != nil {
 		// Others may have removed what the change builds on.
 		e.log.Warn("write all rules anew, as a change failed", "err", err)
-		if err := e.takeOver(hook); err != nil {
+		if err := e.takeOver(want); err != nil {
 			return err
 		}
 	} else {
 		e.generation++
-		e.hooked = hook
+		e.hooks = want
 	}
 	if restricts(change) {
 		e.cutter.request()
@@ -353,30 +372,32 @@ func (e *Engine) follow() error {
 }
 
 // takeOver writes all rules, unless the kernel has them.
-func (e *Engine) takeOver(hook bool) error {
+func (e *Engine) takeOver(want hooks) error {
 	generation, err := e.kernel.generation()
 	if err != nil {
 		return err
 	}
-	diff, err := e.kernel.differs(e.compiler.Rules(), hook)
+	diff, err := e.kernel.differs(e.compiler.Rules(), want)
 	if err != nil {
 		return err
 	}
 	if diff != "" {
-		err := e.kernel.replace(e.compiler.Rules(), hook)
-		if errors.Is(err, unix.ENOENT) && !e.kernel.mute {
+		err := e.kernel.replace(e.compiler.Rules(), want)
+		if errors.Is(err, unix.ENOENT) && !e.muted {
 			// A rule that logs is refused so where nfnetlink_log can not be loaded.
 			e.log.Warn("denied flows will not be told: the kernel has no nfnetlink_log", "err", err)
-			e.kernel.mute = true
-			err = e.kernel.replace(e.compiler.Rules(), hook)
+			e.muted = true
+			e.kernel.muteLog(true)
+			err = e.kernel.replace(e.compiler.Rules(), want)
 		}
 		if err != nil {
-			e.kernel.mute = false // it was not that
+			e.muted = false // the log was not the reason
+			e.kernel.muteLog(false)
 			return err
 		}
 		generation++
 	}
-	e.following, e.hooked, e.broken, e.generation = true, hook, false, generation
+	e.following, e.hooks, e.broken, e.generation = true, want, false, generation
 	return nil
 }
 
@@ -398,18 +419,18 @@ func (e *Engine) check(now time.Time) {
 	if !e.following || e.broken || now.Before(e.nextCheck) {
 		return
 	}
-	e.fault(netdev.DoIn(e.kernel.ns, func() error { return showBridgedPackets(e.cfg.Sysctls) }))
+	e.fault(e.kernel.showBridged())
 	generation, err := e.kernel.generation()
 	if err == nil && generation == e.generation {
 		return
 	}
 	var diff string
 	if err == nil {
-		diff, err = e.kernel.differs(e.compiler.Rules(), e.hooked)
+		diff, err = e.kernel.differs(e.compiler.Rules(), e.hooks)
 	}
 	if err == nil && diff != "" {
 		e.log.Warn("others changed the rules of policies; they are written anew", "found", diff)
-		err = e.kernel.replace(e.compiler.Rules(), e.hooked)
+		err = e.kernel.replace(e.compiler.Rules(), e.hooks)
 		generation++
 	}
 	if err != nil {

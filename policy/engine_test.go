@@ -187,7 +187,7 @@ func (n *node) enforced(t *testing.T) {
 		n.engine.mu.Unlock()
 		var same bool
 		err := n.engine.ask(t.Context(), func(c *rules.Compiler) {
-			diff, err := n.engine.kernel.differs(c.Rules(), c.Isolates())
+			diff, err := n.engine.kernel.differs(c.Rules(), hooksFor(c))
 			same = diff == "" && err == nil
 		})
 		return err == nil && told && same
@@ -440,7 +440,7 @@ func TestRulesOutliveTheEngine(t *testing.T) {
 
 func (n *node) generation(t *testing.T) uint32 {
 	t.Helper()
-	g, err := kernel{}.generationAt(n.host)
+	g, err := generationAt(n.host)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -490,7 +490,7 @@ func TestRulesComeBack(t *testing.T) {
 		await(t, what+" is there again", func() bool {
 			var diff string
 			err := n.engine.ask(t.Context(), func(c *rules.Compiler) {
-				diff, _ = n.engine.kernel.differs(c.Rules(), true)
+				diff, _ = n.engine.kernel.differs(c.Rules(), hooked)
 			})
 			return err == nil && diff == ""
 		})

@@ -146,11 +146,11 @@ func (x *expectation) holds(node string) bool {
 }
 
 // settle notes whether the kernel has the compiler's rules, and tells those who wait for it.
-func (e *Engine) settle(amiss error) {
+func (e *Engine) settle(enforceErr error) {
 	e.mu.Lock()
-	e.amiss = amiss
+	e.enforceErr = enforceErr
 	e.mu.Unlock()
-	if amiss != nil {
+	if enforceErr != nil {
 		return
 	}
 	for _, x := range e.expected {

@@ -10,7 +10,7 @@ import (
 
 // generation returns the number of the last transaction of nftables, whoever made
 // it.
-func (k kernel) generation() (uint32, error) {
+func (k *nft) generation() (uint32, error) {
 	wrap := func(err error) error { return fmt.Errorf("ask for the generation of nftables: %w", err) }
 	c, err := k.dial()
 	if err != nil {

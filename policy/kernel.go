@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -11,6 +12,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
+	"github.com/ti-mo/conntrack"
+	vnetlink "github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -21,10 +24,58 @@ import (
 // prefix begins the names of all chains and sets that are this package's.
 const prefix = netdev.PolicyPrefix
 
-// kernel is the nftables of one network namespace.
-type kernel struct {
-	ns   netns.NsHandle
-	mute bool // without the rules that log, for which the kernel may lack a module
+// nft is nftables and connection tracking of one network namespace. It implements
+// kernel.
+type nft struct {
+	ns      netns.NsHandle
+	bridge  string
+	sysctls string
+	mute    bool // without the rules that log, for which the kernel may lack a module
+}
+
+func (k *nft) close() error { return k.ns.Close() }
+
+func (k *nft) muteLog(mute bool) { k.mute = mute }
+
+func (k *nft) showBridged() error {
+	return netdev.DoIn(k.ns, func() error { return showBridgedPackets(k.sysctls) })
+}
+
+func (k *nft) ports() (ports map[netip.Addr]uint32, err error) {
+	err = netdev.DoIn(k.ns, func() (err error) {
+		ports, err = netdev.PortAddrs(k.bridge)
+		return err
+	})
+	return ports, err
+}
+
+func (k *nft) hostAddrs() (map[netip.Addr]bool, error) {
+	own := make(map[netip.Addr]bool)
+	err := netdev.DoIn(k.ns, func() error {
+		addrs, err := netdev.Dump(func() ([]vnetlink.Addr, error) { return vnetlink.AddrList(nil, vnetlink.FAMILY_ALL) })
+		for _, a := range addrs {
+			if addr, ok := netip.AddrFromSlice(a.IP); ok {
+				own[addr.Unmap()] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	return own, nil
+}
+
+func (k *nft) connections() (connections, error) {
+	var c *conntrack.Conn
+	if err := netdev.DoIn(k.ns, func() (err error) { c, err = conntrack.Dial(nil); return err }); err != nil {
+		return nil, fmt.Errorf("open connection tracking: %w", err)
+	}
+	if err := c.SetReadBuffer(bufferSize); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("open connection tracking: %w", err)
+	}
+	return c, nil
 }
 
 // transaction is one change of nftables.
@@ -38,7 +89,7 @@ type transaction struct {
 const bufferSize = 64 << 20
 
 // begin opens a transaction, which the caller ends by CloseLasting.
-func (k kernel) begin() (transaction, error) {
+func (k *nft) begin() (transaction, error) {
 	buffers := func(c *netlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(bufferSize), c.SetWriteBuffer(bufferSize))
 	}
@@ -53,14 +104,12 @@ func (k kernel) begin() (transaction, error) {
 }
 
 // dial opens a socket to netfilter.
-func (k kernel) dial() (c *netlink.Conn, err error) {
+func (k *nft) dial() (c *netlink.Conn, err error) {
 	err = netdev.DoIn(k.ns, func() (err error) { c, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); return err })
 	return c, err
 }
 
-// apply makes one change; hooked tells whether the chains on the hooks are there
-// and hook whether they have to be.
-func (k kernel) apply(c rules.Change, hooked, hook bool) error {
+func (k *nft) apply(c rules.Change, from, to hooks) error {
 	t, err := k.begin()
 	if err != nil {
 		return err
@@ -70,11 +119,11 @@ func (k kernel) apply(c rules.Change, hooked, hook bool) error {
 	if err := t.change(c); err != nil {
 		return err
 	}
-	if hook && !hooked {
+	if to == hooked && from == unhooked {
 		t.AddTable(bridgeTable)
 		t.addHooks()
 	}
-	if hooked && !hook {
+	if from == hooked && to == unhooked {
 		for _, h := range inetHooks() {
 			t.FlushChain(h.chain(inetTable))
 		}
@@ -89,9 +138,7 @@ func (k kernel) apply(c rules.Change, hooked, hook bool) error {
 	return nil
 }
 
-// replace makes the kernel have these rules and no others of this package, in one
-// transaction.
-func (k kernel) replace(r *rules.Rules, hook bool) error {
+func (k *nft) replace(r *rules.Rules, h hooks) error {
 	t, err := k.begin()
 	if err != nil {
 		return err
@@ -113,7 +160,7 @@ func (k kernel) replace(r *rules.Rules, hook bool) error {
 			return err
 		}
 	}
-	if hook {
+	if h == hooked {
 		t.AddTable(bridgeTable)
 		t.addHooks()
 	}
@@ -141,7 +188,7 @@ func (t transaction) change(c rules.Change) error {
 	for _, ch := range c.Chains {
 		for _, r := range ch.Rules {
 			if r.Action != rules.Log || !t.mute {
-				t.addRule(inetTable, ch.Name, compile(r), tag(r.String()+" # "+r.Comment))
+				t.addRule(inetTable, ch.Name, compile(r), comment(r.String()+" # "+r.Comment))
 			}
 		}
 	}
@@ -170,7 +217,7 @@ func (t transaction) addHooks() {
 		for _, h := range hooks {
 			ch := t.AddChain(h.chain(table))
 			for i, x := range h.rules {
-				t.addRule(table, ch.Name, x, tag(fmt.Sprintf("%s %d", h.name, i)))
+				t.addRule(table, ch.Name, x, comment(fmt.Sprintf("%s %d", h.name, i)))
 			}
 		}
 	}
@@ -186,10 +233,10 @@ func (h hook) chain(table *nftables.Table) *nftables.Chain {
 	return ch
 }
 
-func (t transaction) addRule(table *nftables.Table, chain string, x []expr.Any, tag string) {
+func (t transaction) addRule(table *nftables.Table, chain string, x []expr.Any, comment string) {
 	t.AddRule(&nftables.Rule{
 		Table: table, Chain: &nftables.Chain{Name: chain, Table: table}, Exprs: x,
-		UserData: userdata.AppendString(nil, userdata.TypeComment, tag),
+		UserData: userdata.AppendString(nil, userdata.TypeComment, comment),
 	})
 }
 
@@ -256,9 +303,9 @@ func (t transaction) present() (chains []*nftables.Chain, sets []*nftables.Set, 
 	return chains, sets, nil
 }
 
-// tag is the comment of a rule. It tells what the rule does by a hash, so that
-// rules that others changed are known, and begins with words for people.
-func tag(text string) string {
+// comment returns the comment of a rule: words for people, and a hash of what the rule
+// does, by which changes that others made are found.
+func comment(text string) string {
 	h := fnv.New64a()
 	h.Write([]byte(text))
 	_, words, _ := strings.Cut(text, " # ")

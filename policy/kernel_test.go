@@ -27,8 +27,8 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 	first := seed.New(t)
 	r := policytest.Random{Rand: rand.New(rand.NewPCG(first, 0))}
 	c := rules.New(model.Load(r.Snapshot(pods, 6)))
-	k := kernel{ns: w.NS, mute: first%2 == 0}
-	hooked := false
+	k := &nft{ns: w.NS, mute: first%2 == 0}
+	state := unhooked
 	id, mark := uint32(1), uint32(1)
 	w.Settle(t, mark) // and the bridge knows whose ports are whose
 	for step := range steps {
@@ -39,12 +39,12 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 		}
 		c.SetPorts(podPorts(w, c.Cluster(), pods))
 		change := c.Change()
-		hook := c.Isolates()
-		if err := k.apply(change, hooked, hook); err != nil {
+		want := hooksFor(c)
+		if err := k.apply(change, state, want); err != nil {
 			t.Fatalf("step %d: %v\n%s", step, err, c.Rules())
 		}
-		hooked = hook
-		if diff, err := k.differs(c.Rules(), hook); diff != "" || err != nil {
+		state = want
+		if diff, err := k.differs(c.Rules(), want); diff != "" || err != nil {
 			t.Fatalf("step %d: %s %v\n%s", step, diff, err, c.Rules())
 		}
 		var probes []enginetest.Probe
@@ -121,13 +121,13 @@ func check(t *testing.T, w *enginetest.Wire, c *model.Cluster, p enginetest.Prob
 }
 
 // generationAt is generation in a namespace, for when the engine's is closed.
-func (kernel) generationAt(path string) (uint32, error) {
+func generationAt(path string) (uint32, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return 0, err
 	}
 	defer ns.Close()
-	return kernel{ns: ns}.generation()
+	return (&nft{ns: ns}).generation()
 }
 
 func do(t testing.TB, path string, f func() error) {

@@ -11,9 +11,9 @@ import (
 
 // metrics are named as weave-npc's, with its name replaced.
 type metrics struct {
-	blocked *prometheus.CounterVec
-	errors  prometheus.Counter
-	untold  prometheus.Counter
+	blocked    *prometheus.CounterVec
+	errors     prometheus.Counter
+	unreported prometheus.Counter
 
 	ports map[string]bool // those that have a counter; the engine's goroutine only
 }
@@ -32,7 +32,7 @@ func newMetrics() *metrics {
 			Name: "weft_npc_policy_enforcement_errors",
 			Help: "Faults in reading policies, and in bringing them to the kernel or keeping them there.",
 		}),
-		untold: prometheus.NewCounter(prometheus.CounterOpts{
+		unreported: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weft_npc_denials_untold_total",
 			Help: "Denied flows about which no line was written, as there were too many.",
 		}),
@@ -41,7 +41,7 @@ func newMetrics() *metrics {
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{m.blocked, m.errors, m.untold} {
+	for _, c := range []prometheus.Collector{m.blocked, m.errors, m.unreported} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("register metrics of policies: %w", err)
 		}

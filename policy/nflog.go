@@ -35,7 +35,7 @@ const (
 // same, so a fault is told and tried again.
 func (e *Engine) listen(ctx context.Context) {
 	for ctx.Err() == nil {
-		if err := e.listenOnce(ctx); err != nil && ctx.Err() == nil {
+		if err := e.kernel.denials(ctx, e.denial); err != nil && ctx.Err() == nil {
 			e.log.Warn("denied flows are not told", "err", err)
 			select {
 			case <-ctx.Done():
@@ -45,8 +45,17 @@ func (e *Engine) listen(ctx context.Context) {
 	}
 }
 
-func (e *Engine) listenOnce(ctx context.Context) error {
-	c, err := e.kernel.dial()
+// denial hands a logged packet to Run, or counts it if there are too many.
+func (e *Engine) denial(d denial) {
+	select {
+	case e.denied <- d:
+	default:
+		e.metrics.unreported.Inc()
+	}
+}
+
+func (k *nft) denials(ctx context.Context, report func(denial)) error {
+	c, err := k.dial()
 	if err != nil {
 		return fmt.Errorf("open netfilter's log: %w", err)
 	}
@@ -68,14 +77,8 @@ func (e *Engine) listenOnce(ctx context.Context) error {
 			return fmt.Errorf("read netfilter's log: %w", err)
 		}
 		for _, m := range messages {
-			d, ok := parseLog(m)
-			if !ok {
-				continue
-			}
-			select {
-			case e.denied <- d:
-			default:
-				e.metrics.untold.Inc()
+			if d, ok := parseLog(m); ok {
+				report(d)
 			}
 		}
 	}

@@ -16,5 +16,5 @@ func Remove() error {
 	if err != nil {
 		return fmt.Errorf("remove the rules of policies: open the thread's network namespace: %w", err)
 	}
-	return errors.Join(kernel{ns: ns}.replace(&rules.Rules{}, false), ns.Close())
+	return errors.Join((&nft{ns: ns}).replace(&rules.Rules{}, unhooked), ns.Close())
 }

@@ -54,7 +54,7 @@ func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
 	r.metrics.denied(d.flow)
 	if !r.lines.AllowN(now, 1) {
 		r.untold++
-		r.metrics.untold.Inc()
+		r.metrics.unreported.Inc()
 		return
 	}
 	direction, isolating := c.Explain(d.chain)

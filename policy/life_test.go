@@ -1,0 +1,210 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// isolated reports a pod of the engine's node, and a policy that isolates it.
+func isolated(e *Engine) {
+	e.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	e.SetPod(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "a-b"},
+		Spec:       corev1.PodSpec{NodeName: "n1"},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.32.0.1"}}},
+	})
+	e.SetPolicy(&networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "deny"},
+		Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}},
+	})
+}
+
+// running starts an engine over a fake kernel, and returns what ends it and waits.
+func running(t *testing.T, k *fakeKernel) (e *Engine, stop func() error) {
+	t.Helper()
+	e, err := newEngine(Config{Node: "n1"}.withDefaults(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	return e, func() error {
+		cancel()
+		return errors.Join(<-ended, e.Close())
+	}
+}
+
+// wantEnforced wants the kernel to have the engine's rules.
+func wantEnforced(t *testing.T, e *Engine, k *fakeKernel) {
+	t.Helper()
+	synctest.Wait()
+	if err := e.Enforced(); err != nil {
+		t.Errorf("not enforced: %v", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.state != hooked || len(k.chains) == 0 {
+		t.Errorf("the kernel has %d chains, hooks %v", len(k.chains), k.state)
+	}
+}
+
+func TestNothingIsWrittenBeforeTheClusterIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		e, stop := running(t, k)
+		isolated(e)
+		time.Sleep(time.Minute)
+		if k.writes != 0 || e.Enforced() == nil {
+			t.Errorf("%d transactions, enforced: %v", k.writes, e.Enforced())
+		}
+		e.Synced()
+		wantEnforced(t, e, k)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestStopBeforeStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		e, err := newEngine(Config{Node: "n1"}.withDefaults(), k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		isolated(e)
+		e.Synced()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := e.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if k.writes > 1 {
+			t.Errorf("%d transactions", k.writes)
+		}
+		if err := e.Close(); err != nil || !k.closed {
+			t.Errorf("close: %v, the kernel is closed: %v", err, k.closed)
+		}
+	})
+}
+
+// An engine that ended neither hangs nor answers.
+func TestStoppedEngineRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, stop := running(t, newFakeKernel())
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		isolated(e) // as watchers do that have not ended yet
+		if _, err := e.ShowPolicy(t.Context(), api.PolicyShowRequest{Pod: "shop/db"}); err == nil {
+			t.Error("a question was answered")
+		}
+	})
+}
+
+func TestEngineRunsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		e, stop := running(t, k)
+		synctest.Wait()
+		if err := e.Run(t.Context()); !errors.Is(err, errStarted) {
+			t.Errorf("a second Run: %v, want %v", err, errStarted)
+		}
+		isolated(e)
+		e.Synced()
+		wantEnforced(t, e, k) // by the first
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The rules stay when the engine ends, and the next one finds them as they should be.
+func TestNextEngineTakesOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		for range 2 {
+			e, stop := running(t, k)
+			isolated(e)
+			e.Synced()
+			wantEnforced(t, e, k)
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			k.closed = false
+		}
+		if k.writes != 1 {
+			t.Errorf("%d transactions, want one: the second engine changes nothing", k.writes)
+		}
+	})
+}
+
+// A transaction that fails is reported, and repeated until it succeeds.
+func TestFailedTransactionIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		broken := errors.New("no memory")
+		k.fail = []error{broken, broken}
+		e, stop := running(t, k)
+		isolated(e)
+		e.Synced()
+		synctest.Wait()
+		if err := e.Enforced(); !errors.Is(err, broken) {
+			t.Errorf("the engine says %v, want %v", err, broken)
+		}
+		time.Sleep(2*retryAfter + time.Second)
+		wantEnforced(t, e, k)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Without nfnetlink_log policies are enforced, and denials are not logged.
+func TestKernelWithoutLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		k.noLog = true
+		e, stop := running(t, k)
+		isolated(e)
+		e.Synced()
+		wantEnforced(t, e, k)
+		if !k.muted {
+			t.Error("rules that log are not left out")
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Rules that another program removed are back within the promised ten seconds, and an
+// unchanged kernel is not written to.
+func TestFlushedRulesComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		e, stop := running(t, k)
+		isolated(e)
+		e.Synced()
+		wantEnforced(t, e, k)
+		time.Sleep(time.Hour)
+		if k.writes != 1 {
+			t.Errorf("%d transactions in an hour without a change", k.writes)
+		}
+		k.flush()
+		time.Sleep(10 * time.Second)
+		wantEnforced(t, e, k)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
