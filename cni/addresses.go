@@ -36,7 +36,7 @@ func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Resul
 	return r, nil
 }
 
-// complete refuses a result that can not be used, and adds what the router does not
+// complete refuses a result that cannot be used, and adds what the router does not
 // say.
 func (c *conf) complete(ctx context.Context, r *current.Result) error {
 	if !c.own() {
@@ -133,7 +133,7 @@ func (c *conf) leaveWord(owner string) error {
 		err = os.WriteFile(file, nil, 0o600)
 	}
 	if err != nil {
-		return failed(types.ErrIOFailure, "weft is not running, and it can not be noted that its addresses are free: %v", err)
+		return failed(types.ErrIOFailure, "weft is not running, and it cannot be noted that its addresses are free: %v", err)
 	}
 	return nil
 }
@@ -185,7 +185,7 @@ func (c *conf) held(ctx context.Context, args *skel.CmdArgs, want []netip.Prefix
 	return nil
 }
 
-// ready tells why addresses can not be given, nil if they can.
+// ready tells why addresses cannot be given, nil if they can.
 func (c *conf) ready(ctx context.Context, _ *skel.CmdArgs) error {
 	if err := c.awaitRouter(ctx); err != nil {
 		return failed(types.ErrPluginNotAvailable, "weft: %v", err)

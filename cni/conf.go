@@ -127,10 +127,10 @@ func (c *conf) check() (err error) {
 	return nil
 }
 
-// own tells whether the router gives the addresses.
+// own reports whether the router gives the addresses.
 func (c *conf) own() bool { return c.IPAM.Type == "" || c.IPAM.Type == IPAMName }
 
-// shaped tells whether a plugin that comes after is going to limit the container.
+// shaped reports whether a plugin that comes after is going to limit the container.
 func (c *conf) shaped() bool {
 	b := c.RuntimeConfig.Bandwidth
 	return b.IngressRate > 0 || b.EgressRate > 0

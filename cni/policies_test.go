@@ -25,7 +25,7 @@ func TestPodOf(t *testing.T) {
 		{"no Kubernetes", "IgnoreUnknown=1", "eth0", false},
 		{"nothing", "", "eth0", false},
 		{"half", "K8S_POD_NAME=web", "eth0", false},
-		{"what can not be read", ";;=;K8S_POD_NAME", "eth0", false},
+		{"what cannot be read", ";;=;K8S_POD_NAME", "eth0", false},
 	} {
 		pod, ok := podOf(&skel.CmdArgs{Args: c.args, IfName: c.iface}, addrs)
 		if ok != c.is || ok && !reflect.DeepEqual(pod, web) {

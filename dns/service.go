@@ -196,7 +196,7 @@ func (s *Service) follow() bool {
 	return changed
 }
 
-// listensAt tells whether one that listens at own gets what is sent to a.
+// listensAt reports whether one that listens at own gets what is sent to a.
 func listensAt(own []netip.AddrPort, a netip.AddrPort) bool {
 	return slices.ContainsFunc(own, func(o netip.AddrPort) bool {
 		if o == a {
@@ -291,7 +291,7 @@ func (s *Service) Remove(container, name string, addrs ...netip.Addr) ([]names.E
 	})
 	deltas, err := s.state.Change(out, nil)
 	if err != nil {
-		return nil, err // can not be: it got smaller
+		return nil, err // cannot be: it got smaller
 	}
 	s.announce(deltas)
 	return out, nil

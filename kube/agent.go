@@ -93,7 +93,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// matters tells whether an update says something new: kubelets report that they
+// matters reports whether an update says something new: kubelets report that they
 // live in their Node's status.
 func matters(before, after *corev1.Node) bool {
 	return idOf(before) != idOf(after) || addressOf(before) != addressOf(after) || isUp(before) != isUp(after)
@@ -122,7 +122,7 @@ func (a *Agent) loop(ctx context.Context) {
 	}
 }
 
-// step brings everything in line and tells whether it all is.
+// step brings everything in line and reports whether it all is.
 func (a *Agent) step(ctx context.Context, wrong *faults) bool {
 	for _, s := range []struct {
 		name string

@@ -31,7 +31,7 @@ type router struct {
 	name    string
 	primed  bool
 	away    bool     // it is being replaced
-	alive   []string // peers that can not be removed
+	alive   []string // peers that cannot be removed
 	targets []string
 	exposed []api.Address
 	removed []string
@@ -233,7 +233,7 @@ func TestHealthIsServed(t *testing.T) {
 	}
 }
 
-// A line that was written anew since is not struck.
+// A line that was written again since is not struck.
 func TestStrikeLeavesANewLine(t *testing.T) {
 	s := newScene(t, map[string]string{"02-00-00-00-00-03": "back uid-new"})
 	old, ok := parseMember("02-00-00-00-00-03", "back uid-old")

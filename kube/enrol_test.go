@@ -273,7 +273,7 @@ func TestALateLineIsSeenWhoeverIsDead(t *testing.T) {
 	})
 }
 
-// A Node that goes while the agent can not act, for minutes, is not forgotten.
+// A Node that goes while the agent cannot act, for minutes, is not forgotten.
 func TestANodeGoesWhileTheAgentCanNotAct(t *testing.T) {
 	for name, set := range map[string]func(s *scene, down *atomic.Bool, to bool){
 		"API server": func(_ *scene, down *atomic.Bool, to bool) { down.Store(to) },

@@ -48,7 +48,7 @@ func (h *health) ready(ctx context.Context) error {
 	return err
 }
 
-// live tells whether the router is at work: telling its state asks all parts of
+// live reports whether the router is at work: telling its state asks all parts of
 // it. One that has not started yet is not stuck.
 func (h *health) live(ctx context.Context) error {
 	if r, err := h.router.Ready(ctx); err != nil || !r.Ready {

@@ -26,7 +26,7 @@ type Plugin struct {
 
 // Install puts the plugin and, as that is what the kubelet takes for a network,
 // at last the network's configuration in place. Each file is whole or not there,
-// and one that is right already is not written. It tells whether it wrote any.
+// and one that is right already is not written. It reports whether it wrote any.
 func (p *Plugin) Install() (wrote bool, err error) {
 	put := func(path string, mode fs.FileMode, body []byte, err error) error {
 		w := false
@@ -112,7 +112,7 @@ func (p *Plugin) conflist() ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// replace makes a file have a body, in one step, and tells whether it had not.
+// replace makes a file have a body, in one step, and reports whether it had not.
 func replace(path string, body []byte, mode fs.FileMode) (wrote bool, err error) {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, body) {
 		return false, nil

@@ -41,7 +41,7 @@ func parseMembers(lines map[string]string) (list []member) {
 }
 
 // departed returns the members whose Node is gone, but for self. A Node that came
-// back under its name is another one: what was on its disk has started anew.
+// back under its name is another one: what was on its disk has started again.
 func departed(self peer.Name, members []member, nodes []*corev1.Node) []member {
 	there := make(map[nodeID]bool, len(nodes))
 	for _, n := range nodes {

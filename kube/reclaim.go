@@ -93,7 +93,7 @@ func (a *Agent) departed(ctx context.Context) ([]member, error) {
 	return departed(self.peer, parseMembers(lines), nodes), err
 }
 
-// reclaim tries each dead member once when it is this Node's turn, and tells whether it is to be
+// reclaim tries each dead member once when it is this Node's turn, and reports whether it is to be
 // tried again.
 func (a *Agent) reclaim(ctx context.Context, wrong *faults) (again bool) {
 	mine, _ := a.place()

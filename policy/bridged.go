@@ -19,7 +19,7 @@ var bridgedKeys = []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"
 func showBridgedPackets(sysctls string) error {
 	folder := filepath.Join(sysctls, "net/bridge")
 	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
-		// Where it can not be loaded the error below says so.
+		// Where it cannot be loaded the error below says so.
 		_ = exec.Command("modprobe", "br_netfilter").Run()
 	}
 	for _, key := range bridgedKeys {

@@ -162,7 +162,7 @@ func newEngine(cfg Config, k kernel) (*Engine, error) {
 // Close gives back what New took. The rules stay.
 func (e *Engine) Close() error { return e.kernel.close() }
 
-// SetPod tells of a pod, new or changed. What can not be read of it is logged.
+// SetPod tells of a pod, new or changed. What cannot be read of it is logged.
 func (e *Engine) SetPod(p *corev1.Pod) {
 	pod, err := model.PodOf(p)
 	e.fault(err)
@@ -188,7 +188,7 @@ func (e *Engine) DeleteNamespace(name string) {
 	e.tell(func(p *pending) { p.namespaces[name] = nil })
 }
 
-// SetPolicy tells of a policy, new or changed. What of it can not be read matches
+// SetPolicy tells of a policy, new or changed. What of it cannot be read matches
 // nothing, and is logged and counted.
 func (e *Engine) SetPolicy(np *networkingv1.NetworkPolicy) {
 	policy, err := model.PolicyOf(np)
@@ -201,7 +201,7 @@ func (e *Engine) DeletePolicy(namespace, name string) {
 	e.tell(func(p *pending) { p.policies[model.Key{Namespace: namespace, Name: name}] = nil })
 }
 
-// SetClusterPolicy tells of a policy of the whole cluster, new or changed. What of it can not be
+// SetClusterPolicy tells of a policy of the whole cluster, new or changed. What of it cannot be
 // read opens nothing, and is logged and counted.
 func (e *Engine) SetClusterPolicy(cnp *v1alpha2.ClusterNetworkPolicy) {
 	policy, err := model.ClusterPolicyOf(cnp)
@@ -384,7 +384,7 @@ func (e *Engine) takeOver(want hooks) error {
 	if diff != "" {
 		err := e.kernel.replace(e.compiler.Rules(), want)
 		if errors.Is(err, unix.ENOENT) && !e.muted {
-			// A rule that logs is refused so where nfnetlink_log can not be loaded.
+			// A rule that logs is refused so where nfnetlink_log cannot be loaded.
 			e.log.Warn("denied flows will not be told: the kernel has no nfnetlink_log", "err", err)
 			e.muted = true
 			e.kernel.muteLog(true)
@@ -401,7 +401,7 @@ func (e *Engine) takeOver(want hooks) error {
 	return nil
 }
 
-// restricts tells whether a change may forbid what was allowed.
+// restricts reports whether a change may forbid what was allowed.
 func restricts(c rules.Change) bool {
 	if len(c.Chains) > 0 {
 		return true

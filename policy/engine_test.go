@@ -235,7 +235,7 @@ func (n *node) at(pod string, port int) string {
 	return netip.AddrPortFrom(n.addrs[pod], uint16(port)).String()
 }
 
-// speaks tells whether a connection carries bytes there and back in that time.
+// speaks reports whether a connection carries bytes there and back in that time.
 func speaks(c net.Conn, within time.Duration) bool {
 	_ = c.SetDeadline(time.Now().Add(within))
 	if _, err := c.Write([]byte("x")); err != nil {

@@ -80,7 +80,7 @@ func (e *Engine) ForgetPod(ctx context.Context, r api.PolicyPodRequest) error {
 	return err
 }
 
-// ofAPIServer tells whether an API server made a UID. It makes UUIDs, and the kubelet sums
+// ofAPIServer reports whether an API server made a UID. It makes UUIDs, and the kubelet sums
 // of files, which have no dashes.
 func ofAPIServer(uid string) bool { return strings.Contains(uid, "-") }
 
@@ -140,7 +140,7 @@ func (e *Engine) judgedAs(key model.Key, shown *model.Pod) *model.Pod {
 	return &pod
 }
 
-// holds tells whether the pod that was meant is shown, and is one that policies see.
+// holds reports whether the pod that was meant is shown, and is one that policies see.
 func (x *expectation) holds(node string) bool {
 	return x.pod != nil && !x.pod.Apart && x.pod.Node == node && (x.uid == "" || x.uid == x.pod.UID)
 }

@@ -32,7 +32,7 @@ const (
 	// give up after about that time.
 	DefaultTimeout = 5 * time.Second
 	// maxForwards is how many queries are being forwarded at most; more are refused
-	// at once, so that a dead server can not use up the router's memory.
+	// at once, so that a dead server cannot use up the router's memory.
 	maxForwards = 512
 	// shunned is for how long a server that failed is asked last.
 	shunned = 10 * time.Second
@@ -98,7 +98,7 @@ func (f *Forwarder) Status() []Status {
 // Busy counts the queries that were refused because too many were under way.
 func (f *Forwarder) Busy() uint64 { return f.busy.Load() }
 
-// SetServers replaces the servers, and tells whether that changed something.
+// SetServers replaces the servers, and reports whether that changed something.
 // What is known of those that stay is kept.
 func (f *Forwarder) SetServers(addrs []netip.AddrPort) bool {
 	f.mu.Lock()
@@ -149,7 +149,7 @@ func probeLabel() string {
 	return hex.EncodeToString(b[:])
 }
 
-// IsProbe tells whether a query is one of this Forwarder's own probes, and takes
+// IsProbe reports whether a query is one of this Forwarder's own probes, and takes
 // note if it is. Such a query must not be forwarded; those of others are, so that
 // they find their way home.
 func (f *Forwarder) IsProbe(query *dns.Msg) bool {
@@ -243,7 +243,7 @@ func (s *server) shunned(now time.Time) bool {
 	return at != 0 && now.Sub(time.Unix(0, at)) < shunned
 }
 
-// willing tells whether another server would hardly say something better.
+// willing reports whether another server would hardly say something better.
 func willing(m *dns.Msg) bool {
 	switch m.Rcode {
 	case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented:
@@ -256,7 +256,7 @@ func willing(m *dns.Msg) bool {
 func (s *server) ask(ctx context.Context, query *dns.Msg, timeout time.Duration) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	// The id and the port are drawn anew, so that nobody can guess them.
+	// The id and the port are drawn again, so that nobody can guess them.
 	q := *query
 	q.Id = dns.Id()
 	answer, err := exchange(ctx, "udp", s.addr, &q)
@@ -320,7 +320,7 @@ func cause(err error) error {
 	return err
 }
 
-// answers tells whether m answers q.
+// answers reports whether m answers q.
 func answers(m, q *dns.Msg) bool {
 	if !m.Response || m.Id != q.Id || m.Opcode != q.Opcode {
 		return false

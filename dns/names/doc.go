@@ -21,8 +21,8 @@
 // # Deletion
 //
 // The tombstone of a name is its bucket without it. It lives as long as its
-// owner's life does, so that it can not be outlived by what it buried, and it
-// can not pile up: an owner has 256 buckets, however many names came and went.
+// owner's life does, so that it cannot be outlived by what it buried, and it
+// cannot pile up: an owner has 256 buckets, however many names came and went.
 //
 // # Lives
 //
@@ -37,7 +37,7 @@
 // A record is taken from an owner that the mesh reaches, if it is signed with
 // the key that the mesh knows the owner by. What comes before the mesh has shown
 // its owner waits in a room of bounded size; what does not fit is repaired by
-// the digests later. The names of an owner that can not be reached are kept, but
+// the digests later. The names of an owner that cannot be reached are kept, but
 // not shown; after ForgetAfter they are dropped. Nobody can bring them back then,
 // as an owner that is not reached is not heard.
 //

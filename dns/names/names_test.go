@@ -556,7 +556,7 @@ func FuzzMerge(f *testing.F) {
 		s := newState(2, 10)
 		reach(s, 1)
 		before := s.Digest()
-		// The fuzzer can not sign, so what it makes is signed for it.
+		// The fuzzer cannot sign, so what it makes is signed for it.
 		for i := 0; i < len(b); {
 			h, err := peek(b[i:])
 			if err != nil {

@@ -150,7 +150,7 @@ func (r *record) verify(v peer.Verifier) bool {
 	return v.Verify(r.key, signDomain, r.raw[4:end], peer.Signature(r.raw[end:]))
 }
 
-// supersedes tells whether r wins over old, of the same owner, life and bucket.
+// supersedes reports whether r wins over old, of the same owner, life and bucket.
 // Two of one version, which only a clone or a liar makes, are ordered by their
 // bytes, so that all peers choose alike.
 func (r *record) supersedes(old *record) bool {

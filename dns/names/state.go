@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// ForgetAfter is how long the names of a peer that can not be reached are
+	// ForgetAfter is how long the names of a peer that cannot be reached are
 	// kept. A peer that comes back sooner need not send them again.
 	ForgetAfter = 10 * time.Minute
 	// maxOwner bounds the bytes of one owner's records, so that no peer can fill
@@ -242,7 +242,7 @@ func (s *State) SetPeers(peers map[peer.Name]peer.Key) (deltas [][]byte) {
 	return pack(news)
 }
 
-// reaches tells whether the mesh reaches a peer by that name with that key.
+// reaches reports whether the mesh reaches a peer by that name with that key.
 func (s *State) reaches(name peer.Name, key peer.Key) bool {
 	k, ok := s.peers[name]
 	return ok && k == key

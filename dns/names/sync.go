@@ -45,7 +45,7 @@ func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 	return news, nil
 }
 
-// stale tells whether a record that begins with h can not be news.
+// stale reports whether a record that begins with h cannot be news.
 func (s *State) stale(h *header) bool {
 	o := s.owners[h.owner]
 	if o == nil || h.key != o.key {
@@ -226,7 +226,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 // told is what a digest says of an owner.
 type told struct{ life, newest, sum uint64 }
 
-// hasMore tells whether its sender may have records that o lacks.
+// hasMore reports whether its sender may have records that o lacks.
 func (t told) hasMore(o *owner) bool {
 	return o == nil || t.life > o.life || t.life == o.life && (t.newest > o.newest || t.newest == o.newest && t.sum != o.sum)
 }

@@ -74,7 +74,7 @@ func NewTable() *Table {
 }
 
 // Lookup appends the addresses of a canonical name to dst, in no order that
-// means anything. Known tells whether there is the name, if only because others
+// means anything. Known reports whether there is the name, if only because others
 // end with it.
 func (t *Table) Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool) {
 	t.mu.RLock()

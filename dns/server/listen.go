@@ -47,7 +47,7 @@ func (v *serving) over() bool {
 const idleTimeout = 10 * time.Second
 
 // Listen has the Server listen at these addresses and nowhere else, and returns
-// for each that can not be had why: it may be tried again. Sockets that are open
+// for each that cannot be had why: it may be tried again. Sockets that are open
 // already stay.
 func (s *Server) Listen(addrs []netip.AddrPort) map[netip.AddrPort]error {
 	s.mu.Lock()

@@ -123,7 +123,7 @@ func (k *socket) answerAll(b *batch) {
 		query, answer := k.read(m.Buf)
 		switch {
 		case answer != nil:
-			// If it can not be packed, the client asks again, and others go on.
+			// If it cannot be packed, the client asks again, and others go on.
 			if p, err := answer.PackBuffer(buf); err == nil {
 				b.out = append(b.out, udp.Message{Buf: p, N: len(p), Addr: m.Addr})
 			}
@@ -136,7 +136,7 @@ func (k *socket) answerAll(b *batch) {
 		if err == nil || errors.Is(err, net.ErrClosed) {
 			return
 		}
-		out = out[min(n+1, len(out)):] // that one client can not be reached
+		out = out[min(n+1, len(out)):] // that one client cannot be reached
 	}
 }
 
@@ -186,7 +186,7 @@ func (k *socket) ask(query *dns.Msg, client netip.AddrPort) {
 	m.Truncate(udpSize(query))
 	b, perr := m.Pack()
 	if perr != nil {
-		// What the server sent can not be sent on.
+		// What the server sent cannot be sent on.
 		if b, perr = fail(query, dns.RcodeServerFailure).Pack(); perr != nil {
 			return
 		}

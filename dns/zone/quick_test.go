@@ -43,7 +43,7 @@ func same(t testing.TB, z *Zone, query []byte) (quick bool) {
 	b = b[6:]
 	got, q := new(dns.Msg), new(dns.Msg)
 	if err := got.Unpack(b); err != nil {
-		t.Fatalf("%x: the answer can not be read: %v", query, err)
+		t.Fatalf("%x: the answer cannot be read: %v", query, err)
 	}
 	if err := q.Unpack(query); err != nil || len(q.Question) != 1 {
 		t.Fatalf("%x: answered, and is no query: %v", query, err)

@@ -31,7 +31,7 @@ import (
 
 // Table has names, in lower case without a dot at their end, and addresses.
 type Table interface {
-	// Lookup appends the addresses of a name to dst. Known tells whether there is
+	// Lookup appends the addresses of a name to dst. Known reports whether there is
 	// the name, if only because others end with it.
 	Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool)
 	// LookupBytes is Lookup for a name that is borrowed.

@@ -150,10 +150,10 @@ func FuzzAnswer(f *testing.F) {
 		}
 		out, err := m.Pack()
 		if err != nil {
-			t.Fatalf("the answer to %s can not be packed: %v", q.Question[0].String(), err)
+			t.Fatalf("the answer to %s cannot be packed: %v", q.Question[0].String(), err)
 		}
 		if err := new(dns.Msg).Unpack(out); err != nil {
-			t.Fatalf("the answer to %s can not be read: %v", q.Question[0].String(), err)
+			t.Fatalf("the answer to %s cannot be read: %v", q.Question[0].String(), err)
 		}
 	})
 }

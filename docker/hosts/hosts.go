@@ -1,6 +1,6 @@
 // Package hosts changes the /etc/hosts of containers.
 //
-// Docker makes the file anew at each start of a container and has it mounted
+// Docker makes the file again at each start of a container and has it mounted
 // inside, so it is written in place. Lines of others stay as they are, word by
 // word: only those that say where the container's own name is give way.
 package hosts
@@ -75,7 +75,7 @@ func Edit(text, host string, own []netip.Addr, entries []string) (string, error)
 	return strings.Join(all, "\n") + "\n", nil
 }
 
-// says tells whether a line is about host, under an address that is not of the
+// says reports whether a line is about host, under an address that is not of the
 // loopback interface.
 func says(line, host string) bool {
 	line, _, _ = strings.Cut(line, "#")

@@ -48,7 +48,7 @@ type Links interface {
 	// namespace at path, and announces them. It waits for the engine to have moved
 	// it there, until ctx ends.
 	Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
-	// Lives tells whether there is a port whose other end is in a container, by the
+	// Lives reports whether there is a port whose other end is in a container, by the
 	// name of that end when it is not. The kernel takes a port away with its
 	// container; an engine that removes one, and gets no answer here, moves its end
 	// back to the host.
@@ -483,10 +483,10 @@ func (d *Driver) Endpoints() []Endpoint {
 	return list
 }
 
-// Lives tells whether an endpoint is in a container.
+// Lives reports whether an endpoint is in a container.
 func (d *Driver) Lives(id string) bool { return d.links.Lives(Port(id), inside(id)) }
 
-// Has tells whether an endpoint is one of weft's.
+// Has reports whether an endpoint is one of weft's.
 func (d *Driver) Has(endpointID string) bool {
 	_, ours := d.AddressesOf(endpointID)
 	return ours

@@ -79,7 +79,7 @@ func answer[Q, A any](f func(context.Context, Q) (A, error), log *slog.Logger) h
 		}
 		b, err := json.Marshal(body)
 		if err != nil {
-			code, b = http.StatusInternalServerError, []byte(`{"Err":"the reply can not be written"}`)
+			code, b = http.StatusInternalServerError, []byte(`{"Err":"the reply cannot be written"}`)
 		}
 		w.Header().Set("Content-Type", contentType)
 		w.WriteHeader(code)

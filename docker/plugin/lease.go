@@ -79,7 +79,7 @@ const (
 	guardCount = 50
 )
 
-// full tells whether there were more requests than users make.
+// full reports whether there were more requests than users make.
 func (g *poolGuard) full(now time.Time) bool {
 	if now.Sub(g.since) > guardTime {
 		g.since, g.count = now, 0
@@ -225,7 +225,7 @@ func (d *Driver) endpointWith(a netip.Addr) string {
 	return ""
 }
 
-// isHeld tells whether an address belongs to a network. The lock is held.
+// isHeld reports whether an address belongs to a network. The lock is held.
 func (d *Driver) isHeld(a netip.Addr) bool {
 	for _, n := range d.networks.Records {
 		if slices.Contains(n.Held, a) {
@@ -342,7 +342,7 @@ func (d *Driver) Sweep(now time.Time) {
 	d.sweepLeases(now)
 }
 
-// overdue notes whether something is there, and tells whether it has been
+// overdue notes whether something is there, and reports whether it has been
 // missing for longer than grace.
 func (d *Driver) overdue(key string, there bool, now time.Time, grace time.Duration) bool {
 	d.mu.Lock()

@@ -135,7 +135,7 @@ func newBench(t testing.TB) *bench {
 	return b
 }
 
-// restart makes the driver anew, as a router does that was started again.
+// restart makes the driver again, as a router does that was started again.
 func (b *bench) restart() {
 	if b.driver != nil {
 		b.driver.Close()

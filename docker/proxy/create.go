@@ -104,7 +104,7 @@ func readCreation(doc document) (*creation, error) {
 	return c, err
 }
 
-// joinable tells whether the container's own network leaves room for weft's. A
+// joinable reports whether the container's own network leaves room for weft's. A
 // network that its user made is taken as all that it is to have.
 func (c *creation) joinable() bool {
 	return slices.Contains([]string{"", modeDefault, modeBridge, modeNone}, c.mode)

@@ -104,7 +104,7 @@ func MakeNetwork(ctx context.Context, api *client.Client, name string, n Network
 	return err
 }
 
-// isOurs tells whether a network, by name or id, is one of weft's driver.
+// isOurs reports whether a network, by name or id, is one of weft's driver.
 func isOurs(ctx context.Context, api *client.Client, name string) bool {
 	if name == "" || slices.Contains([]string{modeDefault, modeBridge, modeNone, "host"}, name) || strings.HasPrefix(name, "container:") {
 		return false

@@ -94,7 +94,7 @@ func (p *Proxy) client() (*client.Client, error) {
 	return c, err
 }
 
-// Reset has the next question agree on a version anew. Call it when an engine
+// Reset has the next question agree on a version again. Call it when an engine
 // has started.
 func (p *Proxy) Reset() {
 	p.mu.Lock()

@@ -96,7 +96,7 @@ func respond(w io.Writer, code int, h http.Header, body []byte) error {
 }
 
 // relay passes one request to the engine and its response back, each as it is.
-// It tells whether the client's connection can take another request.
+// It reports whether the client's connection can take another request.
 func (p *Proxy) relay(ctx context.Context, client halfCloser, br *bufio.Reader, req *http.Request, head []byte) (again bool) {
 	up, err := p.dial(ctx)
 	if err != nil {

@@ -52,7 +52,7 @@ func (p *Proxy) rewriteHosts(ctx context.Context, container string) error {
 	return hosts.Rewrite(r.Container.HostsPath, r.Container.Config.Hostname, own, nil)
 }
 
-// ours tells whether a network is one that the proxy puts containers on.
+// ours reports whether a network is one that the proxy puts containers on.
 func ours(name string) bool { return name == plugin.Name || strings.HasPrefix(name, plugin.Name+"-") }
 
 // inspect shows the address on weft where the engine shows that of the default

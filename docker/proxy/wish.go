@@ -26,7 +26,7 @@ type wish struct {
 }
 
 // wishOf reads what the environment of a container asks for, nil for nothing.
-// Given tells whether it says so itself.
+// Given reports whether it says so itself.
 func wishOf(env []string, subnet netip.Prefix) (w *wish, given bool, err error) {
 	value, given := lookup(env, Variable)
 	if !given {

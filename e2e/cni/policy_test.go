@@ -95,7 +95,7 @@ func TestCNIPodsAreIsolatedFirst(t *testing.T) {
 	})
 	_, err = h.add(rc)
 	if code(err) != 11 {
-		t.Errorf("add where policies can not be enforced: %v", err)
+		t.Errorf("add where policies cannot be enforced: %v", err)
 	}
 	h.wantLeases(0)
 	p.mu.Lock()

@@ -60,7 +60,7 @@ func TestUpstream(t *testing.T) {
 	}
 }
 
-// hasSCTP tells whether pods can speak SCTP.
+// hasSCTP reports whether pods can speak SCTP.
 func hasSCTP(t *testing.T) bool {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)

@@ -171,7 +171,7 @@ func refuseHost(path string) error {
 }
 
 // adopt returns the host's end of an interface that is in the container
-// already, and puts it back on the bridge if the bridge was made anew.
+// already, and puts it back on the bridge if the bridge was made again.
 func adopt(host handle, bridge, l netlink.Link) (netlink.Link, error) {
 	port, err := hostEnd(host, l)
 	if err != nil {
@@ -344,7 +344,7 @@ func Remove(path, iface string) error {
 	return err
 }
 
-// isNS tells whether a namespace is at path. A file is left where one was mounted if
+// isNS reports whether a namespace is at path. A file is left where one was mounted if
 // whoever took it away did not come to its end.
 func isNS(path string) (bool, error) {
 	var fs unix.Statfs_t

@@ -62,7 +62,7 @@ func PassGuard(ctx context.Context, bridge string) (changed []string, err error)
 	return changed, errors.Join(errs...)
 }
 
-// sees tells whether bridged packets are shown to it.
+// sees reports whether bridged packets are shown to it.
 func (g dockerGuard) sees() bool {
 	shown, err := os.ReadFile(g.sysctl)
 	return err == nil && strings.TrimSpace(string(shown)) != "0"
@@ -93,7 +93,7 @@ func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
 	return names(slices.DeleteFunc(blockers, func(c *nftables.Chain) bool { return !closed[c.Table.Family] })), nil
 }
 
-// opened tells whether a rule lets through what only crosses a bridge.
+// opened reports whether a rule lets through what only crosses a bridge.
 func (g dockerGuard) opened(ctx context.Context, bridge string) (bool, error) {
 	for _, chain := range []string{dockerUserChain, iptablesForward} {
 		if has, err := bridgeRule(ctx, g.program, "-C", chain, bridge); err != nil || has {
@@ -136,7 +136,7 @@ func bridgeMatch(chain, bridge string) []string {
 	return []string{chain, "-i", bridge, "-o", bridge, "-j", "ACCEPT"}
 }
 
-// runIptables runs a program and tells whether it said yes. A program that is not
+// runIptables runs a program and reports whether it said yes. A program that is not
 // there says no.
 func runIptables(ctx context.Context, program string, args ...string) (bool, error) {
 	cmd := exec.CommandContext(ctx, program, append([]string{"-w", "5"}, args...)...)

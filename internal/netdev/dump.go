@@ -65,7 +65,7 @@ func (h handle) routes(family int) ([]netlink.Route, error) {
 	return Dump(func() ([]netlink.Route, error) { return h.Handle.RouteList(nil, family) })
 }
 
-// link finds an interface by name; ok tells whether there is one.
+// link finds an interface by name; ok reports whether there is one.
 func (h handle) link(name string) (l netlink.Link, ok bool, err error) {
 	l, err = Dump(func() (netlink.Link, error) { return h.Handle.LinkByName(name) })
 	if errors.As(err, new(netlink.LinkNotFoundError)) {

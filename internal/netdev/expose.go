@@ -26,7 +26,7 @@ type Exposure struct {
 }
 
 // Expose gives the bridge the address and makes the rules be those of all:
-// e and every exposure that was made before. It tells whether the bridge
+// e and every exposure that was made before. It reports whether the bridge
 // lacked the address. On error it has undone what it did.
 func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
 	wrap := func(what string, cause error) error {
@@ -63,7 +63,7 @@ func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
 }
 
 // Hide takes an address from the bridge and makes the rules be those of rest,
-// the exposures that remain. It tells whether the bridge had the address.
+// the exposures that remain. It reports whether the bridge had the address.
 func Hide(bridge string, addr netip.Prefix, rest []Exposure) (removed bool, err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("hide %s on %s: %s: %w", addr, bridge, what, cause)
@@ -103,7 +103,7 @@ const (
 )
 
 // Reconcile makes weft's nftables rules be those of the given exposures, in
-// one transaction, and tells whether they were not: someone else may have
+// one transaction, and reports whether they were not: someone else may have
 // flushed them.
 //
 //	table inet weft {

@@ -31,7 +31,7 @@ func (w *Watch) Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error
 // Guard keeps containers and strangers from a UDP port by which hosts take frames
 // from each other in clear, where a host is known by its address only; port 0
 // takes the rules away. What is sent there to addresses of sealed, if that is valid,
-// leaves by the tunnel only. It tells whether the rules were not there.
+// leaves by the tunnel only. It reports whether the rules were not there.
 //
 //	table inet weft {
 //	  chain guard-in {  type filter hook prerouting priority raw

@@ -3,7 +3,7 @@
 //
 // A Store is safe for concurrent use. What Apply has written is on the disk
 // when it returns. The file is a cache of what the mesh knows as much as it
-// can be, so damage is never fatal: Open sets a file it can not use aside under
+// can be, so damage is never fatal: Open sets a file it cannot use aside under
 // another name, says so, and starts a new one; a value whose checksum is wrong
 // is left out of Load and reported.
 //

@@ -154,7 +154,7 @@ func (c *Cluster) Owner(a netip.Addr) *Pod {
 	return nil
 }
 
-// Local tells whether a pod runs on the cluster's node.
+// Local reports whether a pod runs on the cluster's node.
 func (c *Cluster) Local(p *Pod) bool { return p != nil && p.Node == c.Node }
 
 // Addrs yields all addresses that pods have, with the pods.

@@ -74,7 +74,7 @@ func compareCluster(a, b *ClusterPolicy) int {
 	return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Name, b.Name))
 }
 
-// ClusterPolicyOf reads an API object. What it can not read is in the error. A rule that denies
+// ClusterPolicyOf reads an API object. What it cannot read is in the error. A rule that denies
 // takes it for all peers or ports, any other rule for none; whom the policy applies to
 // must be read, else it applies to nobody. What is returned is never nil.
 func ClusterPolicyOf(cnp *v1alpha2.ClusterNetworkPolicy) (*ClusterPolicy, error) {

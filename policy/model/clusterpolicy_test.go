@@ -91,7 +91,7 @@ func TestJudgeOfCluster(t *testing.T) {
 	}
 }
 
-// What can not be read or is not supported is told, and never opens anything.
+// What cannot be read or is not supported is told, and never opens anything.
 func TestUnreadableOfCluster(t *testing.T) {
 	for spec, want := range map[string]string{
 		`ingress: [{action: Deny, from: [{}]}]`:                                                                         `ingress[0] peer 0: nothing that is known selects`,

@@ -19,12 +19,12 @@
 //     before that of sources, so a Service never matches, its endpoints do.
 //   - A pod may always speak to itself, and a host to its own pods.
 //   - A port that a policy names is looked up in the pod that the flow goes to.
-//   - What of a policy can not be understood matches nothing. The policy isolates
+//   - What of a policy cannot be understood matches nothing. The policy isolates
 //     all the same: it fails closed.
 //   - Frames to a group or to all are judged for each pod that they would reach.
 //   - Of two policies of the whole cluster with one priority, that whose name sorts first
 //     is asked first.
-//   - What of a policy of the whole cluster can not be understood, and peers that are nodes or domain
+//   - What of a policy of the whole cluster cannot be understood, and peers that are nodes or domain
 //     names, are everybody in a rule that denies and nobody in one that does not. A
 //     policy of which the subject or the tier is not understood is for nobody, since a
 //     slip there would else cut the cluster off.

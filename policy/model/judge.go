@@ -26,7 +26,7 @@ type Judgement struct {
 	By       *Policy        // the first of them that allows the flow
 }
 
-// Allowed tells whether the flow may pass.
+// Allowed reports whether the flow may pass.
 func (j Judgement) Allowed() bool {
 	if j.Decided != nil {
 		return !j.Denied
@@ -70,7 +70,7 @@ func (c *Cluster) Judge(f Flow, d Direction) Judgement {
 	return j
 }
 
-// decide has the policies of a tier decide, and tells whether one did.
+// decide has the policies of a tier decide, and reports whether one did.
 func (j *Judgement) decide(c *Cluster, t Tier, f Flow, d Direction, other netip.Addr) bool {
 	for _, p := range c.Deciding(j.Pod, d, t) {
 		for i := range p.Rules[d] {
@@ -87,7 +87,7 @@ func (j *Judgement) decide(c *Cluster, t Tier, f Flow, d Direction, other netip.
 	return false
 }
 
-// matches tells whether a rule matches a flow with another end.
+// matches reports whether a rule matches a flow with another end.
 func (c *Cluster) matches(r *Rule, f Flow, other netip.Addr) bool {
 	peer := r.AnyPeer || slices.ContainsFunc(r.Peers, func(p Peer) bool {
 		if p.Block.IsValid() {
@@ -99,7 +99,7 @@ func (c *Cluster) matches(r *Rule, f Flow, other netip.Addr) bool {
 	return peer && (r.AnyPort || slices.ContainsFunc(r.Ports, func(p Port) bool { return c.names(p, f) }))
 }
 
-// names tells whether a flow goes to a port of a policy.
+// names reports whether a flow goes to a port of a policy.
 func (c *Cluster) names(p Port, f Flow) bool {
 	if p.Protocol != f.Protocol {
 		return false

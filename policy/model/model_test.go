@@ -75,7 +75,7 @@ func TestJudge(t *testing.T) {
 		{"endPort ends", `{podSelector: {}, ingress: [{ports: [{port: 70, endPort: 79}]}]}`, out, web, 80, false},
 		{"a named port is the receiving pod's", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`, out, web, 8080, true},
 		{"a pod without that name has none", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`, out, db, 8080, false},
-		{"a pod can not block itself", `{podSelector: {}, policyTypes: [Ingress, Egress]}`, web, web, 80, true},
+		{"a pod cannot block itself", `{podSelector: {}, policyTypes: [Ingress, Egress]}`, web, web, 80, true},
 	} {
 		cluster := load(t, shop+policy(c.spec))
 		f := model.Flow{Src: addr(c.src), Dst: addr(c.dst), Protocol: model.TCP, Port: c.port}
@@ -125,7 +125,7 @@ status: {podIP: 192.0.2.3}`)
 	}
 }
 
-// TestUnreadable checks that what can not be read is told, allows nothing, and
+// TestUnreadable checks that what cannot be read is told, allows nothing, and
 // leaves the rest in force.
 func TestUnreadable(t *testing.T) {
 	for spec, want := range map[string]string{

@@ -77,7 +77,7 @@ type NamedPort struct {
 	Port     uint16
 }
 
-// PodOf takes from an API object what policies depend on. What it can not read
+// PodOf takes from an API object what policies depend on. What it cannot read
 // is in the error, and left out.
 func PodOf(p *corev1.Pod) (*Pod, error) {
 	pod := &Pod{

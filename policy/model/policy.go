@@ -63,7 +63,7 @@ type Port struct {
 	Name     string // if it is not "", From and To are 0
 }
 
-// PolicyOf reads an API object. What it can not read is in the error and matches
+// PolicyOf reads an API object. What it cannot read is in the error and matches
 // nothing in the policy that it returns, which is never nil.
 func PolicyOf(np *networkingv1.NetworkPolicy) (*Policy, error) {
 	p := &Policy{Key: Key{np.Namespace, np.Name}}
@@ -161,7 +161,7 @@ func (r *reader) peer(where string, p networkingv1.NetworkPolicyPeer) (Peer, boo
 	return peer, true
 }
 
-// parseBlock fails as a whole if an exception can not be read: without it the
+// parseBlock fails as a whole if an exception cannot be read: without it the
 // block would allow too much.
 func parseBlock(b *networkingv1.IPBlock) (Peer, error) {
 	block, err := parsePrefix(b.CIDR)
@@ -230,7 +230,7 @@ func portRange(proto Protocol, from, to int32) (Port, error) {
 	return Port{Protocol: proto, From: uint16(from), To: uint16(to)}, nil
 }
 
-// Matches tells whether the peer's selectors take a pod in a namespace with these
+// Matches reports whether the peer's selectors take a pod in a namespace with these
 // labels, nil if it is not known; never for a block.
 func (p *Peer) Matches(pod *Pod, namespace labels.Set) bool {
 	if p.Block.IsValid() {
@@ -245,7 +245,7 @@ func (p *Peer) Matches(pod *Pod, namespace labels.Set) bool {
 	return p.Pods.Matches(pod.Labels)
 }
 
-// Contains tells whether the peer is a block that has an address.
+// Contains reports whether the peer is a block that has an address.
 func (p *Peer) Contains(a netip.Addr) bool {
 	return p.Block.IsValid() && p.Block.Contains(a) &&
 		!slices.ContainsFunc(p.Except, func(e netip.Prefix) bool { return e.Contains(a) })

@@ -16,7 +16,7 @@ import (
 )
 
 // Manifest reads a cluster from YAML as users write it. The error tells also
-// what the model can not read.
+// what the model cannot read.
 func Manifest(text string) (model.Snapshot, error) {
 	s := model.Snapshot{Node: Node, Namespaces: map[string]labels.Set{}}
 	var errs []error

@@ -240,7 +240,7 @@ func LinkLocal(pod int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 15: byte(pod + 1)})
 }
 
-// ToMany tells whether an address does not say which pod it is of.
+// ToMany reports whether an address does not say which pod it is of.
 func ToMany(a netip.Addr) bool { return slices.Contains(Groups, a) }
 
 // Flow returns a flow between pods, the world and groups. It has no sender and no

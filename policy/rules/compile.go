@@ -73,7 +73,7 @@ func (c *Compiler) Cluster() *model.Cluster { return c.cluster }
 // Rules returns the rules as of the last Change, to look at until the next.
 func (c *Compiler) Rules() *Rules { return &c.ledger.Rules }
 
-// Isolates tells whether any pod of the node is isolated, as of the last Change.
+// Isolates reports whether any pod of the node is isolated, as of the last Change.
 func (c *Compiler) Isolates() bool { return len(c.isolated) > 0 }
 
 // Explain returns the direction that a chain which denies judges and the policies that

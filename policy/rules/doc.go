@@ -38,7 +38,7 @@
 // policies that its pod is under, however many policies there are.
 //
 // Names end in a hash of what the thing is made of: a list of selectors is
-// compiled once however many policies have it, and a process that starts anew
+// compiled once however many policies have it, and a process that starts again
 // makes the same names.
 //
 // policy-ports-in and -out have the ifindex of isolated pods' ports of the bridge

@@ -99,7 +99,7 @@ func (l *ledger) removeChain(name string) {
 }
 
 // change returns what changed, in an order that depends on nothing else, and
-// begins anew.
+// begins again.
 func (l *ledger) change() Change {
 	c := l.gone
 	slices.Sort(c.GoneChains)

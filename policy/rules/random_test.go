@@ -49,7 +49,7 @@ func verdict(r *rules.Rules, f model.Flow, d model.Direction, port uint32) bool 
 	return !ok || !denied(r, chain, f)
 }
 
-// denied tells whether the chain that a map leads to drops: what comes back from it passes.
+// denied reports whether the chain that a map leads to drops: what comes back from it passes.
 func denied(r *rules.Rules, chain string, f model.Flow) bool { return run(r, chain, f) == rules.Drop }
 
 // run tells how a chain ends: it accepts, drops or returns. It panics where the kernel

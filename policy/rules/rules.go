@@ -136,7 +136,7 @@ type Change struct {
 	GoneSets   []*Set
 }
 
-// Empty tells whether nothing is to change.
+// Empty reports whether nothing is to change.
 func (c Change) Empty() bool {
 	return len(c.NewSets)+len(c.Chains)+len(c.Edits)+len(c.GoneChains)+len(c.GoneSets) == 0
 }

@@ -55,7 +55,7 @@ func waiting(comes bool) time.Duration {
 	return silence
 }
 
-// reaches tells whether an echo request of a is answered by b.
+// reaches reports whether an echo request of a is answered by b.
 func reaches(t *testing.T, l *Lab, a int, to netip.Addr, want bool) {
 	t.Helper()
 	p, err := NewPinger(l.Netns(Place{Host: a}), to)

@@ -115,7 +115,7 @@ func (l *Lab) routerEnv() []string {
 func (l *Lab) lastWords(n int, from int64) string {
 	b, err := os.ReadFile(l.LogFile(n))
 	if err != nil || int64(len(b)) < from {
-		return "it ended, and its log can not be read"
+		return "it ended, and its log cannot be read"
 	}
 	return process.LastError(b[from:])
 }

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KernelBefore tells whether this machine runs a Linux older than major.minor. It is
-// for what a test can not try without trying weft too: were it judged by whether weft
+// KernelBefore reports whether this machine runs a Linux older than major.minor. It is
+// for what a test cannot try without trying weft too: were it judged by whether weft
 // succeeds, a fault of weft would hide itself.
 func KernelBefore(t testing.TB, major, minor int) bool {
 	t.Helper()
