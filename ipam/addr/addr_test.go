@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/weft-net/weft/internal/seed"
 )
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -81,7 +83,7 @@ func random(rng *rand.Rand) (b bitsOf) {
 }
 
 func TestAgainstSlowTwin(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
+	rng := seed.Rand(t)
 	for _, base := range []netip.Addr{ip("255.255.255.0"), ip("10.0.0.0"), ip("::"), ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00")} {
 		for range 2000 {
 			a, b := random(rng), random(rng)

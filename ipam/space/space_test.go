@@ -1,10 +1,10 @@
 package space
 
 import (
-	"math/rand/v2"
 	"net/netip"
 	"testing"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
 )
 
@@ -86,7 +86,7 @@ type twin struct{ owned, used [128]bool }
 func at(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
 
 func TestAgainstSlowTwin(t *testing.T) {
-	rng := rand.New(rand.NewPCG(3, 4))
+	rng := seed.Rand(t)
 	for range 300 {
 		var s Space
 		var tw twin

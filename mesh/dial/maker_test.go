@@ -2,11 +2,11 @@ package dial
 
 import (
 	"errors"
-	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -19,10 +19,13 @@ var (
 	addr  = netip.MustParseAddrPort("10.0.0.1:6783")
 )
 
-func maker(limit int) *Maker { return New(self, limit, true, rand.New(rand.NewPCG(1, 2))) }
+func maker(t *testing.T, limit int) *Maker {
+	t.Helper()
+	return New(self, limit, true, seed.Rand(t))
+}
 
 func TestBackOffGrowsByHalfToItsBound(t *testing.T) {
-	m, now := maker(0), t0
+	m, now := maker(t, 0), t0
 	m.AddTarget("h1")
 	want := float64(FirstDelay)
 	for i := range 40 {
@@ -44,7 +47,7 @@ func TestBackOffGrowsByHalfToItsBound(t *testing.T) {
 }
 
 func TestLivingMemberIsDialledMoreOften(t *testing.T) {
-	m, now := maker(0), t0
+	m, now := maker(t, 0), t0
 	for range 30 {
 		m.Member(lower, []netip.AddrPort{addr}, true, now)
 		now = now.Add(2 * MaxDelayAlive)
@@ -57,7 +60,7 @@ func TestLivingMemberIsDialledMoreOften(t *testing.T) {
 }
 
 func TestSessionStopsDialling(t *testing.T) {
-	m := maker(0)
+	m := maker(t, 0)
 	m.AddTarget("h1")
 	m.Member(lower, []netip.AddrPort{addr}, true, t0)
 	m.SessionUp(lower)
@@ -76,7 +79,7 @@ func TestSessionStopsDialling(t *testing.T) {
 }
 
 func TestOwnAddressIsTriedOnce(t *testing.T) {
-	m := maker(0)
+	m := maker(t, 0)
 	m.AddTarget("me")
 	m.Done(m.Tick(t0)[0].Key, self, errNo, t0)
 	if got := m.Tick(t0.Add(time.Hour)); got != nil {
@@ -85,7 +88,7 @@ func TestOwnAddressIsTriedOnce(t *testing.T) {
 }
 
 func TestLimitCountsSessionsAndAttempts(t *testing.T) {
-	m := maker(2)
+	m := maker(t, 2)
 	m.SessionUp(upper)
 	m.AddTarget("a")
 	m.AddTarget("b")
@@ -99,7 +102,7 @@ func TestLimitCountsSessionsAndAttempts(t *testing.T) {
 }
 
 func TestHigherNameWaitsALittle(t *testing.T) {
-	m := maker(0)
+	m := maker(t, 0)
 	m.Member(upper, []netip.AddrPort{addr}, true, t0)
 	m.Member(lower, []netip.AddrPort{addr}, true, t0)
 	if got := m.Tick(t0); len(got) != 1 || got[0].Key.peer != upper {
@@ -108,7 +111,7 @@ func TestHigherNameWaitsALittle(t *testing.T) {
 }
 
 func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
-	m := maker(0)
+	m := maker(t, 0)
 	m.Member(upper, []netip.AddrPort{addr}, true, t0)
 	m.MemberGone(upper, false, t0)
 	if got := m.Tick(t0.Add(KeepLost / 2)); len(got) != 1 {
@@ -127,7 +130,7 @@ func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
 }
 
 func TestEachAddressOfAMemberIsTried(t *testing.T) {
-	m := maker(0)
+	m := maker(t, 0)
 	m.Member(upper, []netip.AddrPort{addr, netip.MustParseAddrPort("[fd00::1]:6783")}, true, t0)
 	a := m.Tick(t0)[0]
 	m.Done(a.Key, peer.Name{}, errNo, t0)
@@ -138,7 +141,7 @@ func TestEachAddressOfAMemberIsTried(t *testing.T) {
 }
 
 func TestForgottenTargetIsNotDialled(t *testing.T) {
-	m := maker(0)
+	m := maker(t, 0)
 	m.AddTarget("h1")
 	a := m.Tick(t0)
 	if !m.ForgetTarget("h1") || m.ForgetTarget("h1") {
@@ -152,7 +155,7 @@ func TestForgottenTargetIsNotDialled(t *testing.T) {
 
 func TestAnotherPeerAtAMembersAddressIsAnError(t *testing.T) {
 	for _, n := range []peer.Name{self, upper} {
-		m := maker(0)
+		m := maker(t, 0)
 		m.Member(lower, []netip.AddrPort{addr}, true, t0)
 		now := t0.Add(2 * FirstDelay)
 		m.Done(m.Tick(now)[0].Key, n, nil, now)

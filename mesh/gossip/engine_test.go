@@ -263,7 +263,7 @@ func TestSlowNeighbourIsBoundedAndMended(t *testing.T) {
 	}
 	w.run()
 	if err := w.agree(); err != nil {
-		t.Error("the digests did not mend what was dropped")
+		t.Errorf("after the digests repaired the dropped deltas: %v", err)
 	}
 }
 
