@@ -245,8 +245,8 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 	for _, c := range s.Conflicts {
 		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer)))
 	}
-	if s.DiskError != "" {
-		w = append(w, "addresses can not be written, so none are given: "+s.DiskError)
+	if s.DiskErr != nil {
+		w = append(w, "addresses cannot be written, so none are given: "+s.DiskErr.Error())
 	}
 	return w
 }

@@ -32,10 +32,6 @@ type Mesh interface {
 	Announce(delta []byte)
 }
 
-// ErrDeadline is the cause when a request's time was up. The error's text says
-// what it waited for.
-var ErrDeadline = errors.New("deadline exceeded")
-
 // Allocator gives addresses of one universe. Make one with New and run it with
 // Run. All methods are safe for concurrent use.
 type Allocator struct {
@@ -45,17 +41,12 @@ type Allocator struct {
 
 	mu      sync.Mutex // held during a step with its write, and over calls of mesh
 	core    *core
-	waiters map[uint64]chan reply
+	waiters map[uint64]chan effReply
 	unsaved []store.Write // what the disk refused
 	held    []effect      // the replies of those steps, to be given after the write
 	diskErr error         // why; nil if all is written
 	tick    *time.Timer   // of Run
 	tickAt  time.Time     // when it goes off; zero while nothing has set it
-}
-
-type reply struct {
-	val any
-	err error
 }
 
 // New returns an Allocator that goes on from what disk has. The notes are for
@@ -75,7 +66,7 @@ func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, note
 	if cfg.Init.Mode == Seed && len(cfg.Init.Seeds) == 0 {
 		return nil, nil, fmt.Errorf("address universe %s: the list of seeds is empty", cfg.Range)
 	}
-	a = &Allocator{mesh: mesh, disk: disk, log: log, waiters: make(map[uint64]chan reply), tick: time.NewTimer(0)}
+	a = &Allocator{mesh: mesh, disk: disk, log: log, waiters: make(map[uint64]chan effReply), tick: time.NewTimer(0)}
 	a.core = newCore(cfg, mesh, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	notes = a.core.load(disk)
 	return a, notes, nil
@@ -145,7 +136,7 @@ func (a *Allocator) step(f func(*core)) error {
 		case effReply:
 			if w := a.waiters[e.id]; w != nil {
 				delete(a.waiters, e.id)
-				w <- reply{e.val, e.err}
+				w <- e
 			}
 		}
 	}
@@ -173,7 +164,7 @@ func (a *Allocator) save(writes []store.Write) error {
 	err := a.disk.Apply(a.unsaved)
 	if err != nil {
 		if a.diskErr == nil {
-			a.log.Error("addresses can not be written, so none are given", "err", err)
+			a.log.Error("addresses cannot be written, so none are given", "err", err)
 		}
 		a.diskErr = err
 		return err
@@ -186,13 +177,13 @@ func (a *Allocator) save(writes []store.Write) error {
 }
 
 // call begins a request and waits for its reply.
-func (a *Allocator) call(ctx context.Context, what string, begin func(c *core, id uint64)) (any, error) {
+func (a *Allocator) call(ctx context.Context, what string, begin func(c *core, id uint64)) (answer, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, DefaultDeadline)
 		defer cancel()
 	}
-	w := make(chan reply, 1)
+	w := make(chan effReply, 1)
 	var id uint64
 	_ = a.step(func(c *core) {
 		id = c.nextID()
@@ -204,12 +195,12 @@ func (a *Allocator) call(ctx context.Context, what string, begin func(c *core, i
 		return wrap(what, r)
 	case <-ctx.Done():
 	}
-	var why string
+	var waitedFor error
 	_ = a.step(func(c *core) {
-		why = c.cancel(id)
+		waitedFor = c.cancel(id)
 		delete(a.waiters, id)
 		if a.diskErr != nil {
-			why = a.diskErr.Error()
+			waitedFor = a.diskErr
 		}
 	})
 	select {
@@ -221,14 +212,18 @@ func (a *Allocator) call(ctx context.Context, what string, begin func(c *core, i
 	if errors.Is(ctx.Err(), context.Canceled) {
 		cause = context.Canceled
 	}
-	return nil, fmt.Errorf("%s: %w: %s", what, cause, why)
+	err := fmt.Errorf("%s: %w", what, cause)
+	if waitedFor != nil {
+		err = fmt.Errorf("%w: %w", err, waitedFor)
+	}
+	return answer{}, err
 }
 
-func wrap(what string, r reply) (any, error) {
+func wrap(what string, r effReply) (answer, error) {
 	if r.err != nil {
-		return r.val, fmt.Errorf("%s: %w", what, r.err)
+		return answer{}, fmt.Errorf("%s: %w", what, r.err)
 	}
-	return r.val, nil
+	return r.answer, nil
 }
 
 // Allocate returns an address of subnet, with subnet's length, for ident. If
@@ -239,12 +234,9 @@ func (a *Allocator) Allocate(ctx context.Context, owner string, subnet netip.Pre
 	if !subnet.IsValid() {
 		subnet = a.core.cfg.Default
 	}
-	v, err := a.call(ctx, fmt.Sprintf("allocate an address of %s for %s", subnet, owner),
+	got, err := a.call(ctx, fmt.Sprintf("allocate an address of %s for %s", subnet, owner),
 		func(c *core, id uint64) { c.allocate(id, owner, subnet) })
-	if err != nil {
-		return netip.Prefix{}, err
-	}
-	return v.(netip.Prefix), nil
+	return got.prefix, err
 }
 
 // Claim notes that ident uses the address p.Addr() with a subnet of length
@@ -315,11 +307,8 @@ func (a *Allocator) Prime(ctx context.Context) error {
 // the owners that are left. Peers that own nothing are in the result with no
 // addresses.
 func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name) ([]RemovedPeer, error) {
-	v, err := a.call(ctx, "remove peers", func(c *core, id uint64) { c.remove(id, slices.Clone(names)) })
-	if err != nil {
-		return nil, err
-	}
-	return v.([]RemovedPeer), nil
+	got, err := a.call(ctx, "remove peers", func(c *core, id uint64) { c.remove(id, slices.Clone(names)) })
+	return got.removed, err
 }
 
 // Handover gives all space of this peer to another that can be reached, for
@@ -329,12 +318,12 @@ func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name) ([]Remov
 func (a *Allocator) Handover(ctx context.Context) (HandoverResult, error) {
 	var before HandoverResult
 	_ = a.step(func(c *core) { before = c.total() })
-	v, err := a.call(ctx, "hand the address space over", func(c *core, id uint64) { c.handover(id) })
-	if r, ok := v.(HandoverResult); ok {
-		return r, err
+	got, err := a.call(ctx, "hand the address space over", func(c *core, id uint64) { c.handover(id) })
+	if err != nil {
+		before.Unreachable = before.Addresses
+		return before, err
 	}
-	before.Unreachable = before.Addresses
-	return before, err
+	return got.handover, nil
 }
 
 // Adopt makes all peers of this peer's ring leave it for the ring other, which
@@ -349,9 +338,7 @@ func (a *Allocator) Adopt(other ring.ID) (err error) {
 func (a *Allocator) Status() (s Status) {
 	_ = a.step(func(c *core) {
 		s = c.status()
-		if a.diskErr != nil {
-			s.DiskError = a.diskErr.Error()
-		}
+		s.DiskErr = a.diskErr
 	})
 	return s
 }

@@ -174,7 +174,7 @@ func TestDiskThatRefuses(t *testing.T) {
 		if p, err := as[0].Allocate(ctx, "x", netip.Prefix{}); err == nil || !strings.Contains(err.Error(), "no space left on device") {
 			t.Errorf("%v, %v", p, err)
 		}
-		if got := as[0].Status().DiskError; got == "" {
+		if as[0].Status().DiskErr == nil {
 			t.Error("status does not show it")
 		}
 		if _, err := as[0].Channel().Merge(peer.Name{2}, []byte{deltaRing}); err == nil || !strings.Contains(err.Error(), "no space") {
@@ -321,11 +321,11 @@ func TestForeignAndDamagedFilesAreSetAside(t *testing.T) {
 	if got := append(open(1, addrRange), open(1, addrRange)...); len(got) != 0 {
 		t.Errorf("notes of a new file: %v", got)
 	}
-	if got := open(2, addrRange); len(got) != 1 || !strings.Contains(got[0], "self 02:00:00:00:00:01, not 02:00:00:00:00:02") {
+	if got := open(2, addrRange); len(got) != 1 || !strings.Contains(got[0], "peer 02:00:00:00:00:01, not 02:00:00:00:00:02") {
 		t.Errorf("another name: %v", got)
 	}
-	if got := open(2, "10.0.0.0/8"); len(got) != 1 || !strings.Contains(got[0], "universe 10.32.0.0/20, not 10.0.0.0/8") {
-		t.Errorf("another universe: %v", got)
+	if got := open(2, "10.0.0.0/8"); len(got) != 1 || !strings.Contains(got[0], "address range 10.32.0.0/20, not 10.0.0.0/8") {
+		t.Errorf("another address range: %v", got)
 	}
 	if err := os.WriteFile(path, []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)

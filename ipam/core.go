@@ -59,11 +59,9 @@ const (
 	restEvery     = 5 * time.Second        // while nothing does
 )
 
-// ErrLeft is the cause when this peer has handed its space over.
-var ErrLeft = errors.New("this peer has left the ring")
-
-// effect is what the driver is to do once the writes of the step are on disk.
-type effect interface{}
+// effect is something for the driver to do once the writes of the step are on
+// disk: one of the types below.
+type effect interface{ effect() }
 
 type (
 	effSend struct {
@@ -71,9 +69,10 @@ type (
 		msg []byte
 	}
 	effAnnounce struct{ delta []byte } // of the channel
-	effReply    struct {
-		id  uint64
-		val any
+	// effReply ends the request id.
+	effReply struct {
+		id uint64
+		answer
 		err error
 	}
 	effWarn struct {
@@ -81,6 +80,19 @@ type (
 		args []any  // for slog
 	}
 )
+
+func (effSend) effect()     {}
+func (effAnnounce) effect() {}
+func (effReply) effect()    {}
+func (effWarn) effect()     {}
+
+// answer is the result of a request. Each kind of request sets its own field; a
+// claim and a prime have no result.
+type answer struct {
+	prefix   netip.Prefix   // of allocate
+	removed  []RemovedPeer  // of remove
+	handover HandoverResult // of handover
+}
 
 // core is the allocator without clock, disk and network: each step gets the
 // time and returns writes and effects. It is not safe for concurrent use.
@@ -249,7 +261,9 @@ func (c *core) sendProof(to peer.Name, records []ring.Raw) {
 	}
 }
 
-func (c *core) reply(id uint64, val any, err error) { c.out = append(c.out, effReply{id, val, err}) }
+func (c *core) reply(id uint64, a answer) { c.out = append(c.out, effReply{id: id, answer: a}) }
+
+func (c *core) fail(id uint64, err error) { c.out = append(c.out, effReply{id: id, err: err}) }
 
 func (c *core) warn(what string, args ...any) { c.out = append(c.out, effWarn{what, args}) }
 

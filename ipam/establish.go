@@ -124,18 +124,18 @@ func (c *core) mergeElection(delta []byte) (news []byte, err error) {
 	return news, err
 }
 
-// whyNoRing says what keeps the first ring from being made.
-func (c *core) whyNoRing() string {
+// noRing says what keeps the first ring from being made.
+func (c *core) noRing() error {
 	if want, ok := c.ring.Awaits(); ok {
-		return fmt.Sprintf("waiting for ring %s, which was adopted, from a peer that has it", want)
+		return because(ErrNoRing, "waiting for ring %s, which was adopted, from a peer that has it", want)
 	}
 	if c.now.Before(c.graceEnd()) {
-		return fmt.Sprintf("waiting up to %v for other peers to show a ring", c.cfg.Grace)
+		return because(ErrNoRing, "waiting up to %v for other peers to show a ring", c.cfg.Grace)
 	}
 	if c.election == nil {
-		return "waiting for the first ring"
+		return because(ErrNoRing, "waiting for the first ring")
 	}
-	return fmt.Sprintf("consensus not reached: %d of %d needed peers answered", len(c.election.Voters()), c.election.Needed())
+	return because(ErrNoRing, "consensus not reached: %d of %d needed peers answered", len(c.election.Voters()), c.election.Needed())
 }
 
 func (c *core) put(bucket string, key, value []byte) {

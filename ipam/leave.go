@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/weft-net/weft/ipam/addr"
@@ -30,8 +29,8 @@ type leaving struct {
 	result HandoverResult
 }
 
-// handover hands all space to an heir; the reply is a HandoverResult. It can not
-// be undone, and afterwards this core refuses all requests.
+// handover hands all space to an heir. It cannot be undone, and afterwards this
+// core refuses all requests.
 func (c *core) handover(id uint64) {
 	total := c.total().Addresses
 	if c.leaving != nil {
@@ -40,7 +39,7 @@ func (c *core) handover(id uint64) {
 	}
 	if c.left || !c.ring.Ready() {
 		c.leave()
-		c.reply(id, HandoverResult{}, nil)
+		c.reply(id, answer{})
 		return
 	}
 	heir, ok := c.pickHeir()
@@ -48,13 +47,13 @@ func (c *core) handover(id uint64) {
 		if total.IsZero() {
 			c.leave()
 		}
-		c.reply(id, HandoverResult{Addresses: total, Unreachable: total}, nil)
+		c.reply(id, answer{handover: HandoverResult{Addresses: total, Unreachable: total}})
 		return
 	}
 	gone := c.holder
 	out, err := c.ring.Leave(c.cfg.Signer, c.cfg.Self, heir)
 	if err != nil {
-		c.reply(id, HandoverResult{Addresses: total, Unreachable: total}, err)
+		c.fail(id, err)
 		return
 	}
 	c.publish(out)
@@ -126,7 +125,7 @@ func (c *core) onLeaveAck(from peer.Name, _ message) {
 		return
 	}
 	if l.id != 0 {
-		c.reply(l.id, l.result, nil)
+		c.reply(l.id, answer{handover: l.result})
 	}
 	c.leaving = nil
 }
@@ -138,14 +137,14 @@ func (c *core) flush() {
 }
 
 // cancelOther ends a handover or removal whose time is up.
-func (c *core) cancelOther(id uint64) (why string) {
+func (c *core) cancelOther(id uint64) (waitedFor error) {
 	if l := c.leaving; l != nil && l.id == id {
 		l.id = 0
-		return fmt.Sprintf("%s, who inherits %s addresses, has not confirmed", c.name(l.heir), l.result.Addresses)
+		return because(ErrNoAnswer, "%s, who inherits %s addresses, has not confirmed", c.name(l.heir), l.result.Addresses)
 	}
 	if r := c.removals[id]; r != nil {
 		delete(c.removals, id)
-		return c.whyNotRemoved(r)
+		return c.notRemoved(r)
 	}
-	return ""
+	return nil
 }

@@ -28,6 +28,16 @@ const (
 	bucketVotes     = "votes"
 )
 
+// The keys of bucketMeta. They are on disk: metaRange keeps the text that
+// released versions write.
+const (
+	metaSelf    = "self"
+	metaRange   = "universe"
+	metaOrigin  = "origin"
+	metaGenesis = "genesis"
+	metaRound   = "round"
+)
+
 // Disk is what the allocator needs of *store.Store.
 type Disk interface {
 	Load(bucket string, f func(key, value []byte)) error
@@ -43,22 +53,18 @@ func OpenDisk(path string, self peer.Name, addrRange netip.Prefix) (s *store.Sto
 		return nil, nil, err
 	}
 	if aside != "" {
-		notes = append(notes, fmt.Sprintf("the address file %s was damaged and is now %s; the ring comes back from the peers, "+
-			"the addresses of running containers as they are claimed", path, aside))
+		notes = append(notes, fmt.Sprintf("the address file %s was damaged and was renamed to %s; the ring comes back from the peers, "+
+			"the addresses of running containers when they are claimed", path, aside))
 	}
-	var foreign string
-	check := func(key, want string) error {
+	check := func(key, what, want string) error {
 		got, err := s.Get(bucketMeta, []byte(key))
 		if err == nil && got != nil && string(got) != want {
-			foreign = fmt.Sprintf("%s %s, not %s", key, got, want)
+			return fmt.Errorf("%s %s, not %s", what, got, want)
 		}
 		return err
 	}
-	err = errors.Join(check("self", self.String()), check("universe", addrRange.Masked().String()))
-	if err != nil {
-		foreign = err.Error()
-	}
-	if foreign != "" {
+	foreign := errors.Join(check(metaSelf, "peer", self.String()), check(metaRange, "address range", addrRange.Masked().String()))
+	if foreign != nil {
 		if err := s.Close(); err != nil {
 			return nil, notes, err
 		}
@@ -66,14 +72,14 @@ func OpenDisk(path string, self peer.Name, addrRange netip.Prefix) (s *store.Sto
 		if err != nil {
 			return nil, notes, err
 		}
-		notes = append(notes, fmt.Sprintf("the address file %s is of %s; it is now %s, and a new one was begun", path, foreign, aside))
+		notes = append(notes, fmt.Sprintf("the address file %s is for %s; it was renamed to %s, and a new one was begun", path, foreign, aside))
 		if s, _, err = store.Open(path); err != nil {
 			return nil, notes, err
 		}
 	}
 	err = s.Apply([]store.Write{
-		{Bucket: bucketMeta, Key: []byte("self"), Value: []byte(self.String())},
-		{Bucket: bucketMeta, Key: []byte("universe"), Value: []byte(addrRange.Masked().String())},
+		{Bucket: bucketMeta, Key: []byte(metaSelf), Value: []byte(self.String())},
+		{Bucket: bucketMeta, Key: []byte(metaRange), Value: []byte(addrRange.Masked().String())},
 	})
 	if err != nil {
 		return nil, notes, errors.Join(err, s.Close())
@@ -109,11 +115,11 @@ func (l *loader) loadRing() {
 	var origin, genesis ring.ID
 	l.each(bucketMeta, func(k, v []byte) {
 		switch string(k) {
-		case "origin":
+		case metaOrigin:
 			copy(origin[:], v)
-		case "genesis":
+		case metaGenesis:
 			copy(genesis[:], v)
-		case "round":
+		case metaRound:
 			if len(v) == 4 {
 				l.round = binary.BigEndian.Uint32(v)
 			}
@@ -210,8 +216,8 @@ func (c *core) saveRingIdentity() {
 	origin, genesis, records := c.ring.Dump()
 	c.genesis = genesis
 	c.flush()
-	c.put(bucketMeta, []byte("origin"), bytes.Clone(origin[:]))
-	c.put(bucketMeta, []byte("genesis"), bytes.Clone(genesis[:]))
+	c.put(bucketMeta, []byte(metaOrigin), bytes.Clone(origin[:]))
+	c.put(bucketMeta, []byte(metaGenesis), bytes.Clone(genesis[:]))
 	old := c.onDisk
 	c.onDisk = make(map[ring.ID]bool)
 	c.writes = append(c.writes, c.ringWrites(ring.Outcome{Records: records})...)

@@ -3,6 +3,7 @@ package ipam
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -63,18 +64,18 @@ type removingPeer struct {
 	accepting bool
 	promises  map[peer.Name]paxos.Acceptor[string]
 	votes     map[peer.Name]ring.Vote
-	refusals  map[peer.Name]string
+	refusals  map[peer.Name]error
 	highest   paxos.Ballot // that anyone answered with
 	started   time.Time    // the round; zero: none yet
-	before    string       // why the round before it came to nothing
+	previous  error        // why the round before this one failed
 	restart   time.Time    // when to begin another round
 	resend    time.Time
 }
 
-// remove begins the removal of peers; the reply is a []RemovedPeer.
+// remove begins the removal of peers.
 func (c *core) remove(id uint64, names []peer.Name) {
 	if err := c.checkRemove(names); err != nil {
-		c.reply(id, nil, err)
+		c.fail(id, err)
 		return
 	}
 	r := &removing{id: id, named: names}
@@ -98,7 +99,7 @@ func (c *core) checkRemove(names []peer.Name) error {
 	case c.left:
 		return ErrLeft
 	case !c.ring.Ready():
-		return fmt.Errorf("remove peers: there is no ring: %s", c.whyNoRing())
+		return fmt.Errorf("remove peers: there is no ring: %w", c.noRing())
 	case slices.Contains(names, c.cfg.Self):
 		return fmt.Errorf("remove peer %s: that is this peer; reset it instead", c.name(c.cfg.Self))
 	}
@@ -128,7 +129,7 @@ func (c *core) pushRemovals() {
 		for _, rp := range r.peers {
 			results = append(results, rp.result)
 		}
-		c.reply(id, results, nil)
+		c.reply(id, answer{removed: results})
 	}
 }
 
@@ -152,18 +153,18 @@ func (c *core) pushRemoval(r *removing, rp *removingPeer) {
 // newRound begins another attempt, with a higher ballot and a fresh proposal.
 func (c *core) newRound(r *removing, rp *removingPeer) {
 	if !rp.started.IsZero() && rp.proposal != nil {
-		rp.before = c.whyNot(rp)
+		rp.previous = c.roundStatus(rp)
 	}
 	rp.started = c.now
 	rp.restart = c.now.Add(roundTimeout + time.Duration(c.rng.Int64N(int64(roundTimeout))))
 	// The round is on disk before it is used: no ballot ever has two proposals.
 	c.round = max(c.round, rp.highest.Round) + 1
-	c.put(bucketMeta, []byte("round"), binary.BigEndian.AppendUint32(nil, c.round))
+	c.put(bucketMeta, []byte(metaRound), binary.BigEndian.AppendUint32(nil, c.round))
 	rp.ballot = paxos.Ballot{Round: c.round, Proposer: c.cfg.Self}
 	rp.accepting = false
 	rp.promises = make(map[peer.Name]paxos.Acceptor[string])
 	rp.votes = make(map[peer.Name]ring.Vote)
-	rp.refusals = make(map[peer.Name]string)
+	rp.refusals = make(map[peer.Name]error)
 	rp.resend = time.Time{}
 	c.propose(r, rp, c.holder)
 }
@@ -407,7 +408,7 @@ func (rp *removingPeer) majority(has func(peer.Name) bool) bool {
 // refused notes why an elector does not agree. If it has promised a higher
 // ballot, another round follows soon, after a random pause.
 func (c *core) refused(rp *removingPeer, from peer.Name, m message) {
-	rp.refusals[from] = cmp.Or(m.reason, "it gives no reason")
+	rp.refusals[from] = errors.New(cmp.Or(m.reason, "it gives no reason"))
 	if m.ballot.Compare(rp.highest) > 0 {
 		rp.highest = m.ballot
 	}
@@ -417,24 +418,24 @@ func (c *core) refused(rp *removingPeer, from peer.Name, m message) {
 	}
 }
 
-// whyNotRemoved says what a removal waits for.
-func (c *core) whyNotRemoved(r *removing) string {
+// notRemoved says what a removal waits for.
+func (c *core) notRemoved(r *removing) error {
 	var out []string
 	for _, rp := range r.peers {
 		switch {
 		case rp.done:
-		case rp.before != "" && c.now.Sub(rp.started) < resendEvery: // too early for answers
-			out = append(out, rp.before)
+		case rp.previous != nil && c.now.Sub(rp.started) < resendEvery: // too early for answers
+			out = append(out, rp.previous.Error())
 		default:
-			out = append(out, c.whyNot(rp))
+			out = append(out, c.roundStatus(rp).Error())
 		}
 	}
-	return strings.Join(out, "; ")
+	return because(ErrNoMajority, "%s", strings.Join(out, "; "))
 }
 
-// whyNot says what the round of one peer waits for.
-func (c *core) whyNot(rp *removingPeer) string {
-	var away, no []string
+// roundStatus says what the round of one peer waits for.
+func (c *core) roundStatus(rp *removingPeer) error {
+	var silent, no []string
 	yes := 0
 	for _, h := range rp.electors {
 		_, promised := rp.promises[h.Name]
@@ -445,7 +446,7 @@ func (c *core) whyNot(rp *removingPeer) string {
 		case promised:
 			yes++
 		default:
-			away = append(away, c.name(h.Name))
+			silent = append(silent, c.name(h.Name))
 		}
 	}
 	s := fmt.Sprintf("removal of %s: %d of %d owners agreed, %d needed",
@@ -453,8 +454,8 @@ func (c *core) whyNot(rp *removingPeer) string {
 	if len(no) > 0 {
 		s += "; refused by " + listed(no)
 	}
-	if len(away) > 0 {
-		s += "; no answer from " + listed(away)
+	if len(silent) > 0 {
+		s += "; no answer from " + listed(silent)
 	}
-	return s
+	return because(ErrNoMajority, "%s", s)
 }

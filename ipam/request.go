@@ -67,10 +67,10 @@ func checkOwner(owner string) error {
 	return nil
 }
 
-// allocate begins an allocation; the reply is a netip.Prefix.
+// allocate begins an allocation.
 func (c *core) allocate(id uint64, owner string, subnet netip.Prefix) {
 	if err := c.checkAllocate(owner, subnet); err != nil {
-		c.reply(id, nil, err)
+		c.fail(id, err)
 		return
 	}
 	c.begin(&request{id: id, kind: reqAllocate, owner: owner, subnet: subnet.Masked()})
@@ -87,21 +87,21 @@ func (c *core) checkAllocate(owner string, subnet netip.Prefix) error {
 	return err
 }
 
-// claim begins a claim; the reply is nil.
+// claim begins a claim.
 func (c *core) claim(id uint64, owner string, p netip.Prefix) {
 	if err := checkOwner(owner); err != nil {
-		c.reply(id, nil, err)
+		c.fail(id, err)
 		return
 	}
 	c.begin(&request{id: id, kind: reqClaim, owner: owner, subnet: p})
 }
 
-// prime begins to wait for the ring; the reply is nil.
+// prime begins to wait for the ring.
 func (c *core) prime(id uint64) { c.begin(&request{id: id, kind: reqPrime}) }
 
 func (c *core) begin(r *request) {
 	if c.left {
-		c.reply(r.id, nil, ErrLeft)
+		c.fail(r.id, ErrLeft)
 		return
 	}
 	if c.try(r) {
@@ -129,13 +129,13 @@ func (c *core) kick() {
 // try replies to r if it can, and tells whether it did.
 func (c *core) try(r *request) bool {
 	if c.left {
-		c.reply(r.id, nil, ErrLeft)
+		c.fail(r.id, ErrLeft)
 		return true
 	}
 	switch r.kind {
 	case reqPrime:
 		if c.ring.Ready() {
-			c.reply(r.id, nil, nil)
+			c.reply(r.id, answer{})
 		}
 		return c.ring.Ready()
 	case reqAllocate:
@@ -146,7 +146,7 @@ func (c *core) try(r *request) bool {
 
 func (c *core) tryAllocate(r *request) bool {
 	if a, ok := c.lookup(r.owner, r.subnet); ok {
-		c.reply(r.id, a, nil)
+		c.reply(r.id, answer{prefix: a})
 		return true
 	}
 	hosts, err := addr.Hosts(r.subnet)
@@ -158,18 +158,18 @@ func (c *core) tryAllocate(r *request) bool {
 		return false
 	}
 	c.hold(r.owner, a, r.subnet.Bits())
-	c.reply(r.id, netip.PrefixFrom(a, r.subnet.Bits()), nil)
+	c.reply(r.id, answer{prefix: netip.PrefixFrom(a, r.subnet.Bits())})
 	return true
 }
 
 func (c *core) tryClaim(r *request) bool {
 	a := r.subnet.Addr()
 	if old, ok := c.held[a]; ok {
-		var err error
 		if old.owner != r.owner {
-			err = fmt.Errorf("it is in use here by %s", old.owner)
+			c.fail(r.id, because(ErrInUse, "it is in use here by %s", old.owner))
+		} else {
+			c.reply(r.id, answer{})
 		}
-		c.reply(r.id, nil, err)
 		return true
 	}
 	if c.inRange(a) {
@@ -180,7 +180,7 @@ func (c *core) tryClaim(r *request) bool {
 		c.space.Take(a)
 	}
 	c.hold(r.owner, a, r.subnet.Bits())
-	c.reply(r.id, nil, nil)
+	c.reply(r.id, answer{})
 	return true
 }
 
@@ -218,56 +218,56 @@ func (c *core) release(owner string, a netip.Addr) bool {
 	return true
 }
 
-// cancel ends a request whose time is up, and returns what it waited for.
-func (c *core) cancel(id uint64) (why string) {
+// cancel ends a request whose time is up. The error says what it waited for; it
+// is nil if there is no such request.
+func (c *core) cancel(id uint64) (waitedFor error) {
 	i := slices.IndexFunc(c.pending, func(r *request) bool { return r.id == id })
 	if i < 0 {
 		return c.cancelOther(id)
 	}
-	r := c.pending[i]
-	why = c.why(r)
+	waitedFor = c.waitsFor(c.pending[i])
 	c.pending = slices.Delete(c.pending, i, i+1)
 	c.kick()
-	return why
+	return waitedFor
 }
 
-// why says what r waits for.
-func (c *core) why(r *request) string {
+// waitsFor says what r waits for.
+func (c *core) waitsFor(r *request) error {
 	if !c.ring.Ready() {
-		return c.whyNoRing()
+		return c.noRing()
 	}
 	if r.kind == reqAllocate {
-		return c.whyNoSpace(r.subnet)
+		return c.noSpace(r.subnet)
 	}
 	a := r.subnet.Addr()
 	owner, _ := c.ring.Owner(a)
 	if !c.view.Reachable(owner.Name) {
-		return fmt.Sprintf("%s is in a range of %s, which is unreachable", a, c.name(owner.Name))
+		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable", a, c.name(owner.Name))
 	}
-	return fmt.Sprintf("%s is in a range of %s, which has not answered", a, c.name(owner.Name))
+	return because(ErrNoAnswer, "%s is in a range of %s, which has not answered", a, c.name(owner.Name))
 }
 
-// whyNoSpace says why no address of subnet is to be had.
-func (c *core) whyNoSpace(subnet netip.Prefix) string {
-	var away, full []string
+// noSpace says why no address of subnet is available.
+func (c *core) noSpace(subnet netip.Prefix) error {
+	var unreachable, full []string
 	for _, h := range c.ownersIn(subnet) {
 		switch {
 		case h.Name == c.cfg.Self:
 		case !c.view.Reachable(h.Name):
-			away = append(away, c.name(h.Name))
+			unreachable = append(unreachable, c.name(h.Name))
 		default:
 			full = append(full, c.name(h.Name))
 		}
 	}
 	switch {
-	case len(away) == 0 && len(full) == 0:
-		return fmt.Sprintf("subnet %s is full: all of it is owned and used here", subnet)
+	case len(unreachable) == 0 && len(full) == 0:
+		return because(ErrNoSpace, "subnet %s is full: all of it is owned and used here", subnet)
 	case len(full) == 0:
-		return fmt.Sprintf("all ranges of %s that are not used here are owned by unreachable peers %s", subnet, listed(away))
-	case len(away) == 0:
-		return fmt.Sprintf("subnet %s is full: no peer that owns a part of it gave any: %s", subnet, listed(full))
+		return because(ErrUnreachable, "all ranges of %s that are not used here are owned by unreachable peers %s", subnet, listed(unreachable))
+	case len(unreachable) == 0:
+		return because(ErrNoSpace, "subnet %s is full: no peer that owns a part of it gave any: %s", subnet, listed(full))
 	}
-	return fmt.Sprintf("no free address of %s: %s gave none, and unreachable are %s", subnet, listed(full), listed(away))
+	return because(ErrNoSpace, "no free address of %s: %s gave none, and %s cannot be reached", subnet, listed(full), listed(unreachable))
 }
 
 // listed joins names, and counts those that would make the line too long.
@@ -429,7 +429,7 @@ func (c *core) onClaimAnswer(from peer.Name, m message) {
 		if r.kind != reqClaim || r.askID != m.id || r.asked != from {
 			return false
 		}
-		c.reply(r.id, nil, fmt.Errorf("it is in use on peer %s", c.name(from)))
+		c.fail(r.id, because(ErrInUse, "it is in use on peer %s", c.name(from)))
 		return true
 	})
 }

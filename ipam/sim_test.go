@@ -286,10 +286,15 @@ func (n *node) await(id uint64, d time.Duration) (effReply, bool) {
 	}
 }
 
-// reason cancels the request and returns what it waited for.
-func (n *node) reason(id uint64) (why string) {
-	n.do(func(c *core) { why = c.cancel(id) })
-	return why
+// reason cancels the request and returns what it waited for, "" if there is no
+// such request.
+func (n *node) reason(id uint64) (text string) {
+	n.do(func(c *core) {
+		if err := c.cancel(id); err != nil {
+			text = err.Error()
+		}
+	})
+	return text
 }
 
 func (n *node) allocate(owner, subnet string) netip.Addr {
@@ -299,7 +304,7 @@ func (n *node) allocate(owner, subnet string) netip.Addr {
 	if !ok || r.err != nil {
 		n.s.t.Fatalf("%s allocates for %s: %v %s", n.cfg.Self, owner, r.err, n.reason(id))
 	}
-	return r.val.(netip.Prefix).Addr()
+	return r.prefix.Addr()
 }
 
 // converged lets time pass until all live nodes have one ring.
@@ -347,7 +352,7 @@ func (n *node) reset() HandoverResult {
 	}
 	n.kill()
 	n.s.nodes = slices.DeleteFunc(n.s.nodes, func(m *node) bool { return m == n })
-	return r.val.(HandoverResult)
+	return r.handover
 }
 
 // liveShare returns how many addresses live peers own.

@@ -102,7 +102,7 @@ type Status struct {
 	UnreachablePercent float64
 	Refused            uint64 // records of the ring refused since the start
 	Takeovers          uint64 // times an address was taken from a peer that did not give it
-	DiskError          string // why the state file can not be written, "" if it can
+	DiskErr            error  // of the last write of the state file; nil if all is written
 }
 
 // status returns the state.
@@ -148,12 +148,12 @@ func (c *core) status() Status {
 		case reqClaim:
 			s.PendingClaims++
 		}
-		if why := c.why(r); !slices.Contains(s.Waiting, why) {
-			s.Waiting = append(s.Waiting, why)
+		if text := c.waitsFor(r).Error(); !slices.Contains(s.Waiting, text) {
+			s.Waiting = append(s.Waiting, text)
 		}
 	}
 	for _, r := range c.removals {
-		s.Waiting = append(s.Waiting, c.whyNotRemoved(r))
+		s.Waiting = append(s.Waiting, c.notRemoved(r).Error())
 	}
 	s.State = c.state(s)
 	return s
@@ -169,7 +169,7 @@ func (c *core) state(s Status) string {
 	case s.Ready:
 		return "ready"
 	case adopted:
-		return "priming: " + c.whyNoRing()
+		return "priming: " + c.noRing().Error()
 	case !c.wantRing && (c.election == nil || !c.election.Running()):
 		return "idle"
 	case c.election == nil || c.now.Before(c.graceEnd()):

@@ -220,7 +220,7 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 			if !ok || r.err != nil {
 				t.Fatalf("seed %d: %s: %v %s", seed, n.cfg.Self, r.err, n.reason(id))
 			}
-			heirs = append(heirs, r.val.([]RemovedPeer)[0].Heir)
+			heirs = append(heirs, r.removed[0].Heir)
 		}
 		s.converged(20 * time.Second)
 		for i, h := range heirs {
@@ -284,7 +284,7 @@ func TestRemovalOfEveryOwner(t *testing.T) {
 	if !ok1 || !ok2 || r1.err != nil || r2.err != nil {
 		t.Fatalf("%v %v", r1.err, r2.err)
 	}
-	if h1, h2 := r1.val.([]RemovedPeer)[0], r2.val.([]RemovedPeer)[0]; h1.Heir != h2.Heir || h1.Addresses != addr.N(4096) {
+	if h1, h2 := r1.removed[0], r2.removed[0]; h1.Heir != h2.Heir || h1.Addresses != addr.N(4096) {
 		t.Errorf("heirs %+v and %+v", h1, h2)
 	}
 	b.allocate("y", addrRange)

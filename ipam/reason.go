@@ -1,0 +1,41 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Kinds of reasons why a request waits or fails, for errors.Is. The text of an
+// error names the peers, the range and the counts.
+var (
+	// ErrNoRing means that the first ring, or one that was adopted, is missing.
+	ErrNoRing = errors.New("there is no ring")
+	// ErrNoSpace means that no peer that can be reached gave a free address.
+	ErrNoSpace = errors.New("there is no free address")
+	// ErrUnreachable means that every peer that could help is unreachable.
+	ErrUnreachable = errors.New("the owner is unreachable")
+	// ErrNoAnswer means that a peer that can be reached has not answered yet.
+	ErrNoAnswer = errors.New("the owner has not answered")
+	// ErrNoMajority means that too few owners agreed to a removal.
+	ErrNoMajority = errors.New("too few owners agreed")
+	// ErrInUse means that somebody else uses the address.
+	ErrInUse = errors.New("the address is in use")
+	// ErrDeadline is the cause when the time of a request is up. The text of the
+	// error also says what the request waited for.
+	ErrDeadline = errors.New("deadline exceeded")
+	// ErrLeft is the cause when this peer has handed its space over.
+	ErrLeft = errors.New("this peer has left the ring")
+)
+
+// reason is an error of a kind with a text of its own.
+type reason struct {
+	kind error
+	text string
+}
+
+func (r *reason) Error() string { return r.text }
+func (r *reason) Unwrap() error { return r.kind }
+
+func because(kind error, format string, args ...any) error {
+	return &reason{kind, fmt.Sprintf(format, args...)}
+}
