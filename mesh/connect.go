@@ -187,7 +187,7 @@ func (m *Mesh) judge(h *session.Hello, dialled bool) *session.Refusal {
 	if err := m.book.Check(h.Name, h.Key); err != nil {
 		return no(session.CodeCollision, "name collision: %v", err)
 	}
-	old := (*m.neighbours.Load())[h.Name]
+	old := m.direct(h.Name)
 	switch {
 	case old == nil:
 		if m.maker.Full() {
@@ -218,22 +218,19 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		c.Close()
 		return err
 	}
-	all := *m.neighbours.Load()
-	if old := all[n.name]; old != nil {
-		if old.Peer.Instance == c.Peer.Instance && old.ID <= c.ID {
-			c.Close()
-			return errDuplicate
-		}
-		m.detachLocked(old)
+	switch old := (*m.neighbours.Load())[n.name]; {
+	case old == nil:
+	case old.relayed:
+		m.detach(old)
+		old.shut(errDirect)
+	case old.Peer.Instance == c.Peer.Instance && old.ID <= c.ID:
+		c.Close()
+		return errDuplicate
+	default:
+		m.detach(old)
 		old.shut(errDuplicate)
 	}
-	if d := (*m.relayed.Load())[n.name]; d != nil {
-		m.detachRelayedLocked(d)
-		d.shut(errDirect)
-	}
-	next := maps.Clone(*m.neighbours.Load())
-	next[n.name] = n
-	m.neighbours.Store(&next)
+	m.setNeighbour(n.name, n)
 	m.engine.NeighbourUp(n.name)
 	m.maker.SessionUp(n.name)
 	up := Neighbour{Name: n.name, Nickname: c.Peer.Nickname, Addr: n.addr(), Secret: c.Secret, Dialled: c.Dialled, Instance: c.Peer.Instance}
@@ -249,36 +246,58 @@ func (m *Mesh) adopt(c *session.Conn) error {
 	return nil
 }
 
-// detachLocked takes a session out of the mesh's tables. It tells whether it
-// was in them.
-func (m *Mesh) detachLocked(n *neighbour) bool {
-	all := *m.neighbours.Load()
-	if all[n.name] != n {
+// direct returns the neighbour of a name if its session is over TCP, else nil.
+func (m *Mesh) direct(name peer.Name) *neighbour {
+	if n := (*m.neighbours.Load())[name]; n != nil && !n.relayed {
+		return n
+	}
+	return nil
+}
+
+// setNeighbour replaces the session with a peer; nil removes it. It is called
+// with mu held.
+func (m *Mesh) setNeighbour(name peer.Name, n *neighbour) {
+	next := maps.Clone(*m.neighbours.Load())
+	if n == nil {
+		delete(next, name)
+	} else {
+		next[name] = n
+	}
+	m.neighbours.Store(&next)
+}
+
+// detach removes a session from the mesh's tables and reports whether it was in
+// them. It is called with mu held.
+func (m *Mesh) detach(n *neighbour) bool {
+	if (*m.neighbours.Load())[n.name] != n {
 		return false
 	}
-	next := maps.Clone(all)
-	delete(next, n.name)
-	m.neighbours.Store(&next)
-	m.engine.NeighbourDown(n.name)
+	m.setNeighbour(n.name, nil)
+	if !n.relayed {
+		m.engine.NeighbourDown(n.name)
+	}
 	delete(m.data, n.name)
 	name := n.name
 	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name) })
 	return true
 }
 
-// drop ends a session's part in the mesh, when its reader has ended.
+// drop detaches a session whose reader has ended.
 func (m *Mesh) drop(n *neighbour) {
 	now := time.Now()
 	m.mu.Lock()
-	was := m.detachLocked(n)
-	if was {
+	attached := m.detach(n)
+	if attached && !n.relayed {
 		m.maker.SessionDown(n.name, now.Sub(n.since), n.why(), now)
 		if n.left.Load() {
-			m.maker.MemberGone(n.name, true, now)
+			m.maker.MemberLeft(n.name)
 		}
 	}
 	m.mu.Unlock()
-	if was {
+	switch {
+	case attached && n.relayed:
+		m.log.Info("relayed session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
+	case attached:
 		m.counters.terminations.Add(1)
 		m.log.Info("session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
 	}
@@ -297,6 +316,9 @@ func (m *Mesh) ownAddrs() []netip.AddrPort {
 	seen := make(map[netip.Addr]bool)
 	public := false
 	for _, n := range *m.neighbours.Load() {
+		if n.relayed {
+			continue
+		}
 		for _, a := range []netip.Addr{addrPortOf(n.LocalAddr()).Addr(), n.Peer.Seen.Addr()} {
 			if a.IsValid() && !a.IsLinkLocalUnicast() {
 				seen[a] = true

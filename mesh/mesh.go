@@ -153,20 +153,20 @@ type Mesh struct {
 	listener net.Listener
 	sources  sources
 	start    time.Time
-
-	// Constant once Run is called.
-
-	handlers [256]func(from peer.Name, msg []byte)
-	observer Observer
 	members  *member.List
 	// relayedStreams carry the sessions of relayed.go.
 	relayedStreams *stream.Mux
 
+	// Constant once Run is called.
+
+	handlers [256]func(from peer.Name, msg []byte)
+
 	// Atomic.
 
-	view       atomic.Pointer[View]
-	neighbours atomic.Pointer[map[peer.Name]*neighbour] // replaced under mu
-	relayed    atomic.Pointer[map[peer.Name]*neighbour] // likewise
+	view atomic.Pointer[View]
+	// neighbours has the one session with each neighbour, direct or relayed. The
+	// map is immutable; setNeighbour replaces it under mu.
+	neighbours atomic.Pointer[map[peer.Name]*neighbour]
 	counters   counters
 
 	// wake has the loop go round now.
@@ -245,21 +245,37 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, err
 	}
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
-	m.relayed.Store(&map[peer.Name]*neighbour{})
 	m.tries = make(map[peer.Name]*try)
 	m.early = make(map[peer.Name]early)
 	m.refreshView()
-	host := ""
-	if cfg.Host.IsValid() {
-		host = cfg.Host.String()
+	if err := m.listen(); err != nil {
+		return nil, err
 	}
-	addr := net.JoinHostPort(host, fmt.Sprint(cfg.Port))
-	listen := net.ListenConfig{Control: boundUnacknowledged}
-	if m.listener, err = listen.Listen(context.Background(), "tcp", addr); err != nil {
-		return nil, fmt.Errorf("listen for peers at TCP %s: %w", addr, errors.Unwrap(err))
+	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Notify: m.memberChanged,
+		SendPacket: m.sender(KindMember), SendStream: m.sender(KindMemberStream)})
+	if err != nil {
+		m.listener.Close()
+		return nil, err
+	}
+	m.Handle(KindMember, m.members.Packet)
+	m.handleStreams(KindMemberStream, m.members.Stream)
+	m.relayedStreams = stream.New(m.sender(KindRelayed), m.acceptRelayed)
+	m.handleStreams(KindRelayed, m.relayedStreams.Receive)
+	return m, nil
+}
+
+func (m *Mesh) listen() (err error) {
+	host := ""
+	if m.cfg.Host.IsValid() {
+		host = m.cfg.Host.String()
+	}
+	addr := net.JoinHostPort(host, fmt.Sprint(m.cfg.Port))
+	l := net.ListenConfig{Control: boundUnacknowledged}
+	if m.listener, err = l.Listen(context.Background(), "tcp", addr); err != nil {
+		return fmt.Errorf("listen for peers at TCP %s: %w", addr, errors.Unwrap(err))
 	}
 	m.hs.Port = uint16(m.listener.Addr().(*net.TCPAddr).Port)
-	return m, nil
+	return nil
 }
 
 func (m *Mesh) prepareHandshakes() error {
@@ -298,35 +314,30 @@ func (m *Mesh) Register(channel uint8, c gossip.Channel) { m.engine.Register(cha
 func (m *Mesh) Handle(k Kind, f func(from peer.Name, msg []byte)) { m.handlers[k] = f }
 
 // Close gives back what New opened, if Run will not be called.
-func (m *Mesh) Close() { m.listener.Close() }
+func (m *Mesh) Close() {
+	m.listener.Close()
+	m.members.Close()
+	m.relayedStreams.Close()
+}
 
 // Run drives the mesh until ctx is done; then it takes leave of the others and
 // returns when all that it started has ended.
 func (m *Mesh) Run(ctx context.Context, o Observer) error {
-	m.observer = o
-	var err error
-	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Notify: m.memberChanged,
-		SendPacket: m.sender(KindMember), SendStream: m.sender(KindMemberStream)})
-	if err != nil {
-		m.listener.Close()
-		return err
-	}
-	m.Handle(KindMember, m.members.Packet)
-	m.handleStreams(KindMemberStream, m.members.Stream)
-	m.relayedStreams = stream.New(m.sender(KindRelayed), m.acceptRelayed)
-	m.handleStreams(KindRelayed, m.relayedStreams.Receive)
 	m.wg.Add(1)
 	go m.accept(ctx)
-	m.loop(ctx)
+	m.loop(ctx, o)
 
 	m.mu.Lock()
 	m.closing = true
 	m.mu.Unlock()
 	m.listener.Close()
-	m.members.Close(true)
-	for _, all := range []map[peer.Name]*neighbour{*m.relayed.Load(), *m.neighbours.Load()} {
-		for _, n := range all {
-			n.goodbye(session.CodeOK, "the router stops")
+	m.members.Leave()
+	// The relayed ones first: their goodbyes go through the others.
+	for _, relayed := range []bool{true, false} {
+		for _, n := range *m.neighbours.Load() {
+			if n.relayed == relayed {
+				n.goodbye(session.CodeOK, "the router stops")
+			}
 		}
 	}
 	m.relayedStreams.Close()
@@ -345,7 +356,7 @@ const (
 )
 
 // loop does what is due, when it is due and when it is woken.
-func (m *Mesh) loop(ctx context.Context) {
+func (m *Mesh) loop(ctx context.Context, o Observer) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var l rounds
@@ -357,7 +368,7 @@ func (m *Mesh) loop(ctx context.Context) {
 		case <-m.wake:
 		}
 		now := time.Now()
-		timer.Reset(max(soonest, m.round(ctx, now, &l).Sub(now)))
+		timer.Reset(max(soonest, m.round(ctx, o, now, &l).Sub(now)))
 	}
 }
 
@@ -369,7 +380,7 @@ type rounds struct {
 }
 
 // round does what is due and returns when the next round is.
-func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.Time) {
+func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *rounds) (next time.Time) {
 	m.takeAnnouncements()
 	m.mu.Lock()
 	m.engine.Tick(now)
@@ -426,7 +437,7 @@ func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.T
 		go m.dialRelayed(n)
 	}
 	for _, f := range events {
-		f(m.observer)
+		f(o)
 	}
 	m.members.SetAddrs(m.ownAddrs())
 	return next
@@ -435,11 +446,9 @@ func (m *Mesh) round(ctx context.Context, now time.Time, l *rounds) (next time.T
 // pingAll gives neighbours a sign of life. It is called with mu held.
 func (m *Mesh) pingAll(now time.Time) {
 	all := now.UnixNano()/int64(pingEvery)%calm == 0
-	for _, ns := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.relayed.Load()} {
-		for _, n := range ns {
-			if all || !n.linked.Load() {
-				n.ping()
-			}
+	for _, n := range *m.neighbours.Load() {
+		if all || !n.linked.Load() {
+			n.ping()
 		}
 	}
 }
@@ -499,10 +508,8 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 	}
 	l.up, l.rtt = up, rtt
 	m.data[n] = l
-	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.relayed.Load()} {
-		if n := all[n]; n != nil {
-			n.setLinked(up)
-		}
+	if nb := (*m.neighbours.Load())[n]; nb != nil {
+		nb.setLinked(up)
 	}
 	m.mu.Unlock()
 	m.poke()
@@ -511,18 +518,18 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 // updateLinks puts what this peer has with its neighbours into its entry.
 func (m *Mesh) updateLinks() {
 	var links []topology.Link
-	for name := range *m.relayed.Load() {
-		if d := m.data[name]; d.up {
-			links = append(links, topology.Link{To: name, Flags: topology.LinkData, Cost: topology.CostOf(d.rtt)})
-		}
-	}
 	for name, n := range *m.neighbours.Load() {
-		l := topology.Link{To: name, Flags: topology.LinkSession, Cost: topology.CostOf(n.rtt())}
+		l := topology.Link{To: name, Cost: topology.CostOf(n.rtt())}
+		if !n.relayed {
+			l.Flags = topology.LinkSession
+		}
 		if d := m.data[name]; d.up {
 			l.Flags |= topology.LinkData
 			l.Cost = topology.CostOf(d.rtt)
 		}
-		links = append(links, l)
+		if l.Flags != 0 {
+			links = append(links, l)
+		}
 	}
 	if delta := m.topo.SetLinks(links); delta != nil {
 		m.engine.Announce(ChannelTopology, delta)
@@ -537,7 +544,7 @@ func (m *Mesh) noteRefusals() {
 			m.log.Warn("topology entry refused", "peer", r.Owner, "from", r.From, "err", r.Cause)
 		}
 		// Who is honest passes nothing on that it has not checked.
-		if n := (*m.neighbours.Load())[r.From]; n != nil && errors.Is(r.Cause, topology.ErrForged) {
+		if n := m.direct(r.From); n != nil && errors.Is(r.Cause, topology.ErrForged) {
 			reason := fmt.Sprintf("it handed over an entry of peer %s: %v", r.Owner, r.Cause)
 			m.events = append(m.events, func(Observer) { n.goodbye(session.CodeOther, reason) })
 		}
@@ -549,9 +556,9 @@ func (m *Mesh) memberChanged(e member.Event) {
 	now := time.Now()
 	m.mu.Lock()
 	if e.Alive {
-		m.maker.Member(e.Peer, e.Addrs, true, now)
+		m.maker.Member(e.Peer, e.Addrs, now)
 	} else {
-		m.maker.MemberGone(e.Peer, false, now)
+		m.maker.MemberLost(e.Peer, now)
 	}
 	m.mu.Unlock()
 	m.poke()

@@ -3,11 +3,13 @@ package mesh
 import (
 	"context"
 	"crypto/rand"
+	"flag"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -59,6 +61,16 @@ func (n *node) RoutesChanged(r *topology.Routes) {
 
 func (n *node) ViewChanged(*View) {}
 
+// TestMain lets more tests run at a time than there are CPUs: they wait for
+// clocks, not for the CPU.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
 type option func(*Config)
 
 func start(t *testing.T, opts ...option) *node {
@@ -82,7 +94,9 @@ func start(t *testing.T, opts ...option) *node {
 		defer n.mu.Unlock()
 		n.got = append(n.got, fmt.Sprintf("%s %s", from, msg))
 	})
-	ctx, cancel := context.WithCancel(context.Background())
+	// The context of the test ends before its cleanups begin, so all nodes stop at
+	// the same time: each takes up to a second to tell the others.
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		n.Run(ctx, n)
@@ -117,7 +131,15 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func (n *node) sessions() int { return len(*n.neighbours.Load()) }
+// sessions counts those over TCP.
+func (n *node) sessions() (count int) {
+	for _, s := range n.Status().Sessions {
+		if !s.Relayed {
+			count++
+		}
+	}
+	return count
+}
 
 // sees tells whether n can reach exactly these.
 func (n *node) sees(others ...*node) bool {
@@ -132,6 +154,7 @@ func (n *node) sees(others ...*node) bool {
 }
 
 func TestOneKnownPeerIsEnoughAndItsLossIsSurvived(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	b, c, d := start(t, to(a)), start(t, to(a)), start(t, to(a))
 	all := []*node{a, b, c, d}
@@ -145,6 +168,7 @@ func TestOneKnownPeerIsEnoughAndItsLossIsSurvived(t *testing.T) {
 }
 
 func TestMessagesAreRelayedOverALine(t *testing.T) {
+	t.Parallel()
 	a := start(t, still)
 	b := start(t, still, to(a))
 	c := start(t, still, to(b))
@@ -177,6 +201,7 @@ func TestMessagesAreRelayedOverALine(t *testing.T) {
 }
 
 func TestLinkMessagesComeFromNeighboursInOrder(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	b := start(t, to(a))
 	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })
@@ -203,6 +228,7 @@ func TestLinkMessagesComeFromNeighboursInOrder(t *testing.T) {
 }
 
 func TestRoutesForFramesFollowTheRoutersWord(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	b := start(t, to(a))
 	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })
@@ -224,6 +250,7 @@ func TestRoutesForFramesFollowTheRoutersWord(t *testing.T) {
 // Peers that launch with one short id, one of them behind the other, have
 // different ones soon, the lower name keeps it, and every router is told.
 func TestContestedShortIDIsSettledAndTold(t *testing.T) {
+	t.Parallel()
 	same := func(c *Config) { c.ShortID = 77 }
 	a := start(t, still, same)
 	b := start(t, still, same, to(a))
@@ -259,6 +286,7 @@ func TestContestedShortIDIsSettledAndTold(t *testing.T) {
 }
 
 func TestTwoIslandsBecomeOneMesh(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	b := start(t, to(a))
 	c := start(t)
@@ -283,6 +311,7 @@ func (n *node) says(words string) func() bool {
 }
 
 func TestRefusedPeerAndRefuserBothSayWhy(t *testing.T) {
+	t.Parallel()
 	id, err := peer.NewIdentity(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -314,6 +343,7 @@ func TestRefusedPeerAndRefuserBothSayWhy(t *testing.T) {
 
 // A copy of a peer that is already in the mesh, met at a third peer.
 func TestCloneMetAtAThirdPeerIsRefused(t *testing.T) {
+	t.Parallel()
 	id, err := peer.NewIdentity(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -331,6 +361,7 @@ func TestCloneMetAtAThirdPeerIsRefused(t *testing.T) {
 }
 
 func TestRollingPasswordChangeDropsNoSession(t *testing.T) {
+	t.Parallel()
 	a := start(t, password("old password", "new password"))
 	b := start(t, password("new password", "old password"), to(a))
 	c := start(t, password("old password"), to(b))
@@ -340,6 +371,7 @@ func TestRollingPasswordChangeDropsNoSession(t *testing.T) {
 }
 
 func TestConnectionLimitStillReachesAll(t *testing.T) {
+	t.Parallel()
 	limit := func(c *Config) { c.ConnLimit = 2 }
 	a := start(t, limit)
 	b := start(t, limit, to(a))
@@ -352,6 +384,7 @@ func TestConnectionLimitStillReachesAll(t *testing.T) {
 }
 
 func TestRestartedPeerComesBack(t *testing.T) {
+	t.Parallel()
 	id, err := peer.NewIdentity(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -366,6 +399,7 @@ func TestRestartedPeerComesBack(t *testing.T) {
 }
 
 func TestStopIsSafeAtAnyTime(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	for range 5 {
 		start(t, to(a)).stop()
@@ -375,6 +409,7 @@ func TestStopIsSafeAtAnyTime(t *testing.T) {
 // Two peers that can not dial each other get a session through the hub, and
 // are both told where the hub sees the other's UDP port.
 func TestPeersThatCanNotDialEachOtherPunch(t *testing.T) {
+	t.Parallel()
 	seen := func(n peer.Name) (netip.AddrPort, bool) {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, n[4], n[5]}), 6783), true
 	}
@@ -436,6 +471,7 @@ func udp(f func(peer.Name) (netip.AddrPort, bool)) option {
 // Who connects and says nothing does not keep others out, nor the router from
 // stopping at once.
 func TestSilentStrangersKeepNobodyOut(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	for range 2 * maxHandshakes {
 		c, err := net.Dial("tcp", a.addr())
@@ -459,6 +495,7 @@ func TestSilentStrangersKeepNobodyOut(t *testing.T) {
 }
 
 func TestFullQueueToANeighbourIsBoundedInBytes(t *testing.T) {
+	t.Parallel()
 	n := &neighbour{control: make(chan []byte, MaxControl)}
 	for range MaxControl {
 		_ = n.push(make([]byte, MaxUnicast))
@@ -475,6 +512,7 @@ func (l liar) Key() peer.Key                          { return l.shows.Key() }
 func (l liar) Sign(d string, b []byte) peer.Signature { return l.signs.Sign(d, b) }
 
 func TestPeerThatSpeaksForAnotherIsRefusedInWords(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	b := start(t, to(a))
 	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })

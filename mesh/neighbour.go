@@ -269,10 +269,6 @@ func (m *Mesh) read(n *neighbour) {
 			break
 		}
 	}
-	if n.relayed {
-		m.dropRelayed(n)
-		return
-	}
 	m.drop(n)
 }
 

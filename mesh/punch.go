@@ -55,7 +55,7 @@ func (m *Mesh) punch(from peer.Name, msg []byte) {
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if n := (*m.relayed.Load())[about]; n != nil {
+		if n := (*m.neighbours.Load())[about]; n != nil && n.relayed {
 			m.aim(n, addr)
 			m.poke()
 		} else if m.topo.Entry(about) != nil {

@@ -3,7 +3,6 @@ package mesh
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"time"
 
@@ -44,9 +43,10 @@ type try struct {
 // relayedDue returns the peers to begin a relayed session with now. It is
 // called with mu held.
 func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
-	direct, relayed, v := *m.neighbours.Load(), *m.relayed.Load(), m.view.Load()
-	for n, d := range relayed {
+	neighbours, v := *m.neighbours.Load(), m.view.Load()
+	for n, d := range neighbours {
 		switch l := m.data[n]; {
+		case !d.relayed:
 		case l.up:
 			delete(m.tries, n)
 		case now.Sub(d.since) > punchTimeout && now.Sub(l.changed) > punchTimeout:
@@ -62,7 +62,7 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 	}
 	for _, c := range m.maker.Status() {
 		n := c.Peer
-		if c.Target != "" || n.IsZero() || m.self.Compare(n) > 0 || c.Err == nil || direct[n] != nil || relayed[n] != nil ||
+		if c.Target != "" || n.IsZero() || m.self.Compare(n) > 0 || c.Err == nil || neighbours[n] != nil ||
 			len(due) >= maxRelayedDials || v.graph.Common(n, topology.LinkSession|topology.LinkData) == nil {
 			continue
 		}
@@ -147,7 +147,7 @@ func (m *Mesh) judgeRelayed(n peer.Name, h *session.Hello) *session.Refusal {
 		return &session.Refusal{Code: session.CodeCollision, Reason: err.Error()}
 	case m.closing:
 		return &session.Refusal{Code: session.CodeOther, Reason: "the router stops"}
-	case (*m.neighbours.Load())[n] != nil:
+	case m.direct(n) != nil:
 		return &session.Refusal{Code: session.CodeDuplicate, Reason: errDuplicate.Error()}
 	}
 	return nil
@@ -158,16 +158,14 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 	n.relayed = true
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closing || (*m.neighbours.Load())[n.name] != nil {
+	if m.closing || m.direct(n.name) != nil {
 		return errDuplicate
 	}
-	if old := (*m.relayed.Load())[n.name]; old != nil {
-		m.detachRelayedLocked(old)
+	if old := (*m.neighbours.Load())[n.name]; old != nil {
+		m.detach(old)
 		old.shut(errDuplicate)
 	}
-	all := maps.Clone(*m.relayed.Load())
-	all[n.name] = n
-	m.relayed.Store(&all)
+	m.setNeighbour(n.name, n)
 	m.log.Info("relayed session up", "peer", n.name, "nickname", c.Peer.Nickname)
 	m.wg.Add(2)
 	go m.read(n)
@@ -182,31 +180,6 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 		m.askToPunch(n.name)
 	}
 	return nil
-}
-
-// detachRelayedLocked takes a relayed session out of the tables and tells
-// whether it was in them.
-func (m *Mesh) detachRelayedLocked(n *neighbour) bool {
-	if (*m.relayed.Load())[n.name] != n {
-		return false
-	}
-	all := maps.Clone(*m.relayed.Load())
-	delete(all, n.name)
-	m.relayed.Store(&all)
-	delete(m.data, n.name)
-	name := n.name
-	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name) })
-	return true
-}
-
-func (m *Mesh) dropRelayed(n *neighbour) {
-	m.mu.Lock()
-	was := m.detachRelayedLocked(n)
-	m.mu.Unlock()
-	if was {
-		m.log.Info("relayed session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
-	}
-	m.poke()
 }
 
 var (

@@ -65,6 +65,7 @@ func (v *valve) pass(from, to net.Conn) {
 // is granted to one without a link, so that its loss is noticed in ten seconds
 // either way.
 func TestASilentPeerIsMissed(t *testing.T) {
+	t.Parallel()
 	b := start(t, still)
 	v := newValve(t, b)
 	a := start(t, still, func(c *Config) { c.Targets = []string{v.Addr().String()} })
@@ -88,6 +89,7 @@ func TestASilentPeerIsMissed(t *testing.T) {
 // TestAPeerWithoutALinkSpeaksOften enough for its session to stay, whatever the
 // other end has of links.
 func TestAPeerWithoutALinkSpeaksOften(t *testing.T) {
+	t.Parallel()
 	b := start(t, still)
 	a := start(t, still, to(b))
 	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })

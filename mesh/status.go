@@ -81,13 +81,11 @@ func (m *Mesh) Status() Status {
 	for c := session.CodeVersion; c <= session.CodeOther; c++ {
 		s.HandshakeFailures[c.String()] = m.counters.handshakeFail[c].Load()
 	}
-	for _, all := range []map[peer.Name]*neighbour{*m.neighbours.Load(), *m.relayed.Load()} {
-		for _, n := range all {
-			s.Sessions = append(s.Sessions, SessionStatus{
-				Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled, Relayed: n.relayed,
-				Cipher: n.Cipher, Since: n.since, RTT: n.rtt(), Queued: len(n.control), Dropped: n.dropped.Load(),
-			})
-		}
+	for _, n := range *m.neighbours.Load() {
+		s.Sessions = append(s.Sessions, SessionStatus{
+			Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled, Relayed: n.relayed,
+			Cipher: n.Cipher, Since: n.since, RTT: n.rtt(), Queued: len(n.control), Dropped: n.dropped.Load(),
+		})
 	}
 	slices.SortFunc(s.Sessions, func(a, b SessionStatus) int { return a.Peer.Compare(b.Peer) })
 	v := m.view.Load()

@@ -59,13 +59,13 @@ func (k Kind) relayed() bool { return k != KindLink && k != KindPunch }
 
 // forward queues a record for the neighbour on the way to a peer.
 func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
-	all := *m.neighbours.Load()
-	n := all[to]
-	if n == nil && k.relayed() {
-		n = all[m.view.Load().control.Unicast[to]]
-	}
-	if n == nil && k == KindLink {
-		n = (*m.relayed.Load())[to]
+	n := m.direct(to)
+	switch {
+	case n != nil:
+	case k.relayed():
+		n = m.direct(m.view.Load().control.Unicast[to])
+	case k == KindLink: // the one kind that a relayed session carries
+		n = (*m.neighbours.Load())[to]
 	}
 	if n == nil {
 		return ErrUnreachable

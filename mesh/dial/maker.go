@@ -132,9 +132,8 @@ func (m *Maker) Targets() []string {
 	return t
 }
 
-// Member tells that a peer is in the mesh and where it may be dialled. Alive
-// says that some path leads to it now.
-func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, alive bool, now time.Time) {
+// Member takes in that a peer is in the mesh and where it may be dialled.
+func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
 	if !m.discover || n == m.self || len(addrs) == 0 {
 		return
 	}
@@ -156,26 +155,24 @@ func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, alive bool, now time
 	for _, a := range addrs {
 		c.addrs = append(c.addrs, a.String())
 	}
-	c.alive, c.expires = alive, time.Time{}
+	c.alive, c.expires = true, time.Time{}
 }
 
-// MemberGone tells that the mesh lost a peer: crashed or cut off, or, if left
-// is set, gone by its own word.
-func (m *Maker) MemberGone(n peer.Name, left bool, now time.Time) {
-	k := Key{peer: n}
-	c := m.all[k]
+// MemberLost takes in that the mesh lost a peer, which crashed or was cut off. It
+// is still dialled for KeepLost.
+func (m *Maker) MemberLost(n peer.Name, now time.Time) {
+	c := m.all[Key{peer: n}]
 	if c == nil {
 		return
 	}
 	c.alive = false
-	if left {
-		delete(m.all, k)
-		return
-	}
 	if c.expires.IsZero() {
 		c.expires = now.Add(KeepLost)
 	}
 }
+
+// MemberLeft takes in that a peer said goodbye. It is not dialled any more.
+func (m *Maker) MemberLeft(n peer.Name) { delete(m.all, Key{peer: n}) }
 
 // SessionUp tells that there is a session with n, whoever dialled.
 func (m *Maker) SessionUp(n peer.Name) {

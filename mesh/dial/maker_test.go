@@ -49,7 +49,7 @@ func TestBackOffGrowsByHalfToItsBound(t *testing.T) {
 func TestLivingMemberIsDialledMoreOften(t *testing.T) {
 	m, now := maker(t, 0), t0
 	for range 30 {
-		m.Member(lower, []netip.AddrPort{addr}, true, now)
+		m.Member(lower, []netip.AddrPort{addr}, now)
 		now = now.Add(2 * MaxDelayAlive)
 		got := m.Tick(now)
 		if len(got) != 1 {
@@ -62,7 +62,7 @@ func TestLivingMemberIsDialledMoreOften(t *testing.T) {
 func TestSessionStopsDialling(t *testing.T) {
 	m := maker(t, 0)
 	m.AddTarget("h1")
-	m.Member(lower, []netip.AddrPort{addr}, true, t0)
+	m.Member(lower, []netip.AddrPort{addr}, t0)
 	m.SessionUp(lower)
 	got := m.Tick(t0)
 	if len(got) != 1 || got[0].Addr != "h1" {
@@ -103,8 +103,8 @@ func TestLimitCountsSessionsAndAttempts(t *testing.T) {
 
 func TestHigherNameWaitsALittle(t *testing.T) {
 	m := maker(t, 0)
-	m.Member(upper, []netip.AddrPort{addr}, true, t0)
-	m.Member(lower, []netip.AddrPort{addr}, true, t0)
+	m.Member(upper, []netip.AddrPort{addr}, t0)
+	m.Member(lower, []netip.AddrPort{addr}, t0)
 	if got := m.Tick(t0); len(got) != 1 || got[0].Key.peer != upper {
 		t.Errorf("%+v", got)
 	}
@@ -112,8 +112,8 @@ func TestHigherNameWaitsALittle(t *testing.T) {
 
 func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
 	m := maker(t, 0)
-	m.Member(upper, []netip.AddrPort{addr}, true, t0)
-	m.MemberGone(upper, false, t0)
+	m.Member(upper, []netip.AddrPort{addr}, t0)
+	m.MemberLost(upper, t0)
 	if got := m.Tick(t0.Add(KeepLost / 2)); len(got) != 1 {
 		t.Error("a lost member is not dialled")
 	} else {
@@ -122,8 +122,8 @@ func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
 	if m.Tick(t0.Add(KeepLost + time.Minute)); len(m.Status()) != 0 {
 		t.Error("a lost member is kept for ever")
 	}
-	m.Member(upper, []netip.AddrPort{addr}, true, t0)
-	m.MemberGone(upper, true, t0)
+	m.Member(upper, []netip.AddrPort{addr}, t0)
+	m.MemberLeft(upper)
 	if len(m.Status()) != 0 {
 		t.Error("a member that left is kept")
 	}
@@ -131,7 +131,7 @@ func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
 
 func TestEachAddressOfAMemberIsTried(t *testing.T) {
 	m := maker(t, 0)
-	m.Member(upper, []netip.AddrPort{addr, netip.MustParseAddrPort("[fd00::1]:6783")}, true, t0)
+	m.Member(upper, []netip.AddrPort{addr, netip.MustParseAddrPort("[fd00::1]:6783")}, t0)
 	a := m.Tick(t0)[0]
 	m.Done(a.Key, peer.Name{}, errNo, t0)
 	b := m.Tick(t0)
@@ -156,7 +156,7 @@ func TestForgottenTargetIsNotDialled(t *testing.T) {
 func TestAnotherPeerAtAMembersAddressIsAnError(t *testing.T) {
 	for _, n := range []peer.Name{self, upper} {
 		m := maker(t, 0)
-		m.Member(lower, []netip.AddrPort{addr}, true, t0)
+		m.Member(lower, []netip.AddrPort{addr}, t0)
 		now := t0.Add(2 * FirstDelay)
 		m.Done(m.Tick(now)[0].Key, n, nil, now)
 		if s := m.Status()[0]; s.Err == nil || s.State != Waiting || s.Peer != lower {

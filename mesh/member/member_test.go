@@ -93,7 +93,7 @@ func TestListsMergeAndNoticeTheLost(t *testing.T) {
 		if e := w.event(name(0), name(n-1)); !e.Alive || !slices.Equal(e.Addrs, []netip.AddrPort{addr}) {
 			t.Errorf("the first sees the last as %+v", e)
 		}
-		lists[1].Close(true)
+		lists[1].Leave()
 		time.Sleep(time.Minute)
 		if e := w.event(name(0), name(1)); e.Alive {
 			t.Errorf("a member that left is seen as %+v", e)
@@ -107,7 +107,7 @@ func TestListsMergeAndNoticeTheLost(t *testing.T) {
 		}
 		for i, l := range lists {
 			if i != 1 {
-				l.Close(false)
+				l.Close()
 			}
 		}
 		time.Sleep(2 * time.Minute) // memberlist's goroutines end after its Shutdown returned: a probe may take 80 s

@@ -138,13 +138,17 @@ func (l *List) SetAddrs(addrs []netip.AddrPort) {
 	}()
 }
 
-// Close leaves the list, telling the others if graceful is set, and waits for
-// the list's own goroutines.
-func (l *List) Close(graceful bool) {
+// Leave tells the other members that this peer leaves, and closes the list.
+func (l *List) Leave() {
 	l.end()
-	if graceful {
-		_ = l.ml.Leave(time.Second)
-	}
+	_ = l.ml.Leave(time.Second)
+	l.Close()
+}
+
+// Close ends the list and waits for its own goroutines. The other members see
+// this peer as lost.
+func (l *List) Close() {
+	l.end()
 	_ = l.ml.Shutdown()
 	l.wg.Wait()
 }
