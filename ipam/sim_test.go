@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"bytes"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -22,6 +23,14 @@ type memDisk struct {
 }
 
 func newDisk() *memDisk { return &memDisk{data: map[string]map[string][]byte{}} }
+
+func (d *memDisk) clone() *memDisk {
+	c := newDisk()
+	for bucket, kv := range d.data {
+		c.data[bucket] = maps.Clone(kv)
+	}
+	return c
+}
 
 func (d *memDisk) Load(bucket string, f func(key, value []byte)) error {
 	for k, v := range d.data[bucket] {
@@ -60,6 +69,15 @@ type sim struct {
 	blind   bool // two rings exist: duplicates are expected
 	made    int
 	replies map[uint64]effReply // by request; ids are unique over nodes
+	watcher watcher            // nil if nobody watches
+}
+
+// watcher sees what happens in a sim.
+type watcher interface {
+	// stepped is called for each step that a node lives through.
+	stepped(n *node, writes []store.Write, effects []effect)
+	// repaired is called for each delta that answers a digest.
+	repaired(from, to *node, delta []byte)
 }
 
 type packet struct {
@@ -160,6 +178,9 @@ func (n *node) do(f func(*core)) {
 		n.kill()
 		return
 	}
+	if n.s.watcher != nil {
+		n.s.watcher.stepped(n, writes, effects)
+	}
 	for _, e := range effects {
 		switch e := e.(type) {
 		case effSend:
@@ -235,6 +256,9 @@ func (s *sim) deliver(p packet) {
 			}
 			for _, d := range deltas {
 				s.post(n, p.from, 'd', d)
+				if s.watcher != nil {
+					s.watcher.repaired(n, p.from, d)
+				}
 			}
 			if wants {
 				s.post(n, p.from, 'h', c.digest())

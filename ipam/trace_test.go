@@ -1,0 +1,355 @@
+package ipam
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/internal/trace"
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/paxos"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// TestStories plays testdata/*.txt: peers with one letter as their name, in a
+// simulation that always draws the same numbers.
+func TestStories(t *testing.T) {
+	trace.Run(t, "testdata/*.txt", func(t *testing.T) trace.World {
+		w := &storyWorld{sim: newSim(t, 1), start: time.Unix(1_700_000_000, 0), asked: make(map[uint64]string), old: make(map[string]*memDisk)}
+		w.watcher = w
+		return w
+	})
+}
+
+// storyWorld is a sim that writes down what its nodes do.
+type storyWorld struct {
+	*sim
+	start time.Time
+	out   *trace.Output       // of the command under way
+	asked map[uint64]string   // what each request is
+	old   map[string]*memDisk // copies that save made
+}
+
+var errCommand = errors.New("no such command")
+
+// node returns the node of a letter.
+func (w *storyWorld) node(letter string) *node {
+	for _, n := range w.nodes {
+		if w.letter(n.cfg.Self) == letter {
+			return n
+		}
+	}
+	w.t.Fatalf("there is no peer %q", letter)
+	return nil
+}
+
+func (w *storyWorld) name(letter string) peer.Name {
+	return peer.Name{2, 5: letter[0] - 'a' + 1}
+}
+
+func (w *storyWorld) letter(n peer.Name) string { return string(rune('a' + n[5] - 1)) }
+
+// letters puts letters in the place of the names in a text.
+func (w *storyWorld) letters(text string) string {
+	for i := range w.made {
+		n := peer.Name{2, 5: byte(i + 1)}
+		text = strings.ReplaceAll(text, n.String(), w.letter(n))
+	}
+	return text
+}
+
+func (w *storyWorld) printf(format string, args ...any) {
+	w.out.Printf("%s", w.letters(fmt.Sprintf("%5.2fs ", w.now.Sub(w.start).Seconds())+fmt.Sprintf(format, args...)))
+}
+
+// Do carries out one command of a story.
+func (w *storyWorld) Do(c trace.Command, out *trace.Output) error {
+	w.out = out
+	switch c.Name {
+	case "start": // the next peer: start LETTER [range=PREFIX] [--ipalloc-init of the router]
+		return w.add(c)
+	case "run": // let time pass
+		d, err := time.ParseDuration(c.Arg(0))
+		w.run(d)
+		return err
+	case "cut": // the peers named cannot reach the others
+		w.cut = func(a, b *node) bool {
+			in := func(n *node) bool { return slices.Contains(c.Args, w.letter(n.cfg.Self)) }
+			return in(a) != in(b)
+		}
+		return nil
+	case "heal":
+		w.cut = func(a, b *node) bool { return false }
+		return nil
+	case "duplicates-expected": // two rings give the same addresses
+		w.blind = true
+		return nil
+	}
+	n := w.node(c.Arg(0))
+	switch c.Name {
+	case "kill":
+		n.kill()
+	case "launch":
+		n.launch()
+	case "save": // copy the disk
+		w.old[c.Arg(0)] = n.disk.clone()
+	case "restore": // put the copy in its place
+		n.disk = w.old[c.Arg(0)].clone()
+	case "adopt": // adopt A B: the ring of B
+		return n.adopt(w.node(c.Arg(1)).core.status().Ring)
+	case "status":
+		w.status(n)
+	default:
+		return w.request(n, c)
+	}
+	return nil
+}
+
+// add starts a peer.
+func (w *storyWorld) add(c trace.Command) error {
+	if got := string(rune('a' + w.made)); got != c.Arg(0) {
+		return fmt.Errorf("the next peer is %s", got)
+	}
+	in := Init{Mode: Consensus, Expect: 1}
+	switch {
+	case c.Options["consensus"] != "":
+		_, err := fmt.Sscan(c.Options["consensus"], &in.Expect)
+		if err != nil {
+			return err
+		}
+	case c.Options["seed"] != "":
+		in = Init{Mode: Seed}
+		for _, l := range strings.Split(c.Options["seed"], ",") {
+			in.Seeds = append(in.Seeds, w.name(l))
+		}
+	case c.Arg(1) == "observer":
+		in = Init{Mode: Observer}
+	}
+	addrRange := c.Options["range"]
+	if addrRange == "" {
+		addrRange = "10.32.0.0/24"
+	}
+	w.sim.add(addrRange, in)
+	return nil
+}
+
+// request begins a request of a node.
+func (w *storyWorld) request(n *node, c trace.Command) error {
+	owner := c.Arg(1)
+	begin := func(what string, f func(c *core, id uint64)) {
+		n.do(func(core *core) {
+			id := core.nextID()
+			w.asked[id] = what
+			f(core, id)
+		})
+	}
+	switch c.Name {
+	case "allocate": // allocate PEER OWNER [SUBNET]
+		subnet := n.cfg.Range
+		if c.Arg(2) != "" {
+			subnet = pfx(c.Arg(2))
+		}
+		begin("allocate for "+owner, func(c *core, id uint64) { c.allocate(id, owner, subnet) })
+	case "claim": // claim PEER OWNER ADDRESS/BITS
+		begin("claim for "+owner, func(core *core, id uint64) { core.claim(id, owner, pfx(c.Arg(2))) })
+	case "release": // release PEER OWNER ADDRESS
+		n.do(func(core *core) { core.release(owner, netip.MustParseAddr(c.Arg(2))) })
+	case "remove": // remove PEER DEAD...
+		var dead []peer.Name
+		for _, l := range c.Args[1:] {
+			dead = append(dead, w.name(l))
+		}
+		begin("remove "+strings.Join(c.Args[1:], ", "), func(c *core, id uint64) { c.remove(id, dead) })
+	case "handover":
+		begin("handover", func(c *core, id uint64) { c.handover(id) })
+	default:
+		return errCommand
+	}
+	return nil
+}
+
+func (w *storyWorld) status(n *node) {
+	s := n.core.status()
+	w.printf("%s is %s", n.cfg.Self, s.State)
+	for _, o := range s.Owners {
+		unreachable := ""
+		if o.Unreachable {
+			unreachable = ", unreachable"
+		}
+		w.printf("  owner %s: %s addresses%s", o.Name, o.Addresses, unreachable)
+	}
+	for _, d := range s.Divergent {
+		w.printf("  divergent: %s", d)
+	}
+	for _, c := range s.Conflicts {
+		w.printf("  conflict: %s of %s, owned by %s, in use there %v", c.Address, c.Owner, c.Peer, c.InUse)
+	}
+}
+
+// stepped writes down one step of a node: first what it writes, then its effects.
+func (w *storyWorld) stepped(n *node, writes []store.Write, effects []effect) {
+	if len(writes) > 0 {
+		var buckets []string
+		for _, wr := range writes {
+			if !slices.Contains(buckets, wr.Bucket) {
+				buckets = append(buckets, wr.Bucket)
+			}
+		}
+		w.printf("%s writes %s", n.cfg.Self, strings.Join(buckets, ", "))
+	}
+	for _, e := range effects {
+		switch e := e.(type) {
+		case effSend:
+			w.printf("%s -> %s %s", n.cfg.Self, e.to, w.message(e.msg))
+		case effAnnounce:
+			for _, item := range w.delta(e.delta) {
+				w.printf("%s -> all %s", n.cfg.Self, item)
+			}
+		case effReply:
+			w.printf("%s replies to %s: %s", n.cfg.Self, w.asked[e.id], replyText(e))
+		case effWarn:
+			text := e.what
+			for i := 0; i < len(e.args); i += 2 {
+				text += fmt.Sprintf(" %v=%q", e.args[i], fmt.Sprint(e.args[i+1]))
+			}
+			w.printf("%s warns: %s", n.cfg.Self, text)
+		}
+	}
+}
+
+// repaired writes down what a node sent because a digest showed that it was
+// missing.
+func (w *storyWorld) repaired(from, to *node, delta []byte) {
+	w.printf("%s -> %s (repair) %s", from.cfg.Self, to.cfg.Self, strings.Join(w.delta(delta), "; "))
+}
+
+func replyText(e effReply) string {
+	switch {
+	case e.err != nil:
+		return e.err.Error()
+	case e.prefix.IsValid():
+		return e.prefix.String()
+	case len(e.removed) > 0:
+		var out []string
+		for _, r := range e.removed {
+			out = append(out, fmt.Sprintf("%s had %s addresses, heir %s", r.Name, r.Addresses, r.Heir))
+		}
+		return strings.Join(out, "; ")
+	case !e.handover.Addresses.IsZero():
+		return fmt.Sprintf("%s addresses to %s, %s without an owner", e.handover.Addresses, e.handover.Heir, e.handover.Unreachable)
+	}
+	return "done"
+}
+
+// message describes a message between two allocators.
+func (w *storyWorld) message(b []byte) string {
+	m, err := parseMessage(b)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	status := [...]string{statusYes: "yes", statusNo: "no", statusOther: "not the owner"}[m.status]
+	if m.reason != "" {
+		status += ": " + m.reason
+	}
+	proposal := func() string {
+		rm, err := ring.ParseProposal(m.proposal)
+		if err != nil {
+			return "nothing"
+		}
+		return fmt.Sprintf("remove %s, heir %s", rm.Gone, rm.Heir)
+	}
+	switch m.kind {
+	case msgRecords:
+		return "records: " + strings.Join(w.ringDelta(m.delta), "; ")
+	case msgSpaceAsk:
+		return "asks for space in " + m.prefix.String()
+	case msgSpaceAnswer:
+		return fmt.Sprintf("answers %s, %s free", status, m.free)
+	case msgClaimAsk:
+		return "asks for " + m.addr.String()
+	case msgClaimAnswer:
+		return "answers " + status
+	case msgLeave:
+		return fmt.Sprintf("leave of %s", m.holder)
+	case msgLeaveAck:
+		return "leave is known"
+	case msgPrepare:
+		return fmt.Sprintf("prepare %s: %s", m.ballot, proposal())
+	case msgPromise:
+		return fmt.Sprintf("promise %s, promised %s, accepted %s", status, m.ballot, proposal())
+	case msgAccept:
+		return fmt.Sprintf("accept %s: %s", m.ballot, proposal())
+	case msgVote:
+		return fmt.Sprintf("vote %s, promised %s", status, m.ballot)
+	}
+	return fmt.Sprintf("message of type %d", m.kind)
+}
+
+// delta describes a delta of the channel.
+func (w *storyWorld) delta(b []byte) []string {
+	if b[0] == deltaRing {
+		return w.ringDelta(b[1:])
+	}
+	var out []string
+	for b = b[1:]; len(b) > 0; {
+		kind, n := b[0], int(binary.BigEndian.Uint16(b[1:]))
+		item := b[3 : 3+n]
+		b = b[3+n:]
+		if kind != 1 { // a value: the entries show who accepted it
+			names, err := decodeNames(item)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			out = append(out, fmt.Sprintf("election value: peers %s", names))
+			continue
+		}
+		text := fmt.Sprintf("election entry of %s: promised %s", peer.NameFromBytes(item), paxos.BallotFrom(item[9:]))
+		if accepted := paxos.BallotFrom(item[19:]); !accepted.IsZero() {
+			text += fmt.Sprintf(", accepted %s", accepted)
+		}
+		out = append(out, text)
+	}
+	return out
+}
+
+// ringDelta describes the records of a delta, as package ring draws them.
+func (w *storyWorld) ringDelta(b []byte) []string {
+	var out []string
+	holder := func(b []byte) ring.Holder {
+		return ring.Holder{Name: peer.NameFromBytes(b), Life: binary.BigEndian.Uint32(b[peer.NameLen:])}
+	}
+	id := func(b []byte) ring.ID { return ring.ID(b[:16]) }
+	for b = b[17:]; len(b) > 0; {
+		n := int(binary.BigEndian.Uint16(b))
+		r := b[2 : 2+n]
+		b = b[2+n:]
+		switch r[0] {
+		case 1:
+			first, _ := netip.AddrFromSlice(r[30:34])
+			last, _ := netip.AddrFromSlice(r[34:38])
+			out = append(out, fmt.Sprintf("grant %d of %s from %s to %s", binary.BigEndian.Uint64(r[2:]), addr.Range{First: first, Last: last}, holder(r[10:]), holder(r[20:])))
+		case 2:
+			by := "by itself"
+			if r[1] == 1 {
+				by = "by votes"
+			}
+			out = append(out, fmt.Sprintf("removal of %s %s, heir %s", holder(r[2:]), by, holder(r[12:])))
+		case 3:
+			var names []string
+			for p := r[9:]; len(p) > 0; p = p[6:] {
+				names = append(names, peer.NameFromBytes(p).String())
+			}
+			out = append(out, "genesis of "+strings.Join(names, ", "))
+		case 4:
+			out = append(out, fmt.Sprintf("adoption of ring %s in the place of %s", id(r[17:]), id(r[1:])))
+		}
+	}
+	return out
+}
