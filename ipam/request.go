@@ -291,8 +291,8 @@ func (c *core) ownersIn(subnet netip.Prefix) []ring.Holder {
 
 // pushAsks asks other peers for what the pending requests need.
 func (c *core) pushAsks() {
-	if !c.ring.Ready() {
-		return
+	if !c.ring.Ready() || c.ring.Epoch() != c.epoch {
+		return // after a change of the ring, refresh first tries the requests again
 	}
 	for _, r := range c.pending {
 		switch r.kind {

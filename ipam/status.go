@@ -50,7 +50,11 @@ func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
 		return // it only has not heard of the adoption yet
 	}
 	if _, known := c.diverged[e.Theirs]; !known {
-		c.warn("another ring exists", "peer", from, "err", e)
+		args := []any{"err", e}
+		if !from.IsZero() {
+			args = append(args, "peer", from)
+		}
+		c.warn("another ring exists", args...)
 	}
 	c.diverged[e.Theirs] = Divergence{e.Ours, e.Theirs, e.OurPeers, e.TheirPeers, from, c.now}
 }
