@@ -39,14 +39,14 @@ type Allocator struct {
 	disk Disk         // constant; used under mu
 	log  *slog.Logger // constant
 
-	mu      sync.Mutex // held during a step with its write, and over calls of mesh
-	core    *core
-	waiters map[uint64]chan effReply
-	unsaved []store.Write // what the disk refused
-	held    []effect      // the replies of those steps, to be given after the write
-	diskErr error         // why; nil if all is written
-	tick    *time.Timer   // of Run
-	tickAt  time.Time     // when it goes off; zero while nothing has set it
+	mu          sync.Mutex // held during a step with its write, and over calls of mesh
+	core        *core
+	waiters     map[uint64]chan effReply
+	unsaved     []store.Write // what the disk refused
+	heldReplies []effect      // the replies of those steps, to be given after the write
+	diskErr     error         // why; nil if all is written
+	tick        *time.Timer   // of Run
+	tickAt      time.Time     // when it goes off; zero while nothing has set it
 }
 
 // New returns an Allocator that goes on from what disk has. The notes are for
@@ -84,8 +84,8 @@ func (a *Allocator) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			a.mu.Lock()
 			defer a.mu.Unlock()
-			last := a.core.lazy
-			a.core.lazy = nil
+			last := a.core.deferred
+			a.core.deferred = nil
 			return a.save(last)
 		case <-a.tick.C:
 		}
@@ -94,10 +94,10 @@ func (a *Allocator) Run(ctx context.Context) error {
 
 // pace sets the timer: soon if something waits for a tick. It is called with mu
 // held.
-func (a *Allocator) pace() {
+func (a *Allocator) resetTick() {
 	d := tickEvery
-	if len(a.unsaved) == 0 && a.core.atRest() {
-		d = restEvery
+	if len(a.unsaved) == 0 && a.core.idle() {
+		d = idleTickEvery
 	}
 	if at := time.Now().Add(d); a.tickAt.IsZero() || at.Before(a.tickAt) {
 		a.tickAt = at
@@ -111,18 +111,18 @@ func (a *Allocator) pace() {
 func (a *Allocator) step(f func(*core)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	defer a.pace()
+	defer a.resetTick()
 	writes, effects := a.core.step(time.Now(), func() { f(a.core) })
 	if err := a.save(writes); err != nil {
 		for _, e := range effects {
 			if r, ok := e.(effReply); ok {
-				a.held = append(a.held, r)
+				a.heldReplies = append(a.heldReplies, r)
 			}
 		}
 		return err
 	}
-	effects = append(a.held, effects...)
-	a.held = nil
+	effects = append(a.heldReplies, effects...)
+	a.heldReplies = nil
 	for _, e := range effects {
 		switch e := e.(type) {
 		case effSend:
@@ -255,7 +255,7 @@ func (a *Allocator) Claim(ctx context.Context, owner string, p netip.Prefix) err
 func (a *Allocator) Lookup(owner string) (out []netip.Prefix) {
 	_ = a.step(func(c *core) {
 		for _, addr := range c.byOwner[owner] {
-			out = append(out, netip.PrefixFrom(addr, c.held[addr].bits))
+			out = append(out, netip.PrefixFrom(addr, c.allocations[addr].bits))
 		}
 	})
 	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
@@ -268,7 +268,7 @@ func (a *Allocator) Owners() map[string][]netip.Prefix {
 	_ = a.step(func(c *core) {
 		for owner, addrs := range c.byOwner {
 			for _, addr := range addrs {
-				out[owner] = append(out[owner], netip.PrefixFrom(addr, c.held[addr].bits))
+				out[owner] = append(out[owner], netip.PrefixFrom(addr, c.allocations[addr].bits))
 			}
 		}
 	})
@@ -290,7 +290,7 @@ func (a *Allocator) Release(owner string, address netip.Addr) error {
 func (a *Allocator) ReleaseAll(owner string) (out []netip.Prefix) {
 	_ = a.step(func(c *core) {
 		for _, addr := range slices.Clone(c.byOwner[owner]) {
-			out = append(out, netip.PrefixFrom(addr, c.held[addr].bits))
+			out = append(out, netip.PrefixFrom(addr, c.allocations[addr].bits))
 			c.release(owner, addr)
 		}
 	})

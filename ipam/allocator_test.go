@@ -21,16 +21,16 @@ import (
 
 // lan is a Mesh of Allocators in one process: what is sent is queued, and
 // delivered by one goroutine a peer.
-type lan struct {
+type testMesh struct {
 	self  peer.Name
-	peers map[peer.Name]*lan
+	peers map[peer.Name]*testMesh
 	queue chan func()
 	alloc *Allocator
 }
 
-func (l *lan) Reachable(n peer.Name) bool  { return l.peers[n] != nil }
-func (l *lan) Nickname(n peer.Name) string { return fmt.Sprintf("host%d", n[5]) }
-func (l *lan) Peers() (out []peer.Name) {
+func (l *testMesh) Reachable(n peer.Name) bool  { return l.peers[n] != nil }
+func (l *testMesh) Nickname(n peer.Name) string { return fmt.Sprintf("host%d", n[5]) }
+func (l *testMesh) Peers() (out []peer.Name) {
 	for n := range l.peers {
 		if n != l.self {
 			out = append(out, n)
@@ -39,14 +39,14 @@ func (l *lan) Peers() (out []peer.Name) {
 	return out
 }
 
-func (l *lan) post(f func()) {
+func (l *testMesh) post(f func()) {
 	select {
 	case l.queue <- f:
 	default: // full: lost
 	}
 }
 
-func (l *lan) Send(to peer.Name, msg []byte) error {
+func (l *testMesh) Send(to peer.Name, msg []byte) error {
 	p := l.peers[to]
 	if p == nil {
 		return errors.New("no such peer")
@@ -55,7 +55,7 @@ func (l *lan) Send(to peer.Name, msg []byte) error {
 	return nil
 }
 
-func (l *lan) Announce(delta []byte) {
+func (l *testMesh) Announce(delta []byte) {
 	for _, p := range l.peers {
 		if p != l {
 			p.post(func() { _, _ = p.alloc.Channel().Merge(l.self, delta) })
@@ -64,15 +64,15 @@ func (l *lan) Announce(delta []byte) {
 }
 
 // startLan runs n Allocators until the test ends.
-func startLan(t *testing.T, n int, disk func(i int) Disk) []*Allocator {
+func startMesh(t *testing.T, n int, disk func(i int) Disk) []*Allocator {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	peers := map[peer.Name]*lan{}
+	peers := map[peer.Name]*testMesh{}
 	var out []*Allocator
 	for i := range n {
-		l := &lan{self: peer.Name{2, 5: byte(i + 1)}, peers: peers, queue: make(chan func(), 1000)}
+		l := &testMesh{self: peer.Name{2, 5: byte(i + 1)}, peers: peers, queue: make(chan func(), 1000)}
 		peers[l.self] = l
 	}
 	for i := range n {
@@ -105,7 +105,7 @@ func memDisks(int) Disk { return newDisk() }
 
 func TestManyAllocateAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		as := startLan(t, 5, memDisks)
+		as := startMesh(t, 5, memDisks)
 		var mu sync.Mutex
 		seen := map[netip.Prefix]bool{}
 		var wg sync.WaitGroup
@@ -136,7 +136,7 @@ func TestManyAllocateAtOnce(t *testing.T) {
 
 func TestDeadlineSaysWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		as := startLan(t, 1, memDisks)
+		as := startMesh(t, 1, memDisks)
 		as[0].mu.Lock()
 		as[0].core.cfg.Init.Expect = 3
 		as[0].core.election, _ = as[0].core.newElection(nil, nil)
@@ -159,10 +159,10 @@ func TestDeadlineSaysWhy(t *testing.T) {
 }
 
 // While the disk refuses, no address is given; then it goes on.
-func TestDiskThatRefuses(t *testing.T) {
+func TestNothingIsGivenWhileTheDiskFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := newDisk()
-		as := startLan(t, 1, func(int) Disk { return disk })
+		as := startMesh(t, 1, func(int) Disk { return disk })
 		if err := as[0].Prime(context.Background()); err != nil {
 			t.Fatal(err)
 		}
@@ -194,7 +194,7 @@ func TestDiskThatRefuses(t *testing.T) {
 
 func TestHandoverEndsTheAllocator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		as := startLan(t, 2, memDisks)
+		as := startMesh(t, 2, memDisks)
 		for i, a := range as {
 			if _, err := a.Allocate(context.Background(), fmt.Sprint(i), netip.Prefix{}); err != nil {
 				t.Fatal(err)
@@ -220,7 +220,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"no seeds":        {Range: pfx("10.0.0.0/8"), Init: Init{Mode: Seed}},
 	} {
 		cfg.Signer = peer.Cheap{}
-		if _, _, err := New(cfg, &lan{}, newDisk(), slog.New(slog.DiscardHandler)); err == nil {
+		if _, _, err := New(cfg, &testMesh{}, newDisk(), slog.New(slog.DiscardHandler)); err == nil {
 			t.Errorf("%s: accepted", why)
 		}
 	}
@@ -236,7 +236,7 @@ func TestStateFile(t *testing.T) {
 		if err != nil || len(notes) > 0 {
 			t.Fatal(err, notes)
 		}
-		l := &lan{self: self, peers: map[peer.Name]*lan{}}
+		l := &testMesh{self: self, peers: map[peer.Name]*testMesh{}}
 		a, bad, err := New(Config{Self: self, Signer: peer.Cheap{}, Verifier: peer.Cheap{}, Range: pfx(addrRange),
 			Grace: time.Nanosecond, Init: Init{Mode: Consensus, Expect: 1}}, l, disk, slog.New(slog.DiscardHandler))
 		if err != nil || len(bad) > 0 {
@@ -262,7 +262,7 @@ func TestStateFile(t *testing.T) {
 func TestSetPicksByFamily(t *testing.T) {
 	var set Set
 	for _, u := range []string{"fd00::/48", addrRange} {
-		a, _, err := New(Config{Self: peer.Name{2, 5: 1}, Signer: peer.Cheap{}, Range: pfx(u)}, &lan{}, newDisk(), slog.New(slog.DiscardHandler))
+		a, _, err := New(Config{Self: peer.Name{2, 5: 1}, Signer: peer.Cheap{}, Range: pfx(u)}, &testMesh{}, newDisk(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -47,7 +47,7 @@ type Config struct {
 const (
 	defaultGrace  = 3 * time.Second
 	askTimeout    = 2 * time.Second        // for an answer to a space or claim ask
-	donorMemory   = 5 * time.Second        // how long "nothing free" is believed
+	donorTTL      = 5 * time.Second        // how long "nothing free" is believed
 	electionPause = 1 * time.Second        // between proposals, and up to as much again
 	roundTimeout  = 3 * time.Second        // of a round of a removal
 	resendEvery   = 1 * time.Second        // of what was not answered
@@ -56,7 +56,7 @@ const (
 	compactEvery  = 1 * time.Minute        // of own adjacent ranges
 	warnEvery     = 10 * time.Second       // about refused records
 	tickEvery     = 250 * time.Millisecond // of the driver, while something waits
-	restEvery     = 5 * time.Second        // while nothing does
+	idleTickEvery = 5 * time.Second        // while nothing does
 )
 
 // effect is something for the driver to do once the writes of the step are on
@@ -102,14 +102,14 @@ type core struct {
 	rng  *rand.Rand
 	now  time.Time
 
-	ring     *ring.Ring
-	election *paxos.Election // nil if the first ring comes from seeds
-	space    space.Space
-	held     map[netip.Addr]allocation
-	byOwner  map[string][]netip.Addr
+	ring        *ring.Ring
+	election    *paxos.Election // nil if the first ring comes from seeds
+	space       space.Space
+	allocations map[netip.Addr]allocation
+	byOwner     map[string][]netip.Addr
 
 	started     time.Time
-	wantRing    bool
+	ringWanted  bool
 	nextPropose time.Time
 	nextCompact time.Time
 	nextWarn    time.Time
@@ -118,23 +118,23 @@ type core struct {
 	lastID   uint64
 	asks     map[netip.Prefix]*spaceAsk
 	donors   map[peer.Name]donor
-	removals map[uint64]*removing
+	removals map[uint64]*removal
 	votes    map[ring.Holder]*paxos.Acceptor[string] // by Gone; the value is the proposal
 	round    uint32                                  // of the last ballot that this peer led; on disk
 	leaving  *leaving
 	left     bool
-	lost     map[netip.Addr]*lostAddr
+	foreign  map[netip.Addr]*foreignAddr
 	diverged map[ring.ID]Divergence
 
-	epoch   uint64      // of the ring that space follows
-	holder  ring.Holder // self, as of epoch
-	genesis ring.ID     // of the ring on disk
-	onDisk  map[ring.ID]bool
-	inbox   []message // to self
-	writes  []store.Write
-	lazy    []store.Write // need not be written before the effects
-	lazyAt  time.Time
-	out     []effect
+	epoch         uint64      // of the ring that space follows
+	holder        ring.Holder // self, as of epoch
+	genesis       ring.ID     // of the ring on disk
+	onDisk        map[ring.ID]bool
+	inbox         []message // to self
+	writes        []store.Write
+	deferred      []store.Write // need not be written before the effects
+	deferredSince time.Time
+	out           []effect
 }
 
 func newCore(cfg Config, view View, rng *rand.Rand) *core {
@@ -142,16 +142,16 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		cfg.Grace = defaultGrace
 	}
 	c := &core{cfg: cfg, view: view, rng: rng,
-		ring:     ring.New(cfg.Range, cfg.Verifier),
-		held:     make(map[netip.Addr]allocation),
-		byOwner:  make(map[string][]netip.Addr),
-		asks:     make(map[netip.Prefix]*spaceAsk),
-		donors:   make(map[peer.Name]donor),
-		removals: make(map[uint64]*removing),
-		votes:    make(map[ring.Holder]*paxos.Acceptor[string]),
-		lost:     make(map[netip.Addr]*lostAddr),
-		diverged: make(map[ring.ID]Divergence),
-		onDisk:   make(map[ring.ID]bool),
+		ring:        ring.New(cfg.Range, cfg.Verifier),
+		allocations: make(map[netip.Addr]allocation),
+		byOwner:     make(map[string][]netip.Addr),
+		asks:        make(map[netip.Prefix]*spaceAsk),
+		donors:      make(map[peer.Name]donor),
+		removals:    make(map[uint64]*removal),
+		votes:       make(map[ring.Holder]*paxos.Acceptor[string]),
+		foreign:     make(map[netip.Addr]*foreignAddr),
+		diverged:    make(map[ring.ID]Divergence),
+		onDisk:      make(map[ring.ID]bool),
 	}
 	c.holder = c.ring.Holder(cfg.Self)
 	return c
@@ -178,9 +178,9 @@ func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
 	writes, out := c.writes, c.out
 	c.writes, c.out = nil, nil
 	// What others told rides along with the next own write, or goes when old.
-	if len(c.lazy) > 0 && (len(writes) > 0 || now.Sub(c.lazyAt) >= flushEvery) {
-		writes = append(c.lazy, writes...)
-		c.lazy = nil
+	if len(c.deferred) > 0 && (len(writes) > 0 || now.Sub(c.deferredSince) >= flushEvery) {
+		writes = append(c.deferred, writes...)
+		c.deferred = nil
 	}
 	return writes, out
 }
@@ -193,7 +193,7 @@ func (c *core) tick() {
 	c.pushLeave()
 	c.pushRegain()
 	for id, d := range c.diverged {
-		if c.now.Sub(d.Seen) > divergenceMemory {
+		if c.now.Sub(d.Seen) > divergenceTTL {
 			delete(c.diverged, id)
 		}
 	}
@@ -207,8 +207,8 @@ func (c *core) tick() {
 
 // atRest tells whether nothing waits for a tick that could not wait for
 // restEvery.
-func (c *core) atRest() bool {
-	return len(c.pending)+len(c.removals)+len(c.lazy) == 0 && c.leaving == nil && (c.ring.Ready() || !c.wantRing || c.left)
+func (c *core) idle() bool {
+	return len(c.pending)+len(c.removals)+len(c.deferred) == 0 && c.leaving == nil && (c.ring.Ready() || !c.ringWanted || c.left)
 }
 
 // receive takes a unicast message of another peer in.
@@ -289,10 +289,10 @@ func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) 
 		c.noteDivergence(from, div)
 	}
 	if len(out.Records) > 0 {
-		if len(c.lazy) == 0 {
-			c.lazyAt = c.now
+		if len(c.deferred) == 0 {
+			c.deferredSince = c.now
 		}
-		c.lazy = append(c.lazy, c.ringWrites(out)...)
+		c.deferred = append(c.deferred, c.ringWrites(out)...)
 	}
 	return out.News, err
 }
@@ -305,27 +305,27 @@ func (c *core) refresh() bool {
 	}
 	c.epoch = c.ring.Epoch()
 	if heir, removed := c.ring.Removed(c.holder); removed && !c.left {
-		c.warn("this peer was removed from the ring", "heir", heir, "addresses_in_use", len(c.held))
+		c.warn("this peer was removed from the ring", "heir", heir, "addresses_in_use", len(c.allocations))
 	}
 	c.holder = c.ring.Holder(c.cfg.Self)
 	c.space.SetOwned(c.ring.Owned(c.cfg.Self))
 	c.saveRingIdentity()
 	c.forgetVotes()
-	c.findLost()
+	c.findForeign()
 	if c.ring.Ready() {
-		c.wantRing = false
+		c.ringWanted = false
 		for id := range c.diverged {
 			if c.ring.Superseded(id) {
 				delete(c.diverged, id)
 			}
 		}
 	}
-	c.kick()
+	c.retryPending()
 	return true
 }
 
 // name returns how to call a peer in a message to people.
-func (c *core) name(n peer.Name) string {
+func (c *core) displayName(n peer.Name) string {
 	if nick := c.view.Nickname(n); nick != "" {
 		return fmt.Sprintf("%s(%s)", n, nick)
 	}

@@ -47,7 +47,7 @@ func decodeNames(b []byte) (names []peer.Name, err error) {
 
 // establish makes the first ring if one is wanted.
 func (c *core) establish() {
-	if c.ring.Ready() || !c.wantRing || c.left {
+	if c.ring.Ready() || !c.ringWanted || c.left {
 		return
 	}
 	if _, waits := c.ring.Awaits(); waits || c.now.Before(c.graceEnd()) {
@@ -62,7 +62,7 @@ func (c *core) establish() {
 	}
 	c.nextPropose = c.now.Add(electionPause + time.Duration(c.rng.Int64N(int64(electionPause))))
 	if c.election.Propose() {
-		c.voted()
+		c.publishVote()
 	}
 }
 
@@ -70,17 +70,17 @@ func (c *core) graceEnd() time.Time { return c.started.Add(c.cfg.Grace) }
 
 // voted writes and announces the own entry of the election, and makes the ring
 // if that was the last one needed.
-func (c *core) voted() {
+func (c *core) publishVote() {
 	own, value := c.election.Own()
 	c.put(bucketElection, []byte("entry"), own)
 	if value != nil {
 		c.put(bucketElection, []byte("value"), value)
 	}
 	c.out = append(c.out, effAnnounce{append([]byte{deltaElection}, c.election.Delta()...)})
-	c.elected()
+	c.startElected()
 }
 
-func (c *core) elected() {
+func (c *core) startElected() {
 	value, ok := c.election.Chosen()
 	if !ok || c.ring.Ready() {
 		return
@@ -117,9 +117,9 @@ func (c *core) mergeElection(delta []byte) (news []byte, err error) {
 	c.nextPropose = c.now.Add(electionPause + time.Duration(c.rng.Int64N(int64(electionPause))))
 	news, changed, err := c.election.Merge(delta)
 	if changed {
-		c.voted()
+		c.publishVote()
 	} else if err == nil {
-		c.elected()
+		c.startElected()
 	}
 	return news, err
 }

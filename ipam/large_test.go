@@ -15,11 +15,11 @@ import (
 )
 
 // flat is a View that sees nobody: the large simulation moves gossip only.
-type flat struct{}
+type emptyView struct{}
 
-func (flat) Reachable(peer.Name) bool  { return false }
-func (flat) Peers() []peer.Name        { return nil }
-func (flat) Nickname(peer.Name) string { return "" }
+func (emptyView) Reachable(peer.Name) bool  { return false }
+func (emptyView) Peers() []peer.Name        { return nil }
+func (emptyView) Nickname(peer.Name) string { return "" }
 
 const (
 	largeTopology = 1
@@ -33,13 +33,13 @@ type large struct {
 	rng   *rand.Rand
 	now   time.Time
 	loss  float64
-	peers []*big
+	peers []*largePeer
 	links [][]int
 	sent  uint64 // bytes
 }
 
 // big is one peer of it.
-type big struct {
+type largePeer struct {
 	core   *core
 	topo   *topology.State
 	engine *gossip.Engine
@@ -54,8 +54,8 @@ func largeIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
 // neighbours.
 func (w *large) launch(i int) {
 	id := peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}}
-	b := &big{engine: gossip.NewEngine(w.rng)}
-	b.core = newCore(Config{Self: largeName(i), Signer: id, Verifier: id, Range: pfx("10.32.0.0/12"), Init: Init{Mode: Seed}}, flat{}, w.rng)
+	b := &largePeer{engine: gossip.NewEngine(w.rng)}
+	b.core = newCore(Config{Self: largeName(i), Signer: id, Verifier: id, Range: pfx("10.32.0.0/12"), Init: Init{Mode: Seed}}, emptyView{}, w.rng)
 	var err error
 	if b.topo, err = topology.New(topology.Config{Self: largeName(i), Instance: w.rng.Uint64(), Signer: id, Verifier: id,
 		Book: new(peer.Book), Start: w.now}); err != nil {
@@ -208,7 +208,7 @@ func (w *large) give() {
 func TestThousandPeersConverge(t *testing.T) {
 	const count, voters = 1000, 100
 	w := &large{t: t, rng: seed.Rand(t), now: time.Unix(1_700_000_000, 0), loss: 0.2,
-		peers: make([]*big, count), links: make([][]int, count)}
+		peers: make([]*largePeer, count), links: make([][]int, count)}
 	link := func(i, j int) {
 		if slices.Contains(w.links[i], j) {
 			return

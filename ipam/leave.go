@@ -74,7 +74,7 @@ func (c *core) total() HandoverResult {
 // leave makes this core refuse all requests.
 func (c *core) leave() {
 	c.left = true
-	c.kick()
+	c.retryPending()
 }
 
 // pickHeir prefers a peer that owns a part of the ring and can be reached, of
@@ -132,15 +132,15 @@ func (c *core) onLeaveAck(from peer.Name, _ message) {
 
 // flush puts the records of others with the writes of this step.
 func (c *core) flush() {
-	c.writes = append(c.lazy, c.writes...)
-	c.lazy = nil
+	c.writes = append(c.deferred, c.writes...)
+	c.deferred = nil
 }
 
 // cancelOther ends a handover or removal whose time is up.
 func (c *core) cancelOther(id uint64) (waitedFor error) {
 	if l := c.leaving; l != nil && l.id == id {
 		l.id = 0
-		return because(ErrNoAnswer, "%s, who inherits %s addresses, has not confirmed", c.name(l.heir), l.result.Addresses)
+		return because(ErrNoAnswer, "%s, who inherits %s addresses, has not confirmed", c.displayName(l.heir), l.result.Addresses)
 	}
 	if r := c.removals[id]; r != nil {
 		delete(c.removals, id)

@@ -158,7 +158,7 @@ func (f *fields) bytes() []byte { return f.take(int(binary.BigEndian.Uint16(f.ta
 func (f *fields) ballot() paxos.Ballot { return paxos.BallotFrom(f.take(paxos.BallotLen)) }
 
 func (f *fields) holder() ring.Holder {
-	return ring.Holder{Name: peer.NameFromBytes(f.take(peer.NameLen)), Life: binary.BigEndian.Uint32(f.take(4))}
+	return ring.Holder{Name: peer.NameFromBytes(f.take(peer.NameLen)), Incarnation: binary.BigEndian.Uint32(f.take(4))}
 }
 
 func (f *fields) addr() (a netip.Addr) {

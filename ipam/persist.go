@@ -147,7 +147,7 @@ func (l *loader) loadAddresses() {
 		if l.inRange(a) {
 			l.space.Take(a)
 		}
-		l.held[a] = allocation{owner, int(v[0])}
+		l.allocations[a] = allocation{owner, int(v[0])}
 		l.byOwner[owner] = append(l.byOwner[owner], a)
 	})
 }
@@ -186,7 +186,7 @@ func (l *loader) loadVotes() {
 	})
 }
 
-func holdWrite(owner string, a netip.Addr, bits int) store.Write {
+func allocationWrite(owner string, a netip.Addr, bits int) store.Write {
 	return store.Write{Bucket: bucketAddresses, Key: a.AsSlice(), Value: append([]byte{byte(bits)}, owner...)}
 }
 

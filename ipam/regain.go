@@ -14,7 +14,7 @@ import (
 // peer owns it: after an adoption, or when this peer was taken for dead. The
 // owner is asked for it until it gives it; if it is in use there as well, both
 // containers keep it until one is released.
-type lostAddr struct {
+type foreignAddr struct {
 	askID uint64
 	asked peer.Name
 	next  time.Time
@@ -25,17 +25,17 @@ type lostAddr struct {
 const regainBatch = 32
 
 // findLost lists the addresses in use that this peer does not own.
-func (c *core) findLost() {
+func (c *core) findForeign() {
 	if !c.ring.Ready() {
 		return
 	}
-	for a := range c.held {
+	for a := range c.allocations {
 		if !c.inRange(a) || c.space.Owns(a) {
-			delete(c.lost, a)
+			delete(c.foreign, a)
 			continue
 		}
-		if c.lost[a] == nil {
-			c.lost[a] = &lostAddr{}
+		if c.foreign[a] == nil {
+			c.foreign[a] = &foreignAddr{}
 		}
 	}
 }
@@ -46,8 +46,8 @@ func (c *core) pushRegain() {
 		return
 	}
 	n := 0
-	for _, a := range c.lostAddrs() {
-		l := c.lost[a]
+	for _, a := range c.foreignAddrs() {
+		l := c.foreign[a]
 		owner, ok := c.ring.Owner(a)
 		if n == regainBatch || !ok || c.now.Before(l.next) || !c.view.Reachable(owner.Name) {
 			continue
@@ -58,9 +58,9 @@ func (c *core) pushRegain() {
 	}
 }
 
-func (c *core) lostAddrs() []netip.Addr {
+func (c *core) foreignAddrs() []netip.Addr {
 	var out []netip.Addr
-	for a := range c.lost {
+	for a := range c.foreign {
 		out = append(out, a)
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
@@ -70,13 +70,13 @@ func (c *core) lostAddrs() []netip.Addr {
 // regainAnswer takes the answer to an ask of pushRegain, and tells whether it
 // was one.
 func (c *core) regainAnswer(from peer.Name, m message) bool {
-	for a, l := range c.lost {
+	for a, l := range c.foreign {
 		if l.askID != m.id || l.asked != from {
 			continue
 		}
 		if m.status == statusNo && l.inUse != from {
 			l.inUse = from
-			c.warn("an address is in use on two peers", "address", a, "ident", c.held[a].owner, "peer", from)
+			c.warn("an address is in use on two peers", "address", a, "ident", c.allocations[a].owner, "peer", from)
 		}
 		return true
 	}

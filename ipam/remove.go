@@ -46,14 +46,14 @@ type RemovedPeer struct {
 }
 
 // removing is one RemovePeers under way.
-type removing struct {
+type removal struct {
 	id    uint64
 	named []peer.Name
-	peers []*removingPeer
+	peers []*peerRemoval
 }
 
 // removingPeer is the attempt to remove one peer.
-type removingPeer struct {
+type peerRemoval struct {
 	gone   ring.Holder
 	result RemovedPeer
 	done   bool
@@ -78,14 +78,14 @@ func (c *core) remove(id uint64, names []peer.Name) {
 		c.fail(id, err)
 		return
 	}
-	r := &removing{id: id, named: names}
+	r := &removal{id: id, named: names}
 	for _, n := range names {
 		gone := c.ring.Holder(n)
-		rp := &removingPeer{gone: gone, result: RemovedPeer{Name: n, Addresses: c.ring.Owners()[gone]}}
+		rp := &peerRemoval{gone: gone, result: RemovedPeer{Name: n, Addresses: c.ring.Owners()[gone]}}
 		// One that owns nothing here may have been given what this peer has not
 		// heard of; one that was never given anything need not be removed.
-		if rp.done = !c.ring.Known(gone); rp.done && gone.Life > 0 {
-			heir, _ := c.ring.Removed(ring.Holder{Name: n, Life: gone.Life - 1})
+		if rp.done = !c.ring.Known(gone); rp.done && gone.Incarnation > 0 {
+			heir, _ := c.ring.Removed(ring.Holder{Name: n, Incarnation: gone.Incarnation - 1})
 			rp.result.Heir = heir.Name
 		}
 		r.peers = append(r.peers, rp)
@@ -101,11 +101,11 @@ func (c *core) checkRemove(names []peer.Name) error {
 	case !c.ring.Ready():
 		return fmt.Errorf("remove peers: there is no ring: %w", c.noRing())
 	case slices.Contains(names, c.cfg.Self):
-		return fmt.Errorf("remove peer %s: that is this peer; reset it instead", c.name(c.cfg.Self))
+		return fmt.Errorf("remove peer %s: that is this peer; reset it instead", c.displayName(c.cfg.Self))
 	}
 	for _, n := range names {
 		if c.view.Reachable(n) {
-			return fmt.Errorf("remove peer %s: it can be reached; reset it there instead", c.name(n))
+			return fmt.Errorf("remove peer %s: it can be reached; reset it there instead", c.displayName(n))
 		}
 	}
 	return nil
@@ -133,7 +133,7 @@ func (c *core) pushRemovals() {
 	}
 }
 
-func (c *core) pushRemoval(r *removing, rp *removingPeer) {
+func (c *core) pushRemoval(r *removal, rp *peerRemoval) {
 	if heir, removed := c.ring.Removed(rp.gone); removed {
 		rp.done, rp.result.Heir = true, heir.Name
 	}
@@ -151,7 +151,7 @@ func (c *core) pushRemoval(r *removing, rp *removingPeer) {
 }
 
 // newRound begins another attempt, with a higher ballot and a fresh proposal.
-func (c *core) newRound(r *removing, rp *removingPeer) {
+func (c *core) newRound(r *removal, rp *peerRemoval) {
 	if !rp.started.IsZero() && rp.proposal != nil {
 		rp.previous = c.roundStatus(rp)
 	}
@@ -170,7 +170,7 @@ func (c *core) newRound(r *removing, rp *removingPeer) {
 }
 
 // propose makes the proposal of the round, and tells whether it could.
-func (c *core) propose(r *removing, rp *removingPeer, heir ring.Holder) bool {
+func (c *core) propose(r *removal, rp *peerRemoval, heir ring.Holder) bool {
 	members := append([]peer.Name{c.cfg.Self}, c.view.Peers()...)
 	proposal, err := c.ring.Propose(rp.gone.Name, heir, r.named, members)
 	var electors []ring.Holder
@@ -187,7 +187,7 @@ func (c *core) propose(r *removing, rp *removingPeer, heir ring.Holder) bool {
 }
 
 // askElectors sends the question of the phase to those who have not answered.
-func (c *core) askElectors(rp *removingPeer) {
+func (c *core) askElectors(rp *peerRemoval) {
 	if rp.proposal == nil {
 		return
 	}
@@ -206,11 +206,11 @@ func (c *core) askElectors(rp *removingPeer) {
 }
 
 // roundID finds the round again when an answer comes.
-func (c *core) roundID(rp *removingPeer) uint64 {
+func (c *core) roundID(rp *peerRemoval) uint64 {
 	return uint64(rp.ballot.Round)<<32 | uint64(rp.gone.Name.ID())
 }
 
-func (c *core) roundOf(from peer.Name, id uint64) (*removing, *removingPeer) {
+func (c *core) roundOf(from peer.Name, id uint64) (*removal, *peerRemoval) {
 	for _, r := range c.removals {
 		for _, rp := range r.peers {
 			asked := slices.ContainsFunc(rp.electors, func(h ring.Holder) bool { return h.Name == from })
@@ -281,12 +281,12 @@ func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) 
 	}
 	for _, n := range rm.Named {
 		if n == c.cfg.Self || c.view.Reachable(n) {
-			return nil, fmt.Errorf("%s can be reached from it", c.name(n))
+			return nil, fmt.Errorf("%s can be reached from it", c.displayName(n))
 		}
 	}
 	if a := c.votes[rm.Heir]; a != nil && !a.Accepted.IsZero() {
 		if other, err := ring.ParseProposal([]byte(a.Value)); err == nil && other.Heir == rm.Gone {
-			return nil, fmt.Errorf("it has voted to remove %s in favour of %s", c.name(rm.Heir.Name), c.name(rm.Gone.Name))
+			return nil, fmt.Errorf("it has voted to remove %s in favour of %s", c.displayName(rm.Heir.Name), c.displayName(rm.Gone.Name))
 		}
 	}
 	if c.ring.LeadsTo(rm.Heir, rm.Gone) {
@@ -296,7 +296,7 @@ func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) 
 	if len(rm.Members) > 0 {
 		for _, p := range c.view.Peers() {
 			if !slices.Contains(rm.Members, c.ring.Holder(p)) {
-				return nil, fmt.Errorf("it also sees %s", c.name(p))
+				return nil, fmt.Errorf("it also sees %s", c.displayName(p))
 			}
 		}
 	}
@@ -395,7 +395,7 @@ func (c *core) onVote(from peer.Name, m message) {
 }
 
 // majority tells whether the electors that have answered are one.
-func (rp *removingPeer) majority(has func(peer.Name) bool) bool {
+func (rp *peerRemoval) majority(has func(peer.Name) bool) bool {
 	n := 0
 	for _, h := range rp.electors {
 		if has(h.Name) {
@@ -407,7 +407,7 @@ func (rp *removingPeer) majority(has func(peer.Name) bool) bool {
 
 // refused notes why an elector does not agree. If it has promised a higher
 // ballot, another round follows soon, after a random pause.
-func (c *core) refused(rp *removingPeer, from peer.Name, m message) {
+func (c *core) refused(rp *peerRemoval, from peer.Name, m message) {
 	rp.refusals[from] = errors.New(cmp.Or(m.reason, "it gives no reason"))
 	if m.ballot.Compare(rp.highest) > 0 {
 		rp.highest = m.ballot
@@ -419,7 +419,7 @@ func (c *core) refused(rp *removingPeer, from peer.Name, m message) {
 }
 
 // notRemoved says what a removal waits for.
-func (c *core) notRemoved(r *removing) error {
+func (c *core) notRemoved(r *removal) error {
 	var out []string
 	for _, rp := range r.peers {
 		switch {
@@ -434,7 +434,7 @@ func (c *core) notRemoved(r *removing) error {
 }
 
 // roundStatus says what the round of one peer waits for.
-func (c *core) roundStatus(rp *removingPeer) error {
+func (c *core) roundStatus(rp *peerRemoval) error {
 	var silent, no []string
 	yes := 0
 	for _, h := range rp.electors {
@@ -442,20 +442,20 @@ func (c *core) roundStatus(rp *removingPeer) error {
 		reason, refused := rp.refusals[h.Name]
 		switch {
 		case refused:
-			no = append(no, fmt.Sprintf("%s: %s", c.name(h.Name), reason))
+			no = append(no, fmt.Sprintf("%s: %s", c.displayName(h.Name), reason))
 		case promised:
 			yes++
 		default:
-			silent = append(silent, c.name(h.Name))
+			silent = append(silent, c.displayName(h.Name))
 		}
 	}
 	s := fmt.Sprintf("removal of %s: %d of %d owners agreed, %d needed",
-		c.name(rp.gone.Name), yes, len(rp.electors), paxos.Quorum(len(rp.electors)))
+		c.displayName(rp.gone.Name), yes, len(rp.electors), paxos.Quorum(len(rp.electors)))
 	if len(no) > 0 {
-		s += "; refused by " + listed(no)
+		s += "; refused by " + joinNames(no)
 	}
 	if len(silent) > 0 {
-		s += "; no answer from " + listed(silent)
+		s += "; no answer from " + joinNames(silent)
 	}
 	return because(ErrNoMajority, "%s", s)
 }

@@ -109,14 +109,14 @@ func (c *core) begin(r *request) {
 	}
 	c.pending = append(c.pending, r)
 	if !c.ring.Ready() {
-		c.wantRing = true
+		c.ringWanted = true
 		c.establish()
 	}
 	c.pushAsks()
 }
 
 // kick tries all pending requests again.
-func (c *core) kick() {
+func (c *core) retryPending() {
 	c.pending = slices.DeleteFunc(c.pending, c.try)
 	for subnet := range c.asks {
 		if !slices.ContainsFunc(c.pending, func(r *request) bool { return r.kind == reqAllocate && r.subnet == subnet }) {
@@ -157,14 +157,14 @@ func (c *core) tryAllocate(r *request) bool {
 	if !ok {
 		return false
 	}
-	c.hold(r.owner, a, r.subnet.Bits())
+	c.assign(r.owner, a, r.subnet.Bits())
 	c.reply(r.id, answer{prefix: netip.PrefixFrom(a, r.subnet.Bits())})
 	return true
 }
 
 func (c *core) tryClaim(r *request) bool {
 	a := r.subnet.Addr()
-	if old, ok := c.held[a]; ok {
+	if old, ok := c.allocations[a]; ok {
 		if old.owner != r.owner {
 			c.fail(r.id, because(ErrInUse, "it is in use here by %s", old.owner))
 		} else {
@@ -179,22 +179,22 @@ func (c *core) tryClaim(r *request) bool {
 		}
 		c.space.Take(a)
 	}
-	c.hold(r.owner, a, r.subnet.Bits())
+	c.assign(r.owner, a, r.subnet.Bits())
 	c.reply(r.id, answer{})
 	return true
 }
 
 // hold notes that ident uses a, which is already taken in space.
-func (c *core) hold(owner string, a netip.Addr, bits int) {
-	c.held[a] = allocation{owner, bits}
+func (c *core) assign(owner string, a netip.Addr, bits int) {
+	c.allocations[a] = allocation{owner, bits}
 	c.byOwner[owner] = append(c.byOwner[owner], a)
-	c.writes = append(c.writes, holdWrite(owner, a, bits))
+	c.writes = append(c.writes, allocationWrite(owner, a, bits))
 }
 
 // lookup returns the address that ident has in subnet.
 func (c *core) lookup(owner string, subnet netip.Prefix) (netip.Prefix, bool) {
 	for _, a := range c.byOwner[owner] {
-		if al := c.held[a]; subnet.Contains(a) && al.bits == subnet.Bits() {
+		if al := c.allocations[a]; subnet.Contains(a) && al.bits == subnet.Bits() {
 			return netip.PrefixFrom(a, al.bits), true
 		}
 	}
@@ -203,18 +203,18 @@ func (c *core) lookup(owner string, subnet netip.Prefix) (netip.Prefix, bool) {
 
 // release frees one address of ident, and tells whether ident had it.
 func (c *core) release(owner string, a netip.Addr) bool {
-	if al, ok := c.held[a]; !ok || al.owner != owner {
+	if al, ok := c.allocations[a]; !ok || al.owner != owner {
 		return false
 	}
-	delete(c.held, a)
-	delete(c.lost, a)
+	delete(c.allocations, a)
+	delete(c.foreign, a)
 	c.space.Release(a)
 	rest := slices.DeleteFunc(c.byOwner[owner], func(b netip.Addr) bool { return a == b })
 	if c.byOwner[owner] = rest; len(rest) == 0 {
 		delete(c.byOwner, owner)
 	}
 	c.writes = append(c.writes, releaseWrite(a))
-	c.kick()
+	c.retryPending()
 	return true
 }
 
@@ -227,7 +227,7 @@ func (c *core) cancel(id uint64) (waitedFor error) {
 	}
 	waitedFor = c.waitsFor(c.pending[i])
 	c.pending = slices.Delete(c.pending, i, i+1)
-	c.kick()
+	c.retryPending()
 	return waitedFor
 }
 
@@ -242,9 +242,9 @@ func (c *core) waitsFor(r *request) error {
 	a := r.subnet.Addr()
 	owner, _ := c.ring.Owner(a)
 	if !c.view.Reachable(owner.Name) {
-		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable", a, c.name(owner.Name))
+		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable", a, c.displayName(owner.Name))
 	}
-	return because(ErrNoAnswer, "%s is in a range of %s, which has not answered", a, c.name(owner.Name))
+	return because(ErrNoAnswer, "%s is in a range of %s, which has not answered", a, c.displayName(owner.Name))
 }
 
 // noSpace says why no address of subnet is available.
@@ -254,24 +254,24 @@ func (c *core) noSpace(subnet netip.Prefix) error {
 		switch {
 		case h.Name == c.cfg.Self:
 		case !c.view.Reachable(h.Name):
-			unreachable = append(unreachable, c.name(h.Name))
+			unreachable = append(unreachable, c.displayName(h.Name))
 		default:
-			full = append(full, c.name(h.Name))
+			full = append(full, c.displayName(h.Name))
 		}
 	}
 	switch {
 	case len(unreachable) == 0 && len(full) == 0:
 		return because(ErrNoSpace, "subnet %s is full: all of it is owned and used here", subnet)
 	case len(full) == 0:
-		return because(ErrUnreachable, "all ranges of %s that are not used here are owned by unreachable peers %s", subnet, listed(unreachable))
+		return because(ErrUnreachable, "all ranges of %s that are not used here are owned by unreachable peers %s", subnet, joinNames(unreachable))
 	case len(unreachable) == 0:
-		return because(ErrNoSpace, "subnet %s is full: no peer that owns a part of it gave any: %s", subnet, listed(full))
+		return because(ErrNoSpace, "subnet %s is full: no peer that owns a part of it gave any: %s", subnet, joinNames(full))
 	}
-	return because(ErrNoSpace, "no free address of %s: %s gave none, and %s cannot be reached", subnet, listed(full), listed(unreachable))
+	return because(ErrNoSpace, "no free address of %s: %s gave none, and %s cannot be reached", subnet, joinNames(full), joinNames(unreachable))
 }
 
 // listed joins names, and counts those that would make the line too long.
-func listed(names []string) string {
+func joinNames(names []string) string {
 	const most = 8
 	if len(names) > most {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
@@ -337,7 +337,7 @@ func (c *core) pickDonor(subnet netip.Prefix) (peer.Name, bool) {
 			continue
 		}
 		w := owners[h].Float()
-		if d, ok := c.donors[h.Name]; ok && d.subnet == subnet && c.now.Sub(d.at) < donorMemory {
+		if d, ok := c.donors[h.Name]; ok && d.subnet == subnet && c.now.Sub(d.at) < donorTTL {
 			w = min(w, d.free.Float())
 		}
 		if w > 0 {
@@ -394,7 +394,7 @@ func (c *core) onSpaceAnswer(from peer.Name, m message) {
 			c.donors[from] = donor{subnet, addr.Count{}, c.now}
 		}
 	}
-	c.kick()
+	c.retryPending()
 }
 
 func (c *core) pushClaimAsk(r *request) {
@@ -429,7 +429,7 @@ func (c *core) onClaimAnswer(from peer.Name, m message) {
 		if r.kind != reqClaim || r.askID != m.id || r.asked != from {
 			return false
 		}
-		c.fail(r.id, because(ErrInUse, "it is in use on peer %s", c.name(from)))
+		c.fail(r.id, because(ErrInUse, "it is in use on peer %s", c.displayName(from)))
 		return true
 	})
 }

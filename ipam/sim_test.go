@@ -59,17 +59,17 @@ func (d *memDisk) Apply(writes []store.Write) error {
 // sim is a mesh of cores in virtual time, over a network that loses, delays and
 // cuts. It draws the same run for the same seed.
 type sim struct {
-	t       testing.TB
-	rng     *rand.Rand
-	now     time.Time
-	loss    float64
-	nodes   []*node
-	wire    []packet
-	cut     func(a, b *node) bool
-	blind   bool // two rings exist: duplicates are expected
-	made    int
-	replies map[uint64]effReply // by request; ids are unique over nodes
-	watcher watcher            // nil if nobody watches
+	t                  testing.TB
+	rng                *rand.Rand
+	now                time.Time
+	loss               float64
+	nodes              []*node
+	wire               []packet
+	cut                func(a, b *node) bool
+	duplicatesExpected bool // two rings exist: duplicates are expected
+	made               int
+	replies            map[uint64]effReply // by request; ids are unique over nodes
+	watcher            watcher             // nil if nobody watches
 }
 
 // watcher sees what happens in a sim.
@@ -270,7 +270,7 @@ func (s *sim) deliver(p packet) {
 // check fails the test if two live nodes use one address and neither knows.
 func (s *sim) check() {
 	s.t.Helper()
-	if s.blind {
+	if s.duplicatesExpected {
 		return
 	}
 	users := map[netip.Addr]*node{}
@@ -278,8 +278,8 @@ func (s *sim) check() {
 		if n.core == nil {
 			continue
 		}
-		for a := range n.core.held {
-			if m := users[a]; m != nil && n.core.inRange(a) && n.core.lost[a] == nil && m.core.lost[a] == nil &&
+		for a := range n.core.allocations {
+			if m := users[a]; m != nil && n.core.inRange(a) && n.core.foreign[a] == nil && m.core.foreign[a] == nil &&
 				n.core.ring.Ready() && m.core.ring.Ready() {
 				s.t.Fatalf("%s is in use on %s and on %s", a, m.cfg.Self, n.cfg.Self)
 			}

@@ -13,7 +13,7 @@ import (
 )
 
 // divergenceMemory is how long another ring is shown after it was last seen.
-const divergenceMemory = 2 * time.Minute
+const divergenceTTL = 2 * time.Minute
 
 // Divergence tells of another ring over the same universe.
 type Divergence struct {
@@ -42,7 +42,7 @@ func peersOrUnknown(ps []peer.Name) string {
 	for _, p := range ps {
 		s = append(s, p.String())
 	}
-	return listed(s)
+	return joinNames(s)
 }
 
 func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
@@ -112,7 +112,7 @@ type Status struct {
 // status returns the state.
 func (c *core) status() Status {
 	s := Status{Range: c.cfg.Range, Default: c.cfg.Default, Ready: c.ring.Ready(),
-		Entries: c.ring.Entries(), Used: uint64(len(c.held)), Max: addr.Of(c.cfg.Range).Size(),
+		Entries: c.ring.Entries(), Used: uint64(len(c.allocations)), Max: addr.Of(c.cfg.Range).Size(),
 		Refused: c.ring.Refused(), Takeovers: c.ring.Conflicts()}
 	if g := c.ring.Genesis(); g != nil {
 		s.Ring = g.ID()
@@ -124,7 +124,7 @@ func (c *core) status() Status {
 		o := Owner{Name: h.Name, Nickname: c.view.Nickname(h.Name), Addresses: n,
 			Percent: 100 * n.Float() / s.Max.Float(), Local: h == c.holder}
 		if o.Local {
-			for a := range c.held {
+			for a := range c.allocations {
 				if c.space.Owns(a) {
 					o.Active++
 				}
@@ -141,9 +141,9 @@ func (c *core) status() Status {
 		s.Divergent = append(s.Divergent, d)
 	}
 	slices.SortFunc(s.Divergent, func(a, b Divergence) int { return slices.Compare(a.Theirs[:], b.Theirs[:]) })
-	for _, a := range c.lostAddrs() {
+	for _, a := range c.foreignAddrs() {
 		owner, _ := c.ring.Owner(a)
-		s.Conflicts = append(s.Conflicts, Conflict{a, c.held[a].owner, owner.Name, c.lost[a].inUse == owner.Name})
+		s.Conflicts = append(s.Conflicts, Conflict{a, c.allocations[a].owner, owner.Name, c.foreign[a].inUse == owner.Name})
 	}
 	for _, r := range c.pending {
 		switch r.kind {
@@ -174,7 +174,7 @@ func (c *core) state(s Status) string {
 		return "ready"
 	case adopted:
 		return "priming: " + c.noRing().Error()
-	case !c.wantRing && (c.election == nil || !c.election.Running()):
+	case !c.ringWanted && (c.election == nil || !c.election.Running()):
 		return "idle"
 	case c.election == nil || c.now.Before(c.graceEnd()):
 		return "priming"

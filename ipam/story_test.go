@@ -70,7 +70,7 @@ func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 	}
 }
 
-func TestReasonsInWords(t *testing.T) {
+func TestWaitingRequestsGiveReasons(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	a := s.add(addrRange, Init{Mode: Consensus, Expect: 3})
 	id := a.begin(func(c *core, id uint64) { c.allocate(id, "x", pfx(addrRange)) })
@@ -181,7 +181,7 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 	}
 }
 
-func TestResetOfTheLastPeerSaysWhatIsLeft(t *testing.T) {
+func TestResetOfTheLastPeerReportsWhatIsLost(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	n := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
 	n.allocate("x", addrRange)
@@ -237,7 +237,7 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 	}
 }
 
-func TestMinorityCanNotRemove(t *testing.T) {
+func TestMinorityCannotRemove(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	nodes := s.addAll(5, addrRange)
 	for i, n := range nodes {
@@ -318,7 +318,7 @@ func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 		for range 4 {
 			s.add(addrRange, Init{Mode: Consensus, Expect: 2})
 		}
-		s.blind = true // both sides give the same addresses, and can not know
+		s.duplicatesExpected = true // both sides give the same addresses, and can not know
 		for i, n := range s.nodes {
 			n.allocate(fmt.Sprint("c", i), addrRange)
 		}
@@ -350,7 +350,7 @@ func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 			}
 		}
 		s.converged(30 * time.Second)
-		s.blind = false
+		s.duplicatesExpected = false
 		s.run(20 * time.Second)
 		conflicts := 0
 		for _, n := range s.nodes {
@@ -497,7 +497,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 }
 
 // The same with true keys, whose names need no book, and a lossless network.
-func TestTrueKeys(t *testing.T) {
+func TestRealKeys(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	for range 4 {
 		s.add(addrRange, Init{Mode: Consensus, Expect: 4}).withKeys()

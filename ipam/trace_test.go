@@ -89,7 +89,7 @@ func (w *storyWorld) Do(c trace.Command, out *trace.Output) error {
 		w.cut = func(a, b *node) bool { return false }
 		return nil
 	case "duplicates-expected": // two rings give the same addresses
-		w.blind = true
+		w.duplicatesExpected = true
 		return nil
 	}
 	n := w.node(c.Arg(0))
@@ -323,7 +323,7 @@ func (w *storyWorld) delta(b []byte) []string {
 func (w *storyWorld) ringDelta(b []byte) []string {
 	var out []string
 	holder := func(b []byte) ring.Holder {
-		return ring.Holder{Name: peer.NameFromBytes(b), Life: binary.BigEndian.Uint32(b[peer.NameLen:])}
+		return ring.Holder{Name: peer.NameFromBytes(b), Incarnation: binary.BigEndian.Uint32(b[peer.NameLen:])}
 	}
 	id := func(b []byte) ring.ID { return ring.ID(b[:16]) }
 	for b = b[17:]; len(b) > 0; {

@@ -80,13 +80,13 @@ func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
 	m.mu.Lock()
 	m.maker.Done(a.Key, n, err, time.Now())
 	m.mu.Unlock()
-	m.poke()
+	m.wakeLoop()
 }
 
 // connect dials an address and returns the peer there, if there is one; the
 // error is nil if there is a session with it now.
 func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
-	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, Control: boundUnacknowledged}
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, Control: setUserTimeout}
 	if m.cfg.Host.IsValid() {
 		d.LocalAddr = &net.TCPAddr{IP: m.cfg.Host.AsSlice()}
 	}
@@ -120,10 +120,10 @@ func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 // boundUnacknowledged has the kernel break a session whose far end acknowledges
 // nothing of what was sent for as long as silence (TCP_USER_TIMEOUT, tcp(7)).
 // Sessions over a listening socket take its option over.
-func boundUnacknowledged(_, _ string, c syscall.RawConn) error {
+func setUserTimeout(_, _ string, c syscall.RawConn) error {
 	var serr error
 	err := c.Control(func(fd uintptr) {
-		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence/time.Millisecond))
+		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(sessionTimeout/time.Millisecond))
 	})
 	return cmp.Or(err, os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", serr))
 }
@@ -153,7 +153,7 @@ func (m *Mesh) handshakeFailed(err error, addr string) {
 		case session.CodeSelf, session.CodeDuplicate, session.CodeLimit:
 			m.log.Debug("session refused", "peer", who, "code", code, "err", r)
 		default:
-			if m.note(fmt.Sprintf("session with %s %s", who, r)) {
+			if m.recordProblem(fmt.Sprintf("session with %s %s", who, r)) {
 				m.log.Warn("session refused", "peer", who, "code", code.String(), "err", r)
 			}
 		}
@@ -164,7 +164,7 @@ func (m *Mesh) handshakeFailed(err error, addr string) {
 }
 
 // judge tells what is wrong with a peer that shows a good hello.
-func (m *Mesh) judge(h *session.Hello, dialled bool) *session.Refusal {
+func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 	no := func(c session.Code, format string, args ...any) *session.Refusal {
 		return &session.Refusal{Code: c, Reason: fmt.Sprintf(format, args...)}
 	}
@@ -195,7 +195,7 @@ func (m *Mesh) judge(h *session.Hello, dialled bool) *session.Refusal {
 		}
 	case old.Peer.Instance == h.Instance:
 		// Two that dialled each other at once: adopt decides, alike on both sides.
-	case old.quiet(now) < pingEvery+pingEvery/2 || old.linked.Load():
+	case old.silentFor(now) < pingEvery+pingEvery/2 || old.linked.Load():
 		return no(session.CodeCollision, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
 			old.RemoteAddr(), h.Name)
 	}
@@ -222,13 +222,13 @@ func (m *Mesh) adopt(c *session.Conn) error {
 	case old == nil:
 	case old.relayed:
 		m.detach(old)
-		old.shut(errDirect)
+		old.terminate(errDirect)
 	case old.Peer.Instance == c.Peer.Instance && old.ID <= c.ID:
 		c.Close()
 		return errDuplicate
 	default:
 		m.detach(old)
-		old.shut(errDuplicate)
+		old.terminate(errDuplicate)
 	}
 	m.setNeighbour(n.name, n)
 	m.engine.NeighbourUp(n.name)
@@ -242,7 +242,7 @@ func (m *Mesh) adopt(c *session.Conn) error {
 	m.wg.Add(2)
 	go m.read(n)
 	go m.write(n)
-	m.poke()
+	m.wakeLoop()
 	return nil
 }
 
@@ -288,20 +288,20 @@ func (m *Mesh) drop(n *neighbour) {
 	m.mu.Lock()
 	attached := m.detach(n)
 	if attached && !n.relayed {
-		m.maker.SessionDown(n.name, now.Sub(n.since), n.why(), now)
-		if n.left.Load() {
+		m.maker.SessionDown(n.name, now.Sub(n.since), n.err(), now)
+		if n.saidGoodbye.Load() {
 			m.maker.MemberLeft(n.name)
 		}
 	}
 	m.mu.Unlock()
 	switch {
 	case attached && n.relayed:
-		m.log.Info("relayed session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
+		m.log.Info("relayed session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.err())
 	case attached:
 		m.counters.terminations.Add(1)
-		m.log.Info("session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.why())
+		m.log.Info("session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.err())
 	}
-	m.poke()
+	m.wakeLoop()
 }
 
 // ownAddrs returns where this peer may be dialled: the addresses it uses
@@ -355,8 +355,8 @@ type sources struct {
 }
 
 type source struct {
-	limit *rate.Limiter
-	busy  int
+	limit  *rate.Limiter
+	active int
 }
 
 // A source may start handshakesPerSecond, at first handshakesBurst, and have
@@ -390,15 +390,15 @@ func (s *sources) begin(a netip.Addr, now time.Time) bool {
 			s.known = make(map[netip.Addr]*source)
 		}
 		if len(s.known) >= maxSources {
-			maps.DeleteFunc(s.known, func(_ netip.Addr, x *source) bool { return x.busy == 0 })
+			maps.DeleteFunc(s.known, func(_ netip.Addr, x *source) bool { return x.active == 0 })
 		}
 		src = &source{limit: rate.NewLimiter(handshakesPerSecond, handshakesBurst)}
 		s.known[a] = src
 	}
-	if src.busy >= handshakesAtOnce || !src.limit.AllowN(now, 1) {
+	if src.active >= handshakesAtOnce || !src.limit.AllowN(now, 1) {
 		return false
 	}
-	src.busy++
+	src.active++
 	return true
 }
 
@@ -406,6 +406,6 @@ func (s *sources) end(a netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if src := s.known[sourceOf(a)]; src != nil {
-		src.busy--
+		src.active--
 	}
 }

@@ -170,23 +170,23 @@ type Mesh struct {
 	counters   counters
 
 	// wake has the loop go round now.
-	wake chan struct{}
+	loopWake chan struct{}
 
 	// Guarded by mu. It is held for no I/O and no callback; channels of gossip
 	// may take their own lock while it is held, so none may call Mesh's methods
 	// that take mu while it holds that lock. Announce, Send and View do not.
-	mu       sync.Mutex
-	topo     *topology.State
-	book     *peer.Book
-	engine   *gossip.Engine
-	maker    *dial.Maker
-	data     map[peer.Name]dataLink // what the router says of its links
-	events   []func(Observer)
-	tries    map[peer.Name]*try  // at relayed sessions
-	punches  int                 // asked for
-	early    map[peer.Name]early // addresses of peers whose relayed session is not there yet
-	problems problems
-	closing  bool
+	mu           sync.Mutex
+	topo         *topology.State
+	book         *peer.Book
+	engine       *gossip.Engine
+	maker        *dial.Maker
+	data         map[peer.Name]dataLink // what the router says of its links
+	events       []func(Observer)
+	relayedTries map[peer.Name]*relayedTry // at relayed sessions
+	punches      int                       // asked for
+	pendingAddrs map[peer.Name]pendingAddr // addresses of peers whose relayed session is not there yet
+	problems     problems
+	closing      bool
 
 	announceMu sync.Mutex // inner to everything
 	announced  []announcement
@@ -216,9 +216,9 @@ type counters struct {
 func New(cfg Config) (*Mesh, error) {
 	m := &Mesh{
 		cfg: cfg, log: cfg.Log, self: cfg.Identity.Name,
-		wake: make(chan struct{}, 1),
-		book: new(peer.Book),
-		data: make(map[peer.Name]dataLink),
+		loopWake: make(chan struct{}, 1),
+		book:     new(peer.Book),
+		data:     make(map[peer.Name]dataLink),
 	}
 	var seed [32]byte
 	if _, err := crand.Read(seed[:]); err != nil {
@@ -245,8 +245,8 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, err
 	}
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
-	m.tries = make(map[peer.Name]*try)
-	m.early = make(map[peer.Name]early)
+	m.relayedTries = make(map[peer.Name]*relayedTry)
+	m.pendingAddrs = make(map[peer.Name]pendingAddr)
 	m.refreshView()
 	if err := m.listen(); err != nil {
 		return nil, err
@@ -270,7 +270,7 @@ func (m *Mesh) listen() (err error) {
 		host = m.cfg.Host.String()
 	}
 	addr := net.JoinHostPort(host, fmt.Sprint(m.cfg.Port))
-	l := net.ListenConfig{Control: boundUnacknowledged}
+	l := net.ListenConfig{Control: setUserTimeout}
 	if m.listener, err = l.Listen(context.Background(), "tcp", addr); err != nil {
 		return fmt.Errorf("listen for peers at TCP %s: %w", addr, errors.Unwrap(err))
 	}
@@ -286,7 +286,7 @@ func (m *Mesh) prepareHandshakes() error {
 	m.hs = session.Config{
 		Self: m.self, Nickname: m.cfg.Nickname, Instance: m.instance,
 		Signer: m.cfg.Identity, Verifier: peer.Ed25519{}, Static: static,
-		Min: m.cfg.ProtocolMin, Max: m.cfg.ProtocolMax, Judge: m.judge, Random: crand.Reader,
+		Min: m.cfg.ProtocolMin, Max: m.cfg.ProtocolMax, Check: m.checkHello, Random: crand.Reader,
 	}
 	if m.hs.Max == 0 {
 		m.hs.Min, m.hs.Max = session.ProtocolMin, session.ProtocolMax
@@ -349,38 +349,38 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 const (
 	// routesEvery is how often at most routes are worked out: a mesh that comes
 	// up changes a hundred times a second.
-	routesEvery = 50 * time.Millisecond
+	routesInterval = 50 * time.Millisecond
 	// soonest is the least time from one round that only a timer asked for to the
 	// next.
-	soonest = 10 * time.Millisecond
+	minRoundInterval = 10 * time.Millisecond
 )
 
 // loop does what is due, when it is due and when it is woken.
 func (m *Mesh) loop(ctx context.Context, o Observer) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var l rounds
+	var l loopState
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-		case <-m.wake:
+		case <-m.loopWake:
 		}
 		now := time.Now()
-		timer.Reset(max(soonest, m.round(ctx, o, now, &l).Sub(now)))
+		timer.Reset(max(minRoundInterval, m.round(ctx, o, now, &l).Sub(now)))
 	}
 }
 
 // rounds is what one round of the loop leaves to the next.
-type rounds struct {
+type loopState struct {
 	generation uint64    // of the topology that the routes are of
 	routesAt   time.Time // when they were worked out
 	slowAt     time.Time // when to do next what is done every pingEvery
 }
 
 // round does what is due and returns when the next round is.
-func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *rounds) (next time.Time) {
+func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopState) (next time.Time) {
 	m.takeAnnouncements()
 	m.mu.Lock()
 	m.engine.Tick(now)
@@ -396,14 +396,14 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *rounds) 
 		m.problems.expire(now)
 	}
 	m.updateLinks()
-	m.noteRefusals()
+	m.reportRefusals()
 	next = l.slowAt
 	for _, t := range []time.Time{m.engine.NextTick(), m.maker.Next()} {
 		if !t.IsZero() && t.Before(next) {
 			next = t
 		}
 	}
-	switch due := l.routesAt.Add(routesEvery); {
+	switch due := l.routesAt.Add(routesInterval); {
 	case m.topo.Generation() == l.generation:
 	case now.Before(due):
 		next = due
@@ -416,7 +416,7 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *rounds) 
 		l.generation, l.routesAt = m.topo.Generation(), now
 		m.refreshView()
 		v := m.view.Load()
-		m.engine.SetVital(v.vital())
+		m.engine.SetRelays(v.relays())
 		m.events = append(m.events, func(o Observer) {
 			o.RoutesChanged(v.data)
 			o.ViewChanged(v)
@@ -427,7 +427,7 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *rounds) 
 	m.events = nil
 	m.mu.Unlock()
 
-	m.rouse(dirty)
+	m.wakeWriters(dirty)
 	for _, a := range attempts {
 		m.wg.Add(1)
 		go m.dial(ctx, a)
@@ -445,7 +445,7 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *rounds) 
 
 // pingAll gives neighbours a sign of life. It is called with mu held.
 func (m *Mesh) pingAll(now time.Time) {
-	all := now.UnixNano()/int64(pingEvery)%calm == 0
+	all := now.UnixNano()/int64(pingEvery)%linkedPingFactor == 0
 	for _, n := range *m.neighbours.Load() {
 		if all || !n.linked.Load() {
 			n.ping()
@@ -454,19 +454,19 @@ func (m *Mesh) pingAll(now time.Time) {
 }
 
 // poke has the loop go round soon.
-func (m *Mesh) poke() {
+func (m *Mesh) wakeLoop() {
 	select {
-	case m.wake <- struct{}{}:
+	case m.loopWake <- struct{}{}:
 	default:
 	}
 }
 
 // rouse has the writers of neighbours ask the engine for messages.
-func (m *Mesh) rouse(names []peer.Name) {
+func (m *Mesh) wakeWriters(names []peer.Name) {
 	all := *m.neighbours.Load()
 	for _, name := range names {
 		if n := all[name]; n != nil {
-			n.rouse()
+			n.wakeWriter()
 		}
 	}
 }
@@ -477,7 +477,7 @@ func (m *Mesh) Announce(channel uint8, delta []byte) {
 	m.announceMu.Lock()
 	m.announced = append(m.announced, announcement{channel, delta})
 	m.announceMu.Unlock()
-	m.poke()
+	m.wakeLoop()
 }
 
 func (m *Mesh) takeAnnouncements() {
@@ -512,7 +512,7 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 		nb.setLinked(up)
 	}
 	m.mu.Unlock()
-	m.poke()
+	m.wakeLoop()
 }
 
 // updateLinks puts what this peer has with its neighbours into its entry.
@@ -537,10 +537,10 @@ func (m *Mesh) updateLinks() {
 }
 
 // noteRefusals logs the entries that were not taken in.
-func (m *Mesh) noteRefusals() {
+func (m *Mesh) reportRefusals() {
 	for _, r := range m.topo.Refused() {
-		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Owner, m.nick(r.From), r.Cause)
-		if m.problems.note(text, time.Now()) {
+		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Owner, m.displayName(r.From), r.Cause)
+		if m.problems.record(text, time.Now()) {
 			m.log.Warn("topology entry refused", "peer", r.Owner, "from", r.From, "err", r.Cause)
 		}
 		// Who is honest passes nothing on that it has not checked.
@@ -561,7 +561,7 @@ func (m *Mesh) memberChanged(e member.Event) {
 		m.maker.MemberLost(e.Peer, now)
 	}
 	m.mu.Unlock()
-	m.poke()
+	m.wakeLoop()
 }
 
 // Connect adds targets; with replace, those not among them are forgotten.
@@ -580,7 +580,7 @@ func (m *Mesh) Connect(targets []string, replace bool) {
 		}
 	}
 	m.mu.Unlock()
-	m.poke()
+	m.wakeLoop()
 }
 
 // Forget drops targets and returns those that were none.

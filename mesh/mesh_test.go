@@ -120,7 +120,7 @@ func to(nodes ...*node) option {
 	}
 }
 
-func still(c *Config)             { c.Discover = false }
+func noDiscovery(c *Config)       { c.Discover = false }
 func password(p ...string) option { return func(c *Config) { c.Passwords = p } }
 
 // eventually waits until ok holds, and fails the test after a while.
@@ -169,10 +169,10 @@ func TestOneKnownPeerIsEnoughAndItsLossIsSurvived(t *testing.T) {
 
 func TestMessagesAreRelayedOverALine(t *testing.T) {
 	t.Parallel()
-	a := start(t, still)
-	b := start(t, still, to(a))
-	c := start(t, still, to(b))
-	d := start(t, still, to(c))
+	a := start(t, noDiscovery)
+	b := start(t, noDiscovery, to(a))
+	c := start(t, noDiscovery, to(b))
+	d := start(t, noDiscovery, to(c))
 	// The relays too: they pass news on before they work out routes from it,
 	// and a message that meets one without a route is lost.
 	eventually(t, "all see all", func() bool {
@@ -227,7 +227,7 @@ func TestLinkMessagesComeFromNeighboursInOrder(t *testing.T) {
 	}
 }
 
-func TestRoutesForFramesFollowTheRoutersWord(t *testing.T) {
+func TestFrameRoutesFollowDataLinks(t *testing.T) {
 	t.Parallel()
 	a := start(t)
 	b := start(t, to(a))
@@ -249,12 +249,12 @@ func TestRoutesForFramesFollowTheRoutersWord(t *testing.T) {
 
 // Peers that launch with one short id, one of them behind the other, have
 // different ones soon, the lower name keeps it, and every router is told.
-func TestContestedShortIDIsSettledAndTold(t *testing.T) {
+func TestContestedShortIDIsSettledEverywhere(t *testing.T) {
 	t.Parallel()
 	same := func(c *Config) { c.ShortID = 77 }
-	a := start(t, still, same)
-	b := start(t, still, same, to(a))
-	c := start(t, still, same, to(b))
+	a := start(t, noDiscovery, same)
+	b := start(t, noDiscovery, same, to(a))
+	c := start(t, noDiscovery, same, to(b))
 	all := []*node{a, b, c}
 	lowest := a.Self()
 	for _, n := range all {
@@ -262,7 +262,7 @@ func TestContestedShortIDIsSettledAndTold(t *testing.T) {
 			lowest = n.Self()
 		}
 	}
-	told := func(n *node) (ids map[peer.Name]uint16, names map[uint16]peer.Name) {
+	reported := func(n *node) (ids map[peer.Name]uint16, names map[uint16]peer.Name) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if n.route != nil {
@@ -271,9 +271,9 @@ func TestContestedShortIDIsSettledAndTold(t *testing.T) {
 		return ids, names
 	}
 	eventually(t, "three ids, known alike", func() bool {
-		want, _ := told(a)
+		want, _ := reported(a)
 		for _, n := range all {
-			ids, names := told(n)
+			ids, names := reported(n)
 			if len(ids) != 3 || len(names) != 3 || names[77] != lowest || !maps.Equal(ids, want) || n.View().Routes().ShortIDs[n.Self()] == 0 {
 				return false
 			}
@@ -299,7 +299,7 @@ func TestTwoIslandsBecomeOneMesh(t *testing.T) {
 	}
 }
 
-func (n *node) says(words string) func() bool {
+func (n *node) hasProblem(words string) func() bool {
 	return func() bool {
 		for _, p := range n.Status().Problems {
 			if strings.Contains(p.Text, words) {
@@ -310,7 +310,7 @@ func (n *node) says(words string) func() bool {
 	}
 }
 
-func TestRefusedPeerAndRefuserBothSayWhy(t *testing.T) {
+func TestBothPeersReportWhyASessionIsRefused(t *testing.T) {
 	t.Parallel()
 	id, err := peer.NewIdentity(rand.Reader)
 	if err != nil {
@@ -332,8 +332,8 @@ func TestRefusedPeerAndRefuserBothSayWhy(t *testing.T) {
 			t.Parallel()
 			a := start(t, c.a...)
 			b := start(t, append(c.b, to(a))...)
-			eventually(t, "the dialler says "+c.say, b.says(c.say))
-			eventually(t, "the responder says "+c.say, a.says(c.say))
+			eventually(t, "the dialler says "+c.say, b.hasProblem(c.say))
+			eventually(t, "the responder says "+c.say, a.hasProblem(c.say))
 			if a.sessions() != 0 || b.sessions() != 0 {
 				t.Error("a session all the same")
 			}
@@ -349,12 +349,12 @@ func TestCloneMetAtAThirdPeerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	same := func(c *Config) { c.Identity = id }
-	hub := start(t, still)
-	first := start(t, still, same, to(hub))
+	hub := start(t, noDiscovery)
+	first := start(t, noDiscovery, same, to(hub))
 	eventually(t, "the first is in", func() bool { return hub.sees(first) })
-	second := start(t, still, same, to(hub))
-	eventually(t, "the hub says so", hub.says("another live peer"))
-	eventually(t, "the clone says so", second.says("another live peer"))
+	second := start(t, noDiscovery, same, to(hub))
+	eventually(t, "the hub says so", hub.hasProblem("another live peer"))
+	eventually(t, "the clone says so", second.hasProblem("another live peer"))
 	if !hub.sees(first) {
 		t.Error("the first has lost its place")
 	}
@@ -408,7 +408,7 @@ func TestStopIsSafeAtAnyTime(t *testing.T) {
 
 // Two peers that can not dial each other get a session through the hub, and
 // are both told where the hub sees the other's UDP port.
-func TestPeersThatCanNotDialEachOtherPunch(t *testing.T) {
+func TestPeersThatCannotDialEachOtherPunchHoles(t *testing.T) {
 	t.Parallel()
 	seen := func(n peer.Name) (netip.AddrPort, bool) {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, n[4], n[5]}), 6783), true
@@ -422,7 +422,7 @@ func TestPeersThatCanNotDialEachOtherPunch(t *testing.T) {
 		n.SetData(hub.Self(), true, time.Millisecond)
 		hub.SetData(n.Self(), true, time.Millisecond)
 	}
-	told := func(n, of *node) func() bool {
+	reported := func(n, of *node) func() bool {
 		return func() bool {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -430,8 +430,8 @@ func TestPeersThatCanNotDialEachOtherPunch(t *testing.T) {
 			return n.up[of.Self()].Addr == want
 		}
 	}
-	eventually(t, "a is told of b", told(a, b))
-	eventually(t, "b is told of a", told(b, a))
+	eventually(t, "a is told of b", reported(a, b))
+	eventually(t, "b is told of a", reported(b, a))
 	a.mu.Lock()
 	b.mu.Lock()
 	x, y := a.up[b.Self()], b.up[a.Self()]
@@ -470,7 +470,7 @@ func udp(f func(peer.Name) (netip.AddrPort, bool)) option {
 
 // Who connects and says nothing does not keep others out, nor the router from
 // stopping at once.
-func TestSilentStrangersKeepNobodyOut(t *testing.T) {
+func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	a := start(t)
 	for range 2 * maxHandshakes {
@@ -482,7 +482,7 @@ func TestSilentStrangersKeepNobodyOut(t *testing.T) {
 	}
 	eventually(t, "most are turned away", func() bool { return a.Status().HandshakeFailures["busy"] >= maxHandshakes })
 	a.sources.mu.Lock()
-	busy := a.sources.known[netip.MustParseAddr("127.0.0.1")].busy
+	busy := a.sources.known[netip.MustParseAddr("127.0.0.1")].active
 	a.sources.mu.Unlock()
 	if busy > handshakesAtOnce {
 		t.Errorf("one address holds %d slots of %d", busy, maxHandshakes)
@@ -506,12 +506,12 @@ func TestFullQueueToANeighbourIsBoundedInBytes(t *testing.T) {
 }
 
 // liar shows one key and signs with another.
-type liar struct{ shows, signs peer.Signer }
+type forger struct{ shown, signer peer.Signer }
 
-func (l liar) Key() peer.Key                          { return l.shows.Key() }
-func (l liar) Sign(d string, b []byte) peer.Signature { return l.signs.Sign(d, b) }
+func (l forger) Key() peer.Key                          { return l.shown.Key() }
+func (l forger) Sign(d string, b []byte) peer.Signature { return l.signer.Sign(d, b) }
 
-func TestPeerThatSpeaksForAnotherIsRefusedInWords(t *testing.T) {
+func TestForgedEntryIsRefusedAndReported(t *testing.T) {
 	t.Parallel()
 	a := start(t)
 	b := start(t, to(a))
@@ -520,7 +520,7 @@ func TestPeerThatSpeaksForAnotherIsRefusedInWords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged, err := topology.New(topology.Config{Self: victim.Name, Signer: liar{victim, b.Identity()}, Verifier: peer.Ed25519{},
+	forged, err := topology.New(topology.Config{Self: victim.Name, Signer: forger{victim, b.Identity()}, Verifier: peer.Ed25519{},
 		Book: new(peer.Book), Start: time.Now()})
 	if err != nil {
 		t.Fatal(err)
@@ -534,8 +534,8 @@ func TestPeerThatSpeaksForAnotherIsRefusedInWords(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Announce(ChannelTopology, deltas[0])
-	eventually(t, "a says so", a.says("not signed by its owner"))
-	eventually(t, "b is told", b.says("not signed by its owner"))
+	eventually(t, "a says so", a.hasProblem("not signed by its owner"))
+	eventually(t, "b is told", b.hasProblem("not signed by its owner"))
 	if a.View().Reachable(victim.Name) || a.View().Nickname(victim.Name) != "" {
 		t.Error("the entry was taken in")
 	}

@@ -32,13 +32,13 @@ const (
 	// calm is in how many of these moments a neighbour gets none but one, while
 	// the router's link with it is up: then its heartbeats tell that the peer
 	// lives, and TCP tells whether what is sent is taken.
-	calm = 5
+	linkedPingFactor = 5
 	// silence is how long a neighbour may say nothing before it counts as gone.
 	// With less, a busy host is taken for dead; with more, its loss is noticed
 	// later than the ten seconds that weft promises.
-	silence = 8 * time.Second
+	sessionTimeout = 8 * time.Second
 	// lastWord is how long a neighbour has to speak after its link went down.
-	lastWord = 1500 * time.Millisecond
+	linkDownTimeout = 1500 * time.Millisecond
 	// MaxControl is how many records wait for one neighbour ahead of gossip, and
 	// maxControlBytes how large they may be together. A full queue drops the
 	// newest and counts it.
@@ -57,51 +57,51 @@ type neighbour struct {
 
 	// Guarded by Mesh.mu.
 
-	asked time.Time // when its address was, if relayed
+	addrAskedAt time.Time // when its address was, if relayed
 
 	// Safe for all.
 
-	control chan []byte // records ready to send
-	roused  chan struct{}
-	pings   chan byte     // a record type: recPing or recAlive, which is not answered
-	done    chan struct{} // closed by shut
-	shutOne sync.Once
-	cause   atomic.Pointer[error]
-	heard   atomic.Int64 // Unix time in nanoseconds
-	rttNano atomic.Int64 // smoothed
-	dropped atomic.Uint64
-	queued  atomic.Int64 // bytes in control
-	left    atomic.Bool  // it said goodbye
-	linked  atomic.Bool  // the router's link with it is up
+	control       chan []byte // records ready to send
+	writerWake    chan struct{}
+	pings         chan byte     // a record type: recPing or recAlive, which is not answered
+	done          chan struct{} // closed by shut
+	terminateOnce sync.Once
+	cause         atomic.Pointer[error]
+	lastHeard     atomic.Int64 // Unix time in nanoseconds
+	rttNano       atomic.Int64 // smoothed
+	dropped       atomic.Uint64
+	queued        atomic.Int64 // bytes in control
+	saidGoodbye   atomic.Bool  // it said goodbye
+	linked        atomic.Bool  // the router's link with it is up
 	// punched is where the router was told that a relayed one is.
-	punched atomic.Pointer[netip.AddrPort]
+	punchedAddr atomic.Pointer[netip.AddrPort]
 }
 
 func newNeighbour(c *session.Conn) *neighbour {
 	n := &neighbour{
 		Conn: c, name: c.Peer.Name, since: time.Now(),
-		control: make(chan []byte, MaxControl),
-		roused:  make(chan struct{}, 1),
-		pings:   make(chan byte, 1),
-		done:    make(chan struct{}),
+		control:    make(chan []byte, MaxControl),
+		writerWake: make(chan struct{}, 1),
+		pings:      make(chan byte, 1),
+		done:       make(chan struct{}),
 	}
-	n.heard.Store(n.since.UnixNano())
+	n.lastHeard.Store(n.since.UnixNano())
 	return n
 }
 
 func (n *neighbour) rtt() time.Duration { return time.Duration(n.rttNano.Load()) }
 
 // quiet tells for how long nothing was heard.
-func (n *neighbour) quiet(now time.Time) time.Duration {
-	return now.Sub(time.Unix(0, n.heard.Load()))
+func (n *neighbour) silentFor(now time.Time) time.Duration {
+	return now.Sub(time.Unix(0, n.lastHeard.Load()))
 }
 
 // timeout is how long the neighbour may say nothing.
 func (n *neighbour) timeout() time.Duration {
 	if n.linked.Load() {
-		return 3 * calm * pingEvery
+		return 3 * linkedPingFactor * pingEvery
 	}
-	return silence
+	return sessionTimeout
 }
 
 // setLinked takes in that the router's link with the neighbour came up or went
@@ -112,7 +112,7 @@ func (n *neighbour) setLinked(up bool) {
 		_ = n.SetReadDeadline(time.Now().Add(n.timeout()))
 	case was && !up:
 		n.ping()
-		_ = n.SetReadDeadline(time.Now().Add(lastWord))
+		_ = n.SetReadDeadline(time.Now().Add(linkDownTimeout))
 	}
 }
 
@@ -129,9 +129,9 @@ func (n *neighbour) ping() {
 	}
 }
 
-func (n *neighbour) rouse() {
+func (n *neighbour) wakeWriter() {
 	select {
-	case n.roused <- struct{}{}:
+	case n.writerWake <- struct{}{}:
 	default:
 	}
 }
@@ -153,15 +153,15 @@ func (n *neighbour) push(rec []byte) error {
 }
 
 // shut ends the session for a reason. The first reason stays.
-func (n *neighbour) shut(cause error) {
-	n.shutOne.Do(func() {
+func (n *neighbour) terminate(cause error) {
+	n.terminateOnce.Do(func() {
 		n.cause.Store(&cause)
 		close(n.done)
 		n.Close()
 	})
 }
 
-func (n *neighbour) why() error {
+func (n *neighbour) err() error {
 	if p := n.cause.Load(); p != nil {
 		return *p
 	}
@@ -172,7 +172,7 @@ func (n *neighbour) why() error {
 func (n *neighbour) goodbye(code session.Code, reason string) {
 	_ = n.SetWriteDeadline(time.Now().Add(time.Second))
 	_ = n.WriteRecord(append([]byte{recBye, byte(code)}, reason...))
-	n.shut(errors.New(reason))
+	n.terminate(errors.New(reason))
 }
 
 // addr is where the neighbour's UDP port should be.
@@ -188,9 +188,9 @@ func (n *neighbour) addr() netip.AddrPort {
 func (m *Mesh) write(n *neighbour) {
 	defer m.wg.Done()
 	send := func(rec []byte) bool {
-		_ = n.SetWriteDeadline(time.Now().Add(silence))
+		_ = n.SetWriteDeadline(time.Now().Add(sessionTimeout))
 		if err := n.WriteRecord(rec); err != nil {
-			n.shut(fmt.Errorf("send: %w", err))
+			n.terminate(fmt.Errorf("send: %w", err))
 			return false
 		}
 		return true
@@ -205,7 +205,7 @@ func (m *Mesh) write(n *neighbour) {
 	if !sendPing(recPing) {
 		return
 	}
-	n.rouse()
+	n.wakeWriter()
 	for {
 		select {
 		case <-n.done:
@@ -228,7 +228,7 @@ func (m *Mesh) write(n *neighbour) {
 			if !sendPing(typ) {
 				return
 			}
-		case <-n.roused:
+		case <-n.writerWake:
 			if n.relayed {
 				continue // no gossip: what carries the session gossips already
 			}
@@ -241,7 +241,7 @@ func (m *Mesh) write(n *neighbour) {
 			if !send(append([]byte{recGossip}, msg...)) {
 				return
 			}
-			n.rouse()
+			n.wakeWriter()
 		}
 	}
 }
@@ -256,16 +256,16 @@ func (m *Mesh) read(n *neighbour) {
 			var timeout net.Error
 			switch {
 			case errors.As(err, &timeout) && timeout.Timeout():
-				err = fmt.Errorf("nothing heard for %v", n.quiet(time.Now()).Round(time.Second))
+				err = fmt.Errorf("nothing heard for %v", n.silentFor(time.Now()).Round(time.Second))
 			case errors.Is(err, io.EOF):
 				err = errors.New("the peer closed the connection")
 			}
-			n.shut(err)
+			n.terminate(err)
 			break
 		}
-		n.heard.Store(time.Now().UnixNano())
+		n.lastHeard.Store(time.Now().UnixNano())
 		if err := m.receive(n, rec); err != nil {
-			n.shut(err)
+			n.terminate(err)
 			break
 		}
 	}
@@ -284,7 +284,7 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 	case recPong:
 		if len(body) >= 8 {
 			rtt := time.Since(m.start) - time.Duration(binary.BigEndian.Uint64(body))
-			if rtt > 0 && rtt < silence {
+			if rtt > 0 && rtt < sessionTimeout {
 				if old := n.rtt(); old > 0 {
 					rtt = (7*old + rtt) / 8
 				}
@@ -299,12 +299,12 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 		changed, err := m.engine.Receive(n.name, body)
 		dirty := m.engine.Dirty()
 		m.mu.Unlock()
-		m.rouse(dirty)
+		m.wakeWriters(dirty)
 		if changed {
-			m.poke()
+			m.wakeLoop()
 		}
 		if err != nil {
-			if m.note(fmt.Sprintf("gossip refused, from %s: %v", m.nick(n.name), err)) {
+			if m.recordProblem(fmt.Sprintf("gossip refused, from %s: %v", m.displayName(n.name), err)) {
 				m.log.Warn("gossip refused", "from", n.name, "err", err)
 			}
 		}
@@ -316,10 +316,10 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 		}
 		code, reason := session.Code(body[0]), printable(body[1:])
 		if code == session.CodeOK {
-			n.left.Store(true)
+			n.saidGoodbye.Store(true)
 		} else {
 			m.counters.handshakeFail[min(code, session.CodeOther)].Add(1)
-			m.note(fmt.Sprintf("session with %s ended by it: %s", m.nick(n.name), reason))
+			m.recordProblem(fmt.Sprintf("session with %s ended by it: %s", m.displayName(n.name), reason))
 		}
 		return fmt.Errorf("the peer said: %s", reason)
 	}

@@ -56,23 +56,23 @@ func (m *Mesh) punch(from peer.Name, msg []byte) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if n := (*m.neighbours.Load())[about]; n != nil && n.relayed {
-			m.aim(n, addr)
-			m.poke()
+			m.setPunchedAddr(n, addr)
+			m.wakeLoop()
 		} else if m.topo.Entry(about) != nil {
-			m.early[about] = early{addr, time.Now()} // its session stands at the far end only, yet
+			m.pendingAddrs[about] = pendingAddr{addr, time.Now()} // its session stands at the far end only, yet
 		}
 	}
 }
 
 // early is the address of a peer that came before the end of the handshake.
-type early struct {
+type pendingAddr struct {
 	addr netip.AddrPort
 	at   time.Time
 }
 
 // aim tells the router where a peer is. It is called with mu held.
-func (m *Mesh) aim(n *neighbour, addr netip.AddrPort) {
-	before := n.punched.Swap(&addr)
+func (m *Mesh) setPunchedAddr(n *neighbour, addr netip.AddrPort) {
+	before := n.punchedAddr.Swap(&addr)
 	if m.data[n.name].up || before != nil && *before == addr {
 		return // the router is at it
 	}

@@ -24,18 +24,18 @@ const (
 	// session with it was begun; each further time it is twice as long, up to
 	// relayedSeldom. Many translators let no packet through, and attempts fill
 	// their tables.
-	relayedAgain  = time.Minute
-	relayedSeldom = 32 * time.Minute
+	relayedRetryMin = time.Minute
+	relayedRetryMax = 32 * time.Minute
 	// punchTimeout is how long the link may take to come up, and punchAgain how
 	// often meanwhile the peer's address is asked for.
-	punchTimeout = 30 * time.Second
-	punchAgain   = 5 * time.Second
+	punchTimeout  = 30 * time.Second
+	punchInterval = 5 * time.Second
 	// maxRelayedDials is how many are begun in one round of the loop.
 	maxRelayedDials = 8
 )
 
 // try is the record of attempts at a relayed session with one peer.
-type try struct {
+type relayedTry struct {
 	next  time.Time
 	delay time.Duration
 }
@@ -48,12 +48,12 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 		switch l := m.data[n]; {
 		case !d.relayed:
 		case l.up:
-			delete(m.tries, n)
+			delete(m.relayedTries, n)
 		case now.Sub(d.since) > punchTimeout && now.Sub(l.changed) > punchTimeout:
-			d.shut(errNoWay)
-		case d.Dialled && now.Sub(d.asked) > punchAgain:
+			d.terminate(errNoPackets)
+		case d.Dialled && now.Sub(d.addrAskedAt) > punchInterval:
 			// An answer may have been lost, or the address be another by now.
-			d.asked = now
+			d.addrAskedAt = now
 			m.askToPunch(n)
 		}
 	}
@@ -66,18 +66,18 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 			len(due) >= maxRelayedDials || v.graph.Common(n, topology.LinkSession|topology.LinkData) == nil {
 			continue
 		}
-		if m.tryAgain(n, now) {
+		if m.relayedRetryDue(n, now) {
 			due = append(due, n)
 		}
 	}
-	for n, e := range m.early {
-		if now.Sub(e.at) > punchAgain {
-			delete(m.early, n)
+	for n, e := range m.pendingAddrs {
+		if now.Sub(e.at) > punchInterval {
+			delete(m.pendingAddrs, n)
 		}
 	}
-	for n := range m.tries {
+	for n := range m.relayedTries {
 		if !v.Reachable(n) {
-			delete(m.tries, n)
+			delete(m.relayedTries, n)
 		}
 	}
 	return due
@@ -85,17 +85,17 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 
 // tryAgain tells whether it is time for a relayed session with n, and if so
 // lets twice as long pass until the next.
-func (m *Mesh) tryAgain(n peer.Name, now time.Time) bool {
-	t := m.tries[n]
+func (m *Mesh) relayedRetryDue(n peer.Name, now time.Time) bool {
+	t := m.relayedTries[n]
 	if t == nil {
-		t = &try{delay: relayedAgain}
-		m.tries[n] = t
+		t = &relayedTry{delay: relayedRetryMin}
+		m.relayedTries[n] = t
 	}
 	if now.Before(t.next) {
 		return false
 	}
 	t.next = now.Add(t.delay)
-	t.delay = min(2*t.delay, relayedSeldom)
+	t.delay = min(2*t.delay, relayedRetryMax)
 	return true
 }
 
@@ -106,7 +106,7 @@ func (m *Mesh) dialRelayed(n peer.Name) {
 		m.log.Debug("relayed session", "peer", n, "err", err)
 		return
 	}
-	m.shakeRelayed(n, nc, session.Dial)
+	m.handshakeRelayed(n, nc, session.Dial)
 }
 
 // acceptRelayed is called for each stream that another peer opens.
@@ -120,13 +120,13 @@ func (m *Mesh) acceptRelayed(from peer.Name, nc net.Conn) {
 	m.wg.Add(1)
 	go func() {
 		defer m.wg.Done()
-		m.shakeRelayed(from, nc, session.Accept)
+		m.handshakeRelayed(from, nc, session.Accept)
 	}()
 }
 
-func (m *Mesh) shakeRelayed(n peer.Name, nc net.Conn, shake func(net.Conn, *session.Config) (*session.Conn, error)) {
+func (m *Mesh) handshakeRelayed(n peer.Name, nc net.Conn, shake func(net.Conn, *session.Config) (*session.Conn, error)) {
 	hs := m.hs
-	hs.Judge = func(h *session.Hello, _ bool) *session.Refusal { return m.judgeRelayed(n, h) }
+	hs.Check = func(h *session.Hello, _ bool) *session.Refusal { return m.checkRelayedHello(n, h) }
 	c, err := shake(nc, &hs)
 	if err == nil {
 		err = m.adoptRelayed(c)
@@ -137,7 +137,7 @@ func (m *Mesh) shakeRelayed(n peer.Name, nc net.Conn, shake func(net.Conn, *sess
 	}
 }
 
-func (m *Mesh) judgeRelayed(n peer.Name, h *session.Hello) *session.Refusal {
+func (m *Mesh) checkRelayedHello(n peer.Name, h *session.Hello) *session.Refusal {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch err := m.book.Check(h.Name, h.Key); {
@@ -163,26 +163,26 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 	}
 	if old := (*m.neighbours.Load())[n.name]; old != nil {
 		m.detach(old)
-		old.shut(errDuplicate)
+		old.terminate(errDuplicate)
 	}
 	m.setNeighbour(n.name, n)
 	m.log.Info("relayed session up", "peer", n.name, "nickname", c.Peer.Nickname)
 	m.wg.Add(2)
 	go m.read(n)
 	go m.write(n)
-	if e, ok := m.early[n.name]; ok && n.since.Sub(e.at) < punchAgain {
-		m.aim(n, e.addr)
-		m.poke()
+	if e, ok := m.pendingAddrs[n.name]; ok && n.since.Sub(e.at) < punchInterval {
+		m.setPunchedAddr(n, e.addr)
+		m.wakeLoop()
 	}
-	delete(m.early, n.name)
+	delete(m.pendingAddrs, n.name)
 	if n.Dialled {
-		n.asked = n.since
+		n.addrAskedAt = n.since
 		m.askToPunch(n.name)
 	}
 	return nil
 }
 
 var (
-	errDirect = errors.New("a direct session has taken its place")
-	errNoWay  = errors.New("no packet came through")
+	errDirect    = errors.New("a direct session has taken its place")
+	errNoPackets = errors.New("no packet came through")
 )

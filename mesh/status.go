@@ -109,12 +109,12 @@ func (m *Mesh) Status() Status {
 type problems struct{ all map[string]*Problem }
 
 const (
-	maxProblems  = 64
-	keepProblems = 10 * time.Minute
+	maxProblems = 64
+	problemTTL  = 10 * time.Minute
 )
 
 // note records a problem and tells whether it is new.
-func (p *problems) note(text string, now time.Time) bool {
+func (p *problems) record(text string, now time.Time) bool {
 	if old := p.all[text]; old != nil {
 		old.Last, old.Count = now, old.Count+1
 		return false
@@ -131,7 +131,7 @@ func (p *problems) note(text string, now time.Time) bool {
 
 func (p *problems) expire(now time.Time) {
 	for k, v := range p.all {
-		if now.Sub(v.Last) > keepProblems {
+		if now.Sub(v.Last) > problemTTL {
 			delete(p.all, k)
 		}
 	}
@@ -147,8 +147,8 @@ func (p *problems) list() []Problem {
 }
 
 // note records a problem and tells whether it is new.
-func (m *Mesh) note(text string) bool {
+func (m *Mesh) recordProblem(text string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.problems.note(text, time.Now())
+	return m.problems.record(text, time.Now())
 }

@@ -55,14 +55,14 @@ func (m *Mesh) handleStreams(k Kind, receive func(peer.Name, []byte) error) {
 }
 
 // relayed tells whether messages of this kind may pass through others.
-func (k Kind) relayed() bool { return k != KindLink && k != KindPunch }
+func (k Kind) relayable() bool { return k != KindLink && k != KindPunch }
 
 // forward queues a record for the neighbour on the way to a peer.
 func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
 	n := m.direct(to)
 	switch {
 	case n != nil:
-	case k.relayed():
+	case k.relayable():
 		n = m.direct(m.view.Load().control.Unicast[to])
 	case k == KindLink: // the one kind that a relayed session carries
 		n = (*m.neighbours.Load())[to]
@@ -83,7 +83,7 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 	to, from := peer.NameFromBytes(body), peer.NameFromBytes(body[peer.NameLen:])
 	hops, kind := body[2*peer.NameLen], Kind(body[2*peer.NameLen+1])
 	if to != m.self {
-		if hops <= 1 || from == m.self || !kind.relayed() {
+		if hops <= 1 || from == m.self || !kind.relayable() {
 			m.counters.unicastDrops.Add(1)
 			return
 		}
@@ -98,7 +98,7 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 	}
 	msg := slices.Clone(body[unicastHeader:])
 	switch {
-	case !kind.relayed() && from != n.name:
+	case !kind.relayable() && from != n.name:
 		m.counters.unicastDrops.Add(1)
 		return
 	case kind == KindLink: // in order with the neighbour's coming and going
@@ -128,7 +128,7 @@ func (m *Mesh) event(f func(Observer)) {
 		m.counters.unicastDrops.Add(1)
 	}
 	m.mu.Unlock()
-	m.poke()
+	m.wakeLoop()
 }
 
 // printable makes a stranger's words fit for one line of a log.

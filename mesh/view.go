@@ -10,31 +10,31 @@ import (
 
 // View is the mesh as this peer knew it at one moment. It is immutable.
 type View struct {
-	control *topology.Routes // over sessions
-	data    *topology.Routes // over data links
-	graph   *topology.Graph
-	entries []*topology.Entry
-	nicks   map[peer.Name]string
+	control   *topology.Routes // over sessions
+	data      *topology.Routes // over data links
+	graph     *topology.Graph
+	entries   []*topology.Entry
+	nicknames map[peer.Name]string
 }
 
 // maxNicks is how many nicknames are remembered before those of peers that are
 // gone are dropped.
-const maxNicks = 1 << 14
+const maxNicknames = 1 << 14
 
 // refreshView is called with mu held, or before Run.
 func (m *Mesh) refreshView() {
 	g := m.topo.Graph()
 	v := &View{
 		control: g.Routes(topology.LinkSession), data: g.Routes(topology.LinkData),
-		graph: g, entries: slices.Clone(m.topo.Entries()), nicks: make(map[peer.Name]string),
+		graph: g, entries: slices.Clone(m.topo.Entries()), nicknames: make(map[peer.Name]string),
 	}
 	// Peers that are gone keep their nicknames, so that people can speak of
 	// them: to remove them, for one.
-	if old := m.view.Load(); old != nil && len(old.nicks) < maxNicks {
-		maps.Copy(v.nicks, old.nicks)
+	if old := m.view.Load(); old != nil && len(old.nicknames) < maxNicknames {
+		maps.Copy(v.nicknames, old.nicknames)
 	}
 	for _, e := range v.entries {
-		v.nicks[e.Name] = e.Nickname
+		v.nicknames[e.Name] = e.Nickname
 	}
 	m.view.Store(v)
 }
@@ -71,12 +71,12 @@ func (v *View) Keys() map[peer.Name]peer.Key {
 }
 
 // Nickname returns what n calls itself, empty if it is not known.
-func (v *View) Nickname(n peer.Name) string { return v.nicks[n] }
+func (v *View) Nickname(n peer.Name) string { return v.nicknames[n] }
 
 // Lookup finds the peers that go by a nickname, or went by it before they were
 // lost, in order.
 func (v *View) Lookup(nickname string) (names []peer.Name) {
-	for n, nick := range v.nicks {
+	for n, nick := range v.nicknames {
 		if nick == nickname {
 			names = append(names, n)
 		}
@@ -89,7 +89,7 @@ func (v *View) Lookup(nickname string) (names []peer.Name) {
 func (v *View) Routes() *topology.Routes { return v.data }
 
 // vital returns the neighbours behind which other peers hang.
-func (v *View) vital() map[peer.Name]bool {
+func (v *View) relays() map[peer.Name]bool {
 	vital := make(map[peer.Name]bool)
 	for dst, via := range v.control.Unicast {
 		if dst != via {
@@ -100,8 +100,8 @@ func (v *View) vital() map[peer.Name]bool {
 }
 
 // nick names a peer for people: its name and, if known, its nickname.
-func (m *Mesh) nick(n peer.Name) string {
-	if s := m.view.Load().nicks[n]; s != "" {
+func (m *Mesh) displayName(n peer.Name) string {
+	if s := m.view.Load().nicknames[n]; s != "" {
 		return n.String() + "(" + s + ")"
 	}
 	return n.String()

@@ -114,23 +114,23 @@ func idOf(raw []byte) (id ID) {
 // Holder is who a range can be given to: a peer in one of its lives. Life is
 // how many times the name had been removed from the ring before.
 type Holder struct {
-	Name peer.Name
-	Life uint32
+	Name        peer.Name
+	Incarnation uint32
 }
 
 // String returns the name, with the life if it is not the first.
 func (h Holder) String() string {
-	if h.Life == 0 {
+	if h.Incarnation == 0 {
 		return h.Name.String()
 	}
-	return fmt.Sprintf("%s (life %d)", h.Name, h.Life)
+	return fmt.Sprintf("%s (incarnation %d)", h.Name, h.Incarnation)
 }
 
 func (h Holder) less(o Holder) bool {
 	if c := h.Name.Compare(o.Name); c != 0 {
 		return c < 0
 	}
-	return h.Life < o.Life
+	return h.Incarnation < o.Incarnation
 }
 
 // Compare orders holders by name, then life.
@@ -147,7 +147,7 @@ func (h Holder) Compare(o Holder) int {
 // Append appends the encoded holder to b.
 func (h Holder) Append(b []byte) []byte {
 	b = append(b, h.Name[:]...)
-	return binary.BigEndian.AppendUint32(b, h.Life)
+	return binary.BigEndian.AppendUint32(b, h.Incarnation)
 }
 
 // Grant is the record that From gives the addresses of Range to To.

@@ -97,7 +97,7 @@ func TestForgedGrantIsRefused(t *testing.T) {
 }
 
 // A bad record does not keep the good ones of its delta out.
-func TestGoodRecordsOfABadDelta(t *testing.T) {
+func TestGoodRecordsOfAPartlyBadDeltaAreAccepted(t *testing.T) {
 	r := started("10.0.0.0/24", 2)
 	twin := started("10.0.0.0/24", 2)
 	out := must(twin.Give(signer(0), name(0), name(3), addr.Of(twin.Owned(name(0))[0].Block(addr.N(4)))))

@@ -149,14 +149,14 @@ func (st *state) link(rm *Removal) {
 	if old := st.leaves[rm.Gone]; old == nil || rm.supersedes(old) {
 		st.leaves[rm.Gone] = rm
 	}
-	st.lives[rm.Gone.Name] = max(st.lives[rm.Gone.Name], rm.Gone.Life+1)
+	st.lives[rm.Gone.Name] = max(st.lives[rm.Gone.Name], rm.Gone.Incarnation+1)
 }
 
 // current returns the life that name is in now.
 func (st *state) current(name peer.Name) Holder { return Holder{name, st.lives[name]} }
 
 // known tells whether the lives of h's name before h have ended.
-func (st *state) known(h Holder) bool { return h.Life <= st.lives[h.Name] }
+func (st *state) known(h Holder) bool { return h.Incarnation <= st.lives[h.Name] }
 
 // owner follows the removals from h to who owns its space now.
 func (st *state) owner(h Holder) Holder {
@@ -203,8 +203,8 @@ func (st *state) speaksFor(who Holder) []Holder {
 		}
 	}
 	// A circle of removals resolves to the current life of one in it.
-	for life := range who.Life {
-		if h := (Holder{who.Name, life}); st.inCircle(h) {
+	for incarnation := range who.Incarnation {
+		if h := (Holder{who.Name, incarnation}); st.inCircle(h) {
 			add(h)
 		}
 	}
@@ -258,7 +258,7 @@ func (st *state) checkKey(h Holder, key peer.Key) error {
 	if peer.NameOf(key[:]) == h.Name {
 		return nil
 	}
-	if b := st.books[h.Life]; b != nil {
+	if b := st.books[h.Incarnation]; b != nil {
 		return b.Check(h.Name, key)
 	}
 	return nil
@@ -268,10 +268,10 @@ func (st *state) bind(h Holder, key peer.Key) {
 	if peer.NameOf(key[:]) == h.Name {
 		return
 	}
-	b := st.books[h.Life]
+	b := st.books[h.Incarnation]
 	if b == nil {
 		b = &peer.Book{}
-		st.books[h.Life] = b
+		st.books[h.Incarnation] = b
 	}
 	if err := b.Bind(h.Name, key); err != nil {
 		panic("ring: a record was committed unchecked: " + err.Error())

@@ -69,7 +69,7 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 	lives := func(n peer.Name) (l uint32) {
 		for id, rm := range tw.removals {
 			if accepted[id] && rm.Gone.Name == n {
-				l = max(l, rm.Gone.Life+1)
+				l = max(l, rm.Gone.Incarnation+1)
 			}
 		}
 		return l
@@ -91,7 +91,7 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 		if who == of || reaches(of, who, deep) {
 			return true
 		}
-		for l := range who.Life {
+		for l := range who.Incarnation {
 			h := Holder{who.Name, l}
 			if reaches(h, h, deep) && (h == of || reaches(of, h, deep)) {
 				return true
@@ -102,12 +102,12 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 	for changed := true; changed; {
 		changed = false
 		for id, rm := range tw.removals {
-			if !accepted[id] && rm.Gone.Life <= lives(rm.Gone.Name) && rm.Heir.Life <= lives(rm.Heir.Name) {
+			if !accepted[id] && rm.Gone.Incarnation <= lives(rm.Gone.Name) && rm.Heir.Incarnation <= lives(rm.Heir.Name) {
 				accepted[id], changed = true, true
 			}
 		}
 		for id, g := range tw.grants {
-			ok := !accepted[id] && g.To.Life <= lives(g.To.Name) && g.From.Life <= lives(g.From.Name)
+			ok := !accepted[id] && g.To.Incarnation <= lives(g.To.Name) && g.From.Incarnation <= lives(g.From.Name)
 			for a := range twinSize {
 				if ok && g.Range.Contains(ip4(a)) {
 					ok = slices.ContainsFunc(given[a], func(x gift) bool { return x.version < g.Version && speaks(g.From, x.to) })
@@ -164,8 +164,8 @@ func world(rng *rand.Rand, peers, steps int) (*twin, [][]byte) {
 	raws := [][]byte{g.raw}
 	holder := func() Holder {
 		h := r.Holder(name(rng.IntN(peers + 1)))
-		if h.Life > 0 && rng.IntN(3) == 0 {
-			h.Life--
+		if h.Incarnation > 0 && rng.IntN(3) == 0 {
+			h.Incarnation--
 		}
 		return h
 	}

@@ -20,7 +20,7 @@ func hosts(t testing.TB, s string) addr.Range {
 	return r
 }
 
-func TestLowestFreeFirstAndEndsAreKept(t *testing.T) {
+func TestLowestFreeAddressComesFirst(t *testing.T) {
 	var s Space
 	s.SetOwned([]addr.Range{addr.Of(pfx("10.0.0.0/29"))})
 	h := hosts(t, "10.0.0.0/29")

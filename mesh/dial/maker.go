@@ -33,7 +33,7 @@ const (
 	MaxDelayAlive = 30 * time.Second
 	// KeepLost is how long a member that the mesh lost is still dialled, so that
 	// a partition heals by itself.
-	KeepLost = time.Hour
+	LostMemberTTL = time.Hour
 )
 
 // State says what a candidate is at.
@@ -144,7 +144,7 @@ func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
 		// at the same moment.
 		c = &candidate{peer: n}
 		if m.self.Compare(n) > 0 {
-			c.retry = now.Add(FirstDelay/4 + m.spread(FirstDelay)/2)
+			c.retry = now.Add(FirstDelay/4 + m.jitter(FirstDelay)/2)
 		}
 		if m.sessions[n] {
 			c.state = Connected
@@ -167,7 +167,7 @@ func (m *Maker) MemberLost(n peer.Name, now time.Time) {
 	}
 	c.alive = false
 	if c.expires.IsZero() {
-		c.expires = now.Add(KeepLost)
+		c.expires = now.Add(LostMemberTTL)
 	}
 }
 
@@ -240,11 +240,11 @@ func (m *Maker) wait(c *candidate, now time.Time) {
 	default:
 		c.delay = min(c.delay*3/2, most)
 	}
-	c.state, c.retry = Waiting, now.Add(m.spread(c.delay))
+	c.state, c.retry = Waiting, now.Add(m.jitter(c.delay))
 }
 
 // spread draws from half of d to one and a half of it.
-func (m *Maker) spread(d time.Duration) time.Duration {
+func (m *Maker) jitter(d time.Duration) time.Duration {
 	return d/2 + time.Duration(m.rng.Int64N(int64(d)+1))
 }
 

@@ -114,12 +114,12 @@ func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
 	m := maker(t, 0)
 	m.Member(upper, []netip.AddrPort{addr}, t0)
 	m.MemberLost(upper, t0)
-	if got := m.Tick(t0.Add(KeepLost / 2)); len(got) != 1 {
+	if got := m.Tick(t0.Add(LostMemberTTL / 2)); len(got) != 1 {
 		t.Error("a lost member is not dialled")
 	} else {
-		m.Done(got[0].Key, peer.Name{}, errNo, t0.Add(KeepLost/2))
+		m.Done(got[0].Key, peer.Name{}, errNo, t0.Add(LostMemberTTL/2))
 	}
-	if m.Tick(t0.Add(KeepLost + time.Minute)); len(m.Status()) != 0 {
+	if m.Tick(t0.Add(LostMemberTTL + time.Minute)); len(m.Status()) != 0 {
 		t.Error("a lost member is kept for ever")
 	}
 	m.Member(upper, []netip.AddrPort{addr}, t0)

@@ -77,7 +77,7 @@ type Engine struct {
 	ids        []uint8 // of channels, in order
 	neighbours map[peer.Name]*neighbour
 	order      []peer.Name // of neighbours, so that a seed gives the same run
-	vital      map[peer.Name]bool
+	relays     map[peer.Name]bool
 	rng        *rand.Rand
 	nextRepair time.Time
 	dirty      map[peer.Name]bool
@@ -136,7 +136,7 @@ func (e *Engine) NeighbourDown(n peer.Name) {
 
 // SetVital names the neighbours behind which other peers hang: a change goes
 // to them even when only a sample of the neighbours is told.
-func (e *Engine) SetVital(names map[peer.Name]bool) { e.vital = names }
+func (e *Engine) SetRelays(names map[peer.Name]bool) { e.relays = names }
 
 // Announce spreads a change that this peer made to its own state.
 func (e *Engine) Announce(id uint8, delta []byte) {
@@ -192,7 +192,7 @@ func (e *Engine) sample(k int, ok func(peer.Name) bool) []peer.Name {
 func (e *Engine) flood(id uint8, delta []byte, from peer.Name) {
 	to := e.order
 	if len(to) > floodAll {
-		vital := func(n peer.Name) bool { return e.vital[n] }
+		vital := func(n peer.Name) bool { return e.relays[n] }
 		to = e.sample(2*bits.Len(uint(len(to))), func(n peer.Name) bool { return !vital(n) })
 		for _, n := range e.order {
 			if vital(n) {
@@ -272,7 +272,7 @@ func sum(digest []byte) []byte {
 	return h[:8]
 }
 
-var errNoMessage = errors.New("shorter than its header")
+var errTooShort = errors.New("shorter than its header")
 
 // Receive takes in a message from neighbour n. It returns whether a channel's
 // state changed. An error means that n sent something that it should not
@@ -286,7 +286,7 @@ func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
 	e.stats.RecvdBytes += uint64(len(msg))
 	if len(msg) < 2 {
 		e.stats.Refused++
-		return false, fmt.Errorf("gossip message from %s: %w", n, errNoMessage)
+		return false, fmt.Errorf("gossip message from %s: %w", n, errTooShort)
 	}
 	kind, id, body := msg[0], msg[1], msg[2:]
 	c := e.channels[id]

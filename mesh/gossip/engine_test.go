@@ -231,14 +231,14 @@ func TestOneChangeCostsLogarithmicMessagesAPeer(t *testing.T) {
 	}
 }
 
-func TestVitalNeighbourIsAlwaysTold(t *testing.T) {
+func TestRelaysGetEveryChange(t *testing.T) {
 	w := newNet(t, 102, 0)
 	for i := 1; i <= 100; i++ {
 		w.link(0, i)
 	}
 	w.link(100, 101)
 	w.run()
-	w.nodes[0].SetVital(map[peer.Name]bool{node(100): true})
+	w.nodes[0].SetRelays(map[peer.Name]bool{node(100): true})
 	for v := range uint16(20) {
 		w.set(0, 1, v+1)
 		if w.run(); w.state[101][1] != v+1 {
@@ -247,7 +247,7 @@ func TestVitalNeighbourIsAlwaysTold(t *testing.T) {
 	}
 }
 
-func TestSlowNeighbourIsBoundedAndMended(t *testing.T) {
+func TestSlowNeighbourIsBoundedAndRepaired(t *testing.T) {
 	w := newNet(t, 2, 0)
 	w.link(0, 1)
 	w.run()

@@ -54,7 +54,7 @@ func TestPackFillsDeltas(t *testing.T) {
 	}
 }
 
-func TestSumsTellWhichRowsDiffer(t *testing.T) {
+func TestSumsShowWhichRowsDiffer(t *testing.T) {
 	a, b := make(Sums, 64), make(Sums, 64)
 	names := []peer.Name{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}, {2, 0, 0, 0, 0, 3}}
 	for _, i := range []int{0, 1, 2} {

@@ -13,11 +13,11 @@ type Refusal struct {
 type Refusals struct{ list []Refusal }
 
 // mostRefusals is how many are kept: a neighbour may hand over what it wants.
-const mostRefusals = 64
+const maxRefusals = 64
 
 // Add adds one, if there are not too many.
 func (r *Refusals) Add(from, owner peer.Name, cause error) {
-	if len(r.list) < mostRefusals {
+	if len(r.list) < maxRefusals {
 		r.list = append(r.list, Refusal{from, owner, cause})
 	}
 }

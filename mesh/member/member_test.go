@@ -75,7 +75,7 @@ func (w *world) event(observer, subject peer.Name) Event {
 	return w.seen[observer][subject]
 }
 
-func TestListsMergeAndNoticeTheLost(t *testing.T) {
+func TestListsMergeAndNoticeLostMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{lists: map[peer.Name]*List{}, cut: map[peer.Name]bool{}, seen: map[peer.Name]map[peer.Name]Event{}, inbox: map[peer.Name]chan func(){}, done: make(chan struct{})}
 		const n = 12

@@ -38,7 +38,7 @@ type Config struct {
 	// Min and Max are the protocol versions spoken.
 	Min, Max uint8
 	// Judge tells what is wrong with the far end, nil if nothing is.
-	Judge func(h *Hello, dialled bool) *Refusal
+	Check func(h *Hello, dialled bool) *Refusal
 	// NoAES keeps this end from offering AES-GCM.
 	NoAES bool
 	// Random is the source of ephemeral keys.
@@ -59,7 +59,7 @@ func Dial(nc net.Conn, cfg *Config) (*Conn, error) { return handshake(nc, cfg, t
 // caller closes nc.
 func Accept(nc net.Conn, cfg *Config) (*Conn, error) { return handshake(nc, cfg, false) }
 
-type shaker struct {
+type handshaker struct {
 	nc       net.Conn
 	cfg      *Config
 	dialled  bool
@@ -71,7 +71,7 @@ func handshake(nc net.Conn, cfg *Config, dialled bool) (*Conn, error) {
 	if err := nc.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return nil, fmt.Errorf("handshake with %s: %w", nc.RemoteAddr(), err)
 	}
-	s := &shaker{nc: nc, cfg: cfg, dialled: dialled}
+	s := &handshaker{nc: nc, cfg: cfg, dialled: dialled}
 	c, err := s.run()
 	if err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -85,7 +85,7 @@ func handshake(nc net.Conn, cfg *Config, dialled bool) (*Conn, error) {
 	return c, nil
 }
 
-func (s *shaker) run() (*Conn, error) {
+func (s *handshaker) run() (*Conn, error) {
 	suite, version, err := s.preambles()
 	if err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func (s *shaker) run() (*Conn, error) {
 }
 
 // preambles exchanges what both can do.
-func (s *shaker) preambles() (noise.CipherSuite, uint8, error) {
+func (s *handshaker) preambles() (noise.CipherSuite, uint8, error) {
 	mine := append([]byte(magic), s.cfg.Min, s.cfg.Max, 0, 0)
 	if hasAES && !s.cfg.NoAES {
 		mine[6] = cipherAES
@@ -169,7 +169,7 @@ func suiteName(s noise.CipherSuite) string {
 	return "ChaCha20-Poly1305"
 }
 
-func (s *shaker) hello() []byte {
+func (s *handshaker) hello() []byte {
 	h := Hello{Name: s.cfg.Self, Instance: s.cfg.Instance, Port: s.cfg.Port, Nickname: s.cfg.Nickname}
 	if a, ok := s.nc.RemoteAddr().(*net.TCPAddr); ok {
 		ap := a.AddrPort()
@@ -178,7 +178,7 @@ func (s *shaker) hello() []byte {
 	return h.append(nil, s.cfg.Signer, s.cfg.Static.Public)
 }
 
-func (s *shaker) initiate() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
+func (s *handshaker) initiate() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
 	msg, _, _, err := s.hs.WriteMessage(nil, nil)
 	if err != nil {
 		return nil, nil, nil, err
@@ -203,7 +203,7 @@ func (s *shaker) initiate() (hello []byte, cs1, cs2 *noise.CipherState, err erro
 
 var errPassword = &Refusal{Code: CodePassword, Reason: "the passwords differ, or only one of the two peers has one"}
 
-func (s *shaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
+func (s *handshaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
 	in, err := s.receive()
 	if err != nil {
 		return nil, nil, nil, err
@@ -241,7 +241,7 @@ func (s *shaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err error
 }
 
 // accepted returns the key under which the proof holds, nil if there is none.
-func (s *shaker) accepted(msg1, proof []byte) *PSK {
+func (s *handshaker) accepted(msg1, proof []byte) *PSK {
 	for i := range s.cfg.Accept {
 		if k := &s.cfg.Accept[i]; hmac.Equal(proof, k.proof(s.prologue, msg1)) {
 			return k
@@ -250,18 +250,18 @@ func (s *shaker) accepted(msg1, proof []byte) *PSK {
 	return nil
 }
 
-func (s *shaker) send(msg []byte) error {
+func (s *handshaker) send(msg []byte) error {
 	b := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(msg)), uint16(len(msg)))
 	_, err := s.nc.Write(append(b, msg...))
 	return err
 }
 
-func (s *shaker) refuse(r *Refusal) { _, _ = s.nc.Write(appendRefusal(nil, r)) }
+func (s *handshaker) refuse(r *Refusal) { _, _ = s.nc.Write(appendRefusal(nil, r)) }
 
 // maxHandshakeMessage is well above what any hello needs.
 const maxHandshakeMessage = 1024
 
-func (s *shaker) receive() ([]byte, error) {
+func (s *handshaker) receive() ([]byte, error) {
 	var head [2]byte
 	if _, err := io.ReadFull(s.nc, head[:]); err != nil {
 		return nil, err
@@ -286,7 +286,7 @@ const verdictSeed = 32
 
 // verdicts judges the far end's hello, tells it, and hears its own verdict. A
 // verdict is: 0 | code u8 | seed 32 | reason; the two seeds make the secret.
-func (s *shaker) verdicts(c *Conn, hello []byte) error {
+func (s *handshaker) verdicts(c *Conn, hello []byte) error {
 	var mine *Refusal
 	h, err := parseHello(hello, s.cfg.Verifier, s.hs.PeerStatic())
 	if err != nil {
@@ -294,7 +294,7 @@ func (s *shaker) verdicts(c *Conn, hello []byte) error {
 	} else {
 		h.Nickname = printable([]byte(h.Nickname))
 		c.Peer = *h
-		mine = s.cfg.Judge(h, s.dialled)
+		mine = s.cfg.Check(h, s.dialled)
 	}
 	out := make([]byte, 2+verdictSeed)
 	if _, err := io.ReadFull(s.cfg.Random, out[2:]); err != nil {

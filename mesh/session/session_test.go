@@ -25,7 +25,7 @@ func config(t testing.TB, psk ...PSK) *Config {
 	}
 	c := &Config{Self: id.Name, Nickname: "n-" + id.Name.String(), Instance: 5, Port: 6783, Signer: id,
 		Verifier: peer.Ed25519{}, Static: static, Min: ProtocolMin, Max: ProtocolMax,
-		Judge: func(*Hello, bool) *Refusal { return nil }, Random: rand.Reader}
+		Check: func(*Hello, bool) *Refusal { return nil }, Random: rand.Reader}
 	if len(psk) > 0 {
 		c.Offer = psk[0]
 	}
@@ -122,7 +122,7 @@ func TestBothEndsAgree(t *testing.T) {
 	}
 }
 
-func TestRefusalIsTheSameWordsOnBothSides(t *testing.T) {
+func TestBothSidesGetTheReasonOfARefusal(t *testing.T) {
 	psk := func(b byte) PSK { return PSK{b} }
 	for _, c := range []struct {
 		name string
@@ -134,10 +134,10 @@ func TestRefusalIsTheSameWordsOnBothSides(t *testing.T) {
 		{"one has none", func(d, a *Config) { a.Accept = []PSK{psk(2)} }, CodePassword, "only one of the two peers has one"},
 		{"versions", func(d, a *Config) { d.Min, d.Max = 2, 3 }, CodeVersion, "no protocol version in common"},
 		{"responder says no", func(d, a *Config) {
-			a.Judge = func(*Hello, bool) *Refusal { return &Refusal{Code: CodeLimit, Reason: "200 of 200 connections"} }
+			a.Check = func(*Hello, bool) *Refusal { return &Refusal{Code: CodeLimit, Reason: "200 of 200 connections"} }
 		}, CodeLimit, "200 of 200 connections"},
 		{"dialler says no", func(d, a *Config) {
-			d.Judge = func(*Hello, bool) *Refusal { return &Refusal{Code: CodeCollision, Reason: "that name is mine"} }
+			d.Check = func(*Hello, bool) *Refusal { return &Refusal{Code: CodeCollision, Reason: "that name is mine"} }
 		}, CodeCollision, "that name is mine"},
 		{"forged hello", func(d, a *Config) {
 			other := config(t)
@@ -164,7 +164,7 @@ type forger struct{ show, sign peer.Signer }
 func (f forger) Key() peer.Key                          { return f.show.Key() }
 func (f forger) Sign(d string, b []byte) peer.Signature { return f.sign.Sign(d, b) }
 
-func TestStrangerIsToldApart(t *testing.T) {
+func TestOtherProtocolIsReported(t *testing.T) {
 	nd, na := pair(t)
 	go func() {
 		io.WriteString(nd, "GET / HTTP/1.1\r\n\r\n")
@@ -177,7 +177,7 @@ func TestStrangerIsToldApart(t *testing.T) {
 
 // The responder spends nothing on a dialler that can not show a password: it
 // neither answers message 1 nor says who it is.
-func TestResponderSaysNothingBeforeTheProof(t *testing.T) {
+func TestResponderIsSilentBeforeTheProof(t *testing.T) {
 	nd, na := pair(t)
 	ac := config(t, PSK{9})
 	ac.Accept = []PSK{{9}}

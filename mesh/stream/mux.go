@@ -35,10 +35,10 @@ const (
 )
 
 const (
-	headerLen  = 9
-	chunk      = 16 << 10 // most bytes of a stream in one message
-	inFlight   = 256      // messages that wait for one stream's reader
-	maxStreams = 256      // at once
+	headerLen   = 9
+	maxChunk    = 16 << 10 // most bytes of a stream in one message
+	maxInFlight = 256      // messages that wait for one stream's reader
+	maxStreams  = 256      // at once
 )
 
 // Addr is the address of a stream's far end.
@@ -85,8 +85,8 @@ func New(send func(to peer.Name, msg []byte) error, accept func(from peer.Name, 
 }
 
 var (
-	errClosed = errors.New("the streams are shut down")
-	errMany   = errors.New("too many streams at once")
+	errClosed  = errors.New("the streams are shut down")
+	errTooMany = errors.New("too many streams at once")
 )
 
 // Dial opens a stream. It does not wait for the other end.
@@ -129,10 +129,10 @@ func (m *Mux) startLocked(k key) (net.Conn, error) {
 		return nil, errClosed
 	}
 	if len(m.streams) >= maxStreams {
-		return nil, errMany
+		return nil, errTooMany
 	}
 	near, far := net.Pipe()
-	s := &stream{Conn: near, in: make(chan []byte, inFlight)}
+	s := &stream{Conn: near, in: make(chan []byte, maxInFlight)}
 	if !k.opened {
 		s.next = 1 // the open was 0
 	}
@@ -150,7 +150,7 @@ func (m *Mux) pumpOut(k key, s *stream) {
 	if k.opened {
 		data, end, seq = kindData, kindClose, 1
 	}
-	buf := make([]byte, chunk)
+	buf := make([]byte, maxChunk)
 	for {
 		n, err := s.Read(buf)
 		if n > 0 {

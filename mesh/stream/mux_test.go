@@ -65,7 +65,7 @@ func pair(t *testing.T, pass func(msg []byte) bool) (a *Mux, accepted chan net.C
 
 func all([]byte) bool { return true }
 
-func TestBothWaysAndTheEnd(t *testing.T) {
+func TestBothDirectionsAndClose(t *testing.T) {
 	m, accepted := pair(t, all)
 	c, err := m.Dial(far)
 	if err != nil {
@@ -90,7 +90,7 @@ func TestBothWaysAndTheEnd(t *testing.T) {
 	}
 }
 
-func TestALostMessageEndsTheStream(t *testing.T) {
+func TestLostMessageEndsTheStream(t *testing.T) {
 	n := 0
 	m, accepted := pair(t, func(msg []byte) bool {
 		if msg[0] == kindData {

@@ -90,8 +90,8 @@ type Entry struct {
 	// the same: see Routes.ShortIDs.
 	ShortID uint16
 
-	tells bool   // whether there was a short id to read
-	raw   []byte // the signed encoding
+	hasShortID bool   // whether there was a short id to read
+	raw        []byte // the signed encoding
 }
 
 // sign fills raw. Fields must be within their limits.
@@ -185,7 +185,7 @@ func parseEntry(b []byte) (*Entry, int, error) {
 		return bad("nickname", errShort)
 	}
 	e.Nickname = string(rest[1 : 1+int(rest[0])])
-	if e.ShortID, e.tells, err = parseShortID(rest[1+int(rest[0]):]); err != nil {
+	if e.ShortID, e.hasShortID, err = parseShortID(rest[1+int(rest[0]):]); err != nil {
 		return bad("short id", err)
 	}
 	return e, n, nil

@@ -62,7 +62,7 @@ func nextShortID(own *Entry, all []*Entry, ids uint16) uint16 {
 			continue
 		}
 		lower := e.Name.Compare(own.Name) < 0
-		if lower && e.tells && e.ShortID == 0 {
+		if lower && e.hasShortID && e.ShortID == 0 {
 			before++
 		}
 		beaten = beaten || lower && e.ShortID == own.ShortID
@@ -94,10 +94,10 @@ func nextShortID(own *Entry, all []*Entry, ids uint16) uint16 {
 // after changes, but not after each: entries that come together cost one
 // choice, and one version of this peer's own.
 func (s *State) SettleShortID() []byte {
-	if !s.unsettled {
+	if !s.shortIDStale {
 		return nil
 	}
-	s.unsettled = false
+	s.shortIDStale = false
 	id := nextShortID(s.own, s.sorted, s.cfg.shortIDs)
 	if id == s.own.ShortID {
 		return nil

@@ -69,7 +69,7 @@ func settle(t testing.TB, states ...*State) (moves int) {
 
 func (s *State) knows() map[peer.Name]uint16 { return s.Graph().Routes(LinkData).ShortIDs }
 
-func TestFirstShortIDIsThatOfTheName(t *testing.T) {
+func TestFirstShortIDFollowsFromTheName(t *testing.T) {
 	id := identity(t, 1)
 	a, again := newState(t, id, 1, epoch), newState(t, id, 2, epoch.Add(time.Hour))
 	if a.own.ShortID == 0 || a.own.ShortID != again.own.ShortID {
@@ -88,7 +88,7 @@ func TestFirstShortIDIsThatOfTheName(t *testing.T) {
 
 // Names that follow each other draw as if at random, and nothing beyond the
 // range.
-func TestDrawsSpread(t *testing.T) {
+func TestProbesAreSpreadEvenly(t *testing.T) {
 	var drawn [MaxShortID + 1]int
 	const n = 16 * MaxShortID
 	for i := range n {
@@ -173,7 +173,7 @@ func TestShortIDStaysWhenTheRivalMovedMeanwhile(t *testing.T) {
 	}
 }
 
-func TestRestartedPeerKeepsShortIDWhenItMeetsItsFormerLife(t *testing.T) {
+func TestRestartedPeerKeepsShortIDWhenItMeetsItsOldEntry(t *testing.T) {
 	old := claim(t, 1, 500)
 	other := claim(t, 2, 600)
 	settle(t, old, other)
@@ -199,7 +199,7 @@ func TestOlderPeersHaveNoShortID(t *testing.T) {
 	}
 }
 
-func TestWhatFollowsTheShortIDIsKept(t *testing.T) {
+func TestUnknownFieldsAfterTheShortIDAreKept(t *testing.T) {
 	id := identity(t, 2)
 	raw := withTail(&Entry{Name: id.Name, Key: id.Key(), Version: 5}, id, []byte{0, 9, 1, 2, 3})
 	s := claim(t, 1, 77)
@@ -213,7 +213,7 @@ func TestWhatFollowsTheShortIDIsKept(t *testing.T) {
 
 // A peer that writes nonsense there must not take down the sessions of older
 // peers that pass it on unread, nor what they say beside it.
-func TestImpossibleShortIDIsRefusedByItself(t *testing.T) {
+func TestInvalidShortIDIsRefusedAlone(t *testing.T) {
 	for _, c := range []struct {
 		tail []byte
 		says string
@@ -309,7 +309,7 @@ func TestFiveThousandPeersSettleInFewChoices(t *testing.T) {
 		all := make([]*Entry, n)
 		for i := range all {
 			name := simName(i)
-			all[i] = &Entry{Name: name, ShortID: probe(name, 0, MaxShortID), tells: true}
+			all[i] = &Entry{Name: name, ShortID: probe(name, 0, MaxShortID), hasShortID: true}
 		}
 		rounds, choices := 0, 0
 		for changed := true; changed; rounds++ {
@@ -324,7 +324,7 @@ func TestFiveThousandPeersSettleInFewChoices(t *testing.T) {
 					continue // who has its id stays, which one in a hundred is asked
 				}
 				if id := nextShortID(e, all, MaxShortID); id != e.ShortID {
-					next[i] = &Entry{Name: e.Name, ShortID: id, tells: true}
+					next[i] = &Entry{Name: e.Name, ShortID: id, hasShortID: true}
 					changed = true
 					choices++
 				}

@@ -29,7 +29,7 @@ const ForgetAfter = time.Minute
 
 // tombstoneFor is how long a forgotten version is not learned again: by then
 // every peer of this side has forgotten it too.
-const tombstoneFor = 10 * ForgetAfter
+const tombstoneTTL = 10 * ForgetAfter
 
 // Config is what a State starts from.
 type Config struct {
@@ -54,20 +54,20 @@ type Config struct {
 
 // State is one peer's copy of the link-state database.
 type State struct {
-	cfg     Config
-	own     *Entry
-	entries map[peer.Name]*Entry
-	lost    map[peer.Name]time.Time // since when no path leads to it
-	buried  map[peer.Name]tombstone
-	refused gossip.Refusals
-	shortID uint16 // that of own
+	cfg              Config
+	own              *Entry
+	entries          map[peer.Name]*Entry
+	unreachableSince map[peer.Name]time.Time // since when no path leads to it
+	tombstones       map[peer.Name]tombstone
+	refused          gossip.Refusals
+	shortID          uint16 // that of own
 
-	sorted     []*Entry // the entries, in order of name
-	graph      *Graph   // of the entries as they are, nil after a change
-	digest     []byte   // of the entries as they are, nil after a change
-	generation uint64
-	rivals     int  // times that another instance wrote as this peer
-	unsettled  bool // whether the short id may have to change
+	sorted       []*Entry // the entries, in order of name
+	graph        *Graph   // of the entries as they are, nil after a change
+	digest       []byte   // of the entries as they are, nil after a change
+	generation   uint64
+	rivalEntries int  // times that another instance wrote as this peer
+	shortIDStale bool // whether the short id may have to change
 }
 
 type tombstone struct {
@@ -99,11 +99,11 @@ func New(cfg Config) (*State, error) {
 	}
 	cfg.shortIDs = cmp.Or(cfg.shortIDs, MaxShortID)
 	s := &State{
-		cfg:     cfg,
-		entries: make(map[peer.Name]*Entry),
-		lost:    make(map[peer.Name]time.Time),
-		buried:  make(map[peer.Name]tombstone),
-		shortID: cmp.Or(cfg.ShortID, probe(cfg.Self, 0, cfg.shortIDs)),
+		cfg:              cfg,
+		entries:          make(map[peer.Name]*Entry),
+		unreachableSince: make(map[peer.Name]time.Time),
+		tombstones:       make(map[peer.Name]tombstone),
+		shortID:          cmp.Or(cfg.ShortID, probe(cfg.Self, 0, cfg.shortIDs)),
 	}
 	s.publish(&Entry{Version: uint64(cfg.Start.UnixMicro())})
 	return s, nil
@@ -112,7 +112,7 @@ func New(cfg Config) (*State, error) {
 // publish signs e as this peer's entry and returns it as a delta.
 func (s *State) publish(e *Entry) []byte {
 	e.Name, e.Key, e.Instance, e.Nickname = s.cfg.Self, s.cfg.Signer.Key(), s.cfg.Instance, s.cfg.Nickname
-	e.ShortID, e.tells = s.shortID, true
+	e.ShortID, e.hasShortID = s.shortID, true
 	e.sign(s.cfg.Signer)
 	s.own = e
 	s.put(e)
@@ -127,13 +127,13 @@ func (s *State) put(e *Entry) {
 		s.sorted = slices.Insert(s.sorted, i, e)
 	}
 	s.entries[e.Name] = e
-	s.unsettled = s.unsettled || e.ShortID == s.own.ShortID && e.Name.Compare(s.own.Name) < 0
+	s.shortIDStale = s.shortIDStale || e.ShortID == s.own.ShortID && e.Name.Compare(s.own.Name) < 0
 	s.changed()
 }
 
 func (s *State) changed() {
 	s.graph, s.digest = nil, nil
-	s.unsettled = s.unsettled || s.own.ShortID == 0
+	s.shortIDStale = s.shortIDStale || s.own.ShortID == 0
 	s.generation++
 }
 
@@ -198,7 +198,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 	fresh := make([]byte, 0, len(delta))
 	for _, e := range in {
 		old := s.entries[e.Name]
-		if t, ok := s.buried[e.Name]; ok && e.Version <= t.version {
+		if t, ok := s.tombstones[e.Name]; ok && e.Version <= t.version {
 			continue
 		}
 		if old != nil && old.Key == e.Key && !e.supersedes(old) {
@@ -216,8 +216,8 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 			// A former life of this peer, or a clone. Either way the present one
 			// speaks last.
 			if e.Instance != s.cfg.Instance {
-				s.rivals++
-				if s.rivals > 3 {
+				s.rivalEntries++
+				if s.rivalEntries > 3 {
 					s.refused.Add(from, e.Name, ErrRival)
 				}
 			}
@@ -225,7 +225,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 			continue
 		}
 		_ = s.cfg.Book.Bind(e.Name, e.Key)
-		delete(s.buried, e.Name)
+		delete(s.tombstones, e.Name)
 		s.put(e)
 		fresh = append(fresh, e.raw...)
 	}
@@ -245,12 +245,12 @@ func (s *State) Expire(now time.Time) []peer.Name {
 	var gone []peer.Name
 	for n, e := range s.entries {
 		if g.Reaches(n) {
-			delete(s.lost, n)
+			delete(s.unreachableSince, n)
 			continue
 		}
-		since, ok := s.lost[n]
+		since, ok := s.unreachableSince[n]
 		if !ok {
-			s.lost[n] = now
+			s.unreachableSince[n] = now
 			continue
 		}
 		if now.Sub(since) < ForgetAfter {
@@ -258,15 +258,15 @@ func (s *State) Expire(now time.Time) []peer.Name {
 		}
 		delete(s.entries, n)
 		s.sorted = slices.DeleteFunc(s.sorted, func(o *Entry) bool { return o == e })
-		delete(s.lost, n)
-		s.buried[n] = tombstone{e.Version, now.Add(tombstoneFor)}
+		delete(s.unreachableSince, n)
+		s.tombstones[n] = tombstone{e.Version, now.Add(tombstoneTTL)}
 		s.cfg.Book.Forget(n)
 		s.changed()
 		gone = append(gone, n)
 	}
-	for n, t := range s.buried {
+	for n, t := range s.tombstones {
 		if now.After(t.until) {
-			delete(s.buried, n)
+			delete(s.tombstones, n)
 		}
 	}
 	return gone
@@ -326,7 +326,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 			theirs[n] = b[peer.NameLen:digestEntry]
 			v := binary.BigEndian.Uint64(b[peer.NameLen:])
 			mine := s.entries[n]
-			if t, ok := s.buried[n]; ok && v <= t.version {
+			if t, ok := s.tombstones[n]; ok && v <= t.version {
 				continue
 			}
 			if mine == nil || v > mine.Version ||

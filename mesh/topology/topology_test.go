@@ -143,7 +143,7 @@ func TestNameBindsToFirstKey(t *testing.T) {
 	}
 }
 
-func TestRestartedPeerSpeaksLast(t *testing.T) {
+func TestRestartedPeerOverridesItsOldEntry(t *testing.T) {
 	id := identity(t, 1)
 	old := newState(t, id, 1, epoch.Add(time.Hour)) // a clock that has gone back since
 	other := newState(t, identity(t, 2), 1, epoch)
@@ -245,7 +245,7 @@ func TestRoutesOverALine(t *testing.T) {
 	}
 }
 
-func TestALinkNeedsTheWordOfBothEnds(t *testing.T) {
+func TestLinkCountsOnlyIfBothEndsListIt(t *testing.T) {
 	a, b := newState(t, identity(t, 1), 1, epoch), newState(t, identity(t, 2), 1, epoch)
 	a.SetLinks([]Link{{To: b.cfg.Self, Flags: LinkSession | LinkData}})
 	exchange(t, a, b)
@@ -378,13 +378,13 @@ func FuzzEntry(f *testing.F) {
 		if n > len(b) || len(e.raw) != n {
 			t.Fatalf("takes %d of %d bytes", n, len(b))
 		}
-		if e.ShortID > MaxShortID || e.ShortID != 0 && !e.tells {
-			t.Fatalf("short id %d, told: %t", e.ShortID, e.tells)
+		if e.ShortID > MaxShortID || e.ShortID != 0 && !e.hasShortID {
+			t.Fatalf("short id %d, told: %t", e.ShortID, e.hasShortID)
 		}
 		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Nickname: e.Nickname, ShortID: e.ShortID}
 		again.sign(id)
 		most := n
-		if !e.tells {
+		if !e.hasShortID {
 			most += 2
 		}
 		got, m, err := parseEntry(again.raw)
