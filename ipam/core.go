@@ -18,7 +18,7 @@ import (
 // View is what the core asks about the mesh. The answers are those of the
 // moment; none of the methods blocks.
 type View interface {
-	// Reachable tells whether a peer is in the mesh and a path leads to it.
+	// Reachable reports whether a peer is in the mesh and a path leads to it.
 	Reachable(peer.Name) bool
 	// Peers returns all reachable peers but this one.
 	Peers() []peer.Name
@@ -205,7 +205,7 @@ func (c *core) tick() {
 	}
 }
 
-// atRest tells whether nothing waits for a tick that could not wait for
+// atRest reports whether nothing waits for a tick that could not wait for
 // restEvery.
 func (c *core) idle() bool {
 	return len(c.pending)+len(c.removals)+len(c.deferred) == 0 && c.leaving == nil && (c.ring.Ready() || !c.ringWanted || c.left)
@@ -297,7 +297,7 @@ func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) 
 	return out.News, err
 }
 
-// refresh makes the rest follow the ring, and tells whether the ring had
+// refresh makes the rest follow the ring, and reports whether the ring had
 // changed.
 func (c *core) refresh() bool {
 	if c.ring.Epoch() == c.epoch {
@@ -332,5 +332,5 @@ func (c *core) displayName(n peer.Name) string {
 	return n.String()
 }
 
-// inRange tells whether the ring divides a.
+// inRange reports whether the ring divides a.
 func (c *core) inRange(a netip.Addr) bool { return addr.Of(c.cfg.Range).Contains(a) }

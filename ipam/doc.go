@@ -31,7 +31,7 @@
 //
 // Allocate, Claim, Prime, RemovePeers and Handover wait until their context is
 // done, and their error then says what for: consensus with counts, peers that
-// own what is needed and can not be reached, a disk. None of them fails at once
+// own what is needed and cannot be reached, a disk. None of them fails at once
 // for a state that may pass.
 //
 // # Two rings

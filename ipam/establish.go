@@ -102,7 +102,7 @@ func (c *core) startRing(peers []peer.Name) {
 			return
 		}
 	}
-	c.warn("the first ring can not be made", "err", err)
+	c.warn("the first ring cannot be made", "err", err)
 }
 
 // mergeElection takes a delta of the election in.

@@ -159,7 +159,7 @@ func (w *large) second(hops int) {
 	}
 }
 
-// agree tells whether all living peers hold the same topology and ring.
+// agree reports whether all living peers hold the same topology and ring.
 func (w *large) agree() bool {
 	var topo, ring []byte
 	for _, p := range w.peers {

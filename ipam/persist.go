@@ -87,7 +87,7 @@ func OpenDisk(path string, self peer.Name, addrRange netip.Prefix) (s *store.Sto
 	return s, notes, nil
 }
 
-// load restores the core from disk. What can not be read is left out and
+// load restores the core from disk. What cannot be read is left out and
 // reported in notes: records of the ring come back from peers.
 func (c *core) load(disk Disk) (notes []error) {
 	l := &loader{core: c, disk: disk}

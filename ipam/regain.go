@@ -67,7 +67,7 @@ func (c *core) foreignAddrs() []netip.Addr {
 	return out
 }
 
-// regainAnswer takes the answer to an ask of pushRegain, and tells whether it
+// regainAnswer takes the answer to an ask of pushRegain, and reports whether it
 // was one.
 func (c *core) regainAnswer(from peer.Name, m message) bool {
 	for a, l := range c.foreign {

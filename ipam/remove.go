@@ -169,7 +169,7 @@ func (c *core) newRound(r *removal, rp *peerRemoval) {
 	c.propose(r, rp, c.holder)
 }
 
-// propose makes the proposal of the round, and tells whether it could.
+// propose makes the proposal of the round, and reports whether it could.
 func (c *core) propose(r *removal, rp *peerRemoval, heir ring.Holder) bool {
 	members := append([]peer.Name{c.cfg.Self}, c.view.Peers()...)
 	proposal, err := c.ring.Propose(rp.gone.Name, heir, r.named, members)
@@ -178,7 +178,7 @@ func (c *core) propose(r *removal, rp *peerRemoval, heir ring.Holder) bool {
 		electors, err = c.ring.Electorate(proposal)
 	}
 	if err != nil {
-		c.warn("a removal can not be proposed", "peer", rp.gone, "err", err)
+		c.warn("a removal cannot be proposed", "peer", rp.gone, "err", err)
 		rp.proposal = nil
 		return false
 	}
@@ -394,7 +394,7 @@ func (c *core) onVote(from peer.Name, m message) {
 	c.pushRemovals()
 }
 
-// majority tells whether the electors that have answered are one.
+// majority reports whether the electors that have answered are one.
 func (rp *peerRemoval) majority(has func(peer.Name) bool) bool {
 	n := 0
 	for _, h := range rp.electors {

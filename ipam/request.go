@@ -126,7 +126,7 @@ func (c *core) retryPending() {
 	c.pushAsks()
 }
 
-// try replies to r if it can, and tells whether it did.
+// try replies to r if it can, and reports whether it did.
 func (c *core) try(r *request) bool {
 	if c.left {
 		c.fail(r.id, ErrLeft)
@@ -201,7 +201,7 @@ func (c *core) lookup(owner string, subnet netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// release frees one address of ident, and tells whether ident had it.
+// release frees one address of ident, and reports whether ident had it.
 func (c *core) release(owner string, a netip.Addr) bool {
 	if al, ok := c.allocations[a]; !ok || al.owner != owner {
 		return false
@@ -374,7 +374,7 @@ func (c *core) onSpaceAsk(from peer.Name, m message) {
 func (c *core) give(to peer.Name, r addr.Range) bool {
 	out, err := c.ring.Give(c.cfg.Signer, c.cfg.Self, to, r)
 	if err != nil {
-		c.warn("a range can not be given", "peer", to, "range", r, "err", err)
+		c.warn("a range cannot be given", "peer", to, "range", r, "err", err)
 		return false
 	}
 	c.publish(out)

@@ -101,7 +101,7 @@ type Status struct {
 
 	Used uint64     // addresses in use here
 	Max  addr.Count // addresses of the universe
-	// Unreachable is how many addresses belong to peers that can not be reached.
+	// Unreachable is how many addresses belong to peers that cannot be reached.
 	Unreachable        addr.Count
 	UnreachablePercent float64
 	Refused            uint64 // records of the ring refused since the start

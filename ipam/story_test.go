@@ -318,7 +318,7 @@ func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 		for range 4 {
 			s.add(addrRange, Init{Mode: Consensus, Expect: 2})
 		}
-		s.duplicatesExpected = true // both sides give the same addresses, and can not know
+		s.duplicatesExpected = true // both sides give the same addresses, and cannot know
 		for i, n := range s.nodes {
 			n.allocate(fmt.Sprint("c", i), addrRange)
 		}

@@ -28,7 +28,7 @@ import (
 const maxHandshakes = 64
 
 // dialTimeout is how long a host may take to answer a dial at all. It is also
-// how long two hosts that can not dial each other wait for a relayed session.
+// how long two hosts that cannot dial each other wait for a relayed session.
 const dialTimeout = 5 * time.Second
 
 // accept hears those who dial, until the listener is closed.
@@ -379,7 +379,7 @@ func sourceOf(a netip.Addr) netip.Addr {
 	return a
 }
 
-// begin tells whether a may start a handshake now. If so, end must follow.
+// begin reports whether a may start a handshake now. If so, end must follow.
 func (s *sources) begin(a netip.Addr, now time.Time) bool {
 	a = sourceOf(a)
 	s.mu.Lock()

@@ -76,7 +76,7 @@ const (
 	// taken from a relay.
 	KindLink         Kind = 4
 	KindMemberStream Kind = 5
-	// KindRelayed carries the session of two peers that can not dial each other.
+	// KindRelayed carries the session of two peers that cannot dial each other.
 	KindRelayed Kind = 6
 	// KindPunch is between neighbours; see punch.go.
 	KindPunch Kind = 7

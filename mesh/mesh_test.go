@@ -141,7 +141,7 @@ func (n *node) sessions() (count int) {
 	return count
 }
 
-// sees tells whether n can reach exactly these.
+// sees reports whether n can reach exactly these.
 func (n *node) sees(others ...*node) bool {
 	var want []peer.Name
 	for _, o := range others {
@@ -406,7 +406,7 @@ func TestStopIsSafeAtAnyTime(t *testing.T) {
 	}
 }
 
-// Two peers that can not dial each other get a session through the hub, and
+// Two peers that cannot dial each other get a session through the hub, and
 // are both told where the hub sees the other's UDP port.
 func TestPeersThatCannotDialEachOtherPunchHoles(t *testing.T) {
 	t.Parallel()

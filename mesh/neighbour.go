@@ -31,7 +31,7 @@ const (
 	pingEvery = 2 * time.Second
 	// calm is in how many of these moments a neighbour gets none but one, while
 	// the router's link with it is up: then its heartbeats tell that the peer
-	// lives, and TCP tells whether what is sent is taken.
+	// lives, and TCP reports whether what is sent is taken.
 	linkedPingFactor = 5
 	// silence is how long a neighbour may say nothing before it counts as gone.
 	// With less, a busy host is taken for dead; with more, its loss is noticed

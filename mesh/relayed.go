@@ -11,10 +11,10 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// Two peers behind address translation can not dial each other, but their UDP
+// Two peers behind address translation cannot dial each other, but their UDP
 // packets can meet if both send at once. For that they need keys, and so a
 // session: the same handshake and the same records as over TCP, carried as a
-// stream by the peers between them, who can not read it. It is used for the
+// stream by the peers between them, who cannot read it. It is used for the
 // link alone (KindLink); everything else goes as before.
 //
 // The peer with the lower name begins, once a direct attempt has failed.
@@ -83,7 +83,7 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 	return due
 }
 
-// tryAgain tells whether it is time for a relayed session with n, and if so
+// tryAgain reports whether it is time for a relayed session with n, and if so
 // lets twice as long pass until the next.
 func (m *Mesh) relayedRetryDue(n peer.Name, now time.Time) bool {
 	t := m.relayedTries[n]

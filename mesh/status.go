@@ -113,7 +113,7 @@ const (
 	problemTTL  = 10 * time.Minute
 )
 
-// note records a problem and tells whether it is new.
+// note records a problem and reports whether it is new.
 func (p *problems) record(text string, now time.Time) bool {
 	if old := p.all[text]; old != nil {
 		old.Last, old.Count = now, old.Count+1
@@ -146,7 +146,7 @@ func (p *problems) list() []Problem {
 	return l
 }
 
-// note records a problem and tells whether it is new.
+// note records a problem and reports whether it is new.
 func (m *Mesh) recordProblem(text string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

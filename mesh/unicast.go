@@ -54,7 +54,7 @@ func (m *Mesh) handleStreams(k Kind, receive func(peer.Name, []byte) error) {
 	})
 }
 
-// relayed tells whether messages of this kind may pass through others.
+// relayed reports whether messages of this kind may pass through others.
 func (k Kind) relayable() bool { return k != KindLink && k != KindPunch }
 
 // forward queues a record for the neighbour on the way to a peer.

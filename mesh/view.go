@@ -42,7 +42,7 @@ func (m *Mesh) refreshView() {
 // View returns the mesh as it is known now.
 func (m *Mesh) View() *View { return m.view.Load() }
 
-// Reachable tells whether a message could go to n.
+// Reachable reports whether a message could go to n.
 func (v *View) Reachable(n peer.Name) bool {
 	_, ok := v.control.Unicast[n]
 	return ok || n == v.control.Self

@@ -30,7 +30,7 @@ func (c Count) Cmp(d Count) int {
 	return cmp.Or(cmp.Compare(c.Hi, d.Hi), cmp.Compare(c.Lo, d.Lo))
 }
 
-// IsZero tells whether c is none at all.
+// IsZero reports whether c is none at all.
 func (c Count) IsZero() bool { return c == Count{} }
 
 // Add returns c+d, at most 2^128-1.
@@ -157,7 +157,7 @@ func Hosts(p netip.Prefix) (Range, error) {
 	return r, nil
 }
 
-// IsValid tells whether r has an address, and both ends are of one family,
+// IsValid reports whether r has an address, and both ends are of one family,
 // without zone, and not IPv4 written as IPv6.
 func (r Range) IsValid() bool {
 	return r.First.IsValid() && r.First.BitLen() == r.Last.BitLen() && r.First.Zone() == "" &&
@@ -172,15 +172,15 @@ func (r Range) Size() Count {
 	return number(r.Last).Sub(number(r.First)).Add(One)
 }
 
-// Contains tells whether a is in r.
+// Contains reports whether a is in r.
 func (r Range) Contains(a netip.Addr) bool {
 	return a.BitLen() == r.First.BitLen() && !a.Less(r.First) && !r.Last.Less(a)
 }
 
-// Covers tells whether all of s is in r.
+// Covers reports whether all of s is in r.
 func (r Range) Covers(s Range) bool { return r.Contains(s.First) && r.Contains(s.Last) }
 
-// Overlaps tells whether r and s share an address.
+// Overlaps reports whether r and s share an address.
 func (r Range) Overlaps(s Range) bool {
 	return r.First.BitLen() == s.First.BitLen() && !s.Last.Less(r.First) && !r.Last.Less(s.First)
 }
@@ -285,7 +285,7 @@ func Normal(ranges []Range) []Range {
 	return out
 }
 
-// touches tells whether b, which does not begin before a, continues it.
+// touches reports whether b, which does not begin before a, continues it.
 func touches(a, b Range) bool {
 	next := a.Last.Next()
 	return !next.IsValid() || !next.Less(b.First)

@@ -33,8 +33,8 @@ type Entry struct {
 	Sig   peer.Signature
 }
 
-// newer tells whether e replaces o, an entry of the same node. Both ballots only
-// grow; the rest is there so that even two entries that an honest node can not
+// newer reports whether e replaces o, an entry of the same node. Both ballots only
+// grow; the rest is there so that even two entries that an honest node cannot
 // have made are ordered.
 func (e *Entry) newer(o *Entry) bool {
 	if c := e.State.Promised.Compare(o.State.Promised); c != 0 {
@@ -134,7 +134,7 @@ func (el *Election) Voters() []peer.Name {
 // Chosen returns the value once a majority has accepted it.
 func (el *Election) Chosen() ([]byte, bool) { return el.chosen, el.chosen != nil }
 
-// Running tells whether anyone has proposed.
+// Running reports whether anyone has proposed.
 func (el *Election) Running() bool { return !el.highest().IsZero() }
 
 // all calls f for each entry, own's first.
@@ -160,7 +160,7 @@ func (el *Election) highest() (b Ballot) {
 }
 
 // Propose starts a new attempt, with a ballot higher than all that are known,
-// and tells whether Own changed. Call it at random intervals while a value is
+// and reports whether Own changed. Call it at random intervals while a value is
 // wanted: two who propose in step overtake each other for ever.
 func (el *Election) Propose() bool {
 	b := el.highest()
@@ -241,7 +241,7 @@ func (el *Election) signed(e *Entry) []byte {
 	return e.appendUnsigned(bytes.Clone(el.cfg.Instance))
 }
 
-// react does what the rules ask of this peer now, and tells whether its entry
+// react does what the rules ask of this peer now, and reports whether its entry
 // changed. It goes on after a value was chosen: others may not have seen the
 // majority before some of it moved on to a later ballot.
 func (el *Election) react() (changed bool) {

@@ -51,7 +51,7 @@ func (b Ballot) Compare(c Ballot) int {
 	return cmp.Or(cmp.Compare(b.Round, c.Round), b.Proposer.Compare(c.Proposer))
 }
 
-// IsZero tells whether b is the zero Ballot.
+// IsZero reports whether b is the zero Ballot.
 func (b Ballot) IsZero() bool { return b == Ballot{} }
 
 // String returns the round and the proposer.
@@ -81,7 +81,7 @@ type Acceptor[V any] struct {
 	Value    V
 }
 
-// Prepare promises b, and tells whether it could. A promise repeated is kept.
+// Prepare promises b, and reports whether it could. A promise repeated is kept.
 func (a *Acceptor[V]) Prepare(b Ballot) bool {
 	if b.Compare(a.Promised) < 0 {
 		return false
@@ -90,7 +90,7 @@ func (a *Acceptor[V]) Prepare(b Ballot) bool {
 	return true
 }
 
-// Accept accepts v under b, and tells whether it could.
+// Accept accepts v under b, and reports whether it could.
 func (a *Acceptor[V]) Accept(b Ballot, v V) bool {
 	if b.Compare(a.Promised) < 0 {
 		return false

@@ -171,7 +171,7 @@ func (el *Election) Digest() []byte {
 }
 
 // Missing returns what the copy with that digest lacks, in deltas of at most
-// limit bytes, which must have room for the largest value. Wants tells whether
+// limit bytes, which must have room for the largest value. Wants reports whether
 // this copy should send its own digest; of two that differ only one should.
 func (el *Election) Missing(digest []byte, limit int) (deltas [][]byte, wants bool, err error) {
 	if len(digest)%sumLen != 0 {

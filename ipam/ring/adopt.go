@@ -9,12 +9,12 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// maxAdoptions bounds how many adoptions a copy keeps. A mesh that heals more
-// divergences than that has another problem.
+// maxAdoptions bounds how many adoptions a copy keeps. A mesh that needs more has
+// another problem.
 const maxAdoptions = 64
 
-// Adopt signs and takes in the adoption of ring other by all peers of this
-// copy's ring. From then on the copy waits for other.
+// Adopt signs the adoption of ring other by all peers of this copy's ring, and
+// merges it. From then on the copy waits for other.
 func (r *Ring) Adopt(s peer.Signer, self peer.Name, other ID) (Outcome, error) {
 	if r.st == nil {
 		return Outcome{}, fmt.Errorf("adopt ring %s: this peer has no ring to leave", other)
@@ -27,7 +27,7 @@ func (r *Ring) Adopt(s peer.Signer, self peer.Name, other ID) (Outcome, error) {
 	a.sign(s)
 	out, err := r.Merge(appendRecord(newDelta(ID{}), a.raw))
 	if err == nil && r.st != nil && r.st.genesis.id == old {
-		err = fmt.Errorf("adopt ring %s: an adoption the other way round is known; ours, %s, goes on", other, old)
+		err = fmt.Errorf("adopt ring %s: an adoption in the opposite direction is known, and ring %s stays", other, old)
 	}
 	return out, err
 }
@@ -41,8 +41,8 @@ func (r *Ring) adoptionDelta() []byte {
 	return d
 }
 
-// resolve follows the adoptions from ring id: of several the one to the lowest
-// id, and in a circle to the lowest id of it.
+// resolve follows the adoptions from ring id. Of several it follows the one to the
+// lowest id; a circle resolves to its lowest id.
 func (r *Ring) resolve(id ID) ID {
 	var path []ID
 	for {
@@ -71,7 +71,7 @@ func (r *Ring) resolve(id ID) ID {
 
 var errTooMany = errors.New("too many adoptions are known")
 
-// adopt accepts adoptions and changes the ring if they say so.
+// adopt accepts adoptions and changes to the ring that they lead to.
 func (m *merge) adopt() {
 	r := m.ring
 	for _, a := range m.adoptions {
@@ -90,23 +90,23 @@ func (m *merge) adopt() {
 	target := r.resolve(r.origin)
 	if r.st != nil && r.st.genesis.id != target {
 		r.epoch += r.st.epoch + 1
-		r.shelf[r.st.genesis.id] = r.st
+		r.abandoned[r.st.genesis.id] = r.st
 		r.st = nil
 	}
-	if r.st == nil && r.shelf[target] != nil {
-		r.st = r.shelf[target]
-		delete(r.shelf, target)
+	if r.st == nil && r.abandoned[target] != nil {
+		r.st = r.abandoned[target]
+		delete(r.abandoned, target)
 		r.epoch++
 	}
 }
 
-// checkAdoption tells why a can not be accepted. Who held a part of a ring that
-// this copy does not know can not be checked, nor does it matter here.
+// checkAdoption returns an error if a cannot be accepted. If this copy does not
+// know the ring Old, it cannot check the author, and does not have to.
 func (r *Ring) checkAdoption(a *Adoption) error {
 	if len(r.adoptions) >= maxAdoptions {
 		return fmt.Errorf("%w: %d", errTooMany, maxAdoptions)
 	}
-	st := r.shelf[a.Old]
+	st := r.abandoned[a.Old]
 	if r.st != nil && r.st.genesis.id == a.Old {
 		st = r.st
 	}

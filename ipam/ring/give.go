@@ -11,15 +11,14 @@ import (
 )
 
 // maxElectorate bounds how many owners have a vote on a removal, so that the
-// record with their votes fits a delta. Of more, those whose names hash lowest
-// vote, which is a fair sample.
+// record with their votes fits a delta. If there are more, those whose names hash
+// lowest vote, which is a fair sample.
 const maxElectorate = 201
 
 func quorum(n int) int { return paxos.Quorum(n) }
 
-// Give signs and takes in a grant of rng, all of which self must own, to
-// another peer, or to itself to make one grant of several. The outcome has the
-// grant.
+// Give signs a grant of rng to another peer and merges it. self must own all of
+// rng. If to is self, one grant replaces several. The outcome has the grant.
 func (r *Ring) Give(s peer.Signer, self, to peer.Name, rng addr.Range) (Outcome, error) {
 	if r.st == nil {
 		return Outcome{}, fmt.Errorf("give %s to %s: there is no ring", rng, to)
@@ -42,8 +41,8 @@ func (r *Ring) Give(s peer.Signer, self, to peer.Name, rng addr.Range) (Outcome,
 	return r.Merge(appendRecord(newDelta(st.genesis.id), g.raw))
 }
 
-// Compact signs one grant of self to itself over the longest run of at least
-// min adjacent pieces that it owns. The outcome is empty if there is none.
+// Compact replaces the longest run of adjacent pieces of self by one grant to
+// itself. The outcome is empty if no run has at least least pieces.
 func (r *Ring) Compact(s peer.Signer, self peer.Name, least int) (Outcome, error) {
 	if r.st == nil {
 		return Outcome{}, nil
@@ -67,8 +66,8 @@ func (r *Ring) Compact(s peer.Signer, self peer.Name, least int) (Outcome, error
 	return r.Give(s, self, self, best)
 }
 
-// Leave signs and takes in the removal of self in favour of heir. Self must
-// sign nothing for its present life after it.
+// Leave signs the removal of self in favour of heir and merges it. Afterwards self
+// must sign nothing for its present incarnation.
 func (r *Ring) Leave(s peer.Signer, self, heir peer.Name) (Outcome, error) {
 	if r.st == nil {
 		return Outcome{}, fmt.Errorf("leave the ring to %s: there is no ring", heir)
@@ -83,9 +82,9 @@ func (r *Ring) Leave(s peer.Signer, self, heir peer.Name) (Outcome, error) {
 	return r.Merge(appendRecord(newDelta(r.st.genesis.id), rm.raw))
 }
 
-// Propose returns the removal of gone in favour of heir as it can be put to the
-// vote: members are who may vote if only those named dead own anything. Heir may
-// be one that has left or was removed itself; its heir then gets it all.
+// Propose returns the removal of gone in favour of heir, to be voted on. members
+// may vote if nobody but those named dead owns anything. If heir has left or was
+// removed itself, its own heir gets all.
 func (r *Ring) Propose(gone peer.Name, heir Holder, named, members []peer.Name) (*Removal, error) {
 	if r.st == nil {
 		return nil, fmt.Errorf("remove %s: there is no ring", gone)
@@ -112,13 +111,13 @@ func (r *Ring) Propose(gone peer.Name, heir Holder, named, members []peer.Name) 
 		return nil, err
 	}
 	if size := len(rm.Proposal()) + quorum(len(electors))*voteLen; size > maxRecord {
-		return nil, fmt.Errorf("remove %s: the proposal has %d bytes, %d fit: %d records rule", gone, size, maxRecord, len(rm.Basis))
+		return nil, fmt.Errorf("remove %s: the proposal of %d bytes exceeds %d: it lists %d records", gone, size, maxRecord, len(rm.Basis))
 	}
 	return rm, nil
 }
 
-// Electorate returns who may vote on rm, ascending: the owners of its basis
-// that it does not name, or its members if there are none.
+// Electorate returns the holders that may vote on rm, ascending: the owners by
+// its basis that it does not name, or its members if there are none.
 func (r *Ring) Electorate(rm *Removal) ([]Holder, error) {
 	if !slices.Contains(rm.Named, rm.Gone.Name) {
 		return nil, fmt.Errorf("removal of %s in favour of %s: %w", rm.Gone, rm.Heir, ErrFormat)
@@ -152,7 +151,7 @@ func (r *Ring) Vote(s peer.Signer, voter Holder, b paxos.Ballot, rm *Removal) Vo
 	return Vote{voter, s.Key(), s.Sign(domainVote, voteMessage(r.st.genesis.id, b, rm.Proposal()))}
 }
 
-// CheckVote tells why v is no vote for rm under b.
+// CheckVote returns an error if v is not a valid vote for rm under b.
 func (r *Ring) CheckVote(v Vote, b paxos.Ballot, rm *Removal) error {
 	if err := r.st.checkKey(v.Voter, v.Key); err != nil {
 		return err
@@ -163,7 +162,7 @@ func (r *Ring) CheckVote(v Vote, b paxos.Ballot, rm *Removal) error {
 	return nil
 }
 
-// Remove takes in rm, which a majority voted for under ballot b.
+// Remove merges rm, for which a majority voted under ballot b.
 func (r *Ring) Remove(rm *Removal, b paxos.Ballot, votes []Vote) (Outcome, error) {
 	done := *rm
 	done.Ballot = b
@@ -173,7 +172,7 @@ func (r *Ring) Remove(rm *Removal, b paxos.Ballot, votes []Vote) (Outcome, error
 	if err != nil {
 		return Outcome{}, err
 	}
-	// More than a majority proves no more.
+	// Votes beyond a majority prove nothing more.
 	done.Votes = done.Votes[:min(len(done.Votes), quorum(len(electors)))]
 	done.seal()
 	return r.Merge(appendRecord(newDelta(r.st.genesis.id), done.raw))

@@ -12,8 +12,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// A delta: some records of the ring that Genesis names, or of none if it is
-// zero and all records are adoptions.
+// A delta holds records of the ring that genesis names. If genesis is zero all
+// records are adoptions.
 //
 //	 0        1         17       19
 //	+--------+---------+--------+--------+---
@@ -25,7 +25,7 @@ const (
 	deltaHeader = 1 + len(ID{})
 )
 
-// maxDelta leaves room for what a channel puts around a delta.
+// maxDelta leaves room for the header that a channel puts in front of a delta.
 const maxDelta = gossip.MaxDelta - 256
 
 func newDelta(genesis ID) []byte {
@@ -37,8 +37,8 @@ func appendRecord(delta, raw []byte) []byte {
 	return append(delta, raw...)
 }
 
-// splitDelta returns the genesis and the raw records of a delta, which are
-// parts of it.
+// splitDelta returns the genesis and the raw records of a delta. They share its
+// memory.
 func splitDelta(b []byte) (genesis ID, raws [][]byte, err error) {
 	if len(b) < deltaHeader || b[0] != deltaFormat {
 		return ID{}, nil, fmt.Errorf("ring delta of %d bytes: %w", len(b), ErrFormat)
@@ -58,8 +58,8 @@ func splitDelta(b []byte) (genesis ID, raws [][]byte, err error) {
 	return genesis, raws, nil
 }
 
-// reader takes fields off the front of a slice. After the first that is not
-// there it returns zeros and bad is set.
+// reader takes fields off the front of a slice. After the first missing field it
+// returns zeros and sets bad.
 type reader struct {
 	b   []byte
 	bad bool
@@ -104,7 +104,7 @@ func (r *reader) sig() (s peer.Signature) {
 	return s
 }
 
-// counted returns a count of items of size bytes, 0 if they are not all there.
+// counted returns a count of items of size bytes, 0 if some of them are missing.
 func (r *reader) counted(size int) int {
 	n := r.uint16()
 	if len(r.b) < n*size {
@@ -129,7 +129,7 @@ func (r *reader) family() byte {
 	return f
 }
 
-// end tells whether all was read and well-formed.
+// end reports whether all bytes were read and well-formed.
 func (r *reader) end() bool { return !r.bad && len(r.b) == 0 }
 
 func malformed(what string, raw []byte) error {
@@ -189,7 +189,7 @@ func ascending[T any](s []T, compare func(a, b T) int) bool {
 	return true
 }
 
-// ParseProposal reads what Removal.Proposal returned.
+// ParseProposal parses the bytes that Removal.Proposal returned.
 func ParseProposal(raw []byte) (*Removal, error) {
 	if len(raw) == 0 || raw[0] != kindRemoval {
 		return nil, malformed("proposal of a removal", raw)

@@ -21,7 +21,7 @@ import (
 //	holder, 10 bytes
 //	 0       6        10
 //	+-------+--------+
-//	| name  | life   |
+//	| name  | incarn |
 //	+-------+--------+
 //
 //	grant (kind 1), 126+2a bytes
@@ -49,7 +49,7 @@ import (
 //	genesis (kind 3), 5+a+6n bytes
 //	 0      1        2          2+a    3+a     5+a
 //	+------+--------+----------+------+-------+----------
-//	| kind | family | universe | bits | count | names ...
+//	| kind | family | address  | bits | count | names ...
 //	+------+--------+----------+------+-------+----------
 //	  1      1        a          1      2       6 each, ascending
 //
@@ -61,8 +61,8 @@ import (
 //	  1      16     16    10     32    64
 //
 // A signature covers the id of the genesis (none in an adoption) and the record
-// up to the signature; a vote's covers genesis, ballot and the SHA-256 of the
-// removal up to its ballot.
+// up to the signature. The signature of a vote covers the genesis, the ballot and
+// the SHA-256 of the removal up to its ballot.
 const (
 	kindGrant    = 1
 	kindRemoval  = 2
@@ -88,7 +88,7 @@ const maxVersion = 1 << 62
 // maxRecord is the most bytes of a record, so that it fits a delta.
 const maxRecord = 44 << 10
 
-// ErrFormat is the cause when bytes are no record, delta or digest.
+// ErrFormat is the cause when bytes are not a record, delta or digest.
 var ErrFormat = errors.New("malformed")
 
 // ID names a record by its content: the first 16 bytes of its SHA-256.
@@ -97,7 +97,7 @@ type ID [16]byte
 // String returns the first bytes of the id, as people compare them.
 func (id ID) String() string { return hex.EncodeToString(id[:4]) }
 
-// IsZero tells whether id is the zero ID, which names nothing.
+// IsZero reports whether id is the zero ID, which names nothing.
 func (id ID) IsZero() bool { return id == ID{} }
 
 func (id ID) less(o ID) bool { return string(id[:]) < string(o[:]) }
@@ -111,14 +111,14 @@ func idOf(raw []byte) (id ID) {
 	return id
 }
 
-// Holder is who a range can be given to: a peer in one of its lives. Life is
-// how many times the name had been removed from the ring before.
+// Holder is one incarnation of a peer; ranges are given to it. Incarnation is the
+// number of times that the name was removed from the ring before.
 type Holder struct {
 	Name        peer.Name
 	Incarnation uint32
 }
 
-// String returns the name, with the life if it is not the first.
+// String returns the name, with the incarnation if it is not the first.
 func (h Holder) String() string {
 	if h.Incarnation == 0 {
 		return h.Name.String()
@@ -133,7 +133,7 @@ func (h Holder) less(o Holder) bool {
 	return h.Incarnation < o.Incarnation
 }
 
-// Compare orders holders by name, then life.
+// Compare orders holders by name, then incarnation.
 func (h Holder) Compare(o Holder) int {
 	switch {
 	case h == o:
@@ -162,7 +162,7 @@ type Grant struct {
 	raw []byte
 }
 
-// beats tells whether g rules where both g and o speak.
+// beats reports whether g rules where both g and o speak.
 func (g *Grant) beats(o *Grant) bool {
 	if g.Version != o.Version {
 		return g.Version > o.Version
@@ -203,10 +203,10 @@ type Removal struct {
 	Key peer.Key
 	Sig peer.Signature
 
-	// The rest is there if others decided. Named are the peers that the command
-	// named dead, who have no vote. Members has the electorate if no owner but
-	// those named is left. Basis has the first 8 bytes of the ids of the records
-	// that ruled, ascending.
+	// The rest is set if others decided. Named are the peers that the command
+	// named dead, which have no vote. Members is the electorate if no owner other
+	// than those named is left. Basis has the first 8 bytes of the ids of the
+	// records that ruled, ascending.
 	ByVotes bool
 	Named   []peer.Name
 	Members []Holder
@@ -273,7 +273,7 @@ func voteMessage(genesis ID, b paxos.Ballot, proposal []byte) []byte {
 	return append(msg, sum[:]...)
 }
 
-// Genesis is the first division of the universe, from which all else follows.
+// Genesis is the first division of the address range. A ring is named by it.
 type Genesis struct {
 	Range netip.Prefix
 	Peers []peer.Name // ascending, without duplicates
@@ -282,8 +282,8 @@ type Genesis struct {
 	raw []byte
 }
 
-// NewGenesis makes the genesis that divides universe among peers, in any order
-// and possibly repeated. All who make it of the same set make the same one.
+// NewGenesis makes the genesis that divides addrRange among peers, which may be in
+// any order and repeated. Equal sets of peers make equal geneses.
 func NewGenesis(addrRange netip.Prefix, peers []peer.Name) (*Genesis, error) {
 	g := &Genesis{Range: addrRange.Masked(), Peers: slices.Clone(peers)}
 	slices.SortFunc(g.Peers, peer.Name.Compare)
@@ -323,8 +323,8 @@ func (g *Genesis) grants() []*Grant {
 	return out
 }
 
-// Adoption is the record that the peers of ring Old shall take ring New
-// instead, signed by By, who holds or held a part of Old.
+// Adoption is the record that makes the peers of ring Old take ring New instead.
+// It is signed by By, which holds or held a part of Old.
 type Adoption struct {
 	Old, New ID
 	By       Holder

@@ -19,25 +19,25 @@ type Ring struct {
 
 	st        *state           // nil: no ring yet
 	adoptions map[ID]*Adoption // all that were accepted
-	shelf     map[ID]*state    // rings that were left for another
-	origin    ID               // the ring first taken or restored: adoptions lead on from it
-	conflicts uint64           // times a merge took an address from who did not give it
+	abandoned map[ID]*state    // rings that were left for another
+	origin    ID               // the ring first taken or restored; adoptions lead from it to others
+	conflicts uint64           // times a merge took an address from a peer that did not give it
 	refused   uint64           // records refused
 	epoch     uint64           // grows when st is replaced
 	owners    map[Holder]addr.Count
 	ownersAt  uint64
 }
 
-// New returns an empty copy of the ring over universe.
+// New returns an empty copy of the ring over addrRange.
 func New(addrRange netip.Prefix, v peer.Verifier) *Ring {
 	return &Ring{addrRange: addrRange.Masked(), verifier: v,
-		adoptions: make(map[ID]*Adoption), shelf: make(map[ID]*state)}
+		adoptions: make(map[ID]*Adoption), abandoned: make(map[ID]*state)}
 }
 
-// RefusedError tells that a record was not accepted, and why.
+// RefusedError is returned for a record that was not accepted.
 type RefusedError struct {
 	What  string // grant, removal, adoption
-	By    Holder // who made it, or whom it removes
+	By    Holder // its author, or the holder that it removes
 	Range addr.Range
 	Cause error
 }
@@ -51,10 +51,10 @@ func (e *RefusedError) Error() string {
 
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
-// DivergentError tells that another ring over the same universe exists.
+// DivergentError is returned if there is another ring over the same address range.
 type DivergentError struct {
 	Ours, Theirs ID
-	// OurPeers and TheirPeers made the rings; TheirPeers is nil if not known.
+	// OurPeers and TheirPeers made the rings; TheirPeers is nil if unknown.
 	OurPeers, TheirPeers []peer.Name
 }
 
@@ -68,11 +68,11 @@ func (e *DivergentError) Error() string {
 
 // Causes of a RefusedError.
 var (
-	ErrAuthority = errors.New("nothing known shows that the giver held all of it")
+	ErrAuthority = errors.New("no known record gave all of it to its giver")
 	ErrSignature = errors.New("wrong signature")
-	ErrRange     = errors.New("outside of the universe")
+	ErrRange     = errors.New("outside the address range")
 	ErrVotes     = errors.New("not enough votes")
-	ErrBasis     = errors.New("records it is based on are not known")
+	ErrBasis     = errors.New("records in its basis are unknown")
 )
 
 // Outcome is what a merge changed.
@@ -92,10 +92,10 @@ type Raw struct {
 	Bytes []byte
 }
 
-// Ready tells whether the copy has a ring.
+// Ready reports whether the copy has a ring.
 func (r *Ring) Ready() bool { return r.st != nil }
 
-// Genesis returns what the ring grew from, nil if there is none yet.
+// Genesis returns the genesis of the ring, nil if there is no ring yet.
 func (r *Ring) Genesis() *Genesis {
 	if r.st == nil {
 		return nil
@@ -103,8 +103,8 @@ func (r *Ring) Genesis() *Genesis {
 	return r.st.genesis
 }
 
-// Awaits returns the ring that an adoption tells this copy to take, and whether
-// it still waits for that.
+// Awaits returns the ring that this copy must take because of an adoption, and
+// whether it still waits for that ring.
 func (r *Ring) Awaits() (ID, bool) {
 	if r.st != nil || r.origin.IsZero() {
 		return ID{}, false
@@ -116,13 +116,13 @@ func (r *Ring) Awaits() (ID, bool) {
 func (r *Ring) Range() netip.Prefix { return r.addrRange }
 
 // Conflicts counts the times that a merge took an address from a peer that did
-// not give it. Refused counts records that were refused.
+// not give it.
 func (r *Ring) Conflicts() uint64 { return r.conflicts }
 
 // Refused counts the records that were refused.
 func (r *Ring) Refused() uint64 { return r.refused }
 
-// Epoch grows whenever an answer of this copy may have changed.
+// Epoch grows whenever a result of the other methods may have changed.
 func (r *Ring) Epoch() uint64 {
 	if r.st == nil {
 		return r.epoch
@@ -136,10 +136,10 @@ func (r *Ring) Start(g *Genesis) (Outcome, error) {
 	return r.Merge(delta)
 }
 
-// Merge takes a delta in. It takes what it can check and reports the rest in
-// the outcome. It returns an error, and has changed nothing, if the delta is
-// malformed or belongs to another ring (*DivergentError), or if all that was
-// new in it was refused. Delta is borrowed until Merge returns.
+// Merge adds the records of a delta. It accepts those that it can check and
+// reports the others in the outcome. It returns an error and changes nothing if
+// the delta is malformed or belongs to another ring (*DivergentError), or if all
+// new records were refused. delta is borrowed until Merge returns.
 func (r *Ring) Merge(delta []byte) (Outcome, error) {
 	genesis, raws, err := splitDelta(delta)
 	if err != nil {
@@ -147,7 +147,7 @@ func (r *Ring) Merge(delta []byte) (Outcome, error) {
 	}
 	m := merge{ring: r}
 	for _, raw := range raws {
-		if err := m.sort(genesis, raw); err != nil {
+		if err := m.classify(genesis, raw); err != nil {
 			return Outcome{}, err
 		}
 	}
@@ -155,7 +155,7 @@ func (r *Ring) Merge(delta []byte) (Outcome, error) {
 	if err := m.enter(genesis); err != nil && len(m.accepted) == 0 {
 		return Outcome{}, err
 	} else if err == nil && r.st != nil && r.st.genesis.id == genesis {
-		m.settle()
+		m.acceptRecords()
 	}
 	r.refused += uint64(len(m.refused))
 	if len(m.accepted) == 0 && len(m.refused) > 0 {
@@ -164,7 +164,7 @@ func (r *Ring) Merge(delta []byte) (Outcome, error) {
 	return m.outcome(genesis), nil
 }
 
-// merge is the work of one Merge.
+// merge is the state of one call of Merge.
 type merge struct {
 	ring      *Ring
 	genesis   *Genesis
@@ -180,8 +180,8 @@ type record struct {
 	removal *Removal
 }
 
-// sort parses a raw record, unless it is known or of an unknown kind.
-func (m *merge) sort(genesis ID, raw []byte) (err error) {
+// classify parses a raw record, unless it is known or of an unknown kind.
+func (m *merge) classify(genesis ID, raw []byte) (err error) {
 	st := m.ring.st
 	id := idOf(raw)
 	switch raw[0] {
@@ -219,8 +219,8 @@ func (m *merge) sort(genesis ID, raw []byte) (err error) {
 	return err
 }
 
-// enter takes the genesis over if the copy has no ring, and returns an error if
-// it has another.
+// enter starts the ring of the genesis if the copy has no ring, and returns an
+// error if the copy has another one.
 func (m *merge) enter(genesis ID) error {
 	r := m.ring
 	if genesis.IsZero() {
@@ -243,7 +243,7 @@ func (m *merge) enter(genesis ID) error {
 		return nil
 	}
 	if m.genesis.Range != r.addrRange {
-		return fmt.Errorf("ring %s divides %s, this peer's universe is %s: %w",
+		return fmt.Errorf("ring %s divides %s, this peer has the address range %s: %w",
 			genesis, m.genesis.Range, r.addrRange, ErrRange)
 	}
 	m.genesis.raw = bytes.Clone(m.genesis.raw)
@@ -254,9 +254,9 @@ func (m *merge) enter(genesis ID) error {
 	return nil
 }
 
-// settle accepts what can be accepted, in the order of the delta, and over and
-// over, as one record may show what another needs. What is left is refused.
-func (m *merge) settle() {
+// acceptRecords accepts what it can, in the order of the delta. It repeats that,
+// because one record may prove what another one needs, and refuses the rest.
+func (m *merge) acceptRecords() {
 	for progress := true; progress; {
 		progress = false
 		m.records = slices.DeleteFunc(m.records, func(rec record) bool {
@@ -274,8 +274,8 @@ func (m *merge) settle() {
 	}
 }
 
-// take accepts a record if it can. Done tells that it is accepted, news that it
-// was not before.
+// take accepts a record if it can. done reports whether the record is accepted,
+// news whether it was not accepted before.
 func (m *merge) take(rec record) (done, news bool) {
 	r := m.ring
 	if rm := rec.removal; rm != nil {
@@ -319,14 +319,14 @@ func (m *merge) outcome(genesis ID) Outcome {
 	return out
 }
 
-// checkGrant tells why g can not be accepted (yet).
+// checkGrant returns an error if g cannot be accepted, or not yet.
 func (r *Ring) checkGrant(g *Grant) error {
 	st := r.st
 	if !st.whole.Covers(g.Range) {
 		return fmt.Errorf("%w %s", ErrRange, r.addrRange)
 	}
 	if !st.known(g.To) || !st.known(g.From) {
-		return fmt.Errorf("%w: no removal of an earlier life of %s is known", ErrAuthority, g.To.Name)
+		return fmt.Errorf("%w: no removal of an earlier incarnation of %s is known", ErrAuthority, g.To.Name)
 	}
 	if given := st.wasGiven(g.Range, g.From, g.Version); len(given) != 1 || given[0] != g.Range {
 		return ErrAuthority
@@ -348,11 +348,11 @@ func (r *Ring) verify(key peer.Key, domain string, msg []byte, sig peer.Signatur
 	return r.verifier.Verify(key, domain, append(full, msg...), sig)
 }
 
-// checkRemoval tells why rm can not be accepted (yet).
+// checkRemoval returns an error if rm cannot be accepted, or not yet.
 func (r *Ring) checkRemoval(rm *Removal) error {
 	st := r.st
 	if !st.known(rm.Gone) || !st.known(rm.Heir) {
-		return fmt.Errorf("%w: no removal of an earlier life is known", ErrAuthority)
+		return fmt.Errorf("%w: no removal of an earlier incarnation is known", ErrAuthority)
 	}
 	if !rm.ByVotes {
 		if err := st.checkKey(rm.Gone, rm.Key); err != nil {

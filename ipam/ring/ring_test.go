@@ -183,7 +183,7 @@ func TestRemovalNeedsAMajorityOfOwners(t *testing.T) {
 	if h := owner(t, r, "10.0.0.0"); h.Name != name(9) {
 		t.Errorf("owner is %s", h)
 	}
-	// Who does not know the basis can not check it; the proof has it.
+	// Who does not know the basis cannot check it; the proof has it.
 	other := started("10.0.0.0/22", 5)
 	if _, err := other.Merge(out.News); !errors.Is(err, ErrBasis) {
 		t.Errorf("without the basis: %v", err)
@@ -292,7 +292,7 @@ func TestDivergentRingsAreNamedAndHealed(t *testing.T) {
 		t.Errorf("took a third ring: %v", err)
 	}
 	must(b.Merge(deltaOf(a)))
-	// Another peer of b's ring follows; one who never held a part can not order it.
+	// Another peer of b's ring follows; one who never held a part cannot order it.
 	c := New(pfx("10.0.0.0/24"), peer.Cheap{})
 	must(c.Start(must(NewGenesis(pfx("10.0.0.0/24"), []peer.Name{name(3), name(4)}))))
 	stranger := &Adoption{Old: c.Genesis().ID(), New: idA, By: Holder{Name: name(8)}}

@@ -8,22 +8,22 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// state is one ring: a genesis, the records accepted since, and what follows
-// from them.
+// state is one ring: a genesis, the records accepted since, and the indexes that
+// are derived from them.
 type state struct {
 	genesis  *Genesis
 	whole    addr.Range
 	grants   map[ID]*Grant
 	removals map[ID]*Removal
 
-	held   map[Holder][]*Grant   // by To: genesis and grants
-	leaves map[Holder]*Removal   // by Gone: the preferred removal
-	joins  map[Holder][]*Removal // by Heir: all removals
-	lives  map[peer.Name]uint32  // lives that ended
-	books  map[uint32]*peer.Book // by life: the key each name was first seen with
-	pieces []piece               // covers whole
-	short  map[uint64]ID         // grants and removals, as a basis names them
-	log    []Raw                 // genesis and records, each after those that show its author's right
+	grantedTo    map[Holder][]*Grant   // by To: genesis and grants
+	leaves       map[Holder]*Removal   // by Gone: the preferred removal
+	joins        map[Holder][]*Removal // by Heir: all removals
+	incarnations map[peer.Name]uint32  // how many incarnations ended
+	books        map[uint32]*peer.Book // by incarnation: the key each name was first seen with
+	pieces       []piece               // covers whole
+	short        map[uint64]ID         // grants and removals, as a basis names them
+	log          []Raw                 // genesis and records, each after those that prove its author's right
 
 	buckets [buckets]uint64 // for the digest
 	epoch   uint64          // grows with each change
@@ -35,24 +35,24 @@ type piece struct {
 	grant *Grant
 }
 
-// genesisState returns the state of a ring in which nothing happened yet.
+// genesisState returns the state of a ring that has no record but its genesis.
 func genesisState(g *Genesis) *state {
 	st := &state{
-		genesis:  g,
-		whole:    addr.Of(g.Range),
-		grants:   make(map[ID]*Grant),
-		removals: make(map[ID]*Removal),
-		held:     make(map[Holder][]*Grant),
-		leaves:   make(map[Holder]*Removal),
-		joins:    make(map[Holder][]*Removal),
-		lives:    make(map[peer.Name]uint32),
-		books:    make(map[uint32]*peer.Book),
-		short:    make(map[uint64]ID),
+		genesis:      g,
+		whole:        addr.Of(g.Range),
+		grants:       make(map[ID]*Grant),
+		removals:     make(map[ID]*Removal),
+		grantedTo:    make(map[Holder][]*Grant),
+		leaves:       make(map[Holder]*Removal),
+		joins:        make(map[Holder][]*Removal),
+		incarnations: make(map[peer.Name]uint32),
+		books:        make(map[uint32]*peer.Book),
+		short:        make(map[uint64]ID),
 	}
 	st.log = []Raw{{g.id, g.raw}}
 	for _, gr := range g.grants() {
 		st.pieces = append(st.pieces, piece{gr.Range.First, gr})
-		st.held[gr.To] = append(st.held[gr.To], gr)
+		st.grantedTo[gr.To] = append(st.grantedTo[gr.To], gr)
 	}
 	return st
 }
@@ -65,7 +65,7 @@ func (st *state) last(i int) netip.Addr {
 	return st.whole.Last
 }
 
-// at returns the index of the piece with a, which must be in the universe.
+// at returns the index of the piece with a, which must be in the address range.
 func (st *state) at(a netip.Addr) int {
 	i, found := slices.BinarySearchFunc(st.pieces, a, func(p piece, a netip.Addr) int { return p.first.Compare(a) })
 	if !found {
@@ -74,9 +74,9 @@ func (st *state) at(a netip.Addr) int {
 	return i
 }
 
-// overlay makes g rule where it beats what ruled before, and tells whether it
-// took an address from somebody other than its giver.
-func (st *state) overlay(g *Grant) (robbed bool) {
+// overlay makes g rule where it beats the grant that ruled before, and reports
+// whether it took an address from a peer other than its giver.
+func (st *state) overlay(g *Grant) (conflict bool) {
 	i := st.at(g.Range.First)
 	j := i
 	var repl []piece
@@ -92,7 +92,7 @@ func (st *state) overlay(g *Grant) (robbed bool) {
 			continue
 		}
 		if st.owner(p.grant.To) != st.owner(g.From) {
-			robbed = true
+			conflict = true
 		}
 		if p.first.Less(g.Range.First) {
 			put(p.first, p.grant)
@@ -105,15 +105,15 @@ func (st *state) overlay(g *Grant) (robbed bool) {
 		}
 	}
 	st.pieces = slices.Replace(st.pieces, i, j, repl...)
-	return robbed
+	return conflict
 }
 
 // commitGrant adds an accepted grant.
-func (st *state) commitGrant(g *Grant) (robbed bool) {
+func (st *state) commitGrant(g *Grant) (conflict bool) {
 	st.bind(g.From, g.Key)
 	st.grants[g.id] = g
-	st.held[g.To] = append(st.held[g.To], g)
-	st.note(g.id, g.raw)
+	st.grantedTo[g.To] = append(st.grantedTo[g.To], g)
+	st.logRecord(g.id, g.raw)
 	st.epoch++
 	return st.overlay(g)
 }
@@ -129,12 +129,12 @@ func (st *state) commitRemoval(rm *Removal) {
 	}
 	st.removals[rm.id] = rm
 	st.link(rm)
-	st.note(rm.id, rm.raw)
+	st.logRecord(rm.id, rm.raw)
 	st.epoch++
 }
 
-// supersedes tells whether rm is preferred to o, another removal of the same
-// holder: the later ballot is, then the greater id.
+// supersedes reports whether rm is preferred to o, another removal of the same
+// holder: the later ballot wins, then the greater id.
 func (rm *Removal) supersedes(o *Removal) bool {
 	if c := rm.Ballot.Compare(o.Ballot); c != 0 {
 		return c > 0
@@ -142,23 +142,23 @@ func (rm *Removal) supersedes(o *Removal) bool {
 	return o.id.less(rm.id)
 }
 
-// link makes a removal count. Of several removals of one holder one is
-// preferred; the others still show who may speak.
+// link puts a removal into force. Of several removals of one holder one is
+// preferred; the others still say who may give the holder's space.
 func (st *state) link(rm *Removal) {
 	st.joins[rm.Heir] = append(st.joins[rm.Heir], rm)
 	if old := st.leaves[rm.Gone]; old == nil || rm.supersedes(old) {
 		st.leaves[rm.Gone] = rm
 	}
-	st.lives[rm.Gone.Name] = max(st.lives[rm.Gone.Name], rm.Gone.Incarnation+1)
+	st.incarnations[rm.Gone.Name] = max(st.incarnations[rm.Gone.Name], rm.Gone.Incarnation+1)
 }
 
-// current returns the life that name is in now.
-func (st *state) current(name peer.Name) Holder { return Holder{name, st.lives[name]} }
+// current returns the present incarnation of name.
+func (st *state) current(name peer.Name) Holder { return Holder{name, st.incarnations[name]} }
 
-// known tells whether the lives of h's name before h have ended.
-func (st *state) known(h Holder) bool { return h.Incarnation <= st.lives[h.Name] }
+// known reports whether all earlier incarnations of h's name have ended.
+func (st *state) known(h Holder) bool { return h.Incarnation <= st.incarnations[h.Name] }
 
-// owner follows the removals from h to who owns its space now.
+// owner follows the removals from h to the present owner of its space.
 func (st *state) owner(h Holder) Holder {
 	if len(st.leaves) == 0 || st.leaves[h] == nil {
 		return h
@@ -178,7 +178,7 @@ func (st *state) owner(h Holder) Holder {
 	}
 }
 
-// leadsTo tells whether the removals from h lead to to.
+// leadsTo reports whether the removals from h lead to to.
 func (st *state) leadsTo(h, to Holder) bool {
 	for range len(st.removals) + 1 {
 		if h == to {
@@ -193,8 +193,8 @@ func (st *state) leadsTo(h, to Holder) bool {
 	return false
 }
 
-// speaksFor returns all holders whose space who may give: itself, and those
-// from which removals lead to it, preferred or not.
+// speaksFor returns all holders whose space may be given by who: itself, and the
+// holders from which removals lead to it, preferred or not.
 func (st *state) speaksFor(who Holder) []Holder {
 	out := []Holder{who}
 	add := func(h Holder) {
@@ -202,7 +202,7 @@ func (st *state) speaksFor(who Holder) []Holder {
 			out = append(out, h)
 		}
 	}
-	// A circle of removals resolves to the current life of one in it.
+	// A circle of removals resolves to the present incarnation of a name in it.
 	for incarnation := range who.Incarnation {
 		if h := (Holder{who.Name, incarnation}); st.inCircle(h) {
 			add(h)
@@ -235,12 +235,12 @@ func (st *state) inCircle(h Holder) bool {
 	return false
 }
 
-// wasGiven returns the parts of r that records of a version below v, or of any
-// if v is zero, gave to who or to those it speaks for.
+// wasGiven returns the parts of r that were given to who, or to a holder it
+// speaks for, by records of a version below v; of any version if v is zero.
 func (st *state) wasGiven(r addr.Range, who Holder, v uint64) []addr.Range {
 	var parts []addr.Range
 	for _, h := range st.speaksFor(who) {
-		for _, g := range st.held[h] {
+		for _, g := range st.grantedTo[h] {
 			if v != 0 && g.Version >= v {
 				continue
 			}
@@ -252,8 +252,8 @@ func (st *state) wasGiven(r addr.Range, who Holder, v uint64) []addr.Range {
 	return addr.Normal(parts)
 }
 
-// checkKey tells why key may not speak for h. A key from which the name is
-// derived needs no book.
+// checkKey returns an error if key may not sign for h. A key from which the name
+// is derived needs no book.
 func (st *state) checkKey(h Holder, key peer.Key) error {
 	if peer.NameOf(key[:]) == h.Name {
 		return nil
@@ -301,7 +301,7 @@ func (st *state) owners() map[Holder]addr.Count {
 	return out
 }
 
-// basis returns the short ids of all that rules, ascending.
+// basis returns the short ids of all records that rule, ascending.
 func (st *state) basis() []uint64 {
 	var out []uint64
 	for _, g := range st.ruling() {
@@ -314,8 +314,8 @@ func (st *state) basis() []uint64 {
 	return out
 }
 
-// ownersOf returns the owners that the records of a basis give, and how many
-// of the basis are not known here.
+// ownersOf returns the owners by the records of a basis, and how many of those
+// records are unknown here.
 func (st *state) ownersOf(basis []uint64) (owners []Holder, lacking int) {
 	for _, s := range basis {
 		if _, ok := st.short[s]; !ok {

@@ -7,8 +7,8 @@ import (
 	"fmt"
 )
 
-// A digest. It sums the ids of the records by their first byte, so two copies
-// that differ in a few records find out which of 256 parts to send.
+// A digest sums the ids of the records by their first byte, so two copies that
+// differ in a few records find out which of 256 parts to send.
 //
 //	 0        1         17        21      25         29
 //	+--------+---------+---------+-------+----------+---------------
@@ -16,9 +16,9 @@ import (
 //	+--------+---------+---------+-------+----------+---------------
 //	  1        16        4         4       4          8 each
 //
-// Genesis is zero and the sums are not there if the copy has no ring. Records
-// and adopt are numbers of records and of adoptions. A sum is modulo 2^64, of
-// the first 8 bytes of each id.
+// If the copy has no ring, genesis is zero and there are no sums. records and adopt
+// are numbers of records and of adoptions. A sum is taken modulo 2^64, over the
+// first 8 bytes of each id.
 const (
 	digestFormat = 1
 	digestHeader = 29
@@ -26,8 +26,8 @@ const (
 	digestLen    = digestHeader + 8*buckets
 )
 
-// note appends a record to the log and the digest.
-func (st *state) note(id ID, raw []byte) {
+// logRecord appends a record to the log and adds it to the digest.
+func (st *state) logRecord(id ID, raw []byte) {
 	st.log = append(st.log, Raw{id, raw})
 	st.short[id.short()] = id
 	st.buckets[id[0]] += id.short()
@@ -71,13 +71,13 @@ func DigestLen(b []byte) (int, error) {
 	return digestLen, nil
 }
 
-// Missing returns, in deltas of at most a gossip.MaxDelta, what the copy with
-// that digest lacks, and whether this copy should ask for more by sending its
-// own digest. Of two copies that differ only one asks, so that a record which
-// one of them refuses does not make them ask each other for ever.
+// Missing returns the records that the copy with that digest lacks, in deltas of
+// at most gossip.MaxDelta bytes. wants reports whether this copy should ask for
+// more by sending its own digest. Of two copies that differ only one asks, so that
+// a record that one of them refuses does not make them ask each other forever.
 //
-// To a copy of another ring it sends the genesis, so that it learns who made
-// the other, and the adoptions; and returns the *DivergentError.
+// For a copy of another ring it returns the genesis, so that the other copy learns
+// who made this ring, and the adoptions, together with the *DivergentError.
 func (r *Ring) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
 	n, err := DigestLen(digest)
 	if err != nil {
@@ -114,12 +114,12 @@ func (r *Ring) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
 	return deltas, less(mine, digest), nil
 }
 
-// less orders digests by how much they know.
+// less orders digests by how many records they stand for.
 func less(a, b []byte) bool {
 	return cmp.Or(bytes.Compare(a[17:digestHeader], b[17:digestHeader]), bytes.Compare(a, b)) < 0
 }
 
-// deltas returns the records that keep holds on to, in the order of the log.
+// deltas returns the records for which keep is true, in the order of the log.
 func (r *Ring) deltas(keep func(Raw) bool) [][]byte {
 	var out [][]byte
 	d := newDelta(r.st.genesis.id)
@@ -139,8 +139,8 @@ func (r *Ring) deltas(keep func(Raw) bool) [][]byte {
 	return out
 }
 
-// Proof returns all that a copy which has nothing needs to accept the records
-// outcome has: genesis, removals, and the grants that touch the same addresses.
+// Proof returns all records that an empty copy needs to accept records: the
+// genesis, the removals, and the grants of the same addresses.
 func (r *Ring) Proof(records []Raw) [][]byte {
 	if r.st == nil {
 		return nil
@@ -165,8 +165,8 @@ func (r *Ring) Proof(records []Raw) [][]byte {
 	})
 }
 
-// Join puts two deltas of one ring into one. It returns nil if they are of two,
-// or together too long.
+// Join puts two deltas of one ring into one. It returns nil if they are of two
+// rings, or too long together.
 func Join(older, newer []byte) []byte {
 	if len(older) < deltaHeader || len(newer) < deltaHeader || !bytes.Equal(older[:deltaHeader], newer[:deltaHeader]) ||
 		len(older)+len(newer)-deltaHeader > maxDelta {
@@ -175,8 +175,8 @@ func Join(older, newer []byte) []byte {
 	return append(bytes.Clone(older), newer[deltaHeader:]...)
 }
 
-// Dump returns all records of the ring and all adoptions, for the disk, and
-// Restore's other arguments.
+// Dump returns all records of the ring and all adoptions, to be written to disk,
+// and the other arguments of Restore.
 func (r *Ring) Dump() (origin, genesis ID, records []Raw) {
 	for _, a := range r.adoptions {
 		records = append(records, Raw{a.id, a.raw})
@@ -188,11 +188,11 @@ func (r *Ring) Dump() (origin, genesis ID, records []Raw) {
 	return r.origin, genesis, records
 }
 
-// Restore takes in what Dump returned, in any order. What can not be accepted
-// is left out; it returns an error for each such record.
+// Restore merges the records that Dump returned, in any order. It returns an error
+// for each record that cannot be accepted.
 func (r *Ring) Restore(origin, genesis ID, records [][]byte) []error {
-	// The adoptions are kept back until the ring is there: they are what led to
-	// it, and must not lead away from it half-way.
+	// The adoptions are merged after the ring: they led to it, and must not lead
+	// away from it before it is complete.
 	delta, adoptions := newDelta(genesis), newDelta(ID{})
 	for _, raw := range records {
 		switch {

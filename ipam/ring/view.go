@@ -7,7 +7,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Holder returns name in its present life.
+// Holder returns the present incarnation of name.
 func (r *Ring) Holder(name peer.Name) Holder {
 	if r.st == nil {
 		return Holder{Name: name}
@@ -15,7 +15,7 @@ func (r *Ring) Holder(name peer.Name) Holder {
 	return r.st.current(name)
 }
 
-// Removed returns who has the space of h, and whether h was removed.
+// Removed returns the present owner of the space of h, and whether h was removed.
 func (r *Ring) Removed(h Holder) (heir Holder, removed bool) {
 	if r.st == nil || r.st.leaves[h] == nil {
 		return h, false
@@ -23,22 +23,23 @@ func (r *Ring) Removed(h Holder) (heir Holder, removed bool) {
 	return r.st.owner(h), true
 }
 
-// Known tells whether h owns anything or was ever given anything.
+// Known reports whether h owns anything or was ever given anything.
 func (r *Ring) Known(h Holder) bool {
-	return r.st != nil && (len(r.st.held[h]) > 0 || !r.Owners()[h].IsZero())
+	return r.st != nil && (len(r.st.grantedTo[h]) > 0 || !r.Owners()[h].IsZero())
 }
 
-// LeadsTo tells whether what belongs to h belongs to to, by removals, or did on
-// the way.
+// LeadsTo reports whether the removals lead from h to to, directly or over other
+// holders.
 func (r *Ring) LeadsTo(h, to Holder) bool { return r.st != nil && r.st.leadsTo(h, to) }
 
-// Superseded tells whether the adoptions lead from ring id to this copy's.
+// Superseded reports whether the adoptions lead from ring id to the ring of this
+// copy.
 func (r *Ring) Superseded(id ID) bool {
 	return r.st != nil && r.resolve(id) == r.st.genesis.id
 }
 
-// Owner returns who owns a, and false if a is outside of the universe or there
-// is no ring.
+// Owner returns the owner of a, and false if a is outside the address range or
+// there is no ring.
 func (r *Ring) Owner(a netip.Addr) (Holder, bool) {
 	if r.st == nil || !r.st.whole.Contains(a) {
 		return Holder{}, false
@@ -46,8 +47,8 @@ func (r *Ring) Owner(a netip.Addr) (Holder, bool) {
 	return r.st.owner(r.st.pieces[r.st.at(a)].grant.To), true
 }
 
-// Owners returns how many addresses each owner has. The map is to be read only,
-// until the ring changes.
+// Owners returns how many addresses each owner has. The map is read-only, and
+// valid until the ring changes.
 func (r *Ring) Owners() map[Holder]addr.Count {
 	if r.st == nil {
 		return nil
@@ -68,15 +69,15 @@ func (r *Ring) OwnersIn(rng addr.Range) map[Holder]addr.Count {
 	return out
 }
 
-// Owned returns the ranges that name owns in its present life, as addr.Normal
-// leaves them.
+// Owned returns the ranges that the present incarnation of name owns, normalized
+// by addr.Normal.
 func (r *Ring) Owned(name peer.Name) []addr.Range {
 	if r.st == nil {
 		return nil
 	}
 	me := r.st.current(name)
 	var out []addr.Range
-	// It can own only what was once given to it or to those it inherited from.
+	// It can own only ranges that were given to it or to holders it inherited from.
 	for _, given := range r.st.wasGiven(r.st.whole, me, 0) {
 		r.each(given, func(part addr.Range, g *Grant) {
 			if r.st.owner(g.To) == me {
@@ -87,11 +88,11 @@ func (r *Ring) Owned(name peer.Name) []addr.Range {
 	return addr.Normal(out)
 }
 
-// Entry is a run of addresses that one record rules.
+// Entry is a run of addresses with one ruling record.
 type Entry struct {
 	Range   addr.Range
 	Owner   Holder
-	Given   Holder // to whom the record gave it, if Owner inherited it
+	Given   Holder // the holder that the record gave it to; Owner may have inherited it
 	Version uint64
 }
 

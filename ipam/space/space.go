@@ -33,13 +33,13 @@ func (s *Space) SetOwned(ranges []addr.Range) { s.owned = ranges }
 // Owned returns the owned ranges, to be read only.
 func (s *Space) Owned() []addr.Range { return s.owned }
 
-// Owns tells whether a is in an owned range.
+// Owns reports whether a is in an owned range.
 func (s *Space) Owns(a netip.Addr) bool { return contains(s.owned, a) }
 
-// Uses tells whether a is in use, owned or not.
+// Uses reports whether a is in use, owned or not.
 func (s *Space) Uses(a netip.Addr) bool { return contains(s.used, a) }
 
-// Take marks a as in use and tells whether it was not before.
+// Take marks a as in use and reports whether it was not before.
 func (s *Space) Take(a netip.Addr) bool {
 	i := find(s.used, a)
 	if i < len(s.used) && s.used[i].Contains(a) {
@@ -61,7 +61,7 @@ func (s *Space) Take(a netip.Addr) bool {
 	return true
 }
 
-// Release marks a as not in use and tells whether it was.
+// Release marks a as not in use and reports whether it was.
 func (s *Space) Release(a netip.Addr) bool {
 	i := find(s.used, a)
 	if i == len(s.used) || !s.used[i].Contains(a) {

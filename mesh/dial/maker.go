@@ -111,7 +111,7 @@ func (m *Maker) AddTarget(addr string) {
 	m.all[k] = &candidate{addrs: []string{addr}}
 }
 
-// ForgetTarget drops an address and tells whether it was there. A session with
+// ForgetTarget drops an address and reports whether it was there. A session with
 // its peer stays.
 func (m *Maker) ForgetTarget(addr string) bool {
 	k := Key{target: addr}
@@ -307,7 +307,7 @@ func (m *Maker) Next() time.Time {
 	return next
 }
 
-// Full tells whether the connection limit keeps from one more session.
+// Full reports whether the connection limit keeps from one more session.
 func (m *Maker) Full() bool { return m.limit > 0 && len(m.sessions) >= m.limit }
 
 // Status returns all candidates, targets first.

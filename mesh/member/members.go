@@ -112,7 +112,7 @@ func (l *List) Join(n peer.Name) {
 	}()
 }
 
-// Alive tells whether n is a member, as far as the list knows.
+// Alive reports whether n is a member, as far as the list knows.
 func (l *List) Alive(n peer.Name) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -20,7 +20,7 @@ const SignatureLen = ed25519.SignatureSize
 type Signature [SignatureLen]byte
 
 // Signer signs what a peer says of itself. Domain separates the kinds of
-// message, so that a signature made for one can not be shown as another.
+// message, so that a signature made for one cannot be shown as another.
 type Signer interface {
 	Key() Key
 	Sign(domain string, msg []byte) Signature
@@ -123,7 +123,7 @@ var ErrNameTaken = errors.New("the name belongs to another key")
 // concurrent use.
 type Book struct{ keys map[Name]Key }
 
-// Bind records that name goes with key, or tells why it can not: the name was
+// Bind records that name goes with key, or tells why it cannot: the name was
 // first seen with another key.
 func (b *Book) Bind(name Name, key Key) error {
 	if err := b.Check(name, key); err != nil {

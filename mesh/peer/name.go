@@ -104,7 +104,7 @@ func (n Name) String() string {
 	return string(b[:])
 }
 
-// IsZero tells whether n is the zero Name.
+// IsZero reports whether n is the zero Name.
 func (n Name) IsZero() bool { return n == Name{} }
 
 // Compare orders names by their bytes: -1, 0 or 1.

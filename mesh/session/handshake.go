@@ -48,7 +48,7 @@ type Config struct {
 // NewStatic makes an X25519 key for Config.Static.
 func NewStatic(random io.Reader) (noise.DHKey, error) { return noise.DH25519.GenerateKeypair(random) }
 
-// hasAES tells whether the CPU has what makes AES-GCM the faster cipher.
+// hasAES reports whether the CPU has what makes AES-GCM the faster cipher.
 var hasAES = cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ || cpu.ARM64.HasAES && cpu.ARM64.HasPMULL || cpu.S390X.HasAESGCM
 
 // Dial makes a session over nc, which this peer has dialled. On error the

@@ -175,7 +175,7 @@ func TestOtherProtocolIsReported(t *testing.T) {
 	}
 }
 
-// The responder spends nothing on a dialler that can not show a password: it
+// The responder spends nothing on a dialler that cannot show a password: it
 // neither answers message 1 nor says who it is.
 func TestResponderIsSilentBeforeTheProof(t *testing.T) {
 	nd, na := pair(t)

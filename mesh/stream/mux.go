@@ -97,7 +97,7 @@ func (m *Mux) Dial(to peer.Name) (net.Conn, error) {
 	c, err := m.startLocked(k)
 	m.mu.Unlock()
 	if err == nil {
-		// Nothing overtakes the open: the user can not write before Dial returns.
+		// Nothing overtakes the open: the user cannot write before Dial returns.
 		if err = m.send(to, message(kindOpen, k.id, 0, nil)); err != nil {
 			c.Close()
 		}

@@ -145,7 +145,7 @@ func peek(b []byte) (h header, err error) {
 	return h, nil
 }
 
-// stale tells whether an entry that begins with h can not supersede e.
+// stale reports whether an entry that begins with h cannot supersede e.
 func (h *header) stale(e *Entry) bool {
 	return e != nil && h.key == e.Key &&
 		(h.version < e.Version || h.version == e.Version && h.instance == e.Instance && h.length == len(e.raw))
@@ -206,7 +206,7 @@ func (e *Entry) link(n peer.Name) (Link, bool) {
 	return e.Links[i], true
 }
 
-// supersedes tells whether e wins over old, both of one name and key. Versions
+// supersedes reports whether e wins over old, both of one name and key. Versions
 // decide; the instance and then the bytes break a tie, so that all peers
 // choose alike.
 func (e *Entry) supersedes(old *Entry) bool {

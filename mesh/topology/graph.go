@@ -72,7 +72,7 @@ func (s *State) Graph() *Graph {
 // is the graph's own.
 func (g *Graph) Names() []peer.Name { return g.names }
 
-// Reaches tells whether some path leads from this peer to n.
+// Reaches reports whether some path leads from this peer to n.
 func (g *Graph) Reaches(n peer.Name) bool {
 	i, ok := g.index[n]
 	return ok && g.reaches.has(i)
