@@ -21,19 +21,19 @@ import (
 // DefaultDeadline bounds a request whose context has no deadline.
 const DefaultDeadline = 30 * time.Second
 
-// Mesh is what an Allocator needs of the mesh. It is called with the
-// Allocator's lock held, so its methods must not block nor call back.
+// Mesh is the part of the mesh that an Allocator uses. It is called with the
+// Allocator's lock held, so its methods must neither block nor call back.
 type Mesh interface {
 	View
-	// Send sends a message to one peer, end to end, best effort. An error tells
-	// that it was not even sent.
+	// Send sends a message to one peer, end to end, best effort. It returns an
+	// error if the message was not sent at all.
 	Send(to peer.Name, msg []byte) error
 	// Announce gives a delta of the channel to all peers, best effort.
 	Announce(delta []byte)
 }
 
-// Allocator gives addresses of one universe. Make one with New and run it with
-// Run. All methods are safe for concurrent use.
+// Allocator gives addresses of one address range. Make one with New and run it
+// with Run. All methods are safe for concurrent use.
 type Allocator struct {
 	mesh Mesh         // constant
 	disk Disk         // constant; used under mu
@@ -42,18 +42,18 @@ type Allocator struct {
 	mu          sync.Mutex // held during a step with its write, and over calls of mesh
 	core        *core
 	waiters     map[uint64]chan effReply
-	unsaved     []store.Write // what the disk refused
-	heldReplies []effect      // the replies of those steps, to be given after the write
-	diskErr     error         // why; nil if all is written
+	unsaved     []store.Write // writes that failed
+	heldReplies []effect      // replies of the steps that made them, given after the write
+	diskErr     error         // of the last write; nil if all is written
 	tick        *time.Timer   // of Run
-	tickAt      time.Time     // when it goes off; zero while nothing has set it
+	tickAt      time.Time     // when it fires; zero while it is not set
 }
 
-// New returns an Allocator that goes on from what disk has. The notes are for
-// the user: what of it could not be read.
+// New returns an Allocator that continues with the state on disk. The notes are for
+// the user: they list parts of the state that could not be read.
 func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, notes []error, err error) {
 	if !cfg.Range.IsValid() || cfg.Range.Addr().Is4In6() {
-		return nil, nil, fmt.Errorf("address universe %s: not a range of addresses", cfg.Range)
+		return nil, nil, fmt.Errorf("address range %s: not a prefix of IPv4 or IPv6", cfg.Range)
 	}
 	cfg.Range = cfg.Range.Masked()
 	if !cfg.Default.IsValid() {
@@ -61,10 +61,10 @@ func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, note
 	}
 	cfg.Default = cfg.Default.Masked()
 	if !cfg.Default.Overlaps(cfg.Range) {
-		return nil, nil, fmt.Errorf("default subnet %s is outside of the universe %s", cfg.Default, cfg.Range)
+		return nil, nil, fmt.Errorf("default subnet %s is outside the address range %s", cfg.Default, cfg.Range)
 	}
 	if cfg.Init.Mode == Seed && len(cfg.Init.Seeds) == 0 {
-		return nil, nil, fmt.Errorf("address universe %s: the list of seeds is empty", cfg.Range)
+		return nil, nil, fmt.Errorf("address range %s: the list of seeds is empty", cfg.Range)
 	}
 	a = &Allocator{mesh: mesh, disk: disk, log: log, waiters: make(map[uint64]chan effReply), tick: time.NewTimer(0)}
 	a.core = newCore(cfg, mesh, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
@@ -72,8 +72,8 @@ func New(cfg Config, mesh Mesh, disk Disk, log *slog.Logger) (a *Allocator, note
 	return a, notes, nil
 }
 
-// Run drives the Allocator's timers until ctx is done. What the disk refused is
-// tried again here.
+// Run drives the Allocator's timers until ctx is done. It also retries failed
+// writes.
 func (a *Allocator) Run(ctx context.Context) error {
 	for {
 		_ = a.step(func(c *core) { // save has logged its error
@@ -92,8 +92,8 @@ func (a *Allocator) Run(ctx context.Context) error {
 	}
 }
 
-// pace sets the timer: soon if something waits for a tick. It is called with mu
-// held.
+// resetTick sets the timer of the next tick, which comes soon if something waits
+// for it. It is called with mu held.
 func (a *Allocator) resetTick() {
 	d := tickEvery
 	if len(a.unsaved) == 0 && a.core.idle() {
@@ -105,9 +105,9 @@ func (a *Allocator) resetTick() {
 	}
 }
 
-// step runs f in the core, writes what it decided and then does it. It returns
-// an error if the disk refused; replies then wait until it does not, and what
-// was to be sent is dropped, as after a loss on the way.
+// step runs f in the core, writes its decisions and then carries out its effects.
+// It returns an error if the write failed. Replies are then held until a write
+// succeeds, and messages are dropped as if they had been lost on the way.
 func (a *Allocator) step(f func(*core)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -132,7 +132,7 @@ func (a *Allocator) step(f func(*core)) error {
 		case effAnnounce:
 			a.mesh.Announce(e.delta)
 		case effWarn:
-			a.log.Warn(e.what, e.args...)
+			a.log.Warn(e.msg, e.args...)
 		case effReply:
 			if w := a.waiters[e.id]; w != nil {
 				delete(a.waiters, e.id)
@@ -143,9 +143,9 @@ func (a *Allocator) step(f func(*core)) error {
 	return nil
 }
 
-// fromMesh runs f, for what comes from the mesh: only if the disk works, so that
-// what piles up in memory while it does not is bounded by the requests made here.
-func (a *Allocator) fromMesh(f func(*core)) error {
+// stepFromMesh runs f, which handles input from the mesh, only if the disk works.
+// So the unsaved writes are bounded by the requests made on this host.
+func (a *Allocator) stepFromMesh(f func(*core)) error {
 	a.mu.Lock()
 	err := a.diskErr
 	a.mu.Unlock()
@@ -155,7 +155,7 @@ func (a *Allocator) fromMesh(f func(*core)) error {
 	return a.step(f)
 }
 
-// save writes, together with what could not be written before.
+// save writes to disk, together with the writes that failed before.
 func (a *Allocator) save(writes []store.Write) error {
 	a.unsaved = append(a.unsaved, writes...)
 	if len(a.unsaved) == 0 {
@@ -204,7 +204,7 @@ func (a *Allocator) call(ctx context.Context, what string, begin func(c *core, i
 		}
 	})
 	select {
-	case r := <-w: // it came after all
+	case r := <-w: // the reply came in the meantime
 		return wrap(what, r)
 	default:
 	}
@@ -226,10 +226,10 @@ func wrap(what string, r effReply) (answer, error) {
 	return r.answer, nil
 }
 
-// Allocate returns an address of subnet, with subnet's length, for ident. If
-// ident has one already it is returned again. A zero subnet means the default.
-// It waits until there is one or ctx is done (without a deadline:
-// DefaultDeadline); the error then says what for.
+// Allocate returns an address of subnet for owner, with the length of subnet. If
+// owner already has one it is returned again. A zero subnet means the default.
+// Allocate waits for an address until ctx is done (DefaultDeadline if it has no
+// deadline); the error then says what it waited for.
 func (a *Allocator) Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
 	if !subnet.IsValid() {
 		subnet = a.core.cfg.Default
@@ -239,10 +239,10 @@ func (a *Allocator) Allocate(ctx context.Context, owner string, subnet netip.Pre
 	return got.prefix, err
 }
 
-// Claim notes that ident uses the address p.Addr() with a subnet of length
-// p.Bits(). In the universe it asks the peer that owns it, and fails at once if
-// it is in use by another. Outside of the universe it is only noted here. It
-// may be repeated.
+// Claim records that owner uses the address p.Addr() with a subnet of length
+// p.Bits(). If the address is in the address range, Claim asks the peer that owns
+// it, and fails at once if somebody else uses it. An address outside the range is
+// only recorded here. A claim may be repeated.
 func (a *Allocator) Claim(ctx context.Context, owner string, p netip.Prefix) error {
 	if !p.IsValid() || p.Addr().Is4In6() {
 		return fmt.Errorf("claim %s for %s: not an address with a prefix length", p, owner)
@@ -251,7 +251,7 @@ func (a *Allocator) Claim(ctx context.Context, owner string, p netip.Prefix) err
 	return err
 }
 
-// Lookup returns the addresses of ident, in order.
+// Lookup returns the addresses of owner, in order.
 func (a *Allocator) Lookup(owner string) (out []netip.Prefix) {
 	_ = a.step(func(c *core) {
 		for _, addr := range c.byOwner[owner] {
@@ -262,7 +262,7 @@ func (a *Allocator) Lookup(owner string) (out []netip.Prefix) {
 	return out
 }
 
-// Owners returns who has addresses here, and which.
+// Owners returns all owners on this host with their addresses.
 func (a *Allocator) Owners() map[string][]netip.Prefix {
 	out := make(map[string][]netip.Prefix)
 	_ = a.step(func(c *core) {
@@ -275,7 +275,7 @@ func (a *Allocator) Owners() map[string][]netip.Prefix {
 	return out
 }
 
-// Release frees an address of ident. It returns an error if ident does not have
+// Release frees an address of owner. It returns an error if owner does not have
 // it.
 func (a *Allocator) Release(owner string, address netip.Addr) error {
 	ok := false
@@ -286,7 +286,7 @@ func (a *Allocator) Release(owner string, address netip.Addr) error {
 	return nil
 }
 
-// ReleaseAll frees all addresses of ident and returns them.
+// ReleaseAll frees all addresses of owner and returns them.
 func (a *Allocator) ReleaseAll(owner string) (out []netip.Prefix) {
 	_ = a.step(func(c *core) {
 		for _, addr := range slices.Clone(c.byOwner[owner]) {
@@ -297,24 +297,23 @@ func (a *Allocator) ReleaseAll(owner string) (out []netip.Prefix) {
 	return out
 }
 
-// Prime waits until there is a ring, and makes it if need be.
+// Prime waits until there is a ring, and makes one if necessary.
 func (a *Allocator) Prime(ctx context.Context) error {
 	_, err := a.call(ctx, "wait for the ring", func(c *core, id uint64) { c.prime(id) })
 	return err
 }
 
-// RemovePeers takes the space of dead peers over, by the votes of a majority of
-// the owners that are left. Peers that own nothing are in the result with no
-// addresses.
+// RemovePeers takes over the space of dead peers, by the votes of a majority of the
+// remaining owners. The result lists peers that owned nothing with zero addresses.
 func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name) ([]RemovedPeer, error) {
 	got, err := a.call(ctx, "remove peers", func(c *core, id uint64) { c.remove(id, slices.Clone(names)) })
 	return got.removed, err
 }
 
-// Handover gives all space of this peer to another that can be reached, for
-// good: the Allocator refuses all requests afterwards. It waits until the heir
-// has confirmed. The result tells how much is left without an owner that can be
-// reached, with the error if the heir did not confirm in time.
+// Handover gives all space of this peer to another peer that can be reached. It
+// cannot be undone: the Allocator refuses all requests afterwards. Handover waits
+// until the heir has confirmed. If the heir does not confirm in time, Handover
+// returns an error and counts all addresses as unreachable.
 func (a *Allocator) Handover(ctx context.Context) (HandoverResult, error) {
 	var before HandoverResult
 	_ = a.step(func(c *core) { before = c.total() })
@@ -327,8 +326,8 @@ func (a *Allocator) Handover(ctx context.Context) (HandoverResult, error) {
 }
 
 // Adopt makes all peers of this peer's ring leave it for the ring other, which
-// Status shows under Divergent. Addresses in use stay in use, and are asked for
-// in the other ring; Status shows those that another peer uses as well.
+// Status shows under Divergent. Addresses in use stay in use, and the peers ask for
+// them in the other ring. Status shows those that another peer uses as well.
 func (a *Allocator) Adopt(other ring.ID) (err error) {
 	_ = a.step(func(c *core) { err = c.adopt(other) })
 	return err
@@ -343,33 +342,33 @@ func (a *Allocator) Status() (s Status) {
 	return s
 }
 
-// Receive takes in a message that the mesh brought from a peer. It returns an
-// error for bytes that are no message. Msg is borrowed until it returns.
+// Receive handles a message that came from a peer. It returns an error for bytes
+// that are not a message. msg is borrowed until Receive returns.
 func (a *Allocator) Receive(from peer.Name, msg []byte) error {
 	var err error
-	return cmp.Or(a.fromMesh(func(c *core) { err = c.receive(from, msg) }), err)
+	return cmp.Or(a.stepFromMesh(func(c *core) { err = c.receive(from, msg) }), err)
 }
 
-// Channel returns what the mesh is to replicate. It may be used from any
+// Channel returns the state that the mesh replicates. It may be used from any
 // goroutine.
 func (a *Allocator) Channel() gossip.Channel { return channel{a} }
 
 type channel struct{ a *Allocator }
 
 func (ch channel) Digest() (d []byte) {
-	_ = ch.a.step(func(c *core) { d = c.digest() }) // a digest shows no record
+	_ = ch.a.step(func(c *core) { d = c.digest() }) // a digest reveals no decision
 	return d
 }
 
 func (ch channel) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
-	if e := ch.a.fromMesh(func(c *core) { deltas, wants, err = c.missing(digest) }); e != nil {
+	if e := ch.a.stepFromMesh(func(c *core) { deltas, wants, err = c.missing(digest) }); e != nil {
 		return nil, false, e
 	}
 	return deltas, wants, err
 }
 
 func (ch channel) Merge(from peer.Name, delta []byte) (news []byte, err error) {
-	if e := ch.a.fromMesh(func(c *core) { news, err = c.merge(from, delta) }); e != nil {
+	if e := ch.a.stepFromMesh(func(c *core) { news, err = c.merge(from, delta) }); e != nil {
 		return nil, e
 	}
 	return news, err

@@ -19,8 +19,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// lan is a Mesh of Allocators in one process: what is sent is queued, and
-// delivered by one goroutine a peer.
+// testMesh is the Mesh of Allocators in one process. Messages are queued and
+// delivered by one goroutine for each peer.
 type testMesh struct {
 	self  peer.Name
 	peers map[peer.Name]*testMesh
@@ -63,7 +63,7 @@ func (l *testMesh) Announce(delta []byte) {
 	}
 }
 
-// startLan runs n Allocators until the test ends.
+// startMesh runs n Allocators until the test ends.
 func startMesh(t *testing.T, n int, disk func(i int) Disk) []*Allocator {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -153,12 +153,12 @@ func TestDeadlineSaysWhy(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		if err := as[0].Prime(ctx); !errors.Is(err, context.Canceled) {
-			t.Errorf("canceled: %v", err)
+			t.Errorf("after the context was canceled: %v", err)
 		}
 	})
 }
 
-// While the disk refuses, no address is given; then it goes on.
+// While the disk fails no address is given. Afterwards the allocator continues.
 func TestNothingIsGivenWhileTheDiskFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := newDisk()
@@ -215,7 +215,7 @@ func TestHandoverEndsTheAllocator(t *testing.T) {
 
 func TestConfigIsChecked(t *testing.T) {
 	for why, cfg := range map[string]Config{
-		"no universe":     {},
+		"no range":        {},
 		"default outside": {Range: pfx("10.0.0.0/8"), Default: pfx("11.0.0.0/24")},
 		"no seeds":        {Range: pfx("10.0.0.0/8"), Init: Init{Mode: Seed}},
 	} {
@@ -226,7 +226,7 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// On a true file: closed and opened again, everything is as it was.
+// A real file that is closed and opened again has the same state.
 func TestStateFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "addresses.db")
 	self := peer.Name{2, 5: 1}
@@ -268,7 +268,7 @@ func TestSetPicksByFamily(t *testing.T) {
 		}
 		set = append(set, a)
 	}
-	for _, p := range []string{"192.168.0.1/24", "fe80::1/64"} { // outside of the universes: noted at once
+	for _, p := range []string{"192.168.0.1/24", "fe80::1/64"} { // outside the address ranges: recorded at once
 		p := pfx(p)
 		if err := set.For(p.Addr()).Claim(context.Background(), "x", p); err != nil {
 			t.Error(err)
@@ -339,8 +339,8 @@ func TestForeignAndDamagedFilesAreSetAside(t *testing.T) {
 	}
 }
 
-// A file damaged here and there: the router starts, says so, and gives no
-// address twice that it can still read.
+// Some values of the file are damaged: the allocator starts, reports them, and does
+// not give an address again that it can still read.
 func TestDamagedValues(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	n := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
@@ -378,7 +378,7 @@ func FuzzMessage(f *testing.F) {
 		if err != nil || fmt.Sprint(again) != fmt.Sprint(m) {
 			t.Fatalf("%x: %+v, again %+v, %v", b, m, again, err)
 		}
-		// No message makes a peer that has a ring stumble.
+		// No message makes a peer that has a ring panic.
 		s := newSim(t, 1)
 		n := s.add(addrRange, Init{Mode: Seed, Seeds: []peer.Name{{2, 5: 1}}})
 		n.do(func(c *core) { c.startRing(c.cfg.Init.Seeds) })

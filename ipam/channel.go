@@ -10,8 +10,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// What an allocator replicates is one channel with two states: the election
-// until there is a ring, then the ring.
+// An allocator replicates one channel with two states: the election until there is
+// a ring, then the ring.
 //
 //	delta                          digest
 //	 0      1                       0              n
@@ -20,7 +20,7 @@ import (
 //	+------+-------------------    +--------------+--------------------
 //	  1                              29 or 2077      10 each; with no ring
 //
-// Kinds are append-only; a delta of a kind that is not known is no news.
+// Kinds are append-only. A delta of an unknown kind is ignored.
 const (
 	deltaRing     = 1
 	deltaElection = 2
@@ -46,8 +46,8 @@ func (c *core) missing(digest []byte) (deltas [][]byte, wants bool, err error) {
 	for _, d := range records {
 		deltas = append(deltas, append([]byte{deltaRing}, d...))
 	}
-	// The other copy learns of the divergence by the delta, this one by the error.
-	// To the engine it is no failure: the delta has to be sent.
+	// The other copy learns of the divergence from the delta, this one from the
+	// error. The engine must not see the error, because the delta has to be sent.
 	if div := (*ring.DivergentError)(nil); errors.As(err, &div) {
 		if _, known := c.diverged[div.Theirs]; !known {
 			c.noteDivergence(peer.Name{}, div)
@@ -66,7 +66,7 @@ func (c *core) missing(digest []byte) (deltas [][]byte, wants bool, err error) {
 
 func (c *core) merge(from peer.Name, delta []byte) (news []byte, err error) {
 	if len(delta) == 0 {
-		return nil, fmt.Errorf("ipam delta of no bytes: %w", errMessage)
+		return nil, fmt.Errorf("empty ipam delta: %w", errMessage)
 	}
 	switch delta[0] {
 	case deltaRing:

@@ -15,48 +15,48 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// View is what the core asks about the mesh. The answers are those of the
+// View answers questions of the core about the mesh. Answers describe the present
 // moment; none of the methods blocks.
 type View interface {
 	// Reachable reports whether a peer is in the mesh and a path leads to it.
 	Reachable(peer.Name) bool
 	// Peers returns all reachable peers but this one.
 	Peers() []peer.Name
-	// Nickname returns the name that people gave a peer, "" if not known.
+	// Nickname returns the nickname of a peer, "" if it is unknown.
 	Nickname(peer.Name) string
 }
 
-// Config is what an allocator needs to know. All fields are constant.
+// Config configures an Allocator. All fields are constant.
 type Config struct {
 	Self     peer.Name
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Range is the range that all peers share, Default the subnet of those who
-	// ask for none.
+	// Range is the address range that all peers share. Default is the subnet of
+	// requests that name none.
 	Range, Default netip.Prefix
 	// Init says how the first ring is made.
 	Init Init
-	// Grace is how long after its start a peer that knows of no ring waits for
-	// others to show one before it makes one. Longer: the first container of a new
-	// mesh waits. Shorter: a host that was reset and comes back before it is
-	// connected makes a ring of its own. Default 3 s.
+	// Grace is how long a peer that knows of no ring waits after its start for
+	// others to show one, before it makes one. If it is too long, the first
+	// container of a new mesh waits. If it is too short, a host that was reset
+	// makes a ring of its own before it is connected. Default 3 s.
 	Grace time.Duration
 }
 
 // Times of the core.
 const (
 	defaultGrace  = 3 * time.Second
-	askTimeout    = 2 * time.Second        // for an answer to a space or claim ask
-	donorTTL      = 5 * time.Second        // how long "nothing free" is believed
-	electionPause = 1 * time.Second        // between proposals, and up to as much again
-	roundTimeout  = 3 * time.Second        // of a round of a removal
-	resendEvery   = 1 * time.Second        // of what was not answered
-	regainEvery   = 5 * time.Second        // between asks for one address
-	flushEvery    = 1 * time.Second        // of records of others
-	compactEvery  = 1 * time.Minute        // of own adjacent ranges
-	warnEvery     = 10 * time.Second       // about refused records
+	askTimeout    = 2 * time.Second        // for the answer to a space or claim ask
+	donorTTL      = 5 * time.Second        // how long an answer about free addresses is used
+	electionPause = 1 * time.Second        // least time between two proposals; up to twice as much
+	roundTimeout  = 3 * time.Second        // for one round of a removal; up to twice as much
+	resendEvery   = 1 * time.Second        // for messages that were not answered
+	regainEvery   = 5 * time.Second        // between two asks for one address
+	flushEvery    = 1 * time.Second        // for records of other peers
+	compactEvery  = 1 * time.Minute        // for own adjacent ranges
+	warnEvery     = 10 * time.Second       // between two warnings about refused records
 	tickEvery     = 250 * time.Millisecond // of the driver, while something waits
-	idleTickEvery = 5 * time.Second        // while nothing does
+	idleTickEvery = 5 * time.Second        // of the driver, while nothing waits
 )
 
 // effect is something for the driver to do once the writes of the step are on
@@ -76,7 +76,7 @@ type (
 		err error
 	}
 	effWarn struct {
-		what string // constant
+		msg  string // constant
 		args []any  // for slog
 	}
 )
@@ -94,8 +94,8 @@ type answer struct {
 	handover HandoverResult // of handover
 }
 
-// core is the allocator without clock, disk and network: each step gets the
-// time and returns writes and effects. It is not safe for concurrent use.
+// core is the allocator without clock, disk and network. Each step is given the
+// time and returns writes and effects. A core is not safe for concurrent use.
 type core struct {
 	cfg  Config
 	view View
@@ -119,8 +119,8 @@ type core struct {
 	asks     map[netip.Prefix]*spaceAsk
 	donors   map[peer.Name]donor
 	removals map[uint64]*removal
-	votes    map[ring.Holder]*paxos.Acceptor[string] // by Gone; the value is the proposal
-	round    uint32                                  // of the last ballot that this peer led; on disk
+	votes    map[ring.Holder]*paxos.Acceptor[string] // by the holder to remove; the value is the proposal
+	round    uint32                                  // of the last ballot that this peer led; it is on disk
 	leaving  *leaving
 	left     bool
 	foreign  map[netip.Addr]*foreignAddr
@@ -132,7 +132,7 @@ type core struct {
 	onDisk        map[ring.ID]bool
 	inbox         []message // to self
 	writes        []store.Write
-	deferred      []store.Write // need not be written before the effects
+	deferred      []store.Write // may be written after the effects
 	deferredSince time.Time
 	out           []effect
 }
@@ -157,8 +157,8 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 	return c
 }
 
-// step runs f at now and returns what follows from it: writes that must be on
-// disk before the effects are carried out.
+// step runs f at now. The writes that it returns must be on disk before the effects
+// are carried out.
 func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
 	c.now = now
 	if c.started.IsZero() {
@@ -177,7 +177,7 @@ func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
 	}
 	writes, out := c.writes, c.out
 	c.writes, c.out = nil, nil
-	// What others told rides along with the next own write, or goes when old.
+	// Records of other peers go with the next own write, or alone after flushEvery.
 	if len(c.deferred) > 0 && (len(writes) > 0 || now.Sub(c.deferredSince) >= flushEvery) {
 		writes = append(c.deferred, writes...)
 		c.deferred = nil
@@ -185,7 +185,7 @@ func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
 	return writes, out
 }
 
-// tick does what time makes due.
+// tick does everything that is due.
 func (c *core) tick() {
 	c.establish()
 	c.pushAsks()
@@ -205,13 +205,12 @@ func (c *core) tick() {
 	}
 }
 
-// atRest reports whether nothing waits for a tick that could not wait for
-// restEvery.
+// idle reports whether ticks are needed only every idleTickEvery.
 func (c *core) idle() bool {
 	return len(c.pending)+len(c.removals)+len(c.deferred) == 0 && c.leaving == nil && (c.ring.Ready() || !c.ringWanted || c.left)
 }
 
-// receive takes a unicast message of another peer in.
+// receive handles a unicast message of another peer.
 func (c *core) receive(from peer.Name, msg []byte) error {
 	m, err := parseMessage(msg)
 	if err != nil {
@@ -254,7 +253,7 @@ func (c *core) send(to peer.Name, m message) {
 	c.out = append(c.out, effSend{to, m.encode()})
 }
 
-// sendProof sends all that to needs to accept records.
+// sendProof sends to all records that it needs to accept records.
 func (c *core) sendProof(to peer.Name, records []ring.Raw) {
 	for _, d := range c.ring.Proof(records) {
 		c.send(to, message{kind: msgRecords, delta: d})
@@ -273,11 +272,12 @@ func (c *core) publish(out ring.Outcome) {
 	c.out = append(c.out, effAnnounce{append([]byte{deltaRing}, out.News...)})
 }
 
-// mergeRing takes a delta of the ring in.
+// mergeRing merges a delta of the ring.
 func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) {
 	out, err := c.ring.Merge(delta)
 	for _, r := range out.Refused {
-		// A record that came before what it needs is refused as well; it comes again.
+		// A record that arrives before the records that it builds on is refused as
+		// well. It comes again.
 		early := errors.Is(r, ring.ErrAuthority) || errors.Is(r, ring.ErrBasis)
 		if !early && !c.now.Before(c.nextWarn) {
 			c.nextWarn = c.now.Add(warnEvery)
@@ -297,8 +297,8 @@ func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) 
 	return out.News, err
 }
 
-// refresh makes the rest follow the ring, and reports whether the ring had
-// changed.
+// refresh updates all state that depends on the ring, and reports whether the ring
+// had changed.
 func (c *core) refresh() bool {
 	if c.ring.Epoch() == c.epoch {
 		return false
@@ -324,7 +324,7 @@ func (c *core) refresh() bool {
 	return true
 }
 
-// name returns how to call a peer in a message to people.
+// displayName returns the name of a peer for people, with its nickname if known.
 func (c *core) displayName(n peer.Name) string {
 	if nick := c.view.Nickname(n); nick != "" {
 		return fmt.Sprintf("%s(%s)", n, nick)
@@ -332,5 +332,5 @@ func (c *core) displayName(n peer.Name) string {
 	return n.String()
 }
 
-// inRange reports whether the ring divides a.
-func (c *core) inRange(a netip.Addr) bool { return addr.Of(c.cfg.Range).Contains(a) }
+// ringDivides reports whether a is in the address range of the ring.
+func (c *core) ringDivides(a netip.Addr) bool { return addr.Of(c.cfg.Range).Contains(a) }

@@ -10,8 +10,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// newElection makes the election of the first ring, or continues the one on
-// disk.
+// newElection starts the election of the first ring, or continues the one on disk.
 func (c *core) newElection(own, value []byte) (*paxos.Election, error) {
 	if c.cfg.Init.Mode == Seed {
 		return nil, nil
@@ -26,7 +25,8 @@ func (c *core) newElection(own, value []byte) (*paxos.Election, error) {
 	}, own, value)
 }
 
-// The value that an election chooses: the names of the peers, 6 bytes each.
+// encodeNames encodes the value that an election chooses: the names of the peers,
+// 6 bytes each.
 func encodeNames(names []peer.Name) []byte {
 	var b []byte
 	for _, n := range names {
@@ -68,8 +68,8 @@ func (c *core) establish() {
 
 func (c *core) graceEnd() time.Time { return c.started.Add(c.cfg.Grace) }
 
-// voted writes and announces the own entry of the election, and makes the ring
-// if that was the last one needed.
+// publishVote writes and announces this peer's entry of the election, and makes the
+// ring if the election is decided.
 func (c *core) publishVote() {
 	own, value := c.election.Own()
 	c.put(bucketElection, []byte("entry"), own)
@@ -80,6 +80,7 @@ func (c *core) publishVote() {
 	c.startElected()
 }
 
+// startElected makes the ring that the election has chosen, if it has.
 func (c *core) startElected() {
 	value, ok := c.election.Chosen()
 	if !ok || c.ring.Ready() {
@@ -87,7 +88,7 @@ func (c *core) startElected() {
 	}
 	names, err := decodeNames(value)
 	if err != nil {
-		c.warn("the election chose a value that is no list of peers", "err", err)
+		c.warn("the election chose a value that is not a list of peers", "err", err)
 		return
 	}
 	c.startRing(names)
@@ -102,10 +103,10 @@ func (c *core) startRing(peers []peer.Name) {
 			return
 		}
 	}
-	c.warn("the first ring cannot be made", "err", err)
+	c.warn("cannot make the first ring", "err", err)
 }
 
-// mergeElection takes a delta of the election in.
+// mergeElection merges a delta of the election.
 func (c *core) mergeElection(delta []byte) (news []byte, err error) {
 	if c.ring.Ready() || c.election == nil {
 		return nil, nil // the sender will be shown the ring
@@ -113,7 +114,7 @@ func (c *core) mergeElection(delta []byte) (news []byte, err error) {
 	if c.left {
 		return nil, ErrLeft
 	}
-	// Let an attempt of somebody else come to its end before trying another.
+	// Let the attempt of another peer finish before this peer starts its own.
 	c.nextPropose = c.now.Add(electionPause + time.Duration(c.rng.Int64N(int64(electionPause))))
 	news, changed, err := c.election.Merge(delta)
 	if changed {

@@ -14,22 +14,22 @@ type Mode int
 // The modes.
 const (
 	Consensus Mode = iota // by an election in which this peer votes
-	Observer              // by an election that this peer may start, without a vote
-	Seed                  // from a list of names that all peers are given alike
+	Observer              // by an election that this peer may start but in which it has no vote
+	Seed                  // from a list of names that is the same on all peers
 )
 
 // Init says how the first ring is made.
 type Init struct {
 	Mode Mode
-	// Expect is how many voters there will be at most, for Consensus and Observer.
+	// Expect is the largest number of voters, for Consensus and Observer.
 	Expect int
 	// Seeds are the peers that the first ring is divided among, for Seed.
 	Seeds []peer.Name
 }
 
 // ParseInit reads the value of --ipalloc-init: "consensus", "consensus=N",
-// "observer" or "seed=NAME,...". Expect is the number of voters if it gives
-// none; an empty value means consensus.
+// "observer" or "seed=NAME,...". expect is the number of voters if s gives none.
+// An empty s means consensus.
 func ParseInit(s string, expect int) (Init, error) {
 	kind, arg, hasArg := strings.Cut(s, "=")
 	switch kind {

@@ -14,7 +14,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// flat is a View that sees nobody: the large simulation moves gossip only.
+// emptyView is a View without peers: the large simulation moves only gossip.
 type emptyView struct{}
 
 func (emptyView) Reachable(peer.Name) bool  { return false }
@@ -38,7 +38,7 @@ type large struct {
 	sent  uint64 // bytes
 }
 
-// big is one peer of it.
+// largePeer is one peer of it.
 type largePeer struct {
 	core   *core
 	topo   *topology.State
@@ -50,8 +50,7 @@ func largeName(i int) peer.Name { return peer.Name{2, 0, 0, 1, byte(i >> 8), byt
 
 func largeIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
 
-// launch makes peer i as it is without a disk, and links it with its living
-// neighbours.
+// launch starts peer i without a disk, and links it with its living neighbours.
 func (w *large) launch(i int) {
 	id := peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}}
 	b := &largePeer{engine: gossip.NewEngine(w.rng)}
@@ -76,12 +75,12 @@ func (w *large) kill(i int) {
 	w.peers[i].down = true
 	for _, j := range w.links[i] {
 		w.peers[j].engine.NeighbourDown(largeName(i))
-		w.tell(j)
+		w.announceLinks(j)
 	}
 }
 
-// tell has peer i publish the links it has.
-func (w *large) tell(i int) {
+// announceLinks publishes the links of peer i.
+func (w *large) announceLinks(i int) {
 	var l []topology.Link
 	for _, j := range w.links[i] {
 		if !w.peers[j].down {
@@ -122,7 +121,7 @@ func (c largeChannel) Merge(from peer.Name, delta []byte) (news []byte, err erro
 
 func (c largeChannel) Join(older, newer []byte) []byte { return joinDeltas(older, newer) }
 
-// second lets a second pass, in which messages make up to hops hops.
+// second lets one second pass, in which a message makes at most hops hops.
 func (w *large) second(hops int) {
 	w.now = w.now.Add(time.Second)
 	for _, p := range w.peers {
@@ -151,8 +150,8 @@ func (w *large) second(hops int) {
 		}
 		for _, m := range air {
 			if p := w.peers[m.to]; !p.down {
-				// A record that comes before what it builds on is refused, and comes
-				// again with the digests.
+				// A record that arrives before the records that it builds on is
+				// refused. Digests bring it again.
 				_, _ = p.engine.Receive(largeName(m.from), m.b)
 			}
 		}
@@ -177,21 +176,21 @@ func (w *large) agree() bool {
 	return true
 }
 
-// settle lets time pass until all agree.
+// settle lets time pass until all peers agree.
 func (w *large) settle(what string) {
 	w.t.Helper()
 	w.sent = 0
 	for s := range 180 {
 		w.second(4)
 		if w.agree() {
-			w.t.Logf("%s: equal after %d s of the mesh's time, %d bytes a peer", what, s+1, w.sent/uint64(len(w.peers)))
+			w.t.Logf("%s: equal after %d simulated seconds, %d bytes per peer", what, s+1, w.sent/uint64(len(w.peers)))
 			return
 		}
 	}
 	w.t.Fatalf("%s: peers still differ after 3 minutes", what)
 }
 
-// give has a random peer give half of one of its ranges away.
+// give makes a random peer give half of one of its ranges away.
 func (w *large) give() {
 	i := w.rng.IntN(len(w.peers))
 	for w.peers[i].down || len(w.peers[i].core.space.Owned()) == 0 {
@@ -203,8 +202,8 @@ func (w *large) give() {
 }
 
 // One thousand peers, each with four neighbours; one message in five is lost.
-// While ranges are given away, peers go down, and come back having forgotten
-// all, under new instances. All topologies and all rings become equal.
+// While ranges are given away, peers go down and come back without their state, as
+// new instances. All topologies and all rings become equal.
 func TestThousandPeersConverge(t *testing.T) {
 	const count, voters = 1000, 100
 	w := &large{t: t, rng: seed.Rand(t), now: time.Unix(1_700_000_000, 0), loss: 0.2,
@@ -225,7 +224,7 @@ func TestThousandPeersConverge(t *testing.T) {
 		w.launch(i)
 	}
 	for i := range count {
-		w.tell(i)
+		w.announceLinks(i)
 	}
 	seeds := make([]peer.Name, voters)
 	for i := range seeds {
@@ -248,7 +247,7 @@ func TestThousandPeersConverge(t *testing.T) {
 	for _, i := range dead {
 		w.launch(i)
 		for _, j := range append(w.links[i], i) {
-			w.tell(j)
+			w.announceLinks(j)
 		}
 	}
 	w.settle("after churn")

@@ -8,20 +8,20 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// HandoverResult is what became of the space of a peer that left.
+// HandoverResult describes a handover of the space of a peer that left.
 type HandoverResult struct {
-	// Heir has it now; zero if there was nobody, or nothing to hand over.
+	// Heir owns the space now; zero if no peer was reachable or there was no space.
 	Heir peer.Name
-	// Addresses is how many addresses there were to hand over.
+	// Addresses is the size of the space.
 	Addresses addr.Count
-	// Unreachable is how many of them nobody is known to have: all, if there was
-	// no heir or it did not confirm.
+	// Unreachable is how many of the addresses have no confirmed owner: all of
+	// them if there was no heir or it did not confirm.
 	Unreachable addr.Count
 }
 
-// leaving is a handover under way.
+// leaving is a handover that waits for its heir.
 type leaving struct {
-	id     uint64 // of the request; 0 once it gave up
+	id     uint64 // of the request; 0 once its time was up
 	gone   ring.Holder
 	heir   peer.Name
 	sent   time.Time
@@ -63,7 +63,7 @@ func (c *core) handover(id uint64) {
 	c.pushLeave()
 }
 
-// total is what there is to hand over.
+// total returns the space to hand over.
 func (c *core) total() HandoverResult {
 	if c.leaving != nil {
 		return c.leaving.result
@@ -77,8 +77,7 @@ func (c *core) leave() {
 	c.retryPending()
 }
 
-// pickHeir prefers a peer that owns a part of the ring and can be reached, of
-// those the one that owns least; else any that can be reached.
+// pickHeir returns the reachable owner that owns least, or else any reachable peer.
 func (c *core) pickHeir() (heir peer.Name, ok bool) {
 	var least addr.Count
 	for _, h := range c.ownersIn(c.cfg.Range) {
@@ -98,7 +97,7 @@ func (c *core) pickHeir() (heir peer.Name, ok bool) {
 	return heir, ok
 }
 
-// pushLeave tells the heir, until it confirms.
+// pushLeave sends the removal to the heir, until the heir confirms.
 func (c *core) pushLeave() {
 	l := c.leaving
 	if l == nil || !l.sent.IsZero() && c.now.Before(l.sent.Add(resendEvery)) || !c.view.Reachable(l.heir) {
@@ -109,11 +108,11 @@ func (c *core) pushLeave() {
 	c.send(l.heir, message{kind: msgLeave, holder: l.gone})
 }
 
-// onLeave confirms that this peer knows of a removal, which is on disk when the
-// confirmation leaves.
+// onLeave confirms that this peer knows of a removal. The removal is on disk when
+// the confirmation is sent.
 func (c *core) onLeave(from peer.Name, m message) {
 	if _, removed := c.ring.Removed(m.holder); !removed {
-		return // the record was lost on its way; it comes again
+		return // the record was lost on the way; it is sent again
 	}
 	c.flush()
 	c.send(from, message{kind: msgLeaveAck})
@@ -130,7 +129,7 @@ func (c *core) onLeaveAck(from peer.Name, _ message) {
 	c.leaving = nil
 }
 
-// flush puts the records of others with the writes of this step.
+// flush adds the records of other peers to the writes of this step.
 func (c *core) flush() {
 	c.writes = append(c.deferred, c.writes...)
 	c.deferred = nil
@@ -140,7 +139,7 @@ func (c *core) flush() {
 func (c *core) cancelOther(id uint64) (waitedFor error) {
 	if l := c.leaving; l != nil && l.id == id {
 		l.id = 0
-		return because(ErrNoAnswer, "%s, who inherits %s addresses, has not confirmed", c.displayName(l.heir), l.result.Addresses)
+		return because(ErrNoAnswer, "%s, the heir of %s addresses, has not confirmed", c.displayName(l.heir), l.result.Addresses)
 	}
 	if r := c.removals[id]; r != nil {
 		delete(c.removals, id)

@@ -12,7 +12,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// A unicast message between two allocators, numbers big-endian:
+// The format of a unicast message between two allocators; numbers are big-endian:
 //
 //	 0        1      2    10
 //	+--------+------+----+------
@@ -33,10 +33,10 @@ import (
 //	10 accept       ballot 10, proposal 2+n
 //	11 vote         status 1, promised 10, voter 10, key 32, signature 64, reason 2+n
 //
-// An address is a family, 4 or 6, and 4 or 16 bytes; a prefix has its length
-// after them; "2+n" is a length and so many bytes. An answer has the id of what
-// it answers. Types are append-only; a reader ignores those that it does not
-// know and bytes after a body.
+// An address is a family, 4 or 6, followed by 4 or 16 bytes. A prefix is an address
+// and a length. "2+n" is a length and that many bytes. An answer has the id of the
+// message that it answers. Types are append-only. A reader ignores unknown types,
+// and bytes after a body.
 const messageFormat = 1
 
 type messageType byte
@@ -133,8 +133,8 @@ func (m *message) encode() []byte {
 	return b
 }
 
-// fields takes fields off the front of a slice; after the first that is not
-// there it returns zeros and bad is set.
+// fields takes fields off the front of a slice. After the first missing field it
+// returns zeros and sets bad.
 type fields struct {
 	b   []byte
 	bad bool

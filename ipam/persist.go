@@ -13,11 +13,11 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// The buckets of the state file. Values as the store seals them:
+// The buckets of the state file, with their keys and values:
 //
 //	meta       self, universe: text; origin, genesis: ids, 16 bytes; round 4
 //	ring       id -> record, as package ring draws it
-//	addresses  address, 4 or 16 bytes -> prefix length 1, ident to the end
+//	addresses  address, 4 or 16 bytes -> prefix length 1, owner to the end
 //	election   entry, value: as package paxos draws them
 //	votes      gone 10 -> promised 10, accepted 10, proposal 2+n
 const (
@@ -38,15 +38,15 @@ const (
 	metaRound   = "round"
 )
 
-// Disk is what the allocator needs of *store.Store.
+// Disk is the part of *store.Store that an Allocator uses.
 type Disk interface {
 	Load(bucket string, f func(key, value []byte)) error
 	Apply(writes []store.Write) error
 }
 
-// OpenDisk opens the state file of one universe at path, or makes it. A file
-// that is damaged, or belongs to another peer name or universe, is set aside
-// under another name, never deleted; notes then tells the user what happened.
+// OpenDisk opens or creates the state file of one address range at path. A file
+// that is damaged, or belongs to another peer or address range, is renamed and
+// never deleted; notes then tell the user what happened.
 func OpenDisk(path string, self peer.Name, addrRange netip.Prefix) (s *store.Store, notes []string, err error) {
 	s, aside, err := store.Open(path)
 	if err != nil {
@@ -87,8 +87,8 @@ func OpenDisk(path string, self peer.Name, addrRange netip.Prefix) (s *store.Sto
 	return s, notes, nil
 }
 
-// load restores the core from disk. What cannot be read is left out and
-// reported in notes: records of the ring come back from peers.
+// load restores the core from disk. It leaves out everything that it cannot read
+// and reports it in notes. Lost records of the ring come back from other peers.
 func (c *core) load(disk Disk) (notes []error) {
 	l := &loader{core: c, disk: disk}
 	l.loadRing()
@@ -98,7 +98,7 @@ func (c *core) load(disk Disk) (notes []error) {
 	return l.notes
 }
 
-// loader is load at work.
+// loader is the state of one call of load.
 type loader struct {
 	*core
 	disk  Disk
@@ -144,7 +144,7 @@ func (l *loader) loadAddresses() {
 			return
 		}
 		owner := string(v[1:])
-		if l.inRange(a) {
+		if l.ringDivides(a) {
 			l.space.Take(a)
 		}
 		l.allocations[a] = allocation{owner, int(v[0])}
@@ -164,7 +164,7 @@ func (l *loader) loadElection() {
 	})
 	var err error
 	if l.election, err = l.newElection(own, value); err != nil {
-		// Without its promises this peer must not vote. It may still ask others to.
+		// Without its promises this peer must not vote. It may still start elections.
 		l.notes = append(l.notes, err)
 		l.cfg.Init.Mode = Observer
 		l.election, _ = l.newElection(nil, nil)
@@ -203,8 +203,8 @@ func (c *core) ringWrites(out ring.Outcome) (writes []store.Write) {
 	return writes
 }
 
-// saveRingIdentity writes which ring the records on disk are of, and replaces
-// them if the ring is another one.
+// saveRingIdentity writes the identity of the ring, if it has changed, and replaces
+// the records on disk by those of the new ring.
 func (c *core) saveRingIdentity() {
 	var now ring.ID
 	if g := c.ring.Genesis(); g != nil {
@@ -228,7 +228,7 @@ func (c *core) saveRingIdentity() {
 	}
 }
 
-// putVote is the value of an acceptor in bucketVotes.
+// putVote encodes an acceptor as a value of bucketVotes.
 func putVote(a *paxos.Acceptor[string]) []byte {
 	b := a.Promised.Append(nil)
 	b = a.Accepted.Append(b)

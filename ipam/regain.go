@@ -10,27 +10,28 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// lostAddr is an address of the universe that is in use here though another
-// peer owns it: after an adoption, or when this peer was taken for dead. The
-// owner is asked for it until it gives it; if it is in use there as well, both
-// containers keep it until one is released.
+// foreignAddr is an address that is in use here although another peer owns it:
+// after an adoption, or after this peer was removed by mistake. The core asks the
+// owner for it until the owner gives it. If the owner uses it too, both containers
+// keep it until one of them releases it.
 type foreignAddr struct {
 	askID uint64
 	asked peer.Name
 	next  time.Time
-	inUse peer.Name // who said that it is in use there
+	inUse peer.Name // the owner that said that it uses the address
 }
 
 // regainBatch bounds how many addresses are asked for in one step.
 const regainBatch = 32
 
-// findLost lists the addresses in use that this peer does not own.
+// findForeign updates the list of addresses that are in use here and that another
+// peer owns.
 func (c *core) findForeign() {
 	if !c.ring.Ready() {
 		return
 	}
 	for a := range c.allocations {
-		if !c.inRange(a) || c.space.Owns(a) {
+		if !c.ringDivides(a) || c.space.Owns(a) {
 			delete(c.foreign, a)
 			continue
 		}
@@ -40,7 +41,7 @@ func (c *core) findForeign() {
 	}
 }
 
-// pushRegain asks the owners of lost addresses for them.
+// pushRegain asks the owners of foreign addresses for them.
 func (c *core) pushRegain() {
 	if !c.ring.Ready() || c.left {
 		return
@@ -67,8 +68,8 @@ func (c *core) foreignAddrs() []netip.Addr {
 	return out
 }
 
-// regainAnswer takes the answer to an ask of pushRegain, and reports whether it
-// was one.
+// regainAnswer handles the answer to an ask of pushRegain, and reports whether m is
+// one.
 func (c *core) regainAnswer(from peer.Name, m message) bool {
 	for a, l := range c.foreign {
 		if l.askID != m.id || l.asked != from {
@@ -76,21 +77,21 @@ func (c *core) regainAnswer(from peer.Name, m message) bool {
 		}
 		if m.status == statusNo && l.inUse != from {
 			l.inUse = from
-			c.warn("an address is in use on two peers", "address", a, "ident", c.allocations[a].owner, "peer", from)
+			c.warn("an address is in use on two peers", "addr", a, "container", c.allocations[a].owner, "peer", from)
 		}
 		return true
 	}
 	return false
 }
 
-// adopt leaves the ring for another; findLost and pushRegain do the rest once
-// it is there.
+// adopt leaves the ring for another one. Once that arrives, findForeign and
+// pushRegain ask for the addresses in use.
 func (c *core) adopt(other ring.ID) error {
 	if c.left {
 		return ErrLeft
 	}
 	if _, seen := c.diverged[other]; !seen {
-		return fmt.Errorf("adopt ring %s: no peer has shown it lately", other)
+		return fmt.Errorf("adopt ring %s: no peer has shown it recently", other)
 	}
 	out, err := c.ring.Adopt(c.cfg.Signer, c.cfg.Self, other)
 	if out.News != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// The removal of dead peers. For each of them the peer that was asked to remove
-// it leads an instance of Paxos, whose value is who inherits:
+// The removal of dead peers. For each dead peer, the peer that was asked to remove
+// it leads an instance of Paxos, whose value is the heir:
 //
 //	leader                     each of the electorate
 //	prepare ballot, proposal -> refuse: "X can be reached from here", or another
@@ -27,32 +27,32 @@ import (
 //	        vote <------------- vote, signed
 //	removal with the votes, in the ring, to all
 //
-// The instance is the life of the peer to remove, so two leaders compete and do
-// not both win, and whoever leads later finishes what another began: it proposes
-// the same heir again, with fresh evidence of who may vote. The electorate is
-// part of the proposal: the owners of the ring less the peers
-// named dead. Two commands at once that name different peers have electorates
-// that differ by those; their majorities share a voter as long as the peers
-// named dead do not vote, that is, as long as they are dead.
+// The instance is the incarnation of the peer to remove, so two leaders compete and
+// only one of them wins. A later leader finishes the attempt of an earlier one: it
+// proposes the same heir again, with fresh evidence of who may vote. The electorate
+// is part of the proposal: the owners of the ring except the peers named dead. Two
+// commands at the same time that name different peers have electorates that differ
+// by those peers. Their majorities share a voter as long as the peers named dead do
+// not vote, that is, as long as they are dead.
 
-// RemovedPeer is what became of a peer that RemovePeers removed.
+// RemovedPeer describes the removal of one peer.
 type RemovedPeer struct {
 	Name peer.Name
-	// Heir has its addresses: this peer, or another that was asked to remove it
-	// at the same time or before.
+	// Heir owns its addresses now: this peer, or another one that was asked to
+	// remove it at the same time or before.
 	Heir peer.Name
-	// Addresses is how many it owned as far as this peer knew.
+	// Addresses is how many addresses it owned, as far as this peer knew.
 	Addresses addr.Count
 }
 
-// removing is one RemovePeers under way.
+// removal is the state of one call of RemovePeers.
 type removal struct {
 	id    uint64
 	named []peer.Name
 	peers []*peerRemoval
 }
 
-// removingPeer is the attempt to remove one peer.
+// peerRemoval is the attempt to remove one peer.
 type peerRemoval struct {
 	gone   ring.Holder
 	result RemovedPeer
@@ -65,8 +65,8 @@ type peerRemoval struct {
 	promises  map[peer.Name]paxos.Acceptor[string]
 	votes     map[peer.Name]ring.Vote
 	refusals  map[peer.Name]error
-	highest   paxos.Ballot // that anyone answered with
-	started   time.Time    // the round; zero: none yet
+	highest   paxos.Ballot // in any answer
+	started   time.Time    // when the round started; zero before the first
 	previous  error        // why the round before this one failed
 	restart   time.Time    // when to begin another round
 	resend    time.Time
@@ -82,8 +82,8 @@ func (c *core) remove(id uint64, names []peer.Name) {
 	for _, n := range names {
 		gone := c.ring.Holder(n)
 		rp := &peerRemoval{gone: gone, result: RemovedPeer{Name: n, Addresses: c.ring.Owners()[gone]}}
-		// One that owns nothing here may have been given what this peer has not
-		// heard of; one that was never given anything need not be removed.
+		// A peer that owns nothing here may have been given a range that this peer
+		// has not heard of. One that was never given a range need not be removed.
 		if rp.done = !c.ring.Known(gone); rp.done && gone.Incarnation > 0 {
 			heir, _ := c.ring.Removed(ring.Holder{Name: n, Incarnation: gone.Incarnation - 1})
 			rp.result.Heir = heir.Name
@@ -111,7 +111,7 @@ func (c *core) checkRemove(names []peer.Name) error {
 	return nil
 }
 
-// pushRemovals drives all removals on.
+// pushRemovals continues all removals.
 func (c *core) pushRemovals() {
 	for _, id := range slices.Sorted(maps.Keys(c.removals)) {
 		r := c.removals[id]
@@ -169,7 +169,7 @@ func (c *core) newRound(r *removal, rp *peerRemoval) {
 	c.propose(r, rp, c.holder)
 }
 
-// propose makes the proposal of the round, and reports whether it could.
+// propose makes the proposal of the round, and reports whether that succeeded.
 func (c *core) propose(r *removal, rp *peerRemoval, heir ring.Holder) bool {
 	members := append([]peer.Name{c.cfg.Self}, c.view.Peers()...)
 	proposal, err := c.ring.Propose(rp.gone.Name, heir, r.named, members)
@@ -178,7 +178,7 @@ func (c *core) propose(r *removal, rp *peerRemoval, heir ring.Holder) bool {
 		electors, err = c.ring.Electorate(proposal)
 	}
 	if err != nil {
-		c.warn("a removal cannot be proposed", "peer", rp.gone, "err", err)
+		c.warn("cannot propose a removal", "peer", rp.gone, "err", err)
 		rp.proposal = nil
 		return false
 	}
@@ -186,7 +186,7 @@ func (c *core) propose(r *removal, rp *peerRemoval, heir ring.Holder) bool {
 	return true
 }
 
-// askElectors sends the question of the phase to those who have not answered.
+// askElectors sends the message of the phase to the electors that have not answered.
 func (c *core) askElectors(rp *peerRemoval) {
 	if rp.proposal == nil {
 		return
@@ -205,7 +205,7 @@ func (c *core) askElectors(rp *peerRemoval) {
 	}
 }
 
-// roundID finds the round again when an answer comes.
+// roundID is the id of the messages of a round; roundOf finds the round by it.
 func (c *core) roundID(rp *peerRemoval) uint64 {
 	return uint64(rp.ballot.Round)<<32 | uint64(rp.gone.Name.ID())
 }
@@ -256,7 +256,7 @@ func (c *core) onBallot(from peer.Name, m message) {
 	c.send(from, answer)
 }
 
-// checkProposal tells why this peer does not vote for a proposal.
+// checkProposal returns an error if this peer does not vote for a proposal.
 func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) {
 	if c.left {
 		return nil, ErrLeft
@@ -292,7 +292,7 @@ func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) 
 	if c.ring.LeadsTo(rm.Heir, rm.Gone) {
 		return nil, fmt.Errorf("the heir %s was removed in favour of %s", rm.Heir, rm.Gone)
 	}
-	// Voters must agree on who votes, or majorities need not meet.
+	// Voters must agree on the electorate, or two majorities may share no voter.
 	if len(rm.Members) > 0 {
 		for _, p := range c.view.Peers() {
 			if !slices.Contains(rm.Members, c.ring.Holder(p)) {
@@ -305,13 +305,12 @@ func (c *core) checkProposal(from peer.Name, raw []byte) (*ring.Removal, error) 
 		return nil, err
 	}
 	if ours, err := c.ring.Electorate(mine); err != nil || !slices.Equal(ours, electors) {
-		return nil, fmt.Errorf("it sees other owners of the ring")
+		return nil, fmt.Errorf("it sees different owners of the ring")
 	}
 	return rm, nil
 }
 
-// forgetVotes drops the votes on removals that are in the ring: there is nothing
-// left to vote on.
+// forgetVotes drops the votes on removals that are in the ring: they are decided.
 func (c *core) forgetVotes() {
 	for gone := range c.votes {
 		if _, removed := c.ring.Removed(gone); removed {
@@ -328,7 +327,7 @@ func names(hs []ring.Holder) (out []peer.Name) {
 	return out
 }
 
-// sendRemoval shows a peer that gone was removed already.
+// sendRemoval sends a peer the records that prove that gone was removed.
 func (c *core) sendRemoval(to peer.Name, gone ring.Holder) {
 	if _, removed := c.ring.Removed(gone); removed {
 		c.sendProof(to, nil)
@@ -355,11 +354,11 @@ func (c *core) onPromise(from peer.Name, m message) {
 	if value, bound := paxos.Pick(slices.Collect(maps.Values(rp.promises))); bound {
 		old, err := ring.ParseProposal([]byte(value))
 		if err != nil || old.Gone != rp.gone {
-			c.warn("a peer accepted what is no proposal", "peer", from, "err", err)
+			c.warn("a peer accepted a value that is not a proposal", "peer", from, "err", err)
 			return
 		}
-		// An heir that was removed since, in favour of the one to remove, would
-		// close a circle that nobody alive is in.
+		// If that heir was since removed in favour of the peer to remove, the two
+		// removals would form a circle without a living peer.
 		if old.Heir != c.holder && !c.ring.LeadsTo(old.Heir, rp.gone) && !c.propose(r, rp, old.Heir) {
 			return
 		}
@@ -387,14 +386,14 @@ func (c *core) onVote(from peer.Name, m message) {
 	}
 	out, err := c.ring.Remove(rp.proposal, rp.ballot, slices.Collect(maps.Values(rp.votes)))
 	if err != nil {
-		c.warn("a removal was voted for and is refused", "peer", rp.gone, "err", err)
+		c.warn("a removal has a majority but the ring refuses it", "peer", rp.gone, "err", err)
 		return
 	}
 	c.publish(out)
 	c.pushRemovals()
 }
 
-// majority reports whether the electors that have answered are one.
+// majority reports whether the electors for which has is true are a majority.
 func (rp *peerRemoval) majority(has func(peer.Name) bool) bool {
 	n := 0
 	for _, h := range rp.electors {
@@ -405,10 +404,10 @@ func (rp *peerRemoval) majority(has func(peer.Name) bool) bool {
 	return n >= paxos.Quorum(len(rp.electors))
 }
 
-// refused notes why an elector does not agree. If it has promised a higher
+// refused records why an elector does not agree. If it has promised a higher
 // ballot, another round follows soon, after a random pause.
 func (c *core) refused(rp *peerRemoval, from peer.Name, m message) {
-	rp.refusals[from] = errors.New(cmp.Or(m.reason, "it gives no reason"))
+	rp.refusals[from] = errors.New(cmp.Or(m.reason, "no reason given"))
 	if m.ballot.Compare(rp.highest) > 0 {
 		rp.highest = m.ballot
 	}
@@ -418,7 +417,7 @@ func (c *core) refused(rp *peerRemoval, from peer.Name, m message) {
 	}
 }
 
-// notRemoved says what a removal waits for.
+// notRemoved returns the reason why a removal waits.
 func (c *core) notRemoved(r *removal) error {
 	var out []string
 	for _, rp := range r.peers {
@@ -433,7 +432,7 @@ func (c *core) notRemoved(r *removal) error {
 	return because(ErrNoMajority, "%s", strings.Join(out, "; "))
 }
 
-// roundStatus says what the round of one peer waits for.
+// roundStatus returns the reason why the round of one peer waits.
 func (c *core) roundStatus(rp *peerRemoval) error {
 	var silent, no []string
 	yes := 0

@@ -20,12 +20,12 @@ const (
 	reqPrime
 )
 
-// request is a call that waits for something.
+// request is a call that waits.
 type request struct {
 	id     uint64
 	kind   requestKind
 	owner  string
-	subnet netip.Prefix // of an allocation; of a claim: the address and its length
+	subnet netip.Prefix // of an allocation; of a claim, the address and its length
 	asked  peer.Name    // of a claim: the owner that was asked
 	askID  uint64
 	askAt  time.Time
@@ -37,7 +37,7 @@ type allocation struct {
 	bits  int // prefix length of the subnet, for the interface
 }
 
-// spaceAsk is the one question for addresses of a subnet that is under way.
+// spaceAsk is the one open question for addresses of a subnet.
 type spaceAsk struct {
 	id    uint64
 	to    peer.Name
@@ -45,7 +45,7 @@ type spaceAsk struct {
 	tries int
 }
 
-// donor is what a peer said last about its free addresses.
+// donor is the last answer of a peer about its free addresses.
 type donor struct {
 	subnet netip.Prefix
 	free   addr.Count
@@ -57,7 +57,7 @@ func (c *core) nextID() uint64 {
 	return c.lastID
 }
 
-// maxOwner is the most bytes of an ident.
+// maxOwner is the longest owner, in bytes.
 const maxOwner = 255
 
 func checkOwner(owner string) error {
@@ -81,7 +81,7 @@ func (c *core) checkAllocate(owner string, subnet netip.Prefix) error {
 		return err
 	}
 	if !addr.Of(subnet).Overlaps(addr.Of(c.cfg.Range)) {
-		return fmt.Errorf("subnet %s is outside of the universe %s", subnet, c.cfg.Range)
+		return fmt.Errorf("subnet %s is outside the address range %s", subnet, c.cfg.Range)
 	}
 	_, err := addr.Hosts(subnet)
 	return err
@@ -96,7 +96,7 @@ func (c *core) claim(id uint64, owner string, p netip.Prefix) {
 	c.begin(&request{id: id, kind: reqClaim, owner: owner, subnet: p})
 }
 
-// prime begins to wait for the ring.
+// prime begins a request that waits for the ring.
 func (c *core) prime(id uint64) { c.begin(&request{id: id, kind: reqPrime}) }
 
 func (c *core) begin(r *request) {
@@ -104,7 +104,7 @@ func (c *core) begin(r *request) {
 		c.fail(r.id, ErrLeft)
 		return
 	}
-	if c.try(r) {
+	if c.tryRequest(r) {
 		return
 	}
 	c.pending = append(c.pending, r)
@@ -115,9 +115,9 @@ func (c *core) begin(r *request) {
 	c.pushAsks()
 }
 
-// kick tries all pending requests again.
+// retryPending tries all pending requests again.
 func (c *core) retryPending() {
-	c.pending = slices.DeleteFunc(c.pending, c.try)
+	c.pending = slices.DeleteFunc(c.pending, c.tryRequest)
 	for subnet := range c.asks {
 		if !slices.ContainsFunc(c.pending, func(r *request) bool { return r.kind == reqAllocate && r.subnet == subnet }) {
 			delete(c.asks, subnet)
@@ -126,8 +126,8 @@ func (c *core) retryPending() {
 	c.pushAsks()
 }
 
-// try replies to r if it can, and reports whether it did.
-func (c *core) try(r *request) bool {
+// tryRequest replies to r if it can, and reports whether it did.
+func (c *core) tryRequest(r *request) bool {
 	if c.left {
 		c.fail(r.id, ErrLeft)
 		return true
@@ -172,7 +172,7 @@ func (c *core) tryClaim(r *request) bool {
 		}
 		return true
 	}
-	if c.inRange(a) {
+	if c.ringDivides(a) {
 		owner, ok := c.ring.Owner(a)
 		if !ok || owner != c.holder {
 			return false
@@ -184,14 +184,14 @@ func (c *core) tryClaim(r *request) bool {
 	return true
 }
 
-// hold notes that ident uses a, which is already taken in space.
+// assign records that owner uses a, which is already taken in space.
 func (c *core) assign(owner string, a netip.Addr, bits int) {
 	c.allocations[a] = allocation{owner, bits}
 	c.byOwner[owner] = append(c.byOwner[owner], a)
 	c.writes = append(c.writes, allocationWrite(owner, a, bits))
 }
 
-// lookup returns the address that ident has in subnet.
+// lookup returns the address that owner has in subnet.
 func (c *core) lookup(owner string, subnet netip.Prefix) (netip.Prefix, bool) {
 	for _, a := range c.byOwner[owner] {
 		if al := c.allocations[a]; subnet.Contains(a) && al.bits == subnet.Bits() {
@@ -201,7 +201,7 @@ func (c *core) lookup(owner string, subnet netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// release frees one address of ident, and reports whether ident had it.
+// release frees one address of owner, and reports whether owner had it.
 func (c *core) release(owner string, a netip.Addr) bool {
 	if al, ok := c.allocations[a]; !ok || al.owner != owner {
 		return false
@@ -231,7 +231,7 @@ func (c *core) cancel(id uint64) (waitedFor error) {
 	return waitedFor
 }
 
-// waitsFor says what r waits for.
+// waitsFor returns the reason why r waits.
 func (c *core) waitsFor(r *request) error {
 	if !c.ring.Ready() {
 		return c.noRing()
@@ -247,7 +247,7 @@ func (c *core) waitsFor(r *request) error {
 	return because(ErrNoAnswer, "%s is in a range of %s, which has not answered", a, c.displayName(owner.Name))
 }
 
-// noSpace says why no address of subnet is available.
+// noSpace returns the reason why no address of subnet is available.
 func (c *core) noSpace(subnet netip.Prefix) error {
 	var unreachable, full []string
 	for _, h := range c.ownersIn(subnet) {
@@ -270,7 +270,7 @@ func (c *core) noSpace(subnet netip.Prefix) error {
 	return because(ErrNoSpace, "no free address of %s: %s gave none, and %s cannot be reached", subnet, joinNames(full), joinNames(unreachable))
 }
 
-// listed joins names, and counts those that would make the line too long.
+// joinNames joins names, and only counts those that would make the line too long.
 func joinNames(names []string) string {
 	const most = 8
 	if len(names) > most {
@@ -279,7 +279,7 @@ func joinNames(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// ownersIn returns who owns a part of subnet, in order of their names.
+// ownersIn returns the owners of parts of subnet, in order of their names.
 func (c *core) ownersIn(subnet netip.Prefix) []ring.Holder {
 	var out []ring.Holder
 	for h := range c.ring.OwnersIn(addr.Of(subnet)) {
@@ -289,7 +289,7 @@ func (c *core) ownersIn(subnet netip.Prefix) []ring.Holder {
 	return out
 }
 
-// pushAsks asks other peers for what the pending requests need.
+// pushAsks asks other peers for the addresses that the pending requests need.
 func (c *core) pushAsks() {
 	if !c.ring.Ready() || c.ring.Epoch() != c.epoch {
 		return // after a change of the ring, refresh first tries the requests again
@@ -325,8 +325,8 @@ func (c *core) pushSpaceAsk(subnet netip.Prefix) {
 	c.send(to, message{kind: msgSpaceAsk, id: ask.id, prefix: subnet})
 }
 
-// pickDonor picks a peer that owns a part of subnet, at random, with the weight
-// of its free addresses as it last told or, if it did not, of those it owns.
+// pickDonor picks a peer that owns a part of subnet, at random. The weight of a peer
+// is the number of free addresses by its last answer, or else of those it owns.
 func (c *core) pickDonor(subnet netip.Prefix) (peer.Name, bool) {
 	owners := c.ring.OwnersIn(addr.Of(subnet))
 	var names []peer.Name
@@ -374,7 +374,7 @@ func (c *core) onSpaceAsk(from peer.Name, m message) {
 func (c *core) give(to peer.Name, r addr.Range) bool {
 	out, err := c.ring.Give(c.cfg.Signer, c.cfg.Self, to, r)
 	if err != nil {
-		c.warn("a range cannot be given", "peer", to, "range", r, "err", err)
+		c.warn("cannot give a range", "peer", to, "range", r, "err", err)
 		return false
 	}
 	c.publish(out)
@@ -388,7 +388,7 @@ func (c *core) onSpaceAnswer(from peer.Name, m message) {
 		if ask.id != m.id || ask.to != from {
 			continue
 		}
-		// The grant came ahead of the answer. If it was lost, gossip brings it.
+		// The grant was sent before the answer. If it was lost, gossip repairs that.
 		c.donors[from] = donor{subnet, m.free, c.now}
 		if ask.to = (peer.Name{}); m.status != statusYes {
 			c.donors[from] = donor{subnet, addr.Count{}, c.now}

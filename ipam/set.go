@@ -2,11 +2,11 @@ package ipam
 
 import "net/netip"
 
-// Set is the Allocators of a router, one for each universe: at most one of IPv4
-// and one of IPv6.
+// Set is the Allocators of a router, one for each address range: at most one for
+// IPv4 and one for IPv6.
 type Set []*Allocator
 
-// For returns the Allocator of a's family, nil if there is none.
+// For returns the Allocator for the family of a, nil if there is none.
 func (s Set) For(a netip.Addr) *Allocator {
 	for _, al := range s {
 		if al.core.cfg.Range.Addr().BitLen() == a.BitLen() {
@@ -16,7 +16,7 @@ func (s Set) For(a netip.Addr) *Allocator {
 	return nil
 }
 
-// Lookup returns the addresses of ident of all families, IPv4 first.
+// Lookup returns the addresses of owner of all families, IPv4 first.
 func (s Set) Lookup(owner string) (out []netip.Prefix) {
 	for _, al := range s.byFamily() {
 		out = append(out, al.Lookup(owner)...)
@@ -24,7 +24,7 @@ func (s Set) Lookup(owner string) (out []netip.Prefix) {
 	return out
 }
 
-// ReleaseAll frees the addresses of ident of all families and returns them.
+// ReleaseAll frees the addresses of owner of all families and returns them.
 func (s Set) ReleaseAll(owner string) (out []netip.Prefix) {
 	for _, al := range s.byFamily() {
 		out = append(out, al.ReleaseAll(owner)...)

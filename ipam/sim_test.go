@@ -56,8 +56,8 @@ func (d *memDisk) Apply(writes []store.Write) error {
 	return nil
 }
 
-// sim is a mesh of cores in virtual time, over a network that loses, delays and
-// cuts. It draws the same run for the same seed.
+// sim is a mesh of cores in virtual time. Its network can lose, delay and cut. Equal
+// seeds give equal runs.
 type sim struct {
 	t                  testing.TB
 	rng                *rand.Rand
@@ -66,7 +66,7 @@ type sim struct {
 	nodes              []*node
 	wire               []packet
 	cut                func(a, b *node) bool
-	duplicatesExpected bool // two rings exist: duplicates are expected
+	duplicatesExpected bool // two rings give the same addresses
 	made               int
 	replies            map[uint64]effReply // by request; ids are unique over nodes
 	watcher            watcher             // nil if nobody watches
@@ -74,7 +74,7 @@ type sim struct {
 
 // watcher sees what happens in a sim.
 type watcher interface {
-	// stepped is called for each step that a node lives through.
+	// stepped is called for each step that a node survives.
 	stepped(n *node, writes []store.Write, effects []effect)
 	// repaired is called for each delta that answers a digest.
 	repaired(from, to *node, delta []byte)
@@ -93,7 +93,7 @@ type node struct {
 	core   *core // nil: dead
 	disk   *memDisk
 	number int
-	doomed bool // dies in its next step, between the write and the effects
+	diesInNextStep bool // between the write and the effects
 	digest time.Time
 }
 
@@ -116,7 +116,7 @@ func (s *sim) add(addrRange string, init Init) *node {
 	return n
 }
 
-// withKeys gives a fresh node a true key and the name that follows from it.
+// withKeys gives a fresh node a real key and the name that is derived from it.
 func (n *node) withKeys() *node {
 	seed := make([]byte, 32)
 	seed[0] = byte(n.number)
@@ -142,7 +142,7 @@ func (n *node) launch() {
 	if notes := n.core.load(n.disk); len(notes) > 0 {
 		n.s.t.Fatalf("%s: %v", n.cfg.Self, notes)
 	}
-	n.doomed = false
+	n.diesInNextStep = false
 }
 
 func (n *node) kill() { n.core = nil }
@@ -174,7 +174,7 @@ func (n *node) do(f func(*core)) {
 	}
 	writes, effects := n.core.step(n.s.now, func() { f(n.core) })
 	_ = n.disk.Apply(writes)
-	if n.doomed {
+	if n.diesInNextStep {
 		n.kill()
 		return
 	}
@@ -209,7 +209,7 @@ func (s *sim) post(from, to *node, kind byte, data []byte) {
 	}
 }
 
-// run lets d pass.
+// run lets the time d pass.
 func (s *sim) run(d time.Duration) {
 	for end := s.now.Add(d); s.now.Before(end); {
 		s.now = s.now.Add(simStep)
@@ -267,7 +267,7 @@ func (s *sim) deliver(p packet) {
 	}
 }
 
-// check fails the test if two live nodes use one address and neither knows.
+// check fails the test if two live nodes use one address and neither of them knows.
 func (s *sim) check() {
 	s.t.Helper()
 	if s.duplicatesExpected {
@@ -279,7 +279,7 @@ func (s *sim) check() {
 			continue
 		}
 		for a := range n.core.allocations {
-			if m := users[a]; m != nil && n.core.inRange(a) && n.core.foreign[a] == nil && m.core.foreign[a] == nil &&
+			if m := users[a]; m != nil && n.core.ringDivides(a) && n.core.foreign[a] == nil && m.core.foreign[a] == nil &&
 				n.core.ring.Ready() && m.core.ring.Ready() {
 				s.t.Fatalf("%s is in use on %s and on %s", a, m.cfg.Self, n.cfg.Self)
 			}
@@ -391,7 +391,7 @@ func (s *sim) liveShare(n *node) (c addr.Count) {
 	return c
 }
 
-// drop forgets a dead node.
+// drop removes a dead node from the simulation.
 func (s *sim) drop(n *node) {
 	s.nodes = slices.DeleteFunc(s.nodes, func(m *node) bool { return m == n })
 }

@@ -12,18 +12,18 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// divergenceMemory is how long another ring is shown after it was last seen.
+// divergenceTTL is how long another ring is shown after it was last seen.
 const divergenceTTL = 2 * time.Minute
 
-// Divergence tells of another ring over the same universe.
+// Divergence describes another ring over the same address range.
 type Divergence struct {
 	Ours, Theirs         ring.ID
-	OurPeers, TheirPeers []peer.Name // who made them; TheirPeers may not be known
+	OurPeers, TheirPeers []peer.Name // the peers that made the rings; TheirPeers may be unknown
 	From                 peer.Name   // the neighbour that showed it
 	Seen                 time.Time   // last
 }
 
-// String returns one line that says what is wrong and how to heal it.
+// String describes the divergence, and how to heal it, in one line.
 func (d Divergence) String() string {
 	from := "another peer"
 	if !d.From.IsZero() {
@@ -47,7 +47,7 @@ func peersOrUnknown(ps []peer.Name) string {
 
 func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
 	if c.ring.Superseded(e.Theirs) {
-		return // it only has not heard of the adoption yet
+		return // the other side has not heard of the adoption yet
 	}
 	if _, known := c.diverged[e.Theirs]; !known {
 		args := []any{"err", e}
@@ -70,13 +70,13 @@ type Owner struct {
 	Unreachable bool
 }
 
-// Conflict is an address that is in use here and belongs to another peer.
+// Conflict is an address that is in use here and that another peer owns.
 type Conflict struct {
 	Address netip.Addr
 	Owner   string    // the container that has it here
-	Peer    peer.Name // which owns its range
-	// InUse tells that Peer says it is in use there too; else this peer is
-	// still asking for it.
+	Peer    peer.Name // the peer that owns its range
+	// InUse is set if Peer says that it uses the address too. Otherwise this peer
+	// still asks for it.
 	InUse bool
 }
 
@@ -93,15 +93,15 @@ type Status struct {
 	Entries   []ring.Entry
 	Divergent []Divergence
 	Conflicts []Conflict
-	Waiting   []string // what each request that waits is waiting for
+	Waiting   []string // the reason of each request that waits
 	// Voters and Needed are those of the election while there is no ring.
 	Voters, Needed int
 
 	PendingAllocates, PendingClaims int
 
 	Used uint64     // addresses in use here
-	Max  addr.Count // addresses of the universe
-	// Unreachable is how many addresses belong to peers that cannot be reached.
+	Max  addr.Count // size of the address range
+	// Unreachable is how many addresses unreachable peers own.
 	Unreachable        addr.Count
 	UnreachablePercent float64
 	Refused            uint64 // records of the ring refused since the start
@@ -163,7 +163,7 @@ func (c *core) status() Status {
 	return s
 }
 
-// state returns the word for the state and, where something waits, its reason.
+// state returns the name of the state and, if requests wait, the reason.
 func (c *core) state(s Status) string {
 	switch _, adopted := c.ring.Awaits(); {
 	case c.left:

@@ -37,7 +37,7 @@ func TestFirstRingByConsensusAndUniqueAddresses(t *testing.T) {
 		if got := nodes[0].core.status().State; got != "ready" {
 			t.Errorf("state %q", got)
 		}
-		// Asked again, the same answer.
+		// A repeated request gets the same address.
 		if a, b := nodes[1].allocate("c1", u), nodes[1].allocate("c1", u); a != b {
 			t.Errorf("%s, then %s", a, b)
 		}
@@ -57,7 +57,7 @@ func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 	if why := nodes[0].reason(id); !strings.Contains(why, "subnet 10.32.1.16/28 is full") {
 		t.Errorf("reason %q", why)
 	}
-	// One is released elsewhere, and found.
+	// An address is released on another peer, and found.
 	id = nodes[0].begin(func(c *core, id uint64) { c.allocate(id, "more", pfx("10.32.1.16/28")) })
 	s.run(time.Second)
 	if st := nodes[0].core.status(); st.PendingAllocates != 1 || !strings.HasPrefix(st.State, "waiting for 1 IPs because subnet") {
@@ -103,7 +103,7 @@ func TestWaitingRequestsGiveReasons(t *testing.T) {
 		t.Errorf("claim repeated: %v", r.err)
 	}
 	if r, ok := a.await(claim(netip.MustParsePrefix("192.168.1.1/24")), 0); !ok || r.err != nil {
-		t.Errorf("claim outside of the universe: %v", r.err)
+		t.Errorf("claim outside the address range: %v", r.err)
 	}
 	b.kill()
 	id = claim(netip.PrefixFrom(theirs.Last, 24))
@@ -163,7 +163,7 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 			if got := old.reset(); !got.Unreachable.IsZero() || got.Heir.IsZero() {
 				t.Fatalf("reset left %+v", got)
 			}
-			// It comes back at once: with a name of its own, or the one it had.
+			// It comes back at once, with a new name or with its old one.
 			n := s.add(addrRange, Init{Mode: Consensus, Expect: 4})
 			if i%2 == 0 {
 				n.cfg.Self = old.cfg.Self
@@ -208,7 +208,7 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 			s.run(time.Duration(s.rng.IntN(300)) * time.Millisecond)
 		}
 		if s.rng.IntN(2) == 0 { // one of them is killed in the middle of it
-			nodes[0].doomed = true
+			nodes[0].diesInNextStep = true
 			s.run(time.Second)
 			nodes[0].launch()
 			ids = ids[1:]
@@ -255,7 +255,7 @@ func TestMinorityCannotRemove(t *testing.T) {
 	if why != want {
 		t.Errorf("reason %q, want %q", why, want)
 	}
-	// Who can reach it does not vote for it, nor begin.
+	// A peer that can reach it neither starts its removal nor votes for it.
 	id = nodes[2].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead}) })
 	if r, ok := nodes[2].await(id, 0); !ok || r.err == nil || !strings.Contains(r.err.Error(), "can be reached") {
 		t.Errorf("removal of a live peer: %v", r.err)
@@ -291,11 +291,11 @@ func TestRemovalOfEveryOwner(t *testing.T) {
 	c.allocate("z", addrRange)
 }
 
-// A peer that was taken for dead, and was not, gets its addresses back.
+// A peer that was removed although it was alive gets its addresses back.
 func TestRemovedPeerComesBack(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	nodes := s.addAll(3, addrRange)
-	lost := nodes[2].allocate("alive", addrRange)
+	foreign := nodes[2].allocate("alive", addrRange)
 	s.converged(10 * time.Second)
 	s.cut = func(a, b *node) bool { return (a.number == 3) != (b.number == 3) }
 	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{nodes[2].cfg.Self}) })
@@ -305,8 +305,8 @@ func TestRemovedPeerComesBack(t *testing.T) {
 	s.cut = func(a, b *node) bool { return false }
 	s.converged(20 * time.Second)
 	s.run(15 * time.Second)
-	if !nodes[2].core.space.Owns(lost) || len(nodes[2].core.status().Conflicts) != 0 {
-		t.Errorf("%s was not given back: %+v", lost, nodes[2].core.status().Conflicts)
+	if !nodes[2].core.space.Owns(foreign) || len(nodes[2].core.status().Conflicts) != 0 {
+		t.Errorf("%s was not given back: %+v", foreign, nodes[2].core.status().Conflicts)
 	}
 	nodes[2].allocate("more", addrRange)
 }
@@ -318,7 +318,7 @@ func TestDivergenceIsShownOnBothSidesAndHealedByOneCommand(t *testing.T) {
 		for range 4 {
 			s.add(addrRange, Init{Mode: Consensus, Expect: 2})
 		}
-		s.duplicatesExpected = true // both sides give the same addresses, and cannot know
+		s.duplicatesExpected = true // both sides give the same addresses, and cannot know it
 		for i, n := range s.nodes {
 			n.allocate(fmt.Sprint("c", i), addrRange)
 		}
@@ -379,11 +379,11 @@ func (n *node) adopt(id [16]byte) (err error) {
 	return err
 }
 
-// Random allocations, releases, losses, cuts, kills at any moment and restarts,
-// with the disk or without: check looks for duplicates at each step, and in the
-// end everyone is served. A removal lives on whatever happens to others; only if
-// the disk of the one peer that made it is lost before anyone heard of it must
-// people remove again, and that must work.
+// Random allocations, releases, losses, cuts, kills at any moment and restarts, with
+// or without the disk. check looks for duplicates at each step, and in the end every
+// request is served. A removal survives all of that, except if the peer that made it
+// loses its disk before any other peer heard of it. Then users must remove the peer
+// again, and that must work.
 func TestNoDuplicatesUnderChurn(t *testing.T) {
 	first := seed.New(t)
 	for seed := first; seed < first+12; seed++ {
@@ -392,7 +392,7 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 		s.addAll(6, "10.32.0.0/24")
 		s.nodes[0].allocate("first", "10.32.0.0/24")
 		s.converged(30 * time.Second)
-		remover := map[peer.Name]*node{} // by whom it removed
+		remover := map[peer.Name]*node{} // the node that removed it
 		for step := range 150 {
 			n := s.nodes[s.rng.IntN(len(s.nodes))]
 			switch k := s.rng.IntN(20); {
@@ -405,13 +405,13 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 					n.do(func(c *core) { c.release(owners[0], c.byOwner[owners[0]][0]) })
 				}
 			case k < 14:
-				n.doomed = true
+				n.diesInNextStep = true
 			case k == 14:
 				split := s.rng.IntN(7)
 				s.cut = func(a, b *node) bool { return (a.number < split) != (b.number < split) }
 			case k < 18:
 				s.cut = func(a, b *node) bool { return false }
-			case k == 18 && len(s.nodes) > 4: // its disk is gone; the others let it go
+			case k == 18 && len(s.nodes) > 4: // it loses its disk; the others remove it
 				n.kill()
 				s.cut = func(a, b *node) bool { return false }
 				for _, m := range s.nodes {
@@ -442,7 +442,7 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 		}
 		s.cut = func(a, b *node) bool { return false }
 		for _, n := range s.nodes {
-			if n.doomed = false; n.core == nil {
+			if n.diesInNextStep = false; n.core == nil {
 				n.launch()
 			}
 		}
@@ -480,7 +480,8 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 	}
 }
 
-// Killed and launched again, a peer has its addresses and its part of the ring.
+// A peer that is killed and launched again has its addresses and its part of the
+// ring.
 func TestRestartKeepsAddresses(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	nodes := s.addAll(2, addrRange)
@@ -496,7 +497,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 	}
 }
 
-// The same with true keys, whose names need no book, and a lossless network.
+// Real keys, from which the names are derived, so no book of names is needed.
 func TestRealKeys(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	for range 4 {

@@ -215,7 +215,7 @@ func (w *storyWorld) stepped(n *node, writes []store.Write, effects []effect) {
 		case effReply:
 			w.printf("%s replies to %s: %s", n.cfg.Self, w.asked[e.id], replyText(e))
 		case effWarn:
-			text := e.what
+			text := e.msg
 			for i := 0; i < len(e.args); i += 2 {
 				text += fmt.Sprintf(" %v=%q", e.args[i], fmt.Sprint(e.args[i+1]))
 			}

@@ -1,5 +1,5 @@
-// Package addr does arithmetic on ranges of IP addresses, of either family
-// and of any size up to the whole of it.
+// Package addr does arithmetic on ranges of IP addresses, of either family and of
+// any size up to the whole family.
 //
 // All types are plain values. A Range has an inclusive end, so that the last
 // address of a family needs no address after it. Counts saturate: the 2^128
@@ -30,7 +30,7 @@ func (c Count) Cmp(d Count) int {
 	return cmp.Or(cmp.Compare(c.Hi, d.Hi), cmp.Compare(c.Lo, d.Lo))
 }
 
-// IsZero reports whether c is none at all.
+// IsZero reports whether c is zero.
 func (c Count) IsZero() bool { return c == Count{} }
 
 // Add returns c+d, at most 2^128-1.
@@ -141,10 +141,10 @@ func Of(p netip.Prefix) Range {
 	return Range{first, address(n, first)}
 }
 
-// Hosts returns the addresses of the subnet p that a host may have: without
-// the network and broadcast address in IPv4, without the subnet-router anycast
-// address (RFC 4291 section 2.6.1) in IPv6. It returns an error if p has not at
-// least two.
+// Hosts returns the addresses of the subnet p that a host may have: without the
+// network and broadcast addresses in IPv4, without the subnet-router anycast
+// address (RFC 4291 section 2.6.1) in IPv6. It returns an error if p has fewer than
+// two host addresses.
 func Hosts(p netip.Prefix) (Range, error) {
 	if host := p.Addr().BitLen() - p.Bits(); host < 2 {
 		return Range{}, fmt.Errorf("subnet %s is too small: at least a /%d is needed", p, p.Addr().BitLen()-2)
@@ -157,8 +157,8 @@ func Hosts(p netip.Prefix) (Range, error) {
 	return r, nil
 }
 
-// IsValid reports whether r has an address, and both ends are of one family,
-// without zone, and not IPv4 written as IPv6.
+// IsValid reports whether r has an address, and both ends are of one family, without
+// a zone, and not IPv4-mapped.
 func (r Range) IsValid() bool {
 	return r.First.IsValid() && r.First.BitLen() == r.Last.BitLen() && r.First.Zone() == "" &&
 		r.Last.Zone() == "" && !r.First.Is4In6() && !r.Last.Is4In6() && !r.Last.Less(r.First)
@@ -220,7 +220,7 @@ func (r Range) lastBlock(limit Count) netip.Prefix {
 		size = limit
 	}
 	width := r.First.BitLen()
-	// All of IPv6 saturates its count, and no other block of 2^128 exists.
+	// The count of all of IPv6 saturates. No other block has 2^128 addresses.
 	if width == 128 && size == (Count{^uint64(0), ^uint64(0)}) && first.IsZero() {
 		return netip.PrefixFrom(r.First, 0)
 	}
@@ -292,7 +292,7 @@ func touches(a, b Range) bool {
 }
 
 // Subtract returns the addresses of from that are not in what. Both must be
-// as Normal leaves them.
+// normalized by Normal.
 func Subtract(from, what []Range) []Range {
 	var out []Range
 	for _, r := range from {
@@ -316,8 +316,8 @@ func Subtract(from, what []Range) []Range {
 	return out
 }
 
-// Within returns the parts of ranges, which must be as Normal leaves them, that
-// lie in bound.
+// Within returns the parts of ranges that lie in bound. ranges must be normalized by
+// Normal.
 func Within(ranges []Range, bound Range) []Range {
 	var out []Range
 	i, _ := slices.BinarySearchFunc(ranges, bound.First, func(w Range, a netip.Addr) int { return w.Last.Compare(a) })
@@ -331,7 +331,7 @@ func Within(ranges []Range, bound Range) []Range {
 	return out
 }
 
-// Total returns the number of addresses in ranges that do not overlap.
+// Total returns the number of addresses in ranges, which must not overlap.
 func Total(ranges []Range) (c Count) {
 	for _, r := range ranges {
 		c = c.Add(r.Size())
@@ -339,9 +339,9 @@ func Total(ranges []Range) (c Count) {
 	return c
 }
 
-// Split divides p among n owners into CIDR-aligned parts, as even as powers of
-// two allow, in order. Where p has fewer addresses than owners, the last of
-// them get an invalid Range.
+// Split divides p among n owners into CIDR-aligned parts, in order, as evenly as
+// powers of two allow. If p has fewer addresses than owners, the last owners get an
+// invalid Range.
 func Split(p netip.Prefix, n int) []Range {
 	out := make([]Range, n)
 	split(p.Masked(), out)
@@ -360,7 +360,7 @@ func split(p netip.Prefix, out []Range) {
 	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
 	high := netip.PrefixFrom(Of(low).Last.Next(), p.Bits()+1)
 	if !whole.Contains(high.Addr()) {
-		panic("addr: upper half outside of the whole")
+		panic("addr: upper half is outside the whole")
 	}
 	half := (len(out) + 1) / 2
 	split(low, out[:half])

@@ -53,7 +53,8 @@ func TestHosts(t *testing.T) {
 	}
 }
 
-// bits is the slow twin: one bool an address of the last 256 of a family.
+// bitsOf is the slow, obvious set of ranges: one bool for each of the last 256
+// addresses of a family.
 type bitsOf [256]bool
 
 func (b *bitsOf) ranges(base netip.Addr) (out []Range) {

@@ -20,7 +20,7 @@ func IDOf(value []byte) (id ValueID) {
 	return id
 }
 
-// Entry is what one peer publishes of an election.
+// Entry is the part of an election that one peer publishes.
 type Entry struct {
 	Node peer.Name
 	// Voter is false if the entry is only a proposal, not a vote.
@@ -33,9 +33,9 @@ type Entry struct {
 	Sig   peer.Signature
 }
 
-// newer reports whether e replaces o, an entry of the same node. Both ballots only
-// grow; the rest is there so that even two entries that an honest node cannot
-// have made are ordered.
+// newer reports whether e replaces o, an entry of the same node. Both ballots of an
+// honest node only grow. The last comparison orders even entries that an honest
+// node cannot have made.
 func (e *Entry) newer(o *Entry) bool {
 	if c := e.State.Promised.Compare(o.State.Promised); c != 0 {
 		return c > 0
@@ -64,19 +64,19 @@ type Config struct {
 	Verifier peer.Verifier
 	// Instance separates the signatures of this election from those of others.
 	Instance []byte
-	// Expect is how many voters there will be at most, at least 1. The majority is
-	// taken of the largest Expect that any known voter has, so that one peer which
-	// was told too little does not decide alone.
+	// Expect is the largest number of voters, at least 1. The majority is that of
+	// the largest Expect of all known voters, so that a peer with a value that is
+	// too small does not decide alone.
 	Expect int
 	// Observer never votes, but may propose.
 	Observer bool
-	// Value makes the value to propose, when no other is bound to be, from the
-	// voters that promised, in ascending order.
+	// Value returns the value to propose if the proposer is free to choose. voters
+	// are those that promised, ascending.
 	Value func(voters []peer.Name) []byte
 }
 
-// NewElection returns an empty copy, or one that continues as own, the encoded
-// entry that Own returned before a restart.
+// NewElection returns an empty copy. If own is not nil it continues with own and
+// value, which Own returned before a restart.
 func NewElection(cfg Config, own, value []byte) (*Election, error) {
 	el := &Election{cfg: cfg, entries: make(map[peer.Name]*Entry), values: make(map[ValueID][]byte)}
 	el.own = Entry{Node: cfg.Self, Voter: !cfg.Observer, Expect: uint16(min(cfg.Expect, 1<<16-1)), Key: cfg.Signer.Key()}
@@ -88,7 +88,7 @@ func NewElection(cfg Config, own, value []byte) (*Election, error) {
 		return nil, fmt.Errorf("restore an election: %w", err)
 	}
 	if e.Node != cfg.Self {
-		return nil, fmt.Errorf("restore an election: it is %s's, this peer is %s", e.Node, cfg.Self)
+		return nil, fmt.Errorf("restore an election: the entry is of peer %s, this peer is %s", e.Node, cfg.Self)
 	}
 	if len(value) > 0 {
 		el.values[IDOf(value)] = bytes.Clone(value)
@@ -98,9 +98,9 @@ func NewElection(cfg Config, own, value []byte) (*Election, error) {
 	return el, nil
 }
 
-// Own returns the entry of this peer, which must be on disk before a delta or
-// digest that has it leaves; nil if it has taken no part. Value is the value
-// that it accepted, if any.
+// Own returns the encoded entry of this peer, nil if it has taken no part. The entry
+// must be on disk before a delta or digest that contains it is sent. value is the
+// value that the peer accepted, if any.
 func (el *Election) Own() (entry, value []byte) {
 	if el.own.State.Promised.IsZero() {
 		return nil, nil
@@ -119,7 +119,7 @@ func (el *Election) Needed() int {
 	return Quorum(int(n))
 }
 
-// Voters returns who takes part and votes, ascending.
+// Voters returns the peers that take part and have a vote, ascending.
 func (el *Election) Voters() []peer.Name {
 	var out []peer.Name
 	for e := range el.all {
@@ -134,10 +134,10 @@ func (el *Election) Voters() []peer.Name {
 // Chosen returns the value once a majority has accepted it.
 func (el *Election) Chosen() ([]byte, bool) { return el.chosen, el.chosen != nil }
 
-// Running reports whether anyone has proposed.
+// Running reports whether any peer has proposed.
 func (el *Election) Running() bool { return !el.highest().IsZero() }
 
-// all calls f for each entry, own's first.
+// all yields each entry, the own entry first.
 func (el *Election) all(yield func(*Entry) bool) {
 	if !yield(&el.own) {
 		return
@@ -159,9 +159,9 @@ func (el *Election) highest() (b Ballot) {
 	return b
 }
 
-// Propose starts a new attempt, with a ballot higher than all that are known,
-// and reports whether Own changed. Call it at random intervals while a value is
-// wanted: two who propose in step overtake each other for ever.
+// Propose starts a new attempt with a ballot higher than all known ones, and
+// reports whether Own changed. Call it at random intervals while a value is needed:
+// two peers that propose in step would overtake each other forever.
 func (el *Election) Propose() bool {
 	b := el.highest()
 	if el.chosen != nil || b.Round == 1<<32-1 {
@@ -173,9 +173,9 @@ func (el *Election) Propose() bool {
 	return true
 }
 
-// Merge takes entries in. It returns the part of the delta that was news, or an
-// error, having changed nothing, if all that was new is refused. Changed tells
-// whether Own changed, which is to be written and then announced. Delta is
+// Merge merges a delta. news is the part of the delta that was new. If all new
+// entries were refused, Merge returns an error and changes nothing. changed reports
+// whether Own changed; the caller then writes it to disk and announces it. delta is
 // borrowed until Merge returns.
 func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
 	entries, values, err := parseDelta(delta)
@@ -191,7 +191,7 @@ func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
 	}
 	for _, e := range entries {
 		if e.Node == el.cfg.Self {
-			// Our own entry, from before a disk was lost: never go back behind it.
+			// This peer's own entry from before it lost its disk: never fall behind it.
 			if e.Key == el.own.Key && el.check(&e) == nil && e.newer(&el.own) {
 				el.own.State = e.State
 				changed = true
@@ -206,7 +206,7 @@ func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
 			continue
 		}
 		if peer.NameOf(e.Key[:]) != e.Node {
-			_ = el.books.Bind(e.Node, e.Key) // check has asked
+			_ = el.books.Bind(e.Node, e.Key) // check has checked it
 		}
 		el.entries[e.Node] = &e
 		news = appendItem(news, itemEntry, e.Append(nil))
@@ -241,9 +241,9 @@ func (el *Election) signed(e *Entry) []byte {
 	return e.appendUnsigned(bytes.Clone(el.cfg.Instance))
 }
 
-// react does what the rules ask of this peer now, and reports whether its entry
-// changed. It goes on after a value was chosen: others may not have seen the
-// majority before some of it moved on to a later ballot.
+// react applies the rules of Paxos to the known entries, and reports whether the own
+// entry changed. It continues after a value was chosen: other peers may not have
+// seen the majority before some of its voters moved to a later ballot.
 func (el *Election) react() (changed bool) {
 	st := &el.own.State
 	if b := el.highest(); !el.cfg.Observer && b != st.Promised {
@@ -288,11 +288,11 @@ func (el *Election) lead() bool {
 		id = IDOf(value)
 		el.values[id] = value
 	}
-	// A bound value must be at hand, or nobody could follow.
+	// The value itself must be known, or no other peer could accept it.
 	return el.values[id] != nil && st.Accept(b, id)
 }
 
-// learn notes a value that a majority accepted.
+// learn records the value that a majority accepted.
 func (el *Election) learn() {
 	if el.chosen != nil {
 		return

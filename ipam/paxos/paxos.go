@@ -1,23 +1,24 @@
-// Package paxos lets peers agree on one value: which peers the first ring is
-// divided among, or who inherits from a dead one.
+// Package paxos lets peers agree on one value: the peers among which the first ring
+// is divided, or the heir of a dead peer.
 //
-// Acceptor holds the rules of one voter, and nothing else:
+// Acceptor implements the rules of one voter:
 //
-//	prepare b    promised < b: promise b and show what was accepted, else refuse
+//	prepare b    promised < b: promise b and return what was accepted, else refuse
 //	accept b,v   promised <= b: promise and accept it, else refuse
 //
 // A value is chosen once a majority of the electorate has accepted it under one
-// ballot. Whoever proposes first asks a majority for a promise, and must take
-// over the value that those accepted under the highest ballot, if any did. As
-// two majorities share a voter, no second value can be chosen.
+// ballot. A proposer first asks a majority for promises. If any of those voters
+// has accepted a value, the proposer must propose the one that was accepted under
+// the highest ballot. Two majorities share a voter, so no second value can be
+// chosen.
 //
 // An acceptor must have its state on disk before anyone hears of it: a voter
 // that forgets a promise votes twice.
 //
-// Election spreads this by gossip. Each peer publishes one signed Entry, its
-// acceptor's state, which only ever grows; the state of the election is the
-// greatest entry of each peer, so merging is a join like any other channel's. A
-// proposal is an entry that promises a ballot of its own author:
+// Election does this by gossip. Each peer publishes one signed Entry, the state of
+// its acceptor, which only grows. The state of the election is the greatest entry
+// of each peer, so merging is a join, as in any other channel. A proposal is an
+// entry that promises a ballot of its own author:
 //
 //	A           B           C
 //	promise A1  .           .           A proposes
@@ -36,8 +37,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Ballot numbers an attempt. Those of different proposers differ. The zero
-// Ballot is before all others.
+// Ballot numbers an attempt. Ballots of different proposers differ. The zero Ballot
+// is before all others.
 type Ballot struct {
 	Round    uint32
 	Proposer peer.Name
@@ -68,11 +69,11 @@ func BallotFrom(buf []byte) Ballot {
 	return Ballot{binary.BigEndian.Uint32(buf), peer.NameFromBytes(buf[4:])}
 }
 
-// Quorum returns how many of n voters are a majority. Of none, one is.
+// Quorum returns how many of n voters are a majority; 1 for n = 0.
 func Quorum(n int) int { return n/2 + 1 }
 
-// Acceptor is the state of one voter, V being the value or a name for it. The
-// zero Acceptor has promised and accepted nothing.
+// Acceptor is the state of one voter. V is the value or a name for it. The zero
+// Acceptor has promised and accepted nothing.
 type Acceptor[V any] struct {
 	// Promised is the ballot below which nothing will be accepted.
 	Promised Ballot
@@ -81,7 +82,7 @@ type Acceptor[V any] struct {
 	Value    V
 }
 
-// Prepare promises b, and reports whether it could. A promise repeated is kept.
+// Prepare promises b, and reports whether it could. It may be repeated.
 func (a *Acceptor[V]) Prepare(b Ballot) bool {
 	if b.Compare(a.Promised) < 0 {
 		return false
@@ -99,9 +100,9 @@ func (a *Acceptor[V]) Accept(b Ballot, v V) bool {
 	return true
 }
 
-// Pick returns the value that a proposer must take over from the promises of a
-// majority: the one accepted under the highest ballot. It returns false if none
-// of them accepted any, and the proposer is free.
+// Pick returns the value that a proposer must propose, given the promises of a
+// majority: the one accepted under the highest ballot. It returns false if no
+// value was accepted; the proposer may then propose any.
 func Pick[V any](promises []Acceptor[V]) (v V, bound bool) {
 	var best Ballot
 	for _, p := range promises {

@@ -36,7 +36,7 @@ func (n *node) restart() {
 	n.el = el
 }
 
-// write puts the own entry on disk, as must happen before it is sent.
+// write puts the own entry on disk, which must happen before it is sent.
 func (n *node) write() { n.diskOwn, n.diskVal = n.el.Own() }
 
 func (n *node) propose() [][]byte {
@@ -62,8 +62,8 @@ func (n *node) receive(t *testing.T, delta []byte) (out [][]byte) {
 	return out
 }
 
-// Random delays, losses, duplicates, restarts, duels and observers: never two
-// values, and once the network is calm, one.
+// Random delays, losses, duplicates, restarts, competing proposers and observers:
+// there are never two values, and there is one once the network works.
 func TestNeverTwoValues(t *testing.T) {
 	first := seed.New(t)
 	for seed := first; seed < first+300; seed++ {
@@ -75,7 +75,7 @@ func TestNeverTwoValues(t *testing.T) {
 		}
 		nodes[rng.IntN(voters)].cfg.Expect = voters
 		for _, n := range nodes {
-			// Safety is promised to those who were told enough.
+			// Only peers that expect enough voters are safe.
 			n.cfg.Expect = voters
 			n.restart()
 		}
@@ -121,20 +121,20 @@ func TestNeverTwoValues(t *testing.T) {
 			case len(wire) > 0:
 				j := rng.IntN(len(wire))
 				p := wire[j]
-				if rng.IntN(8) > 0 { // else it arrives again
+				if rng.IntN(8) > 0 { // otherwise it arrives again
 					wire[j] = wire[len(wire)-1]
 					wire = wire[:len(wire)-1]
 				}
 				if len(wire) > 200 {
 					wire = wire[:100]
 				}
-				if rng.IntN(4) > 0 { // else it is lost
+				if rng.IntN(4) > 0 { // otherwise it is lost
 					send(p.to, nodes[p.to].receive(t, p.delta))
 				}
 			}
 			check()
 		}
-		// Calm: digests repair what was lost, one peer proposes.
+		// The network works: digests repair losses, and one peer proposes.
 		for round := 0; ; round++ {
 			if round == 20 {
 				t.Fatalf("seed %d: no value among %d voters", seed, voters)
@@ -182,7 +182,7 @@ func TestMergeIsAJoin(t *testing.T) {
 			deltas = append(deltas, d)
 		}
 	}
-	// Observers only collect.
+	// Observers only collect entries.
 	var first []byte
 	for i := range 10 {
 		n := newNode(20, 5, true)
@@ -274,7 +274,7 @@ func FuzzMerge(f *testing.F) {
 		}
 		if err == nil && news != nil {
 			if again, _, _ := n.el.Merge(news); again != nil {
-				t.Fatal("news are news again")
+				t.Fatal("the news are new a second time")
 			}
 		}
 		_, _, _ = n.el.Missing(delta, 40<<10)

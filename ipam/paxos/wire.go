@@ -28,9 +28,9 @@ import (
 //	value (kind 2): the bytes of a value that entries name
 //
 // The signature covers the instance and the entry up to the signature. Kinds are
-// append-only; a reader skips those that it does not know.
+// append-only; a reader skips unknown ones.
 //
-// A digest is a list of what is known, ascending:
+// A digest is a list of all known entries and values, ascending:
 //
 //	 0      6        per entry          0             per value
 //	+------+--------+                  +-------------+
@@ -53,7 +53,7 @@ const (
 	domainEntry = "weft ipam election"
 )
 
-// ErrFormat is the cause when bytes are no delta, entry or digest.
+// ErrFormat is the cause when bytes are not a delta, entry or digest.
 var ErrFormat = errors.New("malformed")
 
 func (e *Entry) appendUnsigned(b []byte) []byte {
@@ -104,7 +104,7 @@ func appendItem(b []byte, kind byte, item []byte) []byte {
 func parseDelta(b []byte) (entries []Entry, values [][]byte, err error) {
 	for len(b) > 0 {
 		if len(b) < 3 || len(b) < 3+int(binary.BigEndian.Uint16(b[1:])) {
-			return nil, nil, fmt.Errorf("election delta that ends in an item: %w", ErrFormat)
+			return nil, nil, fmt.Errorf("election delta ends within an item: %w", ErrFormat)
 		}
 		kind, item := b[0], b[3:3+int(binary.BigEndian.Uint16(b[1:]))]
 		b = b[3+len(item):]
@@ -125,7 +125,7 @@ func parseDelta(b []byte) (entries []Entry, values [][]byte, err error) {
 	return entries, values, nil
 }
 
-// Delta returns the own entry with the value that it names, to announce.
+// Delta returns the delta to announce: the own entry and the value that it names.
 func (el *Election) Delta() []byte {
 	entry, value := el.Own()
 	if entry == nil {
@@ -138,7 +138,8 @@ func (el *Election) Delta() []byte {
 	return appendItem(b, itemEntry, entry)
 }
 
-// items calls f for all that is known: its line in a digest and its item.
+// items calls f for each known entry and value, with its line of the digest and its
+// item.
 func (el *Election) items(f func(sum [sumLen]byte, kind byte, item []byte)) {
 	for id, v := range el.values {
 		var sum [sumLen]byte
@@ -170,9 +171,10 @@ func (el *Election) Digest() []byte {
 	return out
 }
 
-// Missing returns what the copy with that digest lacks, in deltas of at most
-// limit bytes, which must have room for the largest value. Wants reports whether
-// this copy should send its own digest; of two that differ only one should.
+// Missing returns the items that the copy with that digest lacks, in deltas of at
+// most limit bytes. limit must have room for the largest value. wants reports
+// whether this copy should send its own digest; of two copies that differ only one
+// should.
 func (el *Election) Missing(digest []byte, limit int) (deltas [][]byte, wants bool, err error) {
 	if len(digest)%sumLen != 0 {
 		return nil, false, fmt.Errorf("election digest of %d bytes: %w", len(digest), ErrFormat)

@@ -27,7 +27,8 @@ func seeds() (out [][]byte) {
 	return append(out, r.adoptionDelta(), nil, []byte{deltaFormat})
 }
 
-// FuzzMerge: any bytes leave the ring whole, and change nothing on error.
+// FuzzMerge merges arbitrary bytes: the ring stays whole, and an error changes
+// nothing.
 func FuzzMerge(f *testing.F) {
 	for _, s := range seeds() {
 		f.Add(s)
@@ -46,13 +47,13 @@ func FuzzMerge(f *testing.F) {
 				continue
 			}
 			if again, err := r.Merge(out.News); err == nil && again.News != nil {
-				t.Fatal("news are news again")
+				t.Fatal("the news are new a second time")
 			}
 		}
 	})
 }
 
-// FuzzRecord: what parses encodes to the same bytes.
+// FuzzRecord parses arbitrary bytes: a valid record encodes to the same bytes.
 func FuzzRecord(f *testing.F) {
 	for _, s := range seeds() {
 		if _, raws, err := splitDelta(s); err == nil {
@@ -94,7 +95,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// FuzzMissing: any digest gets an answer within the limits or an error.
+// FuzzMissing answers arbitrary digests: with deltas within the limits or an error.
 func FuzzMissing(f *testing.F) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	tw, raws := world(rng, 3, 60)

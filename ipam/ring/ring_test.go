@@ -50,7 +50,7 @@ func TestGiveAndProof(t *testing.T) {
 		if _, err := r.Give(signer(5), name(5), name(6), block); err == nil || !strings.Contains(err.Error(), name(6).String()) {
 			t.Errorf("%s: gave what it does not own: %v", addrRange, err)
 		}
-		// The record alone proves nothing, the proof does.
+		// The record alone proves nothing; Proof has the records that do.
 		alone := New(pfx(addrRange), peer.Cheap{})
 		must(alone.Start(r.Genesis()))
 		var refused *RefusedError
@@ -69,7 +69,7 @@ func TestGiveAndProof(t *testing.T) {
 		}
 		if other := New(pfx("172.16.0.0/12"), peer.Cheap{}); true {
 			if _, err := other.Start(r.Genesis()); !errors.Is(err, ErrRange) {
-				t.Errorf("%s: started over another universe: %v", addrRange, err)
+				t.Errorf("%s: started over another address range: %v", addrRange, err)
 			}
 		}
 	}
@@ -80,7 +80,7 @@ func TestForgedGrantIsRefused(t *testing.T) {
 	block := addr.Of(r.Owned(name(0))[0].Block(addr.N(16)))
 	must(r.Give(signer(0), name(0), name(1), block))
 	before := r.Digest()
-	// Peer 3 signs in the name of peer 0, whose key is known by now.
+	// Peer 3 signs as peer 0, whose key is already known.
 	g := &Grant{Range: r.Owned(name(0))[0], Version: 5, From: Holder{Name: name(0)}, To: Holder{Name: name(3)}}
 	g.sign(r.Genesis().ID(), signer(3))
 	if _, err := r.Merge(appendRecord(newDelta(r.Genesis().ID()), g.raw)); !errors.Is(err, peer.ErrNameTaken) {
@@ -96,7 +96,7 @@ func TestForgedGrantIsRefused(t *testing.T) {
 	}
 }
 
-// A bad record does not keep the good ones of its delta out.
+// The good records of a delta are accepted although another one is bad.
 func TestGoodRecordsOfAPartlyBadDeltaAreAccepted(t *testing.T) {
 	r := started("10.0.0.0/24", 2)
 	twin := started("10.0.0.0/24", 2)
@@ -119,7 +119,7 @@ func TestEqualVersionsConvergeAndTheLoserIsCounted(t *testing.T) {
 	must(b.Merge(out1.News))
 	must(b.Merge(later.News))
 	if !bytes.Equal(a.Digest(), b.Digest()) || owners(a) != owners(b) {
-		t.Fatal("two owners for ever")
+		t.Fatal("the copies do not agree on the owner")
 	}
 	if a.Conflicts()+b.Conflicts() == 0 {
 		t.Error("no conflict was counted")
@@ -141,9 +141,9 @@ func TestLeaveGivesAllAndFreesTheName(t *testing.T) {
 	}
 	must(r.Give(signer(99), name(0), name(1), rng4(8, 8)))
 	if _, err := r.Give(signer(0), name(0), name(1), rng4(9, 9)); !errors.Is(err, peer.ErrNameTaken) {
-		t.Errorf("the old key still speaks: %v", err)
+		t.Errorf("the old key can still sign: %v", err)
 	}
-	// A copy that starts late learns all of it.
+	// A copy that starts late learns everything.
 	late := New(r.Range(), peer.Cheap{})
 	must(late.Merge(deltaOf(r)))
 	if !bytes.Equal(late.Digest(), r.Digest()) {
@@ -183,7 +183,8 @@ func TestRemovalNeedsAMajorityOfOwners(t *testing.T) {
 	if h := owner(t, r, "10.0.0.0"); h.Name != name(9) {
 		t.Errorf("owner is %s", h)
 	}
-	// Who does not know the basis cannot check it; the proof has it.
+	// A copy that does not know the basis cannot check the removal. Proof has the
+	// basis.
 	other := started("10.0.0.0/22", 5)
 	if _, err := other.Merge(out.News); !errors.Is(err, ErrBasis) {
 		t.Errorf("without the basis: %v", err)
@@ -192,7 +193,7 @@ func TestRemovalNeedsAMajorityOfOwners(t *testing.T) {
 	if !bytes.Equal(other.Digest(), r.Digest()) {
 		t.Error("copies differ")
 	}
-	// Nobody chooses its own voters.
+	// No peer can choose its own voters.
 	cheat := must(r.Propose(name(2), Holder{Name: name(9)}, []peer.Name{name(2), name(1), name(3), name(4), name(5)}, nil))
 	cheat.Named = []peer.Name{name(2)}
 	if _, err := r.Remove(cheat, b, voteFor(r, cheat, b, 9)); !errors.Is(err, ErrVotes) {
@@ -265,7 +266,7 @@ func TestMutualRemovalHasOneOwner(t *testing.T) {
 	if h != a.Holder(h.Name) {
 		t.Fatalf("%s owns all and is not alive", h)
 	}
-	// The owner can give on.
+	// The owner can give the space away.
 	i := int(h.Name[5]) - 1
 	must(a.Give(signer(i), h.Name, name(4), rng4(0, 63)))
 }
@@ -286,13 +287,14 @@ func TestDivergentRingsAreNamedAndHealed(t *testing.T) {
 	idA := a.Genesis().ID()
 	out := must(b.Adopt(signer(3), name(3), idA))
 	if b.Ready() {
-		t.Fatal("has a ring before it came")
+		t.Fatal("has a ring before the adopted one arrived")
 	}
 	if _, err := b.Merge(deltaOf(started("10.0.0.0/24", 7))); !errors.As(err, &div) {
 		t.Errorf("took a third ring: %v", err)
 	}
 	must(b.Merge(deltaOf(a)))
-	// Another peer of b's ring follows; one who never held a part cannot order it.
+	// Another peer of b's ring follows. A peer that never held a part of the ring
+	// cannot make it follow.
 	c := New(pfx("10.0.0.0/24"), peer.Cheap{})
 	must(c.Start(must(NewGenesis(pfx("10.0.0.0/24"), []peer.Name{name(3), name(4)}))))
 	stranger := &Adoption{Old: c.Genesis().ID(), New: idA, By: Holder{Name: name(8)}}
@@ -305,7 +307,7 @@ func TestDivergentRingsAreNamedAndHealed(t *testing.T) {
 	if !bytes.Equal(c.Digest(), b.Digest()) {
 		t.Error("copies differ after the adoption")
 	}
-	// All that a knows of it comes by digest.
+	// a learns of it only by digests.
 	converge(t, a, b, c)
 }
 

@@ -42,8 +42,8 @@ func started(addrRange string, n int) *Ring {
 
 const twinSize = 64
 
-// twin is the slow, obvious ring over 10.0.0.0/26: a set of records, looked at
-// address by address.
+// twin is the slow, obvious ring over 10.0.0.0/26: a set of records that is evaluated
+// for each address.
 type twin struct {
 	genesis  *Genesis
 	grants   map[ID]*Grant
@@ -155,8 +155,8 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 	return accepted, owners
 }
 
-// world makes records: most by the rules, some by liars and by peers that lost
-// their memory.
+// world makes records. Most follow the rules; some are made by malicious peers and by
+// peers that lost their disk.
 func world(rng *rand.Rand, peers, steps int) (*twin, [][]byte) {
 	r := started("10.0.0.0/26", peers)
 	g := r.Genesis()
@@ -210,8 +210,8 @@ func owners(r *Ring) (out [twinSize]Holder) {
 	return out
 }
 
-// feed merges raws in random batches, again and again until nothing is news:
-// what is refused for want of an earlier record comes again, as from a digest.
+// feed merges raws in random batches until nothing is new. Records that were refused
+// because an earlier record was missing come again, as they do after a digest.
 func feed(rng *rand.Rand, r *Ring, genesis ID, raws [][]byte) {
 	raws = slices.Clone(raws)
 	for news := true; news; {
@@ -300,7 +300,7 @@ func TestMergeIsAJoin(t *testing.T) {
 		same("commutative", join(a, b), join(b, a))
 		same("associative", join(join(a, b), c), join(a, join(b, c)))
 		if out := must(join(a, b).Merge(deltaOf(a))); out.News != nil {
-			t.Fatal("news of what was known")
+			t.Fatal("known records are reported as news")
 		}
 	}
 }

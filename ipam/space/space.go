@@ -1,16 +1,16 @@
-// Package space keeps the addresses of one peer: which ranges it owns, and
-// which addresses of them are in use.
+// Package space keeps the addresses of one peer: the ranges that it owns, and the
+// addresses in use.
 //
 //	owned   |----------------|      |--------|
 //	used      |--|  ||                |-----|
 //	free    ||    ||  |-------|     ||       |
 //
-// All three are lists of intervals, so that the cost depends on how scattered
-// the addresses in use are, and not on the size of the universe. The zero
-// Space owns nothing. It is not safe for concurrent use.
+// All three are lists of intervals, so the cost depends on how scattered the
+// addresses in use are, and not on the size of the address range. The zero Space
+// owns nothing. It is not safe for concurrent use.
 //
-// An address in use stays in use if its range is lost: a container does not
-// stop using it because another peer owns it now. Space only says so.
+// An address in use stays in use if its range is lost: a container does not stop
+// using it because another peer owns it now.
 package space
 
 import (
@@ -20,17 +20,17 @@ import (
 	"github.com/weft-net/weft/ipam/addr"
 )
 
-// Space is what one peer owns and uses of one universe.
+// Space is the part of one address range that one peer owns and uses.
 type Space struct {
-	owned []addr.Range // as addr.Normal leaves it
-	used  []addr.Range // as addr.Normal leaves it; may reach out of owned
+	owned []addr.Range // normalized by addr.Normal
+	used  []addr.Range // normalized by addr.Normal; may have addresses outside owned
 }
 
-// SetOwned replaces the owned ranges, which must be as addr.Normal leaves
-// them. The Space keeps the slice.
+// SetOwned replaces the owned ranges, which must be normalized by addr.Normal. The
+// Space keeps the slice.
 func (s *Space) SetOwned(ranges []addr.Range) { s.owned = ranges }
 
-// Owned returns the owned ranges, to be read only.
+// Owned returns the owned ranges. The slice is read-only.
 func (s *Space) Owned() []addr.Range { return s.owned }
 
 // Owns reports whether a is in an owned range.
@@ -39,7 +39,7 @@ func (s *Space) Owns(a netip.Addr) bool { return contains(s.owned, a) }
 // Uses reports whether a is in use, owned or not.
 func (s *Space) Uses(a netip.Addr) bool { return contains(s.used, a) }
 
-// Take marks a as in use and reports whether it was not before.
+// Take marks a as in use and reports whether it was free before.
 func (s *Space) Take(a netip.Addr) bool {
 	i := find(s.used, a)
 	if i < len(s.used) && s.used[i].Contains(a) {
@@ -61,7 +61,7 @@ func (s *Space) Take(a netip.Addr) bool {
 	return true
 }
 
-// Release marks a as not in use and reports whether it was.
+// Release marks a as free and reports whether it was in use.
 func (s *Space) Release(a netip.Addr) bool {
 	i := find(s.used, a)
 	if i == len(s.used) || !s.used[i].Contains(a) {
@@ -82,7 +82,7 @@ func (s *Space) Release(a netip.Addr) bool {
 	return true
 }
 
-// Allocate takes the lowest free address of hosts into use.
+// Allocate marks the lowest free address of hosts as in use and returns it.
 func (s *Space) Allocate(hosts addr.Range) (netip.Addr, bool) {
 	for _, o := range addr.Within(s.owned, hosts) {
 		a := o.First
@@ -104,12 +104,12 @@ func (s *Space) Free(r addr.Range) []addr.Range {
 	return addr.Subtract(addr.Within(s.owned, r), addr.Within(s.used, r))
 }
 
-// Donation returns the range to give to a peer that has run out of addresses
-// of subnet: the biggest free CIDR-aligned block that is at most half of what
-// is free there (rounded up, so that the last address is not kept from those
-// who need it), the highest of equal ones, as addresses are allocated from
-// below. It returns false if no address that a host may have is free. Nothing
-// is changed: the owner takes the range out by SetOwned once the ring says so.
+// Donation returns the range to give to a peer that has run out of addresses of
+// subnet: the biggest free CIDR-aligned block that is at most half of the free
+// addresses there. Half is rounded up, so that even the last address is given. Of
+// equal blocks it returns the highest, because addresses are allocated from below.
+// It returns false if no host address is free. It changes nothing: the caller
+// removes the range with SetOwned after the ring has granted it.
 func (s *Space) Donation(subnet netip.Prefix) (addr.Range, bool) {
 	hosts, err := addr.Hosts(subnet)
 	if err != nil {

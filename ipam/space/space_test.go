@@ -80,7 +80,7 @@ func TestDonation(t *testing.T) {
 	}
 }
 
-// twin is the slow one: a bool an address of 10.0.0.0/25.
+// twin is the slow, obvious Space: two bools for each address of 10.0.0.0/25.
 type twin struct{ owned, used [128]bool }
 
 func at(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
