@@ -88,13 +88,13 @@ type packet struct {
 }
 
 type node struct {
-	s      *sim
-	cfg    Config
-	core   *core // nil: dead
-	disk   *memDisk
-	number int
+	s              *sim
+	cfg            Config
+	core           *core // nil: dead
+	disk           *memDisk
+	number         int
 	diesInNextStep bool // between the write and the effects
-	digest time.Time
+	digest         time.Time
 }
 
 const simStep = 50 * time.Millisecond

@@ -23,15 +23,15 @@ import (
 	"github.com/weft-net/weft/mesh/session"
 )
 
-// maxHandshakes is how many diallers are heard at once; more wait in the
-// kernel's queue.
+// maxHandshakes is the largest number of concurrent handshakes with diallers. More
+// diallers wait in the kernel's queue.
 const maxHandshakes = 64
 
-// dialTimeout is how long a host may take to answer a dial at all. It is also
-// how long two hosts that cannot dial each other wait for a relayed session.
+// dialTimeout is how long a host may take to accept a connection. Two hosts that
+// cannot dial each other also wait that long before they try a relayed session.
 const dialTimeout = 5 * time.Second
 
-// accept hears those who dial, until the listener is closed.
+// accept handles incoming connections until the listener is closed.
 func (m *Mesh) accept(ctx context.Context) {
 	defer m.wg.Done()
 	slots := make(chan struct{}, maxHandshakes)
@@ -42,7 +42,7 @@ func (m *Mesh) accept(ctx context.Context) {
 				return
 			}
 			m.log.Warn("accept a connection", "err", err)
-			time.Sleep(50 * time.Millisecond) // out of file descriptors, most likely
+			time.Sleep(50 * time.Millisecond) // probably out of file descriptors
 			continue
 		}
 		from := addrPortOf(nc.RemoteAddr()).Addr()
@@ -62,18 +62,18 @@ func (m *Mesh) accept(ctx context.Context) {
 			if !stop() || err != nil {
 				nc.Close()
 				if err != nil && ctx.Err() == nil {
-					m.handshakeFailed(err, from.String()) // the port is another each time
+					m.handshakeFailed(err, from.String()) // without the port, which differs each time
 				}
 				return
 			}
 			if err := m.adopt(c); err != nil {
-				m.log.Debug("session not kept", "peer", c.Peer.Name, "err", err)
+				m.log.Debug("session dropped", "peer", c.Peer.Name, "err", err)
 			}
 		}()
 	}
 }
 
-// dial makes one attempt and tells the maker how it went.
+// dial makes one attempt and reports the result to the maker.
 func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
 	defer m.wg.Done()
 	n, err := m.connect(ctx, a.Addr)
@@ -83,8 +83,8 @@ func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
 	m.wakeLoop()
 }
 
-// connect dials an address and returns the peer there, if there is one; the
-// error is nil if there is a session with it now.
+// connect dials an address and returns the name of the peer there, if there is one.
+// The error is nil if there is a session with that peer now.
 func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, Control: setUserTimeout}
 	if m.cfg.Host.IsValid() {
@@ -112,14 +112,14 @@ func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 		return peer.Name{}, err
 	}
 	if err := m.adopt(c); err != nil {
-		m.log.Debug("session not kept", "peer", c.Peer.Name, "err", err)
+		m.log.Debug("session dropped", "peer", c.Peer.Name, "err", err)
 	}
 	return c.Peer.Name, nil
 }
 
-// boundUnacknowledged has the kernel break a session whose far end acknowledges
-// nothing of what was sent for as long as silence (TCP_USER_TIMEOUT, tcp(7)).
-// Sessions over a listening socket take its option over.
+// setUserTimeout makes the kernel close a connection whose far end acknowledges no
+// data for sessionTimeout (TCP_USER_TIMEOUT, tcp(7)). Accepted connections inherit
+// the option from the listening socket.
 func setUserTimeout(_, _ string, c syscall.RawConn) error {
 	var serr error
 	err := c.Control(func(fd uintptr) {
@@ -139,7 +139,7 @@ func withPort(addr string) string {
 	return net.JoinHostPort(addr, strconv.Itoa(DefaultPort))
 }
 
-// handshakeFailed counts and notes why two peers did not come together.
+// handshakeFailed counts and reports why a handshake failed.
 func (m *Mesh) handshakeFailed(err error, addr string) {
 	code := session.CodeOther
 	var r *session.Refusal
@@ -163,7 +163,8 @@ func (m *Mesh) handshakeFailed(err error, addr string) {
 	m.counters.handshakeFail[code].Add(1)
 }
 
-// judge tells what is wrong with a peer that shows a good hello.
+// checkHello returns a refusal if this peer does not want a session with a peer whose
+// hello is valid.
 func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 	no := func(c session.Code, format string, args ...any) *session.Refusal {
 		return &session.Refusal{Code: c, Reason: fmt.Sprintf(format, args...)}
@@ -175,14 +176,14 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 		case h.Key == m.cfg.Identity.Key():
 			return no(session.CodeCollision, "name collision: both peers use the identity %s: a state folder was copied; run 'weft reset' on one of the two", m.self)
 		default:
-			return no(session.CodeCollision, "name collision: both peers are called %s; give one another --name", m.self)
+			return no(session.CodeCollision, "name collision: both peers have the name %s; give one of them another --name", m.self)
 		}
 	}
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
-		return no(session.CodeOther, "the router stops")
+		return no(session.CodeOther, "the router is stopping")
 	}
 	if err := m.book.Check(h.Name, h.Key); err != nil {
 		return no(session.CodeCollision, "name collision: %v", err)
@@ -194,7 +195,7 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 			return no(session.CodeLimit, "the connection limit of %d is reached", m.cfg.ConnLimit)
 		}
 	case old.Peer.Instance == h.Instance:
-		// Two that dialled each other at once: adopt decides, alike on both sides.
+		// The two dialled each other at once. adopt decides, equally on both sides.
 	case old.silentFor(now) < pingEvery+pingEvery/2 || old.linked.Load():
 		return no(session.CodeCollision, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
 			old.RemoteAddr(), h.Name)
@@ -202,17 +203,17 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 	return nil
 }
 
-var errDuplicate = errors.New("there is a session with this peer already")
+var errDuplicate = errors.New("there is already a session with this peer")
 
-// adopt makes a session one of the mesh. Of two with one peer the one with the
-// lower ID stays, on both ends.
+// adopt adds a session to the mesh. Of two sessions with one peer, both ends keep the
+// one with the lower ID.
 func (m *Mesh) adopt(c *session.Conn) error {
 	n := newNeighbour(c)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
 		c.Close()
-		return errors.New("the router stops")
+		return errors.New("the router is stopping")
 	}
 	if err := m.book.Bind(c.Peer.Name, c.Peer.Key); err != nil {
 		c.Close()
@@ -304,8 +305,8 @@ func (m *Mesh) drop(n *neighbour) {
 	m.wakeLoop()
 }
 
-// ownAddrs returns where this peer may be dialled: the addresses it uses
-// towards its neighbours and those at which they see it.
+// ownAddrs returns the addresses at which this peer may be dialled: those that it
+// uses towards its neighbours and those at which they see it.
 func (m *Mesh) ownAddrs() []netip.AddrPort {
 	if m.cfg.Advertise != nil {
 		return m.cfg.Advertise
@@ -346,9 +347,9 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
-// sources limits how often one address may start a handshake, and how many it
-// may have under way: who says nothing after it has connected holds a slot
-// until the handshake's time is up.
+// sources limits how often one address may start a handshake, and how many handshakes
+// it may have at a time: a host that sends nothing after it has connected occupies a
+// slot until the handshake times out.
 type sources struct {
 	mu    sync.Mutex
 	known map[netip.Addr]*source
@@ -359,9 +360,9 @@ type source struct {
 	active int
 }
 
-// A source may start handshakesPerSecond, at first handshakesBurst, and have
-// handshakesAtOnce under way. Too low, and a hundred hosts behind one address
-// take long to join; too high, and one host keeps others out.
+// A source may start handshakesPerSecond with a burst of handshakesBurst, and have
+// handshakesAtOnce at a time. With lower limits a hundred hosts behind one address
+// take long to join; with higher ones a single host can block others.
 const (
 	handshakesPerSecond = 20
 	handshakesBurst     = 40
@@ -369,8 +370,8 @@ const (
 	maxSources          = 4096
 )
 
-// sourceOf is what counts as one source: an IPv4 address, or an IPv6 network
-// of 64 bits.
+// sourceOf returns the source of an address: an IPv4 address itself, or the /64 of an
+// IPv6 address.
 func sourceOf(a netip.Addr) netip.Addr {
 	if a.Is6() {
 		p, _ := a.Prefix(64)
@@ -379,7 +380,7 @@ func sourceOf(a netip.Addr) netip.Addr {
 	return a
 }
 
-// begin reports whether a may start a handshake now. If so, end must follow.
+// begin reports whether a may start a handshake now. If so, end must be called.
 func (s *sources) begin(a netip.Addr, now time.Time) bool {
 	a = sourceOf(a)
 	s.mu.Lock()

@@ -1,30 +1,30 @@
-// Package mesh is the control plane of a router: it finds the other peers,
-// keeps sessions with as many of them as it may, floods and repairs the
-// replicated state, and carries messages to any peer over any number of hops.
+// Package mesh is the control plane of a router. It finds the other peers, keeps
+// sessions with as many of them as it may, replicates state among them, and carries
+// messages to any peer over any number of hops.
 //
-// The thinking is done by step machines in sub-packages: dial (whom to dial
-// and when), topology (who is linked to whom, routes), gossip (how state
-// spreads), member (who is there). This package drives them with sockets and
-// the clock.
+// The decisions are made by step machines in sub-packages: dial (which peers to dial
+// and when), topology (links and routes), gossip (how state spreads) and member
+// (membership). This package drives them with sockets and the clock.
 //
 // # Records of a session
 //
 //	type u8 | body
 //
 //	0 ping     body: u64, the sender's clock in nanoseconds
-//	1 pong     body: that of the ping
+//	1 pong     body: the body of the ping
 //	2 gossip   body: a message of package gossip
 //	3 unicast  body: destination 6 | source 6 | hops left u8 | kind u8 | payload
-//	4 bye      body: code u8, a session.Code, ok for one that stops | reason, UTF-8; the sender closes
+//	4 bye      body: code u8, a session.Code, ok if the sender stops | reason, UTF-8; the sender closes
+//	5 alive    body: as ping, but not answered
 //
-// Types are append only; a record of an unknown type is ignored.
+// Types are append-only; a record of an unknown type is ignored.
 //
 // # Goroutines
 //
-// Run starts one loop, one acceptor, and for each session a reader and a
-// writer. The state behind mu is changed by all of them in short steps; no
-// socket is touched and no callback made while mu is held. Whoever needs only
-// to read takes the View, which is immutable.
+// Run starts one loop, one acceptor, and for each session a reader and a writer.
+// All of them change the state behind mu in short steps. Nobody touches a socket or
+// makes a callback while holding mu. Code that only reads uses the View, which is
+// immutable.
 package mesh
 
 import (
@@ -53,7 +53,7 @@ import (
 // DefaultPort is the TCP port of sessions, and the UDP port of sleeve.
 const DefaultPort = 6783
 
-// Numbers of the gossip channels. They are on the wire: append only.
+// Numbers of the gossip channels. They are on the wire: append-only.
 const (
 	ChannelTopology  uint8 = 1
 	ChannelRing      uint8 = 2
@@ -63,8 +63,8 @@ const (
 	ChannelNames     uint8 = 6
 )
 
-// Kind tells apart what unicast messages are for. They are on the wire: append
-// only.
+// Kind is the purpose of a unicast message. The numbers are on the wire:
+// append-only.
 type Kind uint8
 
 // Kinds of unicast messages.
@@ -72,45 +72,47 @@ const (
 	KindMember Kind = 1
 	KindIPAM   Kind = 2
 	KindIPAM6  Kind = 3
-	// KindLink is between two peers with a session: it is neither relayed nor
-	// taken from a relay.
+	// KindLink is for messages between two peers with a session. They are never
+	// relayed.
 	KindLink         Kind = 4
 	KindMemberStream Kind = 5
 	// KindRelayed carries the session of two peers that cannot dial each other.
 	KindRelayed Kind = 6
-	// KindPunch is between neighbours; see punch.go.
+	// KindPunch is for messages between neighbours; see punch.go.
 	KindPunch Kind = 7
 )
 
-// MaxUnicast is the most bytes of a unicast message.
+// MaxUnicast is the size limit of a unicast message, in bytes.
 const MaxUnicast = 56 << 10
 
-// Config is what a Mesh starts from.
+// Config configures a Mesh.
 type Config struct {
 	Identity *peer.Identity
 	Nickname string
-	// Host is the address to listen at, invalid for all; Port the TCP port.
+	// Host is the address to listen on, invalid for all addresses. Port is the TCP
+	// port, 0 for any free one.
 	Host netip.Addr
 	Port uint16
-	// Passwords that are accepted; the first is offered. None: a mesh without
-	// a password.
+	// Passwords are those that are accepted; the first one is offered. If there is
+	// none, the mesh has no password.
 	Passwords []string
-	// ConnLimit is the most sessions, 0 for any number.
+	// ConnLimit is the largest number of sessions, 0 for no limit.
 	ConnLimit int
-	// Discover has every member dialled, not only the targets.
+	// Discover makes the peer dial every member, not only the targets.
 	Discover bool
 	Targets  []string
-	// ShortID is the short id to begin with, 0 for that which the name gives.
-	// Which one the peer has in the end is in the Routes.
+	// ShortID is the first short id to try, 0 for one that is derived from the
+	// name. Routes has the short id that the peer gets in the end.
 	ShortID uint16
-	// Advertise is where the members are told to dial, if set; else they are
-	// told the addresses that this peer uses and is seen at.
+	// Advertise is the list of addresses at which members dial this peer. If it is
+	// nil, they are the addresses that this peer uses and those at which its
+	// neighbours see it.
 	Advertise []netip.AddrPort
-	// UDPAddr tells at which UDP address a neighbour is seen. Without it there
-	// are no relayed sessions.
+	// UDPAddr returns the UDP address at which a neighbour is seen. If it is nil
+	// there are no relayed sessions.
 	UDPAddr func(peer.Name) (netip.AddrPort, bool)
-	// ProtocolMin and ProtocolMax are for tests of versions; 0 for what this
-	// program speaks.
+	// ProtocolMin and ProtocolMax are for tests of versions; 0 for the versions that
+	// this program speaks.
 	ProtocolMin, ProtocolMax uint8
 	Log                      *slog.Logger
 }
@@ -119,29 +121,29 @@ type Config struct {
 type Neighbour struct {
 	Name     peer.Name
 	Nickname string
-	// Addr is where the peer's UDP port should be: the address at which the peer
-	// is seen with the port at which it says it listens; for a relayed session
-	// what a common neighbour sees.
+	// Addr is the probable address of the peer's UDP port: the address at which the
+	// peer is seen, with the port on which it says that it listens. For a relayed
+	// session it is the address at which a common neighbour sees the peer.
 	Addr netip.AddrPort
-	// Secret is known to the two peers alone, and another one for each session.
+	// Secret is known only to the two peers, and differs for each session.
 	Secret   [32]byte
 	Dialled  bool // this peer dialled
 	Instance uint64
 }
 
-// Observer is told what happens, in order and from one goroutine.
+// Observer is called for each event, in order and from one goroutine.
 type Observer interface {
 	NeighbourUp(Neighbour)
 	NeighbourDown(peer.Name)
-	// LinkMessage is a message of KindLink from a neighbour. It owns msg.
+	// LinkMessage is called for a message of KindLink from a neighbour. It owns msg.
 	LinkMessage(from peer.Name, msg []byte)
-	// RoutesChanged has the routes for frames, over working data links.
+	// RoutesChanged is called with the routes for frames, over working data links.
 	RoutesChanged(*topology.Routes)
-	// ViewChanged tells that who can be reached has changed.
+	// ViewChanged is called when other peers became reachable or unreachable.
 	ViewChanged(*View)
 }
 
-// Mesh is a running control plane.
+// Mesh is a control plane. Make it with New, then call Run, or Close to discard it.
 type Mesh struct {
 	// Constant after New.
 
@@ -169,22 +171,22 @@ type Mesh struct {
 	neighbours atomic.Pointer[map[peer.Name]*neighbour]
 	counters   counters
 
-	// wake has the loop go round now.
+	// loopWake starts the next round of the loop.
 	loopWake chan struct{}
 
-	// Guarded by mu. It is held for no I/O and no callback; channels of gossip
-	// may take their own lock while it is held, so none may call Mesh's methods
-	// that take mu while it holds that lock. Announce, Send and View do not.
+	// Guarded by mu. It is not held during I/O or callbacks. Gossip channels may take
+	// their own lock while it is held. So a channel that holds its lock must not call
+	// methods of Mesh that take mu; Announce, Send and View do not.
 	mu           sync.Mutex
 	topo         *topology.State
 	book         *peer.Book
 	engine       *gossip.Engine
 	maker        *dial.Maker
-	data         map[peer.Name]dataLink // what the router says of its links
+	data         map[peer.Name]dataLink // the state of links that the router reported
 	events       []func(Observer)
-	relayedTries map[peer.Name]*relayedTry // at relayed sessions
-	punches      int                       // asked for
-	pendingAddrs map[peer.Name]pendingAddr // addresses of peers whose relayed session is not there yet
+	relayedTries map[peer.Name]*relayedTry // of relayed sessions
+	punches      int                       // number of requests
+	pendingAddrs map[peer.Name]pendingAddr // addresses of peers whose relayed session is not up yet
 	problems     problems
 	closing      bool
 
@@ -212,7 +214,7 @@ type counters struct {
 	handshakeFail [session.CodeOther + 1]atomic.Uint64
 }
 
-// New prepares a Mesh and opens its port.
+// New returns a Mesh that listens on its port.
 func New(cfg Config) (*Mesh, error) {
 	m := &Mesh{
 		cfg: cfg, log: cfg.Log, self: cfg.Identity.Name,
@@ -272,7 +274,7 @@ func (m *Mesh) listen() (err error) {
 	addr := net.JoinHostPort(host, fmt.Sprint(m.cfg.Port))
 	l := net.ListenConfig{Control: setUserTimeout}
 	if m.listener, err = l.Listen(context.Background(), "tcp", addr); err != nil {
-		return fmt.Errorf("listen for peers at TCP %s: %w", addr, errors.Unwrap(err))
+		return fmt.Errorf("listen for peers on TCP %s: %w", addr, errors.Unwrap(err))
 	}
 	m.hs.Port = uint16(m.listener.Addr().(*net.TCPAddr).Port)
 	return nil
@@ -305,23 +307,23 @@ func (m *Mesh) prepareHandshakes() error {
 	return nil
 }
 
-// Register adds a replicated state. Call it before Run.
+// Register adds a replicated state under the number of its channel. Call it before
+// Run.
 func (m *Mesh) Register(channel uint8, c gossip.Channel) { m.engine.Register(channel, c) }
 
-// Handle has f called with each unicast message of a kind, which f then owns.
-// F is called from the readers of sessions: it must not block. Call Handle
-// before Run.
+// Handle registers f for unicast messages of a kind. f owns the message. It is called
+// by the readers of sessions, so it must not block. Call Handle before Run.
 func (m *Mesh) Handle(k Kind, f func(from peer.Name, msg []byte)) { m.handlers[k] = f }
 
-// Close gives back what New opened, if Run will not be called.
+// Close releases the resources of a Mesh that is not run.
 func (m *Mesh) Close() {
 	m.listener.Close()
 	m.members.Close()
 	m.relayedStreams.Close()
 }
 
-// Run drives the mesh until ctx is done; then it takes leave of the others and
-// returns when all that it started has ended.
+// Run drives the mesh until ctx is done. Then it says goodbye to the other peers, and
+// returns after all its goroutines have ended.
 func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	m.wg.Add(1)
 	go m.accept(ctx)
@@ -336,7 +338,7 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 	for _, relayed := range []bool{true, false} {
 		for _, n := range *m.neighbours.Load() {
 			if n.relayed == relayed {
-				n.goodbye(session.CodeOK, "the router stops")
+				n.goodbye(session.CodeOK, "the router is stopping")
 			}
 		}
 	}
@@ -347,15 +349,15 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 
 // Times of the loop.
 const (
-	// routesEvery is how often at most routes are worked out: a mesh that comes
-	// up changes a hundred times a second.
+	// routesInterval is the least time between two computations of routes: a mesh
+	// that starts changes a hundred times a second.
 	routesInterval = 50 * time.Millisecond
-	// soonest is the least time from one round that only a timer asked for to the
-	// next.
+	// minRoundInterval is the least time between two rounds that only the timer
+	// starts.
 	minRoundInterval = 10 * time.Millisecond
 )
 
-// loop does what is due, when it is due and when it is woken.
+// loop runs a round whenever something is due or loopWake is signalled.
 func (m *Mesh) loop(ctx context.Context, o Observer) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -372,14 +374,14 @@ func (m *Mesh) loop(ctx context.Context, o Observer) {
 	}
 }
 
-// rounds is what one round of the loop leaves to the next.
+// loopState is the state that a round of the loop leaves for the next one.
 type loopState struct {
-	generation uint64    // of the topology that the routes are of
-	routesAt   time.Time // when they were worked out
-	slowAt     time.Time // when to do next what is done every pingEvery
+	generation uint64    // of the topology from which the routes were computed
+	routesAt   time.Time // when they were computed
+	slowAt     time.Time // the next time for work that is due every pingEvery
 }
 
-// round does what is due and returns when the next round is.
+// round does all work that is due and returns the time of the next round.
 func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopState) (next time.Time) {
 	m.takeAnnouncements()
 	m.mu.Lock()
@@ -408,8 +410,8 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 	case now.Before(due):
 		next = due
 	default:
-		// Here, where changes that came together are worked off together: each
-		// choice of an id is told to the whole mesh.
+		// Choose an id here, where changes that came together are handled together:
+		// each choice is announced to the whole mesh.
 		if delta := m.topo.SettleShortID(); delta != nil {
 			m.engine.Announce(ChannelTopology, delta)
 		}
@@ -443,7 +445,7 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 	return next
 }
 
-// pingAll gives neighbours a sign of life. It is called with mu held.
+// pingAll sends neighbours a sign of life. It is called with mu held.
 func (m *Mesh) pingAll(now time.Time) {
 	all := now.UnixNano()/int64(pingEvery)%linkedPingFactor == 0
 	for _, n := range *m.neighbours.Load() {
@@ -453,7 +455,7 @@ func (m *Mesh) pingAll(now time.Time) {
 	}
 }
 
-// poke has the loop go round soon.
+// wakeLoop starts a round of the loop soon.
 func (m *Mesh) wakeLoop() {
 	select {
 	case m.loopWake <- struct{}{}:
@@ -461,7 +463,7 @@ func (m *Mesh) wakeLoop() {
 	}
 }
 
-// rouse has the writers of neighbours ask the engine for messages.
+// wakeWriters makes the writers of neighbours ask the engine for messages.
 func (m *Mesh) wakeWriters(names []peer.Name) {
 	all := *m.neighbours.Load()
 	for _, name := range names {
@@ -471,8 +473,8 @@ func (m *Mesh) wakeWriters(names []peer.Name) {
 	}
 }
 
-// Announce spreads a change of a registered channel. It does not block and
-// calls nothing back.
+// Announce spreads a change of a registered channel. It neither blocks nor makes a
+// callback.
 func (m *Mesh) Announce(channel uint8, delta []byte) {
 	m.announceMu.Lock()
 	m.announced = append(m.announced, announcement{channel, delta})
@@ -499,7 +501,7 @@ func (m *Mesh) takeAnnouncements() {
 	}
 }
 
-// SetData tells what the router has found of its data link to a neighbour.
+// SetData reports the state of the router's data link to a neighbour.
 func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 	m.mu.Lock()
 	l := m.data[n]
@@ -515,7 +517,7 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 	m.wakeLoop()
 }
 
-// updateLinks puts what this peer has with its neighbours into its entry.
+// updateLinks publishes the sessions and data links of this peer in its entry.
 func (m *Mesh) updateLinks() {
 	var links []topology.Link
 	for name, n := range *m.neighbours.Load() {
@@ -536,16 +538,16 @@ func (m *Mesh) updateLinks() {
 	}
 }
 
-// noteRefusals logs the entries that were not taken in.
+// reportRefusals logs the entries that were not merged.
 func (m *Mesh) reportRefusals() {
 	for _, r := range m.topo.Refused() {
 		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Owner, m.displayName(r.From), r.Cause)
 		if m.problems.record(text, time.Now()) {
 			m.log.Warn("topology entry refused", "peer", r.Owner, "from", r.From, "err", r.Cause)
 		}
-		// Who is honest passes nothing on that it has not checked.
+		// An honest peer checks every entry before it passes it on.
 		if n := m.direct(r.From); n != nil && errors.Is(r.Cause, topology.ErrForged) {
-			reason := fmt.Sprintf("it handed over an entry of peer %s: %v", r.Owner, r.Cause)
+			reason := fmt.Sprintf("it passed on an entry of peer %s: %v", r.Owner, r.Cause)
 			m.events = append(m.events, func(Observer) { n.goodbye(session.CodeOther, reason) })
 		}
 	}
@@ -564,7 +566,7 @@ func (m *Mesh) memberChanged(e member.Event) {
 	m.wakeLoop()
 }
 
-// Connect adds targets; with replace, those not among them are forgotten.
+// Connect adds targets. If replace is set it forgets all others.
 func (m *Mesh) Connect(targets []string, replace bool) {
 	m.mu.Lock()
 	keep := make(map[string]bool)
@@ -583,7 +585,7 @@ func (m *Mesh) Connect(targets []string, replace bool) {
 	m.wakeLoop()
 }
 
-// Forget drops targets and returns those that were none.
+// Forget drops targets, and returns the addresses that were not targets.
 func (m *Mesh) Forget(targets []string) (unknown []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -602,11 +604,11 @@ func (m *Mesh) Targets() []string {
 	return m.maker.Targets()
 }
 
-// Self is this peer's name.
+// Self returns this peer's name.
 func (m *Mesh) Self() peer.Name { return m.self }
 
-// Identity signs for this peer.
+// Identity returns this peer's identity.
 func (m *Mesh) Identity() *peer.Identity { return m.cfg.Identity }
 
-// Port is the TCP port at which the mesh listens.
+// Port returns the TCP port on which the mesh listens.
 func (m *Mesh) Port() uint16 { return m.hs.Port }

@@ -61,8 +61,8 @@ func (n *node) RoutesChanged(r *topology.Routes) {
 
 func (n *node) ViewChanged(*View) {}
 
-// TestMain lets more tests run at a time than there are CPUs: they wait for
-// clocks, not for the CPU.
+// TestMain lets more tests run in parallel than there are CPUs: they wait for timers,
+// not for the CPU.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if err := flag.Set("test.parallel", "16"); err != nil {
@@ -123,7 +123,7 @@ func to(nodes ...*node) option {
 func noDiscovery(c *Config)       { c.Discover = false }
 func password(p ...string) option { return func(c *Config) { c.Passwords = p } }
 
-// eventually waits until ok holds, and fails the test after a while.
+// eventually waits until ok returns true, and fails the test after 20 s.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	if poll.Until(20*time.Second, 10*time.Millisecond, poll.True(ok)) != nil {
@@ -131,7 +131,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// sessions counts those over TCP.
+// sessions returns how many sessions over TCP n has.
 func (n *node) sessions() (count int) {
 	for _, s := range n.Status().Sessions {
 		if !s.Relayed {
@@ -141,7 +141,7 @@ func (n *node) sessions() (count int) {
 	return count
 }
 
-// sees reports whether n can reach exactly these.
+// sees reports whether n can reach exactly these nodes.
 func (n *node) sees(others ...*node) bool {
 	var want []peer.Name
 	for _, o := range others {
@@ -173,9 +173,9 @@ func TestMessagesAreRelayedOverALine(t *testing.T) {
 	b := start(t, noDiscovery, to(a))
 	c := start(t, noDiscovery, to(b))
 	d := start(t, noDiscovery, to(c))
-	// The relays too: they pass news on before they work out routes from it,
-	// and a message that meets one without a route is lost.
-	eventually(t, "all see all", func() bool {
+	// The relays too: they pass news on before they compute routes from it, and a
+	// relay without a route drops the message.
+	eventually(t, "all peers see all others", func() bool {
 		return a.sees(b, c, d) && b.sees(a, c, d) && c.sees(a, b, d) && d.sees(a, b, c)
 	})
 	if a.sessions() != 1 || d.sessions() != 1 {
@@ -190,10 +190,10 @@ func TestMessagesAreRelayedOverALine(t *testing.T) {
 		return slices.Equal(d.got, []string{a.Self().String() + " hello"})
 	})
 	if b.Status().Relayed == 0 {
-		t.Error("the relay counts nothing")
+		t.Error("the relay does not count the message")
 	}
 	if err := a.Send(peer.Name{2, 9}, KindIPAM, nil); err == nil {
-		t.Error("a message to nobody goes")
+		t.Error("a message to an unknown peer is sent")
 	}
 	if err := a.Send(d.Self(), KindLink, nil); err == nil {
 		t.Error("a link message is relayed")
@@ -247,8 +247,8 @@ func TestFrameRoutesFollowDataLinks(t *testing.T) {
 	eventually(t, "no route", func() bool { return !routed() })
 }
 
-// Peers that launch with one short id, one of them behind the other, have
-// different ones soon, the lower name keeps it, and every router is told.
+// Peers that start with the same short id soon have different ones. The peer with the
+// lowest name keeps it, and the routes of every peer show the ids.
 func TestContestedShortIDIsSettledEverywhere(t *testing.T) {
 	t.Parallel()
 	same := func(c *Config) { c.ShortID = 77 }
@@ -270,7 +270,7 @@ func TestContestedShortIDIsSettledEverywhere(t *testing.T) {
 		}
 		return ids, names
 	}
-	eventually(t, "three ids, known alike", func() bool {
+	eventually(t, "three ids, the same on all peers", func() bool {
 		want, _ := reported(a)
 		for _, n := range all {
 			ids, names := reported(n)
@@ -281,7 +281,7 @@ func TestContestedShortIDIsSettledEverywhere(t *testing.T) {
 		return true
 	})
 	if _, err := New(Config{Identity: a.Identity(), ShortID: topology.MaxShortID + 1}); err == nil {
-		t.Error("starts with a short id that does not exist")
+		t.Error("an invalid short id is accepted")
 	}
 }
 
@@ -332,16 +332,16 @@ func TestBothPeersReportWhyASessionIsRefused(t *testing.T) {
 			t.Parallel()
 			a := start(t, c.a...)
 			b := start(t, append(c.b, to(a))...)
-			eventually(t, "the dialler says "+c.say, b.hasProblem(c.say))
-			eventually(t, "the responder says "+c.say, a.hasProblem(c.say))
+			eventually(t, "the dialler reports "+c.say, b.hasProblem(c.say))
+			eventually(t, "the responder reports "+c.say, a.hasProblem(c.say))
 			if a.sessions() != 0 || b.sessions() != 0 {
-				t.Error("a session all the same")
+				t.Error("there is a session although it was refused")
 			}
 		})
 	}
 }
 
-// A copy of a peer that is already in the mesh, met at a third peer.
+// A copy of a peer that is already in the mesh connects to a third peer.
 func TestCloneMetAtAThirdPeerIsRefused(t *testing.T) {
 	t.Parallel()
 	id, err := peer.NewIdentity(rand.Reader)
@@ -351,12 +351,12 @@ func TestCloneMetAtAThirdPeerIsRefused(t *testing.T) {
 	same := func(c *Config) { c.Identity = id }
 	hub := start(t, noDiscovery)
 	first := start(t, noDiscovery, same, to(hub))
-	eventually(t, "the first is in", func() bool { return hub.sees(first) })
+	eventually(t, "the first peer is in the mesh", func() bool { return hub.sees(first) })
 	second := start(t, noDiscovery, same, to(hub))
-	eventually(t, "the hub says so", hub.hasProblem("another live peer"))
-	eventually(t, "the clone says so", second.hasProblem("another live peer"))
+	eventually(t, "the hub reports it", hub.hasProblem("another live peer"))
+	eventually(t, "the clone reports it", second.hasProblem("another live peer"))
 	if !hub.sees(first) {
-		t.Error("the first has lost its place")
+		t.Error("the first peer was dropped")
 	}
 }
 
@@ -379,7 +379,7 @@ func TestConnectionLimitStillReachesAll(t *testing.T) {
 	d := start(t, limit, to(c))
 	all := []*node{a, b, c, d}
 	for _, n := range all {
-		eventually(t, "all reach all", func() bool { return n.sees(all...) && n.sessions() <= 2 })
+		eventually(t, "all peers reach all others", func() bool { return n.sees(all...) && n.sessions() <= 2 })
 	}
 }
 
@@ -391,11 +391,11 @@ func TestRestartedPeerComesBack(t *testing.T) {
 	}
 	a := start(t)
 	b := start(t, to(a), func(c *Config) { c.Identity = id })
-	eventually(t, "both in", func() bool { return a.sees(b) && b.sees(a) })
+	eventually(t, "both peers in the mesh", func() bool { return a.sees(b) && b.sees(a) })
 	b.stop()
-	eventually(t, "one left", func() bool { return a.sessions() == 0 })
+	eventually(t, "the session to be gone", func() bool { return a.sessions() == 0 })
 	again := start(t, to(a), func(c *Config) { c.Identity = id })
-	eventually(t, "back", func() bool { return a.sees(again) && again.sees(a) })
+	eventually(t, "both peers in the mesh again", func() bool { return a.sees(again) && again.sees(a) })
 }
 
 func TestStopIsSafeAtAnyTime(t *testing.T) {
@@ -406,14 +406,14 @@ func TestStopIsSafeAtAnyTime(t *testing.T) {
 	}
 }
 
-// Two peers that cannot dial each other get a session through the hub, and
-// are both told where the hub sees the other's UDP port.
+// Two peers that cannot dial each other get a session through the hub. Both learn the
+// address at which the hub sees the other's UDP port.
 func TestPeersThatCannotDialEachOtherPunchHoles(t *testing.T) {
 	t.Parallel()
 	seen := func(n peer.Name) (netip.AddrPort, bool) {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, n[4], n[5]}), 6783), true
 	}
-	// Nothing listens at the addresses that they tell the others.
+	// Nothing listens at the addresses that they advertise.
 	translated := func(c *Config) { c.Advertise = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")} }
 	hub := start(t, udp(seen))
 	a, b := start(t, translated, to(hub), udp(seen)), start(t, translated, to(hub), udp(seen))
@@ -430,33 +430,33 @@ func TestPeersThatCannotDialEachOtherPunchHoles(t *testing.T) {
 			return n.up[of.Self()].Addr == want
 		}
 	}
-	eventually(t, "a is told of b", reported(a, b))
-	eventually(t, "b is told of a", reported(b, a))
+	eventually(t, "the address of b at a", reported(a, b))
+	eventually(t, "the address of a at b", reported(b, a))
 	a.mu.Lock()
 	b.mu.Lock()
 	x, y := a.up[b.Self()], b.up[a.Self()]
 	a.mu.Unlock()
 	b.mu.Unlock()
 	if x.Secret != y.Secret || x.Secret == [32]byte{} {
-		t.Error("the two have no secret in common")
+		t.Error("the two peers do not share a secret")
 	}
 	if err := a.Send(b.Self(), KindLink, []byte("offer")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "link messages go", func() bool {
+	eventually(t, "a link message at b", func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		return slices.Equal(b.links, []string{a.Self().String() + " offer"})
 	})
 	a.SetData(b.Self(), true, time.Millisecond)
 	b.SetData(a.Self(), true, time.Millisecond)
-	eventually(t, "frames go directly", func() bool {
+	eventually(t, "a direct route for frames", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		return a.route.Unicast[b.Self()] == b.Self()
 	})
 	hub.stop()
-	eventually(t, "the link ends with what carried its session", func() bool {
+	eventually(t, "the end of the link after the session that carried it", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		_, up := a.up[b.Self()]
@@ -468,8 +468,7 @@ func udp(f func(peer.Name) (netip.AddrPort, bool)) option {
 	return func(c *Config) { c.UDPAddr = f }
 }
 
-// Who connects and says nothing does not keep others out, nor the router from
-// stopping at once.
+// Connections that send nothing neither block other peers nor delay the stop.
 func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	a := start(t)
@@ -480,7 +479,7 @@ func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 		}
 		t.Cleanup(func() { c.Close() })
 	}
-	eventually(t, "most are turned away", func() bool { return a.Status().HandshakeFailures["busy"] >= maxHandshakes })
+	eventually(t, "most connections refused", func() bool { return a.Status().HandshakeFailures["busy"] >= maxHandshakes })
 	a.sources.mu.Lock()
 	busy := a.sources.known[netip.MustParseAddr("127.0.0.1")].active
 	a.sources.mu.Unlock()
@@ -505,7 +504,7 @@ func TestFullQueueToANeighbourIsBoundedInBytes(t *testing.T) {
 	}
 }
 
-// liar shows one key and signs with another.
+// forger shows one key and signs with another.
 type forger struct{ shown, signer peer.Signer }
 
 func (l forger) Key() peer.Key                          { return l.shown.Key() }
@@ -534,9 +533,9 @@ func TestForgedEntryIsRefusedAndReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Announce(ChannelTopology, deltas[0])
-	eventually(t, "a says so", a.hasProblem("not signed by its owner"))
-	eventually(t, "b is told", b.hasProblem("not signed by its owner"))
+	eventually(t, "a reports it", a.hasProblem("not signed by its owner"))
+	eventually(t, "b reports it", b.hasProblem("not signed by its owner"))
 	if a.View().Reachable(victim.Name) || a.View().Nickname(victim.Name) != "" {
-		t.Error("the entry was taken in")
+		t.Error("the entry was merged")
 	}
 }

@@ -25,46 +25,46 @@ const (
 )
 
 const (
-	// pingEvery is how often a neighbour gets a sign of life: all of them at once
-	// and, where clocks agree, from all peers at once, so that a router with many
-	// neighbours is woken seldom.
+	// pingEvery is how often a neighbour gets a sign of life. All neighbours get it at
+	// the same time and, if clocks agree, all peers send it at the same time, so that
+	// a router with many neighbours is rarely woken.
 	pingEvery = 2 * time.Second
-	// calm is in how many of these moments a neighbour gets none but one, while
-	// the router's link with it is up: then its heartbeats tell that the peer
-	// lives, and TCP reports whether what is sent is taken.
+	// A neighbour with which the router has a working link gets only one in
+	// linkedPingFactor signs of life: the heartbeats of the link show that the peer
+	// is alive, and TCP shows whether it receives.
 	linkedPingFactor = 5
-	// silence is how long a neighbour may say nothing before it counts as gone.
-	// With less, a busy host is taken for dead; with more, its loss is noticed
-	// later than the ten seconds that weft promises.
+	// sessionTimeout is how long a neighbour may be silent before it counts as lost.
+	// If it is shorter, a busy host counts as lost; if it is longer, a loss is
+	// noticed later than the ten seconds that weft promises.
 	sessionTimeout = 8 * time.Second
-	// lastWord is how long a neighbour has to speak after its link went down.
+	// linkDownTimeout is how long a neighbour may be silent after its link went down.
 	linkDownTimeout = 1500 * time.Millisecond
-	// MaxControl is how many records wait for one neighbour ahead of gossip, and
-	// maxControlBytes how large they may be together. A full queue drops the
-	// newest and counts it.
+	// MaxControl is the largest number of records that wait for one neighbour, ahead
+	// of gossip, and maxControlBytes their largest total size. A full queue drops
+	// the newest record and counts the drop.
 	MaxControl      = 1024
 	maxControlBytes = 4 << 20
 )
 
-// neighbour is a session while it stands.
+// neighbour is an established session with a peer.
 type neighbour struct {
 	// Constant.
 
 	*session.Conn
 	name    peer.Name
 	since   time.Time
-	relayed bool // its session is carried by others; see relayed.go
+	relayed bool // other peers carry the session; see relayed.go
 
 	// Guarded by Mesh.mu.
 
-	addrAskedAt time.Time // when its address was, if relayed
+	addrAskedAt time.Time // of a relayed session: when its address was last asked for
 
-	// Safe for all.
+	// Safe for concurrent use.
 
 	control       chan []byte // records ready to send
 	writerWake    chan struct{}
 	pings         chan byte     // a record type: recPing or recAlive, which is not answered
-	done          chan struct{} // closed by shut
+	done          chan struct{} // closed by terminate
 	terminateOnce sync.Once
 	cause         atomic.Pointer[error]
 	lastHeard     atomic.Int64 // Unix time in nanoseconds
@@ -73,7 +73,7 @@ type neighbour struct {
 	queued        atomic.Int64 // bytes in control
 	saidGoodbye   atomic.Bool  // it said goodbye
 	linked        atomic.Bool  // the router's link with it is up
-	// punched is where the router was told that a relayed one is.
+	// punchedAddr is the address of a relayed neighbour that the router was told.
 	punchedAddr atomic.Pointer[netip.AddrPort]
 }
 
@@ -91,12 +91,12 @@ func newNeighbour(c *session.Conn) *neighbour {
 
 func (n *neighbour) rtt() time.Duration { return time.Duration(n.rttNano.Load()) }
 
-// quiet tells for how long nothing was heard.
+// silentFor returns how long the neighbour has been silent.
 func (n *neighbour) silentFor(now time.Time) time.Duration {
 	return now.Sub(time.Unix(0, n.lastHeard.Load()))
 }
 
-// timeout is how long the neighbour may say nothing.
+// timeout returns how long the neighbour may be silent.
 func (n *neighbour) timeout() time.Duration {
 	if n.linked.Load() {
 		return 3 * linkedPingFactor * pingEvery
@@ -104,8 +104,7 @@ func (n *neighbour) timeout() time.Duration {
 	return sessionTimeout
 }
 
-// setLinked takes in that the router's link with the neighbour came up or went
-// down.
+// setLinked records whether the router's link with the neighbour is up.
 func (n *neighbour) setLinked(up bool) {
 	switch was := n.linked.Swap(up); {
 	case up && !was:
@@ -116,8 +115,8 @@ func (n *neighbour) setLinked(up bool) {
 	}
 }
 
-// ping has a sign of life sent. With a link, whose round trip the router
-// measures, no answer is asked for.
+// ping sends a sign of life. It asks for no answer if there is a link, because the
+// router measures the round trip of the link.
 func (n *neighbour) ping() {
 	typ := byte(recPing)
 	if n.linked.Load() {
@@ -125,7 +124,7 @@ func (n *neighbour) ping() {
 	}
 	select {
 	case n.pings <- typ:
-	default: // the last one could not be sent yet
+	default: // the last one was not sent yet
 	}
 }
 
@@ -152,7 +151,7 @@ func (n *neighbour) push(rec []byte) error {
 	return errQueueFull
 }
 
-// shut ends the session for a reason. The first reason stays.
+// terminate ends the session. If it is called again, the first cause stays.
 func (n *neighbour) terminate(cause error) {
 	n.terminateOnce.Do(func() {
 		n.cause.Store(&cause)
@@ -168,14 +167,14 @@ func (n *neighbour) err() error {
 	return nil
 }
 
-// goodbye tells the far end why, and ends the session.
+// goodbye ends the session and tells the far end the reason.
 func (n *neighbour) goodbye(code session.Code, reason string) {
 	_ = n.SetWriteDeadline(time.Now().Add(time.Second))
 	_ = n.WriteRecord(append([]byte{recBye, byte(code)}, reason...))
 	n.terminate(errors.New(reason))
 }
 
-// addr is where the neighbour's UDP port should be.
+// addr returns the probable address of the neighbour's UDP port.
 func (n *neighbour) addr() netip.AddrPort {
 	a, ok := n.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -184,7 +183,7 @@ func (n *neighbour) addr() netip.AddrPort {
 	return netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), n.Peer.Port)
 }
 
-// write sends what waits, control before gossip, and pings.
+// write sends queued records, control before gossip, and pings.
 func (m *Mesh) write(n *neighbour) {
 	defer m.wg.Done()
 	send := func(rec []byte) bool {
@@ -230,7 +229,7 @@ func (m *Mesh) write(n *neighbour) {
 			}
 		case <-n.writerWake:
 			if n.relayed {
-				continue // no gossip: what carries the session gossips already
+				continue // no gossip: the sessions that carry this one gossip already
 			}
 			m.mu.Lock()
 			msg := m.engine.Next(n.name)
@@ -246,7 +245,7 @@ func (m *Mesh) write(n *neighbour) {
 	}
 }
 
-// read takes in what the neighbour sends until the session ends.
+// read handles the records of the neighbour until the session ends.
 func (m *Mesh) read(n *neighbour) {
 	defer m.wg.Done()
 	for {
@@ -256,7 +255,7 @@ func (m *Mesh) read(n *neighbour) {
 			var timeout net.Error
 			switch {
 			case errors.As(err, &timeout) && timeout.Timeout():
-				err = fmt.Errorf("nothing heard for %v", n.silentFor(time.Now()).Round(time.Second))
+				err = fmt.Errorf("the peer has been silent for %v", n.silentFor(time.Now()).Round(time.Second))
 			case errors.Is(err, io.EOF):
 				err = errors.New("the peer closed the connection")
 			}
@@ -272,10 +271,10 @@ func (m *Mesh) read(n *neighbour) {
 	m.drop(n)
 }
 
-// receive takes in one record. An error ends the session.
+// receive handles one record. An error ends the session.
 func (m *Mesh) receive(n *neighbour, rec []byte) error {
 	if len(rec) == 0 {
-		return errors.New("an empty record")
+		return errors.New("empty record")
 	}
 	body := rec[1:]
 	switch rec[0] {
@@ -293,7 +292,7 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 		}
 	case recGossip:
 		if n.relayed {
-			return errors.New("gossip in a relayed session")
+			return errors.New("gossip over a relayed session")
 		}
 		m.mu.Lock()
 		changed, err := m.engine.Receive(n.name, body)
@@ -312,16 +311,16 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 		m.unicast(n, body)
 	case recBye:
 		if len(body) == 0 {
-			return errors.New("the peer ended the session without a word")
+			return errors.New("the peer ended the session without a reason")
 		}
 		code, reason := session.Code(body[0]), printable(body[1:])
 		if code == session.CodeOK {
 			n.saidGoodbye.Store(true)
 		} else {
 			m.counters.handshakeFail[min(code, session.CodeOther)].Add(1)
-			m.recordProblem(fmt.Sprintf("session with %s ended by it: %s", m.displayName(n.name), reason))
+			m.recordProblem(fmt.Sprintf("peer %s ended the session: %s", m.displayName(n.name), reason))
 		}
-		return fmt.Errorf("the peer said: %s", reason)
+		return fmt.Errorf("the peer ended the session: %s", reason)
 	}
 	return nil
 }

@@ -9,15 +9,16 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// A message of KindPunch is between a peer and a neighbour that it has in
-// common with another peer:
+// A message of KindPunch travels between a peer and a neighbour that it has in common
+// with another peer:
 //
 //	kind u8 | name 6 | IP 16 | port u16
 //
-//	0 ask      where do you see the UDP port of name? Tell it of me too. No IP, no port
-//	1 answer   name's UDP port is seen there: send to it now
+//	0 ask      At which address do you see the UDP port of name? Tell name mine, too.
+//	           IP and port are absent.
+//	1 answer   The UDP port of name is seen at this address: send to it now.
 //
-// IPv4 addresses are in IPv6-mapped form, numbers big endian.
+// IPv4 addresses are in IPv6-mapped form; numbers are big-endian.
 const (
 	punchAsk    = 0
 	punchAnswer = 1
@@ -25,8 +26,8 @@ const (
 	punchLen    = punchAskLen + 16 + 2
 )
 
-// askToPunch asks one of the neighbours that both have a link with, another one
-// each time. It is called with mu held, by the end that began the session.
+// askToPunch asks one of the neighbours with which both peers have a link, a different
+// one each time. It is called with mu held, by the end that started the session.
 func (m *Mesh) askToPunch(n peer.Name) {
 	between := m.view.Load().graph.Common(n, topology.LinkSession|topology.LinkData)
 	if len(between) == 0 {
@@ -36,7 +37,7 @@ func (m *Mesh) askToPunch(n peer.Name) {
 	_ = m.Send(between[m.punches%len(between)], KindPunch, append([]byte{punchAsk}, n[:]...))
 }
 
-// punch takes in a message of KindPunch from a neighbour.
+// punch handles a message of KindPunch from a neighbour.
 func (m *Mesh) punch(from peer.Name, msg []byte) {
 	switch {
 	case len(msg) >= punchAskLen && msg[0] == punchAsk && m.cfg.UDPAddr != nil:
@@ -59,22 +60,23 @@ func (m *Mesh) punch(from peer.Name, msg []byte) {
 			m.setPunchedAddr(n, addr)
 			m.wakeLoop()
 		} else if m.topo.Entry(about) != nil {
-			m.pendingAddrs[about] = pendingAddr{addr, time.Now()} // its session stands at the far end only, yet
+			m.pendingAddrs[about] = pendingAddr{addr, time.Now()} // so far the session is up only at the far end
 		}
 	}
 }
 
-// early is the address of a peer that came before the end of the handshake.
+// pendingAddr is the address of a peer that arrived before the handshake with the peer
+// was complete.
 type pendingAddr struct {
 	addr netip.AddrPort
 	at   time.Time
 }
 
-// aim tells the router where a peer is. It is called with mu held.
+// setPunchedAddr tells the router the address of a peer. It is called with mu held.
 func (m *Mesh) setPunchedAddr(n *neighbour, addr netip.AddrPort) {
 	before := n.punchedAddr.Swap(&addr)
 	if m.data[n.name].up || before != nil && *before == addr {
-		return // the router is at it
+		return // the router already uses it
 	}
 	up := Neighbour{Name: n.name, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance}
 	if before != nil {

@@ -11,37 +11,37 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// Two peers behind address translation cannot dial each other, but their UDP
-// packets can meet if both send at once. For that they need keys, and so a
-// session: the same handshake and the same records as over TCP, carried as a
-// stream by the peers between them, who cannot read it. It is used for the
-// link alone (KindLink); everything else goes as before.
+// Two peers behind address translation cannot dial each other, but their UDP packets
+// can pass if both send at the same time (hole punching). For that they need keys,
+// and so a session. A relayed session has the same handshake and the same records as
+// one over TCP, but is carried as a stream by the peers between the two, which cannot
+// read it. It is used only for the link (KindLink); all other messages go over the
+// other sessions.
 //
-// The peer with the lower name begins, once a direct attempt has failed.
+// The peer with the lower name starts it after a direct attempt has failed.
 
 const (
-	// relayedAgain is how long a peer is left alone after the first relayed
-	// session with it was begun; each further time it is twice as long, up to
-	// relayedSeldom. Many translators let no packet through, and attempts fill
-	// their tables.
+	// relayedRetryMin is the time from the first attempt at a relayed session with a
+	// peer to the second. It doubles with each attempt, up to relayedRetryMax. Many
+	// translators let no packet through, and attempts fill their tables.
 	relayedRetryMin = time.Minute
 	relayedRetryMax = 32 * time.Minute
-	// punchTimeout is how long the link may take to come up, and punchAgain how
-	// often meanwhile the peer's address is asked for.
+	// punchTimeout is how long the link may take to come up. Until then the peer's
+	// address is asked for every punchInterval.
 	punchTimeout  = 30 * time.Second
 	punchInterval = 5 * time.Second
-	// maxRelayedDials is how many are begun in one round of the loop.
+	// maxRelayedDials is how many attempts one round of the loop starts.
 	maxRelayedDials = 8
 )
 
-// try is the record of attempts at a relayed session with one peer.
+// relayedTry records the attempts at a relayed session with one peer.
 type relayedTry struct {
 	next  time.Time
 	delay time.Duration
 }
 
-// relayedDue returns the peers to begin a relayed session with now. It is
-// called with mu held.
+// relayedDue returns the peers with which to start a relayed session now. It is called
+// with mu held.
 func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 	neighbours, v := *m.neighbours.Load(), m.view.Load()
 	for n, d := range neighbours {
@@ -52,7 +52,7 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 		case now.Sub(d.since) > punchTimeout && now.Sub(l.changed) > punchTimeout:
 			d.terminate(errNoPackets)
 		case d.Dialled && now.Sub(d.addrAskedAt) > punchInterval:
-			// An answer may have been lost, or the address be another by now.
+			// An answer may have been lost, or the address may have changed.
 			d.addrAskedAt = now
 			m.askToPunch(n)
 		}
@@ -83,8 +83,8 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 	return due
 }
 
-// tryAgain reports whether it is time for a relayed session with n, and if so
-// lets twice as long pass until the next.
+// relayedRetryDue reports whether it is time for a relayed session with n. If so, it
+// doubles the time until the next attempt.
 func (m *Mesh) relayedRetryDue(n peer.Name, now time.Time) bool {
 	t := m.relayedTries[n]
 	if t == nil {
@@ -103,7 +103,7 @@ func (m *Mesh) dialRelayed(n peer.Name) {
 	defer m.wg.Done()
 	nc, err := m.relayedStreams.Dial(n)
 	if err != nil {
-		m.log.Debug("relayed session", "peer", n, "err", err)
+		m.log.Debug("relayed session failed", "peer", n, "err", err)
 		return
 	}
 	m.handshakeRelayed(n, nc, session.Dial)
@@ -133,7 +133,7 @@ func (m *Mesh) handshakeRelayed(n peer.Name, nc net.Conn, shake func(net.Conn, *
 	}
 	if err != nil {
 		nc.Close()
-		m.log.Debug("relayed session", "peer", n, "err", err)
+		m.log.Debug("relayed session failed", "peer", n, "err", err)
 	}
 }
 
@@ -142,11 +142,11 @@ func (m *Mesh) checkRelayedHello(n peer.Name, h *session.Hello) *session.Refusal
 	defer m.mu.Unlock()
 	switch err := m.book.Check(h.Name, h.Key); {
 	case h.Name != n:
-		return &session.Refusal{Code: session.CodeCollision, Reason: fmt.Sprintf("peer %s answers for %s", h.Name, n)}
+		return &session.Refusal{Code: session.CodeCollision, Reason: fmt.Sprintf("peer %s answers in place of %s", h.Name, n)}
 	case err != nil:
 		return &session.Refusal{Code: session.CodeCollision, Reason: err.Error()}
 	case m.closing:
-		return &session.Refusal{Code: session.CodeOther, Reason: "the router stops"}
+		return &session.Refusal{Code: session.CodeOther, Reason: "the router is stopping"}
 	case m.direct(n) != nil:
 		return &session.Refusal{Code: session.CodeDuplicate, Reason: errDuplicate.Error()}
 	}
@@ -183,6 +183,6 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 }
 
 var (
-	errDirect    = errors.New("a direct session has taken its place")
-	errNoPackets = errors.New("no packet came through")
+	errDirect    = errors.New("replaced by a direct session")
+	errNoPackets = errors.New("no UDP packet of the peer arrived")
 )

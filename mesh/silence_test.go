@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// valve passes TCP connections on to a peer until it is shut; then what comes
-// is neither passed on nor refused.
+// valve forwards TCP connections to a peer until it is shut. Then it drops all data,
+// but keeps the connections open.
 type valve struct {
 	net.Listener
 	to   string
@@ -60,10 +60,9 @@ func (v *valve) pass(from, to net.Conn) {
 	}
 }
 
-// TestASilentPeerIsMissed: sessions whose links are up say little; once its link
-// is down, a peer that does not speak is dropped before the silence is over that
-// is granted to one without a link, so that its loss is noticed in ten seconds
-// either way.
+// A session whose link is up carries few pings. After the link went down, a silent
+// peer is dropped earlier than one that never had a link. So a loss is noticed within
+// ten seconds in both cases.
 func TestSilentPeerIsDropped(t *testing.T) {
 	t.Parallel()
 	b := start(t, noDiscovery)
@@ -86,8 +85,8 @@ func TestSilentPeerIsDropped(t *testing.T) {
 	}
 }
 
-// TestAPeerWithoutALinkSpeaksOften enough for its session to stay, whatever the
-// other end has of links.
+// A peer without a link is pinged often enough for its session to stay, even if the
+// other end has a link.
 func TestPeerWithoutALinkIsPingedOften(t *testing.T) {
 	t.Parallel()
 	b := start(t, noDiscovery)
@@ -96,7 +95,7 @@ func TestPeerWithoutALinkIsPingedOften(t *testing.T) {
 	b.SetData(a.Self(), true, time.Millisecond)
 	n := (*a.neighbours.Load())[b.Self()]
 	heard := n.lastHeard.Load()
-	eventually(t, "a hears of b within its timeout", func() bool {
+	eventually(t, "a ping of b within the timeout", func() bool {
 		return n.lastHeard.Load() > heard+int64(pingEvery) || n.err() != nil
 	})
 	if err := n.err(); err != nil {

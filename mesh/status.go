@@ -12,7 +12,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// Status is what people and metrics are told of a Mesh.
+// Status is the state of a Mesh for users and metrics.
 type Status struct {
 	Name     peer.Name
 	Nickname string
@@ -45,7 +45,7 @@ type SessionStatus struct {
 	Cipher   string
 	Since    time.Time
 	RTT      time.Duration
-	Queued   int // records that wait
+	Queued   int // records that wait to be sent
 	Dropped  uint64
 }
 
@@ -61,7 +61,7 @@ type PeerStatus struct {
 	Links     []topology.Link
 }
 
-// Problem is something that keeps peers apart and that people should know.
+// Problem is a reason why two peers have no session, for users.
 type Problem struct {
 	Text  string
 	First time.Time
@@ -69,7 +69,7 @@ type Problem struct {
 	Count int
 }
 
-// Status returns the state of the mesh now.
+// Status returns the present state of the mesh.
 func (m *Mesh) Status() Status {
 	s := Status{
 		Name: m.self, Nickname: m.cfg.Nickname, Instance: m.instance, Port: m.hs.Port,
@@ -105,7 +105,7 @@ func (m *Mesh) Status() Status {
 	return s
 }
 
-// problems is a bounded list of Problem by text.
+// problems is a bounded set of Problems, by their text.
 type problems struct{ all map[string]*Problem }
 
 const (
@@ -113,7 +113,7 @@ const (
 	problemTTL  = 10 * time.Minute
 )
 
-// note records a problem and reports whether it is new.
+// record adds a problem and reports whether it is new.
 func (p *problems) record(text string, now time.Time) bool {
 	if old := p.all[text]; old != nil {
 		old.Last, old.Count = now, old.Count+1
@@ -146,7 +146,7 @@ func (p *problems) list() []Problem {
 	return l
 }
 
-// note records a problem and reports whether it is new.
+// recordProblem adds a problem and reports whether it is new.
 func (m *Mesh) recordProblem(text string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -12,17 +12,17 @@ import (
 
 const (
 	unicastHeader = 2*peer.NameLen + 2
-	// maxHops bounds how often a message is relayed while routes are not yet
-	// the same everywhere.
+	// maxHops bounds how often a message is relayed while the routes of different
+	// peers do not agree.
 	maxHops = 64
 )
 
 // ErrUnreachable is the cause when no path leads to a peer.
 var ErrUnreachable = errors.New("no path leads to the peer")
 
-// Send has msg carried to another peer over any number of hops. It does not
-// block and may lose the message; between neighbours it keeps the order. Msg
-// is not kept.
+// Send sends msg to another peer over any number of hops. It does not block, and the
+// message may be lost. Messages between neighbours stay in order. Send does not keep
+// msg.
 func (m *Mesh) Send(to peer.Name, k Kind, msg []byte) error {
 	if len(msg) > MaxUnicast {
 		return fmt.Errorf("send %d bytes to peer %s: at most %d", len(msg), to, MaxUnicast)
@@ -45,19 +45,19 @@ func (m *Mesh) sender(k Kind) func(peer.Name, []byte) error {
 	return func(to peer.Name, msg []byte) error { return m.Send(to, k, msg) }
 }
 
-// handleStreams gives messages of a kind to a Mux.
+// handleStreams passes messages of a kind to a stream.Mux.
 func (m *Mesh) handleStreams(k Kind, receive func(peer.Name, []byte) error) {
 	m.Handle(k, func(from peer.Name, msg []byte) {
 		if err := receive(from, msg); err != nil {
-			m.log.Warn("message of a stream refused", "from", from, "err", err)
+			m.log.Warn("stream message refused", "from", from, "err", err)
 		}
 	})
 }
 
-// relayed reports whether messages of this kind may pass through others.
+// relayable reports whether other peers may relay messages of this kind.
 func (k Kind) relayable() bool { return k != KindLink && k != KindPunch }
 
-// forward queues a record for the neighbour on the way to a peer.
+// forward queues a record for the next hop towards a peer.
 func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
 	n := m.direct(to)
 	switch {
@@ -73,8 +73,8 @@ func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
 	return n.push(rec)
 }
 
-// unicast takes in a message from a neighbour, for this peer or for another.
-// Body is borrowed.
+// unicast handles a message from a neighbour, for this peer or for another one. body is
+// borrowed.
 func (m *Mesh) unicast(n *neighbour, body []byte) {
 	if len(body) < unicastHeader {
 		m.counters.unicastDrops.Add(1)
@@ -101,14 +101,14 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 	case !kind.relayable() && from != n.name:
 		m.counters.unicastDrops.Add(1)
 		return
-	case kind == KindLink: // in order with the neighbour's coming and going
+	case kind == KindLink: // in order with NeighbourUp and NeighbourDown
 		m.event(func(o Observer) { o.LinkMessage(from, msg) })
 		return
 	case kind == KindPunch:
 		m.punch(from, msg)
 		return
 	case n.relayed:
-		m.counters.unicastDrops.Add(1) // a relayed session is for the link alone
+		m.counters.unicastDrops.Add(1) // a relayed session is only for the link
 		return
 	}
 	if f := m.handlers[kind]; f != nil && from != m.self {
@@ -116,10 +116,10 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 	}
 }
 
-// maxEvents bounds what a neighbour can make the loop queue up.
+// maxEvents bounds how many events neighbours can queue for the loop.
 const maxEvents = 1 << 14
 
-// event has f called by the loop.
+// event makes the loop call f.
 func (m *Mesh) event(f func(Observer)) {
 	m.mu.Lock()
 	if len(m.events) < maxEvents {
@@ -131,7 +131,7 @@ func (m *Mesh) event(f func(Observer)) {
 	m.wakeLoop()
 }
 
-// printable makes a stranger's words fit for one line of a log.
+// printable makes text of another peer safe for one line of a log.
 func printable(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// View is the mesh as this peer knew it at one moment. It is immutable.
+// View is this peer's knowledge of the mesh at one moment. It is immutable.
 type View struct {
 	control   *topology.Routes // over sessions
 	data      *topology.Routes // over data links
@@ -17,8 +17,7 @@ type View struct {
 	nicknames map[peer.Name]string
 }
 
-// maxNicks is how many nicknames are remembered before those of peers that are
-// gone are dropped.
+// maxNicknames is how many nicknames are kept before those of lost peers are dropped.
 const maxNicknames = 1 << 14
 
 // refreshView is called with mu held, or before Run.
@@ -28,8 +27,8 @@ func (m *Mesh) refreshView() {
 		control: g.Routes(topology.LinkSession), data: g.Routes(topology.LinkData),
 		graph: g, entries: slices.Clone(m.topo.Entries()), nicknames: make(map[peer.Name]string),
 	}
-	// Peers that are gone keep their nicknames, so that people can speak of
-	// them: to remove them, for one.
+	// The nicknames of lost peers are kept, so that users can name them, for example
+	// to remove them.
 	if old := m.view.Load(); old != nil && len(old.nicknames) < maxNicknames {
 		maps.Copy(v.nicknames, old.nicknames)
 	}
@@ -39,16 +38,16 @@ func (m *Mesh) refreshView() {
 	m.view.Store(v)
 }
 
-// View returns the mesh as it is known now.
+// View returns the present knowledge of the mesh.
 func (m *Mesh) View() *View { return m.view.Load() }
 
-// Reachable reports whether a message could go to n.
+// Reachable reports whether a path for messages leads to n.
 func (v *View) Reachable(n peer.Name) bool {
 	_, ok := v.control.Unicast[n]
 	return ok || n == v.control.Self
 }
 
-// Peers returns the peers a message could go to, in order, without this one.
+// Peers returns the reachable peers except this one, in order.
 func (v *View) Peers() []peer.Name {
 	names := make([]peer.Name, 0, len(v.control.Unicast))
 	for n := range v.control.Unicast {
@@ -58,8 +57,8 @@ func (v *View) Peers() []peer.Name {
 	return names
 }
 
-// Keys returns the keys of the peers that a message could go to, without this
-// one. The caller owns the map.
+// Keys returns the keys of the reachable peers except this one. The caller owns the
+// map.
 func (v *View) Keys() map[peer.Name]peer.Key {
 	keys := make(map[peer.Name]peer.Key, len(v.control.Unicast))
 	for _, e := range v.entries {
@@ -70,11 +69,10 @@ func (v *View) Keys() map[peer.Name]peer.Key {
 	return keys
 }
 
-// Nickname returns what n calls itself, empty if it is not known.
+// Nickname returns the nickname of n, "" if it is unknown.
 func (v *View) Nickname(n peer.Name) string { return v.nicknames[n] }
 
-// Lookup finds the peers that go by a nickname, or went by it before they were
-// lost, in order.
+// Lookup returns the peers with a nickname, in order, including lost peers.
 func (v *View) Lookup(nickname string) (names []peer.Name) {
 	for n, nick := range v.nicknames {
 		if nick == nickname {
@@ -88,7 +86,7 @@ func (v *View) Lookup(nickname string) (names []peer.Name) {
 // Routes returns the routes for frames.
 func (v *View) Routes() *topology.Routes { return v.data }
 
-// vital returns the neighbours behind which other peers hang.
+// relays returns the neighbours through which other peers are reached.
 func (v *View) relays() map[peer.Name]bool {
 	vital := make(map[peer.Name]bool)
 	for dst, via := range v.control.Unicast {
@@ -99,7 +97,7 @@ func (v *View) relays() map[peer.Name]bool {
 	return vital
 }
 
-// nick names a peer for people: its name and, if known, its nickname.
+// displayName returns the name of a peer for users, with its nickname if known.
 func (m *Mesh) displayName(n peer.Name) string {
 	if s := m.view.Load().nicknames[n]; s != "" {
 		return n.String() + "(" + s + ")"

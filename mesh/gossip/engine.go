@@ -1,13 +1,12 @@
-// Package gossip moves replicated state between neighbours: changes flood,
-// digests repair what the flood missed.
+// Package gossip replicates state between neighbours: changes are flooded, and digests
+// repair losses.
 //
-// An Engine is a step machine. Events go in by its methods; what is to be
-// sent comes out by Next, which the driver calls for a neighbour whenever it
-// can write to it. Because messages are made at that moment, what piles up
-// behind a slow neighbour is joined into few messages, and an Engine holds at
-// most one digest and a bounded number of deltas a neighbour and channel. When
-// the bound is hit the newest deltas are dropped and a sum follows the rest, so
-// that the digests mend it.
+// An Engine is a step machine. Its methods take events. The driver calls Next for a
+// neighbour whenever it can write to that neighbour, and sends the message that Next
+// returns. Messages are made at that moment, so changes that wait for a slow neighbour
+// are joined into few messages. For each neighbour and channel an Engine holds at most
+// one digest and a bounded number of deltas. If there are more it drops the newest
+// deltas and sends a sum after the others, so that digests repair the loss.
 //
 // A message is, in this order:
 //
@@ -15,13 +14,14 @@
 //
 //	0 sum     body: the first 8 bytes of SHA-256 of the sender's digest. The
 //	          receiver answers with its digest if its own sum differs.
-//	1 digest  body: the sender's digest. The receiver answers with the deltas
-//	          that the sender lacks, and with a final digest if it lacks something.
-//	2 final   as digest, but answered with deltas only.
-//	3 delta   body: a delta of the channel. What is news is passed on.
+//	1 digest  body: the sender's digest. The receiver answers with the deltas that
+//	          the sender lacks, and with a final digest if it lacks something itself.
+//	2 final   as digest, but the answer is deltas only.
+//	3 delta   body: a delta of the channel. The receiver passes on the part that is
+//	          new to it.
 //
-// Kinds and channel numbers are append only. A message of an unknown kind or
-// channel is ignored, so that a newer peer can be talked to.
+// Kinds and channel numbers are append-only. A message of an unknown kind or channel
+// is ignored, so that newer peers can join.
 package gossip
 
 import (
@@ -45,18 +45,18 @@ const (
 	kindDelta
 )
 
-// MaxMessage is the most bytes that Next returns.
+// MaxMessage is the size limit of the messages that Next returns, in bytes.
 const MaxMessage = MaxDelta + 2
 
 const (
-	// maxQueued is how many deltas that could not be joined wait for one
-	// neighbour on one channel.
+	// maxQueued is how many deltas that cannot be joined wait for one neighbour on
+	// one channel.
 	maxQueued = 64
-	// floodAll is the number of neighbours up to which a change goes to all.
+	// floodAll is the largest number of neighbours that all get a change.
 	floodAll = 12
-	// repairEvery is how often a peer compares itself with some neighbour. With
-	// a longer time a delta lost to a full queue stays lost longer; a shorter
-	// one costs ten bytes a channel.
+	// repairEvery is how often a peer compares its state with some neighbours. If it
+	// is longer, a delta that a full queue dropped is repaired later. Each time costs
+	// ten bytes for each channel.
 	repairEvery = 10 * time.Second
 )
 
@@ -67,16 +67,15 @@ type Stats struct {
 	Dropped                uint64 // deltas dropped because a neighbour's queue was full
 	Refused                uint64 // messages that a channel or the parser refused
 	Repairs                uint64 // digests received that differed
-	QueuedDeltas, MaxQueue int    // deltas that wait now; the bound a neighbour and channel
+	QueuedDeltas, MaxQueue int    // deltas that wait now; the limit for each neighbour and channel
 }
 
-// Engine spreads the changes of its channels. It is not safe for concurrent
-// use.
+// Engine replicates its channels. It is not safe for concurrent use.
 type Engine struct {
 	channels   map[uint8]Channel
 	ids        []uint8 // of channels, in order
 	neighbours map[peer.Name]*neighbour
-	order      []peer.Name // of neighbours, so that a seed gives the same run
+	order      []peer.Name // the neighbours in the order of arrival, so that equal seeds give equal runs
 	relays     map[peer.Name]bool
 	rng        *rand.Rand
 	nextRepair time.Time
@@ -86,7 +85,8 @@ type Engine struct {
 
 type neighbour struct{ out map[uint8]*outbox }
 
-// outbox is what waits for one neighbour on one channel, in order of sending.
+// outbox is the messages that wait for one neighbour on one channel, in order of
+// sending.
 type outbox struct {
 	digest bool
 	final  bool
@@ -104,7 +104,7 @@ func NewEngine(rng *rand.Rand) *Engine {
 	}
 }
 
-// Register adds a channel under a number that all peers use for it.
+// Register adds a channel under its number, which is the same on all peers.
 func (e *Engine) Register(id uint8, c Channel) {
 	if e.channels[id] != nil {
 		panic(fmt.Sprintf("gossip: channel %d registered twice", id))
@@ -114,7 +114,7 @@ func (e *Engine) Register(id uint8, c Channel) {
 	slices.Sort(e.ids)
 }
 
-// NeighbourUp tells that messages can go to n from now on.
+// NeighbourUp adds a neighbour.
 func (e *Engine) NeighbourUp(n peer.Name) {
 	nb := &neighbour{out: make(map[uint8]*outbox, len(e.ids))}
 	for _, id := range e.ids {
@@ -127,15 +127,15 @@ func (e *Engine) NeighbourUp(n peer.Name) {
 	e.dirty[n] = true
 }
 
-// NeighbourDown tells that n is gone; what waited for it is dropped.
+// NeighbourDown removes a neighbour and drops the messages that wait for it.
 func (e *Engine) NeighbourDown(n peer.Name) {
 	delete(e.neighbours, n)
 	delete(e.dirty, n)
 	e.order = slices.DeleteFunc(e.order, func(m peer.Name) bool { return m == n })
 }
 
-// SetVital names the neighbours behind which other peers hang: a change goes
-// to them even when only a sample of the neighbours is told.
+// SetRelays sets the neighbours through which other peers are reached. They get every
+// change, even if only a sample of the other neighbours does.
 func (e *Engine) SetRelays(names map[peer.Name]bool) { e.relays = names }
 
 // Announce spreads a change that this peer made to its own state.
@@ -145,8 +145,8 @@ func (e *Engine) Announce(id uint8, delta []byte) {
 	}
 }
 
-// Compare asks every neighbour whether it holds the same state of channel id,
-// to be called after a change too large to announce.
+// Compare asks every neighbour whether it has the same state of channel id. Call it
+// after a change that is too large for Announce.
 func (e *Engine) Compare(id uint8) {
 	for _, n := range e.order {
 		e.neighbours[n].out[id].sum = true
@@ -154,7 +154,7 @@ func (e *Engine) Compare(id uint8) {
 	}
 }
 
-// Tick compares this peer with some neighbours now and then.
+// Tick compares the state with two neighbours every repairEvery.
 func (e *Engine) Tick(now time.Time) {
 	if now.Before(e.nextRepair) {
 		return
@@ -172,10 +172,10 @@ func (e *Engine) Tick(now time.Time) {
 	}
 }
 
-// NextTick is when Tick will have something to do.
+// NextTick returns the time at which Tick has work to do.
 func (e *Engine) NextTick() time.Time { return e.nextRepair }
 
-// sample returns up to k neighbours that ok accepts, drawn at random.
+// sample returns up to k random neighbours for which ok is true.
 func (e *Engine) sample(k int, ok func(peer.Name) bool) []peer.Name {
 	var s []peer.Name
 	for _, i := range e.rng.Perm(len(e.order)) {
@@ -186,16 +186,16 @@ func (e *Engine) sample(k int, ok func(peer.Name) bool) []peer.Name {
 	return s
 }
 
-// flood queues a delta for the neighbours but from. Where there are many, a
-// random sample of 2 log2 n tells the rest: each change then costs a peer
-// O(log n) messages, and the digests reach whoever was missed.
+// flood queues a delta for all neighbours except from. If there are many, only a random
+// sample of 2 log2 n gets it and passes it on. Each change then costs a peer O(log n)
+// messages, and digests repair the peers that were missed.
 func (e *Engine) flood(id uint8, delta []byte, from peer.Name) {
 	to := e.order
 	if len(to) > floodAll {
-		vital := func(n peer.Name) bool { return e.relays[n] }
-		to = e.sample(2*bits.Len(uint(len(to))), func(n peer.Name) bool { return !vital(n) })
+		relay := func(n peer.Name) bool { return e.relays[n] }
+		to = e.sample(2*bits.Len(uint(len(to))), func(n peer.Name) bool { return !relay(n) })
 		for _, n := range e.order {
-			if vital(n) {
+			if relay(n) {
 				to = append(to, n)
 			}
 		}
@@ -221,13 +221,12 @@ func (e *Engine) queue(n peer.Name, id uint8, delta []byte) {
 		o.sum = true
 		return
 	}
-	// Clipped, as the same delta may wait for other neighbours too, and Join may
-	// append to what it is given.
+	// Clip it: the same delta may wait for other neighbours too, and Join may append
+	// to its argument.
 	o.deltas = append(o.deltas, slices.Clip(delta))
 }
 
-// Dirty returns the neighbours for which Next has got something to say since
-// the last call of Dirty.
+// Dirty returns the neighbours that got new messages since the last call of Dirty.
 func (e *Engine) Dirty() []peer.Name {
 	names := slices.Collect(maps.Keys(e.dirty))
 	clear(e.dirty)
@@ -254,7 +253,7 @@ func (e *Engine) Next(n peer.Name) []byte {
 		case len(o.deltas) > 0:
 			msg = append([]byte{kindDelta, id}, o.deltas[0]...)
 			o.deltas = slices.Delete(o.deltas, 0, 1)
-		case o.sum: // last, when n has got all that waited
+		case o.sum: // last, after everything else that waits
 			o.sum = false
 			msg = append([]byte{kindSum, id}, sum(c.Digest())...)
 		default:
@@ -274,13 +273,13 @@ func sum(digest []byte) []byte {
 
 var errTooShort = errors.New("shorter than its header")
 
-// Receive takes in a message from neighbour n. It returns whether a channel's
-// state changed. An error means that n sent something that it should not
-// have; the state is as before.
+// Receive handles a message from neighbour n, and reports whether the state of a
+// channel changed. It returns an error for an invalid message; the state is then
+// unchanged unless changed is true.
 func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
 	nb := e.neighbours[n]
 	if nb == nil {
-		return false, nil // it went down meanwhile
+		return false, nil // it went down in the meantime
 	}
 	e.stats.Received++
 	e.stats.RecvdBytes += uint64(len(msg))

@@ -9,10 +9,10 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// What follows is for channels whose deltas are records behind each other, each of
-// which belongs to a peer.
+// The functions of this file are for channels whose deltas are concatenated records,
+// each of which belongs to a peer.
 
-// Pack puts records behind each other into deltas of at most MaxDelta bytes.
+// Pack concatenates records into deltas of at most MaxDelta bytes.
 func Pack(records iter.Seq[[]byte]) (deltas [][]byte) {
 	var d []byte
 	for r := range records {
@@ -28,8 +28,8 @@ func Pack(records iter.Seq[[]byte]) (deltas [][]byte) {
 	return deltas
 }
 
-// JoinRecords is Channel.Join where the newer of two records of one key stays.
-// Next reads the key and the length of the record that b begins with.
+// JoinRecords implements Channel.Join: of two records with one key it keeps the newer
+// one. next returns the key and the length of the first record of b.
 func JoinRecords[K comparable](older, newer []byte, next func(b []byte) (K, int, error)) []byte {
 	replaced := make(map[K]bool)
 	for b := newer; len(b) > 0; {
@@ -57,25 +57,25 @@ func JoinRecords[K comparable](older, newer []byte, next func(b []byte) (K, int,
 	return append(older, newer...)
 }
 
-// Sums is a digest of fixed size: in each row the sum over what is known of the
-// peers whose names hash to it. Copies that differ find out in which rows.
+// Sums is a digest of fixed size. Each row is a sum over the records of the peers whose
+// names hash to it, so copies that differ can find out in which rows.
 type Sums []uint64
 
-// Row is where what belongs to n is.
+// Row returns the row of n.
 func (s Sums) Row(n peer.Name) int {
 	h := fnv.New32a()
 	h.Write(n[:])
 	return int(h.Sum32() % uint32(len(s)))
 }
 
-// Add adds what is known of n.
+// Add adds a record of n.
 func (s Sums) Add(n peer.Name, known []byte) {
 	h := fnv.New64a()
 	h.Write(known)
 	s[s.Row(n)] += h.Sum64()
 }
 
-// Append appends the rows to b, 8 bytes each, big endian.
+// Append appends the rows to b, 8 bytes each, big-endian.
 func (s Sums) Append(b []byte) []byte {
 	for _, sum := range s {
 		b = binary.BigEndian.AppendUint64(b, sum)
@@ -83,7 +83,8 @@ func (s Sums) Append(b []byte) []byte {
 	return b
 }
 
-// Differ compares s with what Append made of another copy's, of as many rows.
+// Differ compares s with theirs, which Append made from the equally long Sums of
+// another copy.
 func (s Sums) Differ(theirs []byte) (rows []bool, some bool) {
 	rows = make([]bool, len(s))
 	for i, sum := range s {
