@@ -1,11 +1,11 @@
-// Package dial decides whom to dial and when.
+// Package dial decides which peers to dial, and when.
 //
-// There are two kinds of candidate: targets, addresses that the user told this
-// peer to connect to; and members, peers that others told of. A candidate that
-// fails is tried again after a back-off that grows from FirstDelay by half
-// each time to MaxDelay, each spread at random over half to one and a half of
-// itself, so that a mesh that lost a peer does not dial it in step. A session
-// that lived for StableAfter starts the back-off anew.
+// There are two kinds of candidate: targets, the addresses that the user told this peer
+// to connect to; and members, the peers that the mesh knows. A candidate that fails is
+// tried again after a back-off. It starts at FirstDelay and grows by half each time, up
+// to MaxDelay. Each delay is spread at random from half of it to one and a half, so that
+// the peers of a mesh do not dial a lost peer in step. A session that lasted for
+// StableAfter resets the back-off.
 //
 // A Maker is a step machine: it opens no socket and reads no clock.
 package dial
@@ -22,36 +22,36 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// The back-off, see the package comment. Shorter delays find a peer that comes
-// back sooner, and load a mesh whose peers are really gone.
+// The back-off; see the package comment. With shorter delays a peer that comes back is
+// found sooner, but dialling peers that are really gone costs more.
 const (
 	FirstDelay  = 2 * time.Second
 	MaxDelay    = 6 * time.Minute
 	StableAfter = time.Minute
-	// MaxDelayAlive bounds the back-off for a member that is known to live, as
-	// some path leads to it: only the direct way is missing.
+	// MaxDelayAlive bounds the back-off for a member that is alive, because some path
+	// leads to it: only the direct session is missing.
 	MaxDelayAlive = 30 * time.Second
-	// KeepLost is how long a member that the mesh lost is still dialled, so that
-	// a partition heals by itself.
+	// LostMemberTTL is how long a lost member is still dialled, so that a partition
+	// heals by itself.
 	LostMemberTTL = time.Hour
 )
 
-// State says what a candidate is at.
+// State is the state of a candidate.
 type State int
 
 // States of a candidate.
 const (
 	Waiting   State = iota // until Retry
-	Dialling               // now
+	Dialling               // an attempt is in progress
 	Connected              // there is a session with its peer
-	Itself                 // the address is this peer's own: never tried again
+	Itself                 // the address is this peer's own: it is never tried again
 )
 
 // Candidate is one line of Status.
 type Candidate struct {
 	Target string    // as the user wrote it; empty for a member
-	Peer   peer.Name // zero as long as a target's peer is not known
-	Addr   string    // dialled last or next
+	Peer   peer.Name // zero while the peer of a target is unknown
+	Addr   string    // the last or next address to dial
 	State  State
 	Retry  time.Time // when Waiting
 	Err    error     // of the last attempt
@@ -78,7 +78,7 @@ type candidate struct {
 	retry   time.Time
 	err     error
 	alive   bool
-	expires time.Time // zero: stays
+	expires time.Time // zero: never
 }
 
 // Maker holds the candidates. It is not safe for concurrent use.
@@ -140,8 +140,8 @@ func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
 	k := Key{peer: n}
 	c := m.all[k]
 	if c == nil {
-		// The higher name waits a little, so that the two do not dial each other
-		// at the same moment.
+		// The peer with the higher name waits a little, so that the two do not dial
+		// each other at the same moment.
 		c = &candidate{peer: n}
 		if m.self.Compare(n) > 0 {
 			c.retry = now.Add(FirstDelay/4 + m.jitter(FirstDelay)/2)
@@ -174,7 +174,7 @@ func (m *Maker) MemberLost(n peer.Name, now time.Time) {
 // MemberLeft takes in that a peer said goodbye. It is not dialled any more.
 func (m *Maker) MemberLeft(n peer.Name) { delete(m.all, Key{peer: n}) }
 
-// SessionUp tells that there is a session with n, whoever dialled.
+// SessionUp takes in that there is a session with n, whichever end dialled.
 func (m *Maker) SessionUp(n peer.Name) {
 	m.sessions[n] = true
 	for k, c := range m.all {
@@ -184,7 +184,7 @@ func (m *Maker) SessionUp(n peer.Name) {
 	}
 }
 
-// SessionDown tells that the session with n ended after it lived for so long.
+// SessionDown takes in that the session with n ended after it lasted for lived.
 func (m *Maker) SessionDown(n peer.Name, lived time.Duration, err error, now time.Time) {
 	delete(m.sessions, n)
 	for _, c := range m.all {
@@ -199,13 +199,13 @@ func (m *Maker) SessionDown(n peer.Name, lived time.Duration, err error, now tim
 	}
 }
 
-// Done tells how an attempt ended: with a session, new or already there, with
-// the peer n; or with an error. A target's peer that turns out to be this peer
-// itself is never tried again.
+// Done takes in the result of an attempt: a session with the peer n, which may have
+// existed before, or an error. If the peer of a target turns out to be this peer itself,
+// the target is never tried again.
 func (m *Maker) Done(k Key, n peer.Name, err error, now time.Time) {
 	c := m.all[k]
 	if c == nil {
-		return // forgotten meanwhile
+		return // forgotten in the meantime
 	}
 	switch {
 	case k.target == "" && !n.IsZero() && n != k.peer:
@@ -223,7 +223,7 @@ func (m *Maker) Done(k Key, n peer.Name, err error, now time.Time) {
 	}
 	c.next++
 	if len(c.addrs) > 1 && c.next%len(c.addrs) != 0 && err != nil {
-		c.state, c.retry = Waiting, now // the next address at once
+		c.state, c.retry = Waiting, now // try the next address at once
 		return
 	}
 	m.wait(c, now)
@@ -243,12 +243,12 @@ func (m *Maker) wait(c *candidate, now time.Time) {
 	c.state, c.retry = Waiting, now.Add(m.jitter(c.delay))
 }
 
-// spread draws from half of d to one and a half of it.
+// jitter returns a random duration from half of d to one and a half of it.
 func (m *Maker) jitter(d time.Duration) time.Duration {
 	return d/2 + time.Duration(m.rng.Int64N(int64(d)+1))
 }
 
-// Tick returns whom to dial now.
+// Tick returns the attempts to start now.
 func (m *Maker) Tick(now time.Time) []Attempt {
 	busy := len(m.sessions)
 	for k, c := range m.all {
@@ -269,7 +269,7 @@ func (m *Maker) Tick(now time.Time) []Attempt {
 			due = append(due, k)
 		}
 	}
-	// Targets first; then by name, so that one seed gives one run.
+	// Targets first, then in order of name, so that equal seeds give equal runs.
 	slices.SortFunc(due, func(a, b Key) int {
 		return cmp.Or(cmp.Compare(b.target, a.target), a.peer.Compare(b.peer))
 	})
@@ -286,8 +286,8 @@ func (m *Maker) Tick(now time.Time) []Attempt {
 	return out
 }
 
-// Next is when Tick will have something to do, if nothing happens before; zero
-// if never.
+// Next returns the time at which Tick has work to do, if nothing happens before; zero
+// if there is none.
 func (m *Maker) Next() time.Time {
 	var next time.Time
 	sooner := func(t time.Time) {
@@ -307,7 +307,7 @@ func (m *Maker) Next() time.Time {
 	return next
 }
 
-// Full reports whether the connection limit keeps from one more session.
+// Full reports whether the connection limit is reached.
 func (m *Maker) Full() bool { return m.limit > 0 && len(m.sessions) >= m.limit }
 
 // Status returns all candidates, targets first.

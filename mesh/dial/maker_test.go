@@ -36,10 +36,10 @@ func TestBackOffGrowsByHalfToItsBound(t *testing.T) {
 		m.Done(got[0].Key, peer.Name{}, errNo, now)
 		wait := m.Status()[0].Retry.Sub(now)
 		if float64(wait) < want/2-1 || float64(wait) > want*3/2+1 {
-			t.Fatalf("attempt %d: waits %v, want %v give or take half", i, wait, time.Duration(want))
+			t.Fatalf("attempt %d: waits %v, want %v plus or minus half", i, wait, time.Duration(want))
 		}
 		if m.Tick(now.Add(wait-1)) != nil {
-			t.Fatal("dials before its time")
+			t.Fatal("dials too early")
 		}
 		now = now.Add(wait)
 		want = min(want*1.5, float64(MaxDelay))
@@ -53,7 +53,7 @@ func TestLivingMemberIsDialledMoreOften(t *testing.T) {
 		now = now.Add(2 * MaxDelayAlive)
 		got := m.Tick(now)
 		if len(got) != 1 {
-			t.Fatal("a living member waits longer than its bound")
+			t.Fatal("a member that is alive waits longer than MaxDelayAlive")
 		}
 		m.Done(got[0].Key, peer.Name{}, errNo, now)
 	}
@@ -70,11 +70,11 @@ func TestSessionStopsDialling(t *testing.T) {
 	}
 	m.Done(got[0].Key, lower, nil, t0) // the target is that peer: refused as a duplicate
 	if got := m.Tick(t0.Add(time.Hour)); got != nil {
-		t.Errorf("dials %+v beside a session", got)
+		t.Errorf("dials %+v although there is a session", got)
 	}
 	m.SessionDown(lower, 2*StableAfter, errNo, t0.Add(time.Hour))
 	if got := m.Tick(t0.Add(time.Hour + 2*FirstDelay)); len(got) != 2 {
-		t.Errorf("dials %+v after the session's end", got)
+		t.Errorf("dials %+v right after the session ended", got)
 	}
 }
 
@@ -93,7 +93,7 @@ func TestLimitCountsSessionsAndAttempts(t *testing.T) {
 	m.AddTarget("a")
 	m.AddTarget("b")
 	if got := m.Tick(t0); len(got) != 1 {
-		t.Errorf("%d attempts beside one session with a limit of 2", len(got))
+		t.Errorf("%d attempts with one session and a limit of 2", len(got))
 	}
 	m.SessionUp(lower)
 	if !m.Full() {
@@ -120,7 +120,7 @@ func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
 		m.Done(got[0].Key, peer.Name{}, errNo, t0.Add(LostMemberTTL/2))
 	}
 	if m.Tick(t0.Add(LostMemberTTL + time.Minute)); len(m.Status()) != 0 {
-		t.Error("a lost member is kept for ever")
+		t.Error("a lost member is kept forever")
 	}
 	m.Member(upper, []netip.AddrPort{addr}, t0)
 	m.MemberLeft(upper)
@@ -145,11 +145,11 @@ func TestForgottenTargetIsNotDialled(t *testing.T) {
 	m.AddTarget("h1")
 	a := m.Tick(t0)
 	if !m.ForgetTarget("h1") || m.ForgetTarget("h1") {
-		t.Error("forget does not tell whether the target was there")
+		t.Error("ForgetTarget does not report whether the target existed")
 	}
 	m.Done(a[0].Key, peer.Name{}, errNo, t0)
 	if m.Tick(t0.Add(time.Hour)) != nil || len(m.Targets()) != 0 {
-		t.Error("dialled after all")
+		t.Error("a forgotten target is dialled")
 	}
 }
 

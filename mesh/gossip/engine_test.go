@@ -14,7 +14,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// register is the simplest channel: a map of keys to numbers, the larger wins.
+// register is the simplest channel: a map of keys to numbers. The larger number wins.
 type register map[uint16]uint16
 
 func (r register) encode(keys ...uint16) []byte {
@@ -78,7 +78,7 @@ func (r register) Join(a, b []byte) []byte {
 	return append(slices.Clone(a), b...)
 }
 
-// net is a graph of engines whose messages pass only when step is called.
+// net is a graph of engines. Messages are delivered only when step is called.
 type net struct {
 	t     *testing.T
 	rng   *rand.Rand
@@ -242,7 +242,7 @@ func TestRelaysGetEveryChange(t *testing.T) {
 	for v := range uint16(20) {
 		w.set(0, 1, v+1)
 		if w.run(); w.state[101][1] != v+1 {
-			t.Fatal("the peer behind the vital neighbour was not told")
+			t.Fatal("the peer behind the relay did not get the change")
 		}
 	}
 }
@@ -259,7 +259,7 @@ func TestSlowNeighbourIsBoundedAndRepaired(t *testing.T) {
 		t.Errorf("%d deltas wait, bound %d", s.QueuedDeltas, maxQueued)
 	}
 	if s.Dropped == 0 {
-		t.Error("no drop is counted")
+		t.Error("no drop was counted")
 	}
 	w.run()
 	if err := w.agree(); err != nil {

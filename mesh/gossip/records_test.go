@@ -30,13 +30,13 @@ func TestJoinRecords(t *testing.T) {
 		t.Errorf("joined %q, want %q", got, want)
 	}
 	if !bytes.Equal(older, kept) {
-		t.Error("the older delta was changed, which may be sent already")
+		t.Error("the older delta was changed although it may have been sent")
 	}
 	if got := JoinRecords(older, []byte{1}, next); got != nil {
-		t.Errorf("joined with what is no record: %q", got)
+		t.Errorf("joined with bytes that are not a record: %q", got)
 	}
 	if got := JoinRecords([]byte{1}, newer, next); got != nil {
-		t.Errorf("joined to what is no record: %q", got)
+		t.Errorf("joined to bytes that are not a record: %q", got)
 	}
 	if got := JoinRecords(make([]byte, 0), bytes.Repeat(rec(1, "x"), MaxDelta), next); got != nil {
 		t.Errorf("joined to %d bytes", len(got))
@@ -50,7 +50,7 @@ func TestPackFillsDeltas(t *testing.T) {
 		t.Errorf("%d deltas", len(deltas))
 	}
 	if deltas := Pack(slices.Values([][]byte(nil))); deltas != nil {
-		t.Errorf("of nothing: %q", deltas)
+		t.Errorf("deltas of no records: %q", deltas)
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// world carries messages between lists at once and in order, except where it
-// is cut.
+// world carries messages between lists at once and in order, except those of members that
+// are cut off.
 type world struct {
 	mu    sync.Mutex
 	lists map[peer.Name]*List
@@ -110,7 +110,7 @@ func TestListsMergeAndNoticeLostMembers(t *testing.T) {
 				l.Close()
 			}
 		}
-		time.Sleep(2 * time.Minute) // memberlist's goroutines end after its Shutdown returned: a probe may take 80 s
+		time.Sleep(2 * time.Minute) // memberlist's goroutines end after Shutdown has returned: a probe may take 80 s
 		close(w.done)
 	})
 }

@@ -1,10 +1,10 @@
-// Package member keeps the list of who is in the mesh and where each member
-// may be dialled, with hashicorp/memberlist.
+// Package member keeps the list of the members of the mesh, with the addresses at which
+// each may be dialled. It uses hashicorp/memberlist.
 //
-// memberlist's packets and streams travel inside sessions, relayed hop by hop
-// to members with no direct session, so a member is alive while any path to it
-// lives. Its verdicts are hints for whom to dial: sessions decide about links,
-// the topology about routes.
+// The packets and streams of memberlist travel inside sessions, relayed hop by hop to
+// members without a direct session. So a member is alive while any path leads to it. The
+// list only helps to decide which peers to dial: sessions decide about links, and the
+// topology about routes.
 package member
 
 import (
@@ -25,16 +25,16 @@ import (
 // Event is a change of the list.
 type Event struct {
 	Peer  peer.Name
-	Addrs []netip.AddrPort // where it may be dialled
-	Alive bool             // unset when the member is gone
+	Addrs []netip.AddrPort // at which it may be dialled
+	Alive bool             // unset if the member is lost or has left
 }
 
-// Config is what a List needs.
+// Config configures a List.
 type Config struct {
 	Self peer.Name
-	// SendPacket and SendStream carry a message to another member's Packet and
-	// Stream over any number of hops. They neither block nor keep it, and may
-	// lose it.
+	// SendPacket and SendStream carry a message to Packet and Stream of another
+	// member, over any number of hops. They neither block nor keep the message, and
+	// may lose it.
 	SendPacket, SendStream func(to peer.Name, msg []byte) error
 	// Notify is called for each change, from one of memberlist's goroutines.
 	Notify func(Event)
@@ -50,13 +50,13 @@ type List struct {
 	end context.CancelFunc
 	wg  sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	addrs   []netip.AddrPort
 	alive   map[peer.Name]bool
 	joining map[peer.Name]bool
 }
 
-// Start returns a List that knows of this peer alone.
+// Start returns a running List that has only this peer.
 func Start(cfg Config) (*List, error) {
 	l := &List{cfg: cfg, tr: newTransport(cfg.Self, cfg.SendPacket, cfg.SendStream), alive: make(map[peer.Name]bool), joining: make(map[peer.Name]bool)}
 	l.ctx, l.end = context.WithCancel(context.Background())
@@ -65,12 +65,12 @@ func Start(cfg Config) (*List, error) {
 	c.Transport = l.tr
 	c.Delegate = delegate{l}
 	c.Events = events{l}
-	c.EnableCompression = false // sessions carry it; a little CPU is worth more than a few bytes
-	// A packet is a record of a session: nothing fragments below 48 KiB.
+	c.EnableCompression = false // it saves few bytes and costs CPU
+	// A packet is a record of a session, so it may be large.
 	c.UDPBufferSize = 8 << 10
-	// Sessions notice that a neighbour is gone; this list only has to find out
-	// about everybody else. Half as many probes do, each of which wakes all on
-	// its way, though one that is gone is forgotten later.
+	// Sessions notice the loss of a neighbour; this list only has to notice the loss of
+	// other members. Half as many probes are enough. Each probe wakes all peers on its
+	// way. The price is that a lost member is noticed later.
 	c.ProbeInterval *= 2
 	c.DNSConfigPath = ""
 	c.Logger = log.New(io.Discard, "", 0)
@@ -84,10 +84,10 @@ func Start(cfg Config) (*List, error) {
 	return l, nil
 }
 
-// Packet takes in what another member's SendPacket carried here. It keeps msg.
+// Packet handles a message of another member's SendPacket. It keeps msg.
 func (l *List) Packet(from peer.Name, msg []byte) { l.tr.packet(from, msg) }
 
-// Stream takes in what another member's SendStream carried here. It keeps msg.
+// Stream handles a message of another member's SendStream. It keeps msg.
 func (l *List) Stream(from peer.Name, msg []byte) error { return l.tr.streams.Receive(from, msg) }
 
 // Join merges this list with that of a peer, in the background, unless the
@@ -112,14 +112,14 @@ func (l *List) Join(n peer.Name) {
 	}()
 }
 
-// Alive reports whether n is a member, as far as the list knows.
+// Alive reports whether n is a member.
 func (l *List) Alive(n peer.Name) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.alive[n]
 }
 
-// SetAddrs tells the members where this peer may be dialled.
+// SetAddrs publishes the addresses at which this peer may be dialled.
 func (l *List) SetAddrs(addrs []netip.AddrPort) {
 	l.mu.Lock()
 	same := slices.Equal(l.addrs, addrs)
@@ -132,7 +132,7 @@ func (l *List) SetAddrs(addrs []netip.AddrPort) {
 	if same || closed {
 		return
 	}
-	go func() { // it waits for the update to be sent
+	go func() { // UpdateNode waits until the update is sent
 		defer l.wg.Done()
 		_ = l.ml.UpdateNode(time.Second)
 	}()
@@ -179,7 +179,7 @@ func (e events) notify(n *memberlist.Node, alive bool) {
 	}
 	addrs, err := parseMeta(n.Meta)
 	if err != nil && e.l.cfg.Log != nil {
-		e.l.cfg.Log.Warn("a member's metadata is not readable", "peer", name, "err", err)
+		e.l.cfg.Log.Warn("cannot parse the metadata of a member", "peer", name, "err", err)
 	}
 	e.l.mu.Lock()
 	if alive {

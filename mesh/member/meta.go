@@ -11,7 +11,7 @@ import (
 //	format u8 = 1 | then for each address: length u8 (6 or 18) | IP | port u16
 const metaFormat = 1
 
-// appendMeta writes as many of the addresses as fit into limit bytes.
+// appendMeta appends as many of the addresses as fit into limit bytes.
 func appendMeta(b []byte, addrs []netip.AddrPort, limit int) []byte {
 	b = append(b, metaFormat)
 	for _, a := range addrs {
@@ -26,7 +26,7 @@ func appendMeta(b []byte, addrs []netip.AddrPort, limit int) []byte {
 	return b
 }
 
-// parseMeta reads what appendMeta wrote.
+// parseMeta parses the bytes that appendMeta appended.
 func parseMeta(b []byte) ([]netip.AddrPort, error) {
 	if len(b) == 0 {
 		return nil, nil

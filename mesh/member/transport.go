@@ -13,11 +13,11 @@ import (
 	"github.com/weft-net/weft/mesh/stream"
 )
 
-// port is that of the made-up addresses; nobody is reached by it.
+// port is the port of the synthetic addresses. Nobody connects to it.
 const port = 6783
 
-// addrPrefix makes an IPv6 address of a name, as memberlist wants each node to
-// have one: fd77:6566:7400::/80 and the six bytes of the name.
+// addrPrefix is the prefix of the synthetic IPv6 addresses, because memberlist wants each
+// node to have an address: fd77:6566:7400::/80 and the six bytes of the name.
 var addrPrefix = [10]byte{0xfd, 0x77, 0x65, 0x66, 0x74}
 
 func addrOf(n peer.Name) netip.Addr {
@@ -30,7 +30,7 @@ func addrOf(n peer.Name) netip.Addr {
 func nameOf(a netip.Addr) (peer.Name, error) {
 	b := a.As16()
 	if [10]byte(b[:10]) != addrPrefix {
-		return peer.Name{}, fmt.Errorf("address %s stands for no peer", a)
+		return peer.Name{}, fmt.Errorf("address %s does not stand for a peer", a)
 	}
 	return peer.NameFromBytes(b[10:]), nil
 }
@@ -90,7 +90,7 @@ func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 	if err != nil {
 		return time.Time{}, err
 	}
-	// A peer that no path leads to is no error: to memberlist it is a packet lost.
+	// To memberlist an unreachable peer is not an error but a lost packet.
 	_ = t.send(to, b)
 	return time.Now(), nil
 }
@@ -119,12 +119,12 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, _ time.Duration) (n
 	return withAddr(c, to), nil
 }
 
-// packet takes in a packet of a member. It keeps b.
+// packet handles a packet of a member. It keeps b.
 func (t *transport) packet(from peer.Name, b []byte) {
 	p := &memberlist.Packet{Buf: b, From: &net.UDPAddr{IP: addrOf(from).AsSlice(), Port: port}, Timestamp: time.Now()}
 	select {
 	case t.packets <- p:
-	default: // as with a full socket; memberlist repeats what matters
+	default: // lost, as with a full socket; memberlist repeats important messages
 	}
 }
 

@@ -9,8 +9,7 @@ import (
 	"io"
 )
 
-// Key is a peer's public signing key. It is comparable, so that it can be
-// part of a replicated record.
+// Key is a peer's public signing key.
 type Key [ed25519.PublicKeySize]byte
 
 // SignatureLen is the length of a signature in bytes.
@@ -19,25 +18,25 @@ const SignatureLen = ed25519.SignatureSize
 // Signature is made by Signer.Sign.
 type Signature [SignatureLen]byte
 
-// Signer signs what a peer says of itself. Domain separates the kinds of
-// message, so that a signature made for one cannot be shown as another.
+// Signer signs messages of a peer. The domain separates the kinds of message, so that a
+// signature of one kind is not valid for another.
 type Signer interface {
 	Key() Key
 	Sign(domain string, msg []byte) Signature
 }
 
-// Verifier checks what a Signer signed.
+// Verifier checks signatures of a Signer.
 type Verifier interface {
 	Verify(key Key, domain string, msg []byte, sig Signature) bool
 }
 
-// Identity is this peer: the name it goes by and the key that proves it.
+// Identity is the name of this peer, and the key that proves it.
 type Identity struct {
 	Name Name
 	priv ed25519.PrivateKey
 }
 
-// NewIdentity makes a fresh identity from 32 bytes of random.
+// NewIdentity makes an identity from 32 bytes of random.
 func NewIdentity(random io.Reader) (*Identity, error) {
 	seed := make([]byte, ed25519.SeedSize)
 	if _, err := io.ReadFull(random, seed); err != nil {
@@ -46,7 +45,7 @@ func NewIdentity(random io.Reader) (*Identity, error) {
 	return IdentityFromSeed(seed)
 }
 
-// IdentityFromSeed rebuilds an identity from what Seed returned.
+// IdentityFromSeed rebuilds an identity from the bytes that Seed returned.
 func IdentityFromSeed(seed []byte) (*Identity, error) {
 	if len(seed) != ed25519.SeedSize {
 		return nil, fmt.Errorf("identity: seed of %d bytes, want %d", len(seed), ed25519.SeedSize)
@@ -71,7 +70,7 @@ func (id *Identity) Sign(domain string, msg []byte) (s Signature) {
 	return s
 }
 
-// Ed25519 is the Verifier of what an Identity signed.
+// Ed25519 is the Verifier for signatures of an Identity.
 type Ed25519 struct{}
 
 // Verify implements Verifier.
@@ -84,14 +83,13 @@ func signed(domain string, msg []byte) []byte {
 	return append(d[:], msg...)
 }
 
-// Cheap is a Signer and Verifier for large simulations: it tells a forged
-// message from a true one only as long as nobody tries.
+// Cheap is a Signer and Verifier for large simulations. Its signatures are not secure.
 type Cheap struct{ ID Key }
 
 // Key implements Signer.
 func (c Cheap) Key() Key { return c.ID }
 
-// Sign implements Signer with a sum that costs a few nanoseconds a byte.
+// Sign implements Signer with a hash that costs a few nanoseconds per byte.
 func (c Cheap) Sign(domain string, msg []byte) (s Signature) {
 	h := uint64(14695981039346656037)
 	mix := func(b byte) { h = (h ^ uint64(b)) * 1099511628211 }
@@ -115,16 +113,14 @@ func (Cheap) Verify(key Key, domain string, msg []byte, sig Signature) bool {
 	return Cheap{key}.Sign(domain, msg) == sig
 }
 
-// ErrNameTaken is the cause when a name is shown with another key than the
-// one it was first seen with.
+// ErrNameTaken is the cause if a name comes with another key than it was first seen with.
 var ErrNameTaken = errors.New("the name belongs to another key")
 
-// Book records the key that each name was first seen with. It is not safe for
-// concurrent use.
+// Book records the key with which each name was first seen. It is not safe for concurrent
+// use.
 type Book struct{ keys map[Name]Key }
 
-// Bind records that name goes with key, or tells why it cannot: the name was
-// first seen with another key.
+// Bind binds name to key. It returns an error if the name was first seen with another key.
 func (b *Book) Bind(name Name, key Key) error {
 	if err := b.Check(name, key); err != nil {
 		return err
@@ -136,7 +132,7 @@ func (b *Book) Bind(name Name, key Key) error {
 	return nil
 }
 
-// Check tells what Bind would, and records nothing.
+// Check returns the error that Bind would return, and records nothing.
 func (b *Book) Check(name Name, key Key) error {
 	if old, ok := b.keys[name]; ok && old != key {
 		return fmt.Errorf("peer %s shows key %s, first seen with %s: %w",
@@ -145,14 +141,14 @@ func (b *Book) Check(name Name, key Key) error {
 	return nil
 }
 
-// Lookup returns the key that name was first seen with.
+// Lookup returns the key with which name was first seen.
 func (b *Book) Lookup(name Name) (Key, bool) {
 	k, ok := b.keys[name]
 	return k, ok
 }
 
-// Forget drops the record of name, so that a peer that lost its disk may take
-// its old name again once the mesh has let the old one go.
+// Forget drops the key of name, so that a peer that lost its disk can use its old name
+// again after the mesh has forgotten it.
 func (b *Book) Forget(name Name) { delete(b.keys, name) }
 
 func fingerprint(k Key) string { return hex.EncodeToString(k[:4]) }

@@ -1,8 +1,8 @@
-// Package peer says who a router is: its name, the keys that prove it, and
-// the book of which key a name was first seen with.
+// Package peer has the identity of a router: its name, the keys that prove it, and the
+// book of the keys with which names were first seen.
 //
-// Everything here is a value or a plain struct; nothing opens a socket, reads
-// a clock or logs, so the simulations use the same code as the router.
+// All types are values or plain structs that open no socket, read no clock and log
+// nothing, so simulations use the same code as the router.
 package peer
 
 import (
@@ -19,12 +19,10 @@ import (
 // NameLen is the length of a Name in bytes.
 const NameLen = 6
 
-// Name is a peer's 48-bit identity, printed like a MAC address. The zero Name
-// is no peer's.
+// Name is a peer's 48-bit identity, printed like a MAC address. No peer has the zero Name.
 type Name [NameLen]byte
 
-// Broadcast is the name that no peer may have: as a destination it means
-// every peer.
+// Broadcast is the destination of messages to every peer. No peer may have this name.
 var Broadcast = Name{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // NameOf derives a name from a public key: the first 48 bits of
@@ -40,8 +38,8 @@ func NameOf(key ed25519.PublicKey) Name {
 	return n
 }
 
-// ParseName reads the form that String prints. As in an IPv6 address, "::"
-// stands for a run of zero bytes, so ::1 is 00:00:00:00:00:01.
+// ParseName parses the form that String returns. As in an IPv6 address, "::" stands for a
+// run of zero bytes, so ::1 is 00:00:00:00:00:01.
 func ParseName(s string) (Name, error) {
 	var n Name
 	bad := func() (Name, error) {
@@ -86,7 +84,7 @@ func ParseName(s string) (Name, error) {
 	return n, nil
 }
 
-// NameFromBytes copies the first NameLen bytes of b, which must be that long.
+// NameFromBytes returns the first NameLen bytes of b, which must be at least that long.
 func NameFromBytes(b []byte) (n Name) {
 	copy(n[:], b[:NameLen])
 	return n
@@ -110,12 +108,12 @@ func (n Name) IsZero() bool { return n == Name{} }
 // Compare orders names by their bytes: -1, 0 or 1.
 func (n Name) Compare(m Name) int { return bytes.Compare(n[:], m[:]) }
 
-// ID is the low 32 bits of the name, in which most meshes have no two peers
-// alike; data frames carry it instead of the whole name.
+// ID returns the low 32 bits of the name, which are unique in most meshes. Data frames carry
+// it instead of the whole name.
 func (n Name) ID() uint32 { return binary.BigEndian.Uint32(n[2:]) }
 
-// MarshalText implements encoding.TextMarshaler, so that names read well in
-// JSON, as values and as keys of a map.
+// MarshalText implements encoding.TextMarshaler, so that names are readable in JSON, as
+// values and as keys of a map.
 func (n Name) MarshalText() ([]byte, error) { return []byte(n.String()), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.

@@ -29,7 +29,7 @@ func TestParseNameReadsWhatStringPrints(t *testing.T) {
 	for _, in := range []string{"", "::", "1", "1:2:3:4:5", "1:2:3:4:5:6:7", "1:2:3::4:5:6", "g:1:1:1:1:1", "123:1:1:1:1:1",
 		"ff:ff:ff:ff:ff:ff", "0:0:0:0:0:0", "::1::2", "1::2::3", ":1:2:3:4:5"} {
 		if n, err := ParseName(in); err == nil {
-			t.Errorf("%q is taken for %s", in, n)
+			t.Errorf("%q is parsed as %s", in, n)
 		} else if strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: an error of several lines", in)
 		}
@@ -56,7 +56,7 @@ func TestNameOfIsAUnicastLocalMAC(t *testing.T) {
 		}
 	}
 	if _, err := IdentityFromSeed(make([]byte, 5)); err == nil {
-		t.Error("a seed of 5 bytes is taken")
+		t.Error("a seed of 5 bytes is accepted")
 	}
 }
 
@@ -69,11 +69,11 @@ func TestSignatureHoldsForItsDomainAndKeyOnly(t *testing.T) {
 	}{"ed25519": {a, b, Ed25519{}}, "cheap": {Cheap{Key{1}}, Cheap{Key{2}}, Cheap{}}} {
 		sig := pair.a.Sign("d", []byte("m"))
 		if !pair.v.Verify(pair.a.Key(), "d", []byte("m"), sig) {
-			t.Errorf("%s: a true signature fails", name)
+			t.Errorf("%s: a valid signature fails", name)
 		}
 		if pair.v.Verify(pair.b.Key(), "d", []byte("m"), sig) || pair.v.Verify(pair.a.Key(), "e", []byte("m"), sig) ||
 			pair.v.Verify(pair.a.Key(), "d", []byte("n"), sig) {
-			t.Errorf("%s: a signature holds for more than it was made for", name)
+			t.Errorf("%s: a signature is valid for another domain, key or message", name)
 		}
 	}
 }

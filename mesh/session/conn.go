@@ -17,13 +17,13 @@ import (
 type Conn struct {
 	// Constant after the handshake.
 
-	Peer    Hello  // what the far end said of itself
+	Peer    Hello  // the hello of the far end
 	Dialled bool   // this end dialled
 	Version uint8  // of the protocol
 	Cipher  string // AES-256-GCM or ChaCha20-Poly1305
-	// ID is the same on both ends and unlike that of any other session.
+	// ID is the same on both ends, and unique.
 	ID uint64
-	// Secret is known to the two ends alone.
+	// Secret is known only to the two ends.
 	Secret [32]byte
 
 	nc net.Conn
@@ -31,7 +31,7 @@ type Conn struct {
 	// Reader only.
 
 	in  *noise.CipherState
-	r   *bufio.Reader // of nc: one system call for a record
+	r   *bufio.Reader // of nc, so that a record costs one system call
 	buf []byte
 
 	// Guarded by mu.
@@ -41,10 +41,10 @@ type Conn struct {
 	wbuf []byte
 }
 
-// RemoteAddr is the far end of the TCP connection.
+// RemoteAddr returns the address of the far end.
 func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
 
-// LocalAddr is the near end of the TCP connection.
+// LocalAddr returns the address of the near end.
 func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
 
 // SetReadDeadline bounds the next ReadRecord.
@@ -53,8 +53,8 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.nc.SetReadDeadline(
 // SetWriteDeadline bounds the next WriteRecord.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.nc.SetWriteDeadline(t) }
 
-// ReadRecord returns the next record. The slice is borrowed until the next
-// call. After an error the session is of no use.
+// ReadRecord returns the next record. The slice is borrowed until the next call. After an
+// error the session is unusable.
 func (c *Conn) ReadRecord() ([]byte, error) {
 	var head [2]byte
 	if _, err := io.ReadFull(c.r, head[:]); err != nil {
@@ -75,7 +75,7 @@ func (c *Conn) ReadRecord() ([]byte, error) {
 	return p, nil
 }
 
-// WriteRecord sends b, which may have at most MaxRecord bytes and is not kept.
+// WriteRecord sends b, which has at most MaxRecord bytes. It does not keep b.
 func (c *Conn) WriteRecord(b []byte) error {
 	if len(b) > MaxRecord {
 		return fmt.Errorf("record of %d bytes to %s: at most %d", len(b), c.nc.RemoteAddr(), MaxRecord)
@@ -94,5 +94,5 @@ func (c *Conn) WriteRecord(b []byte) error {
 	return nil
 }
 
-// Close ends the session at once. Reads and writes that wait return.
+// Close ends the session at once. Blocked reads and writes return.
 func (c *Conn) Close() error { return c.nc.Close() }

@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/cpu"
 )
 
-// Timeout is how long a whole handshake may take.
+// Timeout bounds a whole handshake.
 const Timeout = 10 * time.Second
 
-// Config is what a peer brings into its handshakes. It is only read.
+// Config configures the handshakes of a peer. It is read-only.
 type Config struct {
 	Self     peer.Name
 	Nickname string
@@ -29,26 +29,26 @@ type Config struct {
 	Port     uint16
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Static is the X25519 key of this run.
+	// Static is the X25519 key of this process.
 	Static noise.DHKey
-	// Offer is the key this peer dials with; Accept are those it takes from a
-	// dialler, Offer among them.
+	// Offer is the key with which this peer dials. Accept are the keys that it accepts
+	// from a dialler, including Offer.
 	Offer  PSK
 	Accept []PSK
 	// Min and Max are the protocol versions spoken.
 	Min, Max uint8
-	// Judge tells what is wrong with the far end, nil if nothing is.
+	// Check returns a refusal if this peer does not want the session, else nil.
 	Check func(h *Hello, dialled bool) *Refusal
-	// NoAES keeps this end from offering AES-GCM.
+	// NoAES disables AES-GCM at this end.
 	NoAES bool
 	// Random is the source of ephemeral keys.
 	Random io.Reader
 }
 
-// NewStatic makes an X25519 key for Config.Static.
+// NewStatic returns a new X25519 key for Config.Static.
 func NewStatic(random io.Reader) (noise.DHKey, error) { return noise.DH25519.GenerateKeypair(random) }
 
-// hasAES reports whether the CPU has what makes AES-GCM the faster cipher.
+// hasAES reports whether the CPU has instructions that make AES-GCM the faster cipher.
 var hasAES = cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ || cpu.ARM64.HasAES && cpu.ARM64.HasPMULL || cpu.S390X.HasAESGCM
 
 // Dial makes a session over nc, which this peer has dialled. On error the
@@ -75,7 +75,7 @@ func handshake(nc net.Conn, cfg *Config, dialled bool) (*Conn, error) {
 	c, err := s.run()
 	if err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			err = errors.New("the far end hung up in the middle: not a weft router, or it refused without a word")
+			err = errors.New("the far end closed the connection during the handshake: it is not a weft router, or it refused without a reason")
 		}
 		return nil, fmt.Errorf("handshake with %s: %w", nc.RemoteAddr(), err)
 	}
@@ -122,15 +122,14 @@ func (s *handshaker) run() (*Conn, error) {
 	return c, s.verdicts(c, hello)
 }
 
-// preambles exchanges what both can do.
+// preambles exchanges the preambles and chooses the cipher and the version.
 func (s *handshaker) preambles() (noise.CipherSuite, uint8, error) {
 	mine := append([]byte(magic), s.cfg.Min, s.cfg.Max, 0, 0)
 	if hasAES && !s.cfg.NoAES {
 		mine[6] = cipherAES
 	}
 	theirs := make([]byte, preambleLen)
-	// The dialler speaks first, so that a stranger who only connects learns
-	// nothing.
+	// The dialler starts, so that a stranger who only connects learns nothing.
 	if s.dialled {
 		if _, err := s.nc.Write(mine); err != nil {
 			return nil, 0, err
@@ -140,7 +139,7 @@ func (s *handshaker) preambles() (noise.CipherSuite, uint8, error) {
 		return nil, 0, err
 	}
 	if string(theirs[:4]) != magic {
-		return nil, 0, fmt.Errorf("it speaks another protocol: it says %q, want %q", printable(theirs[:4]), magic)
+		return nil, 0, fmt.Errorf("it speaks another protocol: it sent %q, want %q", printable(theirs[:4]), magic)
 	}
 	if !s.dialled {
 		if _, err := s.nc.Write(mine); err != nil {
@@ -240,7 +239,7 @@ func (s *handshaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err e
 	return hello, cs1, cs2, nil
 }
 
-// accepted returns the key under which the proof holds, nil if there is none.
+// accepted returns the key for which the proof is valid, nil if there is none.
 func (s *handshaker) accepted(msg1, proof []byte) *PSK {
 	for i := range s.cfg.Accept {
 		if k := &s.cfg.Accept[i]; hmac.Equal(proof, k.proof(s.prologue, msg1)) {
@@ -258,7 +257,7 @@ func (s *handshaker) send(msg []byte) error {
 
 func (s *handshaker) refuse(r *Refusal) { _, _ = s.nc.Write(appendRefusal(nil, r)) }
 
-// maxHandshakeMessage is well above what any hello needs.
+// maxHandshakeMessage is larger than any hello.
 const maxHandshakeMessage = 1024
 
 func (s *handshaker) receive() ([]byte, error) {
@@ -284,8 +283,9 @@ func (s *handshaker) receive() ([]byte, error) {
 
 const verdictSeed = 32
 
-// verdicts judges the far end's hello, tells it, and hears its own verdict. A
-// verdict is: 0 | code u8 | seed 32 | reason; the two seeds make the secret.
+// verdicts checks the hello of the far end, sends the verdict, and reads the verdict of
+// the far end. A verdict is: 0 | code u8 | seed 32 | reason. The secret is derived from the
+// two seeds.
 func (s *handshaker) verdicts(c *Conn, hello []byte) error {
 	var mine *Refusal
 	h, err := parseHello(hello, s.cfg.Verifier, s.hs.PeerStatic())
@@ -316,7 +316,7 @@ func (s *handshaker) verdicts(c *Conn, hello []byte) error {
 	case err != nil:
 		return err
 	case len(in) < 2+verdictSeed || in[0] != 0:
-		return errors.New("a record that is no verdict")
+		return errors.New("a record that is not a verdict")
 	case Code(in[1]) != CodeOK:
 		return &Refusal{Code: Code(in[1]), Reason: printable(in[2+verdictSeed:]), ByPeer: true, Peer: h}
 	}

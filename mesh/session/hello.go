@@ -17,19 +17,19 @@ const (
 	staticKeyLen = 32
 )
 
-// Hello is what a peer says of itself inside the handshake.
+// Hello describes a peer in the handshake.
 //
 //	format u8 | name 6 | key 32 | signature 64 | instance u64 | port u16 | flags u8 |
-//	seen: IP 16, port u16 | nickname: length u8, UTF-8 | what later formats append
+//	seen: IP 16, port u16 | nickname: length u8, UTF-8 | fields of later versions
 //
-// The signature is by key over the X25519 key of the handshake. IPv4 addresses
-// are written in IPv6-mapped form.
+// The signature is made with key over the X25519 key of the handshake. IPv4 addresses are
+// in IPv6-mapped form.
 type Hello struct {
 	Name     peer.Name
 	Key      peer.Key
 	Instance uint64 // drawn at random at each launch
-	// Port is the number of the TCP port at which the peer listens, and of its
-	// UDP port for frames.
+	// Port is the number of the TCP port on which the peer listens, and of its UDP port
+	// for frames.
 	Port uint16
 	// Seen is the address at which the sender sees the receiver.
 	Seen     netip.AddrPort
@@ -57,9 +57,9 @@ func (h *Hello) append(b []byte, s peer.Signer, static []byte) []byte {
 	return append(b, nick...)
 }
 
-var errForgedHello = errors.New("the key it shows did not sign this handshake")
+var errForgedHello = errors.New("its key did not sign this handshake")
 
-// parseHello reads what append wrote and checks its signature over static.
+// parseHello parses the bytes that append wrote, and checks the signature over static.
 func parseHello(b []byte, v peer.Verifier, static []byte) (*Hello, error) {
 	if len(b) < helloFixed+1 || len(b) < helloFixed+1+int(b[helloFixed]) {
 		return nil, fmt.Errorf("hello of %d bytes is cut short", len(b))

@@ -7,8 +7,7 @@ import (
 	"unicode"
 )
 
-// Code says in one word why a peer was refused. The numbers are on the wire:
-// append only.
+// Code is the reason of a refusal. The numbers are on the wire: append-only.
 type Code uint8
 
 // Codes of refusals.
@@ -16,8 +15,8 @@ const (
 	CodeOK        Code = iota
 	CodeVersion        // no protocol version in common
 	CodePassword       // the passwords differ, or only one side has one
-	CodeCollision      // the name is that of another live peer
-	CodeDuplicate      // the two have a session already
+	CodeCollision      // another live peer has the name
+	CodeDuplicate      // the two peers already have a session
 	CodeLimit          // the connection limit is reached
 	CodeSelf           // a peer has dialled itself
 	CodeBusy           // too many handshakes from this address
@@ -33,13 +32,13 @@ func (c Code) String() string {
 	return fmt.Sprintf("code-%d", uint8(c))
 }
 
-// Refusal is the error when one of the two peers does not want the session.
+// Refusal is the error if one of the two peers does not want the session.
 type Refusal struct {
 	Code   Code
 	Reason string
-	// ByPeer is set when the far end refused.
+	// ByPeer is set if the far end refused.
 	ByPeer bool
-	// Peer is what the far end said of itself, nil if it did not get that far.
+	// Peer is the hello of the far end, nil if it was not received.
 	Peer *Hello
 }
 
@@ -52,8 +51,7 @@ func (r *Refusal) Error() string {
 
 const maxReason = 255
 
-// appendRefusal writes r in the form that stands in the place of a handshake
-// message.
+// appendRefusal encodes r as it is sent in place of a handshake message.
 func appendRefusal(b []byte, r *Refusal) []byte {
 	reason := r.Reason[:min(len(r.Reason), maxReason)]
 	b = binary.BigEndian.AppendUint16(b, refusalTag)
@@ -61,7 +59,7 @@ func appendRefusal(b []byte, r *Refusal) []byte {
 	return append(b, reason...)
 }
 
-// readRefusal reads what follows the tag.
+// readRefusal reads a refusal after its tag.
 func readRefusal(rd io.Reader) (*Refusal, error) {
 	var head [2]byte
 	if _, err := io.ReadFull(rd, head[:]); err != nil {
@@ -74,8 +72,8 @@ func readRefusal(rd io.Reader) (*Refusal, error) {
 	return &Refusal{Code: Code(head[0]), Reason: printable(reason), ByPeer: true}, nil
 }
 
-// printable keeps a stranger's words from writing control sequences to a
-// terminal or new lines to a log.
+// printable replaces characters of a stranger's text that are not printable, so that it
+// cannot send control sequences to a terminal or new lines to a log.
 func printable(b []byte) string {
 	r := []rune(string(b))
 	for i, c := range r {

@@ -33,7 +33,7 @@ func config(t testing.TB, psk ...PSK) *Config {
 	return c
 }
 
-// pair is a TCP connection over loopback; what passes can be watched.
+// pair returns the two ends of a TCP connection over loopback.
 func pair(t testing.TB) (dialled, accepted net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -56,8 +56,8 @@ type result struct {
 	err error
 }
 
-// shake runs both sides and returns what each came to.
-func shake(t testing.TB, dial, accept *Config) (d, a result) {
+// handshakeBoth runs both sides of a handshake and returns their results.
+func handshakeBoth(t testing.TB, dial, accept *Config) (d, a result) {
 	t.Helper()
 	nd, na := pair(t)
 	done := make(chan result)
@@ -88,12 +88,12 @@ func TestBothEndsAgree(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dc, ac := config(t), config(t)
 			edit(dc, ac)
-			d, a := shake(t, dc, ac)
+			d, a := handshakeBoth(t, dc, ac)
 			if d.err != nil || a.err != nil {
 				t.Fatal(d.err, a.err)
 			}
 			if d.Secret != a.Secret || d.Secret == [32]byte{} || d.ID != a.ID || d.Cipher != a.Cipher || d.Version != a.Version {
-				t.Error("the two ends came to different sessions")
+				t.Error("the two ends have different sessions")
 			}
 			if name == "no aes" && d.Cipher != "ChaCha20-Poly1305" {
 				t.Errorf("cipher %s", d.Cipher)
@@ -116,7 +116,7 @@ func TestBothEndsAgree(t *testing.T) {
 				}
 			}
 			if err := d.WriteRecord(append(big, 1)); err == nil {
-				t.Error("a record over the limit is sent")
+				t.Error("a record above the limit is sent")
 			}
 		})
 	}
@@ -147,7 +147,7 @@ func TestBothSidesGetTheReasonOfARefusal(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dc, ac := config(t), config(t)
 			c.edit(dc, ac)
-			d, a := shake(t, dc, ac)
+			d, a := handshakeBoth(t, dc, ac)
 			for side, err := range map[string]error{"dialler": d.err, "responder": a.err} {
 				var r *Refusal
 				if !errors.As(err, &r) || r.Code != c.code || !strings.Contains(err.Error(), c.say) {
@@ -175,8 +175,8 @@ func TestOtherProtocolIsReported(t *testing.T) {
 	}
 }
 
-// The responder spends nothing on a dialler that cannot show a password: it
-// neither answers message 1 nor says who it is.
+// The responder sends neither message 2 nor its identity to a dialler that does not prove a
+// password.
 func TestResponderIsSilentBeforeTheProof(t *testing.T) {
 	nd, na := pair(t)
 	ac := config(t, PSK{9})
@@ -191,10 +191,10 @@ func TestResponderIsSilentBeforeTheProof(t *testing.T) {
 		t.Fatal("accepted")
 	}
 	if tee.read.Len() < preambleLen {
-		t.Fatal("nothing was read")
+		t.Fatal("nothing was received")
 	}
 	if bytes.Contains(tee.read.Bytes(), ac.Self[:]) {
-		t.Error("the responder's name went out")
+		t.Error("the responder sent its name")
 	}
 }
 
@@ -210,20 +210,20 @@ func (c teeConn) Read(b []byte) (int, error) {
 }
 
 func TestTamperedRecordEndsTheSession(t *testing.T) {
-	d, a := shake(t, config(t), config(t))
+	d, a := handshakeBoth(t, config(t), config(t))
 	if d.err != nil || a.err != nil {
 		t.Fatal(d.err, a.err)
 	}
 	d.nc.Write([]byte{0, 20})
 	d.nc.Write(make([]byte, 20))
 	if _, err := a.ReadRecord(); err == nil {
-		t.Error("a record that nobody sealed is taken")
+		t.Error("a forged record is accepted")
 	}
 }
 
 func TestShortPasswordIsRefused(t *testing.T) {
 	if _, err := DerivePSK("short"); err == nil {
-		t.Error("taken")
+		t.Error("a record above the limit is accepted")
 	}
 }
 
@@ -251,7 +251,7 @@ type anyone struct{}
 
 func (anyone) Verify(peer.Key, string, []byte, peer.Signature) bool { return true }
 
-// FuzzAccept feeds a stranger's bytes to the responder.
+// FuzzAccept runs the responder on arbitrary bytes.
 func FuzzAccept(f *testing.F) {
 	f.Add([]byte("WEFT\x01\x01\x01\x00\x00\x30"))
 	f.Add([]byte("WEFT\x01\x01\x01\x00\xff\xff\x02\x01x"))
@@ -263,7 +263,7 @@ func FuzzAccept(f *testing.F) {
 	})
 }
 
-// script is a connection whose far end has said all it will.
+// script is a connection whose far end has sent everything.
 type script struct {
 	net.TCPConn
 	in *bytes.Reader

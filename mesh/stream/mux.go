@@ -1,8 +1,8 @@
-// Package stream makes byte streams between peers out of the messages that
-// the mesh carries over any number of hops.
+// Package stream makes byte streams between peers out of the messages that the mesh
+// carries over any number of hops.
 //
-// It is for talks that are short and few: a stream gives up when a message is
-// lost on the way or its reader is slow, and its user tries again.
+// It is for few and short exchanges: a stream ends if a message is lost on the way or its
+// reader is slow, and its user tries again.
 //
 //	kind u8 | stream u32 | sequence u32 | bytes
 //
@@ -12,8 +12,8 @@
 //	3 close    from the end that opened it; nothing follows
 //	4 hang up  from the other end; nothing follows
 //
-// Sequences count the messages of one direction from 0, open among them.
-// Numbers are big endian; kinds are append only and unknown ones ignored.
+// Sequences count the messages of one direction from 0, including open. Numbers are
+// big-endian. Kinds are append-only, and unknown ones are ignored.
 package stream
 
 import (
@@ -36,12 +36,12 @@ const (
 
 const (
 	headerLen   = 9
-	maxChunk    = 16 << 10 // most bytes of a stream in one message
-	maxInFlight = 256      // messages that wait for one stream's reader
-	maxStreams  = 256      // at once
+	maxChunk    = 16 << 10 // size limit of the bytes of a stream in one message
+	maxInFlight = 256      // limit of messages that wait for the reader of one stream
+	maxStreams  = 256      // at a time
 )
 
-// Addr is the address of a stream's far end.
+// Addr is the address of the far end of a stream.
 type Addr peer.Name
 
 // Network implements net.Addr.
@@ -58,7 +58,8 @@ type Mux struct {
 
 	wg sync.WaitGroup // of the pumps
 
-	mu      sync.Mutex // guards what follows; nothing is sent or accepted while it is held
+	// mu guards the fields below. Nothing is sent or accepted while it is held.
+	mu      sync.Mutex
 	streams map[key]*stream
 	last    uint32
 	closed  bool
@@ -77,16 +78,16 @@ type stream struct {
 	next uint32      // sequence expected, guarded by Mux.mu
 }
 
-// New returns a Mux that sends by send, which must neither block nor keep msg;
-// it may lose it. Accept is called for each stream that another peer opens,
-// must not block, and owns the stream.
+// New returns a Mux that sends messages with send, which must neither block nor keep msg,
+// and may lose it. accept is called for each stream that another peer opens. It must not
+// block, and owns the stream.
 func New(send func(to peer.Name, msg []byte) error, accept func(from peer.Name, c net.Conn)) *Mux {
 	return &Mux{send: send, accept: accept, streams: make(map[key]*stream)}
 }
 
 var (
-	errClosed  = errors.New("the streams are shut down")
-	errTooMany = errors.New("too many streams at once")
+	errClosed  = errors.New("the streams are closed")
+	errTooMany = errors.New("too many streams")
 )
 
 // Dial opens a stream. It does not wait for the other end.
@@ -97,7 +98,7 @@ func (m *Mux) Dial(to peer.Name) (net.Conn, error) {
 	c, err := m.startLocked(k)
 	m.mu.Unlock()
 	if err == nil {
-		// Nothing overtakes the open: the user cannot write before Dial returns.
+		// Nothing can overtake the open: the user cannot write before Dial returns.
 		if err = m.send(to, message(kindOpen, k.id, 0, nil)); err != nil {
 			c.Close()
 		}
@@ -116,7 +117,7 @@ func message(kind byte, id, seq uint32, b []byte) []byte {
 	return append(m, b...)
 }
 
-// conn is what the user holds.
+// conn is the end of a stream that the user holds.
 type conn struct {
 	net.Conn
 	far Addr
@@ -143,7 +144,8 @@ func (m *Mux) startLocked(k key) (net.Conn, error) {
 	return conn{far, Addr(k.far)}, nil
 }
 
-// pumpOut sends what the user writes, and tells the far end when it closes.
+// pumpOut sends the bytes that the user writes, and a last message when the user closes
+// the stream.
 func (m *Mux) pumpOut(k key, s *stream) {
 	defer m.wg.Done()
 	data, end, seq := byte(kindReply), byte(kindHangup), uint32(0)
@@ -169,7 +171,7 @@ func (m *Mux) pumpOut(k key, s *stream) {
 	m.endLocked(k, s)
 }
 
-// pumpIn hands the user what the far peer sent.
+// pumpIn passes the bytes of the far end to the user.
 func (m *Mux) pumpIn(s *stream) {
 	defer m.wg.Done()
 	for b := range s.in {
@@ -180,7 +182,8 @@ func (m *Mux) pumpIn(s *stream) {
 	s.Close()
 }
 
-// endLocked lets nothing more come in. What came is still handed over.
+// endLocked ends the input of a stream. Received bytes are still passed to the user. It is
+// called with mu held.
 func (m *Mux) endLocked(k key, s *stream) {
 	if m.streams[k] == s {
 		delete(m.streams, k)
@@ -188,7 +191,7 @@ func (m *Mux) endLocked(k key, s *stream) {
 	}
 }
 
-// Receive takes in a message that another peer's Mux sent. It keeps msg.
+// Receive handles a message that the Mux of another peer sent. It keeps msg.
 func (m *Mux) Receive(from peer.Name, msg []byte) error {
 	if len(msg) < headerLen {
 		return fmt.Errorf("stream message of %d bytes from %s is cut short", len(msg), from)
@@ -213,7 +216,7 @@ func (m *Mux) Receive(from peer.Name, msg []byte) error {
 		case s.in <- msg[headerLen:]:
 			s.next++
 			return nil
-		default: // a reader so slow that its stream is of no use
+		default: // the reader is too slow: end its stream
 		}
 	}
 	m.endLocked(k, s)
@@ -228,7 +231,7 @@ func (m *Mux) opened(k key) {
 	}
 	c, err := m.startLocked(k)
 	m.mu.Unlock()
-	if err == nil { // else the far end's deadline tells it
+	if err == nil { // otherwise the deadline of the far end expires
 		m.accept(k.far, c)
 	}
 }

@@ -15,7 +15,7 @@ var (
 	far  = peer.Name{2, 2}
 )
 
-// pair joins two Muxes; pass tells of each message whether it arrives.
+// pair connects two Muxes; pass reports for each message whether it arrives.
 func pair(t *testing.T, pass func(msg []byte) bool) (a *Mux, accepted chan net.Conn) {
 	t.Helper()
 	accepted = make(chan net.Conn, 8)
@@ -108,7 +108,7 @@ func TestLostMessageEndsTheStream(t *testing.T) {
 		}
 	}()
 	if b, err := io.ReadAll(<-accepted); err != nil || string(b) != "x" {
-		t.Errorf("%q, %v; want what came before the loss, and the end", b, err)
+		t.Errorf("%q, %v; want the bytes before the loss, and the end", b, err)
 	}
 }
 
@@ -122,10 +122,10 @@ func TestCloseEndsAllAndTwiceIsSafe(t *testing.T) {
 	m.Close()
 	m.Close()
 	if _, err := c.Read(make([]byte, 1)); err == nil {
-		t.Error("reads after the end")
+		t.Error("a read succeeds after Close")
 	}
 	if _, err := m.Dial(far); err == nil {
-		t.Error("dials after the end")
+		t.Error("a dial succeeds after Close")
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// An entry on the wire, all numbers big endian:
+// The format of an entry; all numbers are big-endian:
 //
 //	 0      length   u32  bytes of the whole entry, this field and the signature included
 //	 4      format   u8   1
@@ -25,7 +25,7 @@ import (
 //	            rtt   u8   see Link.Cost
 //	  ...   nickname u8   length, then UTF-8
 //	  ...   short id u16  1 to 4095, or 0 for none; entries of older peers end before it
-//	  ...   rest          what later formats append; kept and signed, not read
+//	  ...   rest          fields of later versions; kept and signed, not read
 //	len-64  signature 64  over "weft topology entry" and all bytes from offset 4 on before it
 const (
 	entryFormat    = 1
@@ -37,23 +37,22 @@ const (
 	costStepsPerX2 = 4
 )
 
-// MaxLinks is the most links an entry can list and stay under the size of one
-// gossip delta.
+// MaxLinks is the largest number of links of an entry, so that it fits one gossip delta.
 const MaxLinks = 4096
 
-// LinkFlags say what works between two neighbours. The numbers are on the
-// wire: append only.
+// LinkFlags are the ways in which two neighbours are linked. The numbers are on the wire:
+// append-only.
 type LinkFlags uint8
 
 const (
-	// LinkSession is set when the two have a TCP session: control messages go.
+	// LinkSession is set if the two have a TCP session, which carries control messages.
 	LinkSession LinkFlags = 1 << iota
-	// LinkData is set when frames go between the two over UDP.
+	// LinkData is set if the two have a link, which carries frames over UDP.
 	LinkData
 )
 
-// Link is one peer's word on what it has with a neighbour. Both must say so
-// for it to count.
+// Link is a link to a neighbour as one of the two peers lists it. It counts only if both
+// list it.
 type Link struct {
 	To    peer.Name
 	Flags LinkFlags
@@ -61,9 +60,9 @@ type Link struct {
 	Cost uint8
 }
 
-// CostOf puts a round-trip time on the scale of Link.Cost: four steps for each
-// doubling above 16 us, 0 for what is shorter or unknown. A coarse scale keeps
-// entries from changing with each measurement.
+// CostOf converts a round-trip time to the scale of Link.Cost: four steps for each
+// doubling above 16 us, 0 for a shorter or unknown time. The scale is coarse so that
+// entries do not change with each measurement.
 func CostOf(rtt time.Duration) uint8 {
 	x := float64(rtt) / float64(16*time.Microsecond)
 	if x <= 1 {
@@ -72,13 +71,12 @@ func CostOf(rtt time.Duration) uint8 {
 	return uint8(min(math.MaxUint8, math.Log2(x)*costStepsPerX2))
 }
 
-// micros is the middle of the times that CostOf puts on step c, in
-// microseconds.
+// micros returns the middle of the times that CostOf converts to c, in microseconds.
 func micros(c uint8) uint64 {
 	return uint64(16 * math.Exp2((float64(c)+0.5)/costStepsPerX2))
 }
 
-// Entry is what one peer says of itself. It is immutable once made.
+// Entry is one peer's description of itself. It is immutable.
 type Entry struct {
 	Name     peer.Name
 	Key      peer.Key
@@ -86,15 +84,15 @@ type Entry struct {
 	Version  uint64
 	Links    []Link // in order of To, no two alike, none to Name itself
 	Nickname string
-	// ShortID is what the peer says is its short id, 0 for none. Another may say
-	// the same: see Routes.ShortIDs.
+	// ShortID is the short id that the peer claims, 0 for none. Another peer may claim
+	// the same one; see Routes.ShortIDs.
 	ShortID uint16
 
-	hasShortID bool   // whether there was a short id to read
+	hasShortID bool   // whether the encoding has a short id
 	raw        []byte // the signed encoding
 }
 
-// sign fills raw. Fields must be within their limits.
+// sign signs the entry and sets raw. The fields must be within their limits.
 func (e *Entry) sign(s peer.Signer) {
 	b := make([]byte, 4, entryFixed+len(e.Links)*linkLen+256)
 	b = append(b, entryFormat)
@@ -117,7 +115,7 @@ func (e *Entry) sign(s peer.Signer) {
 
 var errShort = errors.New("cut short")
 
-// header is what tells at the start of an entry whether the rest is news.
+// header is the start of an entry. It shows whether the entry is new.
 type header struct {
 	length   int
 	name     peer.Name
@@ -151,8 +149,8 @@ func (h *header) stale(e *Entry) bool {
 		(h.version < e.Version || h.version == e.Version && h.instance == e.Instance && h.length == len(e.raw))
 }
 
-// parseEntry reads the first entry of b and returns the bytes it takes. The
-// entry keeps a copy. The signature is not checked: see verify.
+// parseEntry parses the first entry of b and returns its length. The entry keeps a copy
+// of the bytes. The signature is not checked; see verify.
 func parseEntry(b []byte) (*Entry, int, error) {
 	bad := func(what string, cause error) (*Entry, int, error) {
 		return nil, 0, fmt.Errorf("topology entry: %s: %w", what, cause)
@@ -177,7 +175,7 @@ func parseEntry(b []byte) (*Entry, int, error) {
 		l := Link{To: peer.NameFromBytes(rest), Flags: LinkFlags(rest[6]), Cost: rest[7]}
 		rest = rest[linkLen:]
 		if l.To == e.Name || i > 0 && e.Links[i-1].To.Compare(l.To) >= 0 {
-			return bad("links", fmt.Errorf("link %d to %s is out of order or to the peer itself", i, l.To))
+			return bad("links", fmt.Errorf("link %d to %s is out of order or leads to the peer itself", i, l.To))
 		}
 		e.Links[i] = l
 	}
@@ -191,13 +189,13 @@ func parseEntry(b []byte) (*Entry, int, error) {
 	return e, n, nil
 }
 
-// verify checks that the key that the entry names signed it.
+// verify reports whether the entry is signed by the key that it names.
 func (e *Entry) verify(v peer.Verifier) bool {
 	end := len(e.raw) - peer.SignatureLen
 	return v.Verify(e.Key, signDomain, e.raw[4:end], peer.Signature(e.raw[end:]))
 }
 
-// link returns e's word on its link to n.
+// link returns the link to n that e lists.
 func (e *Entry) link(n peer.Name) (Link, bool) {
 	i, ok := slices.BinarySearchFunc(e.Links, n, func(l Link, n peer.Name) int { return l.To.Compare(n) })
 	if !ok {
@@ -206,9 +204,9 @@ func (e *Entry) link(n peer.Name) (Link, bool) {
 	return e.Links[i], true
 }
 
-// supersedes reports whether e wins over old, both of one name and key. Versions
-// decide; the instance and then the bytes break a tie, so that all peers
-// choose alike.
+// supersedes reports whether e replaces old, an entry of the same name and key. The
+// higher version wins. The instance and then the bytes break a tie, so that all peers
+// choose equally.
 func (e *Entry) supersedes(old *Entry) bool {
 	switch {
 	case old == nil || e.Version > old.Version:

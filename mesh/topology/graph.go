@@ -7,8 +7,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Graph is the mesh as the entries draw it at one moment: which peers there
-// are and which pairs both say that they are linked. It is immutable.
+// Graph is the mesh at one moment: the peers, and the links that both ends list. It is
+// immutable.
 type Graph struct {
 	self  int
 	names []peer.Name // in order
@@ -24,10 +24,10 @@ type Graph struct {
 type edge struct {
 	to    int
 	flags LinkFlags
-	cost  uint8 // the larger of what the two ends say
+	cost  uint8 // the larger cost of the two ends
 }
 
-// Graph returns the mesh as the entries draw it now.
+// Graph returns the graph of the present entries.
 func (s *State) Graph() *Graph {
 	if s.graph != nil {
 		return s.graph
@@ -68,20 +68,19 @@ func (s *State) Graph() *Graph {
 	return g
 }
 
-// Names returns the peers of the graph in order, reachable or not. The slice
-// is the graph's own.
+// Names returns the peers of the graph in order, reachable or not. The slice is
+// read-only.
 func (g *Graph) Names() []peer.Name { return g.names }
 
-// Reaches reports whether some path leads from this peer to n.
+// Reaches reports whether a path leads from this peer to n.
 func (g *Graph) Reaches(n peer.Name) bool {
 	i, ok := g.index[n]
 	return ok && g.reaches.has(i)
 }
 
-// Routes computes the ways from this peer over links that have all of flags:
-// unicast by the fewest hops and among those by the least round-trip time,
-// broadcast over a tree for each source that every peer works out alike from
-// the same entries.
+// Routes computes the routes from this peer over links that have all of flags. Unicast
+// minimises hops, then round-trip time. Broadcast follows one tree for each source; all
+// peers with equal entries compute equal trees.
 func (g *Graph) Routes(flags LinkFlags) *Routes {
 	r := &Routes{
 		Self:      g.names[g.self],
@@ -144,12 +143,11 @@ func (g *Graph) unicast(flags LinkFlags, out map[peer.Name]peer.Name) {
 	}
 }
 
-// broadcast fills in the neighbours that hang below self in each source's
-// tree. A tree is one of shortest paths; a peer in layer d+1 hangs below that
-// neighbour in layer d which follows it first in order of index, wrapping
-// around, so that the children spread over the possible parents. Only the
-// layers up to self's own and the next are worked out, on bit sets: a mesh of
-// 1,000 peers has 1,000 trees.
+// broadcast fills in the children of self in the tree of each source. A tree has
+// shortest paths. The parent of a peer in layer d+1 is the neighbour in layer d with the
+// next higher index, wrapping around, so that children are spread over the possible
+// parents. Only the layers up to the one after self's are computed, on bit sets: a mesh
+// of 1,000 peers has 1,000 trees.
 func (g *Graph) broadcast(flags LinkFlags, out map[peer.Name][]peer.Name) {
 	n := len(g.names)
 	adj := make([]bitset, n)
@@ -206,32 +204,32 @@ func (g *Graph) Common(n peer.Name, flags LinkFlags) (names []peer.Name) {
 	return names
 }
 
-// Between returns the path of names by which a frame goes from this peer to
-// dst over links that have all of flags, dst last; nil if there is none. It
-// is for people who ask; frames go hop by hop.
+// Between returns the path from this peer to dst over links that have all of flags, dst
+// last; nil if there is none. It is only shown to users: each hop of a frame decides for
+// itself.
 func (g *Graph) Between(dst peer.Name, flags LinkFlags) []peer.Name {
 	to, ok := g.index[dst]
 	if !ok {
 		return nil
 	}
-	before := make([]int, len(g.names))
-	for i := range before {
-		before[i] = -1
+	parent := make([]int, len(g.names))
+	for i := range parent {
+		parent[i] = -1
 	}
-	before[g.self] = g.self
+	parent[g.self] = g.self
 	for queue := []int{g.self}; len(queue) > 0; queue = queue[1:] {
 		for _, e := range g.links[queue[0]] {
-			if e.flags&flags == flags && before[e.to] < 0 {
-				before[e.to] = queue[0]
+			if e.flags&flags == flags && parent[e.to] < 0 {
+				parent[e.to] = queue[0]
 				queue = append(queue, e.to)
 			}
 		}
 	}
-	if before[to] < 0 {
+	if parent[to] < 0 {
 		return nil
 	}
 	var path []peer.Name
-	for i := to; i != g.self; i = before[i] {
+	for i := to; i != g.self; i = parent[i] {
 		path = append(path, g.names[i])
 	}
 	slices.Reverse(path)
@@ -252,8 +250,7 @@ func (b bitset) each(f func(int)) {
 	}
 }
 
-// spread makes b the neighbours of layer that are not in seen, and adds them
-// to seen.
+// spread sets b to the neighbours of layer that are not in seen, and adds them to seen.
 func (b bitset) spread(layer bitset, adj []bitset, seen bitset) {
 	clear(b)
 	layer.each(func(u int) {
@@ -267,8 +264,8 @@ func (b bitset) spread(layer bitset, adj []bitset, seen bitset) {
 	}
 }
 
-// firstCommonAfter returns the first member of both b and c above i, or, if
-// there is none, the first of all; -1 if they have nothing in common.
+// firstCommonAfter returns the first common member of b and c above i, or else the first
+// common member; -1 if there is none.
 func (b bitset) firstCommonAfter(c bitset, i int) int {
 	first := -1
 	for k := range b {

@@ -14,8 +14,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// withTail returns e encoded with tail in place of all that follows the
-// nickname, signed.
+// withTail returns e encoded and signed, with tail in place of all bytes after the
+// nickname.
 func withTail(e *Entry, s peer.Signer, tail []byte) []byte {
 	e.sign(s)
 	b := slices.Concat(e.raw[:len(e.raw)-peer.SignatureLen-2], tail)
@@ -24,7 +24,7 @@ func withTail(e *Entry, s peer.Signer, tail []byte) []byte {
 	return append(b, sig[:]...)
 }
 
-// claim makes a state that starts with a short id.
+// claim returns a state that starts with a short id.
 func claim(t testing.TB, i int, id uint16) *State { return relaunch(t, i, id, 1) }
 
 func relaunch(t testing.TB, i int, id uint16, instance uint64) *State {
@@ -37,7 +37,7 @@ func relaunch(t testing.TB, i int, id uint16, instance uint64) *State {
 	return s
 }
 
-// rivals makes states that all start with one short id, in order of name.
+// rivals returns states that all start with one short id, in order of name.
 func rivals(t testing.TB, n int, id uint16) (states []*State) {
 	t.Helper()
 	for i := range n {
@@ -47,8 +47,8 @@ func rivals(t testing.TB, n int, id uint16) (states []*State) {
 	return states
 }
 
-// settle exchanges and settles until nobody chooses anew, and returns how many
-// did.
+// settle exchanges entries until no state chooses another id, and returns how many
+// choices there were.
 func settle(t testing.TB, states ...*State) (moves int) {
 	t.Helper()
 	for range 100 {
@@ -63,7 +63,7 @@ func settle(t testing.TB, states ...*State) (moves int) {
 			return moves
 		}
 	}
-	t.Fatalf("still choosing after %d moves", moves)
+	t.Fatalf("states still choose after %d moves", moves)
 	return 0
 }
 
@@ -75,19 +75,18 @@ func TestFirstShortIDFollowsFromTheName(t *testing.T) {
 	if a.own.ShortID == 0 || a.own.ShortID != again.own.ShortID {
 		t.Errorf("a peer starts with %d, and with %d at its next launch", a.own.ShortID, again.own.ShortID)
 	}
-	// A release that draws otherwise would have every peer change its id.
+	// If a release drew differently, every peer would change its id.
 	for name, want := range map[peer.Name]uint16{{2}: 2087, {2, 0, 0, 0, 0, 1}: 3830, {0xfe, 1, 2, 3, 4, 5}: 2394} {
 		if got := probe(name, 0, MaxShortID); got != want {
 			t.Errorf("%s draws %d, want %d", name, got, want)
 		}
 	}
 	if _, err := New(Config{Signer: id, Book: new(peer.Book), ShortID: MaxShortID + 1}); err == nil {
-		t.Error("starts with an id that does not exist")
+		t.Error("an invalid id is accepted")
 	}
 }
 
-// Names that follow each other draw as if at random, and nothing beyond the
-// range.
+// Consecutive names draw as if at random, within the range.
 func TestProbesAreSpreadEvenly(t *testing.T) {
 	var drawn [MaxShortID + 1]int
 	const n = 16 * MaxShortID
@@ -95,7 +94,7 @@ func TestProbesAreSpreadEvenly(t *testing.T) {
 		drawn[probe(peer.Name{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}, 0, MaxShortID)]++
 	}
 	if drawn[0] != 0 {
-		t.Error("somebody drew 0")
+		t.Error("0 was drawn")
 	}
 	chi2 := 0.0
 	for _, k := range drawn[1:] {
@@ -119,13 +118,13 @@ func TestLowerNameKeepsAContestedShortID(t *testing.T) {
 	generation := s[1].Generation()
 	delta := s[1].SettleShortID()
 	if delta == nil || s[1].Generation() == generation {
-		t.Fatal("the loser stays, or its driver does not notice")
+		t.Fatal("the loser keeps the id, or Generation did not change")
 	}
 	if s[0].SettleShortID() != nil {
-		t.Error("the winner moves")
+		t.Error("the winner changes its id")
 	}
 	if news, err := s[0].Merge(s[1].cfg.Self, delta); err != nil || !bytes.Equal(news, delta) {
-		t.Errorf("the choice is no news: %x, %v", news, err)
+		t.Errorf("the choice is not new: %x, %v", news, err)
 	}
 	settle(t, s...)
 	want := s[0].knows()
@@ -143,11 +142,11 @@ func TestShortIDStaysWhenTheFirstChoiceBecomesFree(t *testing.T) {
 	s := rivals(t, 2, 77)
 	settle(t, s...)
 	second := s[1].own.ShortID
-	// The winner goes to another id, and then away.
+	// The winner changes to another id, and then leaves.
 	s[0].shortID = second%MaxShortID + 1
 	s[0].SetLinks([]Link{{To: s[1].cfg.Self, Flags: LinkData}})
 	if moves := settle(t, s...); moves != 0 {
-		t.Errorf("%d moves though nobody was beaten", moves)
+		t.Errorf("%d moves although no id was contested", moves)
 	}
 	s[1].Expire(epoch)
 	if gone := s[1].Expire(epoch.Add(ForgetAfter)); len(gone) != 1 {
@@ -161,7 +160,7 @@ func TestShortIDStaysWhenTheFirstChoiceBecomesFree(t *testing.T) {
 	}
 }
 
-// A challenger that is gone by the time of the choice costs nothing.
+// A rival that is gone at the time of the choice has no effect.
 func TestShortIDStaysWhenTheRivalMovedMeanwhile(t *testing.T) {
 	s := rivals(t, 2, 77)
 	exchange(t, s...)
@@ -169,7 +168,7 @@ func TestShortIDStaysWhenTheRivalMovedMeanwhile(t *testing.T) {
 	s[0].SetLinks([]Link{{To: s[1].cfg.Self}})
 	exchange(t, s...)
 	if s[1].SettleShortID() != nil || s[1].own.ShortID != 77 {
-		t.Error("moved without a rival")
+		t.Error("the id changed without a rival")
 	}
 }
 
@@ -180,7 +179,7 @@ func TestRestartedPeerKeepsShortIDWhenItMeetsItsOldEntry(t *testing.T) {
 	again := relaunch(t, 1, 501, 2)
 	settle(t, again, other)
 	if got := other.knows()[again.cfg.Self]; got != 501 || again.own.ShortID != 501 {
-		t.Errorf("the mesh knows %d, the peer says %d; want 501", got, again.own.ShortID)
+		t.Errorf("the mesh knows %d, the peer claims %d; want 501", got, again.own.ShortID)
 	}
 }
 
@@ -211,8 +210,8 @@ func TestUnknownFieldsAfterTheShortIDAreKept(t *testing.T) {
 	}
 }
 
-// A peer that writes nonsense there must not take down the sessions of older
-// peers that pass it on unread, nor what they say beside it.
+// An invalid short id must neither end the sessions of older peers, which pass it on
+// unread, nor block the other entries of a delta.
 func TestInvalidShortIDIsRefusedAlone(t *testing.T) {
 	for _, c := range []struct {
 		tail []byte
@@ -230,14 +229,13 @@ func TestInvalidShortIDIsRefusedAlone(t *testing.T) {
 			t.Errorf("%x: refusals %v", c.tail, r)
 		}
 		if s.Entry(bad.Name) != nil {
-			t.Errorf("%x: taken in", c.tail)
+			t.Errorf("%x: merged", c.tail)
 		}
 	}
 }
 
-// Under loss, peers end with an id each and agree on all: with room (a thousand
-// peers with all ids are in sim_test.go), with none to spare, and with fewer ids
-// than peers.
+// Despite losses each peer gets an id and all agree: with spare ids (sim_test.go has a
+// thousand peers with all ids), with exactly enough, and with too few.
 func TestShortIDsConverge(t *testing.T) {
 	first := seed.New(t)
 	for _, c := range []struct {
@@ -265,8 +263,8 @@ func TestShortIDsConverge(t *testing.T) {
 	}
 }
 
-// In a full mesh, one that leaves gives its id to one that waits; the others
-// stay as they are and say nothing.
+// If a peer leaves a mesh without free ids, one waiting peer gets its id. The others do
+// nothing.
 func TestOneFreeShortIDMovesOnePeer(t *testing.T) {
 	w := newSimWithIDs(t, seed.New(t), 60, 8, 0, 50)
 	w.converge(t)
@@ -302,8 +300,8 @@ func TestOneFreeShortIDMovesOnePeer(t *testing.T) {
 	}
 }
 
-// Five thousand peers that launch at once, each told what all say before it
-// chooses again: the ids run out, few choices settle them, and then it is quiet.
+// Five thousand peers start at once, and each knows all entries before it chooses again.
+// The ids run out, few choices are needed, and then no peer chooses any more.
 func TestFiveThousandPeersSettleInFewChoices(t *testing.T) {
 	for _, n := range []int{4000, MaxShortID, 5000} {
 		all := make([]*Entry, n)
@@ -321,7 +319,7 @@ func TestFiveThousandPeersSettleInFewChoices(t *testing.T) {
 			next := slices.Clone(all)
 			for i, e := range all {
 				if e.ShortID != 0 && ids[e.Name] == e.ShortID && i%100 > 0 {
-					continue // who has its id stays, which one in a hundred is asked
+					continue // it has its id and keeps it, which is checked for one in a hundred
 				}
 				if id := nextShortID(e, all, MaxShortID); id != e.ShortID {
 					next[i] = &Entry{Name: e.Name, ShortID: id, hasShortID: true}
@@ -338,7 +336,7 @@ func TestFiveThousandPeersSettleInFewChoices(t *testing.T) {
 		}
 		for _, e := range all {
 			if e.ShortID != ids[e.Name] {
-				t.Fatalf("%s says %d, others know %d", e.Name, e.ShortID, ids[e.Name])
+				t.Fatalf("%s claims %d, others know %d", e.Name, e.ShortID, ids[e.Name])
 			}
 		}
 	}

@@ -20,7 +20,7 @@ type sim struct {
 	now   time.Time
 	loss  float64
 	nodes []*simNode
-	sent  []uint64 // sent by each
+	sent  []uint64 // bytes sent by each node
 }
 
 type simNode struct {
@@ -34,7 +34,7 @@ func simName(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(
 
 func simIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
 
-// newSim links n peers at random, each to about degree others.
+// newSim links n peers at random, each with about degree others.
 func newSim(t testing.TB, seed uint64, n, degree int, loss float64) *sim {
 	return newSimWithIDs(t, seed, n, degree, loss, MaxShortID)
 }
@@ -108,7 +108,7 @@ func (w *sim) kill(i int) {
 	w.nodes[i].dead = true
 }
 
-// step lets one second pass, in which messages make up to hops hops.
+// step lets one second pass, in which a message makes at most hops hops.
 func (w *sim) step(t testing.TB, hops int) {
 	w.now = w.now.Add(time.Second)
 	for _, n := range w.nodes {
@@ -146,8 +146,8 @@ func (w *sim) step(t testing.TB, hops int) {
 	}
 }
 
-// shortIDs fails the test unless all living peers say the same of who has
-// which short id, and returns that.
+// shortIDs fails the test unless all living peers know the same short ids, and returns
+// them.
 func (w *sim) shortIDs(t testing.TB) (ids map[peer.Name]uint16) {
 	t.Helper()
 	for i, n := range w.nodes {
@@ -159,19 +159,19 @@ func (w *sim) shortIDs(t testing.TB) (ids map[peer.Name]uint16) {
 			ids = g.shortIDs
 		}
 		if !maps.Equal(g.shortIDs, ids) {
-			t.Fatalf("peer %d knows other ids than the first", i)
+			t.Fatalf("peer %d knows different ids than the first peer", i)
 		}
 		if len(g.byShortID) != len(ids) {
 			t.Fatalf("%d ids of %d peers", len(g.byShortID), len(ids))
 		}
 		if got := ids[simName(i)]; got != n.own.ShortID {
-			t.Fatalf("peer %d says that it has id %d, all know %d", i, n.own.ShortID, got)
+			t.Fatalf("peer %d claims id %d, all know %d", i, n.own.ShortID, got)
 		}
 	}
 	return ids
 }
 
-// differing counts the living peers that do not hold what most hold.
+// differing counts the living peers whose state is not the most common one.
 func (w *sim) differing() (differ int) {
 	var want []byte
 	for _, n := range w.nodes {
@@ -189,8 +189,8 @@ func (w *sim) differing() (differ int) {
 	return differ
 }
 
-// converge steps until all living peers hold the same, and returns the
-// seconds that took.
+// converge steps until all living peers have the same state, and returns the number of
+// steps.
 func (w *sim) converge(t testing.TB) int {
 	for s := range 300 {
 		if s > 0 && w.differing() == 0 {
@@ -204,7 +204,7 @@ func (w *sim) converge(t testing.TB) int {
 
 func TestThousandPeersConvergeUnderLossAndChurn(t *testing.T) {
 	w := newSim(t, seed.New(t), 1000, 4, 0.2)
-	t.Logf("from nothing: %d s of the mesh's time", w.converge(t))
+	t.Logf("from the start: %d simulated seconds", w.converge(t))
 	for range 3 {
 		for range 20 {
 			i := w.rng.IntN(len(w.nodes))
@@ -220,7 +220,7 @@ func TestThousandPeersConvergeUnderLossAndChurn(t *testing.T) {
 		w.kill(w.rng.IntN(len(w.nodes)))
 		w.step(t, 4)
 	}
-	t.Logf("after churn: %d s", w.converge(t))
+	t.Logf("after churn: %d simulated seconds", w.converge(t))
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	t.Logf("%d MiB for all", mem.HeapAlloc>>20)
@@ -240,8 +240,8 @@ func TestThousandPeersConvergeUnderLossAndChurn(t *testing.T) {
 	}
 }
 
-// One change in a stable mesh costs each peer bytes that do not grow faster
-// than the number of peers.
+// The bytes that one change in a stable mesh costs each peer do not grow faster than the
+// number of peers.
 func TestOneChangeCostsAtMostLinearBytes(t *testing.T) {
 	cost := func(n int) uint64 {
 		w := newSim(t, 1, n, 8, 0)
@@ -255,7 +255,7 @@ func TestOneChangeCostsAtMostLinearBytes(t *testing.T) {
 			w.step(t, 8)
 		}
 		if w.differing() > 0 {
-			t.Fatalf("%d peers: not told within 5 s", n)
+			t.Fatalf("%d peers: the change did not arrive within 5 s", n)
 		}
 		var sum uint64
 		for _, b := range w.sent {
@@ -264,7 +264,7 @@ func TestOneChangeCostsAtMostLinearBytes(t *testing.T) {
 		return sum / uint64(n)
 	}
 	small, large := cost(100), cost(400)
-	t.Logf("bytes a peer for one change: %d with 100 peers, %d with 400", small, large)
+	t.Logf("bytes per peer for one change: %d with 100 peers, %d with 400", small, large)
 	if large > 4*small {
 		t.Errorf("four times the peers cost each %.1f times the bytes", float64(large)/float64(small))
 	}

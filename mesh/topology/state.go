@@ -1,11 +1,11 @@
-// Package topology holds the link-state database: one versioned, signed entry
-// for each peer, saying which neighbours it has; and computes the routes.
+// Package topology holds the link-state database, which has one versioned, signed entry
+// for each peer with the neighbours of that peer. It also computes the routes.
 //
-// State is one peer's copy. It changes by the peer's own doing (SetLinks,
-// SettleShortID) and by Merge, and is a gossip.Channel. A link counts only if
-// both its ends list it. A peer that no path leads to any more is forgotten
-// after a grace, and what was forgotten is not learned again from a neighbour
-// that is slower to forget.
+// State is one peer's copy of the database, and a gossip.Channel. The peer itself changes
+// it by SetLinks and SettleShortID, and Merge adds the entries of others. A link counts
+// only if both its ends list it. A peer to which no path leads is forgotten after
+// ForgetAfter. A forgotten entry is not learned again from a neighbour that forgets it
+// later.
 //
 // Nothing here opens a socket, reads a clock or logs: times are arguments.
 // State is not safe for concurrent use; Graph and Routes are immutable.
@@ -23,30 +23,31 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// ForgetAfter is how long an entry is kept after the last path to its peer is
-// gone. A partition that heals sooner costs no exchange of entries.
+// ForgetAfter is how long an entry is kept after the last path to its peer is lost. A
+// partition that heals sooner costs no exchange of entries.
 const ForgetAfter = time.Minute
 
-// tombstoneFor is how long a forgotten version is not learned again: by then
-// every peer of this side has forgotten it too.
+// tombstoneTTL is how long a forgotten version is not learned again. By then every peer
+// on this side has forgotten it too.
 const tombstoneTTL = 10 * ForgetAfter
 
-// Config is what a State starts from.
+// Config configures a State.
 type Config struct {
 	Self     peer.Name
 	Nickname string
-	// Instance is drawn at random at each launch; it tells a restart from a
+	// Instance is drawn at random at each launch. It distinguishes a restart from a
 	// clone.
 	Instance uint64
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Book binds names to keys at first sight. The State adds to it.
+	// Book binds names to the keys that they were first seen with. The State adds to
+	// it.
 	Book *peer.Book
-	// ShortID is the short id to begin with, 0 for that which the name gives:
-	// the last one of the peer's former life spares the others a change.
+	// ShortID is the first short id to try, 0 for one that is derived from the name. A
+	// peer that starts with its last id spares the others a change.
 	ShortID uint16
-	// Start is the time of launch; versions begin at it, so that they rise over
-	// restarts. If the clock went back, the first exchange mends it.
+	// Start is the time of launch. Versions start from it, so that they rise over
+	// restarts. If the clock was set back, the first exchange corrects the version.
 	Start time.Time
 
 	shortIDs uint16 // the highest short id, 0 for MaxShortID; lower in tests
@@ -57,16 +58,16 @@ type State struct {
 	cfg              Config
 	own              *Entry
 	entries          map[peer.Name]*Entry
-	unreachableSince map[peer.Name]time.Time // since when no path leads to it
+	unreachableSince map[peer.Name]time.Time // the time since which no path leads to a peer
 	tombstones       map[peer.Name]tombstone
 	refused          gossip.Refusals
 	shortID          uint16 // that of own
 
-	sorted       []*Entry // the entries, in order of name
-	graph        *Graph   // of the entries as they are, nil after a change
-	digest       []byte   // of the entries as they are, nil after a change
+	sorted       []*Entry // the entries in order of name
+	graph        *Graph   // of the present entries, nil after a change
+	digest       []byte   // of the present entries, nil after a change
 	generation   uint64
-	rivalEntries int  // times that another instance wrote as this peer
+	rivalEntries int  // entries of this peer that another instance wrote
 	shortIDStale bool // whether the short id may have to change
 }
 
@@ -76,17 +77,17 @@ type tombstone struct {
 }
 
 var (
-	// ErrForged is the cause when an entry is not signed by the key it names.
+	// ErrForged is the cause if an entry is not signed by the key that it names.
 	ErrForged = errors.New("the entry is not signed by its owner")
-	// ErrRival is the cause when another live peer writes entries with this
-	// peer's own name and key: its state folder was copied.
+	// ErrRival is the cause if another live peer writes entries with this peer's name
+	// and key: its state folder was copied.
 	ErrRival = errors.New("another live peer uses this peer's identity (a copied state folder?)")
 )
 
 var _ gossip.Channel = (*State)(nil)
 
-// New returns a State that knows of this peer alone. It binds the peer's own
-// name in the Book.
+// New returns a State that knows only this peer. It binds the peer's own name in the
+// Book.
 func New(cfg Config) (*State, error) {
 	if cfg.ShortID > MaxShortID {
 		return nil, fmt.Errorf("short id %d: want at most %d", cfg.ShortID, MaxShortID)
@@ -137,16 +138,15 @@ func (s *State) changed() {
 	s.generation++
 }
 
-// Generation is a number that changes with each change of the state.
+// Generation returns a number that grows with each change of the state.
 func (s *State) Generation() uint64 { return s.generation }
 
-// SetLinks replaces this peer's links and returns the delta to announce, nil
-// if nothing that matters changed: a cost that moved by less than a doubling
-// does not.
+// SetLinks replaces this peer's links and returns the delta to announce. It returns nil
+// and changes nothing if no link came or went and no cost changed by a doubling.
 func (s *State) SetLinks(links []Link) []byte {
 	links = slices.Clone(links)
 	slices.SortFunc(links, func(a, b Link) int { return a.To.Compare(b.To) })
-	links = slices.CompactFunc(links, func(a, b Link) bool { return a.To == b.To }) // twice in an entry, others refuse it
+	links = slices.CompactFunc(links, func(a, b Link) bool { return a.To == b.To }) // others refuse an entry that lists a link twice
 	if len(links) > MaxLinks {
 		links = links[:MaxLinks]
 	}
@@ -158,20 +158,19 @@ func (s *State) SetLinks(links []Link) []byte {
 	return s.publish(&Entry{Version: s.own.Version + 1, Links: links})
 }
 
-// Entry returns what is known of name, nil if nothing.
+// Entry returns the entry of name, nil if there is none.
 func (s *State) Entry(name peer.Name) *Entry { return s.entries[name] }
 
-// Entries returns all that is known, in order of name. The slice is the
-// State's own until its next change.
+// Entries returns all entries in order of name. The slice is read-only, and valid until
+// the next change.
 func (s *State) Entries() []*Entry { return s.sorted }
 
-// Refused returns what Merge refused since the last call.
+// Refused returns the entries that Merge refused since the last call.
 func (s *State) Refused() []gossip.Refusal { return s.refused.Take() }
 
-// Merge implements gossip.Channel. An entry that must not be taken in is
-// refused by itself, see Refused, and the others are merged: honest
-// neighbours pass on side by side what one peer knows another name's key of
-// and what another peer does not.
+// Merge implements gossip.Channel. If it refuses an entry (see Refused) it still merges
+// the others: two peers may know different keys for one name, and an honest neighbour
+// passes all entries on together.
 func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 	var in []*Entry
 	for b := delta; len(b) > 0; {
@@ -179,10 +178,10 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("merge topology from %s: %w", from, err)
 		}
-		// A flood brings each entry once from every neighbour.
+		// A flood brings each entry from every neighbour.
 		if !h.stale(s.entries[h.name]) {
 			switch e, _, err := parseEntry(b); {
-			case errors.Is(err, errShortID): // older peers pass it on unread
+			case errors.Is(err, errShortID): // peers of older versions pass it on unread
 				s.refused.Add(from, h.name, err)
 			case err != nil:
 				return nil, fmt.Errorf("merge topology from %s: %w", from, err)
@@ -213,8 +212,8 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 			continue
 		}
 		if e.Name == s.cfg.Self {
-			// A former life of this peer, or a clone. Either way the present one
-			// speaks last.
+			// A former instance of this peer, or a clone. Either way the present
+			// instance overrides its entry.
 			if e.Instance != s.cfg.Instance {
 				s.rivalEntries++
 				if s.rivalEntries > 3 {
@@ -230,7 +229,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 		fresh = append(fresh, e.raw...)
 	}
 	if len(fresh) < len(delta)/2 {
-		fresh = slices.Clone(fresh) // it may wait in queues for long
+		fresh = slices.Clone(fresh) // it may stay in queues for a long time
 	}
 	if len(fresh) == 0 {
 		return nil, nil
@@ -238,8 +237,8 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 	return fresh, nil
 }
 
-// Expire forgets peers that no path has led to for ForgetAfter, and returns
-// their names.
+// Expire forgets the peers to which no path has led for ForgetAfter, and returns their
+// names.
 func (s *State) Expire(now time.Time) []peer.Name {
 	g := s.Graph()
 	var gone []peer.Name
@@ -272,11 +271,11 @@ func (s *State) Expire(now time.Time) []peer.Name {
 	return gone
 }
 
-// A digest is a list of names and versions as long as that fits into one
-// message, and beyond that a table of sums over the names of a bucket:
+// A digest is a list of names and versions. If that does not fit into one message, it is
+// a table of sums over buckets of names:
 //
-//	list:   0x01, then for each entry name 6, version u64, instance u64's low 16 bits
-//	table:  0x02, then 1,024 sums u64 over the entries whose name hashes to that bucket
+//	list:   0x01, then for each entry name 6, version u64, the low 16 bits of the instance
+//	table:  0x02, then 1,024 sums u64 over the entries whose names hash to that bucket
 const (
 	digestList  = 1
 	digestTable = 2
@@ -348,7 +347,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 		wants = some
 		lacks = func(e *Entry) bool { return differ[mine.Row(e.Name)] }
 	default:
-		return nil, false, fmt.Errorf("topology digest of %d bytes is none", len(digest))
+		return nil, false, fmt.Errorf("topology digest of %d bytes is malformed", len(digest))
 	}
 	return gossip.Pack(func(yield func([]byte) bool) {
 		for _, e := range s.Entries() {
@@ -359,7 +358,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 	}), wants, nil
 }
 
-// Join implements gossip.Channel: of two entries of one peer the newer stays.
+// Join implements gossip.Channel: it keeps the newer of two entries of one peer.
 func (s *State) Join(older, newer []byte) []byte {
 	return gossip.JoinRecords(older, newer, func(b []byte) (peer.Name, int, error) {
 		h, err := peek(b)

@@ -35,7 +35,7 @@ func newState(t testing.TB, id *peer.Identity, instance uint64, start time.Time)
 	return s
 }
 
-// mesh makes states 0..n-1 with the given links, each knowing all.
+// mesh returns states 0..n-1 with the given links. Each state has all entries.
 func mesh(t testing.TB, n int, flags LinkFlags, pairs ...[2]int) []*State {
 	t.Helper()
 	states := make([]*State, n)
@@ -58,7 +58,7 @@ func mesh(t testing.TB, n int, flags LinkFlags, pairs ...[2]int) []*State {
 	return states
 }
 
-// exchange repairs every pair until nothing is missing anywhere.
+// exchange repairs every pair of states until no entry is missing.
 func exchange(t testing.TB, states ...*State) {
 	t.Helper()
 	for range len(states) + 1 {
@@ -114,16 +114,16 @@ func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 func TestMergeRefusesWhatItsOwnerDidNotSign(t *testing.T) {
 	a, b := newState(t, identity(t, 1), 1, epoch), newState(t, identity(t, 2), 1, epoch)
 	forged := &Entry{Name: identity(t, 3).Name, Key: identity(t, 3).Key(), Version: 5}
-	forged.sign(identity(t, 2)) // signed by another than its owner
+	forged.sign(identity(t, 2)) // signed by a key that is not its owner's
 	if news, err := a.Merge(b.cfg.Self, append(forged.raw, b.own.raw...)); err != nil || !bytes.Equal(news, b.own.raw) {
-		t.Fatalf("news %x, err %v; want b's own entry alone", news, err)
+		t.Fatalf("news %x, err %v; want only b's own entry", news, err)
 	}
 	r := a.Refused()
 	if len(r) != 1 || !errors.Is(r[0].Cause, ErrForged) || r[0].From != b.cfg.Self || r[0].Owner != forged.Name {
 		t.Errorf("refusals %+v", r)
 	}
 	if a.Entry(forged.Name) != nil {
-		t.Error("the forged entry was taken in")
+		t.Error("the forged entry was merged")
 	}
 }
 
@@ -145,7 +145,7 @@ func TestNameBindsToFirstKey(t *testing.T) {
 
 func TestRestartedPeerOverridesItsOldEntry(t *testing.T) {
 	id := identity(t, 1)
-	old := newState(t, id, 1, epoch.Add(time.Hour)) // a clock that has gone back since
+	old := newState(t, id, 1, epoch.Add(time.Hour)) // its clock was set back later
 	other := newState(t, identity(t, 2), 1, epoch)
 	exchange(t, old, other)
 	again := newState(t, id, 2, epoch)
@@ -154,7 +154,7 @@ func TestRestartedPeerOverridesItsOldEntry(t *testing.T) {
 		t.Errorf("the mesh still holds instance %d of the restarted peer", e.Instance)
 	}
 	if r := again.Refused(); r != nil {
-		t.Errorf("a restart is taken for a clone: %+v", r)
+		t.Errorf("a restart is reported as a clone: %+v", r)
 	}
 }
 
@@ -209,7 +209,7 @@ func TestMergeInAnyOrderConverges(t *testing.T) {
 				t.Fatal(err)
 			}
 			if news, err := s.Merge(peer.Name{}, deltas[i]); err != nil || news != nil {
-				t.Fatalf("merged again, it is news: %x, %v", news, err)
+				t.Fatalf("a delta is new when it is merged again: %x, %v", news, err)
 			}
 		}
 		if want == nil {
@@ -227,7 +227,7 @@ func TestRoutesOverALine(t *testing.T) {
 	r := m[1].Graph().Routes(LinkData)
 	for dst, via := range map[int]int{0: 0, 2: 2, 3: 2, 4: 2} {
 		if got := r.Unicast[name(dst)]; got != name(via) {
-			t.Errorf("1 to %d goes by %s, want %s", dst, got, name(via))
+			t.Errorf("the route from 1 to %d goes over %s, want %s", dst, got, name(via))
 		}
 	}
 	for src, to := range map[int][]int{0: {2}, 1: {0, 2}, 2: {0}, 4: {0}} {
@@ -250,7 +250,7 @@ func TestLinkCountsOnlyIfBothEndsListIt(t *testing.T) {
 	a.SetLinks([]Link{{To: b.cfg.Self, Flags: LinkSession | LinkData}})
 	exchange(t, a, b)
 	if a.Graph().Reaches(b.cfg.Self) {
-		t.Error("one end's word is enough")
+		t.Error("a link counts although only one end lists it")
 	}
 	b.SetLinks([]Link{{To: a.cfg.Self, Flags: LinkSession}})
 	exchange(t, a, b)
@@ -269,13 +269,12 @@ func TestShorterRoundTripWinsAmongEqualHops(t *testing.T) {
 			{To: m[fast].cfg.Self, Flags: LinkData, Cost: CostOf(100 * time.Microsecond)},
 			{To: m[slow].cfg.Self, Flags: LinkData, Cost: CostOf(time.Millisecond)}})
 		if got := m[0].Graph().Routes(LinkData).Unicast[m[3].cfg.Self]; got != m[fast].cfg.Self {
-			t.Errorf("goes by %s, want the faster %d", got, fast)
+			t.Errorf("the route goes over %s, want the faster %d", got, fast)
 		}
 	}
 }
 
-// In any graph, what a source broadcasts reaches every peer that some path
-// leads to, each once.
+// In any graph, a broadcast reaches every reachable peer exactly once.
 func TestBroadcastReachesEachOnce(t *testing.T) {
 	rng := seed.Rand(t)
 	for range 20 {
@@ -313,10 +312,10 @@ func TestUnreachablePeerIsForgottenAndNotRelearned(t *testing.T) {
 	m[1].SetLinks([]Link{{To: m[0].cfg.Self, Flags: LinkSession}})
 	exchange(t, m[0], m[1])
 	if gone := m[0].Expire(epoch); gone != nil {
-		t.Errorf("forgets at once: %v", gone)
+		t.Errorf("forgotten at once: %v", gone)
 	}
 	if gone := m[0].Expire(epoch.Add(ForgetAfter)); !slices.Equal(gone, []peer.Name{m[2].cfg.Self}) {
-		t.Errorf("forgets %v", gone)
+		t.Errorf("forgotten: %v", gone)
 	}
 	exchange(t, m[0], m[1])
 	if m[0].Entry(m[2].cfg.Self) != nil {
@@ -353,7 +352,7 @@ func TestLargeMeshDigestsByTable(t *testing.T) {
 	a, b := fill(0, maxList+100), fill(1, maxList+90)
 	d := a.Digest()
 	if d[0] != digestTable {
-		t.Fatal("a list")
+		t.Fatal("the digest is a list, want a table")
 	}
 	exchange(t, a, b)
 	if len(b.entries) != len(a.entries) || !bytes.Equal(a.Digest(), b.Digest()) {
@@ -379,7 +378,7 @@ func FuzzEntry(f *testing.F) {
 			t.Fatalf("takes %d of %d bytes", n, len(b))
 		}
 		if e.ShortID > MaxShortID || e.ShortID != 0 && !e.hasShortID {
-			t.Fatalf("short id %d, told: %t", e.ShortID, e.hasShortID)
+			t.Fatalf("short id %d, has one: %t", e.ShortID, e.hasShortID)
 		}
 		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Nickname: e.Nickname, ShortID: e.ShortID}
 		again.sign(id)
