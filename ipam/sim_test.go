@@ -69,7 +69,7 @@ type sim struct {
 	duplicatesExpected bool // two rings give the same addresses
 	made               int
 	replies            map[uint64]effReply // by request; ids are unique over nodes
-	watcher            watcher             // nil if nobody watches
+	watcher            watcher             // nil if there is none
 }
 
 // watcher sees what happens in a sim.

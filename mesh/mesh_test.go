@@ -223,7 +223,7 @@ func TestLinkMessagesComeFromNeighboursInOrder(t *testing.T) {
 	defer b.mu.Unlock()
 	x, y := a.up[b.Self()], b.up[a.Self()]
 	if x.Secret != y.Secret || x.Secret == [32]byte{} || x.Dialled || !y.Dialled || y.Addr.String() != a.addr() {
-		t.Errorf("the two ends were told %+v and %+v", x, y)
+		t.Errorf("the two ends have %+v and %+v", x, y)
 	}
 }
 
@@ -299,10 +299,10 @@ func TestTwoIslandsBecomeOneMesh(t *testing.T) {
 	}
 }
 
-func (n *node) hasProblem(words string) func() bool {
+func (n *node) hasProblem(text string) func() bool {
 	return func() bool {
 		for _, p := range n.Status().Problems {
-			if strings.Contains(p.Text, words) {
+			if strings.Contains(p.Text, text) {
 				return true
 			}
 		}

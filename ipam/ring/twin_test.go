@@ -66,7 +66,7 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 		}
 	}
 	accepted = make(map[ID]bool)
-	lives := func(n peer.Name) (l uint32) {
+	ended := func(n peer.Name) (l uint32) {
 		for id, rm := range tw.removals {
 			if accepted[id] && rm.Gone.Name == n {
 				l = max(l, rm.Gone.Incarnation+1)
@@ -102,12 +102,12 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 	for changed := true; changed; {
 		changed = false
 		for id, rm := range tw.removals {
-			if !accepted[id] && rm.Gone.Incarnation <= lives(rm.Gone.Name) && rm.Heir.Incarnation <= lives(rm.Heir.Name) {
+			if !accepted[id] && rm.Gone.Incarnation <= ended(rm.Gone.Name) && rm.Heir.Incarnation <= ended(rm.Heir.Name) {
 				accepted[id], changed = true, true
 			}
 		}
 		for id, g := range tw.grants {
-			ok := !accepted[id] && g.To.Incarnation <= lives(g.To.Name) && g.From.Incarnation <= lives(g.From.Name)
+			ok := !accepted[id] && g.To.Incarnation <= ended(g.To.Name) && g.From.Incarnation <= ended(g.From.Name)
 			for a := range twinSize {
 				if ok && g.Range.Contains(ip4(a)) {
 					ok = slices.ContainsFunc(given[a], func(x gift) bool { return x.version < g.Version && speaks(g.From, x.to) })
@@ -144,7 +144,7 @@ func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
 			}
 			if at := slices.Index(path, h); at >= 0 {
 				lowest := slices.MinFunc(path[at:], Holder.Compare)
-				h = Holder{lowest.Name, lives(lowest.Name)}
+				h = Holder{lowest.Name, ended(lowest.Name)}
 				break
 			}
 			path = append(path, h)

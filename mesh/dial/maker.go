@@ -132,7 +132,7 @@ func (m *Maker) Targets() []string {
 	return t
 }
 
-// Member takes in that a peer is in the mesh and where it may be dialled.
+// Member records that a peer is in the mesh and where it may be dialled.
 func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
 	if !m.discover || n == m.self || len(addrs) == 0 {
 		return
@@ -158,7 +158,7 @@ func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
 	c.alive, c.expires = true, time.Time{}
 }
 
-// MemberLost takes in that the mesh lost a peer, which crashed or was cut off. It
+// MemberLost records that the mesh lost a peer, which crashed or was cut off. It
 // is still dialled for KeepLost.
 func (m *Maker) MemberLost(n peer.Name, now time.Time) {
 	c := m.all[Key{peer: n}]
@@ -171,10 +171,10 @@ func (m *Maker) MemberLost(n peer.Name, now time.Time) {
 	}
 }
 
-// MemberLeft takes in that a peer said goodbye. It is not dialled any more.
+// MemberLeft records that a peer said goodbye. It is not dialled any more.
 func (m *Maker) MemberLeft(n peer.Name) { delete(m.all, Key{peer: n}) }
 
-// SessionUp takes in that there is a session with n, whichever end dialled.
+// SessionUp records that there is a session with n, whichever end dialled.
 func (m *Maker) SessionUp(n peer.Name) {
 	m.sessions[n] = true
 	for k, c := range m.all {
@@ -184,7 +184,7 @@ func (m *Maker) SessionUp(n peer.Name) {
 	}
 }
 
-// SessionDown takes in that the session with n ended after it lasted for lived.
+// SessionDown records that the session with n ended after it lasted for lived.
 func (m *Maker) SessionDown(n peer.Name, lived time.Duration, err error, now time.Time) {
 	delete(m.sessions, n)
 	for _, c := range m.all {
@@ -199,7 +199,7 @@ func (m *Maker) SessionDown(n peer.Name, lived time.Duration, err error, now tim
 	}
 }
 
-// Done takes in the result of an attempt: a session with the peer n, which may have
+// Done records the result of an attempt: a session with the peer n, which may have
 // existed before, or an error. If the peer of a target turns out to be this peer itself,
 // the target is never tried again.
 func (m *Maker) Done(k Key, n peer.Name, err error, now time.Time) {

@@ -237,6 +237,7 @@ func TestInvalidShortIDIsRefusedAlone(t *testing.T) {
 // Despite losses each peer gets an id and all agree: with spare ids (sim_test.go has a
 // thousand peers with all ids), with exactly enough, and with too few.
 func TestShortIDsConverge(t *testing.T) {
+	t.Parallel()
 	first := seed.New(t)
 	for _, c := range []struct {
 		peers int
@@ -303,6 +304,7 @@ func TestOneFreeShortIDMovesOnePeer(t *testing.T) {
 // Five thousand peers start at once, and each knows all entries before it chooses again.
 // The ids run out, few choices are needed, and then no peer chooses any more.
 func TestFiveThousandPeersSettleInFewChoices(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{4000, MaxShortID, 5000} {
 		all := make([]*Entry, n)
 		for i := range all {

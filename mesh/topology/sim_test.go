@@ -203,6 +203,7 @@ func (w *sim) converge(t testing.TB) int {
 }
 
 func TestThousandPeersConvergeUnderLossAndChurn(t *testing.T) {
+	t.Parallel()
 	w := newSim(t, seed.New(t), 1000, 4, 0.2)
 	t.Logf("from the start: %d simulated seconds", w.converge(t))
 	for range 3 {
@@ -243,6 +244,7 @@ func TestThousandPeersConvergeUnderLossAndChurn(t *testing.T) {
 // The bytes that one change in a stable mesh costs each peer do not grow faster than the
 // number of peers.
 func TestOneChangeCostsAtMostLinearBytes(t *testing.T) {
+	t.Parallel()
 	cost := func(n int) uint64 {
 		w := newSim(t, 1, n, 8, 0)
 		w.converge(t)
