@@ -208,7 +208,7 @@ func (h *host) Run(ctx context.Context) error {
 }
 
 // SetTargets implements Node.
-func (h *host) SetTargets(targets []string) { h.mesh.Connect(targets, true) }
+func (h *host) SetTargets(targets []string) { h.mesh.SetTargets(targets) }
 
 // RemovePeers implements Node.
 func (h *host) RemovePeers(ctx context.Context, peers []string) ([]api.Removed, error) {

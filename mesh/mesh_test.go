@@ -292,7 +292,7 @@ func TestTwoIslandsBecomeOneMesh(t *testing.T) {
 	c := start(t)
 	d := start(t, to(c))
 	eventually(t, "two islands", func() bool { return a.sees(b) && c.sees(d) })
-	b.Connect([]string{d.addr()}, false)
+	b.SetTargets([]string{a.addr(), d.addr()})
 	all := []*node{a, b, c, d}
 	for _, n := range all {
 		eventually(t, "one mesh", func() bool { return n.sees(all...) && n.sessions() == 3 })
