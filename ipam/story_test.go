@@ -70,84 +70,6 @@ func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 	}
 }
 
-func TestWaitingRequestsGiveReasons(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	a := s.add(addrRange, Init{Mode: Consensus, Expect: 3})
-	id := a.begin(func(c *core, id uint64) { c.allocate(id, "x", pfx(addrRange)) })
-	s.run(5 * time.Second)
-	if got := a.core.status().State; got != "awaiting consensus (quorum: 2, known: 1)" {
-		t.Errorf("state %q", got)
-	}
-	if why := a.reason(id); why != "consensus not reached: 1 of 2 needed peers answered" {
-		t.Errorf("reason %q", why)
-	}
-	b := s.add(addrRange, Init{Mode: Consensus, Expect: 2})
-	a.allocate("x", addrRange)
-	s.converged(10 * time.Second)
-
-	theirs := b.core.space.Owned()[0]
-	in := netip.PrefixFrom(theirs.First.Next(), 24).Masked()
-	used := b.allocate("y", in.String())
-	claim := func(p netip.Prefix) uint64 {
-		return a.begin(func(c *core, id uint64) { c.claim(id, "z", p) })
-	}
-	r, ok := a.await(claim(netip.PrefixFrom(used, 24)), 10*time.Second)
-	if !ok || r.err == nil || !strings.Contains(r.err.Error(), "in use on peer "+b.cfg.Self.String()) {
-		t.Errorf("claim of an address in use: %v", r.err)
-	}
-	free := theirs.Last.Prev()
-	if r, ok := a.await(claim(netip.PrefixFrom(free, 24)), 10*time.Second); !ok || r.err != nil {
-		t.Errorf("claim of a free address: %v", r.err)
-	}
-	if r, ok := a.await(claim(netip.PrefixFrom(free, 24)), time.Second); !ok || r.err != nil {
-		t.Errorf("claim repeated: %v", r.err)
-	}
-	if r, ok := a.await(claim(netip.MustParsePrefix("192.168.1.1/24")), 0); !ok || r.err != nil {
-		t.Errorf("claim outside the address range: %v", r.err)
-	}
-	b.kill()
-	id = claim(netip.PrefixFrom(theirs.Last, 24))
-	s.run(5 * time.Second)
-	if why := a.reason(id); !strings.Contains(why, b.cfg.Self.String()+", which is unreachable") {
-		t.Errorf("reason %q", why)
-	}
-	id = a.begin(func(c *core, id uint64) { c.allocate(id, "w", in) })
-	s.run(5 * time.Second)
-	if why := a.reason(id); why != fmt.Sprintf("all ranges of %s that are not used here are owned by unreachable peers %s", in, b.cfg.Self) {
-		t.Errorf("reason %q", why)
-	}
-	st := a.core.status()
-	if st.Unreachable.IsZero() || st.UnreachablePercent < 40 {
-		t.Errorf("unreachable %v, %v %%", st.Unreachable, st.UnreachablePercent)
-	}
-}
-
-func TestSeedsNeedNobodyElse(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	s.cut = func(a, b *node) bool { return true }
-	seeds := Init{Mode: Seed, Seeds: []peer.Name{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
-	a, b := s.add(addrRange, seeds), s.add(addrRange, seeds)
-	a.allocate("x", addrRange)
-	b.allocate("y", addrRange)
-	s.cut = func(a, b *node) bool { return false }
-	s.converged(10 * time.Second)
-}
-
-func TestObserverStartsAnElectionAndOwnsNothing(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	o := s.add(addrRange, Init{Mode: Observer})
-	s.add(addrRange, Init{Mode: Consensus, Expect: 2})
-	s.add(addrRange, Init{Mode: Consensus, Expect: 2})
-	id := o.begin(func(c *core, id uint64) { c.prime(id) })
-	if _, ok := o.await(id, 10*time.Second); !ok {
-		t.Fatal(o.reason(id))
-	}
-	if _, owns := o.core.ring.Owners()[o.core.holder]; owns {
-		t.Error("the observer was given a part of the first ring")
-	}
-	o.allocate("x", addrRange)
-}
-
 func TestRollingResetLosesNoSpace(t *testing.T) {
 	s := newSim(t, seed.New(t))
 	s.loss = 0.1
@@ -178,15 +100,6 @@ func TestRollingResetLosesNoSpace(t *testing.T) {
 	}
 	if got := s.nodes[0].core.status(); got.Refused != 0 && got.State != "ready" {
 		t.Errorf("status %+v", got)
-	}
-}
-
-func TestResetOfTheLastPeerReportsWhatIsLost(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	n := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
-	n.allocate("x", addrRange)
-	if got := n.reset(); got.Unreachable != addr.N(4096) {
-		t.Errorf("left %+v", got)
 	}
 }
 
@@ -235,60 +148,6 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 			nodes[i%4].allocate(fmt.Sprint("after", i), addrRange)
 		}
 	}
-}
-
-func TestMinorityCannotRemove(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	nodes := s.addAll(5, addrRange)
-	for i, n := range nodes {
-		n.allocate(fmt.Sprint("c", i), addrRange)
-	}
-	s.converged(10 * time.Second)
-	s.cut = func(a, b *node) bool { return (a.number <= 2) != (b.number <= 2) }
-	dead := nodes[4].cfg.Self
-	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead}) })
-	if r, ok := nodes[0].await(id, 20*time.Second); ok {
-		t.Fatalf("removed: %+v", r)
-	}
-	why := nodes[0].reason(id)
-	want := fmt.Sprintf("removal of %s: 2 of 4 owners agreed, 3 needed; no answer from %s, %s", dead, nodes[2].cfg.Self, nodes[3].cfg.Self)
-	if why != want {
-		t.Errorf("reason %q, want %q", why, want)
-	}
-	// A peer that can reach it neither starts its removal nor votes for it.
-	id = nodes[2].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead}) })
-	if r, ok := nodes[2].await(id, 0); !ok || r.err == nil || !strings.Contains(r.err.Error(), "can be reached") {
-		t.Errorf("removal of a live peer: %v", r.err)
-	}
-	s.cut = func(a, b *node) bool { return a.number == 1 && b.number == 5 }
-	id = nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead}) })
-	if r, ok := nodes[0].await(id, 10*time.Second); ok {
-		t.Fatalf("removed: %+v", r)
-	}
-	if why := nodes[0].reason(id); !strings.Contains(why, dead.String()+" can be reached from it") {
-		t.Errorf("reason %q", why)
-	}
-}
-
-func TestRemovalOfEveryOwner(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	a := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
-	a.allocate("x", addrRange)
-	b, c := s.add(addrRange, Init{Mode: Consensus, Expect: 2}), s.add(addrRange, Init{Mode: Consensus, Expect: 2})
-	s.converged(10 * time.Second)
-	a.kill()
-	id1 := b.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{a.cfg.Self}) })
-	id2 := c.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{a.cfg.Self}) })
-	r1, ok1 := b.await(id1, 30*time.Second)
-	r2, ok2 := c.await(id2, 30*time.Second)
-	if !ok1 || !ok2 || r1.err != nil || r2.err != nil {
-		t.Fatalf("%v %v", r1.err, r2.err)
-	}
-	if h1, h2 := r1.removed[0], r2.removed[0]; h1.Heir != h2.Heir || h1.Addresses != addr.N(4096) {
-		t.Errorf("heirs %+v and %+v", h1, h2)
-	}
-	b.allocate("y", addrRange)
-	c.allocate("z", addrRange)
 }
 
 // A peer that was removed although it was alive gets its addresses back.
@@ -477,23 +336,6 @@ func TestNoDuplicatesUnderChurn(t *testing.T) {
 				t.Fatalf("seed %d: %s: %s %v", seed, n.cfg.Self, st.State, st.Conflicts)
 			}
 		}
-	}
-}
-
-// A peer that is killed and launched again has its addresses and its part of the
-// ring.
-func TestRestartKeepsAddresses(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	nodes := s.addAll(2, addrRange)
-	a := nodes[0].allocate("x", addrRange)
-	nodes[0].kill()
-	s.cut = func(a, b *node) bool { return true }
-	nodes[0].launch()
-	if got := nodes[0].allocate("x", addrRange); got != a {
-		t.Errorf("%s, was %s", got, a)
-	}
-	if got := nodes[0].allocate("y", addrRange); got == a {
-		t.Errorf("%s given twice", got)
 	}
 }
 

@@ -56,13 +56,14 @@ func (w *storyWorld) name(letter string) peer.Name {
 
 func (w *storyWorld) letter(n peer.Name) string { return string(rune('a' + n[5] - 1)) }
 
-// letters puts letters in the place of the names in a text.
+// letters replaces the names in a text by letters.
 func (w *storyWorld) letters(text string) string {
 	for i := range w.made {
 		n := peer.Name{2, 5: byte(i + 1)}
 		text = strings.ReplaceAll(text, n.String(), w.letter(n))
 	}
-	return text
+	text = strings.ReplaceAll(text, paxos.Ballot{}.String(), "nothing")
+	return strings.ReplaceAll(text, peer.Name{}.String(), "nobody")
 }
 
 func (w *storyWorld) printf(format string, args ...any) {
@@ -84,6 +85,14 @@ func (w *storyWorld) Do(c trace.Command, out *trace.Output) error {
 			in := func(n *node) bool { return slices.Contains(c.Args, w.letter(n.cfg.Self)) }
 			return in(a) != in(b)
 		}
+		return nil
+	case "cut-pair": // two peers cannot reach each other, but all others
+		w.cut = func(a, b *node) bool {
+			return w.letter(a.cfg.Self) == c.Arg(0) && w.letter(b.cfg.Self) == c.Arg(1)
+		}
+		return nil
+	case "isolate": // no peer can reach another one
+		w.cut = func(a, b *node) bool { return true }
 		return nil
 	case "heal":
 		w.cut = func(a, b *node) bool { return false }
@@ -184,6 +193,9 @@ func (w *storyWorld) status(n *node) {
 			unreachable = ", unreachable"
 		}
 		w.printf("  owner %s: %s addresses%s", o.Name, o.Addresses, unreachable)
+	}
+	for _, text := range s.Waiting {
+		w.printf("  reason: %s", text)
 	}
 	for _, d := range s.Divergent {
 		w.printf("  divergent: %s", d)
