@@ -238,6 +238,89 @@ func (n *node) adopt(id [16]byte) (err error) {
 	return err
 }
 
+// churn is a sim in which random things happen to six nodes.
+type churn struct {
+	*sim
+	seed    uint64
+	remover map[peer.Name]*node // for each removed peer, the node that removed it
+}
+
+const churnRange = "10.32.0.0/24"
+
+// event makes one random thing happen.
+func (w *churn) event(step int) {
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	switch k := w.rng.IntN(20); {
+	case n.core == nil:
+		n.launch()
+	case k < 9:
+		n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint(w.seed, step), pfx(churnRange)) })
+	case k < 12:
+		if owners := slices.Sorted(maps.Keys(n.core.byOwner)); len(owners) > 0 {
+			n.do(func(c *core) { c.release(owners[0], c.byOwner[owners[0]][0]) })
+		}
+	case k < 14:
+		n.diesInNextStep = true
+	case k == 14:
+		split := w.rng.IntN(7)
+		w.cut = func(a, b *node) bool { return (a.number < split) != (b.number < split) }
+	case k < 18:
+		w.heal()
+	case k == 18 && len(w.nodes) > 4:
+		w.loseDisk(n)
+	}
+	w.run(time.Duration(w.rng.IntN(400)) * time.Millisecond)
+}
+
+func (w *churn) heal() { w.cut = func(a, b *node) bool { return false } }
+
+// loseDisk kills n for good. The others remove it, and a fresh node takes its place.
+func (w *churn) loseDisk(n *node) {
+	n.kill()
+	w.heal()
+	for _, m := range w.nodes {
+		if m.core == nil && m != n {
+			m.launch()
+		}
+	}
+	m := w.nodes[0]
+	if m == n {
+		m = w.nodes[1]
+	}
+	w.converged(60 * time.Second)
+	if m.core == nil {
+		m.launch()
+	}
+	id := m.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{n.cfg.Self}) })
+	if r, ok := m.await(id, 60*time.Second); !ok || r.err != nil {
+		if m.core == nil {
+			return // killed while it waited
+		}
+		w.t.Fatalf("seed %d: %v %s", w.seed, r.err, m.reason(id))
+	}
+	w.drop(n)
+	w.remover[n.cfg.Self] = m
+	w.add(churnRange, Init{Mode: Consensus, Expect: 6})
+}
+
+// removeAgain removes the peers whose removal was lost with the disk of its author.
+func (w *churn) removeAgain() {
+	for _, h := range slices.SortedFunc(maps.Keys(w.nodes[0].core.ring.Owners()), ring.Holder.Compare) {
+		m, removed := w.remover[h.Name]
+		if !removed {
+			continue
+		}
+		if slices.Contains(w.nodes, m) {
+			w.t.Fatalf("seed %d: %s was removed by %s and owns space again", w.seed, h, m.cfg.Self)
+		}
+		n := w.nodes[0]
+		id := n.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}) })
+		if r, ok := n.await(id, 60*time.Second); !ok || r.err != nil {
+			w.t.Fatalf("seed %d: %s is not removed again: %v %s", w.seed, h, r.err, n.reason(id))
+		}
+	}
+}
+
 // Random allocations, releases, losses, cuts, kills at any moment and restarts, with
 // or without the disk. check looks for duplicates at each step, and in the end every
 // request is served. A removal survives all of that, except if the peer that made it
@@ -246,92 +329,28 @@ func (n *node) adopt(id [16]byte) (err error) {
 func TestNoDuplicatesUnderChurn(t *testing.T) {
 	first := seed.New(t)
 	for seed := first; seed < first+12; seed++ {
-		s := newSim(t, seed)
-		s.loss = 0.2
-		s.addAll(6, "10.32.0.0/24")
-		s.nodes[0].allocate("first", "10.32.0.0/24")
-		s.converged(30 * time.Second)
-		remover := map[peer.Name]*node{} // the node that removed it
+		w := &churn{sim: newSim(t, seed), seed: seed, remover: make(map[peer.Name]*node)}
+		w.loss = 0.2
+		w.addAll(6, churnRange)
+		w.nodes[0].allocate("first", churnRange)
+		w.converged(30 * time.Second)
 		for step := range 150 {
-			n := s.nodes[s.rng.IntN(len(s.nodes))]
-			switch k := s.rng.IntN(20); {
-			case n.core == nil:
-				n.launch()
-			case k < 9:
-				n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint(seed, step), pfx("10.32.0.0/24")) })
-			case k < 12:
-				if owners := slices.Sorted(maps.Keys(n.core.byOwner)); len(owners) > 0 {
-					n.do(func(c *core) { c.release(owners[0], c.byOwner[owners[0]][0]) })
-				}
-			case k < 14:
-				n.diesInNextStep = true
-			case k == 14:
-				split := s.rng.IntN(7)
-				s.cut = func(a, b *node) bool { return (a.number < split) != (b.number < split) }
-			case k < 18:
-				s.cut = func(a, b *node) bool { return false }
-			case k == 18 && len(s.nodes) > 4: // it loses its disk; the others remove it
-				n.kill()
-				s.cut = func(a, b *node) bool { return false }
-				for _, m := range s.nodes {
-					if m.core == nil && m != n {
-						m.launch()
-					}
-				}
-				m := s.nodes[0]
-				if m == n {
-					m = s.nodes[1]
-				}
-				s.converged(60 * time.Second)
-				if m.core == nil {
-					m.launch()
-				}
-				id := m.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{n.cfg.Self}) })
-				if r, ok := m.await(id, 60*time.Second); !ok || r.err != nil {
-					if m.core == nil {
-						break // killed while it waited
-					}
-					t.Fatalf("seed %d: %v %s", seed, r.err, m.reason(id))
-				}
-				s.drop(n)
-				remover[n.cfg.Self] = m
-				s.add("10.32.0.0/24", Init{Mode: Consensus, Expect: 6})
-			}
-			s.run(time.Duration(s.rng.IntN(400)) * time.Millisecond)
+			w.event(step)
 		}
-		s.cut = func(a, b *node) bool { return false }
-		for _, n := range s.nodes {
+		w.heal()
+		for _, n := range w.nodes {
 			if n.diesInNextStep = false; n.core == nil {
 				n.launch()
 			}
 		}
-		s.converged(60 * time.Second)
-		for _, h := range slices.SortedFunc(maps.Keys(s.nodes[0].core.ring.Owners()), ring.Holder.Compare) {
-			m, removed := remover[h.Name]
-			if !removed {
-				continue
-			}
-			if slices.Contains(s.nodes, m) {
-				t.Fatalf("seed %d: %s was removed by %s and owns space again", seed, h, m.cfg.Self)
-			}
-			n := s.nodes[0]
-			id := n.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}) })
-			if r, ok := n.await(id, 60*time.Second); !ok || r.err != nil {
-				t.Fatalf("seed %d: %s is not removed again: %v %s", seed, h, r.err, n.reason(id))
-			}
+		w.converged(60 * time.Second)
+		w.removeAgain()
+		w.converged(60 * time.Second)
+		w.run(10 * time.Second)
+		if got, whole := w.liveShare(w.nodes[0]), addr.N(256); got != whole {
+			t.Fatalf("seed %d: live peers own %v of %v: %+v", seed, got, whole, w.nodes[0].core.status().Owners)
 		}
-		s.converged(60 * time.Second)
-		s.run(10 * time.Second)
-		if got, whole := s.liveShare(s.nodes[0]), addr.N(256); got != whole {
-			for _, o := range s.nodes[0].core.status().Owners {
-				t.Logf("%+v", o)
-			}
-			for _, n := range s.nodes {
-				t.Logf("node %s holder %s", n.cfg.Self, n.core.holder)
-			}
-			t.Fatalf("seed %d: live peers own %v of %v", seed, got, whole)
-		}
-		for _, n := range s.nodes {
+		for _, n := range w.nodes {
 			if st := n.core.status(); len(st.Conflicts) > 0 || st.PendingAllocates > 0 {
 				t.Fatalf("seed %d: %s: %s %v", seed, n.cfg.Self, st.State, st.Conflicts)
 			}

@@ -62,106 +62,122 @@ func (n *node) receive(t *testing.T, delta []byte) (out [][]byte) {
 	return out
 }
 
+// network carries deltas between nodes in random order. It can lose and repeat them.
+type network struct {
+	t     *testing.T
+	seed  uint64
+	rng   *rand.Rand
+	nodes []*node
+	wire  []packet
+	value []byte // the chosen one, nil before a node knows it
+}
+
+type packet struct {
+	to    int
+	delta []byte
+}
+
+// send queues deltas of a node for all others.
+func (w *network) send(from int, deltas [][]byte) {
+	for _, d := range deltas {
+		for to := range w.nodes {
+			if to != from && d != nil {
+				w.wire = append(w.wire, packet{to, d})
+			}
+		}
+	}
+}
+
+// check fails the test if two nodes know different chosen values, and reports whether all
+// nodes know the value.
+func (w *network) check() (all bool) {
+	all = true
+	for i, n := range w.nodes {
+		v, ok := n.el.Chosen()
+		if !ok {
+			all = false
+			continue
+		}
+		if w.value == nil {
+			w.value = v
+		}
+		if !bytes.Equal(v, w.value) {
+			w.t.Fatalf("seed %d: %s chose %s, another chose %s", w.seed, name(i), v, w.value)
+		}
+	}
+	return all
+}
+
+// disturb makes one random event happen: a proposal, a restart or the arrival of a delta.
+func (w *network) disturb() {
+	i := w.rng.IntN(len(w.nodes))
+	switch k := w.rng.IntN(20); {
+	case k == 0:
+		w.send(i, w.nodes[i].propose())
+	case k == 1:
+		w.nodes[i].restart()
+	case len(w.wire) > 0:
+		j := w.rng.IntN(len(w.wire))
+		p := w.wire[j]
+		if w.rng.IntN(8) > 0 { // otherwise it arrives again
+			w.wire[j] = w.wire[len(w.wire)-1]
+			w.wire = w.wire[:len(w.wire)-1]
+		}
+		if len(w.wire) > 200 {
+			w.wire = w.wire[:100]
+		}
+		if w.rng.IntN(4) > 0 { // otherwise it is lost
+			w.send(p.to, w.nodes[p.to].receive(w.t, p.delta))
+		}
+	}
+}
+
+// repair brings each node all that the others have.
+func (w *network) repair() {
+	for i, n := range w.nodes {
+		for j, m := range w.nodes {
+			if i == j {
+				continue
+			}
+			deltas, _, err := n.el.Missing(m.el.Digest(), 40<<10)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			for _, d := range deltas {
+				m.receive(w.t, d)
+			}
+		}
+	}
+}
+
 // Random delays, losses, duplicates, restarts, competing proposers and observers:
 // there are never two values, and there is one once the network works.
 func TestNeverTwoValues(t *testing.T) {
 	first := seed.New(t)
 	for seed := first; seed < first+300; seed++ {
-		rng := rand.New(rand.NewPCG(seed, 1))
-		voters := 1 + rng.IntN(7)
-		var nodes []*node
+		w := &network{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1))}
+		voters := 1 + w.rng.IntN(7)
 		for i := range voters {
-			nodes = append(nodes, newNode(i, 1+rng.IntN(voters), false))
+			w.nodes = append(w.nodes, newNode(i, voters, false))
 		}
-		nodes[rng.IntN(voters)].cfg.Expect = voters
-		for _, n := range nodes {
-			// Only peers that expect enough voters are safe.
-			n.cfg.Expect = voters
-			n.restart()
-		}
-		if rng.IntN(2) == 0 {
-			nodes = append(nodes, newNode(voters, voters, true))
-		}
-		type packet struct {
-			to    int
-			delta []byte
-		}
-		var wire []packet
-		send := func(from int, deltas [][]byte) {
-			for _, d := range deltas {
-				for to := range nodes {
-					if to != from && d != nil {
-						wire = append(wire, packet{to, d})
-					}
-				}
-			}
-		}
-		var value []byte
-		check := func() {
-			for i, n := range nodes {
-				v, ok := n.el.Chosen()
-				if !ok {
-					continue
-				}
-				if value == nil {
-					value = v
-				}
-				if !bytes.Equal(v, value) {
-					t.Fatalf("seed %d: %s chose %s, another chose %s", seed, name(i), v, value)
-				}
-			}
+		if w.rng.IntN(2) == 0 {
+			w.nodes = append(w.nodes, newNode(voters, voters, true))
 		}
 		for range 400 {
-			i := rng.IntN(len(nodes))
-			switch k := rng.IntN(20); {
-			case k == 0:
-				send(i, nodes[i].propose())
-			case k == 1:
-				nodes[i].restart()
-			case len(wire) > 0:
-				j := rng.IntN(len(wire))
-				p := wire[j]
-				if rng.IntN(8) > 0 { // otherwise it arrives again
-					wire[j] = wire[len(wire)-1]
-					wire = wire[:len(wire)-1]
-				}
-				if len(wire) > 200 {
-					wire = wire[:100]
-				}
-				if rng.IntN(4) > 0 { // otherwise it is lost
-					send(p.to, nodes[p.to].receive(t, p.delta))
-				}
-			}
-			check()
+			w.disturb()
+			w.check()
 		}
 		// The network works: digests repair losses, and one peer proposes.
 		for round := 0; ; round++ {
 			if round == 20 {
 				t.Fatalf("seed %d: no value among %d voters", seed, voters)
 			}
-			done := true
-			for i, n := range nodes {
-				for j, m := range nodes {
-					if i == j {
-						continue
-					}
-					deltas, _, err := n.el.Missing(m.el.Digest(), 40<<10)
-					if err != nil {
-						t.Fatal(err)
-					}
-					for _, d := range deltas {
-						m.receive(t, d)
-					}
-				}
-				_, ok := n.el.Chosen()
-				done = done && ok
-			}
-			check()
-			if done {
+			w.repair()
+			if w.check() {
 				break
 			}
 			if round%5 == 4 {
-				nodes[round%len(nodes)].propose()
+				w.nodes[round%len(w.nodes)].propose()
 			}
 		}
 	}

@@ -52,107 +52,132 @@ type twin struct {
 
 // compute returns the accepted records and the owner of each address.
 func (tw *twin) compute() (accepted map[ID]bool, owners [twinSize]Holder) {
-	type gift struct {
-		to      Holder
-		version uint64
-		id      ID
-	}
-	var given [twinSize][]gift
+	e := &evaluation{twin: tw, accepted: make(map[ID]bool)}
 	for i, r := range addr.Split(tw.genesis.Range, len(tw.genesis.Peers)) {
 		for a := range twinSize {
 			if r.Contains(ip4(a)) {
-				given[a] = append(given[a], gift{to: Holder{Name: tw.genesis.Peers[i]}})
+				e.given[a] = append(e.given[a], gift{to: Holder{Name: tw.genesis.Peers[i]}})
 			}
 		}
 	}
-	accepted = make(map[ID]bool)
-	ended := func(n peer.Name) (l uint32) {
-		for id, rm := range tw.removals {
-			if accepted[id] && rm.Gone.Name == n {
-				l = max(l, rm.Gone.Incarnation+1)
-			}
-		}
-		return l
+	for e.acceptMore() {
 	}
-	var reaches func(from, to Holder, depth int) bool
-	reaches = func(from, to Holder, depth int) bool {
-		if depth == 0 {
-			return false
+	for a := range owners {
+		owners[a] = e.owner(a)
+	}
+	return e.accepted, owners
+}
+
+// evaluation is the state of one call of compute.
+type evaluation struct {
+	*twin
+	accepted map[ID]bool
+	given    [twinSize][]gift // for each address
+}
+
+// gift is an accepted record that gave an address to somebody.
+type gift struct {
+	to      Holder
+	version uint64
+	id      ID
+}
+
+// acceptMore accepts the records that can be accepted now, and reports whether there were
+// any.
+func (e *evaluation) acceptMore() (changed bool) {
+	for id, rm := range e.removals {
+		if !e.accepted[id] && e.known(rm.Gone) && e.known(rm.Heir) {
+			e.accepted[id], changed = true, true
 		}
-		for id, rm := range tw.removals {
-			if accepted[id] && rm.Gone == from && (rm.Heir == to || reaches(rm.Heir, to, depth-1)) {
-				return true
+	}
+	for id, g := range e.grants {
+		ok := !e.accepted[id] && e.known(g.To) && e.known(g.From)
+		for a := range twinSize {
+			if ok && g.Range.Contains(ip4(a)) {
+				ok = slices.ContainsFunc(e.given[a], func(x gift) bool { return x.version < g.Version && e.speaksFor(g.From, x.to) })
 			}
 		}
+		if !ok {
+			continue
+		}
+		e.accepted[id], changed = true, true
+		for a := range twinSize {
+			if g.Range.Contains(ip4(a)) {
+				e.given[a] = append(e.given[a], gift{g.To, g.Version, g.id})
+			}
+		}
+	}
+	return changed
+}
+
+// ended returns how many incarnations of a name have ended.
+func (e *evaluation) ended(n peer.Name) (count uint32) {
+	for id, rm := range e.removals {
+		if e.accepted[id] && rm.Gone.Name == n {
+			count = max(count, rm.Gone.Incarnation+1)
+		}
+	}
+	return count
+}
+
+func (e *evaluation) known(h Holder) bool { return h.Incarnation <= e.ended(h.Name) }
+
+// maxDepth is more removals than any chain of a test has.
+const maxDepth = 6
+
+// leads reports whether at most depth removals lead from one holder to another.
+func (e *evaluation) leads(from, to Holder, depth int) bool {
+	if depth == 0 {
 		return false
 	}
-	const deep = 6
-	speaks := func(who, of Holder) bool {
-		if who == of || reaches(of, who, deep) {
+	for id, rm := range e.removals {
+		if e.accepted[id] && rm.Gone == from && (rm.Heir == to || e.leads(rm.Heir, to, depth-1)) {
 			return true
 		}
-		for l := range who.Incarnation {
-			h := Holder{who.Name, l}
-			if reaches(h, h, deep) && (h == of || reaches(of, h, deep)) {
-				return true
-			}
-		}
-		return false
 	}
-	for changed := true; changed; {
-		changed = false
-		for id, rm := range tw.removals {
-			if !accepted[id] && rm.Gone.Incarnation <= ended(rm.Gone.Name) && rm.Heir.Incarnation <= ended(rm.Heir.Name) {
-				accepted[id], changed = true, true
-			}
-		}
-		for id, g := range tw.grants {
-			ok := !accepted[id] && g.To.Incarnation <= ended(g.To.Name) && g.From.Incarnation <= ended(g.From.Name)
-			for a := range twinSize {
-				if ok && g.Range.Contains(ip4(a)) {
-					ok = slices.ContainsFunc(given[a], func(x gift) bool { return x.version < g.Version && speaks(g.From, x.to) })
-				}
-			}
-			if !ok {
-				continue
-			}
-			accepted[id], changed = true, true
-			for a := range twinSize {
-				if g.Range.Contains(ip4(a)) {
-					given[a] = append(given[a], gift{g.To, g.Version, g.id})
-				}
-			}
+	return false
+}
+
+// speaksFor reports whether who may give the space of of.
+func (e *evaluation) speaksFor(who, of Holder) bool {
+	if who == of || e.leads(of, who, maxDepth) {
+		return true
+	}
+	for incarnation := range who.Incarnation {
+		h := Holder{who.Name, incarnation}
+		if e.leads(h, h, maxDepth) && (h == of || e.leads(of, h, maxDepth)) {
+			return true
 		}
 	}
-	for a := range twinSize {
-		best := slices.MaxFunc(given[a], func(x, y gift) int {
-			if x.version != y.version {
-				return int(x.version) - int(y.version)
-			}
-			return bytes.Compare(x.id[:], y.id[:])
-		})
-		h, path := best.to, []Holder(nil)
-		for {
-			var next *Removal
-			for id, rm := range tw.removals {
-				if accepted[id] && rm.Gone == h && (next == nil || next.id.less(id)) {
-					next = rm
-				}
-			}
-			if next == nil {
-				break
-			}
-			if at := slices.Index(path, h); at >= 0 {
-				lowest := slices.MinFunc(path[at:], Holder.Compare)
-				h = Holder{lowest.Name, ended(lowest.Name)}
-				break
-			}
-			path = append(path, h)
-			h = next.Heir
+	return false
+}
+
+// owner follows the removals from the holder that was given address a last.
+func (e *evaluation) owner(a int) Holder {
+	last := slices.MaxFunc(e.given[a], func(x, y gift) int {
+		if x.version != y.version {
+			return int(x.version) - int(y.version)
 		}
-		owners[a] = h
+		return bytes.Compare(x.id[:], y.id[:])
+	})
+	h, path := last.to, []Holder(nil)
+	for {
+		var next *Removal
+		for id, rm := range e.removals {
+			if e.accepted[id] && rm.Gone == h && (next == nil || next.id.less(id)) {
+				next = rm
+			}
+		}
+		if next == nil {
+			return h
+		}
+		if at := slices.Index(path, h); at >= 0 {
+			lowest := slices.MinFunc(path[at:], Holder.Compare)
+			return Holder{lowest.Name, e.ended(lowest.Name)}
+		}
+		path = append(path, h)
+		h = next.Heir
 	}
-	return accepted, owners
 }
 
 // world makes records. Most follow the rules; some are made by malicious peers and by
