@@ -20,7 +20,7 @@ import (
 type View interface {
 	// Reachable reports whether a peer is in the mesh and a path leads to it.
 	Reachable(peer.Name) bool
-	// Peers returns all reachable peers but this one.
+	// Peers returns all reachable peers except this one.
 	Peers() []peer.Name
 	// Nickname returns the nickname of a peer, "" if it is unknown.
 	Nickname(peer.Name) string
@@ -34,7 +34,7 @@ type Config struct {
 	// Range is the address range that all peers share. Default is the subnet of
 	// requests that name none.
 	Range, Default netip.Prefix
-	// Init says how the first ring is made.
+	// Init configures how the first ring is made.
 	Init Init
 	// Grace is how long a peer that knows of no ring waits after its start for
 	// others to show one, before it makes one. If it is too long, the first

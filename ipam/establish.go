@@ -109,7 +109,7 @@ func (c *core) startRing(peers []peer.Name) {
 // mergeElection merges a delta of the election.
 func (c *core) mergeElection(delta []byte) (news []byte, err error) {
 	if c.ring.Ready() || c.election == nil {
-		return nil, nil // the sender will be shown the ring
+		return nil, nil // digests will bring the sender the ring
 	}
 	if c.left {
 		return nil, ErrLeft

@@ -18,7 +18,7 @@ const (
 	Seed                  // from a list of names that is the same on all peers
 )
 
-// Init says how the first ring is made.
+// Init configures how the first ring is made.
 type Init struct {
 	Mode Mode
 	// Expect is the largest number of voters, for Consensus and Observer.

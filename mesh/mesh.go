@@ -191,7 +191,7 @@ type Mesh struct {
 	problems     problems
 	closing      bool
 
-	announceMu sync.Mutex // inner to everything
+	announceMu sync.Mutex // no other lock is taken while it is held
 	announced  []announcement
 
 	wg sync.WaitGroup // of all goroutines

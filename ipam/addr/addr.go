@@ -69,7 +69,7 @@ func (c Count) Uint64() uint64 {
 	return c.Lo
 }
 
-// String returns c in decimal where it fits 64 bits, else roughly.
+// String returns c in decimal if it fits 64 bits, else rounded.
 func (c Count) String() string {
 	if c.Hi == 0 {
 		return strconv.FormatUint(c.Lo, 10)

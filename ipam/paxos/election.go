@@ -51,13 +51,13 @@ func (e *Entry) newer(o *Entry) bool {
 type Election struct {
 	cfg     Config
 	own     Entry
-	entries map[peer.Name]*Entry // own's is not among them
+	entries map[peer.Name]*Entry // of the other peers
 	values  map[ValueID][]byte
 	books   peer.Book
 	chosen  []byte
 }
 
-// Config is what an Election needs to know. All fields are constant.
+// Config configures an Election. All fields are constant.
 type Config struct {
 	Self     peer.Name
 	Signer   peer.Signer

@@ -159,7 +159,7 @@ func (el *Election) items(f func(sum [sumLen]byte, kind byte, item []byte)) {
 	}
 }
 
-// Digest returns a summary of the copy: 10 bytes an entry or value.
+// Digest returns a summary of the copy: 10 bytes for each entry or value.
 func (el *Election) Digest() []byte {
 	var sums [][sumLen]byte
 	el.items(func(sum [sumLen]byte, _ byte, _ []byte) { sums = append(sums, sum) })

@@ -31,7 +31,7 @@ import (
 //	+------+--------+---------+------+----+-------+------+------+-----------+
 //	  1      1        8         10     10   a       a      32     64
 //
-//	removal (kind 2) signed by the one that leaves, 118 bytes
+//	removal (kind 2) signed by the leaving peer, 118 bytes
 //	 0      1       2      12     22    54
 //	+------+-------+------+------+-----+-----------+
 //	| kind | proof | gone | heir | key | signature |
@@ -85,7 +85,7 @@ const (
 // maxVersion bounds the version of a grant, so that the next one has room.
 const maxVersion = 1 << 62
 
-// maxRecord is the most bytes of a record, so that it fits a delta.
+// maxRecord is the size limit of a record in bytes, so that it fits a delta.
 const maxRecord = 44 << 10
 
 // ErrFormat is the cause when bytes are not a record, delta or digest.
@@ -94,7 +94,7 @@ var ErrFormat = errors.New("malformed")
 // ID names a record by its content: the first 16 bytes of its SHA-256.
 type ID [16]byte
 
-// String returns the first bytes of the id, as people compare them.
+// String returns the first bytes of the id in hexadecimal, for people to compare.
 func (id ID) String() string { return hex.EncodeToString(id[:4]) }
 
 // IsZero reports whether id is the zero ID, which names nothing.
@@ -102,7 +102,7 @@ func (id ID) IsZero() bool { return id == ID{} }
 
 func (id ID) less(o ID) bool { return string(id[:]) < string(o[:]) }
 
-// short is what a Basis holds of an id.
+// short returns the part of an id that a Basis holds.
 func (id ID) short() uint64 { return binary.BigEndian.Uint64(id[:]) }
 
 func idOf(raw []byte) (id ID) {

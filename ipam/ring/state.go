@@ -278,7 +278,7 @@ func (st *state) bind(h Holder, key peer.Key) {
 	}
 }
 
-// ruling returns the grants that rule somewhere, without the genesis.
+// ruling returns the grants that rule some address, without the genesis.
 func (st *state) ruling() []*Grant {
 	seen := make(map[ID]bool)
 	var out []*Grant
@@ -291,7 +291,7 @@ func (st *state) ruling() []*Grant {
 	return out
 }
 
-// owners returns who owns how much.
+// owners returns how many addresses each owner has.
 func (st *state) owners() map[Holder]addr.Count {
 	out := make(map[Holder]addr.Count)
 	for i, p := range st.pieces {

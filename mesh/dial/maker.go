@@ -57,7 +57,7 @@ type Candidate struct {
 	Err    error     // of the last attempt
 }
 
-// Attempt is an order to dial. Done must be called once with its Key.
+// Attempt is a request to dial. Done must be called once with its Key.
 type Attempt struct {
 	Key  Key
 	Addr string // a target as written, or an IP and port
@@ -98,8 +98,7 @@ func New(self peer.Name, limit int, discover bool, rng *rand.Rand) *Maker {
 		all: make(map[Key]*candidate), sessions: make(map[peer.Name]bool)}
 }
 
-// AddTarget adds an address to connect to, or has one that is there already
-// tried at once.
+// AddTarget adds an address to connect to. If it exists already it is tried at once.
 func (m *Maker) AddTarget(addr string) {
 	k := Key{target: addr}
 	if c := m.all[k]; c != nil {
@@ -120,7 +119,7 @@ func (m *Maker) ForgetTarget(addr string) bool {
 	return ok
 }
 
-// Targets returns the addresses the user gave, in order.
+// Targets returns the addresses of all targets, in order.
 func (m *Maker) Targets() []string {
 	var t []string
 	for k := range m.all {

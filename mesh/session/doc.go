@@ -6,7 +6,7 @@
 // The dialler starts; all numbers are big-endian.
 //
 //	dialler   -> preamble    "WEFT" | min u8 | max u8 | ciphers u8 | 0
-//	responder -> preamble    the same of its own
+//	responder -> preamble    the same for the responder
 //	dialler   -> message 1   length u16 | Noise message 1 (e) | proof 16
 //	responder -> message 2   length u16 | Noise message 2 (e, ee, s, es, hello)
 //	dialler   -> message 3   length u16 | Noise message 3 (s, se, psk, hello)

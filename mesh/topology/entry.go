@@ -82,7 +82,7 @@ type Entry struct {
 	Key      peer.Key
 	Instance uint64
 	Version  uint64
-	Links    []Link // in order of To, no two alike, none to Name itself
+	Links    []Link // in order of To, without duplicates, none to Name itself
 	Nickname string
 	// ShortID is the short id that the peer claims, 0 for none. Another peer may claim
 	// the same one; see Routes.ShortIDs.
