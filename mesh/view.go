@@ -74,8 +74,8 @@ func (v *View) Nickname(n peer.Name) string { return v.nicknames[n] }
 
 // Lookup returns the peers with a nickname, in order, including lost peers.
 func (v *View) Lookup(nickname string) (names []peer.Name) {
-	for n, nick := range v.nicknames {
-		if nick == nickname {
+	for n, known := range v.nicknames {
+		if known == nickname {
 			names = append(names, n)
 		}
 	}
@@ -88,13 +88,13 @@ func (v *View) Routes() *topology.Routes { return v.data }
 
 // relays returns the neighbours through which other peers are reached.
 func (v *View) relays() map[peer.Name]bool {
-	vital := make(map[peer.Name]bool)
+	relays := make(map[peer.Name]bool)
 	for dst, via := range v.control.Unicast {
 		if dst != via {
-			vital[via] = true
+			relays[via] = true
 		}
 	}
-	return vital
+	return relays
 }
 
 // displayName returns the name of a peer for users, with its nickname if known.
