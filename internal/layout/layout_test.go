@@ -58,7 +58,7 @@ var pure = []string{
 var pureFiles = map[string][]string{
 	"ipam": {
 		"channel.go", "core.go", "establish.go", "init.go", "leave.go", "message.go", "regain.go", "remove.go", "request.go",
-		"set.go", "status.go",
+		"reason.go", "set.go", "status.go",
 	},
 }
 
