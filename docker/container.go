@@ -18,16 +18,16 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// DefaultHost is where an engine listens unless told otherwise.
+// DefaultHost is where an engine listens by default.
 const DefaultHost = "unix:///var/run/docker.sock"
 
 // answerTimeout bounds how long the engine may take for one answer.
 const answerTimeout = 10 * time.Second
 
-// Container is what weft wants to know of a container.
+// Container is what weft needs to know about a container.
 type Container struct {
 	ID          string
-	Name        string // without the slash that the engine puts in front
+	Name        string // without the slash that the engine puts before it
 	Running     bool
 	PID         int    // of its first process; 0 if it does not run
 	Since       string // when this run began, as the engine writes it
@@ -55,10 +55,10 @@ func (c *Container) state() *track.State {
 	return &track.State{Running: c.Running, Since: c.Since, Shape: fmt.Sprint(c.Name, c.Endpoints)}
 }
 
-// ShortID returns the beginning of the id that the engine shows.
+// ShortID returns the prefix of the ID that the engine shows.
 func (c *Container) ShortID() string { return ShortID(c.ID) }
 
-// ShortID returns the beginning of an id that the engine shows.
+// ShortID returns the prefix of an ID that the engine shows.
 func ShortID(id string) string { return id[:min(12, len(id))] }
 
 // ErrNotFound is the cause when there is no such container.
@@ -81,13 +81,13 @@ func NewClient(host string) (*Client, error) {
 // Host returns what NewClient was given.
 func (c *Client) Host() string { return c.host }
 
-// Open returns a connection whose version is agreed with the engine that
-// listens now; another may listen at the next call. Close it.
+// Open returns a connection that uses an API version of the engine that listens now.
+// Another engine may listen at the next call. Close the connection after use.
 func (c *Client) Open() (*client.Client, error) {
 	return client.New(client.WithHost(c.host), client.WithUserAgent("weft"))
 }
 
-// reference is what an engine takes as an id, a prefix of one, or a name.
+// reference matches what an engine accepts as an ID, a prefix of one, or a name.
 var reference = regexp.MustCompile(`^/?[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 // Find asks for a container by id, unique prefix or name.
@@ -120,7 +120,7 @@ func inspect(ctx context.Context, api *client.Client, ref string) (*Container, e
 	return fromInspect(&r.Container), nil
 }
 
-// fromInspect takes over what the engine says; any part may be missing.
+// fromInspect copies the engine's answer, of which any part may be missing.
 func fromInspect(r *container.InspectResponse) *Container {
 	c := &Container{ID: r.ID, Name: strings.TrimPrefix(r.Name, "/"), HostsPath: r.HostsPath}
 	if r.State != nil {

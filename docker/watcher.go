@@ -15,30 +15,29 @@ import (
 )
 
 const (
-	// A lost engine is tried again after the first, then ever later.
+	// A lost engine is tried again after the first, then after longer and longer times.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 5 * time.Second
-	// pingEvery finds out about an engine that hangs, whose events just do
-	// not come.
+	// pingEvery detects an engine that hangs: it sends no events either.
 	pingEvery = 15 * time.Second
 )
 
-// Observer is told about containers. Its methods are called one at a time and
-// keep the watcher from going on, so what takes long goes elsewhere.
+// Observer receives reports about containers. Its methods are called one at a time
+// and block the watcher, so they must return quickly.
 type Observer interface {
-	// Connected is called when an engine answers after it did not, before
-	// anything is told about its containers.
+	// Connected is called when an engine answers after it did not, before any
+	// report about its containers.
 	Connected(ctx context.Context, api *client.Client)
 	// Running is called for each run of a container, also for runs that began
 	// before the watcher did.
 	Running(ctx context.Context, c *Container)
-	// Changed is called when a container that runs got another name, or was put
-	// on a network or taken from one.
+	// Changed is called when a running container was renamed, or connected to a
+	// network or disconnected from one.
 	Changed(ctx context.Context, c *Container)
 	// Stopped is called when a run has ended, and for containers that exist
 	// and do not run when the watcher first sees them.
 	Stopped(ctx context.Context, id string)
-	// Gone is called when a container does not exist any more.
+	// Gone is called when a container no longer exists.
 	Gone(ctx context.Context, id string)
 	// Listed is called with all containers that exist, after each connection.
 	Listed(ctx context.Context, ids []string)
@@ -53,14 +52,14 @@ type Watcher struct {
 	state atomic.Pointer[string]
 }
 
-// NewWatcher returns a Watcher that tells o.
+// NewWatcher returns a Watcher that reports to o.
 func NewWatcher(c *Client, o Observer, log *slog.Logger) *Watcher {
 	w := &Watcher{client: c, observer: o, log: log}
 	w.setState("not asked yet")
 	return w
 }
 
-// State returns why nothing is known of the engine, "" if it answers.
+// State returns why the engine does not answer, "" if it does.
 func (w *Watcher) State() string { return *w.state.Load() }
 
 func (w *Watcher) setState(why string) { w.state.Store(&why) }
@@ -102,7 +101,7 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 	if err := ping(ctx, api); err != nil {
 		return err
 	}
-	// Events first, so that nothing happens between the list and them.
+	// Events first, so that nothing is missed between the list and them.
 	stream := api.Events(ctx, client.EventsListOptions{Filters: make(client.Filters).
 		Add("type", string(events.ContainerEventType), string(events.NetworkEventType)).
 		Add("event", string(events.ActionStart), string(events.ActionDie), string(events.ActionDestroy),
@@ -114,8 +113,8 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 	alive := time.NewTicker(pingEvery)
 	defer alive.Stop()
 	for {
-		// An engine drops events that nobody takes, so they are taken between
-		// questions too.
+		// An engine drops events that nobody reads, so they are read between requests
+		// too.
 		drain(t, stream.Messages, false)
 		id, all, ok := t.Next()
 		switch {
@@ -145,9 +144,9 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 }
 
 const (
-	// settle is how long the events of a flood may be apart.
+	// settle is the longest pause between two events of a flood.
 	settle = time.Millisecond
-	// maxDrain bounds how long questions wait for events.
+	// maxDrain bounds how long requests wait for events.
 	maxDrain = 1024
 )
 
@@ -163,8 +162,8 @@ func mark(t *track.Tracker, m events.Message) {
 	}
 }
 
-// drain marks what events there are and, with settled, those that follow within
-// settle, so that what a flood repeats is asked once.
+// drain marks the containers of all pending events and, with settled, of those that
+// follow within settle, so that a flood about one container causes one request.
 func drain(t *track.Tracker, messages <-chan events.Message, settled bool) {
 	wait := time.Duration(0)
 	if settled {
@@ -193,7 +192,7 @@ func ping(ctx context.Context, api *client.Client) error {
 	return err
 }
 
-// list asks about all.
+// list asks about all containers.
 func (w *Watcher) list(ctx context.Context, api *client.Client, t *track.Tracker) error {
 	asking, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()

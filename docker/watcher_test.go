@@ -23,13 +23,13 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-// engine is a Docker engine of which little works.
+// engine is a fake Docker engine.
 type engine struct {
 	mu     sync.Mutex
 	all    map[string]string // id: StartedAt, "" if it does not run
 	names  map[string]string // of those that were renamed
-	events chan string       // ids of containers that the stream is to say were started, or whole events
-	fail   int               // requests that are to fail
+	events chan string       // IDs of containers that the stream reports as started, or whole events
+	fail   int               // number of requests that fail
 	asked  int               // about one container
 
 	server *httptest.Server
@@ -129,7 +129,7 @@ func (e *engine) rename(id, name string) {
 	e.names[id] = name
 }
 
-// notes is an Observer that takes notes.
+// notes is an Observer that records what it is called with.
 type notes struct {
 	mu   sync.Mutex
 	list []string
@@ -151,7 +151,7 @@ func (n *notes) Listed(_ context.Context, ids []string)    { n.note("listed %d",
 // timeout is how long a test waits for the watcher.
 const timeout = 20 * time.Second
 
-// want waits for notes, and empties the book.
+// want waits for notes, and clears them.
 func (n *notes) want(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
@@ -190,8 +190,8 @@ func TestWatcher(t *testing.T) {
 	e.events <- "a"
 	n.want(t, "stopped a", "running name-a 2")
 
-	// It is renamed, and told so by the one event or the other; what happens to
-	// networks of one that does not run is no question.
+	// It is renamed, which one event or the other reports. What happens to the
+	// networks of a container that does not run causes no request.
 	e.rename("a", "new")
 	e.events <- `{"Type":"container","Action":"rename","Actor":{"ID":"a"}}`
 	n.want(t, "changed new")
@@ -203,7 +203,7 @@ func TestWatcher(t *testing.T) {
 	e.events <- `{"Type":"network","Action":"disconnect","Actor":{}}`
 	e.set("z", "gone")
 
-	// A flood of events makes few questions.
+	// A flood of events causes few requests.
 	e.mu.Lock()
 	before := e.asked
 	e.mu.Unlock()
@@ -220,7 +220,7 @@ func TestWatcher(t *testing.T) {
 		t.Errorf("5000 events made %d questions", asked)
 	}
 
-	// It answers with errors, then loses the stream; events are lost meanwhile.
+	// The engine answers with errors, then breaks the stream; events are lost meanwhile.
 	e.mu.Lock()
 	e.fail = 3
 	e.mu.Unlock()

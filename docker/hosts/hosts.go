@@ -1,8 +1,8 @@
 // Package hosts changes the /etc/hosts of containers.
 //
-// Docker makes the file again at each start of a container and has it mounted
-// inside, so it is written in place. Lines of others stay as they are, word by
-// word: only those that say where the container's own name is give way.
+// Docker writes the file at each start of a container and mounts it into the
+// container, so it must be changed in place. Other lines stay exactly as they are;
+// only lines with the container's own name are replaced.
 package hosts
 
 import (
@@ -16,8 +16,8 @@ import (
 // maxFile is the most bytes of a hosts file that are read.
 const maxFile = 1 << 20
 
-// Rewrite has the name host mean the addresses own, if there are any, in the
-// hosts file at path, and adds the entries, NAME:IP each.
+// Rewrite maps the name host to the addresses own, if there are any, in the hosts
+// file at path, and adds the entries, each NAME:IP.
 func Rewrite(path, host string, own []netip.Addr, entries []string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -75,8 +75,7 @@ func Edit(text, host string, own []netip.Addr, entries []string) (string, error)
 	return strings.Join(all, "\n") + "\n", nil
 }
 
-// says reports whether a line is about host, under an address that is not of the
-// loopback interface.
+// says reports whether a line maps host to an address other than loopback.
 func says(line, host string) bool {
 	line, _, _ = strings.Cut(line, "#")
 	words := strings.Fields(line)

@@ -36,7 +36,7 @@ func TestEdit(t *testing.T) {
 	}
 }
 
-// A hosts file is mounted into its container, so it has to stay the same file.
+// A hosts file is mounted into its container, so it must keep its inode.
 func TestRewriteKeepsTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "hosts")
 	if err := os.WriteFile(path, []byte(before), 0o644); err != nil {

@@ -2,8 +2,8 @@
 // address driver named weft, both on one socket.
 //
 // The engine finds the socket in its folder of plugins and sends HTTP POST
-// requests with JSON bodies, libnetwork's remote API. The same words with the
-// same letters are in every version from 1.10 to 29. A reply other than 200 has
+// requests with JSON bodies, libnetwork's remote API. They are spelled
+// the same in every version from 1.10 to 29. A reply other than 200 has
 // {"Err": text}, which the engine shows to its user.
 //
 //	POST /Plugin.Activate                  -> Implements: NetworkDriver, IpamDriver
@@ -20,19 +20,19 @@
 //	     /IpamDriver.RequestAddress        PoolID, Address, Options -> Address
 //	     /IpamDriver.ReleaseAddress        PoolID, Address
 //
-// and some that need nothing done. Each may be repeated, and what is to be
-// removed may be gone: the engine sends what it did not see the answer of again,
-// also after both have been restarted.
+// and some that need no work. Each may be repeated, and what it removes may be gone:
+// the engine repeats a request whose answer it did not see, even after engine and
+// router were restarted.
 //
-// A container's life: RequestAddress, CreateEndpoint, Join, then the engine
-// moves the interface that Join made into the container; Leave, DeleteEndpoint,
-// ReleaseAddress. An engine that is killed sends the last three late or never,
-// so an endpoint also ends when the kernel has taken its interface away with the
-// container, or the engine has moved it back to the host, and it stays so for a while.
+// The requests for one container: RequestAddress, CreateEndpoint, Join, then the
+// engine moves the interface that Join made into the container; Leave, DeleteEndpoint,
+// ReleaseAddress. An engine that is killed sends the last three late or never. An
+// endpoint therefore also ends when the kernel removed its interface with the
+// container, or the engine moved it back to the host, and it stays so for a while.
 //
-// Addresses: a lease is an owner of its own in the allocator, which has it on
-// disk; leases are found again by the names of their owners. A pool needs no
-// record, as its name has all of it. The gateway that the engine wants each
-// network to have is 0.0.0.0 unless the user names one: there is none on a
-// switch, and no address is lost to it.
+// Addresses: each lease is an owner of its own in the allocator, which keeps it on
+// disk; leases are found again by their owners' names. A pool needs no record, because
+// its name contains everything about it. The engine wants each network to have a
+// gateway. It is 0.0.0.0 unless the user names one: a switch has none, and no address
+// is wasted.
 package plugin

@@ -18,16 +18,15 @@ import (
 	"github.com/weft-net/weft/internal/store"
 )
 
-// Addresses gives and takes addresses, which it has on disk.
+// Addresses allocates and releases addresses, which it keeps on disk.
 type Addresses interface {
-	// Default returns the subnet for those who name none; ok is false if there
-	// is none of the family.
+	// Default returns the default subnet; ok is false if there is none of the family.
 	Default(v6 bool) (subnet netip.Prefix, ok bool)
-	// Check returns nil if every address of subnet is one to give.
+	// Check returns nil if every address of subnet may be allocated.
 	Check(subnet netip.Prefix) error
 	// Allocate gives owner any free address of subnet.
 	Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error)
-	// Claim gives owner that very address, or fails if another has it.
+	// Claim gives owner that particular address, or fails if another has it.
 	Claim(ctx context.Context, owner string, addr netip.Prefix) error
 	// Release takes an address from owner.
 	Release(owner string, addr netip.Addr) error
@@ -39,8 +38,8 @@ type Addresses interface {
 type Links interface {
 	// Make makes a veth pair: port on weft's bridge, and inside for the engine to
 	// move into a container, with that MAC address and an MTU in bytes, 0 for
-	// the usual one. It tells the switch that the addresses are there. A port of
-	// that name is replaced.
+	// the default. It announces the addresses to the switch. A port of that name is
+	// replaced.
 	Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error
 	// Delete removes a port; one that is not there is no error.
 	Delete(port string) error
@@ -48,10 +47,10 @@ type Links interface {
 	// namespace at path, and announces them. It waits for the engine to have moved
 	// it there, until ctx ends.
 	Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
-	// Lives reports whether there is a port whose other end is in a container, by the
-	// name of that end when it is not. The kernel takes a port away with its
-	// container; an engine that removes one, and gets no answer here, moves its end
-	// back to the host.
+	// Lives reports whether there is a port whose other end is in a container; inside
+	// is the name of that end on the host. The kernel removes a port together with its
+	// container. An engine that removes a container while the driver does not answer
+	// moves the end back to the host.
 	Lives(port, inside string) bool
 }
 
@@ -59,7 +58,7 @@ type Links interface {
 type network struct {
 	Multicast bool `json:"multicast,omitempty"`
 	MTU       int  `json:"mtu,omitempty"` // 0: as usual
-	// Gateway and Gateway6 are those that the user named.
+	// Gateway and Gateway6 are the gateways that the user named.
 	Gateway  netip.Addr `json:"gateway,omitzero"`
 	Gateway6 netip.Addr `json:"gateway6,omitzero"`
 	// Held are addresses that belong to the network, not to a container.
@@ -71,11 +70,11 @@ type endpoint struct {
 	Network   string         `json:"network"`
 	MAC       string         `json:"mac"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
-	// More are addresses that the engine knows nothing of.
+	// More are addresses that the engine does not know.
 	More []netip.Prefix `json:"more,omitempty"`
 }
 
-// Config says what a Driver works with.
+// Config configures a Driver.
 type Config struct {
 	Addresses Addresses
 	Links     Links
@@ -90,7 +89,7 @@ type Driver struct {
 	links     Links
 	log       *slog.Logger
 
-	// working are goroutines that requests have started; they end with alive.
+	// working counts goroutines that requests started; they end with alive.
 	working sync.WaitGroup
 	alive   context.Context
 	end     context.CancelFunc
@@ -100,11 +99,11 @@ type Driver struct {
 	networks  *store.Table[network]
 	endpoints *store.Table[endpoint]
 	leases    map[netip.Addr]lease
-	missed    map[string]time.Time     // endpoints and owners of leases that Sweep missed something of since then
+	missed    map[string]time.Time     // since when Sweep has missed a part of an endpoint, or an owner of a lease
 	leaving   map[string]chan struct{} // endpoints whose ports are being deleted; closed then
 	earlier   []string                 // networks of earlier runs, until the engine has said which it still has
 	pools     poolGuard
-	closed    bool // nothing is started beside a request any more
+	closed    bool // no goroutine may be started for a request
 }
 
 const (
@@ -112,7 +111,7 @@ const (
 	bucketEndpoints = "docker-endpoints"
 )
 
-// New returns a Driver that goes on from what is on disk.
+// New returns a Driver with the state from disk.
 func New(c Config) *Driver {
 	d := &Driver{addresses: c.Addresses, links: c.Links, log: c.Log, leases: make(map[netip.Addr]lease), missed: make(map[string]time.Time), leaving: make(map[string]chan struct{})}
 	d.alive, d.end = context.WithCancel(context.Background())
@@ -127,8 +126,8 @@ func New(c Config) *Driver {
 	return d
 }
 
-// Close ends what the Driver does besides answering. Requests that come after
-// it do all that they do before they are answered.
+// Close ends the Driver's background work. Requests that arrive later do all of their work
+// before they are answered.
 func (d *Driver) Close() {
 	d.end()
 	d.mu.Lock()
@@ -137,8 +136,8 @@ func (d *Driver) Close() {
 	d.working.Wait()
 }
 
-// beside runs f beside the request that it belongs to.
-func (d *Driver) beside(f func()) {
+// spawn runs f in the background of the request that it belongs to.
+func (d *Driver) spawn(f func()) {
 	d.mu.Lock()
 	if !d.closed {
 		defer d.mu.Unlock()
@@ -149,7 +148,7 @@ func (d *Driver) beside(f func()) {
 	f()
 }
 
-// userOptions are the options of a network that the user gave by --opt.
+// userOptions are the options of a network from the user's --opt.
 func userOptions(all map[string]any) map[string]string {
 	generic, _ := all[genericOptions].(map[string]any)
 	given := make(map[string]string)
@@ -242,8 +241,7 @@ func (d *Driver) deleteNetwork(_ context.Context, q networkRequest) (empty, erro
 	return empty{}, d.networks.Delete(q.NetworkID)
 }
 
-// checkID refuses what is no id of the engine's: names of interfaces are made
-// of them.
+// checkID refuses what is not an ID of the engine: interfaces are named after them.
 func checkID(what, id string) error {
 	if len(id) < 16 || len(id) > 128 || strings.ContainsFunc(id, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'z') }) {
 		return fmt.Errorf("%s %.40q: that is no id of docker's", what, id)
@@ -254,7 +252,7 @@ func checkID(what, id string) error {
 // Port returns the name of the port of an endpoint.
 func Port(endpointID string) string { return netdev.HostPrefix + endpointID[:8] }
 
-// inside is the name of the other end until the engine has moved it.
+// inside is the name of the other end on the host.
 func inside(endpointID string) string { return Port(endpointID) + "c" }
 
 func (d *Driver) createEndpoint(ctx context.Context, q createEndpointRequest) (r createEndpointReply, err error) {
@@ -301,8 +299,8 @@ func (d *Driver) createEndpoint(ctx context.Context, q createEndpointRequest) (r
 	return r, d.endpoints.Put(q.EndpointID, e)
 }
 
-// macOf makes a MAC address of the first IP address, so that neighbours who
-// knew the last container at that address are right about this one too.
+// macOf derives a MAC address from the first IP address, so that the ARP caches of
+// neighbours are right even if another container had that address before.
 //
 //	02:42:a:b:c:d of an IPv4 address a.b.c.d
 //	02:43:...     of a hash of anything else
@@ -346,7 +344,7 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 		return r, err
 	}
 	if len(e.More) > 0 {
-		d.beside(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, timeout) })
+		d.spawn(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, timeout) })
 	}
 	r.InterfaceName = interfaceName{SrcName: inside(q.EndpointID), DstPrefix: netdev.IfaceName}
 	if n.Gateway.IsValid() {
@@ -361,9 +359,9 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 	return r, nil
 }
 
-// extend gives an endpoint what it has more, as soon as the engine has moved its
-// interface into the container: the runtime still has most to do then before the
-// process starts.
+// extend adds the additional addresses to an endpoint's interface as soon as the engine has
+// moved it into the container. The runtime still has most of its work to do then before
+// the process starts.
 func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Prefix, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(d.alive, wait)
 	defer cancel()
@@ -372,8 +370,8 @@ func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Pref
 	}
 }
 
-// Restore gives an endpoint of the container whose namespace is at path what it
-// has more, if it lacks it: the router may have ended before it could.
+// Restore adds the additional addresses to an endpoint of the container whose namespace is
+// at path, if they are missing: the router may have ended before it could add them.
 func (d *Driver) Restore(id, path string) {
 	d.mu.Lock()
 	e := d.endpoints.Records[id]
@@ -386,11 +384,11 @@ func (d *Driver) Restore(id, path string) {
 // all is every address of an endpoint.
 func (e endpoint) all() []netip.Prefix { return slices.Concat(e.Addresses, e.More) }
 
-// leave has the port deleted, and does not wait for it: the kernel takes tens
-// of milliseconds, in which the engine can go on.
+// leave starts to delete the port and does not wait for it: the kernel takes tens of
+// milliseconds, during which the engine can continue.
 func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 	if checkID("endpoint", q.EndpointID) != nil {
-		return empty{}, nil // none that ever joined
+		return empty{}, nil // it never joined
 	}
 	d.mu.Lock()
 	leaves := d.leaving[q.EndpointID] != nil
@@ -402,7 +400,7 @@ func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 	if leaves {
 		return empty{}, nil
 	}
-	d.beside(func() {
+	d.spawn(func() {
 		if err := d.links.Delete(Port(q.EndpointID)); err != nil {
 			d.log.Warn("the port of a container that left could not be deleted", "endpoint", q.EndpointID, "err", err)
 		}
@@ -414,7 +412,7 @@ func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 	return empty{}, nil
 }
 
-// left waits until an endpoint that leaves has left.
+// left waits until the port of an endpoint is deleted.
 func (d *Driver) left(ctx context.Context, id string) error {
 	d.mu.Lock()
 	gone := d.leaving[id]
@@ -437,8 +435,8 @@ func (d *Driver) deleteEndpoint(ctx context.Context, q endpointRequest) (empty, 
 	return empty{}, d.dropEndpoint(q.EndpointID, false)
 }
 
-// dropEndpoint forgets an endpoint, with what was claimed for it. The engine
-// gives its leases back by itself; all has them freed too.
+// dropEndpoint forgets an endpoint and releases what was claimed for it. The engine
+// releases its leases by itself; all releases them too.
 func (d *Driver) dropEndpoint(id string, all bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -457,20 +455,20 @@ func (d *Driver) dropEndpoint(id string, all bool) error {
 	return nil
 }
 
-// endEndpoint forgets an endpoint of which the engine says nothing any more, with
-// its port and all that it has.
+// endEndpoint forgets an endpoint that the engine no longer mentions, with its port and all
+// of its addresses.
 func (d *Driver) endEndpoint(id string) error {
 	return errors.Join(d.links.Delete(Port(id)), d.dropEndpoint(id, true))
 }
 
-// Endpoint is a container on a network of weft's.
+// Endpoint is a container on a weft network.
 type Endpoint struct {
 	ID, Network string
 	MAC         string
 	Addresses   []netip.Prefix
 }
 
-// Endpoints lists those that live, sorted by id.
+// Endpoints lists the living endpoints, sorted by ID.
 func (d *Driver) Endpoints() []Endpoint {
 	d.mu.Lock()
 	var list []Endpoint
@@ -486,14 +484,14 @@ func (d *Driver) Endpoints() []Endpoint {
 // Lives reports whether an endpoint is in a container.
 func (d *Driver) Lives(id string) bool { return d.links.Lives(Port(id), inside(id)) }
 
-// Has reports whether an endpoint is one of weft's.
+// Has reports whether weft has the endpoint.
 func (d *Driver) Has(endpointID string) bool {
 	_, ours := d.AddressesOf(endpointID)
 	return ours
 }
 
-// AddressesOf returns all that an endpoint has, also what the engine knows
-// nothing of, and whether it is one of weft's.
+// AddressesOf returns all addresses of an endpoint, including those that the engine does not
+// know, and whether weft has the endpoint.
 func (d *Driver) AddressesOf(endpointID string) (addrs []netip.Prefix, ours bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -501,9 +499,8 @@ func (d *Driver) AddressesOf(endpointID string) (addrs []netip.Prefix, ours bool
 	return e.all(), ours
 }
 
-// KeepNetworks forgets networks of earlier runs that are not among those which the
-// engine has: it removed them while no router answered. What they held is freed by
-// Sweep.
+// KeepNetworks forgets networks of earlier runs that the engine does not have: it removed
+// them while no router answered. Sweep frees their addresses.
 func (d *Driver) KeepNetworks(exist []string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -517,8 +514,8 @@ func (d *Driver) KeepNetworks(exist []string) error {
 	return errors.Join(errs...)
 }
 
-// forgetNetwork deletes a record, and frees what nobody else holds of it. The lock
-// is held.
+// forgetNetwork deletes a record and frees its addresses that nobody else holds. The lock is
+// held.
 func (d *Driver) forgetNetwork(id string) error {
 	held := d.networks.Records[id].Held
 	if err := d.networks.Delete(id); err != nil {
@@ -534,8 +531,8 @@ func (d *Driver) forgetNetwork(id string) error {
 	return nil
 }
 
-// AdoptNetwork takes over a network that the engine has and the record lacks:
-// the state folder was lost. Options are the user's.
+// AdoptNetwork takes over a network that the engine has and the record lacks, because the
+// state directory was lost. Options are the user's.
 func (d *Driver) AdoptNetwork(id string, options map[string]string, internal bool, gateways []netip.Addr) error {
 	d.mu.Lock()
 	_, known := d.networks.Records[id]
@@ -556,8 +553,8 @@ func (d *Driver) AdoptNetwork(id string, options map[string]string, internal boo
 	return err
 }
 
-// Adopt takes over an endpoint of a container that runs, likewise. It is no
-// error if it is known, or not one of weft's.
+// Adopt takes over an endpoint of a running container in the same way. An endpoint that is
+// known, or not on a weft network, is not an error.
 func (d *Driver) Adopt(ctx context.Context, e Endpoint) error {
 	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.Lives(e.ID) {
 		return nil

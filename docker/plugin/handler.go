@@ -60,7 +60,7 @@ func answer[Q, A any](f func(context.Context, Q) (A, error), log *slog.Logger) h
 		defer cancel()
 		var q Q
 		var body any = q
-		// A request without anything to say may have no body at all.
+		// A request without parameters may have no body at all.
 		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&q)
 		if errors.Is(err, io.EOF) {
 			err = nil

@@ -21,12 +21,12 @@ type lease struct {
 	since time.Time
 }
 
-// Owners of leases in the allocator. The first part of an owner's name tells
-// what it is, the rest is random or an endpoint.
+// Owners of leases in the allocator. The first part of an owner's name says what kind of
+// lease it is; the rest is random or an endpoint.
 const (
 	leaseOwner    = "docker:lease:"
 	endpointOwner = "docker:endpoint:" // an address that the engine's own driver chose
-	moreOwner     = "docker:more:"     // one that the engine knows nothing of
+	moreOwner     = "docker:more:"     // an address that the engine does not know
 )
 
 func newLeaseOwner() string {
@@ -56,8 +56,7 @@ func (d *Driver) findLeases() {
 	}
 }
 
-// drop releases a lease. The lock is held: an allocator does not wait to
-// release.
+// drop releases a lease. The lock is held: releasing does not wait.
 func (d *Driver) drop(a netip.Addr, l lease) error {
 	if err := d.addresses.Release(l.owner, a); err != nil {
 		return err
@@ -67,8 +66,8 @@ func (d *Driver) drop(a netip.Addr, l lease) error {
 	return nil
 }
 
-// poolGuard notices an engine that asks for a pool over and over. It does so
-// when the pool it was given overlaps a route of the host, and would for ever.
+// poolGuard detects an engine that requests a pool again and again. The engine does so,
+// without end, if the pool that it got overlaps a route of the host.
 type poolGuard struct {
 	since time.Time
 	count int
@@ -152,8 +151,8 @@ func (d *Driver) lease(ctx context.Context, p pool) (netip.Addr, error) {
 	return got.Addr(), nil
 }
 
-// leaseOne leases a certain address. A gateway may be another's: each host has
-// the same one, on which somebody answers.
+// leaseOne leases a particular address. A gateway may belong to another host: all hosts
+// name the same one, and somebody answers there.
 func (d *Driver) leaseOne(ctx context.Context, p pool, address string, gateway bool) (netip.Addr, error) {
 	a, ok := parseHost(address)
 	if !ok || !p.subnet.Contains(a) {
@@ -179,12 +178,11 @@ func (d *Driver) leaseOne(ctx context.Context, p pool, address string, gateway b
 	return a, nil
 }
 
-// staleAfter is the age of a lease without a living container from which it
-// gives way to another request for its address: the engine was killed before it
-// could give the address back.
+// staleAfter is the age from which a lease without a living container gives way to another
+// request for its address: the engine was killed before it released the address.
 const staleAfter = 5 * time.Second
 
-// clear makes sure that no lease of this host has an address.
+// clear ensures that no lease of this host has an address.
 func (d *Driver) clear(a netip.Addr) error {
 	d.mu.Lock()
 	l, leased := d.leases[a]
@@ -238,7 +236,7 @@ func (d *Driver) isHeld(a netip.Addr) bool {
 func (d *Driver) releaseAddress(_ context.Context, q addressRequest) (empty, error) {
 	a, ok := parseHost(q.Address)
 	if !ok {
-		return empty{}, nil // none that was ever leased
+		return empty{}, nil // it was never leased
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -269,8 +267,8 @@ func (d *Driver) claimForeign(ctx context.Context, endpointID string, ps []netip
 	return nil
 }
 
-// leaseMore leases what an endpoint is to have more; on error it has nothing of
-// it. Each is an owner's of its own, as an owner has one address of a subnet.
+// leaseMore leases the additional addresses of an endpoint; on error it gets none of them.
+// Each has an owner of its own, because an owner has one address of a subnet.
 func (d *Driver) leaseMore(ctx context.Context, endpointID, words string) (got []netip.Prefix, err error) {
 	defer func() {
 		if err == nil {
@@ -313,17 +311,17 @@ func (d *Driver) leaseMore(ctx context.Context, endpointID, words string) (got [
 }
 
 const (
-	// goneGrace is how long an endpoint must have been in no container before its
-	// addresses are freed: neighbours may still send to it. The engine takes less from
-	// Join until it is in.
+	// goneGrace is how long an endpoint must have been outside any container before its
+	// addresses are freed: neighbours may still send to it. The engine takes less time
+	// to move it in after Join.
 	goneGrace = 30 * time.Second
-	// idleGrace is how long a lease may be without an endpoint; the engine takes
-	// milliseconds from the one to the other.
+	// idleGrace is how long a lease may be without an endpoint; the engine creates the
+	// endpoint milliseconds after the lease.
 	idleGrace = 2 * time.Minute
 )
 
-// Sweep frees what containers had that are gone without a word from the engine.
-// Call it every few seconds.
+// Sweep frees the addresses of containers that disappeared without a request from the
+// engine. Call it every few seconds.
 func (d *Driver) Sweep(now time.Time) {
 	d.mu.Lock()
 	ids := make([]string, 0, len(d.endpoints.Records))
@@ -342,8 +340,8 @@ func (d *Driver) Sweep(now time.Time) {
 	d.sweepLeases(now)
 }
 
-// overdue notes whether something is there, and reports whether it has been
-// missing for longer than grace.
+// overdue records whether something exists, and reports whether it has been missing for
+// longer than grace.
 func (d *Driver) overdue(key string, there bool, now time.Time, grace time.Duration) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -359,8 +357,8 @@ func (d *Driver) overdue(key string, there bool, now time.Time, grace time.Durat
 	return now.Sub(since) >= grace
 }
 
-// sweepLeases frees leases that no endpoint and no network has. Those of
-// endpoints that Sweep has dropped go by the grace that those had.
+// sweepLeases frees leases that belong to no endpoint and no network. For leases of
+// endpoints that Sweep dropped, the grace of the endpoint counts.
 func (d *Driver) sweepLeases(now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -26,10 +26,10 @@ import (
 type host struct {
 	mu    sync.Mutex
 	given map[netip.Addr]string
-	ports map[string]string // what has come in: name of the port, MAC address and addresses
-	back  map[string]bool   // the other ends that were moved back to the host
+	ports map[string]string // ports that were made: name, then MAC address and addresses
+	back  map[string]bool   // other ends that were moved back to the host
 	more  []string
-	fail  error // of what may fail
+	fail  error // of the calls that may fail
 }
 
 var universe = netip.MustParsePrefix("10.32.0.0/12")
@@ -135,7 +135,7 @@ func newBench(t testing.TB) *bench {
 	return b
 }
 
-// restart makes the driver again, as a router does that was started again.
+// restart makes a new driver from the same disk, as a restarted router does.
 func (b *bench) restart() {
 	if b.driver != nil {
 		b.driver.Close()
@@ -172,8 +172,8 @@ func request(format string, args ...any) string {
 	return strings.NewReplacer("NET", netID, "END", endID).Replace(fmt.Sprintf(format, args...))
 }
 
-// The life of a network and a container, as libnetwork's documents have it; each
-// request twice, as an engine repeats what it did not see the answer of.
+// The requests for a network and a container, as libnetwork documents them; each twice,
+// because an engine repeats a request whose answer it did not see.
 func TestLife(t *testing.T) {
 	b := newBench(t)
 	for _, c := range []struct{ name, body, want string }{
@@ -303,8 +303,8 @@ func TestNetworksThatAreRefused(t *testing.T) {
 	if got := b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END"}`)); !strings.Contains(got, "not known") {
 		t.Errorf("Join of nobody: %s", got)
 	}
-	// Docker's own addresses are fine where they can be claimed, without the
-	// gateway that it makes up.
+	// Addresses that Docker chose are accepted if they can be claimed, without the gateway
+	// that it made up.
 	b.call(t, "NetworkDriver.CreateNetwork", request(`{"NetworkID":"NET","IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.40.0.0/16","Gateway":"10.40.0.1/16"}]}`))
 	b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.0.2/16"}}`))
 	if got := b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END"}`)); strings.Contains(got, "Gateway") {
@@ -317,7 +317,7 @@ func TestNetworksThatAreRefused(t *testing.T) {
 	if b.count() != 0 {
 		t.Errorf("it stays: %v", b.given)
 	}
-	// An engine that is never content is told so.
+	// An engine that requests pools without end gets an error.
 	var last string
 	for range guardCount + 2 {
 		last = b.call(t, "IpamDriver.RequestPool", `{}`)
@@ -327,8 +327,8 @@ func TestNetworksThatAreRefused(t *testing.T) {
 	}
 }
 
-// What containers had that are gone without a word is freed after a while, and
-// nothing of those that live.
+// Addresses of containers that disappeared silently are freed after a while, and none of
+// those of living containers.
 func TestSweep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
@@ -336,7 +336,7 @@ func TestSweep(t *testing.T) {
 		pool := `"PoolID":"weft-10.40.1.0/24-10.40.1.0/24"`
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
-		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.6"}`) // of a start that was never finished
+		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.6"}`) // of a start that never finished
 		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{"weft.addresses":"10.40.1.7/24"}}`))
 		b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/run/x"}`))
 		has := func(when string, want ...string) {
@@ -367,8 +367,8 @@ func TestSweep(t *testing.T) {
 			t.Error("the port of one that is gone stays")
 		}
 
-		// A network goes that the engine removed while no router answered, but none
-		// that is made meanwhile.
+		// A network that the engine removed while no router answered is forgotten, and one
+		// that is made meanwhile is not.
 		b.restart()
 		const newID = "bd1f0b2b9d7c4c0cb1a1a1a1a1a1a1a1"
 		b.call(t, "NetworkDriver.CreateNetwork", `{"NetworkID":"`+newID+`","IPv4Data":[{"AddressSpace":"weftlocal","Pool":"10.40.2.0/24","Gateway":"10.40.2.1/24"}]}`)
@@ -380,7 +380,7 @@ func TestSweep(t *testing.T) {
 		}
 		has("the network is gone", "10.40.2.1")
 
-		// Its address, asked for by name, need not wait for that.
+		// A request that names its address need not wait for that.
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
 		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"}}`))
 		time.Sleep(2 * staleAfter) // in synctest's time

@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// pool is a subnet that addresses are requested from. Its name has all of it:
+// pool is a subnet from which addresses are requested. Its name contains all of it:
 //
 //	weft-SUBNET-RANGE      weft-10.40.0.0/16-10.40.1.0/24
 type pool struct {
 	subnet netip.Prefix
-	within netip.Prefix // part of subnet that addresses come from, or all of it
+	within netip.Prefix // the part of subnet from which addresses come, or all of it
 }
 
 func (p pool) String() string { return "weft-" + p.subnet.String() + "-" + p.within.String() }
@@ -48,8 +48,8 @@ func newPool(subnet, within string) (p pool, err error) {
 	return p, nil
 }
 
-// parseSubnet reads a subnet as users write it for Docker, which takes
-// 10.40.1.7/24 for 10.40.1.0/24.
+// parseSubnet reads a subnet as users write it for Docker, which accepts 10.40.1.7/24
+// for 10.40.1.0/24.
 func parseSubnet(what, s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil || p.Addr().Is4In6() {

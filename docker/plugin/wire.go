@@ -1,7 +1,7 @@
 package plugin
 
-// Requests and replies of the engine. Fields that weft has no use for are left
-// out, and what newer engines add is ignored.
+// Requests and replies of the engine. Fields that weft does not use are left out, and
+// fields that newer engines add are ignored.
 
 type capabilities struct {
 	Scope, ConnectivityScope string
@@ -59,8 +59,8 @@ type joinReply struct {
 }
 
 type ipamCapabilities struct {
-	// RequiresRequestReplay would have a starting engine ask for everything
-	// again; weft has it on disk.
+	// RequiresRequestReplay would make a starting engine repeat all requests; weft
+	// has the state on disk.
 	RequiresMACAddress, RequiresRequestReplay bool
 }
 
@@ -93,7 +93,7 @@ type addressReply struct {
 
 type empty struct{}
 
-// Keys and values that libnetwork has for options.
+// Keys and values of libnetwork's options.
 const (
 	genericOptions = "com.docker.network.generic"
 	internalOption = "com.docker.network.internal"
@@ -105,19 +105,19 @@ const (
 // Name is the name of both drivers.
 const Name = "weft"
 
-// MulticastOption is the option of a network that has its containers send
-// multicast over it, whatever their default route.
+// MulticastOption is the option of a network that makes its containers send multicast
+// over it, whatever their default route.
 const MulticastOption = "weft.multicast"
 
-// AddressesOption is the option of an endpoint that names addresses which it is
-// to have besides the one that the engine gives it, in the forms of weft attach
-// with blanks between. The engine takes no two addresses of one subnet, and no
-// subnet in another, for one container; on a switch both make sense.
+// AddressesOption is the option of an endpoint that names more addresses for it than the
+// one that the engine assigns, in the forms of weft attach, separated by blanks. For one
+// container the engine accepts neither two addresses of one subnet nor a subnet within
+// another; on a switch both make sense.
 const AddressesOption = "weft.addresses"
 
-// OutsideOption is the option of the address driver that has it take a subnet
-// outside of all ranges. Its addresses are given to those who name them, and
-// nobody but they sees to it that no two have the same.
+// OutsideOption is the option of the address driver that makes it accept a subnet outside
+// all address ranges. Its addresses are given to whoever names them; the user ensures that
+// no two containers have the same.
 const OutsideOption = "weft.outside"
 
 // weaveMulticast is what MulticastOption was called there.

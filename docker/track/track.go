@@ -1,25 +1,27 @@
-// Package track decides what a watcher of containers asks the engine about, and
-// what became of a container. It is a step machine without goroutines.
+// Package track decides which containers a watcher asks the engine about, and what
+// happened to them. It is a step machine without goroutines.
 //
-// Events are hints: each marks its container, however often, and one question
-// per marked container follows. So a flood of events costs what the containers
-// that it is about cost, and a lost event is made up for by the next question.
+// Events are hints: each marks its container, and one question per marked container
+// follows. A flood of events therefore costs one question per container, and the next
+// question makes up for a lost event.
 package track
 
-// maxMarked is how many containers may wait for a question; when there are
-// more, one about all takes their place.
+// maxMarked is how many containers may wait for a question. If there are more, one
+// question about all replaces them.
 const maxMarked = 4096
 
-// State is how a container is.
+// State is the state of a container.
 type State struct {
 	Running bool
-	// Since tells one run of a container from the next, as the engine says it.
+	// Since is when this run of the container began, as the engine writes it. It tells
+	// one run from the next.
 	Since string
-	// Shape has what may change while it runs, in whatever words.
+	// Shape describes everything that may change while the container runs. Only
+	// equality matters.
 	Shape string
 }
 
-// Change is what became of a container.
+// Change is what happened to a container.
 type Change int
 
 // The changes. A container that was restarted between two questions has
@@ -27,15 +29,15 @@ type Change int
 const (
 	Started  Change = iota
 	Stopped         // it may start again
-	Gone            // it does not exist any more
-	Reshaped        // it runs on, in another shape
+	Gone            // it no longer exists
+	Reshaped        // it still runs, with another Shape
 )
 
 // Tracker is the state of a watcher. Make it with New.
 type Tracker struct {
 	known  map[string]State
 	marked map[string]bool
-	queue  []string // the marked, in the order of their events
+	queue  []string // marked containers, in the order of their events
 	all    bool
 }
 
@@ -44,7 +46,7 @@ func New() *Tracker {
 	return &Tracker{known: make(map[string]State), marked: make(map[string]bool), all: true}
 }
 
-// Mark notes that something happened to a container.
+// Mark records that something happened to a container.
 func (t *Tracker) Mark(id string) {
 	if t.all || t.marked[id] {
 		return
@@ -57,23 +59,23 @@ func (t *Tracker) Mark(id string) {
 	t.queue = append(t.queue, id)
 }
 
-// MarkRunning notes that something happened to a container that matters only if
-// it runs. An engine may not answer about one that is on its way to it, and
-// there is an event once it is there.
+// MarkRunning records that something happened to a container that matters only if it
+// runs. An engine may not answer about a container that is starting, and sends an event
+// when it has started.
 func (t *Tracker) MarkRunning(id string) {
 	if t.known[id].Running {
 		t.Mark(id)
 	}
 }
 
-// MarkAll notes that anything may have happened.
+// MarkAll records that anything may have happened.
 func (t *Tracker) MarkAll() {
 	t.all, t.queue = true, nil
 	clear(t.marked)
 }
 
-// Next returns the next question: about all, or about one container. The
-// question is taken as answered only by Listed or Asked.
+// Next returns the next question: about all, or about one container. Only Listed or
+// Asked answers it.
 func (t *Tracker) Next() (id string, all, ok bool) {
 	switch {
 	case t.all:
@@ -84,9 +86,9 @@ func (t *Tracker) Next() (id string, all, ok bool) {
 	return "", false, false
 }
 
-// Listed takes the answer to the question about all: the containers that
-// exist. It returns those that are gone and marks those to ask about. What is
-// marked while the question is on its way stays to be asked.
+// Listed takes the answer to the question about all: the containers that exist. It
+// returns those that are gone and marks those to ask about. Containers that were marked
+// while the question was under way stay marked.
 func (t *Tracker) Listed(ids []string) (gone []string) {
 	t.all = false
 	exists := make(map[string]bool, len(ids))
@@ -106,8 +108,8 @@ func (t *Tracker) Listed(ids []string) (gone []string) {
 	return gone
 }
 
-// Asked takes the answer about one container, nil if it does not exist, and
-// returns what became of it since the last.
+// Asked takes the answer about one container, nil if it does not exist, and returns
+// what happened to it since the last answer.
 func (t *Tracker) Asked(id string, now *State) []Change {
 	if t.marked[id] {
 		delete(t.marked, id)

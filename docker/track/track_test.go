@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/internal/seed"
 )
 
-// answer answers whatever t asks from the truth, and returns what it tells.
+// answer answers all questions of t from the truth, and returns the changes.
 func answer(t *Tracker, truth map[string]State) (told []string) {
 	for {
 		id, all, ok := t.Next()
@@ -73,8 +73,7 @@ func TestStory(t *testing.T) {
 	step("one that came and went", "gone c")
 }
 
-// A flood costs what the containers cost that it is about, and never more memory
-// than the bound.
+// A flood costs one question per container, and never more memory than the bound.
 func TestFloodIsBounded(t *testing.T) {
 	tr := New()
 	answer(tr, nil)
@@ -92,13 +91,13 @@ func TestFloodIsBounded(t *testing.T) {
 	}
 }
 
-// Whatever is lost or repeated, after a question about all what was told agrees
-// with the truth.
+// Whatever events are lost or repeated, after a question about all containers the
+// reported changes agree with the truth.
 func TestToldAgreesWithTheTruth(t *testing.T) {
 	r := seed.Rand(t)
 	tr := New()
 	truth := make(map[string]State)
-	running := make(map[string]bool) // as told
+	running := make(map[string]bool) // as reported
 	for step := range 20_000 {
 		id := fmt.Sprint(r.IntN(8))
 		switch r.IntN(4) {
@@ -110,7 +109,7 @@ func TestToldAgreesWithTheTruth(t *testing.T) {
 			delete(truth, id)
 		}
 		if r.IntN(2) == 0 {
-			tr.Mark(id) // else the event is lost
+			tr.Mark(id) // otherwise the event is lost
 		}
 		settled := r.IntN(10) == 0
 		if settled {
