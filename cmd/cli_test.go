@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -45,6 +46,11 @@ type fakeBackend struct {
 
 	mu    sync.Mutex
 	calls []any
+}
+
+func (f *fakeBackend) handler() http.Handler {
+	return api.Handler(api.StatusRoutes(f, nil), api.ContainerRoutes(f), api.ExposureRoutes(f), api.LeaseRoutes(f), api.NameRoutes(f),
+		api.PeerRoutes(f), api.LifecycleRoutes(f))
 }
 
 func (f *fakeBackend) note(call any) error {
@@ -175,7 +181,7 @@ func someReport() *api.Report {
 }
 
 // serve makes a router of a backend and returns its socket.
-func serve(t *testing.T, b api.Backend) string {
+func serve(t *testing.T, b *fakeBackend) string {
 	t.Helper()
 	// A short path: those of t.TempDir can be too long for a socket.
 	dir, err := os.MkdirTemp("", "weft")
@@ -189,7 +195,7 @@ func serve(t *testing.T, b api.Backend) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- api.Serve(ctx, l, api.Handler(b, nil), slog.New(slog.DiscardHandler)) }()
+	go func() { ended <- api.Serve(ctx, l, b.handler(), slog.New(slog.DiscardHandler)) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {

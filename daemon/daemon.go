@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -239,9 +240,9 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		if status, err = net.Listen("tcp", d.config.StatusAddr); err != nil {
 			return fmt.Errorf("listen for status and metrics: %w", err)
 		}
-		g.Go(func() error { return api.Serve(working, status, api.ReadOnlyHandler(d, metrics), d.log) })
+		g.Go(func() error { return api.Serve(working, status, api.Handler(api.StatusRoutes(d, metrics)), d.log) })
 	}
-	g.Go(func() error { return api.Serve(working, socket, api.Handler(d, metrics), d.log) })
+	g.Go(func() error { return api.Serve(working, socket, d.handler(metrics), d.log) })
 	g.Go(func() error { return d.node.Run(working) })
 	g.Go(func() error {
 		restore, cancel := context.WithTimeout(working, restoreTimeout)
@@ -278,6 +279,12 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 		d.log.Warn("the service manager does not know that the router is ready", "err", err)
 	}
 	return g.Wait()
+}
+
+// handler serves the whole control API.
+func (d *daemon) handler(metrics http.Handler) http.Handler {
+	return api.Handler(api.StatusRoutes(d, metrics), api.ContainerRoutes(d), api.ExposureRoutes(d), api.LeaseRoutes(d), api.NameRoutes(d),
+		api.PeerRoutes(d), api.LifecycleRoutes(d))
 }
 
 // watch has names follow what happens to interfaces and addresses at once. Where

@@ -21,7 +21,7 @@ func (e *Engine) Serve(ctx context.Context, socket string) error {
 	if err != nil {
 		return err
 	}
-	return api.Serve(ctx, l, api.PolicyHandler(e), e.log)
+	return api.Serve(ctx, l, api.Handler(api.PolicyRoutes(e)), e.log)
 }
 
 // ShowPolicy says what is allowed to and by a pod, wherever it runs.

@@ -86,7 +86,7 @@ func TestCNIPodsAreIsolatedFirst(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- api.Serve(ctx, l, api.PolicyHandler(p), slog.New(slog.DiscardHandler)) }()
+	go func() { ended <- api.Serve(ctx, l, api.Handler(api.PolicyRoutes(p)), slog.New(slog.DiscardHandler)) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {

@@ -22,15 +22,16 @@
 //	POST /stop, /reset      Empty -> Empty, once the router has let go of the mesh
 //
 // The first four are also on the read-only address. A reply other than 200
-// has an Error as its body.
+// has an Error as its body. Each group of routes has an interface that names
+// what it needs of a router; see routes.go.
 //
 // The CLI, the CNI plugin and the Docker driver are clients. Server and
 // client are safe for concurrent use.
 package api
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 )
 
@@ -39,40 +40,6 @@ const (
 	DefaultSocket     = "/run/weft/weft.sock"
 	DefaultStatusAddr = "127.0.0.1:6782"
 )
-
-// Backend is what the server asks to carry out requests. Its methods are
-// called concurrently; ctx ends when the client hangs up. An error that wraps
-// an *Error keeps its class on its way to the client.
-type Backend interface {
-	Ready(ctx context.Context) Ready
-	// Report returns the state of everything; the server only reads it.
-	Report(ctx context.Context) (*Report, error)
-	Attachments(ctx context.Context) ([]Attachment, error)
-	Attach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error)
-	Detach(ctx context.Context, r AttachRequest) ([]netip.Prefix, error)
-	Expose(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
-	Hide(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error)
-	Lease(ctx context.Context, r LeaseRequest) (LeaseReply, error)
-	// Release takes all that an owner has.
-	Release(ctx context.Context, r LeaseRequest) ([]netip.Prefix, error)
-	Leases(ctx context.Context) ([]Lease, error)
-	AddName(ctx context.Context, r NameRequest) error
-	RemoveName(ctx context.Context, r NameRequest) error
-	LookupName(ctx context.Context, r LookupRequest) ([]string, error)
-	Connect(ctx context.Context, r PeersRequest) error
-	Forget(ctx context.Context, r PeersRequest) error
-	RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, error)
-	// Adopt has all peers of this router's ring of addresses leave it for another
-	// that was met.
-	Adopt(ctx context.Context, r AdoptRequest) error
-	// Prime returns when addresses can be given out.
-	Prime(ctx context.Context) error
-	// Stop takes leave of the mesh and makes the router end after it returned.
-	Stop(ctx context.Context) error
-	// Reset hands the address ranges over, undoes what is on the host and then
-	// stops.
-	Reset(ctx context.Context) error
-}
 
 // Ready says that a router runs and whether it has finished starting.
 type Ready struct {
@@ -205,14 +172,27 @@ const (
 	Unavailable Class = "unavailable"
 )
 
-// Error is the body of a reply that is not 200. Text is one line.
+// Error is the body of a reply that is not 200. The server writes Text in one
+// line.
 type Error struct {
 	Class Class  `json:"class"`
 	Text  string `json:"error"`
+
+	cause error // nil on the side of the client
+}
+
+// Errorf returns an error of a class. Format and args are those of fmt.Errorf;
+// errors that they wrap with %w can be found with errors.Is and errors.As.
+func Errorf(class Class, format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Class: class, Text: err.Error(), cause: err}
 }
 
 // Error returns the text.
 func (e *Error) Error() string { return e.Text }
+
+// Unwrap returns the cause, nil if the error came over the API.
+func (e *Error) Unwrap() error { return e.cause }
 
 // ClassOf returns the class of the first *Error that err wraps, else Failed.
 func ClassOf(err error) Class {

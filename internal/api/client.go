@@ -43,12 +43,12 @@ func NewClient(socket string) *Client {
 
 // Ready asks whether the router has finished starting.
 func (c *Client) Ready(ctx context.Context) (Ready, error) {
-	return get[Ready](ctx, c, "/ready")
+	return fetch[Ready](ctx, c, "/ready")
 }
 
 // Report asks for the state of everything.
 func (c *Client) Report(ctx context.Context) (*Report, error) {
-	r, err := get[Report](ctx, c, "/report")
+	r, err := fetch[Report](ctx, c, "/report")
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func (c *Client) Report(ctx context.Context) (*Report, error) {
 
 // Attachments lists the containers of this host and the bridge itself.
 func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
-	return get[[]Attachment](ctx, c, "/ps")
+	return fetch[[]Attachment](ctx, c, "/ps")
 }
 
 // Attach gives a container addresses and returns them.
@@ -146,7 +146,7 @@ func (c *Client) Reset(ctx context.Context) error {
 	return err
 }
 
-func get[A any](ctx context.Context, c *Client, path string) (A, error) {
+func fetch[A any](ctx context.Context, c *Client, path string) (A, error) {
 	return call[A](ctx, c, http.MethodGet, path, nil)
 }
 

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// DefaultPolicySocket is where the process that enforces policies listens. It is
-// not the router's: on Kubernetes that is another one.
+// DefaultPolicySocket is where the policy engine listens. On Kubernetes the engine
+// and the router run in one process, but each has a socket of its own.
 //
 //	POST /policy/show   PolicyShowRequest -> PolicyReply
 //	POST /policy/trace  PolicyTraceRequest -> PolicyReply
@@ -15,10 +15,9 @@ import (
 //	POST /policy/forget PolicyPodRequest
 const DefaultPolicySocket = "/run/weft/policy.sock"
 
-// PolicyBackend answers questions about policies, and is told of pods before the API
-// server shows their addresses. Its methods are called
-// concurrently; ctx ends when the client hangs up.
-type PolicyBackend interface {
+// Policies answers questions about policies, and learns of pods before the API
+// server shows their addresses.
+type Policies interface {
 	ShowPolicy(ctx context.Context, r PolicyShowRequest) (PolicyReply, error)
 	TracePolicy(ctx context.Context, r PolicyTraceRequest) (PolicyReply, error)
 	ExpectPod(ctx context.Context, r PolicyPodRequest) error
@@ -50,22 +49,18 @@ type PolicyPodRequest struct {
 // PolicyReply answers in lines for people.
 type PolicyReply struct {
 	Lines []string `json:"lines"`
-	// Allowed, of a trace only, tells whether the flow may pass.
+	// Allowed is set for a trace only, and reports whether the flow may pass.
 	Allowed bool `json:"allowed,omitempty"`
 }
 
-// PolicyHandler serves the questions about policies.
-func PolicyHandler(b PolicyBackend) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("POST /policy/show", post(b.ShowPolicy))
-	mux.Handle("POST /policy/trace", post(b.TracePolicy))
-	mux.Handle("POST /policy/expect", post(func(ctx context.Context, r PolicyPodRequest) (Empty, error) {
-		return Empty{}, b.ExpectPod(ctx, r)
-	}))
-	mux.Handle("POST /policy/forget", post(func(ctx context.Context, r PolicyPodRequest) (Empty, error) {
-		return Empty{}, b.ForgetPod(ctx, r)
-	}))
-	return mux
+// PolicyRoutes serves the questions about policies.
+func PolicyRoutes(b Policies) Routes {
+	return func(mux *http.ServeMux) {
+		mux.Handle("POST /policy/show", post(b.ShowPolicy))
+		mux.Handle("POST /policy/trace", post(b.TracePolicy))
+		mux.Handle("POST /policy/expect", command(b.ExpectPod))
+		mux.Handle("POST /policy/forget", command(b.ForgetPod))
+	}
 }
 
 // ShowPolicy asks what is allowed to and by a pod.
@@ -73,18 +68,19 @@ func (c *Client) ShowPolicy(ctx context.Context, r PolicyShowRequest) (PolicyRep
 	return send[PolicyReply](ctx, c, "/policy/show", r)
 }
 
-// TracePolicy asks what becomes of a flow.
+// TracePolicy asks whether a flow is allowed, and by which policy.
 func (c *Client) TracePolicy(ctx context.Context, r PolicyTraceRequest) (PolicyReply, error) {
 	return send[PolicyReply](ctx, c, "/policy/trace", r)
 }
 
-// ExpectPod has a pod judged by addresses that it is about to get, and returns when it is.
+// ExpectPod announces a pod with the addresses that it is about to get, and returns
+// when the policies hold for it.
 func (c *Client) ExpectPod(ctx context.Context, r PolicyPodRequest) error {
 	_, err := send[Empty](ctx, c, "/policy/expect", r)
 	return err
 }
 
-// ForgetPod tells that a pod has lost addresses.
+// ForgetPod reports that a pod has lost addresses.
 func (c *Client) ForgetPod(ctx context.Context, r PolicyPodRequest) error {
 	_, err := send[Empty](ctx, c, "/policy/forget", r)
 	return err

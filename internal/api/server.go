@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,92 +19,6 @@ import (
 // thousand addresses.
 const maxBody = 256 << 10
 
-// Handler serves the whole API. Metrics may be nil.
-func Handler(b Backend, metrics http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	readOnly(mux, b, metrics)
-	mux.HandleFunc("GET /ps", func(w http.ResponseWriter, r *http.Request) {
-		list, err := b.Attachments(r.Context())
-		reply(w, list, err)
-	})
-	mux.Handle("POST /attach", addresses(b.Attach))
-	mux.Handle("POST /detach", addresses(b.Detach))
-	mux.Handle("POST /expose", addresses(b.Expose))
-	mux.Handle("POST /hide", addresses(b.Hide))
-	mux.Handle("POST /dns-add", post(func(ctx context.Context, r NameRequest) (Empty, error) {
-		return Empty{}, b.AddName(ctx, r)
-	}))
-	mux.Handle("POST /dns-remove", post(func(ctx context.Context, r NameRequest) (Empty, error) {
-		return Empty{}, b.RemoveName(ctx, r)
-	}))
-	mux.Handle("POST /dns-lookup", post(func(ctx context.Context, r LookupRequest) (LookupReply, error) {
-		found, err := b.LookupName(ctx, r)
-		return LookupReply{Found: found}, err
-	}))
-	mux.Handle("POST /lease", post(b.Lease))
-	mux.Handle("POST /release", addresses(b.Release))
-	mux.HandleFunc("GET /leases", func(w http.ResponseWriter, r *http.Request) {
-		list, err := b.Leases(r.Context())
-		reply(w, list, err)
-	})
-	mux.Handle("POST /connect", post(func(ctx context.Context, r PeersRequest) (Empty, error) {
-		return Empty{}, b.Connect(ctx, r)
-	}))
-	mux.Handle("POST /forget", post(func(ctx context.Context, r PeersRequest) (Empty, error) {
-		return Empty{}, b.Forget(ctx, r)
-	}))
-	mux.Handle("POST /rmpeer", post(func(ctx context.Context, r PeersRequest) (RemoveReply, error) {
-		removed, err := b.RemovePeers(ctx, r)
-		return RemoveReply{Removed: removed}, err
-	}))
-	mux.Handle("POST /adopt", post(func(ctx context.Context, r AdoptRequest) (Empty, error) {
-		return Empty{}, b.Adopt(ctx, r)
-	}))
-	mux.Handle("POST /prime", bare(b.Prime))
-	mux.Handle("POST /stop", bare(b.Stop))
-	mux.Handle("POST /reset", bare(b.Reset))
-	return mux
-}
-
-// ReadOnlyHandler serves the part of the API that changes nothing.
-func ReadOnlyHandler(b Backend, metrics http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	readOnly(mux, b, metrics)
-	return mux
-}
-
-func readOnly(mux *http.ServeMux, b Backend, metrics http.Handler) {
-	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, b.Ready(r.Context()), nil)
-	})
-	mux.HandleFunc("GET /report", func(w http.ResponseWriter, r *http.Request) {
-		report, err := b.Report(r.Context())
-		reply(w, report, err)
-	})
-	status := func(w http.ResponseWriter, r *http.Request) {
-		report, err := b.Report(r.Context())
-		if err != nil || strings.Contains(r.Header.Get("Accept"), "application/json") {
-			reply(w, report, err)
-			return
-		}
-		var text strings.Builder
-		if err := report.Text(&text, r.PathValue("view")); err != nil {
-			reply(w, nil, err)
-			return
-		}
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if !report.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		io.WriteString(w, text.String())
-	}
-	mux.HandleFunc("GET /status", status)
-	mux.HandleFunc("GET /status/{view}", status)
-	if metrics != nil {
-		mux.Handle("GET /metrics", metrics)
-	}
-}
-
 // post reads a Q from the body, calls f and writes what it returns.
 func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -113,7 +26,7 @@ func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
 		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&q); err != nil {
-			reply(w, nil, &Error{Class: Usage, Text: fmt.Sprintf("%s %s: read the request: %v", r.Method, r.URL.Path, err)})
+			reply(w, nil, Errorf(Usage, "%s %s: read the request: %w", r.Method, r.URL.Path, err))
 			return
 		}
 		a, err := f(r.Context(), q)
@@ -121,6 +34,15 @@ func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
 	})
 }
 
+// get calls f and writes what it returns.
+func get[A any](f func(context.Context) (A, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a, err := f(r.Context())
+		reply(w, a, err)
+	})
+}
+
+// addresses is post for what returns addresses.
 func addresses[Q any](f func(context.Context, Q) ([]netip.Prefix, error)) http.Handler {
 	return post(func(ctx context.Context, q Q) (AddressReply, error) {
 		ps, err := f(ctx, q)
@@ -128,6 +50,12 @@ func addresses[Q any](f func(context.Context, Q) ([]netip.Prefix, error)) http.H
 	})
 }
 
+// command is post for what returns nothing.
+func command[Q any](f func(context.Context, Q) error) http.Handler {
+	return post(func(ctx context.Context, q Q) (Empty, error) { return Empty{}, f(ctx, q) })
+}
+
+// bare is post for what takes and returns nothing.
 func bare(f func(context.Context) error) http.Handler {
 	return post(func(ctx context.Context, _ Empty) (Empty, error) { return Empty{}, f(ctx) })
 }

@@ -18,11 +18,15 @@ import (
 	"time"
 )
 
-// echo is a Backend that gives back what it was asked.
+// echo implements the interfaces of all routes, and gives back what it was asked.
 type echo struct {
 	ready bool
 	err   error
 	hang  chan struct{} // Prime waits for it, if set
+}
+
+func (e echo) handler() http.Handler {
+	return Handler(StatusRoutes(e, nil), ContainerRoutes(e), ExposureRoutes(e), LeaseRoutes(e), NameRoutes(e), PeerRoutes(e), LifecycleRoutes(e))
 }
 
 func (e echo) Ready(context.Context) Ready { return Ready{Ready: e.ready, PID: 42} }
@@ -117,7 +121,7 @@ func (e echo) Stop(context.Context) error { return e.err }
 func (e echo) Reset(context.Context) error { return e.err }
 
 // start serves a backend on a socket that it returns.
-func start(t *testing.T, b Backend) string {
+func start(t *testing.T, b echo) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "api") // t.TempDir may be too long for a socket
 	if err != nil {
@@ -130,7 +134,7 @@ func start(t *testing.T, b Backend) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l, Handler(b, nil), slog.New(slog.DiscardHandler)) }()
+	go func() { ended <- Serve(ctx, l, b.handler(), slog.New(slog.DiscardHandler)) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -221,7 +225,7 @@ func TestClientThatHangsUpEndsTheRequest(t *testing.T) {
 }
 
 func TestRequestsThatMakeNoSense(t *testing.T) {
-	h := Handler(echo{}, nil)
+	h := echo{}.handler()
 	for _, c := range []struct {
 		method, path, body string
 		code               int
@@ -246,7 +250,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 // Weave's clients read status from the status address; it must not change
 // anything.
 func TestReadOnly(t *testing.T) {
-	h := ReadOnlyHandler(echo{ready: true}, nil)
+	h := Handler(StatusRoutes(echo{ready: true}, nil))
 	for path, want := range map[string]int{"/status": 200, "/status/targets": 200, "/report": 200, "/ready": 200, "/ps": 404} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
@@ -262,7 +266,7 @@ func TestReadOnly(t *testing.T) {
 		}
 	}
 	w := httptest.NewRecorder()
-	ReadOnlyHandler(echo{}, nil).ServeHTTP(w, httptest.NewRequest("GET", "/status", nil))
+	Handler(StatusRoutes(echo{}, nil)).ServeHTTP(w, httptest.NewRequest("GET", "/status", nil))
 	if w.Code != 503 || !strings.Contains(w.Body.String(), "Service: router") {
 		t.Errorf("status of a router that is not ready: %d %s", w.Code, w.Body)
 	}
@@ -332,7 +336,7 @@ func FuzzRequests(f *testing.F) {
 		f.Add("/attach", s)
 		f.Add("/connect", s)
 	}
-	h := Handler(echo{}, nil)
+	h := echo{}.handler()
 	f.Fuzz(func(t *testing.T, path, body string) {
 		r, err := http.NewRequest("POST", "http://weft/", strings.NewReader(body))
 		if err != nil {
@@ -353,4 +357,11 @@ func FuzzRequests(f *testing.F) {
 			t.Fatalf("%s %q: the reply is no JSON: %s", path, body, w.Body)
 		}
 	})
+}
+
+func TestErrorKeepsItsCause(t *testing.T) {
+	err := fmt.Errorf("attach: %w", Errorf(Usage, "container %s: %w", "web", os.ErrNotExist))
+	if ClassOf(err) != Usage || !errors.Is(err, os.ErrNotExist) || err.Error() != "attach: container web: file does not exist" {
+		t.Errorf("%v has class %s", err, ClassOf(err))
+	}
 }
