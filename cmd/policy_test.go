@@ -68,7 +68,9 @@ func servePolicies(t *testing.T, socket string) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- api.Serve(ctx, l, api.Handler(api.PolicyRoutes(fakePolicies{})), slog.New(slog.DiscardHandler)) }()
+	go func() {
+		ended <- api.Serve(ctx, l, api.Handler(api.PolicyRoutes(fakePolicies{})), slog.New(slog.DiscardHandler))
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {

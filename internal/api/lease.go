@@ -60,4 +60,6 @@ func (c *Client) Release(ctx context.Context, owner string) ([]netip.Prefix, err
 }
 
 // Leases lists the owners of leases and what they have.
-func (c *Client) Leases(ctx context.Context) ([]Lease, error) { return fetch[[]Lease](ctx, c, "/leases") }
+func (c *Client) Leases(ctx context.Context) ([]Lease, error) {
+	return fetch[[]Lease](ctx, c, "/leases")
+}
