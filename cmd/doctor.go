@@ -49,8 +49,7 @@ type doctor struct {
 }
 
 func (a *app) doctor() *cobra.Command {
-	d := doctor{}
-	var allocRange string
+	d := doctor{subnet: netip.MustParsePrefix(daemon.DefaultRange)}
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check this host and its router, and say what to do",
@@ -62,19 +61,12 @@ do. Exit code 1 if anything is FAIL.`,
 			if d.port < 1 || d.port > 65533 {
 				return usagef("%s: --port %d: want 1 to 65533", c.CommandPath(), d.port)
 			}
-			if allocRange != "" {
-				p, err := parseRange("--ipalloc-range", allocRange)
-				if err != nil {
-					return usageError{err}
-				}
-				d.subnet = p
-			}
 			d.client, d.now = a.client(), time.Now()
 			return d.run(c.Context(), a.stdout)
 		},
 	}
-	c.Flags().IntVar(&d.port, "port", defaultPort, "port that the router has or will have")
-	c.Flags().StringVar(&allocRange, "ipalloc-range", defaultRange, `range that addresses are given from, "" for none`)
+	c.Flags().IntVar(&d.port, "port", daemon.DefaultPort, "port of the router")
+	parsedVar(c.Flags(), &d.subnet, parseRange, "ipalloc-range", daemon.DefaultRange, `range that addresses are given from, "" for none`)
 	return c
 }
 

@@ -379,7 +379,7 @@ after --, as in: weft lab launch h1 -- --name 02:00:00:00:00:01`,
 			if err != nil {
 				return err
 			}
-			if len(peers) == 0 && !f.resume {
+			if len(peers) == 0 && !f.Resume {
 				if daemon.Exists(&daemon.Config{StateDir: made.StateDir(hosts[0])}) {
 					extra = append(extra, "--resume")
 				} else {

@@ -85,8 +85,8 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 		return err
 	}
 	if f.foreground {
-		log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: c.LogLevel}))
-		return daemon.Run(ctx, c, daemon.Default, log)
+		c.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+		return daemon.Run(ctx, c)
 	}
 	unit := hostUnit()
 	if takes, err := unit.takes(ctx, f, c); err != nil {
@@ -97,8 +97,8 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 	args := append([]string{"launch", "--foreground", "--socket", c.Socket}, changedArgs(fs, append(fromEnv, "password", "socket", "log-file")...)...)
 	args = append(append(args, "--"), peers...)
 	env := os.Environ()
-	if f.password != "" {
-		env = append(env, "WEFT_PASSWORD="+f.password)
+	if f.passwords.password != "" {
+		env = append(env, "WEFT_PASSWORD="+f.passwords.password)
 	}
 	if f.logFile == "" {
 		f.logFile = filepath.Join(c.StateDir, daemon.LogFile)

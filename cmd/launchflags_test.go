@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/ipam"
 )
 
 // launchLine reads a command line of launch.
@@ -42,27 +43,32 @@ func TestLaunchDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Port != 6783 || c.MTU != 1376 || c.ConnLimit != 200 || c.Range.String() != "10.32.0.0/12" || c.DefaultSubnet != c.Range ||
-		c.RangeGiven || c.Range6.IsValid() || c.IPAllocInit.Kind != daemon.InitConsensus || c.StatusAddr != "127.0.0.1:6782" ||
-		c.Socket != "/run/weft/weft.sock" || c.StateDir != "/var/lib/weft" || c.NickName == "" || len(c.Passwords) != 0 {
+	if c.Port != 6783 || c.MTU != 1376 || c.Mesh.ConnLimit != 200 || c.Range.String() != "10.32.0.0/12" || c.DefaultSubnet != c.Range ||
+		c.RangeGiven || c.Range6.IsValid() || c.Init.Mode != ipam.Consensus || c.Init.Expect != 0 || c.StatusAddr != "127.0.0.1:6782" ||
+		c.Socket != "/run/weft/weft.sock" || c.StateDir != "/var/lib/weft" || c.Mesh.Nickname == "" || len(c.Mesh.Passwords) != 0 {
 		t.Errorf("%+v", c)
 	}
 }
 
-// Issue item 6: each flag also as WEFT_* environment variable, and the flag wins.
+// Each flag can be given as an environment variable too, and the flag wins.
 func TestEveryLaunchFlagHasAnEnvironmentVariable(t *testing.T) {
 	var f launchFlags
 	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
 	f.register(fs)
+	values := map[string]string{ // of flags that do not take any word or number
+		"host": "10.0.0.1", "name": "02:00:00:00:00:01", "trusted-subnets": "10.0.0.0/8", "no-express-to": "10.0.0.0/8", "log-level": "warn",
+		"ipalloc-init": "consensus=3", "ipalloc-range": "10.0.0.0/8", "ipalloc-default-subnet": "10.1.0.0/16", "ipalloc-range6": "fd00::/64",
+		"dns-fallback-timeout": "2s", "protocol-min": "1", "protocol-max": "2",
+	}
 	env := make(map[string]string)
 	fs.VisitAll(func(f *pflag.Flag) {
-		switch f.Value.Type() {
-		case "bool":
+		switch value, ok := values[f.Name]; {
+		case ok:
+			env[envName(f.Name)] = value
+		case f.Value.Type() == "bool":
 			env[envName(f.Name)] = "true"
-		case "int":
+		case f.Value.Type() == "int":
 			env[envName(f.Name)] = "1400"
-		case "duration":
-			env[envName(f.Name)] = "2s"
 		default:
 			env[envName(f.Name)] = "x"
 		}
@@ -77,7 +83,7 @@ func TestEveryLaunchFlagHasAnEnvironmentVariable(t *testing.T) {
 		}
 	})
 	c, err := parseLaunch(t, map[string]string{"WEFT_MTU": "1300", "WEFT_NO_DISCOVERY": "1", "WEFT_PORT": "7000"}, "--port", "8000")
-	if err != nil || c.MTU != 1300 || !c.NoDiscovery || c.Port != 8000 {
+	if err != nil || c.MTU != 1300 || c.Mesh.Discover || c.Port != 8000 {
 		t.Errorf("%+v, %v", c, err)
 	}
 	if _, err := parseLaunch(t, map[string]string{"WEFT_MTU": "big"}); err == nil || !strings.Contains(err.Error(), `WEFT_MTU="big"`) {
@@ -132,7 +138,7 @@ func TestPasswords(t *testing.T) {
 		{nil, []string{"--password-file", first, "--accept-password-file", second}, []string{"new password", "old password", "older password"}},
 	} {
 		got, err := parseLaunch(t, c.env, c.args...)
-		if err != nil || !slices.Equal(got.Passwords, c.want) {
+		if err != nil || !slices.Equal(got.Mesh.Passwords, c.want) {
 			t.Errorf("%v %v: %+v, %v; want passwords %q", c.env, c.args, got, err, c.want)
 		}
 	}
@@ -157,7 +163,7 @@ func TestChangedArgsSayTheSameAgain(t *testing.T) {
 	}
 }
 
-// A router in the background has the root folder as its own.
+// A router in the background works in the root folder.
 func TestNamesOfFilesAreMadeAbsolute(t *testing.T) {
 	t.Chdir(t.TempDir())
 	dir, err := os.Getwd()

@@ -115,11 +115,7 @@ containers. A host that knows the address of one other joins the mesh:
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		// What strconv says of a number adds nothing to the flag's name.
-		text, _, _ := strings.Cut(err.Error(), ": strconv.")
-		return usagef("%s: %s; see: %s --help", c.CommandPath(), text, c.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	socket := os.Getenv("WEFT_SOCKET")
 	if socket == "" {
 		socket = api.DefaultSocket

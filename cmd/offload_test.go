@@ -20,7 +20,7 @@ func TestOffloadSwitches(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if byEnv.NoTAPOffload != tap || byEnv.NoUDPOffload != udp || byFlag.NoTAPOffload != tap || byFlag.NoUDPOffload != udp {
+			if byEnv.Router.NoTAPOffload != tap || byEnv.Router.NoUDPOffload != udp || byFlag.Router.NoTAPOffload != tap || byFlag.Router.NoUDPOffload != udp {
 				t.Errorf("%v, %v: by environment %+v, by flag %+v", env, flags, byEnv, byFlag)
 			}
 		}

@@ -109,10 +109,9 @@ A router that is stopped can not give its ranges away: launch it first, or use
 			if !c.Flags().Changed("bridge") {
 				bridge = envOr("WEFT_BRIDGE", bridge)
 			}
-			return a.runReset(c.Context(), &daemon.Config{
-				StateDir: stateDir, Bridge: bridge, Socket: a.socket,
-				PluginSocket: defaultPluginSocket, ProxyListen: []string{defaultProxyListen},
-			}, force)
+			left := daemon.DefaultConfig()
+			left.StateDir, left.Bridge, left.Socket = stateDir, bridge, a.socket
+			return a.runReset(c.Context(), left, force)
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "do it although the addresses can not be given to others")

@@ -10,14 +10,41 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// universes gives and takes addresses for owners, whichever allocator they
-// belong to. Addresses outside every universe are the user's to manage: they
-// are neither claimed nor released.
-type ranges []Addresses
+// allocator gives out the addresses of one range. An *ipam.Allocator is one. Its
+// methods may be called concurrently.
+type allocator interface {
+	// Range is the range that addresses come from.
+	Range() netip.Prefix
+	// DefaultSubnet is the subnet for requests that name none.
+	DefaultSubnet() netip.Prefix
+	// Allocate gives owner a free address of subnet, with its length, and returns
+	// once that is on disk. If owner has an address of the subnet already, it
+	// returns that. It waits for the ring and for space until ctx ends; the error
+	// then says what it waited for.
+	Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error)
+	// Claim gives owner a certain address of the range. It waits as Allocate does,
+	// and fails if another owner has the address. Claiming twice is harmless.
+	Claim(ctx context.Context, owner string, addr netip.Prefix) error
+	// Lookup returns the addresses of owner.
+	Lookup(owner string) []netip.Prefix
+	// Owners returns all owners on this host, each with its addresses.
+	Owners() map[string][]netip.Prefix
+	// Release takes an address from owner, which must have it; it does not wait.
+	Release(owner string, addr netip.Addr) error
+	// Prime returns when addresses can be given out.
+	Prime(ctx context.Context) error
+}
 
-// of returns the allocator that a belongs to, nil if none.
-func (us ranges) of(a netip.Addr) Addresses {
-	for _, u := range us {
+// addresses gives addresses to owners and takes them back, and chooses the
+// allocator: there is at most one for IPv4 and one for IPv6. Addresses outside
+// all ranges are managed by users: they are neither claimed nor released.
+//
+// It implements plugin.Addresses, for Docker's driver.
+type addresses []allocator
+
+// of returns the allocator whose range contains a, nil if there is none.
+func (as addresses) of(a netip.Addr) allocator {
+	for _, u := range as {
 		if u.Range().Contains(a) {
 			return u
 		}
@@ -26,32 +53,32 @@ func (us ranges) of(a netip.Addr) Addresses {
 }
 
 // subnet returns the allocator for a request, and the subnet to ask it for.
-func (us ranges) subnet(a api.Address) (Addresses, netip.Prefix, error) {
-	if len(us) == 0 {
-		return nil, netip.Prefix{}, unavailable(fmt.Sprintf("give an address for %s: this router was launched without a range of addresses; name one as ip:ADDRESS/LENGTH", a))
+func (as addresses) subnet(a api.Address) (allocator, netip.Prefix, error) {
+	if len(as) == 0 {
+		return nil, netip.Prefix{}, unavailable("give an address for %s: this router was launched without a range of addresses; name one as ip:ADDRESS/LENGTH", a)
 	}
 	if a.Kind == api.FromDefault {
-		return us[0], us[0].DefaultSubnet(), nil
+		return as[0], as[0].DefaultSubnet(), nil
 	}
-	for _, u := range us {
+	for _, u := range as {
 		if u.Range().Overlaps(a.Prefix) {
 			return u, a.Prefix, nil
 		}
 	}
-	return nil, netip.Prefix{}, usage(fmt.Sprintf("give an address for %s: the subnet is outside the range %s", a, us[0].Range()))
+	return nil, netip.Prefix{}, usage("give an address for %s: the subnet is outside the range %s", a, as[0].Range())
 }
 
-// give gets one address for owner. Fresh tells that owner did not have it.
-func (us ranges) give(ctx context.Context, owner string, a api.Address) (p netip.Prefix, fresh bool, err error) {
+// give gets one address for owner. Fresh reports that owner did not have it.
+func (as addresses) give(ctx context.Context, owner string, a api.Address) (p netip.Prefix, fresh bool, err error) {
 	if a.Kind == api.Exactly {
-		u := us.of(a.Prefix.Addr())
+		u := as.of(a.Prefix.Addr())
 		if u == nil {
 			return a.Prefix, false, nil
 		}
 		fresh = !slices.Contains(u.Lookup(owner), a.Prefix)
 		return a.Prefix, fresh, u.Claim(ctx, owner, a.Prefix)
 	}
-	u, subnet, err := us.subnet(a)
+	u, subnet, err := as.subnet(a)
 	if err != nil {
 		return netip.Prefix{}, false, err
 	}
@@ -62,11 +89,11 @@ func (us ranges) give(ctx context.Context, owner string, a api.Address) (p netip
 
 // giveAll gets all addresses for owner, or none. Fresh are those that owner
 // did not have before.
-func (us ranges) giveAll(ctx context.Context, owner string, as []api.Address) (got, fresh []netip.Prefix, err error) {
-	for _, a := range as {
-		p, isFresh, err := us.give(ctx, owner, a)
+func (as addresses) giveAll(ctx context.Context, owner string, want []api.Address) (got, fresh []netip.Prefix, err error) {
+	for _, a := range want {
+		p, isFresh, err := as.give(ctx, owner, a)
 		if err != nil {
-			return nil, nil, errors.Join(err, us.take(owner, fresh))
+			return nil, nil, errors.Join(err, as.take(owner, fresh))
 		}
 		if isFresh {
 			fresh = append(fresh, p)
@@ -79,55 +106,53 @@ func (us ranges) giveAll(ctx context.Context, owner string, as []api.Address) (g
 }
 
 // take releases addresses of owner.
-func (us ranges) take(owner string, ps []netip.Prefix) error {
+func (as addresses) take(owner string, ps []netip.Prefix) error {
 	var errs []error
 	for _, p := range ps {
-		if u := us.of(p.Addr()); u != nil {
-			errs = append(errs, u.Release(owner, p.Addr()))
-		}
+		errs = append(errs, as.Release(owner, p.Addr()))
 	}
 	return errors.Join(errs...)
 }
 
 // owned returns what the allocators have given to owner.
-func (us ranges) owned(owner string) []netip.Prefix {
+func (as addresses) owned(owner string) []netip.Prefix {
 	var ps []netip.Prefix
-	for _, u := range us {
+	for _, u := range as {
 		ps = append(ps, u.Lookup(owner)...)
 	}
 	return ps
 }
 
-// settle makes the allocators agree with what owner really has: what it lacks
-// there is claimed, what only they know of is released.
-func (us ranges) settle(ctx context.Context, owner string, has []netip.Prefix) error {
+// settle makes the allocators agree with the addresses that owner really has:
+// those that they lack are claimed, those that only they know of are released.
+func (as addresses) settle(ctx context.Context, owner string, has []netip.Prefix) error {
 	var errs []error
-	owned := us.owned(owner)
+	owned := as.owned(owner)
 	for _, p := range owned {
 		if !slices.Contains(has, p) {
-			errs = append(errs, us.take(owner, []netip.Prefix{p}))
+			errs = append(errs, as.Release(owner, p.Addr()))
 		}
 	}
 	for _, p := range has {
-		if u := us.of(p.Addr()); u != nil && !slices.Contains(owned, p) {
+		if u := as.of(p.Addr()); u != nil && !slices.Contains(owned, p) {
 			errs = append(errs, u.Claim(ctx, owner, p))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// matching returns those of has that the requests mean: all of them for no
+// matching returns the addresses of has that the requests name: all of them for no
 // request, those in the subnet for FromSubnet and FromDefault.
-func (us ranges) matching(has []netip.Prefix, as []api.Address) ([]netip.Prefix, error) {
-	if len(as) == 0 {
+func (as addresses) matching(has []netip.Prefix, requests []api.Address) ([]netip.Prefix, error) {
+	if len(requests) == 0 {
 		return slices.Clone(has), nil
 	}
 	var found []netip.Prefix
-	for _, a := range as {
+	for _, a := range requests {
 		subnet := a.Prefix
 		if a.Kind == api.FromDefault {
 			var err error
-			if _, subnet, err = us.subnet(a); err != nil {
+			if _, subnet, err = as.subnet(a); err != nil {
 				return nil, err
 			}
 		}
@@ -142,4 +167,72 @@ func (us ranges) matching(has []netip.Prefix, as []api.Address) ([]netip.Prefix,
 		}
 	}
 	return found, nil
+}
+
+// prime returns when addresses of all ranges can be given out.
+func (as addresses) prime(ctx context.Context) error {
+	for _, u := range as {
+		if err := u.Prime(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Default implements plugin.Addresses.
+func (as addresses) Default(v6 bool) (netip.Prefix, bool) {
+	for _, u := range as {
+		if u.Range().Addr().Is6() == v6 {
+			return u.DefaultSubnet(), true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// Check implements plugin.Addresses.
+func (as addresses) Check(subnet netip.Prefix) error {
+	ranges := ""
+	for _, u := range as {
+		if r := u.Range(); r.Contains(subnet.Addr()) && r.Bits() <= subnet.Bits() {
+			return nil
+		}
+		ranges += " " + u.Range().String()
+	}
+	if ranges == "" {
+		return fmt.Errorf("subnet %s: this router was launched without a range of addresses", subnet)
+	}
+	return fmt.Errorf("subnet %s is outside the ranges of this router:%s", subnet, ranges)
+}
+
+// Allocate implements plugin.Addresses.
+func (as addresses) Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
+	p, _, err := as.give(ctx, owner, api.Address{Kind: api.FromSubnet, Prefix: subnet})
+	return p, err
+}
+
+// Claim implements plugin.Addresses.
+func (as addresses) Claim(ctx context.Context, owner string, p netip.Prefix) error {
+	_, _, err := as.give(ctx, owner, api.Address{Kind: api.Exactly, Prefix: p})
+	return err
+}
+
+// Release implements plugin.Addresses. An address that owner does not have is no
+// error.
+func (as addresses) Release(owner string, a netip.Addr) error {
+	u := as.of(a)
+	if u == nil || !slices.ContainsFunc(u.Lookup(owner), func(p netip.Prefix) bool { return p.Addr() == a }) {
+		return nil
+	}
+	return u.Release(owner, a)
+}
+
+// Owners implements plugin.Addresses.
+func (as addresses) Owners() map[string][]netip.Prefix {
+	all := make(map[string][]netip.Prefix)
+	for _, u := range as {
+		for owner, ps := range u.Owners() {
+			all[owner] = append(all[owner], ps...)
+		}
+	}
+	return all
 }

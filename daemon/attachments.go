@@ -7,14 +7,13 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/moby/locker"
 	"github.com/vishvananda/netlink"
 
-	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
@@ -24,81 +23,62 @@ import (
 // are freed: caches of its neighbours may still send to it.
 const goneGrace = 30 * time.Second
 
-// attachment is the record of one container.
-type attachment struct {
-	Netns string `json:"netns"` // the path it was attached by
-	// Port is the host's end of its veth pair. Its name is random, so the
-	// container lives for as long as it exists, whatever became of Netns.
-	// Empty: the router ended before it had attached the container.
-	Port             string         `json:"port"`
-	MAC              string         `json:"mac"`
-	Addresses        []netip.Prefix `json:"addresses"`
-	Names            hostNames      `json:"names,omitempty"`
-	NoMulticastRoute bool           `json:"noMulticastRoute,omitempty"`
-	// Docker is set for a container of Docker's, whose record outlives its runs.
-	Docker *inDocker `json:"docker,omitempty"`
+// kind is the difference between containers that are named by a network namespace
+// and those of a container engine. Only the engine's containers can run again.
+// Its methods are called with the owner's lock held.
+type kind interface {
+	// newRecord returns the record of a container that r attaches, without
+	// addresses.
+	newRecord(p place, r api.AttachRequest) attachment
+	// isCurrent reports whether the namespace at a.Netns is that of owner now.
+	isCurrent(owner string, a attachment) bool
+	// awaitsRun reports whether a has nothing to restore until the engine reports
+	// that the container runs.
+	awaitsRun(a attachment) bool
+	// newRun is called when owner is attached, and the port of its record is gone.
+	newRun(owner string) error
+	// endRun frees the addresses of owner, whose port has been gone for goneGrace.
+	endRun(owner string) error
 }
 
-// attachments joins containers to the bridge, and knows which are. It is safe
-// for concurrent use; requests for different containers run at once.
+// attachments joins the containers of one kind to the bridge, and keeps a record
+// of each. It is safe for concurrent use; requests for different containers run
+// at once.
 type attachments struct {
-	addresses ranges
-	names     Names
-	bridge    string
-	mtu       int
-	log       *slog.Logger
+	attachConfig
+	kind kind
 
-	// Lock order: an owner's lock, then mu. mu is not held while addresses are
-	// waited for or the kernel is at work.
-	locks keyed
+	// Lock order: engine.naming, engine.mu, an owner's lock, attachments.mu. No lock
+	// but the owner's is held while the kernel or an allocator is at work.
+	locks locker.Locker // by owner
 
 	mu   sync.Mutex
 	tab  *store.Table[attachment]
-	gone map[string]time.Time // owners whose port was first missed then
+	gone map[string]time.Time // when the port of an owner was first missed
 }
 
-const bucketAttachments = "attachments"
+// attachConfig is what attachments work with.
+type attachConfig struct {
+	store     *store.Store
+	addresses addresses
+	names     Names
+	bridge    string
+	mtu       int // bytes of IP packet
+	log       *slog.Logger
+}
 
-func newAttachments(st *store.Store, us ranges, names Names, bridge string, mtu int, log *slog.Logger) *attachments {
-	tab, err := store.OpenTable[attachment](st, bucketAttachments)
+func newAttachments(c attachConfig, bucket string, k kind) *attachments {
+	tab, err := store.OpenTable[attachment](c.store, bucket)
 	if err != nil {
-		log.Warn("some records of attached containers are lost", "error", err)
+		c.log.Warn("some records of attached containers are lost", "err", err)
 	}
-	return &attachments{addresses: us, names: names, bridge: bridge, mtu: mtu, log: log, tab: tab, gone: make(map[string]time.Time)}
+	return &attachments{attachConfig: c, kind: k, tab: tab, gone: make(map[string]time.Time)}
 }
 
-// place is where an attachment is, and whose.
-type place struct {
-	owner string // in the allocator
-	netns string // path; empty: the container does not run
-	// container of Docker's, nil for any other namespace.
-	container *docker.Container
-}
-
-// placeOf returns the place of the namespace at path.
-func placeOf(path string) (place, error) {
-	owner, err := ownerOf(path)
-	return place{owner: owner, netns: path}, err
-}
-
-// String names the place for errors.
-func (p place) String() string {
-	if p.container != nil {
-		return "container " + p.container.Name
-	}
-	return p.netns
-}
-
-// ownerOf returns the name in the allocator of the container at path.
-func ownerOf(path string) (string, error) {
-	if !filepath.IsAbs(path) {
-		return "", usage(fmt.Sprintf("container %q: want the absolute path of a network namespace", path))
-	}
-	id, err := netdev.IdentifyNS(path)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("netns:%d", id.Ino), nil
+// lock locks the record of an owner.
+func (as *attachments) lock(owner string) (unlock func()) {
+	as.locks.Lock(owner)
+	return func() { _ = as.locks.Unlock(owner) } // it is locked
 }
 
 func (as *attachments) get(owner string) (attachment, bool) {
@@ -116,7 +96,7 @@ func (as *attachments) put(owner string, a attachment) error {
 	return as.tab.Put(owner, a)
 }
 
-// forget releases everything that owner has and deletes its record.
+// forget releases all addresses and names of owner and deletes its record.
 func (as *attachments) forget(owner string) error {
 	as.names.RemoveContainer(owner)
 	if err := as.addresses.take(owner, as.addresses.owned(owner)); err != nil {
@@ -135,38 +115,28 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 	if err != nil {
 		return nil, err
 	}
-	defer as.locks.lock(p.owner)()
+	defer as.lock(p.owner)()
 	before, known := as.get(p.owner)
 	want := r.Addresses
-	if known && before.Port != "" && !linkExists(before.Port) {
-		if p.container == nil {
-			// The number of the namespace is another's now.
-			if err := as.forget(p.owner); err != nil {
-				return nil, err
-			}
-			before, known = attachment{}, false
-		} else if len(want) == 0 {
+	if known && before.Port != "" && !before.isPlugged() {
+		if err := as.kind.newRun(p.owner); err != nil {
+			return nil, err
+		}
+		if before, known = as.get(p.owner); known && len(want) == 0 {
 			want = exactly(before.Addresses) // those of its last run
 		}
 	}
+	now := as.kind.newRecord(p, r)
 	if !known {
-		if err := as.put(p.owner, attachment{Netns: p.netns, Docker: newInDocker(p, r)}); err != nil {
+		if err := as.put(p.owner, now); err != nil {
 			return nil, err
 		}
 	}
 	var fresh []netip.Prefix
 	defer func() {
-		if err == nil {
-			return
+		if err != nil {
+			err = errors.Join(err, as.undoAttach(p.owner, before, known, fresh))
 		}
-		undo := as.addresses.take(p.owner, fresh)
-		if known {
-			as.names.RemoveContainer(p.owner)
-			undo = errors.Join(undo, before.Names.register(as.names, p.owner), as.put(p.owner, before))
-		} else {
-			undo = errors.Join(undo, as.forget(p.owner))
-		}
-		err = errors.Join(err, undo)
 	}()
 	if len(want) == 0 {
 		want = []api.Address{{Kind: api.FromDefault}}
@@ -175,16 +145,8 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 	if err != nil {
 		return nil, fmt.Errorf("attach %s: %w", p, err)
 	}
-	now := attachment{Addresses: before.Addresses, Names: before.Names, NoMulticastRoute: r.NoMulticastRoute, Docker: newInDocker(p, r)}
-	if now.Docker != nil && before.Docker != nil {
-		now.Docker.Named = before.Docker.Named
-	}
-	for _, q := range got {
-		if !slices.Contains(now.Addresses, q) {
-			now.Addresses = append(now.Addresses, q)
-		}
-	}
-	now.Docker.name(r.Addresses)
+	now.Addresses, now.Requested, now.Names = before.Addresses, before.Requested, before.Names
+	now = now.withAddresses(got, r.Addresses)
 	if fqdn != "" {
 		now.Names = now.Names.with(fqdn, addrsOf(now.Addresses))
 		if err = now.Names.register(as.names, p.owner); err != nil {
@@ -192,6 +154,17 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 		}
 	}
 	return got, as.join(p, now, got)
+}
+
+// undoAttach makes everything as it was before an attach that failed: it takes the
+// fresh addresses, and brings the record and the names back, if there was one.
+func (as *attachments) undoAttach(owner string, before attachment, known bool, fresh []netip.Prefix) error {
+	err := as.addresses.take(owner, fresh)
+	if !known {
+		return errors.Join(err, as.forget(owner))
+	}
+	as.names.RemoveContainer(owner)
+	return errors.Join(err, before.Names.register(as.names, owner), as.put(owner, before))
 }
 
 // exactly asks for those very addresses.
@@ -203,8 +176,8 @@ func exactly(ps []netip.Prefix) []api.Address {
 	return as
 }
 
-// join brings the container and its record to the state a, of whose addresses
-// those of show are announced.
+// join brings the container and its record to the state a, and announces the
+// addresses of show.
 func (as *attachments) join(p place, a attachment, show []netip.Prefix) error {
 	if err := as.plug(p.netns, a, show); err != nil {
 		return err
@@ -224,7 +197,8 @@ func (as *attachments) plug(netns string, a attachment, addrs []netip.Prefix) er
 	return err
 }
 
-// portOf finds the host's end and the container's MAC of what weft attached.
+// portOf finds the host's end and the container's MAC address of the interface
+// that weft attached.
 func (as *attachments) portOf(path string) (port, mac string, err error) {
 	ifaces, err := netdev.Attached(path, as.bridge)
 	if err != nil {
@@ -241,7 +215,7 @@ func (as *attachments) portOf(path string) (port, mac string, err error) {
 // detach takes addresses from a container and returns those that it had. A
 // container that is not attached has none.
 func (as *attachments) detach(p place, which []api.Address) ([]netip.Prefix, error) {
-	defer as.locks.lock(p.owner)()
+	defer as.lock(p.owner)()
 	a, known := as.get(p.owner)
 	if !known {
 		return nil, nil
@@ -275,15 +249,11 @@ func (as *attachments) list() []api.Attachment {
 	defer as.mu.Unlock()
 	var list []api.Attachment
 	for _, owner := range slices.Sorted(maps.Keys(as.tab.Records)) {
-		a := as.tab.Records[owner]
-		k := api.Attachment{ID: owner, Netns: a.Netns, Interface: netdev.IfaceName, MAC: a.MAC, Addresses: slices.Clone(a.Addresses)}
-		if a.Docker != nil {
-			if a.Docker.Released {
-				continue
-			}
-			k.Name = a.Docker.Name
+		if a := as.tab.Records[owner]; !a.Docker.Released {
+			list = append(list, api.Attachment{
+				ID: owner, Name: a.Docker.Name, Netns: a.Netns, Interface: netdev.IfaceName, MAC: a.MAC, Addresses: slices.Clone(a.Addresses),
+			})
 		}
-		list = append(list, k)
 	}
 	return list
 }
@@ -294,126 +264,9 @@ func (as *attachments) owners() []string {
 	return slices.Sorted(maps.Keys(as.tab.Records))
 }
 
-// restore brings containers, records and allocators in line after a start.
-// What can not be done is logged, and tried again by sweep where that helps.
-func (as *attachments) restore(ctx context.Context) {
-	for _, owner := range as.owners() {
-		if err := as.restoreOne(ctx, owner); err != nil {
-			as.log.Warn("an attached container could not be restored", "owner", owner, "error", err)
-		}
-	}
-}
-
-func (as *attachments) restoreOne(ctx context.Context, owner string) error {
-	defer as.locks.lock(owner)()
-	a, known := as.get(owner)
-	if !known {
-		return nil
-	}
-	if a.Docker != nil && (a.Docker.Released || a.Port == "") {
-		return nil // until Docker tells that it runs
-	}
-	current, err := ownerOf(a.Netns)
-	here := err == nil && (current == owner || a.Docker != nil && as.isThere(a))
-	if a.Port == "" {
-		// The router ended while it attached this container.
-		if !here {
-			return as.forget(owner)
-		}
-		if a.Port, a.MAC, err = as.portOf(a.Netns); err != nil {
-			return as.forget(owner)
-		}
-		if err := as.put(owner, a); err != nil {
-			return err
-		}
-	}
-	if !linkExists(a.Port) {
-		return nil // for sweep, after its grace
-	}
-	if here {
-		// Puts the port back on a bridge that was made anew, and announces.
-		if err := as.plug(a.Netns, a, a.Addresses); err != nil {
-			return err
-		}
-	}
-	return as.addresses.settle(ctx, owner, a.Addresses)
-}
-
-// sweep frees the addresses of containers that have been gone for goneGrace.
-func (as *attachments) sweep(now time.Time) {
-	as.bury(now)
-	for _, owner := range as.owners() {
-		a, known := as.get(owner)
-		if !known || a.Port == "" || a.Docker != nil && a.Docker.Released || linkExists(a.Port) {
-			continue
-		}
-		as.mu.Lock()
-		since, missed := as.gone[owner]
-		if !missed {
-			as.gone[owner] = now
-		}
-		as.mu.Unlock()
-		if missed && now.Sub(since) >= goneGrace {
-			as.free(owner)
-		}
-	}
-}
-
-func (as *attachments) free(owner string) {
-	defer as.locks.lock(owner)()
-	a, known := as.get(owner)
-	if !known || a.Port == "" || linkExists(a.Port) {
-		return
-	}
-	drop := as.forget
-	if a.Docker != nil {
-		drop = as.release
-	}
-	if err := drop(owner); err != nil {
-		as.log.Warn("the addresses of a container that is gone could not be freed", "owner", owner, "error", err)
-		return
-	}
-	as.log.Info("a container is gone, its addresses are free", "owner", owner, "netns", a.Netns, "addresses", a.Addresses)
-}
-
-// linkExists tells whether the host has an interface. When the kernel can not
-// be asked it does not say that there is none.
+// linkExists reports whether the host has an interface, and true if the kernel
+// cannot be asked.
 func linkExists(name string) bool {
 	_, err := netlink.LinkByName(name)
 	return !errors.As(err, new(netlink.LinkNotFoundError))
-}
-
-// keyed is a set of locks by name. Its zero value is ready for use.
-type keyed struct {
-	mu    sync.Mutex
-	locks map[string]*keyLock
-}
-
-type keyLock struct {
-	sync.Mutex
-	users int // guarded by keyed.mu
-}
-
-// lock waits for the lock of key and returns how to let it go.
-func (k *keyed) lock(key string) (unlock func()) {
-	k.mu.Lock()
-	if k.locks == nil {
-		k.locks = make(map[string]*keyLock)
-	}
-	l := k.locks[key]
-	if l == nil {
-		l = new(keyLock)
-		k.locks[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	l.Lock()
-	return func() {
-		l.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, key)
-		}
-	}
 }

@@ -19,13 +19,13 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// bench is a host with a bridge and one container, both namespaces.
+// bench is a host with a bridge and one container. Both are namespaces.
 type bench struct {
 	host, box string
 	addresses *fakeAddresses
 	store     *store.Store
 	names     *dns.Service // with nobody to announce to
-	as        *attachments
+	as        *namespaces
 }
 
 func newBench(t *testing.T) *bench {
@@ -38,10 +38,19 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-// restart makes attachments as a router does that was started again.
+// restart makes the records of a router that was just started.
 func (b *bench) restart() {
 	b.names = newTestNames()
-	b.as = newAttachments(b.store, ranges{b.addresses}, b.names, netdev.BridgeName, DefaultMTU, slog.New(slog.DiscardHandler))
+	b.as = newNamespaces(attachConfig{
+		store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName, mtu: DefaultMTU, log: slog.New(slog.DiscardHandler),
+	})
+}
+
+// newExposures returns the exposures of a router that was just started.
+func (b *bench) newExposures() *exposures {
+	return newExposures(exposeConfig{
+		gate: new(gate), store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName, log: slog.New(slog.DiscardHandler),
+	})
 }
 
 // newTestNames is a service discovery with nobody to announce to.
@@ -79,7 +88,7 @@ func (b *bench) detach(t *testing.T, addrs ...string) (got []netip.Prefix) {
 }
 
 func (b *bench) attachAt(t *testing.T, netns string, addrs ...string) ([]netip.Prefix, error) {
-	p, err := placeOf(netns)
+	p, err := namespaceAt(netns)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +96,7 @@ func (b *bench) attachAt(t *testing.T, netns string, addrs ...string) ([]netip.P
 }
 
 func (b *bench) detachAt(t *testing.T, netns string, addrs ...string) ([]netip.Prefix, error) {
-	p, err := placeOf(netns)
+	p, err := namespaceAt(netns)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +115,7 @@ func parse(t *testing.T, addrs ...string) (list []api.Address) {
 	return list
 }
 
-// has returns what the container's interface really has.
+// has returns the addresses of the container's interface.
 func (b *bench) has(t *testing.T) (ps []netip.Prefix) {
 	t.Helper()
 	if err := netdev.Do(b.box, func() (err error) {
@@ -179,8 +188,8 @@ func TestAttachThatFailsGivesNothing(t *testing.T) {
 	}
 }
 
-// Issue item 8: after a crash containers keep what they have, and what was
-// given to nobody is free again.
+// After a crash containers keep their addresses, and addresses that no container
+// has are free again.
 func TestRestore(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -253,7 +262,7 @@ func TestExposures(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	open := func() *exposures {
-		return newExposures(b.store, ranges{b.addresses}, b.names, netdev.BridgeName, slog.New(slog.DiscardHandler))
+		return b.newExposures()
 	}
 	es := open()
 	bridge := func() (ps []netip.Prefix) {
@@ -263,7 +272,7 @@ func TestExposures(t *testing.T) {
 	}
 	b.on(t, func() error {
 		for range 2 { // twice is harmless
-			ps, err := es.expose(t.Context(), api.ExposeRequest{})
+			ps, err := es.Expose(t.Context(), api.ExposeRequest{})
 			if err != nil || len(ps) != 1 {
 				t.Errorf("expose: %v, %v", ps, err)
 			}
@@ -285,7 +294,7 @@ func TestExposures(t *testing.T) {
 	}
 	b.on(t, func() error {
 		for range 2 {
-			if _, err := es.hide(api.ExposeRequest{}); err != nil {
+			if _, err := es.Hide(t.Context(), api.ExposeRequest{}); err != nil {
 				t.Error(err)
 			}
 		}

@@ -1,113 +1,170 @@
-// Package daemon is the long-running half of weft: one router with its
-// addresses, what is attached to it, and the API that controls it.
+// Package daemon is the running router of one host: it puts mesh, allocators,
+// switch, service discovery and Docker together, keeps records of what is attached,
+// and serves the API that controls it all.
 //
-// What must survive a crash is written down before it is done: an owner of
+// Whatever must survive a crash is written down before it is done: an owner of
 // addresses before the first is asked for, targets before they are dialled,
-// exposures before the bridge has them. After a start the record is compared
-// with the kernel and with the allocator, and both are brought in line.
+// exposures before the bridge has them. After a start the records are compared with
+// the kernel and with the allocators, and all three are made to agree.
 package daemon
 
 import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 
 	"github.com/weft-net/weft/dns"
+	"github.com/weft-net/weft/dns/forward"
+	"github.com/weft-net/weft/dns/resolvconf"
+	"github.com/weft-net/weft/docker"
+	"github.com/weft-net/weft/docker/plugin"
 	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/ipam"
+	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router"
 )
 
-// DefaultStateDir is where a router keeps its state unless told otherwise.
-const DefaultStateDir = api.DefaultStateDir
+// Defaults of a Config.
+const (
+	DefaultPort      = 6783
+	DefaultRange     = "10.32.0.0/12"
+	DefaultConnLimit = 200
+	// DefaultStateDir is where a router keeps its state.
+	DefaultStateDir = api.DefaultStateDir
+	// DefaultMTU is the MTU of containers: with the overhead of an encrypted link
+	// it fits the networks of all big clouds, the smallest of which has 1460 bytes.
+	DefaultMTU = 1376
+	// DefaultDriverSocket is in the folder in which Docker looks for plugins; the
+	// file's name is that of the driver.
+	DefaultDriverSocket = "/run/docker/plugins/" + plugin.Name + ".sock"
+	// DefaultProxyListen is where the proxy of Docker's API listens.
+	DefaultProxyListen = "unix:///run/weft/docker.sock"
+)
 
-// Config is what a router is launched with. The command line has checked it.
+// Config configures a router. Start with DefaultConfig. The configurations of the
+// parts hold what users decide; Run fills in the rest.
 type Config struct {
 	// Peers are the targets given at launch, HOST or HOST:PORT.
 	Peers []string
-	// Resume goes on with the targets of the last run, and with Peers.
+	// Resume adds the targets of the last run.
 	Resume bool
 
-	Host     netip.Addr // to listen on; the zero Addr: all
-	Port     int        // TCP and UDP; the fast datapath has the next one
-	Name     peer.Name  // zero: made from the key
-	NickName string
+	Host netip.Addr // to listen on; the zero Addr: all
+	// Port is the TCP and UDP port. The fast datapath uses the next two.
+	Port   int
+	Name   peer.Name // zero: derived from the key
+	Bridge string
+	MTU    int // of containers, in bytes of IP packet
 
-	// Passwords: the first is offered, each is accepted. None: anybody who
-	// reaches this host can join.
-	Passwords      []string
-	TrustedSubnets []netip.Prefix
-	NoDiscovery    bool
-	ConnLimit      int // sessions; 0: no limit
+	// Mesh has Nickname (empty: the hostname), Passwords, ConnLimit, Discover and
+	// the protocol versions.
+	Mesh mesh.Config
+	// Init says how the first ring of addresses is made. Expect 0 stands for as many
+	// peers as there are targets, and this one.
+	Init ipam.Init
+	// Range is the IPv4 range, and Range6 the IPv6 range, that addresses come from;
+	// the zero Prefix for none.
+	Range, Range6 netip.Prefix
+	// RangeGiven is set if the user chose Range, which then may overlap routes of
+	// the host.
+	RangeGiven bool
+	// DefaultSubnet is the IPv4 subnet for requests that name none; the zero Prefix:
+	// Range.
+	DefaultSubnet netip.Prefix
 
-	IPAllocInit IPAllocInit
-	// Range is the address universe, the zero Prefix for none.
-	Range         netip.Prefix
-	RangeGiven    bool         // by the user, who then may overlap routes of the host
-	DefaultSubnet netip.Prefix // as Range unless given
-	Range6        netip.Prefix // the zero Prefix: none
-
-	MTU int // of containers, bytes of IP packet
-	// NoFastdp has all frames go by sleeve; NoExpress has those of the fast
-	// datapath cross the bridge.
-	NoFastdp, NoExpress bool
-	NoExpressTo         []netip.Prefix // peers there have no express path
-	// NoMasqLocal shows containers the address of clients whose packets this host
-	// has translated to them.
+	// Router has the offloads, and Fast what users decide of the fast datapath.
+	Router router.Config
+	Fast   router.FastConfig
+	// NoMasqLocal shows containers the addresses of clients outside whose packets
+	// this host has translated to them.
 	NoMasqLocal bool
-	// NoTAPOffload and NoUDPOffload are for kernels and cards with faults.
-	NoTAPOffload, NoUDPOffload bool
 
-	// DNS says where service discovery listens and what it answers; who it is and
-	// what it knows of the mesh is filled in by Assemble.
-	DNS dns.Config
+	// DNS has everything but what the mesh gives. Without Listen it answers on
+	// Docker's bridge and on weft's.
+	DNS    dns.Config
+	Docker DockerConfig
 
-	Bridge     string
-	LogLevel   slog.Level
-	StatusAddr string // empty: off
-	Socket     string
+	StatusAddr string // ADDRESS:PORT for status and metrics; empty: off
+	Socket     string // of the control API
 	StateDir   string
 	PinDir     string // of the fast datapath; empty: beside the socket
-
-	// DockerHost is where the Docker engine listens, like
-	// unix:///var/run/docker.sock; empty: this host's containers are not Docker's.
-	DockerHost string
-	// PluginSocket is where Docker finds its drivers named weft; empty: there are
-	// none.
-	PluginSocket string
-	// Proxy is Docker's API with weft in it, as far as users decide; nil: there
-	// is none. Without drivers there is none either.
-	Proxy *proxy.Config
-	// ProxyListen is where that is, unix:///PATH or tcp://HOST:PORT each.
-	ProxyListen []string
-	ProxyTLS    proxy.TLS
-
-	// ProtocolMin and ProtocolMax narrow what this router speaks, for tests
-	// of mixed meshes; zero: what this build speaks.
-	ProtocolMin, ProtocolMax int
+	LogLevel   slog.Level
+	// Log is where the router logs; nil: nowhere.
+	Log *slog.Logger
 }
 
-// DefaultMTU is the MTU of containers: with the overhead of an encrypted link
-// it fits the networks of all big clouds, of 1460 bytes the smallest.
-const DefaultMTU = 1376
+// DockerConfig configures what a router has to do with Docker.
+type DockerConfig struct {
+	// Host is where the Docker engine listens, like unix:///var/run/docker.sock;
+	// empty: the containers of this host are not Docker's.
+	Host string
+	// Driver makes the router Docker's network and address driver weft, which
+	// Docker finds at DriverSocket.
+	Driver       bool
+	DriverSocket string
+	// Proxy makes the router serve Docker's API with weft in it at ProxyListen,
+	// unix:///PATH or tcp://HOST:PORT each. Without Driver there is none.
+	Proxy       bool
+	ProxyListen []string
+	ProxyTLS    proxy.TLS
+	ProxyConfig proxy.Config
+}
 
-// InitKind says how the first ring is made.
-type InitKind string
+// sockets returns where the router listens for Docker and its clients.
+func (c *DockerConfig) sockets() (list []string) {
+	if c.Host != "" && c.Driver {
+		list = append(list, "unix://"+c.DriverSocket)
+		if c.Proxy {
+			list = append(list, c.ProxyListen...)
+		}
+	}
+	return list
+}
 
-// The kinds.
-const (
-	InitConsensus InitKind = "consensus" // a majority agrees
-	InitSeed      InitKind = "seed"      // the named peers share it, by decree
-	InitObserver  InitKind = "observer"  // others make it
-)
+// DefaultConfig returns the configuration of a router that is launched without
+// flags.
+func DefaultConfig() *Config {
+	return &Config{
+		Port: DefaultPort, Bridge: netdev.BridgeName, MTU: DefaultMTU,
+		Mesh:  mesh.Config{ConnLimit: DefaultConnLimit, Discover: true},
+		Range: netip.MustParsePrefix(DefaultRange),
+		DNS: dns.Config{
+			Domain: dns.DefaultDomain, TTL: dns.DefaultTTL, Timeout: forward.DefaultTimeout, ResolvConf: resolvconf.DefaultPath,
+		},
+		Docker: DockerConfig{
+			Host: docker.DefaultHost, Driver: true, DriverSocket: DefaultDriverSocket, Proxy: true,
+			ProxyListen: []string{DefaultProxyListen},
+			ProxyConfig: proxy.Config{HostnameMatch: regexp.MustCompile("(.*)"), HostnameReplacement: "$1"},
+		},
+		StatusAddr: api.DefaultStatusAddr, Socket: api.DefaultSocket, StateDir: DefaultStateDir,
+	}
+}
 
-// IPAllocInit is the value of --ipalloc-init.
-type IPAllocInit struct {
-	Kind InitKind
-	// Quorum, for InitConsensus, is how many peers the mesh is expected to
-	// have at the beginning; 0: as many as there are targets, and this one.
-	Quorum int
-	Seeds  []peer.Name // for InitSeed
+// ranges returns the ranges that addresses come from.
+func (c *Config) ranges() (list []netip.Prefix) {
+	for _, r := range []netip.Prefix{c.Range, c.Range6} {
+		if r.IsValid() {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// ringInit returns how the first ring is made by a router with these targets.
+func (c *Config) ringInit(targets []string) ipam.Init {
+	init := c.Init
+	switch {
+	case init.Expect > 0 || init.Mode == ipam.Seed:
+	case init.Mode == ipam.Observer:
+		init.Expect = max(1, len(targets))
+	default:
+		init.Expect = len(targets) + 1
+	}
+	return init
 }
 
 // Files in Config.StateDir.
@@ -116,15 +173,14 @@ const (
 	identityFile = "identity.key"
 	ipamFile     = "ipam.db"
 	ipam6File    = "ipam6.db"
-	// LogFile is where launch sends the output of a router in the background.
+	// LogFile is the log of a router in the background.
 	LogFile = "weft.log"
-	// LaunchFile is where launch writes what a router that a service manager runs
-	// is given.
+	// LaunchFile has the settings of a router that a service manager runs.
 	LaunchFile = "launch.env"
 )
 
-// pinDir is where the fast datapath pins what outlives the router: beside the
-// socket, in a file system of its own.
+// pinDir is where the fast datapath pins the objects that outlive the router: beside
+// the socket, in a file system of its own.
 func (c *Config) pinDir() string {
 	if c.PinDir != "" {
 		return c.PinDir

@@ -5,14 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -24,29 +21,35 @@ import (
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/router/fastpath/kernel"
-	"github.com/weft-net/weft/router/fastpath/plan"
-	"github.com/weft-net/weft/router/wireguard"
 )
 
 const (
 	// sweepEvery is how often containers and rules are compared with the
 	// kernel.
 	sweepEvery = 10 * time.Second
-	// restoreTimeout is how long the addresses of running containers are
-	// claimed again after a start, which may need a ring first.
+	// restoreTimeout bounds claiming the addresses of running containers after a
+	// start, which may need a ring first.
 	restoreTimeout = 10 * time.Minute
-	// leaveTimeout bounds taking leave after a signal.
+	// leaveTimeout bounds leaving the mesh after a signal.
 	leaveTimeout = 5 * time.Second
+	// engineLeaveTimeout leaves time for the mesh if the container engine hangs.
+	engineLeaveTimeout = leaveTimeout / 2
 )
 
-// Assemble makes the mesh, the switch and the allocators of one host. The
-// bridge exists and the process holds the lock on the state folder.
-type Assemble func(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (*Parts, error)
+// Run runs a router until ctx ends, or the API tells it to stop or to reset; then it
+// returns nil. An error says why the router could not start or go on. C must have
+// passed Check.
+func Run(ctx context.Context, c *Config) error { return run(ctx, c, newHost) }
 
-// Run is a router from its start to its end: until it is told to stop or reset
-// over the API, or ctx ends, which is a stop.
-func Run(ctx context.Context, c *Config, assemble Assemble, log *slog.Logger) (err error) {
+func run(ctx context.Context, c *Config, assemble assemble) (err error) {
+	if ctx.Err() != nil {
+		return nil
+	}
+	own := *c
+	c = &own
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
@@ -58,39 +61,16 @@ func Run(ctx context.Context, c *Config, assemble Assemble, log *slog.Logger) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	d := &daemon{config: c, log: log, store: st}
+	d := &daemon{config: c, log: c.Log, store: st}
 	if aside != "" {
-		d.warn("the state file was damaged; it was set aside as " + aside + " and what it held comes back from the peers")
+		d.warn("the state file was damaged and set aside as " + aside + "; what it held comes back from the peers")
 	}
 	socket, err := api.ListenUnix(c.Socket)
 	if err != nil {
 		return err
 	}
 	defer socket.Close()
-	if err := d.checkRange(); err != nil {
-		return err
-	}
-	id, err := d.identity()
-	if err != nil {
-		return err
-	}
-	// A peer's name is a MAC address that no other host's bridge has.
-	if err := netdev.EnsureBridge(c.Bridge, net.HardwareAddr(id.Name[:]), c.MTU); err != nil {
-		return err
-	}
-	targets, err := d.startTargets()
-	if err != nil {
-		return err
-	}
-	// Who is waited for with the first ring are those of the last run too: with
-	// fewer, a router that starts again before there is one would make its own.
-	started := *c
-	started.Peers = targets
-	parts, err := assemble(&started, id, st, log)
-	if err != nil {
-		return err
-	}
-	if err := d.begin(id.Name, parts, targets); err != nil {
+	if err := d.open(assemble); err != nil {
 		return err
 	}
 	if err := d.serve(ctx, socket); err != nil {
@@ -102,60 +82,96 @@ func Run(ctx context.Context, c *Config, assemble Assemble, log *slog.Logger) (e
 	return nil
 }
 
-// daemon implements api.Backend.
+// daemon is the running router. It implements api.Status and api.Lifecycle, and its
+// parts implement the other interfaces of the API.
 type daemon struct {
-	// Constant after begin.
-	config      *Config
-	log         *slog.Logger
-	store       *store.Store
-	name        peer.Name
-	node        Node
-	ranges      ranges
-	targets     *targets
-	attachments *attachments
-	exposures   *exposures
-	externs     *externs
-	leases      *leases
-	names       *dns.Service
-	engine      *engine // nil: without Docker
-	warnings    []string
-	end         context.CancelFunc // ends serve; set by it before it serves
+	// Constant after open.
+	config     *Config
+	log        *slog.Logger
+	store      *store.Store
+	name       peer.Name
+	node       node
+	names      *dns.Service
+	engine     engine
+	targets    *targets
+	namespaces *namespaces
+	docker     *dockerContainers
+	exposures  *exposures
+	external   *externalNames
+	leases     *leases
+	containers *containers
+	warnings   []string
+	end        context.CancelFunc // ends serve, which sets it before it serves
 
-	ready   atomic.Bool
-	leaving atomic.Bool // Stop or Reset was called, and only one may be
-	reset   atomic.Bool // Reset succeeded
+	gate  gate // closed once Stop or Reset was called, and only one may be
+	ready atomic.Bool
+	reset atomic.Bool // Reset succeeded
 }
 
-// warn puts a line into the log and into every report.
+// warn writes a line to the log and to every report.
 func (d *daemon) warn(text string) {
-	d.log.Warn("not as it should be", "what", text)
+	d.log.Warn("the router runs with a restriction", "what", text)
 	d.warnings = append(d.warnings, text)
 }
 
-// checkRange refuses the default range where the host's own routes have
+// open makes the bridge and the parts, and notes that the router runs.
+func (d *daemon) open(assemble assemble) error {
+	if err := d.checkRoutes(); err != nil {
+		return err
+	}
+	id, err := loadIdentity(d.config.path(identityFile), rand.Reader)
+	if err != nil {
+		return err
+	}
+	if !d.config.Name.IsZero() {
+		id.Name = d.config.Name
+	}
+	d.name = id.Name
+	// A peer's name is a MAC address that no other host's bridge has.
+	if err := netdev.EnsureBridge(d.config.Bridge, net.HardwareAddr(id.Name[:]), d.config.MTU); err != nil {
+		return err
+	}
+	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
+	if err != nil {
+		return err
+	}
+	if crashed {
+		d.log.Info("the last run did not end by a stop; going on with its targets")
+	}
+	// The first ring waits for the targets of the last run too: with fewer, a router
+	// that starts again before there is a ring would make one of its own.
+	d.config.Peers = list
+	p, err := assemble(d.config, id, d.store)
+	if err != nil {
+		return err
+	}
+	if err := d.connect(p, list); err != nil {
+		p.node.Close()
+		return err
+	}
+	return nil
+}
+
+// checkRoutes refuses the default range if the host's own routes have
 // addresses of it, and only warns if the user chose the range.
-func (d *daemon) checkRange() error {
-	ours := []string{d.config.Bridge}
-	for _, p := range []struct {
+func (d *daemon) checkRoutes() error {
+	for _, r := range []struct {
 		flag  string
+		value netip.Prefix
 		given bool
-	}{{"--ipalloc-range", d.config.RangeGiven}, {"--ipalloc-range6", true}} {
-		r := d.config.Range
-		if p.flag == "--ipalloc-range6" {
-			r = d.config.Range6
-		}
-		if !r.IsValid() {
+	}{{"--ipalloc-range", d.config.Range, d.config.RangeGiven}, {"--ipalloc-range6", d.config.Range6, true}} {
+		if !r.value.IsValid() {
 			continue
 		}
-		route, err := netdev.Overlap(r, ours...)
+		route, err := netdev.Overlap(r.value, d.config.Bridge)
 		if err != nil {
 			return err
 		}
 		if route == nil {
 			continue
 		}
-		text := fmt.Sprintf("the address range %s overlaps the route %s of this host; choose another with %s", r, route, p.flag)
-		if !p.given {
+		text := fmt.Sprintf("the address range %s overlaps the route %s of this host; choose another with %s", r.value, route, r.flag)
+		if !r.given {
 			return errors.New(text)
 		}
 		d.warn(text)
@@ -163,117 +179,79 @@ func (d *daemon) checkRange() error {
 	return nil
 }
 
-func (d *daemon) identity() (*peer.Identity, error) {
-	id, err := loadIdentity(d.config.path(identityFile), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	if !d.config.Name.IsZero() {
-		id.Name = d.config.Name
-	}
-	return id, nil
-}
-
-func (d *daemon) startTargets() ([]string, error) {
-	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
-	if crashed {
-		d.log.Info("the last run did not end by a stop; going on where it was")
-	}
-	return list, err
-}
-
-// begin takes the parts over and starts the record of this run.
-func (d *daemon) begin(name peer.Name, parts *Parts, targetList []string) error {
-	d.name, d.node, d.ranges = name, parts.Node, parts.Ranges
-	d.names = parts.Names
-	d.attachments = newAttachments(d.store, d.ranges, d.names, d.config.Bridge, d.config.MTU, d.log)
-	d.exposures = newExposures(d.store, d.ranges, d.names, d.config.Bridge, d.log)
-	d.exposures.keepClients = d.config.NoMasqLocal
-	d.externs = newExterns(d.store, d.names, d.log)
-	d.leases = &leases{addresses: d.ranges, stateDir: d.config.StateDir, log: d.log}
+// connect makes the daemon's own parts on top of p, and starts the record of this run.
+func (d *daemon) connect(p *parts, targetList []string) (err error) {
+	c := d.config
+	d.node, d.names = p.node, p.names
+	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, log: d.log}
+	d.namespaces, d.docker = newNamespaces(ac), newDockerContainers(ac)
+	d.exposures = newExposures(exposeConfig{
+		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, keepClients: c.NoMasqLocal, log: d.log,
+	})
+	d.external = newExternalNames(d.store, p.names, d.log)
+	d.leases = &leases{gate: &d.gate, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, log: d.log}
 	if boot := currentBoot(); len(boot) > 0 {
 		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
 			return err
 		}
 	}
-	if !d.config.DNS.Off {
-		d.attachments.restoreNames()
+	if !c.DNS.Off {
+		d.namespaces.restoreNames()
+		d.docker.restoreNames()
 		d.exposures.restoreNames()
-		d.externs.restoreNames()
+		d.external.restoreNames()
 	}
-	if d.config.DockerHost != "" {
-		log := d.log.With("part", "docker")
-		var ds *drivers
-		if d.config.PluginSocket != "" {
-			ds = newDrivers(d, log)
-		}
-		var err error
-		if d.engine, err = newEngine(d, ds, log); err != nil {
-			return err
-		}
+	if d.engine, err = newEngine(c.Docker, d.docker, p.names); err != nil {
+		return err
 	}
+	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures}
 	if err := d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning), Value: []byte{1}}}); err != nil {
 		return fmt.Errorf("note that the router runs: %w", err)
 	}
 	d.targets = &targets{store: d.store, set: d.node.SetTargets}
-	if err := d.targets.add(targetList, true); err != nil {
+	if err := d.targets.replace(targetList); err != nil {
 		return err
 	}
-	if len(d.config.Passwords) == 0 {
-		d.log.Warn("no password is set: whoever reaches this host can join the mesh")
+	if len(c.Mesh.Passwords) == 0 {
+		d.log.Warn("no password is set: every host that reaches this one can join the mesh")
 	}
 	return nil
 }
 
-// serve runs everything until the end, and returns nil if that was asked for.
+// serve runs everything until the end, and returns nil if a stop was asked for.
 func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
-	// The work goes on after ctx has ended, until leave is taken.
-	working, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
-	d.end = end
-	g, working := errgroup.WithContext(working)
-	d.serveProxy(working, g)
-	metrics := metricsHandler(func() *api.Report { return d.report() })
 	var status net.Listener
 	if d.config.StatusAddr != "" {
 		var err error
 		if status, err = net.Listen("tcp", d.config.StatusAddr); err != nil {
+			d.node.Close()
 			return fmt.Errorf("listen for status and metrics: %w", err)
 		}
+	}
+	// The work goes on after ctx has ended, until the router has left the mesh.
+	working, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	d.end = end
+	g, working := errgroup.WithContext(working)
+	d.engine.start(working, g)
+	metrics := metricsHandler(func() *api.Report { return d.report() })
+	if status != nil {
 		g.Go(func() error { return api.Serve(working, status, api.Handler(api.StatusRoutes(d, metrics)), d.log) })
 	}
 	g.Go(func() error { return api.Serve(working, socket, d.handler(metrics), d.log) })
 	g.Go(func() error { return d.node.Run(working) })
-	g.Go(func() error {
-		restore, cancel := context.WithTimeout(working, restoreTimeout)
-		defer cancel()
-		d.attachments.restore(restore)
-		d.exposures.restore(restore)
-		return nil
-	})
+	g.Go(func() error { d.restore(working); return nil })
 	g.Go(func() error { d.sweep(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
-	if d.engine != nil {
-		g.Go(func() error { d.engine.run(working); return nil })
-	}
-	if d.engine != nil && d.engine.drivers != nil {
-		g.Go(func() error {
-			if err := d.engine.drivers.serve(working); err != nil {
-				d.log.Warn("docker has no driver weft", "error", err)
-			}
-			return nil
-		})
-	}
-	stop := context.AfterFunc(ctx, func() {
-		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
-		defer cancel()
-		if err := d.Stop(leave); err != nil {
-			d.log.Warn("took no proper leave of the mesh", "error", err)
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			d.stopBySignal(context.WithoutCancel(ctx))
+		case <-working.Done():
 		}
-		end()
+		return nil
 	})
-	defer stop()
-	d.log.Info("ready", "name", d.name, "nickname", d.config.NickName, "version", version.String(), "socket", d.config.Socket)
+	d.log.Info("ready", "name", d.name, "nickname", d.config.Mesh.Nickname, "version", version.String(), "socket", d.config.Socket)
 	d.ready.Store(true)
 	if err := notifyReady(); err != nil {
 		d.log.Warn("the service manager does not know that the router is ready", "err", err)
@@ -283,22 +261,37 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 
 // handler serves the whole control API.
 func (d *daemon) handler(metrics http.Handler) http.Handler {
-	return api.Handler(api.StatusRoutes(d, metrics), api.ContainerRoutes(d), api.ExposureRoutes(d), api.LeaseRoutes(d), api.NameRoutes(d),
-		api.PeerRoutes(d), api.LifecycleRoutes(d))
+	return api.Handler(
+		api.StatusRoutes(d, metrics),
+		api.ContainerRoutes(d.containers),
+		api.ExposureRoutes(d.exposures),
+		api.LeaseRoutes(d.leases),
+		api.NameRoutes(&nameRequests{off: d.config.DNS.Off, dns: d.names, engine: d.engine, namespaces: d.namespaces, external: d.external}),
+		api.PeerRoutes(&peerRequests{node: d.node, targets: d.targets, addresses: d.leases.addresses}),
+		api.LifecycleRoutes(d),
+	)
 }
 
-// watch has names follow what happens to interfaces and addresses at once. Where
-// the kernel does not tell, they do so a little later.
+func (d *daemon) restore(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
+	d.docker.restore(ctx)
+	d.namespaces.restore(ctx)
+	d.exposures.restore(ctx)
+}
+
+// watch makes names follow the changes of interfaces and addresses at once. If the
+// kernel does not report them, names follow a little later, by sweep.
 func (d *daemon) watch(ctx context.Context) {
 	w, err := netdev.NewWatch()
 	if err == nil {
 		defer w.Close()
 		err = w.Run(ctx, func() {
 			d.names.NetworkChanged()
-			d.attachments.bury(time.Now())
-			if d.engine != nil {
-				d.engine.bury()
-			}
+			now := time.Now()
+			d.docker.removeNamesOfGone(now)
+			d.namespaces.removeNamesOfGone(now)
+			d.engine.interfacesChanged()
 		})
 	}
 	if err != nil {
@@ -314,60 +307,86 @@ func (d *daemon) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			d.attachments.sweep(now)
+			d.docker.sweep(now)
+			d.namespaces.sweep(now)
 			d.exposures.reconcile()
 			d.leases.sweep()
 		}
 	}
 }
 
-// Erase removes everything that a router that does not run has left on the
-// host: its interfaces, its rules, its state and its socket.
-func Erase(c *Config) error {
-	errs := []error{
-		kernel.Remove(kernel.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
-		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: plan.TunnelPrefix}),
-		netdev.DeleteAll(c.Bridge, netdev.TAPName),
-		netdev.UnpassGuard(context.Background(), c.Bridge),
-	}
-	var files []string
-	for _, f := range []string{storeFile, ipamFile, ipam6File} {
-		found, err := filepath.Glob(c.path(f) + "*") // those set aside too
-		if err != nil {
-			return fmt.Errorf("remove the state: %w", err)
-		}
-		files = append(files, found...)
-	}
-	for _, s := range append([]string{"unix://" + c.PluginSocket}, c.ProxyListen...) {
-		// What a router that was killed left: Docker would wait for it.
-		path, unix := strings.CutPrefix(s, "unix://")
-		if info, err := os.Lstat(path); unix && err == nil && info.Mode().Type() == os.ModeSocket {
-			files = append(files, path)
-		}
-	}
-	gone, err := filepath.Glob(filepath.Join(api.GoneFolder(c.StateDir), "*"))
-	if err != nil {
-		return fmt.Errorf("remove the state: %w", err)
-	}
-	files = append(files, append(gone, api.GoneFolder(c.StateDir))...)
-	for _, f := range append(files, c.path(identityFile), c.path(LogFile), c.path(LaunchFile), c.Socket) {
-		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove the state: %w", err))
-		}
-	}
-	// Folders that hold something of somebody else's stay.
-	for _, folder := range []string{c.StateDir, filepath.Dir(c.Socket)} {
-		if entries, err := os.ReadDir(folder); err == nil && len(entries) == 0 {
-			errs = append(errs, os.Remove(folder))
-		}
-	}
-	return errors.Join(errs...)
+// isReady reports whether the router has started and is not about to stop.
+func (d *daemon) isReady() bool { return d.ready.Load() && !d.gate.closed.Load() }
+
+// Ready implements api.Status.
+func (d *daemon) Ready(context.Context) api.Ready {
+	return api.Ready{Ready: d.isReady(), PID: os.Getpid(), Version: version.String(), Name: d.name.String()}
 }
 
-// Exists tells whether a router has left state on the host.
-func Exists(c *Config) bool {
-	return slices.ContainsFunc([]string{storeFile, identityFile}, func(f string) bool {
-		_, err := os.Lstat(c.path(f))
-		return err == nil
-	})
+// Report implements api.Status.
+func (d *daemon) Report(context.Context) (*api.Report, error) { return d.report(), nil }
+
+func (d *daemon) report() *api.Report {
+	r := &api.Report{
+		Ready:       d.isReady(),
+		Version:     version.String(),
+		Attachments: d.containers.list(),
+		Warnings:    append([]string{}, d.warnings...),
+	}
+	d.node.Report(r)
+	r.Router.Targets = d.targets.get()
+	d.engine.report(r)
+	if len(d.config.Mesh.Passwords) == 0 {
+		r.Warnings = append(r.Warnings, "no password is set: every host that reaches this one can join the mesh (--password)")
+	}
+	r.Warnings = append(r.Warnings, d.exposures.warnings()...)
+	return r
+}
+
+// Stop implements api.Lifecycle. Containers stay attached. A stop that fails ends
+// the router too: the user wants it to end, and peers find out by themselves.
+func (d *daemon) Stop(ctx context.Context) error {
+	if d.gate.closed.Swap(true) {
+		return errLeaving
+	}
+	d.log.Info("stopping")
+	d.engine.leave(ctx)
+	defer d.end()
+	return d.noteStopped()
+}
+
+// Reset implements api.Lifecycle. If the addresses cannot be handed over, the router
+// goes on: they would be lost with the state, so the user must decide.
+func (d *daemon) Reset(ctx context.Context) error {
+	if d.gate.closed.Swap(true) {
+		return errLeaving
+	}
+	d.log.Info("stopping to reset this host")
+	d.engine.leave(ctx)
+	err := d.node.HandOver(ctx)
+	if err == nil {
+		err = d.noteStopped()
+	}
+	if err != nil {
+		d.gate.closed.Store(false)
+		return err
+	}
+	d.reset.Store(true)
+	d.end()
+	return nil
+}
+
+// noteStopped notes that this run ends by a stop, and not by a crash.
+func (d *daemon) noteStopped() error {
+	return d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning)}})
+}
+
+// stopBySignal stops the router, unless it is stopping already.
+func (d *daemon) stopBySignal(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	if err := d.Stop(ctx); err != nil {
+		d.log.Warn("the router did not leave the mesh properly", "err", err)
+	}
+	d.end()
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/weft-net/weft/internal/store"
 )
 
-// Site, "What survives what".
+// The page "What survives what" of the site.
 func TestTargetsAtStart(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -33,9 +33,9 @@ func TestTargetsAtStart(t *testing.T) {
 		{"crash, launch --resume", []string{"a"}, true, nil, true, []string{"a"}},
 	} {
 		st := openStore(t)
-		var told []string
-		ts := &targets{store: st, set: func(list []string) { told = list }}
-		if err := ts.add(c.stored, true); err != nil {
+		var inMesh []string
+		ts := &targets{store: st, set: func(list []string) { inMesh = list }}
+		if err := ts.replace(c.stored); err != nil {
 			t.Fatal(err)
 		}
 		if c.crashed {
@@ -47,30 +47,30 @@ func TestTargetsAtStart(t *testing.T) {
 		if err != nil || crashed != c.crashed || !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, crashed %v, %v; want %v", c.name, got, crashed, err, c.want)
 		}
-		if !slices.Equal(told, c.stored) {
-			t.Errorf("%s: the mesh was told %v, want %v", c.name, told, c.stored)
+		if !slices.Equal(inMesh, c.stored) {
+			t.Errorf("%s: the mesh has %v, want %v", c.name, inMesh, c.stored)
 		}
 	}
 }
 
 func TestConnectAndForget(t *testing.T) {
-	var told []string
-	ts := &targets{store: openStore(t), set: func(list []string) { told = list }}
+	var inMesh []string
+	ts := &targets{store: openStore(t), set: func(list []string) { inMesh = list }}
 	for _, c := range []struct {
 		do   func() error
 		want []string
 	}{
-		{func() error { return ts.add([]string{"a", "b"}, false) }, []string{"a", "b"}},
-		{func() error { return ts.add([]string{"b", "c"}, false) }, []string{"a", "b", "c"}},
+		{func() error { return ts.add([]string{"a", "b"}) }, []string{"a", "b"}},
+		{func() error { return ts.add([]string{"b", "c"}) }, []string{"a", "b", "c"}},
 		{func() error { return ts.remove([]string{"b", "x"}) }, []string{"a", "c"}},
-		{func() error { return ts.add([]string{"d"}, true) }, []string{"d"}},
-		{func() error { return ts.add(nil, true) }, nil},
+		{func() error { return ts.replace([]string{"d"}) }, []string{"d"}},
+		{func() error { return ts.replace(nil) }, nil},
 	} {
 		if err := c.do(); err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Equal(told, c.want) || !slices.Equal(ts.get(), c.want) {
-			t.Errorf("told %v, kept %v, want %v", told, ts.get(), c.want)
+		if !slices.Equal(inMesh, c.want) || !slices.Equal(ts.get(), c.want) {
+			t.Errorf("the mesh has %v, kept %v, want %v", inMesh, ts.get(), c.want)
 		}
 	}
 }
@@ -110,7 +110,6 @@ func FuzzParseSeed(f *testing.F) {
 	})
 }
 
-// Issue item 7.
 func TestMetrics(t *testing.T) {
 	h := metricsHandler(func() *api.Report {
 		return &api.Report{

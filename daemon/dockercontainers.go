@@ -13,66 +13,69 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// inDocker is what the record of a container of Docker's has besides.
-type inDocker struct {
-	Name string `json:"name"`
-	// Named are the addresses that the user asked for; no others take their
-	// place.
-	Named        []netip.Prefix `json:"named,omitempty"`
-	WithoutDNS   bool           `json:"withoutDNS,omitempty"`
-	RewriteHosts bool           `json:"rewriteHosts,omitempty"`
-	AddHosts     []string       `json:"addHosts,omitempty"`
-	// Released: the container has not run for a while, and others may have its
-	// addresses.
-	Released bool `json:"released,omitempty"`
+// dockerContainers attaches Docker's containers, whose records outlive their runs.
+// Owners are the containers' ids.
+type dockerContainers struct{ *attachments }
+
+var _ kind = (*dockerContainers)(nil)
+
+const bucketDockerContainers = "docker-attachments"
+
+func newDockerContainers(c attachConfig) *dockerContainers {
+	cs := new(dockerContainers)
+	cs.attachments = newAttachments(c, bucketDockerContainers, cs)
+	return cs
 }
 
-// newInDocker starts the record of a container that r attaches, nil if p is not
-// Docker's.
-func newInDocker(p place, r api.AttachRequest) *inDocker {
-	if p.container == nil {
-		return nil
-	}
-	return &inDocker{Name: p.container.Name, WithoutDNS: r.WithoutDNS, RewriteHosts: r.RewriteHosts, AddHosts: r.AddHosts}
+func (cs *dockerContainers) newRecord(p place, r api.AttachRequest) attachment {
+	return attachment{Netns: p.netns, NoMulticastRoute: r.NoMulticastRoute, Docker: dockerRecord{
+		Name: p.name, WithoutDNS: r.WithoutDNS, RewriteHosts: r.RewriteHosts, AddHosts: r.AddHosts,
+	}}
 }
 
-// name notes which of the addresses the user asked for.
-func (d *inDocker) name(as []api.Address) {
-	if d == nil {
-		return
-	}
-	for _, a := range as {
-		if a.Kind == api.Exactly && !slices.Contains(d.Named, a.Prefix) {
-			d.Named = append(d.Named, a.Prefix)
-		}
-	}
-}
-
-// isThere tells whether the namespace at a's path is still the one that a's
+// isCurrent reports whether the namespace at a's path is still the one that a's
 // port leads to: the path names a process, and its number may be another's now.
-func (as *attachments) isThere(a attachment) bool {
-	ifaces, err := netdev.Attached(a.Netns, as.bridge)
+func (cs *dockerContainers) isCurrent(_ string, a attachment) bool {
+	ifaces, err := netdev.Attached(a.Netns, cs.bridge)
 	return err == nil && slices.ContainsFunc(ifaces, func(i netdev.Iface) bool { return i.HostName == a.Port })
 }
 
-// live returns the record of a container of Docker's that is attached in this run
-// of it.
-func (as *attachments) live(owner string) (attachment, bool) {
-	a, known := as.get(owner)
-	return a, known && a.Docker != nil && a.Port != "" && linkExists(a.Port)
+func (cs *dockerContainers) awaitsRun(a attachment) bool { return a.Docker.Released || a.Port == "" }
+
+// newRun keeps the record, which says what the container had in its last run.
+func (cs *dockerContainers) newRun(string) error { return nil }
+
+// endRun frees the addresses of a container that does not run; its record stays
+// for its next run.
+func (cs *dockerContainers) endRun(owner string) error {
+	if err := cs.addresses.take(owner, cs.addresses.owned(owner)); err != nil {
+		return err
+	}
+	a, known := cs.get(owner)
+	if !known {
+		return nil
+	}
+	a.Docker.Released = true
+	return cs.put(owner, a)
 }
 
-// recorded finds a container of Docker's by what is on record, for when Docker
-// can not be asked: by its id, the beginning of it, or its name.
-func (as *attachments) recorded(ref string) (place, bool) {
+// live returns the record of a container that is attached in its current run.
+func (cs *dockerContainers) live(owner string) (attachment, bool) {
+	a, known := cs.get(owner)
+	return a, known && a.isPlugged()
+}
+
+// recorded finds a container in the records, for when Docker does not answer: by
+// its id, the beginning of it, or its name.
+func (cs *dockerContainers) recorded(ref string) (place, bool) {
 	var found []place
-	for _, owner := range as.owners() {
-		a, known := as.get(owner)
-		if !known || a.Docker == nil || a.Docker.Name != ref && !strings.HasPrefix(owner, ref) {
+	for _, owner := range cs.owners() {
+		a, known := cs.get(owner)
+		if !known || a.Docker.Name != ref && !strings.HasPrefix(owner, ref) {
 			continue
 		}
-		p := place{owner: owner, container: &docker.Container{ID: owner, Name: a.Docker.Name}}
-		if as.isThere(a) {
+		p := place{owner: owner, name: a.Docker.Name}
+		if cs.isCurrent(owner, a) {
 			p.netns = a.Netns
 		}
 		found = append(found, p)
@@ -83,33 +86,33 @@ func (as *attachments) recorded(ref string) (place, bool) {
 	return found[0], true
 }
 
-// rejoin gives a container of Docker's that runs, and was attached in this run
-// or an earlier one, what its record says it has. An address that another took
-// meanwhile is replaced by one of the same subnet, unless the user had asked
-// for that very address.
-func (as *attachments) rejoin(ctx context.Context, c *docker.Container) (now attachment, err error) {
-	defer as.locks.lock(c.ID)()
-	a, known := as.get(c.ID)
-	if !known || a.Docker == nil {
+// rejoin gives a running container, which was attached in this run or an earlier
+// one, what its record says it has. An address that another container took
+// meanwhile is replaced by one of the same subnet, unless the user had asked for
+// that very address.
+func (cs *dockerContainers) rejoin(ctx context.Context, c *docker.Container) (now attachment, err error) {
+	defer cs.lock(c.ID)()
+	a, known := cs.get(c.ID)
+	if !known {
 		return attachment{}, nil
 	}
 	if len(a.Addresses) == 0 {
-		// The router ended before it had attached it.
-		return attachment{}, as.forget(c.ID)
+		// The router ended before it had attached the container.
+		return attachment{}, cs.forget(c.ID)
 	}
 	before := a.Addresses
 	a.Addresses = nil
 	var fresh []netip.Prefix
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, as.addresses.take(c.ID, fresh))
+			err = errors.Join(err, cs.addresses.take(c.ID, fresh))
 		}
 	}()
 	for _, p := range before {
-		got, isFresh, err := as.addresses.give(ctx, c.ID, api.Address{Kind: api.Exactly, Prefix: p})
-		if err != nil && !slices.Contains(a.Docker.Named, p) {
-			as.log.Warn("another took the address of a container that was away", "container", c.Name, "address", p, "error", err)
-			got, isFresh, err = as.addresses.give(ctx, c.ID, api.Address{Kind: api.FromSubnet, Prefix: p.Masked()})
+		got, isFresh, err := cs.addresses.give(ctx, c.ID, api.Address{Kind: api.Exactly, Prefix: p})
+		if err != nil && !slices.Contains(a.Requested, p) {
+			cs.log.Warn("another container took the address of one that did not run", "container", c.Name, "addr", p, "err", err)
+			got, isFresh, err = cs.addresses.give(ctx, c.ID, api.Address{Kind: api.FromSubnet, Prefix: p.Masked()})
 		}
 		if err != nil {
 			return attachment{}, fmt.Errorf("attach container %s again: %w", c.Name, err)
@@ -121,45 +124,26 @@ func (as *attachments) rejoin(ctx context.Context, c *docker.Container) (now att
 			a.Addresses = append(a.Addresses, got)
 		}
 	}
-	record := *a.Docker
-	record.Name, record.Released = c.Name, false
-	a.Docker = &record
-	return a, as.join(place{owner: c.ID, netns: c.Netns(), container: c}, a, a.Addresses)
+	a.Docker.Name, a.Docker.Released = c.Name, false
+	return a, cs.join(place{owner: c.ID, netns: c.Netns(), name: c.Name}, a, a.Addresses)
 }
 
-// release frees the addresses of a container that does not run; its record
-// stays for its next run.
-func (as *attachments) release(owner string) error {
-	if err := as.addresses.take(owner, as.addresses.owned(owner)); err != nil {
-		return err
-	}
-	a, known := as.get(owner)
-	if !known || a.Docker == nil {
-		return nil
-	}
-	record := *a.Docker
-	record.Released = true
-	a.Docker = &record
-	return as.put(owner, a)
-}
-
-// remove frees the addresses of a container that does not exist any more.
-func (as *attachments) remove(owner string) {
-	defer as.locks.lock(owner)()
-	if a, known := as.get(owner); !known || a.Docker == nil {
+// remove frees the addresses of a container that Docker has removed.
+func (cs *dockerContainers) remove(owner string) {
+	defer cs.lock(owner)()
+	if _, known := cs.get(owner); !known {
 		return
 	}
-	if err := as.forget(owner); err != nil {
-		as.log.Warn("the addresses of a container that is gone could not be freed", "owner", owner, "error", err)
+	if err := cs.forget(owner); err != nil {
+		cs.log.Warn("the addresses of a container that was removed could not be freed", "owner", owner, "err", err)
 	}
 }
 
-// keepOnly removes the containers of Docker's that are not among those that
-// exist.
-func (as *attachments) keepOnly(exist []string) {
-	for _, owner := range as.owners() {
+// keepOnly removes the records of all containers but those that exist.
+func (cs *dockerContainers) keepOnly(exist []string) {
+	for _, owner := range cs.owners() {
 		if !slices.Contains(exist, owner) {
-			as.remove(owner)
+			cs.remove(owner)
 		}
 	}
 }

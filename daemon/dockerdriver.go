@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,55 +22,6 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
-
-// driverAddresses is the allocators as Docker's driver wants them. It
-// implements plugin.Addresses.
-type driverAddresses struct{ ranges }
-
-func (as driverAddresses) Default(v6 bool) (netip.Prefix, bool) {
-	for _, u := range as.ranges {
-		if u.Range().Addr().Is6() == v6 {
-			return u.DefaultSubnet(), true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
-func (as driverAddresses) Check(subnet netip.Prefix) error {
-	ranges := ""
-	for _, u := range as.ranges {
-		if r := u.Range(); r.Contains(subnet.Addr()) && r.Bits() <= subnet.Bits() {
-			return nil
-		}
-		ranges += " " + u.Range().String()
-	}
-	if ranges == "" {
-		return fmt.Errorf("subnet %s: this router was launched without a range of addresses", subnet)
-	}
-	return fmt.Errorf("subnet %s is outside of what weft has to give:%s", subnet, ranges)
-}
-
-func (as driverAddresses) Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
-	p, _, err := as.give(ctx, owner, api.Address{Kind: api.FromSubnet, Prefix: subnet})
-	return p, err
-}
-
-func (as driverAddresses) Claim(ctx context.Context, owner string, p netip.Prefix) error {
-	_, _, err := as.give(ctx, owner, api.Address{Kind: api.Exactly, Prefix: p})
-	return err
-}
-
-func (as driverAddresses) Release(owner string, a netip.Addr) error {
-	return as.take(owner, []netip.Prefix{netip.PrefixFrom(a, a.BitLen())})
-}
-
-func (as driverAddresses) Owners() map[string][]netip.Prefix {
-	all := make(map[string][]netip.Prefix)
-	for _, u := range as.ranges {
-		maps.Copy(all, u.Owners())
-	}
-	return all
-}
 
 // driverLinks is the kernel's part of Docker's driver. It implements
 // plugin.Links.
@@ -88,7 +39,7 @@ func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, ad
 		return err
 	}
 	if err := netdev.AnnounceAt(l.bridge, mac, addrs); err != nil {
-		l.log.Warn("the addresses of a container could not be announced", "addresses", addrs, "error", err)
+		l.log.Warn("the addresses of a container could not be announced", "addresses", addrs, "err", err)
 	}
 	return nil
 }
@@ -120,37 +71,129 @@ func (driverLinks) Lives(port, inside string) bool {
 	return err != nil && linkExists(port)
 }
 
-// drivers is Docker's network and address driver with its default network.
-type drivers struct {
-	*plugin.Driver
+// driver is Docker's network and address driver, as the engine uses it.
+type driver interface {
+	// serve answers Docker until ctx ends.
+	serve(ctx context.Context) error
+	// close ends the requests that wait for something.
+	close()
+	// connected makes the driver and an engine that has just answered agree on
+	// weft's networks, until ctx ends.
+	connected(ctx context.Context, c *client.Client)
+	// adoptEndpoints takes over what a running container has on weft's networks and
+	// the record lacks.
+	adoptEndpoints(ctx context.Context, c *docker.Container)
+	// endpoints are those of c on weft's networks, as the kernel has them, each with
+	// all addresses that it has there.
+	endpoints(c *docker.Container) []docker.Endpoint
+	// isUnplugged reports whether c has lost an interface on a network of weft.
+	isUnplugged(c *docker.Container) bool
+	// list returns all endpoints. Of names the containers by their endpoints.
+	list(of map[string]containerName) []api.Attachment
+	sweep(now time.Time)
+	report(r *api.Docker)
+	// leave removes the networks that weft made and nobody uses.
+	leave(ctx context.Context, engine *docker.Client) error
+}
+
+// containerName is the id and the name of a container.
+type containerName struct{ id, name string }
+
+// noDriver is the driver of a router that Docker has no networks of.
+type noDriver struct{}
+
+var _ driver = noDriver{}
+
+func (noDriver) serve(context.Context) error                       { return nil }
+func (noDriver) close()                                            {}
+func (noDriver) connected(context.Context, *client.Client)         {}
+func (noDriver) adoptEndpoints(context.Context, *docker.Container) {}
+func (noDriver) endpoints(*docker.Container) []docker.Endpoint     { return nil }
+func (noDriver) isUnplugged(*docker.Container) bool                { return false }
+func (noDriver) list(map[string]containerName) []api.Attachment    { return nil }
+func (noDriver) sweep(time.Time)                                   {}
+func (noDriver) report(*api.Docker)                                {}
+func (noDriver) leave(context.Context, *docker.Client) error       { return nil }
+
+// dockerDriver is a driver that serves a socket, with its default network.
+type dockerDriver struct {
+	plugin *plugin.Driver
 	socket string
 	subnet netip.Prefix // of the default network, the zero Prefix for none
 	log    *slog.Logger
 }
 
-func newDrivers(d *daemon, log *slog.Logger) *drivers {
-	as := driverAddresses{d.ranges}
-	subnet, _ := as.Default(false)
-	return &drivers{
-		Driver: plugin.New(plugin.Config{
-			Addresses: as, Links: driverLinks{d.config.Bridge, d.config.MTU, log}, Store: d.store, Log: log,
+var _ driver = (*dockerDriver)(nil)
+
+func newDockerDriver(c attachConfig, socket string) *dockerDriver {
+	subnet, _ := c.addresses.Default(false)
+	return &dockerDriver{
+		plugin: plugin.New(plugin.Config{
+			Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.log}, Store: c.store, Log: c.log,
 		}),
-		socket: d.config.PluginSocket, subnet: subnet, log: log,
+		socket: socket, subnet: subnet, log: c.log,
 	}
 }
 
-// serve answers Docker until ctx ends. Without the socket everything else works
-// on.
-func (d *drivers) serve(ctx context.Context) error {
-	// Docker makes this folder for everybody to look into.
+func (d *dockerDriver) serve(ctx context.Context) error {
+	// Docker makes this folder readable by everybody.
 	if err := os.MkdirAll(filepath.Dir(d.socket), 0o755); err != nil {
-		return fmt.Errorf("docker's driver: %w", err)
+		return fmt.Errorf("serve docker's driver: %w", err)
 	}
 	l, err := api.ListenUnix(d.socket)
 	if err != nil {
-		return fmt.Errorf("docker's driver: %w", err)
+		return fmt.Errorf("serve docker's driver: %w", err)
 	}
-	return api.Serve(ctx, l, d.Handler(), d.log)
+	return api.Serve(ctx, l, d.plugin.Handler(), d.log)
+}
+
+func (d *dockerDriver) close() { d.plugin.Close() }
+
+func (d *dockerDriver) sweep(now time.Time) { d.plugin.Sweep(now) }
+
+func (d *dockerDriver) report(r *api.Docker) { r.DriverName, r.DriverSocket = plugin.Name, d.socket }
+
+func (d *dockerDriver) connected(ctx context.Context, c *client.Client) {
+	asking, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	if err := d.adopt(asking, c); err != nil {
+		d.log.Warn("some networks of docker are not on record", "err", err)
+	}
+	d.keepNetwork(ctx, c)
+}
+
+func (d *dockerDriver) endpoints(c *docker.Container) (ends []docker.Endpoint) {
+	for _, end := range c.Endpoints {
+		if addrs, ours := d.plugin.AddressesOf(end.ID); ours && d.plugin.Lives(end.ID) {
+			end.Addresses = addrs
+			ends = append(ends, end)
+		}
+	}
+	return ends
+}
+
+func (d *dockerDriver) isUnplugged(c *docker.Container) bool {
+	return slices.ContainsFunc(c.Endpoints, func(end docker.Endpoint) bool { return d.plugin.Has(end.ID) && !d.plugin.Lives(end.ID) })
+}
+
+func (d *dockerDriver) list(of map[string]containerName) (list []api.Attachment) {
+	for _, end := range d.plugin.Endpoints() {
+		k := api.Attachment{ID: end.ID, Interface: netdev.IfaceName + "0", MAC: end.MAC, Addresses: end.Addresses}
+		if c, known := of[end.ID]; known {
+			k.ID, k.Name = c.id, c.name
+		}
+		list = append(list, k)
+	}
+	return list
+}
+
+func (d *dockerDriver) leave(ctx context.Context, engine *docker.Client) error {
+	c, err := engine.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return d.dropNetworks(ctx, c)
 }
 
 const (
@@ -160,7 +203,7 @@ const (
 
 // keepNetwork makes the default network unless it is there, trying until ctx
 // ends. The engine calls the driver back meanwhile.
-func (d *drivers) keepNetwork(ctx context.Context, c *client.Client) {
+func (d *dockerDriver) keepNetwork(ctx context.Context, c *client.Client) {
 	if !d.subnet.IsValid() {
 		return
 	}
@@ -169,7 +212,7 @@ func (d *drivers) keepNetwork(ctx context.Context, c *client.Client) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		d.log.Warn("docker has no network weft yet, will try again", "error", err)
+		d.log.Warn("docker has no network weft yet, will try again", "err", err)
 		select {
 		case <-ctx.Done():
 			return
@@ -178,7 +221,7 @@ func (d *drivers) keepNetwork(ctx context.Context, c *client.Client) {
 	}
 }
 
-func (d *drivers) makeNetwork(ctx context.Context, c *client.Client) error {
+func (d *dockerDriver) makeNetwork(ctx context.Context, c *client.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
 	defer cancel()
 	r, err := c.NetworkInspect(ctx, plugin.Name, client.NetworkInspectOptions{})
@@ -199,7 +242,7 @@ func (d *drivers) makeNetwork(ctx context.Context, c *client.Client) error {
 
 // dropNetworks removes the networks that weft made, but for those that
 // containers are to be on when they start again.
-func (d *drivers) dropNetworks(ctx context.Context, c *client.Client) error {
+func (d *dockerDriver) dropNetworks(ctx context.Context, c *client.Client) error {
 	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("label", proxy.MadeLabel)})
 	if err != nil {
 		return fmt.Errorf("list docker's networks: %w", err)
@@ -222,34 +265,9 @@ func (d *drivers) dropNetworks(ctx context.Context, c *client.Client) error {
 	return errors.Join(errs...)
 }
 
-// list is the containers on Docker's networks, by what is known of those that
-// run.
-func (e *engine) list() []api.Attachment {
-	if e.drivers == nil {
-		return nil
-	}
-	of := make(map[string][2]string) // endpoint: id and name of its container
-	e.mu.Lock()
-	for _, c := range e.running {
-		for _, end := range c.Endpoints {
-			of[end.ID] = [2]string{c.ID, c.Name}
-		}
-	}
-	e.mu.Unlock()
-	var list []api.Attachment
-	for _, end := range e.drivers.Endpoints() {
-		k := api.Attachment{ID: end.ID, Interface: netdev.IfaceName + "0", MAC: end.MAC, Addresses: end.Addresses}
-		if c, known := of[end.ID]; known {
-			k.ID, k.Name = c[0], c[1]
-		}
-		list = append(list, k)
-	}
-	return list
-}
-
-// adopt takes over what the engine has on weft's networks and the record lacks, and
-// forgets what it has no more.
-func (d *drivers) adopt(ctx context.Context, c *client.Client) error {
+// adopt takes over the networks of weft that the engine has and the record lacks, and
+// forgets those that the engine no longer has.
+func (d *dockerDriver) adopt(ctx context.Context, c *client.Client) error {
 	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("driver", plugin.Name)})
 	if err != nil {
 		return fmt.Errorf("list docker's networks: %w", err)
@@ -258,7 +276,7 @@ func (d *drivers) adopt(ctx context.Context, c *client.Client) error {
 	for i, n := range r.Items {
 		ids[i] = n.ID
 	}
-	errs := []error{d.KeepNetworks(ids)}
+	errs := []error{d.plugin.KeepNetworks(ids)}
 	for _, n := range r.Items {
 		var gateways []netip.Addr
 		if n.IPAM.Driver == plugin.Name {
@@ -268,20 +286,19 @@ func (d *drivers) adopt(ctx context.Context, c *client.Client) error {
 				}
 			}
 		}
-		errs = append(errs, d.AdoptNetwork(n.ID, n.Options, n.Internal, gateways))
+		errs = append(errs, d.plugin.AdoptNetwork(n.ID, n.Options, n.Internal, gateways))
 	}
 	return errors.Join(errs...)
 }
 
-// adoptEndpoints does that for a container that runs.
-func (d *drivers) adoptEndpoints(ctx context.Context, c *docker.Container) {
+func (d *dockerDriver) adoptEndpoints(ctx context.Context, c *docker.Container) {
 	ctx, cancel := context.WithTimeout(ctx, allocateTimeout)
 	defer cancel()
 	for _, end := range c.Endpoints {
-		d.Restore(end.ID, c.Netns())
-		err := d.Adopt(ctx, plugin.Endpoint{ID: end.ID, Network: end.NetworkID, MAC: end.MAC, Addresses: end.Addresses})
+		d.plugin.Restore(end.ID, c.Netns())
+		err := d.plugin.Adopt(ctx, plugin.Endpoint{ID: end.ID, Network: end.NetworkID, MAC: end.MAC, Addresses: end.Addresses})
 		if err != nil {
-			d.log.Warn("the addresses of a container are not on record", "container", c.Name, "error", err)
+			d.log.Warn("the addresses of a container are not on record", "container", c.Name, "err", err)
 		}
 	}
 }

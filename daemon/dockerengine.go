@@ -7,115 +7,131 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/client"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/hosts"
-	"github.com/weft-net/weft/docker/plugin"
-	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// engine is the daemon's side of Docker: it keeps attached containers attached
-// over their restarts, and frees what those have that are gone. It implements
+// dockerEngine follows Docker: it keeps attached containers attached over their
+// restarts, and frees what containers had that are gone. It implements engine, and
 // docker.Observer.
-type engine struct {
-	client      *docker.Client
-	watcher     *docker.Watcher
-	attachments *attachments
-	drivers     *drivers // nil: there are none
-	names       *dns.Service
-	given       *givenNames
-	log         *slog.Logger
-	// Constant once run is called. proxies are where the proxy is, share those of
-	// its sockets that users of Docker's may open.
-	proxy          *proxy.Proxy // nil: there is none
-	proxies, share []string
+type dockerEngine struct {
+	// Constant.
+	client     *docker.Client
+	watcher    *docker.Watcher
+	containers *dockerContainers
+	driver     driver
+	proxy      engineProxy
+	names      *dns.Service
+	given      *givenNames
+	log        *slog.Logger
 
-	working sync.WaitGroup // goroutines that rejoin containers
+	working sync.WaitGroup // goroutines that attach containers again
 
-	guarding sync.Mutex // held while the firewall is looked at, so that no rule is made twice
+	guarding sync.Mutex // held while the firewall is checked, so that no rule is made twice
 
-	// naming is held while names of a container are worked out and registered, so
-	// that what is older does not replace what is newer. It comes before mu.
+	// naming is held while the names of a container are computed and registered, so
+	// that an older state does not replace a newer one.
+	// Lock order: naming, mu, and then the locks of attachments.
 	naming sync.Mutex
 
 	mu sync.Mutex
-	// running are the containers that run, as last told.
+	// running are the running containers, as last reported.
 	running map[string]*docker.Container
-	// away are those of them that have to be joined again.
-	away map[string]bool
+	// detached are those of them that have to be attached again.
+	detached map[string]bool
 	// blockers are chains of the firewall that drop bridged frames.
 	blockers []string
 }
 
-func newEngine(d *daemon, ds *drivers, log *slog.Logger) (*engine, error) {
-	c, err := docker.NewClient(d.config.DockerHost)
+var (
+	_ engine          = (*dockerEngine)(nil)
+	_ docker.Observer = (*dockerEngine)(nil)
+)
+
+// newEngine returns the engine that c names, noEngine if it names none.
+func newEngine(c DockerConfig, containers *dockerContainers, names *dns.Service) (engine, error) {
+	if c.Host == "" {
+		return noEngine{}, nil
+	}
+	ac := containers.attachConfig
+	ac.log = ac.log.With("part", "docker")
+	dc, err := docker.NewClient(c.Host)
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{
-		client: c, attachments: d.attachments, drivers: ds, names: d.names, given: newGivenNames(d.store, log), log: log,
-		running: make(map[string]*docker.Container), away: make(map[string]bool),
+	e := &dockerEngine{
+		client: dc, containers: containers, driver: noDriver{}, proxy: noProxy{}, names: names, given: newGivenNames(ac.store, ac.log), log: ac.log,
+		running: make(map[string]*docker.Container), detached: make(map[string]bool),
 	}
-	e.watcher = docker.NewWatcher(c, e, log)
+	e.watcher = docker.NewWatcher(dc, e, ac.log)
+	if c.Driver {
+		d := newDockerDriver(ac, c.DriverSocket)
+		e.driver = d
+		if c.Proxy {
+			e.proxy = newDockerProxy(c, d.subnet, names, containers.log.With("part", "proxy"))
+		}
+	}
 	return e, nil
 }
 
-// run follows Docker until ctx ends.
-func (e *engine) run(ctx context.Context) {
-	e.working.Go(func() { e.tend(ctx) })
+// start implements engine.
+func (e *dockerEngine) start(ctx context.Context, g *errgroup.Group) {
+	e.proxy.start(ctx, g)
+	g.Go(func() error { e.follow(ctx); return nil })
+	g.Go(func() error {
+		if err := e.driver.serve(ctx); err != nil {
+			e.log.Warn("docker has no driver weft", "err", err)
+		}
+		return nil
+	})
+}
+
+// follow follows Docker until ctx ends.
+func (e *dockerEngine) follow(ctx context.Context) {
+	e.working.Go(func() { e.maintain(ctx) })
 	e.watcher.Run(ctx)
-	if e.drivers != nil {
-		e.drivers.Close() // which ends what some of the working wait for
-	}
+	e.driver.close() // which ends what some of the working goroutines wait for
 	e.working.Wait()
 }
 
-// guardEvery is how often Docker's guard is looked at, besides when an engine
-// starts: others flush it.
+// guardEvery is how often Docker's firewall is checked, besides when an engine
+// starts: other programs flush our rule.
 const guardEvery = 30 * time.Second
 
-// passGuard has Docker's firewall let the bridge's own frames pass.
-func (e *engine) passGuard(ctx context.Context) {
+// passGuard makes Docker's firewall accept the frames of weft's bridge.
+func (e *dockerEngine) passGuard(ctx context.Context) {
 	e.guarding.Lock()
 	defer e.guarding.Unlock()
-	changed, err := netdev.PassGuard(ctx, e.attachments.bridge)
+	changed, err := netdev.PassGuard(ctx, e.containers.bridge)
 	if len(changed) > 0 {
 		e.log.Info("docker's firewall lets bridged frames pass now", "rules", changed)
 	}
 	if err != nil && ctx.Err() == nil {
-		e.log.Warn("docker's firewall may drop bridged frames", "error", err)
+		e.log.Warn("docker's firewall may drop bridged frames", "err", err)
 	}
-	blockers, err := netdev.BridgeBlockers(ctx, e.attachments.bridge)
+	blockers, err := netdev.BridgeBlockers(ctx, e.containers.bridge)
 	if err != nil {
-		e.log.Debug("the forward chains of this host could not be read", "error", err)
+		e.log.Debug("the forward chains of this host could not be read", "err", err)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.blockers = blockers
 }
 
-// warnings are what a user should know of.
-func (e *engine) warnings() (list []string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	bridge := e.attachments.bridge
-	for _, chain := range e.blockers {
-		list = append(list, fmt.Sprintf("the firewall's %s drops what containers of this host send over bridge %s, unless a rule there accepts it: %s", chain, bridge, netdev.OpenBridge(bridge)))
-	}
-	return list
-}
-
-// tend does what has to be done every now and then, until ctx ends.
-func (e *engine) tend(ctx context.Context) {
+// maintain does the periodic work until ctx ends.
+func (e *dockerEngine) maintain(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	guarded := time.Now()
@@ -134,91 +150,72 @@ func (e *engine) tend(ctx context.Context) {
 }
 
 // Connected implements docker.Observer.
-func (e *engine) Connected(ctx context.Context, c *client.Client) {
+func (e *dockerEngine) Connected(ctx context.Context, c *client.Client) {
 	e.working.Go(func() { e.passGuard(ctx) })
-	if e.proxy != nil {
-		e.proxy.Reset()
-	}
-	for _, path := range e.share {
-		// The engine may have made its socket after the proxy made this one.
-		if err := proxy.Share(path, e.client.Host()); err != nil {
-			e.log.Warn("users of docker can not open the proxy's socket", "error", err)
-		}
-	}
-	if e.drivers == nil {
-		return
-	}
-	e.working.Go(func() {
-		asking, cancel := context.WithTimeout(ctx, networkTimeout)
-		defer cancel()
-		if err := e.drivers.adopt(asking, c); err != nil {
-			e.log.Warn("networks of docker's are not on record", "error", err)
-		}
-		e.drivers.keepNetwork(ctx, c)
-	})
+	e.proxy.connected(e.client.Host())
+	e.working.Go(func() { e.driver.connected(ctx, c) })
 }
 
 // Running implements docker.Observer.
-func (e *engine) Running(ctx context.Context, c *docker.Container) {
+func (e *dockerEngine) Running(ctx context.Context, c *docker.Container) {
 	e.mu.Lock()
 	e.running[c.ID] = c
-	_, attached := e.attachments.get(c.ID)
+	_, attached := e.containers.get(c.ID)
 	if attached {
-		e.away[c.ID] = true
+		e.detached[c.ID] = true
 	}
 	e.mu.Unlock()
 	if attached {
 		e.working.Go(func() { e.rejoin(ctx, c) })
 	}
-	e.working.Go(func() { e.welcome(ctx, c) })
+	e.working.Go(func() { e.registerContainer(ctx, c) })
 }
 
-// welcome takes over what a container has on weft's networks.
-func (e *engine) welcome(ctx context.Context, c *docker.Container) {
-	if e.drivers != nil {
-		e.drivers.adoptEndpoints(ctx, c)
-	}
-	e.introduce(c)
+// registerContainer takes over what a running container has on weft's networks, and
+// registers its names.
+func (e *dockerEngine) registerContainer(ctx context.Context, c *docker.Container) {
+	e.driver.adoptEndpoints(ctx, c)
+	e.updateNames(c)
 }
 
 // Changed implements docker.Observer.
-func (e *engine) Changed(ctx context.Context, c *docker.Container) {
+func (e *dockerEngine) Changed(ctx context.Context, c *docker.Container) {
 	e.mu.Lock()
 	e.running[c.ID] = c
 	e.mu.Unlock()
-	e.working.Go(func() { e.welcome(ctx, c) })
+	e.working.Go(func() { e.registerContainer(ctx, c) })
 }
 
-// rejoin gives a container back what it had. What fails is tried again by sweep
-// for as long as it runs.
-func (e *engine) rejoin(ctx context.Context, c *docker.Container) {
+// rejoin attaches a container again. If that fails, sweep tries again for as long as
+// the container runs.
+func (e *dockerEngine) rejoin(ctx context.Context, c *docker.Container) {
 	ctx, cancel := context.WithTimeout(ctx, allocateTimeout)
 	defer cancel()
-	a, err := e.attachments.rejoin(ctx, c)
+	a, err := e.containers.rejoin(ctx, c)
 	if !e.runs(c) {
 		return
 	}
 	if err != nil {
-		e.log.Warn("a container that runs again could not be attached, will try again", "error", err)
+		e.log.Warn("a restarted container could not be attached, will try again", "err", err)
 		return
 	}
 	e.mu.Lock()
-	delete(e.away, c.ID)
+	delete(e.detached, c.ID)
 	e.mu.Unlock()
 	e.rewriteHosts(c, a)
-	e.introduce(c)
+	e.updateNames(c)
 }
 
-// runs tells whether this run of a container goes on, as far as was told.
-func (e *engine) runs(c *docker.Container) bool {
+// runs reports whether this run of a container goes on, by the last report.
+func (e *dockerEngine) runs(c *docker.Container) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.running[c.ID]
 	return now != nil && now.Since == c.Since
 }
 
-// latest is what was told last of a container, c itself if that was nothing.
-func (e *engine) latest(c *docker.Container) *docker.Container {
+// latest returns the container as last reported, c itself if it was not.
+func (e *dockerEngine) latest(c *docker.Container) *docker.Container {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if now := e.running[c.ID]; now != nil {
@@ -227,25 +224,24 @@ func (e *engine) latest(c *docker.Container) *docker.Container {
 	return c
 }
 
-// sweep rejoins the containers for which that failed, and frees what those had
+// sweep attaches the containers for which that failed, and frees what containers had
 // that are gone.
-func (e *engine) sweep(ctx context.Context, now time.Time) {
-	e.bury() // where no interface told
-	if e.drivers != nil {
-		e.drivers.Sweep(now)
-	}
+func (e *dockerEngine) sweep(ctx context.Context, now time.Time) {
+	e.interfacesChanged() // in case that no event said so
+	e.driver.sweep(now)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(e.away)) {
+	for _, id := range slices.Sorted(maps.Keys(e.detached)) {
 		if c := e.running[id]; c != nil {
 			e.working.Go(func() { e.rejoin(ctx, c) })
 		}
 	}
 }
 
-// rewriteHosts makes an attached container known to itself.
-func (e *engine) rewriteHosts(c *docker.Container, a attachment) {
-	if a.Docker == nil || !a.Docker.RewriteHosts && len(a.Docker.AddHosts) == 0 {
+// rewriteHosts writes the /etc/hosts of an attached container, if its record says
+// so.
+func (e *dockerEngine) rewriteHosts(c *docker.Container, a attachment) {
+	if !a.Docker.RewriteHosts && len(a.Docker.AddHosts) == 0 {
 		return
 	}
 	var own []netip.Addr
@@ -253,48 +249,97 @@ func (e *engine) rewriteHosts(c *docker.Container, a attachment) {
 		own = addrsOf(a.Addresses)
 	}
 	if err := hosts.Rewrite(c.HostsPath, c.Hostname, own, a.Docker.AddHosts); err != nil {
-		e.log.Warn("the hosts file of a container is as it was", "container", c.Name, "error", err)
+		e.log.Warn("the hosts file of a container could not be written", "container", c.Name, "err", err)
 	}
 }
 
-// engineLeaveTimeout leaves time for the mesh when the engine hangs.
-const engineLeaveTimeout = leaveTimeout / 2
-
-// leave takes leave of the engine: the default network goes, unless it is used.
-func (e *engine) leave(ctx context.Context) {
-	if e.drivers == nil || e.watcher.State() != "" {
-		return
+// leave implements engine.
+func (e *dockerEngine) leave(ctx context.Context) {
+	if e.watcher.State() != "" {
+		return // Docker does not answer
 	}
 	ctx, cancel := context.WithTimeout(ctx, engineLeaveTimeout)
 	defer cancel()
-	c, err := e.client.Open()
-	if err == nil {
-		err = e.drivers.dropNetworks(ctx, c)
-		c.Close()
-	}
-	if err != nil {
-		e.log.Warn("docker keeps something of weft", "error", err)
+	if err := e.driver.leave(ctx, e.client); err != nil {
+		e.log.Warn("docker keeps networks that weft made", "err", err)
 	}
 }
 
-// report is the state of Docker in words.
-func (e *engine) report() *api.Docker {
-	r := &api.Docker{Host: e.client.Host(), State: e.watcher.State()}
+// report implements engine.
+func (e *dockerEngine) report(r *api.Report) {
+	r.Docker = &api.Docker{Host: e.client.Host(), State: e.watcher.State(), ProxyAddresses: e.proxy.addrs()}
+	e.driver.report(r.Docker)
+	r.Warnings = append(r.Warnings, e.proxy.faults()...)
 	e.mu.Lock()
-	r.Containers = len(e.running)
-	e.mu.Unlock()
-	r.ProxyAddresses = e.proxies
-	if e.drivers != nil {
-		r.DriverName, r.DriverSocket = plugin.Name, e.drivers.socket
+	defer e.mu.Unlock()
+	r.Docker.Containers = len(e.running)
+	bridge := e.containers.bridge
+	for _, chain := range e.blockers {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the firewall's %s drops frames that containers of this host send over bridge %s, unless a rule there accepts them: %s", chain, bridge, netdev.OpenBridge(bridge)))
 	}
-	return r
 }
 
-// attached brings the names of a container in line with its record, which the
-// user has changed.
-func (e *engine) attached(c *docker.Container) {
+// list implements engine.
+func (e *dockerEngine) list() []api.Attachment {
+	of := make(map[string]containerName)
+	e.mu.Lock()
+	for _, c := range e.running {
+		for _, end := range c.Endpoints {
+			of[end.ID] = containerName{c.ID, c.Name}
+		}
+	}
+	e.mu.Unlock()
+	return e.driver.list(of)
+}
+
+// attach implements engine. The names of the container are kept by the engine's
+// part, not in its record.
+func (e *dockerEngine) attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	for _, h := range r.AddHosts {
+		if _, _, err := hosts.ParseEntry(h); err != nil {
+			return nil, usage("%w", err)
+		}
+	}
+	fqdn, err := qualify(e.names, r.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.findToAttach(ctx, r.Container)
+	if err != nil {
+		return nil, err
+	}
+	r.Hostname = ""
+	p := place{owner: c.ID, netns: c.Netns(), name: c.Name}
+	ps, err := e.containers.attach(ctx, p, r)
+	e.recordChanged(c)
+	if _, gone := os.Stat(p.netns); err != nil && gone != nil {
+		return nil, fmt.Errorf("attach %s: it ended meanwhile", p)
+	}
+	if err == nil && fqdn != "" {
+		err = e.addName(ctx, c.ID, fqdn, nil)
+	}
+	return ps, err
+}
+
+// detach implements engine.
+func (e *dockerEngine) detach(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	p, c, err := e.findRecorded(ctx, r.Container)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := e.containers.detach(p, r.Addresses)
+	if _, known := e.containers.get(c.ID); !known && len(e.driver.endpoints(e.latest(c))) == 0 {
+		e.given.forget(c.ID) // the names that it was given go with its last address
+	}
+	e.recordChanged(c)
+	return ps, err
+}
+
+// recordChanged brings the names and the hosts file of a container in line with its
+// record, which a request has changed.
+func (e *dockerEngine) recordChanged(c *docker.Container) {
 	c = e.latest(c)
-	if a, known := e.attachments.get(c.ID); known {
+	if a, known := e.containers.get(c.ID); known {
 		e.rewriteHosts(c, a)
 	}
 	e.naming.Lock()
@@ -302,25 +347,17 @@ func (e *engine) attached(c *docker.Container) {
 	_ = e.setNames(c, e.given.get(c.ID)) // the log says why
 }
 
-// detached is attached for one from which addresses were taken: the names that it
-// was given go with the last.
-func (e *engine) detached(c *docker.Container) {
-	if _, known := e.attachments.get(c.ID); !known && len(e.endpoints(e.latest(c))) == 0 {
-		e.given.forget(c.ID)
-	}
-	e.attached(c)
-}
-
 // Stopped implements docker.Observer.
-func (e *engine) Stopped(_ context.Context, id string) {
+func (e *dockerEngine) Stopped(_ context.Context, id string) {
 	e.drop(id)
 	e.given.ended(id)
 }
 
-func (e *engine) drop(id string) {
+// drop forgets the run of a container, and removes its names.
+func (e *dockerEngine) drop(id string) {
 	e.mu.Lock()
 	delete(e.running, id)
-	delete(e.away, id)
+	delete(e.detached, id)
 	e.mu.Unlock()
 	e.naming.Lock()
 	defer e.naming.Unlock()
@@ -328,61 +365,51 @@ func (e *engine) drop(id string) {
 }
 
 // Gone implements docker.Observer.
-func (e *engine) Gone(_ context.Context, id string) {
+func (e *dockerEngine) Gone(_ context.Context, id string) {
 	e.drop(id)
-	e.attachments.remove(id)
+	e.containers.remove(id)
 	e.given.forget(id)
 }
 
 // Listed implements docker.Observer.
-func (e *engine) Listed(_ context.Context, exist []string) {
-	e.attachments.keepOnly(exist)
+func (e *dockerEngine) Listed(_ context.Context, exist []string) {
+	e.containers.keepOnly(exist)
 	e.given.keepOnly(exist)
 }
 
-// find returns the place of a container that can be attached, or for detach was.
-func (e *engine) find(ctx context.Context, ref string, toAttach bool) (place, error) {
+// findToAttach finds a container that can be attached.
+func (e *dockerEngine) findToAttach(ctx context.Context, ref string) (*docker.Container, error) {
 	c, err := e.client.Find(ctx, ref)
-	if err != nil {
-		if !toAttach && !errors.Is(err, docker.ErrNotFound) {
-			if p, ok := e.attachments.recorded(ref); ok {
-				return p, nil
-			}
-		}
-		return place{}, err
-	}
-	p := place{owner: c.ID, container: c}
-	if c.Running {
-		p.netns = c.Netns()
-	}
-	if !toAttach {
-		return p, nil
-	}
 	switch {
+	case err != nil:
+		return nil, err
 	case c.NetworkMode == "host":
-		return place{}, fmt.Errorf("attach container %s: it has the network of the host (--network host), which can not be attached; give the host an address with: weft expose", ref)
+		return nil, fmt.Errorf("attach container %s: it uses the network of the host (--network host), which cannot be attached; give the host an address with: weft expose", ref)
 	case strings.HasPrefix(c.NetworkMode, "container:"):
-		return place{}, fmt.Errorf("attach container %s: it has the network of another (--network %s); attach that one", ref, c.NetworkMode)
+		return nil, fmt.Errorf("attach container %s: it uses the network of another container (--network %s); attach that one", ref, c.NetworkMode)
 	case !c.Running:
-		return place{}, fmt.Errorf("attach container %s: it does not run; start it first", ref)
+		return nil, fmt.Errorf("attach container %s: it does not run; start it first", ref)
 	}
-	return p, nil
+	return c, nil
 }
 
-// place finds the container that a request is about.
-func (d *daemon) place(ctx context.Context, r api.AttachRequest, toAttach bool) (place, error) {
-	switch {
-	case r.Container == "":
-		return placeOf(r.Netns)
-	case r.Netns != "":
-		return place{}, usage(fmt.Sprintf("container %s: named by a network namespace too, %s; give one", r.Container, r.Netns))
-	case d.engine == nil:
-		return place{}, unavailable(fmt.Sprintf("container %s: this router was launched without Docker; name it by --netns or --pid", r.Container))
-	}
-	for _, h := range r.AddHosts {
-		if _, _, err := hosts.ParseEntry(h); err != nil {
-			return place{}, usage(err.Error())
+// findRecorded finds a container that may be attached. If Docker does not answer it
+// finds the container in the records, and returns what they say of it.
+func (e *dockerEngine) findRecorded(ctx context.Context, ref string) (place, *docker.Container, error) {
+	c, err := e.client.Find(ctx, ref)
+	if err == nil {
+		p := place{owner: c.ID, name: c.Name}
+		if c.Running {
+			p.netns = c.Netns()
 		}
+		return p, c, nil
 	}
-	return d.engine.find(ctx, r.Container, toAttach)
+	if errors.Is(err, docker.ErrNotFound) {
+		return place{}, nil, err
+	}
+	p, ok := e.containers.recorded(ref)
+	if !ok {
+		return place{}, nil, err
+	}
+	return p, &docker.Container{ID: p.owner, Name: p.name}, nil
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/weft-net/weft/internal/store"
 )
 
-// given is what a user has said of the names of a container of Docker's, besides
-// those that it has by itself.
+// given are the changes that users made to the names that a container of Docker's has
+// by itself.
 type given struct {
 	Names hostNames `json:"names,omitempty"`
-	// Hidden are taken from it until its next run.
+	// Hidden are removed from it until its next run.
 	Hidden hostNames `json:"hidden,omitempty"`
 }
 
@@ -31,7 +31,7 @@ const bucketGiven = "docker-names"
 func newGivenNames(st *store.Store, log *slog.Logger) *givenNames {
 	tab, err := store.OpenTable[given](st, bucketGiven)
 	if err != nil {
-		log.Warn("some names that containers were given are lost", "error", err)
+		log.Warn("some names that containers were given are lost", "err", err)
 	}
 	return &givenNames{log: log, tab: tab}
 }
@@ -42,7 +42,7 @@ func (ns *givenNames) get(container string) given {
 	return ns.tab.Records[container]
 }
 
-// put writes a record; an empty one is none.
+// put writes a record, and deletes one that is empty.
 func (ns *givenNames) put(container string, g given) error {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
@@ -52,8 +52,8 @@ func (ns *givenNames) put(container string, g given) error {
 	return ns.tab.Put(container, g)
 }
 
-// ended notes that a run of a container has ended: in the next it has all of its
-// names.
+// ended notes that a run of a container has ended: in the next one it has all of its
+// names again.
 func (ns *givenNames) ended(container string) {
 	if g := ns.get(container); len(g.Hidden) > 0 {
 		g.Hidden = nil
@@ -61,7 +61,7 @@ func (ns *givenNames) ended(container string) {
 	}
 }
 
-// forget deletes the record of a container that does not exist any more.
+// forget deletes the record of a container.
 func (ns *givenNames) forget(container string) { ns.update(container, given{}) }
 
 // keepOnly forgets all but those that exist.
@@ -78,6 +78,6 @@ func (ns *givenNames) keepOnly(exist []string) {
 
 func (ns *givenNames) update(container string, g given) {
 	if err := ns.put(container, g); err != nil {
-		ns.log.Warn("the names that a container was given could not be written", "container", container, "error", err)
+		ns.log.Warn("the names that a container was given could not be written", "container", container, "err", err)
 	}
 }

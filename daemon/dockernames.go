@@ -14,9 +14,9 @@ import (
 	"github.com/weft-net/weft/docker"
 )
 
-// introduce makes a container known by the names that it has now, and by no
-// others, unless the run that c is of has ended.
-func (e *engine) introduce(c *docker.Container) {
+// updateNames registers the names that a container has now, and removes all others of
+// it, unless the run that c describes has ended.
+func (e *dockerEngine) updateNames(c *docker.Container) {
 	e.naming.Lock()
 	defer e.naming.Unlock()
 	if e.runs(c) {
@@ -25,17 +25,17 @@ func (e *engine) introduce(c *docker.Container) {
 }
 
 // setNames registers the names of a container. The lock naming is held.
-func (e *engine) setNames(c *docker.Container, g given) error {
+func (e *dockerEngine) setNames(c *docker.Container, g given) error {
 	err := e.names.Set(c.ID, e.namesFor(c, g))
 	if err != nil {
-		e.log.Warn("a container has not the names that it should have", "container", c.Name, "error", err)
+		e.log.Warn("the names of a container could not be registered", "container", c.Name, "err", err)
 	}
 	return err
 }
 
-// namesFor returns the names, in full, that a container is to have: none unless it
-// runs.
-func (e *engine) namesFor(c *docker.Container, g given) map[string][]netip.Addr {
+// namesFor returns the full names that a container should have, with their addresses:
+// none unless it runs.
+func (e *dockerEngine) namesFor(c *docker.Container, g given) map[string][]netip.Addr {
 	have := make(map[string][]netip.Addr)
 	domain := e.names.Domain()
 	if domain == "" || !c.Running || ended(c) {
@@ -45,20 +45,20 @@ func (e *engine) namesFor(c *docker.Container, g given) map[string][]netip.Addr 
 		for _, name := range names {
 			fqdn, err := e.names.Qualify(name)
 			if err != nil {
-				e.log.Warn("a container lacks a name that it should have", "container", c.Name, "error", err)
+				e.log.Warn("a name of a container could not be registered", "container", c.Name, "err", err)
 				continue
 			}
 			have[fqdn] = union(have[fqdn], addrs)
 		}
 	}
 	var all []netip.Addr
-	if a, live := e.attachments.live(c.ID); live {
+	if a, live := e.containers.live(c.ID); live {
 		all = addrsOf(a.Addresses)
-		if a.Docker != nil && !a.Docker.WithoutDNS {
+		if !a.Docker.WithoutDNS {
 			give(namesOf(c, domain, nil), all)
 		}
 	}
-	for _, end := range e.endpoints(c) {
+	for _, end := range e.driver.endpoints(c) {
 		addrs := addrsOf(end.Addresses)
 		all = union(all, addrs)
 		give(namesOf(c, domain, end.Aliases), addrs)
@@ -76,36 +76,18 @@ func (e *engine) namesFor(c *docker.Container, g given) map[string][]netip.Addr 
 	return have
 }
 
-// endpoints are where a container is on weft's networks, as the kernel has it, with
-// all addresses that it has there.
-func (e *engine) endpoints(c *docker.Container) (ends []docker.Endpoint) {
-	if e.drivers == nil {
-		return nil
-	}
-	for _, end := range c.Endpoints {
-		if addrs, ours := e.drivers.AddressesOf(end.ID); ours && e.drivers.Lives(end.ID) {
-			end.Addresses = addrs
-			ends = append(ends, end)
-		}
-	}
-	return ends
-}
-
-// ended tells whether the process of a container is gone.
+// ended reports whether the process of a container is gone.
 func ended(c *docker.Container) bool { return errors.Is(unix.Kill(c.PID, 0), unix.ESRCH) }
 
-// bury takes names from containers whose process or interface is gone, before
-// Docker tells: it may be away, and their addresses are others' soon.
-func (e *engine) bury() {
+// interfacesChanged implements engine. It comes before Docker's own report, which may
+// be late, while others may soon have the addresses.
+func (e *dockerEngine) interfacesChanged() {
 	e.mu.Lock()
 	running := slices.Collect(maps.Values(e.running))
 	e.mu.Unlock()
-	unplugged := func(end docker.Endpoint) bool {
-		return e.drivers != nil && e.drivers.Has(end.ID) && !e.drivers.Lives(end.ID)
-	}
 	for _, c := range running {
-		if ended(c) || slices.ContainsFunc(c.Endpoints, unplugged) {
-			e.introduce(c)
+		if ended(c) || e.driver.isUnplugged(c) {
+			e.updateNames(c)
 		}
 	}
 }
@@ -132,9 +114,8 @@ func namesOf(c *docker.Container, domain string, aliases []string) []string {
 	return names
 }
 
-// addName gives a container that runs a name, its own if fqdn is "", with the
-// addresses, all that it has on the switch, now or later, if none is given.
-func (e *engine) addName(ctx context.Context, ref, fqdn string, addrs []netip.Addr) error {
+// addName implements engine.
+func (e *dockerEngine) addName(ctx context.Context, ref, fqdn string, addrs []netip.Addr) error {
 	c, err := e.client.Find(ctx, ref)
 	if err != nil {
 		return err
@@ -147,7 +128,7 @@ func (e *engine) addName(ctx context.Context, ref, fqdn string, addrs []netip.Ad
 			return err
 		}
 	}
-	if _, live := e.attachments.live(c.ID); len(addrs) == 0 && !live && len(e.endpoints(c)) == 0 {
+	if _, live := e.containers.live(c.ID); len(addrs) == 0 && !live && len(e.driver.endpoints(c)) == 0 {
 		return fmt.Errorf("container %s has no address on the switch; attach it, or say which addresses the name is for", ref)
 	}
 	return e.changeNames(c, func(g given) given {
@@ -157,17 +138,15 @@ func (e *engine) addName(ctx context.Context, ref, fqdn string, addrs []netip.Ad
 	})
 }
 
-// removeName takes addresses, all if none is given, from a name of a container,
-// from all its names if fqdn is "": also from those that it has by itself, which
-// it has again in its next run.
-func (e *engine) removeName(ctx context.Context, ref, fqdn string, addrs []netip.Addr) error {
-	p, err := e.find(ctx, ref, false)
+// removeName implements engine.
+func (e *dockerEngine) removeName(ctx context.Context, ref, fqdn string, addrs []netip.Addr) error {
+	_, c, err := e.findRecorded(ctx, ref)
 	if err != nil {
 		return err
 	}
-	return e.changeNames(p.container, func(g given) given {
+	return e.changeNames(c, func(g given) given {
 		g.Names = g.Names.without(fqdn, addrs)
-		for name, have := range e.namesFor(e.latest(p.container), g) {
+		for name, have := range e.namesFor(e.latest(c), g) {
 			if len(addrs) > 0 {
 				have = minus(have, minus(have, addrs))
 			}
@@ -179,9 +158,9 @@ func (e *engine) removeName(ctx context.Context, ref, fqdn string, addrs []netip
 	})
 }
 
-// changeNames changes what was said of the names of a container, and its names. On
+// changeNames changes what users said of the names of a container, and its names. On
 // error both are as they were.
-func (e *engine) changeNames(c *docker.Container, change func(given) given) error {
+func (e *dockerEngine) changeNames(c *docker.Container, change func(given) given) error {
 	e.naming.Lock()
 	defer e.naming.Unlock()
 	before := e.given.get(c.ID)

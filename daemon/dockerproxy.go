@@ -2,48 +2,104 @@ package daemon
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/docker/proxy"
 )
 
-// serveProxy serves Docker's API with weft in it until ctx ends. What can not be
-// served is told, and keeps nothing else from running.
-func (d *daemon) serveProxy(ctx context.Context, g *errgroup.Group) {
-	if d.config.Proxy == nil || d.engine == nil || d.engine.drivers == nil {
-		return
-	}
-	log := d.log.With("part", "proxy")
-	c := *d.config.Proxy
-	c.Host, c.Subnet, c.Log = d.config.DockerHost, d.engine.drivers.subnet, log
-	c.DNS = func() (netip.Addr, string, bool) {
-		server, domain := d.names.Server(), d.names.Domain()
+// engineProxy serves the API of the container engine with weft in it.
+type engineProxy interface {
+	// start listens and serves in goroutines of g that end with ctx.
+	start(ctx context.Context, g *errgroup.Group)
+	// connected is called when the engine answers after it did not. Host is where it
+	// listens.
+	connected(host string)
+	// addrs are where the proxy listens, and faults say why it does not listen
+	// elsewhere. Both are constant after start.
+	addrs() []string
+	faults() []string
+}
+
+// noProxy is the proxy of a router without one, with the reasons if one was wanted.
+type noProxy struct{ reasons []string }
+
+var _ engineProxy = noProxy{}
+
+func (noProxy) start(context.Context, *errgroup.Group) {}
+func (noProxy) connected(string)                       {}
+func (noProxy) addrs() []string                        { return nil }
+func (n noProxy) faults() []string                     { return n.reasons }
+
+// dockerProxy serves Docker's API at the places of its configuration.
+type dockerProxy struct {
+	proxy  *proxy.Proxy
+	config DockerConfig
+	log    *slog.Logger
+
+	// Constant after start.
+	listening []string
+	failed    []string
+}
+
+var _ engineProxy = (*dockerProxy)(nil)
+
+func newDockerProxy(c DockerConfig, subnet netip.Prefix, names *dns.Service, log *slog.Logger) engineProxy {
+	pc := c.ProxyConfig
+	pc.Host, pc.Subnet, pc.Log = c.Host, subnet, log
+	pc.DNS = func() (netip.Addr, string, bool) {
+		server, domain := names.Server(), names.Domain()
 		return server, domain, server.IsValid() && domain != ""
 	}
-	p, err := proxy.New(c)
+	p, err := proxy.New(pc)
 	if err != nil {
-		d.warn("there is no proxy of docker: " + err.Error())
-		return
+		log.Warn("there is no proxy of docker", "err", err)
+		return noProxy{[]string{fmt.Sprintf("there is no proxy of docker: %v", err)}}
 	}
-	d.engine.proxy = p
-	for _, addr := range d.config.ProxyListen {
-		l, err := proxy.Listen(addr, d.config.ProxyTLS, c.Host)
+	return &dockerProxy{proxy: p, config: c, log: log}
+}
+
+// start listens at each place. One that fails keeps nothing else from running.
+func (p *dockerProxy) start(ctx context.Context, g *errgroup.Group) {
+	for _, addr := range p.config.ProxyListen {
+		l, err := proxy.Listen(addr, p.config.ProxyTLS, p.config.Host)
 		if err != nil {
-			d.warn("there is no proxy of docker on " + addr + ": " + err.Error())
+			p.log.Warn("the proxy of docker does not listen", "addr", addr, "err", err)
+			p.failed = append(p.failed, fmt.Sprintf("there is no proxy of docker on %s: %v", addr, err))
 			continue
 		}
-		if path, unix := strings.CutPrefix(addr, "unix://"); unix {
-			d.engine.share = append(d.engine.share, path)
-		}
-		d.engine.proxies = append(d.engine.proxies, addr)
-		g.Go(func() error {
-			if err := p.Serve(ctx, l); err != nil {
-				log.Error("the proxy of docker ended", "error", err)
-			}
-			return nil
-		})
+		p.listening = append(p.listening, addr)
+		g.Go(func() error { p.serve(ctx, l); return nil })
 	}
 }
+
+func (p *dockerProxy) serve(ctx context.Context, l net.Listener) {
+	if err := p.proxy.Serve(ctx, l); err != nil {
+		p.log.Error("the proxy of docker ended", "err", err)
+	}
+}
+
+func (p *dockerProxy) connected(host string) {
+	p.proxy.Reset()
+	for _, addr := range p.listening {
+		path, unix := strings.CutPrefix(addr, "unix://")
+		if !unix {
+			continue
+		}
+		// The engine may have made its socket after the proxy made this one.
+		if err := proxy.Share(path, host); err != nil {
+			p.log.Warn("users of docker cannot open the proxy's socket", "err", err)
+		}
+	}
+}
+
+func (p *dockerProxy) addrs() []string { return slices.Clone(p.listening) }
+
+func (p *dockerProxy) faults() []string { return p.failed }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -21,14 +22,10 @@ type exposure struct {
 }
 
 // exposures gives the bridge addresses, so that the host itself is part of the
-// overlay. It is safe for concurrent use.
+// overlay. It implements api.Exposures, and is safe for concurrent use.
 type exposures struct {
-	addresses ranges
-	names     Names
-	bridge    string
-	log       *slog.Logger
-	// keepClients is that of all exposures; set before the first use.
-	keepClients bool
+	// Constant.
+	exposeConfig
 
 	// mu lets one request in at a time, as the rules are made of all; it is
 	// held while addresses are waited for.
@@ -40,15 +37,28 @@ type exposures struct {
 
 const bucketExposures = "exposures"
 
-func newExposures(st *store.Store, us ranges, names Names, bridge string, log *slog.Logger) *exposures {
-	tab, err := store.OpenTable[exposure](st, bucketExposures)
-	if err != nil {
-		log.Warn("some records of exposed addresses are lost", "error", err)
-	}
-	return &exposures{addresses: us, names: names, bridge: bridge, log: log, tab: tab}
+// exposeConfig is what exposures work with.
+type exposeConfig struct {
+	gate      *gate
+	store     *store.Store
+	addresses addresses
+	names     Names
+	bridge    string
+	// keepClients shows containers the addresses of clients outside; see
+	// Config.NoMasqLocal.
+	keepClients bool
+	log         *slog.Logger
 }
 
-// all returns the exposures but for those left out, sorted. The lock is held.
+func newExposures(c exposeConfig) *exposures {
+	tab, err := store.OpenTable[exposure](c.store, bucketExposures)
+	if err != nil {
+		c.log.Warn("some records of exposed addresses are lost", "err", err)
+	}
+	return &exposures{exposeConfig: c, tab: tab}
+}
+
+// all returns all exposures except some, sorted. The lock is held.
 func (es *exposures) all(without ...netip.Prefix) []netdev.Exposure {
 	var list []netdev.Exposure
 	for _, key := range slices.Sorted(maps.Keys(es.tab.Records)) {
@@ -72,9 +82,14 @@ func (es *exposures) prefixes() []netip.Prefix {
 	return ps
 }
 
-// expose gives the bridge the addresses and returns them. Exposing again
+// Expose gives the bridge the addresses and returns them. Exposing again
 // changes the masquerading only.
-func (es *exposures) expose(ctx context.Context, r api.ExposeRequest) (got []netip.Prefix, err error) {
+func (es *exposures) Expose(ctx context.Context, r api.ExposeRequest) (got []netip.Prefix, err error) {
+	ctx, done, err := es.gate.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	fqdn, err := qualify(es.names, r.Hostname)
 	if err != nil {
 		return nil, err
@@ -128,7 +143,7 @@ func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (er
 		undo = es.tab.Delete(p.String())
 	}
 	if undo != nil {
-		es.log.Warn("an address that could not be exposed stays on record", "address", p, "error", undo)
+		es.log.Warn("an address that could not be exposed stays on record", "addr", p, "err", undo)
 	}
 	return err
 }
@@ -145,8 +160,8 @@ func (es *exposures) apply(e netdev.Exposure) error {
 	return err
 }
 
-// hide takes addresses from the bridge and returns those that it had.
-func (es *exposures) hide(r api.ExposeRequest) ([]netip.Prefix, error) {
+// Hide takes addresses from the bridge and returns those that it had.
+func (es *exposures) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Prefix, error) {
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	defer es.show()
@@ -171,18 +186,31 @@ func (es *exposures) hide(r api.ExposeRequest) ([]netip.Prefix, error) {
 	return ps, nil
 }
 
-// restore gives the bridge back what it had before the last end.
+// restore gives the bridge the addresses that it had in the last run.
 func (es *exposures) restore(ctx context.Context) {
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	es.show()
 	for _, e := range es.all() {
 		if err := es.apply(e); err != nil {
-			es.log.Warn("an exposed address could not be restored", "address", e.Addr, "error", err)
+			es.log.Warn("an exposed address could not be restored", "addr", e.Addr, "err", err)
 		}
 	}
 	if err := es.addresses.settle(ctx, api.Exposed, es.prefixes()); err != nil {
-		es.log.Warn("the exposed addresses could not be claimed again", "error", err)
+		es.log.Warn("the exposed addresses could not be claimed again", "err", err)
+	}
+}
+
+// restoreNames registers the names of the host's own addresses.
+func (es *exposures) restoreNames() {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	for _, e := range es.all() {
+		for _, name := range es.tab.Records[e.Addr.String()].Names {
+			if err := es.names.Add(api.Exposed, name, e.Addr.Addr()); err != nil {
+				es.log.Warn("a name of the host could not be restored", "err", err)
+			}
+		}
 	}
 }
 
@@ -199,7 +227,7 @@ func (es *exposures) reconcile() {
 	}
 	rebuilt, err := netdev.Reconcile(es.bridge, list)
 	if err != nil {
-		es.log.Warn("the rules of exposed addresses could not be checked", "error", err)
+		es.log.Warn("the rules of exposed addresses could not be checked", "err", err)
 	} else if rebuilt {
 		es.log.Warn("the rules of exposed addresses were gone or changed, and are made again")
 	}
@@ -212,6 +240,22 @@ func (es *exposures) attachment() (api.Attachment, bool) {
 		return api.Attachment{}, false
 	}
 	return api.Attachment{ID: api.Exposed, Interface: es.bridge, Addresses: *ps}, true
+}
+
+// warnings returns a warning for each chain of the firewall that keeps other networks
+// from exposed addresses.
+func (es *exposures) warnings() (list []string) {
+	if _, exposed := es.attachment(); !exposed {
+		return nil
+	}
+	chains, err := netdev.ForwardBlockers()
+	if err != nil {
+		es.log.Debug("the forward chains of this host could not be read", "err", err)
+	}
+	for _, chain := range chains {
+		list = append(list, fmt.Sprintf("the firewall's %s drops forwarded packets, so other networks may not reach exposed addresses; accept bridge %s there", chain, es.bridge))
+	}
+	return list
 }
 
 // show publishes what attachment shows. The lock is held.

@@ -12,7 +12,7 @@ import (
 	"github.com/weft-net/weft/internal/store"
 )
 
-// fakeAddresses is an allocator without peers.
+// fakeAddresses is an allocator of a mesh without other peers.
 type fakeAddresses struct {
 	addrRange netip.Prefix
 
@@ -55,7 +55,7 @@ func (f *fakeAddresses) Claim(_ context.Context, owner string, p netip.Prefix) e
 		return f.fail
 	}
 	if o := f.given[p.Addr()]; o != "" && o != owner {
-		return errors.New("another has it")
+		return errors.New("another owner has it")
 	}
 	f.given[p.Addr()] = owner
 	return nil

@@ -20,104 +20,111 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
+	"github.com/weft-net/weft/router/link"
 )
 
-// host is the Node of the program: mesh, router and allocators put together.
+// host puts mesh, router, allocators and service discovery of this host together. It
+// implements node.
 type host struct {
 	config     *Config
 	log        *slog.Logger
+	store      *store.Store
 	mesh       *mesh.Mesh
 	router     *router.Router
-	allocators []*allocator
-	store      *store.Store
-	shortID    uint16 // as stored; RoutesChanged only
 	names      *dns.Service
-}
-
-// allocator is the allocator of one universe with its file.
-type allocator struct {
-	*ipam.Allocator
-	addrRange, subnet netip.Prefix
-	disk              *store.Store
-	notes             []string // for the user, on what was read from the file
+	allocators []*ipam.Allocator
+	disks      []*store.Store // of the allocators
+	notes      []string       // for the user, on what was read from the disks
+	shortID    uint16         // as stored; RoutesChanged only
 }
 
 var (
-	_ Node          = (*host)(nil)
-	_ Addresses     = (*allocator)(nil)
+	_ node          = (*host)(nil)
+	_ allocator     = (*ipam.Allocator)(nil)
 	_ mesh.Observer = observer{}
 )
 
-// Default is the Assemble of the program.
-func Default(c *Config, id *peer.Identity, st *store.Store, log *slog.Logger) (_ *Parts, err error) {
-	h := &host{config: c, log: log, store: st}
+// newHost is the assemble of Run.
+func newHost(c *Config, id *peer.Identity, st *store.Store) (_ *parts, err error) {
+	h := &host{config: c, log: c.Log, store: st}
 	if h.shortID, err = loadShortID(st); err != nil {
 		return nil, err
 	}
-	m, err := mesh.New(mesh.Config{
-		Identity: id, Nickname: c.NickName, Host: c.Host, Port: uint16(c.Port), Passwords: c.Passwords,
-		ConnLimit: c.ConnLimit, Discover: !c.NoDiscovery, UDPAddr: h.udpAddr, ShortID: h.shortID,
-		ProtocolMin: uint8(c.ProtocolMin), ProtocolMax: uint8(c.ProtocolMax), Log: log.With("part", "mesh"),
-	})
-	if err != nil {
-		return nil, err
-	}
-	h.mesh = m
 	defer func() {
 		if err != nil {
-			h.close()
+			h.Close()
 		}
 	}()
-	at := ""
-	if c.Host.IsValid() {
-		at = c.Host.String()
+	if err := h.openMesh(id); err != nil {
+		return nil, err
 	}
-	h.router, err = router.New(router.Config{
-		Host: at, Port: int(m.Port()), Bridge: c.Bridge, TAP: netdev.TAPName, MTU: c.MTU, Log: log.With("part", "router"),
-		NoTAPOffload: c.NoTAPOffload, NoUDPOffload: c.NoUDPOffload,
-		Fast: &router.FastConfig{
-			PinDir: c.pinDir(), Port: int(m.Port()) + 1, TunnelPort: int(m.Port()) + 2, Off: c.NoFastdp, NoExpress: c.NoExpress, NoExpressTo: c.NoExpressTo,
-			Encrypt: len(c.Passwords) > 0, Trusted: c.TrustedSubnets,
-		},
-	}, control{m})
-	if err != nil {
+	if err := h.openRouter(); err != nil {
 		return nil, err
 	}
 	h.names = h.newNames(id)
-	parts := &Parts{Node: h, Names: h.names}
-	for _, u := range []struct {
+	if err := h.openAllocators(id); err != nil {
+		return nil, err
+	}
+	p := &parts{node: h, names: h.names}
+	for _, a := range h.allocators {
+		p.addresses = append(p.addresses, a)
+	}
+	return p, nil
+}
+
+func (h *host) openMesh(id *peer.Identity) (err error) {
+	c := h.config.Mesh
+	c.Identity, c.Host, c.Port = id, h.config.Host, uint16(h.config.Port)
+	c.UDPAddr, c.ShortID, c.Log = h.udpAddr, h.shortID, h.log.With("part", "mesh")
+	h.mesh, err = mesh.New(c)
+	return err
+}
+
+func (h *host) openRouter() (err error) {
+	c, fast := h.config.Router, h.config.Fast
+	port := int(h.mesh.Port())
+	if h.config.Host.IsValid() {
+		c.Host = h.config.Host.String()
+	}
+	c.Port, c.Bridge, c.TAP, c.MTU = port, h.config.Bridge, netdev.TAPName, h.config.MTU
+	c.Fast, c.Log = &fast, h.log.With("part", "router")
+	fast.PinDir, fast.Port, fast.TunnelPort = h.config.pinDir(), port+1, port+2
+	fast.Encrypt = len(h.config.Mesh.Passwords) > 0
+	h.router, err = router.New(c, control{h.mesh})
+	return err
+}
+
+func (h *host) openAllocators(id *peer.Identity) error {
+	for _, r := range []struct {
 		addrRange, subnet netip.Prefix
 		file              string
 		channel           uint8
 		kind              mesh.Kind
 	}{
-		{c.Range, c.DefaultSubnet, ipamFile, mesh.ChannelRing, mesh.KindIPAM},
-		{c.Range6, c.Range6, ipam6File, mesh.ChannelRing6, mesh.KindIPAM6},
+		{h.config.Range, h.config.DefaultSubnet, ipamFile, mesh.ChannelRing, mesh.KindIPAM},
+		{h.config.Range6, h.config.Range6, ipam6File, mesh.ChannelRing6, mesh.KindIPAM6},
 	} {
-		if !u.addrRange.IsValid() {
+		if !r.addrRange.IsValid() {
 			continue
 		}
-		a, err := h.allocator(id, u.addrRange, u.subnet, u.file, u.channel, u.kind)
-		if err != nil {
-			return nil, err
+		if err := h.openAllocator(id, r.addrRange, r.subnet, r.file, r.channel, r.kind); err != nil {
+			return err
 		}
-		h.allocators = append(h.allocators, a)
-		parts.Ranges = append(parts.Ranges, a)
 	}
-	return parts, nil
+	return nil
 }
 
-func (h *host) allocator(id *peer.Identity, addrRange, subnet netip.Prefix, file string, channel uint8, kind mesh.Kind) (*allocator, error) {
+func (h *host) openAllocator(id *peer.Identity, addrRange, subnet netip.Prefix, file string, channel uint8, kind mesh.Kind) error {
 	disk, notes, err := ipam.OpenDisk(h.config.path(file), id.Name, addrRange)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	h.disks = append(h.disks, disk)
 	alloc, unread, err := ipam.New(ipam.Config{
-		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: addrRange, Default: subnet, Init: h.config.ringInit(),
-	}, addresses{h.mesh, channel, kind}, disk, h.log.With("part", "ipam"))
+		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: addrRange, Default: subnet, Init: h.config.ringInit(h.config.Peers),
+	}, meshAddresses{h.mesh, channel, kind}, disk, h.log.With("part", "ipam"))
 	if err != nil {
-		disk.Close()
-		return nil, err
+		return err
 	}
 	for _, e := range unread {
 		notes = append(notes, e.Error())
@@ -125,78 +132,56 @@ func (h *host) allocator(id *peer.Identity, addrRange, subnet netip.Prefix, file
 	h.mesh.Register(channel, alloc.Channel())
 	h.mesh.Handle(kind, func(from peer.Name, msg []byte) {
 		if err := alloc.Receive(from, msg); err != nil {
-			h.log.Warn("address message refused", "from", from, "err", err)
+			h.log.Warn("a message about addresses was refused", "peer", from, "err", err)
 		}
 	})
 	for _, n := range notes {
-		h.log.Warn("address file", "what", n)
+		h.log.Warn("the address file could not be read in full", "what", n)
 	}
-	return &allocator{alloc, addrRange, subnet, disk, notes}, nil
+	h.allocators, h.notes = append(h.allocators, alloc), append(h.notes, notes...)
+	return nil
 }
 
-// newNames makes the service discovery. Hosts without DNS pass on what others say
-// too.
+// newNames makes the service discovery. Hosts without DNS have it too: they pass on
+// the names of other peers.
 func (h *host) newNames(id *peer.Identity) *dns.Service {
 	c := h.config.DNS
 	c.Self, c.Signer, c.Verifier, c.Log = id.Name, id, peer.Ed25519{}, h.log.With("part", "dns")
 	c.Announce = func(delta []byte) { h.mesh.Announce(mesh.ChannelNames, delta) }
-	for _, r := range []netip.Prefix{h.config.Range, h.config.Range6} {
-		if r.IsValid() {
-			c.Ranges = append(c.Ranges, r)
-		}
-	}
+	c.Ranges = h.config.ranges()
 	s := dns.New(c)
 	h.mesh.Register(mesh.ChannelNames, s.Channel())
 	return s
 }
 
-// udpAddr tells at which UDP address a neighbour's packets come in.
+// udpAddr returns the UDP address from which a neighbour's packets arrive.
 func (h *host) udpAddr(n peer.Name) (netip.AddrPort, bool) {
 	l, ok := h.router.Link(n)
-	return l.Addr, ok && l.State == "established"
+	return l.Addr, ok && l.State == link.Established.String()
 }
 
-// ringInit says how the first ring is made.
-func (c *Config) ringInit() ipam.Init {
-	switch c.IPAllocInit.Kind {
-	case InitSeed:
-		return ipam.Init{Mode: ipam.Seed, Seeds: c.IPAllocInit.Seeds}
-	case InitObserver:
-		return ipam.Init{Mode: ipam.Observer, Expect: max(1, len(c.Peers))}
+// Close implements node.
+func (h *host) Close() {
+	if h.mesh != nil {
+		h.mesh.Close()
 	}
-	expect := c.IPAllocInit.Quorum
-	if expect == 0 {
-		expect = len(c.Peers) + 1
-	}
-	return ipam.Init{Mode: ipam.Consensus, Expect: expect}
-}
-
-// Range implements Addresses.
-func (a *allocator) Range() netip.Prefix { return a.addrRange }
-
-// DefaultSubnet implements Addresses.
-func (a *allocator) DefaultSubnet() netip.Prefix { return a.subnet }
-
-// close lets go of what was opened, when Run will not.
-func (h *host) close() {
-	h.mesh.Close()
 	if h.router != nil {
 		h.router.Close()
 	}
-	for _, a := range h.allocators {
-		a.disk.Close()
+	h.closeDisks()
+}
+
+func (h *host) closeDisks() {
+	for _, d := range h.disks {
+		if err := d.Close(); err != nil {
+			h.log.Warn("an address file could not be closed", "err", err)
+		}
 	}
 }
 
-// Run implements Node.
+// Run implements node.
 func (h *host) Run(ctx context.Context) error {
-	defer func() {
-		for _, a := range h.allocators {
-			if err := a.disk.Close(); err != nil {
-				h.log.Warn("close the address file", "err", err)
-			}
-		}
-	}()
+	defer h.closeDisks()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, a := range h.allocators {
 		g.Go(func() error { return a.Run(ctx) })
@@ -207,10 +192,10 @@ func (h *host) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// SetTargets implements Node.
+// SetTargets implements node.
 func (h *host) SetTargets(targets []string) { h.mesh.SetTargets(targets) }
 
-// RemovePeers implements Node.
+// RemovePeers implements node.
 func (h *host) RemovePeers(ctx context.Context, peers []string) ([]api.Removed, error) {
 	var names []peer.Name
 	for _, p := range peers {
@@ -237,10 +222,10 @@ func (h *host) RemovePeers(ctx context.Context, peers []string) ([]api.Removed, 
 	return out, nil
 }
 
-// Adopt implements Node.
+// Adopt implements node.
 func (h *host) Adopt(prefix string) error {
 	var found []ring.ID
-	var of *allocator
+	var of *ipam.Allocator
 	for _, a := range h.allocators {
 		for _, d := range a.Status().Divergent {
 			if prefix != "" && strings.HasPrefix(d.Theirs.String(), prefix) {
@@ -252,9 +237,9 @@ func (h *host) Adopt(prefix string) error {
 	case 1:
 		return of.Adopt(found[0])
 	case 0:
-		return usage(fmt.Sprintf("adopt ring %q: no peer has shown such a ring lately; 'weft status' lists those that differ from this side's", prefix))
+		return usage("adopt ring %q: no peer with such a ring was met lately; 'weft status' lists those that differ from this side's", prefix)
 	default:
-		return usage(fmt.Sprintf("adopt ring %q: several begin like that: %s", prefix, found))
+		return usage("adopt ring %q: several rings begin like that: %s", prefix, found)
 	}
 }
 
@@ -267,13 +252,13 @@ func (h *host) resolve(s string) (peer.Name, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return peer.Name{}, usage(fmt.Sprintf("peer %q: neither a name nor a nickname that this router has seen; 'weft status ipam' lists the owners", s))
+		return peer.Name{}, usage("peer %q: neither a name nor a nickname that this router has seen; 'weft status ipam' lists the owners", s)
 	default:
-		return peer.Name{}, usage(fmt.Sprintf("peer %q: %d peers go by this nickname; give one of the names %s", s, len(found), found))
+		return peer.Name{}, usage("peer %q: %d peers go by this nickname; give one of the names %s", s, len(found), found)
 	}
 }
 
-// describe names a peer for people.
+// describe returns the name of a peer with its nickname.
 func (h *host) describe(n peer.Name) string {
 	if nick := h.mesh.View().Nickname(n); nick != "" {
 		return fmt.Sprintf("%s(%s)", n, nick)
@@ -281,19 +266,15 @@ func (h *host) describe(n peer.Name) string {
 	return n.String()
 }
 
-// Leave implements Node. What the others must know goes out before it returns;
-// the mesh says its goodbye when Run ends.
-func (h *host) Leave(ctx context.Context, handover bool) error {
-	if !handover {
-		return nil
-	}
+// HandOver implements node.
+func (h *host) HandOver(ctx context.Context) error {
 	for _, a := range h.allocators {
 		r, err := a.Handover(ctx)
 		if err != nil {
-			return fmt.Errorf("hand over the addresses of %s: %w", a.addrRange, err)
+			return fmt.Errorf("hand over the addresses of %s: %w", a.Range(), err)
 		}
 		if !r.Unreachable.IsZero() && len(h.mesh.View().Peers()) > 0 {
-			return fmt.Errorf("hand over the addresses of %s: no peer confirmed that it has %.0f of them now", a.addrRange, r.Unreachable.Float())
+			return fmt.Errorf("hand over the addresses of %s: no peer confirmed that it has %.0f of them now", a.Range(), r.Unreachable.Float())
 		}
 	}
 	return nil
@@ -307,19 +288,19 @@ func (c control) Send(to peer.Name, msg []byte) error { return c.Mesh.Send(to, m
 func (c control) SetLink(to peer.Name, up bool, rtt time.Duration) { c.SetData(to, up, rtt) }
 
 // addresses is the mesh as an allocator sees it.
-type addresses struct {
+type meshAddresses struct {
 	mesh    *mesh.Mesh
 	channel uint8
 	kind    mesh.Kind
 }
 
-func (a addresses) Send(to peer.Name, msg []byte) error { return a.mesh.Send(to, a.kind, msg) }
-func (a addresses) Announce(delta []byte)               { a.mesh.Announce(a.channel, delta) }
-func (a addresses) Reachable(n peer.Name) bool          { return a.mesh.View().Reachable(n) }
-func (a addresses) Peers() []peer.Name                  { return a.mesh.View().Peers() }
-func (a addresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
+func (a meshAddresses) Send(to peer.Name, msg []byte) error { return a.mesh.Send(to, a.kind, msg) }
+func (a meshAddresses) Announce(delta []byte)               { a.mesh.Announce(a.channel, delta) }
+func (a meshAddresses) Reachable(n peer.Name) bool          { return a.mesh.View().Reachable(n) }
+func (a meshAddresses) Peers() []peer.Name                  { return a.mesh.View().Peers() }
+func (a meshAddresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
 
-// observer tells the router and the names what the mesh sees.
+// observer passes the events of the mesh on to the router and the names.
 type observer struct{ *host }
 
 func (o observer) NeighbourUp(n mesh.Neighbour) {
@@ -334,7 +315,7 @@ func (o observer) RoutesChanged(r *topology.Routes) {
 	if id := r.ShortIDs[o.mesh.Self()]; id != 0 && id != o.shortID {
 		o.shortID = id
 		if err := saveShortID(o.store, id); err != nil {
-			o.log.Warn("the next start may choose another", "err", err)
+			o.log.Warn("the short id could not be stored, the next start may choose another", "err", err)
 		}
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// discovery puts the state of service discovery into the words of the API.
+// discovery converts the status of service discovery for the API, nil if it is off.
 func (h *host) discovery() *api.DNS {
 	s := h.names.Status()
 	if s.Off {
@@ -33,9 +33,9 @@ func (h *host) discovery() *api.DNS {
 	return out
 }
 
-// serverFor returns the address that a container is best told, "" if there is
-// none: the first one, as the places are in that order. For a server that listens
-// everywhere it is Docker's bridge's or else weft's.
+// serverFor returns the address of the name server for containers, "" if there is
+// none: the first one of the places, which are in order of preference. If the server
+// listens on all addresses it is that of Docker's bridge, or else of weft's.
 func (h *host) serverFor(places []dns.Listening) string {
 	for _, l := range places {
 		for _, a := range l.Addrs {

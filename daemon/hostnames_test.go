@@ -34,7 +34,7 @@ func (b *bench) attachAs(t *testing.T, hostname string, addrs ...string) {
 }
 
 func (b *bench) attachNamed(t *testing.T, hostname string, addrs ...string) error {
-	p, err := placeOf(b.box)
+	p, err := namespaceAt(b.box)
 	if err == nil {
 		_, err = b.as.attach(t.Context(), p, api.AttachRequest{Addresses: parse(t, addrs...), Hostname: hostname})
 	}
@@ -80,7 +80,7 @@ func TestNamesOfAContainer(t *testing.T) {
 	wantKnown(t, b, "detached", "")
 }
 
-func TestNamesThatCanNotBe(t *testing.T) {
+func TestNamesThatAreRefused(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	for _, name := range []string{"web.example.com", "a..b", "weft.internal"} {
@@ -123,7 +123,7 @@ func TestNamesGoWithTheirContainer(t *testing.T) {
 	b := newBench(t)
 	b.attachAs(t, "web")
 	b.on(t, func() error {
-		b.as.bury(time.Now())
+		b.as.removeNamesOfGone(time.Now())
 		return nil
 	})
 	if b.known() == "" {
@@ -138,7 +138,7 @@ func TestNamesGoWithTheirContainer(t *testing.T) {
 		return netlink.LinkDel(l) // as the kernel does when the namespace goes
 	})
 	b.on(t, func() error {
-		b.as.bury(time.Now())
+		b.as.removeNamesOfGone(time.Now())
 		return nil
 	})
 	wantKnown(t, b, "gone", "")
@@ -164,18 +164,18 @@ func (b *bench) port(t *testing.T) string {
 	return port
 }
 
-// Issue item 1: expose -h FQDN.
+// The option -h of weft expose.
 func TestNamesOfTheHost(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	open := func() *exposures {
-		return newExposures(b.store, ranges{b.addresses}, b.names, netdev.BridgeName, b.as.log)
+		return b.newExposures()
 	}
 	es := open()
 	expose := func(r api.ExposeRequest) {
 		t.Helper()
 		b.on(t, func() error {
-			_, err := es.expose(t.Context(), r)
+			_, err := es.Expose(t.Context(), r)
 			return err
 		})
 	}
@@ -188,13 +188,13 @@ func TestNamesOfTheHost(t *testing.T) {
 	b.on(t, func() error { es.restoreNames(); return nil })
 	wantKnown(t, b, "after a restart", "gw=192.168.5.1 gw=192.168.6.1")
 	b.on(t, func() error {
-		_, err := es.hide(api.ExposeRequest{Addresses: parse(t, "192.168.5.1/24")})
+		_, err := es.Hide(t.Context(), api.ExposeRequest{Addresses: parse(t, "192.168.5.1/24")})
 		return err
 	})
 	wantKnown(t, b, "one hidden", "gw=192.168.6.1")
 	b.on(t, func() error { return netdev.DeleteBridge(netdev.BridgeName) })
 	b.on(t, func() error {
-		if _, err := es.expose(t.Context(), api.ExposeRequest{Addresses: parse(t, "192.168.7.1/24"), Hostname: "gw"}); err == nil {
+		if _, err := es.Expose(t.Context(), api.ExposeRequest{Addresses: parse(t, "192.168.7.1/24"), Hostname: "gw"}); err == nil {
 			t.Error("exposed without a bridge")
 		}
 		return nil
@@ -202,19 +202,19 @@ func TestNamesOfTheHost(t *testing.T) {
 	wantKnown(t, b, "after one that failed", "gw=192.168.6.1")
 }
 
-// Names for addresses outside outlive the router, and what was removed does not
-// come back, nor what could not be written.
-func TestNamesOfAddressesOutside(t *testing.T) {
+// Names of external addresses outlive the router. A name that was removed does not come
+// back, nor one that could not be written.
+func TestNamesOfExternalAddresses(t *testing.T) {
 	t.Parallel()
 	st := openStore(t)
 	var ns *dns.Service
-	open := func() *externs {
+	open := func() *externalNames {
 		ns = newTestNames()
-		xs := newExterns(st, ns, slog.New(slog.DiscardHandler))
-		xs.restoreNames()
-		return xs
+		external := newExternalNames(st, ns, slog.New(slog.DiscardHandler))
+		external.restoreNames()
+		return external
 	}
-	xs := open()
+	external := open()
 	want := func(when, want string) {
 		t.Helper()
 		if got := namesIn(ns); got != want {
@@ -228,28 +228,28 @@ func TestNamesOfAddressesOutside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(xs.add("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("2001:db8::7")}))
-	must(xs.add("db.weft.internal", []netip.Addr{addr("192.0.2.8"), addr("192.0.2.7")}))
-	must(xs.add("old.weft.internal", []netip.Addr{addr("192.0.2.9")}))
-	must(xs.add("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
-	xs = open()
+	must(external.add("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("2001:db8::7")}))
+	must(external.add("db.weft.internal", []netip.Addr{addr("192.0.2.8"), addr("192.0.2.7")}))
+	must(external.add("old.weft.internal", []netip.Addr{addr("192.0.2.9")}))
+	must(external.add("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
+	external = open()
 	want("started again", "db=192.0.2.7 db=192.0.2.8 db=2001:db8::7 new=192.0.2.9 old=192.0.2.9")
-	must(xs.remove("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("192.0.2.77")}))
-	must(xs.remove("old.weft.internal", nil))
-	must(xs.remove("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
-	must(xs.remove("nobody.weft.internal", nil))
+	must(external.remove("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("192.0.2.77")}))
+	must(external.remove("old.weft.internal", nil))
+	must(external.remove("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
+	must(external.remove("nobody.weft.internal", nil))
 	const left = "db=192.0.2.8 db=2001:db8::7"
 	want("removed", left)
-	xs = open()
+	external = open()
 	want("removed and started again", left)
-	if err := xs.add("db.weft.internal", []netip.Addr{addr("224.0.0.1")}); err == nil {
+	if err := external.add("db.weft.internal", []netip.Addr{addr("224.0.0.1")}); err == nil {
 		t.Error("an address of nobody was taken")
 	}
 	st.Close()
-	if err := xs.add("db.weft.internal", []netip.Addr{addr("192.0.2.8"), addr("192.0.2.10")}); err == nil {
+	if err := external.add("db.weft.internal", []netip.Addr{addr("192.0.2.8"), addr("192.0.2.10")}); err == nil {
 		t.Error("added without a disk")
 	}
-	if err := xs.remove("db.weft.internal", nil); err == nil {
+	if err := external.remove("db.weft.internal", nil); err == nil {
 		t.Error("removed without a disk")
 	}
 	want("without a disk", left)

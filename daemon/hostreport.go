@@ -15,9 +15,10 @@ import (
 	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
+	"github.com/weft-net/weft/router/link"
 )
 
-// Report implements Node.
+// Report implements node.
 func (h *host) Report(r *api.Report) {
 	ms, rs := h.mesh.Status(), h.router.Status()
 	now := time.Now()
@@ -25,7 +26,7 @@ func (h *host) Report(r *api.Report) {
 		Protocol: "weft", ProtocolMinVersion: int(ms.ProtocolMin), ProtocolMaxVersion: int(ms.ProtocolMax),
 		Name: ms.Name.String(), NickName: ms.Nickname, Port: int(ms.Port), Encryption: ms.Authenticated,
 		PeerDiscovery: ms.Discover, ConnLimit: ms.ConnLimit, Interface: h.config.Bridge, MTU: h.config.MTU,
-		TrustedSubnets: h.config.TrustedSubnets, TerminationCount: ms.Terminations,
+		TrustedSubnets: h.config.Fast.Trusted, TerminationCount: ms.Terminations,
 		HandshakeFailures: ms.HandshakeFailures, Drops: rs.Drops,
 		Offloads: map[string]string{"tap": rs.TAPOffloads, "udp": rs.UDPOffloads},
 		Queues: []api.Queue{
@@ -48,18 +49,18 @@ func (h *host) Report(r *api.Report) {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%d times, last %s)", p.Text, p.Count, p.Last.Format(time.TimeOnly)))
 	}
 	if n := unlinked(ms); n > 0 && ms.ConnLimit > 0 && len(ms.Sessions) >= ms.ConnLimit {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the connection limit of %d is reached: %d peers are reached over others", ms.ConnLimit, n))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the connection limit of %d is reached: %d peers are reached over other peers", ms.ConnLimit, n))
 	}
 	for _, a := range h.allocators {
 		s := a.Status()
-		u := h.addrRange(s)
-		if a.addrRange.Addr().Is4() {
+		if u := h.addrRange(s); a.Range().Addr().Is4() {
 			r.IPAM = u
 		} else {
 			r.IPAM6 = u
 		}
-		r.Warnings = append(append(r.Warnings, a.notes...), h.allocatorWarnings(s)...)
+		r.Warnings = append(r.Warnings, h.allocatorWarnings(s)...)
 	}
+	r.Warnings = append(r.Warnings, h.notes...)
 }
 
 // sessionQueue sums up the queues to all neighbours.
@@ -73,7 +74,7 @@ func sessionQueue(ms mesh.Status) api.Queue {
 	return q
 }
 
-// unlinked counts the peers that are reached over others.
+// unlinked counts the peers that are reached over other peers.
 func unlinked(ms mesh.Status) (n int) {
 	for _, p := range ms.Peers {
 		if p.Reachable && p.Name != ms.Name && !slices.ContainsFunc(ms.Sessions, func(s mesh.SessionStatus) bool { return s.Peer == p.Name }) {
@@ -100,7 +101,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			c.Encrypted = !l.Clear
 			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
 			c.Info = l.Reason
-			if l.State == "established" {
+			if l.State == link.Established.String() {
 				c.State, c.RTT, c.Info = api.StateEstablished, l.RTT, h.notAtItsBest(l)
 			}
 			if s.Relayed {
@@ -139,7 +140,7 @@ func whyWaiting(k dial.Candidate, now time.Time) string {
 	return fmt.Sprintf("%v; tried again in %v", k.Err, wait)
 }
 
-// fastdp fills in what the kernel counted.
+// fastdp fills in the counters of the kernel.
 func (h *host) fastdp(out *api.Router) {
 	s, ok := h.router.Fast()
 	if !ok {
@@ -156,7 +157,7 @@ func (h *host) fastdp(out *api.Router) {
 	slices.SortFunc(out.Fastdp.Peers, func(a, b api.FastdpPeer) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// notAtItsBest says what keeps a link that works from being faster.
+// notAtItsBest says why a working link is not faster, "" if it is as fast as can be.
 func (h *host) notAtItsBest(l router.LinkStatus) string {
 	switch {
 	case l.Kind == router.Fastdp && l.Express:
@@ -164,7 +165,7 @@ func (h *host) notAtItsBest(l router.LinkStatus) string {
 	case l.Kind == router.Fastdp:
 		return "no express: " + l.Reason
 	case l.MTU > 0 && l.MTU < h.config.MTU:
-		return fmt.Sprintf("no fastdp: %s; packets of containers over %d bytes are cut in parts: the path carries no larger ones", l.Reason, l.MTU)
+		return fmt.Sprintf("no fastdp: %s; packets of containers over %d bytes are fragmented: the path carries no larger ones", l.Reason, l.MTU)
 	}
 	return "no fastdp: " + l.Reason
 }
@@ -201,7 +202,7 @@ func (h *host) peers(out *api.Router, ms mesh.Status) {
 	slices.SortFunc(out.BroadcastRoutes, func(a, b api.BroadcastRoute) int { return cmp.Compare(a.Source, b.Source) })
 }
 
-// universe puts an allocator's status into the words of the API.
+// addrRange converts an allocator's status for the API.
 func (h *host) addrRange(s ipam.Status) *api.IPAM {
 	u := &api.IPAM{
 		Status: s.State, Range: s.Range, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
@@ -229,8 +230,8 @@ func (h *host) addrRange(s ipam.Status) *api.IPAM {
 	return u
 }
 
-// why returns what the i-th of those that wait waits for: equal reasons are
-// listed once.
+// why returns the reason for which the i-th request waits: equal reasons are listed
+// once.
 func why(reasons []string, i int) string {
 	if len(reasons) == 0 {
 		return ""
@@ -246,7 +247,7 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer)))
 	}
 	if s.DiskErr != nil {
-		w = append(w, "addresses cannot be written, so none are given: "+s.DiskErr.Error())
+		w = append(w, "addresses cannot be written to disk, so none are given: "+s.DiskErr.Error())
 	}
 	return w
 }

@@ -13,44 +13,66 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/locker"
+
 	"github.com/weft-net/weft/internal/api"
 )
 
-// leases gives addresses to owners whose interfaces somebody else makes. The
-// allocators remember them. It is safe for concurrent use.
+// leases gives addresses to owners whose interfaces another program makes. The
+// allocators remember them. It implements api.Leases, and is safe for concurrent use.
 type leases struct {
-	addresses ranges
+	// Constant.
+	gate      *gate
+	addresses addresses
 	stateDir  string // with the files of api.GoneFile
+	bridge    string
+	mtu       int // bytes of IP packet
 	log       *slog.Logger
 
-	locks keyed // by owner
+	locks locker.Locker // by owner
 }
 
-// leaseOwner is what the name of an owner of leases begins with.
+// lock locks the addresses of an owner.
+func (ls *leases) lock(owner string) (unlock func()) {
+	ls.locks.Lock(owner)
+	return func() { _ = ls.locks.Unlock(owner) } // it is locked
+}
+
+// leaseOwner begins the name of each owner of a lease.
 const leaseOwner = "cni:"
 
 func (ls *leases) check(owner string) error {
 	if !strings.HasPrefix(owner, leaseOwner) || len(owner) > 250 {
-		return usage(fmt.Sprintf("lease for %q: want an owner that begins with %q and has at most 250 bytes", owner, leaseOwner))
+		return usage("lease for %q: want an owner that begins with %q and has at most 250 bytes", owner, leaseOwner)
 	}
 	return nil
 }
 
-// lease gives owner the addresses, or if none are named one of each range, and
-// returns all of those.
+// Lease gives the owner of a request the addresses, or if none are named one of each
+// range, and returns all of those.
+func (ls *leases) Lease(ctx context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
+	ctx, done, err := ls.gate.enter(ctx)
+	if err != nil {
+		return api.LeaseReply{}, err
+	}
+	defer done()
+	got, err := ls.lease(ctx, r)
+	return api.LeaseReply{Addresses: got, Bridge: ls.bridge, MTU: ls.mtu}, err
+}
+
 func (ls *leases) lease(ctx context.Context, r api.LeaseRequest) ([]netip.Prefix, error) {
 	if err := ls.check(r.Owner); err != nil {
 		return nil, err
 	}
-	defer ls.locks.lock(r.Owner)()
-	// It is here, whatever was said of an earlier life.
+	defer ls.lock(r.Owner)()
+	// The owner is here, so an earlier note that it left no longer holds.
 	if err := os.Remove(api.GoneFile(ls.stateDir, r.Owner)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("lease for %s: %w", r.Owner, err)
 	}
 	want := r.Addresses
 	if len(want) == 0 {
-		for _, u := range ls.addresses {
-			want = append(want, api.Address{Kind: api.FromSubnet, Prefix: u.DefaultSubnet()})
+		for _, a := range ls.addresses {
+			want = append(want, api.Address{Kind: api.FromSubnet, Prefix: a.DefaultSubnet()})
 		}
 	}
 	if len(want) == 0 {
@@ -63,50 +85,47 @@ func (ls *leases) lease(ctx context.Context, r api.LeaseRequest) ([]netip.Prefix
 	return got, nil
 }
 
-// release takes what owner has and returns it.
-func (ls *leases) release(owner string) ([]netip.Prefix, error) {
-	if err := ls.check(owner); err != nil {
+// Release takes the addresses of an owner and returns them.
+func (ls *leases) Release(_ context.Context, r api.LeaseRequest) ([]netip.Prefix, error) {
+	if err := ls.check(r.Owner); err != nil {
 		return nil, err
 	}
-	defer ls.locks.lock(owner)()
-	had := ls.addresses.owned(owner)
-	return had, ls.addresses.take(owner, had)
+	defer ls.lock(r.Owner)()
+	had := ls.addresses.owned(r.Owner)
+	return had, ls.addresses.take(r.Owner, had)
 }
 
-// list returns all leases, by owner.
+// Leases returns all leases, by owner.
+func (ls *leases) Leases(context.Context) ([]api.Lease, error) { return ls.list(), nil }
+
 func (ls *leases) list() []api.Lease {
-	all := make(map[string][]netip.Prefix)
-	for _, u := range ls.addresses {
-		for owner, ps := range u.Owners() {
-			if strings.HasPrefix(owner, leaseOwner) {
-				all[owner] = append(all[owner], ps...)
-			}
-		}
-	}
+	all := ls.addresses.Owners()
 	list := make([]api.Lease, 0, len(all))
 	for _, owner := range slices.Sorted(maps.Keys(all)) {
-		list = append(list, api.Lease{Owner: owner, Addresses: all[owner]})
+		if strings.HasPrefix(owner, leaseOwner) {
+			list = append(list, api.Lease{Owner: owner, Addresses: all[owner]})
+		}
 	}
 	return list
 }
 
-// freeAll frees all leases, whose owners are gone: a runtime need not say so of each
-// after the host was booted. It is for the time before any is given.
+// freeAll frees all leases. It is called after the host was booted, before any lease
+// is given: the owners are gone then, and a runtime need not release each.
 func (ls *leases) freeAll() error {
 	var errs []error
 	for _, l := range ls.list() {
-		ls.log.Info("the addresses of one from before the host was booted are free", "owner", l.Owner, "addresses", l.Addresses)
+		ls.log.Info("an owner from before the host was booted is gone, its addresses are free", "owner", l.Owner, "addresses", l.Addresses)
 		errs = append(errs, ls.addresses.take(l.Owner, l.Addresses))
 	}
 	return errors.Join(errs...)
 }
 
-// sweep frees what owners had that left while no router ran.
+// sweep frees the addresses of owners that left while no router ran.
 func (ls *leases) sweep() {
 	files, err := os.ReadDir(api.GoneFolder(ls.stateDir))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			ls.log.Warn("owners that left are not known", "err", err)
+			ls.log.Warn("the owners that left while no router ran are not known", "err", err)
 		}
 		return
 	}
@@ -116,7 +135,7 @@ func (ls *leases) sweep() {
 			err = ls.free(owner, filepath.Join(api.GoneFolder(ls.stateDir), f.Name()))
 		}
 		if err != nil {
-			ls.log.Warn("free the addresses of one that left", "file", f.Name(), "err", err)
+			ls.log.Warn("the addresses of an owner that left could not be freed", "file", f.Name(), "err", err)
 		}
 	}
 }
@@ -125,7 +144,7 @@ func (ls *leases) free(owner, file string) error {
 	if err := ls.check(owner); err != nil {
 		return errors.Join(err, os.Remove(file))
 	}
-	defer ls.locks.lock(owner)()
+	defer ls.lock(owner)()
 	if _, err := os.Stat(file); err != nil {
 		return nil // it came back
 	}
@@ -134,7 +153,7 @@ func (ls *leases) free(owner, file string) error {
 		return err
 	}
 	if len(had) > 0 {
-		ls.log.Info("the addresses of one that left are free", "owner", owner, "addresses", had)
+		ls.log.Info("an owner left while no router ran, its addresses are free", "owner", owner, "addresses", had)
 	}
 	return os.Remove(file)
 }

@@ -13,7 +13,7 @@ import (
 // those of a router that was only started again stay.
 func TestLeasesEndWithTheBoot(t *testing.T) {
 	st, given := openStore(t), newFakeAddresses()
-	ls := &leases{addresses: ranges{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	ls := &leases{addresses: addresses{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
 	if _, err := given.Allocate(t.Context(), "container", given.addrRange); err != nil {
 		t.Fatal(err)
 	}

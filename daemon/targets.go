@@ -12,8 +12,8 @@ import (
 const (
 	bucketDaemon = "daemon"
 	keyTargets   = "targets"
-	// keyRunning is there from start until a graceful stop, so that a start
-	// that finds it follows a crash.
+	// keyRunning is there from a start until a graceful stop. A start that finds
+	// it follows a crash.
 	keyRunning = "running"
 )
 
@@ -21,16 +21,15 @@ const (
 // safe for concurrent use.
 type targets struct {
 	store *store.Store
-	set   func([]string) // tells the mesh
+	set   func([]string) // sets the targets of the mesh
 
-	mu   sync.Mutex // held while storing and telling, so that both see one order
+	mu   sync.Mutex // held over store and set, so that both see the same order
 	list []string   // in the order given, without repetition
 }
 
-// startTargets works out the list to start with: after a crash what was there
-// plus what is given, so that launching again by the same command loses no
-// target that connect added; else what is given, with resume after what was
-// there.
+// startTargets returns the list to start with. After a stop it is the given targets,
+// with resume behind the stored ones. After a crash it is always both, so that
+// launching again with the same command loses no target that connect added.
 func startTargets(st *store.Store, given []string, resume bool) (list []string, crashed bool, err error) {
 	mark, err := st.Get(bucketDaemon, []byte(keyRunning))
 	if err != nil {
@@ -42,12 +41,7 @@ func startTargets(st *store.Store, given []string, resume bool) (list []string, 
 			return nil, crashed, err
 		}
 	}
-	for _, t := range given {
-		if !slices.Contains(list, t) {
-			list = append(list, t)
-		}
-	}
-	return list, crashed, nil
+	return appendNew(list, given), crashed, nil
 }
 
 func loadTargets(st *store.Store) (list []string, err error) {
@@ -64,31 +58,38 @@ func loadTargets(st *store.Store) (list []string, err error) {
 	return list, nil
 }
 
-// add appends peers, or with replace makes them the only targets. Peers that
-// are targets already are dialled at once again.
-func (t *targets) add(peers []string, replace bool) error {
+// add appends peers. Those that are targets already are dialled again at once.
+func (t *targets) add(peers []string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var list []string
-	if !replace {
-		list = slices.Clone(t.list)
-	}
-	for _, p := range peers {
-		if !slices.Contains(list, p) {
-			list = append(list, p)
-		}
-	}
-	return t.change(list)
+	return t.change(appendNew(slices.Clone(t.list), peers))
 }
 
-// remove takes peers off the list. They must be written as they were added.
+// replace makes peers the only targets.
+func (t *targets) replace(peers []string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.change(appendNew(nil, peers))
+}
+
+// appendNew appends those of more that list does not have.
+func appendNew(list, more []string) []string {
+	for _, s := range more {
+		if !slices.Contains(list, s) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// remove removes peers from the list. They must be written as they were added.
 func (t *targets) remove(peers []string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.change(slices.DeleteFunc(slices.Clone(t.list), func(s string) bool { return slices.Contains(peers, s) }))
 }
 
-// change stores list, then tells the mesh. The lock is held.
+// change stores list, then sets the targets of the mesh. The lock is held.
 func (t *targets) change(list []string) error {
 	b, err := json.Marshal(list)
 	if err != nil {

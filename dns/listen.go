@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,8 +25,6 @@ type Listen struct {
 	Port      uint16
 }
 
-var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
-
 // ParseListen reads ADDRESS, INTERFACE, or either with :PORT; an IPv6 address
 // with a port is in brackets.
 func ParseListen(s string) (Listen, error) {
@@ -48,7 +45,7 @@ func ParseListen(s string) (Listen, error) {
 	if a, err := parseAddr(host); err == nil {
 		return Listen{Addr: a, Port: port}, nil
 	}
-	if !interfaceName.MatchString(host) || strings.Trim(host, "0123456789.") == "" { // that is a mistyped address
+	if !netdev.IsInterfaceName(host) || strings.Trim(host, "0123456789.") == "" { // that is a mistyped address
 		return bad()
 	}
 	return Listen{Interface: host, Port: port}, nil
@@ -58,7 +55,7 @@ func ParseListen(s string) (Listen, error) {
 // have.
 func parseAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
-	if err == nil && a.Zone() != "" && !interfaceName.MatchString(a.Zone()) {
+	if err == nil && a.Zone() != "" && !netdev.IsInterfaceName(a.Zone()) {
 		err = fmt.Errorf("address %q: no interface has the name of its zone", s)
 	}
 	return a.Unmap(), err

@@ -251,6 +251,12 @@ func (a *Allocator) Claim(ctx context.Context, owner string, p netip.Prefix) err
 	return err
 }
 
+// Range returns the range that addresses come from.
+func (a *Allocator) Range() netip.Prefix { return a.core.cfg.Range }
+
+// DefaultSubnet returns the subnet for requests that name none.
+func (a *Allocator) DefaultSubnet() netip.Prefix { return a.core.cfg.Default }
+
 // Lookup returns the addresses of owner, in order.
 func (a *Allocator) Lookup(owner string) (out []netip.Prefix) {
 	_ = a.step(func(c *core) {

@@ -281,20 +281,21 @@ func TestSetPicksByFamily(t *testing.T) {
 
 func TestParseInit(t *testing.T) {
 	for s, want := range map[string]string{
-		"":                   "{0 4 []}",
-		"consensus":          "{0 4 []}",
+		"consensus":          "{0 0 []}",
 		"consensus=7":        "{0 7 []}",
-		"observer":           "{1 1 []}",
+		"observer":           "{1 0 []}",
 		"seed=::1,::2":       "{2 0 [00:00:00:00:00:01 00:00:00:00:00:02]}",
 		"consensus=0":        "error",
 		"consensus=x":        "error",
 		"consensus=99999999": "error",
+		"":                   "error",
+		"seed=::1,::1":       "error",
 		"seed=":              "error",
 		"seed":               "error",
 		"observer=1":         "error",
 		"quorum":             "error",
 	} {
-		in, err := ParseInit(s, 4)
+		in, err := ParseInit(s)
 		got := fmt.Sprint(in)
 		if err != nil {
 			got = "error"

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,36 +28,34 @@ type Init struct {
 	Seeds []peer.Name
 }
 
-// ParseInit reads the value of --ipalloc-init: "consensus", "consensus=N",
-// "observer" or "seed=NAME,...". expect is the number of voters if s gives none.
-// An empty s means consensus.
-func ParseInit(s string, expect int) (Init, error) {
-	kind, arg, hasArg := strings.Cut(s, "=")
-	switch kind {
-	case "", "consensus":
-		if !hasArg {
-			return Init{Mode: Consensus, Expect: max(expect, 1)}, nil
-		}
-		n, err := strconv.Atoi(arg)
+// ParseInit reads consensus, consensus=N, observer or seed=NAME,... . Without a
+// number Expect is 0, for the caller to fill in.
+func ParseInit(s string) (Init, error) {
+	mode, value, hasValue := strings.Cut(s, "=")
+	switch {
+	case mode == "consensus" && !hasValue:
+		return Init{Mode: Consensus}, nil
+	case mode == "consensus":
+		n, err := strconv.Atoi(value)
 		if err != nil || n < 1 || n >= 1<<16 {
-			return Init{}, fmt.Errorf("address initialisation %q: want consensus=N with a number of peers N from 1 to 65535", s)
+			return Init{}, fmt.Errorf("%q: want the number of peers at the beginning, 1 to 65535, as consensus=3", s)
 		}
 		return Init{Mode: Consensus, Expect: n}, nil
-	case "observer":
-		if hasArg {
-			return Init{}, fmt.Errorf("address initialisation %q: observer takes no value", s)
-		}
-		return Init{Mode: Observer, Expect: 1}, nil
-	case "seed":
+	case mode == "observer" && !hasValue:
+		return Init{Mode: Observer}, nil
+	case mode == "seed":
 		in := Init{Mode: Seed}
-		for _, f := range strings.Split(arg, ",") {
-			n, err := peer.ParseName(strings.TrimSpace(f))
+		for name := range strings.SplitSeq(value, ",") {
+			n, err := peer.ParseName(strings.TrimSpace(name))
 			if err != nil {
-				return Init{}, fmt.Errorf("address initialisation %q: %w", s, err)
+				return Init{}, fmt.Errorf("%q: %w", s, err)
+			}
+			if slices.Contains(in.Seeds, n) {
+				return Init{}, fmt.Errorf("%q: peer %s is named twice", s, n)
 			}
 			in.Seeds = append(in.Seeds, n)
 		}
 		return in, nil
 	}
-	return Init{}, fmt.Errorf("address initialisation %q: want consensus, consensus=N, seed=NAME,... or observer", s)
+	return Init{}, fmt.Errorf("%q: want consensus[=N], seed=NAME,... or observer", s)
 }

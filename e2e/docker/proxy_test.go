@@ -96,7 +96,7 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 	if got := a.sight(t, []string{"-e", "WEFT_CIDR=net:10.40.3.0/24 net:default"}, waitAddresses(2)); len(got) != 2 || !strings.HasPrefix(got[0], "10.40.3.") {
 		t.Errorf("of two subnets: %v", got)
 	}
-	for cidr, words := range map[string]string{"10.40.1.0/24": "names the subnet itself", "net:192.168.78.0/24": "outside of what weft has"} {
+	for cidr, words := range map[string]string{"10.40.1.0/24": "names the subnet itself", "net:192.168.78.0/24": "is outside the ranges"} {
 		if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR="+cidr, sandbox.Image, "true"); !strings.Contains(text, words) {
 			t.Errorf("WEFT_CIDR=%s: %s", cidr, text)
 		}

@@ -22,6 +22,8 @@
 // the sysctls that EnableForwarding names.
 package netdev
 
+import "regexp"
+
 // Names of what weft owns in a host's network namespace.
 const (
 	BridgeName = "weft"       // the bridge
@@ -37,3 +39,9 @@ const (
 	TableName    = "weft"      // the nftables table, family inet; policies have one of family bridge too
 	PolicyPrefix = "policy-"   // begins the names of chains and sets that enforce policies
 )
+
+var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
+
+// IsInterfaceName reports whether weft takes a text for the name of an interface. The
+// kernel takes more, but such names are trouble in shells and rules.
+func IsInterfaceName(s string) bool { return interfaceName.MatchString(s) }

@@ -1,0 +1,94 @@
+package daemon
+
+import (
+	"context"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+// containers answers requests about containers, and passes each to the part that
+// knows them: the engine, or else the namespaces. It implements api.Containers.
+type containers struct {
+	gate       *gate
+	namespaces *namespaces
+	docker     *dockerContainers
+	engine     engine
+	exposures  *exposures
+}
+
+// Attachments implements api.Containers.
+func (cs *containers) Attachments(context.Context) ([]api.Attachment, error) { return cs.list(), nil }
+
+// list returns the bridge, if it has an address, and all containers.
+func (cs *containers) list() []api.Attachment {
+	list := []api.Attachment{}
+	if a, exposed := cs.exposures.attachment(); exposed {
+		list = append(list, a)
+	}
+	list = append(list, cs.docker.list()...)
+	list = append(list, cs.namespaces.list()...)
+	return append(list, cs.engine.list()...)
+}
+
+// Attach implements api.Containers.
+func (cs *containers) Attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	ctx, done, err := cs.gate.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	byName, err := isNamed(r)
+	switch {
+	case err != nil:
+		return nil, err
+	case byName:
+		return cs.engine.attach(ctx, r)
+	default:
+		return cs.namespaces.attachAt(ctx, r)
+	}
+}
+
+// Detach implements api.Containers.
+func (cs *containers) Detach(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
+	byName, err := isNamed(r)
+	switch {
+	case err != nil:
+		return nil, err
+	case byName:
+		return cs.engine.detach(ctx, r)
+	default:
+		return cs.namespaces.detachAt(r)
+	}
+}
+
+// isNamed reports whether a request names a container of the engine, and not a
+// namespace.
+func isNamed(r api.AttachRequest) (bool, error) {
+	if r.Container != "" && r.Netns != "" {
+		return false, usage("container %s: named by a network namespace too, %s; give one", r.Container, r.Netns)
+	}
+	return r.Container != "", nil
+}
+
+// allocateTimeout bounds how long a request waits for addresses. The error
+// then says what it waited for.
+const allocateTimeout = 60 * time.Second
+
+var errLeaving = unavailable("the router is about to stop")
+
+// gate refuses requests for addresses once the router is about to stop. Its zero
+// value is open.
+type gate struct{ closed atomic.Bool }
+
+// enter returns a context for a request that may wait for addresses, and how to
+// release it.
+func (g *gate) enter(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if g.closed.Load() {
+		return nil, nil, errLeaving
+	}
+	ctx, done := context.WithTimeout(ctx, allocateTimeout)
+	return ctx, done, nil
+}
