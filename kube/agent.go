@@ -19,51 +19,66 @@ import (
 const (
 	// configMapName is the ConfigMap with the members.
 	configMapName = "weft-peers"
-	// lookEvery is how often everything is compared when nothing happened, and
-	// retryEvery when something failed or is waited for.
+	// lookEvery is how often everything is compared if nothing happens, and
+	// retryEvery if something failed or is not there yet.
 	lookEvery  = 10 * time.Second
 	retryEvery = 2 * time.Second
 	// callTimeout bounds a call of the API server or the router.
 	callTimeout = 10 * time.Second
 )
 
-// Agent follows the API server for the router of one Node.
-type Agent struct {
+// AgentConfig says what an Agent works with.
+type AgentConfig struct {
 	Settings *Settings
 	Client   kubernetes.Interface
 	Router   Router
-	Plugin   *Plugin
+	Plugin   *Plugin  // nil: the Node has it already
 	Policies Policies // nil: none are enforced
 	// ClusterPolicies lists the ClusterNetworkPolicies; nil: they are not enforced.
 	ClusterPolicies cache.ListerWatcher
 	Log             *slog.Logger
-	// Health is where probes are answered, and Metrics of policies if there are any;
-	// empty for nowhere.
+	// Health is the address that answers probes, and Metrics those of policies, nil if
+	// there are none. Without an address neither is served.
 	Health  string
 	Metrics http.Handler
-	// Recorded is told the UID of this Node, before the router is known by it.
+	// Recorded is called with the UID of this Node before the router is known by it;
+	// nil: nobody wants to know.
 	Recorded func(uid string) error
+}
 
-	health   health
-	nodes    corelisters.NodeLister
-	wake     chan struct{} // something has changed
-	gone     chan struct{} // a Node has gone, or may have
-	told     []string      // targets that the router has, nil: not known
-	exposed  bool
+// Agent follows the API server for the router of one Node. Make it with NewAgent.
+type Agent struct {
+	// Constant.
+	cfg       AgentConfig
+	informers informers.SharedInformerFactory
+	nodes     corelisters.NodeLister
+	wake      chan struct{} // something has changed
+	gone      chan struct{} // a Node has gone, or may have
+	health    health
+
+	// Of loop only.
+	targets []string // that the router has; nil: not known
+	exposed bool     // the Node has an address
+
 	enrolled atomic.Pointer[member] // the line that the ConfigMap has of this Node; nil: not known
 }
 
-// Run follows until ctx ends.
-func (a *Agent) Run(ctx context.Context) error {
-	a.health.router, a.wake, a.gone = a.Router, make(chan struct{}, 1), make(chan struct{}, 1)
-	a.health.wait("the router is starting")
-	g, ctx := errgroup.WithContext(ctx)
-	if a.Health != "" {
-		g.Go(func() error { return a.health.serve(ctx, a.Health, a.Metrics) })
+// NewAgent returns an agent. It does nothing until Run.
+func NewAgent(c AgentConfig) *Agent {
+	all := informers.NewSharedInformerFactory(c.Client, 0)
+	return &Agent{
+		cfg: c, informers: all, nodes: all.Core().V1().Nodes().Lister(), wake: make(chan struct{}, 1), gone: make(chan struct{}, 1),
+		health: health{router: c.Router, waiting: "the router is starting"},
 	}
-	all := informers.NewSharedInformerFactory(a.Client, 0)
-	a.nodes = all.Core().V1().Nodes().Lister()
-	if _, err := all.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+}
+
+// Run follows until ctx ends. It may be called once.
+func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if a.cfg.Health != "" {
+		g.Go(func() error { return a.health.serve(ctx, a.cfg.Health, a.cfg.Metrics) })
+	}
+	if _, err := a.informers.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { wake(a.wake) },
 		DeleteFunc: func(any) { wake(a.wake); wake(a.gone) },
 		UpdateFunc: func(old, now any) {
@@ -78,14 +93,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("watch Nodes: %w", err)
 	}
-	all.Start(ctx.Done())
-	if a.Policies != nil {
-		g.Go(func() error { return a.Policies.Run(ctx) })
-		g.Go(func() error { return feed(ctx, all, a.ClusterPolicies, a.Policies, a.Log) })
+	a.informers.Start(ctx.Done())
+	if a.cfg.Policies != nil {
+		g.Go(func() error { return a.cfg.Policies.Run(ctx) })
+		g.Go(func() error { return feed(ctx, a.informers, a.cfg.ClusterPolicies, a.cfg.Policies, a.cfg.Log) })
 	}
 	g.Go(func() error {
-		all.WaitForCacheSync(ctx.Done())
-		wake(a.gone) // while nobody looked
+		a.informers.WaitForCacheSync(ctx.Done())
+		wake(a.gone) // Nodes may have gone before
 		g.Go(func() error { a.reclaimLoop(ctx); return nil })
 		a.loop(ctx)
 		return nil
@@ -93,13 +108,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// matters reports whether an update says something new: kubelets report that they
-// live in their Node's status.
+// matters reports whether an update changes what agents look at: kubelets write a
+// heartbeat to the status of their Node.
 func matters(before, after *corev1.Node) bool {
 	return idOf(before) != idOf(after) || addressOf(before) != addressOf(after) || isUp(before) != isUp(after)
 }
 
-// wake has who waits for c look at everything again soon.
+// wake makes the goroutine that waits for c check everything again soon.
 func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -108,7 +123,7 @@ func wake(c chan<- struct{}) {
 }
 
 func (a *Agent) loop(ctx context.Context) {
-	wrong := newFaults(a.Log)
+	wrong := newFaults(a.cfg.Log)
 	for ctx.Err() == nil {
 		again := lookEvery
 		if !a.step(ctx, wrong) {
@@ -122,7 +137,7 @@ func (a *Agent) loop(ctx context.Context) {
 	}
 }
 
-// step brings everything in line and reports whether it all is.
+// step brings everything in line and reports whether that succeeded.
 func (a *Agent) step(ctx context.Context, wrong *faults) bool {
 	for _, s := range []struct {
 		name string
@@ -144,7 +159,7 @@ func (a *Agent) step(ctx context.Context, wrong *faults) bool {
 		wrong.over(s.name)
 	}
 	if a.health.wait("") {
-		a.Log.Info("pods have a network on this Node")
+		a.cfg.Log.Info("pods have a network on this Node")
 	}
 	return true
 }

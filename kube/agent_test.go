@@ -107,10 +107,10 @@ func newScene(t *testing.T, members map[string]string, nodes ...*corev1.Node) *s
 	for _, n := range nodes {
 		s.add(n)
 	}
-	s.agent = &Agent{
+	s.agent = NewAgent(AgentConfig{
 		Settings: &Settings{NodeName: "self", Namespace: "kube-system"}, Client: client, Router: s.router,
 		Log: slog.New(slog.DiscardHandler),
-	}
+	})
 	return s
 }
 
@@ -204,7 +204,7 @@ func TestAgentTakesOverOnlyWhatDeadNodesHad(t *testing.T) {
 func TestProbesSayWhy(t *testing.T) {
 	s := newScene(t, nil)
 	s.router.primed = false
-	s.agent.Health = "127.0.0.1:0"
+	s.agent.cfg.Health = "127.0.0.1:0"
 	h := &s.agent.health
 	s.run()
 	s.until("the reason is there", func() bool { return strings.Contains(h.reason(), "waiting for a majority") })
@@ -265,9 +265,9 @@ func (p *openUntil) Enforced() error {
 func TestNodeIsReadyOnlyWithItsPolicies(t *testing.T) {
 	s := newScene(t, nil)
 	p := &openUntil{}
-	s.agent.Policies = p
+	s.agent.cfg.Policies = p
 	image, dir := t.TempDir(), t.TempDir()
-	s.agent.Plugin = &Plugin{Program: filepath.Join(image, pluginName), BinDir: dir, ConfDir: dir}
+	s.agent.cfg.Plugin = &Plugin{Program: filepath.Join(image, pluginName), BinDir: dir, ConfDir: dir}
 	for _, name := range []string{pluginName, chained[0].name, chained[1].name} {
 		write(t, filepath.Join(image, name), name)
 	}

@@ -20,7 +20,7 @@ const (
 
 // mark clears the condition of this Node that there is no network.
 func (a *Agent) mark(ctx context.Context) error {
-	n, err := a.nodes.Get(a.Settings.NodeName)
+	n, err := a.nodes.Get(a.cfg.Settings.NodeName)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (a *Agent) mark(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err = a.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	_, err = a.cfg.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
 }
 

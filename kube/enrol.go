@@ -25,8 +25,8 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.Recorded != nil {
-		if err := a.Recorded(self.node.uid); err != nil {
+	if a.cfg.Recorded != nil {
+		if err := a.cfg.Recorded(self.node.uid); err != nil {
 			return err
 		}
 	}
@@ -67,11 +67,11 @@ func (a *Agent) awaitShare(ctx context.Context) error {
 func (a *Agent) self(ctx context.Context) (member, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	n, err := a.nodes.Get(a.Settings.NodeName)
+	n, err := a.nodes.Get(a.cfg.Settings.NodeName)
 	if err != nil {
 		return member{}, err
 	}
-	r, err := a.Router.Ready(ctx)
+	r, err := a.cfg.Router.Ready(ctx)
 	if err != nil {
 		return member{}, err
 	}
@@ -84,7 +84,7 @@ func (a *Agent) self(ctx context.Context) (member, error) {
 func (a *Agent) lines(ctx context.Context) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	m, err := a.Client.CoreV1().ConfigMaps(a.Settings.Namespace).Get(ctx, configMapName, metav1.GetOptions{ResourceVersion: "0"})
+	m, err := a.cfg.Client.CoreV1().ConfigMaps(a.cfg.Settings.Namespace).Get(ctx, configMapName, metav1.GetOptions{ResourceVersion: "0"})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
@@ -101,9 +101,9 @@ func (a *Agent) patchMembers(ctx context.Context, change any) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err = a.Client.CoreV1().ConfigMaps(a.Settings.Namespace).Patch(ctx, configMapName, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err = a.cfg.Client.CoreV1().ConfigMaps(a.cfg.Settings.Namespace).Patch(ctx, configMapName, types.MergePatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("there is no ConfigMap %s/%s; apply weft's manifest again", a.Settings.Namespace, configMapName)
+		return fmt.Errorf("there is no ConfigMap %s/%s; apply weft's manifest again", a.cfg.Settings.Namespace, configMapName)
 	}
 	return err
 }

@@ -123,10 +123,11 @@ func TestAThousandNodesJoinAtOnce(t *testing.T) {
 		began := time.Now()
 		var joined sync.WaitGroup
 		for i := range count {
-			a := &Agent{
+			a := NewAgent(AgentConfig{
 				Settings: &Settings{NodeName: nodeName(i), Namespace: "kube-system"}, Client: client, Log: slog.New(slog.DiscardHandler),
-				Router: &router{name: fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)}, nodes: corelisters.NewNodeLister(nodes),
-			}
+				Router: &router{name: fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)},
+			})
+			a.nodes = corelisters.NewNodeLister(nodes)
 			joined.Go(func() {
 				for a.enrol(t.Context()) != nil {
 					time.Sleep(retryEvery) // as loop does
@@ -179,11 +180,11 @@ func TestANodeOfManyGoes(t *testing.T) {
 					if err := nodes.Add(n); err != nil {
 						t.Fatal(err)
 					}
-					a := &Agent{
+					a := NewAgent(AgentConfig{
 						Settings: &Settings{NodeName: n.Name, Namespace: "kube-system"}, Client: client, Log: slog.New(slog.DiscardHandler),
-						Router: &oneOf{routers, fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)}, nodes: corelisters.NewNodeLister(nodes),
-						wake: make(chan struct{}, 1), gone: make(chan struct{}, 1),
-					}
+						Router: &oneOf{routers, fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)},
+					})
+					a.nodes = corelisters.NewNodeLister(nodes)
 					self, err := a.self(t.Context())
 					if err != nil {
 						t.Fatal(err)

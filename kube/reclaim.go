@@ -51,14 +51,14 @@ func (a *Agent) place() (mine, count int) {
 	if err != nil {
 		return 0, 0
 	}
-	return rank(a.Settings.NodeName, nodes), len(nodes)
+	return rank(a.cfg.Settings.NodeName, nodes), len(nodes)
 }
 
 // reclaimLoop takes over the addresses of peers whose Node is gone. What is written of the members
 // is a word of each Node, so it is not watched: each of a thousand Nodes would get all of it
 // whenever another one joins.
 func (a *Agent) reclaimLoop(ctx context.Context) {
-	wrong := newFaults(a.Log)
+	wrong := newFaults(a.cfg.Log)
 	for {
 		select {
 		case <-ctx.Done():
@@ -126,12 +126,12 @@ func (a *Agent) remove(ctx context.Context, m member) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	removed, err := a.Router.RemovePeers(ctx, api.PeersRequest{Peers: []string{m.peer.String()}})
+	removed, err := a.cfg.Router.RemovePeers(ctx, api.PeersRequest{Peers: []string{m.peer.String()}})
 	if err != nil {
 		return err
 	}
 	for _, r := range removed {
-		a.Log.Info("the addresses of a Node that is gone are taken over", "node", m.node.name, "peer", r.Peer, "addresses", r.Addresses)
+		a.cfg.Log.Info("the addresses of a Node that is gone are taken over", "node", m.node.name, "peer", r.Peer, "addresses", r.Addresses)
 	}
 	return a.strike(ctx, m)
 }
@@ -140,7 +140,7 @@ func (a *Agent) remove(ctx context.Context, m member) error {
 func (a *Agent) exists(ctx context.Context, id nodeID) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	n, err := a.Client.CoreV1().Nodes().Get(ctx, id.name, metav1.GetOptions{})
+	n, err := a.cfg.Client.CoreV1().Nodes().Get(ctx, id.name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
@@ -160,7 +160,7 @@ func (a *Agent) strike(ctx context.Context, m member) error {
 	if err != nil {
 		return fmt.Errorf("write a patch: %w", err)
 	}
-	_, err = a.Client.CoreV1().ConfigMaps(a.Settings.Namespace).Patch(ctx, configMapName, types.JSONPatchType, patch, metav1.PatchOptions{})
+	_, err = a.cfg.Client.CoreV1().ConfigMaps(a.cfg.Settings.Namespace).Patch(ctx, configMapName, types.JSONPatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
 		return nil // somebody else was quicker
 	}

@@ -7,19 +7,20 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/weft-net/weft/ipam"
 )
 
-// Settings is what the manifest tells an agent by environment variables. Those
-// of them that the router understands by itself, as WEFT_PASSWORD and WEFT_MTU, are
-// not here.
+// Settings are the environment variables of the manifest. Those that the router
+// understands by itself, such as WEFT_PASSWORD and WEFT_MTU, are not among them.
 type Settings struct {
-	NodeName    string // of this Node; NODE_NAME
-	Namespace   string // with the ConfigMap; POD_NAMESPACE
-	Range       string // IPALLOC_RANGE, empty: the router's default
-	Range6      string // IPALLOC_RANGE6, empty: none
-	Init        string // IPALLOC_INIT, empty: a majority of the Nodes there are
-	ConnLimit   string // CONN_LIMIT, empty: the router's default
-	MetricsAddr string // METRICS_ADDR, empty: the router's default
+	NodeName    string       // of this Node; NODE_NAME
+	Namespace   string       // with the ConfigMap; POD_NAMESPACE
+	Range       netip.Prefix // IPALLOC_RANGE, the zero Prefix: the router's default
+	Range6      netip.Prefix // IPALLOC_RANGE6, the zero Prefix: none
+	Init        *ipam.Init   // IPALLOC_INIT, nil: a majority of the Nodes there are
+	ConnLimit   *int         // CONN_LIMIT, nil: the router's default
+	MetricsAddr string       // METRICS_ADDR, empty: the router's default
 	// Peers, KUBE_PEERS, are the targets instead of the Nodes; nil: the Nodes.
 	Peers []string
 	// MasqLocal translates the address of clients from outside for pods of this
@@ -32,14 +33,12 @@ type Settings struct {
 	ExtraArgs       []string // EXTRA_ARGS, of weft launch
 }
 
-// ReadSettings reads the settings by lookup, which is os.LookupEnv. A variable that
-// is set and empty is as one that is not set.
+// ReadSettings reads the settings with lookup, which is os.LookupEnv. An empty variable
+// counts as not set.
 func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 	text := func(name string) string { v, _ := lookup(name); return strings.TrimSpace(v) }
 	s := &Settings{
-		NodeName: text("NODE_NAME"), Namespace: text("POD_NAMESPACE"),
-		Range: text("IPALLOC_RANGE"), Range6: text("IPALLOC_RANGE6"), Init: text("IPALLOC_INIT"),
-		ConnLimit: text("CONN_LIMIT"), MetricsAddr: text("METRICS_ADDR"),
+		NodeName: text("NODE_NAME"), Namespace: text("POD_NAMESPACE"), MetricsAddr: text("METRICS_ADDR"),
 		Peers:     strings.FieldsFunc(text("KUBE_PEERS"), func(r rune) bool { return r == ' ' || r == ',' || r == '\t' || r == '\n' }),
 		ExtraArgs: strings.Fields(text("EXTRA_ARGS")),
 	}
@@ -55,18 +54,27 @@ func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 	if s.Namespace == "" {
 		s.Namespace = "kube-system"
 	}
+	s.Policies, s.Hairpin = true, true
 	noMasqLocal := true
-	for _, flag := range []struct {
+	for _, v := range []struct {
 		name string
-		to   *bool
-		not  bool
-	}{{"NO_MASQ_LOCAL", &noMasqLocal, true}, {"HAIRPIN_MODE", &s.Hairpin, true}, {"EXPECT_NPC", &s.Policies, true}, {"CLUSTER_POLICIES", &s.ClusterPolicies, false}} {
-		*flag.to = flag.not
-		if v := text(flag.name); v != "" {
-			var err error
-			if *flag.to, err = strconv.ParseBool(v); err != nil {
-				return nil, fmt.Errorf("environment variable %s=%q: want 1 or 0, true or false", flag.name, v)
-			}
+		set  func(string) error
+	}{
+		{"IPALLOC_RANGE", parseInto(&s.Range, parseRange)},
+		{"IPALLOC_RANGE6", parseInto(&s.Range6, parseRange)},
+		{"IPALLOC_INIT", parseInto(&s.Init, parseInit)},
+		{"CONN_LIMIT", parseInto(&s.ConnLimit, parseNumber)},
+		{"NO_MASQ_LOCAL", parseInto(&noMasqLocal, parseSwitch)},
+		{"HAIRPIN_MODE", parseInto(&s.Hairpin, parseSwitch)},
+		{"EXPECT_NPC", parseInto(&s.Policies, parseSwitch)},
+		{"CLUSTER_POLICIES", parseInto(&s.ClusterPolicies, parseSwitch)},
+	} {
+		value := text(v.name)
+		if value == "" {
+			continue
+		}
+		if err := v.set(value); err != nil {
+			return nil, fmt.Errorf("environment variable %s=%q: %w", v.name, value, err)
 		}
 	}
 	s.MasqLocal = !noMasqLocal
@@ -74,6 +82,43 @@ func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 		return nil, errors.New("environment variables CLUSTER_POLICIES=1 EXPECT_NPC=0: no policies are enforced without EXPECT_NPC")
 	}
 	return s, nil
+}
+
+// parseInto returns a function that reads a text into a setting.
+func parseInto[T any](to *T, parse func(string) (T, error)) func(string) error {
+	return func(s string) (err error) {
+		*to, err = parse(s)
+		return err
+	}
+}
+
+func parseRange(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, errors.New("want a range like 10.32.0.0/12")
+	}
+	return p, nil
+}
+
+func parseInit(s string) (*ipam.Init, error) {
+	init, err := ipam.ParseInit(s)
+	return &init, err
+}
+
+func parseNumber(s string) (*int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		return nil, errors.New("want a number")
+	}
+	return &n, nil
+}
+
+func parseSwitch(s string) (bool, error) {
+	on, err := strconv.ParseBool(s)
+	if err != nil {
+		return false, errors.New("want 1 or 0, true or false")
+	}
+	return on, nil
 }
 
 // LocalHealthAddr is where the probes of the kubelet ask.
@@ -86,37 +131,4 @@ func (s *Settings) HealthAddr() string {
 		return ":6781"
 	}
 	return LocalHealthAddr
-}
-
-// LaunchArgs returns the command line of weft for the router. Nodes is how many
-// there are, this one with them, and targets are the others' addresses. Without
-// nodes, when the API server does not answer, the router goes on with those of
-// its last run.
-func (s *Settings) LaunchArgs(nodes int, targets []string) []string {
-	args := []string{"launch", "--foreground", "--no-dns", "--nickname=" + s.NodeName}
-	add := func(flag, value string) {
-		if value != "" {
-			args = append(args, flag+"="+value)
-		}
-	}
-	add("--ipalloc-range", s.Range)
-	add("--ipalloc-range6", s.Range6)
-	add("--conn-limit", s.ConnLimit)
-	add("--status-addr", s.MetricsAddr)
-	if !s.MasqLocal {
-		args = append(args, "--no-masq-local")
-	}
-	switch {
-	case s.Init != "":
-		add("--ipalloc-init", s.Init)
-	case nodes > 0:
-		add("--ipalloc-init", "consensus="+strconv.Itoa(nodes))
-	}
-	args = append(args, s.ExtraArgs...)
-	if s.Peers != nil {
-		targets = s.Peers
-	} else if nodes == 0 {
-		return append(args, "--resume")
-	}
-	return append(append(args, "--"), targets...)
 }

@@ -14,34 +14,14 @@ func settings(t *testing.T, env map[string]string) *Settings {
 	return s
 }
 
-func TestLaunchArgs(t *testing.T) {
-	for _, c := range []struct {
-		env   map[string]string
-		nodes int
-		want  string
-	}{
-		{nil, 3, "--no-masq-local --ipalloc-init=consensus=3 -- 10.0.0.2 10.0.0.3"},
-		{nil, 0, "--no-masq-local --resume"},
-		{map[string]string{"IPALLOC_INIT": "observer", "NO_MASQ_LOCAL": "0"}, 3, "--ipalloc-init=observer -- 10.0.0.2 10.0.0.3"},
-		{map[string]string{"KUBE_PEERS": "a.example, b.example"}, 3, "--no-masq-local --ipalloc-init=consensus=3 -- a.example b.example"},
-		{map[string]string{"IPALLOC_RANGE": "10.40.0.0/16", "IPALLOC_RANGE6": "fd00::/64", "CONN_LIMIT": "50", "METRICS_ADDR": "0.0.0.0:6782", "EXTRA_ARGS": "--log-level debug"}, 3,
-			"--ipalloc-range=10.40.0.0/16 --ipalloc-range6=fd00::/64 --conn-limit=50 --status-addr=0.0.0.0:6782 --no-masq-local --ipalloc-init=consensus=3 --log-level debug -- 10.0.0.2 10.0.0.3"},
+func TestWrongSettingsAreNamed(t *testing.T) {
+	for name, value := range map[string]string{
+		"HAIRPIN_MODE": "maybe", "IPALLOC_RANGE": "10.32.0.0", "IPALLOC_RANGE6": "fd00::", "IPALLOC_INIT": "quorum", "CONN_LIMIT": "many",
 	} {
-		env := map[string]string{"NODE_NAME": "n1"}
-		for k, v := range c.env {
-			env[k] = v
+		_, err := ReadSettings(func(k string) (string, bool) { return map[string]string{name: value}[k], true })
+		if err == nil || !strings.HasPrefix(err.Error(), "environment variable "+name+"=") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s=%s: %v", name, value, err)
 		}
-		got := strings.Join(settings(t, env).LaunchArgs(c.nodes, []string{"10.0.0.2", "10.0.0.3"}), " ")
-		if want := "launch --foreground --no-dns --nickname=n1 " + c.want; got != want {
-			t.Errorf("%v\n got %s\nwant %s", c.env, got, want)
-		}
-	}
-}
-
-func TestSettingsRefuseWhatIsNeitherOnNorOff(t *testing.T) {
-	_, err := ReadSettings(func(k string) (string, bool) { return map[string]string{"HAIRPIN_MODE": "maybe"}[k], true })
-	if err == nil || !strings.Contains(err.Error(), "HAIRPIN_MODE") {
-		t.Errorf("HAIRPIN_MODE=maybe: %v", err)
 	}
 }
 

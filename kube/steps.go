@@ -16,32 +16,32 @@ import (
 
 func (a *Agent) allNodes() ([]*corev1.Node, error) { return a.nodes.List(labels.Everything()) }
 
-// connect has the router's targets be the Nodes' addresses.
+// connect makes the Nodes' addresses the targets of the router.
 func (a *Agent) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if r, err := a.Router.Ready(ctx); err != nil || !r.Ready {
-		a.told = nil
+	if r, err := a.cfg.Router.Ready(ctx); err != nil || !r.Ready {
+		a.targets = nil
 		if err == nil || errors.Is(err, api.ErrNotRunning) {
 			err = errors.New("the router is starting")
 		}
 		return err
 	}
-	if a.Settings.Peers != nil {
+	if a.cfg.Settings.Peers != nil {
 		return nil
 	}
 	nodes, err := a.allNodes()
 	if err != nil {
 		return err
 	}
-	want := Targets(a.Settings.NodeName, nodes)
-	if a.told != nil && slices.Equal(a.told, want) {
+	want := Targets(a.cfg.Settings.NodeName, nodes)
+	if a.targets != nil && slices.Equal(a.targets, want) {
 		return nil
 	}
-	if err := a.Router.Connect(ctx, api.PeersRequest{Peers: want, Replace: true}); err != nil {
+	if err := a.cfg.Router.Connect(ctx, api.PeersRequest{Peers: want, Replace: true}); err != nil {
 		return err
 	}
-	a.told = append([]string{}, want...)
+	a.targets = append([]string{}, want...)
 	return nil
 }
 
@@ -52,10 +52,10 @@ func (a *Agent) prime(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := a.Router.Prime(ctx); err != nil {
+	if err := a.cfg.Router.Prime(ctx); err != nil {
 		return errors.Join(err, a.whyNoAddresses())
 	}
-	r, err := a.Router.Report(ctx)
+	r, err := a.cfg.Router.Report(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (a *Agent) prime(ctx context.Context) error {
 	if len(want) == 0 {
 		return errors.New("the router has no range of addresses; see IPALLOC_RANGE")
 	}
-	if _, err := a.Router.Expose(ctx, api.ExposeRequest{Addresses: want}); err != nil {
+	if _, err := a.cfg.Router.Expose(ctx, api.ExposeRequest{Addresses: want}); err != nil {
 		return err
 	}
 	a.exposed = true
@@ -79,7 +79,7 @@ func (a *Agent) prime(ctx context.Context) error {
 func (a *Agent) whyNoAddresses() error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	r, err := a.Router.Report(ctx)
+	r, err := a.cfg.Router.Report(ctx)
 	if err != nil || r.IPAM == nil {
 		return err
 	}
@@ -88,19 +88,19 @@ func (a *Agent) whyNoAddresses() error {
 
 // enforce waits until policies are enforced: a pod that is started before would be open.
 func (a *Agent) enforce(context.Context) error {
-	if a.Policies == nil {
+	if a.cfg.Policies == nil {
 		return nil
 	}
-	return a.Policies.Enforced()
+	return a.cfg.Policies.Enforced()
 }
 
 func (a *Agent) install(context.Context) error {
-	if a.Plugin == nil {
+	if a.cfg.Plugin == nil {
 		return nil
 	}
-	wrote, err := a.Plugin.Install()
+	wrote, err := a.cfg.Plugin.Install()
 	if wrote {
-		a.Log.Info("the CNI plugin and its configuration are installed", "plugins", a.Plugin.BinDir, "configuration", a.Plugin.ConfDir)
+		a.cfg.Log.Info("the CNI plugin and its configuration are installed", "plugins", a.cfg.Plugin.BinDir, "configuration", a.cfg.Plugin.ConfDir)
 	}
 	return err
 }

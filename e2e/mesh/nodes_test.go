@@ -56,10 +56,10 @@ func (k *kubeNodes) join(host int, uid string) {
 }
 
 func (k *kubeNodes) start(host int) {
-	a := &kube.Agent{
+	a := kube.NewAgent(kube.AgentConfig{
 		Settings: &kube.Settings{NodeName: nodeName(host), Namespace: "kube-system"}, Client: k.client,
 		Router: api.NewClient(k.lab.Socket(host)), Log: slog.New(slog.DiscardHandler),
-	}
+	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(k.t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()

@@ -127,6 +127,4 @@ func prepare(log *slog.Logger) {
 			log.Warn("answers of Services on the same network may get lost; load the module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
 		}
 	}
-	// Docker's names and containers are not looked for on a Kubernetes node.
-	os.Setenv("WEFT_DOCKER_API", "")
 }

@@ -1,25 +1,27 @@
-// Command weft-kube is weft on a Kubernetes node: the router, and beside it the
-// agent that follows the API server. Called weft it is that program, for the
-// commands that ask the router.
+// Command weft-kube is weft on a Kubernetes node: the router, and the agent that
+// follows the API server. When it is called as weft it is that program, for the commands
+// that ask the router.
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weft-net/weft/cmd"
+	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/kube"
@@ -39,24 +41,24 @@ func main() {
 	case len(args) == 1 && args[0] == "uninstall":
 		run = uninstall
 	default:
-		fmt.Fprintf(os.Stderr, "weft-kube: arguments %q: want none, to be weft on this node, or uninstall\n", args)
+		fmt.Fprintf(os.Stderr, "weft-kube: arguments %q: want none, to run weft on this node, or uninstall\n", args)
 		os.Exit(2)
 	}
 	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "weft-kube:", err)
+		fmt.Fprintln(os.Stderr, "weft-kube:", strings.ReplaceAll(err.Error(), "\n", "; "))
 		os.Exit(1)
 	}
 }
 
-// plugin is where the image has the CNI plugin, and where the manifest mounts the
-// folders of the node.
+// plugin returns the CNI plugin of the image, with the folders of the node as the
+// manifest mounts them.
 func plugin(hairpin bool) *kube.Plugin {
 	return &kube.Plugin{
 		Program: "/opt/weft/weft-cni", BinDir: "/host/opt/cni/bin", ConfDir: "/host/etc/cni/net.d", Hairpin: hairpin,
 	}
 }
 
-// agent is weft on a node, until ctx ends.
+// agent runs weft on a node until ctx ends.
 func agent(ctx context.Context) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	log.Info("weft on Kubernetes", "version", version.String())
@@ -77,9 +79,14 @@ func agent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	router, err := routerConfig(s, nodes, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	router.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: router.LogLevel}))
 	prepare(log)
-	a := &kube.Agent{
-		Settings: s, Client: client, Router: api.NewClient(api.DefaultSocket), Plugin: plugin(s.Hairpin), Log: log,
+	a := kube.AgentConfig{
+		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,
 		Health: s.HealthAddr(), Recorded: node.record,
 	}
 	if s.Policies {
@@ -94,31 +101,22 @@ func agent(ctx context.Context) error {
 		}
 		a.Metrics = promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})
 	} else if err := policy.Remove(); err != nil {
-		log.Warn("policies that an earlier run enforced may still be", "err", err)
+		log.Warn("policies that an earlier run enforced may still be in force", "err", err)
 	}
-	return together(ctx, a, s.LaunchArgs(len(nodes), kube.Targets(s.NodeName, nodes)))
+	return together(ctx, kube.NewAgent(a), router)
 }
 
 // together runs the router and the agent; when one ends, so does the other.
-func together(ctx context.Context, a *kube.Agent, launch []string) error {
+func together(ctx context.Context, a *kube.Agent, router *daemon.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ended := make(chan int, 1)
-	go func() {
-		ended <- cmd.Main(launch, os.Stdout, os.Stderr)
-		cancel()
-	}()
-	err := a.Run(ctx)
-	if ctx.Err() == nil { // the router does not know yet
-		_ = unix.Kill(unix.Getpid(), unix.SIGTERM) // to oneself it can not fail
-	}
-	if code := <-ended; code != 0 {
-		err = errors.Join(err, fmt.Errorf("the router ended with exit code %d; it has said why", code))
-	}
-	return err
+	var g errgroup.Group
+	g.Go(func() error { defer cancel(); return daemon.Run(ctx, router) })
+	g.Go(func() error { defer cancel(); return a.Run(ctx) })
+	return g.Wait()
 }
 
-// clientConfig says how to reach the API server: as the pod does, or by KUBECONFIG.
+// clientConfig returns how to reach the API server: as the pod does, or by KUBECONFIG.
 func clientConfig() (*rest.Config, error) {
 	var config *rest.Config
 	var err error

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-net/weft/daemon"
+	"github.com/weft-net/weft/kube"
+)
+
+// parse returns the configuration of the router for the environment of a pod of Node n1,
+// in a cluster of that many Nodes.
+func parse(t *testing.T, env map[string]string, count int) (*daemon.Config, error) {
+	t.Helper()
+	lookup := func(k string) (string, bool) { v, ok := env[k]; return v, ok }
+	s, err := kube.ReadSettings(lookup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.NodeName = "n1"
+	var nodes []*corev1.Node
+	for i := range count {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("n%d", i+1)}}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("10.0.0.%d", i+1)}}
+		nodes = append(nodes, n)
+	}
+	return routerConfig(s, nodes, lookup)
+}
+
+func TestRouterConfig(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		env   map[string]string
+		nodes int
+		want  func(*daemon.Config) bool
+	}{
+		{"no settings", nil, 3, func(c *daemon.Config) bool {
+			return slices.Equal(c.Peers, []string{"10.0.0.2", "10.0.0.3"}) && !c.Resume && c.Init.Expect == 3 && c.NoMasqLocal && c.DNS.Off &&
+				c.Docker.Host == "" && c.Mesh.Nickname == "n1" && c.Range.String() == daemon.DefaultRange && !c.RangeGiven
+		}},
+		{"no API server", nil, 0, func(c *daemon.Config) bool { return c.Resume && len(c.Peers) == 0 }},
+		{"another first ring", map[string]string{"IPALLOC_INIT": "consensus=5", "NO_MASQ_LOCAL": "0"}, 3, func(c *daemon.Config) bool {
+			return c.Init.Expect == 5 && !c.NoMasqLocal
+		}},
+		{"other peers", map[string]string{"KUBE_PEERS": "a.example, b.example"}, 3, func(c *daemon.Config) bool {
+			return slices.Equal(c.Peers, []string{"a.example", "b.example"}) && c.Init.Expect == 3
+		}},
+		{"other peers and no API server", map[string]string{"KUBE_PEERS": "a.example"}, 0, func(c *daemon.Config) bool {
+			return slices.Equal(c.Peers, []string{"a.example"}) && !c.Resume
+		}},
+		{"all settings", map[string]string{
+			"IPALLOC_RANGE": "10.40.0.0/16", "IPALLOC_RANGE6": "fd00::/64", "CONN_LIMIT": "0", "METRICS_ADDR": "0.0.0.0:6782",
+			"EXTRA_ARGS": "--log-level debug --no-express", "WEFT_MTU": "1300", "WEFT_PASSWORD": "long enough",
+		}, 3, func(c *daemon.Config) bool {
+			return c.Range.String() == "10.40.0.0/16" && c.DefaultSubnet == c.Range && c.RangeGiven && c.Range6.String() == "fd00::/64" &&
+				c.Mesh.ConnLimit == 0 && c.StatusAddr == "0.0.0.0:6782" && c.LogLevel == slog.LevelDebug && c.Fast.NoExpress && c.MTU == 1300 &&
+				slices.Equal(c.Mesh.Passwords, []string{"long enough"})
+		}},
+		{"a flag wins", map[string]string{"IPALLOC_RANGE": "10.40.0.0/16", "EXTRA_ARGS": "--ipalloc-range=10.50.0.0/16"}, 3, func(c *daemon.Config) bool {
+			return c.Range.String() == "10.50.0.0/16" && c.DefaultSubnet == c.Range
+		}},
+	} {
+		got, err := parse(t, c.env, c.nodes)
+		if err != nil || !c.want(got) {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+}
+
+func TestWrongSettingsGiveOneLine(t *testing.T) {
+	for want, env := range map[string]map[string]string{
+		"--ipalloc-range 10.0.0.1/8: bits are set beyond /8": {"IPALLOC_RANGE": "10.0.0.1/8"},
+		"--ipalloc-range6 10.0.0.0/8: want an IPv6 range":    {"IPALLOC_RANGE6": "10.0.0.0/8"},
+		"--conn-limit -1":                       {"CONN_LIMIT": "-1"},
+		"--status-addr \"x\"":                   {"METRICS_ADDR": "x"},
+		"--mtu 10: want 576":                    {"WEFT_MTU": "10"},
+		"environment variable WEFT_MTU=\"big\"": {"WEFT_MTU": "big"},
+		"unknown flag: --bogus":                 {"EXTRA_ARGS": "--bogus"},
+		"a password has less than":              {"WEFT_PASSWORD": "short"},
+	} {
+		_, err := parse(t, env, 3)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v: %v, want %s", env, err, want)
+		}
+	}
+}
