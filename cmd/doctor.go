@@ -141,7 +141,7 @@ func (d *doctor) kernel() []finding {
 		advice  string
 	}{
 		{"bridge", fail, func() error {
-			return netdev.EnsureBridge("weft0", net.HardwareAddr{2, 0, 0, 0, 0, 1}, daemon.DefaultMTU)
+			return netdev.EnsureBridge("weft0", net.HardwareAddr{2, 0, 0, 0, 0, 1}, daemon.DefaultMTU, netdev.ProcSys)
 		}, "load it with: modprobe bridge"},
 		{"veth", fail, tryVeth, "load it with: modprobe veth"},
 		{"/dev/net/tun", fail, tryTAP, "load it with: modprobe tun; in a container pass --device /dev/net/tun"},

@@ -64,6 +64,7 @@ type attachConfig struct {
 	names     Names
 	bridge    string
 	mtu       int // bytes of IP packet
+	sysctls   netdev.Sysctls
 	log       *slog.Logger
 }
 
@@ -193,6 +194,7 @@ func (as *attachments) join(p place, a attachment, show []netip.Prefix) error {
 func (as *attachments) plug(netns string, a attachment, addrs []netip.Prefix) error {
 	_, err := netdev.Attach(netdev.Attachment{
 		NS: netns, Iface: netdev.IfaceName, Bridge: as.bridge, MTU: as.mtu, Addrs: addrs, MulticastRoute: !a.NoMulticastRoute,
+		Sysctls: as.sysctls,
 	})
 	return err
 }

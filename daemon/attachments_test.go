@@ -32,7 +32,7 @@ func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{host: nstest.New(t, "host"), box: nstest.New(t, "box"), addresses: newFakeAddresses(), store: openStore(t)}
 	b.on(t, func() error {
-		return netdev.EnsureBridge(netdev.BridgeName, net.HardwareAddr{2, 0, 0, 0, 0, 1}, DefaultMTU)
+		return netdev.EnsureBridge(netdev.BridgeName, net.HardwareAddr{2, 0, 0, 0, 0, 1}, DefaultMTU, netdev.ProcSys)
 	})
 	b.restart()
 	return b
@@ -285,7 +285,7 @@ func TestExposures(t *testing.T) {
 	// A start after a crash, on a bridge that somebody emptied.
 	b.on(t, func() error { return netdev.DeleteBridge(netdev.BridgeName) })
 	b.on(t, func() error {
-		return netdev.EnsureBridge(netdev.BridgeName, net.HardwareAddr{2, 0, 0, 0, 0, 1}, DefaultMTU)
+		return netdev.EnsureBridge(netdev.BridgeName, net.HardwareAddr{2, 0, 0, 0, 0, 1}, DefaultMTU, netdev.ProcSys)
 	})
 	es = open()
 	b.on(t, func() error { es.restore(t.Context()); return nil })

@@ -92,6 +92,7 @@ type Config struct {
 	Socket     string // of the control API
 	StateDir   string
 	PinDir     string // of the fast datapath; empty: beside the socket
+	Sysctls    netdev.Sysctls
 	LogLevel   slog.Level
 	// Log is where the router logs; nil: nowhere.
 	Log *slog.Logger

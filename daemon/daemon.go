@@ -128,7 +128,7 @@ func (d *daemon) open(assemble assemble) error {
 	}
 	d.name = id.Name
 	// A peer's name is a MAC address that no other host's bridge has.
-	if err := netdev.EnsureBridge(d.config.Bridge, net.HardwareAddr(id.Name[:]), d.config.MTU); err != nil {
+	if err := netdev.EnsureBridge(d.config.Bridge, net.HardwareAddr(id.Name[:]), d.config.MTU, d.config.Sysctls); err != nil {
 		return err
 	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
@@ -183,10 +183,11 @@ func (d *daemon) checkRoutes() error {
 func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	c := d.config
 	d.node, d.names = p.node, p.names
-	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, log: d.log}
+	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, sysctls: c.Sysctls, log: d.log}
 	d.namespaces, d.docker = newNamespaces(ac), newDockerContainers(ac)
 	d.exposures = newExposures(exposeConfig{
-		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, keepClients: c.NoMasqLocal, log: d.log,
+		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, sysctls: c.Sysctls,
+		keepClients: c.NoMasqLocal, log: d.log,
 	})
 	d.external = newExternalNames(d.store, p.names, d.log)
 	d.leases = &leases{gate: &d.gate, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, log: d.log}

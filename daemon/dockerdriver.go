@@ -26,16 +26,17 @@ import (
 // driverLinks is the kernel's part of Docker's driver. It implements
 // plugin.Links.
 type driverLinks struct {
-	bridge string
-	mtu    int
-	log    *slog.Logger
+	bridge  string
+	mtu     int
+	sysctls netdev.Sysctls
+	log     *slog.Logger
 }
 
 func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error {
 	if mtu == 0 {
 		mtu = l.mtu
 	}
-	if err := netdev.MakePort(l.bridge, port, inside, mac, mtu); err != nil {
+	if err := netdev.MakePort(l.bridge, port, inside, mac, mtu, l.sysctls); err != nil {
 		return err
 	}
 	if err := netdev.AnnounceAt(l.bridge, mac, addrs); err != nil {
@@ -129,7 +130,7 @@ func newDockerDriver(c attachConfig, socket string) *dockerDriver {
 	subnet, _ := c.addresses.Default(false)
 	return &dockerDriver{
 		plugin: plugin.New(plugin.Config{
-			Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.log}, Store: c.store, Log: c.log,
+			Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.sysctls, c.log}, Store: c.store, Log: c.log,
 		}),
 		socket: socket, subnet: subnet, log: c.log,
 	}

@@ -44,6 +44,7 @@ type exposeConfig struct {
 	addresses addresses
 	names     Names
 	bridge    string
+	sysctls   netdev.Sysctls
 	// keepClients shows containers the addresses of clients outside; see
 	// Config.NoMasqLocal.
 	keepClients bool
@@ -149,7 +150,7 @@ func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (er
 }
 
 func (es *exposures) apply(e netdev.Exposure) error {
-	changed, err := netdev.EnableForwarding(e.Addr.Addr().Is6())
+	changed, err := es.sysctls.EnableForwarding(e.Addr.Addr().Is6())
 	if err != nil {
 		return err
 	}

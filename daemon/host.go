@@ -87,6 +87,7 @@ func (h *host) openRouter() (err error) {
 		c.Host = h.config.Host.String()
 	}
 	c.Port, c.Bridge, c.TAP, c.MTU = port, h.config.Bridge, netdev.TAPName, h.config.MTU
+	c.Sysctls = h.config.Sysctls
 	c.Fast, c.Log = &fast, h.log.With("part", "router")
 	fast.PinDir, fast.Port, fast.TunnelPort = h.config.pinDir(), port+1, port+2
 	fast.Encrypt = len(h.config.Mesh.Passwords) > 0

@@ -132,7 +132,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath, error) {
 	}
 	o := kernel.Options{
 		PinDir: f.cfg.PinDir, Bridge: r.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: tapName,
-		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Log: r.log,
+		VXLAN: netdev.VXLANName, VXLANPort: f.cfg.Port, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, Log: r.log,
 	}
 	r.openTunnel(f)
 	if f.cfg.Encrypt && len(f.cfg.Trusted) == 0 && f.tunnel == nil {

@@ -85,7 +85,7 @@ func newHosts(t testing.TB, n int, o options) []*host {
 			up: make(chan peer.Name, 100), all: &hosts}
 		hosts = append(hosts, h)
 		h.do(func() (err error) {
-			if err := netdev.EnsureBridge("weft", h.name[:], o.mtu); err != nil {
+			if err := netdev.EnsureBridge("weft", h.name[:], o.mtu, netdev.ProcSys); err != nil {
 				return err
 			}
 			c := router.Config{MTU: o.mtu, Bridge: "weft", TAP: "vethwe-tap"}

@@ -85,6 +85,7 @@ type Config struct {
 	// if nil. Tests put lesser ones in.
 	TAPKernel *tap.Kernel
 	UDPKernel *udp.Kernel
+	Sysctls   netdev.Sysctls
 	// Log takes what an operator should know; nothing if nil.
 	Log *slog.Logger
 
@@ -207,7 +208,7 @@ func (r *Router) openTAP() (tap.Queue, error) {
 			return q, nil
 		}
 	}
-	if err := netdev.AddPort(r.cfg.Bridge, name, r.cfg.MTU); err != nil {
+	if err := netdev.AddPort(r.cfg.Bridge, name, r.cfg.MTU, r.cfg.Sysctls); err != nil {
 		q.Close()
 		return nil, err
 	}

@@ -37,7 +37,8 @@ type Attachment struct {
 	Hairpin bool
 	// Shaped says that others are going to limit what passes by the interface, so that frames
 	// must not pass by the bridge.
-	Shaped bool
+	Shaped  bool
+	Sysctls Sysctls // of the caller's host
 }
 
 // Attach joins the namespace to the bridge by a veth pair if it is not yet,
@@ -244,7 +245,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 			_ = host.delete(port)
 		}
 	}()
-	if err := quietPort(attrs.Name); err != nil {
+	if err := quietPort(a.Sysctls, attrs.Name); err != nil {
 		return nil, nil, fmt.Errorf("switch ipv6 off on %s: %w", attrs.Name, err)
 	}
 	l, err = in.there(a.Iface)

@@ -15,7 +15,7 @@ import (
 // (weft carries multicast to every peer, so no router answers queries), no
 // IPv6 address or route taken from router advertisements of containers, up.
 // Ports stay. It fails if name is something other than a bridge.
-func EnsureBridge(name string, mac net.HardwareAddr, mtu int) (err error) {
+func EnsureBridge(name string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("set up bridge %s: %s: %w", name, what, cause)
 	}
@@ -64,7 +64,7 @@ func EnsureBridge(name string, mac net.HardwareAddr, mtu int) (err error) {
 		return wrap(fmt.Sprintf("set mtu %d", mtu), err)
 	}
 	for _, key := range []string{"accept_ra", "autoconf"} {
-		if err := SetSysctl("0", "net", "ipv6", "conf", name, key); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := sysctls.Set("0", "net", "ipv6", "conf", name, key); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return wrap("set "+key, err)
 		}
 	}
@@ -93,7 +93,7 @@ func deleteLink(name string) error {
 
 // AddPort makes the interface link a port of bridge, with the given MTU, and
 // sets it up. The port gets no IPv6 address of its own.
-func AddPort(bridge, link string, mtu int) error {
+func AddPort(bridge, link string, mtu int, sysctls Sysctls) error {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("make %s a port of bridge %s: %s: %w", link, bridge, what, cause)
 	}
@@ -110,7 +110,7 @@ func AddPort(bridge, link string, mtu int) error {
 	if err != nil {
 		return wrap("look up port", err)
 	}
-	if err := quietPort(link); err != nil {
+	if err := quietPort(sysctls, link); err != nil {
 		return wrap("switch ipv6 off", err)
 	}
 	if err := h.LinkSetMTU(l, mtu); err != nil {
@@ -128,8 +128,8 @@ func AddPort(bridge, link string, mtu int) error {
 // quietPort keeps the host's own IPv6 stack off a port: without this each port
 // would send duplicate address detection and router solicitations into the
 // overlay.
-func quietPort(name string) error {
-	err := SetSysctl("1", "net", "ipv6", "conf", name, "disable_ipv6")
+func quietPort(sysctls Sysctls, name string) error {
+	err := sysctls.Set("1", "net", "ipv6", "conf", name, "disable_ipv6")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a kernel without IPv6
 	}

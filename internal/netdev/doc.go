@@ -19,7 +19,7 @@
 //
 // Names: interfaces of the host that begin with HostPrefix belong to weft, and
 // so do the bridge and the nftables table; nothing else is changed, but for
-// the sysctls that EnableForwarding names.
+// the sysctls that Sysctls.EnableForwarding names.
 package netdev
 
 import "regexp"

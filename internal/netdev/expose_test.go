@@ -32,7 +32,7 @@ func newExposed(t *testing.T) exposed {
 		Addrs: []netip.Prefix{pfx("10.32.0.2/24"), pfx("fd00::2/64")}})
 	do(t, x.host, func() error {
 		for _, v6 := range []bool{false, true, true} {
-			if _, err := netdev.EnableForwarding(v6); err != nil {
+			if _, err := netdev.ProcSys.EnableForwarding(v6); err != nil {
 				return err
 			}
 		}

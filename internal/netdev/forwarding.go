@@ -10,9 +10,9 @@ import (
 // that it had to change, as "net.ipv4.ip_forward=1", for the log. A host that
 // routes IPv6 stops taking its own default route from router advertisements,
 // so interfaces that did so are told to go on (accept_ra=2).
-func EnableForwarding(ipv6 bool) (changed []string, err error) {
+func (s Sysctls) EnableForwarding(ipv6 bool) (changed []string, err error) {
 	set := func(value string, key ...string) error {
-		path := SysctlPath(key...)
+		path := s.Path(key...)
 		old, err := os.ReadFile(path)
 		if err != nil {
 			return fmt.Errorf("read sysctl: %w", err)

@@ -36,7 +36,7 @@ func do(t *testing.T, ns string, f func() error) {
 
 func bridge(t *testing.T, ns string) {
 	t.Helper()
-	do(t, ns, func() error { return netdev.EnsureBridge("weft", mac, 1376) })
+	do(t, ns, func() error { return netdev.EnsureBridge("weft", mac, 1376, netdev.ProcSys) })
 }
 
 func attach(t *testing.T, host string, a netdev.Attachment) (added []netip.Prefix) {
@@ -113,7 +113,7 @@ func TestEnsureBridgeIsIdempotent(t *testing.T) {
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other"}, PeerName: "another"}); err != nil {
 			return err
 		}
-		if err := netdev.EnsureBridge("other", mac, 1376); err == nil || !strings.Contains(err.Error(), "of type veth") {
+		if err := netdev.EnsureBridge("other", mac, 1376, netdev.ProcSys); err == nil || !strings.Contains(err.Error(), "of type veth") {
 			t.Errorf("a veth was taken for a bridge: %v", err)
 		}
 		return nil

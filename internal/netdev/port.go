@@ -13,7 +13,7 @@ import (
 // moves it into a container and gives it its addresses. Both have the MTU, in
 // bytes of IP packet. A pair that has the port's name is replaced. The port's
 // name has to begin with HostPrefix.
-func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int) (err error) {
+func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("make port %s of bridge %s: %s: %w", port, bridge, what, cause)
 	}
@@ -49,7 +49,7 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int) (err e
 			_ = h.delete(l)
 		}
 	}()
-	if err := quietPort(port); err != nil {
+	if err := quietPort(sysctls, port); err != nil {
 		return wrap("switch ipv6 off", err)
 	}
 	if err := h.LinkSetUp(l); err != nil {

@@ -3,31 +3,29 @@ package netdev
 import (
 	"os"
 	"path/filepath"
-	"sync/atomic"
 )
 
-// sysctlRoot is where sysctls are written; nil: /proc/sys.
-var sysctlRoot atomic.Pointer[string]
+// Sysctls is the folder of the host's sysctls; "" is /proc/sys. In a container that
+// one is read-only, and the host's may be mounted elsewhere.
+type Sysctls string
 
-// SetSysctlRoot has sysctls of the network be written under another folder than
-// /proc/sys: in a container, that one is read-only. It is for the start of a program.
-func SetSysctlRoot(dir string) { sysctlRoot.Store(&dir) }
+// ProcSys is the folder of the sysctls on a host.
+const ProcSys Sysctls = "/proc/sys"
 
-// SysctlPath returns the file of a sysctl. Those of net belong to the network
-// namespace of the thread that opens it.
-func SysctlPath(key ...string) string {
-	root := "/proc/sys"
-	if r := sysctlRoot.Load(); r != nil {
-		root = *r
+// Path returns the file of a sysctl. Those of net belong to the network namespace of
+// the thread that opens it.
+func (s Sysctls) Path(key ...string) string {
+	if s == "" {
+		s = ProcSys
 	}
-	return filepath.Join(append([]string{root}, key...)...)
+	return filepath.Join(append([]string{string(s)}, key...)...)
 }
 
-// SetSysctl writes a sysctl of the calling thread's network namespace. It does
-// not write what is there already, so that it works on a read-only /proc/sys
-// that someone else has set up right.
-func SetSysctl(value string, key ...string) error {
-	path := SysctlPath(key...)
+// Set writes a sysctl of the calling thread's network namespace. It does not write a
+// value that is there already, so that it works on a read-only folder that another
+// program has set up right.
+func (s Sysctls) Set(value string, key ...string) error {
+	path := s.Path(key...)
 	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:len(old)-1]) == value {
 		return nil
 	}

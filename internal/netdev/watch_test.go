@@ -350,7 +350,7 @@ func TestWatchWithoutSysAdmin(t *testing.T) {
 	if !nstest.Deprived(t) {
 		return
 	}
-	if err := netdev.EnsureBridge("weft", mac, 1376); err != nil {
+	if err := netdev.EnsureBridge("weft", mac, 1376, netdev.ProcSys); err != nil {
 		t.Fatal(err)
 	}
 	w, err := netdev.NewWatch()
@@ -381,7 +381,7 @@ func TestWatchWithoutSysAdmin(t *testing.T) {
 		if i == 100 {
 			t.Fatal("no change is seen")
 		}
-		if err := netdev.EnsureBridge("weft", mac, 1376-i%2); err != nil {
+		if err := netdev.EnsureBridge("weft", mac, 1376-i%2, netdev.ProcSys); err != nil {
 			t.Fatal(err)
 		}
 	}

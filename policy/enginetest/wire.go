@@ -67,7 +67,7 @@ func NewWire(t testing.TB, pods int) *Wire {
 		})
 	}
 	do(t, w.Host, func() error {
-		if err := netdev.SetSysctl("1", "net", "bridge", "bridge-nf-call-iptables"); err != nil {
+		if err := netdev.ProcSys.Set("1", "net", "bridge", "bridge-nf-call-iptables"); err != nil {
 			return err
 		}
 		return w.build(pods+1, farNS)

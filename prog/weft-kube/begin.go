@@ -114,16 +114,21 @@ func list(ctx context.Context, client kubernetes.Interface, name string) (nodes 
 }
 
 // hostSysctls is where the manifest mounts the node's /proc/sys/net.
-const hostSysctls = "/host/proc/sys"
+const hostSysctls netdev.Sysctls = "/host/proc/sys"
 
-// prepare sets what of the kernel Services need: bridged packets are shown to
-// netfilter, so that those of a Service are translated back.
-func prepare(log *slog.Logger) {
-	if _, err := os.Stat(hostSysctls); err == nil {
-		netdev.SetSysctlRoot(hostSysctls)
+// sysctls returns the folder of the node's sysctls.
+func sysctls() netdev.Sysctls {
+	if _, err := os.Stat(string(hostSysctls)); err == nil {
+		return hostSysctls
 	}
+	return netdev.ProcSys
+}
+
+// prepare makes the kernel show bridged packets to netfilter: answers of Services on the
+// same network must be translated back.
+func prepare(log *slog.Logger) {
 	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
-		if err := netdev.SetSysctl("1", "net", "bridge", key); err != nil {
+		if err := sysctls().Set("1", "net", "bridge", key); err != nil {
 			log.Warn("answers of Services on the same network may get lost; load the module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
 		}
 	}

@@ -83,6 +83,7 @@ func agent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	router.Sysctls = sysctls()
 	router.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: router.LogLevel}))
 	prepare(log)
 	a := kube.AgentConfig{

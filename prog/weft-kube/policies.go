@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -18,11 +17,7 @@ import (
 type enforcer struct{ *policy.Engine }
 
 func newEnforcer(s *kube.Settings, metrics prometheus.Registerer, log *slog.Logger) (enforcer, error) {
-	c := policy.Config{Node: s.NodeName, Log: log, Metrics: metrics}
-	if _, err := os.Stat(hostSysctls); err == nil {
-		c.Sysctls = hostSysctls
-	}
-	e, err := policy.New(c)
+	e, err := policy.New(policy.Config{Node: s.NodeName, Log: log, Metrics: metrics, Sysctls: string(sysctls())})
 	return enforcer{e}, err
 }
 

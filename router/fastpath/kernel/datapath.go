@@ -40,6 +40,7 @@ type Options struct {
 	// Self is the own short id. With 0 it is what an earlier process has set.
 	Self    uint16
 	Express bool
+	Sysctls netdev.Sysctls
 	Log     *slog.Logger
 
 	noTCX bool // for tests of the other way to attach
@@ -171,7 +172,7 @@ func (d *Datapath) makeDevices() error {
 	if err != nil {
 		return failed("make the bridge's port", err)
 	}
-	tap, err := setUp(o.TAP, o.MTU)
+	tap, err := o.setUp(o.TAP, o.MTU)
 	if err != nil {
 		return failed("set up the TAP", err)
 	}

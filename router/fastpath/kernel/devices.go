@@ -41,7 +41,7 @@ func remove(name, kind string) error {
 }
 
 // setUp sets an interface up that gets no IPv6 address, and returns its index.
-func setUp(name string, mtu int) (int, error) {
+func (o Options) setUp(name string, mtu int) (int, error) {
 	l, err := find(name)
 	if err != nil {
 		return 0, err
@@ -49,7 +49,7 @@ func setUp(name string, mtu int) (int, error) {
 	if l == nil {
 		return 0, fmt.Errorf("look up %s: %w", name, unix.ENODEV)
 	}
-	err = netdev.SetSysctl("1", "net", "ipv6", "conf", name, "disable_ipv6")
+	err = o.Sysctls.Set("1", "net", "ipv6", "conf", name, "disable_ipv6")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, fmt.Errorf("switch ipv6 off on %s: %w", name, err)
 	}
@@ -89,13 +89,13 @@ func makePort(o Options) (int, error) {
 			return 0, fmt.Errorf("make veth pair %s and %s: %w", o.Port, o.PortPeer, err)
 		}
 	}
-	if _, err := setUp(o.PortPeer, o.MTU); err != nil {
+	if _, err := o.setUp(o.PortPeer, o.MTU); err != nil {
 		return 0, err
 	}
-	if err := netdev.AddPort(o.Bridge, o.Port, o.MTU); err != nil {
+	if err := netdev.AddPort(o.Bridge, o.Port, o.MTU, o.Sysctls); err != nil {
 		return 0, err
 	}
-	return setUp(o.Port, o.MTU)
+	return o.setUp(o.Port, o.MTU)
 }
 
 // vxlanMTU is as large as the kernel allows: the programs know what fits.
@@ -122,7 +122,7 @@ func makeVXLAN(o Options) (int, error) {
 	if err := setOffload(o.VXLAN, unix.ETHTOOL_STXCSUM, true); err != nil {
 		return 0, errors.Join(err, remove(o.VXLAN, "vxlan"))
 	}
-	index, err := setUp(o.VXLAN, vxlanMTU)
+	index, err := o.setUp(o.VXLAN, vxlanMTU)
 	if err != nil {
 		return 0, errors.Join(err, remove(o.VXLAN, "vxlan"))
 	}

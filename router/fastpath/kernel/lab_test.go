@@ -111,7 +111,9 @@ func newHost(t testing.TB, id uint16, l lab) *host {
 		PinDir: filepath.Join(t.TempDir(), "bpf"), Bridge: "weft", Port: netdev.PortName, PortPeer: netdev.PortPeerName,
 		TAP: "vethwe-tap", VXLAN: netdev.VXLANName, VXLANPort: labPort, MTU: labMTU, Self: id, Express: l.express && !l.judged, noTCX: l.noTCX,
 	}
-	h.do(func() error { return netdev.EnsureBridge("weft", net.HardwareAddr{2, 0, 0, 0, 1, byte(id)}, labMTU) })
+	h.do(func() error {
+		return netdev.EnsureBridge("weft", net.HardwareAddr{2, 0, 0, 0, 1, byte(id)}, labMTU, netdev.ProcSys)
+	})
 	t.Cleanup(func() {
 		h.stop()
 		h.do(func() error { return Remove(h.opts) })

@@ -281,7 +281,7 @@ func TestForwardAfterExpress(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := netdev.EnsureBridge("br0", net.HardwareAddr{2, 0, 0, 0, 2, 2}, labMTU); err != nil {
+			if err := netdev.EnsureBridge("br0", net.HardwareAddr{2, 0, 0, 0, 2, 2}, labMTU, netdev.ProcSys); err != nil {
 				return err
 			}
 			if _, err := netdev.Attach(netdev.Attachment{NS: deep, Iface: "eth0", Bridge: "br0", MTU: labMTU,
