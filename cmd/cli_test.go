@@ -20,8 +20,8 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// TestMain makes the test binary be weft when a test starts it as such, so
-// that labs run the code under test.
+// TestMain makes the test binary run as weft when a test starts it, so that labs run
+// the code under test.
 func TestMain(m *testing.M) {
 	if plugin := filepath.Base(os.Args[0]); strings.HasPrefix(plugin, "weft-") {
 		skel.PluginMainFuncs(cni.Verbs(plugin), cni.Versions, "weft CNI plugin")
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(beWeft) != "" {
 		os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
-	// Whatever a test starts of this binary is weft and never the tests again.
+	// From here on every process that a test starts from this binary runs as weft.
 	os.Setenv(beWeft, "1")
 	os.Exit(m.Run())
 }
@@ -39,7 +39,7 @@ const beWeft = "BE_THE_WEFT_PROGRAM"
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// fakeBackend answers as a router would, and notes what it was asked.
+// fakeBackend answers like a router, and records the requests.
 type fakeBackend struct {
 	report *api.Report
 	err    error // of everything but Ready
@@ -122,7 +122,7 @@ func (f *fakeBackend) Stop(context.Context) error { return f.note("stop") }
 
 func (f *fakeBackend) Reset(context.Context) error { return f.note("reset") }
 
-// someReport has something in every part that a view shows.
+// someReport has content in every part that a view shows.
 func someReport() *api.Report {
 	return &api.Report{
 		Ready: true, Version: "9.9",
@@ -180,7 +180,7 @@ func someReport() *api.Report {
 	}
 }
 
-// serve makes a router of a backend and returns its socket.
+// serve serves the API of a router with a backend and returns the socket.
 func serve(t *testing.T, b *fakeBackend) string {
 	t.Helper()
 	// A short path: those of t.TempDir can be too long for a socket.
@@ -230,13 +230,13 @@ func golden(t *testing.T, name, got string) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("%s is not as it was; if it should be so, run the test with -update\ngot:\n%s\nwant:\n%s", path, got, want)
+		t.Errorf("%s differs; if the change is right, run the test with -update\ngot:\n%s\nwant:\n%s", path, got, want)
 	}
 }
 
-// Issue item 6: every wrong use gives one clear line and exit code 2.
+// Every wrong use gives one clear line and exit code 2.
 func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
-	// A launch that is not refused finds a router that runs, and goes no further.
+	// A launch that is not refused finds a running router, and stops there.
 	t.Setenv("WEFT_SOCKET", serve(t, &fakeBackend{report: someReport()}))
 	dir := t.TempDir()
 	empty := filepath.Join(dir, "empty")
@@ -407,7 +407,7 @@ func addrs(list ...string) (as []netip.Addr) {
 	return as
 }
 
-// equal compares requests; no addresses and an empty list of them are one.
+// equal compares requests; no addresses and an empty list of addresses are equal.
 func equal(a, b any) bool {
 	switch x := a.(type) {
 	case api.AttachRequest:
@@ -444,7 +444,7 @@ func TestDNSArgs(t *testing.T) {
 			t.Errorf("weft dns-args %s: exit code %d, %q, %q", line, code, stdout, stderr)
 		}
 	}
-	for address, want := range map[string]string{"": "listens nowhere", "10.0.0.1:5353": "port 53 only"} {
+	for address, want := range map[string]string{"": "no address to listen on", "10.0.0.1:5353": "port 53 only"} {
 		report.DNS.Address = address
 		if code, stdout, stderr := weft("dns-args", "--socket", socket); code != ExitFailed || stdout != "" || !strings.Contains(stderr, want) {
 			t.Errorf("with the server at %q: exit code %d, %q, %q", address, code, stdout, stderr)

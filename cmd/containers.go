@@ -21,10 +21,10 @@ import (
 const addressForms = `An address is written
     net:default       any free address of the default subnet
     net:10.32.1.0/24  any free address of that subnet
-    10.32.1.5/24      that very address (also ip:10.32.1.5/24)
-and several may be given. IPv6 addresses are written likewise.`
+    10.32.1.5/24      exactly that address (also ip:10.32.1.5/24)
+and several may be given. IPv6 addresses are written the same way.`
 
-// container is how attach and detach are told which container.
+// container is the container that attach or detach is for, as flags give it.
 type container struct {
 	netns string
 	pid   int
@@ -35,8 +35,8 @@ func (k *container) flags(fs *pflag.FlagSet) {
 	fs.IntVar(&k.pid, "pid", 0, "a process of the container")
 }
 
-// request says which container is meant, by the flags or else by the last of
-// the arguments, and which addresses.
+// request returns the container, which the flags or else the last argument give, and
+// the addresses.
 func (k *container) request(c *cobra.Command, args []string) (r api.AttachRequest, err error) {
 	byFlag := c.Flags().Changed("netns") || c.Flags().Changed("pid")
 	if n := len(args); !byFlag && n > 0 && !api.IsAddress(args[n-1]) {
@@ -105,20 +105,20 @@ func (a *app) attach() *cobra.Command {
 	c := a.addressCommand(&cobra.Command{
 		Use:   "attach [ADDRESS...] CONTAINER | --netns PATH | --pid N",
 		Short: "Give a container an interface and addresses",
-		Long: `Join a container to the switch by the interface ethwe, give it addresses, one of
-the default subnet if none is named, and print them on one line. A container
-that is attached gets what it lacks. With --hostname all hosts answer that name
-with its addresses; without a dot it is in the domain of the router.
+		Long: `Connect a container to the switch with the interface ethwe, give it addresses, one of
+the default subnet if none is named, and print them on one line. A container that is
+attached already gets the addresses that it lacks. With --hostname all hosts resolve
+that name to its addresses; a name without a dot is in the domain of the router.
 
-CONTAINER is a container of Docker's on this host, by its id, the beginning of
-that, or its name. When Docker starts it again it gets its addresses again.
+CONTAINER is a container of Docker's on this host, by its id, the beginning of the
+id, or its name. When Docker starts it again it gets its addresses again.
 
 ` + addressForms,
 	}, (*api.Client).Attach, &options)
 	fs := c.Flags()
 	fs.StringVar(&options.Hostname, "hostname", "", "host name for the container, in full or without the domain")
 	fs.BoolVar(&options.WithoutDNS, "without-dns", false, "give the container no name in DNS")
-	fs.BoolVar(&options.RewriteHosts, "rewrite-hosts", false, "have the container's own name mean its address here, in its /etc/hosts")
+	fs.BoolVar(&options.RewriteHosts, "rewrite-hosts", false, "map the container's own name to its address on the switch, in its /etc/hosts")
 	fs.StringArrayVar(&options.AddHosts, "add-host", nil, "add NAME:IP to the container's /etc/hosts (repeatable)")
 	fs.BoolVar(&options.NoMulticastRoute, "no-multicast-route", false, "leave multicast to the container's other interfaces")
 	return c
@@ -129,14 +129,14 @@ func (a *app) detach() *cobra.Command {
 		Use:   "detach [ADDRESS...] CONTAINER | --netns PATH | --pid N",
 		Short: "Take addresses from a container",
 		Long: `Take addresses, all if none is named, from a container and print those that it
-had on one line. The interface goes with the last address.
+had on one line. The interface is removed with the last address.
 
 ` + addressForms,
 	}, (*api.Client).Detach, new(api.AttachRequest))
 }
 
-// addressCommand completes attach or detach, which differ in the call and in
-// the options only.
+// addressCommand completes attach or detach, which differ only in the call and in
+// the options.
 func (a *app) addressCommand(c *cobra.Command, call func(*api.Client, context.Context, api.AttachRequest) ([]netip.Prefix, error), options *api.AttachRequest) *cobra.Command {
 	var k container
 	var r api.AttachRequest
@@ -172,9 +172,9 @@ func (a *app) expose() *cobra.Command {
 		Short: "Give the host itself addresses on the switch",
 		Long: `Give this host addresses on the switch, one of the default subnet if none is
 named, and print them on one line. Then the host reaches the containers, and
-containers reach other networks through the host: addresses are translated both
-ways unless --without-masquerade is given. With -h all hosts answer that name with
-these addresses. Doing it twice is harmless.
+containers reach other networks through the host: addresses are translated in both
+directions unless --without-masquerade is given. With -h all hosts resolve that name
+to these addresses. Exposing twice is harmless.
 
 ` + addressForms,
 		RunE: func(c *cobra.Command, args []string) (err error) {
@@ -197,9 +197,9 @@ these addresses. Doing it twice is harmless.
 func (a *app) hide() *cobra.Command {
 	return &cobra.Command{
 		Use:   "hide [ADDRESS...]",
-		Short: "Take the host's addresses on the switch away",
+		Short: "Take addresses on the switch from the host",
 		Long: `Undo expose for the given addresses, all if none is named, and print those that
-the host had on one line. Doing it twice is harmless.
+the host had on one line. Hiding twice is harmless.
 
 ` + addressForms,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -222,8 +222,8 @@ func (a *app) ps() *cobra.Command {
 		Use:   "ps [CONTAINER...]",
 		Short: "List attached containers with their addresses",
 		Long: `Print one line for each attached container: its id, its MAC address and its
-addresses. weft:expose is the host itself. CONTAINER is an id or the beginning
-of one, the name of a container of Docker's, or the path of a network namespace.`,
+addresses. weft:expose is the host itself. CONTAINER is an id or the beginning of
+one, the name of a container of Docker's, or the path of a network namespace.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return runPs(c.Context(), a.client(), args, a.stdout)
 		},
@@ -254,7 +254,7 @@ func runPs(ctx context.Context, client *api.Client, which []string, stdout io.Wr
 	return nil
 }
 
-// choose returns the attachments that are named, each of which has to be there.
+// choose returns the attachments that are named. Each must be there.
 func choose(list []api.Attachment, which []string) ([]api.Attachment, error) {
 	wanted := make([]bool, len(list))
 	for _, w := range which {
@@ -277,7 +277,7 @@ func choose(list []api.Attachment, which []string) ([]api.Attachment, error) {
 	return chosen, nil
 }
 
-// shortID shortens the id of a container of Docker's as Docker does.
+// shortID shortens the id of a container as Docker does.
 func shortID(id string) string {
 	if len(id) == 64 && !strings.Contains(id, ":") {
 		return docker.ShortID(id)

@@ -14,8 +14,8 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// hostnameFlag defines -h for a host name, as it is in docker run, on a command
-// whose help is at --help alone then.
+// hostnameFlag defines -h for a host name, as docker run does. The command then has
+// its help at --help only.
 func hostnameFlag(c *cobra.Command, p *string, usage string) {
 	c.Flags().StringVarP(p, "hostname", "h", "", usage)
 	c.Flags().Bool("help", false, "help for "+c.Name())
@@ -25,17 +25,17 @@ func (a *app) dnsAdd() *cobra.Command {
 	return a.nameCommand(&cobra.Command{
 		Use:   "dns-add [IP...] CONTAINER [-h NAME] | IP... -h NAME",
 		Short: "Give a host name addresses",
-		Long: `Have all hosts answer a host name with addresses: those given, or else all that
-the container has. Without -h it is the container's first name. Names of a
-container go with it.
+		Long: `Make all hosts resolve a host name to addresses: those given, or else all that the
+container has. Without -h it is the container's first name. The names of a container
+are removed with it.
 
-Without a container the name is for addresses outside the mesh. It is this
-host's: answered while its router runs, also after that was launched again, until
-dns-remove or reset on this host.
+Without a container the name is for addresses outside the mesh. It belongs to this
+host: it is answered while the router of this host runs, also after that was launched
+again, until dns-remove or reset on this host.
 
-CONTAINER is a container of Docker's by its id, the beginning of that, or its
-name; or else an id as weft ps shows it, or the path of a network namespace. A
-NAME without a dot is in the domain of the router. Doing it twice is harmless.`,
+CONTAINER is a container of Docker's by its id, the beginning of the id, or its name;
+or an id as weft ps shows it, or the path of a network namespace. A NAME without a
+dot is in the domain of the router. Adding twice is harmless.`,
 	}, (*api.Client).AddName)
 }
 
@@ -45,14 +45,14 @@ func (a *app) dnsRemove() *cobra.Command {
 		Short: "Take addresses from a host name",
 		Long: `Undo dns-add on this host: for the given addresses, else for all, and for NAME,
 else for all names of the container. A name that a container of Docker's has by
-itself is taken from it until dns-add gives it back, or the container is started
-again. What is not there is no error.`,
+itself is removed until dns-add adds it again, or the container is started again.
+A name that does not exist is no error.`,
 	}, (*api.Client).RemoveName)
 }
 
 type nameCall func(*api.Client, context.Context, api.NameRequest) error
 
-// nameCommand completes dns-add or dns-remove, which differ in the call only.
+// nameCommand completes dns-add or dns-remove, which differ only in the call.
 func (a *app) nameCommand(c *cobra.Command, call nameCall) *cobra.Command {
 	var r api.NameRequest
 	c.Args = func(c *cobra.Command, args []string) error {
@@ -68,7 +68,7 @@ func (a *app) nameCommand(c *cobra.Command, call nameCall) *cobra.Command {
 			}
 		}
 		if r.Container == "" && r.Hostname == "" {
-			return usagef("%s: say which container, or which name by -h NAME", c.CommandPath())
+			return usagef("%s: name a container, or a host name with -h NAME", c.CommandPath())
 		}
 		return nil
 	}
@@ -81,9 +81,9 @@ func (a *app) dnsLookup() *cobra.Command {
 	return &cobra.Command{
 		Use:   "dns-lookup NAME",
 		Short: "Ask this host's DNS server",
-		Long: `Print what the DNS server of this host answers: the addresses of a host name, or
-the names of an address, one a line. Names that weft does not know are asked of
-the host's own name servers. Nothing is printed for a name that has no address.`,
+		Long: `Print the answer of the DNS server of this host: the addresses of a host name, or
+the names of an address, one per line. For names that weft does not know the server
+asks the host's own name servers. Nothing is printed for a name without an address.`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef("%s: want one host name or address", c.CommandPath())
@@ -103,14 +103,14 @@ the host's own name servers. Nothing is printed for a name that has no address.`
 func (a *app) dnsArgs() *cobra.Command {
 	return &cobra.Command{
 		Use:   "dns-args [ARGUMENTS OF DOCKER RUN...]",
-		Short: "Print the arguments of docker run that have a container use weft's DNS",
-		Long: `Print --dns and --dns-search for docker run, so that a container finds others by
-their names:
+		Short: "Print the arguments of docker run that make a container use weft's DNS",
+		Long: `Print --dns and --dns-search for docker run, so that a container resolves the names
+of others:
 
     docker run $(weft dns-args) ...
 
-Given the arguments of docker run, it leaves --dns-search out if that is among
-them, and if there is --name but no --hostname it adds a --hostname in the domain.
+Given the arguments of docker run, the command omits --dns-search if that is among
+them, and adds a --hostname in the domain if there is --name but no --hostname.
 Nothing is printed if the router was launched with --no-dns.`,
 		DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -132,31 +132,31 @@ Nothing is printed if the router was launched with --no-dns.`,
 	}
 }
 
-// dockerRun is what the arguments of docker run say of names.
+// dockerRun are the names in the arguments of docker run.
 type dockerRun struct {
 	name, hostname string
 	search         []string
 }
 
-// parseDockerRun reads arguments of docker run, among which --socket may be, as
-// it may before the name of any command.
+// parseDockerRun reads arguments of docker run. They may have --socket, which every
+// command of weft takes.
 func (a *app) parseDockerRun(args []string) (r dockerRun) {
 	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	fs.ParseErrorsAllowlist.UnknownFlags = true
 	fs.Usage = func() {}
-	fs.SetInterspersed(false) // what follows the image is the container's
+	fs.SetInterspersed(false) // arguments behind the image are the container's
 	fs.StringVar(&a.socket, "socket", a.socket, "")
 	fs.StringVar(&r.name, "name", "", "")
 	fs.StringVarP(&r.hostname, "hostname", "h", "", "")
 	fs.StringArrayVar(&r.search, "dns-search", nil, "")
-	_ = fs.Parse(args) // docker will say what is wrong with them
+	_ = fs.Parse(args) // docker reports errors in them
 	return r
 }
 
-// dnsArgs returns what is to be added to the arguments.
+// dnsArgs returns the arguments to add.
 func (r *dockerRun) dnsArgs(d *api.DNS) ([]string, error) {
 	if d.Address == "" {
-		return nil, errors.New("the DNS server listens nowhere; 'weft status' says why")
+		return nil, errors.New("the DNS server has no address to listen on; 'weft status' says why")
 	}
 	at, err := netip.ParseAddrPort(d.Address)
 	if err != nil {

@@ -24,12 +24,12 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
-// verdict is how bad a finding is.
+// verdict is the severity of a finding.
 type verdict string
 
 const (
 	fine verdict = "OK"
-	warn verdict = "WARN" // weft works, not at its best
+	warn verdict = "WARN" // weft works with a restriction
 	fail verdict = "FAIL" // weft does not work
 )
 
@@ -37,10 +37,10 @@ const (
 type finding struct {
 	verdict verdict
 	subject string
-	text    string // what was found, and what to do about it
+	text    string // the state, and advice
 }
 
-// doctor looks at a host.
+// doctor examines a host.
 type doctor struct {
 	client *api.Client
 	port   int
@@ -52,10 +52,10 @@ func (a *app) doctor() *cobra.Command {
 	d := doctor{subnet: netip.MustParsePrefix(daemon.DefaultRange)}
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this host and its router, and say what to do",
-		Long: `Check what the router needs of this host, and how a running router and its
-peers are. Each line is OK, WARN (works, not at its best) or FAIL, with what to
-do. Exit code 1 if anything is FAIL.`,
+		Short: "Check this host and its router, and give advice",
+		Long: `Check what the router needs of this host, and the state of a running router and its
+peers. Each line is OK, WARN (works with a restriction) or FAIL, with advice. The
+exit code is 1 if a check fails.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if d.port < 1 || d.port > 65533 {
@@ -123,14 +123,14 @@ func (d *doctor) rights() finding {
 	if len(lacks) > 0 {
 		return finding{fail, "rights", strings.Join(lacks, ", ") + " missing; run weft as root, in a container with --privileged"}
 	}
-	return finding{fine, "rights", "all that the router needs"}
+	return finding{fine, "rights", "the router has all that it needs"}
 }
 
-// kernel tries each feature in a network namespace made for that.
+// kernel tries each feature in a network namespace of its own.
 func (d *doctor) kernel() []finding {
 	name := "weft-doctor-" + strconv.Itoa(os.Getpid())
 	if err := netdev.NewNS(name); err != nil {
-		return []finding{{fail, "kernel", "no network namespace can be made, so nothing could be tried: " + err.Error()}}
+		return []finding{{fail, "kernel", "no network namespace can be made, so no feature was tried: " + err.Error()}}
 	}
 	defer netdev.DeleteNS(name)
 	var findings []finding
@@ -221,27 +221,27 @@ func tryUDPSegment() error {
 
 // ports tries to listen where the router will.
 func (d *doctor) ports() []finding {
-	judge := func(port int, proto string, without verdict, c io.Closer, err error) finding {
+	check := func(port int, proto string, without verdict, c io.Closer, err error) finding {
 		subject := fmt.Sprintf("port %d/%s", port, proto)
 		if err != nil {
-			return finding{without, subject, err.Error() + "; end what uses it, or launch every router of the mesh with another --port"}
+			return finding{without, subject, err.Error() + "; end the process that uses it, or launch every router of the mesh with another --port"}
 		}
 		c.Close()
 		return finding{fine, subject, "free"}
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(d.port)))
-	found := []finding{judge(d.port, "tcp", fail, l, err)}
-	// The next two are of the fast datapath, without which there is sleeve.
+	found := []finding{check(d.port, "tcp", fail, l, err)}
+	// The fast datapath uses the next two ports. Without them there is sleeve.
 	for port, without := range map[int]verdict{d.port: fail, d.port + 1: warn, d.port + 2: warn} {
 		u, err := net.ListenPacket("udp", net.JoinHostPort("", strconv.Itoa(port)))
-		found = append(found, judge(port, "udp", without, u, err))
+		found = append(found, check(port, "udp", without, u, err))
 	}
 	slices.SortFunc(found, func(a, b finding) int { return strings.Compare(a.subject, b.subject) })
 	return found
 }
 
-// linkOverhead is what the default MTU leaves for sleeve's headers on paths of
-// 1460 bytes, in bytes. Where WireGuard, which adds 110, does not fit, status says so.
+// linkOverhead is the room in bytes that the default MTU leaves for sleeve's headers on
+// paths of 1460 bytes. If WireGuard, which adds 110, does not fit, status says so.
 const linkOverhead = 84
 
 func (d *doctor) mtu() finding {
@@ -256,24 +256,24 @@ func (d *doctor) mtu() finding {
 	}
 	name, mtu := link.Attrs().Name, link.Attrs().MTU
 	if need := daemon.DefaultMTU + linkOverhead; mtu < need {
-		return finding{warn, subject, fmt.Sprintf("%s has %d bytes, less than the %d that containers' packets of %d bytes may need on the way; launch with --mtu %d to spare them fragmentation",
+		return finding{warn, subject, fmt.Sprintf("%s has %d bytes, less than the %d that packets of %d bytes may need with their headers; launch with --mtu %d to avoid fragmentation",
 			name, mtu, need, daemon.DefaultMTU, mtu-linkOverhead)}
 	}
 	return finding{fine, subject, fmt.Sprintf("%s has %d bytes", name, mtu)}
 }
 
-// firstRelease is before any build of weft was made.
+// firstRelease is older than every build of weft.
 var firstRelease = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (d *doctor) clock() finding {
 	const subject = "clock"
 	if d.now.Before(firstRelease) {
-		return finding{fail, subject, fmt.Sprintf("it says %s; set it", d.now.Format(time.DateTime))}
+		return finding{fail, subject, fmt.Sprintf("it shows %s; set it", d.now.Format(time.DateTime))}
 	}
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
 	if err == nil && (state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0) {
-		return finding{warn, subject, "the kernel does not know it to be synchronised; times in logs of two hosts may not compare"}
+		return finding{warn, subject, "it is not synchronised, as far as the kernel knows; times in the logs of two hosts may not be comparable"}
 	}
 	return finding{fine, subject, "synchronised"}
 }
@@ -293,11 +293,11 @@ func (d *doctor) routes() finding {
 	return finding{fine, subject, fmt.Sprintf("none overlaps the address range %s", d.subnet)}
 }
 
-// routerFindings judges a router by its own report.
+// routerFindings returns the findings in the report of a router.
 func routerFindings(r *api.Report) []finding {
 	findings := []finding{{fine, "router", fmt.Sprintf("runs as %s(%s), version %s, and knows %d peers", r.Router.Name, r.Router.NickName, r.Version, len(r.Router.Peers))}}
 	if !r.Ready {
-		findings[0] = finding{warn, "router", "is not ready; its log says what it waits for"}
+		findings[0] = finding{warn, "router", "is not ready; see its log"}
 	}
 	for _, w := range r.Warnings {
 		findings = append(findings, finding{warn, "router", w})
@@ -325,7 +325,7 @@ func routerFindings(r *api.Report) []finding {
 		}
 		for _, o := range u.Owners {
 			if !o.Reachable {
-				findings = append(findings, finding{warn, "addresses", fmt.Sprintf("%.0f of %s belong to %s(%s), which can not be reached; if it is gone for good: weft rmpeer %s", o.NumIPs, u.Range, o.Peer, o.NickName, o.Peer)})
+				findings = append(findings, finding{warn, "addresses", fmt.Sprintf("%.0f of %s belong to %s(%s), which cannot be reached; if it is gone for good: weft rmpeer %s", o.NumIPs, u.Range, o.Peer, o.NickName, o.Peer)})
 			}
 		}
 	}
@@ -335,14 +335,14 @@ func routerFindings(r *api.Report) []finding {
 	return findings
 }
 
-// dnsFindings judges service discovery by what the router reports of it.
+// dnsFindings returns the findings on service discovery.
 func dnsFindings(d *api.DNS) (findings []finding) {
 	if d.Address == "" {
 		var why []string
 		for _, l := range d.Listening {
 			why = append(why, l.Fault)
 		}
-		findings = append(findings, finding{warn, "dns", fmt.Sprintf("no container can ask: %s; give the host an address with weft expose, or see --dns-listen-address", strings.Join(why, ", "))})
+		findings = append(findings, finding{warn, "dns", fmt.Sprintf("containers cannot reach the DNS server: %s; give the host an address with weft expose, or see --dns-listen-address", strings.Join(why, ", "))})
 	}
 	for _, u := range d.Upstream {
 		if u.Fault != "" {

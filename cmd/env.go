@@ -10,7 +10,8 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// Where Docker's clients find the engine, and where env keeps what was there.
+// The variable in which Docker's clients find the engine, and the one in which env
+// saves its value.
 const (
 	dockerHostVar = "DOCKER_HOST"
 	savedHostVar  = "ORIG_DOCKER_HOST"
@@ -20,9 +21,9 @@ func (a *app) env() *cobra.Command {
 	var restore bool
 	c := &cobra.Command{
 		Use:   "env [--restore]",
-		Short: "Print what a shell needs to reach Docker through weft",
-		Long: `Print commands for a shell after which docker talks to the proxy, so that the
-containers it makes are on the switch; with --restore, those that undo it:
+		Short: "Print the commands that make docker use weft's proxy",
+		Long: `Print commands for a shell that make docker use weft's proxy, so that new containers
+are on the switch; with --restore, the commands that undo this:
 
     eval $(weft env)
     docker run -d --name web nginx
@@ -43,15 +44,15 @@ Without a proxy nothing is printed.`,
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&restore, "restore", false, "print how to undo it")
+	c.Flags().BoolVar(&restore, "restore", false, "print the commands that undo it")
 	return c
 }
 
 func (a *app) config() *cobra.Command {
 	return &cobra.Command{
 		Use:   "config",
-		Short: "Print the arguments for one call of docker through weft",
-		Long: `Print the arguments that have one call of docker go to the proxy:
+		Short: "Print the arguments that make one call of docker use weft's proxy",
+		Long: `Print the arguments that make one call of docker use the proxy:
 
     docker $(weft config) run -d --name web nginx
 
@@ -68,7 +69,7 @@ Without a proxy nothing is printed.`,
 	}
 }
 
-// proxyAddress asks the router where its proxy is, "" for nowhere.
+// proxyAddress asks the router where its proxy listens, "" if there is none.
 func (a *app) proxyAddress(c *cobra.Command) (string, error) {
 	r, err := a.client().Report(c.Context())
 	if err != nil {
@@ -90,7 +91,7 @@ func chooseProxy(d *api.Docker) string {
 	return strings.Replace(d.ProxyAddresses[0], "//0.0.0.0:", "//127.0.0.1:", 1)
 }
 
-// saveEnv returns the commands that set DOCKER_HOST to addr and keep what was.
+// saveEnv returns the commands that set DOCKER_HOST to addr and save its value.
 func saveEnv(addr, was string) string {
 	if was == addr {
 		return ""
@@ -98,7 +99,7 @@ func saveEnv(addr, was string) string {
 	return fmt.Sprintf("export %s=%s %s=%s\n", dockerHostVar, quote(addr), savedHostVar, quote(was))
 }
 
-// restoreEnv returns the commands that undo saveEnv's.
+// restoreEnv returns the commands that undo those of saveEnv.
 func restoreEnv(lookup func(string) (string, bool)) string {
 	switch was, saved := lookup(savedHostVar); {
 	case !saved:
@@ -110,7 +111,7 @@ func restoreEnv(lookup func(string) (string, bool)) string {
 	}
 }
 
-// quote quotes a word for a shell where that is needed.
+// quote quotes a word for a shell if that is needed.
 func quote(s string) string {
 	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("/:._-", r)

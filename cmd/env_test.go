@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// Issue 5, item 1: env and env --restore, whatever DOCKER_HOST was.
+// env and env --restore work with any value of DOCKER_HOST.
 func TestEnvOfAShell(t *testing.T) {
 	const addr = "unix:///run/weft/docker.sock"
 	for _, was := range []string{"", "tcp://h:1", "it's $(odd)"} {

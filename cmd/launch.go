@@ -23,9 +23,9 @@ import (
 )
 
 const (
-	// launchTimeout is how long a router may take until it is ready.
+	// launchTimeout bounds the start of a router, until it is ready.
 	launchTimeout = 30 * time.Second
-	// pollEvery is how often a router that starts or stops is looked at.
+	// pollEvery is how often a router that starts is asked whether it is ready.
 	pollEvery = 50 * time.Millisecond
 )
 
@@ -35,23 +35,23 @@ func (a *app) launch() *cobra.Command {
 		Use:   "launch [flags] [PEER...]",
 		Short: "Start the router of this host",
 		Long: `Start the router and join the mesh through any of the given peers, HOST or
-HOST:PORT. The router goes on in the background; launch returns when it is
-ready. With --foreground it stays, for systemd and containers.
+HOST:PORT. The router runs in the background; launch returns when it is ready. With
+--foreground it stays in the foreground, for systemd and containers.
 
-Where systemd runs and a package of weft is installed, launch starts the unit
-weft.service with the peers and flags given, which it keeps in
-/var/lib/weft/launch.env; they win over /etc/default/weft (/etc/sysconfig/weft).
-Not so with --foreground, --log-file, or another --socket or --state-dir.
+If systemd runs and a package of weft is installed, launch starts the unit
+weft.service. It keeps the given peers and flags in /var/lib/weft/launch.env, which
+override /etc/default/weft (/etc/sysconfig/weft). With --foreground, --log-file, or
+another --socket or --state-dir, launch does not use the unit.
 
-After a crash, launch goes on with the targets that were there and those given;
-after a stop, with those given, or with --resume those that were there. Name,
-addresses and attached containers are kept either way.
+After a crash, launch uses the targets of the last run and the given peers; after a
+stop, only the given peers, or with --resume the targets of the last run. Name,
+addresses and attached containers are kept in both cases.
 
-Where Docker runs, now or later, the router is its network and address driver
-weft, makes the network weft there, and serves Docker's API with weft in it; see
-weft env. With --docker-api "" it has nothing to do with Docker.
+If Docker runs, now or later, the router is its network and address driver weft,
+makes the network weft there, and serves Docker's API with weft in it; see weft env.
+With --docker-api "" it ignores Docker.
 
-Each flag but --foreground can be given as an environment variable, as
+Each flag except --foreground can be given as an environment variable, such as
 WEFT_PASSWORD for --password, and peers in WEFT_PEERS; the command line wins.`,
 		RunE: func(c *cobra.Command, peers []string) error {
 			return a.runLaunch(c.Context(), c.Flags(), &f, peers)
@@ -75,7 +75,7 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 		return err
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("launch needs the rights of root; try with sudo")
+		return errors.New("launch must run as root; try with sudo")
 	}
 	ready, err := api.NewClient(c.Socket).Ready(ctx)
 	if err == nil {
@@ -106,8 +106,8 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 	return background(ctx, c, f.logFile, args, env, a.stdout)
 }
 
-// changedArgs returns the flags that were given, but for those left out, as
-// arguments for another call.
+// changedArgs returns the flags that were given, except some, as arguments for another
+// call.
 func changedArgs(fs *pflag.FlagSet, without ...string) []string {
 	var args []string
 	fs.VisitAll(func(f *pflag.Flag) {
@@ -126,7 +126,7 @@ func changedArgs(fs *pflag.FlagSet, without ...string) []string {
 }
 
 // background starts a router in a session of its own and waits until it is
-// ready, or returns its last words.
+// ready, or returns the error that it logged last.
 func background(ctx context.Context, c *daemon.Config, logFile string, args, env []string, stdout io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, launchTimeout)
 	defer cancel()
@@ -168,7 +168,7 @@ func background(ctx context.Context, c *daemon.Config, logFile string, args, env
 		case <-ended:
 			b, err := os.ReadFile(logFile)
 			if err != nil || int64(len(b)) < from {
-				return fmt.Errorf("the router ended, and its log %s can not be read", logFile)
+				return fmt.Errorf("the router ended, and its log %s cannot be read", logFile)
 			}
 			return errors.New(process.LastError(b[from:]))
 		case <-ctx.Done():

@@ -1,7 +1,7 @@
-// Package cmd is the command tree of the weft program, one file a command.
+// Package cmd is the command tree of the weft program. Related commands share a file.
 //
 // A command that carries out a request is a client of the control API; only
-// launch and lab start processes, and only doctor and reset look at the host
+// launch and lab start processes, and only doctor and reset examine the host
 // by themselves. Exit codes: 0 done, 1 failed, 2 wrong use; each failure is one
 // line on standard error. lab exec and lab run exit as the command they run.
 package cmd
@@ -39,7 +39,7 @@ type app struct {
 // code.
 func Main(args []string, stdout, stderr io.Writer) int {
 	ends := []os.Signal{os.Interrupt, unix.SIGTERM}
-	if !signal.Ignored(unix.SIGHUP) { // as nohup(1) has it
+	if !signal.Ignored(unix.SIGHUP) { // as under nohup(1)
 		ends = append(ends, unix.SIGHUP)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
@@ -72,13 +72,13 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// exitError makes weft exit with code and without a word.
+// exitError makes weft exit with code and print nothing.
 type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
-// errorLine is what the user is shown of an error. Errors that name the command
-// or the program need no more.
+// errorLine returns the line that shows an error to the user. Errors that name the
+// command or the program stay as they are.
 func errorLine(err error) string {
 	text := oneLine(err)
 	if strings.HasPrefix(text, "weft ") || strings.HasPrefix(text, "weft: ") {
@@ -87,7 +87,7 @@ func errorLine(err error) string {
 	return "weft: " + text
 }
 
-// oneLine puts errors that were joined behind each other.
+// oneLine writes joined errors on one line.
 func oneLine(err error) string {
 	var lines []string
 	for line := range strings.SplitSeq(err.Error(), "\n") {
@@ -103,8 +103,9 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "weft",
 		Short: "One virtual Ethernet switch for the containers of all your hosts",
-		Long: `weft joins Linux hosts into one encrypted virtual Ethernet switch for their
-containers. A host that knows the address of one other joins the mesh:
+		Long: `weft joins Linux hosts into one virtual Ethernet switch for their containers. With a
+password, traffic between hosts is encrypted, except between --trusted-subnets. A
+host that knows the address of one other host joins the mesh:
 
     host1# weft launch --password PASSWORD
     host2# weft launch --password PASSWORD host1`,
@@ -127,7 +128,7 @@ containers. A host that knows the address of one other joins the mesh:
 		&cobra.Group{ID: "mesh", Title: "The mesh:"},
 		&cobra.Group{ID: "containers", Title: "Containers and addresses:"},
 		&cobra.Group{ID: "names", Title: "Host names:"},
-		&cobra.Group{ID: "look", Title: "Looking at it:"},
+		&cobra.Group{ID: "look", Title: "State and diagnosis:"},
 	)
 	for _, g := range []struct {
 		id   string
@@ -148,7 +149,7 @@ containers. A host that knows the address of one other joins the mesh:
 	return root
 }
 
-// subcommand refuses the arguments of a command that only has others below it.
+// subcommand refuses the arguments of a command that has only subcommands.
 func subcommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -165,7 +166,7 @@ func showHelp(c *cobra.Command, _ []string) error { return c.Help() }
 func helpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
-		Short: "Show what a command does",
+		Short: "Show the help of a command",
 		RunE: func(c *cobra.Command, args []string) error {
 			about, rest, err := c.Root().Find(args)
 			if err != nil || about == nil || len(rest) > 0 {
@@ -177,7 +178,7 @@ func helpCommand() *cobra.Command {
 	}
 }
 
-// noArgs, atLeast and exactly check the number of arguments, with words.
+// noArgs and atLeast check the number of arguments.
 func noArgs(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usagef("%s takes no argument, not %q", c.CommandPath(), args[0])

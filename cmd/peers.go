@@ -17,8 +17,8 @@ func (a *app) connect() *cobra.Command {
 		Short: "Add peers to connect to",
 		Long: `Add peers, HOST or HOST:PORT, to the targets: the peers that this host keeps
 connected to. A target that is not connected is dialled at once. With --replace
-the given peers become the only targets; sessions with others stay. Targets are
-kept over a crash, and with weft launch --resume over a stop.`,
+the given peers become the only targets; other sessions stay. Targets survive a
+crash, and with weft launch --resume a stop.`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 && !replace {
 				return usagef("%s: name at least one peer to connect to", c.CommandPath())
@@ -41,7 +41,7 @@ func (a *app) forget() *cobra.Command {
 	return &cobra.Command{
 		Use:   "forget PEER...",
 		Short: "Stop connecting to peers",
-		Long: `Take peers, written as they were given to launch or connect, off the targets.
+		Long: `Remove peers from the targets. Write each as it was given to launch or connect.
 A session that is up stays up.`,
 		Args: atLeast(1, "name at least one peer to forget"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -64,8 +64,8 @@ func (a *app) rmpeer() *cobra.Command {
 		Use:   "rmpeer PEER...",
 		Short: "Take over the addresses of dead peers",
 		Long: `Declare peers, given by name or nickname, dead for good, and take over their
-address ranges. The peers that are left decide that by majority, so it may be
-run on two hosts at once. A peer that is alive is refused.`,
+address ranges. A majority of the remaining peers must agree, so two hosts may run
+the command at once. A peer that is alive is refused.`,
 		Args: atLeast(1, "name at least one peer to remove"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return runRmpeer(c.Context(), a.client(), args, a.stdout)
@@ -87,13 +87,13 @@ func runRmpeer(ctx context.Context, client *api.Client, peers []string, stdout i
 func (a *app) adopt() *cobra.Command {
 	return &cobra.Command{
 		Use:   "adopt RING",
-		Short: "Give up this side's ring of addresses for the other's",
-		Long: `Two meshes that each had addresses before they met have two rings, and may have
-given the same address twice; weft status then shows both. Run on one host of one
-side, this has all peers of that side leave their ring for RING, named by its
-number or the beginning of it. Addresses in use stay in use and are asked for in
-the other ring; those that both sides use are shown until one of the two
-containers is detached.`,
+		Short: "Abandon this side's ring of addresses and join another",
+		Long: `Two meshes that each gave out addresses before they met have two rings, and may have
+given the same address twice; weft status then shows both rings. Run on one host of
+one side, this command makes all peers on that side abandon their ring and join RING,
+given by its number or the beginning of it. Addresses in use stay in use and are
+claimed in the other ring. Addresses that both sides use are shown in weft status
+until one of the two containers is detached.`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef("%s: name the ring to adopt; weft status shows it", c.CommandPath())

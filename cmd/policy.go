@@ -14,8 +14,8 @@ func (a *app) policy() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "policy",
 		Short: "Ask what NetworkPolicies allow",
-		Long: `On a Kubernetes node, ask the process that enforces NetworkPolicies. It knows
-the whole cluster, so any node can be asked about any pod.`,
+		Long: `Ask weft on this Kubernetes node about NetworkPolicies. Every node knows the whole
+cluster, so any node can be asked about any pod.`,
 		Args: subcommand,
 		RunE: showHelp,
 	}
@@ -23,7 +23,7 @@ the whole cluster, so any node can be asked about any pod.`,
 	if socket == "" {
 		socket = api.DefaultPolicySocket
 	}
-	c.PersistentFlags().StringVar(&socket, "policy-socket", socket, "socket of the process that enforces policies (WEFT_POLICY_SOCKET)")
+	c.PersistentFlags().StringVar(&socket, "policy-socket", socket, "socket of the policy engine (WEFT_POLICY_SOCKET)")
 	c.AddCommand(a.policyShow(&socket), a.policyTrace(&socket))
 	return c
 }
@@ -50,11 +50,11 @@ allows. POD is NAMESPACE/NAME, or NAME in the namespace default.`,
 func (a *app) policyTrace(socket *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "trace SOURCE DESTINATION PORT",
-		Short: "Tell whether policies allow a flow, and which",
-		Long: `Print whether policies allow a flow, and by which of them it is allowed or who
-isolates. SOURCE and DESTINATION are pods, NAMESPACE/NAME or NAME in the namespace
-default, or addresses; of a Service give a pod behind it, as policies judge after
-translation. PORT is [tcp|udp|sctp/]NUMBER, the name of a port of the destination,
+		Short: "Show whether policies allow a flow, and which",
+		Long: `Print whether policies allow a flow, and which policy allows it or isolates the pod.
+SOURCE and DESTINATION are pods, NAMESPACE/NAME or NAME in the namespace default, or
+addresses. For a Service give a pod behind it, as policies apply after translation.
+PORT is [tcp|udp|sctp/]NUMBER, the name of a port of the destination,
 or icmp.
 
     weft policy trace shop/web-1 shop/db-0 5432
@@ -75,7 +75,7 @@ or icmp.
 
 func (a *app) policyReply(reply api.PolicyReply, err error, socket string) error {
 	if errors.Is(err, api.ErrNotRunning) {
-		return fmt.Errorf("no policies are enforced on this host: nobody listens on %s; weft-kube does on a node of Kubernetes", socket)
+		return fmt.Errorf("no policies are enforced on this host: no process listens on %s; weft-kube does on a Kubernetes node", socket)
 	}
 	for _, line := range reply.Lines {
 		fmt.Fprintln(a.stdout, line)

@@ -10,7 +10,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// fakePolicies answers as the process that enforces policies would.
+// fakePolicies answers like a policy engine.
 type fakePolicies struct{}
 
 func (fakePolicies) ExpectPod(context.Context, api.PolicyPodRequest) error { return nil }
@@ -34,7 +34,7 @@ func (fakePolicies) TracePolicy(_ context.Context, r api.PolicyTraceRequest) (ap
 func TestPolicy(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "policy.sock")
 	for _, args := range [][]string{{"policy", "show", "a"}, {"policy", "trace", "a", "b", "1"}} {
-		want := "weft: no policies are enforced on this host: nobody listens on " + socket + "; weft-kube does on a node of Kubernetes\n"
+		want := "weft: no policies are enforced on this host: no process listens on " + socket + "; weft-kube does on a Kubernetes node\n"
 		if code, stdout, stderr := weft(append(args, "--policy-socket", socket)...); code != ExitFailed || stdout != "" || stderr != want {
 			t.Errorf("weft %v: exit code %d, stdout %q, stderr %q", args, code, stdout, stderr)
 		}

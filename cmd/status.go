@@ -15,14 +15,14 @@ import (
 func (a *app) status() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status [" + strings.Join(api.Views(), "|") + "]",
-		Short: "Show how the router and the mesh are",
+		Short: "Show the state of the router and the mesh",
 		Long: `Without an argument, show an overview. With one,
     targets      the peers that this host keeps connected to
-    connections  one line a link: direction, address, state, kind and encryption,
-                 peer, mtu, and what is not at its best
+    connections  one line per link: direction, address, state, kind and encryption,
+                 peer, MTU, and why it is not faster
     peers        every peer with its sessions
-    ipam         who owns how many addresses
-    dns          service discovery, which is off in this version`,
+    ipam         the address range, and how many addresses each peer owns
+    dns          every host name of the mesh, with its address, container and peer`,
 		ValidArgs: api.Views(),
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -47,9 +47,9 @@ func (a *app) report() *cobra.Command {
 	var format string
 	c := &cobra.Command{
 		Use:   "report [-f TEMPLATE]",
-		Short: "Show the whole state as JSON, or parts of it by a template",
-		Long: `Print the state of the router as JSON, or what a Go text/template makes of it;
-the helper json prints a part as JSON:
+		Short: "Show the whole state as JSON, or parts of it with a template",
+		Long: `Print the state of the router as JSON, or as a Go text/template formats it;
+the template function json prints a part as JSON:
 
     weft report -f '{{.Router.Name}}'
     weft report -f '{{json .IPAM}}'`,
@@ -64,7 +64,7 @@ the helper json prints a part as JSON:
 
 func runReport(ctx context.Context, client *api.Client, format string, stdout io.Writer) error {
 	if format != "" {
-		// What does not parse is told without asking the router.
+		// A template that does not parse is refused without asking the router.
 		if err := api.CheckTemplate(format); err != nil {
 			return err
 		}

@@ -17,18 +17,18 @@ import (
 	"github.com/weft-net/weft/internal/process"
 )
 
-// stopTimeout is how long a router may take to end once it has taken leave.
+// stopTimeout bounds the end of a router that has left the mesh.
 const stopTimeout = 15 * time.Second
 
 func (a *app) stop() *cobra.Command {
 	return &cobra.Command{
 		Use:   "stop",
 		Short: "Stop the router of this host",
-		Long: `Take leave of the mesh and end the router. Containers stay attached, keep their
-addresses and reach each other on this host. Stopping twice is harmless.
+		Long: `Leave the mesh and end the router. Containers stay attached, keep their addresses
+and reach each other on this host. Stopping twice is harmless.
 
-The unit weft.service stops with it, and starts again at the next boot if it is
-enabled.`,
+The unit weft.service stops with the router, and starts again at the next boot if
+it is enabled.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, unit := c.Context(), hostUnit()
@@ -67,7 +67,7 @@ func runStop(ctx context.Context, client *api.Client, stdout, stderr io.Writer) 
 	return waitEnd(ctx, ready.PID)
 }
 
-// usesProxy tells whether docker goes to the router's proxy in the user's shell.
+// usesProxy reports whether docker uses the router's proxy in the user's shell.
 func usesProxy(ctx context.Context, client *api.Client) bool {
 	host := os.Getenv(dockerHostVar)
 	if host == "" {
@@ -80,12 +80,12 @@ func usesProxy(ctx context.Context, client *api.Client) bool {
 // waitEnd returns when a process has ended.
 func waitEnd(ctx context.Context, pid int) error {
 	if pid < 1 {
-		return nil // not a process of this host's, as it sees them
+		return nil // the router runs in another PID namespace
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	if err := process.WaitExit(ctx, pid); err != nil {
-		return fmt.Errorf("the router took leave of the mesh: %w", err)
+		return fmt.Errorf("the router left the mesh: %w", err)
 	}
 	return nil
 }
@@ -99,8 +99,8 @@ func (a *app) reset() *cobra.Command {
 		Long: `Give the address ranges of this host to other peers, stop the router, and remove
 its bridge, the interfaces of attached containers, its rules and its state.
 
-A router that is stopped can not give its ranges away: launch it first, or use
---force and take its addresses over on another host with weft rmpeer.`,
+A stopped router cannot give its ranges away: launch it first, or use --force and
+take its addresses over on another host with weft rmpeer.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !c.Flags().Changed("state-dir") {
@@ -114,7 +114,7 @@ A router that is stopped can not give its ranges away: launch it first, or use
 			return a.runReset(c.Context(), left, force)
 		},
 	}
-	c.Flags().BoolVar(&force, "force", false, "do it although the addresses can not be given to others")
+	c.Flags().BoolVar(&force, "force", false, "reset even if the addresses cannot be given to other peers")
 	c.Flags().StringVar(&stateDir, "state-dir", daemon.DefaultStateDir, "folder with the state of a router that is stopped")
 	c.Flags().StringVar(&bridge, "bridge", netdev.BridgeName, "bridge of a router that is stopped")
 	return c
@@ -137,7 +137,7 @@ func (a *app) runReset(ctx context.Context, c *daemon.Config, force bool) error 
 			return waitEnd(ctx, ready.PID)
 		}
 		if !force {
-			return fmt.Errorf("%w; reset all the same with --force", err)
+			return fmt.Errorf("%w; reset anyway with --force", err)
 		}
 		if err := client.Stop(ctx); err != nil {
 			return err
@@ -148,14 +148,14 @@ func (a *app) runReset(ctx context.Context, c *daemon.Config, force bool) error 
 	case !errors.Is(err, api.ErrNotRunning):
 		return err
 	case daemon.Exists(c) && !force:
-		return errors.New("weft is stopped, so it can not give its addresses to others; launch it first, or use --force")
+		return errors.New("weft is stopped, so it cannot give its addresses to other peers; launch it first, or use --force")
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("reset needs the rights of root; try with sudo")
+		return errors.New("reset must run as root; try with sudo")
 	}
 	unit := hostUnit()
 	used, err := unit.used(ctx, a.socket)
-	if err == nil && used { // or systemd would start a router in the middle
+	if err == nil && used { // else systemd would start a router meanwhile
 		err = unit.stop(ctx)
 	}
 	if err != nil {

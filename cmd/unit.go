@@ -25,12 +25,12 @@ import (
 // unitName is the systemd unit of the router, which the packages install.
 const unitName = "weft.service"
 
-// unit is the router's unit as launch and stop see it. The router that it runs
-// is configured by its environment, of which launch writes one file; that file
-// comes after those of the administrator, so what launch is given wins.
+// unit is the router's systemd unit. Its router is configured by environment files.
+// Launch writes the last of them, so the flags of launch override the files of the
+// administrator.
 type unit struct {
 	booted string // a folder that is there where systemd runs the host
-	file   string // with what launch is given
+	file   string // with the flags of launch
 	// run runs a program to its end and returns what it wrote.
 	run func(ctx context.Context, program string, args ...string) ([]byte, error)
 }
@@ -45,8 +45,8 @@ func hostUnit() *unit {
 	}
 }
 
-// takes tells whether launch is to start the unit: where there is one, and the
-// router is the host's own, with nothing that the unit has another way for.
+// takes reports whether launch should start the unit: there is one, the router has the
+// default places, and no flag contradicts the unit.
 func (u *unit) takes(ctx context.Context, f *launchFlags, c *daemon.Config) (bool, error) {
 	if f.foreground || f.logFile != "" || c.Socket != api.DefaultSocket || c.StateDir != daemon.DefaultStateDir {
 		return false, nil
@@ -55,8 +55,8 @@ func (u *unit) takes(ctx context.Context, f *launchFlags, c *daemon.Config) (boo
 	return state != "", err
 }
 
-// state returns the unit's ActiveState, empty where there is no systemd, no unit,
-// or one of somebody else's making, which does not read what launch writes.
+// state returns the unit's ActiveState. It is empty without systemd, without the unit,
+// or if the unit does not read the file that launch writes.
 func (u *unit) state(ctx context.Context) (string, error) {
 	if _, err := os.Stat(u.booted); err != nil {
 		return "", nil
@@ -89,7 +89,7 @@ func (u *unit) state(ctx context.Context) (string, error) {
 }
 
 // launch starts the unit with the flags and peers that were given, and returns
-// when the router is ready. If it does not become ready all is as before.
+// when the router is ready. If it does not become ready everything is as before.
 func (u *unit) launch(ctx context.Context, flags *pflag.FlagSet, peers []string, stdout io.Writer) error {
 	first, later, err := unitEnv(flags, peers)
 	if err != nil {
@@ -112,15 +112,15 @@ func (u *unit) launch(ctx context.Context, flags *pflag.FlagSet, peers []string,
 		return err
 	}
 	fmt.Fprintf(stdout, "weft runs as %s; its log: journalctl -u weft\n", unitName)
-	// It says "disabled" by its exit code too.
+	// The exit code says "disabled" too, so the error is ignored.
 	if out, _ := u.run(ctx, "systemctl", "is-enabled", unitName); strings.TrimSpace(string(out)) == "disabled" {
-		fmt.Fprintln(stdout, "after a reboot it runs again if you say: systemctl enable weft")
+		fmt.Fprintln(stdout, "to start it after a reboot too: systemctl enable weft")
 	}
 	return nil
 }
 
-// why returns the last words of a router that did not become ready, or those of
-// systemctl if it had none.
+// why returns the last error of a router that did not become ready, or that of
+// systemctl if the router logged none.
 func (u *unit) why(ctx context.Context, since time.Time, failure error) error {
 	out, err := u.run(ctx, "journalctl", "--unit", unitName, "--output", "cat", "--no-pager", "--lines", "50",
 		fmt.Sprintf("--since=@%d", since.Unix()))
@@ -138,8 +138,8 @@ func (u *unit) stop(ctx context.Context) error {
 	return nil
 }
 
-// used tells whether the router with that socket is the unit's: one that runs, or
-// one that has crashed and is about to be started again.
+// used reports whether the router with that socket is the unit's. It may run, or have
+// crashed and be about to be started again.
 func (u *unit) used(ctx context.Context, socket string) (bool, error) {
 	if socket != api.DefaultSocket {
 		return false, nil
@@ -159,12 +159,12 @@ func (u *unit) write(text string) error {
 		err = os.Rename(part, u.file)
 	}
 	if err != nil {
-		return fmt.Errorf("launch: write down what was given: %w", err)
+		return fmt.Errorf("launch: write the environment of the unit: %w", err)
 	}
 	return nil
 }
 
-// restore makes the file what it was; nil: not there.
+// restore writes the file as it was; nil removes it.
 func (u *unit) restore(before []byte) error {
 	if before != nil {
 		return u.write(string(before))
@@ -175,16 +175,16 @@ func (u *unit) restore(before []byte) error {
 	return nil
 }
 
-// unitEnv writes the flags and peers that launch was given as the unit's
-// environment: for the start that launch is, which goes on with nobody else
-// unless it is told to, and for later ones, which go on with the targets that the
-// router keeps. So what is forgotten stays so over a reboot.
+// unitEnv returns the flags and peers that launch was given as the unit's environment.
+// The first one is for the start by launch, which uses these peers only, unless --resume
+// is given. The later one is for all other starts, which use the targets that the
+// router has stored: a peer that was forgotten stays so over a reboot.
 func unitEnv(flags *pflag.FlagSet, peers []string) (first, later string, err error) {
 	var b strings.Builder
-	b.WriteString("# Written by weft launch, read by " + unitName + ". What is set here wins over\n" +
-		"# /etc/default/weft and /etc/sysconfig/weft; the next weft launch writes it anew.\n")
+	b.WriteString("# Written by weft launch, read by " + unitName + ". It overrides\n" +
+		"# /etc/default/weft and /etc/sysconfig/weft; the next weft launch replaces it.\n")
 	set := func(name, value string) {
-		// systemd takes no more than text, and neither do flags.
+		// systemd takes text only, and so do flags.
 		if !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }) {
 			err = errors.Join(err, usagef("%s=%q: a unit's environment takes no control characters", name, value))
 		}
@@ -195,7 +195,7 @@ func unitEnv(flags *pflag.FlagSet, peers []string) (first, later string, err err
 			return
 		}
 		set(envName(f.Name), envValue(f))
-		// Of two that exclude each other this one is meant.
+		// This flag overrides the one that it excludes.
 		if other := excludes(f.Name); other != "" && !flags.Changed(other) {
 			set(envName(other), "")
 		}
@@ -208,7 +208,7 @@ func unitEnv(flags *pflag.FlagSet, peers []string) (first, later string, err err
 	return b.String(), later, err
 }
 
-// envValue is what setFlag makes the flag's value of.
+// envValue returns the text that setFlag reads as the flag's value.
 func envValue(f *pflag.Flag) string {
 	list, ok := f.Value.(pflag.SliceValue)
 	switch {
@@ -220,13 +220,13 @@ func envValue(f *pflag.Flag) string {
 	return strings.Join(list.GetSlice(), ",")
 }
 
-// quoteEnv quotes a value for a file of EnvironmentFile=, systemd.exec(5): as a
-// POSIX shell has it within double quotes.
+// quoteEnv quotes a value for a file of EnvironmentFile=, systemd.exec(5), as between
+// double quotes in a POSIX shell.
 func quoteEnv(value string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "`", "\\`", `$`, `\$`).Replace(value) + `"`
 }
 
-// said is the failure of a program, with the first line that it wrote.
+// said returns the failure of a program, with the first line that it wrote.
 func said(out []byte, err error) error {
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	if line == "" {

@@ -69,7 +69,7 @@ func (s *fakeSystemd) run(_ context.Context, program string, args ...string) ([]
 	return nil, nil
 }
 
-// launchArgs reads a command line of launch, and what it configures.
+// launchArgs reads a command line of launch, and returns the configuration too.
 func launchArgs(t *testing.T, args ...string) (*launchFlags, *pflag.FlagSet, *daemon.Config) {
 	t.Helper()
 	f, fs := launchLine(t, args...)
@@ -132,7 +132,7 @@ func TestLaunchStartsTheUnit(t *testing.T) {
 			t.Errorf("the unit was started without %s:\n%s", line, s.environmentAtStart)
 		}
 	}
-	// Later starts go on with the targets that the router keeps.
+	// Later starts use the targets that the router has stored.
 	b, err := os.ReadFile(s.unit.file)
 	if err != nil || !strings.Contains(string(b), `WEFT_MTU="1300"`) || strings.Contains(string(b), "WEFT_PEERS") || strings.Contains(string(b), "WEFT_RESUME") {
 		t.Errorf("later starts have %v:\n%s", err, b)
@@ -151,8 +151,7 @@ func TestLaunchStartsTheUnit(t *testing.T) {
 	}
 }
 
-// A unit that does not come up is not tried for ever, and what was configured
-// before stays.
+// A unit that fails to start is stopped, and its earlier configuration stays.
 func TestLaunchOfAUnitThatFails(t *testing.T) {
 	for _, before := range []string{"", "WEFT_MTU=\"1400\"\n"} {
 		s := newFakeSystemd(t)
@@ -165,7 +164,7 @@ func TestLaunchOfAUnitThatFails(t *testing.T) {
 		_, fs, _ := launchArgs(t, "--mtu=1300")
 		err := s.unit.launch(t.Context(), fs, nil, &bytes.Buffer{})
 		if err == nil || !strings.Contains(err.Error(), "Job for weft.service failed") || !strings.Contains(err.Error(), "journalctl -u weft") {
-			t.Errorf("without a word of the router: %v", err)
+			t.Errorf("if the router logs nothing: %v", err)
 		}
 		b, _ := os.ReadFile(s.unit.file)
 		if s.active != "inactive" || string(b) != before {
@@ -173,7 +172,7 @@ func TestLaunchOfAUnitThatFails(t *testing.T) {
 		}
 		s.journal = "level=INFO msg=x\nweft: the port is taken\nweft.service: Failed with result 'exit-code'.\n"
 		if err := s.unit.launch(t.Context(), fs, nil, &bytes.Buffer{}); err == nil || err.Error() != "the port is taken" {
-			t.Errorf("with the router's last words: %v", err)
+			t.Errorf("if the router logs an error: %v", err)
 		}
 	}
 }

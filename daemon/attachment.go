@@ -11,7 +11,7 @@ import (
 type attachment struct {
 	Netns string `json:"netns"` // the path it was attached by
 	// Port is the host's end of its veth pair. Its name is random, so a link with
-	// that name proves that the container still runs, whatever Netns leads to.
+	// that name proves that the container still runs, even if Netns leads elsewhere.
 	// Empty: the router ended before it had attached the container.
 	Port      string         `json:"port"`
 	MAC       string         `json:"mac"`

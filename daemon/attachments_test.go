@@ -24,7 +24,7 @@ type bench struct {
 	host, box string
 	addresses *fakeAddresses
 	store     *store.Store
-	names     *dns.Service // with nobody to announce to
+	names     *dns.Service // without other peers
 	as        *namespaces
 }
 
@@ -53,7 +53,7 @@ func (b *bench) newExposures() *exposures {
 	})
 }
 
-// newTestNames is a service discovery with nobody to announce to.
+// newTestNames is service discovery in a mesh without other peers.
 func newTestNames() *dns.Service {
 	id := peer.Cheap{ID: peer.Key{1}}
 	return dns.New(dns.Config{
@@ -157,7 +157,7 @@ func TestAttachAndDetach(t *testing.T) {
 func TestAttachThatFailsGivesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.addresses.given[netip.MustParseAddr("10.32.9.9")] = "somebody"
+	b.addresses.given[netip.MustParseAddr("10.32.9.9")] = "another owner"
 	b.on(t, func() error {
 		_, err := b.attachAt(t, b.box, "net:default", "10.32.9.9/16")
 		if err == nil {
@@ -184,7 +184,7 @@ func TestAttachThatFailsGivesNothing(t *testing.T) {
 		return nil
 	})
 	if n := b.addresses.count(); n != 1 || len(b.as.list()) != 0 {
-		t.Errorf("%d addresses are given, want somebody's only; records %v", n, b.as.list())
+		t.Errorf("%d addresses are given, want the one of the other owner only; records %v", n, b.as.list())
 	}
 }
 

@@ -8,15 +8,15 @@ import (
 	"github.com/weft-net/weft/internal/store"
 )
 
-// keyBoot holds the host's boot during which a router ran last.
+// keyBoot holds the id of the host's boot during which a router ran last.
 const keyBoot = "boot"
 
-// bootFile tells the host's boot, see random(4).
+// bootFile has the id of the host's boot, see random(4).
 const bootFile = "/proc/sys/kernel/random/boot_id"
 
-// newBoot notes that a router runs during this boot, after it has called f if the
-// last one ran during another: what was in the kernel then is gone. A router
-// that is the first to note it can not tell.
+// newBoot notes that a router runs during this boot. If the last router ran during
+// another boot, all objects in the kernel are gone, and newBoot calls f first. It does
+// not call f if no router has noted its boot before.
 func newBoot(st *store.Store, boot []byte, f func() error) error {
 	last, err := st.Get(bucketDaemon, []byte(keyBoot))
 	if err != nil {
@@ -36,7 +36,7 @@ func newBoot(st *store.Store, boot []byte, f func() error) error {
 	return nil
 }
 
-// currentBoot is the host's, nothing if the kernel does not tell.
+// currentBoot returns the id of the host's boot, nothing if the kernel has none.
 func currentBoot() []byte {
 	b, _ := os.ReadFile(bootFile)
 	return bytes.TrimSpace(b)

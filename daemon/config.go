@@ -76,15 +76,15 @@ type Config struct {
 	// Range.
 	DefaultSubnet netip.Prefix
 
-	// Router has the offloads, and Fast what users decide of the fast datapath.
+	// Router has the offloads. Fast has Off, NoExpress, NoExpressTo and Trusted.
 	Router router.Config
 	Fast   router.FastConfig
 	// NoMasqLocal shows containers the addresses of clients outside whose packets
 	// this host has translated to them.
 	NoMasqLocal bool
 
-	// DNS has everything but what the mesh gives. Without Listen it answers on
-	// Docker's bridge and on weft's.
+	// DNS has Off, Domain, TTL, Listen, ResolvConf and Timeout. Without Listen it answers
+	// on Docker's bridge and on weft's.
 	DNS    dns.Config
 	Docker DockerConfig
 
@@ -98,7 +98,7 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// DockerConfig configures what a router has to do with Docker.
+// DockerConfig configures the router as a part of Docker.
 type DockerConfig struct {
 	// Host is where the Docker engine listens, like unix:///var/run/docker.sock;
 	// empty: the containers of this host are not Docker's.

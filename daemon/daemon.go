@@ -110,7 +110,7 @@ type daemon struct {
 
 // warn writes a line to the log and to every report.
 func (d *daemon) warn(text string) {
-	d.log.Warn("the router runs with a restriction", "what", text)
+	d.log.Warn("the router runs with a restriction", "warning", text)
 	d.warnings = append(d.warnings, text)
 }
 

@@ -42,7 +42,7 @@ func (cs *dockerContainers) isCurrent(_ string, a attachment) bool {
 
 func (cs *dockerContainers) awaitsRun(a attachment) bool { return a.Docker.Released || a.Port == "" }
 
-// newRun keeps the record, which says what the container had in its last run.
+// newRun keeps the record, which has the addresses of the last run.
 func (cs *dockerContainers) newRun(string) error { return nil }
 
 // endRun frees the addresses of a container that does not run; its record stays
@@ -87,9 +87,9 @@ func (cs *dockerContainers) recorded(ref string) (place, bool) {
 }
 
 // rejoin gives a running container, which was attached in this run or an earlier
-// one, what its record says it has. An address that another container took
-// meanwhile is replaced by one of the same subnet, unless the user had asked for
-// that very address.
+// one, the addresses of its record. An address that another container took
+// meanwhile is replaced by one of the same subnet, unless the user had requested
+// exactly that address.
 func (cs *dockerContainers) rejoin(ctx context.Context, c *docker.Container) (now attachment, err error) {
 	defer cs.lock(c.ID)()
 	a, known := cs.get(c.ID)

@@ -45,8 +45,8 @@ func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, ad
 	return nil
 }
 
-// extendEvery is how often a namespace is looked at for an interface that is to
-// come: more often than a runtime starts a process.
+// extendEvery is how often Extend looks for the interface in a namespace: more often
+// than a runtime starts a process.
 const extendEvery = time.Millisecond
 
 func (driverLinks) Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
@@ -81,8 +81,8 @@ type driver interface {
 	// connected makes the driver and an engine that has just answered agree on
 	// weft's networks, until ctx ends.
 	connected(ctx context.Context, c *client.Client)
-	// adoptEndpoints takes over what a running container has on weft's networks and
-	// the record lacks.
+	// adoptEndpoints records the endpoints that a running container has on weft's
+	// networks and the record lacks.
 	adoptEndpoints(ctx context.Context, c *docker.Container)
 	// endpoints are those of c on weft's networks, as the kernel has them, each with
 	// all addresses that it has there.
@@ -158,7 +158,7 @@ func (d *dockerDriver) connected(ctx context.Context, c *client.Client) {
 	asking, cancel := context.WithTimeout(ctx, networkTimeout)
 	defer cancel()
 	if err := d.adopt(asking, c); err != nil {
-		d.log.Warn("some networks of docker are not on record", "err", err)
+		d.log.Warn("some networks of docker could not be recorded", "err", err)
 	}
 	d.keepNetwork(ctx, c)
 }
@@ -213,7 +213,7 @@ func (d *dockerDriver) keepNetwork(ctx context.Context, c *client.Client) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		d.log.Warn("docker has no network weft yet, will try again", "err", err)
+		d.log.Warn("docker's network weft could not be made yet, will try again", "err", err)
 		select {
 		case <-ctx.Done():
 			return
@@ -241,8 +241,8 @@ func (d *dockerDriver) makeNetwork(ctx context.Context, c *client.Client) error 
 	return nil
 }
 
-// dropNetworks removes the networks that weft made, but for those that
-// containers are to be on when they start again.
+// dropNetworks removes the networks that weft made, except those of containers that may
+// start again.
 func (d *dockerDriver) dropNetworks(ctx context.Context, c *client.Client) error {
 	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("label", proxy.MadeLabel)})
 	if err != nil {
@@ -256,7 +256,7 @@ func (d *dockerDriver) dropNetworks(ctx context.Context, c *client.Client) error
 			errs = append(errs, fmt.Errorf("list the containers on docker's network %s: %w", n.Name, err))
 			continue
 		case len(on.Items) > 0:
-			d.log.Info("docker's network stays, for containers that are on it", "network", n.Name, "containers", len(on.Items))
+			d.log.Info("docker's network stays, as containers use it", "network", n.Name, "containers", len(on.Items))
 			continue
 		}
 		if _, err := c.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{}); err != nil && !errdefs.IsNotFound(err) {
@@ -299,7 +299,7 @@ func (d *dockerDriver) adoptEndpoints(ctx context.Context, c *docker.Container) 
 		d.plugin.Restore(end.ID, c.Netns())
 		err := d.plugin.Adopt(ctx, plugin.Endpoint{ID: end.ID, Network: end.NetworkID, MAC: end.MAC, Addresses: end.Addresses})
 		if err != nil {
-			d.log.Warn("the addresses of a container are not on record", "container", c.Name, "err", err)
+			d.log.Warn("the addresses of a container could not be recorded", "container", c.Name, "err", err)
 		}
 	}
 }

@@ -24,7 +24,7 @@ import (
 )
 
 // dockerEngine follows Docker: it keeps attached containers attached over their
-// restarts, and frees what containers had that are gone. It implements engine, and
+// restarts, and frees the addresses of removed containers. It implements engine and
 // docker.Observer.
 type dockerEngine struct {
 	// Constant.
@@ -49,7 +49,7 @@ type dockerEngine struct {
 	mu sync.Mutex
 	// running are the running containers, as last reported.
 	running map[string]*docker.Container
-	// detached are those of them that have to be attached again.
+	// detached are those of them that must be attached again.
 	detached map[string]bool
 	// blockers are chains of the firewall that drop bridged frames.
 	blockers []string
@@ -102,7 +102,7 @@ func (e *dockerEngine) start(ctx context.Context, g *errgroup.Group) {
 func (e *dockerEngine) follow(ctx context.Context) {
 	e.working.Go(func() { e.maintain(ctx) })
 	e.watcher.Run(ctx)
-	e.driver.close() // which ends what some of the working goroutines wait for
+	e.driver.close() // some of the working goroutines wait for it
 	e.working.Wait()
 }
 
@@ -116,7 +116,7 @@ func (e *dockerEngine) passGuard(ctx context.Context) {
 	defer e.guarding.Unlock()
 	changed, err := netdev.PassGuard(ctx, e.containers.bridge)
 	if len(changed) > 0 {
-		e.log.Info("docker's firewall lets bridged frames pass now", "rules", changed)
+		e.log.Info("docker's firewall accepts bridged frames now", "rules", changed)
 	}
 	if err != nil && ctx.Err() == nil {
 		e.log.Warn("docker's firewall may drop bridged frames", "err", err)
@@ -171,7 +171,7 @@ func (e *dockerEngine) Running(ctx context.Context, c *docker.Container) {
 	e.working.Go(func() { e.registerContainer(ctx, c) })
 }
 
-// registerContainer takes over what a running container has on weft's networks, and
+// registerContainer records the endpoints of a running container on weft's networks, and
 // registers its names.
 func (e *dockerEngine) registerContainer(ctx context.Context, c *docker.Container) {
 	e.driver.adoptEndpoints(ctx, c)
@@ -224,8 +224,8 @@ func (e *dockerEngine) latest(c *docker.Container) *docker.Container {
 	return c
 }
 
-// sweep attaches the containers for which that failed, and frees what containers had
-// that are gone.
+// sweep attaches the containers for which that failed, and frees the addresses of
+// removed ones.
 func (e *dockerEngine) sweep(ctx context.Context, now time.Time) {
 	e.interfacesChanged() // in case that no event said so
 	e.driver.sweep(now)
@@ -393,8 +393,8 @@ func (e *dockerEngine) findToAttach(ctx context.Context, ref string) (*docker.Co
 	return c, nil
 }
 
-// findRecorded finds a container that may be attached. If Docker does not answer it
-// finds the container in the records, and returns what they say of it.
+// findRecorded finds a container that may be attached. If Docker does not answer, it
+// finds the container in the records, and only its id and name are known.
 func (e *dockerEngine) findRecorded(ctx context.Context, ref string) (place, *docker.Container, error) {
 	c, err := e.client.Find(ctx, ref)
 	if err == nil {

@@ -32,7 +32,8 @@ type engine interface {
 	// interfacesChanged takes names from containers that have lost their process or
 	// their interface. It is called when interfaces of the host have changed.
 	interfacesChanged()
-	// leave removes what the router made in the engine and nobody uses.
+	// leave removes the objects that the router made in the engine and no container
+	// uses.
 	leave(ctx context.Context)
 }
 

@@ -137,7 +137,7 @@ func (h *host) openAllocator(id *peer.Identity, addrRange, subnet netip.Prefix, 
 		}
 	})
 	for _, n := range notes {
-		h.log.Warn("the address file could not be read in full", "what", n)
+		h.log.Warn("the address file could not be read in full", "warning", n)
 	}
 	h.allocators, h.notes = append(h.allocators, alloc), append(h.notes, notes...)
 	return nil

@@ -95,7 +95,7 @@ func TestNamesThatAreRefused(t *testing.T) {
 		t.Error("an attach that was refused left something")
 	}
 	if err := b.as.addName("nobody", "web.weft.internal", nil); err == nil || !strings.Contains(err.Error(), "is not attached") {
-		t.Errorf("a name for nobody: %v", err)
+		t.Errorf("a name for an unknown container: %v", err)
 	}
 	b.attach(t)
 	b.on(t, func() error {
@@ -243,7 +243,7 @@ func TestNamesOfExternalAddresses(t *testing.T) {
 	external = open()
 	want("removed and started again", left)
 	if err := external.add("db.weft.internal", []netip.Addr{addr("224.0.0.1")}); err == nil {
-		t.Error("an address of nobody was taken")
+		t.Error("a multicast address was taken")
 	}
 	st.Close()
 	if err := external.add("db.weft.internal", []netip.Addr{addr("192.0.2.8"), addr("192.0.2.10")}); err == nil {

@@ -14,9 +14,9 @@ import (
 )
 
 // loadIdentity reads the key of this host from path, or makes one there. The
-// file has one line, the 32 bytes of the key's seed in hexadecimal. A file
-// that can not be read as that is an error and stays: a new key would be a new
-// peer, and the old one's addresses would be lost without a word.
+// file has one line, the 32 bytes of the key's seed in hexadecimal. A damaged file is
+// an error and stays: a new key would be a new peer, and the addresses of the old peer
+// would be lost.
 func loadIdentity(path string, random io.Reader) (*peer.Identity, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -55,8 +55,7 @@ func makeIdentity(path string, random io.Reader) (*peer.Identity, error) {
 	return id, nil
 }
 
-// writeFile makes a file of mode 0600 that is either whole and on the disk, or
-// not there.
+// writeFile makes a file of mode 0600. After a crash it is either complete or not there.
 func writeFile(path string, b []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// Leases of pods that a boot of the host ended, of which no runtime tells, are free;
-// those of a router that was only started again stay.
+// A boot of the host ends all pods, and no runtime releases their leases: they are free.
+// If only the router was started again, leases stay.
 func TestLeasesEndWithTheBoot(t *testing.T) {
 	st, given := openStore(t), newFakeAddresses()
 	ls := &leases{addresses: addresses{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
@@ -44,8 +44,8 @@ func TestLeasesEndWithTheBoot(t *testing.T) {
 	}
 }
 
-// Nothing of what the plugin notes while no router runs is left by a reset.
-func TestEraseRemovesWordsOfThoseThatLeft(t *testing.T) {
+// A reset removes the notes that the plugin made while no router ran.
+func TestEraseRemovesNotesOfOwnersThatLeft(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	file := api.GoneFile(dir, "cni:pods:a:eth0")
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {

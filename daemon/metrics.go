@@ -10,24 +10,24 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// family is all metrics of one name.
+// family are the metrics of one name.
 type family struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType
 }
 
-// Names and labels of metrics follow Weave Net's with its name replaced, where
-// it has such a metric, so that dashboards carry over.
+// Names and labels of metrics are those of Weave Net with its name replaced, if it has
+// such a metric, so that dashboards need only new names.
 var (
 	connections    = gauge("connections", "Connections to other peers.", "state", "type", "encryption")
 	terminations   = counter("connection_terminations_total", "Sessions with other peers that ended.")
 	ips            = gauge("ips", "Addresses in use on this host.", "state")
 	maxIPs         = gauge("max_ips", "Size of the address range.")
-	unreachable    = gauge("ipam_unreachable_count", "Addresses owned by peers that can not be reached.")
-	unreachablePct = gauge("ipam_unreachable_percentage", "Share of the address range owned by peers that can not be reached, 0 to 100.")
-	pendingAlloc   = gauge("ipam_pending_allocates", "Allocations that wait.")
-	pendingClaims  = gauge("ipam_pending_claims", "Claims that wait.")
-	flows          = gauge("flows", "Stations of other hosts that the fast datapath carries frames of.")
+	unreachable    = gauge("ipam_unreachable_count", "Addresses owned by peers that cannot be reached.")
+	unreachablePct = gauge("ipam_unreachable_percentage", "Share of the address range owned by peers that cannot be reached, 0 to 100.")
+	pendingAlloc   = gauge("ipam_pending_allocates", "Allocations that are waiting.")
+	pendingClaims  = gauge("ipam_pending_claims", "Claims that are waiting.")
+	flows          = gauge("flows", "MAC addresses of other hosts in the fast datapath.")
 	fastdpBytes    = counter("fastdp_bytes_total", "Bytes of frames that the fast datapath carried, by the peer at the other end.", "peer", "direction")
 	fastdpPackets  = counter("fastdp_packets_total", "Frames that the fast datapath carried, by the peer at the other end.", "peer", "direction")
 	fastdpDrops    = counter("fastdp_drops_total", "Frames that the fast datapath dropped.", "reason")
@@ -36,12 +36,12 @@ var (
 	linkPackets    = counter("link_packets_total", "Frames carried.", "peer", "type", "direction")
 	linkDrops      = counter("link_drops_total", "Frames dropped on a link.", "peer", "type", "reason")
 	drops          = counter("drops_total", "Frames dropped before a link was chosen.", "reason")
-	queueDepth     = gauge("queue_depth", "Entries that wait in a queue.", "queue")
-	queueLimit     = gauge("queue_limit", "Entries that a queue holds at most.", "queue")
+	queueDepth     = gauge("queue_depth", "Entries in a queue.", "queue")
+	queueLimit     = gauge("queue_limit", "Capacity of a queue.", "queue")
 	queueDrops     = counter("queue_drops_total", "Entries dropped because a queue was full.", "queue")
-	dnsEntries     = gauge("dns_entries", "Host names with their addresses that are answered here.")
+	dnsEntries     = gauge("dns_entries", "Addresses of host names that this host answers.")
 	dnsQueries     = counter("dns_queries_total", "DNS queries of containers.", "type", "result")
-	dnsRefused     = counter("dns_forwards_refused_total", "DNS queries not forwarded as too many were under way.")
+	dnsRefused     = counter("dns_forwards_refused_total", "DNS queries not forwarded because too many were in flight.")
 	handshakes     = counter("handshake_failures_total", "Sessions refused.", "reason")
 )
 
@@ -60,7 +60,7 @@ func metricsHandler(report func() *api.Report) http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
 
-// collector makes metrics of a report.
+// collector converts a report to metrics.
 type collector struct{ report func() *api.Report }
 
 // Describe implements prometheus.Collector.
@@ -100,8 +100,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			s.add(dnsQueries, float64(q.Count), q.Type, q.Result)
 		}
 	}
-	// The names are of a time with one universe; a second one of another
-	// magnitude would drown the first in a sum.
+	// Weave had one range, so these metrics have no label for it, and a sum with the
+	// IPv6 range would hide the IPv4 one.
 	if u := r.IPAM; u != nil {
 		s.ipam(u)
 	} else if u := r.IPAM6; u != nil {
@@ -112,8 +112,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// sums holds values under their labels. Equal labels are added up: for a
-// moment when both sides dial there are two links to one peer.
+// sums holds values by their labels, and adds those with equal labels: while both sides
+// dial there are two links to one peer.
 type sums map[string]*sample
 
 type sample struct {
@@ -126,7 +126,7 @@ func (s sums) add(f family, v float64, labels ...string) {
 	for i := range labels {
 		labels[i] = strings.ToValidUTF8(labels[i], "?")
 	}
-	key := f.desc.String() + "\xff" + strings.Join(labels, "\xff") // a byte that is in no valid UTF-8
+	key := f.desc.String() + "\xff" + strings.Join(labels, "\xff") // a byte that never occurs in UTF-8
 	if s[key] == nil {
 		s[key] = &sample{family: f, labels: labels}
 	}

@@ -6,9 +6,8 @@ import (
 	"os"
 )
 
-// notifyReady tells the service manager that started this process that the
-// router is ready, where there is one that wants to know: other units wait for
-// it. See sd_notify(3).
+// notifyReady notifies the service manager that the router is ready, if a service manager
+// started this process and asked for that: other units wait for it. See sd_notify(3).
 func notifyReady() error {
 	addr := os.Getenv("NOTIFY_SOCKET") // a leading @ is an abstract socket, to Go too
 	if addr == "" {
@@ -20,7 +19,7 @@ func notifyReady() error {
 		c.Close()
 	}
 	if err != nil {
-		return fmt.Errorf("tell the service manager at %q: %w", addr, err)
+		return fmt.Errorf("notify the service manager at %q: %w", addr, err)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ func TestNotifyReady(t *testing.T) {
 	}
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(dir, "nobody"))
 	if err := notifyReady(); err == nil {
-		t.Error("nobody listens, and nothing is said")
+		t.Error("no process listens, and there is no error")
 	}
 	t.Setenv("NOTIFY_SOCKET", "")
 	if err := notifyReady(); err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// keyShortID holds the peer's short id, two bytes. A router that begins with the
-// one it had contests none that another took meanwhile.
+// keyShortID holds the peer's short id, two bytes. A router that starts with its last
+// short id does not compete for one that another peer has.
 const keyShortID = "short-id"
 
 // loadShortID returns the short id of the last run, 0 if there was none.
@@ -19,7 +19,7 @@ func loadShortID(st *store.Store) (uint16, error) {
 		return 0, fmt.Errorf("read the short id: %w", err)
 	}
 	if len(b) != 2 || binary.BigEndian.Uint16(b) > topology.MaxShortID {
-		return 0, nil // one is found in a moment
+		return 0, nil // the mesh finds one
 	}
 	return binary.BigEndian.Uint16(b), nil
 }

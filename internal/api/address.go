@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// AddressKind tells how an address was asked for.
+// AddressKind is the way in which an address is requested.
 type AddressKind uint8
 
 // The kinds of Address.
@@ -23,7 +23,7 @@ const (
 //
 //	net:default     any free address of the default subnet
 //	net:SUBNET/LEN  any free address of that subnet
-//	[ip:]ADDR/LEN   that very address in its subnet
+//	[ip:]ADDR/LEN   exactly that address in its subnet
 //
 // The zero Address is net:default. Addresses are comparable.
 type Address struct {
@@ -33,10 +33,10 @@ type Address struct {
 	Prefix netip.Prefix
 }
 
-// maxAddress is the length of the longest text that ParseAddress looks at.
+// maxAddress is the length of the longest text that ParseAddress reads.
 const maxAddress = 64
 
-// ParseAddress reads one address in the forms that Address shows.
+// ParseAddress reads one address in the forms of Address.
 func ParseAddress(s string) (Address, error) {
 	if len(s) > maxAddress {
 		return Address{}, fmt.Errorf("address of %d characters: the longest has %d", len(s), maxAddress)
@@ -60,7 +60,7 @@ func parseSubnet(whole, cidr string) (Address, error) {
 		return Address{}, err
 	}
 	if m := p.Masked(); m != p {
-		return Address{}, fmt.Errorf("address %q: bits are set beyond /%d; the subnet is net:%s, that very address is ip:%s", whole, p.Bits(), m, p)
+		return Address{}, fmt.Errorf("address %q: bits are set beyond /%d; the subnet is net:%s, exactly this address is ip:%s", whole, p.Bits(), m, p)
 	}
 	if p.Addr().BitLen()-p.Bits() < 2 {
 		return Address{}, fmt.Errorf("address %q: a subnet of /%d has no address to give", whole, p.Bits())
@@ -134,8 +134,8 @@ func (a *Address) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// IsAddress tells whether s is meant as an address rather than as the name of
-// a container: it begins with ip: or net:, or has a slash.
+// IsAddress reports whether s is an address rather than the name of a container: it
+// begins with ip: or net:, or has a slash.
 func IsAddress(s string) bool {
 	return strings.HasPrefix(s, "ip:") || strings.HasPrefix(s, "net:") || strings.Contains(s, "/")
 }

@@ -40,7 +40,7 @@ func TestParseAddressSaysWhatIsWrong(t *testing.T) {
 		{"fe80::1%eth0/64", "want [ip:]ADDRESS/LENGTH"},
 		{"10.32.1.0/24", "any address of it is net:10.32.1.0/24"},
 		{"10.32.1.255/24", "broadcast"},
-		{"net:10.32.1.5/24", "the subnet is net:10.32.1.0/24, that very address is ip:10.32.1.5/24"},
+		{"net:10.32.1.5/24", "the subnet is net:10.32.1.0/24, exactly this address is ip:10.32.1.5/24"},
 		{"net:10.32.1.0/31", "no address to give"},
 		{"::ffff:10.0.0.1/120", "write the IPv4 address by itself"},
 		{"224.0.0.1/24", "no interface can have it"},

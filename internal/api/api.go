@@ -19,7 +19,7 @@
 //	POST /rmpeer            PeersRequest -> RemoveReply
 //	POST /adopt             AdoptRequest -> Empty
 //	POST /prime             Empty -> Empty, once addresses can be given out
-//	POST /stop, /reset      Empty -> Empty, once the router has let go of the mesh
+//	POST /stop, /reset      Empty -> Empty, once the router has left the mesh
 //
 // The first four are also on the read-only address. A reply other than 200
 // has an Error as its body. Each group of routes has an interface that names
@@ -35,13 +35,13 @@ import (
 	"net/netip"
 )
 
-// Where a router listens unless told otherwise.
+// Where a router listens by default.
 const (
 	DefaultSocket     = "/run/weft/weft.sock"
 	DefaultStatusAddr = "127.0.0.1:6782"
 )
 
-// Ready says that a router runs and whether it has finished starting.
+// Ready reports that a router runs, and whether it has finished starting.
 type Ready struct {
 	Ready   bool   `json:"ready"`
 	PID     int    `json:"pid"`
@@ -55,20 +55,20 @@ type AttachRequest struct {
 	// sees the file system. Empty: Container names it.
 	Netns string `json:"netns,omitempty"`
 	// Container is a container of Docker's on the router's host: its id, the
-	// beginning of that, or its name.
+	// beginning of the id, or its name.
 	Container string `json:"container,omitempty"`
 	// Addresses to give or take. None: for attach one of the default subnet,
 	// for detach all.
 	Addresses []Address `json:"addresses,omitempty"`
-	// The rest is for attach only. Hostname is a name for all addresses that the
-	// container has then. Without a dot it is meant in the domain of the router.
+	// The other fields are for attach only. Hostname is a name for all addresses that
+	// the container has then. Without a dot it is in the domain of the router.
 	Hostname string `json:"hostname,omitempty"`
 	// NoMulticastRoute leaves multicast to the container's other interfaces.
 	NoMulticastRoute bool `json:"noMulticastRoute,omitempty"`
 	// WithoutDNS gives the container no name in DNS.
 	WithoutDNS bool `json:"withoutDNS,omitempty"`
-	// RewriteHosts has the container's own name mean its addresses here, in its
-	// /etc/hosts; AddHosts, NAME:IP each, are added there.
+	// RewriteHosts maps the container's own name to its addresses on the switch, in its
+	// /etc/hosts. AddHosts, NAME:IP each, are added there.
 	RewriteHosts bool     `json:"rewriteHosts,omitempty"`
 	AddHosts     []string `json:"addHosts,omitempty"`
 }
@@ -77,20 +77,20 @@ type AttachRequest struct {
 // default subnet, for hide all.
 type ExposeRequest struct {
 	Addresses []Address `json:"addresses,omitempty"`
-	// WithoutMasquerade leaves out the rules that translate addresses between
+	// WithoutMasquerade omits the rules that translate addresses between
 	// the containers' network and others.
 	WithoutMasquerade bool `json:"withoutMasquerade,omitempty"`
 	// Hostname, for expose only, is a name for these addresses.
 	Hostname string `json:"hostname,omitempty"`
 }
 
-// NameRequest names a host name and addresses of it.
+// NameRequest is a host name with addresses.
 type NameRequest struct {
 	// Container is the id of a container or the path of its namespace. Without one
-	// the name is for addresses that are nobody's here.
+	// the name is for addresses that no container of this host has.
 	Container string `json:"container,omitempty"`
-	// Hostname is meant in the domain of the router if it has no dot. Without one
-	// it is, for dns-add, the container's first name, for dns-remove any.
+	// Hostname is in the domain of the router if it has no dot. If empty, it stands for
+	// the container's first name in dns-add, and for all its names in dns-remove.
 	Hostname string `json:"hostname,omitempty"`
 	// Addresses to add or remove. None: all of the container's.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
@@ -101,7 +101,7 @@ type LookupRequest struct {
 	Name string `json:"name"`
 }
 
-// LookupReply lists what was found, which may be nothing.
+// LookupReply lists the names or addresses that were found; there may be none.
 type LookupReply struct {
 	Found []string `json:"found"`
 }
@@ -114,8 +114,8 @@ type PeersRequest struct {
 	Replace bool `json:"replace,omitempty"`
 }
 
-// AdoptRequest names a ring of addresses by its number, or by enough of its
-// beginning.
+// AdoptRequest names a ring of addresses by its number, or by the beginning of the
+// number.
 type AdoptRequest struct {
 	Ring string `json:"ring"`
 }
@@ -125,7 +125,7 @@ type AddressReply struct {
 	Addresses []netip.Prefix `json:"addresses"`
 }
 
-// RemoveReply tells what was taken over.
+// RemoveReply lists the peers whose addresses were taken over.
 type RemoveReply struct {
 	Removed []Removed `json:"removed"`
 }
@@ -138,8 +138,8 @@ type Removed struct {
 
 // Attachment is one container, or the host's own bridge, with its addresses.
 type Attachment struct {
-	// ID is the owner's name in the allocator: the id of a container of
-	// Docker's, "netns:INODE", or Exposed.
+	// ID is the owner in the allocator: the id of a container of Docker's,
+	// "netns:INODE", or Exposed.
 	ID string `json:"id"`
 	// Name of a container of Docker's.
 	Name string `json:"name,omitempty"`
@@ -150,13 +150,13 @@ type Attachment struct {
 	Addresses []netip.Prefix `json:"addresses"`
 }
 
-// Exposed is the owner of the addresses that the bridge itself has.
+// Exposed is the owner of the addresses of the bridge itself.
 const Exposed = "weft:expose"
 
 // Extern is the owner of host names that belong to no container.
 const Extern = "weft:extern"
 
-// Empty is a body with nothing to say.
+// Empty is a body without content.
 type Empty struct{}
 
 // Class sorts errors by what the caller can do about them.
@@ -164,11 +164,11 @@ type Class string
 
 // The classes of Error.
 const (
-	// Failed: the request was understood and could not be carried out.
+	// Failed: the request is right, and could not be carried out.
 	Failed Class = "failed"
-	// Usage: the request makes no sense, whatever the state.
+	// Usage: the request is wrong in any state of the router.
 	Usage Class = "usage"
-	// Unavailable: the part that would carry it out is off or not ready.
+	// Unavailable: the part that carries it out is off or not ready.
 	Unavailable Class = "unavailable"
 )
 

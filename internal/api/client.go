@@ -22,7 +22,7 @@ const maxReply = 256 << 20
 // ErrNotRunning is the cause when nothing listens on the socket.
 var ErrNotRunning = errors.New("weft is not running")
 
-// Client calls the API of one router. Calls wait for as long as ctx lets them.
+// Client calls the API of one router. Calls wait until ctx ends.
 type Client struct {
 	socket string
 	http   http.Client
@@ -41,12 +41,12 @@ func NewClient(socket string) *Client {
 	return c
 }
 
-// Ready asks whether the router has finished starting.
+// Ready reports whether the router has finished starting.
 func (c *Client) Ready(ctx context.Context) (Ready, error) {
 	return fetch[Ready](ctx, c, "/ready")
 }
 
-// Report asks for the state of everything.
+// Report returns the state of everything.
 func (c *Client) Report(ctx context.Context) (*Report, error) {
 	r, err := fetch[Report](ctx, c, "/report")
 	if err != nil {
@@ -96,7 +96,7 @@ func (c *Client) RemoveName(ctx context.Context, r NameRequest) error {
 	return err
 }
 
-// LookupName returns what this host's DNS server answers: the addresses of a
+// LookupName returns the answer of this host's DNS server: the addresses of a
 // name, or the names of an address.
 func (c *Client) LookupName(ctx context.Context, name string) ([]string, error) {
 	a, err := send[LookupReply](ctx, c, "/dns-lookup", LookupRequest{Name: name})
@@ -121,7 +121,7 @@ func (c *Client) RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, er
 	return a.Removed, err
 }
 
-// Adopt leaves the ring of addresses for another that was met.
+// Adopt leaves the ring of addresses for another one that the router has met.
 func (c *Client) Adopt(ctx context.Context, r AdoptRequest) error {
 	_, err := send[Empty](ctx, c, "/adopt", r)
 	return err
@@ -133,14 +133,14 @@ func (c *Client) Prime(ctx context.Context) error {
 	return err
 }
 
-// Stop makes the router take leave of the mesh; its process ends soon after.
+// Stop makes the router leave the mesh; its process ends soon after.
 func (c *Client) Stop(ctx context.Context) error {
 	_, err := send[Empty](ctx, c, "/stop", Empty{})
 	return err
 }
 
-// Reset is Stop after handing over the address ranges and undoing everything
-// on the host.
+// Reset hands the address ranges over, stops the router, and makes it remove everything
+// that it made on the host.
 func (c *Client) Reset(ctx context.Context) error {
 	_, err := send[Empty](ctx, c, "/reset", Empty{})
 	return err
@@ -190,9 +190,9 @@ func (c *Client) explain(method, path string, err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("%w on this host (no socket at %s); start it with: weft launch", ErrNotRunning, c.socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w on this host (nobody listens on %s); start it with: weft launch", ErrNotRunning, c.socket)
+		return fmt.Errorf("%w on this host (no process listens on %s); start it with: weft launch", ErrNotRunning, c.socket)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("no right to open %s; only root may control weft: try with sudo", c.socket)
+		return fmt.Errorf("open %s: permission denied; only root may control weft: try with sudo", c.socket)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return fmt.Errorf("%s %s on %s: the router ended before it answered", method, path, c.socket)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -202,7 +202,7 @@ func (c *Client) explain(method, path string, err error) error {
 	}
 }
 
-// refused makes an error of a reply that is not 200.
+// refused returns the error in a reply that is not 200.
 func refused(code int, body []byte) error {
 	var e Error
 	if json.Unmarshal(body, &e) == nil && e.Text != "" {

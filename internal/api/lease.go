@@ -7,19 +7,19 @@ import (
 	"path/filepath"
 )
 
-// A lease is addresses for an owner whose interface somebody else makes: a CNI
-// plugin, that is. What the routers' own attach has is no lease.
+// A lease gives addresses to an owner whose interface another program makes: the CNI
+// plugin. Containers that the router attaches have no leases.
 
 // LeaseRequest names an owner, and for POST /lease addresses.
 type LeaseRequest struct {
-	// Owner begins with a word of who asks and a colon: "cni:NETWORK:CONTAINER:IFACE".
+	// Owner begins with the kind of client and a colon: "cni:NETWORK:CONTAINER:IFACE".
 	Owner string `json:"owner"`
 	// Addresses to give. None: one of the default subnet of each range, IPv4 and,
-	// where there is one, IPv6. To ask again is to get the same again.
+	// if there is one, IPv6. Asking again gives the same addresses.
 	Addresses []Address `json:"addresses,omitempty"`
 }
 
-// LeaseReply tells what the owner has, and on what.
+// LeaseReply has all addresses of the owner, and the bridge that its interface joins.
 type LeaseReply struct {
 	Addresses []netip.Prefix `json:"addresses"`
 	// Bridge and MTU of the router, in bytes of IP packet.
@@ -27,25 +27,26 @@ type LeaseReply struct {
 	MTU    int    `json:"mtu"`
 }
 
-// Lease is what an owner has.
+// Lease is an owner with its addresses.
 type Lease struct {
 	Owner     string         `json:"owner"`
 	Addresses []netip.Prefix `json:"addresses"`
 }
 
-// DefaultStateDir is the state folder of a router that was not told another.
+// DefaultStateDir is the default state folder of a router.
 const DefaultStateDir = "/var/lib/weft"
 
-// GoneFile is where in the state folder of a router that is away a file, of any
-// content, says that an owner left: the next router frees its addresses.
+// GoneFile returns the file in the state folder by which a client notes, while no router
+// runs, that an owner is gone. The next router frees its addresses. The content of the
+// file does not matter.
 func GoneFile(stateDir, owner string) string {
 	return filepath.Join(GoneFolder(stateDir), url.PathEscape(owner))
 }
 
-// GoneFolder is the folder of those files, and GoneOwner what one of them names.
+// GoneFolder is the folder of these files.
 func GoneFolder(stateDir string) string { return filepath.Join(stateDir, "gone") }
 
-// GoneOwner is the inverse of GoneFile for the last part of the path.
+// GoneOwner returns the owner of such a file, given the last part of its path.
 func GoneOwner(file string) (string, error) { return url.PathUnescape(file) }
 
 // Lease gives an owner addresses.
@@ -59,7 +60,7 @@ func (c *Client) Release(ctx context.Context, owner string) ([]netip.Prefix, err
 	return a.Addresses, err
 }
 
-// Leases lists the owners of leases and what they have.
+// Leases lists all leases.
 func (c *Client) Leases(ctx context.Context) ([]Lease, error) {
 	return fetch[[]Lease](ctx, c, "/leases")
 }

@@ -19,19 +19,19 @@ type Report struct {
 	DNS         *DNS    `json:",omitempty"` // nil: off
 	Docker      *Docker `json:",omitempty"` // nil: off
 	Attachments []Attachment
-	// Warnings are lines for the user on what is not as it should be.
+	// Warnings are lines for the user on faults and restrictions.
 	Warnings []string
 }
 
-// Docker is the state of the Docker engine of this host, as weft sees it.
+// Docker is the state of the Docker engine of this host.
 type Docker struct {
 	Host       string // where it listens
-	State      string // why nothing is known of it; "" if it answers
+	State      string // why the engine does not answer; "" if it does
 	Containers int    // that run
 	// DriverName and DriverSocket are of the network and address driver, empty
 	// if there is none.
 	DriverName, DriverSocket string
-	// ProxyAddresses are where Docker's API is with weft in it.
+	// ProxyAddresses are where the proxy of Docker's API listens.
 	ProxyAddresses []string
 }
 
@@ -43,8 +43,9 @@ type Router struct {
 	Name               string
 	NickName           string
 	Port               int
-	// Encryption tells whether a password is set; without one sessions and
-	// sleeve links are encrypted towards whoever answers.
+	// Encryption reports whether a password is set. Without one, sessions and sleeve
+	// links are encrypted but peers are not authenticated, and the fast datapath sends
+	// frames in clear.
 	Encryption      bool
 	PeerDiscovery   bool
 	ConnLimit       int // 0: none
@@ -58,18 +59,16 @@ type Router struct {
 	BroadcastRoutes []BroadcastRoute
 	MACs            []MAC
 	Queues          []Queue
-	// Offloads says in words what the kernel takes off the router's hands, by
-	// device: tap, udp.
+	// Offloads describes what the kernel does for the router, by device: tap, udp.
 	Offloads map[string]string
-	// TerminationCount counts sessions that ended, for whatever reason.
+	// TerminationCount counts sessions that ended, for any reason.
 	TerminationCount uint64
 	// HandshakeFailures counts refused sessions by reason.
 	HandshakeFailures map[string]uint64
-	// Drops counts frames that no link can be blamed for, by reason.
+	// Drops counts frames that were dropped before a link was chosen, by reason.
 	Drops map[string]uint64
-	// Flows is the number of stations of other hosts that the fast datapath
-	// carries frames of: weave counted pairs of stations, which its kernel module
-	// had entries for.
+	// Flows is the number of MAC addresses of other hosts in the fast datapath. Weave
+	// counted pairs of MAC addresses, as its kernel module had entries for those.
 	Flows  int
 	Fastdp Fastdp
 }
@@ -81,13 +80,13 @@ type Fastdp struct {
 	Drops map[string]uint64 // frames, by reason
 }
 
-// FastdpPeer counts the frames that went by the kernel, by the peer at the other
+// FastdpPeer counts the frames that the kernel carried, by the peer at the other
 // end. Bytes are of Ethernet frames.
 type FastdpPeer struct {
 	Name, NickName               string
 	RxPackets, TxPackets         uint64
 	RxBytes, TxBytes             uint64
-	RelayedPackets, RelayedBytes uint64 // for the peer, passed on for others
+	RelayedPackets, RelayedBytes uint64 // sent to the peer for other hosts
 }
 
 // Peer is one router of the mesh, this one among them.
@@ -95,11 +94,11 @@ type Peer struct {
 	Name        string
 	NickName    string
 	Version     uint64 // of its entry in the topology
-	ShortID     uint16 // what it is called in VNIs of the fast datapath, 0 for none
+	ShortID     uint16 // in VNIs of the fast datapath, 0 for none
 	Connections []PeerConnection
 }
 
-// PeerConnection is a session as the peer at one end of it tells.
+// PeerConnection is a session as the peer at one end of it announces it.
 type PeerConnection struct {
 	Name        string
 	NickName    string
@@ -123,15 +122,15 @@ type Connection struct {
 	Address  string // of the other end, host:port
 	Outbound bool
 	State    string
-	Name     string // empty until the other end said who it is
+	Name     string // empty until the other end is known
 	NickName string
 	// Kind of the link: sleeve, fastdp; empty without one.
 	Kind      string
-	Express   bool // fastdp past the bridge
+	Express   bool // fastdp that bypasses the bridge
 	Encrypted bool
 	MTU       int           // largest inner IP packet that passes whole, bytes; 0: unknown
 	RTT       time.Duration // nanoseconds in JSON; 0: unknown
-	// Info says what is not at its best and when that will be tried again.
+	// Info says what restricts the connection, and when it is tried again.
 	Info string
 	Counters
 }
@@ -143,27 +142,27 @@ type Counters struct {
 	Drops                map[string]uint64 // frames, by reason
 }
 
-// UnicastRoute tells the next hop to a peer.
+// UnicastRoute is the next hop to a peer.
 type UnicastRoute struct{ Dest, Via string }
 
-// BroadcastRoute tells where frames that Source sent to all go on to.
+// BroadcastRoute are the peers to which broadcast frames of Source are passed on.
 type BroadcastRoute struct {
 	Source string
 	Via    []string
 }
 
-// MAC is an entry of the switch's table: behind which peer an address lives.
+// MAC is an FDB entry of the switch: the peer behind which a MAC address is.
 type MAC struct {
 	MAC      string
 	Name     string
 	NickName string
 	LastSeen time.Time
-	// Frames from and to it that the fast datapath carried.
+	// Frames from and to the MAC address that the fast datapath carried.
 	TxPackets, RxPackets uint64
 	TxBytes, RxBytes     uint64
 }
 
-// Queue is a bounded queue; Drops counts what found it full.
+// Queue is a bounded queue; Drops counts entries dropped because it was full.
 type Queue struct {
 	Name  string
 	Depth int
@@ -171,10 +170,10 @@ type Queue struct {
 	Drops uint64
 }
 
-// IPAM is the state of one address universe. Numbers of addresses are
-// float64, as IPv6 has more than 2^64.
+// IPAM is the state of one address range. Numbers of addresses are
+// float64, as an IPv6 range may have more than 2^64.
 type IPAM struct {
-	// Status in words: ready, or what is being waited for.
+	// Status is "ready", or says what the allocator waits for.
 	Status        string
 	Range         netip.Prefix
 	RangeNumIPs   float64
@@ -182,13 +181,13 @@ type IPAM struct {
 	DefaultSubnet netip.Prefix
 	Entries       []RingEntry
 	Owners        []Owner
-	// PendingAllocates and PendingClaims name who waits and what for.
+	// PendingAllocates and PendingClaims name the waiting owners and their reasons.
 	PendingAllocates []string
 	PendingClaims    []string
 }
 
-// RingEntry is a token of the ring: the range from it up to the next token,
-// round the end of the universe, belongs to Peer.
+// RingEntry is a token of the ring: the addresses from it up to the next token,
+// which may be beyond the end of the range, belong to Peer.
 type RingEntry struct {
 	Token    netip.Addr
 	Size     float64
@@ -203,14 +202,14 @@ type Owner struct {
 	NickName  string
 	NumIPs    float64
 	Active    int  // only known for this host
-	Reachable bool // false: its free space can not be asked for
+	Reachable bool // false: the peer cannot be asked for free addresses
 }
 
 // DNS is the state of service discovery.
 type DNS struct {
 	Domain string
-	// Address is where containers should be told to ask, ADDRESS:PORT; "" if the
-	// server listens nowhere.
+	// Address is the name server for containers, ADDRESS:PORT; "" if the server listens
+	// on no address.
 	Address   string
 	Listening []DNSListener
 	Upstream  []DNSUpstream
@@ -221,11 +220,11 @@ type DNS struct {
 	Refused uint64
 }
 
-// DNSListener is a place where the server is to listen.
+// DNSListener is a place where the server is configured to listen.
 type DNSListener struct {
 	Place     string // an address or an interface, with a port
 	Addresses []netip.AddrPort
-	Fault     string // why there are none or not all
+	Fault     string // why it does not listen on all of them
 }
 
 // DNSUpstream is a name server of the host.
@@ -239,7 +238,7 @@ type DNSEntry struct {
 	Hostname    string
 	Address     netip.Addr
 	ContainerID string
-	Origin      string // name of the peer that has it
+	Origin      string // name of the peer that announced it
 	NickName    string // of that peer
 }
 
@@ -249,19 +248,19 @@ type DNSQueries struct {
 	Count        uint64
 }
 
-// Execute writes the report by a text/template, which has the helper json.
+// Execute writes the report with a text/template, which has the function json.
 func (r *Report) Execute(w io.Writer, format string) error {
 	t, err := parseTemplate(format)
 	if err != nil {
 		return err
 	}
 	if err := t.Execute(w, r); err != nil {
-		return &Error{Class: Usage, Text: err.Error()}
+		return Errorf(Usage, "%w", err)
 	}
 	return nil
 }
 
-// CheckTemplate tells what is wrong with the text of a template for Execute.
+// CheckTemplate returns an error if a template for Execute does not parse.
 func CheckTemplate(format string) error {
 	_, err := parseTemplate(format)
 	return err
@@ -275,7 +274,7 @@ func parseTemplate(format string) (*template.Template, error) {
 		},
 	}).Option("missingkey=error").Parse(format)
 	if err != nil {
-		return nil, &Error{Class: Usage, Text: err.Error()}
+		return nil, Errorf(Usage, "%w", err)
 	}
 	return t, nil
 }

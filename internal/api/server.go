@@ -15,8 +15,7 @@ import (
 	"time"
 )
 
-// maxBody is the most bytes of a request's body that are read: several
-// thousand addresses.
+// maxBody is the longest body of a request, in bytes: several thousand addresses.
 const maxBody = 256 << 10
 
 // post reads a Q from the body, calls f and writes what it returns.
@@ -42,7 +41,7 @@ func get[A any](f func(context.Context) (A, error)) http.Handler {
 	})
 }
 
-// addresses is post for what returns addresses.
+// addresses is post for functions that return addresses.
 func addresses[Q any](f func(context.Context, Q) ([]netip.Prefix, error)) http.Handler {
 	return post(func(ctx context.Context, q Q) (AddressReply, error) {
 		ps, err := f(ctx, q)
@@ -50,12 +49,12 @@ func addresses[Q any](f func(context.Context, Q) ([]netip.Prefix, error)) http.H
 	})
 }
 
-// command is post for what returns nothing.
+// command is post for functions that return nothing.
 func command[Q any](f func(context.Context, Q) error) http.Handler {
 	return post(func(ctx context.Context, q Q) (Empty, error) { return Empty{}, f(ctx, q) })
 }
 
-// bare is post for what takes and returns nothing.
+// bare is post for functions that take and return nothing.
 func bare(f func(context.Context) error) http.Handler {
 	return post(func(ctx context.Context, _ Empty) (Empty, error) { return Empty{}, f(ctx) })
 }
@@ -86,9 +85,9 @@ func reply(w http.ResponseWriter, body any, err error) {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// ListenUnix makes a socket that only the owner of the process can open, in a
-// folder that is made, for the owner only, if it is not there. A socket that
-// is in the way and that nobody listens on is replaced.
+// ListenUnix makes a socket that only the owner of the process can open. It makes the
+// folder, for the owner only, if it is not there, and replaces a socket on which no
+// process listens.
 func ListenUnix(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -118,9 +117,8 @@ func ListenUnix(path string) (net.Listener, error) {
 // shutdownGrace is how long Serve lets requests finish once ctx has ended.
 const shutdownGrace = 2 * time.Second
 
-// Serve answers requests on l until ctx ends, then closes l, lets running
-// requests finish for a moment, and returns nil; or returns why it had to stop
-// before.
+// Serve answers requests on l until ctx ends. Then it closes l, lets running
+// requests finish for a moment, and returns nil. An error says why it stopped before.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	s := &http.Server{
 		Handler:           h,

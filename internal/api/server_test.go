@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// echo implements the interfaces of all routes, and gives back what it was asked.
+// echo implements the interfaces of all routes, and answers with its requests.
 type echo struct {
 	ready bool
 	err   error
@@ -120,7 +120,7 @@ func (e echo) Stop(context.Context) error { return e.err }
 
 func (e echo) Reset(context.Context) error { return e.err }
 
-// start serves a backend on a socket that it returns.
+// start serves b on a socket and returns the path.
 func start(t *testing.T, b echo) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "api") // t.TempDir may be too long for a socket
@@ -293,7 +293,7 @@ func TestSocketOfADeadRouterIsReplaced(t *testing.T) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close()
-	if _, err := NewClient(path).Ready(t.Context()); !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "nobody listens on "+path) {
+	if _, err := NewClient(path).Ready(t.Context()); !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "no process listens on "+path) {
 		t.Errorf("a dead router's socket: %v", err)
 	}
 	l, err = ListenUnix(path)

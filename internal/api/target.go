@@ -71,7 +71,7 @@ func parsePort(s string) (int, bool) {
 	return n, err == nil && n <= 65535
 }
 
-// CheckTarget tells what is wrong with a target, or returns nil.
+// CheckTarget returns an error if s is no target.
 func CheckTarget(s string) error {
 	_, _, err := SplitTarget(s)
 	return err

@@ -31,7 +31,7 @@ func Views() []string {
 func (r *Report) Text(w io.Writer, view string) error {
 	f, ok := views[view]
 	if !ok {
-		return &Error{Class: Usage, Text: fmt.Sprintf("status has no view %q; it has %s", view, strings.Join(Views(), ", "))}
+		return Errorf(Usage, "status has no view %q; it has %s", view, strings.Join(Views(), ", "))
 	}
 	f(r, w)
 	return nil
@@ -49,7 +49,7 @@ func (r *Report) overview(w io.Writer) {
 	if r.Router.Encryption {
 		line("Encryption", "enabled")
 	} else {
-		line("Encryption", "towards anybody: no password is set, so whoever reaches this host can join")
+		line("Encryption", "unauthenticated: no password is set, so every host that reaches this one can join")
 	}
 	line("PeerDiscovery", "%s", enabled(r.Router.PeerDiscovery))
 	line("Targets", "%d", len(r.Router.Targets))
@@ -113,8 +113,8 @@ func (r *Report) targets(w io.Writer) {
 	}
 }
 
-// connections writes one line a link: direction, address, state, kind and
-// encryption, peer, mtu, and the reason why it is not at its best.
+// connections writes one line per link: direction, address, state, kind and
+// encryption, peer, MTU, and why it is not faster.
 func (r *Report) connections(w io.Writer) {
 	tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	for _, c := range r.Router.Connections {
@@ -193,8 +193,8 @@ func (d *DNS) overview(line func(key, format string, args ...any)) {
 	line("Entries", "%d", len(d.Entries))
 }
 
-// dns writes one line an entry: host name, without the domain where it is in it,
-// address, container and peer.
+// dns writes one line per entry: host name, without the domain of the router, address,
+// container and peer.
 func (r *Report) dns(w io.Writer) {
 	if r.DNS == nil {
 		fmt.Fprintln(w, "dns is off: this router was launched with --no-dns")
@@ -207,7 +207,7 @@ func (r *Report) dns(w io.Writer) {
 	tw.Flush()
 }
 
-// shortID shortens an id of Docker's as Docker does.
+// shortID shortens the id of a container as Docker does.
 func shortID(id string) string {
 	const long, short = 64, 12
 	if len(id) == long && strings.Trim(id, "0123456789abcdef") == "" {

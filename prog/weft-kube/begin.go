@@ -23,12 +23,12 @@ import (
 
 const (
 	// apiTimeout is how long a node that has been in the mesh waits for the API
-	// server before it goes on without.
+	// server before it starts without it.
 	apiTimeout = 30 * time.Second
 	retryEvery = 2 * time.Second
 )
 
-// state is what a node remembers in the router's folder: which Node it was.
+// state is the note in the router's state folder that says which Node this was.
 type state struct{ dir string }
 
 func (s state) file() string { return filepath.Join(s.dir, "node-uid") }
@@ -56,10 +56,11 @@ func (s state) record(uid string) error {
 	return os.Rename(s.file()+".new", s.file())
 }
 
-// begin looks up all Nodes. If this one is not the Node it was, the others have
-// taken its addresses over, or are about to: it starts anew. A node that was in
-// the mesh goes on without Nodes if the API server does not answer. If it answers that this
-// one was deleted, the node waits: the others take its addresses over once it is not reached.
+// begin returns all Nodes. If this Node was deleted and made again since the last run,
+// other nodes take its addresses over, so begin erases the state. If the API server does
+// not answer, a node that was in the mesh starts without Nodes. If it answers that there
+// is no such Node, begin waits: other nodes take the addresses over once they cannot reach
+// this one.
 func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node state, log *slog.Logger) ([]*corev1.Node, error) {
 	last, err := node.last()
 	if err != nil {
@@ -69,7 +70,7 @@ func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, n
 		nodes, self, err := list(ctx, client, s.NodeName)
 		if err == nil {
 			if last != "" && last != self {
-				log.Info("this Node was deleted and made again since the last run: starting anew", "node", s.NodeName)
+				log.Info("this Node was deleted and made again since the last run: erasing its state", "node", s.NodeName)
 				c := &daemon.Config{Bridge: netdev.BridgeName, StateDir: api.DefaultStateDir, Socket: api.DefaultSocket}
 				if err := daemon.Erase(c); err != nil {
 					return nil, err
@@ -78,10 +79,10 @@ func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, n
 			return nodes, node.record(self)
 		}
 		if last != "" && time.Since(start) > apiTimeout && !errors.Is(err, errNoNode) {
-			log.Warn("the Nodes are not known; going on with the peers of the last run", "err", err)
+			log.Warn("the API server does not answer; starting with the peers of the last run", "err", err)
 			return nil, nil
 		}
-		log.Warn("the Nodes are not known yet", "err", err)
+		log.Warn("the API server has not answered yet", "err", err)
 		select {
 		case <-ctx.Done():
 			return nil, err
@@ -129,7 +130,7 @@ func sysctls() netdev.Sysctls {
 func prepare(log *slog.Logger) {
 	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
 		if err := sysctls().Set("1", "net", "bridge", key); err != nil {
-			log.Warn("answers of Services on the same network may get lost; load the module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
+			log.Warn("answers of Services on the same network may be lost; load the module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// begins runs begin, for as long as five minutes of its time, on a machine that was a Node before.
+// begins runs begin on a host that was a Node before, for five minutes of fake time.
 func begins(t *testing.T, client *fake.Clientset) (nodes []*corev1.Node, err error) {
 	t.Helper()
 	node := state{dir: t.TempDir()}
@@ -32,7 +32,7 @@ func begins(t *testing.T, client *fake.Clientset) (nodes []*corev1.Node, err err
 	return nodes, err
 }
 
-// A machine goes on without the API server.
+// A node starts without the API server.
 func TestBeginGoesOnWithoutTheAPIServer(t *testing.T) {
 	client := fake.NewClientset()
 	client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
@@ -43,7 +43,7 @@ func TestBeginGoesOnWithoutTheAPIServer(t *testing.T) {
 	}
 }
 
-// One whose Node was deleted does not: its addresses are others' by now, or about to be.
+// A node that was deleted waits: other nodes take its addresses over.
 func TestBeginWaitsForADeletedNode(t *testing.T) {
 	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other"}})
 	if nodes, err := begins(t, client); err == nil {

@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// render renders the chart as Helm does. It has only those of Helm's functions
+// render renders the chart as Helm does. It has only the functions of Helm
 // that the chart uses, and fails on any other.
 func render(t *testing.T, namespace string, change func(values map[string]any)) string {
 	t.Helper()
@@ -84,8 +84,8 @@ func daemonSet(t *testing.T, manifest string) *appsv1.DaemonSet {
 	return nil
 }
 
-// No container has all rights, nor the one that stands for most of them, and each gives
-// up what it does not name.
+// No container is privileged or has CAP_SYS_ADMIN, and each drops the capabilities that it
+// does not name.
 func TestNobodyIsPrivileged(t *testing.T) {
 	for _, file := range []string{"weft.yaml", "uninstall.yaml"} {
 		b, err := os.ReadFile(file)
@@ -94,7 +94,7 @@ func TestNobodyIsPrivileged(t *testing.T) {
 		}
 		spec := daemonSet(t, string(b)).Spec.Template.Spec
 		if len(spec.InitContainers) > 0 || spec.HostPID || spec.HostIPC {
-			t.Errorf("%s asks for more of the host than its network", file)
+			t.Errorf("%s asks for more than the network of the host", file)
 		}
 		for _, c := range spec.Containers {
 			s := c.SecurityContext

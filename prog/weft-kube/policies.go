@@ -13,7 +13,7 @@ import (
 	"github.com/weft-net/weft/policy"
 )
 
-// enforcer is the engine of NetworkPolicies, with a socket for `weft policy`.
+// enforcer is the engine of NetworkPolicies with a socket for weft policy.
 type enforcer struct{ *policy.Engine }
 
 func newEnforcer(s *kube.Settings, metrics prometheus.Registerer, log *slog.Logger) (enforcer, error) {
@@ -21,7 +21,7 @@ func newEnforcer(s *kube.Settings, metrics prometheus.Registerer, log *slog.Logg
 	return enforcer{e}, err
 }
 
-// Run enforces until ctx ends, and leaves in force what is then.
+// Run enforces policies until ctx ends, and leaves them in force.
 func (e enforcer) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.Engine.Run(ctx) })

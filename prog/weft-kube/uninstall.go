@@ -16,16 +16,17 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// uninstallTimeout is how long the router has to end first.
+// uninstallTimeout bounds the wait for the end of the router.
 const uninstallTimeout = 2 * time.Minute
 
-// left is where the manifest of the uninstall mounts what a router has left.
+// left is the router whose state is removed, at the places where the manifest of the
+// uninstall mounts it.
 var left = &daemon.Config{
 	Bridge: netdev.BridgeName, StateDir: "/host/var/lib/weft", Socket: "/host/run/weft/weft.sock", PinDir: "/host/sys/fs/bpf/weft",
 }
 
-// uninstall removes everything of weft from the node, then waits for ctx to end,
-// as a DaemonSet has pods run until it is deleted.
+// uninstall removes everything of weft from the node, then waits for ctx to end: the pods
+// of a DaemonSet must run until it is deleted.
 func uninstall(ctx context.Context) error {
 	if err := routerEnded(ctx); err != nil {
 		return err
@@ -43,11 +44,11 @@ func uninstall(ctx context.Context) error {
 	if err := errors.Join(append(errs, daemon.Erase(left))...); err != nil {
 		return err
 	}
-	fmt.Println("nothing of weft is left on this node")
+	fmt.Println("weft is removed from this node")
 	return answerReady(ctx)
 }
 
-// answerReady tells the readiness probe that all is done, until ctx ends.
+// answerReady answers the readiness probe until ctx ends.
 func answerReady(ctx context.Context) error {
 	s := &http.Server{Addr: kube.LocalHealthAddr, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(
 		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") },
