@@ -34,7 +34,7 @@ type dockerEngine struct {
 	driver     driver
 	proxy      engineProxy
 	names      *dns.Service
-	given      *givenNames
+	edits      *dockerNameEdits
 	log        *slog.Logger
 
 	working sync.WaitGroup // goroutines that attach containers again
@@ -72,7 +72,7 @@ func newEngine(c DockerConfig, containers *dockerContainers, names *dns.Service)
 		return nil, err
 	}
 	e := &dockerEngine{
-		client: dc, containers: containers, driver: noDriver{}, proxy: noProxy{}, names: names, given: newGivenNames(ac.store, ac.log), log: ac.log,
+		client: dc, containers: containers, driver: noDriver{}, proxy: noProxy{}, names: names, edits: newDockerNameEdits(ac.store, ac.log), log: ac.log,
 		running: make(map[string]*docker.Container), detached: make(map[string]bool),
 	}
 	e.watcher = docker.NewWatcher(dc, e, ac.log)
@@ -329,7 +329,7 @@ func (e *dockerEngine) detach(ctx context.Context, r api.AttachRequest) ([]netip
 	}
 	ps, err := e.containers.detach(p, r.Addresses)
 	if _, known := e.containers.get(c.ID); !known && len(e.driver.endpoints(e.latest(c))) == 0 {
-		e.given.forget(c.ID) // the names that it was given go with its last address
+		e.edits.forget(c.ID) // what users changed goes with the last address
 	}
 	e.recordChanged(c)
 	return ps, err
@@ -344,13 +344,13 @@ func (e *dockerEngine) recordChanged(c *docker.Container) {
 	}
 	e.naming.Lock()
 	defer e.naming.Unlock()
-	_ = e.setNames(c, e.given.get(c.ID)) // the log says why
+	_ = e.setNames(c, e.edits.get(c.ID)) // the log says why
 }
 
 // Stopped implements docker.Observer.
 func (e *dockerEngine) Stopped(_ context.Context, id string) {
 	e.drop(id)
-	e.given.ended(id)
+	e.edits.ended(id)
 }
 
 // drop forgets the run of a container, and removes its names.
@@ -368,13 +368,13 @@ func (e *dockerEngine) drop(id string) {
 func (e *dockerEngine) Gone(_ context.Context, id string) {
 	e.drop(id)
 	e.containers.remove(id)
-	e.given.forget(id)
+	e.edits.forget(id)
 }
 
 // Listed implements docker.Observer.
 func (e *dockerEngine) Listed(_ context.Context, exist []string) {
 	e.containers.keepOnly(exist)
-	e.given.keepOnly(exist)
+	e.edits.keepOnly(exist)
 }
 
 // findToAttach finds a container that can be attached.

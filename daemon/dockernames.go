@@ -20,13 +20,13 @@ func (e *dockerEngine) updateNames(c *docker.Container) {
 	e.naming.Lock()
 	defer e.naming.Unlock()
 	if e.runs(c) {
-		e.setNames(e.latest(c), e.given.get(c.ID))
+		e.setNames(e.latest(c), e.edits.get(c.ID))
 	}
 }
 
 // setNames registers the names of a container. The lock naming is held.
-func (e *dockerEngine) setNames(c *docker.Container, g given) error {
-	err := e.names.Set(c.ID, e.namesFor(c, g))
+func (e *dockerEngine) setNames(c *docker.Container, edits nameEdits) error {
+	err := e.names.Set(c.ID, e.namesFor(c, edits))
 	if err != nil {
 		e.log.Warn("the names of a container could not be registered", "container", c.Name, "err", err)
 	}
@@ -35,7 +35,7 @@ func (e *dockerEngine) setNames(c *docker.Container, g given) error {
 
 // namesFor returns the full names that a container should have, with their addresses:
 // none unless it runs.
-func (e *dockerEngine) namesFor(c *docker.Container, g given) map[string][]netip.Addr {
+func (e *dockerEngine) namesFor(c *docker.Container, edits nameEdits) map[string][]netip.Addr {
 	have := make(map[string][]netip.Addr)
 	domain := e.names.Domain()
 	if domain == "" || !c.Running || ended(c) {
@@ -63,14 +63,14 @@ func (e *dockerEngine) namesFor(c *docker.Container, g given) map[string][]netip
 		all = union(all, addrs)
 		give(namesOf(c, domain, end.Aliases), addrs)
 	}
-	for _, n := range g.Names {
+	for _, n := range edits.Added {
 		addrs := n.Addresses
 		if n.All {
 			addrs = union(addrs, all)
 		}
 		give([]string{n.FQDN}, addrs)
 	}
-	for _, n := range g.Hidden {
+	for _, n := range edits.Hidden {
 		have[n.FQDN] = minus(have[n.FQDN], n.Addresses)
 	}
 	return have
@@ -131,10 +131,10 @@ func (e *dockerEngine) addName(ctx context.Context, ref, fqdn string, addrs []ne
 	if _, live := e.containers.live(c.ID); len(addrs) == 0 && !live && len(e.driver.endpoints(c)) == 0 {
 		return fmt.Errorf("container %s has no address on the switch; attach it, or say which addresses the name is for", ref)
 	}
-	return e.changeNames(c, func(g given) given {
-		g.Names = g.Names.with(fqdn, addrs)
-		g.Hidden = g.Hidden.without(fqdn, addrs)
-		return g
+	return e.changeNames(c, func(edits nameEdits) nameEdits {
+		edits.Added = edits.Added.with(fqdn, addrs)
+		edits.Hidden = edits.Hidden.without(fqdn, addrs)
+		return edits
 	})
 }
 
@@ -144,32 +144,32 @@ func (e *dockerEngine) removeName(ctx context.Context, ref, fqdn string, addrs [
 	if err != nil {
 		return err
 	}
-	return e.changeNames(c, func(g given) given {
-		g.Names = g.Names.without(fqdn, addrs)
-		for name, have := range e.namesFor(e.latest(c), g) {
+	return e.changeNames(c, func(edits nameEdits) nameEdits {
+		edits.Added = edits.Added.without(fqdn, addrs)
+		for name, have := range e.namesFor(e.latest(c), edits) {
 			if len(addrs) > 0 {
 				have = minus(have, minus(have, addrs))
 			}
 			if len(have) > 0 && (fqdn == "" || fqdn == name) {
-				g.Hidden = g.Hidden.with(name, have)
+				edits.Hidden = edits.Hidden.with(name, have)
 			}
 		}
-		return g
+		return edits
 	})
 }
 
 // changeNames changes what users said of the names of a container, and its names. On
 // error both are as they were.
-func (e *dockerEngine) changeNames(c *docker.Container, change func(given) given) error {
+func (e *dockerEngine) changeNames(c *docker.Container, change func(nameEdits) nameEdits) error {
 	e.naming.Lock()
 	defer e.naming.Unlock()
-	before := e.given.get(c.ID)
+	before := e.edits.get(c.ID)
 	after := change(before)
-	if err := e.given.put(c.ID, after); err != nil {
+	if err := e.edits.put(c.ID, after); err != nil {
 		return err
 	}
 	if err := e.setNames(e.latest(c), after); err != nil {
-		return errors.Join(err, e.given.put(c.ID, before))
+		return errors.Join(err, e.edits.put(c.ID, before))
 	}
 	return nil
 }
