@@ -92,6 +92,7 @@ type daemon struct {
 	name       peer.Name
 	node       node
 	names      *dns.Service
+	addresses  addresses
 	engine     engine
 	targets    *targets
 	namespaces *namespaces
@@ -182,7 +183,7 @@ func (d *daemon) checkRoutes() error {
 // connect makes the daemon's own parts on top of p, and starts the record of this run.
 func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	c := d.config
-	d.node, d.names = p.node, p.names
+	d.node, d.names, d.addresses = p.node, p.names, p.addresses
 	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, sysctls: c.Sysctls, log: d.log}
 	d.namespaces, d.docker = newNamespaces(ac), newDockerContainers(ac)
 	d.exposures = newExposures(exposeConfig{
@@ -268,7 +269,7 @@ func (d *daemon) handler(metrics http.Handler) http.Handler {
 		api.ExposureRoutes(d.exposures),
 		api.LeaseRoutes(d.leases),
 		api.NameRoutes(&nameRequests{off: d.config.DNS.Off, dns: d.names, engine: d.engine, namespaces: d.namespaces, external: d.external}),
-		api.PeerRoutes(&peerRequests{node: d.node, targets: d.targets, addresses: d.leases.addresses}),
+		api.PeerRoutes(&peerRequests{node: d.node, targets: d.targets, addresses: d.addresses}),
 		api.LifecycleRoutes(d),
 	)
 }

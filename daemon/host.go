@@ -95,43 +95,46 @@ func (h *host) openRouter() (err error) {
 	return err
 }
 
+// ringConfig says where the ring of one range is kept, and how peers talk about it.
+type ringConfig struct {
+	addrRange, subnet netip.Prefix
+	file              string
+	channel           uint8
+	kind              mesh.Kind
+}
+
 func (h *host) openAllocators(id *peer.Identity) error {
-	for _, r := range []struct {
-		addrRange, subnet netip.Prefix
-		file              string
-		channel           uint8
-		kind              mesh.Kind
-	}{
+	for _, r := range []ringConfig{
 		{h.config.Range, h.config.DefaultSubnet, ipamFile, mesh.ChannelRing, mesh.KindIPAM},
 		{h.config.Range6, h.config.Range6, ipam6File, mesh.ChannelRing6, mesh.KindIPAM6},
 	} {
 		if !r.addrRange.IsValid() {
 			continue
 		}
-		if err := h.openAllocator(id, r.addrRange, r.subnet, r.file, r.channel, r.kind); err != nil {
+		if err := h.openAllocator(id, r); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (h *host) openAllocator(id *peer.Identity, addrRange, subnet netip.Prefix, file string, channel uint8, kind mesh.Kind) error {
-	disk, notes, err := ipam.OpenDisk(h.config.path(file), id.Name, addrRange)
+func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
+	disk, notes, err := ipam.OpenDisk(h.config.path(r.file), id.Name, r.addrRange)
 	if err != nil {
 		return err
 	}
 	h.disks = append(h.disks, disk)
 	alloc, unread, err := ipam.New(ipam.Config{
-		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: addrRange, Default: subnet, Init: h.config.ringInit(h.config.Peers),
-	}, meshAddresses{h.mesh, channel, kind}, disk, h.log.With("part", "ipam"))
+		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: r.addrRange, Default: r.subnet, Init: h.config.ringInit(h.config.Peers),
+	}, meshAddresses{h.mesh, r.channel, r.kind}, disk, h.log.With("part", "ipam"))
 	if err != nil {
 		return err
 	}
 	for _, e := range unread {
 		notes = append(notes, e.Error())
 	}
-	h.mesh.Register(channel, alloc.Channel())
-	h.mesh.Handle(kind, func(from peer.Name, msg []byte) {
+	h.mesh.Register(r.channel, alloc.Channel())
+	h.mesh.Handle(r.kind, func(from peer.Name, msg []byte) {
 		if err := alloc.Receive(from, msg); err != nil {
 			h.log.Warn("a message about addresses was refused", "peer", from, "err", err)
 		}
@@ -288,7 +291,7 @@ func (c control) Send(to peer.Name, msg []byte) error { return c.Mesh.Send(to, m
 
 func (c control) SetLink(to peer.Name, up bool, rtt time.Duration) { c.SetData(to, up, rtt) }
 
-// addresses is the mesh as an allocator sees it.
+// meshAddresses is the mesh as an allocator sees it.
 type meshAddresses struct {
 	mesh    *mesh.Mesh
 	channel uint8
