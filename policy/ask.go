@@ -26,14 +26,14 @@ func (e *Engine) Serve(ctx context.Context, socket string) error {
 
 // ShowPolicy says what is allowed to and by a pod, wherever it runs.
 func (e *Engine) ShowPolicy(ctx context.Context, r api.PolicyShowRequest) (reply api.PolicyReply, err error) {
-	asked := e.ask(ctx, func(c *rules.Compiler) {
+	askErr := e.ask(ctx, func(c *rules.Compiler) {
 		var pod *model.Pod
 		if pod, err = findPod(c.Cluster(), r.Pod); err == nil {
 			reply.Lines = c.Cluster().Explain(pod)
 		}
 	})
-	if asked != nil {
-		return reply, asked
+	if askErr != nil {
+		return reply, askErr
 	}
 	return reply, err
 }
@@ -41,9 +41,9 @@ func (e *Engine) ShowPolicy(ctx context.Context, r api.PolicyShowRequest) (reply
 // TracePolicy says what becomes of a flow, on its way out and on its way in,
 // whichever nodes the pods are on.
 func (e *Engine) TracePolicy(ctx context.Context, r api.PolicyTraceRequest) (reply api.PolicyReply, err error) {
-	asked := e.ask(ctx, func(c *rules.Compiler) { reply, err = trace(c.Cluster(), r) })
-	if asked != nil {
-		return reply, asked
+	askErr := e.ask(ctx, func(c *rules.Compiler) { reply, err = trace(c.Cluster(), r) })
+	if askErr != nil {
+		return reply, askErr
 	}
 	return reply, err
 }

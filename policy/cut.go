@@ -24,10 +24,10 @@ type cutter struct {
 
 // cutAgainAfter is when a change is looked at once more. A packet that the old
 // rules let pass may become a connection just after the first look.
-const cutAgainAfter = time.Second
+const recheckAfter = time.Second
 
 // cutsTold is how many cut connections are told one by one.
-const cutsTold = 20
+const cutsLogged = 20
 
 func newCutter(e *Engine) *cutter { return &cutter{e, make(chan struct{}, 1)} }
 
@@ -47,14 +47,14 @@ func (c *cutter) run(ctx context.Context) {
 			return
 		case <-c.wake:
 		}
-		for _, wait := range []time.Duration{0, cutAgainAfter} {
+		for _, wait := range []time.Duration{0, recheckAfter} {
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(wait):
 			}
 			if err := c.cut(ctx); err != nil && ctx.Err() == nil {
-				c.engine.fault(err)
+				c.engine.reportFault(err)
 			}
 		}
 	}
@@ -71,7 +71,7 @@ func (c *cutter) cut(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list tracked connections: %w", err)
 	}
-	own, err := c.engine.kernel.hostAddrs()
+	hostAddrs, err := c.engine.kernel.hostAddrs()
 	if err != nil {
 		return err
 	}
@@ -79,40 +79,40 @@ func (c *cutter) cut(ctx context.Context) error {
 	var errs []error
 	// In parts, so that the engine is not kept from its other work for long.
 	for part := range slices.Chunk(flows, 1000) {
-		var doomed []conntrack.Flow
-		err := c.engine.ask(ctx, func(compiler *rules.Compiler) { doomed = forbidden(compiler.Cluster(), part, own) })
+		var denied []conntrack.Flow
+		err := c.engine.ask(ctx, func(compiler *rules.Compiler) { denied = forbidden(compiler.Cluster(), part, hostAddrs) })
 		if err != nil {
 			return err
 		}
-		for _, f := range doomed {
-			flow := judged(f)
+		for _, f := range denied {
+			flow := flowOf(f)
 			if err := conn.Delete(f); err != nil && !errors.Is(err, unix.ENOENT) {
 				errs = append(errs, fmt.Errorf("cut connection %s to %s: %w", flow.Src, endpoint(flow.Dst, flow.Port), err))
 				continue
 			}
-			if done++; done <= cutsTold {
+			if done++; done <= cutsLogged {
 				c.engine.log.Info("connection cut, as policies do not allow it any more",
 					"src", endpoint(flow.Src, f.TupleOrig.Proto.SourcePort), "dst", endpoint(flow.Dst, flow.Port), "protocol", flow.Protocol)
 			}
 		}
 	}
-	if done > cutsTold {
-		c.engine.log.Info("more connections cut, as policies do not allow them any more", "connections", done-cutsTold)
+	if done > cutsLogged {
+		c.engine.log.Info("more connections cut, as policies do not allow them any more", "connections", done-cutsLogged)
 	}
 	return errors.Join(errs...)
 }
 
 // forbidden returns those of the connections that the policies of pods of this
 // node do not allow.
-func forbidden(cluster *model.Cluster, flows []conntrack.Flow, own map[netip.Addr]bool) []conntrack.Flow {
+func forbidden(cluster *model.Cluster, flows []conntrack.Flow, hostAddrs map[netip.Addr]bool) []conntrack.Flow {
 	var all []conntrack.Flow
 	for _, f := range flows {
-		flow := judged(f)
+		flow := flowOf(f)
 		denied := func(d model.Direction) bool {
 			j := cluster.Judge(flow, d)
 			return cluster.Local(j.Pod) && !j.Allowed()
 		}
-		if !own[flow.Src] && (denied(model.Egress) || denied(model.Ingress)) {
+		if !hostAddrs[flow.Src] && (denied(model.Egress) || denied(model.Ingress)) {
 			all = append(all, f)
 		}
 	}
@@ -122,7 +122,7 @@ func forbidden(cluster *model.Cluster, flows []conntrack.Flow, own map[netip.Add
 // judged returns a connection as the rules saw its first packet: the destination
 // is who answers, which translation may have chosen; the source is who asked,
 // whatever address was given to it after that.
-func judged(f conntrack.Flow) model.Flow {
+func flowOf(f conntrack.Flow) model.Flow {
 	return model.Flow{
 		Src:      f.TupleOrig.IP.SourceAddress.Unmap(),
 		Dst:      f.TupleReply.IP.SourceAddress.Unmap(),

@@ -68,22 +68,22 @@ func TestReporter(t *testing.T) {
 	for range 3 {
 		r.report(d, c, now)
 	}
-	told := func() int { return strings.Count(out.String(), "flow denied by policy") }
-	if told() != 1 {
-		t.Errorf("told %d times", told())
+	reported := func() int { return strings.Count(out.String(), "flow denied by policy") }
+	if reported() != 1 {
+		t.Errorf("told %d times", reported())
 	}
-	r.report(d, c, now.Add(3*sameFlowFor))
-	r.report(d, c, now.Add(6*sameFlowFor))
-	if told() != 3 {
-		t.Errorf("told %d times in a long time", told())
+	r.report(d, c, now.Add(3*repeatAfter))
+	r.report(d, c, now.Add(6*repeatAfter))
+	if reported() != 3 {
+		t.Errorf("told %d times in a long time", reported())
 	}
-	now = now.Add(10 * sameFlowFor)
+	now = now.Add(10 * repeatAfter)
 	for i := range 3 * linesBurst {
 		d.sport = uint16(1000 + i)
 		r.report(d, c, now)
 	}
-	if told() != 3+linesBurst {
-		t.Errorf("told %d times", told())
+	if reported() != 3+linesBurst {
+		t.Errorf("told %d times", reported())
 	}
 	d.sport = 1
 	r.report(d, c, now.Add(time.Second))

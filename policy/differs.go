@@ -53,7 +53,7 @@ func (k *nft) wantedComments(r *rules.Rules, h hooks) map[string][]string {
 	for name, ch := range r.Chains {
 		want[name] = nil // a chain without rules is there too
 		for _, rule := range ch.Rules {
-			if rule.Action != rules.Log || !k.mute {
+			if rule.Action != rules.Log || !k.logOmitted {
 				want[name] = append(want[name], comment(rule.String()+" # "+rule.Comment))
 			}
 		}
@@ -75,12 +75,12 @@ func (h hook) comments() []string {
 }
 
 func (t transaction) chainDiffers(ch *nftables.Chain, want []string) (string, error) {
-	there, err := t.GetRules(ch.Table, ch)
+	present, err := t.GetRules(ch.Table, ch)
 	if err != nil {
 		return "", fmt.Errorf("list rules of chain %s: %w", ch.Name, err)
 	}
 	var have []string
-	for _, r := range there {
+	for _, r := range present {
 		words, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 		have = append(have, words)
 	}
@@ -91,16 +91,16 @@ func (t transaction) chainDiffers(ch *nftables.Chain, want []string) (string, er
 }
 
 func (t transaction) setDiffers(s *rules.Set) (string, error) {
-	there, err := t.GetSetElements(kernelSet(s))
+	present, err := t.GetSetElements(kernelSet(s))
 	if errors.Is(err, unix.ENOENT) {
 		return "no set " + s.Name, nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("list elements of set %s: %w", s.Name, err)
 	}
-	have := make(map[string]string, len(there))
-	for _, e := range there {
-		have[elementKey(e)] = string(leadsTo(e.Val))
+	have := make(map[string]string, len(present))
+	for _, e := range present {
+		have[elementKey(e)] = string(verdictChain(e.Val))
 	}
 	want := slices.Concat(elementsOf(s, s.Entries()), rangesOf(s.Ranges))
 	same := len(have) == len(want)
@@ -118,7 +118,7 @@ func elementKey(e nftables.SetElement) string { return fmt.Sprintf("%v %v", e.Ke
 
 // leadsTo returns the chain of a verdict as the kernel writes it, nil if there is
 // none.
-func leadsTo(verdict []byte) []byte {
+func verdictChain(verdict []byte) []byte {
 	ad, err := netlink.NewAttributeDecoder(verdict)
 	if err != nil {
 		return nil

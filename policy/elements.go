@@ -35,7 +35,7 @@ func kernelSet(s *rules.Set) *nftables.Set {
 	switch s.Kind {
 	case rules.Addrs:
 		set.KeyType = addr
-	case rules.Selves:
+	case rules.AddrPairs:
 		several(addr, addr)
 	case rules.AddrPorts:
 		several(addr, nftables.TypeInetService)
@@ -68,7 +68,7 @@ func elementsOf(s *rules.Set, entries []rules.Entry) []nftables.SetElement {
 func key(k rules.Kind, e rules.Element) []byte {
 	port := append(be16(e.Port), 0, 0)
 	switch k {
-	case rules.Selves:
+	case rules.AddrPairs:
 		return append(e.Addr.AsSlice(), e.Addr.AsSlice()...)
 	case rules.AddrPorts:
 		return append(e.Addr.AsSlice(), port...)

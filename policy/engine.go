@@ -67,7 +67,7 @@ type Engine struct {
 	cutter  *cutter
 	wake    chan struct{} // of one place: pending is not empty
 	started atomic.Bool
-	asks    chan func(*rules.Compiler)
+	queries chan func(*rules.Compiler)
 	denied  chan denial
 	ended   chan struct{} // closed when Run has returned
 
@@ -76,15 +76,15 @@ type Engine struct {
 	enforceErr error   // guarded by mu: why the rules are not enforced, nil if they are
 
 	// Run's goroutine only
-	compiler  *rules.Compiler
-	expected  map[model.Key]*expectation
-	newPort   bool // a pod may have got its port of the bridge
-	reporter  *reporter
-	synced    bool // the compiler knows the whole cluster
-	following bool // the kernel has had the compiler's rules
-	hooks     hooks
-	broken    bool // a transaction failed: the kernel's rules are not known
-	muted     bool // the kernel cannot log, so rules that log are left out
+	compiler   *rules.Compiler
+	expected   map[model.Key]*expectation
+	portsStale bool // a pod may have got its port of the bridge
+	reporter   *reporter
+	synced     bool // the compiler knows the whole cluster
+	installed  bool // the kernel has had the compiler's rules
+	hooks      hooks
+	outOfSync  bool // a transaction failed: the kernel's rules are not known
+	logOmitted bool // the kernel cannot log, so rules that log are left out
 	// The generation of the kernel's rules that has ours for certain: each
 	// transaction, whosever it is, makes the next.
 	generation uint32
@@ -146,7 +146,7 @@ func newEngine(cfg Config, k kernel) (*Engine, error) {
 		kernel:     k,
 		metrics:    m,
 		wake:       make(chan struct{}, 1),
-		asks:       make(chan func(*rules.Compiler)),
+		queries:    make(chan func(*rules.Compiler)),
 		denied:     make(chan denial, 256),
 		ended:      make(chan struct{}),
 		pending:    newPending(),
@@ -165,13 +165,13 @@ func (e *Engine) Close() error { return e.kernel.close() }
 // SetPod tells of a pod, new or changed. What cannot be read of it is logged.
 func (e *Engine) SetPod(p *corev1.Pod) {
 	pod, err := model.PodOf(p)
-	e.fault(err)
-	e.tell(func(p *pending) { p.pods[pod.Key] = pod })
+	e.reportFault(err)
+	e.enqueue(func(p *pending) { p.pods[pod.Key] = pod })
 }
 
 // DeletePod tells that a pod is gone.
 func (e *Engine) DeletePod(namespace, name string) {
-	e.tell(func(p *pending) { p.pods[model.Key{Namespace: namespace, Name: name}] = nil })
+	e.enqueue(func(p *pending) { p.pods[model.Key{Namespace: namespace, Name: name}] = nil })
 }
 
 // SetNamespace tells of a namespace, new or changed.
@@ -180,43 +180,43 @@ func (e *Engine) SetNamespace(ns *corev1.Namespace) {
 	if l == nil {
 		l = labels.Set{}
 	}
-	e.tell(func(p *pending) { p.namespaces[ns.Name] = l })
+	e.enqueue(func(p *pending) { p.namespaces[ns.Name] = l })
 }
 
 // DeleteNamespace tells that a namespace is gone.
 func (e *Engine) DeleteNamespace(name string) {
-	e.tell(func(p *pending) { p.namespaces[name] = nil })
+	e.enqueue(func(p *pending) { p.namespaces[name] = nil })
 }
 
 // SetPolicy tells of a policy, new or changed. What of it cannot be read matches
 // nothing, and is logged and counted.
 func (e *Engine) SetPolicy(np *networkingv1.NetworkPolicy) {
 	policy, err := model.PolicyOf(np)
-	e.fault(err)
-	e.tell(func(p *pending) { p.policies[policy.Key] = policy })
+	e.reportFault(err)
+	e.enqueue(func(p *pending) { p.policies[policy.Key] = policy })
 }
 
 // DeletePolicy tells that a policy is gone.
 func (e *Engine) DeletePolicy(namespace, name string) {
-	e.tell(func(p *pending) { p.policies[model.Key{Namespace: namespace, Name: name}] = nil })
+	e.enqueue(func(p *pending) { p.policies[model.Key{Namespace: namespace, Name: name}] = nil })
 }
 
 // SetClusterPolicy tells of a policy of the whole cluster, new or changed. What of it cannot be
 // read opens nothing, and is logged and counted.
 func (e *Engine) SetClusterPolicy(cnp *v1alpha2.ClusterNetworkPolicy) {
 	policy, err := model.ClusterPolicyOf(cnp)
-	e.fault(err)
-	e.tell(func(p *pending) { p.cluster[policy.Name] = policy })
+	e.reportFault(err)
+	e.enqueue(func(p *pending) { p.cluster[policy.Name] = policy })
 }
 
 // DeleteClusterPolicy tells that a policy of the whole cluster is gone.
 func (e *Engine) DeleteClusterPolicy(name string) {
-	e.tell(func(p *pending) { p.cluster[name] = nil })
+	e.enqueue(func(p *pending) { p.cluster[name] = nil })
 }
 
 // Synced tells that the engine has been told of the whole cluster. Until then the
 // rules that an engine before it left in the kernel stay as they are.
-func (e *Engine) Synced() { e.tell(func(p *pending) { p.synced = true }) }
+func (e *Engine) Synced() { e.enqueue(func(p *pending) { p.synced = true }) }
 
 // Enforced tells why the rules in the kernel are not what they should be, nil if they are.
 func (e *Engine) Enforced() error {
@@ -225,22 +225,22 @@ func (e *Engine) Enforced() error {
 	return e.enforceErr
 }
 
-func (e *Engine) tell(f func(*pending)) {
+func (e *Engine) enqueue(f func(*pending)) {
 	e.mu.Lock()
 	f(&e.pending)
 	e.mu.Unlock()
-	e.look()
+	e.wakeRun()
 }
 
 // look has Run take in what there is.
-func (e *Engine) look() {
+func (e *Engine) wakeRun() {
 	select {
 	case e.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (e *Engine) fault(err error) {
+func (e *Engine) reportFault(err error) {
 	if err != nil {
 		e.metrics.errors.Inc()
 		e.log.Warn("part of an object is not understood", "err", err)
@@ -276,30 +276,30 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-check.C:
 			e.check(time.Now())
 			look = true // an interface may have come after its pod
-		case ask := <-e.asks:
+		case ask := <-e.queries:
 			ask(e.compiler)
 			continue
 		case d := <-e.denied:
 			e.reporter.report(d, e.compiler, time.Now())
 			continue
 		}
-		e.takeIn(look)
-		err := e.follow()
+		e.applyPending(look)
+		err := e.updateKernel()
 		if err != nil {
-			e.broken = true
+			e.outOfSync = true
 			e.metrics.errors.Inc()
 			e.log.Error("policies are not enforced as they should be", "err", err)
 			retry.Reset(retryAfter)
 		}
 		if e.synced {
-			e.settle(err)
+			e.recordResult(err)
 		}
 	}
 }
 
 // takeIn tells the compiler what the engine was told, and looks for the pods'
 // ports if some of them may be new.
-func (e *Engine) takeIn(look bool) {
+func (e *Engine) applyPending(look bool) {
 	e.mu.Lock()
 	p := e.pending
 	e.pending = newPending()
@@ -314,7 +314,7 @@ func (e *Engine) takeIn(look bool) {
 	}
 	for key, pod := range p.pods {
 		look = look || e.compiler.Cluster().Local(pod)
-		e.compiler.SetPod(key, e.judgedAs(key, pod))
+		e.compiler.SetPod(key, e.effectivePod(key, pod))
 	}
 	for key, policy := range p.policies {
 		e.compiler.SetPolicy(key, policy)
@@ -322,31 +322,31 @@ func (e *Engine) takeIn(look bool) {
 	for name, policy := range p.cluster {
 		e.compiler.SetClusterPolicy(name, policy)
 	}
-	if look || e.newPort {
-		e.newPort = false
-		e.findPorts()
+	if look || e.portsStale {
+		e.portsStale = false
+		e.updatePorts()
 	}
 }
 
 // findPorts finds out by which ports of the bridge pods are reached.
-func (e *Engine) findPorts() {
+func (e *Engine) updatePorts() {
 	ports, err := e.kernel.ports()
 	if err != nil {
-		e.fault(err)
+		e.reportFault(err)
 		return
 	}
 	e.compiler.SetPorts(ports)
 }
 
 // follow makes the kernel have the compiler's rules.
-func (e *Engine) follow() error {
+func (e *Engine) updateKernel() error {
 	if !e.synced {
 		return nil
 	}
 	change := e.compiler.Change()
 	want := hooksFor(e.compiler)
-	if !e.following || e.broken {
-		if err := e.takeOver(want); err != nil {
+	if !e.installed || e.outOfSync {
+		if err := e.resync(want); err != nil {
 			return err
 		}
 		e.cutter.request()
@@ -358,7 +358,7 @@ func (e *Engine) follow() error {
 	if err := e.kernel.apply(change, e.hooks, want); err != nil {
 		// Others may have removed what the change builds on.
 		e.log.Warn("write all rules anew, as a change failed", "err", err)
-		if err := e.takeOver(want); err != nil {
+		if err := e.resync(want); err != nil {
 			return err
 		}
 	} else {
@@ -372,7 +372,7 @@ func (e *Engine) follow() error {
 }
 
 // takeOver writes all rules, unless the kernel has them.
-func (e *Engine) takeOver(want hooks) error {
+func (e *Engine) resync(want hooks) error {
 	generation, err := e.kernel.generation()
 	if err != nil {
 		return err
@@ -383,21 +383,21 @@ func (e *Engine) takeOver(want hooks) error {
 	}
 	if diff != "" {
 		err := e.kernel.replace(e.compiler.Rules(), want)
-		if errors.Is(err, unix.ENOENT) && !e.muted {
+		if errors.Is(err, unix.ENOENT) && !e.logOmitted {
 			// A rule that logs is refused so where nfnetlink_log cannot be loaded.
 			e.log.Warn("denied flows will not be told: the kernel has no nfnetlink_log", "err", err)
-			e.muted = true
-			e.kernel.muteLog(true)
+			e.logOmitted = true
+			e.kernel.omitLogRules(true)
 			err = e.kernel.replace(e.compiler.Rules(), want)
 		}
 		if err != nil {
-			e.muted = false // the log was not the reason
-			e.kernel.muteLog(false)
+			e.logOmitted = false // the log was not the reason
+			e.kernel.omitLogRules(false)
 			return err
 		}
 		generation++
 	}
-	e.following, e.hooks, e.broken, e.generation = true, want, false, generation
+	e.installed, e.hooks, e.outOfSync, e.generation = true, want, false, generation
 	return nil
 }
 
@@ -416,10 +416,10 @@ func restricts(c rules.Change) bool {
 
 // check puts back what others removed, if there was a transaction of others.
 func (e *Engine) check(now time.Time) {
-	if !e.following || e.broken || now.Before(e.nextCheck) {
+	if !e.installed || e.outOfSync || now.Before(e.nextCheck) {
 		return
 	}
-	e.fault(e.kernel.showBridged())
+	e.reportFault(e.kernel.showBridged())
 	generation, err := e.kernel.generation()
 	if err == nil && generation == e.generation {
 		return
@@ -434,7 +434,7 @@ func (e *Engine) check(now time.Time) {
 		generation++
 	}
 	if err != nil {
-		e.broken = true
+		e.outOfSync = true
 		e.metrics.errors.Inc()
 		e.log.Error("look after the rules of policies", "err", err)
 		return
@@ -449,7 +449,7 @@ func (e *Engine) check(now time.Time) {
 func (e *Engine) ask(ctx context.Context, f func(*rules.Compiler)) error {
 	done := make(chan struct{})
 	select {
-	case e.asks <- func(c *rules.Compiler) { f(c); close(done) }:
+	case e.queries <- func(c *rules.Compiler) { f(c); close(done) }:
 		<-done
 		return nil
 	case <-e.ended:

@@ -137,7 +137,7 @@ func (n *node) start(t *testing.T) {
 }
 
 // tellAll tells the engine of the pods, of which the app is the name.
-func (n *node) tellAll() {
+func (n *node) reportAll() {
 	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 	for name, a := range n.addrs {
 		n.engine.SetPod(&corev1.Pod{
@@ -179,18 +179,18 @@ func await(t *testing.T, what string, ok func() bool) {
 }
 
 // enforced waits until the kernel has what the engine was told.
-func (n *node) enforced(t *testing.T) {
+func (n *node) awaitEnforced(t *testing.T) {
 	t.Helper()
 	await(t, "the rules are in the kernel", func() bool {
 		n.engine.mu.Lock()
-		told := len(n.engine.pending.pods)+len(n.engine.pending.policies)+len(n.engine.pending.cluster)+len(n.engine.pending.namespaces) == 0
+		reported := len(n.engine.pending.pods)+len(n.engine.pending.policies)+len(n.engine.pending.cluster)+len(n.engine.pending.namespaces) == 0
 		n.engine.mu.Unlock()
 		var same bool
 		err := n.engine.ask(t.Context(), func(c *rules.Compiler) {
 			diff, err := n.engine.kernel.differs(c.Rules(), hooksFor(c))
 			same = diff == "" && err == nil
 		})
-		return err == nil && told && same
+		return err == nil && reported && same
 	})
 }
 
@@ -231,12 +231,12 @@ func (n *node) dial(t *testing.T, from, to string) (c net.Conn, err error) {
 	return c, err
 }
 
-func (n *node) at(pod string, port int) string {
+func (n *node) addrPort(pod string, port int) string {
 	return netip.AddrPortFrom(n.addrs[pod], uint16(port)).String()
 }
 
 // speaks reports whether a connection carries bytes there and back in that time.
-func speaks(c net.Conn, within time.Duration) bool {
+func echoes(c net.Conn, within time.Duration) bool {
 	_ = c.SetDeadline(time.Now().Add(within))
 	if _, err := c.Write([]byte("x")); err != nil {
 		return false
@@ -270,7 +270,7 @@ func (n *node) mustReach(t *testing.T, from, to string) (c net.Conn) {
 	await(t, from+" reaches "+to, func() bool {
 		var err error
 		c, err = n.dial(t, from, to)
-		return err == nil && speaks(c, silence)
+		return err == nil && echoes(c, silence)
 	})
 	return c
 }
@@ -290,27 +290,27 @@ func TestEngineEnforces(t *testing.T) {
 	n.echo(t, "b", 8080)
 	n.echo(t, "b", 9090)
 	n.translate(t, "b", 8080)
-	n.tellAll()
-	n.enforced(t)
-	b, svc := n.at("b", 8080), service+":80"
+	n.reportAll()
+	n.awaitEnforced(t)
+	b, svc := n.addrPort("b", 8080), service+":80"
 	byA, byC := n.mustReach(t, "a", b), n.mustReach(t, "c", b)
 	svcA, svcC := n.mustReach(t, "a", svc), n.mustReach(t, "c", svc)
 
 	n.engine.SetPolicy(allow("b", 8080, "a"))
-	n.enforced(t)
+	n.awaitEnforced(t)
 	n.mustReach(t, "a", b)
 	n.mustReach(t, "a", svc)
-	n.mustNotReach(t, "a", n.at("b", 9090))
+	n.mustNotReach(t, "a", n.addrPort("b", 9090))
 	n.mustNotReach(t, "c", b)
 	n.mustNotReach(t, "c", svc)
-	n.mustReach(t, "host", n.at("b", 9090)) // a probe
+	n.mustReach(t, "host", n.addrPort("b", 9090)) // a probe
 	await(t, "the connections of c are cut", func() bool {
 		return strings.Count(n.log.String(), "connection cut") >= 2
 	})
-	if !speaks(byA, timeout) || !speaks(svcA, timeout) {
+	if !echoes(byA, timeout) || !echoes(svcA, timeout) {
 		t.Error("connections that are allowed were cut")
 	}
-	if speaks(byC, silence) || speaks(svcC, silence) {
+	if echoes(byC, silence) || echoes(svcC, silence) {
 		t.Error("connections that are not allowed go on")
 	}
 	await(t, "a line about the denied flow", func() bool {
@@ -318,24 +318,24 @@ func TestEngineEnforces(t *testing.T) {
 		return strings.Contains(log, "direction=ingress") && strings.Contains(log, "srcPod=default/c") &&
 			strings.Contains(log, "dst="+b+" dstPod=default/b protocol=tcp isolatedBy=[default/only-b]")
 	})
-	if got := n.counted(t, "weft_npc_blocked_connections_total", "9090"); got != 1 {
+	if got := n.counter(t, "weft_npc_blocked_connections_total", "9090"); got != 1 {
 		t.Errorf("%v flows to port 9090 counted as denied, want 1", got)
 	}
 
 	n.engine.DeletePolicy("default", "only-b")
-	n.enforced(t)
+	n.awaitEnforced(t)
 	n.mustReach(t, "c", svc)
 }
 
 // A policy of the whole cluster decides before those of namespaces, is told by its name,
 // and is gone when it is deleted.
-func TestEngineEnforcesOfCluster(t *testing.T) {
+func TestEngineEnforcesClusterPolicies(t *testing.T) {
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
-	n.tellAll()
+	n.reportAll()
 	n.engine.SetPolicy(allow("b", 8080, "a"))
-	n.enforced(t)
-	live := n.mustReach(t, "a", n.at("b", 8080))
+	n.awaitEnforced(t)
+	live := n.mustReach(t, "a", n.addrPort("b", 8080))
 
 	n.engine.SetClusterPolicy(&v1alpha2.ClusterNetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: "guard"},
@@ -347,24 +347,24 @@ func TestEngineEnforcesOfCluster(t *testing.T) {
 			}},
 		},
 	})
-	n.enforced(t)
-	n.mustNotReach(t, "a", n.at("b", 8080))
-	n.mustReach(t, "host", n.at("b", 8080)) // a probe
+	n.awaitEnforced(t)
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
+	n.mustReach(t, "host", n.addrPort("b", 8080)) // a probe
 	await(t, "the connection is cut", func() bool { return strings.Contains(n.log.String(), "connection cut") })
-	if speaks(live, silence) {
+	if echoes(live, silence) {
 		t.Error("a connection that is not allowed goes on")
 	}
 	await(t, "a line about the denied flow", func() bool {
-		return strings.Contains(n.log.String(), "dst="+n.at("b", 8080)+" dstPod=default/b protocol=tcp isolatedBy=[guard]")
+		return strings.Contains(n.log.String(), "dst="+n.addrPort("b", 8080)+" dstPod=default/b protocol=tcp isolatedBy=[guard]")
 	})
 
 	n.engine.DeleteClusterPolicy("guard")
-	n.enforced(t)
-	n.mustReach(t, "a", n.at("b", 8080))
+	n.awaitEnforced(t)
+	n.mustReach(t, "a", n.addrPort("b", 8080))
 }
 
 // counted returns the value of a counter with a label value.
-func (n *node) counted(t *testing.T, name, label string) float64 {
+func (n *node) counter(t *testing.T, name, label string) float64 {
 	t.Helper()
 	families, err := n.reg.Gather()
 	if err != nil {
@@ -383,13 +383,13 @@ func (n *node) counted(t *testing.T, name, label string) float64 {
 }
 
 // TestEgressToTheHost checks that a pod's egress to its own host is judged.
-func TestEgressToTheHost(t *testing.T) {
+func TestEgressToHost(t *testing.T) {
 	n := newNode(t, "a")
 	var l net.Listener
 	do(t, n.host, func() (err error) { l, err = net.Listen("tcp4", "10.40.0.1:8080"); return err })
 	defer l.Close()
-	n.tellAll()
-	n.enforced(t)
+	n.reportAll()
+	n.awaitEnforced(t)
 	await(t, "a reaches the host", func() bool {
 		_, err := n.dial(t, "a", "10.40.0.1:8080")
 		return err == nil
@@ -397,7 +397,7 @@ func TestEgressToTheHost(t *testing.T) {
 	np := allow("a", 1)
 	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
 	n.engine.SetPolicy(np)
-	n.enforced(t)
+	n.awaitEnforced(t)
 	n.mustNotReach(t, "a", "10.40.0.1:8080")
 }
 
@@ -407,35 +407,35 @@ func newIsolated(t *testing.T) *node {
 	t.Helper()
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
-	n.tellAll()
+	n.reportAll()
 	n.engine.SetPolicy(allow("b", 8080))
-	n.enforced(t)
+	n.awaitEnforced(t)
 	return n
 }
 
 // TestRulesOutliveTheEngine checks that rules stay when the engine ends, that the
 // next one leaves them be until it knows the cluster, and then has nothing to do.
-func TestRulesOutliveTheEngine(t *testing.T) {
+func TestRulesStayAfterEngineStops(t *testing.T) {
 	n := newIsolated(t)
 	n.stop()
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	before := n.generation(t)
 	n.start(t)
 	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 	if err := n.engine.ask(t.Context(), func(*rules.Compiler) {}); err != nil {
 		t.Fatal(err)
 	}
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	n.engine.SetPolicy(allow("b", 8080))
-	n.tellAll()
-	n.enforced(t)
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.reportAll()
+	n.awaitEnforced(t)
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	if after := n.generation(t); after != before {
 		t.Errorf("the new engine made %d transactions, want none", after-before)
 	}
 	n.engine.SetPolicy(allow("b", 8080, "a"))
-	n.enforced(t)
-	n.mustReach(t, "a", n.at("b", 8080))
+	n.awaitEnforced(t)
+	n.mustReach(t, "a", n.addrPort("b", 8080))
 }
 
 func (n *node) generation(t *testing.T) uint32 {
@@ -451,11 +451,11 @@ func (n *node) generation(t *testing.T) uint32 {
 func TestRemove(t *testing.T) {
 	n := newIsolated(t)
 	n.stop()
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	for range 2 {
 		do(t, n.host, Remove)
 	}
-	n.mustReach(t, "a", n.at("b", 8080))
+	n.mustReach(t, "a", n.addrPort("b", 8080))
 	do(t, n.host, func() error {
 		chains, err := (&nftables.Conn{}).ListChains()
 		if err == nil && len(chains) > 0 {
@@ -467,7 +467,7 @@ func TestRemove(t *testing.T) {
 
 // TestRulesComeBack checks that what others remove is there again (within 10 s, if nobody keeps the CPU):
 // the table, a chain's rules, an element.
-func TestRulesComeBack(t *testing.T) {
+func TestRemovedRulesAreRestored(t *testing.T) {
 	n := newIsolated(t)
 	for what, remove := range map[string]func(*nftables.Conn){
 		"the ruleset": func(c *nftables.Conn) { c.FlushRuleset() },
@@ -494,30 +494,30 @@ func TestRulesComeBack(t *testing.T) {
 			})
 			return err == nil && diff == ""
 		})
-		n.mustNotReach(t, "a", n.at("b", 8080))
+		n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	}
 }
 
 // TestGroupsAreJudged checks that what goes to a group and to all reaches isolated
 // pods only from those that their policies allow, and others from everyone.
-func TestGroupsAreJudged(t *testing.T) {
+func TestPoliciesApplyToGroups(t *testing.T) {
 	n := newNode(t, "a", "b", "c", "d")
 	for _, pod := range []string{"b", "d"} {
 		n.echo(t, pod, 8080)
-		n.mustReach(t, "a", n.at(pod, 8080))
-		n.mustReach(t, "c", n.at(pod, 8080))
+		n.mustReach(t, "a", n.addrPort(pod, 8080))
+		n.mustReach(t, "c", n.addrPort(pod, 8080))
 	}
-	n.tellAll()
+	n.reportAll()
 	n.engine.SetPolicy(udp(allow("b", 7000, "c")))
-	n.enforced(t)
+	n.awaitEnforced(t)
 	for _, to := range []string{"239.1.2.3:7000", "10.40.255.255:7000"} {
-		b, d := n.hear(t, "b", to), n.hear(t, "d", to)
-		n.shout(t, "a", to, "from a")
-		n.shout(t, "c", to, "from c")
-		if got := hears(t, b); got != "from c" {
+		b, d := n.listenUDP(t, "b", to), n.listenUDP(t, "d", to)
+		n.sendUDP(t, "a", to, "from a")
+		n.sendUDP(t, "c", to, "from c")
+		if got := firstMessage(t, b); got != "from c" {
 			t.Errorf("%s: b hears %q, want what c sent", to, got)
 		}
-		if got := hears(t, d); got != "from a" {
+		if got := firstMessage(t, d); got != "from a" {
 			t.Errorf("%s: d hears %q, want what a sent", to, got)
 		}
 		b.Close()
@@ -526,11 +526,11 @@ func TestGroupsAreJudged(t *testing.T) {
 	np := udp(allow("c", 1))
 	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
 	n.engine.SetPolicy(np)
-	n.enforced(t)
-	l := n.hear(t, "a", "239.1.2.4:7000")
-	n.shout(t, "c", "239.1.2.4:7000", "from c")
-	n.shout(t, "b", "239.1.2.4:7000", "from b")
-	if got := hears(t, l); got != "from b" {
+	n.awaitEnforced(t)
+	l := n.listenUDP(t, "a", "239.1.2.4:7000")
+	n.sendUDP(t, "c", "239.1.2.4:7000", "from c")
+	n.sendUDP(t, "b", "239.1.2.4:7000", "from b")
+	if got := firstMessage(t, l); got != "from b" {
 		t.Errorf("a hears %q of what c and b sent; c may send nothing", got)
 	}
 }
@@ -546,7 +546,7 @@ func udp(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 }
 
 // hear listens in a pod for what goes to a group or to all.
-func (n *node) hear(t *testing.T, pod, to string) (c *net.UDPConn) {
+func (n *node) listenUDP(t *testing.T, pod, to string) (c *net.UDPConn) {
 	t.Helper()
 	do(t, n.pods[pod], func() error {
 		addr := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))
@@ -566,7 +566,7 @@ func (n *node) hear(t *testing.T, pod, to string) (c *net.UDPConn) {
 	return c
 }
 
-func (n *node) shout(t *testing.T, pod, to, words string) {
+func (n *node) sendUDP(t *testing.T, pod, to, words string) {
 	t.Helper()
 	do(t, n.pods[pod], func() error {
 		c, err := net.ListenUDP("udp4", nil) // which may send to all
@@ -583,7 +583,7 @@ func (n *node) shout(t *testing.T, pod, to, words string) {
 }
 
 // hears returns the first words that come.
-func hears(t *testing.T, c *net.UDPConn) string {
+func firstMessage(t *testing.T, c *net.UDPConn) string {
 	t.Helper()
 	b := make([]byte, 100)
 	_ = c.SetReadDeadline(time.Now().Add(timeout))
@@ -595,11 +595,11 @@ func hears(t *testing.T, c *net.UDPConn) string {
 }
 
 // TestQuestions asks a running engine by the API that weft policy uses.
-func TestQuestions(t *testing.T) {
+func TestPolicyAPI(t *testing.T) {
 	n := newNode(t, "a", "b")
-	n.tellAll()
+	n.reportAll()
 	n.engine.SetPolicy(allow("b", 8080, "a"))
-	n.enforced(t)
+	n.awaitEnforced(t)
 	socket := filepath.Join(t.TempDir(), "policy.sock")
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -647,15 +647,15 @@ func TestEngineWithoutSysAdmin(t *testing.T) {
 	if !nstest.Deprived(t) {
 		return
 	}
-	w := enginetest.WireHere(t, 1)
+	w := enginetest.WireInThread(t, 1)
 	from, to := w.Ends[0], w.Ends[1]
 	n := &node{host: "/proc/self/ns/net", log: &lines{}, addrs: map[string]netip.Addr{
 		"a": netip.MustParseAddr("10.40.0.2"), "b": netip.MustParseAddr("10.40.0.3"),
 	}}
 	n.start(t)
-	n.tellAll()
+	n.reportAll()
 	n.engine.SetPolicy(allow("b", 8080, "a"))
-	n.enforced(t)
+	n.awaitEnforced(t)
 	p := enginetest.Probe{Flow: model.Flow{Src: n.addrs["a"], Dst: n.addrs["b"], Protocol: model.TCP, Port: 9090}, Sport: 20000, ID: 1}
 	// The first come before the bridge forwards, or before the engine listens.
 	await(t, "a line about the denied flow", func() bool {

@@ -40,10 +40,10 @@ func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
 		return err
 	}
 	x := &expectation{uid: r.UID, addrs: r.Addresses, done: make(chan struct{})}
-	if err := e.ask(ctx, func(c *rules.Compiler) { e.expect(c, key, x) }); err != nil {
+	if err := e.ask(ctx, func(c *rules.Compiler) { e.addExpectation(c, key, x) }); err != nil {
 		return err
 	}
-	e.look()
+	e.wakeRun()
 	select {
 	case <-x.done:
 		return nil
@@ -73,10 +73,10 @@ func (e *Engine) ForgetPod(ctx context.Context, r api.PolicyPodRequest) error {
 	}
 	err = e.ask(ctx, func(c *rules.Compiler) {
 		if x := e.expected[key]; x != nil && overlap(x.addrs, r.Addresses) {
-			e.unexpect(c, key)
+			e.removeExpectation(c, key)
 		}
 	})
-	e.look()
+	e.wakeRun()
 	return err
 }
 
@@ -96,10 +96,10 @@ func keyOf(r api.PolicyPodRequest) (model.Key, error) {
 }
 
 // expect takes an expectation in. Whoever was expected at these addresses has them no more.
-func (e *Engine) expect(c *rules.Compiler, key model.Key, x *expectation) {
+func (e *Engine) addExpectation(c *rules.Compiler, key model.Key, x *expectation) {
 	for other, old := range e.expected {
 		if other != key && overlap(old.addrs, x.addrs) {
-			e.unexpect(c, other)
+			e.removeExpectation(c, other)
 		}
 	}
 	x.pod = c.Cluster().Pod(key)
@@ -107,19 +107,19 @@ func (e *Engine) expect(c *rules.Compiler, key model.Key, x *expectation) {
 		x.pod = old.pod // and not what was made of it
 	}
 	e.expected[key] = x
-	e.newPort = true
-	c.SetPod(key, e.judgedAs(key, x.pod))
+	e.portsStale = true
+	c.SetPod(key, e.effectivePod(key, x.pod))
 }
 
 // unexpect has a pod be judged as the API server shows it.
-func (e *Engine) unexpect(c *rules.Compiler, key model.Key) {
+func (e *Engine) removeExpectation(c *rules.Compiler, key model.Key) {
 	c.SetPod(key, e.expected[key].pod)
 	delete(e.expected, key)
 }
 
 // judgedAs returns how a pod is judged that the API server shows so, nil if it does not. One
 // that was deleted by force runs on, and as it was, until the plugin takes its addresses back.
-func (e *Engine) judgedAs(key model.Key, shown *model.Pod) *model.Pod {
+func (e *Engine) effectivePod(key model.Key, shown *model.Pod) *model.Pod {
 	x := e.expected[key]
 	if x == nil {
 		return shown
@@ -131,22 +131,22 @@ func (e *Engine) judgedAs(key model.Key, shown *model.Pod) *model.Pod {
 		return &pod
 	}
 	x.last = nil
-	if !x.holds(e.cfg.Node) {
+	if !x.applies(e.cfg.Node) {
 		return shown
 	}
 	pod := *shown
-	pod.Addrs, pod.Plugged = x.addrs, true
+	pod.Addrs, pod.FromPlugin = x.addrs, true
 	x.last = &pod
 	return &pod
 }
 
 // holds reports whether the pod that was meant is shown, and is one that policies see.
-func (x *expectation) holds(node string) bool {
-	return x.pod != nil && !x.pod.Apart && x.pod.Node == node && (x.uid == "" || x.uid == x.pod.UID)
+func (x *expectation) applies(node string) bool {
+	return x.pod != nil && !x.pod.Excluded && x.pod.Node == node && (x.uid == "" || x.uid == x.pod.UID)
 }
 
 // settle notes whether the kernel has the compiler's rules, and tells those who wait for it.
-func (e *Engine) settle(enforceErr error) {
+func (e *Engine) recordResult(enforceErr error) {
 	e.mu.Lock()
 	e.enforceErr = enforceErr
 	e.mu.Unlock()
@@ -154,14 +154,14 @@ func (e *Engine) settle(enforceErr error) {
 		return
 	}
 	for _, x := range e.expected {
-		if x.holds(e.cfg.Node) {
-			x.tellDone()
+		if x.applies(e.cfg.Node) {
+			x.closeDone()
 		}
 	}
 }
 
 // tellDone closes done, once.
-func (x *expectation) tellDone() {
+func (x *expectation) closeDone() {
 	select {
 	case <-x.done:
 	default:

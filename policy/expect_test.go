@@ -34,7 +34,7 @@ func (n *node) expects(t *testing.T, name, uid string) error {
 
 // A pod is isolated before it runs: the API server shows its address later. NetworkPolicy's
 // documentation, "Pod lifecycle", asks for that.
-func TestPodIsIsolatedBeforeItRuns(t *testing.T) {
+func TestExpectPodIsolatesBeforeStatus(t *testing.T) {
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
 	n.engine.SetPolicy(allow("b", 8080))
@@ -44,19 +44,19 @@ func TestPodIsIsolatedBeforeItRuns(t *testing.T) {
 	}
 	early := make(chan error, 1)
 	go func() { early <- n.expects(t, "b", "1") }()
-	n.tellOthers("b")
+	n.reportAllExcept("b")
 	if err := <-early; err != nil {
 		t.Fatal(err)
 	}
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	if err := n.engine.Enforced(); err != nil {
 		t.Error(err)
 	}
 
 	// A status from before, without the address or with one of an earlier life.
 	n.engine.SetPod(pod("b", "1", netip.MustParseAddr("10.40.7.7")))
-	n.enforced(t)
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.awaitEnforced(t)
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 
 	// An earlier life's end does not concern it, its own does.
 	forget := func(addr netip.Addr) {
@@ -64,19 +64,19 @@ func TestPodIsIsolatedBeforeItRuns(t *testing.T) {
 		if err := n.engine.ForgetPod(t.Context(), api.PolicyPodRequest{Pod: "default/b", Addresses: []netip.Addr{addr}}); err != nil {
 			t.Fatal(err)
 		}
-		n.enforced(t)
+		n.awaitEnforced(t)
 	}
 	forget(netip.MustParseAddr("10.40.7.7"))
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	n.engine.DeletePod("default", "b") // by force: it runs on
-	n.enforced(t)
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.awaitEnforced(t)
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	forget(n.addrs["b"])
-	n.mustReach(t, "a", n.at("b", 8080))
+	n.mustReach(t, "a", n.addrPort("b", 8080))
 }
 
 // tellOthers tells the engine of a pod and its namespace, and that this is all.
-func (n *node) tellOthers(but string) {
+func (n *node) reportAllExcept(but string) {
 	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 	for name, a := range n.addrs {
 		if name != but {
@@ -87,13 +87,13 @@ func (n *node) tellOthers(but string) {
 }
 
 // Pods that had a name before, and that had an address before, are not taken for the new one.
-func TestExpectationsAreOfOnePod(t *testing.T) {
+func TestExpectationFollowsUID(t *testing.T) {
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
 	n.engine.SetPolicy(allow("b", 8080))
-	n.tellOthers("b")
+	n.reportAllExcept("b")
 	n.engine.SetPod(pod("b", "old"))
-	n.enforced(t)
+	n.awaitEnforced(t)
 	early := make(chan error, 1)
 	go func() { early <- n.expects(t, "b", "new") }()
 	n.engine.DeletePod("default", "b")
@@ -101,32 +101,32 @@ func TestExpectationsAreOfOnePod(t *testing.T) {
 	if err := <-early; err != nil {
 		t.Fatal(err)
 	}
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 
 	// A younger pod is still shown with the address that it had before.
 	young := pod("c", "c", n.addrs["b"])
 	young.CreationTimestamp = metav1.Now()
 	n.engine.SetPod(young)
-	n.enforced(t)
-	n.mustNotReach(t, "a", n.at("b", 8080))
+	n.awaitEnforced(t)
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 
 	// The sandbox came to nothing, nobody said so, and another pod got the address.
 	n.engine.SetPod(pod("c", "c"))
 	if err := n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "default/c", Addresses: []netip.Addr{n.addrs["b"]}}); err != nil {
 		t.Fatal(err)
 	}
-	n.mustReach(t, "a", n.at("b", 8080))
+	n.mustReach(t, "a", n.addrPort("b", 8080))
 }
 
 // A kubelet without an API server runs pods that nobody knows, but none while policies are
 // not enforced.
-func TestPodsThatAreNotKnown(t *testing.T) {
+func TestExpectUnknownPod(t *testing.T) {
 	n := newNode(t, "a", "b")
 	if err := n.expects(t, "b", ""); api.ClassOf(err) != api.Unavailable {
 		t.Errorf("expected while the cluster is not known: %v", err)
 	}
-	n.tellOthers("b")
-	n.enforced(t)
+	n.reportAllExcept("b")
+	n.awaitEnforced(t)
 	if err := n.expects(t, "b", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"); api.ClassOf(err) != api.Unavailable {
 		t.Errorf("a pod of the API server that it does not show yet: %v", err)
 	}
@@ -140,11 +140,11 @@ func TestPodsThatAreNotKnown(t *testing.T) {
 }
 
 // What goes to a group is judged by the port of the bridge, from when the plugin says that it is there.
-func TestPodIsIsolatedByItsPortBeforeItRuns(t *testing.T) {
+func TestExpectPodIsolatesItsPort(t *testing.T) {
 	n := newNode(t, "a", "b", "c")
 	n.echo(t, "b", 8080)
 	n.engine.SetPolicy(udp(allow("b", 7000, "c")))
-	n.tellOthers("b")
+	n.reportAllExcept("b")
 	n.engine.SetPod(pod("b", "1"))
 	plug := func(bridge string) {
 		t.Helper()
@@ -165,11 +165,11 @@ func TestPodIsIsolatedByItsPortBeforeItRuns(t *testing.T) {
 	if err := n.expects(t, "b", "1"); err != nil {
 		t.Fatal(err)
 	}
-	b := n.hear(t, "b", "239.1.2.3:7000")
-	n.mustReach(t, "host", n.at("b", 8080)) // its port forwards
-	n.shout(t, "a", "239.1.2.3:7000", "from a")
-	n.shout(t, "c", "239.1.2.3:7000", "from c")
-	if got := hears(t, b); got != "from c" {
+	b := n.listenUDP(t, "b", "239.1.2.3:7000")
+	n.mustReach(t, "host", n.addrPort("b", 8080)) // its port forwards
+	n.sendUDP(t, "a", "239.1.2.3:7000", "from a")
+	n.sendUDP(t, "c", "239.1.2.3:7000", "from c")
+	if got := firstMessage(t, b); got != "from c" {
 		t.Errorf("b hears %q, want what c sent", got)
 	}
 }

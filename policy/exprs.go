@@ -97,7 +97,7 @@ func (x exprs) in(family rules.Family, f field, set string) exprs {
 // vmap goes where a map leads an address.
 func (x exprs) vmap(family rules.Family, f field, set string) exprs {
 	load, _ := f.load(family, 1)
-	return append(x, load, lead(1, set))
+	return append(x, load, verdictLookup(1, set))
 }
 
 // within lets only packets pass of which an address is in a prefix.
@@ -126,7 +126,7 @@ func (x exprs) icmp6(from, to byte) exprs {
 }
 
 // notSYN lets only TCP packets pass that do not ask for a connection.
-func (x exprs) notSYN() exprs {
+func (x exprs) withoutSYN() exprs {
 	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
 	x = x.protocol(unix.IPPROTO_TCP)
 	return append(x,
@@ -136,7 +136,7 @@ func (x exprs) notSYN() exprs {
 }
 
 // toMany lets only packets pass that came in a frame to a group or to all.
-func (x exprs) toMany() exprs {
+func (x exprs) groupFrame() exprs {
 	return append(x, &expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{unix.PACKET_BROADCAST}},
 		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{unix.PACKET_MULTICAST}})
@@ -174,7 +174,7 @@ func lookup(register uint32, set string) expr.Any {
 }
 
 // lead looks a verdict up.
-func lead(register uint32, set string) expr.Any {
+func verdictLookup(register uint32, set string) expr.Any {
 	return &expr.Lookup{SourceRegister: register, SetName: set, IsDestRegSet: true}
 }
 

@@ -20,16 +20,16 @@ import (
 // something leads to cannot be deleted, and each transaction makes a new generation,
 // whoever began it.
 type fakeKernel struct {
-	mu     sync.Mutex
-	sets   map[string]*rules.Set
-	chains map[string]*rules.Chain
-	state  hooks
-	gen    uint32
-	muted  bool
-	noLog  bool    // rules that log are refused, as without nfnetlink_log
-	fail   []error // of the next transactions; nil lets one pass
-	writes int     // transactions that happened
-	closed bool
+	mu         sync.Mutex
+	sets       map[string]*rules.Set
+	chains     map[string]*rules.Chain
+	state      hooks
+	gen        uint32
+	logOmitted bool
+	noLog      bool    // rules that log are refused, as without nfnetlink_log
+	fail       []error // of the next transactions; nil lets one pass
+	writes     int     // transactions that happened
+	closed     bool
 }
 
 func newFakeKernel() *fakeKernel {
@@ -47,7 +47,7 @@ func (k *fakeKernel) transact(f func(*fakeKernel) error) error {
 			return err
 		}
 	}
-	next := &fakeKernel{sets: map[string]*rules.Set{}, chains: maps.Clone(k.chains), state: k.state, muted: k.muted, noLog: k.noLog}
+	next := &fakeKernel{sets: map[string]*rules.Set{}, chains: maps.Clone(k.chains), state: k.state, logOmitted: k.logOmitted, noLog: k.noLog}
 	for name, s := range k.sets {
 		next.sets[name] = cloneSet(s)
 	}
@@ -76,7 +76,7 @@ func cloneSet(s *rules.Set) *rules.Set {
 func (k *fakeKernel) check() error {
 	for _, ch := range k.chains {
 		for _, r := range ch.Rules {
-			if r.Action == rules.Log && !k.muted && k.noLog {
+			if r.Action == rules.Log && !k.logOmitted && k.noLog {
 				return fmt.Errorf("chain %s logs: %w", ch.Name, unix.ENOENT)
 			}
 			if _, ok := k.chains[r.Chain]; r.Action == rules.Jump && !ok {
@@ -136,13 +136,13 @@ func (k *fakeKernel) change(c rules.Change, to hooks) error {
 			s.Elements[entry.Element] = entry.Chain
 		}
 	}
-	for _, name := range c.GoneChains {
+	for _, name := range c.RemovedChains {
 		if k.chains[name] == nil {
 			return fmt.Errorf("delete chain %s: %w", name, unix.ENOENT)
 		}
 		delete(k.chains, name)
 	}
-	for _, s := range c.GoneSets {
+	for _, s := range c.RemovedSets {
 		if k.sets[s.Name] == nil {
 			return fmt.Errorf("delete set %s: %w", s.Name, unix.ENOENT)
 		}
@@ -192,10 +192,10 @@ func (k *fakeKernel) generation() (uint32, error) {
 	return k.gen, nil
 }
 
-func (k *fakeKernel) muteLog(mute bool) {
+func (k *fakeKernel) omitLogRules(mute bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.muted = mute
+	k.logOmitted = mute
 }
 
 func (k *fakeKernel) showBridged() error                      { return nil }

@@ -44,9 +44,9 @@ func inetHooks() []hook {
 	return []hook{
 		{strictChain, nil, nil, []exprs{
 			exprs{}.state(stateInvalid).drop(),
-			exprs{}.state(stateNew).notSYN().drop(),
+			exprs{}.state(stateNew).withoutSYN().drop(),
 		}},
-		{linkLocalChain, nil, nil, append(passing(), byMark(nil, rules.EgressPortsMap))},
+		{linkLocalChain, nil, nil, append(alwaysAccepted(), byMark(nil, rules.EgressPortsMap))},
 		{"policy-prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, []exprs{
 			exprs{}.family(rules.IPv6).within(rules.IPv6, saddr, linkLocal).jump(linkLocalChain),
 		}},
@@ -59,7 +59,7 @@ func inetHooks() []hook {
 }
 
 // passing is what is never judged.
-func passing() []exprs {
+func alwaysAccepted() []exprs {
 	return []exprs{
 		exprs{}.state(stateEstablished | stateRelated).accept(),
 		exprs{}.icmp6(130, 137).accept(),
@@ -89,7 +89,7 @@ func selfRules() []exprs {
 }
 
 func egressRules() []exprs {
-	all := append(passing(), strictFor(saddr)...)
+	all := append(alwaysAccepted(), strictFor(saddr)...)
 	all = append(all, strictFor(daddr)...)
 	all = append(all, selfRules()...)
 	for _, family := range bothFamilies {
@@ -99,8 +99,8 @@ func egressRules() []exprs {
 }
 
 func ingressRules() []exprs {
-	all := append(passing(), selfRules()...)
-	all = append(all, byMark(exprs{}.toMany(), rules.IngressPortsMap))
+	all := append(alwaysAccepted(), selfRules()...)
+	all = append(all, byMark(exprs{}.groupFrame(), rules.IngressPortsMap))
 	for _, family := range bothFamilies {
 		all = append(all, byMark(exprs{}.family(family).within(family, daddr, groups(family)), rules.IngressPortsMap))
 	}
@@ -151,7 +151,7 @@ func writeMark(x exprs, port expr.MetaKey) exprs {
 
 // byMark goes where a map leads the port that bridgeHooks wrote.
 func byMark(x exprs, ports string) exprs {
-	return append(x, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, lead(1, ports))
+	return append(x, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, verdictLookup(1, ports))
 }
 
 // ether lets only frames pass that have a packet of an IP version in them.

@@ -27,15 +27,15 @@ const prefix = netdev.PolicyPrefix
 // nft is nftables and connection tracking of one network namespace. It implements
 // kernel.
 type nft struct {
-	ns      netns.NsHandle
-	bridge  string
-	sysctls string
-	mute    bool // without the rules that log, for which the kernel may lack a module
+	ns         netns.NsHandle
+	bridge     string
+	sysctls    string
+	logOmitted bool // without the rules that log, for which the kernel may lack a module
 }
 
 func (k *nft) close() error { return k.ns.Close() }
 
-func (k *nft) muteLog(mute bool) { k.mute = mute }
+func (k *nft) omitLogRules(mute bool) { k.logOmitted = mute }
 
 func (k *nft) showBridged() error {
 	return netdev.DoIn(k.ns, func() error { return showBridgedPackets(k.sysctls) })
@@ -50,12 +50,12 @@ func (k *nft) ports() (ports map[netip.Addr]uint32, err error) {
 }
 
 func (k *nft) hostAddrs() (map[netip.Addr]bool, error) {
-	own := make(map[netip.Addr]bool)
+	hostAddrs := make(map[netip.Addr]bool)
 	err := netdev.DoIn(k.ns, func() error {
 		addrs, err := netdev.Dump(func() ([]vnetlink.Addr, error) { return vnetlink.AddrList(nil, vnetlink.FAMILY_ALL) })
 		for _, a := range addrs {
 			if addr, ok := netip.AddrFromSlice(a.IP); ok {
-				own[addr.Unmap()] = true
+				hostAddrs[addr.Unmap()] = true
 			}
 		}
 		return err
@@ -63,7 +63,7 @@ func (k *nft) hostAddrs() (map[netip.Addr]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the host's addresses: %w", err)
 	}
-	return own, nil
+	return hostAddrs, nil
 }
 
 func (k *nft) connections() (connections, error) {
@@ -81,7 +81,7 @@ func (k *nft) connections() (connections, error) {
 // transaction is one change of nftables.
 type transaction struct {
 	*nftables.Conn
-	mute bool
+	logOmitted bool
 }
 
 // bufferSize is for what a transaction sends and for the answers that wait while
@@ -100,7 +100,7 @@ func (k *nft) begin() (transaction, error) {
 	}); err != nil {
 		return transaction{}, fmt.Errorf("open nftables: %w", err)
 	}
-	return transaction{c, k.mute}, nil
+	return transaction{c, k.logOmitted}, nil
 }
 
 // dial opens a socket to netfilter.
@@ -187,7 +187,7 @@ func (t transaction) change(c rules.Change) error {
 	}
 	for _, ch := range c.Chains {
 		for _, r := range ch.Rules {
-			if r.Action != rules.Log || !t.mute {
+			if r.Action != rules.Log || !t.logOmitted {
 				t.addRule(inetTable, ch.Name, compile(r), comment(r.String()+" # "+r.Comment))
 			}
 		}
@@ -200,13 +200,13 @@ func (t transaction) change(c rules.Change) error {
 			return err
 		}
 	}
-	for _, name := range c.GoneChains {
+	for _, name := range c.RemovedChains {
 		t.FlushChain(&nftables.Chain{Name: name, Table: inetTable})
 	}
-	for _, name := range c.GoneChains {
+	for _, name := range c.RemovedChains {
 		t.DelChain(&nftables.Chain{Name: name, Table: inetTable})
 	}
-	for _, s := range c.GoneSets {
+	for _, s := range c.RemovedSets {
 		t.DelSet(kernelSet(s))
 	}
 	return nil
@@ -291,11 +291,11 @@ func (t transaction) present() (chains []*nftables.Chain, sets []*nftables.Set, 
 	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == inetTable.Name }) {
 		return chains, nil, nil
 	}
-	there, err := t.GetSets(inetTable)
+	present, err := t.GetSets(inetTable)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list sets of table %s: %w", inetTable.Name, err)
 	}
-	for _, s := range there {
+	for _, s := range present {
 		if strings.HasPrefix(s.Name, prefix) {
 			sets = append(sets, s)
 		}

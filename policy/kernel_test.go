@@ -20,14 +20,14 @@ import (
 // TestKernelJudgesAsTheModel takes the rules of random clusters through random
 // changes and sends the first packets of random flows over a bridge: those come
 // through that the model allows.
-func TestKernelJudgesAsTheModel(t *testing.T) {
+func TestKernelAgreesWithModel(t *testing.T) {
 	const pods, steps, flows = 9, 20, 400
 	w := enginetest.NewWire(t, pods)
 	enginetest.OnOneCPU(t)
 	first := seed.New(t)
 	r := policytest.Random{Rand: rand.New(rand.NewPCG(first, 0))}
 	c := rules.New(model.Load(r.Snapshot(pods, 6)))
-	k := &nft{ns: w.NS, mute: first%2 == 0}
+	k := &nft{ns: w.NS, logOmitted: first%2 == 0}
 	state := unhooked
 	id, mark := uint32(1), uint32(1)
 	w.Settle(t, mark) // and the bridge knows whose ports are whose
@@ -54,7 +54,7 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 			probes = append(probes, p)
 			from := endOf(p.Src, pods)
 			to := w.Ends[endOf(p.Dst, pods)].MAC
-			if policytest.ToMany(p.Dst) {
+			if policytest.IsGroup(p.Dst) {
 				to = enginetest.GroupMAC(p.Dst)
 			}
 			if err := unix.Send(w.Ends[from].FD, p.Frame(w.Ends[from].MAC, to), 0); err != nil {
@@ -105,7 +105,7 @@ func check(t *testing.T, w *enginetest.Wire, c *model.Cluster, p enginetest.Prob
 		p.Sender = policytest.AddrOf(c, endOf(p.Src, pods))
 	}
 	out := passes(p.Flow, model.Egress)
-	many := policytest.ToMany(p.Dst)
+	many := policytest.IsGroup(p.Dst)
 	for i := range w.Ends {
 		if i == endOf(p.Src, pods) || !many && i != endOf(p.Dst, pods) {
 			continue

@@ -14,7 +14,7 @@ import (
 )
 
 // isolated reports a pod of the engine's node, and a policy that isolates it.
-func isolated(e *Engine) {
+func reportIsolated(e *Engine) {
 	e.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
 	e.SetPod(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "a-b"},
@@ -28,7 +28,7 @@ func isolated(e *Engine) {
 }
 
 // running starts an engine over a fake kernel, and returns what ends it and waits.
-func running(t *testing.T, k *fakeKernel) (e *Engine, stop func() error) {
+func startFake(t *testing.T, k *fakeKernel) (e *Engine, stop func() error) {
 	t.Helper()
 	e, err := newEngine(Config{Node: "n1"}.withDefaults(), k)
 	if err != nil {
@@ -57,11 +57,11 @@ func wantEnforced(t *testing.T, e *Engine, k *fakeKernel) {
 	}
 }
 
-func TestNothingIsWrittenBeforeTheClusterIsKnown(t *testing.T) {
+func TestNoTransactionBeforeSynced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
-		e, stop := running(t, k)
-		isolated(e)
+		e, stop := startFake(t, k)
+		reportIsolated(e)
 		time.Sleep(time.Minute)
 		if k.writes != 0 || e.Enforced() == nil {
 			t.Errorf("%d transactions, enforced: %v", k.writes, e.Enforced())
@@ -81,7 +81,7 @@ func TestStopBeforeStart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		isolated(e)
+		reportIsolated(e)
 		e.Synced()
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -100,11 +100,11 @@ func TestStopBeforeStart(t *testing.T) {
 // An engine that ended neither hangs nor answers.
 func TestStoppedEngineRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, stop := running(t, newFakeKernel())
+		e, stop := startFake(t, newFakeKernel())
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		isolated(e) // as watchers do that have not ended yet
+		reportIsolated(e) // as watchers do that have not ended yet
 		if _, err := e.ShowPolicy(t.Context(), api.PolicyShowRequest{Pod: "shop/db"}); err == nil {
 			t.Error("a question was answered")
 		}
@@ -114,12 +114,12 @@ func TestStoppedEngineRefuses(t *testing.T) {
 func TestEngineRunsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
-		e, stop := running(t, k)
+		e, stop := startFake(t, k)
 		synctest.Wait()
 		if err := e.Run(t.Context()); !errors.Is(err, errStarted) {
 			t.Errorf("a second Run: %v, want %v", err, errStarted)
 		}
-		isolated(e)
+		reportIsolated(e)
 		e.Synced()
 		wantEnforced(t, e, k) // by the first
 		if err := stop(); err != nil {
@@ -129,12 +129,12 @@ func TestEngineRunsOnce(t *testing.T) {
 }
 
 // The rules stay when the engine ends, and the next one finds them as they should be.
-func TestNextEngineTakesOver(t *testing.T) {
+func TestNextEngineKeepsRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
 		for range 2 {
-			e, stop := running(t, k)
-			isolated(e)
+			e, stop := startFake(t, k)
+			reportIsolated(e)
 			e.Synced()
 			wantEnforced(t, e, k)
 			if err := stop(); err != nil {
@@ -154,8 +154,8 @@ func TestFailedTransactionIsRepeated(t *testing.T) {
 		k := newFakeKernel()
 		broken := errors.New("no memory")
 		k.fail = []error{broken, broken}
-		e, stop := running(t, k)
-		isolated(e)
+		e, stop := startFake(t, k)
+		reportIsolated(e)
 		e.Synced()
 		synctest.Wait()
 		if err := e.Enforced(); !errors.Is(err, broken) {
@@ -174,11 +174,11 @@ func TestKernelWithoutLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
 		k.noLog = true
-		e, stop := running(t, k)
-		isolated(e)
+		e, stop := startFake(t, k)
+		reportIsolated(e)
 		e.Synced()
 		wantEnforced(t, e, k)
-		if !k.muted {
+		if !k.logOmitted {
 			t.Error("rules that log are not left out")
 		}
 		if err := stop(); err != nil {
@@ -189,11 +189,11 @@ func TestKernelWithoutLog(t *testing.T) {
 
 // Rules that another program removed are back within the promised ten seconds, and an
 // unchanged kernel is not written to.
-func TestFlushedRulesComeBack(t *testing.T) {
+func TestFlushedRulesAreRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
-		e, stop := running(t, k)
-		isolated(e)
+		e, stop := startFake(t, k)
+		reportIsolated(e)
 		e.Synced()
 		wantEnforced(t, e, k)
 		time.Sleep(time.Hour)

@@ -14,17 +14,17 @@ import (
 
 // reporter tells of denied flows: each once in a while, and not too many.
 type reporter struct {
-	log     *slog.Logger
-	metrics *metrics
-	lines   *rate.Limiter
-	untold  int // lines since the last that was written
+	log        *slog.Logger
+	metrics    *metrics
+	lines      *rate.Limiter
+	unreported int // lines since the last that was written
 	// The flows that were told, in this span of time and the one before.
 	recent, older map[denial]bool
-	turned        time.Time
+	rotated       time.Time
 }
 
 const (
-	sameFlowFor = time.Minute // a flow that goes on trying is told once in this time
+	repeatAfter = time.Minute // a flow that goes on trying is told once in this time
 	flowsKept   = 4096        // or when so many others were denied
 	linesEvery  = 100 * time.Millisecond
 	linesBurst  = 50
@@ -41,9 +41,9 @@ func newReporter(log *slog.Logger, m *metrics) *reporter {
 // report counts a denied flow and writes a line about it, unless it has done so
 // already.
 func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
-	if since := now.Sub(r.turned); since > sameFlowFor || len(r.recent) >= flowsKept {
-		r.older, r.recent, r.turned = r.recent, make(map[denial]bool), now
-		if since > 2*sameFlowFor {
+	if since := now.Sub(r.rotated); since > repeatAfter || len(r.recent) >= flowsKept {
+		r.older, r.recent, r.rotated = r.recent, make(map[denial]bool), now
+		if since > 2*repeatAfter {
 			r.older = nil
 		}
 	}
@@ -53,7 +53,7 @@ func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
 	r.recent[d] = true
 	r.metrics.denied(d.flow)
 	if !r.lines.AllowN(now, 1) {
-		r.untold++
+		r.unreported++
 		r.metrics.unreported.Inc()
 		return
 	}
@@ -64,9 +64,9 @@ func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
 		"dst", endpoint(d.flow.Dst, d.flow.Port), "dstPod", podName(c.Cluster(), d.flow.Dst),
 		"protocol", d.flow.Protocol, "isolatedBy", fmt.Sprint(isolating),
 	}
-	if r.untold > 0 {
-		attrs = append(attrs, "untold", r.untold)
-		r.untold = 0
+	if r.unreported > 0 {
+		attrs = append(attrs, "untold", r.unreported)
+		r.unreported = 0
 	}
 	r.log.Warn("flow denied by policy", attrs...)
 }

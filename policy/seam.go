@@ -40,7 +40,7 @@ type kernel interface {
 	// generation is the number of the last transaction of nftables, whoever made it.
 	generation() (uint32, error)
 	// muteLog leaves out the rules that log.
-	muteLog(mute bool)
+	omitLogRules(mute bool)
 	// showBridged shows bridged packets to the rules.
 	showBridged() error
 	// ports returns the ports of the bridge, as interface indexes, by the addresses that

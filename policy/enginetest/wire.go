@@ -62,24 +62,24 @@ func NewWire(t testing.TB, pods int) *Wire {
 	}
 	defer farNS.Close()
 	for _, path := range []string{w.Host, far} {
-		do(t, path, func() error {
+		inNamespace(t, path, func() error {
 			return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644)
 		})
 	}
-	do(t, w.Host, func() error {
+	inNamespace(t, w.Host, func() error {
 		if err := netdev.ProcSys.Set("1", "net", "bridge", "bridge-nf-call-iptables"); err != nil {
 			return err
 		}
 		return w.build(pods+1, farNS)
 	})
-	do(t, far, func() error { return w.open(pods + 1) })
+	inNamespace(t, far, func() error { return w.open(pods + 1) })
 	t.Cleanup(w.close)
 	return w
 }
 
 // WireHere makes a wire of which all is in the calling thread's namespace; Host is
 // not set.
-func WireHere(t testing.TB, pods int) *Wire {
+func WireInThread(t testing.TB, pods int) *Wire {
 	t.Helper()
 	here, err := netns.Get()
 	if err != nil {
@@ -111,7 +111,7 @@ func (w *Wire) close() {
 	}
 }
 
-func do(t testing.TB, path string, f func() error) {
+func inNamespace(t testing.TB, path string, f func() error) {
 	t.Helper()
 	if err := netdev.Do(path, f); err != nil {
 		t.Fatal(err)

@@ -102,8 +102,8 @@ func (c *Cluster) SetPod(key Key, pod *Pod) []netip.Addr {
 // precedence sorts pods that claim one address: an address is given to a new pod
 // while the API still shows the old one, or to an old one that is made again.
 func precedence(a, b *Pod) int {
-	if a.Plugged != b.Plugged {
-		if a.Plugged {
+	if a.FromPlugin != b.FromPlugin {
+		if a.FromPlugin {
 			return -1
 		}
 		return 1

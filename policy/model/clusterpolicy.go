@@ -84,7 +84,7 @@ func ClusterPolicyOf(cnp *v1alpha2.ClusterNetworkPolicy) (*ClusterPolicy, error)
 	subject := cnp.Spec.Subject
 	p.Subject, faults = clusterPeer(subject.Namespaces, subject.Pods)
 	if faults != nil {
-		r.fault("subject", faults)
+		r.addError("subject", faults)
 		p.Subject = Peer{Namespaces: labels.Nothing(), Pods: labels.Nothing()}
 	}
 	switch cnp.Spec.Tier {
@@ -92,7 +92,7 @@ func ClusterPolicyOf(cnp *v1alpha2.ClusterNetworkPolicy) (*ClusterPolicy, error)
 	case v1alpha2.BaselineTier:
 		p.Tier = Baseline
 	default:
-		r.fault("tier", fmt.Errorf("%q is not Admin or Baseline", cnp.Spec.Tier))
+		r.addError("tier", fmt.Errorf("%q is not Admin or Baseline", cnp.Spec.Tier))
 		p.Subject = Peer{Namespaces: labels.Nothing(), Pods: labels.Nothing()}
 	}
 	for i, in := range cnp.Spec.Ingress {
@@ -118,17 +118,17 @@ func (r *reader) clusterRule(where string, action v1alpha2.ClusterNetworkPolicyR
 	case v1alpha2.ClusterNetworkPolicyRuleActionDeny:
 		rule.Action = Deny
 	default:
-		r.fault(where, fmt.Errorf("action %q is not Accept, Deny or Pass", action))
+		r.addError(where, fmt.Errorf("action %q is not Accept, Deny or Pass", action))
 		rule.Action = Deny
 	}
 	if len(peers) == 0 {
-		r.fault(where, errors.New("no peers"))
+		r.addError(where, errors.New("no peers"))
 		rule.AnyPeer = rule.Action == Deny
 	}
 	for i, p := range peers {
 		some, err := clusterPeers(p)
 		if err != nil {
-			r.fault(fmt.Sprintf("%s peer %d", where, i), err)
+			r.addError(fmt.Sprintf("%s peer %d", where, i), err)
 			rule.AnyPeer = rule.Action == Deny
 		}
 		rule.Peers = append(rule.Peers, some...)
@@ -136,7 +136,7 @@ func (r *reader) clusterRule(where string, action v1alpha2.ClusterNetworkPolicyR
 	for i, p := range protocols {
 		some, err := clusterPorts(p)
 		if err != nil {
-			r.fault(fmt.Sprintf("%s protocol %d", where, i), err)
+			r.addError(fmt.Sprintf("%s protocol %d", where, i), err)
 			rule.AnyPort = rule.Action == Deny
 		}
 		rule.Ports = append(rule.Ports, some...)

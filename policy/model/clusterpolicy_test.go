@@ -37,9 +37,9 @@ func baseline(spec string) string {
 
 // TestJudgeOfCluster goes through the documentation of ClusterNetworkPolicy, one sentence
 // a case.
-func TestJudgeOfCluster(t *testing.T) {
+func TestJudgeClusterPolicies(t *testing.T) {
 	for _, c := range []struct {
-		says     string
+		sentence string
 		policies []string
 		src, dst string
 		port     uint16
@@ -86,13 +86,13 @@ func TestJudgeOfCluster(t *testing.T) {
 		m := load(t, shop+strings.Join(c.policies, "---\n"))
 		f := model.Flow{Src: addr(c.src), Dst: addr(c.dst), Protocol: model.TCP, Port: c.port}
 		if got := m.Judge(f, model.Egress).Allowed() && m.Judge(f, model.Ingress).Allowed(); got != c.allowed {
-			t.Errorf("%s: allowed %v, want %v", c.says, got, c.allowed)
+			t.Errorf("%s: allowed %v, want %v", c.sentence, got, c.allowed)
 		}
 	}
 }
 
 // What cannot be read or is not supported is told, and never opens anything.
-func TestUnreadableOfCluster(t *testing.T) {
+func TestUnreadableClusterPolicy(t *testing.T) {
 	for spec, want := range map[string]string{
 		`ingress: [{action: Deny, from: [{}]}]`:                                                                         `ingress[0] peer 0: nothing that is known selects`,
 		`ingress: [{action: Deny, from: []}]`:                                                                           `no peers`,
@@ -129,7 +129,7 @@ func TestUnreadableOfCluster(t *testing.T) {
 	}
 }
 
-func TestExplainOfCluster(t *testing.T) {
+func TestExplainClusterPolicies(t *testing.T) {
 	c := load(t, shop+admin(`ingress: [{action: Pass, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: probe}}}}]}, {action: Deny, `+anybody+`, protocols: [{tcp: {}}]}]`)+
 		"---\n"+isolated+"---\n"+baseline(`egress: [{action: Accept, to: [{networks: [10.0.0.0/8]}]}]`))
 	got := strings.Join(c.Explain(c.Pod(model.Key{Namespace: "shop", Name: "web"})), "\n")

@@ -8,7 +8,7 @@ import (
 )
 
 // fuzzed puts words where a policy has some.
-func fuzzed(cidr, except, protocol, port string, from, to int32, word string) *networkingv1.NetworkPolicy {
+func policyWith(cidr, except, protocol, port string, from, to int32, word string) *networkingv1.NetworkPolicy {
 	proto := corev1.Protocol(protocol)
 	name, number := intstr.FromString(port), intstr.FromInt32(from)
 	selector := &metav1.LabelSelector{

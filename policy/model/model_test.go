@@ -54,9 +54,9 @@ func TestJudge(t *testing.T) {
 	}
 	const web, db, probe, out = "10.32.0.5", "10.32.0.6", "10.32.0.7", "192.0.2.1"
 	for _, c := range []struct {
-		says, spec, src, dst string
-		port                 uint16
-		allowed              bool
+		sentence, spec, src, dst string
+		port                     uint16
+		allowed                  bool
 	}{
 		{"an empty podSelector selects all pods in the namespace", `{podSelector: {}}`, web, db, 80, false},
 		{"and none of others", `{podSelector: {}}`, web, probe, 80, true},
@@ -80,7 +80,7 @@ func TestJudge(t *testing.T) {
 		cluster := load(t, shop+policy(c.spec))
 		f := model.Flow{Src: addr(c.src), Dst: addr(c.dst), Protocol: model.TCP, Port: c.port}
 		if got := cluster.Judge(f, model.Egress).Allowed() && cluster.Judge(f, model.Ingress).Allowed(); got != c.allowed {
-			t.Errorf("%s: allowed %v, want %v", c.says, got, c.allowed)
+			t.Errorf("%s: allowed %v, want %v", c.sentence, got, c.allowed)
 		}
 	}
 }
@@ -127,7 +127,7 @@ status: {podIP: 192.0.2.3}`)
 
 // TestUnreadable checks that what cannot be read is told, allows nothing, and
 // leaves the rest in force.
-func TestUnreadable(t *testing.T) {
+func TestUnreadablePolicy(t *testing.T) {
 	for spec, want := range map[string]string{
 		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: x}}]}]}`:                                `read policy shop/p: ingress[0] peer 0: ipBlock`,
 		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [y]}}]}]}`:        `except`,
@@ -186,7 +186,7 @@ func FuzzPolicyOf(f *testing.F) {
 	f.Add("10.0.0.0/8", "10.1.0.0/16", "TCP", "http", int32(1), int32(2), "a")
 	f.Add("::/0", "::ffff:1.2.3.4/100", "", "", int32(-1), int32(70000), "Ingress")
 	f.Fuzz(func(t *testing.T, cidr, except, protocol, port string, from, to int32, word string) {
-		np := fuzzed(cidr, except, protocol, port, from, to, word)
+		np := policyWith(cidr, except, protocol, port, from, to, word)
 		p, err := model.PolicyOf(np)
 		if p == nil || len(p.Rules[model.Ingress]) > len(np.Spec.Ingress) {
 			t.Fatalf("policy %v, error %v", p, err)

@@ -59,15 +59,15 @@ func parseProtocol(p corev1.Protocol) (Protocol, error) {
 // Pod is what of a pod policies depend on.
 type Pod struct {
 	Key
-	Node    string
-	Labels  labels.Set
-	UID     string       // as its kubelet has it
-	Apart   bool         // policies do not see it: it is in the host's network, or has ended
-	Addrs   []netip.Addr // none if policies do not see the pod, or it has none yet
-	Ports   []NamedPort
-	Plugged bool  // Addrs are of who gave them, and not what the API server shows
-	Ending  bool  // it is being deleted
-	Created int64 // seconds since 1970
+	Node       string
+	Labels     labels.Set
+	UID        string       // as its kubelet has it
+	Excluded   bool         // policies do not see it: it is in the host's network, or has ended
+	Addrs      []netip.Addr // none if policies do not see the pod, or it has none yet
+	Ports      []NamedPort
+	FromPlugin bool  // Addrs are of who gave them, and not what the API server shows
+	Ending     bool  // it is being deleted
+	Created    int64 // seconds since 1970
 }
 
 // NamedPort is a port of a container that has a name.
@@ -89,7 +89,7 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 		Created: p.CreationTimestamp.Unix(),
 	}
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
-		pod.Apart = true
+		pod.Excluded = true
 		return pod, nil
 	}
 	var errs []error

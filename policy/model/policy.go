@@ -83,7 +83,7 @@ func PolicyOf(np *networkingv1.NetworkPolicy) (*Policy, error) {
 		case networkingv1.PolicyTypeEgress:
 			p.Isolates[Egress] = true
 		default:
-			r.fault("policyTypes", fmt.Errorf("%q is not Ingress or Egress", t))
+			r.addError("policyTypes", fmt.Errorf("%q is not Ingress or Egress", t))
 		}
 	}
 	if p.Isolates[Ingress] {
@@ -105,14 +105,14 @@ type reader struct {
 	errs   []error
 }
 
-func (r *reader) fault(where string, err error) {
+func (r *reader) addError(where string, err error) {
 	r.errs = append(r.errs, fmt.Errorf("read policy %s: %s: %w", r.policy, where, err))
 }
 
 func (r *reader) selector(where string, s *metav1.LabelSelector, unreadable labels.Selector) labels.Selector {
 	sel, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
-		r.fault(where, err)
+		r.addError(where, err)
 		return unreadable
 	}
 	return sel
@@ -128,7 +128,7 @@ func (r *reader) rule(where string, peers []networkingv1.NetworkPolicyPeer, port
 	for i, p := range ports {
 		port, err := parsePort(p)
 		if err != nil {
-			r.fault(fmt.Sprintf("%s port %d", where, i), err)
+			r.addError(fmt.Sprintf("%s port %d", where, i), err)
 			continue
 		}
 		rule.Ports = append(rule.Ports, port)
@@ -143,12 +143,12 @@ func (r *reader) peer(where string, p networkingv1.NetworkPolicyPeer) (Peer, boo
 			err = errors.New("ipBlock next to a selector")
 		}
 		if err != nil {
-			r.fault(where, err)
+			r.addError(where, err)
 		}
 		return block, err == nil
 	}
 	if p.PodSelector == nil && p.NamespaceSelector == nil {
-		r.fault(where, errors.New("neither selector nor ipBlock"))
+		r.addError(where, errors.New("neither selector nor ipBlock"))
 		return Peer{}, false
 	}
 	peer := Peer{Namespace: r.policy.Namespace, Pods: labels.Everything()}

@@ -18,12 +18,12 @@ func (c *Cluster) Explain(pod *Pod) []string {
 	for _, d := range []Direction{Ingress, Egress} {
 		if first := c.Deciding(pod, d, Admin); len(first) > 0 {
 			lines = append(lines, fmt.Sprintf("%s: first what policies of the cluster decide", d))
-			lines = append(lines, rulesOf(first, d)...)
+			lines = append(lines, clusterRuleTexts(first, d)...)
 		}
 		applying, base := c.Applying(pod, d), c.Deciding(pod, d, Baseline)
 		if len(applying) == 0 && len(base) > 0 {
 			lines = append(lines, fmt.Sprintf("%s: no policy isolates the pod; what the cluster's baseline decides, else allowed", d))
-			lines = append(lines, rulesOf(base, d)...)
+			lines = append(lines, clusterRuleTexts(base, d)...)
 			continue
 		}
 		if len(applying) == 0 {
@@ -45,7 +45,7 @@ func (c *Cluster) Explain(pod *Pod) []string {
 }
 
 // rulesOf says in words what policies of the whole cluster decide, a line each rule.
-func rulesOf(policies []*ClusterPolicy, d Direction) (lines []string) {
+func clusterRuleTexts(policies []*ClusterPolicy, d Direction) (lines []string) {
 	for _, p := range policies {
 		lines = append(lines, fmt.Sprintf("  %s, priority %d", p.Name, p.Priority))
 		for _, r := range p.Rules[d] {
@@ -87,15 +87,15 @@ func (r Rule) text(d Direction) string {
 	}
 	peers, ports := []string{"anyone"}, []string{"any port"}
 	if !r.AnyPeer {
-		peers = words(r.Peers, Peer.text)
+		peers = texts(r.Peers, Peer.text)
 	}
 	if !r.AnyPort {
-		ports = words(r.Ports, Port.text)
+		ports = texts(r.Ports, Port.text)
 	}
 	return fmt.Sprintf("%s %s at %s", end, strings.Join(peers, " or "), strings.Join(ports, ", "))
 }
 
-func words[T any](of []T, text func(T) string) []string {
+func texts[T any](of []T, text func(T) string) []string {
 	if len(of) == 0 {
 		return []string{"nothing"} // what could not be read
 	}
@@ -115,12 +115,12 @@ func (p Peer) text() string {
 	}
 	where := "namespace " + p.Namespace
 	if p.Namespaces != nil {
-		where = selected("namespaces", p.Namespaces)
+		where = selectorText("namespaces", p.Namespaces)
 	}
-	return selected("pods", p.Pods) + " in " + where
+	return selectorText("pods", p.Pods) + " in " + where
 }
 
-func selected(what string, s labels.Selector) string {
+func selectorText(what string, s labels.Selector) string {
 	requirements, selectable := s.Requirements()
 	if !selectable {
 		return "no " + what

@@ -21,7 +21,7 @@ func (r Random) ClusterPolicy(i int) *model.ClusterPolicy {
 // ClusterNetworkPolicy returns a policy of the whole cluster that the API server would take.
 func (r Random) ClusterNetworkPolicy(i int) *v1alpha2.ClusterNetworkPolicy {
 	cnp := &v1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: clusterName(i)}}
-	cnp.Spec.Tier = one(r, []v1alpha2.Tier{v1alpha2.AdminTier, v1alpha2.BaselineTier})
+	cnp.Spec.Tier = pick(r, []v1alpha2.Tier{v1alpha2.AdminTier, v1alpha2.BaselineTier})
 	cnp.Spec.Priority = int32(r.IntN(3)) // some have the same
 	cnp.Spec.Subject.Namespaces, cnp.Spec.Subject.Pods = r.clusterPods()
 	for range r.IntN(3) {
@@ -37,8 +37,8 @@ func (r Random) ClusterNetworkPolicy(i int) *v1alpha2.ClusterNetworkPolicy {
 		rule := v1alpha2.ClusterNetworkPolicyEgressRule{Action: r.action(), Protocols: r.clusterProtocols()}
 		for range 1 + r.IntN(2) {
 			var p v1alpha2.ClusterNetworkPolicyEgressPeer
-			if r.chance(3) {
-				p.Networks = []v1alpha2.CIDR{v1alpha2.CIDR(one(r, blocks)), v1alpha2.CIDR(one(r, blocks))}
+			if r.oneIn(3) {
+				p.Networks = []v1alpha2.CIDR{v1alpha2.CIDR(pick(r, blocks)), v1alpha2.CIDR(pick(r, blocks))}
 			} else {
 				p.Namespaces, p.Pods = r.clusterPods()
 			}
@@ -52,14 +52,14 @@ func (r Random) ClusterNetworkPolicy(i int) *v1alpha2.ClusterNetworkPolicy {
 func clusterName(i int) string { return fmt.Sprintf("cluster-%d", i) }
 
 func (r Random) action() v1alpha2.ClusterNetworkPolicyRuleAction {
-	return one(r, []v1alpha2.ClusterNetworkPolicyRuleAction{
+	return pick(r, []v1alpha2.ClusterNetworkPolicyRuleAction{
 		v1alpha2.ClusterNetworkPolicyRuleActionAccept, v1alpha2.ClusterNetworkPolicyRuleActionDeny, v1alpha2.ClusterNetworkPolicyRuleActionPass,
 	})
 }
 
 // clusterPods selects pods in one of the two ways that there are.
 func (r Random) clusterPods() (namespaces *metav1.LabelSelector, pods *v1alpha2.NamespacedPod) {
-	if r.chance(2) {
+	if r.oneIn(2) {
 		return r.selector(), nil
 	}
 	return nil, &v1alpha2.NamespacedPod{NamespaceSelector: *r.selector(), PodSelector: *r.selector()}
@@ -67,7 +67,7 @@ func (r Random) clusterPods() (namespaces *metav1.LabelSelector, pods *v1alpha2.
 
 func (r Random) clusterProtocols() (all []v1alpha2.ClusterNetworkPolicyProtocol) {
 	for range r.IntN(3) {
-		number := int32(one(r, Ports))
+		number := int32(pick(r, Ports))
 		var port *v1alpha2.Port
 		switch r.IntN(3) {
 		case 0:
@@ -82,7 +82,7 @@ func (r Random) clusterProtocols() (all []v1alpha2.ClusterNetworkPolicyProtocol)
 		case 1:
 			p.SCTP = &v1alpha2.ClusterNetworkPolicyProtocolSCTP{DestinationPort: port}
 		case 2:
-			p.DestinationNamedPort = one(r, portNames)
+			p.DestinationNamedPort = pick(r, portNames)
 		default:
 			p.TCP = &v1alpha2.ClusterNetworkPolicyProtocolTCP{DestinationPort: port}
 		}

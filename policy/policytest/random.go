@@ -49,23 +49,23 @@ var (
 // Random makes parts of clusters.
 type Random struct{ *rand.Rand }
 
-func one[T any](r Random, of []T) T { return of[r.IntN(len(of))] }
+func pick[T any](r Random, of []T) T { return of[r.IntN(len(of))] }
 
-func (r Random) chance(in int) bool { return r.IntN(in) == 0 }
+func (r Random) oneIn(in int) bool { return r.IntN(in) == 0 }
 
 // Labels returns labels for a pod or a namespace.
 func (r Random) Labels() labels.Set {
 	l := labels.Set{}
 	for _, key := range []string{"app", "tier"} {
-		if !r.chance(3) {
-			l[key] = one(r, values)
+		if !r.oneIn(3) {
+			l[key] = pick(r, values)
 		}
 	}
 	return l
 }
 
 // NamespaceName returns one of few names.
-func (r Random) NamespaceName() string { return one(r, namespaces) }
+func (r Random) NamespaceName() string { return pick(r, namespaces) }
 
 // Snapshot returns a cluster of n pods. The pod that is number i has the
 // addresses that Addrs returns.
@@ -118,8 +118,8 @@ func (r Random) Pod(i int) *model.Pod {
 	}
 	for _, name := range portNames {
 		for _, proto := range []model.Protocol{model.TCP, model.UDP} {
-			if r.chance(2) {
-				p.Ports = append(p.Ports, model.NamedPort{Name: name, Protocol: proto, Port: one(r, Ports)})
+			if r.oneIn(2) {
+				p.Ports = append(p.Ports, model.NamedPort{Name: name, Protocol: proto, Port: pick(r, Ports)})
 			}
 		}
 	}
@@ -138,12 +138,12 @@ func (r Random) Policy(i int) *model.Policy {
 // NetworkPolicy returns a policy that the API server would take.
 func (r Random) NetworkPolicy(i int) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{
-		ObjectMeta: metav1.ObjectMeta{Namespace: one(r, namespaces), Name: fmt.Sprintf("policy-%d", i)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprintf("policy-%d", i)},
 	}
-	if r.chance(2) {
+	if r.oneIn(2) {
 		np.Spec.PodSelector = *r.selector()
 	}
-	in, out := r.chance(2), r.chance(2)
+	in, out := r.oneIn(2), r.oneIn(2)
 	if in {
 		np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
 	}
@@ -161,10 +161,10 @@ func (r Random) NetworkPolicy(i int) *networkingv1.NetworkPolicy {
 
 func (r Random) selector() *metav1.LabelSelector {
 	s := &metav1.LabelSelector{}
-	if r.chance(2) {
-		s.MatchLabels = map[string]string{"app": one(r, values)}
+	if r.oneIn(2) {
+		s.MatchLabels = map[string]string{"app": pick(r, values)}
 	}
-	if r.chance(3) {
+	if r.oneIn(3) {
 		req := metav1.LabelSelectorRequirement{Key: "tier", Operator: metav1.LabelSelectorOpExists}
 		switch r.IntN(4) {
 		case 0:
@@ -172,7 +172,7 @@ func (r Random) selector() *metav1.LabelSelector {
 		case 1:
 			req.Operator, req.Values = metav1.LabelSelectorOpIn, []string{"a", "b"}
 		case 2:
-			req.Operator, req.Values = metav1.LabelSelectorOpNotIn, []string{one(r, values)}
+			req.Operator, req.Values = metav1.LabelSelectorOpNotIn, []string{pick(r, values)}
 		}
 		s.MatchExpressions = append(s.MatchExpressions, req)
 	}
@@ -199,10 +199,10 @@ func (r Random) peers() (peers []networkingv1.NetworkPolicyPeer) {
 
 // block returns a block with exceptions that lie within it.
 func (r Random) block() *networkingv1.IPBlock {
-	b := &networkingv1.IPBlock{CIDR: one(r, blocks)}
+	b := &networkingv1.IPBlock{CIDR: pick(r, blocks)}
 	whole := netip.MustParsePrefix(b.CIDR)
 	for range r.IntN(3) {
-		except := netip.MustParsePrefix(one(r, blocks))
+		except := netip.MustParsePrefix(pick(r, blocks))
 		if whole.Contains(except.Addr()) && except.Bits() > whole.Bits() {
 			b.Except = append(b.Except, except.String())
 		}
@@ -213,15 +213,15 @@ func (r Random) block() *networkingv1.IPBlock {
 func (r Random) ports() (ports []networkingv1.NetworkPolicyPort) {
 	for range r.IntN(4) {
 		var p networkingv1.NetworkPolicyPort
-		if !r.chance(3) {
-			proto := one(r, protocols)
+		if !r.oneIn(3) {
+			proto := pick(r, protocols)
 			p.Protocol = &proto
 		}
-		number := one(r, Ports)
+		number := pick(r, Ports)
 		switch r.IntN(5) {
 		case 0:
 		case 1:
-			name := intstr.FromString(one(r, portNames))
+			name := intstr.FromString(pick(r, portNames))
 			p.Port = &name
 		case 2:
 			from, to := intstr.FromInt32(int32(number)), int32(number)+int32(r.IntN(1000))
@@ -241,21 +241,21 @@ func LinkLocal(pod int) netip.Addr {
 }
 
 // ToMany reports whether an address does not say which pod it is of.
-func ToMany(a netip.Addr) bool { return slices.Contains(Groups, a) }
+func IsGroup(a netip.Addr) bool { return slices.Contains(Groups, a) }
 
 // Flow returns a flow between pods, the world and groups. It has no sender and no
 // receiver yet.
 func (r Random) Flow(pods int) model.Flow {
 	for {
-		f := model.Flow{Src: r.end(pods), Dst: r.end(pods), Port: one(r, Ports)}
-		if r.chance(8) {
+		f := model.Flow{Src: r.address(pods), Dst: r.address(pods), Port: pick(r, Ports)}
+		if r.oneIn(8) {
 			f.Src = LinkLocal(r.IntN(pods))
 		}
-		if r.chance(8) {
+		if r.oneIn(8) {
 			f.Dst = LinkLocal(r.IntN(pods))
 		}
-		if r.chance(6) {
-			f.Dst = one(r, Groups)
+		if r.oneIn(6) {
+			f.Dst = pick(r, Groups)
 		}
 		switch r.IntN(8) {
 		case 0:
@@ -276,11 +276,11 @@ func (r Random) Flow(pods int) model.Flow {
 	}
 }
 
-func (r Random) end(pods int) netip.Addr {
-	if r.chance(6) {
-		return one(r, World)
+func (r Random) address(pods int) netip.Addr {
+	if r.oneIn(6) {
+		return pick(r, World)
 	}
-	return one(r, Addrs(r.IntN(pods)))
+	return pick(r, Addrs(r.IntN(pods)))
 }
 
 // Step changes something of a cluster of n pods that has up to policies policies.
@@ -290,7 +290,7 @@ func (r Random) Step(c Changer, n, policies int) {
 		c.SetNamespace(r.NamespaceName(), r.Labels())
 	case 1, 2:
 		p := r.Pod(r.IntN(n))
-		if r.chance(4) {
+		if r.oneIn(4) {
 			p.Addrs = p.Addrs[:r.IntN(2)]
 		}
 		c.SetPod(p.Key, p)
@@ -299,7 +299,7 @@ func (r Random) Step(c Changer, n, policies int) {
 		c.SetPod(p.Key, nil)
 	case 4, 5:
 		i := r.IntN(policies)
-		if r.chance(3) {
+		if r.oneIn(3) {
 			c.SetClusterPolicy(clusterName(i), nil)
 		} else {
 			c.SetClusterPolicy(clusterName(i), r.ClusterPolicy(i))
@@ -309,7 +309,7 @@ func (r Random) Step(c Changer, n, policies int) {
 		for _, ns := range namespaces {
 			c.SetPolicy(model.Key{Namespace: ns, Name: fmt.Sprintf("policy-%d", i)}, nil)
 		}
-		if !r.chance(3) {
+		if !r.oneIn(3) {
 			p := r.Policy(i)
 			c.SetPolicy(p.Key, p)
 		}

@@ -13,14 +13,14 @@ func blockRanges(peers []model.Peer, f Family) []Range {
 	var all []Range
 	for _, p := range peers {
 		if p.Block.IsValid() && familyOf(p.Block.Addr()) == f {
-			all = append(all, without(rangeOf(p.Block), p.Except)...)
+			all = append(all, subtract(rangeOf(p.Block), p.Except)...)
 		}
 	}
-	return join(all)
+	return merge(all)
 }
 
 // join sorts ranges and makes one of those that touch.
-func join(ranges []Range) []Range {
+func merge(ranges []Range) []Range {
 	slices.SortFunc(ranges, func(a, b Range) int { return a.From.Compare(b.From) })
 	var joined []Range
 	for _, r := range ranges {
@@ -39,14 +39,14 @@ func join(ranges []Range) []Range {
 }
 
 // without returns what is left of a range.
-func without(whole Range, except []netip.Prefix) []Range {
+func subtract(whole Range, except []netip.Prefix) []Range {
 	holes := make([]Range, len(except))
 	for i, e := range except {
 		holes[i] = rangeOf(e)
 	}
 	var left []Range
 	from := whole.From
-	for _, h := range join(holes) {
+	for _, h := range merge(holes) {
 		if h.To.Compare(from) < 0 || h.From.Compare(whole.To) > 0 {
 			continue
 		}

@@ -149,12 +149,14 @@ func podChainName(d model.Direction, sides []side, tiers []*tierChain) string {
 	for _, t := range tiers {
 		names = append(names, t.name)
 	}
-	return "policy-pod-" + way(d) + "-" + hash(strings.Join(names, " "))
+	return "policy-pod-" + inOrOut(d) + "-" + hash(strings.Join(names, " "))
 }
 
-func (s side) chainName() string { return "policy-" + way(s.Direction) + "-" + hash(s.Key.String()) }
+func (s side) chainName() string {
+	return "policy-" + inOrOut(s.Direction) + "-" + hash(s.Key.String())
+}
 
-func way(d model.Direction) string {
+func inOrOut(d model.Direction) string {
 	if d == model.Egress {
 		return "out"
 	}

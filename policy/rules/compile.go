@@ -24,11 +24,11 @@ type Compiler struct {
 	ledger  ledger
 
 	isolated map[netip.Addr]isolation
-	pods     map[string]*podChain  // by name
-	policies map[side]*policyChain // those that apply to a local pod
-	tiers    map[string]*tierChain // by name
-	denials  map[string]*denial    // by name
-	sources  map[string]*source    // by what they are made of
+	pods     map[string]*podChain    // by name
+	policies map[side]*policyChain   // those that apply to a local pod
+	tiers    map[string]*tierChain   // by name
+	denials  map[string]*denialChain // by name
+	sources  map[string]*source      // by what they are made of
 	ports    map[netip.Addr]uint32
 
 	staleAddrs    map[netip.Addr]bool
@@ -47,7 +47,7 @@ func New(cluster *model.Cluster) *Compiler {
 		pods:          make(map[string]*podChain),
 		policies:      make(map[side]*policyChain),
 		tiers:         make(map[string]*tierChain),
-		denials:       make(map[string]*denial),
+		denials:       make(map[string]*denialChain),
 		sources:       make(map[string]*source),
 		staleAddrs:    make(map[netip.Addr]bool),
 		stalePolicies: make(map[model.Key]bool),
@@ -56,7 +56,7 @@ func New(cluster *model.Cluster) *Compiler {
 		c.ledger.addSet(&Set{Name: f.Name(IngressMap), Kind: AddrChains, Family: f})
 		c.ledger.addSet(&Set{Name: f.Name(EgressMap), Kind: AddrChains, Family: f})
 		c.ledger.addSet(&Set{Name: f.Name(IsolatedSet), Kind: Addrs, Family: f})
-		c.ledger.addSet(&Set{Name: f.Name(SelfSet), Kind: Selves, Family: f})
+		c.ledger.addSet(&Set{Name: f.Name(SelfSet), Kind: AddrPairs, Family: f})
 	}
 	for _, name := range portsMaps {
 		c.ledger.addSet(&Set{Name: name, Kind: IfindexChain})
@@ -164,9 +164,9 @@ func (c *Compiler) Change() Change {
 		}
 	}
 	for a := range c.staleAddrs {
-		c.isolate(a)
+		c.updateAddr(a)
 	}
-	c.leadPorts()
+	c.setPortVerdicts()
 	c.sweepPods()
 	for s, chain := range c.policies {
 		if chain.stale {

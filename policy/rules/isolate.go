@@ -37,12 +37,12 @@ type policyChain struct {
 
 // isolate leads what goes to and comes from an address to the chains of the
 // policies that its pod is under.
-func (c *Compiler) isolate(a netip.Addr) {
+func (c *Compiler) updateAddr(a netip.Addr) {
 	had := c.isolated[a]
 	var now isolation
 	if owner := c.cluster.Owner(a); c.cluster.Local(owner) {
-		now.chains[model.Ingress] = c.acquire(owner, model.Ingress)
-		now.chains[model.Egress] = c.acquire(owner, model.Egress)
+		now.chains[model.Ingress] = c.acquirePodChain(owner, model.Ingress)
+		now.chains[model.Egress] = c.acquirePodChain(owner, model.Egress)
 		if now.chains != [2]string{} {
 			now.port = c.ports[a]
 		}
@@ -53,8 +53,8 @@ func (c *Compiler) isolate(a netip.Addr) {
 		}
 	}
 	f, e := familyOf(a), Element{Addr: a}
-	c.lead(f.Name(IngressMap), e, now.chains[model.Ingress])
-	c.lead(f.Name(EgressMap), e, now.chains[model.Egress])
+	c.setVerdict(f.Name(IngressMap), e, now.chains[model.Ingress])
+	c.setVerdict(f.Name(EgressMap), e, now.chains[model.Egress])
 	if had != now && had.port != 0 {
 		for _, name := range portsMaps {
 			c.ledger.drop(name, Element{Ifindex: had.port})
@@ -74,7 +74,7 @@ func (c *Compiler) isolate(a netip.Addr) {
 // leadPorts leads what leaves by isolated pods' ports, after all that is not so
 // any more was dropped: addresses of one pod share a port, and ports are used
 // again.
-func (c *Compiler) leadPorts() {
+func (c *Compiler) setPortVerdicts() {
 	for _, i := range c.isolated {
 		for d, name := range portsMaps {
 			if i.port != 0 && i.chains[d] != "" {
@@ -85,7 +85,7 @@ func (c *Compiler) leadPorts() {
 }
 
 // lead makes a map give a chain, or nothing.
-func (c *Compiler) lead(set string, e Element, chain string) {
+func (c *Compiler) setVerdict(set string, e Element, chain string) {
 	if chain == "" {
 		c.ledger.drop(set, e)
 		return
@@ -95,18 +95,18 @@ func (c *Compiler) lead(set string, e Element, chain string) {
 
 // acquire returns the name of the chain for pods like this one, "" if it is under no
 // policy.
-func (c *Compiler) acquire(pod *model.Pod, d model.Direction) string {
+func (c *Compiler) acquirePodChain(pod *model.Pod, d model.Direction) string {
 	applying := c.cluster.Applying(pod, d)
 	sides := make([]side, len(applying))
 	for i, p := range applying {
 		sides[i] = side{p.Key, d}
 	}
 	var tiers []*tierChain
-	if t := c.tier(pod, d, model.Admin); t != nil {
+	if t := c.tierFor(pod, d, model.Admin); t != nil {
 		tiers = append(tiers, t)
 	}
 	if len(sides) == 0 {
-		if t := c.tier(pod, d, model.Baseline); t != nil {
+		if t := c.tierFor(pod, d, model.Baseline); t != nil {
 			tiers = append(tiers, t)
 		}
 	}
@@ -131,7 +131,7 @@ func (c *Compiler) podRules(name string, chain *podChain) []Rule {
 		rules = append(rules, Rule{Action: Jump, Chain: t.name, Comment: strings.Join(t.policies, " ")})
 	}
 	for _, s := range chain.policies {
-		rules = append(rules, Rule{Action: Jump, Chain: c.policy(s).name, Comment: s.Key.String()})
+		rules = append(rules, Rule{Action: Jump, Chain: c.acquirePolicyChain(s).name, Comment: s.Key.String()})
 	}
 	if len(chain.policies) > 0 {
 		rules = append(rules, Rule{Action: Log, Chain: name}, Rule{Action: Drop})
@@ -140,7 +140,7 @@ func (c *Compiler) podRules(name string, chain *podChain) []Rule {
 }
 
 // policy takes a reference to a policy's chain.
-func (c *Compiler) policy(s side) *policyChain {
+func (c *Compiler) acquirePolicyChain(s side) *policyChain {
 	chain := c.policies[s]
 	if chain == nil {
 		chain = &policyChain{name: s.chainName(), stale: true}

@@ -9,20 +9,20 @@ import (
 // ledger is the rules with a record of what changed since it was last asked.
 type ledger struct {
 	Rules
-	fresh  map[string]bool                // sets that were not there
-	edited map[string]map[Element]*string // what a touched element gave; nil if it was not there
-	chains map[string]bool                // chains that are new or have new rules
-	known  map[string]bool                // chains that were there
-	gone   Change                         // sets and chains that are no more
+	newSets   map[string]bool                // sets that were not there
+	edited    map[string]map[Element]*string // what a touched element gave; nil if it was not there
+	setChains map[string]bool                // chains that are new or have new rules
+	inKernel  map[string]bool                // chains that were there
+	removed   Change                         // sets and chains that are no more
 }
 
 func newLedger() ledger {
 	return ledger{
-		Rules:  Rules{Sets: make(map[string]*Set), Chains: make(map[string]*Chain)},
-		fresh:  make(map[string]bool),
-		edited: make(map[string]map[Element]*string),
-		chains: make(map[string]bool),
-		known:  make(map[string]bool),
+		Rules:     Rules{Sets: make(map[string]*Set), Chains: make(map[string]*Chain)},
+		newSets:   make(map[string]bool),
+		edited:    make(map[string]map[Element]*string),
+		setChains: make(map[string]bool),
+		inKernel:  make(map[string]bool),
 	}
 }
 
@@ -32,14 +32,14 @@ func (l *ledger) addSet(s *Set) {
 		s.Elements = make(map[Element]string)
 	}
 	l.Sets[s.Name] = s
-	l.fresh[s.Name] = true
+	l.newSets[s.Name] = true
 }
 
 func (l *ledger) removeSet(name string) {
-	if !l.fresh[name] {
-		l.gone.GoneSets = append(l.gone.GoneSets, l.Sets[name])
+	if !l.newSets[name] {
+		l.removed.RemovedSets = append(l.removed.RemovedSets, l.Sets[name])
 	}
-	delete(l.fresh, name)
+	delete(l.newSets, name)
 	delete(l.edited, name)
 	delete(l.Sets, name)
 }
@@ -65,7 +65,7 @@ func (l *ledger) drop(set string, e Element) {
 
 // touch records what an element was, the first time that it changes.
 func (l *ledger) touch(s *Set, e Element) {
-	if l.fresh[s.Name] {
+	if l.newSets[s.Name] {
 		return
 	}
 	if l.edited[s.Name] == nil {
@@ -86,39 +86,39 @@ func (l *ledger) setChain(name string, rules []Rule) {
 		return
 	}
 	l.Chains[name] = &Chain{name, rules}
-	l.chains[name] = true
+	l.setChains[name] = true
 }
 
 func (l *ledger) removeChain(name string) {
 	delete(l.Chains, name)
-	delete(l.chains, name)
-	if l.known[name] {
-		l.gone.GoneChains = append(l.gone.GoneChains, name)
-		delete(l.known, name)
+	delete(l.setChains, name)
+	if l.inKernel[name] {
+		l.removed.RemovedChains = append(l.removed.RemovedChains, name)
+		delete(l.inKernel, name)
 	}
 }
 
 // change returns what changed, in an order that depends on nothing else, and
 // begins again.
 func (l *ledger) change() Change {
-	c := l.gone
-	slices.Sort(c.GoneChains)
-	slices.SortFunc(c.GoneSets, func(a, b *Set) int { return strings.Compare(a.Name, b.Name) })
-	for _, name := range slices.Sorted(maps.Keys(l.fresh)) {
+	c := l.removed
+	slices.Sort(c.RemovedChains)
+	slices.SortFunc(c.RemovedSets, func(a, b *Set) int { return strings.Compare(a.Name, b.Name) })
+	for _, name := range slices.Sorted(maps.Keys(l.newSets)) {
 		c.NewSets = append(c.NewSets, l.Sets[name])
 	}
-	for _, name := range slices.Sorted(maps.Keys(l.chains)) {
+	for _, name := range slices.Sorted(maps.Keys(l.setChains)) {
 		c.Chains = append(c.Chains, l.Chains[name])
-		l.known[name] = true
+		l.inKernel[name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.edited)) {
 		if e := editOf(l.Sets[name], l.edited[name]); len(e.Add)+len(e.Drop) > 0 {
 			c.Edits = append(c.Edits, e)
 		}
 	}
-	l.gone = Change{}
-	clear(l.fresh)
-	clear(l.chains)
+	l.removed = Change{}
+	clear(l.newSets)
+	clear(l.setChains)
 	clear(l.edited)
 	return c
 }

@@ -95,23 +95,23 @@ func matches(r *rules.Rules, rule rules.Rule, f model.Flow) bool {
 
 // TestRulesJudgeAsTheModel takes clusters through random changes: the rules judge
 // random flows as the model does, and are those that a fresh start makes.
-func TestRulesJudgeAsTheModel(t *testing.T) {
+func TestRulesAgreeWithModel(t *testing.T) {
 	first := seed.New(t)
 	rounds := 60
 	if testing.Short() {
 		rounds = 10
 	}
 	for round := range rounds {
-		judgeRound(t, first, uint64(round))
+		compareRound(t, first, uint64(round))
 	}
 }
 
 func FuzzRules(f *testing.F) {
 	f.Add(uint64(1), uint64(2))
-	f.Fuzz(func(t *testing.T, seed, round uint64) { judgeRound(t, seed, round) })
+	f.Fuzz(func(t *testing.T, seed, round uint64) { compareRound(t, seed, round) })
 }
 
-func judgeRound(t *testing.T, seed, round uint64) {
+func compareRound(t *testing.T, seed, round uint64) {
 	t.Helper()
 	r := policytest.Random{Rand: rand.New(rand.NewPCG(seed, round))}
 	c := rules.New(model.Load(r.Snapshot(pods, 6)))
@@ -122,14 +122,14 @@ func judgeRound(t *testing.T, seed, round uint64) {
 				r.Step(c, pods, 8)
 			}
 		}
-		where := ports(c.Cluster())
-		c.SetPorts(where)
+		ports := ports(c.Cluster())
+		c.SetPorts(ports)
 		kernel.apply(t, c.Change())
 		if got, want := kernel.String(), c.Rules().String(); got != want {
 			t.Fatalf("round %d step %d: changes make\n%s\ninstead of\n%s", round, step, got, want)
 		}
 		again := rules.New(c.Cluster())
-		again.SetPorts(where)
+		again.SetPorts(ports)
 		again.Change()
 		if got, want := c.Rules().String(), again.Rules().String(); got != want {
 			t.Fatalf("round %d step %d: piece by piece\n%s\nat once\n%s", round, step, got, want)
@@ -137,25 +137,25 @@ func judgeRound(t *testing.T, seed, round uint64) {
 		for range 60 {
 			f := r.Flow(pods)
 			for _, d := range []model.Direction{model.Ingress, model.Egress} {
-				checkFlow(t, c, f, d, where)
+				checkFlow(t, c, f, d, ports)
 			}
 		}
 	}
 }
 
-func checkFlow(t *testing.T, c *rules.Compiler, f model.Flow, d model.Direction, where map[netip.Addr]uint32) {
+func checkFlow(t *testing.T, c *rules.Compiler, f model.Flow, d model.Direction, ports map[netip.Addr]uint32) {
 	t.Helper()
 	for i := range pods {
 		if f.Src == policytest.LinkLocal(i) {
 			f.Sender = policytest.AddrOf(c.Cluster(), i)
 		}
-		if f.Dst == policytest.LinkLocal(i) || policytest.ToMany(f.Dst) && int(f.Port)%pods == i {
+		if f.Dst == policytest.LinkLocal(i) || policytest.IsGroup(f.Dst) && int(f.Port)%pods == i {
 			f.Receiver = policytest.AddrOf(c.Cluster(), i)
 		}
 	}
-	port := where[f.Receiver]
+	port := ports[f.Receiver]
 	if d == model.Egress {
-		port = where[f.Sender]
+		port = ports[f.Sender]
 	}
 	j := c.Cluster().Judge(f, d)
 	want := j.Allowed() || !c.Cluster().Local(j.Pod)
@@ -193,13 +193,13 @@ func (k twin) apply(t *testing.T, c rules.Change) {
 			s.Elements[a.Element] = a.Chain
 		}
 	}
-	for _, name := range c.GoneChains {
+	for _, name := range c.RemovedChains {
 		if k["chain "+name] == nil {
 			t.Fatalf("chain %s is not there", name)
 		}
 		delete(k, "chain "+name)
 	}
-	for _, s := range c.GoneSets {
+	for _, s := range c.RemovedSets {
 		if k[s.Name] == nil {
 			t.Fatalf("set %s is not there", s.Name)
 		}

@@ -48,7 +48,7 @@ type Kind int
 // The kinds of sets. Of an Element they use what is named here.
 const (
 	Addrs        Kind = iota // Addr
-	Selves                   // Addr . Addr
+	AddrPairs                // Addr . Addr
 	AddrPorts                // Addr . Port
 	ProtoPorts               // Protocol . Port
 	AddrChains               // Addr : Chain
@@ -129,14 +129,14 @@ type Edit struct {
 
 // Change is what has to happen in one transaction, in the order of the fields.
 type Change struct {
-	NewSets    []*Set   // with all their elements
-	Chains     []*Chain // new, or with new rules
-	Edits      []Edit
-	GoneChains []string
-	GoneSets   []*Set
+	NewSets       []*Set   // with all their elements
+	Chains        []*Chain // new, or with new rules
+	Edits         []Edit
+	RemovedChains []string
+	RemovedSets   []*Set
 }
 
 // Empty reports whether nothing is to change.
 func (c Change) Empty() bool {
-	return len(c.NewSets)+len(c.Chains)+len(c.Edits)+len(c.GoneChains)+len(c.GoneSets) == 0
+	return len(c.NewSets)+len(c.Chains)+len(c.Edits)+len(c.RemovedChains)+len(c.RemovedSets) == 0
 }

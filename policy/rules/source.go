@@ -103,7 +103,7 @@ func (c *Compiler) blocksSource(peers []model.Peer, f Family) *source {
 
 // source returns the source of what key says, made if it is not there: the set
 // that is given, or one for each family that refresh keeps up to date.
-func (c *Compiler) source(what, key string, kind Kind, constant *Set, refreshed func(*source)) *source {
+func (c *Compiler) source(what, key string, kind Kind, constant *Set, setRefresh func(*source)) *source {
 	id := what + " " + key
 	if s := c.sources[id]; s != nil {
 		return s
@@ -122,7 +122,7 @@ func (c *Compiler) source(what, key string, kind Kind, constant *Set, refreshed 
 			s.names = append(s.names, f.Name(name))
 			c.ledger.addSet(&Set{Name: f.Name(name), Kind: kind, Family: f})
 		}
-		refreshed(s)
+		setRefresh(s)
 		for a, owner := range c.cluster.Addrs {
 			s.refresh(a, owner)
 		}

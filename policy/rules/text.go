@@ -61,7 +61,7 @@ func compareEntries(a, b Entry) int {
 
 func (e Entry) text(k Kind) string {
 	switch k {
-	case Selves:
+	case AddrPairs:
 		return fmt.Sprintf("%s . %s", e.Addr, e.Addr)
 	case AddrPorts:
 		return fmt.Sprintf("%s . %d", e.Addr, e.Port)
@@ -78,42 +78,42 @@ func (e Entry) text(k Kind) string {
 // String writes the rule much as nft does, without its comment.
 func (r Rule) String() string {
 	var words []string
-	say := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
+	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
 	ip := map[Family]string{Both: "inet", IPv4: "ip", IPv6: "ip6"}[r.Family]
 	if r.Peers != "" {
 		end := "saddr"
 		if r.Far == model.Egress {
 			end = "daddr"
 		}
-		say("%s %s @%s", ip, end, r.Peers)
+		add("%s %s @%s", ip, end, r.Peers)
 	}
 	if r.Protocol != 0 {
-		say("meta l4proto %s", r.Protocol)
+		add("meta l4proto %s", r.Protocol)
 	}
 	switch {
 	case r.From == 0 && r.To == 0:
 	case r.From == r.To:
-		say("th dport %d", r.From)
+		add("th dport %d", r.From)
 	default:
-		say("th dport %d-%d", r.From, r.To)
+		add("th dport %d-%d", r.From, r.To)
 	}
 	if r.Ports != "" {
-		say("meta l4proto . th dport @%s", r.Ports)
+		add("meta l4proto . th dport @%s", r.Ports)
 	}
 	if r.Named != "" {
-		say("%s daddr . th dport @%s", ip, r.Named)
+		add("%s daddr . th dport @%s", ip, r.Named)
 	}
 	switch r.Action {
 	case Accept:
-		say("accept")
+		add("accept")
 	case Jump:
-		say("jump %s", r.Chain)
+		add("jump %s", r.Chain)
 	case Log:
-		say("limit rate %d/second burst %d packets log group %d prefix %q", LogRate, LogBurst, LogGroup, r.Chain)
+		add("limit rate %d/second burst %d packets log group %d prefix %q", LogRate, LogBurst, LogGroup, r.Chain)
 	case Drop:
-		say("counter drop")
+		add("counter drop")
 	case Return:
-		say("return")
+		add("return")
 	}
 	return strings.Join(words, " ")
 }

@@ -21,7 +21,7 @@ type tierChain struct {
 }
 
 // denial is where a policy of the whole cluster sends what it denies in one direction.
-type denial struct {
+type denialChain struct {
 	side
 	refs int
 }
@@ -43,7 +43,7 @@ func (c *Compiler) SetClusterPolicy(name string, p *model.ClusterPolicy) {
 
 // tier returns the chain of a tier for pods like this one, nil if none of its policies has rules
 // for it.
-func (c *Compiler) tier(pod *model.Pod, d model.Direction, t model.Tier) *tierChain {
+func (c *Compiler) tierFor(pod *model.Pod, d model.Direction, t model.Tier) *tierChain {
 	deciding := c.cluster.Deciding(pod, d, t)
 	if len(deciding) == 0 {
 		return nil
@@ -52,7 +52,7 @@ func (c *Compiler) tier(pod *model.Pod, d model.Direction, t model.Tier) *tierCh
 	for i, p := range deciding {
 		names[i] = p.Name
 	}
-	name := fmt.Sprintf("policy-%s-%s-%s", strings.ToLower(t.String()), way(d), hash(strings.Join(names, " ")))
+	name := fmt.Sprintf("policy-%s-%s-%s", strings.ToLower(t.String()), inOrOut(d), hash(strings.Join(names, " ")))
 	chain := c.tiers[name]
 	if chain == nil {
 		chain = &tierChain{name: name, direction: d, policies: names, stale: true}
@@ -78,7 +78,7 @@ func (c *Compiler) buildTier(chain *tierChain) {
 			case model.Pass:
 				b.action = Return
 			case model.Deny:
-				b.action, b.chain = Jump, c.deny(side{p.Key(), chain.direction})
+				b.action, b.chain = Jump, c.acquireDenialChain(side{p.Key(), chain.direction})
 				denials = append(denials, b.chain)
 			}
 			b.rule(&r.Rule)
@@ -90,10 +90,10 @@ func (c *Compiler) buildTier(chain *tierChain) {
 }
 
 // deny takes a reference to the chain that logs and drops for a policy.
-func (c *Compiler) deny(s side) (chain string) {
-	chain = "policy-deny-" + way(s.Direction) + "-" + hash(s.Name)
+func (c *Compiler) acquireDenialChain(s side) (chain string) {
+	chain = "policy-deny-" + inOrOut(s.Direction) + "-" + hash(s.Name)
 	if c.denials[chain] == nil {
-		c.denials[chain] = &denial{side: s}
+		c.denials[chain] = &denialChain{side: s}
 		c.ledger.setChain(chain, []Rule{{Action: Log, Chain: chain, Comment: s.Name}, {Action: Drop, Comment: s.Name}})
 	}
 	c.denials[chain].refs++
