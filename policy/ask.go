@@ -15,7 +15,7 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// Serve answers questions about policies on a unix socket until ctx ends.
+// Serve answers the control API's questions about policies on a unix socket until ctx ends.
 func (e *Engine) Serve(ctx context.Context, socket string) error {
 	l, err := api.ListenUnix(socket)
 	if err != nil {
@@ -24,7 +24,7 @@ func (e *Engine) Serve(ctx context.Context, socket string) error {
 	return api.Serve(ctx, l, api.Handler(api.PolicyRoutes(e)), e.log)
 }
 
-// ShowPolicy says what is allowed to and by a pod, wherever it runs.
+// ShowPolicy describes what policies allow to and from a pod, on whichever node the pod runs.
 func (e *Engine) ShowPolicy(ctx context.Context, r api.PolicyShowRequest) (reply api.PolicyReply, err error) {
 	askErr := e.ask(ctx, func(c *rules.Compiler) {
 		var pod *model.Pod
@@ -38,8 +38,8 @@ func (e *Engine) ShowPolicy(ctx context.Context, r api.PolicyShowRequest) (reply
 	return reply, err
 }
 
-// TracePolicy says what becomes of a flow, on its way out and on its way in,
-// whichever nodes the pods are on.
+// TracePolicy reports whether policies allow a flow, as egress of its source and as ingress of its
+// destination, on whichever nodes the pods run.
 func (e *Engine) TracePolicy(ctx context.Context, r api.PolicyTraceRequest) (reply api.PolicyReply, err error) {
 	askErr := e.ask(ctx, func(c *rules.Compiler) { reply, err = trace(c.Cluster(), r) })
 	if askErr != nil {
@@ -48,7 +48,7 @@ func (e *Engine) TracePolicy(ctx context.Context, r api.PolicyTraceRequest) (rep
 	return reply, err
 }
 
-// trace answers for each family that both ends have.
+// trace evaluates the flow once for each IP family that both ends have.
 func trace(c *model.Cluster, r api.PolicyTraceRequest) (reply api.PolicyReply, err error) {
 	src, err := findAddrs(c, r.Source)
 	if err != nil {
@@ -76,13 +76,13 @@ func trace(c *model.Cluster, r api.PolicyTraceRequest) (reply api.PolicyReply, e
 		to := endpoint(f.Dst, f.Port)
 		reply.Lines = append(reply.Lines, fmt.Sprintf("%s: %s from %s to %s", word, protocolName(f.Protocol), f.Src, to))
 		if f.Src == f.Dst {
-			reply.Lines = append(reply.Lines, "  a pod may always speak to itself")
+			reply.Lines = append(reply.Lines, "  a pod may always connect to itself")
 			continue
 		}
 		reply.Lines = append(reply.Lines, "  "+out.Text(model.Egress), "  "+in.Text(model.Ingress))
 	}
 	if len(reply.Lines) == 0 {
-		return reply, usagef("trace %s to %s: one has IPv4 addresses only, the other IPv6", r.Source, r.Destination)
+		return reply, usagef("trace %s to %s: the ends have no IP family in common", r.Source, r.Destination)
 	}
 	return reply, nil
 }
@@ -109,7 +109,7 @@ func findPod(c *model.Cluster, name string) (*model.Pod, error) {
 	return nil, fmt.Errorf("look up pod %s: not in the cluster", key)
 }
 
-// findAddrs returns an address that was given, or those of a pod.
+// findAddrs parses name as an address, or else returns the addresses of the pod with that name.
 func findAddrs(c *model.Cluster, name string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{a.Unmap().WithZone("")}, nil
@@ -119,13 +119,13 @@ func findAddrs(c *model.Cluster, name string) ([]netip.Addr, error) {
 		return nil, err
 	}
 	if len(pod.Addrs) == 0 {
-		return nil, fmt.Errorf("look up addresses of pod %s: it has none that policies see; it is in the host's network, or does not run", pod.Key)
+		return nil, fmt.Errorf("look up addresses of pod %s: it has none that policies apply to; it uses the host's network or is not running", pod.Key)
 	}
 	return pod.Addrs, nil
 }
 
-// parsePort reads [PROTOCOL/]PORT or icmp. A name is that of a port of the pod
-// that the flow goes to.
+// parsePort parses [PROTOCOL/]PORT or icmp. PORT is a number or the name of a port of the
+// destination pod.
 func parsePort(to *model.Pod, s string, six bool) (model.Protocol, uint16, error) {
 	if s == "icmp" && six {
 		return unix.IPPROTO_ICMPV6, 0, nil
@@ -137,7 +137,7 @@ func parsePort(to *model.Pod, s string, six bool) (model.Protocol, uint16, error
 	if word, rest, ok := strings.Cut(s, "/"); ok {
 		i := slices.IndexFunc(protocols, func(p model.Protocol) bool { return p.String() == word })
 		if i < 0 {
-			return 0, 0, usagef("port %q: want tcp, udp or sctp before the slash", s)
+			return 0, 0, usagef("parse port %q: want tcp, udp or sctp before the slash", s)
 		}
 		protocol, port = protocols[i], rest
 	}
@@ -151,7 +151,7 @@ func parsePort(to *model.Pod, s string, six bool) (model.Protocol, uint16, error
 			}
 		}
 	}
-	return 0, 0, usagef("port %q: no number of a port, and no name of one at the destination", s)
+	return 0, 0, usagef("parse port %q: want a number, or the name of a port of the destination", s)
 }
 
 var protocols = []model.Protocol{model.TCP, model.UDP, model.SCTP}

@@ -25,7 +25,7 @@ func newKernel(b *testing.B) kernel {
 	return &nft{ns: ns}
 }
 
-// BenchmarkStart writes all rules of a large cluster to a kernel that has none.
+// BenchmarkStart writes all rules of a large cluster to a kernel without rules.
 func BenchmarkStart(b *testing.B) {
 	k := newKernel(b)
 	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
@@ -37,8 +37,8 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// BenchmarkCheck compares the rules of a large cluster with the kernel's, which the
-// engine does when somebody has changed something of nftables.
+// BenchmarkCheck compares the rules of a large cluster with the kernel's. The engine does this
+// whenever another program has changed nftables.
 func BenchmarkCheck(b *testing.B) {
 	k := newKernel(b)
 	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
@@ -53,7 +53,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 }
 
-// BenchmarkPodChange brings the change of one pod of a large cluster to the kernel.
+// BenchmarkPodChange writes the change of one pod of a large cluster to the kernel.
 func BenchmarkPodChange(b *testing.B) {
 	k := newKernel(b)
 	c := rules.New(model.Load(policytest.Large(policytest.Cluster)))
@@ -71,10 +71,9 @@ func BenchmarkPodChange(b *testing.B) {
 	}
 }
 
-// BenchmarkPacket sends first packets of flows, which are the dear ones, over a
-// bridge between two pods under policies, in clusters of ten policies and of a
-// thousand. It tells how many times dearer the latter are, and how many times
-// dearer ten policies are than none.
+// BenchmarkPacket sends first packets of flows between two pods under policies, over a bridge.
+// First packets are the expensive ones: later packets match the established state. It compares a
+// cluster of ten policies with no policies, and a cluster of a thousand policies with one of ten.
 func BenchmarkPacket(b *testing.B) {
 	w := enginetest.NewWire(b, 1)
 	enginetest.OnOneCPU(b)
@@ -88,7 +87,7 @@ func BenchmarkPacket(b *testing.B) {
 		if err := k.replace(c.Rules(), hooksFor(c)); err != nil {
 			b.Fatal(err)
 		}
-		// Two of one namespace, whose two policies allow it.
+		// Both pods are in one namespace, and its two policies allow the flow.
 		f := model.Flow{Src: s.Pods[0].Addrs[0], Dst: s.Pods[namespaces].Addrs[0], Protocol: model.UDP, Port: 53}
 		if !c.Cluster().Judge(f, model.Ingress).Allowed() || !c.Cluster().Judge(f, model.Egress).Allowed() {
 			b.Fatal("the flow is not allowed")

@@ -10,20 +10,20 @@ import (
 	"strings"
 )
 
-// bridgedKeys are the sysctls that show bridged packets to the hooks of IP.
+// bridgedKeys are the sysctls that pass bridged packets to the IP hooks of netfilter.
 var bridgedKeys = []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"}
 
-// showBridgedPackets makes the kernel show packets that are bridged in the calling
-// thread's network namespace to the hooks of IP, by the sysctls in a folder. Without
-// that policies would judge only what is routed.
+// showBridgedPackets makes the kernel pass bridged packets of the calling thread's network
+// namespace to the IP hooks of netfilter. Without it policies would filter routed packets only.
+// sysctls is the directory of the sysctls, usually /proc/sys.
 func showBridgedPackets(sysctls string) error {
-	folder := filepath.Join(sysctls, "net/bridge")
-	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
-		// Where it cannot be loaded the error below says so.
+	dir := filepath.Join(sysctls, "net/bridge")
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		// If the module cannot be loaded, the error below says so.
 		_ = exec.Command("modprobe", "br_netfilter").Run()
 	}
 	for _, key := range bridgedKeys {
-		path := filepath.Join(folder, key)
+		path := filepath.Join(dir, key)
 		have, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("enforce policies between pods of this node: the kernel has no %s: load the module br_netfilter (modprobe br_netfilter)", path)

@@ -15,23 +15,23 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// cutter ends live connections that policies do not allow any more. Only those:
-// a connection to a Service that is still allowed would lose its translation.
+// cutter ends live connections that policies no longer allow. It leaves allowed connections alone:
+// a connection to a Service would lose its address translation.
 type cutter struct {
 	engine *Engine
-	wake   chan struct{} // of one place
+	wake   chan struct{} // capacity 1
 }
 
-// cutAgainAfter is when a change is looked at once more. A packet that the old
-// rules let pass may become a connection just after the first look.
+// recheckAfter is the time between the first and the second check after a change. A packet that
+// the old rules let pass may become a connection just after the first check.
 const recheckAfter = time.Second
 
-// cutsTold is how many cut connections are told one by one.
+// cutsLogged is the number of cut connections that get a log line of their own.
 const cutsLogged = 20
 
 func newCutter(e *Engine) *cutter { return &cutter{e, make(chan struct{}, 1)} }
 
-// request has connections looked at soon.
+// request makes run check all connections soon. It does not block.
 func (c *cutter) request() {
 	select {
 	case c.wake <- struct{}{}:
@@ -39,7 +39,8 @@ func (c *cutter) request() {
 	}
 }
 
-// run cuts on request. Requests while it is at it are joined.
+// run checks connections on request until ctx ends. Requests that arrive during a check are merged
+// into one.
 func (c *cutter) run(ctx context.Context) {
 	for {
 		select {
@@ -60,7 +61,7 @@ func (c *cutter) run(ctx context.Context) {
 	}
 }
 
-// cut looks at all connections once.
+// cut checks all connections once.
 func (c *cutter) cut(ctx context.Context) error {
 	conn, err := c.engine.kernel.connections()
 	if err != nil {
@@ -77,7 +78,7 @@ func (c *cutter) cut(ctx context.Context) error {
 	}
 	done := 0
 	var errs []error
-	// In parts, so that the engine is not kept from its other work for long.
+	// In batches, so that the engine's goroutine is never blocked for long.
 	for part := range slices.Chunk(flows, 1000) {
 		var denied []conntrack.Flow
 		err := c.engine.ask(ctx, func(compiler *rules.Compiler) { denied = forbidden(compiler.Cluster(), part, hostAddrs) })
@@ -91,19 +92,18 @@ func (c *cutter) cut(ctx context.Context) error {
 				continue
 			}
 			if done++; done <= cutsLogged {
-				c.engine.log.Info("connection cut, as policies do not allow it any more",
+				c.engine.log.Info("connection cut: policies no longer allow it",
 					"src", endpoint(flow.Src, f.TupleOrig.Proto.SourcePort), "dst", endpoint(flow.Dst, flow.Port), "protocol", flow.Protocol)
 			}
 		}
 	}
 	if done > cutsLogged {
-		c.engine.log.Info("more connections cut, as policies do not allow them any more", "connections", done-cutsLogged)
+		c.engine.log.Info("more connections cut: policies no longer allow them", "connections", done-cutsLogged)
 	}
 	return errors.Join(errs...)
 }
 
-// forbidden returns those of the connections that the policies of pods of this
-// node do not allow.
+// forbidden returns the connections that the policies of this node's pods deny.
 func forbidden(cluster *model.Cluster, flows []conntrack.Flow, hostAddrs map[netip.Addr]bool) []conntrack.Flow {
 	var all []conntrack.Flow
 	for _, f := range flows {
@@ -119,9 +119,8 @@ func forbidden(cluster *model.Cluster, flows []conntrack.Flow, hostAddrs map[net
 	return all
 }
 
-// judged returns a connection as the rules saw its first packet: the destination
-// is who answers, which translation may have chosen; the source is who asked,
-// whatever address was given to it after that.
+// flowOf returns a connection as the rules saw its first packet: with the translated destination,
+// which is the source of the replies, and the original source.
 func flowOf(f conntrack.Flow) model.Flow {
 	return model.Flow{
 		Src:      f.TupleOrig.IP.SourceAddress.Unmap(),

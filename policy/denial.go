@@ -9,16 +9,15 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// denial is what the kernel tells of a packet that it dropped.
+// denial is a packet that the rules dropped and the kernel logged.
 type denial struct {
-	chain string // that of the pod which is isolated
+	chain string // the chain of the isolated pod
 	flow  model.Flow
 	sport uint16
 }
 
-// parsePacket reads the addresses, the protocol and the ports of a packet, which
-// begins with its IP header and may end anywhere. Ports are 0 where the protocol
-// has none or they are cut off.
+// parsePacket reads the addresses, the protocol and the ports of an IP packet, which may be
+// truncated. Ports are 0 if the protocol has none or they are cut off.
 func parsePacket(b []byte) (f model.Flow, sport uint16, ok bool) {
 	if len(b) == 0 {
 		return f, 0, false
@@ -33,7 +32,7 @@ func parsePacket(b []byte) (f model.Flow, sport uint16, ok bool) {
 		f.Src, f.Dst = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
 		f.Protocol, rest = model.Protocol(b[9]), b[size:]
 		if binary.BigEndian.Uint16(b[6:])&0x1fff != 0 {
-			rest = nil // a fragment without the ports
+			rest = nil // only the first fragment has the ports
 		}
 	case 6: // RFC 8200, section 3
 		if len(b) < 40 {
@@ -53,8 +52,8 @@ func parsePacket(b []byte) (f model.Flow, sport uint16, ok bool) {
 	return f, sport, true
 }
 
-// skipExtensions returns the protocol behind the headers of RFC 8200, section 4,
-// and what it has to say.
+// skipExtensions skips the extension headers of RFC 8200, section 4. It returns the upper-layer
+// protocol and its header and payload.
 func skipExtensions(next byte, b []byte) (model.Protocol, []byte) {
 	for {
 		size := 0

@@ -29,8 +29,8 @@ func TestParsePacket(t *testing.T) {
 	}
 }
 
-// TestParseExtensions reads ports behind a hop-by-hop header and a first fragment,
-// and none behind a later one, RFC 8200 section 4.
+// TestParseExtensions reads the ports behind a hop-by-hop header and in a first fragment, and
+// finds none in a later fragment (RFC 8200, section 4).
 func TestParseExtensions(t *testing.T) {
 	packet := func(offset byte) []byte {
 		b := append([]byte{0x60, 0, 0, 0, 0, 20, 0, 64}, make([]byte, 32)...)
@@ -56,8 +56,8 @@ func FuzzParseLog(f *testing.F) {
 	})
 }
 
-// TestReporter checks that a flow is told once in a while, and that many are
-// counted and not told.
+// TestReporter checks that a repeated flow is logged once in a while, and that of very many flows
+// all are counted but not all are logged.
 func TestReporter(t *testing.T) {
 	var out bytes.Buffer
 	m := newMetrics()
@@ -68,26 +68,26 @@ func TestReporter(t *testing.T) {
 	for range 3 {
 		r.report(d, c, now)
 	}
-	reported := func() int { return strings.Count(out.String(), "flow denied by policy") }
-	if reported() != 1 {
-		t.Errorf("told %d times", reported())
+	logged := func() int { return strings.Count(out.String(), "flow denied by policy") }
+	if logged() != 1 {
+		t.Errorf("logged %d times", logged())
 	}
 	r.report(d, c, now.Add(3*repeatAfter))
 	r.report(d, c, now.Add(6*repeatAfter))
-	if reported() != 3 {
-		t.Errorf("told %d times in a long time", reported())
+	if logged() != 3 {
+		t.Errorf("logged %d times after a long time", logged())
 	}
 	now = now.Add(10 * repeatAfter)
 	for i := range 3 * linesBurst {
 		d.sport = uint16(1000 + i)
 		r.report(d, c, now)
 	}
-	if reported() != 3+linesBurst {
-		t.Errorf("told %d times", reported())
+	if logged() != 3+linesBurst {
+		t.Errorf("logged %d times", logged())
 	}
 	d.sport = 1
 	r.report(d, c, now.Add(time.Second))
-	if !strings.Contains(out.String(), "untold=100") {
-		t.Error("lines that were left out are not told")
+	if !strings.Contains(out.String(), "unreported=100") {
+		t.Error("the number of suppressed lines is not logged")
 	}
 }

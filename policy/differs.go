@@ -47,13 +47,13 @@ func (k *nft) differs(r *rules.Rules, h hooks) (string, error) {
 	return "", nil
 }
 
-// wantedComments returns the comments of each chain's rules, in order.
+// wantedComments returns the comments of the rules of each chain, in order.
 func (k *nft) wantedComments(r *rules.Rules, h hooks) map[string][]string {
 	want := make(map[string][]string)
 	for name, ch := range r.Chains {
-		want[name] = nil // a chain without rules is there too
+		want[name] = nil // an empty chain exists too
 		for _, rule := range ch.Rules {
-			if rule.Action != rules.Log || !k.logOmitted {
+			if rule.Action != rules.Log || k.logRules == written {
 				want[name] = append(want[name], comment(rule.String()+" # "+rule.Comment))
 			}
 		}
@@ -85,7 +85,7 @@ func (t transaction) chainDiffers(ch *nftables.Chain, want []string) (string, er
 		have = append(have, words)
 	}
 	if !slices.Equal(have, want) {
-		return "other rules in chain " + ch.Name, nil
+		return "the rules of chain " + ch.Name + " differ", nil
 	}
 	return "", nil
 }
@@ -109,14 +109,14 @@ func (t transaction) setDiffers(s *rules.Set) (string, error) {
 		same = same && ok && (e.VerdictData == nil || e.VerdictData.Chain == chain)
 	}
 	if !same {
-		return fmt.Sprintf("other elements in set %s", s.Name), nil
+		return fmt.Sprintf("the elements of set %s differ", s.Name), nil
 	}
 	return "", nil
 }
 
 func elementKey(e nftables.SetElement) string { return fmt.Sprintf("%v %v", e.Key, e.IntervalEnd) }
 
-// leadsTo returns the chain of a verdict as the kernel writes it, nil if there is
+// verdictChain returns the chain of a verdict in the kernel's encoding, or nil if the verdict has
 // none.
 func verdictChain(verdict []byte) []byte {
 	ad, err := netlink.NewAttributeDecoder(verdict)
@@ -134,7 +134,7 @@ func verdictChain(verdict []byte) []byte {
 func (t transaction) bridgeDiffers() (string, error) {
 	all, err := t.ListChainsOfTableFamily(nftables.TableFamilyBridge)
 	if err != nil {
-		return "", fmt.Errorf("list chains of bridges: %w", err)
+		return "", fmt.Errorf("list chains of the bridge family: %w", err)
 	}
 	for _, h := range bridgeHooks() {
 		i := slices.IndexFunc(all, func(ch *nftables.Chain) bool {

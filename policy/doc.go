@@ -1,16 +1,16 @@
-// Package policy enforces a cluster's NetworkPolicies and ClusterNetworkPolicies on one node,
-// with nftables.
+// Package policy enforces a cluster's NetworkPolicies and ClusterNetworkPolicies on one node, with
+// nftables.
 //
-// Package policy/model says what policies mean, policy/rules compiles them; both
-// are pure. This package brings the rules to the kernel, keeps them there, cuts
-// live connections that are not allowed any more, and tells what was denied.
+// Package policy/model defines what policies mean and policy/rules compiles them; both are pure.
+// This package writes the rules to the kernel, keeps them there, ends live connections that are no
+// longer allowed, and logs denied flows.
 //
-// # Where packets are judged
+// # Where packets are filtered
 //
-// Pods hang on a bridge. The sysctls net.bridge.bridge-nf-call-iptables and
-// -ip6tables, which kube-proxy needs too, show bridged packets to the hooks of
-// IP, so one place sees what is bridged and what is routed, after the destination
-// was translated and before the source is:
+// Pods are connected to a bridge. The sysctls net.bridge.bridge-nf-call-iptables and -ip6tables,
+// which kube-proxy needs too, pass bridged packets to the IP hooks of netfilter. One set of chains
+// therefore sees bridged and routed packets, after the destination is translated and before the
+// source is:
 //
 //	table inet weft {
 //	  chain policy-egress  { type filter hook forward priority filter
@@ -45,54 +45,56 @@
 //	    ct state invalid counter drop
 //	    ct state new tcp flags & (fin|syn|rst|ack) != syn counter drop
 //	  }
-//	  ... and what policy/rules draws
+//	  ... and the chains and sets of policy/rules
 //	}
 //	table bridge weft {
 //	  chain policy-ports-in  { type filter hook forward priority filter
-//	    packets to groups, to all and to fe80::/10: meta mark set meta oif
+//	    packets to multicast groups, broadcast and fe80::/10: meta mark set meta oif
 //	  }
 //	  chain policy-ports-out { type filter hook prerouting priority filter
 //	    packets from fe80::/10: meta mark set meta iif
 //	  }
 //	}
 //
-// A packet must pass both chains of the forward hook: an accept ends only the
-// chain it is in. Two chains on the hook instead of one that goes on to the other
-// keep the graph of chains a tree, which the kernel walks on each transaction.
+// A packet must pass both chains of the forward hook, because an accept ends only the chain that
+// it is in. There are two chains on the hook, instead of one that jumps to the other, so that the
+// graph of chains stays a tree. The kernel walks that graph in each transaction.
 //
-// policy-strict is what makes a cut last: without it connection tracking would
-// take the next packet in the middle of a TCP connection, in whichever direction
-// it goes, for the first of a new flow. What the host itself sends is never judged
-// otherwise, so probes of the kubelet always pass.
+// policy-strict makes sure that a cut connection stays cut. Without it, connection tracking would
+// take the next packet in the middle of a TCP connection, in either direction, for the first
+// packet of a new flow. Packets that the host itself sends meet no other rule, so probes of the
+// kubelet always pass.
 //
-// A frame to a group leaves by many ports of the bridge, as a copy each, and by
-// its address it is not known whose port that is. The bridge's own hook writes
-// the port to the copy's mark, where no one else has a use for it. IPv6 addresses
-// that are valid on the link only, which the kernel gives by itself, are nobody's in
-// the cluster; what comes from them and goes to them is judged by the port too, else
-// pods could speak to each other past their policies.
+// A multicast or broadcast frame leaves through many ports of the bridge, as one copy for each,
+// and its destination address does not identify the pod behind a port. Chains on the bridge's own
+// hooks therefore write the port to the mark of each copy; nothing else uses the mark of these
+// packets. IPv6 link-local addresses, which the kernel assigns by itself, belong to no pod of the
+// cluster. Packets from and to them are filtered by the port as well; otherwise pods could use
+// them to bypass their policies.
 //
-// The chains on the hooks are there only while some pod of this node is isolated.
-// Pods without policies, and hosts without Kubernetes, pay nothing.
+// The chains on the hooks exist only while some pod of this node is isolated. Pods without
+// policies, and hosts without Kubernetes, pay nothing.
 //
-// # What is not done
+// # Limits
 //
-// Addresses are taken as they are: a container that may forge its source address
-// (it has NET_RAW, and no program of the platform prevents it) is judged as whom
-// it claims to be. UDP has no first packet: when a flow is cut and the other end
-// may open flows by itself, its next packet opens one.
+// Policies trust source addresses. A container that can forge its source address (it has NET_RAW,
+// and no eBPF program of weft prevents it) is treated as the owner of that address. UDP has no
+// first packet: if a flow is cut and the other end may open flows itself, its next packet opens a
+// new flow.
 //
-// # Pods that come and go
+// # Pods that start and stop
 //
-// The API server shows a pod's address some time after the pod has it, and forgets one that is
-// deleted by force while it still runs. So the CNI plugin says which addresses it gives (ExpectPod),
-// waits until the kernel has the rules for them, plugs the pod in, and says when it has taken
-// them back (ForgetPod). Pods of other nodes are known by the API server only.
+// The API server reports a pod's address some time after the pod has it, and drops a pod that is
+// deleted by force while it still runs. The CNI plugin therefore announces the addresses that it
+// assigns (ExpectPod), waits until the kernel has the rules for them, connects the pod, and
+// reports when the addresses are released (ForgetPod). Pods of other nodes are known from the API
+// server only.
 //
-// # Life
+// # Lifecycle and concurrency
 //
-// Rules stay in the kernel when the process ends. A new process leaves them be
-// until it has been told of all pods, namespaces and policies, and then changes
-// them in one transaction to what they should be. What others remove comes back
-// within seconds.
+// Rules stay in the kernel when the process ends. A new process does not touch them until it knows
+// all pods, namespaces and policies, and then updates them in one transaction. Rules that another
+// program removes are restored within seconds.
+//
+// The zero Engine is not usable; make one with New. An Engine is safe for concurrent use.
 package policy

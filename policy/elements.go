@@ -10,8 +10,8 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// perMessage is how many elements go in one message, whose list the kernel wants
-// to be shorter than 64 KB.
+// perMessage is the number of elements in one netlink message. The kernel limits the list of a
+// message to 64 KB.
 const perMessage = 400
 
 func (t transaction) elements(s *rules.Set, do func(*nftables.Set, []nftables.SetElement) error, all []nftables.SetElement) error {
@@ -44,7 +44,7 @@ func kernelSet(s *rules.Set) *nftables.Set {
 	case rules.AddrChains:
 		set.KeyType, set.IsMap, set.DataType = addr, true, nftables.TypeVerdict
 	case rules.IfindexChain:
-		// Not of the type of an interface: it is looked up by a mark.
+		// The type is a mark, not an interface index: the rules look it up by the packet's mark.
 		set.KeyType, set.IsMap, set.DataType = nftables.TypeMark, true, nftables.TypeVerdict
 	case rules.Ranges:
 		set.KeyType, set.Interval = addr, true
@@ -63,8 +63,8 @@ func elementsOf(s *rules.Set, entries []rules.Entry) []nftables.SetElement {
 	return all
 }
 
-// key writes an element as the rules put it together in registers: each field
-// begins a register of 4 bytes.
+// key encodes an element in the layout that rules use for registers: each field starts at a
+// register of 4 bytes.
 func key(k rules.Kind, e rules.Element) []byte {
 	port := append(be16(e.Port), 0, 0)
 	switch k {
@@ -80,8 +80,8 @@ func key(k rules.Kind, e rules.Element) []byte {
 	return e.Addr.AsSlice()
 }
 
-// rangesOf writes ranges as the kernel has them: where one begins, and where it
-// has ended.
+// rangesOf encodes ranges as the kernel does: one element at the start, and one with the
+// interval-end flag behind the last address.
 func rangesOf(ranges []rules.Range) []nftables.SetElement {
 	var all []nftables.SetElement
 	for _, r := range ranges {

@@ -22,19 +22,19 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// Config says how an engine enforces.
+// Config configures an Engine.
 type Config struct {
-	Node string // the name of the node that it runs on, as pods have it
-	// Bridge is what pods hang on. "" is weft's.
+	Node string // name of the node that the engine runs on, as in a pod's spec.nodeName
+	// Bridge is the bridge that pods are connected to. "" means weft's.
 	Bridge string
-	// Sysctls is the folder of the sysctls. "" is /proc/sys, which a container
-	// often may not write to.
+	// Sysctls is the directory of the sysctls. "" means /proc/sys, which is often read-only in a
+	// container.
 	Sysctls string
-	Log     *slog.Logger          // nil: none
-	Metrics prometheus.Registerer // nil: none
+	Log     *slog.Logger          // nil: no log
+	Metrics prometheus.Registerer // nil: no metrics
 }
 
-// withDefaults fills in what is not set.
+// withDefaults returns c with defaults for the fields that are not set.
 func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -48,16 +48,16 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// How often the engine looks after things.
+// Intervals of the engine's checks.
 const (
-	checkEvery = 3 * time.Second // whether others changed the kernel's rules
-	checkShare = 20              // times what a look took is until the next,
-	checkPause = 5 * time.Second // but no longer than this
-	retryAfter = 2 * time.Second // when a transaction failed
+	checkEvery = 3 * time.Second // between checks whether another program changed the rules
+	checkShare = 20              // a check is followed by a pause of this many times its duration,
+	checkPause = 5 * time.Second // but at most of this length
+	retryAfter = 2 * time.Second // after a transaction that failed
 )
 
-// Engine enforces policies on one node. Make it with New and tell it of the
-// cluster from as many goroutines as you like; Run does the work.
+// Engine enforces policies on one node. Make it with New. Its methods are safe for concurrent use:
+// they record changes of the cluster, and Run applies them.
 type Engine struct {
 	// constant
 	cfg     Config
@@ -65,36 +65,36 @@ type Engine struct {
 	kernel  kernel
 	metrics *metrics
 	cutter  *cutter
-	wake    chan struct{} // of one place: pending is not empty
+	wake    chan struct{} // capacity 1; full if pending is not empty
 	started atomic.Bool
 	queries chan func(*rules.Compiler)
 	denied  chan denial
-	ended   chan struct{} // closed when Run has returned
+	ended   chan struct{} // closed when Run returns
 
 	mu         sync.Mutex
 	pending    pending // guarded by mu
-	enforceErr error   // guarded by mu: why the rules are not enforced, nil if they are
+	enforceErr error   // guarded by mu: why the rules are not enforced; nil if they are
 
-	// Run's goroutine only
+	// used by Run's goroutine only
 	compiler   *rules.Compiler
 	expected   map[model.Key]*expectation
-	portsStale bool // a pod may have got its port of the bridge
+	portsStale bool // a pod may have a new port of the bridge
 	reporter   *reporter
-	synced     bool // the compiler knows the whole cluster
-	installed  bool // the kernel has had the compiler's rules
+	synced     bool // the compiler has the whole cluster
+	installed  bool // the compiler's rules were written to the kernel
 	hooks      hooks
-	outOfSync  bool // a transaction failed: the kernel's rules are not known
-	logOmitted bool // the kernel cannot log, so rules that log are left out
-	// The generation of the kernel's rules that has ours for certain: each
-	// transaction, whosever it is, makes the next.
+	outOfSync  bool     // a transaction failed, so the rules in the kernel are unknown
+	logRules   logRules // omitted if the kernel cannot log
+	// generation is the last generation of the kernel's ruleset that is known to contain our
+	// rules. Each transaction, of any program, increments it.
 	generation uint32
 	nextCheck  time.Time
 }
 
-// pending is what the engine was told and has not taken in. It holds the last
-// word on each object, so it is never larger than the cluster.
+// pending is the changes that were reported to the engine and that Run has not applied yet. It
+// keeps only the last state of each object, so it is never larger than the cluster.
 type pending struct {
-	pods       map[model.Key]*model.Pod // nil: gone
+	pods       map[model.Key]*model.Pod // nil: deleted
 	policies   map[model.Key]*model.Policy
 	cluster    map[string]*model.ClusterPolicy
 	namespaces map[string]labels.Set
@@ -110,11 +110,11 @@ func newPending() pending {
 	}
 }
 
-// New makes an engine for the calling thread's network namespace, and has the
-// kernel show bridged packets to the rules. Call Close when Run has returned.
+// New makes an engine for the calling thread's network namespace, and makes the kernel pass
+// bridged packets to the rules. Call Close after Run has returned.
 func New(cfg Config) (*Engine, error) {
 	if cfg.Node == "" {
-		return nil, errors.New("enforce policies: the node's name is not known")
+		return nil, errors.New("enforce policies: no node name is set")
 	}
 	cfg = cfg.withDefaults()
 	ns, err := netns.Get()
@@ -129,7 +129,7 @@ func New(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
-// newEngine makes an engine for a kernel, which it closes in Close.
+// newEngine makes an engine for k, which Close closes.
 func newEngine(cfg Config, k kernel) (*Engine, error) {
 	if err := k.showBridged(); err != nil {
 		return nil, err
@@ -150,7 +150,7 @@ func newEngine(cfg Config, k kernel) (*Engine, error) {
 		denied:     make(chan denial, 256),
 		ended:      make(chan struct{}),
 		pending:    newPending(),
-		enforceErr: errors.New("not all pods, namespaces and policies are known yet"),
+		enforceErr: errors.New("the API server has not reported all pods, namespaces and policies yet"),
 		expected:   make(map[model.Key]*expectation),
 		compiler:   rules.New(model.NewCluster(cfg.Node)),
 		reporter:   newReporter(cfg.Log, m),
@@ -159,22 +159,22 @@ func newEngine(cfg Config, k kernel) (*Engine, error) {
 	return e, nil
 }
 
-// Close gives back what New took. The rules stay.
+// Close releases the resources of New. The rules stay in the kernel.
 func (e *Engine) Close() error { return e.kernel.close() }
 
-// SetPod tells of a pod, new or changed. What cannot be read of it is logged.
+// SetPod records a pod that is new or has changed. Parts of it that cannot be read are logged.
 func (e *Engine) SetPod(p *corev1.Pod) {
 	pod, err := model.PodOf(p)
 	e.reportFault(err)
 	e.enqueue(func(p *pending) { p.pods[pod.Key] = pod })
 }
 
-// DeletePod tells that a pod is gone.
+// DeletePod records that a pod was deleted.
 func (e *Engine) DeletePod(namespace, name string) {
 	e.enqueue(func(p *pending) { p.pods[model.Key{Namespace: namespace, Name: name}] = nil })
 }
 
-// SetNamespace tells of a namespace, new or changed.
+// SetNamespace records a namespace that is new or has changed.
 func (e *Engine) SetNamespace(ns *corev1.Namespace) {
 	l := labels.Set(ns.Labels)
 	if l == nil {
@@ -183,42 +183,42 @@ func (e *Engine) SetNamespace(ns *corev1.Namespace) {
 	e.enqueue(func(p *pending) { p.namespaces[ns.Name] = l })
 }
 
-// DeleteNamespace tells that a namespace is gone.
+// DeleteNamespace records that a namespace was deleted.
 func (e *Engine) DeleteNamespace(name string) {
 	e.enqueue(func(p *pending) { p.namespaces[name] = nil })
 }
 
-// SetPolicy tells of a policy, new or changed. What of it cannot be read matches
-// nothing, and is logged and counted.
+// SetPolicy records a policy that is new or has changed. Parts of it that cannot be read match
+// nothing, and are logged and counted.
 func (e *Engine) SetPolicy(np *networkingv1.NetworkPolicy) {
 	policy, err := model.PolicyOf(np)
 	e.reportFault(err)
 	e.enqueue(func(p *pending) { p.policies[policy.Key] = policy })
 }
 
-// DeletePolicy tells that a policy is gone.
+// DeletePolicy records that a policy was deleted.
 func (e *Engine) DeletePolicy(namespace, name string) {
 	e.enqueue(func(p *pending) { p.policies[model.Key{Namespace: namespace, Name: name}] = nil })
 }
 
-// SetClusterPolicy tells of a policy of the whole cluster, new or changed. What of it cannot be
-// read opens nothing, and is logged and counted.
+// SetClusterPolicy records a cluster policy that is new or has changed. Parts of it that cannot be
+// read allow nothing, and are logged and counted.
 func (e *Engine) SetClusterPolicy(cnp *v1alpha2.ClusterNetworkPolicy) {
 	policy, err := model.ClusterPolicyOf(cnp)
 	e.reportFault(err)
 	e.enqueue(func(p *pending) { p.cluster[policy.Name] = policy })
 }
 
-// DeleteClusterPolicy tells that a policy of the whole cluster is gone.
+// DeleteClusterPolicy records that a cluster policy was deleted.
 func (e *Engine) DeleteClusterPolicy(name string) {
 	e.enqueue(func(p *pending) { p.cluster[name] = nil })
 }
 
-// Synced tells that the engine has been told of the whole cluster. Until then the
-// rules that an engine before it left in the kernel stay as they are.
+// Synced reports to the engine that it has received the whole cluster. Until then the rules of a
+// previous engine stay in the kernel unchanged.
 func (e *Engine) Synced() { e.enqueue(func(p *pending) { p.synced = true }) }
 
-// Enforced tells why the rules in the kernel are not what they should be, nil if they are.
+// Enforced returns the reason why the rules in the kernel are not up to date, or nil if they are.
 func (e *Engine) Enforced() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -232,7 +232,7 @@ func (e *Engine) enqueue(f func(*pending)) {
 	e.wakeRun()
 }
 
-// look has Run take in what there is.
+// wakeRun makes Run apply pending changes. It does not block.
 func (e *Engine) wakeRun() {
 	select {
 	case e.wake <- struct{}{}:
@@ -243,14 +243,14 @@ func (e *Engine) wakeRun() {
 func (e *Engine) reportFault(err error) {
 	if err != nil {
 		e.metrics.errors.Inc()
-		e.log.Warn("part of an object is not understood", "err", err)
+		e.log.Warn("part of an object was ignored", "err", err)
 	}
 }
 
-// errStarted is returned by all calls of Run but the first.
-var errStarted = errors.New("enforce policies: this engine was started before; make a new one")
+// errStarted is the result of every call of Run after the first.
+var errStarted = errors.New("enforce policies: the engine was started before; an engine runs once")
 
-// Run enforces until ctx ends. It leaves the rules in the kernel. An Engine runs once.
+// Run enforces policies until ctx ends. It leaves the rules in the kernel. An Engine runs once.
 func (e *Engine) Run(ctx context.Context) error {
 	if e.started.Swap(true) {
 		return errStarted
@@ -267,7 +267,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
-		look := false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -275,7 +274,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-retry.C:
 		case <-check.C:
 			e.check(time.Now())
-			look = true // an interface may have come after its pod
+			e.portsStale = true // an interface may have appeared after its pod
 		case ask := <-e.queries:
 			ask(e.compiler)
 			continue
@@ -283,12 +282,12 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.reporter.report(d, e.compiler, time.Now())
 			continue
 		}
-		e.applyPending(look)
+		e.applyPending()
 		err := e.updateKernel()
 		if err != nil {
 			e.outOfSync = true
 			e.metrics.errors.Inc()
-			e.log.Error("policies are not enforced as they should be", "err", err)
+			e.log.Error("the rules of policies are not up to date", "err", err)
 			retry.Reset(retryAfter)
 		}
 		if e.synced {
@@ -297,14 +296,14 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// takeIn tells the compiler what the engine was told, and looks for the pods'
-// ports if some of them may be new.
-func (e *Engine) applyPending(look bool) {
+// applyPending applies the pending changes to the compiler. It updates the ports of pods if some
+// of them may be new.
+func (e *Engine) applyPending() {
 	e.mu.Lock()
 	p := e.pending
 	e.pending = newPending()
 	e.mu.Unlock()
-	e.synced = e.synced || p.synced // what was told before that is in p or in the compiler
+	e.synced = e.synced || p.synced // everything reported before that is in p or in the compiler
 	for name, l := range p.namespaces {
 		if l == nil {
 			e.compiler.DeleteNamespace(name)
@@ -313,7 +312,7 @@ func (e *Engine) applyPending(look bool) {
 		}
 	}
 	for key, pod := range p.pods {
-		look = look || e.compiler.Cluster().Local(pod)
+		e.portsStale = e.portsStale || e.compiler.Cluster().Local(pod)
 		e.compiler.SetPod(key, e.effectivePod(key, pod))
 	}
 	for key, policy := range p.policies {
@@ -322,13 +321,13 @@ func (e *Engine) applyPending(look bool) {
 	for name, policy := range p.cluster {
 		e.compiler.SetClusterPolicy(name, policy)
 	}
-	if look || e.portsStale {
+	if e.portsStale {
 		e.portsStale = false
 		e.updatePorts()
 	}
 }
 
-// findPorts finds out by which ports of the bridge pods are reached.
+// updatePorts finds the bridge port behind each pod's address.
 func (e *Engine) updatePorts() {
 	ports, err := e.kernel.ports()
 	if err != nil {
@@ -338,7 +337,7 @@ func (e *Engine) updatePorts() {
 	e.compiler.SetPorts(ports)
 }
 
-// follow makes the kernel have the compiler's rules.
+// updateKernel writes the compiler's rules to the kernel.
 func (e *Engine) updateKernel() error {
 	if !e.synced {
 		return nil
@@ -356,8 +355,8 @@ func (e *Engine) updateKernel() error {
 		return nil
 	}
 	if err := e.kernel.apply(change, e.hooks, want); err != nil {
-		// Others may have removed what the change builds on.
-		e.log.Warn("write all rules anew, as a change failed", "err", err)
+		// Another program may have removed something that the change builds on.
+		e.log.Warn("could not change the rules; rewriting all of them", "err", err)
 		if err := e.resync(want); err != nil {
 			return err
 		}
@@ -371,7 +370,7 @@ func (e *Engine) updateKernel() error {
 	return nil
 }
 
-// takeOver writes all rules, unless the kernel has them.
+// resync writes all rules, unless the kernel already has them.
 func (e *Engine) resync(want hooks) error {
 	generation, err := e.kernel.generation()
 	if err != nil {
@@ -383,16 +382,16 @@ func (e *Engine) resync(want hooks) error {
 	}
 	if diff != "" {
 		err := e.kernel.replace(e.compiler.Rules(), want)
-		if errors.Is(err, unix.ENOENT) && !e.logOmitted {
-			// A rule that logs is refused so where nfnetlink_log cannot be loaded.
-			e.log.Warn("denied flows will not be told: the kernel has no nfnetlink_log", "err", err)
-			e.logOmitted = true
-			e.kernel.omitLogRules(true)
+		if errors.Is(err, unix.ENOENT) && e.logRules == written {
+			// The kernel rejects log rules with ENOENT if nfnetlink_log cannot be loaded.
+			e.log.Warn("denied flows will not be logged: the kernel lacks nfnetlink_log", "err", err)
+			e.logRules = omitted
+			e.kernel.setLogRules(e.logRules)
 			err = e.kernel.replace(e.compiler.Rules(), want)
 		}
 		if err != nil {
-			e.logOmitted = false // the log was not the reason
-			e.kernel.omitLogRules(false)
+			e.logRules = written // the log rules were not the reason
+			e.kernel.setLogRules(e.logRules)
 			return err
 		}
 		generation++
@@ -401,7 +400,7 @@ func (e *Engine) resync(want hooks) error {
 	return nil
 }
 
-// restricts reports whether a change may forbid what was allowed.
+// restricts reports whether a change may deny flows that were allowed.
 func restricts(c rules.Change) bool {
 	if len(c.Chains) > 0 {
 		return true
@@ -414,7 +413,8 @@ func restricts(c rules.Change) bool {
 	return false
 }
 
-// check puts back what others removed, if there was a transaction of others.
+// check restores rules that another program changed. It compares them only if there was a
+// transaction since the last check.
 func (e *Engine) check(now time.Time) {
 	if !e.installed || e.outOfSync || now.Before(e.nextCheck) {
 		return
@@ -429,23 +429,23 @@ func (e *Engine) check(now time.Time) {
 		diff, err = e.kernel.differs(e.compiler.Rules(), e.hooks)
 	}
 	if err == nil && diff != "" {
-		e.log.Warn("others changed the rules of policies; they are written anew", "found", diff)
+		e.log.Warn("another program changed the rules of policies; restoring them", "difference", diff)
 		err = e.kernel.replace(e.compiler.Rules(), e.hooks)
 		generation++
 	}
 	if err != nil {
 		e.outOfSync = true
 		e.metrics.errors.Inc()
-		e.log.Error("look after the rules of policies", "err", err)
+		e.log.Error("could not check the rules of policies", "err", err)
 		return
 	}
 	e.generation = generation
-	// Where others change nftables all the time, not all the time goes into this.
+	// If other programs change nftables all the time, checks must not take all the CPU.
 	e.nextCheck = now.Add(min(checkShare*time.Since(now), checkPause))
 }
 
-// ask runs f with what the engine knows, on its goroutine, and returns when it
-// has run. It fails if the engine is not running.
+// ask runs f on Run's goroutine and waits until it returns. It fails if the engine has ended, and
+// waits until Run starts or ctx ends.
 func (e *Engine) ask(ctx context.Context, f func(*rules.Compiler)) error {
 	done := make(chan struct{})
 	select {
@@ -453,7 +453,7 @@ func (e *Engine) ask(ctx context.Context, f func(*rules.Compiler)) error {
 		<-done
 		return nil
 	case <-e.ended:
-		return errors.New("ask for policies: they are not enforced any more")
+		return errors.New("query the policy engine: it has ended")
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -36,11 +36,10 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// node is a host with pods on its bridge that have stacks of their own, and an
-// engine.
+// node is a host, pods with network stacks of their own on its bridge, and an engine.
 type node struct {
 	host   string
-	pods   map[string]string // namespace's path by pod
+	pods   map[string]string // path of the network namespace, by pod
 	addrs  map[string]netip.Addr
 	engine *Engine
 	log    *lines
@@ -48,7 +47,7 @@ type node struct {
 	stop   func()
 }
 
-// lines is a log that tests look into.
+// lines is a log that tests can search.
 type lines struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -68,7 +67,7 @@ func (l *lines) String() string {
 
 var gateway = netip.MustParseAddr("10.40.0.1")
 
-// service is an address that the host translates to pod b's.
+// service is an address that the host translates to an address of pod b.
 const service = "10.96.0.1"
 
 func newNode(t *testing.T, pods ...string) *node {
@@ -116,7 +115,7 @@ func newNode(t *testing.T, pods ...string) *node {
 	return n
 }
 
-// start runs an engine, which ends with the test if it was not stopped before.
+// start runs an engine. It ends with the test, unless the test stops it earlier.
 func (n *node) start(t *testing.T) {
 	t.Helper()
 	n.reg = prometheus.NewRegistry()
@@ -136,7 +135,7 @@ func (n *node) start(t *testing.T) {
 	t.Cleanup(func() { n.stop() })
 }
 
-// tellAll tells the engine of the pods, of which the app is the name.
+// reportAll reports all pods to the engine. The label app is the name of the pod.
 func (n *node) reportAll() {
 	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 	for name, a := range n.addrs {
@@ -149,7 +148,7 @@ func (n *node) reportAll() {
 	n.engine.Synced()
 }
 
-// allow is a policy that lets pod to be reached by some pods only, at a port.
+// allow returns a policy by which only some pods reach pod to, at one port.
 func allow(to string, port int32, from ...string) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "only-" + to}}
 	np.Spec.PodSelector.MatchLabels = map[string]string{"app": to}
@@ -164,13 +163,14 @@ func allow(to string, port int32, from ...string) *networkingv1.NetworkPolicy {
 	return np
 }
 
-// How long a test waits for what is to come, on a busy machine, and for what is not.
+// How long a test waits for an event that must happen, on a busy machine, and for one that must
+// not.
 const (
 	timeout = 30 * time.Second
 	silence = 700 * time.Millisecond
 )
 
-// await waits until a condition holds.
+// await waits until a condition is true.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	if err := poll.Until(timeout, 20*time.Millisecond, poll.True(ok)); err != nil {
@@ -178,7 +178,7 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// enforced waits until the kernel has what the engine was told.
+// awaitEnforced waits until the kernel has everything that was reported to the engine.
 func (n *node) awaitEnforced(t *testing.T) {
 	t.Helper()
 	await(t, "the rules are in the kernel", func() bool {
@@ -194,7 +194,7 @@ func (n *node) awaitEnforced(t *testing.T) {
 	})
 }
 
-// echo serves TCP on a pod's port: what comes is sent back.
+// echo serves TCP on a pod's port and sends back all bytes.
 func (n *node) echo(t *testing.T, pod string, port int) {
 	t.Helper()
 	var l net.Listener
@@ -214,7 +214,7 @@ func (n *node) echo(t *testing.T, pod string, port int) {
 	}()
 }
 
-// dial connects from a pod, or from the host.
+// dial connects from a pod or from the host.
 func (n *node) dial(t *testing.T, from, to string) (c net.Conn, err error) {
 	t.Helper()
 	ns, ok := n.pods[from]
@@ -235,7 +235,7 @@ func (n *node) addrPort(pod string, port int) string {
 	return netip.AddrPortFrom(n.addrs[pod], uint16(port)).String()
 }
 
-// speaks reports whether a connection carries bytes there and back in that time.
+// echoes reports whether a connection carries bytes to the echo server and back within a time.
 func echoes(c net.Conn, within time.Duration) bool {
 	_ = c.SetDeadline(time.Now().Add(within))
 	if _, err := c.Write([]byte("x")); err != nil {
@@ -245,7 +245,7 @@ func echoes(c net.Conn, within time.Duration) bool {
 	return err == nil
 }
 
-// translate makes service an address of a pod's port.
+// translate makes the host translate service to an address and port of a pod.
 func (n *node) translate(t *testing.T, pod string, port uint16) {
 	t.Helper()
 	do(t, n.host, func() error {
@@ -264,7 +264,7 @@ func (n *node) translate(t *testing.T, pod string, port uint16) {
 	})
 }
 
-// mustReach tries for a while: a new port of a bridge does not forward at once.
+// mustReach retries for a while: a new port of a bridge does not forward at once.
 func (n *node) mustReach(t *testing.T, from, to string) (c net.Conn) {
 	t.Helper()
 	await(t, from+" reaches "+to, func() bool {
@@ -278,13 +278,13 @@ func (n *node) mustReach(t *testing.T, from, to string) (c net.Conn) {
 func (n *node) mustNotReach(t *testing.T, from, to string) {
 	t.Helper()
 	if _, err := n.dial(t, from, to); err == nil {
-		t.Fatalf("%s reaches %s", from, to)
+		t.Fatalf("%s reached %s, want it denied", from, to)
 	}
 }
 
-// TestEngineEnforces checks issue 6 items 5 and 6 on a node: bridged and translated
-// connections are judged, probes of the host are not, denials are told, live
-// connections are cut and only those.
+// TestEngineEnforces checks on one node that policies filter bridged and translated connections
+// but not probes of the host, that denied flows are logged, and that exactly those live
+// connections are cut that are no longer allowed.
 func TestEngineEnforces(t *testing.T) {
 	n := newNode(t, "a", "b", "c")
 	n.echo(t, "b", 8080)
@@ -303,15 +303,15 @@ func TestEngineEnforces(t *testing.T) {
 	n.mustNotReach(t, "a", n.addrPort("b", 9090))
 	n.mustNotReach(t, "c", b)
 	n.mustNotReach(t, "c", svc)
-	n.mustReach(t, "host", n.addrPort("b", 9090)) // a probe
+	n.mustReach(t, "host", n.addrPort("b", 9090)) // as a probe of the kubelet does
 	await(t, "the connections of c are cut", func() bool {
 		return strings.Count(n.log.String(), "connection cut") >= 2
 	})
 	if !echoes(byA, timeout) || !echoes(svcA, timeout) {
-		t.Error("connections that are allowed were cut")
+		t.Error("an allowed connection was cut")
 	}
 	if echoes(byC, silence) || echoes(svcC, silence) {
-		t.Error("connections that are not allowed go on")
+		t.Error("a denied connection was not cut")
 	}
 	await(t, "a line about the denied flow", func() bool {
 		log := n.log.String()
@@ -327,8 +327,8 @@ func TestEngineEnforces(t *testing.T) {
 	n.mustReach(t, "c", svc)
 }
 
-// A policy of the whole cluster decides before those of namespaces, is told by its name,
-// and is gone when it is deleted.
+// A cluster policy takes effect before those of namespaces, is named in the log, and has no effect
+// after it is deleted.
 func TestEngineEnforcesClusterPolicies(t *testing.T) {
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
@@ -349,10 +349,10 @@ func TestEngineEnforcesClusterPolicies(t *testing.T) {
 	})
 	n.awaitEnforced(t)
 	n.mustNotReach(t, "a", n.addrPort("b", 8080))
-	n.mustReach(t, "host", n.addrPort("b", 8080)) // a probe
+	n.mustReach(t, "host", n.addrPort("b", 8080)) // as a probe of the kubelet does
 	await(t, "the connection is cut", func() bool { return strings.Contains(n.log.String(), "connection cut") })
 	if echoes(live, silence) {
-		t.Error("a connection that is not allowed goes on")
+		t.Error("a denied connection was not cut")
 	}
 	await(t, "a line about the denied flow", func() bool {
 		return strings.Contains(n.log.String(), "dst="+n.addrPort("b", 8080)+" dstPod=default/b protocol=tcp isolatedBy=[guard]")
@@ -363,7 +363,7 @@ func TestEngineEnforcesClusterPolicies(t *testing.T) {
 	n.mustReach(t, "a", n.addrPort("b", 8080))
 }
 
-// counted returns the value of a counter with a label value.
+// counter returns the value of a counter for a label value.
 func (n *node) counter(t *testing.T, name, label string) float64 {
 	t.Helper()
 	families, err := n.reg.Gather()
@@ -382,7 +382,7 @@ func (n *node) counter(t *testing.T, name, label string) float64 {
 	return 0
 }
 
-// TestEgressToTheHost checks that a pod's egress to its own host is judged.
+// TestEgressToHost checks that policies filter packets from a pod to its own host.
 func TestEgressToHost(t *testing.T) {
 	n := newNode(t, "a")
 	var l net.Listener
@@ -401,8 +401,8 @@ func TestEgressToHost(t *testing.T) {
 	n.mustNotReach(t, "a", "10.40.0.1:8080")
 }
 
-// newIsolated makes a node with pods a and b, and a policy by which nobody reaches b's
-// port 8080, where b answers.
+// newIsolated makes a node with pods a and b, where b serves port 8080 and a policy denies
+// everyone that port.
 func newIsolated(t *testing.T) *node {
 	t.Helper()
 	n := newNode(t, "a", "b")
@@ -413,8 +413,8 @@ func newIsolated(t *testing.T) *node {
 	return n
 }
 
-// TestRulesOutliveTheEngine checks that rules stay when the engine ends, that the
-// next one leaves them be until it knows the cluster, and then has nothing to do.
+// TestRulesStayAfterEngineStops checks that rules stay when the engine ends, that the next engine
+// does not touch them until it knows the cluster, and that it then changes nothing.
 func TestRulesStayAfterEngineStops(t *testing.T) {
 	n := newIsolated(t)
 	n.stop()
@@ -447,7 +447,7 @@ func (n *node) generation(t *testing.T) uint32 {
 	return g
 }
 
-// TestRemove checks that where policies are not enforced any more nothing is left of them.
+// TestRemove checks that Remove deletes all chains and sets of policies.
 func TestRemove(t *testing.T) {
 	n := newIsolated(t)
 	n.stop()
@@ -465,8 +465,8 @@ func TestRemove(t *testing.T) {
 	})
 }
 
-// TestRulesComeBack checks that what others remove is there again (within 10 s, if nobody keeps the CPU):
-// the table, a chain's rules, an element.
+// TestRemovedRulesAreRestored checks that rules which another program removes are restored within
+// 10 s on an idle machine: the table, the rules of a chain, an element.
 func TestRemovedRulesAreRestored(t *testing.T) {
 	n := newIsolated(t)
 	for what, remove := range map[string]func(*nftables.Conn){
@@ -498,8 +498,8 @@ func TestRemovedRulesAreRestored(t *testing.T) {
 	}
 }
 
-// TestGroupsAreJudged checks that what goes to a group and to all reaches isolated
-// pods only from those that their policies allow, and others from everyone.
+// TestPoliciesApplyToGroups checks that multicast and broadcast packets reach isolated pods only
+// from senders that their policies allow, and other pods from everyone.
 func TestPoliciesApplyToGroups(t *testing.T) {
 	n := newNode(t, "a", "b", "c", "d")
 	for _, pod := range []string{"b", "d"} {
@@ -515,10 +515,10 @@ func TestPoliciesApplyToGroups(t *testing.T) {
 		n.sendUDP(t, "a", to, "from a")
 		n.sendUDP(t, "c", to, "from c")
 		if got := firstMessage(t, b); got != "from c" {
-			t.Errorf("%s: b hears %q, want what c sent", to, got)
+			t.Errorf("%s: b receives %q, want what c sent", to, got)
 		}
 		if got := firstMessage(t, d); got != "from a" {
-			t.Errorf("%s: d hears %q, want what a sent", to, got)
+			t.Errorf("%s: d receives %q, want what a sent", to, got)
 		}
 		b.Close()
 		d.Close()
@@ -531,7 +531,7 @@ func TestPoliciesApplyToGroups(t *testing.T) {
 	n.sendUDP(t, "c", "239.1.2.4:7000", "from c")
 	n.sendUDP(t, "b", "239.1.2.4:7000", "from b")
 	if got := firstMessage(t, l); got != "from b" {
-		t.Errorf("a hears %q of what c and b sent; c may send nothing", got)
+		t.Errorf("a receives %q from b and c; c may send nothing", got)
 	}
 }
 
@@ -545,7 +545,7 @@ func udp(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 	return np
 }
 
-// hear listens in a pod for what goes to a group or to all.
+// listenUDP receives, in a pod, packets to a multicast group or to the broadcast address.
 func (n *node) listenUDP(t *testing.T, pod, to string) (c *net.UDPConn) {
 	t.Helper()
 	do(t, n.pods[pod], func() error {
@@ -569,20 +569,20 @@ func (n *node) listenUDP(t *testing.T, pod, to string) (c *net.UDPConn) {
 func (n *node) sendUDP(t *testing.T, pod, to, words string) {
 	t.Helper()
 	do(t, n.pods[pod], func() error {
-		c, err := net.ListenUDP("udp4", nil) // which may send to all
+		c, err := net.ListenUDP("udp4", nil) // this socket may send broadcasts
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		_, err = c.WriteToUDPAddrPort([]byte(words), netip.MustParseAddrPort(to))
 		if errors.Is(err, unix.EPERM) {
-			return nil // denied at once
+			return nil // a denied packet fails at once
 		}
 		return err
 	})
 }
 
-// hears returns the first words that come.
+// firstMessage returns the first message that arrives.
 func firstMessage(t *testing.T, c *net.UDPConn) string {
 	t.Helper()
 	b := make([]byte, 100)
@@ -594,7 +594,7 @@ func firstMessage(t *testing.T, c *net.UDPConn) string {
 	return string(b[:k])
 }
 
-// TestQuestions asks a running engine by the API that weft policy uses.
+// TestPolicyAPI asks a running engine through the API that `weft policy` uses.
 func TestPolicyAPI(t *testing.T) {
 	n := newNode(t, "a", "b")
 	n.reportAll()
@@ -615,8 +615,8 @@ func TestPolicyAPI(t *testing.T) {
 	for _, c := range []struct{ src, dst, port, want string }{
 		{"a", "default/b", "8080", "allowed: tcp from 10.40.0.2 to 10.40.0.3:8080; egress of default/a: allowed, no policy isolates the pod; ingress of default/b: allowed by default/only-b"},
 		{"a", "b", "udp/8080", "denied: udp from 10.40.0.2 to 10.40.0.3:8080; egress of default/a: allowed, no policy isolates the pod; ingress of default/b: denied, isolated by default/only-b"},
-		{"192.0.2.1", "b", "icmp", "denied: icmp from 192.0.2.1 to 10.40.0.3; egress: not judged, the address is no pod's; ingress of default/b: denied, isolated by default/only-b"},
-		{"b", "b", "1", "allowed: tcp from 10.40.0.3 to 10.40.0.3:1; a pod may always speak to itself"},
+		{"192.0.2.1", "b", "icmp", "denied: icmp from 192.0.2.1 to 10.40.0.3; egress: no policy applies, the address belongs to no pod; ingress of default/b: denied, isolated by default/only-b"},
+		{"b", "b", "1", "allowed: tcp from 10.40.0.3 to 10.40.0.3:1; a pod may always connect to itself"},
 	} {
 		reply, err := client.TracePolicy(ctx, api.PolicyTraceRequest{Source: c.src, Destination: c.dst, Port: c.port})
 		for i := range reply.Lines {
@@ -626,14 +626,14 @@ func TestPolicyAPI(t *testing.T) {
 			t.Errorf("trace %s %s %s: %v\n%s\nwant\n%s", c.src, c.dst, c.port, err, got, c.want)
 		}
 	}
-	for port, want := range map[string]string{"gre/1": "want tcp, udp or sctp", "0": "no number", "http": "no name", "70000": "no number"} {
+	for port, want := range map[string]string{"gre/1": "want tcp, udp or sctp", "0": "want a number", "http": "name of a port", "70000": "want a number"} {
 		_, err := client.TracePolicy(ctx, api.PolicyTraceRequest{Source: "a", Destination: "b", Port: port})
 		if err == nil || !strings.Contains(err.Error(), want) || api.ClassOf(err) != api.Usage {
 			t.Errorf("trace to port %s: %v", port, err)
 		}
 	}
 	if _, err := client.TracePolicy(ctx, api.PolicyTraceRequest{Source: "x/y", Destination: "b", Port: "1"}); err == nil || !strings.Contains(err.Error(), "look up pod x/y") {
-		t.Errorf("trace from no pod: %v", err)
+		t.Errorf("trace from an unknown pod: %v", err)
 	}
 	reply, err := client.ShowPolicy(ctx, api.PolicyShowRequest{Pod: "b"})
 	if err != nil || len(reply.Lines) != 5 || reply.Lines[3] != "    from pods with app=a in namespace default at tcp 8080" {
@@ -641,8 +641,8 @@ func TestPolicyAPI(t *testing.T) {
 	}
 }
 
-// The container of the engine on Kubernetes may not enter namespaces: it enforces, and tells
-// denials, in the one that it is in.
+// TestEngineWithoutSysAdmin runs an engine without CAP_SYS_ADMIN, as on Kubernetes: it cannot
+// enter other namespaces, and enforces and logs denials in its own.
 func TestEngineWithoutSysAdmin(t *testing.T) {
 	if !nstest.Deprived(t) {
 		return
@@ -657,7 +657,7 @@ func TestEngineWithoutSysAdmin(t *testing.T) {
 	n.engine.SetPolicy(allow("b", 8080, "a"))
 	n.awaitEnforced(t)
 	p := enginetest.Probe{Flow: model.Flow{Src: n.addrs["a"], Dst: n.addrs["b"], Protocol: model.TCP, Port: 9090}, Sport: 20000, ID: 1}
-	// The first come before the bridge forwards, or before the engine listens.
+	// The first packets are sent before the bridge forwards, or before the engine listens.
 	await(t, "a line about the denied flow", func() bool {
 		if err := unix.Send(from.FD, p.Frame(from.MAC, to.MAC), 0); err != nil {
 			t.Fatal(err)

@@ -14,26 +14,27 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// expectation is a pod of this node whose addresses are known by the CNI plugin, which is
-// some time before the API server shows them, and before the pod runs. What the plugin says
-// holds until it takes it back: a pod that was given other addresses is shown with those it
-// had before for a while. Run's goroutine only.
+// expectation is a pod of this node whose addresses the CNI plugin has announced. The plugin knows
+// them some time before the API server reports them, and before the pod runs. The announcement is
+// valid until the plugin withdraws it: the API server reports old addresses of a pod for a while
+// after it gets new ones. Used by Run's goroutine only.
 type expectation struct {
-	uid   string // "": any
+	uid   string // "" matches any
 	addrs []netip.Addr
-	pod   *model.Pod    // as the API server shows it; nil if it does not
-	last  *model.Pod    // what was last made of that, nil if it is another pod or has ended
-	done  chan struct{} // closed when the kernel has what is to be done with the pod
+	pod   *model.Pod    // the pod as the API server reports it; nil if it does not
+	last  *model.Pod    // the pod that the compiler last got for it; nil if it is another pod or has ended
+	done  chan struct{} // closed when the kernel has the rules for the pod
 }
 
-// expectTimeout is how long a pod is waited for that the API server does not show. There
-// are such: those that a kubelet runs from files while it has no API server.
+// expectTimeout is how long ExpectPod waits for a pod that the API server does not report. A
+// kubelet without an API server runs such pods from files.
 const expectTimeout = 5 * time.Second
 
-// ExpectPod has a pod of this node be judged by addresses that it is about to get, and returns
-// when it is; called again once the pod has its interface, also by the port of the bridge. It
-// fails if policies are not enforced, or not yet for this pod, as it would be open without. One
-// that is run from a file and nobody knows has none.
+// ExpectPod applies policies to a pod of this node at addresses that it is about to get, and
+// returns when the kernel has the rules. The plugin calls it again once the pod has its interface;
+// from then on rules also match the pod's port of the bridge. It fails if policies are not
+// enforced, or not yet for this pod, because the pod would then run without them. A static pod
+// that the API server does not know starts without policies.
 func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
 	key, err := keyOf(r)
 	if err != nil {
@@ -55,17 +56,17 @@ func (e *Engine) ExpectPod(ctx context.Context, r api.PolicyPodRequest) error {
 	}
 	err = e.Enforced()
 	if err == nil && ofAPIServer(r.UID) {
-		err = errors.New("the API server does not show the pod yet")
+		err = errors.New("the API server does not report the pod yet")
 	}
 	if err != nil {
 		return &api.Error{Class: api.Unavailable, Text: fmt.Sprintf("enforce the policies of pod %s: %v", key, err)}
 	}
-	e.log.Warn("a pod starts that the API server does not show: it is under no policy until it does", "pod", key, "addresses", r.Addresses)
+	e.log.Warn("the API server does not report a pod that starts: no policy applies to it until then", "pod", key, "addresses", r.Addresses)
 	return nil
 }
 
-// ForgetPod tells that a pod has lost addresses. Of a pod that has got others meanwhile it
-// changes nothing.
+// ForgetPod reports that a pod has lost addresses. It changes nothing if the pod has got other
+// addresses in the meantime.
 func (e *Engine) ForgetPod(ctx context.Context, r api.PolicyPodRequest) error {
 	key, err := keyOf(r)
 	if err != nil {
@@ -80,22 +81,22 @@ func (e *Engine) ForgetPod(ctx context.Context, r api.PolicyPodRequest) error {
 	return err
 }
 
-// ofAPIServer reports whether an API server made a UID. It makes UUIDs, and the kubelet sums
-// of files, which have no dashes.
+// ofAPIServer reports whether an API server made a UID. An API server makes UUIDs; the kubelet
+// makes hashes of files, which have no dashes.
 func ofAPIServer(uid string) bool { return strings.Contains(uid, "-") }
 
 func keyOf(r api.PolicyPodRequest) (model.Key, error) {
 	namespace, name, ok := strings.Cut(r.Pod, "/")
 	if !ok || namespace == "" || name == "" {
-		return model.Key{}, usagef("pod %q: want NAMESPACE/NAME", r.Pod)
+		return model.Key{}, usagef("parse pod %q: want NAMESPACE/NAME", r.Pod)
 	}
 	if slices.ContainsFunc(r.Addresses, func(a netip.Addr) bool { return !a.IsValid() || a.Zone() != "" || a.Is4In6() }) {
-		return model.Key{}, usagef("pod %s: addresses %v: want such of IPv4 or IPv6", r.Pod, r.Addresses)
+		return model.Key{}, usagef("parse pod %s: addresses %v: want IPv4 or IPv6 addresses without a zone", r.Pod, r.Addresses)
 	}
 	return model.Key{Namespace: namespace, Name: name}, nil
 }
 
-// expect takes an expectation in. Whoever was expected at these addresses has them no more.
+// addExpectation records an expectation, and removes those of other pods at the same addresses.
 func (e *Engine) addExpectation(c *rules.Compiler, key model.Key, x *expectation) {
 	for other, old := range e.expected {
 		if other != key && overlap(old.addrs, x.addrs) {
@@ -104,21 +105,22 @@ func (e *Engine) addExpectation(c *rules.Compiler, key model.Key, x *expectation
 	}
 	x.pod = c.Cluster().Pod(key)
 	if old := e.expected[key]; old != nil {
-		x.pod = old.pod // and not what was made of it
+		x.pod = old.pod // the reported pod, not the effective one
 	}
 	e.expected[key] = x
 	e.portsStale = true
 	c.SetPod(key, e.effectivePod(key, x.pod))
 }
 
-// unexpect has a pod be judged as the API server shows it.
+// removeExpectation makes policies apply to a pod as the API server reports it.
 func (e *Engine) removeExpectation(c *rules.Compiler, key model.Key) {
 	c.SetPod(key, e.expected[key].pod)
 	delete(e.expected, key)
 }
 
-// judgedAs returns how a pod is judged that the API server shows so, nil if it does not. One
-// that was deleted by force runs on, and as it was, until the plugin takes its addresses back.
+// effectivePod returns the pod that the compiler gets when the API server reports shown; nil if
+// there is none. A pod that was deleted by force keeps running: it stays, unchanged, until the
+// plugin releases its addresses.
 func (e *Engine) effectivePod(key model.Key, shown *model.Pod) *model.Pod {
 	x := e.expected[key]
 	if x == nil {
@@ -140,12 +142,13 @@ func (e *Engine) effectivePod(key model.Key, shown *model.Pod) *model.Pod {
 	return &pod
 }
 
-// holds reports whether the pod that was meant is shown, and is one that policies see.
+// applies reports whether the API server reports the expected pod and policies apply to it.
 func (x *expectation) applies(node string) bool {
 	return x.pod != nil && !x.pod.Excluded && x.pod.Node == node && (x.uid == "" || x.uid == x.pod.UID)
 }
 
-// settle notes whether the kernel has the compiler's rules, and tells those who wait for it.
+// recordResult records whether the kernel has the compiler's rules. If it does, calls of ExpectPod
+// that wait for them return.
 func (e *Engine) recordResult(enforceErr error) {
 	e.mu.Lock()
 	e.enforceErr = enforceErr
@@ -160,7 +163,7 @@ func (e *Engine) recordResult(enforceErr error) {
 	}
 }
 
-// tellDone closes done, once.
+// closeDone closes done. It may be called several times.
 func (x *expectation) closeDone() {
 	select {
 	case <-x.done:

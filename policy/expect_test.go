@@ -15,7 +15,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// pod is one of the node as the API server shows it, with or without addresses.
+// pod returns a pod of the node as the API server reports it, with or without addresses.
 func pod(name string, uid types.UID, addrs ...netip.Addr) *corev1.Pod {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: uid, Labels: map[string]string{"app": name}},
@@ -32,15 +32,15 @@ func (n *node) expects(t *testing.T, name, uid string) error {
 	return n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "default/" + name, UID: uid, Addresses: []netip.Addr{n.addrs[name]}})
 }
 
-// A pod is isolated before it runs: the API server shows its address later. NetworkPolicy's
-// documentation, "Pod lifecycle", asks for that.
+// A pod is isolated before it runs, although the API server reports its address later. The section
+// "Pod lifecycle" of the NetworkPolicy documentation requires that.
 func TestExpectPodIsolatesBeforeStatus(t *testing.T) {
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
 	n.engine.SetPolicy(allow("b", 8080))
 	n.engine.SetPod(pod("b", "1"))
 	if err := n.engine.Enforced(); err == nil {
-		t.Error("policies are enforced before any is known")
+		t.Error("policies are enforced before Synced")
 	}
 	early := make(chan error, 1)
 	go func() { early <- n.expects(t, "b", "1") }()
@@ -53,12 +53,12 @@ func TestExpectPodIsolatesBeforeStatus(t *testing.T) {
 		t.Error(err)
 	}
 
-	// A status from before, without the address or with one of an earlier life.
+	// These are old states of the pod: without an address, or with one of an earlier pod.
 	n.engine.SetPod(pod("b", "1", netip.MustParseAddr("10.40.7.7")))
 	n.awaitEnforced(t)
 	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 
-	// An earlier life's end does not concern it, its own does.
+	// The end of an earlier pod has no effect; the end of this pod has.
 	forget := func(addr netip.Addr) {
 		t.Helper()
 		if err := n.engine.ForgetPod(t.Context(), api.PolicyPodRequest{Pod: "default/b", Addresses: []netip.Addr{addr}}); err != nil {
@@ -68,14 +68,15 @@ func TestExpectPodIsolatesBeforeStatus(t *testing.T) {
 	}
 	forget(netip.MustParseAddr("10.40.7.7"))
 	n.mustNotReach(t, "a", n.addrPort("b", 8080))
-	n.engine.DeletePod("default", "b") // by force: it runs on
+	n.engine.DeletePod("default", "b") // deleted by force: it keeps running
 	n.awaitEnforced(t)
 	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 	forget(n.addrs["b"])
 	n.mustReach(t, "a", n.addrPort("b", 8080))
 }
 
-// tellOthers tells the engine of a pod and its namespace, and that this is all.
+// reportAllExcept reports the namespace and all pods but one to the engine, and then that this is
+// the whole cluster.
 func (n *node) reportAllExcept(but string) {
 	n.engine.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 	for name, a := range n.addrs {
@@ -86,7 +87,7 @@ func (n *node) reportAllExcept(but string) {
 	n.engine.Synced()
 }
 
-// Pods that had a name before, and that had an address before, are not taken for the new one.
+// An expectation does not match pods that had the same name or address before.
 func TestExpectationFollowsUID(t *testing.T) {
 	n := newNode(t, "a", "b")
 	n.echo(t, "b", 8080)
@@ -103,14 +104,15 @@ func TestExpectationFollowsUID(t *testing.T) {
 	}
 	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 
-	// A younger pod is still shown with the address that it had before.
+	// The API server still reports a newer pod with the address that it had before.
 	young := pod("c", "c", n.addrs["b"])
 	young.CreationTimestamp = metav1.Now()
 	n.engine.SetPod(young)
 	n.awaitEnforced(t)
 	n.mustNotReach(t, "a", n.addrPort("b", 8080))
 
-	// The sandbox came to nothing, nobody said so, and another pod got the address.
+	// The sandbox could not be created, the plugin did not withdraw the expectation, and another
+	// pod got the address.
 	n.engine.SetPod(pod("c", "c"))
 	if err := n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "default/c", Addresses: []netip.Addr{n.addrs["b"]}}); err != nil {
 		t.Fatal(err)
@@ -118,28 +120,29 @@ func TestExpectationFollowsUID(t *testing.T) {
 	n.mustReach(t, "a", n.addrPort("b", 8080))
 }
 
-// A kubelet without an API server runs pods that nobody knows, but none while policies are
-// not enforced.
+// A kubelet without an API server runs pods that nobody knows. They may start, but not while
+// policies are not enforced.
 func TestExpectUnknownPod(t *testing.T) {
 	n := newNode(t, "a", "b")
 	if err := n.expects(t, "b", ""); api.ClassOf(err) != api.Unavailable {
-		t.Errorf("expected while the cluster is not known: %v", err)
+		t.Errorf("ExpectPod before Synced: %v", err)
 	}
 	n.reportAllExcept("b")
 	n.awaitEnforced(t)
 	if err := n.expects(t, "b", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"); api.ClassOf(err) != api.Unavailable {
-		t.Errorf("a pod of the API server that it does not show yet: %v", err)
+		t.Errorf("ExpectPod for a pod that the API server does not report yet: %v", err)
 	}
 	start := time.Now()
 	if err := n.expects(t, "b", ""); err != nil || time.Since(start) < expectTimeout {
-		t.Errorf("a pod that is not known: %v after %s", err, time.Since(start))
+		t.Errorf("ExpectPod for a static pod: %v after %s", err, time.Since(start))
 	}
 	if err := n.engine.ExpectPod(t.Context(), api.PolicyPodRequest{Pod: "b"}); api.ClassOf(err) != api.Usage {
-		t.Errorf("a pod without a namespace: %v", err)
+		t.Errorf("ExpectPod without a namespace: %v", err)
 	}
 }
 
-// What goes to a group is judged by the port of the bridge, from when the plugin says that it is there.
+// Once the plugin reports the pod's interface, policies filter multicast packets by the pod's port
+// of the bridge.
 func TestExpectPodIsolatesItsPort(t *testing.T) {
 	n := newNode(t, "a", "b", "c")
 	n.echo(t, "b", 8080)
@@ -166,10 +169,10 @@ func TestExpectPodIsolatesItsPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := n.listenUDP(t, "b", "239.1.2.3:7000")
-	n.mustReach(t, "host", n.addrPort("b", 8080)) // its port forwards
+	n.mustReach(t, "host", n.addrPort("b", 8080)) // its port forwards from now on
 	n.sendUDP(t, "a", "239.1.2.3:7000", "from a")
 	n.sendUDP(t, "c", "239.1.2.3:7000", "from c")
 	if got := firstMessage(t, b); got != "from c" {
-		t.Errorf("b hears %q, want what c sent", got)
+		t.Errorf("b receives %q, want what c sent", got)
 	}
 }

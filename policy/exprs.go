@@ -11,14 +11,14 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// exprs is the expressions of a rule. Each works in register 1, of 16 bytes, but
-// for the keys of several fields, which are put together in registers of 4 bytes.
+// exprs is the expressions of a rule. Each expression uses register 1, of 16 bytes, except that
+// keys of several fields are assembled in registers of 4 bytes.
 type exprs []expr.Any
 
-// word0 is the first of the registers of 4 bytes. It lies where register 1 does.
+// word0 is the first register of 4 bytes. It overlaps register 1.
 const word0 = unix.NFT_REG32_00
 
-// field is a part of a packet: one for each family.
+// field is the offset of a header field, for each IP version.
 type field struct{ offset4, offset6 uint32 }
 
 var (
@@ -26,7 +26,8 @@ var (
 	daddr = field{16, 24}
 )
 
-// load returns the expression that loads an address, and its size.
+// load returns the expression that loads an address into a register, and the size of the address
+// in bytes.
 func (f field) load(family rules.Family, register uint32) (load expr.Any, size uint32) {
 	offset, size := f.offset4, uint32(4)
 	if family == rules.IPv6 {
@@ -35,7 +36,7 @@ func (f field) load(family rules.Family, register uint32) (load expr.Any, size u
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}, size
 }
 
-// compile returns the expressions of a compiled rule.
+// compile returns the nftables expressions of a compiled rule.
 func compile(r rules.Rule) []expr.Any {
 	var x exprs
 	if r.Family != rules.Both {
@@ -75,7 +76,7 @@ func compile(r rules.Rule) []expr.Any {
 	return x.drop()
 }
 
-// family lets only packets of an IP version pass.
+// family matches packets of an IP version.
 func (x exprs) family(f rules.Family) exprs {
 	b := byte(unix.NFPROTO_IPV4)
 	if f == rules.IPv6 {
@@ -88,19 +89,19 @@ func (x exprs) protocol(p byte) exprs {
 	return append(x, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(p))
 }
 
-// in lets only packets pass of which an address is in a set.
+// in matches packets with an address in a set.
 func (x exprs) in(family rules.Family, f field, set string) exprs {
 	load, _ := f.load(family, 1)
 	return append(x, load, lookup(1, set))
 }
 
-// vmap goes where a map leads an address.
+// vmap applies the verdict that a map has for an address.
 func (x exprs) vmap(family rules.Family, f field, set string) exprs {
 	load, _ := f.load(family, 1)
 	return append(x, load, verdictLookup(1, set))
 }
 
-// within lets only packets pass of which an address is in a prefix.
+// within matches packets with an address in a prefix.
 func (x exprs) within(family rules.Family, f field, p netip.Prefix) exprs {
 	load, size := f.load(family, 1)
 	return append(x, load,
@@ -108,7 +109,7 @@ func (x exprs) within(family rules.Family, f field, p netip.Prefix) exprs {
 		equal(p.Addr().AsSlice()...))
 }
 
-// state lets only packets pass whose connection is in one of these states.
+// state matches packets whose connection is in one of these states.
 func (x exprs) state(bits uint32) exprs {
 	return append(x,
 		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
@@ -116,7 +117,7 @@ func (x exprs) state(bits uint32) exprs {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)})
 }
 
-// icmp6 lets only ICMPv6 messages of a range of types pass.
+// icmp6 matches ICMPv6 messages with a type in a range.
 func (x exprs) icmp6(from, to byte) exprs {
 	x = x.protocol(unix.IPPROTO_ICMPV6)
 	return append(x,
@@ -125,7 +126,7 @@ func (x exprs) icmp6(from, to byte) exprs {
 		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{to}})
 }
 
-// notSYN lets only TCP packets pass that do not ask for a connection.
+// withoutSYN matches TCP packets that do not open a connection.
 func (x exprs) withoutSYN() exprs {
 	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
 	x = x.protocol(unix.IPPROTO_TCP)
@@ -135,7 +136,7 @@ func (x exprs) withoutSYN() exprs {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{syn}})
 }
 
-// toMany lets only packets pass that came in a frame to a group or to all.
+// groupFrame matches packets that arrived in a multicast or broadcast frame.
 func (x exprs) groupFrame() exprs {
 	return append(x, &expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{unix.PACKET_BROADCAST}},
@@ -152,7 +153,7 @@ func (x exprs) jump(chain string) exprs {
 	return append(x, &expr.Verdict{Kind: expr.VerdictJump, Chain: chain})
 }
 
-// log sends some packets to the group, with a prefix that tells which chain.
+// log sends some packets to the log group, with a prefix that names the chain.
 func (x exprs) log(prefix string) exprs {
 	return append(x,
 		&expr.Limit{Type: expr.LimitTypePkts, Rate: rules.LogRate, Unit: expr.LimitTimeSecond, Burst: rules.LogBurst},
@@ -162,7 +163,7 @@ func (x exprs) log(prefix string) exprs {
 		})
 }
 
-// snapLen is how much of a denied packet is looked at: the headers.
+// snapLen is the number of bytes of a denied packet that the kernel logs: enough for the headers.
 const snapLen = 128
 
 func dport(register uint32) expr.Any {
@@ -173,7 +174,7 @@ func lookup(register uint32, set string) expr.Any {
 	return &expr.Lookup{SourceRegister: register, SetName: set}
 }
 
-// lead looks a verdict up.
+// verdictLookup looks up a verdict in a map.
 func verdictLookup(register uint32, set string) expr.Any {
 	return &expr.Lookup{SourceRegister: register, SetName: set, IsDestRegSet: true}
 }

@@ -15,21 +15,21 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// fakeKernel keeps rules as nftables does: a transaction happens whole or not at all,
-// an element or a chain that is not there cannot be deleted or jumped to, a chain that
-// something leads to cannot be deleted, and each transaction makes a new generation,
-// whoever began it.
+// fakeKernel keeps rules in memory and obeys the rules of nftables: a transaction takes effect as
+// a whole or not at all; an element or a chain that does not exist cannot be deleted or jumped to;
+// a chain that is in use cannot be deleted; each transaction, of any program, increments the
+// generation.
 type fakeKernel struct {
-	mu         sync.Mutex
-	sets       map[string]*rules.Set
-	chains     map[string]*rules.Chain
-	state      hooks
-	gen        uint32
-	logOmitted bool
-	noLog      bool    // rules that log are refused, as without nfnetlink_log
-	fail       []error // of the next transactions; nil lets one pass
-	writes     int     // transactions that happened
-	closed     bool
+	mu       sync.Mutex
+	sets     map[string]*rules.Set
+	chains   map[string]*rules.Chain
+	state    hooks
+	gen      uint32
+	logRules logRules
+	noLog    bool    // log rules are rejected, as without nfnetlink_log
+	fail     []error // the results of the next transactions; nil lets one succeed
+	writes   int     // successful transactions
+	closed   bool
 }
 
 func newFakeKernel() *fakeKernel {
@@ -47,7 +47,7 @@ func (k *fakeKernel) transact(f func(*fakeKernel) error) error {
 			return err
 		}
 	}
-	next := &fakeKernel{sets: map[string]*rules.Set{}, chains: maps.Clone(k.chains), state: k.state, logOmitted: k.logOmitted, noLog: k.noLog}
+	next := &fakeKernel{sets: map[string]*rules.Set{}, chains: maps.Clone(k.chains), state: k.state, logRules: k.logRules, noLog: k.noLog}
 	for name, s := range k.sets {
 		next.sets[name] = cloneSet(s)
 	}
@@ -72,11 +72,11 @@ func cloneSet(s *rules.Set) *rules.Set {
 	return &c
 }
 
-// check finds what leads nowhere.
+// check finds references to chains and sets that do not exist.
 func (k *fakeKernel) check() error {
 	for _, ch := range k.chains {
 		for _, r := range ch.Rules {
-			if r.Action == rules.Log && !k.logOmitted && k.noLog {
+			if r.Action == rules.Log && k.logRules == written && k.noLog {
 				return fmt.Errorf("chain %s logs: %w", ch.Name, unix.ENOENT)
 			}
 			if _, ok := k.chains[r.Chain]; r.Action == rules.Jump && !ok {
@@ -84,7 +84,7 @@ func (k *fakeKernel) check() error {
 			}
 			for _, set := range []string{r.Peers, r.Ports, r.Named} {
 				if _, ok := k.sets[set]; set != "" && !ok {
-					return fmt.Errorf("chain %s looks into set %q: %w", ch.Name, set, unix.ENOENT)
+					return fmt.Errorf("chain %s looks up set %q: %w", ch.Name, set, unix.ENOENT)
 				}
 			}
 		}
@@ -92,7 +92,7 @@ func (k *fakeKernel) check() error {
 	for _, s := range k.sets {
 		for e, chain := range s.Elements {
 			if _, ok := k.chains[chain]; chain != "" && !ok {
-				return fmt.Errorf("element %v of %s leads to chain %q: %w", e, s.Name, chain, unix.EBUSY)
+				return fmt.Errorf("element %v of %s refers to chain %q: %w", e, s.Name, chain, unix.EBUSY)
 			}
 		}
 	}
@@ -159,7 +159,7 @@ func (k *fakeKernel) replace(r *rules.Rules, h hooks) error {
 	})
 }
 
-// flush is another program that removes all rules.
+// flush removes all rules, as another program may.
 func (k *fakeKernel) flush() {
 	_ = k.transact(func(k *fakeKernel) error {
 		k.sets, k.chains, k.state = map[string]*rules.Set{}, map[string]*rules.Chain{}, unhooked
@@ -192,10 +192,10 @@ func (k *fakeKernel) generation() (uint32, error) {
 	return k.gen, nil
 }
 
-func (k *fakeKernel) omitLogRules(mute bool) {
+func (k *fakeKernel) setLogRules(l logRules) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.logOmitted = mute
+	k.logRules = l
 }
 
 func (k *fakeKernel) showBridged() error                      { return nil }
@@ -218,7 +218,7 @@ func (k *fakeKernel) close() error {
 	return nil
 }
 
-// noConnections is connection tracking without connections.
+// noConnections is a connection tracking table without connections.
 type noConnections struct{}
 
 func (noConnections) Dump(*conntrack.DumpOptions) ([]conntrack.Flow, error) { return nil, nil }

@@ -8,16 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// generation returns the number of the last transaction of nftables, whoever made
-// it.
+// generation returns the number of the last nftables transaction of any program.
 func (k *nft) generation() (uint32, error) {
-	wrap := func(err error) error { return fmt.Errorf("ask for the generation of nftables: %w", err) }
+	wrap := func(err error) error { return fmt.Errorf("get the generation of nftables: %w", err) }
 	c, err := k.dial()
 	if err != nil {
 		return 0, wrap(err)
 	}
 	defer c.Close()
-	answers, err := c.Execute(netlink.Message{
+	replies, err := c.Execute(netlink.Message{
 		Header: netlink.Header{
 			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN),
 			Flags: netlink.Request,
@@ -27,7 +26,7 @@ func (k *nft) generation() (uint32, error) {
 	if err != nil {
 		return 0, wrap(err)
 	}
-	for _, m := range answers {
+	for _, m := range replies {
 		if len(m.Data) < headerSize {
 			continue
 		}
@@ -42,11 +41,11 @@ func (k *nft) generation() (uint32, error) {
 			}
 		}
 	}
-	return 0, wrap(fmt.Errorf("no number in %d answers", len(answers)))
+	return 0, wrap(fmt.Errorf("no generation in %d replies", len(replies)))
 }
 
-// headerSize is the length of struct nfgenmsg: family, version, and a number of
-// two bytes in network order.
+// headerSize is the length of struct nfgenmsg: family, version, and a 16-bit resource ID in
+// network byte order.
 const headerSize = 4
 
 func netfilterHeader(family byte, number uint16) []byte {

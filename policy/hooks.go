@@ -11,10 +11,10 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// hook is a chain that package documentation draws. Its rules never change.
+// hook is one of the constant chains that the package documentation draws.
 type hook struct {
 	name     string
-	hook     *nftables.ChainHook // nil for a chain that others jump to
+	hook     *nftables.ChainHook // nil for a chain that is only jumped to
 	priority *nftables.ChainPriority
 	rules    []exprs
 }
@@ -31,7 +31,7 @@ var (
 	bridgeTable = &nftables.Table{Name: netdev.TableName, Family: nftables.TableFamilyBridge}
 )
 
-// States of connection tracking, as `ct state` has them.
+// States of connection tracking, as bits of `ct state`.
 const (
 	stateInvalid     = 1 << 0
 	stateEstablished = 1 << 1
@@ -58,7 +58,7 @@ func inetHooks() []hook {
 	}
 }
 
-// passing is what is never judged.
+// alwaysAccepted are the rules for packets that policies never filter.
 func alwaysAccepted() []exprs {
 	return []exprs{
 		exprs{}.state(stateEstablished | stateRelated).accept(),
@@ -68,7 +68,7 @@ func alwaysAccepted() []exprs {
 	}
 }
 
-// strictFor sends what goes to or comes from isolated pods to policy-strict.
+// strictFor sends packets from or to isolated pods to policy-strict.
 func strictFor(f field) []exprs {
 	var all []exprs
 	for _, family := range bothFamilies {
@@ -77,7 +77,7 @@ func strictFor(f field) []exprs {
 	return all
 }
 
-// selfRules let pods speak to themselves, by way of a Service.
+// selfRules let pods reach themselves through a Service.
 func selfRules() []exprs {
 	var all []exprs
 	for _, family := range bothFamilies {
@@ -111,7 +111,7 @@ func ingressRules() []exprs {
 	return all
 }
 
-// groups is the addresses of groups, RFC 1112 and RFC 4291, and of all.
+// groups returns the multicast (RFC 1112, RFC 4291) and broadcast addresses.
 func groups(f rules.Family) netip.Prefix {
 	if f == rules.IPv6 {
 		return netip.MustParsePrefix("ff00::/8")
@@ -119,13 +119,13 @@ func groups(f rules.Family) netip.Prefix {
 	return netip.MustParsePrefix("224.0.0.0/3")
 }
 
-// linkLocal is the IPv6 addresses that are valid on one link, RFC 4291. Interfaces
-// have them without being told, so pods could reach each other past their policies.
+// linkLocal is the IPv6 link-local addresses (RFC 4291). The kernel assigns them by itself, so
+// pods could use them to bypass their policies.
 var linkLocal = netip.MustParsePrefix("fe80::/10")
 
-// bridgeHooks writes the port of the bridge by which a packet leaves, or came, to
-// its mark, where its address does not tell which pod that is. A frame to one that
-// has a packet to a group in it is a forgery that some would believe.
+// bridgeHooks writes the bridge port by which a packet leaves or arrived to its mark, for packets
+// whose address does not identify the pod. A unicast frame that contains a packet to a group is a
+// forgery, which some receivers accept, so it is matched by its IP address too.
 func bridgeHooks() []hook {
 	in := []exprs{writeMark(exprs{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 1},
@@ -137,7 +137,7 @@ func bridgeHooks() []hook {
 	}
 	in = append(in, writeMark(ether(rules.IPv6).within(rules.IPv6, daddr, linkLocal), expr.MetaKeyOIF))
 	out := []exprs{writeMark(ether(rules.IPv6).within(rules.IPv6, saddr, linkLocal), expr.MetaKeyIIF)}
-	// What br_netfilter shows to IP comes after -1.
+	// br_netfilter passes packets to the IP hooks at priority -1.
 	early := nftables.ChainPriorityRef(-200)
 	return []hook{
 		{"policy-ports-out", nftables.ChainHookPrerouting, early, out},
@@ -149,12 +149,13 @@ func writeMark(x exprs, port expr.MetaKey) exprs {
 	return append(x, &expr.Meta{Key: port, Register: 1}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true})
 }
 
-// byMark goes where a map leads the port that bridgeHooks wrote.
+// byMark applies the verdict that a map has for the port in the packet's mark. bridgeHooks writes
+// the mark.
 func byMark(x exprs, ports string) exprs {
 	return append(x, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, verdictLookup(1, ports))
 }
 
-// ether lets only frames pass that have a packet of an IP version in them.
+// ether matches frames that contain a packet of an IP version.
 func ether(f rules.Family) exprs {
 	b := []byte{0x08, 0x00}
 	if f == rules.IPv6 {

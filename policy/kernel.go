@@ -21,21 +21,20 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// prefix begins the names of all chains and sets that are this package's.
+// prefix is the prefix of the names of this package's chains and sets.
 const prefix = netdev.PolicyPrefix
 
-// nft is nftables and connection tracking of one network namespace. It implements
-// kernel.
+// nft implements kernel with the nftables and the connection tracking of one network namespace.
 type nft struct {
-	ns         netns.NsHandle
-	bridge     string
-	sysctls    string
-	logOmitted bool // without the rules that log, for which the kernel may lack a module
+	ns       netns.NsHandle
+	bridge   string
+	sysctls  string
+	logRules logRules
 }
 
 func (k *nft) close() error { return k.ns.Close() }
 
-func (k *nft) omitLogRules(mute bool) { k.logOmitted = mute }
+func (k *nft) setLogRules(l logRules) { k.logRules = l }
 
 func (k *nft) showBridged() error {
 	return netdev.DoIn(k.ns, func() error { return showBridgedPackets(k.sysctls) })
@@ -78,17 +77,17 @@ func (k *nft) connections() (connections, error) {
 	return c, nil
 }
 
-// transaction is one change of nftables.
+// transaction is one transaction of nftables.
 type transaction struct {
 	*nftables.Conn
-	logOmitted bool
+	logRules logRules
 }
 
-// bufferSize is for what a transaction sends and for the answers that wait while
-// it is being sent, in bytes. Only what is used costs anything.
+// bufferSize is the size in bytes of the socket buffers, for the messages of a transaction and for
+// the replies that queue up while it is sent. The kernel allocates only the part that is used.
 const bufferSize = 64 << 20
 
-// begin opens a transaction, which the caller ends by CloseLasting.
+// begin opens a transaction. The caller ends it with CloseLasting.
 func (k *nft) begin() (transaction, error) {
 	buffers := func(c *netlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(bufferSize), c.SetWriteBuffer(bufferSize))
@@ -100,10 +99,10 @@ func (k *nft) begin() (transaction, error) {
 	}); err != nil {
 		return transaction{}, fmt.Errorf("open nftables: %w", err)
 	}
-	return transaction{c, k.logOmitted}, nil
+	return transaction{c, k.logRules}, nil
 }
 
-// dial opens a socket to netfilter.
+// dial opens a netfilter socket.
 func (k *nft) dial() (c *netlink.Conn, err error) {
 	err = netdev.DoIn(k.ns, func() (err error) { c, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); return err })
 	return c, err
@@ -170,8 +169,8 @@ func (k *nft) replace(r *rules.Rules, h hooks) error {
 	return nil
 }
 
-// change brings a change into the transaction, in the order that lets nothing
-// name what is not there: chains may jump and maps may lead to any of the new.
+// change adds a change to the transaction. Its order ensures that every reference has a target:
+// rules may jump to any of the new chains, and maps may contain any of them.
 func (t transaction) change(c rules.Change) error {
 	for _, ch := range c.Chains {
 		t.AddChain(&nftables.Chain{Name: ch.Name, Table: inetTable})
@@ -187,7 +186,7 @@ func (t transaction) change(c rules.Change) error {
 	}
 	for _, ch := range c.Chains {
 		for _, r := range ch.Rules {
-			if r.Action != rules.Log || !t.logOmitted {
+			if r.Action != rules.Log || t.logRules == written {
 				t.addRule(inetTable, ch.Name, compile(r), comment(r.String()+" # "+r.Comment))
 			}
 		}
@@ -240,9 +239,8 @@ func (t transaction) addRule(table *nftables.Table, chain string, x []expr.Any, 
 	})
 }
 
-// removeAll brings the removal of all that is there into the transaction. Maps
-// are emptied first: older kernels take a chain for used as long as a map that is
-// being removed leads to it.
+// removeAll adds the removal of everything that exists to the transaction. Maps are emptied first:
+// for older kernels a chain is still in use while a map that refers to it is being removed.
 func (t transaction) removeAll() error {
 	chains, sets, err := t.present()
 	if err != nil {
@@ -273,7 +271,7 @@ func (t transaction) removeAll() error {
 	return nil
 }
 
-// present lists the chains and sets of this package that the kernel has.
+// present lists the chains and sets of this package that are in the kernel.
 func (t transaction) present() (chains []*nftables.Chain, sets []*nftables.Set, err error) {
 	all, err := t.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -303,12 +301,12 @@ func (t transaction) present() (chains []*nftables.Chain, sets []*nftables.Set, 
 	return chains, sets, nil
 }
 
-// comment returns the comment of a rule: words for people, and a hash of what the rule
-// does, by which changes that others made are found.
+// comment returns the comment of a rule: words for people, and a hash of the rule. The hash
+// reveals changes that other programs made.
 func comment(text string) string {
 	h := fnv.New64a()
 	h.Write([]byte(text))
 	_, words, _ := strings.Cut(text, " # ")
-	const limit = 100 // the kernel takes 255 bytes
+	const limit = 100 // the kernel allows 255 bytes
 	return strings.TrimSpace(fmt.Sprintf("%.*s %016x", limit, words, h.Sum64()))
 }

@@ -17,9 +17,9 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// TestKernelJudgesAsTheModel takes the rules of random clusters through random
-// changes and sends the first packets of random flows over a bridge: those come
-// through that the model allows.
+// TestKernelAgreesWithModel applies random changes to the rules of random clusters and sends the
+// first packets of random flows over a bridge. Exactly those packets must arrive that the model
+// allows.
 func TestKernelAgreesWithModel(t *testing.T) {
 	const pods, steps, flows = 9, 20, 400
 	w := enginetest.NewWire(t, pods)
@@ -27,10 +27,10 @@ func TestKernelAgreesWithModel(t *testing.T) {
 	first := seed.New(t)
 	r := policytest.Random{Rand: rand.New(rand.NewPCG(first, 0))}
 	c := rules.New(model.Load(r.Snapshot(pods, 6)))
-	k := &nft{ns: w.NS, logOmitted: first%2 == 0}
+	k := &nft{ns: w.NS, logRules: first%2 == 0}
 	state := unhooked
 	id, mark := uint32(1), uint32(1)
-	w.Settle(t, mark) // and the bridge knows whose ports are whose
+	w.Settle(t, mark) // and makes the bridge learn the port of each MAC address
 	for step := range steps {
 		if step > 0 {
 			for range 1 + r.IntN(3) {
@@ -72,7 +72,7 @@ func TestKernelAgreesWithModel(t *testing.T) {
 	}
 }
 
-// endOf returns the end that has an address.
+// endOf returns the number of the wire's end that has an address.
 func endOf(a netip.Addr, pods int) int {
 	for i := range pods {
 		if slices.Contains(policytest.Addrs(i), a) || a == policytest.LinkLocal(i) {
@@ -94,7 +94,7 @@ func podPorts(w *enginetest.Wire, c *model.Cluster, pods int) map[netip.Addr]uin
 	return all
 }
 
-// check compares where a probe came with the model.
+// check compares the ends at which a probe arrived with the model.
 func check(t *testing.T, w *enginetest.Wire, c *model.Cluster, p enginetest.Probe, pods, step int) {
 	t.Helper()
 	passes := func(f model.Flow, d model.Direction) bool {
@@ -115,12 +115,12 @@ func check(t *testing.T, w *enginetest.Wire, c *model.Cluster, p enginetest.Prob
 			f.Receiver = policytest.AddrOf(c, i)
 		}
 		if got, want := w.Ends[i].Got[p.ID], out && passes(f, model.Ingress); got != want {
-			t.Errorf("step %d: %+v at end %d: passed %v, the model says %v", step, f, i, got, want)
+			t.Errorf("step %d: %+v at end %d: passed %v, want %v by the model", step, f, i, got, want)
 		}
 	}
 }
 
-// generationAt is generation in a namespace, for when the engine's is closed.
+// generationAt returns the generation of a namespace, for when the engine's socket is closed.
 func generationAt(path string) (uint32, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {

@@ -9,32 +9,32 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// metrics are named as weave-npc's, with its name replaced.
+// metrics has the names of weave-npc's metrics, with weft in place of weave.
 type metrics struct {
 	blocked    *prometheus.CounterVec
 	errors     prometheus.Counter
 	unreported prometheus.Counter
 
-	ports map[string]bool // those that have a counter; the engine's goroutine only
+	ports map[string]bool // the ports that have a counter; used by the engine's goroutine only
 }
 
-// portsCounted is for how many destination ports there are counters. Whoever
-// tries all ports of a pod would otherwise make one for each.
+// portsCounted limits the number of destination ports that have a counter. A port scan of a pod
+// would otherwise make one for each port.
 const portsCounted = 1000
 
 func newMetrics() *metrics {
 	return &metrics{
 		blocked: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "weft_npc_blocked_connections_total",
-			Help: "Flows that policies denied. Of a burst some may be missing; the port is \"other\" once very many ports were tried.",
+			Help: "Flows that policies denied. Bursts may be undercounted. The port is \"other\" after 1000 different ports.",
 		}, []string{"protocol", "dport"}),
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weft_npc_policy_enforcement_errors",
-			Help: "Faults in reading policies, and in bringing them to the kernel or keeping them there.",
+			Help: "Errors while reading policies, writing their rules to the kernel and checking them there.",
 		}),
 		unreported: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weft_npc_denials_untold_total",
-			Help: "Denied flows about which no line was written, as there were too many.",
+			Help: "Denied flows that were not logged because there were too many.",
 		}),
 		ports: make(map[string]bool),
 	}
@@ -49,7 +49,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 	return nil
 }
 
-// denied counts a flow.
+// denied counts a denied flow.
 func (m *metrics) denied(f model.Flow) {
 	port := strconv.Itoa(int(f.Port))
 	if !m.ports[port] && len(m.ports) >= portsCounted {

@@ -31,12 +31,12 @@ const (
 	copyPacket  = 2
 )
 
-// listen hands on what the rules log. Without it policies are enforced all the
-// same, so a fault is told and tried again.
+// listen passes logged packets to denial. Policies are enforced without it too, so an error is
+// logged and listening is retried.
 func (e *Engine) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := e.kernel.denials(ctx, e.denial); err != nil && ctx.Err() == nil {
-			e.log.Warn("denied flows are not told", "err", err)
+			e.log.Warn("denied flows are not logged", "err", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(10 * time.Second):
@@ -45,7 +45,7 @@ func (e *Engine) listen(ctx context.Context) {
 	}
 }
 
-// denial hands a logged packet to Run, or counts it if there are too many.
+// denial passes a logged packet to Run, or counts it if the queue is full.
 func (e *Engine) denial(d denial) {
 	select {
 	case e.denied <- d:
@@ -68,7 +68,7 @@ func (k *nft) denials(ctx context.Context, report func(denial)) error {
 	for {
 		messages, err := c.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
-			continue // there were too many; the counters of the rules have them
+			continue // The socket buffer was full. The counters of the rules include the lost packets.
 		}
 		if err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -84,11 +84,11 @@ func (k *nft) denials(ctx context.Context, report func(denial)) error {
 	}
 }
 
-// bindLog asks for the headers of the packets of one group.
+// bindLog subscribes to the headers of the packets of one group.
 func bindLog(c *netlink.Conn, group uint16) error {
 	mode := append(binary.BigEndian.AppendUint32(nil, snapLen), copyPacket, 0)
 	hundredths := binary.BigEndian.AppendUint32(nil, 10)
-	// In one message, so that no packet comes that is told in another way.
+	// All in one message, so that no packet arrives in another format.
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: configCommand, Data: []byte{commandBind}},
 		{Type: configMode, Data: mode},
@@ -104,7 +104,7 @@ func bindLog(c *netlink.Conn, group uint16) error {
 	return err
 }
 
-// parseLog reads a message of the log; false for what is no packet.
+// parseLog parses a message of the log. It returns false if the message has no packet.
 func parseLog(m netlink.Message) (d denial, ok bool) {
 	if m.Header.Type != msgPacket || len(m.Data) < headerSize {
 		return d, false

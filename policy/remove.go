@@ -9,8 +9,8 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// Remove takes the rules that an engine left out of the kernel, in the calling thread's
-// network namespace. It is for where policies are not enforced any more.
+// Remove deletes the rules that an engine left in the kernel, in the calling thread's network
+// namespace. Call it where policies are no longer enforced.
 func Remove() error {
 	ns, err := netns.Get()
 	if err != nil {

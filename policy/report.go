@@ -12,20 +12,20 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// reporter tells of denied flows: each once in a while, and not too many.
+// reporter logs denied flows: each flow once in a while, and a limited number of lines.
 type reporter struct {
 	log        *slog.Logger
 	metrics    *metrics
 	lines      *rate.Limiter
-	unreported int // lines since the last that was written
-	// The flows that were told, in this span of time and the one before.
+	unreported int // suppressed lines since the last one
+	// The flows that were logged in the current period and in the previous one.
 	recent, older map[denial]bool
 	rotated       time.Time
 }
 
 const (
-	repeatAfter = time.Minute // a flow that goes on trying is told once in this time
-	flowsKept   = 4096        // or when so many others were denied
+	repeatAfter = time.Minute // a flow that keeps retrying is logged once in this time,
+	flowsKept   = 4096        // or sooner if so many other flows were denied
 	linesEvery  = 100 * time.Millisecond
 	linesBurst  = 50
 )
@@ -38,8 +38,7 @@ func newReporter(log *slog.Logger, m *metrics) *reporter {
 	}
 }
 
-// report counts a denied flow and writes a line about it, unless it has done so
-// already.
+// report counts a denied flow and logs it, unless the flow was logged recently.
 func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
 	if since := now.Sub(r.rotated); since > repeatAfter || len(r.recent) >= flowsKept {
 		r.older, r.recent, r.rotated = r.recent, make(map[denial]bool), now
@@ -65,13 +64,13 @@ func (r *reporter) report(d denial, c *rules.Compiler, now time.Time) {
 		"protocol", d.flow.Protocol, "isolatedBy", fmt.Sprint(isolating),
 	}
 	if r.unreported > 0 {
-		attrs = append(attrs, "untold", r.unreported)
+		attrs = append(attrs, "unreported", r.unreported)
 		r.unreported = 0
 	}
 	r.log.Warn("flow denied by policy", attrs...)
 }
 
-// endpoint writes an address with its port, if there is one.
+// endpoint formats an address and a port; the port is omitted if it is 0.
 func endpoint(a netip.Addr, port uint16) string {
 	if port == 0 {
 		return a.String()
@@ -79,7 +78,7 @@ func endpoint(a netip.Addr, port uint16) string {
 	return netip.AddrPortFrom(a, port).String()
 }
 
-// podName returns namespace/name of the pod that has an address, "" if none has.
+// podName returns namespace/name of the pod that owns an address, or "" if there is none.
 func podName(c *model.Cluster, a netip.Addr) string {
 	if pod := c.Owner(a); pod != nil {
 		return pod.Key.String()

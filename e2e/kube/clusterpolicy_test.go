@@ -28,7 +28,7 @@ func TestClusterPolicies(t *testing.T) {
 	k.refused("one", url(two, 8080))
 	k.until("weft says why", func() error {
 		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
-		if !strings.Contains(out, "denied by the cluster's policy guard, tier Admin") {
+		if !strings.Contains(out, "denied by cluster policy guard, tier Admin") {
 			err = errors.Join(err, errors.New(out))
 		}
 		return err

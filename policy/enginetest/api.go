@@ -15,22 +15,22 @@ import (
 	"github.com/weft-net/weft/policy/policytest"
 )
 
-// API answers, as an API server does, those who list and watch the objects of a
-// cluster. It has besides a Node with the name policytest.Node, and of all else nothing.
+// API is an HTTP server that answers list and watch requests for the objects of a cluster as an
+// API server does. It also has a Node with the name policytest.Node, and no other objects.
 type API struct {
 	mu       sync.Mutex
 	version  int
 	objects  policytest.Objects
 	changed  chan struct{} // closed by the next change
-	modified []*corev1.Pod // the pods that were set, in order: version 2 and on
+	modified []*corev1.Pod // the pods that were set; the first has resource version 2
 }
 
-// NewAPI returns a server of objects, which it may change.
+// NewAPI returns a server of objects. It may change the objects.
 func NewAPI(o policytest.Objects) *API {
 	return &API{version: 1, objects: o, changed: make(chan struct{})}
 }
 
-// SetPod exchanges the pod of the same name.
+// SetPod replaces the pod of the same name.
 func (a *API) SetPod(p *corev1.Pod) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -50,7 +50,7 @@ func (a *API) SetPod(p *corev1.Pod) {
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	query := r.URL.Query()
-	if query.Get("sendInitialEvents") != "" { // clients list then
+	if query.Get("sendInitialEvents") != "" { // the client then falls back to a list
 		w.WriteHeader(http.StatusUnprocessableEntity)
 		_ = json.NewEncoder(w).Encode(metav1.Status{
 			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
@@ -112,7 +112,7 @@ func (a *API) list(w http.ResponseWriter, resource string) {
 	_ = json.NewEncoder(w).Encode(list)
 }
 
-// watch tells of pods that are set until the client goes.
+// watch streams the pods that are set until the client disconnects.
 func (a *API) watch(w http.ResponseWriter, r *http.Request, resource string) {
 	since, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
 	since = max(since, 1)

@@ -89,7 +89,7 @@ func ProbeID(frame []byte) uint32 {
 	return binary.BigEndian.Uint32(frame[end-4:])
 }
 
-// GroupMAC returns where frames to a group or to all go, RFC 1112 and RFC 2464.
+// GroupMAC returns the multicast or broadcast MAC address for an IP address (RFC 1112, RFC 2464).
 func GroupMAC(a netip.Addr) net.HardwareAddr {
 	b := a.AsSlice()
 	switch {

@@ -1,5 +1,5 @@
-// Package enginetest is what engines of policies are tried on: a host with a bridge,
-// and an API server with a cluster.
+// Package enginetest is the environment for tests of policy engines: a host with a bridge, and an
+// API server with a cluster. An API is safe for concurrent use; a Wire is not.
 package enginetest
 
 import (
@@ -24,29 +24,29 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// Wire is a host with a bridge, and the other ends of its ports, which are in
-// one namespace without addresses: whatever comes there is only looked at.
+// Wire is a host with a bridge, and the far ends of the bridge's ports. The far ends are
+// interfaces without addresses in one namespace; tests only send and receive frames on them.
 type Wire struct {
 	Host  string
-	NS    netns.NsHandle // of Host
-	Ends  []FarEnd       // of pods; the last is the world's
-	Ports []uint32       // ifindex of the bridge's port to each end
+	NS    netns.NsHandle // the namespace of Host
+	Ends  []FarEnd       // the pods' ends; the last end is for World
+	Ports []uint32       // interface index of the bridge port of each end
 }
 
-// FarEnd is the far end of a port.
+// FarEnd is the far end of a bridge port.
 type FarEnd struct {
 	FD  int
 	MAC net.HardwareAddr
-	Got map[uint32]bool // the IDs of probes that came
-	// marks is the number of the last mark that came.
+	Got map[uint32]bool // the IDs of the received probes
+	// marks is the number of the last received mark.
 	marks uint32
 }
 
-// etherMark is the type of frames that netfilter does not judge (IEEE 802 local
-// experiments). They tell that what was sent before has come or will not.
+// etherMark is the EtherType of marks (IEEE 802 local experimental), which netfilter does not
+// filter. When a mark arrives, every earlier frame has either arrived or been dropped.
 const etherMark = 0x88b5
 
-// NewWire makes a wire with so many pods; it is gone when the test ends.
+// NewWire makes a wire with ends for pods pods. It is removed when the test ends.
 func NewWire(t testing.TB, pods int) *Wire {
 	t.Helper()
 	w := &Wire{Host: nstest.New(t, "host")}
@@ -77,8 +77,7 @@ func NewWire(t testing.TB, pods int) *Wire {
 	return w
 }
 
-// WireHere makes a wire of which all is in the calling thread's namespace; Host is
-// not set.
+// WireInThread makes a wire entirely in the calling thread's namespace; Host is not set.
 func WireInThread(t testing.TB, pods int) *Wire {
 	t.Helper()
 	here, err := netns.Get()
@@ -175,7 +174,7 @@ func openEnd(name string) (FarEnd, error) {
 	return FarEnd{FD: fd, MAC: l.Attrs().HardwareAddr, Got: make(map[uint32]bool)}, err
 }
 
-// read takes in what has come.
+// read receives all pending frames.
 func (e *FarEnd) read() {
 	b := make([]byte, 2048)
 	for {
@@ -194,7 +193,7 @@ func (e *FarEnd) read() {
 	}
 }
 
-// mark sends a mark from an end to all others.
+// mark sends a mark from one end to all others.
 func (w *Wire) mark(from int, number uint32) error {
 	b := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, w.Ends[from].MAC...)
 	b = binary.BigEndian.AppendUint16(b, etherMark)
@@ -202,8 +201,8 @@ func (w *Wire) mark(from int, number uint32) error {
 	return unix.Send(w.Ends[from].FD, b, 0)
 }
 
-// Settle marks that everything was sent, and waits until it has come. The calling
-// thread must have sent it all, on one CPU, which then keeps the order.
+// Settle waits until every frame that was sent has arrived or been dropped, with the help of
+// marks. The calling thread must have sent all frames on one CPU, which keeps their order.
 func (w *Wire) Settle(t testing.TB, number uint32) {
 	t.Helper()
 	markAll := func() {
@@ -218,20 +217,20 @@ func (w *Wire) Settle(t testing.TB, number uint32) {
 	for i := range w.Ends {
 		for w.Ends[i].read(); w.Ends[i].marks < number; w.Ends[i].read() {
 			if time.Now().After(deadline) {
-				t.Fatalf("end %d: mark %d has not come", i, number)
+				t.Fatalf("end %d: mark %d did not arrive", i, number)
 			}
 			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(w.Ends[i].FD), Events: unix.POLLIN}}, 100)
 			if n == 0 {
-				markAll() // a new port of a bridge takes a moment until it forwards
+				markAll() // a new port of a bridge forwards only after a moment
 			}
 		}
 	}
 }
 
-// OnOneCPU keeps the calling goroutine on one CPU until the test ends.
+// OnOneCPU pins the calling goroutine to one CPU until the test ends.
 func OnOneCPU(t testing.TB) {
 	t.Helper()
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
 		t.Fatal(err)
@@ -247,15 +246,15 @@ func OnOneCPU(t testing.TB) {
 	}
 }
 
-// Time sends packets of a flow's protocol, each the first of a flow, and returns
-// what one took in the best of a few rounds.
+// Time sends packets of a flow's protocol, each the first of a new flow, and returns the time per
+// packet in the best of a few rounds.
 func (w *Wire) Time(b *testing.B, f model.Flow) time.Duration {
 	b.Helper()
 	const packets = 20000
 	from := w.Ends[0]
 	frames := make([][]byte, packets)
 	for i := range frames {
-		// The other end's port and the ID make each a flow of its own.
+		// The source port and the ID make each packet the first of a new flow.
 		frames[i] = Probe{Flow: f, Sport: uint16(1024 + i), ID: 1}.Frame(from.MAC, w.Ends[1].MAC)
 	}
 	conn, err := conntrack.Dial(&mdnetlink.Config{NetNS: int(w.NS)})

@@ -18,7 +18,7 @@ type Snapshot struct {
 	Cluster    []*ClusterPolicy
 }
 
-// Cluster is a snapshot that can be changed piece by piece.
+// Cluster is a cluster whose objects can be changed one by one. Make one with NewCluster.
 type Cluster struct {
 	Node       string
 	namespaces map[string]labels.Set
@@ -28,7 +28,7 @@ type Cluster struct {
 	claims     map[netip.Addr][]*Pod // the first owns the address
 }
 
-// NewCluster returns an empty cluster, seen from a node.
+// NewCluster returns an empty cluster as a node sees it.
 func NewCluster(node string) *Cluster {
 	return &Cluster{
 		Node:       node,
@@ -40,7 +40,7 @@ func NewCluster(node string) *Cluster {
 	}
 }
 
-// Load fills a new cluster with a snapshot.
+// Load returns a new cluster with the objects of a snapshot.
 func Load(s Snapshot) *Cluster {
 	c := NewCluster(s.Node)
 	for name, l := range s.Namespaces {
@@ -58,7 +58,7 @@ func Load(s Snapshot) *Cluster {
 	return c
 }
 
-// SetNamespace gives a namespace its labels.
+// SetNamespace adds a namespace or replaces its labels.
 func (c *Cluster) SetNamespace(name string, l labels.Set) {
 	if l == nil {
 		l = labels.Set{}
@@ -66,12 +66,12 @@ func (c *Cluster) SetNamespace(name string, l labels.Set) {
 	c.namespaces[name] = l
 }
 
-// DeleteNamespace forgets a namespace. The pods in it match no selector of
-// namespaces any more, not even the one that takes all.
+// DeleteNamespace forgets a namespace. Its pods then match no namespace selector, not even an
+// empty one.
 func (c *Cluster) DeleteNamespace(name string) { delete(c.namespaces, name) }
 
-// SetPod replaces a pod, nil if it is gone, and returns the addresses that it
-// has or had.
+// SetPod replaces a pod, or deletes it if pod is nil. It returns the addresses that the pod has or
+// had.
 func (c *Cluster) SetPod(key Key, pod *Pod) []netip.Addr {
 	var touched []netip.Addr
 	if old := put(c.pods, key, pod); old != nil {
@@ -99,8 +99,8 @@ func (c *Cluster) SetPod(key Key, pod *Pod) []netip.Addr {
 	return touched
 }
 
-// precedence sorts pods that claim one address: an address is given to a new pod
-// while the API still shows the old one, or to an old one that is made again.
+// precedence orders pods that claim the same address; the first owns it. Several pods claim it if
+// a new pod gets the address while the API server still reports the old pod with it.
 func precedence(a, b *Pod) int {
 	if a.FromPlugin != b.FromPlugin {
 		if a.FromPlugin {
@@ -117,10 +117,10 @@ func precedence(a, b *Pod) int {
 	return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
-// SetPolicy replaces a policy, nil if it is gone, and returns what it was.
+// SetPolicy replaces a policy, or deletes it if p is nil. It returns the previous policy.
 func (c *Cluster) SetPolicy(key Key, p *Policy) (old *Policy) { return put(c.policies, key, p) }
 
-// SetClusterPolicy replaces a policy of the whole cluster, nil if it is gone.
+// SetClusterPolicy replaces a cluster policy, or deletes it if p is nil.
 func (c *Cluster) SetClusterPolicy(name string, p *ClusterPolicy) {
 	if p == nil {
 		delete(c.cluster, name)
@@ -129,7 +129,7 @@ func (c *Cluster) SetClusterPolicy(name string, p *ClusterPolicy) {
 	c.cluster[name] = p
 }
 
-// put replaces what m has under key and returns what it had.
+// put stores v under key, or deletes the entry if v is nil. It returns the previous value.
 func put[T any](m map[string]map[string]*T, key Key, v *T) (old *T) {
 	old = m[key.Namespace][key.Name]
 	if v == nil {
@@ -146,7 +146,7 @@ func put[T any](m map[string]map[string]*T, key Key, v *T) (old *T) {
 	return old
 }
 
-// Owner returns the pod that has an address, nil if none has.
+// Owner returns the pod that owns an address, nil if none does.
 func (c *Cluster) Owner(a netip.Addr) *Pod {
 	if claims := c.claims[a]; len(claims) > 0 {
 		return claims[0]
@@ -157,7 +157,7 @@ func (c *Cluster) Owner(a netip.Addr) *Pod {
 // Local reports whether a pod runs on the cluster's node.
 func (c *Cluster) Local(p *Pod) bool { return p != nil && p.Node == c.Node }
 
-// Addrs yields all addresses that pods have, with the pods.
+// Addrs yields every address that a pod owns, with its owner.
 func (c *Cluster) Addrs(yield func(netip.Addr, *Pod) bool) {
 	for a, claims := range c.claims {
 		if !yield(a, claims[0]) {
@@ -172,18 +172,18 @@ func (c *Cluster) Pod(key Key) *Pod { return c.pods[key.Namespace][key.Name] }
 // Policy returns a policy by its name, nil if there is none.
 func (c *Cluster) Policy(key Key) *Policy { return c.policies[key.Namespace][key.Name] }
 
-// ClusterPolicy returns a policy of the whole cluster by its name, nil if there is none.
+// ClusterPolicy returns a cluster policy by its name, nil if there is none.
 func (c *Cluster) ClusterPolicy(name string) *ClusterPolicy { return c.cluster[name] }
 
-// PodsOf returns the pods of a namespace, in no order.
+// PodsOf returns the pods of a namespace in random order.
 func (c *Cluster) PodsOf(namespace string) []*Pod {
 	return slices.Collect(maps.Values(c.pods[namespace]))
 }
 
-// NamespaceLabels returns the labels of a namespace, nil if it is not known.
+// NamespaceLabels returns the labels of a namespace, nil if the namespace is unknown.
 func (c *Cluster) NamespaceLabels(name string) labels.Set { return c.namespaces[name] }
 
-// Applying returns the policies that isolate a pod in a direction, by name.
+// Applying returns the policies that isolate a pod in a direction, sorted by name.
 func (c *Cluster) Applying(pod *Pod, d Direction) []*Policy {
 	var applying []*Policy
 	for _, p := range c.policies[pod.Namespace] {
@@ -196,7 +196,7 @@ func (c *Cluster) Applying(pod *Pod, d Direction) []*Policy {
 }
 
 // Deciding returns the policies of a tier that have rules for a pod in a direction, in the order
-// in which they are asked.
+// of their evaluation.
 func (c *Cluster) Deciding(pod *Pod, d Direction, t Tier) []*ClusterPolicy {
 	var deciding []*ClusterPolicy
 	for _, p := range c.cluster {

@@ -10,11 +10,11 @@ import (
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 )
 
-// Tier says whether a ClusterPolicy comes before the Policies or after them.
+// Tier states whether a ClusterPolicy is evaluated before the Policies or after them.
 type Tier int
 
-// The tiers. What Admin decides is not looked at any more; Baseline is for pods that no
-// Policy isolates.
+// The tiers. A decision of the Admin tier is final; Baseline applies to pods that no Policy
+// isolates.
 const (
 	Admin Tier = iota
 	Baseline
@@ -28,17 +28,17 @@ func (t Tier) String() string {
 	return "Admin"
 }
 
-// Action is what a rule of a ClusterPolicy does with what it matches.
+// Action is the action of a ClusterRule for flows that it matches.
 type Action int
 
 // The actions.
 const (
 	Accept Action = iota
 	Deny
-	Pass // no more rules of this tier
+	Pass // skip the other rules of this tier
 )
 
-// String returns the API's word in small letters.
+// String returns the API's word in lower case.
 func (a Action) String() string {
 	switch a {
 	case Deny:
@@ -49,12 +49,12 @@ func (a Action) String() string {
 	return "accept"
 }
 
-// ClusterPolicy is a ClusterNetworkPolicy, checked. The first of the rules of a tier that
-// matches a flow decides.
+// ClusterPolicy is a validated ClusterNetworkPolicy. The first rule of a tier that matches a flow
+// decides.
 type ClusterPolicy struct {
 	Name     string
 	Tier     Tier
-	Priority int32            // lower ones come first
+	Priority int32            // lower values are evaluated first
 	Subject  Peer             // the pods that it applies to
 	Rules    [2][]ClusterRule // by Direction
 }
@@ -65,18 +65,19 @@ type ClusterRule struct {
 	Action Action
 }
 
-// Key returns the name by which it is told from Policies.
+// Key returns a key that differs from the key of every Policy: its namespace is "".
 func (p *ClusterPolicy) Key() Key { return Key{Name: p.Name} }
 
-// compareCluster sorts policies of a tier in the order in which they are asked. The API leaves
-// it open which of two with the same priority comes first.
+// compareCluster orders policies of a tier by their evaluation. The API does not define the order
+// of two policies with the same priority.
 func compareCluster(a, b *ClusterPolicy) int {
 	return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Name, b.Name))
 }
 
-// ClusterPolicyOf reads an API object. What it cannot read is in the error. A rule that denies
-// takes it for all peers or ports, any other rule for none; whom the policy applies to
-// must be read, else it applies to nobody. What is returned is never nil.
+// ClusterPolicyOf converts an API object. The error lists the parts that it cannot read; the
+// returned policy is never nil. Unreadable peers or ports match everything in a rule that denies,
+// and nothing in any other rule. If the subject or the tier is unreadable, the policy applies to
+// no pod.
 func ClusterPolicyOf(cnp *v1alpha2.ClusterNetworkPolicy) (*ClusterPolicy, error) {
 	p := &ClusterPolicy{Name: cnp.Name, Priority: cnp.Spec.Priority}
 	r := reader{policy: p.Key()}
@@ -144,7 +145,7 @@ func (r *reader) clusterRule(where string, action v1alpha2.ClusterNetworkPolicyR
 	return rule
 }
 
-// clusterPeers returns what an entry of a list of peers stands for: pods, or networks.
+// clusterPeers returns the peers of one entry of a peer list: pods, or networks.
 func clusterPeers(p v1alpha2.ClusterNetworkPolicyEgressPeer) (peers []Peer, err error) {
 	switch {
 	case p.Nodes != nil:
@@ -152,7 +153,7 @@ func clusterPeers(p v1alpha2.ClusterNetworkPolicyEgressPeer) (peers []Peer, err 
 	case len(p.DomainNames) > 0:
 		return nil, errors.New("domainNames as peers are not supported")
 	case len(p.Networks) > 0 && (p.Namespaces != nil || p.Pods != nil):
-		return nil, errors.New("networks next to a selector")
+		return nil, errors.New("networks and a selector in one peer")
 	case len(p.Networks) == 0:
 		peer, err := clusterPeer(p.Namespaces, p.Pods)
 		if err != nil {
@@ -170,13 +171,13 @@ func clusterPeers(p v1alpha2.ClusterNetworkPolicyEgressPeer) (peers []Peer, err 
 	return peers, nil
 }
 
-// clusterPeer returns the pods that one of two ways to select them selects.
+// clusterPeer returns the pods that either namespaces or pods selects.
 func clusterPeer(namespaces *metav1.LabelSelector, pods *v1alpha2.NamespacedPod) (p Peer, err error) {
 	switch {
 	case namespaces != nil && pods != nil:
-		return p, errors.New("namespaces next to pods")
+		return p, errors.New("both namespaces and pods are set")
 	case namespaces == nil && pods == nil:
-		return p, errors.New("nothing that is known selects")
+		return p, errors.New("no supported selector is set")
 	case namespaces != nil:
 		p.Pods = labels.Everything()
 		p.Namespaces, err = metav1.LabelSelectorAsSelector(namespaces)
@@ -189,7 +190,7 @@ func clusterPeer(namespaces *metav1.LabelSelector, pods *v1alpha2.NamespacedPod)
 	return p, err
 }
 
-// clusterPorts returns the ports that an entry of a list of protocols stands for.
+// clusterPorts returns the ports of one entry of a list of protocols.
 func clusterPorts(p v1alpha2.ClusterNetworkPolicyProtocol) (ports []Port, err error) {
 	add := func(proto Protocol, port *v1alpha2.Port) {
 		one, cause := clusterPort(proto, port)
@@ -214,18 +215,18 @@ func clusterPorts(p v1alpha2.ClusterNetworkPolicyProtocol) (ports []Port, err er
 		}
 	}
 	if len(ports) == 0 && err == nil {
-		err = errors.New("nothing that is known matches")
+		err = errors.New("no supported protocol or port is set")
 	}
 	return ports, err
 }
 
-// clusterPort reads a port; nil is any.
+// clusterPort converts a port; nil means any port.
 func clusterPort(proto Protocol, p *v1alpha2.Port) (Port, error) {
 	switch {
 	case p == nil:
 		return Port{Protocol: proto, From: 0, To: 65535}, nil
 	case p.Range != nil && p.Number != 0:
-		return Port{}, fmt.Errorf("number %d next to a range of ports", p.Number)
+		return Port{}, fmt.Errorf("both number %d and a range of ports are set", p.Number)
 	case p.Range != nil:
 		return portRange(proto, p.Range.Start, p.Range.End)
 	}

@@ -22,7 +22,7 @@ const (
 	opened   = "kind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: {podSelector: {}, ingress: [{}]}\n"
 )
 
-// clusterPolicy writes a policy of the whole cluster.
+// clusterPolicy returns the YAML of a cluster policy.
 func clusterPolicy(name, spec string) string {
 	return "kind: ClusterNetworkPolicy\nmetadata: {name: " + name + "}\nspec: {" + spec + "}\n"
 }
@@ -35,8 +35,8 @@ func baseline(spec string) string {
 	return clusterPolicy("base", "tier: Baseline, priority: 10, "+toShop+", "+spec)
 }
 
-// TestJudgeOfCluster goes through the documentation of ClusterNetworkPolicy, one sentence
-// a case.
+// TestJudgeClusterPolicies checks one sentence of the ClusterNetworkPolicy documentation with each
+// case.
 func TestJudgeClusterPolicies(t *testing.T) {
 	for _, c := range []struct {
 		sentence string
@@ -46,17 +46,17 @@ func TestJudgeClusterPolicies(t *testing.T) {
 		allowed  bool
 	}{
 		{"Deny drops the selected traffic", []string{admin(`ingress: [{action: Deny, ` + anybody + `}]`)}, probeAddr, webAddr, 80, false},
-		{"other traffic is as without the policy", []string{admin(`ingress: [{action: Deny, ` + anybody + `}]`)}, outside, webAddr, 80, true},
-		{"the subject is who it is about", []string{admin(`ingress: [{action: Deny, ` + anybody + `}]`)}, webAddr, probeAddr, 80, true},
-		{"Accept goes before NetworkPolicies", []string{admin(`ingress: [{action: Accept, ` + anybody + `}]`), isolated}, probeAddr, webAddr, 80, true},
-		{"Deny too", []string{admin(`ingress: [{action: Deny, ` + anybody + `}]`), opened}, probeAddr, webAddr, 80, false},
+		{"Deny does not affect other traffic", []string{admin(`ingress: [{action: Deny, ` + anybody + `}]`)}, outside, webAddr, 80, true},
+		{"a policy affects its subject only", []string{admin(`ingress: [{action: Deny, ` + anybody + `}]`)}, webAddr, probeAddr, 80, true},
+		{"Accept takes precedence over NetworkPolicies", []string{admin(`ingress: [{action: Accept, ` + anybody + `}]`), isolated}, probeAddr, webAddr, 80, true},
+		{"Deny takes precedence over NetworkPolicies", []string{admin(`ingress: [{action: Deny, ` + anybody + `}]`), opened}, probeAddr, webAddr, 80, false},
 		{"Pass leaves it to NetworkPolicies", []string{admin(`ingress: [{action: Pass, ` + anybody + `}, {action: Accept, ` + anybody + `}]`), isolated}, probeAddr, webAddr, 80, false},
 		{"the rule at the top comes first", []string{admin(`ingress: [{action: Accept, ` + anybody + `}, {action: Deny, ` + anybody + `}]`)}, probeAddr, webAddr, 80, true},
 		{"a lower priority value comes first", []string{
 			admin(`ingress: [{action: Deny, ` + anybody + `}]`),
 			clusterPolicy("a", `tier: Admin, priority: 9, `+toShop+`, ingress: [{action: Accept, `+anybody+`}]`),
 		}, probeAddr, webAddr, 80, true},
-		{"whatever the names are", []string{
+		{"priority takes precedence over the name", []string{
 			admin(`ingress: [{action: Deny, ` + anybody + `}]`),
 			clusterPolicy("z", `tier: Admin, priority: 9, `+toShop+`, ingress: [{action: Accept, `+anybody+`}]`),
 		}, probeAddr, webAddr, 80, true},
@@ -64,24 +64,24 @@ func TestJudgeClusterPolicies(t *testing.T) {
 			admin(`ingress: [{action: Deny, ` + anybody + `}]`),
 			clusterPolicy("a", `tier: Admin, priority: 9, `+toShop+`, ingress: [{action: Pass, `+anybody+`}]`),
 		}, probeAddr, webAddr, 80, true},
-		{"Baseline is for pods that no NetworkPolicy selects", []string{baseline(`ingress: [{action: Deny, ` + anybody + `}]`)}, probeAddr, webAddr, 80, false},
+		{"Baseline applies to pods that no NetworkPolicy selects", []string{baseline(`ingress: [{action: Deny, ` + anybody + `}]`)}, probeAddr, webAddr, 80, false},
 		{"a NetworkPolicy makes the final decision", []string{baseline(`ingress: [{action: Deny, ` + anybody + `}]`), opened}, probeAddr, webAddr, 80, true},
-		{"and Baseline allows nothing that it denies", []string{baseline(`ingress: [{action: Accept, ` + anybody + `}]`), isolated}, probeAddr, webAddr, 80, false},
-		{"Pass of the last tier is the default", []string{baseline(`ingress: [{action: Pass, ` + anybody + `}, {action: Deny, ` + anybody + `}]`)}, probeAddr, webAddr, 80, true},
-		{"policies without ingress rules do not affect it", []string{admin(`egress: [{action: Deny, to: [{namespaces: {}}]}]`)}, probeAddr, webAddr, 80, true},
-		{"egress is of the subject", []string{admin(`egress: [{action: Deny, to: [{namespaces: {}}]}]`)}, webAddr, probeAddr, 80, false},
-		{"networks", []string{admin(`egress: [{action: Deny, to: [{networks: [198.51.100.0/24, 192.0.2.0/24]}]}]`)}, webAddr, outside, 80, false},
-		{"networks take pods too", []string{admin(`egress: [{action: Deny, to: [{networks: [0.0.0.0/0]}]}]`)}, webAddr, probeAddr, 80, false},
-		{"pods mean both selectors", []string{admin(`ingress: [{action: Deny, from: [{pods: {namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: x}}}}]}]`)}, probeAddr, webAddr, 80, true},
-		{"pods of the subject", []string{clusterPolicy("guard", `tier: Admin, priority: 1, subject: {pods: {podSelector: {matchLabels: {app: db}}}}, ingress: [{action: Deny, `+anybody+`}]`)}, probeAddr, dbAddr, 80, false},
-		{"and no others", []string{clusterPolicy("guard", `tier: Admin, priority: 1, subject: {pods: {podSelector: {matchLabels: {app: db}}}}, ingress: [{action: Deny, `+anybody+`}]`)}, probeAddr, webAddr, 80, true},
-		{"a port", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {number: 80}}}]}]`)}, probeAddr, webAddr, 80, false},
-		{"and no other", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {number: 80}}}]}]`)}, probeAddr, webAddr, 81, true},
-		{"a range of ports", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {range: {start: 70, end: 80}}}}]}]`)}, probeAddr, webAddr, 80, false},
-		{"a protocol without a port is all of its ports", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {}}]}]`)}, probeAddr, webAddr, 80, false},
-		{"and no other protocol", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{udp: {}}, {sctp: {}}]}]`)}, probeAddr, webAddr, 80, true},
-		{"a named port", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{destinationNamedPort: http}]}]`)}, probeAddr, webAddr, 8080, false},
-		{"is the pod's that has the name", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{destinationNamedPort: http}]}]`)}, probeAddr, dbAddr, 8080, true},
+		{"Baseline allows nothing that a NetworkPolicy denies", []string{baseline(`ingress: [{action: Accept, ` + anybody + `}]`), isolated}, probeAddr, webAddr, 80, false},
+		{"Pass in the last tier allows", []string{baseline(`ingress: [{action: Pass, ` + anybody + `}, {action: Deny, ` + anybody + `}]`)}, probeAddr, webAddr, 80, true},
+		{"policies without ingress rules do not affect ingress", []string{admin(`egress: [{action: Deny, to: [{namespaces: {}}]}]`)}, probeAddr, webAddr, 80, true},
+		{"egress rules apply to flows of the subject", []string{admin(`egress: [{action: Deny, to: [{namespaces: {}}]}]`)}, webAddr, probeAddr, 80, false},
+		{"networks match addresses outside the cluster", []string{admin(`egress: [{action: Deny, to: [{networks: [198.51.100.0/24, 192.0.2.0/24]}]}]`)}, webAddr, outside, 80, false},
+		{"networks match pods too", []string{admin(`egress: [{action: Deny, to: [{networks: [0.0.0.0/0]}]}]`)}, webAddr, probeAddr, 80, false},
+		{"a pods peer must match both selectors", []string{admin(`ingress: [{action: Deny, from: [{pods: {namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: x}}}}]}]`)}, probeAddr, webAddr, 80, true},
+		{"a subject with a podSelector includes matching pods", []string{clusterPolicy("guard", `tier: Admin, priority: 1, subject: {pods: {podSelector: {matchLabels: {app: db}}}}, ingress: [{action: Deny, `+anybody+`}]`)}, probeAddr, dbAddr, 80, false},
+		{"a subject with a podSelector excludes other pods", []string{clusterPolicy("guard", `tier: Admin, priority: 1, subject: {pods: {podSelector: {matchLabels: {app: db}}}}, ingress: [{action: Deny, `+anybody+`}]`)}, probeAddr, webAddr, 80, true},
+		{"a port number matches", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {number: 80}}}]}]`)}, probeAddr, webAddr, 80, false},
+		{"a port number matches no other port", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {number: 80}}}]}]`)}, probeAddr, webAddr, 81, true},
+		{"a range of ports matches", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {range: {start: 70, end: 80}}}}]}]`)}, probeAddr, webAddr, 80, false},
+		{"a protocol without a port matches all of its ports", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {}}]}]`)}, probeAddr, webAddr, 80, false},
+		{"a protocol matches no other protocol", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{udp: {}}, {sctp: {}}]}]`)}, probeAddr, webAddr, 80, true},
+		{"a named port matches the port of the receiving pod", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{destinationNamedPort: http}]}]`)}, probeAddr, webAddr, 8080, false},
+		{"a named port does not match a pod without that port", []string{admin(`ingress: [{action: Deny, ` + anybody + `, protocols: [{destinationNamedPort: http}]}]`)}, probeAddr, dbAddr, 8080, true},
 	} {
 		m := load(t, shop+strings.Join(c.policies, "---\n"))
 		f := model.Flow{Src: addr(c.src), Dst: addr(c.dst), Protocol: model.TCP, Port: c.port}
@@ -91,15 +91,15 @@ func TestJudgeClusterPolicies(t *testing.T) {
 	}
 }
 
-// What cannot be read or is not supported is told, and never opens anything.
+// Unreadable and unsupported parts are reported, and never allow anything.
 func TestUnreadableClusterPolicy(t *testing.T) {
 	for spec, want := range map[string]string{
-		`ingress: [{action: Deny, from: [{}]}]`:                                                                         `ingress[0] peer 0: nothing that is known selects`,
+		`ingress: [{action: Deny, from: [{}]}]`:                                                                         `ingress[0] peer 0: no supported selector`,
 		`ingress: [{action: Deny, from: []}]`:                                                                           `no peers`,
-		`ingress: [{action: Deny, from: [{namespaces: {}, pods: {podSelector: {}}}]}]`:                                  `namespaces next to pods`,
+		`ingress: [{action: Deny, from: [{namespaces: {}, pods: {podSelector: {}}}]}]`:                                  `both namespaces and pods`,
 		`ingress: [{action: Deny, from: [{namespaces: {matchExpressions: [{key: a, operator: Like}]}}]}]`:               `Like`,
 		`ingress: [{action: Reject, from: [{namespaces: {}}]}]`:                                                         `"Reject"`,
-		`ingress: [{action: Deny, ` + anybody + `, protocols: [{}]}]`:                                                   `nothing that is known matches`,
+		`ingress: [{action: Deny, ` + anybody + `, protocols: [{}]}]`:                                                   `no supported protocol or port`,
 		`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {}}}]}]`:                         `0 to 0`,
 		`ingress: [{action: Deny, ` + anybody + `, protocols: [{tcp: {destinationPort: {number: 70000}}}]}]`:            `70000`,
 		`egress: [{action: Deny, to: [{nodes: {}}]}]`:                                                                   `nodes`,
@@ -134,21 +134,21 @@ func TestExplainClusterPolicies(t *testing.T) {
 		"---\n"+isolated+"---\n"+baseline(`egress: [{action: Accept, to: [{networks: [10.0.0.0/8]}]}]`))
 	got := strings.Join(c.Explain(c.Pod(model.Key{Namespace: "shop", Name: "web"})), "\n")
 	want := `pod shop/web on node here: 10.32.0.5
-ingress: first what policies of the cluster decide
+ingress: cluster policies are evaluated first
   guard, priority 10
     pass from pods with app=probe in all namespaces at any port
     deny from all pods in all namespaces at tcp
-ingress: only what these policies allow
+ingress: only flows that these policies allow
   shop/p
     nothing
-egress: no policy isolates the pod; what the cluster's baseline decides, else allowed
+egress: no policy isolates the pod; baseline policies of the cluster decide, everything else is allowed
   base, priority 10
     accept to 10.0.0.0/8 at any port`
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	for from, want := range map[string]string{
-		dbAddr:    "ingress of shop/web: denied by the cluster's policy guard, tier Admin",
+		dbAddr:    "ingress of shop/web: denied by cluster policy guard, tier Admin",
 		probeAddr: "ingress of shop/web: denied, isolated by shop/p",
 	} {
 		f := model.Flow{Src: addr(from), Dst: addr(webAddr), Protocol: model.TCP, Port: 80}
@@ -158,7 +158,7 @@ egress: no policy isolates the pod; what the cluster's baseline decides, else al
 	}
 }
 
-// FuzzClusterPolicyOf checks that no words in a policy are too much.
+// FuzzClusterPolicyOf checks that no strings in a policy cause a panic.
 func FuzzClusterPolicyOf(f *testing.F) {
 	f.Add("10.0.0.0/8", "http", "Deny", "Admin", int32(1), int32(2), "a")
 	f.Add("::ffff:1.2.3.4/100", "", "", "", int32(-1), int32(70000), "")

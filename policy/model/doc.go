@@ -1,37 +1,35 @@
-// Package model says what the pods, namespaces and policies of a cluster are and
-// what NetworkPolicy (networking.k8s.io/v1) and ClusterNetworkPolicy
-// (policy.networking.k8s.io/v1alpha2) make of a flow between them.
+// Package model defines the pods, namespaces and policies of a cluster, and the verdict that
+// NetworkPolicy (networking.k8s.io/v1) and ClusterNetworkPolicy
+// (policy.networking.k8s.io/v1alpha2) give for a flow between pods.
 //
-// It is written to be read next to the API's documentation and not to be fast:
-// Judge goes through policies one by one. The rules of the kernel come from
-// policy/rules, and tests compare the two. Judge also answers `weft policy trace`
-// and decides which live connections are cut.
+// The code follows the API's documentation and is not optimised: Judge evaluates policies one by
+// one. Package policy/rules compiles policies to kernel rules, and tests compare the two. Judge
+// also answers `weft policy trace` and selects the live connections to cut.
 //
-// What the API leaves to the engine is decided so:
+// The API leaves these points to the implementation:
 //
-//   - Pods are known by their addresses. Pods of the host's network have none of
-//     their own, and neither have pods that succeeded or failed; both are in no
-//     selector and under no policy.
-//   - A pod that is being deleted runs on until its grace period is over. It stays
-//     under its policies for as long as it has its address; if a new pod has the
-//     address already, the new one counts.
-//   - A flow is judged by its addresses after the translation of destinations and
-//     before that of sources, so a Service never matches, its endpoints do.
-//   - A pod may always speak to itself, and a host to its own pods.
-//   - A port that a policy names is looked up in the pod that the flow goes to.
-//   - What of a policy cannot be understood matches nothing. The policy isolates
-//     all the same: it fails closed.
-//   - Frames to a group or to all are judged for each pod that they would reach.
-//   - Of two policies of the whole cluster with one priority, that whose name sorts first
-//     is asked first.
-//   - What of a policy of the whole cluster cannot be understood, and peers that are nodes or domain
-//     names, are everybody in a rule that denies and nobody in one that does not. A
-//     policy of which the subject or the tier is not understood is for nobody, since a
-//     slip there would else cut the cluster off.
-//   - IPv6 addresses that are valid on the link only are nobody's, but what comes
-//     from them and goes to them is judged as of the pods that have them.
+//   - Pods are identified by their addresses. Pods in the host's network have no addresses of
+//     their own, and neither have pods that succeeded or failed. No selector matches such a pod,
+//     and no policy applies to it.
+//   - A pod that is being deleted runs until its grace period is over. Policies apply to it as
+//     long as it has its address. If a new pod already has the same address, the new pod owns it.
+//   - A flow is evaluated with its addresses after the translation of the destination and before
+//     that of the source. A Service therefore never matches; its endpoints do.
+//   - A pod may always connect to itself, and a host to its own pods.
+//   - A named port in a policy is looked up in the pod that receives the flow.
+//   - Unreadable parts of a policy match nothing. The policy still isolates its pods: it fails
+//     closed.
+//   - Multicast and broadcast frames are evaluated for each pod that they would reach.
+//   - Of two cluster policies with the same priority, the one whose name sorts first is evaluated
+//     first.
+//   - Unreadable parts of a cluster policy, and peers that are nodes or domain names, match
+//     everything in a rule that denies and nothing in any other rule. A cluster policy with an
+//     unreadable subject or tier applies to no pod, because a mistake there could otherwise cut
+//     off the whole cluster.
+//   - IPv6 link-local addresses belong to no pod, but packets from and to them are evaluated as
+//     packets of the pods that use them.
 //
-// The zero Cluster is not usable; make one with NewCluster. Nothing here is safe
-// for concurrent use, and nothing keeps what it is given but pointers to pods and
-// policies, which must not change after that.
+// The zero Cluster is not usable; make one with NewCluster. Nothing in this package is safe for
+// concurrent use. A Cluster keeps pointers to the pods and policies that it is given; they must
+// not change after that.
 package model

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// fuzzed puts words where a policy has some.
+// policyWith returns a policy with arbitrary strings and numbers in its fields.
 func policyWith(cidr, except, protocol, port string, from, to int32, word string) *networkingv1.NetworkPolicy {
 	proto := corev1.Protocol(protocol)
 	name, number := intstr.FromString(port), intstr.FromInt32(from)

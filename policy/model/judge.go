@@ -5,25 +5,24 @@ import (
 	"slices"
 )
 
-// Flow is what a first packet says of a flow, with the destination translated
-// and the source not.
+// Flow is the addresses, the protocol and the port of a flow's first packet, with the destination
+// translated and the source not.
 type Flow struct {
 	Src, Dst netip.Addr
 	Protocol Protocol
-	Port     uint16 // of the destination; 0 for protocols without ports
-	// Sender and Receiver are addresses of the pods that a packet comes from and
-	// reaches if Src or Dst is not the pod's own: a group's, all's, or one that is
-	// valid on the link only.
+	Port     uint16 // destination port; 0 for protocols without ports
+	// Sender and Receiver are addresses of the pods that send and receive the packet. They are set
+	// if Src or Dst is not a pod's own address but a multicast, broadcast or link-local address.
 	Sender, Receiver netip.Addr
 }
 
-// Judgement is what becomes of a flow in one direction.
+// Judgement is the verdict of the policies on a flow in one direction.
 type Judgement struct {
-	Pod      *Pod           // whose policies judged: nil if the address is no pod's
-	Decided  *ClusterPolicy // the one of the whole cluster that decided, nil if none did
-	Denied   bool           // what Decided decided
-	Isolated []*Policy      // those that isolate the pod, by name, unless a policy before them decided
-	By       *Policy        // the first of them that allows the flow
+	Pod      *Pod           // the pod whose policies were evaluated; nil if no pod owns the address
+	Decided  *ClusterPolicy // the cluster policy that decided; nil if none did
+	Denied   bool           // the decision of Decided
+	Isolated []*Policy      // the policies that isolate the pod, by name; nil if a cluster policy decided before them
+	By       *Policy        // the first policy of Isolated that allows the flow
 }
 
 // Allowed reports whether the flow may pass.
@@ -34,7 +33,8 @@ func (j Judgement) Allowed() bool {
 	return len(j.Isolated) == 0 || j.By != nil
 }
 
-// Judge judges a flow in one direction, wherever the pod runs.
+// Judge evaluates all policies for a flow in one direction, on whichever node the pod runs. Only
+// this complete evaluation is called judging: a rule matches, and a policy applies.
 func (c *Cluster) Judge(f Flow, d Direction) Judgement {
 	if f.Src == f.Dst {
 		return Judgement{}
@@ -70,7 +70,7 @@ func (c *Cluster) Judge(f Flow, d Direction) Judgement {
 	return j
 }
 
-// decide has the policies of a tier decide, and reports whether one did.
+// decide evaluates the cluster policies of a tier and reports whether one of them decided.
 func (j *Judgement) decide(c *Cluster, t Tier, f Flow, d Direction, other netip.Addr) bool {
 	for _, p := range c.Deciding(j.Pod, d, t) {
 		for i := range p.Rules[d] {
@@ -87,7 +87,7 @@ func (j *Judgement) decide(c *Cluster, t Tier, f Flow, d Direction, other netip.
 	return false
 }
 
-// matches reports whether a rule matches a flow with another end.
+// matches reports whether a rule matches a flow whose other end has the address other.
 func (c *Cluster) matches(r *Rule, f Flow, other netip.Addr) bool {
 	peer := r.AnyPeer || slices.ContainsFunc(r.Peers, func(p Peer) bool {
 		if p.Block.IsValid() {
@@ -99,7 +99,7 @@ func (c *Cluster) matches(r *Rule, f Flow, other netip.Addr) bool {
 	return peer && (r.AnyPort || slices.ContainsFunc(r.Ports, func(p Port) bool { return c.names(p, f) }))
 }
 
-// names reports whether a flow goes to a port of a policy.
+// names reports whether p includes the destination port of a flow.
 func (c *Cluster) names(p Port, f Flow) bool {
 	if p.Protocol != f.Protocol {
 		return false

@@ -47,7 +47,7 @@ status: {podIPs: [{ip: 10.32.0.7}]}
 ---
 `
 
-// TestJudge goes through the documentation of NetworkPolicy, one sentence a case.
+// TestJudge checks one sentence of the NetworkPolicy documentation with each case.
 func TestJudge(t *testing.T) {
 	policy := func(spec string) string {
 		return "kind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: " + spec
@@ -59,22 +59,22 @@ func TestJudge(t *testing.T) {
 		allowed                  bool
 	}{
 		{"an empty podSelector selects all pods in the namespace", `{podSelector: {}}`, web, db, 80, false},
-		{"and none of others", `{podSelector: {}}`, web, probe, 80, true},
-		{"without policyTypes ingress is set", `{podSelector: {}}`, out, web, 80, false},
-		{"and egress only if there are rules", `{podSelector: {}}`, web, out, 80, true},
-		{"with egress rules it is", `{podSelector: {}, egress: [{ports: [{port: 1}]}]}`, web, out, 80, false},
-		{"policyTypes Egress leaves ingress alone", `{podSelector: {}, policyTypes: [Egress]}`, out, web, 80, true},
-		{"an empty from matches all", `{podSelector: {}, ingress: [{ports: [{port: 80}]}]}`, out, web, 80, true},
-		{"an empty ports matches all", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`, db, web, 1234, true},
-		{"podSelector alone means the policy's namespace", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`, probe, web, 80, false},
-		{"namespaceSelector alone means all its pods", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}}]}]}`, probe, web, 80, true},
-		{"both mean both", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: x}}}]}]}`, probe, web, 80, false},
-		{"ipBlock", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`, out, web, 80, true},
-		{"except", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.0/31]}}]}]}`, out, web, 80, false},
-		{"endPort", `{podSelector: {}, ingress: [{ports: [{port: 70, endPort: 80}]}]}`, out, web, 80, true},
-		{"endPort ends", `{podSelector: {}, ingress: [{ports: [{port: 70, endPort: 79}]}]}`, out, web, 80, false},
-		{"a named port is the receiving pod's", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`, out, web, 8080, true},
-		{"a pod without that name has none", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`, out, db, 8080, false},
+		{"an empty podSelector selects no pods of other namespaces", `{podSelector: {}}`, web, probe, 80, true},
+		{"without policyTypes the policy isolates ingress", `{podSelector: {}}`, out, web, 80, false},
+		{"without policyTypes and egress rules it does not isolate egress", `{podSelector: {}}`, web, out, 80, true},
+		{"without policyTypes but with egress rules it isolates egress", `{podSelector: {}, egress: [{ports: [{port: 1}]}]}`, web, out, 80, false},
+		{"policyTypes Egress does not isolate ingress", `{podSelector: {}, policyTypes: [Egress]}`, out, web, 80, true},
+		{"an empty from matches all peers", `{podSelector: {}, ingress: [{ports: [{port: 80}]}]}`, out, web, 80, true},
+		{"an empty ports matches all ports", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`, db, web, 1234, true},
+		{"podSelector alone matches in the policy's namespace", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`, probe, web, 80, false},
+		{"namespaceSelector alone matches all pods of the namespaces", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}}]}]}`, probe, web, 80, true},
+		{"podSelector and namespaceSelector must both match", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: x}}}]}]}`, probe, web, 80, false},
+		{"ipBlock matches addresses", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`, out, web, 80, true},
+		{"except excludes addresses", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.0/31]}}]}]}`, out, web, 80, false},
+		{"endPort makes a range", `{podSelector: {}, ingress: [{ports: [{port: 70, endPort: 80}]}]}`, out, web, 80, true},
+		{"a range ends at endPort", `{podSelector: {}, ingress: [{ports: [{port: 70, endPort: 79}]}]}`, out, web, 80, false},
+		{"a named port matches the port of the receiving pod", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`, out, web, 8080, true},
+		{"a named port does not match a pod without that port", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`, out, db, 8080, false},
 		{"a pod cannot block itself", `{podSelector: {}, policyTypes: [Ingress, Egress]}`, web, web, 80, true},
 	} {
 		cluster := load(t, shop+policy(c.spec))
@@ -85,7 +85,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestPodsWithoutAddresses checks which pods policies do not see.
+// TestPodsWithoutAddresses checks which pods policies ignore.
 func TestPodsWithoutAddresses(t *testing.T) {
 	c := load(t, `
 kind: Pod
@@ -114,28 +114,28 @@ status: {podIP: 192.0.2.3}`)
 	}
 	p := c.Owner(addr("192.0.2.3"))
 	if p == nil || p.Name != "new" {
-		t.Fatalf("an address that was given again belongs to %v", p)
+		t.Fatalf("the owner of a reused address is %v", p)
 	}
 	if !slices.Equal(p.Ports, []model.NamedPort{{Name: "side", Protocol: model.TCP, Port: 1}}) {
 		t.Errorf("ports %v", p.Ports)
 	}
 	c.SetPod(p.Key, nil)
 	if p := c.Owner(addr("192.0.2.3")); p == nil || p.Name != "old" {
-		t.Errorf("a pod that is being deleted has lost its address: %v", p)
+		t.Errorf("the owner is %v, want the pod that is being deleted", p)
 	}
 }
 
-// TestUnreadable checks that what cannot be read is told, allows nothing, and
-// leaves the rest in force.
+// TestUnreadablePolicy checks that unreadable parts are reported, allow nothing, and leave the
+// other parts in force.
 func TestUnreadablePolicy(t *testing.T) {
 	for spec, want := range map[string]string{
 		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: x}}]}]}`:                                `read policy shop/p: ingress[0] peer 0: ipBlock`,
 		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [y]}}]}]}`:        `except`,
 		`{podSelector: {}, ingress: [{from: [{}]}]}`:                                                  `neither selector nor ipBlock`,
-		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}, podSelector: {}}]}]}`:       `next to a selector`,
+		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}, podSelector: {}}]}]}`:       `and a selector`,
 		`{podSelector: {}, ingress: [{ports: [{protocol: GRE}]}]}`:                                    `"GRE" is not TCP`,
 		`{podSelector: {}, ingress: [{ports: [{endPort: 5}]}]}`:                                       `without a port`,
-		`{podSelector: {}, ingress: [{ports: [{port: http, endPort: 5}]}]}`:                           `next to port`,
+		`{podSelector: {}, ingress: [{ports: [{port: http, endPort: 5}]}]}`:                           `with the named port`,
 		`{podSelector: {}, ingress: [{ports: [{port: 10, endPort: 5}]}]}`:                             `10 to 5`,
 		`{podSelector: {}, ingress: [{ports: [{port: 70000}]}]}`:                                      `70000`,
 		`{podSelector: {}, ingress: [{ports: [{port: ""}]}]}`:                                         `empty name`,
@@ -169,7 +169,7 @@ metadata: {name: q, namespace: shop}
 spec: {podSelector: {}}`)
 	got := strings.Join(c.Explain(c.Pod(model.Key{Namespace: "shop", Name: "web"})), "\n")
 	want := `pod shop/web on node here: 10.32.0.5
-ingress: only what these policies allow
+ingress: only flows that these policies allow
   shop/p
     from pods with app=db in namespace shop or all pods in all namespaces or 192.0.2.0/24 except 192.0.2.0/31 at tcp 80, tcp http, udp 1-9, sctp
     from anyone at any port
@@ -181,7 +181,7 @@ egress: everything is allowed, no policy isolates the pod`
 	}
 }
 
-// FuzzPolicyOf checks that no words in a policy are too much.
+// FuzzPolicyOf checks that no strings in a policy cause a panic.
 func FuzzPolicyOf(f *testing.F) {
 	f.Add("10.0.0.0/8", "10.1.0.0/16", "TCP", "http", int32(1), int32(2), "a")
 	f.Add("::/0", "::ffff:1.2.3.4/100", "", "", int32(-1), int32(70000), "Ingress")

@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Key names an object: one of a namespace, or of the whole cluster if that is "".
+// Key names an object of a namespace, or of the whole cluster if Namespace is "".
 type Key struct{ Namespace, Name string }
 
 // String returns namespace/name, or the name alone.
@@ -23,14 +23,14 @@ func (k Key) String() string {
 // Protocol is the number of an IP protocol.
 type Protocol uint8
 
-// The protocols that policies know.
+// The protocols that policies support.
 const (
 	TCP  Protocol = 6
 	UDP  Protocol = 17
 	SCTP Protocol = 132
 )
 
-// String returns the protocol's name, or its number if policies do not know it.
+// String returns the protocol's name, or its number if policies do not support it.
 func (p Protocol) String() string {
 	switch p {
 	case TCP:
@@ -43,7 +43,7 @@ func (p Protocol) String() string {
 	return fmt.Sprint(uint8(p))
 }
 
-// parseProtocol reads the API's word; none means TCP.
+// parseProtocol converts the API's word; "" means TCP.
 func parseProtocol(p corev1.Protocol) (Protocol, error) {
 	switch p {
 	case corev1.ProtocolTCP, "":
@@ -56,29 +56,29 @@ func parseProtocol(p corev1.Protocol) (Protocol, error) {
 	return 0, fmt.Errorf("protocol %q is not TCP, UDP or SCTP", p)
 }
 
-// Pod is what of a pod policies depend on.
+// Pod is the part of a pod that policies depend on.
 type Pod struct {
 	Key
 	Node       string
 	Labels     labels.Set
-	UID        string       // as its kubelet has it
-	Excluded   bool         // policies do not see it: it is in the host's network, or has ended
-	Addrs      []netip.Addr // none if policies do not see the pod, or it has none yet
+	UID        string       // as the kubelet knows it
+	Excluded   bool         // policies ignore the pod: it is in the host's network, or has ended
+	Addrs      []netip.Addr // none if policies ignore the pod, or it has no address yet
 	Ports      []NamedPort
-	FromPlugin bool  // Addrs are of who gave them, and not what the API server shows
+	FromPlugin bool  // Addrs come from the CNI plugin and not from the API server
 	Ending     bool  // it is being deleted
 	Created    int64 // seconds since 1970
 }
 
-// NamedPort is a port of a container that has a name.
+// NamedPort is a named port of a container.
 type NamedPort struct {
 	Name     string
 	Protocol Protocol
 	Port     uint16
 }
 
-// PodOf takes from an API object what policies depend on. What it cannot read
-// is in the error, and left out.
+// PodOf converts an API object. The error lists the parts that it cannot read; the pod does not
+// have them.
 func PodOf(p *corev1.Pod) (*Pod, error) {
 	pod := &Pod{
 		Key:     Key{p.Namespace, p.Name},
@@ -108,7 +108,7 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 	}
 	containers := p.Spec.Containers
 	for _, c := range p.Spec.InitContainers {
-		// One that is restarted always runs next to the others.
+		// An init container with restart policy Always runs next to the containers.
 		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
 			containers = append(containers[:len(containers):len(containers)], c)
 		}
@@ -120,7 +120,7 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 			}
 			proto, err := parseProtocol(port.Protocol)
 			if err == nil && (port.ContainerPort < 1 || port.ContainerPort > 65535) {
-				err = fmt.Errorf("port %s: %d is no port", port.Name, port.ContainerPort)
+				err = fmt.Errorf("port %s: %d is not a port number", port.Name, port.ContainerPort)
 			}
 			if err != nil {
 				fault(err)
@@ -132,8 +132,8 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 	return pod, errors.Join(errs...)
 }
 
-// uidOf returns what the kubelet calls a pod. Of one that it runs from a file the API server
-// only has an image, whose own UID is another.
+// uidOf returns the UID by which the kubelet knows a pod. For a static pod the API server has only
+// a mirror pod, which has a UID of its own.
 func uidOf(p *corev1.Pod) string {
 	if uid := p.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
 		return uid

@@ -13,16 +13,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Direction tells flows to a pod from those of a pod.
+// Direction distinguishes flows to a pod from flows of a pod.
 type Direction int
 
-// A flow is judged twice: as egress of its source and as ingress of its destination.
+// A flow is evaluated twice: as egress of its source and as ingress of its destination.
 const (
 	Ingress Direction = iota
 	Egress
 )
 
-// String returns the API's word in small letters.
+// String returns the API's word in lower case.
 func (d Direction) String() string {
 	if d == Egress {
 		return "egress"
@@ -30,24 +30,24 @@ func (d Direction) String() string {
 	return "ingress"
 }
 
-// Policy is a NetworkPolicy, checked and with its defaults filled in.
+// Policy is a validated NetworkPolicy with its defaults filled in.
 type Policy struct {
 	Key
-	Pods     labels.Selector // which pods of its namespace it applies to
-	Isolates [2]bool         // by Direction: whether what no rule allows is denied
+	Pods     labels.Selector // the pods of its namespace that it applies to
+	Isolates [2]bool         // by Direction: whether flows that no rule allows are denied
 	Rules    [2][]Rule       // by Direction
 }
 
-// Rule matches what comes from (ingress) or goes to (egress) one of the peers by
-// one of the ports. Those of a Policy allow it.
+// Rule matches flows from (ingress) or to (egress) one of the peers, at one of the ports. Rules of
+// a Policy allow the flows that they match.
 type Rule struct {
 	AnyPeer bool
 	Peers   []Peer
-	AnyPort bool // of any protocol
+	AnyPort bool // and any protocol
 	Ports   []Port
 }
 
-// Peer is pods, or a block of addresses if Block is valid.
+// Peer is a set of pods, or a block of addresses if Block is valid.
 type Peer struct {
 	Namespace  string          // of the pods, if Namespaces is nil
 	Namespaces labels.Selector // selects the pods' namespaces
@@ -56,15 +56,15 @@ type Peer struct {
 	Except     []netip.Prefix // within Block
 }
 
-// Port is a range of ports of a protocol, or a port that the receiving pod names.
+// Port is a range of ports of a protocol, or a port by the name that the receiving pod gives it.
 type Port struct {
 	Protocol Protocol
-	From, To uint16 // both included
-	Name     string // if it is not "", From and To are 0
+	From, To uint16 // inclusive
+	Name     string // if set, From and To are 0
 }
 
-// PolicyOf reads an API object. What it cannot read is in the error and matches
-// nothing in the policy that it returns, which is never nil.
+// PolicyOf converts an API object. The error lists the parts that it cannot read; they match
+// nothing in the returned policy, which is never nil.
 func PolicyOf(np *networkingv1.NetworkPolicy) (*Policy, error) {
 	p := &Policy{Key: Key{np.Namespace, np.Name}}
 	r := reader{policy: p.Key}
@@ -99,7 +99,7 @@ func PolicyOf(np *networkingv1.NetworkPolicy) (*Policy, error) {
 	return p, errors.Join(r.errs...)
 }
 
-// reader collects the faults of one policy.
+// reader collects the errors of one policy.
 type reader struct {
 	policy Key
 	errs   []error
@@ -140,7 +140,7 @@ func (r *reader) peer(where string, p networkingv1.NetworkPolicyPeer) (Peer, boo
 	if p.IPBlock != nil {
 		block, err := parseBlock(p.IPBlock)
 		if err == nil && (p.PodSelector != nil || p.NamespaceSelector != nil) {
-			err = errors.New("ipBlock next to a selector")
+			err = errors.New("ipBlock and a selector in one peer")
 		}
 		if err != nil {
 			r.addError(where, err)
@@ -161,8 +161,8 @@ func (r *reader) peer(where string, p networkingv1.NetworkPolicyPeer) (Peer, boo
 	return peer, true
 }
 
-// parseBlock fails as a whole if an exception cannot be read: without it the
-// block would allow too much.
+// parseBlock fails if any exception cannot be read: without the exception the block would allow
+// too much.
 func parseBlock(b *networkingv1.IPBlock) (Peer, error) {
 	block, err := parsePrefix(b.CIDR)
 	if err != nil {
@@ -210,7 +210,7 @@ func parsePort(p networkingv1.NetworkPolicyPort) (Port, error) {
 	case p.Port == nil:
 		return Port{Protocol: proto, From: 0, To: 65535}, nil
 	case p.Port.Type == intstr.String && p.EndPort != nil:
-		return Port{}, fmt.Errorf("endPort %d next to port %q", *p.EndPort, p.Port.StrVal)
+		return Port{}, fmt.Errorf("endPort %d with the named port %q", *p.EndPort, p.Port.StrVal)
 	case p.Port.Type == intstr.String && p.Port.StrVal == "":
 		return Port{}, errors.New("port has an empty name")
 	case p.Port.Type == intstr.String:
@@ -225,13 +225,13 @@ func parsePort(p networkingv1.NetworkPolicyPort) (Port, error) {
 
 func portRange(proto Protocol, from, to int32) (Port, error) {
 	if from < 1 || to > 65535 || to < from {
-		return Port{}, fmt.Errorf("%d to %d is no range of ports", from, to)
+		return Port{}, fmt.Errorf("%d to %d is not a range of ports", from, to)
 	}
 	return Port{Protocol: proto, From: uint16(from), To: uint16(to)}, nil
 }
 
-// Matches reports whether the peer's selectors take a pod in a namespace with these
-// labels, nil if it is not known; never for a block.
+// Matches reports whether the peer's selectors match a pod. namespace has the labels of the pod's
+// namespace; nil means that the namespace is unknown. A block never matches.
 func (p *Peer) Matches(pod *Pod, namespace labels.Set) bool {
 	if p.Block.IsValid() {
 		return false
@@ -245,7 +245,7 @@ func (p *Peer) Matches(pod *Pod, namespace labels.Set) bool {
 	return p.Pods.Matches(pod.Labels)
 }
 
-// Contains reports whether the peer is a block that has an address.
+// Contains reports whether the peer is a block that contains an address.
 func (p *Peer) Contains(a netip.Addr) bool {
 	return p.Block.IsValid() && p.Block.Contains(a) &&
 		!slices.ContainsFunc(p.Except, func(e netip.Prefix) bool { return e.Contains(a) })

@@ -8,21 +8,21 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Explain says in words what is allowed to and by a pod, a line each.
+// Explain describes the flows that are allowed to and from a pod, one line each.
 func (c *Cluster) Explain(pod *Pod) []string {
-	addrs := "without an address that policies see"
+	addrs := "no address that policies apply to"
 	if len(pod.Addrs) > 0 {
 		addrs = strings.Trim(fmt.Sprint(pod.Addrs), "[]")
 	}
 	lines := []string{fmt.Sprintf("pod %s on node %s: %s", pod.Key, pod.Node, addrs)}
 	for _, d := range []Direction{Ingress, Egress} {
 		if first := c.Deciding(pod, d, Admin); len(first) > 0 {
-			lines = append(lines, fmt.Sprintf("%s: first what policies of the cluster decide", d))
+			lines = append(lines, fmt.Sprintf("%s: cluster policies are evaluated first", d))
 			lines = append(lines, clusterRuleTexts(first, d)...)
 		}
 		applying, base := c.Applying(pod, d), c.Deciding(pod, d, Baseline)
 		if len(applying) == 0 && len(base) > 0 {
-			lines = append(lines, fmt.Sprintf("%s: no policy isolates the pod; what the cluster's baseline decides, else allowed", d))
+			lines = append(lines, fmt.Sprintf("%s: no policy isolates the pod; baseline policies of the cluster decide, everything else is allowed", d))
 			lines = append(lines, clusterRuleTexts(base, d)...)
 			continue
 		}
@@ -30,7 +30,7 @@ func (c *Cluster) Explain(pod *Pod) []string {
 			lines = append(lines, fmt.Sprintf("%s: everything is allowed, no policy isolates the pod", d))
 			continue
 		}
-		lines = append(lines, fmt.Sprintf("%s: only what these policies allow", d))
+		lines = append(lines, fmt.Sprintf("%s: only flows that these policies allow", d))
 		for _, p := range applying {
 			lines = append(lines, "  "+p.Key.String())
 			if len(p.Rules[d]) == 0 {
@@ -44,7 +44,7 @@ func (c *Cluster) Explain(pod *Pod) []string {
 	return lines
 }
 
-// rulesOf says in words what policies of the whole cluster decide, a line each rule.
+// clusterRuleTexts describes the rules of cluster policies, one line each.
 func clusterRuleTexts(policies []*ClusterPolicy, d Direction) (lines []string) {
 	for _, p := range policies {
 		lines = append(lines, fmt.Sprintf("  %s, priority %d", p.Name, p.Priority))
@@ -55,7 +55,7 @@ func clusterRuleTexts(policies []*ClusterPolicy, d Direction) (lines []string) {
 	return lines
 }
 
-// Text says in words what becomes of the flow in a direction.
+// Text describes the verdict on the flow in a direction.
 func (j Judgement) Text(d Direction) string {
 	who := d.String()
 	if j.Pod != nil {
@@ -63,11 +63,11 @@ func (j Judgement) Text(d Direction) string {
 	}
 	switch {
 	case j.Pod == nil:
-		return who + ": not judged, the address is no pod's"
+		return who + ": no policy applies, the address belongs to no pod"
 	case j.Decided != nil && j.Denied:
-		return fmt.Sprintf("%s: denied by the cluster's policy %s, tier %s", who, j.Decided.Name, j.Decided.Tier)
+		return fmt.Sprintf("%s: denied by cluster policy %s, tier %s", who, j.Decided.Name, j.Decided.Tier)
 	case j.Decided != nil:
-		return fmt.Sprintf("%s: allowed by the cluster's policy %s, tier %s", who, j.Decided.Name, j.Decided.Tier)
+		return fmt.Sprintf("%s: allowed by cluster policy %s, tier %s", who, j.Decided.Name, j.Decided.Tier)
 	case len(j.Isolated) == 0:
 		return who + ": allowed, no policy isolates the pod"
 	case j.By != nil:
@@ -97,7 +97,7 @@ func (r Rule) text(d Direction) string {
 
 func texts[T any](of []T, text func(T) string) []string {
 	if len(of) == 0 {
-		return []string{"nothing"} // what could not be read
+		return []string{"nothing"} // no part could be read
 	}
 	all := make([]string, len(of))
 	for i, v := range of {

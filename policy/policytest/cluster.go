@@ -9,7 +9,7 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// ClusterPolicy returns a policy of the whole cluster that the API server would take.
+// ClusterPolicy returns a random valid cluster policy.
 func (r Random) ClusterPolicy(i int) *model.ClusterPolicy {
 	p, err := model.ClusterPolicyOf(r.ClusterNetworkPolicy(i))
 	if err != nil {
@@ -18,11 +18,11 @@ func (r Random) ClusterPolicy(i int) *model.ClusterPolicy {
 	return p
 }
 
-// ClusterNetworkPolicy returns a policy of the whole cluster that the API server would take.
+// ClusterNetworkPolicy returns a random cluster policy that an API server would accept.
 func (r Random) ClusterNetworkPolicy(i int) *v1alpha2.ClusterNetworkPolicy {
 	cnp := &v1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: clusterName(i)}}
 	cnp.Spec.Tier = pick(r, []v1alpha2.Tier{v1alpha2.AdminTier, v1alpha2.BaselineTier})
-	cnp.Spec.Priority = int32(r.IntN(3)) // some have the same
+	cnp.Spec.Priority = int32(r.IntN(3)) // collisions are intended
 	cnp.Spec.Subject.Namespaces, cnp.Spec.Subject.Pods = r.clusterPods()
 	for range r.IntN(3) {
 		rule := v1alpha2.ClusterNetworkPolicyIngressRule{Action: r.action(), Protocols: r.clusterProtocols()}
@@ -57,7 +57,7 @@ func (r Random) action() v1alpha2.ClusterNetworkPolicyRuleAction {
 	})
 }
 
-// clusterPods selects pods in one of the two ways that there are.
+// clusterPods selects pods in one of the two ways of the API.
 func (r Random) clusterPods() (namespaces *metav1.LabelSelector, pods *v1alpha2.NamespacedPod) {
 	if r.oneIn(2) {
 		return r.selector(), nil

@@ -13,29 +13,28 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// Size is how large a cluster is.
+// Size is the size of a cluster.
 type Size struct {
 	Namespaces, Pods, Policies int
-	Local                      int // of the pods, spread over the namespaces
+	Local                      int // number of local pods, spread over the namespaces
 }
 
-// Cluster is the size that policies are meant for, with as many pods on this node
-// as a kubelet takes.
+// Cluster is the size that policies are designed for, with as many local pods as a kubelet allows.
 var Cluster = Size{Namespaces: 500, Pods: 5000, Policies: 1000, Local: 110}
 
-// NodeIP is the address of the Node.
+// NodeIP is the address of the local Node.
 const NodeIP = "127.0.0.1"
 
-// Objects is what an API server has of a cluster.
+// Objects is the objects of a cluster in the API server.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
 }
 
-// LargeObjects returns a cluster as they are: pods of a namespace are a few
-// applications of a team, and each namespace has policies that let in its own pods,
-// those of a team, and blocks, and let out to a few others.
+// LargeObjects returns a realistic cluster: the pods of a namespace are a few applications of a
+// team; each namespace has policies that allow ingress from its own pods, from pods of a team and
+// from blocks, and egress to a few others.
 func LargeObjects(s Size) (o Objects) {
 	for i := range s.Namespaces {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace(i), UID: uid("namespace", i)}}
@@ -51,7 +50,7 @@ func LargeObjects(s Size) (o Objects) {
 	return o
 }
 
-// Large returns the same cluster as policies see it.
+// Large returns the cluster of LargeObjects as a snapshot of the model.
 func Large(s Size) model.Snapshot {
 	o := LargeObjects(s)
 	c := model.Snapshot{Node: Node, Namespaces: map[string]labels.Set{}}
@@ -72,7 +71,7 @@ func LargePod(s Size, i int) *model.Pod { return must(model.PodOf(LargePodObject
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // the objects are made here
+		panic(err) // the objects are constants of this package
 	}
 	return v
 }
@@ -96,8 +95,8 @@ func LargePodObject(s Size, i int) *corev1.Pod {
 	return p
 }
 
-// largePolicy returns a policy. The first of each namespace isolates ingress, the
-// second egress too, and so on.
+// largePolicy returns policy i. The first policy of each namespace isolates ingress, the second
+// also egress, and so on.
 func largePolicy(s Size, i int) *networkingv1.NetworkPolicy {
 	n, nth := i%s.Namespaces, i/s.Namespaces
 	by := func(key, format string, n int) *metav1.LabelSelector {

@@ -15,8 +15,7 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// Manifest reads a cluster from YAML as users write it. The error tells also
-// what the model cannot read.
+// Manifest parses a cluster from YAML. The error includes the parts that the model cannot read.
 func Manifest(text string) (model.Snapshot, error) {
 	s := model.Snapshot{Node: Node, Namespaces: map[string]labels.Set{}}
 	var errs []error
@@ -46,7 +45,7 @@ func Manifest(text string) (model.Snapshot, error) {
 			policy, err := model.ClusterPolicyOf(&cnp)
 			s.Cluster, errs = append(s.Cluster, policy), append(errs, err)
 		default:
-			errs = append(errs, fmt.Errorf("no kind %q", kind.Kind))
+			errs = append(errs, fmt.Errorf("unknown kind %q", kind.Kind))
 		}
 	}
 	return s, errors.Join(errs...)

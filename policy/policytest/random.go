@@ -1,6 +1,6 @@
-// Package policytest makes small random clusters for tests: few labels, ports and
-// addresses, so that much of it meets. Everything comes from the source of
-// randomness that it is given.
+// Package policytest makes random and large clusters for tests. Random clusters have few labels,
+// ports and addresses, so that policies, pods and flows often match each other. All randomness
+// comes from the source in Random. Nothing in this package is safe for concurrent use.
 package policytest
 
 import (
@@ -21,16 +21,16 @@ import (
 // Node is the name of the node whose rules are compiled.
 const Node = "here"
 
-// Ports are the destination ports that flows and policies choose from.
+// Ports are the destination ports of random flows and policies.
 var Ports = []uint16{80, 81, 443, 8000, 8080, 9090}
 
-// World is addresses that no pod has.
+// World is addresses that belong to no pod.
 var World = []netip.Addr{
 	netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("198.51.100.7"),
 	netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:1::1"),
 }
 
-// Groups is addresses that many get packets to.
+// Groups is multicast and broadcast addresses.
 var Groups = []netip.Addr{
 	netip.MustParseAddr("239.1.2.3"), netip.MustParseAddr("255.255.255.255"), netip.MustParseAddr("ff15::1:2"),
 }
@@ -46,14 +46,14 @@ var (
 	}
 )
 
-// Random makes parts of clusters.
+// Random generates parts of clusters.
 type Random struct{ *rand.Rand }
 
 func pick[T any](r Random, of []T) T { return of[r.IntN(len(of))] }
 
 func (r Random) oneIn(in int) bool { return r.IntN(in) == 0 }
 
-// Labels returns labels for a pod or a namespace.
+// Labels returns random labels for a pod or a namespace.
 func (r Random) Labels() labels.Set {
 	l := labels.Set{}
 	for _, key := range []string{"app", "tier"} {
@@ -64,11 +64,10 @@ func (r Random) Labels() labels.Set {
 	return l
 }
 
-// NamespaceName returns one of few names.
+// NamespaceName returns one of a few names.
 func (r Random) NamespaceName() string { return pick(r, namespaces) }
 
-// Snapshot returns a cluster of n pods. The pod that is number i has the
-// addresses that Addrs returns.
+// Snapshot returns a cluster of n pods. Pod i has the addresses Addrs(i).
 func (r Random) Snapshot(n, policies int) model.Snapshot {
 	s := model.Snapshot{Node: Node, Namespaces: map[string]labels.Set{}}
 	for _, name := range namespaces {
@@ -86,7 +85,7 @@ func (r Random) Snapshot(n, policies int) model.Snapshot {
 	return s
 }
 
-// Addrs returns the addresses of a pod.
+// Addrs returns the addresses of pod i.
 func Addrs(pod int) []netip.Addr {
 	return []netip.Addr{
 		netip.AddrFrom4([4]byte{10, 32, 0, byte(pod + 1)}),
@@ -94,8 +93,8 @@ func Addrs(pod int) []netip.Addr {
 	}
 }
 
-// AddrOf returns an address by which a pod is known as a flow's sender or receiver:
-// one that it has, if it has any.
+// AddrOf returns the address that identifies a pod as the sender or receiver of a flow: one that
+// it owns, if it owns any.
 func AddrOf(c *model.Cluster, pod int) netip.Addr {
 	for _, a := range Addrs(pod) {
 		if c.Owner(a) != nil {
@@ -105,7 +104,7 @@ func AddrOf(c *model.Cluster, pod int) netip.Addr {
 	return Addrs(pod)[0]
 }
 
-// Pod returns a pod. Of each three two are here.
+// Pod returns pod i. Two of three pods are local.
 func (r Random) Pod(i int) *model.Pod {
 	p := &model.Pod{
 		Key:    model.Key{Namespace: namespaces[i%len(namespaces)], Name: fmt.Sprintf("pod-%d", i)},
@@ -126,7 +125,7 @@ func (r Random) Pod(i int) *model.Pod {
 	return p
 }
 
-// Policy returns a policy that the API server would take.
+// Policy returns a random valid policy.
 func (r Random) Policy(i int) *model.Policy {
 	p, err := model.PolicyOf(r.NetworkPolicy(i))
 	if err != nil {
@@ -135,7 +134,7 @@ func (r Random) Policy(i int) *model.Policy {
 	return p
 }
 
-// NetworkPolicy returns a policy that the API server would take.
+// NetworkPolicy returns a random policy that an API server would accept.
 func (r Random) NetworkPolicy(i int) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprintf("policy-%d", i)},
@@ -197,7 +196,7 @@ func (r Random) peers() (peers []networkingv1.NetworkPolicyPeer) {
 	return peers
 }
 
-// block returns a block with exceptions that lie within it.
+// block returns a random block with exceptions inside it.
 func (r Random) block() *networkingv1.IPBlock {
 	b := &networkingv1.IPBlock{CIDR: pick(r, blocks)}
 	whole := netip.MustParsePrefix(b.CIDR)
@@ -235,16 +234,15 @@ func (r Random) ports() (ports []networkingv1.NetworkPolicyPort) {
 	return ports
 }
 
-// LinkLocal returns the address of a pod that is valid on the link only.
+// LinkLocal returns the link-local address of a pod.
 func LinkLocal(pod int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 15: byte(pod + 1)})
 }
 
-// ToMany reports whether an address does not say which pod it is of.
+// IsGroup reports whether an address is one of Groups.
 func IsGroup(a netip.Addr) bool { return slices.Contains(Groups, a) }
 
-// Flow returns a flow between pods, the world and groups. It has no sender and no
-// receiver yet.
+// Flow returns a random flow between pods, World and Groups. Its Sender and Receiver are not set.
 func (r Random) Flow(pods int) model.Flow {
 	for {
 		f := model.Flow{Src: r.address(pods), Dst: r.address(pods), Port: pick(r, Ports)}
@@ -283,7 +281,7 @@ func (r Random) address(pods int) netip.Addr {
 	return pick(r, Addrs(r.IntN(pods)))
 }
 
-// Step changes something of a cluster of n pods that has up to policies policies.
+// Step makes one random change in a cluster of n pods and up to policies policies.
 func (r Random) Step(c Changer, n, policies int) {
 	switch r.IntN(8) {
 	case 0:
@@ -316,7 +314,7 @@ func (r Random) Step(c Changer, n, policies int) {
 	}
 }
 
-// Changer is what a cluster changes by.
+// Changer receives the changes of a cluster.
 type Changer interface {
 	SetNamespace(string, labels.Set)
 	SetPod(model.Key, *model.Pod)

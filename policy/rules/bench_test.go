@@ -12,8 +12,8 @@ import (
 	"github.com/weft-net/weft/policy/rules"
 )
 
-// sizes are the cluster of issue 6 item 7, and one that is all on one node, which
-// no cluster is.
+// sizes returns a cluster of the intended size, and one whose pods are all on one node, which is
+// far more than a kubelet allows.
 func sizes() []policytest.Size {
 	one := policytest.Cluster
 	one.Local = one.Pods
@@ -31,7 +31,7 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory tells what a cluster and its rules take.
+// BenchmarkMemory reports the memory that a cluster and its rules take.
 func BenchmarkMemory(b *testing.B) {
 	for _, size := range sizes() {
 		b.Run(fmt.Sprintf("local=%d", size.Local), func(b *testing.B) {

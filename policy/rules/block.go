@@ -7,8 +7,8 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// blockRanges returns the addresses of one family that are in one of the peers'
-// blocks, as ranges that are apart and in order.
+// blockRanges returns the addresses of one family that are in the peers' blocks, as disjoint,
+// sorted ranges.
 func blockRanges(peers []model.Peer, f Family) []Range {
 	var all []Range
 	for _, p := range peers {
@@ -19,7 +19,7 @@ func blockRanges(peers []model.Peer, f Family) []Range {
 	return merge(all)
 }
 
-// join sorts ranges and makes one of those that touch.
+// merge sorts ranges and merges those that overlap or touch.
 func merge(ranges []Range) []Range {
 	slices.SortFunc(ranges, func(a, b Range) int { return a.From.Compare(b.From) })
 	var joined []Range
@@ -38,7 +38,7 @@ func merge(ranges []Range) []Range {
 	return joined
 }
 
-// without returns what is left of a range.
+// subtract returns the parts of a range that are in none of the prefixes.
 func subtract(whole Range, except []netip.Prefix) []Range {
 	holes := make([]Range, len(except))
 	for i, e := range except {

@@ -9,8 +9,8 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// TestBlockRanges compares ranges with the blocks that they were made of, at all
-// addresses of the last byte, both at the end of the address space and within.
+// TestBlockRanges compares ranges with the blocks that they were made of, for all values of the
+// last byte, both at the end of the address space and within it.
 func TestBlockRanges(t *testing.T) {
 	r := seed.Rand(t)
 	for range 2000 {

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// build makes the rules of a policy's chain.
+// build compiles the chain of a policy.
 func (c *Compiler) build(s side, chain *policyChain) {
 	b := builder{c: c, far: s.Direction, action: Accept}
 	if p := c.cluster.Policy(s.Key); p != nil {
@@ -22,7 +22,7 @@ func (c *Compiler) build(s side, chain *policyChain) {
 	c.ledger.setChain(chain.name, b.rules)
 }
 
-// builder makes the rules of one chain.
+// builder builds the rules of one chain.
 type builder struct {
 	c       *Compiler
 	far     model.Direction
@@ -33,7 +33,7 @@ type builder struct {
 	rules   []Rule
 }
 
-// rule adds a rule for each way in which peers and ports can be matched.
+// rule adds an nftables rule for each combination of a peer set and a port match.
 func (b *builder) rule(r *model.Rule) {
 	peers := []Rule{{}}
 	if !r.AnyPeer {
@@ -49,7 +49,7 @@ func (b *builder) rule(r *model.Rule) {
 	}
 }
 
-// peers returns rules that match one of a list of peers.
+// peers returns rules that together match any of a list of peers.
 func (b *builder) peers(peers []model.Peer) []Rule {
 	var rules []Rule
 	if s := b.c.podsSource(peers); s != nil {
@@ -67,7 +67,7 @@ func (b *builder) peers(peers []model.Peer) []Rule {
 	return rules
 }
 
-// ports adds a rule for each way in which one of a list of ports can be matched.
+// ports adds a rule for each port match of a list of ports.
 func (b *builder) ports(base Rule, ports []model.Port) {
 	exact, ranges := splitPorts(ports)
 	if len(exact) > 0 {
@@ -107,8 +107,8 @@ func (b *builder) use(s *source) {
 	b.uses = append(b.uses, s)
 }
 
-// splitPorts joins what overlaps and parts it into single ports, if there are
-// several, and ranges.
+// splitPorts merges overlapping ports, and splits the result into single ports, if there are at
+// least two, and ranges.
 func splitPorts(ports []model.Port) (exact []Element, ranges []model.Port) {
 	var sorted []model.Port
 	for _, p := range ports {

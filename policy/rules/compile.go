@@ -9,8 +9,8 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// Compile compiles a snapshot. Ports gives the ifindex of the bridge's port by
-// which a local pod is reached.
+// Compile compiles a snapshot. ports has the interface index of the bridge port behind each
+// address of a local pod.
 func Compile(s model.Snapshot, ports map[netip.Addr]uint32) *Rules {
 	c := New(model.Load(s))
 	c.SetPorts(ports)
@@ -18,7 +18,7 @@ func Compile(s model.Snapshot, ports map[netip.Addr]uint32) *Rules {
 	return c.Rules()
 }
 
-// Compiler keeps the rules of a cluster that changes.
+// Compiler keeps the rules of a cluster that changes. Make one with New.
 type Compiler struct {
 	cluster *model.Cluster
 	ledger  ledger
@@ -28,17 +28,18 @@ type Compiler struct {
 	policies map[side]*policyChain   // those that apply to a local pod
 	tiers    map[string]*tierChain   // by name
 	denials  map[string]*denialChain // by name
-	sources  map[string]*source      // by what they are made of
+	sources  map[string]*source      // by kind and contents
 	ports    map[netip.Addr]uint32
 
 	staleAddrs    map[netip.Addr]bool
 	stalePolicies map[model.Key]bool
 }
 
-// portsMaps are the maps of ports by direction.
+// portsMaps are the names of the maps of ports, by direction.
 var portsMaps = [2]string{model.Ingress: IngressPortsMap, model.Egress: EgressPortsMap}
 
-// New compiles for a cluster, which must change by the compiler only from now on.
+// New makes a compiler for a cluster. From then on the cluster must be changed through the
+// compiler only.
 func New(cluster *model.Cluster) *Compiler {
 	c := &Compiler{
 		cluster:       cluster,
@@ -67,18 +68,19 @@ func New(cluster *model.Cluster) *Compiler {
 	return c
 }
 
-// Cluster returns the cluster, to look at.
+// Cluster returns the cluster. The caller must not change it.
 func (c *Compiler) Cluster() *model.Cluster { return c.cluster }
 
-// Rules returns the rules as of the last Change, to look at until the next.
+// Rules returns the rules as of the last Change. They are valid until the next Change; the caller
+// must not change them.
 func (c *Compiler) Rules() *Rules { return &c.ledger.Rules }
 
 // Isolates reports whether any pod of the node is isolated, as of the last Change.
 func (c *Compiler) Isolates() bool { return len(c.isolated) > 0 }
 
-// Explain returns the direction that a chain which denies judges and the policies that
-// have it do so: those that isolate the pods that are led to it, or the one of the whole cluster;
-// none if there is no such chain.
+// Explain returns the direction in which a chain denies flows, and the policies that make it do
+// so: the policies that isolate the chain's pods, or the cluster policy. It returns no policies if
+// there is no such chain.
 func (c *Compiler) Explain(chain string) (model.Direction, []model.Key) {
 	if d := c.denials[chain]; d != nil {
 		return d.Direction, []model.Key{d.Key}
@@ -94,14 +96,14 @@ func (c *Compiler) Explain(chain string) (model.Direction, []model.Key) {
 	return pc.direction, keys
 }
 
-// SetPod replaces a pod, nil if it is gone.
+// SetPod replaces a pod, or deletes it if pod is nil.
 func (c *Compiler) SetPod(key model.Key, pod *model.Pod) {
 	for _, a := range c.cluster.SetPod(key, pod) {
 		c.staleAddrs[a] = true
 	}
 }
 
-// SetNamespace gives a namespace its labels.
+// SetNamespace sets the labels of a namespace.
 func (c *Compiler) SetNamespace(name string, l labels.Set) {
 	if have := c.cluster.NamespaceLabels(name); have != nil && maps.Equal(have, l) {
 		return
@@ -116,7 +118,7 @@ func (c *Compiler) DeleteNamespace(name string) {
 	c.touchNamespace(name)
 }
 
-// SetPolicy replaces a policy, nil if it is gone.
+// SetPolicy replaces a policy, or deletes it if p is nil.
 func (c *Compiler) SetPolicy(key model.Key, p *model.Policy) {
 	c.cluster.SetPolicy(key, p)
 	c.stalePolicies[key] = true
@@ -127,7 +129,7 @@ func (c *Compiler) SetPolicy(key model.Key, p *model.Policy) {
 	}
 }
 
-// SetPorts says by which ports of the bridge local pods are reached.
+// SetPorts sets the bridge ports behind the addresses of local pods.
 func (c *Compiler) SetPorts(ports map[netip.Addr]uint32) {
 	for a, port := range ports {
 		if c.ports[a] != port {
@@ -154,7 +156,7 @@ func (c *Compiler) touchPod(pod *model.Pod) {
 	}
 }
 
-// Change compiles what changed and returns what the kernel has to change.
+// Change compiles the changes since the last call and returns the change for the kernel.
 func (c *Compiler) Change() Change {
 	for key := range c.stalePolicies {
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
@@ -186,7 +188,7 @@ func (c *Compiler) Change() Change {
 	return c.ledger.change()
 }
 
-// refresh brings the sets that were there before up to date.
+// refresh updates the sets that existed before this Change.
 func (c *Compiler) refresh() {
 	var all []*source
 	for _, s := range c.sources {

@@ -14,8 +14,8 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// TestCompile compares what clusters compile to with golden files, which are to
-// be read by a person when they change.
+// TestCompile compares the rules of sample clusters with golden files. Read the difference before
+// you update a golden file.
 func TestCompile(t *testing.T) {
 	manifests, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(manifests) == 0 {
@@ -43,7 +43,7 @@ func TestCompile(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got != string(want) {
-				t.Errorf("%s is not as it was; if it should be so, run the test with -update\n%s", golden, got)
+				t.Errorf("the rules differ from %s; if that is intended, run the test with -update\n%s", golden, got)
 			}
 		})
 	}

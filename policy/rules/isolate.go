@@ -7,13 +7,13 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// isolation is what is known to the kernel of an isolated pod's address.
+// isolation is the state that the rules have for an address of an isolated pod.
 type isolation struct {
-	chains [2]string // by direction, "" if it is not isolated
+	chains [2]string // by direction; "" if not isolated in it
 	port   uint32
 }
 
-// podChain serves the pods that are under the same policies.
+// podChain is the chain of all pods to which the same policies apply.
 type podChain struct {
 	direction model.Direction
 	policies  []side
@@ -27,7 +27,7 @@ type side struct {
 	model.Direction
 }
 
-// policyChain is the rules of a policy in one direction.
+// policyChain is the chain of a policy in one direction.
 type policyChain struct {
 	name  string
 	uses  []*source
@@ -35,8 +35,8 @@ type policyChain struct {
 	stale bool
 }
 
-// isolate leads what goes to and comes from an address to the chains of the
-// policies that its pod is under.
+// updateAddr updates the elements of an address: it refers flows from and to the address to the
+// chains of the policies that apply to its pod.
 func (c *Compiler) updateAddr(a netip.Addr) {
 	had := c.isolated[a]
 	var now isolation
@@ -71,9 +71,9 @@ func (c *Compiler) updateAddr(a netip.Addr) {
 	c.ledger.put(f.Name(SelfSet), e, "")
 }
 
-// leadPorts leads what leaves by isolated pods' ports, after all that is not so
-// any more was dropped: addresses of one pod share a port, and ports are used
-// again.
+// setPortVerdicts adds the elements of isolated pods' bridge ports. It runs after all outdated
+// elements were deleted, because the addresses of a pod share a port, and another pod may have got
+// the port since.
 func (c *Compiler) setPortVerdicts() {
 	for _, i := range c.isolated {
 		for d, name := range portsMaps {
@@ -84,7 +84,7 @@ func (c *Compiler) setPortVerdicts() {
 	}
 }
 
-// lead makes a map give a chain, or nothing.
+// setVerdict makes a map refer an element to a chain, or deletes the element if chain is "".
 func (c *Compiler) setVerdict(set string, e Element, chain string) {
 	if chain == "" {
 		c.ledger.drop(set, e)
@@ -93,8 +93,8 @@ func (c *Compiler) setVerdict(set string, e Element, chain string) {
 	c.ledger.put(set, e, chain)
 }
 
-// acquire returns the name of the chain for pods like this one, "" if it is under no
-// policy.
+// acquirePodChain takes a reference to the chain of pods with the same policies as this one, and
+// returns its name. It returns "" if no policy applies to the pod.
 func (c *Compiler) acquirePodChain(pod *model.Pod, d model.Direction) string {
 	applying := c.cluster.Applying(pod, d)
 	sides := make([]side, len(applying))
@@ -122,8 +122,8 @@ func (c *Compiler) acquirePodChain(pod *model.Pod, d model.Direction) string {
 	return name
 }
 
-// podRules makes the rules of a chain of pods, and takes references to what they jump to.
-// Behind a tier are Policies, which let nothing else pass, or the next tier, or nothing.
+// podRules builds the rules of a chain of pods, and takes references to the chains that they jump
+// to. A tier is followed by the Policies, which deny the rest, or by the next tier, or by nothing.
 func (c *Compiler) podRules(name string, chain *podChain) []Rule {
 	var rules []Rule
 	for _, t := range chain.tiers {
@@ -139,7 +139,7 @@ func (c *Compiler) podRules(name string, chain *podChain) []Rule {
 	return rules
 }
 
-// policy takes a reference to a policy's chain.
+// acquirePolicyChain takes a reference to a policy's chain.
 func (c *Compiler) acquirePolicyChain(s side) *policyChain {
 	chain := c.policies[s]
 	if chain == nil {
@@ -150,8 +150,8 @@ func (c *Compiler) acquirePolicyChain(s side) *policyChain {
 	return chain
 }
 
-// sweepPods removes chains that no address leads to. That nothing leads to a
-// chain is known only when all addresses have been looked at.
+// sweepPods removes chains that no address refers to. It runs after all addresses were updated,
+// because only then the reference counts are final.
 func (c *Compiler) sweepPods() {
 	for name, chain := range c.pods {
 		if chain.refs > 0 {

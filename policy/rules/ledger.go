@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// ledger is the rules with a record of what changed since it was last asked.
+// ledger is the rules together with a record of the changes since the last Change.
 type ledger struct {
 	Rules
-	newSets   map[string]bool                // sets that were not there
-	edited    map[string]map[Element]*string // what a touched element gave; nil if it was not there
+	newSets   map[string]bool                // sets added since the last Change
+	edited    map[string]map[Element]*string // the chain of each touched element before the change; nil if the element did not exist
 	setChains map[string]bool                // chains that are new or have new rules
-	inKernel  map[string]bool                // chains that were there
-	removed   Change                         // sets and chains that are no more
+	inKernel  map[string]bool                // chains that existed at the last Change
+	removed   Change                         // sets and chains removed since the last Change
 }
 
 func newLedger() ledger {
@@ -26,7 +26,7 @@ func newLedger() ledger {
 	}
 }
 
-// addSet adds a set that is not there and was not there since the last change.
+// addSet adds a set whose name is new, and was not removed since the last Change either.
 func (l *ledger) addSet(s *Set) {
 	if s.Elements == nil {
 		s.Elements = make(map[Element]string)
@@ -44,7 +44,7 @@ func (l *ledger) removeSet(name string) {
 	delete(l.Sets, name)
 }
 
-// put gives an element of a set its value.
+// put adds an element to a set, or changes its chain.
 func (l *ledger) put(set string, e Element, chain string) {
 	s := l.Sets[set]
 	if had, ok := s.Elements[e]; ok && had == chain {
@@ -63,7 +63,7 @@ func (l *ledger) drop(set string, e Element) {
 	delete(s.Elements, e)
 }
 
-// touch records what an element was, the first time that it changes.
+// touch records the state of an element before its first change.
 func (l *ledger) touch(s *Set, e Element) {
 	if l.newSets[s.Name] {
 		return
@@ -98,8 +98,7 @@ func (l *ledger) removeChain(name string) {
 	}
 }
 
-// change returns what changed, in an order that depends on nothing else, and
-// begins again.
+// change returns the recorded changes in a deterministic order, and starts a new record.
 func (l *ledger) change() Change {
 	c := l.removed
 	slices.Sort(c.RemovedChains)

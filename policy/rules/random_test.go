@@ -15,7 +15,7 @@ import (
 
 const pods = 9
 
-// ports gives each pod that is here a port, which its addresses share.
+// ports assigns a port to each local pod. All addresses of a pod share it.
 func ports(c *model.Cluster) map[netip.Addr]uint32 {
 	all := make(map[netip.Addr]uint32)
 	for i := range pods {
@@ -28,7 +28,7 @@ func ports(c *model.Cluster) map[netip.Addr]uint32 {
 	return all
 }
 
-// verdict goes through rules as the kernel does.
+// verdict evaluates rules as the kernel does, and reports whether a flow passes.
 func verdict(r *rules.Rules, f model.Flow, d model.Direction, port uint32) bool {
 	if f.Src == f.Dst {
 		return true
@@ -49,11 +49,12 @@ func verdict(r *rules.Rules, f model.Flow, d model.Direction, port uint32) bool 
 	return !ok || !denied(r, chain, f)
 }
 
-// denied reports whether the chain that a map leads to drops: what comes back from it passes.
+// denied reports whether the chain of a map's element drops a flow. If the chain returns, the flow
+// passes.
 func denied(r *rules.Rules, chain string, f model.Flow) bool { return run(r, chain, f) == rules.Drop }
 
-// run tells how a chain ends: it accepts, drops or returns. It panics where the kernel
-// would refuse rules: if a chain or a set is not there.
+// run evaluates a chain and returns Accept, Drop or Return. It panics on rules that the kernel
+// would reject: references to a chain or a set that does not exist.
 func run(r *rules.Rules, chain string, f model.Flow) rules.Action {
 	for _, rule := range r.Chains[chain].Rules {
 		if !matches(r, rule, f) || rule.Action == rules.Log {
@@ -93,8 +94,9 @@ func matches(r *rules.Rules, rule rules.Rule, f model.Flow) bool {
 		(rule.Named == "" || has(rule.Named, rules.Element{Addr: f.Dst, Port: f.Port}))
 }
 
-// TestRulesJudgeAsTheModel takes clusters through random changes: the rules judge
-// random flows as the model does, and are those that a fresh start makes.
+// TestRulesAgreeWithModel applies random changes to clusters. The rules must give the same
+// verdicts on random flows as the model, and must equal the rules that Compile makes for the same
+// cluster.
 func TestRulesAgreeWithModel(t *testing.T) {
 	first := seed.New(t)
 	rounds := 60
@@ -126,13 +128,13 @@ func compareRound(t *testing.T, seed, round uint64) {
 		c.SetPorts(ports)
 		kernel.apply(t, c.Change())
 		if got, want := kernel.String(), c.Rules().String(); got != want {
-			t.Fatalf("round %d step %d: changes make\n%s\ninstead of\n%s", round, step, got, want)
+			t.Fatalf("round %d step %d: the changes result in\n%s\nwant\n%s", round, step, got, want)
 		}
 		again := rules.New(c.Cluster())
 		again.SetPorts(ports)
 		again.Change()
 		if got, want := c.Rules().String(), again.Rules().String(); got != want {
-			t.Fatalf("round %d step %d: piece by piece\n%s\nat once\n%s", round, step, got, want)
+			t.Fatalf("round %d step %d: compiled by changes\n%s\ncompiled at once\n%s", round, step, got, want)
 		}
 		for range 60 {
 			f := r.Flow(pods)
@@ -160,18 +162,18 @@ func checkFlow(t *testing.T, c *rules.Compiler, f model.Flow, d model.Direction,
 	j := c.Cluster().Judge(f, d)
 	want := j.Allowed() || !c.Cluster().Local(j.Pod)
 	if got := verdict(c.Rules(), f, d, port); got != want {
-		t.Fatalf("%s of %+v: rules say %v, the model says %v\n%s", d, f, got, want, c.Rules())
+		t.Fatalf("%s of %+v: passed %v by the rules, want %v by the model\n%s", d, f, got, want, c.Rules())
 	}
 }
 
-// twin is rules that are made by changes only, and refuses what a kernel would.
+// twin applies changes to rules, and rejects changes that a kernel would reject.
 type twin map[string]any
 
 func (k twin) apply(t *testing.T, c rules.Change) {
 	t.Helper()
 	for _, s := range c.NewSets {
 		if k[s.Name] != nil {
-			t.Fatalf("set %s is there already", s.Name)
+			t.Fatalf("set %s exists already", s.Name)
 		}
 		k[s.Name] = &rules.Set{Name: s.Name, Kind: s.Kind, Family: s.Family, Elements: maps.Clone(s.Elements), Ranges: s.Ranges}
 	}
@@ -182,26 +184,26 @@ func (k twin) apply(t *testing.T, c rules.Change) {
 		s := k[e.Set.Name].(*rules.Set)
 		for _, d := range e.Drop {
 			if _, ok := s.Elements[d.Element]; !ok {
-				t.Fatalf("set %s: %v is not there", s.Name, d)
+				t.Fatalf("set %s: %v does not exist", s.Name, d)
 			}
 			delete(s.Elements, d.Element)
 		}
 		for _, a := range e.Add {
 			if _, ok := s.Elements[a.Element]; ok {
-				t.Fatalf("set %s: %v is there already", s.Name, a)
+				t.Fatalf("set %s: %v exists already", s.Name, a)
 			}
 			s.Elements[a.Element] = a.Chain
 		}
 	}
 	for _, name := range c.RemovedChains {
 		if k["chain "+name] == nil {
-			t.Fatalf("chain %s is not there", name)
+			t.Fatalf("chain %s does not exist", name)
 		}
 		delete(k, "chain "+name)
 	}
 	for _, s := range c.RemovedSets {
 		if k[s.Name] == nil {
-			t.Fatalf("set %s is not there", s.Name)
+			t.Fatalf("set %s does not exist", s.Name)
 		}
 		delete(k, s.Name)
 	}

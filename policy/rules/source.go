@@ -13,18 +13,16 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// source is the sets behind something that rules look up. It lives for as long
-// as rules use it.
+// source is one or two sets that rules use. It exists as long as rules refer to it.
 type source struct {
-	names []string // its sets; of IPv4 and IPv6 if there are two
+	names []string // its sets: one, or one each for IPv4 and IPv6
 	refs  int
-	// refresh brings an address and its owner, nil if it has none, up to date.
+	// refresh updates the elements of an address. owner is the address's pod, nil if it has none.
 	refresh func(netip.Addr, *model.Pod)
-	current bool // it was made from the cluster as it is now
+	current bool // it was created by this Change, so it needs no refresh
 }
 
-// podsSource returns the sets of the pods that one of the peers selects, nil if
-// all are blocks.
+// podsSource returns the sets of pods that match one of the peers, nil if all peers are blocks.
 func (c *Compiler) podsSource(peers []model.Peer) *source {
 	var selectors []model.Peer
 	var keys []string
@@ -56,7 +54,7 @@ func (c *Compiler) podsSource(peers []model.Peer) *source {
 	})
 }
 
-// namedSource returns the sets of all pods' ports that have a name.
+// namedSource returns the sets of addresses and ports of all pods that have a port of a name.
 func (c *Compiler) namedSource(p model.Port) *source {
 	return c.source("named", p.Protocol.String()+" "+p.Name, AddrPorts, nil, func(s *source) {
 		have := make(map[netip.Addr][]uint16)
@@ -82,7 +80,7 @@ func (c *Compiler) namedSource(p model.Port) *source {
 	})
 }
 
-// portsSource returns the set of some ports.
+// portsSource returns a set of ports.
 func (c *Compiler) portsSource(exact []Element) *source {
 	elements := make(map[Element]string)
 	for _, e := range exact {
@@ -91,8 +89,8 @@ func (c *Compiler) portsSource(exact []Element) *source {
 	return c.source("ports", fmt.Sprint(exact), ProtoPorts, &Set{Elements: elements}, nil)
 }
 
-// blocksSource returns the set of one family's addresses that are in the peers'
-// blocks, nil if there are none.
+// blocksSource returns the set of addresses of one family in the peers' blocks, nil if there are
+// none.
 func (c *Compiler) blocksSource(peers []model.Peer, f Family) *source {
 	ranges := blockRanges(peers, f)
 	if len(ranges) == 0 {
@@ -101,8 +99,9 @@ func (c *Compiler) blocksSource(peers []model.Peer, f Family) *source {
 	return c.source("blocks", fmt.Sprint(ranges), Ranges, &Set{Family: f, Ranges: ranges}, nil)
 }
 
-// source returns the source of what key says, made if it is not there: the set
-// that is given, or one for each family that refresh keeps up to date.
+// source returns the source with a key, and creates it if necessary. A new source consists of the
+// set constant, or, if constant is nil, of one set for each family; then setRefresh sets the
+// function that updates them.
 func (c *Compiler) source(what, key string, kind Kind, constant *Set, setRefresh func(*source)) *source {
 	id := what + " " + key
 	if s := c.sources[id]; s != nil {
@@ -139,8 +138,7 @@ func selectorKey(p model.Peer) string {
 	return fmt.Sprintf("namespaces %s pods %s", canonical(p.Namespaces), canonical(p.Pods))
 }
 
-// canonical writes a selector the same way whatever the order of what it
-// requires.
+// canonical returns a text of a selector that does not depend on the order of its requirements.
 func canonical(s labels.Selector) string {
 	requirements, selectable := s.Requirements()
 	if !selectable {

@@ -10,7 +10,7 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// String writes the rules much as nft does.
+// String formats the rules in nft's syntax, approximately.
 func (r *Rules) String() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(r.Sets)) {
@@ -26,7 +26,7 @@ func (r *Rules) String() string {
 	return b.String()
 }
 
-// String writes a set much as nft does.
+// String formats a set in nft's syntax, approximately.
 func (s *Set) String() string {
 	var b strings.Builder
 	word := "set"
@@ -44,7 +44,7 @@ func (s *Set) String() string {
 	return b.String()
 }
 
-// Entries returns the elements in order.
+// Entries returns the elements, sorted.
 func (s *Set) Entries() []Entry {
 	entries := make([]Entry, 0, len(s.Elements))
 	for e, chain := range s.Elements {
@@ -75,7 +75,7 @@ func (e Entry) text(k Kind) string {
 	return e.Addr.String()
 }
 
-// String writes the rule much as nft does, without its comment.
+// String formats the rule in nft's syntax, approximately, without its comment.
 func (r Rule) String() string {
 	var words []string
 	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
@@ -118,7 +118,7 @@ func (r Rule) String() string {
 	return strings.Join(words, " ")
 }
 
-// How many denied packets of each chain are logged, and to which group of NFLOG.
+// The rate limit of the log of denied packets, per chain, and the NFLOG group.
 const (
 	LogRate  = 50
 	LogBurst = 100

@@ -7,26 +7,26 @@ import (
 	"github.com/weft-net/weft/policy/model"
 )
 
-// tierChain is the rules of the policies of the whole cluster that decide, in one tier and
-// one direction, about the pods that are led to it. They are in one chain, in the order in which
-// they are asked, so that to pass is to return.
+// tierChain is the chain of the cluster policies that have rules, in one tier and one direction,
+// for some pods. All their rules are in one chain, in the order of evaluation, so that the action
+// Pass is a return.
 type tierChain struct {
 	name      string
 	direction model.Direction
 	policies  []string
-	denials   []string // chains that its rules jump to
+	denials   []string // chains of denials that its rules jump to
 	uses      []*source
 	refs      int
 	stale     bool
 }
 
-// denial is where a policy of the whole cluster sends what it denies in one direction.
+// denialChain is the chain that logs and drops what a cluster policy denies in one direction.
 type denialChain struct {
 	side
 	refs int
 }
 
-// SetClusterPolicy replaces a policy of the whole cluster, nil if it is gone.
+// SetClusterPolicy replaces a cluster policy, or deletes it if p is nil.
 func (c *Compiler) SetClusterPolicy(name string, p *model.ClusterPolicy) {
 	c.cluster.SetClusterPolicy(name, p)
 	for _, chain := range c.tiers {
@@ -41,8 +41,8 @@ func (c *Compiler) SetClusterPolicy(name string, p *model.ClusterPolicy) {
 	}
 }
 
-// tier returns the chain of a tier for pods like this one, nil if none of its policies has rules
-// for it.
+// tierFor returns the chain of a tier for a pod and all pods like it, nil if no policy of the tier
+// has rules for it.
 func (c *Compiler) tierFor(pod *model.Pod, d model.Direction, t model.Tier) *tierChain {
 	deciding := c.cluster.Deciding(pod, d, t)
 	if len(deciding) == 0 {
@@ -61,14 +61,14 @@ func (c *Compiler) tierFor(pod *model.Pod, d model.Direction, t model.Tier) *tie
 	return chain
 }
 
-// buildTier makes the rules of a tier's chain.
+// buildTier compiles the chain of a tier.
 func (c *Compiler) buildTier(chain *tierChain) {
 	b := builder{c: c, far: chain.direction}
 	var denials []string
 	for _, name := range chain.policies {
 		p := c.cluster.ClusterPolicy(name)
 		if p == nil {
-			continue // and no pod is led here any more
+			continue // the policy was deleted, and no pod uses this chain any more
 		}
 		for i := range p.Rules[chain.direction] {
 			r := &p.Rules[chain.direction][i]
@@ -89,7 +89,8 @@ func (c *Compiler) buildTier(chain *tierChain) {
 	c.ledger.setChain(chain.name, b.rules)
 }
 
-// deny takes a reference to the chain that logs and drops for a policy.
+// acquireDenialChain takes a reference to the chain that logs and drops for a cluster policy, and
+// returns its name.
 func (c *Compiler) acquireDenialChain(s side) (chain string) {
 	chain = "policy-deny-" + inOrOut(s.Direction) + "-" + hash(s.Name)
 	if c.denials[chain] == nil {
@@ -100,7 +101,7 @@ func (c *Compiler) acquireDenialChain(s side) (chain string) {
 	return chain
 }
 
-// releaseTier gives back what the rules of a chain use.
+// releaseTier releases the references of a tier's chain.
 func (c *Compiler) releaseTier(chain *tierChain) {
 	release(chain.uses)
 	for _, name := range chain.denials {
@@ -108,7 +109,7 @@ func (c *Compiler) releaseTier(chain *tierChain) {
 	}
 }
 
-// sweepTiers removes the chains of tiers that no pod's chain jumps to.
+// sweepTiers removes the chains of tiers to which no pod's chain jumps.
 func (c *Compiler) sweepTiers() {
 	for name, chain := range c.tiers {
 		if chain.refs == 0 {
