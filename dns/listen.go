@@ -78,17 +78,17 @@ type Listening struct {
 
 // find returns the addresses that l means now; none with a Fault is no error, as
 // the interface may come.
-func (l Listen) find() (v Listening) {
+func (l Listen) resolve() (v Listening) {
 	v.Listen = l
 	if l.Interface == "" {
 		v.Addrs = []netip.AddrPort{netip.AddrPortFrom(l.Addr, l.Port)}
 		return v
 	}
-	addrs, there, err := netdev.InterfaceAddresses(l.Interface)
+	addrs, exists, err := netdev.InterfaceAddresses(l.Interface)
 	switch {
 	case err != nil:
 		v.Fault = err.Error()
-	case !there:
+	case !exists:
 		v.Fault = "there is no interface " + l.Interface
 	case len(addrs) == 0:
 		v.Fault = "interface " + l.Interface + " has no address"
@@ -100,20 +100,20 @@ func (l Listen) find() (v Listening) {
 }
 
 // relisten has the server listen where it should now.
-func (s *Service) relisten() {
-	places := make([]Listening, len(s.cfg.Listen))
+func (s *Service) updateListeners() {
+	listening := make([]Listening, len(s.cfg.Listen))
 	var all []netip.AddrPort
 	for i, l := range s.cfg.Listen {
-		places[i] = l.find()
-		for _, a := range places[i].Addrs {
+		listening[i] = l.resolve()
+		for _, a := range listening[i].Addrs {
 			if !slices.Contains(all, a) {
 				all = append(all, a)
 			}
 		}
 	}
 	failed := s.server.Listen(all)
-	for i := range places {
-		p := &places[i]
+	for i := range listening {
+		p := &listening[i]
 		p.Addrs = slices.DeleteFunc(p.Addrs, func(a netip.AddrPort) bool {
 			err := failed[a]
 			if err != nil {
@@ -122,8 +122,8 @@ func (s *Service) relisten() {
 			return err != nil
 		})
 	}
-	old := s.places.Swap(&places)
-	for i, p := range places {
+	old := s.listening.Swap(&listening)
+	for i, p := range listening {
 		if old != nil && slices.Equal((*old)[i].Addrs, p.Addrs) && (*old)[i].Fault == p.Fault {
 			continue
 		}

@@ -38,7 +38,7 @@ const (
 	// followEvery is how often the host's resolv.conf is read and places where the
 	// server does not listen yet are tried again. A file that is replaced, or a
 	// symbolic link that is turned, is noticed as well as one that is written.
-	followEvery = 2 * time.Second
+	updateEvery = 2 * time.Second
 	// probeEvery is how often the host's name servers are tested for loops, besides
 	// after each change.
 	probeEvery = 10 * time.Minute
@@ -79,9 +79,9 @@ type Service struct {
 	wake    chan struct{} // has the run loop look at the network now
 
 	// Atomic.
-	started atomic.Bool
-	places  atomic.Pointer[[]Listening]
-	fault   atomic.Pointer[string] // of reading resolv.conf
+	started       atomic.Bool
+	listening     atomic.Pointer[[]Listening]
+	upstreamFault atomic.Pointer[string] // of reading resolv.conf
 
 	// Run loop only.
 	logged map[string]time.Time // refusals, by text
@@ -95,7 +95,7 @@ func New(cfg Config) *Service {
 	s := &Service{
 		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), logged: make(map[string]time.Time),
 		state: names.New(names.Config{
-			Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Life: uint64(time.Now().UnixMicro()),
+			Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Incarnation: uint64(time.Now().UnixMicro()),
 		}),
 		forward: forward.New(cfg.Timeout),
 	}
@@ -117,15 +117,15 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
-	var followed, probed time.Time
+	var updated, probed time.Time
 	var probes sync.WaitGroup
 	defer probes.Wait()
 	for now := time.Now(); ; {
 		s.tick(now)
-		if !s.cfg.Off && now.Sub(followed) >= followEvery {
-			followed = now
-			s.relisten()
-			if s.follow() || now.Sub(probed) >= probeEvery {
+		if !s.cfg.Off && now.Sub(updated) >= updateEvery {
+			updated = now
+			s.updateListeners()
+			if s.updateUpstreams() || now.Sub(probed) >= probeEvery {
 				probed = now
 				probes.Go(func() { s.forward.Probe(ctx) })
 			}
@@ -135,7 +135,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case now = <-tick.C:
 		case <-s.wake:
-			now, followed = time.Now(), time.Time{}
+			now, updated = time.Now(), time.Time{}
 		}
 	}
 }
@@ -175,13 +175,13 @@ func (s *Service) announce(deltas [][]byte) {
 
 // follow takes over the host's name servers, but for this very server, and tells
 // whether they have changed.
-func (s *Service) follow() bool {
+func (s *Service) updateUpstreams() bool {
 	found, err := resolvconf.Read(s.cfg.ResolvConf, resolvconf.ResolvedPath)
 	fault := ""
 	if err != nil {
 		fault = err.Error()
 	}
-	if old := s.fault.Swap(&fault); fault != "" && (old == nil || *old != fault) {
+	if old := s.upstreamFault.Swap(&fault); fault != "" && (old == nil || *old != fault) {
 		s.log.Warn("the host's name servers are not known", "err", err)
 	}
 	if err != nil {
@@ -221,8 +221,8 @@ func (s *Service) Domain() string {
 // Server is an address at which containers can ask, the zero Addr while there is
 // none.
 func (s *Service) Server() netip.Addr {
-	if places := s.places.Load(); places != nil {
-		for _, p := range *places {
+	if listening := s.listening.Load(); listening != nil {
+		for _, p := range *listening {
 			for _, a := range p.Addrs {
 				if a.Port() == Port {
 					return a.Addr()
@@ -387,10 +387,10 @@ func (s *Service) Status() Status {
 	st := Status{
 		Off: s.cfg.Off, Domain: s.cfg.Domain, TTL: s.cfg.TTL, Upstream: s.forward.Status(), Queries: s.server.Counts(), Busy: s.forward.Busy(),
 	}
-	if p := s.places.Load(); p != nil {
+	if p := s.listening.Load(); p != nil {
 		st.Listening = *p
 	}
-	if f := s.fault.Load(); f != nil {
+	if f := s.upstreamFault.Load(); f != nil {
 		st.Fault = *f
 	}
 	s.mu.Lock()

@@ -85,7 +85,7 @@ func TestAddAndRemove(t *testing.T) {
 	}
 }
 
-func TestNamesThatAreRefused(t *testing.T) {
+func TestInvalidNamesAreRefused(t *testing.T) {
 	s := newService(t, 1, nil)
 	a := netip.MustParseAddr("10.32.0.1")
 	for _, name := range []string{"", "a b", "web.example.com", "db.prod", "weft.internal", "notweft.internal", strings.Repeat("a", 64)} {
@@ -111,7 +111,7 @@ func TestNamesThatAreRefused(t *testing.T) {
 }
 
 // Issue item 4: resolv.conf is followed when it changes, whichever way.
-func TestUpstreamsFollowTheFile(t *testing.T) {
+func TestUpstreamsFollowResolvConf(t *testing.T) {
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "resolv.conf")
 	write := func(path, text string) {
@@ -153,7 +153,7 @@ func TestUpstreamsFollowTheFile(t *testing.T) {
 		{"empty", func() { write(conf, "") }, ""},
 	} {
 		step.do()
-		s.follow()
+		s.updateUpstreams()
 		if got := upstreams(); got != step.want {
 			t.Errorf("%s: %q, want %q", step.what, got, step.want)
 		}
@@ -163,17 +163,17 @@ func TestUpstreamsFollowTheFile(t *testing.T) {
 	}
 }
 
-func TestOwnAddressesAreNoUpstreams(t *testing.T) {
+func TestOwnAddressIsNotUpstream(t *testing.T) {
 	own := []netip.AddrPort{netip.MustParseAddrPort("172.17.0.1:53")}
-	everywhere := []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:53")}
-	elsewhere := []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:5353")}
+	unspecified := []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:53")}
+	otherHost := []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:5353")}
 	for _, c := range []struct {
 		own  []netip.AddrPort
 		addr string
 		want bool
 	}{
 		{own, "172.17.0.1:53", true}, {own, "127.0.0.1:53", false}, {own, "192.0.2.1:53", false},
-		{everywhere, "127.0.0.1:53", true}, {everywhere, "192.0.2.1:53", false}, {elsewhere, "127.0.0.1:53", false},
+		{unspecified, "127.0.0.1:53", true}, {unspecified, "192.0.2.1:53", false}, {otherHost, "127.0.0.1:53", false},
 	} {
 		if got := listensAt(c.own, netip.MustParseAddrPort(c.addr)); got != c.want {
 			t.Errorf("one that listens at %v is asked at %s: %v", c.own, c.addr, got)

@@ -35,7 +35,7 @@ const (
 	// at once, so that a dead server cannot use up the router's memory.
 	maxForwards = 512
 	// shunned is for how long a server that failed is asked last.
-	shunned = 10 * time.Second
+	demoteFor = 10 * time.Second
 	// rounds is how often each server is asked before the query has failed.
 	rounds = 2
 	// probeName ends the names that servers are tested with. There is no such top
@@ -87,7 +87,7 @@ func (f *Forwarder) Status() []Status {
 		switch {
 		case s.loops.Load():
 			st.Fault = "not asked: it asks this host in turn"
-		case s.shunned(f.now()):
+		case s.failedRecently(f.now()):
 			st.Fault = "asked last: " + *s.cause.Load()
 		}
 		list = append(list, st)
@@ -125,7 +125,7 @@ func (f *Forwarder) Probe(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, s := range *f.servers.Load() {
 		wg.Go(func() {
-			name := probeLabel() + probeName
+			name := randomLabel() + probeName
 			f.mu.Lock()
 			f.probes[name] = s
 			f.mu.Unlock()
@@ -143,7 +143,7 @@ func (f *Forwarder) Probe(ctx context.Context) {
 	wg.Wait()
 }
 
-func probeLabel() string {
+func randomLabel() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
 	return hex.EncodeToString(b[:])
@@ -189,7 +189,7 @@ func (f *Forwarder) Forward(ctx context.Context, query *dns.Msg) (*dns.Msg, erro
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	timeout := f.timeout / time.Duration(rounds*len(servers))
-	var unwilling *dns.Msg
+	var inconclusive *dns.Msg
 	var last error
 	for range rounds {
 		for _, s := range servers {
@@ -198,16 +198,16 @@ func (f *Forwarder) Forward(ctx context.Context, query *dns.Msg) (*dns.Msg, erro
 			case err != nil:
 				last = err
 				s.fail(f.now(), err)
-			case willing(answer):
+			case conclusive(answer):
 				s.failed.Store(0)
 				return answer, nil
 			default:
 				// It may be that server's way of saying that it has no answer.
-				unwilling = answer
+				inconclusive = answer
 			}
 		}
-		if unwilling != nil { // asked again, it would say the same
-			return unwilling, nil
+		if inconclusive != nil { // asked again, it would say the same
+			return inconclusive, nil
 		}
 		if ctx.Err() != nil {
 			break
@@ -223,7 +223,7 @@ func (f *Forwarder) inOrder() []*server {
 	for _, s := range *f.servers.Load() {
 		switch {
 		case s.loops.Load():
-		case s.shunned(now):
+		case s.failedRecently(now):
 			bad = append(bad, s)
 		default:
 			good = append(good, s)
@@ -238,13 +238,13 @@ func (s *server) fail(now time.Time, err error) {
 	s.failed.Store(now.UnixNano())
 }
 
-func (s *server) shunned(now time.Time) bool {
+func (s *server) failedRecently(now time.Time) bool {
 	at := s.failed.Load()
-	return at != 0 && now.Sub(time.Unix(0, at)) < shunned
+	return at != 0 && now.Sub(time.Unix(0, at)) < demoteFor
 }
 
 // willing reports whether another server would hardly say something better.
-func willing(m *dns.Msg) bool {
+func conclusive(m *dns.Msg) bool {
 	switch m.Rcode {
 	case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented:
 		return false
@@ -265,8 +265,8 @@ func (s *server) ask(ctx context.Context, query *dns.Msg, timeout time.Duration)
 	}
 	if answer.Truncated {
 		// If TCP is blocked, the short answer is better than none.
-		if whole, err := exchange(ctx, "tcp", s.addr, &q); err == nil {
-			answer = whole
+		if full, err := exchange(ctx, "tcp", s.addr, &q); err == nil {
+			answer = full
 		}
 	}
 	answer.Id = query.Id

@@ -79,7 +79,7 @@ func reply(q *dns.Msg, addrs ...string) *dns.Msg {
 	return m
 }
 
-func with(addr string) func(string, *dns.Msg) *dns.Msg {
+func answering(addr string) func(string, *dns.Msg) *dns.Msg {
 	return func(_ string, q *dns.Msg) *dns.Msg { return reply(q, addr) }
 }
 
@@ -138,7 +138,7 @@ func TestNextServer(t *testing.T) {
 			return m
 		})},
 	} {
-		second := serve(t, with("192.0.2.1"))
+		second := serve(t, answering("192.0.2.1"))
 		f := forwarder(c.timeout, c.first, second)
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -149,8 +149,8 @@ func TestNextServer(t *testing.T) {
 	}
 }
 
-func TestNoSuchNameIsAnAnswer(t *testing.T) {
-	second := serve(t, with("192.0.2.1"))
+func TestNXDomainIsFinal(t *testing.T) {
+	second := serve(t, answering("192.0.2.1"))
 	f := forwarder(time.Minute, serve(t, rcode(dns.RcodeNameError)), second)
 	if got := first(t, f, query("none.example.")); got != "NXDOMAIN" || second.asked.Load() != 0 {
 		t.Errorf("%s, and the second server was asked %d times", got, second.asked.Load())
@@ -176,7 +176,7 @@ func TestAllServersFail(t *testing.T) {
 }
 
 // A server that failed is asked last for a while, and then first again.
-func TestServersThatFailedAreAskedLast(t *testing.T) {
+func TestFailedServersAreAskedLast(t *testing.T) {
 	var broken atomic.Bool
 	broken.Store(true)
 	one := serve(t, func(_ string, q *dns.Msg) *dns.Msg {
@@ -185,7 +185,7 @@ func TestServersThatFailedAreAskedLast(t *testing.T) {
 		}
 		return reply(q, "192.0.2.1")
 	})
-	f := forwarder(8*time.Second, one, serve(t, with("192.0.2.2")))
+	f := forwarder(8*time.Second, one, serve(t, answering("192.0.2.2")))
 	now := time.Now()
 	f.now = func() time.Time { return now }
 	for range 2 {
@@ -200,14 +200,14 @@ func TestServersThatFailedAreAskedLast(t *testing.T) {
 		t.Errorf("status: %v", s)
 	}
 	broken.Store(false)
-	now = now.Add(2 * shunned)
+	now = now.Add(2 * demoteFor)
 	if got := first(t, f, query("example.com.")); got != "192.0.2.1" {
 		t.Errorf("later: %s", got)
 	}
 }
 
 // Issue item 4: truncated answers are retried by TCP.
-func TestTruncatedAnswersComeByTCP(t *testing.T) {
+func TestTruncatedAnswerIsRetriedOverTCP(t *testing.T) {
 	u := serve(t, func(network string, q *dns.Msg) *dns.Msg {
 		if network == "udp" {
 			m := reply(q)
@@ -262,7 +262,7 @@ func TestForwardEndsWithItsContext(t *testing.T) {
 
 // Package comment: a server that asks weft in turn is left out, by way of another
 // host's weft too.
-func TestLoopIsFound(t *testing.T) {
+func TestLoopIsDetected(t *testing.T) {
 	f, other := New(time.Minute), New(time.Minute)
 	handle := func(f *Forwarder) func(string, *dns.Msg) *dns.Msg {
 		return func(_ string, q *dns.Msg) *dns.Msg {
@@ -277,7 +277,7 @@ func TestLoopIsFound(t *testing.T) {
 		}
 	}
 	self, far := serve(t, handle(f)), serve(t, handle(other))
-	good := serve(t, with("192.0.2.1"))
+	good := serve(t, answering("192.0.2.1"))
 	other.SetServers([]netip.AddrPort{self.addr})
 	f.SetServers([]netip.AddrPort{far.addr, good.addr})
 	f.Probe(t.Context())
@@ -292,7 +292,7 @@ func TestLoopIsFound(t *testing.T) {
 	}
 }
 
-func TestSetServersKeepsWhatIsKnown(t *testing.T) {
+func TestSetServersKeepsState(t *testing.T) {
 	a, b := netip.MustParseAddrPort("192.0.2.1:53"), netip.MustParseAddrPort("192.0.2.2:53")
 	f := New(time.Second)
 	f.SetServers([]netip.AddrPort{a})

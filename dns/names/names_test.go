@@ -22,12 +22,12 @@ func nameOf(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i
 
 func signerOf(i int) peer.Cheap { return peer.Cheap{ID: peer.Key{1, byte(i >> 8), byte(i)}} }
 
-func newState(i int, life uint64) *State {
-	return New(Config{Self: nameOf(i), Signer: signerOf(i), Verifier: peer.Cheap{}, Life: life})
+func newState(i int, incarnation uint64) *State {
+	return New(Config{Self: nameOf(i), Signer: signerOf(i), Verifier: peer.Cheap{}, Incarnation: incarnation})
 }
 
 // reach has s reach the peers but itself.
-func reach(s *State, peers ...int) [][]byte {
+func setReached(s *State, peers ...int) [][]byte {
 	m := make(map[peer.Name]peer.Key)
 	for _, i := range peers {
 		if nameOf(i) != s.cfg.Self {
@@ -63,7 +63,7 @@ func merge(t testing.TB, s *State, deltas ...[]byte) (news []byte) {
 }
 
 // all returns a state as deltas.
-func all(t testing.TB, s *State) [][]byte {
+func allRecords(t testing.TB, s *State) [][]byte {
 	t.Helper()
 	deltas, _, err := s.Missing([]byte{digestList})
 	if err != nil {
@@ -107,9 +107,9 @@ func TestCanonical(t *testing.T) {
 }
 
 // Package comment: a name goes by its bucket without it.
-func TestNamesComeAndGo(t *testing.T) {
+func TestAddAndRemoveNames(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
-	reach(b, 1)
+	setReached(b, 1)
 	web1, web2 := entry("web.weft.internal", "c1", "10.32.0.1"), entry("web.weft.internal", "c2", "10.32.0.2")
 	db := entry("db.prod.weft.internal", "c2", "fd00::2")
 	merge(t, b, change(t, a, nil, []Entry{web1, web2, db})...)
@@ -139,7 +139,7 @@ func TestNamesComeAndGo(t *testing.T) {
 	}
 }
 
-func TestTwoContainersOfOneNameAndAddress(t *testing.T) {
+func TestTwoContainersShareNameAndAddress(t *testing.T) {
 	a := newState(1, 10)
 	one, two := entry("n", "c1", "10.0.0.1"), entry("n", "c2", "10.0.0.1")
 	change(t, a, nil, []Entry{one, two})
@@ -152,22 +152,22 @@ func TestTwoContainersOfOneNameAndAddress(t *testing.T) {
 
 // Issue item 4: entries of a dead peer stop being answered, and come back when
 // it does.
-func TestNamesOfADeadPeer(t *testing.T) {
+func TestNamesOfDeadPeer(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
 	now := epoch
 	b.Tick(now)
-	reach(b, 1)
+	setReached(b, 1)
 	web := entry("web", "c", "10.32.0.1")
 	deltas := change(t, a, nil, []Entry{web})
 	merge(t, b, deltas...)
-	reach(b)
+	setReached(b)
 	wantLookup(t, b, "web", "unknown")
 	if b.Table().Reverse(web.Addr) != nil || len(b.List()) != 0 {
 		t.Error("a dead peer's names are still shown")
 	}
-	reach(b, 1)
+	setReached(b, 1)
 	wantLookup(t, b, "web", "[10.32.0.1]")
-	reach(b)
+	setReached(b)
 	for range 2 * int(ForgetAfter/time.Second) {
 		now = now.Add(time.Second)
 		b.Tick(now)
@@ -179,53 +179,53 @@ func TestNamesOfADeadPeer(t *testing.T) {
 	if len(b.owners) != 1 {
 		t.Error("a dead peer came back by its neighbour")
 	}
-	reach(b, 1)
+	setReached(b, 1)
 	wantLookup(t, b, "web", "[10.32.0.1]")
 }
 
 // Package comment: what comes before its owner is seen waits.
-func TestRecordsWaitForTheirOwner(t *testing.T) {
+func TestRecordsWaitForOwner(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
 	deltas := change(t, a, nil, []Entry{entry("web", "c", "10.32.0.1")})
 	if news := merge(t, b, deltas...); news != nil {
 		t.Error("a stranger's record is news")
 	}
 	wantLookup(t, b, "web", "unknown")
-	announced := reach(b, 1)
+	announced := setReached(b, 1)
 	wantLookup(t, b, "web", "[10.32.0.1]")
 	if !bytes.Equal(slices.Concat(announced...), slices.Concat(deltas...)) {
 		t.Error("what had waited was not announced")
 	}
 	// The room is bounded, and empties itself.
 	for i := range 20_000 {
-		b.wait(header{owner: nameOf(7), version: uint64(i)}, make([]byte, 200))
+		b.addWaiting(header{owner: nameOf(7), version: uint64(i)}, make([]byte, 200))
 	}
-	if b.roomy > maxRoom {
-		t.Errorf("%d bytes wait, at most %d", b.roomy, maxRoom)
+	if b.waitingBytes > maxWaiting {
+		t.Errorf("%d bytes wait, at most %d", b.waitingBytes, maxWaiting)
 	}
 	b.Tick(epoch)
-	b.Tick(epoch.Add(2 * roomFor))
-	if len(b.room) != 0 || b.roomy != 0 {
-		t.Errorf("%d records of %d bytes still wait", len(b.room), b.roomy)
+	b.Tick(epoch.Add(2 * waitingTimeout))
+	if len(b.waiting) != 0 || b.waitingBytes != 0 {
+		t.Errorf("%d records of %d bytes still wait", len(b.waiting), b.waitingBytes)
 	}
 }
 
 // Package comment: a restart ends all of the former life.
 func TestRestartSupersedes(t *testing.T) {
-	for what, life := range map[string]uint64{"clock went on": 20, "clock went back": 5, "clock stood": 10} {
+	for what, incarnation := range map[string]uint64{"clock went on": 20, "clock went back": 5, "clock stood": 10} {
 		old, b := newState(1, 10), newState(2, 10)
-		reach(b, 1)
+		setReached(b, 1)
 		merge(t, b, change(t, old, nil, []Entry{entry("gone", "c", "10.32.0.1"), entry("stays", "c", "10.32.0.2")})...)
-		again := newState(1, life)
-		reach(again, 2)
+		again := newState(1, incarnation)
+		setReached(again, 2)
 		again.Tick(epoch)
 		change(t, again, nil, []Entry{entry("stays", "c", "10.32.0.2")})
 		now := epoch
 		for range 3 {
-			merge(t, again, all(t, b)...)
+			merge(t, again, allRecords(t, b)...)
 			now = now.Add(time.Second)
 			again.Tick(now)
-			merge(t, b, all(t, again)...)
+			merge(t, b, allRecords(t, again)...)
 		}
 		wantLookup(t, b, "gone", "unknown")
 		wantLookup(t, b, "stays", "[10.32.0.2]")
@@ -240,7 +240,7 @@ func TestRestartSupersedes(t *testing.T) {
 }
 
 // Two clones must not keep the mesh busy, and the user must hear of it.
-func TestClonesAreSlow(t *testing.T) {
+func TestClonesAreRateLimited(t *testing.T) {
 	a, b := newState(1, 10), newState(1, 10)
 	change(t, a, nil, []Entry{entry("a", "c", "10.32.0.1")})
 	change(t, b, nil, []Entry{entry("b", "c", "10.32.0.2")})
@@ -248,8 +248,8 @@ func TestClonesAreSlow(t *testing.T) {
 	const seconds = 60
 	for range seconds {
 		now = now.Add(time.Second)
-		merge(t, a, all(t, b)...)
-		merge(t, b, all(t, a)...)
+		merge(t, a, allRecords(t, b)...)
+		merge(t, b, allRecords(t, a)...)
 		announced += len(a.Tick(now)) + len(b.Tick(now))
 		for _, r := range append(a.Refused(), b.Refused()...) {
 			rival = rival || errors.Is(r.Cause, ErrRival)
@@ -265,15 +265,15 @@ func TestClonesAreSlow(t *testing.T) {
 
 func TestForgedRecordsAreRefused(t *testing.T) {
 	b := newState(2, 10)
-	reach(b, 1, 3)
+	setReached(b, 1, 3)
 	forge := func(r *record) []byte { return r.raw }
 	web := []Entry{entry("web", "c", "10.32.0.1")}
-	h := header{owner: nameOf(1), life: 10, version: 1, bucket: bucketOf("web")}
+	h := header{owner: nameOf(1), incarnation: 10, version: 1, bucket: bucketOf("web")}
 	cases := map[string][]byte{
 		"signed by another peer": forge(newRecord(h, web, signerOf(3))),
 		"signature broken":       forge(newRecord(h, web, signerOf(1))),
-		"in the wrong bucket":    forge(newRecord(header{owner: nameOf(1), life: 10, version: 1, bucket: bucketOf("web") + 1}, web, signerOf(1))),
-		"as this peer itself":    forge(newRecord(header{owner: nameOf(2), life: 99, version: 1, bucket: bucketOf("web")}, web, signerOf(3))),
+		"in the wrong bucket":    forge(newRecord(header{owner: nameOf(1), incarnation: 10, version: 1, bucket: bucketOf("web") + 1}, web, signerOf(1))),
+		"as this peer itself":    forge(newRecord(header{owner: nameOf(2), incarnation: 99, version: 1, bucket: bucketOf("web")}, web, signerOf(3))),
 	}
 	broken := cases["signature broken"]
 	broken[len(broken)-1] ^= 1
@@ -291,16 +291,16 @@ func TestForgedRecordsAreRefused(t *testing.T) {
 	// A forged record does not keep an honest one behind it from being merged.
 	merge(t, b, append(slices.Clone(broken), newRecord(h, web, signerOf(1)).raw...))
 	wantLookup(t, b, "web", "[10.32.0.1]")
-	if b.Tick(epoch); b.own.life != 10 {
-		t.Errorf("a forged record made this peer begin life %d", b.own.life)
+	if b.Tick(epoch); b.own.incarnation != 10 {
+		t.Errorf("a forged record made this peer begin life %d", b.own.incarnation)
 	}
 }
 
-func TestAPeerWithANewKey(t *testing.T) {
+func TestPeerWithNewKey(t *testing.T) {
 	b := newState(2, 10)
-	reach(b, 1)
+	setReached(b, 1)
 	merge(t, b, change(t, newState(1, 10), nil, []Entry{entry("web", "c", "10.32.0.1")})...)
-	fresh := New(Config{Self: nameOf(1), Signer: signerOf(50), Verifier: peer.Cheap{}, Life: 20})
+	fresh := New(Config{Self: nameOf(1), Signer: signerOf(50), Verifier: peer.Cheap{}, Incarnation: 20})
 	b.SetPeers(map[peer.Name]peer.Key{nameOf(1): signerOf(50).ID})
 	wantLookup(t, b, "web", "unknown")
 	merge(t, b, change(t, fresh, nil, []Entry{entry("new", "c", "10.32.0.1")})...)
@@ -315,9 +315,9 @@ func manyEntries() (all []Entry) {
 	return all
 }
 
-func TestManyNamesArrive(t *testing.T) {
+func TestManyNames(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
-	reach(b, 1)
+	setReached(b, 1)
 	in := manyEntries()
 	merge(t, b, change(t, a, nil, in)...)
 	if n := b.Table().Len(); n != len(in) {
@@ -348,7 +348,7 @@ func TestTooManyNames(t *testing.T) {
 	}
 }
 
-func TestEntriesNeedAContainer(t *testing.T) {
+func TestEntryNeedsContainer(t *testing.T) {
 	a := newState(1, 10)
 	if _, err := a.Change(nil, []Entry{{Name: "x", Addr: netip.MustParseAddr("10.32.0.1")}}); err == nil {
 		t.Error("an entry without a container was taken")
@@ -359,9 +359,9 @@ func TestEntriesNeedAContainer(t *testing.T) {
 type twin struct{ seen []*record }
 
 func (w *twin) entries() map[Listed]bool {
-	life := make(map[peer.Name]uint64)
+	incarnation := make(map[peer.Name]uint64)
 	for _, r := range w.seen {
-		life[r.owner] = max(life[r.owner], r.life)
+		incarnation[r.owner] = max(incarnation[r.owner], r.incarnation)
 	}
 	type place struct {
 		owner  peer.Name
@@ -370,7 +370,7 @@ func (w *twin) entries() map[Listed]bool {
 	best := make(map[place]*record)
 	for _, r := range w.seen {
 		p := place{r.owner, r.bucket}
-		if r.life == life[r.owner] && (best[p] == nil || r.version > best[p].version) {
+		if r.incarnation == incarnation[r.owner] && (best[p] == nil || r.version > best[p].version) {
 			best[p] = r
 		}
 	}
@@ -391,9 +391,9 @@ func TestMergeLaws(t *testing.T) {
 		var deltas [][]byte
 		var w twin
 		for i := 1; i <= peers; i++ {
-			for life := range 1 + rng.IntN(3) {
-				s := newState(i, uint64(10+life))
-				deltas = append(deltas, all(t, s)...)
+			for incarnation := range 1 + rng.IntN(3) {
+				s := newState(i, uint64(10+incarnation))
+				deltas = append(deltas, allRecords(t, s)...)
 				for range rng.IntN(12) {
 					e := entry(fmt.Sprintf("n%d", rng.IntN(6)), fmt.Sprintf("c%d", rng.IntN(2)), fmt.Sprintf("10.32.0.%d", 1+rng.IntN(4)))
 					if rng.IntN(3) == 0 {
@@ -423,13 +423,13 @@ func TestMergeLaws(t *testing.T) {
 			rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 			s, other := newState(0, 1), newState(0, 1)
 			for _, x := range []*State{s, other} {
-				reach(x, 1, 2, 3, 4)
+				setReached(x, 1, 2, 3, 4)
 			}
 			cut := rng.IntN(len(order) + 1)
 			merge(t, s, order[:cut]...)
 			merge(t, other, order[cut:]...)
-			merge(t, s, all(t, other)...)
-			if news := merge(t, s, all(t, s)...); news != nil {
+			merge(t, s, allRecords(t, other)...)
+			if news := merge(t, s, allRecords(t, s)...); news != nil {
 				t.Fatal("what is there is news")
 			}
 			got := make(map[Listed]bool)
@@ -483,7 +483,7 @@ func checkTable(t testing.TB, s *State) {
 
 func TestJoinKeepsTheNewer(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
-	reach(b, 1)
+	setReached(b, 1)
 	one := change(t, a, nil, []Entry{entry("web", "c", "10.32.0.1"), entry("db", "c", "10.32.0.3")})[0]
 	two := change(t, a, []Entry{entry("web", "c", "10.32.0.1")}, []Entry{entry("web", "c", "10.32.0.2")})[0]
 	joined := a.Join(slices.Clone(one), two)
@@ -506,8 +506,8 @@ func TestRepair(t *testing.T) {
 	for i := range maxList + 100 {
 		many = append(many, 100+i)
 	}
-	reach(a, many...)
-	reach(b, many...)
+	setReached(a, many...)
+	setReached(b, many...)
 	change(t, a, nil, []Entry{entry("lost", "c", "10.32.0.1")})
 	merge(t, b, change(t, a, nil, []Entry{entry("kept", "c", "10.32.0.1")})...)
 	repair := func() {
@@ -527,7 +527,7 @@ func TestRepair(t *testing.T) {
 	repair()
 	wantLookup(t, b, "lost", "[10.32.0.1]")
 	for _, i := range many[2:] {
-		merge(t, a, all(t, newState(i, 10))...)
+		merge(t, a, allRecords(t, newState(i, 10))...)
 	}
 	repair()
 	if a.Digest()[0] != digestTable {
@@ -554,11 +554,11 @@ func FuzzMerge(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 200})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := newState(2, 10)
-		reach(s, 1)
+		setReached(s, 1)
 		before := s.Digest()
 		// The fuzzer cannot sign, so what it makes is signed for it.
 		for i := 0; i < len(b); {
-			h, err := peek(b[i:])
+			h, err := parseHeader(b[i:])
 			if err != nil {
 				break
 			}
@@ -586,12 +586,12 @@ func FuzzMerge(f *testing.F) {
 			}
 		}
 		other := newState(3, 10)
-		reach(other, 1)
+		setReached(other, 1)
 		merge(t, other, news)
 		if len(other.List()) != len(s.List()) {
 			t.Fatalf("the news give %d entries, the delta %d", len(other.List()), len(s.List()))
 		}
-		reach(s)
+		setReached(s)
 		if s.Table().Len() != 0 {
 			t.Fatal("entries of a peer that is not reached are shown")
 		}
@@ -608,7 +608,7 @@ func FuzzMissing(f *testing.F) {
 		deltas, _, err := a.Missing(b)
 		if err == nil {
 			s := newState(2, 10)
-			reach(s, 1)
+			setReached(s, 1)
 			merge(t, s, deltas...)
 		}
 		a.Join(slices.Clone(b), b)

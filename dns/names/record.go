@@ -38,13 +38,13 @@ const (
 
 // header is what tells at the start of a record whether the rest is news.
 type header struct {
-	length  int
-	format  uint8
-	owner   peer.Name
-	key     peer.Key
-	life    uint64
-	version uint64
-	bucket  uint8
+	length      int
+	format      uint8
+	owner       peer.Name
+	key         peer.Key
+	incarnation uint64
+	version     uint64
+	bucket      uint8
 }
 
 // record is one bucket of one owner. It is immutable once made.
@@ -57,7 +57,7 @@ type record struct {
 var errShort = errors.New("cut short")
 
 // peek reads the header of the first record of b.
-func peek(b []byte) (h header, err error) {
+func parseHeader(b []byte) (h header, err error) {
 	if len(b) < 4 {
 		return h, fmt.Errorf("names record: length: %w", errShort)
 	}
@@ -71,7 +71,7 @@ func peek(b []byte) (h header, err error) {
 	h.format = b[4]
 	h.owner = peer.NameFromBytes(b[5:])
 	copy(h.key[:], b[11:])
-	h.life = binary.BigEndian.Uint64(b[43:])
+	h.incarnation = binary.BigEndian.Uint64(b[43:])
 	h.version = binary.BigEndian.Uint64(b[51:])
 	h.bucket = b[59]
 	return h, nil
@@ -80,7 +80,7 @@ func peek(b []byte) (h header, err error) {
 // parseRecord reads the first record of b, whose format must be known. The
 // record keeps a copy. The signature is not checked: see verify.
 func parseRecord(b []byte) (*record, error) {
-	h, err := peek(b)
+	h, err := parseHeader(b)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func newRecord(h header, entries []Entry, s peer.Signer) *record {
 	b = append(b, h.format)
 	b = append(b, h.owner[:]...)
 	b = append(b, h.key[:]...)
-	b = binary.BigEndian.AppendUint64(b, h.life)
+	b = binary.BigEndian.AppendUint64(b, h.incarnation)
 	b = binary.BigEndian.AppendUint64(b, h.version)
 	b = append(b, h.bucket)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(entries)))

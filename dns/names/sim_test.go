@@ -47,7 +47,7 @@ func newSim(seed uint64, n, degree int, loss float64) *sim {
 			}
 		}
 	}
-	w.see()
+	w.updatePeers()
 	return w
 }
 
@@ -83,7 +83,7 @@ func (w *sim) join(i, j int) {
 }
 
 // see tells all who is alive.
-func (w *sim) see() {
+func (w *sim) updatePeers() {
 	var alive []int
 	for i, n := range w.nodes {
 		if !n.dead {
@@ -92,7 +92,7 @@ func (w *sim) see() {
 	}
 	for _, n := range w.nodes {
 		if !n.dead {
-			w.announce(n, reach(n.State, alive...))
+			w.announce(n, setReached(n.State, alive...))
 		}
 	}
 }
@@ -220,7 +220,7 @@ func (w *sim) check(t testing.TB) {
 	}
 }
 
-func TestManyPeersConvergeUnderLossAndChurn(t *testing.T) {
+func TestConvergenceUnderLossAndChurn(t *testing.T) {
 	w := newSim(seed.New(t), 200, 6, 0.2)
 	for i := range w.nodes {
 		w.churn(t, i)
@@ -242,7 +242,7 @@ func TestManyPeersConvergeUnderLossAndChurn(t *testing.T) {
 				w.kill(i)
 			}
 		}
-		w.see()
+		w.updatePeers()
 		w.step(t)
 	}
 	t.Logf("after churn: %d s", w.converge(t))
@@ -251,7 +251,7 @@ func TestManyPeersConvergeUnderLossAndChurn(t *testing.T) {
 
 // One name that comes costs the mesh bytes that do not grow with the names that
 // are there.
-func TestOneChangeIsSmall(t *testing.T) {
+func TestCostOfChangeIsConstant(t *testing.T) {
 	const n = 100
 	w := newSim(1, n, 8, 0)
 	for i := range w.nodes {

@@ -21,8 +21,8 @@ const (
 	maxOwner = 4 << 20
 	// maxRoom bounds the bytes of records that wait for their owner to be seen,
 	// and roomFor how long they do.
-	maxRoom = 1 << 20
-	roomFor = time.Minute
+	maxWaiting     = 1 << 20
+	waitingTimeout = time.Minute
 	// reclaimEvery is how often at most this peer begins a new life because another
 	// speaks in its name, so that two clones do not keep the mesh busy.
 	reclaimEvery = 10 * time.Second
@@ -34,41 +34,41 @@ type Config struct {
 	Signer   peer.Signer
 	Verifier peer.Verifier
 	// Life is the number of this life: the time of launch in microseconds.
-	Life uint64
+	Incarnation uint64
 }
 
 // State is one peer's copy of all names.
 type State struct {
-	cfg    Config
-	table  *Table
-	own    *owner
-	owners map[peer.Name]*owner
-	peers  map[peer.Name]peer.Key // that the mesh reaches, but for this one
-	room   map[header]waiting
-	roomy  int // bytes in room
-	now    time.Time
+	cfg          Config
+	table        *Table
+	own          *owner
+	owners       map[peer.Name]*owner
+	peers        map[peer.Name]peer.Key // that the mesh reaches, but for this one
+	waiting      map[header]waitingRecord
+	waitingBytes int // bytes in room
+	now          time.Time
 
-	usurped   uint64    // the highest life another wrote as this peer, if above its own
-	reclaimed time.Time // when this peer last began a new life
-	refused   gossip.Refusals
-	digest    []byte // nil after a change
+	rivalIncarnation uint64    // the highest life another wrote as this peer, if above its own
+	lastReclaim      time.Time // when this peer last began a new life
+	refused          gossip.Refusals
+	digest           []byte // nil after a change
 }
 
 // owner is what one peer says.
 type owner struct {
-	name    peer.Name
-	key     peer.Key
-	life    uint64
-	records map[uint8]*record
-	newest  uint64 // greatest version
-	sum     uint64
-	size    int // bytes
-	shown   bool
-	lost    time.Time // when it could no longer be reached; zero while shown
+	name             peer.Name
+	key              peer.Key
+	incarnation      uint64
+	records          map[uint8]*record
+	newest           uint64 // greatest version
+	sum              uint64
+	size             int // bytes
+	shown            bool
+	unreachableSince time.Time // when it could no longer be reached; zero while shown
 }
 
 // waiting is a record in the room. It is not checked yet.
-type waiting struct {
+type waitingRecord struct {
 	raw   []byte
 	since time.Time
 }
@@ -89,11 +89,11 @@ var _ gossip.Channel = (*State)(nil)
 // shows is in its Table.
 func New(cfg Config) *State {
 	s := &State{
-		cfg: cfg, table: NewTable(), owners: make(map[peer.Name]*owner), room: make(map[header]waiting),
+		cfg: cfg, table: NewTable(), owners: make(map[peer.Name]*owner), waiting: make(map[header]waitingRecord),
 		own: &owner{name: cfg.Self, key: cfg.Signer.Key(), records: make(map[uint8]*record), shown: true},
 	}
 	s.owners[cfg.Self] = s.own
-	s.begin(cfg.Life)
+	s.beginIncarnation(cfg.Incarnation)
 	return s
 }
 
@@ -102,12 +102,12 @@ func (s *State) Table() *Table { return s.table }
 
 // begin starts a life of this peer with the names that it has, and returns the
 // records. There is one at least, by which the others learn of the new life.
-func (s *State) begin(life uint64) []*record {
+func (s *State) beginIncarnation(incarnation uint64) []*record {
 	old := s.own.records
 	if len(old) == 0 {
 		old = map[uint8]*record{0: {}}
 	}
-	s.own.records, s.own.life, s.own.newest, s.own.sum, s.own.size = make(map[uint8]*record), life, 0, 0, 0
+	s.own.records, s.own.incarnation, s.own.newest, s.own.sum, s.own.size = make(map[uint8]*record), incarnation, 0, 0, 0
 	var records []*record
 	for _, b := range slices.Sorted(maps.Keys(old)) {
 		if entries := old[b].entries; len(entries) > 0 || len(records) == 0 {
@@ -120,7 +120,7 @@ func (s *State) begin(life uint64) []*record {
 // publish makes the next version of a bucket of this peer. The entries are in
 // the table already.
 func (s *State) publish(bucket uint8, entries []Entry) *record {
-	r := newRecord(header{owner: s.cfg.Self, life: s.own.life, version: s.own.newest + 1, bucket: bucket}, entries, s.cfg.Signer)
+	r := newRecord(header{owner: s.cfg.Self, incarnation: s.own.incarnation, version: s.own.newest + 1, bucket: bucket}, entries, s.cfg.Signer)
 	s.put(s.own, r)
 	return r
 }
@@ -228,12 +228,12 @@ func (s *State) SetPeers(peers map[peer.Name]peer.Key) (deltas [][]byte) {
 		s.show(o, reached)
 	}
 	var news []*record
-	for h, w := range s.room {
+	for h, w := range s.waiting {
 		if !s.reaches(h.owner, h.key) {
 			continue
 		}
-		s.leaveRoom(h)
-		if r, err := s.take(h, w.raw); err != nil {
+		s.removeWaiting(h)
+		if r, err := s.mergeRecord(h, w.raw); err != nil {
 			s.refused.Add(peer.Name{}, h.owner, err)
 		} else if r != nil {
 			news = append(news, r)
@@ -248,9 +248,9 @@ func (s *State) reaches(name peer.Name, key peer.Key) bool {
 	return ok && k == key
 }
 
-func (s *State) leaveRoom(h header) {
-	s.roomy -= len(s.room[h].raw)
-	delete(s.room, h)
+func (s *State) removeWaiting(h header) {
+	s.waitingBytes -= len(s.waiting[h].raw)
+	delete(s.waiting, h)
 }
 
 // show has the names of an owner answered, or not.
@@ -258,9 +258,9 @@ func (s *State) show(o *owner, shown bool) {
 	if o.shown == shown {
 		return
 	}
-	o.shown, o.lost = shown, time.Time{}
+	o.shown, o.unreachableSince = shown, time.Time{}
 	if !shown {
-		o.lost = s.now
+		o.unreachableSince = s.now
 	}
 	for _, r := range o.records {
 		if shown {
@@ -285,27 +285,27 @@ func (s *State) Tick(now time.Time) (deltas [][]byte) {
 	for _, o := range s.owners {
 		switch {
 		case o.shown:
-		case o.lost.IsZero():
-			o.lost = now
-		case now.Sub(o.lost) >= ForgetAfter:
+		case o.unreachableSince.IsZero():
+			o.unreachableSince = now
+		case now.Sub(o.unreachableSince) >= ForgetAfter:
 			s.drop(o)
 		}
 	}
-	for h, w := range s.room {
+	for h, w := range s.waiting {
 		switch {
 		case w.since.IsZero():
 			w.since = now
-			s.room[h] = w
-		case now.Sub(w.since) >= roomFor:
-			s.leaveRoom(h)
+			s.waiting[h] = w
+		case now.Sub(w.since) >= waitingTimeout:
+			s.removeWaiting(h)
 		}
 	}
-	if s.usurped >= s.own.life && (s.reclaimed.IsZero() || now.Sub(s.reclaimed) >= reclaimEvery) {
-		if !s.reclaimed.IsZero() { // once is a clock that went back
+	if s.rivalIncarnation >= s.own.incarnation && (s.lastReclaim.IsZero() || now.Sub(s.lastReclaim) >= reclaimEvery) {
+		if !s.lastReclaim.IsZero() { // once is a clock that went back
 			s.refused.Add(peer.Name{}, s.cfg.Self, ErrRival)
 		}
-		s.reclaimed = now
-		deltas = pack(s.begin(s.usurped + 1))
+		s.lastReclaim = now
+		deltas = pack(s.beginIncarnation(s.rivalIncarnation + 1))
 	}
 	return deltas
 }

@@ -20,7 +20,7 @@ func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 	}
 	var in []item
 	for b := delta; len(b) > 0; {
-		h, err := peek(b)
+		h, err := parseHeader(b)
 		if err != nil {
 			return nil, fmt.Errorf("merge names from %s: %w", from, err)
 		}
@@ -32,10 +32,10 @@ func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 	}
 	for _, i := range in {
 		if _, reached := s.peers[i.owner]; !reached && i.owner != s.cfg.Self {
-			s.wait(i.header, i.raw)
+			s.addWaiting(i.header, i.raw)
 			continue
 		}
-		r, err := s.take(i.header, i.raw)
+		r, err := s.mergeRecord(i.header, i.raw)
 		if err != nil {
 			s.refused.Add(from, i.owner, err)
 		} else if r != nil {
@@ -51,25 +51,25 @@ func (s *State) stale(h *header) bool {
 	if o == nil || h.key != o.key {
 		return false
 	}
-	if h.life != o.life {
-		return h.life < o.life
+	if h.incarnation != o.incarnation {
+		return h.incarnation < o.incarnation
 	}
 	old := o.records[h.bucket]
 	return old != nil && (h.version < old.version || h.version == old.version && h.length == len(old.raw))
 }
 
 // wait puts a record whose owner is not reached into the room, if it fits.
-func (s *State) wait(h header, raw []byte) {
-	if _, there := s.room[h]; there || s.roomy+len(raw) > maxRoom {
+func (s *State) addWaiting(h header, raw []byte) {
+	if _, exists := s.waiting[h]; exists || s.waitingBytes+len(raw) > maxWaiting {
 		return
 	}
-	s.room[h] = waiting{raw: slices.Clone(raw), since: s.now}
-	s.roomy += len(raw)
+	s.waiting[h] = waitingRecord{raw: slices.Clone(raw), since: s.now}
+	s.waitingBytes += len(raw)
 }
 
 // take takes in a record of this peer or of one that is reached. It returns nil
 // if that changes nothing.
-func (s *State) take(h header, raw []byte) (*record, error) {
+func (s *State) mergeRecord(h header, raw []byte) (*record, error) {
 	if s.stale(&h) {
 		return nil, nil
 	}
@@ -84,20 +84,20 @@ func (s *State) take(h header, raw []byte) (*record, error) {
 	o := s.owners[r.owner]
 	if own {
 		// A former life of this peer whose clock was ahead, or a clone.
-		if r.life > o.life || r.supersedes(o.records[r.bucket]) {
-			s.usurped = max(s.usurped, r.life)
+		if r.incarnation > o.incarnation || r.supersedes(o.records[r.bucket]) {
+			s.rivalIncarnation = max(s.rivalIncarnation, r.incarnation)
 		}
 		return nil, nil
 	}
 	if o == nil {
-		o = &owner{name: r.owner, key: r.key, life: r.life, records: make(map[uint8]*record), shown: true}
+		o = &owner{name: r.owner, key: r.key, incarnation: r.incarnation, records: make(map[uint8]*record), shown: true}
 		s.owners[r.owner] = o
 	}
-	if r.life > o.life {
+	if r.incarnation > o.incarnation {
 		for _, old := range o.records {
 			s.table.replace(old.entries, nil)
 		}
-		o.life, o.records, o.newest, o.sum, o.size = r.life, make(map[uint8]*record), 0, 0, 0
+		o.incarnation, o.records, o.newest, o.sum, o.size = r.incarnation, make(map[uint8]*record), 0, 0, 0
 		s.digest = nil
 	}
 	old := o.records[r.bucket]
@@ -151,7 +151,7 @@ func (s *State) rows() gossip.Sums {
 
 func (o *owner) appendDigest(b []byte) []byte {
 	b = append(b, o.name[:]...)
-	b = binary.BigEndian.AppendUint64(b, o.life)
+	b = binary.BigEndian.AppendUint64(b, o.incarnation)
 	b = binary.BigEndian.AppendUint64(b, o.newest)
 	return binary.BigEndian.AppendUint64(b, o.sum)
 }
@@ -187,12 +187,12 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 	var since func(o *owner) (version uint64, lacks bool)
 	switch {
 	case len(digest) > 0 && digest[0] == digestList && (len(digest)-1)%digestEntry == 0:
-		theirs := make(map[peer.Name]told, len(digest)/digestEntry)
+		theirs := make(map[peer.Name]digestRow, len(digest)/digestEntry)
 		for b := digest[1:]; len(b) > 0; b = b[digestEntry:] {
-			t := told{
-				life:   binary.BigEndian.Uint64(b[peer.NameLen:]),
-				newest: binary.BigEndian.Uint64(b[peer.NameLen+8:]),
-				sum:    binary.BigEndian.Uint64(b[peer.NameLen+16:]),
+			t := digestRow{
+				incarnation: binary.BigEndian.Uint64(b[peer.NameLen:]),
+				newest:      binary.BigEndian.Uint64(b[peer.NameLen+8:]),
+				sum:         binary.BigEndian.Uint64(b[peer.NameLen+16:]),
 			}
 			n := peer.NameFromBytes(b)
 			theirs[n] = t
@@ -224,23 +224,23 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 }
 
 // told is what a digest says of an owner.
-type told struct{ life, newest, sum uint64 }
+type digestRow struct{ incarnation, newest, sum uint64 }
 
 // hasMore reports whether its sender may have records that o lacks.
-func (t told) hasMore(o *owner) bool {
-	return o == nil || t.life > o.life || t.life == o.life && (t.newest > o.newest || t.newest == o.newest && t.sum != o.sum)
+func (t digestRow) hasMore(o *owner) bool {
+	return o == nil || t.incarnation > o.incarnation || t.incarnation == o.incarnation && (t.newest > o.newest || t.newest == o.newest && t.sum != o.sum)
 }
 
 // since returns the version above which its sender lacks records of o. Where the
 // newest is the same and the sums are not, one in between was lost, and all are
 // sent.
-func (t told) since(o *owner) (version uint64, lacks bool) {
+func (t digestRow) since(o *owner) (version uint64, lacks bool) {
 	switch {
-	case t.life > o.life, t == told{o.life, o.newest, o.sum}:
+	case t.incarnation > o.incarnation, t == digestRow{o.incarnation, o.newest, o.sum}:
 		return 0, false
-	case t.life == o.life && t.newest < o.newest:
+	case t.incarnation == o.incarnation && t.newest < o.newest:
 		return t.newest, true
-	case t.life == o.life && t.newest > o.newest:
+	case t.incarnation == o.incarnation && t.newest > o.newest:
 		return 0, false // what this copy may have in between, the next comparison finds
 	}
 	return 0, true
@@ -253,7 +253,7 @@ func (s *State) Join(older, newer []byte) []byte {
 		bucket uint8
 	}
 	return gossip.JoinRecords(older, newer, func(b []byte) (key, int, error) {
-		h, err := peek(b)
+		h, err := parseHeader(b)
 		return key{h.owner, h.bucket}, h.length, err
 	})
 }

@@ -11,58 +11,58 @@ import (
 // concurrent use; its zero value is not ready, see NewTable.
 type Table struct {
 	mu      sync.RWMutex
-	forward map[string]*many[netip.Addr]
-	reverse map[netip.Addr]*many[string]
+	forward map[string]*multiset[netip.Addr]
+	reverse map[netip.Addr]*multiset[string]
 	below   map[string]int // names that have so many names below them
 	size    int            // entries
 }
 
 // many is a multiset: several owners and containers may say the same.
-type many[T comparable] struct {
-	values []T // no two alike
-	counts []int
-	places map[T]int // of the values; nil while they are few
+type multiset[T comparable] struct {
+	values    []T // no two alike
+	counts    []int
+	positions map[T]int // of the values; nil while they are few
 }
 
 // few is how many values are searched one by one.
-const few = 16
+const maxUnindexed = 16
 
-func (m *many[T]) place(v T) int {
-	if m.places == nil {
+func (m *multiset[T]) indexOf(v T) int {
+	if m.positions == nil {
 		return slices.Index(m.values, v)
 	}
-	if i, ok := m.places[v]; ok {
+	if i, ok := m.positions[v]; ok {
 		return i
 	}
 	return -1
 }
 
-func (m *many[T]) add(v T) {
-	if i := m.place(v); i >= 0 {
+func (m *multiset[T]) add(v T) {
+	if i := m.indexOf(v); i >= 0 {
 		m.counts[i]++
 		return
 	}
 	m.values, m.counts = append(m.values, v), append(m.counts, 1)
-	if m.places == nil && len(m.values) > few {
-		m.places = make(map[T]int)
+	if m.positions == nil && len(m.values) > maxUnindexed {
+		m.positions = make(map[T]int)
 		for i, v := range m.values {
-			m.places[v] = i
+			m.positions[v] = i
 		}
-	} else if m.places != nil {
-		m.places[v] = len(m.values) - 1
+	} else if m.positions != nil {
+		m.positions[v] = len(m.values) - 1
 	}
 }
 
 // remove takes one v out, which must be there.
-func (m *many[T]) remove(v T) {
-	i, last := m.place(v), len(m.values)-1
+func (m *multiset[T]) remove(v T) {
+	i, last := m.indexOf(v), len(m.values)-1
 	if m.counts[i]--; m.counts[i] > 0 {
 		return
 	}
 	m.values[i], m.counts[i] = m.values[last], m.counts[last]
-	if m.places != nil {
-		m.places[m.values[i]] = i
-		delete(m.places, v)
+	if m.positions != nil {
+		m.positions[m.values[i]] = i
+		delete(m.positions, v)
 	}
 	clear(m.values[last:])
 	m.values, m.counts = m.values[:last], m.counts[:last]
@@ -70,7 +70,7 @@ func (m *many[T]) remove(v T) {
 
 // NewTable returns a Table without names.
 func NewTable() *Table {
-	return &Table{forward: make(map[string]*many[netip.Addr]), reverse: make(map[netip.Addr]*many[string]), below: make(map[string]int)}
+	return &Table{forward: make(map[string]*multiset[netip.Addr]), reverse: make(map[netip.Addr]*multiset[string]), below: make(map[string]int)}
 }
 
 // Lookup appends the addresses of a canonical name to dst, in no order that
@@ -128,14 +128,14 @@ func (t *Table) add(e Entry) {
 	t.size++
 	m := t.forward[e.Name]
 	if m == nil {
-		m = new(many[netip.Addr])
+		m = new(multiset[netip.Addr])
 		t.forward[e.Name] = m
 		eachParent(e.Name, func(p string) { t.below[p]++ })
 	}
 	m.add(e.Addr)
 	r := t.reverse[e.Addr]
 	if r == nil {
-		r = new(many[string])
+		r = new(multiset[string])
 		t.reverse[e.Addr] = r
 	}
 	r.add(e.Name)

@@ -48,17 +48,17 @@ func Parse(text []byte) []netip.AddrPort {
 // Read returns the name servers of the resolv.conf at path; those at the path
 // resolved, if the first has no other than systemd-resolved's own listeners.
 func Read(path, resolved string) ([]netip.AddrPort, error) {
-	servers, err := readOne(path)
+	servers, err := readFile(path)
 	if err != nil || len(servers) == 0 || slices.ContainsFunc(servers, func(s netip.AddrPort) bool { return !slices.Contains(resolvedAddrs, s.Addr()) }) {
 		return servers, err
 	}
-	if behind, err := readOne(resolved); err == nil && len(behind) > 0 {
-		return behind, nil
+	if upstream, err := readFile(resolved); err == nil && len(upstream) > 0 {
+		return upstream, nil
 	}
 	return servers, nil
 }
 
-func readOne(path string) ([]netip.AddrPort, error) {
+func readFile(path string) ([]netip.AddrPort, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the host's name servers: %w", err)

@@ -22,7 +22,7 @@ func TestParse(t *testing.T) {
 }
 
 // Issue item 4: systemd-resolved is understood.
-func TestReadLooksBehindResolvedsStub(t *testing.T) {
+func TestReadFollowsSystemdResolved(t *testing.T) {
 	dir := t.TempDir()
 	path, resolved := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "resolved.conf")
 	for _, c := range []struct{ own, behind, want string }{

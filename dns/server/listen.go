@@ -34,7 +34,7 @@ type serving struct {
 	ended chan struct{} // closed when it serves no more
 }
 
-func (v *serving) over() bool {
+func (v *serving) hasEnded() bool {
 	select {
 	case <-v.ended:
 		return true
@@ -57,7 +57,7 @@ func (s *Server) Listen(addrs []netip.AddrPort) map[netip.AddrPort]error {
 		return failed
 	}
 	for e, v := range s.serving {
-		if v.over() || !slices.Contains(addrs, e.addr) {
+		if v.hasEnded() || !slices.Contains(addrs, e.addr) {
 			v.close()
 			delete(s.serving, e)
 		}
@@ -85,7 +85,7 @@ func (s *Server) Addrs() []netip.AddrPort {
 	defer s.mu.Unlock()
 	var list []netip.AddrPort
 	for e, v := range s.serving {
-		if e.network == "udp" && !v.over() {
+		if e.network == "udp" && !v.hasEnded() {
 			list = append(list, e.addr)
 		}
 	}

@@ -101,7 +101,7 @@ func (s *Server) Resolve(ctx context.Context, query *dns.Msg) (*dns.Msg, error) 
 	if m := s.answer(query); m != nil {
 		return m, nil
 	}
-	return s.ask(ctx, query)
+	return s.forwardQuery(ctx, query)
 }
 
 // fail answers with a code alone.
@@ -117,14 +117,14 @@ func fail(query *dns.Msg, code int) *dns.Msg {
 // answer answers a query without asking others, or returns nil if that takes
 // others.
 func (s *Server) answer(query *dns.Msg) *dns.Msg {
-	m, result := s.local(query)
+	m, result := s.answerLocally(query)
 	if m != nil {
 		s.counts[typeOf(query)][result].Add(1)
 	}
 	return m
 }
 
-func (s *Server) local(query *dns.Msg) (*dns.Msg, int) {
+func (s *Server) answerLocally(query *dns.Msg) (*dns.Msg, int) {
 	opt := query.IsEdns0()
 	switch {
 	case query.Opcode != dns.OpcodeQuery:
@@ -151,7 +151,7 @@ func (s *Server) local(query *dns.Msg) (*dns.Msg, int) {
 }
 
 // ask has others answer a query.
-func (s *Server) ask(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
+func (s *Server) forwardQuery(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
 	m, err := s.forward.Forward(ctx, query)
 	result := resultForwarded
 	if err != nil {

@@ -18,14 +18,14 @@ import (
 )
 
 // forwardTime is for how long the servers of these tests forward a query.
-const forwardTime = time.Hour
+const forwardTimeout = time.Hour
 
 // newServer returns a Server for the names, each written "name address", and
 // where it listens.
 func newServer(t testing.TB, list ...string) (*Server, netip.AddrPort) {
 	t.Helper()
 	id := peer.Cheap{ID: peer.Key{1}}
-	st := names.New(names.Config{Self: peer.Name{2, 1}, Signer: id, Verifier: id, Life: 1})
+	st := names.New(names.Config{Self: peer.Name{2, 1}, Signer: id, Verifier: id, Incarnation: 1})
 	var in []names.Entry
 	for _, l := range list {
 		name, addr, _ := strings.Cut(l, " ")
@@ -34,7 +34,7 @@ func newServer(t testing.TB, list ...string) (*Server, netip.AddrPort) {
 	if _, err := st.Change(nil, in); err != nil {
 		t.Fatal(err)
 	}
-	s := New(zone.New("weft.internal", 1, st.Table(), nil, rand.Uint64), forward.New(forwardTime))
+	s := New(zone.New("weft.internal", 1, st.Table(), nil, rand.Uint64), forward.New(forwardTimeout))
 	t.Cleanup(s.Close)
 	return s, listen(t, s)
 }
@@ -81,7 +81,7 @@ func TestUDPAndTCP(t *testing.T) {
 }
 
 // Issue item 4: EDNS, and large answers.
-func TestSizesOfAnswers(t *testing.T) {
+func TestAnswerSizes(t *testing.T) {
 	const many = 200
 	var list []string
 	for i := range many {
@@ -108,7 +108,7 @@ func TestSizesOfAnswers(t *testing.T) {
 	}
 }
 
-func TestQueriesThatMakeNoSense(t *testing.T) {
+func TestMalformedQueries(t *testing.T) {
 	s, addr := newServer(t)
 	version := ask("web.weft.internal.", dns.TypeA)
 	version.SetEdns0(1232, false)
@@ -136,7 +136,7 @@ func TestQueriesThatMakeNoSense(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if query, answer := (&socket{Server: s}).read(b); query != nil || answer != nil {
+	if query, answer := (&socket{Server: s}).parse(b); query != nil || answer != nil {
 		t.Error("an answer is answered")
 	}
 	// What is no DNS message must not stop the server.
@@ -154,7 +154,7 @@ func TestQueriesThatMakeNoSense(t *testing.T) {
 	}
 }
 
-func TestListenFollows(t *testing.T) {
+func TestListenChangesAddresses(t *testing.T) {
 	s, first := newServer(t, "web.weft.internal 10.32.0.1")
 	second := listen(t, s)
 	exchange(t, "tcp", second, ask("web.weft.internal.", dns.TypeA))
@@ -229,7 +229,7 @@ func BenchmarkQuery(b *testing.B) {
 	buf := make([]byte, maxUDP)
 	b.ReportAllocs()
 	for b.Loop() {
-		_, m := k.read(q)
+		_, m := k.parse(q)
 		if _, err := m.PackBuffer(buf); err != nil {
 			b.Fatal(err)
 		}

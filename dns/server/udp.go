@@ -18,8 +18,8 @@ import (
 const (
 	// udpBatch is how many queries one system call takes, and handed how many of
 	// them one goroutine answers.
-	udpBatch = 32
-	handed   = 8
+	udpBatch  = 32
+	batchSize = 8
 	// headerLen is the length of a message's header, RFC 1035, 4.1.1.
 	headerLen = 12
 )
@@ -35,15 +35,15 @@ type socket struct {
 	work chan *batch
 	wg   sync.WaitGroup // of all that the socket has started
 
-	mu    sync.Mutex // of later
-	later udp.Writer // for answers that others had to be asked for
+	mu      sync.Mutex // of later
+	replies udp.Writer // for answers that others had to be asked for
 }
 
 // batch is queries and their answers.
 type batch struct {
 	in, out []udp.Message // at most handed
-	inBufs  [handed][maxUDP]byte
-	outBufs [handed][maxUDP]byte
+	inBufs  [batchSize][maxUDP]byte
+	outBufs [batchSize][maxUDP]byte
 	scratch zone.Scratch
 	w       udp.Writer
 }
@@ -51,7 +51,7 @@ type batch struct {
 // fill copies queries, as many as fit, and returns how many.
 func (b *batch) fill(in []udp.Message) int {
 	b.in = b.in[:0]
-	for i := range min(len(in), handed) {
+	for i := range min(len(in), batchSize) {
 		// What is longer than any query gets cut, and then makes no sense.
 		n := copy(b.inBufs[i][:], in[i].Buf[:in[i].N])
 		b.in = append(b.in, udp.Message{Buf: b.inBufs[i][:n], N: n, Addr: in[i].Addr})
@@ -66,10 +66,10 @@ func (s *Server) openUDP(at netip.AddrPort) (*serving, error) {
 		return nil, err
 	}
 	workers := runtime.GOMAXPROCS(0)
-	k := &socket{Server: s, conn: conn, later: conn.NewWriter(1), free: make(chan *batch, 2*workers), work: make(chan *batch, 2*workers)}
+	k := &socket{Server: s, conn: conn, replies: conn.NewWriter(1), free: make(chan *batch, 2*workers), work: make(chan *batch, 2*workers)}
 	v := &serving{ended: make(chan struct{}), close: func() { conn.Close() }}
 	for range cap(k.free) {
-		k.free <- &batch{w: conn.NewWriter(handed)}
+		k.free <- &batch{w: conn.NewWriter(batchSize)}
 	}
 	for range workers {
 		k.wg.Go(func() {
@@ -116,11 +116,11 @@ func (k *socket) answerAll(b *batch) {
 	b.out = b.out[:0]
 	for _, m := range b.in {
 		buf := b.outBufs[len(b.out)][:]
-		if p, ok := k.quick(buf[:0], m.Buf, &b.scratch); ok {
+		if p, ok := k.answerQuick(buf[:0], m.Buf, &b.scratch); ok {
 			b.out = append(b.out, udp.Message{Buf: p, N: len(p), Addr: m.Addr})
 			continue
 		}
-		query, answer := k.read(m.Buf)
+		query, answer := k.parse(m.Buf)
 		switch {
 		case answer != nil:
 			// If it cannot be packed, the client asks again, and others go on.
@@ -128,7 +128,7 @@ func (k *socket) answerAll(b *batch) {
 				b.out = append(b.out, udp.Message{Buf: p, N: len(p), Addr: m.Addr})
 			}
 		case query != nil:
-			k.wg.Go(func() { k.ask(query, m.Addr) })
+			k.wg.Go(func() { k.forwardAndReply(query, m.Addr) })
 		}
 	}
 	for out := b.out; len(out) > 0; {
@@ -142,7 +142,7 @@ func (k *socket) answerAll(b *batch) {
 
 // quick appends the answer to a query to dst, if it is one of those that the zone
 // answers without ado.
-func (k *socket) quick(dst, query []byte, s *zone.Scratch) ([]byte, bool) {
+func (k *socket) answerQuick(dst, query []byte, s *zone.Scratch) ([]byte, bool) {
 	b, qtype, ok := k.zone.Quick(dst, query, maxUDP, s)
 	if ok {
 		typ := typeA
@@ -156,7 +156,7 @@ func (k *socket) quick(dst, query []byte, s *zone.Scratch) ([]byte, bool) {
 
 // read reads a query and returns its answer; or the query, if others have to be
 // asked; or nothing, if it is none. B is borrowed.
-func (k *socket) read(b []byte) (query, answer *dns.Msg) {
+func (k *socket) parse(b []byte) (query, answer *dns.Msg) {
 	const response = 0x80 // of the third byte
 	if len(b) < headerLen || b[2]&response != 0 {
 		return nil, nil // answering an answer could go on for ever
@@ -178,8 +178,8 @@ func (k *socket) read(b []byte) (query, answer *dns.Msg) {
 }
 
 // ask has others answer a query of a client.
-func (k *socket) ask(query *dns.Msg, client netip.AddrPort) {
-	m, _ := k.Server.ask(k.ctx, query) // what failed is counted, and the answer tells
+func (k *socket) forwardAndReply(query *dns.Msg, client netip.AddrPort) {
+	m, _ := k.Server.forwardQuery(k.ctx, query) // what failed is counted, and the answer tells
 	if k.ctx.Err() != nil {
 		return // the server closes; the client asks the next one
 	}
@@ -193,5 +193,5 @@ func (k *socket) ask(query *dns.Msg, client netip.AddrPort) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	_, _ = k.later.WriteBatch([]udp.Message{{Buf: slices.Clip(b), N: len(b), Addr: client}}) // a client that is gone is no fault of ours
+	_, _ = k.replies.WriteBatch([]udp.Message{{Buf: slices.Clip(b), N: len(b), Addr: client}}) // a client that is gone is no fault of ours
 }

@@ -30,7 +30,7 @@ func sorted(t testing.TB, m *dns.Msg) []byte {
 }
 
 // same checks that Quick says what Answer says, wherever it says something.
-func same(t testing.TB, z *Zone, query []byte) (quick bool) {
+func checkQuick(t testing.TB, z *Zone, query []byte) (quick bool) {
 	t.Helper()
 	var s Scratch
 	b, qtype, ok := z.Quick([]byte("before"), query, testUDP, &s)
@@ -79,7 +79,7 @@ var quickNames = []string{
 	"web.weft.internal 10.32.0.1", "web.weft.internal 10.32.0.2", "web.weft.internal fd00:1::5", "old.weft.internal 192.0.2.7",
 }
 
-func TestQuickSaysWhatAnswerSays(t *testing.T) {
+func TestQuickAgreesWithAnswer(t *testing.T) {
 	z := newZone(t, quickNames...)
 	options := edns(ask("web.weft.internal.", dns.TypeA), 1232, false)
 	options.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0123456789abcdef"}}
@@ -107,21 +107,21 @@ func TestQuickSaysWhatAnswerSays(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := same(t, z, b); got != c.quick {
+		if got := checkQuick(t, z, b); got != c.quick {
 			t.Errorf("%s: answered quickly: %v", what, got)
 		}
 		for n := range b {
-			if same(t, z, b[:n]) {
+			if checkQuick(t, z, b[:n]) {
 				t.Errorf("%s: answered when cut to %d bytes", what, n)
 			}
 		}
-		if c.quick && same(t, z, append(b, 0)) {
+		if c.quick && checkQuick(t, z, append(b, 0)) {
 			t.Errorf("%s: answered with a byte too many", what)
 		}
 	}
 }
 
-func TestQuickLeavesLargeAnswers(t *testing.T) {
+func TestQuickDeclinesLargeAnswers(t *testing.T) {
 	var list []string
 	for i := range 60 {
 		list = append(list, "web.weft.internal 10.32.1."+string(rune('1'+i%9))+string(rune('0'+i/9)))
@@ -136,7 +136,7 @@ func TestQuickLeavesLargeAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := same(t, z, b); got != want {
+		if got := checkQuick(t, z, b); got != want {
 			t.Errorf("for a client that takes %d bytes: %v", size, got)
 		}
 	}
@@ -171,7 +171,7 @@ func FuzzQuick(f *testing.F) {
 		binary.BigEndian.PutUint16(b[10:], 1)
 		f.Add(append(b, 0xc0, 0x0c))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) { same(t, z, b) })
+	f.Fuzz(func(t *testing.T, b []byte) { checkQuick(t, z, b) })
 }
 
 func BenchmarkQuick(b *testing.B) {

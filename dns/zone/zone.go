@@ -78,8 +78,8 @@ func (z *Zone) Answer(query *dns.Msg) (*dns.Msg, bool) {
 // forward answers for a name in the domain.
 func (z *Zone) forward(query *dns.Msg, name string) *dns.Msg {
 	apex := name == z.domain[1:]
-	var room [8]netip.Addr
-	addrs, known := z.table.Lookup(room[:0], name[:len(name)-1])
+	var buf [8]netip.Addr
+	addrs, known := z.table.Lookup(buf[:0], name[:len(name)-1])
 	if !known && !apex {
 		return z.negative(query, dns.RcodeNameError, z.domain[1:])
 	}

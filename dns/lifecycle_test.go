@@ -40,7 +40,7 @@ func isFree(a netip.AddrPort) bool {
 }
 
 // runningAt starts a service at an address and returns what ends it and waits.
-func runningAt(t *testing.T, s *Service, a netip.AddrPort) (stop func() error) {
+func runAt(t *testing.T, s *Service, a netip.AddrPort) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -67,25 +67,25 @@ func TestStopBeforeStart(t *testing.T) {
 	}
 }
 
-func TestStopFreesThePorts(t *testing.T) {
+func TestStopFreesPorts(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	a := freePort(t)
-	stop := runningAt(t, newService(t, 1, at(a)), a)
+	stop := runAt(t, newService(t, 1, at(a)), a)
 	if isFree(a) {
 		t.Error("it runs and its port is free")
 	}
 	if err := stop(); err != nil || !isFree(a) {
 		t.Errorf("stop: %v; port free: %v", err, isFree(a))
 	}
-	if err := runningAt(t, newService(t, 1, at(a)), a)(); err != nil { // the next one gets it
+	if err := runAt(t, newService(t, 1, at(a)), a)(); err != nil { // the next one gets it
 		t.Error(err)
 	}
 }
 
-func TestAServiceRunsOnce(t *testing.T) {
+func TestServiceRunsOnce(t *testing.T) {
 	a := freePort(t)
 	s := newService(t, 1, at(a))
-	stop := runningAt(t, s, a)
+	stop := runAt(t, s, a)
 	if err := s.Run(t.Context()); err == nil {
 		t.Error("a second Run beside the first returned nil")
 	}
@@ -110,7 +110,7 @@ func TestStopWhileForwarding(t *testing.T) {
 	defer silent.Close()
 	a := freePort(t)
 	s := newService(t, 1, func(c *Config) { at(a)(c); c.Timeout = time.Hour })
-	stop := runningAt(t, s, a)
+	stop := runAt(t, s, a)
 	s.forward.SetServers([]netip.AddrPort{silent.LocalAddr().(*net.UDPAddr).AddrPort()})
 	query, err := new(dns.Msg).SetQuestion("example.com.", dns.TypeA).Pack()
 	if err != nil {
@@ -150,8 +150,8 @@ func TestPortInUse(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	faulty := func() bool { l := s.Status().Listening; return len(l) == 1 && l[0].Fault != "" }
-	if err := poll.Until(10*time.Second, 5*time.Millisecond, poll.True(faulty)); err != nil {
+	failing := func() bool { l := s.Status().Listening; return len(l) == 1 && l[0].Fault != "" }
+	if err := poll.Until(10*time.Second, 5*time.Millisecond, poll.True(failing)); err != nil {
 		t.Fatalf("the status says nothing of the port: %+v", s.Status().Listening)
 	}
 	other.Close()
