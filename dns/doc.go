@@ -1,5 +1,5 @@
-// Package dns is service discovery for containers: names that are the same on
-// all hosts, and a DNS server on each host that answers them.
+// Package dns is the service discovery for containers: names that are the same on all hosts, and a
+// DNS server on each host that answers for them.
 //
 //	attach, dns-add, expose, Docker
 //	        |  Add, Remove                            containers of this host
@@ -8,17 +8,16 @@
 //	  |   names   | <--------> |  mesh  |           +-----------+
 //	  |  (state)  |   digests  +--------+           |  server   |
 //	  +-----------+                |                +-----------+
-//	        |  shows those of      |  who is         |         |
-//	        v  peers that live  <--+  reached        v         v
+//	        |  shows those of      |  reachable      |         |
+//	        v  reachable peers  <--+  peers          v         v
 //	  +-----------+                           +---------+  +---------+
 //	  |   table   | <------------------------ |  zone   |  | forward | --> the host's own
 //	  +-----------+         Lookup            +---------+  +---------+     name servers
 //
-// A Service drives these parts with the clock, the host's interfaces and its
-// resolv.conf. It writes nothing to disk: who adds a name knows it again after a
-// restart.
+// A Service drives these parts with the clock, the host's interfaces and its resolv.conf. It
+// writes nothing to disk: whoever added a name adds it again after a restart. The zero Service is
+// not usable; make one with New. A Service is safe for concurrent use.
 //
-// The library for messages is github.com/miekg/dns, version 1: it is kept up
-// (CoreDNS 1.15 is built on it); its successor is not to be had as a module from
-// Go's proxy yet.
+// Messages are encoded with github.com/miekg/dns, version 1. It is maintained (CoreDNS 1.15 uses
+// it); its successor is not yet available from Go's module proxy.
 package dns

@@ -13,7 +13,7 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-// freePort returns an address of loopback with a port that nobody uses.
+// freePort returns a loopback address with a port that is free.
 func freePort(t *testing.T) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -24,7 +24,7 @@ func freePort(t *testing.T) netip.AddrPort {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// isFree reports whether the port can be taken, over UDP and TCP.
+// isFree reports whether a port is free over UDP and TCP.
 func isFree(a netip.AddrPort) bool {
 	u, err := net.ListenPacket("udp4", a.String())
 	if err != nil {
@@ -39,7 +39,7 @@ func isFree(a netip.AddrPort) bool {
 	return true
 }
 
-// runningAt starts a service at an address and returns what ends it and waits.
+// runAt runs a service at an address. stop ends it, waits, and returns Run's error.
 func runAt(t *testing.T, s *Service, a netip.AddrPort) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -59,7 +59,7 @@ func TestStopBeforeStart(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	a := freePort(t)
 	s := newService(t, 1, at(a))
-	s.NetworkChanged() // does not wait for Run
+	s.NetworkChanged() // must not wait for Run
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Run(ctx); err != nil || !isFree(a) {
@@ -72,12 +72,12 @@ func TestStopFreesPorts(t *testing.T) {
 	a := freePort(t)
 	stop := runAt(t, newService(t, 1, at(a)), a)
 	if isFree(a) {
-		t.Error("it runs and its port is free")
+		t.Error("the service runs but its port is free")
 	}
 	if err := stop(); err != nil || !isFree(a) {
 		t.Errorf("stop: %v; port free: %v", err, isFree(a))
 	}
-	if err := runAt(t, newService(t, 1, at(a)), a)(); err != nil { // the next one gets it
+	if err := runAt(t, newService(t, 1, at(a)), a)(); err != nil { // the next service gets the port
 		t.Error(err)
 	}
 }
@@ -87,7 +87,7 @@ func TestServiceRunsOnce(t *testing.T) {
 	s := newService(t, 1, at(a))
 	stop := runAt(t, s, a)
 	if err := s.Run(t.Context()); err == nil {
-		t.Error("a second Run beside the first returned nil")
+		t.Error("a second Run during the first returned nil")
 	}
 	if isFree(a) {
 		t.Error("the second Run ended the first")
@@ -100,7 +100,7 @@ func TestServiceRunsOnce(t *testing.T) {
 	}
 }
 
-// A query that waits for a name server that does not answer does not hold up the end.
+// A query that waits for a silent name server does not delay the end of Run.
 func TestStopWhileForwarding(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	silent, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -124,7 +124,7 @@ func TestStopWhileForwarding(t *testing.T) {
 	if _, err := client.Write(query); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := silent.ReadFrom(make([]byte, 512)); err != nil { // it is being forwarded
+	if _, _, err := silent.ReadFrom(make([]byte, 512)); err != nil { // the query is being forwarded
 		t.Fatal(err)
 	}
 	begun := time.Now()
@@ -133,7 +133,7 @@ func TestStopWhileForwarding(t *testing.T) {
 	}
 }
 
-// A port that somebody else has is reported, and taken when it becomes free.
+// A port that is in use is reported, and used once it is free.
 func TestPortInUse(t *testing.T) {
 	a := freePort(t)
 	other, err := net.ListenPacket("udp4", a.String())
@@ -152,11 +152,11 @@ func TestPortInUse(t *testing.T) {
 	}()
 	failing := func() bool { l := s.Status().Listening; return len(l) == 1 && l[0].Fault != "" }
 	if err := poll.Until(10*time.Second, 5*time.Millisecond, poll.True(failing)); err != nil {
-		t.Fatalf("the status says nothing of the port: %+v", s.Status().Listening)
+		t.Fatalf("the status does not report the port: %+v", s.Status().Listening)
 	}
 	other.Close()
 	s.NetworkChanged()
 	if err := poll.Until(10*time.Second, 5*time.Millisecond, poll.True(func() bool { return len(s.server.Addrs()) == 1 })); err != nil {
-		t.Errorf("the port is free and was not taken: %+v", s.Status().Listening)
+		t.Errorf("the port is free but the service does not use it: %+v", s.Status().Listening)
 	}
 }

@@ -11,25 +11,25 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// Port is that of DNS.
+// Port is the DNS port.
 const Port = 53
 
-// DockerBridge is the interface at which Docker's own containers reach the host.
+// DockerBridge is the interface through which Docker's own containers reach the host.
 const DockerBridge = "docker0"
 
-// Listen is a place to listen at: an address, or all addresses of an interface,
-// which may come and go.
+// Listen is a place to listen at: an address, or all addresses of an interface. The interface and
+// its addresses may appear and disappear.
 type Listen struct {
 	Interface string // "" if Addr is set
 	Addr      netip.Addr
 	Port      uint16
 }
 
-// ParseListen reads ADDRESS, INTERFACE, or either with :PORT; an IPv6 address
-// with a port is in brackets.
+// ParseListen parses ADDRESS, INTERFACE, or either with :PORT. An IPv6 address with a port is in
+// brackets.
 func ParseListen(s string) (Listen, error) {
 	bad := func() (Listen, error) {
-		return Listen{}, fmt.Errorf("place to listen at %q: want an address or the name of an interface, with or without :PORT", s)
+		return Listen{}, fmt.Errorf("parse listen address %q: want an address or the name of an interface, with or without :PORT", s)
 	}
 	if a, err := parseAddr(s); err == nil {
 		return Listen{Addr: a, Port: Port}, nil
@@ -45,23 +45,22 @@ func ParseListen(s string) (Listen, error) {
 	if a, err := parseAddr(host); err == nil {
 		return Listen{Addr: a, Port: port}, nil
 	}
-	if !netdev.IsInterfaceName(host) || strings.Trim(host, "0123456789.") == "" { // that is a mistyped address
+	if !netdev.IsInterfaceName(host) || strings.Trim(host, "0123456789.") == "" { // it is a mistyped address
 		return bad()
 	}
 	return Listen{Interface: host, Port: port}, nil
 }
 
-// parseAddr is netip.ParseAddr, but the zone must be one that an interface can
-// have.
+// parseAddr is netip.ParseAddr, except that a zone must be a valid interface name.
 func parseAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err == nil && a.Zone() != "" && !netdev.IsInterfaceName(a.Zone()) {
-		err = fmt.Errorf("address %q: no interface has the name of its zone", s)
+		err = fmt.Errorf("parse address %q: the zone is not a valid interface name", s)
 	}
 	return a.Unmap(), err
 }
 
-// String returns the form that ParseListen reads.
+// String returns a form that ParseListen parses.
 func (l Listen) String() string {
 	if l.Interface != "" {
 		return fmt.Sprintf("%s:%d", l.Interface, l.Port)
@@ -69,15 +68,15 @@ func (l Listen) String() string {
 	return netip.AddrPortFrom(l.Addr, l.Port).String()
 }
 
-// Listening is what became of a Listen.
+// Listening is the state of a Listen.
 type Listening struct {
 	Listen
-	Addrs []netip.AddrPort // where queries are taken
-	Fault string           // why not, or why not at all addresses
+	Addrs []netip.AddrPort // the addresses where the server takes queries
+	Fault string           // why it listens nowhere, or not at all addresses; "" if it does
 }
 
-// find returns the addresses that l means now; none with a Fault is no error, as
-// the interface may come.
+// resolve returns the current addresses of l. A missing interface is a Fault and not an error,
+// because the interface may appear later.
 func (l Listen) resolve() (v Listening) {
 	v.Listen = l
 	if l.Interface == "" {
@@ -99,7 +98,7 @@ func (l Listen) resolve() (v Listening) {
 	return v
 }
 
-// relisten has the server listen where it should now.
+// updateListeners makes the server listen at the current addresses of all Listens.
 func (s *Service) updateListeners() {
 	listening := make([]Listening, len(s.cfg.Listen))
 	var all []netip.AddrPort
@@ -127,6 +126,6 @@ func (s *Service) updateListeners() {
 		if old != nil && slices.Equal((*old)[i].Addrs, p.Addrs) && (*old)[i].Fault == p.Fault {
 			continue
 		}
-		s.log.Info("listening for DNS queries", "place", p.Listen, "addresses", p.Addrs, "fault", p.Fault)
+		s.log.Info("listening for DNS queries", "listen", p.Listen, "addresses", p.Addrs, "fault", p.Fault)
 	}
 }

@@ -33,50 +33,51 @@ const (
 )
 
 const (
-	// tickEvery is how often the state is looked after.
+	// tickEvery is the interval between ticks of the state.
 	tickEvery = time.Second
-	// followEvery is how often the host's resolv.conf is read and places where the
-	// server does not listen yet are tried again. A file that is replaced, or a
-	// symbolic link that is turned, is noticed as well as one that is written.
+	// updateEvery is the interval at which the host's resolv.conf is read and the server retries
+	// addresses where it does not listen yet. Polling also notices a file that is replaced or a
+	// symbolic link that changes.
 	updateEvery = 2 * time.Second
-	// probeEvery is how often the host's name servers are tested for loops, besides
-	// after each change.
+	// probeEvery is the interval between tests of the host's name servers for forwarding loops.
+	// They are also tested after each change.
 	probeEvery = 10 * time.Minute
 )
 
-// ErrOff is the cause when a router was launched without DNS.
+// ErrOff is the error of a Service that is off.
 var ErrOff = errors.New("this router was launched with --no-dns")
 
-// Config is what a Service starts from.
+// Config configures a Service.
 type Config struct {
-	// Off has the host pass on names of others, and neither have nor answer any.
+	// Off turns service discovery off: the Service has no names and answers no queries, but still
+	// relays the names of other peers.
 	Off    bool
-	Domain string // canonical
+	Domain string // in canonical form
 	TTL    uint32 // seconds
 	Listen []Listen
-	// ResolvConf is the path of the host's resolv.conf, and Timeout how long its
-	// name servers are waited for.
+	// ResolvConf is the path of the host's resolv.conf. Timeout is the time that its name servers
+	// have to answer a query.
 	ResolvConf string
 	Timeout    time.Duration
-	// Ranges are the addresses whose reverse names nobody outside knows.
+	// Ranges are the address ranges whose reverse names exist in the mesh only.
 	Ranges []netip.Prefix
 
 	Self     peer.Name
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Announce tells the mesh a change of the state. It does not block.
+	// Announce sends a change of the state to the mesh. It does not block.
 	Announce func(delta []byte)
 	Log      *slog.Logger
 }
 
-// Service is the service discovery of one host. It is safe for concurrent use.
+// Service is the service discovery of one host. Make one with New. It is safe for concurrent use.
 type Service struct {
 	// Constant.
 	cfg     Config
 	log     *slog.Logger
 	forward *forward.Forwarder
 	server  *server.Server
-	wake    chan struct{} // has the run loop look at the network now
+	wake    chan struct{} // capacity 1; makes the run loop check the network now
 
 	// Atomic.
 	started       atomic.Bool
@@ -84,13 +85,13 @@ type Service struct {
 	upstreamFault atomic.Pointer[string] // of reading resolv.conf
 
 	// Run loop only.
-	logged map[string]time.Time // refusals, by text
+	logged map[string]time.Time // when a refusal was last logged, by its text
 
-	mu    sync.Mutex // may be taken while the mesh's is held; Announce takes none of these
+	mu    sync.Mutex // may be taken while the mesh's lock is held; Announce takes neither
 	state *names.State
 }
 
-// New returns a Service with no names.
+// New returns a Service without names.
 func New(cfg Config) *Service {
 	s := &Service{
 		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), logged: make(map[string]time.Time),
@@ -103,10 +104,10 @@ func New(cfg Config) *Service {
 	return s
 }
 
-// errStarted is returned by all calls of Run but the first.
-var errStarted = errors.New("serve names: this service was started before; make a new one")
+// errStarted is the result of every call of Run after the first.
+var errStarted = errors.New("serve DNS: the service was started before; a service runs once")
 
-// Run serves until ctx ends, and then holds no port any more. A Service runs once.
+// Run serves until ctx ends, and closes all its sockets before it returns. A Service runs once.
 func (s *Service) Run(ctx context.Context) error {
 	if s.started.Swap(true) {
 		return errStarted
@@ -140,7 +141,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// NetworkChanged tells that interfaces or addresses of the host have changed.
+// NetworkChanged reports that interfaces or addresses of the host have changed.
 func (s *Service) NetworkChanged() {
 	select {
 	case s.wake <- struct{}{}:
@@ -163,7 +164,7 @@ func (s *Service) tick(now time.Time) {
 			clear(s.logged)
 		}
 		s.logged[text] = now
-		s.log.Warn("names of a peer refused", "peer", r.Owner, "from", r.From, "cause", r.Cause)
+		s.log.Warn("refused DNS names of a peer", "peer", r.Owner, "from", r.From, "err", r.Cause)
 	}
 }
 
@@ -173,8 +174,8 @@ func (s *Service) announce(deltas [][]byte) {
 	}
 }
 
-// follow takes over the host's name servers, but for this very server, and tells
-// whether they have changed.
+// updateUpstreams makes the forwarder use the host's name servers, except for this server itself.
+// It reports whether they changed.
 func (s *Service) updateUpstreams() bool {
 	found, err := resolvconf.Read(s.cfg.ResolvConf, resolvconf.ResolvedPath)
 	fault := ""
@@ -182,10 +183,10 @@ func (s *Service) updateUpstreams() bool {
 		fault = err.Error()
 	}
 	if old := s.upstreamFault.Swap(&fault); fault != "" && (old == nil || *old != fault) {
-		s.log.Warn("the host's name servers are not known", "err", err)
+		s.log.Warn("could not read the host's name servers", "err", err)
 	}
 	if err != nil {
-		return false // those that were known may still answer
+		return false // the previous servers may still answer
 	}
 	own := s.server.Addrs()
 	found = slices.DeleteFunc(found, func(a netip.AddrPort) bool { return listensAt(own, a) })
@@ -196,7 +197,7 @@ func (s *Service) updateUpstreams() bool {
 	return changed
 }
 
-// listensAt reports whether one that listens at own gets what is sent to a.
+// listensAt reports whether a server that listens at own receives packets to a.
 func listensAt(own []netip.AddrPort, a netip.AddrPort) bool {
 	return slices.ContainsFunc(own, func(o netip.AddrPort) bool {
 		if o == a {
@@ -210,7 +211,7 @@ func listensAt(own []netip.AddrPort, a netip.AddrPort) bool {
 	})
 }
 
-// Domain is the domain of the names of containers, "" if there are none.
+// Domain returns the domain of container names, or "" if the Service is off.
 func (s *Service) Domain() string {
 	if s.cfg.Off {
 		return ""
@@ -218,8 +219,8 @@ func (s *Service) Domain() string {
 	return s.cfg.Domain
 }
 
-// Server is an address at which containers can ask, the zero Addr while there is
-// none.
+// Server returns an address at which containers can query this server, or the zero Addr if there
+// is none.
 func (s *Service) Server() netip.Addr {
 	if listening := s.listening.Load(); listening != nil {
 		for _, p := range *listening {
@@ -233,8 +234,8 @@ func (s *Service) Server() netip.Addr {
 	return netip.Addr{}
 }
 
-// Qualify returns the canonical name of a host in the domain; name may leave the
-// domain out if it has no dot.
+// Qualify returns the canonical form of a host name in the domain. name may omit the domain if it
+// has no dot.
 func (s *Service) Qualify(name string) (string, error) {
 	if s.cfg.Off {
 		return "", ErrOff
@@ -254,7 +255,7 @@ func (s *Service) Qualify(name string) (string, error) {
 	return n, nil
 }
 
-// Add gives a host name of a container addresses. Those that it has stay.
+// Add adds addresses to a host name of a container. Addresses that the name already has stay.
 func (s *Service) Add(container, name string, addrs ...netip.Addr) error {
 	wrap := func(err error) error { return fmt.Errorf("add host name %s of container %s: %w", name, container, err) }
 	fqdn, err := s.Qualify(name)
@@ -275,8 +276,8 @@ func (s *Service) Add(container, name string, addrs ...netip.Addr) error {
 	return nil
 }
 
-// Remove takes addresses from a host name of a container, and returns what it
-// took: of all its names if name is "", all addresses if there are none.
+// Remove removes addresses from a host name of a container, and returns what it removed. An empty
+// name means all names of the container; no addrs means all addresses.
 func (s *Service) Remove(container, name string, addrs ...netip.Addr) ([]names.Entry, error) {
 	if name != "" {
 		var err error
@@ -291,14 +292,14 @@ func (s *Service) Remove(container, name string, addrs ...netip.Addr) ([]names.E
 	})
 	deltas, err := s.state.Change(out, nil)
 	if err != nil {
-		return nil, err // cannot be: it got smaller
+		return nil, err // cannot happen: the record became smaller
 	}
 	s.announce(deltas)
 	return out, nil
 }
 
-// Set gives a container those host names, which are full, with those addresses,
-// and takes all others from it. On error nothing is changed.
+// Set replaces the host names of a container. The keys of want are fully qualified. On error
+// nothing is changed.
 func (s *Service) Set(container string, want map[string][]netip.Addr) error {
 	wrap := func(err error) error { return fmt.Errorf("set the host names of container %s: %w", container, err) }
 	in := make(map[names.Entry]bool)
@@ -322,18 +323,18 @@ func (s *Service) Set(container string, want map[string][]netip.Addr) error {
 	return nil
 }
 
-// RemoveContainer takes all names of a container away.
+// RemoveContainer removes all names of a container.
 func (s *Service) RemoveContainer(container string) { _, _ = s.Remove(container, "") }
 
-// PeersChanged tells which peers the mesh reaches, with their keys. The map is
-// the Service's from now on.
+// PeersChanged reports the peers that the mesh reaches, with their keys. The Service owns the map
+// from now on.
 func (s *Service) PeersChanged(peers map[peer.Name]peer.Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.announce(s.state.SetPeers(peers))
 }
 
-// Resolve answers as a container would be answered: the addresses of a name, or
+// Resolve answers as the server would answer a container: it returns the addresses of a name, or
 // the names of an address.
 func (s *Service) Resolve(ctx context.Context, name string) ([]string, error) {
 	if s.cfg.Off {
@@ -376,10 +377,10 @@ type Status struct {
 	TTL       uint32
 	Listening []Listening
 	Upstream  []forward.Status
-	Fault     string // of finding the host's name servers
+	Fault     string // of reading the host's name servers; "" if there is none
 	Entries   []names.Listed
 	Queries   []server.Count
-	Busy      uint64 // queries that were not forwarded as there were too many
+	Busy      uint64 // queries that were not forwarded because there were too many
 }
 
 // Status returns the state.
@@ -399,7 +400,7 @@ func (s *Service) Status() Status {
 	return st
 }
 
-// Channel is the state as the mesh replicates it.
+// Channel returns the state as a channel that the mesh replicates.
 func (s *Service) Channel() gossip.Channel { return replica{s} }
 
 // replica implements gossip.Channel.
@@ -424,5 +425,5 @@ func (r replica) Merge(from peer.Name, delta []byte) ([]byte, error) {
 }
 
 func (r replica) Join(older, newer []byte) []byte {
-	return r.state.Join(older, newer) // reads nothing of the state
+	return r.state.Join(older, newer) // does not use the state, so it needs no lock
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// newService returns a Service that announces to others, and does not run yet.
+// newService returns a Service that announces its changes to others. It does not run yet.
 func newService(t *testing.T, n byte, change func(*Config), others ...*Service) *Service {
 	t.Helper()
 	id := peer.Cheap{ID: peer.Key{n}}
@@ -55,7 +55,7 @@ func TestAddAndRemove(t *testing.T) {
 	far.PeersChanged(map[peer.Name]peer.Key{{2, 1}: {1}})
 	s := newService(t, 1, nil, far)
 	a, b := netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00::1")
-	for range 2 { // twice is harmless
+	for range 2 { // adding twice is harmless
 		if err := s.Add("c1", "Web", a, b); err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func TestAddAndRemove(t *testing.T) {
 		t.Errorf("removed %v, %v", removed, err)
 	}
 	if removed, err := s.Remove("c1", "db.prod.weft.internal"); err != nil || len(removed) != 0 {
-		t.Errorf("another's name: removed %v, %v", removed, err)
+		t.Errorf("a name of another container: removed %v, %v", removed, err)
 	}
 	s.RemoveContainer("c2")
 	wantEntries(t, far, "web c1 10.32.0.1")
@@ -90,12 +90,12 @@ func TestInvalidNamesAreRefused(t *testing.T) {
 	a := netip.MustParseAddr("10.32.0.1")
 	for _, name := range []string{"", "a b", "web.example.com", "db.prod", "weft.internal", "notweft.internal", strings.Repeat("a", 64)} {
 		if err := s.Add("c", name, a); err == nil {
-			t.Errorf("%q was taken", name)
+			t.Errorf("%q was accepted", name)
 		}
 	}
 	for _, addr := range []string{"0.0.0.0", "224.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0"} {
 		if err := s.Add("c", "web", netip.MustParseAddr(addr)); err == nil {
-			t.Errorf("%s was taken", addr)
+			t.Errorf("%s was accepted", addr)
 		}
 	}
 	for _, name := range []string{"", "a b\x00", strings.Repeat("a.", 200)} {
@@ -105,12 +105,12 @@ func TestInvalidNamesAreRefused(t *testing.T) {
 	}
 	off := newService(t, 1, func(c *Config) { c.Off = true })
 	if err := off.Add("c", "web", a); err == nil {
-		t.Error("a Service that is off took a name")
+		t.Error("a Service that is off accepted a name")
 	}
 	wantEntries(t, off)
 }
 
-// Issue item 4: resolv.conf is followed when it changes, whichever way.
+// The name servers follow resolv.conf, whichever way the file is changed.
 func TestUpstreamsFollowResolvConf(t *testing.T) {
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "resolv.conf")
@@ -142,14 +142,14 @@ func TestUpstreamsFollowResolvConf(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "192.0.2.4"},
-		{"a link that is turned", func() {
+		{"a symbolic link that changes", func() {
 			write(filepath.Join(dir, "other"), "nameserver 192.0.2.5\n")
 			os.Remove(conf)
 			if err := os.Symlink("other", conf); err != nil {
 				t.Fatal(err)
 			}
 		}, "192.0.2.5"},
-		{"gone: those that were known stay", func() { os.Remove(conf) }, "192.0.2.5"},
+		{"removed: the previous servers stay", func() { os.Remove(conf) }, "192.0.2.5"},
 		{"empty", func() { write(conf, "") }, ""},
 	} {
 		step.do()
@@ -157,7 +157,7 @@ func TestUpstreamsFollowResolvConf(t *testing.T) {
 		if got := upstreams(); got != step.want {
 			t.Errorf("%s: %q, want %q", step.what, got, step.want)
 		}
-		if fault := s.Status().Fault; (fault != "") != (step.what == "no file" || strings.HasPrefix(step.what, "gone")) {
+		if fault := s.Status().Fault; (fault != "") != (step.what == "no file" || strings.HasPrefix(step.what, "removed")) {
 			t.Errorf("%s: fault %q", step.what, fault)
 		}
 	}
@@ -176,7 +176,7 @@ func TestOwnAddressIsNotUpstream(t *testing.T) {
 		{unspecified, "127.0.0.1:53", true}, {unspecified, "192.0.2.1:53", false}, {otherHost, "127.0.0.1:53", false},
 	} {
 		if got := listensAt(c.own, netip.MustParseAddrPort(c.addr)); got != c.want {
-			t.Errorf("one that listens at %v is asked at %s: %v", c.own, c.addr, got)
+			t.Errorf("a server that listens at %v is used as upstream %s: %v", c.own, c.addr, got)
 		}
 	}
 }
@@ -211,7 +211,7 @@ func TestParseListen(t *testing.T) {
 	}
 	for _, bad := range []string{"", ":53", "10.0.0.1:0", "10.0.0.1:x", "10.0.0.1:65536", "10.0.0.300", "10.0.0:53", "a b", "averyveryverylongname", "[::1]", "a/b:53"} {
 		if got, err := ParseListen(bad); err == nil {
-			t.Errorf("%q is read as %s", bad, got)
+			t.Errorf("%q is parsed as %s", bad, got)
 		}
 	}
 }
@@ -225,7 +225,7 @@ func FuzzParseListen(f *testing.F) {
 			return
 		}
 		if again, err := ParseListen(l.String()); err != nil || again != l {
-			t.Fatalf("%q: read as %s, which reads as %s, %v", s, l, again, err)
+			t.Fatalf("%q: parsed as %s, whose text is parsed as %s, %v", s, l, again, err)
 		}
 	})
 }

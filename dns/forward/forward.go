@@ -1,13 +1,14 @@
-// Package forward asks a host's own name servers what weft does not know.
+// Package forward sends queries that weft cannot answer to the host's own name servers.
 //
-// A Forwarder asks the servers in the order of the host's resolv.conf, those
-// that failed lately last, and takes the first answer that is one. What comes
-// truncated over UDP is asked for again over TCP. It holds no cache: the servers
-// do.
+// A Forwarder queries the servers in the order of the host's resolv.conf, except that servers
+// which failed recently come last. It returns the first conclusive answer. An answer that is
+// truncated over UDP is requested again over TCP. There is no cache: the servers have one.
 //
-// A server that asks weft in turn would have a query go round until all are
-// busy. So each server is asked once for a name that nobody has; if that question
-// arrives here, the server is left out.
+// If a server forwards queries to weft in turn, a query would go round in a loop until all slots
+// are in use. Each server is therefore probed with a random name that nobody has. If that query
+// arrives here, the server is no longer used.
+//
+// The zero Forwarder is not usable; make one with New. A Forwarder is safe for concurrent use.
 package forward
 
 import (
@@ -28,54 +29,54 @@ import (
 )
 
 const (
-	// DefaultTimeout is how long all servers together are waited for. Clients
-	// give up after about that time.
+	// DefaultTimeout is the time that all servers together have to answer. Clients give up after
+	// about that time.
 	DefaultTimeout = 5 * time.Second
-	// maxForwards is how many queries are being forwarded at most; more are refused
-	// at once, so that a dead server cannot use up the router's memory.
+	// maxForwards limits the queries that are being forwarded. Further ones are refused at once,
+	// so that a dead server cannot use up the router's memory.
 	maxForwards = 512
-	// shunned is for how long a server that failed is asked last.
+	// demoteFor is the time for which a server that failed is queried last.
 	demoteFor = 10 * time.Second
-	// rounds is how often each server is asked before the query has failed.
+	// rounds is how often each server is queried before the forward fails.
 	rounds = 2
-	// probeName ends the names that servers are tested with. There is no such top
-	// level domain.
+	// probeName is the suffix of the names that servers are probed with. No such top-level domain
+	// exists.
 	probeName = ".weft-loop-check."
-	// ednsSize is the size of UDP answers that is asked for where a client has
-	// left it open to the transport.
+	// ednsSize is the size in bytes of UDP answers that is requested, unless the client requests a
+	// larger one.
 	ednsSize = 1232
 )
 
-// Forwarder asks servers. It is safe for concurrent use.
+// Forwarder forwards queries. It is safe for concurrent use.
 type Forwarder struct {
 	timeout time.Duration
 	slots   chan struct{}
-	busy    atomic.Uint64 // queries refused as there was no slot
+	busy    atomic.Uint64 // queries refused because no slot was free
 	now     func() time.Time
 
-	mu      sync.Mutex // held while probes and servers are changed
+	mu      sync.Mutex // held while probes or servers change
 	servers atomic.Pointer[[]*server]
-	probes  map[string]*server // by name asked for; guarded by mu
+	probes  map[string]*server // pending probes by name; guarded by mu
 }
 
 type server struct {
 	addr   netip.AddrPort
-	failed atomic.Int64 // when, Unix nanoseconds; 0 for not since it last answered
+	failed atomic.Int64 // time of the last failure in Unix nanoseconds; 0 if it has answered since
 	loops  atomic.Bool
 	cause  atomic.Pointer[string] // of the last failure
 }
 
-// New returns a Forwarder without servers. Timeout is for a whole query.
+// New returns a Forwarder without servers. timeout limits the forward of one query.
 func New(timeout time.Duration) *Forwarder {
 	f := &Forwarder{timeout: timeout, slots: make(chan struct{}, maxForwards), now: time.Now, probes: make(map[string]*server)}
 	f.servers.Store(&[]*server{})
 	return f
 }
 
-// Status is what a Forwarder knows of a server.
+// Status is the state of a server.
 type Status struct {
 	Addr netip.AddrPort
-	// Fault says why the server is asked last or not at all, "" if it is not.
+	// Fault states why the server is queried last or not at all; "" if neither.
 	Fault string
 }
 
@@ -86,7 +87,7 @@ func (f *Forwarder) Status() []Status {
 		st := Status{Addr: s.addr}
 		switch {
 		case s.loops.Load():
-			st.Fault = "not asked: it asks this host in turn"
+			st.Fault = "not asked: it forwards queries to this host"
 		case s.failedRecently(f.now()):
 			st.Fault = "asked last: " + *s.cause.Load()
 		}
@@ -95,11 +96,11 @@ func (f *Forwarder) Status() []Status {
 	return list
 }
 
-// Busy counts the queries that were refused because too many were under way.
+// Busy returns the number of queries that were refused because too many were being forwarded.
 func (f *Forwarder) Busy() uint64 { return f.busy.Load() }
 
-// SetServers replaces the servers, and reports whether that changed something.
-// What is known of those that stay is kept.
+// SetServers replaces the servers and reports whether they changed. Servers that stay keep their
+// state.
 func (f *Forwarder) SetServers(addrs []netip.AddrPort) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -118,9 +119,8 @@ func (f *Forwarder) SetServers(addrs []netip.AddrPort) bool {
 	return true
 }
 
-// Probe asks each server for a name of its own, so that IsProbe notices those
-// that ask this host in turn. It returns when all have answered or the time is
-// up.
+// Probe queries each server for a name of its own, so that IsProbe detects servers that forward to
+// this host. It returns when all have answered or the time is up.
 func (f *Forwarder) Probe(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, s := range *f.servers.Load() {
@@ -132,8 +132,7 @@ func (f *Forwarder) Probe(ctx context.Context) {
 			s.loops.Store(false)
 			ctx, cancel := context.WithTimeout(ctx, f.timeout)
 			defer cancel()
-			// Whether there is an answer does not matter: the query has come back
-			// before, or never does.
+			// The answer does not matter: if there is a loop, the query has come back before.
 			_, _ = exchange(ctx, "udp", s.addr, new(dns.Msg).SetQuestion(name, dns.TypeA))
 			f.mu.Lock()
 			delete(f.probes, name)
@@ -149,9 +148,9 @@ func randomLabel() string {
 	return hex.EncodeToString(b[:])
 }
 
-// IsProbe reports whether a query is one of this Forwarder's own probes, and takes
-// note if it is. Such a query must not be forwarded; those of others are, so that
-// they find their way home.
+// IsProbe reports whether a query is one of this Forwarder's own probes. If it is, its server is
+// marked as a loop. Such a query must not be forwarded. Probes of other hosts must be, so that
+// they return to those hosts.
 func (f *Forwarder) IsProbe(query *dns.Msg) bool {
 	name := strings.ToLower(query.Question[0].Name)
 	if !strings.HasSuffix(name, probeName) {
@@ -168,12 +167,12 @@ func (f *Forwarder) IsProbe(query *dns.Msg) bool {
 
 // Errors of Forward.
 var (
-	ErrNoServer = errors.New("the host has no name server that could be asked")
-	ErrBusy     = fmt.Errorf("%d queries are being forwarded already", maxForwards)
+	ErrNoServer = errors.New("the host has no usable name server")
+	ErrBusy     = fmt.Errorf("%d queries are already being forwarded", maxForwards)
 )
 
-// Forward asks the servers and returns the first answer, which has the query's
-// id; or why there is none. The query is not kept and not changed.
+// Forward queries the servers and returns the first conclusive answer, with the id of the query.
+// query is not changed and not kept.
 func (f *Forwarder) Forward(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
 	select {
 	case f.slots <- struct{}{}:
@@ -202,11 +201,11 @@ func (f *Forwarder) Forward(ctx context.Context, query *dns.Msg) (*dns.Msg, erro
 				s.failed.Store(0)
 				return answer, nil
 			default:
-				// It may be that server's way of saying that it has no answer.
+				// This may be how the server reports that it has no answer.
 				inconclusive = answer
 			}
 		}
-		if inconclusive != nil { // asked again, it would say the same
+		if inconclusive != nil { // another query would give the same answer
 			return inconclusive, nil
 		}
 		if ctx.Err() != nil {
@@ -216,7 +215,7 @@ func (f *Forwarder) Forward(ctx context.Context, query *dns.Msg) (*dns.Msg, erro
 	return nil, last
 }
 
-// inOrder returns the servers to ask: those that work first.
+// inOrder returns the servers to query: those that failed recently come last.
 func (f *Forwarder) inOrder() []*server {
 	now := f.now()
 	var good, bad []*server
@@ -243,7 +242,7 @@ func (s *server) failedRecently(now time.Time) bool {
 	return at != 0 && now.Sub(time.Unix(0, at)) < demoteFor
 }
 
-// willing reports whether another server would hardly say something better.
+// conclusive reports whether another server would probably not give a better answer.
 func conclusive(m *dns.Msg) bool {
 	switch m.Rcode {
 	case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented:
@@ -252,11 +251,11 @@ func conclusive(m *dns.Msg) bool {
 	return true
 }
 
-// ask asks one server, again over TCP if the answer was cut short.
+// ask queries one server over UDP, and again over TCP if the answer was truncated.
 func (s *server) ask(ctx context.Context, query *dns.Msg, timeout time.Duration) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	// The id and the port are drawn again, so that nobody can guess them.
+	// A new random id and port, so that an attacker cannot guess them.
 	q := *query
 	q.Id = dns.Id()
 	answer, err := exchange(ctx, "udp", s.addr, &q)
@@ -264,7 +263,7 @@ func (s *server) ask(ctx context.Context, query *dns.Msg, timeout time.Duration)
 		return nil, err
 	}
 	if answer.Truncated {
-		// If TCP is blocked, the short answer is better than none.
+		// If TCP is blocked, the truncated answer is better than none.
 		if full, err := exchange(ctx, "tcp", s.addr, &q); err == nil {
 			answer = full
 		}
@@ -278,10 +277,10 @@ func (s *server) ask(ctx context.Context, query *dns.Msg, timeout time.Duration)
 func exchange(ctx context.Context, network string, to netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
 	wrap := func(err error) error {
 		var late net.Error
-		if ctx.Err() != nil || errors.As(err, &late) && late.Timeout() { // whatever it was that took so long
+		if ctx.Err() != nil || errors.As(err, &late) && late.Timeout() { // the timeout matters, not the operation that it interrupted
 			err = errors.New("no answer in time")
 		}
-		return fmt.Errorf("ask %s over %s: %w", to, network, cause(err))
+		return fmt.Errorf("query %s over %s: %w", to, network, cause(err))
 	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, network, to.String())
@@ -305,13 +304,13 @@ func exchange(ctx context.Context, network string, to netip.AddrPort, q *dns.Msg
 		case err == nil && answers(m, q):
 			return m, nil
 		case network == "tcp":
-			return nil, wrap(errors.New("the answer makes no sense"))
+			return nil, wrap(errors.New("the message is not an answer to the query"))
 		}
-		// Over UDP it may be somebody else's.
+		// Over UDP it may be a message from somebody else.
 	}
 }
 
-// cause leaves out what an error of package net says of the addresses.
+// cause removes the addresses from an error of package net.
 func cause(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
@@ -320,12 +319,12 @@ func cause(err error) error {
 	return err
 }
 
-// answers reports whether m answers q.
+// answers reports whether m is an answer to q.
 func answers(m, q *dns.Msg) bool {
 	if !m.Response || m.Id != q.Id || m.Opcode != q.Opcode {
 		return false
 	}
-	if len(m.Question) == 0 { // some servers leave it out where they fail
+	if len(m.Question) == 0 { // some servers omit it in errors
 		return m.Rcode != dns.RcodeSuccess
 	}
 	a, b := m.Question[0], q.Question[0]

@@ -22,7 +22,7 @@ type upstream struct {
 	tcp   atomic.Int64
 }
 
-// serve starts an upstream whose answers handler makes; nil is no answer.
+// serve starts an upstream. handler returns its answers; nil means no answer.
 func serve(t *testing.T, handler func(network string, q *dns.Msg) *dns.Msg) *upstream {
 	t.Helper()
 	u := new(upstream)
@@ -49,7 +49,7 @@ func serve(t *testing.T, handler func(network string, q *dns.Msg) *dns.Msg) *ups
 	return u
 }
 
-// listen listens at a port that is free over UDP and TCP.
+// listen opens a UDP and a TCP socket at the same port.
 func listen(t *testing.T) (net.PacketConn, net.Listener) {
 	t.Helper()
 	for range 20 {
@@ -114,19 +114,19 @@ func first(t *testing.T, f *Forwarder, q *dns.Msg) string {
 	return m.Answer[0].(*dns.A).A.String()
 }
 
-// Issue item 4: upstream failure, next one.
+// If a server fails, the next one is queried.
 func TestNextServer(t *testing.T) {
-	// A silent server has a quarter of it, and so has the one that answers.
+	// A silent server gets a quarter of the timeout, and so does the one that answers.
 	const long, short = time.Minute, 8 * time.Second
 	closed := &upstream{addr: netip.MustParseAddrPort("127.0.0.1:1")}
 	for what, c := range map[string]struct {
 		timeout time.Duration
 		first   *upstream
 	}{
-		"refuses":     {long, serve(t, rcode(dns.RcodeRefused))},
-		"fails":       {long, serve(t, rcode(dns.RcodeServerFailure))},
-		"not there":   {long, closed},
-		"says naught": {short, serve(t, silent)},
+		"refuses":   {long, serve(t, rcode(dns.RcodeRefused))},
+		"fails":     {long, serve(t, rcode(dns.RcodeServerFailure))},
+		"not there": {long, closed},
+		"no answer": {short, serve(t, silent)},
 		"wrong id": {short, serve(t, func(_ string, q *dns.Msg) *dns.Msg {
 			m := reply(q, "192.0.2.66")
 			m.Id++
@@ -160,22 +160,22 @@ func TestNXDomainIsFinal(t *testing.T) {
 func TestAllServersFail(t *testing.T) {
 	f := forwarder(time.Minute, serve(t, rcode(dns.RcodeRefused)))
 	if got := first(t, f, query("example.com.")); got != "REFUSED" {
-		t.Errorf("one that refuses: %s", got)
+		t.Errorf("a server that refuses: %s", got)
 	}
 	f = forwarder(300*time.Millisecond, serve(t, silent), serve(t, silent))
 	if got := first(t, f, query("example.com.")); !strings.Contains(got, "no answer in time") {
-		t.Errorf("none that answers: %s", got)
+		t.Errorf("only silent servers: %s", got)
 	}
 	f = forwarder(time.Nanosecond, serve(t, silent))
 	if got := first(t, f, query("example.com.")); !strings.Contains(got, "no answer in time") {
-		t.Errorf("no time to ask: %s", got)
+		t.Errorf("no time left: %s", got)
 	}
 	if got := first(t, New(time.Second), query("example.com.")); got != ErrNoServer.Error() {
 		t.Errorf("no server: %s", got)
 	}
 }
 
-// A server that failed is asked last for a while, and then first again.
+// A server that failed is queried last for a while, and then in its place again.
 func TestFailedServersAreAskedLast(t *testing.T) {
 	var broken atomic.Bool
 	broken.Store(true)
@@ -206,7 +206,7 @@ func TestFailedServersAreAskedLast(t *testing.T) {
 	}
 }
 
-// Issue item 4: truncated answers are retried by TCP.
+// Truncated answers are requested again over TCP.
 func TestTruncatedAnswerIsRetriedOverTCP(t *testing.T) {
 	u := serve(t, func(network string, q *dns.Msg) *dns.Msg {
 		if network == "udp" {
@@ -221,7 +221,7 @@ func TestTruncatedAnswerIsRetriedOverTCP(t *testing.T) {
 	}
 }
 
-// Issue item 4: bounded concurrent forwards.
+// The number of concurrent forwards is bounded.
 func TestForwardsAreBounded(t *testing.T) {
 	arrived, release := make(chan struct{}, 2), make(chan struct{})
 	u := serve(t, func(_ string, q *dns.Msg) *dns.Msg {
@@ -238,7 +238,7 @@ func TestForwardsAreBounded(t *testing.T) {
 	for range 2 {
 		wg.Go(func() { first(t, f, query("example.com.")) })
 	}
-	for range 2 { // both have a slot then
+	for range 2 { // both queries have a slot now
 		<-arrived
 	}
 	if got := first(t, f, query("example.com.")); got != ErrBusy.Error() || f.Busy() != 1 {
@@ -260,8 +260,8 @@ func TestForwardEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// Package comment: a server that asks weft in turn is left out, by way of another
-// host's weft too.
+// A server that forwards to weft is not used, even if its queries return by way of another host's
+// weft.
 func TestLoopIsDetected(t *testing.T) {
 	f, other := New(time.Minute), New(time.Minute)
 	handle := func(f *Forwarder) func(string, *dns.Msg) *dns.Msg {
@@ -288,7 +288,7 @@ func TestLoopIsDetected(t *testing.T) {
 		t.Errorf("with a loop: %s", got)
 	}
 	if len(f.probes) != 0 {
-		t.Error("a probe is still known")
+		t.Error("a probe is still pending")
 	}
 }
 
@@ -298,7 +298,7 @@ func TestSetServersKeepsState(t *testing.T) {
 	f.SetServers([]netip.AddrPort{a})
 	(*f.servers.Load())[0].fail(f.now(), errors.New("broken"))
 	if !f.SetServers([]netip.AddrPort{b, a}) || f.SetServers([]netip.AddrPort{b, a}) {
-		t.Error("a change was not told from none")
+		t.Error("SetServers does not report changes")
 	}
 	if got := fmt.Sprint(f.Status()); got != "[{192.0.2.2:53 } {192.0.2.1:53 asked last: broken}]" {
 		t.Errorf("status: %s", got)

@@ -8,23 +8,23 @@ import (
 )
 
 const (
-	maxName      = 253 // bytes of a host name: RFC 1035, 2.3.4, without the root's label
+	maxName      = 253 // bytes of a host name, without the root label (RFC 1035, section 2.3.4)
 	maxLabel     = 63
 	maxContainer = 128 // bytes
 )
 
-// Entry says that a name has an address. It is comparable.
+// Entry is an address of a host name. It is comparable.
 type Entry struct {
-	// Name is the fully qualified host name as Canonical returns it.
+	// Name is the fully qualified host name in the form that Canonical returns.
 	Name string
-	// Container is the id of what the name belongs to, so that its names can be
-	// found again when it goes.
+	// Container is the id of the container that the name belongs to. Its names are removed with
+	// it.
 	Container string
 	Addr      netip.Addr
 }
 
-// Canonical returns a host name in lower case and without a dot at its end, or
-// tells why it is none.
+// Canonical returns a host name in lower case and without a trailing dot. It fails if the name is
+// invalid.
 func Canonical(name string) (string, error) {
 	s := strings.ToLower(strings.TrimSuffix(name, "."))
 	if s == "" || len(s) > maxName {
@@ -42,7 +42,7 @@ func Canonical(name string) (string, error) {
 		case c == '-' && label > 0:
 		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '_':
 		default:
-			return "", fmt.Errorf("host name %.80q: want letters, digits, hyphens inside and underscores, with dots between", name)
+			return "", fmt.Errorf("host name %.80q: want labels of letters, digits, underscores and inner hyphens, separated by dots", name)
 		}
 		if label++; label > maxLabel {
 			return "", fmt.Errorf("host name %.80q: a label has at most %d characters", name, maxLabel)
@@ -54,7 +54,7 @@ func Canonical(name string) (string, error) {
 	return s, nil
 }
 
-// Check tells what is wrong with an entry, or returns nil.
+// Check returns an error if the entry is invalid.
 func (e Entry) Check() error {
 	name, err := Canonical(e.Name)
 	if err != nil {
@@ -68,7 +68,7 @@ func (e Entry) Check() error {
 	}
 	a := e.Addr
 	if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
-		return fmt.Errorf("address %s of %s: no host can be reached by it from everywhere", a, e.Name)
+		return fmt.Errorf("address %s of %s: want a unicast address without a zone", a, e.Name)
 	}
 	return nil
 }
@@ -78,8 +78,8 @@ func (e Entry) compare(o Entry) int {
 	return cmp.Or(strings.Compare(e.Name, o.Name), strings.Compare(e.Container, o.Container), e.Addr.Compare(o.Addr))
 }
 
-// bucketOf tells in which of its owner's 256 records a name is: FNV-1a, 32 bits,
-// of the canonical name, folded to 8. All peers must compute the same.
+// bucketOf returns the bucket of a name: the 32-bit FNV-1a hash of the canonical name, folded to 8
+// bits. All peers must compute the same bucket.
 func bucketOf(name string) uint8 {
 	h := uint32(2166136261)
 	for i := range len(name) {

@@ -26,7 +26,7 @@ func newState(i int, incarnation uint64) *State {
 	return New(Config{Self: nameOf(i), Signer: signerOf(i), Verifier: peer.Cheap{}, Incarnation: incarnation})
 }
 
-// reach has s reach the peers but itself.
+// setReached reports to s that it reaches peers. s itself is skipped.
 func setReached(s *State, peers ...int) [][]byte {
 	m := make(map[peer.Name]peer.Key)
 	for _, i := range peers {
@@ -62,7 +62,7 @@ func merge(t testing.TB, s *State, deltas ...[]byte) (news []byte) {
 	return news
 }
 
-// all returns a state as deltas.
+// allRecords returns all records of a state as deltas.
 func allRecords(t testing.TB, s *State) [][]byte {
 	t.Helper()
 	deltas, _, err := s.Missing([]byte{digestList})
@@ -101,12 +101,12 @@ func TestCanonical(t *testing.T) {
 		strings.Repeat("a.", 127) + "a", "a..",
 	} {
 		if got, err := Canonical(bad); err == nil {
-			t.Errorf("%q is taken as %q", bad, got)
+			t.Errorf("%q is accepted as %q", bad, got)
 		}
 	}
 }
 
-// Package comment: a name goes by its bucket without it.
+// A name is deleted by a newer record of its bucket without the name.
 func TestAddAndRemoveNames(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
 	setReached(b, 1)
@@ -116,7 +116,7 @@ func TestAddAndRemoveNames(t *testing.T) {
 	for _, s := range []*State{a, b} {
 		wantLookup(t, s, "web.weft.internal", "[10.32.0.1 10.32.0.2]")
 		wantLookup(t, s, "db.prod.weft.internal", "[fd00::2]")
-		wantLookup(t, s, "prod.weft.internal", "[]") // a domain with names below it
+		wantLookup(t, s, "prod.weft.internal", "[]") // a domain that has names below it
 		wantLookup(t, s, "x.prod.weft.internal", "unknown")
 		if got := s.Table().Reverse(netip.MustParseAddr("10.32.0.2")); !slices.Equal(got, []string{"web.weft.internal"}) {
 			t.Errorf("names of 10.32.0.2: %v", got)
@@ -135,7 +135,7 @@ func TestAddAndRemoveNames(t *testing.T) {
 		t.Errorf("%d entries are left", n)
 	}
 	if d := change(t, a, []Entry{web1}, nil); d != nil {
-		t.Error("taking out what is not there was announced")
+		t.Error("the removal of a missing entry was announced")
 	}
 }
 
@@ -150,8 +150,7 @@ func TestTwoContainersShareNameAndAddress(t *testing.T) {
 	wantLookup(t, a, "n", "unknown")
 }
 
-// Issue item 4: entries of a dead peer stop being answered, and come back when
-// it does.
+// The names of a dead peer are not answered, and are answered again when it returns.
 func TestNamesOfDeadPeer(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
 	now := epoch
@@ -175,28 +174,28 @@ func TestNamesOfDeadPeer(t *testing.T) {
 	if len(b.owners) != 1 {
 		t.Errorf("still %d owners after %v", len(b.owners), 2*ForgetAfter)
 	}
-	merge(t, b, deltas...) // from a slower neighbour: not heard
+	merge(t, b, deltas...) // a late copy from a neighbour is not accepted
 	if len(b.owners) != 1 {
-		t.Error("a dead peer came back by its neighbour")
+		t.Error("a neighbour revived a dead peer")
 	}
 	setReached(b, 1)
 	wantLookup(t, b, "web", "[10.32.0.1]")
 }
 
-// Package comment: what comes before its owner is seen waits.
+// Records that arrive before their owner is reported wait for it.
 func TestRecordsWaitForOwner(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
 	deltas := change(t, a, nil, []Entry{entry("web", "c", "10.32.0.1")})
 	if news := merge(t, b, deltas...); news != nil {
-		t.Error("a stranger's record is news")
+		t.Error("a record of an unknown peer is reported as new")
 	}
 	wantLookup(t, b, "web", "unknown")
 	announced := setReached(b, 1)
 	wantLookup(t, b, "web", "[10.32.0.1]")
 	if !bytes.Equal(slices.Concat(announced...), slices.Concat(deltas...)) {
-		t.Error("what had waited was not announced")
+		t.Error("the waiting record was not announced")
 	}
-	// The room is bounded, and empties itself.
+	// The buffer is bounded, and records in it expire.
 	for i := range 20_000 {
 		b.addWaiting(header{owner: nameOf(7), version: uint64(i)}, make([]byte, 200))
 	}
@@ -210,9 +209,9 @@ func TestRecordsWaitForOwner(t *testing.T) {
 	}
 }
 
-// Package comment: a restart ends all of the former life.
+// A restart supersedes all records of the former incarnation.
 func TestRestartSupersedes(t *testing.T) {
-	for what, incarnation := range map[string]uint64{"clock went on": 20, "clock went back": 5, "clock stood": 10} {
+	for what, incarnation := range map[string]uint64{"clock is ahead": 20, "clock went back": 5, "clock is equal": 10} {
 		old, b := newState(1, 10), newState(2, 10)
 		setReached(b, 1)
 		merge(t, b, change(t, old, nil, []Entry{entry("gone", "c", "10.32.0.1"), entry("stays", "c", "10.32.0.2")})...)
@@ -239,7 +238,7 @@ func TestRestartSupersedes(t *testing.T) {
 	}
 }
 
-// Two clones must not keep the mesh busy, and the user must hear of it.
+// Two clones must not keep the mesh busy, and must be reported to the user.
 func TestClonesAreRateLimited(t *testing.T) {
 	a, b := newState(1, 10), newState(1, 10)
 	change(t, a, nil, []Entry{entry("a", "c", "10.32.0.1")})
@@ -259,7 +258,7 @@ func TestClonesAreRateLimited(t *testing.T) {
 		t.Errorf("%d announcements in a minute, want at most %d", announced, most)
 	}
 	if !rival {
-		t.Error("nobody was told of the clone")
+		t.Error("the clone is not reported")
 	}
 }
 
@@ -282,17 +281,17 @@ func TestForgedRecordsAreRefused(t *testing.T) {
 	}
 	for what, d := range cases {
 		if news := merge(t, b, d); news != nil {
-			t.Errorf("%s: taken in", what)
+			t.Errorf("%s: accepted", what)
 		}
 		if len(b.Refused()) != 1 {
 			t.Errorf("%s: not refused", what)
 		}
 	}
-	// A forged record does not keep an honest one behind it from being merged.
+	// A forged record does not prevent the merge of a valid record behind it.
 	merge(t, b, append(slices.Clone(broken), newRecord(h, web, signerOf(1)).raw...))
 	wantLookup(t, b, "web", "[10.32.0.1]")
 	if b.Tick(epoch); b.own.incarnation != 10 {
-		t.Errorf("a forged record made this peer begin life %d", b.own.incarnation)
+		t.Errorf("a forged record made this peer begin incarnation %d", b.own.incarnation)
 	}
 }
 
@@ -307,7 +306,7 @@ func TestPeerWithNewKey(t *testing.T) {
 	wantLookup(t, b, "new", "[10.32.0.1]")
 }
 
-// manyEntries are more names than one message holds.
+// manyEntries returns more names than one message holds.
 func manyEntries() (all []Entry) {
 	for i := range 20_000 {
 		all = append(all, entry(fmt.Sprintf("a-name-that-is-not-so-short-%d.weft.internal", i), "0123456789abcdef", "10.32.0.1"))
@@ -325,7 +324,7 @@ func TestManyNames(t *testing.T) {
 	}
 }
 
-// A peer has room for so many names, and a change that exceeds it changes nothing.
+// A peer has a limited number of names, and a change that exceeds it changes nothing.
 func TestTooManyNames(t *testing.T) {
 	a := newState(1, 10)
 	in := manyEntries()
@@ -351,11 +350,11 @@ func TestTooManyNames(t *testing.T) {
 func TestEntryNeedsContainer(t *testing.T) {
 	a := newState(1, 10)
 	if _, err := a.Change(nil, []Entry{{Name: "x", Addr: netip.MustParseAddr("10.32.0.1")}}); err == nil {
-		t.Error("an entry without a container was taken")
+		t.Error("an entry without a container was accepted")
 	}
 }
 
-// twin is the slow and obvious merge: all records ever seen, and a maximum.
+// twin is the slow and obvious merge: it keeps all records and computes the maximum.
 type twin struct{ seen []*record }
 
 func (w *twin) entries() map[Listed]bool {
@@ -414,7 +413,7 @@ func TestMergeLaws(t *testing.T) {
 		want := w.entries()
 		var digest []byte
 		for range 4 {
-			// Any order, with repetitions, in parts that were joined or merged elsewhere
+			// In any order, with repetitions, and in parts that other peers joined or merged
 			// before.
 			order := slices.Clone(deltas)
 			for range rng.IntN(len(deltas) + 1) {
@@ -430,7 +429,7 @@ func TestMergeLaws(t *testing.T) {
 			merge(t, other, order[cut:]...)
 			merge(t, s, allRecords(t, other)...)
 			if news := merge(t, s, allRecords(t, s)...); news != nil {
-				t.Fatal("what is there is news")
+				t.Fatal("a known record is reported as new")
 			}
 			got := make(map[Listed]bool)
 			for _, l := range s.List() {
@@ -450,7 +449,7 @@ func TestMergeLaws(t *testing.T) {
 	}
 }
 
-// checkTable compares the table with what the list says.
+// checkTable compares the table with the result of List.
 func checkTable(t testing.TB, s *State) {
 	t.Helper()
 	forward, reverse := make(map[string]map[netip.Addr]bool), make(map[netip.Addr]map[string]bool)
@@ -494,12 +493,11 @@ func TestJoinKeepsTheNewer(t *testing.T) {
 	wantLookup(t, b, "web", "[10.32.0.2]")
 	wantLookup(t, b, "db", "[10.32.0.3]")
 	if a.Join(make([]byte, gossip.MaxDelta), two) != nil {
-		t.Error("what is no delta was joined")
+		t.Error("bytes that are not a delta were joined")
 	}
 }
 
-// A record lost in between is found by the sums, and a mesh of thousands of
-// peers by the table of sums.
+// The sums reveal a lost record, and the table of sums does so in a mesh of thousands of peers.
 func TestRepair(t *testing.T) {
 	a, b := newState(1, 10), newState(2, 10)
 	many := []int{1, 2}
@@ -531,7 +529,7 @@ func TestRepair(t *testing.T) {
 	}
 	repair()
 	if a.Digest()[0] != digestTable {
-		t.Fatalf("the digest of %d owners is no table", len(a.owners))
+		t.Fatalf("the digest of %d owners is not a table", len(a.owners))
 	}
 	s := newState(100, 20)
 	merge(t, b, change(t, s, nil, []Entry{entry("late", "c", "10.32.0.9")})...)
@@ -556,7 +554,7 @@ func FuzzMerge(f *testing.F) {
 		s := newState(2, 10)
 		setReached(s, 1)
 		before := s.Digest()
-		// The fuzzer cannot sign, so what it makes is signed for it.
+		// The fuzzer cannot sign, so the test signs its records.
 		for i := 0; i < len(b); {
 			h, err := parseHeader(b[i:])
 			if err != nil {
@@ -589,11 +587,11 @@ func FuzzMerge(f *testing.F) {
 		setReached(other, 1)
 		merge(t, other, news)
 		if len(other.List()) != len(s.List()) {
-			t.Fatalf("the news give %d entries, the delta %d", len(other.List()), len(s.List()))
+			t.Fatalf("the returned records have %d entries, the delta %d", len(other.List()), len(s.List()))
 		}
 		setReached(s)
 		if s.Table().Len() != 0 {
-			t.Fatal("entries of a peer that is not reached are shown")
+			t.Fatal("entries of an unreachable peer are shown")
 		}
 	})
 }

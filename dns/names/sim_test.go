@@ -12,8 +12,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// sim is a mesh of pure machines: states joined by gossip engines over links
-// that lose messages. Who reaches whom is told to all at once, as if the
+// sim is a mesh without goroutines and sockets: states joined by gossip engines over links that
+// lose messages. A change of the reachable peers is reported to all peers at once, as if the
 // topology needed no time.
 type sim struct {
 	rng   *rand.Rand
@@ -51,7 +51,7 @@ func newSim(seed uint64, n, degree int, loss float64) *sim {
 	return w
 }
 
-// boot starts a router, which has lost all that it knew.
+// boot starts a router without any state.
 func (w *sim) boot(i int) {
 	n := w.nodes[i]
 	n.State = newState(i, uint64(w.now.UnixMicro()))
@@ -82,7 +82,7 @@ func (w *sim) join(i, j int) {
 	}
 }
 
-// see tells all who is alive.
+// updatePeers reports to all routers which peers are alive.
 func (w *sim) updatePeers() {
 	var alive []int
 	for i, n := range w.nodes {
@@ -103,7 +103,7 @@ func (w *sim) announce(n *simNode, deltas [][]byte) {
 	}
 }
 
-// churn has a router take names out and put others in.
+// churn removes and adds random names of a router.
 func (w *sim) churn(t testing.TB, i int) {
 	n := w.nodes[i]
 	var out, in []Entry
@@ -121,7 +121,7 @@ func (w *sim) churn(t testing.TB, i int) {
 	w.announce(n, change(t, n.State, out, in))
 }
 
-// step lets one second pass, in which messages make up to four hops.
+// step simulates one second, in which a message crosses up to four hops.
 func (w *sim) step(t testing.TB) {
 	w.now = w.now.Add(time.Second)
 	for _, n := range w.nodes {
@@ -159,8 +159,7 @@ func (w *sim) step(t testing.TB) {
 	}
 }
 
-// converge steps until all living peers hold the same, and returns the seconds
-// that took.
+// converge steps until all living peers show the same names, and returns the seconds that it took.
 func (w *sim) converge(t testing.TB) int {
 	t.Helper()
 	differ := 0
@@ -172,7 +171,7 @@ func (w *sim) converge(t testing.TB) int {
 			if n.dead {
 				continue
 			}
-			// What is kept of the dead is not shown and may differ.
+			// Names that are kept of dead peers are not shown and may differ.
 			got := fmt.Append(nil, n.table.Len())
 			for _, l := range n.List() {
 				got = fmt.Append(got, l.Entry, l.Owner)
@@ -192,7 +191,7 @@ func (w *sim) converge(t testing.TB) int {
 	return 0
 }
 
-// check wants every living peer to show what the living say, and nothing else.
+// check wants every living peer to show exactly the names of all living peers.
 func (w *sim) check(t testing.TB) {
 	t.Helper()
 	total := 0
@@ -211,7 +210,7 @@ func (w *sim) check(t testing.TB) {
 		}
 		for _, l := range list {
 			if !w.nodes[simIndex(l.Owner)].names[l.Entry] {
-				t.Fatalf("peer %d shows %v of %s, who does not say so", i, l.Entry, l.Owner)
+				t.Fatalf("peer %d shows %v of %s, which does not announce it", i, l.Entry, l.Owner)
 			}
 		}
 		if i < 3 {
@@ -225,7 +224,7 @@ func TestConvergenceUnderLossAndChurn(t *testing.T) {
 	for i := range w.nodes {
 		w.churn(t, i)
 	}
-	t.Logf("from nothing: %d s of the mesh's time", w.converge(t))
+	t.Logf("convergence after start: %d s of simulated time", w.converge(t))
 	w.check(t)
 	for range 4 {
 		for range 40 {
@@ -245,12 +244,11 @@ func TestConvergenceUnderLossAndChurn(t *testing.T) {
 		w.updatePeers()
 		w.step(t)
 	}
-	t.Logf("after churn: %d s", w.converge(t))
+	t.Logf("convergence after churn: %d s", w.converge(t))
 	w.check(t)
 }
 
-// One name that comes costs the mesh bytes that do not grow with the names that
-// are there.
+// The cost of one new name in bytes does not grow with the number of existing names.
 func TestCostOfChangeIsConstant(t *testing.T) {
 	const n = 100
 	w := newSim(1, n, 8, 0)
@@ -260,7 +258,7 @@ func TestCostOfChangeIsConstant(t *testing.T) {
 		}
 	}
 	w.converge(t)
-	for range 30 { // the last digests
+	for range 30 { // until the last digests are exchanged
 		w.step(t)
 	}
 	quiet := w.sent

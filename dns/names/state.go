@@ -13,61 +13,61 @@ import (
 )
 
 const (
-	// ForgetAfter is how long the names of a peer that cannot be reached are
-	// kept. A peer that comes back sooner need not send them again.
+	// ForgetAfter is how long the names of an unreachable peer are kept. A peer that returns
+	// sooner need not send them again.
 	ForgetAfter = 10 * time.Minute
-	// maxOwner bounds the bytes of one owner's records, so that no peer can fill
-	// the others' memory: some fifty thousand names.
+	// maxOwner limits the bytes of one owner's records, so that no peer can fill the memory of
+	// others. It is enough for about fifty thousand names.
 	maxOwner = 4 << 20
-	// maxRoom bounds the bytes of records that wait for their owner to be seen,
-	// and roomFor how long they do.
+	// maxWaiting limits the bytes of records that wait for their owner to be reported, and
+	// waitingTimeout the time for which each waits.
 	maxWaiting     = 1 << 20
 	waitingTimeout = time.Minute
-	// reclaimEvery is how often at most this peer begins a new life because another
-	// speaks in its name, so that two clones do not keep the mesh busy.
+	// reclaimEvery is the minimum interval between new incarnations that this peer begins because
+	// another uses its name. It prevents two clones from keeping the mesh busy.
 	reclaimEvery = 10 * time.Second
 )
 
-// Config is what a State starts from.
+// Config configures a State.
 type Config struct {
 	Self     peer.Name
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Life is the number of this life: the time of launch in microseconds.
+	// Incarnation is the number of this incarnation: the time of launch in microseconds.
 	Incarnation uint64
 }
 
-// State is one peer's copy of all names.
+// State is one peer's copy of all names. Make one with New. It is not safe for concurrent use.
 type State struct {
 	cfg          Config
 	table        *Table
 	own          *owner
 	owners       map[peer.Name]*owner
-	peers        map[peer.Name]peer.Key // that the mesh reaches, but for this one
+	peers        map[peer.Name]peer.Key // the peers that the mesh reaches, without this one
 	waiting      map[header]waitingRecord
-	waitingBytes int // bytes in room
+	waitingBytes int // bytes of records in waiting
 	now          time.Time
 
-	rivalIncarnation uint64    // the highest life another wrote as this peer, if above its own
-	lastReclaim      time.Time // when this peer last began a new life
+	rivalIncarnation uint64    // the highest incarnation that another peer used in this peer's name
+	lastReclaim      time.Time // when this peer last began a new incarnation for that reason
 	refused          gossip.Refusals
-	digest           []byte // nil after a change
+	digest           []byte // cached; nil after a change
 }
 
-// owner is what one peer says.
+// owner is the records of one peer.
 type owner struct {
 	name             peer.Name
 	key              peer.Key
 	incarnation      uint64
 	records          map[uint8]*record
-	newest           uint64 // greatest version
+	newest           uint64 // highest version
 	sum              uint64
 	size             int // bytes
 	shown            bool
-	unreachableSince time.Time // when it could no longer be reached; zero while shown
+	unreachableSince time.Time // zero while shown
 }
 
-// waiting is a record in the room. It is not checked yet.
+// waitingRecord is a record that waits for its owner. It is not verified yet.
 type waitingRecord struct {
 	raw   []byte
 	since time.Time
@@ -77,16 +77,15 @@ type waitingRecord struct {
 var (
 	ErrForged = errors.New("the record is not signed by its owner")
 	ErrFlood  = fmt.Errorf("the owner has more than %d bytes of names", maxOwner)
-	ErrRival  = errors.New("another live peer uses this peer's identity (a copied state folder?)")
+	ErrRival  = errors.New("another live peer uses this peer's identity (was the state directory copied?)")
 )
 
 // ErrFull is the cause when a peer has too many names.
-var ErrFull = errors.New("there is no room for more names on this host")
+var ErrFull = errors.New("this host has too many names")
 
 var _ gossip.Channel = (*State)(nil)
 
-// New returns a State that knows this peer's own names alone: none. What it
-// shows is in its Table.
+// New returns a State without names. Its Table has the names that it shows.
 func New(cfg Config) *State {
 	s := &State{
 		cfg: cfg, table: NewTable(), owners: make(map[peer.Name]*owner), waiting: make(map[header]waitingRecord),
@@ -97,11 +96,11 @@ func New(cfg Config) *State {
 	return s
 }
 
-// Table answers from what the State shows.
+// Table returns the table of the names that the State shows.
 func (s *State) Table() *Table { return s.table }
 
-// begin starts a life of this peer with the names that it has, and returns the
-// records. There is one at least, by which the others learn of the new life.
+// beginIncarnation begins an incarnation of this peer with its current names, and returns its
+// records. There is at least one record, which announces the incarnation.
 func (s *State) beginIncarnation(incarnation uint64) []*record {
 	old := s.own.records
 	if len(old) == 0 {
@@ -117,8 +116,8 @@ func (s *State) beginIncarnation(incarnation uint64) []*record {
 	return records
 }
 
-// publish makes the next version of a bucket of this peer. The entries are in
-// the table already.
+// publish makes the next version of a bucket of this peer. The table must already have the
+// entries.
 func (s *State) publish(bucket uint8, entries []Entry) *record {
 	r := newRecord(header{owner: s.cfg.Self, incarnation: s.own.incarnation, version: s.own.newest + 1, bucket: bucket}, entries, s.cfg.Signer)
 	s.put(s.own, r)
@@ -137,8 +136,7 @@ func (s *State) put(o *owner, r *record) {
 	s.digest = nil
 }
 
-// Own returns the entries of this peer that match, in no order that means
-// anything.
+// Own returns the entries of this peer for which match returns true, in no particular order.
 func (s *State) Own(match func(Entry) bool) []Entry {
 	var list []Entry
 	for _, r := range s.own.records {
@@ -151,9 +149,9 @@ func (s *State) Own(match func(Entry) bool) []Entry {
 	return list
 }
 
-// Change takes entries of this peer out and then puts others in, and returns
-// the deltas to announce. Entries that are there already, or are not, are no
-// error. On error nothing is changed.
+// Change removes the entries out of this peer and then adds the entries in. It returns the deltas
+// to announce. Removing a missing entry or adding an existing one has no effect. On error nothing
+// is changed.
 func (s *State) Change(out, in []Entry) (deltas [][]byte, err error) {
 	touched := make(map[uint8][]Entry)
 	of := func(e Entry) uint8 {
@@ -211,9 +209,8 @@ func (s *State) Change(out, in []Entry) (deltas [][]byte, err error) {
 	return pack(records), nil
 }
 
-// SetPeers tells which peers the mesh reaches, with their keys, and returns
-// deltas to announce. Only their names are shown from now on. The State keeps
-// the map.
+// SetPeers reports the peers that the mesh reaches, with their keys, and returns the deltas to
+// announce. From now on only the names of these peers are shown. The State keeps the map.
 func (s *State) SetPeers(peers map[peer.Name]peer.Key) (deltas [][]byte) {
 	s.peers = peers
 	for name, o := range s.owners {
@@ -221,7 +218,7 @@ func (s *State) SetPeers(peers map[peer.Name]peer.Key) (deltas [][]byte) {
 			continue
 		}
 		key, reached := peers[name]
-		if reached && key != o.key { // the peer lost its disk
+		if reached && key != o.key { // the peer lost its disk and has a new key
 			s.drop(o)
 			continue
 		}
@@ -242,7 +239,7 @@ func (s *State) SetPeers(peers map[peer.Name]peer.Key) (deltas [][]byte) {
 	return pack(news)
 }
 
-// reaches reports whether the mesh reaches a peer by that name with that key.
+// reaches reports whether the mesh reaches a peer with a name and a key.
 func (s *State) reaches(name peer.Name, key peer.Key) bool {
 	k, ok := s.peers[name]
 	return ok && k == key
@@ -253,7 +250,7 @@ func (s *State) removeWaiting(h header) {
 	delete(s.waiting, h)
 }
 
-// show has the names of an owner answered, or not.
+// show adds the names of an owner to the table, or removes them.
 func (s *State) show(o *owner, shown bool) {
 	if o.shown == shown {
 		return
@@ -271,15 +268,15 @@ func (s *State) show(o *owner, shown bool) {
 	}
 }
 
-// drop forgets an owner.
+// drop deletes all records of an owner.
 func (s *State) drop(o *owner) {
 	s.show(o, false)
 	delete(s.owners, o.name)
 	s.digest = nil
 }
 
-// Tick does what is due, and returns deltas to announce. Call it about every
-// second. Now must not go back.
+// Tick expires records and reclaims this peer's name. It returns the deltas to announce. Call it
+// about once a second; now must not go back.
 func (s *State) Tick(now time.Time) (deltas [][]byte) {
 	s.now = now
 	for _, o := range s.owners {
@@ -301,7 +298,7 @@ func (s *State) Tick(now time.Time) (deltas [][]byte) {
 		}
 	}
 	if s.rivalIncarnation >= s.own.incarnation && (s.lastReclaim.IsZero() || now.Sub(s.lastReclaim) >= reclaimEvery) {
-		if !s.lastReclaim.IsZero() { // once is a clock that went back
+		if !s.lastReclaim.IsZero() { // the first time it is only a clock that went back
 			s.refused.Add(peer.Name{}, s.cfg.Self, ErrRival)
 		}
 		s.lastReclaim = now
@@ -310,7 +307,7 @@ func (s *State) Tick(now time.Time) (deltas [][]byte) {
 	return deltas
 }
 
-// Refused returns what was refused since the last call.
+// Refused returns the refusals since the last call.
 func (s *State) Refused() []gossip.Refusal { return s.refused.Take() }
 
 // Listed is an entry with its owner.
@@ -319,7 +316,7 @@ type Listed struct {
 	Owner peer.Name
 }
 
-// List returns all entries that are shown, in order of name.
+// List returns all entries that are shown, sorted by name.
 func (s *State) List() []Listed {
 	list := make([]Listed, 0, s.table.Len())
 	for _, o := range s.owners {

@@ -10,9 +10,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Merge implements gossip.Channel. A delta is records behind each other. A
-// record that must not be taken in is refused by itself, see Refused, and one of
-// a later format is passed over; the others are merged.
+// Merge implements gossip.Channel. A delta is a sequence of records. Each record is accepted or
+// refused on its own (see Refused), and records of unknown formats are skipped.
 func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 	type item struct {
 		header
@@ -24,7 +23,7 @@ func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("merge names from %s: %w", from, err)
 		}
-		// A flood brings each record once from every neighbour.
+		// A flood delivers each record once from every neighbour.
 		if h.format == recordFormat && !s.stale(&h) {
 			in = append(in, item{h, b[:h.length]})
 		}
@@ -45,7 +44,7 @@ func (s *State) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 	return news, nil
 }
 
-// stale reports whether a record that begins with h cannot be news.
+// stale reports whether a record with the header h cannot be new.
 func (s *State) stale(h *header) bool {
 	o := s.owners[h.owner]
 	if o == nil || h.key != o.key {
@@ -58,7 +57,7 @@ func (s *State) stale(h *header) bool {
 	return old != nil && (h.version < old.version || h.version == old.version && h.length == len(old.raw))
 }
 
-// wait puts a record whose owner is not reached into the room, if it fits.
+// addWaiting stores a record whose owner is not reachable, if there is space for it.
 func (s *State) addWaiting(h header, raw []byte) {
 	if _, exists := s.waiting[h]; exists || s.waitingBytes+len(raw) > maxWaiting {
 		return
@@ -67,8 +66,8 @@ func (s *State) addWaiting(h header, raw []byte) {
 	s.waitingBytes += len(raw)
 }
 
-// take takes in a record of this peer or of one that is reached. It returns nil
-// if that changes nothing.
+// mergeRecord merges a record of this peer or of a reachable one. It returns nil if nothing
+// changed.
 func (s *State) mergeRecord(h header, raw []byte) (*record, error) {
 	if s.stale(&h) {
 		return nil, nil
@@ -83,7 +82,7 @@ func (s *State) mergeRecord(h header, raw []byte) (*record, error) {
 	}
 	o := s.owners[r.owner]
 	if own {
-		// A former life of this peer whose clock was ahead, or a clone.
+		// It comes from a former incarnation of this peer whose clock was ahead, or from a clone.
 		if r.incarnation > o.incarnation || r.supersedes(o.records[r.bucket]) {
 			s.rivalIncarnation = max(s.rivalIncarnation, r.incarnation)
 		}
@@ -117,7 +116,7 @@ func (s *State) mergeRecord(h header, raw []byte) (*record, error) {
 	return r, nil
 }
 
-// pack puts records into deltas.
+// pack returns deltas with the records.
 func pack(records []*record) [][]byte {
 	return gossip.Pack(func(yield func([]byte) bool) {
 		for _, r := range records {
@@ -128,10 +127,10 @@ func pack(records []*record) [][]byte {
 	})
 }
 
-// A digest is a list of the owners as long as that fits into one message, and
-// beyond that a table of sums over the owners whose names hash to one row:
+// A digest is a list of the owners if that fits into one message. Otherwise it is a table of sums;
+// each row is the sum over the owners whose names hash to it:
 //
-//	list:   0x01, then for each owner, in order: name 6, life u64, newest version u64, sum u64
+//	list:   0x01, then for each owner, in order: name 6, incarnation u64, newest version u64, sum u64
 //	table:  0x02, then 2,048 sums u64
 const (
 	digestList  = 1
@@ -182,8 +181,8 @@ func (s *State) summarise() []byte {
 
 // Missing implements gossip.Channel.
 func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
-	// since returns the version from which on the sender lacks an owner's records,
-	// or false if it lacks none.
+	// since returns the version above which the sender of the digest lacks records of an owner, or
+	// false if it lacks none.
 	var since func(o *owner) (version uint64, lacks bool)
 	switch {
 	case len(digest) > 0 && digest[0] == digestList && (len(digest)-1)%digestEntry == 0:
@@ -205,7 +204,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 		wants = some
 		since = func(o *owner) (uint64, bool) { return 0, differ[mine.Row(o.name)] }
 	default:
-		return nil, false, fmt.Errorf("names digest of %d bytes is none", len(digest))
+		return nil, false, fmt.Errorf("parse names digest of %d bytes: unknown format", len(digest))
 	}
 	var records []*record
 	for _, n := range s.sorted() {
@@ -223,17 +222,16 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 	return pack(records), wants, nil
 }
 
-// told is what a digest says of an owner.
+// digestRow is the row of an owner in a digest.
 type digestRow struct{ incarnation, newest, sum uint64 }
 
-// hasMore reports whether its sender may have records that o lacks.
+// hasMore reports whether the sender of the digest may have records that o lacks.
 func (t digestRow) hasMore(o *owner) bool {
 	return o == nil || t.incarnation > o.incarnation || t.incarnation == o.incarnation && (t.newest > o.newest || t.newest == o.newest && t.sum != o.sum)
 }
 
-// since returns the version above which its sender lacks records of o. Where the
-// newest is the same and the sums are not, one in between was lost, and all are
-// sent.
+// since returns the version above which the sender of the digest lacks records of o. If the newest
+// versions are equal but the sums differ, a record in between was lost, and all records are sent.
 func (t digestRow) since(o *owner) (version uint64, lacks bool) {
 	switch {
 	case t.incarnation > o.incarnation, t == digestRow{o.incarnation, o.newest, o.sum}:
@@ -241,12 +239,12 @@ func (t digestRow) since(o *owner) (version uint64, lacks bool) {
 	case t.incarnation == o.incarnation && t.newest < o.newest:
 		return t.newest, true
 	case t.incarnation == o.incarnation && t.newest > o.newest:
-		return 0, false // what this copy may have in between, the next comparison finds
+		return 0, false // the next comparison finds records in between that only this copy has
 	}
 	return 0, true
 }
 
-// Join implements gossip.Channel: of two records of one bucket the newer stays.
+// Join implements gossip.Channel: of two records of the same bucket it keeps the newer one.
 func (s *State) Join(older, newer []byte) []byte {
 	type key struct {
 		owner  peer.Name

@@ -7,24 +7,24 @@ import (
 	"sync"
 )
 
-// Table answers questions about the names that a State shows. It is safe for
-// concurrent use; its zero value is not ready, see NewTable.
+// Table is an index of the names that a State shows. Make one with NewTable. It is safe for
+// concurrent use.
 type Table struct {
 	mu      sync.RWMutex
 	forward map[string]*multiset[netip.Addr]
 	reverse map[netip.Addr]*multiset[string]
-	below   map[string]int // names that have so many names below them
+	below   map[string]int // number of names below a name
 	size    int            // entries
 }
 
-// many is a multiset: several owners and containers may say the same.
+// multiset is a multiset: several owners and containers may have the same entry.
 type multiset[T comparable] struct {
-	values    []T // no two alike
+	values    []T // without duplicates
 	counts    []int
-	positions map[T]int // of the values; nil while they are few
+	positions map[T]int // index of each value in values; nil while there are few values
 }
 
-// few is how many values are searched one by one.
+// maxUnindexed is the number of values up to which a linear search is used.
 const maxUnindexed = 16
 
 func (m *multiset[T]) indexOf(v T) int {
@@ -53,7 +53,7 @@ func (m *multiset[T]) add(v T) {
 	}
 }
 
-// remove takes one v out, which must be there.
+// remove removes one occurrence of v, which must exist.
 func (m *multiset[T]) remove(v T) {
 	i, last := m.indexOf(v), len(m.values)-1
 	if m.counts[i]--; m.counts[i] > 0 {
@@ -73,9 +73,8 @@ func NewTable() *Table {
 	return &Table{forward: make(map[string]*multiset[netip.Addr]), reverse: make(map[netip.Addr]*multiset[string]), below: make(map[string]int)}
 }
 
-// Lookup appends the addresses of a canonical name to dst, in no order that
-// means anything. Known reports whether there is the name, if only because others
-// end with it.
+// Lookup appends the addresses of a canonical name to dst, in no particular order. known reports whether
+// the name exists, which is also true if other names end with it.
 func (t *Table) Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -85,7 +84,7 @@ func (t *Table) Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known
 	return dst, t.below[name] > 0
 }
 
-// LookupBytes is Lookup for a name that is borrowed.
+// LookupBytes is Lookup for a name that the caller may reuse after the call.
 func (t *Table) LookupBytes(dst []netip.Addr, name []byte) (addrs []netip.Addr, known bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -95,7 +94,7 @@ func (t *Table) LookupBytes(dst []netip.Addr, name []byte) (addrs []netip.Addr, 
 	return dst, t.below[string(name)] > 0
 }
 
-// Reverse returns the names of an address, which the caller owns.
+// Reverse returns the names of an address. The caller owns the slice.
 func (t *Table) Reverse(a netip.Addr) []string {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -112,7 +111,7 @@ func (t *Table) Len() int {
 	return t.size
 }
 
-// replace takes entries out and puts others in. Both are in order.
+// replace removes the entries out and adds the entries in.
 func (t *Table) replace(out, in []Entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -158,7 +157,7 @@ func (t *Table) remove(e Entry) {
 	}
 }
 
-// eachParent calls f for each domain that name is in.
+// eachParent calls f for each parent domain of name.
 func eachParent(name string, f func(string)) {
 	for {
 		_, parent, ok := strings.Cut(name, ".")

@@ -1,4 +1,5 @@
-// Package resolvconf reads which name servers a host asks, see resolv.conf(5).
+// Package resolvconf reads the name servers of a host from its resolv.conf, see resolv.conf(5). It
+// has no state; its functions are safe for concurrent use.
 package resolvconf
 
 import (
@@ -10,8 +11,8 @@ import (
 	"slices"
 )
 
-// Where a host's resolver is configured, and where systemd-resolved says which
-// servers it asks itself.
+// The path of the host's resolver configuration, and the path of the file in which
+// systemd-resolved lists the servers that it uses itself.
 const (
 	DefaultPath  = "/etc/resolv.conf"
 	ResolvedPath = "/run/systemd/resolve/resolv.conf"
@@ -20,15 +21,15 @@ const (
 const (
 	port       = 53
 	maxServers = 8
-	maxFile    = 64 << 10 // bytes that are read
+	maxFile    = 64 << 10 // bytes; the rest of a file is ignored
 )
 
-// resolvedAddrs are the addresses at which systemd-resolved listens: of containers it
-// knows nothing, and it may ask weft.
+// resolvedAddrs are the addresses at which systemd-resolved listens. It does not know the names of
+// containers, and it may forward to weft.
 var resolvedAddrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
 
-// Parse returns the name servers of a resolv.conf, in order and without
-// repetition. Lines that make no sense are passed over, as by the C library.
+// Parse returns the name servers in the text of a resolv.conf, in order and without duplicates. It
+// ignores invalid lines, as the C library does.
 func Parse(text []byte) []netip.AddrPort {
 	var servers []netip.AddrPort
 	for line := range bytes.Lines(text) {
@@ -45,8 +46,8 @@ func Parse(text []byte) []netip.AddrPort {
 	return servers
 }
 
-// Read returns the name servers of the resolv.conf at path; those at the path
-// resolved, if the first has no other than systemd-resolved's own listeners.
+// Read returns the name servers of the resolv.conf at path. If these are only systemd-resolved's
+// own listeners, it returns the servers of the file at the path resolved.
 func Read(path, resolved string) ([]netip.AddrPort, error) {
 	servers, err := readFile(path)
 	if err != nil || len(servers) == 0 || slices.ContainsFunc(servers, func(s netip.AddrPort) bool { return !slices.Contains(resolvedAddrs, s.Addr()) }) {

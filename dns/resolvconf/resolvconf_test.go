@@ -21,29 +21,29 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// Issue item 4: systemd-resolved is understood.
+// If resolv.conf names systemd-resolved only, the servers of systemd-resolved are used.
 func TestReadFollowsSystemdResolved(t *testing.T) {
 	dir := t.TempDir()
 	path, resolved := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "resolved.conf")
-	for _, c := range []struct{ own, behind, want string }{
+	for _, c := range []struct{ own, resolved, want string }{
 		{"nameserver 127.0.0.53\n", "nameserver 192.0.2.1\n", "[192.0.2.1:53]"},
 		{"nameserver 127.0.0.53\n", "", "[127.0.0.53:53]"},
 		{"nameserver 127.0.0.53\nnameserver 192.0.2.2\n", "nameserver 192.0.2.1\n", "[127.0.0.53:53 192.0.2.2:53]"},
 		{"nameserver 192.0.2.2\n", "nameserver 192.0.2.1\n", "[192.0.2.2:53]"},
 		{"", "nameserver 192.0.2.1\n", "[]"},
 	} {
-		for p, text := range map[string]string{path: c.own, resolved: c.behind} {
+		for p, text := range map[string]string{path: c.own, resolved: c.resolved} {
 			if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 		got, err := Read(path, resolved)
 		if err != nil || fmt.Sprint(got) != c.want {
-			t.Errorf("%q before %q: %v, %v; want %s", c.own, c.behind, got, err, c.want)
+			t.Errorf("%q with %q: %v, %v; want %s", c.own, c.resolved, got, err, c.want)
 		}
 	}
 	if _, err := Read(filepath.Join(dir, "none"), resolved); err == nil {
-		t.Error("a file that is not there is no error")
+		t.Error("a missing file is not an error")
 	}
 }
 

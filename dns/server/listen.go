@@ -14,9 +14,9 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// endpoint is where queries come in.
+// endpoint is an address at which queries arrive.
 type endpoint struct {
-	network string // udp or tcp
+	network string // "udp" or "tcp"
 	addr    netip.AddrPort
 }
 
@@ -25,13 +25,13 @@ type listeners struct {
 	mu      sync.Mutex
 	serving map[endpoint]*serving // guarded by mu
 	closed  bool                  // guarded by mu
-	wg      sync.WaitGroup        // of the goroutines that serve
+	wg      sync.WaitGroup        // the goroutines that serve
 }
 
 // serving is an open socket.
 type serving struct {
 	close func()
-	ended chan struct{} // closed when it serves no more
+	ended chan struct{} // closed when the socket is no longer served
 }
 
 func (v *serving) hasEnded() bool {
@@ -43,12 +43,11 @@ func (v *serving) hasEnded() bool {
 	}
 }
 
-// idleTimeout is for how long a client may be connected and say nothing.
+// idleTimeout is how long a TCP connection may be idle.
 const idleTimeout = 10 * time.Second
 
-// Listen has the Server listen at these addresses and nowhere else, and returns
-// for each that cannot be had why: it may be tried again. Sockets that are open
-// already stay.
+// Listen makes the Server listen at these addresses and nowhere else. It returns an error for each
+// address that failed; the caller may retry. Sockets that are already open stay open.
 func (s *Server) Listen(addrs []netip.AddrPort) map[netip.AddrPort]error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +78,7 @@ func (s *Server) Listen(addrs []netip.AddrPort) map[netip.AddrPort]error {
 	return failed
 }
 
-// Addrs returns where the Server listens over UDP, in order.
+// Addrs returns the addresses where the Server listens over UDP, sorted.
 func (s *Server) Addrs() []netip.AddrPort {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,8 +108,8 @@ func (s *Server) open(e endpoint) (*serving, error) {
 	return v, nil
 }
 
-// openLibrary has the library serve a socket: for TCP, and for UDP at all
-// addresses, where an answer has to come from the one that was asked.
+// openLibrary serves a socket with the DNS library. It is for TCP, and for UDP at the unspecified
+// address, where an answer must come from the address that was queried.
 func (s *Server) openLibrary(e endpoint) (*serving, error) {
 	started := make(chan struct{})
 	lib := &dns.Server{
@@ -132,15 +131,15 @@ func (s *Server) openLibrary(e endpoint) (*serving, error) {
 	}
 	v := &serving{ended: make(chan struct{}), close: func() {
 		now, cancel := context.WithCancel(context.Background())
-		cancel() // without waiting for the answers under way
+		cancel() // do not wait for pending answers
 		_ = lib.ShutdownContext(now)
 	}}
 	s.wg.Go(func() {
 		defer close(v.ended)
-		_ = lib.ActivateAndServe() // Listen finds that it is over, and opens it again
+		_ = lib.ActivateAndServe() // Listen notices the end, and opens the socket again
 	})
 	select {
-	case <-started: // only then can it be shut down
+	case <-started: // it can be shut down only after it has started
 	case <-v.ended:
 	}
 	return v, nil
@@ -154,7 +153,7 @@ func unwrapped(err error) error {
 	return err
 }
 
-// Close stops listening and forwarding, and returns when nothing runs any more.
+// Close stops listening and forwarding, and returns when all goroutines have ended.
 func (s *Server) Close() {
 	s.end()
 	s.mu.Lock()

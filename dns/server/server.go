@@ -1,5 +1,6 @@
-// Package server answers DNS queries over UDP and TCP: from a zone what that
-// knows, from a forwarder everything else.
+// Package server answers DNS queries over UDP and TCP: from a zone if the zone is responsible,
+// else from a forwarder. The zero Server is not usable; make one with New. A Server is safe for
+// concurrent use.
 package server
 
 import (
@@ -14,26 +15,25 @@ import (
 )
 
 const (
-	// maxUDP is the most bytes of a message over UDP, whatever the client would take:
-	// what passes everywhere in one piece (RFC 9715). What is longer goes by TCP.
+	// maxUDP is the maximum size of a message over UDP in bytes, whatever size the client accepts.
+	// Messages of this size cross all networks without fragmentation (RFC 9715). Larger messages
+	// use TCP.
 	maxUDP = 1232
-	// maxConns is how many clients may be connected to one address over TCP; others
-	// wait.
+	// maxConns is the maximum number of TCP connections to one address. Further ones wait.
 	maxConns = 256
 )
 
-// Server answers queries at any number of addresses. It is safe for concurrent
-// use.
+// Server answers queries at any number of addresses. It is safe for concurrent use.
 type Server struct {
 	zone    *zone.Zone
 	forward *forward.Forwarder
-	ctx     context.Context // ends with Close
+	ctx     context.Context // cancelled by Close
 	end     context.CancelFunc
 	counts  [typeOther + 1][resultRefused + 1]atomic.Uint64
 	listeners
 }
 
-// New returns a Server that listens nowhere yet.
+// New returns a Server that does not listen yet.
 func New(z *zone.Zone, f *forward.Forwarder) *Server {
 	s := &Server{zone: z, forward: f}
 	s.ctx, s.end = context.WithCancel(context.Background())
@@ -41,7 +41,7 @@ func New(z *zone.Zone, f *forward.Forwarder) *Server {
 	return s
 }
 
-// Types and results that queries are counted by.
+// Types and results by which queries are counted.
 const (
 	typeA = iota
 	typeAAAA
@@ -50,11 +50,11 @@ const (
 )
 
 const (
-	resultAnswer = iota // from the zone
+	resultAnswer = iota // answered from the zone
 	resultNoData
 	resultNXDomain
 	resultForwarded
-	resultFailed // could not be forwarded
+	resultFailed // forwarding failed
 	resultRefused
 )
 
@@ -63,7 +63,7 @@ var (
 	resultNames = [...]string{"answer", "nodata", "nxdomain", "forwarded", "servfail", "refused"}
 )
 
-// Count is how many queries of a type had a result.
+// Count is the number of queries of a type with a result.
 type Count struct {
 	Type, Result string
 	Queries      uint64
@@ -95,8 +95,8 @@ func typeOf(q *dns.Msg) int {
 	return typeOther
 }
 
-// Resolve answers a query, whatever it takes. The answer is never nil; why a
-// query could not be forwarded is the error, and its answer SERVFAIL then.
+// Resolve answers a query from the zone or by forwarding. The answer is never nil. If forwarding
+// fails, the answer is SERVFAIL and the error is the reason.
 func (s *Server) Resolve(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
 	if m := s.answer(query); m != nil {
 		return m, nil
@@ -104,7 +104,7 @@ func (s *Server) Resolve(ctx context.Context, query *dns.Msg) (*dns.Msg, error) 
 	return s.forwardQuery(ctx, query)
 }
 
-// fail answers with a code alone.
+// fail returns an answer with an error code and no records.
 func fail(query *dns.Msg, code int) *dns.Msg {
 	m := new(dns.Msg).SetRcode(query, code)
 	m.RecursionAvailable = true
@@ -114,8 +114,7 @@ func fail(query *dns.Msg, code int) *dns.Msg {
 	return m
 }
 
-// answer answers a query without asking others, or returns nil if that takes
-// others.
+// answer answers a query if that is possible without forwarding, and returns nil otherwise.
 func (s *Server) answer(query *dns.Msg) *dns.Msg {
 	m, result := s.answerLocally(query)
 	if m != nil {
@@ -137,7 +136,7 @@ func (s *Server) answerLocally(query *dns.Msg) (*dns.Msg, int) {
 	if m, ok := s.zone.Answer(query); ok {
 		m.RecursionAvailable = true
 		if opt != nil {
-			m.SetEdns0(maxUDP, opt.Do()) // RFC 3225: the bit is the client's
+			m.SetEdns0(maxUDP, opt.Do()) // RFC 3225: the DO bit is copied from the query
 		}
 		return m, resultOf(m)
 	}
@@ -150,7 +149,7 @@ func (s *Server) answerLocally(query *dns.Msg) (*dns.Msg, int) {
 	return nil, 0
 }
 
-// ask has others answer a query.
+// forwardQuery forwards a query and returns the answer, which is never nil.
 func (s *Server) forwardQuery(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
 	m, err := s.forward.Forward(ctx, query)
 	result := resultForwarded
@@ -177,17 +176,17 @@ func resultOf(m *dns.Msg) int {
 func (s *Server) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	m, err := s.Resolve(s.ctx, query)
 	if errors.Is(err, context.Canceled) {
-		return // the server closes; the client asks the next one
+		return // the server is closing; the client will query its next server
 	}
 	size := dns.MaxMsgSize
 	if w.RemoteAddr().Network() == "udp" {
 		size = udpSize(query)
 	}
 	m.Truncate(size)
-	_ = w.WriteMsg(m) // a client that is gone is no fault of ours
+	_ = w.WriteMsg(m) // the client may be gone
 }
 
-// udpSize returns the most bytes of the answer to a query over UDP.
+// udpSize returns the maximum size in bytes of the answer to a query over UDP.
 func udpSize(query *dns.Msg) int {
 	if opt := query.IsEdns0(); opt != nil {
 		return int(min(max(opt.UDPSize(), dns.MinMsgSize), maxUDP))

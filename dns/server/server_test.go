@@ -17,11 +17,11 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// forwardTime is for how long the servers of these tests forward a query.
+// forwardTimeout is the timeout of forwards in these tests.
 const forwardTimeout = time.Hour
 
-// newServer returns a Server for the names, each written "name address", and
-// where it listens.
+// newServer returns a Server for the names, each written "name address", and the address where it
+// listens.
 func newServer(t testing.TB, list ...string) (*Server, netip.AddrPort) {
 	t.Helper()
 	id := peer.Cheap{ID: peer.Key{1}}
@@ -39,7 +39,7 @@ func newServer(t testing.TB, list ...string) (*Server, netip.AddrPort) {
 	return s, listen(t, s)
 }
 
-// listen has a Server listen at a port of loopback that is free over UDP and TCP.
+// listen makes a Server listen at a loopback port that is free over UDP and TCP.
 func listen(t testing.TB, s *Server) netip.AddrPort {
 	t.Helper()
 	for range 20 {
@@ -64,7 +64,7 @@ func exchange(t testing.TB, network string, to netip.AddrPort, q *dns.Msg) *dns.
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Compress = true // as it came, for Len
+	m.Compress = true // Len must return the size on the wire
 	return m
 }
 
@@ -80,7 +80,7 @@ func TestUDPAndTCP(t *testing.T) {
 	}
 }
 
-// Issue item 4: EDNS, and large answers.
+// Answers respect the size that the client accepts, with and without EDNS.
 func TestAnswerSizes(t *testing.T) {
 	const many = 200
 	var list []string
@@ -137,9 +137,9 @@ func TestMalformedQueries(t *testing.T) {
 		t.Fatal(err)
 	}
 	if query, answer := (&socket{Server: s}).parse(b); query != nil || answer != nil {
-		t.Error("an answer is answered")
+		t.Error("the server answered an answer")
 	}
-	// What is no DNS message must not stop the server.
+	// Bytes that are not a DNS message must not stop the server.
 	conn, err := net.Dial("udp", addr.String())
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func TestListenChangesAddresses(t *testing.T) {
 	if got := fmt.Sprint(s.Addrs()); got != fmt.Sprintf("[%s]", second) {
 		t.Errorf("listens at %v, want %s", got, second)
 	}
-	// What was given up can be had by others; another process may be quicker.
+	// The port is free again, but another process may take it first.
 	pc, err := net.ListenPacket("udp", first.String())
 	for range 20 {
 		if err == nil {
@@ -180,7 +180,7 @@ func TestListenChangesAddresses(t *testing.T) {
 	}
 	exchange(t, "udp", second, ask("web.weft.internal.", dns.TypeA))
 	if failed := s.Listen([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}); len(failed) != 1 {
-		t.Errorf("an address that is not there: %v", failed)
+		t.Errorf("an address of another host: %v", failed)
 	}
 	if got := s.Addrs(); len(got) != 0 {
 		t.Errorf("still listens at %v", got)
@@ -207,7 +207,7 @@ func TestCloseEndsForwards(t *testing.T) {
 	defer conn.Close()
 	b, _ := ask("example.com.", dns.TypeA).Pack()
 	conn.Write(b)
-	if _, _, err := silent.ReadFrom(make([]byte, 512)); err != nil { // it is being forwarded then
+	if _, _, err := silent.ReadFrom(make([]byte, 512)); err != nil { // the query is being forwarded now
 		t.Fatal(err)
 	}
 	closed := make(chan struct{})

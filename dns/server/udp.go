@@ -16,43 +16,42 @@ import (
 )
 
 const (
-	// udpBatch is how many queries one system call takes, and handed how many of
-	// them one goroutine answers.
+	// udpBatch is the number of queries that one system call receives. batchSize is the number of
+	// queries that one goroutine answers at a time.
 	udpBatch  = 32
 	batchSize = 8
-	// headerLen is the length of a message's header, RFC 1035, 4.1.1.
+	// headerLen is the length of a message's header (RFC 1035, section 4.1.1).
 	headerLen = 12
 )
 
-// socket is a UDP socket at one address. One goroutine reads; where many queries
-// come at once, others answer, some queries each: where CPUs are scarce the
-// kernel holds a thread up for milliseconds, the more so the more it does, and then
-// only those wait that this one has.
+// socket is a UDP socket at one address. One goroutine reads. If several queries arrive at once,
+// other goroutines answer them in small batches. Where CPUs are scarce, the kernel deschedules a
+// busy thread for milliseconds; then only the queries of that thread's batch wait.
 type socket struct {
 	*Server
 	conn *udp.Socket
 	free chan *batch
 	work chan *batch
-	wg   sync.WaitGroup // of all that the socket has started
+	wg   sync.WaitGroup // all goroutines of the socket
 
-	mu      sync.Mutex // of later
-	replies udp.Writer // for answers that others had to be asked for
+	mu      sync.Mutex // guards replies
+	replies udp.Writer // sends the answers to forwarded queries
 }
 
-// batch is queries and their answers.
+// batch is a number of queries and their answers.
 type batch struct {
-	in, out []udp.Message // at most handed
+	in, out []udp.Message // at most batchSize
 	inBufs  [batchSize][maxUDP]byte
 	outBufs [batchSize][maxUDP]byte
 	scratch zone.Scratch
 	w       udp.Writer
 }
 
-// fill copies queries, as many as fit, and returns how many.
+// fill copies as many queries as fit, and returns their number.
 func (b *batch) fill(in []udp.Message) int {
 	b.in = b.in[:0]
 	for i := range min(len(in), batchSize) {
-		// What is longer than any query gets cut, and then makes no sense.
+		// A message longer than any query is truncated, and then rejected as malformed.
 		n := copy(b.inBufs[i][:], in[i].Buf[:in[i].N])
 		b.in = append(b.in, udp.Message{Buf: b.inBufs[i][:n], N: n, Addr: in[i].Addr})
 	}
@@ -89,7 +88,7 @@ func (s *Server) openUDP(at netip.AddrPort) (*serving, error) {
 	return v, nil
 }
 
-// serve reads until the socket is closed.
+// serve reads queries until the socket is closed.
 func (k *socket) serve() {
 	r := k.conn.NewReader(udpBatch)
 	own := &batch{w: k.conn.NewWriter(1)}
@@ -98,20 +97,20 @@ func (k *socket) serve() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if len(in) == 1 { // nobody else waits
+		if len(in) == 1 { // no other query waits
 			own.fill(in)
 			k.answerAll(own)
 			continue
 		}
 		for len(in) > 0 {
-			b := <-k.free // what comes meanwhile waits in the kernel, and is dropped if it is too much
+			b := <-k.free // meanwhile queries queue in the kernel, which drops them if there are too many
 			in = in[b.fill(in):]
 			k.work <- b
 		}
 	}
 }
 
-// answerAll answers the queries of a batch, or has others asked.
+// answerAll answers the queries of a batch, or starts to forward them.
 func (k *socket) answerAll(b *batch) {
 	b.out = b.out[:0]
 	for _, m := range b.in {
@@ -123,7 +122,7 @@ func (k *socket) answerAll(b *batch) {
 		query, answer := k.parse(m.Buf)
 		switch {
 		case answer != nil:
-			// If it cannot be packed, the client asks again, and others go on.
+			// If it cannot be packed, the client retries with another server.
 			if p, err := answer.PackBuffer(buf); err == nil {
 				b.out = append(b.out, udp.Message{Buf: p, N: len(p), Addr: m.Addr})
 			}
@@ -136,12 +135,11 @@ func (k *socket) answerAll(b *batch) {
 		if err == nil || errors.Is(err, net.ErrClosed) {
 			return
 		}
-		out = out[min(n+1, len(out)):] // that one client cannot be reached
+		out = out[min(n+1, len(out)):] // skip the client that cannot be reached
 	}
 }
 
-// quick appends the answer to a query to dst, if it is one of those that the zone
-// answers without ado.
+// answerQuick appends the answer to a query to dst, if the zone can answer it without allocating.
 func (k *socket) answerQuick(dst, query []byte, s *zone.Scratch) ([]byte, bool) {
 	b, qtype, ok := k.zone.Quick(dst, query, maxUDP, s)
 	if ok {
@@ -154,12 +152,12 @@ func (k *socket) answerQuick(dst, query []byte, s *zone.Scratch) ([]byte, bool) 
 	return b, ok
 }
 
-// read reads a query and returns its answer; or the query, if others have to be
-// asked; or nothing, if it is none. B is borrowed.
+// parse parses a query and returns its answer if no forwarding is needed, else the query. It
+// returns neither if b is not a query. b is borrowed for the call.
 func (k *socket) parse(b []byte) (query, answer *dns.Msg) {
-	const response = 0x80 // of the third byte
+	const response = 0x80 // the QR bit of the third byte
 	if len(b) < headerLen || b[2]&response != 0 {
-		return nil, nil // answering an answer could go on for ever
+		return nil, nil // answering an answer could start an endless loop
 	}
 	query = new(dns.Msg)
 	if err := query.Unpack(b); err != nil || len(query.Question) != 1 {
@@ -177,21 +175,21 @@ func (k *socket) parse(b []byte) (query, answer *dns.Msg) {
 	return query, nil
 }
 
-// ask has others answer a query of a client.
+// forwardAndReply forwards a query and sends the answer to the client.
 func (k *socket) forwardAndReply(query *dns.Msg, client netip.AddrPort) {
-	m, _ := k.Server.forwardQuery(k.ctx, query) // what failed is counted, and the answer tells
+	m, _ := k.Server.forwardQuery(k.ctx, query) // the error is counted, and the answer is SERVFAIL
 	if k.ctx.Err() != nil {
-		return // the server closes; the client asks the next one
+		return // the server is closing; the client will query its next server
 	}
 	m.Truncate(udpSize(query))
 	b, perr := m.Pack()
 	if perr != nil {
-		// What the server sent cannot be sent on.
+		// The answer of the other server cannot be packed.
 		if b, perr = fail(query, dns.RcodeServerFailure).Pack(); perr != nil {
 			return
 		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	_, _ = k.replies.WriteBatch([]udp.Message{{Buf: slices.Clip(b), N: len(b), Addr: client}}) // a client that is gone is no fault of ours
+	_, _ = k.replies.WriteBatch([]udp.Message{{Buf: slices.Clip(b), N: len(b), Addr: client}}) // the client may be gone
 }

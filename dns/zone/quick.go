@@ -7,8 +7,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Scratch is memory that Quick uses again and again. Its zero value is ready; it
-// is for one goroutine.
+// Scratch is memory that calls of Quick reuse. Its zero value is ready to use. It must not be used
+// concurrently.
 type Scratch struct {
 	name  []byte
 	addrs []netip.Addr
@@ -35,11 +35,11 @@ const (
 	toQuestion = 0xc000 | headerLen
 )
 
-// Quick answers the questions that most are, without allocating: for the
-// addresses of a name in the domain that has some, if the answer fits. It appends
-// to dst what Answer says, with an OPT record if there is one in the query that
-// says that this side takes maxUDP bytes, in at most that many bytes. Query is
-// borrowed. False means that Answer has to be asked.
+// Quick answers the most frequent questions without allocating: A and AAAA questions for a name in
+// the domain that has such addresses, if the answer fits. It appends the answer to dst, with the
+// same content as Answer's and in at most maxUDP bytes. If the query has an OPT record, so has the
+// answer; it states that the server accepts maxUDP bytes. query is borrowed for the call. If Quick
+// returns false, use Answer.
 func (z *Zone) Quick(dst, query []byte, maxUDP int, s *Scratch) (answer []byte, qtype uint16, ok bool) {
 	q, ok := z.readQuick(query, s)
 	if !ok {
@@ -96,17 +96,17 @@ func (z *Zone) Quick(dst, query []byte, maxUDP int, s *Scratch) (answer []byte, 
 	return dst, q.typ, true
 }
 
-// quickQuery is what Quick needs to know of a query.
+// quickQuery is the part of a query that Quick needs.
 type quickQuery struct {
 	typ     uint16
-	end     int // of the question
+	end     int // end of the question
 	opt     bool
-	udpSize int    // that the client takes
-	do      uint16 // its bit DO, in place
+	udpSize int    // size in bytes that the client accepts
+	do      uint16 // the DO bit, in its place
 }
 
-// readQuick reads a query for addresses of a name in the domain, and puts the name
-// into s, in lower case and without a dot at its end.
+// readQuick parses an address query for a name in the domain. It stores the name in s, in lower
+// case and without a trailing dot.
 func (z *Zone) readQuick(b []byte, s *Scratch) (q quickQuery, ok bool) {
 	if len(b) < headerLen || binary.BigEndian.Uint16(b[2:])&(flagQR|maskOpcode) != 0 {
 		return q, false
@@ -134,7 +134,7 @@ func (z *Zone) readQuick(b []byte, s *Scratch) (q quickQuery, ok bool) {
 				c |= 0x20
 			case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '-', c == '_':
 			default:
-				return q, false // such a name is none of ours
+				return q, false // the table never has such a name
 			}
 			s.name = append(s.name, c)
 		}
@@ -160,7 +160,7 @@ func (z *Zone) readQuick(b []byte, s *Scratch) (q quickQuery, ok bool) {
 	if counts[7] == 0 {
 		return q, len(rest) == 0
 	}
-	// Options of the client are not answered by any.
+	// EDNS options of the client need no answer.
 	if len(rest) < optLen || rest[0] != 0 || binary.BigEndian.Uint16(rest[1:]) != dns.TypeOPT || rest[5] != 0 || rest[6] != 0 ||
 		int(binary.BigEndian.Uint16(rest[9:])) != len(rest)-optLen || len(rest) > optLen {
 		return q, false

@@ -10,7 +10,7 @@ import (
 
 const testUDP = 1232
 
-// sorted packs a message with its answers in order, so that two can be compared.
+// sorted packs a message with its answers sorted, so that two messages can be compared.
 func sorted(t testing.TB, m *dns.Msg) []byte {
 	t.Helper()
 	var low []dns.RR
@@ -29,13 +29,14 @@ func sorted(t testing.TB, m *dns.Msg) []byte {
 	return b
 }
 
-// same checks that Quick says what Answer says, wherever it says something.
+// checkQuick checks that the answer of Quick, if any, equals that of Answer, and reports whether
+// there is one.
 func checkQuick(t testing.TB, z *Zone, query []byte) (quick bool) {
 	t.Helper()
 	var s Scratch
 	b, qtype, ok := z.Quick([]byte("before"), query, testUDP, &s)
 	if !bytes.HasPrefix(b, []byte("before")) {
-		t.Fatalf("%x: what was there is not", query)
+		t.Fatalf("%x: dst was overwritten", query)
 	}
 	if !ok {
 		return false
@@ -46,11 +47,11 @@ func checkQuick(t testing.TB, z *Zone, query []byte) (quick bool) {
 		t.Fatalf("%x: the answer cannot be read: %v", query, err)
 	}
 	if err := q.Unpack(query); err != nil || len(q.Question) != 1 {
-		t.Fatalf("%x: answered, and is no query: %v", query, err)
+		t.Fatalf("%x: answered, but it is not a query: %v", query, err)
 	}
 	want, ok := z.Answer(q)
 	if !ok || len(want.Answer) == 0 || q.Question[0].Qtype != qtype {
-		t.Fatalf("%x: answered, and it is not the zone's to answer", query)
+		t.Fatalf("%x: answered, but the zone is not authoritative", query)
 	}
 	want.RecursionAvailable = true
 	size := dns.MinMsgSize
@@ -58,7 +59,7 @@ func checkQuick(t testing.TB, z *Zone, query []byte) (quick bool) {
 		want.SetEdns0(testUDP, opt.Do())
 		size = max(size, int(opt.UDPSize()))
 		if opt.Version() != 0 {
-			t.Fatalf("%x: answered in spite of version %d", query, opt.Version())
+			t.Fatalf("%x: answered EDNS version %d", query, opt.Version())
 		}
 	}
 	if len(b) > min(size, testUDP) {

@@ -1,7 +1,7 @@
-// Package zone answers DNS questions about the names that a table holds.
+// Package zone answers DNS questions about the names in a table.
 //
-// A Zone is asked first. It answers what it is the authority for, and says of
-// everything else that somebody else has to be asked:
+// A Zone is queried first. It answers the questions that it is authoritative for, and reports for
+// all others that they must be forwarded:
 //
 //	question                                      answer
 //	name in the domain, A or AAAA                 its addresses of that family, in random order
@@ -9,14 +9,14 @@
 //	no such name in the domain                    NXDOMAIN, SOA
 //	PTR of an address with names                  its names
 //	PTR of one without, in an address range       NXDOMAIN, SOA of the reverse zone
-//	one label, A or AAAA, a name in the domain    as if the domain were behind it
-//	anything else                                 not this zone's
+//	one label, A or AAAA, a name in the domain    as if the domain were appended
+//	anything else                                 forward
 //
-// A name that others end with (prod, if there is db.prod) exists without records
-// of its own (RFC 8020). So do parts of reverse names inside a range of
-// addresses, which resolvers that tell no more than they must ask for (RFC 9156).
+// If other names end with a name (prod, if db.prod exists), that name exists without records of
+// its own (RFC 8020). So do the parent domains of reverse names inside an address range, because
+// resolvers with query name minimisation ask for them (RFC 9156).
 //
-// A Zone is immutable and safe for concurrent use. Nothing here opens a socket,
+// A Zone is immutable and safe for concurrent use; make one with New. Nothing here opens a socket,
 // reads a clock or logs.
 package zone
 
@@ -29,37 +29,37 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Table has names, in lower case without a dot at their end, and addresses.
+// Table is an index of names, in lower case without a trailing dot, and addresses.
 type Table interface {
-	// Lookup appends the addresses of a name to dst. Known reports whether there is
-	// the name, if only because others end with it.
+	// Lookup appends the addresses of a name to dst. known reports whether the name exists, which
+	// is also true if other names end with it.
 	Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool)
-	// LookupBytes is Lookup for a name that is borrowed.
+	// LookupBytes is Lookup for a name that the caller may reuse after the call.
 	LookupBytes(dst []netip.Addr, name []byte) (addrs []netip.Addr, known bool)
-	// Reverse returns the names of an address. The callee does not keep them.
+	// Reverse returns the names of an address. The caller owns the slice.
 	Reverse(a netip.Addr) []string
 }
 
 // Zone answers from a table.
 type Zone struct {
-	domain string // with dots at both ends
+	domain string // with a leading and a trailing dot
 	table  Table
 	ttl    uint32
 	ranges []netip.Prefix
 	random func() uint64
 }
 
-// New returns a Zone for the domain, which is canonical: in lower case, without
-// a dot at its end. TTL, in seconds, is that of all answers, the negative ones
-// too. All addresses of ranges are the table's to speak of. Random gives 64 random
-// bits for the order of records; it is called concurrently.
+// New returns a Zone for the domain, which is canonical: in lower case, without a trailing dot.
+// ttl, in seconds, applies to all answers, including negative ones. The Zone is authoritative for
+// the reverse names of all addresses in ranges. random returns 64 random bits for the order of
+// records; it is called concurrently.
 func New(domain string, ttl uint32, table Table, ranges []netip.Prefix, random func() uint64) *Zone {
 	return &Zone{domain: "." + domain + ".", table: table, ttl: ttl, ranges: ranges, random: random}
 }
 
-// Answer returns the answer to a query, without what belongs to its transport
-// (EDNS, truncation), or false if somebody else has to be asked. The query must
-// have one question.
+// Answer returns the answer to a query, without the parts that depend on the transport (EDNS,
+// truncation). It returns false if the query must be forwarded. The query must have exactly one
+// question.
 func (z *Zone) Answer(query *dns.Msg) (*dns.Msg, bool) {
 	q := &query.Question[0]
 	if q.Qclass != dns.ClassINET && q.Qclass != dns.ClassANY {
@@ -101,8 +101,8 @@ func (z *Zone) forward(query *dns.Msg, name string) *dns.Msg {
 	return m
 }
 
-// records makes records of those addresses that are of the type asked for, in
-// random order, so that clients that take the first one share the load.
+// records returns records of the addresses that have the requested type, in random order, so that
+// clients which use the first address share the load.
 func (z *Zone) records(q dns.Question, addrs []netip.Addr) []dns.RR {
 	wants := func(a netip.Addr) bool {
 		return q.Qtype == dns.TypeANY || q.Qtype == dns.TypeA && a.Is4() || q.Qtype == dns.TypeAAAA && a.Is6()
@@ -121,9 +121,9 @@ func (z *Zone) records(q dns.Question, addrs []netip.Addr) []dns.RR {
 	return rrs
 }
 
-// shuffle brings s into a random order. Package rand's Shuffle would need a source of
-// its own for each goroutine, or a function that escapes to the heap. The bias of the
-// remainder is below 2^-50 for as many records as a name may have.
+// shuffle puts s into random order. rand.Shuffle would need a source for each goroutine, or a
+// function that escapes to the heap. The bias of the modulo is below 2^-50 for the maximum number
+// of records of a name.
 func shuffle[T any](s []T, random func() uint64) {
 	for i := len(s) - 1; i > 0; i-- {
 		j := int(random() % uint64(i+1))
@@ -131,8 +131,8 @@ func shuffle[T any](s []T, random func() uint64) {
 	}
 }
 
-// unqualified answers for a name of one label, as clients without a search
-// domain ask. Whether there are such names outside is for others to say.
+// unqualified answers for a name of one label, which clients without a search domain send. If the
+// domain has no such name, the query must be forwarded.
 func (z *Zone) unqualified(query *dns.Msg, name string) (*dns.Msg, bool) {
 	q := query.Question[0]
 	if q.Qtype != dns.TypeA && q.Qtype != dns.TypeAAAA || strings.IndexByte(name, '.') != len(name)-1 || len(name) < 2 {
@@ -154,8 +154,7 @@ const (
 	reverse6 = ".ip6.arpa."
 )
 
-// reverse answers for a name that stands for an address or the beginning of
-// one.
+// reverse answers for a name that stands for an address or for a prefix of one.
 func (z *Zone) reverse(query *dns.Msg, name string) (*dns.Msg, bool) {
 	p, ok := parseReverse(name)
 	if !ok {
@@ -192,8 +191,8 @@ func (z *Zone) reverse(query *dns.Msg, name string) (*dns.Msg, bool) {
 	return z.negative(query, rcode, zone), true
 }
 
-// reverseZone returns the name of the reverse zone that p is in, "" if it is in
-// no range. A range that ends inside a label has a zone for each value of it.
+// reverseZone returns the name of the reverse zone that contains p, or "" if no range contains it.
+// If a range ends within a label, each value of that label is a zone.
 func (z *Zone) reverseZone(p netip.Prefix) string {
 	for _, r := range z.ranges {
 		if r.Overlaps(p) && p.Bits() >= r.Bits() {
@@ -204,7 +203,7 @@ func (z *Zone) reverseZone(p netip.Prefix) string {
 	return ""
 }
 
-// labelBits is how many bits of an address a label of its reverse name has.
+// labelBits returns the number of address bits in one label of a reverse name.
 func labelBits(a netip.Addr) int {
 	if a.Is4() {
 		return 8
@@ -232,8 +231,7 @@ func reverseName(a netip.Addr, labels int) string {
 	return b.String() + reverse6
 }
 
-// parseReverse reads a reverse name in lower case as the prefix that it stands
-// for.
+// parseReverse returns the prefix for which a reverse name, in lower case, stands.
 func parseReverse(name string) (netip.Prefix, bool) {
 	var bytes [16]byte
 	if labels, ok := strings.CutSuffix(name, reverse4); ok {
@@ -279,9 +277,8 @@ func (z *Zone) reply(query *dns.Msg) *dns.Msg {
 	return m
 }
 
-// negative says that there is no such name (NXDOMAIN), or none of that type
-// (NOERROR). The SOA has it remembered for no longer than an answer is
-// (RFC 2308).
+// negative returns an answer that the name does not exist (NXDOMAIN) or has no records of the type
+// (NOERROR). The SOA limits caching of the answer to the TTL (RFC 2308).
 func (z *Zone) negative(query *dns.Msg, rcode int, zone string) *dns.Msg {
 	m := z.reply(query)
 	m.Rcode = rcode
@@ -289,7 +286,7 @@ func (z *Zone) negative(query *dns.Msg, rcode int, zone string) *dns.Msg {
 	return m
 }
 
-// soa says who answers for a zone. Nobody copies it, so its serial stands.
+// soa returns the SOA record of a zone. There are no secondary servers, so the serial is constant.
 func (z *Zone) soa(zone string) *dns.SOA {
 	return &dns.SOA{
 		Hdr: z.header(zone, dns.TypeSOA), Ns: "dns" + z.domain, Mbox: "hostmaster" + z.domain,

@@ -35,7 +35,7 @@ func ask(name string, typ uint16) *dns.Msg {
 	return m
 }
 
-// show writes an answer on one line, its records in order.
+// show formats an answer on one line, with its records sorted.
 func show(m *dns.Msg, ok bool) string {
 	if !ok {
 		return "forward"
@@ -54,7 +54,7 @@ func show(m *dns.Msg, ok bool) string {
 	return dns.RcodeToString[m.Rcode] + " " + strings.Join(s, ", ")
 }
 
-// Issue item 4, and the package comment.
+// The cases follow the table in the package comment.
 func TestAnswers(t *testing.T) {
 	z := newZone(t, "web.weft.internal 10.32.0.1", "web.weft.internal 10.32.0.2", "db.prod.weft.internal fd00:1::5",
 		"old.weft.internal 192.0.2.7", "both.weft.internal 10.32.0.1", "other.example.com 10.32.0.9")
@@ -108,7 +108,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// Issue item 4: several addresses of a name in random order.
+// The addresses of a name are in random order.
 func TestOrderIsRandom(t *testing.T) {
 	var list []string
 	for i := range 4 {

@@ -175,7 +175,7 @@ func (c *Cluster) Policy(key Key) *Policy { return c.policies[key.Namespace][key
 // ClusterPolicy returns a cluster policy by its name, nil if there is none.
 func (c *Cluster) ClusterPolicy(name string) *ClusterPolicy { return c.cluster[name] }
 
-// PodsOf returns the pods of a namespace in random order.
+// PodsOf returns the pods of a namespace in no particular order.
 func (c *Cluster) PodsOf(namespace string) []*Pod {
 	return slices.Collect(maps.Values(c.pods[namespace]))
 }
