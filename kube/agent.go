@@ -19,9 +19,9 @@ import (
 const (
 	// configMapName is the ConfigMap with the members.
 	configMapName = "weft-peers"
-	// lookEvery is how often everything is compared if nothing happens, and
+	// checkEvery is how often everything is compared if nothing happens, and
 	// retryEvery if something failed or is not there yet.
-	lookEvery  = 10 * time.Second
+	checkEvery = 10 * time.Second
 	retryEvery = 2 * time.Second
 	// callTimeout bounds a call of the API server or the router.
 	callTimeout = 10 * time.Second
@@ -41,9 +41,9 @@ type AgentConfig struct {
 	// there are none. Without an address neither is served.
 	Health  string
 	Metrics http.Handler
-	// Recorded is called with the UID of this Node before the router is known by it;
+	// RecordUID is called with the UID of this Node before the router is known by it;
 	// nil: nobody wants to know.
-	Recorded func(uid string) error
+	RecordUID func(uid string) error
 }
 
 // Agent follows the API server for the router of one Node. Make it with NewAgent.
@@ -53,12 +53,12 @@ type Agent struct {
 	informers informers.SharedInformerFactory
 	nodes     corelisters.NodeLister
 	wake      chan struct{} // something has changed
-	gone      chan struct{} // a Node has gone, or may have
+	nodeGone  chan struct{} // a Node has gone, or may have
 	health    health
 
 	// Of loop only.
-	targets []string // that the router has; nil: not known
-	exposed bool     // the Node has an address
+	connectedTargets []string // that the router has; nil: not known
+	exposed          bool     // the Node has an address
 
 	enrolled atomic.Pointer[member] // the line that the ConfigMap has of this Node; nil: not known
 }
@@ -67,8 +67,8 @@ type Agent struct {
 func NewAgent(c AgentConfig) *Agent {
 	all := informers.NewSharedInformerFactory(c.Client, 0)
 	return &Agent{
-		cfg: c, informers: all, nodes: all.Core().V1().Nodes().Lister(), wake: make(chan struct{}, 1), gone: make(chan struct{}, 1),
-		health: health{router: c.Router, waiting: "the router is starting"},
+		cfg: c, informers: all, nodes: all.Core().V1().Nodes().Lister(), wake: make(chan struct{}, 1), nodeGone: make(chan struct{}, 1),
+		health: health{router: c.Router, notReady: "the router is starting"},
 	}
 }
 
@@ -80,14 +80,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if _, err := a.informers.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { wake(a.wake) },
-		DeleteFunc: func(any) { wake(a.wake); wake(a.gone) },
+		DeleteFunc: func(any) { wake(a.wake); wake(a.nodeGone) },
 		UpdateFunc: func(old, now any) {
 			before, after := old.(*corev1.Node), now.(*corev1.Node)
-			if matters(before, after) {
+			if relevantChange(before, after) {
 				wake(a.wake)
 			}
 			if idOf(before) != idOf(after) {
-				wake(a.gone)
+				wake(a.nodeGone)
 			}
 		},
 	}); err != nil {
@@ -100,7 +100,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	g.Go(func() error {
 		a.informers.WaitForCacheSync(ctx.Done())
-		wake(a.gone) // Nodes may have gone before
+		wake(a.nodeGone) // Nodes may have gone before
 		g.Go(func() error { a.reclaimLoop(ctx); return nil })
 		a.loop(ctx)
 		return nil
@@ -110,7 +110,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // matters reports whether an update changes what agents look at: kubelets write a
 // heartbeat to the status of their Node.
-func matters(before, after *corev1.Node) bool {
+func relevantChange(before, after *corev1.Node) bool {
 	return idOf(before) != idOf(after) || addressOf(before) != addressOf(after) || isUp(before) != isUp(after)
 }
 
@@ -123,10 +123,10 @@ func wake(c chan<- struct{}) {
 }
 
 func (a *Agent) loop(ctx context.Context) {
-	wrong := newFaults(a.cfg.Log)
+	errs := newErrorLog(a.cfg.Log)
 	for ctx.Err() == nil {
-		again := lookEvery
-		if !a.step(ctx, wrong) {
+		again := checkEvery
+		if !a.step(ctx, errs) {
 			again = retryEvery
 		}
 		select {
@@ -138,7 +138,7 @@ func (a *Agent) loop(ctx context.Context) {
 }
 
 // step brings everything in line and reports whether that succeeded.
-func (a *Agent) step(ctx context.Context, wrong *faults) bool {
+func (a *Agent) step(ctx context.Context, errs *errorLog) bool {
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) error
@@ -152,13 +152,13 @@ func (a *Agent) step(ctx context.Context, wrong *faults) bool {
 	} {
 		if err := s.do(ctx); err != nil {
 			if ctx.Err() == nil {
-				a.health.wait(s.name + ": " + wrong.say(s.name, err))
+				a.health.setReason(s.name + ": " + errs.failed(s.name, err))
 			}
 			return false
 		}
-		wrong.over(s.name)
+		errs.succeeded(s.name)
 	}
-	if a.health.wait("") {
+	if a.health.setReason("") {
 		a.cfg.Log.Info("pods have a network on this Node")
 	}
 	return true

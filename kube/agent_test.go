@@ -30,7 +30,7 @@ type router struct {
 	mu      sync.Mutex
 	name    string
 	primed  bool
-	away    bool     // it is being replaced
+	down    bool     // it is being replaced
 	alive   []string // peers that cannot be removed
 	targets []string
 	exposed []api.Address
@@ -40,7 +40,7 @@ type router struct {
 func (r *router) Ready(context.Context) (api.Ready, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.away {
+	if r.down {
 		return api.Ready{}, api.ErrNotRunning
 	}
 	return api.Ready{Ready: true, Name: r.name}, nil
@@ -176,7 +176,7 @@ func TestAgentMakesTheNodeReady(t *testing.T) {
 	})
 }
 
-func TestAgentTakesOverOnlyWhatDeadNodesHad(t *testing.T) {
+func TestAgentRemovesPeersOfDeadNodesOnly(t *testing.T) {
 	s := newScene(t, map[string]string{
 		"02-00-00-00-00-02": "other uid-other",
 		"02-00-00-00-00-03": "gone uid-gone",
@@ -201,7 +201,7 @@ func TestAgentTakesOverOnlyWhatDeadNodesHad(t *testing.T) {
 }
 
 // What the kubelet is told, and the reason with it.
-func TestProbesSayWhy(t *testing.T) {
+func TestReadinessReason(t *testing.T) {
 	s := newScene(t, nil)
 	s.router.primed = false
 	s.agent.cfg.Health = "127.0.0.1:0"
@@ -212,9 +212,9 @@ func TestProbesSayWhy(t *testing.T) {
 	s.until("it is ready", func() bool { return h.ready(t.Context()) == nil })
 }
 
-func TestHealthIsServed(t *testing.T) {
+func TestHealthServer(t *testing.T) {
 	h := &health{router: &router{}}
-	h.wait("no ring")
+	h.setReason("no ring")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	addr := make(chan string, 1)
@@ -234,27 +234,27 @@ func TestHealthIsServed(t *testing.T) {
 }
 
 // A line that was written again since is not struck.
-func TestStrikeLeavesANewLine(t *testing.T) {
+func TestDeleteLineKeepsNewerLine(t *testing.T) {
 	s := newScene(t, map[string]string{"02-00-00-00-00-03": "back uid-new"})
 	old, ok := parseMember("02-00-00-00-00-03", "back uid-old")
 	if !ok {
 		t.Fatal("not read")
 	}
-	_ = s.agent.strike(t.Context(), old) // the fake refuses with another error than an API server
+	_ = s.agent.deleteLine(t.Context(), old) // the fake refuses with another error than an API server
 	if s.lines()["02-00-00-00-00-03"] != "back uid-new" {
 		t.Error("the line of a Node that came back is gone")
 	}
 }
 
-// openUntil is Policies that are enforced once it is said.
-type openUntil struct {
-	told
+// switchedPolicies is Policies that are enforced once it is said.
+type switchedPolicies struct {
+	recorder
 	enforced atomic.Bool
 }
 
-func (p *openUntil) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (p *switchedPolicies) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
-func (p *openUntil) Enforced() error {
+func (p *switchedPolicies) Enforced() error {
 	if !p.enforced.Load() {
 		return errors.New("a transaction failed")
 	}
@@ -262,9 +262,9 @@ func (p *openUntil) Enforced() error {
 }
 
 // A Node whose policies are not enforced is not ready: pods that are started there would be open.
-func TestNodeIsReadyOnlyWithItsPolicies(t *testing.T) {
+func TestNodeIsReadyOnlyWithPolicies(t *testing.T) {
 	s := newScene(t, nil)
-	p := &openUntil{}
+	p := &switchedPolicies{}
 	s.agent.cfg.Policies = p
 	image, dir := t.TempDir(), t.TempDir()
 	s.agent.cfg.Plugin = &Plugin{Program: filepath.Join(image, pluginName), BinDir: dir, ConfDir: dir}

@@ -38,30 +38,30 @@ func ListClusterPolicies(config *rest.Config) (cache.ListerWatcher, error) {
 
 // kindPace is how often an API server that does not list a kind is asked again; up to twice that
 // with jitter. An informer would wait for a minute at last, in which no policy is in force.
-const kindPace = 5 * time.Second
+const kindRetryEvery = 5 * time.Second
 
 // clusterPolicies are the policies of the whole cluster, to be watched by watchWhenDefined. While
 // the API server says that it knows no such kind there are none; whoever defines it later has
 // nothing to restart.
 func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhenDefined func(context.Context, *slog.Logger)) {
-	var none atomic.Bool
+	var absent atomic.Bool
 	i := cache.NewSharedIndexInformer(from, &v1alpha2.ClusterNetworkPolicy{}, 0, nil)
 	w = watched{
 		i, func(o any) { p.SetClusterPolicy(o.(*v1alpha2.ClusterNetworkPolicy)) },
-		func(_, name string) { p.DeleteClusterPolicy(name) }, none.Load,
+		func(_, name string) { p.DeleteClusterPolicy(name) }, absent.Load,
 	}
 	return w, func(ctx context.Context, log *slog.Logger) {
 		const what = "list the ClusterNetworkPolicies"
-		wrong := newFaults(log)
+		errs := newErrorLog(log)
 		err := awaitKind(ctx, from, func(err error) {
 			if apierrors.IsNotFound(err) {
-				none.Store(true)
+				absent.Store(true)
 				err = fmt.Errorf("their kind is not defined in the cluster, in version %s", v1alpha2.GroupVersion)
 			}
-			wrong.say(what, err)
+			errs.failed(what, err)
 		})
 		if err == nil {
-			wrong.over(what)
+			errs.succeeded(what)
 			i.RunWithContext(ctx)
 		}
 	}
@@ -70,18 +70,18 @@ func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhen
 // awaitKind returns when an API server lists a kind of objects, and tells wrong each error until
 // then: one that is away at first may say later that it does not know the kind. It fails when ctx
 // ends.
-func awaitKind(ctx context.Context, from cache.ListerWatcher, wrong func(error)) error {
+func awaitKind(ctx context.Context, from cache.ListerWatcher, errs func(error)) error {
 	list := cache.ToListerWatcherWithContext(from)
 	for {
-		asking, cancel := context.WithTimeout(ctx, callTimeout)
-		_, err := list.ListWithContext(asking, metav1.ListOptions{Limit: 1})
+		listCtx, cancel := context.WithTimeout(ctx, callTimeout)
+		_, err := list.ListWithContext(listCtx, metav1.ListOptions{Limit: 1})
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
 		}
-		wrong(err)
+		errs(err)
 		select {
-		case <-time.After(wait.Jitter(kindPace, 1)):
+		case <-time.After(wait.Jitter(kindRetryEvery, 1)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -16,7 +16,7 @@ import (
 
 // enrolShare is how much time there is for each Node to write its line when all write at once: the
 // API server does one write of an object after the other, and all that wait try again each time.
-const enrolShare = 10 * time.Millisecond
+const writeSlot = 10 * time.Millisecond
 
 // enrol has this Node's line in the ConfigMap. It is written at a random moment of the time that
 // all Nodes together need.
@@ -25,8 +25,8 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.cfg.Recorded != nil {
-		if err := a.cfg.Recorded(self.node.uid); err != nil {
+	if a.cfg.RecordUID != nil {
+		if err := a.cfg.RecordUID(self.node.uid); err != nil {
 			return err
 		}
 	}
@@ -38,7 +38,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 		return err
 	}
 	if lines[self.key()] != self.value() {
-		if err := a.awaitShare(ctx); err != nil {
+		if err := a.awaitWriteSlot(ctx); err != nil {
 			return err
 		}
 		if err := a.patchMembers(ctx, map[string]any{"data": map[string]string{self.key(): self.value()}}); err != nil {
@@ -50,7 +50,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 }
 
 // awaitShare waits for the moment at which this Node may write.
-func (a *Agent) awaitShare(ctx context.Context) error {
+func (a *Agent) awaitWriteSlot(ctx context.Context) error {
 	nodes, err := a.allNodes()
 	if err != nil {
 		return err
@@ -58,7 +58,7 @@ func (a *Agent) awaitShare(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(rand.N(enrolShare * time.Duration(len(nodes)))):
+	case <-time.After(rand.N(writeSlot * time.Duration(len(nodes)))):
 		return nil
 	}
 }

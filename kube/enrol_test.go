@@ -34,31 +34,31 @@ import (
 type busyServer struct {
 	mu        sync.Mutex
 	data      map[string]string
-	free      time.Time // when the writes are done that it has accepted
+	busyUntil time.Time // when the writes are done that it has accepted
 	conflicts int
-	asked     map[string]int // requests, by verb
+	requests  map[string]int // requests, by verb
 }
 
 // writeTakes is more than enrolShare: some Nodes have to try again.
-const writeTakes = 12 * time.Millisecond
+const writeTime = 12 * time.Millisecond
 
 func (s *busyServer) react(action clienttesting.Action) (handled bool, ret runtime.Object, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked[action.GetVerb()]++
+	s.requests[action.GetVerb()]++
 	patch, ok := action.(clienttesting.PatchAction)
 	if !ok {
 		return true, &corev1.ConfigMap{Data: maps.Clone(s.data)}, nil
 	}
 	now := time.Now()
-	if s.free.Sub(now) > 5*writeTakes {
+	if s.busyUntil.Sub(now) > 5*writeTime {
 		s.conflicts++
 		return true, nil, apierrors.NewConflict(schema.GroupResource{Resource: "configmaps"}, configMapName, errors.New("it has been modified"))
 	}
-	if s.free.Before(now) {
-		s.free = now
+	if s.busyUntil.Before(now) {
+		s.busyUntil = now
 	}
-	s.free = s.free.Add(writeTakes)
+	s.busyUntil = s.busyUntil.Add(writeTime)
 	if err := s.change(patch); err != nil {
 		return true, nil, err
 	}
@@ -94,24 +94,24 @@ func (s *busyServer) get(f func(*busyServer) int) int {
 	return f(s)
 }
 
-// oneOf is one of many routers that agree on who can be reached.
-type oneOf struct {
+// routerOfMany is one of many routers that agree on who can be reached.
+type routerOfMany struct {
 	*router
 	name string
 }
 
-func (r *oneOf) Ready(context.Context) (api.Ready, error) {
+func (r *routerOfMany) Ready(context.Context) (api.Ready, error) {
 	return api.Ready{Ready: true, Name: r.name}, nil
 }
 
 // A thousand Nodes that join at once are all down in the ConfigMap after some seconds, which stays
 // far below what the API server stores of one object, and each Node has asked for it some times and
 // not once for each other Node.
-func TestAThousandNodesJoinAtOnce(t *testing.T) {
+func TestThousandNodesJoinAtOnce(t *testing.T) {
 	const count = 1000
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
-		server := &busyServer{data: make(map[string]string), asked: make(map[string]int)}
+		server := &busyServer{data: make(map[string]string), requests: make(map[string]int)}
 		client.PrependReactor("*", "configmaps", server.react)
 		nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil)
 		nodeName := func(i int) string { return fmt.Sprintf("ip-10-0-%d-%d.eu-central-1.compute.internal", i/256, i%256) }
@@ -140,7 +140,7 @@ func TestAThousandNodesJoinAtOnce(t *testing.T) {
 		for key, value := range server.data {
 			size += len(key) + len(value)
 		}
-		t.Logf("%v, %d conflicts, %d reads, %d writes, %d bytes", took, server.conflicts, server.asked["get"], server.asked["patch"], size)
+		t.Logf("%v, %d conflicts, %d reads, %d writes, %d bytes", took, server.conflicts, server.requests["get"], server.requests["patch"], size)
 		if len(server.data) != count || len(parseMembers(server.data)) != count {
 			t.Errorf("%d lines, %d of them of members; want %d", len(server.data), len(parseMembers(server.data)), count)
 		}
@@ -153,10 +153,10 @@ func TestAThousandNodesJoinAtOnce(t *testing.T) {
 		if size > corev1.MaxSecretSize/4 {
 			t.Errorf("the ConfigMap has %d bytes; the API server takes %d", size, corev1.MaxSecretSize)
 		}
-		if n := server.asked["get"] + server.asked["patch"]; n > 4*count {
+		if n := server.requests["get"] + server.requests["patch"]; n > 4*count {
 			t.Errorf("%d Nodes asked %d times", count, n)
 		}
-		if n := server.asked["list"] + server.asked["watch"]; n > 0 {
+		if n := server.requests["list"] + server.requests["watch"]; n > 0 {
 			t.Errorf("%d Nodes are told of every change", n)
 		}
 	})
@@ -165,12 +165,12 @@ func TestAThousandNodesJoinAtOnce(t *testing.T) {
 // Issue 6, item 3: the addresses of a Node that was deleted are taken over within 30 seconds after its
 // router has ended, although the agents of the first Nodes are dead, and however many others there are; and
 // these ask the API server a few times each.
-func TestANodeOfManyGoes(t *testing.T) {
+func TestNodeIsDeletedInLargeCluster(t *testing.T) {
 	for _, count := range []int{maxTurns + 3, 1000} {
 		t.Run(fmt.Sprint(count), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client := fake.NewClientset()
-				server := &busyServer{data: make(map[string]string), asked: make(map[string]int)}
+				server := &busyServer{data: make(map[string]string), requests: make(map[string]int)}
 				client.PrependReactor("*", "configmaps", server.react)
 				nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil)
 				routers := &router{}
@@ -182,7 +182,7 @@ func TestANodeOfManyGoes(t *testing.T) {
 					}
 					a := NewAgent(AgentConfig{
 						Settings: &Settings{NodeName: n.Name, Namespace: "kube-system"}, Client: client, Log: slog.New(slog.DiscardHandler),
-						Router: &oneOf{routers, fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)},
+						Router: &routerOfMany{routers, fmt.Sprintf("02:00:00:00:%02x:%02x", i/256, i%256)},
 					})
 					a.nodes = corelisters.NewNodeLister(nodes)
 					self, err := a.self(t.Context())
@@ -207,7 +207,7 @@ func TestANodeOfManyGoes(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, a := range alive {
-					wake(a.gone)
+					wake(a.nodeGone)
 				}
 				time.Sleep(20 * time.Second)
 				if n := server.get(func(s *busyServer) int { return len(s.data) }); n != count {
@@ -220,7 +220,7 @@ func TestANodeOfManyGoes(t *testing.T) {
 				})); err != nil {
 					t.Errorf("taken over: %v", err)
 				}
-				asked := server.get(func(s *busyServer) int { return s.asked["get"] })
+				asked := server.get(func(s *busyServer) int { return s.requests["get"] })
 				t.Logf("taken over after %v, %d reads", time.Since(ended), asked)
 				if time.Since(ended) > 30*time.Second {
 					t.Errorf("taken over after %v", time.Since(ended))
@@ -235,10 +235,10 @@ func TestANodeOfManyGoes(t *testing.T) {
 
 // Who comes when a Node goes: the first ones a second apart, and no two of the others together,
 // all of them within the time in which a dead Node's addresses are promised to be back.
-func TestTurns(t *testing.T) {
+func TestTurnDelays(t *testing.T) {
 	seen := make(map[time.Duration]int)
 	for rank := range 1000 {
-		wait := turn(rank)
+		wait := turnDelay(rank)
 		if other, ok := seen[wait]; ok {
 			t.Errorf("agents %d and %d look at once", other, rank)
 		}
@@ -253,7 +253,7 @@ func TestTurns(t *testing.T) {
 }
 
 // others are Nodes that come before the scene's one, and whose agents do nothing.
-func others(count int) (list []*corev1.Node) {
+func earlierNodes(count int) (list []*corev1.Node) {
 	for i := range count {
 		list = append(list, node(fmt.Sprintf("before-%d", i), fmt.Sprintf("uid-%d", i)))
 	}
@@ -262,9 +262,9 @@ func others(count int) (list []*corev1.Node) {
 
 // A line that was written after its Node had gone is seen in time although the agents of the
 // first Nodes are dead.
-func TestALateLineIsSeenWhoeverIsDead(t *testing.T) {
+func TestLateLineIsNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t, nil, others(2*maxTurns)...)
+		s := newScene(t, nil, earlierNodes(2*maxTurns)...)
 		s.run()
 		time.Sleep(time.Minute)
 		if err := s.agent.patchMembers(t.Context(), map[string]any{"data": map[string]any{"02-00-00-00-00-02": "late uid-late"}}); err != nil {
@@ -275,16 +275,16 @@ func TestALateLineIsSeenWhoeverIsDead(t *testing.T) {
 }
 
 // A Node that goes while the agent cannot act, for minutes, is not forgotten.
-func TestANodeGoesWhileTheAgentCanNotAct(t *testing.T) {
+func TestNodeIsDeletedDuringOutage(t *testing.T) {
 	for name, set := range map[string]func(s *scene, down *atomic.Bool, to bool){
 		"API server": func(_ *scene, down *atomic.Bool, to bool) { down.Store(to) },
 		"router": func(s *scene, _ *atomic.Bool, to bool) {
-			s.router.get(func(r *router) bool { r.away = to; return true })
+			s.router.get(func(r *router) bool { r.down = to; return true })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newScene(t, map[string]string{"02-00-00-00-00-02": "other uid-other"}, append(others(2*maxTurns), node("other", "uid-other"))...)
+				s := newScene(t, map[string]string{"02-00-00-00-00-02": "other uid-other"}, append(earlierNodes(2*maxTurns), node("other", "uid-other"))...)
 				var down atomic.Bool
 				s.client.PrependReactor("*", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
 					return down.Load(), nil, errors.New("connection refused")
@@ -309,32 +309,32 @@ func TestANodeGoesWhileTheAgentCanNotAct(t *testing.T) {
 
 // However many Nodes there are, they look often enough for any of them to act for the first ones, and
 // together not so often that the API server has much to send.
-func TestPauses(t *testing.T) {
+func TestCheckIntervals(t *testing.T) {
 	for _, count := range []int{1, 3, 10, 100, 1000, 5000} {
-		looks := 0.0 // a second, of all but the first ones
+		checks := 0.0 // a second, of all but the first ones
 		for rank := range count {
-			wait := pause(rank, count)
-			if rank < maxTurns && wait != lookEvery {
+			wait := checkInterval(rank, count)
+			if rank < maxTurns && wait != checkEvery {
 				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
 			}
 			if rank >= maxTurns {
-				looks += 1 / wait.Seconds()
+				checks += 1 / wait.Seconds()
 			}
-			if wait < lookEvery/2 || wait > max(2*lookEvery, time.Duration(count)*time.Second) {
+			if wait < checkEvery/2 || wait > max(2*checkEvery, time.Duration(count)*time.Second) {
 				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
 			}
 		}
-		if looks > 10 {
-			t.Errorf("%d agents look %.1f times a second", count, looks)
+		if checks > 10 {
+			t.Errorf("%d agents look %.1f times a second", count, checks)
 		}
 	}
 }
 
 // Where somebody deletes the ConfigMap the agent says what is to be done, and writes its line
 // when it is done, whichever its place among the Nodes.
-func TestTheConfigMapIsDeleted(t *testing.T) {
+func TestConfigMapIsDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t, nil, others(2*maxTurns)...)
+		s := newScene(t, nil, earlierNodes(2*maxTurns)...)
 		maps := s.client.CoreV1().ConfigMaps("kube-system")
 		s.run()
 		ready := func() bool { return s.agent.health.reason() == "" }
@@ -356,9 +356,9 @@ func TestTheConfigMapIsDeleted(t *testing.T) {
 }
 
 // A line that somebody removed is there again, as it is by it that a dead Node's peer is known.
-func TestALineThatWasRemovedComesBack(t *testing.T) {
+func TestRemovedLineIsRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t, nil, others(2*maxTurns)...)
+		s := newScene(t, nil, earlierNodes(2*maxTurns)...)
 		s.run()
 		key := strings.ReplaceAll(selfPeer, ":", "-")
 		s.until("its line is written", func() bool { return s.lines()[key] != "" })

@@ -17,23 +17,23 @@ const liveTimeout = 10 * time.Second
 type health struct {
 	router Router
 
-	mu      sync.Mutex
-	waiting string // why the Node can give pods no network yet; empty: it can
+	mu       sync.Mutex
+	notReady string // why the Node can give pods no network yet; empty: it can
 }
 
 // wait says why the Node is not ready, with "" that it is.
-func (h *health) wait(why string) (changed bool) {
+func (h *health) setReason(why string) (changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	changed = h.waiting != why
-	h.waiting = why
+	changed = h.notReady != why
+	h.notReady = why
 	return changed
 }
 
 func (h *health) reason() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.waiting
+	return h.notReady
 }
 
 // ready tells why a pod that is started now would get no network.

@@ -67,8 +67,8 @@ func (p *Plugin) Uninstall() error {
 	for _, f := range p.programs() {
 		paths = append(paths, filepath.Join(p.BinDir, f.name))
 	}
-	for _, whole := range paths {
-		for _, path := range []string{whole, unfinished(whole)} {
+	for _, target := range paths {
+		for _, path := range []string{target, unfinished(target)} {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("remove the CNI plugin: %w", err))
 			}

@@ -24,9 +24,9 @@ func (m member) value() string { return m.node.name + " " + m.node.uid }
 // parseMember reads a line. Names of Nodes have no blanks.
 func parseMember(key, value string) (member, bool) {
 	p, err := peer.ParseName(strings.ReplaceAll(key, "-", ":"))
-	name, uid, two := strings.Cut(value, " ")
+	name, uid, hasUID := strings.Cut(value, " ")
 	m := member{p, nodeID{name, uid}}
-	return m, err == nil && two && name != "" && uid != "" && m.key() == key
+	return m, err == nil && hasUID && name != "" && uid != "" && m.key() == key
 }
 
 // parseMembers reads all lines, by peer, and leaves out those that say nothing.
@@ -43,9 +43,9 @@ func parseMembers(lines map[string]string) (list []member) {
 // departed returns the members whose Node is gone, but for self. A Node that came
 // back under its name is another one: what was on its disk has started again.
 func departed(self peer.Name, members []member, nodes []*corev1.Node) []member {
-	there := make(map[nodeID]bool, len(nodes))
+	exists := make(map[nodeID]bool, len(nodes))
 	for _, n := range nodes {
-		there[idOf(n)] = true
+		exists[idOf(n)] = true
 	}
-	return slices.DeleteFunc(slices.Clone(members), func(m member) bool { return m.peer == self || there[m.node] })
+	return slices.DeleteFunc(slices.Clone(members), func(m member) bool { return m.peer == self || exists[m.node] })
 }

@@ -28,7 +28,7 @@ func name(t testing.TB, s string) peer.Name {
 	return n
 }
 
-func TestDepartedAreThoseWhoseNodeIsGone(t *testing.T) {
+func TestDeparted(t *testing.T) {
 	members := parseMembers(map[string]string{
 		"02-00-00-00-00-01": "a uid-a",
 		"02-00-00-00-00-02": "b uid-of-an-earlier-b",
@@ -47,7 +47,7 @@ func TestDepartedAreThoseWhoseNodeIsGone(t *testing.T) {
 	}
 }
 
-func TestTargetsAreTheOthersInternalAddresses(t *testing.T) {
+func TestTargets(t *testing.T) {
 	external := corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "192.0.2.9"}
 	nodes := []*corev1.Node{
 		node("self", "1", internal("10.0.0.1")),

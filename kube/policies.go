@@ -39,18 +39,18 @@ type watched struct {
 	informer cache.SharedIndexInformer
 	set      func(any)
 	remove   func(namespace, name string)
-	none     func() bool // there is no such kind in the cluster; nil: there is
+	absent   func() bool // there is no such kind in the cluster; nil: there is
 }
 
 // feed tells policies of everything that they are about; cluster lists the policies of the whole
 // cluster, and is nil if they are to be left alone.
 func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.ListerWatcher, p Policies, log *slog.Logger) error {
 	pods := f.Core().V1().Pods().Informer()
-	if err := pods.SetTransform(slim); err != nil {
+	if err := pods.SetTransform(stripPod); err != nil {
 		return fmt.Errorf("watch Pods: %w", err)
 	}
 	events := make(chan func())
-	tell := func(event func()) {
+	send := func(event func()) {
 		select {
 		case events <- event:
 		case <-ctx.Done():
@@ -69,24 +69,24 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 	var synced []cache.InformerSynced
 	for _, w := range kinds {
 		r, err := w.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { tell(func() { w.set(o) }) },
-			UpdateFunc: func(_, o any) { tell(func() { w.set(o) }) },
+			AddFunc:    func(o any) { send(func() { w.set(o) }) },
+			UpdateFunc: func(_, o any) { send(func() { w.set(o) }) },
 			DeleteFunc: func(o any) {
 				if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
 					namespace, name, _ := cache.SplitMetaNamespaceKey(key) // it was made from the two
-					tell(func() { w.remove(namespace, name) })
+					send(func() { w.remove(namespace, name) })
 				}
 			},
 		})
 		if err != nil {
 			return fmt.Errorf("watch objects for policies: %w", err)
 		}
-		synced = append(synced, func() bool { return r.HasSynced() || w.none != nil && w.none() })
+		synced = append(synced, func() bool { return r.HasSynced() || w.absent != nil && w.absent() })
 	}
 	f.Start(ctx.Done())
 	go func() {
 		if cache.WaitForCacheSync(ctx.Done(), synced...) {
-			tell(p.Synced)
+			send(p.Synced)
 		}
 	}()
 	for {
@@ -100,24 +100,24 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 }
 
 // slim drops of a Pod what no policy looks at, as there may be many.
-func slim(o any) (any, error) {
+func stripPod(o any) (any, error) {
 	pod, ok := o.(*corev1.Pod)
 	if !ok {
 		return o, nil
 	}
-	few := &corev1.Pod{Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs}}
-	few.Name, few.Namespace, few.UID, few.ResourceVersion = pod.Name, pod.Namespace, pod.UID, pod.ResourceVersion
-	few.Labels, few.DeletionTimestamp, few.CreationTimestamp = pod.Labels, pod.DeletionTimestamp, pod.CreationTimestamp
+	stripped := &corev1.Pod{Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs}}
+	stripped.Name, stripped.Namespace, stripped.UID, stripped.ResourceVersion = pod.Name, pod.Namespace, pod.UID, pod.ResourceVersion
+	stripped.Labels, stripped.DeletionTimestamp, stripped.CreationTimestamp = pod.Labels, pod.DeletionTimestamp, pod.CreationTimestamp
 	if uid, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]; ok {
-		few.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: uid}
+		stripped.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: uid}
 	}
-	few.Spec.NodeName, few.Spec.HostNetwork = pod.Spec.NodeName, pod.Spec.HostNetwork
-	few.Spec.Containers, few.Spec.InitContainers = ports(pod.Spec.Containers), ports(pod.Spec.InitContainers)
-	return few, nil
+	stripped.Spec.NodeName, stripped.Spec.HostNetwork = pod.Spec.NodeName, pod.Spec.HostNetwork
+	stripped.Spec.Containers, stripped.Spec.InitContainers = withPorts(pod.Spec.Containers), withPorts(pod.Spec.InitContainers)
+	return stripped, nil
 }
 
 // ports keeps of containers their named ports.
-func ports(containers []corev1.Container) (with []corev1.Container) {
+func withPorts(containers []corev1.Container) (with []corev1.Container) {
 	for _, c := range containers {
 		if len(c.Ports) > 0 {
 			with = append(with, corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy})

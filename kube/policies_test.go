@@ -29,29 +29,29 @@ import (
 )
 
 // told is Policies that remembers what it was told.
-type told struct {
+type recorder struct {
 	Policies
 	mu    sync.Mutex
 	words []string
 }
 
-func (p *told) tell(format string, args ...any) {
+func (p *recorder) record(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.words = append(p.words, fmt.Sprintf(format, args...))
 }
 
-func (p *told) SetPod(o *corev1.Pod)                    { p.tell("pod %s", o.Name) }
-func (p *told) SetNamespace(o *corev1.Namespace)        { p.tell("namespace %s", o.Name) }
-func (p *told) SetPolicy(o *networkingv1.NetworkPolicy) { p.tell("policy %s", o.Name) }
-func (p *told) SetClusterPolicy(o *v1alpha2.ClusterNetworkPolicy) {
-	p.tell("cluster policy %s", o.Name)
+func (p *recorder) SetPod(o *corev1.Pod)                    { p.record("pod %s", o.Name) }
+func (p *recorder) SetNamespace(o *corev1.Namespace)        { p.record("namespace %s", o.Name) }
+func (p *recorder) SetPolicy(o *networkingv1.NetworkPolicy) { p.record("policy %s", o.Name) }
+func (p *recorder) SetClusterPolicy(o *v1alpha2.ClusterNetworkPolicy) {
+	p.record("cluster policy %s", o.Name)
 }
-func (p *told) DeleteClusterPolicy(name string) { p.tell("no cluster policy %s", name) }
-func (p *told) Synced()                         { p.tell("synced") }
+func (p *recorder) DeleteClusterPolicy(name string) { p.record("no cluster policy %s", name) }
+func (p *recorder) Synced()                         { p.record("synced") }
 
 // await waits until something is told, and returns what was until then.
-func (p *told) await(t *testing.T, word string) []string {
+func (p *recorder) await(t *testing.T, word string) []string {
 	t.Helper()
 	var words []string
 	err := poll.Until(20*time.Second, 10*time.Millisecond, poll.True(func() bool {
@@ -68,10 +68,10 @@ func (p *told) await(t *testing.T, word string) []string {
 
 // clusterList is the ClusterNetworkPolicies of a cluster, which may not have the kind.
 type clusterList struct {
-	mu      sync.Mutex
-	away    bool // it does not answer
-	defined bool
-	events  *watch.FakeWatcher
+	mu          sync.Mutex
+	unreachable bool // it does not answer
+	defined     bool
+	events      *watch.FakeWatcher
 }
 
 func (l *clusterList) define() {
@@ -80,10 +80,10 @@ func (l *clusterList) define() {
 	l.defined = true
 }
 
-func (l *clusterList) answer() {
+func (l *clusterList) makeReachable() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.away = false
+	l.unreachable = false
 }
 
 func (l *clusterList) listerWatcher() cache.ListerWatcher {
@@ -91,7 +91,7 @@ func (l *clusterList) listerWatcher() cache.ListerWatcher {
 		ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			if l.away {
+			if l.unreachable {
 				return nil, errors.New("connection refused")
 			}
 			if !l.defined {
@@ -110,14 +110,14 @@ func (l *clusterList) listerWatcher() cache.ListerWatcher {
 	}
 }
 
-func startFeed(t *testing.T, l *clusterList) *told {
+func startFeed(t *testing.T, l *clusterList) *recorder {
 	t.Helper()
 	client := fake.NewClientset(
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}},
 		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}},
 		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "deny"}},
 	)
-	p := &told{}
+	p := &recorder{}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -132,7 +132,7 @@ func startFeed(t *testing.T, l *clusterList) *told {
 	return p
 }
 
-func TestPoliciesAreToldAllBeforeTheyAreToldSo(t *testing.T) {
+func TestSyncedFollowsAllObjects(t *testing.T) {
 	l := &clusterList{defined: true, events: watch.NewFake()}
 	p := startFeed(t, l)
 	words := p.await(t, "synced")
@@ -147,7 +147,7 @@ func TestPoliciesAreToldAllBeforeTheyAreToldSo(t *testing.T) {
 
 // NetworkPolicies do not wait for a kind that is not there; however long it was not, its
 // policies are told seconds after they can be.
-func TestPoliciesOfAClusterWithoutTheKind(t *testing.T) {
+func TestFeedWithoutClusterPolicyKind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &clusterList{events: watch.NewFake()}
 		p := startFeed(t, l)
@@ -164,12 +164,12 @@ func TestPoliciesOfAClusterWithoutTheKind(t *testing.T) {
 
 // A node goes on without the API server where that is away. Once it answers that there is no such
 // kind, NetworkPolicies do not wait for it either.
-func TestPoliciesOfAClusterWithoutTheKindThatWasAway(t *testing.T) {
+func TestFeedAfterUnreachableAPIServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &clusterList{away: true, events: watch.NewFake()}
+		l := &clusterList{unreachable: true, events: watch.NewFake()}
 		p := startFeed(t, l)
 		time.Sleep(time.Minute)
-		l.answer()
+		l.makeReachable()
 		p.await(t, "synced")
 		l.define()
 		p.await(t, "cluster policy guard")
@@ -177,10 +177,10 @@ func TestPoliciesOfAClusterWithoutTheKindThatWasAway(t *testing.T) {
 }
 
 // Of what is kept of a pod policies depend, and so does who the kubelet says that it is.
-func TestPodsAreKeptWithWhatPoliciesWant(t *testing.T) {
+func TestStripPodKeepsPolicyFields(t *testing.T) {
 	always := corev1.ContainerRestartPolicyAlways
 	ports := []corev1.ContainerPort{{Name: "side", ContainerPort: 1}}
-	whole := &corev1.Pod{
+	target := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "shop", Name: "web", UID: "of the API server", Labels: map[string]string{"app": "web"},
 			Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "of the kubelet", "other": "x"},
@@ -192,15 +192,15 @@ func TestPodsAreKeptWithWhatPoliciesWant(t *testing.T) {
 		},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.32.0.5", PodIPs: []corev1.PodIP{{IP: "10.32.0.5"}, {IP: "fd00::5"}}},
 	}
-	want, err := model.PodOf(whole)
+	want, err := model.PodOf(target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	few, err := slim(whole)
+	stripped, err := stripPod(target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := model.PodOf(few.(*corev1.Pod))
+	got, err := model.PodOf(stripped.(*corev1.Pod))
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("policies see %+v, %v; want %+v", got, err, want)
 	}

@@ -18,35 +18,35 @@ const (
 	// turnEvery is how long each of the first maxTurns agents lets those before it try first; the
 	// others come after them, turnShare apart, in turnRoom at most. It only saves work: the quorum
 	// decides, whoever asks.
-	turnEvery = time.Second
-	maxTurns  = 5
-	turnShare = 10 * time.Millisecond
-	turnRoom  = 10 * time.Second
+	turnEvery       = time.Second
+	maxTurns        = 5
+	lateTurnEvery   = 10 * time.Millisecond
+	lateTurnsWithin = 10 * time.Second
 	// lookShare is how much time there is for each Node to look while none goes: a line may be
 	// written late, or be lost. The API server sends all lines for each look.
-	lookShare = 200 * time.Millisecond
+	checkShare = 200 * time.Millisecond
 	// removeTimeout bounds one attempt.
 	removeTimeout = 10 * time.Second
 )
 
 // turn is how long an agent lets those before it try first.
-func turn(rank int) time.Duration {
-	behind := turnShare * time.Duration(max(0, rank-maxTurns))
-	return turnEvery*time.Duration(min(rank, maxTurns)) + behind%turnRoom
+func turnDelay(rank int) time.Duration {
+	behind := lateTurnEvery * time.Duration(max(0, rank-maxTurns))
+	return turnEvery*time.Duration(min(rank, maxTurns)) + behind%lateTurnsWithin
 }
 
 // pause is how long an agent does not look while no Node goes, of as many as there are. The first
-// ones look every lookEvery. Where these are dead one of the others looks as soon.
-func pause(rank, count int) time.Duration {
+// ones look every checkEvery. Where these are dead one of the others looks as soon.
+func checkInterval(rank, count int) time.Duration {
 	if rank < maxTurns {
-		return lookEvery
+		return checkEvery
 	}
-	share := max(lookEvery, lookShare*time.Duration(count))
+	share := max(checkEvery, checkShare*time.Duration(count))
 	return share/2 + rand.N(share)
 }
 
 // place returns this Node's rank and how many Nodes there are, 0 if they are not known.
-func (a *Agent) place() (mine, count int) {
+func (a *Agent) ranking() (own, count int) {
 	nodes, err := a.allNodes()
 	if err != nil {
 		return 0, 0
@@ -58,15 +58,15 @@ func (a *Agent) place() (mine, count int) {
 // is a word of each Node, so it is not watched: each of a thousand Nodes would get all of it
 // whenever another one joins.
 func (a *Agent) reclaimLoop(ctx context.Context) {
-	wrong := newFaults(a.cfg.Log)
+	errs := newErrorLog(a.cfg.Log)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.gone:
-		case <-time.After(pause(a.place())):
+		case <-a.nodeGone:
+		case <-time.After(checkInterval(a.ranking())):
 		}
-		for again := retryEvery; a.reclaim(ctx, wrong); again = min(2*again, lookEvery) {
+		for again := retryEvery; a.reclaim(ctx, errs); again = min(2*again, checkEvery) {
 			select {
 			case <-ctx.Done():
 				return
@@ -95,12 +95,12 @@ func (a *Agent) departed(ctx context.Context) ([]member, error) {
 
 // reclaim tries each dead member once when it is this Node's turn, and reports whether it is to be
 // tried again.
-func (a *Agent) reclaim(ctx context.Context, wrong *faults) (again bool) {
-	mine, _ := a.place()
+func (a *Agent) reclaim(ctx context.Context, errs *errorLog) (again bool) {
+	own, _ := a.ranking()
 	select {
 	case <-ctx.Done():
 		return false
-	case <-time.After(turn(mine)):
+	case <-time.After(turnDelay(own)):
 	}
 	gone, err := a.departed(ctx)
 	if err != nil {
@@ -109,11 +109,11 @@ func (a *Agent) reclaim(ctx context.Context, wrong *faults) (again bool) {
 	for _, m := range gone {
 		what := "take over the addresses of peer " + m.peer.String() + " of Node " + m.node.name + ", which is gone"
 		if err := a.remove(ctx, m); err != nil {
-			wrong.say(what, err)
+			errs.failed(what, err)
 			again = true
 			continue
 		}
-		wrong.over(what)
+		errs.succeeded(what)
 	}
 	return again
 }
@@ -133,7 +133,7 @@ func (a *Agent) remove(ctx context.Context, m member) error {
 	for _, r := range removed {
 		a.cfg.Log.Info("the addresses of a Node that is gone are taken over", "node", m.node.name, "peer", r.Peer, "addresses", r.Addresses)
 	}
-	return a.strike(ctx, m)
+	return a.deleteLine(ctx, m)
 }
 
 // exists asks the API server itself whether a Node is there.
@@ -151,7 +151,7 @@ func (a *Agent) exists(ctx context.Context, id nodeID) (bool, error) {
 }
 
 // strike deletes a line, unless it is another by now.
-func (a *Agent) strike(ctx context.Context, m member) error {
+func (a *Agent) deleteLine(ctx context.Context, m member) error {
 	path := "/data/" + m.key()
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": path, "value": m.value()},

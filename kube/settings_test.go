@@ -25,7 +25,7 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 	}
 }
 
-func TestClusterPoliciesWantPolicies(t *testing.T) {
+func TestClusterPoliciesRequirePolicies(t *testing.T) {
 	if s := settings(t, map[string]string{"NODE_NAME": "n1"}); !s.Policies || s.ClusterPolicies {
 		t.Errorf("by default NetworkPolicies are enforced: %v, and those of the cluster: %v", s.Policies, s.ClusterPolicies)
 	}

@@ -21,7 +21,7 @@ func (a *Agent) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if r, err := a.cfg.Router.Ready(ctx); err != nil || !r.Ready {
-		a.targets = nil
+		a.connectedTargets = nil
 		if err == nil || errors.Is(err, api.ErrNotRunning) {
 			err = errors.New("the router is starting")
 		}
@@ -35,13 +35,13 @@ func (a *Agent) connect(ctx context.Context) error {
 		return err
 	}
 	want := Targets(a.cfg.Settings.NodeName, nodes)
-	if a.targets != nil && slices.Equal(a.targets, want) {
+	if a.connectedTargets != nil && slices.Equal(a.connectedTargets, want) {
 		return nil
 	}
 	if err := a.cfg.Router.Connect(ctx, api.PeersRequest{Peers: want, Replace: true}); err != nil {
 		return err
 	}
-	a.targets = append([]string{}, want...)
+	a.connectedTargets = append([]string{}, want...)
 	return nil
 }
 
@@ -53,7 +53,7 @@ func (a *Agent) prime(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := a.cfg.Router.Prime(ctx); err != nil {
-		return errors.Join(err, a.whyNoAddresses())
+		return errors.Join(err, a.ipamStatus())
 	}
 	r, err := a.cfg.Router.Report(ctx)
 	if err != nil {
@@ -75,8 +75,8 @@ func (a *Agent) prime(ctx context.Context) error {
 	return nil
 }
 
-// whyNoAddresses returns what the router waits for, nil if it does not say.
-func (a *Agent) whyNoAddresses() error {
+// ipamStatus returns what the router waits for, nil if it does not say.
+func (a *Agent) ipamStatus() error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	r, err := a.cfg.Router.Report(ctx)

@@ -16,7 +16,7 @@ var (
 
 // Links of the pages lead to pages and headings that are there, and nothing is
 // loaded from elsewhere.
-func TestLinksLeadSomewhere(t *testing.T) {
+func TestSiteLinks(t *testing.T) {
 	out := t.TempDir()
 	if err := build(out); err != nil {
 		t.Fatal(err)
@@ -63,7 +63,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 }
 
 // Markdown files at the top link to files of the repository that are there.
-func TestLinksOfTheRepository(t *testing.T) {
+func TestRepositoryLinks(t *testing.T) {
 	inline := regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
 	files, err := filepath.Glob("../*.md")
 	if err != nil || len(files) == 0 {

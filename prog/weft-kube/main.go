@@ -88,7 +88,7 @@ func agent(ctx context.Context) error {
 	prepare(log)
 	a := kube.AgentConfig{
 		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,
-		Health: s.HealthAddr(), Recorded: node.record,
+		Health: s.HealthAddr(), RecordUID: node.record,
 	}
 	if s.Policies {
 		metrics := prometheus.NewRegistry()
