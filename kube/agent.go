@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// configMapName is the ConfigMap with the members.
+	// configMapName is the name of the ConfigMap with the members.
 	configMapName = "weft-peers"
-	// checkEvery is how often everything is compared if nothing happens, and
-	// retryEvery if something failed or is not there yet.
+	// checkEvery is the interval between checks of everything if nothing happens. retryEvery is
+	// the interval after an error.
 	checkEvery = 10 * time.Second
 	retryEvery = 2 * time.Second
-	// callTimeout bounds a call of the API server or the router.
+	// callTimeout is the timeout of a call of the API server or the router.
 	callTimeout = 10 * time.Second
 )
 
-// AgentConfig says what an Agent works with.
+// AgentConfig configures an Agent.
 type AgentConfig struct {
 	Settings *Settings
 	Client   kubernetes.Interface
@@ -41,8 +41,8 @@ type AgentConfig struct {
 	// there are none. Without an address neither is served.
 	Health  string
 	Metrics http.Handler
-	// RecordUID is called with the UID of this Node before the router is known by it;
-	// nil: nobody wants to know.
+	// RecordUID receives the UID of this Node before the Node's line names the router. It may be
+	// nil.
 	RecordUID func(uid string) error
 }
 
@@ -52,15 +52,15 @@ type Agent struct {
 	cfg       AgentConfig
 	informers informers.SharedInformerFactory
 	nodes     corelisters.NodeLister
-	wake      chan struct{} // something has changed
-	nodeGone  chan struct{} // a Node has gone, or may have
+	wake      chan struct{} // capacity 1: something changed
+	nodeGone  chan struct{} // capacity 1: a Node may have been deleted
 	health    health
 
 	// Of loop only.
-	connectedTargets []string // that the router has; nil: not known
+	connectedTargets []string // the targets that the router has; nil if they are unknown
 	exposed          bool     // the Node has an address
 
-	enrolled atomic.Pointer[member] // the line that the ConfigMap has of this Node; nil: not known
+	enrolled atomic.Pointer[member] // this Node's line in the ConfigMap; nil if it is unknown
 }
 
 // NewAgent returns an agent. It does nothing until Run.
@@ -72,7 +72,7 @@ func NewAgent(c AgentConfig) *Agent {
 	}
 }
 
-// Run follows until ctx ends. It may be called once.
+// Run keeps the router, the Node and the ConfigMap up to date until ctx ends. Call it once.
 func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if a.cfg.Health != "" {
@@ -100,7 +100,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	g.Go(func() error {
 		a.informers.WaitForCacheSync(ctx.Done())
-		wake(a.nodeGone) // Nodes may have gone before
+		wake(a.nodeGone) // Nodes may have been deleted while no agent ran here
 		g.Go(func() error { a.reclaimLoop(ctx); return nil })
 		a.loop(ctx)
 		return nil
@@ -108,13 +108,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// matters reports whether an update changes what agents look at: kubelets write a
-// heartbeat to the status of their Node.
+// relevantChange reports whether an update of a Node matters to agents. Most do not: kubelets
+// report in their Node's status every few seconds that they are alive.
 func relevantChange(before, after *corev1.Node) bool {
 	return idOf(before) != idOf(after) || addressOf(before) != addressOf(after) || isUp(before) != isUp(after)
 }
 
-// wake makes the goroutine that waits for c check everything again soon.
+// wake makes the goroutine that waits for c check everything soon. It does not block.
 func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -137,15 +137,15 @@ func (a *Agent) loop(ctx context.Context) {
 	}
 }
 
-// step brings everything in line and reports whether that succeeded.
+// step brings everything up to date. It reports whether it succeeded.
 func (a *Agent) step(ctx context.Context, errs *errorLog) bool {
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) error
 	}{
 		{"connect the router to the Nodes", a.connect},
-		{"say which peer is on this Node", a.enrol},
-		{"have the router give addresses", a.prime},
+		{"record the peer of this Node", a.enrol},
+		{"get addresses from the router", a.prime},
 		{"enforce policies", a.enforce},
 		{"install the CNI plugin", a.install},
 		{"mark the network of the Node as available", a.mark},
@@ -159,7 +159,7 @@ func (a *Agent) step(ctx context.Context, errs *errorLog) bool {
 		errs.succeeded(s.name)
 	}
 	if a.health.setReason("") {
-		a.cfg.Log.Info("pods have a network on this Node")
+		a.cfg.Log.Info("the network for pods is ready on this Node")
 	}
 	return true
 }

@@ -25,13 +25,13 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-// router is a Router that remembers what it was told.
+// router is a Router that records its calls.
 type router struct {
 	mu      sync.Mutex
 	name    string
 	primed  bool
-	down    bool     // it is being replaced
-	alive   []string // peers that cannot be removed
+	down    bool     // as while it is being replaced
+	alive   []string // peers that are reachable, so they cannot be removed
 	targets []string
 	exposed []api.Address
 	removed []string
@@ -77,7 +77,7 @@ func (r *router) RemovePeers(_ context.Context, q api.PeersRequest) ([]api.Remov
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if slices.Contains(r.alive, q.Peers[0]) {
-		return nil, fmt.Errorf("remove peer %s: it can be reached", q.Peers[0])
+		return nil, fmt.Errorf("remove peer %s: it is reachable", q.Peers[0])
 	}
 	r.removed = append(r.removed, q.Peers...)
 	return []api.Removed{{Peer: q.Peers[0], Addresses: 1024}}, nil
@@ -89,7 +89,7 @@ func (r *router) get(f func(*router) bool) bool {
 	return f(r)
 }
 
-// scene is an agent of Node "self" with an API server that is a fake.
+// scene is an agent of Node "self" and a fake API server.
 type scene struct {
 	t      *testing.T
 	client *fake.Clientset
@@ -136,11 +136,11 @@ func (s *scene) run() {
 func (s *scene) until(what string, holds func() bool) {
 	s.t.Helper()
 	if err := poll.Until(30*time.Second, 10*time.Millisecond, poll.True(holds)); err != nil {
-		s.t.Fatalf("not so: %s", what)
+		s.t.Fatalf("condition not met: %s", what)
 	}
 }
 
-// lines are the members as the API server has them.
+// lines returns the lines of the ConfigMap in the API server.
 func (s *scene) lines() map[string]string {
 	s.t.Helper()
 	m, err := s.client.CoreV1().ConfigMaps("kube-system").Get(s.t.Context(), configMapName, metav1.GetOptions{})
@@ -165,13 +165,13 @@ func TestAgentMakesTheNodeReady(t *testing.T) {
 		return err == nil && isUp(n)
 	})
 	s.add(node("third", "uid-third", internal("10.0.0.3")))
-	s.until("a Node that came is a target", func() bool {
+	s.until("a new Node is a target", func() bool {
 		return s.router.get(func(r *router) bool { return slices.Equal(r.targets, []string{"10.0.0.2", "10.0.0.3"}) })
 	})
 	if err := s.client.CoreV1().Nodes().Delete(t.Context(), "other", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	s.until("a Node that went is none any more", func() bool {
+	s.until("a deleted Node is not a target", func() bool {
 		return s.router.get(func(r *router) bool { return slices.Equal(r.targets, []string{"10.0.0.3"}) })
 	})
 }
@@ -185,29 +185,29 @@ func TestAgentRemovesPeersOfDeadNodesOnly(t *testing.T) {
 	}, node("other", "uid-other", internal("10.0.0.2")))
 	s.router.alive = []string{"02:00:00:00:00:05"}
 	s.run()
-	s.until("lines of dead Nodes are struck", func() bool {
+	s.until("lines of dead Nodes are deleted", func() bool {
 		l := s.lines()
 		return l["02-00-00-00-00-03"] == "" && l["02-00-00-00-00-04"] == "" && l["02-00-00-00-00-01"] != ""
 	})
 	if l := s.lines(); l["02-00-00-00-00-02"] == "" || l["02-00-00-00-00-05"] == "" {
-		t.Errorf("lines are %v: a Node, or a peer that is reached, was struck", l)
+		t.Errorf("lines are %v: the line of a Node or of a reachable peer was deleted", l)
 	}
 	want := []string{"02:00:00:00:00:03", "02:00:00:00:00:04"}
 	if !s.router.get(func(r *router) bool { slices.Sort(r.removed); return slices.Equal(slices.Compact(r.removed), want) }) {
-		t.Errorf("removed were %v, want %v", s.router.removed, want)
+		t.Errorf("removed %v, want %v", s.router.removed, want)
 	}
 	s.router.get(func(r *router) bool { r.alive = nil; return true })
-	s.until("a peer is taken over once it is not reached any more", func() bool { return s.lines()["02-00-00-00-00-05"] == "" })
+	s.until("a peer is removed once it is unreachable", func() bool { return s.lines()["02-00-00-00-00-05"] == "" })
 }
 
-// What the kubelet is told, and the reason with it.
+// The readiness probe reports the reason why the Node is not ready.
 func TestReadinessReason(t *testing.T) {
 	s := newScene(t, nil)
 	s.router.primed = false
 	s.agent.cfg.Health = "127.0.0.1:0"
 	h := &s.agent.health
 	s.run()
-	s.until("the reason is there", func() bool { return strings.Contains(h.reason(), "waiting for a majority") })
+	s.until("the reason is reported", func() bool { return strings.Contains(h.reason(), "waiting for a majority") })
 	s.router.get(func(r *router) bool { r.primed = true; return true })
 	s.until("it is ready", func() bool { return h.ready(t.Context()) == nil })
 }
@@ -233,20 +233,20 @@ func TestHealthServer(t *testing.T) {
 	}
 }
 
-// A line that was written again since is not struck.
+// A line that was written again in the meantime is not deleted.
 func TestDeleteLineKeepsNewerLine(t *testing.T) {
 	s := newScene(t, map[string]string{"02-00-00-00-00-03": "back uid-new"})
 	old, ok := parseMember("02-00-00-00-00-03", "back uid-old")
 	if !ok {
-		t.Fatal("not read")
+		t.Fatal("the line is invalid")
 	}
-	_ = s.agent.deleteLine(t.Context(), old) // the fake refuses with another error than an API server
+	_ = s.agent.deleteLine(t.Context(), old) // the fake returns another error than an API server
 	if s.lines()["02-00-00-00-00-03"] != "back uid-new" {
-		t.Error("the line of a Node that came back is gone")
+		t.Error("the line of the new Node was deleted")
 	}
 }
 
-// switchedPolicies is Policies that are enforced once it is said.
+// switchedPolicies is Policies that a test can switch to enforced.
 type switchedPolicies struct {
 	recorder
 	enforced atomic.Bool
@@ -261,7 +261,8 @@ func (p *switchedPolicies) Enforced() error {
 	return nil
 }
 
-// A Node whose policies are not enforced is not ready: pods that are started there would be open.
+// A Node is not ready while its policies are not enforced, because pods that start then would be
+// unprotected.
 func TestNodeIsReadyOnlyWithPolicies(t *testing.T) {
 	s := newScene(t, nil)
 	p := &switchedPolicies{}
@@ -273,9 +274,9 @@ func TestNodeIsReadyOnlyWithPolicies(t *testing.T) {
 	}
 	h := &s.agent.health
 	s.run()
-	s.until("the reason is there", func() bool { return h.reason() == "enforce policies: a transaction failed" })
+	s.until("the reason is reported", func() bool { return h.reason() == "enforce policies: a transaction failed" })
 	if _, err := os.Stat(filepath.Join(dir, conflistName)); err == nil {
-		t.Error("the kubelet is told of a network whose policies are not enforced")
+		t.Error("the network configuration was installed before policies were enforced")
 	}
 	p.enforced.Store(true)
 	s.until("it is ready", func() bool { return h.ready(t.Context()) == nil })

@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 )
 
-// ListClusterPolicies returns how to list and watch the ClusterNetworkPolicies of a cluster.
+// ListClusterPolicies returns a ListerWatcher of a cluster's ClusterNetworkPolicies.
 func ListClusterPolicies(config *rest.Config) (cache.ListerWatcher, error) {
 	scheme := runtime.NewScheme()
 	if err := v1alpha2.Install(scheme); err != nil {
@@ -36,13 +36,14 @@ func ListClusterPolicies(config *rest.Config) (cache.ListerWatcher, error) {
 	return cache.NewListWatchFromClient(client, "clusternetworkpolicies", metav1.NamespaceAll, fields.Everything()), nil
 }
 
-// kindPace is how often an API server that does not list a kind is asked again; up to twice that
-// with jitter. An informer would wait for a minute at last, in which no policy is in force.
+// kindRetryEvery is the minimum interval between attempts to list a kind that failed; jitter adds
+// up to as much again. An informer would back off to a minute, and no policy would be in force for
+// that time.
 const kindRetryEvery = 5 * time.Second
 
-// clusterPolicies are the policies of the whole cluster, to be watched by watchWhenDefined. While
-// the API server says that it knows no such kind there are none; whoever defines it later has
-// nothing to restart.
+// clusterPolicies returns the kind of cluster policies. watchWhenDefined runs their informer. As
+// long as the API server does not know the kind, there are none; once somebody defines it, the
+// policies take effect without a restart.
 func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhenDefined func(context.Context, *slog.Logger)) {
 	var absent atomic.Bool
 	i := cache.NewSharedIndexInformer(from, &v1alpha2.ClusterNetworkPolicy{}, 0, nil)
@@ -56,7 +57,7 @@ func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhen
 		err := awaitKind(ctx, from, func(err error) {
 			if apierrors.IsNotFound(err) {
 				absent.Store(true)
-				err = fmt.Errorf("their kind is not defined in the cluster, in version %s", v1alpha2.GroupVersion)
+				err = fmt.Errorf("the cluster does not define the kind in version %s", v1alpha2.GroupVersion)
 			}
 			errs.failed(what, err)
 		})
@@ -67,10 +68,10 @@ func clusterPolicies(from cache.ListerWatcher, p Policies) (w watched, watchWhen
 	}
 }
 
-// awaitKind returns when an API server lists a kind of objects, and tells wrong each error until
-// then: one that is away at first may say later that it does not know the kind. It fails when ctx
-// ends.
-func awaitKind(ctx context.Context, from cache.ListerWatcher, errs func(error)) error {
+// awaitKind returns when the API server lists a kind of objects. It calls onError with each error
+// before that: an API server that is unreachable at first may report later that it does not know
+// the kind. It fails when ctx ends.
+func awaitKind(ctx context.Context, from cache.ListerWatcher, onError func(error)) error {
 	list := cache.ToListerWatcherWithContext(from)
 	for {
 		listCtx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -79,7 +80,7 @@ func awaitKind(ctx context.Context, from cache.ListerWatcher, errs func(error)) 
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
 		}
-		errs(err)
+		onError(err)
 		select {
 		case <-time.After(wait.Jitter(kindRetryEvery, 1)):
 		case <-ctx.Done():

@@ -11,14 +11,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Cloud providers set this condition on a new Node, and keep pods off it until
-// whoever makes the network clears it.
+// Cloud providers set the condition NetworkUnavailable on a new Node. It keeps pods off the Node
+// until the network plugin clears it.
 const (
 	upReason  = "WeftIsUp"
 	upMessage = "weft gives pods of this Node a network"
 )
 
-// mark clears the condition of this Node that there is no network.
+// mark clears the condition NetworkUnavailable of this Node.
 func (a *Agent) mark(ctx context.Context) error {
 	n, err := a.nodes.Get(a.cfg.Settings.NodeName)
 	if err != nil {
@@ -33,7 +33,7 @@ func (a *Agent) mark(ctx context.Context) error {
 		Reason: upReason, Message: upMessage, LastTransitionTime: now, LastHeartbeatTime: now,
 	}}}})
 	if err != nil {
-		return fmt.Errorf("write a condition: %w", err)
+		return fmt.Errorf("encode a condition: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -1,27 +1,29 @@
-// Package kube is what weft does on a Kubernetes node beside the router: it
-// follows the API server and tells the router by its control API.
+// Package kube connects the router of a Kubernetes node to the API server: it watches the API
+// server and controls the router through its control API.
 //
 //	API server                        this node
 //	  Nodes ------------ targets ---------> router (its socket)
 //	  Node.status <----- condition          |
-//	  ConfigMap weft-peers <--> own line    | rmpeer of peers whose Node is gone
+//	  ConfigMap weft-peers <--> own line    | rmpeer of peers whose Node was deleted
 //	  Pods, Namespaces, NetworkPolicies --> Policies
 //	                                     /opt/cni/bin, /etc/cni/net.d: the plugin
 //
-// Which peer is on which Node stands in the ConfigMap weft-peers. Each agent
-// writes its own line, once its router runs and before a pod can get an address:
+// The ConfigMap weft-peers maps each peer to its Node. Each agent writes its own line once its
+// router runs, and before a pod can get an address:
 //
 //	02-8c-5b-00-1f-d2: worker-1 0f8e6a0c-...    the peer's name: its Node and that Node's UID
 //
-// A line whose Node (name and UID) no longer exists is of a dead peer. Every
-// agent looks when a Node goes, one after the other, and the quorum of the routers
-// decides (ipam), so it does not matter how many act or which of them fail. The
-// line goes once the addresses are taken over. Hosts that are in the mesh and no
-// Nodes have no line, and are never touched.
+// A line whose Node (name and UID) no longer exists belongs to a dead peer. When a Node is
+// deleted, every agent checks the lines, one after the other. The quorum of the routers decides
+// about the takeover (package ipam), so it does not matter how many agents act or which of them
+// fail. The line is deleted after the addresses are taken over. Hosts that are in the mesh but are
+// not Nodes have no line, and agents never touch them.
 //
-// Nobody watches the ConfigMap: with n Nodes, n that join would have the API server
-// send n times n copies of n lines. It is read when a Node goes, and else a few times a
-// second by all of them together.
+// Agents do not watch the ConfigMap: when n Nodes join, the API server would send n copies of n
+// lines n times. They read it when a Node is deleted, and otherwise a few times a second all
+// together.
 //
 // The decisions are in members.go and nodes.go, without API server or clock.
+//
+// An Agent is used by one goroutine, which calls Run once. Its zero value is not usable.
 package kube

@@ -27,11 +27,11 @@ import (
 	"github.com/weft-net/weft/policy/policytest"
 )
 
-// BenchmarkEngines measures weft and another engine as a user sees them, from the
-// API server to packets: the time until a large cluster is enforced by an engine that starts,
-// the time until the change of one pod is, and the cost of the first packet of a flow,
-// each in clusters of a thousand policies, and the last in one of ten as well.
-// The other is kube-router's; the folder of its program is in WEFT_RIVALS.
+// BenchmarkEngines measures weft and kube-router from the API server to packets: the time until a
+// starting engine enforces a large cluster, the time until the change of one pod takes effect, and
+// the cost of the first packet of a flow. It does so in clusters of a thousand policies, and
+// measures the packet in a cluster of ten policies too. WEFT_RIVALS is the directory of
+// kube-router's program.
 func BenchmarkEngines(b *testing.B) {
 	engines := []string{"weft"}
 	router := filepath.Join(os.Getenv("WEFT_RIVALS"), "kube-router")
@@ -64,8 +64,8 @@ func BenchmarkEngines(b *testing.B) {
 
 type engineResult struct{ start, change, packet time.Duration }
 
-// measureEngine measures in a cluster. Pod 0, of this node, takes what comes from
-// pods of its namespace with the label app-0, or by TCP.
+// measureEngine measures one engine in one cluster. Pod 0 is local. It accepts UDP from pods of
+// its namespace with the label app-0 only.
 func measureEngine(b *testing.B, size policytest.Size, start func(*enginetest.Wire, string) func()) (r engineResult) {
 	w := enginetest.NewWire(b, 1)
 	enginetest.OnOneCPU(b)
@@ -75,13 +75,14 @@ func measureEngine(b *testing.B, size policytest.Size, start func(*enginetest.Wi
 
 	n := size.Namespaces
 	to := policytest.LargePod(size, 0).Addrs[0]
-	friend, stranger := 5*n, 2*n // of app-0 and of app-2
+	friend, stranger := 5*n, 2*n // with the labels app-0 and app-2
 	flow := func(from int) model.Flow {
 		return model.Flow{Src: policytest.LargePod(size, from).Addrs[0], Dst: to, Protocol: model.UDP, Port: 9999}
 	}
 	began := time.Now()
 	sent := uint32(0)
-	// passes sends the first packet of a flow, and then a mark, which nothing holds up.
+	// passes sends the first packet of a flow, and then a mark, which netfilter does not filter.
+	// It reports whether the packet arrived.
 	passes := func(f model.Flow) bool {
 		sent++
 		p := enginetest.Probe{Flow: f, Sport: uint16(1024 + sent%60000), ID: sent<<8 | 0xa5}
@@ -119,7 +120,7 @@ func measureEngine(b *testing.B, size policytest.Size, start func(*enginetest.Wi
 	return r
 }
 
-// serveAPI serves on the wire's host, and returns the address.
+// serveAPI serves an API server on the wire's host and returns its URL.
 func serveAPI(b *testing.B, w *enginetest.Wire, api *enginetest.API) string {
 	var l net.Listener
 	err := netdev.Do(w.Host, func() (err error) {

@@ -14,12 +14,12 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// enrolShare is how much time there is for each Node to write its line when all write at once: the
-// API server does one write of an object after the other, and all that wait try again each time.
+// writeSlot is the time per Node for writing its line, when all Nodes write at once. The API
+// server serialises writes of an object, and every writer that waits retries after each write.
 const writeSlot = 10 * time.Millisecond
 
-// enrol has this Node's line in the ConfigMap. It is written at a random moment of the time that
-// all Nodes together need.
+// enrol writes this Node's line to the ConfigMap, at a random time within the time slots of all
+// Nodes.
 func (a *Agent) enrol(ctx context.Context) error {
 	self, err := a.self(ctx)
 	if err != nil {
@@ -49,7 +49,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 	return nil
 }
 
-// awaitShare waits for the moment at which this Node may write.
+// awaitWriteSlot waits for the time at which this Node may write.
 func (a *Agent) awaitWriteSlot(ctx context.Context) error {
 	nodes, err := a.allNodes()
 	if err != nil {
@@ -63,7 +63,7 @@ func (a *Agent) awaitWriteSlot(ctx context.Context) error {
 	}
 }
 
-// self is this Node's line.
+// self returns this Node's line.
 func (a *Agent) self(ctx context.Context) (member, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -79,8 +79,8 @@ func (a *Agent) self(ctx context.Context) (member, error) {
 	return member{p, idOf(n)}, err
 }
 
-// lines reads the ConfigMap, none if it is not there. Any version that the API server has at hand
-// will do, which costs it least when all Nodes ask.
+// lines returns the lines of the ConfigMap, or none if it does not exist. It accepts any version
+// in the API server's cache, which is cheapest when all Nodes read.
 func (a *Agent) lines(ctx context.Context) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -97,7 +97,7 @@ func (a *Agent) lines(ctx context.Context) (map[string]string, error) {
 func (a *Agent) patchMembers(ctx context.Context, change any) error {
 	patch, err := json.Marshal(change)
 	if err != nil {
-		return fmt.Errorf("write a patch: %w", err)
+		return fmt.Errorf("encode a patch: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -29,17 +29,17 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-// busyServer is an API server with one ConfigMap. It does one write after the other, and tells
-// those that would have to try more than five times that there was a conflict, as the real one does.
+// busyServer is an API server with one ConfigMap. Like a real one it serialises writes, and
+// returns a conflict to a writer that would have to retry more than five times.
 type busyServer struct {
 	mu        sync.Mutex
 	data      map[string]string
-	busyUntil time.Time // when the writes are done that it has accepted
+	busyUntil time.Time // when the accepted writes are done
 	conflicts int
-	requests  map[string]int // requests, by verb
+	requests  map[string]int // number of requests by verb
 }
 
-// writeTakes is more than enrolShare: some Nodes have to try again.
+// writeTime is longer than writeSlot, so that some Nodes have to retry.
 const writeTime = 12 * time.Millisecond
 
 func (s *busyServer) react(action clienttesting.Action) (handled bool, ret runtime.Object, err error) {
@@ -65,7 +65,7 @@ func (s *busyServer) react(action clienttesting.Action) (handled bool, ret runti
 	return true, &corev1.ConfigMap{}, nil
 }
 
-// change writes a line, or takes one away if it is as it is to be for that.
+// change applies a patch: it writes a line, or deletes it if its value passes the patch's test.
 func (s *busyServer) change(patch clienttesting.PatchAction) error {
 	if patch.GetPatchType() == types.MergePatchType {
 		var change corev1.ConfigMap
@@ -87,14 +87,14 @@ func (s *busyServer) change(patch clienttesting.PatchAction) error {
 	return nil
 }
 
-// get returns what f says of the server.
+// get returns a property of the server, read under its lock.
 func (s *busyServer) get(f func(*busyServer) int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return f(s)
 }
 
-// routerOfMany is one of many routers that agree on who can be reached.
+// routerOfMany is one of many routers that agree which peers are reachable.
 type routerOfMany struct {
 	*router
 	name string
@@ -104,9 +104,9 @@ func (r *routerOfMany) Ready(context.Context) (api.Ready, error) {
 	return api.Ready{Ready: true, Name: r.name}, nil
 }
 
-// A thousand Nodes that join at once are all down in the ConfigMap after some seconds, which stays
-// far below what the API server stores of one object, and each Node has asked for it some times and
-// not once for each other Node.
+// A thousand Nodes that join at once are all in the ConfigMap after some seconds. The ConfigMap
+// stays far below the size limit of the API server, and each Node reads it a few times and not
+// once for each other Node.
 func TestThousandNodesJoinAtOnce(t *testing.T) {
 	const count = 1000
 	synctest.Test(t, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestThousandNodesJoinAtOnce(t *testing.T) {
 			a.nodes = corelisters.NewNodeLister(nodes)
 			joined.Go(func() {
 				for a.enrol(t.Context()) != nil {
-					time.Sleep(retryEvery) // as loop does
+					time.Sleep(retryEvery) // as Agent.loop does
 				}
 			})
 		}
@@ -145,26 +145,26 @@ func TestThousandNodesJoinAtOnce(t *testing.T) {
 			t.Errorf("%d lines, %d of them of members; want %d", len(server.data), len(parseMembers(server.data)), count)
 		}
 		if server.conflicts == 0 {
-			t.Error("there was no conflict; this test is to have some")
+			t.Error("there was no conflict, but the test needs some")
 		}
 		if took > time.Minute {
-			t.Errorf("the last one got in after %v", took)
+			t.Errorf("the last Node was recorded after %v", took)
 		}
 		if size > corev1.MaxSecretSize/4 {
-			t.Errorf("the ConfigMap has %d bytes; the API server takes %d", size, corev1.MaxSecretSize)
+			t.Errorf("the ConfigMap has %d bytes; the API server allows %d", size, corev1.MaxSecretSize)
 		}
 		if n := server.requests["get"] + server.requests["patch"]; n > 4*count {
-			t.Errorf("%d Nodes asked %d times", count, n)
+			t.Errorf("%d Nodes sent %d requests", count, n)
 		}
 		if n := server.requests["list"] + server.requests["watch"]; n > 0 {
-			t.Errorf("%d Nodes are told of every change", n)
+			t.Errorf("%d requests of Nodes watch every change", n)
 		}
 	})
 }
 
-// Issue 6, item 3: the addresses of a Node that was deleted are taken over within 30 seconds after its
-// router has ended, although the agents of the first Nodes are dead, and however many others there are; and
-// these ask the API server a few times each.
+// The addresses of a deleted Node are taken over within 30 seconds after its router ended. This
+// must hold for any number of Nodes and even if the agents of the first Nodes are dead; each
+// living agent sends only a few requests to the API server.
 func TestNodeIsDeletedInLargeCluster(t *testing.T) {
 	for _, count := range []int{maxTurns + 3, 1000} {
 		t.Run(fmt.Sprint(count), func(t *testing.T) {
@@ -211,36 +211,37 @@ func TestNodeIsDeletedInLargeCluster(t *testing.T) {
 				}
 				time.Sleep(20 * time.Second)
 				if n := server.get(func(s *busyServer) int { return len(s.data) }); n != count {
-					t.Fatalf("%d lines while the router of the Node that went can be reached, want %d", n, count)
+					t.Fatalf("%d lines while the router of the deleted Node is reachable, want %d", n, count)
 				}
 				routers.get(func(r *router) bool { r.alive = nil; return true })
 				ended := time.Now()
 				if err := poll.Until(time.Minute, 100*time.Millisecond, poll.True(func() bool {
 					return server.get(func(s *busyServer) int { return len(s.data) }) != count
 				})); err != nil {
-					t.Errorf("taken over: %v", err)
+					t.Errorf("the addresses are not taken over: %v", err)
 				}
-				asked := server.get(func(s *busyServer) int { return s.requests["get"] })
-				t.Logf("taken over after %v, %d reads", time.Since(ended), asked)
+				reads := server.get(func(s *busyServer) int { return s.requests["get"] })
+				t.Logf("taken over after %v, %d reads", time.Since(ended), reads)
 				if time.Since(ended) > 30*time.Second {
 					t.Errorf("taken over after %v", time.Since(ended))
 				}
-				if asked > 5*len(alive) {
-					t.Errorf("%d agents read the lines %d times", len(alive), asked)
+				if reads > 5*len(alive) {
+					t.Errorf("%d agents read the lines %d times", len(alive), reads)
 				}
 			})
 		})
 	}
 }
 
-// Who comes when a Node goes: the first ones a second apart, and no two of the others together,
-// all of them within the time in which a dead Node's addresses are promised to be back.
+// After a Node is deleted, the first agents act one second apart and no two of the others act at
+// the same time. All act within the time that is promised for the takeover of a dead Node's
+// addresses.
 func TestTurnDelays(t *testing.T) {
 	seen := make(map[time.Duration]int)
 	for rank := range 1000 {
 		wait := turnDelay(rank)
 		if other, ok := seen[wait]; ok {
-			t.Errorf("agents %d and %d look at once", other, rank)
+			t.Errorf("agents %d and %d act at the same time", other, rank)
 		}
 		seen[wait] = rank
 		if wait > 20*time.Second {
@@ -252,7 +253,7 @@ func TestTurnDelays(t *testing.T) {
 	}
 }
 
-// others are Nodes that come before the scene's one, and whose agents do nothing.
+// earlierNodes returns Nodes that rank before the scene's Node and whose agents do nothing.
 func earlierNodes(count int) (list []*corev1.Node) {
 	for i := range count {
 		list = append(list, node(fmt.Sprintf("before-%d", i), fmt.Sprintf("uid-%d", i)))
@@ -260,7 +261,7 @@ func earlierNodes(count int) (list []*corev1.Node) {
 	return list
 }
 
-// A line that was written after its Node had gone is seen in time although the agents of the
+// A line that is written after its Node was deleted is noticed in time, even if the agents of the
 // first Nodes are dead.
 func TestLateLineIsNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -274,7 +275,7 @@ func TestLateLineIsNoticed(t *testing.T) {
 	})
 }
 
-// A Node that goes while the agent cannot act, for minutes, is not forgotten.
+// A Node that is deleted while the agent cannot act for minutes is not forgotten.
 func TestNodeIsDeletedDuringOutage(t *testing.T) {
 	for name, set := range map[string]func(s *scene, down *atomic.Bool, to bool){
 		"API server": func(_ *scene, down *atomic.Bool, to bool) { down.Store(to) },
@@ -298,7 +299,7 @@ func TestNodeIsDeletedDuringOutage(t *testing.T) {
 				}
 				time.Sleep(5 * time.Minute)
 				if name != "router" && s.agent.health.reason() != "" {
-					t.Errorf("pods have a network, and it is not ready: %s", s.agent.health.reason())
+					t.Errorf("pods have a network, but the Node is not ready: %s", s.agent.health.reason())
 				}
 				set(s, &down, false)
 				s.until("the peer is taken over", func() bool { return len(s.lines()) == 1 })
@@ -307,31 +308,31 @@ func TestNodeIsDeletedDuringOutage(t *testing.T) {
 	}
 }
 
-// However many Nodes there are, they look often enough for any of them to act for the first ones, and
-// together not so often that the API server has much to send.
+// For any number of Nodes, each agent checks often enough to act in place of the first ones, and
+// all together cause little load on the API server.
 func TestCheckIntervals(t *testing.T) {
 	for _, count := range []int{1, 3, 10, 100, 1000, 5000} {
-		checks := 0.0 // a second, of all but the first ones
+		checks := 0.0 // per second, without the first agents
 		for rank := range count {
 			wait := checkInterval(rank, count)
 			if rank < maxTurns && wait != checkEvery {
-				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
+				t.Errorf("agent %d of %d checks after %v", rank, count, wait)
 			}
 			if rank >= maxTurns {
 				checks += 1 / wait.Seconds()
 			}
 			if wait < checkEvery/2 || wait > max(2*checkEvery, time.Duration(count)*time.Second) {
-				t.Errorf("agent %d of %d looks after %v", rank, count, wait)
+				t.Errorf("agent %d of %d checks after %v", rank, count, wait)
 			}
 		}
 		if checks > 10 {
-			t.Errorf("%d agents look %.1f times a second", count, checks)
+			t.Errorf("%d agents check %.1f times a second", count, checks)
 		}
 	}
 }
 
-// Where somebody deletes the ConfigMap the agent says what is to be done, and writes its line
-// when it is done, whichever its place among the Nodes.
+// If somebody deletes the ConfigMap, the agent reports how to restore it. Once it is restored, the
+// agent writes its line, whatever its rank.
 func TestConfigMapIsDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t, nil, earlierNodes(2*maxTurns)...)
@@ -343,7 +344,7 @@ func TestConfigMapIsDeleted(t *testing.T) {
 		if err := maps.Delete(t.Context(), configMapName, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		s.until("it says what is to be done", func() bool {
+		s.until("it reports how to restore the ConfigMap", func() bool {
 			return strings.Contains(s.agent.health.reason(), "there is no ConfigMap kube-system/weft-peers; apply weft's manifest again")
 		})
 		again := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: configMapName}}
@@ -355,7 +356,7 @@ func TestConfigMapIsDeleted(t *testing.T) {
 	})
 }
 
-// A line that somebody removed is there again, as it is by it that a dead Node's peer is known.
+// A line that somebody removed is restored: without it the peer of a dead Node would not be known.
 func TestRemovedLineIsRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t, nil, earlierNodes(2*maxTurns)...)

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// faults logs what goes wrong again and again once, and once that it is over. It
-// is for one goroutine.
+// errorLog logs an error that repeats once, and logs when the task succeeds again. Make one with
+// newErrorLog. It is for one goroutine.
 type errorLog struct {
 	log      *slog.Logger
 	reported map[string]string
@@ -14,21 +14,21 @@ type errorLog struct {
 
 func newErrorLog(log *slog.Logger) *errorLog { return &errorLog{log, make(map[string]string)} }
 
-// say tells, unless it has just told, why what was to be done is not, and returns
-// that as one line.
-func (f *errorLog) failed(what string, err error) string {
+// failed logs the error of a task, unless it was the last error logged for that task. It returns
+// the error as one line.
+func (f *errorLog) failed(task string, err error) string {
 	text := strings.ReplaceAll(err.Error(), "\n", "; ")
-	if f.reported[what] != text {
-		f.reported[what] = text
-		f.log.Warn("not done yet", "what", what, "err", text)
+	if f.reported[task] != text {
+		f.reported[task] = text
+		f.log.Warn("a task failed; retrying", "task", task, "err", text)
 	}
 	return text
 }
 
-// over tells that it is done, if it was not before.
-func (f *errorLog) succeeded(what string) {
-	if f.reported[what] != "" {
-		delete(f.reported, what)
-		f.log.Info("done", "what", what)
+// succeeded logs that a task succeeded, if its last attempt failed.
+func (f *errorLog) succeeded(task string) {
+	if f.reported[task] != "" {
+		delete(f.reported, task)
+		f.log.Info("a task succeeded after errors", "task", task)
 	}
 }

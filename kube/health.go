@@ -10,18 +10,19 @@ import (
 	"time"
 )
 
-// liveTimeout is how long the router may take to tell its state.
+// liveTimeout is the time that the router has to report its state.
 const liveTimeout = 10 * time.Second
 
-// health is what the kubelet's probes are told.
+// health is the state that the kubelet's probes read.
 type health struct {
 	router Router
 
 	mu       sync.Mutex
-	notReady string // why the Node can give pods no network yet; empty: it can
+	notReady string // why the Node cannot give pods a network yet; empty if it can
 }
 
-// wait says why the Node is not ready, with "" that it is.
+// setReason sets the reason why the Node is not ready, or "" if it is ready. It reports whether
+// the reason changed.
 func (h *health) setReason(why string) (changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -36,7 +37,7 @@ func (h *health) reason() string {
 	return h.notReady
 }
 
-// ready tells why a pod that is started now would get no network.
+// ready returns an error if a pod that starts now would get no network.
 func (h *health) ready(ctx context.Context) error {
 	if why := h.reason(); why != "" {
 		return errors.New(why)
@@ -48,26 +49,26 @@ func (h *health) ready(ctx context.Context) error {
 	return err
 }
 
-// live reports whether the router is at work: telling its state asks all parts of
-// it. One that has not started yet is not stuck.
+// live returns an error if the router hangs: the report needs all its parts. A router that has not
+// started yet does not hang.
 func (h *health) live(ctx context.Context) error {
 	if r, err := h.router.Ready(ctx); err != nil || !r.Ready {
-		return nil // it starts, or ends by itself
+		return nil // it is starting, or is ending by itself
 	}
 	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
 	defer cancel()
 	if _, err := h.router.Report(ctx); err != nil {
-		return fmt.Errorf("the router does not tell its state: %w", err)
+		return fmt.Errorf("the router does not report its state: %w", err)
 	}
 	return nil
 }
 
-// serve answers the probes, and metrics unless that is nil, until ctx ends.
+// serve answers probes, and serves metrics unless metrics is nil, until ctx ends.
 func (h *health) serve(ctx context.Context, addr string, metrics http.Handler) error {
 	return h.serveOn(ctx, addr, metrics, func(string) {})
 }
 
-// serveOn is serve, and tells the address when it listens.
+// serveOn is serve. It calls listening with the address once it listens.
 func (h *health) serveOn(ctx context.Context, addr string, metrics http.Handler, listening func(addr string)) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {

@@ -13,20 +13,21 @@ import (
 const (
 	conflistName = "10-weft.conflist"
 	pluginName   = "weft-cni"
-	ipamName     = "weft-ipam" // the same program, which gives addresses only
+	ipamName     = "weft-ipam" // the same program, used for addresses only
 )
 
-// Plugin is the CNI plugin and where it goes. Paths are as the agent sees them.
+// Plugin is the CNI plugin and the directories where it is installed. Paths are as the agent sees
+// them.
 type Plugin struct {
-	Program string // weft-cni, in the image, next to the chained ones
-	BinDir  string // the runtime's folder of plugins
-	ConfDir string // the runtime's folder of networks
+	Program string // path of weft-cni in the image, next to the chained plugins
+	BinDir  string // the runtime's directory of plugins
+	ConfDir string // the runtime's directory of network configurations
 	Hairpin bool
 }
 
-// Install puts the plugin and, as that is what the kubelet takes for a network,
-// at last the network's configuration in place. Each file is whole or not there,
-// and one that is right already is not written. It reports whether it wrote any.
+// Install installs the plugin, and then the network configuration, because the kubelet takes the
+// network for ready once that exists. Files appear as a whole, and files that are up to date are
+// not written. It reports whether it wrote any.
 func (p *Plugin) Install() (wrote bool, err error) {
 	put := func(path string, mode fs.FileMode, body []byte, err error) error {
 		w := false
@@ -60,7 +61,7 @@ func (p *Plugin) programs() []installed {
 	return list
 }
 
-// Uninstall takes away what Install put there, the configuration first.
+// Uninstall removes the files that Install wrote, the configuration first.
 func (p *Plugin) Uninstall() error {
 	var errs []error
 	paths := []string{filepath.Join(p.ConfDir, conflistName)}
@@ -77,21 +78,21 @@ func (p *Plugin) Uninstall() error {
 	return errors.Join(errs...)
 }
 
-// chainedPrefix is in front of the names of chained plugins on the Node, as those
-// without it are the Node's own, of whatever version, or not there.
+// chainedPrefix is the prefix of the names of chained plugins on the Node. Plugins without it
+// belong to the Node, in any version, or do not exist.
 const chainedPrefix = "weft-"
 
-// chained are plugins of the CNI project that come after weft's: ports of the Node
-// for a pod, and limits of its bandwidth. They do nothing for pods that want neither.
+// chained are plugins of the CNI project that run after weft's: host ports of a pod, and limits of
+// its bandwidth. They do nothing for pods that use neither.
 var chained = []struct{ name, capability string }{{"portmap", "portMappings"}, {"bandwidth", "bandwidth"}}
 
-// A runtime takes the highest of confVersions that it speaks, and with 1.1.0 it asks STATUS and GC
-// too. One from before 1.1.0 knows nothing of a choice and takes confVersion.
+// A runtime uses the highest of confVersions that it supports, and from 1.1.0 on it also calls
+// STATUS and GC. Runtimes from before 1.1.0 ignore confVersions and use confVersion.
 const confVersion = "1.0.0"
 
 var confVersions = []string{confVersion, "1.1.0"}
 
-// conflist is the network's configuration.
+// conflist returns the network configuration.
 func (p *Plugin) conflist() ([]byte, error) {
 	plugins := []map[string]any{{
 		"type": pluginName, "hairpinMode": p.Hairpin, "capabilities": map[string]bool{"bandwidth": true},
@@ -112,7 +113,8 @@ func (p *Plugin) conflist() ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// replace makes a file have a body, in one step, and reports whether it had not.
+// replace writes a file in one step, unless it already has the content. It reports whether it
+// wrote.
 func replace(path string, body []byte, mode fs.FileMode) (wrote bool, err error) {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, body) {
 		return false, nil
@@ -121,7 +123,7 @@ func replace(path string, body []byte, mode fs.FileMode) (wrote bool, err error)
 	if err != nil {
 		return false, err
 	}
-	defer os.Remove(f.Name()) // once it has its name, there is none
+	defer os.Remove(f.Name()) // does nothing after the rename
 	_, err = f.Write(body)
 	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return false, err
@@ -129,8 +131,8 @@ func replace(path string, body []byte, mode fs.FileMode) (wrote bool, err error)
 	return true, os.Rename(f.Name(), path)
 }
 
-// unfinished is what a file is called until it is whole, and stays if the process is killed before.
-// A name like that is no network's and no plugin's.
+// unfinished returns the name of a file while it is being written. The file stays if the process
+// is killed meanwhile. Runtimes take no network and no plugin from a file of such a name.
 func unfinished(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 }

@@ -18,7 +18,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	dir := t.TempDir()
 	p := &Plugin{Program: filepath.Join(dir, "program"), BinDir: t.TempDir(), ConfDir: t.TempDir(), Hairpin: true}
 	if _, err := p.Install(); err == nil {
-		t.Error("a plugin that is not there was installed")
+		t.Error("Install succeeded without a plugin in the image")
 	}
 	write(t, p.Program, "v1")
 	for _, c := range chained {
@@ -58,9 +58,9 @@ func TestInstallAndUninstall(t *testing.T) {
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "..", "*", "*weft*"))
 	if err != nil || len(left) > 0 {
-		t.Errorf("left: %v, %v", left, err)
+		t.Errorf("remaining files: %v, %v", left, err)
 	}
 	if _, err := os.Stat(filepath.Join(p.BinDir, "portmap")); err != nil {
-		t.Errorf("another's plugin is gone: %v", err)
+		t.Errorf("the plugin of another network is missing: %v", err)
 	}
 }

@@ -16,12 +16,12 @@ type member struct {
 	node nodeID
 }
 
-// key is the peer's name as a ConfigMap may have it: no colons.
+// key returns the peer's name without colons, which keys of a ConfigMap may not contain.
 func (m member) key() string { return strings.ReplaceAll(m.peer.String(), ":", "-") }
 
 func (m member) value() string { return m.node.name + " " + m.node.uid }
 
-// parseMember reads a line. Names of Nodes have no blanks.
+// parseMember parses a line. Names of Nodes contain no spaces.
 func parseMember(key, value string) (member, bool) {
 	p, err := peer.ParseName(strings.ReplaceAll(key, "-", ":"))
 	name, uid, hasUID := strings.Cut(value, " ")
@@ -29,7 +29,7 @@ func parseMember(key, value string) (member, bool) {
 	return m, err == nil && hasUID && name != "" && uid != "" && m.key() == key
 }
 
-// parseMembers reads all lines, by peer, and leaves out those that say nothing.
+// parseMembers parses all lines and sorts the members by peer. It skips invalid lines.
 func parseMembers(lines map[string]string) (list []member) {
 	for key, value := range lines {
 		if m, ok := parseMember(key, value); ok {
@@ -40,8 +40,8 @@ func parseMembers(lines map[string]string) (list []member) {
 	return list
 }
 
-// departed returns the members whose Node is gone, but for self. A Node that came
-// back under its name is another one: what was on its disk has started again.
+// departed returns the members whose Node no longer exists, except for self. A Node that was
+// created again under its old name is another Node: it started with an empty disk.
 func departed(self peer.Name, members []member, nodes []*corev1.Node) []member {
 	exists := make(map[nodeID]bool, len(nodes))
 	for _, n := range nodes {

@@ -62,14 +62,14 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-// Whatever a line says it is read as it would be written, or not at all.
+// A line is parsed to a member that is written as the same line, or it is rejected.
 func FuzzParseMember(f *testing.F) {
 	f.Add("02-00-00-00-00-01", "node uid")
 	f.Add("02:00:00:00:00:01", "node uid two")
 	f.Add("", " ")
 	f.Fuzz(func(t *testing.T, key, value string) {
 		if m, ok := parseMember(key, value); ok && (m.key() != key || m.value() != value) {
-			t.Errorf("%q: %q is read as %q: %q", key, value, m.key(), m.value())
+			t.Errorf("%q: %q is parsed as %q: %q", key, value, m.key(), m.value())
 		}
 	})
 }

@@ -8,13 +8,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// nodeID tells apart Nodes that had one name after another.
+// nodeID identifies a Node, also among Nodes that had the same name one after another.
 type nodeID struct{ name, uid string }
 
 func idOf(n *corev1.Node) nodeID { return nodeID{n.Name, string(n.UID)} }
 
-// addressOf returns the address that routers of other Nodes dial: an internal
-// one, else an external one, "" for a Node that has neither yet.
+// addressOf returns the address that routers of other Nodes dial: an internal one, else an
+// external one. It returns "" if the Node has neither yet.
 func addressOf(n *corev1.Node) string {
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
 		for _, a := range n.Status.Addresses {
@@ -26,7 +26,7 @@ func addressOf(n *corev1.Node) string {
 	return ""
 }
 
-// Targets returns the addresses of all Nodes but the one called self, sorted.
+// Targets returns the addresses of all Nodes except self, sorted.
 func Targets(self string, nodes []*corev1.Node) []string {
 	var list []string
 	for _, n := range nodes {
@@ -38,7 +38,7 @@ func Targets(self string, nodes []*corev1.Node) []string {
 	return slices.Compact(list)
 }
 
-// rank is how many Nodes come before the one called self, by name.
+// rank returns the number of Nodes whose names sort before self.
 func rank(self string, nodes []*corev1.Node) (r int) {
 	for _, n := range nodes {
 		if cmp.Less(n.Name, self) {

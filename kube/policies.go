@@ -12,9 +12,9 @@ import (
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 )
 
-// Policies enforces NetworkPolicies on this Node. Its methods but Run are called
-// one at a time, from when Run was called on, and do not wait for the kernel. An
-// object belongs to the callee and to others, and is only read.
+// Policies enforces NetworkPolicies on this Node. Its methods except Run are called one at a time,
+// once Run was called, and do not wait for the kernel. Objects are shared: they must not be
+// changed.
 type Policies interface {
 	SetPod(*corev1.Pod)
 	DeletePod(namespace, name string)
@@ -24,26 +24,26 @@ type Policies interface {
 	DeletePolicy(namespace, name string)
 	SetClusterPolicy(*v1alpha2.ClusterNetworkPolicy)
 	DeleteClusterPolicy(name string)
-	// Synced is called once, when all that there was has been told. What an
-	// earlier run left in force stays so until then.
+	// Synced is called once, when all existing objects were reported. Until then the policies that
+	// an earlier run enforced must stay in force.
 	Synced()
-	// Enforced tells why policies are not enforced as they should be, nil if they are. It
-	// may be called at any time.
+	// Enforced returns the reason why policies are not enforced, nil if they are. It may be called
+	// at any time.
 	Enforced() error
-	// Run enforces until ctx ends, and leaves in force what is then.
+	// Run enforces policies until ctx ends, and leaves them in force.
 	Run(ctx context.Context) error
 }
 
-// watched is a kind of objects that policies are told of.
+// watched is a kind of objects that Policies needs.
 type watched struct {
 	informer cache.SharedIndexInformer
 	set      func(any)
 	remove   func(namespace, name string)
-	absent   func() bool // there is no such kind in the cluster; nil: there is
+	absent   func() bool // reports that the cluster does not have the kind; nil: it always has
 }
 
-// feed tells policies of everything that they are about; cluster lists the policies of the whole
-// cluster, and is nil if they are to be left alone.
+// feed reports all objects to p until ctx ends. cluster lists the cluster policies; if it is nil,
+// they are ignored.
 func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.ListerWatcher, p Policies, log *slog.Logger) error {
 	pods := f.Core().V1().Pods().Informer()
 	if err := pods.SetTransform(stripPod); err != nil {
@@ -73,7 +73,7 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 			UpdateFunc: func(_, o any) { send(func() { w.set(o) }) },
 			DeleteFunc: func(o any) {
 				if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
-					namespace, name, _ := cache.SplitMetaNamespaceKey(key) // it was made from the two
+					namespace, name, _ := cache.SplitMetaNamespaceKey(key) // cannot fail: the key was made from the two
 					send(func() { w.remove(namespace, name) })
 				}
 			},
@@ -99,7 +99,7 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 	}
 }
 
-// slim drops of a Pod what no policy looks at, as there may be many.
+// stripPod returns a copy of a Pod without the fields that policies ignore, to save memory.
 func stripPod(o any) (any, error) {
 	pod, ok := o.(*corev1.Pod)
 	if !ok {
@@ -116,7 +116,7 @@ func stripPod(o any) (any, error) {
 	return stripped, nil
 }
 
-// ports keeps of containers their named ports.
+// withPorts returns the containers that have ports, without their other fields.
 func withPorts(containers []corev1.Container) (with []corev1.Container) {
 	for _, c := range containers {
 		if len(c.Ports) > 0 {

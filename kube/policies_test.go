@@ -28,7 +28,7 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-// told is Policies that remembers what it was told.
+// recorder is Policies that records its calls.
 type recorder struct {
 	Policies
 	mu    sync.Mutex
@@ -50,7 +50,7 @@ func (p *recorder) SetClusterPolicy(o *v1alpha2.ClusterNetworkPolicy) {
 func (p *recorder) DeleteClusterPolicy(name string) { p.record("no cluster policy %s", name) }
 func (p *recorder) Synced()                         { p.record("synced") }
 
-// await waits until something is told, and returns what was until then.
+// await waits for a call, and returns the calls so far.
 func (p *recorder) await(t *testing.T, word string) []string {
 	t.Helper()
 	var words []string
@@ -61,15 +61,15 @@ func (p *recorder) await(t *testing.T, word string) []string {
 		return slices.Contains(words, word)
 	}))
 	if err != nil {
-		t.Fatalf("told %q, never %q", words, word)
+		t.Fatalf("got calls %q, want %q", words, word)
 	}
 	return words
 }
 
-// clusterList is the ClusterNetworkPolicies of a cluster, which may not have the kind.
+// clusterList is the ClusterNetworkPolicies of a cluster in which the kind may be undefined.
 type clusterList struct {
 	mu          sync.Mutex
-	unreachable bool // it does not answer
+	unreachable bool // the API server does not answer
 	defined     bool
 	events      *watch.FakeWatcher
 }
@@ -138,15 +138,15 @@ func TestSyncedFollowsAllObjects(t *testing.T) {
 	words := p.await(t, "synced")
 	for _, word := range []string{"namespace shop", "pod web", "policy deny", "cluster policy guard"} {
 		if !slices.Contains(words, word) {
-			t.Errorf("told %q before all was said, not %q", words, word)
+			t.Errorf("got calls %q before synced, want %q too", words, word)
 		}
 	}
 	l.events.Delete(&v1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "guard", ResourceVersion: "2"}})
 	p.await(t, "no cluster policy guard")
 }
 
-// NetworkPolicies do not wait for a kind that is not there; however long it was not, its
-// policies are told seconds after they can be.
+// NetworkPolicies do not wait for a kind that is not defined. Once it is defined, its policies are
+// reported within seconds.
 func TestFeedWithoutClusterPolicyKind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &clusterList{events: watch.NewFake()}
@@ -157,13 +157,13 @@ func TestFeedWithoutClusterPolicyKind(t *testing.T) {
 		defined := time.Now()
 		p.await(t, "cluster policy guard")
 		if late := time.Since(defined); late > 11*time.Second {
-			t.Errorf("told after %v", late)
+			t.Errorf("reported after %v", late)
 		}
 	})
 }
 
-// A node goes on without the API server where that is away. Once it answers that there is no such
-// kind, NetworkPolicies do not wait for it either.
+// An unreachable API server does not end the feed. Once it answers that the kind is not defined,
+// NetworkPolicies do not wait for the kind.
 func TestFeedAfterUnreachableAPIServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &clusterList{unreachable: true, events: watch.NewFake()}
@@ -176,7 +176,8 @@ func TestFeedAfterUnreachableAPIServer(t *testing.T) {
 	})
 }
 
-// Of what is kept of a pod policies depend, and so does who the kubelet says that it is.
+// The stripped pod has all fields that policies depend on, including the UID that the kubelet
+// uses.
 func TestStripPodKeepsPolicyFields(t *testing.T) {
 	always := corev1.ContainerRestartPolicyAlways
 	ports := []corev1.ContainerPort{{Name: "side", ContainerPort: 1}}
@@ -202,9 +203,9 @@ func TestStripPodKeepsPolicyFields(t *testing.T) {
 	}
 	got, err := model.PodOf(stripped.(*corev1.Pod))
 	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("policies see %+v, %v; want %+v", got, err, want)
+		t.Errorf("the stripped pod is read as %+v, %v; want %+v", got, err, want)
 	}
 	if got.UID != "of the kubelet" {
-		t.Errorf("UID %q is not what the kubelet calls a pod that it runs from a file", got.UID)
+		t.Errorf("UID %q, want the UID that the kubelet uses for a static pod", got.UID)
 	}
 }

@@ -15,28 +15,29 @@ import (
 )
 
 const (
-	// turnEvery is how long each of the first maxTurns agents lets those before it try first; the
-	// others come after them, turnShare apart, in turnRoom at most. It only saves work: the quorum
-	// decides, whoever asks.
+	// turnEvery is the delay between the first maxTurns agents. The other agents follow
+	// lateTurnEvery apart, all within lateTurnsWithin. The delays only save work: whoever asks,
+	// the quorum decides.
 	turnEvery       = time.Second
 	maxTurns        = 5
 	lateTurnEvery   = 10 * time.Millisecond
 	lateTurnsWithin = 10 * time.Second
-	// lookShare is how much time there is for each Node to look while none goes: a line may be
-	// written late, or be lost. The API server sends all lines for each look.
+	// checkShare is the time per Node between checks while no Node is deleted. A line may be
+	// written late, or be lost. For each check the API server sends all lines.
 	checkShare = 200 * time.Millisecond
-	// removeTimeout bounds one attempt.
+	// removeTimeout is the timeout of one attempt.
 	removeTimeout = 10 * time.Second
 )
 
-// turn is how long an agent lets those before it try first.
+// turnDelay returns how long an agent waits for the agents before it.
 func turnDelay(rank int) time.Duration {
 	behind := lateTurnEvery * time.Duration(max(0, rank-maxTurns))
 	return turnEvery*time.Duration(min(rank, maxTurns)) + behind%lateTurnsWithin
 }
 
-// pause is how long an agent does not look while no Node goes, of as many as there are. The first
-// ones look every checkEvery. Where these are dead one of the others looks as soon.
+// checkInterval returns how long an agent waits between checks if no Node is deleted. count is the
+// number of Nodes. The first agents check every checkEvery. If they are dead, one of the others
+// checks soon enough.
 func checkInterval(rank, count int) time.Duration {
 	if rank < maxTurns {
 		return checkEvery
@@ -45,7 +46,7 @@ func checkInterval(rank, count int) time.Duration {
 	return share/2 + rand.N(share)
 }
 
-// place returns this Node's rank and how many Nodes there are, 0 if they are not known.
+// ranking returns this Node's rank and the number of Nodes, 0 if they are not known.
 func (a *Agent) ranking() (own, count int) {
 	nodes, err := a.allNodes()
 	if err != nil {
@@ -54,9 +55,9 @@ func (a *Agent) ranking() (own, count int) {
 	return rank(a.cfg.Settings.NodeName, nodes), len(nodes)
 }
 
-// reclaimLoop takes over the addresses of peers whose Node is gone. What is written of the members
-// is a word of each Node, so it is not watched: each of a thousand Nodes would get all of it
-// whenever another one joins.
+// reclaimLoop takes over the addresses of peers whose Node was deleted. It does not watch the
+// ConfigMap: with a thousand Nodes, each of them would receive all lines whenever another Node
+// joins.
 func (a *Agent) reclaimLoop(ctx context.Context) {
 	errs := newErrorLog(a.cfg.Log)
 	for {
@@ -76,7 +77,8 @@ func (a *Agent) reclaimLoop(ctx context.Context) {
 	}
 }
 
-// departed lists the dead members, as this agent sees it now. It notices when its own line is gone.
+// departed returns the dead members, as far as this agent knows. It also notices if its own line
+// was removed.
 func (a *Agent) departed(ctx context.Context) ([]member, error) {
 	self, err := a.self(ctx)
 	if err != nil {
@@ -93,8 +95,8 @@ func (a *Agent) departed(ctx context.Context) ([]member, error) {
 	return departed(self.peer, parseMembers(lines), nodes), err
 }
 
-// reclaim tries each dead member once when it is this Node's turn, and reports whether it is to be
-// tried again.
+// reclaim waits for this Node's turn and tries each dead member once. It reports whether it must
+// be called again.
 func (a *Agent) reclaim(ctx context.Context, errs *errorLog) (again bool) {
 	own, _ := a.ranking()
 	select {
@@ -107,7 +109,7 @@ func (a *Agent) reclaim(ctx context.Context, errs *errorLog) (again bool) {
 		return ctx.Err() == nil
 	}
 	for _, m := range gone {
-		what := "take over the addresses of peer " + m.peer.String() + " of Node " + m.node.name + ", which is gone"
+		what := "take over the addresses of peer " + m.peer.String() + " of Node " + m.node.name + ", which was deleted"
 		if err := a.remove(ctx, m); err != nil {
 			errs.failed(what, err)
 			again = true
@@ -118,9 +120,9 @@ func (a *Agent) reclaim(ctx context.Context, errs *errorLog) (again bool) {
 	return again
 }
 
-// remove takes over the addresses of one dead member and strikes its line.
+// remove takes over the addresses of one dead member and deletes its line.
 func (a *Agent) remove(ctx context.Context, m member) error {
-	// The list may be old where a Node has only just come, or come back.
+	// The lister's cache may be outdated if the Node was created a moment ago.
 	if alive, err := a.exists(ctx, m.node); err != nil || alive {
 		return err
 	}
@@ -131,12 +133,12 @@ func (a *Agent) remove(ctx context.Context, m member) error {
 		return err
 	}
 	for _, r := range removed {
-		a.cfg.Log.Info("the addresses of a Node that is gone are taken over", "node", m.node.name, "peer", r.Peer, "addresses", r.Addresses)
+		a.cfg.Log.Info("took over the addresses of a deleted Node", "node", m.node.name, "peer", r.Peer, "addresses", r.Addresses)
 	}
 	return a.deleteLine(ctx, m)
 }
 
-// exists asks the API server itself whether a Node is there.
+// exists asks the API server, not the cache, whether a Node exists.
 func (a *Agent) exists(ctx context.Context, id nodeID) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -150,7 +152,7 @@ func (a *Agent) exists(ctx context.Context, id nodeID) (bool, error) {
 	return idOf(n) == id, nil
 }
 
-// strike deletes a line, unless it is another by now.
+// deleteLine deletes a line, unless it has changed.
 func (a *Agent) deleteLine(ctx context.Context, m member) error {
 	path := "/data/" + m.key()
 	patch, err := json.Marshal([]map[string]any{
@@ -158,11 +160,11 @@ func (a *Agent) deleteLine(ctx context.Context, m member) error {
 		{"op": "remove", "path": path},
 	})
 	if err != nil {
-		return fmt.Errorf("write a patch: %w", err)
+		return fmt.Errorf("encode a patch: %w", err)
 	}
 	_, err = a.cfg.Client.CoreV1().ConfigMaps(a.cfg.Settings.Namespace).Patch(ctx, configMapName, types.JSONPatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
-		return nil // somebody else was quicker
+		return nil // another agent was faster
 	}
 	return err
 }

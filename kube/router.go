@@ -7,7 +7,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// Router is the router of this Node. *api.Client is one.
+// Router is the control API of this Node's router. *api.Client implements it.
 type Router interface {
 	Ready(ctx context.Context) (api.Ready, error)
 	Report(ctx context.Context) (*api.Report, error)

@@ -11,8 +11,8 @@ import (
 	"github.com/weft-net/weft/ipam"
 )
 
-// Settings are the environment variables of the manifest. Those that the router
-// understands by itself, such as WEFT_PASSWORD and WEFT_MTU, are not among them.
+// Settings is the configuration of an agent from the environment variables of its manifest.
+// Variables that the router reads itself, such as WEFT_PASSWORD and WEFT_MTU, are not included.
 type Settings struct {
 	NodeName    string       // of this Node; NODE_NAME
 	Namespace   string       // with the ConfigMap; POD_NAMESPACE
@@ -21,20 +21,21 @@ type Settings struct {
 	Init        *ipam.Init   // IPALLOC_INIT, nil: a majority of the Nodes there are
 	ConnLimit   *int         // CONN_LIMIT, nil: the router's default
 	MetricsAddr string       // METRICS_ADDR, empty: the router's default
-	// Peers, KUBE_PEERS, are the targets instead of the Nodes; nil: the Nodes.
+	// Peers, from KUBE_PEERS, are used as targets instead of the Nodes; nil: the Nodes are the
+	// targets.
 	Peers []string
-	// MasqLocal translates the address of clients from outside for pods of this
-	// Node too; NO_MASQ_LOCAL=0.
+	// MasqLocal also translates the source address of clients outside the cluster if the pod is on
+	// this Node; NO_MASQ_LOCAL=0.
 	MasqLocal bool
 	Hairpin   bool // HAIRPIN_MODE
 	Policies  bool // EXPECT_NPC: NetworkPolicies are enforced
-	// ClusterPolicies, CLUSTER_POLICIES: and ClusterNetworkPolicies.
+	// ClusterPolicies, from CLUSTER_POLICIES, also enforces ClusterNetworkPolicies.
 	ClusterPolicies bool
-	ExtraArgs       []string // EXTRA_ARGS, of weft launch
+	ExtraArgs       []string // further arguments of weft launch; EXTRA_ARGS
 }
 
-// ReadSettings reads the settings with lookup, which is os.LookupEnv. An empty variable
-// counts as not set.
+// ReadSettings reads the settings. lookup is os.LookupEnv or a substitute. A variable that is set
+// to "" counts as not set.
 func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 	text := func(name string) string { v, _ := lookup(name); return strings.TrimSpace(v) }
 	s := &Settings{
@@ -48,7 +49,7 @@ func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 	if s.NodeName == "" {
 		var err error
 		if s.NodeName, err = os.Hostname(); err != nil {
-			return nil, fmt.Errorf("find the name of this Node: NODE_NAME is not set: %w", err)
+			return nil, fmt.Errorf("find the name of this Node: NODE_NAME is not set, and no hostname: %w", err)
 		}
 	}
 	if s.Namespace == "" {
@@ -121,11 +122,11 @@ func parseSwitch(s string) (bool, error) {
 	return on, nil
 }
 
-// LocalHealthAddr is where the probes of the kubelet ask.
+// LocalHealthAddr is the address for the kubelet's probes.
 const LocalHealthAddr = "127.0.0.1:6781"
 
-// HealthAddr is where probes and metrics of policies are answered: on all
-// addresses if METRICS_ADDR is, else on the loopback one.
+// HealthAddr returns the address that serves probes and the metrics of policies: all addresses if
+// METRICS_ADDR is on all addresses, else loopback.
 func (s *Settings) HealthAddr() string {
 	if a, err := netip.ParseAddrPort(s.MetricsAddr); err == nil && a.Addr().IsUnspecified() || strings.HasPrefix(s.MetricsAddr, ":") {
 		return ":6781"

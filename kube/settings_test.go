@@ -27,13 +27,13 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 
 func TestClusterPoliciesRequirePolicies(t *testing.T) {
 	if s := settings(t, map[string]string{"NODE_NAME": "n1"}); !s.Policies || s.ClusterPolicies {
-		t.Errorf("by default NetworkPolicies are enforced: %v, and those of the cluster: %v", s.Policies, s.ClusterPolicies)
+		t.Errorf("by default: NetworkPolicies %v, ClusterNetworkPolicies %v", s.Policies, s.ClusterPolicies)
 	}
 	if s := settings(t, map[string]string{"NODE_NAME": "n1", "CLUSTER_POLICIES": "1"}); !s.ClusterPolicies {
-		t.Error("CLUSTER_POLICIES=1 does nothing")
+		t.Error("CLUSTER_POLICIES=1 has no effect")
 	}
 	env := map[string]string{"CLUSTER_POLICIES": "1", "EXPECT_NPC": "0"}
 	if _, err := ReadSettings(func(k string) (string, bool) { v, ok := env[k]; return v, ok }); err == nil {
-		t.Error("policies of the cluster are enforced without any")
+		t.Error("CLUSTER_POLICIES=1 is accepted without EXPECT_NPC")
 	}
 }

@@ -11,12 +11,12 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// The steps by which an agent brings its Node in line; each does nothing where
-// there is nothing to do.
+// The methods in this file bring one part of the Node up to date. They do nothing if it already
+// is.
 
 func (a *Agent) allNodes() ([]*corev1.Node, error) { return a.nodes.List(labels.Everything()) }
 
-// connect makes the Nodes' addresses the targets of the router.
+// connect sets the router's targets to the Nodes' addresses.
 func (a *Agent) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -45,7 +45,7 @@ func (a *Agent) connect(ctx context.Context) error {
 	return nil
 }
 
-// prime waits until the router can give addresses, and gives the Node some.
+// prime waits until the router can allocate addresses, and assigns the Node one from each range.
 func (a *Agent) prime(ctx context.Context) error {
 	if a.exposed {
 		return nil
@@ -66,7 +66,7 @@ func (a *Agent) prime(ctx context.Context) error {
 		}
 	}
 	if len(want) == 0 {
-		return errors.New("the router has no range of addresses; see IPALLOC_RANGE")
+		return errors.New("the router has no address range; see IPALLOC_RANGE")
 	}
 	if _, err := a.cfg.Router.Expose(ctx, api.ExposeRequest{Addresses: want}); err != nil {
 		return err
@@ -75,7 +75,7 @@ func (a *Agent) prime(ctx context.Context) error {
 	return nil
 }
 
-// ipamStatus returns what the router waits for, nil if it does not say.
+// ipamStatus returns what the router's allocator waits for, nil if it does not report it.
 func (a *Agent) ipamStatus() error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
@@ -86,7 +86,7 @@ func (a *Agent) ipamStatus() error {
 	return errors.New(r.IPAM.Status)
 }
 
-// enforce waits until policies are enforced: a pod that is started before would be open.
+// enforce fails until policies are enforced: a pod that starts earlier would be unprotected.
 func (a *Agent) enforce(context.Context) error {
 	if a.cfg.Policies == nil {
 		return nil
@@ -100,7 +100,7 @@ func (a *Agent) install(context.Context) error {
 	}
 	wrote, err := a.cfg.Plugin.Install()
 	if wrote {
-		a.cfg.Log.Info("the CNI plugin and its configuration are installed", "plugins", a.cfg.Plugin.BinDir, "configuration", a.cfg.Plugin.ConfDir)
+		a.cfg.Log.Info("installed the CNI plugin and its configuration", "plugins", a.cfg.Plugin.BinDir, "configuration", a.cfg.Plugin.ConfDir)
 	}
 	return err
 }

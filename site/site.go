@@ -1,5 +1,5 @@
-// Command site builds the documentation: each Markdown file of pages becomes a
-// page of static HTML that needs nothing from elsewhere.
+// Command site builds the documentation: it turns each Markdown file of the directory pages into a
+// static HTML page that loads nothing from other sites.
 package main
 
 import (
@@ -21,22 +21,21 @@ import (
 //go:embed pages/*.md page.html style.css
 var sources embed.FS
 
-// order is the order of the pages in the navigation; the first is the front
-// page, index.html.
+// order is the order of the pages in the navigation. The first page is the front page, index.html.
 var order = []string{"index", "start", "docker", "compose", "concepts", "dns", "kubernetes", "policies", "sleeve", "fastdp", "lab", "weave", "glossary", "benchmarks", "commands"}
 
 // page is one page of the site.
 type page struct {
-	Name  string // without ending
+	Name  string // without extension
 	Title string // the first heading
 	Body  template.HTML
 }
 
-// File returns the name of the page's file, by which others link to it.
+// File returns the name of the page's HTML file, which links of other pages use.
 func (p page) File() string { return p.Name + ".html" }
 
 func main() {
-	out := flag.String("out", "site/public", "folder to write to")
+	out := flag.String("out", "site/public", "directory to write to")
 	flag.Parse()
 	if err := build(*out); err != nil {
 		fmt.Fprintf(os.Stderr, "site: %v\n", err)
@@ -44,7 +43,7 @@ func main() {
 	}
 }
 
-// build writes all pages and the style sheet to the folder out.
+// build writes all pages and the style sheet to the directory out.
 func build(out string) error {
 	pages, err := load()
 	if err != nil {
@@ -52,15 +51,15 @@ func build(out string) error {
 	}
 	layout, err := template.ParseFS(sources, "page.html")
 	if err != nil {
-		return fmt.Errorf("read the layout: %w", err)
+		return fmt.Errorf("parse page.html: %w", err)
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
-		return fmt.Errorf("make the output folder: %w", err)
+		return fmt.Errorf("make the output directory: %w", err)
 	}
 	for _, p := range pages {
 		var b bytes.Buffer
 		if err := layout.Execute(&b, map[string]any{"Page": p, "Pages": pages}); err != nil {
-			return fmt.Errorf("lay out %s: %w", p.Name, err)
+			return fmt.Errorf("render page %s: %w", p.Name, err)
 		}
 		if err := os.WriteFile(filepath.Join(out, p.File()), b.Bytes(), 0o644); err != nil {
 			return fmt.Errorf("write %s: %w", p.Name, err)
@@ -76,14 +75,14 @@ func build(out string) error {
 	return nil
 }
 
-// load turns all Markdown files into pages, in order.
+// load converts all Markdown files to pages, in order.
 func load() ([]page, error) {
 	files, err := fs.Glob(sources, "pages/*.md")
 	if err != nil {
 		return nil, fmt.Errorf("list the pages: %w", err)
 	}
 	if len(files) != len(order) {
-		return nil, fmt.Errorf("there are %d pages, and %d in the order of the navigation", len(files), len(order))
+		return nil, fmt.Errorf("there are %d pages, but the navigation lists %d", len(files), len(order))
 	}
 	md := goldmark.New(goldmark.WithExtensions(extension.GFM), goldmark.WithParserOptions(parser.WithAutoHeadingID()))
 	var pages []page
@@ -95,7 +94,7 @@ func load() ([]page, error) {
 		heading, _, _ := strings.Cut(string(text), "\n")
 		title, ok := strings.CutPrefix(heading, "# ")
 		if !ok {
-			return nil, fmt.Errorf("page %s: its first line is not a heading", name)
+			return nil, fmt.Errorf("parse page %s: the first line is not a heading", name)
 		}
 		var b bytes.Buffer
 		if err := md.Convert(text, &b); err != nil {

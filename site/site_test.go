@@ -14,8 +14,7 @@ var (
 	id   = regexp.MustCompile(`id="([^"]*)"`)
 )
 
-// Links of the pages lead to pages and headings that are there, and nothing is
-// loaded from elsewhere.
+// Links in pages lead to existing pages and headings, and pages load nothing from other sites.
 func TestSiteLinks(t *testing.T) {
 	out := t.TempDir()
 	if err := build(out); err != nil {
@@ -54,7 +53,7 @@ func TestSiteLinks(t *testing.T) {
 				to = name
 			}
 			if text[to] == "" {
-				t.Errorf("%s: link %q leads nowhere", name, m[1])
+				t.Errorf("%s: link %q has no target", name, m[1])
 			} else if u.Fragment != "" && !ids[to][u.Fragment] {
 				t.Errorf("%s: link %q: %s has no such heading", name, m[1], to)
 			}
@@ -62,7 +61,7 @@ func TestSiteLinks(t *testing.T) {
 	}
 }
 
-// Markdown files at the top link to files of the repository that are there.
+// Links in Markdown files at the top of the repository lead to existing files.
 func TestRepositoryLinks(t *testing.T) {
 	inline := regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
 	files, err := filepath.Glob("../*.md")
@@ -79,7 +78,7 @@ func TestRepositoryLinks(t *testing.T) {
 				continue
 			}
 			if _, err := os.Stat(filepath.Join(filepath.Dir(f), m[1])); err != nil {
-				t.Errorf("%s: link %q leads nowhere", filepath.Base(f), m[1])
+				t.Errorf("%s: link %q has no target", filepath.Base(f), m[1])
 			}
 		}
 	}
