@@ -55,7 +55,8 @@ func (c *cutter) run(ctx context.Context) {
 			case <-time.After(wait):
 			}
 			if err := c.cut(ctx); err != nil && ctx.Err() == nil {
-				c.engine.reportFault(err)
+				c.engine.metrics.errors.Inc()
+				c.engine.log.Warn("could not cut connections that policies no longer allow", "err", err)
 			}
 		}
 	}

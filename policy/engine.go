@@ -165,7 +165,7 @@ func (e *Engine) Close() error { return e.kernel.close() }
 // SetPod records a pod that is new or has changed. Parts of it that cannot be read are logged.
 func (e *Engine) SetPod(p *corev1.Pod) {
 	pod, err := model.PodOf(p)
-	e.reportFault(err)
+	e.countUnreadable(err)
 	e.enqueue(func(p *pending) { p.pods[pod.Key] = pod })
 }
 
@@ -192,7 +192,7 @@ func (e *Engine) DeleteNamespace(name string) {
 // nothing, and are logged and counted.
 func (e *Engine) SetPolicy(np *networkingv1.NetworkPolicy) {
 	policy, err := model.PolicyOf(np)
-	e.reportFault(err)
+	e.countUnreadable(err)
 	e.enqueue(func(p *pending) { p.policies[policy.Key] = policy })
 }
 
@@ -205,7 +205,7 @@ func (e *Engine) DeletePolicy(namespace, name string) {
 // read allow nothing, and are logged and counted.
 func (e *Engine) SetClusterPolicy(cnp *v1alpha2.ClusterNetworkPolicy) {
 	policy, err := model.ClusterPolicyOf(cnp)
-	e.reportFault(err)
+	e.countUnreadable(err)
 	e.enqueue(func(p *pending) { p.cluster[policy.Name] = policy })
 }
 
@@ -240,10 +240,11 @@ func (e *Engine) wakeRun() {
 	}
 }
 
-func (e *Engine) reportFault(err error) {
+// countUnreadable counts and logs the parts of an object that could not be read, if err is not nil.
+func (e *Engine) countUnreadable(err error) {
 	if err != nil {
 		e.metrics.errors.Inc()
-		e.log.Warn("part of an object was ignored", "err", err)
+		e.log.Warn("ignored part of an object", "err", err)
 	}
 }
 
@@ -331,7 +332,8 @@ func (e *Engine) applyPending() {
 func (e *Engine) updatePorts() {
 	ports, err := e.kernel.ports()
 	if err != nil {
-		e.reportFault(err)
+		e.metrics.errors.Inc()
+		e.log.Warn("could not find the bridge ports of pods", "err", err)
 		return
 	}
 	e.compiler.SetPorts(ports)
@@ -419,7 +421,10 @@ func (e *Engine) check(now time.Time) {
 	if !e.installed || e.outOfSync || now.Before(e.nextCheck) {
 		return
 	}
-	e.reportFault(e.kernel.showBridged())
+	if err := e.kernel.showBridged(); err != nil {
+		e.metrics.errors.Inc()
+		e.log.Warn("policies do not filter bridged packets", "err", err)
+	}
 	generation, err := e.kernel.generation()
 	if err == nil && generation == e.generation {
 		return
