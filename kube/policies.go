@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -49,6 +50,10 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 	if err := pods.SetTransform(stripPod); err != nil {
 		return fmt.Errorf("watch Pods: %w", err)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	defer cancel()
 	events := make(chan func())
 	send := func(event func()) {
 		select {
@@ -64,7 +69,7 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 	if cluster != nil {
 		kind, watchWhenDefined := clusterPolicies(cluster, p)
 		kinds = append(kinds, kind)
-		go watchWhenDefined(ctx, log)
+		helpers.Go(func() { watchWhenDefined(ctx, log) })
 	}
 	var synced []cache.InformerSynced
 	for _, w := range kinds {
@@ -84,11 +89,11 @@ func feed(ctx context.Context, f informers.SharedInformerFactory, cluster cache.
 		synced = append(synced, func() bool { return r.HasSynced() || w.absent != nil && w.absent() })
 	}
 	f.Start(ctx.Done())
-	go func() {
+	helpers.Go(func() {
 		if cache.WaitForCacheSync(ctx.Done(), synced...) {
 			send(p.Synced)
 		}
-	}()
+	})
 	for {
 		select {
 		case event := <-events:
