@@ -178,11 +178,11 @@ func (s *Service) announce(deltas [][]byte) {
 // It reports whether they changed.
 func (s *Service) updateUpstreams() bool {
 	found, err := resolvconf.Read(s.cfg.ResolvConf, resolvconf.ResolvedPath)
-	fault := ""
+	reason := ""
 	if err != nil {
-		fault = err.Error()
+		reason = err.Error()
 	}
-	if old := s.upstreamFault.Swap(&fault); fault != "" && (old == nil || *old != fault) {
+	if old := s.upstreamFault.Swap(&reason); reason != "" && (old == nil || *old != reason) {
 		s.log.Warn("could not read the host's name servers", "err", err)
 	}
 	if err != nil {

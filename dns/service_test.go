@@ -157,8 +157,8 @@ func TestUpstreamsFollowResolvConf(t *testing.T) {
 		if got := upstreams(); got != step.want {
 			t.Errorf("%s: %q, want %q", step.what, got, step.want)
 		}
-		if fault := s.Status().Fault; (fault != "") != (step.what == "no file" || strings.HasPrefix(step.what, "removed")) {
-			t.Errorf("%s: fault %q", step.what, fault)
+		if reason := s.Status().Fault; (reason != "") != (step.what == "no file" || strings.HasPrefix(step.what, "removed")) {
+			t.Errorf("%s: fault %q", step.what, reason)
 		}
 	}
 }

@@ -104,11 +104,11 @@ func (a *Agent) reclaim(ctx context.Context, errs *errorLog) (again bool) {
 		return false
 	case <-time.After(turnDelay(own)):
 	}
-	gone, err := a.departed(ctx)
+	dead, err := a.departed(ctx)
 	if err != nil {
 		return ctx.Err() == nil
 	}
-	for _, m := range gone {
+	for _, m := range dead {
 		what := "take over the addresses of peer " + m.peer.String() + " of Node " + m.node.name + ", which was deleted"
 		if err := a.remove(ctx, m); err != nil {
 			errs.failed(what, err)

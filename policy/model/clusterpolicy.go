@@ -81,11 +81,11 @@ func compareCluster(a, b *ClusterPolicy) int {
 func ClusterPolicyOf(cnp *v1alpha2.ClusterNetworkPolicy) (*ClusterPolicy, error) {
 	p := &ClusterPolicy{Name: cnp.Name, Priority: cnp.Spec.Priority}
 	r := reader{policy: p.Key()}
-	var faults error
+	var err error
 	subject := cnp.Spec.Subject
-	p.Subject, faults = clusterPeer(subject.Namespaces, subject.Pods)
-	if faults != nil {
-		r.addError("subject", faults)
+	p.Subject, err = clusterPeer(subject.Namespaces, subject.Pods)
+	if err != nil {
+		r.addError("subject", err)
 		p.Subject = Peer{Namespaces: labels.Nothing(), Pods: labels.Nothing()}
 	}
 	switch cnp.Spec.Tier {

@@ -93,7 +93,7 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 		return pod, nil
 	}
 	var errs []error
-	fault := func(err error) { errs = append(errs, fmt.Errorf("read pod %s: %w", pod.Key, err)) }
+	addError := func(err error) { errs = append(errs, fmt.Errorf("read pod %s: %w", pod.Key, err)) }
 	addrs := p.Status.PodIPs
 	if len(addrs) == 0 && p.Status.PodIP != "" {
 		addrs = []corev1.PodIP{{IP: p.Status.PodIP}}
@@ -101,7 +101,7 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 	for _, a := range addrs {
 		addr, err := netip.ParseAddr(a.IP)
 		if err != nil {
-			fault(err)
+			addError(err)
 			continue
 		}
 		pod.Addrs = append(pod.Addrs, addr.Unmap().WithZone(""))
@@ -123,7 +123,7 @@ func PodOf(p *corev1.Pod) (*Pod, error) {
 				err = fmt.Errorf("port %s: %d is not a port number", port.Name, port.ContainerPort)
 			}
 			if err != nil {
-				fault(err)
+				addError(err)
 				continue
 			}
 			pod.Ports = append(pod.Ports, NamedPort{port.Name, proto, uint16(port.ContainerPort)})
