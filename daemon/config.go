@@ -26,6 +26,7 @@ import (
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router"
+	"github.com/weft-net/weft/router/fastpath"
 )
 
 // Defaults of a Config.
@@ -78,7 +79,7 @@ type Config struct {
 
 	// Router has the offloads. Fast has Off, NoExpress, NoExpressTo and Trusted.
 	Router router.Config
-	Fast   router.FastConfig
+	Fast   fastpath.Settings
 	// NoMasqLocal shows containers the addresses of clients outside whose packets
 	// this host has translated to them.
 	NoMasqLocal bool

@@ -142,11 +142,8 @@ func whyWaiting(k dial.Candidate, now time.Time) string {
 
 // fastdp fills in the counters of the kernel.
 func (h *host) fastdp(out *api.Router) {
-	s, ok := h.router.Fast()
-	if !ok {
-		return
-	}
-	out.Flows = s.Stations
+	s := h.router.Fast()
+	out.Flows = s.MACs
 	out.Fastdp = api.Fastdp{Off: s.Off, Drops: s.Drops}
 	for n, t := range s.Peers {
 		out.Fastdp.Peers = append(out.Fastdp.Peers, api.FastdpPeer{

@@ -12,7 +12,6 @@ import (
 	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
-	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
@@ -89,12 +88,7 @@ const rttEvery = 5 * time.Second
 // controlLoop owns the links until ctx ends.
 func (r *Router) controlLoop(ctx context.Context) error {
 	r.ctl = r.newControlLane()
-	var echoes chan echo
-	var learned chan ethernet.MAC
-	if r.fast != nil && r.fast.dp != nil {
-		echoes, learned = r.fast.echoes, r.fast.learned
-		r.refreshFast()
-	}
+	r.fast.Start()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	sweep := time.NewTicker(sweepEvery)
@@ -114,15 +108,15 @@ func (r *Router) controlLoop(ctx context.Context) error {
 					r.step(l, l.machine.Tick(now))
 				}
 			}
-		case e := <-echoes:
-			r.fastEchoed(e)
-		case m := <-learned:
-			r.copyStation(m)
+		case e := <-r.fast.Echoes():
+			r.fast.Echoed(e)
+		case m := <-r.fast.LearnedMACs():
+			r.fast.CopyMAC(m)
 		case <-sweep.C:
 			r.macs.Expire(r.since())
-			r.syncStations()
+			r.fast.Sync()
 		}
-		r.tickFast(time.Now())
+		r.fast.Tick(time.Now())
 		r.flushProbes()
 		timer.Reset(r.untilNext())
 	}
@@ -138,7 +132,7 @@ func (r *Router) untilNext() time.Duration {
 			next = min(next, l.deadline.Sub(now))
 		}
 	}
-	if t := r.fast.next(); !t.IsZero() {
+	if t := r.fast.Next(); !t.IsZero() {
 		next = min(next, t.Sub(now))
 	}
 	return max(next, time.Millisecond)
@@ -188,10 +182,10 @@ func (r *Router) neighbourUp(n Neighbour) {
 		NewIndex: func() uint32 { return r.newIndex(l) }, RenewPackets: r.cfg.renewPackets,
 	}
 	r.links[n.Name] = l
+	r.fast.Up(n.Name, n.Secret, n.Addr.Addr())
 	var effects []link.Effect
 	l.machine, effects = link.New(cfg, time.Now())
 	r.step(l, effects)
-	r.fastUp(l, time.Now())
 	r.rebuild()
 }
 
@@ -209,7 +203,7 @@ func (r *Router) neighbourDown(name peer.Name) {
 	}
 	l.tx.Store(nil)
 	l.room.Store(0)
-	r.fastDown(name, time.Now())
+	r.fast.Down(name)
 	r.rebuild()
 	if l.told.up {
 		r.linksLost.Add(1)
@@ -237,7 +231,7 @@ func (r *Router) handleControl(from peer.Name, msg []byte) {
 		return
 	}
 	if c, known, err := wire.ParseControl(msg); err == nil && known && c.Type == wire.Fast {
-		r.fastControl(from, c)
+		r.fast.Control(from, c)
 		return
 	}
 	effects, err := l.machine.Control(time.Now(), msg)
@@ -252,13 +246,11 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 	r.routes = routes
 	r.rebuild()
 	for name := range old.Unicast {
-		if _, ok := routes.Unicast[name]; !ok && !r.fast.keeps(name) {
+		if _, ok := routes.Unicast[name]; !ok && !r.fast.Keeps(name) {
 			r.macs.Forget(name)
 		}
 	}
-	if r.fast != nil {
-		r.fast.dirty = true
-	}
+	r.fast.Routes(routes)
 }
 
 // rebuild makes the lanes' tables anew after a change of links or routes.
@@ -283,8 +275,21 @@ func (r *Router) step(l *sleeve, effects []link.Effect) {
 	}
 	l.deadline = l.machine.Next()
 	state := l.publish()
-	r.fastMoved(l, time.Now())
+	r.followPath(l, state)
 	r.tell(l, state)
+}
+
+// followPath tells the fast path the address of the peer's end and the MTU of the path
+// to it, if they have changed.
+func (r *Router) followPath(l *sleeve, state link.State) {
+	p := l.path
+	if p.addr = l.machine.Addr().Addr(); state == link.Established {
+		p.mtu = l.machine.MTU()
+	}
+	if p != l.path {
+		l.path = p
+		r.fast.Path(l.peer, p.addr, p.mtu)
+	}
 }
 
 func (r *Router) effect(l *sleeve, e link.Effect) {

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/tap"
@@ -16,9 +17,7 @@ func (r *Router) fromKernel(ln *lane, t *tap.Frame, tag kernel.Tag) {
 			r.drops.add(DropMalformed)
 			return
 		}
-		select {
-		case r.fast.echoes <- echo{from: tag.Addr, nonce: nonce, summed: summed || t.Header.NeedsSum}:
-		default:
+		if !r.fast.Echo(fastpath.Echo{From: tag.Addr, Nonce: nonce, Summed: summed || t.Header.NeedsSum}) {
 			r.drops.add(DropBusy)
 		}
 	case kernel.TagRelay:

@@ -36,12 +36,13 @@ const (
 // lane is one goroutine's way of sending: everything it needs without asking
 // another. Not safe for concurrent use.
 type lane struct {
-	r   *Router
-	id  uint8 // odd; the even number behind it is for light flows
-	w   udp.Writer
-	tap tap.Writer
-	can tap.Offloads
-	now time.Duration // since the router's start, read once a batch
+	r    *Router
+	id   uint8 // odd; the even number behind it is for light flows
+	w    udp.Writer
+	tap  tap.Writer
+	can  tap.Offloads
+	now  time.Duration // since the router's start, read once a batch
+	fast bool          // frames of the TAP may have a tag in front
 	// light is whether what is sent now is of flows that send little.
 	light bool
 
@@ -73,7 +74,7 @@ type lane struct {
 
 func (r *Router) newLane(id int, q tap.Queue) *lane {
 	ln := &lane{
-		r: r, id: uint8(id), w: r.conn.NewWriter(64), tap: q.NewWriter(), can: q.Offloads(),
+		r: r, id: uint8(id), w: r.conn.NewWriter(64), tap: q.NewWriter(), can: q.Offloads(), fast: r.fast.Attached(),
 		out: make([]udp.Message, 0, sendBatch), links: make([]*sleeve, 0, sendBatch),
 		arena: make([]byte, arenaLen), deliver: gro.New(),
 	}

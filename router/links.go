@@ -36,14 +36,14 @@ type sleeve struct {
 	// Constant.
 	peer    peer.Name
 	dialled bool
-	secret  [32]byte // shared with the peer, for the tunnel
 
 	// Control goroutine only.
 	machine  *link.Machine
 	deadline time.Time
 	indexes  []uint32 // receiver indexes handed out for it
 	told     told
-	sendErr  string // of the last probe, "" if the kernel took it
+	sendErr  string   // of the last probe, "" if the kernel took it
+	path     underlay // that the fast path was told last
 
 	// Atomic: written by the control goroutine, read by lanes.
 	tx   atomic.Pointer[seal.Tx]
@@ -66,15 +66,12 @@ type sleeve struct {
 	refused  *rate.Limiter // of words in the log about messages that make no sense
 
 	status atomic.Pointer[machineStatus]
-	fast   atomic.Pointer[fastStatus] // nil without a fast datapath
 }
 
-// fastStatus is how the link's fast datapath is.
-type fastStatus struct {
-	up, sealed, express bool
-	reason              string // why not up, or why not express
-	rtt                 time.Duration
-	mtu                 int // of containers' packets that pass, if up
+// underlay is the path to a peer's end.
+type underlay struct {
+	addr netip.Addr
+	mtu  int // in bytes of IP packet; 0 if not known
 }
 
 // told is what the mesh was told last.
@@ -105,7 +102,7 @@ const refusedEvery = 10 * time.Second
 
 func newSleeve(n Neighbour) *sleeve {
 	return &sleeve{
-		peer: n.Name, dialled: n.Dialled, secret: tunnelSecret(n.Secret),
+		peer: n.Name, dialled: n.Dialled,
 		complain: rate.NewLimiter(complainRate, complainBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
 	}
 }

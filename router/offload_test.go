@@ -304,8 +304,8 @@ func TestNoAllocationForBulk(t *testing.T) {
 			t.Errorf("%s: %v allocations", what, n)
 		}
 	}
-	if s.Status().Drops != nil || s.link.describe().Drops != nil || s.tap.frames != 204 {
-		t.Errorf("%d frames came out, drops %v, %v", s.tap.frames, s.Status().Drops, s.link.describe().Drops)
+	if s.Status().Drops != nil || s.describe(s.link).Drops != nil || s.tap.frames != 204 {
+		t.Errorf("%d frames came out, drops %v, %v", s.tap.frames, s.Status().Drops, s.describe(s.link).Drops)
 	}
 }
 

@@ -172,8 +172,8 @@ func TestNoAllocation(t *testing.T) {
 					t.Errorf("%s, %d bytes, %s: %v allocations", what, size, suite, n)
 				}
 			}
-			if s.tap.frames < 200 || s.conn.packets < 800 || s.Status().Drops != nil || s.link.describe().Drops != nil {
-				t.Errorf("%d frames and %d packets came out; drops %v, %v", s.tap.frames, s.conn.packets, s.Status().Drops, s.link.describe().Drops)
+			if s.tap.frames < 200 || s.conn.packets < 800 || s.Status().Drops != nil || s.describe(s.link).Drops != nil {
+				t.Errorf("%d frames and %d packets came out; drops %v, %v", s.tap.frames, s.conn.packets, s.Status().Drops, s.describe(s.link).Drops)
 			}
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
@@ -80,7 +81,7 @@ type Config struct {
 	NoTAPOffload, NoUDPOffload bool
 	// Fast is how the fast datapath is to be. If nil, or if the kernel refuses
 	// eBPF, the TAP is a port of the bridge and there is none.
-	Fast *FastConfig
+	Fast *fastpath.Settings
 	// TAPKernel and UDPKernel are what is asked for offloads: this host's kernel
 	// if nil. Tests put lesser ones in.
 	TAPKernel *tap.Kernel
@@ -115,7 +116,7 @@ type Router struct {
 	done    chan struct{} // closed when Run has returned
 	calls   chan func()   // for the control goroutine
 	events  chan event    // likewise, from lanes
-	fast    *fastpath     // nil: there is none, and nobody asked for it
+	fast    *fastpath.Controller
 
 	// Control goroutine only.
 	links  map[peer.Name]*sleeve
@@ -148,7 +149,7 @@ func New(cfg Config, control Control) (*Router, error) {
 		self: control.Self(), cfg: cfg, control: control, log: cfg.Log,
 		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(0),
 		done: make(chan struct{}), calls: make(chan func(), 1024), events: make(chan event, 1024),
-		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool),
+		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool), fast: fastpath.Off(),
 	}
 	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
 		return nil, fmt.Errorf("start the router: mtu %d: want %d to %d", cfg.MTU, MinMTU, MaxMTU)
@@ -204,15 +205,22 @@ func (r *Router) openTAP() (tap.Queue, error) {
 			q.Close()
 			return nil, err
 		}
-		if r.fast.dp != nil {
-			return q, nil
-		}
+	}
+	if r.fast.Attached() {
+		return q, nil
 	}
 	if err := netdev.AddPort(r.cfg.Bridge, name, r.cfg.MTU, r.cfg.Sysctls); err != nil {
 		q.Close()
 		return nil, err
 	}
 	return q, nil
+}
+
+func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath.Controller, error) {
+	return fastpath.Open(fastpath.Config{
+		Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
+		Start: r.start, Epoch: r.epoch, Refused: func() { r.macsRefused.Add(1) }, Log: r.log,
+	}, fastHost{r, q.NewWriter()})
 }
 
 func (r *Router) makeTAP() (q tap.Queue, name string, err error) {
@@ -244,8 +252,8 @@ func (r *Router) Close() {
 		for _, q := range r.queues {
 			_ = q.Close()
 		}
-		if r.fast != nil && !r.running.Load() {
-			r.fast.close()
+		if !r.running.Load() {
+			r.fast.Close()
 		}
 	})
 }
@@ -268,9 +276,7 @@ func (r *Router) Run(ctx context.Context) error {
 		defer close(r.done) // others of the group may wait in do
 		return r.controlLoop(gctx)
 	})
-	if r.fast != nil {
-		g.Go(func() error { return r.runFast(gctx) })
-	}
+	g.Go(func() error { return r.fast.Run(gctx) })
 	g.Go(func() error {
 		<-gctx.Done()
 		r.Close() // ends the reads
@@ -283,9 +289,7 @@ func (r *Router) Run(ctx context.Context) error {
 	ln := r.newLane(1+2*len(r.queues), r.queues[0])
 	g.Go(func() error { return r.readUDP(ln) })
 	err := g.Wait()
-	if r.fast != nil {
-		r.fast.close() // nobody but status uses it any more
-	}
+	r.fast.Close() // nobody but status uses it any more
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
 		return nil
 	}

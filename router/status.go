@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
@@ -42,18 +42,6 @@ type LinkStatus struct {
 	RxPackets uint64 `json:"rx_packets"`
 	RxBytes   uint64 `json:"rx_bytes"`
 	RxFrames  uint64 `json:"rx_frames"`
-	// Drops by reason, those that are not zero.
-	Drops map[string]uint64 `json:"drops,omitempty"`
-}
-
-// FastStatus is how the kernel's part is at one moment.
-type FastStatus struct {
-	// Off says in words why there is none, "" if there is.
-	Off string `json:"off,omitempty"`
-	// Stations is how many stations of other hosts it carries frames of.
-	Stations int `json:"stations"`
-	// Peers has what went by VXLAN, by the peer at the other end, those with any.
-	Peers map[peer.Name]kernel.Traffic `json:"peers,omitempty"`
 	// Drops by reason, those that are not zero.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 }
@@ -103,7 +91,7 @@ func (r *Router) Status() Status {
 		Drops: r.drops.counts(), MACsRefused: r.macsRefused.Load(), Queue: len(r.events), QueueCap: cap(r.events),
 	}
 	for _, l := range *r.byName.Load() {
-		s.Links = append(s.Links, l.describe())
+		s.Links = append(s.Links, r.describe(l))
 	}
 	slices.SortFunc(s.Links, func(a, b LinkStatus) int { return a.Peer.Compare(b.Peer) })
 	return s
@@ -138,10 +126,10 @@ func (r *Router) Link(name peer.Name) (LinkStatus, bool) {
 	if !ok {
 		return LinkStatus{}, false
 	}
-	return l.describe(), true
+	return r.describe(l), true
 }
 
-func (l *sleeve) describe() LinkStatus {
+func (r *Router) describe(l *sleeve) LinkStatus {
 	s := LinkStatus{
 		Peer: l.peer, Dialled: l.dialled, Kind: Sleeve,
 		TxPackets: l.txPackets.Load(), TxBytes: l.txBytes.Load(), TxFrames: l.txFrames.Load(),
@@ -151,10 +139,10 @@ func (l *sleeve) describe() LinkStatus {
 	if m := l.status.Load(); m != nil {
 		s.Addr, s.State, s.Reason, s.Cipher, s.MTU, s.RTT = m.addr, m.state.String(), m.reason, m.suite, m.mtu, m.rtt
 	}
-	if f := l.fast.Load(); f != nil && s.State == link.Established.String() {
-		if s.Reason = f.reason; f.up {
-			s.Kind, s.Express, s.Clear, s.RTT = Fastdp, f.express, !f.sealed, f.rtt
-			s.MTU = max(s.MTU, f.mtu)
+	if f, ok := r.fast.Link(l.peer); ok && s.State == link.Established.String() {
+		if s.Reason = f.Reason; f.Up {
+			s.Kind, s.Express, s.Clear, s.RTT = Fastdp, f.Express, !f.Encrypted, f.RTT
+			s.MTU = max(s.MTU, f.MTU)
 		}
 	}
 	return s
@@ -162,7 +150,7 @@ func (l *sleeve) describe() LinkStatus {
 
 // Stations returns the addresses that the switch knows, ordered.
 func (r *Router) Stations() []Station {
-	inKernel := r.kernelStations()
+	inKernel := r.fast.MACs()
 	boot := time.Duration(kernel.BootTime())
 	var all []Station
 	for _, e := range r.macs.Entries(r.since()) {
@@ -176,68 +164,8 @@ func (r *Router) Stations() []Station {
 	return all
 }
 
-func (r *Router) kernelStations() map[ethernet.MAC]kernel.MACEntry {
-	f := r.fast
-	if f == nil || f.dp == nil {
-		return nil
-	}
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if f.closed {
-		return nil
-	}
-	all := make(map[ethernet.MAC]kernel.MACEntry)
-	if err := f.dp.MACs(func(m [6]byte, e kernel.MACEntry) bool { all[m] = e; return true }); err != nil {
-		r.log.Debug("read the kernel's stations", "err", err)
-	}
-	return all
-}
-
-// Fast reads the counters of the kernel's part; ok is false if there is none
-// and nobody asked for one.
-func (r *Router) Fast() (s FastStatus, ok bool) {
-	f := r.fast
-	if f == nil {
-		return s, false
-	}
-	if s.Off = f.why; f.dp == nil {
-		return s, true
-	}
-	fib := r.fib.Load()
-	s.Drops, s.Peers = r.kernelCounters(fib)
-	carries := make(map[peer.Name]bool)
-	for name, p := range fib.paths {
-		show := p.link.fast.Load()
-		carries[name] = show != nil && show.up
-	}
-	for _, e := range r.kernelStations() {
-		if carries[fib.byShort[e.Peer]] {
-			s.Stations++
-		}
-	}
-	return s, true
-}
-
-// kernelCounters reads what the kernel dropped and carried.
-func (r *Router) kernelCounters(fib *fib) (drops map[string]uint64, peers map[peer.Name]kernel.Traffic) {
-	f := r.fast
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if f.closed {
-		return nil, nil
-	}
-	for name, id := range fib.routes.ShortIDs {
-		t, err := f.dp.Traffic(id)
-		if err != nil {
-			r.log.Debug("read the kernel's traffic", "peer", name, "err", err)
-			continue
-		}
-		if t != (kernel.Traffic{}) && name != r.self {
-			if peers == nil {
-				peers = make(map[peer.Name]kernel.Traffic)
-			}
-			peers[name] = t
-		}
-	}
-	return f.dp.Drops(), peers
+// Fast reads the counters of the kernel's part.
+func (r *Router) Fast() fastpath.Status {
+	routes := r.fib.Load().routes
+	return r.fast.Status(routes.ShortIDs, routes.Unicast)
 }

@@ -16,7 +16,7 @@ func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	f := frame{buf: t.Buf, at: tap.Headroom, end: len(t.Buf), own: true}
 	ln.light = t.Light
 	// Where the TAP is the bridge's port, what looks like a tag is a container's.
-	if r.fast != nil && r.fast.dp != nil {
+	if ln.fast {
 		if tag, ok := kernel.ParseTag(f.bytes()); ok {
 			r.fromKernel(ln, t, tag)
 			return
@@ -100,10 +100,10 @@ func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet
 	default:
 		switch r.macs.Learn(src, at, ln.now) {
 		case mac.Added, mac.Moved:
-			r.fast.learnedStation(src)
+			r.fast.Learned(src)
 		case mac.Full:
 			r.macsRefused.Add(1)
-			r.fast.learnedStation(src) // it may be known elsewhere
+			r.fast.Learned(src) // it may be known elsewhere
 		}
 		return dst, true
 	}

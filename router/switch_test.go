@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -269,6 +270,21 @@ func TestTooBigForALink(t *testing.T) {
 		synctest.Wait()
 		if n := len(m.nodes[0].tap.took()); n < 1 || n > complainBurst {
 			t.Errorf("%d answers to 300 frames at once", n)
+		}
+	})
+}
+
+// Where the kernel has no part in it, nothing filters what containers send: a
+// frame that looks like a tag must not be taken for one.
+func TestContainersCanNotSendTags(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		n := m.nodes[0]
+		for _, op := range []kernel.TagOp{kernel.TagRelay, kernel.TagEcho, 3} {
+			before := n.dropped(DropBadSource)
+			m.say(0, append(kernel.AppendTag(nil, kernel.Tag{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
+			if n.dropped(DropBadSource) != before+1 {
+				t.Errorf("a tag with op %d: %+v", op, n.Status())
+			}
 		}
 	})
 }

@@ -6,17 +6,25 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
-// Maps are the maps of peers and neighbours, for fast.Tables to be applied to.
-type Maps struct{ *Datapath }
+// Tables are the maps of peers and neighbours, as Datapath has them.
+type Tables interface {
+	PutPeer(id uint16, e PeerEntry) error
+	DeletePeer(id uint16) error
+	PutRemote(a netip.Addr, r Remote) error
+	DeleteRemote(a netip.Addr) error
+}
+
+// Maps writes plan.Tables to the kernel.
+type Maps struct{ Tables }
 
 var _ plan.Writer = Maps{}
 
-// PutPeer implements fast.Writer.
-func (m Maps) PutPeer(id uint16, p plan.Peer) error { return m.Datapath.PutPeer(id, entryOf(p)) }
+// PutPeer implements plan.Writer.
+func (m Maps) PutPeer(id uint16, p plan.Peer) error { return m.Tables.PutPeer(id, entryOf(p)) }
 
-// PutRemote implements fast.Writer.
+// PutRemote implements plan.Writer.
 func (m Maps) PutRemote(a netip.Addr, r plan.Remote) error {
-	return m.Datapath.PutRemote(a, Remote{Peer: r.Peer, Local: AddrOf(r.Local)})
+	return m.Tables.PutRemote(a, Remote{Peer: r.Peer, Local: AddrOf(r.Local)})
 }
 
 func entryOf(p plan.Peer) PeerEntry {

@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SumInSoftware has the kernel make the checksums of packets before they go into
-// VXLAN, and cut super-frames there, or leaves both to whoever sends them last. What
-// goes by express is not concerned.
-func (d *Datapath) SumInSoftware(on bool) error {
-	return d.in(func() error { return setOffload(d.opts.VXLAN, unix.ETHTOOL_STXCSUM, !on) })
+// SumInSoftware makes the kernel compute the checksums of packets, and segment GSO
+// packets, before they enter VXLAN. Until then the card that sends the packet does
+// both. Frames that bypass the VXLAN device (express) are not affected.
+func (d *Datapath) SumInSoftware() error {
+	return d.in(func() error { return setOffload(d.opts.VXLAN, unix.ETHTOOL_STXCSUM, false) })
 }
 
 // setOffload switches an offload of an interface, by an ETHTOOL_S... command of

@@ -240,7 +240,7 @@ func TestProbe(t *testing.T) {
 	if echo(probeFrame(2, nonce, labMTU+14)) {
 		t.Error("an open checksum is taken for right")
 	}
-	if err := w.SumInSoftware(true); err != nil {
+	if err := w.SumInSoftware(); err != nil {
 		t.Fatal(err)
 	}
 	asked = ask()

@@ -1,4 +1,4 @@
-package router
+package fastpath
 
 import (
 	"log/slog"
@@ -15,10 +15,10 @@ import (
 
 // sealedLink is the link to a peer at 192.0.2.n that says it has a short id and a
 // tunnel key.
-func sealedLink(n byte, id uint16, key byte) *fastLink {
+func sealedLink(n byte, id uint16, key byte) *link {
 	now := time.Unix(1, 0)
 	own := plan.Offer{Verdict: wire.FastEncrypted, ShortID: 100, Port: 6784, Tunnel: wire.Tunnel{Port: 6785, Key: [32]byte{100}}}
-	l := &fastLink{peer: peer.Name{2, n}, secret: [32]byte{n}}
+	l := &link{peer: peer.Name{2, n}, secret: [32]byte{n}}
 	l.Link, _ = plan.NewLink(plan.Config{
 		MTU: 1376, Nonce: newNonce, Own: own, Addr: netip.AddrFrom4([4]byte{192, 0, 2, n}),
 	}, now)
@@ -32,11 +32,11 @@ func sealedLink(n byte, id uint16, key byte) *fastLink {
 // its place.
 func TestTunnelKeysHaveOneOwner(t *testing.T) {
 	victim, thief, liar, mirror := sealedLink(2, 12, 2), sealedLink(1, 11, 2), sealedLink(3, 12, 3), sealedLink(4, 14, 100)
-	r := &Router{log: slog.New(slog.DiscardHandler), routes: &topology.Routes{ByShortID: map[uint16]peer.Name{
+	r := &Controller{log: slog.New(slog.DiscardHandler), routes: &topology.Routes{ByShortID: map[uint16]peer.Name{
 		11: thief.peer, 12: victim.peer, 14: mirror.peer,
 	}}}
-	share := func(have map[netip.Addr]wireguard.Peer, links ...*fastLink) map[netip.Addr]wireguard.Peer {
-		set := make(map[peer.Name]*fastLink)
+	share := func(have map[netip.Addr]wireguard.Peer, links ...*link) map[netip.Addr]wireguard.Peer {
+		set := make(map[peer.Name]*link)
 		for _, l := range links {
 			set[l.peer] = l
 		}
@@ -46,16 +46,16 @@ func TestTunnelKeysHaveOneOwner(t *testing.T) {
 	}
 	first := share(nil, victim)
 	at := plan.TunnelAddr(12)
-	if len(first) != 1 || first[at] != victim.neighbour() {
+	if len(first) != 1 || first[at] != victim.tunnelPeer() {
 		t.Fatalf("alone: %+v", first)
 	}
-	if got := share(first, thief, victim, liar, mirror); len(got) != 1 || got[at] != victim.neighbour() {
+	if got := share(first, thief, victim, liar, mirror); len(got) != 1 || got[at] != victim.tunnelPeer() {
 		t.Errorf("with the key, the short id and our own key claimed by others: %+v", got)
 	}
-	if victim.clash || !thief.clash || !mirror.clash {
+	if victim.keyConflict || !thief.keyConflict || !mirror.keyConflict {
 		t.Error("status does not say which link's claim is refused")
 	}
-	if got := share(first, thief); len(got) != 1 || thief.clash {
+	if got := share(first, thief); len(got) != 1 || thief.keyConflict {
 		t.Errorf("when the other has gone: %+v", got)
 	}
 }
@@ -64,13 +64,13 @@ func TestTunnelKeysHaveOneOwner(t *testing.T) {
 // still.
 func TestTunnelFollowsANewShortID(t *testing.T) {
 	old, now := sealedLink(2, 12, 2), sealedLink(3, 13, 2)
-	old.gone = time.Unix(2, 0)
-	r := &Router{log: slog.New(slog.DiscardHandler), routes: &topology.Routes{ByShortID: map[uint16]peer.Name{13: now.peer}}}
-	have := map[netip.Addr]wireguard.Peer{plan.TunnelAddr(12): old.neighbour()}
+	old.sessionEnded = time.Unix(2, 0)
+	r := &Controller{log: slog.New(slog.DiscardHandler), routes: &topology.Routes{ByShortID: map[uint16]peer.Name{13: now.peer}}}
+	have := map[netip.Addr]wireguard.Peer{plan.TunnelAddr(12): old.tunnelPeer()}
 	give := newSharing([32]byte{100})
-	r.shareTunnel(give, map[peer.Name]*fastLink{now.peer: now}, have)
-	r.shareTunnel(give, map[peer.Name]*fastLink{old.peer: old}, have)
-	if give.to(have[plan.TunnelAddr(12)]) || len(give.peers) != 1 || give.peers[plan.TunnelAddr(13)] != now.neighbour() {
+	r.shareTunnel(give, map[peer.Name]*link{now.peer: now}, have)
+	r.shareTunnel(give, map[peer.Name]*link{old.peer: old}, have)
+	if give.to(have[plan.TunnelAddr(12)]) || len(give.peers) != 1 || give.peers[plan.TunnelAddr(13)] != now.tunnelPeer() {
 		t.Errorf("%+v", give.peers)
 	}
 }

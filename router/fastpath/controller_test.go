@@ -1,4 +1,4 @@
-package router
+package fastpath
 
 import (
 	"encoding/binary"
@@ -17,45 +17,28 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// Where the kernel has no part in it, nothing filters what containers send: a
-// frame that looks like a tag must not be taken for one.
-func TestContainersCanNotSendTags(t *testing.T) {
-	inMesh(t, names(2), line(2), func(m *mesh) {
-		n := m.nodes[0]
-		n.fast = &fastpath{echoes: make(chan echo, 1)}
-		for _, op := range []kernel.TagOp{kernel.TagRelay, kernel.TagEcho, 3} {
-			before := n.dropped(DropBadSource)
-			m.say(0, append(kernel.AppendTag(nil, kernel.Tag{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
-			if n.dropped(DropBadSource) != before+1 || len(n.fast.echoes) != 0 {
-				t.Errorf("a tag with op %d: %+v", op, n.Status())
-			}
-		}
-		n.fast = nil
-	})
-}
-
 // What an earlier router left and nobody confirms is looked at again when its time
 // is over, although nothing else happens.
 func TestAdoptedEntriesHaveATerm(t *testing.T) {
-	f := &fastpath{began: time.Unix(100, 0)}
-	if next := f.next(); !next.IsZero() {
+	f := &Controller{opened: time.Unix(100, 0)}
+	if next := f.Next(); !next.IsZero() {
 		t.Errorf("without any: %v", next)
 	}
 	f.adopted.Remotes = map[netip.Addr]plan.Remote{netip.MustParseAddr("192.0.2.2"): {Peer: 2}}
-	if next := f.next(); next != f.began.Add(adoptStay) {
+	if next := f.Next(); next != f.opened.Add(adoptTimeout) {
 		t.Errorf("due at %v", next)
 	}
 }
 
 // fastTo returns the fast datapath of a link to a peer, in use.
-func fastTo(n peer.Name, id uint16, addr netip.Addr) *fastLink {
+func fastTo(n peer.Name, id uint16, addr netip.Addr) *link {
 	now, nonces := time.Unix(100, 0), uint64(0)
 	nonce := func() (b [plan.NonceLen]byte) {
 		nonces++
 		binary.BigEndian.PutUint64(b[:], nonces)
 		return b
 	}
-	l := &fastLink{peer: n, id: id, hop: netdev.Hop{Ifindex: 2, Local: netip.MustParseAddr("192.0.2.1"), Gateway: addr}}
+	l := &link{peer: n, id: id, hop: netdev.Hop{Ifindex: 2, Local: netip.MustParseAddr("192.0.2.1"), Gateway: addr}}
 	l.Link, _ = plan.NewLink(plan.Config{MTU: 1376, Epoch: now, Nonce: nonce, Own: plan.Offer{ShortID: 1, Port: 6784}, Addr: addr}, now)
 	for _, e := range l.Control(now, wire.Control{Type: wire.Fast, ShortID: id, Port: 6784}) {
 		if p, ok := e.(plan.Probe); ok {
@@ -74,7 +57,7 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 	if !l.Up() {
 		t.Fatal("the link is not in use")
 	}
-	r := &Router{self: self, fast: &fastpath{away: map[peer.Name]*fastLink{away: l}, looked: map[int]netdev.Underlay{2: {Ethernet: true}}}}
+	r := &Controller{self: self, attached: true, sessionless: map[peer.Name]*link{away: l}, underlayCache: map[int]netdev.Underlay{2: {Ethernet: true}}}
 	r.cfg.MTU = 1376
 	all := map[peer.Name]uint16{self: 1, away: 2, other: 3}
 	for name, c := range map[string]struct {
@@ -87,7 +70,7 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 		"over another":        {all, map[peer.Name]peer.Name{away: other, other: other}, false},
 	} {
 		r.routes = &topology.Routes{Unicast: c.next, ShortIDs: c.ids}
-		want := r.wantFast()
+		want := r.wantTables()
 		if p := want.Peers[2]; (p.Next == 2) != c.fast || p.Direct != c.fast || (want.Remotes[l.Addr()].Peer == 2) != c.fast {
 			t.Errorf("%s: %+v", name, want)
 		}
@@ -100,10 +83,10 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 	self, far, other := peer.Name{2, 0, 0, 0, 0, 1}, peer.Name{2, 0, 0, 0, 0, 2}, peer.Name{2, 0, 0, 0, 0, 3}
 	const running, boot = 20 * time.Minute, 10 * time.Hour
-	r := &Router{
-		self: self, start: time.Now().Add(-running), macs: mac.New(100),
-		routes: &topology.Routes{ShortIDs: map[peer.Name]uint16{self: 1, far: 2, other: 3}},
-		fast:   &fastpath{self: 1, names: map[uint16]peer.Name{2: far, 3: other}, veths: make(map[ethernet.MAC]int), shaped: map[int]bool{9: true}},
+	r := &Controller{
+		self: self, cfg: Config{Start: time.Now().Add(-running)}, macs: mac.New(100),
+		routes:  &topology.Routes{ShortIDs: map[peer.Name]uint16{self: 1, far: 2, other: 3}},
+		shortID: 1, names: map[uint16]peer.Name{2: far, 3: other}, vethOf: make(map[ethernet.MAC]int), rateLimited: map[int]bool{9: true},
 	}
 	inKernel := make(map[ethernet.MAC]kernel.MACEntry)
 	station := func(n byte, id uint16, byRouter, byKernel time.Duration) ethernet.MAC {
@@ -129,7 +112,7 @@ func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
 	r.macs.Learn(limited, self, running)
 	inKernel[limited] = kernel.MACEntry{Peer: 1, Ifindex: 9, Flags: kernel.MACExpress, Seen: uint64(boot)}
 
-	wrong := r.compareStations(inKernel, boot)
+	wrong := r.compareMACs(inKernel, boot)
 	for m, want := range map[ethernet.MAC]struct {
 		id    uint16
 		age   time.Duration

@@ -1,0 +1,31 @@
+package router
+
+import (
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/tap"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// fastHost is the router as the controller of the fast path sees it.
+type fastHost struct {
+	r   *Router
+	tap tap.Writer
+}
+
+var _ fastpath.Host = fastHost{}
+
+func (h fastHost) Send(to peer.Name, c wire.Control) {
+	if err := h.r.control.Send(to, c.Append(nil)); err != nil {
+		h.r.log.Debug("link control not sent", "peer", to, "err", err)
+	}
+}
+
+func (h fastHost) Inject(head offload.Header, frame []byte) {
+	if h.tap.Write(head, [][]byte{frame}) != nil {
+		h.r.drops.add(DropTAP)
+	}
+}
+
+func (h fastHost) Do(f func()) { h.r.do(f) }

@@ -1,0 +1,386 @@
+package fastpath
+
+import (
+	"context"
+	crand "crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
+	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/wire"
+	"github.com/weft-net/weft/router/wireguard"
+)
+
+// Settings are what a user decides about the fast path.
+type Settings struct {
+	// PinDir is the folder in which programs and maps are pinned, so that they
+	// outlive this process. If it is not on a file system of type bpf, one is
+	// mounted there.
+	PinDir string
+	// Port is the UDP port of VXLAN, the same on all hosts. TunnelPort is the UDP
+	// port of WireGuard on this host.
+	Port, TunnelPort int
+	// Off keeps the links of this host off the fast path. Frames that this host
+	// forwards for other peers still use it.
+	Off bool
+	// NoExpress makes all frames cross the bridge and the VXLAN device.
+	NoExpress bool
+	// NoExpressTo does the same for frames from and to peers at these addresses.
+	NoExpressTo []netip.Prefix
+	// Encrypt allows clear text only between this host and addresses of Trusted.
+	// Other frames use WireGuard if the kernel has it, else sleeve.
+	Encrypt bool
+	Trusted []netip.Prefix
+}
+
+// Config configures a Controller.
+type Config struct {
+	Settings
+	Self        peer.Name
+	Bridge, TAP string // names of interfaces, which must exist
+	MTU         int    // of containers, in bytes of IP packet
+	Sysctls     netdev.Sysctls
+	MACs        *mac.Table   // shared with the router
+	Start       time.Time    // origin of the times in MACs
+	Epoch       time.Time    // of the probes' beats, the same for all links
+	Refused     func()       // called for each source address that MACs has no space for
+	Log         *slog.Logger // must not be nil
+	System      System       // Linux if nil
+}
+
+// Host is what the controller needs of the router.
+type Host interface {
+	// Send sends a message of link control to a neighbour over its session.
+	Send(to peer.Name, c wire.Control)
+	// Inject writes a frame with its virtio-net header to the TAP.
+	Inject(h offload.Header, frame []byte)
+	// Do runs f on the goroutine that calls the controller.
+	Do(f func())
+}
+
+// Controller drives the fast path of one host. Make it with Open or Off.
+type Controller struct {
+	// Constant.
+	cfg       Config
+	host      Host
+	sys       System
+	self      peer.Name
+	macs      *mac.Table
+	log       *slog.Logger
+	kernel    Kernel // nil if not attached
+	attached  bool   // the programs of the kernel are at work
+	off       bool   // made by Off
+	why       string // there is no fast datapath
+	noExpress string // no frame may pass by the bridge, whatever judged says
+	tunnel    Tunnel // nil: there is none
+	watch     Watch
+	echoes    chan Echo         // from lanes
+	learned   chan ethernet.MAC // from lanes: addresses that came or moved
+
+	// Goroutine of the router's control loop only.
+	routes *topology.Routes
+	links  map[peer.Name]*link
+	// sessionless are links whose session ended while the peer's kernel still
+	// echoed: the peer's router is being restarted, and frames keep using the fast
+	// path.
+	sessionless   map[peer.Name]*link
+	adopted       plan.Tables             // of an earlier process, not confirmed yet
+	installed     plan.Tables             // what the kernel's maps contain
+	names         map[uint16]peer.Name    // by short id, as in the kernel
+	shortID       uint16                  // of this host
+	vethOf        map[ethernet.MAC]int    // host's ends of veths, by the container's MAC address
+	containers    map[int]bool            // veths that have a program
+	rateLimited   map[int]bool            // veths with a queueing discipline, which express would bypass
+	underlays     map[int]bool            // interfaces of the underlay that have a program
+	underlayCache map[int]netdev.Underlay // properties of such interfaces
+	badChecksums  map[int]bool            // interfaces of the underlay whose cards compute wrong checksums inside VXLAN
+	ipsecPrefixes []netip.Prefix          // networks of peers to which IPsec of the host applies
+	judged        string                  // why express is off, "" if it is not
+	noTunnel      string                  // why there is no tunnel that works, "" if there is one or none is wanted
+	tunnelFault   string                  // of the last Apply, as it was logged
+	opened        time.Time
+	stale         bool // tables must be planned again
+	resync        bool // MAC addresses must be compared with the kernel's
+
+	mu    sync.RWMutex
+	shown map[peer.Name]LinkStatus // guarded by mu
+
+	// closing is held by readers of counters, and by Close.
+	closing sync.RWMutex
+	closed  bool // guarded by closing
+
+	// Atomic.
+	overflow atomic.Bool // learned was full
+	changes  atomic.Bool // a refresh is under way
+}
+
+// link is the fast path to one neighbour.
+type link struct {
+	*plan.Link
+	peer         peer.Name
+	secret       [32]byte // pre-shared key of the tunnel
+	pathMTU      int      // that the Link was told last
+	id           uint16   // short id of the peer when it was last known
+	hop          netdev.Hop
+	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
+	keyConflict  bool           // the peer claims the tunnel key of another peer
+	sessionEnded time.Time      // zero while the session lives
+}
+
+// Echo is a probe that came back.
+type Echo struct {
+	From   netip.Addr
+	Nonce  [plan.NonceLen]byte
+	Summed bool // its checksum is right
+}
+
+const (
+	// sessionlessTimeout is how long the kernel keeps forwarding to a peer whose
+	// router is away.
+	sessionlessTimeout = 10 * time.Minute
+	// adoptTimeout is how long after the start entries of an earlier process stay
+	// although this process does not know their peers yet.
+	adoptTimeout = time.Minute
+	// rulesInterval is how often netfilter's rules are read where nothing reports
+	// changes. After a read there is none for rulesPause, nor for rulesShare times
+	// the duration of the read: a host may have many rules that change all the time.
+	rulesInterval = 2 * time.Second
+	rulesPause    = 50 * time.Millisecond
+	rulesShare    = 20
+)
+
+// Off returns a controller for a router without a fast path. Its methods do
+// nothing.
+func Off() *Controller {
+	return &Controller{off: true, routes: &topology.Routes{}}
+}
+
+// Open opens the fast path around the TAP cfg.TAP. If the kernel refuses, the
+// controller says so to the neighbours, and Attached is false: then the TAP must
+// become a port of the bridge. An error means that the router cannot work without the
+// fast path either.
+func Open(cfg Config, host Host) (*Controller, error) {
+	c, err := newController(cfg, host)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.open(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func newController(cfg Config, host Host) (*Controller, error) {
+	c := &Controller{
+		cfg: cfg, host: host, sys: cfg.System, self: cfg.Self, macs: cfg.MACs, log: cfg.Log, opened: time.Now(),
+		routes: &topology.Routes{}, echoes: make(chan Echo, 256), learned: make(chan ethernet.MAC, 1024),
+		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
+		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
+		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
+	}
+	if c.sys == nil {
+		c.sys = Linux
+	}
+	var err error
+	c.watch, err = c.sys.Watch()
+	return c, err
+}
+
+// since is the time in MACs.
+func (c *Controller) since() time.Duration { return time.Since(c.cfg.Start) }
+
+// Close gives back what Open opened and leaves the kernel at work. Run has returned.
+func (c *Controller) Close() {
+	c.closing.Lock()
+	defer c.closing.Unlock()
+	if c.closed || c.off {
+		return
+	}
+	c.closed = true
+	if c.attached {
+		_ = c.kernel.Close()
+	}
+	if c.tunnel != nil {
+		c.tunnel.Close()
+	}
+	c.watch.Close()
+}
+
+// Attached reports whether the programs of the kernel are at work: frames from the
+// TAP may begin with a metadata header, and the TAP must not be a port of the bridge.
+// It never changes.
+func (c *Controller) Attached() bool { return c.attached }
+
+// express tells whether frames may pass by the bridge.
+func (c *Controller) express() bool { return c.noExpress == "" && c.judged == "" }
+
+// trusts tells whether frames may go in clear between this host and a.
+func (c *Controller) trusts(a netip.Addr) bool {
+	return !c.cfg.Encrypt || within(a, c.cfg.Trusted)
+}
+
+func within(a netip.Addr, any []netip.Prefix) bool {
+	return slices.ContainsFunc(any, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// allowed tells whether VXLAN may be sent to a: in clear, or as it is inside the
+// tunnel.
+func (c *Controller) allowed(a netip.Addr) bool {
+	if plan.TunnelPrefix.Contains(a) {
+		return c.tunnel != nil
+	}
+	return c.trusts(a)
+}
+
+// offer is what this end says of itself on a link to a.
+func (c *Controller) offer(a netip.Addr) plan.Offer {
+	o := plan.Offer{ShortID: c.shortID, Port: uint16(c.cfg.Port)}
+	refuse := func(v wire.Verdict, why string) plan.Offer {
+		o.Verdict, o.Why = v, why
+		return o
+	}
+	switch {
+	case c.cfg.Off:
+		return refuse(wire.FastOff, "switched off by --no-fastdp")
+	case c.why != "":
+		return refuse(wire.FastNoKernel, c.why)
+	case !c.sealing() && !c.trusts(a):
+		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, %s, and %s is in none of --trusted-subnets", c.noTunnel, a))
+	case c.shortID == 0:
+		return refuse(wire.FastNoID, "there are more peers than short ids, or one is being chosen")
+	}
+	if c.sealing() {
+		o.Tunnel = wire.Tunnel{Port: uint16(c.cfg.TunnelPort), Key: c.tunnel.Key()}
+	}
+	if !c.trusts(a) {
+		o.Verdict = wire.FastEncrypted
+	}
+	return o
+}
+
+// Run waits for what the kernel reports, until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	if !c.attached {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return c.watch.Run(ctx, func() {
+			if !c.changes.Swap(true) {
+				c.host.Do(func() { c.changes.Store(false); c.refresh() })
+			}
+		})
+	})
+	g.Go(func() error {
+		return c.kernel.Events(ctx, func(e kernel.Event) { c.host.Do(func() { c.seen(e) }) })
+	})
+	rules := make(chan struct{}, 1)
+	g.Go(func() error {
+		err := c.watch.Rules(ctx, func() {
+			select {
+			case rules <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
+			c.log.Warn("the kernel does not report changes of netfilter's rules: they are read periodically", "interval", rulesInterval, "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error { c.watchRules(ctx, rules); return nil })
+	return g.Wait()
+}
+
+// Tick does what is due and then brings the kernel up to date.
+func (c *Controller) Tick(now time.Time) {
+	if !c.attached {
+		return
+	}
+	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
+		for _, l := range set {
+			if next := l.Next(); !next.IsZero() && !now.Before(next) {
+				c.apply(l, now, l.Tick(now))
+			}
+		}
+	}
+	for n, l := range c.sessionless {
+		if !l.Up() || now.Sub(l.sessionEnded) >= sessionlessTimeout {
+			delete(c.sessionless, n)
+			c.stale = true
+			if _, reached := c.routes.Unicast[n]; !reached {
+				c.macs.Forget(n)
+			}
+		}
+	}
+	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 && now.Sub(c.opened) >= adoptTimeout {
+		c.stale = true // what nobody has confirmed goes, also where nothing else happens
+	}
+	if c.overflow.Swap(false) {
+		c.resync = true
+	}
+	c.replan()
+	if c.resync {
+		c.resync = false
+		c.syncMACs()
+	}
+}
+
+// Next is when Tick must be called at the latest; zero for never.
+func (c *Controller) Next() (next time.Time) {
+	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 {
+		next = c.opened.Add(adoptTimeout)
+	}
+	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
+		for _, l := range set {
+			if t := l.Next(); !t.IsZero() && (next.IsZero() || t.Before(next)) {
+				next = t
+			}
+		}
+	}
+	return next
+}
+
+// Start reads interfaces and routes for the first time.
+func (c *Controller) Start() {
+	if c.attached {
+		c.refresh()
+	}
+}
+
+// Echoes and LearnedMACs are what lanes handed in; the caller gives it to Echoed and CopyMAC.
+func (c *Controller) Echoes() <-chan Echo              { return c.echoes }
+func (c *Controller) LearnedMACs() <-chan ethernet.MAC { return c.learned }
+
+// Echo takes in a probe that came back. It never blocks, and is false if it had to drop
+// it.
+func (c *Controller) Echo(e Echo) bool {
+	select {
+	case c.echoes <- e:
+		return true
+	default:
+		return false
+	}
+}
+
+// Routes puts new routes in force.
+func (c *Controller) Routes(r *topology.Routes) { c.routes, c.stale = r, true }
+
+func newNonce() (n [plan.NonceLen]byte) {
+	_, _ = crand.Read(n[:]) // never fails, by its documentation
+	return n
+}

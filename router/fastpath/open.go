@@ -1,0 +1,157 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
+)
+
+func (c *Controller) open() error {
+	o := kernel.Options{
+		PinDir: c.cfg.PinDir, Bridge: c.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: c.cfg.TAP,
+		VXLAN: netdev.VXLANName, VXLANPort: c.cfg.Port, MTU: c.cfg.MTU, Sysctls: c.cfg.Sysctls, Log: c.log,
+	}
+	c.openTunnel()
+	if c.cfg.Encrypt && len(c.cfg.Trusted) == 0 && c.tunnel == nil {
+		return c.leaveAllToSleeve(o)
+	}
+	if _, err := c.guard(); err != nil {
+		// Containers could send frames as this host.
+		err = fmt.Errorf("keep containers from UDP %d: %w", c.cfg.Port, err)
+		c.why = err.Error()
+		c.log.Warn("no fast datapath", "err", err)
+		if err := c.sys.RemoveKernel(o); err != nil {
+			return err
+		}
+		c.removeTunnel()
+		return nil
+	}
+	if c.openKernel(o); !c.attached {
+		return nil
+	}
+	if err := c.adopt(); err != nil {
+		return fmt.Errorf("take over the fast datapath of an earlier router: %w", err)
+	}
+	c.removeTunnel()
+	return nil
+}
+
+// leaveAllToSleeve removes what an earlier router left where no link can be fast.
+// Nothing may leave in clear text any more, and without a port of their own frames
+// save a twentieth of an idle round trip.
+func (c *Controller) leaveAllToSleeve(o kernel.Options) error {
+	if err := c.sys.RemoveKernel(o); err != nil {
+		return err
+	}
+	c.removeTunnel()
+	if _, err := c.watch.Guard(0, netip.Prefix{}); err != nil {
+		c.log.Warn("cannot remove the rules that guarded the fast path", "err", err)
+	}
+	return nil
+}
+
+// openKernel opens the kernel's part, or notes why there is none, and why frames
+// must cross the bridge if they must.
+func (c *Controller) openKernel(o kernel.Options) {
+	if c.cfg.NoExpress {
+		c.noExpress = "switched off by --no-express"
+	}
+	c.judged = c.watch.Judged()
+	var err error
+	if c.ipsecPrefixes, err = c.watch.Secured(); err != nil {
+		c.noExpress = err.Error()
+		c.log.Warn("no express path", "err", err)
+	}
+	o.Express = c.express()
+	k, err := c.sys.OpenKernel(o)
+	if err != nil {
+		c.why = err.Error()
+		c.log.Warn("no fast datapath", "err", err)
+		return
+	}
+	c.kernel, c.attached = k, true
+	if err := k.Fast(); err != nil {
+		c.why = err.Error()
+		c.log.Warn("no fast datapath", "err", err)
+	} else if err := k.Express(); err != nil {
+		c.noExpress = err.Error()
+		c.log.Warn("no express path", "err", err)
+	}
+}
+
+// adopt reads what an earlier process left in the kernel. What may not be sent in
+// clear any more ends at once, and so does what may not be taken in clear.
+func (c *Controller) adopt() error {
+	c.installed = plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)}
+	var refused []uint16
+	err := c.kernel.Peers(func(id uint16, e kernel.PeerEntry) bool {
+		p := plan.Peer{}
+		if e.Flags&kernel.PeerFast != 0 && (c.cfg.Off || !c.allowed(kernel.ToAddr(e.Remote))) {
+			refused = append(refused, id)
+		} else if e.Flags&kernel.PeerFast != 0 {
+			p.Next = e.Next
+			p.Hop = plan.Hop{
+				Remote: kernel.ToAddr(e.Remote), Local: kernel.ToAddr(e.Local), Gateway: kernel.ToAddr(e.Gateway),
+				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&kernel.PeerExpress != 0, Direct: e.Flags&kernel.PeerDirect != 0,
+			}
+		}
+		c.installed.Peers[id] = p
+		return true
+	})
+	for _, id := range refused {
+		err = errors.Join(err, c.kernel.PutPeer(id, kernel.PeerEntry{Flags: kernel.PeerKnown}))
+	}
+	if err != nil {
+		return err
+	}
+	var strangers []netip.Addr
+	err = c.kernel.Remotes(func(a netip.Addr, e kernel.Remote) bool {
+		if c.cfg.Off || !c.allowed(a) {
+			strangers = append(strangers, a)
+		} else {
+			c.installed.Remotes[a] = plan.Remote{Peer: e.Peer, Local: kernel.ToAddr(e.Local)}
+		}
+		return true
+	})
+	for _, a := range strangers {
+		err = errors.Join(err, c.kernel.DeleteRemote(a))
+	}
+	for _, i := range c.kernel.Underlays() {
+		c.underlays[i] = true
+	}
+	for _, i := range c.kernel.Containers() {
+		c.containers[i] = true
+	}
+	c.adopted = plan.Tables{Peers: maps.Clone(c.installed.Peers), Remotes: maps.Clone(c.installed.Remotes)}
+	return err
+}
+
+// keepAdopted leaves in place what was adopted and is not contradicted: peers
+// that this process does not reach yet, over neighbours that may be sent to in
+// clear.
+func (c *Controller) keepAdopted(want *plan.Tables) {
+	if c.cfg.Off || c.why != "" {
+		return
+	}
+	for id, p := range c.adopted.Peers {
+		switch r := c.adopted.Remotes[p.Remote]; {
+		case want.Peers[id].Next != 0: // from now on it is this process's word that counts
+			delete(c.adopted.Peers, id)
+		case p.Next != 0 && c.allowed(p.Remote) && r.Peer == p.Next:
+			if c.noExpress != "" || within(p.Remote, c.cfg.NoExpressTo) {
+				p.Express, p.Direct = false, false
+			}
+			want.Peers[id] = p
+		}
+	}
+	for a, e := range c.adopted.Remotes {
+		if _, ok := want.Remotes[a]; !ok && c.allowed(a) {
+			want.Remotes[a] = e
+		}
+	}
+}

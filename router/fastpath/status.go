@@ -1,0 +1,94 @@
+package fastpath
+
+import (
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+)
+
+// LinkStatus is how the fast path to one neighbour is at one moment.
+type LinkStatus struct {
+	Up, Encrypted, Express bool
+	Reason                 string // why not up, or why not express
+	RTT                    time.Duration
+	MTU                    int // of containers' packets that pass, in bytes, if up
+}
+
+// Status is how the kernel's part is at one moment.
+type Status struct {
+	// Off says in words why there is none, "" if there is.
+	Off string
+	// MACs is the number of MAC addresses of other hosts to which it forwards frames.
+	MACs int
+	// Peers counts VXLAN traffic by the peer at the other end, without zeros.
+	Peers map[peer.Name]kernel.Traffic
+	// Drops by reason, without zeros.
+	Drops map[string]uint64
+}
+
+// Link returns the status of the fast path to a neighbour; false if there is none.
+func (c *Controller) Link(n peer.Name) (LinkStatus, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	s, ok := c.shown[n]
+	return s, ok
+}
+
+// MACs returns the kernel's entries.
+func (c *Controller) MACs() map[ethernet.MAC]kernel.MACEntry {
+	c.closing.RLock()
+	defer c.closing.RUnlock()
+	if !c.attached || c.closed {
+		return nil
+	}
+	all := make(map[ethernet.MAC]kernel.MACEntry)
+	if err := c.kernel.MACs(func(m [6]byte, e kernel.MACEntry) bool { all[m] = e; return true }); err != nil {
+		c.log.Debug("read the MAC addresses of the kernel", "err", err)
+	}
+	return all
+}
+
+// Status reads the kernel's counters. Peers are those with short ids; next has the
+// neighbour on the way to each peer.
+func (c *Controller) Status(ids map[peer.Name]uint16, next map[peer.Name]peer.Name) (s Status) {
+	if s.Off = c.why; !c.attached {
+		return s
+	}
+	s.Drops, s.Peers = c.counters(ids)
+	carried := make(map[uint16]bool)
+	for n, via := range next {
+		l, ok := c.Link(via)
+		carried[ids[n]] = ok && l.Up
+	}
+	for _, e := range c.MACs() {
+		if carried[e.Peer] {
+			s.MACs++
+		}
+	}
+	return s
+}
+
+// counters reads what the kernel dropped and forwarded.
+func (c *Controller) counters(ids map[peer.Name]uint16) (drops map[string]uint64, peers map[peer.Name]kernel.Traffic) {
+	c.closing.RLock()
+	defer c.closing.RUnlock()
+	if c.closed {
+		return nil, nil
+	}
+	for name, id := range ids {
+		t, err := c.kernel.Traffic(id)
+		if err != nil {
+			c.log.Debug("read the traffic counters of the kernel", "peer", name, "err", err)
+			continue
+		}
+		if t != (kernel.Traffic{}) && name != c.self {
+			if peers == nil {
+				peers = make(map[peer.Name]kernel.Traffic)
+			}
+			peers[name] = t
+		}
+	}
+	return c.kernel.Drops(), peers
+}
