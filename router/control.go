@@ -88,7 +88,6 @@ const rttEvery = 5 * time.Second
 // controlLoop owns the links until ctx ends.
 func (r *Router) controlLoop(ctx context.Context) error {
 	r.ctl = r.newControlLane()
-	r.fast.Start()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	sweep := time.NewTicker(sweepEvery)
@@ -108,15 +107,9 @@ func (r *Router) controlLoop(ctx context.Context) error {
 					r.step(l, l.machine.Tick(now))
 				}
 			}
-		case e := <-r.fast.Echoes():
-			r.fast.Echoed(e)
-		case m := <-r.fast.LearnedMACs():
-			r.fast.CopyMAC(m)
 		case <-sweep.C:
 			r.macs.Expire(r.since())
-			r.fast.Sync()
 		}
-		r.fast.Tick(time.Now())
 		r.flushProbes()
 		timer.Reset(r.untilNext())
 	}
@@ -131,9 +124,6 @@ func (r *Router) untilNext() time.Duration {
 		if !l.deadline.IsZero() {
 			next = min(next, l.deadline.Sub(now))
 		}
-	}
-	if t := r.fast.Next(); !t.IsZero() {
-		next = min(next, t.Sub(now))
 	}
 	return max(next, time.Millisecond)
 }
@@ -245,12 +235,12 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 	old := r.routes
 	r.routes = routes
 	r.rebuild()
+	r.fast.Routes(routes) // before Keeps, so that one of both forgets
 	for name := range old.Unicast {
 		if _, ok := routes.Unicast[name]; !ok && !r.fast.Keeps(name) {
 			r.macs.Forget(name)
 		}
 	}
-	r.fast.Routes(routes)
 }
 
 // rebuild makes the lanes' tables anew after a change of links or routes.

@@ -17,9 +17,11 @@ type fastHost struct {
 var _ fastpath.Host = fastHost{}
 
 func (h fastHost) Send(to peer.Name, c wire.Control) {
-	if err := h.r.control.Send(to, c.Append(nil)); err != nil {
-		h.r.log.Debug("link control not sent", "peer", to, "err", err)
-	}
+	h.r.do(func() {
+		if err := h.r.control.Send(to, c.Append(nil)); err != nil {
+			h.r.log.Debug("link control not sent", "peer", to, "err", err)
+		}
+	})
 }
 
 func (h fastHost) Inject(head offload.Header, frame []byte) {
@@ -27,5 +29,3 @@ func (h fastHost) Inject(head offload.Header, frame []byte) {
 		h.r.drops.add(DropTAP)
 	}
 }
-
-func (h fastHost) Do(f func()) { h.r.do(f) }

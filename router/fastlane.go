@@ -17,7 +17,7 @@ func (r *Router) fromKernel(ln *lane, t *tap.Frame, tag kernel.Tag) {
 			r.drops.add(DropMalformed)
 			return
 		}
-		if !r.fast.Echo(fastpath.Echo{From: tag.Addr, Nonce: nonce, Summed: summed || t.Header.NeedsSum}) {
+		if !r.fast.Echoed(fastpath.Echo{From: tag.Addr, Nonce: nonce, Summed: summed || t.Header.NeedsSum}) {
 			r.drops.add(DropBusy)
 		}
 	case kernel.TagRelay:

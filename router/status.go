@@ -150,7 +150,7 @@ func (r *Router) describe(l *sleeve) LinkStatus {
 
 // Stations returns the addresses that the switch knows, ordered.
 func (r *Router) Stations() []Station {
-	inKernel := r.fast.MACs()
+	inKernel := r.fast.FDB()
 	boot := time.Duration(kernel.BootTime())
 	var all []Station
 	for _, e := range r.macs.Entries(r.since()) {

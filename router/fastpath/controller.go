@@ -3,6 +3,7 @@ package fastpath
 import (
 	"context"
 	crand "crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -62,17 +63,18 @@ type Config struct {
 	System      System       // Linux if nil
 }
 
-// Host is what the controller needs of the router.
+// Host is what the controller needs of the router. One goroutine calls it. Its methods
+// may wait for the router, as the router never waits for the controller.
 type Host interface {
 	// Send sends a message of link control to a neighbour over its session.
 	Send(to peer.Name, c wire.Control)
 	// Inject writes a frame with its virtio-net header to the TAP.
 	Inject(h offload.Header, frame []byte)
-	// Do runs f on the goroutine that calls the controller.
-	Do(f func())
 }
 
-// Controller drives the fast path of one host. Make it with Open or Off.
+// Controller drives the fast path of one host. Make it with Open or Off, and call Run.
+// The other methods may be called from any goroutine and never wait for the kernel,
+// but for Status and FDB, which read it.
 type Controller struct {
 	// Constant.
 	cfg       Config
@@ -91,7 +93,11 @@ type Controller struct {
 	echoes    chan Echo         // from lanes
 	learned   chan ethernet.MAC // from lanes: addresses that came or moved
 
-	// Goroutine of the router's control loop only.
+	events  chan kernel.Event // from the kernel
+	changes chan struct{}     // of capacity 1: interfaces or routes changed
+	rules   chan rulesReport  // what watchRules found
+
+	// Goroutine of Run only.
 	routes *topology.Routes
 	links  map[peer.Name]*link
 	// sessionless are links whose session ended while the peer's kernel still
@@ -116,16 +122,20 @@ type Controller struct {
 	stale         bool // tables must be planned again
 	resync        bool // MAC addresses must be compared with the kernel's
 
+	// Guarded by mu, which is never held during a call to the kernel.
 	mu    sync.RWMutex
-	shown map[peer.Name]LinkStatus // guarded by mu
+	in    inbox
+	shown map[peer.Name]LinkStatus
+	kept  map[peer.Name]bool // see Keeps
 
 	// closing is held by readers of counters, and by Close.
 	closing sync.RWMutex
 	closed  bool // guarded by closing
 
 	// Atomic.
-	overflow atomic.Bool // learned was full
-	changes  atomic.Bool // a refresh is under way
+	began     atomic.Bool   // Run or Close was called
+	overflow  atomic.Bool   // learned was full
+	overflows atomic.Uint64 // how often
 }
 
 // link is the fast path to one neighbour.
@@ -161,12 +171,15 @@ const (
 	rulesInterval = 2 * time.Second
 	rulesPause    = 50 * time.Millisecond
 	rulesShare    = 20
+	// syncInterval is how often the table of MAC addresses is compared with the
+	// kernel's, which have the times of last use of different frames.
+	syncInterval = time.Minute
 )
 
 // Off returns a controller for a router without a fast path. Its methods do
 // nothing.
 func Off() *Controller {
-	return &Controller{off: true, routes: &topology.Routes{}}
+	return &Controller{off: true}
 }
 
 // Open opens the fast path around the TAP cfg.TAP. If the kernel refuses, the
@@ -188,11 +201,14 @@ func Open(cfg Config, host Host) (*Controller, error) {
 func newController(cfg Config, host Host) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, host: host, sys: cfg.System, self: cfg.Self, macs: cfg.MACs, log: cfg.Log, opened: time.Now(),
+		events: make(chan kernel.Event), changes: make(chan struct{}, 1), rules: make(chan rulesReport),
 		routes: &topology.Routes{}, echoes: make(chan Echo, 256), learned: make(chan ethernet.MAC, 1024),
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
+		kept: make(map[peer.Name]bool),
 	}
+	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*news), routes: c.routes}
 	if c.sys == nil {
 		c.sys = Linux
 	}
@@ -212,6 +228,7 @@ func (c *Controller) Close() {
 		return
 	}
 	c.closed = true
+	c.began.Store(true)
 	if c.attached {
 		_ = c.kernel.Close()
 	}
@@ -273,41 +290,96 @@ func (c *Controller) offer(a netip.Addr) plan.Offer {
 	return o
 }
 
-// Run waits for what the kernel reports, until ctx ends.
+// Run keeps the kernel up to date until ctx ends, which is no error, or the kernel no
+// longer reports changes. It may be called once.
 func (c *Controller) Run(ctx context.Context) error {
-	if !c.attached {
+	if c.off {
 		return nil
 	}
+	if c.began.Swap(true) {
+		return errors.New("run the fast path: it was run or closed before")
+	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { c.loop(ctx); return nil })
+	if !c.attached {
+		return g.Wait()
+	}
+	g.Go(func() error { return c.watch.Run(ctx, func() { signal(c.changes) }) })
 	g.Go(func() error {
-		return c.watch.Run(ctx, func() {
-			if !c.changes.Swap(true) {
-				c.host.Do(func() { c.changes.Store(false); c.refresh() })
-			}
-		})
-	})
-	g.Go(func() error {
-		return c.kernel.Events(ctx, func(e kernel.Event) { c.host.Do(func() { c.seen(e) }) })
-	})
-	rules := make(chan struct{}, 1)
-	g.Go(func() error {
-		err := c.watch.Rules(ctx, func() {
+		return c.kernel.Events(ctx, func(e kernel.Event) {
 			select {
-			case rules <- struct{}{}:
-			default:
+			case c.events <- e:
+			case <-ctx.Done():
 			}
 		})
-		if err != nil {
+	})
+	changed := make(chan struct{}, 1)
+	g.Go(func() error {
+		if err := c.watch.Rules(ctx, func() { signal(changed) }); err != nil {
 			c.log.Warn("the kernel does not report changes of netfilter's rules: they are read periodically", "interval", rulesInterval, "err", err)
 		}
 		return nil
 	})
-	g.Go(func() error { c.watchRules(ctx, rules); return nil })
+	g.Go(func() error { c.watchRules(ctx, changed); return nil })
 	return g.Wait()
 }
 
-// Tick does what is due and then brings the kernel up to date.
-func (c *Controller) Tick(now time.Time) {
+// signal wakes the reader of a channel of capacity 1.
+func signal(wake chan<- struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}
+
+// loop owns the links and the kernel's tables until ctx ends.
+func (c *Controller) loop(ctx context.Context) {
+	if c.attached {
+		c.refresh()
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	sync := time.NewTicker(syncInterval)
+	defer sync.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-c.in.wake:
+		case e := <-c.echoes:
+			c.echoed(e, time.Now())
+		case m := <-c.learned:
+			c.copyMAC(m)
+		case e := <-c.events:
+			c.seen(e)
+		case <-c.changes:
+			c.refresh()
+		case r := <-c.rules:
+			c.takeRules(r)
+		case <-sync.C:
+			c.resync = true
+		}
+		c.receive(time.Now())
+		// Before links are found silent: the kernel may have taken its time.
+		for range len(c.echoes) {
+			c.echoed(<-c.echoes, time.Now())
+		}
+		c.tick(time.Now())
+		timer.Reset(c.untilNext(time.Now()))
+	}
+}
+
+// untilNext is how long nothing is due, at least a millisecond.
+func (c *Controller) untilNext(now time.Time) time.Duration {
+	if next := c.next(); !next.IsZero() {
+		return max(next.Sub(now), time.Millisecond)
+	}
+	return time.Hour
+}
+
+// tick does what is due and then brings the kernel up to date.
+func (c *Controller) tick(now time.Time) {
 	if !c.attached {
 		return
 	}
@@ -322,9 +394,7 @@ func (c *Controller) Tick(now time.Time) {
 		if !l.Up() || now.Sub(l.sessionEnded) >= sessionlessTimeout {
 			delete(c.sessionless, n)
 			c.stale = true
-			if _, reached := c.routes.Unicast[n]; !reached {
-				c.macs.Forget(n)
-			}
+			c.release(n)
 		}
 	}
 	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 && now.Sub(c.opened) >= adoptTimeout {
@@ -340,8 +410,8 @@ func (c *Controller) Tick(now time.Time) {
 	}
 }
 
-// Next is when Tick must be called at the latest; zero for never.
-func (c *Controller) Next() (next time.Time) {
+// next is when tick must be called at the latest; zero for never.
+func (c *Controller) next() (next time.Time) {
 	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 {
 		next = c.opened.Add(adoptTimeout)
 	}
@@ -354,31 +424,6 @@ func (c *Controller) Next() (next time.Time) {
 	}
 	return next
 }
-
-// Start reads interfaces and routes for the first time.
-func (c *Controller) Start() {
-	if c.attached {
-		c.refresh()
-	}
-}
-
-// Echoes and LearnedMACs are what lanes handed in; the caller gives it to Echoed and CopyMAC.
-func (c *Controller) Echoes() <-chan Echo              { return c.echoes }
-func (c *Controller) LearnedMACs() <-chan ethernet.MAC { return c.learned }
-
-// Echo takes in a probe that came back. It never blocks, and is false if it had to drop
-// it.
-func (c *Controller) Echo(e Echo) bool {
-	select {
-	case c.echoes <- e:
-		return true
-	default:
-		return false
-	}
-}
-
-// Routes puts new routes in force.
-func (c *Controller) Routes(r *topology.Routes) { c.routes, c.stale = r, true }
 
 func newNonce() (n [plan.NonceLen]byte) {
 	_, _ = crand.Read(n[:]) // never fails, by its documentation

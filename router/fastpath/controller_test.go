@@ -1,136 +1,381 @@
-package fastpath
+package fastpath_test
 
 import (
-	"encoding/binary"
+	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/mesh/topology"
-	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
-	"github.com/weft-net/weft/router/fastpath/plan"
-	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/fastpath/kerneltest"
 	"github.com/weft-net/weft/router/wire"
 )
 
-// What an earlier router left and nobody confirms is looked at again when its time
-// is over, although nothing else happens.
-func TestAdoptedEntriesHaveATerm(t *testing.T) {
-	f := &Controller{opened: time.Unix(100, 0)}
-	if next := f.Next(); !next.IsZero() {
-		t.Errorf("without any: %v", next)
-	}
-	f.adopted.Remotes = map[netip.Addr]plan.Remote{netip.MustParseAddr("192.0.2.2"): {Peer: 2}}
-	if next := f.Next(); next != f.opened.Add(adoptTimeout) {
-		t.Errorf("due at %v", next)
-	}
+func TestLinkComesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.routes([]byte{2, 3}, map[byte]byte{3: 2})
+		r.meet(2)
+		pass(time.Second)
+		r.want(kerneltest.Express, 2, 3) // 3 is behind 2
+		s, ok := r.Link(nameOf(2))
+		if !ok || !s.Up || !s.Express || s.Encrypted || s.RTT != rtt || s.MTU != mtu {
+			t.Errorf("status %+v", s)
+		}
+		if c := r.lastSaid(2); c.Type != wire.Fast || c.Verdict != wire.FastWilling || c.ShortID != 1 || c.Port != port {
+			t.Errorf("said %+v", c)
+		}
+		r.silence(2, true)
+		pass(3 * time.Second)
+		r.want(kerneltest.ToRouter, 2, 3)
+		if id, ok := r.m.Remote(addrOf(2)); !ok || id != 2 {
+			t.Error("a neighbour that does not answer may still send")
+		}
+	})
 }
 
-// fastTo returns the fast datapath of a link to a peer, in use.
-func fastTo(n peer.Name, id uint16, addr netip.Addr) *link {
-	now, nonces := time.Unix(100, 0), uint64(0)
-	nonce := func() (b [plan.NonceLen]byte) {
-		nonces++
-		binary.BigEndian.PutUint64(b[:], nonces)
-		return b
-	}
-	l := &link{peer: n, id: id, hop: netdev.Hop{Ifindex: 2, Local: netip.MustParseAddr("192.0.2.1"), Gateway: addr}}
-	l.Link, _ = plan.NewLink(plan.Config{MTU: 1376, Epoch: now, Nonce: nonce, Own: plan.Offer{ShortID: 1, Port: 6784}, Addr: addr}, now)
-	for _, e := range l.Control(now, wire.Control{Type: wire.Fast, ShortID: id, Port: 6784}) {
-		if p, ok := e.(plan.Probe); ok {
-			l.Echoed(now, p.Nonce, true)
-		}
-	}
-	return l
-}
+// A router that is replaced must not interrupt flows: what the kernel contains stays
+// while the next router gets to know its neighbours.
+func TestAdoptsWhatAnEarlierRouterLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.AddContainer(20)
+		r := start(t, m, defaults)
+		r.routes([]byte{2, 3}, nil)
+		r.meet(2, 3)
+		pass(time.Second)
+		m.See(macOf(1, 1), 1, 20)
+		r.macs.Learn(macOf(2, 1), nameOf(2), time.Hour+time.Second)
+		r.Learned(macOf(2, 1))
+		pass(time.Second)
+		r.want(kerneltest.Express, 2, 3)
+		r.stop()
+		r.want(kerneltest.Express, 2, 3)
+		m.Log()
 
-// Issue 4, item 6: what goes by the kernel goes on when the session has ended,
-// whether the routes still lead to the peer or no longer do, until it is reached
-// over another.
-func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
-	self, away, other := peer.Name{2, 0, 0, 0, 0, 1}, peer.Name{2, 0, 0, 0, 0, 2}, peer.Name{2, 0, 0, 0, 0, 3}
-	l := fastTo(away, 2, netip.MustParseAddr("192.0.2.2"))
-	if !l.Up() {
-		t.Fatal("the link is not in use")
-	}
-	r := &Controller{self: self, attached: true, sessionless: map[peer.Name]*link{away: l}, underlayCache: map[int]netdev.Underlay{2: {Ethernet: true}}}
-	r.cfg.MTU = 1376
-	all := map[peer.Name]uint16{self: 1, away: 2, other: 3}
-	for name, c := range map[string]struct {
-		ids  map[peer.Name]uint16
-		next map[peer.Name]peer.Name
-		fast bool
-	}{
-		"routes as they were": {all, map[peer.Name]peer.Name{away: away, other: other}, true},
-		"without the peer":    {map[peer.Name]uint16{self: 1, other: 3}, map[peer.Name]peer.Name{other: other}, true},
-		"over another":        {all, map[peer.Name]peer.Name{away: other, other: other}, false},
-	} {
-		r.routes = &topology.Routes{Unicast: c.next, ShortIDs: c.ids}
-		want := r.wantTables()
-		if p := want.Peers[2]; (p.Next == 2) != c.fast || p.Direct != c.fast || (want.Remotes[l.Addr()].Peer == 2) != c.fast {
-			t.Errorf("%s: %+v", name, want)
-		}
-	}
-}
-
-// Issue 4, item 5: a station that only the kernel hears stays, one that neither
-// heard for long goes from both, and one whose place the two have differently is
-// written anew, as is one that express leads to past a limit.
-func TestStationsAgeByTheirUseInTheKernel(t *testing.T) {
-	self, far, other := peer.Name{2, 0, 0, 0, 0, 1}, peer.Name{2, 0, 0, 0, 0, 2}, peer.Name{2, 0, 0, 0, 0, 3}
-	const running, boot = 20 * time.Minute, 10 * time.Hour
-	r := &Controller{
-		self: self, cfg: Config{Start: time.Now().Add(-running)}, macs: mac.New(100),
-		routes:  &topology.Routes{ShortIDs: map[peer.Name]uint16{self: 1, far: 2, other: 3}},
-		shortID: 1, names: map[uint16]peer.Name{2: far, 3: other}, vethOf: make(map[ethernet.MAC]int), rateLimited: map[int]bool{9: true},
-	}
-	inKernel := make(map[ethernet.MAC]kernel.MACEntry)
-	station := func(n byte, id uint16, byRouter, byKernel time.Duration) ethernet.MAC {
-		m := ethernet.MAC{2, 0, 0, 0, 1, n}
-		at := far
-		if n == 1 {
-			at = self
-		}
-		r.macs.Learn(m, at, running-byRouter)
-		inKernel[m] = kernel.MACEntry{Peer: id, Seen: uint64(boot - byKernel)}
-		return m
-	}
-	own := station(1, 1, 15*time.Minute, time.Minute)
-	heard := station(2, 2, 15*time.Minute, time.Minute)
-	slow := station(3, 2, time.Minute, 15*time.Minute)
-	silent := station(4, 2, 15*time.Minute, 15*time.Minute)
-	moved := station(5, 3, time.Minute, time.Minute)
-	strange := station(6, 77, 15*time.Minute, 0) // of a peer that nobody knows
-	missing := ethernet.MAC{2, 0, 0, 0, 1, 7}
-	r.macs.Learn(missing, far, running)
-	// The kernel leads frames for it past a queue that was put there since.
-	limited := ethernet.MAC{2, 0, 0, 0, 1, 8}
-	r.macs.Learn(limited, self, running)
-	inKernel[limited] = kernel.MACEntry{Peer: 1, Ifindex: 9, Flags: kernel.MACExpress, Seen: uint64(boot)}
-
-	wrong := r.compareMACs(inKernel, boot)
-	for m, want := range map[ethernet.MAC]struct {
-		id    uint16
-		age   time.Duration
-		wrong bool
-	}{
-		own: {1, time.Minute, false}, heard: {2, time.Minute, false}, slow: {2, time.Minute, false},
-		silent: {0, 0, true}, moved: {2, time.Minute, true}, strange: {0, 0, true}, missing: {2, 0, true}, limited: {1, 0, true},
-	} {
-		if id := r.placeOf(m); id != want.id {
-			t.Errorf("%s is behind peer %d, want %d", m, id, want.id)
-		}
-		if slices.Contains(wrong, m) != want.wrong {
-			t.Errorf("%s is to be written: %v, want %v", m, !want.wrong, want.wrong)
-		}
-		for _, e := range r.macs.Entries(r.since()) {
-			if e.MAC == m && (e.Age < want.age || e.Age > want.age+time.Minute) {
-				t.Errorf("%s was seen %v ago, want %v", m, e.Age, want.age)
+		r = start(t, m, defaults)
+		pass(10 * time.Second)
+		r.want(kerneltest.Express, 2, 3) // nobody is known yet
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(10 * time.Second)
+		r.want(kerneltest.Express, 2, 3)
+		for _, a := range []struct {
+			mac  [6]byte
+			peer byte
+		}{{macOf(1, 1), 1}, {macOf(2, 1), 2}} {
+			if at, ok := r.macs.Lookup(a.mac, time.Hour); !ok || at != nameOf(a.peer) {
+				t.Errorf("%x is not learned from the kernel", a.mac)
 			}
 		}
+		pass(time.Minute)
+		r.want(kerneltest.Express, 2)
+		r.want(kerneltest.ToRouter, 3) // nobody confirmed it in time
+		r.never("peer 2: router", "peer 2: deleted")
+		if got := m.Programs(); !slices.Equal(got, []int{kerneltest.Uplink, 20}) {
+			t.Errorf("programs on %v", got)
+		}
+	})
+}
+
+// What may no longer leave in clear text ends when the router opens the kernel, not when
+// it knows its peers.
+func TestAdoptsNothingThatMustBeEncrypted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, defaults)
+		r.routes([]byte{2, 3}, nil)
+		r.meet(2, 3)
+		pass(time.Second)
+		r.stop()
+		s := defaults
+		s.Encrypt, s.Trusted = true, []netip.Prefix{netip.PrefixFrom(addrOf(2), 32)}
+		r = open(t, m, s)
+		defer r.stop()
+		r.want(kerneltest.Express, 2)
+		r.want(kerneltest.ToRouter, 3)
+		if _, ok := m.Remote(addrOf(3)); ok {
+			t.Error("frames in clear text are still accepted from a peer outside the trusted subnets")
+		}
+	})
+}
+
+// What an earlier router left and nobody confirms goes also where nothing else happens.
+func TestAdoptedEntriesExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		r.stop()
+		r = start(t, m, defaults)
+		pass(time.Minute - time.Millisecond)
+		r.want(kerneltest.Express, 2)
+		pass(2 * time.Millisecond)
+		r.want(kerneltest.ToRouter, 2)
+		if _, ok := m.Remote(addrOf(2)); ok {
+			t.Error("the address is still a neighbour's")
+		}
+	})
+}
+
+// Frames keep using the kernel when the session has ended and the peer's kernel echoes,
+// whether routes still lead to the peer or not, until it is reached over another.
+func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
+	for name, c := range map[string]struct {
+		peers []byte
+		over  map[byte]byte
+		next  netip.Addr
+	}{
+		"routes as they were": {[]byte{2, 3}, nil, addrOf(2)},
+		"without the peer":    {[]byte{3}, nil, addrOf(2)},
+		"over another":        {[]byte{2, 3}, map[byte]byte{2: 3}, addrOf(3)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, newMachine(t), defaults)
+				r.routes([]byte{2, 3}, nil)
+				r.meet(2, 3)
+				pass(time.Second)
+				r.m.Log()
+				r.macs.Learn(macOf(2, 1), nameOf(2), time.Hour)
+				r.Down(nameOf(2))
+				r.routes(c.peers, c.over)
+				if !r.Keeps(nameOf(2)) {
+					t.Error("Keeps() is false")
+				}
+				pass(time.Minute)
+				r.want(kerneltest.Express, 2)
+				if next := r.m.NextHop(2); next != c.next {
+					t.Errorf("frames go to %s, want %s", next, c.next)
+				}
+				if _, ok := r.m.Remote(addrOf(2)); ok != (c.next == addrOf(2)) {
+					t.Errorf("its frames are accepted: %v", ok)
+				}
+				r.meet(2) // its router is back
+				r.routes([]byte{2, 3}, nil)
+				pass(time.Second)
+				r.want(kerneltest.Express, 2)
+				if c.next == addrOf(2) {
+					r.never("peer 2: router", "peer 2: deleted")
+				}
+				if r.Keeps(nameOf(2)) {
+					t.Error("Keeps() is true although there is a session")
+				}
+			})
+		})
+	}
+}
+
+func TestPeerThatGoesForGoodIsForgotten(t *testing.T) {
+	for name, silent := range map[string]bool{"its kernel ends too": true, "its router stays away": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, newMachine(t), defaults)
+				r.routes([]byte{2}, nil)
+				r.meet(2)
+				pass(time.Second)
+				// The kernel keeps the address in use, or it would age.
+				m := macOf(2, 1)
+				r.macs.Learn(m, nameOf(2), time.Hour)
+				r.Learned(m)
+				r.Down(nameOf(2))
+				r.routes(nil, nil)
+				r.silence(2, silent)
+				if silent {
+					pass(3 * time.Second)
+				} else {
+					for range 10 {
+						pass(time.Minute)
+						r.m.See(m, 2, 0)
+					}
+					pass(time.Second)
+				}
+				r.want(kerneltest.ToRouter, 2)
+				if _, known := r.macs.Lookup(m, time.Hour); known || r.Keeps(nameOf(2)) {
+					t.Errorf("its MAC address is known: %v; kept: %v", known, r.Keeps(nameOf(2)))
+				}
+			})
+		})
+	}
+}
+
+// Rules that filter bridged frames must see them: express is switched off and on with
+// the rules, in the kernel and in status.
+func TestExpressFollowsTheRules(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		for range 3 {
+			r.m.SetJudged("table bridge wall")
+			pass(5 * time.Second)
+			r.want(kerneltest.Bridged, 2)
+			if s, _ := r.Link(nameOf(2)); !s.Up || s.Express || !strings.Contains(s.Reason, "table bridge wall") {
+				t.Errorf("status with rules: %+v", s)
+			}
+			r.m.SetJudged("")
+			pass(5 * time.Second)
+			r.want(kerneltest.Express, 2)
+			if s, _ := r.Link(nameOf(2)); !s.Express || s.Reason != "" {
+				t.Errorf("status without rules: %+v", s)
+			}
+		}
+	})
+}
+
+// Where the underlay is not what express needs, the VXLAN device or the bridge is used.
+func TestModesOfAPeer(t *testing.T) {
+	network := netip.MustParsePrefix("192.0.2.0/24")
+	for name, c := range map[string]struct {
+		change func(m *kerneltest.Machine, s *fastpath.Settings)
+		way    kerneltest.Way
+		reason string
+	}{
+		"all is well":  {func(*kerneltest.Machine, *fastpath.Settings) {}, kerneltest.Express, ""},
+		"--no-express": {func(_ *kerneltest.Machine, s *fastpath.Settings) { s.NoExpress = true }, kerneltest.Device, "--no-express"},
+		"--no-express-to": {func(_ *kerneltest.Machine, s *fastpath.Settings) { s.NoExpressTo = []netip.Prefix{network} },
+			kerneltest.Device, "--no-express-to"},
+		"kernel lacks express": {func(m *kerneltest.Machine, _ *fastpath.Settings) { m.RefuseExpress(errors.New("no such helper")) },
+			kerneltest.Device, "no such helper"},
+		"IPsec": {func(m *kerneltest.Machine, _ *fastpath.Settings) { m.SetIPsec(network) }, kerneltest.Device, "IPsec"},
+		"no Ethernet": {func(m *kerneltest.Machine, _ *fastpath.Settings) {
+			m.SetUnderlay(kerneltest.Uplink, netdev.Underlay{})
+		}, kerneltest.Device, "Ethernet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, s := newMachine(t), defaults
+				c.change(m, &s)
+				r := start(t, m, s)
+				r.routes([]byte{2}, nil)
+				r.meet(2)
+				pass(time.Second)
+				r.want(c.way, 2)
+				if st, _ := r.Link(nameOf(2)); !st.Up || !strings.Contains(st.Reason, c.reason) || (st.Reason == "") != (c.reason == "") {
+					t.Errorf("status %+v", st)
+				}
+			})
+		})
+	}
+}
+
+// A card that computes wrong checksums inside VXLAN is found by the first probe.
+func TestWrongChecksumsOfACard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.setCard(true)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(2 * time.Second)
+		r.want(kerneltest.Device, 2)
+		if !r.m.SoftwareChecksums() {
+			t.Error("checksums are left to the card")
+		}
+		r.m.RemoveDevices() // which leaves them to the card again
+		pass(2 * time.Second)
+		if !r.m.SoftwareChecksums() {
+			t.Error("checksums are left to the card after a repair")
+		}
+	})
+}
+
+// What other programs remove comes back.
+func TestRepairs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		r.m.RemoveDevices()
+		pass(time.Second)
+		if !r.m.Echoes(addrOf(2)) {
+			t.Error("the devices are not made again")
+		}
+		r.m.FlushRules()
+		pass(time.Second)
+		if !r.m.Guarded() {
+			t.Error("the rules that guard the port are not reinstalled")
+		}
+		r.want(kerneltest.Express, 2)
+	})
+}
+
+func TestContainersComeAndGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		r.m.AddContainer(20)
+		r.m.AddContainer(21)
+		pass(time.Second)
+		programs := func(want ...int) {
+			t.Helper()
+			if got := r.m.Programs(); !slices.Equal(got, want) {
+				t.Errorf("programs on %v, want %v", got, want)
+			}
+		}
+		programs(kerneltest.Uplink, 20, 21)
+		for i, ifindex := range []int{20, 21} {
+			r.m.See(macOf(1, byte(i)), 1, ifindex)
+		}
+		pass(time.Second)
+		entry := func(i byte, ifindex int, known bool) {
+			t.Helper()
+			if e, ok := r.m.MAC(macOf(1, i)); ok != known || int(e.Ifindex) != ifindex || (e.Flags&kernel.MACExpress != 0) != (ifindex != 0) {
+				t.Errorf("container %d: %+v, %v", i, e, ok)
+			}
+		}
+		entry(0, 20, true)
+		entry(1, 21, true)
+		// A queueing discipline limits one: express would bypass it.
+		r.m.LimitContainer(20)
+		r.m.RemoveInterface(21)
+		pass(time.Second)
+		programs(kerneltest.Uplink)
+		entry(0, 0, true)
+		entry(1, 0, false)
+		if _, known := r.macs.Lookup(macOf(1, 1), time.Hour); known {
+			t.Error("the MAC address of a container that left is known")
+		}
+	})
+}
+
+// Without the kernel's support the router does without, and neighbours are told why.
+func TestKernelRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		refuse   func(*kerneltest.Machine)
+		attached bool
+	}{
+		"everything": {func(m *kerneltest.Machine) { m.RefuseKernel(kernel.ErrUnsupported) }, false},
+		"VXLAN":      {func(m *kerneltest.Machine) { m.RefuseVXLAN(kernel.ErrUnsupported) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMachine(t)
+				c.refuse(m)
+				r := start(t, m, defaults)
+				r.routes([]byte{2}, nil)
+				r.meet(2)
+				pass(time.Minute)
+				if r.Attached() != c.attached {
+					t.Errorf("Attached() = %v", !c.attached)
+				}
+				r.want(kerneltest.ToRouter, 2)
+				if said := r.lastSaid(2); said.Verdict != wire.FastNoKernel {
+					t.Errorf("said %+v", said)
+				}
+				if s, ok := r.Link(nameOf(2)); !ok || s.Up || !strings.Contains(s.Reason, "refuses") {
+					t.Errorf("status %+v", s)
+				}
+			})
+		})
 	}
 }

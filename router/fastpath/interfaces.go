@@ -10,9 +10,17 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
-// watchRules looks at netfilter's rules when they change, and every now and then: the
-// iptables of old tell nobody of changes. What guards the port is written anew if others have
-// removed it, and what judges bridged frames turns express off.
+// rulesReport is what watchRules found.
+type rulesReport struct {
+	judged        string
+	ipsecPrefixes []netip.Prefix
+	ipsecErr      error // then ipsecPrefixes are not known
+}
+
+// watchRules reads netfilter's rules when changed says so, and periodically, because
+// iptables-legacy reports no changes. It reinstalls the rules that guard the port if
+// another program flushed them. It has a goroutine of its own, as reading many rules
+// takes long.
 func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 	tick := time.NewTicker(rulesInterval)
 	defer tick.Stop()
@@ -24,31 +32,37 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 		case <-changed:
 		}
 		began := time.Now()
-		switch again, err := c.guard(); {
+		switch rebuilt, err := c.guard(); {
 		case err != nil:
-			c.log.Warn("guard the fast datapath's port", "port", c.cfg.Port, "err", err)
-		case again:
-			c.log.Warn("others removed the rules that guard the fast datapath's port", "port", c.cfg.Port)
+			c.log.Warn("cannot guard the UDP port of the fast path", "port", c.cfg.Port, "err", err)
+		case rebuilt:
+			c.log.Warn("reinstalled the rules that guard the UDP port of the fast path: another program removed them", "port", c.cfg.Port)
 		}
-		judged := c.watch.Judged()
-		ipsecPrefixes, err := c.watch.Secured()
-		if err != nil {
-			c.log.Warn("look for IPsec", "err", err)
+		r := rulesReport{judged: c.watch.Judged()}
+		if r.ipsecPrefixes, r.ipsecErr = c.watch.Secured(); r.ipsecErr != nil {
+			c.log.Warn("cannot read the policies of IPsec", "err", r.ipsecErr)
 		}
-		c.host.Do(func() {
-			c.setJudged(judged)
-			if err == nil && !slices.Equal(ipsecPrefixes, c.ipsecPrefixes) {
-				c.ipsecPrefixes, c.stale = ipsecPrefixes, true
-			}
-			if c.noTunnel != "" {
-				c.mendTunnel() // it may be possible now
-			}
-		})
+		select {
+		case <-ctx.Done():
+			return
+		case c.rules <- r:
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(max(rulesPause, rulesShare*time.Since(began))):
 		}
+	}
+}
+
+// takeRules takes in what watchRules found.
+func (c *Controller) takeRules(r rulesReport) {
+	c.setJudged(r.judged)
+	if r.ipsecErr == nil && !slices.Equal(r.ipsecPrefixes, c.ipsecPrefixes) {
+		c.ipsecPrefixes, c.stale = r.ipsecPrefixes, true
+	}
+	if c.noTunnel != "" {
+		c.mendTunnel() // it may be possible now
 	}
 }
 
@@ -130,7 +144,7 @@ func (c *Controller) refresh() {
 			c.removeMAC(m)
 		case shaped[i]:
 			delete(c.vethOf, m)
-			c.CopyMAC(m)
+			c.copyMAC(m)
 		}
 	}
 	for _, l := range c.links {

@@ -1,7 +1,6 @@
 package fastpath
 
 import (
-	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/internal/netdev"
@@ -12,31 +11,28 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// Up begins the fast path to a neighbour whose end of the underlay is addr, or
-// continues it if only the peer's router was away. The secret is the session's.
-func (c *Controller) Up(n peer.Name, secret [32]byte, addr netip.Addr) {
-	if c.off {
-		return
-	}
-	now, key := time.Now(), tunnelSecret(secret)
-	if l, ok := c.sessionless[n]; ok && l.Addr() == addr {
+// beginSession begins the fast path to a neighbour, or continues it if only the
+// neighbour's router was away.
+func (c *Controller) beginSession(n peer.Name, s session, now time.Time) {
+	key := tunnelSecret(s.secret)
+	if l, ok := c.sessionless[n]; ok && l.Addr() == s.addr.Unmap() {
 		delete(c.sessionless, n)
 		l.sessionEnded, l.secret = time.Time{}, key
 		c.links[n] = l
-		c.apply(l, now, l.Renew(now, c.offer(addr)))
+		c.apply(l, now, l.Renew(now, c.offer(s.addr)))
 		return
 	}
 	delete(c.sessionless, n)
 	l := &link{peer: n, secret: key}
 	var effects []plan.Effect
-	l.Link, effects = plan.NewLink(plan.Config{MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(addr), Addr: addr}, now)
+	l.Link, effects = plan.NewLink(plan.Config{MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.addr), Addr: s.addr}, now)
 	c.links[n] = l
 	c.apply(l, now, effects)
 	c.findHop(l)
 }
 
-// Down ends it, unless the peer's kernel still answers.
-func (c *Controller) Down(n peer.Name) {
+// endSession ends the fast path to a neighbour, unless its kernel still answers.
+func (c *Controller) endSession(n peer.Name, now time.Time) {
 	l, ok := c.links[n]
 	if !ok {
 		return
@@ -45,43 +41,42 @@ func (c *Controller) Down(n peer.Name) {
 	c.mu.Lock()
 	delete(c.shown, n)
 	c.mu.Unlock()
-	if l.sessionEnded = time.Now(); l.Up() {
+	if l.sessionEnded = now; l.Up() {
 		c.sessionless[n] = l
+	} else {
+		c.release(n)
 	}
 	c.stale = true
 }
 
-// Path follows the address of the peer's end and the MTU of the path to it, in bytes of
-// IP packet; 0 if not known.
-func (c *Controller) Path(n peer.Name, addr netip.Addr, mtu int) {
-	l, now := c.links[n], time.Now()
+// follow takes in the address of the neighbour's end and the MTU of the path to it.
+func (c *Controller) follow(n peer.Name, p path, now time.Time) {
+	l := c.links[n]
 	if l == nil {
 		return
 	}
-	if mtu != 0 && l.pathMTU != mtu {
-		l.pathMTU = mtu
-		c.apply(l, now, l.SetPath(now, l.pathMTU))
+	if p.mtu != 0 && l.pathMTU != p.mtu {
+		l.pathMTU = p.mtu
+		c.apply(l, now, l.SetPath(now, p.mtu))
 	}
-	if l.Addr() == addr {
+	if l.Addr() == p.addr.Unmap() {
 		return
 	}
-	c.apply(l, now, l.SetAddr(now, addr))
-	c.apply(l, now, l.SetOwn(now, c.offer(addr)))
+	c.apply(l, now, l.SetAddr(now, p.addr))
+	c.apply(l, now, l.SetOwn(now, c.offer(p.addr)))
 	c.findHop(l)
 }
 
-// Control takes in what a neighbour says about its fast path.
-func (c *Controller) Control(from peer.Name, m wire.Control) {
+// control takes in what a neighbour says about its fast path.
+func (c *Controller) control(from peer.Name, m wire.Control, now time.Time) {
 	if l, ok := c.links[from]; ok {
-		now := time.Now()
 		c.apply(l, now, l.Control(now, m))
 		c.findHop(l)
 	}
 }
 
-// Echoed takes in a probe that came back.
-func (c *Controller) Echoed(e Echo) {
-	now := time.Now()
+// echoed takes in a probe that came back.
+func (c *Controller) echoed(e Echo, now time.Time) {
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
 		for _, l := range set {
 			if l.Remote() == e.From {

@@ -14,18 +14,6 @@ import (
 // events and learned here; when a station was last used is kept by both, and
 // compared now and then.
 
-// Learned has the control goroutine copy a station that came or moved.
-func (c *Controller) Learned(m ethernet.MAC) {
-	if !c.attached {
-		return
-	}
-	select {
-	case c.learned <- m:
-	default:
-		c.overflow.Store(true)
-	}
-}
-
 // seen takes in that the kernel saw a station where its map did not have
 // it.
 func (c *Controller) seen(e kernel.Event) {
@@ -49,7 +37,7 @@ func (c *Controller) seen(e kernel.Event) {
 	case e.Ifindex != 0 && c.containers[int(e.Ifindex)]:
 		c.vethOf[m] = int(e.Ifindex)
 	}
-	c.CopyMAC(m)
+	c.copyMAC(m)
 }
 
 // placeOf returns the short id of the peer that the table has a station behind; 0 if
@@ -65,8 +53,8 @@ func (c *Controller) placeOf(m ethernet.MAC) uint16 {
 	return c.routes.ShortIDs[at]
 }
 
-// CopyMAC writes what the table says of a station into the kernel's map.
-func (c *Controller) CopyMAC(m ethernet.MAC) {
+// copyMAC writes what the table says of a station into the kernel's map.
+func (c *Controller) copyMAC(m ethernet.MAC) {
 	id := c.placeOf(m)
 	var err error
 	if id == 0 {
@@ -91,7 +79,7 @@ func (c *Controller) removeMAC(m ethernet.MAC) {
 	if at, ok := c.macs.Lookup(m, c.since()); ok && at == c.self {
 		c.macs.Remove(m)
 	}
-	c.CopyMAC(m)
+	c.copyMAC(m)
 }
 
 // syncMACs has the table and the kernel's map agree.
@@ -106,7 +94,7 @@ func (c *Controller) syncMACs() {
 		return
 	}
 	for _, m := range c.compareMACs(inKernel, c.sys.BootTime()) {
-		c.CopyMAC(m)
+		c.copyMAC(m)
 	}
 }
 
@@ -152,18 +140,4 @@ func (c *Controller) compareMACs(inKernel map[ethernet.MAC]kernel.MACEntry, boot
 		}
 	}
 	return wrong
-}
-
-// Keeps reports whether the MAC addresses behind a peer must be kept although no
-// route leads to it.
-func (c *Controller) Keeps(n peer.Name) bool {
-	_, ok := c.sessionless[n]
-	return ok
-}
-
-// Sync makes the table and the kernel's map agree.
-func (c *Controller) Sync() {
-	if c.attached {
-		c.syncMACs()
-	}
 }

@@ -26,6 +26,9 @@ type Status struct {
 	Peers map[peer.Name]kernel.Traffic
 	// Drops by reason, without zeros.
 	Drops map[string]uint64
+	// Overflows counts MAC addresses that the queue of learned addresses had no
+	// space for. The next comparison of the tables copied them.
+	Overflows uint64
 }
 
 // Link returns the status of the fast path to a neighbour; false if there is none.
@@ -36,8 +39,8 @@ func (c *Controller) Link(n peer.Name) (LinkStatus, bool) {
 	return s, ok
 }
 
-// MACs returns the kernel's entries.
-func (c *Controller) MACs() map[ethernet.MAC]kernel.MACEntry {
+// FDB returns the entries of the kernel's table of MAC addresses.
+func (c *Controller) FDB() map[ethernet.MAC]kernel.MACEntry {
 	c.closing.RLock()
 	defer c.closing.RUnlock()
 	if !c.attached || c.closed {
@@ -56,13 +59,14 @@ func (c *Controller) Status(ids map[peer.Name]uint16, next map[peer.Name]peer.Na
 	if s.Off = c.why; !c.attached {
 		return s
 	}
+	s.Overflows = c.overflows.Load()
 	s.Drops, s.Peers = c.counters(ids)
 	carried := make(map[uint16]bool)
 	for n, via := range next {
 		l, ok := c.Link(via)
 		carried[ids[n]] = ok && l.Up
 	}
-	for _, e := range c.MACs() {
+	for _, e := range c.FDB() {
 		if carried[e.Peer] {
 			s.MACs++
 		}

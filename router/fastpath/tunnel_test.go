@@ -1,76 +1,220 @@
-package fastpath
+package fastpath_test
 
 import (
-	"log/slog"
+	"errors"
 	"net/netip"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kerneltest"
 	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/wire"
-	"github.com/weft-net/weft/router/wireguard"
 )
 
-// sealedLink is the link to a peer at 192.0.2.n that says it has a short id and a
-// tunnel key.
-func sealedLink(n byte, id uint16, key byte) *link {
-	now := time.Unix(1, 0)
-	own := plan.Offer{Verdict: wire.FastEncrypted, ShortID: 100, Port: 6784, Tunnel: wire.Tunnel{Port: 6785, Key: [32]byte{100}}}
-	l := &link{peer: peer.Name{2, n}, secret: [32]byte{n}}
-	l.Link, _ = plan.NewLink(plan.Config{
-		MTU: 1376, Nonce: newNonce, Own: own, Addr: netip.AddrFrom4([4]byte{192, 0, 2, n}),
-	}, now)
-	l.Control(now, wire.Control{
-		Type: wire.Fast, Verdict: wire.FastEncrypted, ShortID: id, Port: 6784, Tunnel: wire.Tunnel{Port: 6785, Key: [32]byte{key}},
+// encrypted are the settings of a mesh with a password.
+func encrypted(trusted ...netip.Prefix) fastpath.Settings {
+	s := defaults
+	s.Encrypt, s.Trusted = true, trusted
+	return s
+}
+
+// key is a public key of a peer's tunnel.
+func key(n byte) [32]byte { return [32]byte{n} }
+
+// meetEncrypted begins a session with peer n, which says that it has a tunnel with a
+// key and this short id.
+func (r *router) meetEncrypted(n byte, id uint16, key [32]byte) {
+	r.Up(nameOf(n), [32]byte{n}, addrOf(n))
+	r.Path(nameOf(n), addrOf(n), 1500)
+	r.Control(nameOf(n), wire.Control{
+		Type: wire.Fast, Verdict: wire.FastEncrypted, ShortID: id, Port: port, Tunnel: wire.Tunnel{Port: tunnelPort, Key: key},
 	})
-	return l
 }
 
-// The kernel has one neighbour for a key: who claims that of another must not take
-// its place.
-func TestTunnelKeysHaveOneOwner(t *testing.T) {
-	victim, thief, liar, mirror := sealedLink(2, 12, 2), sealedLink(1, 11, 2), sealedLink(3, 12, 3), sealedLink(4, 14, 100)
-	r := &Controller{log: slog.New(slog.DiscardHandler), routes: &topology.Routes{ByShortID: map[uint16]peer.Name{
-		11: thief.peer, 12: victim.peer, 14: mirror.peer,
-	}}}
-	share := func(have map[netip.Addr]wireguard.Peer, links ...*link) map[netip.Addr]wireguard.Peer {
-		set := make(map[peer.Name]*link)
-		for _, l := range links {
-			set[l.peer] = l
+// wantTunnel checks which key a short id has in the tunnel; none if it is zero.
+func (r *router) wantTunnel(id uint16, key [32]byte) {
+	r.t.Helper()
+	if got := r.m.TunnelPeers()[plan.TunnelAddr(id)].Key; got != key {
+		r.t.Errorf("short id %d has the key %x, want %x", id, got[:2], key[:2])
+	}
+}
+
+func TestTunnelCarriesFrames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), encrypted())
+		r.routes([]byte{2}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		pass(2 * time.Second)
+		r.want(kerneltest.Device, 2)
+		if next := r.m.NextHop(2); next != plan.TunnelAddr(2) {
+			t.Errorf("frames go to %s", next)
 		}
-		give := newSharing([32]byte{100})
-		r.shareTunnel(give, set, have)
-		return give.peers
-	}
-	first := share(nil, victim)
-	at := plan.TunnelAddr(12)
-	if len(first) != 1 || first[at] != victim.tunnelPeer() {
-		t.Fatalf("alone: %+v", first)
-	}
-	if got := share(first, thief, victim, liar, mirror); len(got) != 1 || got[at] != victim.tunnelPeer() {
-		t.Errorf("with the key, the short id and our own key claimed by others: %+v", got)
-	}
-	if victim.keyConflict || !thief.keyConflict || !mirror.keyConflict {
-		t.Error("status does not say which link's claim is refused")
-	}
-	if got := share(first, thief); len(got) != 1 || thief.keyConflict {
-		t.Errorf("when the other has gone: %+v", got)
+		p := r.m.TunnelPeers()[plan.TunnelAddr(2)]
+		if p.Key != key(2) || p.Secret == [32]byte{2} || p.Secret == [32]byte{} || p.Endpoint != netip.AddrPortFrom(addrOf(2), tunnelPort) {
+			t.Errorf("entry of the tunnel %+v", p)
+		}
+		if s, _ := r.Link(nameOf(2)); !s.Up || !s.Encrypted || s.Express {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// Another program removes the interface: its key is new then, and neighbours hear it.
+func TestTunnelIsRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), encrypted())
+		r.routes([]byte{2}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		pass(2 * time.Second)
+		if got := r.lastSaid(2).Tunnel.Key; got != kerneltest.TunnelKey(1) {
+			t.Fatalf("said key %x", got[:2])
+		}
+		r.m.RemoveTunnelDevice()
+		pass(2 * time.Second)
+		if got := r.lastSaid(2).Tunnel.Key; got != kerneltest.TunnelKey(2) {
+			t.Errorf("said key %x after the repair", got[:2])
+		}
+		r.wantTunnel(2, key(2))
+		r.want(kerneltest.Device, 2)
+	})
+}
+
+// A tunnel that cannot be repaired is tried again; until then neighbours are told that
+// there is none.
+func TestTunnelThatCannotBeRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), encrypted())
+		r.routes([]byte{2}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		pass(2 * time.Second)
+		r.m.RefuseTunnel(errors.New("module wireguard is gone"))
+		pass(3 * time.Second)
+		if r.lastSaid(2).Tunnel.Valid() {
+			t.Error("a tunnel is offered that does not work")
+		}
+		if s, _ := r.Link(nameOf(2)); s.Up || !strings.Contains(s.Reason, "module wireguard is gone") {
+			t.Errorf("status %+v", s)
+		}
+		r.want(kerneltest.ToRouter, 2)
+		r.m.RefuseTunnel(nil)
+		pass(10 * time.Second)
+		r.want(kerneltest.Device, 2)
+	})
+}
+
+// A kernel without WireGuard leaves peers outside the trusted subnets to sleeve. If
+// there is no trusted subnet, the kernel has no part in it at all.
+func TestTunnelWithoutKernelSupport(t *testing.T) {
+	for name, c := range map[string]struct {
+		trusted  []netip.Prefix
+		attached bool
+		way      kerneltest.Way
+	}{
+		"nothing is trusted": {nil, false, kerneltest.ToRouter},
+		"peer 2 is trusted":  {[]netip.Prefix{netip.PrefixFrom(addrOf(2), 32)}, true, kerneltest.Express},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMachine(t)
+				m.RefuseTunnel(errors.New("this kernel has no WireGuard"))
+				r := start(t, m, encrypted(c.trusted...))
+				if r.Attached() != c.attached || m.Guarded() != c.attached {
+					t.Errorf("attached %v, guarded %v", r.Attached(), m.Guarded())
+				}
+				r.routes([]byte{2, 3}, nil)
+				r.meet(2)
+				r.meetEncrypted(3, 3, key(3))
+				pass(5 * time.Second)
+				r.want(c.way, 2)
+				r.want(kerneltest.ToRouter, 3)
+				if said := r.lastSaid(3); said.Verdict != wire.FastEncrypted || said.Tunnel.Valid() {
+					t.Errorf("said %+v", said)
+				}
+				if s, _ := r.Link(nameOf(3)); s.Up || !strings.Contains(s.Reason, "has no WireGuard") {
+					t.Errorf("status %+v", s)
+				}
+			})
+		})
 	}
 }
 
-// A host that came back under another name, or with another short id, has its key
-// still.
+// The kernel has one entry for a key: a peer that claims another's key must not take its
+// place.
+func TestTunnelKeysHaveOneOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), encrypted())
+		const victim, thief, liar, mirror = 3, 2, 4, 5
+		r.routes([]byte{victim, thief, liar, mirror}, nil)
+		r.meetEncrypted(victim, victim, key(victim))
+		pass(time.Second)
+		r.wantTunnel(victim, key(victim))
+		r.meetEncrypted(thief, thief, key(victim))
+		r.meetEncrypted(liar, victim, key(liar)) // the short id of another
+		r.meetEncrypted(mirror, mirror, kerneltest.TunnelKey(1))
+		pass(5 * time.Second)
+		if got := r.m.TunnelPeers(); len(got) != 1 {
+			t.Errorf("entries of the tunnel %+v", got)
+		}
+		r.wantTunnel(victim, key(victim))
+		r.want(kerneltest.Device, victim)
+		r.want(kerneltest.ToRouter, thief, mirror)
+		for _, n := range []byte{thief, mirror} {
+			if s, _ := r.Link(nameOf(n)); s.Up || !strings.Contains(s.Reason, "tunnel key of another") {
+				t.Errorf("status of peer %d: %+v", n, s)
+			}
+		}
+		// When the owner has gone the key is free.
+		r.silence(victim, true)
+		r.mu.Lock()
+		r.silent[plan.TunnelAddr(victim)] = true
+		r.mu.Unlock()
+		pass(5 * time.Second)
+		r.Down(nameOf(victim))
+		pass(time.Minute)
+		r.wantTunnel(thief, key(victim))
+	})
+}
+
+// A host that came back under another name, or with another short id, still has its key.
 func TestTunnelFollowsANewShortID(t *testing.T) {
-	old, now := sealedLink(2, 12, 2), sealedLink(3, 13, 2)
-	old.sessionEnded = time.Unix(2, 0)
-	r := &Controller{log: slog.New(slog.DiscardHandler), routes: &topology.Routes{ByShortID: map[uint16]peer.Name{13: now.peer}}}
-	have := map[netip.Addr]wireguard.Peer{plan.TunnelAddr(12): old.tunnelPeer()}
-	give := newSharing([32]byte{100})
-	r.shareTunnel(give, map[peer.Name]*link{now.peer: now}, have)
-	r.shareTunnel(give, map[peer.Name]*link{old.peer: old}, have)
-	if give.to(have[plan.TunnelAddr(12)]) || len(give.peers) != 1 || give.peers[plan.TunnelAddr(13)] != now.tunnelPeer() {
-		t.Errorf("%+v", give.peers)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), encrypted())
+		r.routes([]byte{2}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		pass(2 * time.Second)
+		r.Down(nameOf(2))
+		r.routes([]byte{3}, nil)
+		r.meetEncrypted(3, 3, key(2))
+		pass(2 * time.Second)
+		r.wantTunnel(3, key(2))
+		r.wantTunnel(2, [32]byte{})
+	})
+}
+
+// After a restart the entries of the tunnel stay until their peers are known.
+func TestTunnelIsAdopted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, encrypted())
+		r.routes([]byte{2, 3}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		r.meetEncrypted(3, 3, key(3))
+		pass(2 * time.Second)
+		r.want(kerneltest.Device, 2, 3)
+		r.stop()
+		m.Log()
+		r = start(t, m, encrypted())
+		pass(10 * time.Second)
+		r.want(kerneltest.Device, 2, 3)
+		r.routes([]byte{2}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		pass(2 * time.Minute)
+		r.want(kerneltest.Device, 2)
+		r.never("peer 2: router", "peer 2: deleted")
+		r.wantTunnel(2, key(2))
+		r.wantTunnel(3, [32]byte{})
+	})
 }

@@ -1,0 +1,122 @@
+package fastpath_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kerneltest"
+	"github.com/weft-net/weft/router/wire"
+)
+
+// While the kernel takes its time, the newest report about a neighbour replaces older
+// ones, and a session that ended is not mistaken for the next.
+func TestReportsAreCoalesced(t *testing.T) {
+	willing := wire.Control{Type: wire.Fast, ShortID: 2, Port: port}
+	for name, c := range map[string]struct {
+		report func(r *router)
+		way    kerneltest.Way
+		known  bool
+	}{
+		"the same session":     {func(*router) {}, kerneltest.Express, true},
+		"a session that ended": {func(r *router) { r.Down(nameOf(2)) }, kerneltest.Express, false},
+		"ended and began":      {func(r *router) { r.Down(nameOf(2)); r.meet(2) }, kerneltest.Express, true},
+		"ended, began, ended":  {func(r *router) { r.Down(nameOf(2)); r.meet(2); r.Down(nameOf(2)) }, kerneltest.Express, false},
+		"unwilling":            {func(r *router) { r.Control(nameOf(2), wire.Control{Type: wire.Fast, Verdict: wire.FastOff}) }, kerneltest.ToRouter, true},
+		"unwilling, then willing": {func(r *router) {
+			r.Control(nameOf(2), wire.Control{Type: wire.Fast, Verdict: wire.FastOff})
+			r.Control(nameOf(2), willing)
+		}, kerneltest.Express, true},
+		"unwilling, in an earlier session": {func(r *router) {
+			r.Control(nameOf(2), wire.Control{Type: wire.Fast, Verdict: wire.FastOff})
+			r.Down(nameOf(2))
+			r.meet(2)
+		}, kerneltest.Express, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, newMachine(t), defaults)
+				r.routes([]byte{2}, nil)
+				r.meet(2)
+				pass(time.Second)
+				r.want(kerneltest.Express, 2)
+				resume := r.m.Stall()
+				r.m.AddContainer(20) // the controller is in the kernel now
+				synctest.Wait()
+				c.report(r)
+				resume()
+				pass(time.Second)
+				r.want(c.way, 2)
+				if _, ok := r.Link(nameOf(2)); ok != c.known {
+					t.Errorf("status of the link is there: %v", ok)
+				}
+			})
+		})
+	}
+}
+
+// Echoes that wait behind a slow call to the kernel count: the link is not silent.
+func TestSlowKernelIsNotASilentPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		r.m.Log()
+		time.Sleep(time.Second + rtt/2) // a probe is under way
+		resume := r.m.Stall()
+		r.m.AddContainer(20)
+		time.Sleep(1500 * time.Millisecond)
+		resume()
+		pass(time.Second)
+		r.want(kerneltest.Express, 2)
+		r.never("peer 2: router")
+	})
+}
+
+func TestOffDoesNothing(t *testing.T) {
+	c := fastpath.Off()
+	if err := c.Run(t.Context()); err != nil {
+		t.Error(err)
+	}
+	c.Up(nameOf(2), [32]byte{}, addrOf(2))
+	c.Control(nameOf(2), wire.Control{})
+	c.Down(nameOf(2))
+	c.Learned(macOf(2, 1))
+	if _, ok := c.Link(nameOf(2)); ok || c.Attached() || c.Keeps(nameOf(2)) || c.FDB() != nil || c.Echoed(fastpath.Echo{}) {
+		t.Error("a fast path is there")
+	}
+	c.Close()
+	c.Close()
+}
+
+func TestCloseLeavesTheKernelAtWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := open(t, m, defaults)
+		r.Close() // it never ran
+		r.Close()
+		if err := r.Run(t.Context()); err == nil {
+			t.Error("Run after Close is no error")
+		}
+		r = start(t, m, defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		r.stop()
+		r.stop()
+		r.want(kerneltest.Express, 2)
+		r.meet(2, 3) // nobody listens, and nobody waits
+		r.Learned(macOf(2, 1))
+		if s := r.Status(nil, nil); s.Drops != nil || r.FDB() != nil {
+			t.Errorf("counters are read after Close: %+v", s)
+		}
+		r = start(t, m, defaults)
+		synctest.Wait()
+		if err := r.Run(context.Background()); err == nil {
+			t.Error("a second Run is no error")
+		}
+	})
+}

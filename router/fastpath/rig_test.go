@@ -1,0 +1,191 @@
+package fastpath_test
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kerneltest"
+	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/wire"
+)
+
+const (
+	mtu        = 1376
+	port       = 6784
+	tunnelPort = 6785
+	rtt        = time.Millisecond
+)
+
+// Peer n has this name, the short id n and the address addrOf(n). This host is peer 1.
+func nameOf(n byte) peer.Name         { return peer.Name{2, 0, 0, 0, 0, n} }
+func addrOf(n byte) netip.Addr        { return netip.AddrFrom4([4]byte{192, 0, 2, n}) }
+func macOf(n, host byte) ethernet.MAC { return ethernet.MAC{2, 0, 0, 0, n, host} }
+
+// router runs a controller and plays the router around it and the kernels of its
+// neighbours, which echo probes.
+type router struct {
+	*fastpath.Controller
+	t    *testing.T
+	m    *kerneltest.Machine
+	macs *mac.Table
+	stop func() // ends the controller; the kernel works on
+
+	mu     sync.Mutex
+	said   map[peer.Name]wire.Control // to each neighbour, last
+	silent map[netip.Addr]bool        // neighbours whose kernels do not echo
+	card   bool                       // computes wrong checksums inside VXLAN
+}
+
+// Send implements fastpath.Host.
+func (r *router) Send(to peer.Name, c wire.Control) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.said[to] = c
+}
+
+// Inject implements fastpath.Host.
+func (r *router) Inject(_ offload.Header, frame []byte) {
+	p, ok := kerneltest.ParseProbe(frame)
+	if !ok {
+		r.t.Errorf("injected %x, which is no probe", frame)
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.silent[p.To] || !r.m.Echoes(p.To) {
+		return
+	}
+	e := fastpath.Echo{From: p.To, Nonce: p.Nonce, Summed: !r.card || r.m.SoftwareChecksums()}
+	time.AfterFunc(rtt, func() { r.Echoed(e) })
+}
+
+// silence makes the kernel of a neighbour stop echoing, or echo again.
+func (r *router) silence(n byte, silent bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.silent[addrOf(n)] = silent
+}
+
+// setCard makes the card of the underlay compute wrong checksums inside VXLAN, or right
+// ones.
+func (r *router) setCard(wrong bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.card = wrong
+}
+
+func (r *router) lastSaid(to byte) wire.Control {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.said[nameOf(to)]
+}
+
+// newMachine is a host with routes to peers 2 to 9.
+func newMachine(t *testing.T) *kerneltest.Machine {
+	m := kerneltest.New(t)
+	for n := byte(2); n < 10; n++ {
+		m.SetRoute(addrOf(n), netdev.Hop{Ifindex: kerneltest.Uplink, Local: addrOf(1), Gateway: addrOf(n)})
+	}
+	return m
+}
+
+var defaults = fastpath.Settings{Port: port, TunnelPort: tunnelPort}
+
+// open opens a controller that does not run.
+func open(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
+	t.Helper()
+	r := &router{t: t, m: m, macs: mac.New(0), said: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
+	c, err := fastpath.Open(fastpath.Config{
+		Settings: s, Self: nameOf(1), Bridge: "weft", TAP: "vethwe-tap", MTU: mtu, MACs: r.macs, Start: time.Now().Add(-time.Hour),
+		Epoch: time.Now(), Refused: func() {}, Log: slog.New(slog.DiscardHandler), System: m,
+	}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Controller, r.stop = c, c.Close
+	return r
+}
+
+// start opens a controller and runs it until stop or the end of the test.
+func start(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
+	t.Helper()
+	r := open(t, m, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		r.Close()
+	})
+	t.Cleanup(r.stop)
+	return r
+}
+
+// meet begins a session with peers, which say that they are willing.
+func (r *router) meet(peers ...byte) {
+	for _, n := range peers {
+		r.Up(nameOf(n), [32]byte{n}, addrOf(n))
+		r.Control(nameOf(n), wire.Control{Type: wire.Fast, ShortID: uint16(n), Port: port})
+	}
+}
+
+// routes puts routes in force: peers are reached directly, or over the peer that the
+// map names.
+func (r *router) routes(peers []byte, over map[byte]byte) {
+	t := &topology.Routes{
+		Self: nameOf(1), Unicast: make(map[peer.Name]peer.Name),
+		ShortIDs: map[peer.Name]uint16{nameOf(1): 1}, ByShortID: map[uint16]peer.Name{1: nameOf(1)},
+	}
+	for _, n := range peers {
+		t.ShortIDs[nameOf(n)], t.ByShortID[uint16(n)] = uint16(n), nameOf(n)
+		t.Unicast[nameOf(n)] = nameOf(n)
+		if via, ok := over[n]; ok {
+			t.Unicast[nameOf(n)] = nameOf(via)
+		}
+	}
+	r.Routes(t)
+}
+
+// pass lets time pass until nothing is left to do.
+func pass(d time.Duration) {
+	time.Sleep(d) // of the bubble's clock
+	synctest.Wait()
+}
+
+// want checks how frames to peers are forwarded.
+func (r *router) want(way kerneltest.Way, peers ...byte) {
+	r.t.Helper()
+	for _, n := range peers {
+		if got := r.m.Way(uint16(n)); got != way {
+			s, _ := r.Link(nameOf(n))
+			r.t.Errorf("frames to peer %d go by %s, want %s (status %+v)", n, got, way, s)
+		}
+	}
+}
+
+// never checks that no line of the machine's log since the last look begins with one of
+// these words.
+func (r *router) never(lines ...string) {
+	r.t.Helper()
+	log := r.m.Log()
+	for _, l := range log {
+		if slices.Contains(lines, l) {
+			r.t.Errorf("%q in %q", l, log)
+		}
+	}
+}
