@@ -149,6 +149,7 @@ type link struct {
 	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
 	keyConflict  bool           // the peer claims the tunnel key of another peer
 	sessionEnded time.Time      // zero while the session lives
+	resumed      bool           // a new session continued it, and routes do not reach the peer yet
 }
 
 // Echo is a probe that came back.

@@ -159,7 +159,8 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 					t.Errorf("its frames are accepted: %v", ok)
 				}
 				r.meet(2) // its router is back
-				r.routes([]byte{2, 3}, nil)
+				pass(time.Second)
+				r.routes([]byte{2, 3}, nil) // and sleeve, too
 				pass(time.Second)
 				r.want(kerneltest.Express, 2)
 				if c.next == addrOf(2) {

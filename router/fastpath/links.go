@@ -17,7 +17,7 @@ func (c *Controller) beginSession(n peer.Name, s session, now time.Time) {
 	key := tunnelSecret(s.secret)
 	if l, ok := c.sessionless[n]; ok && l.Addr() == s.addr.Unmap() {
 		delete(c.sessionless, n)
-		l.sessionEnded, l.secret = time.Time{}, key
+		l.sessionEnded, l.resumed, l.secret = time.Time{}, true, key
 		c.links[n] = l
 		c.apply(l, now, l.Renew(now, c.offer(s.addr)))
 		return

@@ -46,20 +46,27 @@ func (c *Controller) wantTables() plan.Tables {
 			hops[l.peer] = h
 		}
 	}
-	if len(c.sessionless) > 0 {
+	unrouted := maps.Clone(c.sessionless) // routes may not say that these are reached
+	for n, l := range c.links {
+		if _, reached := next[n]; reached {
+			l.resumed = false
+		}
+		if l.resumed {
+			unrouted[n] = l
+		}
+		add(l)
+	}
+	if len(unrouted) > 0 {
 		next, ids = maps.Clone(next), maps.Clone(ids)
 	}
-	for n, l := range c.sessionless {
+	for n, l := range unrouted {
 		if via, reached := next[n]; reached && via != n {
-			continue // over others; that it is reached itself is what the routes said before
+			continue // over another peer; that the peer itself is reached the routes said before
 		}
 		if _, known := ids[n]; !known && c.routes.ByShortID[l.id].IsZero() {
 			ids[n] = l.id
 		}
 		next[n] = n
-		add(l)
-	}
-	for _, l := range c.links {
 		add(l)
 	}
 	return plan.Plan(c.self, ids, next, hops)

@@ -162,7 +162,7 @@ func (c *Controller) shareTunnel(give sharing, set map[peer.Name]*link, have map
 // another's as far as the routes say.
 func (c *Controller) hasID(l *link) bool {
 	at, known := c.routes.ByShortID[l.PeerID()]
-	return at == l.peer || !known && !l.sessionEnded.IsZero()
+	return at == l.peer || !known && (l.resumed || !l.sessionEnded.IsZero())
 }
 
 // sharing gives places in the tunnel, no two of which have one key or one address
