@@ -161,7 +161,7 @@ func (h *host) newNames(id *peer.Identity) *dns.Service {
 // udpAddr returns the UDP address from which a neighbour's packets arrive.
 func (h *host) udpAddr(n peer.Name) (netip.AddrPort, bool) {
 	l, ok := h.router.Link(n)
-	return l.Addr, ok && l.State == link.Established.String()
+	return l.Addr, ok && l.State == link.Established
 }
 
 // Close implements node.

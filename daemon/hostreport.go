@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/link"
 )
 
@@ -101,7 +102,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			c.Encrypted = !l.Clear
 			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
 			c.Info = l.Reason
-			if l.State == link.Established.String() {
+			if l.State == link.Established {
 				c.State, c.RTT, c.Info = api.StateEstablished, l.RTT, h.notAtItsBest(l)
 			}
 			if s.Relayed {
@@ -144,7 +145,10 @@ func whyWaiting(k dial.Candidate, now time.Time) string {
 func (h *host) fastdp(out *api.Router) {
 	s := h.router.Fast()
 	out.Flows = s.MACs
-	out.Fastdp = api.Fastdp{Off: s.Off, Drops: s.Drops}
+	out.Fastdp = api.Fastdp{Drops: s.Drops}
+	if s.Mode == fastpath.Unsupported {
+		out.Fastdp.Off = s.Reason.Error()
+	}
 	for n, t := range s.Peers {
 		out.Fastdp.Peers = append(out.Fastdp.Peers, api.FastdpPeer{
 			Name: n.String(), NickName: h.mesh.View().Nickname(n), RxPackets: t.RxPackets, TxPackets: t.TxPackets,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
@@ -21,7 +22,7 @@ import (
 func TestLinkStatus(t *testing.T) {
 	inMesh(t, names(2), line(2), func(m *mesh) {
 		s, ok := m.nodes[0].Link(nameOf(1))
-		if !ok || s.State != "established" || s.Kind != "sleeve" || s.Cipher == "" || s.Reason != "" || s.MTU != 1500-71 ||
+		if !ok || s.State != link.Established || s.Kind != "sleeve" || s.Cipher == "" || s.Reason != "" || s.MTU != 1500-71 ||
 			s.Addr != m.nodes[1].addr || !s.Dialled {
 			t.Errorf("status: %+v", s)
 		}
@@ -45,7 +46,7 @@ func TestSilenceAndRecovery(t *testing.T) {
 		if a.isUp(b) || b.isUp(a) {
 			t.Error("a link is up after ten seconds of silence")
 		}
-		if s, _ := a.Link(b.name); s.State != "failed" || !strings.Contains(s.Reason, "no answer on UDP") {
+		if s, _ := a.Link(b.name); s.State != link.Failed || !strings.Contains(s.Reason, "no answer on UDP") {
 			t.Errorf("status: %+v", s)
 		}
 		m.say(0, frameOf(ethernet.Broadcast, macOf(0), 60, 1))

@@ -20,6 +20,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -279,7 +280,7 @@ func TestDatagramsOverALine(t *testing.T) {
 			if o.v6 {
 				want -= 20
 			}
-			if l.MTU != want || l.State != "established" {
+			if l.MTU != want || l.State != link.Established {
 				t.Errorf("v6 %v: %+v", o.v6, l)
 			}
 		}

@@ -149,7 +149,7 @@ func New(cfg Config, control Control) (*Router, error) {
 		self: control.Self(), cfg: cfg, control: control, log: cfg.Log,
 		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(0),
 		done: make(chan struct{}), calls: make(chan func(), 1024), events: make(chan event, 1024),
-		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool), fast: fastpath.Off(),
+		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool), fast: fastpath.Off(fastpath.ErrDisabled),
 	}
 	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
 		return nil, fmt.Errorf("start the router: mtu %d: want %d to %d", cfg.MTU, MinMTU, MaxMTU)

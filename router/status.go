@@ -24,7 +24,7 @@ type LinkStatus struct {
 	Peer    peer.Name      `json:"peer"`
 	Addr    netip.AddrPort `json:"addr"` // where the peer is, as far as is known
 	Dialled bool           `json:"dialled"`
-	State   string         `json:"state"`            // pending, established, failed
+	State   link.State     `json:"state"`
 	Reason  string         `json:"reason,omitempty"` // in words: why not established, not fast, not express
 	Kind    string         `json:"kind"`             // Sleeve or Fastdp
 	Express bool           `json:"express"`          // Fastdp, past the bridge
@@ -137,11 +137,14 @@ func (r *Router) describe(l *sleeve) LinkStatus {
 		Drops: l.drops.counts(),
 	}
 	if m := l.status.Load(); m != nil {
-		s.Addr, s.State, s.Reason, s.Cipher, s.MTU, s.RTT = m.addr, m.state.String(), m.reason, m.suite, m.mtu, m.rtt
+		s.Addr, s.State, s.Reason, s.Cipher, s.MTU, s.RTT = m.addr, m.state, m.reason, m.suite, m.mtu, m.rtt
 	}
-	if f, ok := r.fast.Link(l.peer); ok && s.State == link.Established.String() {
-		if s.Reason = f.Reason; f.Up {
-			s.Kind, s.Express, s.Clear, s.RTT = Fastdp, f.Express, !f.Encrypted, f.RTT
+	if f, ok := r.fast.Link(l.peer); ok && s.State == link.Established {
+		if s.Reason = ""; f.Reason != nil {
+			s.Reason = f.Reason.Error()
+		}
+		if f.Up {
+			s.Kind, s.Express, s.Clear, s.RTT = Fastdp, f.Mode == fastpath.Express, !f.Encrypted, f.RTT
 			s.MTU = max(s.MTU, f.MTU)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"github.com/weft-net/weft/router/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,7 +86,7 @@ func TestAStuckPeerHoldsUpNobody(t *testing.T) {
 				}
 			}
 			after, _ := near.Link(far.name)
-			if after.State != "established" || !maps.Equal(before.Drops, after.Drops) {
+			if after.State != link.Established || !maps.Equal(before.Drops, after.Drops) {
 				t.Errorf("the other link was %+v and is %+v", before, after)
 			}
 		})

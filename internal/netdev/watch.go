@@ -106,65 +106,91 @@ func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
 	return ports, nil
 }
 
-// Judged tells in words what of the host's netfilter sees frames that a bridge
-// passes from port to port, "" if nothing does: rules of the bridge family, and
-// those of IP where net.bridge.bridge-nf-call-iptables has bridged packets shown
-// to them. A fault in finding out is told as if there were some.
-func (w *Watch) Judged() string {
-	var shown bool
+// Filter is what of the host's netfilter sees the frames that a bridge forwards from
+// port to port. Its zero value is nothing. It is comparable.
+type Filter struct {
+	Family FilterFamily
+	Table  string
+	Chain  string // if IP packets are filtered
+}
+
+// FilterFamily is the family of the rules.
+type FilterFamily uint8
+
+// Families.
+const (
+	NoFilter     FilterFamily = iota
+	FilterBridge              // nftables' family bridge
+	FilterIP                  // IP packets, as net.bridge.bridge-nf-call-iptables is set
+	FilterLegacy              // likewise, of iptables-legacy
+)
+
+// String says it in words, for status; "" for the zero value.
+func (f Filter) String() string {
+	switch f.Family {
+	case FilterBridge:
+		return "rules filter bridged frames: table bridge " + f.Table
+	case FilterIP:
+		return fmt.Sprintf("rules filter bridged packets: chain %s of table %s, and net.bridge.bridge-nf-call-iptables is set", f.Chain, f.Table)
+	case FilterLegacy:
+		return "iptables filters bridged packets: net.bridge.bridge-nf-call-iptables is set"
+	}
+	return ""
+}
+
+// Filtered returns what filters bridged frames: rules of the bridge family, and rules
+// of IP where net.bridge.bridge-nf-call-iptables shows bridged packets to them.
+func (w *Watch) Filtered() (Filter, error) {
+	var shown, legacy bool
+	var chains []*nftables.Chain
 	err := DoIn(w.ns, func() error {
 		for _, key := range []string{"iptables", "ip6tables"} {
 			b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + key)
 			shown = shown || err == nil && strings.TrimSpace(string(b)) != "0"
 		}
-		return nil
-	})
-	if err != nil {
-		return err.Error()
-	}
-	if shown {
-		for _, legacy := range []string{"ip_tables_names", "ip6_tables_names"} {
-			err := DoIn(w.ns, func() error {
-				b, err := os.ReadFile("/proc/thread-self/net/" + legacy)
-				if err == nil && len(b) > 0 {
-					return errors.New("iptables judges bridged packets: net.bridge.bridge-nf-call-iptables is set")
-				}
-				return nil
-			})
-			if err != nil {
-				return err.Error()
-			}
+		for _, names := range []string{"ip_tables_names", "ip6_tables_names"} {
+			b, err := os.ReadFile("/proc/thread-self/net/" + names)
+			legacy = legacy || err == nil && len(b) > 0
 		}
-	}
-	var chains []*nftables.Chain
-	if err := DoIn(w.ns, func() error {
 		c, err := nftables.New()
 		if err == nil {
 			chains, err = c.ListChains()
 		}
 		return err
-	}); err != nil {
-		return fmt.Sprintf("netfilter's rules can not be read: %v", err)
+	})
+	switch {
+	case shown && legacy:
+		return Filter{Family: FilterLegacy}, nil
+	case err != nil:
+		return Filter{}, fmt.Errorf("read the rules of netfilter: %w", err)
 	}
 	for _, ch := range chains {
-		if ch.Hooknum == nil {
-			continue
-		}
-		switch ch.Table.Family {
-		case nftables.TableFamilyBridge:
-			return fmt.Sprintf("rules judge bridged frames: table bridge %s", ch.Table.Name)
-		case nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyINet:
-			// Packets that are bridged cross these three. Weft's own rules leave them,
-			// but for those of policies.
-			if ch.Table.Name == TableName && !strings.HasPrefix(ch.Name, PolicyPrefix) {
-				continue
-			}
-			if h := *ch.Hooknum; shown && (h == *nftables.ChainHookPrerouting || h == *nftables.ChainHookForward || h == *nftables.ChainHookPostrouting) {
-				return fmt.Sprintf("rules judge bridged packets: chain %s of table %s, and net.bridge.bridge-nf-call-iptables is set", ch.Name, ch.Table.Name)
-			}
+		if f := filterOf(ch, shown); f != (Filter{}) {
+			return f, nil
 		}
 	}
-	return ""
+	return Filter{}, nil
+}
+
+// filterOf returns what a chain filters; shown says that chains of IP see bridged
+// packets.
+func filterOf(ch *nftables.Chain, shown bool) Filter {
+	if ch.Hooknum == nil {
+		return Filter{}
+	}
+	switch ch.Table.Family {
+	case nftables.TableFamilyBridge:
+		return Filter{FilterBridge, ch.Table.Name, ch.Name}
+	case nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyINet:
+		// Bridged packets cross these three. The chains of weft itself ignore them,
+		// except those of policies.
+		ours := ch.Table.Name == TableName && !strings.HasPrefix(ch.Name, PolicyPrefix)
+		hooks := []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookForward, *nftables.ChainHookPostrouting}
+		if shown && !ours && slices.Contains(hooks, *ch.Hooknum) {
+			return Filter{FilterIP, ch.Table.Name, ch.Name}
+		}
+	}
+	return Filter{}
 }
 
 // Run calls changed when interfaces, queueing disciplines, addresses or routes have changed, until ctx

@@ -264,7 +264,7 @@ func TestWatchGoesOnAfterItMissedChanges(t *testing.T) {
 	}
 }
 
-func TestJudged(t *testing.T) {
+func TestFiltered(t *testing.T) {
 	host := nstest.New(t, "host")
 	w := newWatch(t, host)
 	chain := "c"
@@ -292,15 +292,16 @@ func TestJudged(t *testing.T) {
 	}
 	want := func(words string) {
 		t.Helper()
-		if got := w.Judged(); (got == "") != (words == "") || !strings.Contains(got, words) {
-			t.Errorf("judged by %q, want %q", got, words)
+		got, err := w.Filtered()
+		if err != nil || (got == netdev.Filter{}) != (words == "") || !strings.Contains(got.String(), words) {
+			t.Errorf("filtered by %q, want %q; %v", got, words, err)
 		}
 	}
 	shown("1")
 	want("")
 	chain = "guard-in"
 	table(nftables.TableFamilyINet, netdev.TableName, nftables.ChainHookForward, true)
-	want("") // weft's own judge no frames of containers
+	want("") // weft's own chains see no frames of containers
 	chain = netdev.PolicyPrefix + "ingress"
 	table(nftables.TableFamilyINet, netdev.TableName, nftables.ChainHookForward, true)
 	want("chain policy-ingress of table weft")
@@ -358,8 +359,8 @@ func TestWatchWithoutSysAdmin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if why := w.Judged(); why != "" {
-		t.Errorf("Judged() = %q of a namespace without rules", why)
+	if f, err := w.Filtered(); f != (netdev.Filter{}) || err != nil {
+		t.Errorf("Filtered() = %q, %v in a namespace without rules", f, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	changed, ended := make(chan struct{}, 1), make(chan error, 1)

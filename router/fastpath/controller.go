@@ -77,21 +77,22 @@ type Host interface {
 // but for Status and FDB, which read it.
 type Controller struct {
 	// Constant.
-	cfg       Config
-	host      Host
-	sys       System
-	self      peer.Name
-	macs      *mac.Table
-	log       *slog.Logger
-	kernel    Kernel // nil if not attached
-	attached  bool   // the programs of the kernel are at work
-	off       bool   // made by Off
-	why       string // there is no fast datapath
-	noExpress string // no frame may pass by the bridge, whatever judged says
-	tunnel    Tunnel // nil: there is none
-	watch     Watch
-	echoes    chan Echo         // from lanes
-	learned   chan ethernet.MAC // from lanes: addresses that came or moved
+	cfg      Config
+	host     Host
+	sys      System
+	self     peer.Name
+	macs     *mac.Table
+	log      *slog.Logger
+	kernel   Kernel // nil if not attached
+	attached bool   // the programs of the kernel are at work
+	off      error  // not nil: made by Off, for this reason
+	tunnel   Tunnel // nil: there is none
+	// unsupported says why this host has no fast path, expressErr why no frame may
+	// bypass the VXLAN device; nil if that is not so.
+	unsupported, expressErr error
+	watch                   Watch
+	echoes                  chan Echo         // from lanes
+	learned                 chan ethernet.MAC // from lanes: addresses that came or moved
 
 	events  chan kernel.Event // from the kernel
 	changes chan struct{}     // of capacity 1: interfaces or routes changed
@@ -115,9 +116,9 @@ type Controller struct {
 	underlayCache map[int]netdev.Underlay // properties of such interfaces
 	badChecksums  map[int]bool            // interfaces of the underlay whose cards compute wrong checksums inside VXLAN
 	ipsecPrefixes []netip.Prefix          // networks of peers to which IPsec of the host applies
-	judged        string                  // why express is off, "" if it is not
-	noTunnel      string                  // why there is no tunnel that works, "" if there is one or none is wanted
-	tunnelFault   string                  // of the last Apply, as it was logged
+	filter        filter                  // rules that must see bridged frames
+	tunnelErr     error                   // why there is no tunnel that works, nil if there is one or none is wanted
+	applyErr      error                   // of the last change of the tunnel
 	opened        time.Time
 	stale         bool // tables must be planned again
 	resync        bool // MAC addresses must be compared with the kernel's
@@ -126,6 +127,7 @@ type Controller struct {
 	mu    sync.RWMutex
 	in    inbox
 	shown map[peer.Name]LinkStatus
+	state hostMode
 	kept  map[peer.Name]bool // see Keeps
 
 	// closing is held by readers of counters, and by Close.
@@ -177,11 +179,9 @@ const (
 	syncInterval = time.Minute
 )
 
-// Off returns a controller for a router without a fast path. Its methods do
-// nothing.
-func Off() *Controller {
-	return &Controller{off: true}
-}
+// Off returns a controller for a router that has no fast path for a reason. Its methods
+// do nothing.
+func Off(reason error) *Controller { return &Controller{off: reason} }
 
 // Open opens the fast path around the TAP cfg.TAP. If the kernel refuses, the
 // controller says so to the neighbours, and Attached is false: then the TAP must
@@ -196,6 +196,7 @@ func Open(cfg Config, host Host) (*Controller, error) {
 		c.Close()
 		return nil, err
 	}
+	c.publishMode()
 	return c, nil
 }
 
@@ -225,7 +226,7 @@ func (c *Controller) since() time.Duration { return time.Since(c.cfg.Start) }
 func (c *Controller) Close() {
 	c.closing.Lock()
 	defer c.closing.Unlock()
-	if c.closed || c.off {
+	if c.closed || c.off != nil {
 		return
 	}
 	c.closed = true
@@ -243,9 +244,6 @@ func (c *Controller) Close() {
 // TAP may begin with a metadata header, and the TAP must not be a port of the bridge.
 // It never changes.
 func (c *Controller) Attached() bool { return c.attached }
-
-// express tells whether frames may pass by the bridge.
-func (c *Controller) express() bool { return c.noExpress == "" && c.judged == "" }
 
 // trusts tells whether frames may go in clear between this host and a.
 func (c *Controller) trusts(a netip.Addr) bool {
@@ -268,19 +266,19 @@ func (c *Controller) allowed(a netip.Addr) bool {
 // offer is what this end says of itself on a link to a.
 func (c *Controller) offer(a netip.Addr) plan.Offer {
 	o := plan.Offer{ShortID: c.shortID, Port: uint16(c.cfg.Port)}
-	refuse := func(v wire.Verdict, why string) plan.Offer {
+	refuse := func(v wire.Verdict, why error) plan.Offer {
 		o.Verdict, o.Why = v, why
 		return o
 	}
 	switch {
 	case c.cfg.Off:
-		return refuse(wire.FastOff, "switched off by --no-fastdp")
-	case c.why != "":
-		return refuse(wire.FastNoKernel, c.why)
+		return refuse(wire.FastOff, because(ErrDisabled, "switched off by --no-fastdp"))
+	case c.unsupported != nil:
+		return refuse(wire.FastNoKernel, c.unsupported)
 	case !c.sealing() && !c.trusts(a):
-		return refuse(wire.FastEncrypted, fmt.Sprintf("a password is set, %s, and %s is in none of --trusted-subnets", c.noTunnel, a))
+		return refuse(wire.FastEncrypted, plan.Because(ErrEncryption, fmt.Errorf("a password is set, %w, and %s is in none of --trusted-subnets", c.tunnelErr, a)))
 	case c.shortID == 0:
-		return refuse(wire.FastNoID, "there are more peers than short ids, or one is being chosen")
+		return refuse(wire.FastNoID, because(ErrUnsupported, "there are more peers than short ids, or one is being chosen"))
 	}
 	if c.sealing() {
 		o.Tunnel = wire.Tunnel{Port: uint16(c.cfg.TunnelPort), Key: c.tunnel.Key()}
@@ -294,7 +292,7 @@ func (c *Controller) offer(a netip.Addr) plan.Offer {
 // Run keeps the kernel up to date until ctx ends, which is no error, or the kernel no
 // longer reports changes. It may be called once.
 func (c *Controller) Run(ctx context.Context) error {
-	if c.off {
+	if c.off != nil {
 		return nil
 	}
 	if c.began.Swap(true) {

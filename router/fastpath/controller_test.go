@@ -24,7 +24,7 @@ func TestLinkComesUp(t *testing.T) {
 		pass(time.Second)
 		r.want(kerneltest.Express, 2, 3) // 3 is behind 2
 		s, ok := r.Link(nameOf(2))
-		if !ok || !s.Up || !s.Express || s.Encrypted || s.RTT != rtt || s.MTU != mtu {
+		if !ok || !s.Up || s.Mode != fastpath.Express || s.Reason != nil || s.Encrypted || s.RTT != rtt || s.MTU != mtu {
 			t.Errorf("status %+v", s)
 		}
 		if c := r.lastSaid(2); c.Type != wire.Fast || c.Verdict != wire.FastWilling || c.ShortID != 1 || c.Port != port {
@@ -216,16 +216,28 @@ func TestExpressFollowsTheRules(t *testing.T) {
 		r.meet(2)
 		pass(time.Second)
 		for range 3 {
-			r.m.SetJudged("table bridge wall")
-			pass(5 * time.Second)
-			r.want(kerneltest.Bridged, 2)
-			if s, _ := r.Link(nameOf(2)); !s.Up || s.Express || !strings.Contains(s.Reason, "table bridge wall") {
-				t.Errorf("status with rules: %+v", s)
+			for _, f := range []struct {
+				filter netdev.Filter
+				err    error
+				text   string
+			}{
+				{netdev.Filter{Family: netdev.FilterBridge, Table: "wall"}, nil, "table bridge wall"},
+				{netdev.Filter{}, errors.New("no permission"), "no permission"}, // there may be rules
+			} {
+				r.m.SetFilter(f.filter, f.err)
+				pass(5 * time.Second)
+				r.want(kerneltest.Bridged, 2)
+				if s, _ := r.Link(nameOf(2)); !s.Up || s.Mode != fastpath.Bridged || !errors.Is(s.Reason, fastpath.ErrFiltered) || !strings.Contains(s.Reason.Error(), f.text) {
+					t.Errorf("status with rules: %+v", s)
+				}
+				if s := r.Status(nil, nil); s.Mode != fastpath.Bridged || !errors.Is(s.Reason, fastpath.ErrFiltered) {
+					t.Errorf("status of the host with rules: %+v", s)
+				}
 			}
-			r.m.SetJudged("")
+			r.m.SetFilter(netdev.Filter{}, nil)
 			pass(5 * time.Second)
 			r.want(kerneltest.Express, 2)
-			if s, _ := r.Link(nameOf(2)); !s.Express || s.Reason != "" {
+			if s, _ := r.Link(nameOf(2)); s.Mode != fastpath.Express || s.Reason != nil {
 				t.Errorf("status without rules: %+v", s)
 			}
 		}
@@ -238,18 +250,44 @@ func TestModesOfAPeer(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(m *kerneltest.Machine, s *fastpath.Settings)
 		way    kerneltest.Way
+		mode   fastpath.Mode
+		kind   error
 		reason string
 	}{
-		"all is well":  {func(*kerneltest.Machine, *fastpath.Settings) {}, kerneltest.Express, ""},
-		"--no-express": {func(_ *kerneltest.Machine, s *fastpath.Settings) { s.NoExpress = true }, kerneltest.Device, "--no-express"},
-		"--no-express-to": {func(_ *kerneltest.Machine, s *fastpath.Settings) { s.NoExpressTo = []netip.Prefix{network} },
-			kerneltest.Device, "--no-express-to"},
-		"kernel lacks express": {func(m *kerneltest.Machine, _ *fastpath.Settings) { m.RefuseExpress(errors.New("no such helper")) },
-			kerneltest.Device, "no such helper"},
-		"IPsec": {func(m *kerneltest.Machine, _ *fastpath.Settings) { m.SetIPsec(network) }, kerneltest.Device, "IPsec"},
-		"no Ethernet": {func(m *kerneltest.Machine, _ *fastpath.Settings) {
-			m.SetUnderlay(kerneltest.Uplink, netdev.Underlay{})
-		}, kerneltest.Device, "Ethernet"},
+		"all is well": {func(*kerneltest.Machine, *fastpath.Settings) {}, kerneltest.Express, fastpath.Express, nil, ""},
+		"--no-express": {
+			func(_ *kerneltest.Machine, s *fastpath.Settings) { s.NoExpress = true },
+			kerneltest.Device, fastpath.Device, fastpath.ErrDisabled, "switched off by --no-express",
+		},
+		"--no-express-to": {
+			func(_ *kerneltest.Machine, s *fastpath.Settings) { s.NoExpressTo = []netip.Prefix{network} },
+			kerneltest.Device, fastpath.Device, fastpath.ErrDisabled, "switched off by --no-express-to",
+		},
+		"kernel lacks express": {
+			func(m *kerneltest.Machine, _ *fastpath.Settings) { m.RefuseExpress(errors.New("no such helper")) },
+			kerneltest.Device, fastpath.Device, fastpath.ErrUnsupported, "no such helper",
+		},
+		"IPsec": {
+			func(m *kerneltest.Machine, _ *fastpath.Settings) { m.SetIPsec(network) },
+			kerneltest.Device, fastpath.Device, fastpath.ErrUnderlay, "IPsec",
+		},
+		"no Ethernet": {
+			func(m *kerneltest.Machine, _ *fastpath.Settings) {
+				m.SetUnderlay(kerneltest.Uplink, netdev.Underlay{})
+			},
+			kerneltest.Device, fastpath.Device, fastpath.ErrUnderlay, "Ethernet",
+		},
+		"rules and no express": {
+			func(m *kerneltest.Machine, s *fastpath.Settings) {
+				s.NoExpress = true
+				m.SetFilter(netdev.Filter{Family: netdev.FilterBridge, Table: "wall"}, nil)
+			},
+			kerneltest.Device, fastpath.Device, fastpath.ErrDisabled, "switched off by --no-express",
+		},
+		"--no-fastdp": {
+			func(_ *kerneltest.Machine, s *fastpath.Settings) { s.Off = true },
+			kerneltest.ToRouter, fastpath.Disabled, fastpath.ErrDisabled, "switched off by --no-fastdp",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -260,8 +298,9 @@ func TestModesOfAPeer(t *testing.T) {
 				r.meet(2)
 				pass(time.Second)
 				r.want(c.way, 2)
-				if st, _ := r.Link(nameOf(2)); !st.Up || !strings.Contains(st.Reason, c.reason) || (st.Reason == "") != (c.reason == "") {
-					t.Errorf("status %+v", st)
+				st, _ := r.Link(nameOf(2))
+				if st.Mode != c.mode || !errors.Is(st.Reason, c.kind) || c.kind != nil && !strings.Contains(st.Reason.Error(), c.reason) {
+					t.Errorf("status %+v, want %s", st, c.mode)
 				}
 			})
 		})
@@ -373,8 +412,11 @@ func TestKernelRefuses(t *testing.T) {
 				if said := r.lastSaid(2); said.Verdict != wire.FastNoKernel {
 					t.Errorf("said %+v", said)
 				}
-				if s, ok := r.Link(nameOf(2)); !ok || s.Up || !strings.Contains(s.Reason, "refuses") {
+				if s, ok := r.Link(nameOf(2)); !ok || s.Up || !errors.Is(s.Reason, fastpath.ErrUnsupported) || !errors.Is(s.Reason, kernel.ErrUnsupported) {
 					t.Errorf("status %+v", s)
+				}
+				if s := r.Status(nil, nil); s.Mode != fastpath.Unsupported || !errors.Is(s.Reason, fastpath.ErrUnsupported) {
+					t.Errorf("status of the host %+v", s)
 				}
 			})
 		})

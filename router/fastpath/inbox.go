@@ -117,7 +117,7 @@ func (c *Controller) Echoed(e Echo) bool {
 
 // report changes what is pending for a neighbour.
 func (c *Controller) report(n peer.Name, change func(*news)) {
-	if c.off {
+	if c.off != nil {
 		return
 	}
 	c.mu.Lock()

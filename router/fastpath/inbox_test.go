@@ -77,7 +77,7 @@ func TestSlowKernelIsNotASilentPeer(t *testing.T) {
 }
 
 func TestOffDoesNothing(t *testing.T) {
-	c := fastpath.Off()
+	c := fastpath.Off(fastpath.ErrDisabled)
 	if err := c.Run(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -87,6 +87,9 @@ func TestOffDoesNothing(t *testing.T) {
 	c.Learned(macOf(2, 1))
 	if _, ok := c.Link(nameOf(2)); ok || c.Attached() || c.Keeps(nameOf(2)) || c.FDB() != nil || c.Echoed(fastpath.Echo{}) {
 		t.Error("a fast path is there")
+	}
+	if s := c.Status(nil, nil); s.Mode != fastpath.Disabled || s.Reason != fastpath.ErrDisabled {
+		t.Errorf("status %+v", s)
 	}
 	c.Close()
 	c.Close()

@@ -12,7 +12,7 @@ import (
 
 // rulesReport is what watchRules found.
 type rulesReport struct {
-	judged        string
+	filter        filter
 	ipsecPrefixes []netip.Prefix
 	ipsecErr      error // then ipsecPrefixes are not known
 }
@@ -38,7 +38,7 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 		case rebuilt:
 			c.log.Warn("reinstalled the rules that guard the UDP port of the fast path: another program removed them", "port", c.cfg.Port)
 		}
-		r := rulesReport{judged: c.watch.Judged()}
+		r := rulesReport{filter: c.readFilter()}
 		if r.ipsecPrefixes, r.ipsecErr = c.watch.Secured(); r.ipsecErr != nil {
 			c.log.Warn("cannot read the policies of IPsec", "err", r.ipsecErr)
 		}
@@ -57,11 +57,11 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 
 // takeRules takes in what watchRules found.
 func (c *Controller) takeRules(r rulesReport) {
-	c.setJudged(r.judged)
+	c.setFilter(r.filter)
 	if r.ipsecErr == nil && !slices.Equal(r.ipsecPrefixes, c.ipsecPrefixes) {
 		c.ipsecPrefixes, c.stale = r.ipsecPrefixes, true
 	}
-	if c.noTunnel != "" {
+	if c.tunnelErr != nil {
 		c.mendTunnel() // it may be possible now
 	}
 }
@@ -75,15 +75,42 @@ func (c *Controller) guard() (again bool, err error) {
 	return c.watch.Guard(uint16(c.cfg.Port), sealed)
 }
 
-// setJudged takes in what judges bridged frames, "" if nothing does.
-func (c *Controller) setJudged(judged string) {
-	if judged == c.judged {
+// filter is what filters bridged frames. It is comparable, as its error is text.
+type filter struct {
+	netdev.Filter
+	unreadable string // why that cannot be found out, which counts as a filter
+}
+
+// readFilter reads the rules of the host.
+func (c *Controller) readFilter() filter {
+	f, err := c.watch.Filtered()
+	if err != nil {
+		return filter{unreadable: err.Error()}
+	}
+	return filter{Filter: f}
+}
+
+// reason says why frames must cross the bridge, nil if they need not.
+func (f filter) reason() error {
+	switch {
+	case f.unreadable != "":
+		return because(ErrFiltered, f.unreadable)
+	case f.Filter != netdev.Filter{}:
+		return because(ErrFiltered, f.String())
+	}
+	return nil
+}
+
+// setFilter makes frames cross the bridge if rules filter them there, and bypass it if
+// none does.
+func (c *Controller) setFilter(f filter) {
+	if f == c.filter {
 		return
 	}
-	c.log.Info("express path", "on", judged == "" && c.noExpress == "", "reason", judged)
-	c.judged, c.stale = judged, true
+	c.filter, c.stale = f, true
+	c.log.Info("the rules for bridged frames changed", "mode", c.publishMode(), "filter", text(f.reason()))
 	if err := c.kernel.SetExpress(c.express()); err != nil {
-		c.log.Warn("switch the express path", "on", c.express(), "err", err)
+		c.log.Warn("cannot switch express", "on", c.express(), "err", err)
 	}
 }
 
@@ -120,7 +147,7 @@ func (c *Controller) refresh() {
 			shaped[p.Ifindex] = true
 			continue
 		}
-		if c.containers[p.Ifindex] || c.noExpress != "" || c.why != "" {
+		if c.containers[p.Ifindex] || c.expressErr != nil || c.unsupported != nil {
 			continue
 		}
 		if err := c.kernel.AttachContainer(p.Ifindex); err != nil {

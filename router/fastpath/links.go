@@ -109,14 +109,15 @@ func (c *Controller) show(l *link, now time.Time) {
 	if c.links[l.peer] != l {
 		return
 	}
-	s := LinkStatus{Up: l.Up(), Encrypted: l.Sealed(), Reason: l.Reason(now), RTT: l.RTT()}
-	if l.keyConflict && s.Encrypted && !s.Up {
-		s.Reason = "the peer says it has the tunnel key of another peer"
-	}
-	if s.Up {
+	s := LinkStatus{Up: l.Up(), Encrypted: l.Sealed(), RTT: l.RTT()}
+	switch {
+	case s.Up:
 		s.MTU = c.cfg.MTU
-		s.Reason = c.whyNotExpress(l)
-		s.Express = s.Reason == ""
+		s.Mode, s.Reason = c.linkMode(l)
+	case l.keyConflict && s.Encrypted:
+		s.Mode, s.Reason = Disabled, because(ErrEncryption, "the peer says it has the tunnel key of another peer")
+	default:
+		s.Mode, s.Reason = Disabled, l.Reason(now)
 	}
 	c.mu.Lock()
 	old, known := c.shown[l.peer]
@@ -148,28 +149,6 @@ func (c *Controller) sumInSoftware(l *link) {
 	c.badChecksums[l.hop.Ifindex], c.stale = true, true
 }
 
-// whyNotExpress says in words why frames to a peer that is fast cross the
-// bridge, "" if they pass by it.
-func (c *Controller) whyNotExpress(l *link) string {
-	switch {
-	case c.noExpress != "":
-		return c.noExpress
-	case within(l.Addr(), c.cfg.NoExpressTo):
-		return "switched off by --no-express-to"
-	case l.Sealed():
-		return "frames are encrypted by WireGuard"
-	case within(l.Addr(), c.ipsecPrefixes):
-		return "IPsec of the host applies to packets to the peer"
-	case c.judged != "":
-		return c.judged
-	case c.badChecksums[l.hop.Ifindex]:
-		return "the card towards the peer makes wrong checksums inside VXLAN, so the kernel makes them"
-	case !c.expressable(l):
-		return "the underlay is not IPv4 over Ethernet"
-	}
-	return ""
-}
-
 // underlay is what the interface is by which a peer is reached. Where netfilter sees
 // what leaves by it, it would take what it knows of a frame from weft's bridge, like a
 // translation of its addresses, for the packet's that the frame is in. Without an
@@ -181,11 +160,4 @@ func (c *Controller) underlay(ifindex int) netdev.Underlay {
 		c.underlayCache[ifindex] = u
 	}
 	return u
-}
-
-// expressable tells whether what goes to a peer can be put into VXLAN by hand:
-// over IPv4 and Ethernet, by an interface that is known.
-func (c *Controller) expressable(l *link) bool {
-	return c.noExpress == "" && !l.Sealed() && !c.badChecksums[l.hop.Ifindex] && !within(l.Addr(), c.cfg.NoExpressTo) && !within(l.Addr(), c.ipsecPrefixes) &&
-		l.hop.Ifindex != 0 && l.hop.Local.Is4() && l.Addr().Is4() && l.hop.Gateway.Is4() && c.underlay(l.hop.Ifindex).Ethernet
 }

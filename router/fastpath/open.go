@@ -23,8 +23,8 @@ func (c *Controller) open() error {
 	if _, err := c.guard(); err != nil {
 		// Containers could send frames as this host.
 		err = fmt.Errorf("keep containers from UDP %d: %w", c.cfg.Port, err)
-		c.why = err.Error()
-		c.log.Warn("no fast datapath", "err", err)
+		c.unsupported = plan.Because(ErrUnsupported, err)
+		c.log.Warn("no fast path", "err", err)
 		if err := c.sys.RemoveKernel(o); err != nil {
 			return err
 		}
@@ -59,28 +59,28 @@ func (c *Controller) leaveAllToSleeve(o kernel.Options) error {
 // must cross the bridge if they must.
 func (c *Controller) openKernel(o kernel.Options) {
 	if c.cfg.NoExpress {
-		c.noExpress = "switched off by --no-express"
+		c.expressErr = because(ErrDisabled, "switched off by --no-express")
 	}
-	c.judged = c.watch.Judged()
+	c.filter = c.readFilter()
 	var err error
 	if c.ipsecPrefixes, err = c.watch.Secured(); err != nil {
-		c.noExpress = err.Error()
-		c.log.Warn("no express path", "err", err)
+		c.expressErr = plan.Because(ErrUnderlay, err)
+		c.log.Warn("no express mode", "err", err)
 	}
 	o.Express = c.express()
 	k, err := c.sys.OpenKernel(o)
 	if err != nil {
-		c.why = err.Error()
-		c.log.Warn("no fast datapath", "err", err)
+		c.unsupported = plan.Because(ErrUnsupported, err)
+		c.log.Warn("no fast path", "err", err)
 		return
 	}
 	c.kernel, c.attached = k, true
 	if err := k.Fast(); err != nil {
-		c.why = err.Error()
-		c.log.Warn("no fast datapath", "err", err)
+		c.unsupported = plan.Because(ErrUnsupported, err)
+		c.log.Warn("no fast path", "err", err)
 	} else if err := k.Express(); err != nil {
-		c.noExpress = err.Error()
-		c.log.Warn("no express path", "err", err)
+		c.expressErr = plan.Because(ErrUnsupported, err)
+		c.log.Warn("no express mode", "err", err)
 	}
 }
 
@@ -135,7 +135,7 @@ func (c *Controller) adopt() error {
 // that this process does not reach yet, over neighbours that may be sent to in
 // clear.
 func (c *Controller) keepAdopted(want *plan.Tables) {
-	if c.cfg.Off || c.why != "" {
+	if c.cfg.Off || c.unsupported != nil {
 		return
 	}
 	for id, p := range c.adopted.Peers {
@@ -143,7 +143,7 @@ func (c *Controller) keepAdopted(want *plan.Tables) {
 		case want.Peers[id].Next != 0: // from now on it is this process's word that counts
 			delete(c.adopted.Peers, id)
 		case p.Next != 0 && c.allowed(p.Remote) && r.Peer == p.Next:
-			if c.noExpress != "" || within(p.Remote, c.cfg.NoExpressTo) {
+			if c.expressErr != nil || within(p.Remote, c.cfg.NoExpressTo) {
 				p.Express, p.Direct = false, false
 			}
 			want.Peers[id] = p

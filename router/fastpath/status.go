@@ -10,16 +10,17 @@ import (
 
 // LinkStatus is how the fast path to one neighbour is at one moment.
 type LinkStatus struct {
-	Up, Encrypted, Express bool
-	Reason                 string // why not up, or why not express
-	RTT                    time.Duration
-	MTU                    int // of containers' packets that pass, in bytes, if up
+	Up, Encrypted bool
+	Mode          Mode  // Disabled if not up
+	Reason        error // why not up, or why not express; nil if express
+	RTT           time.Duration
+	MTU           int // of containers' packets that pass, in bytes, if up
 }
 
 // Status is how the kernel's part is at one moment.
 type Status struct {
-	// Off says in words why there is none, "" if there is.
-	Off string
+	Mode   Mode  // the best one that a link can have
+	Reason error // why not a better one; nil with Express
 	// MACs is the number of MAC addresses of other hosts to which it forwards frames.
 	MACs int
 	// Peers counts VXLAN traffic by the peer at the other end, without zeros.
@@ -29,6 +30,21 @@ type Status struct {
 	// Overflows counts MAC addresses that the queue of learned addresses had no
 	// space for. The next comparison of the tables copied them.
 	Overflows uint64
+}
+
+// hostMode is the mode of the host.
+type hostMode struct {
+	mode   Mode
+	reason error
+}
+
+// publishMode works out the mode of the host and publishes it for Status.
+func (c *Controller) publishMode() Mode {
+	mode, reason := c.mode()
+	c.mu.Lock()
+	c.state = hostMode{mode, reason}
+	c.mu.Unlock()
+	return mode
 }
 
 // Link returns the status of the fast path to a neighbour; false if there is none.
@@ -56,7 +72,13 @@ func (c *Controller) FDB() map[ethernet.MAC]kernel.MACEntry {
 // Status reads the kernel's counters. Peers are those with short ids; next has the
 // neighbour on the way to each peer.
 func (c *Controller) Status(ids map[peer.Name]uint16, next map[peer.Name]peer.Name) (s Status) {
-	if s.Off = c.why; !c.attached {
+	if c.off != nil {
+		return Status{Mode: Disabled, Reason: c.off}
+	}
+	c.mu.RLock()
+	s.Mode, s.Reason = c.state.mode, c.state.reason
+	c.mu.RUnlock()
+	if !c.attached {
 		return s
 	}
 	s.Overflows = c.overflows.Load()

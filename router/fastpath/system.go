@@ -60,7 +60,7 @@ type Watch interface {
 	Run(ctx context.Context, changed func()) error
 	Rules(ctx context.Context, changed func()) error
 	Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error)
-	Judged() string
+	Filtered() (netdev.Filter, error)
 	Secured() ([]netip.Prefix, error)
 	Containers(bridge string, but ...string) ([]netdev.Port, error)
 	Underlay(ifindex int) netdev.Underlay

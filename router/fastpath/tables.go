@@ -31,7 +31,7 @@ func (c *Controller) replan() {
 func (c *Controller) wantTables() plan.Tables {
 	hops, next, ids := make(map[peer.Name]plan.Hop), c.routes.Unicast, c.routes.ShortIDs
 	add := func(l *link) {
-		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !c.allowed(l.Remote()) || c.cfg.Off || c.why != "" {
+		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !c.allowed(l.Remote()) || c.cfg.Off || c.unsupported != nil {
 			return
 		}
 		if l.Sealed() && (l.keyConflict || l.hop.Ifindex != c.tunnel.Index() || !c.hasID(l)) {
@@ -39,7 +39,7 @@ func (c *Controller) wantTables() plan.Tables {
 		}
 		hops[l.peer] = plan.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: c.cfg.MTU,
-			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: c.expressable(l),
+			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: c.expressLinkErr(l) == nil,
 		}
 		if h := hops[l.peer]; h.Express && !c.underlay(h.Ifindex).Netfilter {
 			h.Direct = true
@@ -108,7 +108,7 @@ func (c *Controller) writeTables(want plan.Tables) {
 // attachUnderlays has the programs on the interfaces by which peers are reached.
 func (c *Controller) attachUnderlays(want map[int]bool) {
 	for i := range want {
-		if c.underlays[i] || c.noExpress != "" {
+		if c.underlays[i] || c.expressErr != nil {
 			continue
 		}
 		if err := c.kernel.AttachUnderlay(i); err != nil {

@@ -40,17 +40,17 @@ func (c *Controller) openTunnel() {
 	}
 	// A wider route, such as that of all link-local addresses, is no matter.
 	if route, err := c.sys.Overlap(cfg.Inside, cfg.Name); err == nil && route != nil && route.Dst.Bits() > cfg.Inside.Bits() {
-		c.noTunnel = fmt.Sprintf("route %s has addresses of the tunnel, %s", route, cfg.Inside)
-		c.log.Warn("no WireGuard for the fast datapath", "reason", c.noTunnel)
+		c.tunnelErr = fmt.Errorf("route %s has addresses of the tunnel, %s", route, cfg.Inside)
+		c.log.Warn("no WireGuard for the fast path", "err", c.tunnelErr)
 		return
 	}
 	tunnel, err := c.sys.OpenTunnel(cfg)
 	if err != nil {
-		c.noTunnel = err.Error()
-		c.log.Info("no WireGuard for the fast datapath", "err", err)
+		c.tunnelErr = err
+		c.log.Info("no WireGuard for the fast path", "err", err)
 		return
 	}
-	c.tunnel, c.noTunnel = tunnel, ""
+	c.tunnel = tunnel
 }
 
 // removeTunnel removes what an earlier router left, if there is no tunnel. It is to
@@ -65,29 +65,39 @@ func (c *Controller) removeTunnel() {
 	}
 }
 
-// mendTunnel brings back what others removed of the tunnel, or has the links say
-// what is wrong with it.
+// mendTunnel brings back what other programs removed of the tunnel. Neighbours hear if
+// it has another key, or no longer works.
 func (c *Controller) mendTunnel() {
 	if c.tunnel == nil {
 		return
 	}
-	key, why := c.tunnel.Key(), ""
-	if err := c.tunnel.Mend(); err != nil {
-		why = err.Error()
-	}
-	if why == c.noTunnel && key == c.tunnel.Key() {
+	key := c.tunnel.Key()
+	err := c.tunnel.Mend()
+	if text(err) == text(c.tunnelErr) && key == c.tunnel.Key() {
 		return
 	}
-	c.log.Warn("the tunnel of the fast datapath was changed by others", "mended", why == "", "err", why)
-	c.noTunnel, c.stale = why, true
+	if err != nil {
+		c.log.Warn("another program changed the tunnel of the fast path, which no longer works", "err", err)
+	} else {
+		c.log.Warn("repaired the tunnel of the fast path: another program had changed it")
+	}
+	c.tunnelErr, c.stale = err, true
 	now := time.Now()
 	for _, l := range c.links {
 		c.apply(l, now, l.SetOwn(now, c.offer(l.Addr())))
 	}
 }
 
+// text is an error's, "" for nil.
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
 // sealing tells whether there is a tunnel that works.
-func (c *Controller) sealing() bool { return c.tunnel != nil && c.noTunnel == "" }
+func (c *Controller) sealing() bool { return c.tunnel != nil && c.tunnelErr == nil }
 
 // setTunnelAddr follows the own short id.
 func (c *Controller) setTunnelAddr(self uint16) {
@@ -126,14 +136,14 @@ func (c *Controller) applyTunnels(now time.Time) {
 			give.to(have[a])
 		}
 	}
-	why := ""
-	if err := c.tunnel.Apply(give.peers); err != nil {
-		why, c.stale = err.Error(), true
+	err := c.tunnel.Apply(give.peers)
+	if err != nil {
+		c.stale = true // try again
+		if text(err) != text(c.applyErr) {
+			c.log.Warn("cannot change the peers of the tunnel", "err", err)
+		}
 	}
-	if why != c.tunnelFault && why != "" {
-		c.log.Warn("tunnel of the fast datapath", "err", why)
-	}
-	c.tunnelFault = why
+	c.applyErr = err
 	for _, l := range c.links {
 		c.findHop(l) // routes into the tunnel may be new
 	}

@@ -56,7 +56,7 @@ func TestTunnelCarriesFrames(t *testing.T) {
 		if p.Key != key(2) || p.Secret == [32]byte{2} || p.Secret == [32]byte{} || p.Endpoint != netip.AddrPortFrom(addrOf(2), tunnelPort) {
 			t.Errorf("entry of the tunnel %+v", p)
 		}
-		if s, _ := r.Link(nameOf(2)); !s.Up || !s.Encrypted || s.Express {
+		if s, _ := r.Link(nameOf(2)); !s.Up || !s.Encrypted || s.Mode != fastpath.Device || !errors.Is(s.Reason, fastpath.ErrEncryption) {
 			t.Errorf("status %+v", s)
 		}
 	})
@@ -95,7 +95,7 @@ func TestTunnelThatCannotBeRepaired(t *testing.T) {
 		if r.lastSaid(2).Tunnel.Valid() {
 			t.Error("a tunnel is offered that does not work")
 		}
-		if s, _ := r.Link(nameOf(2)); s.Up || !strings.Contains(s.Reason, "module wireguard is gone") {
+		if s, _ := r.Link(nameOf(2)); s.Up || !errors.Is(s.Reason, fastpath.ErrEncryption) || !strings.Contains(s.Reason.Error(), "module wireguard is gone") {
 			t.Errorf("status %+v", s)
 		}
 		r.want(kerneltest.ToRouter, 2)
@@ -133,7 +133,7 @@ func TestTunnelWithoutKernelSupport(t *testing.T) {
 				if said := r.lastSaid(3); said.Verdict != wire.FastEncrypted || said.Tunnel.Valid() {
 					t.Errorf("said %+v", said)
 				}
-				if s, _ := r.Link(nameOf(3)); s.Up || !strings.Contains(s.Reason, "has no WireGuard") {
+				if s, _ := r.Link(nameOf(3)); s.Up || !errors.Is(s.Reason, fastpath.ErrEncryption) || !strings.Contains(s.Reason.Error(), "has no WireGuard") {
 					t.Errorf("status %+v", s)
 				}
 			})
@@ -162,7 +162,7 @@ func TestTunnelKeysHaveOneOwner(t *testing.T) {
 		r.want(kerneltest.Device, victim)
 		r.want(kerneltest.ToRouter, thief, mirror)
 		for _, n := range []byte{thief, mirror} {
-			if s, _ := r.Link(nameOf(n)); s.Up || !strings.Contains(s.Reason, "tunnel key of another") {
+			if s, _ := r.Link(nameOf(n)); s.Up || !errors.Is(s.Reason, fastpath.ErrEncryption) || !strings.Contains(s.Reason.Error(), "tunnel key of another") {
 				t.Errorf("status of peer %d: %+v", n, s)
 			}
 		}

@@ -58,6 +58,9 @@ const (
 // String is the word that status shows.
 func (s State) String() string { return [...]string{"pending", "established", "failed"}[s] }
 
+// MarshalText implements encoding.TextMarshaler.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
 // Config is what a Machine needs to know. The limits may be left zero.
 type Config struct {
 	Self, Peer peer.Name

@@ -50,10 +50,10 @@ func (w watch) Guard(port uint16, _ netip.Prefix) (rebuilt bool, err error) {
 	return rebuilt, nil
 }
 
-func (w watch) Judged() string {
+func (w watch) Filtered() (netdev.Filter, error) {
 	w.m.lock()
 	defer w.m.mu.Unlock()
-	return w.m.judged
+	return w.m.filter, w.m.filterErr
 }
 
 func (w watch) Secured() ([]netip.Prefix, error) {

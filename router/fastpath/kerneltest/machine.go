@@ -42,7 +42,8 @@ type Machine struct {
 	interfaces map[int]*iface
 	routes     map[netip.Addr]netdev.Hop
 	guarded    bool
-	judged     string
+	filter     netdev.Filter
+	filterErr  error
 	ipsec      []netip.Prefix
 	watchers   []func() // of interfaces and routes
 	observers  []func() // of rules
@@ -199,8 +200,10 @@ func (m *Machine) change(f func()) {
 	}
 }
 
-// SetJudged sets what filters bridged frames.
-func (m *Machine) SetJudged(why string) { m.changeRules(func() { m.judged = why }) }
+// SetFilter sets what filters bridged frames; an error if that cannot be read.
+func (m *Machine) SetFilter(f netdev.Filter, err error) {
+	m.changeRules(func() { m.filter, m.filterErr = f, err })
+}
 
 // SetIPsec sets the networks of peers that IPsec applies to.
 func (m *Machine) SetIPsec(p ...netip.Prefix) { m.changeRules(func() { m.ipsec = p }) }

@@ -16,7 +16,6 @@
 package plan
 
 import (
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -52,7 +51,7 @@ const smallProbe = 64
 // Offer is what one end says of itself.
 type Offer struct {
 	Verdict wire.Verdict
-	Why     string // in words for status, if not willing; of this end only
+	Why     error // if not willing; for status of this end only
 	ShortID uint16
 	Port    uint16
 	Tunnel  wire.Tunnel // this end of an encrypted tunnel, if it has one
@@ -130,8 +129,8 @@ func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
 
 // SetOwn replaces what this end offers and tells the peer.
 func (l *Link) SetOwn(now time.Time, o Offer) []Effect {
-	if o != l.own {
-		l.own = o
+	changed := o.message() != l.own.message()
+	if l.own = o; changed {
 		l.offer()
 	}
 	return l.flush(now)
@@ -290,76 +289,6 @@ func (l *Link) agreed() way {
 	return none
 }
 
-// Reason says in words why the link is not up, "" if it is.
-func (l *Link) Reason(now time.Time) string {
-	if l.up {
-		return ""
-	}
-	if why := l.disagreement(); why != "" {
-		return why
-	}
-	port, size := l.own.Port, l.cfg.MTU+Overhead(l.addr)
-	if l.Sealed() {
-		port, size = l.peer.Tunnel.Port, l.cfg.MTU+SealedOverhead(l.addr)
-		if l.path < size {
-			return fmt.Sprintf("MTU %d does not fit: packets would be of %d bytes, the path to %s is known to carry %d", l.cfg.MTU, size, l.addr, l.path)
-		}
-	}
-	switch {
-	case now.Sub(l.full) < Silence:
-		return fmt.Sprintf("UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
-	case l.summing && now.Sub(l.wrong) < 2*SlowBeat:
-		return fmt.Sprintf("packets to %s come with wrong checksums, though they are made in software", l.addr)
-	case now.Sub(l.small) < 2*SlowBeat:
-		return fmt.Sprintf("MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
-	case l.unanswered < 4 && now.Sub(l.begun) < Silence:
-		return "being tried"
-	}
-	since := l.begun
-	if l.full.After(since) {
-		since = l.full
-	}
-	return fmt.Sprintf("UDP %d blocked: no echo from %s for %v", port, l.addr, now.Sub(since).Truncate(time.Second))
-}
-
-// disagreement says in words why the link is not even tried, "" if it is.
-func (l *Link) disagreement() string {
-	own := l.own.Verdict
-	switch {
-	case own != wire.FastWilling && own != wire.FastEncrypted, own == wire.FastEncrypted && !l.own.Tunnel.Valid():
-		return l.own.Why
-	case l.peer == nil:
-		return "the peer has not said that it has a fast datapath"
-	case l.peer.Verdict != wire.FastWilling && l.peer.Verdict != wire.FastEncrypted:
-		return theirs(l.peer.Verdict)
-	case l.agreed() == none && l.own.Tunnel.Valid():
-		return "frames must be encrypted, and the peer has no WireGuard, its own status says why"
-	case l.agreed() == none:
-		return theirs(wire.FastEncrypted)
-	case l.peer.Port != l.own.Port:
-		return fmt.Sprintf("the peer's fast datapath is on UDP port %d, this host's on %d", l.peer.Port, l.own.Port)
-	case !l.addr.IsValid():
-		return "the peer's address is not known"
-	case l.own.ShortID == 0 || l.peer.ShortID == 0:
-		return theirs(wire.FastNoID)
-	}
-	return ""
-}
-
-func theirs(v wire.Verdict) string {
-	switch v {
-	case wire.FastOff:
-		return "switched off at the peer"
-	case wire.FastNoKernel:
-		return "the peer's kernel lacks something, its own status says what"
-	case wire.FastEncrypted:
-		return "the peer wants encryption"
-	case wire.FastNoID:
-		return "there are more peers than short ids, or one is being chosen"
-	}
-	return "refused by the peer"
-}
-
 // Overhead is what VXLAN puts around an IP packet of a container, towards a, in
 // bytes of outer IP packet (RFC 7348, section 5).
 func Overhead(a netip.Addr) int {
@@ -370,10 +299,11 @@ func Overhead(a netip.Addr) int {
 	return ethernet + vxlan + udp + ipv6
 }
 
-func (l *Link) offer() {
-	l.do(Send{wire.Control{
-		Type: wire.Fast, Verdict: l.own.Verdict, ShortID: l.own.ShortID, Port: l.own.Port, Tunnel: l.own.Tunnel,
-	}})
+func (l *Link) offer() { l.do(Send{l.own.message()}) }
+
+// message is what the peer hears of an offer.
+func (o Offer) message() wire.Control {
+	return wire.Control{Type: wire.Fast, Verdict: o.Verdict, ShortID: o.ShortID, Port: o.Port, Tunnel: o.Tunnel}
 }
 
 func (l *Link) do(e Effect) { l.out = append(l.out, e) }
@@ -392,7 +322,7 @@ func (l *Link) flush(now time.Time) []Effect {
 // judge moves between the states.
 func (l *Link) judge(now time.Time) {
 	way := l.agreed()
-	can := l.disagreement() == "" && (way != sealed || l.path >= l.cfg.MTU+SealedOverhead(l.addr))
+	can := l.disagreement() == nil && (way != sealed || l.path >= l.cfg.MTU+SealedOverhead(l.addr))
 	if way != l.way {
 		l.way, l.ready = way, false // another path
 	}

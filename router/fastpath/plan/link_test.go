@@ -2,6 +2,7 @@ package plan
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -96,7 +97,10 @@ func (e *ends) run(d time.Duration) (lastUp time.Time) {
 func (e *ends) want(up bool, words ...string) {
 	e.t.Helper()
 	for i, l := range e.l {
-		reason := l.Reason(e.now)
+		reason := ""
+		if err := l.Reason(e.now); err != nil {
+			reason = err.Error()
+		}
 		if l.Up() != up || (reason == "") != up {
 			e.t.Fatalf("end %d: up %v, %q", i, l.Up(), reason)
 		}
@@ -121,10 +125,10 @@ func TestVerdicts(t *testing.T) {
 		a, b  Offer
 		words []string
 	}{
-		{Offer{Verdict: wire.FastOff, Why: "switched off by --no-fastdp", ShortID: 1, Port: 6784}, willing, []string{"by --no-fastdp", "at the peer"}},
-		{Offer{Verdict: wire.FastNoKernel, Why: "no vxlan", ShortID: 1, Port: 6784}, willing, []string{"no vxlan", "the peer's kernel lacks"}},
-		{Offer{Verdict: wire.FastEncrypted, Why: "a password is set"}, willing, []string{"a password", "wants encryption"}},
-		{Offer{Verdict: 200, Why: "later"}, willing, []string{"later", "refused"}},
+		{Offer{Verdict: wire.FastOff, Why: errors.New("switched off by --no-fastdp"), ShortID: 1, Port: 6784}, willing, []string{"by --no-fastdp", "at the peer"}},
+		{Offer{Verdict: wire.FastNoKernel, Why: errors.New("no vxlan"), ShortID: 1, Port: 6784}, willing, []string{"no vxlan", "the peer's kernel lacks"}},
+		{Offer{Verdict: wire.FastEncrypted, Why: errors.New("a password is set")}, willing, []string{"a password", "wants encryption"}},
+		{Offer{Verdict: 200, Why: errors.New("later")}, willing, []string{"later", "refused"}},
 		{Offer{ShortID: 1, Port: 7000}, willing, []string{"on UDP port 6784, this host's on 7000", "on UDP port 7000"}},
 		{Offer{Port: 6784}, willing, []string{"more peers than short ids"}},
 	} {
@@ -139,14 +143,14 @@ func TestVerdicts(t *testing.T) {
 
 func TestOldPeer(t *testing.T) {
 	l, _ := NewLink(Config{MTU: mtu, Own: willing, Addr: at(1)}, start)
-	if l.Up() || !strings.Contains(l.Reason(start), "has not said") {
+	if l.Up() || !errors.Is(l.Reason(start), ErrPending) {
 		t.Error(l.Reason(start))
 	}
 }
 
 func TestChangedMind(t *testing.T) {
 	e := newEnds(t, willing, willing)
-	e.apply(0, e.l[0].SetOwn(e.now, Offer{Verdict: wire.FastEncrypted, Why: "a password is set"}))
+	e.apply(0, e.l[0].SetOwn(e.now, Offer{Verdict: wire.FastEncrypted, Why: errors.New("a password is set")}))
 	e.want(false, "a password", "wants encryption") // at once, at both ends
 	e.apply(0, e.l[0].SetOwn(e.now, willing))
 	e.want(true)
@@ -188,7 +192,7 @@ func TestLateWords(t *testing.T) {
 	for e.l[0].full.Before(e.now.Add(-time.Second)) {
 		e.run(50 * time.Millisecond)
 	}
-	if r := e.l[0].Reason(e.now); !strings.Contains(r, "flows again") {
+	if r := e.l[0].Reason(e.now); !strings.Contains(r.Error(), "flows again") {
 		t.Error(r)
 	}
 }
@@ -284,7 +288,7 @@ func TestWrongChecksumsInSoftwareToo(t *testing.T) {
 				}
 			}
 		}
-		if r := l.Reason(e.now); !strings.Contains(r, "wrong checksums, though they are made in software") {
+		if r := l.Reason(e.now); !errors.Is(r, ErrChecksums) || !strings.Contains(r.Error(), "wrong checksums, though they are made in software") {
 			t.Errorf("end %d: up %v, %q", i, l.Up(), r)
 		}
 	}

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -11,7 +12,7 @@ import (
 // wary is an end that wants encryption and has a tunnel for it.
 func wary(key byte) Offer {
 	return Offer{
-		Verdict: wire.FastEncrypted, ShortID: uint16(key), Port: 6784, Why: "a password is set",
+		Verdict: wire.FastEncrypted, ShortID: uint16(key), Port: 6784, Why: errors.New("a password is set"),
 		Tunnel: wire.Tunnel{Port: 6785, Key: [32]byte{key}},
 	}
 }
