@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"os"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/seal"
@@ -104,7 +106,8 @@ func newStill(t testing.TB, suite seal.Suite) *still {
 	}
 	r.setRoutes(&topology.Routes{Self: nameOf(0), ByID: ids,
 		Unicast:   map[peer.Name]peer.Name{nameOf(1): nameOf(1), nameOf(2): nameOf(1)},
-		Broadcast: map[peer.Name][]peer.Name{nameOf(0): {nameOf(1)}, nameOf(2): {nameOf(1)}}})
+		Broadcast: map[peer.Name][]peer.Name{nameOf(0): {nameOf(1)}, nameOf(2): {nameOf(1)}},
+		ByShortID: map[uint16]peer.Name{10: nameOf(0), 11: nameOf(1), 12: nameOf(2), 13: nameOf(3)}})
 	s.ln = r.newLane(1, s.tap)
 	return s
 }
@@ -136,6 +139,20 @@ func (s *still) send(dst ethernet.MAC, size int) func() {
 	}
 }
 
+// transit returns a function that carries one frame that the kernel hands over, with
+// this metadata header, from the TAP to the link.
+func (s *still) transit(m kernel.Tag, dst, src ethernet.MAC, size int) func() {
+	b := append(kernel.AppendTag(nil, m), frameOf(dst, src, size, 1)...)
+	buf := make([]byte, tap.Headroom+len(b)+tap.Tailroom)
+	return func() {
+		s.ln.fast = true
+		copy(buf[tap.Headroom:], b)
+		s.fromTAP(s.ln, &tap.Frame{Buf: buf[:tap.Headroom+len(b)]})
+		s.ln.flush()
+		s.ln.fast = false
+	}
+}
+
 // receive returns a function that carries one packet from the link inwards.
 func (s *still) receive(t testing.TB, body []byte) func() {
 	m := &udp.Message{Buf: make([]byte, maxPacket)}
@@ -159,6 +176,41 @@ func (s *still) paths(t testing.TB, size int) map[string]func() {
 		"to all":            s.send(ethernet.Broadcast, size),
 		"from a neighbour":  s.receive(t, in),
 		"between two peers": s.receive(t, through),
+		"from the kernel":   s.transit(kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 9}, macOf(2), macOf(3), size),
+	}
+}
+
+// A frame that the kernel could not forward goes by sleeve to the next hop, or is
+// counted.
+func TestFramesOfOtherPeersFromTheKernel(t *testing.T) {
+	for name, c := range map[string]struct {
+		header  kernel.Tag
+		src     ethernet.MAC
+		packets int
+		drop    map[string]uint64
+		learned bool
+	}{
+		"to a neighbour":       {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 11, TTL: 9}, macOf(3), 1, nil, true},
+		"to a peer behind":     {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 9}, macOf(3), 1, nil, true},
+		"to this host":         {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 10, TTL: 9}, macOf(3), 0, nil, true},
+		"crossed too many":     {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 0}, macOf(3), 0, map[string]uint64{"hops": 1}, true},
+		"to a peer not routed": {kernel.Tag{Op: kernel.TagRelay, Src: 11, Dst: 13, TTL: 9}, macOf(3), 0, map[string]uint64{"no_route": 1}, true},
+		"to nobody":            {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 99, TTL: 9}, macOf(3), 0, map[string]uint64{"unknown_peer": 1}, false},
+		"from this host":       {kernel.Tag{Op: kernel.TagRelay, Src: 10, Dst: 12, TTL: 9}, macOf(3), 0, map[string]uint64{"unknown_peer": 1}, false},
+		"group as source":      {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 9}, ethernet.Broadcast, 0, map[string]uint64{"bad_source": 1}, false},
+		"echo that is none":    {kernel.Tag{Op: kernel.TagEcho}, macOf(3), 0, map[string]uint64{"malformed": 1}, false},
+		"unknown operation":    {kernel.Tag{Op: 77}, macOf(3), 0, map[string]uint64{"malformed": 1}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStill(t, seal.AES256GCM)
+			s.transit(c.header, macOf(2), c.src, 300)()
+			if st := s.Status(); s.conn.packets != c.packets || !maps.Equal(st.Drops, c.drop) || st.TAPIn != 0 {
+				t.Errorf("%d packets sent, drops %v, %d frames of containers", s.conn.packets, st.Drops, st.TAPIn)
+			}
+			if _, ok := s.macs.Lookup(c.src, 0); ok != c.learned {
+				t.Errorf("the source is learned: %v", ok)
+			}
+		})
 	}
 }
 

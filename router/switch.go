@@ -11,64 +11,92 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// fromTAP switches a frame that a container of this host sent.
+// fromTAP switches a frame that the kernel wrote to the TAP: one of a container of this
+// host or, behind a metadata header, one of another peer that the kernel could not
+// forward.
 func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	f := frame{buf: t.Buf, at: tap.Headroom, end: len(t.Buf), own: true}
 	ln.light = t.Light
-	// Where the TAP is the bridge's port, what looks like a tag is a container's.
+	fib, h, from := r.fib.Load(), t.Header, transit{src: r.self}
 	if ln.fast {
-		if tag, ok := kernel.ParseTag(f.bytes()); ok {
-			r.fromKernel(ln, t, tag)
-			return
+		if m, ok := kernel.ParseTag(f.bytes()); ok {
+			if from, ok = r.fromKernel(fib, t, m); !ok {
+				return
+			}
+			f.at += kernel.TagLen
+			h = behindMetadata(h)
 		}
 	}
-	super := t.Header.Kind != offload.None
-	frames := 1
-	switch {
-	case super:
-		if ln.split.Reset(t.Header, f.bytes()) != nil {
-			r.drops.add(DropMalformed)
-			return
-		}
-		frames = ln.split.Count()
-		r.tapSuperIn.Add(1)
-	case t.Header.NeedsSum:
-		if !f.leaveOpen(t.Header) {
-			r.drops.add(DropMalformed)
-			return
+	count, ok := ln.offloads(&f, h)
+	if !ok {
+		r.drops.add(DropMalformed)
+		return
+	}
+	own := from.src == r.self
+	if own {
+		r.tapIn.Add(uint64(count))
+		if h.Kind != offload.None {
+			r.tapSuperIn.Add(1)
 		}
 	}
-	r.tapIn.Add(uint64(frames))
-	dst, ok := r.learn(ln, f.bytes(), r.self, &r.drops)
+	mac, ok := r.learn(ln, f.bytes(), from.src, &r.drops)
 	if !ok {
 		return
 	}
-	fib := r.fib.Load()
-	if !dst.IsGroup() {
-		at, known := r.macs.Lookup(dst, ln.now)
-		if known && at == r.self {
-			return // the bridge has delivered it already
+	dst := from.dst
+	if own {
+		known := false
+		if !mac.IsGroup() {
+			dst, known = r.macs.Lookup(mac, ln.now)
 		}
-		if known {
-			p, ok := fib.paths[at]
-			switch {
-			case !ok:
-				r.drops[DropNoRoute].Add(uint64(frames))
-			case super:
-				ln.sendSuper(p.link, &p.head)
-			default:
-				ln.send(p.link, &p.head, f)
+		if !known {
+			f.own = false // the links share it
+			for _, l := range fib.trees[r.self] {
+				ln.forward(l, &fib.all, f, h)
 			}
 			return
 		}
 	}
-	f.own = false // the links share it
-	for _, l := range fib.trees[r.self] {
-		if super {
-			ln.sendSuper(l, &fib.all)
-		} else {
-			ln.send(l, &fib.all, f)
-		}
+	if dst == r.self {
+		return // the bridge or the kernel has delivered it already
+	}
+	p, ok := fib.paths[dst]
+	if !ok {
+		r.drops[DropNoRoute].Add(uint64(count))
+		return
+	}
+	if own {
+		ln.forward(p.link, &p.head, f, h)
+		return
+	}
+	head := fib.head(from.src, dst)
+	if head.Hops = min(head.Hops, from.hops); head.Hops == 0 {
+		r.drops[DropHops].Add(uint64(count))
+		return
+	}
+	ln.forward(p.link, &head, f, h)
+}
+
+// offloads prepares a frame that comes with a virtio-net header: a GSO packet is put
+// into ln.split, and a missing checksum is completed or left partial. It returns the
+// number of frames that it is, and is false if the header makes no sense.
+func (ln *lane) offloads(f *frame, h offload.Header) (count int, ok bool) {
+	switch {
+	case h.Kind != offload.None:
+		err := ln.split.Reset(h, f.bytes())
+		return ln.split.Count(), err == nil
+	case h.NeedsSum:
+		return 1, f.leaveOpen(h)
+	}
+	return 1, true
+}
+
+// forward puts a frame that offloads has prepared on a link.
+func (ln *lane) forward(l *sleeve, head *wire.Head, f frame, h offload.Header) {
+	if h.Kind != offload.None {
+		ln.sendSuper(l, head)
+	} else {
+		ln.send(l, head, f)
 	}
 }
 

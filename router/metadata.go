@@ -1,0 +1,52 @@
+package router
+
+import (
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/tap"
+)
+
+// transit is where a frame of the TAP comes from and goes to.
+type transit struct {
+	src  peer.Name
+	dst  peer.Name // if src is another peer
+	hops uint8     // links that it may still cross, likewise
+}
+
+// fromKernel reads what the kernel put in front of a frame. It is false if the frame is
+// an echo, which the controller of the fast path gets, or cannot be forwarded.
+func (r *Router) fromKernel(fib *fib, t *tap.Frame, m kernel.Tag) (transit, bool) {
+	switch m.Op {
+	case kernel.TagEcho:
+		nonce, summed, ok := kernel.ParseEcho(t.Buf[tap.Headroom+kernel.TagLen:])
+		if !ok {
+			r.drops.add(DropMalformed)
+		} else if !r.fast.Echoed(fastpath.Echo{From: m.Addr, Nonce: nonce, Summed: summed || t.Header.NeedsSum}) {
+			r.drops.add(DropBusy)
+		}
+		return transit{}, false
+	case kernel.TagRelay:
+		src, dst := fib.byShort[m.Src], fib.byShort[m.Dst]
+		if src.IsZero() || dst.IsZero() || src == r.self {
+			r.drops.add(DropUnknownPeer)
+			return transit{}, false
+		}
+		return transit{src, dst, m.TTL}, true
+	}
+	r.drops.add(DropMalformed)
+	return transit{}, false
+}
+
+// behindMetadata returns a virtio-net header for the frame without the metadata header,
+// which the positions of h count.
+func behindMetadata(h offload.Header) offload.Header {
+	if h.HeaderLen >= kernel.TagLen {
+		h.HeaderLen -= kernel.TagLen
+	}
+	if h.NeedsSum && h.Start >= kernel.TagLen {
+		h.Start -= kernel.TagLen
+	}
+	return h
+}
