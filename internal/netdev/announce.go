@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/weft-net/weft/internal/checksum"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,19 +76,10 @@ func neighbourAdvert(mac net.HardwareAddr, a netip.Addr) []byte {
 	b = append(b, 2, 1)
 	b = append(b, mac...)
 
-	var sum uint32
-	add := func(p []byte) {
-		for i := 0; i < len(p); i += 2 {
-			sum += uint32(binary.BigEndian.Uint16(p[i:]))
-		}
-	}
-	add(src[:])
-	add(allNodes[:])
-	sum += 32 + 58
-	add(b[icmp:])
-	for sum>>16 != 0 {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(b[icmp+2:], ^uint16(sum))
+	// The pseudo-header is that of RFC 8200, section 8.1.
+	sum := checksum.Add(checksum.Sum(src[:]), checksum.Sum(allNodes[:]))
+	sum = checksum.Add(sum, uint16(len(b)-icmp)+unix.IPPROTO_ICMPV6)
+	sum = checksum.Add(sum, checksum.Sum(b[icmp:]))
+	binary.BigEndian.PutUint16(b[icmp+2:], ^sum)
 	return b
 }
