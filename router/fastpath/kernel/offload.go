@@ -16,6 +16,10 @@ func (d *Datapath) SumInSoftware() error {
 
 // setOffload switches an offload of an interface, by an ETHTOOL_S... command of
 // linux/ethtool.h that takes one value.
+//
+// github.com/safchain/ethtool 0.7.0 is not used: it has no ETHTOOL_STXCSUM, its way by
+// names of features takes four calls instead of one, and it passes pointers to Go memory
+// as uintptr through its functions, so that a growing stack makes them dangle.
 func setOffload(name string, cmd uint32, on bool) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
