@@ -231,7 +231,7 @@ func TestRefusesImpossibleMTU(t *testing.T) {
 
 func TestLifecycle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFabric()
+		f := newFabric(t)
 		build := func() (*Router, *memTAP) {
 			n := &node{name: nameOf(0)}
 			q := newMemTAP()

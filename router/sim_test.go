@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
@@ -42,8 +43,8 @@ type fabric struct {
 	nat   map[netip.AddrPort]netip.AddrPort // what a source looks like from elsewhere
 }
 
-func newFabric() *fabric {
-	return &fabric{ports: map[netip.AddrPort]*memConn{}, rng: rand.New(rand.NewPCG(1, 2)), cut: map[[2]netip.AddrPort]bool{}, nat: map[netip.AddrPort]netip.AddrPort{},
+func newFabric(t testing.TB) *fabric {
+	return &fabric{ports: map[netip.AddrPort]*memConn{}, rng: seed.Rand(t), cut: map[[2]netip.AddrPort]bool{}, nat: map[netip.AddrPort]netip.AddrPort{},
 		lost: map[wire.Type]int{}, held: map[netip.AddrPort]*udp.Message{}}
 }
 
@@ -301,7 +302,7 @@ type meshOptions struct {
 }
 
 func newMeshOf(t *testing.T, o meshOptions, names []peer.Name, edges [][2]int) *mesh {
-	m := &mesh{t: t, f: newFabric(), edges: edges, o: o}
+	m := &mesh{t: t, f: newFabric(t), edges: edges, o: o}
 	for i, name := range names {
 		m.nodes = append(m.nodes, &node{name: name, addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6783", i+1)), m: m})
 		m.start(i)

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/router/gro"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/offload/packets"
@@ -136,7 +137,7 @@ func TestRandomMixes(t *testing.T) {
 
 // TestMoreThanFits: a batch may be larger than a Coalescer.
 func TestMoreThanFits(t *testing.T) {
-	r := rand.New(rand.NewPCG(7, 7))
+	r := seed.Rand(t)
 	check(t, gro.New(), packets.Mix(r, 3000), func(int) bool { return false })
 }
 

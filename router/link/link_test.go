@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
@@ -75,8 +76,7 @@ var (
 )
 
 func newWorld(t *testing.T, change func(i int, c *Config)) *world {
-	seed := uint64(1)
-	w := &world{t: t, now: start, rng: rand.New(rand.NewPCG(seed, 2)), delay: 5 * time.Millisecond, mtu: 1500}
+	w := &world{t: t, now: start, rng: seed.Rand(t), delay: 5 * time.Millisecond, mtu: 1500}
 	addrs := [2]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6783"), netip.MustParseAddrPort("192.0.2.2:6783")}
 	index := uint32(100)
 	var begin [2][]Effect

@@ -1,9 +1,9 @@
 package tap
 
 import (
-	"math/rand/v2"
 	"testing"
 
+	"github.com/weft-net/weft/internal/seed"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,7 +18,7 @@ func TestLightFirstAndInOrder(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Close(pair[0]); unix.Close(pair[1]) })
 	const flows = 4
-	rng := rand.New(rand.NewPCG(1, 2))
+	rng := seed.Rand(t)
 	var sent, got [flows]uint32
 	var heavy [flows]bool
 	r := newReader("t", nil, 0, 1500)

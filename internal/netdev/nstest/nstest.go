@@ -45,7 +45,8 @@ func RequireRoot(t testing.TB) {
 
 // Lacks skips a test because the kernel or the machine lacks a feature, and appends
 // its name to the file that WEFT_SKIPPED names: at the end of a run .ci/skipped counts
-// what was not tested.
+// what was not tested. The caller has found out by trying. It is no failure in CI:
+// kernels differ, and make test-vm has one with all features.
 func Lacks(t testing.TB, feature string) {
 	t.Helper()
 	if path := os.Getenv("WEFT_SKIPPED"); path != "" {

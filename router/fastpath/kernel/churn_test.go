@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
@@ -32,9 +33,9 @@ const (
 
 func churnName(i int) peer.Name { return peer.Name{2, 0, 0, 0, 0, byte(i)} }
 
-func newChurn(h, o *host, express bool) *churn {
+func newChurn(rng *rand.Rand, h, o *host, express bool) *churn {
 	c := &churn{
-		h: h, rng: rand.New(rand.NewPCG(1, 2)), have: plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)},
+		h: h, rng: rng, have: plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)},
 		ids: make(map[peer.Name]uint16), next: make(map[peer.Name]peer.Name), hops: make(map[peer.Name]plan.Hop),
 	}
 	for i := 1; i <= churnPeers; i++ {
@@ -106,7 +107,7 @@ func TestChurnLosesNoPacketOfOthers(t *testing.T) {
 	for _, express := range []bool{true, false} {
 		hosts := newLab(t, 2, lab{express: express})
 		a, b := hosts[0], hosts[1]
-		c := newChurn(a, b, express)
+		c := newChurn(seed.Rand(t), a, b, express)
 		c.change(t)
 		src, dst := listen(t, a.c, a.addr()), listen(t, b.c, b.addr())
 		readBuffer(t, dst, 8<<20)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
 // track has connection tracking see what crosses the host's bridges, as on hosts
@@ -107,7 +108,7 @@ func TestVLANInside(t *testing.T) {
 					return netlink.LinkSetUp(l)
 				})
 				if errors.Is(err, unix.EOPNOTSUPP) {
-					t.Skip("this kernel makes no VLAN interfaces; make test-vm has one that does")
+					nstest.Lacks(t, "VLAN interfaces")
 				}
 				if err != nil {
 					t.Fatal(err)

@@ -178,7 +178,7 @@ func (f flaky) DeleteRemote(a netip.Addr) error {
 // Whatever fails, have is what the maps hold, and trying again ends with what is
 // wanted.
 func TestApplyGoesOnAfterFailures(t *testing.T) {
-	rng := rand.New(rand.NewPCG(3, 4))
+	rng := seed.Rand(t)
 	empty := func() Tables { return Tables{Peers: make(map[uint16]Peer), Remotes: make(map[netip.Addr]Remote)} }
 	kernel, have := flaky{empty(), rng}, empty()
 	for range 100 {
