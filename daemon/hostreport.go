@@ -38,7 +38,7 @@ func (h *host) Report(r *api.Report) {
 	}
 	h.connections(&r.Router, ms, rs, now)
 	h.peers(&r.Router, ms)
-	for _, e := range h.router.Stations() {
+	for _, e := range h.router.FDB() {
 		r.Router.MACs = append(r.Router.MACs, api.MAC{
 			MAC: e.MAC.String(), Name: e.Peer.String(), NickName: h.mesh.View().Nickname(e.Peer), LastSeen: now.Add(-e.Age),
 			TxPackets: e.TxPackets, RxPackets: e.RxPackets, TxBytes: e.TxBytes, RxBytes: e.RxBytes,

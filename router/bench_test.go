@@ -59,7 +59,7 @@ func BenchmarkTCP(b *testing.B) {
 					s := h.Status()
 					for _, l := range s.Links {
 						b.Logf("host %d: %d frames from containers, %d super-frames; %d frames in %d packets sent; %d frames to containers, %d super-frames; drops %v, %v",
-							i, s.TAPIn, s.TAPSuperIn, l.TxFrames, l.TxPackets, s.TAPOut, s.TAPSuperOut, l.Drops, s.Drops)
+							i, s.TAPIn, s.TAPGSOIn, l.TxFrames, l.TxPackets, s.TAPOut, s.TAPGSOOut, l.Drops, s.Drops)
 					}
 				}
 			})

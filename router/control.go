@@ -185,8 +185,8 @@ func (r *Router) neighbourDown(name peer.Name) {
 		return
 	}
 	delete(r.links, name)
-	r.changeKeys(func(keys map[uint32]*receiveKey) {
-		maps.DeleteFunc(keys, func(_ uint32, k *receiveKey) bool { return k.link == l })
+	r.changeKeys(func(keys map[uint32]*rxKey) {
+		maps.DeleteFunc(keys, func(_ uint32, k *rxKey) bool { return k.link == l })
 	})
 	for _, i := range l.indexes {
 		delete(r.taken, i)
@@ -195,7 +195,7 @@ func (r *Router) neighbourDown(name peer.Name) {
 	l.room.Store(0)
 	r.fast.Down(name)
 	r.rebuild()
-	if l.told.up {
+	if l.reported.up {
 		r.linksLost.Add(1)
 		r.control.SetLink(name, false, 0)
 	}
@@ -251,7 +251,7 @@ func (r *Router) rebuild() {
 }
 
 // changeKeys replaces the table of receive keys by a changed copy.
-func (r *Router) changeKeys(change func(map[uint32]*receiveKey)) {
+func (r *Router) changeKeys(change func(map[uint32]*rxKey)) {
 	keys := maps.Clone(*r.keys.Load())
 	change(keys)
 	r.keys.Store(&keys)
@@ -266,7 +266,7 @@ func (r *Router) step(l *sleeve, effects []link.Effect) {
 	l.deadline = l.machine.Next()
 	state := l.publish()
 	r.followPath(l, state)
-	r.tell(l, state)
+	r.reportLink(l, state)
 }
 
 // followPath tells the fast path the address of the peer's end and the MTU of the path
@@ -291,9 +291,9 @@ func (r *Router) effect(l *sleeve, e link.Effect) {
 	case link.SendProbe:
 		r.sendProbe(l, e)
 	case link.InstallRx:
-		r.changeKeys(func(keys map[uint32]*receiveKey) { keys[e.Index] = &receiveKey{rx: e.Rx, link: l} })
+		r.changeKeys(func(keys map[uint32]*rxKey) { keys[e.Index] = &rxKey{rx: e.Rx, link: l} })
 	case link.RemoveRx:
-		r.changeKeys(func(keys map[uint32]*receiveKey) { delete(keys, e.Index) })
+		r.changeKeys(func(keys map[uint32]*rxKey) { delete(keys, e.Index) })
 		delete(r.taken, e.Index)
 		l.indexes = slices.DeleteFunc(l.indexes, func(i uint32) bool { return i == e.Index })
 	case link.UseTx:
@@ -309,11 +309,11 @@ func (r *Router) sendProbe(l *sleeve, e link.SendProbe) {
 	}
 	c := r.ctl
 	n := wire.HeaderLen + max(wire.ProbeLen, int(e.Body.Size)-outerLen(e.To)-wire.Overhead)
-	if c.used+n+wire.TagLen > len(c.arena) {
+	if c.used+n+wire.AuthTagLen > len(c.arena) {
 		c.write()
 	}
 	b := c.arena[c.used:][:n]
-	c.used += n + wire.TagLen
+	c.used += n + wire.AuthTagLen
 	clear(b)
 	e.Body.Put(b[wire.HeaderLen:])
 	p, err := tx.Seal(wire.Probe, 0, b, &c.nonce)
@@ -365,13 +365,13 @@ func (r *Router) flushProbes() {
 }
 
 // tell tells the mesh and the log what changed.
-func (r *Router) tell(l *sleeve, state link.State) {
+func (r *Router) reportLink(l *sleeve, state link.State) {
 	if r.links[l.peer] != l {
 		return
 	}
 	up, rtt, now := state == link.Established, l.machine.RTT(), time.Now()
 	switch {
-	case up != l.told.up:
+	case up != l.reported.up:
 		s := l.status.Load()
 		if up {
 			r.log.Info("link established", "peer", l.peer, "addr", s.addr, "cipher", s.suite, "mtu", s.mtu, "rtt", rtt)
@@ -379,9 +379,9 @@ func (r *Router) tell(l *sleeve, state link.State) {
 			r.linksLost.Add(1)
 			r.log.Warn("link lost", "peer", l.peer, "addr", s.addr, "reason", s.reason)
 		}
-	case !up || now.Sub(l.told.at) < rttEvery || (rtt-l.told.rtt).Abs() <= l.told.rtt/4+time.Millisecond:
+	case !up || now.Sub(l.reported.at) < rttEvery || (rtt-l.reported.rtt).Abs() <= l.reported.rtt/4+time.Millisecond:
 		return
 	}
-	l.told = told{up, rtt, now}
+	l.reported = reportedLink{up, rtt, now}
 	r.control.SetLink(l.peer, up, rtt)
 }

@@ -73,7 +73,7 @@ func TestCountersNeverRepeat(t *testing.T) {
 						for j := range m.nodes {
 							if j != i {
 								for range 3 { // more than a light flow sends at once
-									f, _ := superFrame(t, macOf(i), macOf(j), s, 1300)
+									f, _ := gsoPacket(t, macOf(i), macOf(j), s, 1300)
 									q.in <- f
 								}
 								q.in <- memFrame{b: frameOf(macOf(j), macOf(i), 900, 2)}
@@ -154,16 +154,16 @@ func TestRenewalsLoseNothing(t *testing.T) {
 		})
 		s := kinds[0]
 		s.Payload = make([]byte, 20*1300)
-		var supers [2]memFrame
-		for i := range supers {
-			supers[i], _ = superFrame(t, macOf(i), macOf(1-i), s, 1300)
+		var gsoPackets [2]memFrame
+		for i := range gsoPackets {
+			gsoPackets[i], _ = gsoPacket(t, macOf(i), macOf(1-i), s, 1300)
 		}
 		// 600 packets a second each way for 30 seconds, then few for four minutes.
 		sent := [2]int{}
 		for i := range 900 + 240*4 {
 			for j, n := range m.nodes {
 				if i < 900 {
-					n.tap.in <- supers[j]
+					n.tap.in <- gsoPackets[j]
 					sent[1-j] += 20
 				} else {
 					n.tap.in <- memFrame{b: frameOf(macOf(1-j), macOf(j), 300, 1)}

@@ -44,7 +44,7 @@ func (ln *lane) host(h offload.Header, parts [][]byte, count int) {
 	case err == nil:
 		ln.r.tapOut.Add(uint64(count))
 		if h.Kind != offload.None {
-			ln.r.tapSuperOut.Add(1)
+			ln.r.tapGSOOut.Add(1)
 		}
 	case h.Kind != offload.None && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) || errors.Is(err, tap.ErrOffload)):
 		ln.hostApart(h, parts, err)
@@ -64,12 +64,12 @@ func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
 	if !ln.r.refused[kind].Swap(true) {
 		ln.r.log.Warn("the kernel refuses super-frames, they are no longer made", "kind", kind, "err", cause)
 	}
-	super := make([]byte, 0, maxSuper) // once in the router's life
+	gso := make([]byte, 0, maxGSO) // once in the router's life
 	for _, p := range parts {
-		super = append(super, p...)
+		gso = append(gso, p...)
 	}
 	var s offload.Splitter
-	if err := s.Reset(h, super); err != nil {
+	if err := s.Reset(h, gso); err != nil {
 		ln.r.drops.add(DropTAP)
 		return
 	}

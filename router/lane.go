@@ -28,7 +28,7 @@ const (
 	// maxPacket is the largest UDP payload.
 	maxPacket = 65535
 	// maxSuper is the largest frame that a lane copies, in bytes.
-	maxSuper = 65535 + 64
+	maxGSO = 65535 + 64
 	// arenaLen holds the packets of sendBatch, or some of the largest.
 	arenaLen = 512 << 10
 )
@@ -42,9 +42,9 @@ type lane struct {
 	tap  tap.Writer
 	can  tap.Offloads
 	now  time.Duration // since the router's start, read once a batch
-	fast bool          // frames of the TAP may have a tag in front
+	metadata bool          // frames of the TAP may have a tag in front
 	// light is whether what is sent now is of flows that send little.
-	light bool
+	sparse bool
 
 	nonce seal.Nonce
 	out   []udp.Message // sealed, to be written by flush
@@ -74,7 +74,7 @@ type lane struct {
 
 func (r *Router) newLane(id int, q tap.Queue) *lane {
 	ln := &lane{
-		r: r, id: uint8(id), w: r.conn.NewWriter(64), tap: q.NewWriter(), can: q.Offloads(), fast: r.fast.Attached(),
+		r: r, id: uint8(id), w: r.conn.NewWriter(64), tap: q.NewWriter(), can: q.Offloads(), metadata: r.fast.Attached(),
 		out: make([]udp.Message, 0, sendBatch), links: make([]*sleeve, 0, sendBatch),
 		arena: make([]byte, arenaLen), deliver: gro.New(),
 	}
@@ -134,7 +134,7 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 			ln.endBatch() // to keep the order
 		}
 		if !f.own {
-			b, at := ln.buffer(wire.HeaderLen+n+wire.TagLen), wire.HeaderLen+hl
+			b, at := ln.buffer(wire.HeaderLen+n+wire.AuthTagLen), wire.HeaderLen+hl
 			f = frame{buf: b, at: at, end: at + copy(b[at:], f.bytes()), partial: f.partial}
 		}
 		start := f.at - hl - wire.HeaderLen
@@ -148,7 +148,7 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 }
 
 // sendSuper puts the segments of the super-frame in split on a link.
-func (ln *lane) sendSuper(l *sleeve, h *wire.Head) {
+func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 	s := &ln.split
 	count := s.Count()
 	room := int(l.room.Load())
@@ -159,7 +159,7 @@ func (ln *lane) sendSuper(l *sleeve, h *wire.Head) {
 	l.txFrames.Add(uint64(count))
 	hl := h.Len()
 	if hl+s.Len(0) > room {
-		ln.oversizeSuper(l, h, room)
+		ln.oversizeGSO(l, h, room)
 		return
 	}
 	for i := range count {
@@ -173,7 +173,7 @@ func (ln *lane) sendSuper(l *sleeve, h *wire.Head) {
 		if ln.batch.link == l {
 			ln.endBatch()
 		}
-		b := ln.buffer(wire.HeaderLen + hl + n + wire.TagLen)
+		b := ln.buffer(wire.HeaderLen + hl + n + wire.AuthTagLen)
 		h.Put(b[wire.HeaderLen:])
 		s.Put(b[wire.HeaderLen+hl:], i, false)
 		ln.seal(l, wire.Partial, b[:wire.HeaderLen+hl+n])
@@ -183,12 +183,12 @@ func (ln *lane) sendSuper(l *sleeve, h *wire.Head) {
 // oversizeSuper handles a super-frame whose segments do not fit a packet. They
 // are never cut anew: their size is what the sender and its peer agreed on. If
 // the sender is to be told, it is told once.
-func (ln *lane) oversizeSuper(l *sleeve, h *wire.Head, room int) {
+func (ln *lane) oversizeGSO(l *sleeve, h *wire.Head, room int) {
 	s := &ln.split
 	for i := range s.Count() {
 		b := ln.segment(s.Len(i))
 		s.Put(b, i, true)
-		if i == 0 && ln.refuse(l, h, b, room) {
+		if i == 0 && ln.refuseTooBig(l, h, b, room) {
 			l.txFrames.Add(uint64(s.Count()))
 			l.drops[DropTooBig].Add(uint64(s.Count()))
 			return
@@ -200,7 +200,7 @@ func (ln *lane) oversizeSuper(l *sleeve, h *wire.Head, room int) {
 // segment returns memory for one frame, outside the arena, until the next call.
 func (ln *lane) segment(n int) []byte {
 	if len(ln.whole) < n {
-		ln.whole = make([]byte, maxSuper)
+		ln.whole = make([]byte, maxGSO)
 	}
 	return ln.whole[:n:n]
 }
@@ -210,12 +210,12 @@ func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int, partial bo
 	t := &ln.batch
 	hl := h.Len()
 	n := wire.BatchLen + hl + len(b)
-	if t.link != l || t.light != ln.light || t.n+n > wire.HeaderLen+room {
+	if t.link != l || t.light != ln.sparse || t.n+n > wire.HeaderLen+room {
 		ln.endBatch()
 	}
 	if t.link == nil {
-		t.buf = ln.buffer(wire.HeaderLen + room + wire.TagLen)
-		t.link, t.light, t.n, t.num = l, ln.light, wire.HeaderLen, 0
+		t.buf = ln.buffer(wire.HeaderLen + room + wire.AuthTagLen)
+		t.link, t.light, t.n, t.num = l, ln.sparse, wire.HeaderLen, 0
 	}
 	wire.PutBatchLen(t.buf[t.n:], hl+len(b))
 	h.Put(t.buf[t.n+wire.BatchLen:])
@@ -236,15 +236,15 @@ func (ln *lane) endBatch() {
 		return
 	}
 	t.link = nil
-	was := ln.light
-	ln.light = t.light
+	was := ln.sparse
+	ln.sparse = t.light
 	if t.num == 1 {
 		// The header moves over the length.
 		ln.seal(l, wire.Data, t.buf[wire.BatchLen:t.n])
 	} else {
 		ln.seal(l, wire.Batch, t.buf[:t.n])
 	}
-	ln.light = was
+	ln.sparse = was
 }
 
 // seal makes a packet in place and queues it. The memory stays untouched until
@@ -266,7 +266,7 @@ func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) 
 		return
 	}
 	id := ln.id
-	if ln.light {
+	if ln.sparse {
 		id++
 	}
 	p, err := tx.Seal(typ, id, b, &ln.nonce)
@@ -284,7 +284,7 @@ func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) 
 // oversize handles a frame that does not fit a packet: its sender is told, if
 // it asked for that; else it goes in parts.
 func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
-	if ln.refuse(l, h, f.bytes(), room) {
+	if ln.refuseTooBig(l, h, f.bytes(), room) {
 		l.drops.add(DropTooBig)
 		return
 	}
@@ -300,7 +300,7 @@ func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
 // refuse tells the sender of a frame that it is too big, and is false if none
 // must be told. What goes to every peer never is, as there is no one path that
 // its sender could learn of.
-func (ln *lane) refuse(l *sleeve, h *wire.Head, b []byte, room int) bool {
+func (ln *lane) refuseTooBig(l *sleeve, h *wire.Head, b []byte, room int) bool {
 	_, offset, ok := ethernet.Payload(b)
 	if !ok || h.ToAll() {
 		return false
@@ -309,8 +309,8 @@ func (ln *lane) refuse(l *sleeve, h *wire.Head, b []byte, room int) bool {
 	if a == nil {
 		return false
 	}
-	if l.complain.Allow() {
-		ln.complain(h, a)
+	if l.icmpLimit.Allow() {
+		ln.sendTooBig(h, a)
 	}
 	return true
 }
@@ -334,7 +334,7 @@ func (ln *lane) inParts(l *sleeve, h *wire.Head, b []byte, room int) {
 	for i := range count {
 		fh.Offset = i * size
 		from, to := fh.Offset, min(fh.Offset+size, n)
-		p := ln.buffer(wire.HeaderLen + wire.FragmentHeadLen + to - from + wire.TagLen)
+		p := ln.buffer(wire.HeaderLen + wire.FragmentHeadLen + to - from + wire.AuthTagLen)
 		fh.Put(p[wire.HeaderLen:])
 		end := wire.HeaderLen + wire.FragmentHeadLen
 		if from < hl {
@@ -351,7 +351,7 @@ func (ln *lane) inParts(l *sleeve, h *wire.Head, b []byte, room int) {
 // complain sends an ICMP answer to where the frame with head h came from. It
 // pretends to come from behind the peer that the frame was for, where its
 // source address lives, so that nobody learns that address to be elsewhere.
-func (ln *lane) complain(h *wire.Head, answer []byte) {
+func (ln *lane) sendTooBig(h *wire.Head, answer []byte) {
 	fib := ln.r.fib.Load()
 	src, dst := fib.self, fib.self
 	switch h.Kind {

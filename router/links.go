@@ -41,7 +41,7 @@ type sleeve struct {
 	machine  *link.Machine
 	deadline time.Time
 	indexes  []uint32 // receiver indexes handed out for it
-	told     told
+	reported     reportedLink
 	sendErr  string   // of the last probe, "" if the kernel took it
 	path     underlay // that the fast path was told last
 
@@ -62,7 +62,7 @@ type sleeve struct {
 		frag.Reassembler
 		counted uint64 // of Dropped, what is in drops
 	}
-	complain *rate.Limiter // of ICMP answers
+	icmpLimit *rate.Limiter // of ICMP answers
 	refused  *rate.Limiter // of words in the log about messages that make no sense
 
 	status atomic.Pointer[machineStatus]
@@ -75,7 +75,7 @@ type underlay struct {
 }
 
 // told is what the mesh was told last.
-type told struct {
+type reportedLink struct {
 	up  bool
 	rtt time.Duration
 	at  time.Time
@@ -93,8 +93,8 @@ type machineStatus struct {
 
 // Bounds of ICMP answers to what came for one link: 100 a second, 50 at once.
 const (
-	complainRate  = 100
-	complainBurst = 50
+	icmpRate  = 100
+	icmpBurst = 50
 )
 
 // refusedEvery is how often the log tells of messages of one link that make no sense.
@@ -103,7 +103,7 @@ const refusedEvery = 10 * time.Second
 func newSleeve(n Neighbour) *sleeve {
 	return &sleeve{
 		peer: n.Name, dialled: n.Dialled,
-		complain: rate.NewLimiter(complainRate, complainBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
+		icmpLimit: rate.NewLimiter(icmpRate, icmpBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
 	}
 }
 
@@ -153,7 +153,7 @@ func (l *sleeve) countReassembly() {
 }
 
 // receiveKey is an entry of the table of receiver indexes.
-type receiveKey struct {
+type rxKey struct {
 	rx   *seal.Rx
 	link *sleeve
 	used atomic.Bool

@@ -204,7 +204,7 @@ func TestALostPacketCostsOneSegment(t *testing.T) {
 	if lost < trains*flowTrain/200 {
 		t.Errorf("only %d of %d packets were lost", lost, trains*flowTrain)
 	}
-	if got := hosts[1].Status().TAPSuperOut > 0; got != offloads(t).UDP {
+	if got := hosts[1].Status().TAPGSOOut > 0; got != offloads(t).UDP {
 		t.Errorf("super-frames came out: %v", got)
 	}
 	check()

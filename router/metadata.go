@@ -17,17 +17,17 @@ type transit struct {
 
 // fromKernel reads what the kernel put in front of a frame. It is false if the frame is
 // an echo, which the controller of the fast path gets, or cannot be forwarded.
-func (r *Router) fromKernel(fib *fib, t *tap.Frame, m kernel.Tag) (transit, bool) {
+func (r *Router) fromKernel(fib *fib, t *tap.Frame, m kernel.Metadata) (transit, bool) {
 	switch m.Op {
-	case kernel.TagEcho:
-		nonce, summed, ok := kernel.ParseEcho(t.Buf[tap.Headroom+kernel.TagLen:])
+	case kernel.MetadataEcho:
+		nonce, summed, ok := kernel.ParseEcho(t.Buf[tap.Headroom+kernel.MetadataLen:])
 		if !ok {
 			r.drops.add(DropMalformed)
 		} else if !r.fast.Echoed(fastpath.Echo{From: m.Addr, Nonce: nonce, Summed: summed || t.Header.NeedsSum}) {
 			r.drops.add(DropBusy)
 		}
 		return transit{}, false
-	case kernel.TagRelay:
+	case kernel.MetadataRelay:
 		src, dst := fib.byShort[m.Src], fib.byShort[m.Dst]
 		if src.IsZero() || dst.IsZero() || src == r.self {
 			r.drops.add(DropUnknownPeer)
@@ -42,11 +42,11 @@ func (r *Router) fromKernel(fib *fib, t *tap.Frame, m kernel.Tag) (transit, bool
 // behindMetadata returns a virtio-net header for the frame without the metadata header,
 // which the positions of h count.
 func behindMetadata(h offload.Header) offload.Header {
-	if h.HeaderLen >= kernel.TagLen {
-		h.HeaderLen -= kernel.TagLen
+	if h.HeaderLen >= kernel.MetadataLen {
+		h.HeaderLen -= kernel.MetadataLen
 	}
-	if h.NeedsSum && h.Start >= kernel.TagLen {
-		h.Start -= kernel.TagLen
+	if h.NeedsSum && h.Start >= kernel.MetadataLen {
+		h.Start -= kernel.MetadataLen
 	}
 	return h
 }

@@ -59,7 +59,7 @@ func TestRandomMixes(t *testing.T) {
 		t.Run(can.String(), func(t *testing.T) {
 			inMeshWith(t, meshOptions{mtu: 1500, underlayMTU: 2000, queues: queues, cans: []tap.Offloads{all, {}, can}}, names(3), line(3), func(m *mesh) {
 				m.meet()
-				supers := 0
+				gsoPackets := 0
 				for seed := range uint64(6) {
 					r := rand.New(rand.NewPCG(seed, 9))
 					var in [queues][][]byte
@@ -77,7 +77,7 @@ func TestRandomMixes(t *testing.T) {
 					for q, tap := range m.nodes[0].queues() {
 						for _, f := range asHanded(r, in[q]) {
 							if f.h.Kind != offload.None {
-								supers++
+								gsoPackets++
 							}
 							tap.in <- f
 						}
@@ -98,8 +98,8 @@ func TestRandomMixes(t *testing.T) {
 						return
 					}
 				}
-				if supers < 300 || (m.nodes[2].tap.sup > 300) != can.TCP {
-					t.Errorf("%d super-frames went in and %d came out", supers, m.nodes[2].tap.sup)
+				if gsoPackets < 300 || (m.nodes[2].tap.sup > 300) != can.TCP {
+					t.Errorf("%d super-frames went in and %d came out", gsoPackets, m.nodes[2].tap.sup)
 				}
 				for i, n := range m.nodes {
 					for _, l := range n.Status().Links {
@@ -152,7 +152,7 @@ func sameFlows(t *testing.T, what string, got, want [][]byte) {
 func FuzzSuperFrameFromContainer(f *testing.F) {
 	for _, s := range kinds {
 		s.Payload = make([]byte, 5000)
-		m, _ := superFrame(f, macOf(0), macOf(2), s, 1000)
+		m, _ := gsoPacket(f, macOf(0), macOf(2), s, 1000)
 		var h [offload.HeaderLen]byte
 		m.h.Put(h[:])
 		f.Add(h[:], m.b)
@@ -165,10 +165,10 @@ func FuzzSuperFrameFromContainer(f *testing.F) {
 	}
 	s := newStill(f, seal.AES256GCM)
 	s.macs.Learn(macOf(2), nameOf(2), 0)
-	buf := make([]byte, tap.Headroom+maxSuper+tap.Tailroom)
+	buf := make([]byte, tap.Headroom+maxGSO+tap.Tailroom)
 	f.Fuzz(func(t *testing.T, v, b []byte) {
 		h, err := offload.ParseHeader(v)
-		if err != nil || len(b) > maxSuper {
+		if err != nil || len(b) > maxGSO {
 			return
 		}
 		end := tap.Headroom + copy(buf[tap.Headroom:], b)

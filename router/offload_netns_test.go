@@ -128,7 +128,7 @@ func train(t *testing.T, from, to *host, a, b netip.Addr, size, n int) {
 // tagged sends a super-frame in a VLAN from one container's card to another's
 // and puts together what arrives there, whole or in segments. Where the card
 // gives super-frames it returns how many came.
-func tagged(t *testing.T, from, to *host, udp bool) (supers int) {
+func tagged(t *testing.T, from, to *host, udp bool) (gsoPackets int) {
 	t.Helper()
 	a, b := from.card(), to.card()
 	for _, fd := range []int{a.fd, b.fd} {
@@ -186,15 +186,15 @@ func tagged(t *testing.T, from, to *host, udp bool) (supers int) {
 			t.Fatal("a wrong checksum")
 		}
 		if h.Kind != offload.None {
-			supers++
+			gsoPackets++
 		}
 		got += len(p)
 	}
-	return supers
+	return gsoPackets
 }
 
 // TestSuperFramesInVLANs: a tag stays in front of every segment.
-func TestSuperFramesInVLANs(t *testing.T) {
+func TestGSOPacketsInVLANs(t *testing.T) {
 	for _, off := range []bool{false, true} {
 		hosts := newHosts(t, 2, options{mtu: 1376, underlayMTU: 1500, config: func(i int, c *router.Config) { c.NoTAPOffload = off && i == 1 }})
 		for _, udp := range []bool{false, true} {
@@ -276,8 +276,8 @@ func TestOffloadsOfMixedPeers(t *testing.T) {
 					t.Errorf("host %d: drops %v", i, s.Drops)
 				}
 			}
-			if got := b.Status().TAPSuperOut > 0; got != c.super {
-				t.Errorf("%d super-frames were given to containers", b.Status().TAPSuperOut)
+			if got := b.Status().TAPGSOOut > 0; got != c.super {
+				t.Errorf("%d super-frames were given to containers", b.Status().TAPGSOOut)
 			}
 		})
 	}
@@ -358,12 +358,12 @@ func TestEachRefusal(t *testing.T) {
 
 // TestSuperFramesAndSmallUnderlay: segments that do not fit are complained of,
 // not cut anew, and the stream finds its way.
-func TestSuperFramesAndSmallUnderlay(t *testing.T) {
+func TestGSOPacketsAndSmallUnderlay(t *testing.T) {
 	hosts := newHosts(t, 3, options{mtu: 1500, underlayMTU: 1300})
 	a, b := hosts[0], hosts[2]
 	bulk(t, a, b, addr(2).Addr(), 1<<20)
 	bulk(t, a, b, addr6(2).Addr(), 1<<20) // 1280 is more than fits, so in parts
-	if s := a.Status(); s.Links[0].Drops["too_big"] == 0 || s.TAPSuperIn == 0 {
+	if s := a.Status(); s.Links[0].Drops["too_big"] == 0 || s.TAPGSOIn == 0 {
 		t.Errorf("nothing was too big: %+v", s)
 	}
 }

@@ -22,7 +22,7 @@ import (
 
 // superFrame makes a super-frame from node src to node dst, and the segments it
 // stands for.
-func superFrame(t testing.TB, src, dst ethernet.MAC, s packets.Spec, size int) (f memFrame, segs [][]byte) {
+func gsoPacket(t testing.TB, src, dst ethernet.MAC, s packets.Spec, size int) (f memFrame, segs [][]byte) {
 	b := s.Frame()
 	copy(b, dst[:])
 	copy(b[6:], src[:])
@@ -83,7 +83,7 @@ var kinds = []packets.Spec{
 
 // TestSuperFrames: they come out as they went in, whatever the far end can and
 // over a relay that has no use for them.
-func TestSuperFrames(t *testing.T) {
+func TestGSOPackets(t *testing.T) {
 	for _, can := range []tap.Offloads{{Checksum: true, TCP: true, UDP: true}, {Checksum: true, TCP: true}, {Checksum: true}, {}} {
 		inMeshOf(t, names(3), line(3), []tap.Offloads{{Checksum: true, TCP: true, UDP: true}, {}, can}, func(m *mesh) {
 			m.meet()
@@ -93,7 +93,7 @@ func TestSuperFrames(t *testing.T) {
 					for i := range s.Payload {
 						s.Payload[i] = byte(i)
 					}
-					f, want := superFrame(t, macOf(0), macOf(2), s, size)
+					f, want := gsoPacket(t, macOf(0), macOf(2), s, size)
 					before := m.nodes[2].tap.sup
 					m.nodes[0].tap.in <- f
 					synctest.Wait()
@@ -107,7 +107,7 @@ func TestSuperFrames(t *testing.T) {
 						t.Errorf("%s: %d super-frames came out", what, whole)
 					}
 					// To all: for both, once.
-					f, want = superFrame(t, macOf(0), ethernet.Broadcast, s, size)
+					f, want = gsoPacket(t, macOf(0), ethernet.Broadcast, s, size)
 					m.nodes[0].tap.in <- f
 					synctest.Wait()
 					got = m.got()
@@ -121,13 +121,13 @@ func TestSuperFrames(t *testing.T) {
 
 // TestSuperFrameTooBig: its sender is told once of what one segment has too
 // much; without DF, and to groups, each segment goes in parts.
-func TestSuperFrameTooBig(t *testing.T) {
+func TestGSOPacketTooBig(t *testing.T) {
 	inMesh(t, names(3), line(3), func(m *mesh) {
 		m.meet()
 		const size, count = 1500, 10
 		for i, s := range kinds {
 			s.Payload = make([]byte, count*size)
-			f, _ := superFrame(t, macOf(0), macOf(2), s, size)
+			f, _ := gsoPacket(t, macOf(0), macOf(2), s, size)
 			before := m.nodes[0].dropped(DropTooBig)
 			m.nodes[0].tap.in <- f
 			synctest.Wait()
@@ -143,7 +143,7 @@ func TestSuperFrameTooBig(t *testing.T) {
 				t.Errorf("kind %d: %d drops are counted", i, n)
 			}
 
-			f, want := superFrame(t, macOf(0), ethernet.Broadcast, s, size)
+			f, want := gsoPacket(t, macOf(0), ethernet.Broadcast, s, size)
 			m.nodes[0].tap.in <- f
 			synctest.Wait()
 			sameFrames(t, fmt.Sprintf("kind %d to all", i), m.got()[2], want)
@@ -151,7 +151,7 @@ func TestSuperFrameTooBig(t *testing.T) {
 				continue
 			}
 			s.DF = false
-			f, want = superFrame(t, macOf(0), macOf(2), s, size)
+			f, want = gsoPacket(t, macOf(0), macOf(2), s, size)
 			m.nodes[0].tap.in <- f
 			synctest.Wait()
 			sameFrames(t, fmt.Sprintf("kind %d without DF", i), m.got()[2], want)
@@ -173,7 +173,7 @@ func TestLostPacketsCostTheirSegmentsOnly(t *testing.T) {
 		var got [][]byte
 		for i := range supers {
 			s.Payload = bytes.Repeat([]byte{byte(i)}, size*count)
-			f, segs := superFrame(t, macOf(0), macOf(2), s, size)
+			f, segs := gsoPacket(t, macOf(0), macOf(2), s, size)
 			for _, b := range segs {
 				sent[string(b)] = true
 			}
@@ -204,7 +204,7 @@ func TestLostPacketsCostTheirSegmentsOnly(t *testing.T) {
 
 // TestHostRefusesSuperFrames: some kernels say they take super-frames and then
 // do not. Nothing is lost by that, and they are not bothered again.
-func TestHostRefusesSuperFrames(t *testing.T) {
+func TestHostRefusesGSOPackets(t *testing.T) {
 	for _, errno := range []error{unix.EINVAL, unix.EIO} {
 		inMesh(t, names(2), line(2), func(m *mesh) {
 			m.meet()
@@ -219,7 +219,7 @@ func TestHostRefusesSuperFrames(t *testing.T) {
 					}
 					s.Payload = make([]byte, 20*1000)
 					for range 3 {
-						f, want := superFrame(t, macOf(0), macOf(1), s, 1000)
+						f, want := gsoPacket(t, macOf(0), macOf(1), s, 1000)
 						m.nodes[0].tap.in <- f
 						synctest.Wait()
 						sameFrames(t, fmt.Sprintf("kind %d, %s refused with %v", i, kind, errno), m.got()[1], want)
@@ -243,7 +243,7 @@ func TestFullLinksStayUp(t *testing.T) {
 		m.meet()
 		s := kinds[0]
 		s.Payload = make([]byte, 40*1300)
-		f, segs := superFrame(t, macOf(0), macOf(1), s, 1300)
+		f, segs := gsoPacket(t, macOf(0), macOf(1), s, 1300)
 		for range 300 { // five minutes, so two renewals
 			for range 20 {
 				m.nodes[0].tap.in <- f
@@ -266,9 +266,9 @@ func (s *still) superPaths(t testing.TB) map[string]func() {
 	s.macs.Learn(macOf(1), nameOf(1), 0)
 	spec := kinds[0]
 	spec.Payload = make([]byte, 48*1300)
-	f, _ := superFrame(t, macOf(0), macOf(1), spec, 1300)
+	f, _ := gsoPacket(t, macOf(0), macOf(1), spec, 1300)
 	buf := make([]byte, tap.Headroom+len(f.b)+tap.Tailroom)
-	_, back := superFrame(t, macOf(1), macOf(0), spec, 1300)
+	_, back := gsoPacket(t, macOf(1), macOf(0), spec, 1300)
 	msgs := make([]udp.Message, len(back))
 	for i := range msgs {
 		msgs[i].Buf = make([]byte, 2000)
@@ -311,7 +311,7 @@ func TestNoAllocationForBulk(t *testing.T) {
 
 // BenchmarkSuperPath measures the work on a super-frame of 62 KB without the
 // kernel's. "From" includes sealing the packets.
-func BenchmarkSuperPath(b *testing.B) {
+func BenchmarkGSOPath(b *testing.B) {
 	s := newStill(b, seal.AES256GCM)
 	for what, f := range s.superPaths(b) {
 		b.Run(what, func(b *testing.B) {

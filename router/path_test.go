@@ -141,15 +141,15 @@ func (s *still) send(dst ethernet.MAC, size int) func() {
 
 // transit returns a function that carries one frame that the kernel hands over, with
 // this metadata header, from the TAP to the link.
-func (s *still) transit(m kernel.Tag, dst, src ethernet.MAC, size int) func() {
-	b := append(kernel.AppendTag(nil, m), frameOf(dst, src, size, 1)...)
+func (s *still) transit(m kernel.Metadata, dst, src ethernet.MAC, size int) func() {
+	b := append(kernel.AppendMetadata(nil, m), frameOf(dst, src, size, 1)...)
 	buf := make([]byte, tap.Headroom+len(b)+tap.Tailroom)
 	return func() {
-		s.ln.fast = true
+		s.ln.metadata = true
 		copy(buf[tap.Headroom:], b)
 		s.fromTAP(s.ln, &tap.Frame{Buf: buf[:tap.Headroom+len(b)]})
 		s.ln.flush()
-		s.ln.fast = false
+		s.ln.metadata = false
 	}
 }
 
@@ -176,7 +176,7 @@ func (s *still) paths(t testing.TB, size int) map[string]func() {
 		"to all":            s.send(ethernet.Broadcast, size),
 		"from a neighbour":  s.receive(t, in),
 		"between two peers": s.receive(t, through),
-		"from the kernel":   s.transit(kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 9}, macOf(2), macOf(3), size),
+		"from the kernel":   s.transit(kernel.Metadata{Op: kernel.MetadataRelay, Src: 13, Dst: 12, TTL: 9}, macOf(2), macOf(3), size),
 	}
 }
 
@@ -184,22 +184,22 @@ func (s *still) paths(t testing.TB, size int) map[string]func() {
 // counted.
 func TestFramesOfOtherPeersFromTheKernel(t *testing.T) {
 	for name, c := range map[string]struct {
-		header  kernel.Tag
+		header  kernel.Metadata
 		src     ethernet.MAC
 		packets int
 		drop    map[string]uint64
 		learned bool
 	}{
-		"to a neighbour":       {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 11, TTL: 9}, macOf(3), 1, nil, true},
-		"to a peer behind":     {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 9}, macOf(3), 1, nil, true},
-		"to this host":         {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 10, TTL: 9}, macOf(3), 0, nil, true},
-		"crossed too many":     {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 0}, macOf(3), 0, map[string]uint64{"hops": 1}, true},
-		"to a peer not routed": {kernel.Tag{Op: kernel.TagRelay, Src: 11, Dst: 13, TTL: 9}, macOf(3), 0, map[string]uint64{"no_route": 1}, true},
-		"to nobody":            {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 99, TTL: 9}, macOf(3), 0, map[string]uint64{"unknown_peer": 1}, false},
-		"from this host":       {kernel.Tag{Op: kernel.TagRelay, Src: 10, Dst: 12, TTL: 9}, macOf(3), 0, map[string]uint64{"unknown_peer": 1}, false},
-		"group as source":      {kernel.Tag{Op: kernel.TagRelay, Src: 13, Dst: 12, TTL: 9}, ethernet.Broadcast, 0, map[string]uint64{"bad_source": 1}, false},
-		"echo that is none":    {kernel.Tag{Op: kernel.TagEcho}, macOf(3), 0, map[string]uint64{"malformed": 1}, false},
-		"unknown operation":    {kernel.Tag{Op: 77}, macOf(3), 0, map[string]uint64{"malformed": 1}, false},
+		"to a neighbour":       {kernel.Metadata{Op: kernel.MetadataRelay, Src: 13, Dst: 11, TTL: 9}, macOf(3), 1, nil, true},
+		"to a peer behind":     {kernel.Metadata{Op: kernel.MetadataRelay, Src: 13, Dst: 12, TTL: 9}, macOf(3), 1, nil, true},
+		"to this host":         {kernel.Metadata{Op: kernel.MetadataRelay, Src: 13, Dst: 10, TTL: 9}, macOf(3), 0, nil, true},
+		"crossed too many":     {kernel.Metadata{Op: kernel.MetadataRelay, Src: 13, Dst: 12, TTL: 0}, macOf(3), 0, map[string]uint64{"hops": 1}, true},
+		"to a peer not routed": {kernel.Metadata{Op: kernel.MetadataRelay, Src: 11, Dst: 13, TTL: 9}, macOf(3), 0, map[string]uint64{"no_route": 1}, true},
+		"to nobody":            {kernel.Metadata{Op: kernel.MetadataRelay, Src: 13, Dst: 99, TTL: 9}, macOf(3), 0, map[string]uint64{"unknown_peer": 1}, false},
+		"from this host":       {kernel.Metadata{Op: kernel.MetadataRelay, Src: 10, Dst: 12, TTL: 9}, macOf(3), 0, map[string]uint64{"unknown_peer": 1}, false},
+		"group as source":      {kernel.Metadata{Op: kernel.MetadataRelay, Src: 13, Dst: 12, TTL: 9}, ethernet.Broadcast, 0, map[string]uint64{"bad_source": 1}, false},
+		"echo that is none":    {kernel.Metadata{Op: kernel.MetadataEcho}, macOf(3), 0, map[string]uint64{"malformed": 1}, false},
+		"unknown operation":    {kernel.Metadata{Op: 77}, macOf(3), 0, map[string]uint64{"malformed": 1}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStill(t, seal.AES256GCM)
@@ -272,7 +272,7 @@ func FuzzFrameFromContainer(f *testing.F) {
 	f.Add(ipv4(ethernet.Broadcast, macOf(0), 1460, 0))
 	s := newStill(f, seal.AES256GCM)
 	s.macs.Learn(macOf(2), nameOf(2), 0)
-	buf := make([]byte, tap.Headroom+maxSuper+tap.Tailroom)
+	buf := make([]byte, tap.Headroom+maxGSO+tap.Tailroom)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 65535 {
 			return

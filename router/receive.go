@@ -63,7 +63,7 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 			r.notify(event{kind: moved, link: l, addr: m.Addr})
 		}
 	}
-	ln.light = wire.Urgent(p)
+	ln.sparse = wire.Urgent(p)
 	l.rxPackets.Add(1)
 	l.rxBytes.Add(uint64(m.N))
 	end := wire.HeaderLen + len(body)
@@ -104,7 +104,7 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 // itself: the control goroutine need not be woken for it.
 func (ln *lane) answerProbe(l *sleeve, to netip.AddrPort, p wire.ProbeBody) {
 	p.Answer = true
-	b := ln.buffer(wire.HeaderLen + wire.ProbeLen + wire.TagLen)
+	b := ln.buffer(wire.HeaderLen + wire.ProbeLen + wire.AuthTagLen)
 	p.Put(b[wire.HeaderLen:])
 	ln.sealTo(l, to, wire.Probe, b[:wire.HeaderLen+wire.ProbeLen])
 }

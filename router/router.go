@@ -127,13 +127,13 @@ type Router struct {
 	// Atomic.
 	running     atomic.Bool
 	fib         atomic.Pointer[fib]
-	keys        atomic.Pointer[map[uint32]*receiveKey]
+	keys        atomic.Pointer[map[uint32]*rxKey]
 	byName      atomic.Pointer[map[peer.Name]*sleeve] // links, for status
 	drops       drops                                 // that belong to no link
 	tapIn       atomic.Uint64
 	tapOut      atomic.Uint64
-	tapSuperIn  atomic.Uint64
-	tapSuperOut atomic.Uint64
+	tapGSOIn  atomic.Uint64
+	tapGSOOut atomic.Uint64
 	macsRefused atomic.Uint64
 	linksLost   atomic.Uint64
 	refused     [offload.UDP + 1]atomic.Bool // kinds of super-frames that the kernel does not take
@@ -188,7 +188,7 @@ func New(cfg Config, control Control) (*Router, error) {
 		return nil, fmt.Errorf("start the router with %d TAP queues: their lanes are %d, of %d", len(r.queues), r.lanes, wire.MaxLanes)
 	}
 	r.routes = &topology.Routes{Self: r.self, ByID: map[uint32]peer.Name{r.self.ID(): r.self}}
-	r.keys.Store(&map[uint32]*receiveKey{})
+	r.keys.Store(&map[uint32]*rxKey{})
 	r.rebuild()
 	return r, nil
 }

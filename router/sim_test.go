@@ -165,13 +165,13 @@ func (q *memTAP) NewReader() tap.Reader  { return q }
 func (q *memTAP) NewWriter() tap.Writer  { return q }
 func (q *memTAP) Offloads() tap.Offloads { return q.can }
 
-func (q *memTAP) Prioritize(light func(frame []byte) bool) { q.light = light }
+func (q *memTAP) Prioritize(sparse func(frame []byte) bool) { q.light = sparse }
 
 func (q *memTAP) ReadBatch() (all []tap.Frame, _ error) {
 	put := func(f memFrame) {
 		b := make([]byte, tap.Headroom+len(f.b), tap.Headroom+len(f.b)+tap.Tailroom)
 		copy(b[tap.Headroom:], f.b)
-		all = append(all, tap.Frame{Header: f.h, Buf: b, Light: q.light != nil && q.light(f.b)})
+		all = append(all, tap.Frame{Header: f.h, Buf: b, Sparse: q.light != nil && q.light(f.b)})
 	}
 	select {
 	case <-q.gone:

@@ -47,7 +47,7 @@ type LinkStatus struct {
 }
 
 // Station is an entry of the MAC table.
-type Station struct {
+type FDBEntry struct {
 	mac.Entry
 	// Frames of the station that the kernel's part carried; bytes of Ethernet
 	// frame.
@@ -69,8 +69,8 @@ type Status struct {
 	TAPIn  uint64 `json:"tap_in"`
 	TAPOut uint64 `json:"tap_out"`
 	// Of those, in how many super-frames their bulk came and went.
-	TAPSuperIn  uint64 `json:"tap_super_in"`
-	TAPSuperOut uint64 `json:"tap_super_out"`
+	TAPGSOIn  uint64 `json:"tap_super_in"`
+	TAPGSOOut uint64 `json:"tap_super_out"`
 	// Drops by reason of what belongs to no link, those that are not zero.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 	// MACsRefused counts frames whose source was not remembered, as its peer
@@ -86,7 +86,7 @@ type Status struct {
 func (r *Router) Status() Status {
 	s := Status{
 		Addr: r.LocalAddr(), LinksLost: r.linksLost.Load(), TAPIn: r.tapIn.Load(), TAPOut: r.tapOut.Load(),
-		TAPSuperIn: r.tapSuperIn.Load(), TAPSuperOut: r.tapSuperOut.Load(),
+		TAPGSOIn: r.tapGSOIn.Load(), TAPGSOOut: r.tapGSOOut.Load(),
 		TAPOffloads: r.tapOffloads(), UDPOffloads: r.udpOffloads(),
 		Drops: r.drops.counts(), MACsRefused: r.macsRefused.Load(), Queue: len(r.events), QueueCap: cap(r.events),
 	}
@@ -152,12 +152,12 @@ func (r *Router) describe(l *sleeve) LinkStatus {
 }
 
 // Stations returns the addresses that the switch knows, ordered.
-func (r *Router) Stations() []Station {
+func (r *Router) FDB() []FDBEntry {
 	inKernel := r.fast.FDB()
 	boot := time.Duration(kernel.BootTime())
-	var all []Station
+	var all []FDBEntry
 	for _, e := range r.macs.Entries(r.since()) {
-		s := Station{Entry: e}
+		s := FDBEntry{Entry: e}
 		if k, ok := inKernel[e.MAC]; ok {
 			s.TxPackets, s.TxBytes, s.RxPackets, s.RxBytes = k.TxPackets, k.TxBytes, k.RxPackets, k.RxBytes
 			s.Age = min(s.Age, max(0, boot-time.Duration(k.Seen)))

@@ -16,14 +16,14 @@ import (
 // forward.
 func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	f := frame{buf: t.Buf, at: tap.Headroom, end: len(t.Buf), own: true}
-	ln.light = t.Light
+	ln.sparse = t.Sparse
 	fib, h, from := r.fib.Load(), t.Header, transit{src: r.self}
-	if ln.fast {
-		if m, ok := kernel.ParseTag(f.bytes()); ok {
+	if ln.metadata {
+		if m, ok := kernel.ParseMetadata(f.bytes()); ok {
 			if from, ok = r.fromKernel(fib, t, m); !ok {
 				return
 			}
-			f.at += kernel.TagLen
+			f.at += kernel.MetadataLen
 			h = behindMetadata(h)
 		}
 	}
@@ -36,7 +36,7 @@ func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	if own {
 		r.tapIn.Add(uint64(count))
 		if h.Kind != offload.None {
-			r.tapSuperIn.Add(1)
+			r.tapGSOIn.Add(1)
 		}
 	}
 	mac, ok := r.learn(ln, f.bytes(), from.src, &r.drops)
@@ -86,7 +86,7 @@ func (ln *lane) offloads(f *frame, h offload.Header) (count int, ok bool) {
 		err := ln.split.Reset(h, f.bytes())
 		return ln.split.Count(), err == nil
 	case h.NeedsSum:
-		return 1, f.leaveOpen(h)
+		return 1, f.leavePartial(h)
 	}
 	return 1, true
 }
@@ -94,7 +94,7 @@ func (ln *lane) offloads(f *frame, h offload.Header) (count int, ok bool) {
 // forward puts a frame that offloads has prepared on a link.
 func (ln *lane) forward(l *sleeve, head *wire.Head, f frame, h offload.Header) {
 	if h.Kind != offload.None {
-		ln.sendSuper(l, head)
+		ln.sendGSO(l, head)
 	} else {
 		ln.send(l, head, f)
 	}
@@ -103,7 +103,7 @@ func (ln *lane) forward(l *sleeve, head *wire.Head, f frame, h offload.Header) {
 // leaveOpen makes a frame partial whose checksum h says is missing, if that is
 // worth it and the checksum is one that the other end can find; else it
 // completes the frame. It is false if h makes no sense.
-func (f *frame) leaveOpen(h offload.Header) bool {
+func (f *frame) leavePartial(h offload.Header) bool {
 	b := f.bytes()
 	if len(b) > smallFrame {
 		if l, ok := offload.Parse(b); ok && l.Partial() == (offload.Header{NeedsSum: true, Start: h.Start, Offset: h.Offset}) {
@@ -123,7 +123,7 @@ func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet
 		d.add(DropMalformed)
 	case dst.IsReserved():
 		d.add(DropReserved)
-	case !src.IsStation():
+	case !src.IsUnicast():
 		d.add(DropBadSource)
 	default:
 		switch r.macs.Learn(src, at, ln.now) {
@@ -197,7 +197,7 @@ func (r *Router) readTAP(ln *lane, q tap.Queue) error {
 	reader := q.NewReader()
 	if p, ok := reader.(tap.Prioritizer); ok {
 		flows := flow.New()
-		p.Prioritize(func(frame []byte) bool { return flows.Light(r.since(), frame) })
+		p.Prioritize(func(frame []byte) bool { return flows.Sparse(r.since(), frame) })
 	}
 	for {
 		frames, err := reader.ReadBatch()

@@ -60,7 +60,7 @@ func TestPeerThatIsGoneIsForgotten(t *testing.T) {
 		m.say(2, frameOf(ethernet.Broadcast, macOf(2), 60, 1))
 		m.edges = m.edges[:1]
 		m.route()
-		if macs := m.nodes[0].Stations(); len(macs) != 0 {
+		if macs := m.nodes[0].FDB(); len(macs) != 0 {
 			t.Errorf("node 0 still knows %v", macs)
 		}
 	})
@@ -258,7 +258,7 @@ func TestTooBigForALink(t *testing.T) {
 		shrunk.room.Store(1000)
 		answer("DF at a relay", ipv4(macOf(3), macOf(0), 1400, 0x40), 1000-wire.RoutedLen-14)
 		for _, n := range m.nodes[:2] {
-			for _, e := range n.Stations() {
+			for _, e := range n.FDB() {
 				if e.MAC == macOf(3) && e.Peer != nameOf(3) {
 					t.Errorf("%s believes %s to be behind %s", n.name, e.MAC, e.Peer)
 				}
@@ -268,7 +268,7 @@ func TestTooBigForALink(t *testing.T) {
 			m.nodes[0].tap.in <- memFrame{b: ipv4(macOf(3), macOf(0), 1500, 0x40)}
 		}
 		synctest.Wait()
-		if n := len(m.nodes[0].tap.took()); n < 1 || n > complainBurst {
+		if n := len(m.nodes[0].tap.took()); n < 1 || n > icmpBurst {
 			t.Errorf("%d answers to 300 frames at once", n)
 		}
 	})
@@ -276,12 +276,12 @@ func TestTooBigForALink(t *testing.T) {
 
 // Where the kernel has no part in it, nothing filters what containers send: a
 // frame that looks like a tag must not be taken for one.
-func TestContainersCanNotSendTags(t *testing.T) {
+func TestContainersCannotSendMetadata(t *testing.T) {
 	inMesh(t, names(2), line(2), func(m *mesh) {
 		n := m.nodes[0]
-		for _, op := range []kernel.TagOp{kernel.TagRelay, kernel.TagEcho, 3} {
+		for _, op := range []kernel.MetadataOp{kernel.MetadataRelay, kernel.MetadataEcho, 3} {
 			before := n.dropped(DropBadSource)
-			m.say(0, append(kernel.AppendTag(nil, kernel.Tag{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
+			m.say(0, append(kernel.AppendMetadata(nil, kernel.Metadata{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
 			if n.dropped(DropBadSource) != before+1 {
 				t.Errorf("a tag with op %d: %+v", op, n.Status())
 			}

@@ -106,8 +106,8 @@ func (a *Attachment) pair(host, in handle) (port, l netlink.Link, made bool, err
 
 // setPair gives both ends what they are to have besides addresses, and sets the port up.
 func (a *Attachment) setPair(host, in handle, port, l netlink.Link) error {
-	if a.Shaped && port.Attrs().Group != shapedGroup {
-		if err := host.LinkSetGroup(port, shapedGroup); err != nil {
+	if a.Shaped && port.Attrs().Group != rateLimitedGroup {
+		if err := host.LinkSetGroup(port, rateLimitedGroup); err != nil {
 			return a.failed("mark "+port.Attrs().Name+" as limited", err)
 		}
 	}
@@ -226,7 +226,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	attrs.MTU = a.MTU
 	attrs.MasterIndex = bridge.Attrs().Index
 	if a.Shaped {
-		attrs.Group = shapedGroup
+		attrs.Group = rateLimitedGroup
 	}
 	pair := netlink.NewVeth(attrs)
 	pair.PeerName = a.Iface

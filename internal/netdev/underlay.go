@@ -41,7 +41,7 @@ func (w *Watch) Underlay(ifindex int) (u Underlay) {
 
 // Secured returns the IPv4 networks of other hosts to or from which UDP packets go
 // through IPsec, as the host's policies have it.
-func (w *Watch) Secured() (others []netip.Prefix, err error) {
+func (w *Watch) IPsecPrefixes() (others []netip.Prefix, err error) {
 	var policies []netlink.XfrmPolicy
 	err = DoIn(w.ns, func() (err error) {
 		policies, err = Dump(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(unix.AF_INET) })

@@ -60,7 +60,7 @@ func TestUnderlay(t *testing.T) {
 func TestSecured(t *testing.T) {
 	host := nstest.New(t, "host")
 	w := newWatch(t, host)
-	if all, err := w.Secured(); err != nil || len(all) > 0 {
+	if all, err := w.IPsecPrefixes(); err != nil || len(all) > 0 {
 		t.Fatalf("without policies: %v, %v", all, err)
 	}
 	own, other := "192.0.2.1/32", "198.51.100.0/24"
@@ -83,7 +83,7 @@ func TestSecured(t *testing.T) {
 	policy(netlink.XFRM_DIR_OUT, own, other, 17, esp)
 	policy(netlink.XFRM_DIR_IN, "203.0.113.4/32", own, 0, esp)
 	policy(netlink.XFRM_DIR_OUT, "0.0.0.0/0", "0.0.0.0/0", 17, esp)
-	got, err := w.Secured()
+	got, err := w.IPsecPrefixes()
 	want := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix(other), netip.MustParsePrefix("203.0.113.4/32")}
 	slices.SortFunc(got, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	if slices.SortFunc(want, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }); err != nil || !slices.Equal(got, want) {

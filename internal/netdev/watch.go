@@ -77,7 +77,7 @@ type Port struct {
 	Name    string
 	Ifindex int
 	// Shaped says that somebody limits what passes by it, or is about to.
-	Shaped bool
+	RateLimited bool
 }
 
 // Containers returns the ports of a bridge that are the host's ends of veth
@@ -91,7 +91,7 @@ func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
 	if i < 0 {
 		return nil, nil
 	}
-	shaped, err := w.shaped()
+	shaped, err := w.rateLimited()
 	if err != nil {
 		return nil, fmt.Errorf("list the queueing disciplines of the ports of bridge %s: %w", bridge, err)
 	}
@@ -99,7 +99,7 @@ func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		if a.MasterIndex == links[i].Attrs().Index && l.Type() == "veth" && !slices.Contains(but, a.Name) {
-			ports = append(ports, Port{a.Name, a.Index, shaped[a.Index] || a.Group == shapedGroup})
+			ports = append(ports, Port{a.Name, a.Index, shaped[a.Index] || a.Group == rateLimitedGroup})
 		}
 	}
 	slices.SortFunc(ports, func(a, b Port) int { return a.Ifindex - b.Ifindex })
@@ -245,7 +245,7 @@ func (w *Watch) listen(ctx context.Context, changed func()) error {
 	}
 	defer drain(addrs)
 	var qdiscs <-chan struct{}
-	if err := DoIn(w.ns, func() (err error) { qdiscs, err = disciplines(done); return err }); err != nil {
+	if err := DoIn(w.ns, func() (err error) { qdiscs, err = qdiscChanges(done); return err }); err != nil {
 		return wrap("queueing disciplines", err)
 	}
 	for {

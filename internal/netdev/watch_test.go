@@ -111,7 +111,7 @@ func TestWatchSeesLimits(t *testing.T) {
 			t.Fatalf("ports %v, %v", ports, err)
 		}
 		do(t, host, func() (err error) { port, err = netlink.LinkByIndex(ports[0].Ifindex); return err })
-		return ports[0].Shaped
+		return ports[0].RateLimited
 	}
 	a := netdev.Attachment{NS: nstest.New(t, "c"), Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.1/12")}}
 	attach(t, host, a)
@@ -196,7 +196,7 @@ func TestWatchSeesLimitsOfQueues(t *testing.T) {
 	} {
 		do(t, host, c.change)
 		ports, err := w.Containers("weft")
-		if err != nil || len(ports) != 1 || ports[0].Shaped != c.want {
+		if err != nil || len(ports) != 1 || ports[0].RateLimited != c.want {
 			t.Errorf("%s: %+v, %v; want limited %v", c.what, ports, err, c.want)
 		}
 	}

@@ -21,7 +21,7 @@ const (
 	// forges packets, cost a little throughput at most.
 	unitBytes   = 256 << 10
 	quickBytes  = 64 << 10
-	calmBatches = 32
+	urgentGone = 32
 )
 
 // reader reads ahead, so that it can give out what is urgent first.
@@ -36,7 +36,7 @@ type reader struct {
 	free, first, rest, lent []int
 	held                    int // slots of rest with urgent datagrams
 	wasUrgent               bool
-	calm                    int    // batches since there was an urgent message
+	sinceUrgent                    int    // batches since there was an urgent message
 	seq                     uint64 // of the last message that came
 	out                     []Message
 }
@@ -53,7 +53,7 @@ type slot struct {
 // NewReader implements Conn.
 func (s *Socket) NewReader(batch int) Reader {
 	r := &reader{vector: newVector(s, unix.SYS_RECVMMSG, batch, batch), bufs: make([]byte, readerSlots*bufferLen),
-		slots: make([]slot, readerSlots), calm: calmBatches, out: make([]Message, 0, readerSlots*maxSegments)}
+		slots: make([]slot, readerSlots), sinceUrgent: urgentGone, out: make([]Message, 0, readerSlots*maxSegments)}
 	for _, list := range []*[]int{&r.free, &r.first, &r.rest, &r.lent} {
 		*list = make([]int, 0, readerSlots)
 	}
@@ -105,11 +105,11 @@ func (r *reader) choose() {
 	}
 	if r.wasUrgent = len(r.first) > 0 && (!r.wasUrgent || len(r.rest) == 0 || r.slots[r.rest[0]].seq > bound); r.wasUrgent {
 		r.lent, r.first = append(r.lent, r.first...), r.first[:0]
-		r.calm = 0
+		r.sinceUrgent = 0
 		return
 	}
 	unit := unitBytes
-	if r.calm++; r.calm < calmBatches {
+	if r.sinceUrgent++; r.sinceUrgent < urgentGone {
 		unit = quickBytes
 	}
 	n, size := 0, 0

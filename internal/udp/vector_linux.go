@@ -135,7 +135,7 @@ func (w *writer) prepare(m []Message) (n int) {
 	for at := 0; at < len(m) && n < len(w.msgs); n++ {
 		count := 1
 		if segment {
-			count = train(m[at:])
+			count = gsoRun(m[at:])
 		}
 		for i := range count {
 			iovs[i].Base = unsafe.SliceData(m[at+i].Buf)
@@ -162,7 +162,7 @@ func (w *writer) prepare(m []Message) (n int) {
 
 // train counts the datagrams at the begin of m that the kernel can take as one:
 // of one length, but that the last may be shorter, and to one address.
-func train(m []Message) int {
+func gsoRun(m []Message) int {
 	size, total := m[0].N, m[0].N
 	n := 1
 	for n < len(m) && n < maxSegments && m[n-1].N == size && m[n].N <= size && m[n].N > 0 && total+m[n].N <= maxUDP && m[n].Addr == m[0].Addr {

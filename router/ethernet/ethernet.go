@@ -39,7 +39,7 @@ var Broadcast = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 func (m MAC) IsGroup() bool { return m[0]&1 != 0 }
 
 // IsStation tells whether m may be the source of a frame.
-func (m MAC) IsStation() bool { return !m.IsGroup() && m != MAC{} }
+func (m MAC) IsUnicast() bool { return !m.IsGroup() && m != MAC{} }
 
 // IsReserved tells whether m is one of 01:80:c2:00:00:00 to 0f, which no bridge
 // forwards (IEEE 802.1Q, table 8-1): spanning tree, LLDP, pause and the like.

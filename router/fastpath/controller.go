@@ -275,12 +275,12 @@ func (c *Controller) offer(a netip.Addr) plan.Offer {
 		return refuse(wire.FastOff, because(ErrDisabled, "switched off by --no-fastdp"))
 	case c.unsupported != nil:
 		return refuse(wire.FastNoKernel, c.unsupported)
-	case !c.sealing() && !c.trusts(a):
+	case !c.tunnelWorks() && !c.trusts(a):
 		return refuse(wire.FastEncrypted, plan.Because(ErrEncryption, fmt.Errorf("a password is set, %w, and %s is in none of --trusted-subnets", c.tunnelErr, a)))
 	case c.shortID == 0:
 		return refuse(wire.FastNoID, because(ErrUnsupported, "there are more peers than short ids, or one is being chosen"))
 	}
-	if c.sealing() {
+	if c.tunnelWorks() {
 		o.Tunnel = wire.Tunnel{Port: uint16(c.cfg.TunnelPort), Key: c.tunnel.Key()}
 	}
 	if !c.trusts(a) {

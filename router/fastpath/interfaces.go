@@ -39,7 +39,7 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 			c.log.Warn("reinstalled the rules that guard the UDP port of the fast path: another program removed them", "port", c.cfg.Port)
 		}
 		r := rulesReport{filter: c.readFilter()}
-		if r.ipsecPrefixes, r.ipsecErr = c.watch.Secured(); r.ipsecErr != nil {
+		if r.ipsecPrefixes, r.ipsecErr = c.watch.IPsecPrefixes(); r.ipsecErr != nil {
 			c.log.Warn("cannot read the policies of IPsec", "err", r.ipsecErr)
 		}
 		select {
@@ -143,7 +143,7 @@ func (c *Controller) refresh() {
 	there, shaped := make(map[int]bool, len(ports)), make(map[int]bool)
 	for _, p := range ports {
 		there[p.Ifindex] = true
-		if p.Shaped {
+		if p.RateLimited {
 			shaped[p.Ifindex] = true
 			continue
 		}

@@ -97,7 +97,7 @@ func (c *Controller) apply(l *link, now time.Time, effects []plan.Effect) {
 				probe := kernel.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}
 				c.host.Inject(kernel.ProbeHeader, kernel.AppendProbe(nil, probe, ethernet.HeaderLen+e.Size))
 			}
-		case plan.Summing:
+		case plan.SumInSoftware:
 			c.sumInSoftware(l)
 		}
 	}
@@ -109,7 +109,7 @@ func (c *Controller) show(l *link, now time.Time) {
 	if c.links[l.peer] != l {
 		return
 	}
-	s := LinkStatus{Up: l.Up(), Encrypted: l.Sealed(), RTT: l.RTT()}
+	s := LinkStatus{Up: l.Up(), Encrypted: l.Encrypted(), RTT: l.RTT()}
 	switch {
 	case s.Up:
 		s.MTU = c.cfg.MTU

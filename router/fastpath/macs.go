@@ -24,7 +24,7 @@ func (c *Controller) seen(e kernel.Event) {
 			return
 		}
 	}
-	if !m.IsStation() {
+	if !m.IsUnicast() {
 		return
 	}
 	if c.macs.Learn(m, at, c.since()) == mac.Full {

@@ -79,7 +79,7 @@ func (c *Controller) expressLinkErr(l *link) error {
 		return c.expressErr
 	case within(l.Addr(), c.cfg.NoExpressTo):
 		return because(ErrDisabled, "switched off by --no-express-to")
-	case l.Sealed():
+	case l.Encrypted():
 		return because(ErrEncryption, "frames are encrypted by WireGuard")
 	case within(l.Addr(), c.ipsecPrefixes):
 		return because(ErrUnderlay, "IPsec of the host applies to packets to the peer")

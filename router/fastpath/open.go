@@ -63,7 +63,7 @@ func (c *Controller) openKernel(o kernel.Options) {
 	}
 	c.filter = c.readFilter()
 	var err error
-	if c.ipsecPrefixes, err = c.watch.Secured(); err != nil {
+	if c.ipsecPrefixes, err = c.watch.IPsecPrefixes(); err != nil {
 		c.expressErr = plan.Because(ErrUnderlay, err)
 		c.log.Warn("no express mode", "err", err)
 	}

@@ -61,7 +61,7 @@ type Watch interface {
 	Rules(ctx context.Context, changed func()) error
 	Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error)
 	Filtered() (netdev.Filter, error)
-	Secured() ([]netip.Prefix, error)
+	IPsecPrefixes() ([]netip.Prefix, error)
 	Containers(bridge string, but ...string) ([]netdev.Port, error)
 	Underlay(ifindex int) netdev.Underlay
 	Hop(to netip.Addr) (netdev.Hop, error)

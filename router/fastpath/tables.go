@@ -34,7 +34,7 @@ func (c *Controller) wantTables() plan.Tables {
 		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !c.allowed(l.Remote()) || c.cfg.Off || c.unsupported != nil {
 			return
 		}
-		if l.Sealed() && (l.keyConflict || l.hop.Ifindex != c.tunnel.Index() || !c.hasID(l)) {
+		if l.Encrypted() && (l.keyConflict || l.hop.Ifindex != c.tunnel.Index() || !c.hasID(l)) {
 			return // it would leave in clear, or to another
 		}
 		hops[l.peer] = plan.Hop{

@@ -97,7 +97,7 @@ func text(err error) string {
 }
 
 // sealing tells whether there is a tunnel that works.
-func (c *Controller) sealing() bool { return c.tunnel != nil && c.tunnelErr == nil }
+func (c *Controller) tunnelWorks() bool { return c.tunnel != nil && c.tunnelErr == nil }
 
 // setTunnelAddr follows the own short id.
 func (c *Controller) setTunnelAddr(self uint16) {
@@ -111,7 +111,7 @@ func (c *Controller) setTunnelAddr(self uint16) {
 
 // neighbour is what the tunnel is to have for a link; zero for nothing.
 func (l *link) tunnelPeer() wireguard.Peer {
-	if !l.Sealed() || l.PeerID() == 0 || !l.Addr().IsValid() {
+	if !l.Encrypted() || l.PeerID() == 0 || !l.Addr().IsValid() {
 		return wireguard.Peer{}
 	}
 	t := l.Tunnel()
@@ -123,17 +123,17 @@ func (l *link) tunnelPeer() wireguard.Peer {
 // applyTunnels makes the tunnel's neighbours those of the links that use it, and
 // for a while those of an earlier router.
 func (c *Controller) applyTunnels(now time.Time) {
-	if !c.sealing() {
+	if !c.tunnelWorks() {
 		return
 	}
 	have := c.tunnel.Peers()
-	give := newSharing(c.tunnel.Key())
+	give := newTunnelSlots(c.tunnel.Key())
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
-		c.shareTunnel(give, set, have)
+		c.fillSlots(give, set, have)
 	}
 	if now.Sub(c.opened) < adoptTimeout {
 		for _, a := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
-			give.to(have[a])
+			give.give(have[a])
 		}
 	}
 	err := c.tunnel.Apply(give.peers)
@@ -151,7 +151,7 @@ func (c *Controller) applyTunnels(now time.Time) {
 
 // shareTunnel gives the links of a set their places in the tunnel. One that is
 // there already comes before one that says it has the same key.
-func (c *Controller) shareTunnel(give sharing, set map[peer.Name]*link, have map[netip.Addr]wireguard.Peer) {
+func (c *Controller) fillSlots(give tunnelSlots, set map[peer.Name]*link, have map[netip.Addr]wireguard.Peer) {
 	links := slices.SortedFunc(maps.Values(set), func(a, b *link) int { return bytes.Compare(a.peer[:], b.peer[:]) })
 	for _, first := range []bool{true, false} {
 		for _, l := range links {
@@ -159,7 +159,7 @@ func (c *Controller) shareTunnel(give sharing, set map[peer.Name]*link, have map
 			if !p.Inside.IsValid() || !c.hasID(l) || first != (have[p.Inside].Key == p.Key) {
 				continue
 			}
-			clash := !give.to(p)
+			clash := !give.give(p)
 			if clash && !l.keyConflict {
 				c.log.Warn("a peer says it has the tunnel key of another", "peer", l.peer, "addr", l.Addr())
 			}
@@ -177,17 +177,17 @@ func (c *Controller) hasID(l *link) bool {
 
 // sharing gives places in the tunnel, no two of which have one key or one address
 // inside: the kernel has one neighbour for a key and takes it from its old place.
-type sharing struct {
+type tunnelSlots struct {
 	peers map[netip.Addr]wireguard.Peer
 	keys  map[[32]byte]bool
 }
 
-func newSharing(own [32]byte) sharing {
-	return sharing{make(map[netip.Addr]wireguard.Peer), map[[32]byte]bool{own: true}}
+func newTunnelSlots(own [32]byte) tunnelSlots {
+	return tunnelSlots{make(map[netip.Addr]wireguard.Peer), map[[32]byte]bool{own: true}}
 }
 
 // to tells whether p got its place.
-func (s sharing) to(p wireguard.Peer) bool {
+func (s tunnelSlots) give(p wireguard.Peer) bool {
 	if _, taken := s.peers[p.Inside]; taken || s.keys[p.Key] {
 		return false
 	}

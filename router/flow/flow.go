@@ -39,7 +39,7 @@ type Table struct {
 type bucket struct {
 	at    time.Duration // of the last packet, when level was true
 	level int64         // bytes
-	heavy bool
+	bulk bool
 }
 
 // New returns a Table that has seen nothing. Which flows share a bucket is
@@ -49,18 +49,18 @@ func New() *Table { return &Table{seed: maphash.MakeSeed()} }
 // Light takes in that an Ethernet frame of a flow is sent at now, which is a
 // time that never goes back, and tells whether the flow sends little. What is
 // no TCP or UDP is one flow for each pair of IP addresses, or of stations.
-func (t *Table) Light(now time.Duration, frame []byte) bool {
+func (t *Table) Sparse(now time.Duration, frame []byte) bool {
 	b := &t.buckets[maphash.Bytes(t.seed, key(frame))%buckets]
 	gap := now - b.at
 	b.at = now
 	if gap >= pause { // in which a burst runs out
-		b.heavy, b.level = false, 0
+		b.bulk, b.level = false, 0
 	}
 	b.level = max(0, b.level-int64(gap)*drain/int64(time.Second)) + int64(len(frame))
 	if b.level > burst {
-		b.heavy, b.level = true, burst
+		b.bulk, b.level = true, burst
 	}
-	return !b.heavy
+	return !b.bulk
 }
 
 // Offsets and lengths in bytes: of addresses in IP headers, and of ports behind.

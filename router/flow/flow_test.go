@@ -27,10 +27,10 @@ func TestFlowsOfTheirOwn(t *testing.T) {
 	var light int
 	for range 10_000 {
 		now += 10 * time.Microsecond
-		if table.Light(now, bulk) {
+		if table.Sparse(now, bulk) {
 			light++
 		}
-		if !table.Light(now, ping) && now > time.Second {
+		if !table.Sparse(now, ping) && now > time.Second {
 			t.Fatalf("a flow of %d bytes is heavy beside another", len(ping))
 		}
 		now += 10 * time.Microsecond
@@ -44,30 +44,30 @@ func TestFlowsOfTheirOwn(t *testing.T) {
 // TestHeavyUntilItPauses: a flow that was heavy is light again only after a
 // pause, however little it sends meanwhile, and one below the rate is light for
 // ever.
-func TestHeavyUntilItPauses(t *testing.T) {
+func TestBulkUntilItPauses(t *testing.T) {
 	table := New()
 	f := packet(udp, 1, 2, 3, 4, 1000)
 	now := time.Second
 	for range 100 {
-		table.Light(now, f)
+		table.Sparse(now, f)
 	}
 	for range 1000 {
 		now += pause - 1
-		if table.Light(now, f) {
+		if table.Sparse(now, f) {
 			t.Fatalf("light at %s, while its packets may still wait", now)
 		}
 	}
 	now += pause
 	for range 10_000 {
-		if !table.Light(now, f) {
+		if !table.Sparse(now, f) {
 			t.Fatalf("heavy at %s, below the rate", now)
 		}
 		now += time.Duration(len(f)) * time.Second / drain
 	}
 	for range 100 {
-		table.Light(now, f)
+		table.Sparse(now, f)
 	}
-	if !table.Light(now+1000*time.Hour, f) {
+	if !table.Sparse(now+1000*time.Hour, f) {
 		t.Error("heavy after weeks")
 	}
 }
@@ -95,22 +95,22 @@ func fragment(b []byte) []byte {
 	return b
 }
 
-func FuzzLight(f *testing.F) {
+func FuzzSparse(f *testing.F) {
 	f.Add(packet(tcp, 1, 2, 3, 4, 60), int64(1))
 	f.Add([]byte{}, int64(-1))
 	f.Add(packet(udp, 1, 2, 3, 4, 60)[:20], int64(1<<62))
 	table := New()
 	f.Fuzz(func(t *testing.T, b []byte, now int64) {
-		table.Light(time.Duration(now), b)
+		table.Sparse(time.Duration(now), b)
 		if len(key(b)) > len(b) {
 			t.Error("a key from behind the frame")
 		}
 	})
 }
 
-func BenchmarkLight(b *testing.B) {
+func BenchmarkSparse(b *testing.B) {
 	table, f := New(), packet(tcp, 1, 2, 3, 4, 1500)
 	for i := range b.N {
-		table.Light(time.Duration(i)*time.Microsecond, f)
+		table.Sparse(time.Duration(i)*time.Microsecond, f)
 	}
 }

@@ -60,14 +60,14 @@ func finish(t testing.TB, h offload.Header, parts [][]byte, frames int) (out [][
 // check joins frames and compares what a receiving kernel makes of them with
 // what was put in: for each flow, together with all frames that are of none,
 // the same frames in the same order.
-func check(t testing.TB, c *gro.Coalescer, in [][]byte, leaveOpen func(i int) bool) (supers int) {
+func check(t testing.TB, c *gro.Coalescer, in [][]byte, leaveOpen func(i int) bool) (gsoPackets int) {
 	t.Helper()
 	var out [][]byte
 	flush := func() {
 		for i := range c.Len() {
 			h, parts, n := c.Frame(i)
 			if n > 1 {
-				supers++
+				gsoPackets++
 			}
 			out = append(out, finish(t, h, parts, n)...)
 		}
@@ -108,7 +108,7 @@ func check(t testing.TB, c *gro.Coalescer, in [][]byte, leaveOpen func(i int) bo
 			}
 		}
 	}
-	return supers
+	return gsoPackets
 }
 
 func head(b []byte) []byte { return b[:min(len(b), 90)] }
@@ -116,7 +116,7 @@ func head(b []byte) []byte { return b[:min(len(b), 90)] }
 // TestRandomMixes compares the coalescing path with the plain one.
 func TestRandomMixes(t *testing.T) {
 	c := gro.New()
-	supers := 0
+	gsoPackets := 0
 	for seed := range uint64(400) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		in := packets.Mix(r, 400)
@@ -127,11 +127,11 @@ func TestRandomMixes(t *testing.T) {
 					t.Logf("seed %d", seed)
 				}
 			}()
-			supers += check(t, c, in, func(int) bool { return how == 1 || how == 2 && r.IntN(2) == 0 })
+			gsoPackets += check(t, c, in, func(int) bool { return how == 1 || how == 2 && r.IntN(2) == 0 })
 		}()
 	}
-	if supers < 5000 {
-		t.Errorf("only %d super-frames in 400 mixes", supers)
+	if gsoPackets < 5000 {
+		t.Errorf("only %d super-frames in 400 mixes", gsoPackets)
 	}
 }
 

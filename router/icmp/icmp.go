@@ -40,7 +40,7 @@ const (
 // level, and has the same VLAN tags.
 func TooBig(out, frame []byte, mtu int) []byte {
 	dst, src, ok := ethernet.Addresses(frame)
-	if !ok || dst.IsGroup() || !src.IsStation() {
+	if !ok || dst.IsGroup() || !src.IsUnicast() {
 		return nil
 	}
 	ip, offset, ok := ethernet.ParseIP(frame)

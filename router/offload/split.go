@@ -20,7 +20,7 @@ const (
 const MaxSegments = 2048
 
 // ErrSuper is returned for what is no super-frame, or contradicts its header.
-var ErrSuper = errors.New("not the super-frame that its header says")
+var ErrGSO = errors.New("not the super-frame that its header says")
 
 // Splitter cuts a super-frame in segments as the kernel would, in
 // tcp_gso_segment and __udp_gso_segment. Each segment has the headers of the
@@ -46,12 +46,12 @@ type Splitter struct {
 func (s *Splitter) Reset(h Header, frame []byte) error {
 	l, ok := Parse(frame)
 	if !ok || !h.Kind.of(&l) || h.Size == 0 {
-		return ErrSuper
+		return ErrGSO
 	}
 	n, size := l.End-l.Payload, int(h.Size)
 	count := max(1, (n+size-1)/size)
 	if count > MaxSegments {
-		return ErrSuper
+		return ErrGSO
 	}
 	*s = Splitter{layout: l, frame: frame, size: size, count: count, sum: l.addressSum(frame)}
 	return nil

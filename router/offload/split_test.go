@@ -83,7 +83,7 @@ func TestSegmentsAreWhatASenderWithoutOffloadSends(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoSuperFrame(t *testing.T) {
+func TestInvalidGSOPackets(t *testing.T) {
 	tcp := packets.Spec{Payload: payload(3000)}
 	h, b := super(t, tcp, 1000, false)
 	var s offload.Splitter
@@ -93,7 +93,7 @@ func TestWhatIsNoSuperFrame(t *testing.T) {
 	try := func(what string, change func(h *offload.Header, b []byte) []byte) {
 		h := h
 		changed := change(&h, bytes.Clone(b))
-		if err := s.Reset(h, changed); !errors.Is(err, offload.ErrSuper) {
+		if err := s.Reset(h, changed); !errors.Is(err, offload.ErrGSO) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

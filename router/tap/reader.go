@@ -37,7 +37,7 @@ type reader struct {
 	name  string
 	raw   syscall.RawConn
 	head  int // bytes of header in front of each frame
-	light func(frame []byte) bool
+	sparse func(frame []byte) bool
 
 	// Slots: empty ones, by size; full ones in the order in which they came; and
 	// those that the caller has, as frames.
@@ -87,7 +87,7 @@ func slots(n, size int) [][]byte {
 }
 
 // Prioritize implements Prioritizer.
-func (r *reader) Prioritize(light func(frame []byte) bool) { r.light = light }
+func (r *reader) Prioritize(sparse func(frame []byte) bool) { r.sparse = sparse }
 
 // ReadBatch implements Reader.
 func (r *reader) ReadBatch() ([]Frame, error) {
@@ -190,7 +190,7 @@ func (r *reader) add(b []byte, n int) (err error) {
 		r.large = r.large[:len(r.large)-1]
 	}
 	r.seq++
-	if f.Light = r.light != nil && r.light(f.Buf[Headroom:]); f.Light {
+	if f.Sparse = r.sparse != nil && r.sparse(f.Buf[Headroom:]); f.Sparse {
 		r.first = append(r.first, arrival{f, r.seq})
 	} else {
 		r.rest = append(r.rest, arrival{f, r.seq})

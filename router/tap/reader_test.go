@@ -10,7 +10,7 @@ import (
 // TestLightFirstAndInOrder feeds a reader frames of flows that turn heavy, and
 // wants light ones early, none of a flow before an earlier one, and no one
 // waiting for ever.
-func TestLightFirstAndInOrder(t *testing.T) {
+func TestSparseFirstAndInOrder(t *testing.T) {
 	var pair [2]int
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -20,9 +20,9 @@ func TestLightFirstAndInOrder(t *testing.T) {
 	const flows = 4
 	rng := seed.Rand(t)
 	var sent, got [flows]uint32
-	var heavy [flows]bool
+	var bulk [flows]bool
 	r := newReader("t", nil, 0, 1500)
-	r.Prioritize(func(f []byte) bool { return !heavy[f[0]] })
+	r.Prioritize(func(f []byte) bool { return !bulk[f[0]] })
 
 	var overtaken, longest int
 	waiting := make(map[[2]uint32]int) // batches since it was read, by flow and number
@@ -39,8 +39,8 @@ func TestLightFirstAndInOrder(t *testing.T) {
 		}
 		// As for a flow whose bucket runs over, and one whose bucket is empty, with
 		// nothing of it on the way.
-		if i := rng.IntN(flows); sent[i] == got[i] || !heavy[i] {
-			heavy[i] = !heavy[i] && i != 0 // flow 0 stays light
+		if i := rng.IntN(flows); sent[i] == got[i] || !bulk[i] {
+			bulk[i] = !bulk[i] && i != 0 // flow 0 stays light
 		}
 		for _, f := range r.frames {
 			r.release(f.Buf)
@@ -54,7 +54,7 @@ func TestLightFirstAndInOrder(t *testing.T) {
 		before := len(r.rest)
 		r.choose()
 		for _, f := range r.frames {
-			if f.Light != r.frames[0].Light {
+			if f.Sparse != r.frames[0].Sparse {
 				t.Fatal("a batch of both kinds")
 			}
 			b := f.Buf[Headroom:]
@@ -66,7 +66,7 @@ func TestLightFirstAndInOrder(t *testing.T) {
 			at := [2]uint32{uint32(i), n}
 			longest = max(longest, round-waiting[at])
 			delete(waiting, at)
-			if f.Light && before > 0 {
+			if f.Sparse && before > 0 {
 				overtaken++
 			}
 		}

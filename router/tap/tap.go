@@ -46,7 +46,7 @@ func (o Offloads) String() string {
 type Frame struct {
 	Header offload.Header
 	Buf    []byte
-	Light  bool // what Prioritize was given said so
+	Sparse  bool // what Prioritize was given said so
 }
 
 // Queue is one queue of a TAP. Each reader and each writer is for one
@@ -73,7 +73,7 @@ type Prioritizer interface {
 	// Prioritize sets what tells of each frame, in the order in which they come,
 	// whether its flow is light. Without it none is. Call it before the first
 	// read.
-	Prioritize(light func(frame []byte) bool)
+	Prioritize(sparse func(frame []byte) bool)
 }
 
 // Writer gives frames to the host.

@@ -164,7 +164,7 @@ func TestNoAllocation(t *testing.T) {
 
 // TestSuperFramesBothWays has the kernel cut a super-frame that was written, and
 // hand over one whole that a socket sent.
-func TestSuperFramesBothWays(t *testing.T) {
+func TestGSOPacketsBothWays(t *testing.T) {
 	d, _, ns := up(t, drivers["offload"])
 	if o := d.Offloads(); !o.UDP || !o.TCP || !o.Checksum {
 		nstest.Lacks(t, "TAP offloads of checksums, TCP and UDP")

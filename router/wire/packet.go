@@ -67,9 +67,9 @@ const (
 // Lengths in bytes.
 const (
 	HeaderLen = 12
-	TagLen    = 16
+	AuthTagLen    = 16
 	// Overhead is what a packet has besides its body.
-	Overhead = HeaderLen + TagLen
+	Overhead = HeaderLen + AuthTagLen
 )
 
 // Limits of the fields of a Header.

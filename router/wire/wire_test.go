@@ -19,7 +19,7 @@ func TestHeaderLayout(t *testing.T) {
 // TestOverheadSum proves the drawing of the package comment, and the promise
 // of at most 80 bytes.
 func TestOverheadSum(t *testing.T) {
-	const around = 14 + 20 + 8 + HeaderLen + TagLen
+	const around = 14 + 20 + 8 + HeaderLen + AuthTagLen
 	if around+DirectLen != 71 || around+RoutedLen != 79 || around+RoutedLongLen != 83 {
 		t.Error("the overhead is not what is drawn")
 	}

@@ -193,7 +193,7 @@ func TestFromPort(t *testing.T) {
 	t.Run("source", func(t *testing.T) {
 		want(run(frame(there, [6]byte{}, arp), skb{}), shot, "source")
 		want(run(frame(there, all, arp), skb{}), shot, "source")
-		tag := AppendTag(nil, Tag{Op: TagEcho, Src: 1, Dst: 2, Addr: outerThere})
+		tag := AppendMetadata(nil, Metadata{Op: MetadataEcho, Src: 1, Dst: 2, Addr: outerThere})
 		want(run(append(tag, make([]byte, 60)...), skb{}), shot, "source")
 	})
 	t.Run("to router", func(t *testing.T) {

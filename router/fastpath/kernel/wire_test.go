@@ -221,12 +221,12 @@ func TestProbe(t *testing.T) {
 	echo := func(b []byte) (summed bool) {
 		t.Helper()
 		w.send("192.0.2.2", 2, 1, 61, b)
-		up := w.comesUp(func(f []byte) bool { _, ok := ParseTag(f); return ok })
-		if tag, _ := ParseTag(up); tag != (Tag{Op: TagEcho, Src: 2, Dst: 1, TTL: 61, Addr: outerThere}) {
+		up := w.comesUp(func(f []byte) bool { _, ok := ParseMetadata(f); return ok })
+		if tag, _ := ParseMetadata(up); tag != (Metadata{Op: MetadataEcho, Src: 2, Dst: 1, TTL: 61, Addr: outerThere}) {
 			t.Errorf("the tag is %+v", tag)
 		}
-		n, summed, ok := ParseEcho(up[TagLen:])
-		if !ok || n != nonce || len(up) != TagLen+labMTU+14 {
+		n, summed, ok := ParseEcho(up[MetadataLen:])
+		if !ok || n != nonce || len(up) != MetadataLen+labMTU+14 {
 			t.Errorf("the echo is %d bytes: % x", len(up), up[:60])
 		}
 		return summed
@@ -324,16 +324,16 @@ func TestPassOn(t *testing.T) {
 	if tr := w.traffic(3); tr != (Traffic{RelayedPackets: 1, RelayedBytes: uint64(len(f))}) {
 		t.Errorf("counted %+v", tr)
 	}
-	tagged := func(f []byte) bool { _, ok := ParseTag(f); return ok }
-	for reason, change := range map[TagReason]func(){
+	tagged := func(f []byte) bool { _, ok := ParseMetadata(f); return ok }
+	for reason, change := range map[MetadataReason]func(){
 		ReasonBig:  func() { w.put(3, "192.0.2.3", PeerKnown|PeerFast, 999) },
 		ReasonSlow: func() { w.put(3, "192.0.2.3", PeerKnown, labMTU) },
 	} {
 		change()
 		w.send("192.0.2.2", 2, 3, 9, f)
 		up := w.comesUp(tagged)
-		if tag, _ := ParseTag(up); tag != (Tag{Op: TagRelay, Reason: reason, Src: 2, Dst: 3, TTL: 9, Addr: outerThere}) || !bytes.Equal(up[TagLen:], f) {
-			t.Errorf("%+v, frame % x", tag, up[TagLen:TagLen+20])
+		if tag, _ := ParseMetadata(up); tag != (Metadata{Op: MetadataRelay, Reason: reason, Src: 2, Dst: 3, TTL: 9, Addr: outerThere}) || !bytes.Equal(up[MetadataLen:], f) {
+			t.Errorf("%+v, frame % x", tag, up[MetadataLen:MetadataLen+20])
 		}
 	}
 	if len(w.Drops()) > 0 {

@@ -56,7 +56,7 @@ func (w watch) Filtered() (netdev.Filter, error) {
 	return w.m.filter, w.m.filterErr
 }
 
-func (w watch) Secured() ([]netip.Prefix, error) {
+func (w watch) IPsecPrefixes() ([]netip.Prefix, error) {
 	w.m.lock()
 	defer w.m.mu.Unlock()
 	return slices.Clone(w.m.ipsec), nil

@@ -175,7 +175,7 @@ func (m *Machine) AddContainer(ifindex int) {
 
 // LimitContainer puts a queueing discipline that holds frames back on a veth.
 func (m *Machine) LimitContainer(ifindex int) {
-	m.change(func() { m.interfaces[ifindex].port.Shaped = true })
+	m.change(func() { m.interfaces[ifindex].port.RateLimited = true })
 }
 
 // RemoveInterface removes an interface, with the program on it.

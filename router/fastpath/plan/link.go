@@ -38,7 +38,7 @@ const (
 	// doubles with each fall up to lastHold, and is forgotten after calm.
 	firstHold = 4 * time.Second
 	lastHold  = 16 * time.Second
-	calm      = 5 * time.Minute
+	holdForgotten      = 5 * time.Minute
 )
 
 // NonceLen is the length of what makes an echo unforgeable, in bytes.
@@ -73,12 +73,12 @@ type (
 	}
 	// Summing has the checksums inside VXLAN made in software: an echo came whose
 	// checksum the card made, and made wrong.
-	Summing struct{}
+	SumInSoftware struct{}
 )
 
 func (Send) effect()    {}
 func (Probe) effect()   {}
-func (Summing) effect() {}
+func (SumInSoftware) effect() {}
 
 // Config is what a Link needs to know.
 type Config struct {
@@ -105,12 +105,12 @@ type Link struct {
 	sent       map[[NonceLen]byte]sentProbe
 	next       time.Time
 	unanswered int
-	begun      time.Time // of trying
-	full       time.Time // when the last echo of a full-size probe came
-	small      time.Time // likewise of any other
-	wrong      time.Time // likewise of any with a wrong checksum
+	tryingSince      time.Time // of trying
+	fullEcho       time.Time // when the last echo of a full-size probe came
+	smallEcho      time.Time // likewise of any other
+	badChecksum      time.Time // likewise of any with a wrong checksum
 	summing    bool      // Summing was asked for
-	streak     time.Time // since when full-size echoes come without a gap
+	echoesSince     time.Time // since when full-size echoes come without a gap
 	hold       time.Duration
 	rtt        time.Duration
 }
@@ -181,28 +181,28 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 	delete(l.sent, nonce)
 	if !summed {
 		// No packet of a container would be accepted, so it counts as lost.
-		l.wrong = now
+		l.badChecksum = now
 		if !l.summing {
 			l.summing = true
-			l.do(Summing{})
+			l.emit(SumInSoftware{})
 		}
 		return l.flush(now)
 	}
 	if p.size != l.cfg.MTU {
-		l.small = now
+		l.smallEcho = now
 		return l.flush(now)
 	}
-	if now.Sub(l.full) >= Silence {
-		l.streak = now
+	if now.Sub(l.fullEcho) >= Silence {
+		l.echoesSince = now
 	}
-	l.full, l.unanswered = now, 0
+	l.fullEcho, l.unanswered = now, 0
 	l.next = now.Add(Beat - now.Sub(l.cfg.Epoch)%Beat)
 	if d := now.Sub(p.at); l.rtt == 0 {
 		l.rtt = d
 	} else {
 		l.rtt += (d - l.rtt) / 8 // as RFC 6298 smoothes
 	}
-	if l.up || now.Sub(l.streak) < l.hold {
+	if l.up || now.Sub(l.echoesSince) < l.hold {
 		return l.flush(now)
 	}
 	l.up, l.upSince = true, now
@@ -217,7 +217,7 @@ func (l *Link) Next() time.Time {
 	if !l.ready {
 		return time.Time{}
 	}
-	if silent := l.full.Add(Silence); l.up && silent.Before(l.next) {
+	if silent := l.fullEcho.Add(Silence); l.up && silent.Before(l.next) {
 		return silent
 	}
 	return l.next
@@ -238,7 +238,7 @@ func (l *Link) PeerID() uint16 {
 func (l *Link) Addr() netip.Addr { return l.addr }
 
 // Sealed tells whether frames go through the tunnel.
-func (l *Link) Sealed() bool { return l.agreed() == sealed }
+func (l *Link) Encrypted() bool { return l.agreed() == encrypted }
 
 // Tunnel is the peer's end of the tunnel.
 func (l *Link) Tunnel() wire.Tunnel {
@@ -251,7 +251,7 @@ func (l *Link) Tunnel() wire.Tunnel {
 // Remote is where VXLAN goes: to Addr, or through the tunnel to the peer's
 // address inside.
 func (l *Link) Remote() netip.Addr {
-	if l.Sealed() {
+	if l.Encrypted() {
 		return TunnelAddr(l.peer.ShortID)
 	}
 	return l.addr
@@ -265,8 +265,8 @@ type way int
 
 const (
 	none   way = iota
-	plain      // VXLAN as it is
-	sealed     // VXLAN inside the tunnel
+	clearText      // VXLAN as it is
+	encrypted     // VXLAN inside the tunnel
 )
 
 // agreed works it out: in clear if that is fine with both, else by the tunnel if
@@ -282,9 +282,9 @@ func (l *Link) agreed() way {
 	}
 	switch {
 	case l.own.Verdict == wire.FastWilling && l.peer.Verdict == wire.FastWilling:
-		return plain
+		return clearText
 	case l.own.Tunnel.Valid() && l.peer.Tunnel.Valid():
-		return sealed
+		return encrypted
 	}
 	return none
 }
@@ -299,18 +299,18 @@ func Overhead(a netip.Addr) int {
 	return ethernet + vxlan + udp + ipv6
 }
 
-func (l *Link) offer() { l.do(Send{l.own.message()}) }
+func (l *Link) offer() { l.emit(Send{l.own.message()}) }
 
 // message is what the peer hears of an offer.
 func (o Offer) message() wire.Control {
 	return wire.Control{Type: wire.Fast, Verdict: o.Verdict, ShortID: o.ShortID, Port: o.Port, Tunnel: o.Tunnel}
 }
 
-func (l *Link) do(e Effect) { l.out = append(l.out, e) }
+func (l *Link) emit(e Effect) { l.out = append(l.out, e) }
 
 // flush brings the link to now and returns the effects of a step.
 func (l *Link) flush(now time.Time) []Effect {
-	l.judge(now)
+	l.update(now)
 	if l.ready && !now.Before(l.next) {
 		l.probe(now)
 	}
@@ -320,25 +320,25 @@ func (l *Link) flush(now time.Time) []Effect {
 }
 
 // judge moves between the states.
-func (l *Link) judge(now time.Time) {
+func (l *Link) update(now time.Time) {
 	way := l.agreed()
-	can := l.disagreement() == nil && (way != sealed || l.path >= l.cfg.MTU+SealedOverhead(l.addr))
+	can := l.disagreement() == nil && (way != encrypted || l.path >= l.cfg.MTU+EncryptedOverhead(l.addr))
 	if way != l.way {
 		l.way, l.ready = way, false // another path
 	}
 	switch {
 	case !can || !l.ready:
-		l.up, l.full, l.small, l.wrong, l.summing = false, time.Time{}, time.Time{}, time.Time{}, false
+		l.up, l.fullEcho, l.smallEcho, l.badChecksum, l.summing = false, time.Time{}, time.Time{}, time.Time{}, false
 		clear(l.sent)
 		if l.ready = can; can {
-			l.begun, l.next, l.unanswered, l.hold = now, now, 0, 0
+			l.tryingSince, l.next, l.unanswered, l.hold = now, now, 0, 0
 		}
-	case l.up && now.Sub(l.full) >= Silence:
+	case l.up && now.Sub(l.fullEcho) >= Silence:
 		l.up = false
-		if l.hold = max(firstHold, min(2*l.hold, lastHold)); now.Sub(l.upSince) >= calm {
+		if l.hold = max(firstHold, min(2*l.hold, lastHold)); now.Sub(l.upSince) >= holdForgotten {
 			l.hold = firstHold
 		}
-		l.begun, l.unanswered = now, 0
+		l.tryingSince, l.unanswered = now, 0
 	}
 }
 
@@ -356,14 +356,14 @@ func (l *Link) probe(now time.Time) {
 	}
 	l.unanswered++
 	l.next = now.Add(pause)
-	l.ask(now, l.cfg.MTU)
+	l.sendProbe(now, l.cfg.MTU)
 	if !l.up && l.cfg.MTU > smallProbe {
-		l.ask(now, smallProbe)
+		l.sendProbe(now, smallProbe)
 	}
 }
 
-func (l *Link) ask(now time.Time, size int) {
+func (l *Link) sendProbe(now time.Time, size int) {
 	n := l.cfg.Nonce()
 	l.sent[n] = sentProbe{now, size}
-	l.do(Probe{To: l.Remote(), Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
+	l.emit(Probe{To: l.Remote(), Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
 }

@@ -58,7 +58,7 @@ func (e *ends) apply(i int, effects []Effect) {
 				e.t.Fatalf("%+v: %v", f.Msg, err)
 			}
 			e.apply(1-i, e.l[1-i].Control(e.now, c))
-		case Summing:
+		case SumInSoftware:
 			if e.soft[i] {
 				e.t.Fatal("what is on is switched on again")
 			}
@@ -66,7 +66,7 @@ func (e *ends) apply(i int, effects []Effect) {
 		case Probe:
 			e.sent++
 			to := at(1 - i)
-			if e.l[i].Sealed() {
+			if e.l[i].Encrypted() {
 				to = TunnelAddr(e.l[1-i].own.ShortID)
 			}
 			if f.To != to || f.Src != e.l[i].own.ShortID || f.Dst != e.l[1-i].own.ShortID {
@@ -189,7 +189,7 @@ func TestLateWords(t *testing.T) {
 	e.path = func(int) bool { return false }
 	e.run(10 * time.Second)
 	e.path = func(int) bool { return true }
-	for e.l[0].full.Before(e.now.Add(-time.Second)) {
+	for e.l[0].fullEcho.Before(e.now.Add(-time.Second)) {
 		e.run(50 * time.Millisecond)
 	}
 	if r := e.l[0].Reason(e.now); !strings.Contains(r.Error(), "flows again") {

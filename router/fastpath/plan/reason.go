@@ -44,25 +44,25 @@ func (l *Link) Reason(now time.Time) error {
 		return err
 	}
 	port, size := l.own.Port, l.cfg.MTU+Overhead(l.addr)
-	if l.Sealed() {
-		port, size = l.peer.Tunnel.Port, l.cfg.MTU+SealedOverhead(l.addr)
+	if l.Encrypted() {
+		port, size = l.peer.Tunnel.Port, l.cfg.MTU+EncryptedOverhead(l.addr)
 		if l.path < size {
 			return reasonf(ErrMTU, "MTU %d does not fit: packets would be of %d bytes, the path to %s is known to carry %d", l.cfg.MTU, size, l.addr, l.path)
 		}
 	}
 	switch {
-	case now.Sub(l.full) < Silence:
+	case now.Sub(l.fullEcho) < Silence:
 		return reasonf(ErrPending, "UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
-	case l.summing && now.Sub(l.wrong) < 2*SlowBeat:
+	case l.summing && now.Sub(l.badChecksum) < 2*SlowBeat:
 		return reasonf(ErrChecksums, "packets to %s come with wrong checksums, though they are made in software", l.addr)
-	case now.Sub(l.small) < 2*SlowBeat:
+	case now.Sub(l.smallEcho) < 2*SlowBeat:
 		return reasonf(ErrMTU, "MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
-	case l.unanswered < 4 && now.Sub(l.begun) < Silence:
+	case l.unanswered < 4 && now.Sub(l.tryingSince) < Silence:
 		return Because(ErrPending, ErrPending)
 	}
-	since := l.begun
-	if l.full.After(since) {
-		since = l.full
+	since := l.tryingSince
+	if l.fullEcho.After(since) {
+		since = l.fullEcho
 	}
 	return reasonf(ErrBlocked, "UDP %d blocked: no echo from %s for %v", port, l.addr, now.Sub(since).Truncate(time.Second))
 }

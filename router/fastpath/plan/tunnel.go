@@ -26,7 +26,7 @@ func TunnelMTU(mtu int) int { return mtu + Overhead(TunnelPrefix.Addr()) }
 // SealedOverhead is what VXLAN inside the tunnel puts around an IP packet of a
 // container, towards a on the underlay, in bytes of outer IP packet (section 5.4.6
 // of the WireGuard paper: 16 of header, 16 of authenticator).
-func SealedOverhead(a netip.Addr) int {
+func EncryptedOverhead(a netip.Addr) int {
 	const wireguard, udp, ipv4, ipv6 = 32, 8, 20, 40
 	n := Overhead(TunnelPrefix.Addr()) + wireguard + udp
 	if a.Is4() {

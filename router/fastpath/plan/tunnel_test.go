@@ -79,8 +79,8 @@ func TestWhoWantsATunnel(t *testing.T) {
 			e.run(2 * time.Second)
 			e.want(c.words == nil, c.words...)
 			for i, l := range e.l {
-				if l.Sealed() != c.sealed {
-					t.Errorf("end %d: sealed %v", i, l.Sealed())
+				if l.Encrypted() != c.sealed {
+					t.Errorf("end %d: sealed %v", i, l.Encrypted())
 				}
 			}
 		})
@@ -98,13 +98,13 @@ func TestTrustEnds(t *testing.T) {
 	e.apply(1, e.l[1].SetOwn(e.now, Offer{ShortID: 2, Port: 6784, Tunnel: wire.Tunnel{Port: 6785, Key: [32]byte{2}}}))
 	e.run(2 * time.Second)
 	e.want(true)
-	if e.l[0].Sealed() || e.l[0].Remote() != at(1) {
+	if e.l[0].Encrypted() || e.l[0].Remote() != at(1) {
 		t.Error("two that trust the path still use the tunnel")
 	}
 	e.path = func(int) bool { return false }
 	e.apply(1, e.l[1].SetOwn(e.now, wary(2)))
 	e.want(false, "being tried")
-	if !e.l[0].Sealed() || e.l[0].Remote() != TunnelAddr(2) {
+	if !e.l[0].Encrypted() || e.l[0].Remote() != TunnelAddr(2) {
 		t.Error("frames still go in clear")
 	}
 }
@@ -115,7 +115,7 @@ func TestTunnelAddrs(t *testing.T) {
 			t.Errorf("short id %d is at %v, want %s", id, a, want)
 		}
 	}
-	if n := SealedOverhead(netip.MustParseAddr("2001:db8::1")); n != 130 {
+	if n := EncryptedOverhead(netip.MustParseAddr("2001:db8::1")); n != 130 {
 		t.Errorf("overhead over IPv6 is %d, want 130", n)
 	}
 }

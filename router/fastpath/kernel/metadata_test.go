@@ -10,19 +10,19 @@ import (
 )
 
 func TestTag(t *testing.T) {
-	tag := Tag{Op: TagRelay, Reason: ReasonBig, Src: 0x123, Dst: 0xfff, TTL: 63, Addr: netip.MustParseAddr("192.0.2.1")}
+	tag := Metadata{Op: MetadataRelay, Reason: ReasonBig, Src: 0x123, Dst: 0xfff, TTL: 63, Addr: netip.MustParseAddr("192.0.2.1")}
 	want := []byte{
 		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x88, 0xb5, 1, 2, 1, 0x23, 0xf, 0xff, 63, 0, 0, 0,
 		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1,
 	}
-	if got := AppendTag([]byte{7}, tag); !bytes.Equal(got, append([]byte{7}, want...)) {
+	if got := AppendMetadata([]byte{7}, tag); !bytes.Equal(got, append([]byte{7}, want...)) {
 		t.Errorf("the tag is % x", got)
 	}
-	if got, ok := ParseTag(want); !ok || got != tag {
+	if got, ok := ParseMetadata(want); !ok || got != tag {
 		t.Errorf("parsed %+v, %v", got, ok)
 	}
-	for _, b := range [][]byte{nil, want[:TagLen-1], with(want, 0, 1), with(want, 11, 1), with(want, 12, 8)} {
-		if got, ok := ParseTag(b); ok {
+	for _, b := range [][]byte{nil, want[:MetadataLen-1], with(want, 0, 1), with(want, 11, 1), with(want, 12, 8)} {
+		if got, ok := ParseMetadata(b); ok {
 			t.Errorf("parsed % x as %+v", b, got)
 		}
 	}
@@ -59,12 +59,12 @@ func TestEchoOfDamagedChecksum(t *testing.T) {
 }
 
 func FuzzParseTag(f *testing.F) {
-	f.Add(AppendTag(nil, Tag{Op: TagEcho, Src: 1, Dst: 2, TTL: 3, Addr: netip.MustParseAddr("2001:db8::1")}))
+	f.Add(AppendMetadata(nil, Metadata{Op: MetadataEcho, Src: 1, Dst: 2, TTL: 3, Addr: netip.MustParseAddr("2001:db8::1")}))
 	f.Add(AppendProbe(nil, Probe{Src: 1, Dst: 2}, 100))
 	f.Add(probeFrame(2, [16]byte{1, 2}, 60))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if tag, ok := ParseTag(b); ok {
-			again, ok := ParseTag(AppendTag(nil, tag))
+		if tag, ok := ParseMetadata(b); ok {
+			again, ok := ParseMetadata(AppendMetadata(nil, tag))
 			if !ok || again != tag {
 				t.Errorf("%+v became %+v, %v", tag, again, ok)
 			}

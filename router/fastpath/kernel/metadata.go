@@ -7,33 +7,33 @@ import (
 )
 
 // TagLen is the length of a tag, which doc.go draws.
-const TagLen = 40
+const MetadataLen = 40
 
 // etherType is of tags and of probes: IEEE 802, local experimental ethertype 1.
 const etherType = 0x88b5
 
 // TagOp says what a tag is for. Append only.
-type TagOp uint8
+type MetadataOp uint8
 
 // Operations.
 const (
-	TagRelay TagOp = 1 // a frame between two peers that the kernel can not pass on
-	TagEcho  TagOp = 2 // an echo that came back
+	MetadataRelay MetadataOp = 1 // a frame between two peers that the kernel can not pass on
+	MetadataEcho  MetadataOp = 2 // an echo that came back
 )
 
 // TagReason says why a frame comes with TagRelay. Append only.
-type TagReason uint8
+type MetadataReason uint8
 
 // Reasons.
 const (
-	ReasonSlow TagReason = 1 // the next hop is not fast
-	ReasonBig  TagReason = 2 // it does not fit the next hop's MTU
+	ReasonSlow MetadataReason = 1 // the next hop is not fast
+	ReasonBig  MetadataReason = 2 // it does not fit the next hop's MTU
 )
 
 // Tag is what the kernel puts in front of a frame on the TAP.
-type Tag struct {
-	Op     TagOp
-	Reason TagReason
+type Metadata struct {
+	Op     MetadataOp
+	Reason MetadataReason
 	Src    uint16 // short ids
 	Dst    uint16
 	TTL    uint8      // of the outer packet, as it came
@@ -41,8 +41,8 @@ type Tag struct {
 }
 
 // AppendTag appends t to b.
-func AppendTag(b []byte, t Tag) []byte {
-	b = slices.Grow(b, TagLen)
+func AppendMetadata(b []byte, t Metadata) []byte {
+	b = slices.Grow(b, MetadataLen)
 	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, etherType)
 	b = append(b, byte(t.Op), byte(t.Reason))
@@ -55,13 +55,13 @@ func AppendTag(b []byte, t Tag) []byte {
 
 // ParseTag reads the tag in front of b. It is false if there is none, as with
 // every frame of a station.
-func ParseTag(b []byte) (t Tag, ok bool) {
-	if len(b) < TagLen || [12]byte(b) != [12]byte{} || binary.BigEndian.Uint16(b[12:]) != etherType {
-		return Tag{}, false
+func ParseMetadata(b []byte) (t Metadata, ok bool) {
+	if len(b) < MetadataLen || [12]byte(b) != [12]byte{} || binary.BigEndian.Uint16(b[12:]) != etherType {
+		return Metadata{}, false
 	}
-	return Tag{
-		Op:     TagOp(b[14]),
-		Reason: TagReason(b[15]),
+	return Metadata{
+		Op:     MetadataOp(b[14]),
+		Reason: MetadataReason(b[15]),
 		Src:    binary.BigEndian.Uint16(b[16:]),
 		Dst:    binary.BigEndian.Uint16(b[18:]),
 		TTL:    b[20],
