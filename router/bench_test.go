@@ -58,7 +58,7 @@ func BenchmarkTCP(b *testing.B) {
 				for i, h := range hosts {
 					s := h.Status()
 					for _, l := range s.Links {
-						b.Logf("host %d: %d frames from containers, %d super-frames; %d frames in %d packets sent; %d frames to containers, %d super-frames; drops %v, %v",
+						b.Logf("host %d: %d frames from containers, %d GSO packets; %d frames in %d packets sent; %d frames to containers, %d GSO packets; drops %v, %v",
 							i, s.TAPIn, s.TAPGSOIn, l.TxFrames, l.TxPackets, s.TAPOut, s.TAPGSOOut, l.Drops, s.Drops)
 					}
 				}

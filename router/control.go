@@ -116,7 +116,7 @@ func (r *Router) controlLoop(ctx context.Context) error {
 }
 
 // untilNext is how long nothing is due. It is never less than a millisecond,
-// so that a machine that is never content can not take the CPU.
+// so that a machine that is never content cannot take the CPU.
 func (r *Router) untilNext() time.Duration {
 	next := time.Hour
 	now := time.Now()
@@ -243,7 +243,7 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 	}
 }
 
-// rebuild makes the lanes' tables anew after a change of links or routes.
+// rebuild makes the lanes' tables again after a change of links or routes.
 func (r *Router) rebuild() {
 	r.fib.Store(newFIB(r.self, r.routes, r.links))
 	byName := maps.Clone(r.links)

@@ -53,7 +53,7 @@ func (ln *lane) host(h offload.Header, parts [][]byte, count int) {
 	}
 }
 
-// hostApart writes the frames that a super-frame was made of, after the kernel
+// hostApart writes the frames that a GSO packet was made of, after the kernel
 // has refused it, and has no more be made of its kind: kernels of 2024 refused
 // some (an error in virtio_net_hdr_to_skb), and they would refuse every one.
 func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
@@ -62,7 +62,7 @@ func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
 		kind = offload.TCP4
 	}
 	if !ln.r.refused[kind].Swap(true) {
-		ln.r.log.Warn("the kernel refuses super-frames, they are no longer made", "kind", kind, "err", cause)
+		ln.r.log.Warn("the kernel refuses GSO packets, they are no longer made", "kind", kind, "err", cause)
 	}
 	gso := make([]byte, 0, maxGSO) // once in the router's life
 	for _, p := range parts {

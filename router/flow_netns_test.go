@@ -16,14 +16,14 @@ import (
 )
 
 // flow is numbered datagrams from one container to another, in trains that
-// cross the TAP as super-frames.
+// cross the TAP as GSO packets.
 type flow struct {
 	t        testing.TB
 	src, dst *net.UDPConn
 	to       netip.AddrPort
 	oob, buf []byte
 	next     uint32 // number of the next datagram to be sent
-	// inOrder is whether the TAP takes a train as super-frames. Single frames
+	// inOrder is whether the TAP takes a train as GSO packets. Single frames
 	// wait in the queue of the processor on which they are written, and those of
 	// two may overtake each other.
 	inOrder bool

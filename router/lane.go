@@ -17,7 +17,7 @@ import (
 
 const (
 	// sendBatch is how many packets wait at most for one hand-over to the
-	// kernel: those of some super-frames of 64 KB.
+	// kernel: those of some GSO packets of 64 KB.
 	sendBatch = 256
 	// readBatch is how many messages are read at once, each of which may be up
 	// to 64 KB of packets.
@@ -37,7 +37,7 @@ const (
 // another. Not safe for concurrent use.
 type lane struct {
 	r    *Router
-	id   uint8 // odd; the even number behind it is for light flows
+	id   uint8 // odd; the even number behind it is for sparse flows
 	w    udp.Writer
 	tap  tap.Writer
 	can  tap.Offloads
@@ -49,7 +49,7 @@ type lane struct {
 	nonce seal.Nonce
 	out   []udp.Message // sealed, to be written by flush
 	links []*sleeve     // of out
-	// arena is memory for packets that can not be made where the frame is. What
+	// arena is memory for packets that cannot be made where the frame is. What
 	// is before used is referred to by out or batch until flush.
 	arena []byte
 	used  int
@@ -65,7 +65,7 @@ type lane struct {
 	// deliver collects frames for the TAP, borrowed from the caller until
 	// flush.
 	deliver *gro.Coalescer
-	split   offload.Splitter // of the super-frame that is being sent
+	split   offload.Splitter // of the GSO packet that is being sent
 	small   [smallFrame]byte // one of its segments
 	whole   []byte           // of segment
 	answer  [icmp.MaxLen]byte
@@ -147,7 +147,7 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 	}
 }
 
-// sendSuper puts the segments of the super-frame in split on a link.
+// sendSuper puts the segments of the GSO packet in split on a link.
 func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 	s := &ln.split
 	count := s.Count()
@@ -180,9 +180,9 @@ func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 	}
 }
 
-// oversizeSuper handles a super-frame whose segments do not fit a packet. They
-// are never cut anew: their size is what the sender and its peer agreed on. If
-// the sender is to be told, it is told once.
+// oversizeSuper handles a GSO packet whose segments do not fit a packet. They
+// are never cut again: their size is what the sender and its peer agreed on. If
+// the sender must be told, it is told once.
 func (ln *lane) oversizeGSO(l *sleeve, h *wire.Head, room int) {
 	s := &ln.split
 	for i := range s.Count() {

@@ -161,7 +161,7 @@ func lossyHosts(t *testing.T) (*relay, []*host) {
 }
 
 // TestALostPacketCostsOneSegment counts: of trains of datagrams that cross TAP
-// and sockets as super-frames, one is missing for each packet that the underlay
+// and sockets as GSO packets, one is missing for each packet that the underlay
 // lost, and no other; all others come as they were sent, and once.
 func TestALostPacketCostsOneSegment(t *testing.T) {
 	r, hosts := lossyHosts(t)
@@ -205,7 +205,7 @@ func TestALostPacketCostsOneSegment(t *testing.T) {
 		t.Errorf("only %d of %d packets were lost", lost, trains*flowTrain)
 	}
 	if got := hosts[1].Status().TAPGSOOut > 0; got != offloads(t).UDP {
-		t.Errorf("super-frames came out: %v", got)
+		t.Errorf("GSO packets came out: %v", got)
 	}
 	check()
 }
@@ -225,7 +225,7 @@ func TestStreamsOverALossyUnderlay(t *testing.T) {
 			lost, _ := r.missing(i, wire.Partial)
 			lost -= before
 			t.Logf("%d segments sent, %d packets lost, %d segments sent again", info.Segs_out, lost, info.Total_retrans)
-			// A super-frame has some ten times as many segments.
+			// A GSO packet has some ten times as many segments.
 			if hold == 0 && int(info.Total_retrans) > 3*lost+50 {
 				t.Errorf("%d of %d segments were sent again, and %d packets lost", info.Total_retrans, info.Segs_out, lost)
 			}

@@ -18,8 +18,8 @@ import (
 )
 
 // asHanded makes of frames what a kernel with offloads might hand over: some as
-// they are, some with an open checksum, and of those that can be joined some as
-// super-frames.
+// they are, some with an partial checksums, and of those that can be joined some as
+// GSO packets.
 func asHanded(r *rand.Rand, in [][]byte) (out []memFrame) {
 	c := gro.New()
 	flush := func() {
@@ -99,7 +99,7 @@ func TestRandomMixes(t *testing.T) {
 					}
 				}
 				if gsoPackets < 300 || (m.nodes[2].tap.sup > 300) != can.TCP {
-					t.Errorf("%d super-frames went in and %d came out", gsoPackets, m.nodes[2].tap.sup)
+					t.Errorf("%d GSO packets went in and %d came out", gsoPackets, m.nodes[2].tap.sup)
 				}
 				for i, n := range m.nodes {
 					for _, l := range n.Status().Links {

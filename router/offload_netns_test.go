@@ -125,9 +125,9 @@ func train(t *testing.T, from, to *host, a, b netip.Addr, size, n int) {
 	t.Errorf("%s: the train does not arrive: %v", b, err)
 }
 
-// tagged sends a super-frame in a VLAN from one container's card to another's
+// tagged sends a GSO packet in a VLAN from one container's card to another's
 // and puts together what arrives there, whole or in segments. Where the card
-// gives super-frames it returns how many came.
+// gives GSO packets it returns how many came.
 func tagged(t *testing.T, from, to *host, udp bool) (gsoPackets int) {
 	t.Helper()
 	a, b := from.card(), to.card()
@@ -202,7 +202,7 @@ func TestGSOPacketsInVLANs(t *testing.T) {
 				continue // the container's card takes none of datagrams
 			}
 			if n := tagged(t, hosts[0], hosts[1], udp); n == 0 && !off {
-				t.Errorf("udp %v: no super-frame arrives as one", udp)
+				t.Errorf("udp %v: no GSO packet arrives as one", udp)
 			}
 		}
 	}
@@ -240,7 +240,7 @@ func TestOffloadsOfMixedPeers(t *testing.T) {
 		what   string
 		config func(i int, c *router.Config)
 		words  [2]string
-		super  bool // whether containers are given super-frames at the far end
+		super  bool // whether containers are given GSO packets at the far end
 	}{
 		{"all", nil, [2]string{all, all}, true},
 		{"off at the sender", func(i int, c *router.Config) { c.NoTAPOffload, c.NoUDPOffload = i == 0, i == 0 }, [2]string{off, all}, true},
@@ -277,7 +277,7 @@ func TestOffloadsOfMixedPeers(t *testing.T) {
 				}
 			}
 			if got := b.Status().TAPGSOOut > 0; got != c.super {
-				t.Errorf("%d super-frames were given to containers", b.Status().TAPGSOOut)
+				t.Errorf("%d GSO packets were given to containers", b.Status().TAPGSOOut)
 			}
 		})
 	}
@@ -357,7 +357,7 @@ func TestEachRefusal(t *testing.T) {
 }
 
 // TestSuperFramesAndSmallUnderlay: segments that do not fit are complained of,
-// not cut anew, and the stream finds its way.
+// not cut again, and the stream finds its way.
 func TestGSOPacketsAndSmallUnderlay(t *testing.T) {
 	hosts := newHosts(t, 3, options{mtu: 1500, underlayMTU: 1300})
 	a, b := hosts[0], hosts[2]

@@ -20,7 +20,7 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// superFrame makes a super-frame from node src to node dst, and the segments it
+// superFrame makes a GSO packet from node src to node dst, and the segments it
 // stands for.
 func gsoPacket(t testing.TB, src, dst ethernet.MAC, s packets.Spec, size int) (f memFrame, segs [][]byte) {
 	b := s.Frame()
@@ -104,7 +104,7 @@ func TestGSOPackets(t *testing.T) {
 						t.Errorf("%s: others hear of it", what)
 					}
 					if whole, able := m.nodes[2].tap.sup-before, s.UDP && can.UDP || !s.UDP && can.TCP; (whole > 0) != able {
-						t.Errorf("%s: %d super-frames came out", what, whole)
+						t.Errorf("%s: %d GSO packets came out", what, whole)
 					}
 					// To all: for both, once.
 					f, want = gsoPacket(t, macOf(0), ethernet.Broadcast, s, size)
@@ -197,12 +197,12 @@ func TestLostPacketsCostTheirSegmentsOnly(t *testing.T) {
 			t.Errorf("%d packets of %d were lost and %d frames are missing", lost, supers*count, n)
 		}
 		if m.nodes[2].tap.sup < supers {
-			t.Errorf("only %d super-frames came out", m.nodes[2].tap.sup)
+			t.Errorf("only %d GSO packets came out", m.nodes[2].tap.sup)
 		}
 	})
 }
 
-// TestHostRefusesSuperFrames: some kernels say they take super-frames and then
+// TestHostRefusesSuperFrames: some kernels say they take GSO packets and then
 // do not. Nothing is lost by that, and they are not bothered again.
 func TestHostRefusesGSOPackets(t *testing.T) {
 	for _, errno := range []error{unix.EINVAL, unix.EIO} {
@@ -225,18 +225,18 @@ func TestHostRefusesGSOPackets(t *testing.T) {
 						sameFrames(t, fmt.Sprintf("kind %d, %s refused with %v", i, kind, errno), m.got()[1], want)
 					}
 				}
-				if s := m.nodes[1].Status(); !strings.Contains(s.TAPOffloads, "no "+kind.String()+" super-frames") || s.Drops["tap"] != 0 {
+				if s := m.nodes[1].Status(); !strings.Contains(s.TAPOffloads, "no "+kind.String()+" GSO packets") || s.Drops["tap"] != 0 {
 					t.Errorf("%s refused: %+v", kind, s)
 				}
 			}
 			if q.sup < 3 { // more, where a batch ended in the middle of one
-				t.Errorf("%d super-frames came out, want at least the 3 of datagrams before those were refused", q.sup)
+				t.Errorf("%d GSO packets came out, want at least the 3 of datagrams before those were refused", q.sup)
 			}
 		})
 	}
 }
 
-// TestFullLinksStayUp: a link that is full of super-frames renews its keys, and
+// TestFullLinksStayUp: a link that is full of GSO packets renews its keys, and
 // nothing is lost by that.
 func TestFullLinksStayUp(t *testing.T) {
 	inMesh(t, names(2), line(2), func(m *mesh) {
@@ -309,7 +309,7 @@ func TestNoAllocationForBulk(t *testing.T) {
 	}
 }
 
-// BenchmarkSuperPath measures the work on a super-frame of 62 KB without the
+// BenchmarkSuperPath measures the work on a GSO packet of 62 KB without the
 // kernel's. "From" includes sealing the packets.
 func BenchmarkGSOPath(b *testing.B) {
 	s := newStill(b, seal.AES256GCM)

@@ -41,7 +41,7 @@ type Control interface {
 	// Send gives a message of link control to a direct neighbour, over the
 	// session: reliable, in order, sealed. The mesh owns msg after the call.
 	Send(to peer.Name, msg []byte) error
-	// SetLink tells that the link to a neighbour came up or went down, and its
+	// SetLink reports that the link to a neighbour came up or went down, and its
 	// round trip time. It is told again when the time changes much.
 	SetLink(to peer.Name, up bool, rtt time.Duration)
 }
@@ -59,7 +59,7 @@ type Neighbour struct {
 	Dialled bool
 }
 
-// Config says how a router is to be.
+// Config says how a router must be.
 type Config struct {
 	// Host and Port are where to listen for UDP; host "" for all addresses,
 	// port 0 for any.
@@ -75,11 +75,11 @@ type Config struct {
 	// 0. Links find by themselves what passes.
 	MaxUnderlayMTU int
 	// NoTAPOffload keeps frames of containers of MTU size and complete, instead
-	// of super-frames of up to 64 KB and open checksums. NoUDPOffload has each
+	// of GSO packets of up to 64 KB and partial checksums. NoUDPOffload has each
 	// packet cross the kernel by itself. Both are found out by trying where they
 	// are not set; these are for kernels or cards with faults.
 	NoTAPOffload, NoUDPOffload bool
-	// Fast is how the fast datapath is to be. If nil, or if the kernel refuses
+	// Fast is how the fast datapath must be. If nil, or if the kernel refuses
 	// eBPF, the TAP is a port of the bridge and there is none.
 	Fast *fastpath.Settings
 	// TAPKernel and UDPKernel are what is asked for offloads: this host's kernel
@@ -136,7 +136,7 @@ type Router struct {
 	tapGSOOut atomic.Uint64
 	macsRefused atomic.Uint64
 	linksLost   atomic.Uint64
-	refused     [offload.UDP + 1]atomic.Bool // kinds of super-frames that the kernel does not take
+	refused     [offload.UDP + 1]atomic.Bool // kinds of GSO packets that the kernel does not take
 
 	closeOnce sync.Once
 }
@@ -308,7 +308,7 @@ func (r *Router) do(f func()) {
 }
 
 // NeighbourUp begins the link to a neighbour. If there is one already it
-// begins anew, as for another session.
+// begins again, as for another session.
 func (r *Router) NeighbourUp(n Neighbour) { r.do(func() { r.neighbourUp(n) }) }
 
 // NeighbourDown ends the link to a neighbour, whose session is gone.

@@ -137,7 +137,7 @@ func (c *memConn) WriteBatch(m []udp.Message) (int, error) {
 }
 
 // memTAP is a tap.Queue; frames from containers are put in, those for them
-// come out. Super-frames come out in their segments, complete.
+// come out. GSO packets come out in their segments, complete.
 type memTAP struct {
 	can tap.Offloads
 	in  chan memFrame
@@ -146,7 +146,7 @@ type memTAP struct {
 
 	mu   sync.Mutex
 	out  [][]byte
-	sup  int                    // super-frames that came out
+	sup  int                    // GSO packets that came out
 	no   map[offload.Kind]error // how kinds are refused, though can says other
 	gone chan struct{}
 	once sync.Once
@@ -328,7 +328,7 @@ func newMeshOf(t *testing.T, o meshOptions, names []peer.Name, edges [][2]int) *
 }
 
 // start starts the router of node i, which does not run: for the first time, or
-// anew as after a crash.
+// again as after a crash.
 func (m *mesh) start(i int) {
 	n := m.nodes[i]
 	queues := make([]tap.Queue, max(1, m.o.queues))
@@ -368,7 +368,7 @@ func (m *mesh) start(i int) {
 	n.stop = func() { cancel(); <-ended }
 }
 
-// restart ends the router of node i and starts it anew: with its old name and
+// restart ends the router of node i and starts it again: with its old name and
 // address, and nothing else that it had.
 func (m *mesh) restart(i int) {
 	m.nodes[i].stop()

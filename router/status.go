@@ -49,7 +49,7 @@ type LinkStatus struct {
 // Station is an entry of the MAC table.
 type FDBEntry struct {
 	mac.Entry
-	// Frames of the station that the kernel's part carried; bytes of Ethernet
+	// Frames of the MAC address that the kernel's part carried; bytes of Ethernet
 	// frame.
 	TxPackets, TxBytes uint64 // from it
 	RxPackets, RxBytes uint64 // to it
@@ -68,7 +68,7 @@ type Status struct {
 	// Frames from and to the containers of this host.
 	TAPIn  uint64 `json:"tap_in"`
 	TAPOut uint64 `json:"tap_out"`
-	// Of those, in how many super-frames their bulk came and went.
+	// Of those, in how many GSO packets their bulk came and went.
 	TAPGSOIn  uint64 `json:"tap_super_in"`
 	TAPGSOOut uint64 `json:"tap_super_out"`
 	// Drops by reason of what belongs to no link, those that are not zero.
@@ -104,7 +104,7 @@ func (r *Router) tapOffloads() string {
 	s := r.queues[0].Offloads().String()
 	for _, k := range []offload.Kind{offload.TCP4, offload.UDP} {
 		if r.refused[k].Load() {
-			s += "; no " + k.String() + " super-frames to containers, the kernel refuses them"
+			s += "; no " + k.String() + " GSO packets to containers, the kernel refuses them"
 		}
 	}
 	return s

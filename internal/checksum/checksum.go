@@ -27,7 +27,7 @@ func Sum(b []byte) uint16 {
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[40:]), c)
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[48:]), c)
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[56:]), c)
-		s += c // can not carry: a sum that carried is less than its largest
+		s += c // cannot carry: a sum that carried is less than its largest
 		b = b[64:]
 	}
 	for len(b) >= 8 {

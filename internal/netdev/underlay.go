@@ -14,12 +14,12 @@ import (
 // the host's stack.
 type Underlay struct {
 	Ethernet bool // frames on it have an Ethernet header
-	// Netfilter tells that what leaves by it still meets netfilter: it crosses a bridge
+	// Netfilter reports that what leaves by it still meets netfilter: it crosses a bridge
 	// or the output chain of an IPVLAN.
 	Netfilter bool
 }
 
-// Underlay looks at an interface. Of what it can not find out it says the worse.
+// Underlay looks at an interface. Of what it cannot find out it says the worse.
 func (w *Watch) Underlay(ifindex int) (u Underlay) {
 	for range 8 { // no more lie on each other
 		l, err := w.h.LinkByIndex(ifindex)

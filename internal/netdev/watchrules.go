@@ -41,7 +41,7 @@ func (w *Watch) Rules(ctx context.Context, changed func()) error {
 	}
 }
 
-// changesRules tells whether a message is of a table, chain or rule: those of sets come
+// changesRules reports whether a message is of a table, chain or rule: those of sets come
 // by the thousand, and matter to nobody here.
 func changesRules(m netlink.Message) bool {
 	t := int(m.Header.Type)

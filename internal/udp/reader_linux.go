@@ -172,7 +172,7 @@ func (r *reader) receive(n int) error {
 	return nil
 }
 
-// areUrgent tells whether some of the datagrams in b, of size bytes each but
+// areUrgent reports whether some of the datagrams in b, of size bytes each but
 // perhaps the last, are urgent, and whether all are. A message may have both, as
 // a network card may join what comes from one peer.
 func (r *reader) areUrgent(b []byte, size int) (some, all bool) {

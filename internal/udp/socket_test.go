@@ -137,7 +137,7 @@ func TestBatchesOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestRefusal: a kernel that can not cut is asked once, and nothing is lost.
+// TestRefusal: a kernel that cannot cut is asked once, and nothing is lost.
 func TestRefusal(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EIO, unix.ENOPROTOOPT} {
 		k, refused := lesser(false, errno)

@@ -67,6 +67,6 @@ type Writer interface {
 	WriteBatch(m []Message) (int, error)
 }
 
-// IsTooBig tells whether err says that the interface can not send a datagram
+// IsTooBig reports whether err says that the interface cannot send a datagram
 // of that size.
 func IsTooBig(err error) bool { return errors.Is(err, unix.EMSGSIZE) }

@@ -32,16 +32,16 @@ const maxTags = 3
 // MAC is an Ethernet address.
 type MAC [MACLen]byte
 
-// Broadcast is the address of every station.
+// Broadcast is the address of every MAC address.
 var Broadcast = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// IsGroup tells whether m is a multicast or the broadcast address.
+// IsGroup reports whether m is a multicast or the broadcast address.
 func (m MAC) IsGroup() bool { return m[0]&1 != 0 }
 
-// IsStation tells whether m may be the source of a frame.
+// IsStation reports whether m may be the source of a frame.
 func (m MAC) IsUnicast() bool { return !m.IsGroup() && m != MAC{} }
 
-// IsReserved tells whether m is one of 01:80:c2:00:00:00 to 0f, which no bridge
+// IsReserved reports whether m is one of 01:80:c2:00:00:00 to 0f, which no bridge
 // forwards (IEEE 802.1Q, table 8-1): spanning tree, LLDP, pause and the like.
 func (m MAC) IsReserved() bool {
 	return m[0] == 1 && m[1] == 0x80 && m[2] == 0xc2 && m[3] == 0 && m[4] == 0 && m[5]&0xf0 == 0

@@ -245,7 +245,7 @@ func (c *Controller) Close() {
 // It never changes.
 func (c *Controller) Attached() bool { return c.attached }
 
-// trusts tells whether frames may go in clear between this host and a.
+// trusts reports whether frames may go in clear between this host and a.
 func (c *Controller) trusts(a netip.Addr) bool {
 	return !c.cfg.Encrypt || within(a, c.cfg.Trusted)
 }
@@ -254,7 +254,7 @@ func within(a netip.Addr, any []netip.Prefix) bool {
 	return slices.ContainsFunc(any, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// allowed tells whether VXLAN may be sent to a: in clear, or as it is inside the
+// allowed reports whether VXLAN may be sent to a: in clear, or as it is inside the
 // tunnel.
 func (c *Controller) allowed(a netip.Addr) bool {
 	if plan.TunnelPrefix.Contains(a) {

@@ -9,12 +9,12 @@ import (
 	"github.com/weft-net/weft/router/mac"
 )
 
-// The MAC table of package mac says where each station is. The kernel's map has
+// The MAC table of package mac says where each MAC address is. The kernel's map has
 // a copy: what lanes learn is written there; what the kernel sees is told by
-// events and learned here; when a station was last used is kept by both, and
+// events and learned here; when a MAC address was last used is kept by both, and
 // compared now and then.
 
-// seen takes in that the kernel saw a station where its map did not have
+// seen takes in that the kernel saw a MAC address where its map did not have
 // it.
 func (c *Controller) seen(e kernel.Event) {
 	m := ethernet.MAC(e.Addr)
@@ -40,7 +40,7 @@ func (c *Controller) seen(e kernel.Event) {
 	c.copyMAC(m)
 }
 
-// placeOf returns the short id of the peer that the table has a station behind; 0 if
+// placeOf returns the short id of the peer that the table has a MAC address behind; 0 if
 // it knows none, or the peer has none.
 func (c *Controller) placeOf(m ethernet.MAC) uint16 {
 	at, ok := c.macs.Lookup(m, c.since())
@@ -53,7 +53,7 @@ func (c *Controller) placeOf(m ethernet.MAC) uint16 {
 	return c.routes.ShortIDs[at]
 }
 
-// copyMAC writes what the table says of a station into the kernel's map.
+// copyMAC writes what the table says of a MAC address into the kernel's map.
 func (c *Controller) copyMAC(m ethernet.MAC) {
 	id := c.placeOf(m)
 	var err error
@@ -69,11 +69,11 @@ func (c *Controller) copyMAC(m ethernet.MAC) {
 		err = c.kernel.PutMAC(m, e)
 	}
 	if err != nil {
-		c.log.Debug("copy a station to the kernel", "mac", m, "err", err)
+		c.log.Debug("copy a MAC address to the kernel", "mac", m, "err", err)
 	}
 }
 
-// removeMAC forgets a station of this host whose interface is gone.
+// removeMAC forgets a MAC address of this host whose interface is gone.
 func (c *Controller) removeMAC(m ethernet.MAC) {
 	delete(c.vethOf, m)
 	if at, ok := c.macs.Lookup(m, c.since()); ok && at == c.self {
@@ -90,7 +90,7 @@ func (c *Controller) syncMACs() {
 	inKernel := make(map[ethernet.MAC]kernel.MACEntry)
 	err := c.kernel.MACs(func(m [6]byte, e kernel.MACEntry) bool { inKernel[m] = e; return true })
 	if err != nil {
-		c.log.Warn("read the kernel's stations", "err", err)
+		c.log.Warn("read the kernel's MAC addresses", "err", err)
 		return
 	}
 	for _, m := range c.compareMACs(inKernel, c.sys.BootTime()) {

@@ -31,7 +31,7 @@ func (c *Controller) tunnelConfig() wireguard.Config {
 	return wireguard.Config{Name: netdev.TunnelName, Port: c.cfg.TunnelPort, MTU: plan.TunnelMTU(c.cfg.MTU), Inside: plan.TunnelPrefix}
 }
 
-// openTunnel makes the tunnel if frames are to be encrypted and the kernel can,
+// openTunnel makes the tunnel if frames must be encrypted and the kernel can,
 // or says why there is none.
 func (c *Controller) openTunnel() {
 	cfg := c.tunnelConfig()
@@ -96,7 +96,7 @@ func text(err error) string {
 	return err.Error()
 }
 
-// sealing tells whether there is a tunnel that works.
+// sealing reports whether there is a tunnel that works.
 func (c *Controller) tunnelWorks() bool { return c.tunnel != nil && c.tunnelErr == nil }
 
 // setTunnelAddr follows the own short id.
@@ -168,7 +168,7 @@ func (c *Controller) fillSlots(give tunnelSlots, set map[peer.Name]*link, have m
 	}
 }
 
-// hasID tells whether the short id that a neighbour says it has is its own, and not
+// hasID reports whether the short id that a neighbour says it has is its own, and not
 // another's as far as the routes say.
 func (c *Controller) hasID(l *link) bool {
 	at, known := c.routes.ByShortID[l.PeerID()]
@@ -186,7 +186,7 @@ func newTunnelSlots(own [32]byte) tunnelSlots {
 	return tunnelSlots{make(map[netip.Addr]wireguard.Peer), map[[32]byte]bool{own: true}}
 }
 
-// to tells whether p got its place.
+// to reports whether p got its place.
 func (s tunnelSlots) give(p wireguard.Peer) bool {
 	if _, taken := s.peers[p.Inside]; taken || s.keys[p.Key] {
 		return false

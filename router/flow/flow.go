@@ -26,7 +26,7 @@ const (
 	// light, and burst the bytes that it may send at once.
 	drain = 2 << 20
 	burst = 16 << 10
-	// pause is after how long without a packet a heavy flow is light again.
+	// pause is after how long without a packet a bulk flow is light again.
 	pause = 60 * time.Millisecond
 )
 
@@ -47,8 +47,8 @@ type bucket struct {
 func New() *Table { return &Table{seed: maphash.MakeSeed()} }
 
 // Light takes in that an Ethernet frame of a flow is sent at now, which is a
-// time that never goes back, and tells whether the flow sends little. What is
-// no TCP or UDP is one flow for each pair of IP addresses, or of stations.
+// time that never goes back, and reports whether the flow sends little. What is
+// no TCP or UDP is one flow for each pair of IP addresses, or of MAC addresses.
 func (t *Table) Sparse(now time.Duration, frame []byte) bool {
 	b := &t.buckets[maphash.Bytes(t.seed, key(frame))%buckets]
 	gap := now - b.at

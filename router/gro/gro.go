@@ -1,8 +1,8 @@
 // Package gro joins frames of one flow that came one after the other into
-// super-frames, as the kernel's generic receive offload does, so that a batch
+// GSO packets, as the kernel's generic receive offload does, so that a batch
 // of packets costs the host one pass through its bridge and its stack.
 //
-// What is joined is what package offload would cut the super-frame into again,
+// What is joined is what package offload would cut the GSO packet into again,
 // byte for byte: nothing is lost, nothing is made up. The rules are those of
 // tcp_gro_receive, udp_gro_receive, inet_gro_receive and ipv6_gro_receive of
 // the kernel, in places stricter:
@@ -12,7 +12,7 @@
 //   - IPv4 identifications count up by one, or, with DF, are all the same
 //   - TCP: the sequence numbers follow each other, acknowledgement, window,
 //     urgent pointer, options (so timestamps) and flags are equal, but that CWR
-//     may be on the first only and that PSH or FIN end the super-frame; SYN, RST
+//     may be on the first only and that PSH or FIN end the GSO packet; SYN, RST
 //     and URG never join, nor does a segment without payload
 //   - each payload has the length of the first, and a shorter one is the last;
 //     datagrams likewise, and those without a checksum never join
@@ -20,7 +20,7 @@
 //     comes from and is authenticated since
 //
 // A frame that does not fit is passed on as it is. Frames of one flow stay in
-// their order, and so do those that can not be told to be of a flow.
+// their order, and so do those that cannot be told to be of a flow.
 package gro
 
 import (
@@ -35,8 +35,8 @@ const (
 	maxFrames   = 1024  // added until Reset
 	maxOpen     = 32    // flows that may still grow
 	maxPacket   = 65535 // IP packet
-	maxSegments = 256   // of a super-frame, each of which is a part to write
-	maxUDP      = 64    // of a datagram super-frame: UDP_GRO_CNT_MAX of the kernel
+	maxSegments = 256   // of a GSO packet, each of which is a part to write
+	maxUDP      = 64    // of a datagram GSO packet: UDP_GRO_CNT_MAX of the kernel
 )
 
 // TCP flags (RFC 9293 section 3.1, RFC 3168).
@@ -61,7 +61,7 @@ type Coalescer struct {
 	parts [][]byte
 }
 
-// item is an ordinary frame, or a super-frame in the making.
+// item is an ordinary frame, or a GSO packet in the making.
 type item struct {
 	frame   []byte // the first one
 	layout  offload.Layout
@@ -92,7 +92,7 @@ func New() *Coalescer {
 	}
 }
 
-// Full tells whether Add must not be called before Reset.
+// Full reports whether Add must not be called before Reset.
 func (c *Coalescer) Full() bool { return len(c.items)+len(c.segs) == maxFrames }
 
 // Add takes a frame in. It is borrowed until Reset, and its headers may be
@@ -130,7 +130,7 @@ func (c *Coalescer) Add(frame []byte, partial bool) {
 		if joined && !old.ended() {
 			return
 		}
-		// It can not grow any more, or what follows it must not overtake.
+		// It cannot grow any more, or what follows it must not overtake.
 		c.open[i] = c.open[len(c.open)-1]
 		c.open = c.open[:len(c.open)-1]
 		if joined {
@@ -148,7 +148,7 @@ func (c *Coalescer) Add(frame []byte, partial bool) {
 	}
 }
 
-// joinable tells whether the frame can be part of a super-frame at all.
+// joinable reports whether the frame can be part of a GSO packet at all.
 func (it *item) joinable() bool {
 	l := &it.layout
 	if it.size == 0 || !l.Plain || !l.ValidIP(it.frame) {
@@ -160,13 +160,13 @@ func (it *item) joinable() bool {
 	return it.flags&(flagSYN|flagRST|flagURG) == 0
 }
 
-// ended tells whether nothing may be joined to the item any more.
+// ended reports whether nothing may be joined to the item any more.
 func (it *item) ended() bool {
 	return it.flags&(flagPSH|flagFIN) != 0 || it.total < it.count*it.size || it.count == maxSegments ||
 		it.layout.Proto == offload.ProtoUDP && it.count == maxUDP
 }
 
-// sameFlow tells whether two frames have the same protocol, addresses and ports
+// sameFlow reports whether two frames have the same protocol, addresses and ports
 // in the same VLAN.
 func sameFlow(a, b *item) bool {
 	x, y := &a.layout, &b.layout

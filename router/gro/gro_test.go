@@ -44,7 +44,7 @@ func finish(t testing.TB, h offload.Header, parts [][]byte, frames int) (out [][
 	}
 	l := s.Layout()
 	if s.Count() != frames || !l.ValidIP(b) || !h.NeedsSum || int(h.HeaderLen) != l.Payload {
-		t.Fatalf("a super-frame of %d frames is cut in %d; %+v", frames, s.Count(), h)
+		t.Fatalf("a GSO packet of %d frames is cut in %d; %+v", frames, s.Count(), h)
 	}
 	if got := binary.BigEndian.Uint16(b[l.SumAt():]); got != l.PseudoSum(b, l.End-l.L4) {
 		t.Fatalf("the pseudo-header's sum is %04x", got)
@@ -131,7 +131,7 @@ func TestRandomMixes(t *testing.T) {
 		}()
 	}
 	if gsoPackets < 5000 {
-		t.Errorf("only %d super-frames in 400 mixes", gsoPackets)
+		t.Errorf("only %d GSO packets in 400 mixes", gsoPackets)
 	}
 }
 
@@ -238,7 +238,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestNothingOvertakes: what can not be joined ends what its flow had, and a
+// TestNothingOvertakes: what cannot be joined ends what its flow had, and a
 // fragment, whose flow is not known, ends all.
 func TestNothingOvertakes(t *testing.T) {
 	seg := func(flow byte, i int) packets.Spec {
@@ -264,7 +264,7 @@ func TestNothingOvertakes(t *testing.T) {
 	}
 }
 
-// TestLimits: a super-frame is no larger than an IP packet can be, nor has it
+// TestLimits: a GSO packet is no larger than an IP packet can be, nor has it
 // more parts than the kernel takes.
 func TestLimits(t *testing.T) {
 	stream := func(udp bool, n, size int) (in []packets.Spec) {

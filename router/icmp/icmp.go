@@ -86,7 +86,7 @@ func tooBig4(out, packet []byte, ip ethernet.IP, mtu int) []byte {
 	return out
 }
 
-// isQuery4 tells whether an ICMPv4 type is a question or its answer, and not
+// isQuery4 reports whether an ICMPv4 type is a question or its answer, and not
 // an error: echo, timestamp, address mask, router discovery.
 func isQuery4(t byte) bool {
 	switch t {

@@ -195,7 +195,7 @@ func (m *Machine) onConfirm(now time.Time, c wire.Control) {
 	}
 }
 
-// FirstUse tells that the first packet was opened under the receive key at
+// FirstUse reports that the first packet was opened under the receive key at
 // index.
 func (m *Machine) FirstUse(now time.Time, index uint32) []Effect {
 	k := &m.keys

@@ -121,7 +121,7 @@ type Machine struct {
 	beat beat
 	path path
 
-	// unusable says why the link can not come up at all, until keys are agreed.
+	// unusable says why the link cannot come up at all, until keys are agreed.
 	unusable string
 }
 
@@ -190,7 +190,7 @@ func (m *Machine) flush() []Effect {
 
 func (m *Machine) do(e Effect) { m.out = append(m.out, e) }
 
-// Moved tells that an authenticated packet, newer than all before, came from
+// Moved reports that an authenticated packet, newer than all before, came from
 // another address.
 func (m *Machine) Moved(now time.Time, from netip.AddrPort) []Effect {
 	if from != m.addr {
@@ -222,12 +222,12 @@ func (m *Machine) judge(now time.Time) {
 	}
 }
 
-// alive tells whether the peer answers.
+// alive reports whether the peer answers.
 func (m *Machine) alive(now time.Time) bool {
 	return !m.beat.lastAnswer.IsZero() && now.Sub(m.beat.lastAnswer) < Silence
 }
 
-// Next is when Tick is to be called at the latest.
+// Next is when Tick must be called at the latest.
 func (m *Machine) Next() time.Time {
 	next := m.keys.next(m)
 	for _, t := range []time.Time{m.nextBeat(), m.path.next(), m.deadline()} {

@@ -335,7 +335,7 @@ func (p *path) reached(now time.Time, size int) {
 	}
 }
 
-// TooBig tells that the kernel refused to send a packet of size bytes of IP,
+// TooBig reports that the kernel refused to send a packet of size bytes of IP,
 // as the interface carries less.
 func (m *Machine) TooBig(now time.Time, size int) []Effect {
 	p := &m.path

@@ -1,8 +1,8 @@
 // Package offload does in software what the kernel leaves to a device: it cuts
-// super-frames in segments and fills in checksums. It is the same work in both
+// GSO packets in segments and fills in checksums. It is the same work in both
 // directions of a TAP with virtio-net headers; package gro does the reverse.
 //
-// A super-frame is one Ethernet frame whose TCP or UDP payload is that of many
+// A GSO packet is one Ethernet frame whose TCP or UDP payload is that of many
 // packets of one flow, up to 64 KB, with one set of headers.
 package offload
 
@@ -17,7 +17,7 @@ import (
 // HeaderLen is the length of a Header in bytes.
 const HeaderLen = 10
 
-// Kind is what a super-frame is to be cut into. The numbers are those of
+// Kind is what a GSO packet must be cut into. The numbers are those of
 // VIRTIO_NET_HDR_GSO_* (virtio 1.3, section 5.1.6).
 type Kind uint8
 
@@ -64,7 +64,7 @@ type Header struct {
 	// everything from Start on; they hold what is not in there, the
 	// pseudo-header's sum.
 	NeedsSum bool
-	// HeaderLen is the length of all headers of a super-frame. The kernel takes
+	// HeaderLen is the length of all headers of a GSO packet. The kernel takes
 	// it as a hint and gives it as one.
 	HeaderLen uint16
 	// Size is the payload of each segment, in bytes; the last may have less.

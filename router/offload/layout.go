@@ -117,7 +117,7 @@ func (l *Layout) PseudoSum(frame []byte, n int) uint16 {
 	return checksum.Add(l.addressSum(frame), uint16(n))
 }
 
-// Valid tells whether the transport checksum is right. A UDP datagram without
+// Valid reports whether the transport checksum is right. A UDP datagram without
 // one is not valid.
 func (l *Layout) Valid(frame []byte) bool {
 	if l.Proto == ProtoUDP && binary.BigEndian.Uint16(frame[l.SumAt():]) == 0 {
@@ -127,7 +127,7 @@ func (l *Layout) Valid(frame []byte) bool {
 	return s == 0xffff
 }
 
-// ValidIP tells whether the checksum of an IPv4 header is right; IPv6 has none.
+// ValidIP reports whether the checksum of an IPv4 header is right; IPv6 has none.
 func (l *Layout) ValidIP(frame []byte) bool {
 	return l.Six || checksum.Sum(frame[l.IP:l.IP+int(frame[l.IP]&15)*4]) == 0xffff
 }

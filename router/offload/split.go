@@ -14,17 +14,17 @@ const (
 	flagCWR = 0x80
 )
 
-// MaxSegments is how many segments a super-frame may have: one of 64 KB with 32
+// MaxSegments is how many segments a GSO packet may have: one of 64 KB with 32
 // bytes each. The kernel's least TCP segment is 48 bytes long, and it cuts
 // datagrams into 128 parts at most.
 const MaxSegments = 2048
 
-// ErrSuper is returned for what is no super-frame, or contradicts its header.
-var ErrGSO = errors.New("not the super-frame that its header says")
+// ErrSuper is returned for what is no GSO packet, or contradicts its header.
+var ErrGSO = errors.New("not the GSO packet that its header says")
 
-// Splitter cuts a super-frame in segments as the kernel would, in
+// Splitter cuts a GSO packet in segments as the kernel would, in
 // tcp_gso_segment and __udp_gso_segment. Each segment has the headers of the
-// super-frame, and in them is its own:
+// GSO packet, and in them is its own:
 //
 //	IPv4         length; identification, one more for each; checksum
 //	IPv6         length
@@ -41,7 +41,7 @@ type Splitter struct {
 	sum    uint16 // of the pseudo-header without the length
 }
 
-// Reset makes the splitter ready for a super-frame, which is borrowed for as
+// Reset makes the splitter ready for a GSO packet, which is borrowed for as
 // long as the splitter is used.
 func (s *Splitter) Reset(h Header, frame []byte) error {
 	l, ok := Parse(frame)
@@ -57,7 +57,7 @@ func (s *Splitter) Reset(h Header, frame []byte) error {
 	return nil
 }
 
-// of tells whether frames of a layout can be of this kind.
+// of reports whether frames of a layout can be of this kind.
 func (k Kind) of(l *Layout) bool {
 	switch k {
 	case TCP4:
@@ -70,7 +70,7 @@ func (k Kind) of(l *Layout) bool {
 	return false
 }
 
-// Layout is that of the super-frame and, but for End, of each segment.
+// Layout is that of the GSO packet and, but for End, of each segment.
 func (s *Splitter) Layout() *Layout { return &s.layout }
 
 // Count is the number of segments, at least one.

@@ -11,7 +11,7 @@ import (
 	"github.com/weft-net/weft/router/offload/packets"
 )
 
-// super makes a super-frame of a spec as a kernel would hand it over: lengths
+// super makes a GSO packet of a spec as a kernel would hand it over: lengths
 // right, checksum open.
 func super(t testing.TB, s packets.Spec, size int, ecn bool) (offload.Header, []byte) {
 	b := s.Frame()

@@ -21,11 +21,11 @@ type Window struct {
 	ring [words]uint64
 }
 
-// Check tells whether seq is new. Ask it before the work of authenticating a
+// Check reports whether seq is new. Ask it before the work of authenticating a
 // packet, and Accept after.
 func (w *Window) Check(seq uint64) bool {
 	if seq >= w.next {
-		return seq != ^uint64(0) // so that next can not wrap
+		return seq != ^uint64(0) // so that next cannot wrap
 	}
 	if w.next-seq > Size {
 		return false

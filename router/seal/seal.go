@@ -47,7 +47,7 @@ func (s Suite) String() string {
 // Suites is a set: bit 1<<s is set if s is in it.
 type Suites uint16
 
-// Has tells whether s is in the set.
+// Has reports whether s is in the set.
 func (x Suites) Has(s Suite) bool { return s < 16 && x&(1<<s) != 0 }
 
 // Local returns what this CPU does well: ChaCha20-Poly1305 always, AES-GCM
@@ -215,7 +215,7 @@ var (
 )
 
 // Open authenticates and decrypts a packet in place, whose header is h. The
-// body is part of b. newest tells whether no later packet of the lane was seen
+// body is part of b. newest reports whether no later packet of the lane was seen
 // before, so that its outer addresses are current.
 func (r *Rx) Open(h wire.Header, b []byte, n *Nonce) (body []byte, newest bool, err error) {
 	lane := r.lanes[h.Lane].Load()

@@ -2,7 +2,7 @@
 // of a TAP device.
 //
 // Two drivers have the same contract. Device asks the kernel for virtio-net
-// headers, so that frames come and go as super-frames with their checksums left
+// headers, so that frames come and go as GSO packets with their checksums left
 // open. Plain, by github.com/songgao/water, is for kernels that refuse that: a
 // frame of MTU size for each system call.
 package tap
@@ -23,8 +23,8 @@ const (
 // Offloads is what a queue takes and gives besides ordinary, complete frames.
 type Offloads struct {
 	Checksum bool // frames whose TCP or UDP checksum is left open
-	TCP      bool // super-frames of TCP segments
-	UDP      bool // super-frames of UDP datagrams
+	TCP      bool // GSO packets of TCP segments
+	UDP      bool // GSO packets of UDP datagrams
 }
 
 // String is what status shows.
@@ -62,7 +62,7 @@ type Queue interface {
 // Reader reads batches.
 type Reader interface {
 	// ReadBatch waits until at least one frame has come, and returns those that
-	// are there, up to some bound. They are to be used until the next call.
+	// are there, up to some bound. They must be used until the next call.
 	ReadBatch() ([]Frame, error)
 }
 

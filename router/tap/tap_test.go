@@ -162,7 +162,7 @@ func TestNoAllocation(t *testing.T) {
 	})
 }
 
-// TestSuperFramesBothWays has the kernel cut a super-frame that was written, and
+// TestSuperFramesBothWays has the kernel cut a GSO packet that was written, and
 // hand over one whole that a socket sent.
 func TestGSOPacketsBothWays(t *testing.T) {
 	d, _, ns := up(t, drivers["offload"])
@@ -297,7 +297,7 @@ func TestLesserKernels(t *testing.T) {
 	}
 }
 
-// TestPlainTakesNothingUnfinished: what it can not carry it says.
+// TestPlainTakesNothingUnfinished: what it cannot carry it says.
 func TestPlainTakesNothingUnfinished(t *testing.T) {
 	d, _, _ := up(t, drivers["plain"])
 	if err := d.NewWriter().Write(offload.Header{NeedsSum: true, Start: 14, Offset: 2}, [][]byte{frame(1, 50)}); !errors.Is(err, tap.ErrOffload) {

@@ -78,7 +78,7 @@ type Tunnel struct {
 	Key  [32]byte // X25519 public key; zero if there is no tunnel
 }
 
-// Valid tells whether there is one.
+// Valid reports whether there is one.
 func (t Tunnel) Valid() bool { return t.Key != [32]byte{} && t.Port != 0 }
 
 const (

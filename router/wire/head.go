@@ -65,7 +65,7 @@ func (h *Head) Len() int {
 	return DirectLen
 }
 
-// ToAll tells whether the frame is for every peer.
+// ToAll reports whether the frame is for every peer.
 func (h *Head) ToAll() bool {
 	return h.Kind == Routed && h.DstID == EveryID || h.Kind == RoutedLong && h.Dst == peer.Broadcast
 }

@@ -38,7 +38,7 @@
 // The checksum of a Partial frame holds the sum of the pseudo-header only, as the
 // sender's kernel left it to its device. The tag protects the frame on the way,
 // and the receiver's kernel is told that the checksum is right and may be left
-// open; a receiver that can not tell it fills the checksum in. So no CPU ever
+// open; a receiver that cannot tell it fills the checksum in. So no CPU ever
 // sums bulk data up.
 //
 // Routed long is for meshes in which two peers share the low half of their
@@ -60,7 +60,7 @@ const (
 	Batch    Type = 2 // several frames, each with its length
 	Fragment Type = 3 // a part of one frame, head included
 	Probe    Type = 4 // heartbeat and path MTU probe
-	Sealed   Type = 5 // reserved: a frame that relays can not read
+	Sealed   Type = 5 // reserved: a frame that relays cannot read
 	Partial  Type = 6 // as Data, of a TCP segment or a UDP datagram whose checksum is left open
 )
 
@@ -93,7 +93,7 @@ type Header struct {
 	Sequence uint64 // 56 bits
 }
 
-// Urgent tells whether a packet may be handled before others that came before
+// Urgent reports whether a packet may be handled before others that came before
 // it. It need not be authentic.
 func Urgent(b []byte) bool { return len(b) >= HeaderLen && b[4]&1 == 0 }
 

@@ -14,7 +14,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// Config is what the interface is to be.
+// Config is what the interface must be.
 type Config struct {
 	Name   string
 	Port   int          // UDP
@@ -153,7 +153,7 @@ func (d *Device) configure() error {
 }
 
 // Mend brings back what others removed or switched off since: the interface, its
-// address, its routes. An interface that had to be made anew has another Key, and
+// address, its routes. An interface that had to be made again has another Key, and
 // no neighbours until the next Apply. What is as it should be is not touched.
 func (d *Device) Mend() error {
 	old := d.link.Attrs().Index

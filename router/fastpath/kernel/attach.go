@@ -122,7 +122,7 @@ func (d *Datapath) detach(h hook) error {
 	return nil
 }
 
-// alive tells whether the link is attached to an interface that is there.
+// alive reports whether the link is attached to an interface that is there.
 func alive(l link.Link, ifindex int) bool {
 	info, err := l.Info()
 	if err != nil || info.TCX() == nil {

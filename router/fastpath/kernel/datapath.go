@@ -306,8 +306,8 @@ func (d *Datapath) SetExpress(on bool) error {
 	return d.putConfig(c)
 }
 
-// Events calls f with each station that the kernel sees where the maps do not
-// have it, until ctx ends; then it returns nil. It is to be called once at a
+// Events calls f with each MAC address that the kernel sees where the maps do not
+// have it, until ctx ends; then it returns nil. It must be called once at a
 // time.
 func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(d.c.Events)

@@ -118,7 +118,7 @@ func makeVXLAN(o Options) (int, error) {
 			return 0, err
 		}
 	}
-	// Whether the cards make right checksums is found out anew each time.
+	// Whether the cards make right checksums is found out again each time.
 	if err := setOffload(o.VXLAN, unix.ETHTOOL_STXCSUM, true); err != nil {
 		return 0, errors.Join(err, remove(o.VXLAN, "vxlan"))
 	}
@@ -176,7 +176,7 @@ func removePins(dir string) error {
 // mountSource is what a file system mounted by weft has as its source.
 const mountSource = "weft"
 
-// mountedByWeft tells whether dir is the mount point of a file system that
+// mountedByWeft reports whether dir is the mount point of a file system that
 // mountBPF has mounted.
 func mountedByWeft(dir string) (bool, error) {
 	dir, err := filepath.Abs(dir)

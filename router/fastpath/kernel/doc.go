@@ -29,16 +29,16 @@
 //	from_container ingress of the host's end of a container's veth (express):
 //	               to another container of this host, or into VXLAN and out by
 //	               the underlay's interface, past bridge and VXLAN device.
-//	               What it can not finish goes on to the bridge, untouched.
+//	               What it cannot finish goes on to the bridge, untouched.
 //	from_underlay  ingress of the underlay's interface: VXLAN for a container of
 //	               this host goes into it (express), or in at the port. What it
-//	               can not finish goes on to the host, untouched.
+//	               cannot finish goes on to the host, untouched.
 //
 // So there are three ways, which mix, as the bytes on the wire are the same:
 //
 //	express  past bridge and VXLAN device
 //	judged   past the VXLAN device: where rules are to see what the bridge
-//	         passes on, and for stations that are no containers
+//	         passes on, and for MAC addresses that are no containers
 //	device   neither: an underlay of IPv6, WireGuard, IPsec, no Ethernet, a card with
 //	         wrong checksums; and out by an underlay that is a bridge of the host, on which
 //	         netfilter would take what it knows of the frame inside, like a
@@ -51,7 +51,7 @@
 //
 //	| destination 12 | source 12 |
 //
-// A probe is a frame inside from source address zero, which no station has, with
+// A probe is a frame inside from source address zero, which no MAC address has, with
 // a UDP packet as containers send them, of which the sender's kernel is to make
 // the checksum, in software or by its card:
 //
@@ -64,7 +64,7 @@
 //
 // Some cards make wrong checksums of what is inside VXLAN, above all on another
 // port than 4789: then small answers pass and TCP hangs. The echo shows it, as
-// nobody on the way back makes the checksum anew.
+// nobody on the way back makes the checksum again.
 //
 // # Tags
 //
@@ -74,11 +74,11 @@
 //	| zero 12 | ethertype 0x88b5 2 | op 1 | reason 1 | source 2 | destination 2 |
 //	| ttl 1 | zero 3 | address 16 |                                    40 bytes
 //
-//	op 1 relay  a frame between two peers that this host's kernel can not pass
+//	op 1 relay  a frame between two peers that this host's kernel cannot pass
 //	            on; reason says why, address is the host it came from
 //	op 2 echo   an echo that came back; address is who sent it
 //
-// What follows is a whole Ethernet frame, which may be a super-frame; positions in
+// What follows is a whole Ethernet frame, which may be a GSO packet; positions in
 // its virtio-net header count the tag.
 //
 // IPv4 addresses are written as IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2).
@@ -89,26 +89,26 @@
 // counters and the time of last use, which the kernel keeps.
 //
 //	config   what this host is: interfaces, own short id, flags
-//	macs     station -> short id of the peer behind which it is, and for one of
+//	macs     MAC address -> short id of the peer behind which it is, and for one of
 //	         this host its veth
 //	peers    short id -> how frames for it leave this host
 //	remotes  outer address -> the neighbour that it is
 //	traffic  short id -> packets and bytes, per CPU
 //	drops    reason -> packets, per CPU
-//	events   stations seen where macs does not have them; pending bounds their
-//	         number to one for each station in 100 ms
+//	events   MAC addresses seen where macs does not have them; pending bounds their
+//	         number to one for each MAC address in 100 ms
 //
 // Two levels, so that a change of the routes is one write and touches no
-// station.
+// MAC address.
 //
 // Programs and maps are pinned in a folder named by the maps' layout; another
-// layout's pins are removed, and all begins anew.
+// layout's pins are removed, and all begins again.
 //
 // # What is not seen
 //
 // A frame by express crosses neither bridge nor VXLAN device nor the host's
 // netfilter: bridge ageing, packet filters, conntrack and captures there do not
-// see it. Judged, it is seen on the bridge, and the packet around it by nobody. The bridge's port drops what the bridge floods for a station of this
+// see it. Judged, it is seen on the bridge, and the packet around it by nobody. The bridge's port drops what the bridge floods for a MAC address of this
 // host.
 //
 // That a packet comes from the address of a neighbour is all that from_vxlan can

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PutMAC says where a station is. Counters of an entry that is there are kept,
+// PutMAC says where a MAC address is. Counters of an entry that is there are kept,
 // but for what is counted during the call, and so is the time of last use, which
 // for a new entry is now unless e says it.
 func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
@@ -38,7 +38,7 @@ func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
 }
 
 // BootTime is the kernel's clock in MACEntry.Seen, nanoseconds since boot with the
-// time asleep; 0 if it can not be read.
+// time asleep; 0 if it cannot be read.
 func BootTime() uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
@@ -47,7 +47,7 @@ func BootTime() uint64 {
 	return uint64(ts.Nano())
 }
 
-// DeleteMAC forgets a station. One that is not there is no error.
+// DeleteMAC forgets a MAC address. One that is not there is no error.
 func (d *Datapath) DeleteMAC(mac [6]byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -130,12 +130,12 @@ func (d *Datapath) DeleteRemote(a netip.Addr) error {
 	return deleted(d.c.Remotes.Delete(&key), "remote", a.String())
 }
 
-// MACs calls yield with each station until it returns false. Stations that come
+// MACs calls yield with each MAC address until it returns false. Stations that come
 // or go meanwhile may be missed; yield may change them.
 func (d *Datapath) MACs(yield func(mac [6]byte, e MACEntry) bool) error {
 	err := each(d.c.Macs, func(k MACKey, e MACEntry) bool { return yield(k.Addr, e) })
 	if err != nil {
-		return fmt.Errorf("read stations: %w", err)
+		return fmt.Errorf("read MAC addresses: %w", err)
 	}
 	return nil
 }
@@ -198,7 +198,7 @@ func (d *Datapath) Traffic(id uint16) (sum Traffic, err error) {
 }
 
 // Drops returns the number of frames dropped by reason, without zeros. It is
-// nil if it can not be read.
+// nil if it cannot be read.
 func (d *Datapath) Drops() map[string]uint64 {
 	m := make(map[string]uint64)
 	for r := range numDrops {

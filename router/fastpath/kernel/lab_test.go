@@ -193,7 +193,7 @@ func (h *host) stop() {
 	h.Datapath, h.tap = nil, nil
 }
 
-// meet tells h of o: peer, station, and neighbours of the containers, as nobody
+// meet tells h of o: peer, MAC address, and neighbours of the containers, as nobody
 // forwards ARP.
 func (h *host) meet(o *host, l lab) {
 	h.t.Helper()

@@ -35,13 +35,13 @@ type MACKey struct {
 	_    [2]byte
 }
 
-// MACFlags are the flags of a station.
+// MACFlags are the flags of a MAC address.
 type MACFlags uint16
 
-// MACExpress is set for a station that may be bypassed to and from.
+// MACExpress is set for a MAC address that may be bypassed to and from.
 const MACExpress MACFlags = 1
 
-// MACEntry is struct mac_entry of bpf/weft.h: where a station is.
+// MACEntry is struct mac_entry of bpf/weft.h: where a MAC address is.
 type MACEntry struct {
 	Peer    uint16 // short id
 	Flags   MACFlags
@@ -107,7 +107,7 @@ type Config struct {
 	_         uint16
 }
 
-// Event is struct event of bpf/weft.h: a station was seen where the maps do not
+// Event is struct event of bpf/weft.h: a MAC address was seen where the maps do not
 // have it.
 type Event struct {
 	Addr    [6]byte

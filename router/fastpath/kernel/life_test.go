@@ -104,7 +104,7 @@ func TestAdoption(t *testing.T) {
 				t.Errorf("devices were %v, are %v", before, after)
 			}
 			if a.entry(a.mac).TxPackets < 100 {
-				t.Error("counters began anew")
+				t.Error("counters began again")
 			}
 			if l.express && (len(a.Containers()) != 1 || a.Containers()[0] != a.veth || len(a.Underlays()) != 1) {
 				t.Errorf("taken over: containers %v, underlays %v", a.Containers(), a.Underlays())
@@ -196,11 +196,11 @@ func TestOtherLayout(t *testing.T) {
 		t.Error(err)
 	}
 	if i := index(t, a.ns, a.opts.Port); i != port {
-		t.Error("the port was made anew")
+		t.Error("the port was made again")
 	}
 	n := 0
 	if err := a.MACs(func([6]byte, MACEntry) bool { n++; return true }); err != nil || n != 0 {
-		t.Errorf("there are %d stations, %v", n, err)
+		t.Errorf("there are %d MAC addresses, %v", n, err)
 	}
 	if err := os.Remove(kept); err != nil {
 		t.Fatal(err)
@@ -531,20 +531,20 @@ func TestMaps(t *testing.T) {
 		return true
 	}))
 	if len(seen) != many {
-		t.Errorf("there were %d stations, want %d", len(seen), many)
+		t.Errorf("there were %d MAC addresses, want %d", len(seen), many)
 	}
 	check(h.DeleteMAC(other))
 	n := 0
 	check(h.MACs(func([6]byte, MACEntry) bool { n++; return true }))
 	if n != 0 {
-		t.Errorf("%d stations left", n)
+		t.Errorf("%d MAC addresses left", n)
 	}
 
 	e := MACEntry{Peer: 3, TxPackets: 5, RxBytes: 6, Seen: 100}
 	check(h.PutMAC(there, e))
 	check(h.PutMAC(there, MACEntry{Peer: 4, Flags: MACExpress, Ifindex: 9}))
 	if got := h.entry(there); got != (MACEntry{Peer: 4, Flags: MACExpress, Ifindex: 9, TxPackets: 5, RxBytes: 6, Seen: 100}) {
-		t.Errorf("the station is %+v", got)
+		t.Errorf("the MAC address is %+v", got)
 	}
 
 	p := PeerEntry{Flags: PeerKnown | PeerFast, Next: 2, MTU: 1400, Remote: AddrOf(outerThere)}
@@ -610,7 +610,7 @@ func TestUnknownComesUp(t *testing.T) {
 	}
 }
 
-// TestSegmentsTooBig checks that super-frames are judged by their segments.
+// TestSegmentsTooBig checks that GSO packets are judged by their segments.
 func TestSegmentsTooBig(t *testing.T) {
 	for name, l := range map[string]lab{"device": {mtu: labMTU - 1}, "express": {mtu: labMTU - 1, express: true}} {
 		t.Run(name, func(t *testing.T) {

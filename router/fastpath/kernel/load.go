@@ -26,7 +26,7 @@ const meaning = 1
 // hexadecimal digits for each.
 const versionLen = 8
 
-// layoutVersion names the form of the maps. Those of another version can not be
+// layoutVersion names the form of the maps. Those of another version cannot be
 // taken over.
 func layoutVersion(spec *ebpf.CollectionSpec) string {
 	h := sha256.New()
@@ -65,7 +65,7 @@ type collection struct {
 // load loads programs and maps. Maps that are pinned in dir are taken over, the
 // others are pinned there.
 func load(spec *ebpf.CollectionSpec, dir string) (*collection, error) {
-	// Before Linux 5.11 maps count as locked memory. Where it can not be raised,
+	// Before Linux 5.11 maps count as locked memory. Where it cannot be raised,
 	// making them says so.
 	_ = rlimit.RemoveMemlock()
 	spec = spec.Copy()

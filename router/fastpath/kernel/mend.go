@@ -7,9 +7,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Mend makes the VXLAN device or the bridge's port anew if others removed them, sets
+// Mend makes the VXLAN device or the bridge's port again if others removed them, sets
 // the device up if they set it down, and puts the port back if they took it off the
-// bridge. It tells whether it did; checksums are left to the cards then, as by Open.
+// bridge. It reports whether it did; checksums are left to the cards then, as by Open.
 func (d *Datapath) Mend() (mended bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

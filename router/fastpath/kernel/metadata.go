@@ -17,7 +17,7 @@ type MetadataOp uint8
 
 // Operations.
 const (
-	MetadataRelay MetadataOp = 1 // a frame between two peers that the kernel can not pass on
+	MetadataRelay MetadataOp = 1 // a frame between two peers that the kernel cannot pass on
 	MetadataEcho  MetadataOp = 2 // an echo that came back
 )
 
@@ -54,7 +54,7 @@ func AppendMetadata(b []byte, t Metadata) []byte {
 }
 
 // ParseTag reads the tag in front of b. It is false if there is none, as with
-// every frame of a station.
+// every frame of a MAC address.
 func ParseMetadata(b []byte) (t Metadata, ok bool) {
 	if len(b) < MetadataLen || [12]byte(b) != [12]byte{} || binary.BigEndian.Uint16(b[12:]) != etherType {
 		return Metadata{}, false

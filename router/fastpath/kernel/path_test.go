@@ -16,7 +16,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
-// packets returns how many frames crossed an interface, super-frames counted
+// packets returns how many frames crossed an interface, GSO packets counted
 // once, and their mean length.
 func packets(t testing.TB, ns, name string) (n, mean uint64) {
 	t.Helper()
@@ -34,7 +34,7 @@ func packets(t testing.TB, ns, name string) (n, mean uint64) {
 }
 
 // took checks which way the hosts' traffic has gone, and that it went in
-// super-frames over the underlay in both directions.
+// GSO packets over the underlay in both directions.
 func took(t testing.TB, hosts []*host, express bool) {
 	t.Helper()
 	for _, h := range hosts {
@@ -195,7 +195,7 @@ func offloads(t testing.TB, ns, name string) {
 }
 
 // TestForwardAfterExpress has frames that express delivered go further, by
-// interfaces that can do nothing: what express leaves in a super-frame must not
+// interfaces that can do nothing: what express leaves in a GSO packet must not
 // mislead segmentation.
 func TestForwardAfterExpress(t *testing.T) {
 	newPair := func(t *testing.T) (a, b *host) {

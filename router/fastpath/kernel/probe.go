@@ -49,7 +49,7 @@ const probePort = 9
 
 // AppendProbe appends what the router writes to the TAP, with ProbeHeader, to
 // send p in a frame of length bytes, or of MinProbeLen if that is more. A probe of
-// 14 bytes more than an MTU tells whether packets of that MTU pass.
+// 14 bytes more than an MTU reports whether packets of that MTU pass.
 func AppendProbe(b []byte, p Probe, length int) []byte {
 	length = max(length, MinProbeLen)
 	b = slices.Grow(b, length)
@@ -85,7 +85,7 @@ func pseudoSum(f []byte) uint16 {
 }
 
 // ParseEcho reads the nonce of an echo, the frame behind a tag with TagEcho,
-// which says the rest. Summed tells whether the UDP checksum is right; what came
+// which says the rest. Summed reports whether the UDP checksum is right; what came
 // over devices of this kernel only may come with it still open, which the frame's
 // header on the TAP says. The frame is as long as the probe was.
 func ParseEcho(f []byte) (nonce [NonceLen]byte, summed, ok bool) {

@@ -119,7 +119,7 @@ func (b *bench) dropped(reason string) {
 	}
 }
 
-// event waits for an event of a station.
+// event waits for an event of a MAC address.
 func (b *bench) event(want Event) {
 	b.t.Helper()
 	eventually(b.t, "event", func() bool {
@@ -181,7 +181,7 @@ func TestFromPort(t *testing.T) {
 		}
 		b.dropped(reason)
 	}
-	// counts tells whether the frame was sent to peer 2 by VXLAN.
+	// counts reports whether the frame was sent to peer 2 by VXLAN.
 	counts := func(f []byte, ctx skb) (packets, octets uint64) {
 		t.Helper()
 		old := b.traffic(2)
@@ -462,7 +462,7 @@ func TestFromContainer(t *testing.T) {
 		goes(with(frame(there, here, ip6(200)), 15, byte(ecn)<<4), on, want)
 	}
 	goes(frame(there, here, ip4(benchMTU)), on, 0)
-	// Super-frames that fit are for path_test.go: here the kernel leaves gso_type
+	// GSO packets that fit are for path_test.go: here the kernel leaves gso_type
 	// open, and adjust_room takes only TCP and UDP.
 	pass(frame(there, here, ip4(benchMTU+1)), on)
 	pass(frame(there, here, ip4(3000)), skb{Ifindex: on.Ifindex, GSOSize: benchMTU - 51})

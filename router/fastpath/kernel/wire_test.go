@@ -238,7 +238,7 @@ func TestProbe(t *testing.T) {
 		t.Errorf("probe of %d bytes: % x", len(asked), asked[:40])
 	}
 	if echo(probeFrame(2, nonce, labMTU+14)) {
-		t.Error("an open checksum is taken for right")
+		t.Error("an partial checksums is taken for right")
 	}
 	if err := w.SumInSoftware(); err != nil {
 		t.Fatal(err)

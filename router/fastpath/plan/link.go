@@ -3,7 +3,7 @@
 // the kernel are to hold.
 //
 // Nothing here opens a socket, reads a clock or logs: times are arguments, and
-// what is to be done is returned as effects. Neither type is safe for concurrent
+// what must be done is returned as effects. Neither type is safe for concurrent
 // use.
 //
 //	          both ends willing
@@ -212,7 +212,7 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 // Tick does what is due. Call it at Next, or at any other time.
 func (l *Link) Tick(now time.Time) []Effect { return l.flush(now) }
 
-// Next is when Tick is to be called at the latest; zero for never.
+// Next is when Tick must be called at the latest; zero for never.
 func (l *Link) Next() time.Time {
 	if !l.ready {
 		return time.Time{}
@@ -223,7 +223,7 @@ func (l *Link) Next() time.Time {
 	return l.next
 }
 
-// Up tells whether frames may go by the fast datapath.
+// Up reports whether frames may go by the fast datapath.
 func (l *Link) Up() bool { return l.up }
 
 // PeerID is the short id that the peer says it has, 0 if none.
@@ -237,7 +237,7 @@ func (l *Link) PeerID() uint16 {
 // Addr is the peer's end on the underlay.
 func (l *Link) Addr() netip.Addr { return l.addr }
 
-// Sealed tells whether frames go through the tunnel.
+// Sealed reports whether frames go through the tunnel.
 func (l *Link) Encrypted() bool { return l.agreed() == encrypted }
 
 // Tunnel is the peer's end of the tunnel.

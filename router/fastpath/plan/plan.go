@@ -75,7 +75,7 @@ func Plan(self peer.Name, ids map[peer.Name]uint16, next map[peer.Name]peer.Name
 }
 
 // Changes is what makes one Tables of another, in the order in which it must be
-// done: nothing is sent to where it is not expected, and what is reached anew is
+// done: nothing is sent to where it is not expected, and what is reached again is
 // known before it is used.
 type Changes struct {
 	DeletePeers   []uint16
@@ -84,7 +84,7 @@ type Changes struct {
 	DeleteRemotes []netip.Addr
 }
 
-// Empty tells that nothing is to be done.
+// Empty reports that nothing must be done.
 func (c *Changes) Empty() bool {
 	return len(c.DeletePeers)+len(c.PutRemotes)+len(c.PutPeers)+len(c.DeleteRemotes) == 0
 }
@@ -126,7 +126,7 @@ type Writer interface {
 }
 
 // Apply brings the maps from have to t by the changes of Diff, in their order,
-// and have with them. What can not be written stays as it was, and is tried again
+// and have with them. What cannot be written stays as it was, and is tried again
 // with the next Apply; the rest is done.
 func (t Tables) Apply(have Tables, w Writer) error {
 	var errs []error

@@ -21,7 +21,7 @@ func Flow(b []byte) string {
 }
 
 // Plain brings a frame to what counts: no padding; and with one identification,
-// if it can not be fragmented, in which case that means nothing (RFC 6864,
+// if it cannot be fragmented, in which case that means nothing (RFC 6864,
 // section 4.1).
 func Plain(b []byte) []byte {
 	l, ok := offload.Parse(b)

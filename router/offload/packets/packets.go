@@ -7,7 +7,7 @@ import (
 	"math/rand/v2"
 )
 
-// Spec says how a frame is to be. The zero Spec is an IPv4 TCP segment without
+// Spec says how a frame must be. The zero Spec is an IPv4 TCP segment without
 // payload.
 type Spec struct {
 	Six      bool
