@@ -17,14 +17,14 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// event is what a lane saw that a link's step machine must know.
+// event is what a lane saw and the step machine of a link must know.
 type event struct {
 	kind  eventKind
 	link  *sleeve
-	addr  netip.AddrPort // moved
-	probe wire.ProbeBody // answered
-	index uint32         // firstUse
-	size  int            // tooBig, bytes of IP packet
+	addr  netip.AddrPort // of moved
+	probe wire.ProbeBody // of answered
+	index uint32         // of firstUse
+	size  int            // of tooBig, in bytes of IP packet
 }
 
 type eventKind int
@@ -37,13 +37,13 @@ const (
 	tooBig
 )
 
-// maxPending is how many events of one link may wait, so that a peer that
-// floods us with probes leaves room for the others. A search of the path MTU
-// sends 17 at once.
+// maxPending bounds the events of one link that wait, so that a peer that floods
+// this host with probes leaves space for the others. A search of the path MTU sends
+// 17 probes at once.
 const maxPending = 64
 
-// notify hands an event to the control goroutine. When too many wait the event
-// is dropped and counted: lanes never wait.
+// notify hands an event to the control goroutine. If too many wait, the event is
+// dropped and counted: lanes never wait.
 func (r *Router) notify(e event) bool {
 	if e.link.pending.Add(1) <= maxPending {
 		select {
@@ -57,7 +57,7 @@ func (r *Router) notify(e event) bool {
 	return false
 }
 
-// controlLane is lane 0: it sends probes, those of all links together.
+// controlLane is lane 0. It sends the probes of all links.
 type controlLane struct {
 	w     udp.Writer
 	nonce seal.Nonce
@@ -65,11 +65,11 @@ type controlLane struct {
 	of    []sentProbe // of each of out
 	arena []byte
 	used  int
-	// tooBig are probes that the interface does not carry.
+	// tooBig are probes that the interface refused as too big.
 	tooBig []sentProbe
 }
 
-// sentProbe is whose a probe is and how large, in bytes of IP packet.
+// sentProbe is the link of a probe and its size, in bytes of IP packet.
 type sentProbe struct {
 	link *sleeve
 	size int
@@ -82,7 +82,7 @@ func (r *Router) newControlLane() *controlLane {
 // sweepEvery is how often old MAC addresses are removed.
 const sweepEvery = time.Minute
 
-// rttEvery is how often at most the mesh hears of a new round trip time.
+// rttEvery is the least time between two reports of a round trip time to the mesh.
 const rttEvery = 5 * time.Second
 
 // controlLoop owns the links until ctx ends.
@@ -115,8 +115,8 @@ func (r *Router) controlLoop(ctx context.Context) error {
 	}
 }
 
-// untilNext is how long nothing is due. It is never less than a millisecond,
-// so that a machine that is never content cannot take the CPU.
+// untilNext returns how long nothing is due, at least a millisecond, so that a
+// faulty step machine cannot take the CPU.
 func (r *Router) untilNext() time.Duration {
 	next := time.Hour
 	now := time.Now()
@@ -132,7 +132,7 @@ func (r *Router) handle(e event) {
 	l := e.link
 	l.pending.Add(-1)
 	if r.links[l.peer] != l {
-		return // of a link that has ended
+		return // the link has ended
 	}
 	now := time.Now()
 	switch e.kind {
@@ -154,7 +154,7 @@ func (r *Router) handle(e event) {
 
 func (r *Router) neighbourUp(n Neighbour) {
 	if n.Name == r.self {
-		r.log.Error("session with a peer of our own name", "peer", n.Name)
+		r.log.Error("session with a peer that has this router's own name", "peer", n.Name)
 		return
 	}
 	if _, ok := r.links[n.Name]; ok {
@@ -201,8 +201,8 @@ func (r *Router) neighbourDown(name peer.Name) {
 	}
 }
 
-// newIndex takes a random receiver index, so that a packet for the key of an
-// earlier life of this router seldom finds one.
+// newIndex returns a random receiver index. It is random so that a packet for a key
+// of an earlier process of this router seldom matches.
 func (r *Router) newIndex(l *sleeve) uint32 {
 	for {
 		i := 1 + rand.Uint32N(wire.MaxIndex)
@@ -217,7 +217,7 @@ func (r *Router) newIndex(l *sleeve) uint32 {
 func (r *Router) handleControl(from peer.Name, msg []byte) {
 	l, ok := r.links[from]
 	if !ok {
-		r.log.Debug("link control from a peer that is no neighbour", "peer", from)
+		r.log.Debug("ignored link control from a peer that is no neighbour", "peer", from)
 		return
 	}
 	if c, known, err := wire.ParseControl(msg); err == nil && known && c.Type == wire.Fast {
@@ -226,7 +226,7 @@ func (r *Router) handleControl(from peer.Name, msg []byte) {
 	}
 	effects, err := l.machine.Control(time.Now(), msg)
 	if err != nil && l.refused.Allow() {
-		r.log.Warn("link control refused", "peer", from, "err", err)
+		r.log.Warn("refused link control", "peer", from, "err", err)
 	}
 	r.step(l, effects)
 }
@@ -235,7 +235,7 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 	old := r.routes
 	r.routes = routes
 	r.rebuild()
-	r.fast.Routes(routes) // before Keeps, so that one of both forgets
+	r.fast.Routes(routes) // before Keeps, so that either the router or the controller forgets
 	for name := range old.Unicast {
 		if _, ok := routes.Unicast[name]; !ok && !r.fast.Keeps(name) {
 			r.macs.Forget(name)
@@ -243,22 +243,22 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 	}
 }
 
-// rebuild makes the lanes' tables again after a change of links or routes.
+// rebuild builds the lanes' tables after a change of links or routes.
 func (r *Router) rebuild() {
 	r.fib.Store(newFIB(r.self, r.routes, r.links))
 	byName := maps.Clone(r.links)
 	r.byName.Store(&byName)
 }
 
-// changeKeys replaces the table of receive keys by a changed copy.
+// changeKeys replaces the table of receive keys with a changed copy.
 func (r *Router) changeKeys(change func(map[uint32]*rxKey)) {
 	keys := maps.Clone(*r.keys.Load())
 	change(keys)
 	r.keys.Store(&keys)
 }
 
-// step carries out what a step machine wants, and tells everybody how the link
-// is now.
+// step carries out the effects of a step machine and publishes the state of the
+// link.
 func (r *Router) step(l *sleeve, effects []link.Effect) {
 	for _, e := range effects {
 		r.effect(l, e)
@@ -269,8 +269,8 @@ func (r *Router) step(l *sleeve, effects []link.Effect) {
 	r.reportLink(l, state)
 }
 
-// followPath tells the fast path the address of the peer's end and the MTU of the path
-// to it, if they have changed.
+// followPath reports the address of the peer's end and the MTU of the path to the
+// fast path, if they changed.
 func (r *Router) followPath(l *sleeve, state link.State) {
 	p := l.path
 	if p.addr = l.machine.Addr().Addr(); state == link.Established {
@@ -301,7 +301,7 @@ func (r *Router) effect(l *sleeve, e link.Effect) {
 	}
 }
 
-// sendProbe seals a probe, to be sent by flushProbes.
+// sendProbe seals a probe. flushProbes sends it.
 func (r *Router) sendProbe(l *sleeve, e link.SendProbe) {
 	tx := l.tx.Load()
 	if tx == nil || !e.To.IsValid() {
@@ -325,7 +325,7 @@ func (r *Router) sendProbe(l *sleeve, e link.SendProbe) {
 	c.of = append(c.of, sentProbe{l, int(e.Body.Size)})
 }
 
-// write hands the probes that wait to the kernel.
+// write hands the waiting probes to the kernel.
 func (c *controlLane) write() {
 	for first := 0; first < len(c.out); {
 		n, err := c.w.WriteBatch(c.out[first:])
@@ -349,8 +349,8 @@ func (c *controlLane) write() {
 	c.out, c.of, c.used = c.out[:0], c.of[:0], 0
 }
 
-// flushProbes sends the probes that wait, and those that take the place of
-// what the interface does not carry.
+// flushProbes sends the waiting probes, and smaller ones in place of those that the
+// interface refused.
 func (r *Router) flushProbes() {
 	c := r.ctl
 	for c.write(); len(c.tooBig) > 0; c.write() {
@@ -364,7 +364,7 @@ func (r *Router) flushProbes() {
 	}
 }
 
-// tell tells the mesh and the log what changed.
+// reportLink reports a change of a link to the mesh and the log.
 func (r *Router) reportLink(l *sleeve, state link.State) {
 	if r.links[l.peer] != l {
 		return

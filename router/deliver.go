@@ -9,8 +9,8 @@ import (
 	"github.com/weft-net/weft/router/tap"
 )
 
-// toHost has a frame delivered to the containers of this host by flushTAP. It is
-// borrowed until then, and its headers may be changed.
+// toHost collects a frame for the containers of this host. flushTAP delivers it. The
+// frame is borrowed until then, and its headers may be changed.
 func (ln *lane) toHost(b []byte, partial bool) {
 	if ln.deliver.Full() {
 		ln.flushTAP()
@@ -22,7 +22,7 @@ func (ln *lane) toHost(b []byte, partial bool) {
 	ln.deliver.Add(b, partial)
 }
 
-// flushTAP writes what was collected for the host.
+// flushTAP delivers the frames that toHost collected.
 func (ln *lane) flushTAP() {
 	c := ln.deliver
 	if c.Len() == 0 {
@@ -36,8 +36,8 @@ func (ln *lane) flushTAP() {
 	c.UDP = ln.can.UDP && !ln.r.refused[offload.UDP].Load()
 }
 
-// host writes one frame, which was made of count frames, to the TAP and counts
-// it.
+// host writes one packet to the TAP and counts it as the count frames that it
+// consists of.
 func (ln *lane) host(h offload.Header, parts [][]byte, count int) {
 	err := ln.tap.Write(h, parts)
 	switch {
@@ -53,18 +53,18 @@ func (ln *lane) host(h offload.Header, parts [][]byte, count int) {
 	}
 }
 
-// hostApart writes the frames that a GSO packet was made of, after the kernel
-// has refused it, and has no more be made of its kind: kernels of 2024 refused
-// some (an error in virtio_net_hdr_to_skb), and they would refuse every one.
+// hostApart writes the frames of a GSO packet one by one after the kernel refused
+// it, and stops making GSO packets of its kind. Some kernels of 2024 refuse them
+// because of a fault in virtio_net_hdr_to_skb, and would refuse every one.
 func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
 	kind := h.Kind
 	if kind == offload.TCP6 {
 		kind = offload.TCP4
 	}
 	if !ln.r.refused[kind].Swap(true) {
-		ln.r.log.Warn("the kernel refuses GSO packets, they are no longer made", "kind", kind, "err", cause)
+		ln.r.log.Warn("the kernel refused a GSO packet: frames are no longer merged", "kind", kind, "err", cause)
 	}
-	gso := make([]byte, 0, maxGSO) // once in the router's life
+	gso := make([]byte, 0, maxGSO) // at most once in a process
 	for _, p := range parts {
 		gso = append(gso, p...)
 	}

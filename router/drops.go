@@ -5,24 +5,23 @@ import "sync/atomic"
 // Reason says why a frame or a packet was dropped.
 type Reason int
 
-// Reasons. New ones are added before numReasons; their names are labels of
-// metrics.
+// Reasons. Their names are labels of metrics. Append only.
 const (
-	DropMalformed   Reason = iota // not of its format
-	DropUnknownKey                // packet for a receive key that is not (or no longer) there
+	DropMalformed   Reason = iota // malformed frame or packet
+	DropUnknownKey                // packet for a receive key that does not exist, or no longer
 	DropForged                    // not sealed under the key it names
-	DropReplay                    // received before, or too late to tell
-	DropUnknownPeer               // from or to a peer that the routes do not know
-	DropNoRoute                   // no way to the peer
+	DropReplay                    // received before, or too old to know
+	DropUnknownPeer               // from or to a peer that is not in the routes
+	DropNoRoute                   // no route to the peer
 	DropLinkDown                  // the next link is not established
 	DropHops                      // crossed too many links
 	DropLooped                    // our own frame came back
 	DropReserved                  // for bridges only, like spanning tree
-	DropBadSource                 // from an address that no station has
-	DropTooBig                    // too big for the next link; the sender was told
-	DropReassembly                // parts did not come in time or had no room
-	DropSend                      // the kernel did not take the packet
-	DropTAP                       // the kernel did not take the frame
+	DropBadSource                 // source address is zero or a group
+	DropTooBig                    // too big for the next link; the sender got an ICMP message
+	DropReassembly                // fragments came too late, or there were too many
+	DropSend                      // the kernel refused the packet
+	DropTAP                       // the kernel refused the frame
 	DropBusy                      // a queue to the control goroutine was full
 	numReasons
 )
@@ -40,7 +39,7 @@ type drops [numReasons]atomic.Uint64
 
 func (d *drops) add(r Reason) { d[r].Add(1) }
 
-// counts returns those that are not zero.
+// counts returns the counters that are not zero.
 func (d *drops) counts() map[string]uint64 {
 	var m map[string]uint64
 	for r := range d {

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// fastHost is the router as the controller of the fast path sees it.
+// fastHost is what the controller of the fast path needs of the router.
 type fastHost struct {
 	r   *Router
 	tap tap.Writer

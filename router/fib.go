@@ -6,25 +6,26 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// fib is what lanes need to know of the routes, worked out once for each
-// change. It is immutable.
+// fib is what lanes need to know about the routes. It is immutable and made once for
+// each change.
 type fib struct {
 	self   peer.Name
 	routes *topology.Routes
-	// paths leads to every peer that has a way, by the link of its next hop.
+	// paths has the next hop's link for every peer that is reached.
 	paths map[peer.Name]*path
-	// trees gives the links for what each source sent to all.
+	// trees has the links that a broadcast frame is sent to, by the peer that it
+	// comes from.
 	trees map[peer.Name][]*sleeve
-	// byShort are the peers by short id.
+	// byShort has the peers by short id.
 	byShort map[uint16]peer.Name
-	// all is the head of our own frames to all peers.
+	// all is the head of this host's broadcast frames.
 	all wire.Head
 }
 
-// path is the way to one peer.
+// path is the path to one peer.
 type path struct {
 	link *sleeve
-	head wire.Head // of our frames to the peer
+	head wire.Head // of this host's frames to the peer
 }
 
 func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve) *fib {
@@ -51,7 +52,7 @@ func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve
 	return f
 }
 
-// head names two peers as short as it can without another being meant.
+// head returns a head that names two peers as briefly as is unambiguous.
 func (f *fib) head(src, dst peer.Name) wire.Head {
 	h := wire.Head{Kind: wire.Routed, Hops: wire.MaxHops, SrcID: src.ID(), DstID: dst.ID(), Src: src, Dst: dst}
 	clear := func(n peer.Name) bool { return n.ID() != wire.EveryID && f.routes.ByID[n.ID()] == n }
@@ -61,8 +62,8 @@ func (f *fib) head(src, dst peer.Name) wire.Head {
 	return h
 }
 
-// ends returns the source and the destination that a head from l names. ok is
-// false if it names a peer that is not known.
+// ends returns the source and the destination in a head from l. ok is false if one
+// of them is not a known peer.
 func (f *fib) ends(l *sleeve, h *wire.Head) (src, dst peer.Name, ok bool) {
 	switch h.Kind {
 	case wire.Direct:

@@ -16,54 +16,54 @@ import (
 )
 
 const (
-	// sendBatch is how many packets wait at most for one hand-over to the
-	// kernel: those of some GSO packets of 64 KB.
+	// sendBatch is the largest number of packets that wait for one system call:
+	// those of a few GSO packets of 64 KB. A smaller one costs system calls, a
+	// larger one delay.
 	sendBatch = 256
-	// readBatch is how many messages are read at once, each of which may be up
+	// readBatch is the number of messages that one system call reads. Each may be up
 	// to 64 KB of packets.
 	readBatch = 8
-	// smallFrame is the largest frame that shares a packet with others: below
-	// it, a packet of its own costs more than the copy.
+	// smallFrame is the largest frame that shares a packet with others. For a
+	// smaller frame a packet of its own costs more than the copy.
 	smallFrame = 256
 	// maxPacket is the largest UDP payload.
 	maxPacket = 65535
-	// maxSuper is the largest frame that a lane copies, in bytes.
+	// maxGSO is the largest frame that a lane copies, in bytes.
 	maxGSO = 65535 + 64
-	// arenaLen holds the packets of sendBatch, or some of the largest.
+	// arenaLen holds the packets of sendBatch, or a few of the largest.
 	arenaLen = 512 << 10
 )
 
-// lane is one goroutine's way of sending: everything it needs without asking
-// another. Not safe for concurrent use.
+// lane is what one goroutine needs to send without asking another. It is not safe
+// for concurrent use.
 type lane struct {
-	r    *Router
-	id   uint8 // odd; the even number behind it is for sparse flows
-	w    udp.Writer
-	tap  tap.Writer
-	can  tap.Offloads
-	now  time.Duration // since the router's start, read once a batch
-	metadata bool          // frames of the TAP may have a tag in front
-	// light is whether what is sent now is of flows that send little.
+	r        *Router
+	id       uint8 // odd; the even number behind it is for sparse flows
+	w        udp.Writer
+	tap      tap.Writer
+	can      tap.Offloads
+	now      time.Duration // since the router's start, read once a batch
+	metadata bool          // frames from the TAP may begin with a metadata header
+	// sparse reports that the frames that are sent now belong to sparse flows.
 	sparse bool
 
 	nonce seal.Nonce
 	out   []udp.Message // sealed, to be written by flush
 	links []*sleeve     // of out
-	// arena is memory for packets that cannot be made where the frame is. What
-	// is before used is referred to by out or batch until flush.
+	// arena is memory for packets that cannot be made in place. out or batch may
+	// refer to what is before used until flush.
 	arena []byte
 	used  int
 
 	// batch collects small frames for one link.
 	batch struct {
-		link  *sleeve
-		light bool
-		buf   []byte // beginning with the packet's header
-		n     int    // bytes, header included
-		num   int    // frames
+		link   *sleeve
+		sparse bool
+		buf    []byte // beginning with the packet's header
+		n      int    // bytes, header included
+		num    int    // frames
 	}
-	// deliver collects frames for the TAP, borrowed from the caller until
-	// flush.
+	// deliver collects frames for the TAP, which are borrowed until flush.
 	deliver *gro.Coalescer
 	split   offload.Splitter // of the GSO packet that is being sent
 	small   [smallFrame]byte // one of its segments
@@ -82,8 +82,8 @@ func (r *Router) newLane(id int, q tap.Queue) *lane {
 	return ln
 }
 
-// buffer returns n bytes of the arena, sending what waits if there are none
-// left. What is asked for one after the other lies one behind the other.
+// buffer returns n bytes of the arena. If there are none left it sends what waits.
+// The memory of two calls in a row is contiguous.
 func (ln *lane) buffer(n int) []byte {
 	if ln.used+n > len(ln.arena) {
 		ln.flush()
@@ -93,10 +93,10 @@ func (ln *lane) buffer(n int) []byte {
 	return b
 }
 
-// frame is an Ethernet frame in a buffer: buf[at:end]. If own, the bytes of
-// buf around it may be written until flush, tap.Headroom before or what the
-// head and header took on arrival, and wire.TagLen behind. If partial, it is a
-// TCP segment or a UDP datagram whose checksum is open.
+// frame is an Ethernet frame in a buffer, buf[at:end]. If own, the lane may write to
+// the bytes of buf around it until flush: before it tap.Headroom, or what head and
+// header took on arrival; behind it wire.AuthTagLen. If partial, it is a TCP segment
+// or a UDP datagram with a partial checksum.
 type frame struct {
 	buf     []byte
 	at, end int
@@ -106,15 +106,15 @@ type frame struct {
 
 func (f *frame) bytes() []byte { return f.buf[f.at:f.end] }
 
-// complete fills in the checksum of a frame that is partial. What is none after
-// all, from a peer that makes no sense, is left.
+// complete fills in the checksum of a partial frame. A frame that is none, from a
+// faulty peer, stays as it is.
 func complete(b []byte) {
 	if l, ok := offload.Parse(b); ok {
 		offload.Complete(l.Partial(), b[:l.End])
 	}
 }
 
-// send puts a frame on a link, behind all that was sent on it before.
+// send sends a frame on a link, after all frames that were sent on it before.
 func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 	room := int(l.room.Load())
 	if room == 0 {
@@ -147,7 +147,7 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 	}
 }
 
-// sendSuper puts the segments of the GSO packet in split on a link.
+// sendGSO sends the segments of the GSO packet in split on a link.
 func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 	s := &ln.split
 	count := s.Count()
@@ -180,9 +180,9 @@ func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 	}
 }
 
-// oversizeSuper handles a GSO packet whose segments do not fit a packet. They
-// are never cut again: their size is what the sender and its peer agreed on. If
-// the sender must be told, it is told once.
+// oversizeGSO handles a GSO packet whose segments do not fit into a packet of the
+// link. They are not segmented again, as the sender and its peer agreed on their
+// size. The sender gets at most one ICMP message.
 func (ln *lane) oversizeGSO(l *sleeve, h *wire.Head, room int) {
 	s := &ln.split
 	for i := range s.Count() {
@@ -197,7 +197,8 @@ func (ln *lane) oversizeGSO(l *sleeve, h *wire.Head, room int) {
 	}
 }
 
-// segment returns memory for one frame, outside the arena, until the next call.
+// segment returns memory for one frame outside the arena. It is valid until the next
+// call.
 func (ln *lane) segment(n int) []byte {
 	if len(ln.whole) < n {
 		ln.whole = make([]byte, maxGSO)
@@ -210,12 +211,12 @@ func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int, partial bo
 	t := &ln.batch
 	hl := h.Len()
 	n := wire.BatchLen + hl + len(b)
-	if t.link != l || t.light != ln.sparse || t.n+n > wire.HeaderLen+room {
+	if t.link != l || t.sparse != ln.sparse || t.n+n > wire.HeaderLen+room {
 		ln.endBatch()
 	}
 	if t.link == nil {
 		t.buf = ln.buffer(wire.HeaderLen + room + wire.AuthTagLen)
-		t.link, t.light, t.n, t.num = l, ln.sparse, wire.HeaderLen, 0
+		t.link, t.sparse, t.n, t.num = l, ln.sparse, wire.HeaderLen, 0
 	}
 	wire.PutBatchLen(t.buf[t.n:], hl+len(b))
 	h.Put(t.buf[t.n+wire.BatchLen:])
@@ -228,7 +229,7 @@ func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int, partial bo
 	t.num++
 }
 
-// endBatch seals the batch. A single frame goes as if it had never waited.
+// endBatch seals the batch. A batch of one frame becomes an ordinary packet.
 func (ln *lane) endBatch() {
 	t := &ln.batch
 	l := t.link
@@ -237,7 +238,7 @@ func (ln *lane) endBatch() {
 	}
 	t.link = nil
 	was := ln.sparse
-	ln.sparse = t.light
+	ln.sparse = t.sparse
 	if t.num == 1 {
 		// The header moves over the length.
 		ln.seal(l, wire.Data, t.buf[wire.BatchLen:t.n])
@@ -247,7 +248,7 @@ func (ln *lane) endBatch() {
 	ln.sparse = was
 }
 
-// seal makes a packet in place and queues it. The memory stays untouched until
+// seal makes a packet in place and queues it. The memory must not change until
 // flush.
 func (ln *lane) seal(l *sleeve, typ wire.Type, b []byte) {
 	addr := l.addr.Load()
@@ -258,7 +259,7 @@ func (ln *lane) seal(l *sleeve, typ wire.Type, b []byte) {
 	ln.sealTo(l, *addr, typ, b)
 }
 
-// sealTo is seal for a packet to another address than the link's.
+// sealTo is seal for a packet to an address other than the link's.
 func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) {
 	tx := l.tx.Load()
 	if tx == nil {
@@ -281,8 +282,8 @@ func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) 
 	}
 }
 
-// oversize handles a frame that does not fit a packet: its sender is told, if
-// it asked for that; else it goes in parts.
+// oversize handles a frame that does not fit into a packet. If it must not be
+// fragmented its sender gets an ICMP message, else it is fragmented.
 func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
 	if ln.refuseTooBig(l, h, f.bytes(), room) {
 		l.drops.add(DropTooBig)
@@ -297,9 +298,9 @@ func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
 	ln.inParts(l, h, b, room)
 }
 
-// refuse tells the sender of a frame that it is too big, and is false if none
-// must be told. What goes to every peer never is, as there is no one path that
-// its sender could learn of.
+// refuseTooBig sends an ICMP message to the sender of a frame that is too big. It is
+// false if the frame must be fragmented instead. Broadcast frames always are,
+// because there is no one path whose MTU the sender could learn.
 func (ln *lane) refuseTooBig(l *sleeve, h *wire.Head, b []byte, room int) bool {
 	_, offset, ok := ethernet.Payload(b)
 	if !ok || h.ToAll() {
@@ -315,7 +316,7 @@ func (ln *lane) refuseTooBig(l *sleeve, h *wire.Head, b []byte, room int) bool {
 	return true
 }
 
-// inParts sends a frame in fragments. It is not in the arena.
+// inParts sends a frame in fragments. The frame must not be in the arena.
 func (ln *lane) inParts(l *sleeve, h *wire.Head, b []byte, room int) {
 	hl := h.Len()
 	n := hl + len(b)
@@ -348,9 +349,9 @@ func (ln *lane) inParts(l *sleeve, h *wire.Head, b []byte, room int) {
 	}
 }
 
-// complain sends an ICMP answer to where the frame with head h came from. It
-// pretends to come from behind the peer that the frame was for, where its
-// source address lives, so that nobody learns that address to be elsewhere.
+// sendTooBig sends an ICMP message to where the frame with head h came from. Its
+// source is the peer that the frame was for, where the ICMP message's source address
+// is, so that nobody learns that address elsewhere.
 func (ln *lane) sendTooBig(h *wire.Head, answer []byte) {
 	fib := ln.r.fib.Load()
 	src, dst := fib.self, fib.self
@@ -373,7 +374,7 @@ func (ln *lane) sendTooBig(h *wire.Head, answer []byte) {
 	ln.send(p.link, &back, frame{buf: answer, end: len(answer)})
 }
 
-// flush sends everything that waits. After it no buffer is referred to.
+// flush sends everything that waits. Afterwards no buffer is referred to.
 func (ln *lane) flush() {
 	ln.flushTAP()
 	ln.endBatch()
@@ -381,8 +382,8 @@ func (ln *lane) flush() {
 	ln.used = 0
 }
 
-// write hands the queue to the kernel. A packet that the kernel refuses is
-// counted at its link and holds up none behind it.
+// write hands the queue to the kernel. A packet that the kernel refuses is counted
+// at its link and does not hold up the next ones.
 func (ln *lane) write() {
 	for first := 0; first < len(ln.out); {
 		n, err := ln.w.WriteBatch(ln.out[first:])

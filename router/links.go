@@ -15,15 +15,15 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// Lengths in bytes of what is around a packet of ours.
 const (
+	// Lengths of the headers around a packet, in bytes.
 	udpHeader   = 8
 	ipv4Header  = 20
 	ipv6Header  = 40
 	ethernetLen = 14
 )
 
-// outerLen is the length of IP and UDP headers on the way to a.
+// outerLen returns the length of the IP and UDP headers of packets to a.
 func outerLen(a netip.AddrPort) int {
 	if a.Addr().Is4() {
 		return ipv4Header + udpHeader
@@ -31,7 +31,7 @@ func outerLen(a netip.AddrPort) int {
 	return ipv6Header + udpHeader
 }
 
-// sleeve is a link as the lanes see it.
+// sleeve is a link as lanes see it.
 type sleeve struct {
 	// Constant.
 	peer    peer.Name
@@ -40,10 +40,10 @@ type sleeve struct {
 	// Control goroutine only.
 	machine  *link.Machine
 	deadline time.Time
-	indexes  []uint32 // receiver indexes handed out for it
-	reported     reportedLink
-	sendErr  string   // of the last probe, "" if the kernel took it
-	path     underlay // that the fast path was told last
+	indexes  []uint32 // its receiver indexes
+	reported reportedLink
+	sendErr  string   // of the last probe, "" if the kernel accepted it
+	path     underlay // that the fast path heard last
 
 	// Atomic: written by the control goroutine, read by lanes.
 	tx   atomic.Pointer[seal.Tx]
@@ -51,7 +51,7 @@ type sleeve struct {
 	room atomic.Int32 // bytes of body that one packet holds; 0 while not established
 
 	// Atomic: written by lanes.
-	pending            atomic.Int32 // events that wait for the control goroutine
+	pending            atomic.Int32 // events that the control goroutine has not handled
 	drops              drops
 	txPackets, txBytes atomic.Uint64 // packets, and bytes of UDP payload
 	rxPackets, rxBytes atomic.Uint64
@@ -60,28 +60,28 @@ type sleeve struct {
 	parts struct {
 		sync.Mutex
 		frag.Reassembler
-		counted uint64 // of Dropped, what is in drops
+		counted uint64 // the part of Dropped that is in drops
 	}
 	icmpLimit *rate.Limiter // of ICMP answers
-	refused  *rate.Limiter // of words in the log about messages that make no sense
+	refused   *rate.Limiter // of log lines about malformed control messages
 
 	status atomic.Pointer[machineStatus]
 }
 
-// underlay is the path to a peer's end.
+// underlay is the path to the peer's end of a link.
 type underlay struct {
 	addr netip.Addr
 	mtu  int // in bytes of IP packet; 0 if not known
 }
 
-// told is what the mesh was told last.
+// reportedLink is what the mesh last heard of a link.
 type reportedLink struct {
 	up  bool
 	rtt time.Duration
 	at  time.Time
 }
 
-// machineStatus is what status shows of the step machine.
+// machineStatus is the part of status that comes from the step machine.
 type machineStatus struct {
 	addr   netip.AddrPort
 	state  link.State
@@ -93,11 +93,13 @@ type machineStatus struct {
 
 // Bounds of ICMP answers to what came for one link: 100 a second, 50 at once.
 const (
+	// Bounds of the ICMP messages about frames for one link, a second and at once.
 	icmpRate  = 100
 	icmpBurst = 50
 )
 
-// refusedEvery is how often the log tells of messages of one link that make no sense.
+// refusedEvery is the least time between two log lines about malformed control
+// messages of one link.
 const refusedEvery = 10 * time.Second
 
 func newSleeve(n Neighbour) *sleeve {
@@ -107,8 +109,8 @@ func newSleeve(n Neighbour) *sleeve {
 	}
 }
 
-// publish copies what the machine has decided to where lanes and status read
-// it. Control goroutine only.
+// publish copies the decisions of the step machine to where lanes and status read
+// them. Control goroutine only.
 func (l *sleeve) publish() (state link.State) {
 	m := l.machine
 	addr, mtu := m.Addr(), m.MTU()
@@ -137,14 +139,14 @@ func (l *sleeve) publish() (state link.State) {
 	return state
 }
 
-// countSent counts a packet of n bytes that the kernel took.
+// countSent counts a packet of n bytes that the kernel accepted.
 func (l *sleeve) countSent(n int) {
 	l.txPackets.Add(1)
 	l.txBytes.Add(uint64(n))
 }
 
-// countReassembly moves what the reassembler dropped to the link's drops. The
-// lock of parts is held.
+// countReassembly adds what the reassembler dropped to the link's drops. The lock of
+// parts is held.
 func (l *sleeve) countReassembly() {
 	if d := l.parts.Dropped; d != l.parts.counted {
 		l.drops[DropReassembly].Add(d - l.parts.counted)
@@ -152,7 +154,7 @@ func (l *sleeve) countReassembly() {
 	}
 }
 
-// receiveKey is an entry of the table of receiver indexes.
+// rxKey is an entry of the table of receiver indexes.
 type rxKey struct {
 	rx   *seal.Rx
 	link *sleeve

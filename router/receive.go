@@ -9,8 +9,8 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// readUDP carries packets from links to the TAP and to further links, until
-// the socket is closed.
+// readUDP carries packets from links to the TAP and to other links until the socket
+// is closed.
 func (r *Router) readUDP(ln *lane) error {
 	reader := r.conn.NewReader(readBatch)
 	if p, ok := reader.(udp.Prioritizer); ok {
@@ -29,8 +29,8 @@ func (r *Router) readUDP(ln *lane) error {
 	}
 }
 
-// fromUDP opens one packet and handles what is in it. The message's memory is
-// referred to until flush.
+// fromUDP opens one packet and handles its frames. The memory of m is referred to
+// until flush.
 func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 	p := m.Buf[:m.N]
 	h, err := wire.ParseHeader(p)
@@ -55,7 +55,7 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 	}
 	if !key.used.Load() && key.used.CompareAndSwap(false, true) {
 		if !r.notify(event{kind: firstUse, link: l, index: h.Index}) {
-			key.used.Store(false) // the next packet tells
+			key.used.Store(false) // the next packet reports it
 		}
 	}
 	if newest {
@@ -100,8 +100,8 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 	}
 }
 
-// answerProbe sends a probe back to where it came from. The lane does that
-// itself: the control goroutine need not be woken for it.
+// answerProbe sends a probe back to its sender. The lane does it, so that the
+// control goroutine need not wake up.
 func (ln *lane) answerProbe(l *sleeve, to netip.AddrPort, p wire.ProbeBody) {
 	p.Answer = true
 	b := ln.buffer(wire.HeaderLen + wire.ProbeLen + wire.AuthTagLen)
@@ -109,8 +109,8 @@ func (ln *lane) answerProbe(l *sleeve, to netip.AddrPort, p wire.ProbeBody) {
 	ln.sealTo(l, to, wire.Probe, b[:wire.HeaderLen+wire.ProbeLen])
 }
 
-// fromParts puts parts together. The whole frame is in the reassembler's
-// memory, so it is done with before the lock is given back.
+// fromParts reassembles frames. A complete frame is in the reassembler's memory, so
+// it is handled before the lock is released.
 func (r *Router) fromParts(ln *lane, l *sleeve, body []byte) {
 	fh, part, err := wire.ParseFragment(body)
 	if err != nil {

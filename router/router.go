@@ -28,79 +28,81 @@ import (
 // Bounds of Config.MTU, in bytes of IP packet: what IPv4 hosts must take, and
 // what a TAP of the kernel carries at most.
 const (
+	// Bounds of Config.MTU, in bytes of IP packet: the least that IPv4 hosts must
+	// accept, and the most that a TAP carries.
 	MinMTU = 576
 	MaxMTU = 65521
 )
 
-// Control is what the router needs of the mesh. Its methods are called from
-// one goroutine, which they must not hold up: they may not wait for a call of
-// theirs into the router.
+// Control is what the router needs of the mesh. One goroutine calls its methods.
+// They must not wait for a call into the router.
 type Control interface {
-	// Self is this router's own name, always the same.
+	// Self returns the name of this router. It never changes.
 	Self() peer.Name
-	// Send gives a message of link control to a direct neighbour, over the
-	// session: reliable, in order, sealed. The mesh owns msg after the call.
+	// Send sends a message of link control to a neighbour over the session:
+	// reliable, in order, encrypted. The mesh owns msg after the call.
 	Send(to peer.Name, msg []byte) error
 	// SetLink reports that the link to a neighbour came up or went down, and its
-	// round trip time. It is told again when the time changes much.
+	// round trip time. It is called again when the time changes a lot.
 	SetLink(to peer.Name, up bool, rtt time.Duration)
 }
 
-// Neighbour is a peer that a session was set up with.
+// Neighbour is a peer that this router has a session with.
 type Neighbour struct {
 	Name peer.Name
-	// Addr is where the peer's UDP probably is: its session's address and the
-	// port it said. Invalid if not known; then the link waits to be spoken to.
+	// Addr is where the UDP port of the peer probably is: the address of its session
+	// with the port that it reported. If it is invalid, the link waits for a packet
+	// of the peer.
 	Addr netip.AddrPort
-	// Secret is known to both ends of the session and nobody else. It goes
-	// into every key of the link.
+	// Secret is known to both ends of the session and to nobody else. It is part of
+	// every key of the link.
 	Secret [32]byte
-	// Dialled is whether this end set the session up. For status only.
+	// Dialled reports that this end opened the session. For status only.
 	Dialled bool
 }
 
-// Config says how a router must be.
+// Config configures a Router.
 type Config struct {
-	// Host and Port are where to listen for UDP; host "" for all addresses,
-	// port 0 for any.
+	// Host and Port are the UDP address to listen on. Host "" is all addresses, port
+	// 0 any port.
 	Host string
 	Port int
-	// Bridge and TAP are names: the TAP is made, and made a port of the
-	// bridge, which must be there.
+	// Bridge and TAP are names of interfaces. The bridge must exist. The router
+	// makes the TAP, as a port of the bridge if there is no fast path.
 	Bridge, TAP string
-	// MTU is that of the containers, MinMTU to MaxMTU. Larger ones cost
-	// fewer packets; those above what the links carry are cut in parts.
+	// MTU is the MTU of containers, MinMTU to MaxMTU. A larger one costs fewer
+	// packets, but frames that are larger than the links carry are fragmented.
 	MTU int
-	// MaxUnderlayMTU is the largest packet to try on links, in bytes; 65535 if
-	// 0. Links find by themselves what passes.
+	// MaxUnderlayMTU is the largest packet that links try, in bytes; 65535 if 0.
+	// Links find by themselves which sizes pass.
 	MaxUnderlayMTU int
-	// NoTAPOffload keeps frames of containers of MTU size and complete, instead
-	// of GSO packets of up to 64 KB and partial checksums. NoUDPOffload has each
-	// packet cross the kernel by itself. Both are found out by trying where they
-	// are not set; these are for kernels or cards with faults.
+	// NoTAPOffload keeps frames of containers at MTU size with complete checksums,
+	// instead of GSO packets of up to 64 KB with partial checksums. NoUDPOffload
+	// makes each packet cross the kernel by itself. The router finds out by trying
+	// which offloads work, so these two are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
-	// Fast is how the fast datapath must be. If nil, or if the kernel refuses
-	// eBPF, the TAP is a port of the bridge and there is none.
+	// Fast are the settings of the fast path. If it is nil, or if the kernel refuses
+	// eBPF, the TAP is a port of the bridge.
 	Fast *fastpath.Settings
-	// TAPKernel and UDPKernel are what is asked for offloads: this host's kernel
-	// if nil. Tests put lesser ones in.
+	// TAPKernel and UDPKernel are asked for offloads; this host's kernel if nil.
+	// Tests set lesser ones.
 	TAPKernel *tap.Kernel
 	UDPKernel *udp.Kernel
 	Sysctls   netdev.Sysctls
-	// Log takes what an operator should know; nothing if nil.
+	// Log gets what an operator should know; nothing if nil.
 	Log *slog.Logger
 
-	// Conn and Queues, if not nil, are used instead of a socket at Host and
-	// Port, and of a TAP. The router closes them.
+	// Conn and Queues replace the socket and the TAP if they are not nil. The router
+	// closes them.
 	Conn   udp.Conn
 	Queues []tap.Queue
 
-	// renewPackets is link.Config's, which tests lower.
+	// renewPackets is that of link.Config. Tests lower it.
 	renewPackets uint64
 }
 
-// Router is the data plane of one peer. Make it with New; Run makes it work.
-// All methods are safe for concurrent use.
+// Router is the data plane of one peer. Make it with New and call Run. All methods
+// are safe for concurrent use.
 type Router struct {
 	// Constant.
 	self    peer.Name
@@ -132,18 +134,17 @@ type Router struct {
 	drops       drops                                 // that belong to no link
 	tapIn       atomic.Uint64
 	tapOut      atomic.Uint64
-	tapGSOIn  atomic.Uint64
-	tapGSOOut atomic.Uint64
+	tapGSOIn    atomic.Uint64
+	tapGSOOut   atomic.Uint64
 	macsRefused atomic.Uint64
 	linksLost   atomic.Uint64
-	refused     [offload.UDP + 1]atomic.Bool // kinds of GSO packets that the kernel does not take
+	refused     [offload.UDP + 1]atomic.Bool // kinds of GSO packets that the kernel refuses
 
 	closeOnce sync.Once
 }
 
-// New opens the socket and the TAP in the calling thread's network namespace.
-// Until Run is called nothing is sent; a router that will not run is closed by
-// Close.
+// New opens the socket and the TAP in the network namespace of the calling thread.
+// Nothing is sent until Run is called. Close closes a router that will not run.
 func New(cfg Config, control Control) (*Router, error) {
 	r := &Router{
 		self: control.Self(), cfg: cfg, control: control, log: cfg.Log,
@@ -154,8 +155,8 @@ func New(cfg Config, control Control) (*Router, error) {
 	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
 		return nil, fmt.Errorf("start the router: mtu %d: want %d to %d", cfg.MTU, MinMTU, MaxMTU)
 	}
-	// Where clocks agree, all routers beat at the same moments, and none is
-	// woken for each of its links.
+	// With synchronised clocks all routers send heartbeats at the same moments, and
+	// a router does not wake up for each of its links.
 	r.epoch = r.start.Add(-time.Duration(r.start.UnixNano()) % link.Beat)
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -193,8 +194,9 @@ func New(cfg Config, control Control) (*Router, error) {
 	return r, nil
 }
 
-// openTAP makes the TAP a port of the bridge: with offloads if it may and the
-// kernel has them.
+// openTAP makes the TAP, with offloads if the settings allow and the kernel has
+// them, and makes it a port of the bridge unless the fast path has the bridge's
+// port.
 func (r *Router) openTAP() (tap.Queue, error) {
 	q, name, err := r.makeTAP()
 	if err != nil {
@@ -236,7 +238,7 @@ func (r *Router) makeTAP() (q tap.Queue, name string, err error) {
 		if !errors.Is(err, tap.ErrRefused) {
 			return nil, "", err
 		}
-		r.log.Warn("no offloads of the TAP", "err", err)
+		r.log.Warn("the TAP has no offloads", "err", err)
 	}
 	p, err := tap.OpenPlain(r.cfg.TAP, r.cfg.MTU+maxFrameHead)
 	if err != nil {
@@ -245,7 +247,7 @@ func (r *Router) makeTAP() (q tap.Queue, name string, err error) {
 	return p, p.Name(), nil
 }
 
-// Close gives back what New opened. It need not be called if Run was.
+// Close closes what New opened. It is not needed after Run.
 func (r *Router) Close() {
 	r.closeOnce.Do(func() {
 		_ = r.conn.Close()
@@ -258,22 +260,22 @@ func (r *Router) Close() {
 	})
 }
 
-// LocalAddr is where the router listens.
+// LocalAddr returns the UDP address that the router listens on.
 func (r *Router) LocalAddr() netip.AddrPort { return r.conn.LocalAddr() }
 
-// since is the time that lanes count in.
+// since returns the time on the clock of the lanes.
 func (r *Router) since() time.Duration { return time.Since(r.start) }
 
-// Run carries frames until ctx ends, which is no error, or the socket or the
+// Run carries frames until ctx ends, which is no error, or until the socket or the
 // TAP fails. It may be called once, and closes what New opened.
 func (r *Router) Run(ctx context.Context) error {
 	if r.running.Swap(true) {
-		return errors.New("run the router: it was run before")
+		return errors.New("run the router: it ran before")
 	}
 	defer r.Close()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		defer close(r.done) // others of the group may wait in do
+		defer close(r.done) // other goroutines of the group may wait in do
 		return r.controlLoop(gctx)
 	})
 	g.Go(func() error { return r.fast.Run(gctx) })
@@ -289,17 +291,18 @@ func (r *Router) Run(ctx context.Context) error {
 	ln := r.newLane(1+2*len(r.queues), r.queues[0])
 	g.Go(func() error { return r.readUDP(ln) })
 	err := g.Wait()
-	r.fast.Close() // nobody but status uses it any more
+	r.fast.Close() // only status used it still
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
 }
 
-// maxFrameHead is what a frame of the TAP may have around its IP packet.
+// maxFrameHead is the largest Ethernet header of a frame, in bytes.
 const maxFrameHead = ethernet.HeaderLen + 2*ethernet.TagLen
 
-// do has the control goroutine run f, soon. After Run it does nothing.
+// do queues f for the control goroutine, waiting for space in the queue. After Run
+// it does nothing.
 func (r *Router) do(f func()) {
 	select {
 	case r.calls <- f:
@@ -307,19 +310,19 @@ func (r *Router) do(f func()) {
 	}
 }
 
-// NeighbourUp begins the link to a neighbour. If there is one already it
-// begins again, as for another session.
+// NeighbourUp begins the link to a neighbour. An existing link ends, as the session
+// is a new one.
 func (r *Router) NeighbourUp(n Neighbour) { r.do(func() { r.neighbourUp(n) }) }
 
-// NeighbourDown ends the link to a neighbour, whose session is gone.
+// NeighbourDown ends the link to a neighbour whose session ended.
 func (r *Router) NeighbourDown(name peer.Name) { r.do(func() { r.neighbourDown(name) }) }
 
-// HandleControl takes a message in that the neighbour's Control.Send sent. The
+// HandleControl handles a message that the neighbour sent with Control.Send. The
 // router owns msg after the call.
 func (r *Router) HandleControl(from peer.Name, msg []byte) {
 	r.do(func() { r.handleControl(from, msg) })
 }
 
-// SetRoutes puts new routes in force. What was learned to be behind peers that
-// can no longer be reached is forgotten.
+// SetRoutes replaces the routes. MAC addresses behind peers that are no longer
+// reached are forgotten.
 func (r *Router) SetRoutes(routes *topology.Routes) { r.do(func() { r.setRoutes(routes) }) }

@@ -15,23 +15,23 @@ import (
 
 // Kinds of links.
 const (
-	Sleeve = "sleeve" // encrypted UDP, in user space
-	Fastdp = "fastdp" // VXLAN, in the kernel
+	Sleeve = "sleeve" // encrypted UDP in user space
+	Fastdp = "fastdp" // VXLAN in the kernel
 )
 
-// LinkStatus is how a link is at one moment.
+// LinkStatus is the status of a link at one moment.
 type LinkStatus struct {
 	Peer    peer.Name      `json:"peer"`
-	Addr    netip.AddrPort `json:"addr"` // where the peer is, as far as is known
+	Addr    netip.AddrPort `json:"addr"` // of the peer, if known
 	Dialled bool           `json:"dialled"`
 	State   link.State     `json:"state"`
-	Reason  string         `json:"reason,omitempty"` // in words: why not established, not fast, not express
+	Reason  string         `json:"reason,omitempty"` // why not established, not fast or not express
 	Kind    string         `json:"kind"`             // Sleeve or Fastdp
-	Express bool           `json:"express"`          // Fastdp, past the bridge
+	Express bool           `json:"express"`          // Fastdp that bypasses the bridge
 	Clear   bool           `json:"clear"`            // frames are not encrypted
 	Cipher  string         `json:"cipher,omitempty"` // once keys are agreed
-	// MTU is the largest IP packet of a container that goes to the peer's host
-	// in one piece, in bytes; 0 if not established.
+	// MTU is the largest IP packet of a container that reaches the peer's host
+	// unfragmented, in bytes; 0 if the link is not established.
 	MTU int           `json:"mtu"`
 	RTT time.Duration `json:"rtt_ns"`
 
@@ -42,25 +42,23 @@ type LinkStatus struct {
 	RxPackets uint64 `json:"rx_packets"`
 	RxBytes   uint64 `json:"rx_bytes"`
 	RxFrames  uint64 `json:"rx_frames"`
-	// Drops by reason, those that are not zero.
+	// Drops by reason, without zeros.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 }
 
-// Station is an entry of the MAC table.
+// FDBEntry is an entry of the MAC table.
 type FDBEntry struct {
 	mac.Entry
-	// Frames of the MAC address that the kernel's part carried; bytes of Ethernet
-	// frame.
+	// Frames from and to the address that the kernel forwarded, and their bytes.
 	TxPackets, TxBytes uint64 // from it
 	RxPackets, RxBytes uint64 // to it
 }
 
-// Status is how the router is at one moment.
+// Status is the status of the router at one moment.
 type Status struct {
 	Addr  netip.AddrPort `json:"addr"` // where it listens
 	Links []LinkStatus   `json:"links"`
-	// TAPOffloads and UDPOffloads say which offloads are on at this moment, in
-	// words for people.
+	// TAPOffloads and UDPOffloads say in words which offloads are on.
 	TAPOffloads string `json:"tap_offloads"`
 	UDPOffloads string `json:"udp_offloads"`
 	// LinksLost counts established links that went down since the start.
@@ -68,21 +66,21 @@ type Status struct {
 	// Frames from and to the containers of this host.
 	TAPIn  uint64 `json:"tap_in"`
 	TAPOut uint64 `json:"tap_out"`
-	// Of those, in how many GSO packets their bulk came and went.
+	// GSO packets among them.
 	TAPGSOIn  uint64 `json:"tap_super_in"`
 	TAPGSOOut uint64 `json:"tap_super_out"`
-	// Drops by reason of what belongs to no link, those that are not zero.
+	// Drops by reason of frames and packets that belong to no link, without zeros.
 	Drops map[string]uint64 `json:"drops,omitempty"`
-	// MACsRefused counts frames whose source was not remembered, as its peer
-	// has too many.
+	// MACsRefused counts frames whose source address was not remembered, because its
+	// peer has too many.
 	MACsRefused uint64 `json:"macs_refused"`
-	// Queue is how many events wait for the control goroutine, and QueueCap how
-	// many may.
+	// Queue is the number of events that wait for the control goroutine, and
+	// QueueCap its bound.
 	Queue    int `json:"queue"`
 	QueueCap int `json:"queue_cap"`
 }
 
-// Status reads counters and states. It does not wait for anything.
+// Status reads counters and states. It never waits.
 func (r *Router) Status() Status {
 	s := Status{
 		Addr: r.LocalAddr(), LinksLost: r.linksLost.Load(), TAPIn: r.tapIn.Load(), TAPOut: r.tapOut.Load(),
@@ -120,7 +118,7 @@ func (r *Router) udpOffloads() string {
 	return "none"
 }
 
-// Link returns the status of the link to one neighbour.
+// Link returns the status of the link to a neighbour; false if there is none.
 func (r *Router) Link(name peer.Name) (LinkStatus, bool) {
 	l, ok := (*r.byName.Load())[name]
 	if !ok {
@@ -151,7 +149,7 @@ func (r *Router) describe(l *sleeve) LinkStatus {
 	return s
 }
 
-// Stations returns the addresses that the switch knows, ordered.
+// FDB returns the MAC table, ordered by address.
 func (r *Router) FDB() []FDBEntry {
 	inKernel := r.fast.FDB()
 	boot := time.Duration(kernel.BootTime())
@@ -167,7 +165,7 @@ func (r *Router) FDB() []FDBEntry {
 	return all
 }
 
-// Fast reads the counters of the kernel's part.
+// Fast returns the status of the fast path.
 func (r *Router) Fast() fastpath.Status {
 	routes := r.fib.Load().routes
 	return r.fast.Status(routes.ShortIDs, routes.Unicast)

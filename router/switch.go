@@ -50,7 +50,7 @@ func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 			dst, known = r.macs.Lookup(mac, ln.now)
 		}
 		if !known {
-			f.own = false // the links share it
+			f.own = false // the links share the memory
 			for _, l := range fib.trees[r.self] {
 				ln.forward(l, &fib.all, f, h)
 			}
@@ -77,9 +77,9 @@ func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	ln.forward(p.link, &head, f, h)
 }
 
-// offloads prepares a frame that comes with a virtio-net header: a GSO packet is put
-// into ln.split, and a missing checksum is completed or left partial. It returns the
-// number of frames that it is, and is false if the header makes no sense.
+// offloads prepares a frame that has a virtio-net header: it puts a GSO packet into
+// ln.split, and completes a missing checksum or leaves it partial. It returns the
+// number of frames, and false if the header is malformed.
 func (ln *lane) offloads(f *frame, h offload.Header) (count int, ok bool) {
 	switch {
 	case h.Kind != offload.None:
@@ -100,9 +100,9 @@ func (ln *lane) forward(l *sleeve, head *wire.Head, f frame, h offload.Header) {
 	}
 }
 
-// leaveOpen makes a frame partial whose checksum h says is missing, if that is
-// worth it and the checksum is one that the other end can find; else it
-// completes the frame. It is false if h makes no sense.
+// leavePartial marks a frame partial whose checksum is missing according to h, if
+// that saves work and the other end can find the checksum. Else it completes the
+// frame. It is false if h is malformed.
 func (f *frame) leavePartial(h offload.Header) bool {
 	b := f.bytes()
 	if len(b) > smallFrame {
@@ -114,8 +114,8 @@ func (f *frame) leavePartial(h offload.Header) bool {
 	return offload.Complete(h, b)
 }
 
-// learn checks a frame that came from behind the peer at and remembers its
-// source. It returns the destination.
+// learn checks a frame from behind the peer at and remembers its source address. It
+// returns the destination address.
 func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet.MAC, ok bool) {
 	dst, src, ok := ethernet.Addresses(b)
 	switch {
@@ -138,8 +138,7 @@ func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet
 	return dst, false
 }
 
-// fromLink switches what came over a link: f is a frame with its head in
-// front.
+// fromLink switches a frame that came over a link. f begins with its head.
 func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 	h, n, err := wire.ParseHead(f.bytes())
 	if err != nil {
@@ -182,7 +181,7 @@ func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 	}
 }
 
-// relay passes a frame of another peer on.
+// relay forwards a frame of another peer.
 func (ln *lane) relay(l *sleeve, h wire.Head, f frame) {
 	if h.Hops == 0 {
 		l.drops.add(DropHops)
@@ -192,7 +191,7 @@ func (ln *lane) relay(l *sleeve, h wire.Head, f frame) {
 	ln.send(l, &h, f)
 }
 
-// readTAP carries frames from a queue of the TAP to links, until it is closed.
+// readTAP carries frames from a queue of the TAP to links until it is closed.
 func (r *Router) readTAP(ln *lane, q tap.Queue) error {
 	reader := q.NewReader()
 	if p, ok := reader.(tap.Prioritizer); ok {

@@ -39,7 +39,7 @@ type Table struct {
 type bucket struct {
 	at    time.Duration // of the last packet, when level was true
 	level int64         // bytes
-	bulk bool
+	bulk  bool
 }
 
 // New returns a Table that has seen nothing. Which flows share a bucket is

@@ -34,9 +34,9 @@ const (
 // reader reads frames from a TAP, with or without a header. It reads ahead, so
 // that it can give out first what must not wait.
 type reader struct {
-	name  string
-	raw   syscall.RawConn
-	head  int // bytes of header in front of each frame
+	name   string
+	raw    syscall.RawConn
+	head   int // bytes of header in front of each frame
 	sparse func(frame []byte) bool
 
 	// Slots: empty ones, by size; full ones in the order in which they came; and

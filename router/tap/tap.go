@@ -46,7 +46,7 @@ func (o Offloads) String() string {
 type Frame struct {
 	Header offload.Header
 	Buf    []byte
-	Sparse  bool // what Prioritize was given said so
+	Sparse bool // what Prioritize was given said so
 }
 
 // Queue is one queue of a TAP. Each reader and each writer is for one

@@ -66,8 +66,8 @@ const (
 
 // Lengths in bytes.
 const (
-	HeaderLen = 12
-	AuthTagLen    = 16
+	HeaderLen  = 12
+	AuthTagLen = 16
 	// Overhead is what a packet has besides its body.
 	Overhead = HeaderLen + AuthTagLen
 )

@@ -36,9 +36,9 @@ const (
 	Silence = 2 * time.Second
 	// A link that fell is used again when echoes have come for firstHold, which
 	// doubles with each fall up to lastHold, and is forgotten after calm.
-	firstHold = 4 * time.Second
-	lastHold  = 16 * time.Second
-	holdForgotten      = 5 * time.Minute
+	firstHold     = 4 * time.Second
+	lastHold      = 16 * time.Second
+	holdForgotten = 5 * time.Minute
 )
 
 // NonceLen is the length of what makes an echo unforgeable, in bytes.
@@ -76,8 +76,8 @@ type (
 	SumInSoftware struct{}
 )
 
-func (Send) effect()    {}
-func (Probe) effect()   {}
+func (Send) effect()          {}
+func (Probe) effect()         {}
 func (SumInSoftware) effect() {}
 
 // Config is what a Link needs to know.
@@ -100,19 +100,19 @@ type Link struct {
 	way   way  // as it was judged last
 	out   []Effect
 
-	up         bool
-	upSince    time.Time
-	sent       map[[NonceLen]byte]sentProbe
-	next       time.Time
-	unanswered int
-	tryingSince      time.Time // of trying
-	fullEcho       time.Time // when the last echo of a full-size probe came
-	smallEcho      time.Time // likewise of any other
-	badChecksum      time.Time // likewise of any with a wrong checksum
-	summing    bool      // Summing was asked for
-	echoesSince     time.Time // since when full-size echoes come without a gap
-	hold       time.Duration
-	rtt        time.Duration
+	up          bool
+	upSince     time.Time
+	sent        map[[NonceLen]byte]sentProbe
+	next        time.Time
+	unanswered  int
+	tryingSince time.Time // of trying
+	fullEcho    time.Time // when the last echo of a full-size probe came
+	smallEcho   time.Time // likewise of any other
+	badChecksum time.Time // likewise of any with a wrong checksum
+	summing     bool      // Summing was asked for
+	echoesSince time.Time // since when full-size echoes come without a gap
+	hold        time.Duration
+	rtt         time.Duration
 }
 
 type sentProbe struct {
@@ -264,8 +264,8 @@ func (l *Link) RTT() time.Duration { return l.rtt }
 type way int
 
 const (
-	none   way = iota
-	clearText      // VXLAN as it is
+	none      way = iota
+	clearText     // VXLAN as it is
 	encrypted     // VXLAN inside the tunnel
 )
 
