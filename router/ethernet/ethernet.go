@@ -1,5 +1,5 @@
-// Package ethernet reads Ethernet frames and the IP packets in them, without
-// copying and without trusting a byte of them.
+// Package ethernet reads Ethernet frames and the IP packets in them, without copying
+// them and without trusting their bytes.
 package ethernet
 
 import (
@@ -20,25 +20,26 @@ const (
 	TypeIPv4 = 0x0800
 	TypeARP  = 0x0806
 	TypeIPv6 = 0x86dd
-	typeTag  = 0x8100 // IEEE 802.1Q customer tag
+	typeCTag = 0x8100 // IEEE 802.1Q customer tag
 	typeSTag = 0x88a8 // IEEE 802.1ad service tag
 	typeQinQ = 0x9100 // what some switches used before 802.1ad
 )
 
-// maxTags is how many VLAN tags Parse looks behind: a service tag, a customer
-// tag, and one to spare.
+// maxTags is how many VLAN tags Payload skips: a service tag, a customer tag, and one
+// more.
 const maxTags = 3
 
 // MAC is an Ethernet address.
 type MAC [MACLen]byte
 
-// Broadcast is the address of every MAC address.
+// Broadcast is the broadcast address.
 var Broadcast = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // IsGroup reports whether m is a multicast or the broadcast address.
 func (m MAC) IsGroup() bool { return m[0]&1 != 0 }
 
-// IsStation reports whether m may be the source of a frame.
+// IsUnicast reports whether m is a unicast address other than zero: it may be the
+// source of a frame.
 func (m MAC) IsUnicast() bool { return !m.IsGroup() && m != MAC{} }
 
 // IsReserved reports whether m is one of 01:80:c2:00:00:00 to 0f, which no bridge
@@ -81,7 +82,7 @@ func Payload(frame []byte) (ethertype uint16, offset int, ok bool) {
 			return 0, 0, false
 		}
 		switch t := binary.BigEndian.Uint16(frame[offset-2:]); t {
-		case typeTag, typeSTag, typeQinQ:
+		case typeCTag, typeSTag, typeQinQ:
 			offset += TagLen
 		default:
 			return t, offset, true
@@ -90,22 +91,22 @@ func Payload(frame []byte) (ethertype uint16, offset int, ok bool) {
 	return 0, 0, false
 }
 
-// IP is what the switch needs to know of an IPv4 or IPv6 packet.
+// IP is what the switch needs to know about an IPv4 or IPv6 packet.
 type IP struct {
 	Version      int // 4 or 6
 	Src, Dst     netip.Addr
 	HeaderLen    int  // IPv4 header with options; 40 for IPv6
-	Len          int  // of the packet by its header, at most what the frame has
+	Len          int  // of the packet, as its header says, but at most what the frame has
 	DontFragment bool // the DF bit; true for IPv6, which routers never fragment
-	FirstPart    bool // no fragment, or the first one
-	HasFragment  bool // a fragment, even if of the whole (RFC 6946)
+	FirstPart    bool // not a fragment, or the first one
+	HasFragment  bool // a fragment, also one that is the whole packet (RFC 6946)
 	Protocol     uint8
-	ProtocolAt   int // offset in the packet of what Protocol names
+	ProtocolAt   int // offset in the packet of the header that Protocol names
 }
 
-// ParseIP reads the IP packet in a frame, looking behind VLAN tags and, for
-// IPv6, behind extension headers. ok is false if it has none or a broken one.
-// Offset is where in the frame the packet begins.
+// ParseIP reads the IP packet in a frame. It skips VLAN tags and, for IPv6, extension
+// headers. ok is false if there is no valid packet. Offset is where in the frame the
+// packet begins.
 func ParseIP(frame []byte) (ip IP, offset int, ok bool) {
 	t, offset, ok := Payload(frame)
 	if !ok {
@@ -188,7 +189,7 @@ func parse6(b []byte) (ip IP, ok bool) {
 		ip.Protocol = rest[0]
 		ip.ProtocolAt += size
 		if !ip.FirstPart {
-			return ip, true // what follows is the middle of something
+			return ip, true // the rest is the middle of a payload
 		}
 	}
 }

@@ -56,7 +56,7 @@ func TestParseIP(t *testing.T) {
 func TestAddressKinds(t *testing.T) {
 	for _, c := range []struct {
 		mac                      MAC
-		group, station, reserved bool
+		group, unicast, reserved bool
 	}{
 		{MAC{2, 0, 0, 0, 0, 1}, false, true, false},
 		{MAC{}, false, false, false},
@@ -65,8 +65,8 @@ func TestAddressKinds(t *testing.T) {
 		{MAC{1, 0x80, 0xc2, 0, 0, 0x0f}, true, false, true},
 		{MAC{1, 0x80, 0xc2, 0, 0, 0x10}, true, false, false},
 	} {
-		if c.mac.IsGroup() != c.group || c.mac.IsUnicast() != c.station || c.mac.IsReserved() != c.reserved {
-			t.Errorf("%s: group %v station %v reserved %v", c.mac, c.mac.IsGroup(), c.mac.IsUnicast(), c.mac.IsReserved())
+		if c.mac.IsGroup() != c.group || c.mac.IsUnicast() != c.unicast || c.mac.IsReserved() != c.reserved {
+			t.Errorf("%s: group %v unicast %v reserved %v", c.mac, c.mac.IsGroup(), c.mac.IsUnicast(), c.mac.IsReserved())
 		}
 	}
 	if s := (MAC{2, 0xab, 0, 0, 0, 1}).String(); s != "02:ab:00:00:00:01" {

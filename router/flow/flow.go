@@ -1,14 +1,14 @@
-// Package flow tells flows that send little from those that send much, so that
-// the packets of the former need not wait behind those of the latter. A round
-// trip beside a transfer at full speed then takes microseconds, not as long as
-// the transfer's queue.
+// Package flow distinguishes sparse flows, which send little, from bulk flows, so that
+// packets of sparse flows need not wait behind those of bulk flows. A round trip beside
+// a transfer at full speed then takes microseconds instead of as long as the queue of
+// the transfer.
 //
-// It is the idea of the "new" flows of FQ-CoDel (RFC 8290, section 4.1), with a
-// bound in place of a round of a scheduler: each flow has a bucket that its
-// bytes fill and that runs out at a fixed rate. A flow whose bucket overflows is
-// heavy until it has paused for longer than queues are, so that no packet of a
-// flow overtakes an earlier one. Only fragments of a flow's datagrams, which have
-// no ports, may be overtaken by its whole ones.
+// This is the idea of the "new" flows of FQ-CoDel (RFC 8290, section 4.1), with a token
+// bucket in place of a round of a scheduler. A flow is bulk once it exceeds its bucket
+// of 2 MB/s with a burst of 16 KB, and sparse again after a pause that is longer than
+// any queue, so that no packet of a flow overtakes an earlier one. The exception are
+// fragments of datagrams, which have no ports: datagrams of the flow that are not
+// fragmented may overtake them.
 package flow
 
 import (
@@ -20,17 +20,17 @@ import (
 )
 
 const (
-	// buckets is how many there are; flows share them by chance.
+	// buckets is the number of buckets. Flows may share one by chance.
 	buckets = 4096
-	// drain is the rate in bytes a second that a flow may send for ever and stay
-	// light, and burst the bytes that it may send at once.
+	// drain is the rate in bytes a second at which a flow stays sparse for ever, and
+	// burst the number of bytes that it may send at once.
 	drain = 2 << 20
 	burst = 16 << 10
-	// pause is after how long without a packet a bulk flow is light again.
+	// pause is the time without a packet after which a bulk flow is sparse again.
 	pause = 60 * time.Millisecond
 )
 
-// Table is the memory of flows. Make one with New. Not safe for concurrent use.
+// Table remembers flows. Make it with New. It is not safe for concurrent use.
 type Table struct {
 	seed    maphash.Seed
 	buckets [buckets]bucket
@@ -42,18 +42,18 @@ type bucket struct {
 	bulk  bool
 }
 
-// New returns a Table that has seen nothing. Which flows share a bucket is
-// different for each, and not to be known.
+// New returns an empty Table. Which flows share a bucket differs from table to table
+// and cannot be predicted.
 func New() *Table { return &Table{seed: maphash.MakeSeed()} }
 
-// Light takes in that an Ethernet frame of a flow is sent at now, which is a
-// time that never goes back, and reports whether the flow sends little. What is
-// no TCP or UDP is one flow for each pair of IP addresses, or of MAC addresses.
+// Sparse records that an Ethernet frame is sent at now, which never goes back, and
+// reports whether its flow is sparse. Packets other than TCP and UDP are one flow
+// for each pair of IP addresses, other frames one for each pair of MAC addresses.
 func (t *Table) Sparse(now time.Duration, frame []byte) bool {
 	b := &t.buckets[maphash.Bytes(t.seed, key(frame))%buckets]
 	gap := now - b.at
 	b.at = now
-	if gap >= pause { // in which a burst runs out
+	if gap >= pause { // long enough for a burst to drain
 		b.bulk, b.level = false, 0
 	}
 	b.level = max(0, b.level-int64(gap)*drain/int64(time.Second)) + int64(len(frame))
@@ -63,7 +63,7 @@ func (t *Table) Sparse(now time.Duration, frame []byte) bool {
 	return !b.bulk
 }
 
-// Offsets and lengths in bytes: of addresses in IP headers, and of ports behind.
+// Offsets and lengths in bytes of addresses in IP headers and of the ports behind them.
 const (
 	ip4Addrs, ip4Len = 12, 20
 	ip6Addrs, ip6Len = 8, 40
@@ -72,8 +72,8 @@ const (
 	tcp, udp         = 6, 17
 )
 
-// key returns the bytes of a frame that name its flow. They lie one behind the
-// other: addresses at the end of the IP header, ports behind it.
+// key returns the bytes of a frame that identify its flow. They are contiguous: the
+// addresses end the IP header, and the ports follow it.
 func key(frame []byte) []byte {
 	typ, at, ok := ethernet.Payload(frame)
 	if !ok {
@@ -81,7 +81,7 @@ func key(frame []byte) []byte {
 	}
 	switch b := frame[at:]; {
 	case typ == ethernet.TypeIPv4 && len(b) >= ip4Len:
-		// Without options, and no fragment, which has no ports.
+		// Without options, and not a fragment, which has no ports.
 		if len(b) >= ip4Len+portsLen && b[0] == 0x45 && (b[9] == tcp || b[9] == udp) && binary.BigEndian.Uint16(b[6:])&0x3fff == 0 {
 			return b[ip4Addrs : ip4Len+portsLen]
 		}

@@ -31,7 +31,7 @@ func TestFlowsOfTheirOwn(t *testing.T) {
 			light++
 		}
 		if !table.Sparse(now, ping) && now > time.Second {
-			t.Fatalf("a flow of %d bytes is heavy beside another", len(ping))
+			t.Fatalf("a flow of %d bytes is bulk beside another", len(ping))
 		}
 		now += 10 * time.Microsecond
 	}
@@ -60,7 +60,7 @@ func TestBulkUntilItPauses(t *testing.T) {
 	now += pause
 	for range 10_000 {
 		if !table.Sparse(now, f) {
-			t.Fatalf("heavy at %s, below the rate", now)
+			t.Fatalf("bulk at %s, below the rate", now)
 		}
 		now += time.Duration(len(f)) * time.Second / drain
 	}
@@ -68,7 +68,7 @@ func TestBulkUntilItPauses(t *testing.T) {
 		table.Sparse(now, f)
 	}
 	if !table.Sparse(now+1000*time.Hour, f) {
-		t.Error("heavy after weeks")
+		t.Error("bulk after weeks")
 	}
 }
 

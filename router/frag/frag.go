@@ -1,5 +1,5 @@
-// Package frag cuts frames that do not fit in a packet into parts and puts
-// parts together again, within bounded memory and time.
+// Package frag computes the fragments of frames that do not fit into a packet, and
+// reassembles them within bounded memory and time.
 package frag
 
 import (
@@ -8,10 +8,10 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// Parts returns the length of each part (the last may be shorter) and their
-// number, for n bytes in packets that hold room bytes of body each. The parts
-// are as even as can be, so that none is lost for being larger than its
-// siblings. ok is false if room is too small for any part.
+// Parts returns the length of each fragment (the last may be shorter) and their
+// number, for n bytes in packets that hold room bytes of body each. The fragments
+// are as even as possible, so that none is lost because it is larger than the
+// others. ok is false if room is too small for any fragment.
 func Parts(n, room int) (size, count int, ok bool) {
 	room -= wire.FragmentHeadLen
 	if room < 1 || n < 1 {
@@ -23,17 +23,17 @@ func Parts(n, room int) (size, count int, ok bool) {
 
 // Bounds of a Reassembler.
 const (
-	Timeout   = 2 * time.Second // a frame whose parts take longer is dropped
-	MaxFrames = 64              // frames under way
-	MaxBytes  = 1 << 20         // of all frames under way
+	Timeout   = 2 * time.Second // a frame whose fragments take longer is dropped
+	MaxFrames = 64              // incomplete frames
+	MaxBytes  = 1 << 20         // of all incomplete frames
 	maxParts  = 256             // of one frame
 )
 
-// Reassembler collects the parts of the frames of one link. The zero value is
-// ready. It is not safe for concurrent use. Time is a duration since an origin
-// of the caller's that never goes back.
+// Reassembler collects the fragments of the frames of one link. The zero value is
+// ready to use. It is not safe for concurrent use. Times are durations since an
+// origin that the caller chooses, and never go back.
 type Reassembler struct {
-	// Dropped counts frames that were given up, for time or for room.
+	// Dropped counts frames that were given up because of their age or the bounds.
 	Dropped uint64
 
 	frames []frame // in order of their first part
@@ -51,8 +51,8 @@ type frame struct {
 
 type span struct{ from, to int }
 
-// Add takes a part in, which is copied. When it completes a frame the frame is
-// returned, to be used until the next call of Add.
+// Add copies a fragment. If it completes a frame, Add returns the frame, which is
+// valid until the next call.
 func (r *Reassembler) Add(h wire.FragmentHead, part []byte, now time.Duration) []byte {
 	r.expire(now)
 	i := r.find(h)
@@ -65,7 +65,7 @@ func (r *Reassembler) Add(h wire.FragmentHead, part []byte, now time.Duration) [
 	s := span{h.Offset, h.Offset + len(part)}
 	for _, p := range f.parts {
 		if s.from < p.to && p.from < s.to {
-			return nil // a duplicate, or a sender that makes no sense
+			return nil // a duplicate, or a faulty sender
 		}
 	}
 	if len(f.parts) == maxParts {
@@ -93,7 +93,7 @@ func (r *Reassembler) find(h wire.FragmentHead) int {
 	return -1
 }
 
-// begin makes room for a new frame by giving up the oldest.
+// begin makes a new frame, giving up the oldest ones if there is no space.
 func (r *Reassembler) begin(h wire.FragmentHead, now time.Duration) int {
 	if h.Total > MaxBytes {
 		return -1
@@ -114,7 +114,7 @@ func (r *Reassembler) begin(h wire.FragmentHead, now time.Duration) int {
 	return len(r.frames) - 1
 }
 
-// maxFree is how many buffers are kept for use again.
+// maxFree is the number of buffers that are kept for reuse.
 const maxFree = 4
 
 func (r *Reassembler) drop(i int) {

@@ -1,26 +1,26 @@
-// Package gro joins frames of one flow that came one after the other into
-// GSO packets, as the kernel's generic receive offload does, so that a batch
-// of packets costs the host one pass through its bridge and its stack.
+// Package gro joins consecutive frames of one flow into GSO packets, as the kernel's
+// generic receive offload does, so that a batch of packets costs the host one pass
+// through its bridge and its stack.
 //
-// What is joined is what package offload would cut the GSO packet into again,
-// byte for byte: nothing is lost, nothing is made up. The rules are those of
+// Package offload would segment the GSO packet into the same frames again, byte for
+// byte. The rules are those of
 // tcp_gro_receive, udp_gro_receive, inet_gro_receive and ipv6_gro_receive of
-// the kernel, in places stricter:
+// the kernel, and stricter in places:
 //
 //   - all headers are equal, VLAN tags, TOS with its ECN bits, TTL and flow label
 //     included; IPv4 options and IPv6 extension headers never join
 //   - IPv4 identifications count up by one, or, with DF, are all the same
 //   - TCP: the sequence numbers follow each other, acknowledgement, window,
-//     urgent pointer, options (so timestamps) and flags are equal, but that CWR
-//     may be on the first only and that PSH or FIN end the GSO packet; SYN, RST
-//     and URG never join, nor does a segment without payload
+//     urgent pointer, options (so timestamps) and flags are equal, except that CWR
+//     may be on the first only, and PSH or FIN end the GSO packet; SYN, RST and
+//     URG never join, nor does a segment without payload
 //   - each payload has the length of the first, and a shorter one is the last;
-//     datagrams likewise, and those without a checksum never join
+//     the same for datagrams, and those without a checksum never join
 //   - every checksum is right, or was left to the kernel on the host the frame
 //     comes from and is authenticated since
 //
-// A frame that does not fit is passed on as it is. Frames of one flow stay in
-// their order, and so do those that cannot be told to be of a flow.
+// Other frames pass unchanged. Frames of one flow keep their order, and so do frames
+// whose flow cannot be determined.
 package gro
 
 import (
@@ -49,10 +49,10 @@ const (
 	flagCWR = 0x80
 )
 
-// Coalescer collects the frames of a batch. Make one with New. Not safe for
-// concurrent use; after New nothing is allocated.
+// Coalescer collects the frames of a batch. Make it with New. It is not safe for
+// concurrent use. After New it allocates nothing.
 type Coalescer struct {
-	// TCP and UDP tell what to join; New sets both.
+	// TCP and UDP enable joining for the protocol; New sets both.
 	TCP, UDP bool
 
 	items []item
@@ -92,12 +92,11 @@ func New() *Coalescer {
 	}
 }
 
-// Full reports whether Add must not be called before Reset.
+// Full reports whether Reset must be called before the next Add.
 func (c *Coalescer) Full() bool { return len(c.items)+len(c.segs) == maxFrames }
 
-// Add takes a frame in. It is borrowed until Reset, and its headers may be
-// changed. If partial, its TCP or UDP checksum holds the pseudo-header's sum
-// only.
+// Add adds a frame. The frame is borrowed until Reset, and its headers may be
+// changed. If partial, its TCP or UDP checksum is that of the pseudo-header only.
 func (c *Coalescer) Add(frame []byte, partial bool) {
 	it := item{frame: frame, partial: partial, checked: partial, count: 1, first: -1, last: -1}
 	if !c.TCP && !c.UDP && !partial {
@@ -249,12 +248,12 @@ func (it *item) check() bool {
 	return it.checked
 }
 
-// Len is how many frames, ordinary or super, the batch has become.
+// Len returns the number of packets, ordinary or GSO, that the batch became.
 func (c *Coalescer) Len() int { return len(c.items) }
 
-// Frame returns frame i of the batch, to be called once for each: the parts it
-// consists of, to be used until the next call, what is left to do to it, and of
-// how many frames it was made.
+// Frame returns packet i of the batch: its parts, which are valid until the next
+// call, the offloads that remain for the kernel, and the number of frames that it
+// consists of. It may be called once for each i.
 func (c *Coalescer) Frame(i int) (h offload.Header, parts [][]byte, frames int) {
 	it := &c.items[i]
 	l := &it.layout

@@ -1,6 +1,6 @@
-// Package icmp builds the answer to a packet that is too big for a link: what
-// a router on the way would send, so that the sender's path MTU discovery
-// works (RFC 1191, RFC 8201).
+// Package icmp builds the ICMP message about a packet that is too big for a link, as a
+// router on the path would send it, so that path MTU discovery of the sender works
+// (RFC 1191, RFC 8201).
 package icmp
 
 import (
@@ -9,19 +9,19 @@ import (
 	"github.com/weft-net/weft/router/ethernet"
 )
 
-// Smallest MTUs that make sense to report: what every IPv4 host must take
-// (RFC 791), and what every IPv6 link must carry (RFC 8200, section 5).
+// Smallest MTUs to report: what every IPv4 host must accept (RFC 791), and what every
+// IPv6 link must carry (RFC 8200, section 5).
 const (
 	MinMTU4 = 576
 	MinMTU6 = 1280
 )
 
-// MaxLen is the most bytes that an answer may have, its Ethernet header
-// included: room for three VLAN tags and an IPv6 packet of MinMTU6.
+// MaxLen is the largest length of a message in bytes: an Ethernet header with three
+// VLAN tags and an IPv6 packet of MinMTU6.
 const MaxLen = ethernet.HeaderLen + 3*ethernet.TagLen + MinMTU6
 
-// quote4 is how much of the packet an ICMPv4 answer quotes at most, so that
-// it fits in 576 bytes (RFC 1812, section 4.3.2.3).
+// quote4 is the most that an ICMPv4 message quotes of the packet, so that it fits into
+// 576 bytes (RFC 1812, section 4.3.2.3).
 const quote4 = MinMTU4 - 20 - 8
 
 const (
@@ -29,15 +29,15 @@ const (
 	protoICMPv6 = 58
 )
 
-// TooBig writes to out[:0] the Ethernet frame that tells the sender of frame
-// that its IP packet may have mtu bytes at most, and returns it, or nil if
-// none may be sent: for a packet that is no IP, that may be fragmented, that is
-// no larger than what may be reported, or about which RFC 1122 section 3.2.2
-// and RFC 4443 section 2.4 forbid one (an ICMP error, a later fragment, to or
-// from a group).
+// TooBig writes to out[:0] the Ethernet frame that reports to the sender of frame
+// that its IP packets may have at most mtu bytes, and returns it. It returns nil if
+// no message may be sent: if the packet is not IP, may be fragmented, or is no
+// larger than the smallest MTU to report; or if RFC 1122 section 3.2.2 or RFC 4443
+// section 2.4 forbid it (the packet is an ICMP error or a later fragment, or its
+// source or destination is a group).
 //
-// The answer comes from the packet's destination, at the IP and the Ethernet
-// level, and has the same VLAN tags.
+// The message comes from the destination of the packet, in both its IP and its
+// Ethernet header, and has the same VLAN tags.
 func TooBig(out, frame []byte, mtu int) []byte {
 	dst, src, ok := ethernet.Addresses(frame)
 	if !ok || dst.IsGroup() || !src.IsUnicast() {
@@ -61,7 +61,7 @@ func TooBig(out, frame []byte, mtu int) []byte {
 // tooBig4 appends an IPv4 header and an RFC 792 destination unreachable,
 // fragmentation needed, with the MTU as of RFC 1191 section 4:
 //
-//	| 3 | 4 | checksum 2 | 0 2 | mtu 2 | the packet's begin
+//	| 3 | 4 | checksum 2 | 0 2 | mtu 2 | beginning of the packet
 func tooBig4(out, packet []byte, ip ethernet.IP, mtu int) []byte {
 	if ip.Len <= mtu || ip.Dst.As4() == [4]byte{255, 255, 255, 255} {
 		return nil
@@ -86,8 +86,7 @@ func tooBig4(out, packet []byte, ip ethernet.IP, mtu int) []byte {
 	return out
 }
 
-// isQuery4 reports whether an ICMPv4 type is a question or its answer, and not
-// an error: echo, timestamp, address mask, router discovery.
+// isQuery4 reports whether an ICMPv4 type is a query or a reply, not an error: echo, timestamp, address mask, router discovery.
 func isQuery4(t byte) bool {
 	switch t {
 	case 0, 8, 9, 10, 13, 14, 17, 18:
@@ -99,7 +98,7 @@ func isQuery4(t byte) bool {
 // tooBig6 appends an IPv6 header and an RFC 4443 packet too big, with as much
 // of the packet as fits in MinMTU6:
 //
-//	| 2 | 0 | checksum 2 | mtu 4 | the packet's begin
+//	| 2 | 0 | checksum 2 | mtu 4 | beginning of the packet
 func tooBig6(out, packet []byte, ip ethernet.IP, mtu int) []byte {
 	if ip.Len <= mtu {
 		return nil

@@ -10,40 +10,40 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// Lives of keys. New keys are agreed well before two minutes, so that a few
-// repeats of a message do not make them late.
+// Lifetimes of keys. New keys are agreed well before two minutes are over, so that a few
+// repeated messages do not make them late.
 const (
-	RenewAge     = 90 * time.Second  // when new keys are asked for
-	MaxAge       = 180 * time.Second // when old ones stop being used, new ones or not
+	RenewAge     = 90 * time.Second  // when new keys are requested
+	MaxAge       = 180 * time.Second // when old keys are no longer used, with or without new ones
 	RenewPackets = 1 << 30           // sent under one key, likewise
-	// OldStay is how long a receive key stays after the first use of its
-	// successor: packets under way were sealed under it.
+	// OldStay is how long a receive key stays after the first use of its successor,
+	// for packets under way that were sealed under it.
 	OldStay = 10 * time.Second
-	// retry is when an offer that was not answered is repeated. The session
-	// does not lose messages, but its end and ours may begin at different
-	// times.
+	// retry is the time after which an unanswered offer is repeated. The session
+	// loses no messages, but its two ends may begin at different times.
 	retry = 2 * time.Second
-	// pace is the least time between two agreements: they cost the CPU
-	// something, and a peer might ask for them without end.
+	// pace is the least time between two agreements. They cost CPU, and a peer might
+	// request them without end.
 	pace = time.Second
-	// repeats is how often an offer is repeated before a fresh one is made.
+	// repeats is the number of times that an offer is repeated before a fresh one is
+	// made.
 	repeats = 3
 )
 
-// keys is the agreement of keys. One end offers, the other answers; package
-// wire draws the exchange. The end with the lower name offers, so that the
-// two never do at the same time.
+// keys is the key agreement. One end offers and the other answers; package wire
+// draws the exchange. The end with the lower name offers, so that both never offer
+// at the same time.
 type keys struct {
 	tx *seal.Tx
 
-	// round is that of the newest offer made or answered. The offering end's
-	// first is its time in seconds, so that what its earlier machine for the
-	// same peer said is never newer, should it come late. The other end begins
-	// at 0: its clock may be ahead, or its machine younger.
+	// round is the round of the newest offer that was made or answered. The first
+	// one of the offering end is its time in seconds, so that a late message of its
+	// earlier machine for the same peer never looks newer. The answering end begins
+	// at 0, as its clock may be ahead or its machine younger.
 	round      uint32
 	agreedAt   time.Time
 	answeredAt time.Time
-	renewAt    time.Time // offering end: when to offer; other end: when to ask
+	renewAt    time.Time // offering end: when to offer; answering end: when to request an offer
 
 	// The offering end, while an offer is open.
 	offered *offered
@@ -94,8 +94,8 @@ func (m *Machine) offer(now time.Time) {
 
 func (m *Machine) send(c wire.Control) { m.do(SendControl{c.Append(nil)}) }
 
-// Control takes a message of link control from the peer in. An error says what
-// was wrong with it; the machine is as before.
+// Control handles a message of link control from the peer. If it is invalid, Control
+// returns an error and the machine does not change.
 func (m *Machine) Control(now time.Time, msg []byte) ([]Effect, error) {
 	c, known, err := wire.ParseControl(msg)
 	if err != nil {
@@ -123,7 +123,7 @@ func (m *Machine) Control(now time.Time, msg []byte) ([]Effect, error) {
 }
 
 // onOffer answers. Our receive key is in place before the other end hears of
-// it; we go on sending under the old key until we know that it has ours.
+// it. We send under the old key until we know that the other end has ours.
 func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 	k := &m.keys
 	if m.offers() {
@@ -134,7 +134,7 @@ func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 		return nil
 	}
 	if c.Round <= k.round {
-		return nil // repeated after it was settled
+		return nil // repeated, and already handled
 	}
 	if now.Sub(k.answeredAt) < pace {
 		return nil // it will be repeated
@@ -142,7 +142,7 @@ func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 	k.answeredAt = now
 	suite, ok := seal.Choose(m.cfg.Suites, seal.Suites(c.Suites))
 	if !ok {
-		m.unusable = fmt.Sprintf("no cipher in common: the peer offers %#x, this router does %#x", c.Suites, m.cfg.Suites)
+		m.unusable = fmt.Sprintf("no cipher in common: the peer offers %#x, this router has %#x", c.Suites, m.cfg.Suites)
 		return fmt.Errorf("%s", m.unusable)
 	}
 	priv, err := curve.GenerateKey(m.cfg.Entropy)
@@ -157,7 +157,7 @@ func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 		return err
 	}
 	if k.answered != nil {
-		m.removeRx(k.answered.index) // of a round that came to nothing
+		m.removeRx(k.answered.index) // of a round that failed
 	}
 	k.round, k.answered, a.tx = c.Round, a, tx
 	m.installRx(a.index, rx)
@@ -195,8 +195,7 @@ func (m *Machine) onConfirm(now time.Time, c wire.Control) {
 	}
 }
 
-// FirstUse reports that the first packet was opened under the receive key at
-// index.
+// FirstUse reports that the first packet was opened under the receive key at index.
 func (m *Machine) FirstUse(now time.Time, index uint32) []Effect {
 	k := &m.keys
 	if a := k.answered; a != nil && a.index == index {
@@ -250,7 +249,7 @@ func (m *Machine) useTx(now time.Time, tx *seal.Tx) {
 	k.tx, k.agreedAt = tx, now
 	k.renewAt = now.Add(m.cfg.RenewAfter)
 	if !m.offers() {
-		// The other end offers by itself; we only ask if it does not.
+		// The other end offers by itself. This end requests an offer only if it does not.
 		k.renewAt = k.renewAt.Add(2 * retry)
 	}
 	m.do(UseTx{tx})
@@ -295,7 +294,7 @@ func (m *Machine) tickKeys(now time.Time) {
 	}
 }
 
-// next is when something of the keys is due.
+// next returns when the keys need the next step.
 func (k *keys) next(m *Machine) (t time.Time) {
 	first := func(u time.Time) {
 		if !u.IsZero() && (t.IsZero() || u.Before(t)) {

@@ -1,10 +1,9 @@
-// Package link is the step machine of one link of sleeve: it agrees on keys and
-// renews them, watches whether the other end answers, follows its address, and
-// finds out how large a packet may be.
+// Package link is the step machine of one sleeve link. It agrees on keys and renews
+// them, monitors whether the peer answers, follows its address, and finds the path MTU.
 //
-// A Machine holds no socket, clock or goroutine. Its driver calls a method for
-// each thing that happens, with the time, and carries out the effects that it
-// returns, in order. A Machine is not safe for concurrent use.
+// A Machine has no socket, clock or goroutine. Its driver calls a method for each event,
+// with the time, and carries out the effects that it returns, in order. A Machine is not
+// safe for concurrent use.
 //
 //	          keys agreed, answered,
 //	          path MTU known                 no answer for Silence
@@ -29,16 +28,16 @@ import (
 
 // Times of the heartbeat.
 const (
-	// FastBeat is the interval of heartbeats until one is answered. It is
-	// shortened by up to an eighth at random.
+	// FastBeat is the interval of heartbeats until one is answered. Jitter shortens
+	// it by up to an eighth.
 	FastBeat = 500 * time.Millisecond
-	// Beat is the interval of those that are answered. All links of a router
-	// beat at once: a router with many is then woken once for them, and once by
-	// the answers, which come close together.
+	// Beat is the interval of heartbeats that are answered. All links of a router
+	// send them at the same moment, so that a router with many links wakes up once
+	// to send them, and once for the answers.
 	Beat = 2 * time.Second
-	// Timeout is how many heartbeats in a row go out fast; then a peer that
-	// does not answer is asked every Beat or, if it never did, more and more
-	// seldom, at last every SlowBeat.
+	// Timeout is the number of consecutive heartbeats that are sent fast. After it,
+	// a peer that stopped to answer gets one every Beat, and a peer that never
+	// answered gets them less and less often, at last every SlowBeat.
 	Timeout  = 120
 	SlowBeat = 16 * time.Second
 	// Silence is how long an established link may be without an answer.
@@ -55,24 +54,24 @@ const (
 	Failed
 )
 
-// String is the word that status shows.
+// String returns the word for status.
 func (s State) String() string { return [...]string{"pending", "established", "failed"}[s] }
 
 // MarshalText implements encoding.TextMarshaler.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Config is what a Machine needs to know. The limits may be left zero.
+// Config configures a Machine. The limits may be zero.
 type Config struct {
 	Self, Peer peer.Name
 	Secret     [32]byte       // from the session, the same at both ends
-	Suites     seal.Suites    // what this end does well
+	Suites     seal.Suites    // that this end runs fast
 	Addr       netip.AddrPort // where the peer probably is
 	Lanes      int            // of this end, for sending
 	MaxMTU     int            // largest IP packet to try, in bytes
 
 	Epoch    time.Time     // of heartbeats: the same for all links of a router
 	Entropy  io.Reader     // of ephemeral keys
-	Jitter   *rand.Rand    // of everything that is no secret
+	Jitter   *rand.Rand    // of everything that is not secret
 	NewIndex func() uint32 // returns a receiver index that is not in use, 1..wire.MaxIndex
 	Traffic  func() uint64 // returns how many frames were sent so far; nil if not known
 
@@ -80,27 +79,27 @@ type Config struct {
 	RenewPackets uint64        // packets sent after which new keys are asked for; RenewPackets if 0
 }
 
-// Effect is something for the driver to do: one of the types below.
+// Effect is an action for the driver: one of the types below.
 type Effect interface{ effect() }
 
 type (
 	// SendControl sends a message of link control over the session.
 	SendControl struct{ Msg []byte }
-	// SendProbe sends a Probe packet that asks, filled to Body.Size bytes of IP
-	// packet. If the kernel says that it is too big the driver calls TooBig.
+	// SendProbe sends a Probe packet that requests an answer, padded to Body.Size
+	// bytes of IP packet. If the kernel refuses it as too big the driver calls TooBig.
 	SendProbe struct {
 		To   netip.AddrPort
 		Body wire.ProbeBody
 	}
-	// InstallRx makes packets to Index be opened by Rx. The driver calls
-	// FirstUse when the first one was.
+	// InstallRx opens packets to Index with Rx from now on. The driver calls FirstUse
+	// after the first one.
 	InstallRx struct {
 		Index uint32
 		Rx    *seal.Rx
 	}
-	// RemoveRx ends that.
+	// RemoveRx undoes InstallRx.
 	RemoveRx struct{ Index uint32 }
-	// UseTx makes everything from now on be sealed by Tx; nil for nothing.
+	// UseTx seals all packets with Tx from now on; nil stops sending.
 	UseTx struct{ Tx *seal.Tx }
 )
 
@@ -121,11 +120,11 @@ type Machine struct {
 	beat beat
 	path path
 
-	// unusable says why the link cannot come up at all, until keys are agreed.
+	// unusable says why the link cannot come up until keys are agreed, "" if it can.
 	unusable string
 }
 
-// New returns a machine for a neighbour and the effects that begin the link.
+// New returns a machine for a neighbour, and the effects that begin the link.
 func New(cfg Config, now time.Time) (*Machine, []Effect) {
 	if cfg.RenewAfter == 0 {
 		cfg.RenewAfter = RenewAge
@@ -144,7 +143,7 @@ func New(cfg Config, now time.Time) (*Machine, []Effect) {
 	return m, m.flush()
 }
 
-// State returns the state and, unless it is Established, why in words.
+// State returns the state and, unless it is Established, the reason in words.
 func (m *Machine) State() (State, string) {
 	if m.state == Established {
 		return m.state, ""
@@ -164,16 +163,17 @@ func (m *Machine) State() (State, string) {
 	return m.state, "measuring the path"
 }
 
-// Addr is where the peer is, as far as is known.
+// Addr returns the address of the peer; invalid if not known.
 func (m *Machine) Addr() netip.AddrPort { return m.addr }
 
-// MTU is the largest IP packet, in bytes, that is known to reach the peer.
+// MTU returns the size of the largest IP packet that is known to reach the peer, in
+// bytes.
 func (m *Machine) MTU() int { return m.path.mtu }
 
-// RTT is the round trip time, smoothed; 0 if not known.
+// RTT returns the smoothed round trip time; 0 if not known.
 func (m *Machine) RTT() time.Duration { return m.beat.rtt }
 
-// Suite is what packets are sealed with; ok is false before keys are agreed.
+// Suite returns the cipher suite of packets; ok is false before keys are agreed.
 func (m *Machine) Suite() (s seal.Suite, ok bool) {
 	if m.keys.tx == nil {
 		return 0, false
@@ -195,7 +195,7 @@ func (m *Machine) do(e Effect) { m.out = append(m.out, e) }
 func (m *Machine) Moved(now time.Time, from netip.AddrPort) []Effect {
 	if from != m.addr {
 		m.addr = from
-		m.beat.next = now // the other end learns our new path, and the new one is measured
+		m.beat.next = now // the peer learns our new path, and the path is measured
 	}
 	return m.Tick(now)
 }
@@ -205,12 +205,12 @@ func (m *Machine) Tick(now time.Time) []Effect {
 	m.tickKeys(now)
 	m.tickBeat(now)
 	m.tickPath(now)
-	m.judge(now)
+	m.update(now)
 	return m.flush()
 }
 
-// judge moves between the states.
-func (m *Machine) judge(now time.Time) {
+// update moves between the states.
+func (m *Machine) update(now time.Time) {
 	alive := m.alive(now)
 	switch {
 	case m.keys.tx == nil:
@@ -227,7 +227,7 @@ func (m *Machine) alive(now time.Time) bool {
 	return !m.beat.lastAnswer.IsZero() && now.Sub(m.beat.lastAnswer) < Silence
 }
 
-// Next is when Tick must be called at the latest.
+// Next returns when Tick must be called at the latest.
 func (m *Machine) Next() time.Time {
 	next := m.keys.next(m)
 	for _, t := range []time.Time{m.nextBeat(), m.path.next(), m.deadline()} {
@@ -240,7 +240,7 @@ func (m *Machine) Next() time.Time {
 
 func (m *Machine) nextBeat() time.Time {
 	if m.keys.tx == nil || !m.addr.IsValid() {
-		return time.Time{} // there is nothing to send with, or nowhere to
+		return time.Time{} // there is no key, or no address
 	}
 	return m.beat.next
 }

@@ -13,7 +13,7 @@ type sentProbe struct {
 	size int // 0 for a heartbeat
 }
 
-// beat is the heartbeat, and the book of all probes.
+// beat is the heartbeat, and the probes under way.
 type beat struct {
 	next       time.Time // when to send the next heartbeat
 	last       time.Time // when the last one was sent
@@ -25,7 +25,7 @@ type beat struct {
 	sent   map[uint32]sentProbe
 }
 
-// forgetProbe is when a probe without an answer leaves the book.
+// forgetProbe is the age at which an unanswered probe is forgotten.
 const forgetProbe = 10 * time.Second
 
 func (m *Machine) tickBeat(now time.Time) {
@@ -45,8 +45,7 @@ func (m *Machine) tickBeat(now time.Time) {
 	}
 }
 
-// pause is how long to wait for the answer to the last heartbeat before the
-// next is sent.
+// pause returns how long to wait for an answer before the next heartbeat.
 func (m *Machine) pause() time.Duration {
 	d := FastBeat
 	if late := m.beat.unanswered - Timeout; late > 0 {
@@ -58,7 +57,7 @@ func (m *Machine) pause() time.Duration {
 	return d - time.Duration(m.cfg.Jitter.Int64N(int64(d/8)))
 }
 
-// slot is the next time at which all links of this router beat.
+// slot returns the next time at which all links of this router send heartbeats.
 func (m *Machine) slot(now time.Time) time.Time {
 	return now.Add(Beat - now.Sub(m.cfg.Epoch)%Beat)
 }
@@ -71,11 +70,10 @@ func (m *Machine) probe(now time.Time, size int) {
 	m.do(SendProbe{m.addr, wire.ProbeBody{ID: id, Size: uint16(size)}})
 }
 
-// Asked takes in that an authenticated request of the peer came, which the
-// driver has answered.
+// Asked reports an authenticated request of the peer, which the driver has answered.
 func (m *Machine) Asked(now time.Time) []Effect {
 	if m.state != Established {
-		// The peer is there after all.
+		// The peer is there.
 		if soon := m.beat.last.Add(FastBeat); m.beat.next.After(soon) {
 			m.beat.next = soon
 		}
@@ -83,7 +81,7 @@ func (m *Machine) Asked(now time.Time) []Effect {
 	return m.Tick(now)
 }
 
-// Answered takes in an authenticated answer to a probe.
+// Answered reports an authenticated answer to a probe.
 func (m *Machine) Answered(now time.Time, p wire.ProbeBody) []Effect {
 	s, ok := m.beat.sent[p.ID]
 	if !ok || s.size != int(p.Size) {
@@ -92,7 +90,7 @@ func (m *Machine) Answered(now time.Time, p wire.ProbeBody) []Effect {
 	delete(m.beat.sent, p.ID)
 	b := &m.beat
 	if b.lastAnswer.IsZero() || now.Sub(b.lastAnswer) >= Silence {
-		m.path.begin(now) // the path may be another than before
+		m.path.begin(now) // the path may have changed
 	}
 	b.lastAnswer, b.unanswered = now, 0
 	if d := now.Sub(s.at); b.rtt == 0 {
@@ -105,48 +103,48 @@ func (m *Machine) Answered(now time.Time, p wire.ProbeBody) []Effect {
 	}
 	b.next = m.slot(now)
 	if m.path.verifying > 0 {
-		// Only small ones come back: find out soon whether that is so.
+		// Only small ones come back: find out soon whether large ones are lost.
 		b.next = now.Add(m.timeout())
 	}
 	return m.Tick(now)
 }
 
-// MinMTU is what every path is taken to carry, in bytes of IP packet, as no
-// network in use has less.
+// MinMTU is the packet size that every path is assumed to carry, in bytes of IP packet.
+// No network in use carries less.
 const MinMTU = 552
 
-// common are sizes that paths often have: loopback, jumbo frames, Ethernet and
+// common are usual MTUs of paths: loopback, jumbo frames, Ethernet and
 // Ethernet less the headers of usual tunnels, the least of IPv6 and IPv4.
 var common = []int{65535, 9001, 9000, 8951, 1500, 1492, 1480, 1476, 1460, 1450, 1420, 1400, 1376, 1280, 1006, 576}
 
 // Times of the search.
 const (
-	tries      = 3 // of a size before it is given up
+	tries      = 3 // of a size before it counts as lost
 	minTimeout = 250 * time.Millisecond
-	verifyIdle = 10 * time.Second // from one look whether the size in force passes to the next, without traffic
-	raiseFirst = time.Minute      // from a search to the next look for a larger size,
-	raiseLater = 10 * time.Minute // which it doubles up to: PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
+	verifyIdle = 10 * time.Second // between two checks of the size in use, without traffic
+	raiseFirst = time.Minute      // from a search to the next attempt at a larger size;
+	raiseLater = 10 * time.Minute // it doubles up to this, PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
 )
 
-// path is the search for the path MTU. It asks for all common sizes at once,
-// then narrows down between the largest that passed and the smallest that did
-// not. ICMP is not listened to: anybody may send it.
+// path is the search for the path MTU. It probes all common sizes at once, and then
+// bisects between the largest that passed and the smallest that did not. It ignores
+// ICMP, which anybody may send.
 type path struct {
-	max   int  // never try more
-	mtu   int  // in force
+	max   int  // never probe more
+	mtu   int  // in use
 	known bool // whether mtu was measured
 
 	phase phase
 	begun time.Time // when this round of probes began
 	lo    int       // largest that passed in this search
-	hi    int       // smallest that is taken not to pass, at most max+1
-	want  []int     // sizes asked for and not answered
+	hi    int       // smallest that counts as lost, at most max+1
+	want  []int     // sizes probed and not answered
 	left  int       // tries left
-	until time.Time // when to try again or give up
+	until time.Time // when to retry or give up
 
-	verifying int       // heartbeats of the size in force in a row without an answer
+	verifying int       // consecutive unanswered heartbeats of the size in use
 	verified  time.Time // when the last one was sent
-	traffic   uint64    // frames that had been sent then
+	traffic   uint64    // frames sent until then
 	raiseAt   time.Time
 	raiseIn   time.Duration // from one raiseAt to the next
 }
@@ -164,7 +162,7 @@ func (p *path) init(limit int) {
 	p.mtu = MinMTU
 }
 
-// begin starts a search from the bottom. What is in force stays until it ends.
+// begin starts a search from the smallest size. The size in use stays until it ends.
 func (p *path) begin(now time.Time) {
 	p.raiseIn = raiseFirst
 	p.search(now, MinMTU)
@@ -209,7 +207,7 @@ func (m *Machine) tickPath(now time.Time) {
 		if len(p.want) > 0 && p.left > 0 {
 			p.left--
 			p.until = now.Add(m.timeout())
-			m.probe(now, 0) // passes if anything does
+			m.probe(now, 0) // passes if any packet does
 			for _, s := range p.want {
 				m.probe(now, s)
 			}
@@ -240,7 +238,7 @@ func (m *Machine) tickPath(now time.Time) {
 	}
 }
 
-// settle puts what the burst found in force.
+// settle uses the size that the burst of probes found.
 func (p *path) settle() {
 	p.mtu, p.known = p.lo, true
 	for _, s := range p.want {
@@ -250,7 +248,7 @@ func (p *path) settle() {
 	}
 }
 
-// bisect asks for the size in the middle, or ends the search.
+// bisect probes the size in the middle, or ends the search.
 func (m *Machine) bisect(now time.Time) {
 	p := &m.path
 	p.mtu = max(p.mtu, p.lo)
@@ -264,11 +262,11 @@ func (m *Machine) bisect(now time.Time) {
 	m.probe(now, p.want[0])
 }
 
-// verify makes a heartbeat one of the size in force, to see that it still
-// passes, and is false if there is nothing to see: while that size is being
-// looked for, and mostly while the link carries no frames. After one without an
-// answer a small one goes along, which tells a path that has become narrower
-// from one that is gone.
+// verify makes a heartbeat as large as the size in use, to check that it still
+// passes. It is false if there is nothing to check: during a search, and most of the
+// time if the link carries no frames. After an unanswered one it sends a small
+// heartbeat, too, which distinguishes a path with a smaller MTU from a path that is
+// gone.
 func (m *Machine) verify(now time.Time) bool {
 	p := &m.path
 	if p.phase != idle || !p.known {
@@ -296,7 +294,7 @@ func (m *Machine) verify(now time.Time) bool {
 	return true
 }
 
-// raise looks now and then for a size larger than the one in force.
+// raise periodically probes for a size larger than the one in use.
 func (m *Machine) raise(now time.Time) {
 	p := &m.path
 	if p.raiseAt.IsZero() {
@@ -313,7 +311,7 @@ func (m *Machine) raise(now time.Time) {
 	}
 }
 
-// reached takes the answer to a probe of size bytes in.
+// reached handles the answer to a probe of size bytes.
 func (p *path) reached(now time.Time, size int) {
 	switch p.phase {
 	case burst:
@@ -325,7 +323,7 @@ func (p *path) reached(now time.Time, size int) {
 			p.hi = max(p.hi, p.lo+1)
 			if len(p.want) > 0 && p.want[0] <= size {
 				p.left, p.until = 0, now
-				p.want[0] = p.hi // nothing to give up
+				p.want[0] = p.hi // nothing to lower
 			}
 		}
 	case idle:
@@ -335,8 +333,8 @@ func (p *path) reached(now time.Time, size int) {
 	}
 }
 
-// TooBig reports that the kernel refused to send a packet of size bytes of IP,
-// as the interface carries less.
+// TooBig reports that the kernel refused an IP packet of size bytes because the
+// interface carries less.
 func (m *Machine) TooBig(now time.Time, size int) []Effect {
 	p := &m.path
 	switch {

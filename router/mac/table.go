@@ -1,7 +1,7 @@
-// Package mac is the switch's memory of which peer each Ethernet address was
-// last seen behind.
+// Package mac is the MAC table of the switch: the peer that each MAC address was last
+// seen behind.
 //
-// Time is an argument: a duration since an origin of the caller's that never
+// Time is an argument: a duration since an origin that the caller chooses, which never
 // goes back. A Table is safe for concurrent use.
 package mac
 
@@ -16,18 +16,18 @@ import (
 	"github.com/weft-net/weft/router/ethernet"
 )
 
-// MaxAge is how long an address that is not seen is remembered.
+// MaxAge is how long an address stays after it was last seen.
 const MaxAge = 10 * time.Minute
 
-// DefaultLimit is how many addresses of one peer a Table made by New(0)
-// remembers. It bounds what a container that invents source addresses costs:
-// the rest of its addresses are flooded as if unknown.
+// DefaultLimit bounds the addresses of one peer in a Table made by New(0), and so the
+// cost of a container that invents source addresses. Frames to addresses beyond the
+// bound are flooded, like those to unknown addresses.
 const DefaultLimit = 16384
 
-// shardCount is a power of two, large enough that lanes seldom meet.
+// shardCount is a power of two, large enough that lanes seldom contend.
 const shardCount = 64
 
-// Change tells what Learn did.
+// Change is what Learn did.
 type Change int
 
 // Changes.
@@ -75,13 +75,13 @@ func (t *Table) shard(m ethernet.MAC) *shard {
 	return &t.shards[h>>58]
 }
 
-// Learn records that a frame from m came from the peer at. It allocates
-// nothing if m was there before.
+// Learn records that a frame from m came from behind the peer at. It allocates nothing
+// if m was there before.
 func (t *Table) Learn(m ethernet.MAC, at peer.Name, now time.Duration) Change {
 	s := t.shard(m)
 	s.mu.RLock()
 	if e, ok := s.entries[m]; ok && e.at == at {
-		// Written once a second at most, so that lanes do not fight for the line.
+		// Written at most once a second, so that lanes do not contend for the cache line.
 		if old := time.Duration(e.seen.Load()); now-old > time.Second {
 			e.seen.Store(int64(now))
 			s.mu.RUnlock()
@@ -108,7 +108,7 @@ func (t *Table) change(s *shard, m ethernet.MAC, at peer.Name, now time.Duration
 		return Same // another lane was faster
 	case t.byPeer[at] >= t.limit:
 		if known {
-			// It is certainly not where it was.
+			// It is no longer where it was.
 			t.forget(s, m, e)
 		}
 		return Full
@@ -139,9 +139,9 @@ func (t *Table) count(at peer.Name, d int) {
 	}
 }
 
-// Touch records that m, known to be behind the peer at, was seen at a time that
-// may be past, by somebody who does not call Learn. It is false, and does
-// nothing, if m is not known to be there.
+// Touch records when m was last seen behind the peer at, a time that may be past, by
+// others than the callers of Learn. It is false and does nothing if the table does not
+// have m there.
 func (t *Table) Touch(m ethernet.MAC, at peer.Name, seen time.Duration) bool {
 	s := t.shard(m)
 	s.mu.RLock()
