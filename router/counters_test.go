@@ -72,7 +72,7 @@ func TestCountersNeverRepeat(t *testing.T) {
 						q.in <- memFrame{b: frameOf(ethernet.Broadcast, macOf(i), 60, 1)}
 						for j := range m.nodes {
 							if j != i {
-								for range 3 { // more than a light flow sends at once
+								for range 3 { // more than a sparse flow sends at once
 									f, _ := gsoPacket(t, macOf(i), macOf(j), s, 1300)
 									q.in <- f
 								}
@@ -108,8 +108,8 @@ func TestCountersNeverRepeat(t *testing.T) {
 		}
 
 		for i, n := range m.nodes {
-			// Lane 0 sends probes, each queue has one lane for heavy flows and one
-			// for light ones, and so has what comes from links.
+			// Lane 0 sends probes, each queue has one lane for bulk flows and one
+			// for sparse ones, and so has what comes from links.
 			want := []uint8{0}
 			for q := range uint8(queues) {
 				want = append(want, 1+2*q, 2+2*q)

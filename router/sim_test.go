@@ -141,8 +141,8 @@ func (c *memConn) WriteBatch(m []udp.Message) (int, error) {
 type memTAP struct {
 	can tap.Offloads
 	in  chan memFrame
-	// light, if set, is asked of each frame that comes in.
-	light func(frame []byte) bool
+	// sparse, if set, is asked of each frame that comes in.
+	sparse func(frame []byte) bool
 
 	mu   sync.Mutex
 	out  [][]byte
@@ -165,13 +165,13 @@ func (q *memTAP) NewReader() tap.Reader  { return q }
 func (q *memTAP) NewWriter() tap.Writer  { return q }
 func (q *memTAP) Offloads() tap.Offloads { return q.can }
 
-func (q *memTAP) Prioritize(sparse func(frame []byte) bool) { q.light = sparse }
+func (q *memTAP) Prioritize(sparse func(frame []byte) bool) { q.sparse = sparse }
 
 func (q *memTAP) ReadBatch() (all []tap.Frame, _ error) {
 	put := func(f memFrame) {
 		b := make([]byte, tap.Headroom+len(f.b), tap.Headroom+len(f.b)+tap.Tailroom)
 		copy(b[tap.Headroom:], f.b)
-		all = append(all, tap.Frame{Header: f.h, Buf: b, Sparse: q.light != nil && q.light(f.b)})
+		all = append(all, tap.Frame{Header: f.h, Buf: b, Sparse: q.sparse != nil && q.sparse(f.b)})
 	}
 	select {
 	case <-q.gone:

@@ -24,11 +24,11 @@ func TestFlowsOfTheirOwn(t *testing.T) {
 	table := New()
 	bulk, ping := packet(tcp, 1, 2, 1000, 80, 1500), packet(tcp, 1, 2, 1001, 80, 66)
 	now := time.Duration(0)
-	var light int
+	var sparse int
 	for range 10_000 {
 		now += 10 * time.Microsecond
 		if table.Sparse(now, bulk) {
-			light++
+			sparse++
 		}
 		if !table.Sparse(now, ping) && now > time.Second {
 			t.Fatalf("a flow of %d bytes is bulk beside another", len(ping))
@@ -36,13 +36,13 @@ func TestFlowsOfTheirOwn(t *testing.T) {
 		now += 10 * time.Microsecond
 	}
 	// 1500 bytes each 20 us: a burst is gone after 11.
-	if light > 12 {
-		t.Errorf("%d packets of bulk passed as light", light)
+	if sparse > 12 {
+		t.Errorf("%d packets of bulk passed as sparse", sparse)
 	}
 }
 
-// TestHeavyUntilItPauses: a flow that was heavy is light again only after a
-// pause, however little it sends meanwhile, and one below the rate is light for
+// TestHeavyUntilItPauses: a flow that was bulk is sparse again only after a
+// pause, however little it sends meanwhile, and one below the rate is sparse for
 // ever.
 func TestBulkUntilItPauses(t *testing.T) {
 	table := New()
@@ -54,7 +54,7 @@ func TestBulkUntilItPauses(t *testing.T) {
 	for range 1000 {
 		now += pause - 1
 		if table.Sparse(now, f) {
-			t.Fatalf("light at %s, while its packets may still wait", now)
+			t.Fatalf("sparse at %s, while its packets may still wait", now)
 		}
 	}
 	now += pause

@@ -36,7 +36,7 @@ const (
 	// to send them, and once for the answers.
 	Beat = 2 * time.Second
 	// Timeout is the number of consecutive heartbeats that are sent fast. After it,
-	// a peer that stopped to answer gets one every Beat, and a peer that never
+	// a peer that stopped answering gets one every Beat, and a peer that never
 	// answered gets them less and less often, at last every SlowBeat.
 	Timeout  = 120
 	SlowBeat = 16 * time.Second

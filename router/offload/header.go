@@ -1,9 +1,9 @@
-// Package offload does in software what the kernel leaves to a device: it cuts
-// GSO packets in segments and fills in checksums. It is the same work in both
-// directions of a TAP with virtio-net headers; package gro does the reverse.
+// Package offload does in software what the kernel leaves to a network card: it segments
+// GSO packets and fills in checksums. Both directions of a TAP with virtio-net headers
+// need it. Package gro does the reverse.
 //
-// A GSO packet is one Ethernet frame whose TCP or UDP payload is that of many
-// packets of one flow, up to 64 KB, with one set of headers.
+// A GSO packet (generic segmentation offload) is one Ethernet frame of up to 64 KB, with
+// one set of headers and the payload of many TCP segments or UDP datagrams of one flow.
 package offload
 
 import (
@@ -17,7 +17,7 @@ import (
 // HeaderLen is the length of a Header in bytes.
 const HeaderLen = 10
 
-// Kind is what a GSO packet must be cut into. The numbers are those of
+// Kind is what a GSO packet is segmented into. The numbers are those of
 // VIRTIO_NET_HDR_GSO_* (virtio 1.3, section 5.1.6).
 type Kind uint8
 
@@ -29,7 +29,7 @@ const (
 	UDP  Kind = 5 // datagrams, over IPv4 or IPv6
 )
 
-// String is the word for logs and status.
+// String returns the word for logs and status.
 func (k Kind) String() string {
 	switch k {
 	case None:
@@ -56,21 +56,21 @@ const needsSum = 1
 //	0       1      2          4          6       8         10
 //	| flags | type | header 2 | size 2   | start 2 | offset 2 |
 //
-// The zero Header says that the frame is complete as it is.
+// The zero Header is that of a complete frame.
 type Header struct {
 	Kind Kind
 	ECN  bool
-	// NeedsSum: the 16 bits at Start+Offset are to become the checksum of
-	// everything from Start on; they hold what is not in there, the
-	// pseudo-header's sum.
+	// NeedsSum reports a partial checksum (CHECKSUM_PARTIAL): the 16 bits at
+	// Start+Offset contain the sum of the pseudo-header, and become the checksum of
+	// everything from Start on.
 	NeedsSum bool
-	// HeaderLen is the length of all headers of a GSO packet. The kernel takes
-	// it as a hint and gives it as one.
+	// HeaderLen is the length of all headers of a GSO packet. For the kernel and
+	// from the kernel it is a hint only.
 	HeaderLen uint16
 	// Size is the payload of each segment, in bytes; the last may have less.
 	Size uint16
-	// Start is where in the frame the transport header begins, and Offset where
-	// in that the checksum is.
+	// Start is the position of the transport header in the frame, and Offset that of
+	// the checksum in the transport header.
 	Start, Offset uint16
 }
 
@@ -90,10 +90,10 @@ func (h *Header) Put(b []byte) {
 	binary.NativeEndian.PutUint16(b[8:], h.Offset)
 }
 
-// ErrShort is returned for what is shorter than its format.
+// ErrShort is returned for bytes that are shorter than their format.
 var ErrShort = errors.New("shorter than its format")
 
-// ParseHeader reads b[:HeaderLen]. What it says of a frame is not checked.
+// ParseHeader reads b[:HeaderLen]. It does not check the header against a frame.
 func ParseHeader(b []byte) (Header, error) {
 	if len(b) < HeaderLen {
 		return Header{}, ErrShort
@@ -105,8 +105,8 @@ func ParseHeader(b []byte) (Header, error) {
 	}, nil
 }
 
-// Complete fills in the checksum that h says is missing in an ordinary frame.
-// It is false if the header points outside the frame.
+// Complete fills in the checksum that is missing in an ordinary frame according to h. It
+// is false if the header points outside the frame.
 func Complete(h Header, frame []byte) bool {
 	at := int(h.Start) + int(h.Offset)
 	if at+2 > len(frame) {

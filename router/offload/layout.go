@@ -23,19 +23,19 @@ const (
 	udpSum = 6
 )
 
-// Layout says where things are in a frame that holds a TCP segment or a UDP
-// datagram. Offsets count from the frame's begin.
+// Layout is the layout of a frame with a TCP segment or a UDP datagram. Offsets count
+// from the beginning of the frame.
 type Layout struct {
 	Six     bool  // IPv6
 	Plain   bool  // neither IPv4 options nor IPv6 extension headers
 	Proto   uint8 // ProtoTCP or ProtoUDP
 	IP      int   // the IP header
 	L4      int   // the TCP or UDP header
-	Payload int   // what is in it
-	End     int   // of the IP packet; a short frame has padding behind
+	Payload int   // of TCP or UDP
+	End     int   // of the IP packet; padding may follow
 }
 
-// SumAt is where the transport checksum is.
+// SumAt returns the offset of the transport checksum.
 func (l *Layout) SumAt() int {
 	if l.Proto == ProtoTCP {
 		return l.L4 + tcpSum
@@ -43,9 +43,9 @@ func (l *Layout) SumAt() int {
 	return l.L4 + udpSum
 }
 
-// Parse finds out the layout of a frame, looking behind VLAN tags, IPv4 options
-// and IPv6 extension headers. ok is false if it holds neither TCP nor UDP, only
-// a fragment of it, or if a length in it contradicts another.
+// Parse returns the layout of a frame. It skips VLAN tags, IPv4 options and IPv6
+// extension headers. ok is false if the frame has neither TCP nor UDP, or only a fragment
+// of it, or if its lengths contradict each other.
 func Parse(frame []byte) (l Layout, ok bool) {
 	t, at, ok := ethernet.Payload(frame)
 	if !ok {
@@ -99,9 +99,8 @@ func Parse(frame []byte) (l Layout, ok bool) {
 	return l, true
 }
 
-// addressSum is what source, destination and protocol add to a pseudo-header's
-// sum (RFC 9293 section 3.1, RFC 8200 section 8.1); the length is still to be
-// added.
+// addressSum returns the sum of a pseudo-header without its length: source, destination
+// and protocol (RFC 9293 section 3.1, RFC 8200 section 8.1).
 func (l *Layout) addressSum(frame []byte) uint16 {
 	from, to := l.IP+12, l.IP+ip4Len
 	if l.Six {
@@ -117,8 +116,8 @@ func (l *Layout) PseudoSum(frame []byte, n int) uint16 {
 	return checksum.Add(l.addressSum(frame), uint16(n))
 }
 
-// Valid reports whether the transport checksum is right. A UDP datagram without
-// one is not valid.
+// Valid reports whether the transport checksum is right. It is false for a UDP datagram
+// without a checksum.
 func (l *Layout) Valid(frame []byte) bool {
 	if l.Proto == ProtoUDP && binary.BigEndian.Uint16(frame[l.SumAt():]) == 0 {
 		return false
@@ -138,8 +137,8 @@ func (l *Layout) Partial() Header {
 	return Header{NeedsSum: true, Start: uint16(l.L4), Offset: uint16(l.SumAt() - l.L4)}
 }
 
-// SetLen puts the lengths of a frame right whose IP packet ends at end: those in
-// the IP header and, for UDP, in the datagram's; and the IPv4 checksum.
+// SetLen updates the headers of a frame whose IP packet now ends at end: the lengths of
+// IP and UDP, and the IPv4 checksum.
 func (l *Layout) SetLen(frame []byte, end int) {
 	if l.Six {
 		binary.BigEndian.PutUint16(frame[l.IP+4:], uint16(end-l.IP-ip6Len))

@@ -7,24 +7,23 @@ import (
 	"github.com/weft-net/weft/internal/checksum"
 )
 
-// TCP flags that segmentation cares for (RFC 9293 section 3.1, RFC 3168).
+// TCP flags that segmentation changes (RFC 9293 section 3.1, RFC 3168).
 const (
 	flagFIN = 0x01
 	flagPSH = 0x08
 	flagCWR = 0x80
 )
 
-// MaxSegments is how many segments a GSO packet may have: one of 64 KB with 32
-// bytes each. The kernel's least TCP segment is 48 bytes long, and it cuts
-// datagrams into 128 parts at most.
+// MaxSegments is the largest number of segments of a GSO packet: 64 KB with 32 bytes
+// each. The smallest TCP segment of the kernel has 48 bytes, and it makes at most 128
+// datagrams.
 const MaxSegments = 2048
 
-// ErrSuper is returned for what is no GSO packet, or contradicts its header.
+// ErrGSO is returned for a frame that is not a GSO packet, or contradicts its header.
 var ErrGSO = errors.New("not the GSO packet that its header says")
 
-// Splitter cuts a GSO packet in segments as the kernel would, in
-// tcp_gso_segment and __udp_gso_segment. Each segment has the headers of the
-// GSO packet, and in them is its own:
+// Splitter segments a GSO packet as tcp_gso_segment and __udp_gso_segment of the kernel
+// do. Each segment has the headers of the GSO packet, except for:
 //
 //	IPv4         length; identification, one more for each; checksum
 //	IPv6         length
@@ -32,7 +31,7 @@ var ErrGSO = errors.New("not the GSO packet that its header says")
 //	UDP          length
 //	TCP and UDP  checksum
 //
-// Make it ready by Reset. It keeps no memory but the frame's.
+// Reset makes it ready. It refers to no memory but the frame's.
 type Splitter struct {
 	layout Layout
 	frame  []byte
@@ -41,8 +40,8 @@ type Splitter struct {
 	sum    uint16 // of the pseudo-header without the length
 }
 
-// Reset makes the splitter ready for a GSO packet, which is borrowed for as
-// long as the splitter is used.
+// Reset prepares the splitter for a GSO packet, which is borrowed until the last use of
+// the splitter.
 func (s *Splitter) Reset(h Header, frame []byte) error {
 	l, ok := Parse(frame)
 	if !ok || !h.Kind.of(&l) || h.Size == 0 {
@@ -57,7 +56,7 @@ func (s *Splitter) Reset(h Header, frame []byte) error {
 	return nil
 }
 
-// of reports whether frames of a layout can be of this kind.
+// of reports whether frames with a layout can be of this kind.
 func (k Kind) of(l *Layout) bool {
 	switch k {
 	case TCP4:
@@ -70,13 +69,13 @@ func (k Kind) of(l *Layout) bool {
 	return false
 }
 
-// Layout is that of the GSO packet and, but for End, of each segment.
+// Layout returns the layout of the GSO packet and, except for End, of each segment.
 func (s *Splitter) Layout() *Layout { return &s.layout }
 
-// Count is the number of segments, at least one.
+// Count returns the number of segments, at least one.
 func (s *Splitter) Count() int { return s.count }
 
-// Len is the length of segment i as a frame, in bytes. The first has the most.
+// Len returns the length of segment i as a frame, in bytes. The first is the longest.
 func (s *Splitter) Len(i int) int {
 	if i < s.count-1 {
 		return s.layout.Payload + s.size
@@ -84,8 +83,8 @@ func (s *Splitter) Len(i int) int {
 	return s.layout.End - (s.count-1)*s.size
 }
 
-// Put writes segment i to b[:s.Len(i)]. Its checksum is complete if sum, else
-// that of the pseudo-header only, as Header.NeedsSum says.
+// Put writes segment i to b[:s.Len(i)]. Its checksum is complete if sum is true, else
+// partial (see Header.NeedsSum).
 func (s *Splitter) Put(b []byte, i int, sum bool) {
 	l, n := &s.layout, s.Len(i)
 	b = b[:n]

@@ -1,11 +1,10 @@
-// Package replay refuses packets that were received before, by a sliding
-// window over their sequence numbers (RFC 4303, section 3.4.3; the ring of
-// words that need no shifting is that of RFC 6479).
+// Package replay refuses packets that were received before, with a sliding window over
+// their sequence numbers (RFC 4303, section 3.4.3), kept in a ring of words that need no
+// shifting (RFC 6479).
 package replay
 
-// Size is how far behind the newest sequence number a packet may arrive and
-// still be told from a replayed one. At a million packets a second it covers
-// eight milliseconds of reordering.
+// Size is the number of sequence numbers behind the newest one that the window covers.
+// At a million packets a second these are eight milliseconds of reordering.
 const Size = ringBits - wordBits
 
 const (
@@ -14,15 +13,15 @@ const (
 	words    = ringBits / wordBits
 )
 
-// Window is the memory of one sender's sequence numbers. The zero Window has
-// seen none. It is not safe for concurrent use.
+// Window remembers the sequence numbers of one sender. The zero value has seen none. It
+// is not safe for concurrent use.
 type Window struct {
 	next uint64 // the newest sequence number seen, plus one
 	ring [words]uint64
 }
 
-// Check reports whether seq is new. Ask it before the work of authenticating a
-// packet, and Accept after.
+// Check reports whether seq is new. Call it before authenticating a packet, and Accept
+// afterwards.
 func (w *Window) Check(seq uint64) bool {
 	if seq >= w.next {
 		return seq != ^uint64(0) // so that next cannot wrap
@@ -33,8 +32,8 @@ func (w *Window) Check(seq uint64) bool {
 	return w.ring[seq/wordBits%words]&(1<<(seq%wordBits)) == 0
 }
 
-// Accept records seq, which must belong to an authenticated packet. It returns
-// whether it was new, and whether it is newer than all before.
+// Accept records seq, which must belong to an authenticated packet. It returns whether
+// seq is new, and whether it is newer than all others.
 func (w *Window) Accept(seq uint64) (fresh, newest bool) {
 	if !w.Check(seq) {
 		return false, false

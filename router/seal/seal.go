@@ -1,6 +1,6 @@
-// Package seal encrypts and authenticates sleeve's packets: the choice of the
-// cipher, the keys of one direction of a link, and the counters and replay
-// windows that belong to a key.
+// Package seal encrypts and authenticates the packets of sleeve. It has the choice of
+// the cipher, the keys of one direction of a link, and the counters and replay windows of
+// a key.
 package seal
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// Suite is an AEAD with 32-byte keys, 12-byte nonces and 16-byte tags. Numbers
+// Suite is an AEAD with 32-byte keys, 12-byte nonces and 16-byte authentication tags. Numbers
 // are append-only: they are bit numbers of Suites.
 type Suite uint8
 
@@ -33,7 +33,7 @@ const (
 	AES256GCM        Suite = 1 // NIST SP 800-38D
 )
 
-// String is the name that status shows.
+// String returns the name for status.
 func (s Suite) String() string {
 	switch s {
 	case ChaCha20Poly1305:
@@ -50,9 +50,9 @@ type Suites uint16
 // Has reports whether s is in the set.
 func (x Suites) Has(s Suite) bool { return s < 16 && x&(1<<s) != 0 }
 
-// Local returns what this CPU does well: ChaCha20-Poly1305 always, AES-GCM
-// where it has instructions for it. Without them AES would be slow, and its
-// timing would tell of the key.
+// Local returns the suites that are fast on this CPU: always ChaCha20-Poly1305, and
+// AES-GCM if the CPU has instructions for it. Without them AES is slow, and its timing
+// depends on the key.
 func Local() Suites {
 	x := Suites(1 << ChaCha20Poly1305)
 	if hasAES() {
@@ -73,8 +73,7 @@ func hasAES() bool {
 	return false
 }
 
-// Choose returns the best suite that both ends do well; ok is false if there
-// is none.
+// Choose returns the best suite that both ends have; ok is false if there is none.
 func Choose(a, b Suites) (s Suite, ok bool) {
 	for _, s := range []Suite{AES256GCM, ChaCha20Poly1305} {
 		if a.Has(s) && b.Has(s) {
@@ -90,7 +89,7 @@ type Key [32]byte
 // Direction is all that a Key is bound to.
 type Direction struct {
 	Shared           []byte   // X25519 of the round's ephemeral keys
-	Session          [32]byte // what the session adds
+	Session          [32]byte // secret of the session
 	OfferKey, AnsKey [32]byte // the ephemeral public keys
 	Sender, Receiver peer.Name
 	Index            uint32 // the receiver's
@@ -129,13 +128,12 @@ func newAEAD(s Suite, k Key) (cipher.AEAD, error) {
 	return nil, fmt.Errorf("make a cipher: %s is not known", s)
 }
 
-// Nonce is a scratch that Seal and Open build the nonce in: four zero bytes and
-// the packet's counter. Each goroutine has one, so that none is allocated for
-// a packet.
+// Nonce is memory in which Seal and Open build the nonce: four zero bytes and the
+// packet's counter. Each goroutine has one, so that a packet needs no allocation.
 type Nonce [12]byte
 
-// Tx seals what is sent under one key. Lanes may be used at the same time, but
-// each by one goroutine.
+// Tx seals the packets that are sent under one key. Lanes may be used concurrently, each
+// by one goroutine.
 type Tx struct {
 	Suite Suite
 	index uint32
@@ -150,7 +148,7 @@ type txLane struct {
 }
 
 // NewTx returns a Tx with counters for the given number of lanes, all at zero.
-// A key must be given to one Tx only, ever.
+// A key must never be used for a second Tx.
 func NewTx(s Suite, k Key, index uint32, lanes int) (*Tx, error) {
 	a, err := newAEAD(s, k)
 	if err != nil {
@@ -163,7 +161,7 @@ func NewTx(s Suite, k Key, index uint32, lanes int) (*Tx, error) {
 var ErrExhausted = errors.New("counter exhausted")
 
 // Seal makes a packet in place. The body is in b[wire.HeaderLen:]; b must have
-// wire.TagLen bytes of capacity beyond its length. The result is the whole
+// wire.AuthTagLen bytes of capacity beyond its length. The result is the whole
 // packet, in the same memory.
 func (t *Tx) Seal(typ wire.Type, lane uint8, b []byte, n *Nonce) ([]byte, error) {
 	c := &t.lanes[lane].next
@@ -186,8 +184,8 @@ func (t *Tx) Packets() (n uint64) {
 	return n
 }
 
-// Rx opens what is received under one key. It is safe for concurrent use;
-// packets of different lanes do not wait for each other.
+// Rx opens the packets that are received under one key. It is safe for concurrent use.
+// Packets of different lanes do not wait for each other.
 type Rx struct {
 	Suite Suite
 	aead  cipher.AEAD
@@ -199,7 +197,7 @@ type rxLane struct {
 	window replay.Window
 }
 
-// NewRx returns an Rx that has seen nothing.
+// NewRx returns an Rx that has seen no packet.
 func NewRx(s Suite, k Key) (*Rx, error) {
 	a, err := newAEAD(s, k)
 	if err != nil {
@@ -210,8 +208,8 @@ func NewRx(s Suite, k Key) (*Rx, error) {
 
 // Errors of Open.
 var (
-	ErrReplay = errors.New("received before, or too late to tell")
-	ErrForged = errors.New("not sealed under the key it names")
+	ErrReplay = errors.New("received before, or too old to know")
+	ErrForged = errors.New("not sealed under the key of its index")
 )
 
 // Open authenticates and decrypts a packet in place, whose header is h. The

@@ -12,9 +12,9 @@ import (
 	"github.com/weft-net/weft/router/offload"
 )
 
-// largestSuper is the largest frame that the kernel gives: an IP packet of 64
-// KB (its gso_max_size), an Ethernet header and VLAN tags.
-const largestSuper = 65535 + 64
+// largestGSO is the largest frame that the kernel writes: an IP packet of 64 KB (its
+// gso_max_size), an Ethernet header and VLAN tags.
+const largestGSO = 65535 + 64
 
 // Device is the only queue of a TAP device with virtio-net headers.
 type Device struct {
@@ -24,11 +24,11 @@ type Device struct {
 	offloads Offloads
 }
 
-// ErrRefused is returned when the kernel has TAPs, but not with the offloads
-// that a Device needs; OpenPlain then works.
+// ErrRefused is returned if the kernel has TAPs, but without the offloads that a Device
+// needs. OpenPlain works then.
 var ErrRefused = errors.New("the kernel refuses virtio-net headers or checksum offload")
 
-// Kernel is what Open asks of the kernel; tests put a lesser one in its place.
+// Kernel has the system calls of Open. Tests replace it by a lesser one.
 type Kernel struct {
 	// SetIff is ioctl TUNSETIFF; it returns the name that the device got.
 	SetIff func(fd int, name string, flags uint16) (string, error)
@@ -54,9 +54,9 @@ func setIff(fd int, name string, flags uint16) (string, error) {
 	return req.Name(), nil
 }
 
-// Open makes the TAP device name, which ends with the Device. It is down. It
-// asks for all offloads and, if the kernel refuses, for fewer: those for
-// datagrams need Linux 6.2.
+// Open makes a TAP with this name, which exists as long as the Device. It is down. Open
+// requests all offloads and, if the kernel refuses, fewer: those for datagrams need
+// Linux 6.2.
 func Open(name string, k Kernel) (_ *Device, err error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -97,7 +97,7 @@ func Open(name string, k Kernel) (_ *Device, err error) {
 	return d, nil
 }
 
-// asRefused marks the errors of a kernel that does not know what is asked.
+// asRefused marks the errors of a kernel that does not know the request.
 func asRefused(err error) error {
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
@@ -106,7 +106,7 @@ func asRefused(err error) error {
 	return err
 }
 
-// Name is the interface's name.
+// Name returns the name of the interface.
 func (d *Device) Name() string { return d.name }
 
 // Offloads implements Queue.
@@ -116,7 +116,7 @@ func (d *Device) Offloads() Offloads { return d.offloads }
 func (d *Device) Close() error { return d.file.Close() }
 
 // NewReader implements Queue.
-func (d *Device) NewReader() Reader { return newReader(d.name, d.raw, offload.HeaderLen, largestSuper) }
+func (d *Device) NewReader() Reader { return newReader(d.name, d.raw, offload.HeaderLen, largestGSO) }
 
 // NewWriter implements Queue.
 func (d *Device) NewWriter() Writer {
@@ -125,7 +125,7 @@ func (d *Device) NewWriter() Writer {
 	return w
 }
 
-// maxParts is how many parts the header and a frame may be: UIO_MAXIOV of the
+// maxParts is the largest number of parts of a frame with its header: UIO_MAXIOV of the
 // kernel.
 const maxParts = 1024
 
@@ -134,7 +134,7 @@ type writer struct {
 	head  [offload.HeaderLen]byte
 	iovs  []unix.Iovec
 	errno syscall.Errno
-	call  func(fd uintptr) bool // made once, so that a call allocates nothing
+	call  func(fd uintptr) bool // made once, so that a system call allocates nothing
 }
 
 // Write implements Writer.
@@ -155,8 +155,8 @@ func (w *writer) Write(h offload.Header, parts [][]byte) error {
 	return nil
 }
 
-// writev never waits: what the device has no room for is the host's loss. See
-// rawRead for why it is raw.
+// writev never waits: the device drops a frame if its queue is full. rawRead explains
+// why the system call is raw.
 func (w *writer) writev(fd uintptr) bool {
 	for {
 		_, _, w.errno = unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iovs[0])), uintptr(len(w.iovs)))

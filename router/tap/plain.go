@@ -18,8 +18,8 @@ type Plain struct {
 	max  int
 }
 
-// OpenPlain makes the TAP device name, which ends with the Plain. It is down.
-// Frames have largest bytes at most.
+// OpenPlain makes a TAP with this name, which exists as long as the Plain. It is down.
+// Frames have at most largest bytes.
 func OpenPlain(name string, largest int) (*Plain, error) {
 	ifce, err := water.New(water.Config{
 		DeviceType:             water.TAP,
@@ -31,7 +31,7 @@ func OpenPlain(name string, largest int) (*Plain, error) {
 	file, ok := ifce.ReadWriteCloser.(*os.File)
 	if !ok {
 		ifce.Close()
-		return nil, fmt.Errorf("make TAP %s: its driver gives no file", name)
+		return nil, fmt.Errorf("make TAP %s: its driver has no file", name)
 	}
 	raw, err := file.SyscallConn()
 	if err != nil {
@@ -41,7 +41,7 @@ func OpenPlain(name string, largest int) (*Plain, error) {
 	return &Plain{name: ifce.Name(), file: file, raw: raw, max: largest}, nil
 }
 
-// Name is the interface's name.
+// Name returns the name of the interface.
 func (p *Plain) Name() string { return p.name }
 
 // Offloads implements Queue.

@@ -14,43 +14,42 @@ import (
 )
 
 const (
-	// largeSlots is how many frames of any size a reader holds, and smallSlots
-	// how many of those that fit smallLen bytes with what is around them: two
-	// milliseconds of a full link, in 2 MB.
+	// largeSlots is the number of frames of any size that a reader holds, and
+	// smallSlots the number of those that fit into smallLen bytes with the space
+	// around them: two milliseconds of a full link, in 2 MB.
 	largeSlots = 24
 	smallSlots = 256
 	smallLen   = 2048
-	// A reader gives out at once at most so many frames, and bytes, that are not
-	// light, so that there is much to send in one call; but only quickBytes while
-	// there are light ones now and then, which wait for as long as that takes.
-	// They are gone when none came for calmBatches, some milliseconds of a full
-	// link.
+	// Bounds of a batch of bulk frames, in frames and in bytes: large, so that one
+	// system call sends many; but only quickBytes while sparse frames come, which
+	// wait for the batch. There are none any more after calmBatches without one,
+	// some milliseconds of a full link.
 	unitFrames  = 64
 	unitBytes   = 256 << 10
 	quickBytes  = 64 << 10
 	calmBatches = 32
 )
 
-// reader reads frames from a TAP, with or without a header. It reads ahead, so
-// that it can give out first what must not wait.
+// reader reads frames from a TAP, with or without a header. It reads ahead, so that it
+// can return sparse frames first.
 type reader struct {
 	name   string
 	raw    syscall.RawConn
-	head   int // bytes of header in front of each frame
+	head   int // length of the header in front of each frame
 	sparse func(frame []byte) bool
 
-	// Slots: empty ones, by size; full ones in the order in which they came; and
-	// those that the caller has, as frames.
+	// Slots: empty ones by size, full ones in the order of arrival, and those of the
+	// caller, as frames.
 	large, small [][]byte
 	largeLen     int // capacity of a large one
 	first, rest  []arrival
 	frames       []Frame
 	wasLight     bool
-	calm         int    // batches since there was a light frame
+	calm         int    // batches since the last sparse frame
 	seq          uint64 // of the last frame that came
 
 	err  error
-	poll bool                  // do not wait: no frame is a result too
+	poll bool                  // do not wait: no frame is a result, too
 	call func(fd uintptr) bool // made once, so that a call allocates nothing
 }
 
@@ -97,8 +96,8 @@ func (r *reader) ReadBatch() ([]Frame, error) {
 	r.frames = r.frames[:0]
 	r.err, r.poll = nil, len(r.first)+len(r.rest) > 0
 	if r.raw.Read(r.call) != nil {
-		// It has no deadline, so it is closed; the error of its own that a
-		// closed file gives here is none that callers could ask for.
+		// The file has no deadline, so it is closed. The error that os returns here
+		// is not one that callers could check for.
 		return nil, fmt.Errorf("read TAP %s: %w", r.name, os.ErrClosed)
 	}
 	if r.err != nil {
@@ -108,10 +107,9 @@ func (r *reader) ReadBatch() ([]Frame, error) {
 	return r.frames, nil
 }
 
-// choose moves the frames to give out now to frames. Light ones go first, but
-// take turns with what came before them, or enough of them would hold that up
-// for ever. What came after them never goes before them: it may be of a flow that
-// was light until then.
+// choose moves the frames of the next batch to frames. Sparse ones go first, but take
+// turns with frames that came before them, which would else starve. Frames that came
+// after them never go before them: they may be of a flow that was sparse until then.
 func (r *reader) choose() {
 	var bound uint64 = math.MaxUint64
 	if len(r.first) > 0 {
@@ -137,7 +135,7 @@ func (r *reader) choose() {
 	r.rest = r.rest[:copy(r.rest, r.rest[n:])]
 }
 
-// release makes a frame's memory an empty slot again.
+// release returns the memory of a frame to the empty slots.
 func (r *reader) release(b []byte) {
 	b = b[:cap(b)]
 	if cap(b) == r.largeLen {
@@ -147,8 +145,8 @@ func (r *reader) release(b []byte) {
 	}
 }
 
-// drain reads frames until none is left, or no slot; false means to wait for
-// one.
+// drain reads frames until no frame or no slot is left. It is false if it must wait for
+// a frame.
 func (r *reader) drain(fd uintptr) bool {
 	for len(r.large) > 0 {
 		b := r.large[len(r.large)-1]
@@ -174,7 +172,7 @@ func (r *reader) drain(fd uintptr) bool {
 	return true
 }
 
-// add takes in the frame of n bytes that was read to the last empty large slot.
+// add adds the frame of n bytes that was read to the last empty large slot.
 func (r *reader) add(b []byte, n int) (err error) {
 	f := Frame{Buf: b[:Headroom+n]}
 	if r.head > 0 {
@@ -198,11 +196,11 @@ func (r *reader) add(b []byte, n int) (err error) {
 	return nil
 }
 
-// rawRead is read(2) on a descriptor that does not block, without telling Go's
-// scheduler. Told of a system call, the scheduler's monitor looks after it every
-// 20 microseconds, finds one that has lasted longer (the kernel does a good part
-// of a packet's way in there), and has another thread take over: with bulk that
-// cost a fifth of the CPU. The call is as short as a long function.
+// rawRead is read(2) on a descriptor that does not block, without notifying the
+// scheduler of Go. For an ordinary system call the scheduler's monitor checks every 20
+// microseconds whether it still runs, which it often does, as the kernel handles much of
+// the packet's path in it, and then hands the processor to another thread. Under bulk
+// load that cost a fifth of the CPU. The call takes no longer than a long function.
 func rawRead(fd uintptr, b []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 	if errno != 0 {

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLightFirstAndInOrder feeds a reader frames of flows that turn heavy, and
-// wants light ones early, none of a flow before an earlier one, and no one
+// TestSparseFirstAndInOrder feeds a reader frames of flows that turn bulk, and
+// wants sparse ones early, none of a flow before an earlier one, and no one
 // waiting for ever.
 func TestSparseFirstAndInOrder(t *testing.T) {
 	var pair [2]int
@@ -40,7 +40,7 @@ func TestSparseFirstAndInOrder(t *testing.T) {
 		// As for a flow whose bucket runs over, and one whose bucket is empty, with
 		// nothing of it on the way.
 		if i := rng.IntN(flows); sent[i] == got[i] || !bulk[i] {
-			bulk[i] = !bulk[i] && i != 0 // flow 0 stays light
+			bulk[i] = !bulk[i] && i != 0 // flow 0 stays sparse
 		}
 		for _, f := range r.frames {
 			r.release(f.Buf)

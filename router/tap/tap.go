@@ -1,10 +1,9 @@
-// Package tap is the switch's way to the containers of this host: the queues
-// of a TAP device.
+// Package tap connects the switch to the containers of this host by the queues of a TAP
+// device.
 //
-// Two drivers have the same contract. Device asks the kernel for virtio-net
-// headers, so that frames come and go as GSO packets with their checksums left
-// open. Plain, by github.com/songgao/water, is for kernels that refuse that: a
-// frame of MTU size for each system call.
+// Two drivers have the same contract. Device uses virtio-net headers, so that frames are
+// GSO packets with partial checksums. If the kernel refuses these headers, Plain, by
+// github.com/songgao/water, moves one frame of MTU size with each system call.
 package tap
 
 import (
@@ -13,21 +12,21 @@ import (
 	"github.com/weft-net/weft/router/offload"
 )
 
-// Headroom is how many bytes are kept free in front of a frame that is read,
-// and Tailroom behind it, so that headers and tag are put around it in place.
+// Headroom and Tailroom are the numbers of free bytes before and behind a frame that is
+// read, in which headers and the authentication tag are written in place.
 const (
 	Headroom = 64
 	Tailroom = 16
 )
 
-// Offloads is what a queue takes and gives besides ordinary, complete frames.
+// Offloads are the frames that a queue reads and writes besides complete ordinary ones.
 type Offloads struct {
-	Checksum bool // frames whose TCP or UDP checksum is left open
+	Checksum bool // frames with a partial TCP or UDP checksum
 	TCP      bool // GSO packets of TCP segments
 	UDP      bool // GSO packets of UDP datagrams
 }
 
-// String is what status shows.
+// String returns the text for status.
 func (o Offloads) String() string {
 	switch {
 	case o.UDP:
@@ -40,13 +39,13 @@ func (o Offloads) String() string {
 	return "none"
 }
 
-// Frame is what a read gives: an Ethernet frame in Buf[Headroom:], and what is
-// left to do to it. Buf has Tailroom bytes of capacity behind its length. All of
-// it may be written.
+// Frame is an Ethernet frame in Buf[Headroom:], with a header that says what is left to
+// do to it. Buf has Tailroom bytes of capacity behind its length. The reader's caller may
+// write to all of it.
 type Frame struct {
 	Header offload.Header
 	Buf    []byte
-	Sparse bool // what Prioritize was given said so
+	Sparse bool // the function of Prioritize said so
 }
 
 // Queue is one queue of a TAP. Each reader and each writer is for one
@@ -55,35 +54,35 @@ type Queue interface {
 	NewReader() Reader
 	NewWriter() Writer
 	Offloads() Offloads
-	// Close ends all reads with os.ErrClosed.
+	// Close ends all reads, also those that wait, with os.ErrClosed.
 	Close() error
 }
 
 // Reader reads batches.
 type Reader interface {
-	// ReadBatch waits until at least one frame has come, and returns those that
-	// are there, up to some bound. They must be used until the next call.
+	// ReadBatch waits for at least one frame, and returns those that have come, up to
+	// some bound. They are borrowed until the next call.
 	ReadBatch() ([]Frame, error)
 }
 
-// Prioritizer is a Reader that gives out first the frames of flows that send
-// little, of all that have come. A batch is all light, or all not.
+// Prioritizer is a Reader that returns frames of sparse flows before others that have
+// come. All frames of a batch are sparse, or none is.
 type Prioritizer interface {
 	Reader
-	// Prioritize sets what tells of each frame, in the order in which they come,
-	// whether its flow is light. Without it none is. Call it before the first
-	// read.
+	// Prioritize sets the function that reports for each frame, in the order of
+	// arrival, whether its flow is sparse. Without it none is. Call it before the
+	// first read.
 	Prioritize(sparse func(frame []byte) bool)
 }
 
-// Writer gives frames to the host.
+// Writer writes frames to the host.
 type Writer interface {
-	// Write gives one frame, the concatenation of parts, with what is left to
-	// do to it: nothing but what Offloads of the queue tells. It does not wait.
-	// Parts are borrowed for the call.
+	// Write writes one frame, the concatenation of parts, with a header that says
+	// what is left to do to it, which must be in Offloads of the queue. It does not
+	// wait. Parts are borrowed for the call.
 	Write(h offload.Header, parts [][]byte) error
 }
 
-// ErrOffload is returned by a Writer whose queue does not take what the header
-// asks for.
+// ErrOffload is returned by a Writer whose queue does not have the offload that the
+// header needs.
 var ErrOffload = errors.New("the device does not take unfinished frames")

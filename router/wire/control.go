@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// Messages of link control travel over the session of two neighbours, which
-// seals them and keeps their order. They agree on keys:
+// Messages of link control travel over the session of two neighbours, which encrypts
+// them and keeps their order. They agree on keys:
 //
 //	lower name                         higher name
 //	  offer   round, suites, index, key -->        installs its receive key,
@@ -15,21 +15,21 @@ import (
 //	  under the new key at once
 //	  confirm round -->                            sends under the new key
 //
-//	          <-- renew                            please offer: time for new keys
+//	          <-- renew                            requests an offer
 //
-// and each end says, at first and when it changes, whether the fast datapath may
-// be used on the link as far as it is concerned:
+// Each end also reports, at first and when it changes, whether it is willing to use the
+// fast path on the link:
 //
 //	  fast    verdict, short id, port  -->  <-- fast
 //
 // Formats, big endian. Bytes that follow a message are ignored, so that later
-// versions may add fields; a type that is not known is ignored as a whole.
+// versions may add fields. A message of an unknown type is ignored.
 //
 //	offer    | 1 | round 4 | index 4 | key 32 | suites 2 |
 //	answer   | 2 | round 4 | index 4 | key 32 | suite 1 | index of the offer 4 |
 //	confirm  | 3 | round 4 |
 //	renew    | 4 |
-//	fast     | 5 | verdict 1 | short id 2 | port 2 |  and, where there is a tunnel,  | tunnel port 2 | tunnel key 32 |
+//	fast     | 5 | verdict 1 | short id 2 | port 2 |  and, if there is a tunnel,  | tunnel port 2 | tunnel key 32 |
 
 // ControlType is the first byte of a message. Numbers are append-only.
 type ControlType uint8
@@ -43,8 +43,8 @@ const (
 	Fast    ControlType = 5
 )
 
-// Verdict is whether a peer uses the fast datapath on a link and, if not, why.
-// Numbers are append-only; one that is not known is a refusal.
+// Verdict is whether a peer uses the fast path on a link and, if not, why. Numbers are
+// append-only. An unknown number is a refusal.
 type Verdict uint8
 
 // Verdicts.
@@ -52,8 +52,8 @@ const (
 	FastWilling   Verdict = 0
 	FastOff       Verdict = 1 // switched off by flag
 	FastNoKernel  Verdict = 2 // the kernel lacks something
-	FastEncrypted Verdict = 3 // frames must be encrypted: by the tunnel if there is one at both ends, else by sleeve
-	FastNoID      Verdict = 4 // no short id: too many peers, or for a moment
+	FastEncrypted Verdict = 3 // frames must be encrypted: by the tunnel if both ends have one, else by sleeve
+	FastNoID      Verdict = 4 // no short id: there are too many peers, or it is being chosen
 )
 
 // Control is a message of link control. Which fields count depends on Type.
@@ -64,11 +64,11 @@ type Control struct {
 	Key    [32]byte // ephemeral X25519 public key, RFC 7748
 	Suites uint16   // offer: bit set of what the sender can do
 	Suite  uint8    // answer: the one chosen, a bit number of Suites
-	Offer  uint32   // answer: Index of the offer, so that it is not taken for that to another
+	Offer  uint32   // answer: Index of the offer that it answers
 
 	Verdict Verdict // fast
 	ShortID uint16  // fast: of the sender, 12 bits; 0 for none
-	Port    uint16  // fast: UDP, where the sender's VXLAN is
+	Port    uint16  // fast: UDP port of the sender's VXLAN
 	Tunnel  Tunnel  // fast
 }
 
@@ -78,13 +78,13 @@ type Tunnel struct {
 	Key  [32]byte // X25519 public key; zero if there is no tunnel
 }
 
-// Valid reports whether there is one.
+// Valid reports whether there is a tunnel.
 func (t Tunnel) Valid() bool { return t.Key != [32]byte{} && t.Port != 0 }
 
 const (
 	keysLen = 1 + 4 + 4 + 32
 	fastLen = 1 + 1 + 2 + 2
-	// tunnelLen is what may follow.
+	// tunnelLen is the length of the optional fields.
 	tunnelLen = 2 + 32
 	// MaxShortID is the largest short id of a peer.
 	MaxShortID = 1<<12 - 1

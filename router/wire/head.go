@@ -6,8 +6,8 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Kind tells how a frame names its source and destination peers. Numbers are
-// append-only, 3 bits.
+// Kind is how a head names the source and destination peers of a frame. Numbers are
+// append-only and have 3 bits.
 type Kind uint8
 
 // Kinds.
@@ -17,11 +17,11 @@ const (
 	RoutedLong Kind = 3 // peers by whole Name
 )
 
-// MaxHops is the most links that a frame may still cross after this one.
+// MaxHops is the largest number of links that a frame may cross after this one.
 const MaxHops = 31
 
-// EveryID as a destination of a Routed frame means every peer, as
-// peer.Broadcast does for a RoutedLong one.
+// EveryID as the destination of a Routed frame means every peer, like peer.Broadcast for
+// a RoutedLong one.
 const EveryID = 0xffffffff
 
 // Head precedes each frame, big endian:
@@ -35,8 +35,8 @@ const EveryID = 0xffffffff
 //	|           | source 6            | destination 6       |   routed long: 13 bytes
 //	            +---------------------+---------------------+
 //
-// Hops is how many more links the frame may cross after this one. Source is
-// the peer behind which the frame entered the overlay.
+// Hops is the number of links that the frame may cross after this one. Source is the
+// peer behind which the frame entered the overlay.
 type Head struct {
 	Kind Kind
 	Hops uint8
@@ -54,7 +54,7 @@ const (
 	MaxHeadLen    = RoutedLongLen
 )
 
-// Len is the length of the head in bytes.
+// Len returns the length of the head in bytes.
 func (h *Head) Len() int {
 	switch h.Kind {
 	case Routed:
@@ -83,10 +83,10 @@ func (h *Head) Put(b []byte) {
 	}
 }
 
-// SetHops changes the hops in a head that was put or parsed at b.
+// SetHops changes the hops of the head at b.
 func SetHops(b []byte, hops uint8) { b[0] = b[0]&^MaxHops | hops&MaxHops }
 
-// ParseHead reads the head at the begin of b and returns its length.
+// ParseHead reads the head at the beginning of b and returns its length.
 func ParseHead(b []byte) (h Head, n int, err error) {
 	if len(b) < DirectLen {
 		return h, 0, ErrShort

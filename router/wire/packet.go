@@ -1,5 +1,5 @@
-// Package wire is the format of sleeve: what two routers send each other over
-// UDP, and what they say over their session to set that up.
+// Package wire is the format of sleeve: the packets that two routers exchange over UDP,
+// and the control messages over their session that set this up.
 //
 // A packet, big endian, lengths in bits and bytes:
 //
@@ -10,21 +10,20 @@
 //	| lane  | sequence                      |  8   clear, authenticated
 //	|       |                               |
 //	+-------+-------------------------------+
-//	| body, sealed                          |
+//	| body, encrypted                       |
 //	+---------------------------------------+
-//	| tag                                   | 16
+//	| authentication tag                    | 16
 //	+---------------------------------------+
 //
-// The receiver index names, at the receiver, the key that the packet is sealed
-// under; whoever receives chose it. Lane and sequence together are the counter,
-// 64 bits, that no two packets under one key share: they make the nonce. The
-// 12 bytes of header are the additional data of the AEAD.
+// The receiver index identifies, at the receiver that chose it, the key of the packet.
+// Lane and sequence together are a counter of 64 bits that no two packets under one key
+// share. It makes the nonce. The 12 bytes of header are the additional data of the AEAD.
 //
-// Lane 0 is for probes. Each other sender of a router has two lanes, an even one
-// for the packets of flows that send little; a receiver that has fallen behind
-// handles even lanes first. As each lane has its own sequence, none looks late.
+// Lane 0 is for probes. Each other sender of a router has two lanes, the even one for
+// packets of sparse flows. A receiver that has fallen behind handles even lanes first. As
+// each lane has its own sequence, no packet looks late.
 //
-// What a frame costs beyond the IP packet in it, on an IPv4 underlay:
+// Overhead of a frame beyond the IP packet in it, on an IPv4 underlay:
 //
 //	                  direct   routed   routed long
 //	inner Ethernet        14       14       14
@@ -32,17 +31,17 @@
 //	outer UDP              8        8        8
 //	header                12       12       12
 //	frame head             1        9       13
-//	tag                   16       16       16
+//	authentication tag    16       16       16
 //	sum                   71       79       83
 //
-// The checksum of a Partial frame holds the sum of the pseudo-header only, as the
-// sender's kernel left it to its device. The tag protects the frame on the way,
-// and the receiver's kernel is told that the checksum is right and may be left
-// open; a receiver that cannot tell it fills the checksum in. So no CPU ever
-// sums bulk data up.
+// The checksum of a Partial frame is partial: it has the sum of the pseudo-header only,
+// as the sender's kernel left the rest to its device. The authentication tag protects
+// the frame on the path. The receiver passes the partial checksum to its kernel as
+// verified, or completes it if the kernel does not accept that. So no CPU computes
+// checksums of bulk data.
 //
-// Routed long is for meshes in which two peers share the low half of their
-// name, one in four thousand million pairs.
+// Routed long is for meshes in which two peers share the low half of their name, which
+// is one in four thousand million pairs.
 package wire
 
 import (
@@ -51,24 +50,24 @@ import (
 	"fmt"
 )
 
-// Type is what a packet's body is. Numbers are append-only.
+// Type is the type of a packet's body. Numbers are append-only.
 type Type uint8
 
 // Types.
 const (
 	Data     Type = 1 // one frame: head and frame, to the end
 	Batch    Type = 2 // several frames, each with its length
-	Fragment Type = 3 // a part of one frame, head included
+	Fragment Type = 3 // a fragment of one frame, head included
 	Probe    Type = 4 // heartbeat and path MTU probe
 	Sealed   Type = 5 // reserved: a frame that relays cannot read
-	Partial  Type = 6 // as Data, of a TCP segment or a UDP datagram whose checksum is left open
+	Partial  Type = 6 // as Data, of a TCP segment or a UDP datagram with a partial checksum
 )
 
 // Lengths in bytes.
 const (
 	HeaderLen  = 12
 	AuthTagLen = 16
-	// Overhead is what a packet has besides its body.
+	// Overhead is the length of a packet without its body.
 	Overhead = HeaderLen + AuthTagLen
 )
 
@@ -82,10 +81,10 @@ const (
 // Parse errors.
 var (
 	ErrShort  = errors.New("shorter than its format")
-	ErrFormat = errors.New("not of its format")
+	ErrFormat = errors.New("malformed")
 )
 
-// Header is the clear part of a packet.
+// Header is the part of a packet that is not encrypted.
 type Header struct {
 	Type     Type
 	Index    uint32 // receiver index, 24 bits; 0 is never used
@@ -93,8 +92,8 @@ type Header struct {
 	Sequence uint64 // 56 bits
 }
 
-// Urgent reports whether a packet may be handled before others that came before
-// it. It need not be authentic.
+// Urgent reports whether a packet may be handled before earlier ones. The packet need
+// not be authentic.
 func Urgent(b []byte) bool { return len(b) >= HeaderLen && b[4]&1 == 0 }
 
 // Put writes the header to b[:HeaderLen].
@@ -112,13 +111,13 @@ func ParseHeader(b []byte) (Header, error) {
 	return Header{Type: Type(a >> 24), Index: a & MaxIndex, Lane: uint8(c >> 56), Sequence: c & MaxSequence}, nil
 }
 
-// Batch bodies hold frames one after the other, at least one:
+// Batch bodies contain one or more frames:
 //
 //	| length 2 | head | frame | length 2 | head | frame | ...
 //
 // The length counts head and frame.
 
-// BatchLen is what a frame costs in a batch besides head and frame.
+// BatchLen is the overhead of a frame in a batch, besides its head.
 const BatchLen = 2
 
 // PutBatchLen writes the length of the next frame of a batch to b[:BatchLen].
@@ -137,12 +136,12 @@ func NextInBatch(b []byte) (frame, rest []byte, err error) {
 	return b[BatchLen : BatchLen+n : BatchLen+n], b[BatchLen+n:], nil
 }
 
-// FragmentHead precedes the part of a frame in a Fragment body:
+// FragmentHead precedes the fragment in a Fragment body:
 //
 //	| id 4 | total 3 | offset 3 | part
 //
-// Total is the length of the frame with its head, offset where in that the
-// part belongs. The id is the sender's choice: lane and a counter.
+// Total is the length of the frame with its head, and offset the position of the
+// fragment in it. The sender chooses the id: its lane and a counter.
 type FragmentHead struct {
 	ID            uint32
 	Total, Offset int // 24 bits each
@@ -161,8 +160,8 @@ func (f FragmentHead) Put(b []byte) {
 	put24(b[7:], f.Offset)
 }
 
-// ParseFragment splits a Fragment body. The part is part of b, not empty, and
-// within the total.
+// ParseFragment splits a Fragment body. The fragment is part of b, not empty, and within
+// the total.
 func ParseFragment(b []byte) (f FragmentHead, part []byte, err error) {
 	if len(b) <= FragmentHeadLen {
 		return f, nil, ErrShort
@@ -178,13 +177,13 @@ func ParseFragment(b []byte) (f FragmentHead, part []byte, err error) {
 func put24(b []byte, v int) { b[0], b[1], b[2] = byte(v>>16), byte(v>>8), byte(v) }
 func get24(b []byte) int    { return int(b[0])<<16 | int(b[1])<<8 | int(b[2]) }
 
-// ProbeBody asks the other end for an answer, and answers:
+// ProbeBody requests an answer from the other end, or is the answer:
 //
 //	| flags 1 | id 4 | size 2 | zeros
 //
 // Flag bit 0 marks an answer, which repeats id and size. Size is the length of
-// the request's IP packet, which the zeros fill it to; 0 for a heartbeat that
-// is as small as can be. An answer has no zeros. Bytes that follow are ignored.
+// the request's IP packet, to which the zeros pad it; 0 for a heartbeat without padding.
+// An answer has no zeros. Bytes that follow are ignored.
 type ProbeBody struct {
 	Answer bool
 	ID     uint32

@@ -1,20 +1,20 @@
-// Package wireguard drives the kernel's WireGuard for the fast datapath: one
-// interface, through which VXLAN goes to the neighbours that want encryption.
+// Package wireguard manages the WireGuard interface of the kernel for the fast path.
+// VXLAN to the neighbours that require encryption goes through this one interface.
 //
 //	vethwe-vxlan --> 169.254.208.x (a neighbour's address inside) --> vethwe-wg --> UDP 6785 --> underlay
 //
-//	| IP 20 | UDP 8 | WireGuard 16 | IP 20 | UDP 8 | VXLAN 8 | frame | tag 16 |
+//	| IP 20 | UDP 8 | WireGuard 16 | IP 20 | UDP 8 | VXLAN 8 | frame | authenticator 16 |
 //
-// Each neighbour is a peer of the interface with one address inside, so the
-// kernel takes packets from that address with that neighbour's key only
-// (cryptokey routing, section 2 of the paper, https://www.wireguard.com/papers/wireguard.pdf).
-// The interface's key is made with the interface, stays in the kernel and
-// outlives the router's process; neighbours learn its public half over their
-// session. The pre-shared key of two neighbours comes from their session's
-// secret, which rests on the mesh's password, and changes with each session;
-// WireGuard's own exchange gives fresh keys every two minutes.
+// Each neighbour is a peer of the interface with one address inside. The kernel accepts
+// packets from that address only with the key of that neighbour (cryptokey routing,
+// section 2 of https://www.wireguard.com/papers/wireguard.pdf). The key of the interface
+// is made with the interface, stays in the kernel and outlives the process of the router.
+// Neighbours learn its public half over their session. The pre-shared key of two
+// neighbours is derived from the secret of their session, which depends on the password
+// of the mesh, and changes with each session. WireGuard itself renews its keys every two
+// minutes.
 //
-// What is meant for an address inside and finds no route into the interface
-// finds an unreachable one: it never leaves in clear, also not while the
-// interface is made, replaced or removed.
+// Packets to an address inside that has no route into the interface match an unreachable
+// route. They never leave in clear text, not even while the interface is made, replaced
+// or removed.
 package wireguard

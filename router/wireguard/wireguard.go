@@ -14,12 +14,12 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// Config is what the interface must be.
+// Config describes the interface.
 type Config struct {
 	Name   string
 	Port   int          // UDP
 	MTU    int          // of packets inside, in bytes
-	Inside netip.Prefix // where neighbours have their addresses; nobody else may
+	Inside netip.Prefix // addresses of neighbours, and of nobody else
 }
 
 // Peer is a neighbour. It is comparable.
@@ -37,13 +37,13 @@ type Device struct {
 	h     *netlink.Handle
 	link  netlink.Link
 	key   [32]byte   // public
-	self  netip.Addr // of this host inside; invalid if not known
+	self  netip.Addr // of this host inside the tunnel; invalid if not known
 	peers map[netip.Addr]Peer
 }
 
-// Open makes the interface in the calling thread's network namespace, or takes
-// over the one that is there with its key and peers. Where the kernel has no
-// WireGuard it says so and leaves nothing.
+// Open makes the interface in the network namespace of the calling thread, or takes over
+// an existing one with its key and peers. If the kernel has no WireGuard it returns an
+// error that says so, and leaves nothing.
 func Open(c Config) (_ *Device, err error) {
 	d := &Device{cfg: c, peers: make(map[netip.Addr]Peer)}
 	defer func() {
@@ -66,16 +66,16 @@ func Open(c Config) (_ *Device, err error) {
 	return d, nil
 }
 
-// make makes the interface and the route that keeps its packets from leaving in
-// clear.
+// make makes the interface, and the route that keeps its packets from leaving in clear
+// text.
 func (d *Device) make() error {
-	// First the route: as long as it is there nothing is sent in clear. One that is
-	// there already stays without a word of the kernel.
+	// The route first: while it exists nothing leaves in clear text. The kernel does
+	// not report an existing one as a change.
 	err := d.h.RouteReplace(&netlink.Route{
 		Dst: ipNet(d.cfg.Inside), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: unix.RTPROT_STATIC,
 	})
 	if err != nil {
-		return fmt.Errorf("make %s unreachable but by %s: %w", d.cfg.Inside, d.cfg.Name, err)
+		return fmt.Errorf("make %s unreachable except by %s: %w", d.cfg.Inside, d.cfg.Name, err)
 	}
 	link, err := d.h.LinkByName(d.cfg.Name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -105,11 +105,11 @@ func (d *Device) make() error {
 	return nil
 }
 
-// lastResort is the metric of a route that any other is better than.
+// lastResort is the metric of a route that every other one is better than.
 const lastResort = 1<<31 - 1
 
-// configure gives the interface its port and, if it has none, a key, and reads
-// the peers that an earlier process made.
+// configure sets the port and, if there is none, a key, and reads the peers that an
+// earlier process made.
 func (d *Device) configure() error {
 	dev, err := d.ctl.Device(d.cfg.Name)
 	if err != nil {
@@ -147,14 +147,14 @@ func (d *Device) configure() error {
 		return fmt.Errorf("configure WireGuard interface %s, UDP port %d: %w", d.cfg.Name, d.cfg.Port, err)
 	}
 	if err := d.h.LinkSetUp(d.link); err != nil {
-		return fmt.Errorf("set %s up: %w", d.cfg.Name, err) // the port is taken, say
+		return fmt.Errorf("set %s up: %w", d.cfg.Name, err) // for instance because the port is taken
 	}
 	return nil
 }
 
-// Mend brings back what others removed or switched off since: the interface, its
-// address, its routes. An interface that had to be made again has another Key, and
-// no neighbours until the next Apply. What is as it should be is not touched.
+// Mend restores what other programs removed or switched off: the interface, its address
+// and its routes. An interface that had to be made again has another Key, and no
+// neighbours until the next Apply. Everything else stays untouched.
 func (d *Device) Mend() error {
 	old := d.link.Attrs().Index
 	if err := d.make(); err != nil {
@@ -178,7 +178,7 @@ func (d *Device) mendAddr() error {
 		return fmt.Errorf("list addresses of %s: %w", d.cfg.Name, err)
 	}
 	if slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(d.self.AsSlice()) }) {
-		return nil // to write it again would be told to all as a change
+		return nil // the kernel would report writing it again as a change
 	}
 	return d.SetSelf(d.self)
 }
@@ -204,7 +204,7 @@ func (d *Device) mendRoutes() error {
 	return nil
 }
 
-// Close leaves the interface at work.
+// Close closes the sockets. The interface keeps working.
 func (d *Device) Close() {
 	if d.ctl != nil {
 		d.ctl.Close()
@@ -214,16 +214,16 @@ func (d *Device) Close() {
 	}
 }
 
-// Key is the interface's public key.
+// Key returns the public key of the interface.
 func (d *Device) Key() [32]byte { return d.key }
 
-// Index is the interface's.
+// Index returns the index of the interface.
 func (d *Device) Index() int { return d.link.Attrs().Index }
 
 // Peers returns the neighbours by their addresses inside. The map is a copy.
 func (d *Device) Peers() map[netip.Addr]Peer { return maps.Clone(d.peers) }
 
-// SetSelf makes addr the only address of this host inside.
+// SetSelf makes addr the only address of this host inside the tunnel.
 func (d *Device) SetSelf(addr netip.Addr) error {
 	d.self = addr // Mend tries again
 	old, err := d.h.AddrList(d.link, netlink.FAMILY_V4)
@@ -244,9 +244,9 @@ func (d *Device) SetSelf(addr netip.Addr) error {
 	return nil
 }
 
-// Apply makes want the neighbours, no two of which have one key. Those that stay as they were are not touched,
-// and of those that change their keys in use stay until new ones are agreed. What
-// fails is tried again with the next call.
+// Apply makes want the neighbours. No two of them may have the same key. Neighbours that
+// do not change are not touched, and those that change keep their session keys until
+// WireGuard agrees on new ones. The next call retries what failed.
 func (d *Device) Apply(want map[netip.Addr]Peer) error {
 	var errs []error
 	for _, a := range slices.SortedFunc(maps.Keys(d.peers), netip.Addr.Compare) {
@@ -306,8 +306,8 @@ func (d *Device) removeRoute() error {
 	return nil
 }
 
-// Remove takes away what Open made, of this process or an earlier one, in the
-// calling thread's network namespace.
+// Remove removes what Open made, in this process or an earlier one, in the network
+// namespace of the calling thread.
 func Remove(c Config) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
