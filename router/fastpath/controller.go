@@ -57,8 +57,8 @@ type Config struct {
 	Sysctls     netdev.Sysctls
 	MACs        *mac.Table   // shared with the router
 	Start       time.Time    // origin of the times in MACs
-	Epoch       time.Time    // of the probes' beats, the same for all links
-	Refused     func()       // called for each source address that MACs has no space for
+	Epoch       time.Time    // of the moments at which all links send probes
+	Refused     func()       // called for each address that MACs refused because its peer has too many
 	Log         *slog.Logger // must not be nil
 	System      System       // Linux if nil
 }
@@ -72,9 +72,9 @@ type Host interface {
 	Inject(h offload.Header, frame []byte)
 }
 
-// Controller drives the fast path of one host. Make it with Open or Off, and call Run.
-// The other methods may be called from any goroutine and never wait for the kernel,
-// but for Status and FDB, which read it.
+// Controller controls the fast path of one host. Make it with Open or Off, and call Run.
+// All methods may be called from any goroutine. None waits for the kernel, except
+// Status and FDB, which read counters.
 type Controller struct {
 	// Constant.
 	cfg      Config
@@ -105,7 +105,7 @@ type Controller struct {
 	// echoed: the peer's router is being restarted, and frames keep using the fast
 	// path.
 	sessionless   map[peer.Name]*link
-	adopted       plan.Tables             // of an earlier process, not confirmed yet
+	adopted       plan.Tables             // entries of an earlier process that are not confirmed yet
 	installed     plan.Tables             // what the kernel's maps contain
 	names         map[uint16]peer.Name    // by short id, as in the kernel
 	shortID       uint16                  // of this host
@@ -114,7 +114,7 @@ type Controller struct {
 	rateLimited   map[int]bool            // veths with a queueing discipline, which express would bypass
 	underlays     map[int]bool            // interfaces of the underlay that have a program
 	underlayCache map[int]netdev.Underlay // properties of such interfaces
-	badChecksums  map[int]bool            // interfaces of the underlay whose cards compute wrong checksums inside VXLAN
+	badChecksums  map[int]bool            // interfaces of the underlay whose cards compute wrong inner checksums
 	ipsecPrefixes []netip.Prefix          // networks of peers to which IPsec of the host applies
 	filter        filter                  // rules that must see bridged frames
 	tunnelErr     error                   // why there is no tunnel that works, nil if there is one or none is wanted
@@ -145,7 +145,7 @@ type link struct {
 	*plan.Link
 	peer         peer.Name
 	secret       [32]byte // pre-shared key of the tunnel
-	pathMTU      int      // that the Link was told last
+	pathMTU      int      // that the Link heard last
 	id           uint16   // short id of the peer when it was last known
 	hop          netdev.Hop
 	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
@@ -166,11 +166,11 @@ const (
 	// router is away.
 	sessionlessTimeout = 10 * time.Minute
 	// adoptTimeout is how long after the start entries of an earlier process stay
-	// although this process does not know their peers yet.
+	// in the kernel although this process does not know their peers yet.
 	adoptTimeout = time.Minute
-	// rulesInterval is how often netfilter's rules are read where nothing reports
-	// changes. After a read there is none for rulesPause, nor for rulesShare times
-	// the duration of the read: a host may have many rules that change all the time.
+	// rulesInterval is how often netfilter's rules are read if nothing reports
+	// changes. After a read, the next one waits for rulesPause and for rulesShare
+	// times the duration of the read: a host may have many rules that change often.
 	rulesInterval = 2 * time.Second
 	rulesPause    = 50 * time.Millisecond
 	rulesShare    = 20
@@ -219,10 +219,10 @@ func newController(cfg Config, host Host) (*Controller, error) {
 	return c, err
 }
 
-// since is the time in MACs.
+// since returns the time on the clock of MACs.
 func (c *Controller) since() time.Duration { return time.Since(c.cfg.Start) }
 
-// Close gives back what Open opened and leaves the kernel at work. Run has returned.
+// Close closes what Open opened. Run must have returned. The kernel keeps forwarding.
 func (c *Controller) Close() {
 	c.closing.Lock()
 	defer c.closing.Unlock()
@@ -245,7 +245,7 @@ func (c *Controller) Close() {
 // It never changes.
 func (c *Controller) Attached() bool { return c.attached }
 
-// trusts reports whether frames may go in clear between this host and a.
+// trusts reports whether clear text is allowed between this host and a.
 func (c *Controller) trusts(a netip.Addr) bool {
 	return !c.cfg.Encrypt || within(a, c.cfg.Trusted)
 }
@@ -254,8 +254,8 @@ func within(a netip.Addr, any []netip.Prefix) bool {
 	return slices.ContainsFunc(any, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// allowed reports whether VXLAN may be sent to a: in clear, or as it is inside the
-// tunnel.
+// allowed reports whether VXLAN may be sent to a, which is an address inside the tunnel
+// or one that clear text is allowed to.
 func (c *Controller) allowed(a netip.Addr) bool {
 	if plan.TunnelPrefix.Contains(a) {
 		return c.tunnel != nil
@@ -263,7 +263,7 @@ func (c *Controller) allowed(a netip.Addr) bool {
 	return c.trusts(a)
 }
 
-// offer is what this end says of itself on a link to a.
+// offer returns what this host offers to a neighbour at a.
 func (c *Controller) offer(a netip.Addr) plan.Offer {
 	o := plan.Offer{ShortID: c.shortID, Port: uint16(c.cfg.Port)}
 	refuse := func(v wire.Verdict, why error) plan.Offer {
@@ -360,7 +360,7 @@ func (c *Controller) loop(ctx context.Context) {
 			c.resync = true
 		}
 		c.receive(time.Now())
-		// Before links are found silent: the kernel may have taken its time.
+		// Before tick finds links silent: echoes may have waited behind slow kernel calls.
 		for range len(c.echoes) {
 			c.echoed(<-c.echoes, time.Now())
 		}
@@ -369,7 +369,7 @@ func (c *Controller) loop(ctx context.Context) {
 	}
 }
 
-// untilNext is how long nothing is due, at least a millisecond.
+// untilNext returns how long nothing is due, at least a millisecond.
 func (c *Controller) untilNext(now time.Time) time.Duration {
 	if next := c.next(); !next.IsZero() {
 		return max(next.Sub(now), time.Millisecond)
@@ -397,7 +397,7 @@ func (c *Controller) tick(now time.Time) {
 		}
 	}
 	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 && now.Sub(c.opened) >= adoptTimeout {
-		c.stale = true // what nobody has confirmed goes, also where nothing else happens
+		c.stale = true // removes what nobody confirmed
 	}
 	if c.overflow.Swap(false) {
 		c.resync = true
@@ -409,7 +409,7 @@ func (c *Controller) tick(now time.Time) {
 	}
 }
 
-// next is when tick must be called at the latest; zero for never.
+// next returns when tick must be called at the latest; zero for never.
 func (c *Controller) next() (next time.Time) {
 	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 {
 		next = c.opened.Add(adoptTimeout)

@@ -10,7 +10,7 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
-// rulesReport is what watchRules found.
+// rulesReport is a result of watchRules.
 type rulesReport struct {
 	filter        filter
 	ipsecPrefixes []netip.Prefix
@@ -55,30 +55,30 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 	}
 }
 
-// takeRules takes in what watchRules found.
+// takeRules handles a result of watchRules.
 func (c *Controller) takeRules(r rulesReport) {
 	c.setFilter(r.filter)
 	if r.ipsecErr == nil && !slices.Equal(r.ipsecPrefixes, c.ipsecPrefixes) {
 		c.ipsecPrefixes, c.stale = r.ipsecPrefixes, true
 	}
 	if c.tunnelErr != nil {
-		c.mendTunnel() // it may be possible now
+		c.mendTunnel() // the kernel may have WireGuard now
 	}
 }
 
-// guard writes the rules that guard the port, if they are not there.
-func (c *Controller) guard() (again bool, err error) {
-	var sealed netip.Prefix
+// guard installs the rules that guard the port. It reports whether they were missing.
+func (c *Controller) guard() (rebuilt bool, err error) {
+	var tunnel netip.Prefix
 	if c.tunnel != nil {
-		sealed = plan.TunnelPrefix
+		tunnel = plan.TunnelPrefix
 	}
-	return c.watch.Guard(uint16(c.cfg.Port), sealed)
+	return c.watch.Guard(uint16(c.cfg.Port), tunnel)
 }
 
 // filter is what filters bridged frames. It is comparable, as its error is text.
 type filter struct {
 	netdev.Filter
-	unreadable string // why that cannot be found out, which counts as a filter
+	unreadable string // why the rules cannot be read, which counts as a filter
 }
 
 // readFilter reads the rules of the host.
@@ -114,30 +114,30 @@ func (c *Controller) setFilter(f filter) {
 	}
 }
 
-// mendKernel brings back what others removed of the kernel's part.
+// mendKernel restores what other programs removed of the kernel's part.
 func (c *Controller) mendKernel() {
 	mended, err := c.kernel.Mend()
 	switch {
 	case err != nil:
-		c.log.Warn("others changed the fast datapath", "err", err)
+		c.log.Warn("cannot repair the fast path, which another program changed", "err", err)
 	case mended:
-		c.log.Warn("others changed the fast datapath, it is as it was again", "interfaces", []string{netdev.PortName, netdev.VXLANName})
+		c.log.Warn("repaired the fast path, which another program changed", "iface", []string{netdev.PortName, netdev.VXLANName})
 		if len(c.badChecksums) > 0 {
 			if err := c.kernel.SumInSoftware(); err != nil {
-				c.log.Warn("make checksums in software", "err", err)
+				c.log.Warn("cannot compute checksums in software", "err", err)
 			}
 		}
 	}
 }
 
-// refresh looks at interfaces and routes again.
+// refresh reads interfaces and routes again.
 func (c *Controller) refresh() {
 	c.mendKernel()
 	c.mendTunnel()
 	clear(c.underlayCache)
 	ports, err := c.watch.Containers(c.cfg.Bridge, netdev.PortName)
 	if err != nil {
-		c.log.Warn("containers' interfaces", "err", err)
+		c.log.Warn("cannot list the interfaces of containers", "err", err)
 		return
 	}
 	there, shaped := make(map[int]bool, len(ports)), make(map[int]bool)
@@ -151,7 +151,7 @@ func (c *Controller) refresh() {
 			continue
 		}
 		if err := c.kernel.AttachContainer(p.Ifindex); err != nil {
-			c.log.Warn("no express path", "interface", p.Name, "err", err)
+			c.log.Warn("no express mode for a container", "iface", p.Name, "err", err)
 			continue
 		}
 		c.containers[p.Ifindex] = true
@@ -160,7 +160,7 @@ func (c *Controller) refresh() {
 		if !there[i] || shaped[i] {
 			delete(c.containers, i)
 			if err := c.kernel.DetachContainer(i); err != nil {
-				c.log.Warn("express path of a container that left, or is limited", "ifindex", i, "err", err)
+				c.log.Warn("cannot end express mode of a container", "ifindex", i, "err", err)
 			}
 		}
 	}
@@ -183,7 +183,7 @@ func (c *Controller) refresh() {
 	c.stale = true
 }
 
-// findHop asks the routes for the way to a peer.
+// findHop looks up the route to a peer.
 func (c *Controller) findHop(l *link) {
 	if !c.attached {
 		return
@@ -192,7 +192,7 @@ func (c *Controller) findHop(l *link) {
 	if a := l.Remote(); a.IsValid() {
 		var err error
 		if hop, err = c.watch.Hop(a); err != nil {
-			c.log.Debug("no route for the fast datapath", "peer", l.peer, "err", err)
+			c.log.Debug("no route to the peer", "peer", l.peer, "err", err)
 		}
 	}
 	if hop != l.hop {

@@ -49,7 +49,7 @@ func (c *Controller) endSession(n peer.Name, now time.Time) {
 	c.stale = true
 }
 
-// follow takes in the address of the neighbour's end and the MTU of the path to it.
+// follow handles a new address of the neighbour's end, or a new MTU of the path to it.
 func (c *Controller) follow(n peer.Name, p path, now time.Time) {
 	l := c.links[n]
 	if l == nil {
@@ -67,7 +67,7 @@ func (c *Controller) follow(n peer.Name, p path, now time.Time) {
 	c.findHop(l)
 }
 
-// control takes in what a neighbour says about its fast path.
+// control handles the offer of a neighbour.
 func (c *Controller) control(from peer.Name, m wire.Control, now time.Time) {
 	if l, ok := c.links[from]; ok {
 		c.apply(l, now, l.Control(now, m))
@@ -75,7 +75,7 @@ func (c *Controller) control(from peer.Name, m wire.Control, now time.Time) {
 	}
 }
 
-// echoed takes in a probe that came back.
+// echoed handles a probe that came back.
 func (c *Controller) echoed(e Echo, now time.Time) {
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
 		for _, l := range set {
@@ -86,7 +86,7 @@ func (c *Controller) echoed(e Echo, now time.Time) {
 	}
 }
 
-// apply carries out what a link wants, and shows how it is now.
+// apply carries out the effects of a link and publishes its state.
 func (c *Controller) apply(l *link, now time.Time, effects []plan.Effect) {
 	for _, e := range effects {
 		switch e := e.(type) {
@@ -104,7 +104,7 @@ func (c *Controller) apply(l *link, now time.Time, effects []plan.Effect) {
 	c.show(l, now)
 }
 
-// show publishes a link's state for status.
+// show publishes the state of a link for status.
 func (c *Controller) show(l *link, now time.Time) {
 	if c.links[l.peer] != l {
 		return
@@ -115,7 +115,7 @@ func (c *Controller) show(l *link, now time.Time) {
 		s.MTU = c.cfg.MTU
 		s.Mode, s.Reason = c.linkMode(l)
 	case l.keyConflict && s.Encrypted:
-		s.Mode, s.Reason = Disabled, because(ErrEncryption, "the peer says it has the tunnel key of another peer")
+		s.Mode, s.Reason = Disabled, because(ErrEncryption, "the peer claims the tunnel key of another peer")
 	default:
 		s.Mode, s.Reason = Disabled, l.Reason(now)
 	}
@@ -139,20 +139,21 @@ func (c *Controller) show(l *link, now time.Time) {
 	}
 }
 
-// sumInSoftware has the kernel make the checksums of what goes into VXLAN, as the
-// card by which a peer is reached makes wrong ones.
+// sumInSoftware makes the kernel compute the checksums inside VXLAN, because the card
+// towards a peer computes wrong ones.
 func (c *Controller) sumInSoftware(l *link) {
-	c.log.Warn("wrong checksums inside VXLAN: they are made in software from now on", "peer", l.peer, "ifindex", l.hop.Ifindex, "interface", netdev.VXLANName)
+	c.log.Warn("the card computes wrong checksums inside VXLAN: the kernel computes them from now on", "peer", l.peer, "ifindex", l.hop.Ifindex, "iface", netdev.VXLANName)
 	if err := c.kernel.SumInSoftware(); err != nil {
-		c.log.Warn("make checksums in software", "err", err)
+		c.log.Warn("cannot compute checksums in software", "err", err)
 	}
 	c.badChecksums[l.hop.Ifindex], c.stale = true, true
 }
 
-// underlay is what the interface is by which a peer is reached. Where netfilter sees
-// what leaves by it, it would take what it knows of a frame from weft's bridge, like a
-// translation of its addresses, for the packet's that the frame is in. Without an
-// Ethernet header from_underlay would look for addresses in the wrong place.
+// underlay returns the properties of the interface towards a peer. If netfilter sees
+// the packets that leave by it, it would apply what it knows about the inner frame
+// from weft's bridge, such as a translation of addresses, to the outer packet.
+// Without an Ethernet header, from_underlay would read addresses at the wrong
+// offset.
 func (c *Controller) underlay(ifindex int) netdev.Underlay {
 	u, known := c.underlayCache[ifindex]
 	if !known {

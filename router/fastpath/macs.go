@@ -9,13 +9,12 @@ import (
 	"github.com/weft-net/weft/router/mac"
 )
 
-// The MAC table of package mac says where each MAC address is. The kernel's map has
-// a copy: what lanes learn is written there; what the kernel sees is told by
-// events and learned here; when a MAC address was last used is kept by both, and
-// compared now and then.
+// The MAC table of package mac has the place of each MAC address, and the kernel's map
+// has a copy. What lanes learn is written to the map. What the kernel sees is reported by
+// events and learned here. Both record when an address was last used; syncMACs compares
+// them periodically.
 
-// seen takes in that the kernel saw a MAC address where its map did not have
-// it.
+// seen handles an event: the kernel saw a MAC address in another place than its map has.
 func (c *Controller) seen(e kernel.Event) {
 	m := ethernet.MAC(e.Addr)
 	at := c.self
@@ -40,8 +39,8 @@ func (c *Controller) seen(e kernel.Event) {
 	c.copyMAC(m)
 }
 
-// placeOf returns the short id of the peer that the table has a MAC address behind; 0 if
-// it knows none, or the peer has none.
+// placeOf returns the short id of the peer that a MAC address is behind; 0 if the
+// table does not have the address, or the peer has no short id.
 func (c *Controller) placeOf(m ethernet.MAC) uint16 {
 	at, ok := c.macs.Lookup(m, c.since())
 	switch {
@@ -53,7 +52,7 @@ func (c *Controller) placeOf(m ethernet.MAC) uint16 {
 	return c.routes.ShortIDs[at]
 }
 
-// copyMAC writes what the table says of a MAC address into the kernel's map.
+// copyMAC copies the entry of a MAC address from the table to the kernel's map.
 func (c *Controller) copyMAC(m ethernet.MAC) {
 	id := c.placeOf(m)
 	var err error
@@ -69,11 +68,11 @@ func (c *Controller) copyMAC(m ethernet.MAC) {
 		err = c.kernel.PutMAC(m, e)
 	}
 	if err != nil {
-		c.log.Debug("copy a MAC address to the kernel", "mac", m, "err", err)
+		c.log.Debug("cannot copy a MAC address to the kernel", "mac", m, "err", err)
 	}
 }
 
-// removeMAC forgets a MAC address of this host whose interface is gone.
+// removeMAC forgets a MAC address of this host whose interface left.
 func (c *Controller) removeMAC(m ethernet.MAC) {
 	delete(c.vethOf, m)
 	if at, ok := c.macs.Lookup(m, c.since()); ok && at == c.self {
@@ -82,7 +81,7 @@ func (c *Controller) removeMAC(m ethernet.MAC) {
 	c.copyMAC(m)
 }
 
-// syncMACs has the table and the kernel's map agree.
+// syncMACs makes the table and the kernel's map agree.
 func (c *Controller) syncMACs() {
 	if !c.attached {
 		return
@@ -90,7 +89,7 @@ func (c *Controller) syncMACs() {
 	inKernel := make(map[ethernet.MAC]kernel.MACEntry)
 	err := c.kernel.MACs(func(m [6]byte, e kernel.MACEntry) bool { inKernel[m] = e; return true })
 	if err != nil {
-		c.log.Warn("read the kernel's MAC addresses", "err", err)
+		c.log.Warn("cannot read the MAC addresses of the kernel", "err", err)
 		return
 	}
 	for _, m := range c.compareMACs(inKernel, c.sys.BootTime()) {
@@ -98,10 +97,10 @@ func (c *Controller) syncMACs() {
 	}
 }
 
-// compareMACs brings the table up to date by what the kernel's map has, and
-// returns what the map has wrongly: last use goes to the later of the two, places are
-// as the table has them, and what the table forgets leaves the kernel. What an
-// earlier process left in the kernel is learned from it. The time is that since boot.
+// compareMACs updates the table from the kernel's map, and returns the addresses
+// whose entries in the map are wrong. The later time of last use wins. The table
+// decides about places, and what it forgets leaves the kernel. Entries of an earlier
+// process are learned from the map. boot is the time since boot.
 func (c *Controller) compareMACs(inKernel map[ethernet.MAC]kernel.MACEntry, boot time.Duration) (wrong []ethernet.MAC) {
 	now := c.since()
 	adopting := time.Since(c.opened) < adoptTimeout
@@ -129,8 +128,8 @@ func (c *Controller) compareMACs(inKernel map[ethernet.MAC]kernel.MACEntry, boot
 	for m, e := range inKernel {
 		id := c.placeOf(m)
 		unconfirmed := adopting && id == 0 && peerOf(e).IsZero()
-		passesBy := c.rateLimited[int(e.Ifindex)] // by express, what holds its frames back
-		if id != e.Peer && !unconfirmed || passesBy {
+		bypasses := c.rateLimited[int(e.Ifindex)] // express bypasses a queueing discipline
+		if id != e.Peer && !unconfirmed || bypasses {
 			wrong = append(wrong, m)
 		}
 	}

@@ -21,7 +21,7 @@ func (c *Controller) open() error {
 		return c.leaveAllToSleeve(o)
 	}
 	if _, err := c.guard(); err != nil {
-		// Containers could send frames as this host.
+		// Without the rules, containers could send frames as this host.
 		err = fmt.Errorf("keep containers from UDP %d: %w", c.cfg.Port, err)
 		c.unsupported = plan.Because(ErrUnsupported, err)
 		c.log.Warn("no fast path", "err", err)
@@ -35,14 +35,14 @@ func (c *Controller) open() error {
 		return nil
 	}
 	if err := c.adopt(); err != nil {
-		return fmt.Errorf("take over the fast datapath of an earlier router: %w", err)
+		return fmt.Errorf("take over the fast path of an earlier router: %w", err)
 	}
 	c.removeTunnel()
 	return nil
 }
 
-// leaveAllToSleeve removes what an earlier router left where no link can be fast.
-// Nothing may leave in clear text any more, and without a port of their own frames
+// leaveAllToSleeve removes what an earlier router left, because no link can use the
+// fast path. Nothing may leave in clear text any more. Without the programs, frames
 // save a twentieth of an idle round trip.
 func (c *Controller) leaveAllToSleeve(o kernel.Options) error {
 	if err := c.sys.RemoveKernel(o); err != nil {
@@ -55,8 +55,8 @@ func (c *Controller) leaveAllToSleeve(o kernel.Options) error {
 	return nil
 }
 
-// openKernel opens the kernel's part, or notes why there is none, and why frames
-// must cross the bridge if they must.
+// openKernel opens the kernel's part, or records why there is none and why frames
+// must cross the bridge.
 func (c *Controller) openKernel(o kernel.Options) {
 	if c.cfg.NoExpress {
 		c.expressErr = because(ErrDisabled, "switched off by --no-express")
@@ -84,8 +84,8 @@ func (c *Controller) openKernel(o kernel.Options) {
 	}
 }
 
-// adopt reads what an earlier process left in the kernel. What may not be sent in
-// clear any more ends at once, and so does what may not be taken in clear.
+// adopt reads what an earlier process left in the kernel. Entries end at once if the
+// settings no longer allow to send or accept clear text there.
 func (c *Controller) adopt() error {
 	c.installed = plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)}
 	var refused []uint16
@@ -109,16 +109,16 @@ func (c *Controller) adopt() error {
 	if err != nil {
 		return err
 	}
-	var strangers []netip.Addr
+	var untrusted []netip.Addr
 	err = c.kernel.Remotes(func(a netip.Addr, e kernel.Remote) bool {
 		if c.cfg.Off || !c.allowed(a) {
-			strangers = append(strangers, a)
+			untrusted = append(untrusted, a)
 		} else {
 			c.installed.Remotes[a] = plan.Remote{Peer: e.Peer, Local: kernel.ToAddr(e.Local)}
 		}
 		return true
 	})
-	for _, a := range strangers {
+	for _, a := range untrusted {
 		err = errors.Join(err, c.kernel.DeleteRemote(a))
 	}
 	for _, i := range c.kernel.Underlays() {
@@ -131,16 +131,16 @@ func (c *Controller) adopt() error {
 	return err
 }
 
-// keepAdopted leaves in place what was adopted and is not contradicted: peers
-// that this process does not reach yet, over neighbours that may be sent to in
-// clear.
+// keepAdopted keeps adopted entries that nothing contradicts: peers that this
+// process does not reach yet, over neighbours to which clear text or the tunnel is
+// allowed.
 func (c *Controller) keepAdopted(want *plan.Tables) {
 	if c.cfg.Off || c.unsupported != nil {
 		return
 	}
 	for id, p := range c.adopted.Peers {
 		switch r := c.adopted.Remotes[p.Remote]; {
-		case want.Peers[id].Next != 0: // from now on it is this process's word that counts
+		case want.Peers[id].Next != 0: // this process knows the peer now
 			delete(c.adopted.Peers, id)
 		case p.Next != 0 && c.allowed(p.Remote) && r.Peer == p.Next:
 			if c.expressErr != nil || within(p.Remote, c.cfg.NoExpressTo) {

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/router/fastpath/kernel"
 )
 
-// LinkStatus is how the fast path to one neighbour is at one moment.
+// LinkStatus is the status of the fast path to one neighbour at one moment.
 type LinkStatus struct {
 	Up, Encrypted bool
 	Mode          Mode  // Disabled if not up
@@ -17,7 +17,7 @@ type LinkStatus struct {
 	MTU           int // of containers' packets that pass, in bytes, if up
 }
 
-// Status is how the kernel's part is at one moment.
+// Status is the status of the kernel's part at one moment.
 type Status struct {
 	Mode   Mode  // the best one that a link can have
 	Reason error // why not a better one; nil with Express
@@ -64,7 +64,7 @@ func (c *Controller) FDB() map[ethernet.MAC]kernel.MACEntry {
 	}
 	all := make(map[ethernet.MAC]kernel.MACEntry)
 	if err := c.kernel.MACs(func(m [6]byte, e kernel.MACEntry) bool { all[m] = e; return true }); err != nil {
-		c.log.Debug("read the MAC addresses of the kernel", "err", err)
+		c.log.Debug("cannot read the MAC addresses of the kernel", "err", err)
 	}
 	return all
 }
@@ -106,7 +106,7 @@ func (c *Controller) counters(ids map[peer.Name]uint16) (drops map[string]uint64
 	for name, id := range ids {
 		t, err := c.kernel.Traffic(id)
 		if err != nil {
-			c.log.Debug("read the traffic counters of the kernel", "peer", name, "err", err)
+			c.log.Debug("cannot read the traffic counters of the kernel", "peer", name, "err", err)
 			continue
 		}
 		if t != (kernel.Traffic{}) && name != c.self {

@@ -9,7 +9,7 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
-// replan works out what the kernel's maps are to hold and writes what differs.
+// replan computes the contents of the kernel's maps and writes what differs.
 func (c *Controller) replan() {
 	if !c.stale {
 		return
@@ -27,7 +27,7 @@ func (c *Controller) replan() {
 	c.writeTables(want)
 }
 
-// wantTables works out what the kernel's maps are to hold of what this process knows.
+// wantTables computes the contents of the kernel's maps from what this process knows.
 func (c *Controller) wantTables() plan.Tables {
 	hops, next, ids := make(map[peer.Name]plan.Hop), c.routes.Unicast, c.routes.ShortIDs
 	add := func(l *link) {
@@ -35,7 +35,7 @@ func (c *Controller) wantTables() plan.Tables {
 			return
 		}
 		if l.Encrypted() && (l.keyConflict || l.hop.Ifindex != c.tunnel.Index() || !c.hasID(l)) {
-			return // it would leave in clear, or to another
+			return // it would leave in clear text, or reach another peer
 		}
 		hops[l.peer] = plan.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: c.cfg.MTU,
@@ -61,7 +61,7 @@ func (c *Controller) wantTables() plan.Tables {
 	}
 	for n, l := range unrouted {
 		if via, reached := next[n]; reached && via != n {
-			continue // over another peer; that the peer itself is reached the routes said before
+			continue // over another peer; routes to the peer itself are from before
 		}
 		if _, known := ids[n]; !known && c.routes.ByShortID[l.id].IsZero() {
 			ids[n] = l.id
@@ -72,12 +72,12 @@ func (c *Controller) wantTables() plan.Tables {
 	return plan.Plan(c.self, ids, next, hops)
 }
 
-// takeIDs takes in the short ids of the routes.
+// takeIDs handles changes of short ids.
 func (c *Controller) takeIDs(now time.Time) {
 	if self := c.routes.ShortIDs[c.self]; self != c.shortID {
 		c.shortID = self
 		if err := c.kernel.SetSelf(self); err != nil {
-			c.log.Warn("tell the kernel the own short id", "id", self, "err", err)
+			c.log.Warn("cannot set the short id of this host in the kernel", "id", self, "err", err)
 		}
 		c.setTunnelAddr(self)
 		for _, l := range c.links {
@@ -90,8 +90,7 @@ func (c *Controller) takeIDs(now time.Time) {
 	}
 }
 
-// writeTables brings the kernel's maps to want. What could not be written is
-// tried again with the next change.
+// writeTables writes want to the kernel's maps. The next change retries what failed.
 func (c *Controller) writeTables(want plan.Tables) {
 	under := make(map[int]bool)
 	for _, p := range want.Peers {
@@ -101,18 +100,19 @@ func (c *Controller) writeTables(want plan.Tables) {
 	}
 	c.attachUnderlays(under)
 	if err := want.Apply(c.installed, kernel.Maps{Tables: c.kernel}); err != nil {
-		c.log.Warn("change the fast datapath", "err", err)
+		c.log.Warn("cannot write the tables of the fast path", "err", err)
 	}
 }
 
-// attachUnderlays has the programs on the interfaces by which peers are reached.
+// attachUnderlays attaches programs to the interfaces towards peers, and detaches them
+// from others.
 func (c *Controller) attachUnderlays(want map[int]bool) {
 	for i := range want {
 		if c.underlays[i] || c.expressErr != nil {
 			continue
 		}
 		if err := c.kernel.AttachUnderlay(i); err != nil {
-			c.log.Warn("no express path", "ifindex", i, "err", err)
+			c.log.Warn("no express mode on an interface of the underlay", "ifindex", i, "err", err)
 			continue
 		}
 		c.underlays[i] = true
@@ -123,7 +123,7 @@ func (c *Controller) attachUnderlays(want map[int]bool) {
 		}
 		delete(c.underlays, i)
 		if err := c.kernel.DetachUnderlay(i); err != nil {
-			c.log.Warn("express path", "ifindex", i, "err", err)
+			c.log.Warn("cannot end express mode on an interface of the underlay", "ifindex", i, "err", err)
 		}
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/weft-net/weft/router/wireguard"
 )
 
-// tunnelSecret is WireGuard's pre-shared key of two neighbours, by RFC 5869 from
-// their session's secret.
+// tunnelSecret derives WireGuard's pre-shared key of two neighbours from the secret of
+// their session (HKDF, RFC 5869).
 func tunnelSecret(session [32]byte) (key [32]byte) {
 	b, err := hkdf.Key(sha256.New, session[:], nil, "weft wireguard pre-shared key", len(key))
 	if err != nil {
@@ -31,14 +31,14 @@ func (c *Controller) tunnelConfig() wireguard.Config {
 	return wireguard.Config{Name: netdev.TunnelName, Port: c.cfg.TunnelPort, MTU: plan.TunnelMTU(c.cfg.MTU), Inside: plan.TunnelPrefix}
 }
 
-// openTunnel makes the tunnel if frames must be encrypted and the kernel can,
-// or says why there is none.
+// openTunnel opens the tunnel if frames must be encrypted and the kernel has
+// WireGuard. Else tunnelErr says why there is none.
 func (c *Controller) openTunnel() {
 	cfg := c.tunnelConfig()
 	if !c.cfg.Encrypt || c.cfg.Off {
 		return
 	}
-	// A wider route, such as that of all link-local addresses, is no matter.
+	// A wider route, such as that to all link-local addresses, does not matter.
 	if route, err := c.sys.Overlap(cfg.Inside, cfg.Name); err == nil && route != nil && route.Dst.Bits() > cfg.Inside.Bits() {
 		c.tunnelErr = fmt.Errorf("route %s has addresses of the tunnel, %s", route, cfg.Inside)
 		c.log.Warn("no WireGuard for the fast path", "err", c.tunnelErr)
@@ -53,20 +53,20 @@ func (c *Controller) openTunnel() {
 	c.tunnel = tunnel
 }
 
-// removeTunnel removes what an earlier router left, if there is no tunnel. It is to
-// be called once the kernel's maps send nothing there any more: what was meant for
-// the tunnel would leave in clear.
+// removeTunnel removes the tunnel of an earlier router if there is none now. Call it
+// after the kernel's maps no longer send to the tunnel, as such packets would leave
+// in clear text.
 func (c *Controller) removeTunnel() {
 	if c.tunnel != nil {
 		return
 	}
 	if err := c.sys.RemoveTunnel(c.tunnelConfig()); err != nil {
-		c.log.Warn("WireGuard of an earlier router", "err", err)
+		c.log.Warn("cannot remove WireGuard of an earlier router", "err", err)
 	}
 }
 
-// mendTunnel brings back what other programs removed of the tunnel. Neighbours hear if
-// it has another key, or no longer works.
+// mendTunnel restores what other programs removed of the tunnel. If the tunnel has a new
+// key or no longer works, it sends new offers to the neighbours.
 func (c *Controller) mendTunnel() {
 	if c.tunnel == nil {
 		return
@@ -88,7 +88,7 @@ func (c *Controller) mendTunnel() {
 	}
 }
 
-// text is an error's, "" for nil.
+// text returns the text of an error, "" for nil.
 func text(err error) string {
 	if err == nil {
 		return ""
@@ -96,20 +96,21 @@ func text(err error) string {
 	return err.Error()
 }
 
-// sealing reports whether there is a tunnel that works.
+// tunnelWorks reports whether there is a tunnel that works.
 func (c *Controller) tunnelWorks() bool { return c.tunnel != nil && c.tunnelErr == nil }
 
-// setTunnelAddr follows the own short id.
+// setTunnelAddr sets the address of this host inside the tunnel, which depends on its
+// short id.
 func (c *Controller) setTunnelAddr(self uint16) {
 	if c.tunnel == nil || self == 0 {
 		return
 	}
 	if err := c.tunnel.SetSelf(plan.TunnelAddr(self)); err != nil {
-		c.log.Warn("own address in the tunnel", "err", err)
+		c.log.Warn("cannot set the address of this host in the tunnel", "err", err)
 	}
 }
 
-// neighbour is what the tunnel is to have for a link; zero for nothing.
+// tunnelPeer returns the entry of the tunnel for a link; zero for none.
 func (l *link) tunnelPeer() wireguard.Peer {
 	if !l.Encrypted() || l.PeerID() == 0 || !l.Addr().IsValid() {
 		return wireguard.Peer{}
@@ -120,23 +121,23 @@ func (l *link) tunnelPeer() wireguard.Peer {
 	}
 }
 
-// applyTunnels makes the tunnel's neighbours those of the links that use it, and
-// for a while those of an earlier router.
+// applyTunnels gives the tunnel an entry for each link that uses it and, for a while, the
+// entries of an earlier router.
 func (c *Controller) applyTunnels(now time.Time) {
 	if !c.tunnelWorks() {
 		return
 	}
 	have := c.tunnel.Peers()
-	give := newTunnelSlots(c.tunnel.Key())
+	slots := newTunnelSlots(c.tunnel.Key())
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
-		c.fillSlots(give, set, have)
+		c.fillSlots(slots, set, have)
 	}
 	if now.Sub(c.opened) < adoptTimeout {
 		for _, a := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
-			give.give(have[a])
+			slots.give(have[a])
 		}
 	}
-	err := c.tunnel.Apply(give.peers)
+	err := c.tunnel.Apply(slots.peers)
 	if err != nil {
 		c.stale = true // try again
 		if text(err) != text(c.applyErr) {
@@ -145,13 +146,13 @@ func (c *Controller) applyTunnels(now time.Time) {
 	}
 	c.applyErr = err
 	for _, l := range c.links {
-		c.findHop(l) // routes into the tunnel may be new
+		c.findHop(l) // there may be new routes into the tunnel
 	}
 }
 
-// shareTunnel gives the links of a set their places in the tunnel. One that is
-// there already comes before one that says it has the same key.
-func (c *Controller) fillSlots(give tunnelSlots, set map[peer.Name]*link, have map[netip.Addr]wireguard.Peer) {
+// fillSlots adds the entries of a set of links. A link whose entry exists comes
+// before one that claims the same key.
+func (c *Controller) fillSlots(slots tunnelSlots, set map[peer.Name]*link, have map[netip.Addr]wireguard.Peer) {
 	links := slices.SortedFunc(maps.Values(set), func(a, b *link) int { return bytes.Compare(a.peer[:], b.peer[:]) })
 	for _, first := range []bool{true, false} {
 		for _, l := range links {
@@ -159,24 +160,24 @@ func (c *Controller) fillSlots(give tunnelSlots, set map[peer.Name]*link, have m
 			if !p.Inside.IsValid() || !c.hasID(l) || first != (have[p.Inside].Key == p.Key) {
 				continue
 			}
-			clash := !give.give(p)
+			clash := !slots.give(p)
 			if clash && !l.keyConflict {
-				c.log.Warn("a peer says it has the tunnel key of another", "peer", l.peer, "addr", l.Addr())
+				c.log.Warn("a peer claims the tunnel key of another peer", "peer", l.peer, "addr", l.Addr())
 			}
 			l.keyConflict = clash
 		}
 	}
 }
 
-// hasID reports whether the short id that a neighbour says it has is its own, and not
-// another's as far as the routes say.
+// hasID reports whether the short id that a neighbour claims is its own, as far as
+// the routes know.
 func (c *Controller) hasID(l *link) bool {
 	at, known := c.routes.ByShortID[l.PeerID()]
 	return at == l.peer || !known && (l.resumed || !l.sessionEnded.IsZero())
 }
 
-// sharing gives places in the tunnel, no two of which have one key or one address
-// inside: the kernel has one neighbour for a key and takes it from its old place.
+// tunnelSlots are entries of the tunnel. No two have the same key or the same
+// address inside: the kernel has one entry for a key, and would move it.
 type tunnelSlots struct {
 	peers map[netip.Addr]wireguard.Peer
 	keys  map[[32]byte]bool
@@ -186,7 +187,7 @@ func newTunnelSlots(own [32]byte) tunnelSlots {
 	return tunnelSlots{make(map[netip.Addr]wireguard.Peer), map[[32]byte]bool{own: true}}
 }
 
-// to reports whether p got its place.
+// give adds p and reports whether its key and its address were free.
 func (s tunnelSlots) give(p wireguard.Peer) bool {
 	if _, taken := s.peers[p.Inside]; taken || s.keys[p.Key] {
 		return false

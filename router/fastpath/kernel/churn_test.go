@@ -55,7 +55,7 @@ func newChurn(rng *rand.Rand, h, o *host, express bool) *churn {
 }
 
 // change changes a few peers other than 2: they come, go, move to another next
-// hop or change ids, neighbours lose and find the fast datapath, MAC addresses move.
+// hop or change ids, neighbours lose and find the fast path, MAC addresses move.
 func (c *churn) change(t *testing.T) {
 	other := func() int { return 3 + c.rng.IntN(churnPeers-2) }
 	for range 1 + c.rng.IntN(5) {

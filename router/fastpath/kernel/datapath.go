@@ -22,7 +22,7 @@ import (
 // ErrUnsupported is the cause when the kernel, or the rights of the process, do
 // not allow what every use of the datapath needs; the error says what was
 // refused.
-var ErrUnsupported = errors.New("the kernel refuses the fast datapath")
+var ErrUnsupported = errors.New("the kernel refuses the fast path")
 
 // Options say what Open makes.
 type Options struct {
@@ -109,27 +109,27 @@ func Open(o Options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	d.adoptExpress()
-	o.Log.Debug("fast datapath", "pins", d.dir, "adopted", adopted, "tcx", !d.noTCX)
+	o.Log.Debug("fast path", "pins", d.dir, "adopted", adopted, "tcx", !d.noTCX)
 	return d, nil
 }
 
 // failed is an error of Open, and refused one for which there is no use in trying
 // again.
 func failed(what string, cause error) error {
-	return fmt.Errorf("open fast datapath: %s: %w", what, cause)
+	return fmt.Errorf("open fast path: %s: %w", what, cause)
 }
 
 func refused(what string, cause error) error {
-	return fmt.Errorf("open fast datapath: %w: %s: %w", ErrUnsupported, what, cause)
+	return fmt.Errorf("open fast path: %w: %s: %w", ErrUnsupported, what, cause)
 }
 
 // check tells what is wrong with the options, and what they name that is not there.
 func (o *Options) check() error {
 	if o.Self >= MaxPeers {
-		return fmt.Errorf("open fast datapath: short id %d has more than 12 bits", o.Self)
+		return fmt.Errorf("open fast path: short id %d has more than 12 bits", o.Self)
 	}
 	if o.VXLANPort < 1 || o.VXLANPort > 65535 {
-		return fmt.Errorf("open fast datapath: %d is no UDP port", o.VXLANPort)
+		return fmt.Errorf("open fast path: %d is no UDP port", o.VXLANPort)
 	}
 	for _, name := range []string{o.Bridge, o.TAP} {
 		if _, err := netlink.LinkByName(name); err != nil {

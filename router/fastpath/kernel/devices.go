@@ -139,7 +139,7 @@ func Remove(o Options) error {
 		errs = append(errs, remove(dev.name, dev.kind))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove fast datapath: %w", err)
+		return fmt.Errorf("remove fast path: %w", err)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func (d *Datapath) Mend() (mended bool, err error) {
 		return nil
 	})
 	if err != nil {
-		return mended, fmt.Errorf("mend the fast datapath: %w", err)
+		return mended, fmt.Errorf("mend the fast path: %w", err)
 	}
 	return mended, nil
 }

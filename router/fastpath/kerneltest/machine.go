@@ -105,7 +105,7 @@ func (m *Machine) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
 	defer m.mu.Unlock()
 	if m.refusal != nil {
 		m.pins = nil // as the real one, it leaves nothing
-		return nil, fmt.Errorf("open fast datapath: %w", m.refusal)
+		return nil, fmt.Errorf("open fast path: %w", m.refusal)
 	}
 	if m.users++; m.users > 1 {
 		m.t.Error("the kernel is opened twice")

@@ -1,10 +1,9 @@
-// Package plan decides about the fast datapath: Link, a step machine for each
-// neighbour, whether frames may go that way on a link; Plan, what the maps in
-// the kernel are to hold.
+// Package plan makes the decisions of the fast path. Link is a step machine that decides
+// whether frames may use the fast path on one link. Plan computes the contents of the
+// maps in the kernel.
 //
-// Nothing here opens a socket, reads a clock or logs: times are arguments, and
-// what must be done is returned as effects. Neither type is safe for concurrent
-// use.
+// Nothing here opens a socket, reads a clock or logs: times are arguments, and actions are
+// returned as effects. The types are not safe for concurrent use.
 //
 //	          both ends willing
 //	off -----------------------> trying --- echo of a full-size probe ---> up
@@ -12,7 +11,7 @@
 //	 |  one no longer is           | +-- echoes for as long as hold --+     |
 //	 +-----------------------------+--------------- no echo for Silence ----+
 //
-// A probe is echoed by the peer's kernel, whether its router runs or not.
+// The kernel of the peer echoes probes, whether its router runs or not.
 package plan
 
 import (
@@ -24,55 +23,57 @@ import (
 
 // Times of the probes.
 const (
-	// Beat is the interval of probes that are answered. All links beat at once.
+	// Beat is the interval of probes that are answered. All links send them at the
+	// same moment.
 	Beat = time.Second
-	// FastBeat is the interval until one is answered, and SlowBeat that after
-	// Timeout of them were not.
+	// FastBeat is the interval until one is answered, and SlowBeat the interval after
+	// Timeout unanswered ones.
 	FastBeat = 250 * time.Millisecond
 	SlowBeat = 4 * time.Second
 	Timeout  = 20
-	// Silence is how long a link in use may be without an echo: traffic is back
-	// on sleeve within three seconds of the last packet that passed.
+	// Silence is how long a link in use may be without an echo. Traffic is back on
+	// sleeve within three seconds after the last packet that passed.
 	Silence = 2 * time.Second
-	// A link that fell is used again when echoes have come for firstHold, which
-	// doubles with each fall up to lastHold, and is forgotten after calm.
+	// A link that failed is used again after echoes came for firstHold. The time
+	// doubles with each failure up to lastHold, and starts again after holdForgotten
+	// without a failure.
 	firstHold     = 4 * time.Second
 	lastHold      = 16 * time.Second
 	holdForgotten = 5 * time.Minute
 )
 
-// NonceLen is the length of what makes an echo unforgeable, in bytes.
+// NonceLen is the length of a probe's nonce, which makes echoes unforgeable, in bytes.
 const NonceLen = 16
 
-// smallProbe is the IP packet's length inside a probe that passes if anything
-// does, in bytes.
+// smallProbe is the length of the IP packet in a probe that passes if any packet does,
+// in bytes.
 const smallProbe = 64
 
-// Offer is what one end says of itself.
+// Offer is what one end offers to the other.
 type Offer struct {
 	Verdict wire.Verdict
-	Why     error // if not willing; for status of this end only
+	Why     error // if not willing; not sent to the peer
 	ShortID uint16
 	Port    uint16
 	Tunnel  wire.Tunnel // this end of an encrypted tunnel, if it has one
 }
 
-// Effect is something for the driver to do: one of the types below.
+// Effect is an action for the driver: one of the types below.
 type Effect interface{ effect() }
 
 type (
 	// Send sends a message of link control over the session.
 	Send struct{ Msg wire.Control }
-	// Probe sends a probe as large as a frame with an IP packet of Size bytes,
-	// by the way that fast frames take. The driver calls Echoed when it is back.
+	// Probe sends a probe as large as a frame with an IP packet of Size bytes, by the
+	// same path as other frames. The driver calls Echoed when the echo comes.
 	Probe struct {
 		To       netip.Addr
 		Src, Dst uint16 // short ids
 		Nonce    [NonceLen]byte
 		Size     int
 	}
-	// Summing has the checksums inside VXLAN made in software: an echo came whose
-	// checksum the card made, and made wrong.
+	// SumInSoftware makes the kernel compute the checksums inside VXLAN, because an
+	// echo came with a wrong checksum from the card.
 	SumInSoftware struct{}
 )
 
@@ -80,24 +81,24 @@ func (Send) effect()          {}
 func (Probe) effect()         {}
 func (SumInSoftware) effect() {}
 
-// Config is what a Link needs to know.
+// Config configures a Link.
 type Config struct {
 	MTU   int                   // of containers, in bytes of IP packet
-	Epoch time.Time             // of beats: the same for all links of a router
+	Epoch time.Time             // of the moments of probes: the same for all links of a router
 	Nonce func() [NonceLen]byte // random
 	Own   Offer                 // at first
 	Addr  netip.Addr            // of the peer's end; invalid if not known
 }
 
-// Link is the fast datapath of one link. Make it with NewLink.
+// Link is the fast path of one link. Make it with NewLink.
 type Link struct {
 	cfg   Config
 	own   Offer
-	peer  *Offer // nil: it has not said anything
+	peer  *Offer // nil: it has offered nothing yet
 	addr  netip.Addr
-	path  int  // MTU of the way to addr, in bytes of IP packet; 0 if not known
-	ready bool // both ends are willing and all is known
-	way   way  // as it was judged last
+	path  int  // MTU of the path to addr, in bytes of IP packet; 0 if not known
+	ready bool // both ends are willing and everything is known
+	way   way  // of the last update
 	out   []Effect
 
 	up          bool
@@ -105,11 +106,11 @@ type Link struct {
 	sent        map[[NonceLen]byte]sentProbe
 	next        time.Time
 	unanswered  int
-	tryingSince time.Time // of trying
+	tryingSince time.Time // or trying again
 	fullEcho    time.Time // when the last echo of a full-size probe came
 	smallEcho   time.Time // likewise of any other
 	badChecksum time.Time // likewise of any with a wrong checksum
-	summing     bool      // Summing was asked for
+	summing     bool      // SumInSoftware was emitted
 	echoesSince time.Time // since when full-size echoes come without a gap
 	hold        time.Duration
 	rtt         time.Duration
@@ -120,14 +121,14 @@ type sentProbe struct {
 	size int
 }
 
-// NewLink returns a Link that begins by saying what this end offers.
+// NewLink returns a Link, which sends its offer first.
 func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
 	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap(), sent: make(map[[NonceLen]byte]sentProbe)}
 	l.offer()
 	return l, l.flush(now)
 }
 
-// SetOwn replaces what this end offers and tells the peer.
+// SetOwn changes the offer of this end, and sends it if the peer would see a change.
 func (l *Link) SetOwn(now time.Time, o Offer) []Effect {
 	changed := o.message() != l.own.message()
 	if l.own = o; changed {
@@ -136,15 +137,15 @@ func (l *Link) SetOwn(now time.Time, o Offer) []Effect {
 	return l.flush(now)
 }
 
-// Renew goes on with a link over another session: the peer's router was away,
-// its kernel was not.
+// Renew continues a link over a new session: the peer's router was away, but its kernel
+// was not.
 func (l *Link) Renew(now time.Time, own Offer) []Effect {
 	l.own = own
 	l.offer()
 	return l.flush(now)
 }
 
-// SetAddr tells where the peer is now.
+// SetAddr sets the address of the peer's end.
 func (l *Link) SetAddr(now time.Time, a netip.Addr) []Effect {
 	if a = a.Unmap(); a != l.addr {
 		l.addr, l.ready = a, false // another path
@@ -152,14 +153,14 @@ func (l *Link) SetAddr(now time.Time, a netip.Addr) []Effect {
 	return l.flush(now)
 }
 
-// SetPath tells the MTU of the way to the peer, in bytes of IP packet, as sleeve
-// has found it: the tunnel's packets may be cut on the way without a word.
+// SetPath sets the MTU of the path to the peer as sleeve found it, in bytes of IP packet.
+// Packets of the tunnel need it, as they may be fragmented on the path silently.
 func (l *Link) SetPath(now time.Time, mtu int) []Effect {
 	l.path = mtu
 	return l.flush(now)
 }
 
-// Control takes in what the peer offers.
+// Control handles the offer of the peer.
 func (l *Link) Control(now time.Time, c wire.Control) []Effect {
 	o := Offer{Verdict: c.Verdict, ShortID: c.ShortID, Port: c.Port, Tunnel: c.Tunnel}
 	if l.peer == nil || *l.peer != o {
@@ -171,8 +172,8 @@ func (l *Link) Control(now time.Time, c wire.Control) []Effect {
 	return l.flush(now)
 }
 
-// Echoed takes in that a probe came back, and whether its checksum was right. What
-// is no probe of this link is ignored.
+// Echoed handles a probe that came back; summed reports whether its checksum was right.
+// Probes of other links are ignored.
 func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect {
 	p, ok := l.sent[nonce]
 	if !ok {
@@ -200,7 +201,7 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 	if d := now.Sub(p.at); l.rtt == 0 {
 		l.rtt = d
 	} else {
-		l.rtt += (d - l.rtt) / 8 // as RFC 6298 smoothes
+		l.rtt += (d - l.rtt) / 8 // smoothed as in RFC 6298
 	}
 	if l.up || now.Sub(l.echoesSince) < l.hold {
 		return l.flush(now)
@@ -212,7 +213,7 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 // Tick does what is due. Call it at Next, or at any other time.
 func (l *Link) Tick(now time.Time) []Effect { return l.flush(now) }
 
-// Next is when Tick must be called at the latest; zero for never.
+// Next returns when Tick must be called at the latest; zero for never.
 func (l *Link) Next() time.Time {
 	if !l.ready {
 		return time.Time{}
@@ -223,10 +224,10 @@ func (l *Link) Next() time.Time {
 	return l.next
 }
 
-// Up reports whether frames may go by the fast datapath.
+// Up reports whether frames may use the fast path.
 func (l *Link) Up() bool { return l.up }
 
-// PeerID is the short id that the peer says it has, 0 if none.
+// PeerID returns the short id that the peer claims, 0 if none.
 func (l *Link) PeerID() uint16 {
 	if l.peer == nil {
 		return 0
@@ -234,13 +235,13 @@ func (l *Link) PeerID() uint16 {
 	return l.peer.ShortID
 }
 
-// Addr is the peer's end on the underlay.
+// Addr returns the address of the peer on the underlay.
 func (l *Link) Addr() netip.Addr { return l.addr }
 
-// Sealed reports whether frames go through the tunnel.
+// Encrypted reports whether frames use the tunnel.
 func (l *Link) Encrypted() bool { return l.agreed() == encrypted }
 
-// Tunnel is the peer's end of the tunnel.
+// Tunnel returns the peer's end of the tunnel.
 func (l *Link) Tunnel() wire.Tunnel {
 	if l.peer == nil {
 		return wire.Tunnel{}
@@ -248,8 +249,8 @@ func (l *Link) Tunnel() wire.Tunnel {
 	return l.peer.Tunnel
 }
 
-// Remote is where VXLAN goes: to Addr, or through the tunnel to the peer's
-// address inside.
+// Remote returns the destination of VXLAN packets: Addr, or the peer's address inside the
+// tunnel.
 func (l *Link) Remote() netip.Addr {
 	if l.Encrypted() {
 		return TunnelAddr(l.peer.ShortID)
@@ -257,19 +258,19 @@ func (l *Link) Remote() netip.Addr {
 	return l.addr
 }
 
-// RTT is the round trip time of probes, smoothed; 0 if not known.
+// RTT returns the smoothed round trip time of probes; 0 if not known.
 func (l *Link) RTT() time.Duration { return l.rtt }
 
-// way is what the two ends agree on.
+// way is how the two ends agree to send VXLAN.
 type way int
 
 const (
 	none      way = iota
-	clearText     // VXLAN as it is
+	clearText     // VXLAN in clear text
 	encrypted     // VXLAN inside the tunnel
 )
 
-// agreed works it out: in clear if that is fine with both, else by the tunnel if
+// agreed returns it: in clear text if both ends allow that, else through the tunnel if
 // both have one.
 func (l *Link) agreed() way {
 	if l.peer == nil {
@@ -289,8 +290,8 @@ func (l *Link) agreed() way {
 	return none
 }
 
-// Overhead is what VXLAN puts around an IP packet of a container, towards a, in
-// bytes of outer IP packet (RFC 7348, section 5).
+// Overhead returns the overhead of VXLAN for an IP packet of a container to a host at a,
+// in bytes of outer IP packet (RFC 7348, section 5).
 func Overhead(a netip.Addr) int {
 	const ethernet, vxlan, udp, ipv4, ipv6 = 14, 8, 8, 20, 40
 	if a.Is4() {
@@ -301,14 +302,14 @@ func Overhead(a netip.Addr) int {
 
 func (l *Link) offer() { l.emit(Send{l.own.message()}) }
 
-// message is what the peer hears of an offer.
+// message returns the part of an offer that is sent to the peer.
 func (o Offer) message() wire.Control {
 	return wire.Control{Type: wire.Fast, Verdict: o.Verdict, ShortID: o.ShortID, Port: o.Port, Tunnel: o.Tunnel}
 }
 
 func (l *Link) emit(e Effect) { l.out = append(l.out, e) }
 
-// flush brings the link to now and returns the effects of a step.
+// flush updates the link to now and returns the effects of a step.
 func (l *Link) flush(now time.Time) []Effect {
 	l.update(now)
 	if l.ready && !now.Before(l.next) {
@@ -319,7 +320,7 @@ func (l *Link) flush(now time.Time) []Effect {
 	return out
 }
 
-// judge moves between the states.
+// update moves between the states.
 func (l *Link) update(now time.Time) {
 	way := l.agreed()
 	can := l.disagreement() == nil && (way != encrypted || l.path >= l.cfg.MTU+EncryptedOverhead(l.addr))
@@ -342,8 +343,8 @@ func (l *Link) update(now time.Time) {
 	}
 }
 
-// probe asks. A link that is not up asks with a small probe too, to tell an MTU
-// that does not fit from a path that is blocked.
+// probe sends a probe of full size. If the link is not up it sends a small one, too, to
+// distinguish an MTU that does not fit from a path that is blocked.
 func (l *Link) probe(now time.Time) {
 	for n, p := range l.sent {
 		if now.Sub(p.at) > Silence {

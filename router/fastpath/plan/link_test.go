@@ -129,7 +129,7 @@ func TestVerdicts(t *testing.T) {
 		{Offer{Verdict: wire.FastNoKernel, Why: errors.New("no vxlan"), ShortID: 1, Port: 6784}, willing, []string{"no vxlan", "the peer's kernel lacks"}},
 		{Offer{Verdict: wire.FastEncrypted, Why: errors.New("a password is set")}, willing, []string{"a password", "wants encryption"}},
 		{Offer{Verdict: 200, Why: errors.New("later")}, willing, []string{"later", "refused"}},
-		{Offer{ShortID: 1, Port: 7000}, willing, []string{"on UDP port 6784, this host's on 7000", "on UDP port 7000"}},
+		{Offer{ShortID: 1, Port: 7000}, willing, []string{"UDP port 6784, this host's 7000", "UDP port 7000"}},
 		{Offer{Port: 6784}, willing, []string{"more peers than short ids"}},
 	} {
 		e := newEnds(t, c.a, c.b)
@@ -288,7 +288,7 @@ func TestWrongChecksumsInSoftwareToo(t *testing.T) {
 				}
 			}
 		}
-		if r := l.Reason(e.now); !errors.Is(r, ErrChecksums) || !strings.Contains(r.Error(), "wrong checksums, though they are made in software") {
+		if r := l.Reason(e.now); !errors.Is(r, ErrChecksums) || !strings.Contains(r.Error(), "wrong checksums, although the kernel computes them") {
 			t.Errorf("end %d: up %v, %q", i, l.Up(), r)
 		}
 	}

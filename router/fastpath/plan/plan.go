@@ -10,15 +10,15 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Hop is a neighbour to which frames may go by the fast datapath.
+// Hop is a neighbour that frames may be sent to over the fast path.
 type Hop struct {
 	Remote, Local netip.Addr // outer addresses
-	Gateway       netip.Addr // neighbour on the underlay that packets go to
-	Ifindex       int        // of the underlay's interface
+	Gateway       netip.Addr // next hop on the underlay
+	Ifindex       int        // of the interface of the underlay
 	MTU           int        // largest IP packet inside, in bytes
-	Up            bool       // it answers; else it may only send
-	Express       bool       // frames may pass by the VXLAN device
-	Direct        bool       // and so may those that have crossed the bridge
+	Up            bool       // it answers probes; else frames are accepted from it, but not sent to it
+	Express       bool       // frames may bypass the VXLAN device
+	Direct        bool       // so may frames that crossed the bridge
 }
 
 // Peer is how frames for a peer leave this host. It is comparable.
@@ -33,17 +33,17 @@ type Remote struct {
 	Local netip.Addr
 }
 
-// Tables are what the maps in the kernel hold.
+// Tables are the contents of the maps in the kernel.
 type Tables struct {
 	Peers   map[uint16]Peer // of every peer that has a short id
 	Remotes map[netip.Addr]Remote
 }
 
-// Plan works the tables out: ids are the peers that have a short id, next the
-// next hop to each peer that is reached, hops the neighbours that are willing,
-// by name. Neighbours that no id is known of are left out. If two neighbours are
-// at one address (behind one translator), neither is fast: their frames could not
-// be told apart.
+// Plan computes the tables. ids are the peers that have a short id, next the next
+// hop to each peer that is reached, and hops the willing neighbours by name.
+// Neighbours without a known id are left out. If two neighbours have one address, as
+// behind one address translator, neither is fast, because their frames could not be
+// distinguished.
 func Plan(self peer.Name, ids map[peer.Name]uint16, next map[peer.Name]peer.Name, hops map[peer.Name]Hop) Tables {
 	t := Tables{Peers: make(map[uint16]Peer), Remotes: make(map[netip.Addr]Remote)}
 	shared := make(map[netip.Addr]int)
@@ -74,9 +74,9 @@ func Plan(self peer.Name, ids map[peer.Name]uint16, next map[peer.Name]peer.Name
 	return t
 }
 
-// Changes is what makes one Tables of another, in the order in which it must be
-// done: nothing is sent to where it is not expected, and what is reached again is
-// known before it is used.
+// Changes are the writes that turn one Tables into another, in the order in which
+// they must be made: no frame is sent to a peer that does not expect it, and a
+// neighbour is known before frames use it.
 type Changes struct {
 	DeletePeers   []uint16
 	PutRemotes    []netip.Addr
@@ -84,7 +84,7 @@ type Changes struct {
 	DeleteRemotes []netip.Addr
 }
 
-// Empty reports that nothing must be done.
+// Empty reports whether there are no changes.
 func (c *Changes) Empty() bool {
 	return len(c.DeletePeers)+len(c.PutRemotes)+len(c.PutPeers)+len(c.DeleteRemotes) == 0
 }
@@ -125,9 +125,9 @@ type Writer interface {
 	DeleteRemote(a netip.Addr) error
 }
 
-// Apply brings the maps from have to t by the changes of Diff, in their order,
-// and have with them. What cannot be written stays as it was, and is tried again
-// with the next Apply; the rest is done.
+// Apply writes the changes of Diff from have to t, in their order, and updates have.
+// A failed write leaves its entry as it was and is retried by the next Apply. The
+// other writes are made.
 func (t Tables) Apply(have Tables, w Writer) error {
 	var errs []error
 	done := func(what string, key any, err error) bool {

@@ -54,7 +54,7 @@ func (l *Link) Reason(now time.Time) error {
 	case now.Sub(l.fullEcho) < Silence:
 		return reasonf(ErrPending, "UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
 	case l.summing && now.Sub(l.badChecksum) < 2*SlowBeat:
-		return reasonf(ErrChecksums, "packets to %s come with wrong checksums, though they are made in software", l.addr)
+		return reasonf(ErrChecksums, "packets to %s come with wrong checksums, although the kernel computes them", l.addr)
 	case now.Sub(l.smallEcho) < 2*SlowBeat:
 		return reasonf(ErrMTU, "MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
 	case l.unanswered < 4 && now.Sub(l.tryingSince) < Silence:
@@ -77,7 +77,7 @@ func (l *Link) disagreement() error {
 		}
 		return Because(ErrUnwilling, l.own.Why)
 	case l.peer == nil:
-		return reasonf(ErrPending, "the peer has not said that it has a fast datapath")
+		return reasonf(ErrPending, "the peer has not offered a fast path")
 	case l.peer.Verdict != wire.FastWilling && l.peer.Verdict != wire.FastEncrypted:
 		return theirs(l.peer.Verdict)
 	case l.agreed() == none && l.own.Tunnel.Valid():
@@ -85,7 +85,7 @@ func (l *Link) disagreement() error {
 	case l.agreed() == none:
 		return theirs(wire.FastEncrypted)
 	case l.peer.Port != l.own.Port:
-		return reasonf(ErrUnwilling, "the peer's fast datapath is on UDP port %d, this host's on %d", l.peer.Port, l.own.Port)
+		return reasonf(ErrUnwilling, "the peer's fast path uses UDP port %d, this host's %d", l.peer.Port, l.own.Port)
 	case !l.addr.IsValid():
 		return reasonf(ErrPending, "the peer's address is not known")
 	case l.own.ShortID == 0 || l.peer.ShortID == 0:
