@@ -16,13 +16,12 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// place is where a program is attached; it is the first part of the name of the
-// pin.
+// place is where a program is attached, and the first part of the name of its pin.
 type place string
 
 const (
 	onPort      place = "port"
-	onTAP       place = "tap" // the only one that is not pinned: the TAP ends with the process
+	onTAP       place = "tap" // the only one without a pin: the TAP ends with the process
 	onVXLAN     place = "vxlan"
 	onContainer place = "container"
 	onUnderlay  place = "underlay"
@@ -34,8 +33,8 @@ type hook struct {
 	ifindex int
 }
 
-// String is the name of the pin, which says to which interface it belongs: links
-// of more than one container are pinned.
+// String returns the name of the pin, which has the interface, as there is one for each
+// container.
 func (h hook) String() string { return "link-" + string(h.at) + "-" + strconv.Itoa(h.ifindex) }
 
 func parseHook(name string) (h hook, ok bool) {
@@ -54,8 +53,8 @@ func (h hook) attachType() ebpf.AttachType {
 	return ebpf.AttachTCXIngress
 }
 
-// attach puts prog on h, in the place of an earlier process's program. mu is
-// held, or d not yet shared, and the thread in its namespace.
+// attach attaches prog to h, replacing the program of an earlier process. mu is
+// held, or d is not shared yet, and the thread is in the namespace of d.
 func (d *Datapath) attach(h hook, prog *ebpf.Program) error {
 	wrap := func(what string, err error) error {
 		return fmt.Errorf("%s to interface %d, %s: %w", what, h.ifindex, h.at, err)
@@ -64,7 +63,7 @@ func (d *Datapath) attach(h hook, prog *ebpf.Program) error {
 		if l == nil || alive(l, h.ifindex) {
 			return nil
 		}
-		_ = d.detach(h) // the index is another interface's now
+		_ = d.detach(h) // the index belongs to another interface now
 	}
 	pin := filepath.Join(d.dir, h.String())
 	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
@@ -87,7 +86,7 @@ func (d *Datapath) attach(h hook, prog *ebpf.Program) error {
 					return wrap("pin what is attached", err)
 				}
 			}
-			// A link that nothing refers to is detached by the garbage collector.
+			// The garbage collector would detach a link that nothing refers to.
 			d.links[h] = l
 			return nil
 		case !errors.Is(err, ebpf.ErrNotSupported):
@@ -102,7 +101,7 @@ func (d *Datapath) attach(h hook, prog *ebpf.Program) error {
 	return nil
 }
 
-// detach takes the program off h.
+// detach detaches the program from h.
 func (d *Datapath) detach(h hook) error {
 	l, ok := d.links[h]
 	delete(d.links, h)
@@ -122,7 +121,7 @@ func (d *Datapath) detach(h hook) error {
 	return nil
 }
 
-// alive reports whether the link is attached to an interface that is there.
+// alive reports whether the link is attached to an existing interface.
 func alive(l link.Link, ifindex int) bool {
 	info, err := l.Info()
 	if err != nil || info.TCX() == nil {
@@ -131,8 +130,8 @@ func alive(l link.Link, ifindex int) bool {
 	return int(info.TCX().Ifindex) == ifindex
 }
 
-// expressProgram is what belongs on h; nil if there is none or h is not of
-// express.
+// expressProgram returns the program of a hook of express, nil for other hooks and
+// if the kernel lacks express.
 func (d *Datapath) expressProgram(h hook) *ebpf.Program {
 	switch h.at {
 	case onContainer:
@@ -143,8 +142,8 @@ func (d *Datapath) expressProgram(h hook) *ebpf.Program {
 	return nil
 }
 
-// adoptFilters exchanges the programs that an earlier process put on containers'
-// and underlay's interfaces by clsact.
+// adoptFilters replaces the clsact programs of an earlier process on interfaces of
+// containers and of the underlay.
 func (d *Datapath) adoptFilters() {
 	list, err := filters()
 	if err != nil {
@@ -166,8 +165,9 @@ func (d *Datapath) adoptFilters() {
 	}
 }
 
-// adoptExpress exchanges the programs on containers' and underlay's interfaces,
-// and forgets the interfaces that are gone and old ports and VXLAN devices.
+// adoptExpress replaces the programs of an earlier process on interfaces of
+// containers and of the underlay, and removes the pins of interfaces that are gone,
+// and of old ports and VXLAN devices.
 func (d *Datapath) adoptExpress() {
 	if d.noTCX {
 		d.adoptFilters()
@@ -201,28 +201,26 @@ func (d *Datapath) adoptExpress() {
 	}
 }
 
-// AttachContainer lets frames of a container pass by the bridge: ifindex is of
-// the host's end of its veth. It is idempotent, and an interface that is gone is
-// no error.
+// AttachContainer lets frames of a container bypass the bridge. ifindex is the
+// host's end of its veth. It is idempotent. An interface that is gone is not an
+// error.
 func (d *Datapath) AttachContainer(ifindex int) error {
 	return d.attachExpress(hook{onContainer, ifindex}, d.c.fromContainer)
 }
 
-// DetachContainer undoes AttachContainer, whether of this or of an earlier
-// process.
+// DetachContainer undoes AttachContainer of this process or an earlier one.
 func (d *Datapath) DetachContainer(ifindex int) error {
 	return d.detachExpress(hook{onContainer, ifindex})
 }
 
-// AttachUnderlay lets VXLAN packets that come in by the interface pass by the
-// VXLAN device and the bridge. It is idempotent, and an interface that is gone is
-// no error.
+// AttachUnderlay lets VXLAN packets that come in by an interface bypass the VXLAN
+// device and the bridge. It is idempotent. An interface that is gone is not an
+// error.
 func (d *Datapath) AttachUnderlay(ifindex int) error {
 	return d.attachExpress(hook{onUnderlay, ifindex}, d.c.fromUnderlay)
 }
 
-// DetachUnderlay undoes AttachUnderlay, whether of this or of an earlier
-// process.
+// DetachUnderlay undoes AttachUnderlay of this process or an earlier one.
 func (d *Datapath) DetachUnderlay(ifindex int) error {
 	return d.detachExpress(hook{onUnderlay, ifindex})
 }
@@ -246,11 +244,12 @@ func (d *Datapath) detachExpress(h hook) error {
 	return d.in(func() error { return d.detach(h) })
 }
 
-// Containers returns the interfaces that AttachContainer was called for, by this
-// process or an earlier one.
+// Containers returns the interfaces of AttachContainer, of this process or an
+// earlier one.
 func (d *Datapath) Containers() []int { return d.attached(onContainer) }
 
-// Underlays returns the interfaces that AttachUnderlay was called for, likewise.
+// Underlays returns the interfaces of AttachUnderlay, of this process or an earlier
+// one.
 func (d *Datapath) Underlays() []int { return d.attached(onUnderlay) }
 
 func (d *Datapath) attached(at place) (list []int) {
@@ -264,8 +263,8 @@ func (d *Datapath) attached(at place) (list []int) {
 	return list
 }
 
-// Where filters are, so that they are known again. The priority leaves room on
-// both sides.
+// Properties by which filters of weft are recognised. The priority leaves space on both
+// sides.
 const (
 	filterPriority = 6784
 	filterHandle   = 1
@@ -327,7 +326,7 @@ func detachClsact(h hook) error {
 	return nil
 }
 
-// filters returns where filters of weft are in the namespace.
+// filters returns the hooks in the namespace that have filters of weft.
 func filters() (list []hook, err error) {
 	links, err := netdev.Dump(netlink.LinkList)
 	if err != nil {

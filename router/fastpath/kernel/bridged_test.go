@@ -18,8 +18,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
-// track has connection tracking see what crosses the host's bridges, as on hosts
-// with br_netfilter and rules that translate.
+// track makes connection tracking see bridged packets, as on hosts with br_netfilter and
+// rules that translate addresses.
 func (h *host) track() {
 	h.do(func() error {
 		for _, key := range []string{"iptables", "ip6tables"} {
@@ -46,10 +46,10 @@ func (h *host) track() {
 	})
 }
 
-// TestJudgedTracked has connection tracking put fragments together and cut them
+// TestJudgedTracked lets connection tracking reassemble fragments and fragment packets
 // again on the bridge, at either end.
-func TestJudgedTracked(t *testing.T) {
-	hosts := newLab(t, 2, lab{express: true, judged: true})
+func TestBridgedTracked(t *testing.T) {
+	hosts := newLab(t, 2, lab{express: true, bridged: true})
 	a, b := hosts[0], hosts[1]
 	for _, h := range hosts {
 		h.track()
@@ -62,8 +62,8 @@ func TestJudgedTracked(t *testing.T) {
 	took(t, hosts, true)
 }
 
-// TestJudgedOneEnd has frames cross the bridge at one end only.
-func TestJudgedOneEnd(t *testing.T) {
+// TestJudgedOneEnd lets frames cross the bridge at one end only.
+func TestBridgedAtOneEnd(t *testing.T) {
 	hosts := newLab(t, 2, lab{express: true})
 	a, b := hosts[0], hosts[1]
 	a.track()
@@ -78,10 +78,10 @@ func TestJudgedOneEnd(t *testing.T) {
 	took(t, hosts, true)
 }
 
-// TestVLANInside has containers that tag their frames: in bulk, both ways, by the
-// device where the rest goes past it.
+// TestVLANInside uses containers with VLAN interfaces: in bulk, both ways, by the
+// VXLAN device even if other frames bypass it.
 func TestVLANInside(t *testing.T) {
-	for name, l := range map[string]lab{"express": {express: true}, "judged": {express: true, judged: true}, "device": {}} {
+	for name, l := range map[string]lab{"express": {express: true}, "bridged": {express: true, bridged: true}, "device": {}} {
 		t.Run(name, func(t *testing.T) {
 			hosts := newLab(t, 2, l)
 			a, b := hosts[0], hosts[1]
@@ -127,10 +127,10 @@ func TestVLANInside(t *testing.T) {
 	}
 }
 
-// TestDatagramsInBulk has a container send many datagrams as one (UDP_SEGMENT).
+// TestDatagramsInBulk lets a container send many datagrams as one GSO packet (UDP_SEGMENT).
 func TestDatagramsInBulk(t *testing.T) {
 	for name, l := range map[string]lab{
-		"express": {express: true}, "judged": {express: true, judged: true}, "device": {}, "cut by the underlay": {express: true},
+		"express": {express: true}, "bridged": {express: true, bridged: true}, "device": {}, "cut by the underlay": {express: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			hosts := newLab(t, 2, l)

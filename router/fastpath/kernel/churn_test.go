@@ -15,8 +15,7 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
-// churn is a mesh of 50 peers as host 1 sees it, with host 2 as the only one that
-// is really there.
+// churn is a mesh of 50 peers as host 1 sees it. Only host 2 really exists.
 type churn struct {
 	h    *host
 	rng  *rand.Rand
@@ -86,8 +85,8 @@ func (c *churn) change(t *testing.T) {
 	}
 }
 
-// readBuffer makes a socket's buffer larger than net.core.rmem_max may allow, so
-// that what is missing was not lost there.
+// readBuffer makes the buffer of a socket larger than net.core.rmem_max may allow, so
+// that no datagram is lost there.
 func readBuffer(t *testing.T, c *net.UDPConn, bytes int) {
 	t.Helper()
 	raw, err := c.SyscallConn()

@@ -19,40 +19,39 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// ErrUnsupported is the cause when the kernel, or the rights of the process, do
-// not allow what every use of the datapath needs; the error says what was
-// refused.
+// ErrUnsupported is the cause if the kernel, or the rights of the process, do not
+// allow what every use of the datapath needs. The error says what was refused.
 var ErrUnsupported = errors.New("the kernel refuses the fast path")
 
-// Options say what Open makes.
+// Options configure Open.
 type Options struct {
-	// PinDir is where programs and maps are pinned, like /run/weft/bpf. If it is
-	// not on a file system of type bpf, one is mounted on it.
+	// PinDir is the folder in which programs and maps are pinned, like
+	// /run/weft/bpf. If it is not on a file system of type bpf, one is mounted
+	// there.
 	PinDir   string
-	Bridge   string // it must be there
+	Bridge   string // it must exist
 	Port     string // name of the bridge's port, one end of a veth pair
-	PortPeer string // and of its other end
-	TAP      string // it must be there, open, and no port of the bridge
+	PortPeer string // and of the other end
+	TAP      string // it must exist, be open, and not be a port of the bridge
 	VXLAN    string // name of the VXLAN device
-	// VXLANPort is the UDP port, which is the same on all hosts.
+	// VXLANPort is the UDP port, the same on all hosts.
 	VXLANPort int
 	MTU       int // of the overlay, in bytes of IP packet
-	// Self is the own short id. With 0 it is what an earlier process has set.
+	// Self is the short id of this host. With 0 it is that of an earlier process.
 	Self    uint16
 	Express bool
 	Sysctls netdev.Sysctls
 	Log     *slog.Logger
 
-	noTCX bool // for tests of the other way to attach
+	noTCX bool // for tests of clsact
 }
 
-// Datapath is the kernel's part of the switch. Its methods may be called from
-// any goroutine, at once; they work in the network namespace that Open was
-// called in.
+// Datapath is the kernel's part of the switch. Its methods may be called from any
+// goroutine. They work in the network namespace in which Open was called.
 //
-// Entries of the maps are written word by word while programs read them: a
-// program may see the old flags with a new address for the length of the write.
-// PutPeer keeps frames from going to an address that never was an entry's.
+// Entries of the maps are written word by word while programs read them, so for the
+// length of a write a program may see old flags with a new address. PutPeer prevents
+// that frames go to an address that an entry never had.
 type Datapath struct {
 	// Constant.
 	opts Options
@@ -63,20 +62,19 @@ type Datapath struct {
 
 	mu     sync.Mutex // guards what follows, and read-modify-write of maps
 	config Config
-	links  map[hook]link.Link // nil for one by clsact
+	links  map[hook]link.Link // nil if attached by clsact
 	noTCX  bool
 	closed bool
 }
 
-// Open makes the devices, loads and attaches the programs, or takes over what an
-// earlier process left, without a moment in which frames are lost: devices stay,
-// maps keep their content, programs are exchanged. It works in the network
-// namespace of the calling thread. It sets the TAP up and attaches to it.
+// Open makes the devices, and loads and attaches the programs. If an earlier process
+// left them, it takes over without losing a frame: devices stay, maps keep their
+// contents, and programs are replaced. It works in the network namespace of the
+// calling thread. It sets the TAP up and attaches a program to it.
 //
-// If it fails for something other than the TAP or the bridge not being there,
-// nothing is left, neither of this process nor of an earlier one; so that the
-// portable path can take over. errors.Is(err, ErrUnsupported) then says that
-// there is no use in trying again.
+// If it fails, it removes everything, of this process and of earlier ones, so that
+// the router can work without the fast path; except if the TAP or the bridge does
+// not exist. If errors.Is(err, ErrUnsupported), there is no use in trying again.
 func Open(o Options) (_ *Datapath, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -113,8 +111,7 @@ func Open(o Options) (_ *Datapath, err error) {
 	return d, nil
 }
 
-// failed is an error of Open, and refused one for which there is no use in trying
-// again.
+// failed returns an error of Open, refused one of kind ErrUnsupported.
 func failed(what string, cause error) error {
 	return fmt.Errorf("open fast path: %s: %w", what, cause)
 }
@@ -123,13 +120,14 @@ func refused(what string, cause error) error {
 	return fmt.Errorf("open fast path: %w: %s: %w", ErrUnsupported, what, cause)
 }
 
-// check tells what is wrong with the options, and what they name that is not there.
+// check returns what is wrong with the options, such as interfaces that do not
+// exist.
 func (o *Options) check() error {
 	if o.Self >= MaxPeers {
 		return fmt.Errorf("open fast path: short id %d has more than 12 bits", o.Self)
 	}
 	if o.VXLANPort < 1 || o.VXLANPort > 65535 {
-		return fmt.Errorf("open fast path: %d is no UDP port", o.VXLANPort)
+		return fmt.Errorf("open fast path: %d is not a UDP port", o.VXLANPort)
 	}
 	for _, name := range []string{o.Bridge, o.TAP} {
 		if _, err := netlink.LinkByName(name); err != nil {
@@ -139,8 +137,8 @@ func (o *Options) check() error {
 	return nil
 }
 
-// load loads programs and maps, or takes over the maps of an earlier process of this
-// layout, and removes those of others.
+// load loads the programs and the maps, or takes over the maps of an earlier process
+// with this layout. It removes those of other layouts.
 func (d *Datapath) load(spec *ebpf.CollectionSpec) (adopted bool, err error) {
 	version := layoutVersion(spec)
 	d.dir = filepath.Join(d.opts.PinDir, version)
@@ -165,7 +163,7 @@ func (d *Datapath) load(spec *ebpf.CollectionSpec) (adopted bool, err error) {
 }
 
 // makeDevices makes the bridge's port and the VXLAN device, sets the TAP up, and
-// tells the programs of them.
+// writes their indexes to the config of the programs.
 func (d *Datapath) makeDevices() error {
 	o := &d.opts
 	port, err := makePort(*o)
@@ -197,7 +195,7 @@ func (d *Datapath) makeDevices() error {
 	return nil
 }
 
-// attachDevices attaches the programs to what makeDevices made.
+// attachDevices attaches programs to the devices of makeDevices.
 func (d *Datapath) attachDevices() error {
 	hooks := []struct {
 		hook
@@ -218,16 +216,17 @@ func (d *Datapath) attachDevices() error {
 	return nil
 }
 
-// Fast returns nil if frames can go by VXLAN, else why not: the kernel has no
-// VXLAN device, or its port is taken. Port and TAP work nevertheless.
+// Fast returns nil if frames can use VXLAN. Else it says why not: the kernel has no
+// VXLAN device, or its port is taken. The bridge's port and the TAP work
+// nevertheless.
 func (d *Datapath) Fast() error { return d.fast }
 
-// Express returns nil if frames can pass by bridge and VXLAN device, else why not:
-// the kernel lacks something.
+// Express returns nil if frames can bypass the bridge and the VXLAN device. Else it
+// says what the kernel lacks.
 func (d *Datapath) Express() error { return d.c.express }
 
-// Close leaves everything in the kernel at work, but for the TAP, to which no
-// frame goes any more. Methods must not be called after it, but for Close.
+// Close closes what the process holds. The kernel keeps forwarding, but sends no
+// more frames to the TAP. No other method may be called after Close.
 func (d *Datapath) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -246,7 +245,7 @@ func (d *Datapath) Close() error {
 	return err
 }
 
-// release closes what the process holds.
+// release closes the handles of the process.
 func (d *Datapath) release() {
 	d.closed = true
 	for _, l := range d.links {
@@ -274,7 +273,7 @@ func (d *Datapath) putConfig(c Config) error {
 	return nil
 }
 
-// SetSelf sets the own short id, 0 for none.
+// SetSelf sets the short id of this host, 0 for none.
 func (d *Datapath) SetSelf(id uint16) error {
 	if id >= MaxPeers {
 		return fmt.Errorf("set own short id %d: it has more than 12 bits", id)
@@ -286,15 +285,15 @@ func (d *Datapath) SetSelf(id uint16) error {
 	return d.putConfig(c)
 }
 
-// Self returns the own short id, also one that was taken over.
+// Self returns the short id of this host, also one of an earlier process.
 func (d *Datapath) Self() uint16 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.config.Self
 }
 
-// SetExpress allows or forbids that frames pass by bridge and VXLAN device. It
-// changes no attachment.
+// SetExpress allows or forbids frames to bypass the bridge and the VXLAN device.
+// Programs stay attached.
 func (d *Datapath) SetExpress(on bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -306,9 +305,8 @@ func (d *Datapath) SetExpress(on bool) error {
 	return d.putConfig(c)
 }
 
-// Events calls f with each MAC address that the kernel sees where the maps do not
-// have it, until ctx ends; then it returns nil. It must be called once at a
-// time.
+// Events calls f for each MAC address that the kernel sees in another place than the
+// maps have, until ctx ends, which is not an error. Only one call may run at a time.
 func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(d.c.Events)
 	if err != nil {

@@ -40,7 +40,7 @@ func remove(name, kind string) error {
 	return nil
 }
 
-// setUp sets an interface up that gets no IPv6 address, and returns its index.
+// setUp sets an interface up, without an IPv6 address, and returns its index.
 func (o Options) setUp(name string, mtu int) (int, error) {
 	l, err := find(name)
 	if err != nil {
@@ -64,8 +64,8 @@ func (o Options) setUp(name string, mtu int) (int, error) {
 	return l.Attrs().Index, nil
 }
 
-// makePort makes the veth pair and puts it on the bridge, or takes over the one
-// that is there. It returns the port's index.
+// makePort makes the veth pair and makes one end a port of the bridge, or takes over
+// an existing pair. It returns the index of the port.
 func makePort(o Options) (int, error) {
 	port, err := find(o.Port)
 	if err != nil {
@@ -98,11 +98,11 @@ func makePort(o Options) (int, error) {
 	return o.setUp(o.Port, o.MTU)
 }
 
-// vxlanMTU is as large as the kernel allows: the programs know what fits.
+// vxlanMTU is the largest that the kernel allows. The programs check what fits.
 const vxlanMTU = 65535
 
-// makeVXLAN makes the VXLAN device, or takes over the one that is there. It
-// returns its index; on error there is none.
+// makeVXLAN makes the VXLAN device, or takes over an existing one. It returns its
+// index. On error there is none.
 func makeVXLAN(o Options) (int, error) {
 	l, err := find(o.VXLAN)
 	if err != nil {
@@ -118,7 +118,7 @@ func makeVXLAN(o Options) (int, error) {
 			return 0, err
 		}
 	}
-	// Whether the cards make right checksums is found out again each time.
+	// Each process finds out again whether the cards compute right checksums.
 	if err := setOffload(o.VXLAN, unix.ETHTOOL_STXCSUM, true); err != nil {
 		return 0, errors.Join(err, remove(o.VXLAN, "vxlan"))
 	}
@@ -129,10 +129,10 @@ func makeVXLAN(o Options) (int, error) {
 	return index, nil
 }
 
-// Remove takes away all that Open and Datapath made, of this process and of
-// earlier ones, in the calling thread's network namespace: attachments, pins, the
-// mounted file system, the veth pair and the VXLAN device. The TAP stays. It goes
-// on after an error and returns them all.
+// Remove removes what Open and Datapath made, in this process and in earlier ones,
+// in the network namespace of the calling thread: attachments, pins, the mounted
+// file system, the veth pair and the VXLAN device. The TAP stays. It continues after
+// errors and returns all of them.
 func Remove(o Options) error {
 	errs := []error{removePins(o.PinDir), removeFilters()}
 	for _, dev := range []struct{ name, kind string }{{o.Port, "veth"}, {o.PortPeer, "veth"}, {o.VXLAN, "vxlan"}} {
@@ -144,8 +144,8 @@ func Remove(o Options) error {
 	return nil
 }
 
-// removePins empties and removes the folder of pins. Links that nothing else
-// holds are detached by it.
+// removePins empties and removes the folder of pins. This detaches links that
+// nothing else holds.
 func removePins(dir string) error {
 	is, err := isBPF(dir)
 	switch {
@@ -173,11 +173,11 @@ func removePins(dir string) error {
 	return nil
 }
 
-// mountSource is what a file system mounted by weft has as its source.
+// mountSource is the source of a file system that weft mounted.
 const mountSource = "weft"
 
 // mountedByWeft reports whether dir is the mount point of a file system that
-// mountBPF has mounted.
+// mountBPF mounted.
 func mountedByWeft(dir string) (bool, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -193,10 +193,10 @@ func mountedByWeft(dir string) (bool, error) {
 	return mountedIn(string(b), dir), nil
 }
 
-// mountedIn looks for the mount in the text of /proc/self/mountinfo. Before Linux 5.17
-// the kernel says "none" for the source of every file system of type bpf, whoever has
-// mounted it. There it is weft's if it is a whole one: a folder of the host's that is
-// bound there, as into a pod, has another root.
+// mountedIn searches the text of /proc/self/mountinfo for the mount. Before Linux
+// 5.17 the kernel says "none" for the source of every file system of type bpf. There
+// it is weft's if it is a whole one: a folder of the host that is bound there, as
+// into a pod, has another root.
 func mountedIn(mountinfo, dir string) bool {
 	// 36 35 98:0 / /mount/point options ... - type source options
 	for line := range strings.Lines(mountinfo) {

@@ -1,7 +1,7 @@
-// Package kernel is the way of frames through the kernel: VXLAN, steered by
-// eBPF. It makes the devices, loads the programs, keeps the maps, and outlives
-// the router's process: programs and maps are pinned, and the next process
-// takes them over as they are.
+// Package kernel is the kernel's part of the fast path: VXLAN controlled by eBPF
+// programs. It makes the devices, loads the programs and writes the maps. Programs and
+// maps are pinned, so they outlive the process of the router, and the next process takes
+// them over as they are.
 //
 //	container -- veth -- bridge weft -- vethwe-bridge (port) = vethwe-pcap
 //	     |                                 |  ^
@@ -15,105 +15,106 @@
 //
 // # Programs
 //
-//	from_port      egress of the bridge's port. Destination known, its peer
-//	               fast, frame fits: into VXLAN and out by the underlay's
-//	               interface, or with a tunnel key by vethwe-vxlan. Else to the
-//	               TAP as it is.
-//	from_tap       ingress of the TAP. A frame goes in at the port, as if it came
-//	               from outside, but a probe goes to where it says, by
-//	               vethwe-vxlan.
-//	from_vxlan     ingress of vethwe-vxlan. For this host: in at the port. For
-//	               another peer: out again to the next hop, one TTL less, or to
-//	               the TAP with a tag if the next hop is not fast. Probes are
-//	               echoed, echoes go to the TAP with a tag.
+//	from_port      egress of the bridge's port. If the destination is known, its
+//	               peer is fast and the frame fits: into VXLAN and out by the
+//	               interface of the underlay, or by vethwe-vxlan with a tunnel
+//	               key. Else to the TAP, unchanged.
+//	from_tap       ingress of the TAP. A frame enters the bridge by the port, as
+//	               if it came from outside. A probe goes to the address in it,
+//	               by vethwe-vxlan.
+//	from_vxlan     ingress of vethwe-vxlan. A frame for this host enters the
+//	               bridge by the port. A frame for another peer goes to the next
+//	               hop with its TTL decremented, or to the TAP with a metadata
+//	               header if the next hop is not fast. Probes are echoed. Echoes
+//	               go to the TAP with a metadata header.
 //	from_container ingress of the host's end of a container's veth (express):
 //	               to another container of this host, or into VXLAN and out by
-//	               the underlay's interface, past bridge and VXLAN device.
-//	               What it cannot finish goes on to the bridge, untouched.
-//	from_underlay  ingress of the underlay's interface: VXLAN for a container of
-//	               this host goes into it (express), or in at the port. What it
-//	               cannot finish goes on to the host, untouched.
+//	               the interface of the underlay, bypassing the bridge and the
+//	               VXLAN device. Other frames continue to the bridge, unchanged.
+//	from_underlay  ingress of an interface of the underlay: VXLAN packets for a
+//	               container of this host go to its veth (express) or to the
+//	               port. Other packets continue to the host, unchanged.
 //
-// So there are three ways, which mix, as the bytes on the wire are the same:
+// There are three modes. Hosts and links with different modes work together, as the bytes
+// on the wire are the same:
 //
-//	express  past bridge and VXLAN device
-//	judged   past the VXLAN device: where rules are to see what the bridge
-//	         passes on, and for MAC addresses that are no containers
-//	device   neither: an underlay of IPv6, WireGuard, IPsec, no Ethernet, a card with
-//	         wrong checksums; and out by an underlay that is a bridge of the host, on which
-//	         netfilter would take what it knows of the frame inside, like a
-//	         translation of addresses, for the packet's around it
+//	express  bypasses the bridge and the VXLAN device
+//	bridged  bypasses the VXLAN device: if rules must see bridged frames, and for
+//	         MAC addresses that are not containers
+//	device   bypasses neither: if the underlay is IPv6, WireGuard, IPsec or not
+//	         Ethernet, or the card computes wrong checksums; and for packets that leave
+//	         by a bridge of the host, on which netfilter would apply what it knows about
+//	         the inner frame, such as a translation of addresses, to the outer packet
 //
 // # On the wire
 //
-// RFC 7348, UDP port 6784, flags 0x08, over IPv4 or IPv6, and in the 24 bits of
-// the VNI the short ids of the two peers at the ends, which relays keep:
+// RFC 7348, UDP port 6784, flags 0x08, over IPv4 or IPv6. The 24 bits of the VNI are the
+// short ids of the peers that the frame comes from and goes to, which relays keep:
 //
 //	| destination 12 | source 12 |
 //
-// A probe is a frame inside from source address zero, which no MAC address has, with
-// a UDP packet as containers send them, of which the sender's kernel is to make
-// the checksum, in software or by its card:
+// A probe is an inner frame from the source address zero, which no interface has. It
+// contains a UDP packet like those of containers, whose checksum the kernel of the sender
+// computes, in software or by its card:
 //
 //	| zero 5 | op 1 | zero 6 | 0x0800 2 | IPv4 20 | UDP 8 | nonce 16 | address 16 |
 //	| source 2 | destination 2 | zero ... |
 //
-// op 1 asks; the kernel of the peer echoes it with op 2 and all else the same,
-// ids in the VNI exchanged, whether its router runs or not. Address, source and
-// destination tell the sender's own kernel where the probe is to go.
+// op 1 is a request. The kernel of the peer echoes it with op 2, exchanged ids in the VNI
+// and everything else unchanged, whether its router runs or not. Address, source and
+// destination are the destination of the probe for the kernel of the sender.
 //
-// Some cards make wrong checksums of what is inside VXLAN, above all on another
-// port than 4789: then small answers pass and TCP hangs. The echo shows it, as
-// nobody on the way back makes the checksum again.
+// Some cards compute wrong checksums inside VXLAN, above all on ports other than 4789:
+// then small answers pass and TCP hangs. The echo reveals this, as nobody on the path back
+// computes the checksum again.
 //
-// # Tags
+// # Metadata header
 //
-// A tag is in front of a frame that the kernel hands to the router by the TAP; big
-// endian:
+// A metadata header precedes a frame that the kernel passes to the router through the
+// TAP; big endian:
 //
 //	| zero 12 | ethertype 0x88b5 2 | op 1 | reason 1 | source 2 | destination 2 |
 //	| ttl 1 | zero 3 | address 16 |                                    40 bytes
 //
-//	op 1 relay  a frame between two peers that this host's kernel cannot pass
-//	            on; reason says why, address is the host it came from
-//	op 2 echo   an echo that came back; address is who sent it
+//	op 1 relay  a frame between two other peers that the kernel of this host cannot
+//	            forward; reason says why, address is the host that it came from
+//	op 2 echo   an echo; address is the host that sent it
 //
-// What follows is a whole Ethernet frame, which may be a GSO packet; positions in
-// its virtio-net header count the tag.
+// An Ethernet frame follows, which may be a GSO packet. Positions in its virtio-net header
+// include the metadata header.
 //
 // IPv4 addresses are written as IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2).
 //
 // # Maps
 //
-// bpf/weft.h draws their values. The router is the only writer, but for the
-// counters and the time of last use, which the kernel keeps.
+// bpf/weft.h has their layout. The router is the only writer, except for counters and the
+// time of last use, which the programs write.
 //
-//	config   what this host is: interfaces, own short id, flags
-//	macs     MAC address -> short id of the peer behind which it is, and for one of
-//	         this host its veth
-//	peers    short id -> how frames for it leave this host
-//	remotes  outer address -> the neighbour that it is
+//	config   this host: interfaces, own short id, flags
+//	macs     MAC address -> short id of the peer that it is behind, and the veth of
+//	         one of this host
+//	peers    short id -> how frames for the peer leave this host
+//	remotes  outer address -> the neighbour that has it
 //	traffic  short id -> packets and bytes, per CPU
 //	drops    reason -> packets, per CPU
-//	events   MAC addresses seen where macs does not have them; pending bounds their
-//	         number to one for each MAC address in 100 ms
+//	events   MAC addresses seen in another place than macs has; pending bounds them
+//	         to one for each address in 100 ms
 //
-// Two levels, so that a change of the routes is one write and touches no
-// MAC address.
+// The two levels make a change of the routes one write, which touches no MAC address.
 //
-// Programs and maps are pinned in a folder named by the maps' layout; another
-// layout's pins are removed, and all begins again.
+// Programs and maps are pinned in a folder that is named after the layout of the maps.
+// Pins of another layout are removed, and the maps start empty.
 //
-// # What is not seen
+// # Limits
 //
-// A frame by express crosses neither bridge nor VXLAN device nor the host's
-// netfilter: bridge ageing, packet filters, conntrack and captures there do not
-// see it. Judged, it is seen on the bridge, and the packet around it by nobody. The bridge's port drops what the bridge floods for a MAC address of this
-// host.
+// In express mode a frame crosses neither the bridge nor the VXLAN device nor the
+// netfilter of the host: ageing of the bridge, packet filters, conntrack and captures
+// there do not see it. In bridged mode the bridge sees the frame, but nothing sees the
+// outer packet. The bridge's port drops frames that the bridge floods for a MAC address of
+// this host.
 //
-// That a packet comes from the address of a neighbour is all that from_vxlan can
-// check: it does not see by which interface the packet came. On an underlay that
-// is not trusted something else must keep forged sources away. from_underlay
-// takes only what comes from a neighbour that is marked for express, to the
-// address that its entry says.
+// from_vxlan can only check that a packet comes from the address of a neighbour, not by
+// which interface it came. If the underlay is not trusted, something else must drop packets
+// with forged sources. from_underlay accepts only packets from a neighbour that is marked
+// for express, to the address in its entry.
 package kernel

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PutMAC says where a MAC address is. Counters of an entry that is there are kept,
-// but for what is counted during the call, and so is the time of last use, which
-// for a new entry is now unless e says it.
+// PutMAC writes the place of a MAC address. An existing entry keeps its counters,
+// except what is counted during the call, and the later time of last use. For a new
+// entry that time is now unless e has one.
 func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -29,16 +29,16 @@ func (d *Datapath) PutMAC(mac [6]byte, e MACEntry) error {
 			e.Seen = BootTime()
 		}
 	default:
-		return fmt.Errorf("read station %x: %w", mac, err)
+		return fmt.Errorf("read MAC address %x: %w", mac, err)
 	}
 	if err := d.c.Macs.Put(&key, &e); err != nil {
-		return fmt.Errorf("write station %x, peer %d: %w", mac, e.Peer, err)
+		return fmt.Errorf("write MAC address %x, peer %d: %w", mac, e.Peer, err)
 	}
 	return nil
 }
 
-// BootTime is the kernel's clock in MACEntry.Seen, nanoseconds since boot with the
-// time asleep; 0 if it cannot be read.
+// BootTime returns the clock of MACEntry.Seen, nanoseconds since boot including
+// suspend; 0 if it cannot be read.
 func BootTime() uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
@@ -47,11 +47,11 @@ func BootTime() uint64 {
 	return uint64(ts.Nano())
 }
 
-// DeleteMAC forgets a MAC address. One that is not there is no error.
+// DeleteMAC deletes a MAC address. It is not an error if there is no entry.
 func (d *Datapath) DeleteMAC(mac [6]byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return deleted(d.c.Macs.Delete(&MACKey{Addr: mac}), "station", fmt.Sprintf("%x", mac))
+	return deleted(d.c.Macs.Delete(&MACKey{Addr: mac}), "MAC address", fmt.Sprintf("%x", mac))
 }
 
 func deleted(err error, what, key string) error {
@@ -61,8 +61,8 @@ func deleted(err error, what, key string) error {
 	return fmt.Errorf("delete %s %s: %w", what, key, err)
 }
 
-// PutPeer says how frames for a peer leave. When the address changes, frames go
-// to the TAP in between.
+// PutPeer writes how frames for a peer leave this host. While the address changes,
+// frames go to the TAP.
 func (d *Datapath) PutPeer(id uint16, e PeerEntry) error {
 	if id == 0 || id >= MaxPeers {
 		return fmt.Errorf("write peer %d: ids are 1 to %d", id, MaxPeers-1)
@@ -97,8 +97,7 @@ func (d *Datapath) PutPeer(id uint16, e PeerEntry) error {
 	return nil
 }
 
-// DeletePeer forgets a peer and its counters, so that the id may become
-// another's.
+// DeletePeer deletes a peer and its counters, so that another peer may get the id.
 func (d *Datapath) DeletePeer(id uint16) error {
 	if id >= MaxPeers {
 		return nil
@@ -115,7 +114,7 @@ func (d *Datapath) DeletePeer(id uint16) error {
 	return nil
 }
 
-// PutRemote says which neighbour an outer address is.
+// PutRemote writes which neighbour has an outer address.
 func (d *Datapath) PutRemote(a netip.Addr, r Remote) error {
 	key := AddrOf(a)
 	if err := d.c.Remotes.Put(&key, &r); err != nil {
@@ -124,14 +123,14 @@ func (d *Datapath) PutRemote(a netip.Addr, r Remote) error {
 	return nil
 }
 
-// DeleteRemote forgets an outer address. One that is not there is no error.
+// DeleteRemote deletes an outer address. It is not an error if there is no entry.
 func (d *Datapath) DeleteRemote(a netip.Addr) error {
 	key := AddrOf(a)
 	return deleted(d.c.Remotes.Delete(&key), "remote", a.String())
 }
 
-// MACs calls yield with each MAC address until it returns false. Stations that come
-// or go meanwhile may be missed; yield may change them.
+// MACs calls yield for each MAC address until it returns false. Addresses that come
+// or go meanwhile may be missed. yield may change the entries.
 func (d *Datapath) MACs(yield func(mac [6]byte, e MACEntry) bool) error {
 	err := each(d.c.Macs, func(k MACKey, e MACEntry) bool { return yield(k.Addr, e) })
 	if err != nil {
@@ -140,7 +139,7 @@ func (d *Datapath) MACs(yield func(mac [6]byte, e MACEntry) bool) error {
 	return nil
 }
 
-// Peers calls yield with each peer that was put until it returns false.
+// Peers calls yield for each peer with an entry until it returns false.
 func (d *Datapath) Peers(yield func(id uint16, e PeerEntry) bool) error {
 	err := each(d.c.Peers, func(k uint32, e PeerEntry) bool { return e == (PeerEntry{}) || yield(uint16(k), e) })
 	if err != nil {
@@ -149,7 +148,7 @@ func (d *Datapath) Peers(yield func(id uint16, e PeerEntry) bool) error {
 	return nil
 }
 
-// Remotes calls yield with each remote until it returns false.
+// Remotes calls yield for each remote until it returns false.
 func (d *Datapath) Remotes(yield func(a netip.Addr, r Remote) bool) error {
 	err := each(d.c.Remotes, func(k Addr, r Remote) bool { return yield(ToAddr(k), r) })
 	if err != nil {
@@ -158,10 +157,10 @@ func (d *Datapath) Remotes(yield func(a netip.Addr, r Remote) bool) error {
 	return nil
 }
 
-// each reads a map in batches: a plain iteration begins again where the entry it
-// stands on is deleted meanwhile.
+// each reads a map in batches. A plain iteration starts again if the entry at its
+// position is deleted meanwhile.
 func each[K, V any](m *ebpf.Map, yield func(K, V) bool) error {
-	const batch = 4096 // no bucket has more, and the kernel gives whole buckets
+	const batch = 4096 // no bucket has more, and the kernel returns whole buckets
 	keys, values := make([]K, batch), make([]V, batch)
 	var cursor ebpf.MapBatchCursor
 	for {
@@ -180,7 +179,7 @@ func each[K, V any](m *ebpf.Map, yield func(K, V) bool) error {
 	}
 }
 
-// Traffic returns what went by VXLAN to and from a peer since it was put.
+// Traffic returns the VXLAN traffic to and from a peer since its entry was made.
 func (d *Datapath) Traffic(id uint16) (sum Traffic, err error) {
 	var cpus []Traffic
 	if err := d.c.Traffic.Lookup(uint32(id), &cpus); err != nil {
@@ -197,8 +196,8 @@ func (d *Datapath) Traffic(id uint16) (sum Traffic, err error) {
 	return sum, nil
 }
 
-// Drops returns the number of frames dropped by reason, without zeros. It is
-// nil if it cannot be read.
+// Drops returns the number of dropped frames by reason, without zeros; nil if it
+// cannot be read.
 func (d *Datapath) Drops() map[string]uint64 {
 	m := make(map[string]uint64)
 	for r := range numDrops {

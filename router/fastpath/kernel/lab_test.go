@@ -52,7 +52,7 @@ func (h *host) addr6() netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00
 type lab struct {
 	v6      bool // of the underlay
 	express bool
-	judged  bool // with express: frames cross the bridge
+	bridged  bool // with express: frames cross the bridge
 	mtu     int  // of peers, if not labMTU
 	noTCX   bool
 }
@@ -109,7 +109,7 @@ func newHost(t testing.TB, id uint16, l lab) *host {
 	}
 	h.opts = Options{
 		PinDir: filepath.Join(t.TempDir(), "bpf"), Bridge: "weft", Port: netdev.PortName, PortPeer: netdev.PortPeerName,
-		TAP: "vethwe-tap", VXLAN: netdev.VXLANName, VXLANPort: labPort, MTU: labMTU, Self: id, Express: l.express && !l.judged, noTCX: l.noTCX,
+		TAP: "vethwe-tap", VXLAN: netdev.VXLANName, VXLANPort: labPort, MTU: labMTU, Self: id, Express: l.express && !l.bridged, noTCX: l.noTCX,
 	}
 	h.do(func() error {
 		return netdev.EnsureBridge("weft", net.HardwareAddr{2, 0, 0, 0, 1, byte(id)}, labMTU, netdev.ProcSys)
@@ -178,7 +178,7 @@ func (h *host) start() {
 	}()
 }
 
-// stop ends what start made.
+// stop undoes start.
 func (h *host) stop() {
 	if h.Datapath != nil {
 		if err := h.Close(); err != nil {
@@ -193,12 +193,12 @@ func (h *host) stop() {
 	h.Datapath, h.tap = nil, nil
 }
 
-// meet tells h of o: peer, MAC address, and neighbours of the containers, as nobody
+// meet adds o to the maps of h, and to the neighbours of its containers, as nobody
 // forwards ARP.
 func (h *host) meet(o *host, l lab) {
 	h.t.Helper()
 	if h == o {
-		h.station(h.mac, h.id, uint32(h.veth), l.express)
+		h.putMAC(h.mac, h.id, uint32(h.veth), l.express)
 		return
 	}
 	next := h.id + 1
@@ -219,7 +219,7 @@ func (h *host) meet(o *host, l lab) {
 	if err := h.PutRemote(ToAddr(e.Remote), Remote{Peer: next, Local: e.Local}); err != nil {
 		h.t.Fatal(err)
 	}
-	h.station(o.mac, o.id, 0, false)
+	h.putMAC(o.mac, o.id, 0, false)
 	if l.express {
 		if err := h.AttachUnderlay(h.under[next]); err != nil {
 			h.t.Fatal(err)
@@ -244,7 +244,7 @@ func neighbour(t testing.TB, ns, iface string, mac [6]byte, addrs ...netip.Addr)
 	})
 }
 
-func (h *host) station(mac [6]byte, id uint16, veth uint32, express bool) {
+func (h *host) putMAC(mac [6]byte, id uint16, veth uint32, express bool) {
 	h.t.Helper()
 	e := MACEntry{Peer: id, Ifindex: veth}
 	if express {
@@ -297,7 +297,7 @@ func listen(t testing.TB, ns string, a netip.Addr) *net.UDPConn {
 
 // echo sends a datagram of n bytes from a in one namespace to b in another, once a
 // second until it comes back: all namespaces share the kernel's queues, which may be
-// full of what other tests send.
+// full of packets of other tests.
 func echo(t testing.TB, nsA string, a netip.Addr, nsB string, b netip.Addr, n int, wait time.Duration) error {
 	t.Helper()
 	src, dst := listen(t, nsA, a), listen(t, nsB, b)
@@ -384,8 +384,8 @@ func (h *host) streams(o *host) {
 	transfer(h.t, o.c, o.addr6(), h.c, h.addr6(), bulk)
 }
 
-// quiet fails the test if a frame was dropped or came up at the TAP, but for
-// what containers send to groups.
+// quiet fails the test if a frame was dropped or came to the TAP, except frames of
+// containers to groups.
 func (h *host) quiet() {
 	h.t.Helper()
 	d := h.Drops()

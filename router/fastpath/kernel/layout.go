@@ -8,8 +8,8 @@ import (
 // MaxPeers bounds short ids, which have 12 bits.
 const MaxPeers = 4096
 
-// Addr is an IPv6 address, or an IPv4 address as IPv4-mapped, as the maps have
-// it. Its zero value is no address.
+// Addr is an address in the maps: IPv6, or IPv4 as IPv4-mapped. The zero value is no
+// address.
 type Addr [16]byte
 
 // AddrOf returns a as Addr.
@@ -20,8 +20,7 @@ func AddrOf(a netip.Addr) Addr {
 	return a.As16()
 }
 
-// ToAddr returns a as netip.Addr, IPv4 as IPv4; the zero value gives the zero
-// value.
+// ToAddr returns a as netip.Addr, IPv4 as IPv4. The zero value becomes the zero value.
 func ToAddr(a Addr) netip.Addr {
 	if a == (Addr{}) {
 		return netip.Addr{}
@@ -38,10 +37,10 @@ type MACKey struct {
 // MACFlags are the flags of a MAC address.
 type MACFlags uint16
 
-// MACExpress is set for a MAC address that may be bypassed to and from.
+// MACExpress allows frames from and to a MAC address to bypass the bridge.
 const MACExpress MACFlags = 1
 
-// MACEntry is struct mac_entry of bpf/weft.h: where a MAC address is.
+// MACEntry is struct mac_entry of bpf/weft.h: the place of a MAC address.
 type MACEntry struct {
 	Peer    uint16 // short id
 	Flags   MACFlags
@@ -57,10 +56,10 @@ type PeerFlags uint16
 
 // Flags of a short id.
 const (
-	PeerKnown   PeerFlags = 1 << iota // the id is a peer's
-	PeerFast                          // its frames go by VXLAN to the next hop
-	PeerExpress                       // and may go past the VXLAN device; for a neighbour, may come so
-	PeerDirect                        // and so may frames that have crossed the bridge
+	PeerKnown   PeerFlags = 1 << iota // a peer has the id
+	PeerFast                          // frames for it go to the next hop by VXLAN
+	PeerExpress                       // they may bypass the VXLAN device; from a neighbour they may come so
+	PeerDirect                        // so may frames that crossed the bridge
 )
 
 // PeerEntry is struct peer_entry of bpf/weft.h: how frames for a peer leave.
@@ -72,10 +71,10 @@ type PeerEntry struct {
 	Ifindex uint32 // underlay interface, for express
 	Remote  Addr   // of the next hop
 	Local   Addr   // of this host towards it
-	Gateway Addr   // neighbour on the underlay to which packets go
+	Gateway Addr   // next hop on the underlay
 }
 
-// Remote is struct remote of bpf/weft.h: the neighbour that an outer address is.
+// Remote is struct remote of bpf/weft.h: the neighbour that has an outer address.
 type Remote struct {
 	Peer  uint16
 	Flags uint16
@@ -83,37 +82,37 @@ type Remote struct {
 	Local Addr // the address of this host that it sends to
 }
 
-// Traffic is struct traffic of bpf/weft.h: what went by VXLAN.
+// Traffic is struct traffic of bpf/weft.h: counters of VXLAN.
 type Traffic struct {
-	TxPackets, TxBytes           uint64 // this host's frames to the peer
-	RxPackets, RxBytes           uint64 // the peer's frames to this host
-	RelayedPackets, RelayedBytes uint64 // frames for the peer from others
+	TxPackets, TxBytes           uint64 // from this host to the peer
+	RxPackets, RxBytes           uint64 // from the peer to this host
+	RelayedPackets, RelayedBytes uint64 // from other peers to the peer
 }
 
 // ConfigFlags are the flags of Config.
 type ConfigFlags uint16
 
-// ConfigExpress allows that frames pass by the bridge.
+// ConfigExpress allows frames to bypass the bridge.
 const ConfigExpress ConfigFlags = 1
 
-// Config is struct config of bpf/weft.h: what this host is.
+// Config is struct config of bpf/weft.h: this host.
 type Config struct {
 	Port      uint32 // ifindex of the bridge's port
 	TAP       uint32 // 0 while there is none
 	VXLAN     uint32 // 0 if there is none
-	Self      uint16 // own short id, 0 if none
+	Self      uint16 // short id of this host, 0 if none
 	Flags     ConfigFlags
 	VXLANPort uint16
 	_         uint16
 }
 
-// Event is struct event of bpf/weft.h: a MAC address was seen where the maps do not
-// have it.
+// Event is struct event of bpf/weft.h: a MAC address was seen in another place than the
+// maps have.
 type Event struct {
 	Addr    [6]byte
-	Peer    uint16 // behind which it was seen
-	Ifindex uint32 // of the veth it was seen on, 0 if not known
-	Old     uint16 // what the maps had, 0 if nothing
+	Peer    uint16 // that it was seen behind
+	Ifindex uint32 // of the veth that it was seen on, 0 if not known
+	Old     uint16 // short id in the maps, 0 if none
 	_       uint16
 }
 
@@ -123,15 +122,15 @@ type DropReason uint32
 // Reasons, as enum drop of bpf/weft.h has them. Append only.
 const (
 	DropShort         DropReason = iota // no whole Ethernet header
-	DropSource                          // source zero or group, and no probe
-	DropUnknownRemote                   // from an address that is no neighbour's
-	DropVNI                             // ids that are nobody's, or this host's own as source
-	DropSpoofed                         // a neighbour's probe with another's id
-	DropTTL                             // passed on too often
-	DropNoTAP                           // for the router, which is away
-	DropRedirect                        // the kernel refused a step
-	DropFormat                          // a tag or a probe that makes no sense
-	DropLoop                            // its next hop is the one that it came from
+	DropSource                          // source address is zero or a group, and it is not a probe
+	DropUnknownRemote                   // from an address that no neighbour has
+	DropVNI                             // unknown ids, or the id of this host as source
+	DropSpoofed                         // probe of a neighbour with the id of another peer
+	DropTTL                             // forwarded too often
+	DropNoTAP                           // for the router, which does not run
+	DropRedirect                        // the kernel refused to forward it
+	DropFormat                          // malformed metadata header or probe
+	DropLoop                            // the next hop is where it came from
 	numDrops
 )
 
@@ -139,7 +138,7 @@ var dropNames = [numDrops]string{
 	"short", "source", "unknown_remote", "vni", "spoofed", "ttl", "no_tap", "redirect", "format", "loop",
 }
 
-// String is the reason's label in metrics and status.
+// String returns the label of the reason in metrics and status.
 func (r DropReason) String() string {
 	if r < numDrops {
 		return dropNames[r]

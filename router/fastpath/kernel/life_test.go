@@ -24,8 +24,8 @@ import (
 )
 
 // pingPong sends a datagram back and forth until the returned function is
-// called, which fails the test if one was lost: none is sent twice, but if the kernel
-// has dropped packets that need not have been this test's.
+// called, which fails the test if one was lost. None is sent twice, except if the kernel
+// dropped packets that may belong to other tests.
 func pingPong(a, b *host) (stop func()) {
 	src, dst := listen(a.t, a.c, a.addr()), listen(b.t, b.c, b.addr())
 	to := dst.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -71,7 +71,7 @@ func pingPong(a, b *host) (stop func()) {
 	}
 }
 
-// TestAdoption ends the routers' part and begins it again while containers talk.
+// TestAdoption closes and opens the datapaths while containers communicate.
 func TestAdoption(t *testing.T) {
 	for name, l := range map[string]lab{"device": {}, "express": {express: true}, "clsact": {express: true, noTCX: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -119,8 +119,8 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
-// TestMend removes the VXLAN device and the bridge's port, sets the one down and takes
-// the other off the bridge, as others may.
+// TestMend removes the VXLAN device and the bridge's port, sets one down and takes
+// the other off the bridge, as other programs may.
 func TestMend(t *testing.T) {
 	for name, l := range map[string]lab{"device": {}, "express": {express: true}, "clsact": {noTCX: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -179,7 +179,7 @@ func TestSelfStays(t *testing.T) {
 	a.reaches(b, 1000)
 }
 
-// TestOtherLayout begins with what another version has left.
+// TestOtherLayout starts with the pins of another version.
 func TestOtherLayout(t *testing.T) {
 	hosts := newLab(t, 2, lab{express: true})
 	a := hosts[0]
@@ -270,7 +270,7 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// nothing checks that nothing is left of a datapath.
+// nothing checks that no part of a datapath is left.
 func (h *host) nothing() {
 	h.t.Helper()
 	isGone(h.t, h.opts.PinDir)
@@ -284,7 +284,7 @@ func (h *host) nothing() {
 	})
 }
 
-// TestDetach attaches and detaches, what is there and what is gone.
+// TestDetach attaches to and detaches from interfaces that exist and that are gone.
 func TestDetach(t *testing.T) {
 	for name, l := range map[string]lab{"TCX": {}, "clsact": {noTCX: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -344,7 +344,7 @@ func TestDetach(t *testing.T) {
 	}
 }
 
-// TestUnsupported takes rights away from the thread that opens.
+// TestUnsupported opens on a thread without rights.
 func TestUnsupported(t *testing.T) {
 	for name, c := range map[string]struct {
 		drop  uint64
@@ -428,7 +428,8 @@ func dropCaps(drop uint64) error {
 	return unix.Capset(&head, &data[0])
 }
 
-// TestPortTaken has VXLAN's port used by another; port and TAP work.
+// TestPortTaken lets another program use the port of VXLAN. The bridge's port and the TAP
+// work nevertheless.
 func TestPortTaken(t *testing.T) {
 	h := newHost(t, 1, lab{})
 	h.stop()
@@ -584,8 +585,8 @@ func TestMaps(t *testing.T) {
 	check(h.DeleteRemote(six))
 }
 
-// TestUnknownComesUp checks that the router gets what the kernel has no entry
-// for, as it is.
+// TestUnknownComesUp checks that the router gets frames without an entry in the kernel,
+// unchanged.
 func TestUnknownComesUp(t *testing.T) {
 	hosts := newLab(t, 2, lab{})
 	a, b := hosts[0], hosts[1]
@@ -610,7 +611,7 @@ func TestUnknownComesUp(t *testing.T) {
 	}
 }
 
-// TestSegmentsTooBig checks that GSO packets are judged by their segments.
+// TestSegmentsTooBig checks that the size of the segments of a GSO packet counts.
 func TestSegmentsTooBig(t *testing.T) {
 	for name, l := range map[string]lab{"device": {mtu: labMTU - 1}, "express": {mtu: labMTU - 1, express: true}} {
 		t.Run(name, func(t *testing.T) {

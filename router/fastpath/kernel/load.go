@@ -18,16 +18,16 @@ import (
 
 //go:generate go tool bpf2go -target bpfel -output-stem weft -cflags "-O2 -mcpu=v3 -Wall -Wextra -Werror -fno-strict-aliasing -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" bpf bpf/weft.c
 
-// meaning is part of the layout's version: it is changed when what is in the maps
-// means something else although its form stays.
+// meaning is part of the version of the layout. It changes if the contents of the maps
+// change their meaning but not their form.
 const meaning = 1
 
-// versionLen is the length of a layout's version in bytes; its name has two
+// versionLen is the length of the version of a layout in bytes. Its name has two
 // hexadecimal digits for each.
 const versionLen = 8
 
-// layoutVersion names the form of the maps. Those of another version cannot be
-// taken over.
+// layoutVersion returns the name of the form of the maps. Maps with another one cannot
+// be taken over.
 func layoutVersion(spec *ebpf.CollectionSpec) string {
 	h := sha256.New()
 	fmt.Fprintln(h, meaning)
@@ -53,7 +53,7 @@ func describe(h interface{ Write([]byte) (int, error) }, t btf.Type) {
 	}
 }
 
-// collection is what is loaded.
+// collection are the loaded programs and maps.
 type collection struct {
 	bpfMaps
 	// Programs; those of express are nil if express says why.

@@ -7,9 +7,10 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Mend makes the VXLAN device or the bridge's port again if others removed them, sets
-// the device up if they set it down, and puts the port back if they took it off the
-// bridge. It reports whether it did; checksums are left to the cards then, as by Open.
+// Mend restores what other programs changed: it makes the VXLAN device or the
+// bridge's port again, sets the device up, and makes the port a port of the bridge.
+// It reports whether it changed anything. Then the card computes checksums again, as
+// after Open.
 func (d *Datapath) Mend() (mended bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -78,8 +79,8 @@ func (d *Datapath) mendVXLAN() (mended bool, err error) {
 	return true, d.putConfig(c)
 }
 
-// reattach attaches a program to the interface with an index, which has taken the place
-// of an old one or is still the same.
+// reattach attaches a program to the interface with an index, which replaced an old
+// one or is the same.
 func (d *Datapath) reattach(old hook, index int, prog *ebpf.Program) error {
 	if index != old.ifindex {
 		_ = d.detach(old) // the interface is gone

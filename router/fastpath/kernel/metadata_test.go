@@ -58,7 +58,7 @@ func TestEchoOfDamagedChecksum(t *testing.T) {
 	}
 }
 
-func FuzzParseTag(f *testing.F) {
+func FuzzParseMetadata(f *testing.F) {
 	f.Add(AppendMetadata(nil, Metadata{Op: MetadataEcho, Src: 1, Dst: 2, TTL: 3, Addr: netip.MustParseAddr("2001:db8::1")}))
 	f.Add(AppendProbe(nil, Probe{Src: 1, Dst: 2}, 100))
 	f.Add(probeFrame(2, [16]byte{1, 2}, 60))

@@ -33,8 +33,8 @@ func packets(t testing.TB, ns, name string) (n, mean uint64) {
 	return n, mean
 }
 
-// took checks which way the hosts' traffic has gone, and that it went in
-// GSO packets over the underlay in both directions.
+// took checks the mode of the hosts' traffic, and that it crossed the underlay in GSO
+// packets in both directions.
 func took(t testing.TB, hosts []*host, express bool) {
 	t.Helper()
 	for _, h := range hosts {
@@ -48,8 +48,8 @@ func took(t testing.TB, hosts []*host, express bool) {
 	}
 }
 
-// countedAs checks that both ends come to count the same, and all of two transfers:
-// the last acknowledgement may still be on its way.
+// countedAs waits until both ends have counted the same, and all of two transfers: the
+// last acknowledgement may be on its way.
 func (h *host) countedAs(o *host) {
 	h.t.Helper()
 	eventually(h.t, "the same counts at both ends", func() bool {
@@ -85,11 +85,11 @@ func TestExpress(t *testing.T) {
 	}
 }
 
-// TestJudged has frames cross the bridge, where rules may see them, and pass by the
-// VXLAN device all the same.
-func TestJudged(t *testing.T) {
+// TestJudged lets frames cross the bridge, where rules may see them, and bypass the
+// VXLAN device.
+func TestBridged(t *testing.T) {
 	for name, l := range map[string]lab{"TCX": {}, "clsact": {noTCX: true}} {
-		l.express, l.judged = true, true
+		l.express, l.bridged = true, true
 		t.Run(name, func(t *testing.T) {
 			hosts := newLab(t, 2, l)
 			a, b := hosts[0], hosts[1]
@@ -116,11 +116,11 @@ func TestJudged(t *testing.T) {
 	}
 }
 
-// TestMixedEnds has one end by express, the other by the bridge or the VXLAN
-// device: the bytes on the wire are the same.
+// TestMixedEnds has one end in express mode and the other in bridged or device mode: the
+// bytes on the wire are the same.
 func TestMixedEnds(t *testing.T) {
 	for name, other := range map[string]func(*host) error{
-		"judged": func(h *host) error { return h.SetExpress(false) },
+		"bridged": func(h *host) error { return h.SetExpress(false) },
 		"device": func(h *host) error {
 			o := 3 - h.id
 			var e PeerEntry
@@ -154,8 +154,8 @@ func TestExpressLocal(t *testing.T) {
 	if err := h.AttachContainer(o.veth); err != nil {
 		t.Fatal(err)
 	}
-	h.station(h.mac, 1, uint32(h.veth), true)
-	h.station(o.mac, 1, uint32(o.veth), true)
+	h.putMAC(h.mac, 1, uint32(h.veth), true)
+	h.putMAC(o.mac, 1, uint32(o.veth), true)
 	h.reaches(o, 1000)
 	h.streams(o)
 	if e := h.entry(o.mac); e.RxBytes < 2*bulk || e.TxBytes < 2*bulk {
@@ -194,9 +194,8 @@ func offloads(t testing.TB, ns, name string) {
 	})
 }
 
-// TestForwardAfterExpress has frames that express delivered go further, by
-// interfaces that can do nothing: what express leaves in a GSO packet must not
-// mislead segmentation.
+// TestForwardAfterExpress forwards frames that express delivered by interfaces without
+// offloads: the traces of express in a GSO packet must not mislead segmentation.
 func TestForwardAfterExpress(t *testing.T) {
 	newPair := func(t *testing.T) (a, b *host) {
 		hosts := newLab(t, 2, lab{express: true})
@@ -310,8 +309,8 @@ func TestForwardAfterExpress(t *testing.T) {
 			}
 			return err
 		})
-		b.station(mac, 2, uint32(b.veth), true)
-		a.station(mac, 2, 0, false)
+		b.putMAC(mac, 2, uint32(b.veth), true)
+		a.putMAC(mac, 2, 0, false)
 		neighbour(t, a.c, "ethwe", mac, ip, ip6)
 		neighbour(t, deep, "eth0", a.mac, a.addr(), a.addr6())
 		for _, p := range [][2]netip.Addr{{a.addr(), ip}, {a.addr6(), ip6}} {

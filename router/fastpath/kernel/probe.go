@@ -9,10 +9,10 @@ import (
 	"github.com/weft-net/weft/router/offload"
 )
 
-// NonceLen is the length of what tells a probe's echo from others.
+// NonceLen is the length of the nonce by which an echo is recognised, in bytes.
 const NonceLen = 16
 
-// Where things are in a probe, which doc.go draws.
+// Offsets in a probe, which doc.go draws.
 const (
 	probeIP    = 14
 	probeUDP   = probeIP + 20
@@ -27,19 +27,19 @@ const (
 // MinProbeLen is the length of the shortest probe, in bytes of Ethernet frame.
 const MinProbeLen = probeIDs + 4
 
-// Probe asks a neighbour whether VXLAN gets there and back.
+// Probe checks whether VXLAN reaches a neighbour and comes back.
 type Probe struct {
 	Src, Dst uint16 // short ids of this host and of the neighbour
 	To       netip.Addr
 	Nonce    [NonceLen]byte
 }
 
-// ProbeHeader goes with what AppendProbe appends: the checksum is left to
-// whoever sends it last, as with the packets of containers.
+// ProbeHeader is the header of a frame of AppendProbe: the checksum is partial, as in
+// packets of containers.
 var ProbeHeader = offload.Header{NeedsSum: true, Start: probeUDP, Offset: probeSum - probeUDP}
 
-// Addresses and ports inside of probes: of documentation (RFC 5737), and discard.
-// They never leave VXLAN.
+// Addresses and ports in probes: those for documentation (RFC 5737), and discard. They
+// never leave VXLAN.
 var (
 	probeFrom = [4]byte{192, 0, 2, 1}
 	probeAt   = [4]byte{192, 0, 2, 2}
@@ -47,9 +47,9 @@ var (
 
 const probePort = 9
 
-// AppendProbe appends what the router writes to the TAP, with ProbeHeader, to
-// send p in a frame of length bytes, or of MinProbeLen if that is more. A probe of
-// 14 bytes more than an MTU reports whether packets of that MTU pass.
+// AppendProbe appends the frame that the router writes to the TAP, with ProbeHeader,
+// to send p. It has length bytes, or MinProbeLen if that is more. A probe of 14
+// bytes more than an MTU shows whether packets of that MTU pass.
 func AppendProbe(b []byte, p Probe, length int) []byte {
 	length = max(length, MinProbeLen)
 	b = slices.Grow(b, length)
@@ -78,16 +78,16 @@ func AppendProbe(b []byte, p Probe, length int) []byte {
 	return b
 }
 
-// pseudoSum is the sum of the pseudo-header (RFC 768) of a probe.
+// pseudoSum returns the sum of the pseudo-header (RFC 768) of a probe.
 func pseudoSum(f []byte) uint16 {
 	s := checksum.Sum(f[probeIP+12 : probeUDP])
 	return checksum.Add(checksum.Add(s, 17), binary.BigEndian.Uint16(f[probeUDP+4:]))
 }
 
-// ParseEcho reads the nonce of an echo, the frame behind a tag with TagEcho,
-// which says the rest. Summed reports whether the UDP checksum is right; what came
-// over devices of this kernel only may come with it still open, which the frame's
-// header on the TAP says. The frame is as long as the probe was.
+// ParseEcho reads the nonce of an echo, which is the frame behind a metadata header
+// with MetadataEcho. summed reports whether the UDP checksum is right. If the echo
+// crossed devices of this kernel only, the checksum may still be partial, as the
+// header on the TAP says. The frame is as long as the probe.
 func ParseEcho(f []byte) (nonce [NonceLen]byte, summed, ok bool) {
 	if len(f) < MinProbeLen || [12]byte(f) != [12]byte{5: probeEcho} || binary.BigEndian.Uint16(f[12:]) != 0x0800 {
 		return nonce, false, false

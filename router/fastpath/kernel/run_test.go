@@ -34,8 +34,8 @@ const (
 	redirect = 7
 )
 
-// bench has one host with its programs, not attached to what frames come from:
-// they are run on frames by hand (BPF_PROG_TEST_RUN).
+// bench has the programs of one host. Tests run them on frames (BPF_PROG_TEST_RUN)
+// instead of attaching them.
 type bench struct {
 	*host
 	mu     sync.Mutex
@@ -43,7 +43,7 @@ type bench struct {
 	before map[string]uint64
 }
 
-// Stations. The container's own is h.mac.
+// MAC addresses. That of the container is h.mac.
 var (
 	here  = [6]byte{2, 1, 0, 0, 0, 1} // of this host, peer 1
 	here2 = [6]byte{2, 1, 0, 0, 0, 2} // of this host, on another veth
@@ -63,9 +63,9 @@ func newBench(t *testing.T) *bench {
 	b := &bench{host: newHost(t, 1, lab{express: true})}
 	b.put(PeerKnown | PeerFast | PeerExpress)
 	b.check(b.PutRemote(outerThere, Remote{Peer: 2, Local: AddrOf(outerHere)}))
-	b.station(here, 1, uint32(b.veth), true)
-	b.station(here2, 1, 9999, true)
-	b.station(there, 2, 0, false)
+	b.putMAC(here, 1, uint32(b.veth), true)
+	b.putMAC(here2, 1, 9999, true)
+	b.putMAC(there, 2, 0, false)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() {
@@ -97,7 +97,7 @@ func (b *bench) put(f PeerFlags) {
 	b.check(b.PutPeer(2, PeerEntry{Flags: f, Next: 2, MTU: benchMTU, Ifindex: 1, Remote: AddrOf(outerThere), Local: AddrOf(outerHere), Gateway: AddrOf(outerThere)}))
 }
 
-// run runs a program and returns its verdict and what became of the frame.
+// run runs a program and returns its verdict and the resulting frame.
 func (b *bench) run(p *ebpf.Program, frame []byte, ctx skb) (uint32, []byte) {
 	b.t.Helper()
 	b.before = b.Drops()
@@ -244,7 +244,7 @@ func TestFromPort(t *testing.T) {
 		}
 		e := b.entry(here)
 		if e.TxPackets != old.TxPackets+1 || e.TxBytes != old.TxBytes+uint64(len(f)) {
-			t.Errorf("station was %+v, is %+v", old, e)
+			t.Errorf("entry was %+v, is %+v", old, e)
 		}
 		if n, o := counts(f, skb{GSOSize: 50, GSOSegs: 7}); n != 7 || o != uint64(len(f)) {
 			t.Errorf("counted %d, %d bytes", n, o)
@@ -305,7 +305,7 @@ func TestFromPort(t *testing.T) {
 	t.Run("past the VXLAN device", func(t *testing.T) {
 		b.put(PeerKnown | PeerFast | PeerExpress | PeerDirect)
 		defer b.put(PeerKnown | PeerFast | PeerExpress)
-		b.check(b.SetExpress(false)) // as where the bridge's frames are judged
+		b.check(b.SetExpress(false)) // as if rules filter bridged frames
 		defer func() { b.check(b.SetExpress(true)) }()
 		old, f := b.traffic(2), frame(there, here, ip4(200))
 		v, out := b.run(b.Datapath.c.fromPort, f, skb{})
@@ -365,7 +365,7 @@ func TestFromTAP(t *testing.T) {
 	}
 	run(frame(all, there, arp), redirect, "")
 	if e := b.entry(here); e.RxPackets != old.RxPackets+1 || e.RxBytes != old.RxBytes+uint64(len(f)) {
-		t.Errorf("station was %+v, is %+v", old, e)
+		t.Errorf("entry was %+v, is %+v", old, e)
 	}
 
 	p := Probe{Src: 1, Dst: 2, To: outerThere, Nonce: [NonceLen]byte{1, 2, 3, 15: 16}}
@@ -394,7 +394,7 @@ func TestFromVXLANWithoutKey(t *testing.T) {
 	b.dropped("unknown_remote")
 }
 
-// outside puts what express sends around a frame.
+// outside puts the outer headers of express around a frame.
 func outside(vni uint32, dscp byte, f []byte) []byte {
 	n := len(f) + 36
 	b := make([]byte, 14, 14+n+14)
@@ -493,15 +493,15 @@ func TestFromContainer(t *testing.T) {
 		t.Errorf("counted %+v, %+v", e, e2)
 	}
 	pass(frame(here, here, arp), on)
-	b.station(here2, 1, 9999, false)
+	b.putMAC(here2, 1, 9999, false)
 	pass(f, on)
-	b.station(here2, 1, 0, true)
+	b.putMAC(here2, 1, 0, true)
 	pass(f, on)
 
 	// What the router forbids.
-	b.station(here, 1, on.Ifindex, false)
+	b.putMAC(here, 1, on.Ifindex, false)
 	pass(good, on)
-	b.station(here, 1, on.Ifindex, true)
+	b.putMAC(here, 1, on.Ifindex, true)
 	for _, flags := range []PeerFlags{0, PeerKnown, PeerKnown | PeerFast, PeerKnown | PeerExpress} {
 		b.put(flags)
 		pass(good, on)
@@ -617,11 +617,11 @@ func TestFromUnderlay(t *testing.T) {
 	pass("probe", wrap(vni, frame([6]byte{}, [6]byte{}, append([]byte{0x88, 0xb5, 1}, make([]byte, 60)...))))
 
 	// Where it goes, path_test.go shows.
-	b.station(here, 1, uint32(b.veth), false)
+	b.putMAC(here, 1, uint32(b.veth), false)
 	comes("station that is not express", good, inner)
-	b.station(here, 1, 0, true)
+	b.putMAC(here, 1, 0, true)
 	comes("station without veth", good, inner)
-	b.station(here, 1, uint32(b.veth), true)
+	b.putMAC(here, 1, uint32(b.veth), true)
 	b.put(PeerKnown | PeerFast)
 	pass("neighbour that is not express", good)
 	b.put(PeerKnown | PeerFast | PeerExpress)
@@ -632,7 +632,7 @@ func TestFromUnderlay(t *testing.T) {
 	pass("by another interface than goes there", good)
 	b.put(PeerKnown | PeerFast | PeerExpress)
 	b.check(b.SetExpress(false))
-	comes("judged", good, inner)
+	comes("bridged", good, inner)
 	b.check(b.SetExpress(true))
 	b.check(b.SetSelf(0))
 	pass("no id", good)

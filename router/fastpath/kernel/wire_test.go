@@ -16,8 +16,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
-// wire is one host, and a namespace on its underlay with the addresses of
-// several others, which sends VXLAN by hand and receives what comes:
+// wire is one host, and a namespace on its underlay with the addresses of several other
+// hosts, which sends and receives VXLAN packets:
 //
 //	host 1, 192.0.2.1 ==== .2 neighbour 2, .3 neighbour 3, .9 nobody
 type wire struct {
@@ -67,7 +67,7 @@ func newWire(t *testing.T) *wire {
 			t.Fatal(err)
 		}
 	}
-	w.station(w.mac, 1, 0, false)
+	w.putMAC(w.mac, 1, 0, false)
 	return w
 }
 
@@ -132,7 +132,7 @@ func (w *wire) drops(want map[string]uint64) {
 	})
 }
 
-// probeFrame is a probe on the wire, whose checksum is still open.
+// probeFrame is a probe on the wire with a partial checksum.
 func probeFrame(op byte, nonce [16]byte, length int) []byte {
 	b := AppendProbe(nil, Probe{Src: 1, Dst: 2, To: outerThere, Nonce: nonce}, length)
 	b[5] = op
@@ -289,7 +289,7 @@ func TestDelivery(t *testing.T) {
 	f := frame(w.mac, there, ip4(100))
 	w.send("192.0.2.2", 2, 1, 64, f)
 	waitFor(Event{Addr: there, Peer: 2})
-	w.station(there, 2, 0, false)
+	w.putMAC(there, 2, 0, false)
 	w.send("192.0.2.2", 2, 1, 64, f)
 	n := uint64(len(f))
 	eventually(t, "counters", func() bool { return w.traffic(2).RxPackets == 2 })

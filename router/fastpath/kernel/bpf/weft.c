@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
 //
-// The programs. ../doc.go says what each is for, weft.h what the maps hold.
+// The programs. ../doc.go describes each of them, weft.h the contents of the maps.
 //
-// They return TC_ACT_UNSPEC for a frame that goes on as if they were not there:
-// with TCX and with clsact other programs of the hook then still run.
+// They return TC_ACT_UNSPEC for a frame that they leave unchanged: then, with TCX and with
+// clsact, other programs of the hook still run.
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -31,8 +31,8 @@ char _license[] SEC("license") = "GPL";
 #define AF_INET 2
 #define PACKET_HOST 0
 #define EINVAL 22
-#define VXLAN_FLAGS 0x08000000 // a VNI is there, and nothing else
-// No TCP/IP header is larger, but for IPv6 extension headers.
+#define VXLAN_FLAGS 0x08000000 // a VNI and nothing else
+// No TCP/IP headers are larger, except with IPv6 extension headers.
 #define MAX_HEADERS 120
 
 // Since Linux 6.3, so not in every linux/bpf.h.
@@ -102,8 +102,8 @@ struct {
 	__uint(max_entries, 4096);
 } pending SEC(".maps");
 
-// In front of a frame on the TAP.
-struct tag {
+// Precedes a frame on the TAP.
+struct metadata {
 	__u8 zero[12];
 	__be16 proto;
 	__u8 op, reason;
@@ -112,8 +112,8 @@ struct tag {
 	union addr addr;
 } __attribute__((packed, aligned(2)));
 
-// The front of a probe. What is before the nonce is as in any packet of a
-// container, so that all on the way treats it as one.
+// The beginning of a probe. The headers before the nonce look like those of a packet of a
+// container, so that everything on the path treats the probe like one.
 struct probe {
 	struct ethhdr eth;
 	struct iphdr ip;
@@ -123,7 +123,7 @@ struct probe {
 	__be16 src, dst;
 } __attribute__((packed, aligned(2)));
 
-_Static_assert(sizeof(struct tag) == 40, "doc.go draws a tag of 40 bytes");
+_Static_assert(sizeof(struct metadata) == 40, "doc.go draws a metadata header of 40 bytes");
 _Static_assert(offsetof(struct probe, to) == 58, "doc.go draws a probe's address at 58");
 _Static_assert(sizeof(struct probe) == 78, "doc.go draws the front of a probe");
 
@@ -131,17 +131,17 @@ struct vxlan {
 	__be32 flags, vni;
 };
 
-// What is put in front of a frame, and how a frame looks that has it.
+// The outer headers of a frame, and the layout of a frame with them.
 struct outer {
 	struct iphdr ip;
 	struct udphdr udp;
 	struct vxlan vxlan;
-	struct ethhdr eth; // of the frame inside
+	struct ethhdr eth; // of the inner frame
 } __attribute__((packed, aligned(2)));
 
 _Static_assert(sizeof(struct outer) == 50, "20 IPv4, 8 UDP, 8 VXLAN, 14 Ethernet");
 
-// Bits of the first word of an address, which tell kinds of stations apart.
+// Bits of the first word of an address that distinguish unicast, group and zero.
 static __always_inline int is_zero(const struct ethhdr *eth)
 {
 	const __u16 *w = (const void *)eth->h_source;
@@ -149,7 +149,7 @@ static __always_inline int is_zero(const struct ethhdr *eth)
 	return (w[0] | w[1] | w[2]) == 0;
 }
 
-// What a frame from nobody wants: PROBE_*, or -1 if it is no probe.
+// Operation of a frame from the zero address: PROBE_*, or -1 if it is not a probe.
 static __always_inline int probe_op(const struct ethhdr *eth)
 {
 	const __u16 *w = (const void *)eth->h_dest;
@@ -208,7 +208,7 @@ static __always_inline int drop(__u32 why)
 	return TC_ACT_SHOT;
 }
 
-// The Ethernet header, pulled into the linear part if need be; 0 if the frame
+// Returns the Ethernet header, pulled into the linear part if necessary; 0 if the frame
 // has none.
 static __always_inline struct ethhdr *header(struct __sk_buff *skb)
 {
@@ -224,8 +224,8 @@ static __always_inline struct ethhdr *header(struct __sk_buff *skb)
 	return data;
 }
 
-// How many packets the frame is on the wire. What comes from a TAP has gso_size
-// and no gso_segs yet.
+// Returns the number of packets that the frame is on the wire. A frame from a TAP has
+// gso_size, but no gso_segs yet.
 static __always_inline __u32 packets(struct __sk_buff *skb)
 {
 	__u32 size = skb->gso_size, n = skb->gso_segs;
@@ -255,9 +255,9 @@ static __always_inline void count_rx(struct mac_entry *e, __u32 n, __u64 bytes)
 	__sync_fetch_and_add(&e->rx_bytes, bytes);
 }
 
-// Tells the router where a station was seen. An event that finds the ring full
-// is lost; the station's next frame after EVENT_GAP tells again. It is a function
-// of its own, so that its argument is in BTF for the test that compares.
+// Reports to the router where a MAC address was seen. If the ring is full the event is
+// lost, and the next frame after EVENT_GAP reports again. It is a function of its own so
+// that BTF has its argument for the test that compares the structs.
 static __noinline int tell(const struct event *e)
 {
 	__u64 now = bpf_ktime_get_boot_ns(), *last;
@@ -279,8 +279,8 @@ static __always_inline void seen_at(const struct mac *m, __u32 peer, __u32 ifind
 	tell(&e);
 }
 
-// Length of the headers of each segment between Ethernet header and payload,
-// VLAN tags included; 0 if it is not TCP or UDP behind at most one tag.
+// Returns the length of the headers of each segment between Ethernet header and payload,
+// including VLAN tags; 0 if it is not TCP or UDP behind at most one tag.
 static __always_inline __u32 headers(struct __sk_buff *skb)
 {
 	__u32 len = skb->vlan_present ? VLAN_HLEN : 0, off = ETH_HLEN, l4;
@@ -313,7 +313,7 @@ static __always_inline __u32 headers(struct __sk_buff *skb)
 	return len + l4 + (b >> 4) * 4;
 }
 
-// Tells whether the frame, or each segment of it, fits into mtu bytes behind the
+// Reports whether the frame, or each of its segments, fits into mtu bytes behind the
 // Ethernet header.
 static __always_inline int fits(struct __sk_buff *skb, __u32 mtu)
 {
@@ -327,7 +327,7 @@ static __always_inline int fits(struct __sk_buff *skb, __u32 mtu)
 	return len && size + len <= mtu;
 }
 
-// Sends the frame out by the VXLAN device.
+// Sends the frame by the VXLAN device.
 static __always_inline int encap(struct __sk_buff *skb, struct config *cfg, __u32 vni, __u32 ttl,
 				 const union addr *remote, const union addr *local)
 {
@@ -356,7 +356,7 @@ static __always_inline int encap(struct __sk_buff *skb, struct config *cfg, __u3
 	return bpf_redirect(cfg->vxlan, 0);
 }
 
-// Sends the frame to the router as it is.
+// Sends the frame to the router unchanged.
 static __always_inline int to_tap(struct config *cfg)
 {
 	if (!cfg->tap)
@@ -364,31 +364,31 @@ static __always_inline int to_tap(struct config *cfg)
 	return bpf_redirect(cfg->tap, 0);
 }
 
-// Sends the frame to the router behind a tag.
-static __always_inline int to_tap_tagged(struct __sk_buff *skb, struct config *cfg, __u32 op, __u32 reason,
+// Sends the frame to the router behind a metadata header.
+static __always_inline int to_tap_with_metadata(struct __sk_buff *skb, struct config *cfg, __u32 op, __u32 reason,
 					 __u32 src, __u32 dst, __u32 ttl, const union addr *addr)
 {
-	struct tag *tag;
+	struct metadata *m;
 
 	if (!cfg->tap)
 		return drop(DROP_NO_TAP);
-	if (bpf_skb_change_head(skb, sizeof(*tag), 0))
+	if (bpf_skb_change_head(skb, sizeof(*m), 0))
 		return drop(DROP_REDIRECT);
-	tag = (void *)(long)skb->data;
-	if ((void *)(tag + 1) > (void *)(long)skb->data_end)
+	m = (void *)(long)skb->data;
+	if ((void *)(m + 1) > (void *)(long)skb->data_end)
 		return drop(DROP_REDIRECT);
-	__builtin_memset(tag, 0, sizeof(*tag));
-	tag->proto = bpf_htons(ETH_P_WEFT);
-	tag->op = op;
-	tag->reason = reason;
-	tag->src = bpf_htons(src);
-	tag->dst = bpf_htons(dst);
-	tag->ttl = ttl;
-	tag->addr = *addr;
+	__builtin_memset(m, 0, sizeof(*m));
+	m->proto = bpf_htons(ETH_P_WEFT);
+	m->op = op;
+	m->reason = reason;
+	m->src = bpf_htons(src);
+	m->dst = bpf_htons(dst);
+	m->ttl = ttl;
+	m->addr = *addr;
 	return bpf_redirect(cfg->tap, 0);
 }
 
-// The outer header's checksum, RFC 1071.
+// Returns the checksum of the outer header, RFC 1071.
 static __always_inline __u16 ip_checksum(const void *ip)
 {
 	const __u16 *w = ip;
@@ -402,12 +402,12 @@ static __always_inline __u16 ip_checksum(const void *ip)
 	return ~sum;
 }
 
-// Makes room for struct outer in front of an IP packet. ENCAP_L2 is the length of the
-// Ethernet header inside; with VXLAN's header counted in, segmentation drops every
-// super-frame. Kernels before Linux 5.13 do not know ENCAP_L2_ETH and refuse it, with
-// the frame as it was. Without it what is inside is said to be IP, not Ethernet, and
-// begins at the same place: the kernel cuts it the same, only cards that look for
-// Ethernet in VXLAN leave that to the kernel.
+// Inserts space for struct outer in front of an IP packet. ENCAP_L2 is the length of the
+// inner Ethernet header only: if it included the VXLAN header, segmentation would drop
+// every GSO packet. Kernels before Linux 5.13 do not know ENCAP_L2_ETH and refuse it,
+// without changing the frame. Without the flag the payload counts as IP, not Ethernet, at
+// the same offset. The kernel segments it in the same way, but cards that look for
+// Ethernet in VXLAN leave the segmentation to the kernel.
 static __always_inline long make_room(struct __sk_buff *skb, __u64 l2)
 {
 	return bpf_skb_adjust_room(skb, sizeof(struct outer), BPF_ADJ_ROOM_MAC,
@@ -415,8 +415,8 @@ static __always_inline long make_room(struct __sk_buff *skb, __u64 l2)
 				   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_NO_CSUM_RESET | l2);
 }
 
-// Puts the frame into VXLAN and sends it to the next hop, past VXLAN device and
-// routes. TC_ACT_UNSPEC says that this can not be done, and the frame is as it was.
+// Puts the frame into VXLAN and sends it to the next hop, bypassing the VXLAN device and
+// the routes. If it cannot, it returns TC_ACT_UNSPEC and the frame is unchanged.
 static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32 id, struct peer_entry *p)
 {
 	__u32 n = packets(skb), len = skb->len, vni, hash, ifindex;
@@ -431,8 +431,7 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	if (!eth || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
 	    eth->h_proto != skb->protocol || skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	// All of the entry that is needed is read at once: what comes after can not
-	// be undone.
+	// Read all fields of the entry first: the steps below cannot be undone.
 	addr = (void *)p->local;
 	if (!is_v4(addr))
 		return TC_ACT_UNSPEC;
@@ -450,7 +449,7 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	if (!ifindex || !fits(skb, p->mtu))
 		return TC_ACT_UNSPEC;
 
-	// RFC 6040, 4.1, normal mode, as the device has it.
+	// RFC 6040, section 4.1, normal mode, like the VXLAN device.
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
 			return TC_ACT_UNSPEC;
@@ -535,7 +534,7 @@ int from_port(struct __sk_buff *skb)
 	if (!d)
 		return to_tap(cfg);
 	id = d->peer;
-	if (id == cfg->self) // flooded by the bridge, which has forgotten it
+	if (id == cfg->self) // the bridge forgot the address and flooded the frame
 		return TC_ACT_SHOT;
 	p = get_peer(id);
 	if (!p || !(p->flags & PEER_FAST) || !cfg->vxlan || !fits(skb, p->mtu))
@@ -640,7 +639,7 @@ int from_vxlan(struct __sk_buff *skb)
 		if (len < sizeof(struct probe))
 			return drop(DROP_FORMAT);
 		if (op == PROBE_ECHO)
-			return to_tap_tagged(skb, cfg, TAG_ECHO, 0, src, dst, ttl, &addr);
+			return to_tap_with_metadata(skb, cfg, METADATA_ECHO, 0, src, dst, ttl, &addr);
 		eth->h_dest[5] = PROBE_ECHO;
 		return encap(skb, cfg, src << 12 | dst, TTL, &addr, (void *)r->local);
 	}
@@ -674,11 +673,11 @@ int from_vxlan(struct __sk_buff *skb)
 	if (ttl <= 1)
 		return drop(DROP_TTL);
 	if (!(p->flags & PEER_FAST) || !cfg->vxlan)
-		return to_tap_tagged(skb, cfg, TAG_RELAY, REASON_SLOW, src, dst, ttl, &addr);
+		return to_tap_with_metadata(skb, cfg, METADATA_RELAY, REASON_SLOW, src, dst, ttl, &addr);
 	if (same_addr(&addr, (void *)p->remote))
 		return drop(DROP_LOOP);
 	if (!fits(skb, p->mtu))
-		return to_tap_tagged(skb, cfg, TAG_RELAY, REASON_BIG, src, dst, ttl, &addr);
+		return to_tap_with_metadata(skb, cfg, METADATA_RELAY, REASON_BIG, src, dst, ttl, &addr);
 	t = bpf_map_lookup_elem(&traffic, &dst);
 	if (t) {
 		t->relayed_packets += n;
@@ -722,9 +721,9 @@ int from_container(struct __sk_buff *skb)
 		touch(s);
 		count_tx(s, n, len);
 		count_rx(d, n, len);
-		// The address is not that of the host's end of the veth, by which it came,
-		// so the kernel takes it for another host's, and Linux 5.10 does not look
-		// again: the container would drop it.
+		// The destination is not the address of the host's end of the veth that
+		// the frame came from, so the kernel marked it as for another host. Linux
+		// 5.10 does not check again, and the container would drop the frame.
 		bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(d->ifindex, 0);
 	}
@@ -740,9 +739,9 @@ int from_container(struct __sk_buff *skb)
 	return verdict;
 }
 
-// Tells whether the frame inside is datagrams in bulk (UDP_SEGMENT), or may be. What
-// strip leaves of the packet around them, in skb->encapsulation and gso_type, has the
-// kernel drop them where it cuts them; TCP is cut rightly.
+// Reports whether the inner frame may be a GSO packet of datagrams (UDP_SEGMENT). strip
+// leaves traces of the outer packet in skb->encapsulation and gso_type, because of which
+// the kernel drops datagrams when it segments them. It segments TCP correctly.
 static __always_inline int bulk_of_datagrams(struct __sk_buff *skb, __be16 inner)
 {
 	__u32 at = ETH_HLEN + sizeof(struct outer);
@@ -752,7 +751,7 @@ static __always_inline int bulk_of_datagrams(struct __sk_buff *skb, __be16 inner
 	return skb->gso_size && (bpf_skb_load_bytes(skb, at, &proto, 1) || proto != IPPROTO_TCP);
 }
 
-// Takes len bytes away behind the Ethernet header.
+// Removes len bytes behind the Ethernet header.
 static __always_inline long strip(struct __sk_buff *skb, int len, __u64 flags)
 {
 	return bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC,
@@ -776,7 +775,7 @@ int from_underlay(struct __sk_buff *skb)
 	__be16 port;
 	__u8 proto;
 
-	// Nearly all of a host's traffic leaves here.
+	// Almost all traffic of a host returns here.
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	cfg = get_config();
@@ -798,8 +797,8 @@ int from_underlay(struct __sk_buff *skb)
 	if (o->ip.protocol != IPPROTO_UDP || o->udp.dest != bpf_htons(cfg->vxlan_port) ||
 	    o->ip.version != 4 || o->ip.ihl != 5 || o->ip.frag_off & bpf_htons(0x3fff))
 		return TC_ACT_UNSPEC;
-	// The stack judges checksums, takes off padding, and passes on what a router
-	// has marked as congestion.
+	// The stack verifies checksums, removes padding, and propagates congestion marks
+	// of routers.
 	if (o->udp.check || (o->ip.tos & ECN_MASK) == ECN_CE || o->vxlan.flags != bpf_htonl(VXLAN_FLAGS) ||
 	    (!skb->gso_size && bpf_ntohs(o->ip.tot_len) != skb->len - ETH_HLEN))
 		return TC_ACT_UNSPEC;
@@ -817,10 +816,10 @@ int from_underlay(struct __sk_buff *skb)
 	local = (void *)r->local;
 	if (!is_v4(local) || local->w[3] != o->ip.daddr)
 		return TC_ACT_UNSPEC;
-	// A neighbour of encrypted links has an address inside of them, and frames
-	// that claim to come from there must not be taken from the bare underlay.
-	// What comes by another interface than goes there may be forged; netfilter
-	// judges that on the stack's way.
+	// A neighbour of an encrypted link has an address inside the tunnel. Frames that
+	// claim to come from it must not be accepted from the underlay. A packet that
+	// comes by another interface than the one towards its source may be forged. The
+	// stack passes it to netfilter, which decides.
 	p = get_peer(r->peer);
 	if (!p || !(p->flags & PEER_EXPRESS) || p->ifindex != skb->ifindex)
 		return TC_ACT_UNSPEC;
@@ -830,7 +829,7 @@ int from_underlay(struct __sk_buff *skb)
 	get_mac(&smac, o->eth.h_source);
 	get_mac(&dmac, o->eth.h_dest);
 	s = bpf_map_lookup_elem(&macs, &smac);
-	if (!s || s->peer != src) // the stack's way learns it
+	if (!s || s->peer != src) // from_vxlan learns it
 		return TC_ACT_UNSPEC;
 	d = bpf_map_lookup_elem(&macs, &dmac);
 	if (!d || d->peer != cfg->self)
@@ -846,8 +845,8 @@ int from_underlay(struct __sk_buff *skb)
 		if (strip(skb, sizeof(*o), 0))
 			return TC_ACT_UNSPEC;
 	} else if (strip(skb, sizeof(*o), ADJ_ROOM_DECAP_L3_IPV6)) {
-		// Before Linux 6.3 only the other way to make IPv6 of IPv4 changes
-		// skb->protocol too. It puts in as many bytes as the headers differ by.
+		// Before Linux 6.3 only bpf_skb_change_proto changes skb->protocol from IPv4
+		// to IPv6. It inserts as many bytes as the lengths of the headers differ.
 		if (bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0))
 			return TC_ACT_UNSPEC;
 		if (strip(skb, sizeof(*o) + sizeof(struct ipv6hdr) - sizeof(struct iphdr), 0))
@@ -857,8 +856,8 @@ int from_underlay(struct __sk_buff *skb)
 	if (!eth)
 		return drop(DROP_REDIRECT);
 	*eth = inner;
-	// A checksum that the device has judged good was the outer one, if it judged
-	// no more; the stack does the same for a UDP checksum of zero.
+	// If the card verified only one checksum, that was the outer one. The stack does
+	// the same for a UDP checksum of zero.
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 
 	touch(s);
