@@ -8,18 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shapedGroup is the group of interfaces that Attachment.Shaped is set for. It is there from the
-// moment when the interface is: a program of ours in the clsact qdisc would have the kernel refuse
-// an ingress qdisc, which is what limits are made of, on kernels without TCX.
+// rateLimitedGroup is the interface group of the interfaces with Attachment.Shaped.
+// They have it from the moment they exist: on kernels without TCX, a program of weft
+// in a clsact qdisc would make the kernel refuse an ingress qdisc, which implements
+// limits.
 const rateLimitedGroup = 6784
 
-// freely are the queueing disciplines that hold nothing back by themselves. What mq hands frames to
-// is listed by itself.
+// unlimited are the queueing disciplines that do not hold frames back. The children
+// of mq are listed on their own.
 var unlimited = []string{"clsact", "noqueue", "mq"}
 
-// shaped returns the interfaces that have a queueing discipline which somebody put there and which
-// may hold frames back. Those that the kernel gives by itself, by net.core.default_qdisc, have no
-// handle.
+// rateLimited returns the interfaces with a queueing discipline that a program
+// installed and that may hold frames back. Those of the kernel itself, by
+// net.core.default_qdisc, have no handle.
 func (w *Watch) rateLimited() (map[int]bool, error) {
 	list, err := Dump(func() ([]netlink.Qdisc, error) { return w.h.QdiscList(nil) })
 	if err != nil {
@@ -34,8 +35,8 @@ func (w *Watch) rateLimited() (map[int]bool, error) {
 	return shaped, nil
 }
 
-// disciplines tells of changes of queueing disciplines until done is closed; a closed channel says
-// that the messages ended.
+// qdiscChanges signals changes of queueing disciplines until done is closed. It
+// closes the channel when the messages end.
 func qdiscChanges(done <-chan struct{}) (<-chan struct{}, error) {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
 	if err != nil {

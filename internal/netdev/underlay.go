@@ -10,18 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Underlay is what an interface is for packets that are written and read past
-// the host's stack.
+// Underlay has the properties of an interface that matter for packets which bypass
+// the stack of the host.
 type Underlay struct {
 	Ethernet bool // frames on it have an Ethernet header
-	// Netfilter reports that what leaves by it still meets netfilter: it crosses a bridge
-	// or the output chain of an IPVLAN.
+	// Netfilter reports that packets which leave by the interface still cross
+	// netfilter: in a bridge, or in the output chain of an IPVLAN.
 	Netfilter bool
 }
 
-// Underlay looks at an interface. Of what it cannot find out it says the worse.
+// Underlay returns the properties of an interface. If a property cannot be
+// determined, it returns the pessimistic value.
 func (w *Watch) Underlay(ifindex int) (u Underlay) {
-	for range 8 { // no more lie on each other
+	for range 8 { // more interfaces are not stacked
 		l, err := w.h.LinkByIndex(ifindex)
 		if err != nil {
 			break
@@ -39,8 +40,8 @@ func (w *Watch) Underlay(ifindex int) (u Underlay) {
 	return Underlay{Netfilter: true}
 }
 
-// Secured returns the IPv4 networks of other hosts to or from which UDP packets go
-// through IPsec, as the host's policies have it.
+// IPsecPrefixes returns the IPv4 networks of other hosts for which the policies of
+// this host apply IPsec to UDP packets.
 func (w *Watch) IPsecPrefixes() (others []netip.Prefix, err error) {
 	var policies []netlink.XfrmPolicy
 	err = DoIn(w.ns, func() (err error) {
@@ -48,7 +49,7 @@ func (w *Watch) IPsecPrefixes() (others []netip.Prefix, err error) {
 		return err
 	})
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil, nil // nor IPsec
+		return nil, nil // the kernel has no IPsec
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list the policies of IPsec: %w", err)
@@ -67,7 +68,7 @@ func (w *Watch) IPsecPrefixes() (others []netip.Prefix, err error) {
 	return others, nil
 }
 
-// network is n as a prefix, or of all IPv4 addresses if n is nil.
+// network returns n as a prefix; all IPv4 addresses if n is nil.
 func network(n *net.IPNet) netip.Prefix {
 	if n == nil {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)

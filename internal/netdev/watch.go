@@ -16,16 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch looks at one network namespace and tells when its interfaces, their queueing
-// disciplines, routes or neighbours' ways have changed. Make it with NewWatch. Its methods are safe
-// for concurrent use.
+// Watch observes one network namespace and reports changes of its interfaces,
+// queueing disciplines, addresses, routes and rules. Make it with NewWatch. Its
+// methods are safe for concurrent use.
 type Watch struct {
 	ns netns.NsHandle
 	h  handle
 }
 
-// NewWatch watches the calling thread's network namespace, from whatever thread
-// its methods are called.
+// NewWatch watches the network namespace of the calling thread. Its methods may be
+// called from any thread.
 func NewWatch() (*Watch, error) {
 	ns, err := netns.Get()
 	if err != nil {
@@ -39,7 +39,7 @@ func NewWatch() (*Watch, error) {
 	return &Watch{ns, h}, nil
 }
 
-// Close gives back what NewWatch opened. Run has returned before.
+// Close closes what NewWatch opened. Run must have returned.
 func (w *Watch) Close() {
 	w.h.Close()
 	w.ns.Close()
@@ -48,18 +48,18 @@ func (w *Watch) Close() {
 // Hop is how packets to an address leave the host.
 type Hop struct {
 	Ifindex int
-	Local   netip.Addr // their source
-	Gateway netip.Addr // the neighbour that they go to: the address itself, or a router
+	Local   netip.Addr // source address of the packets
+	Gateway netip.Addr // next hop: the address itself, or a router
 }
 
-// Hop asks the routes for the way to an address.
+// Hop looks up the route to an address.
 func (w *Watch) Hop(to netip.Addr) (Hop, error) {
 	routes, err := w.h.RouteGet(to.AsSlice())
 	if err == nil && len(routes) == 0 {
 		err = unix.ENETUNREACH
 	}
 	if err != nil {
-		return Hop{}, fmt.Errorf("find the route to %s: %w", to, err)
+		return Hop{}, fmt.Errorf("look up the route to %s: %w", to, err)
 	}
 	r := routes[0]
 	hop := Hop{Ifindex: r.LinkIndex, Gateway: to}
@@ -76,12 +76,13 @@ func (w *Watch) Hop(to netip.Addr) (Hop, error) {
 type Port struct {
 	Name    string
 	Ifindex int
-	// Shaped says that somebody limits what passes by it, or is about to.
+	// RateLimited reports that a queueing discipline limits the traffic of the port,
+	// or will.
 	RateLimited bool
 }
 
-// Containers returns the ports of a bridge that are the host's ends of veth
-// pairs, but for those that are named, by index.
+// Containers returns the ports of a bridge that are the host's ends of veth pairs,
+// ordered by index, without those named in but.
 func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
 	links, err := w.h.links()
 	if err != nil {
@@ -106,26 +107,26 @@ func (w *Watch) Containers(bridge string, but ...string) ([]Port, error) {
 	return ports, nil
 }
 
-// Filter is what of the host's netfilter sees the frames that a bridge forwards from
-// port to port. Its zero value is nothing. It is comparable.
+// Filter is a rule set of the host that sees the frames which a bridge forwards from
+// port to port. The zero value is none. It is comparable.
 type Filter struct {
 	Family FilterFamily
 	Table  string
 	Chain  string // if IP packets are filtered
 }
 
-// FilterFamily is the family of the rules.
+// FilterFamily is the family of a Filter.
 type FilterFamily uint8
 
-// Families.
+// Families of rules.
 const (
 	NoFilter     FilterFamily = iota
 	FilterBridge              // nftables' family bridge
 	FilterIP                  // IP packets, as net.bridge.bridge-nf-call-iptables is set
-	FilterLegacy              // likewise, of iptables-legacy
+	FilterLegacy              // the same, of iptables-legacy
 )
 
-// String says it in words, for status; "" for the zero value.
+// String describes the filter for status; "" for the zero value.
 func (f Filter) String() string {
 	switch f.Family {
 	case FilterBridge:
@@ -138,8 +139,9 @@ func (f Filter) String() string {
 	return ""
 }
 
-// Filtered returns what filters bridged frames: rules of the bridge family, and rules
-// of IP where net.bridge.bridge-nf-call-iptables shows bridged packets to them.
+// Filtered returns the rules that see bridged frames: those of family bridge, and
+// those of IP if net.bridge.bridge-nf-call-iptables passes bridged packets to them.
+// The zero value means that there are none.
 func (w *Watch) Filtered() (Filter, error) {
 	var shown, legacy bool
 	var chains []*nftables.Chain
@@ -172,8 +174,8 @@ func (w *Watch) Filtered() (Filter, error) {
 	return Filter{}, nil
 }
 
-// filterOf returns what a chain filters; shown says that chains of IP see bridged
-// packets.
+// filterOf returns a chain as a Filter, the zero value if it does not see bridged
+// frames. shown reports that chains of IP see bridged packets.
 func filterOf(ch *nftables.Chain, shown bool) Filter {
 	if ch.Hooknum == nil {
 		return Filter{}
@@ -193,9 +195,9 @@ func filterOf(ch *nftables.Chain, shown bool) Filter {
 	return Filter{}
 }
 
-// Run calls changed when interfaces, queueing disciplines, addresses or routes have changed, until ctx
-// ends; once for what changes within settle. It calls also when so much changed at
-// once that the kernel could not tell all of it.
+// Run calls changed after interfaces, queueing disciplines, addresses or routes
+// changed, once for all changes within settle, until ctx ends. It also calls it
+// after so many changes at once that the kernel could not report all of them.
 func (w *Watch) Run(ctx context.Context, changed func()) error {
 	for {
 		if err := w.listen(ctx, changed); !errors.Is(err, errEnded) {
@@ -206,11 +208,11 @@ func (w *Watch) Run(ctx context.Context, changed func()) error {
 			return nil
 		case <-time.After(settle):
 		}
-		changed() // what was not told may be anything
+		changed() // the lost messages may be anything
 	}
 }
 
-// listen is Run until a socket overflows, which ends the messages.
+// listen is Run until a socket overflows, which ends its messages.
 func (w *Watch) listen(ctx context.Context, changed func()) error {
 	wrap := func(what string, err error) error { return fmt.Errorf("watch %s: %w", what, err) }
 	done := make(chan struct{})
@@ -279,8 +281,8 @@ func (w *Watch) listen(ctx context.Context, changed func()) error {
 	}
 }
 
-// rest takes what comes within settle: a container that starts makes a dozen
-// messages.
+// rest receives the messages that come within settle: a container that starts causes
+// a dozen.
 func rest(links <-chan netlink.LinkUpdate, routes <-chan netlink.RouteUpdate, addrs <-chan netlink.AddrUpdate) error {
 	settled := time.After(settle)
 	for {
@@ -298,8 +300,8 @@ func rest(links <-chan netlink.LinkUpdate, routes <-chan netlink.RouteUpdate, ad
 	}
 }
 
-// drain lets go of whoever still hands messages over; they end when their socket
-// is closed.
+// drain receives messages until their socket is closed, so that nobody blocks on
+// sending them.
 func drain[T any](messages <-chan T) {
 	go func() {
 		for range messages {
@@ -307,7 +309,7 @@ func drain[T any](messages <-chan T) {
 	}()
 }
 
-// settle is how long Run waits for more changes before it calls.
+// settle is how long Run waits for more changes before it calls changed.
 const settle = 5 * time.Millisecond
 
 var errEnded = errors.New("the kernel's messages ended")

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rules calls changed when tables, chains or rules of nftables have changed, also
-// those of iptables where it makes nftables' of its own; until ctx ends. A transaction
-// may call it often. It calls also when so much changed at once that the kernel
-// could not tell all of it.
+// Rules calls changed after tables, chains or rules of nftables changed, including
+// those of iptables-nft, until ctx ends. One transaction may cause several calls. It
+// also calls it after so many changes at once that the kernel could not report all
+// of them.
 func (w *Watch) Rules(ctx context.Context, changed func()) error {
 	wrap := func(err error) error { return fmt.Errorf("watch rules of nftables: %w", err) }
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(w.ns), Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
@@ -41,8 +41,8 @@ func (w *Watch) Rules(ctx context.Context, changed func()) error {
 	}
 }
 
-// changesRules reports whether a message is of a table, chain or rule: those of sets come
-// by the thousand, and matter to nobody here.
+// changesRules reports whether a message is about a table, a chain or a rule.
+// Messages about sets come by the thousand and do not matter here.
 func changesRules(m netlink.Message) bool {
 	t := int(m.Header.Type)
 	return t>>8 == unix.NFNL_SUBSYS_NFTABLES && t&0xff <= unix.NFT_MSG_DELRULE

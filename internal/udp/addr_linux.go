@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toRaw writes a as the kernel wants it for this socket and returns the
+// toRaw writes a in the form that the kernel needs for this socket, and returns the
 // length.
 func (s *Socket) toRaw(raw *unix.RawSockaddrInet6, a netip.AddrPort) uint32 {
 	port := a.Port()<<8 | a.Port()>>8
@@ -26,7 +26,7 @@ func (s *Socket) toRaw(raw *unix.RawSockaddrInet6, a netip.AddrPort) uint32 {
 	}
 	*raw = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: a.Addr().As16()}
 	if z := a.Addr().Zone(); z != "" {
-		// Zones are numbers here: fromRaw made them.
+		// Zones are numbers, as fromRaw makes them.
 		if n, err := strconv.ParseUint(z, 10, 32); err == nil {
 			raw.Scope_id = uint32(n)
 		} else if i, err := net.InterfaceByName(z); err == nil {

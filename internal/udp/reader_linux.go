@@ -11,28 +11,28 @@ import (
 )
 
 const (
-	// readerSlots is how many messages of up to 64 KB a reader holds: a
-	// millisecond or two of a full link, in 2 MB.
+	// readerSlots is the number of messages of up to 64 KB that a reader holds: one
+	// or two milliseconds of a full link, in 2 MB.
 	readerSlots = 32
-	// A reader gives out at once at most unitBytes that are not urgent, so that
-	// there is much to join; but only quickBytes while there are urgent ones now
-	// and then, which wait for as long as that takes. They are gone when none came
-	// for calmBatches, some milliseconds of a full link: probes of links, and who
-	// forges packets, cost a little throughput at most.
+	// A batch of datagrams that are not urgent has at most unitBytes, so that there is
+	// much to join, but only quickBytes while urgent ones come, which wait for the
+	// batch. There are none any more after urgentGone batches without one, some
+	// milliseconds of a full link. So probes of links, and forged packets, cost little
+	// throughput.
 	unitBytes   = 256 << 10
 	quickBytes  = 64 << 10
 	urgentGone = 32
 )
 
-// reader reads ahead, so that it can give out what is urgent first.
+// reader reads ahead, so that it can return urgent datagrams first.
 type reader struct {
 	*vector
 	bufs   []byte // of bufferLen each, one behind the other
 	slots  []slot
 	urgent func(b []byte) bool // nil: none is
 
-	// Numbers of slots: empty ones, full ones in the order in which they came,
-	// and those that the caller has.
+	// Numbers of slots: empty ones, full ones in the order of arrival, and those of
+	// the caller.
 	free, first, rest, lent []int
 	held                    int // slots of rest with urgent datagrams
 	wasUrgent               bool
@@ -41,8 +41,8 @@ type reader struct {
 	out                     []Message
 }
 
-// slot is a message of the kernel: datagrams of one size, the last perhaps
-// shorter, from one address.
+// slot is a message of the kernel: datagrams of one size from one address, of which the
+// last may be shorter.
 type slot struct {
 	n, size int
 	addr    netip.AddrPort
@@ -94,10 +94,10 @@ func (r *reader) ReadBatch() ([]Message, error) {
 	return r.out, nil
 }
 
-// choose moves the messages to give out now to lent. Urgent ones go first, but
-// take turns with what came before them, or enough of them would hold that up
-// for ever. What came after them never goes before them: it may be of a flow whose
-// packets were urgent until then.
+// choose moves the messages of the next batch to lent. Urgent ones go first, but take
+// turns with messages that came before them, which would else starve. Messages that came
+// after them never go before them: they may be of a flow whose packets were urgent until
+// then.
 func (r *reader) choose() {
 	var bound uint64 = math.MaxUint64
 	if len(r.first) > 0 {
@@ -157,8 +157,8 @@ func (r *reader) receive(n int) error {
 			s.size = r.segmentSize(i, s.n)
 		}
 		some, all := r.areUrgent(r.buf(at)[:s.n], s.size)
-		// What is urgent stays behind what it shares a message with, and behind
-		// its like that does: they may be of one flow.
+		// Urgent datagrams stay behind others in the same message, and behind urgent
+		// ones that do: they may be of one flow.
 		if s.held = some && (!all || r.held > 0); s.held {
 			r.held++
 		}
@@ -172,9 +172,9 @@ func (r *reader) receive(n int) error {
 	return nil
 }
 
-// areUrgent reports whether some of the datagrams in b, of size bytes each but
-// perhaps the last, are urgent, and whether all are. A message may have both, as
-// a network card may join what comes from one peer.
+// areUrgent reports whether some of the datagrams in b are urgent, and whether all are.
+// Each has size bytes, the last may have fewer. A message may have both kinds, as a network
+// card may join all datagrams of a peer.
 func (r *reader) areUrgent(b []byte, size int) (some, all bool) {
 	if r.urgent == nil {
 		return false, false
@@ -191,8 +191,8 @@ func (r *reader) areUrgent(b []byte, size int) (some, all bool) {
 	}
 }
 
-// segmentSize returns the length of each datagram, but perhaps the last, in
-// message i of n bytes.
+// segmentSize returns the length of each datagram in message i of n bytes. The last may
+// be shorter.
 func (r *reader) segmentSize(i, n int) int {
 	c := &r.controls[i]
 	if int(r.msgs[i].hdr.Controllen) < unix.CmsgLen(4) || c.hdr.Level != unix.IPPROTO_UDP || c.hdr.Type != unix.UDP_GRO {

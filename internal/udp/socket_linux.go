@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufferSize is what the socket's buffers are asked to hold in bytes: some ten
-// milliseconds at 5 Gb/s, so that a reader that had to wait for a CPU loses
-// nothing. The kernel counts its own overhead too.
+// bufferSize is the requested size of the socket's buffers in bytes, about ten
+// milliseconds at 5 Gb/s, so that a reader that waited for a CPU loses nothing. It includes
+// overhead of the kernel.
 const bufferSize = 8 << 20
 
 // Socket is the Conn of the kernel.
@@ -26,23 +26,22 @@ type Socket struct {
 	six  bool // whether it is an IPv6 socket, which IPv4 is mapped into
 	k    Kernel
 
-	// segment is whether writers hand over several datagrams as one. It ends
-	// when the kernel refuses.
+	// segment reports that writers pass several datagrams as one. It becomes false
+	// when the kernel refuses that.
 	segment atomic.Bool
 	gro     bool // whether readers may be given several as one
 }
 
-// Kernel is what a Socket asks of the kernel; tests put a lesser one in its
-// place.
+// Kernel has the system calls of a Socket. Tests replace it by a lesser one.
 type Kernel struct {
-	// Offloads is whether to try UDP_SEGMENT and UDP_GRO at all.
+	// Offloads allows UDP_SEGMENT and UDP_GRO.
 	Offloads bool
 	// SetGRO sets the option UDP_GRO.
 	SetGRO func(fd int) error
-	// Mmsg is sendmmsg(2) and recvmmsg(2), by number: n structures at p,
-	// without waiting. It is raw, that is without telling Go's scheduler, which
-	// would have another thread take over during calls of more than 20
-	// microseconds: with bulk that cost a fifth of the CPU.
+	// Mmsg is sendmmsg(2) and recvmmsg(2), by number: n structures at p, without
+	// waiting. It is a raw system call, without notifying the scheduler of Go, which
+	// would hand the processor to another thread during calls of more than 20
+	// microseconds. Under bulk load that cost a fifth of the CPU.
 	Mmsg func(trap, fd uintptr, p unsafe.Pointer, n int) (int, syscall.Errno)
 }
 
@@ -56,8 +55,8 @@ var Linux = Kernel{
 	},
 }
 
-// Listen opens a socket at host, which may be empty for all addresses of both
-// families, and port, which may be 0.
+// Listen opens a socket. An empty host is all addresses of both families, and port 0 any
+// port.
 func Listen(host string, port int, k Kernel) (*Socket, error) {
 	addr := net.JoinHostPort(host, strconv.Itoa(port))
 	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
@@ -81,7 +80,7 @@ func Listen(host string, port int, k Kernel) (*Socket, error) {
 		var domain int
 		domain, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
 		s.six = domain == unix.AF_INET6
-		// Linux 5.0 and newer; without it datagrams come one by one.
+		// Since Linux 5.0. Without it datagrams come one by one.
 		s.gro = k.Offloads && k.SetGRO(int(fd)) == nil
 	}); e != nil || err != nil {
 		pc.Close()
@@ -90,13 +89,12 @@ func Listen(host string, port int, k Kernel) (*Socket, error) {
 	return s, nil
 }
 
-// setOptions makes buffers large and sets DF on all that is sent. PROBE, and
-// not DO, as the kernel's idea of the path MTU comes from ICMP, which anybody
-// may send.
+// setOptions makes the buffers large and sets DF on all packets. It uses PROBE instead of
+// DO, because the kernel learns its path MTU from ICMP, which anybody may send.
 func setOptions(fd int, six bool) error {
 	for _, o := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[0], bufferSize) != nil {
-			// Without the right to pass the system's limit, take the limit.
+			// Without the right to exceed the limit of the system, use the limit.
 			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[1], bufferSize); err != nil {
 				return fmt.Errorf("set buffer of %d bytes: %w", bufferSize, err)
 			}
@@ -107,7 +105,7 @@ func setOptions(fd int, six bool) error {
 			return fmt.Errorf("set IPV6_MTU_DISCOVER: %w", err)
 		}
 	}
-	// An IPv6 socket may carry IPv4 too, and then has both options.
+	// An IPv6 socket may carry IPv4, too, and has both options then.
 	err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
 	if err != nil && !six {
 		return fmt.Errorf("set IP_MTU_DISCOVER: %w", err)
@@ -123,7 +121,7 @@ func (s *Socket) LocalAddr() netip.AddrPort {
 // Close implements Conn.
 func (s *Socket) Close() error { return s.conn.Close() }
 
-// Offloads is what status shows of the socket.
+// Offloads returns the offloads in use, for status.
 func (s *Socket) Offloads() string {
 	switch seg := s.segment.Load(); {
 	case seg && s.gro:

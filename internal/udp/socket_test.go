@@ -34,7 +34,7 @@ func at(host string, s *udp.Socket) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(host), s.LocalAddr().Port())
 }
 
-// messages makes datagrams whose sizes the function tells.
+// messages makes n datagrams. The function returns their sizes.
 func messages(n int, to netip.AddrPort, size func(i int) int) []udp.Message {
 	out := make([]udp.Message, n)
 	for i := range out {
@@ -70,7 +70,7 @@ func expect(t *testing.T, r udp.Reader, from netip.AddrPort, want []udp.Message)
 	}
 }
 
-// lesser returns a kernel without something, which counts what it refuses.
+// lesser returns a kernel that lacks a feature and counts what it refuses.
 func lesser(gro bool, segment syscall.Errno) (k udp.Kernel, refused *int) {
 	k, refused = udp.Linux, new(int)
 	if !gro {
@@ -137,7 +137,7 @@ func TestBatchesOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestRefusal: a kernel that cannot cut is asked once, and nothing is lost.
+// TestRefusal: a kernel that cannot segment is tried once, and nothing is lost.
 func TestRefusal(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EIO, unix.ENOPROTOOPT} {
 		k, refused := lesser(false, errno)
@@ -159,9 +159,9 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// TestOneMessageForMany: the kernel is handed many datagrams as one, and gives
-// them as one. Before Linux 5.11 no virtual interface carries them so, lo neither,
-// and they come one by one.
+// TestOneMessageForMany: the kernel accepts many datagrams as one, and returns them as
+// one. Before Linux 5.11 virtual interfaces, including lo, do not carry them as one, and
+// they come one by one.
 func TestOneMessageForMany(t *testing.T) {
 	type count struct{ calls, most int }
 	var sent, received count
@@ -208,9 +208,9 @@ func TestCloseEndsReads(t *testing.T) {
 	}
 }
 
-// TestTooBigIsTold sends more than the interface carries: the kernel must
-// neither cut it in fragments nor fail the other messages.
-func TestTooBigIsTold(t *testing.T) {
+// TestTooBigIsReported sends more than the interface carries: the kernel must neither
+// fragment it nor fail the other messages.
+func TestTooBigIsReported(t *testing.T) {
 	a, b := nstest.New(t, "a"), nstest.New(t, "b")
 	for i, p := range []string{"192.0.2.%d/24", "2001:db8::%d/64"} {
 		nstest.Veth(t, 1500, a, fmt.Sprint("u", i), netip.MustParsePrefix(fmt.Sprintf(p, 1)), b, fmt.Sprint("u", i), netip.MustParsePrefix(fmt.Sprintf(p, 2)))
@@ -231,7 +231,7 @@ func TestTooBigIsTold(t *testing.T) {
 		if n != 1 || !udp.IsTooBig(err) {
 			t.Errorf("%s: sent %d: %v", c.to, n, err)
 		}
-		// Among equals too, which go as one.
+		// Also among datagrams of one size, which go as one.
 		n, err = s.NewWriter(4).WriteBatch([]udp.Message{big, big, fits})
 		if n != 0 || !udp.IsTooBig(err) {
 			t.Errorf("%s: sent %d: %v", c.to, n, err)
@@ -265,8 +265,8 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
-// TestUrgentFirst: of what waits in the socket, the reader gives out the urgent
-// first, each kind in order, and new urgent ones do not hold up the rest.
+// TestUrgentFirst: of the datagrams that wait in the socket, the reader returns urgent
+// ones first, each kind in order, and new urgent ones do not hold up the others.
 func TestUrgentFirst(t *testing.T) {
 	a, b := listen(t, ""), listen(t, "")
 	w, r := a.NewWriter(8), b.NewReader(8)
@@ -312,7 +312,7 @@ func TestUrgentFirst(t *testing.T) {
 }
 
 // TestMixedMessagesKeepOrder: a card may join urgent datagrams and others to one
-// message, as they come from one peer. None of either kind overtakes its like.
+// message, as they come from one peer. None overtakes one of its own kind.
 func TestMixedMessagesKeepOrder(t *testing.T) {
 	for _, kinds := range []string{"00 0001 11", "00 1000 11", "11 0110 11 00", "00 00 01 10 11 00 11"} {
 		a, b := listen(t, ""), listen(t, "")
@@ -346,8 +346,8 @@ func TestMixedMessagesKeepOrder(t *testing.T) {
 	}
 }
 
-// TestUrgentBehindMixedKeepsItsPlace: what stayed behind a mixed message is not
-// overtaken by its like when that is gone and more comes.
+// TestUrgentBehindMixedKeepsItsPlace: no later datagram of its kind overtakes one that
+// stayed behind a mixed message.
 func TestUrgentBehindMixedKeepsItsPlace(t *testing.T) {
 	a, b := listen(t, ""), listen(t, "")
 	w, r := a.NewWriter(8), b.NewReader(8)

@@ -21,52 +21,49 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Message is a datagram: Buf[:N] came from, or goes to, Addr. IPv4 addresses
-// are never in their IPv6-mapped form.
+// Message is a datagram: Buf[:N] came from, or goes to, Addr. IPv4 addresses are never
+// IPv4-mapped IPv6 addresses.
 type Message struct {
 	Buf  []byte
 	N    int
 	Addr netip.AddrPort
 }
 
-// Conn is a socket. Readers and writers of one Conn may be used at the same
-// time, each by one goroutine.
+// Conn is a socket. Readers and writers of one Conn may be used concurrently, each by one
+// goroutine.
 type Conn interface {
-	// NewReader and NewWriter: batch is how many system-level messages one call
-	// handles at most.
+	// batch is the largest number of messages of the kernel in one system call.
 	NewReader(batch int) Reader
 	NewWriter(batch int) Writer
 	LocalAddr() netip.AddrPort
-	// Close ends all reads and writes with net.ErrClosed.
+	// Close ends all reads and writes, also those that wait, with net.ErrClosed.
 	Close() error
 }
 
 // Reader reads batches.
 type Reader interface {
-	// ReadBatch waits until at least one datagram has come and returns those
-	// that are there, up to some bound. They and their memory are the caller's
-	// to use and change until the next call, but only Buf[:N] of each: what is
-	// behind may be the next one.
+	// ReadBatch waits for at least one datagram and returns those that have come, up
+	// to some bound. They are borrowed until the next call. The caller may change
+	// Buf[:N] of each, but not the memory behind it, which may be the next one.
 	ReadBatch() ([]Message, error)
 }
 
-// Prioritizer is a Reader that gives out first what is urgent of all that has
-// come.
+// Prioritizer is a Reader that returns urgent datagrams before others that have come.
 type Prioritizer interface {
 	Reader
-	// Prioritize sets what tells from the begin of a datagram whether it is
-	// urgent. Without it none is. Call it before the first read.
+	// Prioritize sets the function that reports from the beginning of a datagram
+	// whether it is urgent. Without it none is. Call it before the first read.
 	Prioritize(urgent func(b []byte) bool)
 }
 
 // Writer writes batches.
 type Writer interface {
-	// WriteBatch sends m in order, waiting for room in the socket's buffer.
-	// Buf is borrowed for the call. On error it returns how many were sent; the
-	// error is that of the next.
+	// WriteBatch sends m in order, waiting for space in the socket's buffer. Buf is
+	// borrowed for the call. On error it returns how many were sent, and the error is
+	// that of the next one.
 	WriteBatch(m []Message) (int, error)
 }
 
-// IsTooBig reports whether err says that the interface cannot send a datagram
-// of that size.
+// IsTooBig reports whether err means that the interface cannot send a datagram of that
+// size.
 func IsTooBig(err error) bool { return errors.Is(err, unix.EMSGSIZE) }

@@ -11,10 +11,10 @@ import (
 const (
 	// maxUDP is the largest UDP payload that both IP versions carry.
 	maxUDP = 65535 - 20 - 8
-	// maxSegments is how many datagrams the kernel takes as one:
-	// UDP_MAX_SEGMENTS, which newer kernels have doubled.
+	// maxSegments is the largest number of datagrams that the kernel accepts as one:
+	// UDP_MAX_SEGMENTS, which newer kernels doubled.
 	maxSegments = 64
-	// bufferLen holds whatever recvmsg returns as one message.
+	// bufferLen holds any message of recvmsg.
 	bufferLen = 65536
 )
 
@@ -40,10 +40,10 @@ type vector struct {
 	names    []unix.RawSockaddrInet6 // large enough for both families
 	controls []control
 	from, to int  // of the call: first and behind the last
-	poll     bool // do not wait: none done is a result too
+	poll     bool // do not wait: none done is a result, too
 	done     int
 	errno    syscall.Errno
-	call     func(fd uintptr) bool // made once, so that a call allocates nothing
+	call     func(fd uintptr) bool // made once, so that a system call allocates nothing
 }
 
 func newVector(s *Socket, trap uintptr, batch, iovs int) *vector {
@@ -56,7 +56,7 @@ func newVector(s *Socket, trap uintptr, batch, iovs int) *vector {
 	return v
 }
 
-// run makes one system call over msgs[from:to]; false means to wait.
+// run makes one system call for msgs[from:to]. It is false if it must wait.
 func (v *vector) run(fd uintptr) bool {
 	for {
 		n, errno := v.s.k.Mmsg(v.trap, fd, unsafe.Pointer(&v.msgs[v.from]), v.to-v.from)
@@ -75,7 +75,7 @@ func (v *vector) run(fd uintptr) bool {
 type writer struct {
 	*vector
 	counts []int // of datagrams in each message
-	alone  int   // how many of the next datagrams to send one by one
+	alone  int   // number of the next datagrams to send one by one
 }
 
 // NewWriter implements Conn.
@@ -91,7 +91,7 @@ func (s *Socket) NewWriter(batch int) Writer {
 // WriteBatch implements Writer.
 func (w *writer) WriteBatch(m []Message) (sent int, err error) {
 	w.alone = 0
-	refused := syscall.Errno(0) // how the kernel refused to cut
+	refused := syscall.Errno(0) // why the kernel refused to segment
 	for sent < len(m) {
 		n := w.prepare(m[sent:])
 		for w.from, w.to = 0, n; w.from < w.to; w.from += w.done {
@@ -108,8 +108,8 @@ func (w *writer) WriteBatch(m []Message) (sent int, err error) {
 			if w.counts[w.from] == 1 {
 				return sent, w.errno
 			}
-			// Perhaps a datagram is too big for the interface, perhaps the kernel
-			// or the interface does not cut: one by one will tell.
+			// Either a datagram is too big for the interface, or the kernel or the
+			// interface does not segment. Sending one by one finds out.
 			w.alone, refused = w.counts[w.from], w.errno
 			break
 		}
@@ -123,12 +123,12 @@ func (w *writer) WriteBatch(m []Message) (sent int, err error) {
 	return sent, nil
 }
 
-// prepare fills messages with the datagrams at the begin of m, as many as there
-// is room for, and returns how many messages that were.
+// prepare fills messages with the first datagrams of m, as many as fit, and returns the
+// number of messages.
 func (w *writer) prepare(m []Message) (n int) {
 	segment := w.s.segment.Load()
 	if w.alone > 0 {
-		// What they tell comes first.
+		// Find out about these first.
 		segment, m = false, m[:w.alone]
 	}
 	iovs := w.iovs
@@ -160,8 +160,8 @@ func (w *writer) prepare(m []Message) (n int) {
 	return n
 }
 
-// train counts the datagrams at the begin of m that the kernel can take as one:
-// of one length, but that the last may be shorter, and to one address.
+// gsoRun returns the number of datagrams at the beginning of m that the kernel can accept
+// as one: to one address and of one length, of which the last may be shorter.
 func gsoRun(m []Message) int {
 	size, total := m[0].N, m[0].N
 	n := 1

@@ -52,7 +52,7 @@ func (h *host) addr6() netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00
 type lab struct {
 	v6      bool // of the underlay
 	express bool
-	bridged  bool // with express: frames cross the bridge
+	bridged bool // with express: frames cross the bridge
 	mtu     int  // of peers, if not labMTU
 	noTCX   bool
 }
