@@ -67,7 +67,7 @@ func BenchmarkTCP(b *testing.B) {
 	}
 }
 
-// cpu is the time that this process has used: that of both routers and of both
+// cpu is the CPU time of this process: that of both routers and of both
 // ends of the streams. Others on the machine change it less than the rate.
 func cpu(b *testing.B) time.Duration {
 	var u unix.Rusage

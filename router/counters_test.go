@@ -16,7 +16,7 @@ import (
 // queues are all queues of the node's TAP.
 func (n *node) queues() []*memTAP { return append([]*memTAP{n.tap}, n.more...) }
 
-// watch has every packet on the wire looked at from now on.
+// watch checks every packet on the wire from now on.
 func (m *mesh) watch(spy func(from, to netip.AddrPort, p []byte)) {
 	m.f.mu.Lock()
 	defer m.f.mu.Unlock()
@@ -26,7 +26,7 @@ func (m *mesh) watch(spy func(from, to netip.AddrPort, p []byte)) {
 // TestCountersNeverRepeat looks at every packet on the wire while all lanes of
 // three routers send at once, over renewals, another session and restarts of
 // routers that keep their names: no counter is used twice under one key, and
-// what was sent before a restart is worth nothing after it.
+// packets from before a restart are worthless after it.
 func TestCountersNeverRepeat(t *testing.T) {
 	const queues = 3
 	inMeshWith(t, meshOptions{mtu: 1376, queues: queues, renewPackets: 3000}, names(3), line(3), func(m *mesh) {
@@ -64,7 +64,7 @@ func TestCountersNeverRepeat(t *testing.T) {
 		})
 		s := kinds[0]
 		s.Payload = make([]byte, 5*1300)
-		// load has every queue of every node send to all and to both others.
+		// load makes every queue of every node send to all and to both others.
 		load := func() {
 			for range 50 {
 				for i, n := range m.nodes {
@@ -109,7 +109,7 @@ func TestCountersNeverRepeat(t *testing.T) {
 
 		for i, n := range m.nodes {
 			// Lane 0 sends probes, each queue has one lane for bulk flows and one
-			// for sparse ones, and so has what comes from links.
+			// for sparse ones, and so have packets from links.
 			want := []uint8{0}
 			for q := range uint8(queues) {
 				want = append(want, 1+2*q, 2+2*q)

@@ -74,7 +74,7 @@ func (f *flow) receive(wait time.Duration) (uint32, error) {
 	}
 	num := binary.BigEndian.Uint32(b[:])
 	if n != flowSize || b[4] != byte(num) || b[n-1] != byte(num) {
-		return 0, fmt.Errorf("datagram %d has %d bytes, % x at its begin", num, n, b[:8])
+		return 0, fmt.Errorf("datagram %d has %d bytes, % x at its beginning", num, n, b[:8])
 	}
 	return num, nil
 }
@@ -115,7 +115,7 @@ func (f *flow) train() error {
 	return nil
 }
 
-// pin has a container know another's card for ever, so that it goes on sending
+// pin gives a container a permanent entry for another's card, so that it keeps sending
 // to it when no answer comes.
 func (h *host) pin(other *host, at netip.Addr) {
 	h.t.Helper()

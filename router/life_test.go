@@ -286,8 +286,8 @@ func (l *lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A peer that sends what makes no sense does not fill the disk with words about it.
-func TestRefusedControlIsToldNowAndThen(t *testing.T) {
+// A peer that sends malformed messages does not fill the disk with log lines.
+func TestRefusedControlIsLoggedNowAndThen(t *testing.T) {
 	told := &lines{word: "link control refused"}
 	o := meshOptions{mtu: 1376, log: slog.New(slog.NewTextHandler(told, nil))}
 	inMeshWith(t, o, names(2), line(2), func(m *mesh) {
@@ -297,13 +297,13 @@ func TestRefusedControlIsToldNowAndThen(t *testing.T) {
 		}
 		synctest.Wait()
 		if n := told.n.Load(); n != 1 {
-			t.Errorf("told %d times of 100 messages", n)
+			t.Errorf("logged %d times for 100 messages", n)
 		}
 		time.Sleep(refusedEvery) // of the fake clock
 		m.nodes[0].HandleControl(nameOf(1), short)
 		synctest.Wait()
 		if n := told.n.Load(); n != 2 {
-			t.Errorf("told %d times when one more came, later", n)
+			t.Errorf("logged %d times after one more message, later", n)
 		}
 	})
 }

@@ -80,7 +80,7 @@ func (r *relay) join(a, b *host) {
 	b.NeighbourUp(router.Neighbour{Name: a.name, Addr: face(1)})
 }
 
-// run passes on what comes to socket i.
+// run forwards the packets that come to socket i.
 func (r *relay) run(i int) {
 	b := make([]byte, 2000)
 	for {
@@ -100,7 +100,7 @@ func (r *relay) run(i int) {
 	}
 }
 
-// pass decides what goes on now that a packet has come.
+// pass returns the packets to forward after a packet came.
 func (r *relay) pass(i int, b []byte) (out [][]byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// asHanded makes of frames what a kernel with offloads might hand over: some as
+// asHanded makes frames look as a kernel with offloads might pass them: some as
 // they are, some with an partial checksums, and of those that can be joined some as
 // GSO packets.
 func asHanded(r *rand.Rand, in [][]byte) (out []memFrame) {
@@ -50,7 +50,7 @@ func asHanded(r *rand.Rand, in [][]byte) (out []memFrame) {
 
 // TestRandomMixes sends streams with all that happens to streams from several
 // queues of one host at once over a relay to another, in every form and to
-// every kind of TAP, and compares what comes out with what a plain wire would
+// every kind of TAP, and compares the result with what a plain wire would
 // have given: of each flow the same frames, byte for byte, in the same order.
 func TestRandomMixes(t *testing.T) {
 	all := tap.Offloads{Checksum: true, TCP: true, UDP: true}
@@ -98,8 +98,8 @@ func TestRandomMixes(t *testing.T) {
 						return
 					}
 				}
-				if gsoPackets < 300 || (m.nodes[2].tap.sup > 300) != can.TCP {
-					t.Errorf("%d GSO packets went in and %d came out", gsoPackets, m.nodes[2].tap.sup)
+				if gsoPackets < 300 || (m.nodes[2].tap.gsoPackets > 300) != can.TCP {
+					t.Errorf("%d GSO packets went in and %d came out", gsoPackets, m.nodes[2].tap.gsoPackets)
 				}
 				for i, n := range m.nodes {
 					for _, l := range n.Status().Links {

@@ -227,7 +227,7 @@ func (h *host) listen(a netip.Addr) *net.UDPConn {
 	return c
 }
 
-// How long a test waits for what is to come, on a busy machine, and how often it
+// How long a test waits on a busy machine, and how often it
 // sends what may be lost while neighbours are looked up, once a second.
 const (
 	timeout = 30 * time.Second
@@ -302,7 +302,7 @@ func TestSmallUnderlay(t *testing.T) {
 	}
 
 	// With DF, from the first too-big on the kernel knows the path. The
-	// answer names what fits: 1300 less 79. A sender that is told less while
+	// answer has the MTU that fits: 1300 less 79. A sender that learns less while
 	// the links still measure would keep to that for minutes.
 	for _, h := range hosts {
 		h.settle(1300 - 71)

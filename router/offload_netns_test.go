@@ -43,7 +43,7 @@ func offloads(t testing.TB) (o tap.Offloads) {
 }
 
 // bulk moves n bytes by TCP from one container to an address of another's and
-// compares them. It returns what the sender's kernel says of the connection.
+// compares them. It returns the sender's kernel's statistics of the connection.
 func bulk(t *testing.T, from, to *host, at netip.Addr, n int) (info *unix.TCPInfo) {
 	t.Helper()
 	var l net.Listener
@@ -173,7 +173,7 @@ func tagged(t *testing.T, from, to *host, udp bool) (gsoPackets int) {
 			continue
 		}
 		if tci := tagOf(t, oob[:oobn]); tci != 5 {
-			t.Errorf("the tag is %d", tci)
+			t.Errorf("the VLAN tag is %d", tci)
 		}
 		p := frame[l.Payload:l.End]
 		if got+len(p) > len(body) || !bytes.Equal(p, body[got:got+len(p)]) {
@@ -193,7 +193,7 @@ func tagged(t *testing.T, from, to *host, udp bool) (gsoPackets int) {
 	return gsoPackets
 }
 
-// TestSuperFramesInVLANs: a tag stays in front of every segment.
+// TestGSOPacketsInVLANs: every segment keeps the VLAN tag.
 func TestGSOPacketsInVLANs(t *testing.T) {
 	for _, off := range []bool{false, true} {
 		hosts := newHosts(t, 2, options{mtu: 1376, underlayMTU: 1500, config: func(i int, c *router.Config) { c.NoTAPOffload = off && i == 1 }})
@@ -240,7 +240,7 @@ func TestOffloadsOfMixedPeers(t *testing.T) {
 		what   string
 		config func(i int, c *router.Config)
 		words  [2]string
-		super  bool // whether containers are given GSO packets at the far end
+		gso    bool // whether containers are given GSO packets at the far end
 	}{
 		{"all", nil, [2]string{all, all}, true},
 		{"off at the sender", func(i int, c *router.Config) { c.NoTAPOffload, c.NoUDPOffload = i == 0, i == 0 }, [2]string{off, all}, true},
@@ -276,7 +276,7 @@ func TestOffloadsOfMixedPeers(t *testing.T) {
 					t.Errorf("host %d: drops %v", i, s.Drops)
 				}
 			}
-			if got := b.Status().TAPGSOOut > 0; got != c.super {
+			if got := b.Status().TAPGSOOut > 0; got != c.gso {
 				t.Errorf("%d GSO packets were given to containers", b.Status().TAPGSOOut)
 			}
 		})
@@ -368,7 +368,7 @@ func TestGSOPacketsAndSmallUnderlay(t *testing.T) {
 	}
 }
 
-// TestOffloadWords: what status says is what a person can act on.
+// TestOffloadWords: status says something that a person can act on.
 func TestOffloadWords(t *testing.T) {
 	calls := 0
 	hosts := newHosts(t, 2, options{mtu: 1376, underlayMTU: 1500, config: func(i int, c *router.Config) {

@@ -20,7 +20,7 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// superFrame makes a GSO packet from node src to node dst, and the segments it
+// gsoPacket makes a GSO packet from node src to node dst, and the segments it
 // stands for.
 func gsoPacket(t testing.TB, src, dst ethernet.MAC, s packets.Spec, size int) (f memFrame, segs [][]byte) {
 	b := s.Frame()
@@ -53,7 +53,7 @@ func gsoPacket(t testing.TB, src, dst ethernet.MAC, s packets.Spec, size int) (f
 	return memFrame{h, b}, segs
 }
 
-// meet has every node of a mesh know where each container is.
+// meet teaches every node of a mesh where each container is.
 func (m *mesh) meet() {
 	for i := range m.nodes {
 		m.say(i, frameOf(ethernet.Broadcast, macOf(i), 60, 1))
@@ -82,7 +82,7 @@ var kinds = []packets.Spec{
 }
 
 // TestSuperFrames: they come out as they went in, whatever the far end can and
-// over a relay that has no use for them.
+// over a relay that does not need them.
 func TestGSOPackets(t *testing.T) {
 	for _, can := range []tap.Offloads{{Checksum: true, TCP: true, UDP: true}, {Checksum: true, TCP: true}, {Checksum: true}, {}} {
 		inMeshOf(t, names(3), line(3), []tap.Offloads{{Checksum: true, TCP: true, UDP: true}, {}, can}, func(m *mesh) {
@@ -94,7 +94,7 @@ func TestGSOPackets(t *testing.T) {
 						s.Payload[i] = byte(i)
 					}
 					f, want := gsoPacket(t, macOf(0), macOf(2), s, size)
-					before := m.nodes[2].tap.sup
+					before := m.nodes[2].tap.gsoPackets
 					m.nodes[0].tap.in <- f
 					synctest.Wait()
 					what := fmt.Sprintf("kind %d, size %d, to one with %s", i, size, can)
@@ -103,7 +103,7 @@ func TestGSOPackets(t *testing.T) {
 					if len(got[0])+len(got[1]) > 0 {
 						t.Errorf("%s: others hear of it", what)
 					}
-					if whole, able := m.nodes[2].tap.sup-before, s.UDP && can.UDP || !s.UDP && can.TCP; (whole > 0) != able {
+					if whole, able := m.nodes[2].tap.gsoPackets-before, s.UDP && can.UDP || !s.UDP && can.TCP; (whole > 0) != able {
 						t.Errorf("%s: %d GSO packets came out", what, whole)
 					}
 					// To all: for both, once.
@@ -119,7 +119,7 @@ func TestGSOPackets(t *testing.T) {
 	}
 }
 
-// TestSuperFrameTooBig: its sender is told once of what one segment has too
+// TestGSOPacketTooBig: its sender learns once by how much one segment is too
 // much; without DF, and to groups, each segment goes in parts.
 func TestGSOPacketTooBig(t *testing.T) {
 	inMesh(t, names(3), line(3), func(m *mesh) {
@@ -167,11 +167,11 @@ func TestLostPacketsCostTheirSegmentsOnly(t *testing.T) {
 		m.f.mu.Lock()
 		m.f.loss, m.f.swap = 0.01, 0.05
 		m.f.mu.Unlock()
-		const size, count, supers = 1300, 40, 100
+		const size, count, gsoPackets = 1300, 40, 100
 		s := kinds[0]
 		sent := map[string]bool{}
 		var got [][]byte
-		for i := range supers {
+		for i := range gsoPackets {
 			s.Payload = bytes.Repeat([]byte{byte(i)}, size*count)
 			f, segs := gsoPacket(t, macOf(0), macOf(2), s, size)
 			for _, b := range segs {
@@ -194,10 +194,10 @@ func TestLostPacketsCostTheirSegmentsOnly(t *testing.T) {
 		lost := m.f.lost[wire.Partial]
 		// One may still be held back on each link.
 		if n := len(sent); n < lost || n > lost+2 || lost < 40 {
-			t.Errorf("%d packets of %d were lost and %d frames are missing", lost, supers*count, n)
+			t.Errorf("%d packets of %d were lost and %d frames are missing", lost, gsoPackets*count, n)
 		}
-		if m.nodes[2].tap.sup < supers {
-			t.Errorf("only %d GSO packets came out", m.nodes[2].tap.sup)
+		if m.nodes[2].tap.gsoPackets < gsoPackets {
+			t.Errorf("only %d GSO packets came out", m.nodes[2].tap.gsoPackets)
 		}
 	})
 }
@@ -229,8 +229,8 @@ func TestHostRefusesGSOPackets(t *testing.T) {
 					t.Errorf("%s refused: %+v", kind, s)
 				}
 			}
-			if q.sup < 3 { // more, where a batch ended in the middle of one
-				t.Errorf("%d GSO packets came out, want at least the 3 of datagrams before those were refused", q.sup)
+			if q.gsoPackets < 3 { // more, where a batch ended in the middle of one
+				t.Errorf("%d GSO packets came out, want at least the 3 of datagrams before those were refused", q.gsoPackets)
 			}
 		})
 	}
@@ -260,9 +260,9 @@ func TestFullLinksStayUp(t *testing.T) {
 	})
 }
 
-// superPaths are the ways of bulk through the router that must cost no
+// gsoPaths are the paths of bulk data through the router that must cost no
 // allocation.
-func (s *still) superPaths(t testing.TB) map[string]func() {
+func (s *still) gsoPaths(t testing.TB) map[string]func() {
 	s.macs.Learn(macOf(1), nameOf(1), 0)
 	spec := kinds[0]
 	spec.Payload = make([]byte, 48*1300)
@@ -298,7 +298,7 @@ func (s *still) superPaths(t testing.TB) map[string]func() {
 
 func TestNoAllocationForBulk(t *testing.T) {
 	s := newStill(t, seal.AES256GCM)
-	for what, f := range s.superPaths(t) {
+	for what, f := range s.gsoPaths(t) {
 		f()
 		if n := testing.AllocsPerRun(100, f); n != 0 {
 			t.Errorf("%s: %v allocations", what, n)
@@ -313,7 +313,7 @@ func TestNoAllocationForBulk(t *testing.T) {
 // kernel's. "From" includes sealing the packets.
 func BenchmarkGSOPath(b *testing.B) {
 	s := newStill(b, seal.AES256GCM)
-	for what, f := range s.superPaths(b) {
+	for what, f := range s.gsoPaths(b) {
 		b.Run(what, func(b *testing.B) {
 			b.SetBytes(48 * 1300)
 			b.ReportAllocs()

@@ -10,7 +10,7 @@ import (
 )
 
 // TestRenewalsUnderLoad has two hosts agree on keys again and again, as often as
-// they do at most, while datagrams go both ways and then streams. No datagram is
+// possible, while datagrams go both ways and then streams. No datagram is
 // lost, late or out of order.
 func TestRenewalsUnderLoad(t *testing.T) {
 	hosts := newHosts(t, 2, options{mtu: 1376, underlayMTU: 1500})

@@ -144,12 +144,12 @@ type memTAP struct {
 	// sparse, if set, is asked of each frame that comes in.
 	sparse func(frame []byte) bool
 
-	mu   sync.Mutex
-	out  [][]byte
-	sup  int                    // GSO packets that came out
-	no   map[offload.Kind]error // how kinds are refused, though can says other
-	gone chan struct{}
-	once sync.Once
+	mu         sync.Mutex
+	out        [][]byte
+	gsoPackets int                    // GSO packets that came out
+	no         map[offload.Kind]error // how kinds are refused, though can says other
+	gone       chan struct{}
+	once       sync.Once
 }
 
 type memFrame struct {
@@ -211,7 +211,7 @@ func (q *memTAP) Write(h offload.Header, parts [][]byte) error {
 	if err := s.Reset(h, b); err != nil {
 		return err
 	}
-	q.sup++
+	q.gsoPackets++
 	for i := range s.Count() {
 		seg := make([]byte, s.Len(i))
 		s.Put(seg, i, true)
@@ -222,7 +222,7 @@ func (q *memTAP) Write(h offload.Header, parts [][]byte) error {
 
 func (q *memTAP) Close() error { q.once.Do(func() { close(q.gone) }); return nil }
 
-// took returns what came out since the last call.
+// took returns the frames that came out since the last call.
 func (q *memTAP) took() [][]byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -291,7 +291,7 @@ func newMesh(t *testing.T, mtu int, names []peer.Name, edges [][2]int, cans ...t
 	return newMeshOf(t, meshOptions{mtu: mtu, cans: cans}, names, edges)
 }
 
-// meshOptions may be left zero, but for mtu.
+// meshOptions may be zero, except mtu.
 type meshOptions struct {
 	mtu          int
 	underlayMTU  int            // 1500 if 0

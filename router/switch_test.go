@@ -274,8 +274,8 @@ func TestTooBigForALink(t *testing.T) {
 	})
 }
 
-// Where the kernel has no part in it, nothing filters what containers send: a
-// frame that looks like a tag must not be taken for one.
+// Without the kernel's programs nothing filters the frames of containers: one that looks
+// like a metadata header must not be taken for one.
 func TestContainersCannotSendMetadata(t *testing.T) {
 	inMesh(t, names(2), line(2), func(m *mesh) {
 		n := m.nodes[0]
@@ -283,7 +283,7 @@ func TestContainersCannotSendMetadata(t *testing.T) {
 			before := n.dropped(DropBadSource)
 			m.say(0, append(kernel.AppendMetadata(nil, kernel.Metadata{Op: op, Src: 1, Dst: 2, TTL: 9}), frameOf(ethernet.Broadcast, macOf(0), 60, 1)...))
 			if n.dropped(DropBadSource) != before+1 {
-				t.Errorf("a tag with op %d: %+v", op, n.Status())
+				t.Errorf("a metadata header with op %d: %+v", op, n.Status())
 			}
 		}
 	})

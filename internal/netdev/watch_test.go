@@ -147,12 +147,12 @@ func TestWatchSeesLimits(t *testing.T) {
 	a.Shaped = true
 	attach(t, host, a) // again, as by a runtime that was killed
 	if !shaped() {
-		t.Error("an attachment that is to be limited is not")
+		t.Error("an attachment with a limit is not marked")
 	}
 	do(t, host, func() error { return netlink.LinkDel(port) })
 	attach(t, host, a)
 	if !shaped() {
-		t.Error("a new attachment that is to be limited is not")
+		t.Error("a new attachment with a limit is not marked")
 	}
 }
 
@@ -202,7 +202,7 @@ func TestWatchSeesLimitsOfQueues(t *testing.T) {
 	}
 }
 
-// A routing daemon may write more routes than the kernel can tell of.
+// A routing daemon may write more routes than the kernel can report.
 func TestWatchGoesOnAfterItMissedChanges(t *testing.T) {
 	host := nstest.New(t, "host")
 	w := newWatch(t, host)

@@ -19,8 +19,8 @@ const (
 	// batch. There are none any more after urgentGone batches without one, some
 	// milliseconds of a full link. So probes of links, and forged packets, cost little
 	// throughput.
-	unitBytes   = 256 << 10
-	quickBytes  = 64 << 10
+	unitBytes  = 256 << 10
+	quickBytes = 64 << 10
 	urgentGone = 32
 )
 
@@ -36,7 +36,7 @@ type reader struct {
 	free, first, rest, lent []int
 	held                    int // slots of rest with urgent datagrams
 	wasUrgent               bool
-	sinceUrgent                    int    // batches since there was an urgent message
+	sinceUrgent             int    // batches since there was an urgent message
 	seq                     uint64 // of the last message that came
 	out                     []Message
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/weft-net/weft/router/offload/packets"
 )
 
-// super makes a GSO packet of a spec as a kernel would hand it over: lengths
+// gsoFrame makes a GSO packet of a spec as a kernel would hand it over: lengths
 // right, checksum open.
-func super(t testing.TB, s packets.Spec, size int, ecn bool) (offload.Header, []byte) {
+func gsoFrame(t testing.TB, s packets.Spec, size int, ecn bool) (offload.Header, []byte) {
 	b := s.Frame()
 	l, ok := offload.Parse(b)
 	if !ok {
@@ -44,7 +44,7 @@ func TestSegmentsAreWhatASenderWithoutOffloadSends(t *testing.T) {
 				for _, n := range []int{1, size, size + 1, 5*size - 1, 64 * size} {
 					s := packets.Spec{Six: six, UDP: udp, Tags: tags, TOS: 3, TTL: 60, DF: true, ID: 65530, Seq: 0xffffff00, Ack: 5,
 						Flags: 0x10 | 0x80 | 0x08 | 0x01, Window: 9, TCPOpts: 12, Stamp: 7, Payload: payload(n), Options: 8 * (tags & 1)}
-					h, b := super(t, s, size, true)
+					h, b := gsoFrame(t, s, size, true)
 					var sp offload.Splitter
 					if err := sp.Reset(h, b); err != nil {
 						t.Fatalf("%+v: %v", s, err)
@@ -85,7 +85,7 @@ func TestSegmentsAreWhatASenderWithoutOffloadSends(t *testing.T) {
 
 func TestInvalidGSOPackets(t *testing.T) {
 	tcp := packets.Spec{Payload: payload(3000)}
-	h, b := super(t, tcp, 1000, false)
+	h, b := gsoFrame(t, tcp, 1000, false)
 	var s offload.Splitter
 	if err := s.Reset(h, b); err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestInvalidGSOPackets(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for i := range 16 {
 		s := packets.Spec{Six: i&1 != 0, UDP: i&2 != 0, Tags: i >> 2 & 1, Options: 8 * (i >> 3), Payload: payload(100)}
-		h, b := super(f, s, 30, false)
+		h, b := gsoFrame(f, s, 30, false)
 		var v [offload.HeaderLen]byte
 		h.Put(v[:])
 		f.Add(v[:], b)
@@ -162,7 +162,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func TestNoAllocation(t *testing.T) {
-	h, b := super(t, packets.Spec{Payload: payload(60000)}, 1324, false)
+	h, b := gsoFrame(t, packets.Spec{Payload: payload(60000)}, 1324, false)
 	var s offload.Splitter
 	out := make([]byte, 2000)
 	if n := testing.AllocsPerRun(100, func() {
@@ -178,7 +178,7 @@ func TestNoAllocation(t *testing.T) {
 }
 
 func BenchmarkSplit(b *testing.B) {
-	h, frame := super(b, packets.Spec{Payload: payload(64000)}, 1324, false)
+	h, frame := gsoFrame(b, packets.Spec{Payload: payload(64000)}, 1324, false)
 	out := make([]byte, 80000)
 	for _, sum := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sum=%v", sum), func(b *testing.B) {

@@ -208,22 +208,22 @@ func TestGSOPacketsBothWays(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, w := d.NewReader(), d.NewWriter()
-	var super tap.Frame
-	for super.Header.Kind != offload.UDP {
+	var gsoFrame tap.Frame
+	for gsoFrame.Header.Kind != offload.UDP {
 		frames, err := r.ReadBatch()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, f := range frames {
 			if l, ok := offload.Parse(f.Buf[tap.Headroom:]); ok && l.Proto == offload.ProtoUDP {
-				super = f
+				gsoFrame = f
 			}
 		}
 	}
 	var s offload.Splitter
-	b := super.Buf[tap.Headroom:]
-	if err := s.Reset(super.Header, b); err != nil || s.Count() != count || !bytes.Equal(b[s.Layout().Payload:], body) {
-		t.Fatalf("%+v: %v: %d segments", super.Header, err, s.Count())
+	b := gsoFrame.Buf[tap.Headroom:]
+	if err := s.Reset(gsoFrame.Header, b); err != nil || s.Count() != count || !bytes.Equal(b[s.Layout().Payload:], body) {
+		t.Fatalf("%+v: %v: %d segments", gsoFrame.Header, err, s.Count())
 	}
 
 	// And back the way it came, in three parts.
@@ -232,7 +232,7 @@ func TestGSOPacketsBothWays(t *testing.T) {
 	src, dst := [4]byte(b[26:30]), [4]byte(b[30:34])
 	copy(b[26:], dst[:])
 	copy(b[30:], src[:])
-	if err := w.Write(super.Header, [][]byte{b[:60], b[60:500], b[500:]}); err != nil {
+	if err := w.Write(gsoFrame.Header, [][]byte{b[:60], b[60:500], b[500:]}); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 70000)
@@ -297,7 +297,7 @@ func TestLesserKernels(t *testing.T) {
 	}
 }
 
-// TestPlainTakesNothingUnfinished: what it cannot carry it says.
+// TestPlainTakesNothingUnfinished: it refuses frames that it cannot carry.
 func TestPlainTakesNothingUnfinished(t *testing.T) {
 	d, _, _ := up(t, drivers["plain"])
 	if err := d.NewWriter().Write(offload.Header{NeedsSum: true, Start: 14, Offset: 2}, [][]byte{frame(1, 50)}); !errors.Is(err, tap.ErrOffload) {

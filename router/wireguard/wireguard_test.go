@@ -29,7 +29,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// reached tells how the kernel sends to an address inside.
+// reached returns how the kernel sends to an address inside.
 func reached(t *testing.T, a netip.Addr) string {
 	t.Helper()
 	routes, err := netlink.RouteGet(a.AsSlice())

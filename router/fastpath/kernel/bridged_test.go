@@ -46,7 +46,7 @@ func (h *host) track() {
 	})
 }
 
-// TestJudgedTracked lets connection tracking reassemble fragments and fragment packets
+// TestBridgedTracked lets connection tracking reassemble fragments and fragment packets
 // again on the bridge, at either end.
 func TestBridgedTracked(t *testing.T) {
 	hosts := newLab(t, 2, lab{express: true, bridged: true})
@@ -62,7 +62,7 @@ func TestBridgedTracked(t *testing.T) {
 	took(t, hosts, true)
 }
 
-// TestJudgedOneEnd lets frames cross the bridge at one end only.
+// TestBridgedAtOneEnd lets frames cross the bridge at one end only.
 func TestBridgedAtOneEnd(t *testing.T) {
 	hosts := newLab(t, 2, lab{express: true})
 	a, b := hosts[0], hosts[1]
@@ -116,7 +116,7 @@ func TestVLANInside(t *testing.T) {
 			}
 			neighbour(t, a.c, "tagged", b.mac, addr(b))
 			neighbour(t, b.c, "tagged", a.mac, addr(a))
-			if err := echo(t, a.c, addr(a), b.c, addr(b), 1000, patient); err != nil {
+			if err := echo(t, a.c, addr(a), b.c, addr(b), 1000, timeout); err != nil {
 				t.Error(err)
 			}
 			transfer(t, a.c, addr(a), b.c, addr(b), bulk)
@@ -156,7 +156,7 @@ func TestDatagramsInBulk(t *testing.T) {
 				if _, err := src.WriteToUDPAddrPort(msg, dst.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
 					t.Fatal(err)
 				}
-				_ = dst.SetReadDeadline(time.Now().Add(patient))
+				_ = dst.SetReadDeadline(time.Now().Add(timeout))
 				buf := make([]byte, 70000)
 				for i := range many {
 					n, err := dst.Read(buf)

@@ -116,7 +116,7 @@ func TestChurnLosesNoPacketOfOthers(t *testing.T) {
 		go func() {
 			buf := make([]byte, 100)
 			for n := 0; ; n++ {
-				_ = dst.SetReadDeadline(time.Now().Add(patient))
+				_ = dst.SetReadDeadline(time.Now().Add(timeout))
 				if k, err := dst.Read(buf); err != nil || k == 3 { // "end"
 					got <- n
 					return

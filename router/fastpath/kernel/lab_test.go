@@ -25,7 +25,7 @@ import (
 const (
 	labMTU  = 1376
 	labPort = 6784
-	patient = 20 * time.Second // a busy machine
+	timeout = 20 * time.Second // a busy machine
 )
 
 // host is a namespace with a bridge, a datapath and a TAP that nobody forwards,
@@ -324,10 +324,10 @@ func echo(t testing.TB, nsA string, a netip.Addr, nsB string, b netip.Addr, n in
 // reaches fails the test if a datagram does not come back.
 func (h *host) reaches(o *host, n int) {
 	h.t.Helper()
-	if err := echo(h.t, h.c, h.addr(), o.c, o.addr(), n, patient); err != nil {
+	if err := echo(h.t, h.c, h.addr(), o.c, o.addr(), n, timeout); err != nil {
 		h.t.Errorf("%d to %d, %d bytes, IPv4: %v", h.id, o.id, n, err)
 	}
-	if err := echo(h.t, h.c, h.addr6(), o.c, o.addr6(), n, patient); err != nil {
+	if err := echo(h.t, h.c, h.addr6(), o.c, o.addr6(), n, timeout); err != nil {
 		h.t.Errorf("%d to %d, %d bytes, IPv6: %v", h.id, o.id, n, err)
 	}
 }
@@ -341,19 +341,19 @@ func transfer(t testing.TB, nsA string, a netip.Addr, nsB string, b netip.Addr, 
 		return err
 	})
 	defer l.Close()
-	_ = l.SetDeadline(time.Now().Add(patient))
+	_ = l.SetDeadline(time.Now().Add(timeout))
 	data := make([]byte, n)
 	_, _ = rand.Read(data)
 	sent := make(chan error, 1)
 	go func() {
 		sent <- netdev.Do(nsA, func() error {
-			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0)), Timeout: patient}
+			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0)), Timeout: timeout}
 			c, err := d.Dial("tcp", l.Addr().String())
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(2 * patient))
+			_ = c.SetDeadline(time.Now().Add(2 * timeout))
 			_, err = c.Write(data)
 			return err
 		})
@@ -361,7 +361,7 @@ func transfer(t testing.TB, nsA string, a netip.Addr, nsB string, b netip.Addr, 
 	c, err := l.Accept()
 	if err == nil {
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * patient))
+		_ = c.SetDeadline(time.Now().Add(2 * timeout))
 		var got []byte
 		got, err = io.ReadAll(c)
 		if err == nil && !bytes.Equal(got, data) {
@@ -408,7 +408,7 @@ func (h *host) quiet() {
 // comesUp waits for a frame at the TAP that ok accepts.
 func (h *host) comesUp(ok func(frame []byte) bool) []byte {
 	h.t.Helper()
-	late := time.After(patient)
+	late := time.After(timeout)
 	for {
 		select {
 		case f := <-h.up:
@@ -432,8 +432,8 @@ func (h *host) write(frame []byte) {
 // eventually waits until ok.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	if err := poll.Until(patient, time.Millisecond, poll.True(ok)); err != nil {
-		t.Fatalf("%s: %v after %v", what, err, patient)
+	if err := poll.Until(timeout, time.Millisecond, poll.True(ok)); err != nil {
+		t.Fatalf("%s: %v after %v", what, err, timeout)
 	}
 }
 
@@ -456,4 +456,4 @@ func isGone(t testing.TB, path string) {
 	}
 }
 
-func deadline() time.Time { return time.Now().Add(patient) }
+func deadline() time.Time { return time.Now().Add(timeout) }

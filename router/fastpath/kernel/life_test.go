@@ -606,7 +606,7 @@ func TestUnknownComesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.comesUp(func(f []byte) bool { return [6]byte(f) == b.mac && len(f) == 14+28+600 })
-	if err := echo(t, a.c, a.addr(), b.c, b.addr(), 400, patient); err != nil {
+	if err := echo(t, a.c, a.addr(), b.c, b.addr(), 400, timeout); err != nil {
 		t.Error(err)
 	}
 }
@@ -631,9 +631,9 @@ func TestSegmentsTooBig(t *testing.T) {
 			defer c.Close()
 			// It is not received, so that writing ends with the connection.
 			go func() { _, _ = c.Write(make([]byte, 1<<20)) }()
-			super := a.comesUp(func(f []byte) bool { return len(f) > labMTU+14 })
-			if [6]byte(super) != b.mac || super[14+9] != 6 {
-				t.Errorf("came up: % x", super[:60])
+			gsoFrame := a.comesUp(func(f []byte) bool { return len(f) > labMTU+14 })
+			if [6]byte(gsoFrame) != b.mac || gsoFrame[14+9] != 6 {
+				t.Errorf("came up: % x", gsoFrame[:60])
 			}
 		})
 	}

@@ -85,7 +85,7 @@ func TestExpress(t *testing.T) {
 	}
 }
 
-// TestJudged lets frames cross the bridge, where rules may see them, and bypass the
+// TestBridged lets frames cross the bridge, where rules may see them, and bypass the
 // VXLAN device.
 func TestBridged(t *testing.T) {
 	for name, l := range map[string]lab{"TCX": {}, "clsact": {noTCX: true}} {
@@ -261,7 +261,7 @@ func TestForwardAfterExpress(t *testing.T) {
 		route(far, "out", a.addr().String()+"/32", "10.99.0.1")
 		route(far, "out6", a.addr6().String()+"/128", "fd99::1")
 		for _, p := range [][2]netip.Addr{{a.addr(), netip.MustParseAddr("10.99.0.2")}, {a.addr6(), netip.MustParseAddr("fd99::2")}} {
-			if err := echo(t, a.c, p[0], far, p[1], 1000, patient); err != nil {
+			if err := echo(t, a.c, p[0], far, p[1], 1000, timeout); err != nil {
 				t.Error(p, err)
 			}
 			transfer(t, a.c, p[0], far, p[1], bulk)
@@ -343,7 +343,7 @@ func TestForwardAfterExpress(t *testing.T) {
 				return netlink.LinkSetUp(l)
 			})
 		}
-		if err := echo(t, a.c, inner(a), b.c, inner(b), 1000, patient); err != nil {
+		if err := echo(t, a.c, inner(a), b.c, inner(b), 1000, timeout); err != nil {
 			t.Error(err)
 		}
 		transfer(t, a.c, inner(a), b.c, inner(b), bulk)

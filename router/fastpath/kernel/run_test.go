@@ -259,13 +259,13 @@ func TestFromPort(t *testing.T) {
 		b.check(b.Datapath.c.Macs.Put(&MACKey{Addr: here}, &e))
 		run(frame(there, here, ip4(200)), skb{})
 		first := b.entry(here).Seen
-		if now := BootTime(); first == 1 || first > now || now-first > uint64(patient) {
+		if now := BootTime(); first == 1 || first > now || now-first > uint64(timeout) {
 			t.Errorf("seen at %d, now is %d", first, now)
 		}
 	})
 	t.Run("sizes", func(t *testing.T) {
 		gso := func(n uint32) skb { return skb{GSOSize: n} }
-		super := frame(there, here, ip4(3000))
+		gsoFrame := frame(there, here, ip4(3000))
 		for _, c := range []struct {
 			what string
 			f    []byte
@@ -274,21 +274,21 @@ func TestFromPort(t *testing.T) {
 		}{
 			{"fits", frame(there, here, ip4(benchMTU)), skb{}, true},
 			{"one too many", frame(there, here, ip4(benchMTU+1)), skb{}, false},
-			{"small segments", super, gso(1000), true},
-			{"TCP over IPv4", super, gso(benchMTU - 52), true},
-			{"TCP over IPv4, too big", super, gso(benchMTU - 51), false},
-			{"IPv4 options", with(super, 14, 0x47), gso(benchMTU - 52), false},
-			{"TCP behind IPv4 options", with(with(super, 14, 0x46), 14+24+12, 0x50), gso(benchMTU - 44), true},
-			{"UDP over IPv4", with(super, 14+9, 17), gso(benchMTU - 28), true},
-			{"UDP over IPv4, too big", with(super, 14+9, 17), gso(benchMTU - 27), false},
-			{"neither TCP nor UDP", with(super, 14+9, 132), gso(benchMTU - 100), false},
+			{"small segments", gsoFrame, gso(1000), true},
+			{"TCP over IPv4", gsoFrame, gso(benchMTU - 52), true},
+			{"TCP over IPv4, too big", gsoFrame, gso(benchMTU - 51), false},
+			{"IPv4 options", with(gsoFrame, 14, 0x47), gso(benchMTU - 52), false},
+			{"TCP behind IPv4 options", with(with(gsoFrame, 14, 0x46), 14+24+12, 0x50), gso(benchMTU - 44), true},
+			{"UDP over IPv4", with(gsoFrame, 14+9, 17), gso(benchMTU - 28), true},
+			{"UDP over IPv4, too big", with(gsoFrame, 14+9, 17), gso(benchMTU - 27), false},
+			{"neither TCP nor UDP", with(gsoFrame, 14+9, 132), gso(benchMTU - 100), false},
 			{"TCP over IPv6", frame(there, here, ip6(3000)), gso(benchMTU - 72), true},
 			{"TCP over IPv6, too big", frame(there, here, ip6(3000)), gso(benchMTU - 71), false},
 			{"extension headers", with(frame(there, here, ip6(3000)), 14+6, 0), gso(benchMTU - 110), false},
 			{"VLAN", frame(there, here, vlan(ip4(3000))), gso(benchMTU - 56), true},
 			{"VLAN, too big", frame(there, here, vlan(ip4(3000))), gso(benchMTU - 55), false},
 			{"two VLANs", frame(there, here, vlan(vlan(ip4(3000)))), gso(benchMTU - 100), false},
-			{"not IP", with(super, 12, 0x88, 0xb7), gso(benchMTU - 100), false},
+			{"not IP", with(gsoFrame, 12, 0x88, 0xb7), gso(benchMTU - 100), false},
 		} {
 			if n, _ := counts(c.f, c.ctx); (n != 0) != c.fits {
 				t.Errorf("%s: %d packets to the peer, want fits=%v", c.what, n, c.fits)
@@ -618,9 +618,9 @@ func TestFromUnderlay(t *testing.T) {
 
 	// Where it goes, path_test.go shows.
 	b.putMAC(here, 1, uint32(b.veth), false)
-	comes("station that is not express", good, inner)
+	comes("MAC address that is not express", good, inner)
 	b.putMAC(here, 1, 0, true)
-	comes("station without veth", good, inner)
+	comes("MAC address without a veth", good, inner)
 	b.putMAC(here, 1, uint32(b.veth), true)
 	b.put(PeerKnown | PeerFast)
 	pass("neighbour that is not express", good)

@@ -99,7 +99,7 @@ func (w *wire) send(from string, src, dst uint32, ttl int, frame []byte) {
 func (w *wire) receive(at string) (vni uint32, ttl int, frame []byte) {
 	w.t.Helper()
 	b, oob := make([]byte, 70000), make([]byte, 256)
-	_ = w.rx[at].SetReadDeadline(time.Now().Add(patient))
+	_ = w.rx[at].SetReadDeadline(time.Now().Add(timeout))
 	n, m, _, _, err := w.rx[at].ReadMsgUDPAddrPort(b, oob)
 	if err != nil || n < 8 {
 		w.t.Fatalf("%d bytes at %s: %v; drops %v", n, at, err, w.Drops())
@@ -276,7 +276,7 @@ func TestDelivery(t *testing.T) {
 		case e := <-seen:
 			got = append(got, e)
 			return e
-		case <-time.After(patient):
+		case <-time.After(timeout):
 			t.Fatalf("no event; there were %+v", got)
 		}
 		return Event{}

@@ -227,6 +227,9 @@ func each[K comparable, V any](d *datapath, of func() map[K]V, compare func(a, b
 
 func (d *datapath) Traffic(id uint16) (kernel.Traffic, error) {
 	defer d.use()()
+	if id >= kernel.MaxPeers {
+		return kernel.Traffic{}, fmt.Errorf("read counters of peer %d: %w", id, errID)
+	}
 	return d.m.pins.traffic[id], nil
 }
 

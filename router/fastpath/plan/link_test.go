@@ -156,7 +156,7 @@ func TestChangedMind(t *testing.T) {
 	e.want(true)
 }
 
-// Issue item 1: back on sleeve within 3 s when VXLAN is blocked, up again within
+// Traffic is back on sleeve within 3 s when VXLAN is blocked, up again within
 // 30 s after it flows, and not up and down with a path that flaps.
 func TestBlockedAndBack(t *testing.T) {
 	e := newEnds(t, willing, willing)

@@ -63,7 +63,7 @@ func TestPlanLeavesOut(t *testing.T) {
 	}
 }
 
-// Issue item 4: exactly the affected entries change.
+// Exactly the affected entries change.
 func TestDiffIsLeast(t *testing.T) {
 	ids, next, hops := line()
 	old := Plan(name(0), ids, next, hops)
@@ -196,7 +196,7 @@ func TestApplyGoesOnAfterFailures(t *testing.T) {
 			}
 		}
 		if c := want.Diff(have); !c.Empty() {
-			t.Fatalf("applied, and still %+v is to be done", c)
+			t.Fatalf("applied, and still %+v is left to do", c)
 		}
 	}
 }

@@ -62,10 +62,10 @@ func TestWhoWantsATunnel(t *testing.T) {
 	bare := wary(2)
 	bare.Tunnel = wire.Tunnel{}
 	for _, c := range []struct {
-		name   string
-		a, b   Offer
-		sealed bool
-		words  []string
+		name      string
+		a, b      Offer
+		encrypted bool
+		words     []string
 	}{
 		{"both trust the path", trusting, trusting, false, nil},
 		{"one does not", trusting, wary(2), true, nil},
@@ -79,8 +79,8 @@ func TestWhoWantsATunnel(t *testing.T) {
 			e.run(2 * time.Second)
 			e.want(c.words == nil, c.words...)
 			for i, l := range e.l {
-				if l.Encrypted() != c.sealed {
-					t.Errorf("end %d: sealed %v", i, l.Encrypted())
+				if l.Encrypted() != c.encrypted {
+					t.Errorf("end %d: encrypted %v", i, l.Encrypted())
 				}
 			}
 		})
