@@ -288,21 +288,21 @@ func (l *lines) Write(p []byte) (int, error) {
 
 // A peer that sends malformed messages does not fill the disk with log lines.
 func TestRefusedControlIsLoggedNowAndThen(t *testing.T) {
-	told := &lines{word: "link control refused"}
-	o := meshOptions{mtu: 1376, log: slog.New(slog.NewTextHandler(told, nil))}
+	logged := &lines{word: "refused link control"}
+	o := meshOptions{mtu: 1376, log: slog.New(slog.NewTextHandler(logged, nil))}
 	inMeshWith(t, o, names(2), line(2), func(m *mesh) {
 		short := []byte{byte(wire.Offer)}
 		for range 100 {
 			m.nodes[0].HandleControl(nameOf(1), short)
 		}
 		synctest.Wait()
-		if n := told.n.Load(); n != 1 {
+		if n := logged.n.Load(); n != 1 {
 			t.Errorf("logged %d times for 100 messages", n)
 		}
 		time.Sleep(refusedEvery) // of the fake clock
 		m.nodes[0].HandleControl(nameOf(1), short)
 		synctest.Wait()
-		if n := told.n.Load(); n != 2 {
+		if n := logged.n.Load(); n != 2 {
 			t.Errorf("logged %d times after one more message, later", n)
 		}
 	})

@@ -72,7 +72,7 @@ func TestConstants(t *testing.T) {
 		t.Errorf("a reason without name is %q", s)
 	}
 	for name, value := range map[string]string{
-		"TAG_RELAY": "1", "TAG_ECHO": "2", "PROBE_ASK": "1", "PROBE_ECHO": "2", "REASON_SLOW": "1", "REASON_BIG": "2",
+		"METADATA_RELAY": "1", "METADATA_ECHO": "2", "PROBE_ASK": "1", "PROBE_ECHO": "2", "REASON_SLOW": "1", "REASON_BIG": "2",
 		"MAC_EXPRESS": "1", "PEER_KNOWN": "1", "PEER_FAST": "2", "PEER_EXPRESS": "4", "CONFIG_EXPRESS": "1",
 	} {
 		if !regexp.MustCompile(`\b` + name + ` = ` + value + `\b`).Match(b) {
