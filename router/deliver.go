@@ -11,15 +11,16 @@ import (
 
 // toHost collects a frame for the containers of this host. flushTAP delivers it. The
 // frame is borrowed until then, and its headers may be changed.
-func (ln *lane) toHost(b []byte, partial bool) {
+func (ln *lane) toHost(f frame) {
 	if ln.deliver.Full() {
 		ln.flushTAP()
 	}
-	if partial && !ln.can.Checksum {
+	b := f.bytes()
+	if f.partial && !ln.can.Checksum {
 		complete(b)
-		partial = false
+		f.partial = false
 	}
-	ln.deliver.Add(b, partial)
+	ln.deliver.Add(b, f.partial)
 }
 
 // flushTAP delivers the frames that toHost collected.
@@ -75,7 +76,7 @@ func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
 	}
 	b := make([]byte, s.Len(0))
 	for i := range s.Count() {
-		s.Put(b, i, true)
+		s.PutComplete(b, i)
 		ln.host(offload.Header{}, [][]byte{b[:s.Len(i)]}, 1)
 	}
 }

@@ -128,7 +128,7 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 	case n > room:
 		ln.oversize(l, h, f, room)
 	case n <= smallFrame && wire.BatchLen+n <= room:
-		ln.coalesce(l, h, f.bytes(), room, f.partial)
+		ln.coalesce(l, h, f, room)
 	default:
 		if ln.batch.link == l {
 			ln.endBatch() // to keep the order
@@ -166,8 +166,8 @@ func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 		n := s.Len(i)
 		if hl+n <= smallFrame && wire.BatchLen+hl+n <= room {
 			b := ln.small[:n]
-			s.Put(b, i, true)
-			ln.coalesce(l, h, b, room, false)
+			s.PutComplete(b, i)
+			ln.coalesce(l, h, frame{buf: b, end: n}, room)
 			continue
 		}
 		if ln.batch.link == l {
@@ -175,7 +175,7 @@ func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 		}
 		b := ln.buffer(wire.HeaderLen + hl + n + wire.AuthTagLen)
 		h.Put(b[wire.HeaderLen:])
-		s.Put(b[wire.HeaderLen+hl:], i, false)
+		s.PutPartial(b[wire.HeaderLen+hl:], i)
 		ln.seal(l, wire.Partial, b[:wire.HeaderLen+hl+n])
 	}
 }
@@ -187,7 +187,7 @@ func (ln *lane) oversizeGSO(l *sleeve, h *wire.Head, room int) {
 	s := &ln.split
 	for i := range s.Count() {
 		b := ln.segment(s.Len(i))
-		s.Put(b, i, true)
+		s.PutComplete(b, i)
 		if i == 0 && ln.refuseTooBig(l, h, b, room) {
 			l.txFrames.Add(uint64(s.Count()))
 			l.drops[DropTooBig].Add(uint64(s.Count()))
@@ -207,8 +207,8 @@ func (ln *lane) segment(n int) []byte {
 }
 
 // coalesce adds a small frame to the batch of its link.
-func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int, partial bool) {
-	t := &ln.batch
+func (ln *lane) coalesce(l *sleeve, h *wire.Head, f frame, room int) {
+	t, b := &ln.batch, f.bytes()
 	hl := h.Len()
 	n := wire.BatchLen + hl + len(b)
 	if t.link != l || t.sparse != ln.sparse || t.n+n > wire.HeaderLen+room {
@@ -222,7 +222,7 @@ func (ln *lane) coalesce(l *sleeve, h *wire.Head, b []byte, room int, partial bo
 	h.Put(t.buf[t.n+wire.BatchLen:])
 	to := t.buf[t.n+wire.BatchLen+hl : t.n+n]
 	copy(to, b)
-	if partial {
+	if f.partial {
 		complete(to)
 	}
 	t.n += n

@@ -47,7 +47,7 @@ func gsoPacket(t testing.TB, src, dst ethernet.MAC, s packets.Spec, size int) (f
 	}
 	for i := range sp.Count() {
 		seg := make([]byte, sp.Len(i))
-		sp.Put(seg, i, true)
+		sp.PutComplete(seg, i)
 		segs = append(segs, seg)
 	}
 	return memFrame{h, b}, segs

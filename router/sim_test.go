@@ -214,7 +214,7 @@ func (q *memTAP) Write(h offload.Header, parts [][]byte) error {
 	q.gsoPackets++
 	for i := range s.Count() {
 		seg := make([]byte, s.Len(i))
-		s.Put(seg, i, true)
+		s.PutComplete(seg, i)
 		q.out = append(q.out, seg)
 	}
 	return nil

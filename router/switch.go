@@ -162,7 +162,7 @@ func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 	l.rxFrames.Add(1)
 	switch dst {
 	case r.self:
-		ln.toHost(f.bytes(), f.partial)
+		ln.toHost(f)
 	case peer.Broadcast:
 		f.own = false
 		for _, next := range fib.trees[src] {
@@ -170,7 +170,7 @@ func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 				ln.relay(next, h, f)
 			}
 		}
-		ln.toHost(f.bytes(), f.partial) // last, as it may change the frame
+		ln.toHost(f) // last, as it may change the frame
 	default:
 		p, ok := fib.paths[dst]
 		if !ok {

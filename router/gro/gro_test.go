@@ -51,7 +51,7 @@ func finish(t testing.TB, h offload.Header, parts [][]byte, frames int) (out [][
 	}
 	for i := range s.Count() {
 		seg := make([]byte, s.Len(i))
-		s.Put(seg, i, true)
+		s.PutComplete(seg, i)
 		out = append(out, seg)
 	}
 	return out

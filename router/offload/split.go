@@ -83,9 +83,16 @@ func (s *Splitter) Len(i int) int {
 	return s.layout.End - (s.count-1)*s.size
 }
 
-// Put writes segment i to b[:s.Len(i)]. Its checksum is complete if sum is true, else
-// partial (see Header.NeedsSum).
-func (s *Splitter) Put(b []byte, i int, sum bool) {
+// PutComplete writes segment i, with its checksum, to b[:s.Len(i)].
+func (s *Splitter) PutComplete(b []byte, i int) {
+	s.PutPartial(b, i)
+	l := &s.layout
+	putSum(b[l.SumAt():], checksum.Sum(b[l.L4:s.Len(i)]))
+}
+
+// PutPartial writes segment i to b[:s.Len(i)]. Its checksum is partial (see
+// Header.NeedsSum).
+func (s *Splitter) PutPartial(b []byte, i int) {
 	l, n := &s.layout, s.Len(i)
 	b = b[:n]
 	head := l.Payload
@@ -107,7 +114,4 @@ func (s *Splitter) Put(b []byte, i int, sum bool) {
 		}
 	}
 	binary.BigEndian.PutUint16(b[l.SumAt():], checksum.Add(s.sum, uint16(n-l.L4)))
-	if sum {
-		putSum(b[l.SumAt():], checksum.Sum(b[l.L4:]))
-	}
 }

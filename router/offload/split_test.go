@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"testing"
 
 	"github.com/weft-net/weft/router/offload"
@@ -66,12 +65,12 @@ func TestSegmentsAreWhatASenderWithoutOffloadSends(t *testing.T) {
 						}
 						want := w.Frame()
 						got := make([]byte, sp.Len(i))
-						sp.Put(got, i, true)
+						sp.PutComplete(got, i)
 						if !bytes.Equal(got, want) {
 							t.Fatalf("six %v udp %v tags %d: segment %d of %d:\n% x\nwant\n% x", six, udp, tags, i, count, got[:80], want[:80])
 						}
 						// Left open, it becomes the same when it is completed.
-						sp.Put(got, i, false)
+						sp.PutPartial(got, i)
 						l, _ := offload.Parse(got)
 						if !offload.Complete(l.Partial(), got) || !bytes.Equal(got, want) {
 							t.Fatalf("segment %d of %d, completed, differs", i, count)
@@ -145,7 +144,7 @@ func FuzzParse(f *testing.F) {
 		total := 0
 		for i := range s.Count() {
 			seg := make([]byte, s.Len(i))
-			s.Put(seg, i, true)
+			s.PutComplete(seg, i)
 			sl, ok := offload.Parse(seg)
 			if !ok || sl.End != len(seg) || !sl.Valid(seg) || !sl.ValidIP(seg) || sl.Payload != l.Payload || i > 0 && sl.Payload == sl.End {
 				t.Fatalf("segment %d of %d: %+v", i, s.Count(), sl)
@@ -170,7 +169,8 @@ func TestNoAllocation(t *testing.T) {
 			t.Error(err)
 		}
 		for i := range s.Count() {
-			s.Put(out, i, i&1 == 0)
+			s.PutComplete(out, i)
+			s.PutPartial(out, i)
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -180,14 +180,16 @@ func TestNoAllocation(t *testing.T) {
 func BenchmarkSplit(b *testing.B) {
 	h, frame := gsoFrame(b, packets.Spec{Payload: payload(64000)}, 1324, false)
 	out := make([]byte, 80000)
-	for _, sum := range []bool{false, true} {
-		b.Run(fmt.Sprintf("sum=%v", sum), func(b *testing.B) {
+	for name, put := range map[string]func(*offload.Splitter, []byte, int){
+		"partial": (*offload.Splitter).PutPartial, "complete": (*offload.Splitter).PutComplete,
+	} {
+		b.Run(name, func(b *testing.B) {
 			b.SetBytes(64000)
 			var s offload.Splitter
 			for b.Loop() {
 				_ = s.Reset(h, frame)
 				for i := range s.Count() {
-					s.Put(out[i*1400:], i, sum)
+					put(&s, out[i*1400:], i)
 				}
 			}
 		})

@@ -1,5 +1,5 @@
-// Package packets makes TCP and UDP frames for tests: correct ones of every
-// kind that offloads care for, at random or as told.
+// Package packets makes TCP and UDP frames for tests: correct ones of every kind that
+// matters to offloads, random or specified.
 package packets
 
 import (
@@ -7,8 +7,7 @@ import (
 	"math/rand/v2"
 )
 
-// Spec says how a frame must be. The zero Spec is an IPv4 TCP segment without
-// payload.
+// Spec specifies a frame. The zero Spec is an IPv4 TCP segment without payload.
 type Spec struct {
 	Six      bool
 	UDP      bool
