@@ -140,11 +140,11 @@ func (c *Controller) refresh() {
 		c.log.Warn("cannot list the interfaces of containers", "err", err)
 		return
 	}
-	there, shaped := make(map[int]bool, len(ports)), make(map[int]bool)
+	there, limited := make(map[int]bool, len(ports)), make(map[int]bool)
 	for _, p := range ports {
 		there[p.Ifindex] = true
 		if p.RateLimited {
-			shaped[p.Ifindex] = true
+			limited[p.Ifindex] = true
 			continue
 		}
 		if c.containers[p.Ifindex] || c.expressErr != nil || c.unsupported != nil {
@@ -157,19 +157,19 @@ func (c *Controller) refresh() {
 		c.containers[p.Ifindex] = true
 	}
 	for i := range c.containers {
-		if !there[i] || shaped[i] {
+		if !there[i] || limited[i] {
 			delete(c.containers, i)
 			if err := c.kernel.DetachContainer(i); err != nil {
 				c.log.Warn("cannot end express mode of a container", "ifindex", i, "err", err)
 			}
 		}
 	}
-	c.rateLimited = shaped
+	c.rateLimited = limited
 	for m, i := range c.vethOf {
 		switch {
 		case !there[i]:
 			c.removeMAC(m)
-		case shaped[i]:
+		case limited[i]:
 			delete(c.vethOf, m)
 			c.copyMAC(m)
 		}

@@ -11,6 +11,9 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
+// open opens the tunnel and the kernel's part, and takes over what an earlier router
+// left. It returns an error only if the router cannot work without the fast path
+// either.
 func (c *Controller) open() error {
 	o := kernel.Options{
 		PinDir: c.cfg.PinDir, Bridge: c.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: c.cfg.TAP,
@@ -85,7 +88,7 @@ func (c *Controller) openKernel(o kernel.Options) {
 }
 
 // adopt reads what an earlier process left in the kernel. Entries end at once if the
-// settings no longer allow to send or accept clear text there.
+// settings no longer allow clear text to or from their addresses.
 func (c *Controller) adopt() error {
 	c.installed = plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)}
 	var refused []uint16

@@ -160,11 +160,11 @@ func (c *Controller) fillSlots(slots tunnelSlots, set map[peer.Name]*link, have 
 			if !p.Inside.IsValid() || !c.hasID(l) || first != (have[p.Inside].Key == p.Key) {
 				continue
 			}
-			clash := !slots.give(p)
-			if clash && !l.keyConflict {
+			conflict := !slots.give(p)
+			if conflict && !l.keyConflict {
 				c.log.Warn("a peer claims the tunnel key of another peer", "peer", l.peer, "addr", l.Addr())
 			}
-			l.keyConflict = clash
+			l.keyConflict = conflict
 		}
 	}
 }

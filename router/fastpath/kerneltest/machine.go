@@ -68,7 +68,7 @@ type pins struct {
 	self     uint16
 	express  bool
 	devices  bool // port and VXLAN device are there
-	software bool // checksums are made in software
+	software bool // the kernel computes the checksums
 	events   chan kernel.Event
 }
 
@@ -355,15 +355,14 @@ func (m *Machine) Programs() (list []int) {
 	return list
 }
 
-// Guarded reports whether the rules that guard the port are there, SoftwareChecksums
-// whether checksums inside VXLAN are made in software.
+// Guarded reports whether the rules that guard the port are installed.
 func (m *Machine) Guarded() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.guarded
 }
 
-// SoftwareChecksums reports whether checksums inside VXLAN are made in software.
+// SoftwareChecksums reports whether the kernel computes the checksums inside VXLAN.
 func (m *Machine) SoftwareChecksums() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
