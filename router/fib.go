@@ -52,7 +52,7 @@ func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve
 	return f
 }
 
-// head returns a head that names two peers as briefly as is unambiguous.
+// head returns a head that names two peers in the shortest unambiguous form.
 func (f *fib) head(src, dst peer.Name) wire.Head {
 	h := wire.Head{Kind: wire.Routed, Hops: wire.MaxHops, SrcID: src.ID(), DstID: dst.ID(), Src: src, Dst: dst}
 	clear := func(n peer.Name) bool { return n.ID() != wire.EveryID && f.routes.ByID[n.ID()] == n }

@@ -15,8 +15,8 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
+// Lengths of the headers around a packet, in bytes.
 const (
-	// Lengths of the headers around a packet, in bytes.
 	udpHeader   = 8
 	ipv4Header  = 20
 	ipv6Header  = 40
@@ -91,9 +91,8 @@ type machineStatus struct {
 	rtt    time.Duration
 }
 
-// Bounds of ICMP answers to what came for one link: 100 a second, 50 at once.
+// Bounds of the ICMP messages about frames for one link, a second and at once.
 const (
-	// Bounds of the ICMP messages about frames for one link, a second and at once.
 	icmpRate  = 100
 	icmpBurst = 50
 )

@@ -25,11 +25,9 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// Bounds of Config.MTU, in bytes of IP packet: what IPv4 hosts must take, and
-// what a TAP of the kernel carries at most.
+// Bounds of Config.MTU, in bytes of IP packet: the least that IPv4 hosts must accept, and
+// the most that a TAP carries.
 const (
-	// Bounds of Config.MTU, in bytes of IP packet: the least that IPv4 hosts must
-	// accept, and the most that a TAP carries.
 	MinMTU = 576
 	MaxMTU = 65521
 )

@@ -96,7 +96,7 @@ func (c *Controller) Status(ids map[peer.Name]uint16, next map[peer.Name]peer.Na
 	return s
 }
 
-// counters reads what the kernel dropped and forwarded.
+// counters reads the kernel's counters of dropped and forwarded frames.
 func (c *Controller) counters(ids map[peer.Name]uint16) (drops map[string]uint64, peers map[peer.Name]kernel.Traffic) {
 	c.closing.RLock()
 	defer c.closing.RUnlock()

@@ -30,7 +30,7 @@ import (
 	"github.com/weft-net/weft/router/offload"
 )
 
-// Bounds of what waits in a Coalescer and of what it makes.
+// Bounds of a Coalescer and of the packets that it makes.
 const (
 	maxFrames   = 1024  // added until Reset
 	maxOpen     = 32    // flows that may still grow

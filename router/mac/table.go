@@ -57,8 +57,8 @@ type entry struct {
 	seen atomic.Int64 // time.Duration
 }
 
-// New returns an empty table that remembers up to limit addresses a peer,
-// DefaultLimit if that is 0.
+// New returns an empty table that has up to limit addresses for each peer, DefaultLimit if
+// limit is 0.
 func New(limit int) *Table {
 	if limit == 0 {
 		limit = DefaultLimit
@@ -170,8 +170,8 @@ func (t *Table) Remove(m ethernet.MAC) {
 	}
 }
 
-// Lookup returns the peer that m was last seen behind, unless that is longer
-// ago than MaxAge.
+// Lookup returns the peer that m was last seen behind, unless that was longer ago than
+// MaxAge.
 func (t *Table) Lookup(m ethernet.MAC, now time.Duration) (at peer.Name, ok bool) {
 	s := t.shard(m)
 	s.mu.RLock()
@@ -183,14 +183,13 @@ func (t *Table) Lookup(m ethernet.MAC, now time.Duration) (at peer.Name, ok bool
 	return e.at, true
 }
 
-// Expire forgets what has not been seen for MaxAge and returns how many that
-// were. Call it now and then; Lookup does not depend on it.
+// Expire removes addresses that were not seen for MaxAge, and returns their number. Call
+// it periodically; Lookup does not depend on it.
 func (t *Table) Expire(now time.Duration) int {
 	return t.remove(func(e *entry) bool { return now-time.Duration(e.seen.Load()) > MaxAge })
 }
 
-// Forget drops every address of a peer that has gone and returns how many that
-// were.
+// Forget removes all addresses of a peer and returns their number.
 func (t *Table) Forget(at peer.Name) int {
 	return t.remove(func(e *entry) bool { return e.at == at })
 }
@@ -212,14 +211,14 @@ func (t *Table) remove(match func(*entry) bool) (n int) {
 	return n
 }
 
-// Entry is one remembered address.
+// Entry is an entry of the table.
 type Entry struct {
 	MAC  ethernet.MAC
 	Peer peer.Name
 	Age  time.Duration // since it was last seen, to the second
 }
 
-// Entries returns what is remembered, ordered by address.
+// Entries returns the table, ordered by address.
 func (t *Table) Entries(now time.Duration) []Entry {
 	var all []Entry
 	for i := range t.shards {

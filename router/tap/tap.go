@@ -45,7 +45,7 @@ func (o Offloads) String() string {
 type Frame struct {
 	Header offload.Header
 	Buf    []byte
-	Sparse bool // the function of Prioritize said so
+	Sparse bool // as the function of Prioritize reports
 }
 
 // Queue is one queue of a TAP. Each reader and each writer is for one

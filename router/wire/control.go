@@ -62,7 +62,7 @@ type Control struct {
 	Round  uint32
 	Index  uint32   // at which the sender will receive, 24 bits, not 0
 	Key    [32]byte // ephemeral X25519 public key, RFC 7748
-	Suites uint16   // offer: bit set of what the sender can do
+	Suites uint16   // offer: bit set of the sender's suites
 	Suite  uint8    // answer: the one chosen, a bit number of Suites
 	Offer  uint32   // answer: Index of the offer that it answers
 

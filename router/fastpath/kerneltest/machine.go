@@ -1,6 +1,6 @@
 // Package kerneltest is the kernel of one host in memory, for tests of the controller of
 // the fast path. It follows the rules of the real one where the controller relies on
-// them: what is pinned outlives the controller, an interface that goes takes its
+// them: pinned programs and maps outlive the controller, an interface that goes takes its
 // program along, one WireGuard key has one entry, and rules and devices that another
 // program removes are gone until somebody reinstalls them. TestContract holds it against
 // the real kernel.
