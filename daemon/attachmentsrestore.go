@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // restore makes containers, records and allocators agree after a start. What
@@ -115,7 +116,7 @@ func (as *attachments) removeNamesOfGone(now time.Time) {
 	if len(before) == 0 {
 		return
 	}
-	links, err := netlink.LinkList()
+	links, err := netdev.Dump(netlink.LinkList)
 	if err != nil {
 		return // asked again with the next change, or by sweep
 	}

@@ -120,10 +120,10 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 		if !k.Peer.IsZero() {
 			c.Name, c.NickName = k.Peer.String(), h.mesh.View().Nickname(k.Peer)
 		}
-		switch {
-		case k.State == dial.Itself:
+		switch k.State {
+		case dial.Itself:
 			c.State, c.Info = api.StateFailed, "this is the host itself"
-		case k.State == dial.Waiting:
+		case dial.Waiting:
 			c.State, c.Info = api.StateRetrying, whyWaiting(k, now)
 			if r := (*session.Refusal)(nil); errors.As(k.Err, &r) {
 				c.State = api.StateFailed

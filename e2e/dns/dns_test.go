@@ -392,7 +392,7 @@ func TestListeningFollowsInterfaces(t *testing.T) {
 	if out := harness.Weft(t, lab, 1, "status"); !strings.Contains(out, "there is no interface docker0") {
 		t.Errorf("status does not say that docker0 is missing:\n%s", out)
 	}
-	if code, out := harness.Try(t, lab, 1, "dns-args"); code != cmd.ExitFailed || !strings.Contains(out, "listens nowhere") {
+	if code, out := harness.Try(t, lab, 1, "dns-args"); code != cmd.ExitFailed || !strings.Contains(out, "no address to listen on") {
 		t.Errorf("dns-args: exit code %d, %q", code, out)
 	}
 	inHost := func(f func(docker *netlink.Bridge) error) {

@@ -76,7 +76,7 @@ func (r *Ring) Leave(s peer.Signer, self, heir peer.Name) (Outcome, error) {
 	if rm.Gone == rm.Heir {
 		return Outcome{}, fmt.Errorf("leave the ring to %s: that is this peer", heir)
 	}
-	msg := append(r.st.genesis.id[:], rm.appendProposal(nil)...)
+	msg := append(r.st.genesis.id[:], rm.proposal()...)
 	rm.Sig = s.Sign(domainRemoval, append(msg, rm.Key[:]...))
 	rm.seal()
 	return r.Merge(appendRecord(newDelta(r.st.genesis.id), rm.raw))

@@ -218,13 +218,13 @@ type Removal struct {
 	raw []byte
 }
 
-// appendProposal appends the record up to its ballot or key.
-func (r *Removal) appendProposal(b []byte) []byte {
+// proposal is the record up to its ballot or key.
+func (r *Removal) proposal() []byte {
 	proof := byte(proofSelf)
 	if r.ByVotes {
 		proof = proofVotes
 	}
-	b = append(b, kindRemoval, proof)
+	b := []byte{kindRemoval, proof}
 	b = r.Gone.Append(b)
 	b = r.Heir.Append(b)
 	if !r.ByVotes {
@@ -247,11 +247,11 @@ func (r *Removal) appendProposal(b []byte) []byte {
 
 // Proposal returns the bytes that voters decide on: the removal without ballot
 // and votes. ParseProposal reads them.
-func (r *Removal) Proposal() []byte { return r.appendProposal(nil) }
+func (r *Removal) Proposal() []byte { return r.proposal() }
 
 // seal encodes the record, whose fields are complete.
 func (r *Removal) seal() {
-	r.raw = r.appendProposal(nil)
+	r.raw = r.proposal()
 	if r.ByVotes {
 		r.raw = r.Ballot.Append(r.raw)
 		r.raw = binary.BigEndian.AppendUint16(r.raw, uint16(len(r.Votes)))

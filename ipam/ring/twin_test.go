@@ -204,7 +204,7 @@ func world(rng *rand.Rand, peers, steps int) (*twin, [][]byte) {
 				continue
 			}
 			rm.Key = sign(rm.Gone.Name).Key()
-			msg := append(bytes.Clone(g.id[:]), rm.appendProposal(nil)...)
+			msg := append(bytes.Clone(g.id[:]), rm.proposal()...)
 			rm.Sig = sign(rm.Gone.Name).Sign(domainRemoval, append(msg, rm.Key[:]...))
 			rm.seal()
 			tw.removals[rm.id] = rm

@@ -233,10 +233,9 @@ func (m *Maker) wait(c *candidate, now time.Time) {
 	if c.alive {
 		most = MaxDelayAlive
 	}
-	switch {
-	case c.delay == 0:
+	if c.delay == 0 {
 		c.delay = FirstDelay
-	default:
+	} else {
 		c.delay = min(c.delay*3/2, most)
 	}
 	c.state, c.retry = Waiting, now.Add(m.jitter(c.delay))

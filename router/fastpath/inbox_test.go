@@ -2,6 +2,7 @@ package fastpath_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,7 +89,7 @@ func TestOffDoesNothing(t *testing.T) {
 	if _, ok := c.Link(nameOf(2)); ok || c.Attached() || c.Keeps(nameOf(2)) || c.FDB() != nil || c.Echoed(fastpath.Echo{}) {
 		t.Error("a fast path is there")
 	}
-	if s := c.Status(nil, nil); s.Mode != fastpath.Disabled || s.Reason != fastpath.ErrDisabled {
+	if s := c.Status(nil, nil); s.Mode != fastpath.Disabled || !errors.Is(s.Reason, fastpath.ErrDisabled) {
 		t.Errorf("status %+v", s)
 	}
 	c.Close()
