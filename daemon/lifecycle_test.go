@@ -12,10 +12,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -111,6 +113,18 @@ func (r *testRouter) start(ctx context.Context, assemble assemble) {
 	go func() {
 		r.ended <- netdev.Do(r.host, func() error { return run(ctx, r.config, assemble) })
 	}()
+}
+
+// waitReady waits until the control API says that the router is ready.
+func (r *testRouter) waitReady(t *testing.T) {
+	t.Helper()
+	ready := func() bool {
+		reply, err := r.client.Ready(t.Context())
+		return err == nil && reply.Ready
+	}
+	if err := poll.Until(10*time.Second, time.Millisecond, poll.True(ready)); err != nil {
+		t.Fatalf("the router is not ready: %v", err)
+	}
 }
 
 // wantNothingLeft fails the test if the router has left its socket or a goroutine.
@@ -209,7 +223,7 @@ func TestOneRouterForAStateFolder(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	r.start(ctx, r.node.assemble)
-	<-r.node.running
+	r.waitReady(t)
 	other := *r
 	other.ended = make(chan error, 1)
 	other.start(t.Context(), newFakeNode().assemble)
@@ -230,7 +244,7 @@ func TestOneRouterForAStateFolder(t *testing.T) {
 func TestResetThatFailsCanBeRepeated(t *testing.T) {
 	r := newTestRouter(t)
 	r.start(t.Context(), r.node.assemble)
-	<-r.node.running
+	r.waitReady(t)
 	r.node.setHandOver(errors.New("no peer answers"))
 	if err := r.client.Reset(t.Context()); err == nil || !strings.Contains(err.Error(), "no peer answers") {
 		t.Errorf("reset: %v", err)

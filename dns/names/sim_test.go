@@ -220,7 +220,11 @@ func (w *sim) check(t testing.TB) {
 }
 
 func TestConvergenceUnderLossAndChurn(t *testing.T) {
-	w := newSim(seed.New(t), 200, 6, 0.2)
+	peers := 200
+	if testing.Short() {
+		peers = 80
+	}
+	w := newSim(seed.New(t), peers, 6, 0.2)
 	for i := range w.nodes {
 		w.churn(t, i)
 	}
