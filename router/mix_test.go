@@ -147,9 +147,9 @@ func sameFlows(t *testing.T, what string, got, want [][]byte) {
 	}
 }
 
-// FuzzSuperFrameFromContainer: whatever a frame is and whatever its header asks
+// FuzzGSOPacketFromContainer: whatever a frame is and whatever its header asks
 // for, nothing panics and no packet is larger than the link takes.
-func FuzzSuperFrameFromContainer(f *testing.F) {
+func FuzzGSOPacketFromContainer(f *testing.F) {
 	for _, s := range kinds {
 		s.Payload = make([]byte, 5000)
 		m, _ := gsoPacket(f, macOf(0), macOf(2), s, 1000)

@@ -356,7 +356,7 @@ func TestEachRefusal(t *testing.T) {
 	}
 }
 
-// TestSuperFramesAndSmallUnderlay: segments that do not fit are complained of,
+// TestGSOPacketsAndSmallUnderlay: segments that do not fit are complained of,
 // not cut again, and the stream finds its way.
 func TestGSOPacketsAndSmallUnderlay(t *testing.T) {
 	hosts := newHosts(t, 3, options{mtu: 1500, underlayMTU: 1300})

@@ -81,7 +81,7 @@ var kinds = []packets.Spec{
 	{UDP: true, TTL: 64, DF: true}, {UDP: true, Six: true, TTL: 64},
 }
 
-// TestSuperFrames: they come out as they went in, whatever the far end can and
+// TestGSOPackets: they come out as they went in, whatever the far end can and
 // over a relay that does not need them.
 func TestGSOPackets(t *testing.T) {
 	for _, can := range []tap.Offloads{{Checksum: true, TCP: true, UDP: true}, {Checksum: true, TCP: true}, {Checksum: true}, {}} {
@@ -202,7 +202,7 @@ func TestLostPacketsCostTheirSegmentsOnly(t *testing.T) {
 	})
 }
 
-// TestHostRefusesSuperFrames: some kernels say they take GSO packets and then
+// TestHostRefusesGSOPackets: some kernels say they take GSO packets and then
 // do not. Nothing is lost by that, and they are not bothered again.
 func TestHostRefusesGSOPackets(t *testing.T) {
 	for _, errno := range []error{unix.EINVAL, unix.EIO} {

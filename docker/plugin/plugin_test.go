@@ -32,12 +32,12 @@ type host struct {
 	fail  error // of the calls that may fail
 }
 
-var universe = netip.MustParsePrefix("10.32.0.0/12")
+var addrRange = netip.MustParsePrefix("10.32.0.0/12")
 
-func (h *host) Default(v6 bool) (netip.Prefix, bool) { return universe, !v6 }
+func (h *host) Default(v6 bool) (netip.Prefix, bool) { return addrRange, !v6 }
 
 func (h *host) Check(p netip.Prefix) error {
-	if !universe.Contains(p.Addr()) || p.Bits() < universe.Bits() {
+	if !addrRange.Contains(p.Addr()) || p.Bits() < addrRange.Bits() {
 		return errors.New("outside")
 	}
 	return nil

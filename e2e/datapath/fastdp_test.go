@@ -300,10 +300,10 @@ func TestContainersInjectNothing(t *testing.T) {
 	for _, p := range harness.Report(t, lab, 1).Router.Peers {
 		ids[p.NickName] = p.ShortID
 	}
-	inject := func(from testbed.Place, station net.HardwareAddr) {
+	inject := func(from testbed.Place, mac net.HardwareAddr) {
 		t.Helper()
 		p := binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, (uint32(ids["h2"])<<12|uint32(ids["h1"]))<<8)
-		p = append(append(p, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), station...)
+		p = append(append(p, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), mac...)
 		p = append(p, make([]byte, 50)...)
 		err := netdev.Do(lab.Netns(from), func() error {
 			c, err := net.Dial("udp", netip.AddrPortFrom(testbed.Addr4(2), vxlanUDP).String())
@@ -318,8 +318,8 @@ func TestContainersInjectNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	known := func(station net.HardwareAddr) bool {
-		return slices.ContainsFunc(harness.Report(t, lab, 2).Router.MACs, func(m api.MAC) bool { return m.MAC == station.String() })
+	known := func(mac net.HardwareAddr) bool {
+		return slices.ContainsFunc(harness.Report(t, lab, 2).Router.MACs, func(m api.MAC) bool { return m.MAC == mac.String() })
 	}
 	err := netdev.Do(lab.Netns(harness.At(1, "a")), func() error {
 		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: testbed.Addr4(2).AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: gateway.AsSlice()})

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// With a second universe pods have an address of each family, by which pods and
+// With an IPv6 range pods have an address of each family, by which pods and
 // Services are reached and policies judge.
 func TestDualStack(t *testing.T) {
 	const range6 = "fd32:7765:6674::/48"

@@ -162,7 +162,7 @@ func TestNoAllocation(t *testing.T) {
 	})
 }
 
-// TestSuperFramesBothWays has the kernel cut a GSO packet that was written, and
+// TestGSOPacketsBothWays has the kernel cut a GSO packet that was written, and
 // hand over one whole that a socket sent.
 func TestGSOPacketsBothWays(t *testing.T) {
 	d, _, ns := up(t, drivers["offload"])

@@ -133,7 +133,9 @@ func realWorld(t *testing.T) world {
 		PinDir: filepath.Join(t.TempDir(), "bpf"), Bridge: "weft", Port: netdev.PortName, PortPeer: netdev.PortPeerName,
 		TAP: netdev.TAPName, VXLAN: netdev.VXLANName, VXLANPort: 6784, MTU: 1376, Express: true,
 	}
-	do(func() error { return netdev.EnsureBridge("weft", net.HardwareAddr{2, 0, 0, 0, 1, 1}, 1376, netdev.ProcSys) })
+	do(func() error {
+		return netdev.EnsureBridge("weft", net.HardwareAddr{2, 0, 0, 0, 1, 1}, 1376, netdev.ProcSys)
+	})
 	t.Cleanup(func() { do(func() error { return kernel.Remove(o) }) })
 	do(func() error {
 		_, err := netdev.Attach(netdev.Attachment{NS: container, Iface: "ethwe", Bridge: "weft", MTU: 1376})
