@@ -48,27 +48,6 @@ Without a proxy nothing is printed.`,
 	return c
 }
 
-func (a *app) config() *cobra.Command {
-	return &cobra.Command{
-		Use:   "config",
-		Short: "Print the arguments that make one call of docker use weft's proxy",
-		Long: `Print the arguments that make one call of docker use the proxy:
-
-    docker $(weft config) run -d --name web nginx
-
-Without a proxy nothing is printed.`,
-		Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			addr, err := a.proxyAddress(c)
-			if err != nil || addr == "" {
-				return err
-			}
-			fmt.Fprintln(a.stdout, "-H="+addr)
-			return nil
-		},
-	}
-}
-
 // proxyAddress asks the router where its proxy listens, "" if there is none.
 func (a *app) proxyAddress(c *cobra.Command) (string, error) {
 	r, err := a.client().Report(c.Context())

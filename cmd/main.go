@@ -1,4 +1,4 @@
-// Package cmd is the command tree of the weft program. Related commands share a file.
+// Package cmd is the command tree of the weft program, one file per command.
 //
 // A command that carries out a request is a client of the control API; only
 // launch and lab start processes, and only doctor and reset examine the host

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/hosts"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
@@ -124,17 +123,6 @@ id, or its name. When Docker starts it again it gets its addresses again.
 	return c
 }
 
-func (a *app) detach() *cobra.Command {
-	return a.addressCommand(&cobra.Command{
-		Use:   "detach [ADDRESS...] CONTAINER | --netns PATH | --pid N",
-		Short: "Take addresses from a container",
-		Long: `Take addresses, all if none is named, from a container and print those that it
-had on one line. The interface is removed with the last address.
-
-` + addressForms,
-	}, (*api.Client).Detach, new(api.AttachRequest))
-}
-
 // addressCommand completes attach or detach, which differ only in the call and in
 // the options.
 func (a *app) addressCommand(c *cobra.Command, call func(*api.Client, context.Context, api.AttachRequest) ([]netip.Prefix, error), options *api.AttachRequest) *cobra.Command {
@@ -163,124 +151,4 @@ func (a *app) addressCommand(c *cobra.Command, call func(*api.Client, context.Co
 	}
 	k.flags(c.Flags())
 	return c
-}
-
-func (a *app) expose() *cobra.Command {
-	var r api.ExposeRequest
-	c := &cobra.Command{
-		Use:   "expose [ADDRESS...] [-h NAME] [--without-masquerade]",
-		Short: "Give the host itself addresses on the switch",
-		Long: `Give this host addresses on the switch, one of the default subnet if none is
-named, and print them on one line. Then the host reaches the containers, and
-containers reach other networks through the host: addresses are translated in both
-directions unless --without-masquerade is given. With -h all hosts resolve that name
-to these addresses. Exposing twice is harmless.
-
-` + addressForms,
-		RunE: func(c *cobra.Command, args []string) (err error) {
-			if r.Addresses, err = addresses(c, args); err != nil {
-				return err
-			}
-			ps, err := a.client().Expose(c.Context(), r)
-			if err != nil {
-				return err
-			}
-			printAddresses(a.stdout, ps)
-			return nil
-		},
-	}
-	c.Flags().BoolVar(&r.WithoutMasquerade, "without-masquerade", false, "translate no addresses")
-	hostnameFlag(c, &r.Hostname, "host name for the addresses, in full or without the domain")
-	return c
-}
-
-func (a *app) hide() *cobra.Command {
-	return &cobra.Command{
-		Use:   "hide [ADDRESS...]",
-		Short: "Take addresses on the switch from the host",
-		Long: `Undo expose for the given addresses, all if none is named, and print those that
-the host had on one line. Hiding twice is harmless.
-
-` + addressForms,
-		RunE: func(c *cobra.Command, args []string) error {
-			list, err := addresses(c, args)
-			if err != nil {
-				return err
-			}
-			ps, err := a.client().Hide(c.Context(), api.ExposeRequest{Addresses: list})
-			if err != nil {
-				return err
-			}
-			printAddresses(a.stdout, ps)
-			return nil
-		},
-	}
-}
-
-func (a *app) ps() *cobra.Command {
-	return &cobra.Command{
-		Use:   "ps [CONTAINER...]",
-		Short: "List attached containers with their addresses",
-		Long: `Print one line for each attached container: its id, its MAC address and its
-addresses. weft:expose is the host itself. CONTAINER is an id or the beginning of
-one, the name of a container of Docker's, or the path of a network namespace.`,
-		RunE: func(c *cobra.Command, args []string) error {
-			return runPs(c.Context(), a.client(), args, a.stdout)
-		},
-	}
-}
-
-func runPs(ctx context.Context, client *api.Client, which []string, stdout io.Writer) error {
-	list, err := client.Attachments(ctx)
-	if err != nil {
-		return err
-	}
-	if len(which) > 0 {
-		if list, err = choose(list, which); err != nil {
-			return err
-		}
-	}
-	for _, k := range list {
-		mac := k.MAC
-		if mac == "" {
-			mac = "-"
-		}
-		words := []string{shortID(k.ID), mac}
-		for _, p := range k.Addresses {
-			words = append(words, p.String())
-		}
-		fmt.Fprintln(stdout, strings.Join(words, " "))
-	}
-	return nil
-}
-
-// choose returns the attachments that are named. Each must be there.
-func choose(list []api.Attachment, which []string) ([]api.Attachment, error) {
-	wanted := make([]bool, len(list))
-	for _, w := range which {
-		found := false
-		for i, k := range list {
-			if k.ID == w || k.Netns == w || k.Name != "" && (k.Name == w || strings.HasPrefix(k.ID, w)) {
-				wanted[i], found = true, true
-			}
-		}
-		if !found {
-			return nil, fmt.Errorf("container %s is not attached", w)
-		}
-	}
-	var chosen []api.Attachment
-	for i, k := range list {
-		if wanted[i] {
-			chosen = append(chosen, k)
-		}
-	}
-	return chosen, nil
-}
-
-// shortID shortens the id of a container as Docker does.
-func shortID(id string) string {
-	if len(id) == 64 && !strings.Contains(id, ":") {
-		return docker.ShortID(id)
-	}
-	return id
 }

@@ -1,0 +1,18 @@
+package cmd
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/internal/api"
+)
+
+func (a *app) dnsRemove() *cobra.Command {
+	return a.nameCommand(&cobra.Command{
+		Use:   "dns-remove [IP...] CONTAINER [-h NAME] | [IP...] -h NAME",
+		Short: "Take addresses from a host name",
+		Long: `Undo dns-add on this host: for the given addresses, else for all, and for NAME,
+else for all names of the container. A name that a container of Docker's has by
+itself is removed until dns-add adds it again, or the container is started again.
+A name that does not exist is no error.`,
+	}, (*api.Client).RemoveName)
+}
