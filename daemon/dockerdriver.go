@@ -234,7 +234,7 @@ func (d *dockerDriver) makeNetwork(ctx context.Context, c *client.Client) error 
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	if err := proxy.MakeNetwork(ctx, c, plugin.Name, proxy.Network{Subnet: d.subnet, Multicast: true}); err != nil {
+	if err := proxy.MakeNetwork(ctx, c, plugin.Name, proxy.NetworkOptions{Subnet: d.subnet, Multicast: true}); err != nil {
 		return err
 	}
 	d.log.Info("docker has the network weft", "subnet", d.subnet)

@@ -14,7 +14,7 @@ import (
 )
 
 // create makes a container and puts it on the networks that it asks for.
-func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	doc, err := parseDocument(body)
 	if err != nil {
 		return p.ask(ctx, req, body) // the engine says what is wrong with it
@@ -27,7 +27,7 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*an
 	if err != nil {
 		return p.ask(ctx, req, body)
 	}
-	w, err := p.wanted(ctx, api, c)
+	w, err := p.addressesFor(ctx, api, c)
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
@@ -112,7 +112,7 @@ func (c *creation) joinable() bool {
 
 // wanted returns what the container asks for, or gets without asking; nil:
 // nothing.
-func (p *Proxy) wanted(ctx context.Context, api *client.Client, c *creation) (*wish, error) {
+func (p *Proxy) addressesFor(ctx context.Context, api *client.Client, c *creation) (*addressRequest, error) {
 	if !c.joinable() {
 		return nil, nil
 	}
@@ -123,14 +123,14 @@ func (p *Proxy) wanted(ctx context.Context, api *client.Client, c *creation) (*w
 			env = append(slices.Clone(r.Config.Env), env...)
 		}
 	}
-	w, given, err := wishOf(env, p.Subnet)
+	w, given, err := requestedAddresses(env, p.Subnet)
 	if err != nil || given {
 		return w, err
 	}
 	if p.NoDefaultIPAlloc || !p.Subnet.IsValid() {
 		return nil, nil
 	}
-	return &wish{subnet: p.Subnet}, nil
+	return &addressRequest{subnet: p.Subnet}, nil
 }
 
 // edit gives the container its hostname, and the name server unless its user

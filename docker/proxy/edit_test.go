@@ -39,7 +39,7 @@ func TestWishes(t *testing.T) {
 		{[]string{"WEFT_CIDR=fd00::5/64"}, "", true, "an IPv4 address beside"},
 		{[]string{"WEFT_CIDR=" + strings.Repeat("net:default ", 65)}, "", true, "are the most"},
 	} {
-		w, given, err := wishOf(c.env, subnet)
+		w, given, err := requestedAddresses(c.env, subnet)
 		got := ""
 		if w != nil {
 			addr := "any"
@@ -52,7 +52,7 @@ func TestWishes(t *testing.T) {
 			t.Errorf("%q: %q, given %v, %v; want %q, %v, %s", c.env, got, given, err, c.want, c.given, c.err)
 		}
 	}
-	if _, _, err := wishOf([]string{"WEFT_CIDR="}, netip.Prefix{}); err == nil {
+	if _, _, err := requestedAddresses([]string{"WEFT_CIDR="}, netip.Prefix{}); err == nil {
 		t.Error("an address of no range was promised")
 	}
 }
@@ -150,7 +150,7 @@ func FuzzEdit(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, _, err := wishOf(c.env, netip.MustParsePrefix("10.32.0.0/12")); err != nil {
+		if _, _, err := requestedAddresses(c.env, netip.MustParsePrefix("10.32.0.0/12")); err != nil {
 			return
 		}
 		p.edit(c, "web")

@@ -55,7 +55,7 @@ func (p *Proxy) networkName(subnet netip.Prefix, internal bool) string {
 }
 
 // network returns the network for a wish, which is made if it is not there.
-func (p *Proxy) network(ctx context.Context, api *client.Client, w *wish, internal bool) (join, error) {
+func (p *Proxy) network(ctx context.Context, api *client.Client, w *addressRequest, internal bool) (join, error) {
 	p.making.Lock()
 	defer p.making.Unlock()
 	j := join{p.networkName(w.subnet, internal), w.addr, w.more}
@@ -68,7 +68,7 @@ func (p *Proxy) network(ctx context.Context, api *client.Client, w *wish, intern
 	case !errdefs.IsNotFound(err):
 		return j, fmt.Errorf("look up docker's network %s: %w", j.network, err)
 	}
-	err = MakeNetwork(ctx, api, j.network, Network{
+	err = MakeNetwork(ctx, api, j.network, NetworkOptions{
 		Subnet: w.subnet, Internal: internal, Multicast: !p.NoMulticastRoute, Outside: w.addr.IsValid(),
 	})
 	if err != nil && !errdefs.IsConflict(err) { // somebody else was first
@@ -78,7 +78,7 @@ func (p *Proxy) network(ctx context.Context, api *client.Client, w *wish, intern
 }
 
 // Network says what a network of weft's driver is like.
-type Network struct {
+type NetworkOptions struct {
 	Subnet    netip.Prefix
 	Internal  bool
 	Multicast bool // goes over it
@@ -87,7 +87,7 @@ type Network struct {
 }
 
 // MakeNetwork makes a network of weft's driver.
-func MakeNetwork(ctx context.Context, api *client.Client, name string, n Network) error {
+func MakeNetwork(ctx context.Context, api *client.Client, name string, n NetworkOptions) error {
 	_, err := api.NetworkCreate(ctx, name, client.NetworkCreateOptions{
 		Driver:   plugin.Name,
 		Internal: n.Internal,
@@ -115,7 +115,7 @@ func isOurs(ctx context.Context, api *client.Client, name string) bool {
 
 // createNetwork has networks of weft's driver take their addresses from weft
 // too, unless the user says where from.
-func (p *Proxy) createNetwork(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+func (p *Proxy) createNetwork(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	doc, err := parseDocument(body)
 	if err != nil {
 		return p.ask(ctx, req, body)

@@ -190,10 +190,10 @@ func tunnel(client halfCloser, br *bufio.Reader, up halfCloser, from *bufio.Read
 }
 
 // handler answers an intercepted request whose body has been read.
-type handler func(ctx context.Context, req *http.Request, body []byte) (*answer, error)
+type handler func(ctx context.Context, req *http.Request, body []byte) (*response, error)
 
 // answer is a response that has been read.
-type answer struct {
+type response struct {
 	code   int
 	header http.Header
 	body   []byte
@@ -245,7 +245,7 @@ func (l *limited) Write(b []byte) (int, error) {
 }
 
 // ask sends an intercepted request on, with another body, and reads the answer.
-func (p *Proxy) ask(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+func (p *Proxy) ask(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	r, err := http.NewRequestWithContext(ctx, req.Method, "http://docker"+req.RequestURI, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -267,5 +267,5 @@ func (p *Proxy) ask(ctx context.Context, req *http.Request, body []byte) (*answe
 		return nil, fmt.Errorf("read docker's answer: %w", err)
 	}
 	resp.Header.Del("Content-Length")
-	return &answer{resp.StatusCode, resp.Header, b}, nil
+	return &response{resp.StatusCode, resp.Header, b}, nil
 }

@@ -17,7 +17,7 @@ import (
 
 // start starts a container, and has its own name mean its address on weft then:
 // the engine has written all that it has into /etc/hosts, others first.
-func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	a, err := p.ask(ctx, req, body)
 	if err != nil || a.code != http.StatusNoContent {
 		return a, err
@@ -57,7 +57,7 @@ func ours(name string) bool { return name == plugin.Name || strings.HasPrefix(na
 
 // inspect shows the address on weft where the engine shows that of the default
 // bridge.
-func (p *Proxy) inspect(ctx context.Context, req *http.Request, body []byte) (*answer, error) {
+func (p *Proxy) inspect(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	a, err := p.ask(ctx, req, body)
 	if err != nil || a.code != http.StatusOK {
 		return a, err

@@ -19,7 +19,7 @@ const weaveVariable = "WEAVE_CIDR"
 
 // wish is what a container is to have: its address on a network of the engine's
 // and more of them on the same interface.
-type wish struct {
+type addressRequest struct {
 	subnet netip.Prefix // of the network
 	addr   netip.Addr   // there; the zero Addr: any
 	more   []string     // in the forms of weft attach
@@ -27,7 +27,7 @@ type wish struct {
 
 // wishOf reads what the environment of a container asks for, nil for nothing.
 // Given reports whether it says so itself.
-func wishOf(env []string, subnet netip.Prefix) (w *wish, given bool, err error) {
+func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, given bool, err error) {
 	value, given := lookup(env, Variable)
 	if !given {
 		value, given = lookup(env, weaveVariable)
@@ -59,7 +59,7 @@ func wishOf(env []string, subnet netip.Prefix) (w *wish, given bool, err error) 
 			continue
 		}
 		// The engine has IPv6 only beside IPv4, so this is the one it is told of.
-		w = &wish{subnet: a.Prefix.Masked(), more: without(words, word)}
+		w = &addressRequest{subnet: a.Prefix.Masked(), more: without(words, word)}
 		switch a.Kind {
 		case api.FromDefault:
 			w.subnet = subnet
