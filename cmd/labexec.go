@@ -31,7 +31,7 @@ are the machine's own.`,
 			if err != nil {
 				return err
 			}
-			if err := made.Find(place); err != nil {
+			if err := made.CheckPlace(place); err != nil {
 				return err
 			}
 			return l.runIn(c.Context(), made, place, args[1:])

@@ -18,7 +18,7 @@ import (
 // no network.
 func BenchmarkDockerRun(b *testing.B) {
 	const rounds = 20
-	hs := newMachines(b, 1)
+	hs := newBareHosts(b, 1)
 	h := hs[0]
 	h.startEngine(b)
 	h.launch(b, hs)

@@ -185,7 +185,7 @@ func TestDriverSurvivesRestarts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx := t.Context()
-			hs := newMachines(t, 2)
+			hs := newBareHosts(t, 2)
 			a, b := hs[0], hs[1]
 			for _, h := range hs {
 				h.startEngine(t, flags...)
@@ -281,7 +281,7 @@ func TestBootOrder(t *testing.T) {
 // kernel shows bridged packets to that guard.
 func TestForwardingIsGuarded(t *testing.T) {
 	t.Parallel()
-	hs := newMachines(t, 2)
+	hs := newBareHosts(t, 2)
 	for _, h := range hs {
 		h.must(t, "iptables", "-P", "FORWARD", "DROP")
 		h.startEngine(t)

@@ -26,13 +26,13 @@ const beWeft = "BE_THE_WEFT_PROGRAM"
 
 // TestMain makes the test binary be weft when it is started in a machine, so
 // that the machines run the code under test.
-func TestMain(m *testing.M) {
+func TestMain(h *testing.M) {
 	sandbox.Main()
 	if os.Getenv(beWeft) != "" {
 		os.Exit(cmd.Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Setenv(beWeft, "1")
-	os.Exit(leak.Run(m))
+	os.Exit(leak.Run(h))
 }
 
 // timeout is how long a test waits for what should come soon. It is longer than
@@ -41,14 +41,14 @@ const timeout = 90 * time.Second
 
 // host is a machine with an engine and a router.
 type host struct {
-	*sandbox.Machine
+	*sandbox.Host
 	engine *sandbox.Dockerd
 }
 
 // newMachines makes machines without engines.
-func newMachines(t testing.TB, n int) []*host {
+func newBareHosts(t testing.TB, n int) []*host {
 	t.Helper()
-	bed, err := sandbox.New()
+	network, err := sandbox.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,16 +59,16 @@ func newMachines(t testing.TB, n int) []*host {
 				h.showLogs(t)
 			}
 		}
-		if err := bed.Close(); err != nil {
+		if err := network.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	for i := range n {
-		m, err := bed.Add(fmt.Sprintf("h%d", i+1))
+		h, err := network.Add(fmt.Sprintf("h%d", i+1))
 		if err != nil {
 			t.Fatal(err)
 		}
-		hs = append(hs, &host{Machine: m})
+		hs = append(hs, &host{Host: h})
 	}
 	return hs
 }
@@ -76,7 +76,7 @@ func newMachines(t testing.TB, n int) []*host {
 // newHosts makes machines with engines and routers that form a mesh.
 func newHosts(t testing.TB, n int, flags ...string) []*host {
 	t.Helper()
-	hs := newMachines(t, n)
+	hs := newBareHosts(t, n)
 	for _, h := range hs {
 		h.startEngine(t)
 	}
@@ -123,7 +123,7 @@ func (h *host) showLogs(t testing.TB) {
 		return
 	}
 	var words []string
-	for line := range strings.Lines(h.engine.LastWords()) {
+	for line := range strings.Lines(h.engine.LogTail()) {
 		if !strings.Contains(line, "level=info") {
 			words = append(words, line)
 		}

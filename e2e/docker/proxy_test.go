@@ -258,7 +258,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 // TCP with certificates of clients.
 func TestProxyOverTLS(t *testing.T) {
 	t.Parallel()
-	hs := newMachines(t, 1)
+	hs := newBareHosts(t, 1)
 	h := hs[0]
 	h.startEngine(t)
 	h.must(t, "bash", "-c", `set -e; mkdir -p /etc/tls; cd /etc/tls

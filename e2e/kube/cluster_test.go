@@ -31,7 +31,7 @@ const manifests = "../../prog/weft-kube"
 type kube struct {
 	*cluster.Cluster
 	t       *testing.T
-	outside *sandbox.Machine // a server and client that is no Node
+	outside *sandbox.Host // a server and client that is no Node
 }
 
 // newKube makes a cluster of two nodes and installs weft.
@@ -72,7 +72,7 @@ func newBare(t *testing.T, proxyMode string, ranges ...string) *kube {
 			t.Fatal(err)
 		}
 	}
-	if k.outside, err = c.Bed.Add("outside"); err != nil {
+	if k.outside, err = c.Network.Add("outside"); err != nil {
 		t.Fatal(err)
 	}
 	serve := k.outside.Command(context.Background(), k.PodProgram(), "serve")
@@ -121,7 +121,7 @@ func (k *kube) keepLogs() {
 		out, err := k.Kubectl(ctx, nil, strings.Fields(what)...)
 		os.WriteFile(filepath.Join(dir, strings.ReplaceAll(strings.Fields(what)[0]+strings.Fields(what)[1], "/", "-")+".txt"), fmt.Appendf(nil, "%s\n%v\n", out, err), 0o644)
 	}
-	logs, _ := filepath.Glob(filepath.Join(k.Bed.Dir(), "*.log"))
+	logs, _ := filepath.Glob(filepath.Join(k.Network.Dir(), "*.log"))
 	for _, l := range logs {
 		if b, err := os.ReadFile(l); err == nil {
 			os.WriteFile(filepath.Join(dir, filepath.Base(l)), b, 0o644)
@@ -174,7 +174,7 @@ func (k *kube) until(what string, holds func() error) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 	defer cancel()
-	if err := k.Until(ctx, what, holds); err != nil {
+	if err := k.WaitUntil(ctx, what, holds); err != nil {
 		k.t.Fatal(err)
 	}
 }
@@ -194,7 +194,7 @@ func (k *kube) fromPod(name string) from {
 	return func(url string) (string, error) { return k.exec(name, "pod", "get", url) }
 }
 
-func (k *kube) fromMachine(m *sandbox.Machine) from {
+func (k *kube) fromHost(m *sandbox.Host) from {
 	return func(url string) (string, error) {
 		ctx, cancel := context.WithTimeout(k.t.Context(), 30*time.Second)
 		defer cancel()

@@ -20,7 +20,7 @@ func TestDualStack(t *testing.T) {
 	for family, to := range two {
 		k.answers("a pod reaches another by "+family, k.fromPod("one"), url(to, 8080), "two", one[family])
 		k.answers("a pod reaches one of its node by "+family, k.fromPod("same"), url(to, 8080), "two", "")
-		k.answers("a node reaches a pod by "+family, k.fromMachine(k.Nodes[0].Machine), url(to, 8080), "two", "")
+		k.answers("a node reaches a pod by "+family, k.fromHost(k.Nodes[0].Host), url(to, 8080), "two", "")
 	}
 
 	k.create(fmt.Sprintf(service, "both", "two", "ClusterIP", ", ipFamilyPolicy: RequireDualStack"))

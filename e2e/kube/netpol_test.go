@@ -83,7 +83,7 @@ type suite struct {
 func newSuite(t *testing.T) *suite {
 	t.Helper()
 	k := newKube(t, "iptables")
-	s := &suite{kube: k, repositories: filepath.Join(k.Bed.Dir(), "repositories.yaml")}
+	s := &suite{kube: k, repositories: filepath.Join(k.Network.Dir(), "repositories.yaml")}
 	// So that no image is looked for in a registry.
 	if err := os.WriteFile(s.repositories, []byte("gcRegistry: localhost\npromoterE2eRegistry: localhost\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -136,13 +136,13 @@ func (s *suite) run(flags []string) ([]spec, error) {
 	const report = "report.json"
 	// Ginkgo has to know the name of its folder, and that is outside of the machine.
 	args := append([]string{"--chdir=/", filepath.Join(s.Programs, "ginkgo")}, flags...)
-	args = append(args, "--no-color", "--silence-skips", "--timeout="+suiteTimeout.String(), "--output-dir="+s.Bed.Dir(), "--json-report="+report,
+	args = append(args, "--no-color", "--silence-skips", "--timeout="+suiteTimeout.String(), "--output-dir="+s.Network.Dir(), "--json-report="+report,
 		filepath.Join(s.Programs, "e2e.test"), "--", "--provider=skeleton", fmt.Sprintf("--num-nodes=%d", len(s.Nodes)))
 	ginkgo := s.Command(ctx, "env", args...)
 	ginkgo.Env = append(ginkgo.Env, s.env())
 	ginkgo.Stdout, ginkgo.Stderr = os.Stdout, os.Stderr // it takes its time
 	ended := ginkgo.Run()
-	b, err := os.ReadFile(filepath.Join(s.Bed.Dir(), report))
+	b, err := os.ReadFile(filepath.Join(s.Network.Dir(), report))
 	if err != nil {
 		s.t.Fatalf("%v; the suite: %v", err, ended)
 	}

@@ -44,7 +44,7 @@ func (k *kube) testPods(pods map[string]string) {
 		k.answers(c.from+" reaches "+c.to, k.fromPod(c.from), url(pods[c.to], 8080), c.to, pods[c.from])
 	}
 	for _, to := range []string{"one", "two"} {
-		k.answers("node n1 reaches "+to, k.fromMachine(k.Nodes[0].Machine), url(pods[to], 8080), to, "")
+		k.answers("node n1 reaches "+to, k.fromHost(k.Nodes[0].Host), url(pods[to], 8080), to, "")
 	}
 }
 
@@ -52,7 +52,7 @@ func (k *kube) testOutside(pods map[string]string) {
 	k.t.Helper()
 	n1, outside := k.Nodes[0].Addr.String(), k.outside.Addr.String()
 	k.answers("a pod reaches the outside with its node's address", k.fromPod("one"), url(outside, 8080), "outside", n1)
-	k.answers("the outside reaches a pod by a port of its node", k.fromMachine(k.outside), url(n1, 8090), "one", outside)
+	k.answers("the outside reaches a pod by a port of its node", k.fromHost(k.outside), url(n1, 8090), "one", outside)
 }
 
 const service = `apiVersion: v1
@@ -80,10 +80,10 @@ func (k *kube) testServices(pods map[string]string) {
 	k.answers("a pod reaches a Service on another node", k.fromPod("one"), two, "two", pods["one"])
 	k.answers("a pod reaches a Service on its node", k.fromPod("same"), one, "one", pods["same"])
 	k.answers("a pod reaches itself through its Service", k.fromPod("one"), one, "one", "")
-	k.answers("a node reaches a Service on another", k.fromMachine(k.Nodes[0].Machine), two, "two", "")
+	k.answers("a node reaches a Service on another", k.fromHost(k.Nodes[0].Host), two, "two", "")
 	n1, n2, outside := k.Nodes[0].Addr.String(), k.Nodes[1].Addr.String(), k.outside.Addr.String()
-	k.answers("the outside reaches a pod of n2 by n1", k.fromMachine(k.outside), url(n1, port("two")), "two", "")
-	k.answers("with policy Local the pod sees who asks", k.fromMachine(k.outside), url(n2, port("local")), "two", outside)
+	k.answers("the outside reaches a pod of n2 by n1", k.fromHost(k.outside), url(n1, port("two")), "two", "")
+	k.answers("with policy Local the pod sees who asks", k.fromHost(k.outside), url(n2, port("local")), "two", outside)
 }
 
 // Frames between nodes go by the kernel: the rights of the manifest suffice for it.

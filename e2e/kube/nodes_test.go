@@ -51,7 +51,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	k.kubectl("delete", "node", "n3", "--wait=true")
 	gone, stop := context.WithTimeout(t.Context(), reclaimTimeout)
 	defer stop()
-	if err := k.Until(gone, "the addresses of n3 are another's", func() error {
+	if err := k.WaitUntil(gone, "the addresses of n3 are another's", func() error {
 		out, err := k.weft("n1", "status", "ipam")
 		if err == nil && (strings.Contains(out, "n3") || strings.Contains(out, "unreachable")) {
 			err = fmt.Errorf("owners are\n%s", out)

@@ -33,7 +33,7 @@ func TestSettings(t *testing.T) {
 			t.Errorf("%s has a limit of %d sessions, an MTU of %d and targets %q", n.Name, r.Router.ConnLimit, r.Router.MTU, r.Router.Targets)
 		}
 		k.until("metrics of "+n.Name+" are there for other hosts, and say that its link is sleeve", func() error {
-			out, err := k.fromMachine(k.outside)(url(n.Addr.String(), 6782) + "metrics")
+			out, err := k.fromHost(k.outside)(url(n.Addr.String(), 6782) + "metrics")
 			if err == nil && !strings.Contains(out, `state="established",type="sleeve"} 1`) {
 				err = errors.New(out)
 			}

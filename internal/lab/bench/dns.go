@@ -34,7 +34,7 @@ type dnsRun struct {
 
 // dnsMetric is a row that is held against CoreDNS.
 func dnsMetric(name, unit string, less bool, must, aim float64) metric {
-	return metric{name: name, unit: unit, less: less, must: must, aim: aim, ours: pathWeftDNS, against: []string{pathCoreDNS}}
+	return metric{name: name, unit: unit, lowerIsBetter: less, must: must, aim: aim, ours: pathWeftDNS, against: []string{pathCoreDNS}}
 }
 
 var dnsMetrics = []metric{
@@ -129,7 +129,7 @@ func (b *dnsBench) start(ctx context.Context) error {
 		b.paths = append(b.paths, pathCoreDNS)
 	}
 	for !answers(pathWeftDNS)() {
-		if err := wait(timeout, rivalPause); err != nil {
+		if err := sleep(timeout, pollInterval); err != nil {
 			return fmt.Errorf("wait for the names to arrive: %w", err)
 		}
 	}
@@ -181,7 +181,7 @@ func (b *dnsBench) run(ctx context.Context, path string, r dnsRun, got results) 
 }
 
 // rivalPause is how long is waited before looking again.
-const rivalPause = 50 * time.Millisecond
+const pollInterval = 50 * time.Millisecond
 
 // ask sends queries from the second host.
 func (b *dnsBench) ask(ctx context.Context, path string, r dnsRun, d time.Duration) (traffic.Answers, error) {

@@ -28,35 +28,35 @@ const (
 	pathLocal   = "weft, one host"
 	manyMACs    = 10_000
 	fastMTU     = rival.VXLANMTU
-	manyPause   = 2 * time.Millisecond
+	manyInterval   = 2 * time.Millisecond
 )
 
 // fastTable holds the fast datapath against what the kernel does by itself.
 var fastTable = table{
 	paths: []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
 	runs: []run{
-		{order: pinnedOne, on: farPaths, metrics: []metric{
+		{order: pinnedOne, on: interHostPaths, metrics: []metric{
 			fastMetric("TCP, 1 stream", "Gb/s", false, pathExpress, 1.05, 1.2, gigabits),
 			fastMetric("TCP, 1 stream, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
 		}},
-		{order: pinnedFour, on: farPaths, metrics: []metric{
+		{order: pinnedFour, on: interHostPaths, metrics: []metric{
 			fastMetric("TCP, 4 streams", "Gb/s", false, pathExpress, 1.1, 1.3, gigabits),
 			fastMetric("TCP, 4 streams, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
 		}},
-		{order: blast, on: append([]string{pathMany}, farPaths...), metrics: []metric{
+		{order: blast, on: append([]string{pathMany}, interHostPaths...), metrics: []metric{
 			fastMetric("UDP, 64 bytes, blast", "kpkt/s", false, pathExpress, 1.35, 1.6, kilopackets),
 			fastMetric("UDP, 64 bytes, bridged", "kpkt/s", false, pathBridged, 0.75, 1, kilopackets),
 			{name: "UDP, 10,000 MAC addresses", unit: "kpkt/s", must: 0.97, aim: 1, value: kilopackets, ours: pathMany, against: []string{pathExpress}},
 		}},
-		{order: oneCPUTrips, on: farPaths, metrics: []metric{
+		{order: oneCPUTrips, on: interHostPaths, metrics: []metric{
 			fastMetric("round trip, median", "us", true, pathExpress, 0.95, 0.9, medianTrip),
-			fastMetric("round trip, 99th", "us", true, pathExpress, 0.95, 0.9, lateTrip),
+			fastMetric("round trip, 99th", "us", true, pathExpress, 0.95, 0.9, p99Trip),
 			fastMetric("round trip, median, bridged", "us", true, pathBridged, 1.08, 1, medianTrip),
-			fastMetric("round trip, 99th, bridged", "us", true, pathBridged, 1.08, 1, lateTrip),
+			fastMetric("round trip, 99th, bridged", "us", true, pathBridged, 1.08, 1, p99Trip),
 		}},
 		{order: connects, on: []string{pathExpress, pathBridged, pathDevice, pathSleeve}, metrics: []metric{
-			{name: "first packet, median", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip, ours: pathExpress, against: []string{pathSleeve}},
-			{name: "first packet, bridged", unit: "us", less: true, must: 1, aim: 0.7, value: medianTrip, ours: pathBridged, against: []string{pathSleeve}},
+			{name: "first packet, median", unit: "us", lowerIsBetter: true, must: 1, aim: 0.7, value: medianTrip, ours: pathExpress, against: []string{pathSleeve}},
+			{name: "first packet, bridged", unit: "us", lowerIsBetter: true, must: 1, aim: 0.7, value: medianTrip, ours: pathBridged, against: []string{pathSleeve}},
 		}},
 		{order: pinnedOne, on: []string{pathBridge, pathLocal}, metrics: []metric{
 			{name: "TCP, 1 stream, one host", unit: "Gb/s", must: 1, aim: 1.3, value: gigabits, ours: pathLocal, against: []string{pathBridge}},
@@ -65,11 +65,11 @@ var fastTable = table{
 }
 
 // farPaths are those between two hosts.
-var farPaths = []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice}
+var interHostPaths = []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice}
 
 // fastMetric is a row that is held against kernel VXLAN.
 func fastMetric(name, unit string, less bool, ours string, must, aim float64, value func(sample) (float64, bool)) metric {
-	return metric{name: name, unit: unit, less: less, must: must, aim: aim, value: value, ours: ours, against: []string{pathVXLAN}}
+	return metric{name: name, unit: unit, lowerIsBetter: less, must: must, aim: aim, value: value, ours: ours, against: []string{pathVXLAN}}
 }
 
 // fastLabs are those of the table: each variant of weft has one of its own, as a
@@ -94,7 +94,7 @@ var fastLabs = []struct {
 type fastNetwork struct {
 	path   string
 	make   func(context.Context, *testbed.Lab) (*rival.Network, error)
-	before func(context.Context, *path) error
+	prepare func(context.Context, *path) error
 }
 
 // plain is a network that nothing is waited for.
@@ -136,7 +136,7 @@ func makeFastPaths(ctx context.Context, l *testbed.Lab, networks []fastNetwork) 
 		if err != nil {
 			return nil, err
 		}
-		p.before = n.before
+		p.prepare = n.prepare
 		paths = append(paths, p)
 	}
 	return paths, nil
@@ -194,7 +194,7 @@ func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bo
 		if used {
 			return nil
 		}
-		if err := wait(ctx, 100*time.Millisecond); err != nil {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return fmt.Errorf("the fast datapath is not in use: %s: %w", words, err)
 		}
 	}
@@ -243,7 +243,7 @@ func teachMACs(ctx context.Context, p *path) error {
 			}
 			sent = true
 		}
-		if err := wait(ctx, 100*time.Millisecond); err != nil {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return fmt.Errorf("the kernel knows %d of %d stations: %w", r.Router.Flows, manyMACs, err)
 		}
 	}
@@ -270,7 +270,7 @@ func speakAsMany() error {
 			return err
 		}
 		if n%100 == 0 {
-			time.Sleep(manyPause) // the rate, as queues are bounded
+			time.Sleep(manyInterval) // the rate, as queues are bounded
 		}
 	}
 	return nil

@@ -29,7 +29,7 @@ func (b *bench) idle(ctx context.Context, got results) (err error) {
 	}
 	defer func() { err = errors.Join(err, testbed.Down(l.Name)) }()
 	pid, _ := l.RouterPID(1)
-	if err := wait(ctx, idleSettle); err != nil {
+	if err := sleep(ctx, idleSettle); err != nil {
 		return err
 	}
 	before, err := testbed.Usage(pid)
@@ -37,7 +37,7 @@ func (b *bench) idle(ctx context.Context, got results) (err error) {
 		return err
 	}
 	start := time.Now()
-	if err := wait(ctx, idleTime); err != nil {
+	if err := sleep(ctx, idleTime); err != nil {
 		return err
 	}
 	after, err := testbed.Usage(pid)
@@ -49,7 +49,7 @@ func (b *bench) idle(ctx context.Context, got results) (err error) {
 }
 
 // wait lets time pass, or returns the error of ctx.
-func wait(ctx context.Context, d time.Duration) error {
+func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
 		return nil

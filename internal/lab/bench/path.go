@@ -21,7 +21,7 @@ type path struct {
 	server   *lab.Server
 	pids     []int // of the processes that carry its packets
 	// before is called before each measurement, if there is one.
-	before func(context.Context, *path) error
+	prepare func(context.Context, *path) error
 }
 
 // Measurements; their time is that of the run.
@@ -85,33 +85,33 @@ func attachEnds(ctx context.Context, l *testbed.Lab, n *rival.Network) error {
 
 // sample makes one measurement.
 func (p *path) sample(ctx context.Context, d time.Duration, r run) (s sample, err error) {
-	if p.before != nil {
-		if err := p.before(ctx, p); err != nil {
+	if p.prepare != nil {
+		if err := p.prepare(ctx, p); err != nil {
 			return s, err
 		}
 	}
-	before, err := p.cpu()
+	before, err := p.cpuTime()
 	if err != nil {
 		return s, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	if r.beside {
+	if r.withBulk {
 		g.Go(func() error {
-			_, err := p.server.Measure(ctx, p.lab, p.from, traffic.Order{Kind: traffic.TCP, Time: d + 2*besideLead})
+			_, err := p.server.Measure(ctx, p.lab, p.from, traffic.Order{Kind: traffic.TCP, Time: d + 2*bulkLead})
 			return err
 		})
-		time.Sleep(besideLead) // until the stream is at full speed
+		time.Sleep(bulkLead) // until the stream is at full speed
 	}
 	g.Go(func() (err error) {
 		order := r.order
-		order.Time = r.each(d)
+		order.Time = r.stepTime(d)
 		s.Result, err = p.server.Measure(ctx, p.lab, p.from, order)
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return s, err
 	}
-	after, err := p.cpu()
+	after, err := p.cpuTime()
 	s.cpu, s.time = after-before, d
 	s.carried = len(p.pids) > 0
 	return s, err
@@ -119,10 +119,10 @@ func (p *path) sample(ctx context.Context, d time.Duration, r run) (s sample, er
 
 // besideLead is for how long a bulk stream runs before, and after, what is
 // measured beside it.
-const besideLead = 500 * time.Millisecond
+const bulkLead = 500 * time.Millisecond
 
 // cpu is the CPU time of the path's processes.
-func (p *path) cpu() (sum time.Duration, err error) {
+func (p *path) cpuTime() (sum time.Duration, err error) {
 	for _, pid := range p.pids {
 		u, err := testbed.Usage(pid)
 		if err != nil {

@@ -25,7 +25,7 @@ type sample struct {
 // ours to the best one of the paths against; 0 for none.
 type metric struct {
 	name, unit string
-	less       bool // is better
+	lowerIsBetter       bool // is better
 	must, aim  float64
 	value      func(sample) (float64, bool) // false if the path has none
 	ours       string                       // pathWeft if ""
@@ -35,14 +35,14 @@ type metric struct {
 // run is one measurement, which may give several metrics.
 type run struct {
 	order   traffic.Order // without its time; none if its kind is ""
-	beside  bool          // a bulk stream runs meanwhile
+	withBulk  bool          // a bulk stream runs meanwhile
 	steps   int           // the time is for so many steps; 1 if 0
 	metrics []metric
 	on      []string // paths; all if nil
 }
 
 // each is the time of a step.
-func (r *run) each(d time.Duration) time.Duration { return d / time.Duration(max(r.steps, 1)) }
+func (r *run) stepTime(d time.Duration) time.Duration { return d / time.Duration(max(r.steps, 1)) }
 
 // table is what is measured and printed together.
 type table struct {
@@ -53,7 +53,7 @@ type table struct {
 func gigabits(s sample) (float64, bool)    { return s.BitsPerSecond / 1e9, true }
 func kilopackets(s sample) (float64, bool) { return s.PacketsPerSecond / 1e3, true }
 func medianTrip(s sample) (float64, bool)  { return float64(s.Median) / 1e3, true }
-func lateTrip(s sample) (float64, bool)    { return float64(s.P99) / 1e3, true }
+func p99Trip(s sample) (float64, bool)    { return float64(s.P99) / 1e3, true }
 
 func cpuPerGigabyte(s sample) (float64, bool) {
 	gigabytes := s.BitsPerSecond * s.time.Seconds() / 8e9
@@ -87,7 +87,7 @@ func (r results) ratio(m *metric) (ratio float64, ok bool) {
 	}
 	best := math.NaN()
 	for _, path := range against {
-		if v, ok := r.median(m.name, path); ok && (math.IsNaN(best) || m.less && v < best || !m.less && v > best) {
+		if v, ok := r.median(m.name, path); ok && (math.IsNaN(best) || m.lowerIsBetter && v < best || !m.lowerIsBetter && v > best) {
 			best = v
 		}
 	}
@@ -96,7 +96,7 @@ func (r results) ratio(m *metric) (ratio float64, ok bool) {
 
 // verdict says in a word what a ratio reaches.
 func (m *metric) verdict(ratio float64) string {
-	reaches := func(bound float64) bool { return m.less && ratio <= bound || !m.less && ratio >= bound }
+	reaches := func(bound float64) bool { return m.lowerIsBetter && ratio <= bound || !m.lowerIsBetter && ratio >= bound }
 	switch {
 	case reaches(m.aim):
 		return "aim"

@@ -7,7 +7,7 @@ import (
 )
 
 func TestVerdictOfABenchmark(t *testing.T) {
-	more, less := metric{must: 1.5, aim: 3}, metric{less: true, must: 1, aim: 0.7}
+	more, less := metric{must: 1.5, aim: 3}, metric{lowerIsBetter: true, must: 1, aim: 0.7}
 	for _, x := range []struct {
 		m     metric
 		ratio float64

@@ -18,7 +18,7 @@ import (
 const (
 	serviceRange = "10.96.0.0/16,fd96::/112"
 	firstService = "10.96.0.1" // the API server's
-	pollEvery    = 200 * time.Millisecond
+	pollInterval    = 200 * time.Millisecond
 )
 
 // Config says what cluster to make.
@@ -33,10 +33,10 @@ type Config struct {
 // for Kubectl and Command.
 type Cluster struct {
 	Config
-	Bed   *sandbox.Bed
+	Network   *sandbox.Network
 	Nodes []*Node
 
-	control *sandbox.Machine
+	control *sandbox.Host
 	pki     *pki
 	api     string // URL
 	admin   string // kubeconfig
@@ -44,25 +44,25 @@ type Cluster struct {
 
 // New makes a cluster without nodes. Close it, also after an error.
 func New(ctx context.Context, config Config) (*Cluster, error) {
-	bed, err := sandbox.New()
+	network, err := sandbox.New()
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{Config: config, Bed: bed}
-	if err := c.begin(ctx); err != nil {
-		return nil, errors.Join(err, bed.Close())
+	c := &Cluster{Config: config, Network: network}
+	if err := c.start(ctx); err != nil {
+		return nil, errors.Join(err, network.Close())
 	}
 	return c, nil
 }
 
 // Close ends the cluster and removes everything that it made.
-func (c *Cluster) Close() error { return c.Bed.Close() }
+func (c *Cluster) Close() error { return c.Network.Close() }
 
-func (c *Cluster) begin(ctx context.Context) (err error) {
-	if c.control, err = c.Bed.Add("control"); err != nil {
+func (c *Cluster) start(ctx context.Context) (err error) {
+	if c.control, err = c.Network.Add("control"); err != nil {
 		return err
 	}
-	if c.pki, err = newPKI(filepath.Join(c.Bed.Dir(), "pki")); err != nil {
+	if c.pki, err = newPKI(filepath.Join(c.Network.Dir(), "pki")); err != nil {
 		return err
 	}
 	images, err := c.makeImages(ctx)
@@ -86,7 +86,7 @@ func (c *Cluster) begin(ctx context.Context) (err error) {
 	if err := c.startAPI(); err != nil {
 		return err
 	}
-	if err := c.Until(ctx, "the API server is ready", func() error {
+	if err := c.WaitUntil(ctx, "the API server is ready", func() error {
 		_, err := c.Kubectl(ctx, nil, "get", "--raw", "/readyz")
 		return err
 	}); err != nil {
@@ -96,13 +96,13 @@ func (c *Cluster) begin(ctx context.Context) (err error) {
 }
 
 func (c *Cluster) startAPI() error {
-	if err := c.spawn(c.control, "etcd", "etcd", "--data-dir=/var/lib/etcd", "--log-level=warn", "--unsafe-no-fsync",
+	if err := c.startProgram(c.control, "etcd", "etcd", "--data-dir=/var/lib/etcd", "--log-level=warn", "--unsafe-no-fsync",
 		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 		"--listen-peer-urls=http://127.0.0.1:2380"); err != nil {
 		return err
 	}
 	f := c.pki.file
-	return c.spawn(c.control, "apiserver", c.program("kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379",
+	return c.startProgram(c.control, "apiserver", c.program("kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379",
 		"--advertise-address="+c.control.Addr.String(), "--service-cluster-ip-range="+serviceRange,
 		"--allow-privileged=true", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 		"--client-ca-file="+f("authority.crt"), "--tls-cert-file="+f("apiserver.crt"), "--tls-private-key-file="+f("apiserver.key"),
@@ -130,7 +130,7 @@ func (c *Cluster) startControllers() error {
 		args := append([]string{
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config, "--leader-elect=false",
 		}, p.args...)
-		if err := c.spawn(c.control, p.name, c.program(p.name), args...); err != nil {
+		if err := c.startProgram(c.control, p.name, c.program(p.name), args...); err != nil {
 			return err
 		}
 	}
@@ -141,20 +141,20 @@ func (c *Cluster) program(name string) string { return filepath.Join(c.Programs,
 
 // Log returns the file with the output of a program of a machine.
 func (c *Cluster) Log(machine, name string) string {
-	return filepath.Join(c.Bed.Dir(), machine+"-"+name+".log")
+	return filepath.Join(c.Network.Dir(), machine+"-"+name+".log")
 }
 
 // spawn starts a program in a machine, which ends it.
-func (c *Cluster) spawn(m *sandbox.Machine, name, program string, args ...string) error {
-	log, err := os.OpenFile(c.Log(m.Name, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+func (c *Cluster) startProgram(h *sandbox.Host, name, program string, args ...string) error {
+	log, err := os.OpenFile(c.Log(h.Name, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := m.Command(context.Background(), program, args...)
+	cmd := h.Command(context.Background(), program, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start %s on %s: %w", name, m.Name, err)
+		return fmt.Errorf("start %s on %s: %w", name, h.Name, err)
 	}
 	go cmd.Wait() // its log says why
 	return nil
@@ -181,7 +181,7 @@ func (c *Cluster) Kubectl(ctx context.Context, stdin io.Reader, args ...string) 
 
 // Until tries a condition again until it holds, and if ctx ends before says why it
 // did not.
-func (c *Cluster) Until(ctx context.Context, what string, holds func() error) error {
+func (c *Cluster) WaitUntil(ctx context.Context, what string, holds func() error) error {
 	for {
 		err := holds()
 		if err == nil {
@@ -190,7 +190,7 @@ func (c *Cluster) Until(ctx context.Context, what string, holds func() error) er
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait until %s: %w; at last: %w", what, ctx.Err(), err)
-		case <-time.After(pollEvery):
+		case <-time.After(pollInterval):
 		}
 	}
 }

@@ -20,7 +20,7 @@ const (
 )
 
 // PodProgram is the program of pods, for use outside of them.
-func (c *Cluster) PodProgram() string { return filepath.Join(c.Bed.Dir(), "pod") }
+func (c *Cluster) PodProgram() string { return filepath.Join(c.Network.Dir(), "pod") }
 
 // makeImages builds the images of pods, and returns their archives.
 func (c *Cluster) makeImages(ctx context.Context) ([]string, error) {
@@ -73,7 +73,7 @@ func (c *Cluster) AddImage(ctx context.Context, i *image.Image) error {
 // archive writes an image to where nodes can take it from.
 func (c *Cluster) archive(i *image.Image) (string, error) {
 	i.Architecture = runtime.GOARCH
-	path := filepath.Join(c.Bed.Dir(), filepath.Base(i.Names[0])+".tar")
+	path := filepath.Join(c.Network.Dir(), filepath.Base(i.Names[0])+".tar")
 	f, err := os.Create(path)
 	if err != nil {
 		return "", err

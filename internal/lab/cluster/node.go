@@ -13,17 +13,17 @@ import (
 
 // Node is a machine that is a Node of the cluster.
 type Node struct {
-	*sandbox.Machine
+	*sandbox.Host
 	cluster *Cluster
 }
 
 // AddNode boots a machine and has it join.
 func (c *Cluster) AddNode(ctx context.Context, name string) (*Node, error) {
-	m, err := c.Bed.Add(name)
+	h, err := c.Network.Add(name)
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{m, c}
+	n := &Node{h, c}
 	c.Nodes = append(c.Nodes, n)
 	if _, err := c.pki.user("kubelet-"+name, c.api, "system:node:"+name, "system:nodes"); err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ func (n *Node) Restart(ctx context.Context) error {
 // Start starts what makes a booted machine a Node, and waits until it is one.
 func (n *Node) Start(ctx context.Context) error {
 	c := n.cluster
-	if _, err := n.Run(ctx, "bash", "-ec", furniture, "bash", c.control.Addr.String(), n.addr6().String()); err != nil {
+	if _, err := n.Run(ctx, "bash", "-ec", nodeSetup, "bash", c.control.Addr.String(), n.addr6().String()); err != nil {
 		return err
 	}
 	for path, text := range map[string]string{
@@ -57,10 +57,10 @@ func (n *Node) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.spawn(n.Machine, "containerd", "containerd"); err != nil {
+	if err := c.startProgram(n.Host, "containerd", "containerd"); err != nil {
 		return err
 	}
-	if err := c.Until(ctx, "containerd answers on "+n.Name, func() error { _, err := n.Run(ctx, "ctr", "version"); return err }); err != nil {
+	if err := c.WaitUntil(ctx, "containerd answers on "+n.Name, func() error { _, err := n.Run(ctx, "ctr", "version"); return err }); err != nil {
 		return err
 	}
 	for _, image := range c.Images {
@@ -71,10 +71,10 @@ func (n *Node) Start(ctx context.Context) error {
 	if err := n.startKubelet(); err != nil {
 		return err
 	}
-	if err := c.spawn(n.Machine, "proxy", c.program("kube-proxy"), "--config=/etc/kubernetes/proxy.yaml"); err != nil {
+	if err := c.startProgram(n.Host, "proxy", c.program("kube-proxy"), "--config=/etc/kubernetes/proxy.yaml"); err != nil {
 		return err
 	}
-	return c.Until(ctx, n.Name+" is a Node", func() error { _, err := c.Kubectl(ctx, nil, "get", "node", n.Name); return err })
+	return c.WaitUntil(ctx, n.Name+" is a Node", func() error { _, err := c.Kubectl(ctx, nil, "get", "node", n.Name); return err })
 }
 
 // RestartKubelet does what systemd does when the kubelet has ended. One that found
@@ -90,7 +90,7 @@ const kubeletPID = "/run/kubelet.pid" // as the machine numbers its processes
 
 func (n *Node) startKubelet() error {
 	c := n.cluster
-	return c.spawn(n.Machine, "kubelet", "sh", "-c", "echo $$ >"+kubeletPID+`; exec "$@"`, "sh", c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
+	return c.startProgram(n.Host, "kubelet", "sh", "-c", "echo $$ >"+kubeletPID+`; exec "$@"`, "sh", c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
 		"--kubeconfig="+c.pki.file("kubelet-"+n.Name+".kubeconfig"), "--hostname-override="+n.Name,
 		fmt.Sprintf("--node-ip=%s,%s", n.Addr, n.addr6()), "--root-dir=/var/lib/kubelet")
 }
@@ -120,7 +120,7 @@ func (n *Node) Import(ctx context.Context, archive string) error {
 // kernel: it is shown files that have what it wants, so that the host's stay. A
 // Service's address is sent somewhere before it is translated, so there must be a
 // default route.
-var furniture = strings.TrimSpace(`
+var nodeSetup = strings.TrimSpace(`
 for s in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
   kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
   [ -e /proc/sys/${s%=*} ] || continue

@@ -20,12 +20,12 @@ func CoreDNS(ctx context.Context, lab *testbed.Lab, dir string, at netip.AddrPor
 		return 0, err
 	}
 	p := testbed.Place{Host: 1}
-	folder := lab.HostFolder(p.Host)
+	hostDir := lab.HostDir(p.Host)
 	var list strings.Builder
 	for name, a := range hosts {
 		fmt.Fprintf(&list, "%s %s\n", a, name)
 	}
-	file, config := filepath.Join(folder, "hosts"), filepath.Join(folder, "Corefile")
+	file, config := filepath.Join(hostDir, "hosts"), filepath.Join(hostDir, "Corefile")
 	text := fmt.Sprintf(".:%d {\n    bind %s\n    hosts %s {\n        ttl %d\n    }\n}\n", at.Port(), at.Addr(), file, ttl)
 	for path, text := range map[string]string{file: list.String(), config: text} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -36,5 +36,5 @@ func CoreDNS(ctx context.Context, lab *testbed.Lab, dir string, at netip.AddrPor
 	if err != nil {
 		return 0, err
 	}
-	return cmd.Process.Pid, await(ctx, "CoreDNS on "+p.String(), answers)
+	return cmd.Process.Pid, waitFor(ctx, "CoreDNS on "+p.String(), answers)
 }

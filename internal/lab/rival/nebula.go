@@ -32,10 +32,10 @@ func Nebula(ctx context.Context, lab *testbed.Lab, dir string) (*Network, error)
 	if err != nil {
 		return nil, err
 	}
-	folder := lab.HostFolder(hosts[0].Host)
+	hostDir := lab.HostDir(hosts[0].Host)
 	cert := func(args ...string) error {
 		cmd := exec.CommandContext(ctx, signer, args...)
-		cmd.Dir = folder
+		cmd.Dir = hostDir
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("nebula-cert %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
 		}
@@ -50,8 +50,8 @@ func Nebula(ctx context.Context, lab *testbed.Lab, dir string) (*Network, error)
 		if err := cert("sign", "-name", name, "-networks", netip.PrefixFrom(nebulaAddr(i), 24).String()); err != nil {
 			return nil, err
 		}
-		config := filepath.Join(folder, "nebula-"+name+".yml")
-		if err := os.WriteFile(config, []byte(nebulaConfig(folder, i)), 0o600); err != nil {
+		config := filepath.Join(hostDir, "nebula-"+name+".yml")
+		if err := os.WriteFile(config, []byte(nebulaConfig(hostDir, i)), 0o600); err != nil {
 			return nil, fmt.Errorf("configure nebula: %w", err)
 		}
 		cmd, err := start(lab, p, nil, program, "-config", config)
@@ -59,7 +59,7 @@ func Nebula(ctx context.Context, lab *testbed.Lab, dir string) (*Network, error)
 			return nil, err
 		}
 		n.PIDs = append(n.PIDs, cmd.Process.Pid)
-		err = await(ctx, "nebula on "+name, func() bool {
+		err = waitFor(ctx, "nebula on "+name, func() bool {
 			return netdev.Do(lab.Netns(p), func() error {
 				l, err := netlink.LinkByName(nebulaInterface)
 				if err == nil && l.Attrs().Flags&net.FlagUp == 0 {
@@ -78,7 +78,7 @@ func Nebula(ctx context.Context, lab *testbed.Lab, dir string) (*Network, error)
 // nebulaAddr is the address of host i of hosts in the overlay.
 func nebulaAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 252, 1, byte(i + 1)}) }
 
-func nebulaConfig(folder string, i int) string {
+func nebulaConfig(hostDir string, i int) string {
 	name, far := hosts[i].String(), 1-i
 	return fmt.Sprintf(`
 pki:
@@ -98,5 +98,5 @@ tun:
 firewall:
   outbound: [{port: any, proto: any, host: any}]
   inbound: [{port: any, proto: any, host: any}]
-`, folder, name, nebulaAddr(far), testbed.Addr4(hosts[far].Host), nebulaPort, nebulaInterface)
+`, hostDir, name, nebulaAddr(far), testbed.Addr4(hosts[far].Host), nebulaPort, nebulaInterface)
 }

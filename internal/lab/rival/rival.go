@@ -36,7 +36,7 @@ type Network struct {
 }
 
 // pollEvery is how often a condition is looked at while waiting for it.
-const pollEvery = 20 * time.Millisecond
+const pollInterval = 20 * time.Millisecond
 
 // hosts are those that networks are made between.
 var hosts = [2]testbed.Place{{Host: 1}, {Host: 2}}
@@ -47,7 +47,7 @@ var hosts = [2]testbed.Place{{Host: 1}, {Host: 2}}
 // that shared the session of what measures it would be served better.
 func start(lab *testbed.Lab, p testbed.Place, env []string, program string, args ...string) (*exec.Cmd, error) {
 	name := filepath.Base(program)
-	log, err := os.Create(filepath.Join(lab.HostFolder(p.Host), name+".log"))
+	log, err := os.Create(filepath.Join(lab.HostDir(p.Host), name+".log"))
 	if err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, p, err)
 	}
@@ -64,12 +64,12 @@ func start(lab *testbed.Lab, p testbed.Place, env []string, program string, args
 }
 
 // await looks until ok is true, or ctx ends.
-func await(ctx context.Context, what string, ok func() bool) error {
+func waitFor(ctx context.Context, what string, ok func() bool) error {
 	for !ok() {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
-		case <-time.After(pollEvery):
+		case <-time.After(pollInterval):
 		}
 	}
 	return nil

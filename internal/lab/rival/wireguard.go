@@ -53,7 +53,7 @@ func WireGuard(ctx context.Context, lab *testbed.Lab, dir string) (*Network, err
 			keys[i].Bytes(), wireguardPort, keys[far].PublicKey().Bytes(),
 			netip.AddrPortFrom(testbed.Addr4(hosts[far].Host), wireguardPort), wireguardAddr(far))
 		socket := filepath.Join(wireguardRun, name+".sock")
-		err = await(ctx, "wireguard-go on "+p.String(), func() bool { return configure(socket, config) == nil })
+		err = waitFor(ctx, "wireguard-go on "+p.String(), func() bool { return configure(socket, config) == nil })
 		if err != nil {
 			return nil, errors.Join(err, configure(socket, config))
 		}

@@ -24,17 +24,17 @@ const DockerSocket = "/run/docker.sock"
 
 // Dockerd is an engine that runs in a machine.
 type Dockerd struct {
-	m   *Machine
+	host   *Host
 	cmd *exec.Cmd
-	end chan struct{}
+	ended chan struct{}
 	// Log is the file that its output goes to.
 	Log string
 }
 
 // StartDockerd starts the engine with its default paths and returns when it
 // answers, or when ctx ends.
-func (m *Machine) StartDockerd(ctx context.Context, flags ...string) (*Dockerd, error) {
-	d, err := m.BeginDockerd(flags...)
+func (h *Host) StartDockerd(ctx context.Context, flags ...string) (*Dockerd, error) {
+	d, err := h.BeginDockerd(flags...)
 	if err != nil {
 		return nil, err
 	}
@@ -42,23 +42,23 @@ func (m *Machine) StartDockerd(ctx context.Context, flags ...string) (*Dockerd, 
 }
 
 // BeginDockerd starts the engine and returns before it answers.
-func (m *Machine) BeginDockerd(flags ...string) (*Dockerd, error) {
-	d := &Dockerd{m: m, Log: m.path("dockerd.log"), end: make(chan struct{})}
+func (h *Host) BeginDockerd(flags ...string) (*Dockerd, error) {
+	d := &Dockerd{host: h, Log: h.path("dockerd.log"), ended: make(chan struct{})}
 	log, err := os.OpenFile(d.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("start dockerd on %s: %w", m.Name, err)
+		return nil, fmt.Errorf("start dockerd on %s: %w", h.Name, err)
 	}
 	defer log.Close()
-	d.cmd = m.Command(context.Background(), cmp.Or(os.Getenv(DockerdVar), "dockerd"), flags...)
+	d.cmd = h.Command(context.Background(), cmp.Or(os.Getenv(DockerdVar), "dockerd"), flags...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start dockerd on %s: %w", m.Name, err)
+		return nil, fmt.Errorf("start dockerd on %s: %w", h.Name, err)
 	}
 	go func() {
 		d.cmd.Wait() // its log says why
-		close(d.end)
+		close(d.ended)
 	}()
-	m.engines = append(m.engines, d)
+	h.engines = append(h.engines, d)
 	return d, nil
 }
 
@@ -69,17 +69,17 @@ func (d *Dockerd) Wait(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-d.end:
-			return fmt.Errorf("dockerd on %s ended: %s", d.m.Name, d.LastWords())
+		case <-d.ended:
+			return fmt.Errorf("dockerd on %s ended: %s", d.host.Name, d.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("dockerd on %s does not answer: %w: %s", d.m.Name, ctx.Err(), d.LastWords())
+			return fmt.Errorf("dockerd on %s does not answer: %w: %s", d.host.Name, ctx.Err(), d.LogTail())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
 func (d *Dockerd) answers() bool {
-	c, err := net.DialTimeout("unix", d.m.Path(DockerSocket), time.Second)
+	c, err := net.DialTimeout("unix", d.host.Path(DockerSocket), time.Second)
 	if err != nil {
 		return false
 	}
@@ -93,7 +93,7 @@ func (d *Dockerd) answers() bool {
 }
 
 // LastWords returns the end of the engine's log.
-func (d *Dockerd) LastWords() string {
+func (d *Dockerd) LogTail() string {
 	const most = 3000
 	b, err := os.ReadFile(d.Log)
 	if err != nil {
@@ -104,7 +104,7 @@ func (d *Dockerd) LastWords() string {
 
 // Signal sends a signal to the engine itself, not to its containerd.
 func (d *Dockerd) Signal(ctx context.Context, signal unix.Signal) error {
-	_, err := d.m.Run(ctx, "bash", "-c", fmt.Sprintf("kill -%d $(cat /var/run/docker.pid)", signal))
+	_, err := d.host.Run(ctx, "bash", "-c", fmt.Sprintf("kill -%d $(cat /var/run/docker.pid)", signal))
 	if err == nil && signal == unix.SIGCONT {
 		// nsenter stops itself when its child is stopped.
 		err = d.cmd.Process.Signal(signal)
@@ -117,7 +117,7 @@ func (d *Dockerd) Stop(ctx context.Context) error {
 	if err := d.Signal(ctx, unix.SIGTERM); err != nil {
 		return err
 	}
-	return d.waitEnd(ctx)
+	return d.waitEnded(ctx)
 }
 
 // Kill ends the engine at once; its containers live on.
@@ -125,15 +125,15 @@ func (d *Dockerd) Kill(ctx context.Context) error {
 	if err := d.Signal(ctx, unix.SIGKILL); err != nil {
 		return err
 	}
-	return d.waitEnd(ctx)
+	return d.waitEnded(ctx)
 }
 
-func (d *Dockerd) waitEnd(ctx context.Context) error {
+func (d *Dockerd) waitEnded(ctx context.Context) error {
 	select {
-	case <-d.end:
+	case <-d.ended:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("dockerd on %s does not end: %w", d.m.Name, ctx.Err())
+		return fmt.Errorf("dockerd on %s does not end: %w", d.host.Name, ctx.Err())
 	}
 }
 
@@ -142,7 +142,7 @@ func (d *Dockerd) waitEnd(ctx context.Context) error {
 const Image = "weft-test/busybox"
 
 // LoadImage gives the machine's engine Image, without any registry.
-func (m *Machine) LoadImage(ctx context.Context) error {
+func (h *Host) LoadImage(ctx context.Context) error {
 	const busybox = "/bin/busybox"
 	applets, err := exec.CommandContext(ctx, busybox, "--list").Output()
 	if err != nil {
@@ -152,7 +152,7 @@ func (m *Machine) LoadImage(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make an image: %w", err)
 	}
-	cmd := m.Command(ctx, "docker", "import", "-c", `CMD ["sh"]`, "-", Image)
+	cmd := h.Command(ctx, "docker", "import", "-c", `CMD ["sh"]`, "-", Image)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -162,7 +162,7 @@ func (m *Machine) LoadImage(ctx context.Context) error {
 		in.Close()
 	}()
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("load an image on %s: %w: %s", m.Name, err, out)
+		return fmt.Errorf("load an image on %s: %w: %s", h.Name, err, out)
 	}
 	return nil
 }

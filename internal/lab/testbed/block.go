@@ -28,7 +28,7 @@ var beforeBridgeNetfilter nftables.ChainPriority = -200
 // Block drops what the underlay has for these UDP ports of host n, and for no
 // others; none lifts the block.
 func (l *Lab) Block(n int, ports ...uint16) error {
-	if err := l.Find(Place{Host: n}); err != nil {
+	if err := l.CheckPlace(Place{Host: n}); err != nil {
 		return err
 	}
 	err := netdev.Do(netdev.NSByName("weft-"+l.Name+"-"+underlayNS), func() error {

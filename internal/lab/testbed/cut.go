@@ -59,7 +59,7 @@ func (l *Lab) checkPair(a, b int) error {
 	if a == b {
 		return fmt.Errorf("%s and itself: there is no underlay between them", hostWord(a))
 	}
-	return errors.Join(l.Find(Place{Host: a}), l.Find(Place{Host: b}))
+	return errors.Join(l.CheckPlace(Place{Host: a}), l.CheckPlace(Place{Host: b}))
 }
 
 func setName(way Way, a netip.Addr) string {

@@ -70,11 +70,11 @@ func Create(c Config) (l *Lab, err error) {
 	}
 	if old, err := namespaces(c.Name); err != nil {
 		return nil, err
-	} else if len(old) > 0 || exists(folder(c.Name)) {
+	} else if len(old) > 0 || exists(labDir(c.Name)) {
 		return nil, fmt.Errorf("lab %s is there already; take it down with: weft lab down --name %s", c.Name, c.Name)
 	}
 	// The folder is the lock: of two that make the same lab, one fails here.
-	if err := makeFolder(c.Name); err != nil {
+	if err := makeLabDir(c.Name); err != nil {
 		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
 	}
 	defer func() {
@@ -91,7 +91,7 @@ func Create(c Config) (l *Lab, err error) {
 		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
 	}
 	for n := 1; n <= c.Hosts; n++ {
-		if err := os.Mkdir(l.HostFolder(n), 0o700); err != nil {
+		if err := os.Mkdir(l.HostDir(n), 0o700); err != nil {
 			return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
 		}
 	}
@@ -106,12 +106,12 @@ func Create(c Config) (l *Lab, err error) {
 
 // makeFolder makes the folder of a lab, which must not be there. The one above
 // it may go at any time with the last of the other labs.
-func makeFolder(name string) error {
+func makeLabDir(name string) error {
 	for {
 		if err := os.MkdirAll(root, 0o700); err != nil {
 			return err
 		}
-		if err := os.Mkdir(folder(name), 0o700); !errors.Is(err, os.ErrNotExist) {
+		if err := os.Mkdir(labDir(name), 0o700); !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -159,8 +159,8 @@ func Down(name string) error {
 	for _, ns := range found {
 		errs = append(errs, netdev.DeleteNS(ns))
 	}
-	errs = append(errs, unmountAll(folder(name)))
-	if err := os.RemoveAll(folder(name)); err != nil {
+	errs = append(errs, unmountAll(labDir(name)))
+	if err := os.RemoveAll(labDir(name)); err != nil {
 		errs = append(errs, fmt.Errorf("remove the files of lab %s: %w", name, err))
 	}
 	// Both folders may be in use, by another lab or by the host's own router.
@@ -219,11 +219,11 @@ func List() ([]Summary, error) {
 			s.Containers = append(s.Containers, m[2]+"/"+m[3])
 		}
 	}
-	folders, err := os.ReadDir(root)
+	dirs, err := os.ReadDir(root)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("list labs: %w", err)
 	}
-	for _, f := range folders {
+	for _, f := range dirs {
 		if CheckName(f.Name()) == nil {
 			get(f.Name())
 		}
@@ -248,26 +248,26 @@ func byLengthThenName(a, b string) int {
 }
 
 // HostFolder returns the folder with the socket, log and state of host n.
-func (l *Lab) HostFolder(n int) string { return filepath.Join(folder(l.Name), hostWord(n)) }
+func (l *Lab) HostDir(n int) string { return filepath.Join(labDir(l.Name), hostWord(n)) }
 
 // Socket returns the path of the control socket of host n's router.
-func (l *Lab) Socket(n int) string { return filepath.Join(l.HostFolder(n), "weft.sock") }
+func (l *Lab) Socket(n int) string { return filepath.Join(l.HostDir(n), "weft.sock") }
 
 // StateDir returns the folder in which host n's router keeps its state.
-func (l *Lab) StateDir(n int) string { return filepath.Join(l.HostFolder(n), "state") }
+func (l *Lab) StateDir(n int) string { return filepath.Join(l.HostDir(n), "state") }
 
 // LogFile returns the path of the log of host n's router.
-func (l *Lab) LogFile(n int) string { return filepath.Join(l.HostFolder(n), "weft.log") }
+func (l *Lab) LogFile(n int) string { return filepath.Join(l.HostDir(n), "weft.log") }
 
-func (l *Lab) configFile() string { return filepath.Join(folder(l.Name), "lab.json") }
+func (l *Lab) configFile() string { return filepath.Join(labDir(l.Name), "lab.json") }
 
-func (l *Lab) pidFile(n int) string { return filepath.Join(l.HostFolder(n), "pid") }
+func (l *Lab) pidFile(n int) string { return filepath.Join(l.HostDir(n), "pid") }
 
 // Netns returns the path of a place's network namespace.
 func (l *Lab) Netns(p Place) string { return netdev.NSByName(p.namespace(l.Name)) }
 
 // Find tells that a place exists, or what is missing.
-func (l *Lab) Find(p Place) error {
+func (l *Lab) CheckPlace(p Place) error {
 	if p.Host > l.Hosts {
 		return fmt.Errorf("lab %s has no host h%d, only h1 to h%d", l.Name, p.Host, l.Hosts)
 	}

@@ -48,7 +48,7 @@ const (
 )
 
 // waiting is how long what comes, or does not, is waited for.
-func waiting(comes bool) time.Duration {
+func waitTime(comes bool) time.Duration {
 	if comes {
 		return timeout
 	}
@@ -63,7 +63,7 @@ func reaches(t *testing.T, l *Lab, a int, to netip.Addr, want bool) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	_, err = p.Once(8, waiting(want))
+	_, err = p.Once(8, waitTime(want))
 	if (err == nil) != want {
 		t.Errorf("h%d to %s: %v, want an answer: %v", a, to, err, want)
 	}
@@ -122,7 +122,7 @@ func datagram(t *testing.T, l *Lab, a, b int, want bool) {
 	if _, err := client.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	server.SetReadDeadline(time.Now().Add(waiting(want)))
+	server.SetReadDeadline(time.Now().Add(waitTime(want)))
 	_, _, err := server.ReadFrom(make([]byte, 1))
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
@@ -197,8 +197,8 @@ func TestDownKillsProcessesAndLeavesNothing(t *testing.T) {
 	if left, err := namespaces(l.Name); err != nil || len(left) > 0 {
 		t.Errorf("down left namespaces %v, %v", left, err)
 	}
-	if exists(folder(l.Name)) {
-		t.Errorf("down left %s", folder(l.Name))
+	if exists(labDir(l.Name)) {
+		t.Errorf("down left %s", labDir(l.Name))
 	}
 	if err := Down(l.Name); err != nil {
 		t.Errorf("down a second time: %v", err)
@@ -212,7 +212,7 @@ func TestDownOfHalfALab(t *testing.T) {
 	if err := netdev.NewNS("weft-" + name + "-h1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(folder(name), 0o700); err != nil {
+	if err := os.MkdirAll(labDir(name), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	list, err := List()
@@ -226,7 +226,7 @@ func TestDownOfHalfALab(t *testing.T) {
 	if err := Down(name); err != nil {
 		t.Fatal(err)
 	}
-	if left, _ := namespaces(name); len(left) > 0 || exists(folder(name)) {
+	if left, _ := namespaces(name); len(left) > 0 || exists(labDir(name)) {
 		t.Errorf("down of half a lab left %v", left)
 	}
 }
@@ -248,7 +248,7 @@ func TestListAndOpen(t *testing.T) {
 	if _, err := Open(l.Name + "x"); err == nil || !strings.Contains(err.Error(), "there is no lab") {
 		t.Errorf("open a lab that is not there: %v", err)
 	}
-	if err := l.Find(Place{Host: 4}); err == nil || !strings.Contains(err.Error(), "has no host h4, only h1 to h3") {
+	if err := l.CheckPlace(Place{Host: 4}); err == nil || !strings.Contains(err.Error(), "has no host h4, only h1 to h3") {
 		t.Errorf("find h4: %v", err)
 	}
 }

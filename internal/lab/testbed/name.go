@@ -37,7 +37,7 @@ var (
 	labName       = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 	ambiguousName = regexp.MustCompile(`-(h[0-9]+|underlay)(-|$)`)
 	containerName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$`)
-	hostName      = regexp.MustCompile(`^h([1-9][0-9]{0,2})$`)
+	hostPattern      = regexp.MustCompile(`^h([1-9][0-9]{0,2})$`)
 )
 
 // CheckName tells why a lab may not be called name, or returns nil. The names
@@ -61,7 +61,7 @@ type Place struct {
 // ParsePlace reads HOST or HOST/CONTAINER.
 func ParsePlace(s string) (Place, error) {
 	host, container, hasContainer := cutSlash(s)
-	m := hostName.FindStringSubmatch(host)
+	m := hostPattern.FindStringSubmatch(host)
 	if m == nil {
 		return Place{}, fmt.Errorf("%q: want a host, h1, h2, ..., or HOST/CONTAINER", s)
 	}
@@ -126,4 +126,4 @@ func Addr6(n int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfd, 2: 0x00, 3: 0x77, 15: byte(n)})
 }
 
-func folder(lab string) string { return filepath.Join(root, lab) }
+func labDir(lab string) string { return filepath.Join(root, lab) }

@@ -19,7 +19,7 @@ import (
 )
 
 // pingAgain is how long Ping waits for an answer before it asks once more.
-const pingAgain = 200 * time.Millisecond
+const pingInterval = 200 * time.Millisecond
 
 // Pinger sends ICMP echo requests from a namespace to one address. It is for
 // one goroutine at a time.
@@ -102,7 +102,7 @@ func Ping(ctx context.Context, path string, to netip.Addr) (time.Duration, error
 	}
 	defer p.Close()
 	for {
-		rtt, err := p.Once(8, pingAgain)
+		rtt, err := p.Once(8, pingInterval)
 		if err == nil {
 			return rtt, nil
 		}
@@ -113,7 +113,7 @@ func Ping(ctx context.Context, path string, to netip.Addr) (time.Duration, error
 			select {
 			case <-ctx.Done():
 				return 0, err
-			case <-time.After(pollEvery):
+			case <-time.After(pollInterval):
 			}
 		}
 	}

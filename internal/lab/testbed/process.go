@@ -86,7 +86,7 @@ func (l *Lab) Command(ctx context.Context, p Place, name string, args ...string)
 // Start starts cmd in the network namespace of a place. File systems are the
 // machine's own, /sys among them.
 func (l *Lab) Start(p Place, cmd *exec.Cmd) error {
-	if err := l.Find(p); err != nil {
+	if err := l.CheckPlace(p); err != nil {
 		return err
 	}
 	return netdev.Do(l.Netns(p), cmd.Start)

@@ -20,7 +20,7 @@ import (
 )
 
 // pollEvery is how often a condition is looked at while waiting for it.
-const pollEvery = 50 * time.Millisecond
+const pollInterval = 50 * time.Millisecond
 
 // Peers returns the targets that host n is launched with, so that one known
 // peer is all that any host starts from.
@@ -84,10 +84,10 @@ func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 		}
 		select {
 		case <-ended:
-			return fmt.Errorf("launch the router of %s: %s", p, l.lastWords(n, from))
+			return fmt.Errorf("launch the router of %s: %s", p, l.lastError(n, from))
 		case <-ctx.Done():
 			return fmt.Errorf("launch the router of %s: not ready in time; its log is %s: %w", p, l.LogFile(n), ctx.Err())
-		case <-time.After(pollEvery):
+		case <-time.After(pollInterval):
 		}
 	}
 }
@@ -112,7 +112,7 @@ func (l *Lab) routerEnv() []string {
 
 // lastWords returns the last line of host n's log, which was from bytes long
 // before the router started.
-func (l *Lab) lastWords(n int, from int64) string {
+func (l *Lab) lastError(n int, from int64) string {
 	b, err := os.ReadFile(l.LogFile(n))
 	if err != nil || int64(len(b)) < from {
 		return "it ended, and its log cannot be read"
@@ -142,7 +142,7 @@ func (l *Lab) RouterPID(n int) (int, bool) {
 
 // Kill ends the router of host n with SIGKILL and returns when it is gone.
 func (l *Lab) Kill(n int) error {
-	if err := l.Find(Place{Host: n}); err != nil {
+	if err := l.CheckPlace(Place{Host: n}); err != nil {
 		return err
 	}
 	pid, ok := l.RouterPID(n)
@@ -178,7 +178,7 @@ func (l *Lab) WaitConverged(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("lab %s has not converged: %s: %w", l.Name, missing, ctx.Err())
-		case <-time.After(pollEvery):
+		case <-time.After(pollInterval):
 		}
 	}
 }
@@ -234,7 +234,7 @@ func (l *Lab) missing(ctx context.Context) string {
 // the given addresses, one of the default subnet if none is given. On error
 // nothing is left.
 func (l *Lab) AddContainer(ctx context.Context, p Place, addrs []api.Address) (got []netip.Prefix, err error) {
-	if err := l.Find(Place{Host: p.Host}); err != nil {
+	if err := l.CheckPlace(Place{Host: p.Host}); err != nil {
 		return nil, err
 	}
 	if exists(l.Netns(p)) {
@@ -253,7 +253,7 @@ func (l *Lab) AddContainer(ctx context.Context, p Place, addrs []api.Address) (g
 
 // AddNamespace makes a place without a network, for what is not weft's.
 func (l *Lab) AddNamespace(p Place) error {
-	if err := l.Find(Place{Host: p.Host}); err != nil {
+	if err := l.CheckPlace(Place{Host: p.Host}); err != nil {
 		return err
 	}
 	return newNamespace(p.namespace(l.Name))

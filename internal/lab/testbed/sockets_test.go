@@ -46,7 +46,7 @@ func dialTCP(t *testing.T, l *Lab, a, b int, want bool) {
 	}
 	defer listener.Close()
 	err = netdev.Do(l.Netns(Place{Host: a}), func() error {
-		c, err := net.DialTimeout("tcp4", listener.Addr().String(), waiting(want))
+		c, err := net.DialTimeout("tcp4", listener.Addr().String(), waitTime(want))
 		if err == nil {
 			c.Close()
 		}

@@ -14,12 +14,12 @@ import (
 const (
 	// straggle is how long the server goes on counting after the client said
 	// that it has sent its last datagram.
-	straggle = 100 * time.Millisecond
+	lateTime = 100 * time.Millisecond
 	// packetBatch is how many datagrams cross one system call at most: small
 	// ones should cost the network, not the process that makes them.
 	packetBatch = 64
 	// paceEvery is how often a paced sender sends what is due.
-	paceEvery = time.Millisecond
+	paceInterval = time.Millisecond
 )
 
 // servePackets counts datagrams that come to a port of its own.
@@ -50,7 +50,7 @@ func servePackets(c net.Conn) error {
 		var b [1]byte
 		_, err = io.ReadFull(c, b[:])
 	}
-	u.SetReadDeadline(time.Now().Add(straggle))
+	u.SetReadDeadline(time.Now().Add(lateTime))
 	n := <-counted
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func sendPackets(ctx context.Context, out *ipv4.PacketConn, size int, perSecond 
 		if perSecond > 0 {
 			due := uint64(perSecond*elapsed.Seconds()) + 1
 			if due <= sent {
-				time.Sleep(paceEvery)
+				time.Sleep(paceInterval)
 				continue
 			}
 			n = int(min(uint64(n), due-sent))

@@ -38,7 +38,7 @@ func (c Client) Trips(ctx context.Context, d time.Duration) (median, p99 time.Du
 // blocking calls, as iperf3 has it with -A 0,1. Else where the scheduler puts them
 // decides on more than the path does.
 func (c Client) PinnedBulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
-	return c.bulks(ctx, forPinned, streams, d, func(conn net.Conn, send func(io.Writer) error) error {
+	return c.bulkStreams(ctx, forPinned, streams, d, func(conn net.Conn, send func(io.Writer) error) error {
 		return blocking(ctx, conn, firstCPU, func(s io.ReadWriter) error { return send(s) })
 	})
 }

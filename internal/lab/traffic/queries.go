@@ -44,11 +44,11 @@ func Queries(ctx context.Context, socks []*net.UDPConn, load Load, queries [][]b
 	start := time.Now()
 	for i, sock := range socks {
 		wg.Go(func() {
-			k := asker{sock: sock, conn: ipv4.NewPacketConn(sock), Load: load, queries: queries, next: i * len(queries) / len(socks)}
-			err := k.run(ctx)
+			q := querier{sock: sock, conn: ipv4.NewPacketConn(sock), Load: load, queries: queries, next: i * len(queries) / len(socks)}
+			err := q.run(ctx)
 			mu.Lock()
 			defer mu.Unlock()
-			took, a.Lost, failed = append(took, k.took...), a.Lost+k.lost, errors.Join(failed, err)
+			took, a.Lost, failed = append(took, q.took...), a.Lost+q.lost, errors.Join(failed, err)
 		})
 	}
 	wg.Wait()
@@ -65,7 +65,7 @@ func Queries(ctx context.Context, socks []*net.UDPConn, load Load, queries [][]b
 }
 
 // asker keeps queries under way at one socket.
-type asker struct {
+type querier struct {
 	sock *net.UDPConn
 	conn *ipv4.PacketConn
 	Load
@@ -82,34 +82,34 @@ type asker struct {
 }
 
 // run sends and receives until ctx ends.
-func (k *asker) run(ctx context.Context) error {
-	out, in := messages(k.Window, maxDNS), messages(k.Window, maxDNS)
+func (q *querier) run(ctx context.Context) error {
+	out, in := messages(q.Window, maxDNS), messages(q.Window, maxDNS)
 	start := time.Now()
 	for asked := 0; ctx.Err() == nil; {
-		n, timeout := k.Window-k.pending, QueryTimeout
-		if k.PerSecond > 0 {
+		n, timeout := q.Window-q.pending, QueryTimeout
+		if q.PerSecond > 0 {
 			// Whether the next one is due is looked at once a millisecond.
-			due := int(time.Since(start).Seconds()*k.PerSecond) + 1
+			due := int(time.Since(start).Seconds()*q.PerSecond) + 1
 			n, timeout = min(n, due-asked), time.Millisecond
 		}
-		if err := k.send(out[:n]); err != nil {
+		if err := q.send(out[:n]); err != nil {
 			return fmt.Errorf("send DNS queries: %w", err)
 		}
 		asked += n
-		if err := k.sock.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		if err := q.sock.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 			return fmt.Errorf("receive DNS answers: %w", err)
 		}
-		n, err := k.conn.ReadBatch(in, 0)
+		n, err := q.conn.ReadBatch(in, 0)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("receive DNS answers: %w", err)
 		}
 		now := time.Now()
 		for _, m := range in[:max(n, 0)] {
-			if err := k.receive(m.Buffers[0][:m.N], now); err != nil {
+			if err := q.receive(m.Buffers[0][:m.N], now); err != nil {
 				return err
 			}
 		}
-		k.giveUp(now)
+		q.expire(now)
 	}
 	return nil
 }
@@ -118,19 +118,19 @@ func (k *asker) run(ctx context.Context) error {
 const maxDNS = 1500
 
 // send sends so many queries.
-func (k *asker) send(out []ipv4.Message) error {
+func (q *querier) send(out []ipv4.Message) error {
 	now := time.Now()
 	for i := range out {
-		q := append(out[i].Buffers[0][:0], k.queries[k.next]...)
-		k.next = (k.next + 1) % len(k.queries)
-		binary.BigEndian.PutUint16(q, k.id)
-		k.sent[k.id] = now
-		k.id++
-		k.pending++
-		out[i].Buffers[0] = q
+		query := append(out[i].Buffers[0][:0], q.queries[q.next]...)
+		q.next = (q.next + 1) % len(q.queries)
+		binary.BigEndian.PutUint16(query, q.id)
+		q.sent[q.id] = now
+		q.id++
+		q.pending++
+		out[i].Buffers[0] = query
 	}
 	for len(out) > 0 {
-		sent, err := k.conn.WriteBatch(out, 0)
+		sent, err := q.conn.WriteBatch(out, 0)
 		if err != nil {
 			return err
 		}
@@ -140,35 +140,35 @@ func (k *asker) send(out []ipv4.Message) error {
 }
 
 // receive takes an answer in. Those to queries that were given up are none.
-func (k *asker) receive(b []byte, now time.Time) error {
+func (q *querier) receive(b []byte, now time.Time) error {
 	const header = 12
 	if len(b) < header {
 		return nil
 	}
 	id := binary.BigEndian.Uint16(b)
-	if k.sent[id].IsZero() {
+	if q.sent[id].IsZero() {
 		return nil
 	}
 	if code, records := b[3]&15, binary.BigEndian.Uint16(b[6:]); code != 0 || records == 0 {
 		return fmt.Errorf("a DNS server answers with code %d and %d records", code, records)
 	}
-	k.took = append(k.took, now.Sub(k.sent[id]))
-	k.sent[id] = time.Time{}
-	k.pending--
+	q.took = append(q.took, now.Sub(q.sent[id]))
+	q.sent[id] = time.Time{}
+	q.pending--
 	return nil
 }
 
 // giveUp makes room in the window where no answer has come.
-func (k *asker) giveUp(now time.Time) {
-	for ; k.oldest != k.id; k.oldest++ {
-		switch at := k.sent[k.oldest]; {
+func (q *querier) expire(now time.Time) {
+	for ; q.oldest != q.id; q.oldest++ {
+		switch at := q.sent[q.oldest]; {
 		case at.IsZero():
 		case now.Sub(at) < QueryTimeout:
 			return
 		default:
-			k.sent[k.oldest] = time.Time{}
-			k.pending--
-			k.lost++
+			q.sent[q.oldest] = time.Time{}
+			q.pending--
+			q.lost++
 		}
 	}
 }

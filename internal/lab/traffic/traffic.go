@@ -134,11 +134,11 @@ func (c Client) open(ctx context.Context, kind byte) (net.Conn, func(), error) {
 // Bulk sends over the given number of TCP connections at once and returns the
 // bits a second that the server has read.
 func (c Client) Bulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
-	return c.bulks(ctx, forBulk, streams, d, func(conn net.Conn, send func(io.Writer) error) error { return send(conn) })
+	return c.bulkStreams(ctx, forBulk, streams, d, func(conn net.Conn, send func(io.Writer) error) error { return send(conn) })
 }
 
 // bulks is Bulk of a kind; each calls send with what to write to.
-func (c Client) bulks(ctx context.Context, kind byte, streams int, d time.Duration, each func(net.Conn, func(io.Writer) error) error) (float64, error) {
+func (c Client) bulkStreams(ctx context.Context, kind byte, streams int, d time.Duration, each func(net.Conn, func(io.Writer) error) error) (float64, error) {
 	start := time.Now()
 	var total, last = make([]uint64, streams), make([]time.Time, streams)
 	errs := make([]error, streams)

@@ -22,59 +22,59 @@ import (
 )
 
 const (
-	bedBridge = "bed0"
+	bridgeName = "bed0"
 	// prefix begins the names of what beds make where all can see it.
 	prefix = "weft-bed-"
 )
 
 // Bed is a set of machines on one bridge. Its methods are for one goroutine at
 // a time.
-type Bed struct {
+type Network struct {
 	id       string // random: beds of several programs do not meet
 	dir      string
-	machines []*Machine
-	janitor  *exec.Cmd
-	alive    io.Closer // the janitor's standard input
+	hosts []*Host
+	cleaner  *exec.Cmd
+	cleanerStdin    io.Closer // the janitor's standard input
 }
 
 // New makes a bed without machines. Its files are in the folder for temporary
 // files, which must not be an overlay, as the engine makes its own there.
-func New() (b *Bed, err error) {
+func New() (n *Network, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("make machines: needs the rights of root")
 	}
 	var random [4]byte
 	_, _ = rand.Read(random[:]) // never fails, by its documentation
-	b = &Bed{id: hex.EncodeToString(random[:])}
-	if b.dir, err = os.MkdirTemp("", prefix+b.id+"-"); err != nil {
+	n = &Network{id: hex.EncodeToString(random[:])}
+	if n.dir, err = os.MkdirTemp("", prefix+n.id+"-"); err != nil {
 		return nil, fmt.Errorf("make machines: %w", err)
 	}
-	if err := b.startJanitor(); err != nil {
-		return nil, errors.Join(fmt.Errorf("make machines: start the janitor: %w", err), os.RemoveAll(b.dir))
+	if err := n.startCleaner(); err != nil {
+		return nil, errors.Join(fmt.Errorf("make machines: start the janitor: %w", err), os.RemoveAll(n.dir))
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, b.Close())
+			err = errors.Join(err, n.Close())
 		}
 	}()
-	if err := netdev.NewNS(b.netns()); err != nil {
+	if err := netdev.NewNS(n.netns()); err != nil {
 		return nil, err
 	}
-	err = netdev.Do(netdev.NSByName(b.netns()), func() error {
+	err = netdev.Do(netdev.NSByName(n.netns()), func() error {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = bedBridge
+		attrs.Name = bridgeName
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-			return fmt.Errorf("add bridge %s: %w", bedBridge, err)
+			return fmt.Errorf("add bridge %s: %w", bridgeName, err)
 		}
-		return setUp(bedBridge, "lo")
+		return setUp(bridgeName, "lo")
 	})
-	return b, err
+	return n, err
 }
 
-func (b *Bed) netns() string { return prefix + b.id }
+func (n *Network) netns() string { return prefix + n.id }
 
 // Dir is a folder that goes with the bed and that no machine hides.
-func (b *Bed) Dir() string { return b.dir }
+func (n *Network) Dir() string { return n.dir }
 
 // addr is the address of the machine with a number from 1.
 func addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 99, 0, byte(10 + n)}) }
@@ -93,14 +93,14 @@ func setUp(names ...string) error {
 }
 
 // Close ends all machines and removes everything that the bed made.
-func (b *Bed) Close() error {
+func (n *Network) Close() error {
 	var errs []error
-	for _, m := range b.machines {
-		errs = append(errs, m.PowerOff())
+	for _, h := range n.hosts {
+		errs = append(errs, h.PowerOff())
 	}
-	b.alive.Close()
-	if err := b.janitor.Wait(); err != nil {
-		errs = append(errs, fmt.Errorf("clean bed %s up: %w", b.id, err))
+	n.cleanerStdin.Close()
+	if err := n.cleaner.Wait(); err != nil {
+		errs = append(errs, fmt.Errorf("clean bed %s up: %w", n.id, err))
 	}
 	return errors.Join(errs...)
 }
@@ -108,26 +108,26 @@ func (b *Bed) Close() error {
 // startJanitor starts the process that cleans up once this one has ended or
 // has closed the bed. It has a session of its own, so that what interrupts or
 // kills this program's does not reach it.
-func (b *Bed) startJanitor() error {
-	b.janitor = exec.Command("/proc/self/exe", b.id, b.dir)
-	b.janitor.Env = append(os.Environ(), roleVar+"="+roleJanitor)
-	b.janitor.Stderr = os.Stderr
-	b.janitor.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	in, err := b.janitor.StdinPipe()
+func (n *Network) startCleaner() error {
+	n.cleaner = exec.Command("/proc/self/exe", n.id, n.dir)
+	n.cleaner.Env = append(os.Environ(), roleVar+"="+roleCleaner)
+	n.cleaner.Stderr = os.Stderr
+	n.cleaner.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	in, err := n.cleaner.StdinPipe()
 	if err != nil {
 		return err
 	}
-	b.alive = in
-	return b.janitor.Start()
+	n.cleanerStdin = in
+	return n.cleaner.Start()
 }
 
 // tidyTimeout bounds how long the janitor tries: processes that were killed
 // take a moment to leave cgroups and mounts.
-const tidyTimeout = 30 * time.Second
+const cleanUpTimeout = 30 * time.Second
 
 // tidy removes what a bed has made, once its machines are dead.
-func tidy(id, dir string) error {
-	for deadline := time.Now().Add(tidyTimeout); ; time.Sleep(50 * time.Millisecond) {
+func cleanUp(id, dir string) error {
+	for deadline := time.Now().Add(cleanUpTimeout); ; time.Sleep(50 * time.Millisecond) {
 		err := errors.Join(netdev.DeleteNS(prefix+id), killCgroups(prefix+id), removeCgroups(prefix+id))
 		if err == nil {
 			err = os.RemoveAll(dir) // at last: a folder that is gone says that all is

@@ -20,7 +20,7 @@ import (
 // the variable tells which.
 const (
 	roleVar     = "WEFT_MACHINE_ROLE"
-	roleJanitor = "janitor"
+	roleCleaner = "janitor"
 	roleOuter   = "outer" // joins the cgroups, then makes the namespaces
 	roleInner   = "inner" // the first process inside
 )
@@ -29,7 +29,7 @@ const (
 // order: outer the number of the first process as it sees it, that readyWord.
 const (
 	readyFD   = 3
-	readyWord = "up"
+	readyLine = "up"
 )
 
 // Main returns at once in an ordinary process. In one that a bed started it
@@ -42,9 +42,9 @@ func Main() {
 	os.Unsetenv(roleVar)
 	var err error
 	switch args := os.Args[1:]; role {
-	case roleJanitor:
+	case roleCleaner:
 		io.Copy(io.Discard, os.Stdin) // until the program that made the bed has ended
-		err = tidy(args[0], args[1])
+		err = cleanUp(args[0], args[1])
 	case roleOuter:
 		err = outer(args)
 	case roleInner:
@@ -92,11 +92,11 @@ func outer(args []string) error {
 // inner makes the machine's view of files, then collects processes that lost
 // their parents until it is killed.
 func inner(dir, name string) error {
-	if err := furnish(filepath.Join(dir, name), name); err != nil {
+	if err := mountFiles(filepath.Join(dir, name), name); err != nil {
 		return err
 	}
 	ready := os.NewFile(readyFD, "ready")
-	fmt.Fprintln(ready, readyWord)
+	fmt.Fprintln(ready, readyLine)
 	ready.Close()
 	for {
 		var status unix.WaitStatus
@@ -113,7 +113,7 @@ type mount struct {
 	data              string
 }
 
-func furnish(dir, name string) error {
+func mountFiles(dir, name string) error {
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set the hostname: %w", err)
 	}
@@ -155,7 +155,7 @@ func furnish(dir, name string) error {
 		mount{filepath.Join(dir, "var"), "/var", "", unix.MS_BIND, ""},
 		mount{"tmpfs", "/dev/shm", "tmpfs", 0, ""},
 		mount{"", "/", "", unix.MS_SHARED | unix.MS_REC, ""}, // as systemd has it, and dockerd wants it
-	), files(name))
+	), writeIdentity(name))
 }
 
 func overlay(lower, upper string) string {
@@ -177,15 +177,15 @@ func cgroup1(hierarchies []string) error {
 	if err := mountAll(mount{"tmpfs", root, "tmpfs", 0, "mode=755"}); err != nil {
 		return err
 	}
-	for _, h := range hierarchies {
-		m := mount{"cgroup", h, "cgroup", 0, filepath.Base(h)}
-		switch filepath.Base(h) {
+	for _, dir := range hierarchies {
+		m := mount{"cgroup", dir, "cgroup", 0, filepath.Base(dir)}
+		switch filepath.Base(dir) {
 		case "unified":
 			m.what, m.kind, m.data = "cgroup2", "cgroup2", ""
 		case "systemd":
 			m.data = "none,name=systemd"
 		}
-		if err := os.Mkdir(h, 0o755); err != nil {
+		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
 		if err := mountAll(m); err != nil {
@@ -228,7 +228,7 @@ func cgroup2() error {
 
 // files writes what tells machines apart. Without a name server an image that
 // is not there fails at once, and nothing leaves the machine.
-func files(name string) error {
+func writeIdentity(name string) error {
 	var errs []error
 	for _, d := range []string{"/run/lock", "/run/netns"} {
 		errs = append(errs, os.MkdirAll(d, 0o755))

@@ -19,26 +19,26 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-func TestMain(m *testing.M) {
+func TestMain(h *testing.M) {
 	Main()
 	if os.Getenv(victimVar) != "" {
 		victim()
 	}
-	os.Exit(m.Run())
+	os.Exit(h.Run())
 }
 
 const victimVar = "WEFT_MACHINE_VICTIM"
 
 // victim makes a bed with a machine, tells its name, and waits to be killed.
 func victim() {
-	b, err := New()
-	var m *Machine
+	n, err := New()
+	var h *Host
 	if err == nil {
-		m, err = b.Add("m1")
+		h, err = n.Add("m1")
 	}
 	if err == nil {
 		// Who runs a command that is stopped is stopped too, outside.
-		cmd := m.Command(context.Background(), "bash", "-c", "kill -STOP $$")
+		cmd := h.Command(context.Background(), "bash", "-c", "kill -STOP $$")
 		if err = cmd.Start(); err == nil {
 			err = stopped(cmd.Process.Pid)
 		}
@@ -47,7 +47,7 @@ func victim() {
 		os.Stdout.WriteString(err.Error() + "\n")
 		os.Exit(1)
 	}
-	os.Stdout.WriteString(b.id + " " + b.dir + "\n")
+	os.Stdout.WriteString(n.id + " " + n.dir + "\n")
 	select {}
 }
 
@@ -67,23 +67,23 @@ func stopped(pid int) error {
 
 const timeout = 60 * time.Second
 
-func newBed(t *testing.T) *Bed {
+func newNetwork(t *testing.T) *Network {
 	t.Helper()
-	b, err := New()
+	n, err := New()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
+		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
-		gone(t, b.id, b.dir)
+		checkRemoved(t, n.id, n.dir)
 	})
-	return b
+	return n
 }
 
 // gone fails if something of a bed is left.
-func gone(t *testing.T, id, dir string) {
+func checkRemoved(t *testing.T, id, dir string) {
 	t.Helper()
 	roots, err := cgroups()
 	if err != nil {
@@ -100,11 +100,11 @@ func gone(t *testing.T, id, dir string) {
 	}
 }
 
-func (m *Machine) must(t *testing.T, name string, args ...string) string {
+func (h *Host) must(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
-	out, err := m.Run(ctx, name, args...)
+	out, err := h.Run(ctx, name, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,56 +112,56 @@ func (m *Machine) must(t *testing.T, name string, args ...string) string {
 }
 
 func TestMachinesAreApartAndReachEachOther(t *testing.T) {
-	b := newBed(t)
-	var ms []*Machine
+	n := newNetwork(t)
+	var hosts []*Host
 	for _, name := range []string{"m1", "m2"} {
-		m, err := b.Add(name)
+		h, err := n.Add(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ms = append(ms, m)
+		hosts = append(hosts, h)
 	}
-	ms[0].must(t, "busybox", "ping", "-c1", "-W", "5", ms[1].Addr.String())
-	for _, m := range ms {
-		if got := m.must(t, "hostname"); got != m.Name {
-			t.Errorf("hostname of %s is %s", m.Name, got)
+	hosts[0].must(t, "busybox", "ping", "-c1", "-W", "5", hosts[1].Addr.String())
+	for _, h := range hosts {
+		if got := h.must(t, "hostname"); got != h.Name {
+			t.Errorf("hostname of %s is %s", h.Name, got)
 		}
 	}
-	ms[0].must(t, "sh", "-c", "echo 1 >/var/lib/kept; echo 1 >/etc/kept; echo 1 >/run/lost")
-	if got := ms[1].must(t, "sh", "-c", "ls /var/lib /run"); strings.Contains(got, "kept") || strings.Contains(got, "lost") {
+	hosts[0].must(t, "sh", "-c", "echo 1 >/var/lib/kept; echo 1 >/etc/kept; echo 1 >/run/lost")
+	if got := hosts[1].must(t, "sh", "-c", "ls /var/lib /run"); strings.Contains(got, "kept") || strings.Contains(got, "lost") {
 		t.Errorf("a machine sees the other's files:\n%s", got)
 	}
-	if err := ms[0].PowerOff(); err != nil {
+	if err := hosts[0].PowerOff(); err != nil {
 		t.Fatal(err)
 	}
-	if err := ms[0].Boot(); err != nil {
+	if err := hosts[0].Boot(); err != nil {
 		t.Fatal(err)
 	}
-	if got := ms[0].must(t, "sh", "-c", "cat /var/lib/kept /etc/kept; ls /run"); strings.Contains(got, "lost") || strings.Count(got, "1") != 2 {
+	if got := hosts[0].must(t, "sh", "-c", "cat /var/lib/kept /etc/kept; ls /run"); strings.Contains(got, "lost") || strings.Count(got, "1") != 2 {
 		t.Errorf("after a power cut there is\n%s", got)
 	}
-	ms[0].must(t, "busybox", "ping", "-c1", "-W", "5", ms[1].Addr.String())
+	hosts[0].must(t, "busybox", "ping", "-c1", "-W", "5", hosts[1].Addr.String())
 }
 
 func TestTwoEnginesWithTheirDefaultPaths(t *testing.T) {
-	b := newBed(t)
+	n := newNetwork(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*timeout)
 	defer cancel()
 	for _, name := range []string{"m1", "m2"} {
-		m, err := b.Add(name)
+		h, err := n.Add(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := m.StartDockerd(ctx); err != nil {
+		if _, err := h.StartDockerd(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if err := m.LoadImage(ctx); err != nil {
+		if err := h.LoadImage(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, m := range b.machines {
-		if got := m.must(t, "docker", "run", "--rm", "--hostname", "of-"+m.Name, Image, "hostname"); got != "of-"+m.Name {
-			t.Errorf("the container on %s says it is %s", m.Name, got)
+	for _, h := range n.hosts {
+		if got := h.must(t, "docker", "run", "--rm", "--hostname", "of-"+h.Name, Image, "hostname"); got != "of-"+h.Name {
+			t.Errorf("the container on %s says it is %s", h.Name, got)
 		}
 	}
 }
@@ -192,5 +192,5 @@ func TestNothingIsLeftWhenTheProgramIsKilled(t *testing.T) {
 		_, err := os.Lstat(dir)
 		return os.IsNotExist(err)
 	})) // gone says what is left
-	gone(t, id, dir)
+	checkRemoved(t, id, dir)
 }
