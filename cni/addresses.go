@@ -26,11 +26,11 @@ const IPAMName = "weft-ipam"
 // allocate gets addresses, and what else their giver says: gateways, routes, DNS. On
 // error it has given back what it got.
 func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Result, error) {
-	r, err := c.ask(ctx, args)
+	r, err := c.requestAddresses(ctx, args)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.complete(ctx, r); err != nil {
+	if err := c.finish(ctx, r); err != nil {
 		return nil, errors.Join(err, undo(c.free, args))
 	}
 	return r, nil
@@ -38,16 +38,16 @@ func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Resul
 
 // complete refuses a result that cannot be used, and adds what the router does not
 // say.
-func (c *conf) complete(ctx context.Context, r *current.Result) error {
-	if !c.own() {
-		return whole(r)
+func (c *conf) finish(ctx context.Context, r *current.Result) error {
+	if !c.usesRouterIPAM() {
+		return checkComplete(r)
 	}
-	return c.route(ctx, r)
+	return c.addRoutes(ctx, r)
 }
 
 // ask gets the addresses.
-func (c *conf) ask(ctx context.Context, args *skel.CmdArgs) (*current.Result, error) {
-	if !c.own() {
+func (c *conf) requestAddresses(ctx context.Context, args *skel.CmdArgs) (*current.Result, error) {
+	if !c.usesRouterIPAM() {
 		given, err := invoke.DelegateAdd(ctx, c.IPAM.Type, c.raw, nil)
 		if err != nil {
 			return nil, fmt.Errorf("get addresses by plugin %s: %w", c.IPAM.Type, err)
@@ -58,26 +58,26 @@ func (c *conf) ask(ctx context.Context, args *skel.CmdArgs) (*current.Result, er
 		}
 		return r, nil
 	}
-	reply, err := c.client().Lease(ctx, api.LeaseRequest{Owner: c.ownerOf(args), Addresses: c.wanted})
+	reply, err := c.client().Lease(ctx, api.LeaseRequest{Owner: c.ownerOf(args), Addresses: c.requested})
 	if err != nil {
 		return nil, unavailable("get addresses", err)
 	}
 	r := &current.Result{CNIVersion: current.ImplementedSpecVersion}
 	for _, p := range reply.Addresses {
-		r.IPs = append(r.IPs, &current.IPConfig{Address: ipNet(p)})
+		r.IPs = append(r.IPs, &current.IPConfig{Address: toIPNet(p)})
 	}
 	return r, nil
 }
 
 // route fills in gateways and routes: those of the configuration, or a default
 // route for each family by the bridge, which gets an address for it.
-func (c *conf) route(ctx context.Context, r *current.Result) error {
+func (c *conf) addRoutes(ctx context.Context, r *current.Result) error {
 	r.Routes = c.IPAM.Routes
 	if c.IPAM.Routes == nil && !isOn(c.IsDefaultGateway) {
 		return nil
 	}
 	for _, ip := range r.IPs {
-		gw, err := c.gateway(ctx, prefixOf(ip.Address))
+		gw, err := c.gateway(ctx, fromIPNet(ip.Address))
 		if err != nil {
 			return err
 		}
@@ -108,7 +108,7 @@ func (c *conf) gateway(ctx context.Context, p netip.Prefix) (netip.Addr, error) 
 
 // free gives back what allocate got. It may be repeated.
 func (c *conf) free(ctx context.Context, args *skel.CmdArgs) error {
-	if !c.own() {
+	if !c.usesRouterIPAM() {
 		if err := invoke.DelegateDel(ctx, c.IPAM.Type, c.raw, nil); err != nil {
 			return fmt.Errorf("give addresses back by plugin %s: %w", c.IPAM.Type, err)
 		}
@@ -116,17 +116,17 @@ func (c *conf) free(ctx context.Context, args *skel.CmdArgs) error {
 	}
 	had, err := c.client().Release(ctx, c.ownerOf(args))
 	if errors.Is(err, api.ErrNotRunning) {
-		return c.leaveWord(c.ownerOf(args))
+		return c.noteRelease(c.ownerOf(args))
 	}
 	if err != nil {
 		return unavailable("give addresses back", err)
 	}
-	c.forget(ctx, args, had)
+	c.forgetPod(ctx, args, had)
 	return nil
 }
 
 // leaveWord tells the next router that an owner left.
-func (c *conf) leaveWord(owner string) error {
+func (c *conf) noteRelease(owner string) error {
 	file := api.GoneFile(c.StateDir, owner)
 	err := os.MkdirAll(filepath.Dir(file), 0o700)
 	if err == nil {
@@ -139,8 +139,8 @@ func (c *conf) leaveWord(owner string) error {
 }
 
 // collect frees what none of the valid attachments of the network has.
-func (c *conf) collect(ctx context.Context, _ *skel.CmdArgs) error {
-	if !c.own() {
+func (c *conf) gc(ctx context.Context, _ *skel.CmdArgs) error {
+	if !c.usesRouterIPAM() {
 		return invoke.DelegateGC(ctx, c.IPAM.Type, c.raw, nil)
 	}
 	leases, err := c.client().Leases(ctx)
@@ -163,8 +163,8 @@ func (c *conf) collect(ctx context.Context, _ *skel.CmdArgs) error {
 }
 
 // held checks that the router still has the addresses down as the container's.
-func (c *conf) held(ctx context.Context, args *skel.CmdArgs, want []netip.Prefix) error {
-	if !c.own() {
+func (c *conf) checkHeld(ctx context.Context, args *skel.CmdArgs, want []netip.Prefix) error {
+	if !c.usesRouterIPAM() {
 		return invoke.DelegateCheck(ctx, c.IPAM.Type, c.raw, nil)
 	}
 	leases, err := c.client().Leases(ctx)
@@ -186,11 +186,11 @@ func (c *conf) held(ctx context.Context, args *skel.CmdArgs, want []netip.Prefix
 }
 
 // ready tells why addresses cannot be given, nil if they can.
-func (c *conf) ready(ctx context.Context, _ *skel.CmdArgs) error {
+func (c *conf) status(ctx context.Context, _ *skel.CmdArgs) error {
 	if err := c.awaitRouter(ctx); err != nil {
 		return failed(types.ErrPluginNotAvailable, "weft: %v", err)
 	}
-	if !c.own() {
+	if !c.usesRouterIPAM() {
 		return invoke.DelegateStatus(ctx, c.IPAM.Type, c.raw, nil)
 	}
 	return nil
@@ -199,11 +199,11 @@ func (c *conf) ready(ctx context.Context, _ *skel.CmdArgs) error {
 // absence is how long STATUS waits for a router that is away. Kubernetes takes all pods of a Node
 // out of their Services when a STATUS fails, and they do not miss a router that is only being
 // replaced. The kubelet takes the runtime itself for dead when it does not answer for 30 seconds.
-const absence = 10 * time.Second
+const routerTimeout = 10 * time.Second
 
 // awaitRouter returns when the router can give addresses, or has not been able to for too long.
 func (c *conf) awaitRouter(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, absence)
+	ctx, cancel := context.WithTimeout(ctx, routerTimeout)
 	defer cancel()
 	for {
 		r, err := c.client().Ready(ctx)
@@ -216,7 +216,7 @@ func (c *conf) awaitRouter(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(absence / 50):
+		case <-time.After(routerTimeout / 50):
 		}
 	}
 }
@@ -229,12 +229,12 @@ func unavailable(what string, err error) error {
 	return failed(types.ErrInternal, "%s: %v", what, err)
 }
 
-func ipNet(p netip.Prefix) net.IPNet {
+func toIPNet(p netip.Prefix) net.IPNet {
 	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // prefixOf is the inverse of ipNet, the zero Prefix for what is none.
-func prefixOf(n net.IPNet) netip.Prefix {
+func fromIPNet(n net.IPNet) netip.Prefix {
 	a, ok := netip.AddrFromSlice(n.IP)
 	ones, bits := n.Mask.Size()
 	if a = a.Unmap(); !ok || bits != a.BitLen() {

@@ -38,10 +38,10 @@ type conf struct {
 		} `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 
-	raw    []byte          // as it was given, for another plugin
-	before *current.Result // of the plugins that came before, nil if none did
-	mac    net.HardwareAddr
-	wanted []api.Address
+	raw       []byte          // as it was given, for another plugin
+	previous  *current.Result // of the plugins that came before, nil if none did
+	mac       net.HardwareAddr
+	requested []api.Address
 }
 
 type ipam struct {
@@ -64,36 +64,36 @@ func parse(b []byte) (*conf, error) {
 	if err := json.Unmarshal(b, c); err != nil {
 		return nil, failed(types.ErrDecodingFailure, "read the network's configuration: %v", err)
 	}
-	if err := c.parseBefore(); err != nil {
+	if err := c.parsePrevious(); err != nil {
 		return nil, failed(types.ErrDecodingFailure, "read the result of the plugins before: %v", err)
 	}
-	if err := c.check(); err != nil {
+	if err := c.validate(); err != nil {
 		return nil, failed(types.ErrInvalidNetworkConfig, "network %q: %v", c.Name, err)
 	}
 	return c, nil
 }
 
 // parseBefore reads the result of the plugins that came before, if there were any.
-func (c *conf) parseBefore() error {
+func (c *conf) parsePrevious() error {
 	err := version.ParsePrevResult(&c.PluginConf)
 	if err != nil || c.PrevResult == nil {
 		return err
 	}
-	if c.before, err = current.NewResultFromResult(c.PrevResult); err != nil {
+	if c.previous, err = current.NewResultFromResult(c.PrevResult); err != nil {
 		return err
 	}
-	return whole(c.before)
+	return checkComplete(c.previous)
 }
 
 // whole refuses a result with holes.
-func whole(r *current.Result) error {
+func checkComplete(r *current.Result) error {
 	if slices.Contains(r.IPs, nil) || slices.Contains(r.Interfaces, nil) || slices.Contains(r.Routes, nil) {
 		return errors.New("a result has null among its interfaces, addresses or routes")
 	}
 	return nil
 }
 
-func (c *conf) check() (err error) {
+func (c *conf) validate() (err error) {
 	if c.MTU < 0 || c.MTU > 65535 {
 		return fmt.Errorf("mtu %d: want 0 to 65535", c.MTU)
 	}
@@ -110,28 +110,28 @@ func (c *conf) check() (err error) {
 		if err != nil {
 			return fmt.Errorf("runtimeConfig.ips: %q: want an address with the length of its subnet, as 10.32.0.5/12", s)
 		}
-		c.wanted = append(c.wanted, api.Address{Kind: api.Exactly, Prefix: p})
+		c.requested = append(c.requested, api.Address{Kind: api.Exactly, Prefix: p})
 	}
 	if g := c.IPAM.Gateway; g != "" {
 		if c.IPAM.gateway, err = netip.ParseAddr(g); err != nil {
 			return fmt.Errorf("ipam.gateway %q: want an address", g)
 		}
 	}
-	if s := c.IPAM.Subnet; s != "" && len(c.wanted) == 0 {
+	if s := c.IPAM.Subnet; s != "" && len(c.requested) == 0 {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
 			return fmt.Errorf("ipam.subnet %q: want a network as 10.32.1.0/24", s)
 		}
-		c.wanted = append(c.wanted, api.Address{Kind: api.FromSubnet, Prefix: p.Masked()})
+		c.requested = append(c.requested, api.Address{Kind: api.FromSubnet, Prefix: p.Masked()})
 	}
 	return nil
 }
 
 // own reports whether the router gives the addresses.
-func (c *conf) own() bool { return c.IPAM.Type == "" || c.IPAM.Type == IPAMName }
+func (c *conf) usesRouterIPAM() bool { return c.IPAM.Type == "" || c.IPAM.Type == IPAMName }
 
 // shaped reports whether a plugin that comes after is going to limit the container.
-func (c *conf) shaped() bool {
+func (c *conf) rateLimited() bool {
 	b := c.RuntimeConfig.Bandwidth
 	return b.IngressRate > 0 || b.EgressRate > 0
 }

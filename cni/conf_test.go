@@ -28,10 +28,10 @@ func TestParseRefuses(t *testing.T) {
 
 func TestOwners(t *testing.T) {
 	c, err := parse([]byte(`{"cniVersion":"1.0.0","name":"pods","type":"weft-cni","ipam":{"type":"weft-ipam"}}`))
-	if err != nil || !c.own() || c.owner("4f2a", "eth0") != "cni:pods:4f2a:eth0" || c.bridge() != "weft" || !isOn(c.HairpinMode) {
+	if err != nil || !c.usesRouterIPAM() || c.owner("4f2a", "eth0") != "cni:pods:4f2a:eth0" || c.bridge() != "weft" || !isOn(c.HairpinMode) {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if c, err = parse([]byte(`{"ipam":{"type":"host-local"},"hairpinMode":false,"bridge":"b"}`)); err != nil || c.own() || isOn(c.HairpinMode) || c.bridge() != "b" {
+	if c, err = parse([]byte(`{"ipam":{"type":"host-local"},"hairpinMode":false,"bridge":"b"}`)); err != nil || c.usesRouterIPAM() || isOn(c.HairpinMode) || c.bridge() != "b" {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
@@ -47,7 +47,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if r := c.before; r != nil {
+		if r := c.previous; r != nil {
 			addrsOf(r)
 			routesOf(r)
 			ownAddrs(r, "eth0")

@@ -25,8 +25,8 @@ var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 // addresses only, any other makes interfaces too.
 func Verbs(name string) skel.CNIFuncs {
 	v := skel.CNIFuncs{
-		Add: verb((*conf).add), Del: verb((*conf).del), Check: verb((*conf).verify),
-		GC: verb((*conf).collect), Status: verb((*conf).ready),
+		Add: verb((*conf).add), Del: verb((*conf).del), Check: verb((*conf).check),
+		GC: verb((*conf).gc), Status: verb((*conf).status),
 	}
 	if name == IPAMName {
 		v.Add, v.Del, v.Check = verb((*conf).addAddresses), verb((*conf).free), verb((*conf).checkAddresses)
@@ -56,7 +56,7 @@ func (c *conf) addAddresses(ctx context.Context, args *skel.CmdArgs) error {
 }
 
 func (c *conf) checkAddresses(ctx context.Context, args *skel.CmdArgs) error {
-	return c.held(ctx, args, nil)
+	return c.checkHeld(ctx, args, nil)
 }
 
 // add joins a container to the bridge.
@@ -70,21 +70,21 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 			err = errors.Join(err, undo(c.del, args))
 		}
 	}()
-	if err := c.isolate(ctx, args, addrsOf(r)); err != nil {
+	if err := c.expectPod(ctx, args, addrsOf(r)); err != nil {
 		return err
 	}
-	if err := c.plug(args, r); err != nil {
+	if err := c.connect(args, r); err != nil {
 		return err
 	}
 	// Frames to groups are judged by the port, which is there only now.
-	if err := c.isolate(ctx, args, addrsOf(r)); err != nil {
+	if err := c.expectPod(ctx, args, addrsOf(r)); err != nil {
 		return err
 	}
-	return types.PrintResult(c.after(r), c.CNIVersion)
+	return types.PrintResult(c.withPrevious(r), c.CNIVersion)
 }
 
 // plug makes the interface and its routes, and notes both in r.
-func (c *conf) plug(args *skel.CmdArgs, r *current.Result) error {
+func (c *conf) connect(args *skel.CmdArgs, r *current.Result) error {
 	mtu := c.MTU
 	if mtu == 0 {
 		var err error
@@ -98,7 +98,7 @@ func (c *conf) plug(args *skel.CmdArgs, r *current.Result) error {
 	}
 	_, err := netdev.Attach(netdev.Attachment{
 		NS: args.Netns, Iface: args.IfName, Bridge: c.bridge(), MTU: mtu, Addrs: addrs, MAC: c.mac, Hairpin: isOn(c.HairpinMode),
-		Shaped: c.shaped(),
+		RateLimited: c.rateLimited(),
 	})
 	if errors.Is(err, netdev.ErrHostNS) {
 		return failed(types.ErrInvalidNetNS, "%v", err)
@@ -137,11 +137,11 @@ func (c *conf) find(args *skel.CmdArgs) (netdev.Iface, error) {
 }
 
 // after puts r behind the result of the plugins that came before, if any did.
-func (c *conf) after(r *current.Result) *current.Result {
+func (c *conf) withPrevious(r *current.Result) *current.Result {
 	if c.DNS.Nameservers != nil || c.DNS.Domain != "" || c.DNS.Search != nil || c.DNS.Options != nil {
 		r.DNS = c.DNS
 	}
-	all := c.before
+	all := c.previous
 	if all == nil {
 		return r
 	}
@@ -167,8 +167,8 @@ func undo(by func(context.Context, *skel.CmdArgs) error, args *skel.CmdArgs) err
 // del takes a container off the bridge. What is not there is gone already.
 func (c *conf) del(ctx context.Context, args *skel.CmdArgs) error {
 	if args.Netns != "" {
-		if !c.own() {
-			defer c.forget(ctx, args, c.plugged(args)) // others do not say what they free
+		if !c.usesRouterIPAM() {
+			defer c.forgetPod(ctx, args, c.interfaceAddrs(args)) // others do not say what they free
 		}
 		if err := netdev.Remove(args.Netns, args.IfName); err != nil && !errors.Is(err, netdev.ErrHostNS) {
 			return failed(types.ErrInternal, "%v", err)
@@ -178,8 +178,8 @@ func (c *conf) del(ctx context.Context, args *skel.CmdArgs) error {
 }
 
 // verify tells what of the result of add is no longer so.
-func (c *conf) verify(ctx context.Context, args *skel.CmdArgs) error {
-	r := c.before
+func (c *conf) check(ctx context.Context, args *skel.CmdArgs) error {
+	r := c.previous
 	if r == nil {
 		return failed(types.ErrInvalidNetworkConfig, "check %s: no prevResult", args.ContainerID)
 	}
@@ -205,7 +205,7 @@ func (c *conf) verify(ctx context.Context, args *skel.CmdArgs) error {
 	if len(missing) > 0 {
 		return failed(types.ErrInternal, "check %s: route %s is gone", args.ContainerID, missing[0].Dst)
 	}
-	return c.held(ctx, args, want)
+	return c.checkHeld(ctx, args, want)
 }
 
 // ownAddrs are the addresses in a result that an interface has; others are other
@@ -214,7 +214,7 @@ func ownAddrs(r *current.Result, iface string) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, ip := range r.IPs {
 		if n := ip.Interface; n != nil && *n >= 0 && *n < len(r.Interfaces) && r.Interfaces[*n].Name == iface {
-			ps = append(ps, prefixOf(ip.Address))
+			ps = append(ps, fromIPNet(ip.Address))
 		}
 	}
 	return ps
@@ -223,7 +223,7 @@ func ownAddrs(r *current.Result, iface string) []netip.Prefix {
 func addrsOf(r *current.Result) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, ip := range r.IPs {
-		ps = append(ps, prefixOf(ip.Address))
+		ps = append(ps, fromIPNet(ip.Address))
 	}
 	return ps
 }
@@ -233,7 +233,7 @@ func addrsOf(r *current.Result) []netip.Prefix {
 func routesOf(r *current.Result) []netdev.ContainerRoute {
 	var routes []netdev.ContainerRoute
 	for _, rt := range r.Routes {
-		dst := prefixOf(rt.Dst)
+		dst := fromIPNet(rt.Dst)
 		gw, _ := netip.AddrFromSlice(rt.GW)
 		for _, ip := range r.IPs {
 			if own, ok := netip.AddrFromSlice(ip.Gateway); ok && !gw.IsValid() && own.Unmap().Is4() == dst.Addr().Is4() {

@@ -28,7 +28,7 @@ func (c *conf) policies() *api.Client {
 // isolate has a pod be under its policies before its interface is there: that it has these
 // addresses is known to others only when it runs. Where no policies are enforced, and for
 // containers that are no pods, it does nothing.
-func (c *conf) isolate(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) error {
+func (c *conf) expectPod(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) error {
 	pod, ok := podOf(args, addrs)
 	if !ok {
 		return nil
@@ -41,7 +41,7 @@ func (c *conf) isolate(ctx context.Context, args *skel.CmdArgs, addrs []netip.Pr
 
 // forget tells that a pod has lost its addresses. That it is not heard does not matter: who
 // enforces policies forgets them when another pod gets them.
-func (c *conf) forget(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) {
+func (c *conf) forgetPod(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) {
 	if pod, ok := podOf(args, addrs); ok && len(addrs) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
 		defer cancel()
@@ -50,7 +50,7 @@ func (c *conf) forget(ctx context.Context, args *skel.CmdArgs, addrs []netip.Pre
 }
 
 // plugged returns the addresses of an interface, none if it is not there any more.
-func (c *conf) plugged(args *skel.CmdArgs) []netip.Prefix {
+func (c *conf) interfaceAddrs(args *skel.CmdArgs) []netip.Prefix {
 	iface, err := c.find(args)
 	if err != nil {
 		return nil

@@ -53,8 +53,8 @@ func (driverLinks) Extend(ctx context.Context, path string, mac net.HardwareAddr
 	tick := time.NewTicker(extendEvery)
 	defer tick.Stop()
 	for {
-		err := netdev.Extend(path, mac, addrs)
-		if !errors.Is(err, netdev.ErrNotYet) {
+		err := netdev.AddAddresses(path, mac, addrs)
+		if !errors.Is(err, netdev.ErrNotReady) {
 			return err
 		}
 		select {
@@ -244,7 +244,7 @@ func (d *dockerDriver) makeNetwork(ctx context.Context, c *client.Client) error 
 // dropNetworks removes the networks that weft made, except those of containers that may
 // start again.
 func (d *dockerDriver) dropNetworks(ctx context.Context, c *client.Client) error {
-	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("label", proxy.MadeLabel)})
+	r, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("label", proxy.ManagedLabel)})
 	if err != nil {
 		return fmt.Errorf("list docker's networks: %w", err)
 	}

@@ -114,7 +114,7 @@ const guardEvery = 30 * time.Second
 func (e *dockerEngine) passGuard(ctx context.Context) {
 	e.guarding.Lock()
 	defer e.guarding.Unlock()
-	changed, err := netdev.PassGuard(ctx, e.containers.bridge)
+	changed, err := netdev.AllowInDockerUser(ctx, e.containers.bridge)
 	if len(changed) > 0 {
 		e.log.Info("docker's firewall accepts bridged frames now", "rules", changed)
 	}
@@ -275,7 +275,7 @@ func (e *dockerEngine) report(r *api.Report) {
 	r.Docker.Containers = len(e.running)
 	bridge := e.containers.bridge
 	for _, chain := range e.blockers {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the firewall's %s drops frames that containers of this host send over bridge %s, unless a rule there accepts them: %s", chain, bridge, netdev.OpenBridge(bridge)))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the firewall's %s drops frames that containers of this host send over bridge %s, unless a rule there accepts them: %s", chain, bridge, netdev.AcceptBridgeCommand(bridge)))
 	}
 }
 

@@ -94,7 +94,7 @@ func (p *dockerProxy) connected(host string) {
 			continue
 		}
 		// The engine may have made its socket after the proxy made this one.
-		if err := proxy.Share(path, host); err != nil {
+		if err := proxy.ShareSocket(path, host); err != nil {
 			p.log.Warn("users of docker cannot open the proxy's socket", "err", err)
 		}
 	}

@@ -24,7 +24,7 @@ func Erase(c *Config) error {
 		kernel.Remove(kernel.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
 		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: plan.TunnelPrefix}),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
-		netdev.UnpassGuard(context.Background(), c.Bridge),
+		netdev.RemoveFromDockerUser(context.Background(), c.Bridge),
 	}
 	files, err := leftFiles(c)
 	if err != nil {

@@ -644,7 +644,7 @@ func TestPolicyAPI(t *testing.T) {
 // TestEngineWithoutSysAdmin runs an engine without CAP_SYS_ADMIN, as on Kubernetes: it cannot
 // enter other namespaces, and enforces and logs denials in its own.
 func TestEngineWithoutSysAdmin(t *testing.T) {
-	if !nstest.Deprived(t) {
+	if !nstest.WithoutSysAdmin(t) {
 		return
 	}
 	w := enginetest.WireInThread(t, 1)

@@ -28,9 +28,9 @@ type addressRequest struct {
 // wishOf reads what the environment of a container asks for, nil for nothing.
 // Given reports whether it says so itself.
 func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, given bool, err error) {
-	value, given := lookup(env, Variable)
+	value, given := lookupEnv(env, Variable)
 	if !given {
-		value, given = lookup(env, weaveVariable)
+		value, given = lookupEnv(env, weaveVariable)
 	}
 	if !given || value == "none" {
 		return nil, given, nil
@@ -74,7 +74,7 @@ func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, g
 }
 
 // lookup finds a variable; the last one counts, as in a process.
-func lookup(env []string, name string) (value string, given bool) {
+func lookupEnv(env []string, name string) (value string, given bool) {
 	for _, kv := range env {
 		if k, v, _ := strings.Cut(kv, "="); k == name {
 			value, given = v, true

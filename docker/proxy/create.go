@@ -17,29 +17,29 @@ import (
 func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	doc, err := parseDocument(body)
 	if err != nil {
-		return p.ask(ctx, req, body) // the engine says what is wrong with it
+		return p.forward(ctx, req, body) // the engine says what is wrong with it
 	}
 	api, err := p.client()
 	if err != nil {
 		return nil, err
 	}
-	c, err := readCreation(doc)
+	c, err := readCreateRequest(doc)
 	if err != nil {
-		return p.ask(ctx, req, body)
+		return p.forward(ctx, req, body)
 	}
 	w, err := p.addressesFor(ctx, api, c)
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	if w != nil || isOurs(ctx, api, c.mode) {
+	if w != nil || isOurNetwork(ctx, api, c.mode) {
 		p.edit(c, req.URL.Query().Get("name"))
 	}
 	if w == nil && !c.edited {
-		return p.ask(ctx, req, body)
+		return p.forward(ctx, req, body)
 	}
-	var j join
+	var j networkJoin
 	if w != nil {
-		if j, err = p.network(ctx, api, w, c.mode == modeNone); err != nil {
+		if j, err = p.ensureNetwork(ctx, api, w, c.mode == modeNone); err != nil {
 			return nil, fmt.Errorf("create container: %w", err)
 		}
 		if c.mode == modeNone {
@@ -51,7 +51,7 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 	if body, err = c.document(); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	a, err := p.ask(ctx, req, body)
+	a, err := p.forward(ctx, req, body)
 	if err != nil || a.code != http.StatusCreated || w == nil {
 		return a, err
 	}
@@ -59,7 +59,7 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 }
 
 // connect puts the container that was created on a network, or removes it.
-func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte, j join) error {
+func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte, j networkJoin) error {
 	var made struct{ ID string }
 	if err := json.Unmarshal(created, &made); err != nil {
 		return fmt.Errorf("create container: read docker's answer: %w", err)
@@ -80,7 +80,7 @@ const (
 )
 
 // creation is what of the request for a container is read and changed.
-type creation struct {
+type createRequest struct {
 	doc, host document // all, and its HostConfig
 	edited    bool
 
@@ -90,8 +90,8 @@ type creation struct {
 	mode                        string
 }
 
-func readCreation(doc document) (*creation, error) {
-	c := &creation{doc: doc}
+func readCreateRequest(doc document) (*createRequest, error) {
+	c := &createRequest{doc: doc}
 	var err error
 	if c.host, err = doc.object("HostConfig"); err != nil {
 		return nil, err
@@ -106,13 +106,13 @@ func readCreation(doc document) (*creation, error) {
 
 // joinable reports whether the container's own network leaves room for weft's. A
 // network that its user made is taken as all that it is to have.
-func (c *creation) joinable() bool {
+func (c *createRequest) joinable() bool {
 	return slices.Contains([]string{"", modeDefault, modeBridge, modeNone}, c.mode)
 }
 
 // wanted returns what the container asks for, or gets without asking; nil:
 // nothing.
-func (p *Proxy) addressesFor(ctx context.Context, api *client.Client, c *creation) (*addressRequest, error) {
+func (p *Proxy) addressesFor(ctx context.Context, api *client.Client, c *createRequest) (*addressRequest, error) {
 	if !c.joinable() {
 		return nil, nil
 	}
@@ -135,7 +135,7 @@ func (p *Proxy) addressesFor(ctx context.Context, api *client.Client, c *creatio
 
 // edit gives the container its hostname, and the name server unless its user
 // chose one.
-func (p *Proxy) edit(c *creation, name string) {
+func (p *Proxy) edit(c *createRequest, name string) {
 	server, domain, ok := p.DNS()
 	if c.hostname == "" {
 		if h := p.hostname(name, c.labels); h != "" {
@@ -180,7 +180,7 @@ func (p *Proxy) hostname(name string, labels map[string]string) string {
 }
 
 // moveTo has the container on that network only.
-func (c *creation) moveTo(j join) {
+func (c *createRequest) moveTo(j networkJoin) {
 	c.mode, c.edited = j.network, true
 	// Plain data can be written.
 	networking := document{}
@@ -189,7 +189,7 @@ func (c *creation) moveTo(j join) {
 }
 
 // document returns the request as it is to be sent.
-func (c *creation) document() ([]byte, error) {
+func (c *createRequest) document() ([]byte, error) {
 	var errs []error
 	put := func(d document, name string, given bool, v any) {
 		if given {

@@ -81,7 +81,7 @@ func TestEditKeepsWhatItDoesNotKnow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := readCreation(doc)
+	c, err := readCreateRequest(doc)
 	if err != nil || c.image != "x" || c.mode != "default" {
 		t.Fatalf("%+v, %v", c, err)
 	}
@@ -91,7 +91,7 @@ func TestEditKeepsWhatItDoesNotKnow(t *testing.T) {
 	if err != nil || string(got) != want {
 		t.Errorf("%v\n%s\nwant\n%s", err, got, want)
 	}
-	c, _ = readCreation(mustParse(t, `{"Hostname":"mine","HostConfig":{"Dns":["9.9.9.9"]}}`))
+	c, _ = readCreateRequest(mustParse(t, `{"Hostname":"mine","HostConfig":{"Dns":["9.9.9.9"]}}`))
 	if p.edit(c, "web"); c.edited {
 		t.Errorf("what the user chose was changed: %+v", c)
 	}
@@ -146,7 +146,7 @@ func FuzzEdit(f *testing.F) {
 		if err != nil {
 			return
 		}
-		c, err := readCreation(doc)
+		c, err := readCreateRequest(doc)
 		if err != nil {
 			return
 		}
@@ -154,7 +154,7 @@ func FuzzEdit(f *testing.F) {
 			return
 		}
 		p.edit(c, "web")
-		c.moveTo(join{network: "weft"})
+		c.moveTo(networkJoin{network: "weft"})
 		edited, err := c.document()
 		if err != nil || !json.Valid(edited) {
 			t.Errorf("%v: a request became %q", err, edited)
@@ -165,7 +165,7 @@ func FuzzEdit(f *testing.F) {
 // A container that could not be put on its network does not stay.
 func TestContainerThatCanNotBeConnectedGoes(t *testing.T) {
 	calls := make(chan string, 20)
-	dial := setUp(t, func(e *net.UnixConn) {
+	dial := newTestProxy(t, func(e *net.UnixConn) {
 		for r := bufio.NewReader(e); ; {
 			req, err := http.ReadRequest(r)
 			if err != nil {

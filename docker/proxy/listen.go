@@ -72,7 +72,7 @@ func listenUnix(path, engine string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
-	if err := Share(path, engine); err != nil {
+	if err := ShareSocket(path, engine); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
@@ -81,7 +81,7 @@ func listenUnix(path, engine string) (net.Listener, error) {
 
 // Share gives a unix socket the owner and mode of the engine's at host, so that
 // users of the one can use the other. One that is not there changes nothing.
-func Share(path, host string) error {
+func ShareSocket(path, host string) error {
 	u, err := url.Parse(host)
 	if err != nil || u.Scheme != "unix" {
 		return nil

@@ -18,16 +18,16 @@ import (
 
 // MadeLabel marks networks that weft made: they go with it when no container
 // has them.
-const MadeLabel = "weft.made"
+const ManagedLabel = "weft.made"
 
 // join is a network of the engine's, and what to ask it for.
-type join struct {
+type networkJoin struct {
 	network string
 	addr    netip.Addr // the zero Addr: any
 	more    []string   // addresses besides
 }
 
-func (j join) settings() *network.EndpointSettings {
+func (j networkJoin) settings() *network.EndpointSettings {
 	s := new(network.EndpointSettings)
 	if j.addr.IsValid() {
 		s.IPAMConfig = &network.EndpointIPAMConfig{IPv4Address: j.addr}
@@ -55,10 +55,10 @@ func (p *Proxy) networkName(subnet netip.Prefix, internal bool) string {
 }
 
 // network returns the network for a wish, which is made if it is not there.
-func (p *Proxy) network(ctx context.Context, api *client.Client, w *addressRequest, internal bool) (join, error) {
-	p.making.Lock()
-	defer p.making.Unlock()
-	j := join{p.networkName(w.subnet, internal), w.addr, w.more}
+func (p *Proxy) ensureNetwork(ctx context.Context, api *client.Client, w *addressRequest, internal bool) (networkJoin, error) {
+	p.networkMu.Lock()
+	defer p.networkMu.Unlock()
+	j := networkJoin{p.networkName(w.subnet, internal), w.addr, w.more}
 	r, err := api.NetworkInspect(ctx, j.network, client.NetworkInspectOptions{})
 	switch {
 	case err == nil && r.Network.Driver != plugin.Name:
@@ -91,7 +91,7 @@ func MakeNetwork(ctx context.Context, api *client.Client, name string, n Network
 	_, err := api.NetworkCreate(ctx, name, client.NetworkCreateOptions{
 		Driver:   plugin.Name,
 		Internal: n.Internal,
-		Labels:   map[string]string{MadeLabel: ""},
+		Labels:   map[string]string{ManagedLabel: ""},
 		Options:  map[string]string{plugin.MulticastOption: fmt.Sprint(n.Multicast)},
 		IPAM: &network.IPAM{
 			Driver:  plugin.Name,
@@ -105,7 +105,7 @@ func MakeNetwork(ctx context.Context, api *client.Client, name string, n Network
 }
 
 // isOurs reports whether a network, by name or id, is one of weft's driver.
-func isOurs(ctx context.Context, api *client.Client, name string) bool {
+func isOurNetwork(ctx context.Context, api *client.Client, name string) bool {
 	if name == "" || slices.Contains([]string{modeDefault, modeBridge, modeNone, "host"}, name) || strings.HasPrefix(name, "container:") {
 		return false
 	}
@@ -118,18 +118,18 @@ func isOurs(ctx context.Context, api *client.Client, name string) bool {
 func (p *Proxy) createNetwork(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	doc, err := parseDocument(body)
 	if err != nil {
-		return p.ask(ctx, req, body)
+		return p.forward(ctx, req, body)
 	}
 	var driver, source string
 	if err := doc.get("Driver", &driver); err != nil || driver != plugin.Name {
-		return p.ask(ctx, req, body)
+		return p.forward(ctx, req, body)
 	}
 	ipam, err := doc.object("IPAM")
 	if err == nil {
 		err = ipam.get("Driver", &source)
 	}
 	if err != nil || source != "" && source != "default" {
-		return p.ask(ctx, req, body)
+		return p.forward(ctx, req, body)
 	}
 	if err := ipam.set("Driver", plugin.Name); err != nil {
 		return nil, err
@@ -141,5 +141,5 @@ func (p *Proxy) createNetwork(ctx context.Context, req *http.Request, body []byt
 	if err != nil {
 		return nil, err
 	}
-	return p.ask(ctx, req, edited)
+	return p.forward(ctx, req, edited)
 }

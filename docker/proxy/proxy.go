@@ -50,11 +50,11 @@ type Config struct {
 // Proxy passes requests to an engine. Make it with New.
 type Proxy struct {
 	Config
-	log    *slog.Logger
-	proto  string // of Host: unix or tcp
-	addr   string
-	http   http.Client // for requests that are edited
-	making sync.Mutex  // one network is made at a time
+	log       *slog.Logger
+	proto     string // of Host: unix or tcp
+	addr      string
+	http      http.Client // for requests that are edited
+	networkMu sync.Mutex  // one network is made at a time
 
 	mu     sync.Mutex
 	engine *client.Client // nil until it is needed, and after it failed
@@ -124,11 +124,11 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	var clients sync.WaitGroup
 	defer clients.Wait()
-	for wait := firstWait; ; {
+	for wait := firstAcceptDelay; ; {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
-			wait = firstWait
+			wait = firstAcceptDelay
 			clients.Go(func() { p.serveConn(ctx, c.(halfCloser)) })
 			continue
 		case ctx.Err() != nil:
@@ -142,14 +142,14 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, lastWait)
+		wait = min(2*wait, maxAcceptDelay)
 	}
 }
 
 // How long Serve waits after it could not accept, at first and at last.
 const (
-	firstWait = 5 * time.Millisecond
-	lastWait  = time.Second
+	firstAcceptDelay = 5 * time.Millisecond
+	maxAcceptDelay   = time.Second
 )
 
 // version is the beginning of the path of a request that says which version of
@@ -185,7 +185,7 @@ func (p *Proxy) handlerOf(req *http.Request) handler {
 }
 
 // containerOf returns the container that a request names.
-func containerOf(req *http.Request) string {
+func containerName(req *http.Request) string {
 	rest := pathOf(req)
 	return strings.Split(rest, "/")[2]
 }

@@ -58,7 +58,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 		}
 		req, err := parseRequest(head)
 		if err != nil {
-			refuse(client, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
+			respondError(client, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
 			return
 		}
 		var again bool
@@ -74,7 +74,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 }
 
 // refuse answers as the engine does when it fails.
-func refuse(w io.Writer, code int, err error) error {
+func respondError(w io.Writer, code int, err error) error {
 	body, jerr := json.Marshal(map[string]string{"message": oneLine(err)})
 	if jerr != nil {
 		body = []byte(`{"message":"failed"}`)
@@ -100,12 +100,12 @@ func respond(w io.Writer, code int, h http.Header, body []byte) error {
 func (p *Proxy) relay(ctx context.Context, client halfCloser, br *bufio.Reader, req *http.Request, head []byte) (again bool) {
 	up, err := p.dial(ctx)
 	if err != nil {
-		refuse(client, http.StatusBadGateway, err)
+		respondError(client, http.StatusBadGateway, err)
 		return false
 	}
 	defer up.Close()
 	if _, err := up.Write(head); err != nil {
-		refuse(client, http.StatusBadGateway, fmt.Errorf("pass the request to docker: %w", err))
+		respondError(client, http.StatusBadGateway, fmt.Errorf("pass the request to docker: %w", err))
 		return false
 	}
 	sent := make(chan error, 1)
@@ -148,12 +148,12 @@ func passHead(client io.Writer, from *bufio.Reader, req *http.Request) (*http.Re
 	for {
 		head, err := readHead(from)
 		if err != nil {
-			refuse(client, http.StatusBadGateway, fmt.Errorf("docker ended before it answered: %w", err))
+			respondError(client, http.StatusBadGateway, fmt.Errorf("docker ended before it answered: %w", err))
 			return nil, framing{}, err
 		}
 		resp, f, err := parseResponse(head, req)
 		if err != nil {
-			refuse(client, http.StatusBadGateway, fmt.Errorf("read docker's answer: %w", err))
+			respondError(client, http.StatusBadGateway, fmt.Errorf("read docker's answer: %w", err))
 			return nil, framing{}, err
 		}
 		if _, err := client.Write(head); err != nil {
@@ -208,13 +208,13 @@ func (p *Proxy) intercept(ctx context.Context, client halfCloser, br *bufio.Read
 	}
 	body, err := readBody(br, requestFraming(req))
 	if err != nil {
-		refuse(client, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
+		respondError(client, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
 		return false
 	}
 	a, err := h(ctx, req, body)
 	if err != nil {
 		p.log.Warn("a request to docker failed", "request", req.Method+" "+req.URL.Path, "err", err)
-		return refuse(client, http.StatusInternalServerError, err) == nil
+		return respondError(client, http.StatusInternalServerError, err) == nil
 	}
 	return respond(client, a.code, a.header, a.body) == nil
 }
@@ -245,7 +245,7 @@ func (l *limited) Write(b []byte) (int, error) {
 }
 
 // ask sends an intercepted request on, with another body, and reads the answer.
-func (p *Proxy) ask(ctx context.Context, req *http.Request, body []byte) (*response, error) {
+func (p *Proxy) forward(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	r, err := http.NewRequestWithContext(ctx, req.Method, "http://docker"+req.RequestURI, bytes.NewReader(body))
 	if err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ const timeout = 20 * time.Second
 
 // setUp makes an engine that does as serve says with each connection, and a
 // proxy of it. It returns a way to connect to the proxy.
-func setUp(t *testing.T, serve func(c *net.UnixConn)) (dial func() *net.UnixConn) {
+func newTestProxy(t *testing.T, serve func(c *net.UnixConn)) (dial func() *net.UnixConn) {
 	t.Helper()
 	// A short path: those of t.TempDir can be too long for a socket.
 	dir, err := os.MkdirTemp("", "weft")
@@ -79,7 +79,7 @@ func setUp(t *testing.T, serve func(c *net.UnixConn)) (dial func() *net.UnixConn
 }
 
 // readSome reads n bytes.
-func readSome(t *testing.T, r io.Reader, n int) string {
+func readN(t *testing.T, r io.Reader, n int) string {
 	t.Helper()
 	b := make([]byte, n)
 	if got, err := io.ReadFull(r, b); err != nil {
@@ -115,7 +115,7 @@ func TestMessagesPassAsTheyAre(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := make(chan string, 2)
-			dial := setUp(t, func(e *net.UnixConn) {
+			dial := newTestProxy(t, func(e *net.UnixConn) {
 				b := make([]byte, len(c.request))
 				n, _ := io.ReadFull(e, b)
 				got <- string(b[:n])
@@ -125,7 +125,7 @@ func TestMessagesPassAsTheyAre(t *testing.T) {
 			client := dial()
 			for range 2 {
 				go io.WriteString(client, c.request)
-				if r := readSome(t, client, len(c.response)); r != c.response {
+				if r := readN(t, client, len(c.response)); r != c.response {
 					t.Fatalf("the response came as %q", r[:min(300, len(r))])
 				}
 				if r := <-got; r != c.request {
@@ -142,7 +142,7 @@ func TestStreams(t *testing.T) {
 		"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n",
 	} {
-		dial := setUp(t, func(e *net.UnixConn) {
+		dial := newTestProxy(t, func(e *net.UnixConn) {
 			r := bufio.NewReader(e)
 			head, err := readHead(r)
 			if err != nil || !bytes.Contains(head, []byte("/attach")) {
@@ -157,7 +157,7 @@ func TestStreams(t *testing.T) {
 		})
 		client := dial()
 		io.WriteString(client, "POST /v1.41/containers/x/attach?stdin=1 HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n")
-		if got := readSome(t, client, len(response)); got != response {
+		if got := readN(t, client, len(response)); got != response {
 			t.Fatalf("%q", got)
 		}
 		if _, err := client.Write(make([]byte, 300_000)); err != nil {
@@ -173,7 +173,7 @@ func TestStreams(t *testing.T) {
 // Logs and events have no end of their own: they end with their client.
 func TestClientThatGoesTakesItsRequestWithIt(t *testing.T) {
 	gone := make(chan error, 1)
-	dial := setUp(t, func(e *net.UnixConn) {
+	dial := newTestProxy(t, func(e *net.UnixConn) {
 		r := bufio.NewReader(e)
 		readHead(r)
 		io.WriteString(e, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
@@ -184,7 +184,7 @@ func TestClientThatGoesTakesItsRequestWithIt(t *testing.T) {
 	io.WriteString(client, "GET /events HTTP/1.1\r\nHost: d\r\n\r\n")
 	r := bufio.NewReader(client)
 	readHead(r)
-	if got := readSome(t, r, 8); got != "3\r\nabc\r\n" {
+	if got := readN(t, r, 8); got != "3\r\nabc\r\n" {
 		t.Fatalf("%q", got) // at once, not when a buffer is full
 	}
 	client.Close()
@@ -199,7 +199,7 @@ func TestClientThatGoesTakesItsRequestWithIt(t *testing.T) {
 }
 
 func TestErrorsAreTheEnginesKind(t *testing.T) {
-	dial := setUp(t, func(e *net.UnixConn) {
+	dial := newTestProxy(t, func(e *net.UnixConn) {
 		readHead(bufio.NewReader(e)) // and says nothing
 	})
 	for request, code := range map[string]int{

@@ -18,12 +18,12 @@ import (
 // start starts a container, and has its own name mean its address on weft then:
 // the engine has written all that it has into /etc/hosts, others first.
 func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*response, error) {
-	a, err := p.ask(ctx, req, body)
+	a, err := p.forward(ctx, req, body)
 	if err != nil || a.code != http.StatusNoContent {
 		return a, err
 	}
-	if err := p.rewriteHosts(ctx, containerOf(req)); err != nil {
-		p.log.Warn("the hosts file of a container is as docker made it", "container", containerOf(req), "err", err)
+	if err := p.rewriteHosts(ctx, containerName(req)); err != nil {
+		p.log.Warn("the hosts file of a container is as docker made it", "container", containerName(req), "err", err)
 	}
 	return a, nil
 }
@@ -40,7 +40,7 @@ func (p *Proxy) rewriteHosts(ctx context.Context, container string) error {
 	var own []netip.Addr
 	if r.Container.NetworkSettings != nil {
 		for name, e := range r.Container.NetworkSettings.Networks {
-			if e != nil && e.IPAddress.IsValid() && ours(name) {
+			if e != nil && e.IPAddress.IsValid() && isOurNetworkName(name) {
 				own = append(own, e.IPAddress)
 			}
 		}
@@ -53,12 +53,14 @@ func (p *Proxy) rewriteHosts(ctx context.Context, container string) error {
 }
 
 // ours reports whether a network is one that the proxy puts containers on.
-func ours(name string) bool { return name == plugin.Name || strings.HasPrefix(name, plugin.Name+"-") }
+func isOurNetworkName(name string) bool {
+	return name == plugin.Name || strings.HasPrefix(name, plugin.Name+"-")
+}
 
 // inspect shows the address on weft where the engine shows that of the default
 // bridge.
 func (p *Proxy) inspect(ctx context.Context, req *http.Request, body []byte) (*response, error) {
-	a, err := p.ask(ctx, req, body)
+	a, err := p.forward(ctx, req, body)
 	if err != nil || a.code != http.StatusOK {
 		return a, err
 	}
@@ -83,7 +85,7 @@ func rewriteInspect(body []byte) (edited []byte, ok bool) {
 		return nil, false
 	}
 	for _, name := range slices.Sorted(maps.Keys(networks)) { // weft itself before its others
-		if !ours(name) {
+		if !isOurNetworkName(name) {
 			continue
 		}
 		end, err := networks.object(name)

@@ -19,7 +19,7 @@ func TestAttachByNameIDAndPrefix(t *testing.T) {
 	hs := newHosts(t, 2)
 	a, b := hs[0], hs[1]
 	id := a.run(t, "--name", "web")
-	first := one(t, a.weft(t, "attach", "web"))
+	first := oneAddress(t, a.weft(t, "attach", "web"))
 	if again := a.weft(t, "attach", id); again != first {
 		t.Errorf("attached by its id it has %s, by its name %s", again, first)
 	}
@@ -32,7 +32,7 @@ func TestAttachByNameIDAndPrefix(t *testing.T) {
 		t.Errorf("ps: %q", ps)
 	}
 	b.run(t, "--name", "client")
-	one(t, b.weft(t, "attach", "client"))
+	oneAddress(t, b.weft(t, "attach", "client"))
 	b.ping(t, "client", first)
 	b.weft(t, "attach", "10.40.0.6/24", "client")
 	b.ping(t, "client", "10.40.0.5")
@@ -42,8 +42,8 @@ func TestAttachByNameIDAndPrefix(t *testing.T) {
 	}
 	b.noPing(t, "client", "10.40.0.5")
 	a.weft(t, "detach", "web")
-	if out := a.weft(t, "ps"); out != "" || a.active(t) != 0 {
-		t.Errorf("after detach there is %q, %d in use", out, a.active(t))
+	if out := a.weft(t, "ps"); out != "" || a.activeAddresses(t) != 0 {
+		t.Errorf("after detach there is %q, %d in use", out, a.activeAddresses(t))
 	}
 }
 
@@ -58,14 +58,14 @@ func TestAttachThatIsRefused(t *testing.T) {
 	for container, words := range map[string]string{
 		"onhost": "network of the host", "joined": "network of another", "made": "does not run", "nobody": "no such container",
 	} {
-		if text := h.refused(t, "weft", "attach", container); !strings.Contains(text, words) || strings.Count(text, "\n") > 0 {
+		if text := h.mustFail(t, "weft", "attach", container); !strings.Contains(text, words) || strings.Count(text, "\n") > 0 {
 			t.Errorf("attach %s: %s", container, text)
 		}
 	}
 	if err := h.engine.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if text := h.refused(t, "weft", "attach", "base"); !strings.Contains(text, "does not run on this host") {
+	if text := h.mustFail(t, "weft", "attach", "base"); !strings.Contains(text, "does not run on this host") {
 		t.Errorf("attach without an engine: %s", text)
 	}
 }
@@ -78,11 +78,11 @@ func TestAttachedContainerThatIsRestarted(t *testing.T) {
 	h := newHosts(t, 1)[0]
 	id := h.run(t, "--name", "web", "--hostname", "web", "--restart", "always")
 	h.weft(t, "attach", "--rewrite-hosts", "--add-host", "db:10.1.2.3", "net:default", "10.40.0.5/24", "web")
-	had := strs(h.addresses(t, "web", "ethwe"))
+	had := sortedStrings(h.addresses(t, "web", "ethwe"))
 	check := func(when string) {
 		t.Helper()
 		eventually(t, when, func() error {
-			if got := strs(h.addresses(t, "web", "ethwe")); !slices.Equal(got, had) {
+			if got := sortedStrings(h.addresses(t, "web", "ethwe")); !slices.Equal(got, had) {
 				return fmt.Errorf("it has %v, had %v", got, had)
 			}
 			text, err := h.try(t, "docker", "exec", "web", "cat", "/etc/hosts")
@@ -129,7 +129,7 @@ func TestAttachWhileTheEngineHangs(t *testing.T) {
 	if err := h.engine.Signal(ctx, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if text := h.refused(t, "weft", "attach", "web"); !strings.Contains(text, "does not answer") {
+	if text := h.mustFail(t, "weft", "attach", "web"); !strings.Contains(text, "does not answer") {
 		t.Errorf("attach: %s", text)
 	}
 	if got := h.weft(t, "attach", "--pid", pid, "10.40.0.7/24"); got != "10.40.0.7" {

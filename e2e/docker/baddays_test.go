@@ -79,14 +79,14 @@ func TestContainerThatExitsAtOnce(t *testing.T) {
 	h.waitNetwork(t)
 	for range 10 {
 		h.docker(t, "run", "--rm", "--net", "weft", sandbox.Image, "true")
-		h.through(t, "run", "--rm", "-e", "WEFT_CIDR=net:default 10.40.1.5/24", sandbox.Image, "true")
+		h.viaProxy(t, "run", "--rm", "-e", "WEFT_CIDR=net:default 10.40.1.5/24", sandbox.Image, "true")
 	}
-	if text := h.refused(t, "docker", "-H", proxySocket, "run", "--rm", sandbox.Image, "/nowhere"); !strings.Contains(text, "no such file") {
+	if text := h.mustFail(t, "docker", "-H", proxySocket, "run", "--rm", sandbox.Image, "/nowhere"); !strings.Contains(text, "no such file") {
 		t.Errorf("a program that is not there: %s", text)
 	}
 	h.waitActive(t, 0)
 	id := h.docker(t, "run", "-d", "--restart", "on-failure:3", "--net", "weft", sandbox.Image, "false")
-	h.refused(t, "weft", "attach", id)
+	h.mustFail(t, "weft", "attach", id)
 	h.docker(t, "rm", "-f", id)
 	h.waitActive(t, 0)
 }
@@ -132,7 +132,7 @@ func TestEngineOnABadDay(t *testing.T) {
 	h.must(t, "bash", "-c", "for i in $(seq 40); do docker create --name flood$i weft-test/busybox true >/dev/null & docker exec web true & wait; done; docker rm -f $(docker ps -aq --filter name=flood) >/dev/null")
 	h.docker(t, "restart", "-t0", "web")
 	eventually(t, "attached again after a flood", func() error {
-		if got := strs(h.addresses(t, "web", "ethwe")); !slices.Equal(got, []string{"10.40.0.5/24"}) {
+		if got := sortedStrings(h.addresses(t, "web", "ethwe")); !slices.Equal(got, []string{"10.40.0.5/24"}) {
 			return fmt.Errorf("it has %v", got)
 		}
 		return nil
@@ -148,7 +148,7 @@ func TestEngineOnABadDay(t *testing.T) {
 			})
 		}
 		eventually(t, "a start is on its way", func() error {
-			if n := h.active(t); n < 3 {
+			if n := h.activeAddresses(t); n < 3 {
 				return fmt.Errorf("%d addresses are in use", n)
 			}
 			return nil
@@ -168,7 +168,7 @@ func TestEngineOnABadDay(t *testing.T) {
 // forgot are kept for two minutes.
 func (h *host) waitNoLeases(t *testing.T) {
 	t.Helper()
-	if poll.Until(4*time.Minute, time.Second, poll.True(func() bool { return h.active(t) == 0 })) != nil {
-		t.Fatalf("%d addresses are in use: %s", h.active(t), h.weft(t, "ps"))
+	if poll.Until(4*time.Minute, time.Second, poll.True(func() bool { return h.activeAddresses(t) == 0 })) != nil {
+		t.Fatalf("%d addresses are in use: %s", h.activeAddresses(t), h.weft(t, "ps"))
 	}
 }

@@ -27,7 +27,7 @@ func (h *host) waitNetwork(t testing.TB) {
 // address is what a container has on one of the engine's networks.
 func (h *host) address(t *testing.T, container, network string) string {
 	t.Helper()
-	return one(t, h.docker(t, "inspect", "-f", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network), container))
+	return oneAddress(t, h.docker(t, "inspect", "-f", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network), container))
 }
 
 // A default network appears at launch and goes at stop;
@@ -45,7 +45,7 @@ func TestDefaultNetwork(t *testing.T) {
 	to := a.address(t, "web", "weft")
 	b.ping(t, "client", to)
 	b.ping(t, "client", b.Addr.String()) // by docker_gwbridge
-	if got := strs(a.addresses(t, "web", "ethwe0")); !slices.Equal(got, []string{to + "/12"}) {
+	if got := sortedStrings(a.addresses(t, "web", "ethwe0")); !slices.Equal(got, []string{to + "/12"}) {
 		t.Errorf("the interface has %v, docker says %s", got, to)
 	}
 	if ps := a.weft(t, "ps", "web"); !strings.HasPrefix(ps, id[:12]+" 02:42:") || !strings.HasSuffix(ps, " "+to+"/12") {
@@ -124,7 +124,7 @@ func TestNetworksOfUsers(t *testing.T) {
 		t.Errorf("routes: %s", routes)
 	}
 	// The whole mesh knows an address that is in use.
-	if text := a.refused(t, "docker", "run", "--rm", "--net", "blue", "--ip", b.address(t, "blue2", "blue"), "weft-test/busybox", "true"); !strings.Contains(text, "in use") {
+	if text := a.mustFail(t, "docker", "run", "--rm", "--net", "blue", "--ip", b.address(t, "blue2", "blue"), "weft-test/busybox", "true"); !strings.Contains(text, "in use") {
 		t.Errorf("an address of the other host: %s", text)
 	}
 	for text, args := range map[string][]string{
@@ -134,7 +134,7 @@ func TestNetworksOfUsers(t *testing.T) {
 		"want true or false": {"--ipam-driver", "weft", "-o", "weft.multicast=2", "bad"},
 		"without a range":    {"--ipam-driver", "weft", "--ipv6", "bad"},
 	} {
-		if got := a.refused(t, "docker", append([]string{"network", "create", "--driver", "weft"}, args...)...); !strings.Contains(got, text) {
+		if got := a.mustFail(t, "docker", append([]string{"network", "create", "--driver", "weft"}, args...)...); !strings.Contains(got, text) {
 			t.Errorf("network create %v: %s", args, got)
 		}
 	}
@@ -145,7 +145,7 @@ func TestNetworksOfUsers(t *testing.T) {
 	a.run(t, "--name", "plain1", "--net", "plain", "--ip", "10.40.3.5")
 	b.run(t, "--name", "plain2", "--net", "plain", "--ip", "10.40.3.6")
 	b.ping(t, "plain2", "10.40.3.5")
-	if text := b.refused(t, "docker", "run", "--rm", "--net", "plain", "--ip", "10.40.3.5", "weft-test/busybox", "true"); !strings.Contains(text, "--ipam-driver weft") {
+	if text := b.mustFail(t, "docker", "run", "--rm", "--net", "plain", "--ip", "10.40.3.5", "weft-test/busybox", "true"); !strings.Contains(text, "--ipam-driver weft") {
 		t.Errorf("an address of the other host: %s", text)
 	}
 	for _, h := range hs {
@@ -165,7 +165,7 @@ func TestNetworkWithIPv6(t *testing.T) {
 		h.docker(t, "network", "create", "--driver", "weft", "--ipam-driver", "weft", "--ipv6", "--subnet", "10.40.6.0/24", "--subnet", "fd00:77::/64", "six")
 		h.run(t, "--name", "box", "--net", "six")
 	}
-	has := strs(hs[0].addresses(t, "box", "ethwe0"))
+	has := sortedStrings(hs[0].addresses(t, "box", "ethwe0"))
 	if len(has) != 2 || !strings.HasPrefix(has[0], "10.40.6.") || !strings.HasPrefix(has[1], "fd00:77:") {
 		t.Fatalf("the container has %v", has)
 	}
@@ -200,7 +200,7 @@ func TestDriverSurvivesRestarts(t *testing.T) {
 					_, err := b.try(t, "docker", "exec", "client", "ping", "-c1", "-W1", "10.40.0.5")
 					return err
 				})
-				if got := a.active(t); got != 1 {
+				if got := a.activeAddresses(t); got != 1 {
 					t.Errorf("%s: %d addresses are in use: %s", when, got, a.weft(t, "ps"))
 				}
 			}
@@ -264,7 +264,7 @@ func TestBootOrder(t *testing.T) {
 				}
 			}
 			eventually(t, "the container has its address again", func() error {
-				if got := strs(h.addresses(t, "web", "ethwe0")); !slices.Equal(got, []string{"10.40.0.5/12"}) {
+				if got := sortedStrings(h.addresses(t, "web", "ethwe0")); !slices.Equal(got, []string{"10.40.0.5/12"}) {
 					return fmt.Errorf("it has %v", got)
 				}
 				return nil
@@ -326,7 +326,7 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 	die := func() {
 		t.Helper()
 		h.run(t, "--name", "web", "--net", "weft")
-		h.knows(t, "web", h.address(t, "web", "weft"))
+		h.waitName(t, "web", h.address(t, "web", "weft"))
 		pid := h.docker(t, "inspect", "-f", "{{.State.Pid}}", "web")
 		if err := h.engine.Kill(t.Context()); err != nil {
 			t.Fatal(err)
@@ -334,7 +334,7 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 		h.must(t, "sh", "-c", "pkill -9 containerd-shim; kill -9 "+pid+" || true")
 	}
 	die()
-	h.knows(t, "web")
+	h.waitName(t, "web")
 	h.startEngine(t) // which remembers, and tells
 	h.waitActive(t, 0)
 	h.docker(t, "rm", "-f", "web")

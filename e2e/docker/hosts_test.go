@@ -22,16 +22,16 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-const beWeft = "BE_THE_WEFT_PROGRAM"
+const runAsWeftVar = "BE_THE_WEFT_PROGRAM"
 
 // TestMain makes the test binary be weft when it is started in a machine, so
 // that the machines run the code under test.
 func TestMain(h *testing.M) {
 	sandbox.Main()
-	if os.Getenv(beWeft) != "" {
+	if os.Getenv(runAsWeftVar) != "" {
 		os.Exit(cmd.Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
-	os.Setenv(beWeft, "1")
+	os.Setenv(runAsWeftVar, "1")
 	os.Exit(leak.Run(h))
 }
 
@@ -173,7 +173,7 @@ func (h *host) run(t testing.TB, args ...string) string {
 }
 
 // refused runs a command that has to fail and returns the one line that it says.
-func (h *host) refused(t testing.TB, name string, args ...string) string {
+func (h *host) mustFail(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := h.try(t, name, args...)
 	if err == nil {
@@ -230,7 +230,7 @@ func (h *host) report(t testing.TB) api.Report {
 }
 
 // active is how many addresses are in use on h.
-func (h *host) active(t testing.TB) int {
+func (h *host) activeAddresses(t testing.TB) int {
 	t.Helper()
 	return h.report(t).IPAM.ActiveIPs
 }
@@ -247,7 +247,7 @@ func eventually(t testing.TB, what string, f func() error) {
 func (h *host) waitActive(t testing.TB, n int) {
 	t.Helper()
 	eventually(t, "addresses in use on "+h.Name, func() error {
-		if got := h.active(t); got != n {
+		if got := h.activeAddresses(t); got != n {
 			return fmt.Errorf("%d, want %d: %s", got, n, h.weft(t, "ps"))
 		}
 		return nil
@@ -255,7 +255,7 @@ func (h *host) waitActive(t testing.TB, n int) {
 }
 
 // one reads a command's output as one address.
-func one(t testing.TB, out string) string {
+func oneAddress(t testing.TB, out string) string {
 	t.Helper()
 	if _, err := netip.ParseAddr(out); err != nil {
 		t.Fatalf("want one address: %v", err)
@@ -263,7 +263,7 @@ func one(t testing.TB, out string) string {
 	return out
 }
 
-func strs(ps []netip.Prefix) []string {
+func sortedStrings(ps []netip.Prefix) []string {
 	var list []string
 	for _, p := range ps {
 		list = append(list, p.String())

@@ -43,7 +43,7 @@ func TestNamesOfContainers(t *testing.T) {
 	}
 	// What the proxy makes asks weft without being told, by short names too.
 	for _, name := range []string{"web", "web.weft.internal"} {
-		if out := b.through(t, "run", "--rm", sandbox.Image, "nslookup", name); !strings.Contains(out, want["web.weft.internal"]) {
+		if out := b.viaProxy(t, "run", "--rm", sandbox.Image, "nslookup", name); !strings.Contains(out, want["web.weft.internal"]) {
 			t.Errorf("a container of the proxy finds %q", out)
 		}
 	}
@@ -59,7 +59,7 @@ func TestNamesOfContainers(t *testing.T) {
 }
 
 // knows waits until h answers a name with those addresses and no others.
-func (h *host) knows(t *testing.T, name string, addrs ...string) {
+func (h *host) waitName(t *testing.T, name string, addrs ...string) {
 	t.Helper()
 	slices.Sort(addrs)
 	eventually(t, fmt.Sprintf("%s knows %s as %s", h.Name, name, addrs), func() error {
@@ -82,22 +82,22 @@ func TestNamesGivenToContainers(t *testing.T) {
 	id := a.run(t, "--name", "web", "--net", "weft")
 	web := a.address(t, "web", "weft")
 	a.run(t, "--name", "db")
-	db := one(t, a.weft(t, "attach", "--hostname", "store", "db"))
-	more := one(t, a.weft(t, "attach", "10.40.0.5/24", "db"))
-	proxied := a.through(t, "run", "-d", "--init", "--name", "two", "-e", "WEFT_CIDR=10.40.0.8/24 10.40.1.8/24", sandbox.Image, "sleep", "10000")
+	db := oneAddress(t, a.weft(t, "attach", "--hostname", "store", "db"))
+	more := oneAddress(t, a.weft(t, "attach", "10.40.0.5/24", "db"))
+	proxied := a.viaProxy(t, "run", "-d", "--init", "--name", "two", "-e", "WEFT_CIDR=10.40.0.8/24 10.40.1.8/24", sandbox.Image, "sleep", "10000")
 	a.weft(t, "dns-add", "web", "-h", "shop")
 	a.weft(t, "dns-add", id[:12], "192.0.2.9", "-h", "shop")
 	a.weft(t, "dns-add", "db", "-h", "pg.prod.weft.internal")
 	a.weft(t, "dns-add", "10.40.1.8", proxied, "-h", "one")
 	all := func() {
 		t.Helper()
-		b.knows(t, "shop", web, "192.0.2.9")
-		b.knows(t, "store", db, more)
-		b.knows(t, "pg.prod", db, more)
-		b.knows(t, "one", "10.40.1.8")
-		b.knows(t, "two", "10.40.0.8", "10.40.1.8")
-		b.knows(t, "web", web)
-		b.knows(t, "db", db, more)
+		b.waitName(t, "shop", web, "192.0.2.9")
+		b.waitName(t, "store", db, more)
+		b.waitName(t, "pg.prod", db, more)
+		b.waitName(t, "one", "10.40.1.8")
+		b.waitName(t, "two", "10.40.0.8", "10.40.1.8")
+		b.waitName(t, "web", web)
+		b.waitName(t, "db", db, more)
 	}
 	all()
 	a.docker(t, "restart", "-t0", "db", "two")
@@ -108,29 +108,29 @@ func TestNamesGivenToContainers(t *testing.T) {
 
 	// One that is to get no more work keeps its address, until its next run.
 	a.weft(t, "dns-remove", "web")
-	b.knows(t, "web")
-	b.knows(t, "shop")
+	b.waitName(t, "web")
+	b.waitName(t, "shop")
 	a.weft(t, "stop")
 	a.launch(t, hs)
-	a.knows(t, "db", db, more)
-	a.knows(t, "web")
+	a.waitName(t, "db", db, more)
+	a.waitName(t, "web")
 	a.weft(t, "dns-add", "web")
-	b.knows(t, "web", web)
+	b.waitName(t, "web", web)
 	a.weft(t, "dns-remove", "10.40.1.8", "two", "-h", "two")
-	b.knows(t, "two", "10.40.0.8")
+	b.waitName(t, "two", "10.40.0.8")
 	a.docker(t, "restart", "-t0", "two")
-	b.knows(t, "two", "10.40.0.8", "10.40.1.8")
+	b.waitName(t, "two", "10.40.0.8", "10.40.1.8")
 
 	a.weft(t, "detach", "db")
-	b.knows(t, "store")
+	b.waitName(t, "store")
 	a.docker(t, "rm", "-f", "two")
-	b.knows(t, "one")
+	b.waitName(t, "one")
 	for words, args := range map[string][]string{
 		"no address on the switch": {"dns-add", "db", "-h", "x"}, "no such container": {"dns-add", "nobody", "-h", "x"},
 		"not attached": {"dns-add", "/run/netns/nobody", "-h", "x"}, "not in the domain": {"dns-add", "web", "-h", "x.example.com"},
 		"can be reached": {"dns-add", "web", "224.0.0.1", "-h", "x"},
 	} {
-		if text := a.refused(t, "weft", args...); !strings.Contains(text, words) {
+		if text := a.mustFail(t, "weft", args...); !strings.Contains(text, words) {
 			t.Errorf("%s: %s", args, text)
 		}
 	}
@@ -143,17 +143,17 @@ func TestNamesFollowNetworks(t *testing.T) {
 	h.waitNetwork(t)
 	id := h.run(t, "--name", "late")
 	h.docker(t, "network", "connect", "--ip", "10.40.0.9", "--alias", "other", "weft", "late")
-	h.knows(t, "late", "10.40.0.9")
-	h.knows(t, "other", "10.40.0.9")
+	h.waitName(t, "late", "10.40.0.9")
+	h.waitName(t, "other", "10.40.0.9")
 	if ps := h.weft(t, "ps", "late"); !strings.HasPrefix(ps, id[:12]) {
 		t.Errorf("ps: %q", ps)
 	}
 	h.docker(t, "rename", "late", "early")
-	h.knows(t, "early", "10.40.0.9")
-	h.knows(t, "late")
+	h.waitName(t, "early", "10.40.0.9")
+	h.waitName(t, "late")
 	h.docker(t, "network", "disconnect", "weft", "early")
-	h.knows(t, "early")
-	h.knows(t, "other")
+	h.waitName(t, "early")
+	h.waitName(t, "other")
 	h.docker(t, "network", "connect", "--ip", "10.40.0.10", "weft", "early")
-	h.knows(t, "early", "10.40.0.10")
+	h.waitName(t, "early", "10.40.0.10")
 }

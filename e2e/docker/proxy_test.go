@@ -20,7 +20,7 @@ import (
 const proxySocket = "unix:///run/weft/docker.sock"
 
 // through runs docker against the proxy.
-func (h *host) through(t *testing.T, args ...string) string {
+func (h *host) viaProxy(t *testing.T, args ...string) string {
 	t.Helper()
 	return h.must(t, "docker", append([]string{"-H", proxySocket}, args...)...)
 }
@@ -37,14 +37,14 @@ func waitAddresses(n int) []string {
 
 // firstSight runs a container that shows the addresses that its first process
 // sees, without waiting for any.
-func (h *host) firstSight(t *testing.T, args ...string) []string {
+func (h *host) initialAddresses(t *testing.T, args ...string) []string {
 	t.Helper()
-	return h.sight(t, args, showAddresses)
+	return h.addressesSeen(t, args, showAddresses)
 }
 
-func (h *host) sight(t *testing.T, args, command []string) []string {
+func (h *host) addressesSeen(t *testing.T, args, command []string) []string {
 	t.Helper()
-	out := h.through(t, append(append([]string{"run", "--rm"}, args...), command...)...)
+	out := h.viaProxy(t, append(append([]string{"run", "--rm"}, args...), command...)...)
 	var got []string
 	for line := range strings.Lines(out) {
 		got = append(got, strings.Fields(line)[3])
@@ -62,7 +62,7 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 		h.waitNetwork(t)
 	}
 	for range 5 {
-		if got := a.firstSight(t); len(got) != 1 || !strings.HasPrefix(got[0], "10.") || !strings.HasSuffix(got[0], "/12") {
+		if got := a.initialAddresses(t); len(got) != 1 || !strings.HasPrefix(got[0], "10.") || !strings.HasSuffix(got[0], "/12") {
 			t.Fatalf("the first process sees %v", got)
 		}
 	}
@@ -79,37 +79,37 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 		// Outside of the range the user sees to it that nobody else has them.
 		{[]string{"-e", "WEAVE_CIDR=192.168.77.7/24"}, []string{"192.168.77.7/24"}},
 	} {
-		got := a.firstSight(t, c.args...)
+		got := a.initialAddresses(t, c.args...)
 		if len(c.want) > 1 {
 			if len(got) == 0 || got[0] != "10.40.1.5/24" {
 				t.Errorf("docker run %s: the first process sees %v", strings.Join(c.args, " "), got)
 			}
-			got = a.sight(t, c.args, waitAddresses(len(c.want)))
+			got = a.addressesSeen(t, c.args, waitAddresses(len(c.want)))
 		}
 		if slices.Sort(got); !slices.Equal(got, c.want) {
 			t.Errorf("docker run %s: %v, want %v", strings.Join(c.args, " "), got, c.want)
 		}
 	}
-	if got := a.firstSight(t, "-e", "WEFT_CIDR="); len(got) != 1 {
+	if got := a.initialAddresses(t, "-e", "WEFT_CIDR="); len(got) != 1 {
 		t.Errorf("with an empty WEFT_CIDR: %v", got)
 	}
-	if got := a.sight(t, []string{"-e", "WEFT_CIDR=net:10.40.3.0/24 net:default"}, waitAddresses(2)); len(got) != 2 || !strings.HasPrefix(got[0], "10.40.3.") {
+	if got := a.addressesSeen(t, []string{"-e", "WEFT_CIDR=net:10.40.3.0/24 net:default"}, waitAddresses(2)); len(got) != 2 || !strings.HasPrefix(got[0], "10.40.3.") {
 		t.Errorf("of two subnets: %v", got)
 	}
 	for cidr, words := range map[string]string{"10.40.1.0/24": "names the subnet itself", "net:192.168.78.0/24": "is outside the ranges"} {
-		if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR="+cidr, sandbox.Image, "true"); !strings.Contains(text, words) {
+		if text := a.mustFail(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR="+cidr, sandbox.Image, "true"); !strings.Contains(text, words) {
 			t.Errorf("WEFT_CIDR=%s: %s", cidr, text)
 		}
 	}
-	a.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.7/24", sandbox.Image, "sleep", "1000")
-	b.through(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.8/24", sandbox.Image, "sleep", "1000")
+	a.viaProxy(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.7/24", sandbox.Image, "sleep", "1000")
+	b.viaProxy(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.8/24", sandbox.Image, "sleep", "1000")
 	b.ping(t, "out", "192.168.77.7")
-	if text := a.refused(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=192.168.77.7/24", sandbox.Image, "true"); !strings.Contains(text, "in use") {
+	if text := a.mustFail(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=192.168.77.7/24", sandbox.Image, "true"); !strings.Contains(text, "in use") {
 		t.Errorf("an address outside that this host has already: %s", text)
 	}
 
-	a.through(t, "run", "-d", "--name", "web", "--restart", "always", sandbox.Image, "sleep", "1000")
-	b.through(t, "run", "-d", "--name", "client", sandbox.Image, "sleep", "1000")
+	a.viaProxy(t, "run", "-d", "--name", "web", "--restart", "always", sandbox.Image, "sleep", "1000")
+	b.viaProxy(t, "run", "-d", "--name", "client", sandbox.Image, "sleep", "1000")
 	to := a.address(t, "web", "weft")
 	b.ping(t, "client", to)
 	b.ping(t, "client", a.Addr.String()) // by the network that it has besides
@@ -140,14 +140,14 @@ func TestProxyFlags(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1, "--no-default-ipalloc", "--no-rewrite-hosts", "--rewrite-inspect", "--no-multicast-route",
 		"--hostname-from-label", "role", "--hostname-match", "^(.*)-[0-9]+$", "--hostname-replacement", "$1")[0]
-	if got := h.firstSight(t); got != nil {
+	if got := h.initialAddresses(t); got != nil {
 		t.Errorf("without asking it has %v", got)
 	}
-	h.through(t, "run", "-d", "--name", "x1", "--label", "role=web-17", "-e", "WEFT_CIDR=10.40.1.5/24", sandbox.Image, "sleep", "1000")
+	h.viaProxy(t, "run", "-d", "--name", "x1", "--label", "role=web-17", "-e", "WEFT_CIDR=10.40.1.5/24", sandbox.Image, "sleep", "1000")
 	if got := h.docker(t, "exec", "x1", "hostname"); got != "web" {
 		t.Errorf("the hostname is %s", got)
 	}
-	if got := h.through(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}/{{.NetworkSettings.IPPrefixLen}}", "x1"); got != "10.40.1.5/24" {
+	if got := h.viaProxy(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}/{{.NetworkSettings.IPPrefixLen}}", "x1"); got != "10.40.1.5/24" {
 		t.Errorf("inspect shows %s", got)
 	}
 	if got := h.docker(t, "exec", "x1", "cat", "/etc/hosts"); !strings.Contains(got, "172.17.") {
@@ -215,7 +215,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 	// BuildKit speaks gRPC over the connection, the classic builder sends an archive.
 	for _, kit := range []string{"0", "1"} {
 		h.must(t, "env", "DOCKER_BUILDKIT="+kit, "/usr/bin/docker", "-H", proxySocket, "build", "-q", "-t", "built"+kit, "/var/tmp/b")
-		if got := h.through(t, "run", "--rm", "built"+kit, "sh", "-c", "wc -c </big"); got != "3000000" {
+		if got := h.viaProxy(t, "run", "--rm", "built"+kit, "sh", "-c", "wc -c </big"); got != "3000000" {
 			t.Errorf("what was built with DOCKER_BUILDKIT=%s has %s bytes", kit, got)
 		}
 	}
@@ -228,7 +228,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "events", func() error {
-		h.through(t, "run", "--rm", sandbox.Image, "true")
+		h.viaProxy(t, "run", "--rm", sandbox.Image, "true")
 		if !strings.Contains(events.String(), "container die") {
 			return fmt.Errorf("there are %q", events.String())
 		}
@@ -274,11 +274,11 @@ done`)
 	if got := h.must(t, "bash", "-c", "echo hello | docker "+strings.Join(with, " ")+" run -i --rm "+sandbox.Image+" cat"); got != "hello" {
 		t.Errorf("over TLS it says %q", got)
 	}
-	without := h.refused(t, "curl", "-sS", "--cacert", "/etc/tls/ca.pem", "https://127.0.0.1:12375/_ping")
+	without := h.mustFail(t, "curl", "-sS", "--cacert", "/etc/tls/ca.pem", "https://127.0.0.1:12375/_ping")
 	if !strings.Contains(without, "certificate") {
 		t.Errorf("without a certificate: %s", without)
 	}
-	old := h.refused(t, "bash", "-c", "openssl s_client -connect 127.0.0.1:12375 -tls1_1 -cert /etc/tls/client.pem -key /etc/tls/client.key </dev/null")
+	old := h.mustFail(t, "bash", "-c", "openssl s_client -connect 127.0.0.1:12375 -tls1_1 -cert /etc/tls/client.pem -key /etc/tls/client.key </dev/null")
 	if old == "" {
 		t.Error("TLS 1.1 was taken")
 	}

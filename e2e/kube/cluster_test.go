@@ -35,16 +35,16 @@ type kube struct {
 }
 
 // newKube makes a cluster of two nodes and installs weft.
-func newKube(t *testing.T, proxyMode string) *kube {
+func newCluster(t *testing.T, proxyMode string) *kube {
 	t.Helper()
-	k := newBare(t, proxyMode)
+	k := newClusterWithoutWeft(t, proxyMode)
 	k.install()
 	return k
 }
 
 // newBare makes a cluster of two nodes, which have no network for pods yet. Ranges are
 // of pods' addresses, besides the default one.
-func newBare(t *testing.T, proxyMode string, ranges ...string) *kube {
+func newClusterWithoutWeft(t *testing.T, proxyMode string, ranges ...string) *kube {
 	t.Helper()
 	programs, weft := os.Getenv("KUBE_PROGRAMS"), os.Getenv("WEFT_KUBE_IMAGE")
 	if programs == "" || weft == "" {
@@ -100,7 +100,7 @@ func (k *kube) install(settings ...string) {
 		name, value, _ := strings.Cut(s, "=")
 		text += fmt.Sprintf("            - {name: %s, value: %q}\n", name, value)
 	}
-	k.create(text + after)
+	k.applyText(text + after)
 	k.rollout()
 }
 
@@ -153,7 +153,7 @@ func (k *kube) apply(file string) {
 }
 
 // create creates the objects of a text.
-func (k *kube) create(yaml string) {
+func (k *kube) applyText(yaml string) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 	defer cancel()
@@ -170,7 +170,7 @@ func (k *kube) rollout() {
 }
 
 // until waits for a condition.
-func (k *kube) until(what string, holds func() error) {
+func (k *kube) waitUntil(what string, holds func() error) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
 	defer cancel()
@@ -205,9 +205,9 @@ func (k *kube) fromHost(m *sandbox.Host) from {
 
 // answers waits until a URL is answered by a server, which sees a client that the
 // test wants; an empty client is any.
-func (k *kube) answers(what string, ask from, url, server, client string) {
+func (k *kube) waitAnswer(what string, ask from, url, server, client string) {
 	k.t.Helper()
-	k.until(what, func() error {
+	k.waitUntil(what, func() error {
 		out, err := ask(url)
 		if err != nil {
 			return err
@@ -221,9 +221,9 @@ func (k *kube) answers(what string, ask from, url, server, client string) {
 }
 
 // refused waits until a pod is not answered any more.
-func (k *kube) refused(pod, url string) {
+func (k *kube) waitRefused(pod, url string) {
 	k.t.Helper()
-	k.until(pod+" is kept from "+url, func() error {
+	k.waitUntil(pod+" is kept from "+url, func() error {
 		if out, err := k.fromPod(pod)(url); err == nil {
 			return fmt.Errorf("it is answered %q", out)
 		}
@@ -246,7 +246,7 @@ func (k *kube) weft(node string, args ...string) (string, error) {
 // pod runs a server on a node and returns its address.
 func (k *kube) pod(name, node, extra string) string {
 	k.t.Helper()
-	k.create(fmt.Sprintf(`apiVersion: v1
+	k.applyText(fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata: {name: %s, labels: {name: %s, app: server}}
 spec:

@@ -14,36 +14,36 @@ import (
 // ClusterNetworkPolicies are enforced from when their kind is defined on, if the setting says so:
 // before those of namespaces in one tier, after them in the other.
 func TestClusterPolicies(t *testing.T) {
-	k := newBare(t, "iptables")
+	k := newClusterWithoutWeft(t, "iptables")
 	k.install("CLUSTER_POLICIES=1")
 	one, two := k.pod("one", "n1", ""), k.pod("two", "n2", "")
 	reaches := func(when string) {
 		t.Helper()
-		k.answers(when+" one reaches two", k.fromPod("one"), url(two, 8080), "two", one)
+		k.waitAnswer(when+" one reaches two", k.fromPod("one"), url(two, 8080), "two", one)
 	}
 	reaches("without the kind")
 
 	k.defineClusterPolicies("standard")
-	k.create(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Deny"))
-	k.refused("one", url(two, 8080))
-	k.until("weft says why", func() error {
+	k.applyText(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Deny"))
+	k.waitRefused("one", url(two, 8080))
+	k.waitUntil("weft says why", func() error {
 		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
 		if !strings.Contains(out, "denied by cluster policy guard, tier Admin") {
 			err = errors.Join(err, errors.New(out))
 		}
 		return err
 	})
-	k.create(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Accept"))
+	k.applyText(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Accept"))
 	reaches("with another action")
 
-	k.create(isolate)
+	k.applyText(isolate)
 	reaches("past a policy of the namespace")
 	k.kubectl("delete", "clusternetworkpolicy", "guard")
-	k.refused("one", url(two, 8080))
+	k.waitRefused("one", url(two, 8080))
 
 	k.kubectl("delete", "networkpolicy", "isolate")
-	k.create(fmt.Sprintf(clusterPolicy, "base", "Baseline", "Deny"))
-	k.refused("one", url(two, 8080))
+	k.applyText(fmt.Sprintf(clusterPolicy, "base", "Baseline", "Deny"))
+	k.waitRefused("one", url(two, 8080))
 	k.kubectl("delete", "clusternetworkpolicy", "base")
 	reaches("without any")
 }

@@ -31,7 +31,7 @@ exec /bin/sh "$@"
 // Upstream's conformance tests of ClusterNetworkPolicies as they are released; each is
 // a test of its own in the result.
 func TestConformance(t *testing.T) {
-	k := newBare(t, "iptables")
+	k := newClusterWithoutWeft(t, "iptables")
 	k.defineClusterPolicies("experimental")
 	k.install("CLUSTER_POLICIES=1")
 	busybox, err := image.Read("/bin/busybox", "/bin/busybox")

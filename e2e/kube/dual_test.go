@@ -13,28 +13,28 @@ import (
 // Services are reached and policies judge.
 func TestDualStack(t *testing.T) {
 	const range6 = "fd32:7765:6674::/48"
-	k := newBare(t, "nftables", range6)
+	k := newClusterWithoutWeft(t, "nftables", range6)
 	k.install("IPALLOC_RANGE6=" + range6)
 	one, two := k.dualPod("one", "n1"), k.dualPod("two", "n2")
 	k.dualPod("same", "n2")
 	for family, to := range two {
-		k.answers("a pod reaches another by "+family, k.fromPod("one"), url(to, 8080), "two", one[family])
-		k.answers("a pod reaches one of its node by "+family, k.fromPod("same"), url(to, 8080), "two", "")
-		k.answers("a node reaches a pod by "+family, k.fromHost(k.Nodes[0].Host), url(to, 8080), "two", "")
+		k.waitAnswer("a pod reaches another by "+family, k.fromPod("one"), url(to, 8080), "two", one[family])
+		k.waitAnswer("a pod reaches one of its node by "+family, k.fromPod("same"), url(to, 8080), "two", "")
+		k.waitAnswer("a node reaches a pod by "+family, k.fromHost(k.Nodes[0].Host), url(to, 8080), "two", "")
 	}
 
-	k.create(fmt.Sprintf(service, "both", "two", "ClusterIP", ", ipFamilyPolicy: RequireDualStack"))
+	k.applyText(fmt.Sprintf(service, "both", "two", "ClusterIP", ", ipFamilyPolicy: RequireDualStack"))
 	services := k.families("service", "both", "{.spec.clusterIPs[*]}")
 	for family, to := range services {
-		k.answers("a pod reaches a Service by "+family, k.fromPod("one"), url(to, 80), "two", one[family])
-		k.answers("a pod reaches a Service on its node by "+family, k.fromPod("same"), url(to, 80), "two", "")
+		k.waitAnswer("a pod reaches a Service by "+family, k.fromPod("one"), url(to, 80), "two", one[family])
+		k.waitAnswer("a pod reaches a Service on its node by "+family, k.fromPod("same"), url(to, 80), "two", "")
 	}
 
-	k.create(isolate)
+	k.applyText(isolate)
 	for family, to := range two {
 		for _, to := range []string{url(to, 8080), url(services[family], 80)} {
-			k.refused("one", to)
-			k.answers("same is allowed to reach "+to, k.fromPod("same"), to, "two", "")
+			k.waitRefused("one", to)
+			k.waitAnswer("same is allowed to reach "+to, k.fromPod("same"), to, "two", "")
 		}
 	}
 }

@@ -82,7 +82,7 @@ type suite struct {
 
 func newSuite(t *testing.T) *suite {
 	t.Helper()
-	k := newKube(t, "iptables")
+	k := newCluster(t, "iptables")
 	s := &suite{kube: k, repositories: filepath.Join(k.Network.Dir(), "repositories.yaml")}
 	// So that no image is looked for in a registry.
 	if err := os.WriteFile(s.repositories, []byte("gcRegistry: localhost\npromoterE2eRegistry: localhost\n"), 0o644); err != nil {

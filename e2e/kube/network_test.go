@@ -17,7 +17,7 @@ import (
 func TestPodNetwork(t *testing.T) {
 	for _, mode := range []string{"iptables", "nftables"} {
 		t.Run(mode, func(t *testing.T) {
-			k := newKube(t, mode)
+			k := newCluster(t, mode)
 			pods := map[string]string{
 				"one":  k.pod("one", "n1", ", ports: [{containerPort: 8080, hostPort: 8090}]"),
 				"same": k.pod("same", "n1", ""),
@@ -26,7 +26,7 @@ func TestPodNetwork(t *testing.T) {
 			k.testPods(pods)
 			k.testOutside(pods)
 			k.testServices(pods)
-			k.testFast()
+			k.testFastDatapath()
 			k.testConditions()
 			k.testPolicies(pods)
 			k.testRollingUpdate(pods)
@@ -41,18 +41,18 @@ func url(host string, port int) string {
 func (k *kube) testPods(pods map[string]string) {
 	k.t.Helper()
 	for _, c := range []struct{ from, to string }{{"one", "same"}, {"one", "two"}, {"two", "one"}} {
-		k.answers(c.from+" reaches "+c.to, k.fromPod(c.from), url(pods[c.to], 8080), c.to, pods[c.from])
+		k.waitAnswer(c.from+" reaches "+c.to, k.fromPod(c.from), url(pods[c.to], 8080), c.to, pods[c.from])
 	}
 	for _, to := range []string{"one", "two"} {
-		k.answers("node n1 reaches "+to, k.fromHost(k.Nodes[0].Host), url(pods[to], 8080), to, "")
+		k.waitAnswer("node n1 reaches "+to, k.fromHost(k.Nodes[0].Host), url(pods[to], 8080), to, "")
 	}
 }
 
 func (k *kube) testOutside(pods map[string]string) {
 	k.t.Helper()
 	n1, outside := k.Nodes[0].Addr.String(), k.outside.Addr.String()
-	k.answers("a pod reaches the outside with its node's address", k.fromPod("one"), url(outside, 8080), "outside", n1)
-	k.answers("the outside reaches a pod by a port of its node", k.fromHost(k.outside), url(n1, 8090), "one", outside)
+	k.waitAnswer("a pod reaches the outside with its node's address", k.fromPod("one"), url(outside, 8080), "outside", n1)
+	k.waitAnswer("the outside reaches a pod by a port of its node", k.fromHost(k.outside), url(n1, 8090), "one", outside)
 }
 
 const service = `apiVersion: v1
@@ -63,9 +63,9 @@ spec: {selector: {name: %s}, type: %s, ports: [{port: 80, targetPort: 8080}]%s}
 
 func (k *kube) testServices(pods map[string]string) {
 	k.t.Helper()
-	k.create(fmt.Sprintf(service, "one", "one", "ClusterIP", ""))
-	k.create(fmt.Sprintf(service, "two", "two", "NodePort", ""))
-	k.create(fmt.Sprintf(service, "local", "two", "NodePort", ", externalTrafficPolicy: Local"))
+	k.applyText(fmt.Sprintf(service, "one", "one", "ClusterIP", ""))
+	k.applyText(fmt.Sprintf(service, "two", "two", "NodePort", ""))
+	k.applyText(fmt.Sprintf(service, "local", "two", "NodePort", ", externalTrafficPolicy: Local"))
 	field := func(name, path string) string {
 		return k.kubectl("get", "service", name, "-o", "jsonpath="+path)
 	}
@@ -77,19 +77,19 @@ func (k *kube) testServices(pods map[string]string) {
 		return p
 	}
 	one, two := url(field("one", "{.spec.clusterIP}"), 80), url(field("two", "{.spec.clusterIP}"), 80)
-	k.answers("a pod reaches a Service on another node", k.fromPod("one"), two, "two", pods["one"])
-	k.answers("a pod reaches a Service on its node", k.fromPod("same"), one, "one", pods["same"])
-	k.answers("a pod reaches itself through its Service", k.fromPod("one"), one, "one", "")
-	k.answers("a node reaches a Service on another", k.fromHost(k.Nodes[0].Host), two, "two", "")
+	k.waitAnswer("a pod reaches a Service on another node", k.fromPod("one"), two, "two", pods["one"])
+	k.waitAnswer("a pod reaches a Service on its node", k.fromPod("same"), one, "one", pods["same"])
+	k.waitAnswer("a pod reaches itself through its Service", k.fromPod("one"), one, "one", "")
+	k.waitAnswer("a node reaches a Service on another", k.fromHost(k.Nodes[0].Host), two, "two", "")
 	n1, n2, outside := k.Nodes[0].Addr.String(), k.Nodes[1].Addr.String(), k.outside.Addr.String()
-	k.answers("the outside reaches a pod of n2 by n1", k.fromHost(k.outside), url(n1, port("two")), "two", "")
-	k.answers("with policy Local the pod sees who asks", k.fromHost(k.outside), url(n2, port("local")), "two", outside)
+	k.waitAnswer("the outside reaches a pod of n2 by n1", k.fromHost(k.outside), url(n1, port("two")), "two", "")
+	k.waitAnswer("with policy Local the pod sees who asks", k.fromHost(k.outside), url(n2, port("local")), "two", outside)
 }
 
 // Frames between nodes go by the kernel: the rights of the manifest suffice for it.
-func (k *kube) testFast() {
+func (k *kube) testFastDatapath() {
 	k.t.Helper()
-	k.until("the nodes' link is fast", func() error {
+	k.waitUntil("the nodes' link is fast", func() error {
 		out, err := k.weft("n1", "status", "connections")
 		if err == nil && !strings.Contains(out, "fastdp") {
 			err = fmt.Errorf("connections of n1 are\n%s", out)
@@ -121,13 +121,13 @@ spec: {podSelector: {matchLabels: {name: two}}, ingress: [{from: [{podSelector: 
 // kubelet's probes pass.
 func (k *kube) testPolicies(pods map[string]string) {
 	k.t.Helper()
-	k.create(isolate)
+	k.applyText(isolate)
 	service := url(k.kubectl("get", "service", "two", "-o", "jsonpath={.spec.clusterIP}"), 80)
 	for _, to := range []string{url(pods["two"], 8080), service} {
-		k.refused("one", to)
-		k.answers("same is allowed to reach "+to, k.fromPod("same"), to, "two", pods["same"])
+		k.waitRefused("one", to)
+		k.waitAnswer("same is allowed to reach "+to, k.fromPod("same"), to, "two", pods["same"])
 	}
-	k.until("weft says why", func() error {
+	k.waitUntil("weft says why", func() error {
 		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
 		if !strings.Contains(out, "isolate") {
 			return errors.Join(fmt.Errorf("answered %q", out), err)
@@ -138,7 +138,7 @@ func (k *kube) testPolicies(pods map[string]string) {
 		k.t.Errorf("Ready of an isolated pod is %q", got)
 	}
 	k.kubectl("delete", "networkpolicy", "isolate")
-	k.answers("one reaches two again", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
+	k.waitAnswer("one reaches two again", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
 }
 
 // A connection lives while weft is replaced on both of its nodes, and goes on
@@ -167,6 +167,6 @@ func (k *kube) testRollingUpdate(pods map[string]string) {
 	if limit := 5 * time.Second; time.Duration(longest)*time.Millisecond > limit {
 		k.t.Errorf("the connection stood still for %d ms during the update, more than %v", longest, limit)
 	}
-	k.answers("a pod reaches another after the update", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
+	k.waitAnswer("a pod reaches another after the update", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
 	k.pod("new", "n2", "")
 }

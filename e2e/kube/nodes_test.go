@@ -18,7 +18,7 @@ import (
 const reclaimTimeout = 30 * time.Second
 
 func TestNodesComeAndGo(t *testing.T) {
-	k := newKube(t, "iptables")
+	k := newCluster(t, "iptables")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	one := k.pod("one", "n1", "")
@@ -32,7 +32,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	}
 	k.rollout()
 	two := k.pod("two", "n2", "")
-	k.answers("pods reach each other after a power cut", k.fromPod("one"), url(two, 8080), "two", one)
+	k.waitAnswer("pods reach each other after a power cut", k.fromPod("one"), url(two, 8080), "two", one)
 
 	third, err := k.AddNode(ctx, "n3")
 	if err != nil {
@@ -40,9 +40,9 @@ func TestNodesComeAndGo(t *testing.T) {
 	}
 	k.rollout()
 	three := k.pod("three", "n3", "")
-	k.answers("pods reach a node that joined", k.fromPod("one"), url(three, 8080), "three", one)
+	k.waitAnswer("pods reach a node that joined", k.fromPod("one"), url(three, 8080), "three", one)
 	was := k.owners("n1")
-	k.testMembersAreDeleted()
+	k.testDeletedMembers()
 
 	// A node that is gone for good.
 	if err := third.PowerOff(); err != nil {
@@ -60,7 +60,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	}); err != nil {
 		t.Fatalf("%v; before they were\n%s", err, was)
 	}
-	k.until("the line of n3 is struck", func() error {
+	k.waitUntil("the line of n3 is struck", func() error {
 		if out := k.members(); strings.Contains(out, "n3") {
 			return errors.New(out)
 		}
@@ -76,7 +76,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	}
 	k.rollout()
 	three = k.pod("again", "n3", "")
-	k.answers("pods reach a node that came back", k.fromPod("one"), url(three, 8080), "again", one)
+	k.waitAnswer("pods reach a node that came back", k.fromPod("one"), url(three, 8080), "again", one)
 	if out := k.owners("n1"); strings.Contains(out, "unreachable") || strings.Count(out, "n3") != 1 {
 		t.Errorf("owners are\n%s", out)
 	}
@@ -91,10 +91,10 @@ func (k *kube) members() string {
 }
 
 // What somebody deleted of that is written again once the manifest is applied, as weft says.
-func (k *kube) testMembersAreDeleted() {
+func (k *kube) testDeletedMembers() {
 	k.t.Helper()
 	k.kubectl("-n", "kube-system", "delete", "configmap", "weft-peers")
-	k.until("weft says what is to be done", func() error {
+	k.waitUntil("weft says what is to be done", func() error {
 		out := k.kubectl("-n", "kube-system", "logs", "daemonset/weft", "--tail=100")
 		if !strings.Contains(out, "apply weft's manifest again") {
 			return errors.New(out)
@@ -102,7 +102,7 @@ func (k *kube) testMembersAreDeleted() {
 		return nil
 	})
 	k.install()
-	k.until("all lines are written again", func() error {
+	k.waitUntil("all lines are written again", func() error {
 		out := k.members()
 		for _, n := range k.Nodes {
 			if !strings.Contains(out, n.Name) {
@@ -116,7 +116,7 @@ func (k *kube) testMembersAreDeleted() {
 // owners is what weft says of who owns which addresses.
 func (k *kube) owners(node string) (out string) {
 	k.t.Helper()
-	k.until("weft tells the owners", func() (err error) { out, err = k.weft(node, "status", "ipam"); return err })
+	k.waitUntil("weft tells the owners", func() (err error) { out, err = k.weft(node, "status", "ipam"); return err })
 	return out
 }
 

@@ -12,15 +12,15 @@ import (
 // With a password in the Secret all that goes between nodes is encrypted, and it can be
 // changed step by step, as the documentation has it.
 func TestPassword(t *testing.T) {
-	k := newBare(t, "nftables")
+	k := newClusterWithoutWeft(t, "nftables")
 	k.password("the first of them")
 	k.install()
 	one, two := k.pod("one", "n1", ""), k.pod("two", "n2", "")
 	check := func(when string) {
 		t.Helper()
-		k.answers(when+" a pod reaches another", k.fromPod("one"), url(two, 8080), "two", one)
+		k.waitAnswer(when+" a pod reaches another", k.fromPod("one"), url(two, 8080), "two", one)
 		for _, n := range k.Nodes {
-			k.until(when+" the link of "+n.Name+" is encrypted", func() error { return k.encrypted(n.Name) })
+			k.waitUntil(when+" the link of "+n.Name+" is encrypted", func() error { return k.encrypted(n.Name) })
 		}
 	}
 	check("with a password")
@@ -36,21 +36,21 @@ func TestPassword(t *testing.T) {
 	// A node that does not know it is not let in.
 	k.password("what nobody knows")
 	k.kubectl("-n", "kube-system", "delete", "pod", "-l", "app.kubernetes.io/name=weft", "--field-selector", "spec.nodeName=n2")
-	k.until("n1 refuses n2", func() error {
+	k.waitUntil("n1 refuses n2", func() error {
 		out, err := k.weft("n1", "status", "connections")
 		if err == nil && !strings.Contains(out, "password") {
 			err = errors.New(out)
 		}
 		return err
 	})
-	k.refused("one", url(two, 8080))
+	k.waitRefused("one", url(two, 8080))
 }
 
 // password makes the Secret of the manifest.
 func (k *kube) password(text string) {
 	k.t.Helper()
 	secret := k.kubectl("-n", "kube-system", "create", "secret", "generic", "weft", "--from-literal=password="+text, "--dry-run=client", "-o", "yaml")
-	k.create(secret)
+	k.applyText(secret)
 }
 
 // encrypted tells why the links of a node are not all encrypted.

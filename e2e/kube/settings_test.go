@@ -14,12 +14,12 @@ import (
 
 // Settings in the environment of the manifest hold on every node.
 func TestSettings(t *testing.T) {
-	k := newBare(t, "iptables")
+	k := newClusterWithoutWeft(t, "iptables")
 	n1 := k.Nodes[0].Addr.String()
 	k.install("KUBE_PEERS="+n1, "CONN_LIMIT=50", "WEFT_MTU=1300", "WEFT_NO_FASTDP=1", "METRICS_ADDR=0.0.0.0:6782",
 		"EXTRA_ARGS=--log-level debug")
 	one, two := k.pod("one", "n1", ""), k.pod("two", "n2", "")
-	k.answers("a pod reaches another", k.fromPod("one"), url(two, 8080), "two", one)
+	k.waitAnswer("a pod reaches another", k.fromPod("one"), url(two, 8080), "two", one)
 	for _, n := range k.Nodes {
 		out, err := k.weft(n.Name, "report")
 		if err != nil {
@@ -32,7 +32,7 @@ func TestSettings(t *testing.T) {
 		if r.Router.ConnLimit != 50 || r.Router.MTU != 1300 || !slices.Equal(r.Router.Targets, []string{n1}) {
 			t.Errorf("%s has a limit of %d sessions, an MTU of %d and targets %q", n.Name, r.Router.ConnLimit, r.Router.MTU, r.Router.Targets)
 		}
-		k.until("metrics of "+n.Name+" are there for other hosts, and say that its link is sleeve", func() error {
+		k.waitUntil("metrics of "+n.Name+" are there for other hosts, and say that its link is sleeve", func() error {
 			out, err := k.fromHost(k.outside)(url(n.Addr.String(), 6782) + "metrics")
 			if err == nil && !strings.Contains(out, `state="established",type="sleeve"} 1`) {
 				err = errors.New(out)

@@ -91,7 +91,7 @@ func (i *Image) layer() ([]byte, error) {
 	made := map[string]bool{".": true}
 	for _, f := range i.Files {
 		f.Path = strings.TrimPrefix(path.Clean("/"+f.Path), "/")
-		if err := folders(t, path.Dir(f.Path), made); err != nil {
+		if err := addDirs(t, path.Dir(f.Path), made); err != nil {
 			return nil, err
 		}
 		if err := add(t, f); err != nil {
@@ -102,12 +102,12 @@ func (i *Image) layer() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-func folders(t *tar.Writer, dir string, made map[string]bool) error {
+func addDirs(t *tar.Writer, dir string, made map[string]bool) error {
 	if made[dir] {
 		return nil
 	}
 	made[dir] = true
-	if err := folders(t, path.Dir(dir), made); err != nil {
+	if err := addDirs(t, path.Dir(dir), made); err != nil {
 		return err
 	}
 	return t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755})

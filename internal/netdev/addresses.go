@@ -26,7 +26,7 @@ func InterfaceAddresses(iface string) (addrs []netip.Addr, there bool, err error
 	if err != nil {
 		return nil, true, fmt.Errorf("list the addresses of interface %s: %w", iface, err)
 	}
-	return usable(list), true, nil
+	return usableAddrs(list), true, nil
 }
 
 // HostAddresses returns the addresses of all interfaces of the host, as
@@ -41,10 +41,10 @@ func HostAddresses() ([]netip.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses of the host: %w", err)
 	}
-	return usable(list), nil
+	return usableAddrs(list), nil
 }
 
-func usable(list []netlink.Addr) (addrs []netip.Addr) {
+func usableAddrs(list []netlink.Addr) (addrs []netip.Addr) {
 	for _, a := range list {
 		p, ok := fromIPNet(a.IPNet)
 		if ok && !p.Addr().IsLinkLocalUnicast() && a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {

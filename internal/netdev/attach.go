@@ -37,8 +37,8 @@ type Attachment struct {
 	Hairpin bool
 	// Shaped says that others are going to limit what passes by the interface, so that frames
 	// must not pass by the bridge.
-	Shaped  bool
-	Sysctls Sysctls // of the caller's host
+	RateLimited bool
+	Sysctls     Sysctls // of the caller's host
 }
 
 // Attach joins the namespace to the bridge by a veth pair if it is not yet,
@@ -49,7 +49,7 @@ type Attachment struct {
 // Transmit checksum offload stays as the kernel has it: the kernel completes
 // checksums before a frame leaves by a TAP.
 func Attach(a Attachment) (added []netip.Prefix, err error) {
-	if err := refuseHost(a.NS); err != nil {
+	if err := checkNotHost(a.NS); err != nil {
 		return nil, a.failed("check namespace", err)
 	}
 	host, err := here()
@@ -62,7 +62,7 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 		return nil, a.failed("connect", err)
 	}
 	defer in.Close()
-	port, l, made, err := a.pair(host, in)
+	port, l, made, err := a.findOrMakePair(host, in)
 	if err != nil {
 		return nil, err
 	}
@@ -71,10 +71,10 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 			_ = host.delete(port)
 		}
 	}()
-	if err := a.setPair(host, in, port, l); err != nil {
+	if err := a.configurePair(host, in, port, l); err != nil {
 		return nil, err
 	}
-	return a.configure(host, in, port, l)
+	return a.configureInterface(host, in, port, l)
 }
 
 func (a *Attachment) failed(what string, cause error) error {
@@ -83,8 +83,8 @@ func (a *Attachment) failed(what string, cause error) error {
 
 // pair returns the ends of the veth pair, port at the host and l inside, and whether it
 // had to be made.
-func (a *Attachment) pair(host, in handle) (port, l netlink.Link, made bool, err error) {
-	bridge, err := host.there(a.Bridge)
+func (a *Attachment) findOrMakePair(host, in handle) (port, l netlink.Link, made bool, err error) {
+	bridge, err := host.requireLink(a.Bridge)
 	if err != nil {
 		return nil, nil, false, a.failed("look up bridge", err)
 	}
@@ -93,7 +93,7 @@ func (a *Attachment) pair(host, in handle) (port, l netlink.Link, made bool, err
 		return nil, nil, false, a.failed("look up "+a.Iface, err)
 	}
 	if ok {
-		if port, err = adopt(host, bridge, l); err != nil {
+		if port, err = reattach(host, bridge, l); err != nil {
 			return nil, nil, false, a.failed("use interface "+a.Iface, err)
 		}
 		return port, l, false, nil
@@ -105,8 +105,8 @@ func (a *Attachment) pair(host, in handle) (port, l netlink.Link, made bool, err
 }
 
 // setPair gives both ends what they are to have besides addresses, and sets the port up.
-func (a *Attachment) setPair(host, in handle, port, l netlink.Link) error {
-	if a.Shaped && port.Attrs().Group != rateLimitedGroup {
+func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error {
+	if a.RateLimited && port.Attrs().Group != rateLimitedGroup {
 		if err := host.LinkSetGroup(port, rateLimitedGroup); err != nil {
 			return a.failed("mark "+port.Attrs().Name+" as limited", err)
 		}
@@ -128,7 +128,7 @@ func (a *Attachment) setPair(host, in handle, port, l netlink.Link) error {
 
 // configure gives the interface inside its addresses and routes, and announces it. On
 // error it takes the addresses away that it added.
-func (a *Attachment) configure(host, in handle, port, l netlink.Link) (added []netip.Prefix, err error) {
+func (a *Attachment) configureInterface(host, in handle, port, l netlink.Link) (added []netip.Prefix, err error) {
 	defer func() {
 		if err != nil {
 			for _, p := range added {
@@ -156,7 +156,7 @@ func (a *Attachment) configure(host, in handle, port, l netlink.Link) (added []n
 	return added, nil
 }
 
-func refuseHost(path string) error {
+func checkNotHost(path string) error {
 	id, err := IdentifyNS(path)
 	if err != nil {
 		return err
@@ -173,7 +173,7 @@ func refuseHost(path string) error {
 
 // adopt returns the host's end of an interface that is in the container
 // already, and puts it back on the bridge if the bridge was made again.
-func adopt(host handle, bridge, l netlink.Link) (netlink.Link, error) {
+func reattach(host handle, bridge, l netlink.Link) (netlink.Link, error) {
 	port, err := hostEnd(host, l)
 	if err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	attrs.Name = HostPrefix + hex.EncodeToString(suffix[:])
 	attrs.MTU = a.MTU
 	attrs.MasterIndex = bridge.Attrs().Index
-	if a.Shaped {
+	if a.RateLimited {
 		attrs.Group = rateLimitedGroup
 	}
 	pair := netlink.NewVeth(attrs)
@@ -236,7 +236,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	if err := host.LinkAdd(pair); err != nil {
 		return nil, nil, fmt.Errorf("create %s: %w", attrs.Name, err)
 	}
-	port, err = host.there(attrs.Name)
+	port, err = host.requireLink(attrs.Name)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -245,10 +245,10 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 			_ = host.delete(port)
 		}
 	}()
-	if err := quietPort(a.Sysctls, attrs.Name); err != nil {
+	if err := disableIPv6(a.Sysctls, attrs.Name); err != nil {
 		return nil, nil, fmt.Errorf("switch ipv6 off on %s: %w", attrs.Name, err)
 	}
-	l, err = in.there(a.Iface)
+	l, err = in.requireLink(a.Iface)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -259,7 +259,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 // skip duplicate address detection: the address management already made sure,
 // and the container may use them at once.
 func addAddrs(h handle, l netlink.Link, want []netip.Prefix) (added []netip.Prefix, err error) {
-	have, err := prefixes(h, l)
+	have, err := prefixesOf(h, l)
 	if err != nil {
 		return nil, err
 	}
@@ -280,7 +280,7 @@ func addAddrs(h handle, l netlink.Link, want []netip.Prefix) (added []netip.Pref
 	return added, nil
 }
 
-func prefixes(h handle, l netlink.Link) (map[netip.Prefix]bool, error) {
+func prefixesOf(h handle, l netlink.Link) (map[netip.Prefix]bool, error) {
 	addrs, err := h.addrs(l)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
@@ -312,8 +312,8 @@ func waitCarrier(h handle, port netlink.Link) {
 // returns the addresses that it removed. Addresses, an interface or a
 // namespace that are not there are no error.
 func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, err error) {
-	err = onPair(path, iface, func(host, in handle, port, l netlink.Link) error {
-		have, err := prefixes(in, l)
+	err = withPair(path, iface, func(host, in handle, port, l netlink.Link) error {
+		have, err := prefixesOf(in, l)
 		if err != nil {
 			return fmt.Errorf("look at %s: %w", iface, err)
 		}
@@ -338,7 +338,7 @@ func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, e
 // Remove takes away the veth pair of which iface is the end in the namespace at
 // path. What is not there is no error; an interface that is not weft's stays.
 func Remove(path, iface string) error {
-	err := onPair(path, iface, func(host, _ handle, port, _ netlink.Link) error { return host.delete(port) })
+	err := withPair(path, iface, func(host, _ handle, port, _ netlink.Link) error { return host.delete(port) })
 	if errors.Is(err, errNotOurs) {
 		return nil
 	}
@@ -358,12 +358,12 @@ func isNS(path string) (bool, error) {
 
 // onPair calls f with both ends of the veth pair that iface of the namespace at
 // path is an end of, if there are such an interface and such a namespace.
-func onPair(path, iface string, f func(host, in handle, port, l netlink.Link) error) error {
+func withPair(path, iface string, f func(host, in handle, port, l netlink.Link) error) error {
 	if there, err := isNS(path); err == nil && !there {
 		return nil
 	}
 	wrap := func(what string, cause error) error { return fmt.Errorf("detach %s: %s: %w", path, what, cause) }
-	if err := refuseHost(path); err != nil {
+	if err := checkNotHost(path); err != nil {
 		return wrap("check namespace", err)
 	}
 	in, err := at(path)

@@ -102,15 +102,15 @@ func AddPort(bridge, link string, mtu int, sysctls Sysctls) error {
 		return wrap("connect", err)
 	}
 	defer h.Close()
-	b, err := h.there(bridge)
+	b, err := h.requireLink(bridge)
 	if err != nil {
 		return wrap("look up bridge", err)
 	}
-	l, err := h.there(link)
+	l, err := h.requireLink(link)
 	if err != nil {
 		return wrap("look up port", err)
 	}
-	if err := quietPort(sysctls, link); err != nil {
+	if err := disableIPv6(sysctls, link); err != nil {
 		return wrap("switch ipv6 off", err)
 	}
 	if err := h.LinkSetMTU(l, mtu); err != nil {
@@ -128,7 +128,7 @@ func AddPort(bridge, link string, mtu int, sysctls Sysctls) error {
 // quietPort keeps the host's own IPv6 stack off a port: without this each port
 // would send duplicate address detection and router solicitations into the
 // overlay.
-func quietPort(sysctls Sysctls, name string) error {
+func disableIPv6(sysctls Sysctls, name string) error {
 	err := sysctls.Set("1", "net", "ipv6", "conf", name, "disable_ipv6")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a kernel without IPv6

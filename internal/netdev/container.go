@@ -17,7 +17,7 @@ func MTU(name string) (int, error) {
 		return 0, err
 	}
 	defer h.Close()
-	l, err := h.there(name)
+	l, err := h.requireLink(name)
 	if err != nil {
 		return 0, fmt.Errorf("look up %s: %w", name, err)
 	}
@@ -51,7 +51,7 @@ type ContainerRoute struct {
 	MTU     int        // of the route, 0 for the interface's
 }
 
-func (r ContainerRoute) on(l netlink.Link) *netlink.Route {
+func (r ContainerRoute) forLink(l netlink.Link) *netlink.Route {
 	rt := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(r.Dst.Masked()), MTU: r.MTU}
 	if r.Gateway.IsValid() {
 		rt.Gw = r.Gateway.AsSlice()
@@ -64,9 +64,9 @@ func (r ContainerRoute) on(l netlink.Link) *netlink.Route {
 // AddRoutes gives an interface of the namespace at path routes, if it has them not
 // yet.
 func AddRoutes(path, iface string, routes []ContainerRoute) error {
-	return onIface(path, iface, func(in handle, l netlink.Link) error {
+	return withIface(path, iface, func(in handle, l netlink.Link) error {
 		for _, r := range routes {
-			if err := in.RouteAdd(r.on(l)); err != nil && !errors.Is(err, unix.EEXIST) {
+			if err := in.RouteAdd(r.forLink(l)); err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("add route to %s via %s: %w", r.Dst, r.Gateway, err)
 			}
 		}
@@ -76,7 +76,7 @@ func AddRoutes(path, iface string, routes []ContainerRoute) error {
 
 // MissingRoutes returns which of the routes the interface does not have.
 func MissingRoutes(path, iface string, routes []ContainerRoute) (missing []ContainerRoute, err error) {
-	err = onIface(path, iface, func(in handle, l netlink.Link) error {
+	err = withIface(path, iface, func(in handle, l netlink.Link) error {
 		have := make(map[netip.Prefix]bool)
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			all, err := in.routes(family)
@@ -110,14 +110,14 @@ func routeDst(r netlink.Route, family int) (netip.Prefix, bool) {
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0), true
 }
 
-func onIface(path, iface string, f func(in handle, l netlink.Link) error) error {
+func withIface(path, iface string, f func(in handle, l netlink.Link) error) error {
 	wrap := func(cause error) error { return fmt.Errorf("routes of %s in %s: %w", iface, path, cause) }
 	in, err := at(path)
 	if err != nil {
 		return wrap(err)
 	}
 	defer in.Close()
-	l, err := in.there(iface)
+	l, err := in.requireLink(iface)
 	if err != nil {
 		return wrap(err)
 	}

@@ -18,12 +18,12 @@ const dockerUserChain = "DOCKER-USER"
 
 // dockerGuard is a program that Docker guards forwarding with, the sysctl that
 // shows bridged packets to it, and the family of its tables.
-type dockerGuard struct {
+type dockerFilter struct {
 	program, sysctl string
 	family          nftables.TableFamily
 }
 
-var dockerGuards = []dockerGuard{
+var dockerFilters = []dockerFilter{
 	{"iptables", "/proc/sys/net/bridge/bridge-nf-call-iptables", nftables.TableFamilyIPv4},
 	{"ip6tables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables", nftables.TableFamilyIPv6},
 }
@@ -35,9 +35,9 @@ var dockerGuards = []dockerGuard{
 // were forwarded. It asks the same program that Docker does, as only that knows
 // where Docker's rules are; hosts without it, without Docker's chain, or where
 // bridged packets are not shown, are left alone.
-func PassGuard(ctx context.Context, bridge string) (changed []string, err error) {
+func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, err error) {
 	var errs []error
-	for _, g := range dockerGuards {
+	for _, g := range dockerFilters {
 		if !g.sees() {
 			continue
 		}
@@ -54,7 +54,7 @@ func PassGuard(ctx context.Context, bridge string) (changed []string, err error)
 			continue
 		}
 		if ok, err := bridgeRule(ctx, g.program, "-I", dockerUserChain, bridge); err != nil || !ok {
-			errs = append(errs, fmt.Errorf("let bridge %s pass %s's chain %s: %w", bridge, g.program, dockerUserChain, errors.Join(err, errRefused)))
+			errs = append(errs, fmt.Errorf("let bridge %s pass %s's chain %s: %w", bridge, g.program, dockerUserChain, errors.Join(err, errNotAdded)))
 			continue
 		}
 		changed = append(changed, g.program+" -I "+strings.Join(bridgeMatch(dockerUserChain, bridge), " "))
@@ -63,7 +63,7 @@ func PassGuard(ctx context.Context, bridge string) (changed []string, err error)
 }
 
 // sees reports whether bridged packets are shown to it.
-func (g dockerGuard) sees() bool {
+func (g dockerFilter) sees() bool {
 	shown, err := os.ReadFile(g.sysctl)
 	return err == nil && strings.TrimSpace(string(shown)) != "0"
 }
@@ -79,7 +79,7 @@ func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
 		return nil, err
 	}
 	closed := make(map[nftables.TableFamily]bool)
-	for _, g := range dockerGuards {
+	for _, g := range dockerFilters {
 		if !g.sees() {
 			continue
 		}
@@ -94,7 +94,7 @@ func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
 }
 
 // opened reports whether a rule lets through what only crosses a bridge.
-func (g dockerGuard) opened(ctx context.Context, bridge string) (bool, error) {
+func (g dockerFilter) opened(ctx context.Context, bridge string) (bool, error) {
 	for _, chain := range []string{dockerUserChain, iptablesForward} {
 		if has, err := bridgeRule(ctx, g.program, "-C", chain, bridge); err != nil || has {
 			return has, err
@@ -105,16 +105,16 @@ func (g dockerGuard) opened(ctx context.Context, bridge string) (bool, error) {
 
 // OpenBridge is the command that has iptables let frames pass which only cross a
 // bridge.
-func OpenBridge(bridge string) string {
+func AcceptBridgeCommand(bridge string) string {
 	return "iptables " + strings.Join(append([]string{"-I"}, bridgeMatch(iptablesForward, bridge)...), " ")
 }
 
 const iptablesForward = "FORWARD"
 
 // UnpassGuard undoes PassGuard.
-func UnpassGuard(ctx context.Context, bridge string) error {
+func RemoveFromDockerUser(ctx context.Context, bridge string) error {
 	var errs []error
-	for _, g := range dockerGuards {
+	for _, g := range dockerFilters {
 		if has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, bridge); err != nil || !has {
 			errs = append(errs, err)
 			continue
@@ -125,7 +125,7 @@ func UnpassGuard(ctx context.Context, bridge string) error {
 	return errors.Join(errs...)
 }
 
-var errRefused = errors.New("it refused")
+var errNotAdded = errors.New("it refused")
 
 func bridgeRule(ctx context.Context, program, action, chain, bridge string) (bool, error) {
 	return runIptables(ctx, program, append([]string{action}, bridgeMatch(chain, bridge)...)...)

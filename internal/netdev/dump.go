@@ -78,7 +78,7 @@ func (h handle) link(name string) (l netlink.Link, ok bool, err error) {
 }
 
 // there finds an interface by name; that there is none is an error, ENODEV.
-func (h handle) there(name string) (netlink.Link, error) {
+func (h handle) requireLink(name string) (netlink.Link, error) {
 	l, ok, err := h.link(name)
 	if err == nil && !ok {
 		err = unix.ENODEV

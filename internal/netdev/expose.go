@@ -37,7 +37,7 @@ func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
 		return false, wrap("connect", err)
 	}
 	defer h.Close()
-	l, err := h.there(bridge)
+	l, err := h.requireLink(bridge)
 	if err != nil {
 		return false, wrap("look up bridge", err)
 	}

@@ -21,16 +21,16 @@ import (
 //
 //	c 10.32.0.2 --- weft 10.32.0.1  host  192.0.2.1 --- 192.0.2.2 out
 //	c fd00::2   --- weft fd00::1    host  2001:db8::1 - 2001:db8::2 out
-type exposed struct{ host, c, out string }
+type exposedHost struct{ host, c, out string }
 
-func newExposed(t *testing.T) exposed {
-	x := exposed{nstest.New(t, "h"), nstest.New(t, "c"), nstest.New(t, "o")}
-	nstest.Veth(t, 1500, x.host, "up4", pfx("192.0.2.1/24"), x.out, "up4", pfx("192.0.2.2/24"))
-	nstest.Veth(t, 1500, x.host, "up6", pfx("2001:db8::1/64"), x.out, "up6", pfx("2001:db8::2/64"))
-	bridge(t, x.host)
-	attach(t, x.host, netdev.Attachment{NS: x.c, Iface: "ethwe", Bridge: "weft", MTU: 1376,
+func newExposed(t *testing.T) exposedHost {
+	h := exposedHost{nstest.New(t, "h"), nstest.New(t, "c"), nstest.New(t, "o")}
+	nstest.Veth(t, 1500, h.host, "up4", pfx("192.0.2.1/24"), h.out, "up4", pfx("192.0.2.2/24"))
+	nstest.Veth(t, 1500, h.host, "up6", pfx("2001:db8::1/64"), h.out, "up6", pfx("2001:db8::2/64"))
+	bridge(t, h.host)
+	attach(t, h.host, netdev.Attachment{NS: h.c, Iface: "ethwe", Bridge: "weft", MTU: 1376,
 		Addrs: []netip.Prefix{pfx("10.32.0.2/24"), pfx("fd00::2/64")}})
-	do(t, x.host, func() error {
+	do(t, h.host, func() error {
 		for _, v6 := range []bool{false, true, true} {
 			if _, err := netdev.ProcSys.EnableForwarding(v6); err != nil {
 				return err
@@ -46,18 +46,18 @@ func newExposed(t *testing.T) exposed {
 			return netlink.RouteReplace(r)
 		})
 	}
-	x.expose(t, netdev.Exposure{Addr: pfx("10.32.0.1/24")})
-	x.expose(t, netdev.Exposure{Addr: pfx("fd00::1/64")})
-	route(x.c, "192.0.2.0/24", "10.32.0.1")
-	route(x.c, "2001:db8::/64", "fd00::1")
-	route(x.out, "10.32.0.0/24", "192.0.2.1")
-	route(x.out, "fd00::/64", "2001:db8::1")
-	return x
+	h.expose(t, netdev.Exposure{Addr: pfx("10.32.0.1/24")})
+	h.expose(t, netdev.Exposure{Addr: pfx("fd00::1/64")})
+	route(h.c, "192.0.2.0/24", "10.32.0.1")
+	route(h.c, "2001:db8::/64", "fd00::1")
+	route(h.out, "10.32.0.0/24", "192.0.2.1")
+	route(h.out, "fd00::/64", "2001:db8::1")
+	return h
 }
 
-func (x exposed) expose(t *testing.T, e netdev.Exposure) (added bool) {
+func (h exposedHost) expose(t *testing.T, e netdev.Exposure) (added bool) {
 	t.Helper()
-	do(t, x.host, func() (err error) { added, err = netdev.Expose("weft", e, nil); return err })
+	do(t, h.host, func() (err error) { added, err = netdev.Expose("weft", e, nil); return err })
 	return added
 }
 
@@ -98,11 +98,11 @@ func sourceSeenBy(t *testing.T, from, asked, to, addr string) string {
 	return src.Addr().Unmap().String()
 }
 
-func (x exposed) check(t *testing.T, what string, want ...string) {
+func (h exposedHost) check(t *testing.T, what string, want ...string) {
 	t.Helper()
 	got := []string{
-		sourceSeen(t, x.c, x.out, "192.0.2.2"), sourceSeen(t, x.out, x.c, "10.32.0.2"),
-		sourceSeen(t, x.c, x.out, "2001:db8::2"), sourceSeen(t, x.out, x.c, "fd00::2"),
+		sourceSeen(t, h.c, h.out, "192.0.2.2"), sourceSeen(t, h.out, h.c, "10.32.0.2"),
+		sourceSeen(t, h.c, h.out, "2001:db8::2"), sourceSeen(t, h.out, h.c, "fd00::2"),
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%s: sources seen %v, want %v", what, got, want)
@@ -123,40 +123,40 @@ func flushRules(t *testing.T, ns string) {
 }
 
 func TestExposeTranslatesBothWays(t *testing.T) {
-	x := newExposed(t)
-	x.check(t, "without masquerade", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
+	h := newExposed(t)
+	h.check(t, "without masquerade", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
 	reconcile := func(all []netdev.Exposure) (rebuilt bool) {
-		do(t, x.host, func() (err error) { rebuilt, err = netdev.Reconcile("weft", all); return err })
+		do(t, h.host, func() (err error) { rebuilt, err = netdev.Reconcile("weft", all); return err })
 		return rebuilt
 	}
 	masked := []string{"192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1"}
 	if !reconcile(all) {
 		t.Error("new rules were taken for the old")
 	}
-	x.check(t, "with masquerade", masked...)
+	h.check(t, "with masquerade", masked...)
 	if reconcile(all) {
 		t.Error("unchanged rules were written again")
 	}
-	flushRules(t, x.host)
-	x.check(t, "flushed by others", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
+	flushRules(t, h.host)
+	h.check(t, "flushed by others", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
 	if !reconcile(all) {
 		t.Error("a flush went unseen")
 	}
-	x.check(t, "rebuilt", masked...)
+	h.check(t, "rebuilt", masked...)
 }
 
 // With KeepClients a container sees the client of what the host has translated to
 // it, and nothing else changes.
 func TestExposeKeepsClients(t *testing.T) {
-	x := newExposed(t)
+	h := newExposed(t)
 	all := []netdev.Exposure{
 		{Addr: pfx("10.32.0.1/24"), Masquerade: true, KeepClients: true},
 		{Addr: pfx("fd00::1/64"), Masquerade: true, KeepClients: true},
 	}
-	do(t, x.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
-	x.check(t, "untranslated", "192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1")
-	do(t, x.host, func() error {
+	do(t, h.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
+	h.check(t, "untranslated", "192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1")
+	do(t, h.host, func() error {
 		c, err := nftables.New()
 		if err != nil {
 			return err
@@ -176,22 +176,22 @@ func TestExposeKeepsClients(t *testing.T) {
 		}
 		return c.Flush()
 	})
-	if got := sourceSeenBy(t, x.out, "192.0.2.1", x.c, "10.32.0.2"); got != "192.0.2.2" {
+	if got := sourceSeenBy(t, h.out, "192.0.2.1", h.c, "10.32.0.2"); got != "192.0.2.2" {
 		t.Errorf("the container sees %s for a client from outside, want 192.0.2.2", got)
 	}
-	if got := sourceSeenBy(t, x.host, "192.0.2.1", x.c, "10.32.0.2"); got != "10.32.0.1" {
+	if got := sourceSeenBy(t, h.host, "192.0.2.1", h.c, "10.32.0.2"); got != "10.32.0.1" {
 		t.Errorf("the container sees %s for the host, want 10.32.0.1, which it can answer from anywhere", got)
 	}
 }
 
 func TestHideRemovesWhatExposeMade(t *testing.T) {
-	x := newExposed(t)
+	h := newExposed(t)
 	e := netdev.Exposure{Addr: pfx("10.40.0.1/24"), Masquerade: true}
-	if !x.expose(t, e) || x.expose(t, e) {
+	if !h.expose(t, e) || h.expose(t, e) {
 		t.Error("exposing is not idempotent")
 	}
 	conn := func(f func(c *nftables.Conn)) {
-		do(t, x.host, func() error {
+		do(t, h.host, func() error {
 			c, err := nftables.New()
 			if err != nil {
 				return err
@@ -209,7 +209,7 @@ func TestHideRemovesWhatExposeMade(t *testing.T) {
 		c.AddChain(&nftables.Chain{Name: "fwd", Table: f, Type: nftables.ChainTypeFilter, Policy: &drop,
 			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter})
 	})
-	do(t, x.host, func() error {
+	do(t, h.host, func() error {
 		blockers, err := netdev.ForwardBlockers()
 		if len(blockers) != 1 || blockers[0] != "chain fwd of table inet foreign" {
 			t.Errorf("blockers: %q", blockers)
@@ -217,7 +217,7 @@ func TestHideRemovesWhatExposeMade(t *testing.T) {
 		return err
 	})
 	hide := func(p string) (removed bool) {
-		do(t, x.host, func() (err error) { removed, err = netdev.Hide("weft", pfx(p), nil); return err })
+		do(t, h.host, func() (err error) { removed, err = netdev.Hide("weft", pfx(p), nil); return err })
 		return removed
 	}
 	if !hide("10.40.0.1/24") || hide("10.40.0.1/24") {
@@ -235,7 +235,7 @@ func TestHideRemovesWhatExposeMade(t *testing.T) {
 	if got := fmt.Sprint(names()); got != "[weft/policy foreign/fwd]" && got != "[foreign/fwd weft/policy]" {
 		t.Errorf("chains left: %v", got)
 	}
-	do(t, x.host, func() error {
+	do(t, h.host, func() error {
 		addrs, err := netdev.Addresses("weft")
 		if len(addrs) != 2 {
 			t.Errorf("addresses left: %v", addrs)

@@ -15,15 +15,15 @@ import (
 
 // ErrNotYet is the cause when a namespace, or an interface in it, is not there
 // yet, or not up.
-var ErrNotYet = errors.New("it is not there yet")
+var ErrNotReady = errors.New("it is not there yet")
 
 // Extend adds the addresses that are missing to the interface with that MAC
 // address in the namespace at path, and announces them.
-func Extend(path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
+func AddAddresses(path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
 	wrap := func(cause error) error { return fmt.Errorf("give %s in %s more addresses: %w", mac, path, cause) }
 	in, err := at(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) {
-		return wrap(ErrNotYet) // no file yet, or not mounted on yet
+		return wrap(ErrNotReady) // no file yet, or not mounted on yet
 	}
 	if err != nil {
 		return wrap(err)
@@ -35,7 +35,7 @@ func Extend(path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
 	}
 	i := slices.IndexFunc(links, func(l netlink.Link) bool { return bytes.Equal(l.Attrs().HardwareAddr, mac) })
 	if i < 0 || links[i].Attrs().Flags&net.FlagUp == 0 {
-		return wrap(ErrNotYet)
+		return wrap(ErrNotReady)
 	}
 	added, err := addAddrs(in, links[i], addrs)
 	if err != nil {

@@ -34,11 +34,11 @@ func (s Sysctls) EnableForwarding(ipv6 bool) (changed []string, err error) {
 		err = set("1", "net", "ipv4", "ip_forward")
 		return changed, err
 	}
-	folders, err := os.ReadDir("/proc/sys/net/ipv6/conf")
+	dirs, err := os.ReadDir("/proc/sys/net/ipv6/conf")
 	if err != nil {
 		return nil, fmt.Errorf("list ipv6 interfaces: %w", err)
 	}
-	for _, f := range folders {
+	for _, f := range dirs {
 		old, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv6/conf", f.Name(), "accept_ra"))
 		if err == nil && string(old) == "1\n" && f.Name() != "all" {
 			if err := set("2", "net", "ipv6", "conf", f.Name(), "accept_ra"); err != nil {

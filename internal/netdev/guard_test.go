@@ -14,7 +14,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-const guarded = 6784
+const guardedPort = 6784
 
 func guard(t *testing.T, ns string, port uint16) (rebuilt bool) {
 	t.Helper()
@@ -23,11 +23,11 @@ func guard(t *testing.T, ns string, port uint16) (rebuilt bool) {
 }
 
 // inbox hears what comes for the guarded port at an address.
-func inbox(t *testing.T, ns, addr string) *net.UDPConn {
+func listenGuarded(t *testing.T, ns, addr string) *net.UDPConn {
 	t.Helper()
 	var l *net.UDPConn
 	do(t, ns, func() (err error) {
-		l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), guarded)))
+		l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), guardedPort)))
 		return err
 	})
 	return l
@@ -35,13 +35,13 @@ func inbox(t *testing.T, ns, addr string) *net.UDPConn {
 
 // post sends one word to the guarded port, from a source of its own if from is
 // not "".
-func post(t *testing.T, ns, from, to, word string) {
+func sendTo(t *testing.T, ns, from, to, word string) {
 	t.Helper()
 	do(t, ns, func() error {
 		if from != "" {
 			return forge(netip.MustParseAddr(from), netip.MustParseAddr(to), word)
 		}
-		c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(to), guarded).String())
+		c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(to), guardedPort).String())
 		if err != nil {
 			return err
 		}
@@ -63,14 +63,14 @@ func forge(from, to netip.Addr, word string) error {
 	copy(p[12:], from.AsSlice())
 	copy(p[16:], to.AsSlice())
 	binary.BigEndian.PutUint16(p[20:], 1)
-	binary.BigEndian.PutUint16(p[22:], guarded)
+	binary.BigEndian.PutUint16(p[22:], guardedPort)
 	binary.BigEndian.PutUint16(p[24:], uint16(8+len(word)))
 	copy(p[28:], word)
 	return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: to.As4()})
 }
 
 // hears fails unless the next words to come are these.
-func hears(t *testing.T, l *net.UDPConn, words ...string) {
+func wantReceived(t *testing.T, l *net.UDPConn, words ...string) {
 	t.Helper()
 	for _, want := range words {
 		if err := l.SetReadDeadline(time.Now().Add(timeout)); err != nil {
@@ -87,35 +87,35 @@ func hears(t *testing.T, l *net.UDPConn, words ...string) {
 // A container that gets the host's address on its way out must not speak to a
 // neighbour's port as the host.
 func TestGuardKeepsContainersFromSpeakingAsTheHost(t *testing.T) {
-	x := newExposed(t)
+	h := newExposed(t)
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
 	reconcile := func(all []netdev.Exposure) {
-		do(t, x.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
+		do(t, h.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
 	}
 	reconcile(all)
 	for _, out := range []string{"192.0.2.2", "2001:db8::2"} {
-		l := inbox(t, x.out, out)
-		guard(t, x.host, 0)
-		post(t, x.c, "", out, "from the container")
-		hears(t, l, "from the container")
-		guard(t, x.host, guarded)
-		post(t, x.c, "", out, "from the container")
-		post(t, x.host, "", out, "from the host")
-		hears(t, l, "from the host")
+		l := listenGuarded(t, h.out, out)
+		guard(t, h.host, 0)
+		sendTo(t, h.c, "", out, "from the container")
+		wantReceived(t, l, "from the container")
+		guard(t, h.host, guardedPort)
+		sendTo(t, h.c, "", out, "from the container")
+		sendTo(t, h.host, "", out, "from the host")
+		wantReceived(t, l, "from the host")
 		l.Close()
 	}
 	// What is passed on with its own address is none of the host's.
 	reconcile(nil)
-	l := inbox(t, x.out, "192.0.2.2")
+	l := listenGuarded(t, h.out, "192.0.2.2")
 	defer l.Close()
-	post(t, x.c, "", "192.0.2.2", "from the container itself")
-	hears(t, l, "from the container itself")
+	sendTo(t, h.c, "", "192.0.2.2", "from the container itself")
+	wantReceived(t, l, "from the container itself")
 }
 
 // Nor may it speak to its own host as a neighbour.
 func TestGuardKeepsContainersFromSpeakingAsANeighbour(t *testing.T) {
-	x := newExposed(t)
-	do(t, x.host, func() error {
+	h := newExposed(t)
+	do(t, h.host, func() error {
 		for _, dev := range []string{"all", "weft", "up4"} {
 			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+dev+"/rp_filter", []byte("0"), 0); err != nil {
 				return err
@@ -123,80 +123,80 @@ func TestGuardKeepsContainersFromSpeakingAsANeighbour(t *testing.T) {
 		}
 		return nil
 	})
-	l := inbox(t, x.host, "192.0.2.1")
+	l := listenGuarded(t, h.host, "192.0.2.1")
 	defer l.Close()
-	post(t, x.c, "192.0.2.2", "192.0.2.1", "forged")
-	hears(t, l, "forged")
-	guard(t, x.host, guarded)
-	post(t, x.c, "192.0.2.2", "192.0.2.1", "forged")
-	post(t, x.out, "", "192.0.2.1", "true")
-	post(t, x.host, "", "192.0.2.1", "own")
-	hears(t, l, "true", "own")
+	sendTo(t, h.c, "192.0.2.2", "192.0.2.1", "forged")
+	wantReceived(t, l, "forged")
+	guard(t, h.host, guardedPort)
+	sendTo(t, h.c, "192.0.2.2", "192.0.2.1", "forged")
+	sendTo(t, h.out, "", "192.0.2.1", "true")
+	sendTo(t, h.host, "", "192.0.2.1", "own")
+	wantReceived(t, l, "true", "own")
 }
 
 // What is for addresses in the tunnel does not leave in clear, whatever the routes
 // say.
 func TestGuardKeepsWhatIsSealedInTheTunnel(t *testing.T) {
-	x := newExposed(t)
+	h := newExposed(t)
 	sealed := pfx("169.254.208.0/20")
-	do(t, x.out, func() error {
+	do(t, h.out, func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
 		}
 		return netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(169, 254, 208, 5), Mask: net.CIDRMask(32, 32)}})
 	})
-	do(t, x.host, func() error {
+	do(t, h.host, func() error {
 		return netlink.RouteReplace(&netlink.Route{
 			Dst: &net.IPNet{IP: sealed.Addr().AsSlice(), Mask: net.CIDRMask(20, 32)}, Gw: net.IPv4(192, 0, 2, 2),
 		})
 	})
-	inside, outside := inbox(t, x.out, "169.254.208.5"), inbox(t, x.out, "192.0.2.2")
+	inside, outside := listenGuarded(t, h.out, "169.254.208.5"), listenGuarded(t, h.out, "192.0.2.2")
 	defer inside.Close()
 	defer outside.Close()
-	guard(t, x.host, guarded)
-	post(t, x.host, "", "169.254.208.5", "past the tunnel")
-	hears(t, inside, "past the tunnel")
-	do(t, x.host, func() error {
-		if again, err := netdev.Guard(guarded, sealed); err != nil || !again {
+	guard(t, h.host, guardedPort)
+	sendTo(t, h.host, "", "169.254.208.5", "past the tunnel")
+	wantReceived(t, inside, "past the tunnel")
+	do(t, h.host, func() error {
+		if again, err := netdev.Guard(guardedPort, sealed); err != nil || !again {
 			t.Errorf("rules for a tunnel: %v %v", again, err)
 		}
 		return nil
 	})
-	do(t, x.host, func() error {
+	do(t, h.host, func() error {
 		// What netfilter drops on its way out is an error of the sender.
 		if err := forge(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("169.254.208.5"), "past the tunnel"); err == nil {
 			t.Error("packets to the tunnel's addresses leave in clear")
 		}
 		return nil
 	})
-	post(t, x.host, "", "192.0.2.2", "in clear")
-	hears(t, outside, "in clear")
-	if !guard(t, x.host, guarded) {
+	sendTo(t, h.host, "", "192.0.2.2", "in clear")
+	wantReceived(t, outside, "in clear")
+	if !guard(t, h.host, guardedPort) {
 		t.Error("the rule stays without a tunnel")
 	}
-	post(t, x.host, "", "169.254.208.5", "no tunnel")
-	hears(t, inside, "no tunnel")
+	sendTo(t, h.host, "", "169.254.208.5", "no tunnel")
+	wantReceived(t, inside, "no tunnel")
 }
 
 func TestGuardIsWrittenAnew(t *testing.T) {
-	x := newExposed(t)
-	if !guard(t, x.host, guarded) || guard(t, x.host, guarded) {
+	h := newExposed(t)
+	if !guard(t, h.host, guardedPort) || guard(t, h.host, guardedPort) {
 		t.Error("guarding is not idempotent")
 	}
-	if !guard(t, x.host, guarded+1) {
+	if !guard(t, h.host, guardedPort+1) {
 		t.Error("another port was taken for the same")
 	}
-	flushRules(t, x.host)
-	if !guard(t, x.host, guarded+1) {
+	flushRules(t, h.host)
+	if !guard(t, h.host, guardedPort+1) {
 		t.Error("a flush went unseen")
 	}
 	// The rules of exposures come and go beside it.
-	do(t, x.host, func() error { _, err := netdev.Reconcile("weft", nil); return err })
-	if guard(t, x.host, guarded+1) {
+	do(t, h.host, func() error { _, err := netdev.Reconcile("weft", nil); return err })
+	if guard(t, h.host, guardedPort+1) {
 		t.Error("the guard went with the exposures")
 	}
-	if !guard(t, x.host, 0) || guard(t, x.host, 0) {
+	if !guard(t, h.host, 0) || guard(t, h.host, 0) {
 		t.Error("taking it away is not idempotent")
 	}
 }

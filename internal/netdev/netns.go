@@ -14,10 +14,10 @@ import (
 )
 
 // nsFolder is where named network namespaces are mounted, as `ip netns` has it.
-const nsFolder = "/run/netns"
+const nsDir = "/run/netns"
 
 // NSByName returns the path of the network namespace that NewNS(name) made.
-func NSByName(name string) string { return filepath.Join(nsFolder, name) }
+func NSByName(name string) string { return filepath.Join(nsDir, name) }
 
 // NSByPID returns the path of the network namespace of a process.
 func NSByPID(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
@@ -52,8 +52,8 @@ func NewNS(name string) (err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("make network namespace %s: %s: %w", name, what, cause)
 	}
-	if err := shareFolder(); err != nil {
-		return wrap("prepare "+nsFolder, err)
+	if err := shareNSDir(); err != nil {
+		return wrap("prepare "+nsDir, err)
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0)
 	if err != nil {
@@ -86,18 +86,18 @@ func NewNS(name string) (err error) {
 // shareFolder makes nsFolder a mount point of its own that propagates to other
 // mount namespaces, so that an unmount is seen in all of them and DeleteNS
 // leaves no namespace alive somewhere.
-func shareFolder() error {
-	if err := os.MkdirAll(nsFolder, 0o755); err != nil {
+func shareNSDir() error {
+	if err := os.MkdirAll(nsDir, 0o755); err != nil {
 		return err
 	}
-	err := unix.Mount("", nsFolder, "none", unix.MS_SHARED|unix.MS_REC, "")
+	err := unix.Mount("", nsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
 	if !errors.Is(err, unix.EINVAL) {
 		return err
 	}
-	if err := unix.Mount(nsFolder, nsFolder, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if err := unix.Mount(nsDir, nsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return err
 	}
-	return unix.Mount("", nsFolder, "none", unix.MS_SHARED|unix.MS_REC, "")
+	return unix.Mount("", nsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
 // DeleteNS removes a name that NewNS gave. The namespace ends when its last
@@ -115,7 +115,7 @@ func DeleteNS(name string) error {
 
 // ListNS returns the names of all named network namespaces, sorted.
 func ListNS() ([]string, error) {
-	entries, err := os.ReadDir(nsFolder)
+	entries, err := os.ReadDir(nsDir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -22,7 +22,7 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 		return wrap("connect", err)
 	}
 	defer h.Close()
-	b, err := h.there(bridge)
+	b, err := h.requireLink(bridge)
 	if err != nil {
 		return wrap("look up bridge", err)
 	}
@@ -40,7 +40,7 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 	if err := h.LinkAdd(pair); err != nil {
 		return wrap("create", err)
 	}
-	l, err := h.there(port)
+	l, err := h.requireLink(port)
 	if err != nil {
 		return wrap("find what was made", err)
 	}
@@ -49,7 +49,7 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 			_ = h.delete(l)
 		}
 	}()
-	if err := quietPort(sysctls, port); err != nil {
+	if err := disableIPv6(sysctls, port); err != nil {
 		return wrap("switch ipv6 off", err)
 	}
 	if err := h.LinkSetUp(l); err != nil {
@@ -71,7 +71,7 @@ func AnnounceAt(bridge string, mac net.HardwareAddr, addrs []netip.Addr) error {
 		return fmt.Errorf("announce at bridge %s: %w", bridge, err)
 	}
 	defer h.Close()
-	l, err := h.there(bridge)
+	l, err := h.requireLink(bridge)
 	if err != nil {
 		return fmt.Errorf("announce at bridge %s: %w", bridge, err)
 	}

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rateLimitedGroup is the interface group of the interfaces with Attachment.Shaped.
+// rateLimitedGroup is the interface group of the interfaces with Attachment.RateLimited.
 // They have it from the moment they exist: on kernels without TCX, a program of weft
 // in a clsact qdisc would make the kernel refuse an ingress qdisc, which implements
 // limits.

@@ -21,8 +21,8 @@ type chain struct {
 // rule is one rule to be. Its tag is stored as the rule's comment and says in
 // words all that the rule does, so equal tags mean equal rules.
 type rule struct {
-	chain, tag string
-	exprs      []expr.Any
+	chain, comment string
+	exprs          []expr.Any
 }
 
 // reconcile makes the rules of chains be want, in one transaction, and tells
@@ -37,7 +37,7 @@ func reconcile(chains []chain, want []rule) (rebuilt bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("list rules of table %s: %w", TableName, err)
 	}
-	if slices.Equal(have, tagsOf(want)) {
+	if slices.Equal(have, commentsOf(want)) {
 		return false, nil
 	}
 	if len(want) == 0 {
@@ -52,7 +52,7 @@ func reconcile(chains []chain, want []rule) (rebuilt bool, err error) {
 	for _, r := range want {
 		c.AddRule(&nftables.Rule{
 			Table: table, Chain: made[r.chain], Exprs: r.exprs,
-			UserData: userdata.AppendString(nil, userdata.TypeComment, r.tag),
+			UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
 		})
 	}
 	if err := c.Flush(); err != nil {
@@ -61,10 +61,10 @@ func reconcile(chains []chain, want []rule) (rebuilt bool, err error) {
 	return true, nil
 }
 
-func tagsOf(rules []rule) []string {
+func commentsOf(rules []rule) []string {
 	tags := make([]string, 0, len(rules))
 	for _, r := range rules {
-		tags = append(tags, r.chain+" "+r.tag)
+		tags = append(tags, r.chain+" "+r.comment)
 	}
 	return tags
 }

@@ -144,7 +144,7 @@ func TestWatchSeesLimits(t *testing.T) {
 		t.Error("limited by what is no queue")
 	}
 	do(t, host, func() error { return netlink.QdiscDel(none) })
-	a.Shaped = true
+	a.RateLimited = true
 	attach(t, host, a) // again, as by a runtime that was killed
 	if !shaped() {
 		t.Error("an attachment with a limit is not marked")
@@ -348,7 +348,7 @@ func TestPortAddrs(t *testing.T) {
 
 // The container of the router on Kubernetes may not enter namespaces.
 func TestWatchWithoutSysAdmin(t *testing.T) {
-	if !nstest.Deprived(t) {
+	if !nstest.WithoutSysAdmin(t) {
 		return
 	}
 	if err := netdev.EnsureBridge("weft", mac, 1376, netdev.ProcSys); err != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // errNot is what Until returns for a condition without words.
-var errNot = errors.New("not so")
+var errFalse = errors.New("not so")
 
 // Until asks f at once and then every so often, until it returns nil or timeout
 // is over, and returns its last error.
@@ -39,6 +39,6 @@ func True(ok func() bool) func() error {
 		if ok() {
 			return nil
 		}
-		return errNot
+		return errFalse
 	}
 }

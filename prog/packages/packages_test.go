@@ -73,7 +73,7 @@ func TestPackages(t *testing.T) {
 	t.Run("contents", func(t *testing.T) { checkContents(t, deb, rpm) })
 	t.Run("install, remove, purge", func(t *testing.T) { checkDpkg(t, deb) })
 	t.Run("unit", func(t *testing.T) { checkUnit(t, deb) })
-	t.Run("under systemd", func(t *testing.T) { checkStory(t, deb) })
+	t.Run("under systemd", func(t *testing.T) { checkSystemd(t, deb) })
 	t.Run("rpm scripts", func(t *testing.T) {
 		if out := output(t, nil, "rpm", "-qp", "--nosignature", "--scripts", rpm); !strings.Contains(out, "remove | 0)") {
 			t.Errorf("its removal would not be told from an upgrade:\n%s", out)
@@ -226,7 +226,7 @@ func checkUnit(t *testing.T, deb string) {
 
 // checkStory has a real systemd run the router, in a container of this machine's
 // own system.
-func checkStory(t *testing.T, deb string) {
+func checkSystemd(t *testing.T, deb string) {
 	shared := t.TempDir()
 	for name, from := range map[string]string{"weft.deb": deb, "story": filepath.Join("testdata", "story")} {
 		b, err := os.ReadFile(from)

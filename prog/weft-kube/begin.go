@@ -29,12 +29,12 @@ const (
 )
 
 // state is the note in the router's state folder that says which Node this was.
-type state struct{ dir string }
+type nodeRecord struct{ dir string }
 
-func (s state) file() string { return filepath.Join(s.dir, "node-uid") }
+func (s nodeRecord) file() string { return filepath.Join(s.dir, "node-uid") }
 
 // last returns the UID of the last run's Node, "" if there was none.
-func (s state) last() (string, error) {
+func (s nodeRecord) last() (string, error) {
 	b, err := os.ReadFile(s.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -43,7 +43,7 @@ func (s state) last() (string, error) {
 }
 
 // record notes the UID of this Node.
-func (s state) record(uid string) error {
+func (s nodeRecord) record(uid string) error {
 	if have, err := s.last(); err == nil && have == uid {
 		return nil
 	}
@@ -61,7 +61,7 @@ func (s state) record(uid string) error {
 // not answer, a node that was in the mesh starts without Nodes. If it answers that there
 // is no such Node, begin waits: other nodes take the addresses over once they cannot reach
 // this one.
-func begin(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node state, log *slog.Logger) ([]*corev1.Node, error) {
+func awaitNodes(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node nodeRecord, log *slog.Logger) ([]*corev1.Node, error) {
 	last, err := node.last()
 	if err != nil {
 		return nil, fmt.Errorf("read which Node this was: %w", err)
@@ -127,7 +127,7 @@ func sysctls() netdev.Sysctls {
 
 // prepare makes the kernel show bridged packets to netfilter: answers of Services on the
 // same network must be translated back.
-func prepare(log *slog.Logger) {
+func enableBridgeNetfilter(log *slog.Logger) {
 	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
 		if err := sysctls().Set("1", "net", "bridge", key); err != nil {
 			log.Warn("answers of Services on the same network may be lost; load the module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)

@@ -18,16 +18,16 @@ import (
 )
 
 // begins runs begin on a host that was a Node before, for five minutes of fake time.
-func begins(t *testing.T, client *fake.Clientset) (nodes []*corev1.Node, err error) {
+func runAwaitNodes(t *testing.T, client *fake.Clientset) (nodes []*corev1.Node, err error) {
 	t.Helper()
-	node := state{dir: t.TempDir()}
+	node := nodeRecord{dir: t.TempDir()}
 	if err := node.record("uid-before"); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
-		nodes, err = begin(ctx, &kube.Settings{NodeName: "self"}, client, node, slog.New(slog.DiscardHandler))
+		nodes, err = awaitNodes(ctx, &kube.Settings{NodeName: "self"}, client, node, slog.New(slog.DiscardHandler))
 	})
 	return nodes, err
 }
@@ -38,7 +38,7 @@ func TestBeginGoesOnWithoutTheAPIServer(t *testing.T) {
 	client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("connection refused")
 	})
-	if nodes, err := begins(t, client); err != nil || nodes != nil {
+	if nodes, err := runAwaitNodes(t, client); err != nil || nodes != nil {
 		t.Errorf("begins with %v, %v; want no Nodes and no error", nodes, err)
 	}
 }
@@ -46,7 +46,7 @@ func TestBeginGoesOnWithoutTheAPIServer(t *testing.T) {
 // A node that was deleted waits: other nodes take its addresses over.
 func TestBeginWaitsForADeletedNode(t *testing.T) {
 	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other"}})
-	if nodes, err := begins(t, client); err == nil {
+	if nodes, err := runAwaitNodes(t, client); err == nil {
 		t.Errorf("begins with Nodes %v", nodes)
 	}
 }

@@ -74,8 +74,8 @@ func agent(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make a client of the API server: %w", err)
 	}
-	node := state{dir: api.DefaultStateDir}
-	nodes, err := begin(ctx, s, client, node, log)
+	node := nodeRecord{dir: api.DefaultStateDir}
+	nodes, err := awaitNodes(ctx, s, client, node, log)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func agent(ctx context.Context) error {
 	}
 	router.Sysctls = sysctls()
 	router.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: router.LogLevel}))
-	prepare(log)
+	enableBridgeNetfilter(log)
 	a := kube.AgentConfig{
 		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,
 		Health: s.HealthAddr(), RecordUID: node.record,
@@ -104,11 +104,11 @@ func agent(ctx context.Context) error {
 	} else if err := policy.Remove(); err != nil {
 		log.Warn("policies that an earlier run enforced may still be in force", "err", err)
 	}
-	return together(ctx, kube.NewAgent(a), router)
+	return runTogether(ctx, kube.NewAgent(a), router)
 }
 
 // together runs the router and the agent; when one ends, so does the other.
-func together(ctx context.Context, a *kube.Agent, router *daemon.Config) error {
+func runTogether(ctx context.Context, a *kube.Agent, router *daemon.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var g errgroup.Group

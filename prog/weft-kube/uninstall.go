@@ -21,7 +21,7 @@ const uninstallTimeout = 2 * time.Minute
 
 // left is the router whose state is removed, at the places where the manifest of the
 // uninstall mounts it.
-var left = &daemon.Config{
+var uninstalled = &daemon.Config{
 	Bridge: netdev.BridgeName, StateDir: "/host/var/lib/weft", Socket: "/host/run/weft/weft.sock", PinDir: "/host/sys/fs/bpf/weft",
 }
 
@@ -31,17 +31,17 @@ func uninstall(ctx context.Context) error {
 	if err := routerEnded(ctx); err != nil {
 		return err
 	}
-	errs := []error{plugin(false).Uninstall(), os.RemoveAll(api.GoneFolder(left.StateDir))}
+	errs := []error{plugin(false).Uninstall(), os.RemoveAll(api.GoneFolder(uninstalled.StateDir))}
 	// Where /sys/fs/bpf/weft was mounted, beside the socket, a folder is left.
-	run := filepath.Dir(left.Socket)
+	run := filepath.Dir(uninstalled.Socket)
 	for _, path := range []string{
-		state{dir: left.StateDir}.file(), filepath.Join(run, filepath.Base(api.DefaultPolicySocket)), filepath.Join(run, "bpf"),
+		nodeRecord{dir: uninstalled.StateDir}.file(), filepath.Join(run, filepath.Base(api.DefaultPolicySocket)), filepath.Join(run, "bpf"),
 	} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
-	if err := errors.Join(append(errs, daemon.Erase(left))...); err != nil {
+	if err := errors.Join(append(errs, daemon.Erase(uninstalled))...); err != nil {
 		return err
 	}
 	fmt.Println("weft is removed from this node")
@@ -66,7 +66,7 @@ func routerEnded(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, uninstallTimeout)
 	defer cancel()
 	for {
-		if _, err := api.NewClient(left.Socket).Ready(ctx); errors.Is(err, api.ErrNotRunning) {
+		if _, err := api.NewClient(uninstalled.Socket).Ready(ctx); errors.Is(err, api.ErrNotRunning) {
 			return nil
 		}
 		select {

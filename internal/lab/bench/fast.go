@@ -19,16 +19,16 @@ import (
 
 // The paths of the table fast, besides raw veth and kernel VXLAN.
 const (
-	pathExpress = "weft express"
-	pathBridged = "weft bridged" // something judges bridged frames, as policies do
-	pathDevice  = "weft device"  // by the VXLAN device, as over IPv6 and inside WireGuard
-	pathMany    = "weft, 10,000 MAC addresses"
-	pathSleeve  = "weft sleeve"
-	pathBridge  = "plain bridge" // of one host
-	pathLocal   = "weft, one host"
-	manyMACs    = 10_000
-	fastMTU     = rival.VXLANMTU
-	manyInterval   = 2 * time.Millisecond
+	pathExpress  = "weft express"
+	pathBridged  = "weft bridged" // something judges bridged frames, as policies do
+	pathDevice   = "weft device"  // by the VXLAN device, as over IPv6 and inside WireGuard
+	pathMany     = "weft, 10,000 MAC addresses"
+	pathSleeve   = "weft sleeve"
+	pathBridge   = "plain bridge" // of one host
+	pathLocal    = "weft, one host"
+	manyMACs     = 10_000
+	fastMTU      = rival.VXLANMTU
+	manyInterval = 2 * time.Millisecond
 )
 
 // fastTable holds the fast datapath against what the kernel does by itself.
@@ -92,8 +92,8 @@ var fastLabs = []struct {
 
 // fastNetwork is a path of the table; before is that of path.
 type fastNetwork struct {
-	path   string
-	make   func(context.Context, *testbed.Lab) (*rival.Network, error)
+	path    string
+	make    func(context.Context, *testbed.Lab) (*rival.Network, error)
 	prepare func(context.Context, *path) error
 }
 

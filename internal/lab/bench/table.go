@@ -24,21 +24,21 @@ type sample struct {
 // metric is a row of a table. Must and aim are ratios of the value of the path
 // ours to the best one of the paths against; 0 for none.
 type metric struct {
-	name, unit string
-	lowerIsBetter       bool // is better
-	must, aim  float64
-	value      func(sample) (float64, bool) // false if the path has none
-	ours       string                       // pathWeft if ""
-	against    []string                     // the rivals if nil
+	name, unit    string
+	lowerIsBetter bool // is better
+	must, aim     float64
+	value         func(sample) (float64, bool) // false if the path has none
+	ours          string                       // pathWeft if ""
+	against       []string                     // the rivals if nil
 }
 
 // run is one measurement, which may give several metrics.
 type run struct {
-	order   traffic.Order // without its time; none if its kind is ""
-	withBulk  bool          // a bulk stream runs meanwhile
-	steps   int           // the time is for so many steps; 1 if 0
-	metrics []metric
-	on      []string // paths; all if nil
+	order    traffic.Order // without its time; none if its kind is ""
+	withBulk bool          // a bulk stream runs meanwhile
+	steps    int           // the time is for so many steps; 1 if 0
+	metrics  []metric
+	on       []string // paths; all if nil
 }
 
 // each is the time of a step.
@@ -53,7 +53,7 @@ type table struct {
 func gigabits(s sample) (float64, bool)    { return s.BitsPerSecond / 1e9, true }
 func kilopackets(s sample) (float64, bool) { return s.PacketsPerSecond / 1e3, true }
 func medianTrip(s sample) (float64, bool)  { return float64(s.Median) / 1e3, true }
-func p99Trip(s sample) (float64, bool)    { return float64(s.P99) / 1e3, true }
+func p99Trip(s sample) (float64, bool)     { return float64(s.P99) / 1e3, true }
 
 func cpuPerGigabyte(s sample) (float64, bool) {
 	gigabytes := s.BitsPerSecond * s.time.Seconds() / 8e9
@@ -96,7 +96,9 @@ func (r results) ratio(m *metric) (ratio float64, ok bool) {
 
 // verdict says in a word what a ratio reaches.
 func (m *metric) verdict(ratio float64) string {
-	reaches := func(bound float64) bool { return m.lowerIsBetter && ratio <= bound || !m.lowerIsBetter && ratio >= bound }
+	reaches := func(bound float64) bool {
+		return m.lowerIsBetter && ratio <= bound || !m.lowerIsBetter && ratio >= bound
+	}
 	switch {
 	case reaches(m.aim):
 		return "aim"

@@ -18,7 +18,7 @@ import (
 const (
 	serviceRange = "10.96.0.0/16,fd96::/112"
 	firstService = "10.96.0.1" // the API server's
-	pollInterval    = 200 * time.Millisecond
+	pollInterval = 200 * time.Millisecond
 )
 
 // Config says what cluster to make.
@@ -33,8 +33,8 @@ type Config struct {
 // for Kubectl and Command.
 type Cluster struct {
 	Config
-	Network   *sandbox.Network
-	Nodes []*Node
+	Network *sandbox.Network
+	Nodes   []*Node
 
 	control *sandbox.Host
 	pki     *pki

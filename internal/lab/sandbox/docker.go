@@ -24,8 +24,8 @@ const DockerSocket = "/run/docker.sock"
 
 // Dockerd is an engine that runs in a machine.
 type Dockerd struct {
-	host   *Host
-	cmd *exec.Cmd
+	host  *Host
+	cmd   *exec.Cmd
 	ended chan struct{}
 	// Log is the file that its output goes to.
 	Log string

@@ -29,8 +29,8 @@ type Host struct {
 	Addr netip.Addr // on the bed's bridge
 
 	network *Network
-	pid int           // of its first process, as the caller sees it; 0: off
-	ended chan struct{} // closed once it has ended
+	pid     int           // of its first process, as the caller sees it; 0: off
+	ended   chan struct{} // closed once it has ended
 
 	engines []*Dockerd // since it was booted
 }

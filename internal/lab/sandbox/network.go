@@ -30,11 +30,11 @@ const (
 // Bed is a set of machines on one bridge. Its methods are for one goroutine at
 // a time.
 type Network struct {
-	id       string // random: beds of several programs do not meet
-	dir      string
-	hosts []*Host
-	cleaner  *exec.Cmd
-	cleanerStdin    io.Closer // the janitor's standard input
+	id           string // random: beds of several programs do not meet
+	dir          string
+	hosts        []*Host
+	cleaner      *exec.Cmd
+	cleanerStdin io.Closer // the janitor's standard input
 }
 
 // New makes a bed without machines. Its files are in the folder for temporary

@@ -37,7 +37,7 @@ var (
 	labName       = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 	ambiguousName = regexp.MustCompile(`-(h[0-9]+|underlay)(-|$)`)
 	containerName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$`)
-	hostPattern      = regexp.MustCompile(`^h([1-9][0-9]{0,2})$`)
+	hostPattern   = regexp.MustCompile(`^h([1-9][0-9]{0,2})$`)
 )
 
 // CheckName tells why a lab may not be called name, or returns nil. The names

@@ -13,14 +13,14 @@ import (
 )
 
 // deprivedVar names, in the process that Deprived starts, the test that it is for.
-const deprivedVar = "WEFT_TEST_DEPRIVED"
+const withoutSysAdminVar = "WEFT_TEST_DEPRIVED"
 
 // Deprived has a test run in a process that is root in a network namespace of its own
 // and has no CAP_SYS_ADMIN, as a container has it. It returns true in that process;
 // to the caller it returns false once the test has passed there.
-func Deprived(t *testing.T) bool {
+func WithoutSysAdmin(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(deprivedVar) == t.Name() {
+	if os.Getenv(withoutSysAdminVar) == t.Name() {
 		if err := unix.Unshare(unix.CLONE_NEWNET); !errors.Is(err, unix.EPERM) {
 			t.Fatalf("without CAP_SYS_ADMIN: make a network namespace: %v, want %v", err, unix.EPERM)
 		}
@@ -32,14 +32,14 @@ func Deprived(t *testing.T) bool {
 	}
 	defer ns.Close()
 	again := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")
-	again.Env = append(os.Environ(), deprivedVar+"="+t.Name())
+	again.Env = append(os.Environ(), withoutSysAdminVar+"="+t.Name())
 	var out strings.Builder
 	again.Stdout, again.Stderr = &out, &out
 	again.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	ended := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with what it lacks
-		if err := deprive(ns); err != nil {
+		if err := dropSysAdmin(ns); err != nil {
 			ended <- err
 			return
 		}
@@ -53,7 +53,7 @@ func Deprived(t *testing.T) bool {
 
 // deprive takes the calling thread to a namespace, and CAP_SYS_ADMIN from what it
 // starts.
-func deprive(ns netns.NsHandle) error {
+func dropSysAdmin(ns netns.NsHandle) error {
 	if err := netns.Set(ns); err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ import (
 const prefix = "wt-"
 
 // stale is the age after which a namespace belongs to no running test.
-const stale = time.Hour
+const staleAge = time.Hour
 
 // RequireRoot skips a test that needs root if this process is not root, or if only
 // tests without namespaces are wanted (WEFT_UNIT, as make unit sets it). Where tests
@@ -67,7 +67,7 @@ func Lacks(t testing.TB, feature string) {
 func New(t testing.TB, word string) string {
 	t.Helper()
 	RequireRoot(t)
-	sweep()
+	removeStale()
 	var b [4]byte
 	_, _ = rand.Read(b[:])
 	name := prefix + hex.EncodeToString(b[:]) + "-" + word
@@ -92,14 +92,14 @@ func New(t testing.TB, word string) string {
 	return path
 }
 
-func sweep() {
+func removeStale() {
 	names, _ := netdev.ListNS()
 	for _, n := range names {
 		if !strings.HasPrefix(n, prefix) {
 			continue
 		}
 		fi, err := os.Stat(netdev.NSByName(n))
-		if err == nil && time.Since(fi.ModTime()) > stale {
+		if err == nil && time.Since(fi.ModTime()) > staleAge {
 			_ = netdev.DeleteNS(n)
 		}
 	}
