@@ -9,24 +9,25 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// Variable is the environment variable by which a container asks for addresses:
-// none, or a list of addresses in the forms of weft attach, with blanks or commas
-// between; empty for one of the default subnet.
+// Variable is the environment variable that requests addresses for a container: the
+// word none, or addresses as weft attach takes them, separated by blanks or commas.
+// The empty string requests one address of the default subnet.
 const Variable = "WEFT_CIDR"
 
-// weaveVariable is what it was called there.
+// weaveVariable is Weave's name of Variable, which is accepted too.
 const weaveVariable = "WEAVE_CIDR"
 
-// wish is what a container is to have: its address on a network of the engine's
-// and more of them on the same interface.
+// addressRequest is what a container asks for: a network, its address there and
+// further addresses on the same interface.
 type addressRequest struct {
 	subnet netip.Prefix // of the network
-	addr   netip.Addr   // there; the zero Addr: any
-	more   []string     // in the forms of weft attach
+	addr   netip.Addr   // in subnet; the zero Addr: any
+	more   []string     // further addresses, as weft attach takes them
 }
 
-// wishOf reads what the environment of a container asks for, nil for nothing.
-// Given reports whether it says so itself.
+// requestedAddresses returns the addresses that the environment of a container
+// requests, nil for none. Given reports whether the environment has the variable.
+// Subnet is the default subnet, invalid if there is none.
 func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, given bool, err error) {
 	value, given := lookupEnv(env, Variable)
 	if !given {
@@ -40,7 +41,7 @@ func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, g
 		words = []string{"net:default"}
 	}
 	if len(words) > maxAddresses {
-		return nil, true, fmt.Errorf("%s has %d addresses; %d are the most", Variable, len(words), maxAddresses)
+		return nil, true, fmt.Errorf("%s has %d addresses; the maximum is %d", Variable, len(words), maxAddresses)
 	}
 	seen := make(map[api.Address]bool)
 	for _, word := range words {
@@ -53,12 +54,12 @@ func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, g
 		}
 		seen[a] = true
 		if a.Kind == api.FromDefault && !subnet.IsValid() {
-			return nil, true, fmt.Errorf("%s: %s: this router was launched without a range of addresses", Variable, word)
+			return nil, true, fmt.Errorf("%s: %s: this router was launched without an address range", Variable, word)
 		}
 		if w != nil || a.Kind != api.FromDefault && !a.Prefix.Addr().Is4() {
 			continue
 		}
-		// The engine has IPv6 only beside IPv4, so this is the one it is told of.
+		// The engine accepts IPv6 only together with IPv4, so it gets this address.
 		w = &addressRequest{subnet: a.Prefix.Masked(), more: without(words, word)}
 		switch a.Kind {
 		case api.FromDefault:
@@ -68,12 +69,13 @@ func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, g
 		}
 	}
 	if w == nil {
-		return nil, true, fmt.Errorf("%s: %s: docker wants an IPv4 address beside those of IPv6", Variable, value)
+		return nil, true, fmt.Errorf("%s: %s: docker needs an IPv4 address in addition to IPv6 addresses", Variable, value)
 	}
 	return w, true, nil
 }
 
-// lookup finds a variable; the last one counts, as in a process.
+// lookupEnv returns the value of a variable. If it is set more than once the last
+// one counts, as in a process.
 func lookupEnv(env []string, name string) (value string, given bool) {
 	for _, kv := range env {
 		if k, v, _ := strings.Cut(kv, "="); k == name {
@@ -83,11 +85,11 @@ func lookupEnv(env []string, name string) (value string, given bool) {
 	return value, given
 }
 
-// without returns the words but for the first that is word.
+// without returns the words without the first occurrence of word.
 func without(words []string, word string) []string {
 	i := slices.Index(words, word)
 	return slices.Concat(words[:i], words[i+1:])
 }
 
-// maxAddresses bounds how many addresses one container asks for.
+// maxAddresses bounds how many addresses one container may request.
 const maxAddresses = 64

@@ -13,11 +13,11 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// create makes a container and puts it on the networks that it asks for.
+// create creates a container and connects it to the network that it requests.
 func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	doc, err := parseDocument(body)
 	if err != nil {
-		return p.forward(ctx, req, body) // the engine says what is wrong with it
+		return p.forward(ctx, req, body) // the engine reports the error
 	}
 	api, err := p.client()
 	if err != nil {
@@ -43,7 +43,7 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 			return nil, fmt.Errorf("create container: %w", err)
 		}
 		if c.mode == modeNone {
-			// The engine connects a container that has none to nothing else.
+			// The engine refuses to connect a container of network mode none.
 			c.moveTo(j)
 			w = nil
 		}
@@ -58,7 +58,8 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 	return a, p.connect(ctx, api, a.body, j)
 }
 
-// connect puts the container that was created on a network, or removes it.
+// connect connects a created container to a network, or removes the container.
+// Created is the engine's response to its creation.
 func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte, j networkJoin) error {
 	var made struct{ ID string }
 	if err := json.Unmarshal(created, &made); err != nil {
@@ -69,19 +70,19 @@ func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte,
 		return nil
 	}
 	_, rerr := api.ContainerRemove(context.WithoutCancel(ctx), made.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-	return errors.Join(fmt.Errorf("create container: put it on network %s: %w", j.network, err), rerr)
+	return errors.Join(fmt.Errorf("create container: connect it to network %s: %w", j.network, err), rerr)
 }
 
-// Modes of networking that leave room for weft's.
+// Network modes that can be combined with a network of weft's.
 const (
 	modeNone    = "none"
 	modeBridge  = "bridge"
 	modeDefault = "default"
 )
 
-// creation is what of the request for a container is read and changed.
+// createRequest holds the parts of a request that the proxy reads and changes.
 type createRequest struct {
-	doc, host document // all, and its HostConfig
+	doc, host document // the whole request, and its HostConfig
 	edited    bool
 
 	image, hostname, domainname string
@@ -104,21 +105,21 @@ func readCreateRequest(doc document) (*createRequest, error) {
 	return c, err
 }
 
-// joinable reports whether the container's own network leaves room for weft's. A
-// network that its user made is taken as all that it is to have.
+// joinable reports whether weft's network can be added to the container's own. A
+// container on a network that its user created gets no other.
 func (c *createRequest) joinable() bool {
 	return slices.Contains([]string{"", modeDefault, modeBridge, modeNone}, c.mode)
 }
 
-// wanted returns what the container asks for, or gets without asking; nil:
-// nothing.
+// addressesFor returns the addresses that the container requests, or gets by
+// default; nil for none.
 func (p *Proxy) addressesFor(ctx context.Context, api *client.Client, c *createRequest) (*addressRequest, error) {
 	if !c.joinable() {
 		return nil, nil
 	}
 	env := slices.Clone(c.env)
 	if c.image != "" {
-		// The image's environment goes before; what it says is as good.
+		// Variables of the image count too; those of the container override them.
 		if r, err := api.ImageInspect(ctx, c.image); err == nil && r.Config != nil {
 			env = append(slices.Clone(r.Config.Env), env...)
 		}
@@ -154,11 +155,11 @@ func (p *Proxy) edit(c *createRequest, name string) {
 	}
 }
 
-// maxHostname is the most bytes of a hostname, as Linux has it.
+// maxHostname is the maximum length of a hostname in bytes, HOST_NAME_MAX of Linux.
 const maxHostname = 64
 
-// hostname makes a hostname of the container's name or of its label, "" if the
-// engine is to choose.
+// hostname derives a hostname from the container's name or its label; "" leaves the
+// choice to the engine.
 func (p *Proxy) hostname(name string, labels map[string]string) string {
 	name = strings.TrimPrefix(name, "/")
 	if p.HostnameFromLabel != "" {
@@ -179,16 +180,15 @@ func (p *Proxy) hostname(name string, labels map[string]string) string {
 	return name
 }
 
-// moveTo has the container on that network only.
+// moveTo makes that network the only one of the container.
 func (c *createRequest) moveTo(j networkJoin) {
 	c.mode, c.edited = j.network, true
-	// Plain data can be written.
-	networking := document{}
+	networking := document{} // set cannot fail on such plain data
 	networking.set("EndpointsConfig", map[string]any{j.network: j.settings()})
 	c.doc.set("NetworkingConfig", networking)
 }
 
-// document returns the request as it is to be sent.
+// document returns the edited request.
 func (c *createRequest) document() ([]byte, error) {
 	var errs []error
 	put := func(d document, name string, given bool, v any) {

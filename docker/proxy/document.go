@@ -7,12 +7,11 @@ import (
 	"strings"
 )
 
-// document is a JSON object of which some parts are read and changed, and all
-// others, known or not, stay as they came.
+// document is a JSON object. Fields that are not set explicitly, known or unknown,
+// keep their exact bytes.
 type document map[string]json.RawMessage
 
-// parseDocument reads an object. An empty or null one is an object without
-// parts.
+// parseDocument parses an object. Empty text and null give an empty document.
 func parseDocument(b []byte) (document, error) {
 	d := document{}
 	if len(bytes.TrimSpace(b)) == 0 {
@@ -27,7 +26,8 @@ func parseDocument(b []byte) (document, error) {
 	return d, nil
 }
 
-// key finds a key as the engine does: exactly, else in whatever case.
+// key returns the key that matches name as the engine matches it: exactly, else
+// ignoring case.
 func (d document) key(name string) string {
 	if _, ok := d[name]; ok {
 		return name
@@ -40,7 +40,7 @@ func (d document) key(name string) string {
 	return name
 }
 
-// get reads a part into v, which stays as it is where there is none.
+// get decodes a field into v. A missing field leaves v unchanged.
 func (d document) get(name string, v any) error {
 	raw, ok := d[d.key(name)]
 	if !ok {
@@ -52,7 +52,7 @@ func (d document) get(name string, v any) error {
 	return nil
 }
 
-// set changes a part.
+// set sets a field.
 func (d document) set(name string, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -62,7 +62,7 @@ func (d document) set(name string, v any) error {
 	return nil
 }
 
-// object returns a part that is an object, an empty one where there is none.
+// object returns a field that is an object, an empty one if it is missing.
 func (d document) object(name string) (document, error) {
 	part, err := parseDocument(d[d.key(name)])
 	if err != nil {

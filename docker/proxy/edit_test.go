@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-func TestWishes(t *testing.T) {
+func TestRequestedAddresses(t *testing.T) {
 	subnet := netip.MustParsePrefix("10.32.0.0/12")
 	for _, c := range []struct {
 		env   []string
@@ -32,12 +32,12 @@ func TestWishes(t *testing.T) {
 		{[]string{"WEFT_CIDR=fd00::5/64 10.1.2.9/24"}, "10.1.2.0/24 10.1.2.9 [fd00::5/64]", true, ""},
 		{[]string{"WEAVE_CIDR=10.1.2.3/24"}, "10.1.2.0/24 10.1.2.3 []", true, ""},
 		{[]string{"WEFT_CIDR=none", "WEAVE_CIDR=10.1.2.3/24"}, "", true, ""},
-		{[]string{"WEFT_CIDR=10.1.2.3/24", "WEFT_CIDR=none"}, "", true, ""},                                 // as a shell has it
+		{[]string{"WEFT_CIDR=10.1.2.3/24", "WEFT_CIDR=none"}, "", true, ""},                                 // the last one counts
 		{[]string{"WEAVE_CIDR=10.1.2.3/24", "WEAVE_CIDR=10.1.2.4/24"}, "10.1.2.0/24 10.1.2.4 []", true, ""}, // of the image, of the container
 		{[]string{"WEFT_CIDR=10.1.2.3/24 ip:10.1.2.3/24"}, "", true, "given twice"},
 		{[]string{"WEFT_CIDR=10.1.2.0/24"}, "", true, "names the subnet itself"},
-		{[]string{"WEFT_CIDR=fd00::5/64"}, "", true, "an IPv4 address beside"},
-		{[]string{"WEFT_CIDR=" + strings.Repeat("net:default ", 65)}, "", true, "are the most"},
+		{[]string{"WEFT_CIDR=fd00::5/64"}, "", true, "needs an IPv4 address"},
+		{[]string{"WEFT_CIDR=" + strings.Repeat("net:default ", 65)}, "", true, "the maximum is"},
 	} {
 		w, given, err := requestedAddresses(c.env, subnet)
 		got := ""
@@ -53,7 +53,7 @@ func TestWishes(t *testing.T) {
 		}
 	}
 	if _, _, err := requestedAddresses([]string{"WEFT_CIDR="}, netip.Prefix{}); err == nil {
-		t.Error("an address of no range was promised")
+		t.Error("an address was requested without an address range")
 	}
 }
 
@@ -61,20 +61,20 @@ func TestHostnames(t *testing.T) {
 	p := &Proxy{Config: Config{HostnameMatch: regexp.MustCompile("^aws-[0-9]+-(.*)$"), HostnameReplacement: "my-app-$1"}}
 	for name, want := range map[string]string{"aws-12798186823-foo": "my-app-foo", "other": "", "": "", "aws-1-" + strings.Repeat("x", 70): ""} {
 		if got := p.hostname(name, nil); got != want {
-			t.Errorf("of %q it makes %q, want %q", name, got, want)
+			t.Errorf("hostname of %q: %q, want %q", name, got, want)
 		}
 	}
 	p = &Proxy{Config: Config{HostnameFromLabel: "role"}}
 	if got := p.hostname("name", map[string]string{"role": "db"}); got != "db" {
-		t.Errorf("of a label it makes %q", got)
+		t.Errorf("hostname from the label: %q, want db", got)
 	}
 	if got := p.hostname("name", nil); got != "" {
-		t.Errorf("without the label it makes %q", got)
+		t.Errorf("hostname without the label: %q, want none", got)
 	}
 }
 
-// The creation of a container keeps what the proxy knows nothing of.
-func TestEditKeepsWhatItDoesNotKnow(t *testing.T) {
+// Fields that the proxy does not know keep their exact bytes.
+func TestEditKeepsUnknownFields(t *testing.T) {
 	p := &Proxy{Config: Config{DNS: func() (netip.Addr, string, bool) { return netip.MustParseAddr("172.17.0.1"), "weft.internal", true }}}
 	body := `{"image":"x","New":{"a":[1,2.50,"\u00e9"]},"hostconfig":{"Binds":["/a:/b"],"Future":1e400,"NetworkMode":"default"},"Env":["A=1"]}`
 	doc, err := parseDocument([]byte(body))
@@ -93,7 +93,7 @@ func TestEditKeepsWhatItDoesNotKnow(t *testing.T) {
 	}
 	c, _ = readCreateRequest(mustParse(t, `{"Hostname":"mine","HostConfig":{"Dns":["9.9.9.9"]}}`))
 	if p.edit(c, "web"); c.edited {
-		t.Errorf("what the user chose was changed: %+v", c)
+		t.Errorf("the user's choices were changed: %+v", c)
 	}
 }
 
@@ -106,7 +106,7 @@ func mustParse(t *testing.T, s string) document {
 	return d
 }
 
-func TestInspectShowsTheAddressOnWeft(t *testing.T) {
+func TestInspectShowsWeftAddress(t *testing.T) {
 	body := `{"Id":"x","NetworkSettings":{"IPAddress":"172.17.0.2","MacAddress":"02:42:ac:11:00:02","Networks":{"bridge":{"IPAddress":"172.17.0.2"},"weft":{"IPAddress":"10.32.0.1","IPPrefixLen":12,"MacAddress":"02:42:0a:20:00:01","Gateway":""}}}}`
 	got, ok := rewriteInspect([]byte(body))
 	if !ok {
@@ -140,7 +140,7 @@ func FuzzEdit(f *testing.F) {
 	p := &Proxy{Config: Config{DNS: func() (netip.Addr, string, bool) { return netip.MustParseAddr("172.17.0.1"), "weft.internal", true }}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if edited, ok := rewriteInspect(b); ok && !json.Valid(edited) {
-			t.Errorf("an answer became %q", edited)
+			t.Errorf("an inspect response became %q", edited)
 		}
 		doc, err := parseDocument(b)
 		if err != nil {
@@ -157,13 +157,12 @@ func FuzzEdit(f *testing.F) {
 		c.moveTo(networkJoin{network: "weft"})
 		edited, err := c.document()
 		if err != nil || !json.Valid(edited) {
-			t.Errorf("%v: a request became %q", err, edited)
+			t.Errorf("a create request became %q, %v", edited, err)
 		}
 	})
 }
 
-// A container that could not be put on its network does not stay.
-func TestContainerThatCanNotBeConnectedGoes(t *testing.T) {
+func TestContainerIsRemovedIfConnectFails(t *testing.T) {
 	calls := make(chan string, 20)
 	dial := newTestProxy(t, func(e *net.UnixConn) {
 		for r := bufio.NewReader(e); ; {
@@ -212,7 +211,7 @@ func TestContainerThatCanNotBeConnectedGoes(t *testing.T) {
 	}
 }
 
-func TestWhereToListen(t *testing.T) {
+func TestCheckListen(t *testing.T) {
 	verify := TLS{Cert: "c", Key: "k", CA: "a"}
 	for _, c := range []struct {
 		addr string

@@ -12,15 +12,16 @@ import (
 )
 
 const (
-	// maxHead is the most bytes of a head: request or status line and headers.
-	maxHead = 1 << 20 // as net/http has it
-	// maxLine is the most bytes of a line between chunks.
+	// maxHead bounds a head in bytes: request or status line, and headers. It is the
+	// default of net/http.
+	maxHead = 1 << 20
+	// maxLine bounds a line between chunks in bytes.
 	maxLine = 16 << 10
 )
 
 var errTooLong = errors.New("too long")
 
-// readHead reads a head with the empty line that ends it, as it came.
+// readHead reads a head, up to and including the empty line, without changing it.
 func readHead(r *bufio.Reader) ([]byte, error) {
 	var head []byte
 	for {
@@ -42,16 +43,16 @@ func readHead(r *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// parseRequest reads the head of a request. Its Body is not to be used.
+// parseRequest parses the head of a request. The Body of the result must not be used.
 func parseRequest(head []byte) (*http.Request, error) {
 	return http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
 }
 
-// framing tells where the body after a head ends.
+// framing says where the body after a head ends.
 type framing struct {
 	chunked bool
-	toEnd   bool  // at the end of the connection
-	length  int64 // bytes, if neither
+	toEnd   bool  // the body ends with the connection
+	length  int64 // bytes, if neither is set
 }
 
 func requestFraming(r *http.Request) framing {
@@ -61,8 +62,8 @@ func requestFraming(r *http.Request) framing {
 	return framing{length: max(0, r.ContentLength)}
 }
 
-// parseResponse reads the head of the response to a request. Its Body is not to
-// be used.
+// parseResponse parses the head of the response to a request. The Body of the result
+// must not be used.
 func parseResponse(head []byte, to *http.Request) (*http.Response, framing, error) {
 	r, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(head)), to)
 	if err != nil {
@@ -79,7 +80,7 @@ func parseResponse(head []byte, to *http.Request) (*http.Response, framing, erro
 	return r, framing{toEnd: true}, nil
 }
 
-// copyBody copies a body as it is on the wire.
+// copyBody copies a body with its framing, byte for byte.
 func copyBody(w io.Writer, r *bufio.Reader, f framing) error {
 	switch {
 	case f.toEnd:
@@ -107,7 +108,7 @@ func copyBody(w io.Writer, r *bufio.Reader, f framing) error {
 		if end, err := copyLine(w, r); err != nil {
 			return err
 		} else if strings.TrimRight(end, "\r\n") != "" {
-			return fmt.Errorf("chunk of %d bytes goes on with %.20q", n, end)
+			return fmt.Errorf("chunk of %d bytes: want a line end after it, got %.20q", n, end)
 		}
 	}
 }
@@ -149,7 +150,7 @@ func copyLine(w io.Writer, r *bufio.Reader) (string, error) {
 	}
 }
 
-// parseChunkSize reads the line before a chunk, RFC 9112, section 7.1.
+// parseChunkSize parses the line before a chunk (RFC 9112, section 7.1).
 func parseChunkSize(line string) (int64, error) {
 	size, _, _ := strings.Cut(strings.TrimRight(line, "\r\n"), ";")
 	size = strings.TrimRight(size, " \t")

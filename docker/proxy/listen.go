@@ -15,18 +15,18 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// TLS says how clients over TCP are met.
+// TLS configures TLS for clients over TCP.
 type TLS struct {
-	// Cert and Key are files with the proxy's certificate and its key; empty: no
-	// TLS.
+	// Cert and Key are files with the proxy's certificate and its key; empty
+	// disables TLS.
 	Cert, Key string
-	// CA is a file with the certificates that clients' must be signed by; empty:
-	// clients need none.
+	// CA is a file with the certificates of the authorities that must have signed a
+	// client's certificate; empty requires no client certificate.
 	CA string
 }
 
-// CheckListen tells what is wrong with an address to listen on, unix:///PATH or
-// tcp://HOST:PORT, or returns nil.
+// CheckListen checks an address to listen on, unix:///PATH or tcp://HOST:PORT.
+// Without client certificates only loopback addresses are allowed over TCP.
 func CheckListen(addr string, t TLS) error {
 	proto, rest, ok := strings.Cut(addr, "://")
 	switch {
@@ -40,13 +40,13 @@ func CheckListen(addr string, t TLS) error {
 		return fmt.Errorf("%q: want unix:///PATH or tcp://HOST:PORT", addr)
 	}
 	if ip := net.ParseIP(host); t.CA == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("%q: whoever reaches that is root on this host; have clients show a certificate, --tlsverify", addr)
+		return fmt.Errorf("%q: every client of that address would have the rights of root on this host; require client certificates with --tlsverify", addr)
 	}
 	return nil
 }
 
-// Listen listens on such an address. A unix socket gets the owner and mode of
-// the engine's, if that is there, so that who may use the one may use the other.
+// Listen listens on an address that CheckListen accepts. Engine is the address of
+// the engine; a unix socket gets its owner and mode, see ShareSocket.
 func Listen(addr string, t TLS, engine string) (net.Listener, error) {
 	proto, rest, _ := strings.Cut(addr, "://")
 	if proto == "unix" {
@@ -79,8 +79,9 @@ func listenUnix(path, engine string) (net.Listener, error) {
 	return l, nil
 }
 
-// Share gives a unix socket the owner and mode of the engine's at host, so that
-// users of the one can use the other. One that is not there changes nothing.
+// ShareSocket gives the unix socket at path the owner and mode of the engine's socket
+// at host, so that the same users may use both. It does nothing if host is not a unix
+// socket or does not exist.
 func ShareSocket(path, host string) error {
 	u, err := url.Parse(host)
 	if err != nil || u.Scheme != "unix" {
@@ -94,8 +95,8 @@ func ShareSocket(path, host string) error {
 	if !ok {
 		return nil
 	}
-	// Others may pass the folder and not look into it; what else is in there has
-	// modes of its own.
+	// Others may traverse the directory but not list it; other files in it have
+	// modes of their own.
 	return errors.Join(
 		os.Chown(path, int(owner.Uid), int(owner.Gid)),
 		os.Chmod(path, info.Mode().Perm()),
@@ -103,7 +104,7 @@ func ShareSocket(path, host string) error {
 	)
 }
 
-// Check tells what is wrong with the files, or returns nil.
+// Check reports whether the files can be read and fit together.
 func (t TLS) Check() error {
 	if t.Cert == "" {
 		return nil
@@ -115,7 +116,7 @@ func (t TLS) Check() error {
 func (t TLS) config() (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
 	if err != nil {
-		return nil, fmt.Errorf("read the certificate %s and its key: %w", t.Cert, err)
+		return nil, fmt.Errorf("read certificate %s and its key %s: %w", t.Cert, t.Key, err)
 	}
 	c := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	if t.CA == "" {
@@ -123,11 +124,11 @@ func (t TLS) config() (*tls.Config, error) {
 	}
 	pem, err := os.ReadFile(t.CA)
 	if err != nil {
-		return nil, fmt.Errorf("read the certificates of clients' authorities: %w", err)
+		return nil, fmt.Errorf("read the authorities of client certificates: %w", err)
 	}
 	c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
 	if !c.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("read the certificates of clients' authorities: %s has none", t.CA)
+		return nil, fmt.Errorf("read the authorities of client certificates: %s has no certificate", t.CA)
 	}
 	return c, nil
 }

@@ -16,15 +16,15 @@ import (
 	"github.com/weft-net/weft/docker/plugin"
 )
 
-// MadeLabel marks networks that weft made: they go with it when no container
-// has them.
+// ManagedLabel marks networks that weft created. When weft stops, those without
+// containers are deleted.
 const ManagedLabel = "weft.made"
 
-// join is a network of the engine's, and what to ask it for.
+// networkJoin is a Docker network to connect a container to, with its addresses.
 type networkJoin struct {
 	network string
 	addr    netip.Addr // the zero Addr: any
-	more    []string   // addresses besides
+	more    []string   // further addresses, as weft attach takes them
 }
 
 func (j networkJoin) settings() *network.EndpointSettings {
@@ -38,8 +38,8 @@ func (j networkJoin) settings() *network.EndpointSettings {
 	return s
 }
 
-// networkName names the network of a subnet. The default network serves for
-// what is like it.
+// networkName returns the name of the network of a subnet. It is the default network
+// if that has the same properties.
 func (p *Proxy) networkName(subnet netip.Prefix, internal bool) string {
 	if subnet == p.Subnet && !internal && !p.NoMulticastRoute {
 		return plugin.Name
@@ -54,7 +54,8 @@ func (p *Proxy) networkName(subnet netip.Prefix, internal bool) string {
 	return name
 }
 
-// network returns the network for a wish, which is made if it is not there.
+// ensureNetwork returns how to join the network of a request, and creates the network
+// if it is missing.
 func (p *Proxy) ensureNetwork(ctx context.Context, api *client.Client, w *addressRequest, internal bool) (networkJoin, error) {
 	p.networkMu.Lock()
 	defer p.networkMu.Unlock()
@@ -71,22 +72,22 @@ func (p *Proxy) ensureNetwork(ctx context.Context, api *client.Client, w *addres
 	err = MakeNetwork(ctx, api, j.network, NetworkOptions{
 		Subnet: w.subnet, Internal: internal, Multicast: !p.NoMulticastRoute, Outside: w.addr.IsValid(),
 	})
-	if err != nil && !errdefs.IsConflict(err) { // somebody else was first
-		return j, fmt.Errorf("make docker's network %s: %w", j.network, err)
+	if err != nil && !errdefs.IsConflict(err) { // a conflict: it was created meanwhile
+		return j, fmt.Errorf("create docker's network %s: %w", j.network, err)
 	}
 	return j, nil
 }
 
-// Network says what a network of weft's driver is like.
+// NetworkOptions are the properties of a network of weft's driver.
 type NetworkOptions struct {
 	Subnet    netip.Prefix
 	Internal  bool
-	Multicast bool // goes over it
-	// Outside allows for a subnet outside of weft's ranges.
+	Multicast bool // containers send multicast over it
+	// Outside allows a subnet outside weft's address ranges.
 	Outside bool
 }
 
-// MakeNetwork makes a network of weft's driver.
+// MakeNetwork creates a network of weft's driver.
 func MakeNetwork(ctx context.Context, api *client.Client, name string, n NetworkOptions) error {
 	_, err := api.NetworkCreate(ctx, name, client.NetworkCreateOptions{
 		Driver:   plugin.Name,
@@ -96,7 +97,7 @@ func MakeNetwork(ctx context.Context, api *client.Client, name string, n Network
 		IPAM: &network.IPAM{
 			Driver:  plugin.Name,
 			Options: map[string]string{plugin.OutsideOption: fmt.Sprint(n.Outside)},
-			// Named, because docker refuses a subnet that it did not get by name where
+			// Explicit, because docker refuses a subnet that its IPAM driver chose if
 			// the host has a route to it.
 			Config: []network.IPAMConfig{{Subnet: n.Subnet}},
 		},
@@ -104,7 +105,7 @@ func MakeNetwork(ctx context.Context, api *client.Client, name string, n Network
 	return err
 }
 
-// isOurs reports whether a network, by name or id, is one of weft's driver.
+// isOurNetwork reports whether a network, by name or id, is one of weft's driver.
 func isOurNetwork(ctx context.Context, api *client.Client, name string) bool {
 	if name == "" || slices.Contains([]string{modeDefault, modeBridge, modeNone, "host"}, name) || strings.HasPrefix(name, "container:") {
 		return false
@@ -113,8 +114,8 @@ func isOurNetwork(ctx context.Context, api *client.Client, name string) bool {
 	return err == nil && r.Network.Driver == plugin.Name
 }
 
-// createNetwork has networks of weft's driver take their addresses from weft
-// too, unless the user says where from.
+// createNetwork makes networks of weft's driver use weft's IPAM driver too, unless
+// the user chose another one.
 func (p *Proxy) createNetwork(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	doc, err := parseDocument(body)
 	if err != nil {

@@ -17,32 +17,32 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Config says what a Proxy does. The zero value of each switch is what weave
-// did by default.
+// Config configures a Proxy. The zero value of each switch is Weave's default.
 type Config struct {
-	// Host is where the engine listens, like unix:///var/run/docker.sock.
+	// Host is the address of the engine, like unix:///var/run/docker.sock.
 	Host string
 	// Subnet is the default subnet, that of the network weft.
 	Subnet netip.Prefix
-	// NoDefaultIPAlloc leaves containers alone that do not ask by WEFT_CIDR.
+	// NoDefaultIPAlloc gives no address to a container without WEFT_CIDR.
 	NoDefaultIPAlloc bool
-	// WithoutDNS leaves the name servers of containers alone.
+	// WithoutDNS does not change the name servers of containers.
 	WithoutDNS bool
-	// NoRewriteHosts leaves /etc/hosts as the engine makes it.
+	// NoRewriteHosts does not change /etc/hosts of containers.
 	NoRewriteHosts bool
-	// NoMulticastRoute leaves multicast to the containers' other interfaces.
+	// NoMulticastRoute adds no multicast route over weft's interface.
 	NoMulticastRoute bool
-	// RewriteInspect shows the address on weft where those look who know of one.
+	// RewriteInspect makes inspect show the weft address in the fields of the default
+	// bridge, for clients that read one address only.
 	RewriteInspect bool
-	// HostnameFromLabel names a label whose value, instead of the container's
-	// name, its hostname is made of.
+	// HostnameFromLabel names a label whose value replaces the container's name as
+	// the source of its hostname.
 	HostnameFromLabel string
-	// HostnameMatch and HostnameReplacement make the hostname of that. A nil
-	// HostnameMatch takes it as it is.
+	// HostnameMatch and HostnameReplacement derive the hostname from that source. A
+	// nil HostnameMatch takes it unchanged.
 	HostnameMatch       *regexp.Regexp
 	HostnameReplacement string
-	// DNS tells the address of the name server for containers and their domain;
-	// ok is false while there is none.
+	// DNS returns the address of the name server for containers and their domain; ok
+	// is false while there is no name server.
 	DNS func() (server netip.Addr, domain string, ok bool)
 	Log *slog.Logger
 }
@@ -57,10 +57,10 @@ type Proxy struct {
 	networkMu sync.Mutex  // one network is made at a time
 
 	mu     sync.Mutex
-	engine *client.Client // nil until it is needed, and after it failed
+	engine *client.Client // nil until needed, and after Reset
 }
 
-// New returns a Proxy of the engine at c.Host, to which it does not connect.
+// New returns a Proxy of the engine at c.Host. It does not connect to the engine.
 func New(c Config) (*Proxy, error) {
 	u, err := client.ParseHostURL(c.Host)
 	if err != nil {
@@ -71,7 +71,7 @@ func New(c Config) (*Proxy, error) {
 	}
 	p := &Proxy{Config: c, log: c.Log, proto: u.Scheme, addr: u.Host}
 	p.http.Transport = &http.Transport{
-		DisableKeepAlives:  true, // the engine may be another at the next request
+		DisableKeepAlives:  true, // the engine may be restarted between requests
 		DisableCompression: true,
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
 	}
@@ -79,8 +79,8 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
-// client returns what the proxy's own questions are asked by. It has agreed on a
-// version with the engine, so it is dropped when the engine may be another.
+// client returns the client for the proxy's own requests. It has negotiated an API
+// version, so Reset drops it when the engine is restarted.
 func (p *Proxy) client() (*client.Client, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -94,8 +94,8 @@ func (p *Proxy) client() (*client.Client, error) {
 	return c, err
 }
 
-// Reset has the next question agree on a version again. Call it when an engine
-// has started.
+// Reset makes the next request of the proxy negotiate the API version again. Call it
+// when an engine has started.
 func (p *Proxy) Reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -105,7 +105,7 @@ func (p *Proxy) Reset() {
 	}
 }
 
-// dialTimeout bounds how long the engine may take to accept.
+// dialTimeout bounds how long the engine may take to accept a connection.
 const dialTimeout = 10 * time.Second
 
 func (p *Proxy) dial(ctx context.Context) (halfCloser, error) {
@@ -117,8 +117,7 @@ func (p *Proxy) dial(ctx context.Context) (halfCloser, error) {
 	return c.(halfCloser), nil // TCP or unix
 }
 
-// Serve answers clients on l until ctx ends, and closes l and their connections
-// then.
+// Serve answers clients on l until ctx ends. Then it closes l and all connections.
 func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -136,8 +135,8 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("docker's proxy on %s: %w", l.Addr(), err)
 		}
-		// Such as too many open files: that passes.
-		p.log.Warn("docker's proxy could not take a client", "address", l.Addr(), "err", err)
+		// A passing condition, such as too many open files.
+		p.log.Warn("docker's proxy could not accept a client", "addr", l.Addr(), "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -146,17 +145,16 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// How long Serve waits after it could not accept, at first and at last.
+// Serve waits that long after it could not accept, with exponential back-off.
 const (
 	firstAcceptDelay = 5 * time.Millisecond
 	maxAcceptDelay   = time.Second
 )
 
-// version is the beginning of the path of a request that says which version of
-// the API it means.
+// version matches the API version at the beginning of a request's path.
 var version = regexp.MustCompile(`^/v[0-9]+(\.[0-9]+)*/`)
 
-// pathOf returns the path of a request without the version of the API.
+// pathOf returns the path of a request without the API version.
 func pathOf(req *http.Request) string {
 	p := path.Clean(req.URL.Path)
 	if prefix := version.FindString(p); prefix != "" {
@@ -165,7 +163,7 @@ func pathOf(req *http.Request) string {
 	return p
 }
 
-// handlerOf returns what answers a request, nil for those that are passed on.
+// handlerOf returns the handler of a request, nil if it is relayed unchanged.
 func (p *Proxy) handlerOf(req *http.Request) handler {
 	rest := pathOf(req)
 	parts := strings.Split(strings.TrimPrefix(rest, "/"), "/")
@@ -184,7 +182,7 @@ func (p *Proxy) handlerOf(req *http.Request) handler {
 	return nil
 }
 
-// containerOf returns the container that a request names.
+// containerName returns the container that a request names.
 func containerName(req *http.Request) string {
 	rest := pathOf(req)
 	return strings.Split(rest, "/")[2]

@@ -17,21 +17,21 @@ import (
 )
 
 const (
-	// headTimeout bounds how long a client may take for a head once it has
-	// begun one.
+	// headTimeout bounds how long a client may take to send a head, from its first
+	// byte on.
 	headTimeout = 30 * time.Second
-	// maxIntercepted is the most bytes of the body of a request, or a response,
-	// that is edited.
+	// maxIntercepted bounds the body of an edited request or response in bytes.
 	maxIntercepted = 32 << 20
 )
 
-// halfCloser is a connection of which one direction can end: TCP, unix, TLS.
+// halfCloser is a connection whose write direction can be closed alone: TCP, unix,
+// TLS.
 type halfCloser interface {
 	net.Conn
 	CloseWrite() error
 }
 
-// serveConn serves one client until it or its last request has ended.
+// serveConn serves one client until it disconnects or its last request has ended.
 func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 	defer client.Close()
 	stop := context.AfterFunc(ctx, func() { client.Close() })
@@ -41,7 +41,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 		err := t.HandshakeContext(hands)
 		cancel()
 		if err != nil {
-			p.log.Info("a client of docker's proxy was refused", "address", client.RemoteAddr(), "err", err)
+			p.log.Info("a client of docker's proxy was refused", "addr", client.RemoteAddr(), "err", err)
 			return
 		}
 	}
@@ -73,7 +73,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 	}
 }
 
-// refuse answers as the engine does when it fails.
+// respondError answers with an error in the engine's format.
 func respondError(w io.Writer, code int, err error) error {
 	body, jerr := json.Marshal(map[string]string{"message": oneLine(err)})
 	if jerr != nil {
@@ -95,8 +95,8 @@ func respond(w io.Writer, code int, h http.Header, body []byte) error {
 	return r.Write(w)
 }
 
-// relay passes one request to the engine and its response back, each as it is.
-// It reports whether the client's connection can take another request.
+// relay passes one request to the engine and its response back, both unchanged. It
+// reports whether the client's connection can take another request.
 func (p *Proxy) relay(ctx context.Context, client halfCloser, br *bufio.Reader, req *http.Request, head []byte) (again bool) {
 	up, err := p.dial(ctx)
 	if err != nil {
@@ -120,8 +120,8 @@ func (p *Proxy) relay(ctx context.Context, client halfCloser, br *bufio.Reader, 
 		tunnel(client, br, up, from, sent)
 		return false
 	}
-	// A client that goes away takes its request with it, as it would from the
-	// engine: logs and events never end by themselves.
+	// If the client disconnects, its request is cancelled, as the engine itself would
+	// do: logs and events never end by themselves.
 	watched := make(chan error, 1)
 	go func() {
 		err := <-sent
@@ -134,7 +134,7 @@ func (p *Proxy) relay(ctx context.Context, client halfCloser, br *bufio.Reader, 
 		watched <- err
 	}()
 	if err := copyBody(client, from, f); err != nil || resp.Close {
-		client.Close() // wakes the watch, whichever it waits for
+		client.Close() // ends the goroutine above, whatever it waits for
 		up.Close()
 		<-watched
 		return false
@@ -142,13 +142,13 @@ func (p *Proxy) relay(ctx context.Context, client halfCloser, br *bufio.Reader, 
 	return <-watched == nil
 }
 
-// passHead passes heads from the engine to the client up to the final one: an
-// engine may say 100 Continue first.
+// passHead passes heads from the engine to the client, up to and including the final
+// one: an engine may send 100 Continue first.
 func passHead(client io.Writer, from *bufio.Reader, req *http.Request) (*http.Response, framing, error) {
 	for {
 		head, err := readHead(from)
 		if err != nil {
-			respondError(client, http.StatusBadGateway, fmt.Errorf("docker ended before it answered: %w", err))
+			respondError(client, http.StatusBadGateway, fmt.Errorf("docker closed the connection before it answered: %w", err))
 			return nil, framing{}, err
 		}
 		resp, f, err := parseResponse(head, req)
@@ -165,9 +165,9 @@ func passHead(client io.Writer, from *bufio.Reader, req *http.Request) (*http.Re
 	}
 }
 
-// tunnel passes whatever either side sends until the engine has ended its
-// direction. The end of the client's direction is passed on, and does not end
-// the other: it is the end of a container's input.
+// tunnel copies both directions until the engine has closed its own. When the client
+// closes its direction the tunnel passes that on and keeps the other open: it is the
+// end of a container's input.
 func tunnel(client halfCloser, br *bufio.Reader, up halfCloser, from *bufio.Reader, sent <-chan error) {
 	done := make(chan struct{})
 	go func() {
@@ -177,7 +177,7 @@ func tunnel(client halfCloser, br *bufio.Reader, up halfCloser, from *bufio.Read
 			return
 		}
 		if _, err := io.Copy(up, br); err != nil {
-			up.Close() // the client is gone
+			up.Close() // the client has disconnected
 			return
 		}
 		up.CloseWrite()
@@ -192,14 +192,15 @@ func tunnel(client halfCloser, br *bufio.Reader, up halfCloser, from *bufio.Read
 // handler answers an intercepted request whose body has been read.
 type handler func(ctx context.Context, req *http.Request, body []byte) (*response, error)
 
-// answer is a response that has been read.
+// response is a response whose body has been read.
 type response struct {
 	code   int
 	header http.Header
 	body   []byte
 }
 
-// intercept reads a request whole and has h answer it.
+// intercept reads a request with its body and answers it with h. It reports whether
+// the client's connection can take another request.
 func (p *Proxy) intercept(ctx context.Context, client halfCloser, br *bufio.Reader, req *http.Request, h handler) (again bool) {
 	if strings.EqualFold(req.Header.Get("Expect"), "100-continue") {
 		if _, err := io.WriteString(client, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
@@ -219,7 +220,7 @@ func (p *Proxy) intercept(ctx context.Context, client halfCloser, br *bufio.Read
 	return respond(client, a.code, a.header, a.body) == nil
 }
 
-// readBody reads a body of a bounded length.
+// readBody reads a body of up to maxIntercepted bytes.
 func readBody(br *bufio.Reader, f framing) ([]byte, error) {
 	raw := limited{left: maxIntercepted}
 	if err := copyBody(&raw, br, f); err != nil {
@@ -231,7 +232,7 @@ func readBody(br *bufio.Reader, f framing) ([]byte, error) {
 	return io.ReadAll(httputil.NewChunkedReader(&raw))
 }
 
-// limited is a buffer that refuses more than it may hold.
+// limited is a buffer of bounded size: a Write beyond it fails.
 type limited struct {
 	bytes.Buffer
 	left int
@@ -244,7 +245,8 @@ func (l *limited) Write(b []byte) (int, error) {
 	return l.Buffer.Write(b)
 }
 
-// ask sends an intercepted request on, with another body, and reads the answer.
+// forward sends an intercepted request to the engine with that body, and reads the
+// response.
 func (p *Proxy) forward(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	r, err := http.NewRequestWithContext(ctx, req.Method, "http://docker"+req.RequestURI, bytes.NewReader(body))
 	if err != nil {

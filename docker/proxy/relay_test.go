@@ -19,8 +19,8 @@ import (
 
 const timeout = 20 * time.Second
 
-// setUp makes an engine that does as serve says with each connection, and a
-// proxy of it. It returns a way to connect to the proxy.
+// newTestProxy starts an engine that calls serve for each connection, and a proxy in
+// front of it. Dial connects to the proxy.
 func newTestProxy(t *testing.T, serve func(c *net.UnixConn)) (dial func() *net.UnixConn) {
 	t.Helper()
 	// A short path: those of t.TempDir can be too long for a socket.
@@ -78,7 +78,7 @@ func newTestProxy(t *testing.T, serve func(c *net.UnixConn)) (dial func() *net.U
 	}
 }
 
-// readSome reads n bytes.
+// readN reads n bytes.
 func readN(t *testing.T, r io.Reader, n int) string {
 	t.Helper()
 	b := make([]byte, n)
@@ -99,9 +99,9 @@ func chunked(body []byte) string {
 	return b.String() + "0\r\nX-Sum: 1\r\n\r\n"
 }
 
-// Issue 5, item 3: all other calls pass byte for byte, and the connection takes
-// another afterwards.
-func TestMessagesPassAsTheyAre(t *testing.T) {
+// Requests that the proxy does not edit pass byte for byte, and the connection takes
+// another request afterwards.
+func TestRelayChangesNoByte(t *testing.T) {
 	big := bytes.Repeat([]byte("\x00\xff\r\n0123456789"), 20_000)
 	for _, c := range []struct{ name, request, response string }{
 		{"plain", "GET /v1.41/info HTTP/1.1\r\nhost: docker\r\nX-oDD:  two  blanks \r\n\r\n", "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\ncontent-length: 2\r\n\r\nok"},
@@ -136,7 +136,7 @@ func TestMessagesPassAsTheyAre(t *testing.T) {
 	}
 }
 
-// Connections that become streams: each direction may end by itself.
+// In a connection that became a stream each direction ends independently.
 func TestStreams(t *testing.T) {
 	for _, response := range []string{
 		"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
@@ -170,8 +170,8 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// Logs and events have no end of their own: they end with their client.
-func TestClientThatGoesTakesItsRequestWithIt(t *testing.T) {
+// Logs and events never end by themselves: they end when their client disconnects.
+func TestDisconnectCancelsTheRequest(t *testing.T) {
 	gone := make(chan error, 1)
 	dial := newTestProxy(t, func(e *net.UnixConn) {
 		r := bufio.NewReader(e)
@@ -185,22 +185,22 @@ func TestClientThatGoesTakesItsRequestWithIt(t *testing.T) {
 	r := bufio.NewReader(client)
 	readHead(r)
 	if got := readN(t, r, 8); got != "3\r\nabc\r\n" {
-		t.Fatalf("%q", got) // at once, not when a buffer is full
+		t.Fatalf("%q", got) // the chunk must come at once, not when a buffer is full
 	}
 	client.Close()
 	select {
 	case err := <-gone:
 		if err == nil {
-			t.Error("the engine was sent something")
+			t.Error("the engine received data after the client had disconnected")
 		}
 	case <-time.After(timeout):
-		t.Error("the engine's connection stays")
+		t.Error("the connection to the engine stays open")
 	}
 }
 
-func TestErrorsAreTheEnginesKind(t *testing.T) {
+func TestErrorsHaveTheEnginesFormat(t *testing.T) {
 	dial := newTestProxy(t, func(e *net.UnixConn) {
-		readHead(bufio.NewReader(e)) // and says nothing
+		readHead(bufio.NewReader(e)) // and sends no answer
 	})
 	for request, code := range map[string]int{
 		"GET /info HTTP/1.1\r\nHost: d\r\n\r\n":                                      http.StatusBadGateway,
@@ -231,7 +231,7 @@ func FuzzHeads(f *testing.F) {
 			return
 		}
 		if !bytes.HasPrefix(b, head) {
-			t.Fatalf("a head of %q is %q", b, head)
+			t.Fatalf("the head of %q was read as %q", b, head)
 		}
 		req, err := parseRequest(head)
 		if err != nil {
@@ -245,7 +245,7 @@ func FuzzHeads(f *testing.F) {
 		if all := string(head) + body.String() + string(rest); all != string(b) {
 			t.Fatalf("%q became %q", b, all)
 		}
-		// The engine, which has net/http, sees the same end.
+		// The engine, which uses net/http, must see the same end of the message.
 		buffered := bufio.NewReader(bytes.NewReader(b))
 		theirs, err := http.ReadRequest(buffered)
 		if err != nil {
@@ -256,7 +256,7 @@ func FuzzHeads(f *testing.F) {
 		}
 		left, _ := io.ReadAll(buffered)
 		if string(left) != string(rest) {
-			t.Fatalf("of %q net/http leaves %q, this %q", b, left, rest)
+			t.Fatalf("after %q net/http leaves %q, the proxy %q", b, left, rest)
 		}
 	})
 }

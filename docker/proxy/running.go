@@ -15,15 +15,15 @@ import (
 	"github.com/weft-net/weft/docker/plugin"
 )
 
-// start starts a container, and has its own name mean its address on weft then:
-// the engine has written all that it has into /etc/hosts, others first.
+// start starts a container, then makes its hostname resolve to its weft address in
+// /etc/hosts. The engine writes all addresses there, those of other networks first.
 func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	a, err := p.forward(ctx, req, body)
 	if err != nil || a.code != http.StatusNoContent {
 		return a, err
 	}
 	if err := p.rewriteHosts(ctx, containerName(req)); err != nil {
-		p.log.Warn("the hosts file of a container is as docker made it", "container", containerName(req), "err", err)
+		p.log.Warn("could not put the weft address into /etc/hosts", "container", containerName(req), "err", err)
 	}
 	return a, nil
 }
@@ -52,13 +52,14 @@ func (p *Proxy) rewriteHosts(ctx context.Context, container string) error {
 	return hosts.Rewrite(r.Container.HostsPath, r.Container.Config.Hostname, own, nil)
 }
 
-// ours reports whether a network is one that the proxy puts containers on.
+// isOurNetworkName reports whether a name is that of a network that the proxy connects
+// containers to.
 func isOurNetworkName(name string) bool {
 	return name == plugin.Name || strings.HasPrefix(name, plugin.Name+"-")
 }
 
-// inspect shows the address on weft where the engine shows that of the default
-// bridge.
+// inspect shows the weft address in the fields where the engine shows the address on
+// the default bridge.
 func (p *Proxy) inspect(ctx context.Context, req *http.Request, body []byte) (*response, error) {
 	a, err := p.forward(ctx, req, body)
 	if err != nil || a.code != http.StatusOK {
@@ -70,7 +71,7 @@ func (p *Proxy) inspect(ctx context.Context, req *http.Request, body []byte) (*r
 	return a, nil
 }
 
-// rewriteInspect edits an answer; ok is false if there is nothing to edit.
+// rewriteInspect edits the response to an inspect; ok is false if nothing was edited.
 func rewriteInspect(body []byte) (edited []byte, ok bool) {
 	doc, err := parseDocument(body)
 	if err != nil {
@@ -84,7 +85,7 @@ func rewriteInspect(body []byte) (edited []byte, ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	for _, name := range slices.Sorted(maps.Keys(networks)) { // weft itself before its others
+	for _, name := range slices.Sorted(maps.Keys(networks)) { // the default network comes first
 		if !isOurNetworkName(name) {
 			continue
 		}

@@ -61,12 +61,12 @@ func multicastPrefix(like netip.Prefix) netip.Prefix {
 type exprs []expr.Any
 
 // family lets only packets of p's IP version pass.
-func (h exprs) family(p netip.Prefix) exprs {
+func (x exprs) family(p netip.Prefix) exprs {
 	f := byte(unix.NFPROTO_IPV4)
 	if p.Addr().Is6() {
 		f = unix.NFPROTO_IPV6
 	}
-	return append(h,
+	return append(x,
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f}})
 }
@@ -79,7 +79,7 @@ const (
 )
 
 // addr compares an address of the IP header, RFC 791 or RFC 8200, to a prefix.
-func (h exprs) addr(p netip.Prefix, f field, op expr.CmpOp) exprs {
+func (x exprs) addr(p netip.Prefix, f field, op expr.CmpOp) exprs {
 	size := uint32(p.Addr().BitLen() / 8)
 	offset := uint32(12)
 	if p.Addr().Is6() {
@@ -88,7 +88,7 @@ func (h exprs) addr(p netip.Prefix, f field, op expr.CmpOp) exprs {
 	if f == destination {
 		offset += size
 	}
-	return append(h,
+	return append(x,
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
 		&expr.Bitwise{
 			SourceRegister: 1, DestRegister: 1, Len: size,
@@ -97,18 +97,18 @@ func (h exprs) addr(p netip.Prefix, f field, op expr.CmpOp) exprs {
 		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()})
 }
 
-func (h exprs) device(key expr.MetaKey, op expr.CmpOp, name string) exprs {
+func (x exprs) device(key expr.MetaKey, op expr.CmpOp, name string) exprs {
 	padded := make([]byte, unix.IFNAMSIZ)
 	copy(padded, name)
-	return append(h,
+	return append(x,
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: op, Register: 1, Data: padded})
 }
 
 // untranslated lets only packets pass whose destination is what the client asked for.
-func (h exprs) untranslated() exprs {
+func (x exprs) untranslated() exprs {
 	const dstNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
-	return append(h,
+	return append(x,
 		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
 		&expr.Bitwise{
 			SourceRegister: 1, DestRegister: 1, Len: 4,
@@ -118,8 +118,8 @@ func (h exprs) untranslated() exprs {
 }
 
 // fromHere lets only packets from an address of the host itself pass.
-func (h exprs) fromHere() exprs {
-	return append(h,
+func (x exprs) fromHere() exprs {
+	return append(x,
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)})
 }

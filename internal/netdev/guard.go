@@ -74,8 +74,8 @@ func Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
 }
 
 // udpTo lets only UDP packets to a port pass.
-func (h exprs) udpTo(port uint16) exprs {
-	return append(h,
+func (x exprs) udpTo(port uint16) exprs {
+	return append(x,
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
@@ -83,19 +83,19 @@ func (h exprs) udpTo(port uint16) exprs {
 }
 
 // local lets only packets pass of which an address is one of the host's.
-func (h exprs) local(f field) exprs {
-	return h.fib(expr.Fib{FlagSADDR: f == source, FlagDADDR: f == destination, ResultADDRTYPE: true}, expr.CmpOpEq, unix.RTN_LOCAL)
+func (x exprs) local(f field) exprs {
+	return x.fib(expr.Fib{FlagSADDR: f == source, FlagDADDR: f == destination, ResultADDRTYPE: true}, expr.CmpOpEq, unix.RTN_LOCAL)
 }
 
 // fib compares what the routes say.
-func (h exprs) fib(look expr.Fib, op expr.CmpOp, to uint32) exprs {
+func (x exprs) fib(look expr.Fib, op expr.CmpOp, to uint32) exprs {
 	look.Register = 1
-	return append(h, &look, &expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, to)})
+	return append(x, &look, &expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, to)})
 }
 
 // forwarded lets only packets pass that came by an interface.
-func (h exprs) forwarded() exprs {
-	return append(h,
+func (x exprs) forwarded() exprs {
+	return append(x,
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)})
 }
