@@ -20,11 +20,11 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// IPAMName is what the plugin is called to give addresses only.
+// IPAMName is the program name under which the plugin only allocates addresses.
 const IPAMName = "weft-ipam"
 
-// allocate gets addresses, and what else their giver says: gateways, routes, DNS. On
-// error it has given back what it got.
+// allocate gets addresses, gateways, routes and DNS settings from the router or from
+// another IPAM plugin. On error it has released the addresses.
 func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Result, error) {
 	r, err := c.requestAddresses(ctx, args)
 	if err != nil {
@@ -36,8 +36,8 @@ func (c *conf) allocate(ctx context.Context, args *skel.CmdArgs) (*current.Resul
 	return r, nil
 }
 
-// complete refuses a result that cannot be used, and adds what the router does not
-// say.
+// finish checks the result of another IPAM plugin, or adds gateways and routes to the
+// router's addresses.
 func (c *conf) finish(ctx context.Context, r *current.Result) error {
 	if !c.usesRouterIPAM() {
 		return checkComplete(r)
@@ -45,16 +45,16 @@ func (c *conf) finish(ctx context.Context, r *current.Result) error {
 	return c.addRoutes(ctx, r)
 }
 
-// ask gets the addresses.
+// requestAddresses gets addresses from the router or from another IPAM plugin.
 func (c *conf) requestAddresses(ctx context.Context, args *skel.CmdArgs) (*current.Result, error) {
 	if !c.usesRouterIPAM() {
 		given, err := invoke.DelegateAdd(ctx, c.IPAM.Type, c.raw, nil)
 		if err != nil {
-			return nil, fmt.Errorf("get addresses by plugin %s: %w", c.IPAM.Type, err)
+			return nil, fmt.Errorf("get addresses from plugin %s: %w", c.IPAM.Type, err)
 		}
 		r, err := current.NewResultFromResult(given)
 		if err != nil {
-			return nil, fmt.Errorf("get addresses by plugin %s: read its result: %w", c.IPAM.Type, err)
+			return nil, fmt.Errorf("get addresses from plugin %s: read its result: %w", c.IPAM.Type, err)
 		}
 		return r, nil
 	}
@@ -69,8 +69,8 @@ func (c *conf) requestAddresses(ctx context.Context, args *skel.CmdArgs) (*curre
 	return r, nil
 }
 
-// route fills in gateways and routes: those of the configuration, or a default
-// route for each family by the bridge, which gets an address for it.
+// addRoutes adds gateways and routes to r: those of the configuration, or a default
+// route for each family over the bridge, which gets an address for it.
 func (c *conf) addRoutes(ctx context.Context, r *current.Result) error {
 	r.Routes = c.IPAM.Routes
 	if c.IPAM.Routes == nil && !isOn(c.IsDefaultGateway) {
@@ -92,7 +92,7 @@ func (c *conf) addRoutes(ctx context.Context, r *current.Result) error {
 	return nil
 }
 
-// gateway returns the router of a container with address p.
+// gateway returns the gateway of a container with address p.
 func (c *conf) gateway(ctx context.Context, p netip.Prefix) (netip.Addr, error) {
 	if g := c.IPAM.gateway; g.IsValid() && g.Is4() == p.Addr().Is4() {
 		return g, nil
@@ -106,11 +106,11 @@ func (c *conf) gateway(ctx context.Context, p netip.Prefix) (netip.Addr, error) 
 	return got[0].Addr(), nil
 }
 
-// free gives back what allocate got. It may be repeated.
+// free releases the addresses that allocate got. It may be repeated.
 func (c *conf) free(ctx context.Context, args *skel.CmdArgs) error {
 	if !c.usesRouterIPAM() {
 		if err := invoke.DelegateDel(ctx, c.IPAM.Type, c.raw, nil); err != nil {
-			return fmt.Errorf("give addresses back by plugin %s: %w", c.IPAM.Type, err)
+			return fmt.Errorf("release addresses with plugin %s: %w", c.IPAM.Type, err)
 		}
 		return nil
 	}
@@ -119,13 +119,13 @@ func (c *conf) free(ctx context.Context, args *skel.CmdArgs) error {
 		return c.noteRelease(c.ownerOf(args))
 	}
 	if err != nil {
-		return unavailable("give addresses back", err)
+		return unavailable("release addresses", err)
 	}
 	c.forgetPod(ctx, args, had)
 	return nil
 }
 
-// leaveWord tells the next router that an owner left.
+// noteRelease leaves a file that makes the next router free the addresses of an owner.
 func (c *conf) noteRelease(owner string) error {
 	file := api.GoneFile(c.StateDir, owner)
 	err := os.MkdirAll(filepath.Dir(file), 0o700)
@@ -133,12 +133,12 @@ func (c *conf) noteRelease(owner string) error {
 		err = os.WriteFile(file, nil, 0o600)
 	}
 	if err != nil {
-		return failed(types.ErrIOFailure, "weft is not running, and it cannot be noted that its addresses are free: %v", err)
+		return failed(types.ErrIOFailure, "release addresses: weft is not running, and a note for its next start cannot be written: %v", err)
 	}
 	return nil
 }
 
-// collect frees what none of the valid attachments of the network has.
+// gc frees the addresses of all attachments of the network that are not valid.
 func (c *conf) gc(ctx context.Context, _ *skel.CmdArgs) error {
 	if !c.usesRouterIPAM() {
 		return invoke.DelegateGC(ctx, c.IPAM.Type, c.raw, nil)
@@ -162,7 +162,7 @@ func (c *conf) gc(ctx context.Context, _ *skel.CmdArgs) error {
 	return errors.Join(errs...)
 }
 
-// held checks that the router still has the addresses down as the container's.
+// checkHeld checks that the container still owns the addresses in the router's records.
 func (c *conf) checkHeld(ctx context.Context, args *skel.CmdArgs, want []netip.Prefix) error {
 	if !c.usesRouterIPAM() {
 		return invoke.DelegateCheck(ctx, c.IPAM.Type, c.raw, nil)
@@ -179,13 +179,13 @@ func (c *conf) checkHeld(ctx context.Context, args *skel.CmdArgs, want []netip.P
 	}
 	for _, p := range want {
 		if !slices.ContainsFunc(have, func(q netip.Prefix) bool { return q.Addr() == p.Addr() }) {
-			return failed(types.ErrInternal, "check %s: the router has not given it %s", args.ContainerID, p.Addr())
+			return failed(types.ErrInternal, "check %s: the router has not allocated %s to it", args.ContainerID, p.Addr())
 		}
 	}
 	return nil
 }
 
-// ready tells why addresses cannot be given, nil if they can.
+// status returns nil if addresses can be allocated.
 func (c *conf) status(ctx context.Context, _ *skel.CmdArgs) error {
 	if err := c.awaitRouter(ctx); err != nil {
 		return failed(types.ErrPluginNotAvailable, "weft: %v", err)
@@ -196,12 +196,13 @@ func (c *conf) status(ctx context.Context, _ *skel.CmdArgs) error {
 	return nil
 }
 
-// absence is how long STATUS waits for a router that is away. Kubernetes takes all pods of a Node
-// out of their Services when a STATUS fails, and they do not miss a router that is only being
-// replaced. The kubelet takes the runtime itself for dead when it does not answer for 30 seconds.
+// routerTimeout is how long STATUS waits for a router that does not run. When STATUS
+// fails Kubernetes removes all pods of the Node from their Services, although pods do not
+// notice that a router is replaced. The kubelet considers the runtime dead after 30
+// seconds without an answer.
 const routerTimeout = 10 * time.Second
 
-// awaitRouter returns when the router can give addresses, or has not been able to for too long.
+// awaitRouter waits until the router can allocate addresses, for routerTimeout at most.
 func (c *conf) awaitRouter(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, routerTimeout)
 	defer cancel()
@@ -221,7 +222,8 @@ func (c *conf) awaitRouter(ctx context.Context) error {
 	}
 }
 
-// unavailable tells the runtime to try again later, if that may help.
+// unavailable returns an error of the specification. Its code makes the runtime try again
+// later if that may help.
 func unavailable(what string, err error) error {
 	if errors.Is(err, api.ErrNotRunning) || api.ClassOf(err) == api.Unavailable {
 		return failed(types.ErrTryAgainLater, "%s: %v", what, err)
@@ -233,7 +235,7 @@ func toIPNet(p netip.Prefix) net.IPNet {
 	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// prefixOf is the inverse of ipNet, the zero Prefix for what is none.
+// fromIPNet is the inverse of toIPNet. It returns the zero Prefix for an invalid n.
 func fromIPNet(n net.IPNet) netip.Prefix {
 	a, ok := netip.AddrFromSlice(n.IP)
 	ones, bits := n.Mask.Size()

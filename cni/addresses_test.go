@@ -17,9 +17,9 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// A plugin that asks for addresses and gets an error does not call DEL: addresses
-// whose gateway could not be had go back at once.
-func TestAddressesWithoutGatewayGoBack(t *testing.T) {
+// The caller of a failed ADD of an IPAM plugin does not call DEL, so addresses must be
+// released at once if the bridge cannot get an address as their gateway.
+func TestFailedAddReleasesAddresses(t *testing.T) {
 	var released atomic.Int32
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /lease", func(w http.ResponseWriter, _ *http.Request) {
@@ -49,9 +49,9 @@ func TestAddressesWithoutGatewayGoBack(t *testing.T) {
 	}
 }
 
-// A router that takes the call and never answers is told as one that is away, before the runtime
-// is taken for dead.
-func TestStatusOfARouterThatHangs(t *testing.T) {
+// STATUS reports a router that hangs as unavailable, before the kubelet considers the
+// runtime dead.
+func TestStatusOfHangingRouter(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
@@ -66,7 +66,7 @@ func TestStatusOfARouterThatHangs(t *testing.T) {
 	if !errors.As(err, &e) || e.Code != types.ErrPluginNotAvailable || !strings.Contains(e.Msg, "no answer in time") {
 		t.Errorf("status: %v", err)
 	}
-	// The kubelet's timeout with a runtime.
+	// The kubelet's timeout for the runtime is 30 seconds.
 	if took := time.Since(began); took > 25*time.Second {
 		t.Errorf("it took %v", took)
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// conf is a network's configuration, as doc.go draws it.
+// conf is the configuration of a network, see doc.go.
 type conf struct {
 	types.PluginConf
 	Bridge           string `json:"bridge"`
@@ -31,15 +31,15 @@ type conf struct {
 	RuntimeConfig    struct {
 		IPs []string `json:"ips"`
 		MAC string   `json:"mac"`
-		// What a plugin that comes after is going to limit, in bits a second.
+		// Limits that a later plugin of the chain sets, in bits per second.
 		Bandwidth struct {
 			IngressRate uint64 `json:"ingressRate"`
 			EgressRate  uint64 `json:"egressRate"`
 		} `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 
-	raw       []byte          // as it was given, for another plugin
-	previous  *current.Result // of the plugins that came before, nil if none did
+	raw       []byte          // the configuration as it was given, for another plugin
+	previous  *current.Result // result of the earlier plugins of the chain, nil if there are none
 	mac       net.HardwareAddr
 	requested []api.Address
 }
@@ -48,24 +48,24 @@ type ipam struct {
 	Type    string         `json:"type"`
 	Subnet  string         `json:"subnet"`
 	Gateway string         `json:"gateway"`
-	Routes  []*types.Route `json:"routes"` // nil: a default route
+	Routes  []*types.Route `json:"routes"` // nil adds a default route
 
 	gateway netip.Addr
 }
 
-// failed is an error with one of the codes of the specification.
+// failed returns an error with one of the codes of the specification.
 func failed(code uint, format string, args ...any) *types.Error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// parse reads a configuration.
+// parse parses and validates a configuration.
 func parse(b []byte) (*conf, error) {
 	c := &conf{raw: b, Socket: api.DefaultSocket, StateDir: api.DefaultStateDir}
 	if err := json.Unmarshal(b, c); err != nil {
 		return nil, failed(types.ErrDecodingFailure, "read the network's configuration: %v", err)
 	}
 	if err := c.parsePrevious(); err != nil {
-		return nil, failed(types.ErrDecodingFailure, "read the result of the plugins before: %v", err)
+		return nil, failed(types.ErrDecodingFailure, "read prevResult: %v", err)
 	}
 	if err := c.validate(); err != nil {
 		return nil, failed(types.ErrInvalidNetworkConfig, "network %q: %v", c.Name, err)
@@ -73,7 +73,7 @@ func parse(b []byte) (*conf, error) {
 	return c, nil
 }
 
-// parseBefore reads the result of the plugins that came before, if there were any.
+// parsePrevious parses the result of the earlier plugins of the chain, if there is one.
 func (c *conf) parsePrevious() error {
 	err := version.ParsePrevResult(&c.PluginConf)
 	if err != nil || c.PrevResult == nil {
@@ -85,7 +85,7 @@ func (c *conf) parsePrevious() error {
 	return checkComplete(c.previous)
 }
 
-// whole refuses a result with holes.
+// checkComplete refuses a result with null in its lists.
 func checkComplete(r *current.Result) error {
 	if slices.Contains(r.IPs, nil) || slices.Contains(r.Interfaces, nil) || slices.Contains(r.Routes, nil) {
 		return errors.New("a result has null among its interfaces, addresses or routes")
@@ -98,17 +98,17 @@ func (c *conf) validate() (err error) {
 		return fmt.Errorf("mtu %d: want 0 to 65535", c.MTU)
 	}
 	if slices.Contains(c.IPAM.Routes, nil) {
-		return errors.New("ipam.routes: null is no route")
+		return errors.New("ipam.routes: null is not a route")
 	}
 	if m := c.RuntimeConfig.MAC; m != "" {
 		if c.mac, err = net.ParseMAC(m); err != nil || len(c.mac) != 6 {
-			return fmt.Errorf("runtimeConfig.mac %q: want six bytes as 02:00:00:00:00:01", m)
+			return fmt.Errorf("runtimeConfig.mac %q: want six bytes, like 02:00:00:00:00:01", m)
 		}
 	}
 	for _, s := range c.RuntimeConfig.IPs {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return fmt.Errorf("runtimeConfig.ips: %q: want an address with the length of its subnet, as 10.32.0.5/12", s)
+			return fmt.Errorf("runtimeConfig.ips: %q: want an address with the prefix length of its subnet, like 10.32.0.5/12", s)
 		}
 		c.requested = append(c.requested, api.Address{Kind: api.Exactly, Prefix: p})
 	}
@@ -120,17 +120,17 @@ func (c *conf) validate() (err error) {
 	if s := c.IPAM.Subnet; s != "" && len(c.requested) == 0 {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return fmt.Errorf("ipam.subnet %q: want a network as 10.32.1.0/24", s)
+			return fmt.Errorf("ipam.subnet %q: want a network, like 10.32.1.0/24", s)
 		}
 		c.requested = append(c.requested, api.Address{Kind: api.FromSubnet, Prefix: p.Masked()})
 	}
 	return nil
 }
 
-// own reports whether the router gives the addresses.
+// usesRouterIPAM reports whether the router allocates the addresses.
 func (c *conf) usesRouterIPAM() bool { return c.IPAM.Type == "" || c.IPAM.Type == IPAMName }
 
-// shaped reports whether a plugin that comes after is going to limit the container.
+// rateLimited reports whether a later plugin of the chain limits the container's rate.
 func (c *conf) rateLimited() bool {
 	b := c.RuntimeConfig.Bandwidth
 	return b.IngressRate > 0 || b.EgressRate > 0
@@ -145,16 +145,16 @@ func (c *conf) bridge() string {
 	return c.Bridge
 }
 
-// isOn reads a flag that is on unless it is switched off.
+// isOn returns a flag whose default is on.
 func isOn(flag *bool) bool { return flag == nil || *flag }
 
-// owner is what an attachment is called in the router's addresses.
+// owner is the owner of an attachment's addresses in the router's records.
 func (c *conf) owner(container, iface string) string {
 	return ownersOf(c.Name) + container + ":" + iface
 }
 
-// ownersOf is what the owners of a network begin with. None of the three parts
-// has a colon, by the specification.
+// ownersOf is the prefix of all owners of a network. By the specification none of the
+// three parts of an owner contains a colon.
 func ownersOf(network string) string { return "cni:" + network + ":" }
 
 func (c *conf) ownerOf(args *skel.CmdArgs) string { return c.owner(args.ContainerID, args.IfName) }

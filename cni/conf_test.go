@@ -36,8 +36,8 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// Whatever a configuration says, it is refused or understood; routes and addresses
-// of results that others made do not panic either.
+// No configuration makes the parser panic, nor do the addresses and routes of any result
+// of another plugin.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.0.0","name":"n","type":"weft-cni","ipam":{"routes":[{"dst":"0.0.0.0/0"}]},"runtimeConfig":{"ips":["fd00::1/64"],"mac":"02:00:00:00:00:01"}}`))
 	f.Add([]byte(`{"cniVersion":"0.4.0","name":"n","prevResult":{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.0.0.1/8","interface":7}]}}`))

@@ -1,44 +1,46 @@
-// Package cni is the CNI plugin, by version 1.1.0 of the specification
-// (https://github.com/containernetworking/cni/blob/main/SPEC.md) and all back to
-// 0.3.1. It runs once for each verb, on the host, and asks the router over its
-// socket for addresses; the interface it makes itself:
+// Package cni is the CNI plugin. It implements versions 0.3.1 to 1.1.0 of the
+// specification (https://github.com/containernetworking/cni/blob/main/SPEC.md). The
+// runtime runs it on the host, once for each verb. It gets addresses from the router
+// over the control socket and makes the interface itself:
 //
 //	runtime --ADD--> weft-cni --POST /lease--> router
 //	                    |  <-- addresses --
-//	                    |--POST /policy/expect--> who enforces policies, of pods only
+//	                    |--POST /policy/expect--> policy engine, for pods only
 //	                    +-- veth pair: IFNAME in the container, vethwe... on the bridge
 //	                    +-- addresses, routes
 //	         <-- result
 //
-// Configuration, all but name and type optional:
+// Configuration, with the defaults of most fields. Only name and type are required:
 //
 //	{ "cniVersion": "1.0.0", "name": "weft", "type": "weft-cni",
-//	  "bridge": "weft",              the router's
-//	  "mtu": 1376,                   the bridge's
-//	  "hairpinMode": true,           a container reaches itself through a Service
-//	  "isDefaultGateway": true,      default route by the bridge, which gets an address
-//	  "ipMasq": true,                what leaves by the bridge has the host's address
+//	  "bridge": "weft",              the router's bridge
+//	  "mtu": 1376,                   default: the MTU of the bridge
+//	  "hairpinMode": true,           a container can reach itself through a Service
+//	  "isDefaultGateway": true,      default route over the bridge, which gets an address
+//	  "ipMasq": true,                masquerade packets that leave the overlay
 //	  "socket": "/run/weft/weft.sock", "stateDir": "/var/lib/weft",
-//	  "ipam": { "type": "",          empty: the router's addresses; else another plugin
+//	  "ipam": { "type": "",          empty: addresses of the router; else an IPAM plugin
 //	            "subnet": "10.32.1.0/24", "gateway": "10.32.1.1",
 //	            "routes": [ { "dst": "10.0.0.0/8", "gw": "10.32.1.1" } ] },
 //	  "dns": { ... },
 //	  "capabilities": { "ips": true, "mac": true, "bandwidth": true } }
 //
-// Bandwidth is limited by a plugin that comes after, as that of the CNI project; the capability
-// here has the fast datapath leave the interface to it from the beginning.
+// A later plugin of the chain limits the bandwidth, such as the one of the CNI project.
+// With the capability bandwidth the express path does not bypass that limit, from the
+// first packet on.
 //
-// Without ipam.subnet a container gets an address of each of the router's ranges,
-// so both of IPv4 and of IPv6 where there are two. Without ipam.routes it gets a
-// default route.
+// Without ipam.subnet a container gets an address of each range of the router: of IPv4,
+// and of IPv6 if the router has a second range. Without ipam.routes it gets a default
+// route.
 //
-// Verbs may be repeated, after a crash too: an owner of addresses is the network,
-// the container and the interface's name together, and ADD finds what an earlier
-// one made. DEL works without a namespace and without a router: it leaves a file
-// that the next router frees the addresses by. GC frees what belongs to none of the
-// attachments that the runtime knows. STATUS waits some seconds for a router that is away, as while
-// it is replaced.
+// Verbs may be repeated, even after a crash. The owner of an address is the network, the
+// container and the name of the interface together, so ADD finds the result of an
+// earlier ADD. DEL works without a namespace. Without a router it leaves a file, and the
+// next router frees the addresses. GC frees the addresses of all attachments that the
+// runtime does not list. STATUS waits some seconds for a router that does not run, since
+// it may just be replaced.
 //
-// On Kubernetes a pod's interface is made only when its policies are in force for the addresses that
-// it is going to have, and ADD ends when they are for its port of the bridge too.
+// On Kubernetes the plugin makes the interface of a pod only when the pod's policies are
+// enforced for its future addresses. ADD returns when they are enforced for its port of
+// the bridge too.
 package cni

@@ -15,14 +15,14 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// timeout is how long a verb may take; runtimes give up after some minutes.
+// timeout bounds a verb. Runtimes give up after some minutes.
 const timeout = 90 * time.Second
 
-// Versions are those of the specification that the plugin speaks.
+// Versions are the versions of the specification that the plugin implements.
 var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
-// Verbs is what the plugin does under the name it was called by: IPAMName gives
-// addresses only, any other makes interfaces too.
+// Verbs returns the plugin's functions under a program name. IPAMName only allocates
+// addresses, any other name makes interfaces too.
 func Verbs(name string) skel.CNIFuncs {
 	v := skel.CNIFuncs{
 		Add: verb((*conf).add), Del: verb((*conf).del), Check: verb((*conf).check),
@@ -34,7 +34,7 @@ func Verbs(name string) skel.CNIFuncs {
 	return v
 }
 
-// verb reads the configuration and bounds the time.
+// verb parses the configuration and calls f with a timeout.
 func verb(f func(*conf, context.Context, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
 	return func(args *skel.CmdArgs) error {
 		c, err := parse(args.StdinData)
@@ -59,7 +59,7 @@ func (c *conf) checkAddresses(ctx context.Context, args *skel.CmdArgs) error {
 	return c.checkHeld(ctx, args, nil)
 }
 
-// add joins a container to the bridge.
+// add connects a container to the bridge.
 func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 	r, err := c.allocate(ctx, args)
 	if err != nil {
@@ -76,20 +76,20 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 	if err := c.connect(args, r); err != nil {
 		return err
 	}
-	// Frames to groups are judged by the port, which is there only now.
+	// Policies match multicast frames by their bridge port, which exists only now.
 	if err := c.expectPod(ctx, args, addrsOf(r)); err != nil {
 		return err
 	}
 	return types.PrintResult(c.withPrevious(r), c.CNIVersion)
 }
 
-// plug makes the interface and its routes, and notes both in r.
+// connect makes the interface and its routes, and adds the interface to r.
 func (c *conf) connect(args *skel.CmdArgs, r *current.Result) error {
 	mtu := c.MTU
 	if mtu == 0 {
 		var err error
 		if mtu, err = netdev.MTU(c.bridge()); err != nil {
-			return failed(types.ErrTryAgainLater, "%v; does weft run?", err)
+			return failed(types.ErrTryAgainLater, "%v; is weft running?", err)
 		}
 	}
 	addrs := addrsOf(r)
@@ -123,7 +123,7 @@ func (c *conf) connect(args *skel.CmdArgs, r *current.Result) error {
 	return nil
 }
 
-// find returns what plug made.
+// find returns the interface that connect made.
 func (c *conf) find(args *skel.CmdArgs) (netdev.Iface, error) {
 	all, err := netdev.Attached(args.Netns, c.bridge())
 	if err != nil {
@@ -136,7 +136,8 @@ func (c *conf) find(args *skel.CmdArgs) (netdev.Iface, error) {
 	return all[i], nil
 }
 
-// after puts r behind the result of the plugins that came before, if any did.
+// withPrevious appends r to the result of the earlier plugins of the chain, if there is
+// one.
 func (c *conf) withPrevious(r *current.Result) *current.Result {
 	if c.DNS.Nameservers != nil || c.DNS.Domain != "" || c.DNS.Search != nil || c.DNS.Options != nil {
 		r.DNS = c.DNS
@@ -157,18 +158,18 @@ func (c *conf) withPrevious(r *current.Result) *current.Result {
 	return all
 }
 
-// undo takes away what a failed add may have made, when the time of add may be up.
+// undo undoes a failed add. It has its own timeout, since that of add may be over.
 func undo(by func(context.Context, *skel.CmdArgs) error, args *skel.CmdArgs) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	return by(ctx, args)
 }
 
-// del takes a container off the bridge. What is not there is gone already.
+// del disconnects a container from the bridge. Missing objects are no error.
 func (c *conf) del(ctx context.Context, args *skel.CmdArgs) error {
 	if args.Netns != "" {
 		if !c.usesRouterIPAM() {
-			defer c.forgetPod(ctx, args, c.interfaceAddrs(args)) // others do not say what they free
+			defer c.forgetPod(ctx, args, c.interfaceAddrs(args)) // another IPAM plugin does not return what it frees
 		}
 		if err := netdev.Remove(args.Netns, args.IfName); err != nil && !errors.Is(err, netdev.ErrHostNS) {
 			return failed(types.ErrInternal, "%v", err)
@@ -177,7 +178,7 @@ func (c *conf) del(ctx context.Context, args *skel.CmdArgs) error {
 	return c.free(ctx, args)
 }
 
-// verify tells what of the result of add is no longer so.
+// check compares the result of add with the container.
 func (c *conf) check(ctx context.Context, args *skel.CmdArgs) error {
 	r := c.previous
 	if r == nil {
@@ -195,7 +196,7 @@ func (c *conf) check(ctx context.Context, args *skel.CmdArgs) error {
 	}
 	for _, i := range r.Interfaces {
 		if i.Name == args.IfName && i.Sandbox != "" && i.Mac != iface.MAC.String() {
-			return failed(types.ErrInternal, "check %s: interface %s has address %s, not %s", args.ContainerID, args.IfName, iface.MAC, i.Mac)
+			return failed(types.ErrInternal, "check %s: interface %s has MAC address %s, want %s", args.ContainerID, args.IfName, iface.MAC, i.Mac)
 		}
 	}
 	missing, err := netdev.MissingRoutes(args.Netns, args.IfName, routesOf(r))
@@ -203,13 +204,13 @@ func (c *conf) check(ctx context.Context, args *skel.CmdArgs) error {
 		return failed(types.ErrInternal, "check %s: %v", args.ContainerID, err)
 	}
 	if len(missing) > 0 {
-		return failed(types.ErrInternal, "check %s: route %s is gone", args.ContainerID, missing[0].Dst)
+		return failed(types.ErrInternal, "check %s: route %s is missing", args.ContainerID, missing[0].Dst)
 	}
 	return c.checkHeld(ctx, args, want)
 }
 
-// ownAddrs are the addresses in a result that an interface has; others are other
-// plugins'.
+// ownAddrs returns the addresses of an interface in a result. Other addresses belong to
+// other plugins.
 func ownAddrs(r *current.Result, iface string) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, ip := range r.IPs {
@@ -228,8 +229,8 @@ func addrsOf(r *current.Result) []netip.Prefix {
 	return ps
 }
 
-// routesOf returns the routes of r, by way of the family's gateway where they name
-// none.
+// routesOf returns the routes of r. A route without a gateway gets the gateway of an
+// address of the same family.
 func routesOf(r *current.Result) []netdev.ContainerRoute {
 	var routes []netdev.ContainerRoute
 	for _, rt := range r.Routes {

@@ -13,34 +13,36 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// podIface is what Kubernetes calls a pod's interface. Others are not of the addresses by
-// which the API server, and so policies, know pods.
+// podIface is the name of a pod's interface on Kubernetes. The API server, and so
+// policies, do not know the addresses of a pod's other interfaces.
 const podIface = "eth0"
 
-// forgetTimeout bounds what need not be heard.
+// forgetTimeout bounds a request whose success does not matter.
 const forgetTimeout = 5 * time.Second
 
-// policies is who enforces policies on this host, if anybody does: it listens beside the router.
+// policies is the client of this host's policy engine, whose socket is beside the
+// router's.
 func (c *conf) policies() *api.Client {
 	return api.NewClient(filepath.Join(filepath.Dir(c.Socket), filepath.Base(api.DefaultPolicySocket)))
 }
 
-// isolate has a pod be under its policies before its interface is there: that it has these
-// addresses is known to others only when it runs. Where no policies are enforced, and for
-// containers that are no pods, it does nothing.
+// expectPod waits until the policies of a pod are enforced for its addresses. The API
+// server learns these addresses only when the pod runs, so the policy engine must get them
+// from here. Without a policy engine, and for containers that are not pods, it does
+// nothing.
 func (c *conf) expectPod(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) error {
 	pod, ok := podOf(args, addrs)
 	if !ok {
 		return nil
 	}
 	if err := c.policies().ExpectPod(ctx, pod); err != nil && !errors.Is(err, api.ErrNotRunning) {
-		return unavailable("have the pod's policies enforced", err)
+		return unavailable("enforce the policies of the pod", err)
 	}
 	return nil
 }
 
-// forget tells that a pod has lost its addresses. That it is not heard does not matter: who
-// enforces policies forgets them when another pod gets them.
+// forgetPod reports to the policy engine that a pod has lost its addresses. Errors do not
+// matter: the engine forgets the addresses when another pod gets them.
 func (c *conf) forgetPod(ctx context.Context, args *skel.CmdArgs, addrs []netip.Prefix) {
 	if pod, ok := podOf(args, addrs); ok && len(addrs) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
@@ -49,7 +51,7 @@ func (c *conf) forgetPod(ctx context.Context, args *skel.CmdArgs, addrs []netip.
 	}
 }
 
-// plugged returns the addresses of an interface, none if it is not there any more.
+// interfaceAddrs returns the addresses of an interface, none if it does not exist.
 func (c *conf) interfaceAddrs(args *skel.CmdArgs) []netip.Prefix {
 	iface, err := c.find(args)
 	if err != nil {
@@ -58,7 +60,8 @@ func (c *conf) interfaceAddrs(args *skel.CmdArgs) []netip.Prefix {
 	return iface.Addrs
 }
 
-// podOf reads which pod the runtime says that a container is of.
+// podOf returns the pod of a container, from the arguments of the runtime. Ok is false if
+// the interface is not that of a pod.
 func podOf(args *skel.CmdArgs, addrs []netip.Prefix) (pod api.PolicyPodRequest, ok bool) {
 	var namespace, name string
 	for pair := range strings.SplitSeq(args.Args, ";") {

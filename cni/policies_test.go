@@ -19,13 +19,13 @@ func TestPodOf(t *testing.T) {
 		says, args, iface string
 		is                bool
 	}{
-		{"as containerd has it", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_UID=u", "eth0", true},
+		{"arguments of containerd", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_UID=u", "eth0", true},
 		{"in another order", "K8S_POD_UID=u;K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop", "eth0", true},
 		{"a second interface", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u", "net1", false},
 		{"no Kubernetes", "IgnoreUnknown=1", "eth0", false},
 		{"nothing", "", "eth0", false},
-		{"half", "K8S_POD_NAME=web", "eth0", false},
-		{"what cannot be read", ";;=;K8S_POD_NAME", "eth0", false},
+		{"no namespace", "K8S_POD_NAME=web", "eth0", false},
+		{"malformed pairs", ";;=;K8S_POD_NAME", "eth0", false},
 	} {
 		pod, ok := podOf(&skel.CmdArgs{Args: c.args, IfName: c.iface}, addrs)
 		if ok != c.is || ok && !reflect.DeepEqual(pod, web) {

@@ -78,7 +78,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			retry = firstRetry
 		}
 		if w.State() != err.Error() {
-			w.log.Info("no events from docker, trying again", "err", err)
+			w.log.Info("no events from docker; trying again", "err", err)
 		}
 		w.setState(err.Error())
 		select {

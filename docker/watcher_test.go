@@ -162,7 +162,7 @@ func (n *notes) want(t *testing.T, want ...string) {
 		return len(got) >= len(want)
 	})) // what is compared below
 	if !slices.Equal(got, want) {
-		t.Fatalf("told %q, want %q", got, want)
+		t.Fatalf("reported %q, want %q", got, want)
 	}
 	n.mu.Lock()
 	n.list = nil

@@ -176,7 +176,7 @@ func newNetwork(q createNetworkRequest, check func(netip.Prefix) error) (n netwo
 			}
 		default:
 			if strings.HasPrefix(key, "weft.") {
-				return n, fmt.Errorf("option %.60q: there is none of that name; there is %s", key, MulticastOption)
+				return n, fmt.Errorf("option %.60q: unknown; want %s", key, MulticastOption)
 			}
 		}
 	}
@@ -190,7 +190,7 @@ func newNetwork(q createNetworkRequest, check func(netip.Prefix) error) (n netwo
 				err = check(subnet)
 			}
 			if err != nil {
-				return n, fmt.Errorf("addresses of %.60s come from docker, and other hosts may give the same: add --ipam-driver %s", data.Pool, Name)
+				return n, fmt.Errorf("docker allocates the addresses of %.60s, and other hosts may allocate the same ones: add --ipam-driver %s", data.Pool, Name)
 			}
 			continue
 		}
@@ -244,7 +244,7 @@ func (d *Driver) deleteNetwork(_ context.Context, q networkRequest) (empty, erro
 // checkID refuses what is not an ID of the engine: interfaces are named after them.
 func checkID(what, id string) error {
 	if len(id) < 16 || len(id) > 128 || strings.ContainsFunc(id, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'z') }) {
-		return fmt.Errorf("%s %.40q: that is no id of docker's", what, id)
+		return fmt.Errorf("%s %.40q: not an id of docker", what, id)
 	}
 	return nil
 }
@@ -330,7 +330,7 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 	n := d.networks.Records[q.NetworkID]
 	d.mu.Unlock()
 	if !known {
-		return r, fmt.Errorf("endpoint %.12s is not known here, or took too long from its beginning: start the container again", q.EndpointID)
+		return r, fmt.Errorf("endpoint %.12s is not known here, or its start took too long: start the container again", q.EndpointID)
 	}
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
@@ -366,7 +366,7 @@ func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Pref
 	ctx, cancel := context.WithTimeout(d.alive, wait)
 	defer cancel()
 	if err := d.links.Extend(ctx, path, mac, more); err != nil && d.alive.Err() == nil && d.Has(id) {
-		d.log.Warn("a container lacks addresses", "endpoint", id, "addresses", more, "err", err)
+		d.log.Warn("could not add addresses to a container", "endpoint", id, "addresses", more, "err", err)
 	}
 }
 
@@ -402,7 +402,7 @@ func (d *Driver) leave(_ context.Context, q endpointRequest) (empty, error) {
 	}
 	d.spawn(func() {
 		if err := d.links.Delete(Port(q.EndpointID)); err != nil {
-			d.log.Warn("the port of a container that left could not be deleted", "endpoint", q.EndpointID, "err", err)
+			d.log.Warn("could not delete the port of a disconnected container", "endpoint", q.EndpointID, "err", err)
 		}
 		d.mu.Lock()
 		delete(d.leaving, q.EndpointID)
@@ -424,7 +424,7 @@ func (d *Driver) left(ctx context.Context, id string) error {
 	case <-gone:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("endpoint %.12s: wait until it has left: %w", id, ctx.Err())
+		return fmt.Errorf("endpoint %.12s: wait until it is disconnected: %w", id, ctx.Err())
 	}
 }
 
@@ -568,7 +568,7 @@ func (d *Driver) Adopt(ctx context.Context, e Endpoint) error {
 		}
 		owner := newLeaseOwner()
 		if err := d.addresses.Claim(ctx, owner, p); err != nil {
-			return fmt.Errorf("take endpoint %.12s over: %w", e.ID, err)
+			return fmt.Errorf("take over endpoint %.12s: %w", e.ID, err)
 		}
 		d.mu.Lock()
 		d.leases[p.Addr()] = lease{owner, time.Now()}

@@ -92,13 +92,13 @@ func (d *Driver) requestPool(_ context.Context, q poolRequest) (r poolReply, err
 	if subnet == "" {
 		p, ok := d.addresses.Default(q.V6)
 		if !ok {
-			return r, errors.New("this router was launched without a range of such addresses: name an address space, --subnet, or launch with --ipalloc-range or --ipalloc-range6")
+			return r, errors.New("this router was launched without an address range of this family: choose a subnet with --subnet, or launch with --ipalloc-range or --ipalloc-range6")
 		}
 		d.mu.Lock()
 		full := d.pools.full(time.Now())
 		d.mu.Unlock()
 		if full {
-			return r, fmt.Errorf("docker does not take %s, as this host has a route to it (weft expose makes one): name it, --subnet %s", p, p)
+			return r, fmt.Errorf("docker refuses %s because this host has a route to it (weft expose adds one): name it explicitly with --subnet %s", p, p)
 		}
 		subnet = p.String()
 	}
@@ -167,7 +167,7 @@ func (d *Driver) leaseOne(ctx context.Context, p pool, address string, gateway b
 	owner := newLeaseOwner()
 	if err := d.addresses.Claim(ctx, owner, p.full(a)); err != nil {
 		if gateway {
-			d.log.Info("a network's gateway is in use already, as it should be", "gateway", a, "says", err)
+			d.log.Info("the gateway of a network is in use already, which is allowed", "gateway", a, "reason", err)
 			return a, nil
 		}
 		return netip.Addr{}, err
@@ -258,7 +258,7 @@ func (d *Driver) claimForeign(ctx context.Context, endpointID string, ps []netip
 			continue
 		}
 		if err := d.addresses.Claim(ctx, foreignOwner(endpointID), p); err != nil {
-			return fmt.Errorf("docker chose the address: make the network with --ipam-driver %s, or a range for each host with --ip-range: %w", Name, err)
+			return fmt.Errorf("docker chose the address: create the network with --ipam-driver %s, or give each host a range with --ip-range: %w", Name, err)
 		}
 		d.mu.Lock()
 		d.leases[p.Addr()] = lease{foreignOwner(endpointID), time.Now()}
@@ -331,7 +331,7 @@ func (d *Driver) Sweep(now time.Time) {
 	d.mu.Unlock()
 	for _, id := range ids {
 		if d.overdue(id, d.Lives(id), now, goneGrace) {
-			d.log.Info("a container is gone without a word from docker, its addresses are free", "endpoint", id)
+			d.log.Info("a container disappeared and docker did not report it; its addresses are free", "endpoint", id)
 			if err := d.endEndpoint(id); err != nil {
 				d.log.Warn("an endpoint could not be dropped", "endpoint", id, "err", err)
 			}
@@ -382,9 +382,9 @@ func (d *Driver) sweepLeases(now time.Time) {
 		if !missed {
 			d.missed[l.owner] = now
 		} else if now.Sub(since) >= idleGrace {
-			d.log.Info("an address that docker asked for is not used, it is free", "address", a)
+			d.log.Info("an address that docker requested is not used; it is free", "addr", a)
 			if err := d.drop(a, l); err != nil {
-				d.log.Warn("an address could not be freed", "address", a, "err", err)
+				d.log.Warn("an address could not be freed", "addr", a, "err", err)
 			}
 		}
 	}

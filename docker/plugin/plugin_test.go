@@ -174,7 +174,7 @@ func request(format string, args ...any) string {
 
 // The requests for a network and a container, as libnetwork documents them; each twice,
 // because an engine repeats a request whose answer it did not see.
-func TestLife(t *testing.T) {
+func TestRequestsOfOneContainer(t *testing.T) {
 	b := newBench(t)
 	for _, c := range []struct{ name, body, want string }{
 		{"Plugin.Activate", "", `{"Implements":["NetworkDriver","IpamDriver"]}`},
@@ -200,7 +200,7 @@ func TestLife(t *testing.T) {
 		}
 	}
 	if got := b.ports["vethwe01234567"]; got != "vethwe01234567c 02:42:0a:28:01:81 0 [10.40.1.129 10.40.2.9 10.32.0.1]" {
-		t.Errorf("the kernel was told %q", got)
+		t.Errorf("the port was made as %q", got)
 	}
 	b.restart()
 	if got := b.driver.Endpoints(); len(got) != 1 || got[0].ID != endID || len(got[0].Addresses) != 3 {
@@ -242,10 +242,10 @@ func TestAddresses(t *testing.T) {
 	pool := `"PoolID":"weft-10.40.1.0/24-10.40.1.128/25"`
 	first := address(t, ask(`{`+pool+`,"Address":""}`))
 	if first != "10.40.1.129/24" {
-		t.Errorf("of the range it gives %s", first)
+		t.Errorf("first address of the range is %s", first)
 	}
 	if got := address(t, ask(`{`+pool+`,"Address":"10.40.1.5","Options":null}`)); got != "10.40.1.5/24" {
-		t.Errorf("asked for 10.40.1.5 it gives %s", got)
+		t.Errorf("requested 10.40.1.5, got %s", got)
 	}
 	for body, words := range map[string]string{
 		`{` + pool + `,"Address":"10.40.1.5"}`:        "in use by another container",
@@ -259,15 +259,15 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("%s: %s, want %s", body, got, words)
 		}
 	}
-	// Outside of all ranges only with the option.
+	// A pool outside all ranges needs the option.
 	outside := `"AddressSpace":"weftlocal","Pool":"192.168.7.0/24"`
 	if got := b.call(t, "IpamDriver.RequestPool", `{`+outside+`}`); !strings.Contains(got, "outside") {
 		t.Errorf("a pool outside: %s", got)
 	}
 	if got := b.call(t, "IpamDriver.RequestPool", `{`+outside+`,"Options":{"weft.outside":"true"}}`); !strings.Contains(got, `"Pool":"192.168.7.0/24"`) {
-		t.Errorf("a pool outside, as the option has it: %s", got)
+		t.Errorf("a pool outside with the option: %s", got)
 	}
-	// A gateway may be anybody's.
+	// A gateway may be in use by anybody.
 	b.given[netip.MustParseAddr("10.40.1.1")] = "somebody"
 	if got := address(t, ask(`{`+pool+`,"Address":"10.40.1.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)); got != "10.40.1.1/24" {
 		t.Errorf("the gateway is %s", got)
@@ -283,16 +283,16 @@ func TestAddresses(t *testing.T) {
 	}
 	b.fail = errors.New("no ring yet:\nwaiting for h2")
 	if got := ask(`{` + pool + `}`); !strings.Contains(got, "no ring yet: waiting for h2") {
-		t.Errorf("it says %s", got)
+		t.Errorf("the error is %s", got)
 	}
 }
 
-func TestNetworksThatAreRefused(t *testing.T) {
+func TestRefusedNetworks(t *testing.T) {
 	b := newBench(t)
 	for body, words := range map[string]string{
-		`{"NetworkID":"short"}`: "no id of docker's",
+		`{"NetworkID":"short"}`: "not an id of docker",
 		`{"NetworkID":"NET","IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"172.18.0.0/16","Gateway":"172.18.0.1/16"}]}`: "--ipam-driver weft",
-		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicst":"1"}}}`:                                "there is none of that name",
+		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicst":"1"}}}`:                                "unknown; want weft.multicast",
 		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicast":"x"}}}`:                               "want true or false",
 		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"com.docker.network.driver.mtu":"9"}}}`:                "want 576",
 	} {
@@ -301,7 +301,7 @@ func TestNetworksThatAreRefused(t *testing.T) {
 		}
 	}
 	if got := b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END"}`)); !strings.Contains(got, "not known") {
-		t.Errorf("Join of nobody: %s", got)
+		t.Errorf("Join of an unknown endpoint: %s", got)
 	}
 	// Addresses that Docker chose are accepted if they can be claimed, without the gateway
 	// that it made up.
@@ -315,7 +315,7 @@ func TestNetworksThatAreRefused(t *testing.T) {
 	}
 	b.call(t, "NetworkDriver.DeleteEndpoint", request(`{"NetworkID":"NET","EndpointID":"END"}`))
 	if b.count() != 0 {
-		t.Errorf("it stays: %v", b.given)
+		t.Errorf("the address is still allocated: %v", b.given)
 	}
 	// An engine that requests pools without end gets an error.
 	var last string
@@ -323,7 +323,7 @@ func TestNetworksThatAreRefused(t *testing.T) {
 		last = b.call(t, "IpamDriver.RequestPool", `{}`)
 	}
 	if !strings.Contains(last, "--subnet 10.32.0.0/12") {
-		t.Errorf("asked over and over it says %s", last)
+		t.Errorf("after too many requests the answer is %s", last)
 	}
 }
 
@@ -360,11 +360,11 @@ func TestSweep(t *testing.T) {
 		has("after three minutes", "10.40.1.1", "10.40.1.5", "10.40.1.7")
 		b.back = map[string]bool{inside(endID): true} // the engine removed it while no router answered
 		sweep(goneGrace)
-		has("just gone", "10.40.1.1", "10.40.1.5", "10.40.1.7")
+		has("just disappeared", "10.40.1.1", "10.40.1.5", "10.40.1.7")
 		sweep(20 * time.Second)
-		has("gone for a while", "10.40.1.1")
+		has("missing for longer than the grace period", "10.40.1.1")
 		if b.ports[Port(endID)] != "" {
-			t.Error("the port of one that is gone stays")
+			t.Error("the port of a missing container is not deleted")
 		}
 
 		// A network that the engine removed while no router answered is forgotten, and one
@@ -378,20 +378,20 @@ func TestSweep(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		has("the network is gone", "10.40.2.1")
+		has("the network was removed", "10.40.2.1")
 
-		// A request that names its address need not wait for that.
+		// A request for a certain address need not wait for the sweep.
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
 		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"}}`))
 		time.Sleep(2 * staleAfter) // in synctest's time
 		if got := b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`); address(t, got) != "10.40.1.5/24" {
-			t.Errorf("an address of a container that is gone: %s", got)
+			t.Errorf("request the address of a missing container: %s", got)
 		}
 		b.driver.Close()
 	})
 }
 
-// A router without its state takes over what the engine has.
+// A router that lost its state takes over the engine's networks and endpoints.
 func TestAdopt(t *testing.T) {
 	b := newBench(t)
 	b.ports[Port(endID)] = "there"
@@ -415,7 +415,7 @@ func TestAdopt(t *testing.T) {
 	}
 	b.call(t, "IpamDriver.ReleaseAddress", `{"Address":"10.40.1.5"}`)
 	if b.count() != 0 {
-		t.Errorf("it stays: %v", b.given)
+		t.Errorf("the address is still allocated: %v", b.given)
 	}
 }
 

@@ -9,11 +9,11 @@ import (
 )
 
 // answer answers all questions of t from the truth, and returns the changes.
-func answer(t *Tracker, truth map[string]State) (told []string) {
+func answer(t *Tracker, truth map[string]State) (changes []string) {
 	for {
 		id, all, ok := t.Next()
 		if !ok {
-			return told
+			return changes
 		}
 		if all {
 			var ids []string
@@ -22,7 +22,7 @@ func answer(t *Tracker, truth map[string]State) (told []string) {
 			}
 			slices.Sort(ids)
 			for _, id := range t.Listed(ids) {
-				told = append(told, "gone "+id)
+				changes = append(changes, "gone "+id)
 			}
 			continue
 		}
@@ -31,18 +31,18 @@ func answer(t *Tracker, truth map[string]State) (told []string) {
 			now = &s
 		}
 		for _, c := range t.Asked(id, now) {
-			told = append(told, []string{"started ", "stopped ", "gone ", "reshaped "}[c]+id)
+			changes = append(changes, []string{"started ", "stopped ", "gone ", "reshaped "}[c]+id)
 		}
 	}
 }
 
-func TestStory(t *testing.T) {
+func TestChanges(t *testing.T) {
 	tr := New()
 	truth := map[string]State{"a": {Running: true, Since: "1"}, "b": {}}
 	step := func(what string, want ...string) {
 		t.Helper()
 		if got := answer(tr, truth); !slices.Equal(got, want) {
-			t.Errorf("%s: told %v, want %v", what, got, want)
+			t.Errorf("%s: reported %v, want %v", what, got, want)
 		}
 	}
 	step("at first", "started a", "stopped b")
@@ -55,11 +55,11 @@ func TestStory(t *testing.T) {
 	step("restarted between two questions", "stopped a", "started a")
 	truth["a"] = State{Running: true, Since: "2", Shape: "on two networks"}
 	tr.MarkRunning("a")
-	step("put on a network", "reshaped a")
+	step("connected to a network", "reshaped a")
 	truth["b"] = State{Shape: "on two networks"}
 	tr.MarkRunning("b")
 	if _, _, asks := tr.Next(); asks {
-		t.Error("a network of a container that does not run makes a question")
+		t.Error("connecting a stopped container to a network causes a question")
 	}
 	truth["b"] = State{Running: true, Since: "1"}
 	tr.Mark("b")
@@ -68,7 +68,7 @@ func TestStory(t *testing.T) {
 	step("one starts, one is removed", "started b", "stopped a", "gone a")
 	delete(truth, "b")
 	tr.MarkAll()
-	step("the engine was away meanwhile", "gone b")
+	step("the engine was down meanwhile", "gone b")
 	tr.Mark("c")
 	step("one that came and went", "gone c")
 }
@@ -93,7 +93,7 @@ func TestFloodIsBounded(t *testing.T) {
 
 // Whatever events are lost or repeated, after a question about all containers the
 // reported changes agree with the truth.
-func TestToldAgreesWithTheTruth(t *testing.T) {
+func TestReportsAgreeWithTheTruth(t *testing.T) {
 	r := seed.Rand(t)
 	tr := New()
 	truth := make(map[string]State)
@@ -115,16 +115,16 @@ func TestToldAgreesWithTheTruth(t *testing.T) {
 		if settled {
 			tr.MarkAll()
 		}
-		for _, told := range answer(tr, truth) {
+		for _, change := range answer(tr, truth) {
 			var what, who string
-			fmt.Sscan(told, &what, &who)
+			fmt.Sscan(change, &what, &who)
 			switch {
 			case what == "started" && running[who]:
 				t.Fatalf("step %d: %s started twice", step, who)
 			case what == "started":
 				running[who] = true
 			case what == "reshaped" && !running[who]:
-				t.Fatalf("step %d: %s does not run, and has another shape", step, who)
+				t.Fatalf("step %d: %s changed its shape while it was stopped", step, who)
 			case what == "reshaped":
 			default:
 				delete(running, who)
@@ -135,12 +135,12 @@ func TestToldAgreesWithTheTruth(t *testing.T) {
 		}
 		for id := range running {
 			if !truth[id].Running {
-				t.Fatalf("step %d: %s was told to run, and does not", step, id)
+				t.Fatalf("step %d: %s was reported as running, and is not", step, id)
 			}
 		}
 		for id, s := range truth {
 			if s.Running && !running[id] {
-				t.Fatalf("step %d: %s runs, and was not told to", step, id)
+				t.Fatalf("step %d: %s runs, which was not reported", step, id)
 			}
 		}
 	}

@@ -192,14 +192,14 @@ func TestCNICheckFindsWhatIsGone(t *testing.T) {
 		{"lost its address", func(l netlink.Link, _ *libcni.RuntimeConf, r *current.Result) error {
 			return netlink.AddrDel(l, &netlink.Addr{IPNet: &r.IPs[0].Address})
 		}},
-		{"route 0.0.0.0/0 is gone", func(l netlink.Link, _ *libcni.RuntimeConf, r *current.Result) error {
+		{"route 0.0.0.0/0 is missing", func(l netlink.Link, _ *libcni.RuntimeConf, r *current.Result) error {
 			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: r.IPs[0].Gateway, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}})
 		}},
 		{"has address", func(l netlink.Link, _ *libcni.RuntimeConf, _ *current.Result) error {
 			return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 9, 9, 9, 9, 9})
 		}},
 		{"is not on bridge", func(l netlink.Link, _ *libcni.RuntimeConf, _ *current.Result) error { return netlink.LinkDel(l) }},
-		{"the router has not given it", func(_ netlink.Link, rc *libcni.RuntimeConf, _ *current.Result) error {
+		{"the router has not allocated", func(_ netlink.Link, rc *libcni.RuntimeConf, _ *current.Result) error {
 			_, err := api.NewClient(lab.Socket(1)).Release(context.Background(), "cni:pods:"+rc.ContainerID+":eth0")
 			return err
 		}},

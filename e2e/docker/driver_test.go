@@ -128,11 +128,11 @@ func TestNetworksOfUsers(t *testing.T) {
 		t.Errorf("an address of the other host: %s", text)
 	}
 	for text, args := range map[string][]string{
-		"outside":            {"--ipam-driver", "weft", "--subnet", "192.168.7.0/24", "bad"},
-		"--ipam-driver weft": {"bad"},
-		"option":             {"--ipam-driver", "weft", "-o", "weft.bogus=1", "bad"},
-		"want true or false": {"--ipam-driver", "weft", "-o", "weft.multicast=2", "bad"},
-		"without a range":    {"--ipam-driver", "weft", "--ipv6", "bad"},
+		"outside":                  {"--ipam-driver", "weft", "--subnet", "192.168.7.0/24", "bad"},
+		"--ipam-driver weft":       {"bad"},
+		"option":                   {"--ipam-driver", "weft", "-o", "weft.bogus=1", "bad"},
+		"want true or false":       {"--ipam-driver", "weft", "-o", "weft.multicast=2", "bad"},
+		"without an address range": {"--ipam-driver", "weft", "--ipv6", "bad"},
 	} {
 		if got := a.mustFail(t, "docker", append([]string{"network", "create", "--driver", "weft"}, args...)...); !strings.Contains(got, text) {
 			t.Errorf("network create %v: %s", args, got)
