@@ -195,7 +195,7 @@ func TestCNICheckFindsWhatIsGone(t *testing.T) {
 		{"route 0.0.0.0/0 is missing", func(l netlink.Link, _ *libcni.RuntimeConf, r *current.Result) error {
 			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: r.IPs[0].Gateway, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}})
 		}},
-		{"has address", func(l netlink.Link, _ *libcni.RuntimeConf, _ *current.Result) error {
+		{"has MAC address", func(l netlink.Link, _ *libcni.RuntimeConf, _ *current.Result) error {
 			return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 9, 9, 9, 9, 9})
 		}},
 		{"is not on bridge", func(l netlink.Link, _ *libcni.RuntimeConf, _ *current.Result) error { return netlink.LinkDel(l) }},

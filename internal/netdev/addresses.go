@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InterfaceAddresses returns the addresses at which programs can listen on an interface,
-// in order, and whether there is the interface: not those that only mean
-// something on the link itself, nor those that the kernel is still trying.
+// InterfaceAddresses returns the addresses of an interface that programs can listen
+// on, sorted, and whether the interface exists. It omits link-local addresses and
+// those in duplicate address detection.
 func InterfaceAddresses(iface string) (addrs []netip.Addr, there bool, err error) {
 	h, err := here()
 	if err != nil {

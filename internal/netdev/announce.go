@@ -10,9 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// announce tells the segment behind an interface of the namespace at path
-// which MAC address the addresses are at, so that neighbours who knew them
-// elsewhere (a container that moved) follow at once.
+// announce announces the MAC address of addrs on an interface of the namespace at
+// path, so that neighbours update their caches at once if a container moved.
 func announce(path string, index int, mac net.HardwareAddr, addrs []netip.Prefix) error {
 	if len(addrs) == 0 {
 		return nil
@@ -38,8 +37,8 @@ func announce(path string, index int, mac net.HardwareAddr, addrs []netip.Prefix
 	})
 }
 
-// gratuitousARP is an ARP announcement as of RFC 5227, section 3: a request
-// whose sender and target address are both a.
+// gratuitousARP returns an ARP announcement (RFC 5227, section 3): a request whose
+// sender and target address are both a.
 //
 //	0      6      12   14                                   42 bytes, big endian
 //	| ff.. | mac  |0806| 0001 0800 06 04 0001 mac a 00.. a |
@@ -55,8 +54,8 @@ func gratuitousARP(mac net.HardwareAddr, a netip.Addr) []byte {
 	return append(b, a.AsSlice()...)
 }
 
-// neighbourAdvert is an unsolicited neighbour advertisement to all nodes with
-// the override flag, RFC 4861, sections 4.4 and 7.2.6.
+// neighbourAdvert returns an unsolicited neighbour advertisement to all nodes with
+// the override flag (RFC 4861, sections 4.4 and 7.2.6).
 //
 //	0         6     12   14             54                         86 bytes
 //	|33:33::1 | mac |86dd| IPv6 header | 88 00 sum O a  02 01 mac |

@@ -14,40 +14,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrHostNS is the cause when a container shares the network namespace of the
-// caller, so that there is nothing to attach.
+// ErrHostNS is the cause of an error if a container shares the network namespace of
+// the caller, so that there is nothing to attach.
 var ErrHostNS = errors.New("it is the network namespace of the host")
 
-// multicastRoute sends multicast to the overlay whatever the default route.
+// multicastRoute sends multicast to the overlay, independent of the default route.
 var multicastRoute = netip.MustParsePrefix("224.0.0.0/4")
 
-// Attachment says how a namespace is joined to the bridge.
+// Attachment describes how a namespace is connected to the bridge.
 type Attachment struct {
 	NS     string         // path of the container's network namespace
-	Iface  string         // name of the interface there, IfaceName unless a plugin chose
+	Iface  string         // name of the interface there, usually IfaceName
 	Bridge string         // the bridge, in the caller's namespace
 	MTU    int            // of both ends, in bytes of IP packet
-	Addrs  []netip.Prefix // what the interface must have, among others perhaps
+	Addrs  []netip.Prefix // required addresses; the interface may have others
 	// MulticastRoute adds a route for 224.0.0.0/4 over the interface.
 	MulticastRoute bool
-	// MAC of the interface, nil for any.
+	// MAC of the interface; nil lets the kernel choose.
 	MAC net.HardwareAddr
-	// Hairpin lets frames go back out by the port that they came in by, so that
-	// the container reaches itself by an address that is translated.
+	// Hairpin lets the bridge send frames back out of the port that they came in by,
+	// so that a container can reach itself through a translated address.
 	Hairpin bool
-	// Shaped says that others are going to limit what passes by the interface, so that frames
-	// must not pass by the bridge.
+	// RateLimited says that another program is going to limit the rate of the
+	// interface, so its frames must not bypass the bridge.
 	RateLimited bool
 	Sysctls     Sysctls // of the caller's host
 }
 
-// Attach joins the namespace to the bridge by a veth pair if it is not yet,
-// adds the addresses that are missing, and announces every address of a.Addrs
-// by a gratuitous ARP or an unsolicited neighbour advertisement. It returns
-// the addresses that it added. On error it has undone what it did.
+// Attach connects the namespace to the bridge with a veth pair unless it is already
+// connected, adds missing addresses, and announces every address of a.Addrs with a
+// gratuitous ARP or an unsolicited neighbour advertisement. It returns the addresses
+// that it added. On error it has undone its changes.
 //
-// Transmit checksum offload stays as the kernel has it: the kernel completes
-// checksums before a frame leaves by a TAP.
+// Transmit checksum offload stays at the kernel's default: the kernel completes
+// checksums before a frame leaves through a TAP.
 func Attach(a Attachment) (added []netip.Prefix, err error) {
 	if err := checkNotHost(a.NS); err != nil {
 		return nil, a.failed("check namespace", err)
@@ -81,8 +81,8 @@ func (a *Attachment) failed(what string, cause error) error {
 	return fmt.Errorf("attach %s to bridge %s: %s: %w", a.NS, a.Bridge, what, cause)
 }
 
-// pair returns the ends of the veth pair, port at the host and l inside, and whether it
-// had to be made.
+// findOrMakePair returns the ends of the veth pair, port on the host and l inside, and
+// whether it made the pair.
 func (a *Attachment) findOrMakePair(host, in handle) (port, l netlink.Link, made bool, err error) {
 	bridge, err := host.requireLink(a.Bridge)
 	if err != nil {
@@ -104,7 +104,7 @@ func (a *Attachment) findOrMakePair(host, in handle) (port, l netlink.Link, made
 	return port, l, true, nil
 }
 
-// setPair gives both ends what they are to have besides addresses, and sets the port up.
+// configurePair configures both ends, except for addresses, and sets the port up.
 func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error {
 	if a.RateLimited && port.Attrs().Group != rateLimitedGroup {
 		if err := host.LinkSetGroup(port, rateLimitedGroup); err != nil {
@@ -116,7 +116,7 @@ func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error 
 	}
 	if a.MAC != nil && l.Attrs().HardwareAddr.String() != a.MAC.String() {
 		if err := in.LinkSetHardwareAddr(l, a.MAC); err != nil {
-			return a.failed("set address "+a.MAC.String(), err)
+			return a.failed("set MAC address "+a.MAC.String(), err)
 		}
 		l.Attrs().HardwareAddr = a.MAC
 	}
@@ -126,8 +126,8 @@ func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error 
 	return nil
 }
 
-// configure gives the interface inside its addresses and routes, and announces it. On
-// error it takes the addresses away that it added.
+// configureInterface adds addresses and routes to the interface inside and announces
+// the addresses. On error it has removed the addresses that it added.
 func (a *Attachment) configureInterface(host, in handle, port, l netlink.Link) (added []netip.Prefix, err error) {
 	defer func() {
 		if err != nil {
@@ -171,8 +171,8 @@ func checkNotHost(path string) error {
 	return nil
 }
 
-// adopt returns the host's end of an interface that is in the container
-// already, and puts it back on the bridge if the bridge was made again.
+// reattach returns the host's end of an interface that is in the container already,
+// and puts it back on the bridge if the bridge was recreated.
 func reattach(host handle, bridge, l netlink.Link) (netlink.Link, error) {
 	port, err := hostEnd(host, l)
 	if err != nil {
@@ -192,9 +192,9 @@ func reattach(host handle, bridge, l netlink.Link) (netlink.Link, error) {
 
 var errNotOurs = errors.New("it is not weft's")
 
-// hostEnd finds the end of the veth pair of l that is in the host's namespace.
-// Interface indexes of two namespaces may be alike by chance, so both ends
-// must name each other and the name must be one that weft gives.
+// hostEnd finds the end of the veth pair of l that is in the host's namespace. Two
+// namespaces may use the same interface index, so both ends must refer to each other
+// and the host's end must have a name that weft gives.
 func hostEnd(host handle, l netlink.Link) (netlink.Link, error) {
 	if l.Type() != "veth" {
 		return nil, fmt.Errorf("%s is of type %s: %w", l.Attrs().Name, l.Type(), errNotOurs)
@@ -211,8 +211,8 @@ func isHostEnd(port, l netlink.Link) bool {
 		len(port.Attrs().Name) > len(HostPrefix) && port.Attrs().Name[:len(HostPrefix)] == HostPrefix
 }
 
-// makePair makes both ends in one request, so that a crash leaves either
-// nothing or a pair that Attach finds again.
+// makePair makes both ends in one request, so that a crash leaves either nothing or a
+// pair that the next Attach finds.
 func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netlink.Link, err error) {
 	ns, err := netns.GetFromPath(a.NS)
 	if err != nil {
@@ -246,7 +246,7 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 		}
 	}()
 	if err := disableIPv6(a.Sysctls, attrs.Name); err != nil {
-		return nil, nil, fmt.Errorf("switch ipv6 off on %s: %w", attrs.Name, err)
+		return nil, nil, fmt.Errorf("disable ipv6 on %s: %w", attrs.Name, err)
 	}
 	l, err = in.requireLink(a.Iface)
 	if err != nil {
@@ -255,9 +255,9 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	return port, l, nil
 }
 
-// addAddrs adds what l lacks and returns that, also on error. IPv6 addresses
-// skip duplicate address detection: the address management already made sure,
-// and the container may use them at once.
+// addAddrs adds the missing addresses to l and returns them, also on error. IPv6
+// addresses skip duplicate address detection: they are unique already, and the
+// container may use them at once.
 func addAddrs(h handle, l netlink.Link, want []netip.Prefix) (added []netip.Prefix, err error) {
 	have, err := prefixesOf(h, l)
 	if err != nil {
@@ -294,8 +294,8 @@ func prefixesOf(h handle, l netlink.Link) (map[netip.Prefix]bool, error) {
 	return have, nil
 }
 
-// carrierWait bounds how long Attach waits for the bridge to take a new port
-// in; an announcement that is sent before is lost.
+// carrierWait bounds how long Attach waits until the bridge forwards on a new port. An
+// earlier announcement would be lost.
 const carrierWait = 500 * time.Millisecond
 
 func waitCarrier(h handle, port netlink.Link) {
@@ -307,15 +307,14 @@ func waitCarrier(h handle, port netlink.Link) {
 	}
 }
 
-// Detach removes addresses from the interface iface of the namespace at path,
-// and the whole veth pair when no address but a link-local one is left. It
-// returns the addresses that it removed. Addresses, an interface or a
-// namespace that are not there are no error.
+// Detach removes addresses from the interface iface of the namespace at path, and the
+// whole veth pair if only link-local addresses are left. It returns the addresses that
+// it removed. Missing addresses, interfaces and namespaces are no error.
 func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, err error) {
 	err = withPair(path, iface, func(host, in handle, port, l netlink.Link) error {
 		have, err := prefixesOf(in, l)
 		if err != nil {
-			return fmt.Errorf("look at %s: %w", iface, err)
+			return fmt.Errorf("read addresses of %s: %w", iface, err)
 		}
 		for _, p := range addrs {
 			if !have[p] {
@@ -335,8 +334,8 @@ func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, e
 	return removed, err
 }
 
-// Remove takes away the veth pair of which iface is the end in the namespace at
-// path. What is not there is no error; an interface that is not weft's stays.
+// Remove deletes the veth pair of interface iface in the namespace at path. A missing
+// interface or namespace is no error. An interface that is not weft's stays.
 func Remove(path, iface string) error {
 	err := withPair(path, iface, func(host, _ handle, port, _ netlink.Link) error { return host.delete(port) })
 	if errors.Is(err, errNotOurs) {
@@ -345,8 +344,8 @@ func Remove(path, iface string) error {
 	return err
 }
 
-// isNS reports whether a namespace is at path. A file is left where one was mounted if
-// whoever took it away did not come to its end.
+// isNS reports whether a namespace is mounted at path. The mount point may be left as a
+// plain file if its removal was interrupted.
 func isNS(path string) (bool, error) {
 	var fs unix.Statfs_t
 	err := unix.Statfs(path, &fs)
@@ -356,8 +355,8 @@ func isNS(path string) (bool, error) {
 	return fs.Type == unix.NSFS_MAGIC, err
 }
 
-// onPair calls f with both ends of the veth pair that iface of the namespace at
-// path is an end of, if there are such an interface and such a namespace.
+// withPair calls f with both ends of the veth pair of interface iface in the namespace
+// at path. It does nothing if the interface or the namespace is missing.
 func withPair(path, iface string, f func(host, in handle, port, l netlink.Link) error) error {
 	if there, err := isNS(path); err == nil && !there {
 		return nil
@@ -390,7 +389,7 @@ func withPair(path, iface string, f func(host, in handle, port, l netlink.Link) 
 	return nil
 }
 
-// Iface is an interface of a container that is attached to the bridge.
+// Iface is an interface of a container that is connected to the bridge.
 type Iface struct {
 	Name     string
 	MAC      net.HardwareAddr
@@ -400,9 +399,8 @@ type Iface struct {
 	Addrs    []netip.Prefix
 }
 
-// Attached reads from the live namespace at path which of its interfaces are
-// joined to the bridge, whoever attached them, with their addresses but for
-// link-local ones.
+// Attached lists the interfaces of the namespace at path that are connected to the
+// bridge, no matter who connected them, with their addresses except link-local ones.
 func Attached(path, bridge string) ([]Iface, error) {
 	wrap := func(cause error) error { return fmt.Errorf("list attachments of %s: %w", path, cause) }
 	host, err := here()
@@ -442,8 +440,8 @@ func Attached(path, bridge string) ([]Iface, error) {
 	return found, nil
 }
 
-// Addresses returns the addresses of an interface of the calling thread's
-// namespace but for link-local ones, none if it is not there.
+// Addresses returns the addresses of an interface of the calling thread's namespace
+// except link-local ones, none if the interface is missing.
 func Addresses(name string) ([]netip.Prefix, error) {
 	h, err := here()
 	if err != nil {

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EnsureBridge makes the bridge name, or brings the one that is there to the
-// same state: MAC address, MTU in bytes of IP packet, multicast snooping off
-// (weft carries multicast to every peer, so no router answers queries), no
-// IPv6 address or route taken from router advertisements of containers, up.
-// Ports stay. It fails if name is something other than a bridge.
+// EnsureBridge makes the bridge name, or brings an existing one to the same state. The
+// bridge has that MAC address and MTU (in bytes of IP packet), no multicast snooping
+// (weft carries multicast to every peer, so no router answers queries), accepts no
+// IPv6 address or route from router advertisements of containers, and is up. Ports
+// stay. It fails if name is an interface of another type.
 func EnsureBridge(name string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("set up bridge %s: %s: %w", name, what, cause)
@@ -29,7 +29,7 @@ func EnsureBridge(name string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (
 		return wrap("look up", err)
 	}
 	if ok && l.Type() != "bridge" {
-		return fmt.Errorf("set up bridge %s: the interface is there and is of type %s", name, l.Type())
+		return fmt.Errorf("set up bridge %s: an interface of that name exists and is of type %s", name, l.Type())
 	}
 	off := false
 	if !ok {
@@ -39,7 +39,7 @@ func EnsureBridge(name string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (
 			return wrap("create", err)
 		}
 		if l, ok, err = h.link(name); err != nil || !ok {
-			return wrap("find what was made", errors.Join(err, unix.ENODEV))
+			return wrap("look up the new bridge", errors.Join(err, unix.ENODEV))
 		}
 		defer func() {
 			if err != nil {
@@ -50,16 +50,16 @@ func EnsureBridge(name string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.Index = name, l.Attrs().Index
 		if err := h.LinkModify(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}); err != nil {
-			return wrap("switch multicast snooping off", err)
+			return wrap("disable multicast snooping", err)
 		}
 	}
 	if l.Attrs().HardwareAddr.String() != mac.String() {
 		if err := h.LinkSetHardwareAddr(l, mac); err != nil {
-			return wrap("set MAC "+mac.String(), err)
+			return wrap("set MAC address "+mac.String(), err)
 		}
 	}
-	// Setting the MTU, even to what it is, keeps the kernel from following the
-	// smallest port.
+	// Setting the MTU, even to its current value, stops the kernel from lowering it to
+	// that of the smallest port.
 	if err := h.LinkSetMTU(l, mtu); err != nil {
 		return wrap(fmt.Sprintf("set mtu %d", mtu), err)
 	}
@@ -74,8 +74,8 @@ func EnsureBridge(name string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (
 	return nil
 }
 
-// DeleteBridge removes the bridge; its ports become plain interfaces. A bridge
-// that is not there is no error.
+// DeleteBridge removes the bridge; its ports become plain interfaces. A missing bridge
+// is no error.
 func DeleteBridge(name string) error { return deleteLink(name) }
 
 func deleteLink(name string) error {
@@ -111,7 +111,7 @@ func AddPort(bridge, link string, mtu int, sysctls Sysctls) error {
 		return wrap("look up port", err)
 	}
 	if err := disableIPv6(sysctls, link); err != nil {
-		return wrap("switch ipv6 off", err)
+		return wrap("disable ipv6", err)
 	}
 	if err := h.LinkSetMTU(l, mtu); err != nil {
 		return wrap(fmt.Sprintf("set mtu %d", mtu), err)
@@ -125,9 +125,8 @@ func AddPort(bridge, link string, mtu int, sysctls Sysctls) error {
 	return nil
 }
 
-// quietPort keeps the host's own IPv6 stack off a port: without this each port
-// would send duplicate address detection and router solicitations into the
-// overlay.
+// disableIPv6 disables the host's IPv6 stack on a port. Otherwise each port would send
+// duplicate address detection and router solicitations into the overlay.
 func disableIPv6(sysctls Sysctls, name string) error {
 	err := sysctls.Set("1", "net", "ipv6", "conf", name, "disable_ipv6")
 	if errors.Is(err, os.ErrNotExist) {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MTU returns that of an interface of the calling thread's namespace.
+// MTU returns the MTU of an interface of the calling thread's namespace.
 func MTU(name string) (int, error) {
 	h, err := here()
 	if err != nil {
@@ -24,8 +24,8 @@ func MTU(name string) (int, error) {
 	return l.Attrs().MTU, nil
 }
 
-// AllowIPv6 lets new interfaces of the namespace at path have IPv6 addresses, if
-// that is wanted: some runtimes switch them off.
+// AllowIPv6 enables IPv6 on all interfaces of the namespace at path if wanted is set.
+// Some runtimes disable it.
 func AllowIPv6(path string, wanted bool) error {
 	if !wanted {
 		return nil
@@ -37,7 +37,7 @@ func AllowIPv6(path string, wanted bool) error {
 				continue
 			}
 			if err := os.WriteFile(file, []byte("0"), 0o644); err != nil {
-				return fmt.Errorf("switch ipv6 on in %s: %w", path, err)
+				return fmt.Errorf("enable ipv6 in %s: %w", path, err)
 			}
 		}
 		return nil
@@ -47,8 +47,8 @@ func AllowIPv6(path string, wanted bool) error {
 // ContainerRoute is a route of a container.
 type ContainerRoute struct {
 	Dst     netip.Prefix
-	Gateway netip.Addr // invalid: whoever is on the link
-	MTU     int        // of the route, 0 for the interface's
+	Gateway netip.Addr // invalid for a route to the link itself
+	MTU     int        // 0 for the MTU of the interface
 }
 
 func (r ContainerRoute) forLink(l netlink.Link) *netlink.Route {
@@ -61,8 +61,7 @@ func (r ContainerRoute) forLink(l netlink.Link) *netlink.Route {
 	return rt
 }
 
-// AddRoutes gives an interface of the namespace at path routes, if it has them not
-// yet.
+// AddRoutes adds missing routes to an interface of the namespace at path.
 func AddRoutes(path, iface string, routes []ContainerRoute) error {
 	return withIface(path, iface, func(in handle, l netlink.Link) error {
 		for _, r := range routes {
@@ -74,7 +73,7 @@ func AddRoutes(path, iface string, routes []ContainerRoute) error {
 	})
 }
 
-// MissingRoutes returns which of the routes the interface does not have.
+// MissingRoutes returns those of the routes that the interface does not have.
 func MissingRoutes(path, iface string, routes []ContainerRoute) (missing []ContainerRoute, err error) {
 	err = withIface(path, iface, func(in handle, l netlink.Link) error {
 		have := make(map[netip.Prefix]bool)
@@ -99,7 +98,7 @@ func MissingRoutes(path, iface string, routes []ContainerRoute) (missing []Conta
 	return missing, err
 }
 
-// routeDst is where a route leads; default routes lead to 0.0.0.0/0 or ::/0.
+// routeDst returns the destination of a route, 0.0.0.0/0 or ::/0 for a default route.
 func routeDst(r netlink.Route, family int) (netip.Prefix, bool) {
 	switch {
 	case r.Dst != nil:

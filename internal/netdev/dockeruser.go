@@ -12,12 +12,12 @@ import (
 	"github.com/google/nftables"
 )
 
-// dockerUserChain is the chain that Docker jumps to before its own rules, and keeps
-// for others to put theirs in.
+// dockerUserChain is a chain for rules of users. Docker jumps to it before its own
+// rules.
 const dockerUserChain = "DOCKER-USER"
 
-// dockerGuard is a program that Docker guards forwarding with, the sysctl that
-// shows bridged packets to it, and the family of its tables.
+// dockerFilter is a program with which Docker filters forwarded packets, the sysctl
+// that shows bridged packets to its rules, and the family of its tables.
 type dockerFilter struct {
 	program, sysctl string
 	family          nftables.TableFamily
@@ -28,13 +28,14 @@ var dockerFilters = []dockerFilter{
 	{"ip6tables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables", nftables.TableFamilyIPv6},
 }
 
-// PassGuard has what Docker does to guard forwarding let frames pass that a
-// bridge only passes from port to port, and returns what it had to change, for
-// the log. Docker drops what it does not know where the host did not forward
-// before it came, and the kernel shows bridged packets to that guard as if they
-// were forwarded. It asks the same program that Docker does, as only that knows
-// where Docker's rules are; hosts without it, without Docker's chain, or where
-// bridged packets are not shown, are left alone.
+// AllowInDockerUser adds a rule to Docker's chain DOCKER-USER that accepts packets
+// from port to port of a bridge. It returns its changes as commands, for the log.
+//
+// Docker's forward chain drops unknown packets if the host did not forward before
+// Docker was started, and br_netfilter passes bridged packets through that chain. The
+// function runs the same program as Docker, because only that program finds Docker's
+// rules. It changes nothing without that program, without Docker's chain, or if
+// br_netfilter does not pass bridged packets to it.
 func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, err error) {
 	var errs []error
 	for _, g := range dockerFilters {
@@ -54,7 +55,7 @@ func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, er
 			continue
 		}
 		if ok, err := bridgeRule(ctx, g.program, "-I", dockerUserChain, bridge); err != nil || !ok {
-			errs = append(errs, fmt.Errorf("let bridge %s pass %s's chain %s: %w", bridge, g.program, dockerUserChain, errors.Join(err, errNotAdded)))
+			errs = append(errs, fmt.Errorf("accept bridge %s in chain %s of %s: %w", bridge, dockerUserChain, g.program, errors.Join(err, errNotAdded)))
 			continue
 		}
 		changed = append(changed, g.program+" -I "+strings.Join(bridgeMatch(dockerUserChain, bridge), " "))
@@ -62,17 +63,16 @@ func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, er
 	return changed, errors.Join(errs...)
 }
 
-// sees reports whether bridged packets are shown to it.
+// sees reports whether br_netfilter passes bridged packets to the program's rules.
 func (g dockerFilter) sees() bool {
 	shown, err := os.ReadFile(g.sysctl)
 	return err == nil && strings.TrimSpace(string(shown)) != "0"
 }
 
-// BridgeBlockers returns, in the words of nft, the chains that drop what a bridge
-// passes from port to port, and that PassGuard could do nothing about: Docker has
-// no chain for others where it guards forwarding by nftables, and drops nothing of
-// this itself then, but somebody may, or an earlier Docker did. A rule that accepts
-// is looked for where OpenBridge says that it may be.
+// BridgeBlockers returns the chains, as nft names them, that drop packets from port to
+// port of a bridge although AllowInDockerUser has run. With nftables Docker has no
+// chain for users. It does not drop such packets itself then, but another program or an
+// earlier Docker may. A rule as of AcceptBridgeCommand clears the blockers of its family.
 func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
 	blockers, err := forwardBlockers()
 	if err != nil || len(blockers) == 0 {
@@ -93,7 +93,7 @@ func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
 	return names(slices.DeleteFunc(blockers, func(c *nftables.Chain) bool { return !closed[c.Table.Family] })), nil
 }
 
-// opened reports whether a rule lets through what only crosses a bridge.
+// opened reports whether a rule accepts packets from port to port of a bridge.
 func (g dockerFilter) opened(ctx context.Context, bridge string) (bool, error) {
 	for _, chain := range []string{dockerUserChain, iptablesForward} {
 		if has, err := bridgeRule(ctx, g.program, "-C", chain, bridge); err != nil || has {
@@ -103,15 +103,15 @@ func (g dockerFilter) opened(ctx context.Context, bridge string) (bool, error) {
 	return false, nil
 }
 
-// OpenBridge is the command that has iptables let frames pass which only cross a
-// bridge.
+// AcceptBridgeCommand returns the iptables command that accepts packets from port to
+// port of a bridge.
 func AcceptBridgeCommand(bridge string) string {
 	return "iptables " + strings.Join(append([]string{"-I"}, bridgeMatch(iptablesForward, bridge)...), " ")
 }
 
 const iptablesForward = "FORWARD"
 
-// UnpassGuard undoes PassGuard.
+// RemoveFromDockerUser undoes AllowInDockerUser.
 func RemoveFromDockerUser(ctx context.Context, bridge string) error {
 	var errs []error
 	for _, g := range dockerFilters {
@@ -125,19 +125,20 @@ func RemoveFromDockerUser(ctx context.Context, bridge string) error {
 	return errors.Join(errs...)
 }
 
-var errNotAdded = errors.New("it refused")
+var errNotAdded = errors.New("the program refused the rule")
 
 func bridgeRule(ctx context.Context, program, action, chain, bridge string) (bool, error) {
 	return runIptables(ctx, program, append([]string{action}, bridgeMatch(chain, bridge)...)...)
 }
 
-// bridgeMatch is the rule in a chain that accepts what only crosses a bridge.
+// bridgeMatch returns the arguments of a rule that accepts packets from port to port
+// of a bridge.
 func bridgeMatch(chain, bridge string) []string {
 	return []string{chain, "-i", bridge, "-o", bridge, "-j", "ACCEPT"}
 }
 
-// runIptables runs a program and reports whether it said yes. A program that is not
-// there says no.
+// runIptables runs a program and reports whether it succeeded. A missing program gives
+// false.
 func runIptables(ctx context.Context, program string, args ...string) (bool, error) {
 	cmd := exec.CommandContext(ctx, program, append([]string{"-w", "5"}, args...)...)
 	err := cmd.Run()
@@ -148,5 +149,5 @@ func runIptables(ctx context.Context, program string, args ...string) (bool, err
 	case errors.Is(err, exec.ErrNotFound), errors.As(err, &exit) && ctx.Err() == nil:
 		return false, nil
 	}
-	return false, fmt.Errorf("ask %s: %w", program, err)
+	return false, fmt.Errorf("run %s: %w", program, err)
 }

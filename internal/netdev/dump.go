@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dumpTries is how often a dump is taken again when the kernel says that the
-// table changed meanwhile and the answer may lack entries. On a busy host that
-// happens now and then; many times in a row means that something is wrong.
+// dumpTries bounds how often a dump is repeated because the kernel reports that the
+// table changed meanwhile and entries may be missing. On a busy host that happens now
+// and then; many times in a row mean that something is wrong.
 const dumpTries = 20
 
-// Dump calls a netlink list function until its answer is consistent.
+// Dump calls a netlink list function until its result is consistent.
 func Dump[T any](list func() (T, error)) (T, error) {
 	for range dumpTries - 1 {
 		v, err := list()
@@ -27,7 +27,8 @@ func Dump[T any](list func() (T, error)) (T, error) {
 	return list()
 }
 
-// handle is a netlink socket in one namespace, with the dumps made safe.
+// handle is a netlink socket in one namespace whose dumps are repeated until they are
+// consistent.
 type handle struct{ *netlink.Handle }
 
 // here opens a handle in the calling thread's namespace.
@@ -77,7 +78,7 @@ func (h handle) link(name string) (l netlink.Link, ok bool, err error) {
 	return l, true, nil
 }
 
-// there finds an interface by name; that there is none is an error, ENODEV.
+// requireLink finds an interface by name. If there is none the error is ENODEV.
 func (h handle) requireLink(name string) (netlink.Link, error) {
 	l, ok, err := h.link(name)
 	if err == nil && !ok {
@@ -99,7 +100,7 @@ func toIPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// fromIPNet is false for what is no prefix, like a mask with holes.
+// fromIPNet returns false if n is not a prefix, like one whose mask has holes.
 func fromIPNet(n *net.IPNet) (netip.Prefix, bool) {
 	if n == nil {
 		return netip.Prefix{}, false

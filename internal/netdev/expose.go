@@ -10,24 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Exposure is an address of the bridge, by which the host takes part in the
-// overlay.
+// Exposure is an address of the bridge, with which the host takes part in the overlay.
 type Exposure struct {
 	Addr netip.Prefix
-	// Masquerade hides both sides of the host from each other: containers that
-	// reach out do so from the host's address, and whoever reaches in through
-	// the host does so from Addr.
+	// Masquerade translates source addresses in both directions: packets from
+	// containers leave the host with the host's address, and packets into the overlay
+	// through the host have the source Addr.
 	Masquerade bool
-	// KeepClients, with Masquerade, leaves the address of a client from outside the
-	// host as it is where the host has translated the packet's destination: then
-	// the container sees who asks. Its answer must come back by this host, so the
-	// container must be here.
+	// KeepClients, with Masquerade, keeps the address of a client outside the host if
+	// the host has translated the packet's destination, so that the container sees the
+	// client. The answer must return through this host, so the container must be here.
 	KeepClients bool
 }
 
-// Expose gives the bridge the address and makes the rules be those of all:
-// e and every exposure that was made before. It reports whether the bridge
-// lacked the address. On error it has undone what it did.
+// Expose adds the address to the bridge and writes the rules of all exposures: e and
+// all earlier ones. It reports whether it added the address. On error it has removed
+// the address again.
 func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("expose %s on %s: %s: %w", e.Addr, bridge, what, cause)
@@ -62,8 +60,8 @@ func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
 	return len(fresh) > 0, nil
 }
 
-// Hide takes an address from the bridge and makes the rules be those of rest,
-// the exposures that remain. It reports whether the bridge had the address.
+// Hide removes an address from the bridge and writes the rules of rest, the remaining
+// exposures. It reports whether the bridge had the address.
 func Hide(bridge string, addr netip.Prefix, rest []Exposure) (removed bool, err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("hide %s on %s: %s: %w", addr, bridge, what, cause)
@@ -91,7 +89,7 @@ func Hide(bridge string, addr netip.Prefix, rest []Exposure) (removed bool, err 
 	return removed, nil
 }
 
-// exposeChains are the chains that belong to exposures.
+// exposeChains are the chains of exposures.
 var exposeChains = []chain{
 	{natChain, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource},
 	{forwardChain, nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter},
@@ -102,9 +100,9 @@ const (
 	forwardChain = "expose-forward"
 )
 
-// Reconcile makes weft's nftables rules be those of the given exposures, in
-// one transaction, and reports whether they were not: someone else may have
-// flushed them.
+// Reconcile brings weft's nftables rules in line with the given exposures, in one
+// transaction. It reports whether it had to change them, since another program may
+// have flushed them.
 //
 //	table inet weft {
 //	  chain expose-nat {     type nat hook postrouting priority srcnat
@@ -119,15 +117,15 @@ const (
 //	  }
 //	}
 //
-// The accept rules end weft's own table only: when another table's forward
-// chain drops, the packet is dropped. ForwardBlockers names such chains.
+// The accept rules hold for weft's own table only. If the forward chain of another table
+// drops the packet, it is dropped; ForwardBlockers returns such chains.
 func Reconcile(bridge string, all []Exposure) (rebuilt bool, err error) {
 	return reconcile(exposeChains, exposeRules(bridge, all))
 }
 
-// ForwardBlockers returns, in the words of nft, the forward chains of other
-// tables that drop what no rule of theirs accepts. As a drop anywhere is final,
-// exposing on such a host needs a rule of the user's own there.
+// ForwardBlockers returns the forward chains of other tables, as nft names them, whose
+// policy is drop. A drop in any table is final, so on such a host the user must add a
+// rule there to expose an address.
 func ForwardBlockers() ([]string, error) {
 	chains, err := forwardBlockers()
 	return names(chains), err
@@ -149,7 +147,7 @@ func forwardBlockers() ([]*nftables.Chain, error) {
 	}), nil
 }
 
-// names are chains in the words of nft.
+// names returns chains as nft names them.
 func names(chains []*nftables.Chain) (words []string) {
 	for _, ch := range chains {
 		words = append(words, fmt.Sprintf("chain %s of table %s %s", ch.Name, familyName(ch.Table.Family), ch.Table.Name))

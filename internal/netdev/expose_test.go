@@ -16,8 +16,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
-// exposed is a host with a container on the bridge and an uplink to a machine
-// outside that knows a route to the container's subnet.
+// exposedHost is a host with a container on the bridge and an uplink to an outside host
+// that has a route to the container's subnet.
 //
 //	c 10.32.0.2 --- weft 10.32.0.1  host  192.0.2.1 --- 192.0.2.2 out
 //	c fd00::2   --- weft fd00::1    host  2001:db8::1 - 2001:db8::2 out
@@ -61,15 +61,15 @@ func (h exposedHost) expose(t *testing.T, e netdev.Exposure) (added bool) {
 	return added
 }
 
-// sourceSeen sends a datagram from one namespace to an address in another and
-// returns the source address that the receiver sees.
+// sourceSeen sends a datagram from one namespace to an address in another and returns
+// the source address that the receiver sees.
 func sourceSeen(t *testing.T, from, to, addr string) string {
 	t.Helper()
 	return sourceSeenBy(t, from, addr, to, addr)
 }
 
-// sourceSeenBy is sourceSeen for a datagram to an address that is translated to
-// another.
+// sourceSeenBy is sourceSeen for a datagram whose destination is translated: it is sent
+// to asked and arrives at addr.
 func sourceSeenBy(t *testing.T, from, asked, to, addr string) string {
 	t.Helper()
 	var l *net.UDPConn
@@ -109,7 +109,7 @@ func (h exposedHost) check(t *testing.T, what string, want ...string) {
 	}
 }
 
-// flushRules does what others do to netfilter now and then.
+// flushRules flushes all nftables rules, as other programs do now and then.
 func flushRules(t *testing.T, ns string) {
 	t.Helper()
 	do(t, ns, func() error {
@@ -122,7 +122,7 @@ func flushRules(t *testing.T, ns string) {
 	})
 }
 
-func TestExposeTranslatesBothWays(t *testing.T) {
+func TestMasqueradeTranslatesBothDirections(t *testing.T) {
 	h := newExposed(t)
 	h.check(t, "without masquerade", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
@@ -132,7 +132,7 @@ func TestExposeTranslatesBothWays(t *testing.T) {
 	}
 	masked := []string{"192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1"}
 	if !reconcile(all) {
-		t.Error("new rules were taken for the old")
+		t.Error("Reconcile did not write new rules")
 	}
 	h.check(t, "with masquerade", masked...)
 	if reconcile(all) {
@@ -141,13 +141,13 @@ func TestExposeTranslatesBothWays(t *testing.T) {
 	flushRules(t, h.host)
 	h.check(t, "flushed by others", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
 	if !reconcile(all) {
-		t.Error("a flush went unseen")
+		t.Error("Reconcile did not notice a flush")
 	}
 	h.check(t, "rebuilt", masked...)
 }
 
-// With KeepClients a container sees the client of what the host has translated to
-// it, and nothing else changes.
+// With KeepClients a container sees the address of the client if the host translated the
+// destination; all other packets are masqueraded as without.
 func TestExposeKeepsClients(t *testing.T) {
 	h := newExposed(t)
 	all := []netdev.Exposure{
@@ -180,11 +180,11 @@ func TestExposeKeepsClients(t *testing.T) {
 		t.Errorf("the container sees %s for a client from outside, want 192.0.2.2", got)
 	}
 	if got := sourceSeenBy(t, h.host, "192.0.2.1", h.c, "10.32.0.2"); got != "10.32.0.1" {
-		t.Errorf("the container sees %s for the host, want 10.32.0.1, which it can answer from anywhere", got)
+		t.Errorf("the container sees %s for the host, want 10.32.0.1", got)
 	}
 }
 
-func TestHideRemovesWhatExposeMade(t *testing.T) {
+func TestHideUndoesExpose(t *testing.T) {
 	h := newExposed(t)
 	e := netdev.Exposure{Addr: pfx("10.40.0.1/24"), Masquerade: true}
 	if !h.expose(t, e) || h.expose(t, e) {
@@ -200,7 +200,7 @@ func TestHideRemovesWhatExposeMade(t *testing.T) {
 			return c.Flush()
 		})
 	}
-	// Another user of the table and another table stay.
+	// Other chains of the table and other tables stay.
 	conn(func(c *nftables.Conn) {
 		tb := c.AddTable(&nftables.Table{Name: "weft", Family: nftables.TableFamilyINet})
 		c.AddChain(&nftables.Chain{Name: "policy", Table: tb})

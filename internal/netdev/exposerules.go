@@ -11,9 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exposeRules compiles exposures to rules: two of NAT for each masqueraded
-// subnet, and the two that let the bridge's traffic pass if anything is
-// exposed at all.
+// exposeRules compiles exposures to rules: NAT rules for each masqueraded subnet, and
+// two rules that accept the bridge's traffic if there is any exposure.
 func exposeRules(bridge string, all []Exposure) []rule {
 	var rules []rule
 	seen := make(map[netip.Prefix]bool)
@@ -60,7 +59,7 @@ func multicastPrefix(like netip.Prefix) netip.Prefix {
 
 type exprs []expr.Any
 
-// family lets only packets of p's IP version pass.
+// family matches packets of p's IP version.
 func (x exprs) family(p netip.Prefix) exprs {
 	f := byte(unix.NFPROTO_IPV4)
 	if p.Addr().Is6() {
@@ -78,7 +77,7 @@ const (
 	destination
 )
 
-// addr compares an address of the IP header, RFC 791 or RFC 8200, to a prefix.
+// addr compares an address of the IP header (RFC 791, RFC 8200) to a prefix.
 func (x exprs) addr(p netip.Prefix, f field, op expr.CmpOp) exprs {
 	size := uint32(p.Addr().BitLen() / 8)
 	offset := uint32(12)
@@ -105,7 +104,7 @@ func (x exprs) device(key expr.MetaKey, op expr.CmpOp, name string) exprs {
 		&expr.Cmp{Op: op, Register: 1, Data: padded})
 }
 
-// untranslated lets only packets pass whose destination is what the client asked for.
+// untranslated matches packets whose destination address was not translated.
 func (x exprs) untranslated() exprs {
 	const dstNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 	return append(x,
@@ -117,7 +116,7 @@ func (x exprs) untranslated() exprs {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)})
 }
 
-// fromHere lets only packets from an address of the host itself pass.
+// fromHere matches packets from an address of the host itself.
 func (x exprs) fromHere() exprs {
 	return append(x,
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},

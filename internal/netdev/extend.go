@@ -13,17 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotYet is the cause when a namespace, or an interface in it, is not there
-// yet, or not up.
-var ErrNotReady = errors.New("it is not there yet")
+// ErrNotReady is the cause of an error if a namespace, or an interface in it, does not
+// exist yet or is not up.
+var ErrNotReady = errors.New("it is not ready yet")
 
-// Extend adds the addresses that are missing to the interface with that MAC
-// address in the namespace at path, and announces them.
+// AddAddresses adds the missing addresses to the interface with that MAC address in the
+// namespace at path, and announces them.
 func AddAddresses(path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
-	wrap := func(cause error) error { return fmt.Errorf("give %s in %s more addresses: %w", mac, path, cause) }
+	wrap := func(cause error) error {
+		return fmt.Errorf("add addresses to interface %s in %s: %w", mac, path, cause)
+	}
 	in, err := at(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) {
-		return wrap(ErrNotReady) // no file yet, or not mounted on yet
+		return wrap(ErrNotReady) // no file yet, or nothing mounted on it yet
 	}
 	if err != nil {
 		return wrap(err)

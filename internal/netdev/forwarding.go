@@ -6,10 +6,10 @@ import (
 	"path/filepath"
 )
 
-// EnableForwarding makes the host route IPv4, or IPv6, and returns the sysctls
-// that it had to change, as "net.ipv4.ip_forward=1", for the log. A host that
-// routes IPv6 stops taking its own default route from router advertisements,
-// so interfaces that did so are told to go on (accept_ra=2).
+// EnableForwarding makes the host forward IPv4, or IPv6, packets. It returns the
+// sysctls that it changed, like "net.ipv4.ip_forward=1", for the log. A host that
+// forwards IPv6 ignores router advertisements, and so loses its default route, unless
+// accept_ra is 2; the function sets that on interfaces whose accept_ra is 1.
 func (s Sysctls) EnableForwarding(ipv6 bool) (changed []string, err error) {
 	set := func(value string, key ...string) error {
 		path := s.Path(key...)

@@ -12,8 +12,7 @@ import (
 
 var guardChains = []chain{
 	{guardIn, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw},
-	// After the translation of sources, where a packet has the address that it
-	// leaves with.
+	// After source NAT, where a packet has the source address that it leaves with.
 	{guardOut, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 50)},
 }
 
@@ -22,16 +21,17 @@ const (
 	guardOut = "guard-out"
 )
 
-// Guard is Guard in the namespace that is watched.
+// Guard calls the function Guard in the watched namespace.
 func (w *Watch) Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
 	err = DoIn(w.ns, func() (err error) { rebuilt, err = Guard(port, sealed); return err })
 	return rebuilt, err
 }
 
-// Guard keeps containers and strangers from a UDP port by which hosts take frames
-// from each other in clear, where a host is known by its address only; port 0
-// takes the rules away. What is sent there to addresses of sealed, if that is valid,
-// leaves by the tunnel only. It reports whether the rules were not there.
+// Guard protects the UDP port on which hosts exchange frames in clear text. There a
+// host is identified by its address only, so containers and others must not forge it.
+// Port 0 removes the rules. If the prefix sealed is valid, packets for the port to its
+// addresses may leave through the tunnel only. Guard reports whether it had to change
+// the rules.
 //
 //	table inet weft {
 //	  chain guard-in {  type filter hook prerouting priority raw
@@ -43,12 +43,11 @@ func (w *Watch) Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error
 //	  }
 //	}
 //
-// The first drops what claims to come from an address that is not reached by the
-// interface it came by. The second drops what the host passes on for others and
-// gives its own address to: a container behind the host would speak as the host.
-// Hosts behind this one, whose addresses are kept, are not touched. The third is for
-// routes and rules of routing that others make: they must not lead frames that are to
-// be encrypted past the tunnel.
+// The first rule drops a packet if the route to its source does not use the interface
+// that it came in by. The second drops forwarded packets that leave with the host's own
+// address: otherwise a container behind NAT could speak as the host. It does not match
+// hosts behind this one whose addresses are not translated. The third is for routes and
+// routing rules of other programs: they must not lead frames past the encrypting tunnel.
 func Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
 	var rules []rule
 	if port != 0 {
@@ -58,7 +57,7 @@ func Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
 			fib(expr.Fib{FlagSADDR: true, FlagIIF: true, ResultOIF: true}, expr.CmpOpEq, 0)
 		out := exprs{}.udpTo(port).
 			forwarded().
-			device(expr.MetaKeyIIFNAME, expr.CmpOpNeq, VXLANName). // where the host's own come from
+			device(expr.MetaKeyIIFNAME, expr.CmpOpNeq, VXLANName). // the host's own packets
 			local(source)
 		rules = []rule{
 			{guardIn, fmt.Sprintf("drop forged packets to UDP %d", port), append(in, drop...)},
@@ -73,7 +72,7 @@ func Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
 	return reconcile(guardChains, rules)
 }
 
-// udpTo lets only UDP packets to a port pass.
+// udpTo matches UDP packets to a port.
 func (x exprs) udpTo(port uint16) exprs {
 	return append(x,
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
@@ -82,18 +81,18 @@ func (x exprs) udpTo(port uint16) exprs {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)})
 }
 
-// local lets only packets pass of which an address is one of the host's.
+// local matches packets whose source or destination is an address of the host.
 func (x exprs) local(f field) exprs {
 	return x.fib(expr.Fib{FlagSADDR: f == source, FlagDADDR: f == destination, ResultADDRTYPE: true}, expr.CmpOpEq, unix.RTN_LOCAL)
 }
 
-// fib compares what the routes say.
-func (x exprs) fib(look expr.Fib, op expr.CmpOp, to uint32) exprs {
-	look.Register = 1
-	return append(x, &look, &expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, to)})
+// fib compares the result of a route lookup.
+func (x exprs) fib(lookup expr.Fib, op expr.CmpOp, to uint32) exprs {
+	lookup.Register = 1
+	return append(x, &lookup, &expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, to)})
 }
 
-// forwarded lets only packets pass that came by an interface.
+// forwarded matches packets that came in by an interface.
 func (x exprs) forwarded() exprs {
 	return append(x,
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},

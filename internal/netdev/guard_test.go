@@ -22,7 +22,7 @@ func guard(t *testing.T, ns string, port uint16) (rebuilt bool) {
 	return rebuilt
 }
 
-// inbox hears what comes for the guarded port at an address.
+// listenGuarded listens on the guarded port at an address.
 func listenGuarded(t *testing.T, ns, addr string) *net.UDPConn {
 	t.Helper()
 	var l *net.UDPConn
@@ -33,8 +33,8 @@ func listenGuarded(t *testing.T, ns, addr string) *net.UDPConn {
 	return l
 }
 
-// post sends one word to the guarded port, from a source of its own if from is
-// not "".
+// sendTo sends one word to the guarded port, with a forged source address unless from
+// is "".
 func sendTo(t *testing.T, ns, from, to, word string) {
 	t.Helper()
 	do(t, ns, func() error {
@@ -51,7 +51,7 @@ func sendTo(t *testing.T, ns, from, to, word string) {
 	})
 }
 
-// forge sends an IPv4 UDP packet with any source.
+// forge sends an IPv4 UDP packet with any source address.
 func forge(from, to netip.Addr, word string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
@@ -69,7 +69,7 @@ func forge(from, to netip.Addr, word string) error {
 	return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: to.As4()})
 }
 
-// hears fails unless the next words to come are these.
+// wantReceived fails unless the next received words are these.
 func wantReceived(t *testing.T, l *net.UDPConn, words ...string) {
 	t.Helper()
 	for _, want := range words {
@@ -79,14 +79,14 @@ func wantReceived(t *testing.T, l *net.UDPConn, words ...string) {
 		b := make([]byte, 100)
 		n, _, err := l.ReadFromUDPAddrPort(b)
 		if err != nil || string(b[:n]) != want {
-			t.Fatalf("%v hears %q, want %q: %v", l.LocalAddr(), b[:n], want, err)
+			t.Fatalf("%v received %q, want %q: %v", l.LocalAddr(), b[:n], want, err)
 		}
 	}
 }
 
-// A container that gets the host's address on its way out must not speak to a
-// neighbour's port as the host.
-func TestGuardKeepsContainersFromSpeakingAsTheHost(t *testing.T) {
+// A container behind NAT must not reach another host's port with the address of its own
+// host.
+func TestGuardStopsContainersBehindNAT(t *testing.T) {
 	h := newExposed(t)
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
 	reconcile := func(all []netdev.Exposure) {
@@ -104,7 +104,7 @@ func TestGuardKeepsContainersFromSpeakingAsTheHost(t *testing.T) {
 		wantReceived(t, l, "from the host")
 		l.Close()
 	}
-	// What is passed on with its own address is none of the host's.
+	// Forwarded packets that keep their address are not dropped.
 	reconcile(nil)
 	l := listenGuarded(t, h.out, "192.0.2.2")
 	defer l.Close()
@@ -112,8 +112,8 @@ func TestGuardKeepsContainersFromSpeakingAsTheHost(t *testing.T) {
 	wantReceived(t, l, "from the container itself")
 }
 
-// Nor may it speak to its own host as a neighbour.
-func TestGuardKeepsContainersFromSpeakingAsANeighbour(t *testing.T) {
+// A container must not reach its own host's port with the address of another host.
+func TestGuardStopsForgedSources(t *testing.T) {
 	h := newExposed(t)
 	do(t, h.host, func() error {
 		for _, dev := range []string{"all", "weft", "up4"} {
@@ -134,9 +134,8 @@ func TestGuardKeepsContainersFromSpeakingAsANeighbour(t *testing.T) {
 	wantReceived(t, l, "true", "own")
 }
 
-// What is for addresses in the tunnel does not leave in clear, whatever the routes
-// say.
-func TestGuardKeepsWhatIsSealedInTheTunnel(t *testing.T) {
+// Packets to addresses of the tunnel do not leave in clear text, whatever the routes are.
+func TestGuardKeepsTrafficInTheTunnel(t *testing.T) {
 	h := newExposed(t)
 	sealed := pfx("169.254.208.0/20")
 	do(t, h.out, func() error {
@@ -164,7 +163,7 @@ func TestGuardKeepsWhatIsSealedInTheTunnel(t *testing.T) {
 		return nil
 	})
 	do(t, h.host, func() error {
-		// What netfilter drops on its way out is an error of the sender.
+		// A packet that netfilter drops on output is an error for the sender.
 		if err := forge(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("169.254.208.5"), "past the tunnel"); err == nil {
 			t.Error("packets to the tunnel's addresses leave in clear")
 		}
@@ -179,24 +178,24 @@ func TestGuardKeepsWhatIsSealedInTheTunnel(t *testing.T) {
 	wantReceived(t, inside, "no tunnel")
 }
 
-func TestGuardIsWrittenAnew(t *testing.T) {
+func TestGuardRulesAreRestored(t *testing.T) {
 	h := newExposed(t)
 	if !guard(t, h.host, guardedPort) || guard(t, h.host, guardedPort) {
 		t.Error("guarding is not idempotent")
 	}
 	if !guard(t, h.host, guardedPort+1) {
-		t.Error("another port was taken for the same")
+		t.Error("Guard did not change the port")
 	}
 	flushRules(t, h.host)
 	if !guard(t, h.host, guardedPort+1) {
-		t.Error("a flush went unseen")
+		t.Error("Guard did not notice a flush")
 	}
-	// The rules of exposures come and go beside it.
+	// Changing the rules of exposures does not affect the guard.
 	do(t, h.host, func() error { _, err := netdev.Reconcile("weft", nil); return err })
 	if guard(t, h.host, guardedPort+1) {
-		t.Error("the guard went with the exposures")
+		t.Error("the guard's rules were removed with the exposures")
 	}
 	if !guard(t, h.host, 0) || guard(t, h.host, 0) {
-		t.Error("taking it away is not idempotent")
+		t.Error("removing the guard is not idempotent")
 	}
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
-// timeout is how long a test waits for what is to come, on a busy machine.
+// timeout is how long a test waits for an expected event on a busy machine.
 const timeout = 30 * time.Second
 
 var mac = net.HardwareAddr{2, 0xab, 0xcd, 0, 0, 1}
@@ -56,7 +56,7 @@ func TestNamedNamespaces(t *testing.T) {
 		t.Errorf("making %s again: %v, want ErrExist", name, err)
 	}
 	if _, err := netdev.IdentifyNS(path); err != nil {
-		t.Errorf("a refused second make hurt the first: %v", err)
+		t.Errorf("the refused second NewNS damaged the first namespace: %v", err)
 	}
 	own, _ := netdev.IdentifyNS(netdev.NSByPID(os.Getpid()))
 	id, err := netdev.IdentifyNS(path)
@@ -70,11 +70,11 @@ func TestNamedNamespaces(t *testing.T) {
 		t.Errorf("deleting twice: %v", err)
 	}
 	if err := netdev.NewNS("../x"); err == nil {
-		t.Error("a name with a slash was taken")
+		t.Error("a name with a slash was accepted")
 	}
 }
 
-func TestDoLeavesOtherGoroutinesAlone(t *testing.T) {
+func TestDoDoesNotMoveTheCaller(t *testing.T) {
 	path := nstest.New(t, "a")
 	want, _ := netdev.IdentifyNS(path)
 	do(t, path, func() error {
@@ -114,7 +114,7 @@ func TestEnsureBridgeIsIdempotent(t *testing.T) {
 			return err
 		}
 		if err := netdev.EnsureBridge("other", mac, 1376, netdev.ProcSys); err == nil || !strings.Contains(err.Error(), "of type veth") {
-			t.Errorf("a veth was taken for a bridge: %v", err)
+			t.Errorf("EnsureBridge on a veth: %v", err)
 		}
 		return nil
 	})
@@ -162,7 +162,7 @@ func TestAttachAndDetach(t *testing.T) {
 	do(t, host, func() error {
 		links, err := netlink.LinkList()
 		if len(links) != 2 { // lo and the bridge
-			t.Errorf("the pair outlived its last address: %d interfaces", len(links))
+			t.Errorf("the pair exists without an address: %d interfaces", len(links))
 		}
 		return err
 	})
@@ -204,7 +204,7 @@ func TestAttachRefusesAndUndoes(t *testing.T) {
 	check("foreign ethwe", func(err error) bool { return strings.Contains(err.Error(), "not weft's") })
 }
 
-func TestAttachGoesBackToAFreshBridge(t *testing.T) {
+func TestAttachUsesARecreatedBridge(t *testing.T) {
 	host, c := nstest.New(t, "h"), nstest.New(t, "c")
 	bridge(t, host)
 	a := netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}}
@@ -223,9 +223,8 @@ func TestAttachGoesBackToAFreshBridge(t *testing.T) {
 	})
 }
 
-// TestAnnouncement proves that neighbours learn an address that moved to
-// another container: by RFC 5227 section 3 for IPv4, RFC 4861 section 7.2.6
-// for IPv6.
+// Neighbours learn that an address moved to another container: with RFC 5227 section 3
+// for IPv4 and RFC 4861 section 7.2.6 for IPv6.
 func TestAnnouncement(t *testing.T) {
 	for _, addr := range []string{"10.32.0.9/12", "fd00::9/64"} {
 		host, watcher, c := nstest.New(t, "h"), nstest.New(t, "w"), nstest.New(t, "c")
@@ -307,7 +306,7 @@ func TestOverlap(t *testing.T) {
 		}
 		_, err = netdev.Expose("weft", netdev.Exposure{Addr: pfx("10.48.0.1/12")}, nil)
 		if r, err := netdev.Overlap(pfx("10.48.0.0/12"), "weft"); r != nil || err != nil {
-			t.Errorf("our own route counted: %v, %v", r, err)
+			t.Errorf("overlap with weft's own route: %v, %v", r, err)
 		}
 		return err
 	})
@@ -349,8 +348,8 @@ func TestDeleteAll(t *testing.T) {
 	})
 }
 
-// A file may be left where a namespace was mounted; there is nothing to take away.
-func TestRemoveWhereANamespaceWas(t *testing.T) {
+// The mount point of a namespace may be left as a plain file.
+func TestRemoveWithoutNamespace(t *testing.T) {
 	left := filepath.Join(t.TempDir(), "ns")
 	if err := os.WriteFile(left, nil, 0o444); err != nil {
 		t.Fatal(err)

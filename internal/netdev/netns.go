@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nsFolder is where named network namespaces are mounted, as `ip netns` has it.
+// nsDir is the directory of named network namespaces, the same as that of `ip netns`.
 const nsDir = "/run/netns"
 
 // NSByName returns the path of the network namespace that NewNS(name) made.
@@ -22,12 +22,11 @@ func NSByName(name string) string { return filepath.Join(nsDir, name) }
 // NSByPID returns the path of the network namespace of a process.
 func NSByPID(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
 
-// NSID tells network namespaces apart whatever path they are found by. It is
-// valid for as long as the namespace lives; the kernel may give it to another
-// namespace after that.
+// NSID identifies a network namespace independent of the path that leads to it. It is
+// valid as long as the namespace exists; after that the kernel may reuse it.
 type NSID struct{ Dev, Ino uint64 }
 
-// String returns the inode as the kernel prints it, like net:[4026531840].
+// String returns the identity as the kernel prints it, like net:[4026531840].
 func (id NSID) String() string { return fmt.Sprintf("net:[%d]", id.Ino) }
 
 // IdentifyNS returns the identity of the network namespace at path.
@@ -42,8 +41,8 @@ func IdentifyNS(path string) (NSID, error) {
 // currentNS is the path of the calling thread's network namespace.
 const currentNS = "/proc/thread-self/ns/net"
 
-// NewNS makes a network namespace and mounts it under a name that must not be
-// in use. Its loopback interface is down, as the kernel makes it.
+// NewNS makes a network namespace and mounts it under a name that must not be in use.
+// Its loopback interface is down.
 func NewNS(name string) (err error) {
 	if name == "" || name != filepath.Base(name) {
 		return fmt.Errorf("make network namespace %q: not a plain file name", name)
@@ -67,8 +66,8 @@ func NewNS(name string) (err error) {
 	}()
 	done := make(chan error)
 	go func() {
-		// The thread that unshared is never unlocked, so the runtime ends it
-		// with this goroutine and nobody else gets to run in the new namespace.
+		// The thread is never unlocked, so the Go runtime ends it with this goroutine
+		// and no other goroutine runs in the new namespace.
 		runtime.LockOSThread()
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- wrap("unshare", err)
@@ -83,9 +82,9 @@ func NewNS(name string) (err error) {
 	return <-done
 }
 
-// shareFolder makes nsFolder a mount point of its own that propagates to other
-// mount namespaces, so that an unmount is seen in all of them and DeleteNS
-// leaves no namespace alive somewhere.
+// shareNSDir makes nsDir a mount point of its own that propagates to other mount
+// namespaces. So an unmount takes effect in all of them, and DeleteNS leaves no
+// namespace behind.
 func shareNSDir() error {
 	if err := os.MkdirAll(nsDir, 0o755); err != nil {
 		return err
@@ -100,8 +99,8 @@ func shareNSDir() error {
 	return unix.Mount("", nsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// DeleteNS removes a name that NewNS gave. The namespace ends when its last
-// process does. A name that is not there is no error.
+// DeleteNS removes a name that NewNS made. The namespace ends with its last process. A
+// missing name is no error.
 func DeleteNS(name string) error {
 	path := NSByName(name)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
@@ -130,11 +129,11 @@ func ListNS() ([]string, error) {
 	return names, nil
 }
 
-// Do runs f on a thread of its own in the network namespace at path and
-// returns what f does. Goroutines that f starts do not inherit the namespace;
-// sockets that it opens stay in it.
+// Do runs f on a thread of its own in the network namespace at path and returns its
+// error. Goroutines that f starts do not inherit the namespace; sockets that it opens
+// stay in it.
 //
-// It takes CAP_SYS_ADMIN, unless the process is in that namespace.
+// It needs CAP_SYS_ADMIN, unless the process is in that namespace already.
 func Do(path string, f func() error) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
@@ -144,11 +143,12 @@ func Do(path string, f func() error) error {
 	return onThread(ns, path, f)
 }
 
-// DoIn is Do in a network namespace that is open. Sockets are opened by it rather than by
-// what libraries offer for that, as they enter even where they are already.
+// DoIn is Do in a network namespace that is open. Unlike the functions that libraries
+// have for opening sockets in a namespace, it needs no capability if the thread is in
+// that namespace already.
 func DoIn(ns netns.NsHandle, f func() error) error { return onThread(ns, ns.String(), f) }
 
-// onThread is Do; name is what errors call the namespace.
+// onThread implements Do. Name is the namespace in error texts.
 func onThread(ns netns.NsHandle, name string, f func() error) error {
 	done := make(chan error)
 	go func() {
@@ -158,9 +158,8 @@ func onThread(ns netns.NsHandle, name string, f func() error) error {
 	return <-done
 }
 
-// inNS runs f in ns on the calling goroutine's locked thread. The thread is
-// unlocked only if it is back where it came from; else it ends with its
-// goroutine.
+// inNS runs f in ns on the calling goroutine's locked thread. It unlocks the thread only
+// if that is back in its former namespace; otherwise the thread ends with its goroutine.
 func inNS(ns netns.NsHandle, name string, f func() error) error {
 	home, err := netns.GetFromPath(currentNS)
 	if err != nil {

@@ -14,11 +14,11 @@ type Route struct {
 	Dev string
 }
 
-// String is for messages: "10.0.0.0/8 dev eth0".
+// String returns the route as `ip route` prints it: "10.0.0.0/8 dev eth0".
 func (r Route) String() string { return r.Dst.String() + " dev " + r.Dev }
 
-// Overlap returns a route of the host that shares addresses with p, or nil if
-// none does. Default routes and those over the devices in ours do not count.
+// Overlap returns a route of the host that shares addresses with p, nil if there is
+// none. It ignores default routes and routes over the devices in ours.
 func Overlap(p netip.Prefix, ours ...string) (*Route, error) {
 	wrap := func(cause error) error { return fmt.Errorf("check %s against the host's routes: %w", p, cause) }
 	h, err := here()

@@ -8,11 +8,10 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// MakePort makes a veth pair whose end port is on the bridge and whose end
-// inside, with that MAC address, waits in the same namespace for somebody who
-// moves it into a container and gives it its addresses. Both have the MTU, in
-// bytes of IP packet. A pair that has the port's name is replaced. The port's
-// name has to begin with HostPrefix.
+// MakePort makes a veth pair. The end port is on the bridge. The end inside has that MAC
+// address and stays in the same namespace until the caller moves it into a container and
+// adds addresses. Both have the MTU, in bytes of IP packet. An existing pair of the
+// port's name is replaced. The port's name must begin with HostPrefix.
 func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("make port %s of bridge %s: %s: %w", port, bridge, what, cause)
@@ -42,7 +41,7 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 	}
 	l, err := h.requireLink(port)
 	if err != nil {
-		return wrap("find what was made", err)
+		return wrap("look up the new port", err)
 	}
 	defer func() {
 		if err != nil {
@@ -50,7 +49,7 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 		}
 	}()
 	if err := disableIPv6(sysctls, port); err != nil {
-		return wrap("switch ipv6 off", err)
+		return wrap("disable ipv6", err)
 	}
 	if err := h.LinkSetUp(l); err != nil {
 		return wrap("set up", err)
@@ -58,13 +57,12 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 	return nil
 }
 
-// DeletePort removes a port with its other end, wherever that is. One that is
-// not there is no error.
+// DeletePort removes a port with its other end, in whatever namespace that is. A missing
+// port is no error.
 func DeletePort(name string) error { return deleteLink(name) }
 
-// AnnounceAt tells all stations of a bridge, those of other hosts among them,
-// that addresses are at the MAC address of a container that is about to be
-// plugged in there.
+// AnnounceAt announces, to all containers on a bridge and on other hosts, that addresses
+// are at the MAC address of a container that is about to be connected to the bridge.
 func AnnounceAt(bridge string, mac net.HardwareAddr, addrs []netip.Addr) error {
 	h, err := here()
 	if err != nil {

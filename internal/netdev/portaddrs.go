@@ -9,12 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PortAddrs returns by which port of a bridge in the calling thread's namespace
-// each address of a container is reached: the ifindex of the host's end of the
-// veth pair, by the addresses of the other end. The kernel is asked for them by the
-// number that it gave to the other namespace, so it does not matter who made the
-// pair, and no path to the namespace is needed. Addresses of the link's own scope
-// are left out.
+// PortAddrs returns the port of a bridge that leads to each address of a container: the
+// ifindex of the host's end of the veth pair, by the addresses of the other end. The
+// bridge is in the calling thread's namespace. The function identifies the other
+// namespace by its netns id (IFA_TARGET_NETNSID), so it needs no path to the namespace
+// and does not depend on who made the pair. Link-local addresses are omitted.
 func PortAddrs(bridge string) (map[netip.Addr]uint32, error) {
 	wrap := func(err error) error {
 		return fmt.Errorf("find addresses behind the ports of bridge %s: %w", bridge, err)
@@ -40,7 +39,7 @@ func PortAddrs(bridge string) (map[netip.Addr]uint32, error) {
 	ports := make(map[netip.Addr]uint32)
 	for _, l := range links {
 		a := l.Attrs()
-		// One whose other end is in the same namespace is the router's.
+		// A pair with both ends in this namespace is the router's.
 		if a.MasterIndex != br.Attrs().Index || l.Type() != "veth" || a.NetNsID < 0 {
 			continue
 		}
@@ -55,8 +54,7 @@ func PortAddrs(bridge string) (map[netip.Addr]uint32, error) {
 	return ports, nil
 }
 
-// strictSocket makes a netlink socket on which the kernel heeds what a dump is
-// asked to be limited to.
+// strictSocket makes a netlink socket on which the kernel honours the filters of a dump.
 func strictSocket() (*nl.NetlinkSocket, error) {
 	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
 	if err != nil {
@@ -64,13 +62,12 @@ func strictSocket() (*nl.NetlinkSocket, error) {
 	}
 	if err := unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("have netlink check requests: %w", err)
+		return nil, fmt.Errorf("enable strict checks on the netlink socket: %w", err)
 	}
 	return s, nil
 }
 
-// addrsBehind returns the addresses of an interface of the namespace that has a
-// number here.
+// addrsBehind returns the addresses of an interface in the namespace with that netns id.
 func addrsBehind(s *nl.NetlinkSocket, nsid, ifindex int) ([]netip.Addr, error) {
 	var addrs []netip.Addr
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -93,8 +90,8 @@ func addrsBehind(s *nl.NetlinkSocket, nsid, ifindex int) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// addrOfMessage reads the kernel's description of an address; false for that of
-// another interface or of the link's own scope.
+// addrOfMessage parses an RTM_NEWADDR message. It returns false for another interface and
+// for a link-local address.
 func addrOfMessage(m []byte, ifindex int) (netip.Addr, bool) {
 	if len(m) < unix.SizeofIfAddrmsg {
 		return netip.Addr{}, false

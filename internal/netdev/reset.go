@@ -6,10 +6,9 @@ import (
 	"strings"
 )
 
-// DeleteAll removes everything that weft may have left in the calling thread's
-// namespace: the bridge, the TAP, the VXLAN device and WireGuard's, the host's ends of all
-// containers' veth pairs (and so their other ends) and the nftables tables. It goes on after an
-// error and returns them all.
+// DeleteAll removes all of weft's objects from the calling thread's namespace: the
+// bridge, the TAP, the VXLAN and WireGuard devices, the veth pairs of all containers and
+// the nftables tables. It continues after an error and returns all errors.
 func DeleteAll(bridge, tap string) error {
 	h, err := here()
 	if err != nil {

@@ -5,11 +5,11 @@ import (
 	"path/filepath"
 )
 
-// Sysctls is the folder of the host's sysctls; "" is /proc/sys. In a container that
-// one is read-only, and the host's may be mounted elsewhere.
+// Sysctls is the directory of the host's sysctls; "" is /proc/sys. In a container
+// /proc/sys is read-only, and the host's may be mounted elsewhere.
 type Sysctls string
 
-// ProcSys is the folder of the sysctls on a host.
+// ProcSys is the directory of sysctls on a host.
 const ProcSys Sysctls = "/proc/sys"
 
 // Path returns the file of a sysctl. Those of net belong to the network namespace of
@@ -21,9 +21,9 @@ func (s Sysctls) Path(key ...string) string {
 	return filepath.Join(append([]string{string(s)}, key...)...)
 }
 
-// Set writes a sysctl of the calling thread's network namespace. It does not write a
-// value that is there already, so that it works on a read-only folder that another
-// program has set up right.
+// Set writes a sysctl of the calling thread's network namespace. It does not write the
+// current value again, so it succeeds on a read-only directory if another program has
+// set the value.
 func (s Sysctls) Set(value string, key ...string) error {
 	path := s.Path(key...)
 	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:len(old)-1]) == value {

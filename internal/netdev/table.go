@@ -9,8 +9,8 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// chain is a chain of weft's table. Each idea that needs rules has chains of its
-// own there, and touches no others.
+// chain is a chain of weft's table. Each feature has chains of its own and does not
+// change those of others.
 type chain struct {
 	name     string
 	kind     nftables.ChainType
@@ -18,16 +18,16 @@ type chain struct {
 	priority *nftables.ChainPriority
 }
 
-// rule is one rule to be. Its tag is stored as the rule's comment and says in
-// words all that the rule does, so equal tags mean equal rules.
+// rule is a desired rule. Its comment, which the kernel stores with the rule, describes
+// the rule completely, so equal comments mean equal rules.
 type rule struct {
 	chain, comment string
 	exprs          []expr.Any
 }
 
-// reconcile makes the rules of chains be want, in one transaction, and tells
-// whether they were not. Without rules the chains go, and the table with its last
-// chain; nothing outside weft's own table is touched.
+// reconcile replaces the rules of chains by want, in one transaction, and reports
+// whether it had to change them. Without rules it deletes the chains, and the table with
+// its last chain. It changes nothing outside weft's own table.
 func reconcile(chains []chain, want []rule) (rebuilt bool, err error) {
 	c, err := nftables.New()
 	if err != nil {
@@ -69,7 +69,7 @@ func commentsOf(rules []rule) []string {
 	return tags
 }
 
-// currentRules returns chain and tag of each rule in the chains, in order.
+// currentRules returns chain and comment of each rule in the chains, in order.
 func currentRules(c *nftables.Conn, chains []chain) ([]string, error) {
 	there, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {

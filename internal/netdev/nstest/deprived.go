@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deprivedVar names, in the process that Deprived starts, the test that it is for.
+// withoutSysAdminVar names the running test in the process that WithoutSysAdmin starts.
 const withoutSysAdminVar = "WEFT_TEST_DEPRIVED"
 
-// Deprived has a test run in a process that is root in a network namespace of its own
-// and has no CAP_SYS_ADMIN, as a container has it. It returns true in that process;
-// to the caller it returns false once the test has passed there.
+// WithoutSysAdmin runs the calling test again in a process that is root in its own
+// network namespace and has no CAP_SYS_ADMIN, as in a container. It returns true in that
+// process, and false in the original one once the test has passed there.
 func WithoutSysAdmin(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(withoutSysAdminVar) == t.Name() {
@@ -38,7 +38,7 @@ func WithoutSysAdmin(t *testing.T) bool {
 	again.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	ended := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with what it lacks
+		runtime.LockOSThread() // never unlocked: the thread ends with its reduced rights
 		if err := dropSysAdmin(ns); err != nil {
 			ended <- err
 			return
@@ -51,8 +51,8 @@ func WithoutSysAdmin(t *testing.T) bool {
 	return false
 }
 
-// deprive takes the calling thread to a namespace, and CAP_SYS_ADMIN from what it
-// starts.
+// dropSysAdmin moves the calling thread into a namespace and drops CAP_SYS_ADMIN for the
+// processes that it starts.
 func dropSysAdmin(ns netns.NsHandle) error {
 	if err := netns.Set(ns); err != nil {
 		return err

@@ -2,7 +2,7 @@ package nstest
 
 import "net"
 
-// Echo sends back what comes, whoever it is from, until the socket is closed.
+// Echo sends each packet back to its sender until the socket is closed.
 func Echo(c *net.UDPConn) {
 	b := make([]byte, 1<<16)
 	for {

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KernelBefore reports whether this machine runs a Linux older than major.minor. It is
-// for what a test cannot try without trying weft too: were it judged by whether weft
-// succeeds, a fault of weft would hide itself.
+// KernelBefore reports whether this machine runs a Linux older than major.minor. Use it
+// if a test can try a kernel feature only through weft itself: otherwise a bug of weft
+// would look like a missing feature.
 func KernelBefore(t testing.TB, major, minor int) bool {
 	t.Helper()
 	var u unix.Utsname
@@ -23,7 +23,7 @@ func KernelBefore(t testing.TB, major, minor int) bool {
 	return older
 }
 
-// before reads a release like 5.10.0-32-cloud-amd64.
+// before compares a release like 5.10.0-32-cloud-amd64 to major.minor.
 func before(release string, major, minor int) (bool, error) {
 	var a, b int
 	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {

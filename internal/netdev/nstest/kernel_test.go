@@ -20,6 +20,6 @@ func TestBefore(t *testing.T) {
 		}
 	}
 	if _, err := before("plan9", 5, 10); err == nil {
-		t.Error("plan9 was read as a release of Linux")
+		t.Error("plan9 was accepted as a Linux release")
 	}
 }

@@ -1,4 +1,4 @@
-// Package nstest gives tests real network namespaces, which end with the test.
+// Package nstest makes real network namespaces for tests and removes them afterwards.
 package nstest
 
 import (
@@ -19,16 +19,16 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// prefix begins the name of every namespace made here, so that those of a
-// killed run are known and removed by a later one.
+// prefix begins the name of every test namespace, so that a later run recognizes and
+// removes those of a killed one.
 const prefix = "wt-"
 
-// stale is the age after which a namespace belongs to no running test.
+// staleAge is the age after which a namespace belongs to no running test.
 const staleAge = time.Hour
 
-// RequireRoot skips a test that needs root if this process is not root, or if only
-// tests without namespaces are wanted (WEFT_UNIT, as make unit sets it). Where tests
-// must not be skipped (CI=true), it fails the test.
+// RequireRoot skips a test that needs root if the process is not root, or if make unit
+// has set WEFT_UNIT to run only tests without namespaces. If tests must not be skipped
+// (CI=true), it fails the test instead.
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Getenv("WEFT_UNIT") != "" {
@@ -62,8 +62,8 @@ func Lacks(t testing.TB, feature string) {
 	t.Skipf("the kernel lacks %s", feature)
 }
 
-// New makes a network namespace with loopback up and returns its path. The
-// word is part of its name.
+// New makes a network namespace with loopback up and returns its path. Word is part of
+// its name.
 func New(t testing.TB, word string) string {
 	t.Helper()
 	RequireRoot(t)
@@ -105,8 +105,8 @@ func removeStale() {
 	}
 }
 
-// In runs f in the namespace at path. As f runs on another goroutine it must
-// not call t.Fatal; a panic of f fails the run.
+// In runs f in the namespace at path. F runs on another goroutine, so it must not call
+// t.Fatal; its panic ends the test binary.
 func In(t testing.TB, path string, f func()) {
 	t.Helper()
 	if err := netdev.Do(path, func() error { f(); return nil }); err != nil {
@@ -114,8 +114,8 @@ func In(t testing.TB, path string, f func()) {
 	}
 }
 
-// Veth joins two namespaces by a veth pair with the given names and MTU and
-// gives each end its address.
+// Veth connects two namespaces with a veth pair of the given names and MTU and adds an
+// address to each end.
 func Veth(t testing.TB, mtu int, nsA, ifA string, addrA netip.Prefix, nsB, ifB string, addrB netip.Prefix) {
 	t.Helper()
 	b, err := netns.GetFromPath(nsB)
