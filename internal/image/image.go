@@ -1,9 +1,8 @@
-// Package image writes container images of one layer without a daemon or a
-// registry.
+// Package image writes container images of one layer without a daemon or a registry.
 //
-// The archive is what `docker save` writes, so that docker load, podman load, ctr
-// images import and skopeo take it. Equal files give equal bytes: times are zero
-// and owners are root.
+// The archive has the format of `docker save`, which docker load, podman load, ctr
+// images import and skopeo accept. Equal files give equal bytes: times are zero and
+// owners are root.
 //
 //	manifest.json              names the other two
 //	<sha256>.json              configuration: entry point, architecture
@@ -23,28 +22,28 @@ import (
 	"strings"
 )
 
-// File is one entry of the layer. Folders above it are made.
+// File is one entry of the layer. Parent directories are added.
 type File struct {
 	Path string // in the image
 	Body []byte
 	Mode fs.FileMode // permissions
-	Link string      // not empty: a symbolic link to there
+	Link string      // target, if the entry is a symbolic link
 }
 
-// Image is what to write.
+// Image is an image to write.
 type Image struct {
 	Names        []string // with tags
-	Architecture string   // as Go calls it
+	Architecture string   // a GOARCH
 	Entrypoint   []string
 	Cmd          []string
 	Files        []File
 }
 
-// Read makes a File of one on disk.
+// Read reads a file from disk into an executable File at path to.
 func Read(from, to string) (File, error) {
 	b, err := os.ReadFile(from)
 	if err != nil {
-		return File{}, fmt.Errorf("put a file into an image: %w", err)
+		return File{}, fmt.Errorf("add a file to an image: %w", err)
 	}
 	return File{Path: to, Body: b, Mode: 0o755}, nil
 }
@@ -84,7 +83,7 @@ func (i *Image) Write(w io.Writer) error {
 
 func sum(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
 
-// layer is the tar of the files, with the folders that they are in.
+// layer returns a tar archive of the files and their directories.
 func (i *Image) layer() ([]byte, error) {
 	var b bytes.Buffer
 	t := tar.NewWriter(&b)

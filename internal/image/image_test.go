@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// entries reads a tar.
+// entries reads a tar archive.
 func entries(t *testing.T, b []byte) (names []string, bodies map[string][]byte) {
 	t.Helper()
 	bodies = make(map[string][]byte)
@@ -31,7 +31,7 @@ func entries(t *testing.T, b []byte) (names []string, bodies map[string][]byte) 
 	}
 }
 
-func TestArchiveNamesItsParts(t *testing.T) {
+func TestArchive(t *testing.T) {
 	i := &Image{Names: []string{"a/b:1"}, Architecture: "arm64", Entrypoint: []string{"/x"}, Files: []File{
 		{Path: "/opt/d/x", Body: []byte("program"), Mode: 0o755}, {Path: "y", Link: "opt/d/x"},
 	}}
@@ -40,7 +40,7 @@ func TestArchiveNamesItsParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(one.Bytes(), two.Bytes()) {
-		t.Error("the same image gives other bytes")
+		t.Error("writing the same image again gives other bytes")
 	}
 	_, parts := entries(t, one.Bytes())
 	var manifest []struct {
@@ -63,7 +63,7 @@ func TestArchiveNamesItsParts(t *testing.T) {
 	}
 	layer := parts[m.Layers[0]]
 	if want := []string{"sha256:" + sum(layer)}; !slices.Equal(config.Rootfs.DiffIDs, want) || m.Config != sum(parts[m.Config])+".json" {
-		t.Errorf("sums %v %s are not those of the parts", config.Rootfs.DiffIDs, m.Config)
+		t.Errorf("sums %v and %s do not match the parts", config.Rootfs.DiffIDs, m.Config)
 	}
 	names, files := entries(t, layer)
 	if want := []string{"opt/", "opt/d/", "opt/d/x", "y"}; !slices.Equal(names, want) || string(files["opt/d/x"]) != "program" {

@@ -1,5 +1,5 @@
-// Package poll waits for what nobody tells: the state of other processes and of
-// the kernel, in tests.
+// Package poll waits in tests for conditions that send no notification, such as the
+// state of other processes and of the kernel.
 package poll
 
 import (
@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// errNot is what Until returns for a condition without words.
-var errFalse = errors.New("not so")
+// errFalse is the error of a condition made by True.
+var errFalse = errors.New("the condition is false")
 
-// Until asks f at once and then every so often, until it returns nil or timeout
-// is over, and returns its last error.
-func Until(timeout, every time.Duration, f func() error) error {
+// Until calls f at once and then at each interval, until f returns nil or the timeout
+// is over. It returns the last error of f.
+func Until(timeout, interval time.Duration, f func() error) error {
 	err := f()
 	if err == nil {
 		return nil
 	}
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
@@ -33,7 +33,7 @@ func Until(timeout, every time.Duration, f func() error) error {
 	}
 }
 
-// True makes a condition of a bool.
+// True turns a function that returns a bool into a condition.
 func True(ok func() bool) func() error {
 	return func() error {
 		if ok() {

@@ -20,7 +20,7 @@ func TestUntil(t *testing.T) {
 		}
 		start = time.Now()
 		if err := Until(0, time.Second, func() error { return nil }); err != nil || time.Since(start) != 0 {
-			t.Errorf("what is so at once took %v: %v", time.Since(start), err)
+			t.Errorf("a condition that is true at once took %v: %v", time.Since(start), err)
 		}
 	})
 }

@@ -1,4 +1,5 @@
-// Package process waits for other processes and reads what they left in their logs.
+// Package process waits for the end of other processes and finds their last error in
+// their logs.
 package process
 
 import (
@@ -12,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkEvery is how often a wait looks at its context: poll(2) on a pidfd cannot
-// be interrupted by one.
-const checkEvery = 50 * time.Millisecond
+// checkInterval is how often WaitExit checks its context, which cannot interrupt poll(2)
+// on a pidfd.
+const checkInterval = 50 * time.Millisecond
 
-// WaitExit returns when a process has ended with all its threads and so has
-// closed its files and sockets, whether or not its parent has collected it; or
-// with the error of ctx.
+// WaitExit waits until a process has ended with all its threads, and so has closed its
+// files and sockets. It does not wait until the parent has reaped it. If ctx ends first
+// it returns the error of ctx.
 func WaitExit(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -30,7 +31,7 @@ func WaitExit(ctx context.Context, pid int) error {
 	defer unix.Close(fd)
 	for {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, int(checkEvery.Milliseconds()))
+		n, err := unix.Poll(fds, int(checkInterval.Milliseconds()))
 		if n > 0 {
 			return nil
 		}
@@ -43,7 +44,8 @@ func WaitExit(ctx context.Context, pid int) error {
 	}
 }
 
-// LastError returns the error that ended a weft process, from its log.
+// LastError returns the error that ended a weft process, from its log: the last line that
+// begins with "weft: ", or else the last line.
 func LastError(log []byte) string {
 	lines := bytes.Split(bytes.TrimSpace(log), []byte{'\n'})
 	for _, line := range slices.Backward(lines) {
@@ -54,5 +56,5 @@ func LastError(log []byte) string {
 	if last := lines[len(lines)-1]; len(last) > 0 {
 		return string(last)
 	}
-	return "it ended without a word"
+	return "it ended and logged nothing"
 }

@@ -2,9 +2,9 @@ package process
 
 import "testing"
 
-func TestLastErrorIsTheOneThatEndedTheProcess(t *testing.T) {
+func TestLastError(t *testing.T) {
 	for log, want := range map[string]string{
-		"": "it ended without a word",
+		"": "it ended and logged nothing",
 		"level=INFO msg=a\nweft: the port is taken\n": "the port is taken",
 		"weft: old\nlevel=INFO\nweft: new\n\n":        "new",
 		"panic: x\n\ngoroutine 1 [running]:\nmain\n":  "main",

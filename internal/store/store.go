@@ -1,11 +1,10 @@
-// Package store keeps a router's state on disk: small values under a key, in
-// named buckets, each with a checksum, changed by atomic batches.
+// Package store keeps a router's state on disk: small values with keys in named
+// buckets, each with a checksum, changed by atomic batches.
 //
-// A Store is safe for concurrent use. What Apply has written is on the disk
-// when it returns. The file is a cache of what the mesh knows as much as it
-// can be, so damage is never fatal: Open sets a file it cannot use aside under
-// another name, says so, and starts a new one; a value whose checksum is wrong
-// is left out of Load and reported.
+// A Store is safe for concurrent use. When Apply returns, its writes are on disk.
+// Damage is never fatal, because the mesh knows most of the state too: Open renames a
+// file that it cannot use, reports that, and starts a new one. Load omits a value
+// whose checksum is wrong and reports it.
 //
 // A value on disk, integers big-endian:
 //
@@ -15,8 +14,8 @@
 //	+--------+--------+--------
 //	  1 byte  4 bytes  to the end
 //
-// Format is 1. The CRC (Castagnoli) is over bucket, a zero byte, key, a zero
-// byte and value, so that a value in the wrong place is found as well.
+// Format is 1. The CRC (Castagnoli) covers bucket, a zero byte, key, a zero byte and
+// value, so it also detects a value in the wrong place.
 package store
 
 import (
@@ -38,13 +37,13 @@ const (
 	headerLen = 5
 )
 
-// LockTimeout is how long Open waits for another process to let the file go.
+// LockTimeout is how long Open waits for another process to close the file.
 const LockTimeout = 2 * time.Second
 
 var (
-	// ErrLocked is the cause when another process has the file open.
+	// ErrLocked is the cause of an error if another process has the file open.
 	ErrLocked = errors.New("another process has it open")
-	// ErrClosed is the cause when the Store was closed.
+	// ErrClosed is the cause of an error if the Store was closed.
 	ErrClosed = errors.New("the store is closed")
 
 	errDamaged = errors.New("checksum differs")
@@ -58,17 +57,17 @@ type Store struct {
 	path string
 }
 
-// Write is one change of a batch: Value goes under Key in Bucket, or Key is
-// deleted if Value is nil.
+// Write is one change of a batch: it stores Value under Key in Bucket, or deletes Key
+// if Value is nil.
 type Write struct {
 	Bucket string
 	Key    []byte
 	Value  []byte
 }
 
-// Open opens the file at path, or makes it with mode 0600 in an existing
-// folder. If what is there is not a usable store, it is renamed to
-// path.corrupt-N and aside returns that name; the caller should tell the user.
+// Open opens the file at path, or makes it with mode 0600 in an existing directory. If
+// the file is not a usable store, Open renames it to path.corrupt-N and returns that
+// name as aside; the caller should report it to the user.
 func Open(path string) (s *Store, aside string, err error) {
 	s, err = open(path)
 	if err == nil || errors.Is(err, ErrLocked) || !isFile(path) || errors.Is(err, fs.ErrPermission) {
@@ -87,12 +86,12 @@ func isFile(path string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// SetAside renames the file at path to path.WHY-N, N being the first number
-// not taken, and returns that name.
+// SetAside renames the file at path to path.WHY-N, where N is the first free number,
+// and returns that name.
 func SetAside(path, why string) (string, error) {
 	for n := 1; ; n++ {
 		name := fmt.Sprintf("%s.%s-%d", path, why, n)
-		// Link, unlike Rename, does not replace a file that is there.
+		// Link, unlike Rename, does not replace an existing file.
 		err := os.Link(path, name)
 		if errors.Is(err, fs.ErrExist) {
 			continue
@@ -107,8 +106,8 @@ func SetAside(path, why string) (string, error) {
 	}
 }
 
-// open opens the file and reads all of it. Bolt panics, or faults on its memory
-// map, where pages point astray; such a file is reported as damaged.
+// open opens the file and checks all of it. Invalid page numbers in it make bolt panic;
+// open reports such a file as damaged.
 func open(path string) (s *Store, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -145,8 +144,8 @@ func open(path string) (s *Store, err error) {
 	return s, nil
 }
 
-// precheck finds a file that was cut short. Bolt's memory map of such a file
-// reaches past its end, where a read kills the process.
+// precheck detects a truncated file. Bolt's memory map of such a file reaches past its
+// end, and a read there kills the process with SIGBUS.
 func precheck(path string) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -166,7 +165,7 @@ func precheck(path string) error {
 	pageSize, high := int64(0), int64(0)
 	for _, at := range []int64{0, int64(os.Getpagesize())} {
 		if _, err := f.ReadAt(meta[:], at); err != nil {
-			return fmt.Errorf("file is cut short: %d bytes", info.Size())
+			return fmt.Errorf("file is truncated: %d bytes", info.Size())
 		}
 		if binary.NativeEndian.Uint32(meta[16:]) != 0xED0CDAED {
 			continue
@@ -178,7 +177,7 @@ func precheck(path string) error {
 		return errors.New("not a state file")
 	}
 	if pageSize > 1<<20 || high > info.Size()/pageSize {
-		return fmt.Errorf("file is cut short: %d bytes, want %d pages of %d", info.Size(), high, pageSize)
+		return fmt.Errorf("file is truncated: %d bytes, want %d pages of %d", info.Size(), high, pageSize)
 	}
 	return nil
 }
@@ -186,7 +185,7 @@ func precheck(path string) error {
 // Path returns the name of the file.
 func (s *Store) Path() string { return s.path }
 
-// Close lets the file go. It may be called twice.
+// Close closes the file. It may be called twice.
 func (s *Store) Close() error {
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("close state file %s: %w", s.path, err)
@@ -194,8 +193,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Apply writes a batch, all of it or nothing, and returns when it is on disk.
-// It keeps no slice of writes.
+// Apply writes a batch atomically and returns when it is on disk. It borrows the slices
+// of writes until it returns.
 func (s *Store) Apply(writes []Write) error {
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		for _, w := range writes {
@@ -239,9 +238,8 @@ func (s *Store) Get(bucket string, key []byte) (value []byte, err error) {
 	return value, s.wrap("read", err)
 }
 
-// Load calls f for each key of bucket in byte order, with slices that are
-// borrowed until f returns. Damaged values are left out; Load goes on and
-// names them in its error.
+// Load calls f for each key of bucket in byte order, with slices that are borrowed until
+// f returns. It omits damaged values and names them in its error.
 func (s *Store) Load(bucket string, f func(key, value []byte)) error {
 	var damaged []error
 	err := s.db.View(func(tx *bolt.Tx) error {

@@ -21,7 +21,7 @@ func mustOpen(t *testing.T, path string) *Store {
 	return s
 }
 
-func TestWriteIsThereAfterReopen(t *testing.T) {
+func TestWritesSurviveReopen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	s := mustOpen(t, path)
 	if err := s.Apply([]Write{{"a", []byte("k"), []byte("v")}, {"a", []byte("e"), []byte{}}, {"b", []byte("k"), []byte("w")}}); err != nil {
@@ -55,7 +55,7 @@ func TestWriteIsThereAfterReopen(t *testing.T) {
 	}
 }
 
-func TestSecondOpenSaysLocked(t *testing.T) {
+func TestSecondOpenFailsWithErrLocked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	mustOpen(t, path)
 	if _, aside, err := Open(path); !errors.Is(err, ErrLocked) || aside != "" {
@@ -63,8 +63,8 @@ func TestSecondOpenSaysLocked(t *testing.T) {
 	}
 }
 
-// A file damaged in any one place either opens, with what its checksums still
-// vouch for, or is set aside: never a crash, never a wrong value.
+// A file that is damaged in any one place either opens, without the damaged values, or
+// is set aside. It causes no crash and no wrong value.
 func TestDamagedFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "good")
@@ -107,7 +107,7 @@ func TestDamagedFile(t *testing.T) {
 		if aside != "" {
 			setAside++
 			if kept, err := os.ReadFile(aside); err != nil || !bytes.Equal(kept, content) {
-				t.Errorf("%s: what was set aside differs: %v", name, err)
+				t.Errorf("%s: the file that was set aside differs: %v", name, err)
 			}
 		}
 		_ = s.Load("a", func(k, v []byte) {

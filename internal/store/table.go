@@ -6,24 +6,24 @@ import (
 	"fmt"
 )
 
-// Table is a bucket with JSON records, and its copy in memory. It is not safe
-// for concurrent use: its user locks it.
+// Table is a bucket of JSON records with a copy in memory. It is not safe for
+// concurrent use.
 type Table[R any] struct {
 	store  *Store
 	bucket string
-	// Records is what the bucket has; only Put and Delete change it.
+	// Records are the records of the bucket by key. Only Put and Delete change them.
 	Records map[string]R
 }
 
-// OpenTable reads the bucket. Damaged records are left out and named in err;
-// the table is usable all the same.
+// OpenTable reads the bucket. It omits damaged records and names them in the error; the
+// table is usable even then.
 func OpenTable[R any](st *Store, bucket string) (*Table[R], error) {
 	t := &Table[R]{store: st, bucket: bucket, Records: make(map[string]R)}
 	var errs []error
 	err := st.Load(bucket, func(key, value []byte) {
 		var r R
 		if err := json.Unmarshal(value, &r); err != nil {
-			errs = append(errs, fmt.Errorf("read %s of %s: %w", key, bucket, err))
+			errs = append(errs, fmt.Errorf("read %s from %s: %w", key, bucket, err))
 			return
 		}
 		t.Records[string(key)] = r
@@ -31,7 +31,7 @@ func OpenTable[R any](st *Store, bucket string) (*Table[R], error) {
 	return t, errors.Join(append(errs, err)...)
 }
 
-// Put writes a record; it is on the disk when Put returns nil.
+// Put writes a record. It is on disk when Put returns nil.
 func (t *Table[R]) Put(key string, r R) error {
 	b, err := json.Marshal(r)
 	if err == nil {
@@ -44,13 +44,13 @@ func (t *Table[R]) Put(key string, r R) error {
 	return nil
 }
 
-// Delete removes a record; one that is not there is no error.
+// Delete removes a record. A missing record is no error.
 func (t *Table[R]) Delete(key string) error {
 	if _, there := t.Records[key]; !there {
 		return nil
 	}
 	if err := t.store.Apply([]Write{{Bucket: t.bucket, Key: []byte(key)}}); err != nil {
-		return fmt.Errorf("delete %s of %s: %w", key, t.bucket, err)
+		return fmt.Errorf("delete %s from %s: %w", key, t.bucket, err)
 	}
 	delete(t.Records, key)
 	return nil

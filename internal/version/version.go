@@ -1,4 +1,4 @@
-// Package version tells which build of weft this is.
+// Package version returns the version of this build of weft.
 package version
 
 import "runtime/debug"
@@ -6,8 +6,8 @@ import "runtime/debug"
 // number is set by the linker: -ldflags "-X .../internal/version.number=1.2.3".
 var number string
 
-// String returns the release number; for a build without one, the commit that
-// the Go tool recorded; else "unreleased".
+// String returns the release number. A build without one returns "unreleased", followed
+// by the commit if the Go tool recorded it.
 func String() string {
 	if number != "" {
 		return number

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestStringPrefersTheLinkersNumber(t *testing.T) {
+func TestReleaseNumber(t *testing.T) {
 	defer func(old string) { number = old }(number)
 	number = "1.2.3"
 	if got := String(); got != "1.2.3" {
@@ -13,7 +13,7 @@ func TestStringPrefersTheLinkersNumber(t *testing.T) {
 	}
 }
 
-func TestBuildWithoutNumberNamesItsCommit(t *testing.T) {
+func TestVersionOfUnreleasedBuild(t *testing.T) {
 	for _, c := range []struct{ revision, modified, want string }{
 		{"", "false", "unreleased"},
 		{"0123456789abcdef0123", "false", "unreleased-0123456789ab"},
