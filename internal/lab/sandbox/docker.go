@@ -15,19 +15,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DockerdVar is the environment variable that names another engine than the
-// dockerd of this machine, to test with it.
+// DockerdVar is the environment variable with the path of a dockerd to test with,
+// instead of the one that is installed.
 const DockerdVar = "WEFT_TEST_DOCKERD"
 
-// DockerSocket is where the engine of a machine listens, inside.
+// DockerSocket is the path of the engine's socket inside a sandbox host.
 const DockerSocket = "/run/docker.sock"
 
-// Dockerd is an engine that runs in a machine.
+// Dockerd is an engine that runs in a sandbox host.
 type Dockerd struct {
 	host  *Host
 	cmd   *exec.Cmd
 	ended chan struct{}
-	// Log is the file that its output goes to.
+	// Log is the file with its output.
 	Log string
 }
 
@@ -41,7 +41,7 @@ func (h *Host) StartDockerd(ctx context.Context, flags ...string) (*Dockerd, err
 	return d, d.Wait(ctx)
 }
 
-// BeginDockerd starts the engine and returns before it answers.
+// BeginDockerd starts the engine and returns at once.
 func (h *Host) BeginDockerd(flags ...string) (*Dockerd, error) {
 	d := &Dockerd{host: h, Log: h.path("dockerd.log"), ended: make(chan struct{})}
 	log, err := os.OpenFile(d.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -62,7 +62,7 @@ func (h *Host) BeginDockerd(flags ...string) (*Dockerd, error) {
 	return d, nil
 }
 
-// Wait returns when the engine answers, or why it does not.
+// Wait waits until the engine answers. The error has the end of its log.
 func (d *Dockerd) Wait(ctx context.Context) error {
 	for {
 		if d.answers() {
@@ -92,7 +92,7 @@ func (d *Dockerd) answers() bool {
 	return err == nil && strings.Contains(string(b), " 200 ")
 }
 
-// LastWords returns the end of the engine's log.
+// LogTail returns the end of the engine's log.
 func (d *Dockerd) LogTail() string {
 	const most = 3000
 	b, err := os.ReadFile(d.Log)
@@ -106,13 +106,13 @@ func (d *Dockerd) LogTail() string {
 func (d *Dockerd) Signal(ctx context.Context, signal unix.Signal) error {
 	_, err := d.host.Run(ctx, "bash", "-c", fmt.Sprintf("kill -%d $(cat /var/run/docker.pid)", signal))
 	if err == nil && signal == unix.SIGCONT {
-		// nsenter stops itself when its child is stopped.
+		// nsenter stops itself when its child is stopped, so it must be continued too.
 		err = d.cmd.Process.Signal(signal)
 	}
 	return err
 }
 
-// Stop ends the engine in an orderly way, as systemctl stop does.
+// Stop ends the engine with SIGTERM, as systemctl stop does.
 func (d *Dockerd) Stop(ctx context.Context) error {
 	if err := d.Signal(ctx, unix.SIGTERM); err != nil {
 		return err
@@ -120,7 +120,7 @@ func (d *Dockerd) Stop(ctx context.Context) error {
 	return d.waitEnded(ctx)
 }
 
-// Kill ends the engine at once; its containers live on.
+// Kill ends the engine with SIGKILL; its containers keep running.
 func (d *Dockerd) Kill(ctx context.Context) error {
 	if err := d.Signal(ctx, unix.SIGKILL); err != nil {
 		return err
@@ -137,11 +137,11 @@ func (d *Dockerd) waitEnded(ctx context.Context) error {
 	}
 }
 
-// Image is the name of the image that LoadImage makes: busybox and nothing
-// else, with sh as its command.
+// Image is the name of the image that LoadImage loads. It has only busybox, and sh as its
+// command.
 const Image = "weft-test/busybox"
 
-// LoadImage gives the machine's engine Image, without any registry.
+// LoadImage loads Image into the host's engine, without a registry.
 func (h *Host) LoadImage(ctx context.Context) error {
 	const busybox = "/bin/busybox"
 	applets, err := exec.CommandContext(ctx, busybox, "--list").Output()
@@ -167,7 +167,7 @@ func (h *Host) LoadImage(ctx context.Context) error {
 	return nil
 }
 
-// writeImage writes a root file system with busybox and links to it.
+// writeImage writes the tar archive of a root file system with busybox and links to it.
 func writeImage(w io.Writer, busybox []byte, applets []string) error {
 	t := tar.NewWriter(w)
 	for _, d := range []string{"bin", "etc", "tmp", "proc", "sys", "dev", "root", "var"} {

@@ -20,31 +20,31 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// bootTimeout bounds how long a machine takes to boot or to end.
+// bootTimeout bounds how long a host takes to boot or to end.
 const bootTimeout = 30 * time.Second
 
-// Machine is one machine of a bed.
+// Host is one sandbox host of a network.
 type Host struct {
 	Name string
-	Addr netip.Addr // on the bed's bridge
+	Addr netip.Addr // on the network's bridge
 
 	network *Network
 	pid     int           // of its first process, as the caller sees it; 0: off
 	ended   chan struct{} // closed once it has ended
 
-	engines []*Dockerd // since it was booted
+	engines []*Dockerd // started since the last boot
 }
 
-// Add makes a machine and boots it.
+// Add makes a host and boots it.
 func (n *Network) Add(name string) (*Host, error) {
 	h := &Host{Name: name, Addr: addr(len(n.hosts) + 1), network: n}
 	for _, d := range []string{"var/lib", "var/log", "var/cache", "var/tmp", "etc", "etc-work", "opt", "opt-work"} {
 		if err := os.MkdirAll(h.path(d), 0o755); err != nil {
-			return nil, fmt.Errorf("make machine %s: %w", name, err)
+			return nil, fmt.Errorf("make sandbox host %s: %w", name, err)
 		}
 	}
 	if err := os.Symlink("/run", h.path("var/run")); err != nil {
-		return nil, fmt.Errorf("make machine %s: %w", name, err)
+		return nil, fmt.Errorf("make sandbox host %s: %w", name, err)
 	}
 	n.hosts = append(n.hosts, h)
 	return h, h.Boot()
@@ -52,20 +52,20 @@ func (n *Network) Add(name string) (*Host, error) {
 
 func (h *Host) path(name string) string { return filepath.Join(h.network.dir, h.Name, name) }
 
-// Path returns how the caller reaches a file of the machine that is on. Sockets
-// too: it is short enough for one's address.
+// Path returns the path by which the caller reaches a file of a running host. It is short
+// enough for the address of a unix socket.
 func (h *Host) Path(inside string) string {
 	return fmt.Sprintf("/proc/%d/root%s", h.pid, inside)
 }
 
-// Netns returns the path of the machine's network namespace.
+// Netns returns the path of the host's network namespace.
 func (h *Host) Netns() string { return netdev.NSByPID(h.pid) }
 
 func (h *Host) cgroup() string { return prefix + h.network.id + "/" + h.Name }
 
-// Boot starts a machine that is off, with the /var and /etc that it had.
+// Boot starts a host that is off, with its former /var, /etc and /opt.
 func (h *Host) Boot() error {
-	wrap := func(err error) error { return fmt.Errorf("boot machine %s: %w", h.Name, err) }
+	wrap := func(err error) error { return fmt.Errorf("boot sandbox host %s: %w", h.Name, err) }
 	roots, err := cgroups()
 	if err != nil {
 		return wrap(err)
@@ -93,7 +93,7 @@ func (h *Host) Boot() error {
 		to.Close()
 		started <- err
 		if err == nil {
-			cmd.Wait() // it is killed; there is nothing to tell
+			cmd.Wait() // it ends when it is killed, so its status does not matter
 		}
 		close(end)
 	}()
@@ -109,8 +109,8 @@ func (h *Host) Boot() error {
 	return nil
 }
 
-// greet waits until the machine's two processes say that all is in place, one of
-// them with the number of the first inside, and plugs its cable in.
+// awaitReady waits for the lines of the host's two processes, see readyFD, then connects
+// the host to the bridge.
 func (h *Host) awaitReady(from *os.File) error {
 	if err := from.SetReadDeadline(time.Now().Add(bootTimeout)); err != nil {
 		return err
@@ -131,7 +131,7 @@ func (h *Host) awaitReady(from *os.File) error {
 	return h.connect()
 }
 
-// plug joins the machine to the bed's bridge.
+// connect connects the host to the network's bridge.
 func (h *Host) connect() error {
 	err := netdev.Do(netdev.NSByName(h.network.netns()), func() error {
 		bridge, err := netlink.LinkByName(bridgeName)
@@ -140,8 +140,8 @@ func (h *Host) connect() error {
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MasterIndex = "v"+h.Name, bridge.Attrs().Index
-		// The kernel takes its time to end the namespace of a machine that was
-		// switched off, and with it the cable.
+		// After PowerOff the kernel removes the namespace, and with it the veth pair,
+		// only some time later.
 		if old, err := netlink.LinkByName(attrs.Name); err == nil {
 			if err := netlink.LinkDel(old); err != nil && !errors.Is(err, unix.ENODEV) {
 				return fmt.Errorf("delete the old %s: %w", attrs.Name, err)
@@ -173,7 +173,7 @@ func (h *Host) connect() error {
 	})
 }
 
-// PowerOff ends the machine at once, as a power cut does. Its disk stays.
+// PowerOff ends the host at once, like a power cut. Its /var, /etc and /opt stay.
 func (h *Host) PowerOff() error {
 	if h.pid == 0 {
 		return nil
@@ -181,45 +181,45 @@ func (h *Host) PowerOff() error {
 	pid, engines := h.pid, h.engines
 	h.pid, h.engines = 0, nil
 	for _, d := range engines {
-		// A parent that was stopped with the engine would never collect it, and
-		// the kernel waits for that.
+		// If the parent was stopped together with the engine, it would never reap the
+		// engine, and the kernel waits for that.
 		if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return fmt.Errorf("power machine %s off: %w", h.Name, err)
+			return fmt.Errorf("power off sandbox host %s: %w", h.Name, err)
 		}
 	}
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("power machine %s off: %w", h.Name, err)
+		return fmt.Errorf("power off sandbox host %s: %w", h.Name, err)
 	}
 	select {
 	case <-h.ended:
 		return nil
 	case <-time.After(bootTimeout):
-		return fmt.Errorf("power machine %s off: it still runs", h.Name)
+		return fmt.Errorf("power off sandbox host %s: it still runs", h.Name)
 	}
 }
 
-// Command prepares a command that runs in the machine. Only the process itself
-// is killed when ctx ends, not what it started there.
+// Command prepares a command that runs in the host. When ctx ends, only that process is
+// killed, not its children.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	// A process has to join the cgroup before it enters its namespace.
+	// A process must join the cgroup before it enters the cgroup namespace.
 	const script = `for c in "$@"; do
   case $c in --) shift; break;; esac
   echo $$ >"$c/cgroup.procs" || exit 125; shift
 done
 exec nsenter --target "$1" --mount --uts --ipc --net --pid --cgroup --wd=/ -- "$2" "${@:3}"`
 	all := []string{"-c", script, "bash"}
-	roots, _ := cgroups() // Boot has found them
+	roots, _ := cgroups() // Boot has succeeded with them
 	for _, root := range roots {
 		all = append(all, filepath.Join(root, leaf(root, h.cgroup())))
 	}
 	all = append(all, "--", strconv.Itoa(h.pid), name)
 	cmd := exec.CommandContext(ctx, "bash", append(all, args...)...)
-	cmd.WaitDelay = time.Second // for those that inherited its output
+	cmd.WaitDelay = time.Second // for children that inherited its output
 	return cmd
 }
 
-// leaf is the cgroup that holds processes themselves: of version 2, one that
-// has others below it may hold none.
+// leaf returns the cgroup for processes: in version 2 a cgroup with child cgroups may hold
+// none.
 func leaf(root, group string) string {
 	if filepath.Base(root) == "cgroup" {
 		return filepath.Join(group, "init")
@@ -227,8 +227,8 @@ func leaf(root, group string) string {
 	return group
 }
 
-// Run runs a command in the machine and returns what it wrote. The error has
-// what it wrote to standard error.
+// Run runs a command in the host and returns its standard output. The error has its
+// standard error.
 func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := h.Command(ctx, name, args...)
 	var words strings.Builder

@@ -16,24 +16,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A program that makes machines is also their first process and the janitor;
-// the variable tells which.
+// A program that makes sandbox hosts is also their first process and the cleaner. The
+// environment variable selects the role.
 const (
-	roleVar     = "WEFT_MACHINE_ROLE"
-	roleCleaner = "janitor"
+	roleVar     = "WEFT_SANDBOX_ROLE"
+	roleCleaner = "cleaner"
 	roleOuter   = "outer" // joins the cgroups, then makes the namespaces
 	roleInner   = "inner" // the first process inside
 )
 
-// readyFD is where a machine's processes tell how far they are, in whichever
-// order: outer the number of the first process as it sees it, that readyWord.
+// readyFD is a pipe to the program that boots a host. Each of the two processes writes a
+// line to it, in any order: outer the process id of inner, and inner readyLine.
 const (
 	readyFD   = 3
 	readyLine = "up"
 )
 
-// Main returns at once in an ordinary process. In one that a bed started it
-// plays its role and exits.
+// Main returns at once in an ordinary process. In a process that this package started it
+// does the work of its role and exits.
 func Main() {
 	role := os.Getenv(roleVar)
 	if role == "" {
@@ -43,7 +43,7 @@ func Main() {
 	var err error
 	switch args := os.Args[1:]; role {
 	case roleCleaner:
-		io.Copy(io.Discard, os.Stdin) // until the program that made the bed has ended
+		io.Copy(io.Discard, os.Stdin) // until the program that made the network closes it or ends
 		err = cleanUp(args[0], args[1])
 	case roleOuter:
 		err = outer(args)
@@ -51,7 +51,7 @@ func Main() {
 		err = inner(args[0], args[1])
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "machine %s: %v\n", role, err)
+		fmt.Fprintf(os.Stderr, "sandbox %s: %v\n", role, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
@@ -84,13 +84,12 @@ func outer(args []string) error {
 		return err
 	}
 	fmt.Fprintln(ready, cmd.Process.Pid)
-	ready.Close() // so that the reader sees the end of both of us
-	cmd.Wait()    // it is killed
+	ready.Close() // so that the reader sees EOF once inner closes it too
+	cmd.Wait()    // inner ends when it is killed
 	return nil
 }
 
-// inner makes the machine's view of files, then collects processes that lost
-// their parents until it is killed.
+// inner mounts the host's file systems, then reaps orphaned processes until it is killed.
 func inner(dir, name string) error {
 	if err := mountFiles(filepath.Join(dir, name), name); err != nil {
 		return err
@@ -106,7 +105,7 @@ func inner(dir, name string) error {
 	}
 }
 
-// mount is one mount of a machine.
+// mount is one mount of a sandbox host.
 type mount struct {
 	what, where, kind string
 	flags             uintptr
@@ -122,8 +121,8 @@ func mountFiles(dir, name string) error {
 		return err
 	}
 	v2 := slices.Contains(hierarchies, "/sys/fs/cgroup")
-	// The host's cgroups would stay visible under a new /sys, and runc takes the
-	// first that it finds.
+	// The real host's cgroups would stay visible under a new /sys, and runc uses the
+	// first ones that it finds.
 	if err := mountAll(
 		mount{"", "/", "", unix.MS_PRIVATE | unix.MS_REC, ""},
 		mount{"proc", "/proc", "proc", 0, ""},
@@ -131,10 +130,10 @@ func mountFiles(dir, name string) error {
 		return err
 	}
 	if err := unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount the host's cgroups: %w", err)
+		return fmt.Errorf("unmount the real host's cgroups: %w", err)
 	}
 	if err := unix.Unmount("/sys", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount the host's /sys: %w", err)
+		return fmt.Errorf("unmount the real host's /sys: %w", err)
 	}
 	if err := mountAll(mount{"sysfs", "/sys", "sysfs", 0, ""}); err != nil {
 		return err
@@ -154,7 +153,7 @@ func mountFiles(dir, name string) error {
 		mount{"overlay", "/opt", "overlay", 0, overlay("/opt", filepath.Join(dir, "opt"))},
 		mount{filepath.Join(dir, "var"), "/var", "", unix.MS_BIND, ""},
 		mount{"tmpfs", "/dev/shm", "tmpfs", 0, ""},
-		mount{"", "/", "", unix.MS_SHARED | unix.MS_REC, ""}, // as systemd has it, and dockerd wants it
+		mount{"", "/", "", unix.MS_SHARED | unix.MS_REC, ""}, // the default of systemd, which dockerd needs
 	), writeIdentity(name))
 }
 
@@ -171,7 +170,7 @@ func mountAll(list ...mount) error {
 	return nil
 }
 
-// cgroup1 mounts each hierarchy again, now with the machine's cgroup as root.
+// cgroup1 mounts each hierarchy again, with the sandbox host's cgroup as its root.
 func cgroup1(hierarchies []string) error {
 	const root = "/sys/fs/cgroup"
 	if err := mountAll(mount{"tmpfs", root, "tmpfs", 0, "mode=755"}); err != nil {
@@ -195,8 +194,9 @@ func cgroup1(hierarchies []string) error {
 	return nil
 }
 
-// cgroup2 mounts the hierarchy again and hands all controllers down, which a
-// cgroup with processes of its own may not.
+// cgroup2 mounts the hierarchy again and enables all controllers for child cgroups. It
+// moves the processes into a child first, because the kernel refuses that for a cgroup
+// with processes.
 func cgroup2() error {
 	const root = "/sys/fs/cgroup"
 	if err := mountAll(mount{"cgroup2", root, "cgroup2", 0, ""}); err != nil {
@@ -226,8 +226,9 @@ func cgroup2() error {
 	return nil
 }
 
-// files writes what tells machines apart. Without a name server an image that
-// is not there fails at once, and nothing leaves the machine.
+// writeIdentity writes the files that identify the host, and enables forwarding. It
+// configures no name server, so that pulling a missing image fails at once and sends
+// nothing.
 func writeIdentity(name string) error {
 	var errs []error
 	for _, d := range []string{"/run/lock", "/run/netns"} {
@@ -241,7 +242,7 @@ func writeIdentity(name string) error {
 	} {
 		errs = append(errs, os.WriteFile(path, []byte(text), 0o644))
 	}
-	// It may be a link to a file of another's.
+	// It may be a link to a file of another program.
 	errs = append(errs, os.RemoveAll("/etc/resolv.conf"), os.WriteFile("/etc/resolv.conf", nil, 0o644))
 	return errors.Join(errs...)
 }

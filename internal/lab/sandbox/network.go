@@ -22,35 +22,36 @@ import (
 )
 
 const (
-	bridgeName = "bed0"
-	// prefix begins the names of what beds make where all can see it.
-	prefix = "weft-bed-"
+	bridgeName = "sandbox0"
+	// prefix begins the names of objects outside the sandbox hosts: network namespaces,
+	// cgroups and temporary directories.
+	prefix = "weft-sandbox-"
 )
 
-// Bed is a set of machines on one bridge. Its methods are for one goroutine at
-// a time.
+// Network is a set of sandbox hosts on one bridge. Its methods are not safe for
+// concurrent use.
 type Network struct {
-	id           string // random: beds of several programs do not meet
+	id           string // random, so that the networks of two programs differ
 	dir          string
 	hosts        []*Host
 	cleaner      *exec.Cmd
-	cleanerStdin io.Closer // the janitor's standard input
+	cleanerStdin io.Closer // the standard input of the cleaner, which acts when it closes
 }
 
-// New makes a bed without machines. Its files are in the folder for temporary
-// files, which must not be an overlay, as the engine makes its own there.
+// New makes a network without hosts. Its files are in the directory for temporary files,
+// which must not be on an overlay file system, because the hosts mount overlays on it.
 func New() (n *Network, err error) {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("make machines: needs the rights of root")
+		return nil, errors.New("make a sandbox network: needs the rights of root")
 	}
 	var random [4]byte
 	_, _ = rand.Read(random[:]) // never fails, by its documentation
 	n = &Network{id: hex.EncodeToString(random[:])}
 	if n.dir, err = os.MkdirTemp("", prefix+n.id+"-"); err != nil {
-		return nil, fmt.Errorf("make machines: %w", err)
+		return nil, fmt.Errorf("make a sandbox network: %w", err)
 	}
 	if err := n.startCleaner(); err != nil {
-		return nil, errors.Join(fmt.Errorf("make machines: start the janitor: %w", err), os.RemoveAll(n.dir))
+		return nil, errors.Join(fmt.Errorf("make a sandbox network: start the cleaner: %w", err), os.RemoveAll(n.dir))
 	}
 	defer func() {
 		if err != nil {
@@ -73,10 +74,10 @@ func New() (n *Network, err error) {
 
 func (n *Network) netns() string { return prefix + n.id }
 
-// Dir is a folder that goes with the bed and that no machine hides.
+// Dir returns a directory that all hosts of the network see. Close removes it.
 func (n *Network) Dir() string { return n.dir }
 
-// addr is the address of the machine with a number from 1.
+// addr returns the address of host n, counted from 1.
 func addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 99, 0, byte(10 + n)}) }
 
 func setUp(names ...string) error {
@@ -92,7 +93,7 @@ func setUp(names ...string) error {
 	return nil
 }
 
-// Close ends all machines and removes everything that the bed made.
+// Close ends all hosts and removes everything that the network made.
 func (n *Network) Close() error {
 	var errs []error
 	for _, h := range n.hosts {
@@ -100,14 +101,14 @@ func (n *Network) Close() error {
 	}
 	n.cleanerStdin.Close()
 	if err := n.cleaner.Wait(); err != nil {
-		errs = append(errs, fmt.Errorf("clean bed %s up: %w", n.id, err))
+		errs = append(errs, fmt.Errorf("clean up sandbox network %s: %w", n.id, err))
 	}
 	return errors.Join(errs...)
 }
 
-// startJanitor starts the process that cleans up once this one has ended or
-// has closed the bed. It has a session of its own, so that what interrupts or
-// kills this program's does not reach it.
+// startCleaner starts the process that cleans up when this one ends or closes the
+// network. It has a session of its own, so that signals to this program's session or
+// process group do not reach it.
 func (n *Network) startCleaner() error {
 	n.cleaner = exec.Command("/proc/self/exe", n.id, n.dir)
 	n.cleaner.Env = append(os.Environ(), roleVar+"="+roleCleaner)
@@ -121,16 +122,16 @@ func (n *Network) startCleaner() error {
 	return n.cleaner.Start()
 }
 
-// tidyTimeout bounds how long the janitor tries: processes that were killed
-// take a moment to leave cgroups and mounts.
+// cleanUpTimeout bounds how long the cleaner tries: killed processes need a moment to
+// leave cgroups and mounts.
 const cleanUpTimeout = 30 * time.Second
 
-// tidy removes what a bed has made, once its machines are dead.
+// cleanUp removes all objects of a network whose hosts have ended.
 func cleanUp(id, dir string) error {
 	for deadline := time.Now().Add(cleanUpTimeout); ; time.Sleep(50 * time.Millisecond) {
 		err := errors.Join(netdev.DeleteNS(prefix+id), killCgroups(prefix+id), removeCgroups(prefix+id))
 		if err == nil {
-			err = os.RemoveAll(dir) // at last: a folder that is gone says that all is
+			err = os.RemoveAll(dir) // last, because it shows that all else is removed
 		}
 		if err == nil || time.Now().After(deadline) {
 			return err
@@ -138,8 +139,8 @@ func cleanUp(id, dir string) error {
 	}
 }
 
-// cgroups lists the folders where a cgroup hierarchy that can hold processes
-// is mounted: one of version 2, or some of version 1.
+// cgroups lists the mount points of cgroup hierarchies that can hold processes: one of
+// version 2, or several of version 1.
 func cgroups() ([]string, error) {
 	const root = "/sys/fs/cgroup"
 	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err == nil {
@@ -155,8 +156,8 @@ func cgroups() ([]string, error) {
 	return found, err
 }
 
-// killCgroups kills what is left in the cgroups of a bed: commands that were
-// run in its machines and that somebody has stopped, for which the kernel waits.
+// killCgroups kills the processes that are left in the cgroups of a network: commands in
+// its hosts that were stopped by a signal, for which the kernel would wait.
 func killCgroups(name string) error {
 	roots, err := cgroups()
 	if err != nil {
@@ -165,7 +166,7 @@ func killCgroups(name string) error {
 	for _, root := range roots {
 		err := filepath.WalkDir(filepath.Join(root, name), func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.Name() != "cgroup.procs" {
-				return nil // it may go at any time
+				return nil // it may disappear at any time
 			}
 			pids, _ := os.ReadFile(path)
 			for _, word := range strings.Fields(string(pids)) {
@@ -194,8 +195,7 @@ func removeCgroups(name string) error {
 	return errors.Join(errs...)
 }
 
-// removeCgroup removes a cgroup and those below it. Files in it are the
-// kernel's and go by themselves.
+// removeCgroup removes a cgroup and those below it. The kernel removes the files in it.
 func removeCgroup(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -213,7 +213,7 @@ func removeCgroup(dir string) error {
 	return errors.Join(errs...)
 }
 
-// makeCgroup makes a cgroup NAME/SUB in a hierarchy, ready for processes.
+// makeCgroup makes a cgroup NAME/SUB in a hierarchy that can hold processes.
 func makeCgroup(root, path string) error {
 	dir := root
 	for part := range strings.SplitSeq(path, "/") {
@@ -222,7 +222,7 @@ func makeCgroup(root, path string) error {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
-		// A cpuset takes no process before it has processors and memory.
+		// A cpuset accepts no process before it has processors and memory.
 		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
 			have, err := os.ReadFile(filepath.Join(dir, f))
 			if err != nil || len(strings.TrimSpace(string(have))) > 0 {

@@ -27,9 +27,9 @@ func TestMain(h *testing.M) {
 	os.Exit(h.Run())
 }
 
-const victimVar = "WEFT_MACHINE_VICTIM"
+const victimVar = "WEFT_SANDBOX_VICTIM"
 
-// victim makes a bed with a machine, tells its name, and waits to be killed.
+// victim makes a network with a host, prints its id and directory, and waits to be killed.
 func victim() {
 	n, err := New()
 	var h *Host
@@ -37,7 +37,7 @@ func victim() {
 		h, err = n.Add("m1")
 	}
 	if err == nil {
-		// Who runs a command that is stopped is stopped too, outside.
+		// When a command stops itself, its nsenter outside stops too.
 		cmd := h.Command(context.Background(), "bash", "-c", "kill -STOP $$")
 		if err = cmd.Start(); err == nil {
 			err = stopped(cmd.Process.Pid)
@@ -51,7 +51,7 @@ func victim() {
 	select {}
 }
 
-// stopped waits until a process is.
+// stopped waits until a process is stopped by a signal.
 func stopped(pid int) error {
 	return poll.Until(timeout, 5*time.Millisecond, func() error {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -82,7 +82,7 @@ func newNetwork(t *testing.T) *Network {
 	return n
 }
 
-// gone fails if something of a bed is left.
+// checkRemoved fails if an object of a network is left.
 func checkRemoved(t *testing.T, id, dir string) {
 	t.Helper()
 	roots, err := cgroups()
@@ -111,7 +111,7 @@ func (h *Host) must(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-func TestMachinesAreApartAndReachEachOther(t *testing.T) {
+func TestHostsAreSeparateAndConnected(t *testing.T) {
 	n := newNetwork(t)
 	var hosts []*Host
 	for _, name := range []string{"m1", "m2"} {
@@ -129,7 +129,7 @@ func TestMachinesAreApartAndReachEachOther(t *testing.T) {
 	}
 	hosts[0].must(t, "sh", "-c", "echo 1 >/var/lib/kept; echo 1 >/etc/kept; echo 1 >/run/lost")
 	if got := hosts[1].must(t, "sh", "-c", "ls /var/lib /run"); strings.Contains(got, "kept") || strings.Contains(got, "lost") {
-		t.Errorf("a machine sees the other's files:\n%s", got)
+		t.Errorf("a host sees the other's files:\n%s", got)
 	}
 	if err := hosts[0].PowerOff(); err != nil {
 		t.Fatal(err)
@@ -138,12 +138,12 @@ func TestMachinesAreApartAndReachEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := hosts[0].must(t, "sh", "-c", "cat /var/lib/kept /etc/kept; ls /run"); strings.Contains(got, "lost") || strings.Count(got, "1") != 2 {
-		t.Errorf("after a power cut there is\n%s", got)
+		t.Errorf("after a power cut the files are\n%s", got)
 	}
 	hosts[0].must(t, "busybox", "ping", "-c1", "-W", "5", hosts[1].Addr.String())
 }
 
-func TestTwoEnginesWithTheirDefaultPaths(t *testing.T) {
+func TestTwoEnginesWithDefaultPaths(t *testing.T) {
 	n := newNetwork(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*timeout)
 	defer cancel()
@@ -161,12 +161,12 @@ func TestTwoEnginesWithTheirDefaultPaths(t *testing.T) {
 	}
 	for _, h := range n.hosts {
 		if got := h.must(t, "docker", "run", "--rm", "--hostname", "of-"+h.Name, Image, "hostname"); got != "of-"+h.Name {
-			t.Errorf("the container on %s says it is %s", h.Name, got)
+			t.Errorf("the container on %s has hostname %s", h.Name, got)
 		}
 	}
 }
 
-func TestNothingIsLeftWhenTheProgramIsKilled(t *testing.T) {
+func TestCleanUpAfterKill(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), victimVar+"=1")
 	out, err := cmd.StdoutPipe()
@@ -191,6 +191,6 @@ func TestNothingIsLeftWhenTheProgramIsKilled(t *testing.T) {
 	_ = poll.Until(timeout, 50*time.Millisecond, poll.True(func() bool {
 		_, err := os.Lstat(dir)
 		return os.IsNotExist(err)
-	})) // gone says what is left
+	})) // checkRemoved reports what is left
 	checkRemoved(t, id, dir)
 }
