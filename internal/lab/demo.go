@@ -20,9 +20,9 @@ const (
 	pingTimeout   = 10 * time.Second
 )
 
-// Demo makes a lab, puts one container on each host, lets each ping each other,
-// measures the throughput between two, shows the status and removes everything. It
-// prints each step to w, and returns nil only if all of it worked.
+// Demo makes a lab with one container on each host, pings between all containers, measures
+// the throughput between two, shows the status and removes everything. It prints each step
+// to w, and returns nil only if all steps succeeded.
 func Demo(ctx context.Context, config testbed.Config, w io.Writer) (err error) {
 	var l *testbed.Lab
 	if err := step(w, fmt.Sprintf("launch %d routers, one in each host, and let them find each other", config.Hosts), func() (err error) {
@@ -60,7 +60,7 @@ func Demo(ctx context.Context, config testbed.Config, w io.Writer) (err error) {
 	return demoStatus(ctx, l, w)
 }
 
-// pingMatrix pings from each container to each, and prints the round trips.
+// pingMatrix pings between all containers and prints the round-trip times.
 func pingMatrix(ctx context.Context, l *testbed.Lab, addrs []netip.Addr, w io.Writer) error {
 	fmt.Fprintf(w, "ping from each container to each other, round trip in ms:\n%8s", "")
 	for n := 1; n < len(addrs); n++ {
@@ -105,7 +105,7 @@ func demoThroughput(ctx context.Context, l *testbed.Lab, to netip.Addr, w io.Wri
 		return err
 	}
 	if r.BitsPerSecond <= 0 {
-		return errors.New("no data got from container to container")
+		return errors.New("no data arrived at the other container")
 	}
 	fmt.Fprintf(w, "throughput of one TCP stream from h1 to h%d: %.2f Gb/s\n", l.Hosts, r.BitsPerSecond/1e9)
 	return nil
@@ -126,7 +126,7 @@ func demoStatus(ctx context.Context, l *testbed.Lab, w io.Writer) error {
 	return nil
 }
 
-// step prints what is being done, and how long it took.
+// step prints the name of a step, runs it, and prints how long it took.
 func step(w io.Writer, what string, f func() error) error {
 	start := time.Now()
 	fmt.Fprintf(w, "%s ... ", what)

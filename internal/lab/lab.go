@@ -1,8 +1,8 @@
-// Package lab is what weft lab does: it makes a mesh of network namespaces on one
-// machine, shows it at work and measures it.
+// Package lab implements weft lab: it makes a mesh whose hosts are network namespaces of
+// one machine, demonstrates it and measures it.
 //
-// Package testbed below it makes hosts, containers and the network between them.
-// Only the commands of weft lab and tests import these packages.
+// Package testbed makes the hosts, the containers and the network between them. Only the
+// commands of weft lab and tests import these packages.
 package lab
 
 import (
@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	// convergeTimeout is how long the routers of a lab may take to find each other,
-	// and hostTimeout what each host adds: all of them share one machine.
+	// convergeTimeout is how long the routers of a lab may take to find each other.
+	// Each host adds hostTimeout, because all hosts share one machine.
 	convergeTimeout = 60 * time.Second
 	hostTimeout     = 3 * time.Second
 	// Timeout bounds every other step of a lab.
 	Timeout = 60 * time.Second
 )
 
-// Up makes a lab, starts its routers and returns when every host sees all others
-// and has a route to each. On error nothing is left.
+// Up makes a lab, starts its routers and waits until every host sees all others and has a
+// route to each. On error nothing is left.
 func Up(ctx context.Context, c testbed.Config) (*testbed.Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("lab up needs the rights of root; try with sudo")
@@ -49,7 +49,7 @@ func AddContainer(ctx context.Context, l *testbed.Lab, p testbed.Place) (netip.A
 		return netip.Addr{}, err
 	}
 	if len(ps) == 0 {
-		return netip.Addr{}, errors.New("the router attached a container and gave it no address")
+		return netip.Addr{}, errors.New("the router attached a container without an address")
 	}
 	return ps[0].Addr(), nil
 }

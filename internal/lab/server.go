@@ -18,14 +18,14 @@ import (
 
 const trafficPort = "7001"
 
-// Server is a running weft lab traffic serve.
+// Server is a running process of weft lab traffic serve.
 type Server struct {
 	cmd  *exec.Cmd
 	addr string // ADDRESS:PORT
 }
 
-// Serve starts a server in a place and returns when it listens. It ends with
-// Stop, with ctx or with the lab.
+// Serve starts a server in a place and returns when it listens. It runs until Stop, the end
+// of ctx or the end of the lab.
 func Serve(ctx context.Context, l *testbed.Lab, place testbed.Place, addr netip.Addr) (*Server, error) {
 	cmd := l.Command(ctx, place, "weft", "lab", "traffic", "serve", net.JoinHostPort(addr.String(), trafficPort))
 	out, err := cmd.StdoutPipe()
@@ -51,16 +51,16 @@ func (s *Server) Stop() {
 	s.cmd.Wait()
 }
 
-// Measure carries out an order from a place, in a process there.
+// Measure takes a measurement from a place to the server, in a process there.
 func (s *Server) Measure(ctx context.Context, l *testbed.Lab, from testbed.Place, o traffic.Order) (traffic.Result, error) {
 	var r traffic.Result
 	ctx, cancel := context.WithTimeout(ctx, o.Time+Timeout)
 	defer cancel()
 	cmd := l.Command(ctx, from, "weft", append([]string{"lab", "traffic", "send", s.addr}, o.Args()...)...)
-	var out, words bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &words
+	var out, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &log
 	if err := l.Run(from, cmd); err != nil {
-		return r, fmt.Errorf("measure from %s to %s: %s: %w", from, s.addr, process.LastError(words.Bytes()), err)
+		return r, fmt.Errorf("measure from %s to %s: %s: %w", from, s.addr, process.LastError(log.Bytes()), err)
 	}
 	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
 		return r, fmt.Errorf("measure from %s to %s: %w", from, s.addr, err)

@@ -21,16 +21,16 @@ const (
 	pollInterval = 200 * time.Millisecond
 )
 
-// Config says what cluster to make.
+// Config configures a cluster.
 type Config struct {
-	Programs  string   // folder with those of Kubernetes
+	Programs  string   // directory with the programs of Kubernetes
 	ProxyMode string   // of kube-proxy: iptables or nftables
-	PodRanges []string // what kube-proxy takes for pods' addresses, at most one a family
-	Images    []string // archives that each node gets, besides those of pods
+	PodRanges []string // pod addresses for kube-proxy, at most one range per family
+	Images    []string // image archives for each node, besides those of pods
 }
 
-// Cluster is a cluster that runs. Its methods are for one goroutine at a time, but
-// for Kubectl and Command.
+// Cluster is a running cluster. Its methods are not safe for concurrent use, except for
+// Kubectl and Command.
 type Cluster struct {
 	Config
 	Network *sandbox.Network
@@ -42,7 +42,7 @@ type Cluster struct {
 	admin   string // kubeconfig
 }
 
-// New makes a cluster without nodes. Close it, also after an error.
+// New makes a cluster without nodes. Close it after use. On error nothing is left.
 func New(ctx context.Context, config Config) (*Cluster, error) {
 	network, err := sandbox.New()
 	if err != nil {
@@ -139,12 +139,12 @@ func (c *Cluster) startControllers() error {
 
 func (c *Cluster) program(name string) string { return filepath.Join(c.Programs, name) }
 
-// Log returns the file with the output of a program of a machine.
-func (c *Cluster) Log(machine, name string) string {
-	return filepath.Join(c.Network.Dir(), machine+"-"+name+".log")
+// Log returns the file with the output of a program on a host.
+func (c *Cluster) Log(host, name string) string {
+	return filepath.Join(c.Network.Dir(), host+"-"+name+".log")
 }
 
-// spawn starts a program in a machine, which ends it.
+// startProgram starts a program on a host. It runs until the host ends.
 func (c *Cluster) startProgram(h *sandbox.Host, name, program string, args ...string) error {
 	log, err := os.OpenFile(c.Log(h.Name, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -160,14 +160,15 @@ func (c *Cluster) startProgram(h *sandbox.Host, name, program string, args ...st
 	return nil
 }
 
-// Command is a command beside the API server, whose administrator it is by KUBECONFIG.
+// Command prepares a command on the host of the API server. KUBECONFIG gives it the rights
+// of the administrator.
 func (c *Cluster) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := c.control.Command(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.admin)
 	return cmd
 }
 
-// Kubectl runs kubectl as administrator and returns what it wrote.
+// Kubectl runs kubectl as administrator and returns its standard output.
 func (c *Cluster) Kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
 	cmd := c.Command(ctx, c.program("kubectl"), args...)
 	var words strings.Builder
@@ -179,8 +180,8 @@ func (c *Cluster) Kubectl(ctx context.Context, stdin io.Reader, args ...string) 
 	return string(out), err
 }
 
-// Until tries a condition again until it holds, and if ctx ends before says why it
-// did not.
+// WaitUntil waits until a condition holds. If ctx ends first, the error has the last error
+// of the condition.
 func (c *Cluster) WaitUntil(ctx context.Context, what string, holds func() error) error {
 	for {
 		err := holds()
@@ -189,7 +190,7 @@ func (c *Cluster) WaitUntil(ctx context.Context, what string, holds func() error
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait until %s: %w; at last: %w", what, ctx.Err(), err)
+			return fmt.Errorf("wait until %s: %w; last error: %w", what, ctx.Err(), err)
 		case <-time.After(pollInterval):
 		}
 	}

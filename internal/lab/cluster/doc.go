@@ -1,12 +1,12 @@
-// Package cluster makes a Kubernetes cluster of machines of namespaces, for tests:
-// an API server with etcd, controllers and scheduler on one, and on each node
-// containerd, a kubelet and kube-proxy, as they are released. What makes the
-// pods' network is the test's to install.
+// Package cluster makes a Kubernetes cluster of sandbox hosts for tests. One host runs
+// etcd, the API server, the controllers and the scheduler; each node runs containerd, a
+// kubelet and kube-proxy. All are released programs. The test installs the network for
+// pods.
 //
-//	bed  10.99.0.0/24, and for nodes fd99::/64
+//	network  10.99.0.0/24, and for nodes fd99::/64
 //	  |--- control   etcd, kube-apiserver, kube-controller-manager, kube-scheduler
 //	  |--- n1        containerd, kubelet, kube-proxy
 //	  '--- n2        containerd, kubelet, kube-proxy
 //
-// Everything ends and goes with the process that made it, see package machine.
+// Everything ends, and is removed, with the process that made it; see package sandbox.
 package cluster

@@ -12,14 +12,14 @@ import (
 	"github.com/weft-net/weft/internal/image"
 )
 
-// The images that every node has.
+// Images of every node.
 const (
 	PauseImage = "localhost/pause:1"
-	// PodImage has the program of folder pod, and busybox as sh and nc.
+	// PodImage has the program of package pod, and busybox as sh, ip and ping.
 	PodImage = "localhost/pod:1"
 )
 
-// PodProgram is the program of pods, for use outside of them.
+// PodProgram returns the path of the program that pods run, for use outside of pods.
 func (c *Cluster) PodProgram() string { return filepath.Join(c.Network.Dir(), "pod") }
 
 // makeImages builds the images of pods, and returns their archives.
@@ -54,8 +54,8 @@ func (c *Cluster) makeImages(ctx context.Context) ([]string, error) {
 	return archives, nil
 }
 
-// AddImage gives an image, for the architecture of this machine, to all nodes that
-// are, and that will be.
+// AddImage adds an image, for the architecture of this machine, to all present and future
+// nodes.
 func (c *Cluster) AddImage(ctx context.Context, i *image.Image) error {
 	archive, err := c.archive(i)
 	if err != nil {
@@ -70,7 +70,7 @@ func (c *Cluster) AddImage(ctx context.Context, i *image.Image) error {
 	return nil
 }
 
-// archive writes an image to where nodes can take it from.
+// archive writes an image to a file that nodes can read.
 func (c *Cluster) archive(i *image.Image) (string, error) {
 	i.Architecture = runtime.GOARCH
 	path := filepath.Join(c.Network.Dir(), filepath.Base(i.Names[0])+".tar")

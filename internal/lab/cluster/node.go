@@ -11,13 +11,13 @@ import (
 	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
-// Node is a machine that is a Node of the cluster.
+// Node is a sandbox host that is a Node of the cluster.
 type Node struct {
 	*sandbox.Host
 	cluster *Cluster
 }
 
-// AddNode boots a machine and has it join.
+// AddNode boots a host and adds it to the cluster.
 func (c *Cluster) AddNode(ctx context.Context, name string) (*Node, error) {
 	h, err := c.Network.Add(name)
 	if err != nil {
@@ -34,7 +34,7 @@ func (c *Cluster) AddNode(ctx context.Context, name string) (*Node, error) {
 	return n, n.Start(ctx)
 }
 
-// Restart boots the machine again after PowerOff, with the disk that it had.
+// Restart boots the host again after PowerOff, with its former disk.
 func (n *Node) Restart(ctx context.Context) error {
 	if err := n.Boot(); err != nil {
 		return err
@@ -42,7 +42,8 @@ func (n *Node) Restart(ctx context.Context) error {
 	return n.Start(ctx)
 }
 
-// Start starts what makes a booted machine a Node, and waits until it is one.
+// Start starts containerd, the kubelet and kube-proxy on a booted host, and waits until
+// the host is a Node.
 func (n *Node) Start(ctx context.Context) error {
 	c := n.cluster
 	if _, err := n.Run(ctx, "bash", "-ec", nodeSetup, "bash", c.control.Addr.String(), n.addr6().String()); err != nil {
@@ -77,8 +78,8 @@ func (n *Node) Start(ctx context.Context) error {
 	return c.WaitUntil(ctx, n.Name+" is a Node", func() error { _, err := c.Kubectl(ctx, nil, "get", "node", n.Name); return err })
 }
 
-// RestartKubelet does what systemd does when the kubelet has ended. One that found
-// its Node deleted gives up only after minutes.
+// RestartKubelet kills the kubelet and starts it again. A kubelet whose Node was deleted
+// ends by itself only after minutes.
 func (n *Node) RestartKubelet(ctx context.Context) error {
 	if _, err := n.Run(ctx, "sh", "-c", "kill -9 $(cat "+kubeletPID+")"); err != nil {
 		return err
@@ -86,7 +87,7 @@ func (n *Node) RestartKubelet(ctx context.Context) error {
 	return n.startKubelet()
 }
 
-const kubeletPID = "/run/kubelet.pid" // as the machine numbers its processes
+const kubeletPID = "/run/kubelet.pid" // in the host's PID namespace
 
 func (n *Node) startKubelet() error {
 	c := n.cluster
@@ -95,7 +96,7 @@ func (n *Node) startKubelet() error {
 		fmt.Sprintf("--node-ip=%s,%s", n.Addr, n.addr6()), "--root-dir=/var/lib/kubelet")
 }
 
-// addr6 is the node's second address, on the same network.
+// addr6 returns the node's IPv6 address on the same network.
 func (n *Node) addr6() netip.Addr {
 	a := netip.MustParseAddr("fd99::").As16()
 	v4 := n.Addr.As4()
@@ -103,7 +104,7 @@ func (n *Node) addr6() netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
-// Import gives the node an image, unless it has it.
+// Import loads an image archive into the node's containerd, unless it was loaded before.
 func (n *Node) Import(ctx context.Context, archive string) error {
 	mark := filepath.Join("/var/lib/imported", filepath.Base(archive))
 	if _, err := os.Stat(n.Path(mark)); err == nil {
@@ -116,10 +117,10 @@ func (n *Node) Import(ctx context.Context, archive string) error {
 	return err
 }
 
-// furniture makes a machine fit for a kubelet. It writes some sysctls of the whole
-// kernel: it is shown files that have what it wants, so that the host's stay. A
-// Service's address is sent somewhere before it is translated, so there must be a
-// default route.
+// nodeSetup prepares a host for a kubelet. The kubelet writes some sysctls that are not
+// namespaced. The script mounts files over them that already have the wanted values, so
+// that those of the real host stay. A packet to a Service needs a route before its
+// destination is translated, so there must be a default route.
 var nodeSetup = strings.TrimSpace(`
 for s in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
   kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
@@ -135,7 +136,8 @@ ip -6 addr replace $2/64 dev eth0 nodad
 ip -6 route replace default dev eth0
 `)
 
-// restrict_oom_score_adj: root of a machine may lack the right to lower scores.
+// restrict_oom_score_adj is set because root in a sandbox host may not be allowed to lower
+// scores.
 const containerdConfig = `version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "` + PauseImage + `"

@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// pki is one authority for everything, and the files of those it vouches for.
+// pki is one certificate authority for the whole cluster, with the files of its
+// certificates and keys.
 type pki struct {
 	dir  string
 	key  *ecdsa.PrivateKey
@@ -58,7 +59,7 @@ func template(name string, groups ...string) *x509.Certificate {
 	}
 }
 
-// sign signs a certificate; before there is an authority, the authority's own.
+// sign signs a certificate. The first one is that of the authority itself.
 func (p *pki) sign(t *x509.Certificate, key crypto.PublicKey) ([]byte, error) {
 	above := p.cert
 	if above == nil {
@@ -67,7 +68,7 @@ func (p *pki) sign(t *x509.Certificate, key crypto.PublicKey) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, t, above, key, p.key)
 }
 
-// issue writes NAME.crt and NAME.key.
+// issue makes a key and a certificate and writes NAME.crt and NAME.key.
 func (p *pki) issue(name string, t *x509.Certificate) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -90,7 +91,7 @@ func (p *pki) server(name string, names []string, addrs ...net.IP) error {
 	return p.issue(name, t)
 }
 
-// user issues a certificate for a client and returns its kubeconfig.
+// user issues a certificate for a client and returns the path of its kubeconfig.
 func (p *pki) user(file, api, name string, groups ...string) (string, error) {
 	if err := p.issue(file, template(name, groups...)); err != nil {
 		return "", err
@@ -105,7 +106,7 @@ current-context: it
 `, api, p.file("authority.crt"), p.file(file+".crt"), p.file(file+".key")), 0o600)
 }
 
-// accounts writes the key that tokens of service accounts are signed with.
+// accounts writes the key that signs tokens of service accounts.
 func (p *pki) accounts() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 
 const plainBridge = "plain0"
 
-// Bridge joins two containers of the first host by a bridge of the kernel: the
-// reference for containers of one host.
+// Bridge connects two containers of the first host with a plain Linux bridge: the
+// reference for containers on one host.
 func Bridge(lab *testbed.Lab) (*Network, error) {
 	n := &Network{From: testbed.Place{Host: 1, Container: "br1"}, To: testbed.Place{Host: 1, Container: "br2"}, Addr: plainAddr(1)}
 	host := lab.Netns(hosts[0])
@@ -28,7 +28,7 @@ func Bridge(lab *testbed.Lab) (*Network, error) {
 		}
 		add := func() error { return addContainer(plainBridge, fmt.Sprint("plain", i+1), lab.Netns(p), nil) }
 		if err := netdev.Do(host, add); err != nil {
-			return nil, fmt.Errorf("join %s to a bridge: %w", p, err)
+			return nil, fmt.Errorf("connect %s to a bridge: %w", p, err)
 		}
 		if err := setUp(lab, p, testbed.HostInterface, netip.PrefixFrom(plainAddr(i), 24)); err != nil {
 			return nil, err
@@ -37,7 +37,7 @@ func Bridge(lab *testbed.Lab) (*Network, error) {
 	return n, nil
 }
 
-// plainAddr is the address of container i of the bridge.
+// plainAddr returns the address of container i on the bridge.
 func plainAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 253, 2, byte(i + 1)}) }
 
 func attrs(name string) netlink.LinkAttrs {
@@ -46,8 +46,7 @@ func attrs(name string) netlink.LinkAttrs {
 	return a
 }
 
-// makeBridge makes a bridge with new ports in the namespace of the calling
-// thread.
+// makeBridge makes a bridge with new ports in the calling thread's namespace.
 func makeBridge(name string, ports ...netlink.Link) error {
 	bridge := &netlink.Bridge{LinkAttrs: attrs(name)}
 	for _, l := range append([]netlink.Link{bridge}, ports...) {
@@ -61,8 +60,8 @@ func makeBridge(name string, ports ...netlink.Link) error {
 	return nil
 }
 
-// addContainer makes a port of a bridge in the namespace of the calling thread,
-// with its other end in the container; the kernel chooses mac if it is nil.
+// addContainer makes a port of a bridge in the calling thread's namespace, with its other
+// end in the container. If mac is nil the kernel chooses the MAC address.
 func addContainer(bridge, port, container string, mac net.HardwareAddr) error {
 	b, err := netlink.LinkByName(bridge)
 	if err != nil {

@@ -11,9 +11,9 @@ import (
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
-// CoreDNS serves host names on the first host of a lab, by its hosts plugin and
-// with no other than it needs, at the address. Dir has its program. It
-// returns its process, once answers says that it answers.
+// CoreDNS starts a CoreDNS on the first host of a lab, at that address, which serves host
+// names with its hosts plugin. Dir has its program. It returns the process id once answers
+// returns true.
 func CoreDNS(ctx context.Context, lab *testbed.Lab, dir string, at netip.AddrPort, hosts map[string]netip.Addr, ttl int, answers func() bool) (pid int, err error) {
 	program, err := Program(dir, "coredns")
 	if err != nil {

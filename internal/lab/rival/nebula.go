@@ -21,8 +21,8 @@ const (
 	nebulaInterface = "nebula0"
 )
 
-// Nebula joins the hosts by nebula, which dir has together with nebula-cert:
-// cipher AES, all else as it ships, such as the MTU of 1300.
+// Nebula connects the hosts with nebula. Dir has the programs nebula and nebula-cert. The
+// cipher is AES; everything else is the default, such as the MTU of 1300.
 func Nebula(ctx context.Context, lab *testbed.Lab, dir string) (*Network, error) {
 	program, err := Program(dir, "nebula")
 	if err != nil {
@@ -75,7 +75,7 @@ func Nebula(ctx context.Context, lab *testbed.Lab, dir string) (*Network, error)
 	return n, nil
 }
 
-// nebulaAddr is the address of host i of hosts in the overlay.
+// nebulaAddr returns the overlay address of hosts[i].
 func nebulaAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 252, 1, byte(i + 1)}) }
 
 func nebulaConfig(hostDir string, i int) string {

@@ -6,9 +6,9 @@
 //	VXLAN       the kernel's own, unencrypted, under a bridge, container to
 //	            container                         UDP 4789
 //
-// Their programs are built from the Go module in the folder programs, which is
-// apart from weft's own so that weft does not depend on them. All processes and
-// interfaces end with the lab.
+// Their programs are built from the Go modules in the directories below, which are
+// separate so that weft's module does not depend on them. All processes and interfaces
+// end with the lab.
 package rival
 
 import (
@@ -35,16 +35,16 @@ type Network struct {
 	PIDs     []int      // of the processes that carry packets; none for the kernel
 }
 
-// pollEvery is how often a condition is looked at while waiting for it.
+// pollInterval is how often waitFor checks its condition.
 const pollInterval = 20 * time.Millisecond
 
-// hosts are those that networks are made between.
+// hosts are the ends of all networks.
 var hosts = [2]testbed.Place{{Host: 1}, {Host: 2}}
 
-// start runs a program on a host, with its words in a file of the host's
-// folder. Only the lab's end ends it. It is in a session of its own, as routers
-// are: between sessions the kernel divides the CPUs (sched(7), autogroup), and one
-// that shared the session of what measures it would be served better.
+// start starts a program on a host, with its output in a file of the host's directory. It
+// runs until the lab ends. Like a router it has a session of its own: the kernel divides
+// the CPUs between sessions (autogroup, sched(7)), so a program in the session of the
+// measuring process would get another share.
 func start(lab *testbed.Lab, p testbed.Place, env []string, program string, args ...string) (*exec.Cmd, error) {
 	name := filepath.Base(program)
 	log, err := os.Create(filepath.Join(lab.HostDir(p.Host), name+".log"))
@@ -59,11 +59,11 @@ func start(lab *testbed.Lab, p testbed.Place, env []string, program string, args
 	if err := lab.Start(p, cmd); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, p, err)
 	}
-	go cmd.Wait() // its end shows in what it no longer does
+	go cmd.Wait() // if it ends early, the measurement fails
 	return cmd, nil
 }
 
-// await looks until ok is true, or ctx ends.
+// waitFor waits until ok returns true, or ctx ends.
 func waitFor(ctx context.Context, what string, ok func() bool) error {
 	for !ok() {
 		select {
@@ -75,7 +75,7 @@ func waitFor(ctx context.Context, what string, ok func() bool) error {
 	return nil
 }
 
-// setUp gives an interface of a host an address and sets it up.
+// setUp adds an address, if a is valid, to an interface of a place and sets it up.
 func setUp(lab *testbed.Lab, p testbed.Place, name string, a netip.Prefix) error {
 	err := netdev.Do(lab.Netns(p), func() error {
 		l, err := netlink.LinkByName(name)
@@ -99,7 +99,7 @@ func setUp(lab *testbed.Lab, p testbed.Place, name string, a netip.Prefix) error
 	return nil
 }
 
-// Program returns the path of a program in the folder dir, or how to get it.
+// Program returns the path of a program in the directory dir. The error says how to get it.
 func Program(dir, name string) (string, error) {
 	path, err := filepath.Abs(filepath.Join(dir, name))
 	if err != nil {

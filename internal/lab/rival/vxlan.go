@@ -18,13 +18,13 @@ const (
 	vxlanBridge = "vxb"
 	vxlanDevice = "vx0"
 	vxlanPortIf = "vxc"
-	// VXLANMTU is the MTU of its containers: that of Ethernet less the headers.
+	// VXLANMTU is the MTU of its containers: that of Ethernet minus the VXLAN headers.
 	VXLANMTU = 1450
 )
 
-// VXLAN joins a container on each host by a bridge and a VXLAN device of the
-// kernel, with addresses entered by hand and nothing encrypted: the upper line
-// for any overlay that carries Ethernet.
+// VXLAN connects a container on each host with a bridge and the kernel's VXLAN device,
+// with static FDB entries and without encryption. It is the upper bound for overlays that
+// carry Ethernet.
 func VXLAN(lab *testbed.Lab) (*Network, error) {
 	n := &Network{From: testbed.Place{Host: 1, Container: "vx"}, To: testbed.Place{Host: 2, Container: "vx"}, Addr: vxlanAddr(1)}
 	for i, p := range [...]testbed.Place{n.From, n.To} {
@@ -41,13 +41,13 @@ func VXLAN(lab *testbed.Lab) (*Network, error) {
 	return n, nil
 }
 
-// vxlanAddr and vxlanMAC are the addresses of the container on host i of hosts.
+// vxlanAddr and vxlanMAC return the addresses of the container on hosts[i].
 func vxlanAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 253, 1, byte(i + 1)}) }
 
 func vxlanMAC(i int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 1, byte(i + 1)} }
 
-// makeVXLAN makes the devices of host i of hosts, in whose namespace the calling
-// thread is, and the container's interface.
+// makeVXLAN makes the devices of hosts[i] and the container's interface. The calling
+// thread is in the host's namespace.
 func makeVXLAN(i int, container string) error {
 	eth, err := netlink.LinkByName(testbed.HostInterface)
 	if err != nil {
@@ -67,7 +67,7 @@ func makeVXLAN(i int, container string) error {
 		entry := &netlink.Neigh{LinkIndex: device.Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT,
 			HardwareAddr: mac, IP: testbed.Addr4(hosts[far].Host).AsSlice()}
 		if err := netlink.NeighAppend(entry); err != nil {
-			return fmt.Errorf("enter %s: %w", mac, err)
+			return fmt.Errorf("add FDB entry %s: %w", mac, err)
 		}
 	}
 	return nil

@@ -19,15 +19,15 @@ import (
 
 const (
 	wireguardPort = 51820
-	// wireguardRun is where wireguard-go has its control sockets. Their names
-	// are those of interfaces, whatever namespace these are in.
+	// wireguardRun is the directory of wireguard-go's control sockets. They are named
+	// after interfaces, whatever network namespace those are in.
 	wireguardRun = "/var/run/wireguard"
-	// wireguardName begins the names of our interfaces.
+	// wireguardName begins the names of the interfaces.
 	wireguardName = "wgb"
 )
 
-// WireGuard joins the hosts by wireguard-go, which dir has. The MTU is
-// wireguard-go's own, 1420.
+// WireGuard connects the hosts with wireguard-go, whose program is in dir. The MTU is
+// wireguard-go's default, 1420.
 func WireGuard(ctx context.Context, lab *testbed.Lab, dir string) (*Network, error) {
 	program, err := Program(dir, "wireguard")
 	if err != nil {
@@ -64,10 +64,10 @@ func WireGuard(ctx context.Context, lab *testbed.Lab, dir string) (*Network, err
 	return n, nil
 }
 
-// wireguardAddr is the address of host i of hosts in the overlay.
+// wireguardAddr returns the overlay address of hosts[i].
 func wireguardAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 251, 1, byte(i + 1)}) }
 
-// configure speaks wireguard-go's configuration protocol on its socket.
+// configure sends a configuration to wireguard-go over its control socket.
 func configure(socket, config string) error {
 	c, err := net.Dial("unix", socket)
 	if err != nil {
@@ -87,7 +87,7 @@ func configure(socket, config string) error {
 	return nil
 }
 
-// removeStaleSockets removes what killed processes of earlier labs have left.
+// removeStaleSockets removes control sockets of killed processes of earlier labs.
 func removeStaleSockets() {
 	found, err := filepath.Glob(filepath.Join(wireguardRun, wireguardName+"*.sock"))
 	if err != nil {

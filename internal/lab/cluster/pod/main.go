@@ -1,11 +1,11 @@
-// Command pod is what runs in the pods of tests.
+// Command pod is the program in the pods of tests.
 //
-//	pod serve [PORT]        answers HTTP with its name and the client's address, and
-//	                        echoes lines on the next port
-//	pod get URL             writes the answer, or fails within three seconds
-//	pod gap ADDR SECONDS    sends a line every 50 ms over one connection, and writes
+//	pod serve [PORT]        answers HTTP requests with its name and the client's
+//	                        address, and echoes lines on the next port
+//	pod get URL             prints the answer, or fails after three seconds
+//	pod gap ADDR SECONDS    sends a line every 50 ms over one connection, and prints
 //	                        the longest time without an echo, in milliseconds
-//	pod pause               waits
+//	pod pause               waits for SIGINT or SIGTERM
 package main
 
 import (
@@ -60,7 +60,7 @@ func serve(port string) error {
 	if err != nil {
 		return err
 	}
-	go func() { // process 1 has no signal but those that it asks for
+	go func() { // process 1 receives only signals that it has a handler for
 		pause()
 		os.Exit(0)
 	}()
@@ -130,7 +130,7 @@ func gap(addr, seconds string) error {
 	return nil
 }
 
-// pause holds namespaces, and collects processes whose parents are gone.
+// pause keeps the pod's namespaces and reaps orphaned processes, until SIGINT or SIGTERM.
 func pause() {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGCHLD)
