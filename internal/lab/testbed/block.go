@@ -11,8 +11,8 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// The rules of Block are in the underlay's namespace, where what a host takes
-// off its interface before any hook of its own passes too:
+// The rules of Block are in the namespace of the underlay. There they also see packets
+// that a host's XDP or tc program takes off its interface before netfilter:
 //
 //	table bridge weft-block-hN {
 //	  chain forward { type filter hook forward priority -200
@@ -21,12 +21,12 @@ import (
 //	}
 const blockTable = "weft-block-"
 
-// beforeBridgeNetfilter is "filter" of the family bridge. At 0, where that of
-// the others is, br_netfilter takes frames past the chain on Linux 6.1.
+// beforeBridgeNetfilter is priority "filter" of the family bridge. At priority 0, that of
+// other families, br_netfilter bypasses the chain on Linux 6.1.
 var beforeBridgeNetfilter nftables.ChainPriority = -200
 
-// Block drops what the underlay has for these UDP ports of host n, and for no
-// others; none lifts the block.
+// Block makes the underlay drop packets to these UDP ports of host n, instead of those of
+// an earlier call. Without ports it drops none.
 func (l *Lab) Block(n int, ports ...uint16) error {
 	if err := l.CheckPlace(Place{Host: n}); err != nil {
 		return err
@@ -36,9 +36,9 @@ func (l *Lab) Block(n int, ports ...uint16) error {
 		if err != nil {
 			return fmt.Errorf("open netlink: %w", err)
 		}
-		t := &nftables.Table{Name: blockTable + hostWord(n), Family: nftables.TableFamilyBridge}
+		t := &nftables.Table{Name: blockTable + hostName(n), Family: nftables.TableFamilyBridge}
 		c.AddTable(t)
-		c.DelTable(t) // of an earlier call; the one that was just added, if there was none
+		c.DelTable(t) // the table of an earlier call, or the one just added
 		if len(ports) > 0 {
 			c.AddTable(t)
 			chain := c.AddChain(&nftables.Chain{
@@ -46,19 +46,19 @@ func (l *Lab) Block(n int, ports ...uint16) error {
 				Priority: &beforeBridgeNetfilter,
 			})
 			for _, port := range ports {
-				match := append(toInterface(hostWord(n)), udpTo(port)...)
+				match := append(toInterface(hostName(n)), udpTo(port)...)
 				c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: append(match, &expr.Verdict{Kind: expr.VerdictDrop})})
 			}
 		}
 		return c.Flush()
 	})
 	if err != nil {
-		return fmt.Errorf("block UDP ports %v of %s in lab %s: %w", ports, hostWord(n), l.Name, err)
+		return fmt.Errorf("block UDP ports %v of %s in lab %s: %w", ports, hostName(n), l.Name, err)
 	}
 	return nil
 }
 
-// toInterface matches what leaves by an interface.
+// toInterface matches packets that leave by an interface.
 func toInterface(name string) []expr.Any {
 	data := make([]byte, unix.IFNAMSIZ)
 	copy(data, name)

@@ -25,20 +25,20 @@ import (
 //	}
 const cutTable = "weft-lab"
 
-// Way says what of the packets from one host to another a cut stops.
+// Way says which packets from one host to another a cut drops.
 type Way string
 
 // The ways.
 const (
-	Packets Way = "cut"  // all
+	Packets Way = "cut"  // all packets
 	Dials   Way = "dial" // the first packet of a TCP connection
 )
 
-// Cut stops what goes from host a to host b in the underlay, in that direction
-// only. Cutting twice is harmless.
+// Cut drops packets from host a to host b in the underlay, in that direction only. It may
+// be repeated.
 func (l *Lab) Cut(a, b int, way Way) error { return l.setCut(a, b, way, true) }
 
-// Heal undoes Cut, or what the topology cut.
+// Heal undoes a Cut, or a cut of the topology.
 func (l *Lab) Heal(a, b int, way Way) error { return l.setCut(a, b, way, false) }
 
 func (l *Lab) setCut(a, b int, way Way, cut bool) error {
@@ -48,7 +48,7 @@ func (l *Lab) setCut(a, b int, way Way, cut bool) error {
 	return netdev.Do(l.Netns(Place{Host: b}), func() error {
 		for _, addr := range []netip.Addr{Addr4(a), Addr6(a)} {
 			if err := changeSet(setName(way, addr), addr, cut); err != nil {
-				return fmt.Errorf("cut %s from %s in lab %s: %w", hostWord(b), hostWord(a), l.Name, err)
+				return fmt.Errorf("cut %s from %s in lab %s: %w", hostName(b), hostName(a), l.Name, err)
 			}
 		}
 		return nil
@@ -57,7 +57,7 @@ func (l *Lab) setCut(a, b int, way Way, cut bool) error {
 
 func (l *Lab) checkPair(a, b int) error {
 	if a == b {
-		return fmt.Errorf("%s and itself: there is no underlay between them", hostWord(a))
+		return fmt.Errorf("%s to itself: there is no underlay between them", hostName(a))
 	}
 	return errors.Join(l.CheckPlace(Place{Host: a}), l.CheckPlace(Place{Host: b}))
 }
@@ -69,8 +69,8 @@ func setName(way Way, a netip.Addr) string {
 	return string(way) + "6"
 }
 
-// changeSet adds an element to a set of the calling thread's namespace, or
-// deletes it; an element that is there, or gone, already is no error.
+// changeSet adds an element to a set of the calling thread's namespace, or deletes it. It
+// is no error if that was done already.
 func changeSet(name string, a netip.Addr, add bool) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -93,7 +93,7 @@ func changeSet(name string, a netip.Addr, add bool) error {
 	return err
 }
 
-// applyTopology makes the rules on every host, with the cuts of the topology.
+// applyTopology writes the rules on every host, with the cuts of the topology.
 func (l *Lab) applyTopology() error {
 	for b := 1; b <= l.Hosts; b++ {
 		var from []int
@@ -103,7 +103,7 @@ func (l *Lab) applyTopology() error {
 			}
 		}
 		if err := netdev.Do(l.Netns(Place{Host: b}), func() error { return makeRules(from) }); err != nil {
-			return fmt.Errorf("make the rules of %s: %w", hostWord(b), err)
+			return fmt.Errorf("make the rules of %s: %w", hostName(b), err)
 		}
 	}
 	return nil
@@ -184,8 +184,8 @@ func sourceIn(set *nftables.Set, v6 bool) []expr.Any {
 	}
 }
 
-// firstOfTCP matches packets with SYN and without ACK (RFC 9293, 3.1: flags in
-// byte 13 of the header).
+// firstOfTCP matches packets with SYN and without ACK (RFC 9293, section 3.1: the flags
+// are in byte 13 of the header).
 func firstOfTCP() []expr.Any {
 	const syn, ack = 0x02, 0x10
 	return []expr.Any{

@@ -7,7 +7,7 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// FilterTable is the name of the table that FilterBridged makes.
+// FilterTable is the name of the table of FilterBridged.
 const FilterTable = "lab-filter"
 
 // filterTable returns the table of FilterBridged, of the bridge family, and its chain.
@@ -19,8 +19,8 @@ func filterTable() (*nftables.Table, *nftables.Chain) {
 	}
 }
 
-// FilterBridged adds a rule that sees each frame that crosses a bridge in the calling
-// thread's network namespace, as those of firewalls and policies do. It counts them for
+// FilterBridged adds a rule to the calling thread's network namespace that sees each
+// bridged frame, as rules of firewalls and policies do. The rule counts frames for
 // FilteredBytes.
 func FilterBridged() error {
 	c, err := nftables.New()
@@ -37,7 +37,7 @@ func FilterBridged() error {
 	return nil
 }
 
-// UnfilterBridged removes what FilterBridged made.
+// UnfilterBridged removes the rule of FilterBridged.
 func UnfilterBridged() error {
 	c, err := nftables.New()
 	if err != nil {

@@ -25,7 +25,7 @@ const (
 	Star Topology = "star" // all reach h1 only
 )
 
-// Config says what lab to make.
+// Config configures a lab.
 type Config struct {
 	Name        string   `json:"name"`
 	Hosts       int      `json:"hosts"`
@@ -35,7 +35,7 @@ type Config struct {
 	Flags       []string `json:"flags,omitempty"` // of weft launch, on every host
 }
 
-// Check tells what is wrong with c, or returns nil.
+// Check returns an error if c is invalid.
 func (c Config) Check() error {
 	if err := CheckName(c.Name); err != nil {
 		return err
@@ -54,16 +54,16 @@ func (c Config) Check() error {
 	return nil
 }
 
-// Lab is a lab that exists. Its methods may be called concurrently for
-// different hosts and containers.
+// Lab is an existing lab. Its methods may be called concurrently for different hosts and
+// containers.
 type Lab struct {
 	Config
-	// Exe is the weft binary to run as router, this process's own if empty.
+	// Exe is the weft binary to run as router; empty for that of this process.
 	Exe string
 }
 
-// Create makes the hosts and the underlay of a lab; routers are started by
-// Launch. On error nothing is left.
+// Create makes the hosts and the underlay of a lab. Launch starts the routers. On error
+// nothing is left.
 func Create(c Config) (l *Lab, err error) {
 	if err := c.Check(); err != nil {
 		return nil, err
@@ -71,9 +71,9 @@ func Create(c Config) (l *Lab, err error) {
 	if old, err := namespaces(c.Name); err != nil {
 		return nil, err
 	} else if len(old) > 0 || exists(labDir(c.Name)) {
-		return nil, fmt.Errorf("lab %s is there already; take it down with: weft lab down --name %s", c.Name, c.Name)
+		return nil, fmt.Errorf("lab %s exists already; take it down with: weft lab down --name %s", c.Name, c.Name)
 	}
-	// The folder is the lock: of two that make the same lab, one fails here.
+	// The directory is the lock: if two processes make the same lab, one fails here.
 	if err := makeLabDir(c.Name); err != nil {
 		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
 	}
@@ -104,8 +104,8 @@ func Create(c Config) (l *Lab, err error) {
 	return l, nil
 }
 
-// makeFolder makes the folder of a lab, which must not be there. The one above
-// it may go at any time with the last of the other labs.
+// makeLabDir makes the directory of a lab, which must not exist. Its parent may disappear
+// at any time, together with the last of the other labs.
 func makeLabDir(name string) error {
 	for {
 		if err := os.MkdirAll(root, 0o700); err != nil {
@@ -134,7 +134,7 @@ func Open(name string) (*Lab, error) {
 		return nil, fmt.Errorf("open lab %s: read %s: %w", name, l.configFile(), err)
 	}
 	if l.Name != name {
-		return nil, fmt.Errorf("open lab %s: %s is of lab %q", name, l.configFile(), l.Name)
+		return nil, fmt.Errorf("open lab %s: %s belongs to lab %q", name, l.configFile(), l.Name)
 	}
 	if err := l.Check(); err != nil {
 		return nil, fmt.Errorf("open lab %s: read %s: %w", name, l.configFile(), err)
@@ -142,8 +142,8 @@ func Open(name string) (*Lab, error) {
 	return l, nil
 }
 
-// Down kills every process in the lab's namespaces and removes them and the
-// lab's files. It works on what half a lab left behind; no lab is no error.
+// Down kills every process in the lab's namespaces and removes the namespaces and the
+// lab's files. It also removes an incomplete lab. A missing lab is no error.
 func Down(name string) error {
 	if err := CheckName(name); err != nil {
 		return err
@@ -163,14 +163,14 @@ func Down(name string) error {
 	if err := os.RemoveAll(labDir(name)); err != nil {
 		errs = append(errs, fmt.Errorf("remove the files of lab %s: %w", name, err))
 	}
-	// Both folders may be in use, by another lab or by the host's own router.
+	// Both directories may be in use by another lab or by the machine's own router.
 	os.Remove(root)
 	os.Remove(filepath.Dir(root))
 	return errors.Join(errs...)
 }
 
-// unmountAll unmounts what the routers of a lab have mounted in their folders,
-// one level down.
+// unmountAll unmounts the bpf file systems that the routers of a lab have mounted in their
+// directories.
 func unmountAll(lab string) error {
 	all, err := filepath.Glob(filepath.Join(lab, "h*", "bpf"))
 	errs := []error{err}
@@ -182,17 +182,17 @@ func unmountAll(lab string) error {
 	return errors.Join(errs...)
 }
 
-// Summary is a line of a list of labs.
+// Summary describes a lab in a list of labs.
 type Summary struct {
 	Name       string
-	Hosts      []string // as the kernel has them
+	Hosts      []string // that exist in the kernel
 	Containers []string // HOST/NAME
-	Complete   bool     // false: it can only be taken down
+	Complete   bool     // if false, the lab can only be taken down
 }
 
 var anyNamespace = regexp.MustCompile(`^weft-(.+?)-(underlay|h[1-9][0-9]*)(?:-(.*))?$`)
 
-// List returns the labs of this machine, whole or half, by name.
+// List returns the labs of this machine, complete or not, sorted by name.
 func List() ([]Summary, error) {
 	all, err := netdev.ListNS()
 	if err != nil {
@@ -247,13 +247,13 @@ func byLengthThenName(a, b string) int {
 	return strings.Compare(a, b)
 }
 
-// HostFolder returns the folder with the socket, log and state of host n.
-func (l *Lab) HostDir(n int) string { return filepath.Join(labDir(l.Name), hostWord(n)) }
+// HostDir returns the directory with the socket, log and state of host n.
+func (l *Lab) HostDir(n int) string { return filepath.Join(labDir(l.Name), hostName(n)) }
 
 // Socket returns the path of the control socket of host n's router.
 func (l *Lab) Socket(n int) string { return filepath.Join(l.HostDir(n), "weft.sock") }
 
-// StateDir returns the folder in which host n's router keeps its state.
+// StateDir returns the directory of the state of host n's router.
 func (l *Lab) StateDir(n int) string { return filepath.Join(l.HostDir(n), "state") }
 
 // LogFile returns the path of the log of host n's router.
@@ -266,7 +266,7 @@ func (l *Lab) pidFile(n int) string { return filepath.Join(l.HostDir(n), "pid") 
 // Netns returns the path of a place's network namespace.
 func (l *Lab) Netns(p Place) string { return netdev.NSByName(p.namespace(l.Name)) }
 
-// Find tells that a place exists, or what is missing.
+// CheckPlace returns an error if a place does not exist.
 func (l *Lab) CheckPlace(p Place) error {
 	if p.Host > l.Hosts {
 		return fmt.Errorf("lab %s has no host h%d, only h1 to h%d", l.Name, p.Host, l.Hosts)

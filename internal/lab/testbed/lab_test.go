@@ -41,21 +41,20 @@ func newLab(t *testing.T, c Config) *Lab {
 	return l
 }
 
-// How long a test waits for what is to come, on a busy machine, and for what is not.
 const (
-	timeout = 30 * time.Second
-	silence = 300 * time.Millisecond
+	timeout = 30 * time.Second       // for expected packets, on a busy machine
+	silence = 300 * time.Millisecond // for packets that must not come
 )
 
-// waiting is how long what comes, or does not, is waited for.
-func waitTime(comes bool) time.Duration {
-	if comes {
+// waitTime returns how long to wait for a packet.
+func waitTime(expected bool) time.Duration {
+	if expected {
 		return timeout
 	}
 	return silence
 }
 
-// reaches reports whether an echo request of a is answered by b.
+// reaches checks whether an echo request of host a is answered.
 func reaches(t *testing.T, l *Lab, a int, to netip.Addr, want bool) {
 	t.Helper()
 	p, err := NewPinger(l.Netns(Place{Host: a}), to)
@@ -97,12 +96,12 @@ func TestTopologies(t *testing.T) {
 func TestCutAndHealOneWay(t *testing.T) {
 	l := newLab(t, Config{Hosts: 2, Topology: Full})
 	reaches(t, l, 1, Addr4(2), true)
-	for range 2 { // twice is harmless
+	for range 2 { // it may be repeated
 		if err := l.Cut(1, 2, Packets); err != nil {
 			t.Fatal(err)
 		}
 	}
-	// One way: a datagram of h2 gets to h1, none of h1 gets to h2.
+	// Only the direction from h1 to h2 is cut.
 	datagram(t, l, 2, 1, true)
 	datagram(t, l, 1, 2, false)
 	for range 2 {
@@ -128,11 +127,11 @@ func datagram(t *testing.T, l *Lab, a, b int, want bool) {
 		t.Fatal(err)
 	}
 	if (err == nil) != want {
-		t.Errorf("a datagram of h%d to h%d: %v, want it to come: %v", a, b, err, want)
+		t.Errorf("a datagram of h%d to h%d: %v, want it to arrive: %v", a, b, err, want)
 	}
 }
 
-func TestCutOfDialsLeavesTheOtherDirectionOpen(t *testing.T) {
+func TestCutOfDialsIsOneWay(t *testing.T) {
 	l := newLab(t, Config{Hosts: 2, Topology: Full})
 	if err := l.Cut(1, 2, Dials); err != nil {
 		t.Fatal(err)
@@ -154,16 +153,16 @@ func TestUnderlayMTU(t *testing.T) {
 	}
 }
 
-func TestCreateTwiceIsRefusedAndLeavesTheFirst(t *testing.T) {
+func TestCreateRefusesExistingLab(t *testing.T) {
 	l := newLab(t, Config{Hosts: 2, Topology: Full})
 	_, err := Create(l.Config)
-	if err == nil || !strings.Contains(err.Error(), "is there already; take it down with: weft lab down --name "+l.Name) {
+	if err == nil || !strings.Contains(err.Error(), "exists already; take it down with: weft lab down --name "+l.Name) {
 		t.Errorf("create a second time: %v", err)
 	}
 	reaches(t, l, 1, Addr4(2), true)
 }
 
-func TestTwoLabsAtOnceAreApart(t *testing.T) {
+func TestLabsAreIndependent(t *testing.T) {
 	labs := make([]*Lab, 2)
 	for i := range labs {
 		labs[i] = newLab(t, Config{Hosts: 2, Topology: Full})
@@ -178,7 +177,7 @@ func TestTwoLabsAtOnceAreApart(t *testing.T) {
 	}
 }
 
-func TestDownKillsProcessesAndLeavesNothing(t *testing.T) {
+func TestDownRemovesEverything(t *testing.T) {
 	l := newLab(t, Config{Hosts: 2, Topology: Full})
 	cmd := exec.Command("sleep", "1000")
 	if err := l.Start(Place{Host: 2}, cmd); err != nil {
@@ -205,10 +204,10 @@ func TestDownKillsProcessesAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestDownOfHalfALab(t *testing.T) {
+func TestDownOfIncompleteLab(t *testing.T) {
 	nstest.RequireRoot(t)
 	name := randomName()
-	// What a killed `lab up` leaves: some namespaces and no lab.json.
+	// A killed `lab up` leaves some namespaces and no lab.json.
 	if err := netdev.NewNS("weft-" + name + "-h1"); err != nil {
 		t.Fatal(err)
 	}
@@ -221,13 +220,13 @@ func TestDownOfHalfALab(t *testing.T) {
 	}
 	i := slices.IndexFunc(list, func(s Summary) bool { return s.Name == name })
 	if i < 0 || list[i].Complete || !slices.Equal(list[i].Hosts, []string{"h1"}) {
-		t.Errorf("list shows half a lab as %+v", list)
+		t.Errorf("list shows an incomplete lab as %+v", list)
 	}
 	if err := Down(name); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := namespaces(name); len(left) > 0 || exists(labDir(name)) {
-		t.Errorf("down of half a lab left %v", left)
+		t.Errorf("down of an incomplete lab left %v", left)
 	}
 }
 
@@ -246,14 +245,14 @@ func TestListAndOpen(t *testing.T) {
 		t.Errorf("open: %+v, %v", again, err)
 	}
 	if _, err := Open(l.Name + "x"); err == nil || !strings.Contains(err.Error(), "there is no lab") {
-		t.Errorf("open a lab that is not there: %v", err)
+		t.Errorf("open a missing lab: %v", err)
 	}
 	if err := l.CheckPlace(Place{Host: 4}); err == nil || !strings.Contains(err.Error(), "has no host h4, only h1 to h3") {
-		t.Errorf("find h4: %v", err)
+		t.Errorf("check h4: %v", err)
 	}
 }
 
-func TestConcurrentCreateOfOneNameMakesOneLab(t *testing.T) {
+func TestConcurrentCreateMakesOneLab(t *testing.T) {
 	nstest.RequireRoot(t)
 	name := randomName()
 	t.Cleanup(func() {
@@ -280,11 +279,11 @@ func TestConcurrentCreateOfOneNameMakesOneLab(t *testing.T) {
 	reaches(t, l, 1, Addr4(2), true)
 }
 
-func TestPingGivesUpWithTheContext(t *testing.T) {
+func TestPingEndsWithItsContext(t *testing.T) {
 	l := newLab(t, Config{Hosts: 1, Topology: Full})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := Ping(ctx, l.Netns(Place{Host: 1}), Addr4(9)); err == nil {
-		t.Error("a host that is not there answered")
+		t.Error("a missing host answered")
 	}
 }

@@ -1,16 +1,15 @@
-// Package testbed makes labs: hosts out of network namespaces on one machine,
-// joined by an underlay of their own, each with a real router process in it.
-// Nothing of a lab is in the machine's own network namespace.
+// Package testbed makes labs: hosts that are network namespaces of one machine, connected
+// by an underlay, each with a real router process. It makes nothing in the machine's own
+// network namespace.
 //
-//	weft-LAB-underlay     bridge "under0", one port a host: h1, h2, ...
+//	weft-LAB-underlay     bridge "under0", one port per host: h1, h2, ...
 //	weft-LAB-hN           eth0: 192.168.77.N/24 and fd00:77::N/64; the router
 //	weft-LAB-hN-NAME      a container of host N, attached by its router
 //	/run/weft/lab/LAB/    lab.json, hN/{weft.sock,weft.log,pid,state/}
 //
-// A lab has no process of its own: what exists is read from the kernel, so
-// that any process may go on with a lab, or take down half of one. Two
-// processes may work on different labs at once; on one lab, on different
-// containers.
+// A lab has no process of its own. Its state is read from the kernel, so any process can
+// continue to work with a lab, or take down an incomplete one. Two processes may work at
+// once on different labs, or on different containers of one lab.
 package testbed
 
 import (
@@ -24,9 +23,9 @@ import (
 )
 
 const (
-	// DefaultName is the lab that commands mean when told no other.
+	// DefaultName is the default lab of commands.
 	DefaultName = "lab"
-	// MaxHosts is the most hosts of a lab: the underlay is a /24.
+	// MaxHosts bounds the hosts of a lab: the underlay is a /24.
 	MaxHosts = 250
 
 	root       = "/run/weft/lab"
@@ -40,8 +39,8 @@ var (
 	hostPattern   = regexp.MustCompile(`^h([1-9][0-9]{0,2})$`)
 )
 
-// CheckName tells why a lab may not be called name, or returns nil. The names
-// of two labs never make the same name of a namespace.
+// CheckName returns an error if name is not a valid name for a lab. Valid names never give
+// namespaces of two labs the same name.
 func CheckName(name string) error {
 	if !labName.MatchString(name) {
 		return fmt.Errorf("lab name %q: want up to 32 lower-case letters, digits and inner hyphens", name)
@@ -87,22 +86,22 @@ func cutSlash(s string) (before, after string, found bool) {
 // String returns the form that ParsePlace reads.
 func (p Place) String() string {
 	if p.Container == "" {
-		return hostWord(p.Host)
+		return hostName(p.Host)
 	}
-	return hostWord(p.Host) + "/" + p.Container
+	return hostName(p.Host) + "/" + p.Container
 }
 
-func hostWord(n int) string { return "h" + strconv.Itoa(n) }
+func hostName(n int) string { return "h" + strconv.Itoa(n) }
 
 func (p Place) namespace(lab string) string {
-	name := "weft-" + lab + "-" + hostWord(p.Host)
+	name := "weft-" + lab + "-" + hostName(p.Host)
 	if p.Container != "" {
 		name += "-" + p.Container
 	}
 	return name
 }
 
-// namespaces returns the names of all namespaces of the lab that exist.
+// namespaces returns the names of all existing namespaces of the lab.
 func namespaces(lab string) ([]string, error) {
 	all, err := netdev.ListNS()
 	if err != nil {

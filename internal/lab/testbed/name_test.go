@@ -57,7 +57,7 @@ func FuzzParsePlace(f *testing.F) {
 		}
 		ns := p.namespace("lab")
 		if strings.ContainsAny(ns, "/ \x00") || len(ns) > 255 {
-			t.Fatalf("%q: namespace %q is no file name", s, ns)
+			t.Fatalf("%q: namespace %q is not a file name", s, ns)
 		}
 	})
 }

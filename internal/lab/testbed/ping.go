@@ -18,11 +18,11 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// pingAgain is how long Ping waits for an answer before it asks once more.
+// pingInterval is how long Ping waits for an answer before it sends the next request.
 const pingInterval = 200 * time.Millisecond
 
-// Pinger sends ICMP echo requests from a namespace to one address. It is for
-// one goroutine at a time.
+// Pinger sends ICMP echo requests from a namespace to one address. It is not safe for
+// concurrent use.
 type Pinger struct {
 	conn *icmp.PacketConn
 	to   netip.Addr
@@ -51,8 +51,8 @@ func NewPinger(path string, to netip.Addr) (*Pinger, error) {
 // Close closes the pinger's socket.
 func (p *Pinger) Close() error { return p.conn.Close() }
 
-// Once sends one request with size bytes of data, at least 8, and waits for
-// the answer to it.
+// Once sends one request with size bytes of data, at least 8, and waits for its answer. It
+// returns the round-trip time.
 func (p *Pinger) Once(size int, timeout time.Duration) (time.Duration, error) {
 	p.seq = (p.seq + 1) & 0xffff
 	data := make([]byte, max(size, 8))
@@ -94,7 +94,8 @@ func (p *Pinger) Once(size int, timeout time.Duration) (time.Duration, error) {
 	}
 }
 
-// Ping asks from a namespace until an answer comes or ctx ends.
+// Ping sends requests from a namespace until an answer comes or ctx ends. It returns the
+// round-trip time of the answered one.
 func Ping(ctx context.Context, path string, to netip.Addr) (time.Duration, error) {
 	p, err := NewPinger(path, to)
 	if err != nil {
@@ -109,7 +110,7 @@ func Ping(ctx context.Context, path string, to netip.Addr) (time.Duration, error
 		if ctx.Err() != nil {
 			return 0, err
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) { // no route yet, say
+		if !errors.Is(err, os.ErrDeadlineExceeded) { // for example, no route yet
 			select {
 			case <-ctx.Done():
 				return 0, err

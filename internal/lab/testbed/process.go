@@ -15,12 +15,11 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// killTimeout is how long killAll goes on; a process that still lives then is
-// stuck in the kernel.
+// killTimeout bounds killAll. A process that still runs then is stuck in the kernel.
 const killTimeout = 10 * time.Second
 
-// killAll kills every process but this one whose network namespace is the one
-// at path, until there is none. A path that names no namespace is no error.
+// killAll kills all processes, except this one, in the network namespace at path until
+// there are none. A missing path is no error.
 func killAll(path string) error {
 	id, err := netdev.IdentifyNS(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -47,8 +46,8 @@ func killAll(path string) error {
 	}
 }
 
-// processesIn lists the processes but this one in a network namespace.
-// Zombies are in none.
+// processesIn lists the processes, except this one, in a network namespace. Zombies are in
+// none.
 func processesIn(id netdev.NSID) ([]int, error) {
 	paths, err := filepath.Glob("/proc/[1-9]*/ns/net")
 	if err != nil {
@@ -60,7 +59,7 @@ func processesIn(id netdev.NSID) ([]int, error) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		// An error: the process ended, or is one of the kernel's.
+		// An error means that the process has ended, or is a kernel thread.
 		if got, err := netdev.IdentifyNS(p); err == nil && got == id {
 			pids = append(pids, pid)
 		}
@@ -68,8 +67,8 @@ func processesIn(id netdev.NSID) ([]int, error) {
 	return pids, nil
 }
 
-// Command prepares a command that runs in a place. Start it with Start or Run
-// of this package, not its own. Weft is this program, installed or not.
+// Command prepares a command that runs in a place. Start it with Lab.Start or Lab.Run, not
+// with its own methods. The name weft stands for this program.
 func (l *Lab) Command(ctx context.Context, p Place, name string, args ...string) *exec.Cmd {
 	env := append(os.Environ(), "WEFT_SOCKET="+l.Socket(p.Host))
 	if exe, err := os.Executable(); err == nil {
@@ -83,8 +82,8 @@ func (l *Lab) Command(ctx context.Context, p Place, name string, args ...string)
 	return cmd
 }
 
-// Start starts cmd in the network namespace of a place. File systems are the
-// machine's own, /sys among them.
+// Start starts cmd in the network namespace of a place. It sees the file systems of the
+// machine, including /sys.
 func (l *Lab) Start(p Place, cmd *exec.Cmd) error {
 	if err := l.CheckPlace(p); err != nil {
 		return err

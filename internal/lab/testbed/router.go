@@ -19,11 +19,11 @@ import (
 	"github.com/weft-net/weft/internal/process"
 )
 
-// pollEvery is how often a condition is looked at while waiting for it.
+// pollInterval is how often a condition is checked while waiting for it.
 const pollInterval = 50 * time.Millisecond
 
-// Peers returns the targets that host n is launched with, so that one known
-// peer is all that any host starts from.
+// Peers returns the targets that host n is launched with: one peer, or none for the first
+// host.
 func (l *Lab) Peers(n int) []string {
 	switch {
 	case n == 1:
@@ -35,9 +35,8 @@ func (l *Lab) Peers(n int) []string {
 	}
 }
 
-// Launch starts the router of host n with the lab's flags, then the given
-// ones, and then args; it waits until the router says that it is ready, or
-// returns its last words.
+// Launch starts the router of host n with the lab's flags followed by args, and waits until
+// it is ready. If the router ends, the error is the last error in its log.
 func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 	p := Place{Host: n}
 	if pid, ok := l.RouterPID(n); ok {
@@ -69,7 +68,7 @@ func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 	}
 	ended := make(chan struct{})
 	go func() {
-		cmd.Wait() // its end says nothing that its log does not
+		cmd.Wait() // the log has the reason
 		close(ended)
 	}()
 	if err := os.WriteFile(l.pidFile(n), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600); err != nil {
@@ -94,14 +93,14 @@ func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 
 func (l *Lab) launchArgs(n int, extra []string) []string {
 	args := []string{"launch", "--foreground",
-		"--socket", l.Socket(n), "--state-dir", l.StateDir(n), "--nickname", hostWord(n),
-		// The machine's containers are not the lab's.
+		"--socket", l.Socket(n), "--state-dir", l.StateDir(n), "--nickname", hostName(n),
+		// The machine's Docker containers do not belong to the lab.
 		"--ipalloc-init", "consensus=" + strconv.Itoa(l.Hosts), "--docker-api", ""}
 	return slices.Concat(args, l.Flags, extra)
 }
 
-// routerEnv is this process's environment without flags of weft launch, and
-// the password, which must not show in a list of processes.
+// routerEnv is this process's environment without variables of weft, plus the password,
+// which must not appear in a list of processes.
 func (l *Lab) routerEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "WEFT_") })
 	if l.Password != "" {
@@ -110,8 +109,8 @@ func (l *Lab) routerEnv() []string {
 	return env
 }
 
-// lastWords returns the last line of host n's log, which was from bytes long
-// before the router started.
+// lastError returns the last error in host n's log, which was from bytes long before the
+// router was started.
 func (l *Lab) lastError(n int, from int64) string {
 	b, err := os.ReadFile(l.LogFile(n))
 	if err != nil || int64(len(b)) < from {
@@ -120,7 +119,7 @@ func (l *Lab) lastError(n int, from int64) string {
 	return process.LastError(b[from:])
 }
 
-// RouterPID returns the process of host n's router, if it lives.
+// RouterPID returns the process id of host n's router; false if it does not run.
 func (l *Lab) RouterPID(n int) (int, bool) {
 	b, err := os.ReadFile(l.pidFile(n))
 	if err != nil {
@@ -134,23 +133,23 @@ func (l *Lab) RouterPID(n int) (int, bool) {
 	if err != nil {
 		return 0, false
 	}
-	// The number may be another process's by now, which is not in that
-	// namespace; a zombie is in none.
+	// The id may have been reused by a process that is not in that namespace; a zombie
+	// is in none.
 	got, err := netdev.IdentifyNS(netdev.NSByPID(pid))
 	return pid, err == nil && got == host
 }
 
-// Kill ends the router of host n with SIGKILL and returns when it is gone.
+// Kill ends the router of host n with SIGKILL and waits until it has ended.
 func (l *Lab) Kill(n int) error {
 	if err := l.CheckPlace(Place{Host: n}); err != nil {
 		return err
 	}
 	pid, ok := l.RouterPID(n)
 	if !ok {
-		return fmt.Errorf("the router of %s in lab %s does not run", hostWord(n), l.Name)
+		return fmt.Errorf("the router of %s in lab %s does not run", hostName(n), l.Name)
 	}
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill the router of %s, process %d: %w", hostWord(n), pid, err)
+		return fmt.Errorf("kill the router of %s, process %d: %w", hostName(n), pid, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
@@ -167,8 +166,8 @@ func (l *Lab) Up(ctx context.Context) error {
 	return l.WaitConverged(ctx)
 }
 
-// WaitConverged returns when each router that runs sees all routers that run
-// and has a route to each; or when ctx ends, with words on who lacks whom.
+// WaitConverged waits until each running router sees all others and has a route to each. If
+// ctx ends first, the error says which routes and peers are missing.
 func (l *Lab) WaitConverged(ctx context.Context) error {
 	for {
 		missing := l.missing(ctx)
@@ -183,22 +182,22 @@ func (l *Lab) WaitConverged(ctx context.Context) error {
 	}
 }
 
-// missing tells what keeps the lab from having converged, "" if nothing does.
+// missing returns which routes and peers are missing, "" if the lab has converged.
 func (l *Lab) missing(ctx context.Context) string {
 	reports := make(map[int]*api.Report)
 	names := make(map[string]int)
-	var words []string
+	var faults []string
 	for n := 1; n <= l.Hosts; n++ {
 		if _, ok := l.RouterPID(n); !ok {
 			continue
 		}
 		r, err := api.NewClient(l.Socket(n)).Report(ctx)
 		if err != nil {
-			words = append(words, fmt.Sprintf("%s does not answer: %v", hostWord(n), err))
+			faults = append(faults, fmt.Sprintf("%s does not answer: %v", hostName(n), err))
 			continue
 		}
 		if other, twice := names[r.Router.Name]; twice {
-			words = append(words, fmt.Sprintf("%s and %s have one name, %s", hostWord(other), hostWord(n), r.Router.Name))
+			faults = append(faults, fmt.Sprintf("%s and %s have the same name, %s", hostName(other), hostName(n), r.Router.Name))
 		}
 		reports[n], names[r.Router.Name] = r, n
 	}
@@ -219,19 +218,19 @@ func (l *Lab) missing(ctx context.Context) string {
 		if len(lacks) > 0 {
 			var hosts []string
 			for _, m := range lacks {
-				hosts = append(hosts, hostWord(m))
+				hosts = append(hosts, hostName(m))
 			}
 			slices.SortFunc(hosts, byLengthThenName)
-			words = append(words, fmt.Sprintf("%s has no route to %s", hostWord(n), strings.Join(hosts, ", ")))
+			faults = append(faults, fmt.Sprintf("%s has no route to %s", hostName(n), strings.Join(hosts, ", ")))
 		} else if len(r.Router.Peers) < len(names) {
-			words = append(words, fmt.Sprintf("%s sees %d of %d peers", hostWord(n), len(r.Router.Peers), len(names)))
+			faults = append(faults, fmt.Sprintf("%s sees %d of %d peers", hostName(n), len(r.Router.Peers), len(names)))
 		}
 	}
-	return strings.Join(words, "; ")
+	return strings.Join(faults, "; ")
 }
 
-// AddContainer makes a container on a host, attached by the host's router with
-// the given addresses, one of the default subnet if none is given. On error
+// AddContainer makes a container on a host and attaches it to the host's router with the
+// given addresses, or with one of the default subnet. It returns its addresses. On error
 // nothing is left.
 func (l *Lab) AddContainer(ctx context.Context, p Place, addrs []api.Address) (got []netip.Prefix, err error) {
 	if err := l.CheckPlace(Place{Host: p.Host}); err != nil {
@@ -251,7 +250,7 @@ func (l *Lab) AddContainer(ctx context.Context, p Place, addrs []api.Address) (g
 	return api.NewClient(l.Socket(p.Host)).Attach(ctx, api.AttachRequest{Netns: l.Netns(p), Addresses: addrs})
 }
 
-// AddNamespace makes a place without a network, for what is not weft's.
+// AddNamespace makes a place without a network, for tests of other networks.
 func (l *Lab) AddNamespace(p Place) error {
 	if err := l.CheckPlace(Place{Host: p.Host}); err != nil {
 		return err

@@ -33,7 +33,7 @@ func dialUDP(t *testing.T, l *Lab, host int, to string) (c net.Conn) {
 	return c
 }
 
-// dialTCP checks whether host a gets a TCP connection to host b.
+// dialTCP checks whether host a can open a TCP connection to host b.
 func dialTCP(t *testing.T, l *Lab, a, b int, want bool) {
 	t.Helper()
 	var listener net.Listener

@@ -19,8 +19,8 @@ const (
 	defaultMTU    = 1500
 )
 
-// makeUnderlay makes the namespaces of the hosts and joins them by a bridge in
-// a namespace of its own.
+// makeUnderlay makes the namespaces of the hosts and connects them with a bridge in a
+// namespace of its own.
 func (l *Lab) makeUnderlay() error {
 	name := "weft-" + l.Name + "-" + underlayNS
 	if err := netdev.NewNS(name); err != nil {
@@ -74,8 +74,8 @@ func newNamespace(name string) error {
 	})
 }
 
-// plug joins host n to the bridge by a veth pair, made between the two
-// namespaces directly. The calling thread is in the underlay's.
+// plug connects host n to the bridge with a veth pair between the two namespaces. The
+// calling thread is in the namespace of the underlay.
 func (l *Lab) plug(bridge netlink.Link, n int) error {
 	path := l.Netns(Place{Host: n})
 	host, err := netns.GetFromPath(path)
@@ -84,22 +84,22 @@ func (l *Lab) plug(bridge netlink.Link, n int) error {
 	}
 	defer host.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = hostWord(n), l.underlayMTU()
+	attrs.Name, attrs.MTU = hostName(n), l.underlayMTU()
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName, veth.PeerMTU, veth.PeerNamespace = HostInterface, uint32(l.underlayMTU()), netlink.NsFd(int(host))
 	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("add veth pair for %s: %w", hostWord(n), err)
+		return fmt.Errorf("add veth pair for %s: %w", hostName(n), err)
 	}
 	if err := netlink.LinkSetMaster(veth, bridge); err != nil {
-		return fmt.Errorf("make %s a port of %s: %w", hostWord(n), underlayBridge, err)
+		return fmt.Errorf("make %s a port of %s: %w", hostName(n), underlayBridge, err)
 	}
 	if err := netlink.LinkSetUp(veth); err != nil {
-		return fmt.Errorf("set port %s up: %w", hostWord(n), err)
+		return fmt.Errorf("set port %s up: %w", hostName(n), err)
 	}
 	return netdev.Do(path, func() error {
 		eth, err := netlink.LinkByName(HostInterface)
 		if err != nil {
-			return fmt.Errorf("find %s of %s: %w", HostInterface, hostWord(n), err)
+			return fmt.Errorf("find %s of %s: %w", HostInterface, hostName(n), err)
 		}
 		for _, p := range []netip.Prefix{netip.PrefixFrom(Addr4(n), 24), netip.PrefixFrom(Addr6(n), 64)} {
 			if err := addAddress(eth, p); err != nil {
@@ -107,7 +107,7 @@ func (l *Lab) plug(bridge netlink.Link, n int) error {
 			}
 		}
 		if err := netlink.LinkSetUp(eth); err != nil {
-			return fmt.Errorf("set %s of %s up: %w", HostInterface, hostWord(n), err)
+			return fmt.Errorf("set %s of %s up: %w", HostInterface, hostName(n), err)
 		}
 		return nil
 	})
@@ -119,7 +119,7 @@ func addAddress(link netlink.Link, p netip.Prefix) error {
 		Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()),
 	}}
 	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD // usable at once; nobody else is on this wire
+		a.Flags = unix.IFA_F_NODAD // usable at once; addresses are unique here
 	}
 	if err := netlink.AddrAdd(link, a); err != nil {
 		return fmt.Errorf("add address %s to %s: %w", p, link.Attrs().Name, err)

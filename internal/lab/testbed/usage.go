@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Use is what a process has used so far and holds now.
+// Use is the CPU time that a process has used and the memory that it uses.
 type Use struct {
 	CPU      time.Duration // user and system, all threads, in steps of 10 ms
 	Resident uint64        // bytes of memory
@@ -31,18 +31,18 @@ func Usage(pid int) (Use, error) {
 	path := "/proc/" + strconv.Itoa(pid) + "/stat"
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return Use{}, fmt.Errorf("look at process %d: %w", pid, err)
+		return Use{}, fmt.Errorf("measure process %d: %w", pid, err)
 	}
 	u, err := parseStat(b)
 	if err != nil {
-		return Use{}, fmt.Errorf("look at process %d: read %s: %w", pid, path, err)
+		return Use{}, fmt.Errorf("measure process %d: parse %s: %w", pid, path, err)
 	}
 	return u, nil
 }
 
 func parseStat(b []byte) (u Use, err error) {
-	// The second field is the program's name in brackets, which may hold any
-	// byte but 0.
+	// The second field is the program's name in parentheses, which may contain any byte
+	// except 0.
 	i := bytes.LastIndexByte(b, ')')
 	fields := bytes.Fields(b[i+1:])
 	if i < 0 || len(fields) <= statRSS-statState {

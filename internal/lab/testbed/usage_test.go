@@ -20,7 +20,7 @@ func TestUsageOfThisProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 		if now.CPU >= before.CPU+20*time.Millisecond {
-			return // it counts what this loop takes
+			return // the CPU time of this loop is counted
 		}
 	}
 }
