@@ -1,10 +1,9 @@
-// Package bench measures a mesh in a lab, and other overlays beside it, and prints
-// tables of ratios.
+// Package bench measures weft and other overlay networks in a lab, and prints tables that
+// compare them.
 //
-// All networks of a table exist at the same time and are measured in turns, so
-// that what the machine does meanwhile falls on all of them alike. A table shows
-// medians over the rounds, and for each row the ratio of weft's to the best of
-// those that it is compared with.
+// All networks of a table exist at the same time and are measured in turn, so that other load
+// on the machine affects all of them. A table shows the medians over all rounds, and for each
+// row the ratio of weft's value to the best of the networks that it is compared with.
 package bench
 
 import (
@@ -24,26 +23,25 @@ import (
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
-// minTime is the shortest measurement that means anything.
+// minTime is the shortest useful measurement.
 const minTime = 100 * time.Millisecond
 
 // setupTimeout bounds each step of making the networks.
 const setupTimeout = 60 * time.Second
 
-// Config is what to measure, and for how long.
+// Config configures a benchmark.
 type Config struct {
 	Name   string // of the labs; each table appends a letter
 	Rounds int
 	Time   time.Duration // of each measurement
-	// Rivals is the folder of the programs of other overlays; "": they are not
-	// measured.
+	// Rivals is the directory with the programs of other overlays; "" omits those.
 	Rivals string
-	Only   *regexp.Regexp // names of the rows to measure
-	Paths  []string       // columns of the table sleeve, of PathNames
+	Only   *regexp.Regexp // matches the names of the rows to measure
+	Paths  []string       // columns of the table sleeve, from PathNames
 	Launch []string       // flags of weft launch, already checked
-	Tables []string       // of TableNames
-	// Record, unless nil, gets every single value as a line of Go's benchmark format,
-	// which benchstat compares.
+	Tables []string       // from TableNames
+	// Record, unless nil, gets every value as a line of Go's benchmark format, for
+	// benchstat.
 	Record io.Writer
 }
 
@@ -56,13 +54,13 @@ const (
 
 var tables = map[string]*table{tableSleeve: &sleeveTable, tableFast: &fastTable, tableDNS: &dnsTable}
 
-// TableNames are all tables, in the order in which they are measured.
+// TableNames lists all tables, in the order in which they are measured.
 var TableNames = []string{tableSleeve, tableFast, tableDNS}
 
-// DefaultTables need no program that takes long to build.
+// DefaultTables are the tables that need no program that takes long to build.
 var DefaultTables = []string{tableSleeve, tableFast}
 
-// Check returns what is wrong with c in one line, or nil.
+// Check returns an error of one line if c is invalid.
 func (c *Config) Check() error {
 	if c.Rounds < 1 || c.Time < minTime {
 		return fmt.Errorf("%d rounds of %v: want at least one round and %v", c.Rounds, c.Time, minTime)
@@ -92,8 +90,8 @@ func (c *Config) Check() error {
 	return nil
 }
 
-// NeedsRivals reports whether the column of that name is another overlay's, whose
-// program has to be built first.
+// NeedsRivals reports whether a column is that of another overlay, whose program must be
+// built first.
 func NeedsRivals(path string) bool { return path == pathWireGuard || path == pathNebula }
 
 // bench is one run of the benchmarks.
@@ -103,11 +101,11 @@ type bench struct {
 	progress io.Writer
 }
 
-// Run measures and prints the tables to out. It reports each finished round to
-// progress. c has passed Check.
+// Run measures the tables and prints them to out. It reports each finished round to progress.
+// C has passed Check.
 func Run(ctx context.Context, c Config, out, progress io.Writer) error {
 	b := &bench{Config: c, out: out, progress: progress}
-	fmt.Fprintf(out, "%s\n%d rounds of %v, in turns; medians\n\n", machine(), c.Rounds, c.Time)
+	fmt.Fprintf(out, "%s\n%d rounds of %v each, in turn; medians\n\n", machine(), c.Rounds, c.Time)
 	for _, t := range []struct {
 		name    string
 		measure func(context.Context, []run, results) error
@@ -131,7 +129,7 @@ func Run(ctx context.Context, c Config, out, progress io.Writer) error {
 	return nil
 }
 
-// selected returns the runs that give a row that is wanted.
+// selected returns the runs that give at least one selected row.
 func (c *Config) selected(all []run) []run {
 	var runs []run
 	for _, r := range all {
@@ -142,7 +140,7 @@ func (c *Config) selected(all []run) []run {
 	return runs
 }
 
-// up makes a lab for one table. The suffix tells the labs of one run apart.
+// up makes a lab for one table. The suffix distinguishes the labs of one benchmark.
 func (b *bench) up(ctx context.Context, suffix string, c testbed.Config, flags ...string) (*testbed.Lab, error) {
 	c.Name, c.UnderlayMTU, c.Flags = b.Name+suffix, 1500, slices.Concat(flags, b.Launch)
 	if err := c.Check(); err != nil {
@@ -151,11 +149,11 @@ func (b *bench) up(ctx context.Context, suffix string, c testbed.Config, flags .
 	return lab.Up(ctx, c)
 }
 
-// rounds makes each run on each of its paths, in turns.
+// rounds makes all runs on each of their paths, in turn.
 func (b *bench) rounds(ctx context.Context, paths []path, runs []run, got results) error {
 	for round := range b.Rounds {
 		for i := range paths {
-			// Who comes first changes, so that nobody has the warmer machine.
+			// The order rotates, so that no path always has the warmer machine.
 			p := paths[(i+round)%len(paths)]
 			for _, r := range runs {
 				if r.on != nil && !slices.Contains(r.on, p.name) {
@@ -177,7 +175,7 @@ func (b *bench) rounds(ctx context.Context, paths []path, runs []run, got result
 	return nil
 }
 
-// machine describes this machine in words, without its name.
+// machine describes the hardware and kernel of this machine.
 func machine() string {
 	model := "processor of unknown model"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {

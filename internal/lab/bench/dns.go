@@ -24,15 +24,14 @@ const (
 	pathCoreDNS = "CoreDNS, hosts"
 )
 
-// dnsRun asks a server from so many sockets, with so many queries under way at
-// each.
+// dnsRun sends queries to a server from several sockets.
 type dnsRun struct {
 	sockets                int
-	load                   traffic.Load // at each
-	rate, median, p99, cpu *metric      // those that are not wanted are nil
+	load                   traffic.Load // of each socket
+	rate, median, p99, cpu *metric      // nil if not needed
 }
 
-// dnsMetric is a row that is held against CoreDNS.
+// dnsMetric returns a row that compares weft to CoreDNS.
 func dnsMetric(name, unit string, less bool, must, aim float64) metric {
 	return metric{name: name, unit: unit, lowerIsBetter: less, must: must, aim: aim, ours: pathWeftDNS, against: []string{pathCoreDNS}}
 }
@@ -46,7 +45,7 @@ var dnsMetrics = []metric{
 	dnsMetric("DNS, CPU of the server", "us/query", true, 1, 0.8),
 }
 
-// dnsTable holds service discovery against CoreDNS, both with the same names.
+// dnsTable compares service discovery to CoreDNS. Both serve the same names.
 var dnsTable = table{
 	paths: []string{pathWeftDNS, pathCoreDNS},
 	runs:  []run{{metrics: dnsMetrics}},
@@ -57,20 +56,20 @@ var dnsRuns = []dnsRun{
 	{sockets: 1, load: traffic.Load{Window: 64, PerSecond: 20000}, median: &dnsMetrics[3], p99: &dnsMetrics[4]},
 }
 
-// dnsNames is how many names there are, each with an address.
+// dnsNames is the number of names, each with one address.
 const dnsNames = 1000
 
-// dnsBench is two servers on one host with the same names, asked from another.
+// dnsBench measures two servers on one host, with the same names, from another host.
 type dnsBench struct {
 	*bench
 	lab     *testbed.Lab
 	servers map[string]netip.AddrPort
 	pids    map[string]int
-	paths   []string // those of the servers that run
+	paths   []string // of the running servers
 	queries [][]byte // one for each name
 }
 
-// dns measures two servers on one host, asked from another.
+// dns measures the table dns.
 func (b *bench) dns(ctx context.Context, _ []run, got results) (err error) {
 	const otherPort = 5300
 	first := testbed.Addr4(1)
@@ -99,13 +98,13 @@ func (b *bench) dns(ctx context.Context, _ []run, got results) (err error) {
 	return nil
 }
 
-// start gives the servers their names, and waits until they answer.
+// start adds the names to the servers and waits until they answer.
 func (b *dnsBench) start(ctx context.Context) error {
 	hosts, err := b.makeNames()
 	if err != nil {
 		return err
 	}
-	client := api.NewClient(b.lab.Socket(2)) // so that the names are another host's
+	client := api.NewClient(b.lab.Socket(2)) // not the host of the server, so names must replicate
 	for name, a := range hosts {
 		if err := client.AddName(ctx, api.NameRequest{Hostname: name, Addresses: []netip.Addr{a}}); err != nil {
 			return err
@@ -136,7 +135,7 @@ func (b *dnsBench) start(ctx context.Context) error {
 	return nil
 }
 
-// makeNames makes the names, and the queries for them.
+// makeNames makes the names and the queries for them.
 func (b *dnsBench) makeNames() (hosts map[string]netip.Addr, err error) {
 	hosts = make(map[string]netip.Addr)
 	for i := range dnsNames {
@@ -151,7 +150,7 @@ func (b *dnsBench) makeNames() (hosts map[string]netip.Addr, err error) {
 	return hosts, nil
 }
 
-// run asks a server for as long as a run takes, and adds what is wanted to the results.
+// run makes one run with a server and adds the needed values to the results.
 func (b *dnsBench) run(ctx context.Context, path string, r dnsRun, got results) error {
 	before, err := testbed.Usage(b.pids[path])
 	if err != nil {
@@ -180,7 +179,7 @@ func (b *dnsBench) run(ctx context.Context, path string, r dnsRun, got results) 
 	return nil
 }
 
-// rivalPause is how long is waited before looking again.
+// pollInterval is how often start checks whether the servers answer.
 const pollInterval = 50 * time.Millisecond
 
 // ask sends queries from the second host.

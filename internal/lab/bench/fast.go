@@ -20,18 +20,18 @@ import (
 // The paths of the table fast, besides raw veth and kernel VXLAN.
 const (
 	pathExpress  = "weft express"
-	pathBridged  = "weft bridged" // something judges bridged frames, as policies do
-	pathDevice   = "weft device"  // by the VXLAN device, as over IPv6 and inside WireGuard
+	pathBridged  = "weft bridged" // a rule filters bridged frames, as policies do
+	pathDevice   = "weft device"  // the VXLAN device of the kernel, as over IPv6 and inside WireGuard
 	pathMany     = "weft, 10,000 MAC addresses"
 	pathSleeve   = "weft sleeve"
-	pathBridge   = "plain bridge" // of one host
+	pathBridge   = "plain bridge" // on one host
 	pathLocal    = "weft, one host"
 	manyMACs     = 10_000
 	fastMTU      = rival.VXLANMTU
 	manyInterval = 2 * time.Millisecond
 )
 
-// fastTable holds the fast datapath against what the kernel does by itself.
+// fastTable compares the fast datapath to plain devices of the kernel.
 var fastTable = table{
 	paths: []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
 	runs: []run{
@@ -64,22 +64,22 @@ var fastTable = table{
 	},
 }
 
-// farPaths are those between two hosts.
+// interHostPaths are the paths between two hosts.
 var interHostPaths = []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice}
 
-// fastMetric is a row that is held against kernel VXLAN.
+// fastMetric returns a row that compares a path of weft to kernel VXLAN.
 func fastMetric(name, unit string, less bool, ours string, must, aim float64, value func(sample) (float64, bool)) metric {
 	return metric{name: name, unit: unit, lowerIsBetter: less, must: must, aim: aim, value: value, ours: ours, against: []string{pathVXLAN}}
 }
 
-// fastLabs are those of the table: each variant of weft has one of its own, as a
+// fastLabs are the labs of the table. Each variant of weft needs a lab of its own, because a
 // host has one router.
 var fastLabs = []struct {
 	suffix   string // of the lab's name
 	flags    []string
 	networks []fastNetwork
 }{
-	// In this order they are measured: near to what they are held against.
+	// They are measured in this order, so each comes close to its reference.
 	{"x", nil, []fastNetwork{
 		{pathBridge, plain(rival.Bridge), nil}, {pathLocal, localNetwork, nil},
 		{pathRaw, plain(rawNetwork), nil}, {pathVXLAN, plain(rival.VXLAN), nil}, {pathExpress, carriedNetwork(true), nil},
@@ -90,19 +90,19 @@ var fastLabs = []struct {
 	{"s", []string{"--no-fastdp"}, []fastNetwork{{pathSleeve, weftNetwork, nil}}},
 }
 
-// fastNetwork is a path of the table; before is that of path.
+// fastNetwork makes a path of the table; see path for prepare.
 type fastNetwork struct {
 	path    string
 	make    func(context.Context, *testbed.Lab) (*rival.Network, error)
 	prepare func(context.Context, *path) error
 }
 
-// plain is a network that nothing is waited for.
+// plain adapts a function that makes a network without waiting.
 func plain(f func(*testbed.Lab) (*rival.Network, error)) func(context.Context, *testbed.Lab) (*rival.Network, error) {
 	return func(_ context.Context, l *testbed.Lab) (*rival.Network, error) { return f(l) }
 }
 
-// fast measures the fast datapath, with the same MTU for all.
+// fast measures the table fast, with the same MTU for all paths.
 func (b *bench) fast(ctx context.Context, runs []run, got results) (err error) {
 	var paths []path
 	for _, v := range fastLabs {
@@ -126,7 +126,7 @@ func (b *bench) fast(ctx context.Context, runs []run, got results) (err error) {
 	return b.rounds(ctx, paths, runs, got)
 }
 
-// makeFastPaths makes networks of one lab.
+// makeFastPaths makes the paths of one lab.
 func makeFastPaths(ctx context.Context, l *testbed.Lab, networks []fastNetwork) ([]path, error) {
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
@@ -142,21 +142,20 @@ func makeFastPaths(ctx context.Context, l *testbed.Lab, networks []fastNetwork) 
 	return paths, nil
 }
 
-// carriedNetwork attaches a container on each host and waits until the kernel
-// carries what they send each other.
+// carriedNetwork attaches a container on each host and waits until the kernel forwards their
+// packets.
 func carriedNetwork(express bool) func(context.Context, *testbed.Lab) (*rival.Network, error) {
 	return func(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
 		n, err := weftNetwork(ctx, l)
 		if err != nil {
 			return nil, err
 		}
-		n.PIDs = nil // the routers carry nothing
+		n.PIDs = nil // the routers carry no packets
 		return n, fastInUse(ctx, l, n, express)
 	}
 }
 
-// bridgedNetwork is carriedNetwork between hosts on which a rule sees each frame that
-// crosses the bridge.
+// bridgedNetwork is carriedNetwork between hosts with a rule that filters bridged frames.
 func bridgedNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
 	for h := 1; h <= 2; h++ {
 		if err := netdev.Do(l.Netns(testbed.Place{Host: h}), testbed.FilterBridged); err != nil {
@@ -172,22 +171,22 @@ func localNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
 	return n, attachEnds(ctx, l, n)
 }
 
-// fastInUse waits until a ping between the ends of a network, and its answer, go
-// by the kernel at both hosts.
+// fastInUse waits until the kernels of both hosts forward a ping between the ends of a network
+// and its answer.
 func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bool) error {
 	var before [2]fastState
 	for {
 		if _, err := testbed.Ping(ctx, l.Netns(n.From), n.Addr); err != nil {
 			return err
 		}
-		used, words := true, ""
+		used, reason := true, ""
 		for i, p := range []testbed.Place{n.From, n.To} {
 			now, err := fastStateOf(ctx, l, p.Host)
 			if err != nil {
 				return err
 			}
 			if !now.fast || now.express != express || now.tx <= before[i].tx || now.rx <= before[i].rx {
-				used, words = false, fmt.Sprintf("h%d: %+v", p.Host, now)
+				used, reason = false, fmt.Sprintf("h%d: %+v", p.Host, now)
 			}
 			before[i] = now
 		}
@@ -195,16 +194,16 @@ func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bo
 			return nil
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
-			return fmt.Errorf("the fast datapath is not in use: %s: %w", words, err)
+			return fmt.Errorf("the fast datapath is not in use: %s: %w", reason, err)
 		}
 	}
 }
 
-// fastState is what the router of a host says of its one link.
+// fastState is the state of the one link of a host, as its router reports it.
 type fastState struct {
 	fast, express bool
 	info          string
-	tx, rx        uint64 // frames that the kernel carried
+	tx, rx        uint64 // frames that the kernel forwarded
 }
 
 func fastStateOf(ctx context.Context, l *testbed.Lab, host int) (s fastState, err error) {
@@ -224,8 +223,8 @@ func fastStateOf(ctx context.Context, l *testbed.Lab, host int) (s fastState, er
 	return s, nil
 }
 
-// teachMACs has the sender's kernel know manyMACs stations at the far end.
-// They are forgotten after a while, and made known again then.
+// teachMACs makes the sender's kernel learn manyMACs MAC addresses at the far end, again if
+// they have expired.
 func teachMACs(ctx context.Context, p *path) error {
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
@@ -239,18 +238,18 @@ func teachMACs(ctx context.Context, p *path) error {
 		}
 		if !sent {
 			if err := netdev.Do(p.lab.Netns(p.to), speakAsMany); err != nil {
-				return fmt.Errorf("make %d stations known from %s: %w", manyMACs, p.to, err)
+				return fmt.Errorf("send from %d MAC addresses at %s: %w", manyMACs, p.to, err)
 			}
 			sent = true
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
-			return fmt.Errorf("the kernel knows %d of %d stations: %w", r.Router.Flows, manyMACs, err)
+			return fmt.Errorf("the kernel has learned %d of %d MAC addresses: %w", r.Router.Flows, manyMACs, err)
 		}
 	}
 }
 
-// speakAsMany sends a broadcast from each of manyMACs addresses, in the
-// container where the calling thread is.
+// speakAsMany sends a broadcast from each of manyMACs MAC addresses. The calling thread is in
+// the namespace of the container.
 func speakAsMany() error {
 	i, err := net.InterfaceByName(netdev.IfaceName)
 	if err != nil {
@@ -270,7 +269,7 @@ func speakAsMany() error {
 			return err
 		}
 		if n%100 == 0 {
-			time.Sleep(manyInterval) // the rate, as queues are bounded
+			time.Sleep(manyInterval) // limits the rate, because queues are bounded
 		}
 	}
 	return nil

@@ -11,18 +11,17 @@ import (
 
 const (
 	idleLinks = 50
-	// idleSettle is how long a mesh is left alone before its rest is measured,
-	// and idleTime how long that takes: what happens once a minute is in it.
+	// idleSettle is how long a mesh runs before the measurement, and idleTime is the time
+	// of the measurement, which includes work that is done once a minute.
 	idleSettle = 30 * time.Second
 	idleTime   = time.Minute
 )
 
-// idle measures the CPU that a router takes which has nothing to carry: the
-// middle of a star, as a full mesh of so many hosts would leave this machine no
-// rest.
+// idle measures the CPU time of a router without traffic. It is the centre of a star, because
+// a full mesh of so many hosts would keep this machine busy.
 func (b *bench) idle(ctx context.Context, got results) (err error) {
-	fmt.Fprintf(b.progress, "a star of %d hosts, to measure one at rest\n", 1+idleLinks)
-	// Without discovery, or each host would try to reach those that it cannot.
+	fmt.Fprintf(b.progress, "a star of %d hosts, to measure an idle router\n", 1+idleLinks)
+	// With discovery each host would try to reach those that the topology cuts.
 	l, err := b.up(ctx, "", testbed.Config{Hosts: 1 + idleLinks, Topology: testbed.Star, Password: benchPassword}, "--no-discovery")
 	if err != nil {
 		return err
@@ -48,7 +47,7 @@ func (b *bench) idle(ctx context.Context, got results) (err error) {
 	return nil
 }
 
-// wait lets time pass, or returns the error of ctx.
+// sleep waits for d, or returns the error of ctx.
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):

@@ -12,16 +12,16 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
-// limit is what one gigabyte of one TCP stream costs at the least on this
-// machine, in seconds of a core, if hosts, generator and sink share the cores:
+// limit is the minimum cost of one gigabyte of one TCP stream on this machine, in core
+// seconds, if hosts, generator and sink share the cores:
 //
-//	seal and open     of packets of limitPacket bytes
-//	copies            limitCopies of them: TAP to router, segments cut, router to
+//	seal and open     packets of limitPacket bytes
+//	copies            limitCopies per byte: TAP to router, segmentation, router to
 //	                  socket, socket to router, router to TAP
 //	system calls      limitCalls for each GSO packet of limitGSO bytes: read
 //	                  and send, receive and write
-//	the kernel's part generator, sink and the way through veths and stacks: what
-//	                  the raw link takes when it fills all cores
+//	kernel            generator, sink, veth pairs and network stacks: the cost of
+//	                  the raw link when it uses all cores
 type limit struct {
 	suite                       seal.Suite
 	crypto, copies, calls, rest float64
@@ -37,11 +37,11 @@ const (
 
 func (l *limit) sum() float64 { return l.crypto + l.copies + l.calls + l.rest }
 
-// gigabits is the rate at which all cores are full.
+// gigabits returns the rate in Gb/s at which all cores are busy.
 func (l *limit) gigabits() float64 { return 8 * float64(runtime.NumCPU()) / l.sum() }
 
-// estimateLimit measures what the machine does. The result is nil if the raw
-// link was not measured.
+// estimateLimit measures the parts of the limit. The result is nil if the raw link was not
+// measured.
 func estimateLimit(got results) (*limit, error) {
 	raw, ok := got.median(sleeveRuns[0].metrics[0].name, pathRaw)
 	if !ok {
@@ -61,7 +61,7 @@ func estimateLimit(got results) (*limit, error) {
 	}, nil
 }
 
-// cryptoCost is the seconds that a byte takes to be sealed and opened.
+// cryptoCost returns the time to seal and open one byte, in seconds.
 func cryptoCost(suite seal.Suite) (float64, error) {
 	key := seal.Key{1}
 	tx, err := seal.NewTx(suite, key, 1, 1)
@@ -90,7 +90,7 @@ func cryptoCost(suite seal.Suite) (float64, error) {
 	return each / limitPacket, failed
 }
 
-// secondsEach returns how long one call of f takes.
+// secondsEach returns the mean time of one call of f in seconds.
 func secondsEach(f func()) float64 {
 	n := 0
 	start := time.Now()
@@ -107,7 +107,7 @@ func printLimit(w io.Writer, l *limit, got results) {
 	if l == nil {
 		return
 	}
-	fmt.Fprintf(w, "estimate of the limit for one TCP stream, in seconds of a core for a gigabyte:\n"+
+	fmt.Fprintf(w, "estimate of the limit for one TCP stream, in core seconds per gigabyte:\n"+
 		"  %s, seal and open %.2f; %d copies %.2f; system calls %.2f; generator, sink and kernel %.2f (the raw link): %.2f\n",
 		l.suite, l.crypto, limitCopies, l.copies, l.calls, l.rest, l.sum())
 	near := ""

@@ -20,11 +20,11 @@ type path struct {
 	from, to testbed.Place
 	server   *lab.Server
 	pids     []int // of the processes that carry its packets
-	// before is called before each measurement, if there is one.
+	// prepare, unless nil, is called before each measurement.
 	prepare func(context.Context, *path) error
 }
 
-// Measurements; their time is that of the run.
+// Measurements without their time, which the run adds.
 var (
 	oneStream   = traffic.Order{Kind: traffic.TCP, Streams: 1}
 	fourStreams = traffic.Order{Kind: traffic.TCP, Streams: 4}
@@ -36,8 +36,7 @@ var (
 	connects    = traffic.Order{Kind: traffic.Connect}
 )
 
-// makePath makes a network, waits until it works, and starts a server at its far
-// end.
+// makePath makes a network, waits until it works, and starts a server at its far end.
 func makePath(ctx context.Context, l *testbed.Lab, name string, network func() (*rival.Network, error)) (p path, err error) {
 	n, err := network()
 	if err == nil {
@@ -46,7 +45,7 @@ func makePath(ctx context.Context, l *testbed.Lab, name string, network func() (
 	if err != nil {
 		return p, fmt.Errorf("%s: %w", name, err)
 	}
-	// The server ends with the lab, so it is not bound to ctx.
+	// The server ends with the lab, not with ctx.
 	s, err := lab.Serve(context.WithoutCancel(ctx), l, n.To, n.Addr)
 	if err != nil {
 		return p, fmt.Errorf("%s: %w", name, err)
@@ -54,7 +53,7 @@ func makePath(ctx context.Context, l *testbed.Lab, name string, network func() (
 	return path{name: name, lab: l, from: n.From, to: n.To, server: s, pids: n.PIDs}, nil
 }
 
-// rawNetwork is the underlay from host to host.
+// rawNetwork is the underlay between the hosts.
 func rawNetwork(*testbed.Lab) (*rival.Network, error) {
 	return &rival.Network{From: testbed.Place{Host: 1}, To: testbed.Place{Host: 2}, Addr: testbed.Addr4(2)}, nil
 }
@@ -83,7 +82,7 @@ func attachEnds(ctx context.Context, l *testbed.Lab, n *rival.Network) error {
 	return nil
 }
 
-// sample makes one measurement.
+// sample takes one measurement.
 func (p *path) sample(ctx context.Context, d time.Duration, r run) (s sample, err error) {
 	if p.prepare != nil {
 		if err := p.prepare(ctx, p); err != nil {
@@ -100,7 +99,7 @@ func (p *path) sample(ctx context.Context, d time.Duration, r run) (s sample, er
 			_, err := p.server.Measure(ctx, p.lab, p.from, traffic.Order{Kind: traffic.TCP, Time: d + 2*bulkLead})
 			return err
 		})
-		time.Sleep(bulkLead) // until the stream is at full speed
+		time.Sleep(bulkLead) // until the stream has reached its full rate
 	}
 	g.Go(func() (err error) {
 		order := r.order
@@ -117,11 +116,10 @@ func (p *path) sample(ctx context.Context, d time.Duration, r run) (s sample, er
 	return s, err
 }
 
-// besideLead is for how long a bulk stream runs before, and after, what is
-// measured beside it.
+// bulkLead is how long a bulk stream runs before and after the measurement beside it.
 const bulkLead = 500 * time.Millisecond
 
-// cpu is the CPU time of the path's processes.
+// cpuTime returns the CPU time that the path's processes have used.
 func (p *path) cpuTime() (sum time.Duration, err error) {
 	for _, pid := range p.pids {
 		u, err := testbed.Usage(pid)

@@ -13,7 +13,7 @@ import (
 	"github.com/weft-net/weft/internal/lab/traffic"
 )
 
-// The paths of the bench, in the order of the table.
+// The paths of the table sleeve.
 const (
 	pathRaw       = "raw veth"
 	pathVXLAN     = "kernel VXLAN"
@@ -22,12 +22,13 @@ const (
 	pathWeft      = "weft sleeve"
 )
 
+// PathNames lists the paths of the table sleeve, in the order of its columns.
 var PathNames = []string{pathRaw, pathVXLAN, pathWireGuard, pathNebula, pathWeft}
 
-// idleMetric is that of a router at rest: it has a bound of its own.
+// idleMetric is the CPU time of an idle router. Its bound is maxIdle.
 var idleMetric = metric{name: "idle with 50 links", unit: "% of a core", lowerIsBetter: true}
 
-// sleeveTable holds sleeve against other overlays in user space.
+// sleeveTable compares sleeve to other overlays in user space.
 var sleeveTable = table{paths: PathNames, runs: append(slices.Clone(sleeveRuns), run{metrics: []metric{idleMetric}})}
 
 const maxIdle = 1.0 // percent of a core
@@ -52,7 +53,7 @@ var sleeveRuns = []run{
 	}},
 }
 
-// sleeve measures all networks between the same two hosts, and a router at rest.
+// sleeve measures the table sleeve: all networks between the same two hosts, and an idle router.
 func (b *bench) sleeve(ctx context.Context, runs []run, got results) error {
 	if slices.ContainsFunc(runs, func(r run) bool { return r.order.Kind != "" }) {
 		if err := b.sleeveNetworks(ctx, runs, got); err != nil {
@@ -67,7 +68,7 @@ func (b *bench) sleeve(ctx context.Context, runs []run, got results) error {
 
 const benchPassword = "a password for the bench"
 
-// sleeveNetworks measures all networks between the same two hosts, in turns.
+// sleeveNetworks measures all networks between the same two hosts, in turn.
 func (b *bench) sleeveNetworks(ctx context.Context, runs []run, got results) (err error) {
 	l, err := b.up(ctx, "", testbed.Config{Hosts: 2, Topology: testbed.Full, Password: benchPassword})
 	if err != nil {
@@ -92,23 +93,23 @@ func (b *bench) sleeveNetworks(ctx context.Context, runs []run, got results) (er
 	return b.printRouters(ctx, l)
 }
 
-// printRouters says which offloads were on, and what memory the routers took.
+// printRouters prints which offloads were on and how much memory the routers used.
 func (b *bench) printRouters(ctx context.Context, l *testbed.Lab) error {
 	for n := 1; n <= l.Hosts; n++ {
 		r, err := api.NewClient(l.Socket(n)).Report(ctx)
 		if err != nil {
 			return err
 		}
-		var words []string
+		var offloads []string
 		for _, what := range []string{"tap", "udp"} {
-			words = append(words, what+": "+r.Router.Offloads[what])
+			offloads = append(offloads, what+": "+r.Router.Offloads[what])
 		}
 		pid, _ := l.RouterPID(n)
 		use, err := testbed.Usage(pid)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(b.out, "weft on h%d: offloads %s; %d MB resident after the load\n", n, strings.Join(words, ", "), use.Resident>>20)
+		fmt.Fprintf(b.out, "weft on h%d: offloads %s; %d MB resident after the load\n", n, strings.Join(offloads, ", "), use.Resident>>20)
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/weft-net/weft/internal/lab/traffic"
 )
 
-// sample is what one measurement of one path gave.
+// sample is the result of one measurement of one path.
 type sample struct {
 	traffic.Result
 	time    time.Duration
@@ -21,30 +21,30 @@ type sample struct {
 	carried bool          // there are such processes
 }
 
-// metric is a row of a table. Must and aim are ratios of the value of the path
-// ours to the best one of the paths against; 0 for none.
+// metric is a row of a table. Must and aim are the required and the desired ratio of the value
+// of path ours to the best value of the paths against; 0 for none.
 type metric struct {
 	name, unit    string
-	lowerIsBetter bool // is better
+	lowerIsBetter bool // a lower value is better
 	must, aim     float64
 	value         func(sample) (float64, bool) // false if the path has none
-	ours          string                       // pathWeft if ""
-	against       []string                     // the rivals if nil
+	ours          string                       // "" for pathWeft
+	against       []string                     // nil for the other overlays
 }
 
-// run is one measurement, which may give several metrics.
+// run is one measurement, which gives one or more metrics.
 type run struct {
-	order    traffic.Order // without its time; none if its kind is ""
+	order    traffic.Order // without its time; no measurement if its kind is ""
 	withBulk bool          // a bulk stream runs meanwhile
-	steps    int           // the time is for so many steps; 1 if 0
+	steps    int           // number of steps that share the time; 0 for 1
 	metrics  []metric
 	on       []string // paths; all if nil
 }
 
-// each is the time of a step.
+// stepTime returns the time of one step.
 func (r *run) stepTime(d time.Duration) time.Duration { return d / time.Duration(max(r.steps, 1)) }
 
-// table is what is measured and printed together.
+// table is a set of metrics that are measured and printed together.
 type table struct {
 	paths []string // columns, in order
 	runs  []run
@@ -60,7 +60,7 @@ func cpuPerGigabyte(s sample) (float64, bool) {
 	return s.cpu.Seconds() / gigabytes, s.carried && gigabytes > 0
 }
 
-// results are values by metric and path.
+// results holds the values by metric and path.
 type results map[string]map[string][]float64
 
 func (r results) add(metric, path string, v float64) {
@@ -78,7 +78,8 @@ func (r results) median(metric, path string) (float64, bool) {
 	return median(r[metric][path]), true
 }
 
-// ratio is the median of our path to the best one of those against it.
+// ratio returns the ratio of the median of path ours to the best median of the paths against;
+// false if one of them was not measured.
 func (r results) ratio(m *metric) (ratio float64, ok bool) {
 	weft, ok := r.median(m.name, cmp.Or(m.ours, pathWeft))
 	against := m.against
@@ -94,7 +95,7 @@ func (r results) ratio(m *metric) (ratio float64, ok bool) {
 	return weft / best, ok && !math.IsNaN(best)
 }
 
-// verdict says in a word what a ratio reaches.
+// verdict returns which bound a ratio reaches.
 func (m *metric) verdict(ratio float64) string {
 	reaches := func(bound float64) bool {
 		return m.lowerIsBetter && ratio <= bound || !m.lowerIsBetter && ratio >= bound
@@ -154,7 +155,7 @@ func (t *table) print(w io.Writer, results results) {
 	tw.Flush()
 }
 
-// record writes all values, one a line, in Go's benchmark format
+// record writes all values, one per line, in Go's benchmark format
 // (golang.org/design/14313-benchmark-format):
 //
 //	BenchmarkSleeve/TCP,_1_stream/weft_sleeve 1 3.39 Gb/s
@@ -175,7 +176,7 @@ func (t *table) record(w io.Writer, name string, got results) error {
 	return nil
 }
 
-// short writes a value with three digits that count.
+// short formats a value with three significant digits.
 func short(v float64) string {
 	switch {
 	case v >= 100:

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestVerdictOfABenchmark(t *testing.T) {
+func TestVerdict(t *testing.T) {
 	more, less := metric{must: 1.5, aim: 3}, metric{lowerIsBetter: true, must: 1, aim: 0.7}
 	for _, x := range []struct {
 		m     metric
@@ -22,9 +22,9 @@ func TestVerdictOfABenchmark(t *testing.T) {
 	}
 }
 
-// TestTableOfABenchmark: weft is held against the better of the two rivals,
-// whichever way a number is better, by the median of the rounds.
-func TestTableOfABenchmark(t *testing.T) {
+// The table compares the median of weft to that of the better of the two other overlays, be it
+// the higher or the lower one.
+func TestSleeveTable(t *testing.T) {
 	results := results{}
 	for _, v := range []float64{1, 9, 4} {
 		results.add("TCP, 1 stream", pathWeft, v)
@@ -44,9 +44,8 @@ func TestTableOfABenchmark(t *testing.T) {
 	})
 }
 
-// TestTableOfTheFastDatapath: each row holds one path against its own reference,
-// and only paths that were measured are columns.
-func TestTableOfTheFastDatapath(t *testing.T) {
+// Each row compares one path to its own reference, and only measured paths have a column.
+func TestFastTable(t *testing.T) {
 	results := results{}
 	for name, byPath := range map[string]map[string]float64{
 		"TCP, 1 stream":             {pathVXLAN: 10, pathExpress: 12, pathBridged: 8},
@@ -70,8 +69,7 @@ func TestTableOfTheFastDatapath(t *testing.T) {
 	})
 }
 
-// TestFastTableMeasuresItsReferences: each path of a row is one that its run is
-// made on, and that some lab has.
+// Each path of a row is measured by its run and made by one of the labs.
 func TestFastTableMeasuresItsReferences(t *testing.T) {
 	made := make(map[string]bool)
 	for _, lab := range fastLabs {
@@ -90,7 +88,7 @@ func TestFastTableMeasuresItsReferences(t *testing.T) {
 	}
 }
 
-// wantRows wants rows of a table, by name and with single spaces.
+// wantRows checks rows of a table, by name and with single spaces.
 func wantRows(t *testing.T, table *table, results results, rows map[string]string) {
 	t.Helper()
 	var b strings.Builder
@@ -111,8 +109,8 @@ func wantRows(t *testing.T, table *table, results results, rows map[string]strin
 	}
 }
 
-// benchstat reads what record writes: a name without spaces, a count, a value, a unit.
-func TestRecordOfABenchmark(t *testing.T) {
+// benchstat parses such lines: a name without spaces, a count, a value and a unit.
+func TestRecord(t *testing.T) {
 	got := results{}
 	got.add("TCP, 1 stream", pathWeft, 3.39)
 	got.add("TCP, 1 stream", pathWeft, 3.5)

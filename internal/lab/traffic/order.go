@@ -23,40 +23,40 @@ const (
 	Connect      Kind = "connect"
 )
 
-// Kinds are all kinds, for messages.
+// Kinds lists all kinds.
 var Kinds = []Kind{TCP, PinnedTCP, UDP, SustainedUDP, Latency, Trips, Connect}
 
-// toleratedLoss is the share of packets that a sustained rate may lose.
+// toleratedLoss is the fraction of packets that a sustained rate may lose.
 const toleratedLoss = 0.01
 
-// maxUDPSize is the most data that an IPv4 datagram carries, in bytes.
+// maxUDPSize is the maximum payload of a UDP datagram over IPv4 in bytes.
 const maxUDPSize = 65507
 
-// Order is one measurement.
+// Order describes one measurement.
 type Order struct {
 	Kind    Kind
-	Streams int // TCP connections at once; 0: one
-	Size    int // bytes of data in a UDP packet; 0: 64
+	Streams int // concurrent TCP connections; 0 for one
+	Size    int // payload of a UDP packet in bytes; 0 for 64
 	Time    time.Duration
 }
 
-// Result is what a measurement gives; what its kind does not measure is zero.
+// Result is the result of a measurement. Fields that its kind does not measure are zero.
 type Result struct {
 	BitsPerSecond    float64       `json:"bitsPerSecond,omitempty"`
 	PacketsPerSecond float64       `json:"packetsPerSecond,omitempty"`
-	Lost             float64       `json:"lost,omitempty"` // share of the packets sent
+	Lost             float64       `json:"lost,omitempty"` // fraction of the packets sent
 	Median           time.Duration `json:"median,omitempty"`
 	P99              time.Duration `json:"p99,omitempty"`
 }
 
-// Check returns what is wrong with o in one line, or nil.
+// Check returns an error of one line if o is invalid.
 func (o *Order) Check() error {
 	if !slices.Contains(Kinds, o.Kind) {
-		var words []string
+		var names []string
 		for _, k := range Kinds {
-			words = append(words, string(k))
+			names = append(names, string(k))
 		}
-		return fmt.Errorf("--kind %q: want one of %s", o.Kind, strings.Join(words, ", "))
+		return fmt.Errorf("--kind %q: want one of %s", o.Kind, strings.Join(names, ", "))
 	}
 	if o.Streams < 0 || o.Size < 0 || o.Size > maxUDPSize || o.Time <= 0 {
 		return fmt.Errorf("%d streams, %d bytes, %v: want at least one stream, 1 to %d bytes and a time", o.Streams, o.Size, o.Time, maxUDPSize)
@@ -64,7 +64,7 @@ func (o *Order) Check() error {
 	return nil
 }
 
-// Args are the arguments of weft lab traffic send for o.
+// Args returns the arguments of weft lab traffic send for o.
 func (o *Order) Args() []string {
 	return []string{
 		"--kind", string(o.Kind), "--streams", strconv.Itoa(o.streams()),
@@ -81,7 +81,7 @@ func (o *Order) size() int {
 	return o.Size
 }
 
-// Measure carries out o, which has passed Check, against a server.
+// Measure takes the measurement o, which has passed Check.
 func (o *Order) Measure(ctx context.Context, c Client) (r Result, err error) {
 	switch o.Kind {
 	case TCP:

@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	// straggle is how long the server goes on counting after the client said
-	// that it has sent its last datagram.
+	// lateTime is how long the server continues to count after the client has
+	// reported that it sent its last datagram.
 	lateTime = 100 * time.Millisecond
-	// packetBatch is how many datagrams cross one system call at most: small
-	// ones should cost the network, not the process that makes them.
+	// packetBatch bounds the datagrams per system call. Batches make the network the
+	// bottleneck for small datagrams, not the sending process.
 	packetBatch = 64
-	// paceEvery is how often a paced sender sends what is due.
+	// paceInterval is how often a paced sender sends the datagrams that are due.
 	paceInterval = time.Millisecond
 )
 
-// servePackets counts datagrams that come to a port of its own.
+// servePackets counts datagrams to a new UDP port.
 func servePackets(c net.Conn) error {
 	local := c.LocalAddr().(*net.TCPAddr)
 	u, err := net.ListenUDP("udp", &net.UDPAddr{IP: local.IP, Zone: local.Zone})
@@ -30,7 +30,7 @@ func servePackets(c net.Conn) error {
 		return err
 	}
 	defer u.Close()
-	u.SetReadBuffer(4 << 20) // as much of it as the system allows
+	u.SetReadBuffer(4 << 20) // the system may limit it
 	counted := make(chan uint64)
 	go func() {
 		var n uint64
@@ -67,9 +67,9 @@ func messages(n, size int) []ipv4.Message {
 	return m
 }
 
-// Packets sends UDP datagrams of size bytes, at most perSecond of them a second
-// or, if that is 0, as fast as it can. It returns how many a second the server
-// got, and the share of those sent that it did not get.
+// Packets sends UDP datagrams of size bytes for d, at most perSecond per second or, if that
+// is 0, as fast as possible. It returns the received datagrams per second and the lost
+// fraction.
 func (c Client) Packets(ctx context.Context, size int, perSecond float64, d time.Duration) (rate, lost float64, err error) {
 	rate, lost, err = c.packets(ctx, size, perSecond, d)
 	if err != nil {
@@ -99,7 +99,7 @@ func (c Client) packets(ctx context.Context, size int, perSecond float64, d time
 	defer u.Close()
 	uc, ok := u.(net.PacketConn)
 	if !ok {
-		return 0, 0, fmt.Errorf("a %T carries no packets", u)
+		return 0, 0, fmt.Errorf("a %T is not a packet connection", u)
 	}
 	start := time.Now()
 	sent, err := sendPackets(ctx, ipv4.NewPacketConn(uc), size, perSecond, d)
@@ -129,7 +129,7 @@ func sendPackets(ctx context.Context, out *ipv4.PacketConn, size int, perSecond 
 		elapsed := time.Since(start)
 		if elapsed >= d {
 			if sent > 0 {
-				refused = nil // loss is what is measured
+				refused = nil // the measurement counts it as loss
 			}
 			return sent, refused
 		}
@@ -146,13 +146,12 @@ func sendPackets(ctx context.Context, out *ipv4.PacketConn, size int, perSecond 
 		if err != nil && ctx.Err() != nil {
 			return sent, ctx.Err()
 		}
-		refused = err // no room, or none who listened before
+		refused = err // a full queue, or an ICMP error for an earlier datagram
 	}
 }
 
-// Sustained returns the highest rate of datagrams of size bytes, as received,
-// at which less than the share of tolerated loss is lost. Each rate is tried
-// for d.
+// Sustained returns the highest received rate of datagrams of size bytes at which the lost
+// fraction is less than tolerated. Each rate is tried for d.
 func (c Client) Sustained(ctx context.Context, size int, tolerated float64, d time.Duration) (float64, error) {
 	var s rateSearch
 	for {
@@ -168,13 +167,13 @@ func (c Client) Sustained(ctx context.Context, size int, tolerated float64, d ti
 	}
 }
 
-// rateSearch looks for the highest rate that is good: it goes up in large steps
-// to the first that is bad, then halves the distance. A rate is bad only if it
-// was so twice, as any process may be held up once.
+// rateSearch searches for the highest good rate. It goes up in large steps to the first bad
+// rate, then bisects. A rate counts as bad only after two failures, because the scheduler
+// may delay any process once.
 type rateSearch struct {
-	good, bad float64 // rates asked for; 0 if none yet
-	again     bool    // the last try was bad for the first time
-	best      float64 // highest rate received at a good one
+	good, bad float64 // tried rates; 0 if none yet
+	again     bool    // the last try failed for the first time
+	best      float64 // highest received rate of all good tries
 	last      float64
 }
 

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Trips returns the median and the 99th percentile of round trips of one byte
-// over TCP, both ends on one CPU and in blocking calls, as netperf's TCP_RR with
-// -T 0,0 has them. So a trip is what the path and its two ends cost, and not how
-// long an idle CPU takes to wake, nor how Go's poller finds its goroutine: these
-// are several times as long as a path through the kernel, and they come and go.
+// Trips returns the median and the 99th percentile of round trips of one byte over TCP. Both
+// ends run on one CPU and use blocking calls, like netperf's TCP_RR with -T 0,0. So a trip
+// contains the cost of the path and its two ends only. It contains neither the wake-up of an
+// idle CPU nor Go's network poller, which take several times as long as a path through the
+// kernel and vary.
 func (c Client) Trips(ctx context.Context, d time.Duration) (median, p99 time.Duration, err error) {
 	conn, closeAll, err := c.open(ctx, forTrips)
 	if err != nil {
@@ -34,16 +34,16 @@ func (c Client) Trips(ctx context.Context, d time.Duration) (median, p99 time.Du
 	return median, p99, nil
 }
 
-// PinnedBulk is Bulk with all senders on one CPU and all receivers on another, in
-// blocking calls, as iperf3 has it with -A 0,1. Else where the scheduler puts them
-// decides on more than the path does.
+// PinnedBulk is Bulk with all senders on one CPU and all receivers on another, in blocking
+// calls, like iperf3 -A 0,1. Otherwise the placement by the scheduler influences the result
+// more than the path does.
 func (c Client) PinnedBulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
 	return c.bulkStreams(ctx, forPinned, streams, d, func(conn net.Conn, send func(io.Writer) error) error {
 		return blocking(ctx, conn, firstCPU, func(s io.ReadWriter) error { return send(s) })
 	})
 }
 
-// Which of the CPUs that this process may use.
+// cpuChoice selects one of the CPUs that this process may use.
 type cpuChoice bool
 
 const (
@@ -51,19 +51,19 @@ const (
 	lastCPU  cpuChoice = true
 )
 
-// blocking runs f on a thread that stays on one CPU, with a socket whose calls
-// block the thread. When ctx ends they fail.
+// blocking runs f on a thread that is pinned to one CPU, with a socket whose calls block the
+// thread. When ctx ends these calls fail.
 func blocking(ctx context.Context, c net.Conn, cpu cpuChoice, f func(io.ReadWriter) error) error {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
-		return fmt.Errorf("%T is no TCP connection: %w", c, errors.ErrUnsupported)
+		return fmt.Errorf("%T is not a TCP connection: %w", c, errors.ErrUnsupported)
 	}
 	file, err := tcp.File()
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	fd := file.Fd() // which makes it block
+	fd := file.Fd() // this call sets blocking mode
 	if err := unix.SetNonblock(int(fd), false); err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}
@@ -71,7 +71,7 @@ func blocking(ctx context.Context, c net.Conn, cpu cpuChoice, f func(io.ReadWrit
 
 	ended := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and not unlocked: the thread ends with its goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with its goroutine
 		err := pin(cpu)
 		if err == nil {
 			err = f(socket(fd))
@@ -81,7 +81,7 @@ func blocking(ctx context.Context, c net.Conn, cpu cpuChoice, f func(io.ReadWrit
 	return <-ended
 }
 
-// pin keeps the calling thread on one CPU.
+// pin pins the calling thread to one CPU.
 func pin(which cpuChoice) error {
 	var may, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &may); err != nil {
@@ -101,7 +101,7 @@ func pin(which cpuChoice) error {
 	return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(0, &one))
 }
 
-// socket is a descriptor whose calls go to the kernel at once.
+// socket is a file descriptor that is used without Go's network poller.
 type socket int
 
 func (s socket) Read(b []byte) (int, error) {

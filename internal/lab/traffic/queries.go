@@ -14,25 +14,25 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// QueryTimeout is how long an answer to a DNS query is waited for.
+// QueryTimeout is how long a query waits for its answer.
 const QueryTimeout = time.Second
 
-// Answers is what a DNS server did with queries.
+// Answers is the result of a measurement of a DNS server.
 type Answers struct {
-	PerSecond   float64 // that were answered
+	PerSecond   float64 // answered queries
 	Median, P99 time.Duration
-	Lost        uint64 // queries that were not answered in time
+	Lost        uint64 // queries without an answer within QueryTimeout
 }
 
-// Load is how a DNS server is asked at each socket.
+// Load is the load that each socket sends to a DNS server.
 type Load struct {
-	Window    int     // the most queries that are under way at once
-	PerSecond float64 // that are sent at most, 0 for as many as the window lets
+	Window    int     // maximum of unanswered queries
+	PerSecond float64 // maximum rate of queries; 0 for as many as Window allows
 }
 
-// Queries asks a DNS server over connected IPv4 UDP sockets for as long as d.
-// Queries, each a message, are sent in turns; the id is put in. An answer counts if
-// there is no error in it, and at least one record.
+// Queries sends queries to a DNS server over connected IPv4 UDP sockets for d. It sends the
+// given messages in turn, each with a new id. An answer with an error code or without a
+// record fails the measurement.
 func Queries(ctx context.Context, socks []*net.UDPConn, load Load, queries [][]byte, d time.Duration) (Answers, error) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -64,17 +64,17 @@ func Queries(ctx context.Context, socks []*net.UDPConn, load Load, queries [][]b
 	return a, nil
 }
 
-// asker keeps queries under way at one socket.
+// querier sends queries over one socket.
 type querier struct {
 	sock *net.UDPConn
 	conn *ipv4.PacketConn
 	Load
 	queries [][]byte
-	next    int // of queries
+	next    int // index in queries
 
 	id      uint16
-	sent    [1 << 16]time.Time // by id, while under way
-	oldest  uint16             // of the ids that may be under way
+	sent    [1 << 16]time.Time // by id; zero if not pending
+	oldest  uint16             // the oldest id that may be pending
 	pending int
 
 	took []time.Duration
@@ -88,7 +88,7 @@ func (q *querier) run(ctx context.Context) error {
 	for asked := 0; ctx.Err() == nil; {
 		n, timeout := q.Window-q.pending, QueryTimeout
 		if q.PerSecond > 0 {
-			// Whether the next one is due is looked at once a millisecond.
+			// The loop checks once per millisecond whether the next query is due.
 			due := int(time.Since(start).Seconds()*q.PerSecond) + 1
 			n, timeout = min(n, due-asked), time.Millisecond
 		}
@@ -114,10 +114,10 @@ func (q *querier) run(ctx context.Context) error {
 	return nil
 }
 
-// maxDNS is the most bytes of a message.
+// maxDNS bounds a DNS message in bytes.
 const maxDNS = 1500
 
-// send sends so many queries.
+// send sends as many queries as out has messages.
 func (q *querier) send(out []ipv4.Message) error {
 	now := time.Now()
 	for i := range out {
@@ -139,7 +139,7 @@ func (q *querier) send(out []ipv4.Message) error {
 	return nil
 }
 
-// receive takes an answer in. Those to queries that were given up are none.
+// receive processes an answer. It ignores answers to expired queries.
 func (q *querier) receive(b []byte, now time.Time) error {
 	const header = 12
 	if len(b) < header {
@@ -150,7 +150,7 @@ func (q *querier) receive(b []byte, now time.Time) error {
 		return nil
 	}
 	if code, records := b[3]&15, binary.BigEndian.Uint16(b[6:]); code != 0 || records == 0 {
-		return fmt.Errorf("a DNS server answers with code %d and %d records", code, records)
+		return fmt.Errorf("the DNS server answered with code %d and %d records", code, records)
 	}
 	q.took = append(q.took, now.Sub(q.sent[id]))
 	q.sent[id] = time.Time{}
@@ -158,7 +158,7 @@ func (q *querier) receive(b []byte, now time.Time) error {
 	return nil
 }
 
-// giveUp makes room in the window where no answer has come.
+// expire counts queries without an answer as lost.
 func (q *querier) expire(now time.Time) {
 	for ; q.oldest != q.id; q.oldest++ {
 		switch at := q.sent[q.oldest]; {

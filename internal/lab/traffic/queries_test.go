@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// answerer answers DNS queries, but for each nth, with the flags.
+// answerer starts a DNS server that answers with those flags, except every nth query. It
+// returns a socket that is connected to the server.
 func answerer(t *testing.T, nth int, flags byte) *net.UDPConn {
 	t.Helper()
 	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -50,7 +51,7 @@ func TestQueries(t *testing.T) {
 	if err != nil || a.PerSecond > 2.2*each {
 		t.Errorf("paced at %v a second: %+v, %v", 2*each, a, err)
 	}
-	// Queries that are not answered do not stop the others.
+	// Unanswered queries do not stop the others.
 	a, err = Queries(t.Context(), []*net.UDPConn{answerer(t, 5, 0)}, Load{Window: 4}, someQueries, 2500*time.Millisecond)
 	if err != nil || a.Lost < 4 || a.Lost > 20 || a.P99 >= QueryTimeout {
 		t.Errorf("with one of five lost: %+v, %v", a, err)

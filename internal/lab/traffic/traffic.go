@@ -1,19 +1,18 @@
-// Package traffic measures a network between two processes: TCP throughput,
-// TCP round trips and the rate of small UDP packets. Both ends are weft, so
-// that nothing needs to be installed. The server trusts whoever reaches it; it
-// is for labs.
+// Package traffic measures a network between two processes: TCP throughput, TCP round trips
+// and the rate of small UDP packets. Both ends are weft, so nothing else must be installed.
+// The server has no authentication; it is for labs.
 //
-// Each measurement opens TCP connections to the server. The first byte says
-// what for; integers are big-endian:
+// Each measurement opens TCP connections to the server. The first byte is the kind of
+// measurement; integers are big-endian:
 //
-//	'B' bulk    then data until the client closes its half; the server
+//	'B' bulk    data follows until the client closes its direction; the server
 //	            answers with the number of data bytes (8 bytes)
-//	'P' pinned  the same, but see Client.PinnedBulk
-//	'L' latency then single bytes, each sent back as it comes
-//	'T' trips   the same, but see Client.Trips
-//	'U' packets the server answers with a UDP port (2 bytes) that counts what
-//	            the client sends there; at a byte from the client, or its end,
-//	            it answers with the number of datagrams (8 bytes)
+//	'P' pinned  the same, see Client.PinnedBulk
+//	'L' latency single bytes follow, each is sent back at once
+//	'T' trips   the same, see Client.Trips
+//	'U' packets the server answers with a UDP port (2 bytes) and counts the
+//	            datagrams that arrive there; after a byte from the client, or
+//	            EOF, it answers with their number (8 bytes)
 package traffic
 
 import (
@@ -55,7 +54,7 @@ func Serve(ctx context.Context, l net.Listener) error {
 		wg.Go(func() {
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()
-			serveOne(ctx, c) // a client that breaks off is no concern of the server
+			serveOne(ctx, c) // an error concerns only this client
 		})
 	}
 }
@@ -77,11 +76,11 @@ func serveOne(ctx context.Context, c net.Conn) error {
 	case forPackets:
 		return servePackets(c)
 	default:
-		return fmt.Errorf("a client asked for %q", kind[0])
+		return fmt.Errorf("unknown kind of measurement %q", kind[0])
 	}
 }
 
-// count counts what comes, and says it at the end.
+// count counts the received bytes and sends their number at the end.
 func count(c io.ReadWriter) error {
 	n, err := io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{c}, make([]byte, bulkChunk))
 	if err != nil {
@@ -90,7 +89,7 @@ func count(c io.ReadWriter) error {
 	return binary.Write(c, binary.BigEndian, uint64(n))
 }
 
-// sendBack sends back what comes, byte for byte.
+// sendBack sends each received byte back.
 func sendBack(c io.ReadWriter) error {
 	var b [1]byte
 	for {
@@ -103,20 +102,21 @@ func sendBack(c io.ReadWriter) error {
 	}
 }
 
-// onlyWriter and onlyReader keep io.CopyBuffer from taking a way round the
-// buffer, so that each read is of bulkChunk bytes.
+// onlyWriter and onlyReader hide ReadFrom and WriteTo, with which io.CopyBuffer would bypass
+// the buffer. So each read is of up to bulkChunk bytes.
 type onlyWriter struct{ io.Writer }
 
 type onlyReader struct{ io.Reader }
 
-// Client measures towards one server.
+// Client takes measurements with one server.
 type Client struct {
 	// Dial opens a connection of network "tcp" or "udp".
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	Addr string // of the server, host:port
+	Addr string // HOST:PORT of the server
 }
 
-// open dials and says what for. The connection closes when ctx ends.
+// open connects to the server and sends the kind of measurement. The connection closes when
+// ctx ends.
 func (c Client) open(ctx context.Context, kind byte) (net.Conn, func(), error) {
 	conn, err := c.Dial(ctx, "tcp", c.Addr)
 	if err != nil {
@@ -131,13 +131,14 @@ func (c Client) open(ctx context.Context, kind byte) (net.Conn, func(), error) {
 	return conn, closeAll, nil
 }
 
-// Bulk sends over the given number of TCP connections at once and returns the
-// bits a second that the server has read.
+// Bulk sends data over concurrent TCP connections for d. It returns the rate at which the
+// server received, in bits per second.
 func (c Client) Bulk(ctx context.Context, streams int, d time.Duration) (float64, error) {
 	return c.bulkStreams(ctx, forBulk, streams, d, func(conn net.Conn, send func(io.Writer) error) error { return send(conn) })
 }
 
-// bulks is Bulk of a kind; each calls send with what to write to.
+// bulkStreams implements Bulk for a kind. Each must call its send with a writer to the
+// connection.
 func (c Client) bulkStreams(ctx context.Context, kind byte, streams int, d time.Duration, each func(net.Conn, func(io.Writer) error) error) (float64, error) {
 	start := time.Now()
 	var total, last = make([]uint64, streams), make([]time.Time, streams)
@@ -169,7 +170,7 @@ func (c Client) bulk(ctx context.Context, kind byte, until time.Time, each func(
 	err = each(conn, func(w io.Writer) error {
 		b := make([]byte, bulkChunk)
 		for {
-			// At least once: on a busy machine the time may be over by now.
+			// At least one write: on a busy machine the time may be over already.
 			if _, err := w.Write(b); err != nil || !time.Now().Before(until) {
 				return err
 			}
@@ -188,8 +189,7 @@ func (c Client) bulk(ctx context.Context, kind byte, until time.Time, each func(
 	return n, err
 }
 
-// Latency returns the median and the 99th percentile of round trips of one
-// byte over TCP.
+// Latency returns the median and the 99th percentile of round trips of one byte over TCP.
 func (c Client) Latency(ctx context.Context, d time.Duration) (median, p99 time.Duration, err error) {
 	conn, closeAll, err := c.open(ctx, forLatency)
 	if err != nil {
@@ -202,7 +202,7 @@ func (c Client) Latency(ctx context.Context, d time.Duration) (median, p99 time.
 	return median, p99, nil
 }
 
-// trips times how long a byte takes there and back.
+// trips measures round trips of one byte.
 func trips(conn io.ReadWriter, d time.Duration) (median, p99 time.Duration, err error) {
 	var b [1]byte
 	return times(d, func() error {
@@ -214,8 +214,8 @@ func trips(conn io.ReadWriter, d time.Duration) (median, p99 time.Duration, err 
 	})
 }
 
-// Connects returns the median and the 99th percentile of the time in which a TCP
-// connection is made: the first packet of a flow, and its answer.
+// Connects returns the median and the 99th percentile of the time to open a TCP connection:
+// the first packet of a flow and its answer.
 func (c Client) Connects(ctx context.Context, d time.Duration) (median, p99 time.Duration, err error) {
 	median, p99, err = times(d, func() error {
 		conn, err := c.Dial(ctx, "tcp", c.Addr)
@@ -223,7 +223,7 @@ func (c Client) Connects(ctx context.Context, d time.Duration) (median, p99 time
 			return err
 		}
 		if reset, ok := conn.(*net.TCPConn); ok {
-			_ = reset.SetLinger(0) // or the ports of a machine are used up
+			_ = reset.SetLinger(0) // closed ports would stay in TIME_WAIT until none is left
 		}
 		return conn.Close()
 	})
@@ -233,8 +233,7 @@ func (c Client) Connects(ctx context.Context, d time.Duration) (median, p99 time
 	return median, p99, nil
 }
 
-// times does something at least once and for as long as d, and returns how long it
-// took.
+// times calls what repeatedly for d, at least once, and returns how long the calls took.
 func times(d time.Duration, what func() error) (median, p99 time.Duration, err error) {
 	var took []time.Duration
 	for end := time.Now().Add(d); len(took) == 0 || time.Now().Before(end); {

@@ -58,7 +58,7 @@ func TestMeasureLoopback(t *testing.T) {
 	}
 }
 
-// Who waits in a blocking call goes on when the context ends.
+// The end of the context interrupts a blocking call.
 func TestTripsEndWithTheirContext(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody answers
 	if err != nil {
@@ -72,7 +72,7 @@ func TestTripsEndWithTheirContext(t *testing.T) {
 		conn, err := l.Accept()
 		if err == nil {
 			defer conn.Close()
-			_, _ = io.ReadFull(conn, make([]byte, 2)) // what for, and the first byte
+			_, _ = io.ReadFull(conn, make([]byte, 2)) // the kind, and the first byte
 		}
 		cancel()
 		<-t.Context().Done()
@@ -89,8 +89,7 @@ func TestPacketsArePaced(t *testing.T) {
 	}
 }
 
-// TestRateSearch against networks that lose everything above a rate, and once
-// in a while for no reason.
+// The simulated networks lose everything above a rate, and now and then at any rate.
 func TestRateSearch(t *testing.T) {
 	for _, limit := range []float64{3, 700, 5000, 48_000, 1.3e6} {
 		var s rateSearch
@@ -103,7 +102,7 @@ func TestRateSearch(t *testing.T) {
 			if tries++; tries > 60 {
 				t.Fatalf("limit %.0f: no end after %d tries", limit, tries)
 			}
-			hiccup := tries%7 == 3 // never twice in a row
+			hiccup := tries%7 == 3 // never two tries in a row
 			s.tried(rate, min(rate, limit), rate <= limit && !hiccup)
 		}
 		if s.best > limit || s.best < limit*0.9 {
@@ -115,11 +114,11 @@ func TestRateSearch(t *testing.T) {
 		s.tried(rate, 0, false)
 	}
 	if s.best != 0 {
-		t.Errorf("a network that carries nothing sustains %.0f", s.best)
+		t.Errorf("found a rate of %.0f in a network that loses everything", s.best)
 	}
 }
 
-func TestServerOutlivesClientsThatBreakOff(t *testing.T) {
+func TestServerSurvivesDisconnects(t *testing.T) {
 	c := serve(t)
 	for _, first := range []string{"", "?", "B", "L", "U", "Bxyz"} {
 		conn, err := c.Dial(t.Context(), "tcp", c.Addr)
@@ -139,7 +138,7 @@ func TestClientEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := c.Bulk(ctx, 2, time.Hour); err == nil {
-		t.Error("bulk went on")
+		t.Error("bulk did not stop")
 	}
 }
 
@@ -155,8 +154,8 @@ func (c counted) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// The rate is that of all bytes that were sent, over the time that they took.
-func TestBulkCountsWhatArrived(t *testing.T) {
+// The rate is the number of bytes that arrived, divided by the time until the last arrived.
+func TestBulkCountsReceivedBytes(t *testing.T) {
 	c := serve(t)
 	var sent atomic.Uint64
 	dial := c.Dial
@@ -175,7 +174,7 @@ func TestBulkCountsWhatArrived(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A few bytes of each stream say what is wanted.
+		// One byte of each stream is the kind.
 		if arrived, bytes := rate/8*took, float64(sent.Load()); arrived < bytes*0.99 || rate/8*0.05 > bytes {
 			t.Errorf("%d streams: %.0f bytes were sent in %.3f s, and the rate is %.0f bit/s", streams, bytes, took, rate)
 		}
