@@ -1,6 +1,6 @@
-// Command packages gives the packages of weft what is made of its sources: man
-// pages and completions, of the command tree, and the version. The script build
-// beside it runs it; nfpm.yaml says what goes where.
+// Command packages generates files for the packages of weft: man pages and shell
+// completions, from the command tree. It also prints the version of the packages. The
+// script build in this directory runs it; nfpm.yaml lists the files of the packages.
 package main
 
 import (
@@ -40,16 +40,17 @@ func run(args []string) error {
 		}
 		return err
 	}
-	return errors.New("want: docs FOLDER, or version DESCRIPTION SECONDS")
+	return errors.New("want: docs DIRECTORY, or version DESCRIPTION SECONDS")
 }
 
-// writeDocs writes man pages and completions into folders of dir that exist.
+// writeDocs writes man pages and completions into the existing directories man and
+// completion of dir.
 func writeDocs(dir string) error {
-	os.Unsetenv("WEFT_SOCKET") // pages would have it as the default
+	os.Unsetenv("WEFT_SOCKET") // the pages would show it as the default
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		var b bytes.Buffer
 		if code := cmd.Main([]string{"completion", shell}, &b, os.Stderr); code != 0 {
-			return fmt.Errorf("complete in %s: exit code %d", shell, code)
+			return fmt.Errorf("write completions for %s: exit code %d", shell, code)
 		}
 		if err := os.WriteFile(filepath.Join(dir, "completion", shell), b.Bytes(), 0o644); err != nil {
 			return err
@@ -58,7 +59,7 @@ func writeDocs(dir string) error {
 	return writePages(filepath.Join(dir, "man"))
 }
 
-// writePages writes a page for each command, compressed as Debian wants them.
+// writePages writes a man page for each command, compressed as Debian requires.
 func writePages(dir string) error {
 	root := cmd.Tree()
 	root.InitDefaultHelpCmd()
@@ -82,7 +83,7 @@ func writePages(dir string) error {
 	return nil
 }
 
-// compress replaces a file by FILE.gz, whose bytes depend on nothing else.
+// compress replaces a file by FILE.gz, whose bytes depend on the content only.
 func compress(name string) error {
 	text, err := os.ReadFile(name)
 	if err != nil {

@@ -16,10 +16,10 @@ import (
 	"time"
 )
 
-// timeout is for building weft on a machine that does other things too.
+// timeout bounds a build of weft on a busy machine.
 const timeout = 8 * time.Minute
 
-// output runs a program in the root of the repository.
+// output runs a program in the root of the repository and returns its output.
 func output(t *testing.T, env []string, program string, args ...string) string {
 	t.Helper()
 	out, err := try(t, env, program, args...)
@@ -38,7 +38,7 @@ func try(t *testing.T, env []string, program string, args ...string) (string, er
 	return string(out), err
 }
 
-// build makes the packages of amd64 and returns where they are.
+// build builds the packages for amd64 and returns their paths.
 func build(t *testing.T) (deb, rpm string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -54,10 +54,10 @@ func build(t *testing.T) (deb, rpm string) {
 	return files[".deb"], files[".rpm"]
 }
 
-// Issue 5, item 6, in the order that a user meets it.
+// The packages are complete and reproducible, and install, upgrade and remove cleanly.
 func TestPackages(t *testing.T) {
 	deb, rpm := build(t)
-	t.Run("the same again", func(t *testing.T) {
+	t.Run("reproducible", func(t *testing.T) {
 		deb2, rpm2 := build(t)
 		for a, b := range map[string]string{deb: deb2, rpm: rpm2} {
 			x, err := os.ReadFile(a)
@@ -66,7 +66,7 @@ func TestPackages(t *testing.T) {
 			}
 			y, err := os.ReadFile(b)
 			if err != nil || !bytes.Equal(x, y) {
-				t.Errorf("%s has other bytes when it is made again, %v", filepath.Base(a), err)
+				t.Errorf("%s has other bytes after a second build, %v", filepath.Base(a), err)
 			}
 		}
 	})
@@ -76,7 +76,7 @@ func TestPackages(t *testing.T) {
 	t.Run("under systemd", func(t *testing.T) { checkSystemd(t, deb) })
 	t.Run("rpm scripts", func(t *testing.T) {
 		if out := output(t, nil, "rpm", "-qp", "--nosignature", "--scripts", rpm); !strings.Contains(out, "remove | 0)") {
-			t.Errorf("its removal would not be told from an upgrade:\n%s", out)
+			t.Errorf("its scripts do not distinguish a removal from an upgrade:\n%s", out)
 		}
 	})
 }
@@ -113,7 +113,7 @@ func checkContents(t *testing.T, deb, rpm string) {
 		}
 		for _, f := range c.files {
 			if strings.Contains(f, "gen-docs") {
-				t.Errorf("%s has %s, of a command that is hidden", c.name, f)
+				t.Errorf("%s has %s, of a hidden command", c.name, f)
 			}
 		}
 	}
@@ -128,7 +128,7 @@ func checkContents(t *testing.T, deb, rpm string) {
 	}
 }
 
-// checkDpkg has dpkg install, upgrade, remove and purge the package in a folder.
+// checkDpkg installs, upgrades, removes and purges the package with dpkg in a directory.
 func checkDpkg(t *testing.T, deb string) {
 	root := t.TempDir()
 	for _, dir := range []string{"var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/weft"} {
@@ -144,20 +144,20 @@ func checkDpkg(t *testing.T, deb string) {
 	write("var/lib/dpkg/status", "")
 	dpkg := func(args ...string) {
 		t.Helper()
-		// Scripts run outside of the folder, and are told which it is.
+		// Scripts run outside the directory, whose path they get as DPKG_ROOT.
 		output(t, []string{"DEBIAN_FRONTEND=noninteractive"}, "dpkg", append([]string{"--root=" + root, "--force-script-chrootless", "--force-confdef"}, args...)...)
 	}
-	there := func(name string, want bool) {
+	checkExists := func(name string, want bool) {
 		t.Helper()
 		if _, err := os.Lstat(filepath.Join(root, name)); (err == nil) != want {
-			t.Errorf("%s: %v, want it there: %v", name, err, want)
+			t.Errorf("%s: %v, want it to exist: %v", name, err, want)
 		}
 	}
 	dpkg("--install", deb)
 	version := strings.TrimSpace(output(t, nil, "dpkg-deb", "--field", deb, "Version"))
-	said := output(t, []string{"WEFT_SOCKET=" + filepath.Join(root, "none")}, filepath.Join(root, "usr/bin/weft"), "version")
-	if said != "weft "+strings.TrimSuffix(version, "-1")+"\n" {
-		t.Errorf("the program says %q in a package of version %s", said, version)
+	printed := output(t, []string{"WEFT_SOCKET=" + filepath.Join(root, "none")}, filepath.Join(root, "usr/bin/weft"), "version")
+	if printed != "weft "+strings.TrimSuffix(version, "-1")+"\n" {
+		t.Errorf("the program prints %q in a package of version %s", printed, version)
 	}
 	if target, err := os.Readlink(filepath.Join(root, "opt/cni/bin/weft-ipam")); err != nil || target != "weft-cni" {
 		t.Errorf("weft-ipam is %q, %v", target, err)
@@ -170,7 +170,7 @@ func checkDpkg(t *testing.T, deb string) {
 	}
 	output(t, nil, "bash", "-n", filepath.Join(root, "usr/share/bash-completion/completions/weft"))
 
-	// What the user changed, and what the router keeps, stays over an upgrade.
+	// An upgrade keeps the user's configuration and the router's state.
 	const configuration = "WEFT_MTU=1400\n"
 	write("etc/default/weft", configuration)
 	write("var/lib/weft/weft.db", "state")
@@ -178,20 +178,19 @@ func checkDpkg(t *testing.T, deb string) {
 	if b, err := os.ReadFile(filepath.Join(root, "etc/default/weft")); err != nil || string(b) != configuration {
 		t.Errorf("after an upgrade the configuration is %q, %v", b, err)
 	}
-	there("var/lib/weft/weft.db", true)
+	checkExists("var/lib/weft/weft.db", true)
 
 	dpkg("--remove", "weft")
-	there("usr/bin/weft", false)
-	there("usr/lib/systemd/system/weft.service", false)
-	there("etc/default/weft", true)
-	there("var/lib/weft/weft.db", true)
+	checkExists("usr/bin/weft", false)
+	checkExists("usr/lib/systemd/system/weft.service", false)
+	checkExists("etc/default/weft", true)
+	checkExists("var/lib/weft/weft.db", true)
 	dpkg("--purge", "weft")
-	there("etc/default/weft", false)
-	there("var/lib/weft", false)
+	checkExists("etc/default/weft", false)
+	checkExists("var/lib/weft", false)
 }
 
-// checkUnit asks systemd whether it takes the unit, and whether it notices what
-// it should not take.
+// checkUnit checks that systemd accepts the unit and would reject an invalid one.
 func checkUnit(t *testing.T, deb string) {
 	root := t.TempDir()
 	output(t, nil, "dpkg-deb", "--extract", deb, root)
@@ -199,7 +198,7 @@ func checkUnit(t *testing.T, deb string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// systemd wants to see the program that it would start.
+	// systemd checks that the program exists.
 	unit := strings.ReplaceAll(string(b), "=/usr/bin/weft ", "="+filepath.Join(root, "usr/bin/weft")+" ")
 	verify := func(unit string) (string, error) {
 		dir := t.TempDir()
@@ -210,13 +209,13 @@ func checkUnit(t *testing.T, deb string) {
 		return try(t, nil, "systemd-analyze", "verify", "--man=no", file)
 	}
 	if out, err := verify(unit); err != nil || strings.Contains(out, "weft.service") {
-		t.Errorf("systemd does not take it: %v\n%s", err, out)
+		t.Errorf("systemd rejects the unit: %v\n%s", err, out)
 	}
 	if out, _ := verify(unit + "\nNoSuchKey=1\n"); !strings.Contains(out, "NoSuchKey") {
-		t.Errorf("systemd takes anything:\n%s", out)
+		t.Errorf("systemd accepts an invalid unit:\n%s", out)
 	}
-	// Neither may wait for the other for ever: the router is first, and its
-	// start has an end.
+	// Router and engine must not wait for each other for ever: the router starts first, and
+	// its start has a timeout.
 	for _, line := range []string{"Before=docker.service", "Type=notify", "TimeoutStartSec=30", "EnvironmentFile=-/var/lib/weft/launch.env"} {
 		if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `$`).MatchString(unit) {
 			t.Errorf("the unit has no line %s", line)
@@ -224,7 +223,7 @@ func checkUnit(t *testing.T, deb string) {
 	}
 }
 
-// checkStory has a real systemd run the router, in a container of this machine's
+// checkSystemd runs testdata/story under a real systemd, in a container with this machine's
 // own system.
 func checkSystemd(t *testing.T, deb string) {
 	shared := t.TempDir()
@@ -240,16 +239,16 @@ func checkSystemd(t *testing.T, deb string) {
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	boot := exec.CommandContext(ctx, "unshare", "--mount", filepath.Join("testdata", "boot"), shared)
-	// It goes with the test, also when that is killed.
+	// It ends with the test, even if the test is killed.
 	boot.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	boot.Cancel = func() error { return boot.Process.Signal(syscall.SIGTERM) }
 	boot.WaitDelay = 20 * time.Second
 	console, err := boot.CombinedOutput()
-	said, rerr := os.ReadFile(filepath.Join(shared, "said"))
+	printed, rerr := os.ReadFile(filepath.Join(shared, "output"))
 	if rerr != nil {
-		t.Fatalf("the system did not come up: %v\n%s", err, console)
+		t.Fatalf("the system did not boot: %v\n%s", err, console)
 	}
-	if !strings.HasSuffix(string(said), "the end\n") || strings.Contains(string(said), "FAILED") {
-		t.Errorf("%s\nconsole, %v:\n%s", said, err, console)
+	if !strings.HasSuffix(string(printed), "the end\n") || strings.Contains(string(printed), "FAILED") {
+		t.Errorf("%s\nconsole, %v:\n%s", printed, err, console)
 	}
 }

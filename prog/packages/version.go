@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// described is what git describe --tags --long --dirty says.
+// described matches the output of git describe --tags --long --dirty.
 var described = regexp.MustCompile(`^v(\d+\.\d+\.\d+)(?:-([a-z]+[0-9.]*))?-(\d+)-g([0-9a-f]+)(-dirty)?$`)
 
-// bare is what git describe --always --dirty says before there is a tag.
+// bare matches the output of git describe --always --dirty without a tag.
 var bare = regexp.MustCompile(`^([0-9a-f]+)(-dirty)?$`)
 
-// packageVersion makes of what git says a version that both dpkg and rpm sort as
-// it was meant:
+// packageVersion converts the output of git describe to a version that dpkg and rpm sort
+// correctly:
 //
 //	v1.2.0-rc1-0-g3f2c  1.2.0~rc1         before 1.2.0
 //	v1.2.0-0-g3f2c      1.2.0
-//	v1.2.0-7-g3f2c      1.2.0+7.g3f2c     after it
+//	v1.2.0-7-g3f2c      1.2.0+7.g3f2c     after 1.2.0
 //	3f2c                0.0.0+20261126073000.g3f2c, with the time of the commit
 //
-// Changes that are not in a commit add .dirty; without git it is 0.0.0.
+// Uncommitted changes add .dirty. Without git the version is 0.0.0.
 func packageVersion(description string, at time.Time) (string, error) {
 	if description == "" {
 		return "0.0.0", nil
@@ -30,7 +30,7 @@ func packageVersion(description string, at time.Time) (string, error) {
 	}
 	m := described.FindStringSubmatch(description)
 	if m == nil {
-		return "", fmt.Errorf("git describe says %q: want a tag like v1.2.3 or v1.2.3-rc1", description)
+		return "", fmt.Errorf("output of git describe %q: want a tag like v1.2.3 or v1.2.3-rc1", description)
 	}
 	v := m[1]
 	if m[2] != "" {

@@ -31,13 +31,13 @@ func TestPackageVersion(t *testing.T) {
 	}
 }
 
-// An upgrade is what comes later.
+// dpkg considers a later version an upgrade.
 func TestPackageVersionsSort(t *testing.T) {
 	if _, err := exec.LookPath("dpkg"); err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatal("dpkg, which knows how versions sort, is not here")
+			t.Fatal("dpkg is missing, which compares versions")
 		}
-		t.Skip("dpkg, which knows how versions sort, is not here")
+		t.Skip("dpkg is missing, which compares versions")
 	}
 	order := []string{"0.0.0+20261126073000.g3f2c", "0.0.0+20261126073001.g0000", "1.2.0~rc1", "1.2.0~rc1+2.gabc", "1.2.0", "1.2.0+7.g3f2c", "1.2.1~rc1"}
 	for i := 1; i < len(order); i++ {

@@ -1,4 +1,4 @@
-// Command weft-cni is weft's CNI plugin; called weft-ipam it gives addresses only.
+// Command weft-cni is weft's CNI plugin. Under the name weft-ipam it only allocates addresses.
 package main
 
 import (

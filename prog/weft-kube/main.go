@@ -1,6 +1,5 @@
-// Command weft-kube is weft on a Kubernetes node: the router, and the agent that
-// follows the API server. When it is called as weft it is that program, for the commands
-// that ask the router.
+// Command weft-kube runs weft on a Kubernetes node: the router, and the agent that watches
+// the API server. Under the name weft it is the command line program.
 package main
 
 import (
@@ -50,8 +49,8 @@ func main() {
 	}
 }
 
-// plugin returns the CNI plugin of the image, with the folders of the node as the
-// manifest mounts them.
+// plugin returns the CNI plugin of the image. The directories are those of the node, where
+// the manifest mounts them.
 func plugin(hairpin bool) *kube.Plugin {
 	return &kube.Plugin{
 		Program: "/opt/weft/weft-cni", BinDir: "/host/opt/cni/bin", ConfDir: "/host/etc/cni/net.d", Hairpin: hairpin,
@@ -72,7 +71,7 @@ func agent(ctx context.Context) error {
 	}
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return fmt.Errorf("make a client of the API server: %w", err)
+		return fmt.Errorf("make a client for the API server: %w", err)
 	}
 	node := nodeRecord{dir: api.DefaultStateDir}
 	nodes, err := awaitNodes(ctx, s, client, node, log)
@@ -107,7 +106,7 @@ func agent(ctx context.Context) error {
 	return runTogether(ctx, kube.NewAgent(a), router)
 }
 
-// together runs the router and the agent; when one ends, so does the other.
+// runTogether runs the router and the agent. When one ends, it stops the other.
 func runTogether(ctx context.Context, a *kube.Agent, router *daemon.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -117,7 +116,8 @@ func runTogether(ctx context.Context, a *kube.Agent, router *daemon.Config) erro
 	return g.Wait()
 }
 
-// clientConfig returns how to reach the API server: as the pod does, or by KUBECONFIG.
+// clientConfig returns the configuration of a client for the API server: that of the pod, or
+// the file in KUBECONFIG.
 func clientConfig() (*rest.Config, error) {
 	var config *rest.Config
 	var err error

@@ -13,8 +13,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// render renders the chart as Helm does. It has only the functions of Helm
-// that the chart uses, and fails on any other.
+// render renders the chart as Helm does. It implements only those functions of Helm that the
+// chart uses, and fails on others.
 func render(t *testing.T, namespace string, change func(values map[string]any)) string {
 	t.Helper()
 	b, err := os.ReadFile("chart/values.yaml")
@@ -51,7 +51,7 @@ func TestChartRendersTheManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := render(t, "kube-system", nil); got != string(want) {
-		t.Errorf("the chart does not render weft.yaml but\n%s", got)
+		t.Errorf("the chart does not render weft.yaml, but\n%s", got)
 	}
 }
 
@@ -60,7 +60,7 @@ func TestChartTakesSettings(t *testing.T) {
 		values["settings"] = map[string]any{"IPALLOC_RANGE": "10.40.0.0/16", "CONN_LIMIT": 50}
 	})
 	if strings.Contains(out, "kube-system") {
-		t.Errorf("another namespace is not taken:\n%s", out)
+		t.Errorf("the namespace of the release is not used everywhere:\n%s", out)
 	}
 	env := make(map[string]string)
 	for _, e := range daemonSet(t, out).Spec.Template.Spec.Containers[0].Env {
@@ -84,9 +84,9 @@ func daemonSet(t *testing.T, manifest string) *appsv1.DaemonSet {
 	return nil
 }
 
-// No container is privileged or has CAP_SYS_ADMIN, and each drops the capabilities that it
-// does not name.
-func TestNobodyIsPrivileged(t *testing.T) {
+// No container is privileged or has CAP_SYS_ADMIN, and each drops all capabilities that it
+// does not list.
+func TestNoPrivilegedContainers(t *testing.T) {
 	for _, file := range []string{"weft.yaml", "uninstall.yaml"} {
 		b, err := os.ReadFile(file)
 		if err != nil {
@@ -94,16 +94,16 @@ func TestNobodyIsPrivileged(t *testing.T) {
 		}
 		spec := daemonSet(t, string(b)).Spec.Template.Spec
 		if len(spec.InitContainers) > 0 || spec.HostPID || spec.HostIPC {
-			t.Errorf("%s asks for more than the network of the host", file)
+			t.Errorf("%s has init containers or host namespaces other than the network", file)
 		}
 		for _, c := range spec.Containers {
 			s := c.SecurityContext
 			if s == nil || s.Privileged != nil || s.Capabilities == nil || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL" {
-				t.Errorf("%s: container %s has more rights than it names", file, c.Name)
+				t.Errorf("%s: container %s does not drop all other capabilities", file, c.Name)
 				continue
 			}
 			if slices.Contains(s.Capabilities.Add, "SYS_ADMIN") {
-				t.Errorf("%s: container %s may enter every namespace", file, c.Name)
+				t.Errorf("%s: container %s has CAP_SYS_ADMIN", file, c.Name)
 			}
 		}
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/weft-net/weft/policy"
 )
 
-// enforcer is the engine of NetworkPolicies with a socket for weft policy.
+// enforcer is the policy engine with a control socket for the command weft policy.
 type enforcer struct{ *policy.Engine }
 
 func newEnforcer(s *kube.Settings, metrics prometheus.Registerer, log *slog.Logger) (enforcer, error) {

@@ -11,12 +11,12 @@ import (
 )
 
 // routerConfig returns the configuration of the router. The settings of the manifest are
-// the defaults of the flags of weft launch, which EXTRA_ARGS and environment variables
-// such as WEFT_MTU change. Without nodes, because the API server does not answer, the
-// router goes on with the targets of its last run.
+// defaults for the flags of weft launch; EXTRA_ARGS and environment variables such as
+// WEFT_MTU override them. Without nodes, because the API server does not answer, the router
+// uses the targets of its last run.
 func routerConfig(s *kube.Settings, nodes []*corev1.Node, lookup func(string) (string, bool)) (*daemon.Config, error) {
 	c := daemon.DefaultConfig()
-	// A Kubernetes node has its own DNS, and its containers are not Docker's.
+	// A Kubernetes cluster has its own DNS, and its containers are not Docker's.
 	c.DNS.Off, c.Docker.Host = true, ""
 	c.Mesh.Nickname, c.NoMasqLocal = s.NodeName, !s.MasqLocal
 	if s.Range.IsValid() {

@@ -14,8 +14,8 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// parse returns the configuration of the router for the environment of a pod of Node n1,
-// in a cluster of that many Nodes.
+// parse returns the configuration of the router for the environment of a pod on Node n1, in a
+// cluster with count Nodes.
 func parse(t *testing.T, env map[string]string, count int) (*daemon.Config, error) {
 	t.Helper()
 	lookup := func(k string) (string, bool) { v, ok := env[k]; return v, ok }
@@ -73,7 +73,7 @@ func TestRouterConfig(t *testing.T) {
 	}
 }
 
-func TestWrongSettingsGiveOneLine(t *testing.T) {
+func TestSettingErrorsAreOneLine(t *testing.T) {
 	for want, env := range map[string]map[string]string{
 		"--ipalloc-range 10.0.0.1/8: bits are set beyond /8": {"IPALLOC_RANGE": "10.0.0.1/8"},
 		"--ipalloc-range6 10.0.0.0/8: want an IPv6 range":    {"IPALLOC_RANGE6": "10.0.0.0/8"},

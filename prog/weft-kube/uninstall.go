@@ -16,23 +16,23 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// uninstallTimeout bounds the wait for the end of the router.
+// uninstallTimeout bounds how long uninstall waits for the end of the router.
 const uninstallTimeout = 2 * time.Minute
 
-// left is the router whose state is removed, at the places where the manifest of the
-// uninstall mounts it.
+// uninstalled is the configuration of the router that is removed, with the paths at which
+// uninstall.yaml mounts its files.
 var uninstalled = &daemon.Config{
 	Bridge: netdev.BridgeName, StateDir: "/host/var/lib/weft", Socket: "/host/run/weft/weft.sock", PinDir: "/host/sys/fs/bpf/weft",
 }
 
-// uninstall removes everything of weft from the node, then waits for ctx to end: the pods
-// of a DaemonSet must run until it is deleted.
+// uninstall removes weft from the node, then waits until ctx ends: the pods of a DaemonSet
+// must run until it is deleted.
 func uninstall(ctx context.Context) error {
-	if err := routerEnded(ctx); err != nil {
+	if err := awaitRouterEnd(ctx); err != nil {
 		return err
 	}
 	errs := []error{plugin(false).Uninstall(), os.RemoveAll(api.GoneFolder(uninstalled.StateDir))}
-	// Where /sys/fs/bpf/weft was mounted, beside the socket, a folder is left.
+	// The mount point of /sys/fs/bpf/weft is left as a directory beside the socket.
 	run := filepath.Dir(uninstalled.Socket)
 	for _, path := range []string{
 		nodeRecord{dir: uninstalled.StateDir}.file(), filepath.Join(run, filepath.Base(api.DefaultPolicySocket)), filepath.Join(run, "bpf"),
@@ -61,8 +61,8 @@ func answerReady(ctx context.Context) error {
 	return nil
 }
 
-// routerEnded waits until no router runs on the node.
-func routerEnded(ctx context.Context) error {
+// awaitRouterEnd waits until no router runs on the node.
+func awaitRouterEnd(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, uninstallTimeout)
 	defer cancel()
 	for {
@@ -72,7 +72,7 @@ func routerEnded(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return errors.New("uninstall weft: its router still runs on this node; delete the DaemonSet weft first")
-		case <-time.After(retryEvery):
+		case <-time.After(retryInterval):
 		}
 	}
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/weft-net/weft/kube"
 )
 
-// begins runs begin on a host that was a Node before, for five minutes of fake time.
+// runAwaitNodes runs awaitNodes on a host that was a Node before, for up to five minutes of
+// fake time.
 func runAwaitNodes(t *testing.T, client *fake.Clientset) (nodes []*corev1.Node, err error) {
 	t.Helper()
 	node := nodeRecord{dir: t.TempDir()}
@@ -32,21 +33,20 @@ func runAwaitNodes(t *testing.T, client *fake.Clientset) (nodes []*corev1.Node, 
 	return nodes, err
 }
 
-// A node starts without the API server.
-func TestBeginGoesOnWithoutTheAPIServer(t *testing.T) {
+func TestNodeStartsWithoutAPIServer(t *testing.T) {
 	client := fake.NewClientset()
 	client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("connection refused")
 	})
 	if nodes, err := runAwaitNodes(t, client); err != nil || nodes != nil {
-		t.Errorf("begins with %v, %v; want no Nodes and no error", nodes, err)
+		t.Errorf("started with %v, %v; want no Nodes and no error", nodes, err)
 	}
 }
 
-// A node that was deleted waits: other nodes take its addresses over.
-func TestBeginWaitsForADeletedNode(t *testing.T) {
+// The host of a deleted Node waits, so that other nodes can take over its addresses.
+func TestDeletedNodeWaits(t *testing.T) {
 	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other"}})
 	if nodes, err := runAwaitNodes(t, client); err == nil {
-		t.Errorf("begins with Nodes %v", nodes)
+		t.Errorf("started with Nodes %v", nodes)
 	}
 }

@@ -22,18 +22,18 @@ import (
 )
 
 const (
-	// apiTimeout is how long a node that has been in the mesh waits for the API
+	// apiTimeout is how long a node that was in the mesh before waits for the API
 	// server before it starts without it.
-	apiTimeout = 30 * time.Second
-	retryEvery = 2 * time.Second
+	apiTimeout    = 30 * time.Second
+	retryInterval = 2 * time.Second
 )
 
-// state is the note in the router's state folder that says which Node this was.
+// nodeRecord is a file in the router's state directory with the UID of this host's Node.
 type nodeRecord struct{ dir string }
 
 func (s nodeRecord) file() string { return filepath.Join(s.dir, "node-uid") }
 
-// last returns the UID of the last run's Node, "" if there was none.
+// last returns the recorded UID, "" if there is none.
 func (s nodeRecord) last() (string, error) {
 	b, err := os.ReadFile(s.file())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -42,35 +42,35 @@ func (s nodeRecord) last() (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// record notes the UID of this Node.
+// record records the UID of this Node.
 func (s nodeRecord) record(uid string) error {
 	if have, err := s.last(); err == nil && have == uid {
 		return nil
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("note which Node this is: %w", err)
+		return fmt.Errorf("record the UID of this Node: %w", err)
 	}
 	if err := os.WriteFile(s.file()+".new", []byte(uid+"\n"), 0o600); err != nil {
-		return fmt.Errorf("note which Node this is: %w", err)
+		return fmt.Errorf("record the UID of this Node: %w", err)
 	}
 	return os.Rename(s.file()+".new", s.file())
 }
 
-// begin returns all Nodes. If this Node was deleted and made again since the last run,
-// other nodes take its addresses over, so begin erases the state. If the API server does
-// not answer, a node that was in the mesh starts without Nodes. If it answers that there
-// is no such Node, begin waits: other nodes take the addresses over once they cannot reach
-// this one.
+// awaitNodes returns all Nodes once the API server knows this one. If this Node was deleted
+// and created again since the last run, other nodes have taken over its addresses, so
+// awaitNodes erases the state of the router. If the API server does not answer, a node that
+// was in the mesh before starts without a list of Nodes. While the API server has no such
+// Node, awaitNodes waits, so that other nodes can take over the addresses of this one.
 func awaitNodes(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node nodeRecord, log *slog.Logger) ([]*corev1.Node, error) {
 	last, err := node.last()
 	if err != nil {
-		return nil, fmt.Errorf("read which Node this was: %w", err)
+		return nil, fmt.Errorf("read the recorded UID of this Node: %w", err)
 	}
 	for start := time.Now(); ; {
 		nodes, self, err := list(ctx, client, s.NodeName)
 		if err == nil {
 			if last != "" && last != self {
-				log.Info("this Node was deleted and made again since the last run: erasing its state", "node", s.NodeName)
+				log.Info("this Node was deleted and created again since the last run; erasing its state", "node", s.NodeName)
 				c := &daemon.Config{Bridge: netdev.BridgeName, StateDir: api.DefaultStateDir, Socket: api.DefaultSocket}
 				if err := daemon.Erase(c); err != nil {
 					return nil, err
@@ -86,12 +86,12 @@ func awaitNodes(ctx context.Context, s *kube.Settings, client kubernetes.Interfa
 		select {
 		case <-ctx.Done():
 			return nil, err
-		case <-time.After(retryEvery):
+		case <-time.After(retryInterval):
 		}
 	}
 }
 
-// errNoNode: the API server does not know this node.
+// errNoNode is the cause of an error if the API server has no Node of this name.
 var errNoNode = errors.New("the API server has no such Node")
 
 // list returns all Nodes and the UID of this one.
@@ -114,10 +114,11 @@ func list(ctx context.Context, client kubernetes.Interface, name string) (nodes 
 	return nodes, self, nil
 }
 
-// hostSysctls is where the manifest mounts the node's /proc/sys/net.
+// hostSysctls is the parent of the directory where the manifest mounts the node's
+// /proc/sys/net.
 const hostSysctls netdev.Sysctls = "/host/proc/sys"
 
-// sysctls returns the folder of the node's sysctls.
+// sysctls returns the directory of the node's sysctls.
 func sysctls() netdev.Sysctls {
 	if _, err := os.Stat(string(hostSysctls)); err == nil {
 		return hostSysctls
@@ -125,12 +126,12 @@ func sysctls() netdev.Sysctls {
 	return netdev.ProcSys
 }
 
-// prepare makes the kernel show bridged packets to netfilter: answers of Services on the
-// same network must be translated back.
+// enableBridgeNetfilter makes the kernel pass bridged packets to netfilter, which must
+// translate the answers of Services on the same network back.
 func enableBridgeNetfilter(log *slog.Logger) {
 	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
 		if err := sysctls().Set("1", "net", "bridge", key); err != nil {
-			log.Warn("answers of Services on the same network may be lost; load the module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
+			log.Warn("answers of Services on the same network may be lost; load the kernel module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
 		}
 	}
 }
