@@ -12,8 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attach by id, unique prefix or name; the containers reach
-// each other over hosts.
+// Containers are attached by id, unique prefix or name, and reach each other between hosts.
 func TestAttachByNameIDAndPrefix(t *testing.T) {
 	t.Parallel()
 	hs := newHosts(t, 2)
@@ -21,7 +20,7 @@ func TestAttachByNameIDAndPrefix(t *testing.T) {
 	id := a.run(t, "--name", "web")
 	first := oneAddress(t, a.weft(t, "attach", "web"))
 	if again := a.weft(t, "attach", id); again != first {
-		t.Errorf("attached by its id it has %s, by its name %s", again, first)
+		t.Errorf("attach by id gives %s, by name %s", again, first)
 	}
 	more := a.weft(t, "attach", "10.40.0.5/24", "net:10.40.1.0/24", id[:10])
 	if !strings.HasPrefix(more, "10.40.0.5 10.40.1.") {
@@ -37,8 +36,8 @@ func TestAttachByNameIDAndPrefix(t *testing.T) {
 	b.weft(t, "attach", "10.40.0.6/24", "client")
 	b.ping(t, "client", "10.40.0.5")
 
-	if gone := a.weft(t, "detach", "10.40.0.5/24", "web"); gone != "10.40.0.5" {
-		t.Errorf("detach printed %q", gone)
+	if detached := a.weft(t, "detach", "10.40.0.5/24", "web"); detached != "10.40.0.5" {
+		t.Errorf("detach printed %q", detached)
 	}
 	b.noPing(t, "client", "10.40.0.5")
 	a.weft(t, "detach", "web")
@@ -47,8 +46,9 @@ func TestAttachByNameIDAndPrefix(t *testing.T) {
 	}
 }
 
-// Refuses host-network and stopped containers clearly.
-func TestAttachThatIsRefused(t *testing.T) {
+// Attach refuses containers in the host's or another container's network, and stopped and
+// unknown ones, with a clear error.
+func TestAttachRefuses(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	h.run(t, "--name", "onhost", "--net", "host")
@@ -70,10 +70,9 @@ func TestAttachThatIsRefused(t *testing.T) {
 	}
 }
 
-// An attached container that Docker restarts gets its address
-// back by itself, before that with all that attach was told; a container that is
-// gone gives it back.
-func TestAttachedContainerThatIsRestarted(t *testing.T) {
+// When Docker restarts an attached container, it is attached again with the same addresses and
+// options. Removing the container frees its addresses.
+func TestRestartOfAttachedContainer(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	id := h.run(t, "--name", "web", "--hostname", "web", "--restart", "always")
@@ -83,11 +82,11 @@ func TestAttachedContainerThatIsRestarted(t *testing.T) {
 		t.Helper()
 		eventually(t, when, func() error {
 			if got := sortedStrings(h.addresses(t, "web", "ethwe")); !slices.Equal(got, had) {
-				return fmt.Errorf("it has %v, had %v", got, had)
+				return fmt.Errorf("it has %v, want %v", got, had)
 			}
 			text, err := h.try(t, "docker", "exec", "web", "cat", "/etc/hosts")
 			if err != nil || !strings.Contains(text, "10.1.2.3\tdb") || !strings.Contains(text, "10.40.0.5\tweb") || strings.Contains(text, "172.17.") {
-				return errors.Join(fmt.Errorf("its hosts are %s", text), err)
+				return errors.Join(fmt.Errorf("its /etc/hosts is %s", text), err)
 			}
 			return nil
 		})
@@ -112,14 +111,15 @@ func TestAttachedContainerThatIsRestarted(t *testing.T) {
 	h.weft(t, "stop")
 	h.docker(t, "restart", "-t0", "web")
 	h.launch(t, []*host{h})
-	check("restarted while the router was away")
+	check("restarted while the router was stopped")
 
 	h.docker(t, "rm", "-f", id)
 	h.waitActive(t, 0)
 }
 
-// An engine that hangs keeps nobody from anything else.
-func TestAttachWhileTheEngineHangs(t *testing.T) {
+// While the engine hangs, attach by container fails with an error, and everything that needs no
+// engine works.
+func TestAttachWhileEngineHangs(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	h.run(t, "--name", "web")
@@ -148,6 +148,6 @@ func TestAttachWhileTheEngineHangs(t *testing.T) {
 	h.docker(t, "rm", "-f", "web")
 	h.run(t, "--name", "web")
 	if again := h.weft(t, "attach", "web"); again == "" || first == "" {
-		t.Error("nothing was given")
+		t.Error("attach gave no address")
 	}
 }

@@ -18,9 +18,9 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 )
 
-// 200 quick docker run --rm in a /24 without losing an address,
-// 50 at once, through the driver and through the proxy.
-func TestManyQuickContainers(t *testing.T) {
+// 200 short-lived containers, 50 at once, through the driver and through the proxy, do not
+// exhaust a /24.
+func TestManyShortLivedContainers(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1, "--ipalloc-default-subnet", "10.32.0.0/24")[0]
 	h.waitNetwork(t)
@@ -58,7 +58,7 @@ func TestManyQuickContainers(t *testing.T) {
 	}
 	runs.Wait()
 	h.waitActive(t, 0)
-	// Each address of the subnet can be had.
+	// The subnet still has free addresses.
 	for range 3 {
 		if err := run("run", "--rm", "--net", "weft"); err != nil {
 			t.Error(err)
@@ -67,12 +67,12 @@ func TestManyQuickContainers(t *testing.T) {
 	h.waitActive(t, 0)
 	for a := range seen {
 		if p, err := netip.ParsePrefix(a); err != nil || p.Bits() != 24 {
-			t.Errorf("a container had %s", a)
+			t.Errorf("a container had address %s", a)
 		}
 	}
 }
 
-// A container that exits at once, attached or on the network.
+// A container that exits at once frees its addresses, attached or on a network.
 func TestContainerThatExitsAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
@@ -82,7 +82,7 @@ func TestContainerThatExitsAtOnce(t *testing.T) {
 		h.viaProxy(t, "run", "--rm", "-e", "WEFT_CIDR=net:default 10.40.1.5/24", sandbox.Image, "true")
 	}
 	if text := h.mustFail(t, "docker", "-H", proxySocket, "run", "--rm", sandbox.Image, "/nowhere"); !strings.Contains(text, "no such file") {
-		t.Errorf("a program that is not there: %s", text)
+		t.Errorf("a missing program: %s", text)
 	}
 	h.waitActive(t, 0)
 	id := h.docker(t, "run", "-d", "--restart", "on-failure:3", "--net", "weft", sandbox.Image, "false")
@@ -91,10 +91,9 @@ func TestContainerThatExitsAtOnce(t *testing.T) {
 	h.waitActive(t, 0)
 }
 
-// An engine that hangs, floods events, is killed in the middle
-// of starts; the router answers all the while, and everything is as it should be
-// afterwards.
-func TestEngineOnABadDay(t *testing.T) {
+// An engine hangs, sends a flood of events, and is killed during starts of containers. The
+// router keeps answering, and no address is lost.
+func TestEngineFailures(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	h.waitNetwork(t)
@@ -102,11 +101,11 @@ func TestEngineOnABadDay(t *testing.T) {
 	h.run(t, "--name", "web")
 	h.weft(t, "attach", "10.40.0.5/24", "web")
 
-	// It hangs.
+	// The engine hangs.
 	if err := h.engine.Signal(ctx, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "status tells that docker hangs", func() error {
+	eventually(t, "status shows that docker hangs", func() error {
 		began := time.Now()
 		r := h.report(t)
 		if d := time.Since(began); d > 5*time.Second {
@@ -121,14 +120,14 @@ func TestEngineOnABadDay(t *testing.T) {
 	h.weft(t, "stop")
 	h.launch(t, []*host{h})
 	if d := time.Since(began); d > 30*time.Second {
-		t.Errorf("stop and launch beside an engine that hangs took %v", d)
+		t.Errorf("stop and launch took %v while the engine hung", d)
 	}
 	if err := h.engine.Signal(ctx, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	h.waitNetwork(t)
 
-	// It floods events.
+	// The engine sends a flood of events.
 	h.must(t, "bash", "-c", "for i in $(seq 40); do docker create --name flood$i weft-test/busybox true >/dev/null & docker exec web true & wait; done; docker rm -f $(docker ps -aq --filter name=flood) >/dev/null")
 	h.docker(t, "restart", "-t0", "web")
 	eventually(t, "attached again after a flood", func() error {
@@ -138,7 +137,7 @@ func TestEngineOnABadDay(t *testing.T) {
 		return nil
 	})
 
-	// It is killed in the middle of starts.
+	// The engine is killed during starts of containers.
 	for range 3 {
 		var starts sync.WaitGroup
 		starting, stop := context.WithCancel(ctx)
@@ -147,7 +146,7 @@ func TestEngineOnABadDay(t *testing.T) {
 				h.Command(starting, "docker", "run", "--rm", "--net", "weft", sandbox.Image, "sleep", "1").Run()
 			})
 		}
-		eventually(t, "a start is on its way", func() error {
+		eventually(t, "a container is starting", func() error {
 			if n := h.activeAddresses(t); n < 3 {
 				return fmt.Errorf("%d addresses are in use", n)
 			}
@@ -164,8 +163,8 @@ func TestEngineOnABadDay(t *testing.T) {
 	h.waitNoLeases(t)
 }
 
-// waitNoLeases waits until no address is in use; those of starts that an engine
-// forgot are kept for two minutes.
+// waitNoLeases waits until no address is in use. Addresses of interrupted starts are kept for
+// two minutes.
 func (h *host) waitNoLeases(t *testing.T) {
 	t.Helper()
 	if poll.Until(4*time.Minute, time.Second, poll.True(func() bool { return h.activeAddresses(t) == 0 })) != nil {

@@ -11,11 +11,10 @@ import (
 	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
-// BenchmarkDockerRun measures docker run -d on one machine, each way once a
-// round so that what disturbs one disturbs all: without a network, on docker's
-// own bridge and on one that a user made there, on the network weft, and through
-// the proxy. It reports the medians in milliseconds, and what weft costs more than
-// no network.
+// BenchmarkDockerRun measures docker run -d on one host: without a network, on docker's default
+// bridge, on a bridge network of a user, on the network weft, and through the proxy. Each round
+// measures each of them once, so that other load on the machine affects all. It reports the
+// medians in milliseconds, and the additional cost of weft compared to no network.
 func BenchmarkDockerRun(b *testing.B) {
 	const rounds = 20
 	hs := newBareHosts(b, 1)
@@ -43,7 +42,7 @@ func BenchmarkDockerRun(b *testing.B) {
 				if out, err := cmd.CombinedOutput(); err != nil {
 					b.Fatalf("%s: %v: %s", w.name, err, out)
 				}
-				if round > 0 { // the first fills caches
+				if round > 0 { // the first round fills caches
 					took[w.name] = append(took[w.name], time.Since(began))
 				}
 			}

@@ -24,15 +24,14 @@ func (h *host) waitNetwork(t testing.TB) {
 	})
 }
 
-// address is what a container has on one of the engine's networks.
+// address returns the address of a container on one of the engine's networks.
 func (h *host) address(t *testing.T, container, network string) string {
 	t.Helper()
 	return oneAddress(t, h.docker(t, "inspect", "-f", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network), container))
 }
 
-// A default network appears at launch and goes at stop;
-// containers on it reach each other over hosts, and the world by docker's own
-// bridge, and `weft ps` shows them.
+// Launch creates a default network, and stop removes it. Containers on it reach each other
+// between hosts, and the outside through docker's own bridge. `weft ps` shows them.
 func TestDefaultNetwork(t *testing.T) {
 	t.Parallel()
 	hs := newHosts(t, 2)
@@ -44,7 +43,7 @@ func TestDefaultNetwork(t *testing.T) {
 	b.run(t, "--name", "client", "--net", "weft")
 	to := a.address(t, "web", "weft")
 	b.ping(t, "client", to)
-	b.ping(t, "client", b.Addr.String()) // by docker_gwbridge
+	b.ping(t, "client", b.Addr.String()) // through docker_gwbridge
 	if got := sortedStrings(a.addresses(t, "web", "ethwe0")); !slices.Equal(got, []string{to + "/12"}) {
 		t.Errorf("the interface has %v, docker says %s", got, to)
 	}
@@ -54,13 +53,13 @@ func TestDefaultNetwork(t *testing.T) {
 	if routes := a.docker(t, "exec", "web", "ip", "route"); !strings.Contains(routes, "224.0.0.0/4 dev ethwe0") || strings.Contains(routes, "default via 10.32") {
 		t.Errorf("routes: %s", routes)
 	}
-	// Published ports go by docker_gwbridge as well.
+	// Published ports use docker_gwbridge too.
 	a.docker(t, "run", "-d", "--name", "site", "--net", "weft", "-p", "8080:80", "weft-test/busybox", "httpd", "-f", "-p", "80")
 	eventually(t, "a published port answers", func() error {
 		_, err := b.try(t, "curl", "-s", "-m2", "-o", "/dev/null", "http://"+a.Addr.String()+":8080/")
 		return err
 	})
-	// A container that runs can come and go.
+	// A running container can be connected and disconnected.
 	b.run(t, "--name", "late")
 	b.docker(t, "network", "connect", "--ip", "10.40.0.9", "weft", "late")
 	a.ping(t, "web", "10.40.0.9")
@@ -71,20 +70,20 @@ func TestDefaultNetwork(t *testing.T) {
 	a.waitActive(t, 0)
 	a.weft(t, "stop")
 	if out := a.docker(t, "network", "ls", "--format", "{{.Name}}"); slices.Contains(strings.Fields(out), "weft") {
-		t.Errorf("after stop there are %s", out)
+		t.Errorf("networks after stop: %s", out)
 	}
 	b.weft(t, "stop")
 	if out := b.docker(t, "network", "ls", "--format", "{{.Name}}"); !slices.Contains(strings.Fields(out), "weft") {
-		t.Errorf("the network of a container that runs is gone, there are %s", out)
+		t.Errorf("the network of a running container was removed; networks are %s", out)
 	}
 	b.launch(t, hs[1:])
 	b.docker(t, "rm", "-f", "client")
 	b.waitActive(t, 0)
 }
 
-// --subnet, --ip-range, --gateway, several isolated networks,
-// docker run --ip, option weft.multicast.
-func TestNetworksOfUsers(t *testing.T) {
+// Networks of users: --subnet, --ip-range, --gateway, isolation, docker run --ip and the option
+// weft.multicast.
+func TestUserNetworks(t *testing.T) {
 	t.Parallel()
 	hs := newHosts(t, 2)
 	create := func(h *host, args ...string) {
@@ -99,7 +98,7 @@ func TestNetworksOfUsers(t *testing.T) {
 	create(a, "--subnet", "10.40.4.0/30", "--aux-address", "printer=10.40.4.1", "aux")
 	a.run(t, "--name", "aux1", "--net", "aux")
 	if got := a.address(t, "aux1", "aux"); got != "10.40.4.2" {
-		t.Errorf("of 10.40.4.0/30 without 10.40.4.1 it has %s", got)
+		t.Errorf("address in 10.40.4.0/30 without 10.40.4.1: %s", got)
 	}
 	a.run(t, "--name", "red1", "--net", "red")
 	a.run(t, "--name", "blue1", "--net", "blue", "--ip", "10.40.2.77")
@@ -107,10 +106,10 @@ func TestNetworksOfUsers(t *testing.T) {
 	b.run(t, "--name", "blue2", "--net", "blue")
 	red1 := a.address(t, "red1", "red")
 	if !netip.MustParsePrefix("10.40.1.128/25").Contains(netip.MustParseAddr(red1)) {
-		t.Errorf("of the range 10.40.1.128/25 it has %s", red1)
+		t.Errorf("address in the range 10.40.1.128/25: %s", red1)
 	}
 	if got := a.address(t, "blue1", "blue"); got != "10.40.2.77" {
-		t.Errorf("asked for 10.40.2.77, has %s", got)
+		t.Errorf("requested 10.40.2.77, got %s", got)
 	}
 	b.ping(t, "red2", red1)
 	b.ping(t, "blue2", "10.40.2.77")
@@ -123,7 +122,7 @@ func TestNetworksOfUsers(t *testing.T) {
 	if routes := b.docker(t, "exec", "red2", "ip", "route"); strings.Contains(routes, "224.") {
 		t.Errorf("routes: %s", routes)
 	}
-	// The whole mesh knows an address that is in use.
+	// An address that another host uses is refused.
 	if text := a.mustFail(t, "docker", "run", "--rm", "--net", "blue", "--ip", b.address(t, "blue2", "blue"), "weft-test/busybox", "true"); !strings.Contains(text, "in use") {
 		t.Errorf("an address of the other host: %s", text)
 	}
@@ -138,7 +137,7 @@ func TestNetworksOfUsers(t *testing.T) {
 			t.Errorf("network create %v: %s", args, got)
 		}
 	}
-	// Docker's own addresses are claimed, so that two hosts never have one.
+	// Addresses that docker chooses are claimed, so that two hosts never use the same one.
 	for _, h := range hs {
 		h.docker(t, "network", "create", "--driver", "weft", "--subnet", "10.40.3.0/24", "plain")
 	}
@@ -157,7 +156,7 @@ func TestNetworksOfUsers(t *testing.T) {
 	b.waitActive(t, 0)
 }
 
-// IPv6 beside IPv4, where the mesh has a range of it.
+// With a second address range, a network has IPv6 in addition to IPv4.
 func TestNetworkWithIPv6(t *testing.T) {
 	t.Parallel()
 	hs := newHosts(t, 2, "--ipalloc-range6", "fd00:77::/64")
@@ -177,8 +176,8 @@ func TestNetworkWithIPv6(t *testing.T) {
 	}
 }
 
-// Survives restarts of the engine and of the router, in either
-// order and with --live-restore.
+// Containers keep their addresses when the engine or the router is restarted, in either order
+// and with --live-restore.
 func TestDriverSurvivesRestarts(t *testing.T) {
 	t.Parallel()
 	for name, flags := range map[string][]string{"plain": nil, "live-restore": {"--live-restore"}} {
@@ -221,13 +220,12 @@ func TestDriverSurvivesRestarts(t *testing.T) {
 			a.docker(t, "rm", "-f", "web")
 			a.waitActive(t, 0)
 			a.run(t, "--name", "web", "--net", "weft", "--ip", "10.40.0.5")
-			check("made again")
+			check("created again")
 		})
 	}
 }
 
-// Router first or engine first after a power cut, neither
-// waits for the other for ever.
+// After a power cut router and engine may start in either order.
 func TestBootOrder(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"router first", "engine first"} {
@@ -277,9 +275,9 @@ func TestBootOrder(t *testing.T) {
 	}
 }
 
-// Docker guards forwarding on hosts that did not forward before it came, and the
-// kernel shows bridged packets to that guard.
-func TestForwardingIsGuarded(t *testing.T) {
+// On hosts that did not forward before, Docker sets the policy of the forward chain to drop, and
+// br_netfilter passes bridged packets through it. Weft adds a rule, or warns.
+func TestForwardPolicyDrop(t *testing.T) {
 	t.Parallel()
 	hs := newBareHosts(t, 2)
 	for _, h := range hs {
@@ -293,9 +291,8 @@ func TestForwardingIsGuarded(t *testing.T) {
 	const warning, open = "drops what containers of this host send", "iptables -I FORWARD -i weft -o weft -j ACCEPT"
 	for _, h := range hs {
 		if _, err := h.try(t, "iptables", "-n", "-L", "DOCKER-USER"); err != nil {
-			// An engine that guards by nftables has no chain for others, and no part in
-			// this either: its user has to know.
-			eventually(t, "the user is warned", func() error {
+			// With nftables the engine has no chain for users, so weft can only warn.
+			eventually(t, "status warns", func() error {
 				if out := h.weft(t, "status"); !strings.Contains(out, warning) || !strings.Contains(out, open) {
 					return errors.New(out)
 				}
@@ -303,7 +300,7 @@ func TestForwardingIsGuarded(t *testing.T) {
 			})
 			h.must(t, "sh", "-c", open)
 		}
-		eventually(t, "nobody is warned of what passes", func() error {
+		eventually(t, "status does not warn", func() error {
 			if out := h.weft(t, "status"); strings.Contains(out, warning) {
 				return errors.New(out)
 			}
@@ -318,12 +315,12 @@ func TestForwardingIsGuarded(t *testing.T) {
 	hs[1].ping(t, "client", to)
 }
 
-// An engine that is killed, and containers that die meanwhile.
-func TestContainersThatDieWithoutAWord(t *testing.T) {
+// Addresses of containers that ended while the engine was down are freed.
+func TestContainersThatEndUnnoticed(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	h.waitNetwork(t)
-	die := func() {
+	killBoth := func() {
 		t.Helper()
 		h.run(t, "--name", "web", "--net", "weft")
 		h.waitName(t, "web", h.address(t, "web", "weft"))
@@ -333,14 +330,14 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 		}
 		h.must(t, "sh", "-c", "pkill -9 containerd-shim; kill -9 "+pid+" || true")
 	}
-	die()
+	killBoth()
 	h.waitName(t, "web")
-	h.startEngine(t) // which remembers, and tells
+	h.startEngine(t) // the engine has a record of the container and reports its end
 	h.waitActive(t, 0)
 	h.docker(t, "rm", "-f", "web")
 
-	die()
-	h.must(t, "sh", "-c", "umount /run/docker/netns/* 2>/dev/null; true") // now nobody remembers
+	killBoth()
+	h.must(t, "sh", "-c", "umount /run/docker/netns/* 2>/dev/null; true") // now the namespace is missing too
 	h.waitActive(t, 0)
 	h.startEngine(t)
 	h.docker(t, "start", "web")
@@ -349,9 +346,9 @@ func TestContainersThatDieWithoutAWord(t *testing.T) {
 	h.waitActive(t, 0)
 }
 
-// Containers and networks that are removed while no router answers: the engine goes
-// on after a while, and the next router frees all that they had.
-func TestRemovedWhileTheRouterIsAway(t *testing.T) {
+// The engine can remove containers and networks while the router does not run. The next router
+// frees their addresses.
+func TestRemoveWithoutRouter(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	h.docker(t, "network", "create", "--driver", "weft", "--ipam-driver", "weft", "--subnet", "10.40.1.0/24", "--gateway", "10.40.1.1", "--aux-address", "a=10.40.1.2", "red")
@@ -362,7 +359,7 @@ func TestRemovedWhileTheRouterIsAway(t *testing.T) {
 	h.docker(t, "network", "rm", "red")
 	h.launch(t, []*host{h})
 	h.waitNetwork(t)
-	eventually(t, "its address can be had again", func() error {
+	eventually(t, "its address is free again", func() error {
 		_, err := h.try(t, "docker", "run", "--rm", "--net", "weft", "--ip", "10.40.1.5", sandbox.Image, "true")
 		return err
 	})
@@ -372,8 +369,8 @@ func TestRemovedWhileTheRouterIsAway(t *testing.T) {
 	}
 }
 
-// A router that lost its state takes over what the engine has,
-// and weft reset leaves nothing of weft with the engine.
+// A router that lost its state takes over the engine's networks and endpoints. Reset removes
+// everything of weft from the engine.
 func TestResetAndLostState(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
@@ -381,13 +378,13 @@ func TestResetAndLostState(t *testing.T) {
 	h.run(t, "--name", "web", "--net", "weft")
 	at := h.address(t, "web", "weft")
 	h.must(t, "sh", "-c", "pkill -9 -f '[l]aunch --foreground'; rm -rf /var/lib/weft")
-	eventually(t, "launch once the killed one has ended", func() error {
+	eventually(t, "launch after the killed router has ended", func() error {
 		_, err := h.try(t, "weft", "launch", "--ipalloc-init", "consensus=1")
 		return err
 	})
 	eventually(t, "the container is known", func() error {
 		if ps := h.weft(t, "ps"); !strings.Contains(ps, at) {
-			return fmt.Errorf("there are %q", ps)
+			return fmt.Errorf("ps shows %q", ps)
 		}
 		return nil
 	})
@@ -401,6 +398,6 @@ func TestResetAndLostState(t *testing.T) {
 	h.weft(t, "reset", "--force")
 	left := h.must(t, "sh", "-c", "docker network ls -q --filter driver=weft; ls /run/docker/plugins; ls /run/weft 2>/dev/null; ip -o link | grep -e vethwe -e ' weft:'; iptables -S | grep weft || true")
 	if left != "" {
-		t.Errorf("after reset there are\n%s", left)
+		t.Errorf("left after reset:\n%s", left)
 	}
 }

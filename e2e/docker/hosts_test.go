@@ -24,8 +24,8 @@ import (
 
 const runAsWeftVar = "BE_THE_WEFT_PROGRAM"
 
-// TestMain makes the test binary be weft when it is started in a machine, so
-// that the machines run the code under test.
+// TestMain runs weft if the test binary is started in a sandbox host, so that the hosts run the
+// code under test.
 func TestMain(h *testing.M) {
 	sandbox.Main()
 	if os.Getenv(runAsWeftVar) != "" {
@@ -35,17 +35,17 @@ func TestMain(h *testing.M) {
 	os.Exit(leak.Run(h))
 }
 
-// timeout is how long a test waits for what should come soon. It is longer than
-// addresses of containers that are gone without a word are kept.
+// timeout is how long a test waits for an expected event. It is longer than the grace period
+// of addresses whose container disappeared.
 const timeout = 90 * time.Second
 
-// host is a machine with an engine and a router.
+// host is a sandbox host with an engine and a router.
 type host struct {
 	*sandbox.Host
 	engine *sandbox.Dockerd
 }
 
-// newMachines makes machines without engines.
+// newBareHosts makes sandbox hosts without engines.
 func newBareHosts(t testing.TB, n int) []*host {
 	t.Helper()
 	network, err := sandbox.New()
@@ -73,7 +73,7 @@ func newBareHosts(t testing.TB, n int) []*host {
 	return hs
 }
 
-// newHosts makes machines with engines and routers that form a mesh.
+// newHosts makes sandbox hosts with engines and routers that form a mesh.
 func newHosts(t testing.TB, n int, flags ...string) []*host {
 	t.Helper()
 	hs := newBareHosts(t, n)
@@ -97,7 +97,7 @@ func (h *host) launch(t testing.TB, hs []*host, flags ...string) {
 	h.weft(t, args...)
 }
 
-// startEngine starts an engine that has the image.
+// startEngine starts the engine of h and loads the image.
 func (h *host) startEngine(t testing.TB, flags ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -122,16 +122,16 @@ func (h *host) showLogs(t testing.TB) {
 	if h.engine == nil {
 		return
 	}
-	var words []string
+	var lines []string
 	for line := range strings.Lines(h.engine.LogTail()) {
 		if !strings.Contains(line, "level=info") {
-			words = append(words, line)
+			lines = append(lines, line)
 		}
 	}
-	t.Logf("engine of %s:\n%s", h.Name, strings.Join(words, ""))
+	t.Logf("engine of %s:\n%s", h.Name, strings.Join(lines, ""))
 }
 
-// try runs a command in the machine.
+// try runs a command on the host.
 func (h *host) try(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*timeout)
@@ -166,23 +166,23 @@ func (h *host) docker(t testing.TB, args ...string) string {
 	return h.must(t, "docker", args...)
 }
 
-// run starts a container that does nothing, and returns its id.
+// run starts a container that sleeps, and returns its id.
 func (h *host) run(t testing.TB, args ...string) string {
 	t.Helper()
 	return h.docker(t, append(append([]string{"run", "-d", "--init"}, args...), sandbox.Image, "sleep", "10000")...)
 }
 
-// refused runs a command that has to fail and returns the one line that it says.
+// mustFail runs a command that must fail and returns its error text.
 func (h *host) mustFail(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := h.try(t, name, args...)
 	if err == nil {
-		t.Fatalf("%s %s: done, and said %q", name, strings.Join(args, " "), out)
+		t.Fatalf("%s %s: succeeded with output %q", name, strings.Join(args, " "), out)
 	}
 	return err.Error()
 }
 
-// addresses are what an interface of a container has, without link-local ones.
+// addresses returns the addresses of an interface of a container, without link-local ones.
 func (h *host) addresses(t testing.TB, container, iface string) []netip.Prefix {
 	t.Helper()
 	out, err := h.try(t, "docker", "exec", container, "ip", "addr", "show", "dev", iface)
@@ -202,7 +202,7 @@ func (h *host) addresses(t testing.TB, container, iface string) []netip.Prefix {
 	return ps
 }
 
-// ping pings an address from a container until there is an answer.
+// ping pings an address from a container until it answers.
 func (h *host) ping(t testing.TB, container, to string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("ping %s from %s on %s", to, container, h.Name), func() error {
@@ -219,7 +219,7 @@ func (h *host) noPing(t testing.TB, container, to string) {
 	}
 }
 
-// report is what the router of h says of itself.
+// report returns the report of the router of h.
 func (h *host) report(t testing.TB) api.Report {
 	t.Helper()
 	var r api.Report
@@ -229,7 +229,7 @@ func (h *host) report(t testing.TB) api.Report {
 	return r
 }
 
-// active is how many addresses are in use on h.
+// activeAddresses returns how many addresses are in use on h.
 func (h *host) activeAddresses(t testing.TB) int {
 	t.Helper()
 	return h.report(t).IPAM.ActiveIPs
@@ -254,7 +254,7 @@ func (h *host) waitActive(t testing.TB, n int) {
 	})
 }
 
-// one reads a command's output as one address.
+// oneAddress checks that the output of a command is one address, and returns it.
 func oneAddress(t testing.TB, out string) string {
 	t.Helper()
 	if _, err := netip.ParseAddr(out); err != nil {
@@ -272,7 +272,7 @@ func sortedStrings(ps []netip.Prefix) []string {
 	return list
 }
 
-// lockedBuffer collects what a command writes while it runs.
+// lockedBuffer collects the output of a running command.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -12,8 +12,7 @@ import (
 	"github.com/weft-net/weft/internal/lab/sandbox"
 )
 
-// Containers are found by name from other hosts, by those
-// that ask weft, and are found no more when they are gone.
+// Containers can be looked up by name from other hosts, and can no longer once they are removed.
 func TestNamesOfContainers(t *testing.T) {
 	t.Parallel()
 	hs := newHosts(t, 2)
@@ -36,33 +35,33 @@ func TestNamesOfContainers(t *testing.T) {
 			}
 			out, err := b.try(t, "docker", "exec", "client", "nslookup", name)
 			if err != nil || !strings.Contains(out, addr) {
-				return errors.Join(fmt.Errorf("the container finds %q", out), err)
+				return errors.Join(fmt.Errorf("nslookup in the container: %q", out), err)
 			}
 			return nil
 		})
 	}
-	// What the proxy makes asks weft without being told, by short names too.
+	// Containers of the proxy use weft's name server without further options, and short names.
 	for _, name := range []string{"web", "web.weft.internal"} {
 		if out := b.viaProxy(t, "run", "--rm", sandbox.Image, "nslookup", name); !strings.Contains(out, want["web.weft.internal"]) {
-			t.Errorf("a container of the proxy finds %q", out)
+			t.Errorf("nslookup in a container of the proxy: %q", out)
 		}
 	}
 	a.docker(t, "rm", "-f", "web", "db")
 	for name := range want {
-		eventually(t, name+" is gone", func() error {
+		eventually(t, name+" is removed", func() error {
 			if out := b.weft(t, "dns-lookup", name); out != "" {
-				return fmt.Errorf("still found: %s", out)
+				return fmt.Errorf("it is still %s", out)
 			}
 			return nil
 		})
 	}
 }
 
-// knows waits until h answers a name with those addresses and no others.
+// waitName waits until h resolves a name to exactly those addresses.
 func (h *host) waitName(t *testing.T, name string, addrs ...string) {
 	t.Helper()
 	slices.Sort(addrs)
-	eventually(t, fmt.Sprintf("%s knows %s as %s", h.Name, name, addrs), func() error {
+	eventually(t, fmt.Sprintf("%s resolves %s to %s", h.Name, name, addrs), func() error {
 		got := strings.Fields(h.weft(t, "dns-lookup", name+".weft.internal"))
 		if slices.Sort(got); !slices.Equal(got, addrs) {
 			return fmt.Errorf("found %q", got)
@@ -71,10 +70,10 @@ func (h *host) waitName(t *testing.T, name string, addrs ...string) {
 	})
 }
 
-// Item 1: names are given to containers by their ids, the beginnings of those and
-// their names, however they came onto the switch, and taken away; they are there
-// again when the container or the router was started again, and go with it.
-func TestNamesGivenToContainers(t *testing.T) {
+// Names can be added to and removed from containers by id, prefix of the id or name, whether
+// attached, on a network or from the proxy. Such names survive restarts of the container and the
+// router, and are removed with the container.
+func TestAddedNames(t *testing.T) {
 	t.Parallel()
 	hs := newHosts(t, 2)
 	a, b := hs[0], hs[1]
@@ -106,7 +105,7 @@ func TestNamesGivenToContainers(t *testing.T) {
 	a.launch(t, hs)
 	all()
 
-	// One that is to get no more work keeps its address, until its next run.
+	// A removed name stays removed until the container's next start.
 	a.weft(t, "dns-remove", "web")
 	b.waitName(t, "web")
 	b.waitName(t, "shop")
@@ -136,7 +135,7 @@ func TestNamesGivenToContainers(t *testing.T) {
 	}
 }
 
-// Item 2: names follow what becomes of a container while it runs.
+// Names follow renames of a running container and changes of its networks.
 func TestNamesFollowNetworks(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]

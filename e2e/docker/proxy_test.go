@@ -19,24 +19,24 @@ import (
 
 const proxySocket = "unix:///run/weft/docker.sock"
 
-// through runs docker against the proxy.
+// viaProxy runs docker against the proxy.
 func (h *host) viaProxy(t *testing.T, args ...string) string {
 	t.Helper()
 	return h.must(t, "docker", append([]string{"-H", proxySocket}, args...)...)
 }
 
-// showAddresses is what a container runs to show what it had from the start.
+// showAddresses is a command that prints the addresses that a container has at its start.
 var showAddresses = []string{sandbox.Image, "sh", "-c", "ip -o -4 addr | grep ethwe || true"}
 
-// waitAddresses does so when it has n of them, or after ten seconds: all but the
-// first come right after the start.
+// waitAddresses is a command that prints the addresses of a container once it has n of them, or
+// after ten seconds: all but the first are added right after the start.
 func waitAddresses(n int) []string {
 	script := fmt.Sprintf("for i in $(seq 100); do [ $(ip -o -4 addr | grep -c ethwe) -ge %d ] && break; sleep 0.1; done; ip -o -4 addr | grep ethwe", n)
 	return []string{sandbox.Image, "sh", "-c", script}
 }
 
-// firstSight runs a container that shows the addresses that its first process
-// sees, without waiting for any.
+// initialAddresses runs a container and returns the addresses that its first process sees
+// without waiting.
 func (h *host) initialAddresses(t *testing.T, args ...string) []string {
 	t.Helper()
 	return h.addressesSeen(t, args, showAddresses)
@@ -52,8 +52,8 @@ func (h *host) addressesSeen(t *testing.T, args, command []string) []string {
 	return got
 }
 
-// A container has its address before its process starts, with
-// its own entrypoint, and reaches those of other hosts.
+// A container has its address before its process starts, keeps its own entrypoint, and reaches
+// containers on other hosts.
 func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 	t.Parallel()
 	hs := newHosts(t, 2)
@@ -76,7 +76,7 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 		{[]string{"-e", "WEAVE_CIDR=10.40.1.7/24"}, []string{"10.40.1.7/24"}},
 		{[]string{"--net", "none", "-e", "WEFT_CIDR=10.40.1.8/24"}, []string{"10.40.1.8/24"}},
 		{[]string{"--net", "host"}, nil},
-		// Outside of the range the user sees to it that nobody else has them.
+		// Outside weft's range the user must make sure that addresses are unique.
 		{[]string{"-e", "WEAVE_CIDR=192.168.77.7/24"}, []string{"192.168.77.7/24"}},
 	} {
 		got := a.initialAddresses(t, c.args...)
@@ -94,7 +94,7 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 		t.Errorf("with an empty WEFT_CIDR: %v", got)
 	}
 	if got := a.addressesSeen(t, []string{"-e", "WEFT_CIDR=net:10.40.3.0/24 net:default"}, waitAddresses(2)); len(got) != 2 || !strings.HasPrefix(got[0], "10.40.3.") {
-		t.Errorf("of two subnets: %v", got)
+		t.Errorf("with two subnets: %v", got)
 	}
 	for cidr, words := range map[string]string{"10.40.1.0/24": "names the subnet itself", "net:192.168.78.0/24": "is outside the ranges"} {
 		if text := a.mustFail(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR="+cidr, sandbox.Image, "true"); !strings.Contains(text, words) {
@@ -105,14 +105,14 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 	b.viaProxy(t, "run", "-d", "--name", "out", "-e", "WEFT_CIDR=192.168.77.8/24", sandbox.Image, "sleep", "1000")
 	b.ping(t, "out", "192.168.77.7")
 	if text := a.mustFail(t, "docker", "-H", proxySocket, "run", "--rm", "-e", "WEFT_CIDR=192.168.77.7/24", sandbox.Image, "true"); !strings.Contains(text, "in use") {
-		t.Errorf("an address outside that this host has already: %s", text)
+		t.Errorf("an address outside the range that this host uses already: %s", text)
 	}
 
 	a.viaProxy(t, "run", "-d", "--name", "web", "--restart", "always", sandbox.Image, "sleep", "1000")
 	b.viaProxy(t, "run", "-d", "--name", "client", sandbox.Image, "sleep", "1000")
 	to := a.address(t, "web", "weft")
 	b.ping(t, "client", to)
-	b.ping(t, "client", a.Addr.String()) // by the network that it has besides
+	b.ping(t, "client", a.Addr.String()) // through docker's own network
 	if got := a.docker(t, "inspect", "-f", "{{.Path}} {{.Args}} {{.Config.Hostname}} {{len .Mounts}}", "web"); got != "sleep [1000] web 0" {
 		t.Errorf("the container is %s", got)
 	}
@@ -131,17 +131,17 @@ func TestProxyGivesAddressesBeforeTheProcess(t *testing.T) {
 	a.waitActive(t, 0)
 	a.weft(t, "stop")
 	if out := a.docker(t, "network", "ls", "--format", "{{.Name}}"); strings.Contains(out, "weft") {
-		t.Errorf("after stop there are networks %s", out)
+		t.Errorf("networks after stop: %s", out)
 	}
 }
 
-// The flags of the proxy.
+// The proxy honours its flags.
 func TestProxyFlags(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1, "--no-default-ipalloc", "--no-rewrite-hosts", "--rewrite-inspect", "--no-multicast-route",
 		"--hostname-from-label", "role", "--hostname-match", "^(.*)-[0-9]+$", "--hostname-replacement", "$1")[0]
 	if got := h.initialAddresses(t); got != nil {
-		t.Errorf("without asking it has %v", got)
+		t.Errorf("without WEFT_CIDR it has %v", got)
 	}
 	h.viaProxy(t, "run", "-d", "--name", "x1", "--label", "role=web-17", "-e", "WEFT_CIDR=10.40.1.5/24", sandbox.Image, "sleep", "1000")
 	if got := h.docker(t, "exec", "x1", "hostname"); got != "web" {
@@ -158,7 +158,7 @@ func TestProxyFlags(t *testing.T) {
 	}
 }
 
-// Eval $(weft env), and back.
+// The shell uses the proxy after eval $(weft env), and no longer after eval $(weft env --restore).
 func TestEnv(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
@@ -171,14 +171,13 @@ func TestEnv(t *testing.T) {
 eval $(WEFT env --restore) && echo "${DOCKER_HOST-unset}" && docker $(WEFT config) run --rm IMAGE sh -c 'ip -o -4 addr show dev ethwe0' >/dev/null && echo done`
 	script = strings.NewReplacer("WEFT", exe, "IMAGE", sandbox.Image).Replace(script)
 	if got := h.must(t, "bash", "-c", script); got != proxySocket+"\nunset\ndone" {
-		t.Errorf("the shell says %q", got)
+		t.Errorf("the shell printed %q", got)
 	}
 }
 
-// Everything else passes byte for byte: streams in both
-// directions with ends of their own, bodies over 64 KiB, events, build, old
-// versions of the API.
-func TestProxyPassesTheRest(t *testing.T) {
+// All other requests pass unchanged: streams whose directions end independently, bodies over
+// 64 KiB, events, builds and old API versions.
+func TestProxyPassesOtherRequests(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1)[0]
 	h.waitNetwork(t)
@@ -197,8 +196,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 		}
 		return string(out)
 	}
-	// The end of the input has to reach the container, and its output after that
-	// the client.
+	// The end of the input must reach the container, and its later output the client.
 	if got := pipe("run", "-i", "--rm", sandbox.Image, "sha256sum"); !strings.HasPrefix(got, want) {
 		t.Errorf("run -i: %s, want %s", got, want)
 	}
@@ -212,14 +210,14 @@ func TestProxyPassesTheRest(t *testing.T) {
 	// An archive of 1 MiB and more in a chunked body, both ways.
 	h.must(t, "sh", "-c", "head -c 3000000 /dev/urandom >/var/tmp/big && docker -H "+proxySocket+" cp /var/tmp/big box:/big && docker -H "+proxySocket+" cp box:/big /var/tmp/back && cmp /var/tmp/big /var/tmp/back")
 	h.must(t, "sh", "-c", "mkdir -p /var/tmp/b && cp /var/tmp/big /var/tmp/b/ && printf 'FROM "+sandbox.Image+"\\nCOPY big /big\\n' >/var/tmp/b/Dockerfile")
-	// BuildKit speaks gRPC over the connection, the classic builder sends an archive.
+	// BuildKit uses gRPC over the connection; the classic builder sends an archive.
 	for _, kit := range []string{"0", "1"} {
 		h.must(t, "env", "DOCKER_BUILDKIT="+kit, "/usr/bin/docker", "-H", proxySocket, "build", "-q", "-t", "built"+kit, "/var/tmp/b")
 		if got := h.viaProxy(t, "run", "--rm", "built"+kit, "sh", "-c", "wc -c </big"); got != "3000000" {
 			t.Errorf("what was built with DOCKER_BUILDKIT=%s has %s bytes", kit, got)
 		}
 	}
-	// A client that follows goes by itself, and its stream with it.
+	// A client disconnects from a stream that never ends.
 	follow, stop := context.WithCancel(ctx)
 	logs := h.Command(follow, "docker", "-H", proxySocket, "events")
 	var events lockedBuffer
@@ -230,7 +228,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 	eventually(t, "events", func() error {
 		h.viaProxy(t, "run", "--rm", sandbox.Image, "true")
 		if !strings.Contains(events.String(), "container die") {
-			return fmt.Errorf("there are %q", events.String())
+			return fmt.Errorf("received %q", events.String())
 		}
 		return nil
 	})
@@ -240,12 +238,12 @@ func TestProxyPassesTheRest(t *testing.T) {
 	for _, path := range []string{"/_ping", "/v1.24/containers/json", "/v1.41/info", "/v1.12/version", "/containers/nobody/json", "/v9.99/info"} {
 		direct, proxied := h.curl(t, "/run/docker.sock", path), h.curl(t, "/run/weft/docker.sock", path)
 		if direct != proxied {
-			t.Errorf("GET %s: the engine says\n%s\nthe proxy\n%s", path, direct, proxied)
+			t.Errorf("GET %s: the engine answers\n%s\nthe proxy\n%s", path, direct, proxied)
 		}
 	}
 	oldest := h.docker(t, "version", "-f", "{{.Server.MinAPIVersion}}")
 	if oldest == "1.12" {
-		oldest = "1.24" // from which on clients negotiate
+		oldest = "1.24" // the first version that clients negotiate
 	}
 	for _, version := range []string{oldest, "1.41"} {
 		out := h.must(t, "env", "DOCKER_API_VERSION="+version, "docker", "-H", proxySocket, "run", "--rm", sandbox.Image, "sh", "-c", "ip -o -4 addr show dev ethwe0")
@@ -255,7 +253,7 @@ func TestProxyPassesTheRest(t *testing.T) {
 	}
 }
 
-// TCP with certificates of clients.
+// Over TCP the proxy requires client certificates.
 func TestProxyOverTLS(t *testing.T) {
 	t.Parallel()
 	hs := newBareHosts(t, 1)
@@ -272,7 +270,7 @@ done`)
 	args := []string{"-H", "tcp://127.0.0.1:12375", "--tlsverify", "--tlscacert", "/etc/tls/ca.pem"}
 	with := append(slices.Clone(args), "--tlscert", "/etc/tls/client.pem", "--tlskey", "/etc/tls/client.key")
 	if got := h.must(t, "bash", "-c", "echo hello | docker "+strings.Join(with, " ")+" run -i --rm "+sandbox.Image+" cat"); got != "hello" {
-		t.Errorf("over TLS it says %q", got)
+		t.Errorf("over TLS the container printed %q", got)
 	}
 	without := h.mustFail(t, "curl", "-sS", "--cacert", "/etc/tls/ca.pem", "https://127.0.0.1:12375/_ping")
 	if !strings.Contains(without, "certificate") {
@@ -280,11 +278,11 @@ done`)
 	}
 	old := h.mustFail(t, "bash", "-c", "openssl s_client -connect 127.0.0.1:12375 -tls1_1 -cert /etc/tls/client.pem -key /etc/tls/client.key </dev/null")
 	if old == "" {
-		t.Error("TLS 1.1 was taken")
+		t.Error("TLS 1.1 was accepted")
 	}
 }
 
-// curl returns status and body, without what differs from call to call.
+// curl returns head and body of an answer, without the parts that differ between calls.
 func (h *host) curl(t *testing.T, socket, path string) string {
 	t.Helper()
 	out := h.must(t, "curl", "-s", "-i", "--unix-socket", socket, "http://docker"+path)

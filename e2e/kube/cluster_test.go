@@ -21,20 +21,20 @@ func TestMain(m *testing.M) {
 	os.Exit(leak.Run(m))
 }
 
-// timeout is how long a test waits for what should come soon.
+// timeout is how long a test waits for an expected event.
 const timeout = 2 * time.Minute
 
-// manifests is the folder with what ships.
+// manifests is the directory of the released manifests.
 const manifests = "../../prog/weft-kube"
 
-// kube is a cluster with weft in a test.
+// kube is a cluster of a test.
 type kube struct {
 	*cluster.Cluster
 	t       *testing.T
-	outside *sandbox.Host // a server and client that is no Node
+	outside *sandbox.Host // a host outside the cluster, with a server
 }
 
-// newKube makes a cluster of two nodes and installs weft.
+// newCluster makes a cluster of two nodes and installs weft.
 func newCluster(t *testing.T, proxyMode string) *kube {
 	t.Helper()
 	k := newClusterWithoutWeft(t, proxyMode)
@@ -42,13 +42,13 @@ func newCluster(t *testing.T, proxyMode string) *kube {
 	return k
 }
 
-// newBare makes a cluster of two nodes, which have no network for pods yet. Ranges are
-// of pods' addresses, besides the default one.
+// newClusterWithoutWeft makes a cluster of two nodes without a network for pods. Ranges are
+// additional ranges of pod addresses.
 func newClusterWithoutWeft(t *testing.T, proxyMode string, ranges ...string) *kube {
 	t.Helper()
 	programs, weft := os.Getenv("KUBE_PROGRAMS"), os.Getenv("WEFT_KUBE_IMAGE")
 	if programs == "" || weft == "" {
-		t.Fatal("KUBE_PROGRAMS and WEFT_KUBE_IMAGE say where the programs are; run: make test-kube")
+		t.Fatal("KUBE_PROGRAMS and WEFT_KUBE_IMAGE must be set to the paths of the programs; run: make test-kube")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -79,11 +79,11 @@ func newClusterWithoutWeft(t *testing.T, proxyMode string, ranges ...string) *ku
 	if err := serve.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go serve.Wait() // the machine ends it
+	go serve.Wait() // it ends with its host
 	return k
 }
 
-// install applies the manifest that ships, with settings like NAME=VALUE in it.
+// install applies the released manifest with settings of the form NAME=VALUE.
 func (k *kube) install(settings ...string) {
 	k.t.Helper()
 	manifest, err := os.ReadFile(filepath.Join(manifests, "weft.yaml"))
@@ -93,7 +93,7 @@ func (k *kube) install(settings ...string) {
 	const env = "\n          env:\n"
 	before, after, ok := strings.Cut(string(manifest), env)
 	if !ok {
-		k.t.Fatal("the manifest has no environment to put settings into")
+		k.t.Fatal("the manifest has no environment for settings")
 	}
 	text := before + env
 	for _, s := range settings {
@@ -104,7 +104,7 @@ func (k *kube) install(settings ...string) {
 	k.rollout()
 }
 
-// keepLogs copies the logs to where they outlive the cluster.
+// keepLogs copies the logs to a directory that is not removed with the cluster.
 func (k *kube) keepLogs() {
 	dir, err := os.MkdirTemp("", "weft-kube-logs-")
 	if err != nil {
@@ -152,7 +152,7 @@ func (k *kube) apply(file string) {
 	k.kubectl("apply", "-f", path)
 }
 
-// create creates the objects of a text.
+// applyText creates the objects of a YAML text.
 func (k *kube) applyText(yaml string) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
@@ -162,14 +162,14 @@ func (k *kube) applyText(yaml string) {
 	}
 }
 
-// rollout waits until weft is ready on all nodes, and they with it.
+// rollout waits until weft and all nodes are ready.
 func (k *kube) rollout() {
 	k.t.Helper()
 	k.kubectl("-n", "kube-system", "rollout", "status", "daemonset/weft", "--timeout=110s")
 	k.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=60s")
 }
 
-// until waits for a condition.
+// waitUntil waits for a condition.
 func (k *kube) waitUntil(what string, holds func() error) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(k.t.Context(), timeout)
@@ -187,7 +187,7 @@ func (k *kube) exec(pod string, command ...string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-// from is how to ask for a URL from somewhere.
+// from is a function that gets a URL from a certain place.
 type from func(url string) (string, error)
 
 func (k *kube) fromPod(name string) from {
@@ -203,8 +203,8 @@ func (k *kube) fromHost(m *sandbox.Host) from {
 	}
 }
 
-// answers waits until a URL is answered by a server, which sees a client that the
-// test wants; an empty client is any.
+// waitAnswer waits until that server answers a URL and sees that client address; an empty client
+// is any.
 func (k *kube) waitAnswer(what string, ask from, url, server, client string) {
 	k.t.Helper()
 	k.waitUntil(what, func() error {
@@ -214,18 +214,18 @@ func (k *kube) waitAnswer(what string, ask from, url, server, client string) {
 		}
 		by, to, _ := strings.Cut(out, " ")
 		if by != server || client != "" && to != client {
-			return fmt.Errorf("%s is answered by %s, which sees %s; want %s and %q", url, by, to, server, client)
+			return fmt.Errorf("%s answers %s and sees client %s; want %s and %q", by, url, to, server, client)
 		}
 		return nil
 	})
 }
 
-// refused waits until a pod is not answered any more.
+// waitRefused waits until a pod gets no answer from a URL.
 func (k *kube) waitRefused(pod, url string) {
 	k.t.Helper()
-	k.waitUntil(pod+" is kept from "+url, func() error {
+	k.waitUntil(pod+" cannot reach "+url, func() error {
 		if out, err := k.fromPod(pod)(url); err == nil {
-			return fmt.Errorf("it is answered %q", out)
+			return fmt.Errorf("the answer is %q", out)
 		}
 		return nil
 	})
@@ -243,7 +243,7 @@ func (k *kube) weft(node string, args ...string) (string, error) {
 	return k.Kubectl(ctx, nil, append([]string{"-n", "kube-system", "exec", pod, "--", "weft"}, args...)...)
 }
 
-// pod runs a server on a node and returns its address.
+// pod starts a server pod on a node and returns its address.
 func (k *kube) pod(name, node, extra string) string {
 	k.t.Helper()
 	k.applyText(fmt.Sprintf(`apiVersion: v1

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// ClusterNetworkPolicies are enforced from when their kind is defined on, if the setting says so:
-// before those of namespaces in one tier, after them in the other.
+// With the setting, ClusterNetworkPolicies are enforced as soon as their kind is defined: those of
+// tier Admin before the policies of namespaces, those of tier Baseline after them.
 func TestClusterPolicies(t *testing.T) {
 	k := newClusterWithoutWeft(t, "iptables")
 	k.install("CLUSTER_POLICIES=1")
@@ -26,7 +26,7 @@ func TestClusterPolicies(t *testing.T) {
 	k.defineClusterPolicies("standard")
 	k.applyText(fmt.Sprintf(clusterPolicy, "guard", "Admin", "Deny"))
 	k.waitRefused("one", url(two, 8080))
-	k.waitUntil("weft says why", func() error {
+	k.waitUntil("policy trace gives the reason", func() error {
 		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
 		if !strings.Contains(out, "denied by cluster policy guard, tier Admin") {
 			err = errors.Join(err, errors.New(out))
@@ -37,7 +37,7 @@ func TestClusterPolicies(t *testing.T) {
 	reaches("with another action")
 
 	k.applyText(isolate)
-	reaches("past a policy of the namespace")
+	reaches("despite a policy of the namespace")
 	k.kubectl("delete", "clusternetworkpolicy", "guard")
 	k.waitRefused("one", url(two, 8080))
 
@@ -48,7 +48,7 @@ func TestClusterPolicies(t *testing.T) {
 	reaches("without any")
 }
 
-// clusterPolicy is of one rule, about what comes to server pods from pods.
+// clusterPolicy is a policy with one rule for traffic from any pod to server pods.
 const clusterPolicy = `apiVersion: policy.networking.k8s.io/v1alpha2
 kind: ClusterNetworkPolicy
 metadata: {name: %s}
@@ -59,10 +59,10 @@ spec:
   ingress: [{action: %s, from: [{namespaces: {}}]}]
 `
 
-// clusterPolicyModule has the kind that weft is built with.
+// clusterPolicyModule is the module with the kind, in the version that weft is built with.
 const clusterPolicyModule = "sigs.k8s.io/network-policy-api"
 
-// defineClusterPolicies defines the kind of a channel, standard or experimental.
+// defineClusterPolicies defines the kind, from the channel standard or experimental.
 func (k *kube) defineClusterPolicies(channel string) {
 	k.t.Helper()
 	out, err := exec.CommandContext(k.t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", clusterPolicyModule).Output()

@@ -17,19 +17,19 @@ const (
 	conformanceImage    = "registry.k8s.io/e2e-test-images/agnhost:2.45"
 	conformanceTimeout  = time.Hour
 	conformanceFeatures = "ClusterNetworkPolicy,ClusterNetworkPolicyNamedPorts"
-	// conformanceOfSCTP are the tests that ask also, or only, for SCTP.
+	// conformanceOfSCTP matches the tests that use SCTP.
 	conformanceOfSCTP = "SCTP|Gress$|PortRange|InlineCIDR|EgressNamedPort"
 )
 
-// withoutSCTP is the shell of the tests' image where the kernel has no SCTP: what would serve it
-// waits instead, since the pods that all tests share would not be ready otherwise.
+// withoutSCTP is the shell of the tests' image if the kernel has no SCTP. It replaces the SCTP
+// server by a program that waits, because otherwise the pods that all tests share would not
+// become ready.
 const withoutSCTP = `#!/bin/sh
 [ "$2" = "/agnhost porter" ] && exec /agnhost pause
 exec /bin/sh "$@"
 `
 
-// Upstream's conformance tests of ClusterNetworkPolicies as they are released; each is
-// a test of its own in the result.
+// Runs upstream's released conformance tests of ClusterNetworkPolicies. Each is a subtest.
 func TestConformance(t *testing.T) {
 	k := newClusterWithoutWeft(t, "iptables")
 	k.defineClusterPolicies("experimental")
@@ -43,7 +43,7 @@ func TestConformance(t *testing.T) {
 	if !hasSCTP(t) {
 		shell = image.File{Path: "/bin/bash", Body: []byte(withoutSCTP), Mode: 0o755}
 		args = append(args, "-test.skip=TestConformance/.*("+conformanceOfSCTP+")")
-		t.Logf("the kernel of this machine has no SCTP: tests that match %s are left out", conformanceOfSCTP)
+		t.Logf("the kernel has no SCTP: tests that match %s are skipped", conformanceOfSCTP)
 	}
 	k.addAgnhost(conformanceImage, busybox, image.File{Path: "/bin/sh", Link: "busybox"}, shell)
 
@@ -57,7 +57,7 @@ func TestConformance(t *testing.T) {
 			case "FAIL":
 				t.Fail()
 			case "SKIP":
-				nstest.Lacks(t, "what upstream test "+string(e[2])+" asks for")
+				nstest.Lacks(t, "a feature that upstream test "+string(e[2])+" needs")
 			}
 		})
 	}

@@ -1,3 +1,3 @@
-// Package kube tests weft on a real Kubernetes cluster, by the manifest and
-// the image that ship. Build with the tag kube; `make test-kube` has what it needs.
+// Package kube tests weft on a real Kubernetes cluster, with the released manifest and image. Its
+// tests have the build tag kube; `make test-kube` installs what they need.
 package kube

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// With an IPv6 range pods have an address of each family, by which pods and
-// Services are reached and policies judge.
+// With a second address range pods have an address of each family. Pods and Services are reachable
+// by both, and policies apply to both.
 func TestDualStack(t *testing.T) {
 	const range6 = "fd32:7765:6674::/48"
 	k := newClusterWithoutWeft(t, "nftables", range6)
@@ -39,15 +39,15 @@ func TestDualStack(t *testing.T) {
 	}
 }
 
-// dualPod runs a server on a node and returns its addresses, by family.
+// dualPod starts a server pod on a node and returns its addresses by family.
 func (k *kube) dualPod(name, node string) map[string]string {
 	k.t.Helper()
 	k.pod(name, node, "")
 	return k.families("pod", name, "{.status.podIPs[*].ip}")
 }
 
-// families returns those addresses of an object that path gives, of which there must be one
-// of each family, by family.
+// families returns the addresses of an object at a JSON path, by family. There must be one of each
+// family.
 func (k *kube) families(kind, name, path string) map[string]string {
 	k.t.Helper()
 	words := strings.Fields(k.kubectl("get", kind, name, "-o", "jsonpath="+path))

@@ -20,18 +20,17 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
-// suiteTimeout bounds all of upstream's tests together.
+// suiteTimeout bounds the whole suite of upstream's tests.
 const suiteTimeout = 3 * time.Hour
 
-// needsSCTP is in the names of those that cannot pass where the kernel has no SCTP.
+// needsSCTP is part of the names of tests that need SCTP in the kernel.
 const needsSCTP = "[Feature:SCTPConnectivity]"
 
-// Upstream's tests of NetworkPolicies as they are released, several at a time; each
-// is a test of its own in the result.
+// Runs upstream's released tests of NetworkPolicies, several at a time. Each is a subtest.
 func TestUpstream(t *testing.T) {
 	focus, workers := os.Getenv("NETPOL_FOCUS"), os.Getenv("NETPOL_WORKERS")
 	if focus == "" || workers == "" {
-		t.Fatal("NETPOL_FOCUS and NETPOL_WORKERS say what to run, and how many at once; run: make test-netpol")
+		t.Fatal("NETPOL_FOCUS must be set to the tests to run, and NETPOL_WORKERS to how many at once; run: make test-netpol")
 	}
 	wanted, err := regexp.Compile(focus)
 	if err != nil {
@@ -48,19 +47,19 @@ func TestUpstream(t *testing.T) {
 		case s.LeafNodeType == "It" && wanted.MatchString(s.name()):
 			ran++
 			t.Run(s.name(), s.report)
-		case s.LeafNodeType != "It" && s.State != "passed": // what goes before or after all of them
+		case s.LeafNodeType != "It" && s.State != "passed": // setup and teardown of the suite
 			t.Errorf("%s %s: %s", s.LeafNodeType, s.State, s.Failure.Message)
 		}
 	}
 	if ran == 0 {
-		t.Errorf("none of upstream's tests is called %q", focus)
+		t.Errorf("no upstream test matches %q", focus)
 	}
 	if ended != nil && !t.Failed() {
-		t.Errorf("all tests passed, and yet: %v", ended)
+		t.Errorf("all tests passed, but the suite ended with: %v", ended)
 	}
 }
 
-// hasSCTP reports whether pods can speak SCTP.
+// hasSCTP reports whether the kernel has SCTP.
 func hasSCTP(t *testing.T) bool {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
@@ -77,14 +76,14 @@ func hasSCTP(t *testing.T) bool {
 // suite is upstream's end-to-end suite, and a cluster with weft to run it on.
 type suite struct {
 	*kube
-	repositories string // file that says where images come from
+	repositories string // file with the registries of images
 }
 
 func newSuite(t *testing.T) *suite {
 	t.Helper()
 	k := newCluster(t, "iptables")
 	s := &suite{kube: k, repositories: filepath.Join(k.Network.Dir(), "repositories.yaml")}
-	// So that no image is looked for in a registry.
+	// With these names no image is pulled from a registry.
 	if err := os.WriteFile(s.repositories, []byte("gcRegistry: localhost\npromoterE2eRegistry: localhost\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +91,7 @@ func newSuite(t *testing.T) *suite {
 	return s
 }
 
-// addAgnhost gives nodes the image of upstream's tests, with more files.
+// addAgnhost adds the image of upstream's tests to all nodes, with additional files.
 func (k *kube) addAgnhost(name string, more ...image.File) {
 	k.t.Helper()
 	agnhost, err := image.Read(filepath.Join(k.Programs, "agnhost"), "/agnhost")
@@ -108,7 +107,7 @@ func (k *kube) addAgnhost(name string, more ...image.File) {
 	}
 }
 
-// agnhost is what the suite calls the image of all pods of these tests.
+// agnhost returns the suite's name of the image that all pods of these tests use.
 func (s *suite) agnhost() string {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), timeout)
@@ -121,26 +120,26 @@ func (s *suite) agnhost() string {
 	}
 	name := regexp.MustCompile(`(?m)^localhost/agnhost:.*$`).FindString(string(out))
 	if name == "" {
-		s.t.Fatalf("no agnhost is among the images of the suite:\n%s", out)
+		s.t.Fatalf("the images of the suite have no agnhost:\n%s", out)
 	}
 	return name
 }
 
 func (s *suite) env() string { return "KUBE_TEST_REPO_LIST=" + s.repositories }
 
-// run runs the suite, and returns what became of its tests. An error is how it ended.
+// run runs the suite and returns the results of its tests. The error is that of its process.
 func (s *suite) run(flags []string) ([]spec, error) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), suiteTimeout)
 	defer cancel()
 	const report = "report.json"
-	// Ginkgo has to know the name of its folder, and that is outside of the machine.
+	// Ginkgo must be able to read its working directory, and the test's one is outside the host.
 	args := append([]string{"--chdir=/", filepath.Join(s.Programs, "ginkgo")}, flags...)
 	args = append(args, "--no-color", "--silence-skips", "--timeout="+suiteTimeout.String(), "--output-dir="+s.Network.Dir(), "--json-report="+report,
 		filepath.Join(s.Programs, "e2e.test"), "--", "--provider=skeleton", fmt.Sprintf("--num-nodes=%d", len(s.Nodes)))
 	ginkgo := s.Command(ctx, "env", args...)
 	ginkgo.Env = append(ginkgo.Env, s.env())
-	ginkgo.Stdout, ginkgo.Stderr = os.Stdout, os.Stderr // it takes its time
+	ginkgo.Stdout, ginkgo.Stderr = os.Stdout, os.Stderr // to show the progress
 	ended := ginkgo.Run()
 	b, err := os.ReadFile(filepath.Join(s.Network.Dir(), report))
 	if err != nil {
@@ -153,7 +152,7 @@ func (s *suite) run(flags []string) ([]spec, error) {
 	return reports[0].SpecReports, ended
 }
 
-// spec is what Ginkgo reports of a test.
+// spec is the result of a test in Ginkgo's report.
 type spec struct {
 	ContainerHierarchyTexts    []string
 	LeafNodeType, LeafNodeText string
@@ -166,7 +165,7 @@ func (s spec) name() string {
 	return strings.Join(append(s.ContainerHierarchyTexts, s.LeafNodeText), " ")
 }
 
-// report has a test end as the spec did.
+// report gives a subtest the result of the spec.
 func (s spec) report(t *testing.T) {
 	switch {
 	case s.State == "passed":

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// The lines of the pod network, with either kind of kube-proxy.
+// The pod network works with both modes of kube-proxy.
 func TestPodNetwork(t *testing.T) {
 	for _, mode := range []string{"iptables", "nftables"} {
 		t.Run(mode, func(t *testing.T) {
@@ -82,14 +82,14 @@ func (k *kube) testServices(pods map[string]string) {
 	k.waitAnswer("a pod reaches itself through its Service", k.fromPod("one"), one, "one", "")
 	k.waitAnswer("a node reaches a Service on another", k.fromHost(k.Nodes[0].Host), two, "two", "")
 	n1, n2, outside := k.Nodes[0].Addr.String(), k.Nodes[1].Addr.String(), k.outside.Addr.String()
-	k.waitAnswer("the outside reaches a pod of n2 by n1", k.fromHost(k.outside), url(n1, port("two")), "two", "")
-	k.waitAnswer("with policy Local the pod sees who asks", k.fromHost(k.outside), url(n2, port("local")), "two", outside)
+	k.waitAnswer("the outside reaches a pod of n2 through n1", k.fromHost(k.outside), url(n1, port("two")), "two", "")
+	k.waitAnswer("with policy Local the pod sees the client's address", k.fromHost(k.outside), url(n2, port("local")), "two", outside)
 }
 
-// Frames between nodes go by the kernel: the rights of the manifest suffice for it.
+// The kernel forwards frames between nodes: the capabilities in the manifest suffice.
 func (k *kube) testFastDatapath() {
 	k.t.Helper()
-	k.waitUntil("the nodes' link is fast", func() error {
+	k.waitUntil("the link between the nodes is fastdp", func() error {
 		out, err := k.weft("n1", "status", "connections")
 		if err == nil && !strings.Contains(out, "fastdp") {
 			err = fmt.Errorf("connections of n1 are\n%s", out)
@@ -117,8 +117,8 @@ metadata: {name: isolate}
 spec: {podSelector: {matchLabels: {name: two}}, ingress: [{from: [{podSelector: {matchLabels: {name: same}}}]}]}
 `
 
-// A policy is enforced, by pods and by Services, and is gone when it is deleted. The
-// kubelet's probes pass.
+// A policy is enforced for pods and for Services, and no longer after its deletion. The kubelet's
+// probes are always allowed.
 func (k *kube) testPolicies(pods map[string]string) {
 	k.t.Helper()
 	k.applyText(isolate)
@@ -127,7 +127,7 @@ func (k *kube) testPolicies(pods map[string]string) {
 		k.waitRefused("one", to)
 		k.waitAnswer("same is allowed to reach "+to, k.fromPod("same"), to, "two", pods["same"])
 	}
-	k.waitUntil("weft says why", func() error {
+	k.waitUntil("policy trace gives the reason", func() error {
 		out, err := k.weft("n2", "policy", "trace", "one", "two", "8080")
 		if !strings.Contains(out, "isolate") {
 			return errors.Join(fmt.Errorf("answered %q", out), err)
@@ -141,8 +141,7 @@ func (k *kube) testPolicies(pods map[string]string) {
 	k.waitAnswer("one reaches two again", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
 }
 
-// A connection lives while weft is replaced on both of its nodes, and goes on
-// meanwhile.
+// A connection between pods continues while weft is replaced on both nodes.
 func (k *kube) testRollingUpdate(pods map[string]string) {
 	k.t.Helper()
 	const seconds = 60
@@ -161,11 +160,11 @@ func (k *kube) testRollingUpdate(pods map[string]string) {
 	out := <-gap
 	longest, err := strconv.Atoi(out)
 	if err != nil {
-		k.t.Fatalf("the connection did not outlive the update: %s", out)
+		k.t.Fatalf("the connection broke during the update: %s", out)
 	}
 	k.t.Logf("longest time without an echo: %d ms", longest)
 	if limit := 5 * time.Second; time.Duration(longest)*time.Millisecond > limit {
-		k.t.Errorf("the connection stood still for %d ms during the update, more than %v", longest, limit)
+		k.t.Errorf("the connection stalled for %d ms during the update, want at most %v", longest, limit)
 	}
 	k.waitAnswer("a pod reaches another after the update", k.fromPod("one"), url(pods["two"], 8080), "two", pods["one"])
 	k.pod("new", "n2", "")

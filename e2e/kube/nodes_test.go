@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// reclaimTimeout is what a user is promised: by then a deleted Node's addresses
-// are another's.
+// reclaimTimeout is the documented time in which other nodes take over the addresses of a deleted
+// Node.
 const reclaimTimeout = 30 * time.Second
 
 func TestNodesComeAndGo(t *testing.T) {
@@ -23,7 +23,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	defer cancel()
 	one := k.pod("one", "n1", "")
 
-	// A power cut: the pod comes back with the network of the node that it was on.
+	// After a power cut pods on the node have a network again.
 	if err := k.Nodes[1].PowerOff(); err != nil {
 		t.Fatal(err)
 	}
@@ -41,33 +41,33 @@ func TestNodesComeAndGo(t *testing.T) {
 	k.rollout()
 	three := k.pod("three", "n3", "")
 	k.waitAnswer("pods reach a node that joined", k.fromPod("one"), url(three, 8080), "three", one)
-	was := k.owners("n1")
+	before := k.owners("n1")
 	k.testDeletedMembers()
 
-	// A node that is gone for good.
+	// A node is removed for good.
 	if err := third.PowerOff(); err != nil {
 		t.Fatal(err)
 	}
 	k.kubectl("delete", "node", "n3", "--wait=true")
-	gone, stop := context.WithTimeout(t.Context(), reclaimTimeout)
+	reclaim, stop := context.WithTimeout(t.Context(), reclaimTimeout)
 	defer stop()
-	if err := k.WaitUntil(gone, "the addresses of n3 are another's", func() error {
+	if err := k.WaitUntil(reclaim, "other nodes own the addresses of n3", func() error {
 		out, err := k.weft("n1", "status", "ipam")
 		if err == nil && (strings.Contains(out, "n3") || strings.Contains(out, "unreachable")) {
 			err = fmt.Errorf("owners are\n%s", out)
 		}
 		return err
 	}); err != nil {
-		t.Fatalf("%v; before they were\n%s", err, was)
+		t.Fatalf("%v; before they were\n%s", err, before)
 	}
-	k.waitUntil("the line of n3 is struck", func() error {
+	k.waitUntil("the line of n3 is removed from the ConfigMap", func() error {
 		if out := k.members(); strings.Contains(out, "n3") {
 			return errors.New(out)
 		}
 		return nil
 	})
 
-	// It comes back with its old disk, as another Node.
+	// It returns with its old disk as a new Node.
 	if err := third.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	}
 	k.rollout()
 	three = k.pod("again", "n3", "")
-	k.waitAnswer("pods reach a node that came back", k.fromPod("one"), url(three, 8080), "again", one)
+	k.waitAnswer("pods reach a node that returned", k.fromPod("one"), url(three, 8080), "again", one)
 	if out := k.owners("n1"); strings.Contains(out, "unreachable") || strings.Count(out, "n3") != 1 {
 		t.Errorf("owners are\n%s", out)
 	}
@@ -84,17 +84,18 @@ func TestNodesComeAndGo(t *testing.T) {
 	k.testUninstall()
 }
 
-// members is what is written of who is on which Node.
+// members returns the ConfigMap that says which peer runs on which Node.
 func (k *kube) members() string {
 	k.t.Helper()
 	return k.kubectl("-n", "kube-system", "get", "configmap", "weft-peers", "-o", "jsonpath={.data}")
 }
 
-// What somebody deleted of that is written again once the manifest is applied, as weft says.
+// If the ConfigMap is deleted, weft logs what to do. The lines are written again once the manifest
+// is applied again.
 func (k *kube) testDeletedMembers() {
 	k.t.Helper()
 	k.kubectl("-n", "kube-system", "delete", "configmap", "weft-peers")
-	k.waitUntil("weft says what is to be done", func() error {
+	k.waitUntil("weft logs what to do", func() error {
 		out := k.kubectl("-n", "kube-system", "logs", "daemonset/weft", "--tail=100")
 		if !strings.Contains(out, "apply weft's manifest again") {
 			return errors.New(out)
@@ -106,21 +107,21 @@ func (k *kube) testDeletedMembers() {
 		out := k.members()
 		for _, n := range k.Nodes {
 			if !strings.Contains(out, n.Name) {
-				return fmt.Errorf("%s is not in %s", n.Name, out)
+				return fmt.Errorf("%s has no line in %s", n.Name, out)
 			}
 		}
 		return nil
 	})
 }
 
-// owners is what weft says of who owns which addresses.
+// owners returns the owners of addresses as weft status ipam shows them.
 func (k *kube) owners(node string) (out string) {
 	k.t.Helper()
-	k.waitUntil("weft tells the owners", func() (err error) { out, err = k.weft(node, "status", "ipam"); return err })
+	k.waitUntil("weft shows the owners", func() (err error) { out, err = k.weft(node, "status", "ipam"); return err })
 	return out
 }
 
-// Nothing is left of weft on a node.
+// Uninstalling leaves nothing of weft on a node.
 func (k *kube) testUninstall() {
 	k.t.Helper()
 	weft, uninstall := filepath.Join(manifests, "weft.yaml"), filepath.Join(manifests, "uninstall.yaml")

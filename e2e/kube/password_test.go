@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// With a password in the Secret all that goes between nodes is encrypted, and it can be
-// changed step by step, as the documentation has it.
+// With a password in the Secret all traffic between nodes is encrypted. The password can be
+// changed step by step, as documented.
 func TestPassword(t *testing.T) {
 	k := newClusterWithoutWeft(t, "nftables")
 	k.password("the first of them")
@@ -33,8 +33,8 @@ func TestPassword(t *testing.T) {
 		check(fmt.Sprintf("with %q", p))
 	}
 
-	// A node that does not know it is not let in.
-	k.password("what nobody knows")
+	// A node with another password is refused.
+	k.password("another password")
 	k.kubectl("-n", "kube-system", "delete", "pod", "-l", "app.kubernetes.io/name=weft", "--field-selector", "spec.nodeName=n2")
 	k.waitUntil("n1 refuses n2", func() error {
 		out, err := k.weft("n1", "status", "connections")
@@ -46,14 +46,14 @@ func TestPassword(t *testing.T) {
 	k.waitRefused("one", url(two, 8080))
 }
 
-// password makes the Secret of the manifest.
+// password writes the Secret that the manifest refers to.
 func (k *kube) password(text string) {
 	k.t.Helper()
 	secret := k.kubectl("-n", "kube-system", "create", "secret", "generic", "weft", "--from-literal=password="+text, "--dry-run=client", "-o", "yaml")
 	k.applyText(secret)
 }
 
-// encrypted tells why the links of a node are not all encrypted.
+// encrypted returns an error unless all links of a node are encrypted.
 func (k *kube) encrypted(node string) error {
 	out, err := k.weft(node, "status", "connections")
 	if err == nil && (!strings.Contains(out, " encrypted") || strings.Contains(out, "unencrypted")) {

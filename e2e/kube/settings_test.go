@@ -12,7 +12,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 )
 
-// Settings in the environment of the manifest hold on every node.
+// Settings in the environment of the manifest take effect on every node.
 func TestSettings(t *testing.T) {
 	k := newClusterWithoutWeft(t, "iptables")
 	n1 := k.Nodes[0].Addr.String()
@@ -32,7 +32,7 @@ func TestSettings(t *testing.T) {
 		if r.Router.ConnLimit != 50 || r.Router.MTU != 1300 || !slices.Equal(r.Router.Targets, []string{n1}) {
 			t.Errorf("%s has a limit of %d sessions, an MTU of %d and targets %q", n.Name, r.Router.ConnLimit, r.Router.MTU, r.Router.Targets)
 		}
-		k.waitUntil("metrics of "+n.Name+" are there for other hosts, and say that its link is sleeve", func() error {
+		k.waitUntil("other hosts can read the metrics of "+n.Name+", which show a sleeve link", func() error {
 			out, err := k.fromHost(k.outside)(url(n.Addr.String(), 6782) + "metrics")
 			if err == nil && !strings.Contains(out, `state="established",type="sleeve"} 1`) {
 				err = errors.New(out)
@@ -42,6 +42,6 @@ func TestSettings(t *testing.T) {
 	}
 	logged := k.kubectl("-n", "kube-system", "logs", "-l", "app.kubernetes.io/name=weft", "--tail=-1")
 	if !strings.Contains(logged, "level=DEBUG") {
-		t.Error("--log-level debug of EXTRA_ARGS does not show in the logs")
+		t.Error("--log-level debug in EXTRA_ARGS has no effect on the logs")
 	}
 }
