@@ -179,7 +179,7 @@ func TestOneMessageForMany(t *testing.T) {
 	}
 	a, b := listenOn(t, "127.0.0.1", k), listenOn(t, "127.0.0.1", k)
 	if a.Offloads() != "segment, gro" {
-		nstest.Lacks(t, "UDP_SEGMENT and UDP_GRO")
+		nstest.Lacks(t, "UDP_SEGMENT or UDP_GRO")
 	}
 	out := messages(40, at("127.0.0.1", b), func(int) int { return 1000 })
 	for i := range out {
