@@ -49,7 +49,7 @@ func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, ad
 // than a runtime starts a process.
 const extendEvery = time.Millisecond
 
-func (driverLinks) Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
+func (driverLinks) AddAddresses(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
 	tick := time.NewTicker(extendEvery)
 	defer tick.Stop()
 	for {
@@ -67,7 +67,7 @@ func (driverLinks) Extend(ctx context.Context, path string, mac net.HardwareAddr
 
 func (driverLinks) Delete(port string) error { return netdev.DeletePort(port) }
 
-func (driverLinks) Lives(port, inside string) bool {
+func (driverLinks) InContainer(port, inside string) bool {
 	_, err := netlink.LinkByName(inside)
 	return err != nil && linkExists(port)
 }
@@ -165,7 +165,7 @@ func (d *dockerDriver) connected(ctx context.Context, c *client.Client) {
 
 func (d *dockerDriver) endpoints(c *docker.Container) (ends []docker.Endpoint) {
 	for _, end := range c.Endpoints {
-		if addrs, ours := d.plugin.AddressesOf(end.ID); ours && d.plugin.Lives(end.ID) {
+		if addrs, ours := d.plugin.AddressesOf(end.ID); ours && d.plugin.InContainer(end.ID) {
 			end.Addresses = addrs
 			ends = append(ends, end)
 		}
@@ -174,7 +174,7 @@ func (d *dockerDriver) endpoints(c *docker.Container) (ends []docker.Endpoint) {
 }
 
 func (d *dockerDriver) isUnplugged(c *docker.Container) bool {
-	return slices.ContainsFunc(c.Endpoints, func(end docker.Endpoint) bool { return d.plugin.Has(end.ID) && !d.plugin.Lives(end.ID) })
+	return slices.ContainsFunc(c.Endpoints, func(end docker.Endpoint) bool { return d.plugin.Has(end.ID) && !d.plugin.InContainer(end.ID) })
 }
 
 func (d *dockerDriver) list(of map[string]containerName) (list []api.Attachment) {

@@ -1,7 +1,7 @@
 // Package plugin is weft as the Docker engine sees it: a network driver and an
 // address driver named weft, both on one socket.
 //
-// The engine finds the socket in its folder of plugins and sends HTTP POST
+// The engine finds the socket in its directory of plugins and sends HTTP POST
 // requests with JSON bodies, libnetwork's remote API. They are spelled
 // the same in every version from 1.10 to 29. A reply other than 200 has
 // {"Err": text}, which the engine shows to its user.

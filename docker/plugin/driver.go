@@ -43,21 +43,21 @@ type Links interface {
 	Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error
 	// Delete removes a port; one that is not there is no error.
 	Delete(port string) error
-	// Extend adds addresses to the interface with that MAC address in the
+	// AddAddresses adds addresses to the interface with that MAC address in the
 	// namespace at path, and announces them. It waits for the engine to have moved
 	// it there, until ctx ends.
-	Extend(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
-	// Lives reports whether there is a port whose other end is in a container; inside
+	AddAddresses(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
+	// InContainer reports whether there is a port whose other end is in a container; inside
 	// is the name of that end on the host. The kernel removes a port together with its
 	// container. An engine that removes a container while the driver does not answer
 	// moves the end back to the host.
-	Lives(port, inside string) bool
+	InContainer(port, inside string) bool
 }
 
 // network is the record of one network.
 type network struct {
 	Multicast bool `json:"multicast,omitempty"`
-	MTU       int  `json:"mtu,omitempty"` // 0: as usual
+	MTU       int  `json:"mtu,omitempty"` // 0 for the default
 	// Gateway and Gateway6 are the gateways that the user named.
 	Gateway  netip.Addr `json:"gateway,omitzero"`
 	Gateway6 netip.Addr `json:"gateway6,omitzero"`
@@ -241,7 +241,7 @@ func (d *Driver) deleteNetwork(_ context.Context, q networkRequest) (empty, erro
 	return empty{}, d.networks.Delete(q.NetworkID)
 }
 
-// checkID refuses what is not an ID of the engine: interfaces are named after them.
+// checkID checks an ID of the engine, which becomes part of an interface name.
 func checkID(what, id string) error {
 	if len(id) < 16 || len(id) > 128 || strings.ContainsFunc(id, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'z') }) {
 		return fmt.Errorf("%s %.40q: not an id of docker", what, id)
@@ -365,7 +365,7 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Prefix, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(d.alive, wait)
 	defer cancel()
-	if err := d.links.Extend(ctx, path, mac, more); err != nil && d.alive.Err() == nil && d.Has(id) {
+	if err := d.links.AddAddresses(ctx, path, mac, more); err != nil && d.alive.Err() == nil && d.Has(id) {
 		d.log.Warn("could not add addresses to a container", "endpoint", id, "addresses", more, "err", err)
 	}
 }
@@ -476,13 +476,13 @@ func (d *Driver) Endpoints() []Endpoint {
 		list = append(list, Endpoint{ID: id, Network: e.Network, MAC: e.MAC, Addresses: e.all()})
 	}
 	d.mu.Unlock()
-	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.Lives(e.ID) })
+	list = slices.DeleteFunc(list, func(e Endpoint) bool { return !d.InContainer(e.ID) })
 	slices.SortFunc(list, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
 
-// Lives reports whether an endpoint is in a container.
-func (d *Driver) Lives(id string) bool { return d.links.Lives(Port(id), inside(id)) }
+// InContainer reports whether an endpoint is in a container.
+func (d *Driver) InContainer(id string) bool { return d.links.InContainer(Port(id), inside(id)) }
 
 // Has reports whether weft has the endpoint.
 func (d *Driver) Has(endpointID string) bool {
@@ -556,7 +556,7 @@ func (d *Driver) AdoptNetwork(id string, options map[string]string, internal boo
 // Adopt takes over an endpoint of a running container in the same way. An endpoint that is
 // known, or not on a weft network, is not an error.
 func (d *Driver) Adopt(ctx context.Context, e Endpoint) error {
-	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.Lives(e.ID) {
+	if checkID("endpoint", e.ID) != nil || d.Has(e.ID) || !d.InContainer(e.ID) {
 		return nil
 	}
 	for _, p := range e.Addresses {

@@ -192,7 +192,7 @@ func (d *Driver) clear(a netip.Addr) error {
 	if !leased {
 		return nil
 	}
-	if held || time.Since(l.since) < staleAfter || id != "" && d.Lives(id) {
+	if held || time.Since(l.since) < staleAfter || id != "" && d.InContainer(id) {
 		user := "another container of this host"
 		if held {
 			user = "a network of this host"
@@ -330,7 +330,7 @@ func (d *Driver) Sweep(now time.Time) {
 	}
 	d.mu.Unlock()
 	for _, id := range ids {
-		if d.overdue(id, d.Lives(id), now, goneGrace) {
+		if d.overdue(id, d.InContainer(id), now, goneGrace) {
 			d.log.Info("a container disappeared and docker did not report it; its addresses are free", "endpoint", id)
 			if err := d.endEndpoint(id); err != nil {
 				d.log.Warn("an endpoint could not be dropped", "endpoint", id, "err", err)

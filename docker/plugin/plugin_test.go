@@ -32,12 +32,12 @@ type host struct {
 	fail  error // of the calls that may fail
 }
 
-var addrRange = netip.MustParsePrefix("10.32.0.0/12")
+var testRange = netip.MustParsePrefix("10.32.0.0/12")
 
-func (h *host) Default(v6 bool) (netip.Prefix, bool) { return addrRange, !v6 }
+func (h *host) Default(v6 bool) (netip.Prefix, bool) { return testRange, !v6 }
 
 func (h *host) Check(p netip.Prefix) error {
-	if !addrRange.Contains(p.Addr()) || p.Bits() < addrRange.Bits() {
+	if !testRange.Contains(p.Addr()) || p.Bits() < testRange.Bits() {
 		return errors.New("outside")
 	}
 	return nil
@@ -94,7 +94,7 @@ func (h *host) Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []
 	return h.fail
 }
 
-func (h *host) Extend(_ context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
+func (h *host) AddAddresses(_ context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.more = append(h.more, fmt.Sprint(path, " ", mac, " ", addrs))
@@ -108,7 +108,7 @@ func (h *host) Delete(port string) error {
 	return nil
 }
 
-func (h *host) Lives(port, inside string) bool {
+func (h *host) InContainer(port, inside string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ports[port] != "" && !h.back[inside]

@@ -116,11 +116,11 @@ const MulticastOption = "weft.multicast"
 const AddressesOption = "weft.addresses"
 
 // OutsideOption is the option of the address driver that makes it accept a subnet outside
-// all address ranges. Its addresses are given to whoever names them; the user ensures that
-// no two containers have the same.
+// all address ranges. It gives any free address there that is requested; the user must ensure that
+// no two hosts use the same address.
 const OutsideOption = "weft.outside"
 
-// weaveMulticast is what MulticastOption was called there.
+// weaveMulticast is the name of MulticastOption in Weave.
 const weaveMulticast = "works.weave.multicast"
 
 const (

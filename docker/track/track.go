@@ -13,8 +13,8 @@ const maxMarked = 4096
 // State is the state of a container.
 type State struct {
 	Running bool
-	// Since is when this run of the container began, as the engine writes it. It tells
-	// one run from the next.
+	// Since is when this run of the container began, in the format of the engine. It
+	// distinguishes one run from the next.
 	Since string
 	// Shape describes everything that may change while the container runs. Only
 	// equality matters.
