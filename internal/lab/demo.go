@@ -25,7 +25,7 @@ const (
 // to w, and returns nil only if all steps succeeded.
 func Demo(ctx context.Context, config testbed.Config, w io.Writer) (err error) {
 	var l *testbed.Lab
-	if err := step(w, fmt.Sprintf("launch %d routers, one in each host, and let them find each other", config.Hosts), func() (err error) {
+	if err := step(w, fmt.Sprintf("launch %d routers, one on each host, and wait until they are connected", config.Hosts), func() (err error) {
 		l, err = Up(ctx, config)
 		return err
 	}); err != nil {
