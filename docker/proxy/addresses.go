@@ -28,7 +28,7 @@ type addressRequest struct {
 // requestedAddresses returns the addresses that the environment of a container
 // requests, nil for none. Given reports whether the environment has the variable.
 // Subnet is the default subnet, invalid if there is none.
-func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, given bool, err error) {
+func requestedAddresses(env []string, subnet netip.Prefix) (want *addressRequest, given bool, err error) {
 	value, given := lookupEnv(env, Variable)
 	if !given {
 		value, given = lookupEnv(env, weaveVariable)
@@ -56,22 +56,22 @@ func requestedAddresses(env []string, subnet netip.Prefix) (w *addressRequest, g
 		if a.Kind == api.FromDefault && !subnet.IsValid() {
 			return nil, true, fmt.Errorf("%s: %s: this router was launched without an address range", Variable, word)
 		}
-		if w != nil || a.Kind != api.FromDefault && !a.Prefix.Addr().Is4() {
+		if want != nil || a.Kind != api.FromDefault && !a.Prefix.Addr().Is4() {
 			continue
 		}
 		// The engine accepts IPv6 only together with IPv4, so it gets this address.
-		w = &addressRequest{subnet: a.Prefix.Masked(), more: without(words, word)}
+		want = &addressRequest{subnet: a.Prefix.Masked(), more: without(words, word)}
 		switch a.Kind {
 		case api.FromDefault:
-			w.subnet = subnet
+			want.subnet = subnet
 		case api.Exactly:
-			w.addr = a.Prefix.Addr()
+			want.addr = a.Prefix.Addr()
 		}
 	}
-	if w == nil {
+	if want == nil {
 		return nil, true, fmt.Errorf("%s: %s: docker needs an IPv4 address in addition to IPv6 addresses", Variable, value)
 	}
-	return w, true, nil
+	return want, true, nil
 }
 
 // lookupEnv returns the value of a variable. If it is set more than once the last

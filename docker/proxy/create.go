@@ -27,35 +27,35 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 	if err != nil {
 		return p.forward(ctx, req, body)
 	}
-	w, err := p.addressesFor(ctx, api, c)
+	want, err := p.addressesFor(ctx, api, c)
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	if w != nil || isOurNetwork(ctx, api, c.mode) {
+	if want != nil || isOurNetwork(ctx, api, c.mode) {
 		p.edit(c, req.URL.Query().Get("name"))
 	}
-	if w == nil && !c.edited {
+	if want == nil && !c.edited {
 		return p.forward(ctx, req, body)
 	}
 	var j networkJoin
-	if w != nil {
-		if j, err = p.ensureNetwork(ctx, api, w, c.mode == modeNone); err != nil {
+	if want != nil {
+		if j, err = p.ensureNetwork(ctx, api, want, c.mode == modeNone); err != nil {
 			return nil, fmt.Errorf("create container: %w", err)
 		}
 		if c.mode == modeNone {
 			// The engine refuses to connect a container of network mode none.
 			c.moveTo(j)
-			w = nil
+			want = nil
 		}
 	}
 	if body, err = c.document(); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	a, err := p.forward(ctx, req, body)
-	if err != nil || a.code != http.StatusCreated || w == nil {
-		return a, err
+	resp, err := p.forward(ctx, req, body)
+	if err != nil || resp.code != http.StatusCreated || want == nil {
+		return resp, err
 	}
-	return a, p.connect(ctx, api, a.body, j)
+	return resp, p.connect(ctx, api, resp.body, j)
 }
 
 // connect connects a created container to a network, or removes the container.
@@ -124,9 +124,9 @@ func (p *Proxy) addressesFor(ctx context.Context, api *client.Client, c *createR
 			env = append(slices.Clone(r.Config.Env), env...)
 		}
 	}
-	w, given, err := requestedAddresses(env, p.Subnet)
+	want, given, err := requestedAddresses(env, p.Subnet)
 	if err != nil || given {
-		return w, err
+		return want, err
 	}
 	if p.NoDefaultIPAlloc || !p.Subnet.IsValid() {
 		return nil, nil

@@ -39,14 +39,14 @@ func TestRequestedAddresses(t *testing.T) {
 		{[]string{"WEFT_CIDR=fd00::5/64"}, "", true, "needs an IPv4 address"},
 		{[]string{"WEFT_CIDR=" + strings.Repeat("net:default ", 65)}, "", true, "the maximum is"},
 	} {
-		w, given, err := requestedAddresses(c.env, subnet)
+		asked, given, err := requestedAddresses(c.env, subnet)
 		got := ""
-		if w != nil {
+		if asked != nil {
 			addr := "any"
-			if w.addr.IsValid() {
-				addr = w.addr.String()
+			if asked.addr.IsValid() {
+				addr = asked.addr.String()
 			}
-			got = fmt.Sprint(w.subnet, " ", addr, " ", w.more)
+			got = fmt.Sprint(asked.subnet, " ", addr, " ", asked.more)
 		}
 		if (c.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) || given != c.given || err == nil && got != c.want {
 			t.Errorf("%q: %q, given %v, %v; want %q, %v, %s", c.env, got, given, err, c.want, c.given, c.err)

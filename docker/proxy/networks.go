@@ -56,10 +56,10 @@ func (p *Proxy) networkName(subnet netip.Prefix, internal bool) string {
 
 // ensureNetwork returns how to join the network of a request, and creates the network
 // if it is missing.
-func (p *Proxy) ensureNetwork(ctx context.Context, api *client.Client, w *addressRequest, internal bool) (networkJoin, error) {
+func (p *Proxy) ensureNetwork(ctx context.Context, api *client.Client, want *addressRequest, internal bool) (networkJoin, error) {
 	p.networkMu.Lock()
 	defer p.networkMu.Unlock()
-	j := networkJoin{p.networkName(w.subnet, internal), w.addr, w.more}
+	j := networkJoin{p.networkName(want.subnet, internal), want.addr, want.more}
 	r, err := api.NetworkInspect(ctx, j.network, client.NetworkInspectOptions{})
 	switch {
 	case err == nil && r.Network.Driver != plugin.Name:
@@ -70,7 +70,7 @@ func (p *Proxy) ensureNetwork(ctx context.Context, api *client.Client, w *addres
 		return j, fmt.Errorf("look up docker's network %s: %w", j.network, err)
 	}
 	err = MakeNetwork(ctx, api, j.network, NetworkOptions{
-		Subnet: w.subnet, Internal: internal, Multicast: !p.NoMulticastRoute, Outside: w.addr.IsValid(),
+		Subnet: want.subnet, Internal: internal, Multicast: !p.NoMulticastRoute, Outside: want.addr.IsValid(),
 	})
 	if err != nil && !errdefs.IsConflict(err) { // a conflict: it was created meanwhile
 		return j, fmt.Errorf("create docker's network %s: %w", j.network, err)

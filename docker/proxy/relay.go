@@ -212,12 +212,12 @@ func (p *Proxy) intercept(ctx context.Context, client halfCloser, br *bufio.Read
 		respondError(client, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
 		return false
 	}
-	a, err := h(ctx, req, body)
+	resp, err := h(ctx, req, body)
 	if err != nil {
 		p.log.Warn("a request to docker failed", "request", req.Method+" "+req.URL.Path, "err", err)
 		return respondError(client, http.StatusInternalServerError, err) == nil
 	}
-	return respond(client, a.code, a.header, a.body) == nil
+	return respond(client, resp.code, resp.header, resp.body) == nil
 }
 
 // readBody reads a body of up to maxIntercepted bytes.

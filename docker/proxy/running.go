@@ -18,14 +18,14 @@ import (
 // start starts a container, then makes its hostname resolve to its weft address in
 // /etc/hosts. The engine writes all addresses there, those of other networks first.
 func (p *Proxy) start(ctx context.Context, req *http.Request, body []byte) (*response, error) {
-	a, err := p.forward(ctx, req, body)
-	if err != nil || a.code != http.StatusNoContent {
-		return a, err
+	resp, err := p.forward(ctx, req, body)
+	if err != nil || resp.code != http.StatusNoContent {
+		return resp, err
 	}
 	if err := p.rewriteHosts(ctx, containerName(req)); err != nil {
 		p.log.Warn("could not put the weft address into /etc/hosts", "container", containerName(req), "err", err)
 	}
-	return a, nil
+	return resp, nil
 }
 
 func (p *Proxy) rewriteHosts(ctx context.Context, container string) error {
@@ -61,14 +61,14 @@ func isOurNetworkName(name string) bool {
 // inspect shows the weft address in the fields where the engine shows the address on
 // the default bridge.
 func (p *Proxy) inspect(ctx context.Context, req *http.Request, body []byte) (*response, error) {
-	a, err := p.forward(ctx, req, body)
-	if err != nil || a.code != http.StatusOK {
-		return a, err
+	resp, err := p.forward(ctx, req, body)
+	if err != nil || resp.code != http.StatusOK {
+		return resp, err
 	}
-	if edited, ok := rewriteInspect(a.body); ok {
-		a.body = edited
+	if edited, ok := rewriteInspect(resp.body); ok {
+		resp.body = edited
 	}
-	return a, nil
+	return resp, nil
 }
 
 // rewriteInspect edits the response to an inspect; ok is false if nothing was edited.
