@@ -47,7 +47,7 @@ func Erase(c *Config) error {
 // leftFiles returns the files that a router may have left, each folder after its
 // files.
 func leftFiles(c *Config) (files []string, err error) {
-	patterns := []string{filepath.Join(api.GoneFolder(c.StateDir), "*")}
+	patterns := []string{filepath.Join(api.GoneDir(c.StateDir), "*")}
 	for _, f := range []string{storeFile, ipamFile, ipam6File} {
 		patterns = append(patterns, c.path(f)+"*") // damaged ones that were set aside too
 	}
@@ -65,7 +65,7 @@ func leftFiles(c *Config) (files []string, err error) {
 			files = append(files, path)
 		}
 	}
-	return append(files, api.GoneFolder(c.StateDir), c.path(identityFile), c.path(LogFile), c.path(LaunchFile), c.Socket), nil
+	return append(files, api.GoneDir(c.StateDir), c.path(identityFile), c.path(LogFile), c.path(LaunchFile), c.Socket), nil
 }
 
 // Exists reports whether a router has left state on the host.

@@ -122,7 +122,7 @@ func (ls *leases) freeAll() error {
 
 // sweep frees the addresses of owners that left while no router ran.
 func (ls *leases) sweep() {
-	files, err := os.ReadDir(api.GoneFolder(ls.stateDir))
+	files, err := os.ReadDir(api.GoneDir(ls.stateDir))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			ls.log.Warn("the owners that left while no router ran are not known", "err", err)
@@ -132,7 +132,7 @@ func (ls *leases) sweep() {
 	for _, f := range files {
 		owner, err := api.GoneOwner(f.Name())
 		if err == nil {
-			err = ls.free(owner, filepath.Join(api.GoneFolder(ls.stateDir), f.Name()))
+			err = ls.free(owner, filepath.Join(api.GoneDir(ls.stateDir), f.Name()))
 		}
 		if err != nil {
 			ls.log.Warn("the addresses of an owner that left could not be freed", "file", f.Name(), "err", err)

@@ -94,7 +94,7 @@ func BenchmarkCNI(b *testing.B) {
 	const rounds = 50
 	rivals := os.Getenv("WEFT_RIVALS")
 	if rivals == "" {
-		b.Skip("WEFT_RIVALS names no folder with bridge and host-local; run: make bench-cni")
+		b.Skip("WEFT_RIVALS names no directory with bridge and host-local; run: make bench-cni")
 	}
 	lab := harness.New(b, testbed.Config{Hosts: 2})
 	lab.Exe = harness.Shipped(b)

@@ -358,7 +358,7 @@ func TestCNIRefusesAndLeavesNothing(t *testing.T) {
 	h.wantLeases(0)
 }
 
-func TestCNIWishes(t *testing.T) {
+func TestCNIRequestedSettings(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 1, Flags: []string{"--ipalloc-range6", "fd32::/64"}})
 	h := newCNIHost(t, lab, 1, "1.0.0", map[string]any{"mtu": 1300, "dns": map[string]any{"nameservers": []string{"10.96.0.10"}}})

@@ -40,11 +40,11 @@ const DefaultStateDir = "/var/lib/weft"
 // runs, that an owner is gone. The next router frees its addresses. The content of the
 // file does not matter.
 func GoneFile(stateDir, owner string) string {
-	return filepath.Join(GoneFolder(stateDir), url.PathEscape(owner))
+	return filepath.Join(GoneDir(stateDir), url.PathEscape(owner))
 }
 
-// GoneFolder is the folder of these files.
-func GoneFolder(stateDir string) string { return filepath.Join(stateDir, "gone") }
+// GoneDir is the folder of these files.
+func GoneDir(stateDir string) string { return filepath.Join(stateDir, "gone") }
 
 // GoneOwner returns the owner of such a file, given the last part of its path.
 func GoneOwner(file string) (string, error) { return url.PathUnescape(file) }

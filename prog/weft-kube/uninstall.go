@@ -31,7 +31,7 @@ func uninstall(ctx context.Context) error {
 	if err := awaitRouterEnd(ctx); err != nil {
 		return err
 	}
-	errs := []error{plugin(false).Uninstall(), os.RemoveAll(api.GoneFolder(uninstalled.StateDir))}
+	errs := []error{plugin(false).Uninstall(), os.RemoveAll(api.GoneDir(uninstalled.StateDir))}
 	// The mount point of /sys/fs/bpf/weft is left as a directory beside the socket.
 	run := filepath.Dir(uninstalled.Socket)
 	for _, path := range []string{
