@@ -58,15 +58,14 @@ packages:
 # The race detector needs a C compiler, and nothing else here does.
 race-deps:
 	@command -v gcc >/dev/null || command -v clang >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "make test: install a C compiler for the race detector" >&2; exit 1; }; \
+	  command -v apt-get >/dev/null || { echo "make test: install a C compiler for the race detector" >&2; exit 1; }; \
 	  echo "make test: installing gcc for the race detector"; \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; }
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; }
 
-# Packages without goroutines that simulate many peers: the race detector would
-# find nothing in them, and take ten times as long.
+# Packages without goroutines that simulate many peers: the race detector would find
+# nothing in them, and take ten times as long.
 PURE := $(addprefix github.com/weft-net/weft/,mesh/topology dns/names)
 
-# The race detector finds nothing in the PURE packages, as they start no goroutine.
 test: race-deps
 	$(SUDO) env GO=$(GO) .ci/test -race -timeout 20m $$($(GO) list ./... | grep -vxF $(PURE:%=-e %))
 	$(SUDO) env GO=$(GO) .ci/test $(PURE)
@@ -143,7 +142,7 @@ check:
 	$(GO) vet -tags docker $(DOCKER_TESTS)
 	$(GO) vet -tags 'kube netpol' $(KUBE_TESTS)
 	$(GO) vet -tags packages ./prog/packages
-	$(GO) tool -modfile=internal/tools/go.mod golangci-lint run ./...
+	$(GO) tool -modfile=internal/tools/go.mod golangci-lint run --allow-parallel-runners ./...
 	$(GO) mod tidy -diff
 	$(GO) run ./prog/weft gen-docs site/pages/commands.md.new
 	@cmp -s site/pages/commands.md site/pages/commands.md.new || { rm -f site/pages/commands.md.new; \

@@ -85,7 +85,7 @@ func (c *Config) Check() error {
 		rows += len(c.selected(t.runs))
 	}
 	if rows == 0 {
-		return fmt.Errorf("--only %q matches no row of a table", c.Only)
+		return fmt.Errorf("--only %q matches no row of a table", strings.TrimPrefix(c.Only.String(), "(?i)"))
 	}
 	return nil
 }

@@ -32,6 +32,9 @@ const toleratedLoss = 0.01
 // maxUDPSize is the maximum payload of a UDP datagram over IPv4 in bytes.
 const maxUDPSize = 65507
 
+// maxStreams bounds what one order opens.
+const maxStreams = 1000
+
 // Order describes one measurement.
 type Order struct {
 	Kind    Kind
@@ -58,8 +61,8 @@ func (o *Order) Check() error {
 		}
 		return fmt.Errorf("--kind %q: want one of %s", o.Kind, strings.Join(names, ", "))
 	}
-	if o.Streams < 0 || o.Size < 0 || o.Size > maxUDPSize || o.Time <= 0 {
-		return fmt.Errorf("%d streams, %d bytes, %v: want at least one stream, 1 to %d bytes and a time", o.Streams, o.Size, o.Time, maxUDPSize)
+	if o.Streams < 0 || o.Streams > maxStreams || o.Size < 0 || o.Size > maxUDPSize || o.Time <= 0 {
+		return fmt.Errorf("%d streams, %d bytes, %v: want 1 to %d streams, 1 to %d bytes and a time", o.Streams, o.Size, o.Time, maxStreams, maxUDPSize)
 	}
 	return nil
 }
