@@ -20,6 +20,7 @@
 package trace
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -58,9 +59,10 @@ type World interface {
 // Output collects the lines that a block expects.
 type Output struct{ lines []string }
 
-// Printf appends a line.
+// Printf appends a line. An empty one is written as "(empty)", because an empty line ends
+// the output of a block.
 func (o *Output) Printf(format string, args ...any) {
-	o.lines = append(o.lines, fmt.Sprintf(format, args...))
+	o.lines = append(o.lines, cmp.Or(fmt.Sprintf(format, args...), "(empty)"))
 }
 
 // Run plays each file that matches pattern as a subtest, in a world of its own.
@@ -121,6 +123,9 @@ func play(text string, w World) (string, error) {
 			}
 		}
 		got = append(got, line)
+	}
+	if len(out.lines) > 0 {
+		return "", fmt.Errorf("the last commands have output: want a line of %s after them", dashes)
 	}
 	if inOutput {
 		got = append(got, "") // a file ends in a new line

@@ -41,10 +41,19 @@ func TestMistakesNameTheLine(t *testing.T) {
 	for script, want := range map[string]string{
 		"add x\n\nfly\n----\n":     "line 3: fly: no such command",
 		"print\n\nadd x\n----\nok": "line 2: the commands above have output",
+		"add x\nprint":             "the last commands have output",
 	} {
 		if _, err := play(script, new(counter)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", script, err, want)
 		}
+	}
+}
+
+func TestEmptyOutputDoesNotEndItsBlock(t *testing.T) {
+	var out Output
+	out.Printf("")
+	if out.lines[0] == "" {
+		t.Error("an empty line of output would end its block")
 	}
 }
 
