@@ -1,6 +1,8 @@
 package router
 
 import (
+	"hash/maphash"
+
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath/kernel"
@@ -195,7 +197,7 @@ func (ln *lane) relay(l *sleeve, h wire.Head, f frame) {
 func (r *Router) readTAP(ln *lane, q tap.Queue) error {
 	reader := q.NewReader()
 	if p, ok := reader.(tap.Prioritizer); ok {
-		flows := flow.New()
+		flows := flow.New(maphash.MakeSeed())
 		p.Prioritize(func(frame []byte) bool { return flows.Sparse(r.since(), frame) })
 	}
 	for {

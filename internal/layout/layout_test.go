@@ -81,7 +81,7 @@ var pureLibraries = map[string]string{
 // impure are packages of the standard library, and of others, that a pure package
 // may not import. net/netip is pure.
 var impure = []string{
-	"net", "net/http", "os", "os/exec", "os/signal", "log", "log/slog", "syscall", "context", "crypto/tls", "hash/maphash",
+	"net", "net/http", "os", "os/exec", "os/signal", "log", "log/slog", "syscall", "context", "crypto/tls",
 }
 
 var clockReaders = []string{"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTicker", "NewTimer"}
@@ -278,7 +278,7 @@ func checkGlobals(t *testing.T, path string) {
 			name = i.Name.Name
 		}
 		switch imported {
-		case "time", "math/rand", "math/rand/v2", "crypto/rand":
+		case "time", "math/rand", "math/rand/v2", "crypto/rand", "hash/maphash":
 			names[name] = imported
 		}
 	}
@@ -294,6 +294,8 @@ func checkGlobals(t *testing.T, path string) {
 		switch imported := names[x.Name]; {
 		case imported == "time" && slices.Contains(clockReaders, s.Sel.Name):
 			t.Errorf("%s: time.%s: a pure package is told the time", set.Position(n.Pos()), s.Sel.Name)
+		case imported == "hash/maphash" && s.Sel.Name == "MakeSeed":
+			t.Errorf("%s: maphash.MakeSeed: a pure package is given its randomness", set.Position(n.Pos()))
 		case strings.HasSuffix(imported, "rand") || strings.HasSuffix(imported, "rand/v2"):
 			if imported == "crypto/rand" || !slices.Contains(randomMakers, s.Sel.Name) {
 				t.Errorf("%s: %s.%s: a pure package is given its randomness", set.Position(n.Pos()), imported, s.Sel.Name)

@@ -42,9 +42,9 @@ type bucket struct {
 	bulk  bool
 }
 
-// New returns an empty Table. Which flows share a bucket differs from table to table
-// and cannot be predicted.
-func New() *Table { return &Table{seed: maphash.MakeSeed()} }
+// New returns an empty Table. Flows share buckets by a hash with the seed, so that nobody can
+// choose flows that collide.
+func New(seed maphash.Seed) *Table { return &Table{seed: seed} }
 
 // Sparse records that an Ethernet frame is sent at now, which never goes back, and
 // reports whether its flow is sparse. Packets other than TCP and UDP are one flow

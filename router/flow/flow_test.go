@@ -2,6 +2,7 @@ package flow
 
 import (
 	"encoding/binary"
+	"hash/maphash"
 	"testing"
 	"time"
 )
@@ -21,7 +22,7 @@ func packet(proto byte, src, dst, sport, dport uint16, n int) []byte {
 }
 
 func TestFlowsOfTheirOwn(t *testing.T) {
-	table := New()
+	table := New(maphash.MakeSeed())
 	bulk, ping := packet(tcp, 1, 2, 1000, 80, 1500), packet(tcp, 1, 2, 1001, 80, 66)
 	now := time.Duration(0)
 	var sparse int
@@ -45,7 +46,7 @@ func TestFlowsOfTheirOwn(t *testing.T) {
 // pause, however little it sends meanwhile, and one below the rate is sparse for
 // ever.
 func TestBulkUntilItPauses(t *testing.T) {
-	table := New()
+	table := New(maphash.MakeSeed())
 	f := packet(udp, 1, 2, 3, 4, 1000)
 	now := time.Second
 	for range 100 {
@@ -99,7 +100,7 @@ func FuzzSparse(f *testing.F) {
 	f.Add(packet(tcp, 1, 2, 3, 4, 60), int64(1))
 	f.Add([]byte{}, int64(-1))
 	f.Add(packet(udp, 1, 2, 3, 4, 60)[:20], int64(1<<62))
-	table := New()
+	table := New(maphash.MakeSeed())
 	f.Fuzz(func(t *testing.T, b []byte, now int64) {
 		table.Sparse(time.Duration(now), b)
 		if len(key(b)) > len(b) {
@@ -109,7 +110,7 @@ func FuzzSparse(f *testing.F) {
 }
 
 func BenchmarkSparse(b *testing.B) {
-	table, f := New(), packet(tcp, 1, 2, 3, 4, 1500)
+	table, f := New(maphash.MakeSeed()), packet(tcp, 1, 2, 3, 4, 1500)
 	for i := range b.N {
 		table.Sparse(time.Duration(i)*time.Microsecond, f)
 	}
