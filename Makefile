@@ -1,5 +1,5 @@
 # make           runs the tests, as make test does
-# make unit      runs the tests that need no root and no network, in under a minute
+# make unit      runs the tests that need no root and no network, in about a minute
 # make test      runs all tests of this machine's kernel; needs root
 # make check     lints, and checks what is generated
 # make build     makes bin/weft, one static program, and bin/weft-cni, the CNI plugin

@@ -44,6 +44,12 @@ func (l *labApp) sendTraffic() *cobra.Command {
 		Short: "Measure towards lab traffic serve and print JSON",
 		Args:  atLeast(1, "name the address of the server"),
 		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("%s: one server at a time, not %q", c.CommandPath(), args)
+			}
+			if o.Streams == 0 || o.Size == 0 {
+				return usagef("%s: want at least one stream and one byte", c.CommandPath())
+			}
 			o.Kind = traffic.Kind(kind)
 			if err := o.Check(); err != nil {
 				return usagef("%s: %w", c.CommandPath(), err)
