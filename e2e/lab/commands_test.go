@@ -43,7 +43,7 @@ func TestLabCommands(t *testing.T) {
 		}
 	})
 	mustWeft(t, lab("up", "--hosts", "2", "--password", "password of the lab")...)
-	if code, _, stderr := weft(lab("up")...); code != cmd.ExitFailed || !strings.Contains(stderr, "is there already") {
+	if code, _, stderr := weft(lab("up")...); code != cmd.ExitFailed || !strings.Contains(stderr, "exists already") {
 		t.Errorf("up a second time: exit code %d, %q", code, stderr)
 	}
 	address := strings.TrimSpace(mustWeft(t, lab("run", "h1", "web")...))
