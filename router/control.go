@@ -192,7 +192,7 @@ func (r *Router) neighbourDown(name peer.Name) {
 		delete(r.taken, i)
 	}
 	l.tx.Store(nil)
-	l.room.Store(0)
+	l.maxBody.Store(0)
 	r.fast.Down(name)
 	r.rebuild()
 	if l.reported.up {

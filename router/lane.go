@@ -116,8 +116,8 @@ func complete(b []byte) {
 
 // send sends a frame on a link, after all frames that were sent on it before.
 func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
-	room := int(l.room.Load())
-	if room == 0 {
+	maxBody := int(l.maxBody.Load())
+	if maxBody == 0 {
 		l.drops.add(DropLinkDown)
 		return
 	}
@@ -125,10 +125,10 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 	n := hl + f.end - f.at
 	l.txFrames.Add(1)
 	switch {
-	case n > room:
-		ln.oversize(l, h, f, room)
-	case n <= smallFrame && wire.BatchLen+n <= room:
-		ln.coalesce(l, h, f, room)
+	case n > maxBody:
+		ln.oversize(l, h, f, maxBody)
+	case n <= smallFrame && wire.BatchLen+n <= maxBody:
+		ln.coalesce(l, h, f, maxBody)
 	default:
 		if ln.batch.link == l {
 			ln.endBatch() // to keep the order
@@ -151,23 +151,23 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 	s := &ln.split
 	count := s.Count()
-	room := int(l.room.Load())
-	if room == 0 {
+	maxBody := int(l.maxBody.Load())
+	if maxBody == 0 {
 		l.drops[DropLinkDown].Add(uint64(count))
 		return
 	}
 	l.txFrames.Add(uint64(count))
 	hl := h.Len()
-	if hl+s.Len(0) > room {
-		ln.oversizeGSO(l, h, room)
+	if hl+s.Len(0) > maxBody {
+		ln.oversizeGSO(l, h, maxBody)
 		return
 	}
 	for i := range count {
 		n := s.Len(i)
-		if hl+n <= smallFrame && wire.BatchLen+hl+n <= room {
+		if hl+n <= smallFrame && wire.BatchLen+hl+n <= maxBody {
 			b := ln.small[:n]
 			s.PutComplete(b, i)
-			ln.coalesce(l, h, frame{buf: b, end: n}, room)
+			ln.coalesce(l, h, frame{buf: b, end: n}, maxBody)
 			continue
 		}
 		if ln.batch.link == l {
@@ -183,12 +183,12 @@ func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 // oversizeGSO handles a GSO packet whose segments do not fit into a packet of the
 // link. They are not segmented again, as the sender and its peer agreed on their
 // size. The sender gets at most one ICMP message.
-func (ln *lane) oversizeGSO(l *sleeve, h *wire.Head, room int) {
+func (ln *lane) oversizeGSO(l *sleeve, h *wire.Head, maxBody int) {
 	s := &ln.split
 	for i := range s.Count() {
 		b := ln.segment(s.Len(i))
 		s.PutComplete(b, i)
-		if i == 0 && ln.refuseTooBig(l, h, b, room) {
+		if i == 0 && ln.refuseTooBig(l, h, b, maxBody) {
 			l.txFrames.Add(uint64(s.Count()))
 			l.drops[DropTooBig].Add(uint64(s.Count()))
 			return
@@ -207,15 +207,15 @@ func (ln *lane) segment(n int) []byte {
 }
 
 // coalesce adds a small frame to the batch of its link.
-func (ln *lane) coalesce(l *sleeve, h *wire.Head, f frame, room int) {
+func (ln *lane) coalesce(l *sleeve, h *wire.Head, f frame, maxBody int) {
 	t, b := &ln.batch, f.bytes()
 	hl := h.Len()
 	n := wire.BatchLen + hl + len(b)
-	if t.link != l || t.sparse != ln.sparse || t.n+n > wire.HeaderLen+room {
+	if t.link != l || t.sparse != ln.sparse || t.n+n > wire.HeaderLen+maxBody {
 		ln.endBatch()
 	}
 	if t.link == nil {
-		t.buf = ln.buffer(wire.HeaderLen + room + wire.AuthTagLen)
+		t.buf = ln.buffer(wire.HeaderLen + maxBody + wire.AuthTagLen)
 		t.link, t.sparse, t.n, t.num = l, ln.sparse, wire.HeaderLen, 0
 	}
 	wire.PutBatchLen(t.buf[t.n:], hl+len(b))
@@ -284,8 +284,8 @@ func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) 
 
 // oversize handles a frame that does not fit into a packet. If it must not be
 // fragmented its sender gets an ICMP message, else it is fragmented.
-func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
-	if ln.refuseTooBig(l, h, f.bytes(), room) {
+func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, maxBody int) {
+	if ln.refuseTooBig(l, h, f.bytes(), maxBody) {
 		l.drops.add(DropTooBig)
 		return
 	}
@@ -295,18 +295,18 @@ func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, room int) {
 		copy(b, f.bytes())
 		complete(b)
 	}
-	ln.inParts(l, h, b, room)
+	ln.sendFragments(l, h, b, maxBody)
 }
 
 // refuseTooBig sends an ICMP message to the sender of a frame that is too big. It is
 // false if the frame must be fragmented instead. Broadcast frames always are,
 // because there is no one path whose MTU the sender could learn.
-func (ln *lane) refuseTooBig(l *sleeve, h *wire.Head, b []byte, room int) bool {
+func (ln *lane) refuseTooBig(l *sleeve, h *wire.Head, b []byte, maxBody int) bool {
 	_, offset, ok := ethernet.Payload(b)
 	if !ok || h.ToAll() {
 		return false
 	}
-	a := icmp.TooBig(ln.answer[:0], b, room-h.Len()-offset)
+	a := icmp.TooBig(ln.answer[:0], b, maxBody-h.Len()-offset)
 	if a == nil {
 		return false
 	}
@@ -316,11 +316,11 @@ func (ln *lane) refuseTooBig(l *sleeve, h *wire.Head, b []byte, room int) bool {
 	return true
 }
 
-// inParts sends a frame in fragments. The frame must not be in the arena.
-func (ln *lane) inParts(l *sleeve, h *wire.Head, b []byte, room int) {
+// sendFragments sends a frame in fragments. The frame must not be in the arena.
+func (ln *lane) sendFragments(l *sleeve, h *wire.Head, b []byte, maxBody int) {
 	hl := h.Len()
 	n := hl + len(b)
-	size, count, ok := frag.Parts(n, room)
+	size, count, ok := frag.Parts(n, maxBody)
 	if !ok || n > wire.MaxTotal {
 		l.drops.add(DropTooBig)
 		return

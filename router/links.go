@@ -46,9 +46,9 @@ type sleeve struct {
 	path     underlay // that the fast path heard last
 
 	// Atomic: written by the control goroutine, read by lanes.
-	tx   atomic.Pointer[seal.Tx]
-	addr atomic.Pointer[netip.AddrPort]
-	room atomic.Int32 // bytes of body that one packet holds; 0 while not established
+	tx      atomic.Pointer[seal.Tx]
+	addr    atomic.Pointer[netip.AddrPort]
+	maxBody atomic.Int32 // bytes of body that one packet holds; 0 while not established
 
 	// Atomic: written by lanes.
 	pending            atomic.Int32 // events that the control goroutine has not handled
@@ -117,11 +117,11 @@ func (l *sleeve) publish() (state link.State) {
 		l.addr.Store(&addr)
 	}
 	state, reason := m.State()
-	room := 0
+	maxBody := 0
 	if state == link.Established {
-		room = mtu - outerLen(addr) - wire.Overhead
+		maxBody = mtu - outerLen(addr) - wire.Overhead
 	}
-	l.room.Store(int32(room))
+	l.maxBody.Store(int32(maxBody))
 	if reason != "" && l.sendErr != "" {
 		reason += "; " + l.sendErr
 	}
@@ -129,8 +129,8 @@ func (l *sleeve) publish() (state link.State) {
 	if suite, ok := m.Suite(); ok {
 		s.suite = suite.String()
 	}
-	if room > 0 {
-		s.mtu = room - wire.DirectLen - ethernetLen
+	if maxBody > 0 {
+		s.mtu = maxBody - wire.DirectLen - ethernetLen
 	}
 	if old := l.status.Load(); old == nil || *old != s {
 		l.status.Store(&s)

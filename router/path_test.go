@@ -99,7 +99,7 @@ func newStill(t testing.TB, suite seal.Suite) *still {
 		t.Fatal(err)
 	}
 	r.step(s.link, []link.Effect{link.UseTx{Tx: tx}, link.InstallRx{Index: 5, Rx: rx}})
-	s.link.room.Store(1444)
+	s.link.maxBody.Store(1444)
 	ids := map[uint32]peer.Name{}
 	for i := range 4 {
 		ids[nameOf(i).ID()] = nameOf(i)

@@ -92,7 +92,7 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 			return
 		}
 		ln.answerProbe(l, m.Addr, b)
-		if l.room.Load() == 0 {
+		if l.maxBody.Load() == 0 {
 			r.notify(event{kind: asked, link: l})
 		}
 	default:

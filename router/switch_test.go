@@ -255,7 +255,7 @@ func TestTooBigForALink(t *testing.T) {
 		}
 		m.f.mu.Unlock()
 		shrunk := m.nodes[2].links[nameOf(3)]
-		shrunk.room.Store(1000)
+		shrunk.maxBody.Store(1000)
 		answer("DF at a relay", ipv4(macOf(3), macOf(0), 1400, 0x40), 1000-wire.RoutedLen-14)
 		for _, n := range m.nodes[:2] {
 			for _, e := range n.FDB() {

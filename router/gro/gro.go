@@ -183,13 +183,14 @@ func sameFlow(a, b *item) bool {
 	return bytes.Equal(a.frame[at:end], b.frame[at:end]) && bytes.Equal(a.frame[12:x.IP], b.frame[12:x.IP])
 }
 
-// join adds it, which is joinable and of old's flow, to old if it continues it.
-func (c *Coalescer) join(old, it *item) bool {
+// join appends segment next to old if next follows it in sequence. next is joinable and
+// of old's flow.
+func (c *Coalescer) join(old, next *item) bool {
 	l := &old.layout
-	if it.size > old.size || l.Payload != it.layout.Payload || l.Payload-l.IP+old.total+it.size > maxPacket {
+	if next.size > old.size || l.Payload != next.layout.Payload || l.Payload-l.IP+old.total+next.size > maxPacket {
 		return false
 	}
-	a, b := old.frame[:l.Payload], it.frame[:l.Payload]
+	a, b := old.frame[:l.Payload], next.frame[:l.Payload]
 	if [12]byte(a) != [12]byte(b) {
 		return false
 	}
@@ -204,10 +205,10 @@ func (c *Coalescer) join(old, it *item) bool {
 		if [2]byte(a[l.IP:]) != [2]byte(b[l.IP:]) || [4]byte(a[l.IP+6:]) != [4]byte(b[l.IP+6:]) {
 			return false
 		}
-		first, next := binary.BigEndian.Uint16(a[l.IP+4:]), binary.BigEndian.Uint16(b[l.IP+4:])
+		first, id := binary.BigEndian.Uint16(a[l.IP+4:]), binary.BigEndian.Uint16(b[l.IP+4:])
 		switch df := a[l.IP+6]&0x40 != 0; {
-		case next == first+uint16(old.count) && !old.sameID:
-		case next == first && df && (old.sameID || old.count == 1):
+		case id == first+uint16(old.count) && !old.sameID:
+		case id == first && df && (old.sameID || old.count == 1):
 			sameID = true
 		default:
 			return false
@@ -225,24 +226,24 @@ func (c *Coalescer) join(old, it *item) bool {
 			return false
 		}
 	}
-	if !old.check() || !it.check() {
+	if !old.check() || !next.check() {
 		return false
 	}
-	c.segs = append(c.segs, segment{payload: it.frame[l.Payload:it.layout.End], next: -1})
+	c.segs = append(c.segs, segment{payload: next.frame[l.Payload:next.layout.End], next: -1})
 	if last := len(c.segs) - 1; old.first < 0 {
 		old.first, old.last = last, last
 	} else {
 		c.segs[old.last].next, old.last = last, last
 	}
 	old.count++
-	old.total += it.size
-	old.flags |= it.flags
+	old.total += next.size
+	old.flags |= next.flags
 	old.sameID = sameID
 	return true
 }
 
-// check makes sure that the transport checksum is right. Frames that are not
-// joined need not be checked: whoever they are for does it.
+// check makes sure that the transport checksum is right. Frames that are not merged
+// are not checked here; the receiver checks them.
 func (it *item) check() bool {
 	it.checked = it.checked || it.layout.Valid(it.frame)
 	return it.checked

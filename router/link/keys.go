@@ -16,9 +16,9 @@ const (
 	RenewAge     = 90 * time.Second  // when new keys are requested
 	MaxAge       = 180 * time.Second // when old keys are no longer used, with or without new ones
 	RenewPackets = 1 << 30           // sent under one key, likewise
-	// OldStay is how long a receive key stays after the first use of its successor,
+	// OldKeyLifetime is how long a receive key stays after the first use of its successor,
 	// for packets under way that were sealed under it.
-	OldStay = 10 * time.Second
+	OldKeyLifetime = 10 * time.Second
 	// retry is the time after which an unanswered offer is repeated. The session
 	// loses no messages, but its two ends may begin at different times.
 	retry = 2 * time.Second
@@ -127,7 +127,7 @@ func (m *Machine) Control(now time.Time, msg []byte) ([]Effect, error) {
 func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 	k := &m.keys
 	if m.offers() {
-		return fmt.Errorf("an offer from the end that answers")
+		return fmt.Errorf("offer received from the responder")
 	}
 	if k.answered != nil && k.answered.offer == c {
 		m.send(k.answered.msg)
@@ -205,7 +205,7 @@ func (m *Machine) FirstUse(now time.Time, index uint32) []Effect {
 	i := slices.IndexFunc(k.rx, func(r rxKey) bool { return r.index == index })
 	for j := range max(i, 0) {
 		if k.rx[j].gone.IsZero() {
-			k.rx[j].gone = now.Add(OldStay)
+			k.rx[j].gone = now.Add(OldKeyLifetime)
 		}
 	}
 	return m.Tick(now)

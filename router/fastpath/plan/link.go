@@ -92,14 +92,14 @@ type Config struct {
 
 // Link is the fast path of one link. Make it with NewLink.
 type Link struct {
-	cfg   Config
-	own   Offer
-	peer  *Offer // nil: it has offered nothing yet
-	addr  netip.Addr
-	path  int  // MTU of the path to addr, in bytes of IP packet; 0 if not known
-	ready bool // both ends are willing and everything is known
-	way   way  // of the last update
-	out   []Effect
+	cfg       Config
+	own       Offer
+	peer      *Offer // nil: it has offered nothing yet
+	addr      netip.Addr
+	path      int       // MTU of the path to addr, in bytes of IP packet; 0 if not known
+	ready     bool      // both ends are willing and everything is known
+	transport transport // of the last update
+	out       []Effect
 
 	up          bool
 	upSince     time.Time
@@ -239,7 +239,7 @@ func (l *Link) PeerID() uint16 {
 func (l *Link) Addr() netip.Addr { return l.addr }
 
 // Encrypted reports whether frames use the tunnel.
-func (l *Link) Encrypted() bool { return l.agreed() == encrypted }
+func (l *Link) Encrypted() bool { return l.agreedTransport() == encrypted }
 
 // Tunnel returns the peer's end of the tunnel.
 func (l *Link) Tunnel() wire.Tunnel {
@@ -261,18 +261,18 @@ func (l *Link) Remote() netip.Addr {
 // RTT returns the smoothed round trip time of probes; 0 if not known.
 func (l *Link) RTT() time.Duration { return l.rtt }
 
-// way is how the two ends agree to send VXLAN.
-type way int
+// transport is how the two ends agree to send VXLAN.
+type transport int
 
 const (
-	none      way = iota
-	clearText     // VXLAN in clear text
-	encrypted     // VXLAN inside the tunnel
+	none      transport = iota
+	clearText           // VXLAN in clear text
+	encrypted           // VXLAN inside the tunnel
 )
 
-// agreed returns it: in clear text if both ends allow that, else through the tunnel if
-// both have one.
-func (l *Link) agreed() way {
+// agreedTransport returns clearText if both ends allow it, else encrypted if both have a
+// tunnel.
+func (l *Link) agreedTransport() transport {
 	if l.peer == nil {
 		return none
 	}
@@ -322,10 +322,10 @@ func (l *Link) flush(now time.Time) []Effect {
 
 // update moves between the states.
 func (l *Link) update(now time.Time) {
-	way := l.agreed()
-	can := l.disagreement() == nil && (way != encrypted || l.path >= l.cfg.MTU+EncryptedOverhead(l.addr))
-	if way != l.way {
-		l.way, l.ready = way, false // another path
+	agreed := l.agreedTransport()
+	can := l.disagreement() == nil && (agreed != encrypted || l.path >= l.cfg.MTU+EncryptedOverhead(l.addr))
+	if agreed != l.transport {
+		l.transport, l.ready = agreed, false // another path
 	}
 	switch {
 	case !can || !l.ready:

@@ -80,9 +80,9 @@ func (l *Link) disagreement() error {
 		return reasonf(ErrPending, "the peer has not offered a fast path")
 	case l.peer.Verdict != wire.FastWilling && l.peer.Verdict != wire.FastEncrypted:
 		return theirs(l.peer.Verdict)
-	case l.agreed() == none && l.own.Tunnel.Valid():
+	case l.agreedTransport() == none && l.own.Tunnel.Valid():
 		return reasonf(ErrUnwilling, "frames must be encrypted, and the peer has no WireGuard, its own status says why")
-	case l.agreed() == none:
+	case l.agreedTransport() == none:
 		return theirs(wire.FastEncrypted)
 	case l.peer.Port != l.own.Port:
 		return reasonf(ErrUnwilling, "the peer's fast path uses UDP port %d, this host's %d", l.peer.Port, l.own.Port)
