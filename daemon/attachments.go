@@ -23,8 +23,8 @@ import (
 // are freed: caches of its neighbours may still send to it.
 const goneGrace = 30 * time.Second
 
-// kind is the difference between containers that are named by a network namespace
-// and those of a container engine. Only the engine's containers can run again.
+// kind has the rules that differ between containers that are named by a network
+// namespace and those of a container engine. Only the engine's containers can run again.
 // Its methods are called with the owner's lock held.
 type kind interface {
 	// newRecord returns the record of a container that r attaches, without
@@ -32,13 +32,14 @@ type kind interface {
 	newRecord(p place, r api.AttachRequest) attachment
 	// isCurrent reports whether the namespace at a.Netns is that of owner now.
 	isCurrent(owner string, a attachment) bool
-	// awaitsRun reports whether a has nothing to restore until the engine reports
+	// waitsForStart reports whether a has nothing to restore until the engine reports
 	// that the container runs.
-	awaitsRun(a attachment) bool
-	// newRun is called when owner is attached, and the port of its record is gone.
-	newRun(owner string) error
-	// endRun frees the addresses of owner, whose port has been gone for goneGrace.
-	endRun(owner string) error
+	waitsForStart(a attachment) bool
+	// onRestart is called before a container is attached whose recorded port no longer
+	// exists.
+	onRestart(owner string) error
+	// onExit frees the addresses of owner, whose port has been gone for goneGrace.
+	onExit(owner string) error
 }
 
 // attachments joins the containers of one kind to the bridge, and keeps a record
@@ -120,7 +121,7 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 	before, known := as.get(p.owner)
 	want := r.Addresses
 	if known && before.Port != "" && !before.isPlugged() {
-		if err := as.kind.newRun(p.owner); err != nil {
+		if err := as.kind.onRestart(p.owner); err != nil {
 			return nil, err
 		}
 		if before, known = as.get(p.owner); known && len(want) == 0 {

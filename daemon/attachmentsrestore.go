@@ -21,7 +21,7 @@ func (as *attachments) restore(ctx context.Context) {
 func (as *attachments) restoreOne(ctx context.Context, owner string) error {
 	defer as.lock(owner)()
 	a, known := as.get(owner)
-	if !known || as.kind.awaitsRun(a) {
+	if !known || as.kind.waitsForStart(a) {
 		return nil
 	}
 	current := as.kind.isCurrent(owner, a)
@@ -96,7 +96,7 @@ func (as *attachments) free(owner string) {
 	if !known || a.Port == "" || linkExists(a.Port) {
 		return
 	}
-	if err := as.kind.endRun(owner); err != nil {
+	if err := as.kind.onExit(owner); err != nil {
 		as.log.Warn("the addresses of a container that is gone could not be freed", "owner", owner, "err", err)
 		return
 	}

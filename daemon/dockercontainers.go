@@ -40,14 +40,16 @@ func (cs *dockerContainers) isCurrent(_ string, a attachment) bool {
 	return err == nil && slices.ContainsFunc(ifaces, func(i netdev.Iface) bool { return i.HostName == a.Port })
 }
 
-func (cs *dockerContainers) awaitsRun(a attachment) bool { return a.Docker.Released || a.Port == "" }
+func (cs *dockerContainers) waitsForStart(a attachment) bool {
+	return a.Docker.Released || a.Port == ""
+}
 
-// newRun keeps the record, which has the addresses of the last run.
-func (cs *dockerContainers) newRun(string) error { return nil }
+// onRestart keeps the record, which has the addresses of the last run.
+func (cs *dockerContainers) onRestart(string) error { return nil }
 
-// endRun frees the addresses of a container that does not run; its record stays
+// onExit frees the addresses of a container that does not run; its record stays
 // for its next run.
-func (cs *dockerContainers) endRun(owner string) error {
+func (cs *dockerContainers) onExit(owner string) error {
 	if err := cs.addresses.take(owner, cs.addresses.owned(owner)); err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
 			c.Info = l.Reason
 			if l.State == link.Established {
-				c.State, c.RTT, c.Info = api.StateEstablished, l.RTT, h.notAtItsBest(l)
+				c.State, c.RTT, c.Info = api.StateEstablished, l.RTT, h.degradedReason(l)
 			}
 			if s.Relayed {
 				c.Address = l.Addr.String()
@@ -158,15 +158,15 @@ func (h *host) fastdp(out *api.Router) {
 	slices.SortFunc(out.Fastdp.Peers, func(a, b api.FastdpPeer) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// notAtItsBest says why a working link is not faster, "" if it is as fast as can be.
-func (h *host) notAtItsBest(l router.LinkStatus) string {
+// degradedReason returns why an established link does not use the fastest mode, "" if it does.
+func (h *host) degradedReason(l router.LinkStatus) string {
 	switch {
 	case l.Kind == router.Fastdp && l.Express:
 		return ""
 	case l.Kind == router.Fastdp:
 		return "no express: " + l.Reason
 	case l.MTU > 0 && l.MTU < h.config.MTU:
-		return fmt.Sprintf("no fastdp: %s; packets of containers over %d bytes are fragmented: the path carries no larger ones", l.Reason, l.MTU)
+		return fmt.Sprintf("no fastdp: %s; the path MTU is smaller than the container MTU, so packets over %d bytes are fragmented", l.Reason, l.MTU)
 	}
 	return "no fastdp: " + l.Reason
 }

@@ -53,11 +53,11 @@ func (ns *namespaces) isCurrent(owner string, a attachment) bool {
 	return err == nil && current == owner
 }
 
-func (ns *namespaces) awaitsRun(attachment) bool { return false }
+func (ns *namespaces) waitsForStart(attachment) bool { return false }
 
-func (ns *namespaces) newRun(owner string) error { return ns.forget(owner) }
+func (ns *namespaces) onRestart(owner string) error { return ns.forget(owner) }
 
-func (ns *namespaces) endRun(owner string) error { return ns.forget(owner) }
+func (ns *namespaces) onExit(owner string) error { return ns.forget(owner) }
 
 // attachAt attaches the namespace that a request names.
 func (ns *namespaces) attachAt(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
