@@ -444,7 +444,7 @@ func TestDNSArgs(t *testing.T) {
 			t.Errorf("weft dns-args %s: exit code %d, %q, %q", line, code, stdout, stderr)
 		}
 	}
-	for address, want := range map[string]string{"": "no address to listen on", "10.0.0.1:5353": "port 53 only"} {
+	for address, want := range map[string]string{"": "no address to listen on", "10.0.0.1:5353": "can only use port 53"} {
 		report.DNS.Address = address
 		if code, stdout, stderr := weft("dns-args", "--socket", socket); code != ExitFailed || stdout != "" || !strings.Contains(stderr, want) {
 			t.Errorf("with the server at %q: exit code %d, %q, %q", address, code, stdout, stderr)

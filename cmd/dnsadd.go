@@ -46,7 +46,7 @@ func (a *app) nameCommand(c *cobra.Command, call nameCall) *cobra.Command {
 			case err == nil && ip.Zone() == "":
 				r.Addresses = append(r.Addresses, ip.Unmap())
 			case r.Container != "":
-				return usagef("%s: %q and %q are no addresses: one container can be given", c.CommandPath(), r.Container, s)
+				return usagef("%s: name one container; %q and %q are not addresses", c.CommandPath(), r.Container, s)
 			default:
 				r.Container = s
 			}

@@ -76,7 +76,7 @@ func (r *dockerRun) dnsArgs(d *api.DNS) ([]string, error) {
 		return nil, fmt.Errorf("the router says that its DNS server listens at %q: %w", d.Address, err)
 	}
 	if at.Port() != dns.Port {
-		return nil, fmt.Errorf("the DNS server listens at %s, and containers ask port %d only", at, dns.Port)
+		return nil, fmt.Errorf("the DNS server listens at %s, but containers can only use port %d", at, dns.Port)
 	}
 	words := []string{"--dns=" + at.Addr().String()}
 	if len(r.search) == 0 {

@@ -31,11 +31,11 @@ func registerDocker(fs *pflag.FlagSet, c *daemon.DockerConfig, tls *proxyTLSFlag
 	fs.BoolVar(&p.NoDefaultIPAlloc, "no-default-ipalloc", p.NoDefaultIPAlloc, "the proxy attaches only containers that ask for it with "+proxy.Variable)
 	fs.BoolVar(&p.WithoutDNS, "without-dns", p.WithoutDNS, "the proxy does not change the name servers of containers")
 	fs.BoolVar(&p.NoRewriteHosts, "no-rewrite-hosts", p.NoRewriteHosts, "the proxy does not change /etc/hosts of containers")
-	fs.BoolVar(&p.NoMulticastRoute, "no-multicast-route", p.NoMulticastRoute, "the proxy leaves multicast to the containers' other interfaces")
-	fs.BoolVar(&p.RewriteInspect, "rewrite-inspect", p.RewriteInspect, "the proxy shows the address on weft as the container's own")
+	fs.BoolVar(&p.NoMulticastRoute, "no-multicast-route", p.NoMulticastRoute, "the proxy adds no multicast route through weft")
+	fs.BoolVar(&p.RewriteInspect, "rewrite-inspect", p.RewriteInspect, "docker inspect through the proxy shows the container's weft address")
 	fs.StringVar(&p.HostnameFromLabel, "hostname-from-label", p.HostnameFromLabel, "the proxy makes hostnames from this label instead of the container's name")
-	parsedVar(fs, &p.HostnameMatch, parsePattern, "hostname-match", p.HostnameMatch.String(), "regular expression for the part of the name that the proxy makes hostnames from")
-	fs.StringVar(&p.HostnameReplacement, "hostname-replacement", p.HostnameReplacement, "the hostname that the proxy makes from what matched")
+	parsedVar(fs, &p.HostnameMatch, parsePattern, "hostname-match", p.HostnameMatch.String(), "regular expression matched against the container's name to derive its hostname")
+	fs.StringVar(&p.HostnameReplacement, "hostname-replacement", p.HostnameReplacement, "replacement text for the match; $1 is the first group")
 }
 
 // config returns the TLS of the proxy, the zero TLS for none.

@@ -77,8 +77,8 @@ func (k *labConfig) config(name string, launch []string) (testbed.Config, error)
 	return c, checkLaunchFlags(check)
 }
 
-// checkLaunchFlags tells what is wrong with flags of weft launch, before a
-// router does.
+// checkLaunchFlags returns the first error in flags of weft launch, before a router
+// reports it.
 func checkLaunchFlags(args []string) error {
 	var f launchFlags
 	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)

@@ -17,9 +17,8 @@ func (l *labApp) bench() *cobra.Command {
 	var k bench.Config
 	var only, record string
 	c := &cobra.Command{
-		Use:    "bench [flags] [-- LAUNCH-FLAGS...]",
-		Short:  "Measure the mesh, and other overlays next to it",
-		Hidden: true,
+		Use:   "bench [flags] [-- LAUNCH-FLAGS...]",
+		Short: "Measure the mesh, and other overlays next to it",
 		RunE: func(c *cobra.Command, args []string) error {
 			before, launch, _ := splitDash(c, args)
 			if err := noArgs(c, before); err != nil {

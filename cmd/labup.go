@@ -43,7 +43,7 @@ fails, nothing is left.`,
 func (l *labApp) down() *cobra.Command {
 	return &cobra.Command{
 		Use:   "down",
-		Short: "Remove a lab, whole or half, with all its processes",
+		Short: "Remove a lab, even an incomplete one, and its processes",
 		Args:  noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := testbed.CheckName(l.name); err != nil {

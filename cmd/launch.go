@@ -79,7 +79,7 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 	}
 	ready, err := api.NewClient(c.Socket).Ready(ctx)
 	if err == nil {
-		return fmt.Errorf("weft runs already on this host, as process %d", ready.PID)
+		return fmt.Errorf("weft is already running on this host, as process %d", ready.PID)
 	}
 	if !errors.Is(err, api.ErrNotRunning) {
 		return err
@@ -174,7 +174,7 @@ func background(ctx context.Context, c *daemon.Config, logFile string, args, env
 		case <-ctx.Done():
 			cmd.Process.Kill()
 			<-ended
-			return fmt.Errorf("the router was not ready in %v and is stopped; its log is %s", launchTimeout, logFile)
+			return fmt.Errorf("the router was not ready within %v and was stopped; see %s", launchTimeout, logFile)
 		case <-time.After(pollEvery):
 		}
 	}

@@ -63,7 +63,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	}
 	c := f.Config
 	parsedVar(fs, &c.Host, parseHost, "host", "", "address to listen on (all)")
-	fs.IntVar(&c.Port, "port", c.Port, "TCP and UDP port; the fast datapath uses the next one")
+	fs.IntVar(&c.Port, "port", c.Port, "TCP and UDP port; the fast datapath uses the next two UDP ports")
 	parsedVar(fs, &c.Name, parsePeerName, "name", "", "name of this peer, like 02:00:00:00:00:01 (derived from its key)")
 	fs.StringVar(&c.Mesh.Nickname, "nickname", c.Mesh.Nickname, "name of this peer for people (the hostname)")
 	f.passwords.register(fs)
@@ -76,7 +76,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.Fast.Off, "no-fastdp", c.Fast.Off, "do not use the fast datapath")
 	fs.BoolVar(&c.Fast.NoExpress, "no-express", c.Fast.NoExpress, "disable the express path, which bypasses the bridge")
 	parsedVar(fs, &c.Fast.NoExpressTo, parseSubnets, "no-express-to", "", "comma-separated networks: like --no-express, for peers there only")
-	fs.BoolVar(&c.NoMasqLocal, "no-masq-local", c.NoMasqLocal, "let containers see the address of clients from outside whose packets this host translates to them")
+	fs.BoolVar(&c.NoMasqLocal, "no-masq-local", c.NoMasqLocal, "do not masquerade clients whose packets a NAT rule of this host redirects to a container")
 	fs.BoolVar(&c.Router.NoTAPOffload, "no-tap-offload", c.Router.NoTAPOffload, "read and write frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&c.Router.NoUDPOffload, "no-udp-offload", c.Router.NoUDPOffload, "send and receive packets one by one, for kernels with faults")
 	f.registerDNS(fs)

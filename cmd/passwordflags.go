@@ -32,11 +32,11 @@ func (f *passwordFlags) read() ([]string, error) {
 	case f.password != "" && f.file != "":
 		return nil, errors.New("give the password by --password or by --password-file, not both")
 	case f.password != "" && len(passwords) == 0:
-		return nil, errors.New("--password: it has empty lines only")
+		return nil, errors.New("--password: all lines are empty")
 	case f.file != "":
 		files = append([]string{f.file}, files...)
 	case len(files) > 0 && f.password == "":
-		return nil, errors.New("--accept-password-file: a password to offer is missing, --password or --password-file")
+		return nil, errors.New("--accept-password-file requires --password or --password-file")
 	}
 	for _, name := range files {
 		lines, err := readPasswords(name)

@@ -186,7 +186,7 @@ func unitEnv(flags *pflag.FlagSet, peers []string) (first, later string, err err
 	set := func(name, value string) {
 		// systemd takes text only, and so do flags.
 		if !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }) {
-			err = errors.Join(err, usagef("%s=%q: a unit's environment takes no control characters", name, value))
+			err = errors.Join(err, usagef("%s=%q: control characters are not allowed in a systemd environment file", name, value))
 		}
 		fmt.Fprintf(&b, "%s=%s\n", name, quoteEnv(value))
 	}

@@ -86,7 +86,7 @@ func (c *Config) checkNumbers() error {
 	case c.MTU < 1280 && c.Range6.IsValid():
 		return fmt.Errorf("--mtu %d: IPv6 needs at least 1280 bytes", c.MTU)
 	case m.ProtocolMax > 0 && m.ProtocolMax < m.ProtocolMin:
-		return fmt.Errorf("--protocol-min %d --protocol-max %d: no version lies between", m.ProtocolMin, m.ProtocolMax)
+		return fmt.Errorf("--protocol-min %d --protocol-max %d: --protocol-max must not be less than --protocol-min", m.ProtocolMin, m.ProtocolMax)
 	}
 	return nil
 }
@@ -104,7 +104,7 @@ func (c *Config) checkRanges() error {
 	case c.Range.IsValid() && !c.Range.Addr().Is4():
 		return fmt.Errorf("--ipalloc-range %s: want an IPv4 range; the IPv6 one is --ipalloc-range6", c.Range)
 	case c.DefaultSubnet.IsValid() && !c.Range.IsValid():
-		return errors.New("--ipalloc-default-subnet: there is no --ipalloc-range for it to be of")
+		return errors.New("--ipalloc-default-subnet requires --ipalloc-range")
 	case c.DefaultSubnet.IsValid() && !c.DefaultSubnet.Overlaps(c.Range):
 		return fmt.Errorf("--ipalloc-default-subnet %s: it has no address of the range %s", c.DefaultSubnet, c.Range)
 	case c.Range6.IsValid() && !c.Range6.Addr().Is6():

@@ -80,8 +80,8 @@ type Config struct {
 	// Router has the offloads. Fast has Off, NoExpress, NoExpressTo and Trusted.
 	Router router.Config
 	Fast   fastpath.Settings
-	// NoMasqLocal shows containers the addresses of clients outside whose packets
-	// this host has translated to them.
+	// NoMasqLocal disables masquerading of external clients that reach a container
+	// through a DNAT rule of this host.
 	NoMasqLocal bool
 
 	// DNS has Off, Domain, TTL, Listen, ResolvConf and Timeout. Without Listen it answers

@@ -77,9 +77,9 @@ func isNamed(r api.AttachRequest) (bool, error) {
 // then says what it waited for.
 const allocateTimeout = 60 * time.Second
 
-var errLeaving = unavailable("the router is about to stop")
+var errLeaving = unavailable("the router is stopping")
 
-// gate refuses requests for addresses once the router is about to stop. Its zero
+// gate refuses requests for addresses once the router is stopping. Its zero
 // value is open.
 type gate struct{ closed atomic.Bool }
 

@@ -55,7 +55,7 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 	}
 	st, aside, err := store.Open(c.path(storeFile))
 	if errors.Is(err, store.ErrLocked) {
-		return fmt.Errorf("a router with the state folder %s runs already: %w", c.StateDir, err)
+		return fmt.Errorf("a router with the state folder %s is already running: %w", c.StateDir, err)
 	}
 	if err != nil {
 		return err

@@ -89,7 +89,7 @@ type driver interface {
 	endpoints(c *docker.Container) []docker.Endpoint
 	// isUnplugged reports whether c has lost an interface on a network of weft.
 	isUnplugged(c *docker.Container) bool
-	// list returns all endpoints. Of names the containers by their endpoints.
+	// list returns all endpoints; of maps endpoint ids to containers.
 	list(of map[string]containerName) []api.Attachment
 	sweep(now time.Time)
 	report(r *api.Docker)
@@ -100,7 +100,7 @@ type driver interface {
 // containerName is the id and the name of a container.
 type containerName struct{ id, name string }
 
-// noDriver is the driver of a router that Docker has no networks of.
+// noDriver is the driver of a router without a Docker network driver.
 type noDriver struct{}
 
 var _ driver = noDriver{}

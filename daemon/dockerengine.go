@@ -261,7 +261,7 @@ func (e *dockerEngine) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, engineLeaveTimeout)
 	defer cancel()
 	if err := e.driver.leave(ctx, e.client); err != nil {
-		e.log.Warn("docker keeps networks that weft made", "err", err)
+		e.log.Warn("cannot remove weft's networks from Docker", "err", err)
 	}
 }
 

@@ -60,8 +60,8 @@ func newDockerProxy(c DockerConfig, subnet netip.Prefix, names *dns.Service, log
 	}
 	p, err := proxy.New(pc)
 	if err != nil {
-		log.Warn("there is no proxy of docker", "err", err)
-		return noProxy{[]string{fmt.Sprintf("there is no proxy of docker: %v", err)}}
+		log.Warn("the Docker API proxy cannot start", "err", err)
+		return noProxy{[]string{fmt.Sprintf("the Docker API proxy cannot start: %v", err)}}
 	}
 	return &dockerProxy{proxy: p, config: c, log: log}
 }
@@ -71,8 +71,8 @@ func (p *dockerProxy) start(ctx context.Context, g *errgroup.Group) {
 	for _, addr := range p.config.ProxyListen {
 		l, err := proxy.Listen(addr, p.config.ProxyTLS, p.config.Host)
 		if err != nil {
-			p.log.Warn("the proxy of docker does not listen", "addr", addr, "err", err)
-			p.failed = append(p.failed, fmt.Sprintf("there is no proxy of docker on %s: %v", addr, err))
+			p.log.Warn("the Docker API proxy cannot listen", "addr", addr, "err", err)
+			p.failed = append(p.failed, fmt.Sprintf("the Docker API proxy cannot listen on %s: %v", addr, err))
 			continue
 		}
 		p.listening = append(p.listening, addr)
@@ -82,7 +82,7 @@ func (p *dockerProxy) start(ctx context.Context, g *errgroup.Group) {
 
 func (p *dockerProxy) serve(ctx context.Context, l net.Listener) {
 	if err := p.proxy.Serve(ctx, l); err != nil {
-		p.log.Error("the proxy of docker ended", "err", err)
+		p.log.Error("the Docker API proxy ended", "err", err)
 	}
 }
 

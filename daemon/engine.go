@@ -21,9 +21,9 @@ type engine interface {
 	// addName gives a container of the engine a name, its own if fqdn is "", with
 	// the addresses, all that it has on the switch, now or later, if none is given.
 	addName(ctx context.Context, container, fqdn string, addrs []netip.Addr) error
-	// removeName takes addresses, all if none is given, from a name of a container,
-	// from all its names if fqdn is "": also from the names that it has by itself,
-	// which it has again in its next run.
+	// removeName removes addresses from a container's name. No addrs means all
+	// addresses; fqdn "" means all names. Automatic names return when the container
+	// restarts.
 	removeName(ctx context.Context, container, fqdn string, addrs []netip.Addr) error
 	// list returns the containers on networks of the engine.
 	list() []api.Attachment

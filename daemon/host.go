@@ -241,9 +241,9 @@ func (h *host) Adopt(prefix string) error {
 	case 1:
 		return of.Adopt(found[0])
 	case 0:
-		return usage("adopt ring %q: no peer with such a ring was met lately; 'weft status' lists those that differ from this side's", prefix)
+		return usage("adopt ring %q: no recently seen peer has a ring with this prefix; 'weft status' lists other rings", prefix)
 	default:
-		return usage("adopt ring %q: several rings begin like that: %s", prefix, found)
+		return usage("adopt ring %q: the prefix is ambiguous: %s", prefix, found)
 	}
 }
 
@@ -258,7 +258,7 @@ func (h *host) resolve(s string) (peer.Name, error) {
 	case 0:
 		return peer.Name{}, usage("peer %q: neither a name nor a nickname that this router has seen; 'weft status ipam' lists the owners", s)
 	default:
-		return peer.Name{}, usage("peer %q: %d peers go by this nickname; give one of the names %s", s, len(found), found)
+		return peer.Name{}, usage("peer %q: %d peers have this nickname; give one of the names %s", s, len(found), found)
 	}
 }
 

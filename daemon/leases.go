@@ -114,18 +114,18 @@ func (ls *leases) list() []api.Lease {
 func (ls *leases) freeAll() error {
 	var errs []error
 	for _, l := range ls.list() {
-		ls.log.Info("an owner from before the host was booted is gone, its addresses are free", "owner", l.Owner, "addresses", l.Addresses)
+		ls.log.Info("released the addresses of an owner from before the reboot", "owner", l.Owner, "addresses", l.Addresses)
 		errs = append(errs, ls.addresses.take(l.Owner, l.Addresses))
 	}
 	return errors.Join(errs...)
 }
 
-// sweep frees the addresses of owners that left while no router ran.
+// sweep frees the addresses of owners that left while the router was stopped.
 func (ls *leases) sweep() {
 	files, err := os.ReadDir(api.GoneDir(ls.stateDir))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			ls.log.Warn("the owners that left while no router ran are not known", "err", err)
+			ls.log.Warn("cannot read which owners left while the router was stopped", "err", err)
 		}
 		return
 	}
@@ -153,7 +153,7 @@ func (ls *leases) free(owner, file string) error {
 		return err
 	}
 	if len(had) > 0 {
-		ls.log.Info("an owner left while no router ran, its addresses are free", "owner", owner, "addresses", had)
+		ls.log.Info("released the addresses of an owner that left while the router was stopped", "owner", owner, "addresses", had)
 	}
 	return os.Remove(file)
 }

@@ -184,7 +184,7 @@ func New(cfg Config, control Control) (*Router, error) {
 	}
 	if r.lanes = 1 + 2*len(r.queues) + 2; r.lanes > wire.MaxLanes {
 		r.Close()
-		return nil, fmt.Errorf("start the router with %d TAP queues: their lanes are %d, of %d", len(r.queues), r.lanes, wire.MaxLanes)
+		return nil, fmt.Errorf("start the router with %d TAP queues: needs %d lanes, limit %d", len(r.queues), r.lanes, wire.MaxLanes)
 	}
 	r.routes = &topology.Routes{Self: r.self, ByID: map[uint32]peer.Name{r.self.ID(): r.self}}
 	r.keys.Store(&map[uint32]*rxKey{})

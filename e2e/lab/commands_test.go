@@ -87,7 +87,7 @@ func TestLabCommands(t *testing.T) {
 		t.Errorf("kill a second time: exit code %d, %q", code, stderr)
 	}
 	mustWeft(t, lab("launch", "h2", "--log-level", "debug")...)
-	if code, _, stderr := weft(lab("launch", "h2")...); code != cmd.ExitFailed || !strings.Contains(stderr, "runs already") {
+	if code, _, stderr := weft(lab("launch", "h2")...); code != cmd.ExitFailed || !strings.Contains(stderr, "is already running") {
 		t.Errorf("launch a second time: exit code %d, %q", code, stderr)
 	}
 	mustWeft(t, lab("down")...)

@@ -36,7 +36,7 @@ func TestTwoRingsAreHealedByOneCommand(t *testing.T) {
 	if theirs(1) != theirs(2) || theirs(3) != theirs(4) || theirs(1) == theirs(3) {
 		t.Fatal("the hosts name other rings than their islands have")
 	}
-	if code, out := harness.Try(t, lab, 3, "adopt", "nosuchring"); code != cmd.ExitUsage || !strings.Contains(out, "no peer with such a ring") {
+	if code, out := harness.Try(t, lab, 3, "adopt", "nosuchring"); code != cmd.ExitUsage || !strings.Contains(out, "no recently seen peer has a ring with this prefix") {
 		t.Errorf("exit code %d, %q", code, out)
 	}
 	harness.Weft(t, lab, 3, "adopt", theirs(3))

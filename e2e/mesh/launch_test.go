@@ -26,7 +26,7 @@ func TestLaunchInBackground(t *testing.T) {
 		t.Errorf("launched: %+v", r.Router)
 	}
 	code, out := harness.Try(t, lab, 1, args...)
-	if code != cmd.ExitFailed || strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "weft runs already") {
+	if code != cmd.ExitFailed || strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "weft is already running") {
 		t.Errorf("launch a second time: exit code %d, %q", code, out)
 	}
 	log, err := os.ReadFile(lab.StateDir(1) + "/weft.log")

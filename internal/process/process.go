@@ -56,5 +56,5 @@ func LastError(log []byte) string {
 	if last := lines[len(lines)-1]; len(last) > 0 {
 		return string(last)
 	}
-	return "it ended and logged nothing"
+	return "the process ended without an error message"
 }

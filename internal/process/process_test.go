@@ -4,7 +4,7 @@ import "testing"
 
 func TestLastError(t *testing.T) {
 	for log, want := range map[string]string{
-		"": "it ended and logged nothing",
+		"": "the process ended without an error message",
 		"level=INFO msg=a\nweft: the port is taken\n": "the port is taken",
 		"weft: old\nlevel=INFO\nweft: new\n\n":        "new",
 		"panic: x\n\ngoroutine 1 [running]:\nmain\n":  "main",

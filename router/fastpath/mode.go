@@ -10,7 +10,7 @@ import (
 // bytes on the wire, so hosts and links with different modes work together.
 type Mode uint8
 
-// Modes, each with more of the host's stack left out than the one before.
+// Modes, in order: each bypasses more of the host's stack.
 const (
 	Unsupported Mode = iota // not at all: the host lacks something
 	Disabled                // not at all: the settings forbid it

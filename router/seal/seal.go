@@ -209,7 +209,7 @@ func NewRx(s Suite, k Key) (*Rx, error) {
 // Errors of Open.
 var (
 	ErrReplay = errors.New("received before, or too old to know")
-	ErrForged = errors.New("not sealed under the key of its index")
+	ErrForged = errors.New("authentication failed")
 )
 
 // Open authenticates and decrypts a packet in place, whose header is h. The

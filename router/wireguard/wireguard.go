@@ -244,7 +244,7 @@ func (d *Device) SetSelf(addr netip.Addr) error {
 	return nil
 }
 
-// Apply makes want the neighbours. No two of them may have the same key. Neighbours that
+// Apply sets the peers of the interface to want. No two of them may have the same key. Neighbours that
 // do not change are not touched, and those that change keep their session keys until
 // WireGuard agrees on new ones. The next call retries what failed.
 func (d *Device) Apply(want map[netip.Addr]Peer) error {

@@ -40,7 +40,7 @@ func (l *Lab) Peers(n int) []string {
 func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 	p := Place{Host: n}
 	if pid, ok := l.RouterPID(n); ok {
-		return fmt.Errorf("the router of %s in lab %s runs already, as process %d", p, l.Name, pid)
+		return fmt.Errorf("the router of %s in lab %s is already running, as process %d", p, l.Name, pid)
 	}
 	exe := l.Exe
 	if exe == "" {
