@@ -53,7 +53,7 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
-	st, aside, err := store.Open(c.path(storeFile))
+	st, warnings, err := openState(c.path(storeFile))
 	if errors.Is(err, store.ErrLocked) {
 		return fmt.Errorf("a router with the state folder %s is already running: %w", c.StateDir, err)
 	}
@@ -62,8 +62,8 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
 	d := &daemon{config: c, log: c.Log, store: st}
-	if aside != "" {
-		d.warn("the state file was damaged and set aside as " + aside + "; what it held comes back from the peers")
+	for _, text := range warnings {
+		d.warn(text)
 	}
 	socket, err := api.ListenUnix(c.Socket)
 	if err != nil {

@@ -273,7 +273,7 @@ func TestPeersOfTheLastRunCountForTheFirstRing(t *testing.T) {
 	if err := os.MkdirAll(r.config.StateDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	st, _, err := store.Open(r.config.path(storeFile))
+	st, _, err := openState(r.config.path(storeFile))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -260,6 +260,20 @@ func (s *Store) Load(bucket string, f func(key, value []byte)) error {
 	return s.wrap("read", errors.Join(append(damaged, err)...))
 }
 
+// IsEmpty reports whether no bucket has a value.
+func (s *Store) IsEmpty() (empty bool, err error) {
+	empty = true
+	err = s.db.View(func(tx *bolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
+			if key, _ := b.Cursor().First(); key != nil {
+				empty = false
+			}
+			return nil
+		})
+	})
+	return empty, s.wrap("read", err)
+}
+
 func (s *Store) wrap(verb string, err error) error {
 	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 		err = ErrClosed

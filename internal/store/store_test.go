@@ -55,6 +55,21 @@ func TestWritesSurviveReopen(t *testing.T) {
 	}
 }
 
+func TestIsEmpty(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "state"))
+	for _, step := range []struct {
+		value []byte
+		empty bool
+	}{{nil, true}, {[]byte{}, false}, {nil, true}} {
+		if err := s.Apply([]Write{{"a", []byte("k"), step.value}}); err != nil {
+			t.Fatal(err)
+		}
+		if empty, err := s.IsEmpty(); empty != step.empty || err != nil {
+			t.Errorf("with the value %v it is empty %v, %v", step.value, empty, err)
+		}
+	}
+}
+
 func TestSecondOpenFailsWithErrLocked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	mustOpen(t, path)
