@@ -84,6 +84,18 @@ func daemonSet(t *testing.T, manifest string) *appsv1.DaemonSet {
 	return nil
 }
 
+// Kubernetes sets variables such as WEFT_PORT for a Service named weft, which the router
+// would read as a flag.
+func TestServicesSetNoVariables(t *testing.T) {
+	b, err := os.ReadFile("weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if links := daemonSet(t, string(b)).Spec.Template.Spec.EnableServiceLinks; links == nil || *links {
+		t.Error("the DaemonSet has no enableServiceLinks: false")
+	}
+}
+
 // No container is privileged or has CAP_SYS_ADMIN, and each drops all capabilities that it
 // does not list.
 func TestNoPrivilegedContainers(t *testing.T) {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-net/weft/daemon"
+	"github.com/weft-net/weft/ipam"
 	"github.com/weft-net/weft/kube"
 )
 
@@ -68,6 +70,46 @@ func TestRouterConfig(t *testing.T) {
 	} {
 		got, err := parse(t, c.env, c.nodes)
 		if err != nil || !c.want(got) {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+}
+
+// A variable of the router counts only if no setting of the manifest decides the same.
+func TestSettingsOfTheManifestWinOverVariablesOfTheRouter(t *testing.T) {
+	variables := map[string]string{
+		"WEFT_NICKNAME": "other", "WEFT_NO_DNS": "0", "WEFT_DOCKER_API": "unix:///var/run/docker.sock", "WEFT_NO_MASQ_LOCAL": "0",
+		"WEFT_IPALLOC_RANGE": "10.50.0.0/16", "WEFT_IPALLOC_RANGE6": "fd05::/64", "WEFT_IPALLOC_INIT": "observer",
+		"WEFT_CONN_LIMIT": "5", "WEFT_STATUS_ADDR": "127.0.0.1:5",
+	}
+	never := func(c *daemon.Config) bool { return c.Mesh.Nickname == "n1" && c.DNS.Off && c.Docker.Host == "" }
+	for _, c := range []struct {
+		name     string
+		settings map[string]string
+		nodes    int
+		want     func(*daemon.Config) bool
+	}{
+		{"all settings", map[string]string{
+			"IPALLOC_RANGE": "10.40.0.0/16", "IPALLOC_RANGE6": "fd00::/64", "IPALLOC_INIT": "consensus=7", "CONN_LIMIT": "0", "METRICS_ADDR": "0.0.0.0:6782",
+		}, 3, func(c *daemon.Config) bool {
+			return c.Range.String() == "10.40.0.0/16" && c.Range6.String() == "fd00::/64" && c.Init.Mode == ipam.Consensus && c.Init.Expect == 7 &&
+				c.Mesh.ConnLimit == 0 && c.StatusAddr == "0.0.0.0:6782" && c.NoMasqLocal
+		}},
+		{"no settings", nil, 3, func(c *daemon.Config) bool {
+			return c.Range.String() == "10.50.0.0/16" && c.Range6.String() == "fd05::/64" && c.Init.Mode == ipam.Consensus && c.Init.Expect == 3 &&
+				c.Mesh.ConnLimit == 5 && c.StatusAddr == "127.0.0.1:5" && c.NoMasqLocal
+		}},
+		{"no settings and no API server", map[string]string{"WEFT_RESUME": "0"}, 0, func(c *daemon.Config) bool {
+			return c.Init.Mode == ipam.Observer && c.Resume
+		}},
+		{"further arguments", map[string]string{"IPALLOC_RANGE": "10.40.0.0/16", "EXTRA_ARGS": "--ipalloc-range=10.60.0.0/16 --conn-limit=6"}, 3, func(c *daemon.Config) bool {
+			return c.Range.String() == "10.60.0.0/16" && c.Mesh.ConnLimit == 6
+		}},
+	} {
+		env := maps.Clone(variables)
+		maps.Copy(env, c.settings)
+		got, err := parse(t, env, c.nodes)
+		if err != nil || !never(got) || !c.want(got) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
