@@ -30,7 +30,8 @@ const (
 	// restoreTimeout bounds claiming the addresses of running containers after a
 	// start, which may need a ring first.
 	restoreTimeout = 10 * time.Minute
-	// leaveTimeout bounds leaving the mesh after a signal.
+	// leaveTimeout bounds leaving the mesh after a signal, and how much longer a Reset
+	// may take that is at work then.
 	leaveTimeout = 5 * time.Second
 	// engineLeaveTimeout leaves time for the mesh if the container engine hangs.
 	engineLeaveTimeout = leaveTimeout / 2
@@ -61,7 +62,9 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	d := &daemon{config: c, log: c.Log, store: st}
+	d := &daemon{config: c, log: c.Log, store: st, leaving: make(chan struct{}, 1)}
+	d.resets, d.noReset = context.WithCancel(context.WithoutCancel(ctx))
+	defer d.noReset()
 	for _, text := range warnings {
 		d.warn(text)
 	}
@@ -104,7 +107,11 @@ type daemon struct {
 	warnings   []string
 	end        context.CancelFunc // ends serve, which sets it before it serves
 
-	gate  gate // closed once Stop or Reset was called, and only one may be
+	leaving chan struct{}   // full while Stop or Reset is at work, and once one has succeeded
+	resets  context.Context // ends when a Reset must give up
+	noReset context.CancelFunc
+
+	gate  gate // closed while leaving is full
 	ready atomic.Bool
 	reset atomic.Bool // Reset succeeded
 }
@@ -203,7 +210,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 		d.exposures.restoreNames()
 		d.external.restoreNames()
 	}
-	if d.engine, err = newEngine(c.Docker, d.docker, p.names); err != nil {
+	if d.engine, err = p.newEngine(c.Docker, d.docker, p.names); err != nil {
 		return err
 	}
 	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures}
@@ -248,7 +255,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
-			d.stopBySignal(context.WithoutCancel(ctx))
+			d.stopBySignal(working)
 		case <-working.Done():
 		}
 		return nil
@@ -348,9 +355,17 @@ func (d *daemon) report() *api.Report {
 // Stop implements api.Lifecycle. Containers stay attached. A stop that fails ends
 // the router too: the user wants it to end, and peers find out by themselves.
 func (d *daemon) Stop(ctx context.Context) error {
-	if d.gate.closed.Swap(true) {
+	select {
+	case d.leaving <- struct{}{}:
+		return d.stop(ctx)
+	default:
 		return errLeaving
 	}
+}
+
+// stop does the work of Stop. The caller has filled leaving.
+func (d *daemon) stop(ctx context.Context) error {
+	d.gate.closed.Store(true)
 	d.log.Info("stopping")
 	d.engine.leave(ctx)
 	defer d.end()
@@ -358,21 +373,29 @@ func (d *daemon) Stop(ctx context.Context) error {
 }
 
 // Reset implements api.Lifecycle. If the addresses cannot be handed over, the router
-// goes on: they would be lost with the state, so the user must decide.
+// goes on, with its networks in the engine: the addresses would be lost with the
+// state, so the user must decide.
 func (d *daemon) Reset(ctx context.Context) error {
-	if d.gate.closed.Swap(true) {
+	select {
+	case d.leaving <- struct{}{}:
+	default:
 		return errLeaving
 	}
+	d.gate.closed.Store(true)
 	d.log.Info("stopping to reset this host")
-	d.engine.leave(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.resets, cancel)()
 	err := d.node.HandOver(ctx)
 	if err == nil {
 		err = d.noteStopped()
 	}
 	if err != nil {
 		d.gate.closed.Store(false)
+		<-d.leaving
 		return err
 	}
+	d.engine.leave(ctx)
 	d.reset.Store(true)
 	d.end()
 	return nil
@@ -383,12 +406,20 @@ func (d *daemon) noteStopped() error {
 	return d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning)}})
 }
 
-// stopBySignal stops the router, unless it is stopping already.
-func (d *daemon) stopBySignal(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+// stopBySignal stops the router. A Stop or Reset that is at work ends it too, unless it
+// is a Reset that fails, or is not done within leaveTimeout. Working is the context of
+// serve.
+func (d *daemon) stopBySignal(working context.Context) {
+	timeout := time.AfterFunc(leaveTimeout, d.noReset)
+	defer timeout.Stop()
+	select {
+	case d.leaving <- struct{}{}:
+	case <-working.Done():
+		return
+	}
+	ctx, cancel := context.WithTimeout(working, leaveTimeout)
 	defer cancel()
-	if err := d.Stop(ctx); err != nil {
+	if err := d.stop(ctx); err != nil {
 		d.log.Warn("the router did not leave the mesh properly", "err", err)
 	}
-	d.end()
 }

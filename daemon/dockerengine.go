@@ -60,8 +60,8 @@ var (
 	_ docker.Observer = (*dockerEngine)(nil)
 )
 
-// newEngine returns the engine that c names, noEngine if it names none.
-func newEngine(c DockerConfig, containers *dockerContainers, names *dns.Service) (engine, error) {
+// newDockerEngine is the newEngine of Run. It returns noEngine if c names no engine.
+func newDockerEngine(c DockerConfig, containers *dockerContainers, names *dns.Service) (engine, error) {
 	if c.Host == "" {
 		return noEngine{}, nil
 	}

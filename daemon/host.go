@@ -65,7 +65,7 @@ func newHost(c *Config, id *peer.Identity, st *store.Store) (_ *parts, err error
 	if err := h.openAllocators(id); err != nil {
 		return nil, err
 	}
-	p := &parts{node: h, names: h.names}
+	p := &parts{node: h, names: h.names, newEngine: newDockerEngine}
 	for _, a := range h.allocators {
 		p.addresses = append(p.addresses, a)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
@@ -25,19 +26,25 @@ import (
 // fakeNode is a node without a mesh.
 type fakeNode struct {
 	running chan struct{} // closed when Run begins
+	ended   chan struct{} // closed when Run ends
 	fault   chan error    // Run returns what arrives here
 
 	mu       sync.Mutex
 	closed   bool
-	handOver error
+	handOver func(context.Context) error
+	calls    []string // of HandOver, and of leave of its engine
 }
 
 func newFakeNode() *fakeNode {
-	return &fakeNode{running: make(chan struct{}), fault: make(chan error, 1)}
+	return &fakeNode{
+		running: make(chan struct{}), ended: make(chan struct{}), fault: make(chan error, 1),
+		handOver: func(context.Context) error { return nil },
+	}
 }
 
 func (n *fakeNode) Run(ctx context.Context) error {
 	close(n.running)
+	defer close(n.ended)
 	select {
 	case <-ctx.Done():
 		return nil
@@ -58,16 +65,37 @@ func (n *fakeNode) isClosed() bool {
 	return n.closed
 }
 
-func (n *fakeNode) HandOver(context.Context) error {
+func (n *fakeNode) HandOver(ctx context.Context) error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.handOver
+	n.calls = append(n.calls, "hand over")
+	handOver := n.handOver
+	n.mu.Unlock()
+	return handOver(ctx)
 }
 
-func (n *fakeNode) setHandOver(err error) {
+func (n *fakeNode) setHandOver(f func(context.Context) error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.handOver = err
+	n.handOver = f
+}
+
+// made returns the calls of HandOver and leave, in order.
+func (n *fakeNode) made() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.calls)
+}
+
+// fakeEngine is an engine without containers that notes when the router leaves it.
+type fakeEngine struct {
+	noEngine
+	node *fakeNode
+}
+
+func (e fakeEngine) leave(context.Context) {
+	e.node.mu.Lock()
+	defer e.node.mu.Unlock()
+	e.node.calls = append(e.node.calls, "leave the engine")
 }
 
 func (n *fakeNode) SetTargets([]string) {}
@@ -80,7 +108,9 @@ func (n *fakeNode) Adopt(string) error { return nil }
 
 // assemble is for run. The node has service discovery and no addresses.
 func (n *fakeNode) assemble(*Config, *peer.Identity, *store.Store) (*parts, error) {
-	return &parts{node: n, names: newTestNames()}, nil
+	return &parts{node: n, names: newTestNames(), newEngine: func(DockerConfig, *dockerContainers, *dns.Service) (engine, error) {
+		return fakeEngine{node: n}, nil
+	}}, nil
 }
 
 // testRouter is a router in a namespace, with a node that is a fake.
@@ -245,16 +275,22 @@ func TestResetThatFailsCanBeRepeated(t *testing.T) {
 	r := newTestRouter(t)
 	r.start(t.Context(), r.node.assemble)
 	r.waitReady(t)
-	r.node.setHandOver(errors.New("no peer answers"))
+	r.node.setHandOver(func(context.Context) error { return errors.New("no peer answers") })
 	if err := r.client.Reset(t.Context()); err == nil || !strings.Contains(err.Error(), "no peer answers") {
 		t.Errorf("reset: %v", err)
 	}
 	if ready, err := r.client.Ready(t.Context()); err != nil || !ready.Ready {
 		t.Errorf("after a reset that failed the router is ready %v, %v", ready.Ready, err)
 	}
-	r.node.setHandOver(nil)
+	if calls := r.node.made(); !slices.Equal(calls, []string{"hand over"}) {
+		t.Errorf("a reset that failed did: %q", calls)
+	}
+	r.node.setHandOver(func(context.Context) error { return nil })
 	if err := r.client.Reset(t.Context()); err != nil {
 		t.Errorf("reset again: %v", err)
+	}
+	if calls := r.node.made(); !slices.Equal(calls, []string{"hand over", "hand over", "leave the engine"}) {
+		t.Errorf("both resets did: %q", calls)
 	}
 	if err := <-r.ended; err != nil {
 		t.Error(err)
@@ -263,6 +299,51 @@ func TestResetThatFailsCanBeRepeated(t *testing.T) {
 		t.Errorf("the state is left: %v", err)
 	}
 	r.wantNothingLeft(t)
+}
+
+// A signal lets a reset finish that hands the addresses over.
+func TestSignalDuringReset(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		answer time.Duration // of the heir, after the signal
+		err    error
+		erased bool
+	}{
+		{"an heir that confirms", 100 * time.Millisecond, nil, true},
+		{"an heir that refuses", 100 * time.Millisecond, errors.New("refused"), false},
+		{"an heir that does not answer", time.Hour, nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRouter(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			r.node.setHandOver(func(ctx context.Context) error {
+				cancel()
+				select {
+				case <-time.After(c.answer):
+					return c.err
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-r.node.ended:
+					return errors.New("the node ended during the handover")
+				}
+			})
+			r.start(ctx, r.node.assemble)
+			r.waitReady(t)
+			err := r.client.Reset(t.Context())
+			if (err == nil) != c.erased || err != nil && strings.Contains(err.Error(), "ended") {
+				t.Errorf("reset: %v", err)
+			}
+			if err := <-r.ended; err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Lstat(r.config.StateDir); errors.Is(err, fs.ErrNotExist) != c.erased {
+				t.Errorf("the state folder: %v", err)
+			}
+		})
+	}
 }
 
 // A router that is started again before there is a ring must not make one with

@@ -41,7 +41,12 @@ type parts struct {
 	node      node
 	addresses addresses
 	names     *dns.Service
+	newEngine newEngine
 }
+
+// newEngine makes the engine that c names, whose attached containers are those of
+// containers.
+type newEngine func(c DockerConfig, containers *dockerContainers, names *dns.Service) (engine, error)
 
 // assemble makes the parts of a router. The bridge exists, and the process holds the
 // lock on the state folder.
