@@ -304,3 +304,30 @@ func TestExposures(t *testing.T) {
 		t.Errorf("after hide the bridge has %v, %d addresses are given", bridge(), b.addresses.count())
 	}
 }
+
+// Addresses that were given for a request that failed are free again, except those that
+// the bridge has.
+func TestExposeThatFailsFreesTheOtherAddresses(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	es := b.newExposures()
+	expose := func(addrs ...string) (err error) {
+		var want []api.Address
+		for _, a := range addrs {
+			want = append(want, api.Address{Kind: api.Exactly, Prefix: netip.MustParsePrefix(a)})
+		}
+		b.on(t, func() error { _, err = es.Expose(t.Context(), api.ExposeRequest{Addresses: want}); return nil })
+		return err
+	}
+	if err := expose("10.32.0.5/16"); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel refuses to give an interface a multicast address.
+	if err := expose("10.32.0.6/16", "ff02::5/64", "10.32.0.5/16", "10.32.0.7/16"); err == nil {
+		t.Fatal("exposed a multicast address")
+	}
+	want := []netip.Prefix{netip.MustParsePrefix("10.32.0.5/16"), netip.MustParsePrefix("10.32.0.6/16")}
+	if got := b.addresses.Lookup(api.Exposed); !slices.Equal(got, want) || !slices.Equal(es.prefixes(), want) {
+		t.Errorf("given are %v, on record %v, want %v", got, es.prefixes(), want)
+	}
+}

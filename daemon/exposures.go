@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -108,12 +109,22 @@ func (es *exposures) Expose(ctx context.Context, r api.ExposeRequest) (got []net
 	}
 	for _, p := range got {
 		if err := es.exposeOne(p, !r.WithoutMasquerade, fqdn); err != nil {
-			return nil, err
+			return nil, errors.Join(err, es.takeUnrecorded(got))
 		}
 	}
 	return got, nil
 }
 
+// takeUnrecorded frees those of the addresses that no record has. The lock is held.
+func (es *exposures) takeUnrecorded(ps []netip.Prefix) error {
+	recorded := addrsOf(es.prefixes())
+	return es.addresses.take(api.Exposed, slices.DeleteFunc(slices.Clone(ps), func(p netip.Prefix) bool {
+		return slices.Contains(recorded, p.Addr())
+	}))
+}
+
+// exposeOne gives the bridge an address that the allocators have given. If that fails,
+// the records are as before.
 func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (err error) {
 	before, had := es.tab.Records[p.String()]
 	now := exposure{Masquerade: masquerade, Names: before.Names}
@@ -140,7 +151,7 @@ func (es *exposures) exposeOne(p netip.Prefix, masquerade bool, fqdn string) (er
 	var undo error
 	if had {
 		undo = es.tab.Put(p.String(), before)
-	} else if undo = es.addresses.take(api.Exposed, []netip.Prefix{p}); undo == nil {
+	} else {
 		undo = es.tab.Delete(p.String())
 	}
 	if undo != nil {
