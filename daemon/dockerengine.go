@@ -51,9 +51,14 @@ type dockerEngine struct {
 	running map[string]*docker.Container
 	// detached are those of them that must be attached again.
 	detached map[string]bool
+	// rejoining are the runs that a goroutine is attaching.
+	rejoining map[containerRun]bool
 	// blockers are chains of the firewall that drop bridged frames.
 	blockers []string
 }
+
+// containerRun is one run of a container.
+type containerRun struct{ id, since string }
 
 var (
 	_ engine          = (*dockerEngine)(nil)
@@ -73,7 +78,7 @@ func newDockerEngine(c DockerConfig, containers *dockerContainers, names *dns.Se
 	}
 	e := &dockerEngine{
 		client: dc, containers: containers, driver: noDriver{}, proxy: noProxy{}, names: names, edits: newDockerNameEdits(ac.store, ac.log), log: ac.log,
-		running: make(map[string]*docker.Container), detached: make(map[string]bool),
+		running: make(map[string]*docker.Container), detached: make(map[string]bool), rejoining: make(map[containerRun]bool),
 	}
 	e.watcher = docker.NewWatcher(dc, e, ac.log)
 	if c.Driver {
@@ -163,11 +168,9 @@ func (e *dockerEngine) Running(ctx context.Context, c *docker.Container) {
 	_, attached := e.containers.get(c.ID)
 	if attached {
 		e.detached[c.ID] = true
+		e.startRejoin(ctx, c)
 	}
 	e.mu.Unlock()
-	if attached {
-		e.working.Go(func() { e.rejoin(ctx, c) })
-	}
 	e.working.Go(func() { e.registerContainer(ctx, c) })
 }
 
@@ -184,6 +187,22 @@ func (e *dockerEngine) Changed(ctx context.Context, c *docker.Container) {
 	e.running[c.ID] = c
 	e.mu.Unlock()
 	e.working.Go(func() { e.registerContainer(ctx, c) })
+}
+
+// startRejoin calls rejoin in a goroutine, unless one is at work for this run of the
+// container. It is called with mu held.
+func (e *dockerEngine) startRejoin(ctx context.Context, c *docker.Container) {
+	r := containerRun{c.ID, c.Since}
+	if e.rejoining[r] {
+		return
+	}
+	e.rejoining[r] = true
+	e.working.Go(func() {
+		e.rejoin(ctx, c)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.rejoining, r)
+	})
 }
 
 // rejoin attaches a container again. If that fails, sweep tries again for as long as
@@ -233,7 +252,7 @@ func (e *dockerEngine) sweep(ctx context.Context, now time.Time) {
 	defer e.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(e.detached)) {
 		if c := e.running[id]; c != nil {
-			e.working.Go(func() { e.rejoin(ctx, c) })
+			e.startRejoin(ctx, c)
 		}
 	}
 }
