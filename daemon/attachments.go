@@ -25,7 +25,7 @@ const goneGrace = 30 * time.Second
 
 // kind has the rules that differ between containers that are named by a network
 // namespace and those of a container engine. Only the engine's containers can run again.
-// Its methods are called with the owner's lock held.
+// Those of its methods that take an owner are called with the owner's lock held.
 type kind interface {
 	// newRecord returns the record of a container that r attaches, without
 	// addresses.
@@ -35,6 +35,10 @@ type kind interface {
 	// waitsForStart reports whether a has nothing to restore until the engine reports
 	// that the container runs.
 	waitsForStart(a attachment) bool
+	// isReleased reports whether onExit has freed the addresses of a and kept a.
+	isReleased(a attachment) bool
+	// nameOf returns the name of the container in the engine, "" if there is none.
+	nameOf(a attachment) string
 	// onRestart is called before a container is attached whose recorded port no longer
 	// exists.
 	onRestart(owner string) error
@@ -252,9 +256,9 @@ func (as *attachments) list() []api.Attachment {
 	defer as.mu.Unlock()
 	var list []api.Attachment
 	for _, owner := range slices.Sorted(maps.Keys(as.tab.Records)) {
-		if a := as.tab.Records[owner]; !a.Docker.Released {
+		if a := as.tab.Records[owner]; !as.kind.isReleased(a) {
 			list = append(list, api.Attachment{
-				ID: owner, Name: a.Docker.Name, Netns: a.Netns, Interface: netdev.IfaceName, MAC: a.MAC, Addresses: slices.Clone(a.Addresses),
+				ID: owner, Name: as.kind.nameOf(a), Netns: a.Netns, Interface: netdev.IfaceName, MAC: a.MAC, Addresses: slices.Clone(a.Addresses),
 			})
 		}
 	}

@@ -70,7 +70,7 @@ func (as *attachments) sweep(now time.Time) {
 	as.removeNamesOfGone(now)
 	for _, owner := range as.owners() {
 		a, known := as.get(owner)
-		if !known || a.Port == "" || a.Docker.Released || linkExists(a.Port) {
+		if !known || a.Port == "" || as.kind.isReleased(a) || linkExists(a.Port) {
 			continue
 		}
 		if now.Sub(as.missedSince(owner, now)) >= goneGrace {

@@ -44,6 +44,10 @@ func (cs *dockerContainers) waitsForStart(a attachment) bool {
 	return a.Docker.Released || a.Port == ""
 }
 
+func (cs *dockerContainers) isReleased(a attachment) bool { return a.Docker.Released }
+
+func (cs *dockerContainers) nameOf(a attachment) string { return a.Docker.Name }
+
 // onRestart keeps the record, which has the addresses of the last run.
 func (cs *dockerContainers) onRestart(string) error { return nil }
 

@@ -35,8 +35,8 @@ func (b *dockerBench) attach(t *testing.T, addrs ...string) {
 	})
 }
 
-// endRun removes the port, as the kernel does when the container stops.
-func (b *dockerBench) endRun(t *testing.T) {
+// onExit removes the port, as the kernel does when the container stops.
+func (b *dockerBench) onExit(t *testing.T) {
 	t.Helper()
 	b.on(t, func() error {
 		a, _ := b.containers.get(b.place.owner)
@@ -58,7 +58,7 @@ func TestRecordOutlivesTheRunOfAContainer(t *testing.T) {
 	if !slices.Equal(before.Requested, before.Addresses[1:]) || !before.Docker.RewriteHosts {
 		t.Errorf("the record is %+v", before)
 	}
-	b.endRun(t)
+	b.onExit(t)
 	now := time.Now()
 	b.on(t, func() error {
 		b.containers.sweep(now)

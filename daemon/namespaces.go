@@ -55,6 +55,10 @@ func (ns *namespaces) isCurrent(owner string, a attachment) bool {
 
 func (ns *namespaces) waitsForStart(attachment) bool { return false }
 
+func (ns *namespaces) isReleased(attachment) bool { return false }
+
+func (ns *namespaces) nameOf(attachment) string { return "" }
+
 func (ns *namespaces) onRestart(owner string) error { return ns.forget(owner) }
 
 func (ns *namespaces) onExit(owner string) error { return ns.forget(owner) }
