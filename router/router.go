@@ -201,10 +201,12 @@ func (r *Router) openTAP() (tap.Queue, error) {
 		return nil, err
 	}
 	if r.cfg.Fast != nil {
-		if r.fast, err = r.openFast(name, q); err != nil {
+		fast, err := r.openFast(name, q)
+		if err != nil {
 			q.Close()
 			return nil, err
 		}
+		r.fast = fast
 	}
 	if r.fast.Attached() {
 		return q, nil
