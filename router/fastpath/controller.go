@@ -96,7 +96,7 @@ type Controller struct {
 
 	events  chan kernel.Event // from the kernel
 	changes chan struct{}     // of capacity 1: interfaces or routes changed
-	rules   chan rulesReport  // what watchRules found
+	rules   chan rulesReport  // of capacity 1: the newest that watchRules found
 
 	// Goroutine of Run only.
 	routes *topology.Routes
@@ -203,7 +203,7 @@ func Open(cfg Config, host Host) (*Controller, error) {
 func newController(cfg Config, host Host) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, host: host, sys: cfg.System, self: cfg.Self, macs: cfg.MACs, log: cfg.Log, opened: time.Now(),
-		events: make(chan kernel.Event), changes: make(chan struct{}, 1), rules: make(chan rulesReport),
+		events: make(chan kernel.Event), changes: make(chan struct{}, 1), rules: make(chan rulesReport, 1),
 		routes: &topology.Routes{}, echoes: make(chan Echo, 256), learned: make(chan ethernet.MAC, 1024),
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),

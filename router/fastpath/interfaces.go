@@ -20,7 +20,8 @@ type rulesReport struct {
 // watchRules reads netfilter's rules when changed says so, and periodically, because
 // iptables-legacy reports no changes. It reinstalls the rules that guard the port if
 // another program flushed them. It has a goroutine of its own, as reading many rules
-// takes long.
+// takes long, and it never waits for the controller's goroutine, which may be slow for
+// other reasons.
 func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 	tick := time.NewTicker(rulesInterval)
 	defer tick.Stop()
@@ -42,15 +43,16 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 		if r.ipsecPrefixes, r.ipsecErr = c.watch.IPsecPrefixes(); r.ipsecErr != nil {
 			c.log.Warn("cannot read the policies of IPsec", "err", r.ipsecErr)
 		}
+		took := time.Since(began)
 		select {
-		case <-ctx.Done():
-			return
-		case c.rules <- r:
+		case <-c.rules: // an older report that nobody handled
+		default:
 		}
+		c.rules <- r // has space, as nothing else sends to it
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(rulesPause, rulesShare*time.Since(began))):
+		case <-time.After(max(rulesPause, rulesShare*took)):
 		}
 	}
 }

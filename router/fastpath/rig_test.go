@@ -106,10 +106,16 @@ var defaults = fastpath.Settings{Port: port, TunnelPort: tunnelPort}
 // open opens a controller that does not run.
 func open(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 	t.Helper()
+	return openWith(t, m, m, s)
+}
+
+// openWith is open with a System that changes what some calls to the machine do.
+func openWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
+	t.Helper()
 	r := &router{t: t, m: m, macs: mac.New(0), said: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
 	c, err := fastpath.Open(fastpath.Config{
 		Settings: s, Self: nameOf(1), Bridge: "weft", TAP: "vethwe-tap", MTU: mtu, MACs: r.macs, Start: time.Now().Add(-time.Hour),
-		Epoch: time.Now(), Refused: func() {}, Log: slog.New(slog.DiscardHandler), System: m,
+		Epoch: time.Now(), Refused: func() {}, Log: slog.New(slog.DiscardHandler), System: sys,
 	}, r)
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +127,13 @@ func open(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 // start opens a controller and runs it until stop or the end of the test.
 func start(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 	t.Helper()
-	r := open(t, m, s)
+	return startWith(t, m, m, s)
+}
+
+// startWith is start with a System that changes what some calls to the machine do.
+func startWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
+	t.Helper()
+	r := openWith(t, m, sys, s)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
