@@ -124,11 +124,11 @@ type Controller struct {
 	resync        bool // MAC addresses must be compared with the kernel's
 
 	// Guarded by mu, which is never held during a call to the kernel.
-	mu    sync.RWMutex
-	in    inbox
-	shown map[peer.Name]LinkStatus
-	state hostMode
-	kept  map[peer.Name]bool // see Keeps
+	mu         sync.RWMutex
+	in         inbox
+	neighbours map[peer.Name]neighbour
+	shown      map[peer.Name]LinkStatus
+	state      hostMode
 
 	// closing is held by readers of counters, and by Close.
 	closing sync.RWMutex
@@ -208,7 +208,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
-		kept: make(map[peer.Name]bool),
+		neighbours: make(map[peer.Name]neighbour),
 	}
 	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*news), routes: c.routes}
 	if c.sys == nil {
@@ -393,7 +393,7 @@ func (c *Controller) tick(now time.Time) {
 		if !l.Up() || now.Sub(l.sessionEnded) >= sessionlessTimeout {
 			delete(c.sessionless, n)
 			c.stale = true
-			c.release(n)
+			c.pathEnded(n)
 		}
 	}
 	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 && now.Sub(c.opened) >= adoptTimeout {

@@ -174,6 +174,69 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 	}
 }
 
+// A session that is replaced before the routes know that it ended: the kernel keeps
+// forwarding, with the MAC addresses, until routes that were reported later lead to the
+// peer again.
+func TestSessionIsReplacedBeforeTheRoutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		m := macOf(2, 1)
+		r.macs.Learn(m, nameOf(2), time.Hour)
+		r.Learned(m)
+		pass(time.Second)
+		r.m.Log()
+		r.Down(nameOf(2))
+		r.meet(2)
+		pass(100 * time.Millisecond)
+		r.routes(nil, nil) // because of Down
+		if !r.Keeps(nameOf(2)) {
+			t.Error("Keeps() is false while the kernel forwards to the peer")
+		}
+		pass(time.Minute)
+		r.want(kerneltest.Express, 2)
+		r.never("peer 2: router", "peer 2: deleted")
+		r.routes([]byte{2}, nil)
+		pass(time.Second)
+		r.want(kerneltest.Express, 2)
+		r.routes(nil, nil)
+		if r.Keeps(nameOf(2)) {
+			t.Error("Keeps() is true after routes led to the peer")
+		}
+		pass(time.Second)
+		r.want(kerneltest.ToRouter, 2)
+	})
+}
+
+// MAC addresses that a resumed session kept are forgotten when it ends with the path.
+func TestResumedPeerThatGoesForGoodIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		m := macOf(2, 1)
+		r.macs.Learn(m, nameOf(2), time.Hour)
+		r.Learned(m)
+		r.Down(nameOf(2))
+		r.routes(nil, nil)
+		pass(time.Second)
+		r.meet(2)
+		pass(time.Second)
+		r.want(kerneltest.Express, 2)
+		r.silence(2, true)
+		pass(5 * time.Second)
+		r.want(kerneltest.ToRouter, 2)
+		r.Down(nameOf(2))
+		pass(time.Second)
+		if _, known := r.macs.Lookup(m, time.Hour); known || r.Keeps(nameOf(2)) {
+			t.Errorf("its MAC address is known: %v; kept: %v", known, r.Keeps(nameOf(2)))
+		}
+	})
+}
+
 func TestPeerThatGoesForGoodIsForgotten(t *testing.T) {
 	for name, silent := range map[string]bool{"its kernel ends too": true, "its router stays away": false} {
 		t.Run(name, func(t *testing.T) {

@@ -29,6 +29,20 @@ type news struct {
 	said *wire.Control // what the neighbour says about its fast path
 }
 
+// neighbour is what the router and the controller's goroutine know together about a
+// neighbour. Both write it, under the controller's mutex, so that Keeps is right at any
+// moment: also between a report of the router and its handling.
+type neighbour struct {
+	session bool // there is one, as the router reported
+	fast    bool // the fast path is up, as the controller's goroutine found
+	// unrouted: a session began while the fast path was up, and no routes that reach the
+	// peer were reported since. Cleared also when the fast path starts again.
+	unrouted bool
+}
+
+// kept reports whether the fast path is used although routes do not lead to the peer.
+func (s neighbour) kept() bool { return s.unrouted || s.fast && !s.session }
+
 // session is a session that began.
 type session struct {
 	secret [32]byte
@@ -47,7 +61,9 @@ type path struct {
 func (c *Controller) Up(n peer.Name, secret [32]byte, addr netip.Addr) {
 	c.report(n, func(w *news) {
 		w.up, w.path, w.said = &session{secret, addr}, nil, nil
-		delete(c.kept, n)
+		s := c.neighbours[n]
+		s.session, s.unrouted = true, s.unrouted || s.fast
+		c.setNeighbour(n, s)
 	})
 }
 
@@ -56,9 +72,9 @@ func (c *Controller) Up(n peer.Name, secret [32]byte, addr netip.Addr) {
 func (c *Controller) Down(n peer.Name) {
 	c.report(n, func(w *news) {
 		*w = news{down: true}
-		if c.shown[n].Up {
-			c.kept[n] = true
-		}
+		s := c.neighbours[n]
+		s.session = false
+		c.setNeighbour(n, s)
 	})
 }
 
@@ -77,17 +93,33 @@ func (c *Controller) Control(from peer.Name, m wire.Control) {
 func (c *Controller) Routes(r *topology.Routes) {
 	c.mu.Lock()
 	c.in.routes, c.in.changed = r, true
+	for n, s := range c.neighbours {
+		if _, reached := r.Unicast[n]; reached && s.session && s.unrouted {
+			s.unrouted = false
+			c.setNeighbour(n, s)
+		}
+	}
 	c.mu.Unlock()
 	c.in.signal()
 }
 
 // Keeps reports whether the MAC addresses behind a peer must be kept although no route
-// leads to it: its router is away, and its kernel is not. When that ends the controller
-// removes them from the table.
+// leads to it: its router is away or has just come back, and its kernel never stopped.
+// When that ends the controller removes them from the table, unless routes lead to the
+// peer again.
 func (c *Controller) Keeps(n peer.Name) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.kept[n]
+	return c.neighbours[n].kept()
+}
+
+// setNeighbour stores what is known about a neighbour. mu is held.
+func (c *Controller) setNeighbour(n peer.Name, s neighbour) {
+	if s == (neighbour{}) {
+		delete(c.neighbours, n)
+	} else {
+		c.neighbours[n] = s
+	}
 }
 
 // Learned reports that the table has a new place for a MAC address. If the queue is
@@ -141,11 +173,20 @@ func (b *inbox) signal() {
 // receive handles the inbox.
 func (c *Controller) receive(now time.Time) {
 	c.mu.Lock()
-	pending := c.in.pending
-	c.in.pending = make(map[peer.Name]*news)
-	if c.in.changed {
-		c.in.changed = false
+	pending, changed := c.in.pending, c.in.changed
+	if len(pending) == 0 && !changed {
+		c.mu.Unlock()
+		return
+	}
+	c.in.pending, c.in.changed = make(map[peer.Name]*news), false
+	if changed {
 		c.routes, c.stale = c.in.routes, true
+	}
+	unrouted := make(map[peer.Name]bool) // at the moment of these reports
+	for n, s := range c.neighbours {
+		if s.unrouted {
+			unrouted[n] = true
+		}
 	}
 	c.mu.Unlock()
 	for n, w := range pending {
@@ -162,16 +203,28 @@ func (c *Controller) receive(now time.Time) {
 			c.control(n, *w.said, now)
 		}
 	}
+	for n, l := range c.links {
+		l.resumed = l.resumed && unrouted[n]
+	}
 }
 
-// release ends Keeps for a peer and removes what was kept only because of it.
-func (c *Controller) release(n peer.Name) {
+// pathEnded records that the fast path to a neighbour ended, and that a session continues
+// nothing.
+func (c *Controller) pathEnded(n peer.Name) {
+	c.update(n, func(s *neighbour) { s.fast, s.unrouted = false, false })
+}
+
+// update changes what is known about a neighbour. If that ends Keeps, and routes do not
+// lead to the neighbour, it removes the MAC addresses behind it.
+func (c *Controller) update(n peer.Name, change func(*neighbour)) {
 	c.mu.Lock()
-	kept := c.kept[n]
-	delete(c.kept, n)
+	s := c.neighbours[n]
+	kept := s.kept()
+	change(&s)
+	c.setNeighbour(n, s)
 	_, reached := c.in.routes.Unicast[n]
 	c.mu.Unlock()
-	if kept && !reached {
+	if kept && !s.kept() && !reached {
 		c.macs.Forget(n)
 	}
 }

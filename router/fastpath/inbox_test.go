@@ -58,6 +58,74 @@ func TestReportsAreCoalesced(t *testing.T) {
 	}
 }
 
+// While the kernel takes its time, Keeps is as the kernel forwards in the end.
+func TestKeepsWhileReportsWait(t *testing.T) {
+	for name, c := range map[string]struct {
+		before func(r *router) // reports that the controller handles
+		report func(r *router) // reports that wait
+		keeps  bool
+		way    kerneltest.Way
+	}{
+		"session ends": {
+			func(*router) {},
+			func(r *router) { r.Down(nameOf(2)) },
+			true, kerneltest.Express,
+		},
+		"next session begins and ends": {
+			func(r *router) { r.Down(nameOf(2)) },
+			func(r *router) { r.meet(2); r.Down(nameOf(2)) },
+			true, kerneltest.Express,
+		},
+		"next session begins, is routed, and ends": {
+			func(r *router) { r.Down(nameOf(2)) },
+			func(r *router) { r.meet(2); r.routes([]byte{2}, nil); r.Down(nameOf(2)); r.routes(nil, nil) },
+			true, kerneltest.Express,
+		},
+		"session is replaced": {
+			func(*router) {},
+			func(r *router) { r.Down(nameOf(2)); r.meet(2) },
+			true, kerneltest.Express,
+		},
+		"session is replaced and routed": {
+			func(*router) {},
+			func(r *router) { r.Down(nameOf(2)); r.meet(2); r.routes([]byte{2}, nil) },
+			false, kerneltest.Express,
+		},
+		"session is replaced by one to another address": {
+			func(*router) {},
+			func(r *router) { r.Down(nameOf(2)); r.Up(nameOf(2), [32]byte{2}, addrOf(9)); r.routes(nil, nil) },
+			false, kerneltest.ToRouter,
+		},
+		"session ends after the path": {
+			func(r *router) { r.silence(2, true); pass(5 * time.Second) },
+			func(r *router) { r.Down(nameOf(2)); r.routes(nil, nil) },
+			false, kerneltest.ToRouter,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, newMachine(t), defaults)
+				r.routes([]byte{2}, nil)
+				r.meet(2)
+				pass(time.Second)
+				r.want(kerneltest.Express, 2)
+				c.before(r)
+				pass(100 * time.Millisecond)
+				resume := r.m.Stall()
+				r.m.AddContainer(20)
+				synctest.Wait()
+				c.report(r)
+				resume()
+				pass(time.Second)
+				r.want(c.way, 2)
+				if r.Keeps(nameOf(2)) != c.keeps {
+					t.Errorf("Keeps() is %v", !c.keeps)
+				}
+			})
+		})
+	}
+}
+
 // Echoes that wait behind a slow call to the kernel count: the link is not silent.
 func TestSlowKernelIsNotASilentPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -23,6 +23,7 @@ func (c *Controller) beginSession(n peer.Name, s session, now time.Time) {
 		return
 	}
 	delete(c.sessionless, n)
+	c.pathEnded(n)
 	l := &link{peer: n, secret: key}
 	var effects []plan.Effect
 	l.Link, effects = plan.NewLink(plan.Config{MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.addr), Addr: s.addr}, now)
@@ -44,7 +45,7 @@ func (c *Controller) endSession(n peer.Name, now time.Time) {
 	if l.sessionEnded = now; l.Up() {
 		c.sessionless[n] = l
 	} else {
-		c.release(n)
+		c.pathEnded(n)
 	}
 	c.stale = true
 }
@@ -125,6 +126,7 @@ func (c *Controller) show(l *link, now time.Time) {
 	c.mu.Unlock()
 	if !known || old.Up != s.Up {
 		c.stale = true
+		c.update(l.peer, func(b *neighbour) { b.fast = s.Up })
 		if s.Up {
 			c.log.Info("fast path in use", "peer", l.peer, "addr", l.Addr(), "encrypted", s.Encrypted, "rtt", s.RTT)
 		} else if known {

@@ -48,9 +48,6 @@ func (c *Controller) wantTables() plan.Tables {
 	}
 	unrouted := maps.Clone(c.sessionless) // routes may not say that these are reached
 	for n, l := range c.links {
-		if _, reached := next[n]; reached {
-			l.resumed = false
-		}
 		if l.resumed {
 			unrouted[n] = l
 		}
