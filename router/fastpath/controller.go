@@ -359,11 +359,11 @@ func (c *Controller) loop(ctx context.Context) {
 		case <-sync.C:
 			c.resync = true
 		}
-		c.receive(time.Now())
-		// Before tick finds links silent: echoes may have waited behind slow kernel calls.
+		// Before a link is found silent: echoes may have waited behind slow kernel calls.
 		for range len(c.echoes) {
 			c.echoed(<-c.echoes, time.Now())
 		}
+		c.receive(time.Now())
 		c.tick(time.Now())
 		timer.Reset(c.untilNext(time.Now()))
 	}

@@ -126,22 +126,50 @@ func TestKeepsWhileReportsWait(t *testing.T) {
 	}
 }
 
-// Echoes that wait behind a slow call to the kernel count: the link is not silent.
+// A slow call to the kernel does not make a peer silent: echoes that wait behind it count,
+// and so does the answer to a probe that was sent late because of it.
 func TestSlowKernelIsNotASilentPeer(t *testing.T) {
+	for name, c := range map[string]struct{ until, stall time.Duration }{
+		"an echo waits":       {rtt / 2, 1500 * time.Millisecond},
+		"an echo waits long":  {rtt / 2, time.Minute},
+		"no probe was sent":   {100 * time.Millisecond, 2500 * time.Millisecond},
+		"for a long time":     {100 * time.Millisecond, time.Minute},
+		"probe is due at end": {100 * time.Millisecond, 2900 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, newMachine(t), defaults)
+				r.routes([]byte{2}, nil)
+				r.meet(2)
+				pass(time.Second)
+				r.m.Log()
+				time.Sleep(time.Second + c.until) // since the last probe was sent
+				resume := r.m.Stall()
+				r.m.AddContainer(20)
+				time.Sleep(c.stall)
+				resume()
+				pass(3 * time.Second)
+				r.want(kerneltest.Express, 2)
+				r.never("peer 2: router")
+			})
+		})
+	}
+}
+
+// A peer that fell silent meanwhile is found soon.
+func TestPeerFallsSilentWhileTheKernelIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, newMachine(t), defaults)
 		r.routes([]byte{2}, nil)
 		r.meet(2)
-		pass(time.Second)
-		r.m.Log()
-		time.Sleep(time.Second + rtt/2) // a probe is under way
+		pass(time.Second + 100*time.Millisecond)
 		resume := r.m.Stall()
 		r.m.AddContainer(20)
-		time.Sleep(1500 * time.Millisecond)
+		r.silence(2, true)
+		time.Sleep(10 * time.Second)
 		resume()
-		pass(time.Second)
-		r.want(kerneltest.Express, 2)
-		r.never("peer 2: router")
+		pass(1500 * time.Millisecond)
+		r.want(kerneltest.ToRouter, 2)
 	})
 }
 

@@ -32,8 +32,12 @@ const (
 	SlowBeat = 4 * time.Second
 	Timeout  = 20
 	// Silence is how long a link in use may be without an echo. Traffic is back on
-	// sleeve within three seconds after the last packet that passed.
-	Silence = 2 * time.Second
+	// sleeve within three seconds after the last packet that passed. If the driver was
+	// late, the time since the last echo says nothing, so there must also be minOverdue
+	// probes that had FastBeat for their echoes, the first of them silentFor ago.
+	Silence    = 2 * time.Second
+	silentFor  = Silence - Beat
+	minOverdue = 2
 	// A link that failed is used again after echoes came for firstHold. The time
 	// doubles with each failure up to lastHold, and starts again after holdForgotten
 	// without a failure.
@@ -105,7 +109,8 @@ type Link struct {
 	upSince     time.Time
 	sent        map[[NonceLen]byte]sentProbe
 	next        time.Time
-	unanswered  int
+	unanswered  int       // probes since the last echo
+	asked       time.Time // when the first of them was sent
 	tryingSince time.Time // or trying again
 	fullEcho    time.Time // when the last echo of a full-size probe came
 	smallEcho   time.Time // likewise of any other
@@ -218,10 +223,28 @@ func (l *Link) Next() time.Time {
 	if !l.ready {
 		return time.Time{}
 	}
-	if silent := l.fullEcho.Add(Silence); l.up && silent.Before(l.next) {
+	if silent := l.silentAt(); l.up && l.unanswered > minOverdue && silent.Before(l.next) {
 		return silent
 	}
 	return l.next
+}
+
+// silentAt returns when a link in use counts as silent, if enough probes are overdue.
+func (l *Link) silentAt() time.Time {
+	at := l.fullEcho.Add(Silence)
+	if late := l.asked.Add(silentFor); late.After(at) {
+		return late
+	}
+	return at
+}
+
+// silent reports whether the peer does not answer a link in use.
+func (l *Link) silent(now time.Time) bool {
+	overdue := l.unanswered
+	if now.Before(l.next) {
+		overdue-- // the last one
+	}
+	return overdue >= minOverdue && !now.Before(l.silentAt())
 }
 
 // Up reports whether frames may use the fast path.
@@ -334,7 +357,7 @@ func (l *Link) update(now time.Time) {
 		if l.ready = can; can {
 			l.tryingSince, l.next, l.unanswered, l.hold = now, now, 0, 0
 		}
-	case l.up && now.Sub(l.fullEcho) >= Silence:
+	case l.up && l.silent(now):
 		l.up = false
 		if l.hold = max(firstHold, min(2*l.hold, lastHold)); now.Sub(l.upSince) >= holdForgotten {
 			l.hold = firstHold
@@ -354,6 +377,9 @@ func (l *Link) probe(now time.Time) {
 	pause := FastBeat
 	if !l.up && l.unanswered >= Timeout {
 		pause = SlowBeat
+	}
+	if l.unanswered == 0 {
+		l.asked = now
 	}
 	l.unanswered++
 	l.next = now.Add(pause)

@@ -235,6 +235,58 @@ func TestOneLostEchoIsNothing(t *testing.T) {
 	}
 }
 
+// A driver that ran late must not make the peer look silent: each link probes first. A
+// peer that is silent is found by a driver that is always late, too.
+func TestLateDriver(t *testing.T) {
+	tick := func(e *ends, late time.Duration) {
+		e.now = e.now.Add(late)
+		for i, l := range e.l {
+			e.apply(i, l.Tick(e.now))
+		}
+	}
+	e := newEnds(t, willing, willing)
+	e.run(10 * time.Second)
+	for _, late := range []time.Duration{Silence, 3 * time.Second, time.Minute} {
+		tick(e, late)
+		e.want(true)
+		e.run(5 * time.Second)
+		e.want(true)
+	}
+	n := 0
+	e.path = func(int) bool { n++; return n > 2 } // the first probe of each end is lost
+	tick(e, 10*time.Second)
+	e.run(5 * time.Second)
+	e.want(true)
+	e.path = func(int) bool { return false }
+	for range 3 {
+		e.want(true)
+		tick(e, 3*time.Second)
+	}
+	e.run(Silence)
+	e.want(false, "no echo")
+}
+
+// Next is in the future after each tick, so a driver that follows it does not spin.
+func TestNextIsInTheFuture(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	for _, late := range []time.Duration{0, Silence, time.Minute} {
+		e.path = func(int) bool { return true }
+		e.run(time.Minute)
+		e.path = func(int) bool { return false }
+		l := e.l[0]
+		for range 20 {
+			e.now = l.Next().Add(late)
+			l.Tick(e.now)
+			if next := l.Next(); !next.After(e.now) {
+				t.Fatalf("%v late: Next is %v before now", late, e.now.Sub(next))
+			}
+		}
+		if l.Up() {
+			t.Fatalf("%v late: up without an echo", late)
+		}
+	}
+}
+
 func TestMovedPeer(t *testing.T) {
 	e := newEnds(t, willing, willing)
 	l := e.l[0]
