@@ -111,6 +111,7 @@ type Controller struct {
 	shortID       uint16                  // of this host
 	vethOf        map[ethernet.MAC]int    // host's ends of veths, by the container's MAC address
 	containers    map[int]bool            // veths that have a program
+	containersErr error                   // of the last list of interfaces of containers
 	rateLimited   map[int]bool            // veths with a queueing discipline, which express would bypass
 	underlays     map[int]bool            // interfaces of the underlay that have a program
 	underlayCache map[int]netdev.Underlay // properties of such interfaces

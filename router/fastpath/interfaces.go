@@ -66,6 +66,9 @@ func (c *Controller) takeRules(r rulesReport) {
 	if c.tunnelErr != nil {
 		c.mendTunnel() // the kernel may have WireGuard now
 	}
+	if c.containersErr != nil {
+		c.refreshContainers()
+	}
 }
 
 // guard installs the rules that guard the port. It reports whether they were missing.
@@ -104,16 +107,18 @@ func (f filter) reason() error {
 }
 
 // setFilter makes frames cross the bridge if rules filter them there, and bypass it if
-// none does.
+// none does. If the kernel refuses, the next report of watchRules tries again.
 func (c *Controller) setFilter(f filter) {
 	if f == c.filter {
 		return
 	}
+	express := c.expressWith(f)
+	if err := c.kernel.SetExpress(express); err != nil {
+		c.log.Warn("cannot switch express", "on", express, "filter", text(f.reason()), "err", err)
+		return
+	}
 	c.filter, c.stale = f, true
 	c.log.Info("the rules for bridged frames changed", "mode", c.publishMode(), "filter", text(f.reason()))
-	if err := c.kernel.SetExpress(c.express()); err != nil {
-		c.log.Warn("cannot switch express", "on", c.express(), "err", err)
-	}
 }
 
 // mendKernel restores what other programs removed of the kernel's part.
@@ -137,8 +142,22 @@ func (c *Controller) refresh() {
 	c.mendKernel()
 	c.mendTunnel()
 	clear(c.underlayCache)
+	c.refreshContainers()
+	for _, l := range c.links {
+		c.findHop(l)
+	}
+	for _, l := range c.sessionless {
+		c.findHop(l)
+	}
+	c.stale = true
+}
+
+// refreshContainers attaches programs to the interfaces of containers that came, and
+// forgets those that left. If they cannot be listed, the next report of watchRules tries
+// again.
+func (c *Controller) refreshContainers() {
 	ports, err := c.watch.Containers(c.cfg.Bridge, netdev.PortName)
-	if err != nil {
+	if c.containersErr = err; err != nil {
 		c.log.Warn("cannot list the interfaces of containers", "err", err)
 		return
 	}
@@ -176,13 +195,6 @@ func (c *Controller) refresh() {
 			c.copyMAC(m)
 		}
 	}
-	for _, l := range c.links {
-		c.findHop(l)
-	}
-	for _, l := range c.sessionless {
-		c.findHop(l)
-	}
-	c.stale = true
 }
 
 // findHop looks up the route to a peer.

@@ -1,6 +1,9 @@
 package fastpath_test
 
 import (
+	"errors"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,25 +14,53 @@ import (
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
 )
 
-// slowSystem is a Machine on which attaching a program to a container takes long.
-type slowSystem struct {
+// altered is a Machine on which a test alters some calls.
+type altered struct {
 	*kerneltest.Machine
-	attach time.Duration
+	attach  time.Duration // how long it takes to attach a program to a container
+	express atomic.Bool   // SetExpress fails
+	list    atomic.Bool   // Containers fails
 }
 
-func (s slowSystem) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
-	k, err := s.Machine.OpenKernel(o)
-	return slowKernel{k, s.attach}, err
+var errRefused = errors.New("refused by the test")
+
+func (a *altered) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
+	k, err := a.Machine.OpenKernel(o)
+	return alteredKernel{k, a}, err
 }
 
-type slowKernel struct {
+func (a *altered) Watch() (fastpath.Watch, error) {
+	w, err := a.Machine.Watch()
+	return alteredWatch{w, a}, err
+}
+
+type alteredKernel struct {
 	fastpath.Kernel
-	attach time.Duration
+	a *altered
 }
 
-func (k slowKernel) AttachContainer(ifindex int) error {
-	time.Sleep(k.attach)
+func (k alteredKernel) AttachContainer(ifindex int) error {
+	time.Sleep(k.a.attach)
 	return k.Kernel.AttachContainer(ifindex)
+}
+
+func (k alteredKernel) SetExpress(on bool) error {
+	if k.a.express.Load() {
+		return errRefused
+	}
+	return k.Kernel.SetExpress(on)
+}
+
+type alteredWatch struct {
+	fastpath.Watch
+	a *altered
+}
+
+func (w alteredWatch) Containers(bridge string, but ...string) ([]netdev.Port, error) {
+	if w.a.list.Load() {
+		return nil, errRefused
+	}
+	return w.Watch.Containers(bridge, but...)
 }
 
 // Rules that are added while the controller waits for the kernel are in force soon after
@@ -38,7 +69,7 @@ func TestSlowKernelDoesNotDelayRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const stall = 10 * time.Second
 		m := newMachine(t)
-		r := startWith(t, m, slowSystem{m, stall}, defaults)
+		r := startWith(t, m, &altered{Machine: m, attach: stall}, defaults)
 		r.routes([]byte{2}, nil)
 		r.meet(2)
 		pass(5 * time.Second)
@@ -64,6 +95,65 @@ func TestSlowKernelDoesNotDelayRules(t *testing.T) {
 		pass(2 * time.Second)
 		if !m.Guarded() {
 			t.Error("the guard of the port is not reinstalled after the wait")
+		}
+	})
+}
+
+// A switch of express that the kernel refuses is tried again, and status has the mode in
+// force.
+func TestExpressIsSwitchedAgainAfterAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		a := &altered{Machine: m}
+		r := startWith(t, m, a, defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		for _, c := range []struct {
+			filter netdev.Filter
+			before kerneltest.Way
+			after  kerneltest.Way
+			mode   fastpath.Mode
+		}{
+			{netdev.Filter{Family: netdev.FilterBridge, Table: "wall"}, kerneltest.Express, kerneltest.Bridged, fastpath.Express},
+			{netdev.Filter{}, kerneltest.Bridged, kerneltest.Express, fastpath.Bridged},
+		} {
+			a.express.Store(true)
+			m.SetFilter(c.filter, nil)
+			pass(5 * time.Second)
+			r.want(c.before, 2)
+			if s := r.Status(nil, nil); s.Mode != c.mode {
+				t.Errorf("status has mode %s, and frames go by %s", s.Mode, c.before)
+			}
+			a.express.Store(false)
+			pass(3 * time.Second)
+			r.want(c.after, 2)
+		}
+	})
+}
+
+// If the containers cannot be listed, routes are followed nevertheless, and the list is
+// read again.
+func TestContainersCannotBeListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		a := &altered{Machine: m}
+		r := startWith(t, m, a, defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		a.list.Store(true)
+		m.AddContainer(20)
+		m.SetUnderlay(7, netdev.Underlay{Ethernet: true})
+		m.SetRoute(addrOf(2), netdev.Hop{Ifindex: 7, Local: addrOf(1), Gateway: addrOf(2)})
+		pass(time.Second)
+		if got := m.Programs(); !slices.Equal(got, []int{7}) {
+			t.Errorf("programs on %v, want one on the new way to the peer", got)
+		}
+		a.list.Store(false)
+		pass(3 * time.Second)
+		if got := m.Programs(); !slices.Equal(got, []int{7, 20}) {
+			t.Errorf("programs on %v, want one on the container, too", got)
 		}
 	})
 }

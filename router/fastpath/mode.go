@@ -56,7 +56,10 @@ func (c *Controller) mode() (Mode, error) {
 
 // express reports whether frames may bypass the bridge, those of other peers that this
 // host forwards included.
-func (c *Controller) express() bool { return c.expressErr == nil && c.filter.reason() == nil }
+func (c *Controller) express() bool { return c.expressWith(c.filter) }
+
+// expressWith is express if f filters bridged frames.
+func (c *Controller) expressWith(f filter) bool { return c.expressErr == nil && f.reason() == nil }
 
 // linkMode is how frames for a peer whose link is up are forwarded, and why not by
 // express.

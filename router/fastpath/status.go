@@ -85,8 +85,10 @@ func (c *Controller) Status(ids map[peer.Name]uint16, next map[peer.Name]peer.Na
 	s.Drops, s.Peers = c.counters(ids)
 	carried := make(map[uint16]bool)
 	for n, via := range next {
-		l, ok := c.Link(via)
-		carried[ids[n]] = ok && l.Up
+		if id, known := ids[n]; known {
+			l, ok := c.Link(via)
+			carried[id] = ok && l.Up
+		}
 	}
 	for _, e := range c.FDB() {
 		if carried[e.Peer] {
