@@ -211,7 +211,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
 		neighbours: make(map[peer.Name]neighbour),
 	}
-	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*news), routes: c.routes}
+	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes}
 	if c.sys == nil {
 		c.sys = Linux
 	}
@@ -352,7 +352,7 @@ func (c *Controller) loop(ctx context.Context) {
 		case m := <-c.learned:
 			c.copyMAC(m)
 		case e := <-c.events:
-			c.seen(e)
+			c.handleEvent(e)
 		case <-c.changes:
 			c.refresh()
 		case r := <-c.rules:

@@ -27,8 +27,8 @@ func TestLinkComesUp(t *testing.T) {
 		if !ok || !s.Up || s.Mode != fastpath.Express || s.Reason != nil || s.Encrypted || s.RTT != rtt || s.MTU != mtu {
 			t.Errorf("status %+v", s)
 		}
-		if c := r.lastSaid(2); c.Type != wire.Fast || c.Verdict != wire.FastWilling || c.ShortID != 1 || c.Port != port {
-			t.Errorf("said %+v", c)
+		if c := r.lastOffer(2); c.Type != wire.Fast || c.Verdict != wire.FastWilling || c.ShortID != 1 || c.Port != port {
+			t.Errorf("offer %+v", c)
 		}
 		r.silence(2, true)
 		pass(3 * time.Second)
@@ -472,8 +472,8 @@ func TestKernelRefuses(t *testing.T) {
 					t.Errorf("Attached() = %v", !c.attached)
 				}
 				r.want(kerneltest.ToRouter, 2)
-				if said := r.lastSaid(2); said.Verdict != wire.FastNoKernel {
-					t.Errorf("said %+v", said)
+				if offer := r.lastOffer(2); offer.Verdict != wire.FastNoKernel {
+					t.Errorf("offer %+v", offer)
 				}
 				if s, ok := r.Link(nameOf(2)); !ok || s.Up || !errors.Is(s.Reason, fastpath.ErrUnsupported) || !errors.Is(s.Reason, kernel.ErrUnsupported) {
 					t.Errorf("status %+v", s)

@@ -16,17 +16,18 @@ import (
 // number of neighbours, nothing is dropped, and the router never waits.
 type inbox struct {
 	wake    chan struct{} // of capacity 1: there is something to handle
-	pending map[peer.Name]*news
+	pending map[peer.Name]*report
 	routes  *topology.Routes // the newest, also after they were handled
 	changed bool             // routes were not handled
 }
 
-// news is what happened to one neighbour, in the order of the fields.
-type news struct {
-	down bool // the session ended that the controller knows
-	up   *session
-	path *path
-	said *wire.Control // what the neighbour says about its fast path
+// report is what happened to one neighbour and is not handled yet, in the order of the
+// fields.
+type report struct {
+	down  bool // the session ended that the controller knows
+	up    *session
+	path  *path
+	offer *wire.Control // of the neighbour, about its fast path
 }
 
 // neighbour is what the router and the controller's goroutine know together about a
@@ -59,8 +60,8 @@ type path struct {
 // not known. If only the neighbour's router was away, the fast path continues. The
 // secret is known to both ends of the session and to nobody else.
 func (c *Controller) Up(n peer.Name, secret [32]byte, addr netip.Addr) {
-	c.report(n, func(w *news) {
-		w.up, w.path, w.said = &session{secret, addr}, nil, nil
+	c.report(n, func(p *report) {
+		p.up, p.path, p.offer = &session{secret, addr}, nil, nil
 		s := c.neighbours[n]
 		s.session, s.unrouted = true, s.unrouted || s.fast
 		c.setNeighbour(n, s)
@@ -70,8 +71,8 @@ func (c *Controller) Up(n peer.Name, secret [32]byte, addr netip.Addr) {
 // Down reports that the session with a neighbour ended. The fast path continues as
 // long as the neighbour's kernel answers.
 func (c *Controller) Down(n peer.Name) {
-	c.report(n, func(w *news) {
-		*w = news{down: true}
+	c.report(n, func(p *report) {
+		*p = report{down: true}
 		s := c.neighbours[n]
 		s.session = false
 		c.setNeighbour(n, s)
@@ -81,12 +82,12 @@ func (c *Controller) Down(n peer.Name) {
 // Path reports the address of a neighbour's end of the underlay, and the MTU of the
 // path to it in bytes of IP packet, 0 if not known.
 func (c *Controller) Path(n peer.Name, addr netip.Addr, mtu int) {
-	c.report(n, func(w *news) { w.path = &path{addr, mtu} })
+	c.report(n, func(p *report) { p.path = &path{addr, mtu} })
 }
 
-// Control reports what a neighbour says about its fast path.
+// Control reports the offer of a neighbour about its fast path.
 func (c *Controller) Control(from peer.Name, m wire.Control) {
-	c.report(from, func(w *news) { w.said = &m })
+	c.report(from, func(p *report) { p.offer = &m })
 }
 
 // Routes reports new routes. They must not be changed any more.
@@ -148,17 +149,17 @@ func (c *Controller) Echoed(e Echo) bool {
 }
 
 // report changes what is pending for a neighbour.
-func (c *Controller) report(n peer.Name, change func(*news)) {
+func (c *Controller) report(n peer.Name, change func(*report)) {
 	if c.off != nil {
 		return
 	}
 	c.mu.Lock()
-	w := c.in.pending[n]
-	if w == nil {
-		w = new(news)
-		c.in.pending[n] = w
+	p := c.in.pending[n]
+	if p == nil {
+		p = new(report)
+		c.in.pending[n] = p
 	}
-	change(w)
+	change(p)
 	c.mu.Unlock()
 	c.in.signal()
 }
@@ -178,7 +179,7 @@ func (c *Controller) receive(now time.Time) {
 		c.mu.Unlock()
 		return
 	}
-	c.in.pending, c.in.changed = make(map[peer.Name]*news), false
+	c.in.pending, c.in.changed = make(map[peer.Name]*report), false
 	if changed {
 		c.routes, c.stale = c.in.routes, true
 	}
@@ -189,18 +190,18 @@ func (c *Controller) receive(now time.Time) {
 		}
 	}
 	c.mu.Unlock()
-	for n, w := range pending {
-		if w.down {
+	for n, p := range pending {
+		if p.down {
 			c.endSession(n, now)
 		}
-		if w.up != nil {
-			c.beginSession(n, *w.up, now)
+		if p.up != nil {
+			c.beginSession(n, *p.up, now)
 		}
-		if w.path != nil {
-			c.follow(n, *w.path, now)
+		if p.path != nil {
+			c.pathChanged(n, *p.path, now)
 		}
-		if w.said != nil {
-			c.control(n, *w.said, now)
+		if p.offer != nil {
+			c.control(n, *p.offer, now)
 		}
 	}
 	for n, l := range c.links {

@@ -50,8 +50,8 @@ func (c *Controller) endSession(n peer.Name, now time.Time) {
 	c.stale = true
 }
 
-// follow handles a new address of the neighbour's end, or a new MTU of the path to it.
-func (c *Controller) follow(n peer.Name, p path, now time.Time) {
+// pathChanged handles a new address of the neighbour's end, or a new MTU of the path to it.
+func (c *Controller) pathChanged(n peer.Name, p path, now time.Time) {
 	l := c.links[n]
 	if l == nil {
 		return

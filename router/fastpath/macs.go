@@ -14,8 +14,8 @@ import (
 // events and learned here. Both record when an address was last used; syncMACs compares
 // them periodically.
 
-// seen handles an event: the kernel saw a MAC address in another place than its map has.
-func (c *Controller) seen(e kernel.Event) {
+// handleEvent handles an event: the kernel saw a MAC address in another place than its map has.
+func (c *Controller) handleEvent(e kernel.Event) {
 	m := ethernet.MAC(e.Addr)
 	at := c.self
 	if e.Peer != c.shortID {

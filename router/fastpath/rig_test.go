@@ -43,7 +43,7 @@ type router struct {
 	stop func() // ends the controller; the kernel works on
 
 	mu     sync.Mutex
-	said   map[peer.Name]wire.Control // to each neighbour, last
+	offers map[peer.Name]wire.Control // to each neighbour, last
 	silent map[netip.Addr]bool        // neighbours whose kernels do not echo
 	card   bool                       // computes wrong checksums inside VXLAN
 }
@@ -52,7 +52,7 @@ type router struct {
 func (r *router) Send(to peer.Name, c wire.Control) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.said[to] = c
+	r.offers[to] = c
 }
 
 // Inject implements fastpath.Host.
@@ -86,10 +86,10 @@ func (r *router) setCard(wrong bool) {
 	r.card = wrong
 }
 
-func (r *router) lastSaid(to byte) wire.Control {
+func (r *router) lastOffer(to byte) wire.Control {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.said[nameOf(to)]
+	return r.offers[nameOf(to)]
 }
 
 // newMachine is a host with routes to peers 2 to 9.
@@ -112,7 +112,7 @@ func open(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 // openWith is open with a System that changes what some calls to the machine do.
 func openWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
 	t.Helper()
-	r := &router{t: t, m: m, macs: mac.New(0), said: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
+	r := &router{t: t, m: m, macs: mac.New(0), offers: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
 	c, err := fastpath.Open(fastpath.Config{
 		Settings: s, Self: nameOf(1), Bridge: "weft", TAP: "vethwe-tap", MTU: mtu, MACs: r.macs, Start: time.Now().Add(-time.Hour),
 		Epoch: time.Now(), Refused: func() {}, Log: slog.New(slog.DiscardHandler), System: sys,

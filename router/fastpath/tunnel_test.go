@@ -69,13 +69,13 @@ func TestTunnelIsRepaired(t *testing.T) {
 		r.routes([]byte{2}, nil)
 		r.meetEncrypted(2, 2, key(2))
 		pass(2 * time.Second)
-		if got := r.lastSaid(2).Tunnel.Key; got != kerneltest.TunnelKey(1) {
-			t.Fatalf("said key %x", got[:2])
+		if got := r.lastOffer(2).Tunnel.Key; got != kerneltest.TunnelKey(1) {
+			t.Fatalf("offered key %x", got[:2])
 		}
 		r.m.RemoveTunnelDevice()
 		pass(2 * time.Second)
-		if got := r.lastSaid(2).Tunnel.Key; got != kerneltest.TunnelKey(2) {
-			t.Errorf("said key %x after the repair", got[:2])
+		if got := r.lastOffer(2).Tunnel.Key; got != kerneltest.TunnelKey(2) {
+			t.Errorf("offered key %x after the repair", got[:2])
 		}
 		r.wantTunnel(2, key(2))
 		r.want(kerneltest.Device, 2)
@@ -92,7 +92,7 @@ func TestTunnelThatCannotBeRepaired(t *testing.T) {
 		pass(2 * time.Second)
 		r.m.RefuseTunnel(errors.New("module wireguard is gone"))
 		pass(3 * time.Second)
-		if r.lastSaid(2).Tunnel.Valid() {
+		if r.lastOffer(2).Tunnel.Valid() {
 			t.Error("a tunnel is offered that does not work")
 		}
 		if s, _ := r.Link(nameOf(2)); s.Up || !errors.Is(s.Reason, fastpath.ErrEncryption) || !strings.Contains(s.Reason.Error(), "module wireguard is gone") {
@@ -130,8 +130,8 @@ func TestTunnelWithoutKernelSupport(t *testing.T) {
 				pass(5 * time.Second)
 				r.want(c.way, 2)
 				r.want(kerneltest.ToRouter, 3)
-				if said := r.lastSaid(3); said.Verdict != wire.FastEncrypted || said.Tunnel.Valid() {
-					t.Errorf("said %+v", said)
+				if offer := r.lastOffer(3); offer.Verdict != wire.FastEncrypted || offer.Tunnel.Valid() {
+					t.Errorf("offer %+v", offer)
 				}
 				if s, _ := r.Link(nameOf(3)); s.Up || !errors.Is(s.Reason, fastpath.ErrEncryption) || !strings.Contains(s.Reason.Error(), "has no WireGuard") {
 					t.Errorf("status %+v", s)
