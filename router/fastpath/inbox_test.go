@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
 	"github.com/weft-net/weft/router/wire"
@@ -124,6 +125,72 @@ func TestKeepsWhileReportsWait(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Whatever the router reports, and whenever: the MAC addresses behind a peer that no route
+// leads to are known exactly as long as Keeps says, and Keeps is true wherever the kernel
+// forwards.
+func TestKeepsAfterRandomReports(t *testing.T) {
+	rng := seed.Rand(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		n, m := nameOf(2), macOf(2, 1)
+		session, reached := false, false
+		setRoutes := func(reach bool) { // as the router does
+			was := reached
+			if reached = reach; reach {
+				r.routes([]byte{2}, nil)
+			} else {
+				r.routes(nil, nil)
+			}
+			if was && !reach && !r.Keeps(n) {
+				r.macs.Forget(n)
+			}
+		}
+		for step := range 2000 {
+			resume := func() {}
+			if rng.IntN(3) > 0 {
+				resume = r.m.Stall()
+				r.m.AddContainer(20)
+				synctest.Wait()
+			}
+			for range rng.IntN(6) {
+				switch rng.IntN(6) {
+				case 0, 1:
+					if session {
+						r.Down(n)
+					} else {
+						r.meet(2)
+					}
+					session = !session
+				case 2:
+					setRoutes(!reached)
+				case 3:
+					setRoutes(reached)
+				case 4:
+					r.silence(2, rng.IntN(3) == 0)
+				case 5:
+					time.Sleep(time.Duration(rng.IntN(3000)) * time.Millisecond)
+				}
+			}
+			resume()
+			pass(5 * time.Second)
+			fast := r.m.Way(2) != kerneltest.ToRouter
+			_, known := r.macs.Lookup(m, r.m.BootTime())
+			switch keeps := r.Keeps(n); {
+			case reached:
+			case fast && !keeps:
+				t.Fatalf("step %d: the kernel forwards, and Keeps() is false", step)
+			case known && !keeps:
+				t.Fatalf("step %d: nobody forgot the MAC address", step)
+			case keeps && !fast && !session:
+				t.Fatalf("step %d: Keeps() is true for a peer that is away", step)
+			}
+			if reached || fast {
+				r.macs.Learn(m, n, r.m.BootTime())
+			}
+		}
+	})
 }
 
 // A slow call to the kernel does not make a peer silent: echoes that wait behind it count,
