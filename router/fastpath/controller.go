@@ -107,6 +107,7 @@ type Controller struct {
 	sessionless   map[peer.Name]*link
 	adopted       plan.Tables             // entries of an earlier process that are not confirmed yet
 	installed     plan.Tables             // what the kernel's maps contain
+	tablesErr     error                   // of the last change of the maps
 	names         map[uint16]peer.Name    // by short id, as in the kernel
 	shortID       uint16                  // of this host
 	vethOf        map[ethernet.MAC]int    // host's ends of veths, by the container's MAC address
@@ -175,6 +176,9 @@ const (
 	rulesInterval = 2 * time.Second
 	rulesPause    = 50 * time.Millisecond
 	rulesShare    = 20
+	// rulesMaxPause bounds that: a read that was held up once must not leave changes
+	// unseen for minutes.
+	rulesMaxPause = 10 * time.Second
 	// syncInterval is how often the table of MAC addresses is compared with the
 	// kernel's, which have the times of last use of different frames.
 	syncInterval = time.Minute

@@ -52,7 +52,7 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(rulesPause, rulesShare*took)):
+		case <-time.After(min(max(rulesPause, rulesShare*took), rulesMaxPause)):
 		}
 	}
 }
@@ -68,6 +68,9 @@ func (c *Controller) takeRules(r rulesReport) {
 	}
 	if c.containersErr != nil {
 		c.refreshContainers()
+	}
+	if c.tablesErr != nil {
+		c.stale = true // what could not be written is tried again
 	}
 }
 

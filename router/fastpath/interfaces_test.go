@@ -20,6 +20,7 @@ type altered struct {
 	attach  time.Duration // how long it takes to attach a program to a container
 	express atomic.Bool   // SetExpress fails
 	list    atomic.Bool   // Containers fails
+	put     atomic.Bool   // PutPeer fails
 }
 
 var errRefused = errors.New("refused by the test")
@@ -49,6 +50,13 @@ func (k alteredKernel) SetExpress(on bool) error {
 		return errRefused
 	}
 	return k.Kernel.SetExpress(on)
+}
+
+func (k alteredKernel) PutPeer(id uint16, e kernel.PeerEntry) error {
+	if k.a.put.Load() {
+		return errRefused
+	}
+	return k.Kernel.PutPeer(id, e)
 }
 
 type alteredWatch struct {
@@ -155,5 +163,22 @@ func TestContainersCannotBeListed(t *testing.T) {
 		if got := m.Programs(); !slices.Equal(got, []int{7, 20}) {
 			t.Errorf("programs on %v, want one on the container, too", got)
 		}
+	})
+}
+
+// An entry of the maps that the kernel refuses is written again, although nothing changes.
+func TestTablesAreWrittenAgainAfterAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		a := &altered{Machine: m}
+		r := startWith(t, m, a, defaults)
+		a.put.Store(true)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(5 * time.Second)
+		r.want(kerneltest.ToRouter, 2)
+		a.put.Store(false)
+		pass(10 * time.Second)
+		r.want(kerneltest.Express, 2)
 	})
 }

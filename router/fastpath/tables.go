@@ -87,7 +87,8 @@ func (c *Controller) takeIDs(now time.Time) {
 	}
 }
 
-// writeTables writes want to the kernel's maps. The next change retries what failed.
+// writeTables writes want to the kernel's maps. What failed is written again with the next
+// change, or with the next report of rules, at most rulesInterval later.
 func (c *Controller) writeTables(want plan.Tables) {
 	under := make(map[int]bool)
 	for _, p := range want.Peers {
@@ -96,8 +97,9 @@ func (c *Controller) writeTables(want plan.Tables) {
 		}
 	}
 	c.attachUnderlays(under)
-	if err := want.Apply(c.installed, kernel.Maps{Tables: c.kernel}); err != nil {
-		c.log.Warn("cannot write the tables of the fast path", "err", err)
+	c.tablesErr = want.Apply(c.installed, kernel.Maps{Tables: c.kernel})
+	if c.tablesErr != nil {
+		c.log.Warn("cannot write the tables of the fast path", "err", c.tablesErr)
 	}
 }
 
