@@ -22,7 +22,7 @@
 // A step first changes memory, then writes all its decisions to disk, and only
 // then lets anyone hear of them: the caller gets its address, the peers get a
 // grant, a promise or a vote. So a peer that is killed at any moment still knows
-// everything that it told others when it comes back. Records of other peers are
+// everything that it announced when it comes back. Records of other peers are
 // written together with the next record of this peer, or within a second; losing
 // them does no harm. While the disk fails, nothing is sent and nothing is merged,
 // and requests fail at their deadline with the error of the disk.

@@ -73,7 +73,7 @@ type neighbour struct {
 	queued        atomic.Int64 // bytes in control
 	saidGoodbye   atomic.Bool  // it said goodbye
 	linked        atomic.Bool  // the router's link with it is up
-	// punchedAddr is the address of a relayed neighbour that the router was told.
+	// punchedAddr is the address of a relayed neighbour that the router got.
 	punchedAddr atomic.Pointer[netip.AddrPort]
 }
 

@@ -100,7 +100,7 @@ func TestFastDatapathOutlivesBothRouters(t *testing.T) {
 			}
 			s.Flows(t)
 			harness.Launch(t, lab, 1, flags...)
-			harness.Eventually(t, "frames go the way that h1 was told", func() bool {
+			harness.Eventually(t, "frames use the mode that h1 is set to", func() bool {
 				before := crossed(t, lab, 1)
 				s.Flows(t)
 				return crossed(t, lab, 1) > before+10 == (flags != nil)

@@ -293,7 +293,7 @@ func checkGlobals(t *testing.T, path string) {
 		}
 		switch imported := names[x.Name]; {
 		case imported == "time" && slices.Contains(clockReaders, s.Sel.Name):
-			t.Errorf("%s: time.%s: a pure package is told the time", set.Position(n.Pos()), s.Sel.Name)
+			t.Errorf("%s: time.%s: a pure package gets the time as an argument", set.Position(n.Pos()), s.Sel.Name)
 		case imported == "hash/maphash" && s.Sel.Name == "MakeSeed":
 			t.Errorf("%s: maphash.MakeSeed: a pure package is given its randomness", set.Position(n.Pos()))
 		case strings.HasSuffix(imported, "rand") || strings.HasSuffix(imported, "rand/v2"):

@@ -25,7 +25,7 @@ const (
 	deltaHeader = 1 + len(ID{})
 )
 
-// maxDelta leaves room for the header that a channel puts in front of a delta.
+// maxDelta leaves space for the header that a channel puts in front of a delta.
 const maxDelta = gossip.MaxDelta - 256
 
 func newDelta(genesis ID) []byte {

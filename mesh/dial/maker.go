@@ -1,6 +1,6 @@
 // Package dial decides which peers to dial, and when.
 //
-// There are two kinds of candidate: targets, the addresses that the user told this peer
+// There are two kinds of candidate: targets, the addresses that the user gave this peer
 // to connect to; and members, the peers that the mesh knows. A candidate that fails is
 // tried again after a back-off. It starts at FirstDelay and grows by half each time, up
 // to MaxDelay. Each delay is spread at random from half of it to one and a half, so that

@@ -451,7 +451,7 @@ func TestContainersComeAndGo(t *testing.T) {
 	})
 }
 
-// Without the kernel's support the router does without, and neighbours are told why.
+// Without the kernel's support the router does without, and neighbours get the reason.
 func TestKernelRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		refuse   func(*kerneltest.Machine)

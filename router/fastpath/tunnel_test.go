@@ -82,7 +82,7 @@ func TestTunnelIsRepaired(t *testing.T) {
 	})
 }
 
-// A tunnel that cannot be repaired is tried again; until then neighbours are told that
+// A tunnel that cannot be repaired is tried again; until then neighbours hear that
 // there is none.
 func TestTunnelThatCannotBeRepaired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -9,15 +9,15 @@ import (
 )
 
 // Parts returns the length of each fragment (the last may be shorter) and their
-// number, for n bytes in packets that hold room bytes of body each. The fragments
+// number, for n bytes in packets that hold space bytes of body each. The fragments
 // are as even as possible, so that none is lost because it is larger than the
-// others. ok is false if room is too small for any fragment.
-func Parts(n, room int) (size, count int, ok bool) {
-	room -= wire.FragmentHeadLen
-	if room < 1 || n < 1 {
+// others. ok is false if space is too small for any fragment.
+func Parts(n, space int) (size, count int, ok bool) {
+	space -= wire.FragmentHeadLen
+	if space < 1 || n < 1 {
 		return 0, 0, false
 	}
-	count = (n + room - 1) / room
+	count = (n + space - 1) / space
 	return (n + count - 1) / count, count, true
 }
 
