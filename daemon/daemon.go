@@ -131,8 +131,11 @@ func (d *daemon) open(assemble assemble) error {
 	if err != nil {
 		return err
 	}
-	if !d.config.Name.IsZero() {
-		id.Name = d.config.Name
+	if n := d.config.Name; !n.IsZero() && n != id.Name {
+		if err := n.CheckOverride(); err != nil {
+			return fmt.Errorf("--name: %w", err)
+		}
+		id.Name = n
 	}
 	d.name = id.Name
 	// A peer's name is a MAC address that no other host's bridge has.

@@ -205,9 +205,7 @@ func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
 			refused = errors.Join(refused, err)
 			continue
 		}
-		if peer.NameOf(e.Key[:]) != e.Node {
-			_ = el.books.Bind(e.Node, e.Key) // check has checked it
-		}
+		_ = el.books.Bind(e.Node, e.Key) // check has checked it
 		el.entries[e.Node] = &e
 		news = appendItem(news, itemEntry, e.Append(nil))
 	}
@@ -222,10 +220,8 @@ func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
 }
 
 func (el *Election) check(e *Entry) error {
-	if peer.NameOf(e.Key[:]) != e.Node {
-		if err := el.books.Check(e.Node, e.Key); err != nil {
-			return err
-		}
+	if err := el.books.Check(e.Node, e.Key); err != nil {
+		return err
 	}
 	if !el.cfg.Verifier.Verify(e.Key, domainEntry, el.signed(e), e.Sig) {
 		return fmt.Errorf("election entry of %s: wrong signature", e.Node)

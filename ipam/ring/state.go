@@ -252,22 +252,16 @@ func (st *state) wasGiven(r addr.Range, who Holder, v uint64) []addr.Range {
 	return addr.Normal(parts)
 }
 
-// checkKey returns an error if key may not sign for h. A key from which the name
-// is derived needs no book.
+// checkKey returns an error if key may not sign for h.
 func (st *state) checkKey(h Holder, key peer.Key) error {
-	if peer.NameOf(key[:]) == h.Name {
-		return nil
+	b := st.books[h.Incarnation]
+	if b == nil {
+		b = &peer.Book{}
 	}
-	if b := st.books[h.Incarnation]; b != nil {
-		return b.Check(h.Name, key)
-	}
-	return nil
+	return b.Check(h.Name, key)
 }
 
 func (st *state) bind(h Holder, key peer.Key) {
-	if peer.NameOf(key[:]) == h.Name {
-		return
-	}
 	b := st.books[h.Incarnation]
 	if b == nil {
 		b = &peer.Book{}

@@ -3,8 +3,6 @@ package peer
 import (
 	"crypto/ed25519"
 	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 )
@@ -51,7 +49,9 @@ func IdentityFromSeed(seed []byte) (*Identity, error) {
 		return nil, fmt.Errorf("identity: seed of %d bytes, want %d", len(seed), ed25519.SeedSize)
 	}
 	priv := ed25519.NewKeyFromSeed(seed)
-	return &Identity{Name: NameOf(priv.Public().(ed25519.PublicKey)), priv: priv}, nil
+	id := &Identity{priv: priv}
+	id.Name = IDOf(id.Key()).Name()
+	return id, nil
 }
 
 // Seed returns the secret from which IdentityFromSeed rebuilds the identity.
@@ -112,43 +112,3 @@ func (c Cheap) Sign(domain string, msg []byte) (s Signature) {
 func (Cheap) Verify(key Key, domain string, msg []byte, sig Signature) bool {
 	return Cheap{key}.Sign(domain, msg) == sig
 }
-
-// ErrNameTaken is the cause if a name comes with another key than it was first seen with.
-var ErrNameTaken = errors.New("the name belongs to another key")
-
-// Book records the key with which each name was first seen. It is not safe for concurrent
-// use.
-type Book struct{ keys map[Name]Key }
-
-// Bind binds name to key. It returns an error if the name was first seen with another key.
-func (b *Book) Bind(name Name, key Key) error {
-	if err := b.Check(name, key); err != nil {
-		return err
-	}
-	if b.keys == nil {
-		b.keys = make(map[Name]Key)
-	}
-	b.keys[name] = key
-	return nil
-}
-
-// Check returns the error that Bind would return, and records nothing.
-func (b *Book) Check(name Name, key Key) error {
-	if old, ok := b.keys[name]; ok && old != key {
-		return fmt.Errorf("peer %s shows key %s, first seen with %s: %w",
-			name, fingerprint(key), fingerprint(old), ErrNameTaken)
-	}
-	return nil
-}
-
-// Lookup returns the key with which name was first seen.
-func (b *Book) Lookup(name Name) (Key, bool) {
-	k, ok := b.keys[name]
-	return k, ok
-}
-
-// Forget drops the key of name, so that a peer that lost its disk can use its old name
-// again after the mesh has forgotten it.
-func (b *Book) Forget(name Name) { delete(b.keys, name) }
-
-func fingerprint(k Key) string { return hex.EncodeToString(k[:4]) }

@@ -1,5 +1,12 @@
-// Package peer has the identity of a router: its name, the keys that prove it, and the
-// book of the keys with which names were first seen.
+// Package peer has the identity of a router: its name, the key that proves it, and the
+// book of the keys to which overridden names are bound.
+//
+// # Names and keys
+//
+// A name is of one of two kinds, and its first byte says which. A derived name is a hash
+// of a key. It belongs to that key everywhere and always, so nobody can take it, not even
+// while its host is away. An overridden name was given by a user (--name). The first key
+// that shows it keeps it until the name is removed from the mesh; see Book.
 //
 // All types are values or plain structs that open no socket, read no clock and log
 // nothing, so simulations use the same code as the router.
@@ -7,7 +14,6 @@ package peer
 
 import (
 	"bytes"
-	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -25,17 +31,74 @@ type Name [NameLen]byte
 // Broadcast is the destination of messages to every peer. No peer may have this name.
 var Broadcast = Name{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// NameOf derives a name from a public key: the first 48 bits of
-// SHA-256("weft peer name" || key) with the locally administered bit set and
-// the group bit clear, so that it is also a valid unicast MAC address.
-func NameOf(key ed25519.PublicKey) Name {
-	h := sha256.New()
-	h.Write([]byte("weft peer name"))
-	h.Write(key)
-	var n Name
-	copy(n[:], h.Sum(nil))
-	n[0] = n[0]&^1 | 2
+// The low three bits of a name's first byte say what kind of name it is. A derived name
+// has the locally administered bit and derivedBit set and the group bit clear. No override
+// may have that pattern, so the two kinds never meet.
+const (
+	kindBits = 7
+	derived  = 6
+)
+
+// keyIDRounds is how often a key is hashed to give its KeyID. A name has only 45 free
+// bits, so a second key for one name costs 2^45 keys to try; the rounds raise that to
+// 2^55 hashes. One KeyID costs about as much as one signature.
+const keyIDRounds = 1 << 10
+
+// KeyID names a key by its content. Two keys with one KeyID cannot be found; two keys
+// with one derived Name cost 2^55 hashes.
+type KeyID [16]byte
+
+// Name returns the name that is derived from the key: the first 48 bits of its id,
+// marked as derived. It is also a valid unicast, locally administered MAC address.
+func (id KeyID) Name() (n Name) {
+	copy(n[:], id[:])
+	n[0] = n[0]&^kindBits | derived
 	return n
+}
+
+// String returns the first bytes of the id in hexadecimal, for people to compare.
+func (id KeyID) String() string { return hex.EncodeToString(id[:4]) }
+
+// Compare orders ids by their bytes: -1, 0 or 1.
+func (id KeyID) Compare(o KeyID) int { return bytes.Compare(id[:], o[:]) }
+
+// IDOf returns the KeyID of a public key: the first 16 bytes of SHA-256, repeated
+// keyIDRounds times, of "weft peer name" and the key.
+func IDOf(k Key) (id KeyID) {
+	if id, ok := knownIDs.get(k); ok {
+		return id
+	}
+	sum := sha256.Sum256(append([]byte("weft peer name"), k[:]...))
+	for range keyIDRounds - 1 {
+		sum = sha256.Sum256(sum[:])
+	}
+	copy(id[:], sum[:])
+	knownIDs.put(k, id)
+	return id
+}
+
+// Derived reports whether n is of the kind that only its own key may use.
+func (n Name) Derived() bool { return n[0]&kindBits == derived }
+
+// Matches returns an error if a key with that id may not use the name. Every key may use
+// a name that is not derived; a Book then binds it to one.
+func (n Name) Matches(id KeyID) error {
+	if n.Derived() && id.Name() != n {
+		return fmt.Errorf("peer %s shows key %s, from which the name %s is derived: %w", n, id, id.Name(), ErrNameTaken)
+	}
+	return nil
+}
+
+// CheckOverride returns an error if a user may not give a peer this name.
+func (n Name) CheckOverride() error {
+	switch {
+	case n.Derived():
+		return fmt.Errorf("peer name %s: names whose first byte ends in the bits 110 are derived from keys; choose another, for example %s",
+			n, Name{n[0] &^ kindBits, n[1], n[2], n[3], n[4], n[5]})
+	case n[0]&1 != 0:
+		return fmt.Errorf("peer name %s: the lowest bit of its first byte is set, as in the address of a group", n)
+	}
+	return nil
 }
 
 // ParseName parses the form that String returns. As in an IPv6 address, "::" stands for a

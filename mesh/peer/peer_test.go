@@ -36,14 +36,14 @@ func TestParseNameReadsWhatStringPrints(t *testing.T) {
 	}
 }
 
-func TestNameOfIsAUnicastLocalMAC(t *testing.T) {
+func TestDerivedNameIsAUnicastLocalMAC(t *testing.T) {
 	seen := make(map[Name]bool)
 	for range 100 {
 		id, err := NewIdentity(rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if seen[id.Name] || id.Name[0]&3 != 2 {
+		if seen[id.Name] || id.Name[0]&3 != 2 || !id.Name.Derived() {
 			t.Fatalf("name %s", id.Name)
 		}
 		if _, err := net.ParseMAC(id.Name.String()); err != nil {
@@ -93,6 +93,64 @@ func TestBookKeepsTheFirstKey(t *testing.T) {
 	b.Forget(n)
 	if err := b.Bind(n, Key{2}); err != nil {
 		t.Errorf("after it was forgotten: %v", err)
+	}
+}
+
+func TestDerivedNameAcceptsOnlyItsKey(t *testing.T) {
+	var b Book
+	id, _ := NewIdentity(rand.Reader)
+	other, _ := NewIdentity(rand.Reader)
+	if err := b.Bind(id.Name, other.Key()); !errors.Is(err, ErrNameTaken) {
+		t.Errorf("another key comes first: %v", err)
+	}
+	if err := b.Bind(id.Name, id.Key()); err != nil {
+		t.Errorf("its own key: %v", err)
+	}
+	b.Forget(id.Name)
+	if err := b.Check(id.Name, other.Key()); !errors.Is(err, ErrNameTaken) {
+		t.Errorf("another key after the name was forgotten: %v", err)
+	}
+	if err := id.Name.CheckOverride(); err == nil || strings.Contains(err.Error(), "\n") {
+		t.Errorf("a derived name as an override: %v", err)
+	}
+	for _, n := range []Name{{0, 0, 0, 0, 0, 1}, {2, 1}, {0x52, 0x54}} {
+		if err := n.CheckOverride(); err != nil {
+			t.Errorf("override %s: %v", n, err)
+		}
+	}
+}
+
+// A flood of names must not push out the name of a host that is away but owns addresses.
+func TestBookIsBoundedAndKeepsWhatIsHeld(t *testing.T) {
+	var b Book
+	key := func(i int) Key { return Key{byte(i), byte(i >> 8), byte(i >> 16), 9} }
+	name := func(i int) Name { return Name{0, 1, 0, byte(i >> 16), byte(i >> 8), byte(i)} }
+	for i := range 3 {
+		if err := b.Bind(name(i), key(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.Hold(name(0))
+	_ = b.Bind(name(1), key(1)) // used again: name 2 is the oldest now
+	for i := 3; i < maxBound+1; i++ {
+		if err := b.Bind(name(i), key(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := b.Lookup(name(2)); ok {
+		t.Error("the oldest binding is still there")
+	}
+	for i := maxBound + 1; i < 3*maxBound; i++ {
+		_ = b.Bind(name(i), key(i))
+	}
+	if n := len(b.Bindings()); n != maxBound {
+		t.Errorf("%d bindings, want %d", n, maxBound)
+	}
+	if _, ok := b.Lookup(name(0)); !ok {
+		t.Error("a held binding was dropped")
+	}
+	if _, ok := b.Lookup(name(1)); ok {
+		t.Error("a binding that nobody holds outlived newer ones")
 	}
 }
 
