@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/docker/hosts"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/render"
 )
 
 const addressForms = `An address is written
@@ -96,7 +97,7 @@ func printAddresses(w io.Writer, ps []netip.Prefix) {
 	for i, p := range ps {
 		words[i] = p.Addr().String()
 	}
-	fmt.Fprintln(w, strings.Join(words, " "))
+	render.Fprintln(w, strings.Join(words, " "))
 }
 
 func (a *app) attach() *cobra.Command {

@@ -1,9 +1,9 @@
 package cmd
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) config() *cobra.Command {
@@ -21,7 +21,7 @@ Without a proxy nothing is printed.`,
 			if err != nil || addr == "" {
 				return err
 			}
-			fmt.Fprintln(a.stdout, "-H="+addr)
+			render.Fprintln(a.stdout, "-H="+addr)
 			return nil
 		},
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) dnsArgs() *cobra.Command {
@@ -39,7 +40,7 @@ Nothing is printed if the router was launched with --no-dns.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(a.stdout, strings.Join(words, " "))
+			render.Fprintln(a.stdout, strings.Join(words, " "))
 			return nil
 		},
 	}

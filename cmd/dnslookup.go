@@ -1,9 +1,9 @@
 package cmd
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) dnsLookup() *cobra.Command {
@@ -22,7 +22,7 @@ asks the host's own name servers. Nothing is printed for a name without an addre
 		RunE: func(c *cobra.Command, args []string) error {
 			found, err := a.client().LookupName(c.Context(), args[0])
 			for _, f := range found {
-				fmt.Fprintln(a.stdout, f)
+				render.Fprintln(a.stdout, render.Word(f))
 			}
 			return err
 		},

@@ -21,6 +21,7 @@ import (
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/render"
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
@@ -92,7 +93,7 @@ func (d *doctor) run(ctx context.Context, stdout io.Writer) error {
 		if f.verdict == fail {
 			failed++
 		}
-		fmt.Fprintf(stdout, "%-4s  %s: %s\n", f.verdict, f.subject, oneLine(errors.New(f.text)))
+		render.Fprintf(stdout, "%-4s  %s: %s\n", f.verdict, f.subject, oneLine(errors.New(f.text)))
 	}
 	if failed > 0 {
 		return fmt.Errorf("doctor: %d of %d checks failed", failed, len(findings))

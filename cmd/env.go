@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -33,14 +34,14 @@ Without a proxy nothing is printed.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if restore {
-				fmt.Fprint(a.stdout, restoreEnv(os.LookupEnv))
+				io.WriteString(a.stdout, restoreEnv(os.LookupEnv))
 				return nil
 			}
 			addr, err := a.proxyAddress(c)
 			if err != nil || addr == "" {
 				return err
 			}
-			fmt.Fprint(a.stdout, saveEnv(addr, os.Getenv(dockerHostVar)))
+			io.WriteString(a.stdout, saveEnv(addr, os.Getenv(dockerHostVar)))
 			return nil
 		},
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-net/weft/internal/lab"
 	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (l *labApp) exec() *cobra.Command {
@@ -42,7 +43,7 @@ are the machine's own.`,
 // runIn runs a command in a place and returns its exit code as an error.
 func (a *app) runIn(ctx context.Context, made *testbed.Lab, place testbed.Place, argv []string) error {
 	cmd := made.Command(ctx, place, argv[0], argv[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, a.stdout, a.stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, a.rawOut, a.rawErr
 	err := made.Run(place, cmd)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -97,7 +98,7 @@ it, the container goes when the command ends, and weft exits as it does.
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), lab.Timeout)
 			defer cancel()
 			if rerr := made.RemoveContainer(ctx, place); rerr != nil {
-				fmt.Fprintln(l.stderr, errorLine(rerr))
+				render.Fprintln(l.stderr, errorLine(rerr))
 				if err == nil {
 					err = exitError{ExitFailed}
 				}

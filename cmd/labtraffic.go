@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-net/weft/internal/lab/traffic"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (l *labApp) traffic() *cobra.Command {
@@ -28,7 +29,7 @@ func (l *labApp) traffic() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("serve traffic: %w", err)
 			}
-			fmt.Fprintln(l.stdout, ln.Addr())
+			render.Fprintln(l.stdout, ln.Addr())
 			return traffic.Serve(c.Context(), ln)
 		},
 	}

@@ -1,7 +1,6 @@
 package cmd
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
@@ -9,6 +8,7 @@ import (
 
 	"github.com/weft-net/weft/internal/lab"
 	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (l *labApp) up() *cobra.Command {
@@ -32,7 +32,7 @@ fails, nothing is left.`,
 			if _, err := lab.Up(c.Context(), config); err != nil {
 				return err
 			}
-			fmt.Fprintf(l.stdout, "lab %s is up: %d hosts, converged in %.1f s\n", config.Name, config.Hosts, time.Since(start).Seconds())
+			render.Fprintf(l.stdout, "lab %s is up: %d hosts, converged in %.1f s\n", config.Name, config.Hosts, time.Since(start).Seconds())
 			return nil
 		},
 	}
@@ -70,7 +70,7 @@ func (l *labApp) list() *cobra.Command {
 				if !s.Complete {
 					words = append(words, "(incomplete; remove it with: weft lab down --name "+s.Name+")")
 				}
-				fmt.Fprintln(l.stdout, strings.Join(words, " "))
+				render.Fprintln(l.stdout, strings.Join(words, " "))
 			}
 			return nil
 		},

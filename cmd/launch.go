@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/process"
+	"github.com/weft-net/weft/internal/render"
 )
 
 const (
@@ -85,7 +85,7 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 		return err
 	}
 	if f.foreground {
-		c.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+		c.Log = render.Log(a.rawErr, c.LogLevel)
 		return daemon.Run(ctx, c)
 	}
 	unit := hostUnit()
@@ -161,7 +161,7 @@ func background(ctx context.Context, c *daemon.Config, logFile string, args, env
 	client := api.NewClient(c.Socket)
 	for {
 		if r, err := client.Ready(ctx); err == nil && r.Ready && r.PID == cmd.Process.Pid {
-			fmt.Fprintf(stdout, "weft runs as process %d, peer %s\n", r.PID, r.Name)
+			render.Fprintf(stdout, "weft runs as process %d, peer %s\n", r.PID, r.Name)
 			return nil
 		}
 		select {

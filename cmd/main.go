@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 	"github.com/weft-net/weft/internal/version"
 )
 
@@ -31,7 +32,10 @@ const (
 
 // app is what all commands of one call share.
 type app struct {
+	// stdout and stderr take text only, see render.Writer. Programs that weft runs for
+	// the user write to rawOut and rawErr.
 	stdout, stderr io.Writer
+	rawOut, rawErr io.Writer
 	socket         string // of the router, by --socket or WEFT_SOCKET
 }
 
@@ -44,7 +48,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
-	a := &app{stdout: stdout, stderr: stderr}
+	a := &app{stdout: render.Writer(stdout), stderr: render.Writer(stderr), rawOut: stdout, rawErr: stderr}
 	root := a.root()
 	parsed := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { parsed = true }
@@ -57,7 +61,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if errors.As(err, &exit) {
 		return exit.code
 	}
-	fmt.Fprintln(stderr, errorLine(err))
+	render.Fprintln(a.stderr, errorLine(err))
 	var usage usageError
 	if !parsed || errors.As(err, &usage) || api.ClassOf(err) == api.Usage {
 		return ExitUsage
@@ -203,10 +207,10 @@ func (a *app) version() *cobra.Command {
 		Short: "Show the version of this program and of the running router",
 		Args:  noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			fmt.Fprintf(a.stdout, "weft %s\n", version.String())
+			render.Fprintf(a.stdout, "weft %s\n", version.String())
 			ready, err := a.client().Ready(c.Context())
 			if err == nil {
-				fmt.Fprintf(a.stdout, "router %s\n", ready.Version)
+				render.Fprintf(a.stdout, "router %s\n", ready.Version)
 			}
 			if errors.Is(err, api.ErrNotRunning) {
 				return nil

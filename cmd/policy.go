@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) policy() *cobra.Command {
@@ -78,7 +79,7 @@ func (a *app) policyReply(reply api.PolicyReply, err error, socket string) error
 		return fmt.Errorf("no policies are enforced on this host: no process listens on %s; weft-kube does on a Kubernetes node", socket)
 	}
 	for _, line := range reply.Lines {
-		fmt.Fprintln(a.stdout, line)
+		render.Fprintln(a.stdout, line)
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) ps() *cobra.Command {
@@ -40,11 +41,11 @@ func runPs(ctx context.Context, client *api.Client, which []string, stdout io.Wr
 		if mac == "" {
 			mac = "-"
 		}
-		words := []string{shortID(k.ID), mac}
+		words := []string{render.Word(shortID(k.ID)), render.Word(mac)}
 		for _, p := range k.Addresses {
 			words = append(words, p.String())
 		}
-		fmt.Fprintln(stdout, strings.Join(words, " "))
+		render.Fprintln(stdout, strings.Join(words, " "))
 	}
 	return nil
 }

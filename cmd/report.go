@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) report() *cobra.Command {
@@ -45,10 +46,13 @@ func runReport(ctx context.Context, client *api.Client, format string, stdout io
 		if err := r.Execute(stdout, format); err != nil {
 			return err
 		}
-		fmt.Fprintln(stdout)
+		render.Fprintln(stdout)
 		return nil
 	}
-	e := json.NewEncoder(stdout)
-	e.SetIndent("", "    ")
-	return e.Encode(r)
+	b, err := json.MarshalIndent(r, "", "    ")
+	if err != nil {
+		return fmt.Errorf("write the report as JSON: %w", err)
+	}
+	_, err = stdout.Write(append(render.JSON(nil, b), '\n'))
+	return err
 }

@@ -2,12 +2,12 @@ package cmd
 
 import (
 	"context"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) rmpeer() *cobra.Command {
@@ -30,7 +30,7 @@ func runRmpeer(ctx context.Context, client *api.Client, peers []string, stdout i
 		return err
 	}
 	for _, r := range removed {
-		fmt.Fprintf(stdout, "%.0f IPs taken over from %s\n", r.Addresses, r.Peer)
+		render.Fprintf(stdout, "%.0f IPs taken over from %s\n", r.Addresses, r.Peer)
 	}
 	return nil
 }

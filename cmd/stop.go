@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/process"
+	"github.com/weft-net/weft/internal/render"
 )
 
 // stopTimeout bounds the end of a router that has left the mesh.
@@ -40,7 +41,7 @@ it is enabled.`,
 			if err := unit.stop(ctx); err != nil {
 				return err
 			}
-			fmt.Fprintln(a.stdout, unitName+" is stopped")
+			render.Fprintln(a.stdout, unitName+" is stopped")
 			return nil
 		},
 	}
@@ -49,7 +50,7 @@ it is enabled.`,
 func runStop(ctx context.Context, client *api.Client, stdout, stderr io.Writer) error {
 	ready, err := client.Ready(ctx)
 	if errors.Is(err, api.ErrNotRunning) {
-		fmt.Fprintln(stdout, "weft was not running")
+		render.Fprintln(stdout, "weft was not running")
 		return nil
 	}
 	if err != nil {
@@ -60,7 +61,7 @@ func runStop(ctx context.Context, client *api.Client, stdout, stderr io.Writer) 
 		return err
 	}
 	if throughProxy {
-		fmt.Fprintln(stderr, "weft: DOCKER_HOST still names weft's proxy, which stops too; undo it with: eval $(weft env --restore)")
+		render.Fprintln(stderr, "weft: DOCKER_HOST still names weft's proxy, which stops too; undo it with: eval $(weft env --restore)")
 	}
 	return waitEnd(ctx, ready.PID)
 }

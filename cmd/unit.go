@@ -20,6 +20,7 @@ import (
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/process"
+	"github.com/weft-net/weft/internal/render"
 )
 
 // unitName is the systemd unit of the router, which the packages install.
@@ -111,10 +112,10 @@ func (u *unit) launch(ctx context.Context, flags *pflag.FlagSet, peers []string,
 	if err := u.write(later); err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "weft runs as %s; its log: journalctl -u weft\n", unitName)
+	render.Fprintf(stdout, "weft runs as %s; its log: journalctl -u weft\n", unitName)
 	// The exit code says "disabled" too, so the error is ignored.
 	if out, _ := u.run(ctx, "systemctl", "is-enabled", unitName); strings.TrimSpace(string(out)) == "disabled" {
-		fmt.Fprintln(stdout, "to start it after a reboot too: systemctl enable weft")
+		render.Fprintln(stdout, "to start it after a reboot too: systemctl enable weft")
 	}
 	return nil
 }

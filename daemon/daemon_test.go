@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -110,6 +111,36 @@ func FuzzParseSeed(f *testing.F) {
 	})
 }
 
+// Neither peers that are made up nor long names grow the number of series or a line without
+// a bound.
+func TestMetricsAreBounded(t *testing.T) {
+	r := &api.Report{}
+	for i := range 5 * maxSeries {
+		r.Router.Connections = append(r.Router.Connections, api.Connection{
+			State: "established", Kind: "sleeve", Name: fmt.Sprintf("p%d\x1b\n", i) + strings.Repeat("x", 5000),
+			Counters: api.Counters{RxBytes: 1, Drops: map[string]uint64{fmt.Sprint("reason ", i): 1}},
+		})
+		r.Router.Fastdp.Peers = append(r.Router.Fastdp.Peers, api.FastdpPeer{Name: fmt.Sprint("p", i), RxBytes: 1})
+	}
+	w := httptest.NewRecorder()
+	metricsHandler(func() *api.Report { return r }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	body := w.Body.String()
+	for _, name := range []string{"weft_link_bytes_total{", "weft_link_packets_total{", "weft_link_drops_total{", "weft_fastdp_bytes_total{"} {
+		if n := strings.Count(body, "\n"+name); n != maxSeries+1 {
+			t.Errorf("%s: %d series, want %d and the others in one", name, n, maxSeries)
+		}
+	}
+	if want := fmt.Sprintf(`weft_link_drops_total{peer="other",reason="other",type="other"} %d`, 4*maxSeries); !strings.Contains(body, want+"\n") {
+		t.Errorf("metrics lack %s", want)
+	}
+	for line := range strings.Lines(body) {
+		if len(line) > 1000 || strings.ContainsAny(line, "\x1b\r") {
+			t.Errorf("a line of %d bytes: %.200q", len(line), line)
+			break
+		}
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	h := metricsHandler(func() *api.Report {
 		return &api.Report{
@@ -142,7 +173,7 @@ func TestMetrics(t *testing.T) {
 		"weft_connection_terminations_total 3", "weft_flows 4", "weft_peers 2", `weft_ips{state="local-used"} 11`, "weft_max_ips 1000",
 		"weft_ipam_unreachable_count 250", "weft_ipam_unreachable_percentage 25", "weft_ipam_pending_allocates 1", "weft_ipam_pending_claims 2",
 		`weft_link_bytes_total{direction="rx",peer="p",type="sleeve"} 11`, `weft_link_packets_total{direction="tx",peer="p",type="sleeve"} 2`,
-		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass?word"} 6`,
+		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass\\xffword"} 6`,
 		"weft_dns_entries 12", "weft_dns_forwards_refused_total 13",
 		`weft_dns_queries_total{result="answer",type="A"} 14`, `weft_dns_queries_total{result="forwarded",type="PTR"} 15`,
 		`weft_drops_total{reason="looped"} 7`, `weft_queue_depth{queue="gossip"} 8`, `weft_queue_limit{queue="gossip"} 9`, `weft_queue_drops_total{queue="gossip"} 10`,

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 )
 
 // family are the metrics of one name.
@@ -69,7 +70,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) { ch <- connections.desc
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	r := c.report()
-	s := make(sums)
+	s := newSums()
 	s.add(terminations, float64(r.Router.TerminationCount))
 	s.add(flows, float64(r.Router.Flows))
 	s.add(peers, float64(len(r.Router.Peers)))
@@ -107,14 +108,24 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	} else if u := r.IPAM6; u != nil {
 		s.ipam(u)
 	}
-	for _, m := range s {
+	for _, m := range s.samples {
 		ch <- m.metric()
 	}
 }
 
+// maxSeries is the most series of one metric. Peers and reasons beyond are summed up in a
+// series whose labels are all otherLabel: the number of peers is not in this host's hands.
+const (
+	maxSeries  = 1000
+	otherLabel = "other"
+)
+
 // sums holds values by their labels, and adds those with equal labels: while both sides
 // dial there are two links to one peer.
-type sums map[string]*sample
+type sums struct {
+	samples map[string]*sample
+	count   map[*prometheus.Desc]int
+}
 
 type sample struct {
 	family
@@ -122,15 +133,28 @@ type sample struct {
 	value  float64
 }
 
+func newSums() sums { return sums{make(map[string]*sample), make(map[*prometheus.Desc]int)} }
+
 func (s sums) add(f family, v float64, labels ...string) {
 	for i := range labels {
-		labels[i] = strings.ToValidUTF8(labels[i], "?")
+		labels[i] = render.Label(labels[i])
 	}
-	key := f.desc.String() + "\xff" + strings.Join(labels, "\xff") // a byte that never occurs in UTF-8
-	if s[key] == nil {
-		s[key] = &sample{family: f, labels: labels}
+	key := f.key(labels)
+	if s.samples[key] == nil && s.count[f.desc] >= maxSeries {
+		for i := range labels {
+			labels[i] = otherLabel
+		}
+		key = f.key(labels)
 	}
-	s[key].value += v
+	if s.samples[key] == nil {
+		s.samples[key] = &sample{family: f, labels: labels}
+		s.count[f.desc]++
+	}
+	s.samples[key].value += v
+}
+
+func (f family) key(labels []string) string {
+	return f.desc.String() + "\xff" + strings.Join(labels, "\xff") // a byte that never occurs in UTF-8
 }
 
 func (m *sample) metric() prometheus.Metric {
@@ -147,8 +171,8 @@ func (s sums) connection(k api.Connection) {
 		encryption = "yes"
 	}
 	s.add(connections, 1, k.State, k.Kind, encryption)
-	if k.Name == "" {
-		return
+	if k.Name == "" || k.Kind == "" {
+		return // an attempt carries nothing
 	}
 	s.add(linkBytes, float64(k.RxBytes), k.Name, k.Kind, "rx")
 	s.add(linkBytes, float64(k.TxBytes), k.Name, k.Kind, "tx")

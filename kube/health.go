@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 // liveTimeout is the time that the router has to report its state.
@@ -79,10 +82,10 @@ func (h *health) serveOn(ctx context.Context, addr string, metrics http.Handler,
 	for path, check := range map[string]func(context.Context) error{"/readyz": h.ready, "/healthz": h.live} {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			if err := check(r.Context()); err != nil {
-				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				http.Error(w, render.Text(err.Error()), http.StatusServiceUnavailable)
 				return
 			}
-			fmt.Fprintln(w, "ok")
+			io.WriteString(w, "ok\n")
 		})
 	}
 	if metrics != nil {

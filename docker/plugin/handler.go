@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 const (
@@ -73,7 +75,7 @@ func answer[Q, A any](f func(context.Context, Q) (A, error), log *slog.Logger) h
 		code := http.StatusOK
 		if err != nil {
 			log.Warn("docker's request failed", "request", name, "err", err)
-			code, body = http.StatusInternalServerError, map[string]string{"Err": strings.Join(strings.Fields(err.Error()), " ")}
+			code, body = http.StatusInternalServerError, map[string]string{"Err": render.Text(strings.Join(strings.Fields(err.Error()), " "))}
 		} else {
 			log.Debug("docker's request", "request", name, "took", time.Since(began))
 		}

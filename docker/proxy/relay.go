@@ -14,6 +14,8 @@ import (
 	"net/http/httputil"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 const (
@@ -82,7 +84,7 @@ func respondError(w io.Writer, code int, err error) error {
 	return respond(w, code, http.Header{"Content-Type": {"application/json"}}, body)
 }
 
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+func oneLine(err error) string { return render.Text(strings.Join(strings.Fields(err.Error()), " ")) }
 
 func respond(w io.Writer, code int, h http.Header, body []byte) error {
 	r := http.Response{

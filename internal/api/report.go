@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"text/template"
 	"time"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 // Report is the state of a router. Its keys in JSON are the names of its
@@ -248,13 +250,14 @@ type DNSQueries struct {
 	Count        uint64
 }
 
-// Execute writes the report with a text/template, which has the function json.
+// Execute writes the report with a text/template, which has the function json. The
+// template sees strings as package render encodes them: no name makes a line.
 func (r *Report) Execute(w io.Writer, format string) error {
 	t, err := parseTemplate(format)
 	if err != nil {
 		return err
 	}
-	if err := t.Execute(w, r); err != nil {
+	if err := t.Execute(w, render.Strings(r)); err != nil {
 		return Errorf(Usage, "%w", err)
 	}
 	return nil
@@ -270,7 +273,7 @@ func parseTemplate(format string) (*template.Template, error) {
 	t, err := template.New("report").Funcs(template.FuncMap{
 		"json": func(v any) (string, error) {
 			b, err := json.Marshal(v)
-			return string(b), err
+			return string(render.JSON(nil, b)), err
 		},
 	}).Option("missingkey=error").Parse(format)
 	if err != nil {

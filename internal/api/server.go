@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 // maxBody is the longest body of a request, in bytes: several thousand addresses.
@@ -74,6 +76,7 @@ func reply(w http.ResponseWriter, body any, err error) {
 		body = Error{Class: class, Text: oneLine(err.Error())}
 	}
 	b, err := json.MarshalIndent(body, "", "    ")
+	b = render.JSON(nil, b)
 	if err != nil {
 		code = http.StatusInternalServerError
 		b, _ = json.Marshal(Error{Class: Failed, Text: oneLine(fmt.Sprintf("write the reply: %v", err))})
@@ -83,7 +86,8 @@ func reply(w http.ResponseWriter, body any, err error) {
 	w.Write(append(b, '\n'))
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine makes s one line that is safe to show.
+func oneLine(s string) string { return render.Text(strings.Join(strings.Fields(s), " ")) }
 
 // ListenUnix makes a socket that only the owner of the process can open. It makes the
 // folder, for the owner only, if it is not there, and replaces a socket on which no

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/weft-net/weft/internal/render"
 )
 
 // views are the texts of GET /status and GET /status/NAME.
@@ -27,7 +29,8 @@ func Views() []string {
 	return names[1:] // the first is the overview, which has no name
 }
 
-// Text writes one view of the report, the overview for "".
+// Text writes one view of the report, the overview for "". Names and reasons, which others
+// choose, are encoded by package render: no name makes a line or a column.
 func (r *Report) Text(w io.Writer, view string) error {
 	f, ok := views[view]
 	if !ok {
@@ -39,10 +42,10 @@ func (r *Report) Text(w io.Writer, view string) error {
 
 func (r *Report) overview(w io.Writer) {
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(w, "%15s: %s\n", key, fmt.Sprintf(format, args...))
+		render.Fprintf(w, "%15s: %s\n", key, render.Sprintf(format, args...))
 	}
 	line("Version", "%s", r.Version)
-	fmt.Fprintln(w)
+	render.Fprintln(w)
 	line("Service", "router")
 	line("Protocol", "%s %d..%d", r.Router.Protocol, r.Router.ProtocolMinVersion, r.Router.ProtocolMaxVersion)
 	line("Name", "%s(%s)", r.Router.Name, r.Router.NickName)
@@ -60,18 +63,18 @@ func (r *Report) overview(w io.Writer) {
 		if u == nil {
 			continue
 		}
-		fmt.Fprintln(w)
+		render.Fprintln(w)
 		line("Service", "ipam")
 		line("Status", "%s", u.Status)
 		line("Range", "%s", u.Range)
 		line("DefaultSubnet", "%s", u.DefaultSubnet)
 	}
 	if r.IPAM == nil && r.IPAM6 == nil {
-		fmt.Fprintln(w)
+		render.Fprintln(w)
 		line("Service", "ipam")
 		line("Status", "off")
 	}
-	fmt.Fprintln(w)
+	render.Fprintln(w)
 	line("Service", "dns")
 	if r.DNS == nil {
 		line("Status", "off")
@@ -81,7 +84,7 @@ func (r *Report) overview(w io.Writer) {
 	r.docker(w, line)
 	for i, text := range r.Warnings {
 		if i == 0 {
-			fmt.Fprintln(w)
+			render.Fprintln(w)
 		}
 		line("Warning", "%s", text)
 	}
@@ -95,7 +98,7 @@ func (r *Report) docker(w io.Writer, line func(key, format string, args ...any))
 	if r.Docker.State != "" {
 		state = "not known: " + r.Docker.State
 	}
-	fmt.Fprintln(w)
+	render.Fprintln(w)
 	line("Service", "docker")
 	line("Engine", "%s", r.Docker.Host)
 	line("Status", "%s", state)
@@ -109,7 +112,7 @@ func (r *Report) docker(w io.Writer, line func(key, format string, args ...any))
 
 func (r *Report) targets(w io.Writer) {
 	for _, t := range r.Router.Targets {
-		fmt.Fprintln(w, t)
+		render.Fprintln(w, t)
 	}
 }
 
@@ -148,14 +151,14 @@ func (r *Report) connections(w io.Writer) {
 		if c.Info != "" {
 			more = append(more, c.Info)
 		}
-		fmt.Fprintf(tw, "%s %s\t%s\t%s\t%s\t%s\n", direction, c.Address, c.State, kind, who, strings.Join(more, " "))
+		render.Fprintf(tw, "%s %s\t%s\t%s\t%s\t%s\n", direction, render.Word(c.Address), render.Word(c.State), kind, who, strings.Join(more, " "))
 	}
 	tw.Flush()
 }
 
 func (r *Report) peers(w io.Writer) {
 	for _, p := range r.Router.Peers {
-		fmt.Fprintln(w, named(p.Name, p.NickName))
+		render.Fprintln(w, named(p.Name, p.NickName))
 		for _, c := range p.Connections {
 			direction, state := "<-", "pending"
 			if c.Outbound {
@@ -164,7 +167,7 @@ func (r *Report) peers(w io.Writer) {
 			if c.Established {
 				state = "established"
 			}
-			fmt.Fprintf(w, "   %s %-21s %-40s %s\n", direction, c.Address, named(c.Name, c.NickName), state)
+			render.Fprintf(w, "   %s %-21s %-40s %s\n", direction, render.Word(c.Address), named(c.Name, c.NickName), state)
 		}
 	}
 }
@@ -197,12 +200,12 @@ func (d *DNS) overview(line func(key, format string, args ...any)) {
 // container and peer.
 func (r *Report) dns(w io.Writer) {
 	if r.DNS == nil {
-		fmt.Fprintln(w, "dns is off: this router was launched with --no-dns")
+		render.Fprintln(w, "dns is off: this router was launched with --no-dns")
 		return
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, e := range r.DNS.Entries {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain), e.Address, shortID(e.ContainerID), named(e.Origin, e.NickName))
+		render.Fprintf(tw, "%s\t%s\t%s\t%s\n", render.Word(strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain)), e.Address, render.Word(shortID(e.ContainerID)), named(e.Origin, e.NickName))
 	}
 	tw.Flush()
 }
@@ -218,7 +221,7 @@ func shortID(id string) string {
 
 func (r *Report) ipam(w io.Writer) {
 	if r.IPAM == nil && r.IPAM6 == nil {
-		fmt.Fprintln(w, "ipam is off: this router was launched with --ipalloc-range=\"\"")
+		render.Fprintln(w, "ipam is off: this router was launched with --ipalloc-range=\"\"")
 		return
 	}
 	for _, u := range []*IPAM{r.IPAM, r.IPAM6} {
@@ -229,7 +232,7 @@ func (r *Report) ipam(w io.Writer) {
 }
 
 func (u *IPAM) text(w io.Writer) {
-	fmt.Fprintf(w, "%s: %s\n", u.Range, u.Status)
+	render.Fprintf(w, "%s: %s\n", u.Range, u.Status)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, o := range u.Owners {
 		percent := 0.0
@@ -243,14 +246,14 @@ func (u *IPAM) text(w io.Writer) {
 		if !o.Reachable {
 			more = append(more, "- unreachable!")
 		}
-		fmt.Fprintf(tw, "%s\t%.0f IPs\t(%04.1f%% of total)\t%s\n", named(o.Peer, o.NickName), o.NumIPs, percent, strings.Join(more, " "))
+		render.Fprintf(tw, "%s\t%.0f IPs\t(%04.1f%% of total)\t%s\n", named(o.Peer, o.NickName), o.NumIPs, percent, strings.Join(more, " "))
 	}
 	tw.Flush()
 	for _, p := range u.PendingAllocates {
-		fmt.Fprintf(w, "waiting to allocate: %s\n", p)
+		render.Fprintf(w, "waiting to allocate: %s\n", p)
 	}
 	for _, p := range u.PendingClaims {
-		fmt.Fprintf(w, "waiting to claim: %s\n", p)
+		render.Fprintf(w, "waiting to claim: %s\n", p)
 	}
 }
 
@@ -292,7 +295,7 @@ func countConnections(cs []Connection) string {
 	return fmt.Sprintf("%d (%s)", len(cs), strings.Join(parts, ", "))
 }
 
-func named(name, nick string) string { return name + "(" + nick + ")" }
+func named(name, nick string) string { return render.Word(name) + "(" + render.Word(nick) + ")" }
 
 func enabled(on bool) string {
 	if on {

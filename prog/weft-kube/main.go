@@ -22,6 +22,7 @@ import (
 	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/kube"
 	"github.com/weft-net/weft/policy"
@@ -40,11 +41,11 @@ func main() {
 	case len(args) == 1 && args[0] == "uninstall":
 		run = uninstall
 	default:
-		fmt.Fprintf(os.Stderr, "weft-kube: arguments %q: want none, to run weft on this node, or uninstall\n", args)
+		render.Fprintf(os.Stderr, "weft-kube: arguments %q: want none, to run weft on this node, or uninstall\n", args)
 		os.Exit(2)
 	}
 	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "weft-kube:", strings.ReplaceAll(err.Error(), "\n", "; "))
+		render.Fprintln(os.Stderr, "weft-kube:", strings.ReplaceAll(err.Error(), "\n", "; "))
 		os.Exit(1)
 	}
 }
@@ -59,7 +60,7 @@ func plugin(hairpin bool) *kube.Plugin {
 
 // agent runs weft on a node until ctx ends.
 func agent(ctx context.Context) error {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := render.Log(os.Stderr, slog.LevelInfo)
 	log.Info("weft on Kubernetes", "version", version.String())
 	s, err := kube.ReadSettings(os.LookupEnv)
 	if err != nil {
@@ -83,7 +84,7 @@ func agent(ctx context.Context) error {
 		return err
 	}
 	router.Sysctls = sysctls()
-	router.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: router.LogLevel}))
+	router.Log = render.Log(os.Stderr, router.LogLevel)
 	enableBridgeNetfilter(log)
 	a := kube.AgentConfig{
 		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,

@@ -13,9 +13,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// render renders the chart as Helm does. It implements only those functions of Helm that the
+// renderChart renders the chart as Helm does. It implements only those functions of Helm that the
 // chart uses, and fails on others.
-func render(t *testing.T, namespace string, change func(values map[string]any)) string {
+func renderChart(t *testing.T, namespace string, change func(values map[string]any)) string {
 	t.Helper()
 	b, err := os.ReadFile("chart/values.yaml")
 	if err != nil {
@@ -50,13 +50,13 @@ func TestChartRendersTheManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := render(t, "kube-system", nil); got != string(want) {
+	if got := renderChart(t, "kube-system", nil); got != string(want) {
 		t.Errorf("the chart does not render weft.yaml, but\n%s", got)
 	}
 }
 
 func TestChartTakesSettings(t *testing.T) {
-	out := render(t, "weft", func(values map[string]any) {
+	out := renderChart(t, "weft", func(values map[string]any) {
 		values["settings"] = map[string]any{"IPALLOC_RANGE": "10.40.0.0/16", "CONN_LIMIT": 50}
 	})
 	if strings.Contains(out, "kube-system") {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/render"
 	"github.com/weft-net/weft/kube"
 )
 
@@ -44,14 +46,14 @@ func uninstall(ctx context.Context) error {
 	if err := errors.Join(append(errs, daemon.Erase(uninstalled))...); err != nil {
 		return err
 	}
-	fmt.Println("weft is removed from this node")
+	render.Fprintln(os.Stdout, "weft is removed from this node")
 	return answerReady(ctx)
 }
 
 // answerReady answers the readiness probe until ctx ends.
 func answerReady(ctx context.Context) error {
 	s := &http.Server{Addr: kube.LocalHealthAddr, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(
-		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") },
+		func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") },
 	)}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
