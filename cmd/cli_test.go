@@ -262,7 +262,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"launch --ipalloc-init consensus=0", "launch --ipalloc-init consensus=x", "launch --ipalloc-init seed", "launch --ipalloc-init seed=x",
 		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --no-express-to h2", "launch --log-level loud",
 		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
-		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1",
+		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1", "launch --status-host x:1", "launch --status-host a/b",
 		"launch --password short", "lab up --password short", "launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",
 		"launch --docker-api x", "launch --plugin-socket x", "launch --plugin=false --proxy", "launch -H x", "launch -H tcp://0.0.0.0:1", "launch -H tcp://0.0.0.0:1 --tls --tlscert c --tlskey k",
 		"launch --tls", "launch --tlsverify --tlscert c --tlskey k", "launch --hostname-match (", "env x", "config x",

@@ -84,6 +84,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	parsedVar(fs, &c.LogLevel, parseLogLevel, "log-level", strings.ToLower(c.LogLevel.String()), "debug, info, warn or error")
 	fs.StringVar(&f.httpAddr, "http-addr", "", "path of the control socket, as --socket")
 	fs.StringVar(&c.StatusAddr, "status-addr", c.StatusAddr, `address for read-only status and metrics, "" for none`)
+	fs.StringSliceVar(&c.StatusHosts, "status-host", c.StatusHosts, "further names by which clients may ask for --status-addr, besides localhost and the address itself")
 	fs.StringVar(&c.StateDir, "state-dir", c.StateDir, "folder for the state that must survive a restart")
 	fs.StringVar(&f.logFile, "log-file", "", "file for the log of a router in the background (STATE-DIR/weft.log)")
 	fs.BoolVar(&f.foreground, "foreground", false, "stay in the foreground, log to standard error")

@@ -142,6 +142,13 @@ func (c *Config) checkPlaces() error {
 	if !strings.HasPrefix(c.StateDir, "/") {
 		return fmt.Errorf("--state-dir %q: want an absolute path", c.StateDir)
 	}
+	for i, s := range c.StatusHosts {
+		host, port, err := api.SplitTarget(s)
+		if err != nil || port != 0 {
+			return fmt.Errorf("--status-host %q: want a name or an address, without a port", s)
+		}
+		c.StatusHosts[i] = strings.TrimSuffix(host, ".")
+	}
 	if c.StatusAddr == "" {
 		return nil
 	}

@@ -90,11 +90,14 @@ type Config struct {
 	Docker DockerConfig
 
 	StatusAddr string // ADDRESS:PORT for status and metrics; empty: off
-	Socket     string // of the control API
-	StateDir   string
-	PinDir     string // of the fast datapath; empty: beside the socket
-	Sysctls    netdev.Sysctls
-	LogLevel   slog.Level
+	// StatusHosts are names in the Host header of requests to StatusAddr that are answered
+	// besides loopback names and the address itself.
+	StatusHosts []string
+	Socket      string // of the control API
+	StateDir    string
+	PinDir      string // of the fast datapath; empty: beside the socket
+	Sysctls     netdev.Sysctls
+	LogLevel    slog.Level
 	// Log is where the router logs; nil: nowhere.
 	Log *slog.Logger
 }

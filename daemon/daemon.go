@@ -246,11 +246,12 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	d.end = end
 	g, working := errgroup.WithContext(working)
 	d.engine.start(working, g)
-	metrics := metricsHandler(func() *api.Report { return d.report() })
+	reports := api.NewReports(d, metricsHandler(d.Report))
 	if status != nil {
-		g.Go(func() error { return api.Serve(working, status, api.Handler(api.StatusRoutes(d, metrics)), d.log) })
+		h := api.Handler(reports.ReadOnly())
+		g.Go(func() error { return api.ServeStatus(working, status, h, d.log, d.config.StatusHosts) })
 	}
-	g.Go(func() error { return api.Serve(working, socket, d.handler(metrics), d.log) })
+	g.Go(func() error { return api.Serve(working, socket, d.handler(reports), d.log) })
 	g.Go(func() error { return d.node.Run(working) })
 	g.Go(func() error { d.restore(working); return nil })
 	g.Go(func() error { d.sweep(working); return nil })
@@ -272,9 +273,9 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 }
 
 // handler serves the whole control API.
-func (d *daemon) handler(metrics http.Handler) http.Handler {
+func (d *daemon) handler(reports *api.Reports) http.Handler {
 	return api.Handler(
-		api.StatusRoutes(d, metrics),
+		reports.Control(),
 		api.ContainerRoutes(d.containers),
 		api.ExposureRoutes(d.exposures),
 		api.LeaseRoutes(d.leases),
@@ -336,23 +337,23 @@ func (d *daemon) Ready(context.Context) api.Ready {
 }
 
 // Report implements api.Status.
-func (d *daemon) Report(context.Context) (*api.Report, error) { return d.report(), nil }
-
-func (d *daemon) report() *api.Report {
+func (d *daemon) Report(ctx context.Context) (*api.Report, error) {
 	r := &api.Report{
 		Ready:       d.isReady(),
 		Version:     version.String(),
 		Attachments: d.containers.list(),
 		Warnings:    append([]string{}, d.warnings...),
 	}
-	d.node.Report(r)
+	if err := d.node.Report(ctx, r); err != nil {
+		return nil, err
+	}
 	r.Router.Targets = d.targets.get()
 	d.engine.report(r)
 	if len(d.config.Mesh.Passwords) == 0 {
 		r.Warnings = append(r.Warnings, "no password is set: every host that reaches this one can join the mesh (--password)")
 	}
 	r.Warnings = append(r.Warnings, d.exposures.warnings()...)
-	return r
+	return r, nil
 }
 
 // Stop implements api.Lifecycle. Containers stay attached. A stop that fails ends

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"fmt"
 	"net/http/httptest"
@@ -123,7 +124,7 @@ func TestMetricsAreBounded(t *testing.T) {
 		r.Router.Fastdp.Peers = append(r.Router.Fastdp.Peers, api.FastdpPeer{Name: fmt.Sprint("p", i), RxBytes: 1})
 	}
 	w := httptest.NewRecorder()
-	metricsHandler(func() *api.Report { return r }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	metricsHandler(func(context.Context) (*api.Report, error) { return r, nil }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	body := w.Body.String()
 	for _, name := range []string{"weft_link_bytes_total{", "weft_link_packets_total{", "weft_link_drops_total{", "weft_fastdp_bytes_total{"} {
 		if n := strings.Count(body, "\n"+name); n != maxSeries+1 {
@@ -142,7 +143,7 @@ func TestMetricsAreBounded(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	h := metricsHandler(func() *api.Report {
+	h := metricsHandler(func(context.Context) (*api.Report, error) {
 		return &api.Report{
 			Router: api.Router{
 				TerminationCount: 3, Flows: 4, Peers: make([]api.Peer, 2),
@@ -164,7 +165,7 @@ func TestMetrics(t *testing.T) {
 				Entries: make([]api.DNSEntry, 12), Refused: 13,
 				Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 14}, {Type: "PTR", Result: "forwarded", Count: 15}},
 			},
-		}
+		}, nil
 	})
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))

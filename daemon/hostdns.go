@@ -9,7 +9,7 @@ import (
 )
 
 // discovery converts the status of service discovery for the API, nil if it is off.
-func (h *host) discovery() *api.DNS {
+func (h *host) discovery(r *api.Report) *api.DNS {
 	s := h.names.Status()
 	if s.Off {
 		return nil
@@ -22,7 +22,7 @@ func (h *host) discovery() *api.DNS {
 		out.Upstream = append(out.Upstream, api.DNSUpstream{Address: u.Addr, Fault: u.Fault})
 	}
 	v := h.mesh.View()
-	for _, e := range s.Entries {
+	for _, e := range listed(r, "DNS.Entries", s.Entries, maxNames) {
 		out.Entries = append(out.Entries, api.DNSEntry{
 			Hostname: e.Name, Address: e.Addr, ContainerID: e.Container, Origin: e.Owner.String(), NickName: v.Nickname(e.Owner),
 		})

@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -19,8 +21,37 @@ import (
 	"github.com/weft-net/weft/router/link"
 )
 
+// Limits of a report. Peers and names cost those who make them up nothing, so a report says
+// how many entries it leaves out, and has a size of some ten megabytes at most.
+const (
+	maxListed = 1 << 14 // peers, connections; routes to peers
+	maxLinks  = 200_000 // of all peers together; a mesh of 1,000 peers with 200 links each
+	minLinks  = 16      // of one peer
+	maxNames  = 1 << 16 // DNS entries, ranges of addresses
+)
+
+// listed returns the first limit elements of list, and notes in r how many it leaves out.
+func listed[T any](r *api.Report, name string, list []T, limit int) []T {
+	if len(list) <= limit {
+		return list
+	}
+	omit(r, name, len(list)-limit)
+	return list[:limit]
+}
+
+// omit notes that n entries of a list are left out.
+func omit(r *api.Report, name string, n int) {
+	if n == 0 {
+		return
+	}
+	if r.Omitted == nil {
+		r.Omitted = make(map[string]int)
+	}
+	r.Omitted[name] += n
+}
+
 // Report implements node.
-func (h *host) Report(r *api.Report) {
+func (h *host) Report(ctx context.Context, r *api.Report) error {
 	ms, rs := h.mesh.Status(), h.router.Status()
 	now := time.Now()
 	r.Router = api.Router{
@@ -37,7 +68,10 @@ func (h *host) Report(r *api.Report) {
 		},
 	}
 	h.connections(&r.Router, ms, rs, now)
-	h.peers(&r.Router, ms)
+	r.Router.Connections = listed(r, "Connections", r.Router.Connections, maxListed)
+	if err := h.peers(ctx, r, ms); err != nil {
+		return err
+	}
 	for _, e := range h.router.FDB() {
 		r.Router.MACs = append(r.Router.MACs, api.MAC{
 			MAC: e.MAC.String(), Name: e.Peer.String(), NickName: h.mesh.View().Nickname(e.Peer), LastSeen: now.Add(-e.Age),
@@ -45,7 +79,9 @@ func (h *host) Report(r *api.Report) {
 		})
 	}
 	h.fastdp(&r.Router)
-	r.DNS = h.discovery()
+	if r.DNS = h.discovery(r); ctx.Err() != nil {
+		return ctx.Err()
+	}
 	for _, p := range ms.Problems {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%d times, last %s)", p.Text, p.Count, p.Last.Format(time.TimeOnly)))
 	}
@@ -54,7 +90,7 @@ func (h *host) Report(r *api.Report) {
 	}
 	for _, a := range h.allocators {
 		s := a.Status()
-		if u := h.addrRange(s); a.Range().Addr().Is4() {
+		if u := h.addrRange(r, s); a.Range().Addr().Is4() {
 			r.IPAM = u
 		} else {
 			r.IPAM6 = u
@@ -62,6 +98,7 @@ func (h *host) Report(r *api.Report) {
 		r.Warnings = append(r.Warnings, h.allocatorWarnings(s)...)
 	}
 	r.Warnings = append(r.Warnings, h.notes...)
+	return ctx.Err()
 }
 
 // sessionQueue sums up the queues to all neighbours.
@@ -171,52 +208,112 @@ func (h *host) degradedReason(l router.LinkStatus) string {
 	return "no fastdp: " + l.Reason
 }
 
-func (h *host) peers(out *api.Router, ms mesh.Status) {
+// peers fills in the peers and the routes.
+func (h *host) peers(ctx context.Context, r *api.Report, ms mesh.Status) error {
 	v := h.mesh.View()
 	routes := v.Routes()
-	for _, p := range ms.Peers {
-		e := api.Peer{Name: p.Name.String(), NickName: p.Nickname, Version: p.Version, ShortID: routes.ShortIDs[p.Name]}
-		for _, l := range p.Links {
-			c := api.PeerConnection{Name: l.To.String(), NickName: v.Nickname(l.To), Established: l.Flags&topology.LinkData != 0}
+	text := newPeerTexts(v.Nickname)
+	if err := listPeers(ctx, r, ms, routes.ShortIDs, text); err != nil {
+		return err
+	}
+	dests := slices.SortedFunc(maps.Keys(routes.Unicast), peer.Name.Compare)
+	for _, dst := range listed(r, "UnicastRoutes", dests, maxListed) {
+		r.Router.UnicastRoutes = append(r.Router.UnicastRoutes, api.UnicastRoute{Dest: text.of(dst).name, Via: text.of(routes.Unicast[dst]).name})
+	}
+	return listBroadcast(ctx, r, routes.Broadcast, text)
+}
+
+// listPeers fills in the peers with their connections: all of this peer's, and as many of
+// the others' as the limits allow.
+func listPeers(ctx context.Context, r *api.Report, ms mesh.Status, shortIDs map[peer.Name]uint16, text *peerTexts) error {
+	sessions := make(map[peer.Name]mesh.SessionStatus, len(ms.Sessions))
+	for _, s := range ms.Sessions {
+		sessions[s.Peer] = s
+	}
+	peers := listed(r, "Peers", ms.Peers, maxListed)
+	each := max(minLinks, maxLinks/max(1, len(peers)))
+	r.Router.Peers = make([]api.Peer, 0, len(peers))
+	for _, p := range peers {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		links := p.Links
+		if p.Name != ms.Name {
+			links = links[:min(len(links), each)]
+		}
+		e := api.Peer{
+			Name: p.Name.String(), NickName: p.Nickname, Version: p.Version, ShortID: shortIDs[p.Name],
+			OmittedConnections: len(p.Links) - len(links), Connections: make([]api.PeerConnection, 0, len(links)),
+		}
+		for _, l := range links {
+			to := text.of(l.To)
+			c := api.PeerConnection{Name: to.name, NickName: to.nick, Established: l.Flags&topology.LinkData != 0}
 			if p.Name == ms.Name {
-				for _, s := range ms.Sessions {
-					if s.Peer == l.To {
-						c.Address, c.Outbound = s.Addr, s.Dialled
-					}
-				}
+				c.Address, c.Outbound = sessions[l.To].Addr, sessions[l.To].Dialled
 			}
 			e.Connections = append(e.Connections, c)
 		}
-		out.Peers = append(out.Peers, e)
+		r.Router.Peers = append(r.Router.Peers, e)
 	}
-	for dst, via := range routes.Unicast {
-		out.UnicastRoutes = append(out.UnicastRoutes, api.UnicastRoute{Dest: dst.String(), Via: via.String()})
-	}
-	slices.SortFunc(out.UnicastRoutes, func(a, b api.UnicastRoute) int { return cmp.Compare(a.Dest, b.Dest) })
-	for src, via := range routes.Broadcast {
-		b := api.BroadcastRoute{Source: src.String()}
-		for _, n := range via {
-			b.Via = append(b.Via, n.String())
+	return nil
+}
+
+// listBroadcast fills in the broadcast routes, with maxLinks next hops in all.
+func listBroadcast(ctx context.Context, r *api.Report, routes map[peer.Name][]peer.Name, text *peerTexts) error {
+	left := maxLinks
+	for _, src := range slices.SortedFunc(maps.Keys(routes), peer.Name.Compare) {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		out.BroadcastRoutes = append(out.BroadcastRoutes, b)
+		if left -= len(routes[src]); left < 0 {
+			omit(r, "BroadcastRoutes", len(routes)-len(r.Router.BroadcastRoutes))
+			return nil
+		}
+		b := api.BroadcastRoute{Source: text.of(src).name}
+		for _, n := range routes[src] {
+			b.Via = append(b.Via, text.of(n).name)
+		}
+		r.Router.BroadcastRoutes = append(r.Router.BroadcastRoutes, b)
 	}
-	slices.SortFunc(out.BroadcastRoutes, func(a, b api.BroadcastRoute) int { return cmp.Compare(a.Source, b.Source) })
+	return nil
+}
+
+// peerTexts holds the text of each peer's name once: in a report most names occur many times.
+type peerTexts struct {
+	nickname func(peer.Name) string
+	known    map[peer.Name]peerText
+}
+
+type peerText struct{ name, nick string }
+
+func newPeerTexts(nickname func(peer.Name) string) *peerTexts {
+	return &peerTexts{nickname, make(map[peer.Name]peerText)}
+}
+
+func (t *peerTexts) of(n peer.Name) peerText {
+	known, ok := t.known[n]
+	if !ok {
+		known = peerText{n.String(), t.nickname(n)}
+		t.known[n] = known
+	}
+	return known
 }
 
 // addrRange converts an allocator's status for the API.
-func (h *host) addrRange(s ipam.Status) *api.IPAM {
+func (h *host) addrRange(r *api.Report, s ipam.Status) *api.IPAM {
 	u := &api.IPAM{
 		Status: s.State, Range: s.Range, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
 		PendingAllocates: []string{}, PendingClaims: []string{},
 	}
 	v := h.mesh.View()
-	for _, e := range s.Entries {
+	name := s.Range.String()
+	for _, e := range listed(r, name+" Entries", s.Entries, maxNames) {
 		u.Entries = append(u.Entries, api.RingEntry{
 			Token: e.Range.First, Size: e.Range.Size().Float(), Peer: e.Owner.Name.String(),
 			NickName: v.Nickname(e.Owner.Name), Version: e.Version,
 		})
 	}
-	for _, o := range s.Owners {
+	for _, o := range listed(r, name+" Owners", s.Owners, maxListed) {
 		u.Owners = append(u.Owners, api.Owner{
 			Peer: o.Name.String(), NickName: cmp.Or(o.Nickname, v.Nickname(o.Name)), NumIPs: o.Addresses.Float(),
 			Active: o.Active, Reachable: !o.Unreachable,

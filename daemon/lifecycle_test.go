@@ -100,7 +100,7 @@ func (e fakeEngine) leave(context.Context) {
 
 func (n *fakeNode) SetTargets([]string) {}
 
-func (n *fakeNode) Report(*api.Report) {}
+func (n *fakeNode) Report(context.Context, *api.Report) error { return nil }
 
 func (n *fakeNode) RemovePeers(context.Context, []string) ([]api.Removed, error) { return nil, nil }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"net/http"
 	"strings"
 
@@ -55,25 +56,32 @@ func counter(name, help string, labels ...string) family {
 }
 
 // metricsHandler serves the metrics of one router.
-func metricsHandler(report func() *api.Report) http.Handler {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collector{report})
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+func metricsHandler(report func(context.Context) (*api.Report, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		made, err := report(q.Context())
+		if err != nil {
+			http.Error(w, render.Text(err.Error()), http.StatusServiceUnavailable)
+			return
+		}
+		r := prometheus.NewRegistry()
+		r.MustRegister(collector{made})
+		promhttp.HandlerFor(r, promhttp.HandlerOpts{}).ServeHTTP(w, q)
+	})
 }
 
 // collector converts a report to metrics.
-type collector struct{ report func() *api.Report }
+type collector struct{ report *api.Report }
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) { ch <- connections.desc }
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
-	r := c.report()
+	r := c.report
 	s := newSums()
 	s.add(terminations, float64(r.Router.TerminationCount))
 	s.add(flows, float64(r.Router.Flows))
-	s.add(peers, float64(len(r.Router.Peers)))
+	s.add(peers, float64(len(r.Router.Peers)+r.Omitted["Peers"]))
 	for _, k := range r.Router.Connections {
 		s.connection(k)
 	}
@@ -95,7 +103,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		s.add(queueDrops, float64(q.Drops), q.Name)
 	}
 	if d := r.DNS; d != nil {
-		s.add(dnsEntries, float64(len(d.Entries)))
+		s.add(dnsEntries, float64(len(d.Entries)+r.Omitted["DNS.Entries"]))
 		s.add(dnsRefused, float64(d.Refused))
 		for _, q := range d.Queries {
 			s.add(dnsQueries, float64(q.Count), q.Type, q.Result)

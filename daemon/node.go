@@ -21,9 +21,10 @@ type node interface {
 	// dials those that have no session without waiting for the end of their back-off.
 	// Other sessions stay. The callee owns the slice.
 	SetTargets(targets []string)
-	// Report fills in Router, IPAM, IPAM6 and DNS and appends to Warnings. It leaves
-	// the targets to the daemon.
-	Report(r *api.Report)
+	// Report fills in Router, IPAM, IPAM6 and DNS, appends to Warnings, and notes in
+	// Omitted what it leaves out. It leaves the targets to the daemon, and returns the
+	// error of ctx once that has ended.
+	Report(ctx context.Context, r *api.Report) error
 	// RemovePeers takes over the addresses of dead peers, given by name or nickname,
 	// in every range.
 	RemovePeers(ctx context.Context, peers []string) ([]api.Removed, error)

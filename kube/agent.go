@@ -41,6 +41,9 @@ type AgentConfig struct {
 	// there are none. Without an address neither is served.
 	Health  string
 	Metrics http.Handler
+	// HealthHosts are names in the Host header of requests to Health that are answered besides
+	// loopback names and the address itself.
+	HealthHosts []string
 	// RecordUID receives the UID of this Node before the Node's line names the router. It may be
 	// nil.
 	RecordUID func(uid string) error
@@ -68,7 +71,7 @@ func NewAgent(c AgentConfig) *Agent {
 	all := informers.NewSharedInformerFactory(c.Client, 0)
 	return &Agent{
 		cfg: c, informers: all, nodes: all.Core().V1().Nodes().Lister(), wake: make(chan struct{}, 1), nodeGone: make(chan struct{}, 1),
-		health: health{router: c.Router, notReady: "the router is starting"},
+		health: health{router: c.Router, hosts: c.HealthHosts, notReady: "the router is starting"},
 	}
 }
 

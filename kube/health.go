@@ -5,20 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
 	"time"
 
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/render"
 )
 
 // liveTimeout is the time that the router has to report its state.
 const liveTimeout = 10 * time.Second
 
+// liveFor is how long an answer of live is good.
+const liveFor = 2 * time.Second
+
 // health is the state that the kubelet's probes read.
 type health struct {
 	router Router
+
+	hosts []string // see api.ServeStatus
+
+	living  sync.Mutex // held while the router is checked
+	livedAt time.Time  // guarded by living
+	liveErr error      // guarded by living
 
 	mu       sync.Mutex
 	notReady string // why the Node cannot give pods a network yet; empty if it can
@@ -54,7 +65,21 @@ func (h *health) ready(ctx context.Context) error {
 
 // live returns an error if the router hangs: the report needs all its parts. A router that has not
 // started yet does not hang.
+//
+// One report answers all probes that ask while it is made, and for a moment after: every process
+// that reaches the address can ask.
 func (h *health) live(ctx context.Context) error {
+	h.living.Lock()
+	defer h.living.Unlock()
+	if now := time.Now(); now.Sub(h.livedAt) > liveFor {
+		h.liveErr = h.check(context.WithoutCancel(ctx)) // the others need the answer too
+		h.livedAt = time.Now()
+	}
+	return h.liveErr
+}
+
+// check returns what live does.
+func (h *health) check(ctx context.Context) error {
 	if r, err := h.router.Ready(ctx); err != nil || !r.Ready {
 		return nil // it is starting, or is ending by itself
 	}
@@ -91,11 +116,8 @@ func (h *health) serveOn(ctx context.Context, addr string, metrics http.Handler,
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("answer probes on %s: %w", addr, err)
+	if err := api.ServeStatus(ctx, l, mux, slog.New(slog.DiscardHandler), h.hosts); err != nil {
+		return fmt.Errorf("answer probes: %w", err)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ type Settings struct {
 	Range6      netip.Prefix // IPALLOC_RANGE6, the zero Prefix: none
 	Init        *ipam.Init   // IPALLOC_INIT, nil: a majority of the Nodes there are
 	ConnLimit   *int         // CONN_LIMIT, nil: the router's default
-	MetricsAddr string       // METRICS_ADDR, empty: the router's default
+	MetricsAddr string       // METRICS_ADDR, empty: the router's default; MetricsOff: none
 	// Peers, from KUBE_PEERS, are used as targets instead of the Nodes; nil: the Nodes are the
 	// targets.
 	Peers []string
@@ -33,6 +33,9 @@ type Settings struct {
 	ClusterPolicies bool
 	ExtraArgs       []string // further arguments of weft launch; EXTRA_ARGS
 }
+
+// MetricsOff is the value of METRICS_ADDR for a router without an address for status and metrics.
+const MetricsOff = "off"
 
 // ReadSettings reads the settings. lookup is os.LookupEnv or a substitute. A variable that is set
 // to "" counts as not set.

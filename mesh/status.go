@@ -56,9 +56,8 @@ type PeerStatus struct {
 	Instance  uint64
 	Version   uint64
 	Reachable bool
-	Via       peer.Name // next hop for frames, zero if there is none
-	Path      []peer.Name
-	Links     []topology.Link
+	Via       peer.Name       // next hop for frames, zero if there is none
+	Links     []topology.Link // read-only
 }
 
 // Problem is a reason why two peers have no session, for users.
@@ -93,7 +92,7 @@ func (m *Mesh) Status() Status {
 		s.Peers = append(s.Peers, PeerStatus{
 			Name: e.Name, Nickname: e.Nickname, Instance: e.Instance, Version: e.Version,
 			Reachable: v.Reachable(e.Name), Via: v.data.Unicast[e.Name],
-			Path: v.graph.Between(e.Name, topology.LinkData), Links: e.Links,
+			Links: e.Links,
 		})
 	}
 	m.mu.Lock()
@@ -109,12 +108,14 @@ func (m *Mesh) Status() Status {
 type problems struct{ all map[string]*Problem }
 
 const (
-	maxProblems = 64
-	problemTTL  = 10 * time.Minute
+	maxProblems    = 64
+	problemTTL     = 10 * time.Minute
+	maxProblemText = 512 // bytes; the reason may be that of a peer
 )
 
 // record adds a problem and reports whether it is new.
 func (p *problems) record(text string, now time.Time) bool {
+	text = text[:min(len(text), maxProblemText)]
 	if old := p.all[text]; old != nil {
 		old.Last, old.Count = now, old.Count+1
 		return false

@@ -179,7 +179,7 @@ func TestStatusAddress(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab", Flags: []string{"--no-fastdp"}})
 	harness.AddContainer(t, lab, 1, "a")
-	get := func(path string) (int, string) {
+	get := func(path string, host ...string) (int, string) {
 		var conn net.Conn
 		client := http.Client{Transport: &http.Transport{DialContext: func(_ context.Context, network, addr string) (net.Conn, error) {
 			err := netdev.Do(lab.Netns(harness.At(1, "")), func() (err error) {
@@ -188,7 +188,12 @@ func TestStatusAddress(t *testing.T) {
 			})
 			return conn, err
 		}}, Timeout: harness.Timeout}
-		resp, err := client.Get("http://127.0.0.1:6782" + path)
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:6782"+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Host = strings.Join(host, "")
+		resp, err := client.Do(q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,6 +209,9 @@ func TestStatusAddress(t *testing.T) {
 	}
 	if code, text := get("/status/connections"); code != http.StatusOK || !strings.Contains(text, "established sleeve encrypted") {
 		t.Errorf("/status/connections: %d %q", code, text)
+	}
+	if code, text := get("/status", "rebound.example.com"); code != http.StatusMisdirectedRequest || strings.Contains(text, "Service") {
+		t.Errorf("/status by another name: %d %q", code, text)
 	}
 	_, metrics := get("/metrics")
 	for _, want := range []string{

@@ -23,6 +23,9 @@ type Report struct {
 	Attachments []Attachment
 	// Warnings are lines for the user on faults and restrictions.
 	Warnings []string
+	// Omitted counts the entries that lists leave out, by the name of the list, such as
+	// Peers: a report is bounded however many peers a mesh claims to have.
+	Omitted map[string]int `json:",omitempty"`
 }
 
 // Docker is the state of the Docker engine of this host.
@@ -98,6 +101,8 @@ type Peer struct {
 	Version     uint64 // of its entry in the topology
 	ShortID     uint16 // in VNIs of the fast datapath, 0 for none
 	Connections []PeerConnection
+	// OmittedConnections counts those that are not listed.
+	OmittedConnections int `json:",omitempty"`
 }
 
 // PeerConnection is a session as the peer at one end of it announces it.

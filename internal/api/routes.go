@@ -2,10 +2,8 @@ package api
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"net/netip"
-	"strings"
 )
 
 // Routes adds a group of routes to a server.
@@ -27,47 +25,14 @@ func Handler(groups ...Routes) http.Handler {
 // Status reports the state of a router. Its routes change nothing.
 type Status interface {
 	Ready(ctx context.Context) Ready
-	// Report returns the state of everything; the server only reads it.
+	// Report returns the state of everything, or the error of ctx; the server only reads
+	// it.
 	Report(ctx context.Context) (*Report, error)
 }
 
 // StatusRoutes serves /ready, /report and /status, and /metrics unless metrics is
-// nil.
-func StatusRoutes(b Status, metrics http.Handler) Routes {
-	return func(mux *http.ServeMux) {
-		mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
-			reply(w, b.Ready(r.Context()), nil)
-		})
-		mux.Handle("GET /report", get(b.Report))
-		mux.Handle("GET /status", statusHandler{b})
-		mux.Handle("GET /status/{view}", statusHandler{b})
-		if metrics != nil {
-			mux.Handle("GET /metrics", metrics)
-		}
-	}
-}
-
-// statusHandler answers with a view of the report as text, or with the report if
-// the client accepts JSON.
-type statusHandler struct{ status Status }
-
-func (h statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	report, err := h.status.Report(r.Context())
-	if err != nil || strings.Contains(r.Header.Get("Accept"), "application/json") {
-		reply(w, report, err)
-		return
-	}
-	var text strings.Builder
-	if err := report.Text(&text, r.PathValue("view")); err != nil {
-		reply(w, nil, err)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if !report.Ready {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
-	io.WriteString(w, text.String())
-}
+// nil, to the clients of one door. A router with several doors has one Reports.
+func StatusRoutes(b Status, metrics http.Handler) Routes { return NewReports(b, metrics).Control() }
 
 // Containers attaches containers.
 type Containers interface {

@@ -121,17 +121,28 @@ func ListenUnix(path string) (net.Listener, error) {
 // shutdownGrace is how long Serve lets requests finish once ctx has ended.
 const shutdownGrace = 2 * time.Second
 
-// Serve answers requests on l until ctx ends. Then it closes l, lets running
-// requests finish for a moment, and returns nil. An error says why it stopped before.
+// Serve answers requests on l, a socket that only root can open, until ctx ends. Then it
+// closes l, lets running requests finish for a moment, and returns nil. An error says why
+// it stopped before.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	return serve(ctx, l, h, log, controlLimits)
+}
+
+// ServeStatus is Serve for a TCP listener that everybody on the host can reach. Hosts are
+// further names that a request may give in its Host header, see HostGuard.
+func ServeStatus(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger, hosts []string) error {
+	return serve(ctx, l, HostGuard(h, hosts), log, statusLimits)
+}
+
+func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger, limits limits) error {
 	s := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	l = limits.apply(s, l)
 	failed := make(chan error, 1)
 	go func() { failed <- s.Serve(l) }()
 	select {

@@ -32,11 +32,17 @@ func Views() []string {
 // Text writes one view of the report, the overview for "". Names and reasons, which others
 // choose, are encoded by package render: no name makes a line or a column.
 func (r *Report) Text(w io.Writer, view string) error {
-	f, ok := views[view]
-	if !ok {
+	if err := checkView(view); err != nil {
+		return err
+	}
+	views[view](r, w)
+	return nil
+}
+
+func checkView(view string) error {
+	if _, ok := views[view]; !ok {
 		return Errorf(Usage, "status has no view %q; it has %s", view, strings.Join(Views(), ", "))
 	}
-	f(r, w)
 	return nil
 }
 
@@ -79,7 +85,7 @@ func (r *Report) overview(w io.Writer) {
 	if r.DNS == nil {
 		line("Status", "off")
 	} else {
-		r.DNS.overview(line)
+		r.DNS.overview(line, r.Omitted["DNS.Entries"])
 	}
 	r.docker(w, line)
 	for i, text := range r.Warnings {
@@ -154,9 +160,18 @@ func (r *Report) connections(w io.Writer) {
 		render.Fprintf(tw, "%s %s\t%s\t%s\t%s\t%s\n", direction, render.Word(c.Address), render.Word(c.State), kind, who, strings.Join(more, " "))
 	}
 	tw.Flush()
+	r.omitted(w, "Connections", "connections")
+}
+
+// omitted says how many entries a list leaves out, if it does.
+func (r *Report) omitted(w io.Writer, list, what string) {
+	if n := r.Omitted[list]; n > 0 {
+		render.Fprintf(w, "and %d more %s\n", n, what)
+	}
 }
 
 func (r *Report) peers(w io.Writer) {
+	defer r.omitted(w, "Peers", "peers")
 	for _, p := range r.Router.Peers {
 		render.Fprintln(w, named(p.Name, p.NickName))
 		for _, c := range p.Connections {
@@ -169,10 +184,13 @@ func (r *Report) peers(w io.Writer) {
 			}
 			render.Fprintf(w, "   %s %-21s %-40s %s\n", direction, render.Word(c.Address), named(c.Name, c.NickName), state)
 		}
+		if p.OmittedConnections > 0 {
+			render.Fprintf(w, "   and %d more\n", p.OmittedConnections)
+		}
 	}
 }
 
-func (d *DNS) overview(line func(key, format string, args ...any)) {
+func (d *DNS) overview(line func(key, format string, args ...any), omitted int) {
 	line("Domain", "%s", d.Domain)
 	var at, upstream []string
 	for _, l := range d.Listening {
@@ -193,7 +211,7 @@ func (d *DNS) overview(line func(key, format string, args ...any)) {
 	line("Address", "%s", orNone(strings.Join(at, ", ")))
 	line("Upstream", "%s", orNone(strings.Join(upstream, ", ")))
 	line("TTL", "%d", d.TTL)
-	line("Entries", "%d", len(d.Entries))
+	line("Entries", "%d", len(d.Entries)+omitted)
 }
 
 // dns writes one line per entry: host name, without the domain of the router, address,
@@ -208,6 +226,7 @@ func (r *Report) dns(w io.Writer) {
 		render.Fprintf(tw, "%s\t%s\t%s\t%s\n", render.Word(strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain)), e.Address, render.Word(shortID(e.ContainerID)), named(e.Origin, e.NickName))
 	}
 	tw.Flush()
+	r.omitted(w, "DNS.Entries", "entries")
 }
 
 // shortID shortens the id of a container as Docker does.
@@ -258,8 +277,9 @@ func (u *IPAM) text(w io.Writer) {
 }
 
 func (r *Report) countPeers() string {
-	established, pending := 0, 0
+	established, pending, omitted := 0, 0, 0
 	for _, p := range r.Router.Peers {
+		omitted += p.OmittedConnections
 		for _, c := range p.Connections {
 			if c.Established {
 				established++
@@ -268,7 +288,7 @@ func (r *Report) countPeers() string {
 			}
 		}
 	}
-	s := fmt.Sprint(len(r.Router.Peers))
+	s := fmt.Sprint(len(r.Router.Peers) + r.Omitted["Peers"])
 	switch {
 	case established > 0 && pending > 0:
 		s += fmt.Sprintf(" (with %d established, %d pending connections)", established, pending)
@@ -276,6 +296,9 @@ func (r *Report) countPeers() string {
 		s += fmt.Sprintf(" (with %d established connections)", established)
 	case pending > 0:
 		s += fmt.Sprintf(" (with %d pending connections)", pending)
+	}
+	if omitted > 0 {
+		s += fmt.Sprintf(" and %d more", omitted)
 	}
 	return s
 }

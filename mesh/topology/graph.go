@@ -204,38 +204,6 @@ func (g *Graph) Common(n peer.Name, flags LinkFlags) (names []peer.Name) {
 	return names
 }
 
-// Between returns the path from this peer to dst over links that have all of flags, dst
-// last; nil if there is none. It is only shown to users: each hop of a frame decides for
-// itself.
-func (g *Graph) Between(dst peer.Name, flags LinkFlags) []peer.Name {
-	to, ok := g.index[dst]
-	if !ok {
-		return nil
-	}
-	parent := make([]int, len(g.names))
-	for i := range parent {
-		parent[i] = -1
-	}
-	parent[g.self] = g.self
-	for queue := []int{g.self}; len(queue) > 0; queue = queue[1:] {
-		for _, e := range g.links[queue[0]] {
-			if e.flags&flags == flags && parent[e.to] < 0 {
-				parent[e.to] = queue[0]
-				queue = append(queue, e.to)
-			}
-		}
-	}
-	if parent[to] < 0 {
-		return nil
-	}
-	var path []peer.Name
-	for i := to; i != g.self; i = parent[i] {
-		path = append(path, g.names[i])
-	}
-	slices.Reverse(path)
-	return path
-}
-
 type bitset []uint64
 
 func newBitset(n int) bitset    { return make(bitset, (n+63)/64) }

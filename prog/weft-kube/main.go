@@ -88,7 +88,7 @@ func agent(ctx context.Context) error {
 	enableBridgeNetfilter(log)
 	a := kube.AgentConfig{
 		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,
-		Health: s.HealthAddr(), RecordUID: node.record,
+		Health: s.HealthAddr(), HealthHosts: router.StatusHosts, RecordUID: node.record,
 	}
 	if s.Policies {
 		metrics := prometheus.NewRegistry()

@@ -50,7 +50,9 @@ func applySettings(c *daemon.Config, s *kube.Settings, nodes []*corev1.Node) (de
 		decided = append(decided, "WEFT_CONN_LIMIT")
 	}
 	if s.MetricsAddr != "" {
-		c.StatusAddr = s.MetricsAddr
+		if c.StatusAddr = s.MetricsAddr; s.MetricsAddr == kube.MetricsOff {
+			c.StatusAddr = ""
+		}
 		decided = append(decided, "WEFT_STATUS_ADDR")
 	}
 	switch {

@@ -64,6 +64,11 @@ func TestRouterConfig(t *testing.T) {
 				c.Mesh.ConnLimit == 0 && c.StatusAddr == "0.0.0.0:6782" && c.LogLevel == slog.LevelDebug && c.Fast.NoExpress && c.MTU == 1300 &&
 				slices.Equal(c.Mesh.Passwords, []string{"long enough"})
 		}},
+		{"no status address", map[string]string{"METRICS_ADDR": "off"}, 3, func(c *daemon.Config) bool { return c.StatusAddr == "" }},
+		{"no status address, by a flag", map[string]string{"EXTRA_ARGS": "--status-addr="}, 3, func(c *daemon.Config) bool { return c.StatusAddr == "" }},
+		{"a name for the status address", map[string]string{"WEFT_STATUS_HOST": "metrics.example.com"}, 3, func(c *daemon.Config) bool {
+			return slices.Equal(c.StatusHosts, []string{"metrics.example.com"})
+		}},
 		{"a flag wins", map[string]string{"IPALLOC_RANGE": "10.40.0.0/16", "EXTRA_ARGS": "--ipalloc-range=10.50.0.0/16"}, 3, func(c *daemon.Config) bool {
 			return c.Range.String() == "10.50.0.0/16" && c.DefaultSubnet == c.Range
 		}},
