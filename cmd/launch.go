@@ -18,6 +18,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/process"
 	"github.com/weft-net/weft/internal/render"
 )
@@ -84,6 +85,11 @@ func (a *app) runLaunch(ctx context.Context, fs *pflag.FlagSet, f *launchFlags, 
 	if !errors.Is(err, api.ErrNotRunning) {
 		return err
 	}
+	if !f.foreground {
+		for _, text := range c.Warnings {
+			render.Fprintln(a.stderr, "weft: "+text)
+		}
+	}
 	if f.foreground {
 		c.Log = render.Log(a.rawErr, c.LogLevel)
 		return daemon.Run(ctx, c)
@@ -134,10 +140,10 @@ func background(ctx context.Context, c *daemon.Config, logFile string, args, env
 	if err != nil {
 		return fmt.Errorf("launch: find the program: %w", err)
 	}
-	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+	if err := hostfile.Private(c.StateDir); err != nil {
 		return fmt.Errorf("launch: make the state folder: %w", err)
 	}
-	log, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := hostfile.Append(logFile)
 	if err != nil {
 		return fmt.Errorf("launch: %w", err)
 	}

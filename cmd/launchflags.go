@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/dns"
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/ipam"
 )
 
@@ -249,8 +250,23 @@ func (f *launchFlags) checkFlags(fs *pflag.FlagSet) error {
 }
 
 func (f *launchFlags) readPasswords() (err error) {
-	f.Mesh.Passwords, err = f.passwords.read()
-	return err
+	if f.Mesh.Passwords, err = f.passwords.read(); err != nil {
+		return err
+	}
+	f.warnOfReaders("password", append([]string{f.passwords.file}, f.passwords.accept...)...)
+	return nil
+}
+
+// warnOfReaders warns of files with secrets that other users of the host can read.
+func (f *launchFlags) warnOfReaders(what string, files ...string) {
+	for _, name := range files {
+		if name == "" {
+			continue
+		}
+		if others, err := hostfile.OthersRead(name); err == nil && others {
+			f.Warnings = append(f.Warnings, fmt.Sprintf("other users of this host can read the %s in %s; take the right away with: chmod 600 %[2]s", what, name))
+		}
+	}
 }
 
 func (f *launchFlags) readListen() error {
@@ -269,5 +285,6 @@ func (f *launchFlags) readTLS() (err error) {
 		return nil
 	}
 	f.Docker.ProxyTLS, err = f.tls.config()
+	f.warnOfReaders("TLS key", f.Docker.ProxyTLS.Key)
 	return err
 }

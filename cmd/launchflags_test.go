@@ -147,6 +147,33 @@ func TestPasswords(t *testing.T) {
 	}
 }
 
+func TestSecretsThatOthersReadAreWarnedOf(t *testing.T) {
+	dir, err := os.MkdirTemp("", "weft") // the parents of t.TempDir are closed to others
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "password")
+	for mode, want := range map[os.FileMode]int{0o600: 0, 0o640: 1, 0o644: 1} {
+		if err := os.WriteFile(file, []byte("long enough\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		c := daemon.DefaultConfig()
+		if err := ParseLaunch(c, []string{"--docker-api=", "--password-file", file}, func(string) (string, bool) { return "", false }); err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Warnings) != want || want > 0 && !strings.Contains(c.Warnings[0], "chmod 600 "+file) {
+			t.Errorf("mode %v: warnings %q", mode, c.Warnings)
+		}
+	}
+}
+
 func TestChangedArgsSayTheSameAgain(t *testing.T) {
 	var f launchFlags
 	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)

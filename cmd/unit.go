@@ -19,6 +19,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/process"
 	"github.com/weft-net/weft/internal/render"
 )
@@ -151,7 +152,7 @@ func (u *unit) used(ctx context.Context, socket string) (bool, error) {
 
 // write replaces the file as a whole; it may have a password in it.
 func (u *unit) write(text string) error {
-	if err := os.MkdirAll(filepath.Dir(u.file), 0o700); err != nil {
+	if err := hostfile.Private(filepath.Dir(u.file)); err != nil {
 		return fmt.Errorf("launch: make the state folder: %w", err)
 	}
 	part := u.file + ".new"

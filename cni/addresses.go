@@ -18,6 +18,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 )
 
 // IPAMName is the program name under which the plugin only allocates addresses.
@@ -128,7 +129,7 @@ func (c *conf) free(ctx context.Context, args *skel.CmdArgs) error {
 // noteRelease leaves a file that makes the next router free the addresses of an owner.
 func (c *conf) noteRelease(owner string) error {
 	file := api.GoneFile(c.StateDir, owner)
-	err := os.MkdirAll(filepath.Dir(file), 0o700)
+	err := hostfile.Private(filepath.Dir(file))
 	if err == nil {
 		err = os.WriteFile(file, nil, 0o600)
 	}

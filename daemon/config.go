@@ -98,6 +98,8 @@ type Config struct {
 	PinDir      string // of the fast datapath; empty: beside the socket
 	Sysctls     netdev.Sysctls
 	LogLevel    slog.Level
+	// Warnings are lines for the user on the configuration, for the log and each report.
+	Warnings []string
 	// Log is where the router logs; nil: nowhere.
 	Log *slog.Logger
 }

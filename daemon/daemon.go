@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
@@ -51,7 +53,7 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+	if err := hostfile.Private(c.StateDir); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
 	st, warnings, err := openState(c.path(storeFile))
@@ -65,7 +67,7 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 	d := &daemon{config: c, log: c.Log, store: st, leaving: make(chan struct{}, 1)}
 	d.resets, d.noReset = context.WithCancel(context.WithoutCancel(ctx))
 	defer d.noReset()
-	for _, text := range warnings {
+	for _, text := range append(slices.Clone(c.Warnings), warnings...) {
 		d.warn(text)
 	}
 	socket, err := api.ListenUnix(c.Socket)

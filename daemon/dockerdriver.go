@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/weft-net/weft/docker/plugin"
 	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/netdev"
 )
 
@@ -138,7 +138,7 @@ func newDockerDriver(c attachConfig, socket string) *dockerDriver {
 
 func (d *dockerDriver) serve(ctx context.Context) error {
 	// Docker makes this folder readable by everybody.
-	if err := os.MkdirAll(filepath.Dir(d.socket), 0o755); err != nil {
+	if err := hostfile.Shared(filepath.Dir(d.socket), 0o755); err != nil {
 		return fmt.Errorf("serve docker's driver: %w", err)
 	}
 	l, err := api.ListenUnix(d.socket)

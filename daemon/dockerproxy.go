@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -46,6 +45,7 @@ type dockerProxy struct {
 
 	// Constant after start.
 	listening []string
+	listeners []*proxy.Listener // at the same places
 	failed    []string
 }
 
@@ -75,7 +75,7 @@ func (p *dockerProxy) start(ctx context.Context, g *errgroup.Group) {
 			p.failed = append(p.failed, fmt.Sprintf("the Docker API proxy cannot listen on %s: %v", addr, err))
 			continue
 		}
-		p.listening = append(p.listening, addr)
+		p.listening, p.listeners = append(p.listening, addr), append(p.listeners, l)
 		g.Go(func() error { p.serve(ctx, l); return nil })
 	}
 }
@@ -88,13 +88,9 @@ func (p *dockerProxy) serve(ctx context.Context, l net.Listener) {
 
 func (p *dockerProxy) connected(host string) {
 	p.proxy.Reset()
-	for _, addr := range p.listening {
-		path, unix := strings.CutPrefix(addr, "unix://")
-		if !unix {
-			continue
-		}
+	for _, l := range p.listeners {
 		// The engine may have made its socket after the proxy made this one.
-		if err := proxy.ShareSocket(path, host); err != nil {
+		if err := l.Share(host); err != nil {
 			p.log.Warn("users of docker cannot open the proxy's socket", "err", err)
 		}
 	}

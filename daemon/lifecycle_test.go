@@ -248,6 +248,24 @@ func TestStartThatFailsClosesItsParts(t *testing.T) {
 	r.wantNothingLeft(t)
 }
 
+// Whoever can write to the state folder could be this peer, and root on the host.
+func TestStateFolderOfOthersIsRefused(t *testing.T) {
+	r := newTestRouter(t)
+	if err := os.Mkdir(r.config.StateDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(r.config.StateDir, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	r.start(t.Context(), r.node.assemble)
+	if err := <-r.ended; err == nil || !strings.Contains(err.Error(), "others can write to "+r.config.StateDir) {
+		t.Errorf("run returned %v", err)
+	}
+	if info, err := os.Stat(r.config.StateDir); err != nil || info.Mode().Perm() != 0o770 {
+		t.Errorf("the folder has mode %v now, %v", info.Mode(), err)
+	}
+}
+
 func TestOneRouterForAStateFolder(t *testing.T) {
 	r := newTestRouter(t)
 	ctx, cancel := context.WithCancel(t.Context())

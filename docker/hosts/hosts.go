@@ -7,10 +7,13 @@ package hosts
 
 import (
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxFile is the most bytes of a hosts file that are read.
@@ -19,14 +22,20 @@ const maxFile = 1 << 20
 // Rewrite maps the name host to the addresses own, if there are any, in the hosts
 // file at path, and adds the entries, each NAME:IP.
 func Rewrite(path, host string, own []netip.Addr, entries []string) error {
-	info, err := os.Lstat(path)
+	// One descriptor for all: the folder may belong to a user of the container's.
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("rewrite hosts: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("rewrite hosts: %w", err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxFile {
 		return fmt.Errorf("rewrite hosts: %s is not a file of up to %d bytes", path, maxFile)
 	}
-	before, err := os.ReadFile(path)
+	before, err := io.ReadAll(io.LimitReader(f, maxFile))
 	if err != nil {
 		return fmt.Errorf("rewrite hosts: %w", err)
 	}
@@ -37,7 +46,10 @@ func Rewrite(path, host string, own []netip.Addr, entries []string) error {
 	if after == string(before) {
 		return nil
 	}
-	if err := os.WriteFile(path, []byte(after), info.Mode().Perm()); err != nil {
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("rewrite hosts: %w", err)
+	}
+	if _, err := f.WriteAt([]byte(after), 0); err != nil {
 		return fmt.Errorf("rewrite hosts: %w", err)
 	}
 	return nil

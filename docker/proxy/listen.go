@@ -5,14 +5,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 
-	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 )
 
 // TLS configures TLS for clients over TCP.
@@ -45,9 +44,15 @@ func CheckListen(addr string, t TLS) error {
 	return nil
 }
 
+// Listener is where a proxy listens.
+type Listener struct {
+	net.Listener
+	socket *hostfile.Socket // nil: TCP
+}
+
 // Listen listens on an address that CheckListen accepts. Engine is the address of
-// the engine; a unix socket gets its owner and mode, see ShareSocket.
-func Listen(addr string, t TLS, engine string) (net.Listener, error) {
+// the engine; a unix socket gets its owner and mode, see Share.
+func Listen(addr string, t TLS, engine string) (*Listener, error) {
 	proto, rest, _ := strings.Cut(addr, "://")
 	if proto == "unix" {
 		return listenUnix(rest, engine)
@@ -57,51 +62,41 @@ func Listen(addr string, t TLS, engine string) (net.Listener, error) {
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
 	if t.Cert == "" {
-		return l, nil
+		return &Listener{Listener: l}, nil
 	}
 	c, err := t.config()
 	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("docker's proxy on %s: %w", addr, err)
 	}
-	return tls.NewListener(l, c), nil
+	return &Listener{Listener: tls.NewListener(l, c)}, nil
 }
 
-func listenUnix(path, engine string) (net.Listener, error) {
-	l, err := api.ListenUnix(path)
+func listenUnix(path, engine string) (*Listener, error) {
+	s, err := hostfile.Listen(path)
 	if err != nil {
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
-	if err := ShareSocket(path, engine); err != nil {
+	l := &Listener{Listener: s, socket: s}
+	if err := l.Share(engine); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
 	return l, nil
 }
 
-// ShareSocket gives the unix socket at path the owner and mode of the engine's socket
-// at host, so that the same users may use both. It does nothing if host is not a unix
-// socket or does not exist.
-func ShareSocket(path, host string) error {
+// Share gives a unix socket the owner and mode of the engine's socket at host, so that the
+// same users may use both. The folders of both stay as they are. It does nothing if either
+// is no unix socket or the engine's does not exist.
+func (l *Listener) Share(host string) error {
 	u, err := url.Parse(host)
-	if err != nil || u.Scheme != "unix" {
+	if err != nil || u.Scheme != "unix" || l.socket == nil {
 		return nil
 	}
-	info, err := os.Stat(u.Path)
-	if err != nil {
-		return nil
+	if err := l.socket.ShareAs(u.Path); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return nil
-	}
-	// Others may traverse the directory but not list it; other files in it have
-	// modes of their own.
-	return errors.Join(
-		os.Chown(path, int(owner.Uid), int(owner.Gid)),
-		os.Chmod(path, info.Mode().Perm()),
-		os.Chmod(filepath.Dir(path), 0o711),
-	)
+	return nil
 }
 
 // Check reports whether the files can be read and fit together.

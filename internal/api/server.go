@@ -9,11 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/render"
 )
 
@@ -89,34 +88,8 @@ func reply(w http.ResponseWriter, body any, err error) {
 // oneLine makes s one line that is safe to show.
 func oneLine(s string) string { return render.Text(strings.Join(strings.Fields(s), " ")) }
 
-// ListenUnix makes a socket that only the owner of the process can open. It makes the
-// folder, for the owner only, if it is not there, and replaces a socket on which no
-// process listens.
-func ListenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("listen on %s: another process already does", path)
-	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", path, err)
-		}
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	// Whoever connects between Listen and Chmod needs to have passed the
-	// folder, which the process's umask and MkdirAll above guard.
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return l, nil
-}
+// ListenUnix makes a socket that only the owner of the process can open, see hostfile.Listen.
+func ListenUnix(path string) (net.Listener, error) { return hostfile.Listen(path) }
 
 // shutdownGrace is how long Serve lets requests finish once ctx has ended.
 const shutdownGrace = 2 * time.Second

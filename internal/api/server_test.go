@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weft-net/weft/internal/hostfile"
 )
 
 // echo implements the interfaces of all routes, and answers with its requests.
@@ -274,7 +276,7 @@ func TestReadOnly(t *testing.T) {
 
 func TestSocketIsForItsOwnerOnly(t *testing.T) {
 	path := start(t, echo{})
-	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700} {
+	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o711} {
 		info, err := os.Stat(p)
 		if err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: mode %v, %v; want %v", p, info.Mode(), err, want)
@@ -291,7 +293,7 @@ func TestSocketOfADeadRouterIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.(*hostfile.Socket).Listener.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close()
 	if _, err := NewClient(path).Ready(t.Context()); !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "no process listens on "+path) {
 		t.Errorf("a dead router's socket: %v", err)

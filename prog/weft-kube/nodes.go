@@ -17,6 +17,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/kube"
 )
@@ -47,7 +48,7 @@ func (s nodeRecord) record(uid string) error {
 	if have, err := s.last(); err == nil && have == uid {
 		return nil
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := hostfile.Private(s.dir); err != nil {
 		return fmt.Errorf("record the UID of this Node: %w", err)
 	}
 	if err := os.WriteFile(s.file()+".new", []byte(uid+"\n"), 0o600); err != nil {

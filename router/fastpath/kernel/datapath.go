@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/netdev"
 )
 
@@ -142,10 +143,14 @@ func (o *Options) check() error {
 func (d *Datapath) load(spec *ebpf.CollectionSpec) (adopted bool, err error) {
 	version := layoutVersion(spec)
 	d.dir = filepath.Join(d.opts.PinDir, version)
-	if err := os.MkdirAll(d.opts.PinDir, 0o700); err != nil {
-		return false, failed("make folder of pins", err)
+	if err := hostfile.Private(d.opts.PinDir); err != nil {
+		return false, refused("make folder of pins", err)
 	}
 	if err := mountBPF(d.opts.PinDir); err != nil {
+		return false, refused("folder of pins", err)
+	}
+	// Another program may have mounted what is there now.
+	if err := hostfile.Private(d.opts.PinDir); err != nil {
 		return false, refused("folder of pins", err)
 	}
 	if err := removeOthers(d.opts.PinDir, version); err != nil {
