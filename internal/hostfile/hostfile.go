@@ -27,9 +27,13 @@ import (
 // maxLinks is the most symbolic links on a path, as in the kernel.
 const maxLinks = 40
 
-// Private makes the folder dir and its parents, for the owner of the process only, if they are
+// Private makes the folder dir, for the owner of the process only, and its parents if they are
 // not there. It returns an error if anybody else can replace the folder or write to it.
 func Private(dir string) error {
+	// Sockets for others may be in the same parent.
+	if err := makeAll(filepath.Dir(filepath.Clean(dir)), 0o711); err != nil {
+		return err
+	}
 	if err := makeAll(dir, 0o700); err != nil {
 		return err
 	}
