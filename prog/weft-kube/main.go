@@ -79,7 +79,11 @@ func agent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	router, err := routerConfig(s, nodes, os.LookupEnv)
+	lookup, err := withPassword(ctx, s, client, os.LookupEnv, log)
+	if err != nil {
+		return err
+	}
+	router, err := routerConfig(s, nodes, lookup)
 	if err != nil {
 		return err
 	}

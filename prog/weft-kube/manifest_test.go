@@ -9,13 +9,25 @@ import (
 	"testing"
 	"text/template"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
+// apiVersions are the kinds that a cluster serves, as Helm knows them.
+type apiVersions []string
+
+func (a apiVersions) Has(kind string) bool { return slices.Contains(a, kind) }
+
+// recent are kinds that clusters serve since Kubernetes 1.30.
+var recent = apiVersions{"admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"}
+
 // renderChart renders the chart as Helm does. It implements only those functions of Helm that the
 // chart uses, and fails on others.
-func renderChart(t *testing.T, namespace string, change func(values map[string]any)) string {
+func renderChart(t *testing.T, namespace string, served apiVersions, change func(values map[string]any)) string {
 	t.Helper()
 	b, err := os.ReadFile("chart/values.yaml")
 	if err != nil {
@@ -39,7 +51,9 @@ func renderChart(t *testing.T, namespace string, change func(values map[string]a
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := tmpl.Execute(&out, map[string]any{"Values": values, "Release": map[string]any{"Namespace": namespace}}); err != nil {
+	if err := tmpl.Execute(&out, map[string]any{
+		"Values": values, "Release": map[string]any{"Namespace": namespace}, "Capabilities": map[string]any{"APIVersions": served},
+	}); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()
@@ -50,13 +64,13 @@ func TestChartRendersTheManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := renderChart(t, "kube-system", nil); got != string(want) {
+	if got := renderChart(t, "kube-system", recent, nil); got != string(want) {
 		t.Errorf("the chart does not render weft.yaml, but\n%s", got)
 	}
 }
 
 func TestChartTakesSettings(t *testing.T) {
-	out := renderChart(t, "weft", func(values map[string]any) {
+	out := renderChart(t, "weft", recent, func(values map[string]any) {
 		values["settings"] = map[string]any{"IPALLOC_RANGE": "10.40.0.0/16", "CONN_LIMIT": 50}
 	})
 	if strings.Contains(out, "kube-system") {
@@ -68,6 +82,57 @@ func TestChartTakesSettings(t *testing.T) {
 	}
 	if env["IPALLOC_RANGE"] != "10.40.0.0/16" || env["CONN_LIMIT"] != "50" {
 		t.Errorf("environment is %v", env)
+	}
+}
+
+// objects returns the kinds and names of a manifest, each object of which must be one that the API
+// server knows, field by field.
+func objects(t *testing.T, manifest string) (list []string) {
+	t.Helper()
+	for doc := range strings.SplitSeq(manifest, "\n---\n") {
+		var meta metav1.PartialObjectMetadata
+		if err := yaml.Unmarshal([]byte(doc), &meta); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		kinds := map[string]any{
+			"ServiceAccount": &corev1.ServiceAccount{}, "ConfigMap": &corev1.ConfigMap{}, "Secret": &corev1.Secret{},
+			"ClusterRole": &rbacv1.ClusterRole{}, "ClusterRoleBinding": &rbacv1.ClusterRoleBinding{}, "Role": &rbacv1.Role{},
+			"RoleBinding": &rbacv1.RoleBinding{}, "DaemonSet": &appsv1.DaemonSet{},
+			"ValidatingAdmissionPolicy":        &admissionv1.ValidatingAdmissionPolicy{},
+			"ValidatingAdmissionPolicyBinding": &admissionv1.ValidatingAdmissionPolicyBinding{},
+		}
+		if err := yaml.UnmarshalStrict([]byte(doc), kinds[meta.Kind]); err != nil {
+			t.Errorf("%s %s: %v", meta.Kind, meta.Name, err)
+		}
+		list = append(list, meta.Kind+" "+meta.Name)
+	}
+	return list
+}
+
+// Clusters before Kubernetes 1.30 do not know the kind ValidatingAdmissionPolicy. A user who gives a
+// Secret of another name, or wants no password, gets no right to the generated one.
+func TestChartLeavesOut(t *testing.T) {
+	all := objects(t, renderChart(t, "kube-system", recent, nil))
+	for _, want := range []string{"ValidatingAdmissionPolicy weft", "ValidatingAdmissionPolicyBinding weft", "Secret weft-generated"} {
+		if !slices.Contains(all, want) {
+			t.Errorf("the chart has no %s, but %q", want, all)
+		}
+	}
+	old := objects(t, renderChart(t, "kube-system", nil, nil))
+	if want := slices.DeleteFunc(slices.Clone(all), func(o string) bool { return strings.HasPrefix(o, "Validating") }); !slices.Equal(old, want) {
+		t.Errorf("on an old cluster the chart has %q, want %q", old, want)
+	}
+	open := renderChart(t, "kube-system", recent, func(values map[string]any) {
+		values["password"].(map[string]any)["generated"] = ""
+	})
+	if list := objects(t, open); len(list) != len(all)-1 || strings.Contains(open, "GENERATED") || strings.Contains(open, "[secrets]") {
+		t.Errorf("without a generated password the chart has %q:\n%s", list, open)
+	}
+	named := renderChart(t, "kube-system", recent, func(values map[string]any) {
+		values["password"].(map[string]any)["generated"] = "another"
+	})
+	if strings.Contains(named, "weft-generated") || strings.Count(named, "another") < 4 {
+		t.Errorf("the generated Secret has no other name:\n%s", named)
 	}
 }
 

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
+	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/daemon"
@@ -28,6 +32,28 @@ func routerConfig(s *kube.Settings, nodes []*corev1.Node, lookup func(string) (s
 		return nil, fmt.Errorf("settings of the router: %w", err)
 	}
 	return c, nil
+}
+
+// withPassword returns lookup with the generated password of the cluster, unless the user gives
+// the router one or wants none.
+func withPassword(ctx context.Context, s *kube.Settings, client kubernetes.Interface, lookup func(string) (string, bool), log *slog.Logger) (func(string) (string, bool), error) {
+	if s.GeneratedSecret == "" || s.GivesPassword(lookup) {
+		return lookup, nil
+	}
+	// A container that is restarted needs no API server for it: the kubelet knows the Secret.
+	password := s.GeneratedPassword
+	if password == "" {
+		var err error
+		if password, err = kube.GeneratedPassword(ctx, client, s, rand.Reader, log); err != nil {
+			return nil, fmt.Errorf("get the password of the mesh: %w", err)
+		}
+	}
+	return func(name string) (string, bool) {
+		if name == "WEFT_PASSWORD" {
+			return password, true
+		}
+		return lookup(name)
+	}, nil
 }
 
 // applySettings sets the fields of c that the settings and the Nodes decide, and returns

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/ipam"
@@ -134,6 +135,41 @@ func TestSettingErrorsAreOneLine(t *testing.T) {
 		_, err := parse(t, env, 3)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v: %v, want %s", env, err, want)
+		}
+	}
+}
+
+// The user's password wins over the generated one. A restarted container gets the generated one
+// from the kubelet, without the API server.
+func TestGeneratedPasswordIsTheLast(t *testing.T) {
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "weft-generated"}, Data: map[string][]byte{"password": []byte("from the API")},
+	}
+	for _, c := range []struct {
+		name  string
+		env   map[string]string
+		want  []string
+		calls int // of the API server
+	}{
+		{"none wanted", map[string]string{"GENERATED_PASSWORD": "from the kubelet"}, nil, 0},
+		{"the user's", map[string]string{"GENERATED_SECRET": "weft-generated", "WEFT_PASSWORD": "from the user"}, []string{"from the user"}, 0},
+		{"the user's, by a flag", map[string]string{"GENERATED_SECRET": "weft-generated", "EXTRA_ARGS": "--password=by-a-flag"}, []string{"by-a-flag"}, 0},
+		{"the kubelet's", map[string]string{"GENERATED_SECRET": "weft-generated", "GENERATED_PASSWORD": "from the kubelet"}, []string{"from the kubelet"}, 0},
+		{"the API server's", map[string]string{"GENERATED_SECRET": "weft-generated", "WEFT_PASSWORD": ""}, []string{"from the API"}, 1},
+	} {
+		client := fake.NewClientset(secret)
+		lookup := func(k string) (string, bool) { v, ok := c.env[k]; return v, ok }
+		s, err := kube.ReadSettings(lookup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		with, err := withPassword(t.Context(), s, client, lookup, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := routerConfig(s, nil, with)
+		if err != nil || !slices.Equal(got.Mesh.Passwords, c.want) || len(client.Actions()) != c.calls {
+			t.Errorf("%s: passwords %q, %v, after %d calls", c.name, got.Mesh.Passwords, err, len(client.Actions()))
 		}
 	}
 }
