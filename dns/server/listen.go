@@ -11,7 +11,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/net/netutil"
+
+	"github.com/weft-net/weft/internal/room"
 )
 
 // endpoint is an address at which queries arrive.
@@ -123,7 +124,7 @@ func (s *Server) openLibrary(e endpoint) (*serving, error) {
 	} else {
 		var l net.Listener
 		if l, err = lc.Listen(context.Background(), e.network, e.addr.String()); err == nil {
-			lib.Listener = netutil.LimitListener(l, maxConns)
+			lib.Listener = room.New(l, maxConns, maxConnsEach)
 		}
 	}
 	if err != nil {

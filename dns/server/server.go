@@ -19,8 +19,10 @@ const (
 	// Messages of this size cross all networks without fragmentation (RFC 9715). Larger messages
 	// use TCP.
 	maxUDP = 1232
-	// maxConns is the maximum number of TCP connections to one address. Further ones wait.
-	maxConns = 256
+	// maxConns is the maximum number of TCP connections to one address, and maxConnsEach of those
+	// from one client. Further ones take the place of the oldest.
+	maxConns     = 256
+	maxConnsEach = 32
 )
 
 // Server answers queries at any number of addresses. It is safe for concurrent use.

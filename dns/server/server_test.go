@@ -1,11 +1,14 @@
 package server
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -233,5 +236,35 @@ func BenchmarkQuery(b *testing.B) {
 		if _, err := m.PackBuffer(buf); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// A container that opens more connections than its share loses its own oldest ones. The
+// connections of others stay.
+func TestOneClientCannotTakeAllConnections(t *testing.T) {
+	_, addr := newServer(t, "web.weft.internal 10.32.0.1")
+	dial := func(from string) *dns.Conn {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		c, err := d.Dial("tcp", addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return &dns.Conn{Conn: c}
+	}
+	other := dial("127.0.0.9")
+	first := dial("127.0.0.66")
+	for range maxConns {
+		dial("127.0.0.66")
+	}
+	first.SetDeadline(time.Now().Add(idleTimeout / 2))
+	if _, err := first.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the oldest connection of that client: %v", err)
+	}
+	if err := other.WriteMsg(ask("web.weft.internal.", dns.TypeA)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := other.ReadMsg(); err != nil || len(m.Answer) != 1 {
+		t.Errorf("another client gets %v, %v", m, err)
 	}
 }

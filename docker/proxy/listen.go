@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/weft-net/weft/internal/hostfile"
+	"github.com/weft-net/weft/internal/room"
 )
 
 // TLS configures TLS for clients over TCP.
@@ -44,6 +45,10 @@ func CheckListen(addr string, t TLS) error {
 	return nil
 }
 
+// maxConns is the most connections of one listener. Clients that follow logs and events keep
+// theirs for long.
+const maxConns = 1024
+
 // Listener is where a proxy listens.
 type Listener struct {
 	net.Listener
@@ -61,6 +66,7 @@ func Listen(addr string, t TLS, engine string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
+	l = room.New(l, maxConns, 0)
 	if t.Cert == "" {
 		return &Listener{Listener: l}, nil
 	}
@@ -77,7 +83,7 @@ func listenUnix(path, engine string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
-	l := &Listener{Listener: s, socket: s}
+	l := &Listener{Listener: room.New(s, maxConns, 0), socket: s}
 	if err := l.Share(engine); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("docker's proxy: %w", err)

@@ -117,7 +117,9 @@ func (p *Proxy) dial(ctx context.Context) (halfCloser, error) {
 	return c.(halfCloser), nil // TCP or unix
 }
 
-// Serve answers clients on l until ctx ends. Then it closes l and all connections.
+// Serve answers clients on l until ctx ends. Then it closes l and all connections. A Listener has
+// a bounded number of connections; clients that have not sent a request, or have not shown their
+// certificate, make room for others.
 func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()

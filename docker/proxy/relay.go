@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/render"
+	"github.com/weft-net/weft/internal/room"
 )
 
 const (
@@ -52,6 +53,7 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 		if _, err := br.Peek(1); err != nil {
 			return
 		}
+		use(client)
 		client.SetReadDeadline(time.Now().Add(headTimeout))
 		head, err := readHead(br)
 		client.SetReadDeadline(time.Time{})
@@ -72,6 +74,16 @@ func (p *Proxy) serveConn(ctx context.Context, client halfCloser) {
 		if !again || req.Close {
 			return
 		}
+	}
+}
+
+// use keeps a client's connection open although others ask for room.
+func use(client net.Conn) {
+	if t, ok := client.(*tls.Conn); ok {
+		client = t.NetConn()
+	}
+	if c, ok := client.(*room.Conn); ok {
+		c.Use()
 	}
 }
 

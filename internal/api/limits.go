@@ -1,25 +1,24 @@
 package api
 
 import (
-	"container/list"
 	"context"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
 
 	"github.com/weft-net/weft/internal/render"
+	"github.com/weft-net/weft/internal/room"
 )
 
 // limits bound what the clients of one listener can make a router hold.
 type limits struct {
 	conns int           // open connections
-	evict bool          // make room for a further one, which else waits in the kernel
+	evict bool          // make room for a further one, see package room, which else waits in the kernel
 	write time.Duration // for a whole answer; 0: a command may wait for long
 	idle  time.Duration // between two requests
 }
@@ -41,91 +40,16 @@ func (m limits) apply(s *http.Server, l net.Listener) net.Listener {
 	h := s.Handler
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c, ok := r.Context().Value(connKey{}).(*roomConn); ok {
-			defer c.answering()()
+		if c, ok := r.Context().Value(connKey{}).(*room.Conn); ok {
+			defer c.Use()()
 		}
 		h.ServeHTTP(w, r)
 	})
-	return &roomListener{Listener: l, most: m.conns, open: list.New()}
+	return room.New(l, m.conns, 0)
 }
 
 // connKey is the key of a request's connection in its context.
 type connKey struct{}
-
-// roomListener keeps at most so many connections open. A further one takes the place of the
-// oldest one that has no request which is being answered: a client that sends its request
-// at once is served although others hold all connections and send nothing.
-type roomListener struct {
-	net.Listener
-	most int
-
-	mu   sync.Mutex
-	open *list.List // of *roomConn, the oldest first
-}
-
-// Accept implements net.Listener.
-func (l *roomListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if made := l.add(c); made != nil {
-			return made, nil
-		}
-		c.Close()
-	}
-}
-
-// add takes in a connection. It returns nil if all others have a request.
-func (l *roomListener) add(c net.Conn) net.Conn {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open.Len() >= l.most && !l.makeRoom() {
-		return nil
-	}
-	made := &roomConn{Conn: c, room: l}
-	made.place = l.open.PushBack(made)
-	return made
-}
-
-// makeRoom closes a connection, if one may be closed. It is called with mu held.
-func (l *roomListener) makeRoom() bool {
-	for at := l.open.Front(); at != nil; at = at.Next() {
-		if c := at.Value.(*roomConn); c.requests == 0 {
-			l.open.Remove(at)
-			c.Conn.Close()
-			return true
-		}
-	}
-	return false
-}
-
-type roomConn struct {
-	net.Conn
-	room     *roomListener
-	place    *list.Element // guarded by room.mu
-	requests int           // that are being answered; guarded by room.mu
-}
-
-// answering keeps the connection open until done is called.
-func (c *roomConn) answering() (done func()) {
-	add := func(n int) {
-		c.room.mu.Lock()
-		defer c.room.mu.Unlock()
-		c.requests += n
-	}
-	add(1)
-	return func() { add(-1) }
-}
-
-// Close implements net.Conn.
-func (c *roomConn) Close() error {
-	c.room.mu.Lock()
-	c.room.open.Remove(c.place) // does nothing if it is not in the list any more
-	c.room.mu.Unlock()
-	return c.Conn.Close()
-}
 
 // HostGuard refuses requests whose Host header is neither a loopback name or address, nor
 // the address at which the request arrived, nor one of hosts. A web page that makes its own
