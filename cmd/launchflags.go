@@ -286,5 +286,10 @@ func (f *launchFlags) readTLS() (err error) {
 	}
 	f.Docker.ProxyTLS, err = f.tls.config()
 	f.warnOfReaders("TLS key", f.Docker.ProxyTLS.Key)
+	for _, addr := range f.Docker.ProxyListen {
+		if strings.HasPrefix(addr, "tcp://") && f.Docker.ProxyTLS.CA == "" {
+			f.Warnings = append(f.Warnings, fmt.Sprintf("every process of this host that reaches %s has the rights of root, as Docker's API gives them; use unix:// or --tlsverify", addr))
+		}
+	}
 	return err
 }

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -168,5 +170,46 @@ func TestLogIsOneLineOfPrintableText(t *testing.T) {
 	}
 	if strings.Contains(out, "level=INFO+") || !strings.Contains(out, "level=DEBUG") {
 		t.Errorf("levels are lost: %.200q", out)
+	}
+}
+
+// Whoever causes a line again and again cannot fill the disk, nor keep other lines out.
+func TestLogIsLimited(t *testing.T) {
+	var b bytes.Buffer
+	h := Log(&b, slog.LevelDebug).Handler().WithAttrs([]slog.Attr{slog.String("k", "v")})
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	log := func(level slog.Level, message string) {
+		if err := h.Handle(t.Context(), slog.NewRecord(now, level, message, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 100_000 {
+		log(slog.LevelWarn, "again")
+	}
+	log(slog.LevelInfo, "another")
+	if n := strings.Count(b.String(), "msg=again"); n != lineBurst || !strings.Contains(b.String(), "msg=another k=v\n") {
+		t.Errorf("%d lines of one message; the log ends in %q", n, b.String()[b.Len()-200:])
+	}
+	b.Reset()
+	now = now.Add(time.Second)
+	for range 2 * linesPerSecond {
+		log(slog.LevelWarn, "again")
+	}
+	if n := strings.Count(b.String(), "\n"); n != linesPerSecond || !strings.Contains(b.String(), fmt.Sprintf("suppressed=%d\n", 100_000-lineBurst)) {
+		t.Errorf("after a second:\n%s", b.String())
+	}
+	b.Reset()
+	for range 10 * lineBurst {
+		log(slog.LevelDebug, "again")
+	}
+	if n := strings.Count(b.String(), "\n"); n != 10*lineBurst {
+		t.Errorf("%d of %d lines of level debug", n, 10*lineBurst)
+	}
+	b.Reset()
+	for i := range 10 * maxMessages {
+		log(slog.LevelInfo, fmt.Sprint("message ", i))
+	}
+	if n := strings.Count(b.String(), "\n"); n > maxMessages+lineBurst {
+		t.Errorf("%d lines of many different messages", n)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -52,12 +54,12 @@ func uninstall(ctx context.Context) error {
 
 // answerReady answers the readiness probe until ctx ends.
 func answerReady(ctx context.Context) error {
-	s := &http.Server{Addr: kube.LocalHealthAddr, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(
-		func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") },
-	)}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	if err := s.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+	l, err := net.Listen("tcp", kube.LocalHealthAddr)
+	if err != nil {
+		return fmt.Errorf("answer probes: %w", err)
+	}
+	ready := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	if err := api.ServeStatus(ctx, l, ready, slog.New(slog.DiscardHandler), nil); err != nil {
 		return fmt.Errorf("answer probes: %w", err)
 	}
 	return nil
