@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/fastpath/plan"
@@ -35,37 +36,47 @@ func Erase(c *Config) error {
 			errs = append(errs, fmt.Errorf("remove the state: %w", err))
 		}
 	}
-	// Folders that hold files of other programs stay.
-	for _, folder := range []string{c.StateDir, filepath.Dir(c.Socket)} {
-		if entries, err := os.ReadDir(folder); err == nil && len(entries) == 0 {
+	// A router that was killed leaves its sockets, and Docker would wait for an answer.
+	for _, s := range append(c.Docker.sockets(), "unix://"+c.Socket) {
+		if path, unix := strings.CutPrefix(s, "unix://"); unix {
+			errs = append(errs, hostfile.RemoveDead(path))
+		}
+	}
+	// Folders of others, or with files of others, stay.
+	for folder, mode := range map[string]fs.FileMode{c.StateDir: hostfile.PrivateMode, filepath.Dir(c.Socket): hostfile.SocketsMode} {
+		if entries, err := os.ReadDir(folder); err == nil && len(entries) == 0 && madeByWeft(folder, mode) {
 			errs = append(errs, os.Remove(folder))
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// madeByWeft reports whether weft or a kubelet made the folder for weft: it has the mode that weft
+// gives to such a folder, or it is named weft.
+func madeByWeft(folder string, mode fs.FileMode) bool {
+	info, err := os.Lstat(folder)
+	return err == nil && info.IsDir() && (info.Mode().Perm() == mode || filepath.Base(folder) == "weft")
+}
+
 // leftFiles returns the files that a router may have left, each folder after its
 // files.
 func leftFiles(c *Config) (files []string, err error) {
-	patterns := []string{filepath.Join(api.GoneDir(c.StateDir), "*")}
+	kinds := map[string][]string{api.GoneDir(c.StateDir): {"*"}}
 	for _, f := range []string{storeFile, ipamFile, ipam6File} {
-		patterns = append(patterns, c.path(f)+"*") // damaged ones that were set aside too
+		kinds[c.StateDir] = append(kinds[c.StateDir], f, f+".*-[0-9]*") // those that were set aside too, see store.SetAside
 	}
-	for _, p := range patterns {
-		found, err := filepath.Glob(p)
-		if err != nil {
+	for folder, patterns := range kinds {
+		entries, err := os.ReadDir(folder)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		files = append(files, found...)
-	}
-	for _, s := range c.Docker.sockets() {
-		// A router that was killed leaves them, and Docker would wait for an answer.
-		path, unix := strings.CutPrefix(s, "unix://")
-		if info, err := os.Lstat(path); unix && err == nil && info.Mode().Type() == os.ModeSocket {
-			files = append(files, path)
+		for _, e := range entries {
+			if slices.ContainsFunc(patterns, func(p string) bool { ok, _ := filepath.Match(p, e.Name()); return ok }) {
+				files = append(files, filepath.Join(folder, e.Name()))
+			}
 		}
 	}
-	return append(files, api.GoneDir(c.StateDir), c.path(identityFile), c.path(LogFile), c.path(LaunchFile), c.Socket), nil
+	return append(files, api.GoneDir(c.StateDir), c.path(identityFile), c.path(LogFile), c.path(LaunchFile)), nil
 }
 
 // Exists reports whether a router has left state on the host.

@@ -282,7 +282,7 @@ func TestSocketIsForItsOwnerOnly(t *testing.T) {
 			t.Errorf("%s: mode %v, %v; want %v", p, info.Mode(), err, want)
 		}
 	}
-	if _, err := ListenUnix(path); err == nil || !strings.Contains(err.Error(), "another process already does") {
+	if _, err := ListenUnix(path); err == nil || !strings.Contains(err.Error(), "another process already listens there") {
 		t.Errorf("listen on a socket in use: %v", err)
 	}
 }

@@ -27,14 +27,22 @@ import (
 // maxLinks is the most symbolic links on a path, as in the kernel.
 const maxLinks = 40
 
+// Modes of folders that this package makes.
+const (
+	PrivateMode fs.FileMode = 0o700
+	// SocketsMode is for folders with sockets: others can pass through to those that are for
+	// them, and cannot list the folder.
+	SocketsMode fs.FileMode = 0o711
+)
+
 // Private makes the folder dir, for the owner of the process only, and its parents if they are
 // not there. It returns an error if anybody else can replace the folder or write to it.
 func Private(dir string) error {
 	// Sockets for others may be in the same parent.
-	if err := makeAll(filepath.Dir(filepath.Clean(dir)), 0o711); err != nil {
+	if err := makeAll(filepath.Dir(filepath.Clean(dir)), SocketsMode); err != nil {
 		return err
 	}
-	if err := makeAll(dir, 0o700); err != nil {
+	if err := makeAll(dir, PrivateMode); err != nil {
 		return err
 	}
 	return check(dir, true)

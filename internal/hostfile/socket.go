@@ -34,25 +34,11 @@ func Listen(path string) (*Socket, error) {
 }
 
 func listen(path string) (*Socket, error) {
-	if err := Shared(filepath.Dir(path), 0o711); err != nil {
+	if err := Shared(filepath.Dir(path), SocketsMode); err != nil {
 		return nil, err
 	}
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode().Type() != fs.ModeSocket {
-			return nil, fmt.Errorf("there is something else, of mode %v", info.Mode())
-		}
-		c, err := net.Dial("unix", path)
-		if err == nil {
-			c.Close()
-		}
-		// Other errors do not say that nobody listens, for example EAGAIN if many clients
-		// wait, or EPROTOTYPE if it is a socket of another type.
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, errors.New("another process already does")
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
+	if err := removeDead(path); err != nil {
+		return nil, err
 	}
 	// The mode of a socket that has no path yet is that of the file which bind makes: nobody
 	// can connect before it is right. See unix_bind_bsd in net/unix/af_unix.c.
@@ -75,6 +61,38 @@ func listen(path string) (*Socket, error) {
 	}
 	s.dev, s.ino = st.Dev, st.Ino
 	return s, nil
+}
+
+// RemoveDead removes a socket on which no process listens, if there is one. It returns an error
+// if there is something else.
+func RemoveDead(path string) error {
+	if err := removeDead(path); err != nil {
+		return fmt.Errorf("remove the socket %s: %w", path, err)
+	}
+	return nil
+}
+
+func removeDead(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("there is something else, of mode %v", info.Mode())
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+	}
+	// Other errors do not say that nobody listens, for example EAGAIN if many clients wait, or
+	// EPROTOTYPE if it is a socket of another type.
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return errors.New("another process already listens there")
+	}
+	return os.Remove(path)
 }
 
 // ShareAs gives the socket the owner and mode of the socket at another path, so that the same
