@@ -51,6 +51,7 @@ type loopState struct {
 func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopState) (next time.Time) {
 	m.takeAnnouncements()
 	m.mu.Lock()
+	m.topo.SetTime(now)
 	m.engine.Tick(now)
 	attempts := m.maker.Tick(now)
 	var relayed []peer.Name
@@ -58,8 +59,12 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 		l.slowAt = now.Add(pingEvery - time.Duration(now.UnixNano())%pingEvery)
 		m.pingAll(now)
 		relayed = m.relayedDue(now)
-		for _, n := range m.topo.Expire(now) {
+		gone, moved := m.topo.Expire(now)
+		for _, n := range gone {
 			m.log.Info("peer forgotten: no path has led to it for a minute", "peer", n)
+		}
+		if moved {
+			m.engine.Compare(ChannelTopology)
 		}
 		m.problems.expire(now)
 	}

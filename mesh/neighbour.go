@@ -295,6 +295,7 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 			return errors.New("gossip over a relayed session")
 		}
 		m.mu.Lock()
+		m.topo.SetTime(time.Now())
 		changed, err := m.engine.Receive(n.name, body)
 		dirty := m.engine.Dirty()
 		m.mu.Unlock()

@@ -1,6 +1,15 @@
 package gossip
 
-import "github.com/weft-net/weft/mesh/peer"
+import (
+	"errors"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// ErrMalformed is the cause if bytes are not a message, a digest or a delta. A channel
+// wraps it only around bytes that no honest neighbour sends, whatever it knows: the mesh
+// ends the session with the neighbour.
+var ErrMalformed = errors.New("malformed")
 
 // MaxDelta is the size limit of a digest or a delta, in bytes: each travels as one
 // record of a session.

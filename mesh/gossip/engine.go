@@ -190,6 +190,10 @@ func (e *Engine) sample(k int, ok func(peer.Name) bool) []peer.Name {
 // sample of 2 log2 n gets it and passes it on. Each change then costs a peer O(log n)
 // messages, and digests repair the peers that were missed.
 func (e *Engine) flood(id uint8, delta []byte, from peer.Name) {
+	if len(delta) > MaxDelta { // digests bring it in parts
+		e.Compare(id)
+		return
+	}
 	to := e.order
 	if len(to) > floodAll {
 		relay := func(n peer.Name) bool { return e.relays[n] }
@@ -285,7 +289,7 @@ func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
 	e.stats.RecvdBytes += uint64(len(msg))
 	if len(msg) < 2 {
 		e.stats.Refused++
-		return false, fmt.Errorf("gossip message from %s: %w", n, errTooShort)
+		return false, fmt.Errorf("gossip message from %s: %w: %w", n, ErrMalformed, errTooShort)
 	}
 	kind, id, body := msg[0], msg[1], msg[2:]
 	c := e.channels[id]

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 //	            name  6
 //	            flags u8
 //	            rtt   u8   see Link.Cost
+//	  ...   addresses u8   count, then for each: length u8, 6 or 18 | IP | port u16
 //	  ...   nickname u8   length, then UTF-8
 //	  ...   short id u16  1 to 4095, or 0 for none; entries of older peers end before it
 //	  ...   rest          fields of later versions; kept and signed, not read
@@ -31,14 +33,19 @@ const (
 	entryFormat    = 1
 	entryFixed     = 4 + 1 + peer.NameLen + len(peer.Key{}) + 8 + 8 + 2
 	linkLen        = peer.NameLen + 2
-	maxEntryLen    = 40 << 10
+	maxEntryLen    = 12 << 10
 	maxNickname    = 128
 	signDomain     = "weft topology entry"
 	costStepsPerX2 = 4
 )
 
-// MaxLinks is the largest number of links of an entry, so that it fits one gossip delta.
-const MaxLinks = 4096
+const (
+	// MaxLinks is the largest number of links of an entry. It is enough for 1,000 hosts
+	// without a connection limit.
+	MaxLinks = 1024
+	// MaxAddrs is the largest number of addresses of an entry.
+	MaxAddrs = 12
+)
 
 // LinkFlags are the ways in which two neighbours are linked. The numbers are on the wire:
 // append-only.
@@ -83,6 +90,8 @@ type Entry struct {
 	Instance uint64
 	Version  uint64
 	Links    []Link // in order of To, without duplicates, none to Name itself
+	// Addrs are the addresses at which the peer may be dialled, as it says itself.
+	Addrs    []netip.AddrPort
 	Nickname string
 	// ShortID is the short id that the peer claims, 0 for none. Another peer may claim
 	// the same one; see Routes.ShortIDs.
@@ -104,6 +113,13 @@ func (e *Entry) sign(s peer.Signer) {
 	for _, l := range e.Links {
 		b = append(b, l.To[:]...)
 		b = append(b, byte(l.Flags), l.Cost)
+	}
+	b = append(b, byte(len(e.Addrs)))
+	for _, a := range e.Addrs {
+		ip := a.Addr().AsSlice()
+		b = append(b, byte(len(ip)+2))
+		b = append(b, ip...)
+		b = binary.BigEndian.AppendUint16(b, a.Port())
 	}
 	b = append(b, byte(len(e.Nickname)))
 	b = append(b, e.Nickname...)
@@ -179,6 +195,9 @@ func parseEntry(b []byte) (*Entry, int, error) {
 		}
 		e.Links[i] = l
 	}
+	if e.Addrs, rest, err = parseAddrs(rest); err != nil {
+		return bad("addresses", err)
+	}
 	if len(rest) < 1 || len(rest) < 1+int(rest[0]) || rest[0] > maxNickname {
 		return bad("nickname", errShort)
 	}
@@ -189,10 +208,44 @@ func parseEntry(b []byte) (*Entry, int, error) {
 	return e, n, nil
 }
 
+// parseAddrs parses the addresses of an entry and returns the bytes after them.
+func parseAddrs(b []byte) (addrs []netip.AddrPort, rest []byte, err error) {
+	if len(b) < 1 {
+		return nil, nil, errShort
+	}
+	count := int(b[0])
+	if b = b[1:]; count > MaxAddrs {
+		return nil, nil, fmt.Errorf("%d of them, want at most %d", count, MaxAddrs)
+	}
+	for range count {
+		if len(b) < 1 || len(b) < 1+int(b[0]) {
+			return nil, nil, errShort
+		}
+		n := int(b[0])
+		if n != 6 && n != 18 {
+			return nil, nil, fmt.Errorf("one of %d bytes, want 6 or 18", n)
+		}
+		ip, _ := netip.AddrFromSlice(b[1 : n-1])
+		addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(b[n-1:])))
+		b = b[1+n:]
+	}
+	return addrs, b, nil
+}
+
 // verify reports whether the entry is signed by the key that it names.
 func (e *Entry) verify(v peer.Verifier) bool {
 	end := len(e.raw) - peer.SignatureLen
 	return v.Verify(e.Key, signDomain, e.raw[4:end], peer.Signature(e.raw[end:]))
+}
+
+// linked reports whether the two entries list each other for a common purpose.
+func (e *Entry) linked(o *Entry) bool {
+	a, ok := e.link(o.Name)
+	if !ok {
+		return false
+	}
+	b, ok := o.link(e.Name)
+	return ok && a.Flags&b.Flags != 0
 }
 
 // link returns the link to n that e lists.

@@ -149,7 +149,7 @@ func TestShortIDStaysWhenTheFirstChoiceBecomesFree(t *testing.T) {
 		t.Errorf("%d moves although no id was contested", moves)
 	}
 	s[1].Expire(epoch)
-	if gone := s[1].Expire(epoch.Add(ForgetAfter)); len(gone) != 1 {
+	if gone, _ := s[1].Expire(epoch.Add(ForgetAfter)); len(gone) != 1 {
 		t.Fatalf("forgot %v", gone)
 	}
 	if s[1].SettleShortID() != nil || s[1].own.ShortID != second {
@@ -185,8 +185,8 @@ func TestRestartedPeerKeepsShortIDWhenItMeetsItsOldEntry(t *testing.T) {
 
 func TestOlderPeersHaveNoShortID(t *testing.T) {
 	id := identity(t, 2)
-	raw := withTail(&Entry{Name: id.Name, Key: id.Key(), Version: 5, Nickname: "old"}, id, nil)
 	s := claim(t, 1, 77)
+	raw := withTail(&Entry{Name: id.Name, Key: id.Key(), Version: 5, Nickname: "old", Links: meet(s, id.Name)}, id, nil)
 	if news, err := s.Merge(id.Name, raw); err != nil || !bytes.Equal(news, raw) {
 		t.Fatalf("news %x, %v; want the entry as it came", news, err)
 	}
@@ -200,8 +200,8 @@ func TestOlderPeersHaveNoShortID(t *testing.T) {
 
 func TestUnknownFieldsAfterTheShortIDAreKept(t *testing.T) {
 	id := identity(t, 2)
-	raw := withTail(&Entry{Name: id.Name, Key: id.Key(), Version: 5}, id, []byte{0, 9, 1, 2, 3})
 	s := claim(t, 1, 77)
+	raw := withTail(&Entry{Name: id.Name, Key: id.Key(), Version: 5, Links: meet(s, id.Name)}, id, []byte{0, 9, 1, 2, 3})
 	if news, err := s.Merge(id.Name, raw); err != nil || !bytes.Equal(news, raw) {
 		t.Fatalf("news %x, %v; want the entry as it came", news, err)
 	}
@@ -220,6 +220,7 @@ func TestInvalidShortIDIsRefusedAlone(t *testing.T) {
 		bad, good := identity(t, 2), claim(t, 3, 5)
 		raw := withTail(&Entry{Name: bad.Name, Key: bad.Key(), Version: 5}, bad, c.tail)
 		s := claim(t, 1, 77)
+		good.SetLinks(meet(s, good.cfg.Self))
 		news, err := s.Merge(good.cfg.Self, slices.Concat(raw, good.own.raw))
 		if err != nil || !bytes.Equal(news, good.own.raw) {
 			t.Fatalf("%x: news %x, %v; want the good entry", c.tail, news, err)

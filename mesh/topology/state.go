@@ -7,6 +7,22 @@
 // ForgetAfter. A forgotten entry is not learned again from a neighbour that forgets it
 // later.
 //
+// # Bounds
+//
+// Peers cost nothing: a member can make up any number of keys. Therefore:
+//
+//   - An entry is stored only if it shares a link, which both list, with a stored entry.
+//     So every stored peer hangs on a real session of this peer. Other verified entries
+//     wait for a short time in a room of limited size, in which each neighbour has a fair
+//     share: an entry may arrive before the one that confirms its link. They are neither
+//     passed on nor part of the digest.
+//   - The stored entries have a limit. If more are known, Expire decides which ones stay;
+//     see places. Those that have to go are refused for a while.
+//   - Each neighbour can make this peer check a limited number of signatures a second.
+//   - A version is the time of launch in microseconds, plus one for each change. An entry
+//     whose version is more than a day ahead of the clock is refused, so that nobody can
+//     use up the versions of a name.
+//
 // Nothing here opens a socket, reads a clock or logs: times are arguments.
 // State is not safe for concurrent use; Graph and Routes are immutable.
 package topology
@@ -16,6 +32,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -31,6 +48,23 @@ const ForgetAfter = time.Minute
 // on this side has forgotten it too.
 const tombstoneTTL = 10 * ForgetAfter
 
+const (
+	// maxTombstones bounds the tombstones. Beyond it a forgotten entry may be learned
+	// again, which costs an exchange.
+	maxTombstones = 8192
+	// maxAhead is how far the version of an entry may be ahead of the clock: the
+	// difference between the clocks of two hosts.
+	maxAhead = 24 * time.Hour
+	// A neighbour can make this peer check verifyPerSecond signatures a second with a
+	// burst of verifyBurst, which is enough for an island of 2,000 peers. One check takes
+	// about 60 us, so a neighbour that sends nothing but new entries costs one hundredth
+	// of a core.
+	verifyPerSecond = 200
+	verifyBurst     = 2048
+	// maxBudgets bounds the neighbours whose checks are counted.
+	maxBudgets = 4096
+)
+
 // Config configures a State.
 type Config struct {
 	Self     peer.Name
@@ -40,9 +74,9 @@ type Config struct {
 	Instance uint64
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Book binds names to the keys that they were first seen with. The State adds to
-	// it.
-	Book *peer.Book
+	// Book says which key a name has. The State binds the names of stored entries and
+	// holds the bindings while they are stored.
+	Book Book
 	// ShortID is the first short id to try, 0 for one that is derived from the name. A
 	// peer that starts with its last id spares the others a change.
 	ShortID uint16
@@ -51,6 +85,26 @@ type Config struct {
 	Start time.Time
 
 	shortIDs uint16 // the highest short id, 0 for MaxShortID; lower in tests
+	maxCost  int    // of all stored entries, 0 for the default; lower in tests
+}
+
+// Book says which key a name has. *peer.Book implements it.
+type Book interface {
+	Check(peer.Name, peer.Key) error
+	Bind(peer.Name, peer.Key) error
+	Hold(peer.Name)
+	Release(peer.Name)
+}
+
+// Stats counts what a State did with the entries of others since it was made.
+type Stats struct {
+	Waiting       int    // entries that wait now for a link that both ends state
+	MaxWaiting    int    // the limit
+	WaitDropped   uint64 // waiting entries dropped because there were too many
+	Unverified    uint64 // entries refused because a neighbour sent too many
+	NoPlace       uint64 // stored entries dropped because there were too many
+	Ahead         uint64 // entries refused because their version is ahead of the clock
+	Cost, MaxCost int    // of the stored entries, and the limit; see places
 }
 
 // State is one peer's copy of the link-state database.
@@ -62,6 +116,13 @@ type State struct {
 	tombstones       map[peer.Name]tombstone
 	refused          gossip.Refusals
 	shortID          uint16 // that of own
+	addrs            []netip.AddrPort
+	now              time.Time
+	room             room
+	crowded          bool // an entry waits for a place
+	cost             int  // of entries
+	budgets          map[peer.Name]*budget
+	stats            Stats
 
 	sorted       []*Entry // the entries in order of name
 	graph        *Graph   // of the present entries, nil after a change
@@ -72,13 +133,22 @@ type State struct {
 }
 
 type tombstone struct {
+	key     peer.Key
 	version uint64
 	until   time.Time
+}
+
+// budget is a token bucket for the checks of one neighbour's entries.
+type budget struct {
+	tokens float64
+	at     time.Time
 }
 
 var (
 	// ErrForged is the cause if an entry is not signed by the key that it names.
 	ErrForged = errors.New("the entry is not signed by its owner")
+	// ErrAhead is the cause if the version of an entry is more than a day ahead.
+	ErrAhead = errors.New("its version is ahead of the clock: the clock of one of the two hosts is wrong")
 	// ErrRival is the cause if another live peer writes entries with this peer's name
 	// and key: its state folder was copied.
 	ErrRival = errors.New("another live peer uses this peer's identity (a copied state folder?)")
@@ -98,12 +168,16 @@ func New(cfg Config) (*State, error) {
 	if len(cfg.Nickname) > maxNickname {
 		cfg.Nickname = cfg.Nickname[:maxNickname]
 	}
+	cfg.Book.Hold(cfg.Self)
 	cfg.shortIDs = cmp.Or(cfg.shortIDs, MaxShortID)
+	cfg.maxCost = cmp.Or(cfg.maxCost, maxCost)
 	s := &State{
 		cfg:              cfg,
 		entries:          make(map[peer.Name]*Entry),
 		unreachableSince: make(map[peer.Name]time.Time),
 		tombstones:       make(map[peer.Name]tombstone),
+		budgets:          make(map[peer.Name]*budget),
+		now:              cfg.Start,
 		shortID:          cmp.Or(cfg.ShortID, probe(cfg.Self, 0, cfg.shortIDs)),
 	}
 	s.publish(&Entry{Version: uint64(cfg.Start.UnixMicro())})
@@ -113,7 +187,7 @@ func New(cfg Config) (*State, error) {
 // publish signs e as this peer's entry and returns it as a delta.
 func (s *State) publish(e *Entry) []byte {
 	e.Name, e.Key, e.Instance, e.Nickname = s.cfg.Self, s.cfg.Signer.Key(), s.cfg.Instance, s.cfg.Nickname
-	e.ShortID, e.hasShortID = s.shortID, true
+	e.ShortID, e.hasShortID, e.Addrs = s.shortID, true, s.addrs
 	e.sign(s.cfg.Signer)
 	s.own = e
 	s.put(e)
@@ -123,10 +197,12 @@ func (s *State) publish(e *Entry) []byte {
 func (s *State) put(e *Entry) {
 	i, known := slices.BinarySearchFunc(s.sorted, e.Name, func(e *Entry, n peer.Name) int { return e.Name.Compare(n) })
 	if known {
+		s.cost -= s.sorted[i].cost()
 		s.sorted[i] = e
 	} else {
 		s.sorted = slices.Insert(s.sorted, i, e)
 	}
+	s.cost += e.cost()
 	s.entries[e.Name] = e
 	s.shortIDStale = s.shortIDStale || e.ShortID == s.own.ShortID && e.Name.Compare(s.own.Name) < 0
 	s.changed()
@@ -141,8 +217,25 @@ func (s *State) changed() {
 // Generation returns a number that grows with each change of the state.
 func (s *State) Generation() uint64 { return s.generation }
 
-// SetLinks replaces this peer's links and returns the delta to announce. It returns nil
-// and changes nothing if no link came or went and no cost changed by a doubling.
+// SetTime tells the State the time. Clocks of hosts differ: pass the best estimate of what
+// most peers think it is.
+func (s *State) SetTime(now time.Time) { s.now = now }
+
+// newest returns the highest version that an entry may have now.
+func (s *State) newest() uint64 { return uint64(max(0, s.now.Add(maxAhead).UnixMicro())) }
+
+// SetAddrs replaces the addresses at which this peer may be dialled. The next call of
+// SetLinks publishes them.
+func (s *State) SetAddrs(addrs []netip.AddrPort) {
+	s.addrs = nil
+	for _, a := range addrs[:min(len(addrs), MaxAddrs)] {
+		s.addrs = append(s.addrs, netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()))
+	}
+}
+
+// SetLinks replaces this peer's links and returns the delta to announce, with the entries
+// that had waited for one of the links. It returns nil and changes nothing if no link or
+// address came or went and no cost changed by a doubling.
 func (s *State) SetLinks(links []Link) []byte {
 	links = slices.Clone(links)
 	slices.SortFunc(links, func(a, b Link) int { return a.To.Compare(b.To) })
@@ -150,12 +243,17 @@ func (s *State) SetLinks(links []Link) []byte {
 	if len(links) > MaxLinks {
 		links = links[:MaxLinks]
 	}
-	if slices.EqualFunc(links, s.own.Links, func(a, b Link) bool {
+	version := s.own.Version + 1
+	if s.own.Version > s.newest() {
+		// The clock of this host was a day ahead when the router was launched. No other
+		// peer has accepted such a version.
+		version = uint64(max(0, s.now.UnixMicro()))
+	} else if slices.Equal(s.addrs, s.own.Addrs) && slices.EqualFunc(links, s.own.Links, func(a, b Link) bool {
 		return a.To == b.To && a.Flags == b.Flags && max(a.Cost, b.Cost)-min(a.Cost, b.Cost) < costStepsPerX2
 	}) {
 		return nil
 	}
-	return s.publish(&Entry{Version: s.own.Version + 1, Links: links})
+	return s.admitWaiting(s.own, s.publish(&Entry{Version: version, Links: links}))
 }
 
 // Entry returns the entry of name, nil if there is none.
@@ -176,7 +274,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 	for b := delta; len(b) > 0; {
 		h, err := peek(b)
 		if err != nil {
-			return nil, fmt.Errorf("merge topology from %s: %w", from, err)
+			return nil, fmt.Errorf("merge topology from %s: %w: %w", from, gossip.ErrMalformed, err)
 		}
 		// A flood brings each entry from every neighbour.
 		if !h.stale(s.entries[h.name]) {
@@ -184,7 +282,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 			case errors.Is(err, errShortID): // peers of older versions pass it on unread
 				s.refused.Add(from, h.name, err)
 			case err != nil:
-				return nil, fmt.Errorf("merge topology from %s: %w", from, err)
+				return nil, fmt.Errorf("merge topology from %s: %w: %w", from, gossip.ErrMalformed, err)
 			default:
 				in = append(in, e)
 			}
@@ -196,37 +294,7 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 	}
 	fresh := make([]byte, 0, len(delta))
 	for _, e := range in {
-		old := s.entries[e.Name]
-		if t, ok := s.tombstones[e.Name]; ok && e.Version <= t.version {
-			continue
-		}
-		if old != nil && old.Key == e.Key && !e.supersedes(old) {
-			continue
-		}
-		if err := s.cfg.Book.Check(e.Name, e.Key); err != nil {
-			s.refused.Add(from, e.Name, err)
-			continue
-		}
-		if !e.verify(s.cfg.Verifier) {
-			s.refused.Add(from, e.Name, ErrForged)
-			continue
-		}
-		if e.Name == s.cfg.Self {
-			// A former instance of this peer, or a clone. Either way the present
-			// instance overrides its entry.
-			if e.Instance != s.cfg.Instance {
-				s.rivalEntries++
-				if s.rivalEntries > 3 {
-					s.refused.Add(from, e.Name, ErrRival)
-				}
-			}
-			fresh = append(fresh, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links})...)
-			continue
-		}
-		_ = s.cfg.Book.Bind(e.Name, e.Key)
-		delete(s.tombstones, e.Name)
-		s.put(e)
-		fresh = append(fresh, e.raw...)
+		fresh = s.mergeEntry(from, e, fresh)
 	}
 	if len(fresh) < len(delta)/2 {
 		fresh = slices.Clone(fresh) // it may stay in queues for a long time
@@ -237,38 +305,211 @@ func (s *State) Merge(from peer.Name, delta []byte) ([]byte, error) {
 	return fresh, nil
 }
 
+// mergeEntry merges one entry and appends to fresh what was new.
+func (s *State) mergeEntry(from peer.Name, e *Entry, fresh []byte) []byte {
+	old := s.entries[e.Name]
+	if t, ok := s.tombstones[e.Name]; ok && e.Key == t.key && e.Version <= t.version {
+		return fresh
+	}
+	if old != nil && old.Key == e.Key && !e.supersedes(old) {
+		return fresh
+	}
+	if w := s.room.byName[e.Name]; w != nil && w.Key == e.Key && !e.supersedes(w.Entry) {
+		return fresh
+	}
+	if e.Version > s.newest() {
+		s.stats.Ahead++
+		s.refused.Add(from, e.Name, ErrAhead)
+		return fresh
+	}
+	if err := s.cfg.Book.Check(e.Name, e.Key); err != nil {
+		s.refused.Add(from, e.Name, err)
+		return fresh
+	}
+	if !s.mayVerify(from) {
+		s.stats.Unverified++
+		return fresh
+	}
+	if !e.verify(s.cfg.Verifier) {
+		s.refused.Add(from, e.Name, ErrForged)
+		return fresh
+	}
+	switch {
+	case e.Name == s.cfg.Self:
+		// A former instance of this peer, or a clone. Either way the present
+		// instance overrides its entry.
+		if e.Instance != s.cfg.Instance {
+			s.rivalEntries++
+			if s.rivalEntries > 3 {
+				s.refused.Add(from, e.Name, ErrRival)
+			}
+		}
+		return append(fresh, s.publish(&Entry{Version: e.Version + 1, Links: s.own.Links})...)
+	case old != nil:
+		s.put(e)
+	case !s.attached(e):
+		s.stats.WaitDropped += uint64(s.room.add(e, from, s.now))
+		return fresh
+	case s.cost+e.cost() > s.cfg.maxCost:
+		// Expire decides whether it gets the place of another one.
+		s.crowded = true
+		s.stats.WaitDropped += uint64(s.room.add(e, from, s.now))
+		return fresh
+	default:
+		if !s.admit(from, e) {
+			return fresh
+		}
+	}
+	return s.admitWaiting(e, append(fresh, e.raw...))
+}
+
+// mayVerify takes one check from the budget of a neighbour.
+func (s *State) mayVerify(from peer.Name) bool {
+	b := s.budgets[from]
+	if b == nil {
+		if len(s.budgets) >= maxBudgets {
+			return false
+		}
+		b = &budget{verifyBurst, s.now}
+		s.budgets[from] = b
+	}
+	if d := s.now.Sub(b.at); d > 0 {
+		b.tokens = min(verifyBurst, b.tokens+verifyPerSecond*d.Seconds())
+		b.at = s.now
+	}
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// attached reports whether a stored entry confirms a link of e.
+func (s *State) attached(e *Entry) bool {
+	for _, l := range e.Links {
+		if o := s.entries[l.To]; o != nil && e.linked(o) {
+			return true
+		}
+	}
+	return false
+}
+
+// admit stores a verified entry of a new name and reports whether it could.
+func (s *State) admit(from peer.Name, e *Entry) bool {
+	if err := s.cfg.Book.Bind(e.Name, e.Key); err != nil {
+		s.refused.Add(from, e.Name, err)
+		return false
+	}
+	s.cfg.Book.Hold(e.Name)
+	s.room.remove(e.Name)
+	delete(s.tombstones, e.Name)
+	s.put(e)
+	return true
+}
+
+// admitWaiting stores the waiting entries that the stored entry e confirms, and those that
+// they confirm, and appends them to fresh.
+func (s *State) admitWaiting(e *Entry, fresh []byte) []byte {
+	for queue := []*Entry{e}; len(queue) > 0 && len(s.room.byName) > 0; queue = queue[1:] {
+		for _, l := range queue[0].Links {
+			w := s.room.byName[l.To]
+			if w == nil || !w.linked(queue[0]) {
+				continue
+			}
+			if s.cost+w.cost() > s.cfg.maxCost {
+				s.crowded = true
+				continue
+			}
+			s.room.remove(w.Name)
+			if s.admit(w.from, w.Entry) {
+				queue = append(queue, w.Entry)
+				fresh = append(fresh, w.raw...)
+			}
+		}
+	}
+	return fresh
+}
+
+// drop removes a stored entry. It is not learned again for ttl.
+func (s *State) drop(e *Entry, now time.Time, ttl time.Duration) {
+	delete(s.entries, e.Name)
+	if i, ok := slices.BinarySearchFunc(s.sorted, e.Name, func(e *Entry, n peer.Name) int { return e.Name.Compare(n) }); ok {
+		s.sorted = slices.Delete(s.sorted, i, i+1)
+	}
+	s.cost -= e.cost()
+	delete(s.unreachableSince, e.Name)
+	if ttl > 0 {
+		s.bury(e, now.Add(ttl))
+	}
+	_ = s.cfg.Book.Bind(e.Name, e.Key) // it was used until now
+	s.cfg.Book.Release(e.Name)
+	s.changed()
+}
+
+func (s *State) bury(e *Entry, until time.Time) {
+	if len(s.tombstones) < maxTombstones {
+		s.tombstones[e.Name] = tombstone{e.Key, e.Version, until}
+	}
+}
+
+// Remove drops the entry of a name that the mesh has removed, if there is one, and does not
+// learn it again for some minutes. The caller then ends the binding of the name, so that
+// another key may use it.
+func (s *State) Remove(n peer.Name) {
+	if e := s.entries[n]; e != nil && n != s.cfg.Self {
+		s.drop(e, s.now, tombstoneTTL)
+	}
+	s.room.remove(n)
+}
+
+// Stats returns the counts so far.
+func (s *State) Stats() Stats {
+	st := s.stats
+	st.Waiting, st.MaxWaiting, st.Cost, st.MaxCost = len(s.room.byName), maxRoom, s.cost, s.cfg.maxCost
+	return st
+}
+
 // Expire forgets the peers to which no path has led for ForgetAfter, and returns their
-// names.
-func (s *State) Expire(now time.Time) []peer.Name {
+// names. If more peers are known than may be stored, it decides which of them are; the
+// caller should then compare its state with its neighbours.
+func (s *State) Expire(now time.Time) (gone []peer.Name, moved bool) {
 	g := s.Graph()
-	var gone []peer.Name
-	for n, e := range s.entries {
-		if g.Reaches(n) {
-			delete(s.unreachableSince, n)
+	for _, e := range slices.Clone(s.sorted) {
+		if e != s.own && e.Version > s.newest() { // the estimate of the time was corrected
+			s.drop(e, now, 0)
 			continue
 		}
-		since, ok := s.unreachableSince[n]
+		if g.Reaches(e.Name) {
+			delete(s.unreachableSince, e.Name)
+			continue
+		}
+		since, ok := s.unreachableSince[e.Name]
 		if !ok {
-			s.unreachableSince[n] = now
+			s.unreachableSince[e.Name] = now
 			continue
 		}
 		if now.Sub(since) < ForgetAfter {
 			continue
 		}
-		delete(s.entries, n)
-		s.sorted = slices.DeleteFunc(s.sorted, func(o *Entry) bool { return o == e })
-		delete(s.unreachableSince, n)
-		s.tombstones[n] = tombstone{e.Version, now.Add(tombstoneTTL)}
-		s.cfg.Book.Forget(n)
-		s.changed()
-		gone = append(gone, n)
+		s.drop(e, now, tombstoneTTL)
+		gone = append(gone, e.Name)
 	}
+	if s.crowded || s.cost > s.cfg.maxCost {
+		s.crowded = false
+		moved = s.settlePlaces(now)
+	}
+	s.room.expire(now)
 	for n, t := range s.tombstones {
 		if now.After(t.until) {
 			delete(s.tombstones, n)
 		}
 	}
-	return gone
+	for n, b := range s.budgets {
+		if now.Sub(b.at).Seconds() > verifyBurst/verifyPerSecond {
+			delete(s.budgets, n) // it is full again
+		}
+	}
+	return gone, moved
 }
 
 // A digest is a list of names and versions. If that does not fit into one message, it is
@@ -328,6 +569,9 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 			if t, ok := s.tombstones[n]; ok && v <= t.version {
 				continue
 			}
+			if w := s.room.byName[n]; w != nil && v <= w.Version {
+				continue
+			}
 			if mine == nil || v > mine.Version ||
 				v == mine.Version && binary.BigEndian.Uint16(b[peer.NameLen+8:]) != uint16(mine.Instance) {
 				wants = true
@@ -347,7 +591,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 		wants = some
 		lacks = func(e *Entry) bool { return differ[mine.Row(e.Name)] }
 	default:
-		return nil, false, fmt.Errorf("topology digest of %d bytes is malformed", len(digest))
+		return nil, false, fmt.Errorf("topology digest of %d bytes: %w", len(digest), gossip.ErrMalformed)
 	}
 	return gossip.Pack(func(yield func([]byte) bool) {
 		for _, e := range s.Entries() {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -58,9 +59,19 @@ func mesh(t testing.TB, n int, flags LinkFlags, pairs ...[2]int) []*State {
 	return states
 }
 
-// exchange repairs every pair of states until no entry is missing.
+// exchange repairs every pair of states until no entry is missing. States without links
+// are linked with the first one before, or nobody would store their entries.
 func exchange(t testing.TB, states ...*State) {
 	t.Helper()
+	hub := states[0]
+	links := slices.Clone(hub.own.Links)
+	for _, s := range states[1:] {
+		if len(s.own.Links) == 0 && s.cfg.Self != hub.cfg.Self {
+			s.SetLinks([]Link{{To: hub.cfg.Self, Flags: hubFlag}})
+			links = append(links, Link{To: s.cfg.Self, Flags: hubFlag})
+		}
+	}
+	hub.SetLinks(links)
 	for range len(states) + 1 {
 		quiet := true
 		for _, a := range states {
@@ -86,9 +97,24 @@ func exchange(t testing.TB, states ...*State) {
 	}
 }
 
+// meet adds links to others to those of s and returns the links that each of them has to
+// have for it to count.
+func meet(s *State, others ...peer.Name) []Link {
+	links := slices.Clone(s.own.Links)
+	for _, n := range others {
+		links = append(links, Link{To: n, Flags: LinkSession})
+	}
+	s.SetLinks(links)
+	return []Link{{To: s.cfg.Self, Flags: LinkSession}}
+}
+
+// hubFlag marks the links that exchange makes.
+const hubFlag LinkFlags = 1 << 7
+
 func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 	id := identity(t, 1)
 	e := &Entry{Name: id.Name, Key: id.Key(), Instance: 7, Version: 9, Nickname: "web-1", ShortID: 4095,
+		Addrs: []netip.AddrPort{netip.MustParseAddrPort("10.1.2.3:6783"), netip.MustParseAddrPort("[fd00::1]:99")},
 		Links: []Link{{To: peer.Name{2, 1}, Flags: LinkSession, Cost: 3}, {To: peer.Name{2, 2}, Flags: LinkData}}}
 	e.sign(id)
 	got, n, err := parseEntry(append(slices.Clone(e.raw), 1, 2, 3))
@@ -98,7 +124,7 @@ func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 	if !got.verify(peer.Ed25519{}) {
 		t.Error("the signature does not verify")
 	}
-	if got.Nickname != e.Nickname || got.ShortID != e.ShortID || !slices.Equal(got.Links, e.Links) ||
+	if got.Nickname != e.Nickname || got.ShortID != e.ShortID || !slices.Equal(got.Links, e.Links) || !slices.Equal(got.Addrs, e.Addrs) ||
 		got.Version != e.Version || got.Instance != e.Instance || got.Key != e.Key || got.Name != e.Name {
 		t.Errorf("got %+v, want %+v", got, e)
 	}
@@ -113,6 +139,7 @@ func TestEntryLengthFieldsRoundTrip(t *testing.T) {
 
 func TestMergeRefusesWhatItsOwnerDidNotSign(t *testing.T) {
 	a, b := newState(t, identity(t, 1), 1, epoch), newState(t, identity(t, 2), 1, epoch)
+	b.SetLinks(meet(a, b.cfg.Self))
 	forged := &Entry{Name: identity(t, 3).Name, Key: identity(t, 3).Key(), Version: 5}
 	forged.sign(identity(t, 2)) // signed by a key that is not its owner's
 	if news, err := a.Merge(b.cfg.Self, append(forged.raw, b.own.raw...)); err != nil || !bytes.Equal(news, b.own.raw) {
@@ -132,6 +159,7 @@ func TestNameBindsToFirstKey(t *testing.T) {
 	first, second := identity(t, 2), identity(t, 3)
 	first.Name, second.Name = peer.Name{0, 0, 0, 0, 0, 9}, peer.Name{0, 0, 0, 0, 0, 9}
 	f, s := newState(t, first, 1, epoch), newState(t, second, 1, epoch.Add(time.Hour))
+	f.SetLinks(meet(a, first.Name))
 	if _, err := a.Merge(first.Name, f.own.raw); err != nil {
 		t.Fatal(err)
 	}
@@ -189,13 +217,20 @@ func TestMergeInAnyOrderConverges(t *testing.T) {
 		s := newState(t, identity(t, i), 1, epoch)
 		deltas = append(deltas, slices.Clone(s.own.raw))
 		for k := range 4 {
-			deltas = append(deltas, s.SetLinks([]Link{{To: identity(t, (i+k+1)%8).Name, Flags: LinkSession, Cost: uint8(8 * k)}}))
+			links := []Link{{To: identity(t, (i+k+1)%8).Name, Flags: LinkSession, Cost: uint8(8 * k)}}
+			if i < 3 || k == 3 { // the others are known only over other peers for a while
+				links = append(links, Link{To: identity(t, 100).Name, Flags: LinkSession})
+			}
+			deltas = append(deltas, s.SetLinks(links))
 		}
 	}
 	var want []byte
 	for range 50 {
 		rng.Shuffle(len(deltas), func(i, j int) { deltas[i], deltas[j] = deltas[j], deltas[i] })
 		s := newState(t, identity(t, 100), 1, epoch)
+		for i := range 8 {
+			meet(s, identity(t, i).Name)
+		}
 		for i, d := range deltas {
 			if j := rng.IntN(len(deltas)); rng.IntN(3) == 0 {
 				if joined := s.Join(d, deltas[j]); joined != nil {
@@ -211,6 +246,9 @@ func TestMergeInAnyOrderConverges(t *testing.T) {
 			if news, err := s.Merge(peer.Name{}, deltas[i]); err != nil || news != nil {
 				t.Fatalf("a delta is new when it is merged again: %x, %v", news, err)
 			}
+		}
+		if len(s.entries) != 9 {
+			t.Fatalf("%d entries, want 9", len(s.entries))
 		}
 		if want == nil {
 			want = s.Digest()
@@ -308,10 +346,10 @@ func TestUnreachablePeerIsForgottenAndNotRelearned(t *testing.T) {
 	m := mesh(t, 3, LinkSession, [2]int{0, 1}, [2]int{1, 2})
 	m[1].SetLinks([]Link{{To: m[0].cfg.Self, Flags: LinkSession}})
 	exchange(t, m[0], m[1])
-	if gone := m[0].Expire(epoch); gone != nil {
+	if gone, _ := m[0].Expire(epoch); gone != nil {
 		t.Errorf("forgotten at once: %v", gone)
 	}
-	if gone := m[0].Expire(epoch.Add(ForgetAfter)); !slices.Equal(gone, []peer.Name{m[2].cfg.Self}) {
+	if gone, _ := m[0].Expire(epoch.Add(ForgetAfter)); !slices.Equal(gone, []peer.Name{m[2].cfg.Self}) {
 		t.Errorf("forgotten: %v", gone)
 	}
 	exchange(t, m[0], m[1])
@@ -328,31 +366,46 @@ func TestUnreachablePeerIsForgottenAndNotRelearned(t *testing.T) {
 }
 
 func TestLargeMeshDigestsByTable(t *testing.T) {
-	fill := func(from, n int) *State {
-		cheap := func(i int) peer.Cheap { return peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}} }
-		name := func(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i)} }
-		s, err := New(Config{Self: name(from), Signer: cheap(from), Verifier: peer.Cheap{}, Book: new(peer.Book), Start: epoch})
+	cheap := func(i int) peer.Cheap { return peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}} }
+	name := func(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i)} }
+	start := func(i, n int) *State { // a chain of stars: 0, 100, 200 and so on are linked
+		s, err := New(Config{Self: name(i), Signer: cheap(i), Verifier: peer.Cheap{}, Book: new(peer.Book), Start: epoch})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range n {
-			o, err := New(Config{Self: name(i), Signer: cheap(i), Verifier: peer.Cheap{}, Book: new(peer.Book), Start: epoch})
-			if err != nil {
-				t.Fatal(err)
+		link := func(j int) {
+			if j >= 0 && j < n && j != i {
+				meet(s, name(j))
 			}
+		}
+		if i%100 != 0 {
+			link(i / 100 * 100)
+			return s
+		}
+		for j := range 100 {
+			link(i + j)
+		}
+		link(i - 100)
+		link(i + 100)
+		return s
+	}
+	fill := func(from, n, most int) *State {
+		s := start(from, most)
+		for i := range n {
 			if i != from {
-				s.Merge(peer.Name{}, o.own.raw)
+				s.SetTime(epoch.Add(time.Duration(i) * time.Second))
+				s.Merge(peer.Name{}, start(i, most).own.raw)
 			}
 		}
 		return s
 	}
-	a, b := fill(0, maxList+100), fill(1, maxList+90)
+	a, b := fill(0, maxList+100, maxList+100), fill(100, maxList+90, maxList+100)
 	d := a.Digest()
 	if d[0] != digestTable {
 		t.Fatal("the digest is a list, want a table")
 	}
 	exchange(t, a, b)
-	if len(b.entries) != len(a.entries) || !bytes.Equal(a.Digest(), b.Digest()) {
+	if len(b.entries) != maxList+100 || !bytes.Equal(a.Digest(), b.Digest()) {
 		t.Errorf("%d and %d entries after an exchange", len(a.entries), len(b.entries))
 	}
 }
@@ -377,7 +430,7 @@ func FuzzEntry(f *testing.F) {
 		if e.ShortID > MaxShortID || e.ShortID != 0 && !e.hasShortID {
 			t.Fatalf("short id %d, has one: %t", e.ShortID, e.hasShortID)
 		}
-		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Nickname: e.Nickname, ShortID: e.ShortID}
+		again := &Entry{Version: e.Version, Name: e.Name, Key: e.Key, Instance: e.Instance, Links: e.Links, Addrs: e.Addrs, Nickname: e.Nickname, ShortID: e.ShortID}
 		again.sign(id)
 		most := n
 		if !e.hasShortID {
@@ -387,7 +440,7 @@ func FuzzEntry(f *testing.F) {
 		if err != nil || m > most {
 			t.Fatalf("encoded again: %d bytes, %v", m, err)
 		}
-		if got.ShortID != e.ShortID || got.Nickname != e.Nickname || !slices.Equal(got.Links, e.Links) {
+		if got.ShortID != e.ShortID || got.Nickname != e.Nickname || !slices.Equal(got.Links, e.Links) || !slices.Equal(got.Addrs, e.Addrs) {
 			t.Fatalf("encoded again: %+v, was %+v", got, e)
 		}
 	})
