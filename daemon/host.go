@@ -76,6 +76,11 @@ func (h *host) openMesh(id *peer.Identity) (err error) {
 	c := h.config.Mesh
 	c.Identity, c.Host, c.Port = id, h.config.Host, uint16(h.config.Port)
 	c.UDPAddr, c.ShortID, c.Log = h.udpAddr, h.shortID, h.log.With("part", "mesh")
+	if c.Bindings, err = loadBindings(h.store); err != nil {
+		h.log.Warn("the state file could not be read in full", "err", err)
+		h.notes = append(h.notes, err.Error())
+	}
+	c.SaveBindings = func(list []peer.Binding) error { return saveBindings(h.store, list) }
 	h.mesh, err = mesh.New(c)
 	return err
 }

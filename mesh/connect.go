@@ -19,6 +19,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/weft-net/weft/mesh/dial"
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
 )
@@ -188,6 +189,9 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 	if err := m.book.Check(h.Name, h.Key); err != nil {
 		return no(session.CodeCollision, "name collision: %v", err)
 	}
+	if t := m.bans.until(h.Name, now); !t.IsZero() {
+		return no(session.CodeOther, "the peer misbehaved and gets no session for another %v", t.Sub(now).Round(time.Second))
+	}
 	old := m.direct(h.Name)
 	switch {
 	case old == nil:
@@ -209,6 +213,10 @@ var errDuplicate = errors.New("there is already a session with this peer")
 // one with the lower ID.
 func (m *Mesh) adopt(c *session.Conn) error {
 	n := newNeighbour(c)
+	n.gossip = make(map[uint8]chan []byte)
+	for id := range m.channels {
+		n.gossip[id] = make(chan []byte, 1)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
@@ -232,7 +240,8 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		old.terminate(errDuplicate)
 	}
 	m.setNeighbour(n.name, n)
-	m.engine.NeighbourUp(n.name)
+	m.book.Hold(n.name)
+	m.onAllChannels(func(e *gossip.Engine) { e.NeighbourUp(n.name) })
 	m.maker.SessionUp(n.name)
 	up := Neighbour{Name: n.name, Nickname: c.Peer.Nickname, Addr: n.addr(), Secret: c.Secret, Dialled: c.Dialled, Instance: c.Peer.Instance}
 	m.events = append(m.events, func(o Observer) {
@@ -243,7 +252,8 @@ func (m *Mesh) adopt(c *session.Conn) error {
 	m.wg.Add(2)
 	go m.read(n)
 	go m.write(n)
-	m.wakeLoop()
+	m.updateClock()
+	m.linksChanged()
 	return nil
 }
 
@@ -275,7 +285,8 @@ func (m *Mesh) detach(n *neighbour) bool {
 	}
 	m.setNeighbour(n.name, nil)
 	if !n.relayed {
-		m.engine.NeighbourDown(n.name)
+		m.book.Release(n.name)
+		m.onAllChannels(func(e *gossip.Engine) { e.NeighbourDown(n.name) })
 	}
 	delete(m.data, n.name)
 	name := n.name
@@ -302,7 +313,7 @@ func (m *Mesh) drop(n *neighbour) {
 		m.counters.terminations.Add(1)
 		m.log.Info("session down", "peer", n.name, "nickname", n.Peer.Nickname, "err", n.err())
 	}
-	m.wakeLoop()
+	m.linksChanged()
 }
 
 // ownAddrs returns the addresses at which this peer may be dialled: those that it

@@ -21,10 +21,10 @@
 //
 // # Goroutines
 //
-// Run starts one loop, one acceptor, and for each session a reader and a writer.
-// All of them change the state behind mu in short steps. Nobody touches a socket or
-// makes a callback while holding mu. Code that only reads uses the View, which is
-// immutable.
+// Run starts one loop, one acceptor, one goroutine for each gossip channel, one for the
+// topology and its routes, and for each session a reader and a writer. They change the
+// state behind mu in short steps. Nobody touches a socket or a disk, makes a callback or
+// merges gossip while holding mu. Code that only reads uses the View, which is immutable.
 package mesh
 
 import (
@@ -105,6 +105,10 @@ type Config struct {
 	// ShortID is the first short id to try, 0 for one that is derived from the
 	// name. Routes has the short id that the peer gets in the end.
 	ShortID uint16
+	// Bindings are the keys of overridden names, as SaveBindings got them in an earlier
+	// run. SaveBindings keeps them after each change, nil for not at all; it may block.
+	Bindings     []peer.Binding
+	SaveBindings func([]peer.Binding) error
 	// Advertise is the list of addresses at which members dial this peer. If it is
 	// nil, they are the addresses that this peer uses and those at which its
 	// neighbours see it.
@@ -163,6 +167,10 @@ type Mesh struct {
 	// Constant once Run is called.
 
 	handlers [256]func(from peer.Name, msg []byte)
+	channels map[uint8]*gossipChannel
+	order    []*gossipChannel // the channels in order of number
+	topo     *topology.State  // guarded by the state of its channel
+	book     names
 
 	// Atomic.
 
@@ -172,16 +180,16 @@ type Mesh struct {
 	neighbours atomic.Pointer[map[peer.Name]*neighbour]
 	counters   counters
 
-	// loopWake starts the next round of the loop.
-	loopWake chan struct{}
+	topologyStats atomic.Pointer[topology.Stats]
+	clockOffset   atomic.Int64 // what most peers' clocks show more than that of this host
 
-	// Guarded by mu. It is not held during I/O or callbacks. Gossip channels may take
-	// their own lock while it is held. So a channel that holds its lock must not call
-	// methods of Mesh that take mu; Announce, Send and View do not.
+	// loopWake, topologyWake and saverWake start the next round of their goroutines.
+	loopWake, topologyWake, saverWake chan struct{}
+
+	// Guarded by mu. It is not held during I/O, merges or callbacks. Gossip channels are
+	// called without it, so they may call all methods of Mesh while they hold their own
+	// lock, if nobody waits for that lock in a handler or an Observer.
 	mu           sync.Mutex
-	topo         *topology.State
-	book         *peer.Book
-	engine       *gossip.Engine
 	maker        *dial.Maker
 	data         map[peer.Name]dataLink // the state of links that the router reported
 	events       []func(Observer)
@@ -189,10 +197,8 @@ type Mesh struct {
 	punches      int                       // number of requests
 	pendingAddrs map[peer.Name]pendingAddr // addresses of peers whose relayed session is not up yet
 	problems     problems
+	bans         bans
 	closing      bool
-
-	announceMu sync.Mutex // no other lock is taken while it is held
-	announced  []announcement
 
 	wg sync.WaitGroup // of all goroutines
 }
@@ -203,15 +209,11 @@ type dataLink struct {
 	changed time.Time // of up
 }
 
-type announcement struct {
-	channel uint8
-	delta   []byte
-}
-
 type counters struct {
 	terminations  atomic.Uint64
 	relayed       atomic.Uint64
 	unicastDrops  atomic.Uint64
+	misbehaved    atomic.Uint64
 	handshakeFail [session.CodeOther + 1]atomic.Uint64
 }
 
@@ -219,8 +221,8 @@ type counters struct {
 func New(cfg Config) (*Mesh, error) {
 	m := &Mesh{
 		cfg: cfg, log: cfg.Log, self: cfg.Identity.Name,
-		loopWake: make(chan struct{}, 1),
-		book:     new(peer.Book),
+		loopWake: make(chan struct{}, 1), topologyWake: make(chan struct{}, 1), saverWake: make(chan struct{}, 1),
+		channels: make(map[uint8]*gossipChannel),
 		data:     make(map[peer.Name]dataLink),
 	}
 	var seed [32]byte
@@ -230,16 +232,19 @@ func New(cfg Config) (*Mesh, error) {
 	m.instance = binary.BigEndian.Uint64(seed[:])
 	rng := rand.New(rand.NewChaCha8(seed))
 	m.start = time.Now()
+	for _, err := range m.book.load(cfg.Bindings) {
+		m.log.Warn("a stored key is not used", "err", err)
+	}
 	var err error
 	m.topo, err = topology.New(topology.Config{
 		Self: m.self, Nickname: cfg.Nickname, Instance: m.instance, Signer: cfg.Identity,
-		Verifier: peer.Ed25519{}, Book: m.book, Start: m.start, ShortID: cfg.ShortID,
+		Verifier: peer.Ed25519{}, Book: &m.book, Start: m.start, ShortID: cfg.ShortID,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the mesh as %s: %w", m.self, err)
 	}
-	m.engine = gossip.NewEngine(rng)
-	m.engine.Register(ChannelTopology, m.topo)
+	m.topologyStats.Store(&topology.Stats{})
+	m.Register(ChannelTopology, m.topo)
 	m.maker = dial.New(m.self, cfg.ConnLimit, cfg.Discover, rng)
 	for _, t := range cfg.Targets {
 		m.maker.AddTarget(t)
@@ -250,7 +255,9 @@ func New(cfg Config) (*Mesh, error) {
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
 	m.relayedTries = make(map[peer.Name]*relayedTry)
 	m.pendingAddrs = make(map[peer.Name]pendingAddr)
-	m.refreshView()
+	v := m.newView()
+	v.computeRoutes()
+	m.view.Store(v)
 	if err := m.listen(); err != nil {
 		return nil, err
 	}
@@ -310,7 +317,13 @@ func (m *Mesh) prepareHandshakes() error {
 
 // Register adds a replicated state under the number of its channel. Call it before
 // Run.
-func (m *Mesh) Register(channel uint8, c gossip.Channel) { m.engine.Register(channel, c) }
+func (m *Mesh) Register(channel uint8, c gossip.Channel) {
+	if m.channels[channel] != nil {
+		panic(fmt.Sprintf("mesh: channel %d registered twice", channel))
+	}
+	m.channels[channel] = newChannel(m, channel, c, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	m.order = m.orderedChannels()
+}
 
 // Handle registers f for unicast messages of a kind. f owns the message. It is called
 // by the readers of sessions, so it must not block. Call Handle before Run.
@@ -326,8 +339,13 @@ func (m *Mesh) Close() {
 // Run drives the mesh until ctx is done. Then it says goodbye to the other peers, and
 // returns after all its goroutines have ended.
 func (m *Mesh) Run(ctx context.Context, o Observer) error {
-	m.wg.Add(1)
+	m.wg.Add(3 + len(m.order))
 	go m.accept(ctx)
+	go m.topologyLoop(ctx)
+	go m.save(ctx)
+	for _, g := range m.order {
+		go g.run(ctx)
+	}
 	m.loop(ctx, o)
 
 	m.mu.Lock()

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/poll"
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
@@ -73,7 +74,17 @@ func TestMain(m *testing.M) {
 
 type option func(*Config)
 
+// register makes a node have a channel, too. It is not an option, because a Config has no
+// channels.
+func register(id uint8, c gossip.Channel) func(*node) { return func(n *node) { n.Register(id, c) } }
+
 func start(t *testing.T, opts ...option) *node {
+	t.Helper()
+	return startWith(t, nil, opts...)
+}
+
+// startWith calls prepare before the node runs.
+func startWith(t *testing.T, prepare []func(*node), opts ...option) *node {
 	t.Helper()
 	id, err := peer.NewIdentity(rand.Reader)
 	if err != nil {
@@ -94,6 +105,9 @@ func start(t *testing.T, opts ...option) *node {
 		defer n.mu.Unlock()
 		n.got = append(n.got, fmt.Sprintf("%s %s", from, msg))
 	})
+	for _, f := range prepare {
+		f(n)
+	}
 	// The context of the test ends before its cleanups begin, so all nodes stop at
 	// the same time: each takes up to a second to tell the others.
 	ctx, cancel := context.WithCancel(t.Context())

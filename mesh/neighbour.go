@@ -61,7 +61,8 @@ type neighbour struct {
 
 	// Safe for concurrent use.
 
-	control       chan []byte // records ready to send
+	control       chan []byte           // records ready to send
+	gossip        map[uint8]chan []byte // by channel, the next message; constant
 	writerWake    chan struct{}
 	pings         chan byte     // a record type: recPing or recAlive, which is not answered
 	done          chan struct{} // closed by terminate
@@ -75,6 +76,16 @@ type neighbour struct {
 	linked        atomic.Bool  // the router's link with it is up
 	// punchedAddr is the address of a relayed neighbour that the router got.
 	punchedAddr atomic.Pointer[netip.AddrPort]
+}
+
+// ended reports whether the session has ended.
+func (n *neighbour) ended() bool {
+	select {
+	case <-n.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func newNeighbour(c *session.Conn) *neighbour {
@@ -228,21 +239,30 @@ func (m *Mesh) write(n *neighbour) {
 				return
 			}
 		case <-n.writerWake:
-			if n.relayed {
-				continue // no gossip: the sessions that carry this one gossip already
-			}
-			m.mu.Lock()
-			msg := m.engine.Next(n.name)
-			m.mu.Unlock()
+			g, msg := m.nextGossip(n)
 			if msg == nil {
 				continue
 			}
 			if !send(append([]byte{recGossip}, msg...)) {
 				return
 			}
+			g.taken(n.name)
 			n.wakeWriter()
 		}
 	}
+}
+
+// nextGossip returns the next gossip message for a neighbour and its channel, nil if there
+// is none now. A relayed session has none: the sessions that carry it gossip already.
+func (m *Mesh) nextGossip(n *neighbour) (*gossipChannel, []byte) {
+	for _, g := range m.order {
+		select {
+		case msg := <-n.gossip[g.id]:
+			return g, msg
+		default:
+		}
+	}
+	return nil, nil
 }
 
 // read handles the records of the neighbour until the session ends.
@@ -291,23 +311,7 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 			}
 		}
 	case recGossip:
-		if n.relayed {
-			return errors.New("gossip over a relayed session")
-		}
-		m.mu.Lock()
-		m.topo.SetTime(time.Now())
-		changed, err := m.engine.Receive(n.name, body)
-		dirty := m.engine.Dirty()
-		m.mu.Unlock()
-		m.wakeWriters(dirty)
-		if changed {
-			m.wakeLoop()
-		}
-		if err != nil {
-			if m.recordProblem(fmt.Sprintf("gossip refused, from %s: %v", m.displayName(n.name), err)) {
-				m.log.Warn("gossip refused", "from", n.name, "err", err)
-			}
-		}
+		return m.receiveGossip(n, body)
 	case recUnicast:
 		m.unicast(n, body)
 	case recBye:

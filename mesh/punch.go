@@ -59,7 +59,7 @@ func (m *Mesh) punch(from peer.Name, msg []byte) {
 		if n := (*m.neighbours.Load())[about]; n != nil && n.relayed {
 			m.setPunchedAddr(n, addr)
 			m.wakeLoop()
-		} else if m.topo.Entry(about) != nil {
+		} else if m.view.Load().byName[about] != nil {
 			m.pendingAddrs[about] = pendingAddr{addr, time.Now()} // so far the session is up only at the far end
 		}
 	}

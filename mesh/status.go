@@ -32,7 +32,11 @@ type Status struct {
 	Terminations             uint64
 	Relayed                  uint64
 	UnicastDrops             uint64
-	HandshakeFailures        map[string]uint64 // by session.Code
+	// Misbehaved counts the sessions ended because the peer sent what no honest peer
+	// sends. Topology has the limits of what members can make this peer store.
+	Misbehaved        uint64
+	Topology          topology.Stats
+	HandshakeFailures map[string]uint64 // by session.Code
 }
 
 // SessionStatus is one session.
@@ -75,7 +79,8 @@ func (m *Mesh) Status() Status {
 		Authenticated: len(m.cfg.Passwords) > 0, ProtocolMin: m.hs.Min, ProtocolMax: m.hs.Max,
 		Discover: m.cfg.Discover, ConnLimit: m.cfg.ConnLimit,
 		Terminations: m.counters.terminations.Load(), Relayed: m.counters.relayed.Load(),
-		UnicastDrops: m.counters.unicastDrops.Load(), HandshakeFailures: make(map[string]uint64),
+		UnicastDrops: m.counters.unicastDrops.Load(), Misbehaved: m.counters.misbehaved.Load(), Topology: *m.topologyStats.Load(),
+		HandshakeFailures: make(map[string]uint64),
 	}
 	for c := session.CodeVersion; c <= session.CodeOther; c++ {
 		s.HandshakeFailures[c.String()] = m.counters.handshakeFail[c].Load()
@@ -99,7 +104,7 @@ func (m *Mesh) Status() Status {
 	defer m.mu.Unlock()
 	s.Targets = m.maker.Targets()
 	s.Candidates = m.maker.Status()
-	s.Gossip = m.engine.Stats()
+	s.Gossip = m.gossipStats()
 	s.Problems = m.problems.list()
 	return s
 }

@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"maps"
 	"slices"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -14,29 +13,14 @@ type View struct {
 	data      *topology.Routes // over data links
 	graph     *topology.Graph
 	entries   []*topology.Entry
+	byName    map[peer.Name]*topology.Entry
 	nicknames map[peer.Name]string
+
+	generation uint64 // of the topology
 }
 
 // maxNicknames is how many nicknames are kept before those of lost peers are dropped.
 const maxNicknames = 1 << 14
-
-// refreshView is called with mu held, or before Run.
-func (m *Mesh) refreshView() {
-	g := m.topo.Graph()
-	v := &View{
-		control: g.Routes(topology.LinkSession), data: g.Routes(topology.LinkData),
-		graph: g, entries: slices.Clone(m.topo.Entries()), nicknames: make(map[peer.Name]string),
-	}
-	// The nicknames of lost peers are kept, so that users can name them, for example
-	// to remove them.
-	if old := m.view.Load(); old != nil && len(old.nicknames) < maxNicknames {
-		maps.Copy(v.nicknames, old.nicknames)
-	}
-	for _, e := range v.entries {
-		v.nicknames[e.Name] = e.Nickname
-	}
-	m.view.Store(v)
-}
 
 // View returns the present knowledge of the mesh.
 func (m *Mesh) View() *View { return m.view.Load() }

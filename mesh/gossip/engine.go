@@ -154,6 +154,15 @@ func (e *Engine) Compare(id uint8) {
 	}
 }
 
+// CompareWith is Compare for one neighbour. Call it after a message of the neighbour was
+// lost.
+func (e *Engine) CompareWith(id uint8, n peer.Name) {
+	if nb := e.neighbours[n]; nb != nil && nb.out[id] != nil {
+		nb.out[id].sum = true
+		e.dirty[n] = true
+	}
+}
+
 // Tick compares the state with two neighbours every repairEvery.
 func (e *Engine) Tick(now time.Time) {
 	if now.Before(e.nextRepair) {

@@ -169,7 +169,7 @@ func suiteName(s noise.CipherSuite) string {
 }
 
 func (s *handshaker) hello() []byte {
-	h := Hello{Name: s.cfg.Self, Instance: s.cfg.Instance, Port: s.cfg.Port, Nickname: s.cfg.Nickname}
+	h := Hello{Name: s.cfg.Self, Instance: s.cfg.Instance, Clock: time.Now(), Port: s.cfg.Port, Nickname: s.cfg.Nickname}
 	if a, ok := s.nc.RemoteAddr().(*net.TCPAddr); ok {
 		ap := a.AddrPort()
 		h.Seen = netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
 )
 
 const (
 	helloFormat  = 1
-	helloFixed   = 1 + peer.NameLen + len(peer.Key{}) + peer.SignatureLen + 8 + 2 + 1 + 18
+	helloFixed   = 1 + peer.NameLen + len(peer.Key{}) + peer.SignatureLen + 8 + 8 + 2 + 1 + 18
 	maxNickname  = 128
 	signDomain   = "weft session static key"
 	staticKeyLen = 32
@@ -19,15 +20,16 @@ const (
 
 // Hello describes a peer in the handshake.
 //
-//	format u8 | name 6 | key 32 | signature 64 | instance u64 | port u16 | flags u8 |
-//	seen: IP 16, port u16 | nickname: length u8, UTF-8 | fields of later versions
+//	format u8 | name 6 | key 32 | signature 64 | instance u64 | clock u64 | port u16 |
+//	flags u8 | seen: IP 16, port u16 | nickname: length u8, UTF-8 | fields of later versions
 //
-// The signature is made with key over the X25519 key of the handshake. IPv4 addresses are
+// The clock is that of the sender, in microseconds since 1970. The signature is made with key over the X25519 key of the handshake. IPv4 addresses are
 // in IPv6-mapped form.
 type Hello struct {
 	Name     peer.Name
 	Key      peer.Key
 	Instance uint64 // drawn at random at each launch
+	Clock    time.Time
 	// Port is the number of the TCP port on which the peer listens, and of its UDP port
 	// for frames.
 	Port uint16
@@ -44,6 +46,7 @@ func (h *Hello) append(b []byte, s peer.Signer, static []byte) []byte {
 	sig := s.Sign(signDomain, static)
 	b = append(b, sig[:]...)
 	b = binary.BigEndian.AppendUint64(b, h.Instance)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.Clock.UnixMicro()))
 	b = binary.BigEndian.AppendUint16(b, h.Port)
 	b = append(b, 0)
 	ip := h.Seen.Addr().As16()
@@ -76,11 +79,13 @@ func parseHello(b []byte, v peer.Verifier, static []byte) (*Hello, error) {
 	}
 	b = b[peer.SignatureLen:]
 	h.Instance = binary.BigEndian.Uint64(b)
-	h.Port = binary.BigEndian.Uint16(b[8:])
-	if ip := netip.AddrFrom16([16]byte(b[11:27])); !ip.IsUnspecified() {
-		h.Seen = netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(b[27:]))
+	h.Clock = time.UnixMicro(int64(binary.BigEndian.Uint64(b[8:]) &^ (1 << 63)))
+	b = b[16:]
+	h.Port = binary.BigEndian.Uint16(b)
+	if ip := netip.AddrFrom16([16]byte(b[3:19])); !ip.IsUnspecified() {
+		h.Seen = netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(b[19:]))
 	}
-	h.Nickname = string(b[30 : 30+int(b[29])])
+	h.Nickname = string(b[22 : 22+int(b[21])])
 	if h.Name.IsZero() || h.Name == peer.Broadcast || h.Name[0]&1 != 0 {
 		return nil, fmt.Errorf("hello of peer %s: the name is reserved", h.Name)
 	}

@@ -1,0 +1,43 @@
+package daemon
+
+import (
+	"fmt"
+
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// keyBindings holds the keys to which names given by users (--name) are bound: for each a
+// name of 6 bytes and a key of 32. A router that starts again so still knows to whom the
+// name of a host that is away belongs.
+const keyBindings = "name-keys"
+
+const bindingLen = peer.NameLen + len(peer.Key{})
+
+// loadBindings returns the bindings of the last run. Damage costs only them.
+func loadBindings(st *store.Store) ([]peer.Binding, error) {
+	b, err := st.Get(bucketDaemon, []byte(keyBindings))
+	if err != nil {
+		return nil, fmt.Errorf("read the keys of names given by users: %w", err)
+	}
+	if len(b)%bindingLen != 0 {
+		return nil, fmt.Errorf("read the keys of names given by users: %d bytes, not a multiple of %d", len(b), bindingLen)
+	}
+	var list []peer.Binding
+	for ; len(b) > 0; b = b[bindingLen:] {
+		list = append(list, peer.Binding{Name: peer.NameFromBytes(b), Key: peer.Key(b[peer.NameLen:bindingLen])})
+	}
+	return list, nil
+}
+
+func saveBindings(st *store.Store, list []peer.Binding) error {
+	b := make([]byte, 0, len(list)*bindingLen)
+	for _, e := range list {
+		b = append(b, e.Name[:]...)
+		b = append(b, e.Key[:]...)
+	}
+	if err := st.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyBindings), Value: b}}); err != nil {
+		return fmt.Errorf("keep the keys of names given by users: %w", err)
+	}
+	return nil
+}
