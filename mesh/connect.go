@@ -22,6 +22,7 @@ import (
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/mesh/topology"
 )
 
 // maxHandshakes is the largest number of concurrent handshakes with diallers. More
@@ -302,7 +303,7 @@ func (m *Mesh) drop(n *neighbour) {
 	if attached && !n.relayed {
 		m.maker.SessionDown(n.name, now.Sub(n.since), n.err(), now)
 		if n.saidGoodbye.Load() {
-			m.maker.MemberLeft(n.name)
+			m.maker.MemberLeft(n.name, now)
 		}
 	}
 	m.mu.Unlock()
@@ -345,8 +346,7 @@ func (m *Mesh) ownAddrs() []netip.AddrPort {
 		}
 	}
 	slices.SortFunc(addrs, netip.AddrPort.Compare)
-	const most = 12
-	return addrs[:min(len(addrs), most)]
+	return addrs[:min(len(addrs), topology.MaxAddrs)]
 }
 
 func addrPortOf(a net.Addr) netip.AddrPort {

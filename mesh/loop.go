@@ -73,7 +73,6 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 	for _, f := range events {
 		f(o)
 	}
-	m.members.SetAddrs(m.ownAddrs())
 	return next
 }
 
@@ -119,13 +118,14 @@ func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 
 // memberChanged is called by the member list.
 func (m *Mesh) memberChanged(e member.Event) {
-	now := time.Now()
 	m.mu.Lock()
-	if e.Alive {
-		m.maker.Member(e.Peer, e.Addrs, now)
-	} else {
-		m.maker.MemberLost(e.Peer, now)
-	}
+	m.maker.Hint(e.Peer, e.Alive, time.Now())
 	m.mu.Unlock()
 	m.wakeLoop()
+}
+
+// knownPeer reports whether a peer is in the topology or has a session. Others do not become
+// members.
+func (m *Mesh) knownPeer(n peer.Name) bool {
+	return m.view.Load().byName[n] != nil || m.direct(n) != nil
 }

@@ -109,6 +109,10 @@ type Config struct {
 	// run. SaveBindings keeps them after each change, nil for not at all; it may block.
 	Bindings     []peer.Binding
 	SaveBindings func([]peer.Binding) error
+	// Refuse returns why there may be no session with a host at an address, nil if there
+	// may be one. Neither are connections from such an address accepted, nor are members
+	// dialled there. Targets are not checked. It is called often, from any goroutine.
+	Refuse func(netip.Addr) error
 	// Advertise is the list of addresses at which members dial this peer. If it is
 	// nil, they are the addresses that this peer uses and those at which its
 	// neighbours see it.
@@ -120,6 +124,8 @@ type Config struct {
 	// this program speaks.
 	ProtocolMin, ProtocolMax uint8
 	Log                      *slog.Logger
+
+	dialLoopback bool // dial members on loopback, which tests need
 }
 
 // Neighbour is a peer with which there is a session, direct or relayed.
@@ -181,10 +187,13 @@ type Mesh struct {
 	counters   counters
 
 	topologyStats atomic.Pointer[topology.Stats]
+	loopback      atomic.Bool  // members may be dialled on loopback
 	clockOffset   atomic.Int64 // what most peers' clocks show more than that of this host
 
 	// loopWake, topologyWake and saverWake start the next round of their goroutines.
 	loopWake, topologyWake, saverWake chan struct{}
+
+	hostAddrs hostAddrs // of the goroutine of the topology
 
 	// Guarded by mu. It is not held during I/O, merges or callbacks. Gossip channels are
 	// called without it, so they may call all methods of Mesh while they hold their own
@@ -249,6 +258,7 @@ func New(cfg Config) (*Mesh, error) {
 	for _, t := range cfg.Targets {
 		m.maker.AddTarget(t)
 	}
+	m.allowLoopback(cfg.Targets)
 	if err := m.prepareHandshakes(); err != nil {
 		return nil, err
 	}
@@ -261,7 +271,7 @@ func New(cfg Config) (*Mesh, error) {
 	if err := m.listen(); err != nil {
 		return nil, err
 	}
-	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Notify: m.memberChanged,
+	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Known: m.knownPeer, Notify: m.memberChanged,
 		SendPacket: m.sender(KindMember), SendStream: m.sender(KindMemberStream)})
 	if err != nil {
 		m.listener.Close()
@@ -368,6 +378,7 @@ func (m *Mesh) Run(ctx context.Context, o Observer) error {
 
 // SetTargets replaces the targets.
 func (m *Mesh) SetTargets(targets []string) {
+	m.allowLoopback(targets)
 	m.mu.Lock()
 	for _, t := range targets {
 		m.maker.AddTarget(t)

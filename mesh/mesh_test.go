@@ -90,7 +90,7 @@ func startWith(t *testing.T, prepare []func(*node), opts ...option) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{Identity: id, Nickname: "n", Discover: true, ConnLimit: 100,
+	cfg := Config{Identity: id, Nickname: "n", Discover: true, ConnLimit: 100, dialLoopback: true,
 		Log: slog.New(slog.DiscardHandler)}
 	for _, o := range opts {
 		o(&cfg)

@@ -130,7 +130,9 @@ func (m *Mesh) publishView(v *View) {
 	m.view.Store(v)
 	relays := v.relays()
 	m.onAllChannels(func(e *gossip.Engine) { e.SetRelays(relays) })
+	addrs := m.memberAddrs(v)
 	m.mu.Lock()
+	m.maker.Members(addrs, time.Now())
 	m.events = append(m.events, func(o Observer) {
 		o.RoutesChanged(v.data)
 		o.ViewChanged(v)

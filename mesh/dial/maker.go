@@ -34,6 +34,21 @@ const (
 	// LostMemberTTL is how long a lost member is still dialled, so that a partition
 	// heals by itself.
 	LostMemberTTL = time.Hour
+	// leftPause is how long a member that said goodbye is not dialled if the mesh still
+	// knows it: it may be starting again.
+	leftPause = 10 * time.Second
+)
+
+const (
+	// maxMembers bounds the members that are candidates. If there are more, those that
+	// were lost make room, and then the new ones are not dialled.
+	maxMembers = 4096
+	// maxDials is how many attempts at members are in progress at a time, and how many at
+	// targets.
+	maxDials = 16
+	// blockedDelay is how long a candidate waits that may not be dialled because of a
+	// limit.
+	blockedDelay = 200 * time.Millisecond
 )
 
 // State is the state of a candidate.
@@ -71,14 +86,18 @@ type Key struct {
 
 type candidate struct {
 	addrs   []string
-	next    int // of addrs
+	hosts   []netip.Addr // of addrs; of a member
+	dialled netip.Addr   // of the attempt in progress; of a member
+	next    int          // of addrs
 	peer    peer.Name
 	state   State
 	delay   time.Duration
 	retry   time.Time
 	err     error
 	alive   bool
+	suspect bool      // the member list says that it is lost
 	expires time.Time // zero: never
+	left    time.Time // until when it is not dialled because it said goodbye
 }
 
 // Maker holds the candidates. It is not safe for concurrent use.
@@ -88,14 +107,17 @@ type Maker struct {
 	discover bool
 	rng      *rand.Rand
 	all      map[Key]*candidate
+	members  int // candidates that are members
 	sessions map[peer.Name]bool
+
+	destinations map[netip.Addr]*destination
 }
 
 // New returns a Maker for a peer that holds at most limit sessions (0: any
 // number) and dials members if discover is set.
 func New(self peer.Name, limit int, discover bool, rng *rand.Rand) *Maker {
 	return &Maker{self: self, limit: limit, discover: discover, rng: rng,
-		all: make(map[Key]*candidate), sessions: make(map[peer.Name]bool)}
+		all: make(map[Key]*candidate), sessions: make(map[peer.Name]bool), destinations: make(map[netip.Addr]*destination)}
 }
 
 // AddTarget adds an address to connect to. If it exists already it is tried at once.
@@ -131,14 +153,24 @@ func (m *Maker) Targets() []string {
 	return t
 }
 
-// Member records that a peer is in the mesh and where it may be dialled.
+// Member records that a peer is in the mesh and where it says itself that it may be
+// dialled.
 func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
-	if !m.discover || n == m.self || len(addrs) == 0 {
+	if !m.discover || n == m.self {
 		return
 	}
 	k := Key{peer: n}
 	c := m.all[k]
+	if len(addrs) == 0 {
+		if c != nil {
+			m.remove(k)
+		}
+		return
+	}
 	if c == nil {
+		if m.members >= maxMembers && !m.removeLost() {
+			return
+		}
 		// The peer with the higher name waits a little, so that the two do not dial
 		// each other at the same moment.
 		c = &candidate{peer: n}
@@ -149,19 +181,80 @@ func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
 			c.state = Connected
 		}
 		m.all[k] = c
+		m.members++
 	}
-	c.addrs = c.addrs[:0]
+	m.claim(c, -1)
+	c.addrs, c.hosts = c.addrs[:0], hostsOf(addrs)
 	for _, a := range addrs {
 		c.addrs = append(c.addrs, a.String())
 	}
-	c.alive, c.expires = true, time.Time{}
+	m.claim(c, 1)
+	if c.left.IsZero() {
+		c.alive, c.expires = true, time.Time{}
+	}
 }
 
-// MemberLost records that the mesh lost a peer, which crashed or was cut off. It
-// is still dialled for KeepLost.
+// remove drops a candidate.
+func (m *Maker) remove(k Key) {
+	c := m.all[k]
+	if k.target == "" {
+		m.members--
+		m.end(c, false, time.Time{})
+		m.claim(c, -1)
+	}
+	delete(m.all, k)
+}
+
+// end counts the end of an attempt at a member.
+func (m *Maker) end(c *candidate, answered bool, now time.Time) {
+	if d := m.destinations[c.dialled]; d != nil {
+		d.done(answered, now)
+		if d.claims <= 0 && d.active == 0 {
+			delete(m.destinations, c.dialled)
+		}
+	}
+	c.dialled = netip.Addr{}
+}
+
+// removeLost drops the member that was lost first, and reports whether there was one.
+func (m *Maker) removeLost() bool {
+	var first Key
+	for k, c := range m.all {
+		if c.expires.IsZero() || m.sessions[k.peer] {
+			continue
+		}
+		if f := m.all[first]; f == nil || c.expires.Before(f.expires) || c.expires.Equal(f.expires) && k.peer.Compare(first.peer) < 0 {
+			first = k
+		}
+	}
+	if m.all[first] == nil {
+		return false
+	}
+	m.remove(first)
+	return true
+}
+
+// Members replaces the members: those that are not in addrs are lost.
+func (m *Maker) Members(addrs map[peer.Name][]netip.AddrPort, now time.Time) {
+	for k := range m.all {
+		if _, known := addrs[k.peer]; !known && k.target == "" {
+			m.MemberLost(k.peer, now)
+		}
+	}
+	for _, n := range slices.SortedFunc(maps.Keys(addrs), peer.Name.Compare) {
+		m.Member(n, addrs[n], now)
+	}
+}
+
+// MemberLost records that no path leads to a peer, which crashed or was cut off. It is still
+// dialled for LostMemberTTL.
 func (m *Maker) MemberLost(n peer.Name, now time.Time) {
 	c := m.all[Key{peer: n}]
 	if c == nil {
+		return
+	}
+	if !c.left.IsZero() {
+		m.remove(Key{peer: n})
 		return
 	}
 	c.alive = false
@@ -170,15 +263,34 @@ func (m *Maker) MemberLost(n peer.Name, now time.Time) {
 	}
 }
 
-// MemberLeft records that a peer said goodbye. It is not dialled any more.
-func (m *Maker) MemberLeft(n peer.Name) { delete(m.all, Key{peer: n}) }
+// Hint records what the member list says about a member. It speeds attempts up or slows
+// them down, and makes nobody a candidate.
+func (m *Maker) Hint(n peer.Name, alive bool, now time.Time) {
+	c := m.all[Key{peer: n}]
+	if c == nil || c.suspect == !alive {
+		return
+	}
+	c.suspect = !alive
+	if alive && c.state == Waiting {
+		c.delay, c.retry = 0, now.Add(m.jitter(FirstDelay))
+	}
+}
+
+// MemberLeft records that a peer said goodbye. It is not dialled unless the mesh still knows
+// it after a while.
+func (m *Maker) MemberLeft(n peer.Name, now time.Time) {
+	if c := m.all[Key{peer: n}]; c != nil {
+		c.left = now.Add(leftPause)
+		c.state, c.retry = Waiting, c.left
+	}
+}
 
 // SessionUp records that there is a session with n, whichever end dialled.
 func (m *Maker) SessionUp(n peer.Name) {
 	m.sessions[n] = true
 	for k, c := range m.all {
 		if c.peer == n && (k.target == "" || c.state == Dialling) {
-			c.state, c.err = Connected, nil
+			c.state, c.err, c.left = Connected, nil, time.Time{}
 		}
 	}
 }
@@ -206,6 +318,9 @@ func (m *Maker) Done(k Key, n peer.Name, err error, now time.Time) {
 	if c == nil {
 		return // forgotten in the meantime
 	}
+	if k.target == "" {
+		m.end(c, !n.IsZero(), now)
+	}
 	switch {
 	case k.target == "" && !n.IsZero() && n != k.peer:
 		err = fmt.Errorf("peer %s answers at %s", n, c.addrs[c.next%len(c.addrs)])
@@ -230,7 +345,7 @@ func (m *Maker) Done(k Key, n peer.Name, err error, now time.Time) {
 
 func (m *Maker) wait(c *candidate, now time.Time) {
 	most := MaxDelay
-	if c.alive {
+	if c.alive && !c.suspect {
 		most = MaxDelayAlive
 	}
 	if c.delay == 0 {
@@ -248,13 +363,14 @@ func (m *Maker) jitter(d time.Duration) time.Duration {
 
 // Tick returns the attempts to start now.
 func (m *Maker) Tick(now time.Time) []Attempt {
-	busy := len(m.sessions)
+	busy, dials := len(m.sessions), [2]int{} // attempts at members and at targets
 	for k, c := range m.all {
 		if c.state == Dialling {
 			busy++
+			dials[k.kind()]++
 		}
 		if !c.expires.IsZero() && now.After(c.expires) && !m.sessions[k.peer] {
-			delete(m.all, k)
+			m.remove(k)
 		}
 	}
 	var due []Key
@@ -264,24 +380,65 @@ func (m *Maker) Tick(now time.Time) []Attempt {
 		case m.sessions[c.peer]:
 			c.state, c.err = Connected, nil
 		case !now.Before(c.retry):
+			c.left = time.Time{} // the mesh still knows it
 			due = append(due, k)
 		}
 	}
 	// Targets first, then in order of name, so that equal seeds give equal runs.
 	slices.SortFunc(due, func(a, b Key) int {
-		return cmp.Or(cmp.Compare(b.target, a.target), a.peer.Compare(b.peer))
+		return cmp.Or(cmp.Compare(b.target, a.target), m.all[a].retry.Compare(m.all[b].retry), a.peer.Compare(b.peer))
 	})
 	var out []Attempt
 	for _, k := range due {
 		if m.limit > 0 && busy >= m.limit {
 			break
 		}
-		busy++
 		c := m.all[k]
+		if dials[k.kind()] >= maxDials {
+			c.retry = now.Add(blockedDelay)
+			continue
+		}
+		if at := m.begin(k, c, now); at.After(now) {
+			c.retry = at
+			continue
+		}
+		busy++
+		dials[k.kind()]++
 		c.state = Dialling
 		out = append(out, Attempt{k, c.addrs[c.next%len(c.addrs)]})
 	}
 	return out
+}
+
+// kind returns 0 for a member and 1 for a target.
+func (k Key) kind() int {
+	if k.target != "" {
+		return 1
+	}
+	return 0
+}
+
+// begin counts an attempt at the next address of a candidate, skipping addresses that may
+// not be dialled now. If there is no other it returns a later time, when to try again.
+func (m *Maker) begin(k Key, c *candidate, now time.Time) (at time.Time) {
+	if k.target != "" {
+		return now
+	}
+	for range c.addrs {
+		a, _ := netip.ParseAddrPort(c.addrs[c.next%len(c.addrs)])
+		d := m.destinations[a.Addr()]
+		free := d.free(now)
+		if !free.After(now) {
+			d.active++
+			c.dialled = a.Addr()
+			return now
+		}
+		if at.IsZero() || free.Before(at) {
+			at = free
+		}
+		c.next++
+	}
+	return at
 }
 
 // Next returns the time at which Tick has work to do, if nothing happens before; zero

@@ -123,9 +123,148 @@ func TestLostMemberIsTriedForAnHourAndOneThatLeftIsNot(t *testing.T) {
 		t.Error("a lost member is kept forever")
 	}
 	m.Member(upper, []netip.AddrPort{addr}, t0)
-	m.MemberLeft(upper)
+	m.MemberLeft(upper, t0)
+	if got := m.Tick(t0.Add(leftPause / 2)); got != nil {
+		t.Error("a member that left is dialled")
+	}
+	m.Members(nil, t0)
 	if len(m.Status()) != 0 {
 		t.Error("a member that left is kept")
+	}
+	// It came back before the mesh noticed that it was gone.
+	m.Member(upper, []netip.AddrPort{addr}, t0)
+	m.MemberLeft(upper, t0)
+	m.Member(upper, []netip.AddrPort{addr}, t0)
+	if got := m.Tick(t0.Add(2 * leftPause)); len(got) != 1 {
+		t.Error("a member that came back is not dialled")
+	}
+}
+
+func memberName(i int) peer.Name { return peer.Name{2, 9, 0, 0, byte(i >> 8), byte(i)} }
+
+// Thousands of members state addresses of one host that is no peer. It gets few
+// connections, and other members are dialled all the same.
+func TestManyMembersCannotFloodOneHost(t *testing.T) {
+	m := maker(t, 0)
+	members := make(map[peer.Name][]netip.AddrPort)
+	victim := netip.MustParseAddr("192.0.2.1")
+	for i := 1; i < 3000; i++ { // upper is the first
+		members[memberName(i)] = []netip.AddrPort{netip.AddrPortFrom(victim, uint16(i+1))}
+	}
+	members[upper] = []netip.AddrPort{addr}
+	m.Members(members, t0)
+	attempts, reached := 0, false
+	now := t0
+	for ; now.Before(t0.Add(time.Hour)); now = m.Next().Add(1) {
+		got := m.Tick(now)
+		for _, a := range got {
+			if a.Addr == addr.String() {
+				reached = true
+				m.SessionUp(upper)
+				m.Done(a.Key, upper, nil, now)
+				continue
+			}
+			attempts++
+			m.Done(a.Key, peer.Name{}, errNo, now)
+		}
+	}
+	if attempts > 40 {
+		t.Errorf("%d attempts at one host within an hour", attempts)
+	}
+	if !reached {
+		t.Error("the member that exists is not dialled")
+	}
+	t.Logf("%d attempts", attempts)
+	m.Members(nil, now)
+	m.SessionDown(upper, time.Hour, errNo, now)
+	m.Tick(now.Add(2 * LostMemberTTL))
+	if len(m.all) != 0 || len(m.destinations) != 0 || m.members != 0 {
+		t.Errorf("%d candidates (%d counted) and %d destinations are kept", len(m.all), m.members, len(m.destinations))
+	}
+}
+
+// Addresses that are blackholes occupy only their own share of the attempts.
+func TestAttemptsInProgressAreBounded(t *testing.T) {
+	m := maker(t, 0)
+	members := make(map[peer.Name][]netip.AddrPort)
+	for i := range 100 {
+		members[memberName(i)] = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 1)}
+	}
+	m.Members(members, t0)
+	for i := range 20 {
+		m.AddTarget(string(rune('a' + i)))
+	}
+	got := m.Tick(t0)
+	counts := [2]int{}
+	for _, a := range got {
+		counts[a.Key.kind()]++
+	}
+	if counts != [2]int{maxDials, maxDials} {
+		t.Errorf("%d members and %d targets are dialled at a time, want %d each", counts[0], counts[1], maxDials)
+	}
+	if again := m.Tick(t0.Add(blockedDelay)); again != nil {
+		t.Errorf("%d more", len(again))
+	}
+	if next := m.Next(); next.Sub(t0) < blockedDelay {
+		t.Errorf("the next tick is after %v", next.Sub(t0))
+	}
+	if got := m.dialOneAddress(t0); got > maxActive {
+		t.Errorf("%d attempts at one address at a time", got)
+	}
+}
+
+func (m *Maker) dialOneAddress(now time.Time) (most int) {
+	m.Members(nil, now)
+	m.Tick(now.Add(2 * LostMemberTTL))
+	now = now.Add(3 * LostMemberTTL)
+	for i := range 100 {
+		m.Member(memberName(i), []netip.AddrPort{addr}, now)
+	}
+	for range 100 {
+		m.Tick(now)
+		now = now.Add(blockedDelay)
+	}
+	return m.destinations[addr.Addr()].active
+}
+
+func TestMembersAreBoundedAndLostOnesMakeRoom(t *testing.T) {
+	m := maker(t, 0)
+	for i := range 2 * maxMembers {
+		m.Member(memberName(i), []netip.AddrPort{addr}, t0)
+	}
+	if len(m.all) != maxMembers {
+		t.Errorf("%d members, want %d", len(m.all), maxMembers)
+	}
+	m.MemberLost(memberName(5), t0)
+	m.Member(lower, []netip.AddrPort{addr}, t0)
+	if m.all[Key{peer: lower}] == nil || m.all[Key{peer: memberName(5)}] != nil {
+		t.Error("a lost member does not make room")
+	}
+	m.Member(lower, nil, t0)
+	if m.all[Key{peer: lower}] != nil {
+		t.Error("a member without addresses is dialled")
+	}
+}
+
+// The member list may be wrong, or lied to: it makes nobody a candidate and stops no
+// attempts.
+func TestMemberListGivesOnlyHints(t *testing.T) {
+	m := maker(t, 0)
+	m.Hint(upper, true, t0)
+	if len(m.Status()) != 0 {
+		t.Error("a hint makes a candidate")
+	}
+	m.Member(upper, []netip.AddrPort{addr}, t0)
+	m.Hint(upper, false, t0)
+	a := m.Tick(t0)
+	if len(a) != 1 {
+		t.Fatal("a hint stops attempts")
+	}
+	m.Done(a[0].Key, peer.Name{}, errNo, t0)
+	m.all[a[0].Key].retry = t0.Add(MaxDelay)
+	m.Hint(upper, true, t0)
+	if got := m.Tick(t0.Add(2 * FirstDelay)); len(got) != 1 {
+		t.Error("a member that is said to be back is not dialled soon")
 	}
 }
 

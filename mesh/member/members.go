@@ -1,10 +1,14 @@
-// Package member keeps the list of the members of the mesh, with the addresses at which
-// each may be dialled. It uses hashicorp/memberlist.
+// Package member keeps the list of the members of the mesh and notices which of them are
+// lost. It uses hashicorp/memberlist.
 //
 // The packets and streams of memberlist travel inside sessions, relayed hop by hop to
 // members without a direct session. So a member is alive while any path leads to it. The
-// list only helps to decide which peers to dial: sessions decide about links, and the
-// topology about routes.
+// list only gives hints when to dial a peer: sessions decide about links, the topology about
+// routes, and the signed entry of a peer about the addresses at which it is dialled.
+//
+// memberlist's messages are not signed, so any member can speak for any other one. That may
+// cost a hint, but nothing else: only peers that the topology knows become members, and
+// guard.go refuses messages that would cost memory.
 package member
 
 import (
@@ -13,8 +17,6 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -25,8 +27,7 @@ import (
 // Event is a change of the list.
 type Event struct {
 	Peer  peer.Name
-	Addrs []netip.AddrPort // at which it may be dialled
-	Alive bool             // unset if the member is lost or has left
+	Alive bool // unset if the member is lost or has left
 }
 
 // Config configures a List.
@@ -36,6 +37,9 @@ type Config struct {
 	// member, over any number of hops. They neither block nor keep the message, and
 	// may lose it.
 	SendPacket, SendStream func(to peer.Name, msg []byte) error
+	// Known reports whether the mesh knows a peer. Other peers do not become members. It
+	// is called by memberlist with its lock held, so it must not call the List.
+	Known func(peer.Name) bool
 	// Notify is called for each change, from one of memberlist's goroutines.
 	Notify func(Event)
 	Log    *slog.Logger
@@ -51,7 +55,6 @@ type List struct {
 	wg  sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
-	addrs   []netip.AddrPort
 	alive   map[peer.Name]bool
 	joining map[peer.Name]bool
 }
@@ -65,6 +68,7 @@ func Start(cfg Config) (*List, error) {
 	c.Transport = l.tr
 	c.Delegate = delegate{l}
 	c.Events = events{l}
+	c.Alive = delegate{l}
 	c.EnableCompression = false // it saves few bytes and costs CPU
 	// A packet is a record of a session, so it may be large.
 	c.UDPBufferSize = 8 << 10
@@ -119,25 +123,6 @@ func (l *List) Alive(n peer.Name) bool {
 	return l.alive[n]
 }
 
-// SetAddrs publishes the addresses at which this peer may be dialled.
-func (l *List) SetAddrs(addrs []netip.AddrPort) {
-	l.mu.Lock()
-	same := slices.Equal(l.addrs, addrs)
-	l.addrs = slices.Clone(addrs)
-	closed := l.ctx.Err() != nil
-	if !same && !closed {
-		l.wg.Add(1)
-	}
-	l.mu.Unlock()
-	if same || closed {
-		return
-	}
-	go func() { // UpdateNode waits until the update is sent
-		defer l.wg.Done()
-		_ = l.ml.UpdateNode(time.Second)
-	}()
-}
-
 // Leave tells the other members that this peer leaves, and closes the list.
 func (l *List) Leave() {
 	l.end()
@@ -153,14 +138,28 @@ func (l *List) Close() {
 	l.wg.Wait()
 }
 
-// delegate gives memberlist this peer's metadata: its addresses.
+// delegate decides who becomes a member, and has nothing to add to memberlist's messages.
 type delegate struct{ l *List }
 
-func (d delegate) NodeMeta(limit int) []byte {
-	d.l.mu.Lock()
-	defer d.l.mu.Unlock()
-	return appendMeta(nil, d.l.addrs, limit)
+// NotifyAlive implements memberlist.AliveDelegate. It refuses peers that the mesh does not
+// know, and addresses that do not stand for the peer.
+func (d delegate) NotifyAlive(n *memberlist.Node) error {
+	name, err := peer.ParseName(n.Name)
+	switch {
+	case err != nil:
+		return err
+	case name.String() != n.Name:
+		return fmt.Errorf("member %q: want the form %s", n.Name, name)
+	case !n.Addr.Equal(addrOf(name).AsSlice()) || n.Port != port:
+		return fmt.Errorf("member %s at %s: want %s", name, n.Addr, addrOf(name))
+	case name != d.l.cfg.Self && !d.l.cfg.Known(name):
+		return fmt.Errorf("member %s is not in the topology", name)
+	}
+	return nil
 }
+
+func (delegate) NodeMeta(int) []byte { return nil }
+
 func (delegate) NotifyMsg([]byte)                {}
 func (delegate) GetBroadcasts(_, _ int) [][]byte { return nil }
 func (delegate) LocalState(bool) []byte          { return nil }
@@ -177,10 +176,6 @@ func (e events) notify(n *memberlist.Node, alive bool) {
 	if err != nil || name == e.l.cfg.Self {
 		return
 	}
-	addrs, err := parseMeta(n.Meta)
-	if err != nil && e.l.cfg.Log != nil {
-		e.l.cfg.Log.Warn("cannot parse the metadata of a member", "peer", name, "err", err)
-	}
 	e.l.mu.Lock()
 	if alive {
 		e.l.alive[name] = true
@@ -188,5 +183,5 @@ func (e events) notify(n *memberlist.Node, alive bool) {
 		delete(e.l.alive, name)
 	}
 	e.l.mu.Unlock()
-	e.l.cfg.Notify(Event{Peer: name, Addrs: addrs, Alive: alive})
+	e.l.cfg.Notify(Event{Peer: name, Alive: alive})
 }

@@ -71,7 +71,7 @@ type addressed struct {
 func (c addressed) RemoteAddr() net.Addr { return c.remote }
 
 func withAddr(c net.Conn, far peer.Name) net.Conn {
-	return addressed{c, &net.TCPAddr{IP: addrOf(far).AsSlice(), Port: port}}
+	return addressed{guard(c), &net.TCPAddr{IP: addrOf(far).AsSlice(), Port: port}}
 }
 
 func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
@@ -121,6 +121,9 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, _ time.Duration) (n
 
 // packet handles a packet of a member. It keeps b.
 func (t *transport) packet(from peer.Name, b []byte) {
+	if checkPacket(b) != nil {
+		return
+	}
 	p := &memberlist.Packet{Buf: b, From: &net.UDPAddr{IP: addrOf(from).AsSlice(), Port: port}, Timestamp: time.Now()}
 	select {
 	case t.packets <- p:
