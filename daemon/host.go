@@ -139,7 +139,7 @@ func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
 		notes = append(notes, e.Error())
 	}
 	h.mesh.Register(r.channel, alloc.Channel())
-	h.mesh.Handle(r.kind, func(from peer.Name, msg []byte) {
+	h.mesh.HandleSigned(r.kind, func(from peer.Name, msg []byte) {
 		if err := alloc.Receive(from, msg); err != nil {
 			h.log.Warn("a message about addresses was refused", "peer", from, "err", err)
 		}
@@ -303,11 +303,14 @@ type meshAddresses struct {
 	kind    mesh.Kind
 }
 
-func (a meshAddresses) Send(to peer.Name, msg []byte) error { return a.mesh.Send(to, a.kind, msg) }
-func (a meshAddresses) Announce(delta []byte)               { a.mesh.Announce(a.channel, delta) }
-func (a meshAddresses) Reachable(n peer.Name) bool          { return a.mesh.View().Reachable(n) }
-func (a meshAddresses) Peers() []peer.Name                  { return a.mesh.View().Peers() }
-func (a meshAddresses) Nickname(n peer.Name) string         { return a.mesh.View().Nickname(n) }
+// Send signs msg, so that nobody can ask for addresses, or give some, in another's name.
+func (a meshAddresses) Send(to peer.Name, msg []byte) error {
+	return a.mesh.SendSigned(to, a.kind, msg)
+}
+func (a meshAddresses) Announce(delta []byte)       { a.mesh.Announce(a.channel, delta) }
+func (a meshAddresses) Reachable(n peer.Name) bool  { return a.mesh.View().Reachable(n) }
+func (a meshAddresses) Peers() []peer.Name          { return a.mesh.View().Peers() }
+func (a meshAddresses) Nickname(n peer.Name) string { return a.mesh.View().Nickname(n) }
 
 // observer passes the events of the mesh on to the router and the names.
 type observer struct{ *host }

@@ -68,7 +68,8 @@ const (
 // append-only.
 type Kind uint8
 
-// Kinds of unicast messages.
+// Kinds of unicast messages. KindIPAM and KindIPAM6 are signed by their source; see
+// SendSigned.
 const (
 	KindMember Kind = 1
 	KindIPAM   Kind = 2
@@ -178,6 +179,8 @@ type Mesh struct {
 	topo     *topology.State  // guarded by the state of its channel
 	book     names
 
+	signed signed
+
 	// Atomic.
 
 	view atomic.Pointer[View]
@@ -223,6 +226,7 @@ type counters struct {
 	relayed       atomic.Uint64
 	unicastDrops  atomic.Uint64
 	misbehaved    atomic.Uint64
+	unproved      atomic.Uint64 // signed messages that were refused
 	handshakeFail [session.CodeOther + 1]atomic.Uint64
 }
 

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
 )
@@ -54,6 +56,8 @@ type neighbour struct {
 	name    peer.Name
 	since   time.Time
 	relayed bool // other peers carry the session; see relayed.go
+	// signedLimit bounds the signed messages that it may bring.
+	signedLimit *rate.Limiter
 
 	// Guarded by Mesh.mu.
 
@@ -90,7 +94,7 @@ func (n *neighbour) ended() bool {
 
 func newNeighbour(c *session.Conn) *neighbour {
 	n := &neighbour{
-		Conn: c, name: c.Peer.Name, since: time.Now(),
+		Conn: c, name: c.Peer.Name, since: time.Now(), signedLimit: newSignedLimit(),
 		control:    make(chan []byte, MaxControl),
 		writerWake: make(chan struct{}, 1),
 		pings:      make(chan byte, 1),

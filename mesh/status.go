@@ -34,7 +34,9 @@ type Status struct {
 	UnicastDrops             uint64
 	// Misbehaved counts the sessions ended because the peer sent what no honest peer
 	// sends. Topology has the limits of what members can make this peer store.
-	Misbehaved        uint64
+	Misbehaved uint64
+	// Unproved counts messages refused because their source was not proved.
+	Unproved          uint64
 	Topology          topology.Stats
 	HandshakeFailures map[string]uint64 // by session.Code
 }
@@ -80,6 +82,7 @@ func (m *Mesh) Status() Status {
 		Discover: m.cfg.Discover, ConnLimit: m.cfg.ConnLimit,
 		Terminations: m.counters.terminations.Load(), Relayed: m.counters.relayed.Load(),
 		UnicastDrops: m.counters.unicastDrops.Load(), Misbehaved: m.counters.misbehaved.Load(), Topology: *m.topologyStats.Load(),
+		Unproved:          m.counters.unproved.Load(),
 		HandshakeFailures: make(map[string]uint64),
 	}
 	for c := session.CodeVersion; c <= session.CodeOther; c++ {

@@ -111,9 +111,20 @@ func (m *Mesh) unicast(n *neighbour, body []byte) {
 		m.counters.unicastDrops.Add(1) // a relayed session is only for the link
 		return
 	}
-	if f := m.handlers[kind]; f != nil && from != m.self {
-		f(from, msg)
+	f := m.handlers[kind]
+	if f == nil || from == m.self {
+		return
 	}
+	if m.signed.kinds[kind] {
+		payload, err := m.receiveSigned(n, from, kind, msg)
+		if err != nil {
+			m.counters.unproved.Add(1)
+			m.log.Debug("signed message refused", "peer", from, "from", n.name, "err", err)
+			return
+		}
+		msg = payload
+	}
+	f(from, msg)
 }
 
 // maxEvents bounds how many events neighbours can queue for the loop.
