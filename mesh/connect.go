@@ -11,12 +11,10 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 
 	"github.com/weft-net/weft/mesh/dial"
 	"github.com/weft-net/weft/mesh/gossip"
@@ -25,61 +23,22 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 )
 
-// maxHandshakes is the largest number of concurrent handshakes with diallers. More
-// diallers wait in the kernel's queue.
-const maxHandshakes = 64
+// maxTargetAddrs bounds the addresses of targets that are remembered.
+const maxTargetAddrs = 256
 
 // dialTimeout is how long a host may take to accept a connection. Two hosts that
 // cannot dial each other also wait that long before they try a relayed session.
 const dialTimeout = 5 * time.Second
 
-// accept handles incoming connections until the listener is closed.
-func (m *Mesh) accept(ctx context.Context) {
-	defer m.wg.Done()
-	slots := make(chan struct{}, maxHandshakes)
-	for {
-		nc, err := m.listener.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			m.log.Warn("accept a connection", "err", err)
-			time.Sleep(50 * time.Millisecond) // probably out of file descriptors
-			continue
-		}
-		from := addrPortOf(nc.RemoteAddr()).Addr()
-		if !m.sources.begin(from, time.Now()) {
-			m.counters.handshakeFail[session.CodeBusy].Add(1)
-			nc.Close()
-			continue
-		}
-		slots <- struct{}{}
-		m.wg.Add(1)
-		go func() {
-			defer m.wg.Done()
-			stop := context.AfterFunc(ctx, func() { nc.Close() })
-			c, err := session.Accept(nc, &m.hs)
-			m.sources.end(from)
-			<-slots
-			if !stop() || err != nil {
-				nc.Close()
-				if err != nil && ctx.Err() == nil {
-					m.handshakeFailed(err, from.String()) // without the port, which differs each time
-				}
-				return
-			}
-			if err := m.adopt(c); err != nil {
-				m.log.Debug("session dropped", "peer", c.Peer.Name, "err", err)
-			}
-		}()
-	}
-}
-
 // dial makes one attempt and reports the result to the maker.
 func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
 	defer m.wg.Done()
 	n, err := m.connect(ctx, a.Addr)
+	nb := m.direct(n)
 	m.mu.Lock()
+	if nb != nil && a.Key.IsTarget() && len(m.targetAddrs) < maxTargetAddrs {
+		m.targetAddrs[addrPortOf(nb.RemoteAddr()).Addr()] = true
+	}
 	m.maker.Done(a.Key, n, err, time.Now())
 	m.mu.Unlock()
 	m.wakeLoop()
@@ -89,8 +48,8 @@ func (m *Mesh) dial(ctx context.Context, a dial.Attempt) {
 // The error is nil if there is a session with that peer now.
 func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, Control: setUserTimeout}
-	if m.cfg.Host.IsValid() {
-		d.LocalAddr = &net.TCPAddr{IP: m.cfg.Host.AsSlice()}
+	if from := cmp.Or(m.cfg.Host, m.cfg.dialFrom); from.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: from.AsSlice()}
 	}
 	nc, err := d.DialContext(ctx, "tcp", withPort(addr))
 	if err != nil {
@@ -195,9 +154,13 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 	}
 	old := m.direct(h.Name)
 	switch {
-	case old == nil:
+	case old == nil && dialled:
 		if m.maker.Full() {
 			return no(session.CodeLimit, "the connection limit of %d is reached", m.cfg.ConnLimit)
+		}
+	case old == nil:
+		if _, why := m.makeRoom(h.From, now); why != "" {
+			return no(session.CodeLimit, "%s", why)
 		}
 	case old.Peer.Instance == h.Instance:
 		// The two dialled each other at once. adopt decides, equally on both sides.
@@ -229,6 +192,20 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		return err
 	}
 	switch old := (*m.neighbours.Load())[n.name]; {
+	case old == nil && !c.Dialled:
+		victim, why := m.makeRoom(addrPortOf(c.RemoteAddr()).Addr(), n.since)
+		if why != "" {
+			c.Close()
+			return errors.New(why)
+		}
+		if victim != nil {
+			m.counters.evicted.Add(1)
+			m.wg.Add(1)
+			go func() {
+				defer m.wg.Done()
+				victim.goodbye(session.CodeLimit, "it makes room for another peer")
+			}()
+		}
 	case old == nil:
 	case old.relayed:
 		m.detach(old)
@@ -356,68 +333,4 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 	}
 	ap := t.AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
-}
-
-// sources limits how often one address may start a handshake, and how many handshakes
-// it may have at a time: a host that sends nothing after it has connected occupies a
-// slot until the handshake times out.
-type sources struct {
-	mu    sync.Mutex
-	known map[netip.Addr]*source
-}
-
-type source struct {
-	limit  *rate.Limiter
-	active int
-}
-
-// A source may start handshakesPerSecond with a burst of handshakesBurst, and have
-// handshakesAtOnce at a time. With lower limits a hundred hosts behind one address
-// take long to join; with higher ones a single host can block others.
-const (
-	handshakesPerSecond = 20
-	handshakesBurst     = 40
-	handshakesAtOnce    = maxHandshakes / 4
-	maxSources          = 4096
-)
-
-// sourceOf returns the source of an address: an IPv4 address itself, or the /64 of an
-// IPv6 address.
-func sourceOf(a netip.Addr) netip.Addr {
-	if a.Is6() {
-		p, _ := a.Prefix(64)
-		return p.Addr()
-	}
-	return a
-}
-
-// begin reports whether a may start a handshake now. If so, end must be called.
-func (s *sources) begin(a netip.Addr, now time.Time) bool {
-	a = sourceOf(a)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	src := s.known[a]
-	if src == nil {
-		if s.known == nil {
-			s.known = make(map[netip.Addr]*source)
-		}
-		if len(s.known) >= maxSources {
-			maps.DeleteFunc(s.known, func(_ netip.Addr, x *source) bool { return x.active == 0 })
-		}
-		src = &source{limit: rate.NewLimiter(handshakesPerSecond, handshakesBurst)}
-		s.known[a] = src
-	}
-	if src.active >= handshakesAtOnce || !src.limit.AllowN(now, 1) {
-		return false
-	}
-	src.active++
-	return true
-}
-
-func (s *sources) end(a netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if src := s.known[sourceOf(a)]; src != nil {
-		src.active--
-	}
 }

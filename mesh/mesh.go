@@ -28,6 +28,7 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
@@ -126,7 +127,9 @@ type Config struct {
 	ProtocolMin, ProtocolMax uint8
 	Log                      *slog.Logger
 
-	dialLoopback bool // dial members on loopback, which tests need
+	dialLoopback bool       // dial members on loopback, which tests need
+	dialFrom     netip.Addr // dial from this address, in tests
+	settleTime   time.Duration
 }
 
 // Neighbour is a peer with which there is a session, direct or relayed.
@@ -163,11 +166,12 @@ type Mesh struct {
 	log      *slog.Logger
 	self     peer.Name
 	instance uint64
-	hs       session.Config
-	listener net.Listener
-	sources  sources
-	start    time.Time
-	members  *member.List
+
+	settleTime time.Duration
+	hs         session.Config
+	listener   net.Listener
+	start      time.Time
+	members    *member.List
 	// relayedStreams carry the sessions of relayed.go.
 	relayedStreams *stream.Mux
 
@@ -179,7 +183,8 @@ type Mesh struct {
 	topo     *topology.State  // guarded by the state of its channel
 	book     names
 
-	signed signed
+	signed     signed
+	handshakes handshakes
 
 	// Atomic.
 
@@ -190,8 +195,9 @@ type Mesh struct {
 	counters   counters
 
 	topologyStats atomic.Pointer[topology.Stats]
-	loopback      atomic.Bool  // members may be dialled on loopback
-	clockOffset   atomic.Int64 // what most peers' clocks show more than that of this host
+	knownAddrs    atomic.Pointer[map[netip.Addr]bool] // of targets and entries
+	loopback      atomic.Bool                         // members may be dialled on loopback
+	clockOffset   atomic.Int64                        // what most peers' clocks show more than that of this host
 
 	// loopWake, topologyWake and saverWake start the next round of their goroutines.
 	loopWake, topologyWake, saverWake chan struct{}
@@ -207,6 +213,7 @@ type Mesh struct {
 	events       []func(Observer)
 	relayedTries map[peer.Name]*relayedTry // of relayed sessions
 	punches      int                       // number of requests
+	targetAddrs  map[netip.Addr]bool       // at which sessions with targets were
 	pendingAddrs map[peer.Name]pendingAddr // addresses of peers whose relayed session is not up yet
 	problems     problems
 	bans         bans
@@ -226,6 +233,8 @@ type counters struct {
 	relayed       atomic.Uint64
 	unicastDrops  atomic.Uint64
 	misbehaved    atomic.Uint64
+	refusedAddrs  atomic.Uint64 // connections from addresses that Config.Refuse refuses
+	evicted       atomic.Uint64 // sessions ended to make room
 	unproved      atomic.Uint64 // signed messages that were refused
 	handshakeFail [session.CodeOther + 1]atomic.Uint64
 }
@@ -234,7 +243,8 @@ type counters struct {
 func New(cfg Config) (*Mesh, error) {
 	m := &Mesh{
 		cfg: cfg, log: cfg.Log, self: cfg.Identity.Name,
-		loopWake: make(chan struct{}, 1), topologyWake: make(chan struct{}, 1), saverWake: make(chan struct{}, 1),
+		settleTime: cmp.Or(cfg.settleTime, settleTime),
+		loopWake:   make(chan struct{}, 1), topologyWake: make(chan struct{}, 1), saverWake: make(chan struct{}, 1),
 		channels: make(map[uint8]*gossipChannel),
 		data:     make(map[peer.Name]dataLink),
 	}
@@ -268,10 +278,12 @@ func New(cfg Config) (*Mesh, error) {
 	}
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
 	m.relayedTries = make(map[peer.Name]*relayedTry)
+	m.targetAddrs = make(map[netip.Addr]bool)
 	m.pendingAddrs = make(map[peer.Name]pendingAddr)
 	v := m.newView()
 	v.computeRoutes()
 	m.view.Store(v)
+	m.updateKnownAddrs(v)
 	if err := m.listen(); err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -19,7 +18,6 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
 )
 
@@ -480,31 +478,6 @@ func TestPeersThatCannotDialEachOtherPunchHoles(t *testing.T) {
 
 func udp(f func(peer.Name) (netip.AddrPort, bool)) option {
 	return func(c *Config) { c.UDPAddr = f }
-}
-
-// Connections that send nothing neither block other peers nor delay the stop.
-func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
-	t.Parallel()
-	a := start(t)
-	for range 2 * maxHandshakes {
-		c, err := net.Dial("tcp", a.addr())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-	}
-	eventually(t, "most connections refused", func() bool { return a.Status().HandshakeFailures["busy"] >= maxHandshakes })
-	a.sources.mu.Lock()
-	busy := a.sources.known[netip.MustParseAddr("127.0.0.1")].active
-	a.sources.mu.Unlock()
-	if busy > handshakesAtOnce {
-		t.Errorf("one address holds %d slots of %d", busy, maxHandshakes)
-	}
-	begun := time.Now()
-	a.stop()
-	if took := time.Since(begun); took >= session.Timeout {
-		t.Errorf("the stop took %v", took)
-	}
 }
 
 func TestFullQueueToANeighbourIsBoundedInBytes(t *testing.T) {

@@ -130,6 +130,7 @@ func (m *Mesh) publishView(v *View) {
 	m.view.Store(v)
 	relays := v.relays()
 	m.onAllChannels(func(e *gossip.Engine) { e.SetRelays(relays) })
+	m.updateKnownAddrs(v)
 	addrs := m.memberAddrs(v)
 	m.mu.Lock()
 	m.maker.Members(addrs, time.Now())

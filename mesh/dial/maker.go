@@ -389,9 +389,14 @@ func (m *Maker) Tick(now time.Time) []Attempt {
 		return cmp.Or(cmp.Compare(b.target, a.target), m.all[a].retry.Compare(m.all[b].retry), a.peer.Compare(b.peer))
 	})
 	var out []Attempt
+	reserved := m.reserved()
 	for _, k := range due {
-		if m.limit > 0 && busy >= m.limit {
-			break
+		limit := m.limit
+		if k.target == "" {
+			limit -= reserved
+		}
+		if m.limit > 0 && busy >= limit {
+			break // targets come first
 		}
 		c := m.all[k]
 		if dials[k.kind()] >= maxDials {
@@ -450,17 +455,47 @@ func (m *Maker) Next() time.Time {
 			next = t
 		}
 	}
-	full := m.Full()
+	full, others := m.Full(), m.FullForOthers()
 	for k, c := range m.all {
 		if !c.expires.IsZero() && !m.sessions[k.peer] {
 			sooner(c.expires)
 		}
-		if c.state == Waiting && !full {
+		if c.state == Waiting && (k.target != "" && !full || !others) {
 			sooner(c.retry)
 		}
 	}
 	return next
 }
+
+// reserved returns how many sessions are kept for targets: one for each target without a
+// session, up to an eighth of all.
+func (m *Maker) reserved() (n int) {
+	for k, c := range m.all {
+		if k.target != "" && c.state != Itself && !m.sessions[c.peer] {
+			n++
+		}
+	}
+	return min(n, m.limit/8)
+}
+
+// FullForOthers reports whether there is no space for a session with a peer that is no
+// target.
+func (m *Maker) FullForOthers() bool {
+	return m.limit > 0 && len(m.sessions) >= m.limit-m.reserved()
+}
+
+// IsTarget reports whether n is the peer of a target.
+func (m *Maker) IsTarget(n peer.Name) bool {
+	for k, c := range m.all {
+		if k.target != "" && c.peer == n {
+			return true
+		}
+	}
+	return false
+}
+
+// IsTarget reports whether the candidate is a target.
+func (k Key) IsTarget() bool { return k.target != "" }
 
 // Full reports whether the connection limit is reached.
 func (m *Maker) Full() bool { return m.limit > 0 && len(m.sessions) >= m.limit }

@@ -303,3 +303,32 @@ func TestAnotherPeerAtAMembersAddressIsAnError(t *testing.T) {
 		}
 	}
 }
+
+// Members and newcomers do not take the places of targets.
+func TestTargetsKeepAShareOfTheSessions(t *testing.T) {
+	m := maker(t, 16)
+	m.AddTarget("a")
+	m.AddTarget("b")
+	m.AddTarget("c")
+	for i := range 13 {
+		m.SessionUp(memberName(i + 1))
+	}
+	if m.FullForOthers() {
+		t.Error("full with 13 sessions of 16")
+	}
+	m.SessionUp(memberName(14))
+	if !m.FullForOthers() || m.Full() {
+		t.Error("of 16 sessions not 2 are kept for targets")
+	}
+	m.Member(upper, []netip.AddrPort{addr}, t0)
+	for _, a := range m.Tick(t0) {
+		if !a.Key.IsTarget() {
+			t.Error("a member is dialled in place of a target")
+		}
+		m.SessionUp(lower)
+		m.Done(a.Key, lower, nil, t0)
+	}
+	if !m.IsTarget(lower) || m.IsTarget(upper) {
+		t.Error("the peer of a target is not known as one")
+	}
+}

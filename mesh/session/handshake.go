@@ -39,6 +39,11 @@ type Config struct {
 	Min, Max uint8
 	// Check returns a refusal if this peer does not want the session, else nil.
 	Check func(h *Hello, dialled bool) *Refusal
+	// FirstTimeout bounds how long a responder waits for the dialler's preamble, and
+	// ProofTimeout how long after that for its proof; 0 for Timeout. Proved is called once
+	// the responder has the proof, unless it is nil.
+	FirstTimeout, ProofTimeout time.Duration
+	Proved                     func()
 	// NoAES disables AES-GCM at this end.
 	NoAES bool
 	// Random is the source of ephemeral keys.
@@ -68,7 +73,11 @@ type handshaker struct {
 }
 
 func handshake(nc net.Conn, cfg *Config, dialled bool) (*Conn, error) {
-	if err := nc.SetDeadline(time.Now().Add(Timeout)); err != nil {
+	first := Timeout
+	if !dialled && cfg.FirstTimeout > 0 {
+		first = cfg.FirstTimeout
+	}
+	if err := nc.SetDeadline(time.Now().Add(first)); err != nil {
 		return nil, fmt.Errorf("handshake with %s: %w", nc.RemoteAddr(), err)
 	}
 	s := &handshaker{nc: nc, cfg: cfg, dialled: dialled}
@@ -203,6 +212,11 @@ func (s *handshaker) initiate() (hello []byte, cs1, cs2 *noise.CipherState, err 
 var errPassword = &Refusal{Code: CodePassword, Reason: "the passwords differ, or only one of the two peers has one"}
 
 func (s *handshaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
+	if s.cfg.ProofTimeout > 0 {
+		if err := s.nc.SetDeadline(time.Now().Add(s.cfg.ProofTimeout)); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	in, err := s.receive()
 	if err != nil {
 		return nil, nil, nil, err
@@ -215,6 +229,12 @@ func (s *handshaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err e
 	if psk == nil {
 		s.refuse(errPassword)
 		return nil, nil, nil, errPassword
+	}
+	if err := s.nc.SetDeadline(time.Now().Add(Timeout)); err != nil {
+		return nil, nil, nil, err
+	}
+	if s.cfg.Proved != nil {
+		s.cfg.Proved()
 	}
 	if err := s.hs.SetPresharedKey(psk[:]); err != nil {
 		return nil, nil, nil, err
@@ -293,6 +313,9 @@ func (s *handshaker) verdicts(c *Conn, hello []byte) error {
 		mine = &Refusal{Code: CodeOther, Reason: err.Error()}
 	} else {
 		h.Nickname = printable([]byte(h.Nickname))
+		if a, ok := s.nc.RemoteAddr().(*net.TCPAddr); ok {
+			h.From = a.AddrPort().Addr().Unmap().WithZone("")
+		}
 		c.Peer = *h
 		mine = s.cfg.Check(h, s.dialled)
 	}

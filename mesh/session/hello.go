@@ -33,6 +33,8 @@ type Hello struct {
 	// Port is the number of the TCP port on which the peer listens, and of its UDP port
 	// for frames.
 	Port uint16
+	// From is the address of the far end, as this end sees it. It is not part of the hello.
+	From netip.Addr
 	// Seen is the address at which the sender sees the receiver.
 	Seen     netip.AddrPort
 	Nickname string

@@ -37,8 +37,12 @@ const (
 const (
 	headerLen   = 9
 	maxChunk    = 16 << 10 // size limit of the bytes of a stream in one message
-	maxInFlight = 256      // limit of messages that wait for the reader of one stream
+	maxInFlight = 64       // limit of messages that wait for the reader of one stream
 	maxStreams  = 256      // at a time
+	// maxAccepted is how many of them other peers may open, and maxFromPeer how many one
+	// peer may open.
+	maxAccepted = 192
+	maxFromPeer = 8
 )
 
 // Addr is the address of the far end of a stream.
@@ -59,10 +63,11 @@ type Mux struct {
 	wg sync.WaitGroup // of the pumps
 
 	// mu guards the fields below. Nothing is sent or accepted while it is held.
-	mu      sync.Mutex
-	streams map[key]*stream
-	last    uint32
-	closed  bool
+	mu       sync.Mutex
+	streams  map[key]*stream
+	accepted map[peer.Name]int // streams that a peer opened
+	last     uint32
+	closed   bool
 }
 
 type key struct {
@@ -82,7 +87,7 @@ type stream struct {
 // and may lose it. accept is called for each stream that another peer opens. It must not
 // block, and owns the stream.
 func New(send func(to peer.Name, msg []byte) error, accept func(from peer.Name, c net.Conn)) *Mux {
-	return &Mux{send: send, accept: accept, streams: make(map[key]*stream)}
+	return &Mux{send: send, accept: accept, streams: make(map[key]*stream), accepted: make(map[peer.Name]int)}
 }
 
 var (
@@ -131,6 +136,12 @@ func (m *Mux) startLocked(k key) (net.Conn, error) {
 	}
 	if len(m.streams) >= maxStreams {
 		return nil, errTooMany
+	}
+	if !k.opened {
+		if len(m.streams) >= maxAccepted || m.accepted[k.far] >= maxFromPeer {
+			return nil, errTooMany
+		}
+		m.accepted[k.far]++
 	}
 	near, far := net.Pipe()
 	s := &stream{Conn: near, in: make(chan []byte, maxInFlight)}
@@ -188,6 +199,12 @@ func (m *Mux) endLocked(k key, s *stream) {
 	if m.streams[k] == s {
 		delete(m.streams, k)
 		close(s.in)
+		if k.opened {
+			return
+		}
+		if m.accepted[k.far]--; m.accepted[k.far] == 0 {
+			delete(m.accepted, k.far)
+		}
 	}
 }
 
@@ -211,7 +228,7 @@ func (m *Mux) Receive(from peer.Name, msg []byte) error {
 	if s == nil {
 		return nil
 	}
-	if seq == s.next && (kind == kindData || kind == kindReply) {
+	if seq == s.next && (kind == kindData || kind == kindReply) && len(msg) <= headerLen+maxChunk {
 		select {
 		case s.in <- msg[headerLen:]:
 			s.next++

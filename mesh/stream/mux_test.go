@@ -129,17 +129,67 @@ func TestCloseEndsAllAndTwiceIsSafe(t *testing.T) {
 	}
 }
 
-func TestStreamsAreBounded(t *testing.T) {
+// One peer opens few streams, and all others together leave some to this peer.
+func TestStreamsAreBoundedForEachPeer(t *testing.T) {
 	m := New(func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { t.Cleanup(func() { c.Close() }) })
 	t.Cleanup(m.Close)
-	for i := range uint32(2 * maxStreams) {
-		if err := m.Receive(far, message(kindOpen, i, 0, nil)); err != nil {
+	open := func(from peer.Name, n uint32) {
+		for i := range n {
+			if err := m.Receive(from, message(kindOpen, i, 0, nil)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	open(far, 2*maxStreams)
+	if len(m.streams) != maxFromPeer {
+		t.Errorf("one peer opened %d streams, want %d", len(m.streams), maxFromPeer)
+	}
+	open(near, 1)
+	if len(m.streams) != maxFromPeer+1 {
+		t.Error("another peer cannot open a stream")
+	}
+	for i := range 200 {
+		open(peer.Name{2, 3, byte(i)}, 2*maxFromPeer)
+	}
+	if len(m.streams) != maxAccepted {
+		t.Errorf("others opened %d streams, want %d", len(m.streams), maxAccepted)
+	}
+	for range maxStreams - maxAccepted {
+		if _, err := m.Dial(far); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(m.streams) != maxStreams {
-		t.Errorf("%d streams, want %d", len(m.streams), maxStreams)
+	if _, err := m.Dial(far); err == nil {
+		t.Error("there is no limit to the streams of this peer")
 	}
+	for i := range uint32(maxFromPeer) {
+		if err := m.Receive(far, message(kindClose, i, 1, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.accepted[far] != 0 {
+		t.Errorf("%d streams of a peer are counted after it closed all", m.accepted[far])
+	}
+}
+
+// What waits for a slow reader is bounded in bytes, too.
+func TestLargeMessageEndsTheStream(t *testing.T) {
+	m, accepted := pair(t, all)
+	c, err := m.Dial(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	d := <-accepted
+	for k := range m.streams {
+		if err := m.Receive(far, message(kindReply, k.id, 0, make([]byte, maxChunk+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("a message above the limit is passed on")
+	}
+	d.Close()
 }
 
 func FuzzReceive(f *testing.F) {

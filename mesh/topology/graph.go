@@ -187,6 +187,12 @@ func (g *Graph) broadcast(flags LinkFlags, out map[peer.Name][]peer.Name) {
 	}
 }
 
+// Linked reports whether both this peer and n list a link between the two.
+func (g *Graph) Linked(n peer.Name) bool {
+	to, ok := g.index[n]
+	return ok && slices.ContainsFunc(g.links[g.self], func(e edge) bool { return e.to == to })
+}
+
 // Common returns the peers that have links with all of flags both to this peer
 // and to n, in order.
 func (g *Graph) Common(n peer.Name, flags LinkFlags) (names []peer.Name) {
