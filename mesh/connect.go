@@ -171,6 +171,8 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 	return nil
 }
 
+var errNoRoom = errors.New("the connection limit is reached, and another address has fewer sessions")
+
 var errDuplicate = errors.New("there is already a session with this peer")
 
 // adopt adds a session to the mesh. Of two sessions with one peer, both ends keep the
@@ -200,10 +202,14 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		}
 		if victim != nil {
 			m.counters.evicted.Add(1)
+			m.counters.terminations.Add(1)
+			m.detach(victim)
+			m.maker.SessionDown(victim.name, n.since.Sub(victim.since), errNoRoom, n.since)
+			m.log.Info("session down", "peer", victim.name, "nickname", victim.Peer.Nickname, "err", errNoRoom)
 			m.wg.Add(1)
 			go func() {
 				defer m.wg.Done()
-				victim.goodbye(session.CodeLimit, "it makes room for another peer")
+				victim.goodbye(session.CodeLimit, errNoRoom.Error())
 			}()
 		}
 	case old == nil:

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -17,13 +18,20 @@ import (
 // hostAddrsEvery is how often the addresses of this host are read again.
 const hostAddrsEvery = 30 * time.Second
 
-// hostAddrs are the addresses of this host. It is used by the goroutine of the topology.
+// hostAddrs are the addresses of this host, and the broadcast addresses of its networks.
 type hostAddrs struct {
-	own      map[netip.Addr]bool // also the broadcast addresses of its networks
-	readNext time.Time
+	own      atomic.Pointer[map[netip.Addr]bool]
+	readNext time.Time // of the goroutine of the topology
 }
 
-// read reads the addresses again if they are old.
+// has reports whether a leads to this host, or to all of a network.
+func (h *hostAddrs) has(a netip.Addr) bool {
+	own := h.own.Load()
+	return own != nil && (*own)[a]
+}
+
+// read reads the addresses again if they are old. It is called by the goroutine of the
+// topology.
 func (h *hostAddrs) read(now time.Time) {
 	if now.Before(h.readNext) {
 		return
@@ -32,17 +40,19 @@ func (h *hostAddrs) read(now time.Time) {
 	if err != nil {
 		return // the old ones are better than none
 	}
-	h.own, h.readNext = make(map[netip.Addr]bool), now.Add(hostAddrsEvery)
+	h.readNext = now.Add(hostAddrsEvery)
+	own := make(map[netip.Addr]bool)
 	for _, a := range addrs {
 		p, err := netip.ParsePrefix(a.String())
 		if err != nil {
 			continue
 		}
-		h.own[p.Addr()] = true
+		own[p.Addr()] = true
 		if p.Addr().Is4() && p.Bits() < 31 {
-			h.own[broadcastOf(p)] = true
+			own[broadcastOf(p)] = true
 		}
 	}
+	h.own.Store(&own)
 }
 
 // broadcastOf returns the last address of an IPv4 network.
@@ -57,7 +67,7 @@ func broadcastOf(p netip.Prefix) netip.Addr {
 var everyHost = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // dialable reports whether a member may be dialled at an address.
-func (m *Mesh) dialable(a netip.AddrPort, own map[netip.Addr]bool) bool {
+func (m *Mesh) dialable(a netip.AddrPort) bool {
 	ip := a.Addr()
 	if a.Port() == 0 || ip.Zone() != "" || ip == everyHost || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() {
 		return false
@@ -65,7 +75,7 @@ func (m *Mesh) dialable(a netip.AddrPort, own map[netip.Addr]bool) bool {
 	if ip.IsLoopback() {
 		return m.loopback.Load()
 	}
-	return !own[ip] && (m.cfg.Refuse == nil || m.cfg.Refuse(ip) == nil)
+	return !m.hostAddrs.has(ip) && (m.cfg.Refuse == nil || m.cfg.Refuse(ip) == nil)
 }
 
 // memberAddrs returns the members that may be dialled, with the addresses of their entries
@@ -79,7 +89,7 @@ func (m *Mesh) memberAddrs(v *View) map[peer.Name][]netip.AddrPort {
 		}
 		var addrs []netip.AddrPort
 		for _, a := range e.Addrs {
-			if m.dialable(a, m.hostAddrs.own) && !slices.Contains(addrs, a) {
+			if m.dialable(a) && !slices.Contains(addrs, a) {
 				addrs = append(addrs, a)
 			}
 		}

@@ -202,7 +202,7 @@ type Mesh struct {
 	// loopWake, topologyWake and saverWake start the next round of their goroutines.
 	loopWake, topologyWake, saverWake chan struct{}
 
-	hostAddrs hostAddrs // of the goroutine of the topology
+	hostAddrs hostAddrs
 
 	// Guarded by mu. It is not held during I/O, merges or callbacks. Gossip channels are
 	// called without it, so they may call all methods of Mesh while they hold their own

@@ -75,12 +75,13 @@ func (b *bans) expire(now time.Time) {
 	}
 }
 
-// misbehaved ends the session with a neighbour that sent what no honest peer sends.
-func (m *Mesh) misbehaved(n *neighbour, reason string) {
+// misbehaved ends the session with a neighbour that sent what no honest peer sends, after it
+// told the neighbour. It returns false if the session ends already.
+func (m *Mesh) misbehaved(n *neighbour, reason string) bool {
 	m.mu.Lock()
 	if n.ended() || m.closing {
 		m.mu.Unlock()
-		return
+		return false
 	}
 	d := m.bans.add(n.name, time.Now())
 	m.wg.Add(1)
@@ -91,4 +92,5 @@ func (m *Mesh) misbehaved(n *neighbour, reason string) {
 		defer m.wg.Done()
 		n.goodbye(session.CodeOther, reason)
 	}()
+	return true
 }

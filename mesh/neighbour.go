@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
 )
@@ -58,6 +59,8 @@ type neighbour struct {
 	relayed bool // other peers carry the session; see relayed.go
 	// signedLimit bounds the signed messages that it may bring.
 	signedLimit *rate.Limiter
+	limits      *inLimits     // of its reader
+	asks        *rate.Limiter // for addresses of others; see punch.go
 
 	// Guarded by Mesh.mu.
 
@@ -94,7 +97,7 @@ func (n *neighbour) ended() bool {
 
 func newNeighbour(c *session.Conn) *neighbour {
 	n := &neighbour{
-		Conn: c, name: c.Peer.Name, since: time.Now(), signedLimit: newSignedLimit(),
+		Conn: c, name: c.Peer.Name, since: time.Now(), signedLimit: newSignedLimit(), limits: newInLimits(), asks: rate.NewLimiter(asksPerSecond, asksBurst),
 		control:    make(chan []byte, MaxControl),
 		writerWake: make(chan struct{}, 1),
 		pings:      make(chan byte, 1),
@@ -164,6 +167,12 @@ func (n *neighbour) push(rec []byte) error {
 	n.queued.Add(-int64(len(rec)))
 	n.dropped.Add(1)
 	return errQueueFull
+}
+
+// crowded reports whether half of the queue is full. The rest is for this peer's own
+// messages.
+func (n *neighbour) crowded() bool {
+	return len(n.control) >= MaxControl/2 || n.queued.Load() >= maxControlBytes/2
 }
 
 // terminate ends the session. If it is called again, the first cause stays.
@@ -286,9 +295,19 @@ func (m *Mesh) read(n *neighbour) {
 			n.terminate(err)
 			break
 		}
-		n.lastHeard.Store(time.Now().UnixNano())
+		now := time.Now()
+		n.lastHeard.Store(now.UnixNano())
+		if pause := n.limits.pause(now); pause > 0 {
+			select {
+			case <-time.After(pause):
+			case <-n.done:
+			}
+		}
 		if err := m.receive(n, rec); err != nil {
-			n.terminate(err)
+			malformed := errors.Is(err, errShortMessage) || errors.Is(err, gossip.ErrMalformed)
+			if !malformed || !m.misbehaved(n, err.Error()) {
+				n.terminate(err)
+			}
 			break
 		}
 	}
@@ -317,7 +336,7 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 	case recGossip:
 		return m.receiveGossip(n, body)
 	case recUnicast:
-		m.unicast(n, body)
+		return m.unicast(n, body)
 	case recBye:
 		if len(body) == 0 {
 			return errors.New("the peer ended the session without a reason")

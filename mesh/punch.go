@@ -3,6 +3,7 @@ package mesh
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -24,6 +25,11 @@ const (
 	punchAnswer = 1
 	punchAskLen = 1 + peer.NameLen
 	punchLen    = punchAskLen + 16 + 2
+
+	// A neighbour may ask asksPerSecond times a second with a burst of asksBurst. Each
+	// question makes this peer send a message to another one.
+	asksPerSecond = 10
+	asksBurst     = 200
 )
 
 // askToPunch asks one of the neighbours with which both peers have a link, a different
@@ -37,31 +43,44 @@ func (m *Mesh) askToPunch(n peer.Name) {
 	_ = m.Send(between[m.punches%len(between)], KindPunch, append([]byte{punchAsk}, n[:]...))
 }
 
+// maxPendingAddrs bounds the addresses that wait for a session.
+const maxPendingAddrs = 256
+
 // punch handles a message of KindPunch from a neighbour.
-func (m *Mesh) punch(from peer.Name, msg []byte) {
+func (m *Mesh) punch(n *neighbour, msg []byte) {
 	switch {
 	case len(msg) >= punchAskLen && msg[0] == punchAsk && m.cfg.UDPAddr != nil:
 		about := peer.NameFromBytes(msg[1:])
-		a, okA := m.cfg.UDPAddr(from)
+		a, okA := m.cfg.UDPAddr(n.name)
 		b, okB := m.cfg.UDPAddr(about)
-		if okA && okB && from != about {
-			_ = m.Send(from, KindPunch, appendPunch(about, b))
-			_ = m.Send(about, KindPunch, appendPunch(from, a))
+		if okA && okB && n.name != about && n.asks.AllowN(time.Now(), 1) {
+			_ = m.Send(n.name, KindPunch, appendPunch(about, b))
+			_ = m.Send(about, KindPunch, appendPunch(n.name, a))
 		}
 	case len(msg) >= punchLen && msg[0] == punchAnswer:
 		about := peer.NameFromBytes(msg[1:])
 		addr := netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[7:23])).Unmap(), binary.BigEndian.Uint16(msg[23:]))
-		if addr.Addr().IsUnspecified() || addr.Port() == 0 {
-			return
-		}
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if n := (*m.neighbours.Load())[about]; n != nil && n.relayed {
-			m.setPunchedAddr(n, addr)
-			m.wakeLoop()
-		} else if m.view.Load().byName[about] != nil {
-			m.pendingAddrs[about] = pendingAddr{addr, time.Now()} // so far the session is up only at the far end
-		}
+		m.punchedAt(n, about, addr)
+	}
+}
+
+// punchedAt handles the address at which a neighbour says that it sees a peer. The
+// neighbour must have links with both, as only then it sees packets of the peer; and the
+// address must be one at which a peer may be, or the neighbour could direct packets of this
+// peer at its own host.
+func (m *Mesh) punchedAt(from *neighbour, about peer.Name, addr netip.AddrPort) {
+	v := m.view.Load()
+	if !m.dialable(addr) || !slices.Contains(v.graph.Common(about, topology.LinkSession|topology.LinkData), from.name) {
+		m.counters.unicastDrops.Add(1)
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := (*m.neighbours.Load())[about]; n != nil && n.relayed {
+		m.setPunchedAddr(n, addr)
+		m.wakeLoop()
+	} else if n == nil && len(m.pendingAddrs) < maxPendingAddrs {
+		m.pendingAddrs[about] = pendingAddr{addr, time.Now()} // so far the session is up only at the far end
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -59,6 +60,15 @@ func (k Kind) relayable() bool { return k != KindLink && k != KindPunch }
 
 // forward queues a record for the next hop towards a peer.
 func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
+	n := m.nextHop(to, k)
+	if n == nil {
+		return ErrUnreachable
+	}
+	return n.push(rec)
+}
+
+// nextHop returns the neighbour that gets a message for a peer, nil if there is none.
+func (m *Mesh) nextHop(to peer.Name, k Kind) *neighbour {
 	n := m.direct(to)
 	switch {
 	case n != nil:
@@ -67,64 +77,82 @@ func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {
 	case k == KindLink: // the one kind that a relayed session carries
 		n = (*m.neighbours.Load())[to]
 	}
-	if n == nil {
-		return ErrUnreachable
-	}
-	return n.push(rec)
+	return n
 }
 
 // unicast handles a message from a neighbour, for this peer or for another one. body is
-// borrowed.
-func (m *Mesh) unicast(n *neighbour, body []byte) {
+// borrowed. An error ends the session.
+func (m *Mesh) unicast(n *neighbour, body []byte) error {
 	if len(body) < unicastHeader {
-		m.counters.unicastDrops.Add(1)
-		return
+		return fmt.Errorf("message of %d bytes: %w", len(body), errShortMessage)
 	}
 	to, from := peer.NameFromBytes(body), peer.NameFromBytes(body[peer.NameLen:])
 	hops, kind := body[2*peer.NameLen], Kind(body[2*peer.NameLen+1])
+	if !m.plausible(n, from, hops, kind) || from != n.name && !n.limits.allow(from, time.Now()) {
+		m.counters.unicastDrops.Add(1)
+		return nil
+	}
 	if to != m.self {
-		if hops <= 1 || from == m.self || !kind.relayable() {
-			m.counters.unicastDrops.Add(1)
-			return
-		}
-		rec := append([]byte{recUnicast}, body...)
-		rec[1+2*peer.NameLen]--
-		if m.forward(to, rec, kind) != nil {
-			m.counters.unicastDrops.Add(1)
-			return
-		}
-		m.counters.relayed.Add(1)
-		return
+		m.relay(n, to, kind, body)
+		return nil
 	}
 	msg := slices.Clone(body[unicastHeader:])
 	switch {
-	case !kind.relayable() && from != n.name:
-		m.counters.unicastDrops.Add(1)
-		return
 	case kind == KindLink: // in order with NeighbourUp and NeighbourDown
 		m.event(func(o Observer) { o.LinkMessage(from, msg) })
-		return
+		return nil
 	case kind == KindPunch:
-		m.punch(from, msg)
-		return
+		m.punch(n, msg)
+		return nil
 	case n.relayed:
 		m.counters.unicastDrops.Add(1) // a relayed session is only for the link
-		return
+		return nil
 	}
 	f := m.handlers[kind]
-	if f == nil || from == m.self {
-		return
+	if f == nil {
+		return nil
 	}
 	if m.signed.kinds[kind] {
 		payload, err := m.receiveSigned(n, from, kind, msg)
 		if err != nil {
 			m.counters.unproved.Add(1)
 			m.log.Debug("signed message refused", "peer", from, "from", n.name, "err", err)
-			return
+			return nil
 		}
 		msg = payload
 	}
 	f(from, msg)
+	return nil
+}
+
+var errShortMessage = errors.New("shorter than its header")
+
+// plausible reports whether a neighbour may have a message of that source. This is no proof:
+// a relay can put any source that it may have into a message.
+func (m *Mesh) plausible(n *neighbour, from peer.Name, hops byte, kind Kind) bool {
+	switch {
+	case from == n.name:
+		return hops <= maxHops
+	case !kind.relayable() || from == m.self || hops > maxHops || n.relayed:
+		return false
+	}
+	return m.view.Load().Reachable(from)
+}
+
+// relay passes a message of a neighbour on towards a peer.
+func (m *Mesh) relay(n *neighbour, to peer.Name, kind Kind, body []byte) {
+	hop := m.nextHop(to, kind)
+	if body[2*peer.NameLen] <= 1 || !kind.relayable() || n.relayed || hop == nil || hop == n || hop.crowded() {
+		m.counters.unicastDrops.Add(1)
+		return
+	}
+	rec := append([]byte{recUnicast}, body...)
+	rec[1+2*peer.NameLen]--
+	if hop.push(rec) != nil {
+		m.counters.unicastDrops.Add(1)
+		return
+	}
+	m.counters.relayed.Add(1)
 }
 
 // maxEvents bounds how many events neighbours can queue for the loop.
