@@ -69,6 +69,7 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Mesh.Nickname, "nickname", c.Mesh.Nickname, "name of this peer for people (the hostname)")
 	f.passwords.register(fs)
 	parsedVar(fs, &c.Fast.Trusted, parseSubnets, "trusted-subnets", "", "comma-separated networks between which the fast datapath does not encrypt")
+	parsedVar(fs, &c.AllowPeersFrom, parseSubnets, "allow-peers-from", "", "comma-separated networks of containers in which peers may be (none)")
 	notVar(fs, &c.Mesh.Discover, "no-discovery", "connect to the given peers only, not to those they know")
 	fs.IntVar(&c.Mesh.ConnLimit, "conn-limit", c.Mesh.ConnLimit, "most sessions, 0 for no limit; other peers are reached over hops")
 	fs.BoolVar(&c.Resume, "resume", c.Resume, "connect to the peers of the last run")

@@ -64,6 +64,8 @@ type Config struct {
 	// Mesh has Nickname (empty: the hostname), Passwords, ConnLimit, Discover and
 	// the protocol versions.
 	Mesh mesh.Config
+	// AllowPeersFrom are networks of containers in which peers may be all the same.
+	AllowPeersFrom []netip.Prefix
 	// Init says how the first ring of addresses is made. Expect 0 stands for as many
 	// peers as there are targets, and this one.
 	Init ipam.Init

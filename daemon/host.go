@@ -81,6 +81,7 @@ func (h *host) openMesh(id *peer.Identity) (err error) {
 		h.notes = append(h.notes, err.Error())
 	}
 	c.SaveBindings = func(list []peer.Binding) error { return saveBindings(h.store, list) }
+	c.Refuse = newPeersFrom(h.config, h.log).refuse
 	h.mesh, err = mesh.New(c)
 	return err
 }

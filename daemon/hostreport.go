@@ -60,11 +60,13 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 		Name: ms.Name.String(), NickName: ms.Nickname, Port: int(ms.Port), Encryption: ms.Authenticated,
 		PeerDiscovery: ms.Discover, ConnLimit: ms.ConnLimit, Interface: h.config.Bridge, MTU: h.config.MTU,
 		TrustedSubnets: h.config.Fast.Trusted, TerminationCount: ms.Terminations,
-		HandshakeFailures: ms.HandshakeFailures, Drops: rs.Drops,
+		HandshakeFailures: ms.HandshakeFailures, MeshRefused: meshRefused(ms), Drops: rs.Drops,
 		Offloads: map[string]string{"tap": rs.TAPOffloads, "udp": rs.UDPOffloads},
 		Queues: []api.Queue{
 			{Name: "router-control", Depth: rs.Queue, Limit: rs.QueueCap, Drops: rs.Drops[router.DropBusy.String()]},
 			{Name: "gossip", Depth: ms.Gossip.QueuedDeltas, Limit: ms.Gossip.MaxQueue, Drops: ms.Gossip.Dropped},
+			{Name: "topology", Depth: ms.Topology.Cost, Limit: ms.Topology.MaxCost, Drops: ms.Topology.NoPlace},
+			{Name: "topology-waiting", Depth: ms.Topology.Waiting, Limit: ms.Topology.MaxWaiting, Drops: ms.Topology.WaitDropped},
 			sessionQueue(ms),
 		},
 	}
@@ -349,4 +351,17 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 		w = append(w, "addresses cannot be written to disk, so none are given: "+s.DiskErr.Error())
 	}
 	return w
+}
+
+// meshRefused returns what the mesh refused, by reason.
+func meshRefused(s mesh.Status) map[string]uint64 {
+	return map[string]uint64{
+		"too-many-entries":      s.Topology.Unverified,
+		"entry-of-the-future":   s.Topology.Ahead,
+		"message":               s.UnicastDrops,
+		"message-not-proved":    s.Unproved,
+		"session-misbehaved":    s.Misbehaved,
+		"session-made-room":     s.Evicted,
+		"gossip-not-understood": s.Gossip.Refused,
+	}
 }

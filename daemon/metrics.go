@@ -44,6 +44,7 @@ var (
 	dnsEntries     = gauge("dns_entries", "Addresses of host names that this host answers.")
 	dnsQueries     = counter("dns_queries_total", "DNS queries of containers.", "type", "result")
 	dnsRefused     = counter("dns_forwards_refused_total", "DNS queries not forwarded because too many were in flight.")
+	refusals       = counter("mesh_refused_total", "What other peers sent and the mesh refused.", "reason")
 	handshakes     = counter("handshake_failures_total", "Sessions refused.", "reason")
 )
 
@@ -96,6 +97,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for reason, n := range r.Router.HandshakeFailures {
 		s.add(handshakes, float64(n), reason)
+	}
+	for reason, n := range r.Router.MeshRefused {
+		s.add(refusals, float64(n), reason)
 	}
 	for _, q := range r.Router.Queues {
 		s.add(queueDepth, float64(q.Depth), q.Name)

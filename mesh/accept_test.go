@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -239,3 +240,27 @@ func TestOneHostDoesNotTakeAllSessions(t *testing.T) {
 
 // hasFailed reports whether a session of n was refused for a reason.
 func (n *node) hasFailed(reason string) bool { return n.Status().HandshakeFailures[reason] > 0 }
+
+// Hosts at refused addresses get no session, and are not dialled.
+func TestRefusedAddressesGetNoSession(t *testing.T) {
+	t.Parallel()
+	container := netip.MustParseAddr("127.0.0.77")
+	a := start(t, func(c *Config) {
+		c.Refuse = func(a netip.Addr) error {
+			if a == container {
+				return errors.New("a container")
+			}
+			return nil
+		}
+	})
+	start(t, noDiscovery, func(c *Config) { c.dialFrom = container }, to(a))
+	eventually(t, "it is refused", func() bool { return a.Status().HandshakeFailures["address"] > 0 })
+	b := start(t, func(c *Config) { c.Advertise = []netip.AddrPort{netip.AddrPortFrom(container, 6783)} }, to(a))
+	eventually(t, "another host gets in", func() bool { return a.sees(b) })
+	if a.sessions() != 1 {
+		t.Errorf("%d sessions, want 1", a.sessions())
+	}
+	if a.dialable(netip.AddrPortFrom(container, 6783)) {
+		t.Error("it would be dialled")
+	}
+}

@@ -72,10 +72,10 @@ func (m *Mesh) dialable(a netip.AddrPort) bool {
 	if a.Port() == 0 || ip.Zone() != "" || ip == everyHost || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() {
 		return false
 	}
-	if ip.IsLoopback() {
-		return m.loopback.Load()
+	if ip.IsLoopback() && !m.loopback.Load() || !ip.IsLoopback() && m.hostAddrs.has(ip) {
+		return false
 	}
-	return !m.hostAddrs.has(ip) && (m.cfg.Refuse == nil || m.cfg.Refuse(ip) == nil)
+	return m.cfg.Refuse == nil || m.cfg.Refuse(ip) == nil
 }
 
 // memberAddrs returns the members that may be dialled, with the addresses of their entries

@@ -35,10 +35,12 @@ type Status struct {
 	// Misbehaved counts the sessions ended because the peer sent what no honest peer
 	// sends. Topology has the limits of what members can make this peer store.
 	Misbehaved uint64
+	// Evicted counts the sessions ended to make room for others.
+	Evicted uint64
 	// Unproved counts messages refused because their source was not proved.
 	Unproved          uint64
 	Topology          topology.Stats
-	HandshakeFailures map[string]uint64 // by session.Code
+	HandshakeFailures map[string]uint64 // by session.Code; "address" for those that Config.Refuse refused
 }
 
 // SessionStatus is one session.
@@ -88,6 +90,8 @@ func (m *Mesh) Status() Status {
 	for c := session.CodeVersion; c <= session.CodeOther; c++ {
 		s.HandshakeFailures[c.String()] = m.counters.handshakeFail[c].Load()
 	}
+	s.HandshakeFailures["address"] = m.counters.refusedAddrs.Load()
+	s.Evicted = m.counters.evicted.Load()
 	for _, n := range *m.neighbours.Load() {
 		s.Sessions = append(s.Sessions, SessionStatus{
 			Peer: n.name, Nickname: n.Peer.Nickname, Addr: n.RemoteAddr().String(), Dialled: n.Dialled, Relayed: n.relayed,

@@ -70,6 +70,8 @@ type Router struct {
 	TerminationCount uint64
 	// HandshakeFailures counts refused sessions by reason.
 	HandshakeFailures map[string]uint64
+	// MeshRefused counts what other peers sent and the mesh refused, by reason.
+	MeshRefused map[string]uint64
 	// Drops counts frames that were dropped before a link was chosen, by reason.
 	Drops map[string]uint64
 	// Flows is the number of MAC addresses of other hosts in the fast datapath. Weave
