@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
@@ -140,9 +141,10 @@ func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
 		notes = append(notes, e.Error())
 	}
 	h.mesh.Register(r.channel, alloc.Channel())
+	lines := rate.Sometimes{First: 10, Interval: time.Minute} // a peer could fill the log
 	h.mesh.HandleSigned(r.kind, func(from peer.Name, msg []byte) {
 		if err := alloc.Receive(from, msg); err != nil {
-			h.log.Warn("a message about addresses was refused", "peer", from, "err", err)
+			lines.Do(func() { h.log.Warn("a message about addresses was refused", "peer", from, "err", err) })
 		}
 	})
 	for _, n := range notes {

@@ -34,6 +34,9 @@ const (
 	// core for each channel.
 	mergeBurst = 5 * time.Second
 	mergeShare = 4
+	// floodCost is added for a message with more new entries than the neighbour may make
+	// this peer check, so that a neighbour that floods is read more and more slowly.
+	floodCost = 100 * time.Millisecond
 )
 
 // gossipChannel runs one channel.
@@ -237,6 +240,7 @@ func (g *gossipChannel) step(now time.Time) (more bool, next time.Time) {
 	var changed bool
 	var err error
 	var refused []gossip.Refusal
+	var extra time.Duration
 	if msg != nil {
 		if g.id == ChannelTopology {
 			g.mesh.topo.SetTime(g.mesh.now())
@@ -244,6 +248,9 @@ func (g *gossipChannel) step(now time.Time) (more bool, next time.Time) {
 		changed, err = g.engine.Receive(from.name, msg)
 		if g.id == ChannelTopology {
 			refused = g.mesh.topo.Refused()
+			if g.mesh.topo.Exhausted() {
+				extra = floodCost
+			}
 		}
 	}
 	for _, n := range g.engine.Dirty() {
@@ -260,7 +267,7 @@ func (g *gossipChannel) step(now time.Time) (more bool, next time.Time) {
 		return false, next
 	}
 	end := time.Now()
-	g.charge(from.name, end.Sub(now), end)
+	g.charge(from.name, end.Sub(now)+extra, end)
 	g.mesh.reportRefusals(refused)
 	if changed && g.id == ChannelTopology {
 		g.mesh.wakeTopology()

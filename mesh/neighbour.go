@@ -45,7 +45,9 @@ const (
 	// MaxControl is the largest number of records that wait for one neighbour, ahead
 	// of gossip, and maxControlBytes their largest total size. A full queue drops
 	// the newest record and counts the drop.
-	MaxControl      = 1024
+	MaxControl = 1024
+	// maxReason is how many bytes of a neighbour's reason are shown.
+	maxReason       = 512
 	maxControlBytes = 4 << 20
 )
 
@@ -79,6 +81,8 @@ type neighbour struct {
 	rttNano       atomic.Int64 // smoothed
 	dropped       atomic.Uint64
 	queued        atomic.Int64 // bytes in control
+	linkMessages  atomic.Int64 // of KindLink that wait for the loop
+	linkBytes     atomic.Int64 // of them
 	saidGoodbye   atomic.Bool  // it said goodbye
 	linked        atomic.Bool  // the router's link with it is up
 	// punchedAddr is the address of a relayed neighbour that the router got.
@@ -341,7 +345,7 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 		if len(body) == 0 {
 			return errors.New("the peer ended the session without a reason")
 		}
-		code, reason := session.Code(body[0]), printable(body[1:])
+		code, reason := session.Code(body[0]), printable(body[1:min(len(body), 1+maxReason)])
 		if code == session.CodeOK {
 			n.saidGoodbye.Store(true)
 		} else {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/topology"
 )
 
 // unicastRecord is a message as a member may send it.
@@ -166,4 +167,66 @@ func TestPunchAnswersMustBePlausible(t *testing.T) {
 	}
 	say(b.Self(), "10.0.0.1:6783")
 	eventually(t, "a plausible one is believed", func() bool { return pending() == 1 })
+}
+
+// Link messages that the router does not take in time are dropped, and the rest of the mesh
+// does not wait.
+func TestLinkMessagesThatWaitAreBounded(t *testing.T) {
+	t.Parallel()
+	m := &Mesh{loopWake: make(chan struct{}, 1)}
+	n := &neighbour{name: peer.Name{2, 1}}
+	for range 2 * maxLinkMessages {
+		m.linkMessage(n, []byte("x"))
+	}
+	if len(m.events) != maxLinkMessages || m.counters.unicastDrops.Load() != maxLinkMessages {
+		t.Errorf("%d wait, %d were dropped", len(m.events), m.counters.unicastDrops.Load())
+	}
+	other := &node{t: t, up: make(map[peer.Name]Neighbour)}
+	for _, f := range m.events {
+		f(other)
+	}
+	m.events = nil
+	if len(other.links) != maxLinkMessages || n.linkMessages.Load() != 0 || n.linkBytes.Load() != 0 {
+		t.Errorf("%d arrived, %d with %d bytes are still counted", len(other.links), n.linkMessages.Load(), n.linkBytes.Load())
+	}
+	for range maxLinkMessages {
+		m.linkMessage(n, make([]byte, MaxUnicast))
+	}
+	if got := n.linkBytes.Load(); got > maxLinkBytes || len(m.events) == 0 {
+		t.Errorf("%d bytes wait in %d messages", got, len(m.events))
+	}
+}
+
+// A neighbour that floods entries is read more slowly, while others are not.
+func TestFloodOfEntriesSlowsItsNeighbour(t *testing.T) {
+	t.Parallel()
+	a := start(t)
+	evil := start(t, to(a))
+	b := start(t, to(a))
+	eventually(t, "a mesh", func() bool { return a.sees(evil, b) && evil.sees(a, b) && b.sees(a, evil) })
+	for i := range 8000 {
+		evil.Announce(ChannelTopology, madeUpEntry(t, i))
+	}
+	eventually(t, "a refuses entries", func() bool { return a.Status().Topology.Unverified > 0 })
+	c := start(t, to(b))
+	eventually(t, "a newcomer is seen by all", func() bool { return a.sees(evil, b, c) && b.sees(a, evil, c) && c.sees(a, evil, b) })
+	if st := a.Status(); len(st.Peers) != 4 || st.Terminations != 0 {
+		t.Errorf("%d peers, %d sessions ended", len(st.Peers), st.Terminations)
+	}
+}
+
+// madeUpEntry returns the entry of a peer that does not exist.
+func madeUpEntry(t *testing.T, i int) []byte {
+	t.Helper()
+	var seed [32]byte
+	seed[0], seed[1] = byte(i), byte(i>>8)
+	id, err := peer.IdentityFromSeed(seed[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := topology.New(topology.Config{Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Book: new(peer.Book), Start: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.SetLinks([]topology.Link{{To: peer.Name{2, 0xee}, Flags: topology.LinkSession}})
 }

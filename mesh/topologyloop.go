@@ -20,6 +20,8 @@ const (
 	// routesShare is how many times as long as the last computation took the next one
 	// waits, so that a large or restless mesh costs at most a fifth of a core.
 	routesShare = 5
+	// maxForgottenLines is how many lines about forgotten peers one round logs.
+	maxForgottenLines = 16
 )
 
 // topologyLoop keeps this peer's entry, forgets lost peers, and computes the routes. It
@@ -61,8 +63,9 @@ func (m *Mesh) topologyRound(now time.Time, l *topologyState) (next time.Time) {
 	m.topo.SetAddrs(addrs)
 	m.Announce(ChannelTopology, m.topo.SetLinks(links))
 	if !now.Before(l.slowAt) {
-		l.slowAt = nextTick(now)
+		begun := time.Now()
 		gone, moved = m.topo.Expire(now)
+		l.slowAt = nextTick(now.Add(routesShare * time.Since(begun)))
 	}
 	next = l.slowAt
 	switch {
@@ -81,8 +84,11 @@ func (m *Mesh) topologyRound(now time.Time, l *topologyState) (next time.Time) {
 	topo.state.Unlock()
 
 	m.topologyStats.Store(&stats)
-	for _, n := range gone {
+	for _, n := range gone[:min(len(gone), maxForgottenLines)] {
 		m.log.Info("peer forgotten: no path has led to it for a minute", "peer", n)
+	}
+	if more := len(gone) - maxForgottenLines; more > 0 {
+		m.log.Info("more peers forgotten", "count", more)
 	}
 	if moved {
 		topo.do(func(e *gossip.Engine) { e.Compare(ChannelTopology) })

@@ -50,7 +50,8 @@ func (m *Mesh) sender(k Kind) func(peer.Name, []byte) error {
 func (m *Mesh) handleStreams(k Kind, receive func(peer.Name, []byte) error) {
 	m.Handle(k, func(from peer.Name, msg []byte) {
 		if err := receive(from, msg); err != nil {
-			m.log.Warn("stream message refused", "from", from, "err", err)
+			m.counters.unicastDrops.Add(1)
+			m.log.Debug("stream message refused", "from", from, "err", err) // anybody could fill the log
 		}
 	})
 }
@@ -99,7 +100,7 @@ func (m *Mesh) unicast(n *neighbour, body []byte) error {
 	msg := slices.Clone(body[unicastHeader:])
 	switch {
 	case kind == KindLink: // in order with NeighbourUp and NeighbourDown
-		m.event(func(o Observer) { o.LinkMessage(from, msg) })
+		m.linkMessage(n, msg)
 		return nil
 	case kind == KindPunch:
 		m.punch(n, msg)
@@ -155,19 +156,42 @@ func (m *Mesh) relay(n *neighbour, to peer.Name, kind Kind, body []byte) {
 	m.counters.relayed.Add(1)
 }
 
-// maxEvents bounds how many events neighbours can queue for the loop.
-const maxEvents = 1 << 14
+const (
+	// maxEvents bounds how many events neighbours can queue for the loop.
+	maxEvents = 1 << 14
+	// maxLinkMessages and maxLinkBytes bound the link messages of one neighbour that wait
+	// for the loop. More are dropped, which the link repairs.
+	maxLinkMessages = 256
+	maxLinkBytes    = 256 << 10
+)
 
-// event makes the loop call f.
-func (m *Mesh) event(f func(Observer)) {
-	m.mu.Lock()
-	if len(m.events) < maxEvents {
-		m.events = append(m.events, f)
-	} else {
+// linkMessage passes a message of KindLink to the Observer.
+func (m *Mesh) linkMessage(n *neighbour, msg []byte) {
+	size := int64(len(msg))
+	count, bytes := n.linkMessages.Add(1), n.linkBytes.Add(size)
+	taken := func() {
+		n.linkMessages.Add(-1)
+		n.linkBytes.Add(-size)
+	}
+	if count > maxLinkMessages || bytes > maxLinkBytes || !m.event(func(o Observer) {
+		taken()
+		o.LinkMessage(n.name, msg)
+	}) {
+		taken()
 		m.counters.unicastDrops.Add(1)
+	}
+}
+
+// event makes the loop call f, and reports whether there was space in its queue.
+func (m *Mesh) event(f func(Observer)) bool {
+	m.mu.Lock()
+	space := len(m.events) < maxEvents
+	if space {
+		m.events = append(m.events, f)
 	}
 	m.mu.Unlock()
 	m.wakeLoop()
+	return space
 }
 
 // printable makes text of another peer safe for one line of a log.

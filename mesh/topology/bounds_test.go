@@ -502,3 +502,45 @@ func (w *sim) stepAndExpire(t *testing.T) {
 	}
 	w.step(t, 4)
 }
+
+// The most that members can make this peer compute: all places are taken by made-up peers
+// with many links among each other.
+func BenchmarkFullTopology(b *testing.B) {
+	const fakes = 1600
+	name := func(i int) peer.Name { return peer.Name{2, 0xee, 0, 0, byte(i >> 8), byte(i)} }
+	s := newState(b, identity(b, 1), 1, epoch)
+	meet(s, name(0))
+	all := map[peer.Name]*Entry{s.cfg.Self: s.own}
+	for i := range fakes {
+		id := peer.Cheap{ID: peer.Key{0xee, byte(i), byte(i >> 8)}}
+		e := &Entry{Name: name(i), Key: id.Key(), Version: 5}
+		for j := max(0, i-500); j < min(fakes, i+500); j++ {
+			if j != i {
+				e.Links = append(e.Links, Link{To: name(j), Flags: LinkSession | LinkData})
+			}
+		}
+		if i == 0 {
+			e.Links = append(e.Links, Link{To: s.cfg.Self, Flags: LinkSession})
+			slices.SortFunc(e.Links, func(a, b Link) int { return a.To.Compare(b.To) })
+		}
+		e.sign(id)
+		s.put(e)
+		all[e.Name] = e
+	}
+	b.Run("places", func(b *testing.B) {
+		for range b.N {
+			places(s.own, all, maxCost/2)
+		}
+	})
+	b.Run("graph", func(b *testing.B) {
+		for range b.N {
+			s.graph = nil
+			s.Graph()
+		}
+	})
+	b.Run("routes", func(b *testing.B) {
+		for range b.N {
+			s.Graph().Routes(LinkSession)
+		}
+	})
+}

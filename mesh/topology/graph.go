@@ -39,20 +39,7 @@ func (s *State) Graph() *Graph {
 		g.index[e.Name] = i
 	}
 	g.self = g.index[s.cfg.Self]
-	g.links = make([][]edge, len(entries))
-	for i, e := range entries {
-		for _, l := range e.Links {
-			j, ok := g.index[l.To]
-			if !ok {
-				continue
-			}
-			back, ok := entries[j].link(e.Name)
-			if !ok || l.Flags&back.Flags == 0 {
-				continue
-			}
-			g.links[i] = append(g.links[i], edge{j, l.Flags & back.Flags, max(l.Cost, back.Cost)})
-		}
-	}
+	g.links = confirmed(entries, g.index)
 	g.reaches = newBitset(len(g.names))
 	g.reaches.set(g.self)
 	for queue := []int{g.self}; len(queue) > 0; queue = queue[1:] {
@@ -66,6 +53,34 @@ func (s *State) Graph() *Graph {
 	g.shortIDs, g.byShortID = shortIDs(entries)
 	s.graph = g
 	return g
+}
+
+// confirmed returns for each entry the links that both ends list, in order of index. The
+// entries are in order of name, and index gives their places.
+func confirmed(entries []*Entry, index map[peer.Name]int) [][]edge {
+	links := make([][]edge, len(entries))
+	// Links are in order of name, too. While i goes through the entries in that order, each
+	// entry needs to be looked through for links back only once.
+	next := make([]int, len(entries))
+	for i, e := range entries {
+		for _, l := range e.Links {
+			j, ok := index[l.To]
+			if !ok {
+				continue
+			}
+			back := entries[j].Links
+			for next[j] < len(back) && back[next[j]].To.Compare(e.Name) < 0 {
+				next[j]++
+			}
+			if next[j] == len(back) || back[next[j]].To != e.Name {
+				continue
+			}
+			if b := back[next[j]]; l.Flags&b.Flags != 0 {
+				links[i] = append(links[i], edge{j, l.Flags & b.Flags, max(l.Cost, b.Cost)})
+			}
+		}
+	}
+	return links
 }
 
 // Names returns the peers of the graph in order, reachable or not. The slice is

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -63,7 +64,7 @@ func (s *State) settlePlaces(now time.Time) (moved bool) {
 }
 
 // places chooses which of the entries are stored if all of them cost more than limit. It
-// depends on the entries only, not on the order in which they arrived.
+// depends on the entries only, not on the order in which they arrived. own is one of them.
 //
 // A member can make up peers, and links among them, but not links with honest peers. So
 // made-up peers hang behind the few peers that state a link to them. A peer d dominates a
@@ -102,25 +103,29 @@ type placeNode struct {
 }
 
 func newPlaceTree(own *Entry, all map[peer.Name]*Entry) *placeTree {
+	entries := slices.SortedFunc(maps.Values(all), func(a, b *Entry) int { return a.Name.Compare(b.Name) })
+	index := make(map[peer.Name]int, len(entries))
+	for i, e := range entries {
+		index[e.Name] = i
+	}
+	links := confirmed(entries, index)
+	// The nodes are the entries that are connected with own, in order of distance; place
+	// gives the node of an entry plus one.
+	place := make([]int, len(entries))
+	place[index[own.Name]] = 1
 	t := &placeTree{nodes: []*placeNode{{Entry: own}}}
-	index := map[peer.Name]int{own.Name: 0}
-	for i := 0; i < len(t.nodes); i++ { // in order of distance
+	order := []int{index[own.Name]}
+	for i := 0; i < len(t.nodes); i++ {
 		n := t.nodes[i]
-		for _, l := range n.Links {
-			o := all[l.To]
-			if l.To == own.Name {
-				o = own
+		n.links = make([]int, len(links[order[i]]))
+		for k, l := range links[order[i]] {
+			if place[l.to] == 0 {
+				t.nodes = append(t.nodes, &placeNode{Entry: entries[l.to], hops: n.hops + 1, idom: i})
+				order = append(order, l.to)
+				place[l.to] = len(t.nodes)
 			}
-			if o == nil || !n.linked(o) {
-				continue
-			}
-			j, known := index[o.Name]
-			if !known {
-				j = len(t.nodes)
-				index[o.Name] = j
-				t.nodes = append(t.nodes, &placeNode{Entry: o, hops: n.hops + 1, idom: i})
-			}
-			n.links = append(n.links, j)
+			j := place[l.to] - 1
+			n.links[k] = j
 			if n.hops == 1 {
 				t.nodes[j].support++
 			}

@@ -122,6 +122,7 @@ type State struct {
 	crowded          bool // an entry waits for a place
 	cost             int  // of entries
 	budgets          map[peer.Name]*budget
+	exhausted        bool // an entry was refused because its neighbour sends too many
 	stats            Stats
 
 	sorted       []*Entry // the entries in order of name
@@ -322,12 +323,14 @@ func (s *State) mergeEntry(from peer.Name, e *Entry, fresh []byte) []byte {
 		s.refused.Add(from, e.Name, ErrAhead)
 		return fresh
 	}
-	if err := s.cfg.Book.Check(e.Name, e.Key); err != nil {
-		s.refused.Add(from, e.Name, err)
-		return fresh
-	}
+	// The check of a new key against a derived name costs as much as a signature.
 	if !s.mayVerify(from) {
 		s.stats.Unverified++
+		s.exhausted = true
+		return fresh
+	}
+	if err := s.cfg.Book.Check(e.Name, e.Key); err != nil {
+		s.refused.Add(from, e.Name, err)
 		return fresh
 	}
 	if !e.verify(s.cfg.Verifier) {
@@ -382,6 +385,14 @@ func (s *State) mayVerify(from peer.Name) bool {
 	}
 	b.tokens--
 	return true
+}
+
+// Exhausted reports whether entries were refused since the last call because a neighbour
+// sends too many.
+func (s *State) Exhausted() bool {
+	was := s.exhausted
+	s.exhausted = false
+	return was
 }
 
 // attached reports whether a stored entry confirms a link of e.
