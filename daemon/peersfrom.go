@@ -33,10 +33,20 @@ type peersFrom struct {
 }
 
 func newPeersFrom(c *Config, log *slog.Logger) *peersFrom {
-	return &peersFrom{
-		allowed: c.AllowPeersFrom, ranges: c.ranges(), log: log,
+	p := &peersFrom{
+		allowed: c.AllowPeersFrom, log: log,
 		list: func() ([]netip.Prefix, error) { return netdev.ContainerNetworks(c.Bridge) },
 	}
+	for _, r := range c.ranges() {
+		// If a user chose a range in which the hosts are, too, the address does not show
+		// who is a container.
+		if route, err := netdev.Overlap(r, c.Bridge); err != nil || route != nil {
+			log.Warn("containers with addresses of the range are not kept from becoming peers", "range", r, "route", route, "err", err)
+			continue
+		}
+		p.ranges = append(p.ranges, r)
+	}
+	return p
 }
 
 // refuse returns why there may be no peer at an address, nil if there may be one.

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
 func TestContainersAreNoPeers(t *testing.T) {
@@ -36,4 +38,26 @@ func TestContainersAreNoPeers(t *testing.T) {
 	p.read = time.Time{}
 	check("172.18.0.2", false)
 	check("192.0.2.1", true)
+}
+
+// A user may choose a range in which the hosts themselves are.
+func TestRangeThatHasTheHostsDoesNotRefuseThem(t *testing.T) {
+	host, other := nstest.New(t, "host"), nstest.New(t, "other")
+	nstest.Veth(t, 1500, host, "card", netip.MustParsePrefix("10.1.0.1/24"), other, "far", netip.MustParsePrefix("10.1.0.2/24"))
+	c := DefaultConfig()
+	for _, r := range []string{"10.0.0.0/8", "10.1.0.0/16", "10.32.0.0/12", "10.2.0.0/16"} {
+		c.Range = netip.MustParsePrefix(r)
+		nstest.In(t, host, func() {
+			p := newPeersFrom(c, slog.New(slog.DiscardHandler))
+			if err := p.refuse(netip.MustParseAddr("10.1.0.2")); err != nil {
+				t.Errorf("range %s: %v", r, err)
+			}
+		})
+	}
+	c.Range = netip.MustParsePrefix("10.32.0.0/12")
+	nstest.In(t, host, func() {
+		if newPeersFrom(c, slog.New(slog.DiscardHandler)).refuse(netip.MustParseAddr("10.32.0.9")) == nil {
+			t.Error("a container of another host becomes a peer")
+		}
+	})
 }

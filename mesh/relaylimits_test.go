@@ -197,17 +197,18 @@ func TestLinkMessagesThatWaitAreBounded(t *testing.T) {
 	}
 }
 
-// A neighbour that floods entries is read more slowly, while others are not.
-func TestFloodOfEntriesSlowsItsNeighbour(t *testing.T) {
+// While a neighbour floods entries of peers that do not exist, sessions stay, newcomers get
+// in, and nothing of the flood is stored.
+func TestFloodOfEntriesDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
 	a := start(t)
 	evil := start(t, to(a))
 	b := start(t, to(a))
 	eventually(t, "a mesh", func() bool { return a.sees(evil, b) && evil.sees(a, b) && b.sees(a, evil) })
-	for i := range 8000 {
+	for i := range 3000 {
 		evil.Announce(ChannelTopology, madeUpEntry(t, i))
 	}
-	eventually(t, "a refuses entries", func() bool { return a.Status().Topology.Unverified > 0 })
+	eventually(t, "the flood arrives", func() bool { return a.Status().Topology.Waiting > 100 })
 	c := start(t, to(b))
 	eventually(t, "a newcomer is seen by all", func() bool { return a.sees(evil, b, c) && b.sees(a, evil, c) && c.sees(a, evil, b) })
 	if st := a.Status(); len(st.Peers) != 4 || st.Terminations != 0 {

@@ -239,6 +239,9 @@ func TestChecksOfSignaturesAreBoundedForEachNeighbour(t *testing.T) {
 	if checks > verifyBurst {
 		t.Errorf("%d checks at once, want at most %d", checks, verifyBurst)
 	}
+	if !a.Exhausted() || a.Exhausted() {
+		t.Error("the flood is not reported, or twice")
+	}
 	b := cheapState(t, 2, 4096)
 	b.SetLinks(links)
 	if news, _ := a.Merge(simName(2), b.own.raw); news == nil {
