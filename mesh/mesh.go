@@ -347,7 +347,7 @@ func (m *Mesh) Register(channel uint8, c gossip.Channel) {
 	if m.channels[channel] != nil {
 		panic(fmt.Sprintf("mesh: channel %d registered twice", channel))
 	}
-	m.channels[channel] = newChannel(m, channel, c, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	m.channels[channel] = newChannel(m, channel, c, rand.New(rand.NewPCG(m.instance, 0)))
 	m.order = m.orderedChannels()
 }
 

@@ -169,7 +169,8 @@ func (e *Engine) Tick(now time.Time) {
 		return
 	}
 	first := e.nextRepair.IsZero()
-	e.nextRepair = now.Add(repairEvery/2 + time.Duration(e.rng.Int64N(int64(repairEvery))))
+	// At a whole second, so that engines with equal seeds wake the router together.
+	e.nextRepair = now.Add(repairEvery/2 + time.Duration(e.rng.Int64N(int64(repairEvery)))).Truncate(time.Second)
 	if first || len(e.order) == 0 {
 		return
 	}
