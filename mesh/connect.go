@@ -140,6 +140,9 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 			return no(session.CodeCollision, "name collision: both peers have the name %s; give one of them another --name", m.self)
 		}
 	}
+	if m.isBanned(h.Key) {
+		return no(session.CodeBanned, "%v", errBanned)
+	}
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()

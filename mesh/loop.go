@@ -51,6 +51,8 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 		m.bans.expire(now)
 		m.updateClock()
 	}
+	m.storeTargets()
+	m.endBanned()
 	next = l.slowAt
 	if t := m.maker.Next(); !t.IsZero() && t.Before(next) {
 		next = t

@@ -192,7 +192,11 @@ type Mesh struct {
 	// neighbours has the one session with each neighbour, direct or relayed. The
 	// map is immutable; setNeighbour replaces it under mu.
 	neighbours atomic.Pointer[map[peer.Name]*neighbour]
-	counters   counters
+	// targetPeers has the peers that answer at targets; the map is immutable.
+	targetPeers atomic.Pointer[map[peer.Name]bool]
+	banned      atomic.Pointer[bannedKeys] // see ban.go
+	bansChanged atomic.Bool
+	counters    counters
 
 	topologyStats atomic.Pointer[topology.Stats]
 	knownAddrs    atomic.Pointer[map[netip.Addr]bool] // of targets and entries
@@ -262,6 +266,7 @@ func New(cfg Config) (*Mesh, error) {
 	m.topo, err = topology.New(topology.Config{
 		Self: m.self, Nickname: cfg.Nickname, Instance: m.instance, Signer: cfg.Identity,
 		Verifier: peer.Ed25519{}, Book: &m.book, Start: m.start, ShortID: cfg.ShortID,
+		Banned: m.isBanned,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the mesh as %s: %w", m.self, err)

@@ -145,6 +145,8 @@ func (m *Mesh) checkRelayedHello(n peer.Name, h *session.Hello) *session.Refusal
 		return &session.Refusal{Code: session.CodeCollision, Reason: fmt.Sprintf("peer %s answers in place of %s", h.Name, n)}
 	case err != nil:
 		return &session.Refusal{Code: session.CodeCollision, Reason: err.Error()}
+	case m.isBanned(h.Key):
+		return &session.Refusal{Code: session.CodeBanned, Reason: errBanned.Error()}
 	case m.closing:
 		return &session.Refusal{Code: session.CodeOther, Reason: "the router is stopping"}
 	case m.direct(n) != nil:

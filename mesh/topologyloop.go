@@ -48,6 +48,7 @@ type topologyState struct {
 	generation uint64    // of the topology from which the routes were computed
 	routesAt   time.Time // when they may be computed again
 	slowAt     time.Time // the next time for work that is due every pingEvery
+	banned     *bannedKeys
 }
 
 // topologyRound does all work that is due and returns the time of the next round.
@@ -62,6 +63,10 @@ func (m *Mesh) topologyRound(now time.Time, l *topologyState) (next time.Time) {
 	m.topo.SetTime(m.now())
 	m.topo.SetAddrs(addrs)
 	m.Announce(ChannelTopology, m.topo.SetLinks(links))
+	if banned := m.banned.Load(); banned != l.banned {
+		l.banned = banned
+		m.topo.DropBanned()
+	}
 	if !now.Before(l.slowAt) {
 		begun := time.Now()
 		gone, moved = m.topo.Expire(now)

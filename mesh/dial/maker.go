@@ -153,6 +153,17 @@ func (m *Maker) Targets() []string {
 	return t
 }
 
+// TargetPeers returns the peers that answered at targets. The caller owns the map.
+func (m *Maker) TargetPeers() map[peer.Name]bool {
+	out := make(map[peer.Name]bool)
+	for k, c := range m.all {
+		if k.target != "" && !c.peer.IsZero() && c.state != Itself {
+			out[c.peer] = true
+		}
+	}
+	return out
+}
+
 // Member records that a peer is in the mesh and where it says itself that it may be
 // dialled.
 func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {

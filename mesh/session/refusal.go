@@ -20,10 +20,11 @@ const (
 	CodeLimit          // the connection limit is reached
 	CodeSelf           // a peer has dialled itself
 	CodeBusy           // too many handshakes from this address
+	CodeBanned         // the voters banned the peer
 	CodeOther
 )
 
-var codeNames = [...]string{"ok", "version", "password", "collision", "duplicate", "limit", "self", "busy", "other"}
+var codeNames = [...]string{"ok", "version", "password", "collision", "duplicate", "limit", "self", "busy", "banned", "other"}
 
 func (c Code) String() string {
 	if int(c) < len(codeNames) {

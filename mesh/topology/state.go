@@ -77,6 +77,8 @@ type Config struct {
 	// Book says which key a name has. The State binds the names of stored entries and
 	// holds the bindings while they are stored.
 	Book Book
+	// Banned reports whether entries of a key are refused; nil if none is.
+	Banned func(peer.Key) bool
 	// ShortID is the first short id to try, 0 for one that is derived from the name. A
 	// peer that starts with its last id spares the others a change.
 	ShortID uint16
@@ -318,6 +320,9 @@ func (s *State) mergeEntry(from peer.Name, e *Entry, fresh []byte) []byte {
 	if w := s.room.byName[e.Name]; w != nil && w.Key == e.Key && !e.supersedes(w.Entry) {
 		return fresh
 	}
+	if s.cfg.Banned != nil && s.cfg.Banned(e.Key) {
+		return fresh
+	}
 	if e.Version > s.newest() {
 		s.stats.Ahead++
 		s.refused.Add(from, e.Name, ErrAhead)
@@ -521,6 +526,17 @@ func (s *State) Expire(now time.Time) (gone []peer.Name, moved bool) {
 		}
 	}
 	return gone, moved
+}
+
+// DropBanned drops the entries of banned keys, and returns their names.
+func (s *State) DropBanned() (gone []peer.Name) {
+	for _, e := range slices.Clone(s.sorted) {
+		if e != s.own && s.cfg.Banned != nil && s.cfg.Banned(e.Key) {
+			s.drop(e, s.now, 0)
+			gone = append(gone, e.Name)
+		}
+	}
+	return gone
 }
 
 // A digest is a list of names and versions. If that does not fit into one message, it is

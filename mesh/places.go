@@ -1,0 +1,54 @@
+package mesh
+
+import (
+	"net/netip"
+
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// The methods of this file tell package ipam what this peer knows about others by itself.
+// They take no lock.
+
+// Key returns the key of a peer by its own entry in the topology, also of this peer.
+func (m *Mesh) Key(n peer.Name) (peer.Key, bool) {
+	e := m.view.Load().byName[n]
+	if e == nil {
+		return peer.Key{}, false
+	}
+	return e.Key, true
+}
+
+// Place returns the underlay address of the direct session with a peer. The TCP handshake
+// proves that the peer receives packets there.
+func (m *Mesh) Place(n peer.Name) (netip.Addr, bool) {
+	nb := m.direct(n)
+	if nb == nil {
+		return netip.Addr{}, false
+	}
+	a := addrPortOf(nb.RemoteAddr()).Addr()
+	return a, a.IsValid()
+}
+
+// IsTarget reports whether a peer answers at an address that a user told this peer to
+// connect to.
+func (m *Mesh) IsTarget(n peer.Name) bool {
+	t := m.targetPeers.Load()
+	return t != nil && (*t)[n]
+}
+
+// storeTargets notes which peers answer at targets. It is called with mu held.
+func (m *Mesh) storeTargets() {
+	now := m.maker.TargetPeers()
+	if old := m.targetPeers.Load(); old == nil || len(*old) != len(now) || !containsAll(*old, now) {
+		m.targetPeers.Store(&now)
+	}
+}
+
+func containsAll(set, of map[peer.Name]bool) bool {
+	for n := range of {
+		if !set[n] {
+			return false
+		}
+	}
+	return true
+}
