@@ -114,6 +114,7 @@ func (f *fakeBackend) RemovePeers(_ context.Context, r api.PeersRequest) ([]api.
 	return []api.Removed{{Peer: r.Peers[0], Addresses: 1 << 18}}, f.note(r)
 }
 
+func (f *fakeBackend) Ban(_ context.Context, r api.BanRequest) error     { return f.note(r) }
 func (f *fakeBackend) Adopt(_ context.Context, r api.AdoptRequest) error { return f.note(r) }
 
 func (f *fakeBackend) Prime(context.Context) error { return f.note("prime") }
@@ -385,6 +386,9 @@ func TestRequests(t *testing.T) {
 		{"forget h2", api.PeersRequest{Peers: []string{"h2"}}, ""},
 		{"rmpeer h2", api.PeersRequest{Peers: []string{"h2"}}, "262144 IPs taken over from h2\n"},
 		{"adopt 0123", api.AdoptRequest{Ring: "0123"}, ""},
+		{"adopt --here 0123", api.AdoptRequest{Ring: "0123", Here: true}, ""},
+		{"ban h2 h3", api.BanRequest{Peers: []string{"h2", "h3"}}, ""},
+		{"unban h2", api.BanRequest{Peers: []string{"h2"}, Unban: true}, ""},
 		{"prime", "prime", ""},
 		{"stop", "stop", ""},
 		{"reset", "reset", ""},
@@ -422,7 +426,10 @@ func equal(a, b any) bool {
 		return ok && x.Container == y.Container && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)
 	case api.PeersRequest:
 		y, ok := b.(api.PeersRequest)
-		return ok && x.Replace == y.Replace && slices.Equal(x.Peers, y.Peers)
+		return ok && x.Replace == y.Replace && x.Force == y.Force && slices.Equal(x.Peers, y.Peers)
+	case api.BanRequest:
+		y, ok := b.(api.BanRequest)
+		return ok && x.Unban == y.Unban && slices.Equal(x.Peers, y.Peers)
 	default:
 		return a == b
 	}

@@ -11,21 +11,30 @@ import (
 )
 
 func (a *app) rmpeer() *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	c := &cobra.Command{
 		Use:   "rmpeer PEER...",
-		Short: "Take over the addresses of dead peers",
-		Long: `Declare peers, given by name or nickname, dead for good, and take over their
-address ranges. A majority of the remaining peers must agree, so two hosts may run
-the command at once. A peer that is alive is refused.`,
+		Short: "Give the addresses of dead peers to others",
+		Long: `Declare peers, given by name or nickname, dead for good, and give their address
+ranges to others. The voters of the ring decide it (weft status ipam shows them). A
+voter agrees if it could not reach the peer for ten seconds, or at once if the command
+runs on its host too. So two hosts may run the command at once. A peer that is alive is
+refused.
+
+If so many voters are lost that the others cannot decide, --force goes on with this
+host alone: it founds the ring again without the peers. The other hosts then show the
+new ring in weft status; run weft adopt --here RING on each of them.`,
 		Args: atLeast(1, "name at least one peer to remove"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runRmpeer(c.Context(), a.client(), args, a.stdout)
+			return runRmpeer(c.Context(), a.client(), api.PeersRequest{Peers: args, Force: force}, a.stdout)
 		},
 	}
+	c.Flags().BoolVar(&force, "force", false, "go on without the voters, if too few of them are left to decide")
+	return c
 }
 
-func runRmpeer(ctx context.Context, client *api.Client, peers []string, stdout io.Writer) error {
-	removed, err := client.RemovePeers(ctx, api.PeersRequest{Peers: peers})
+func runRmpeer(ctx context.Context, client *api.Client, r api.PeersRequest, stdout io.Writer) error {
+	removed, err := client.RemovePeers(ctx, r)
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,12 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -208,18 +210,19 @@ func (h *host) Run(ctx context.Context) error {
 func (h *host) SetTargets(targets []string) { h.mesh.SetTargets(targets) }
 
 // RemovePeers implements node.
-func (h *host) RemovePeers(ctx context.Context, peers []string) ([]api.Removed, error) {
-	var names []peer.Name
-	for _, p := range peers {
-		n, err := h.resolve(p)
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, n)
+func (h *host) RemovePeers(ctx context.Context, peers []string, force bool) ([]api.Removed, error) {
+	names, err := h.resolveAll(peers)
+	if err != nil {
+		return nil, err
 	}
 	total := make(map[peer.Name]float64)
 	for _, a := range h.allocators {
-		removed, err := a.RemovePeers(ctx, names)
+		var removed []ipam.RemovedPeer
+		if force {
+			removed, err = a.Refound(names)
+		} else {
+			removed, err = a.RemovePeers(ctx, names)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -234,20 +237,56 @@ func (h *host) RemovePeers(ctx context.Context, peers []string) ([]api.Removed, 
 	return out, nil
 }
 
+func (h *host) resolveAll(peers []string) (names []peer.Name, err error) {
+	for _, p := range peers {
+		n, err := h.resolve(p)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, n)
+	}
+	return names, nil
+}
+
+// Ban implements node.
+func (h *host) Ban(ctx context.Context, peers []string, unban bool) error {
+	names, err := h.resolveAll(peers)
+	if err != nil {
+		return err
+	}
+	for _, a := range h.allocators {
+		for _, n := range names {
+			if err := a.Ban(ctx, n, unban); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Adopt implements node.
-func (h *host) Adopt(prefix string) error {
+func (h *host) Adopt(prefix string, here bool) error {
 	var found []ring.ID
 	var of *ipam.Allocator
 	for _, a := range h.allocators {
-		for _, d := range a.Status().Divergent {
-			if prefix != "" && strings.HasPrefix(d.Theirs.String(), prefix) {
-				found, of = append(found, d.Theirs), a
+		s := a.Status()
+		var known []ring.ID
+		for _, d := range s.Divergent {
+			known = append(known, d.Theirs)
+		}
+		if here {
+			known = append(known, s.LeftRings...)
+		}
+		slices.SortFunc(known, func(a, b ring.ID) int { return bytes.Compare(a[:], b[:]) })
+		for _, id := range slices.Compact(known) {
+			if prefix != "" && strings.HasPrefix(id.String(), prefix) {
+				found, of = append(found, id), a
 			}
 		}
 	}
 	switch len(found) {
 	case 1:
-		return of.Adopt(found[0])
+		return of.Adopt(found[0], here)
 	case 0:
 		return usage("adopt ring %q: no recently seen peer has a ring with this prefix; 'weft status' lists other rings", prefix)
 	default:
@@ -310,10 +349,21 @@ type meshAddresses struct {
 func (a meshAddresses) Send(to peer.Name, msg []byte) error {
 	return a.mesh.SendSigned(to, a.kind, msg)
 }
-func (a meshAddresses) Announce(delta []byte)       { a.mesh.Announce(a.channel, delta) }
-func (a meshAddresses) Reachable(n peer.Name) bool  { return a.mesh.View().Reachable(n) }
-func (a meshAddresses) Peers() []peer.Name          { return a.mesh.View().Peers() }
-func (a meshAddresses) Nickname(n peer.Name) string { return a.mesh.View().Nickname(n) }
+func (a meshAddresses) SetBanned(peers []ring.Holder) {
+	keys := make([]peer.KeyID, 0, len(peers))
+	for _, p := range peers {
+		keys = append(keys, p.Key)
+	}
+	a.mesh.SetBanned(a.channel, keys)
+}
+func (a meshAddresses) ForgetName(n peer.Name)               { a.mesh.ForgetName(n) }
+func (a meshAddresses) Announce(delta []byte)                { a.mesh.Announce(a.channel, delta) }
+func (a meshAddresses) Reachable(n peer.Name) bool           { return a.mesh.View().Reachable(n) }
+func (a meshAddresses) Peers() []peer.Name                   { return a.mesh.View().Peers() }
+func (a meshAddresses) Nickname(n peer.Name) string          { return a.mesh.View().Nickname(n) }
+func (a meshAddresses) Key(n peer.Name) (peer.Key, bool)     { return a.mesh.Key(n) }
+func (a meshAddresses) Place(n peer.Name) (netip.Addr, bool) { return a.mesh.Place(n) }
+func (a meshAddresses) Target(n peer.Name) bool              { return a.mesh.IsTarget(n) }
 
 // observer passes the events of the mesh on to the router and the names.
 type observer struct{ *host }

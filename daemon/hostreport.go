@@ -313,7 +313,7 @@ func (h *host) addrRange(r *api.Report, s ipam.Status) *api.IPAM {
 	for _, e := range listed(r, name+" Entries", s.Entries, maxNames) {
 		u.Entries = append(u.Entries, api.RingEntry{
 			Token: e.Range.First, Size: e.Range.Size().Float(), Peer: e.Owner.Name.String(),
-			NickName: v.Nickname(e.Owner.Name), Version: e.Version,
+			NickName: v.Nickname(e.Owner.Name), Since: e.Since,
 		})
 	}
 	for _, o := range listed(r, name+" Owners", s.Owners, maxListed) {
@@ -321,6 +321,16 @@ func (h *host) addrRange(r *api.Report, s ipam.Status) *api.IPAM {
 			Peer: o.Name.String(), NickName: cmp.Or(o.Nickname, v.Nickname(o.Name)), NumIPs: o.Addresses.Float(),
 			Active: o.Active, Reachable: !o.Unreachable,
 		})
+	}
+	u.Decisions, u.Quorum = s.Slot, s.Quorum
+	for _, p := range s.Voters {
+		u.Voters = append(u.Voters, api.Voter{Peer: p.Name.String(), NickName: cmp.Or(p.Nickname, v.Nickname(p.Name)), Reachable: p.Present})
+	}
+	for _, n := range s.Banned {
+		u.Banned = append(u.Banned, h.describe(n))
+	}
+	for _, id := range s.LeftRings {
+		u.LeftRings = append(u.LeftRings, id.String())
 	}
 	for i := range s.PendingAllocates {
 		u.PendingAllocates = append(u.PendingAllocates, why(s.Waiting, i))

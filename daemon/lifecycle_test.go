@@ -102,9 +102,12 @@ func (n *fakeNode) SetTargets([]string) {}
 
 func (n *fakeNode) Report(context.Context, *api.Report) error { return nil }
 
-func (n *fakeNode) RemovePeers(context.Context, []string) ([]api.Removed, error) { return nil, nil }
+func (n *fakeNode) RemovePeers(context.Context, []string, bool) ([]api.Removed, error) {
+	return nil, nil
+}
 
-func (n *fakeNode) Adopt(string) error { return nil }
+func (n *fakeNode) Adopt(string, bool) error                  { return nil }
+func (n *fakeNode) Ban(context.Context, []string, bool) error { return nil }
 
 // assemble is for run. The node has service discovery and no addresses.
 func (n *fakeNode) assemble(*Config, *peer.Identity, *store.Store) (*parts, error) {

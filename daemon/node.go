@@ -25,13 +25,17 @@ type node interface {
 	// Omitted what it leaves out. It leaves the targets to the daemon, and returns the
 	// error of ctx once that has ended.
 	Report(ctx context.Context, r *api.Report) error
-	// RemovePeers takes over the addresses of dead peers, given by name or nickname,
-	// in every range.
-	RemovePeers(ctx context.Context, peers []string) ([]api.Removed, error)
-	// Adopt makes all peers of this router's ring abandon it and join another ring.
-	// It is given by its number, as the warnings of the report show it, or by the
-	// beginning of that.
-	Adopt(ring string) error
+	// RemovePeers gives the addresses of dead peers, given by name or nickname, to others,
+	// in every range: by a decision of the voters, or on the word of this host alone if
+	// force is set and there is no quorum.
+	RemovePeers(ctx context.Context, peers []string, force bool) ([]api.Removed, error)
+	// Ban records that the operator of this host wants peers to be banned, or not to be
+	// banned any more, and waits until the voters have decided so.
+	Ban(ctx context.Context, peers []string, unban bool) error
+	// Adopt makes all peers of this router's ring abandon it and join another ring; only
+	// this router if here is set. The ring is given by its number, as the warnings of the
+	// report show it, or by the beginning of that.
+	Adopt(ring string, here bool) error
 	// HandOver gives the address ranges of this host to other peers. Run is still
 	// running, and nothing else is called after HandOver.
 	HandOver(ctx context.Context) error

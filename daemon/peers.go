@@ -36,12 +36,20 @@ func (p *peerRequests) RemovePeers(ctx context.Context, r api.PeersRequest) ([]a
 	if len(p.addresses) == 0 {
 		return nil, unavailable("take over a dead peer's addresses: this router was launched without a range of addresses")
 	}
-	return p.node.RemovePeers(ctx, r.Peers)
+	return p.node.RemovePeers(ctx, r.Peers, r.Force)
 }
 
 // Adopt implements api.Peers.
 func (p *peerRequests) Adopt(_ context.Context, r api.AdoptRequest) error {
-	return p.node.Adopt(r.Ring)
+	return p.node.Adopt(r.Ring, r.Here)
+}
+
+// Ban implements api.Peers.
+func (p *peerRequests) Ban(ctx context.Context, r api.BanRequest) error {
+	if len(p.addresses) == 0 {
+		return unavailable("ban a peer: this router was launched without a range of addresses, so there are no voters")
+	}
+	return p.node.Ban(ctx, r.Peers, r.Unban)
 }
 
 // Prime implements api.Peers.

@@ -30,6 +30,10 @@ type Mesh interface {
 	Send(to peer.Name, msg []byte) error
 	// Announce gives a delta of the channel to all peers, best effort.
 	Announce(delta []byte)
+	// SetBanned says which peers the mesh must refuse. It replaces the list before.
+	SetBanned(peers []ring.Holder)
+	// ForgetName ends the binding of an overridden name to its key.
+	ForgetName(peer.Name)
 }
 
 // Allocator gives addresses of one address range. Make one with New and run it
@@ -131,6 +135,10 @@ func (a *Allocator) step(f func(*core)) error {
 			}
 		case effAnnounce:
 			a.mesh.Announce(e.delta)
+		case effBanned:
+			a.mesh.SetBanned(e.peers)
+		case effForget:
+			a.mesh.ForgetName(e.name)
 		case effWarn:
 			a.log.Warn(e.msg, e.args...)
 		case effReply:
@@ -309,17 +317,41 @@ func (a *Allocator) Prime(ctx context.Context) error {
 	return err
 }
 
-// RemovePeers takes over the space of dead peers, by the votes of a majority of the
-// remaining owners. The result lists peers that owned nothing with zero addresses.
+// RemovePeers gives the space of dead peers to others, by a decision of the voters. The
+// result lists peers that owned nothing with zero addresses.
 func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name) ([]RemovedPeer, error) {
 	got, err := a.call(ctx, "remove peers", func(c *core, id uint64) { c.remove(id, slices.Clone(names)) })
 	return got.removed, err
 }
 
-// Handover gives all space of this peer to another peer that can be reached. It
-// cannot be undone: the Allocator refuses all requests afterwards. Handover waits
-// until the heir has confirmed. If the heir does not confirm in time, Handover
-// returns an error and counts all addresses as unreachable.
+// Ban records that the operator of this host wants a peer to be banned, or with unban not
+// to be banned any more, and waits until the voters have decided it. A voter agrees only
+// if its own operator asked for the same. A banned peer owns nothing, has no vote, and the
+// mesh refuses it.
+func (a *Allocator) Ban(ctx context.Context, n peer.Name, unban bool) error {
+	what := "ban peer "
+	if unban {
+		what = "end the ban of peer "
+	}
+	_, err := a.call(ctx, what+n.String(), func(c *core, id uint64) { c.ban(id, n, unban) })
+	return err
+}
+
+// Refound removes dead peers on the word of the operator of this host alone, when so many
+// voters are lost that the others cannot decide. This peer founds the ring again, with the
+// same owners but those peers. The other hosts show the new ring as divergent; their
+// operators follow it with Adopt and here set.
+func (a *Allocator) Refound(names []peer.Name) (out []RemovedPeer, err error) {
+	if e := a.step(func(c *core) { out, err = c.refound(names) }); e != nil {
+		return nil, e
+	}
+	return out, err
+}
+
+// Handover gives all space of this peer to another peer that can be reached and agrees.
+// The Allocator refuses all requests from now on. Handover waits until the voters have
+// decided it. If they do not decide in time, Handover returns an error and counts all
+// addresses as unreachable; the handover goes on.
 func (a *Allocator) Handover(ctx context.Context) (HandoverResult, error) {
 	var before HandoverResult
 	_ = a.step(func(c *core) { before = c.total() })
@@ -331,11 +363,13 @@ func (a *Allocator) Handover(ctx context.Context) (HandoverResult, error) {
 	return got.handover, nil
 }
 
-// Adopt makes all peers of this peer's ring leave it for the ring other, which
-// Status shows under Divergent. Addresses in use stay in use, and the peers ask for
-// them in the other ring. Status shows those that another peer uses as well.
-func (a *Allocator) Adopt(other ring.ID) (err error) {
-	_ = a.step(func(c *core) { err = c.adopt(other) })
+// Adopt wants all peers of this peer's ring to leave it for the ring other, which Status
+// shows under Divergent. The voters of the ring decide that. If here is set, only this
+// peer leaves its ring, without asking anyone; it can also go back to a ring that it left.
+// Addresses in use stay in use, and the peers ask for them in the other ring. Status shows
+// those that another peer uses as well.
+func (a *Allocator) Adopt(other ring.ID, here bool) (err error) {
+	_ = a.step(func(c *core) { err = c.adopt(other, here) })
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -38,6 +39,14 @@ func (l *testMesh) Peers() (out []peer.Name) {
 	}
 	return out
 }
+
+func (l *testMesh) Key(n peer.Name) (peer.Key, bool) { return peer.Key{n[5]}, l.peers[n] != nil }
+func (l *testMesh) Place(n peer.Name) (netip.Addr, bool) {
+	return netip.AddrFrom4([4]byte{192, 0, 2, n[5]}), l.peers[n] != nil
+}
+func (l *testMesh) Target(peer.Name) bool   { return true }
+func (l *testMesh) SetBanned([]ring.Holder) {}
+func (l *testMesh) ForgetName(peer.Name)    {}
 
 func (l *testMesh) post(f func()) {
 	select {
@@ -363,10 +372,10 @@ var _ gossip.Channel = channel{}
 
 func FuzzMessage(f *testing.F) {
 	for _, m := range []message{
-		{kind: msgRecords, delta: []byte{1}}, {kind: msgSpaceAsk, prefix: pfx("10.32.0.0/12")},
-		{kind: msgSpaceAsk, prefix: pfx("fd00::/64")}, {kind: msgSpaceAnswer, status: 1}, {kind: msgLeaveAck}, {kind: msgLeave},
-		{kind: msgClaimAsk, addr: netip.MustParseAddr("::1")}, {kind: msgClaimAnswer}, {kind: msgPrepare, proposal: []byte("p")},
-		{kind: msgPromise, reason: "no"}, {kind: msgAccept}, {kind: msgVote, reason: "x"},
+		{kind: msgRecords, body: []byte{1}}, {kind: msgSpaceAsk, prefix: pfx("10.32.0.0/12")},
+		{kind: msgSpaceAsk, prefix: pfx("fd00::/64")}, {kind: msgSpaceAnswer, status: 1}, {kind: msgLeave, body: []byte{2}},
+		{kind: msgClaimAsk, addr: netip.MustParseAddr("::1")}, {kind: msgClaimAnswer}, {kind: msgWish, body: []byte("p")},
+		{kind: msgRound, body: []byte("r")}, {kind: msgBehind, slot: 3},
 	} {
 		f.Add(m.encode())
 	}
@@ -382,7 +391,7 @@ func FuzzMessage(f *testing.F) {
 		// No message makes a peer that has a ring panic.
 		s := newSim(t, 1)
 		n := s.add(addrRange, Init{Mode: Seed, Seeds: []peer.Name{{2, 5: 1}}})
-		n.do(func(c *core) { c.startRing(c.cfg.Init.Seeds) })
+		n.do(func(c *core) { c.startSeeds() })
 		n.do(func(c *core) { _ = c.receive(peer.Name{2, 5: 9}, b) })
 	})
 }
@@ -393,9 +402,9 @@ func FuzzChannel(f *testing.F) {
 	n.do(func(c *core) { c.election.Propose() })
 	f.Add(append([]byte{deltaElection}, n.core.election.Delta()...))
 	f.Add(n.core.digest())
-	n.do(func(c *core) { c.startRing([]peer.Name{{2, 5: 1}}) })
+	n.do(func(c *core) { c.startNamed(c.cfg.Self) })
 	f.Add(n.core.digest())
-	deltas, _, _ := n.core.missing(make([]byte, 29))
+	deltas, _, _ := n.core.missing(ring.New(n.cfg.Range, peer.Cheap{}, nil).Digest())
 	for _, d := range deltas {
 		f.Add(d)
 	}
@@ -404,7 +413,7 @@ func FuzzChannel(f *testing.F) {
 		for _, ready := range []bool{false, true} {
 			n := s.add(addrRange, Init{Mode: Consensus, Expect: 3})
 			if ready {
-				n.do(func(c *core) { c.startRing([]peer.Name{{2, 5: 1}}) })
+				n.do(func(c *core) { c.startNamed(c.cfg.Self) })
 			}
 			before := fmt.Sprintf("%x", n.core.digest())
 			n.do(func(c *core) {

@@ -18,7 +18,7 @@ import (
 //	+------+-------------------    +--------------+--------------------
 //	| kind | delta of ring or ...  | ring's digest | election's digest
 //	+------+-------------------    +--------------+--------------------
-//	  1                              29 or 2077      10 each; with no ring
+//	  1                              41             10 each; with no ring
 //
 // Kinds are append-only. A delta of an unknown kind is ignored.
 const (
@@ -38,9 +38,9 @@ func (c *core) digest() []byte {
 }
 
 func (c *core) missing(digest []byte) (deltas [][]byte, wants bool, err error) {
-	n, err := ring.DigestLen(digest)
-	if err != nil {
-		return nil, false, err
+	const n = ring.DigestLen
+	if len(digest) < n {
+		return nil, false, fmt.Errorf("ipam digest of %d bytes: %w", len(digest), errMessage)
 	}
 	records, wants, err := c.ring.Missing(digest[:n])
 	for _, d := range records {
@@ -49,12 +49,11 @@ func (c *core) missing(digest []byte) (deltas [][]byte, wants bool, err error) {
 	// The other copy learns of the divergence from the delta, this one from the
 	// error. The engine must not see the error, because the delta has to be sent.
 	if div := (*ring.DivergentError)(nil); errors.As(err, &div) {
-		if _, known := c.diverged[div.Theirs]; !known {
-			c.noteDivergence(peer.Name{}, div)
-		}
-		return deltas, false, nil
+		c.noteDivergence(peer.Name{}, div)
+		d, known := c.diverged[div.Theirs]
+		return deltas, known && d.genesis == nil, nil // its genesis comes in answer to a digest
 	}
-	if err != nil || c.ring.Ready() || c.election == nil || n != len(c.ring.Digest()) {
+	if err != nil || c.ring.Ready() || c.election == nil || !ring.IsEmptyDigest(digest[:n]) {
 		return deltas, wants, err
 	}
 	items, more, err := c.election.Missing(digest[n:], maxElectionDelta)
@@ -72,7 +71,7 @@ func (c *core) merge(from peer.Name, delta []byte) (news []byte, err error) {
 	case deltaRing:
 		news, err = c.mergeRing(from, delta[1:])
 	case deltaElection:
-		news, err = c.mergeElection(delta[1:])
+		news, err = c.mergeElection(from, delta[1:])
 	}
 	if news == nil {
 		return nil, err

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/consensus"
 	"github.com/weft-net/weft/ipam/paxos"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/ipam/space"
@@ -24,6 +26,13 @@ type View interface {
 	Peers() []peer.Name
 	// Nickname returns the nickname of a peer, "" if it is unknown.
 	Nickname(peer.Name) string
+	// Key returns the key of a peer by its own entry in the topology.
+	Key(peer.Name) (peer.Key, bool)
+	// Place returns the underlay address at which this peer has a direct session with
+	// another one.
+	Place(peer.Name) (netip.Addr, bool)
+	// Target reports whether a user told this peer to connect to that one.
+	Target(peer.Name) bool
 }
 
 // Config configures an Allocator. All fields are constant.
@@ -41,19 +50,28 @@ type Config struct {
 	// container of a new mesh waits. If it is too short, a host that was reset
 	// makes a ring of its own before it is connected. Default 3 s.
 	Grace time.Duration
+	// Absence is how long a peer must be away before this peer agrees to remove it
+	// without being asked by its own operator. If it is too short, a host that restarts
+	// can lose its addresses because somebody else asks for it. Default 10 s.
+	Absence time.Duration
+	// Settle is how long a peer must be there before this peer agrees to give it a vote.
+	// Default 20 s.
+	Settle time.Duration
 }
 
 // Times of the core.
 const (
 	defaultGrace  = 3 * time.Second
+	defaultAway   = 10 * time.Second
+	defaultSettle = 20 * time.Second
 	askTimeout    = 2 * time.Second        // for the answer to a space or claim ask
 	donorTTL      = 5 * time.Second        // how long an answer about free addresses is used
 	electionPause = 1 * time.Second        // least time between two proposals; up to twice as much
-	roundTimeout  = 3 * time.Second        // for one round of a removal; up to twice as much
+	hurryAfter    = 1 * time.Second        // from a proposal until a quorum of promises is enough
 	resendEvery   = 1 * time.Second        // for messages that were not answered
 	regainEvery   = 5 * time.Second        // between two asks for one address
 	flushEvery    = 1 * time.Second        // for records of other peers
-	compactEvery  = 1 * time.Minute        // for own adjacent ranges
+	watchEvery    = 1 * time.Second        // between two looks at who is absent
 	warnEvery     = 10 * time.Second       // between two warnings about refused records
 	tickEvery     = 250 * time.Millisecond // of the driver, while something waits
 	idleTickEvery = 5 * time.Second        // of the driver, while nothing waits
@@ -75,7 +93,11 @@ type (
 		answer
 		err error
 	}
-	effWarn struct {
+	// effBanned says which peers the mesh must refuse.
+	effBanned struct{ peers []ring.Holder }
+	// effForget ends the binding of the overridden name of a peer that was removed.
+	effForget struct{ name peer.Name }
+	effWarn   struct {
 		msg  string // constant
 		args []any  // for slog
 	}
@@ -85,6 +107,8 @@ func (effSend) effect()     {}
 func (effAnnounce) effect() {}
 func (effReply) effect()    {}
 func (effWarn) effect()     {}
+func (effBanned) effect()   {}
+func (effForget) effect()   {}
 
 // answer is the result of a request. Each kind of request sets its own field; a
 // claim and a prime have no result.
@@ -111,25 +135,51 @@ type core struct {
 	started     time.Time
 	ringWanted  bool
 	nextPropose time.Time
-	nextCompact time.Time
+	proposedAt  time.Time
 	nextWarn    time.Time
 
 	pending  []*request // in order of arrival
 	lastID   uint64
 	asks     map[netip.Prefix]*spaceAsk
 	donors   map[peer.Name]donor
+	askers   map[peer.Name]*asker
+	givenTo  asker             // all askers together
+	offers   map[string]*offer // by the encoded action
 	removals map[uint64]*removal
-	votes    map[ring.Holder]*paxos.Acceptor[string] // by the holder to remove; the value is the proposal
-	round    uint32                                  // of the last ballot that this peer led; it is on disk
+	bans     map[uint64]*banRequest
 	leaving  *leaving
 	left     bool
 	foreign  map[netip.Addr]*foreignAddr
 	diverged map[ring.ID]Divergence
 
-	epoch         uint64      // of the ring that space follows
-	holder        ring.Holder // self, as of epoch
-	genesis       ring.ID     // of the ring on disk
-	onDisk        map[ring.ID]bool
+	// Decisions; see decide.go and voters.go.
+	wishes      map[wishKey]*wish
+	asked       map[wishKey]*wish // by the operator of this host
+	voices      map[wishKey]*voice
+	consents    map[consent]time.Time
+	machine     *consensus.Machine
+	machineRing ring.ID
+	savedVotes  []byte
+	deciding    bool
+	activeUntil time.Time
+	roundSent   time.Time
+	helped      map[peer.Name]time.Time
+	refusals    map[peer.Name]refusal // the last reason of each voter that does not agree
+	absentSince map[ring.Holder]time.Time
+	nextWatch   time.Time
+	nextVoters  time.Time
+	placeSince  map[netip.Addr]settled
+	placesCache map[netip.Addr]ring.Holder
+	placesAt    time.Time
+
+	self          ring.Holder
+	epoch         uint64          // of the ring that space follows
+	onDisk        map[string]bool // the records of the ring
+	savedRing     ring.ID
+	banned        []ring.Holder
+	named         map[ring.Holder]bool  // owners and voters with overridden names
+	healed        map[ring.ID]time.Time // rings whose peers decided to follow this one
+	counters      Counters
 	inbox         []message // to self
 	writes        []store.Write
 	deferred      []store.Write // may be written after the effects
@@ -141,20 +191,56 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 	if cfg.Grace == 0 {
 		cfg.Grace = defaultGrace
 	}
-	c := &core{cfg: cfg, view: view, rng: rng,
-		ring:        ring.New(cfg.Range, cfg.Verifier),
+	if cfg.Absence == 0 {
+		cfg.Absence = defaultAway
+	}
+	if cfg.Settle == 0 {
+		cfg.Settle = defaultSettle
+	}
+	return &core{cfg: cfg, view: view, rng: rng,
+		self:        ring.HolderOf(cfg.Self, cfg.Signer.Key()),
+		ring:        ring.New(cfg.Range, cfg.Verifier, view.Key),
 		allocations: make(map[netip.Addr]allocation),
 		byOwner:     make(map[string][]netip.Addr),
 		asks:        make(map[netip.Prefix]*spaceAsk),
 		donors:      make(map[peer.Name]donor),
+		askers:      make(map[peer.Name]*asker),
+		offers:      make(map[string]*offer),
 		removals:    make(map[uint64]*removal),
-		votes:       make(map[ring.Holder]*paxos.Acceptor[string]),
+		bans:        make(map[uint64]*banRequest),
 		foreign:     make(map[netip.Addr]*foreignAddr),
 		diverged:    make(map[ring.ID]Divergence),
-		onDisk:      make(map[ring.ID]bool),
+		wishes:      make(map[wishKey]*wish),
+		asked:       make(map[wishKey]*wish),
+		voices:      make(map[wishKey]*voice),
+		consents:    make(map[consent]time.Time),
+		helped:      make(map[peer.Name]time.Time),
+		refusals:    make(map[peer.Name]refusal),
+		absentSince: make(map[ring.Holder]time.Time),
+		placeSince:  make(map[netip.Addr]settled),
+		onDisk:      make(map[string]bool),
+		healed:      make(map[ring.ID]time.Time),
 	}
-	c.holder = c.ring.Holder(cfg.Self)
-	return c
+}
+
+// mine returns this peer as an owner: by its key, and by its name alone if it is a founder
+// of a ring from seeds.
+func (c *core) mine() []ring.Holder {
+	if h, ok := c.ring.Founder(c.cfg.Self); ok {
+		return []ring.Holder{c.self, h}
+	}
+	return []ring.Holder{c.self}
+}
+
+func (c *core) isMine(h ring.Holder) bool { return slices.Contains(c.mine(), h) }
+
+// holderOf returns another peer as an owner, by the key of its entry.
+func (c *core) holderOf(n peer.Name) (ring.Holder, bool) {
+	k, ok := c.view.Key(n)
+	if !ok {
+		return ring.Holder{}, false
+	}
+	return ring.HolderOf(n, k), true
 }
 
 // step runs f at now. The writes that it returns must be on disk before the effects
@@ -188,26 +274,28 @@ func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
 // tick does everything that is due.
 func (c *core) tick() {
 	c.establish()
+	if c.ring.Ready() && !c.now.Before(c.nextWatch) {
+		c.nextWatch = c.now.Add(watchEvery)
+		c.watchAbsence()
+	}
 	c.pushAsks()
-	c.pushRemovals()
 	c.pushLeave()
 	c.pushRegain()
+	c.pushOffers()
+	c.pushDecide()
+	c.pushRemovals()
+	c.pushBans()
 	for id, d := range c.diverged {
 		if c.now.Sub(d.Seen) > divergenceTTL {
 			delete(c.diverged, id)
-		}
-	}
-	if c.ring.Ready() && !c.left && c.now.After(c.nextCompact) {
-		c.nextCompact = c.now.Add(compactEvery)
-		if out, err := c.ring.Compact(c.cfg.Signer, c.cfg.Self, 8); err == nil && out.News != nil {
-			c.publish(out)
 		}
 	}
 }
 
 // idle reports whether ticks are needed only every idleTickEvery.
 func (c *core) idle() bool {
-	return len(c.pending)+len(c.removals)+len(c.deferred) == 0 && c.leaving == nil && (c.ring.Ready() || !c.ringWanted || c.left)
+	return len(c.pending)+len(c.removals)+len(c.bans)+len(c.deferred)+len(c.wishes)+len(c.asked)+len(c.voices) == 0 && c.leaving == nil &&
+		(c.machine == nil || !c.machine.Pending() && !c.now.Before(c.activeUntil)) && (c.ring.Ready() || !c.ringWanted || c.left)
 }
 
 // receive handles a unicast message of another peer.
@@ -223,7 +311,7 @@ func (c *core) receive(from peer.Name, msg []byte) error {
 func (c *core) handle(from peer.Name, m message) {
 	switch m.kind {
 	case msgRecords:
-		_, _ = c.mergeRing(from, m.delta)
+		_, _ = c.mergeRing(from, m.body)
 	case msgSpaceAsk:
 		c.onSpaceAsk(from, m)
 	case msgSpaceAnswer:
@@ -234,14 +322,14 @@ func (c *core) handle(from peer.Name, m message) {
 		c.onClaimAnswer(from, m)
 	case msgLeave:
 		c.onLeave(from, m)
-	case msgLeaveAck:
-		c.onLeaveAck(from, m)
-	case msgPrepare, msgAccept:
-		c.onBallot(from, m)
-	case msgPromise:
-		c.onPromise(from, m)
-	case msgVote:
-		c.onVote(from, m)
+	case msgWish:
+		c.onWish(from, m)
+	case msgRound:
+		c.onRound(from, m)
+	case msgBehind:
+		c.onBehind(from, m)
+	case msgRefusal:
+		c.onRefusal(from, m)
 	}
 }
 
@@ -253,33 +341,43 @@ func (c *core) send(to peer.Name, m message) {
 	c.out = append(c.out, effSend{to, m.encode()})
 }
 
-// sendProof sends to all records that it needs to accept records.
-func (c *core) sendProof(to peer.Name, records []ring.Raw) {
-	for _, d := range c.ring.Proof(records) {
-		c.send(to, message{kind: msgRecords, delta: d})
-	}
-}
-
 func (c *core) reply(id uint64, a answer) { c.out = append(c.out, effReply{id: id, answer: a}) }
 
 func (c *core) fail(id uint64, err error) { c.out = append(c.out, effReply{id: id, err: err}) }
 
 func (c *core) warn(what string, args ...any) { c.out = append(c.out, effWarn{what, args}) }
 
-// publish writes and announces records that this peer made.
+// publish announces records that this peer made or was the first to complete.
 func (c *core) publish(out ring.Outcome) {
-	c.writes = append(c.writes, c.ringWrites(out)...)
-	c.out = append(c.out, effAnnounce{append([]byte{deltaRing}, out.News...)})
+	if out.News != nil {
+		c.out = append(c.out, effAnnounce{append([]byte{deltaRing}, out.News...)})
+	}
+}
+
+// admits reports whether a copy without a ring takes one from a peer. If a peer that the
+// user named is there, only such a peer is believed.
+func (c *core) admits(from peer.Name) bool {
+	if _, waits := c.ring.Awaits(); c.ring.Ready() || waits || c.view.Target(from) {
+		return true
+	}
+	return !slices.ContainsFunc(c.view.Peers(), func(n peer.Name) bool {
+		_, direct := c.view.Place(n)
+		return direct && c.view.Target(n)
+	})
 }
 
 // mergeRing merges a delta of the ring.
 func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) {
+	if !c.admits(from) {
+		return nil, nil
+	}
+	if c.ring.Slot() == 0 && c.view.Target(from) {
+		c.ring.Trust()
+	}
 	out, err := c.ring.Merge(delta)
 	for _, r := range out.Refused {
-		// A record that arrives before the records that it builds on is refused as
-		// well. It comes again.
-		early := errors.Is(r, ring.ErrAuthority) || errors.Is(r, ring.ErrBasis)
-		if !early && !c.now.Before(c.nextWarn) {
+		// A record that arrives before the records that it builds on comes again.
+		if !errors.Is(r, ring.ErrEarly) && !c.now.Before(c.nextWarn) {
 			c.nextWarn = c.now.Add(warnEvery)
 			c.warn("ring record refused", "peer", from, "err", r, "refused_so_far", c.ring.Refused())
 		}
@@ -288,11 +386,8 @@ func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) 
 	if errors.As(err, &div) {
 		c.noteDivergence(from, div)
 	}
-	if len(out.Records) > 0 {
-		if len(c.deferred) == 0 {
-			c.deferredSince = c.now
-		}
-		c.deferred = append(c.deferred, c.ringWrites(out)...)
+	if errors.Is(err, ring.ErrEarly) {
+		err = nil
 	}
 	return out.News, err
 }
@@ -304,24 +399,65 @@ func (c *core) refresh() bool {
 		return false
 	}
 	c.epoch = c.ring.Epoch()
-	if heir, removed := c.ring.Removed(c.holder); removed && !c.left {
-		c.warn("this peer was removed from the ring", "heir", heir, "addresses_in_use", len(c.allocations))
+	before := c.space.Owned()
+	c.dropOffers()
+	c.setOwned()
+	if addr.Total(c.space.Owned()).IsZero() && len(before) > 0 && len(c.offers) == 0 && c.leaving == nil && c.ring.Ready() {
+		c.warn("this peer was removed from the ring", "addresses_in_use", len(c.allocations))
 	}
-	c.holder = c.ring.Holder(c.cfg.Self)
-	c.space.SetOwned(c.ring.Owned(c.cfg.Self))
-	c.saveRingIdentity()
-	c.forgetVotes()
+	c.saveRing()
 	c.findForeign()
 	if c.ring.Ready() {
 		c.ringWanted = false
 		for id := range c.diverged {
-			if c.ring.Superseded(id) {
+			if c.ring.Left(id) || id == c.ring.Genesis().ID() {
 				delete(c.diverged, id)
 			}
 		}
 	}
 	c.retryPending()
+	c.pushLeave()
+	c.pushRemovals()
+	c.pushBans()
+	if now := c.ring.Banned(); !slices.Equal(now, c.banned) {
+		c.banned = now
+		c.out = append(c.out, effBanned{now})
+	}
+	c.forgetNames()
+	c.pushDecide()
 	return true
+}
+
+// forgetNames ends the bindings of overridden names whose peers left the ring and are not
+// there, so that a host with another key can have the name.
+func (c *core) forgetNames() {
+	now := make(map[ring.Holder]bool)
+	for h := range c.ring.Owners() {
+		now[h] = !h.Name.Derived()
+	}
+	for _, h := range c.ring.Voters() {
+		now[h] = !h.Name.Derived()
+	}
+	for h, overridden := range c.named {
+		if _, still := now[h]; !still && overridden && c.ring.Ready() && !c.present(h) {
+			c.out = append(c.out, effForget{h.Name})
+		}
+	}
+	c.named = now
+}
+
+// setOwned gives the space what the ring says this peer owns, without what it has offered
+// to others.
+func (c *core) setOwned() {
+	owned := c.ring.Owned(c.mine()...)
+	if len(c.offers) > 0 {
+		var offered []addr.Range
+		for _, o := range c.offers {
+			offered = append(offered, o.action.Range)
+		}
+		owned = addr.Subtract(owned, addr.Normal(offered))
+	}
+	c.space.SetOwned(owned)
 }
 
 // displayName returns the name of a peer for people, with its nickname if known.

@@ -7,15 +7,22 @@
 //	      |
 //	    core      step machine: event in, writes and effects out    core.go
 //	   /  |  \
-//	ring space paxos           owners of ranges | use on this host | agreement
+//	ring space consensus       owners of ranges | use on this host | decisions
 //
 // An address comes from a range that this peer owns in the ring. If no address is
-// free there, the allocator asks a peer that has free ones, which gives a range
-// away (request.go). The first ring comes from an election or a list of seeds
-// (establish.go). The other owners take over the space of a dead peer by vote
-// (remove.go). A leaving peer hands its space to an heir (leave.go). If an address
+// free there, the allocator asks a peer that has free ones (request.go), which offers a
+// range (give.go). The ring changes only by decisions of the voters (decide.go,
+// voters.go): they move an offered range, give the space of a dead peer to an heir
+// (remove.go), hand over that of a leaving peer (leave.go), and ban peers (ban.go). The
+// first ring comes from an election or a list of seeds (establish.go). If an address
 // is in use here and another peer owns it, the allocator asks for it until it
 // owns it (regain.go).
+//
+// # Trust
+//
+// Messages arrive signed by their source, see package mesh. Nothing that one peer says
+// takes from another: what is taken needs the signature of its owner or of a quorum of
+// the voters, and a voter agrees to what it knows itself, not to what it is told.
 //
 // # Write, then tell
 //
@@ -37,8 +44,8 @@
 // # Two rings
 //
 // Two islands that each made a ring refuse each other's records, and both show
-// that in Status.Divergent. Adopt, on any one peer, makes all peers of its island
-// leave their ring for the other one. Addresses in use stay in use; the peers then
+// that in Status.Divergent. Adopt, on any voter, asks its island to leave its ring for the
+// other one. Addresses in use stay in use; the peers then
 // ask for them one by one in the adopted ring. An address in use on both sides is
 // a conflict: both containers keep it, Status.Conflicts shows both peers until one
 // of them releases it, and nobody else is given it.

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/internal/store"
@@ -18,31 +19,55 @@ func (c *core) newElection(own, value []byte) (*paxos.Election, error) {
 	instance := append([]byte("first ring of "), c.cfg.Range.String()...)
 	return paxos.NewElection(paxos.Config{
 		Self: c.cfg.Self, Signer: c.cfg.Signer, Verifier: c.cfg.Verifier,
-		Instance: instance,
-		Expect:   max(c.cfg.Init.Expect, 1),
-		Observer: c.cfg.Init.Mode == Observer,
-		Value:    encodeNames,
+		Instance:   instance,
+		Expect:     max(c.cfg.Init.Expect, 1),
+		Observer:   c.cfg.Init.Mode == Observer,
+		Eligible:   c.countsForFirstRing,
+		Value:      encodeFounders,
+		Acceptable: c.acceptFounders,
+		SealMessage: func(value []byte) (string, []byte) {
+			g, err := c.foundedBy(value)
+			if err != nil {
+				return "", nil // Acceptable has refused it
+			}
+			return ring.VoteDomain, g.VoteMessage()
+		},
 	}, own, value)
 }
 
-// encodeNames encodes the value that an election chooses: the names of the peers,
-// 6 bytes each.
-func encodeNames(names []peer.Name) []byte {
-	var b []byte
-	for _, n := range names {
-		b = append(b, n[:]...)
+// encodeFounders encodes the value that an election chooses: the founders, 22 bytes each.
+func encodeFounders(founders []ring.Holder) (b []byte) {
+	for _, h := range founders {
+		b = h.Append(b)
 	}
 	return b
 }
 
-func decodeNames(b []byte) (names []peer.Name, err error) {
-	if len(b) == 0 || len(b)%peer.NameLen != 0 {
-		return nil, fmt.Errorf("list of peers of %d bytes: %w", len(b), errMessage)
+// foundedBy returns the genesis of a value, without votes.
+func (c *core) foundedBy(value []byte) (*ring.Genesis, error) {
+	founders, err := ring.ParseHolders(value)
+	if err != nil {
+		return nil, err
 	}
-	for ; len(b) > 0; b = b[peer.NameLen:] {
-		names = append(names, peer.NameFromBytes(b))
+	return ring.NewGenesis(c.cfg.Range, founders)
+}
+
+// acceptFounders returns an error unless an honest peer could propose a value: all
+// founders take part in the election, and they are enough to choose it.
+func (c *core) acceptFounders(value []byte) error {
+	g, err := c.foundedBy(value)
+	if err != nil {
+		return err
 	}
-	return names, nil
+	for _, h := range g.Founders {
+		if !c.election.Knows(h) {
+			return fmt.Errorf("founder %s takes no part in the election, or has no address of its own", h)
+		}
+	}
+	if n := len(g.Founders); n < c.election.Needed() {
+		return fmt.Errorf("%d founders, %d needed", n, c.election.Needed())
+	}
+	return nil
 }
 
 // establish makes the first ring if one is wanted.
@@ -54,13 +79,17 @@ func (c *core) establish() {
 		return
 	}
 	if c.election == nil {
-		c.startRing(c.cfg.Init.Seeds)
+		c.startSeeds()
 		return
 	}
-	if c.now.Before(c.nextPropose) {
+	if c.election.React() || !c.proposedAt.IsZero() && c.now.Sub(c.proposedAt) >= hurryAfter && c.election.Hurry() {
+		c.publishVote()
+	}
+	if c.ring.Ready() || c.now.Before(c.nextPropose) {
 		return
 	}
-	c.nextPropose = c.now.Add(electionPause + time.Duration(c.rng.Int64N(int64(electionPause))))
+	c.nextPropose = c.now.Add(2*electionPause + time.Duration(c.rng.Int64N(int64(electionPause))))
+	c.proposedAt = c.now
 	if c.election.Propose() {
 		c.publishVote()
 	}
@@ -80,34 +109,57 @@ func (c *core) publishVote() {
 	c.startElected()
 }
 
-// startElected makes the ring that the election has chosen, if it has.
+// startElected makes the ring that the election has chosen, once a quorum of its voters
+// has signed it.
 func (c *core) startElected() {
 	value, ok := c.election.Chosen()
 	if !ok || c.ring.Ready() {
 		return
 	}
-	names, err := decodeNames(value)
+	g, err := c.foundedBy(value)
 	if err != nil {
-		c.warn("the election chose a value that is not a list of peers", "err", err)
+		c.warn("the election chose a value that is not a list of founders", "err", err)
 		return
 	}
-	c.startRing(names)
-}
-
-func (c *core) startRing(peers []peer.Name) {
-	g, err := ring.NewGenesis(c.cfg.Range, peers)
-	if err == nil {
-		var out ring.Outcome
-		if out, err = c.ring.Start(g); err == nil {
-			c.publish(out)
-			return
+	var votes []ring.Vote
+	for _, s := range c.election.Seals() {
+		i, ok := slices.BinarySearchFunc(g.Voters(), ring.HolderOf(s.Node, s.Key), ring.Holder.Compare)
+		if ok {
+			votes = append(votes, ring.Vote{Voter: i, Key: s.Key, Sig: s.Sig})
 		}
 	}
-	c.warn("cannot make the first ring", "err", err)
+	if len(votes) >= ring.Quorum(len(g.Voters())) {
+		c.startRing(g.WithVotes(votes))
+	}
+}
+
+// startSeeds makes the ring from the names that the user gave to all peers.
+func (c *core) startSeeds() { c.startNamed(c.cfg.Init.Seeds...) }
+
+func (c *core) startNamed(names ...peer.Name) {
+	var founders []ring.Holder
+	for _, n := range names {
+		founders = append(founders, ring.Holder{Name: n})
+	}
+	g, err := ring.NewGenesis(c.cfg.Range, founders)
+	if err != nil {
+		c.warn("cannot make the first ring", "err", err)
+		return
+	}
+	c.startRing(g)
+}
+
+func (c *core) startRing(g *ring.Genesis) {
+	out, err := c.ring.Start(g)
+	if err != nil {
+		c.warn("cannot make the first ring", "err", err)
+		return
+	}
+	c.publish(out)
 }
 
 // mergeElection merges a delta of the election.
-func (c *core) mergeElection(delta []byte) (news []byte, err error) {
+func (c *core) mergeElection(from peer.Name, delta []byte) (news []byte, err error) {
 	if c.ring.Ready() || c.election == nil {
 		return nil, nil // digests will bring the sender the ring
 	}
@@ -116,7 +168,7 @@ func (c *core) mergeElection(delta []byte) (news []byte, err error) {
 	}
 	// Let the attempt of another peer finish before this peer starts its own.
 	c.nextPropose = c.now.Add(electionPause + time.Duration(c.rng.Int64N(int64(electionPause))))
-	news, changed, err := c.election.Merge(delta)
+	news, changed, err := c.election.Merge(from, delta)
 	if changed {
 		c.publishVote()
 	} else if err == nil {
@@ -135,6 +187,9 @@ func (c *core) noRing() error {
 	}
 	if c.election == nil {
 		return because(ErrNoRing, "waiting for the first ring")
+	}
+	if _, chosen := c.election.Chosen(); chosen {
+		return because(ErrNoRing, "consensus reached, waiting for the signatures of the founders")
 	}
 	return because(ErrNoRing, "consensus not reached: %d of %d needed peers answered", len(c.election.Voters()), c.election.Needed())
 }

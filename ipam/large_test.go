@@ -3,12 +3,14 @@ package ipam
 import (
 	"bytes"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
@@ -20,6 +22,13 @@ type emptyView struct{}
 func (emptyView) Reachable(peer.Name) bool  { return false }
 func (emptyView) Peers() []peer.Name        { return nil }
 func (emptyView) Nickname(peer.Name) string { return "" }
+
+// Key gives each peer the key that launch gives it.
+func (emptyView) Key(n peer.Name) (peer.Key, bool) {
+	return largeKey(largeIndex(n)).Key(), true
+}
+func (emptyView) Place(peer.Name) (netip.Addr, bool) { return netip.Addr{}, false }
+func (emptyView) Target(peer.Name) bool              { return true }
 
 const (
 	largeTopology = 1
@@ -50,9 +59,11 @@ func largeName(i int) peer.Name { return peer.Name{2, 0, 0, 1, byte(i >> 8), byt
 
 func largeIndex(n peer.Name) int { return int(n[4])<<8 | int(n[5]) }
 
+func largeKey(i int) peer.Cheap { return peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}} }
+
 // launch starts peer i without a disk, and links it with its living neighbours.
 func (w *large) launch(i int) {
-	id := peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 1}}
+	id := largeKey(i)
 	b := &largePeer{engine: gossip.NewEngine(w.rng)}
 	b.core = newCore(Config{Self: largeName(i), Signer: id, Verifier: id, Range: pfx("10.32.0.0/12"), Init: Init{Mode: Seed}}, emptyView{}, w.rng)
 	var err error
@@ -160,16 +171,16 @@ func (w *large) second(hops int) {
 
 // agree reports whether all living peers hold the same topology and ring.
 func (w *large) agree() bool {
-	var topo, ring []byte
+	var topo, state []byte
 	for _, p := range w.peers {
 		if p.down {
 			continue
 		}
 		t, r := p.topo.Digest(), p.core.digest()
 		if topo == nil {
-			topo, ring = t, r
+			topo, state = t, r
 		}
-		if !bytes.Equal(topo, t) || !bytes.Equal(ring, r) || !p.core.ring.Ready() {
+		if !bytes.Equal(topo, t) || !bytes.Equal(state, r) || !p.core.ring.Ready() {
 			return false
 		}
 	}
@@ -190,15 +201,38 @@ func (w *large) settle(what string) {
 	w.t.Fatalf("%s: peers still differ after 3 minutes", what)
 }
 
-// give makes a random peer give half of one of its ranges away.
+// give makes a random peer give half of one of its ranges away. The decision is signed as
+// the voters would, and appears at one peer that knows all the others.
 func (w *large) give() {
-	i := w.rng.IntN(len(w.peers))
-	for w.peers[i].down || len(w.peers[i].core.space.Owned()) == 0 {
-		i = (i + 1) % len(w.peers)
+	var at int
+	for i, p := range w.peers {
+		if !p.down && p.core.ring.Slot() >= w.peers[at].core.ring.Slot() {
+			at = i
+		}
 	}
-	owned := w.peers[i].core.space.Owned()
-	r := owned[w.rng.IntN(len(owned))]
-	w.act(i, func(c *core) { c.give(largeName(w.rng.IntN(len(w.peers))), addr.Of(r.Block(r.Size().Half()))) })
+	r := w.peers[at].core.ring
+	entries := r.Entries()
+	e := entries[w.rng.IntN(len(entries))]
+	giver := largeIndex(e.Owner.Name)
+	to := w.rng.IntN(len(w.peers))
+	a, err := r.Give(largeKey(giver), e.Owner, ring.HolderOf(largeName(to), largeKey(to).Key()), addr.Of(e.Range.Block(e.Range.Size().Half())))
+	if err != nil {
+		return // the last address of a range, or a gift to itself
+	}
+	body := r.Body([]*ring.Action{a})
+	var votes []ring.Vote
+	for i, h := range r.Voters()[:ring.Quorum(len(r.Voters()))] {
+		k := largeKey(largeIndex(h.Name))
+		msg := ring.VoteMessage(r.Genesis().ID(), r.Slot()+1, 0, ring.BodyID(body))
+		votes = append(votes, ring.Vote{Voter: i, Key: k.Key(), Sig: k.Sign(ring.VoteDomain, msg)})
+	}
+	w.act(at, func(c *core) {
+		out, err := c.ring.Decide(ring.NewDecision(body, 0, votes))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		c.publish(out)
+	})
 }
 
 // One thousand peers, each with four neighbours; one message in five is lost.
@@ -230,7 +264,7 @@ func TestThousandPeersConverge(t *testing.T) {
 	for i := range seeds {
 		seeds[i] = largeName(i)
 	}
-	w.act(0, func(c *core) { c.startRing(seeds) })
+	w.act(0, func(c *core) { c.startNamed(seeds...) })
 	w.settle("from nothing")
 
 	var dead []int

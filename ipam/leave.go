@@ -1,6 +1,8 @@
 package ipam
 
 import (
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/ipam/addr"
@@ -19,47 +21,38 @@ type HandoverResult struct {
 	Unreachable addr.Count
 }
 
-// leaving is a handover that waits for its heir.
+// leaving is a handover that waits for its decision.
 type leaving struct {
 	id     uint64 // of the request; 0 once its time was up
-	gone   ring.Holder
 	heir   peer.Name
+	action *ring.Action
 	sent   time.Time
-	proof  []ring.Raw
+	slot   uint64 // of the decision, 0 before it
 	result HandoverResult
 }
 
-// handover hands all space to an heir. It cannot be undone, and afterwards this
-// core refuses all requests.
+// handover hands all space to an heir. From now on this core gives no addresses. It has
+// left once the voters decided so; until then the handover goes on, as this peer cannot
+// take its signature back.
 func (c *core) handover(id uint64) {
 	total := c.total().Addresses
 	if c.leaving != nil {
 		c.leaving.id = id
 		return
 	}
-	if c.left || !c.ring.Ready() {
+	if c.left || !c.ring.Ready() || c.gone() {
 		c.leave()
 		c.reply(id, answer{})
 		return
 	}
 	heir, ok := c.pickHeir()
 	if !ok {
-		if total.IsZero() {
-			c.leave()
-		}
 		c.reply(id, answer{handover: HandoverResult{Addresses: total, Unreachable: total}})
 		return
 	}
-	gone := c.holder
-	out, err := c.ring.Leave(c.cfg.Signer, c.cfg.Self, heir)
-	if err != nil {
-		c.fail(id, err)
-		return
-	}
-	c.publish(out)
-	c.leaving = &leaving{id: id, gone: gone, heir: heir, proof: out.Records,
-		result: HandoverResult{Heir: heir, Addresses: total}}
-	c.leave()
+	c.leaving = &leaving{id: id, heir: heir.Name, action: c.ring.Leaving(c.cfg.Signer, c.leaver(), heir),
+		result: HandoverResult{Heir: heir.Name, Addresses: total}}
+	c.retryPending()
 	c.pushLeave()
 }
 
@@ -71,6 +64,22 @@ func (c *core) total() HandoverResult {
 	return HandoverResult{Addresses: addr.Total(c.space.Owned())}
 }
 
+// gone reports whether this peer owns nothing and has no vote.
+func (c *core) gone() bool {
+	_, vote := c.voter()
+	return !vote && addr.Total(c.ring.Owned(c.mine()...)).IsZero()
+}
+
+// leaver returns this peer as the owner or voter that leaves next.
+func (c *core) leaver() ring.Holder {
+	for _, h := range c.mine() {
+		if !c.ring.Owners()[h].IsZero() || slices.Contains(c.ring.Voters(), h) {
+			return h
+		}
+	}
+	return c.self
+}
+
 // leave makes this core refuse all requests.
 func (c *core) leave() {
 	c.left = true
@@ -78,55 +87,77 @@ func (c *core) leave() {
 }
 
 // pickHeir returns the reachable owner that owns least, or else any reachable peer.
-func (c *core) pickHeir() (heir peer.Name, ok bool) {
+func (c *core) pickHeir() (heir ring.Holder, ok bool) {
 	var least addr.Count
-	for _, h := range c.ownersIn(c.cfg.Range) {
-		n := c.ring.Owners()[h]
-		if h.Name != c.cfg.Self && c.view.Reachable(h.Name) && (!ok || n.Cmp(least) < 0) {
-			heir, least, ok = h.Name, n, true
+	consider := func(h ring.Holder, n addr.Count) {
+		if !c.isMine(h) && c.present(h) && !c.ring.IsBanned(h) && (!ok || n.Cmp(least) < 0) {
+			heir, least, ok = h, n, true
 		}
+	}
+	for _, h := range c.ownersIn(c.cfg.Range) {
+		consider(h, c.ring.Owners()[h])
 	}
 	if ok {
 		return heir, true
 	}
-	for _, p := range c.view.Peers() {
-		if p != c.cfg.Self && (!ok || p.Compare(heir) < 0) {
-			heir, ok = p, true
+	for _, n := range c.view.Peers() {
+		if h, known := c.holderOf(n); known {
+			consider(h, addr.Count{})
 		}
 	}
 	return heir, ok
 }
 
-// pushLeave sends the removal to the heir, until the heir confirms.
+// pushLeave sends the handover to the heir until it is decided.
 func (c *core) pushLeave() {
 	l := c.leaving
-	if l == nil || !l.sent.IsZero() && c.now.Before(l.sent.Add(resendEvery)) || !c.view.Reachable(l.heir) {
+	if l == nil {
+		return
+	}
+	switch {
+	case c.gone():
+		// The heir must know it too before this peer goes: nobody else may have heard of
+		// the decision.
+		l.slot = c.ring.Slot()
+	case errors.Is(c.ring.Check(l.action), ring.ErrState) || !c.view.Reachable(l.heir):
+		// The space changed, or the heir left: sign again.
+		if heir, ok := c.pickHeir(); ok && c.now.Sub(l.sent) >= resendEvery {
+			l.heir, l.result.Heir = heir.Name, heir.Name
+			l.action = c.ring.Leaving(c.cfg.Signer, c.leaver(), heir)
+		}
+	}
+	if c.now.Sub(l.sent) < resendEvery {
 		return
 	}
 	l.sent = c.now
-	c.sendProof(l.heir, l.proof)
-	c.send(l.heir, message{kind: msgLeave, holder: l.gone})
+	c.send(l.heir, message{kind: msgLeave, body: l.action.Encode()})
 }
 
-// onLeave confirms that this peer knows of a removal. The removal is on disk when
-// the confirmation is sent.
+// onLeave agrees to take the space of a peer that leaves.
 func (c *core) onLeave(from peer.Name, m message) {
-	if _, removed := c.ring.Removed(m.holder); !removed {
-		return // the record was lost on the way; it is sent again
-	}
-	c.flush()
-	c.send(from, message{kind: msgLeaveAck})
-}
-
-func (c *core) onLeaveAck(from peer.Name, _ message) {
-	l := c.leaving
-	if l == nil || from != l.heir {
+	a, err := ring.ParseAction(m.body)
+	if err != nil || a.Kind != ring.Leave || a.From.Name != from || a.To != c.self || c.left || c.leaving != nil || !c.ring.Ready() {
 		return
 	}
+	c.send(from, message{kind: msgBehind, slot: c.ring.Slot()})
+	c.ring.SignAsHeir(c.cfg.Signer, a)
+	if c.ring.Check(a) == nil {
+		c.wish(a)
+		c.pushDecide()
+	}
+}
+
+// heardLeave ends the handover once the heir knows its decision.
+func (c *core) heardLeave(from peer.Name, slot uint64) {
+	l := c.leaving
+	if l == nil || l.heir != from || l.slot == 0 || slot < l.slot {
+		return
+	}
+	c.leaving = nil
 	if l.id != 0 {
 		c.reply(l.id, answer{handover: l.result})
 	}
-	c.leaving = nil
+	c.leave()
 }
 
 // flush adds the records of other peers to the writes of this step.
@@ -135,11 +166,16 @@ func (c *core) flush() {
 	c.deferred = nil
 }
 
-// cancelOther ends a handover or removal whose time is up.
+// cancelOther ends a handover, removal or ban whose time is up. The wish of the operator
+// stays for consentTTL.
 func (c *core) cancelOther(id uint64) (waitedFor error) {
 	if l := c.leaving; l != nil && l.id == id {
 		l.id = 0
-		return because(ErrNoAnswer, "%s, the heir of %s addresses, has not confirmed", c.displayName(l.heir), l.result.Addresses)
+		return because(ErrNoAnswer, "the handover of %s addresses to %s is not decided: %s", l.result.Addresses, c.displayName(l.heir), c.undecided())
+	}
+	if r := c.bans[id]; r != nil {
+		delete(c.bans, id)
+		return c.notBanned(r)
 	}
 	if r := c.removals[id]; r != nil {
 		delete(c.removals, id)

@@ -2,14 +2,11 @@ package ipam
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/weft-net/weft/ipam/addr"
-	"github.com/weft-net/weft/ipam/paxos"
-	"github.com/weft-net/weft/ipam/ring"
-	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/gossip"
 )
 
 // The format of a unicast message between two allocators; numbers are big-endian:
@@ -26,17 +23,16 @@ import (
 //	 3 space answer status 1, free 16
 //	 4 claim ask    address 1+a
 //	 5 claim answer status 1
-//	 6 leave        holder 10
-//	 7 leave ack    -
-//	 8 prepare      ballot 10, proposal 2+n
-//	 9 promise      status 1, promised 10, accepted 10, proposal 2+n, reason 2+n
-//	10 accept       ballot 10, proposal 2+n
-//	11 vote         status 1, promised 10, voter 10, key 32, signature 64, reason 2+n
+//	 6 leave        the action that gives everything to the receiver, to the end
+//	 7 wish         an action that the sender wants to be decided, to the end
+//	 8 round        a message between voters, see package consensus, to the end
+//	 9 behind       the slot of the last decision that the sender knows, 8
+//	10 refusal      why the sender does not agree to a wish, UTF-8, to the end
 //
 // An address is a family, 4 or 6, followed by 4 or 16 bytes. A prefix is an address
-// and a length. "2+n" is a length and that many bytes. An answer has the id of the
-// message that it answers. Types are append-only. A reader ignores unknown types,
-// and bytes after a body.
+// and a length. An answer has the id of the message that it answers, and a wish the slot
+// of the last decision that its sender knows. Types are
+// append-only. A reader ignores unknown types, and bytes after a body.
 const messageFormat = 1
 
 type messageType byte
@@ -48,37 +44,31 @@ const (
 	msgClaimAsk    messageType = 4
 	msgClaimAnswer messageType = 5
 	msgLeave       messageType = 6
-	msgLeaveAck    messageType = 7
-	msgPrepare     messageType = 8
-	msgPromise     messageType = 9
-	msgAccept      messageType = 10
-	msgVote        messageType = 11
+	msgWish        messageType = 7
+	msgRound       messageType = 8
+	msgBehind      messageType = 9 // also the answer to a leave
+	msgRefusal     messageType = 10
 )
 
 // The status of an answer.
 const (
 	statusYes   = 0
-	statusNo    = 1 // nothing free; the address is in use; refused
+	statusNo    = 1 // nothing free; the address is in use
 	statusOther = 2 // not the owner
 )
 
-var errMessage = errors.New("malformed")
+var errMessage = gossip.ErrMalformed
 
 // message has the fields of all types; each type uses some.
 type message struct {
-	kind     messageType
-	id       uint64
-	status   byte
-	delta    []byte
-	prefix   netip.Prefix
-	addr     netip.Addr
-	free     addr.Count
-	holder   ring.Holder
-	ballot   paxos.Ballot // of prepare and accept; promised in the answers
-	accepted paxos.Ballot
-	proposal []byte
-	vote     ring.Vote
-	reason   string
+	kind   messageType
+	id     uint64
+	status byte
+	body   []byte // of records, leave, wish and round
+	prefix netip.Prefix
+	addr   netip.Addr
+	free   addr.Count
+	slot   uint64
 }
 
 func appendAddr(b []byte, a netip.Addr) []byte {
@@ -89,17 +79,12 @@ func appendAddr(b []byte, a netip.Addr) []byte {
 	return append(append(b, f), a.AsSlice()...)
 }
 
-func appendBytes[T string | []byte](b []byte, v T) []byte {
-	b = binary.BigEndian.AppendUint16(b, uint16(len(v)))
-	return append(b, v...)
-}
-
 func (m *message) encode() []byte {
 	b := []byte{messageFormat, byte(m.kind)}
 	b = binary.BigEndian.AppendUint64(b, m.id)
 	switch m.kind {
-	case msgRecords:
-		b = append(b, m.delta...)
+	case msgRecords, msgLeave, msgWish, msgRound, msgRefusal:
+		b = append(b, m.body...)
 	case msgSpaceAsk:
 		b = appendAddr(b, m.prefix.Addr())
 		b = append(b, byte(m.prefix.Bits()))
@@ -111,24 +96,8 @@ func (m *message) encode() []byte {
 		b = appendAddr(b, m.addr)
 	case msgClaimAnswer:
 		b = append(b, m.status)
-	case msgLeave:
-		b = m.holder.Append(b)
-	case msgPrepare, msgAccept:
-		b = m.ballot.Append(b)
-		b = appendBytes(b, m.proposal)
-	case msgPromise:
-		b = append(b, m.status)
-		b = m.ballot.Append(b)
-		b = m.accepted.Append(b)
-		b = appendBytes(b, m.proposal)
-		b = appendBytes(b, m.reason)
-	case msgVote:
-		b = append(b, m.status)
-		b = m.ballot.Append(b)
-		b = m.vote.Voter.Append(b)
-		b = append(b, m.vote.Key[:]...)
-		b = append(b, m.vote.Sig[:]...)
-		b = appendBytes(b, m.reason)
+	case msgBehind:
+		b = binary.BigEndian.AppendUint64(b, m.slot)
 	}
 	return b
 }
@@ -153,14 +122,6 @@ func (f *fields) take(n int) []byte {
 func (f *fields) byte() byte     { return f.take(1)[0] }
 func (f *fields) uint64() uint64 { return binary.BigEndian.Uint64(f.take(8)) }
 
-func (f *fields) bytes() []byte { return f.take(int(binary.BigEndian.Uint16(f.take(2)))) }
-
-func (f *fields) ballot() paxos.Ballot { return paxos.BallotFrom(f.take(paxos.BallotLen)) }
-
-func (f *fields) holder() ring.Holder {
-	return ring.Holder{Name: peer.NameFromBytes(f.take(peer.NameLen)), Incarnation: binary.BigEndian.Uint32(f.take(4))}
-}
-
 func (f *fields) addr() (a netip.Addr) {
 	switch f.byte() {
 	case 4:
@@ -179,8 +140,8 @@ func parseMessage(b []byte) (message, error) {
 	format := f.byte()
 	m := message{kind: messageType(f.byte()), id: f.uint64()}
 	switch m.kind {
-	case msgRecords:
-		m.delta = f.b
+	case msgRecords, msgLeave, msgWish, msgRound, msgRefusal:
+		m.body = f.b
 	case msgSpaceAsk:
 		a := f.addr()
 		m.prefix = netip.PrefixFrom(a, int(f.byte()))
@@ -192,23 +153,8 @@ func parseMessage(b []byte) (message, error) {
 		m.addr = f.addr()
 	case msgClaimAnswer:
 		m.status = f.byte()
-	case msgLeave:
-		m.holder = f.holder()
-	case msgPrepare, msgAccept:
-		m.ballot = f.ballot()
-		m.proposal = f.bytes()
-	case msgPromise:
-		m.status = f.byte()
-		m.ballot, m.accepted = f.ballot(), f.ballot()
-		m.proposal = f.bytes()
-		m.reason = string(f.bytes())
-	case msgVote:
-		m.status = f.byte()
-		m.ballot = f.ballot()
-		m.vote.Voter = f.holder()
-		copy(m.vote.Key[:], f.take(len(m.vote.Key)))
-		copy(m.vote.Sig[:], f.take(len(m.vote.Sig)))
-		m.reason = string(f.bytes())
+	case msgBehind:
+		m.slot = f.uint64()
 	}
 	if f.bad || format != messageFormat {
 		return message{}, fmt.Errorf("ipam message of type %d, %d bytes: %w", m.kind, len(b), errMessage)

@@ -2,40 +2,39 @@ package ipam
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/weft-net/weft/internal/store"
-	"github.com/weft-net/weft/ipam/paxos"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
 // The buckets of the state file, with their keys and values:
 //
-//	meta       self, universe: text; origin, genesis: ids, 16 bytes; round 4
-//	ring       id -> record, as package ring draws it
+//	meta       self, universe: text
+//	ring       key -> record, as ring.Stored has them
 //	addresses  address, 4 or 16 bytes -> prefix length 1, owner to the end
 //	election   entry, value: as package paxos draws them
-//	votes      gone 10 -> promised 10, accepted 10, proposal 2+n
+//	votes      slot: the votes of this peer, as package consensus draws them
+//	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
 const (
 	bucketMeta      = "meta"
 	bucketRing      = "ring"
 	bucketAddresses = "addresses"
 	bucketElection  = "election"
 	bucketVotes     = "votes"
+	bucketOffers    = "offers"
 )
 
 // The keys of bucketMeta. They are on disk: metaRange keeps the text that
 // released versions write.
 const (
-	metaSelf    = "self"
-	metaRange   = "universe"
-	metaOrigin  = "origin"
-	metaGenesis = "genesis"
-	metaRound   = "round"
+	metaSelf  = "self"
+	metaRange = "universe"
 )
 
 // Disk is the part of *store.Store that an Allocator uses.
@@ -91,10 +90,11 @@ func OpenDisk(path string, self peer.Name, addrRange netip.Prefix) (s *store.Sto
 // and reports it in notes. Lost records of the ring come back from other peers.
 func (c *core) load(disk Disk) (notes []error) {
 	l := &loader{core: c, disk: disk}
+	l.loadElection() // first, as the ring may come from it
 	l.loadRing()
 	l.loadAddresses()
-	l.loadElection()
 	l.loadVotes()
+	l.loadOffers()
 	return l.notes
 }
 
@@ -112,28 +112,12 @@ func (l *loader) each(bucket string, f func(key, value []byte)) {
 }
 
 func (l *loader) loadRing() {
-	var origin, genesis ring.ID
-	l.each(bucketMeta, func(k, v []byte) {
-		switch string(k) {
-		case metaOrigin:
-			copy(origin[:], v)
-		case metaGenesis:
-			copy(genesis[:], v)
-		case metaRound:
-			if len(v) == 4 {
-				l.round = binary.BigEndian.Uint32(v)
-			}
-		}
-	})
-	var records [][]byte
+	stored := make(ring.Stored)
 	l.each(bucketRing, func(k, v []byte) {
-		var id ring.ID
-		copy(id[:], k)
-		l.onDisk[id] = true
-		records = append(records, bytes.Clone(v))
+		l.onDisk[string(k)] = true
+		stored[string(k)] = bytes.Clone(v)
 	})
-	l.notes = append(l.notes, l.ring.Restore(origin, genesis, records)...)
-	l.genesis = genesis
+	l.notes = append(l.notes, l.ring.Restore(stored)...)
 }
 
 func (l *loader) loadAddresses() {
@@ -172,17 +156,17 @@ func (l *loader) loadElection() {
 }
 
 func (l *loader) loadVotes() {
-	l.each(bucketVotes, func(k, v []byte) {
-		f, g := fields{b: k}, fields{b: v}
-		a := &paxos.Acceptor[string]{}
-		gone := f.holder()
-		a.Promised, a.Accepted = g.ballot(), g.ballot()
-		a.Value = string(g.bytes())
-		if f.bad || g.bad {
-			l.notes = append(l.notes, fmt.Errorf("vote %x in the state file: %w", k, errMessage))
+	l.each(bucketVotes, func(_, v []byte) { l.savedVotes = bytes.Clone(v) })
+}
+
+func (l *loader) loadOffers() {
+	l.each(bucketOffers, func(k, v []byte) {
+		a, err := ring.ParseAction(k)
+		if err != nil || len(v) != 8+peer.NameLen {
+			l.notes = append(l.notes, fmt.Errorf("offer in the state file: %w", cmp.Or(err, errMessage)))
 			return
 		}
-		l.votes[gone] = a
+		l.offers[string(k)] = &offer{action: a, id: binary.BigEndian.Uint64(v), to: peer.NameFromBytes(v[8:])}
 	})
 }
 
@@ -194,44 +178,36 @@ func releaseWrite(a netip.Addr) store.Write {
 	return store.Write{Bucket: bucketAddresses, Key: a.AsSlice()}
 }
 
-// ringWrites returns the writes of records that a merge accepted.
-func (c *core) ringWrites(out ring.Outcome) (writes []store.Write) {
-	for _, r := range out.Records {
-		c.onDisk[r.ID] = true
-		writes = append(writes, store.Write{Bucket: bucketRing, Key: bytes.Clone(r.ID[:]), Value: r.Bytes})
+// saveRing writes what changed in the ring. It goes to disk with the next own write, or
+// within flushEvery: what is lost comes back from other peers. A change to another ring is
+// written at once, as the operator may have decided it.
+func (c *core) saveRing() {
+	if len(c.deferred) == 0 {
+		c.deferredSince = c.now
 	}
-	return writes
-}
-
-// saveRingIdentity writes the identity of the ring, if it has changed, and replaces
-// the records on disk by those of the new ring.
-func (c *core) saveRingIdentity() {
-	var now ring.ID
-	if g := c.ring.Genesis(); g != nil {
-		now = g.ID()
+	put := func(k string, v []byte) {
+		c.deferred = append(c.deferred, store.Write{Bucket: bucketRing, Key: []byte(k), Value: v})
 	}
-	if now == c.genesis {
-		return
-	}
-	origin, genesis, records := c.ring.Dump()
-	c.genesis = genesis
-	c.flush()
-	c.put(bucketMeta, []byte(metaOrigin), bytes.Clone(origin[:]))
-	c.put(bucketMeta, []byte(metaGenesis), bytes.Clone(genesis[:]))
-	old := c.onDisk
-	c.onDisk = make(map[ring.ID]bool)
-	c.writes = append(c.writes, c.ringWrites(ring.Outcome{Records: records})...)
-	for id := range old {
-		if !c.onDisk[id] {
-			c.put(bucketRing, bytes.Clone(id[:]), nil)
+	now := c.ring.Dump()
+	for k, v := range now {
+		// A record under a key of a slot never changes; the others are short.
+		if len(k) < 10 || !c.onDisk[k] {
+			put(k, v)
+			c.onDisk[k] = true
 		}
 	}
-}
-
-// putVote encodes an acceptor as a value of bucketVotes.
-func putVote(a *paxos.Acceptor[string]) []byte {
-	b := a.Promised.Append(nil)
-	b = a.Accepted.Append(b)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(a.Value)))
-	return append(b, a.Value...)
+	for k := range c.onDisk {
+		if now[k] == nil {
+			put(k, nil)
+			delete(c.onDisk, k)
+		}
+	}
+	var id ring.ID
+	if g := c.ring.Genesis(); g != nil {
+		id = g.ID()
+	}
+	if id != c.savedRing {
+		c.savedRing = id
+		c.flush()
+	}
 }

@@ -16,8 +16,8 @@ var (
 	ErrUnreachable = errors.New("the owner is unreachable")
 	// ErrNoAnswer means that a peer that can be reached has not answered yet.
 	ErrNoAnswer = errors.New("the owner has not answered")
-	// ErrNoMajority means that too few owners agreed to a removal.
-	ErrNoMajority = errors.New("too few owners agreed")
+	// ErrNoQuorum means that too few voters agreed to a decision.
+	ErrNoQuorum = errors.New("too few voters agreed")
 	// ErrInUse means that somebody else uses the address.
 	ErrInUse = errors.New("the address is in use")
 	// ErrDeadline is the cause when the time of a request is up. The text of the

@@ -43,7 +43,7 @@ func (c *core) findForeign() {
 
 // pushRegain asks the owners of foreign addresses for them.
 func (c *core) pushRegain() {
-	if !c.ring.Ready() || c.left {
+	if !c.ring.Ready() || c.left || c.leaving != nil {
 		return
 	}
 	n := 0
@@ -84,18 +84,41 @@ func (c *core) regainAnswer(from peer.Name, m message) bool {
 	return false
 }
 
-// adopt leaves the ring for another one. Once that arrives, findForeign and
+// adopt wants all peers of this ring to leave it for another one, which the voters decide.
+// If here is set, only this peer leaves, whatever the voters say; in this way the operator
+// of a host also undoes an adoption. Once the other ring is there, findForeign and
 // pushRegain ask for the addresses in use.
-func (c *core) adopt(other ring.ID) error {
-	if c.left {
+func (c *core) adopt(other ring.ID, here bool) error {
+	d, seen := c.diverged[other]
+	switch {
+	case c.left:
 		return ErrLeft
-	}
-	if _, seen := c.diverged[other]; !seen {
+	case !seen && !(here && c.ring.Left(other)):
 		return fmt.Errorf("adopt ring %s: no peer has shown it recently", other)
+	case here:
+		c.machine = nil
+		return c.ring.Follow(other)
+	case d.genesis == nil:
+		return fmt.Errorf("adopt ring %s: its genesis has not arrived yet; try again in a few seconds", other)
+	case !c.hasVote():
+		return fmt.Errorf("adopt ring %s: this peer has no vote in its ring; run it on a voter, or with --here for this peer alone", other)
 	}
-	out, err := c.ring.Adopt(c.cfg.Signer, c.cfg.Self, other)
-	if out.News != nil {
-		c.publish(out)
+	a := &ring.Action{Kind: ring.Adopt, Genesis: d.genesis}
+	if err := c.ring.Check(a); err != nil {
+		return fmt.Errorf("adopt ring %s: %w", other, err)
 	}
-	return err
+	c.ask(a)
+	if n := len(c.presentVoters()); n < ring.Quorum(len(c.ring.Voters())) {
+		return because(ErrNoQuorum, "adopt ring %s: %s; to leave with this peer alone use --here", other, c.undecided())
+	}
+	return nil
+}
+
+func (c *core) presentVoters() (out []ring.Holder) {
+	for _, h := range c.ring.Voters() {
+		if c.present(h) {
+			out = append(out, h)
+		}
+	}
+	return out
 }

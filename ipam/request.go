@@ -43,6 +43,8 @@ type spaceAsk struct {
 	to    peer.Name
 	sent  time.Time
 	tries int
+	// promised is when a peer said that it gives a range: the decision takes a while.
+	promised time.Time
 }
 
 // donor is the last answer of a peer about its free addresses.
@@ -100,10 +102,6 @@ func (c *core) claim(id uint64, owner string, p netip.Prefix) {
 func (c *core) prime(id uint64) { c.begin(&request{id: id, kind: reqPrime}) }
 
 func (c *core) begin(r *request) {
-	if c.left {
-		c.fail(r.id, ErrLeft)
-		return
-	}
 	if c.tryRequest(r) {
 		return
 	}
@@ -128,7 +126,7 @@ func (c *core) retryPending() {
 
 // tryRequest replies to r if it can, and reports whether it did.
 func (c *core) tryRequest(r *request) bool {
-	if c.left {
+	if c.left || c.leaving != nil {
 		c.fail(r.id, ErrLeft)
 		return true
 	}
@@ -174,7 +172,7 @@ func (c *core) tryClaim(r *request) bool {
 	}
 	if c.ringDivides(a) {
 		owner, ok := c.ring.Owner(a)
-		if !ok || owner != c.holder {
+		if !ok || !c.space.Owns(a) || !c.isMine(owner) {
 			return false
 		}
 		c.space.Take(a)
@@ -241,7 +239,7 @@ func (c *core) waitsFor(r *request) error {
 	}
 	a := r.subnet.Addr()
 	owner, _ := c.ring.Owner(a)
-	if !c.view.Reachable(owner.Name) {
+	if !c.present(owner) {
 		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable", a, c.displayName(owner.Name))
 	}
 	return because(ErrNoAnswer, "%s is in a range of %s, which has not answered", a, c.displayName(owner.Name))
@@ -252,8 +250,8 @@ func (c *core) noSpace(subnet netip.Prefix) error {
 	var unreachable, full []string
 	for _, h := range c.ownersIn(subnet) {
 		switch {
-		case h.Name == c.cfg.Self:
-		case !c.view.Reachable(h.Name):
+		case c.isMine(h):
+		case !c.present(h):
 			unreachable = append(unreachable, c.displayName(h.Name))
 		default:
 			full = append(full, c.displayName(h.Name))
@@ -310,7 +308,7 @@ func (c *core) pushSpaceAsk(subnet netip.Prefix) {
 		ask = &spaceAsk{}
 		c.asks[subnet] = ask
 	}
-	if !ask.to.IsZero() && c.now.Before(ask.sent.Add(askTimeout)) {
+	if !ask.to.IsZero() && c.now.Before(ask.sent.Add(askTimeout)) || c.now.Before(ask.promised.Add(promiseTTL)) {
 		return
 	}
 	if !ask.to.IsZero() { // no answer: try others first for a while
@@ -333,7 +331,7 @@ func (c *core) pickDonor(subnet netip.Prefix) (peer.Name, bool) {
 	var weights []float64
 	total := 0.0
 	for _, h := range c.ownersIn(subnet) {
-		if h.Name == c.cfg.Self || !c.view.Reachable(h.Name) {
+		if c.isMine(h) || !c.present(h) {
 			continue
 		}
 		w := owners[h].Float()
@@ -356,41 +354,16 @@ func (c *core) pickDonor(subnet netip.Prefix) (peer.Name, bool) {
 	return names[len(names)-1], true
 }
 
-// onSpaceAsk gives a range away.
-func (c *core) onSpaceAsk(from peer.Name, m message) {
-	answer := message{kind: msgSpaceAnswer, id: m.id, status: statusNo}
-	if c.ring.Ready() && !c.left && m.prefix.Addr().BitLen() == c.cfg.Range.Addr().BitLen() {
-		if r, ok := c.space.Donation(m.prefix); ok && c.give(from, r) {
-			answer.status = statusYes
-		}
-		if hosts, err := addr.Hosts(m.prefix); err == nil {
-			answer.free = addr.Total(c.space.Free(hosts))
-		}
-	}
-	c.send(from, answer)
-}
-
-// give grants r to another peer and sends it the grant.
-func (c *core) give(to peer.Name, r addr.Range) bool {
-	out, err := c.ring.Give(c.cfg.Signer, c.cfg.Self, to, r)
-	if err != nil {
-		c.warn("cannot give a range", "peer", to, "range", r, "err", err)
-		return false
-	}
-	c.publish(out)
-	c.space.SetOwned(c.ring.Owned(c.cfg.Self))
-	c.sendProof(to, out.Records)
-	return true
-}
-
 func (c *core) onSpaceAnswer(from peer.Name, m message) {
 	for subnet, ask := range c.asks {
 		if ask.id != m.id || ask.to != from {
 			continue
 		}
-		// The grant was sent before the answer. If it was lost, gossip repairs that.
 		c.donors[from] = donor{subnet, m.free, c.now}
-		if ask.to = (peer.Name{}); m.status != statusYes {
+		ask.to = peer.Name{}
+		if m.status == statusYes {
+			ask.promised = c.now
+		} else {
 			c.donors[from] = donor{subnet, addr.Count{}, c.now}
 		}
 	}
@@ -399,7 +372,7 @@ func (c *core) onSpaceAnswer(from peer.Name, m message) {
 
 func (c *core) pushClaimAsk(r *request) {
 	owner, ok := c.ring.Owner(r.subnet.Addr())
-	if !ok || owner == c.holder || !c.view.Reachable(owner.Name) {
+	if !ok || c.isMine(owner) || !c.present(owner) {
 		return
 	}
 	if owner.Name == r.asked && c.now.Before(r.askAt.Add(askTimeout)) {
@@ -407,18 +380,6 @@ func (c *core) pushClaimAsk(r *request) {
 	}
 	r.asked, r.askAt, r.askID = owner.Name, c.now, c.nextID()
 	c.send(owner.Name, message{kind: msgClaimAsk, id: r.askID, addr: r.subnet.Addr()})
-}
-
-// onClaimAsk gives a single address away, if it is free.
-func (c *core) onClaimAsk(from peer.Name, m message) {
-	answer := message{kind: msgClaimAnswer, id: m.id, status: statusOther}
-	if owner, ok := c.ring.Owner(m.addr); ok && owner == c.holder && !c.left {
-		answer.status = statusNo
-		if !c.space.Uses(m.addr) && c.give(from, addr.Single(m.addr)) {
-			answer.status = statusYes
-		}
-	}
-	c.send(from, answer)
 }
 
 func (c *core) onClaimAnswer(from peer.Name, m message) {

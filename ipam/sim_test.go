@@ -66,7 +66,9 @@ type sim struct {
 	nodes              []*node
 	wire               []packet
 	cut                func(a, b *node) bool
-	duplicatesExpected bool // two rings give the same addresses
+	direct             func(a, b *node) bool // whether two nodes can have a direct session
+	duplicatesExpected bool                  // two rings give the same addresses
+	lies               bool                  // some nodes send what is malformed
 	made               int
 	replies            map[uint64]effReply // by request; ids are unique over nodes
 	watcher            watcher             // nil if there is none
@@ -95,13 +97,16 @@ type node struct {
 	number         int
 	diesInNextStep bool // between the write and the effects
 	digest         time.Time
+	at             *node // the node whose underlay address it shares; nil: it has its own
+	pretends       bool  // it has no core, but others see it
 }
 
 const simStep = 50 * time.Millisecond
 
 func newSim(t testing.TB, seed uint64) *sim {
 	return &sim{t: t, rng: rand.New(rand.NewPCG(seed, 7)), now: time.Unix(1_700_000_000, 0),
-		replies: map[uint64]effReply{}, cut: func(a, b *node) bool { return false }}
+		replies: map[uint64]effReply{},
+		cut:     func(a, b *node) bool { return false }, direct: func(a, b *node) bool { return true }}
 }
 
 // add makes a node with a name of its own.
@@ -110,7 +115,7 @@ func (s *sim) add(addrRange string, init Init) *node {
 	n := &node{s: s, number: s.made, disk: newDisk(), cfg: Config{
 		Self:   peer.Name{2, 0, 0, 0, byte(s.made >> 8), byte(s.made)},
 		Signer: peer.Cheap{ID: peer.Key{1, byte(s.made), byte(s.made >> 8)}}, Verifier: peer.Cheap{},
-		Range: pfx(addrRange), Default: pfx(addrRange), Init: init, Grace: time.Second}}
+		Range: pfx(addrRange), Default: pfx(addrRange), Init: init, Grace: time.Second, Absence: 2 * time.Second, Settle: time.Second}}
 	s.nodes = append(s.nodes, n)
 	n.launch()
 	return n
@@ -148,7 +153,8 @@ func (n *node) launch() {
 func (n *node) kill() { n.core = nil }
 
 func (n *node) sees(m *node) bool {
-	return n.core != nil && m.core != nil && !n.s.cut(n, m) && !n.s.cut(m, n)
+	alive := func(n *node) bool { return n.core != nil || n.pretends }
+	return alive(n) && alive(m) && !n.s.cut(n, m) && !n.s.cut(m, n)
 }
 
 // The node is its core's View.
@@ -166,6 +172,34 @@ func (n *node) Peers() (out []peer.Name) {
 }
 
 func (n *node) Nickname(peer.Name) string { return "" }
+
+func (n *node) Key(p peer.Name) (peer.Key, bool) {
+	for _, m := range n.s.nodes {
+		if m.cfg.Self == p && (m.core != nil || m.pretends) {
+			return m.cfg.Signer.Key(), true
+		}
+	}
+	return peer.Key{}, false
+}
+
+func (n *node) Place(p peer.Name) (netip.Addr, bool) {
+	for _, m := range n.s.nodes {
+		if m.cfg.Self == p && n.sees(m) && n.s.direct(n, m) {
+			return m.place(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// place returns the underlay address of a node.
+func (n *node) place() netip.Addr {
+	if n.at != nil {
+		return n.at.place()
+	}
+	return netip.AddrFrom4([4]byte{192, 0, 2 + byte(n.number>>8), byte(n.number)})
+}
+
+func (n *node) Target(peer.Name) bool { return true }
 
 // do runs f in the node's core, as the driver does.
 func (n *node) do(f func(*core)) {
@@ -242,7 +276,7 @@ func (s *sim) deliver(p packet) {
 	switch n := p.to; p.kind {
 	case 'u':
 		n.do(func(c *core) {
-			if err := c.receive(p.from.cfg.Self, p.data); err != nil {
+			if err := c.receive(p.from.cfg.Self, p.data); err != nil && !s.lies {
 				s.t.Fatalf("message of %s: %v", p.from.cfg.Self, err)
 			}
 		})
@@ -251,7 +285,7 @@ func (s *sim) deliver(p packet) {
 	case 'h':
 		n.do(func(c *core) {
 			deltas, wants, err := c.missing(p.data)
-			if err != nil {
+			if err != nil && !s.lies {
 				s.t.Fatalf("digest of %s: %v", p.from.cfg.Self, err)
 			}
 			for _, d := range deltas {
@@ -383,7 +417,7 @@ func (n *node) reset() HandoverResult {
 func (s *sim) liveShare(n *node) (c addr.Count) {
 	for h, size := range n.core.ring.Owners() {
 		if h.Name == n.cfg.Self || n.Reachable(h.Name) {
-			if m := s.nodes[slices.IndexFunc(s.nodes, func(m *node) bool { return m.cfg.Self == h.Name })]; m.core.holder == h {
+			if m := s.nodes[slices.IndexFunc(s.nodes, func(m *node) bool { return m.cfg.Self == h.Name })]; m.core.self == h {
 				c = c.Add(size)
 			}
 		}

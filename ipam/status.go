@@ -15,12 +15,20 @@ import (
 // divergenceTTL is how long another ring is shown after it was last seen.
 const divergenceTTL = 2 * time.Minute
 
+// healTime is how long the peers of a ring may take to follow another one.
+const healTime = time.Minute
+
+// maxDiverged bounds how many other rings are shown.
+const maxDiverged = 16
+
 // Divergence describes another ring over the same address range.
 type Divergence struct {
 	Ours, Theirs         ring.ID
 	OurPeers, TheirPeers []peer.Name // the peers that made the rings; TheirPeers may be unknown
 	From                 peer.Name   // the neighbour that showed it
 	Seen                 time.Time   // last
+
+	genesis *ring.Genesis // of theirs, nil if unknown
 }
 
 // String describes the divergence, and how to heal it, in one line.
@@ -46,9 +54,14 @@ func peersOrUnknown(ps []peer.Name) string {
 }
 
 func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
-	if c.ring.Superseded(e.Theirs) {
-		return // the other side has not heard of the adoption yet
+	if e.Follows && len(c.healed) < maxDiverged {
+		c.healed[e.Theirs] = c.now
+		delete(c.diverged, e.Theirs)
 	}
+	if at, ok := c.healed[e.Theirs]; ok && c.now.Sub(at) < healTime {
+		return // not all of its peers have heard of their decision
+	}
+	delete(c.healed, e.Theirs)
 	if _, known := c.diverged[e.Theirs]; !known {
 		args := []any{"err", e}
 		if !from.IsZero() {
@@ -56,7 +69,24 @@ func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
 		}
 		c.warn("another ring exists", args...)
 	}
-	c.diverged[e.Theirs] = Divergence{e.Ours, e.Theirs, e.OurPeers, e.TheirPeers, from, c.now}
+	d := Divergence{Ours: e.Ours, Theirs: e.Theirs, OurPeers: namesOf(e.OurPeers), TheirPeers: namesOf(e.TheirPeers),
+		From: from, Seen: c.now, genesis: e.Genesis}
+	if old, known := c.diverged[e.Theirs]; known && d.genesis == nil {
+		d.genesis, d.TheirPeers = old.genesis, old.TheirPeers
+		if d.From.IsZero() {
+			d.From = old.From
+		}
+	} else if !known && len(c.diverged) >= maxDiverged {
+		return
+	}
+	c.diverged[e.Theirs] = d
+}
+
+func namesOf(hs []ring.Holder) (out []peer.Name) {
+	for _, h := range hs {
+		out = append(out, h.Name)
+	}
+	return out
 }
 
 // Owner is one line of Status.
@@ -94,8 +124,8 @@ type Status struct {
 	Divergent []Divergence
 	Conflicts []Conflict
 	Waiting   []string // the reason of each request that waits
-	// Voters and Needed are those of the election while there is no ring.
-	Voters, Needed int
+	// Elected and Needed are the votes of the election while there is no ring.
+	Elected, Needed int
 
 	PendingAllocates, PendingClaims int
 
@@ -105,31 +135,55 @@ type Status struct {
 	Unreachable        addr.Count
 	UnreachablePercent float64
 	Refused            uint64 // records of the ring refused since the start
-	Takeovers          uint64 // times an address was taken from a peer that did not give it
-	DiskErr            error  // of the last write of the state file; nil if all is written
+	Slot               uint64 // decisions of the ring
+	Voters             []Voter
+	Quorum             int         // how many voters decide
+	Banned             []peer.Name // by decision
+	LeftRings          []ring.ID   // rings to which the operator can go back
+	Counters           Counters
+	DiskErr            error // of the last write of the state file; nil if all is written
+}
+
+// Voter is a peer that has a vote on decisions of the ring.
+type Voter struct {
+	Name     peer.Name
+	Nickname string
+	Present  bool
+}
+
+// Counters count what was refused because a bound was reached or because it was wrong.
+type Counters struct {
+	Asks   uint64 // asks for addresses by peers that asked too often
+	Wishes uint64 // wishes beyond the bound
+	Rounds uint64 // messages of voters that were wrong
 }
 
 // status returns the state.
 func (c *core) status() Status {
 	s := Status{Range: c.cfg.Range, Default: c.cfg.Default, Ready: c.ring.Ready(),
 		Entries: c.ring.Entries(), Used: uint64(len(c.allocations)), Max: addr.Of(c.cfg.Range).Size(),
-		Refused: c.ring.Refused(), Takeovers: c.ring.Conflicts()}
+		Refused: c.ring.Refused(), Slot: c.ring.Slot(), LeftRings: c.ring.LeftRings(), Counters: c.counters}
+	for _, h := range c.ring.Voters() {
+		s.Voters = append(s.Voters, Voter{h.Name, c.view.Nickname(h.Name), c.present(h)})
+	}
+	s.Quorum = ring.Quorum(len(s.Voters))
+	s.Banned = namesOf(c.ring.Banned())
 	if g := c.ring.Genesis(); g != nil {
 		s.Ring = g.ID()
 	}
 	if c.election != nil && !s.Ready {
-		s.Voters, s.Needed = len(c.election.Voters()), c.election.Needed()
+		s.Elected, s.Needed = len(c.election.Voters()), c.election.Needed()
 	}
 	for h, n := range c.ring.Owners() {
 		o := Owner{Name: h.Name, Nickname: c.view.Nickname(h.Name), Addresses: n,
-			Percent: 100 * n.Float() / s.Max.Float(), Local: h == c.holder}
+			Percent: 100 * n.Float() / s.Max.Float(), Local: c.isMine(h)}
 		if o.Local {
 			for a := range c.allocations {
 				if c.space.Owns(a) {
 					o.Active++
 				}
 			}
-		} else if !c.view.Reachable(h.Name) {
+		} else if !c.present(h) {
 			o.Unreachable = true
 			s.Unreachable = s.Unreachable.Add(n)
 		}
@@ -156,6 +210,9 @@ func (c *core) status() Status {
 			s.Waiting = append(s.Waiting, text)
 		}
 	}
+	for _, r := range c.bans {
+		s.Waiting = append(s.Waiting, c.notBanned(r).Error())
+	}
 	for _, r := range c.removals {
 		s.Waiting = append(s.Waiting, c.notRemoved(r).Error())
 	}
@@ -179,5 +236,5 @@ func (c *core) state(s Status) string {
 	case c.election == nil || c.now.Before(c.graceEnd()):
 		return "priming"
 	}
-	return fmt.Sprintf("awaiting consensus (quorum: %d, known: %d)", s.Needed, s.Voters)
+	return fmt.Sprintf("awaiting consensus (quorum: %d, known: %d)", s.Needed, s.Elected)
 }

@@ -12,7 +12,7 @@ import (
 
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/trace"
-	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/consensus"
 	"github.com/weft-net/weft/ipam/paxos"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
@@ -267,19 +267,9 @@ func (w *storyWorld) message(b []byte) string {
 		w.t.Fatal(err)
 	}
 	status := [...]string{statusYes: "yes", statusNo: "no", statusOther: "not the owner"}[m.status]
-	if m.reason != "" {
-		status += ": " + m.reason
-	}
-	proposal := func() string {
-		rm, err := ring.ParseProposal(m.proposal)
-		if err != nil {
-			return "nothing"
-		}
-		return fmt.Sprintf("remove %s, heir %s", rm.Gone, rm.Heir)
-	}
 	switch m.kind {
 	case msgRecords:
-		return "records: " + strings.Join(w.ringDelta(m.delta), "; ")
+		return "records: " + strings.Join(w.ringDelta(m.body), "; ")
 	case msgSpaceAsk:
 		return "asks for space in " + m.prefix.String()
 	case msgSpaceAnswer:
@@ -288,20 +278,38 @@ func (w *storyWorld) message(b []byte) string {
 		return "asks for " + m.addr.String()
 	case msgClaimAnswer:
 		return "answers " + status
-	case msgLeave:
-		return fmt.Sprintf("leave of %s", m.holder)
-	case msgLeaveAck:
-		return "leave is known"
-	case msgPrepare:
-		return fmt.Sprintf("prepare %s: %s", m.ballot, proposal())
-	case msgPromise:
-		return fmt.Sprintf("promise %s, promised %s, accepted %s", status, m.ballot, proposal())
-	case msgAccept:
-		return fmt.Sprintf("accept %s: %s", m.ballot, proposal())
-	case msgVote:
-		return fmt.Sprintf("vote %s, promised %s", status, m.ballot)
+	case msgLeave, msgWish:
+		a, err := ring.ParseAction(m.body)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return "wants " + describe(a)
+	case msgRound:
+		text, err := consensus.Describe(m.body)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return text
+	case msgRefusal:
+		return "does not agree: " + string(m.body)
+	case msgBehind:
+		return fmt.Sprintf("is at slot %d", m.slot)
 	}
 	return fmt.Sprintf("message of type %d", m.kind)
+}
+
+func describe(a *ring.Action) string {
+	switch a.Kind {
+	case ring.Transfer:
+		return fmt.Sprintf("transfer of %s from %s to %s", a.Range, a.From, a.To)
+	case ring.Leave, ring.Remove, ring.Ban:
+		return fmt.Sprintf("%s of %s, heir %s", a.Kind, a.From, a.To)
+	case ring.Voters:
+		return fmt.Sprintf("voters %s", a.Voters)
+	case ring.Adopt:
+		return fmt.Sprintf("adoption of ring %s", a.Genesis.ID())
+	}
+	return a.Kind.String()
 }
 
 // delta describes a delta of the channel.
@@ -314,12 +322,16 @@ func (w *storyWorld) delta(b []byte) []string {
 		kind, n := b[0], int(binary.BigEndian.Uint16(b[1:]))
 		item := b[3 : 3+n]
 		b = b[3+n:]
-		if kind != 1 { // a value: the entries show who accepted it
-			names, err := decodeNames(item)
+		switch kind {
+		case 2: // a value: the entries show who accepted it
+			founders, err := ring.ParseHolders(item)
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			out = append(out, fmt.Sprintf("election value: peers %s", names))
+			out = append(out, fmt.Sprintf("election value: founders %s", founders))
+			continue
+		case 3:
+			out = append(out, fmt.Sprintf("seal of %s", peer.NameFromBytes(item)))
 			continue
 		}
 		text := fmt.Sprintf("election entry of %s: promised %s", peer.NameFromBytes(item), paxos.BallotFrom(item[9:]))
@@ -331,37 +343,27 @@ func (w *storyWorld) delta(b []byte) []string {
 	return out
 }
 
-// ringDelta describes the records of a delta, as package ring draws them.
+// ringDelta describes the records of a delta.
 func (w *storyWorld) ringDelta(b []byte) []string {
 	var out []string
-	holder := func(b []byte) ring.Holder {
-		return ring.Holder{Name: peer.NameFromBytes(b), Incarnation: binary.BigEndian.Uint32(b[peer.NameLen:])}
-	}
-	id := func(b []byte) ring.ID { return ring.ID(b[:16]) }
 	for b = b[17:]; len(b) > 0; {
 		n := int(binary.BigEndian.Uint16(b))
 		r := b[2 : 2+n]
 		b = b[2+n:]
-		switch r[0] {
-		case 1:
-			first, _ := netip.AddrFromSlice(r[30:34])
-			last, _ := netip.AddrFromSlice(r[34:38])
-			out = append(out, fmt.Sprintf("grant %d of %s from %s to %s", binary.BigEndian.Uint64(r[2:]), addr.Range{First: first, Last: last}, holder(r[10:]), holder(r[20:])))
-		case 2:
-			by := "by itself"
-			if r[1] == 1 {
-				by = "by votes"
-			}
-			out = append(out, fmt.Sprintf("removal of %s %s, heir %s", holder(r[2:]), by, holder(r[12:])))
-		case 3:
-			var names []string
-			for p := r[9:]; len(p) > 0; p = p[6:] {
-				names = append(names, peer.NameFromBytes(p).String())
-			}
-			out = append(out, "genesis of "+strings.Join(names, ", "))
-		case 4:
-			out = append(out, fmt.Sprintf("adoption of ring %s in the place of %s", id(r[17:]), id(r[1:])))
+		if g, err := ring.ParseGenesis(r); err == nil {
+			out = append(out, fmt.Sprintf("genesis of %s, signed by %s", g.Founders, g.Signers()))
+			continue
 		}
+		d, err := ring.ParseDecision(r)
+		if err != nil {
+			out = append(out, "part of a snapshot")
+			continue
+		}
+		text := fmt.Sprintf("decision %d:", d.Slot)
+		for _, a := range d.Actions {
+			text += " " + describe(a)
+		}
+		out = append(out, fmt.Sprintf("%s, %d votes", text, len(d.Votes)))
 	}
 	return out
 }

@@ -18,6 +18,7 @@
 //	POST /connect, /forget  PeersRequest -> Empty
 //	POST /rmpeer            PeersRequest -> RemoveReply
 //	POST /adopt             AdoptRequest -> Empty
+//	POST /ban               BanRequest -> Empty, once the voters have decided
 //	POST /prime             Empty -> Empty, once addresses can be given out
 //	POST /stop, /reset      Empty -> Empty, once the router has left the mesh
 //
@@ -112,12 +113,23 @@ type PeersRequest struct {
 	Peers []string `json:"peers"`
 	// Replace, for connect only, forgets all other targets.
 	Replace bool `json:"replace,omitempty"`
+	// Force, for rmpeer only, goes on without the voters if too few of them can be
+	// reached to decide.
+	Force bool `json:"force,omitempty"`
+}
+
+// BanRequest names peers, by name or nickname, that the operator wants to be banned.
+type BanRequest struct {
+	Peers []string `json:"peers"`
+	Unban bool     `json:"unban,omitempty"`
 }
 
 // AdoptRequest names a ring of addresses by its number, or by the beginning of the
 // number.
 type AdoptRequest struct {
 	Ring string `json:"ring"`
+	// Here makes only this router change to the ring, without asking the voters.
+	Here bool `json:"here,omitempty"`
 }
 
 // AddressReply lists addresses with the lengths of their subnets.

@@ -121,6 +121,12 @@ func (c *Client) RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, er
 	return a.Removed, err
 }
 
+// Ban bans peers, or ends their ban, once a quorum of operators has asked for it.
+func (c *Client) Ban(ctx context.Context, r BanRequest) error {
+	_, err := send[Empty](ctx, c, "/ban", r)
+	return err
+}
+
 // Adopt leaves the ring of addresses for another one that the router has met.
 func (c *Client) Adopt(ctx context.Context, r AdoptRequest) error {
 	_, err := send[Empty](ctx, c, "/adopt", r)

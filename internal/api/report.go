@@ -193,6 +193,13 @@ type IPAM struct {
 	// PendingAllocates and PendingClaims name the waiting owners and their reasons.
 	PendingAllocates []string
 	PendingClaims    []string
+	// Decisions is the number of decisions of the ring, Voters those that vote on the
+	// next one, and Quorum how many of them must agree.
+	Decisions uint64
+	Voters    []Voter
+	Quorum    int
+	Banned    []string // names of banned peers
+	LeftRings []string // rings that this router left and can go back to
 }
 
 // RingEntry is a token of the ring: the addresses from it up to the next token,
@@ -202,7 +209,14 @@ type RingEntry struct {
 	Size     float64
 	Peer     string
 	NickName string
-	Version  uint64
+	Since    uint64 // the decision of the ring that made it so; 0: the first division
+}
+
+// Voter is a peer that has a vote on decisions of the ring.
+type Voter struct {
+	Peer      string
+	NickName  string
+	Reachable bool
 }
 
 // Owner sums up what one peer owns of the ring.

@@ -109,11 +109,13 @@ type Peers interface {
 	// Adopt makes all peers of this router's ring of addresses leave it for
 	// another ring that the router has met.
 	Adopt(ctx context.Context, r AdoptRequest) error
+	// Ban bans peers, or ends their ban, and waits until the voters have decided it.
+	Ban(ctx context.Context, r BanRequest) error
 	// Prime returns when addresses can be given out.
 	Prime(ctx context.Context) error
 }
 
-// PeerRoutes serves /connect, /forget, /rmpeer, /adopt and /prime.
+// PeerRoutes serves /connect, /forget, /rmpeer, /adopt, /ban and /prime.
 func PeerRoutes(b Peers) Routes {
 	return func(mux *http.ServeMux) {
 		mux.Handle("POST /connect", command(b.Connect))
@@ -123,6 +125,7 @@ func PeerRoutes(b Peers) Routes {
 			return RemoveReply{Removed: removed}, err
 		}))
 		mux.Handle("POST /adopt", command(b.Adopt))
+		mux.Handle("POST /ban", command(b.Ban))
 		mux.Handle("POST /prime", bare(b.Prime))
 	}
 }

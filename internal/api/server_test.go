@@ -102,6 +102,13 @@ func (e echo) LookupName(_ context.Context, r LookupRequest) ([]string, error) {
 	return []string{r.Name}, e.err
 }
 
+func (e echo) Ban(_ context.Context, r BanRequest) error {
+	if len(r.Peers) != 1 || !r.Unban {
+		return errors.New("another request")
+	}
+	return nil
+}
+
 func (e echo) Adopt(_ context.Context, r AdoptRequest) error {
 	if r.Ring != "0123" {
 		return errors.New("another ring arrived")
@@ -191,6 +198,7 @@ func TestRoundTrips(t *testing.T) {
 		"dns-add": func() error { return c.AddName(ctx, someName) }, "dns-remove": func() error { return c.RemoveName(ctx, someName) },
 		"connect": func() error { return c.Connect(ctx, PeersRequest{Peers: []string{"h2"}}) },
 		"forget":  func() error { return c.Forget(ctx, PeersRequest{Peers: []string{"h2"}}) },
+		"ban":     func() error { return c.Ban(ctx, BanRequest{Peers: []string{"h2"}, Unban: true}) },
 		"adopt":   func() error { return c.Adopt(ctx, AdoptRequest{Ring: "0123"}) },
 		"prime":   func() error { return c.Prime(ctx) },
 		"stop":    func() error { return c.Stop(ctx) },

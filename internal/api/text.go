@@ -268,6 +268,20 @@ func (u *IPAM) text(w io.Writer) {
 		render.Fprintf(tw, "%s\t%.0f IPs\t(%04.1f%% of total)\t%s\n", named(o.Peer, o.NickName), o.NumIPs, percent, strings.Join(more, " "))
 	}
 	tw.Flush()
+	if len(u.Voters) > 0 {
+		var voters []string
+		for _, v := range u.Voters {
+			text := named(v.Peer, v.NickName)
+			if !v.Reachable {
+				text += " - unreachable!"
+			}
+			voters = append(voters, text)
+		}
+		render.Fprintf(w, "voters: %s; %d of %d decide\n", strings.Join(voters, ", "), u.Quorum, len(u.Voters))
+	}
+	for _, b := range u.Banned {
+		render.Fprintf(w, "banned: %s\n", b)
+	}
 	for _, p := range u.PendingAllocates {
 		render.Fprintf(w, "waiting to allocate: %s\n", p)
 	}

@@ -47,7 +47,7 @@ var pure = []string{
 	"dns/names", "dns/zone",
 	"docker/track",
 	"internal/checksum",
-	"ipam/addr", "ipam/paxos", "ipam/ring", "ipam/space",
+	"ipam/addr", "ipam/consensus", "ipam/paxos", "ipam/ring", "ipam/space",
 	"mesh/dial", "mesh/gossip", "mesh/peer", "mesh/topology",
 	"policy/model", "policy/policytest", "policy/rules",
 	"router/ethernet", "router/fastpath/plan", "router/flow", "router/frag", "router/gro", "router/icmp", "router/link",

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -46,15 +47,33 @@ func (e *Entry) newer(o *Entry) bool {
 	return bytes.Compare(e.Append(nil), o.Append(nil)) > 0
 }
 
+// Holder returns the peer of the entry as the ring knows it.
+func (e *Entry) Holder() ring.Holder { return ring.HolderOf(e.Node, e.Key) }
+
 // Election is one peer's copy of an election by gossip. Make one with
 // NewElection.
 type Election struct {
 	cfg     Config
 	own     Entry
 	entries map[peer.Name]*Entry // of the other peers
-	values  map[ValueID][]byte
+	values  map[ValueID]*value
+	seals   map[peer.Name]*Seal
 	books   peer.Book
 	chosen  []byte
+	hurry   bool // see Hurry
+}
+
+// value is a value that entries name.
+type value struct {
+	bytes []byte
+	by    peer.Name // the neighbour that brought it
+}
+
+// Seal is a voter's signature of the chosen value.
+type Seal struct {
+	Node peer.Name
+	Key  peer.Key
+	Sig  peer.Signature
 }
 
 // Config configures an Election. All fields are constant.
@@ -64,21 +83,40 @@ type Config struct {
 	Verifier peer.Verifier
 	// Instance separates the signatures of this election from those of others.
 	Instance []byte
-	// Expect is the largest number of voters, at least 1. The majority is that of
-	// the largest Expect of all known voters, so that a peer with a value that is
-	// too small does not decide alone.
+	// Expect is the largest number of voters, at least 1. A quorum is that of the
+	// largest Expect of the eligible voters, so that a peer with a value that is too
+	// small does not decide alone; but no peer can raise it beyond the number of
+	// eligible voters and this peer's own Expect.
 	Expect int
 	// Observer never votes, but may propose.
 	Observer bool
+	// Eligible reports whether this peer counts the votes of another one.
+	Eligible func(ring.Holder) bool
 	// Value returns the value to propose if the proposer is free to choose. voters
-	// are those that promised, ascending.
-	Value func(voters []peer.Name) []byte
+	// are the holders that promised, ascending.
+	Value func(voters []ring.Holder) []byte
+	// Acceptable returns an error if no honest proposer would propose a value.
+	Acceptable func(value []byte) error
+	// SealMessage returns what voters sign once a value is chosen.
+	SealMessage func(value []byte) (domain string, msg []byte)
 }
+
+// Bounds of what other peers can make grow.
+const (
+	maxEntries = 256
+	maxValue   = 32 << 10
+	maxValues  = 64
+	// maxValuesBy bounds the values that one neighbour brought.
+	maxValuesBy = 8
+	// maxRoundJump is how far ahead of all known ballots a ballot may be. Rounds grow by
+	// one with each attempt, so an honest peer is never far ahead.
+	maxRoundJump = 1 << 10
+)
 
 // NewElection returns an empty copy. If own is not nil it continues with own and
 // value, which Own returned before a restart.
-func NewElection(cfg Config, own, value []byte) (*Election, error) {
-	el := &Election{cfg: cfg, entries: make(map[peer.Name]*Entry), values: make(map[ValueID][]byte)}
+func NewElection(cfg Config, own, val []byte) (*Election, error) {
+	el := &Election{cfg: cfg, entries: make(map[peer.Name]*Entry), values: make(map[ValueID]*value), seals: make(map[peer.Name]*Seal)}
 	el.own = Entry{Node: cfg.Self, Voter: !cfg.Observer, Expect: uint16(min(cfg.Expect, 1<<16-1)), Key: cfg.Signer.Key()}
 	if own == nil {
 		return el, nil
@@ -90,8 +128,8 @@ func NewElection(cfg Config, own, value []byte) (*Election, error) {
 	if e.Node != cfg.Self {
 		return nil, fmt.Errorf("restore an election: the entry is of peer %s, this peer is %s", e.Node, cfg.Self)
 	}
-	if len(value) > 0 {
-		el.values[IDOf(value)] = bytes.Clone(value)
+	if len(val) > 0 {
+		el.values[IDOf(val)] = &value{bytes: bytes.Clone(val)}
 	}
 	el.own.State = e.State
 	el.sign()
@@ -105,25 +143,38 @@ func (el *Election) Own() (entry, value []byte) {
 	if el.own.State.Promised.IsZero() {
 		return nil, nil
 	}
-	return el.own.Append(nil), el.values[el.own.State.Value]
+	return el.own.Append(nil), el.valueOf(el.own.State.Value)
+}
+
+func (el *Election) valueOf(id ValueID) []byte {
+	if v := el.values[id]; v != nil {
+		return v.bytes
+	}
+	return nil
+}
+
+// eligible reports whether the vote of e counts.
+func (el *Election) eligible(e *Entry) bool {
+	return e == &el.own || el.cfg.Eligible(e.Holder())
 }
 
 // Needed returns how many votes choose a value.
 func (el *Election) Needed() int {
-	n := el.own.Expect
-	for _, e := range el.entries {
-		if e.Voter {
-			n = max(n, e.Expect)
+	most, known := int(el.own.Expect), 0
+	for e := range el.all {
+		if e.Voter && el.eligible(e) {
+			most = max(most, int(e.Expect))
+			known++
 		}
 	}
-	return Quorum(int(n))
+	return ring.Quorum(min(most, max(known, int(el.own.Expect))))
 }
 
-// Voters returns the peers that take part and have a vote, ascending.
+// Voters returns the peers that take part and whose vote counts, ascending.
 func (el *Election) Voters() []peer.Name {
 	var out []peer.Name
 	for e := range el.all {
-		if e.Voter && !e.State.Promised.IsZero() {
+		if e.Voter && !e.State.Promised.IsZero() && el.eligible(e) {
 			out = append(out, e.Node)
 		}
 	}
@@ -131,7 +182,17 @@ func (el *Election) Voters() []peer.Name {
 	return out
 }
 
-// Chosen returns the value once a majority has accepted it.
+// Knows reports whether a holder takes part as a voter.
+func (el *Election) Knows(h ring.Holder) bool {
+	for e := range el.all {
+		if e.Node == h.Name {
+			return e.Voter && e.Holder() == h && el.eligible(e)
+		}
+	}
+	return false
+}
+
+// Chosen returns the value once a quorum has accepted it.
 func (el *Election) Chosen() ([]byte, bool) { return el.chosen, el.chosen != nil }
 
 // Running reports whether any peer has proposed.
@@ -149,10 +210,10 @@ func (el *Election) all(yield func(*Entry) bool) {
 	}
 }
 
-// highest returns the highest ballot that anyone proposed.
+// highest returns the highest ballot that anyone proposed whose vote counts.
 func (el *Election) highest() (b Ballot) {
 	for e := range el.all {
-		if e.State.Promised.Compare(b) > 0 {
+		if el.eligible(e) && e.State.Promised.Compare(b) > 0 {
 			b = e.State.Promised
 		}
 	}
@@ -164,32 +225,56 @@ func (el *Election) highest() (b Ballot) {
 // two peers that propose in step would overtake each other forever.
 func (el *Election) Propose() bool {
 	b := el.highest()
-	if el.chosen != nil || b.Round == 1<<32-1 {
+	if el.chosen != nil || b.Round >= maxRound {
 		return false
 	}
 	el.own.State.Prepare(Ballot{b.Round + 1, el.cfg.Self})
+	el.hurry = false
 	el.react()
 	el.sign()
 	return true
 }
 
-// Merge merges a delta. news is the part of the delta that was new. If all new
-// entries were refused, Merge returns an error and changes nothing. changed reports
-// whether Own changed; the caller then writes it to disk and announces it. delta is
-// borrowed until Merge returns.
-func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
-	entries, values, err := parseDelta(delta)
+// Hurry makes this peer pick the value of its ballot with the promises of a quorum, and
+// reports whether Own changed. Before that it waits for all voters that it expects: those
+// that promise become founders, and a ring with more founders survives more failures.
+func (el *Election) Hurry() bool {
+	if el.hurry {
+		return false
+	}
+	el.hurry = true
+	return el.React()
+}
+
+// React applies the rules again, after peers became eligible, and reports whether Own
+// changed; the caller then writes it to disk and announces it.
+func (el *Election) React() (changed bool) {
+	if el.own.State.Promised.IsZero() && !el.Running() {
+		return false
+	}
+	if changed = el.react(); changed {
+		el.sign()
+	}
+	return changed
+}
+
+// Merge merges a delta that a neighbour passed on. news is the part of the delta that was
+// new. If all new entries were refused, Merge returns an error and changes nothing.
+// changed reports whether Own changed; the caller then writes it to disk and announces
+// it. delta is borrowed until Merge returns.
+func (el *Election) Merge(from peer.Name, delta []byte) (news []byte, changed bool, err error) {
+	in, err := parseDelta(delta)
 	if err != nil {
 		return nil, false, err
 	}
 	var refused error
-	for _, v := range values {
-		if id := IDOf(v); el.values[id] == nil && len(el.values) < maxValues {
-			el.values[id] = bytes.Clone(v)
+	for _, v := range in.values {
+		if id := IDOf(v); el.values[id] == nil && el.hasRoom(from) {
+			el.values[id] = &value{bytes.Clone(v), from}
 			news = appendItem(news, itemValue, v)
 		}
 	}
-	for _, e := range entries {
+	for _, e := range in.entries {
 		if e.Node == el.cfg.Self {
 			// This peer's own entry from before it lost its disk: never fall behind it.
 			if e.Key == el.own.Key && el.check(&e) == nil && e.newer(&el.own) {
@@ -198,16 +283,29 @@ func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
 			}
 			continue
 		}
-		if old := el.entries[e.Node]; old != nil && !e.newer(old) {
+		old := el.entries[e.Node]
+		if old != nil && !e.newer(old) {
 			continue
 		}
 		if err := el.check(&e); err != nil {
 			refused = errors.Join(refused, err)
 			continue
 		}
-		_ = el.books.Bind(e.Node, e.Key) // check has checked it
+		if old == nil && len(el.entries) >= maxEntries && !el.dropIneligible() {
+			refused = errors.Join(refused, fmt.Errorf("election entry of %s: %d entries are known already", e.Node, maxEntries))
+			continue
+		}
+		if err := el.books.Bind(e.Node, e.Key); err != nil {
+			refused = errors.Join(refused, err)
+			continue
+		}
 		el.entries[e.Node] = &e
 		news = appendItem(news, itemEntry, e.Append(nil))
+	}
+	for _, s := range in.seals {
+		if el.addSeal(&s) {
+			news = appendItem(news, itemSeal, s.Append(nil))
+		}
 	}
 	if news == nil && !changed {
 		return nil, false, refused
@@ -219,9 +317,34 @@ func (el *Election) Merge(delta []byte) (news []byte, changed bool, err error) {
 	return news, changed, nil
 }
 
+// hasRoom reports whether a value from a neighbour is kept.
+func (el *Election) hasRoom(from peer.Name) bool {
+	n := 0
+	for _, v := range el.values {
+		if v.by == from {
+			n++
+		}
+	}
+	return len(el.values) < maxValues && n < maxValuesBy
+}
+
+// dropIneligible drops an entry that does not count, and reports whether there was one.
+func (el *Election) dropIneligible() bool {
+	for n, e := range el.entries {
+		if !el.eligible(e) {
+			delete(el.entries, n)
+			return true
+		}
+	}
+	return false
+}
+
 func (el *Election) check(e *Entry) error {
 	if err := el.books.Check(e.Node, e.Key); err != nil {
 		return err
+	}
+	if jump := el.highest().Round + maxRoundJump; e.State.Promised.Round > jump || e.State.Promised.Round > maxRound {
+		return fmt.Errorf("election entry of %s: round %d, at most %d is possible", e.Node, e.State.Promised.Round, jump)
 	}
 	if !el.cfg.Verifier.Verify(e.Key, domainEntry, el.signed(e), e.Sig) {
 		return fmt.Errorf("election entry of %s: wrong signature", e.Node)
@@ -239,7 +362,7 @@ func (el *Election) signed(e *Entry) []byte {
 
 // react applies the rules of Paxos to the known entries, and reports whether the own
 // entry changed. It continues after a value was chosen: other peers may not have
-// seen the majority before some of its voters moved to a later ballot.
+// seen the quorum before some of its voters moved to a later ballot.
 func (el *Election) react() (changed bool) {
 	st := &el.own.State
 	if b := el.highest(); !el.cfg.Observer && b != st.Promised {
@@ -250,16 +373,34 @@ func (el *Election) react() (changed bool) {
 	}
 	if !el.cfg.Observer {
 		for _, e := range el.entries {
-			if a := e.State; a.Accepted.Compare(st.Accepted) > 0 && el.values[a.Value] != nil {
+			a := e.State
+			if v := el.valueOf(a.Value); v != nil && a.Accepted.Compare(st.Accepted) > 0 && el.backed(a) && el.cfg.Acceptable(v) == nil {
 				changed = st.Accept(a.Accepted, a.Value) || changed
 			}
 		}
 	}
-	el.learn()
-	return changed
+	return el.learn() || changed
 }
 
-// lead picks the value of this peer's own ballot once a majority promised it.
+// backed reports whether a value was really proposed under its ballot: its proposer says
+// so itself, and a quorum has promised the ballot.
+func (el *Election) backed(a Acceptor[ValueID]) bool {
+	byProposer, promised := false, 0
+	for e := range el.all {
+		if !e.Voter && e.Node != a.Accepted.Proposer || !el.eligible(e) {
+			continue
+		}
+		if e.Node == a.Accepted.Proposer && e.State.Accepted == a.Accepted && e.State.Value == a.Value {
+			byProposer = true
+		}
+		if e.Voter && e.State.Promised.Compare(a.Accepted) >= 0 {
+			promised++
+		}
+	}
+	return byProposer && promised >= el.Needed()
+}
+
+// lead picks the value of this peer's own ballot once a quorum promised it.
 func (el *Election) lead() bool {
 	st := &el.own.State
 	b := st.Promised
@@ -267,40 +408,97 @@ func (el *Election) lead() bool {
 		return false
 	}
 	var promises []Acceptor[ValueID]
-	var voters []peer.Name
+	var voters []ring.Holder
 	for e := range el.all {
-		if e.Voter && e.State.Promised == b {
-			promises = append(promises, e.State)
-			voters = append(voters, e.Node)
+		if e.Voter && e.State.Promised == b && el.eligible(e) {
+			p := e.State
+			if e != &el.own && !p.Accepted.IsZero() && !el.claimable(p) {
+				p.Accepted = Ballot{} // nobody proposed that: it binds nobody
+			}
+			promises = append(promises, p)
+			voters = append(voters, e.Holder())
 		}
 	}
-	if len(promises) < el.Needed() {
+	if n := len(promises); n < el.Needed() || !el.hurry && n < int(el.own.Expect) {
 		return false
 	}
 	id, bound := Pick(promises)
 	if !bound {
-		slices.SortFunc(voters, peer.Name.Compare)
-		value := el.cfg.Value(voters)
-		id = IDOf(value)
-		el.values[id] = value
+		slices.SortFunc(voters, ring.Holder.Compare)
+		v := el.cfg.Value(voters)
+		id = IDOf(v)
+		el.values[id] = &value{bytes: v, by: el.cfg.Self}
 	}
 	// The value itself must be known, or no other peer could accept it.
-	return el.values[id] != nil && st.Accept(b, id)
+	return el.valueOf(id) != nil && st.Accept(b, id)
 }
 
-// learn records the value that a majority accepted.
-func (el *Election) learn() {
-	if el.chosen != nil {
-		return
+// claimable reports whether an earlier value that a voter says it accepted must be
+// believed: it is known and an honest proposer could have proposed it.
+func (el *Election) claimable(a Acceptor[ValueID]) bool {
+	v := el.valueOf(a.Value)
+	return v != nil && el.cfg.Acceptable(v) == nil
+}
+
+// learn records the value that a quorum accepted, and seals it. It reports whether this
+// peer sealed it now.
+func (el *Election) learn() (sealed bool) {
+	type choice struct {
+		ballot Ballot
+		value  ValueID
 	}
-	votes := make(map[Ballot]int)
+	votes := make(map[choice]int)
 	for e := range el.all {
-		if a := e.State; e.Voter && !a.Accepted.IsZero() {
-			votes[a.Accepted]++
-			if votes[a.Accepted] >= el.Needed() && el.values[a.Value] != nil {
-				el.chosen = el.values[a.Value]
-				return
+		if el.chosen != nil {
+			break
+		}
+		if a := e.State; e.Voter && !a.Accepted.IsZero() && el.eligible(e) {
+			c := choice{a.Accepted, a.Value}
+			v := el.valueOf(a.Value)
+			if votes[c]++; votes[c] >= el.Needed() && v != nil && el.cfg.Acceptable(v) == nil {
+				el.chosen = v
 			}
 		}
 	}
+	if el.chosen == nil {
+		return false
+	}
+	for n, s := range el.seals {
+		if !el.validSeal(s) { // it came before the value was chosen
+			delete(el.seals, n)
+		}
+	}
+	if el.cfg.Observer || el.seals[el.cfg.Self] != nil {
+		return false
+	}
+	domain, msg := el.cfg.SealMessage(el.chosen)
+	el.seals[el.cfg.Self] = &Seal{el.cfg.Self, el.cfg.Signer.Key(), el.cfg.Signer.Sign(domain, msg)}
+	return true
+}
+
+// addSeal takes a seal of another peer, and reports whether it was new.
+func (el *Election) addSeal(s *Seal) bool {
+	e := el.entries[s.Node]
+	if e == nil || e.Key != s.Key || el.seals[s.Node] != nil || el.chosen != nil && !el.validSeal(s) {
+		return false
+	}
+	el.seals[s.Node] = s
+	return true
+}
+
+func (el *Election) validSeal(s *Seal) bool {
+	domain, msg := el.cfg.SealMessage(el.chosen)
+	return el.cfg.Verifier.Verify(s.Key, domain, msg, s.Sig)
+}
+
+// Seals returns the signatures of the chosen value, none before it is chosen.
+func (el *Election) Seals() (out []Seal) {
+	if el.chosen == nil {
+		return nil
+	}
+	for _, s := range el.seals {
+		out = append(out, *s)
+	}
+	slices.SortFunc(out, func(a, b Seal) int { return a.Node.Compare(b.Node) })
+	return out
 }

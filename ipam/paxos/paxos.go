@@ -1,15 +1,15 @@
-// Package paxos lets peers agree on one value: the peers among which the first ring
-// is divided, or the heir of a dead peer.
+// Package paxos lets peers agree on one value: the founders, among which the first ring is
+// divided. At that time there are no voters yet whose quorum could decide.
 //
 // Acceptor implements the rules of one voter:
 //
 //	prepare b    promised < b: promise b and return what was accepted, else refuse
 //	accept b,v   promised <= b: promise and accept it, else refuse
 //
-// A value is chosen once a majority of the electorate has accepted it under one
-// ballot. A proposer first asks a majority for promises. If any of those voters
+// A value is chosen once a quorum of the electorate has accepted it under one
+// ballot. A proposer first asks a quorum for promises. If any of those voters
 // has accepted a value, the proposer must propose the one that was accepted under
-// the highest ballot. Two majorities share a voter, so no second value can be
+// the highest ballot. Two quorums share a voter, so no second value can be
 // chosen.
 //
 // An acceptor must have its state on disk before anyone hears of it: a voter
@@ -69,9 +69,6 @@ func BallotFrom(buf []byte) Ballot {
 	return Ballot{binary.BigEndian.Uint32(buf), peer.NameFromBytes(buf[4:])}
 }
 
-// Quorum returns how many of n voters are a majority; 1 for n = 0.
-func Quorum(n int) int { return n/2 + 1 }
-
 // Acceptor is the state of one voter. V is the value or a name for it. The zero
 // Acceptor has promised and accepted nothing.
 type Acceptor[V any] struct {
@@ -101,7 +98,7 @@ func (a *Acceptor[V]) Accept(b Ballot, v V) bool {
 }
 
 // Pick returns the value that a proposer must propose, given the promises of a
-// majority: the one accepted under the highest ballot. It returns false if no
+// quorum: the one accepted under the highest ballot. It returns false if no
 // value was accepted; the proposer may then propose any.
 func Pick[V any](promises []Acceptor[V]) (v V, bound bool) {
 	var best Ballot

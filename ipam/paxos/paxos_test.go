@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -23,7 +24,9 @@ type node struct {
 func newNode(i, expect int, observer bool) *node {
 	n := &node{cfg: Config{Self: name(i), Signer: peer.Cheap{ID: peer.Key{byte(i + 1)}}, Verifier: peer.Cheap{},
 		Instance: []byte("test"), Expect: expect, Observer: observer,
-		Value: func(voters []peer.Name) []byte { return fmt.Appendf(nil, "%v", voters) }}}
+		Eligible: func(ring.Holder) bool { return true }, Acceptable: func([]byte) error { return nil },
+		SealMessage: func(value []byte) (string, []byte) { return "test", value },
+		Value:       func(voters []ring.Holder) []byte { return fmt.Appendf(nil, "%v", voters) }}}
 	n.restart()
 	return n
 }
@@ -43,12 +46,13 @@ func (n *node) propose() [][]byte {
 	if !n.el.Propose() {
 		return nil
 	}
+	n.el.Hurry()
 	n.write()
 	return [][]byte{n.el.Delta()}
 }
 
 func (n *node) receive(t *testing.T, delta []byte) (out [][]byte) {
-	news, changed, err := n.el.Merge(delta)
+	news, changed, err := n.el.Merge(peer.Name{}, delta)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +196,7 @@ func TestMergeIsAJoin(t *testing.T) {
 		if rng.IntN(3) == 0 {
 			nodes[i].el.Propose()
 		} else if len(deltas) > 0 {
-			_, _, _ = nodes[i].el.Merge(deltas[rng.IntN(len(deltas))])
+			_, _, _ = nodes[i].el.Merge(peer.Name{}, deltas[rng.IntN(len(deltas))])
 		}
 		if d := nodes[i].el.Delta(); d != nil {
 			deltas = append(deltas, d)
@@ -204,7 +208,7 @@ func TestMergeIsAJoin(t *testing.T) {
 		n := newNode(20, 5, true)
 		rng.Shuffle(len(deltas), func(i, j int) { deltas[i], deltas[j] = deltas[j], deltas[i] })
 		for _, d := range slices.Concat(deltas, deltas[:i]) {
-			if _, _, err := n.el.Merge(d); err != nil {
+			if _, _, err := n.el.Merge(name(rng.IntN(40)), d); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -220,13 +224,13 @@ func TestMergeIsAJoin(t *testing.T) {
 func TestMajorityIsOfTheLargestExpectation(t *testing.T) {
 	a, b, c := newNode(0, 1, false), newNode(1, 3, false), newNode(2, 3, false)
 	b.el.Propose()
-	if _, _, err := a.el.Merge(b.el.Delta()); err != nil {
+	if _, _, err := a.el.Merge(name(1), b.el.Delta()); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.el.Needed(); got != 2 {
 		t.Errorf("needs %d votes", got)
 	}
-	if _, _, err := b.el.Merge(a.el.Delta()); err != nil {
+	if _, _, err := b.el.Merge(name(0), a.el.Delta()); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := b.el.Chosen(); ok {
@@ -242,12 +246,12 @@ func TestMajorityIsOfTheLargestExpectation(t *testing.T) {
 
 func TestObserverProposesAndDoesNotVote(t *testing.T) {
 	o, a, b := newNode(0, 2, true), newNode(1, 2, false), newNode(2, 2, false)
-	o.el.Propose()
+	o.propose()
 	for range 4 {
 		for _, x := range []*node{o, a, b} {
 			for _, y := range []*node{o, a, b} {
 				if d := y.el.Delta(); d != nil {
-					_, _, _ = x.el.Merge(d)
+					_, _, _ = x.el.Merge(y.cfg.Self, d)
 				}
 			}
 		}
@@ -268,8 +272,63 @@ func TestForgedEntryIsRefused(t *testing.T) {
 	d := a.el.Delta()
 	d[len(d)-70]++
 	before := b.el.Digest()
-	if _, _, err := b.el.Merge(d); err == nil || !bytes.Equal(before, b.el.Digest()) {
+	if _, _, err := b.el.Merge(name(0), d); err == nil || !bytes.Equal(before, b.el.Digest()) {
 		t.Errorf("merged a forged entry: %v", err)
+	}
+}
+
+// A peer that says that a value was accepted is believed only if the proposer of the
+// ballot says so too and a quorum has promised the ballot.
+func TestMadeUpAcceptanceIsNotFollowed(t *testing.T) {
+	liar, a, b := newNode(0, 4, false), newNode(1, 4, false), newNode(2, 4, false)
+	liar.el.own.State = Acceptor[ValueID]{Promised: Ballot{900, name(0)}, Accepted: Ballot{900, name(0)}, Value: IDOf([]byte("mine"))}
+	liar.el.values[IDOf([]byte("mine"))] = &value{bytes: []byte("mine")}
+	liar.el.sign()
+	for _, n := range []*node{a, b} {
+		if _, _, err := n.el.Merge(name(0), liar.el.Delta()); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.el.own.State.Accepted; !got.IsZero() {
+			t.Errorf("%s accepted ballot %s, which nobody promised", n.cfg.Self, got)
+		}
+	}
+	// In the name of an honest proposer, which says nothing of it.
+	a.el.Propose()
+	ballot := a.el.own.State.Promised
+	liar.el.own.State = Acceptor[ValueID]{Promised: ballot, Accepted: ballot, Value: IDOf([]byte("mine"))}
+	liar.el.sign()
+	for _, d := range [][]byte{a.el.Delta(), liar.el.Delta()} {
+		_, _, _ = b.el.Merge(name(0), d)
+	}
+	if got := b.el.own.State.Accepted; got == ballot {
+		t.Error("a value was accepted that its proposer did not propose")
+	}
+}
+
+// No peer can use up the rounds, raise the quorum without end, or fill the memory.
+func TestElectionIsBounded(t *testing.T) {
+	a := newNode(1, 3, false)
+	high := newNode(0, 65535, false)
+	high.el.own.State.Promised = Ballot{maxRound, name(0)}
+	high.el.sign()
+	if _, _, err := a.el.Merge(name(0), high.el.Delta()); err == nil {
+		t.Error("a ballot that nobody can outbid was accepted")
+	}
+	high.el.own.State.Promised = Ballot{1, name(0)}
+	high.el.sign()
+	if _, _, err := a.el.Merge(name(0), high.el.Delta()); err != nil || a.el.Needed() > 3 {
+		t.Errorf("%v; %d votes are needed", err, a.el.Needed())
+	}
+	for i := range 5000 {
+		n := newNode(0, 3, false)
+		n.cfg.Self, n.cfg.Signer = peer.Name{4, 0, 0, 0, byte(i >> 8), byte(i)}, peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), 7}}
+		n.restart()
+		n.el.own.State.Promised = Ballot{1, n.cfg.Self}
+		n.el.sign()
+		_, _, _ = a.el.Merge(name(0), appendItem(n.el.Delta(), itemValue, fmt.Appendf(nil, "value %d", i)))
+	}
+	if len(a.el.entries) > maxEntries || len(a.el.values) > maxValues {
+		t.Errorf("%d entries, %d values", len(a.el.entries), len(a.el.values))
 	}
 }
 
@@ -284,12 +343,12 @@ func FuzzMerge(f *testing.F) {
 	f.Fuzz(func(t *testing.T, delta []byte) {
 		n := newNode(1, 2, false)
 		before := n.el.Digest()
-		news, _, err := n.el.Merge(delta)
+		news, _, err := n.el.Merge(peer.Name{}, delta)
 		if err != nil && !bytes.Equal(before, n.el.Digest()) {
 			t.Fatal("changed on error")
 		}
 		if err == nil && news != nil {
-			if again, _, _ := n.el.Merge(news); again != nil {
+			if again, _, _ := n.el.Merge(peer.Name{}, news); again != nil {
 				t.Fatal("the news are new a second time")
 			}
 		}

@@ -3,10 +3,10 @@ package paxos
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -27,34 +27,39 @@ import (
 //
 //	value (kind 2): the bytes of a value that entries name
 //
+//	seal (kind 3), 102 bytes: node 6 | key 32 | signature 64 of the chosen value
+//
 // The signature covers the instance and the entry up to the signature. Kinds are
 // append-only; a reader skips unknown ones.
 //
-// A digest is a list of all known entries and values, ascending:
+// A digest is a list of all known entries, values and seals, ascending:
 //
-//	 0      6        per entry          0             per value
+//	 0      6        per entry          0             per value, seal
 //	+------+--------+                  +-------------+
 //	| node | check  | ...      then    | zero | id   | ...
 //	+------+--------+                  +-------------+
 //	  6      4                           6      4
 //
-// A check is the first 4 bytes of the SHA-256 of the entry; no node is zero.
+// A check is the first 4 bytes of the SHA-256 of the entry; no node is zero. The id of a
+// seal is a hash of its bytes.
 const (
 	itemEntry = 1
 	itemValue = 2
+	itemSeal  = 3
 
 	entryUnsigned = peer.NameLen + 3 + 2*BallotLen + len(ValueID{}) + len(peer.Key{})
 	entryLen      = entryUnsigned + peer.SignatureLen
 	sumLen        = peer.NameLen + 4
 
-	maxValue  = 32 << 10
-	maxValues = 256
+	sealLen = peer.NameLen + len(peer.Key{}) + peer.SignatureLen
+	// maxRound bounds rounds, so that the next one has room.
+	maxRound = 1 << 31
 
 	domainEntry = "weft ipam election"
 )
 
 // ErrFormat is the cause when bytes are not a delta, entry or digest.
-var ErrFormat = errors.New("malformed")
+var ErrFormat = gossip.ErrMalformed
 
 func (e *Entry) appendUnsigned(b []byte) []byte {
 	b = append(b, e.Node[:]...)
@@ -101,10 +106,24 @@ func appendItem(b []byte, kind byte, item []byte) []byte {
 	return append(b, item...)
 }
 
-func parseDelta(b []byte) (entries []Entry, values [][]byte, err error) {
+// Append appends the encoded seal to b.
+func (s *Seal) Append(b []byte) []byte {
+	b = append(b, s.Node[:]...)
+	b = append(b, s.Key[:]...)
+	return append(b, s.Sig[:]...)
+}
+
+// items are the parts of a delta.
+type items struct {
+	entries []Entry
+	values  [][]byte
+	seals   []Seal
+}
+
+func parseDelta(b []byte) (in items, err error) {
 	for len(b) > 0 {
 		if len(b) < 3 || len(b) < 3+int(binary.BigEndian.Uint16(b[1:])) {
-			return nil, nil, fmt.Errorf("election delta ends within an item: %w", ErrFormat)
+			return items{}, fmt.Errorf("election delta ends within an item: %w", ErrFormat)
 		}
 		kind, item := b[0], b[3:3+int(binary.BigEndian.Uint16(b[1:]))]
 		b = b[3+len(item):]
@@ -112,17 +131,25 @@ func parseDelta(b []byte) (entries []Entry, values [][]byte, err error) {
 		case itemEntry:
 			e, err := parseEntry(item)
 			if err != nil {
-				return nil, nil, err
+				return items{}, err
 			}
-			entries = append(entries, e)
+			in.entries = append(in.entries, e)
 		case itemValue:
 			if len(item) == 0 || len(item) > maxValue {
-				return nil, nil, fmt.Errorf("value of %d bytes: %w", len(item), ErrFormat)
+				return items{}, fmt.Errorf("value of %d bytes: %w", len(item), ErrFormat)
 			}
-			values = append(values, item)
+			in.values = append(in.values, item)
+		case itemSeal:
+			if len(item) != sealLen {
+				return items{}, fmt.Errorf("seal of %d bytes: %w", len(item), ErrFormat)
+			}
+			s := Seal{Node: peer.NameFromBytes(item)}
+			copy(s.Key[:], item[peer.NameLen:])
+			copy(s.Sig[:], item[sealLen-peer.SignatureLen:])
+			in.seals = append(in.seals, s)
 		}
 	}
-	return entries, values, nil
+	return in, nil
 }
 
 // Delta returns the delta to announce: the own entry and the value that it names.
@@ -135,16 +162,27 @@ func (el *Election) Delta() []byte {
 	if value != nil {
 		b = appendItem(b, itemValue, value)
 	}
-	return appendItem(b, itemEntry, entry)
+	b = appendItem(b, itemEntry, entry)
+	if s := el.seals[el.cfg.Self]; s != nil {
+		b = appendItem(b, itemSeal, s.Append(nil))
+	}
+	return b
 }
 
-// items calls f for each known entry and value, with its line of the digest and its
+// each calls f for each known entry and value, with its line of the digest and its
 // item.
-func (el *Election) items(f func(sum [sumLen]byte, kind byte, item []byte)) {
+func (el *Election) each(f func(sum [sumLen]byte, kind byte, item []byte)) {
 	for id, v := range el.values {
 		var sum [sumLen]byte
 		copy(sum[peer.NameLen:], id[:])
-		f(sum, itemValue, v)
+		f(sum, itemValue, v.bytes)
+	}
+	for _, s := range el.seals {
+		var sum [sumLen]byte
+		raw := s.Append(nil)
+		id := IDOf(raw)
+		copy(sum[peer.NameLen:], id[:])
+		f(sum, itemSeal, raw)
 	}
 	for e := range el.all {
 		if e.State.Promised.IsZero() {
@@ -162,7 +200,7 @@ func (el *Election) items(f func(sum [sumLen]byte, kind byte, item []byte)) {
 // Digest returns a summary of the copy: 10 bytes for each entry or value.
 func (el *Election) Digest() []byte {
 	var sums [][sumLen]byte
-	el.items(func(sum [sumLen]byte, _ byte, _ []byte) { sums = append(sums, sum) })
+	el.each(func(sum [sumLen]byte, _ byte, _ []byte) { sums = append(sums, sum) })
 	slices.SortFunc(sums, func(a, b [sumLen]byte) int { return bytes.Compare(a[:], b[:]) })
 	var out []byte
 	for _, s := range sums {
@@ -188,7 +226,7 @@ func (el *Election) Missing(digest []byte, limit int) (deltas [][]byte, wants bo
 		theirs[[sumLen]byte(b)] = true
 	}
 	var d []byte
-	el.items(func(sum [sumLen]byte, kind byte, item []byte) {
+	el.each(func(sum [sumLen]byte, kind byte, item []byte) {
 		if theirs[sum] {
 			return
 		}

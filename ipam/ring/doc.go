@@ -1,71 +1,59 @@
-// Package ring says which peer owns which address. Every peer holds a copy,
-// changes it by signing records, and merges the records of others.
+// Package ring says which peer owns which address. Every peer holds a copy.
 //
-// # The lattice
+// # Decisions
 //
-// A ring is a set of records. Its genesis divides the address range among the
-// first peers; a Grant says that From gives a range to To. For each address the
-// grant with the greatest (version, id) rules, the genesis being version 0:
+// A ring begins with a genesis, which divides the address range among the founders.
+// After that it changes only by decisions. Decisions are numbered by slots, and each
+// names the one before it:
 //
-//	version
-//	   2               |--- C->A ---|
-//	   1        |------- A->C -------------|     |-- B->A --|
-//	   0   |------------ A -------------|------------ B --------------|  genesis
-//	       +----+------+------------+---+--+-----+----------+---------+
-//	owner  |  A |   C  |      A     |  C   |  B  |    A     |    B    |
+//	genesis <- decision 1 <- decision 2 <- decision 3 ...
+//	           transfer      remove        voters
 //
-// Merging is the union of the sets, so it is commutative, associative and
-// idempotent, and the owner of an address is a pointwise maximum over a set
-// that only grows. Only a peer that lost its disk or lies can make two grants of
-// one version. They are ordered by their id, so everyone sees one owner.
+// A decision is a list of actions with the signatures of a quorum of the voters. The
+// voters are a small set of peers, which is itself a part of the ring. Every receiver
+// checks a decision alone: it knows the voters from the decisions before. So a copy is a
+// prefix of one list, merging two copies yields the longer one, and merging is
+// commutative, associative and idempotent.
 //
-// # Authority
+// An action that does not fit the present state has no effect. A peer that signed a
+// transfer twice can therefore move a range only once, and a range has one owner at every
+// slot.
 //
-// A copy accepts a record only if its author was allowed to make it. The rule is
-// monotone, so that the order in which records arrive does not matter: a grant is
-// accepted if each of its addresses was given to the giver by an accepted record
-// of a lower version. It does not matter whether the giver still owns the range.
-// If it did, a peer that holds the loser of two equal grants would refuse all
-// records built upon the winner, and two copies that saw the records in another
-// order would differ forever. The price is that a giver may give a range away
-// again. An honest peer never does, because it signs only grants of ranges that
-// it owns. If a merge takes an address from a peer that did not give it, the copy
-// counts a conflict and the loser learns of it.
+// # Actions
 //
-// # Leaving
+//	transfer   the owner of a range gives it to another peer; signed by the owner
+//	leave      a peer gives everything to an heir; signed by both
+//	remove     everything that a dead peer owns goes to an heir
+//	voters     another set of voters
+//	ban, unban a peer owns nothing, has no vote and may not come back; or may again
+//	adopt      all peers leave this ring for another one, whose genesis is included
+//	snapshot   the whole state, as hashes of its parts; earlier decisions can be dropped
 //
-// A peer's space can also go to another peer as a whole. A Removal says: all
-// ranges that were or will be given to this incarnation of peer D belong to H. It
-// names no ranges, so it also covers ranges that its signers had not heard of,
-// and its size does not depend on how scattered they are. It is signed by D
-// itself (reset), or by a majority of the owners (rmpeer), whose votes it
-// carries. A Holder is a name together with its incarnation, the number of times
-// that the name was removed before. So a host may come back under its old name,
-// with a new key, and be given space again; a record that its former incarnation
-// signed still concerns only the former incarnation.
+// Transfer and leave take only from those who signed them. The others take something
+// from a peer that did not ask for it: the signatures of the voters are the authority.
+// Package consensus makes the voters agree; package ipam says when a voter agrees.
 //
-//	(D,0) --removal--> (H,0) --removal--> (K,2)     the owner of all three is (K,2)
+// # Quorum
 //
-// Removals that form a circle (each half of a mesh removed the other) resolve
-// to the lowest name in it. Of two removals of one incarnation, the one by the
-// later ballot counts.
+// Of n voters, f = (n-1)/3 may lie. A quorum is (n+f)/2+1, rounded down: two quorums then
+// share f+1 voters, so at least one honest voter, who signs one decision for a slot.
 //
-// # Voting
+//	voters  1  2  3  4  5  6  7  8  9 10 21
+//	quorum  1  2  2  3  4  4  5  6  6  7 14
+//	may lie 0  0  0  1  1  1  2  2  2  3  6
 //
-// Every receiver computes the electorate of a removal from the removal itself.
-// Its Basis lists the records that ruled when it was proposed. The owners by those
-// records may vote, except those named dead. So nobody can pick its own voters,
-// except among the owners of some moment in the past. If no owner is left, the
-// proposer lists the peers it sees. Package paxos makes the votes agree; this
-// package only counts them.
+// # Snapshots
+//
+// A copy keeps the parts of the latest snapshot, the decisions since, and the latest
+// changes of the voters before it, so that a peer that was away can check the snapshot.
+// The size of a copy follows the number of ranges, not the number of decisions.
 //
 // # Two rings
 //
-// A copy refuses records of another genesis: two islands that each made a ring
-// have given the same addresses to different peers, and no order of records can
-// resolve that. An Adoption, signed by any holder of one ring, makes all of its
-// peers abandon that ring and wait for the other one. Crossed adoptions resolve to
-// the lower genesis id.
+// A ring is named by its genesis. A copy refuses the decisions of another ring: two
+// islands that each made a ring have given the same addresses to different peers, and no
+// order of decisions can resolve that. The voters can decide to adopt the other ring, and
+// the operator of a host can make this copy follow any ring (Follow).
 //
 // Nothing here is safe for concurrent use, opens a socket or reads a clock.
 package ring

@@ -1,61 +1,70 @@
 package ring
 
 import (
-	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Ring is one peer's copy. Make one with New. It is not safe for concurrent
-// use.
+// Ring is one peer's copy. Make one with New. It is not safe for concurrent use.
 type Ring struct {
 	addrRange netip.Prefix
 	verifier  peer.Verifier
+	keys      Keys
 
-	st        *state           // nil: no ring yet
-	adoptions map[ID]*Adoption // all that were accepted
-	abandoned map[ID]*state    // rings that were left for another
-	origin    ID               // the ring first taken or restored; adoptions lead from it to others
-	conflicts uint64           // times a merge took an address from a peer that did not give it
-	refused   uint64           // records refused
-	epoch     uint64           // grows when st is replaced
-	owners    map[Holder]addr.Count
-	ownersAt  uint64
+	st       *state   // nil: no ring yet
+	awaits   ID       // the ring to take, if st is nil because it was left for another one
+	follows  ID       // the ring that the operator chose, against decisions to leave it
+	left     []*state // rings that were left, the last one last
+	early    map[uint64][]byte
+	in       *incoming
+	refused  uint64 // records refused
+	epoch    uint64 // grows with each change
+	owners   map[Holder]addr.Count
+	ownersAt uint64
+	trust    bool
+
+	walk []step // the changes of the voters ahead of st, as far as they are proved
 }
 
-// New returns an empty copy of the ring over addrRange.
-func New(addrRange netip.Prefix, v peer.Verifier) *Ring {
-	return &Ring{addrRange: addrRange.Masked(), verifier: v,
-		adoptions: make(map[ID]*Adoption), abandoned: make(map[ID]*state)}
+// step is a change of the voters that this copy can check but not apply yet.
+type step struct {
+	since  uint64 // its slot
+	voters []Holder
+	raw    []byte // the decision; nil for the first step, the present voters
 }
 
-// RefusedError is returned for a record that was not accepted.
-type RefusedError struct {
-	What  string // grant, removal, adoption
-	By    Holder // its author, or the holder that it removes
-	Range addr.Range
-	Cause error
-}
+const (
+	// maxEarly bounds the decisions that wait for the ones before them.
+	maxEarly = 32
+	// maxLeft bounds the rings that are kept after they were left.
+	maxLeft = 2
+)
 
-func (e *RefusedError) Error() string {
-	if e.Range.IsValid() {
-		return fmt.Sprintf("%s of %s by %s refused: %v", e.What, e.Range, e.By, e.Cause)
+// New returns an empty copy of the ring over addrRange. keys may be nil.
+func New(addrRange netip.Prefix, v peer.Verifier, keys Keys) *Ring {
+	if keys == nil {
+		keys = func(peer.Name) (k peer.Key, ok bool) { return k, false }
 	}
-	return fmt.Sprintf("%s of %s refused: %v", e.What, e.By, e.Cause)
+	return &Ring{addrRange: addrRange.Masked(), verifier: v, keys: keys, early: make(map[uint64][]byte)}
 }
-
-func (e *RefusedError) Unwrap() error { return e.Cause }
 
 // DivergentError is returned if there is another ring over the same address range.
 type DivergentError struct {
 	Ours, Theirs ID
 	// OurPeers and TheirPeers made the rings; TheirPeers is nil if unknown.
-	OurPeers, TheirPeers []peer.Name
+	OurPeers, TheirPeers []Holder
+	// Genesis is that of the other ring, nil if unknown.
+	Genesis *Genesis
+	// Follows is set if the delta says that the peers of the other ring decided to follow
+	// this one. This copy cannot check that.
+	Follows bool
 }
 
 func (e *DivergentError) Error() string {
@@ -66,30 +75,14 @@ func (e *DivergentError) Error() string {
 	return fmt.Sprintf("two rings: ours is %s (made by %v), theirs is %s", e.Ours, e.OurPeers, theirs)
 }
 
-// Causes of a RefusedError.
-var (
-	ErrAuthority = errors.New("no known record gave all of it to its giver")
-	ErrSignature = errors.New("wrong signature")
-	ErrRange     = errors.New("outside the address range")
-	ErrVotes     = errors.New("not enough votes")
-	ErrBasis     = errors.New("records in its basis are unknown")
-)
-
 // Outcome is what a merge changed.
 type Outcome struct {
-	// News is a delta of the records that were accepted, nil if none was.
+	// News is the delta of what was new, for the neighbours; nil if nothing was.
 	News []byte
-	// Records are the same records, for the disk. They are parts of News.
-	Records []Raw
-	// Refused has an error for each record refused: *RefusedError or an
-	// ErrFormat.
+	// Refused has an error for each record refused.
 	Refused []error
-}
-
-// Raw is one encoded record.
-type Raw struct {
-	ID    ID
-	Bytes []byte
+	// Changed reports whether the copy changed.
+	Changed bool
 }
 
 // Ready reports whether the copy has a ring.
@@ -103,285 +96,341 @@ func (r *Ring) Genesis() *Genesis {
 	return r.st.genesis
 }
 
-// Awaits returns the ring that this copy must take because of an adoption, and
-// whether it still waits for that ring.
-func (r *Ring) Awaits() (ID, bool) {
-	if r.st != nil || r.origin.IsZero() {
-		return ID{}, false
+// Slot returns the slot of the last decision, 0 after the genesis.
+func (r *Ring) Slot() uint64 {
+	if r.st == nil {
+		return 0
 	}
-	return r.resolve(r.origin), true
+	return r.st.slot
+}
+
+// Awaits returns the ring that this copy must take because the last one was left for it,
+// and whether it still waits for that ring.
+func (r *Ring) Awaits() (ID, bool) {
+	return r.awaits, r.st == nil && !r.awaits.IsZero()
 }
 
 // Range returns the range that the ring divides.
 func (r *Ring) Range() netip.Prefix { return r.addrRange }
 
-// Conflicts counts the times that a merge took an address from a peer that did
-// not give it.
-func (r *Ring) Conflicts() uint64 { return r.conflicts }
-
 // Refused counts the records that were refused.
 func (r *Ring) Refused() uint64 { return r.refused }
 
 // Epoch grows whenever a result of the other methods may have changed.
-func (r *Ring) Epoch() uint64 {
-	if r.st == nil {
-		return r.epoch
-	}
-	return r.epoch + r.st.epoch
-}
+func (r *Ring) Epoch() uint64 { return r.epoch }
 
 // Start makes g the ring of this copy, which must have none.
 func (r *Ring) Start(g *Genesis) (Outcome, error) {
-	delta := appendRecord(newDelta(g.id), g.raw)
-	return r.Merge(delta)
+	return r.Merge(appendRecord(newDelta(g.id), g.raw))
 }
 
-// Merge adds the records of a delta. It accepts those that it can check and
-// reports the others in the outcome. It returns an error and changes nothing if
-// the delta is malformed or belongs to another ring (*DivergentError), or if all
-// new records were refused. delta is borrowed until Merge returns.
+// Decide merges a decision that this peer has the votes for.
+func (r *Ring) Decide(raw []byte) (Outcome, error) {
+	if r.st == nil {
+		return Outcome{}, fmt.Errorf("decision: there is no ring: %w", ErrState)
+	}
+	return r.Merge(appendRecord(newDelta(r.st.genesis.id), raw))
+}
+
+// Follow makes this copy leave its ring for the ring other, by the decision of the
+// operator of this host alone. If the copy left that ring before, it goes back to it;
+// otherwise it waits until a neighbour shows it.
+func (r *Ring) Follow(other ID) error {
+	switch {
+	case other.IsZero():
+		return fmt.Errorf("follow ring %s: not a ring", other)
+	case r.st != nil && r.st.genesis.id == other:
+		return fmt.Errorf("follow ring %s: it is the ring of this peer", other)
+	}
+	r.follows = other
+	r.leave(other, nil)
+	return nil
+}
+
+// leave changes to the ring other: to the state that was left before if there is one,
+// else to its genesis, else it waits for it.
+func (r *Ring) leave(other ID, g *Genesis) {
+	i := slices.IndexFunc(r.left, func(st *state) bool { return st.genesis.id == other })
+	var next *state
+	switch {
+	case i >= 0:
+		next = r.left[i]
+		next.next = nil
+		r.left = slices.Delete(r.left, i, i+1)
+	case g != nil:
+		next = genesisState(g)
+	}
+	if r.st != nil {
+		r.left = append(r.left, r.st)
+		r.left = r.left[max(0, len(r.left)-maxLeft):]
+	}
+	if r.st, r.awaits = next, (ID{}); next == nil {
+		r.awaits = other
+	}
+	r.replaced()
+}
+
+// followDecision leaves the ring if its voters decided so. If the voters of both rings
+// decided to adopt the other one, the one with the lower id stays. The operator's choice
+// comes first.
+func (r *Ring) followDecision() {
+	if r.st == nil || r.st.next == nil {
+		return
+	}
+	ours, other := r.st.genesis.id, r.st.next
+	crossed := slices.ContainsFunc(r.left, func(st *state) bool {
+		return st.genesis.id == other.id && st.next != nil && st.next.id == ours
+	})
+	if r.follows == ours || crossed && ours.less(other.id) {
+		r.st.next = nil
+		return
+	}
+	r.leave(other.id, other)
+}
+
+// replaced resets what belongs to the state before.
+func (r *Ring) replaced() {
+	r.epoch++
+	r.in, r.walk = nil, nil
+	clear(r.early)
+}
+
+// A delta holds records of the ring that genesis names.
+//
+//	 0        1         17       19
+//	+--------+---------+--------+--------+---
+//	| format | genesis | length | record | length, record, ...
+//	+--------+---------+--------+--------+---
+//	  1 byte   16        2        length
+const (
+	deltaFormat = 1
+	deltaHeader = 1 + len(ID{})
+)
+
+// maxDelta leaves space for the header that a channel puts in front of a delta.
+const maxDelta = gossip.MaxDelta - 256
+
+func newDelta(genesis ID) []byte { return append([]byte{deltaFormat}, genesis[:]...) }
+
+func appendRecord(delta, raw []byte) []byte {
+	delta = binary.BigEndian.AppendUint16(delta, uint16(len(raw)))
+	return append(delta, raw...)
+}
+
+// splitDelta returns the genesis and the raw records of a delta. They share its memory.
+func splitDelta(b []byte) (genesis ID, raws [][]byte, err error) {
+	if len(b) < deltaHeader || b[0] != deltaFormat {
+		return ID{}, nil, malformed("ring delta", b)
+	}
+	copy(genesis[:], b[1:])
+	for rest := b[deltaHeader:]; len(rest) > 0; {
+		if len(rest) < 2 {
+			return ID{}, nil, fmt.Errorf("ring delta ends in a length: %w", ErrFormat)
+		}
+		n := int(binary.BigEndian.Uint16(rest))
+		if n == 0 || n > maxRecord || len(rest) < 2+n {
+			return ID{}, nil, fmt.Errorf("record of %d bytes in the last %d of a ring delta: %w", n, len(rest), ErrFormat)
+		}
+		raws = append(raws, rest[2:2+n])
+		rest = rest[2+n:]
+	}
+	return genesis, raws, nil
+}
+
+// merge is the state of one call of Merge.
+type merge struct {
+	ring   *Ring
+	news   []byte
+	slots  uint64 // decisions applied
+	jumped bool   // to a snapshot
+	start  bool   // entered the ring
+	trust  bool   // see Ring.Trust
+	out    Outcome
+}
+
+// Trust makes the next Merge believe a snapshot whose voters this copy cannot check,
+// because it has only the genesis and missed too many changes of the voters. Call it for
+// deltas of a peer that the user named, while the copy is new.
+func (r *Ring) Trust() { r.trust = true }
+
+// Merge adds the records of a delta. It accepts those that it can check and reports the
+// others in the outcome. It returns an error and changes nothing if the delta is
+// malformed or belongs to another ring (*DivergentError), or if all new records were
+// refused. delta is borrowed until Merge returns.
 func (r *Ring) Merge(delta []byte) (Outcome, error) {
 	genesis, raws, err := splitDelta(delta)
 	if err != nil {
 		return Outcome{}, err
 	}
-	m := merge{ring: r}
+	m := &merge{ring: r, news: newDelta(genesis), trust: r.trust}
+	r.trust = false
+	var g *Genesis
 	for _, raw := range raws {
-		if err := m.classify(genesis, raw); err != nil {
+		if raw[0] != kindGenesis {
+			continue
+		}
+		if g, err = ParseGenesis(raw); err != nil {
 			return Outcome{}, err
 		}
-	}
-	m.adopt()
-	if err := m.enter(genesis); err != nil && len(m.accepted) == 0 {
-		return Outcome{}, err
-	} else if err == nil && r.st != nil && r.st.genesis.id == genesis {
-		m.acceptRecords()
-	}
-	r.refused += uint64(len(m.refused))
-	if len(m.accepted) == 0 && len(m.refused) > 0 {
-		return Outcome{Refused: m.refused}, m.refused[0]
-	}
-	return m.outcome(genesis), nil
-}
-
-// merge is the state of one call of Merge.
-type merge struct {
-	ring      *Ring
-	genesis   *Genesis
-	records   []record // grants and removals
-	adoptions []*Adoption
-	accepted  []Raw
-	refused   []error
-}
-
-// record is a Grant or a Removal.
-type record struct {
-	grant   *Grant
-	removal *Removal
-}
-
-// classify parses a raw record, unless it is known or of an unknown kind.
-func (m *merge) classify(genesis ID, raw []byte) (err error) {
-	st := m.ring.st
-	id := idOf(raw)
-	switch raw[0] {
-	case kindGrant:
-		if st != nil && st.grants[id] != nil {
-			return nil
-		}
-		var g *Grant
-		if g, err = parseGrant(raw); err == nil {
-			m.records = append(m.records, record{grant: g})
-		}
-	case kindRemoval:
-		if st != nil && st.removals[id] != nil {
-			return nil
-		}
-		var rm *Removal
-		if rm, err = parseRemoval(raw); err == nil {
-			m.records = append(m.records, record{removal: rm})
-		}
-	case kindGenesis:
-		var g *Genesis
-		if g, err = parseGenesis(raw); err != nil {
-			return err
-		}
 		if g.id != genesis {
-			return fmt.Errorf("ring delta of %s has the genesis of %s: %w", genesis, g.id, ErrFormat)
-		}
-		m.genesis = g
-	case kindAdoption:
-		var a *Adoption
-		if a, err = parseAdoption(raw); err == nil && m.ring.adoptions[id] == nil {
-			m.adoptions = append(m.adoptions, a)
+			return Outcome{}, fmt.Errorf("ring delta of %s has the genesis of %s: %w", genesis, g.id, ErrFormat)
 		}
 	}
-	return err
+	if err := m.enter(genesis, g); err != nil {
+		var div *DivergentError
+		if errors.As(err, &div) {
+			div.Follows = slices.ContainsFunc(raws, func(raw []byte) bool {
+				d, err := ParseDecision(raw)
+				return err == nil && d.Actions[0].Kind == Adopt && d.Actions[0].Genesis.id == div.Ours
+			})
+		}
+		return Outcome{}, err
+	}
+	if r.st == nil || r.st.genesis.id != genesis {
+		return Outcome{}, nil // it has no genesis, and this copy no ring
+	}
+	for _, raw := range raws {
+		var err error
+		switch raw[0] {
+		case kindDecision:
+			err = m.decision(raw)
+		case kindPart:
+			err = m.addPart(raw)
+		}
+		if errors.Is(err, ErrFormat) {
+			return m.done(), err
+		}
+		if err != nil {
+			m.out.Refused = append(m.out.Refused, err)
+		}
+	}
+	m.drain()
+	out := m.done()
+	if !out.Changed && len(out.Refused) > 0 {
+		return out, out.Refused[0]
+	}
+	return out, nil
 }
 
-// enter starts the ring of the genesis if the copy has no ring, and returns an
-// error if the copy has another one.
-func (m *merge) enter(genesis ID) error {
+// done returns the outcome and follows an adoption.
+func (m *merge) done() Outcome {
 	r := m.ring
-	if genesis.IsZero() {
-		return nil
+	for _, err := range m.out.Refused {
+		if !errors.Is(err, ErrEarly) {
+			r.refused++
+		}
 	}
+	if m.slots > 0 || m.jumped || m.start {
+		m.out.Changed = true
+		r.epoch++
+		if len(m.news) > deltaHeader && len(m.news) <= maxDelta {
+			m.out.News = m.news
+		}
+	}
+	r.followDecision()
+	return m.out
+}
+
+// enter starts the ring of the genesis if the copy has no ring, and returns an error if
+// the copy has another one.
+func (m *merge) enter(genesis ID, g *Genesis) error {
+	r := m.ring
 	if want, ok := r.Awaits(); ok && want != genesis {
 		return &DivergentError{Ours: want, Theirs: genesis}
 	}
 	if r.st != nil {
-		if ours := r.st.genesis; ours.id != genesis {
-			e := &DivergentError{Ours: ours.id, Theirs: genesis, OurPeers: ours.Peers}
-			if m.genesis != nil {
-				e.TheirPeers = m.genesis.Peers
-			}
-			return e
+		ours := r.st.genesis
+		if ours.id == genesis {
+			return nil
 		}
+		if slices.ContainsFunc(r.left, func(st *state) bool { return st.genesis.id == genesis && st.next != nil && st.next.id == ours.id }) {
+			return nil // a neighbour has not heard of the adoption yet
+		}
+		e := &DivergentError{Ours: ours.id, Theirs: genesis, OurPeers: ours.Founders}
+		if g != nil {
+			e.TheirPeers, e.Genesis = g.Founders, g
+		}
+		return e
+	}
+	if g == nil {
 		return nil
 	}
-	if m.genesis == nil {
-		return nil
+	if g.Range != r.addrRange {
+		return fmt.Errorf("ring %s divides %s, this peer has the address range %s: %w", genesis, g.Range, r.addrRange, ErrRange)
 	}
-	if m.genesis.Range != r.addrRange {
-		return fmt.Errorf("ring %s divides %s, this peer has the address range %s: %w",
-			genesis, m.genesis.Range, r.addrRange, ErrRange)
+	if err := g.check(r.verifier, r.keys); err != nil {
+		r.refused++
+		return fmt.Errorf("ring %s: %w", genesis, err)
 	}
-	m.genesis.raw = bytes.Clone(m.genesis.raw)
-	r.st = genesisState(m.genesis)
-	r.origin = genesis
-	r.epoch++
-	m.accept(genesis, m.genesis.raw)
+	r.st, r.awaits = genesisState(g), ID{}
+	r.replaced()
+	m.start = true
+	m.news = appendRecord(m.news, g.raw)
 	return nil
 }
 
-// acceptRecords accepts what it can, in the order of the delta. It repeats that,
-// because one record may prove what another one needs, and refuses the rest.
-func (m *merge) acceptRecords() {
-	for progress := true; progress; {
-		progress = false
-		m.records = slices.DeleteFunc(m.records, func(rec record) bool {
-			done, news := m.take(rec)
-			progress = progress || news
-			return done
-		})
-	}
-	for _, rec := range m.records {
-		if rec.grant != nil {
-			m.refuse(&RefusedError{"grant", rec.grant.From, rec.grant.Range, m.ring.checkGrant(rec.grant)})
-		} else {
-			m.refuse(&RefusedError{"removal", rec.removal.Gone, addr.Range{}, m.ring.checkRemoval(rec.removal)})
-		}
-	}
-}
-
-// take accepts a record if it can. done reports whether the record is accepted,
-// news whether it was not accepted before.
-func (m *merge) take(rec record) (done, news bool) {
+// decision applies the decision of the next slot, and keeps those ahead of it.
+func (m *merge) decision(raw []byte) error {
 	r := m.ring
-	if rm := rec.removal; rm != nil {
-		if r.st.removals[rm.id] != nil {
-			return true, false
-		}
-		if r.checkRemoval(rm) != nil {
-			return false, false
-		}
-		rm.raw = bytes.Clone(rm.raw)
-		r.st.commitRemoval(rm)
-		m.accept(rm.id, rm.raw)
-		return true, true
-	}
-	g := rec.grant
-	if r.st.grants[g.id] != nil {
-		return true, false
-	}
-	if r.checkGrant(g) != nil {
-		return false, false
-	}
-	g.raw = bytes.Clone(g.raw)
-	if r.st.commitGrant(g) {
-		r.conflicts++
-	}
-	m.accept(g.id, g.raw)
-	return true, true
-}
-
-func (m *merge) accept(id ID, raw []byte) { m.accepted = append(m.accepted, Raw{id, raw}) }
-func (m *merge) refuse(e error)           { m.refused = append(m.refused, e) }
-
-func (m *merge) outcome(genesis ID) Outcome {
-	out := Outcome{Records: m.accepted, Refused: m.refused}
-	if len(m.accepted) > 0 {
-		out.News = newDelta(genesis)
-		for _, a := range m.accepted {
-			out.News = appendRecord(out.News, a.Bytes)
-		}
-	}
-	return out
-}
-
-// checkGrant returns an error if g cannot be accepted, or not yet.
-func (r *Ring) checkGrant(g *Grant) error {
-	st := r.st
-	if !st.whole.Covers(g.Range) {
-		return fmt.Errorf("%w %s", ErrRange, r.addrRange)
-	}
-	if !st.known(g.To) || !st.known(g.From) {
-		return fmt.Errorf("%w: no removal of an earlier incarnation of %s is known", ErrAuthority, g.To.Name)
-	}
-	if given := st.wasGiven(g.Range, g.From, g.Version); len(given) != 1 || given[0] != g.Range {
-		return ErrAuthority
-	}
-	if err := st.checkKey(g.From, g.Key); err != nil {
-		return err
-	}
-	n := len(g.raw) - peer.SignatureLen
-	if !r.verify(g.Key, domainGrant, g.raw[:n], g.Sig) {
-		return ErrSignature
-	}
-	return nil
-}
-
-// verify checks a signature over the genesis and msg.
-func (r *Ring) verify(key peer.Key, domain string, msg []byte, sig peer.Signature) bool {
-	full := make([]byte, 0, len(ID{})+len(msg))
-	full = append(full, r.st.genesis.id[:]...)
-	return r.verifier.Verify(key, domain, append(full, msg...), sig)
-}
-
-// checkRemoval returns an error if rm cannot be accepted, or not yet.
-func (r *Ring) checkRemoval(rm *Removal) error {
-	st := r.st
-	if !st.known(rm.Gone) || !st.known(rm.Heir) {
-		return fmt.Errorf("%w: no removal of an earlier incarnation is known", ErrAuthority)
-	}
-	if !rm.ByVotes {
-		if err := st.checkKey(rm.Gone, rm.Key); err != nil {
+	slot := slotOf(raw)
+	switch {
+	case slot <= r.st.slot || r.st.next != nil:
+		return nil
+	case slot > r.st.slot+1:
+		d, err := ParseDecision(raw)
+		if err != nil {
 			return err
 		}
-		n := len(rm.raw) - peer.SignatureLen
-		if !r.verify(rm.Key, domainRemoval, rm.raw[:n], rm.Sig) {
-			return ErrSignature
+		if slot <= r.st.slot+maxEarly && r.early[slot] == nil {
+			r.early[slot] = slices.Clone(raw)
 		}
-		return nil
+		if d.mayChangeVoters() || snapshotOf(d) != nil {
+			if err := m.look(d); err != nil {
+				return err
+			}
+		}
+		return fmt.Errorf("decision of slot %d, this copy has %d: %w", slot, r.st.slot, ErrEarly)
 	}
-	electorate, err := r.Electorate(rm)
+	d, err := ParseDecision(raw)
 	if err != nil {
 		return err
 	}
-	msg := voteMessage(st.genesis.id, rm.Ballot, rm.Proposal())
-	for _, v := range rm.Votes {
-		if _, ok := slices.BinarySearchFunc(electorate, v.Voter, Holder.Compare); !ok {
-			return fmt.Errorf("%w: %s has no vote", ErrVotes, v.Voter)
-		}
-		if err := st.checkKey(v.Voter, v.Key); err != nil {
-			return err
-		}
-		if !r.verifier.Verify(v.Key, domainVote, msg, v.Sig) {
-			return fmt.Errorf("vote of %s: %w", v.Voter, ErrSignature)
-		}
+	if d.Prev != r.st.head || d.Since != r.st.votersSince {
+		return fmt.Errorf("decision of slot %d follows %s, not %s: %w", slot, d.Prev, r.st.head, ErrState)
 	}
-	if need := quorum(len(electorate)); len(rm.Votes) < need {
-		return fmt.Errorf("%w: %d of %d, %d needed", ErrVotes, len(rm.Votes), len(electorate), need)
+	if err := r.checkVotesOf(d, r.st.genesis, r.st.voters); err != nil {
+		return err
 	}
+	d.raw = slices.Clone(raw)
+	r.st.commit(d)
+	m.slots++
+	m.news = appendRecord(m.news, raw)
 	return nil
+}
+
+// drain applies decisions that arrived before those that they follow.
+func (m *merge) drain() {
+	r := m.ring
+	for r.st.next == nil {
+		raw := r.early[r.st.slot+1]
+		if raw == nil {
+			break
+		}
+		delete(r.early, r.st.slot+1)
+		if err := m.decision(raw); err != nil {
+			m.out.Refused = append(m.out.Refused, err)
+			break
+		}
+	}
+	for slot := range r.early {
+		if slot <= r.st.slot {
+			delete(r.early, slot)
+		}
+	}
+	if len(r.walk) > 0 && r.walk[len(r.walk)-1].since <= r.st.votersSince {
+		r.walk = nil
+	}
+	if r.in != nil && r.in.decision.Slot <= r.st.slot {
+		r.in = nil
+	}
 }

@@ -3,378 +3,575 @@ package ring
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
 	"slices"
-	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
-	"github.com/weft-net/weft/ipam/paxos"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-func owner(t *testing.T, r *Ring, a string) Holder {
-	t.Helper()
-	h, ok := r.Owner(ip4(0).Next().Prev())
-	if a != "" {
-		h, ok = r.Owner(must(parse(a)))
-	}
-	if !ok {
-		t.Fatalf("no owner of %s", a)
-	}
-	return h
+var whole = netip.MustParsePrefix("10.32.0.0/12")
+
+func signer(i int) peer.Cheap {
+	return peer.Cheap{ID: peer.Key{byte(i), byte(i >> 8), byte(i >> 16), 1}}
 }
 
-func TestGenesisIsTheSameForAll(t *testing.T) {
-	a := must(NewGenesis(pfx("10.32.0.0/12"), []peer.Name{name(2), name(0), name(1), name(0)}))
-	b := must(NewGenesis(pfx("10.32.0.0/12"), names(3)))
-	if a.ID() != b.ID() {
-		t.Error("the order of the peers matters")
-	}
-	c := must(NewGenesis(pfx("10.32.0.0/12"), names(4)))
-	if a.ID() == c.ID() {
-		t.Error("other peers, same ring")
-	}
-}
+func name(i int) peer.Name { return peer.Name{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)} }
 
-func TestGiveAndProof(t *testing.T) {
-	for _, addrRange := range []string{"10.0.0.0/24", "255.255.255.0/24", "fd00::/16"} {
-		r := started(addrRange, 2)
-		mine := r.Owned(name(0))[0]
-		block := addr.Of(mine.Block(addr.N(16)))
-		must(r.Give(signer(0), name(0), name(5), block))
-		out := must(r.Give(signer(5), name(5), name(6), addr.Single(block.Last)))
-		if h, _ := r.Owner(block.Last); h.Name != name(6) {
-			t.Errorf("%s: owner is %s", addrRange, h)
-		}
-		if _, err := r.Give(signer(5), name(5), name(6), block); err == nil || !strings.Contains(err.Error(), name(6).String()) {
-			t.Errorf("%s: gave what it does not own: %v", addrRange, err)
-		}
-		// The record alone proves nothing; Proof has the records that do.
-		alone := New(pfx(addrRange), peer.Cheap{})
-		must(alone.Start(r.Genesis()))
-		var refused *RefusedError
-		if _, err := alone.Merge(out.News); !errors.As(err, &refused) || !errors.Is(err, ErrAuthority) || refused.By.Name != name(5) {
-			t.Errorf("%s: merged without proof: %v", addrRange, err)
-		}
-		if alone.Refused() != 1 {
-			t.Errorf("%s: %d refused", addrRange, alone.Refused())
-		}
-		fresh := New(pfx(addrRange), peer.Cheap{})
-		for _, d := range r.Proof(out.Records) {
-			must(fresh.Merge(d))
-		}
-		if h, _ := fresh.Owner(block.Last); h.Name != name(6) {
-			t.Errorf("%s: after the proof the owner is %s", addrRange, h)
-		}
-		if other := New(pfx("172.16.0.0/12"), peer.Cheap{}); true {
-			if _, err := other.Start(r.Genesis()); !errors.Is(err, ErrRange) {
-				t.Errorf("%s: started over another address range: %v", addrRange, err)
-			}
-		}
-	}
-}
+func holder(i int) Holder { return HolderOf(name(i), signer(i).Key()) }
 
-func TestForgedGrantIsRefused(t *testing.T) {
-	r := started("10.0.0.0/24", 2)
-	block := addr.Of(r.Owned(name(0))[0].Block(addr.N(16)))
-	must(r.Give(signer(0), name(0), name(1), block))
-	before := r.Digest()
-	// Peer 3 signs as peer 0, whose key is already known.
-	g := &Grant{Range: r.Owned(name(0))[0], Version: 5, From: Holder{Name: name(0)}, To: Holder{Name: name(3)}}
-	g.sign(r.Genesis().ID(), signer(3))
-	if _, err := r.Merge(appendRecord(newDelta(r.Genesis().ID()), g.raw)); !errors.Is(err, peer.ErrNameTaken) {
-		t.Errorf("another key: %v", err)
-	}
-	g.sign(r.Genesis().ID(), signer(0))
-	g.raw[len(g.raw)-64]++
-	if _, err := r.Merge(appendRecord(newDelta(r.Genesis().ID()), g.raw)); !errors.Is(err, ErrSignature) {
-		t.Errorf("broken signature: %v", err)
-	}
-	if !bytes.Equal(before, r.Digest()) {
-		t.Error("a refused record changed the ring")
-	}
-}
+// numberOf is the inverse of holder.
+func numberOf(h Holder) int { return int(h.Name[3])<<16 | int(h.Name[4])<<8 | int(h.Name[5]) }
 
-// The good records of a delta are accepted although another one is bad.
-func TestGoodRecordsOfAPartlyBadDeltaAreAccepted(t *testing.T) {
-	r := started("10.0.0.0/24", 2)
-	twin := started("10.0.0.0/24", 2)
-	out := must(twin.Give(signer(0), name(0), name(3), addr.Of(twin.Owned(name(0))[0].Block(addr.N(4)))))
-	lie := &Grant{Range: r.Owned(name(1))[0], Version: 9, From: Holder{Name: name(4)}, To: Holder{Name: name(4)}}
-	lie.sign(r.Genesis().ID(), signer(4))
-	got, err := r.Merge(appendRecord(bytes.Clone(out.News), lie.raw))
-	if err != nil || !bytes.Equal(got.News, out.News) || len(got.Refused) != 1 {
-		t.Errorf("news %x, refused %v, %v", got.News, got.Refused, err)
-	}
-}
-
-func TestEqualVersionsConvergeAndTheLoserIsCounted(t *testing.T) {
-	a, b := started("10.0.0.0/24", 1), started("10.0.0.0/24", 1)
-	whole := addr.Of(pfx("10.0.0.0/24"))
-	out1 := must(a.Give(signer(0), name(0), name(1), whole))
-	out2 := must(b.Give(signer(0), name(0), name(2), whole)) // forgot out1
-	later := must(a.Give(signer(1), name(1), name(3), rng4(0, 9)))
-	must(a.Merge(out2.News))
-	must(b.Merge(out1.News))
-	must(b.Merge(later.News))
-	if !bytes.Equal(a.Digest(), b.Digest()) || owners(a) != owners(b) {
-		t.Fatal("the copies do not agree on the owner")
-	}
-	if a.Conflicts()+b.Conflicts() == 0 {
-		t.Error("no conflict was counted")
-	}
-}
-
-func TestLeaveGivesAllAndFreesTheName(t *testing.T) {
-	r := started("10.0.0.0/24", 2)
-	must(r.Give(signer(0), name(0), name(1), rng4(3, 3)))
-	lost := r.Owners()[Holder{Name: name(0)}]
-	must(r.Leave(signer(0), name(0), name(7)))
-	if got := r.Owners()[Holder{Name: name(7)}]; got != lost {
-		t.Errorf("the heir has %v of %v", got, lost)
-	}
-	// It comes back under its name, with another key, and is given space.
-	must(r.Give(signer(7), name(7), name(0), rng4(8, 15)))
-	if h := owner(t, r, "10.0.0.9"); h != (Holder{name(0), 1}) {
-		t.Errorf("owner is %s", h)
-	}
-	must(r.Give(signer(99), name(0), name(1), rng4(8, 8)))
-	if _, err := r.Give(signer(0), name(0), name(1), rng4(9, 9)); !errors.Is(err, peer.ErrNameTaken) {
-		t.Errorf("the old key can still sign: %v", err)
-	}
-	// A copy that starts late learns everything.
-	late := New(r.Range(), peer.Cheap{})
-	must(late.Merge(deltaOf(r)))
-	if !bytes.Equal(late.Digest(), r.Digest()) {
-		t.Error("a late copy differs")
-	}
-}
-
-func voteFor(r *Ring, rm *Removal, b paxos.Ballot, voters ...int) (out []Vote) {
-	for _, v := range voters {
-		out = append(out, r.Vote(signer(v), r.Holder(name(v)), b, rm))
+func holders(from, to int) (out []Holder) {
+	for i := from; i < to; i++ {
+		out = append(out, holder(i))
 	}
 	return out
 }
 
-func TestRemovalNeedsAMajorityOfOwners(t *testing.T) {
-	r := started("10.0.0.0/22", 5)
-	must(r.Give(signer(1), name(1), name(5), addr.Of(r.Owned(name(1))[0].Block(addr.N(8)))))
-	rm := must(r.Propose(name(0), Holder{Name: name(9)}, names(1), nil))
-	b := paxos.Ballot{Round: 1, Proposer: name(9)}
-	if e := must(r.Electorate(rm)); len(e) != 5 {
-		t.Fatalf("electorate %v", e)
+// founded returns the genesis of the peers from 0 to n-1, signed by all of them.
+func founded(t testing.TB, addrRange netip.Prefix, n int) *Genesis {
+	g, err := NewGenesis(addrRange, holders(0, n))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for why, votes := range map[string][]Vote{
-		"2 of 5":      voteFor(r, rm, b, 1, 2),
-		"no vote":     voteFor(r, rm, b, 1, 2, 8),
-		"votes twice": voteFor(r, rm, b, 1, 2, 2),
-		"the dead":    voteFor(r, rm, b, 0, 1, 2),
-	} {
-		if _, err := r.Remove(rm, b, votes); err == nil {
-			t.Errorf("%s: accepted", why)
-		}
-	}
-	if _, err := r.Remove(rm, paxos.Ballot{Round: 2}, voteFor(r, rm, b, 1, 2, 5)); !errors.Is(err, ErrSignature) {
-		t.Errorf("votes for another ballot: %v", err)
-	}
-	out := must(r.Remove(rm, b, voteFor(r, rm, b, 1, 2, 5)))
-	if h := owner(t, r, "10.0.0.0"); h.Name != name(9) {
-		t.Errorf("owner is %s", h)
-	}
-	// A copy that does not know the basis cannot check the removal. Proof has the
-	// basis.
-	other := started("10.0.0.0/22", 5)
-	if _, err := other.Merge(out.News); !errors.Is(err, ErrBasis) {
-		t.Errorf("without the basis: %v", err)
-	}
-	must(other.Merge(deltaOf(r)))
-	if !bytes.Equal(other.Digest(), r.Digest()) {
-		t.Error("copies differ")
-	}
-	// No peer can choose its own voters.
-	cheat := must(r.Propose(name(2), Holder{Name: name(9)}, []peer.Name{name(2), name(1), name(3), name(4), name(5)}, nil))
-	cheat.Named = []peer.Name{name(2)}
-	if _, err := r.Remove(cheat, b, voteFor(r, cheat, b, 9)); !errors.Is(err, ErrVotes) {
-		t.Errorf("one vote of many: %v", err)
-	}
-}
-
-func TestRemovalWhenNoOwnerIsLeft(t *testing.T) {
-	r := started("10.0.0.0/24", 1)
-	rm := must(r.Propose(name(0), Holder{Name: name(3)}, names(1), []peer.Name{name(3), name(1), name(2)}))
-	b := paxos.Ballot{Round: 1, Proposer: name(3)}
-	if _, err := r.Remove(rm, b, voteFor(r, rm, b, 3)); !errors.Is(err, ErrVotes) {
-		t.Errorf("one of three: %v", err)
-	}
-	must(r.Remove(rm, b, voteFor(r, rm, b, 1, 3)))
-	if h := owner(t, r, "10.0.0.0"); h.Name != name(3) {
-		t.Errorf("owner is %s", h)
-	}
-}
-
-// The votes of a mesh of a thousand owners fit one record, and the voters are
-// the same everywhere.
-func TestLargeElectorateIsSampled(t *testing.T) {
-	const owners = 1000
-	r := started("10.32.0.0/12", owners)
-	for i := range 300 {
-		must(r.Give(signer(i), name(i), name(owners-1-i), addr.Of(r.Owned(name(i))[0].Block(addr.N(8)))))
-	}
-	rm := must(r.Propose(name(0), Holder{Name: name(1)}, names(1), nil))
-	electors := must(r.Electorate(rm))
-	if len(electors) != maxElectorate || slices.Contains(electors, Holder{Name: name(0)}) {
-		t.Fatalf("%d electors", len(electors))
-	}
-	b := paxos.Ballot{Round: 1, Proposer: name(1)}
 	var votes []Vote
-	for i := range owners {
-		if h := r.Holder(name(i)); slices.Contains(electors, h) {
-			votes = append(votes, r.Vote(signer(i), h, b, rm))
+	for _, h := range g.Voters() {
+		v, ok := g.Sign(signer(numberOf(h)), h)
+		if !ok {
+			t.Fatal(h)
 		}
+		votes = append(votes, v)
 	}
-	out := must(r.Remove(rm, b, votes))
-	if n := len(out.News); n > maxRecord {
-		t.Errorf("the record has %d bytes", n)
-	}
-	late := New(r.Range(), peer.Cheap{})
-	for range 3 {
-		deltas, _, _ := r.Missing(late.Digest())
-		for _, d := range deltas {
-			_, _ = late.Merge(d)
-		}
-	}
-	if !bytes.Equal(late.Digest(), r.Digest()) {
-		t.Error("a late copy differs")
-	}
+	return g.WithVotes(votes)
 }
 
-func TestMutualRemovalHasOneOwner(t *testing.T) {
-	a, b := started("10.0.0.0/24", 2), started("10.0.0.0/24", 2)
-	ballot := paxos.Ballot{Round: 1}
-	rmB := must(a.Propose(name(1), Holder{Name: name(0)}, []peer.Name{name(1)}, nil))
-	must(a.Remove(rmB, ballot, voteFor(a, rmB, ballot, 0)))
-	rmA := must(b.Propose(name(0), Holder{Name: name(1)}, []peer.Name{name(0)}, nil))
-	must(b.Remove(rmA, ballot, voteFor(b, rmA, ballot, 1)))
-	must(a.Merge(deltaOf(b)))
-	must(b.Merge(deltaOf(a)))
-	if len(a.Owners()) != 1 || owner(t, a, "10.0.0.0") != owner(t, b, "10.0.0.0") {
-		t.Fatalf("owners %v and %v", a.Owners(), b.Owners())
+func newRing(t testing.TB, n int) *Ring {
+	r := New(whole, peer.Cheap{}, nil)
+	if _, err := r.Start(founded(t, whole, n)); err != nil {
+		t.Fatal(err)
 	}
-	h := owner(t, a, "10.0.0.0")
-	if h != a.Holder(h.Name) {
-		t.Fatalf("%s owns all and is not alive", h)
-	}
-	// The owner can give the space away.
-	i := int(h.Name[5]) - 1
-	must(a.Give(signer(i), h.Name, name(4), rng4(0, 63)))
+	return r
 }
 
-func TestDivergentRingsAreNamedAndHealed(t *testing.T) {
-	a := started("10.0.0.0/24", 2)
-	b := New(pfx("10.0.0.0/24"), peer.Cheap{})
-	must(b.Start(must(NewGenesis(pfx("10.0.0.0/24"), []peer.Name{name(3), name(4)}))))
-	before := b.Digest()
-	deltas, wants, err := a.Missing(b.Digest())
-	var div *DivergentError
-	if !errors.As(err, &div) || wants || len(deltas) != 1 {
-		t.Fatalf("missing: %v", err)
-	}
-	if _, err := b.Merge(deltas[0]); !errors.As(err, &div) || !slices.Equal(div.TheirPeers, names(2)) || !bytes.Equal(before, b.Digest()) {
-		t.Fatalf("merge of another ring: %v", err)
-	}
-	idA := a.Genesis().ID()
-	out := must(b.Adopt(signer(3), name(3), idA))
-	if b.Ready() {
-		t.Fatal("has a ring before the adopted one arrived")
-	}
-	if _, err := b.Merge(deltaOf(started("10.0.0.0/24", 7))); !errors.As(err, &div) {
-		t.Errorf("took a third ring: %v", err)
-	}
-	must(b.Merge(deltaOf(a)))
-	// Another peer of b's ring follows. A peer that never held a part of the ring
-	// cannot make it follow.
-	c := New(pfx("10.0.0.0/24"), peer.Cheap{})
-	must(c.Start(must(NewGenesis(pfx("10.0.0.0/24"), []peer.Name{name(3), name(4)}))))
-	stranger := &Adoption{Old: c.Genesis().ID(), New: idA, By: Holder{Name: name(8)}}
-	stranger.sign(signer(8))
-	if _, err := c.Merge(appendRecord(newDelta(ID{}), stranger.raw)); !errors.Is(err, ErrAuthority) {
-		t.Errorf("a stranger's adoption: %v", err)
-	}
-	must(c.Merge(out.News))
-	must(c.Merge(deltaOf(b)))
-	if !bytes.Equal(c.Digest(), b.Digest()) {
-		t.Error("copies differ after the adoption")
-	}
-	// a learns of it only by digests.
-	converge(t, a, b, c)
+// signed returns the decision of actions, signed by the first voters that are a quorum.
+func signed(r *Ring, actions ...*Action) []byte {
+	return signedBy(r, Quorum(len(r.Voters())), actions...)
 }
 
-func TestCrossedAdoptionsResolve(t *testing.T) {
-	a := started("10.0.0.0/24", 2)
-	b := New(pfx("10.0.0.0/24"), peer.Cheap{})
-	must(b.Start(must(NewGenesis(pfx("10.0.0.0/24"), []peer.Name{name(3), name(4)}))))
-	idA, idB := a.Genesis().ID(), b.Genesis().ID()
-	must(a.Adopt(signer(0), name(0), idB))
-	must(b.Adopt(signer(3), name(3), idA))
-	converge(t, a, b)
-	if !a.Ready() || a.Genesis().ID() != b.Genesis().ID() {
-		t.Fatal("no ring is left")
+func signedBy(r *Ring, n int, actions ...*Action) []byte {
+	body := r.Body(actions)
+	if body == nil {
+		return nil
 	}
+	var votes []Vote
+	for i, h := range r.Voters()[:n] {
+		s := signer(numberOf(h))
+		votes = append(votes, Vote{i, s.Key(), s.Sign(VoteDomain, VoteMessage(r.Genesis().ID(), r.Slot()+1, 0, BodyID(body)))})
+	}
+	return NewDecision(body, 0, votes)
 }
 
-// converge lets copies exchange digests until they are equal.
-func converge(t *testing.T, rings ...*Ring) {
+func decide(t testing.TB, r *Ring, actions ...*Action) Outcome {
 	t.Helper()
-	for range 20 {
-		same := true
-		for _, a := range rings {
-			for _, b := range rings {
-				deltas, _, _ := a.Missing(b.Digest())
-				for _, d := range deltas {
-					_, _ = b.Merge(d)
+	out, err := r.Decide(signed(r, actions...))
+	if err != nil || len(out.Refused) > 0 {
+		t.Fatal(err, out.Refused)
+	}
+	return out
+}
+
+func gift(t testing.TB, r *Ring, from, to int, rng addr.Range) *Action {
+	t.Helper()
+	a, err := r.Give(signer(from), holder(from), holder(to), rng)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func rangeOf(s string) addr.Range { return addr.Of(netip.MustParsePrefix(s)) }
+
+func TestOwnersFollowDecisions(t *testing.T) {
+	r := newRing(t, 4)
+	decide(t, r, gift(t, r, 0, 9, rangeOf("10.32.1.0/24")))
+	if h, ok := r.Owner(netip.MustParseAddr("10.32.1.7")); !ok || h != holder(9) {
+		t.Errorf("owner %s", h)
+	}
+	decide(t, r, &Action{Kind: Remove, From: holder(0), To: holder(1)})
+	if h, _ := r.Owner(netip.MustParseAddr("10.32.2.1")); h != holder(1) {
+		t.Errorf("owner %s after the removal", h)
+	}
+	if h, _ := r.Owner(netip.MustParseAddr("10.32.1.7")); h != holder(9) {
+		t.Errorf("the removal took what was given before: %s", h)
+	}
+	if slices.Contains(r.Voters(), holder(0)) {
+		t.Error("a removed peer has a vote")
+	}
+	decide(t, r, &Action{Kind: Ban, From: holder(9), To: holder(2)})
+	if !r.IsBanned(holder(9)) || len(r.Owned(holder(9))) > 0 {
+		t.Error("a banned peer owns something")
+	}
+	if _, err := r.Give(signer(1), holder(1), holder(9), rangeOf("10.32.2.0/24")); !errors.Is(err, ErrState) {
+		t.Errorf("a banned peer is given a range: %v", err)
+	}
+	decide(t, r, &Action{Kind: Unban, From: holder(9)})
+	decide(t, r, gift(t, r, 1, 9, rangeOf("10.32.2.0/24")))
+	sum := addr.Count{}
+	for _, e := range r.Entries() {
+		sum = sum.Add(e.Range.Size())
+	}
+	if sum != addr.Of(whole).Size() {
+		t.Errorf("the entries have %s addresses", sum)
+	}
+}
+
+// Each decision here is one that a liar could send. All copies refuse it.
+func TestDecisionsWithoutAuthorityAreRefused(t *testing.T) {
+	r := newRing(t, 5)
+	mine := gift(t, r, 0, 9, rangeOf("10.32.1.0/24"))
+	theft := &Action{Kind: Transfer, Range: addr.Single(r.Owned(holder(1))[0].First), From: holder(1), To: holder(9), AsOf: r.Slot()}
+	theft.sign(r.Genesis().ID(), signer(9))
+	other := newRing(t, 5)
+	if _, err := other.Start(founded(t, whole, 5)); err != nil {
+		t.Fatal(err)
+	}
+	strangers := func(d []byte) []byte { // the votes are those of peers without a vote
+		parsed, err := ParseDecision(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range parsed.Votes {
+			s := signer(100 + i)
+			parsed.Votes[i].Key = s.Key()
+			parsed.Votes[i].Sig = s.Sign(VoteDomain, VoteMessage(r.Genesis().ID(), parsed.Slot, 0, parsed.id))
+		}
+		return NewDecision(r.Body([]*Action{mine}), 0, parsed.Votes)
+	}
+	twice := func(d []byte) []byte { // one voter votes twice
+		parsed, _ := ParseDecision(d)
+		parsed.Votes[1] = parsed.Votes[0]
+		return NewDecision(r.Body([]*Action{mine}), 0, parsed.Votes)
+	}
+	before := r.Digest()
+	for what, d := range map[string][]byte{
+		"too few votes":        signedBy(r, Quorum(5)-1, mine),
+		"votes of strangers":   strangers(signed(r, mine)),
+		"a vote counted twice": twice(signed(r, mine)),
+		"another round":        NewDecision(r.Body([]*Action{mine}), 1, mustVotes(t, signed(r, mine))),
+	} {
+		if _, err := r.Decide(d); err == nil || !bytes.Equal(before, r.Digest()) {
+			t.Errorf("%s: accepted", what)
+		}
+	}
+	if body := r.Body([]*Action{theft}); body != nil {
+		t.Error("a transfer that its giver did not sign fits the ring")
+	}
+	// A liar among the voters that proposes it all the same is not followed.
+	forged := r.st.bodyHeader()
+	raw := theft.Encode()
+	forged[34] = 1
+	forged = append(append(forged, 0, byte(len(raw))), raw...)
+	if _, err := r.CheckBody(forged); !errors.Is(err, ErrSignature) {
+		t.Errorf("CheckBody: %v", err)
+	}
+}
+
+func mustVotes(t *testing.T, d []byte) []Vote {
+	parsed, err := ParseDecision(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed.Votes
+}
+
+// A signature moves a range once: not twice, not again after it came back, and not after
+// its signer revoked it or its receiver left.
+func TestTransferCannotBeRepeated(t *testing.T) {
+	r := newRing(t, 4)
+	rng := rangeOf("10.32.1.0/24")
+	first, second := gift(t, r, 0, 8, rng), gift(t, r, 0, 9, rng)
+	decide(t, r, first, second) // the second has no effect
+	if h, _ := r.Owner(rng.First); h != holder(8) {
+		t.Errorf("owner %s", h)
+	}
+	for _, a := range []*Action{first, second} {
+		if err := r.Check(a); !errors.Is(err, ErrState) {
+			t.Errorf("again: %v", err)
+		}
+	}
+	decide(t, r, gift(t, r, 8, 0, rng))
+	if err := r.Check(first); !errors.Is(err, ErrState) {
+		t.Errorf("after it came back: %v", err)
+	}
+	offer := gift(t, r, 0, 8, rng)
+	decide(t, r, gift(t, r, 0, 0, rng))
+	if err := r.Check(offer); !errors.Is(err, ErrState) {
+		t.Errorf("after it was revoked: %v", err)
+	}
+	decide(t, r, gift(t, r, 1, 8, rangeOf("10.36.0.0/24")))
+	offer = gift(t, r, 0, 8, rng)
+	decide(t, r, &Action{Kind: Remove, From: holder(8), To: holder(1)})
+	if err := r.Check(offer); !errors.Is(err, ErrState) {
+		t.Errorf("after its receiver was removed: %v", err)
+	}
+}
+
+func TestQuorumsShareAnHonestVoter(t *testing.T) {
+	for n := 1; n <= MaxVoters; n++ {
+		q, liars := Quorum(n), Liars(n)
+		if 2*q-n <= liars {
+			t.Errorf("%d voters: two quorums of %d share %d, of which %d may lie", n, q, 2*q-n, liars)
+		}
+		if q > n-liars {
+			t.Errorf("%d voters: %d silent liars leave no quorum of %d", n, liars, q)
+		}
+	}
+}
+
+func TestNamesAreNotEnough(t *testing.T) {
+	r := newRing(t, 3)
+	impostor := HolderOf(name(0), signer(77).Key())
+	if _, err := r.Give(signer(77), impostor, holder(9), rangeOf("10.32.1.0/24")); !errors.Is(err, ErrState) {
+		t.Errorf("another key under the name of an owner gives its range: %v", err)
+	}
+	a := &Action{Kind: Transfer, Range: rangeOf("10.32.1.0/24"), From: holder(0), To: holder(9), AsOf: r.Slot()}
+	a.sign(r.Genesis().ID(), signer(77))
+	if err := r.Check(a); !errors.Is(err, ErrSignature) {
+		t.Errorf("another key signs for an owner: %v", err)
+	}
+	// A derived name in a record has its own key, or the record is malformed.
+	id, err := peer.IdentityFromSeed(make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := Holder{Name: id.Name, Key: peer.KeyID{1}}.Append([]byte{byte(Unban)})
+	if _, err := ParseAction(b); !errors.Is(err, ErrFormat) {
+		t.Errorf("a derived name with another key: %v", err)
+	}
+}
+
+// sync brings two copies together as gossip does.
+func sync(t testing.TB, a, b *Ring) {
+	t.Helper()
+	for range 4 {
+		for _, p := range [][2]*Ring{{a, b}, {b, a}} {
+			deltas, _, err := p[0].Missing(p[1].Digest())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range deltas {
+				if _, err := p[1].Merge(d); err != nil && !errors.Is(err, ErrEarly) {
+					t.Fatal(err)
 				}
-				same = same && bytes.Equal(a.Digest(), b.Digest())
 			}
 		}
-		if same {
-			return
-		}
 	}
-	t.Fatal("copies do not converge")
-}
-
-func TestCompact(t *testing.T) {
-	r := started("10.0.0.0/24", 1)
-	for i := range 20 {
-		must(r.Give(signer(0), name(0), name(0), rng4(i*10, i*10+3)))
-	}
-	n := len(r.Entries())
-	must(r.Compact(signer(0), name(0), 8))
-	if got := len(r.Entries()); got != 1 || n < 20 {
-		t.Errorf("%d entries, then %d", n, got)
+	if !bytes.Equal(a.Digest(), b.Digest()) {
+		t.Fatalf("slots %d and %d after a synchronisation", a.Slot(), b.Slot())
 	}
 }
 
-func TestDumpAndRestore(t *testing.T) {
-	rng := seed.Rand(t)
-	for range 20 {
-		_, raws := world(rng, 3, 30)
-		r := started("10.0.0.0/26", 3)
-		feed(rng, r, r.Genesis().ID(), raws)
-		origin, id, recs := r.Dump()
-		var back [][]byte
-		for _, rec := range recs {
-			back = append(back, rec.Bytes)
+// random returns an action that fits r, nil if the dice want none.
+func random(r *Ring, rng *rand.Rand, fresh *int) *Action {
+	entries := r.Entries()
+	e := entries[rng.IntN(len(entries))]
+	from := numberOf(e.Owner)
+	var a *Action
+	switch k := rng.IntN(12); {
+	case k < 7:
+		*fresh++
+		a, _ = r.Give(signer(from), e.Owner, holder(*fresh), addr.Of(e.Range.Block(e.Range.Size().Half())))
+	case k < 9:
+		a = r.Leaving(signer(from), e.Owner, entries[rng.IntN(len(entries))].Owner)
+		r.SignAsHeir(signer(numberOf(a.To)), a)
+	case k == 9:
+		a = &Action{Kind: Remove, From: e.Owner, To: entries[rng.IntN(len(entries))].Owner}
+	case k == 10:
+		voters := slices.Clone(r.Voters())
+		if !slices.Contains(voters, e.Owner) && len(voters) < MaxVoters {
+			voters = append(voters, e.Owner)
+			slices.SortFunc(voters, Holder.Compare)
 		}
-		rng.Shuffle(len(back), func(i, j int) { back[i], back[j] = back[j], back[i] })
-		got := New(r.Range(), peer.Cheap{})
-		if errs := got.Restore(origin, id, back); len(errs) > 0 {
-			t.Fatal(errs)
+		a = &Action{Kind: Voters, Voters: voters}
+	case k == 11:
+		a = r.NextSnapshot()
+	}
+	if a.From == a.To && (a.Kind == Leave || a.Kind == Remove) || r.Check(a) != nil {
+		return nil
+	}
+	return a
+}
+
+// Copies that get the decisions in any order, several times, with losses, from disk or
+// from a snapshot become equal.
+func TestCopiesBecomeEqual(t *testing.T) {
+	first := seed.New(t)
+	for s := first; s < first+30; s++ {
+		rng := rand.New(rand.NewPCG(s, 1))
+		r := newRing(t, 1+rng.IntN(6))
+		fresh := 100
+		copies := []*Ring{newRing(t, len(r.Voters())), newRing(t, len(r.Voters()))}
+		var news [][]byte
+		for range 200 {
+			if a := random(r, rng, &fresh); a != nil {
+				news = append(news, decide(t, r, a).News)
+			}
+			if len(news) > 0 {
+				c := copies[rng.IntN(len(copies))]
+				_, _ = c.Merge(news[max(0, len(news)-1-rng.IntN(6))])
+			}
+			if rng.IntN(40) == 0 {
+				sync(t, r, copies[0])
+			}
 		}
-		if !bytes.Equal(got.Digest(), r.Digest()) {
-			t.Fatal("restored ring differs")
+		fromNothing := New(whole, peer.Cheap{}, nil)
+		fromDisk := New(whole, peer.Cheap{}, nil)
+		if errs := fromDisk.Restore(r.Dump()); len(errs) > 0 {
+			t.Fatalf("seed %d: %v", s, errs)
+		}
+		if !bytes.Equal(fromDisk.Digest(), r.Digest()) {
+			t.Fatalf("seed %d: slot %d from disk, want %d", s, fromDisk.Slot(), r.Slot())
+		}
+		for _, c := range append(copies, fromNothing, fromDisk) {
+			sync(t, r, c)
+			if !slices.Equal(c.Entries(), r.Entries()) || !slices.Equal(c.Voters(), r.Voters()) {
+				t.Fatalf("seed %d: copies with one digest differ", s)
+			}
 		}
 	}
+}
+
+// A thousand hosts, of which twenty are replaced each day for a year (ten years with
+// WEFT_SOAK): the copy stays small, and loads in less than a second.
+func TestYearsOfChurn(t *testing.T) {
+	const hosts, daily = 1000, 20
+	days := 365
+	if os.Getenv("WEFT_SOAK") != "" {
+		days = 3650
+	}
+	r := newRing(t, 21)
+	rng := rand.New(rand.NewPCG(1, 1))
+	fresh := 1000
+	for len(r.Owners()) < hosts {
+		decide(t, r, halves(r, rng, 100, &fresh)...)
+	}
+	for day := range days {
+		var leave []*Action
+		owners := r.Entries()
+		for range daily {
+			from, to := owners[rng.IntN(len(owners))].Owner, owners[rng.IntN(len(owners))].Owner
+			if from == to || slices.Contains(r.Voters(), from) {
+				continue
+			}
+			leave = append(leave, &Action{Kind: Remove, From: from, To: to})
+		}
+		decide(t, r, leave...)
+		decide(t, r, halves(r, rng, len(leave), &fresh)...)
+		if tail, snapshot := r.TailSize(); tail > max(256<<10, 2*snapshot) {
+			decide(t, r, r.NextSnapshot())
+		}
+		if day%30 == 0 { // the hosts with a vote are replaced too
+			voters := slices.Clone(r.Voters())
+			voters[rng.IntN(len(voters))] = owners[rng.IntN(len(owners))].Owner
+			slices.SortFunc(voters, Holder.Compare)
+			if a := (&Action{Kind: Voters, Voters: slices.Compact(voters)}); r.Check(a) == nil {
+				decide(t, r, a)
+			}
+		}
+	}
+	size := 0
+	stored := r.Dump()
+	for k, v := range stored {
+		size += len(k) + len(v)
+	}
+	started := time.Now()
+	c := New(whole, peer.Cheap{}, nil)
+	if errs := c.Restore(stored); len(errs) > 0 || !bytes.Equal(c.Digest(), r.Digest()) {
+		t.Fatal(errs)
+	}
+	took := time.Since(started)
+	t.Logf("%d decisions, %d owners, %d ranges: %d bytes, loaded in %v", r.Slot(), len(r.Owners()), len(r.Entries()), size, took)
+	if size > 10_000_000 || took > time.Second {
+		t.Errorf("%d bytes, loaded in %v", size, took)
+	}
+	sync(t, r, New(whole, peer.Cheap{}, nil))
+}
+
+// halves returns n gifts of half of a random range to a new peer.
+func halves(r *Ring, rng *rand.Rand, n int, fresh *int) (out []*Action) {
+	entries := r.Entries()
+	for range n {
+		e := entries[rng.IntN(len(entries))]
+		*fresh++
+		a, err := r.Give(signer(numberOf(e.Owner)), e.Owner, holder(*fresh), addr.Of(e.Range.Block(e.Range.Size().Half())))
+		if err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// A peer that was away while decisions were dropped checks the snapshot by the changes of
+// the voters that it missed; one that has only the genesis does so too.
+func TestSnapshotIsCheckedByTheVotersBeforeIt(t *testing.T) {
+	r := newRing(t, 4)
+	away := newRing(t, 4)
+	for i := range 6 {
+		decide(t, r, gift(t, r, 0, 20+i, addr.Of(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 32, byte(i), 0}), 24))))
+		voters := append(slices.Clone(r.Voters()), holder(20+i))
+		slices.SortFunc(voters, Holder.Compare)
+		decide(t, r, &Action{Kind: Voters, Voters: voters[1:]})
+	}
+	decide(t, r, r.NextSnapshot())
+	decide(t, r, gift(t, r, 1, 50, rangeOf("10.36.0.0/24")))
+	sync(t, r, away)
+
+	// A made-up snapshot by voters of a liar's choice is not believed.
+	liar := newRing(t, 4)
+	liar.st.voters = []Holder{holder(66)}
+	decideAs(t, liar, 66, liar.NextSnapshot())
+	honest := newRing(t, 4)
+	decide(t, honest, gift(t, honest, 0, 9, rangeOf("10.32.1.0/24")))
+	victim := newRing(t, 4)
+	for _, d := range liar.Since(0) {
+		_, _ = victim.Merge(d)
+	}
+	if victim.Slot() != 0 || slices.Contains(victim.Voters(), holder(66)) {
+		t.Errorf("slot %d, voters %v", victim.Slot(), victim.Voters())
+	}
+	sync(t, honest, victim)
+}
+
+func decideAs(t testing.TB, r *Ring, who int, a *Action) {
+	t.Helper()
+	body := r.Body([]*Action{a})
+	s := signer(who)
+	v := Vote{0, s.Key(), s.Sign(VoteDomain, VoteMessage(r.Genesis().ID(), r.Slot()+1, 0, BodyID(body)))}
+	if _, err := r.Decide(NewDecision(body, 0, []Vote{v})); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAdoptionAndTheWayBack(t *testing.T) {
+	a := newRing(t, 3)
+	g, err := NewGenesis(whole, holders(40, 43))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var votes []Vote
+	for _, h := range g.Voters() {
+		v, _ := g.Sign(signer(numberOf(h)), h)
+		votes = append(votes, v)
+	}
+	if err := a.Check(&Action{Kind: Adopt, Genesis: g}); !errors.Is(err, ErrVotes) {
+		t.Errorf("a genesis that nobody signed: %v", err)
+	}
+	old := a.Genesis().ID()
+	decide(t, a, &Action{Kind: Adopt, Genesis: g.WithVotes(votes)})
+	if a.Genesis().ID() != g.ID() || !a.Left(old) {
+		t.Fatalf("ring %s", a.Genesis().ID())
+	}
+	// A peer of the old ring hears of the decision from one that has left it.
+	late := newRing(t, 3)
+	sync(t, a, late)
+	if late.Genesis().ID() != g.ID() {
+		t.Errorf("the late peer has ring %s", late.Genesis().ID())
+	}
+	// Its operator goes back, and stays there over a restart.
+	if err := late.Follow(old); err != nil {
+		t.Fatal(err)
+	}
+	again := New(whole, peer.Cheap{}, nil)
+	if errs := again.Restore(late.Dump()); len(errs) > 0 || !again.Ready() || again.Genesis().ID() != old {
+		t.Errorf("%v, ring %v", errs, again.Genesis())
+	}
+}
+
+func TestDamagedRecordsOnDiskAreReported(t *testing.T) {
+	r := newRing(t, 4)
+	for i := range 5 {
+		decide(t, r, gift(t, r, 0, 20+i, addr.Of(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 32, byte(i), 0}), 24))))
+	}
+	stored := r.Dump()
+	for k, v := range stored {
+		if slotOf(v) == 4 {
+			v = bytes.Clone(v)
+			v[len(v)-1]++
+			stored[k] = v
+		}
+	}
+	c := New(whole, peer.Cheap{}, nil)
+	if errs := c.Restore(stored); len(errs) == 0 || c.Slot() != 3 {
+		t.Errorf("slot %d, %v", c.Slot(), errs)
+	}
+	sync(t, r, c) // the rest comes from other peers
+}
+
+func FuzzMerge(f *testing.F) {
+	r := newRing(f, 4)
+	decide(f, r, gift(f, r, 0, 9, rangeOf("10.32.1.0/24")))
+	decide(f, r, r.NextSnapshot())
+	for _, d := range r.st.since(0, true) {
+		f.Add(d)
+	}
+	f.Add(r.Digest())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, c := range []*Ring{newRing(t, 4), New(whole, peer.Cheap{}, nil)} {
+			before := c.Digest()
+			out, err := c.Merge(b)
+			if err != nil && !out.Changed && !bytes.Equal(before, c.Digest()) {
+				t.Fatal("changed on error")
+			}
+			if out.News != nil {
+				if again, _ := c.Merge(out.News); again.Changed {
+					t.Fatal("the news are new a second time")
+				}
+			}
+			if len(c.early) > maxEarly {
+				t.Fatal(len(c.early))
+			}
+			_, _, _ = c.Missing(b)
+			_ = Join(b, b)
+		}
+	})
+}
+
+func FuzzRecords(f *testing.F) {
+	r := newRing(f, 4)
+	f.Add(gift(f, r, 0, 9, rangeOf("10.32.1.0/24")).Encode())
+	f.Add((&Action{Kind: Adopt, Genesis: founded(f, whole, 2)}).Encode())
+	f.Add(signed(r, gift(f, r, 0, 9, rangeOf("10.32.1.0/24"))))
+	f.Add(r.Genesis().raw)
+	f.Add(r.st.encode()[0])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if a, err := ParseAction(b); err == nil {
+			a.raw = nil
+			if !bytes.Equal(a.Encode(), b) {
+				t.Fatalf("action does not round trip: %x", b)
+			}
+			_ = r.Check(a)
+		}
+		if g, err := ParseGenesis(b); err == nil && !bytes.Equal(g.raw, b) {
+			t.Fatal("genesis does not round trip")
+		}
+		if d, err := ParseDecision(b); err == nil && d.Slot == 0 {
+			t.Fatal("slot 0")
+		}
+		if st, err := decodeState(r.Genesis(), [][]byte{b}); err == nil && !bytes.Equal(slices.Concat(st.encode()...), b) {
+			t.Fatal("state does not round trip")
+		}
+	})
+}
+
+func ExampleQuorum() {
+	fmt.Println(Quorum(1), Quorum(3), Quorum(5), Quorum(MaxVoters))
+	// Output: 1 2 4 14
 }

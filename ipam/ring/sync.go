@@ -2,171 +2,127 @@ package ring
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
-// A digest sums the ids of the records by their first byte, so two copies that
-// differ in a few records find out which of 256 parts to send.
+// A digest says how far a copy is:
 //
-//	 0        1         17        21      25         29
-//	+--------+---------+---------+-------+----------+---------------
-//	| format | genesis | records | adopt | adoptsum | 256 sums
-//	+--------+---------+---------+-------+----------+---------------
-//	  1        16        4         4       4          8 each
+//	 0        1         17     25
+//	+--------+---------+------+------+
+//	| format | genesis | slot | head |
+//	+--------+---------+------+------+
+//	  1        16        8      16
 //
-// If the copy has no ring, genesis is zero and there are no sums. records and adopt
-// are numbers of records and of adoptions. A sum is taken modulo 2^64, over the
-// first 8 bytes of each id.
+// If the copy has no ring, all but the format is zero.
 const (
 	digestFormat = 1
-	digestHeader = 29
-	buckets      = 256
-	digestLen    = digestHeader + 8*buckets
+	// DigestLen is the length of a digest in bytes.
+	DigestLen = 1 + len(ID{}) + 8 + len(ID{})
 )
-
-// logRecord appends a record to the log and adds it to the digest.
-func (st *state) logRecord(id ID, raw []byte) {
-	st.log = append(st.log, Raw{id, raw})
-	st.short[id.short()] = id
-	st.buckets[id[0]] += id.short()
-}
 
 // Digest returns a summary of the copy. Equal copies give equal digests.
 func (r *Ring) Digest() []byte {
-	b := make([]byte, digestHeader, digestLen)
+	b := make([]byte, DigestLen)
 	b[0] = digestFormat
-	binary.BigEndian.PutUint32(b[21:], uint32(len(r.adoptions)))
-	binary.BigEndian.PutUint32(b[25:], r.adoptionSum())
-	if r.st == nil {
-		return b
-	}
-	copy(b[1:], r.st.genesis.id[:])
-	binary.BigEndian.PutUint32(b[17:], uint32(len(r.st.log)))
-	for _, sum := range r.st.buckets {
-		b = binary.BigEndian.AppendUint64(b, sum)
+	if st := r.st; st != nil {
+		copy(b[1:], st.genesis.id[:])
+		binary.BigEndian.PutUint64(b[17:], st.slot)
+		copy(b[25:], st.head[:])
 	}
 	return b
 }
 
-func (r *Ring) adoptionSum() (sum uint32) {
-	for id := range r.adoptions {
-		sum += binary.BigEndian.Uint32(id[:])
-	}
-	return sum
+// IsEmptyDigest reports whether a digest is that of a copy without a ring.
+func IsEmptyDigest(d []byte) bool {
+	return len(d) == DigestLen && bytes.Equal(d[1:], make([]byte, DigestLen-1))
 }
 
-// DigestLen returns how many bytes at the start of b are a digest, or an error.
-func DigestLen(b []byte) (int, error) {
-	if len(b) < digestHeader || b[0] != digestFormat {
-		return 0, fmt.Errorf("ring digest of %d bytes: %w", len(b), ErrFormat)
-	}
-	if bytes.Equal(b[1:17], make([]byte, 16)) {
-		return digestHeader, nil
-	}
-	if len(b) < digestLen {
-		return 0, fmt.Errorf("ring digest of %d bytes: %w", len(b), ErrFormat)
-	}
-	return digestLen, nil
-}
-
-// Missing returns the records that the copy with that digest lacks, in deltas of
-// at most gossip.MaxDelta bytes. wants reports whether this copy should ask for
-// more by sending its own digest. Of two copies that differ only one asks, so that
-// a record that one of them refuses does not make them ask each other forever.
+// Missing returns what the copy with that digest lacks, in deltas of at most
+// gossip.MaxDelta bytes. wants reports whether that copy has what this one lacks.
 //
-// For a copy of another ring it returns the genesis, so that the other copy learns
-// who made this ring, and the adoptions, together with the *DivergentError.
+// For a copy of another ring it returns the genesis, so that the other copy learns who
+// made this ring, together with the *DivergentError. If this copy left that ring by a
+// decision, it returns that decision instead.
 func (r *Ring) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
-	n, err := DigestLen(digest)
-	if err != nil {
-		return nil, false, err
+	if len(digest) != DigestLen || digest[0] != digestFormat {
+		return nil, false, malformed("ring digest", digest)
 	}
-	if n != len(digest) {
-		return nil, false, fmt.Errorf("ring digest with %d bytes after it: %w", len(digest)-n, ErrFormat)
-	}
-	mine := r.Digest()
-	if bytes.Equal(mine, digest) {
+	if bytes.Equal(r.Digest(), digest) {
 		return nil, false, nil
-	}
-	if !bytes.Equal(mine[21:digestHeader], digest[21:digestHeader]) && len(r.adoptions) > 0 {
-		deltas = append(deltas, r.adoptionDelta())
 	}
 	var theirs ID
 	copy(theirs[:], digest[1:])
+	slot := binary.BigEndian.Uint64(digest[17:])
 	switch {
 	case r.st == nil:
 		want, waits := r.Awaits()
-		return deltas, !theirs.IsZero() && (!waits || want == theirs) || less(mine, digest), nil
+		return r.afterLeft(theirs, slot), !theirs.IsZero() && (!waits || want == theirs), nil
 	case theirs.IsZero():
-		return append(deltas, r.deltas(func(Raw) bool { return true })...), false, nil
-	case theirs != r.st.genesis.id:
-		deltas = append(deltas, appendRecord(newDelta(r.st.genesis.id), r.st.genesis.raw))
-		return deltas, false, &DivergentError{Ours: r.st.genesis.id, Theirs: theirs, OurPeers: r.st.genesis.Peers}
+		return r.st.since(0, true), false, nil
+	case theirs == r.st.genesis.id:
+		return r.st.since(slot, false), slot > r.st.slot, nil
 	}
-	var differs [buckets]bool
-	for i := range differs {
-		differs[i] = binary.BigEndian.Uint64(digest[digestHeader+8*i:]) != r.st.buckets[i]
+	if deltas := r.afterLeft(theirs, slot); deltas != nil {
+		return deltas, false, nil
 	}
-	first := r.st.genesis.id
-	deltas = append(deltas, r.deltas(func(rec Raw) bool { return rec.ID != first && differs[rec.ID[0]] })...)
-	return deltas, less(mine, digest), nil
+	g := r.st.genesis
+	deltas = append(deltas, appendRecord(newDelta(g.id), g.raw))
+	return deltas, false, &DivergentError{Ours: g.id, Theirs: theirs, OurPeers: g.Founders}
 }
 
-// less orders digests by how many records they stand for.
-func less(a, b []byte) bool {
-	return cmp.Or(bytes.Compare(a[17:digestHeader], b[17:digestHeader]), bytes.Compare(a, b)) < 0
+// afterLeft returns what a copy lacks of a ring that this copy left by a decision.
+func (r *Ring) afterLeft(ring ID, slot uint64) [][]byte {
+	for _, st := range r.left {
+		if st.genesis.id == ring && st.next != nil {
+			return st.since(slot, false)
+		}
+	}
+	return nil
 }
 
-// deltas returns the records for which keep is true, in the order of the log.
-func (r *Ring) deltas(keep func(Raw) bool) [][]byte {
-	var out [][]byte
-	d := newDelta(r.st.genesis.id)
-	for _, rec := range r.st.log {
-		if !keep(rec) {
-			continue
+// since returns the decisions after slot; the snapshot first if some of them are gone.
+func (st *state) since(slot uint64, genesis bool) (deltas [][]byte) {
+	d := newDelta(st.genesis.id)
+	add := func(raw []byte) {
+		if len(d)+2+len(raw) > maxDelta && len(d) > deltaHeader {
+			deltas = append(deltas, d)
+			d = newDelta(st.genesis.id)
 		}
-		if len(d)+2+len(rec.Bytes) > maxDelta {
-			out = append(out, d)
-			d = newDelta(r.st.genesis.id)
-		}
-		d = appendRecord(d, rec.Bytes)
+		d = appendRecord(d, raw)
 	}
-	if len(d) > deltaHeader {
-		out = append(out, d)
+	if genesis {
+		add(st.genesis.raw)
 	}
-	return out
-}
-
-// Proof returns all records that an empty copy needs to accept records: the
-// genesis, the removals, and the grants of the same addresses.
-func (r *Ring) Proof(records []Raw) [][]byte {
-	if r.st == nil {
-		return nil
-	}
-	var about []*Grant
-	for _, rec := range records {
-		if g := r.st.grants[rec.ID]; g != nil {
-			about = append(about, g)
-		}
-	}
-	return r.deltas(func(rec Raw) bool {
-		g := r.st.grants[rec.ID]
-		if g == nil {
-			return true
-		}
-		for _, a := range about {
-			if g.Range.Overlaps(a.Range) {
-				return true
+	if base := st.base(); slot+1 < base {
+		for _, raw := range st.lineage {
+			if slotOf(raw) > slot {
+				add(raw)
 			}
 		}
-		return false
-	})
+		add(st.tail[0])
+		for i, p := range st.parts {
+			add(partRecord(base, i, p))
+		}
+		slot = base
+	}
+	for _, raw := range st.tail {
+		if slotOf(raw) > slot {
+			add(raw)
+		}
+	}
+	if len(d) > deltaHeader {
+		deltas = append(deltas, d)
+	}
+	return deltas
 }
 
-// Join puts two deltas of one ring into one. It returns nil if they are of two
-// rings, or too long together.
+// base returns the slot of the first decision of the tail.
+func (st *state) base() uint64 { return st.slot + 1 - uint64(len(st.tail)) }
+
+// Join puts two deltas of one ring into one. It returns nil if they are of two rings, or
+// too long together.
 func Join(older, newer []byte) []byte {
 	if len(older) < deltaHeader || len(newer) < deltaHeader || !bytes.Equal(older[:deltaHeader], newer[:deltaHeader]) ||
 		len(older)+len(newer)-deltaHeader > maxDelta {
@@ -175,47 +131,110 @@ func Join(older, newer []byte) []byte {
 	return append(bytes.Clone(older), newer[deltaHeader:]...)
 }
 
-// Dump returns all records of the ring and all adoptions, to be written to disk,
-// and the other arguments of Restore.
-func (r *Ring) Dump() (origin, genesis ID, records []Raw) {
-	for _, a := range r.adoptions {
-		records = append(records, Raw{a.id, a.raw})
-	}
-	if r.st != nil {
-		genesis = r.st.genesis.id
-		records = append(records, r.st.log...)
-	}
-	return r.origin, genesis, records
-}
+// Stored is a copy as it is written to disk: records by key. The key of a decision and
+// of a part begins with its slot, so that a record under a key never changes.
+type Stored map[string][]byte
 
-// Restore merges the records that Dump returned, in any order. It returns an error
-// for each record that cannot be accepted.
-func (r *Ring) Restore(origin, genesis ID, records [][]byte) []error {
-	// The adoptions are merged after the ring: they led to it, and must not lead
-	// away from it before it is complete.
-	delta, adoptions := newDelta(genesis), newDelta(ID{})
-	for _, raw := range records {
-		switch {
-		case len(raw) == 0 || len(raw) > maxRecord:
-			return []error{malformed("record", raw)}
-		case raw[0] == kindAdoption:
-			adoptions = appendRecord(adoptions, raw)
-		default:
-			delta = appendRecord(delta, raw)
+// Dump returns the records of the copy and of the rings that it left, to be written to
+// disk. The values are read-only.
+func (r *Ring) Dump() Stored {
+	out := make(Stored)
+	add := func(st *state, prefix string) {
+		out[prefix+"g"] = st.genesis.raw
+		for _, raw := range slices.Concat(st.lineage, st.tail) {
+			out[prefix+"d"+string(raw[1:9])] = raw
+		}
+		if len(st.parts) > 0 {
+			for i, p := range st.parts {
+				raw := partRecord(st.base(), i, p)
+				out[prefix+"p"+string(raw[1:11])] = raw
+			}
 		}
 	}
-	out, err := r.Merge(delta)
-	errs := out.Refused
-	if err != nil && len(errs) == 0 {
-		errs = append(errs, err)
+	for i, st := range r.left {
+		add(st, string(rune('0'+i)))
 	}
-	if !origin.IsZero() {
-		r.origin = origin
+	if r.st != nil {
+		add(r.st, "r")
+	} else if !r.awaits.IsZero() {
+		out["w"] = r.awaits[:]
 	}
-	out, err = r.Merge(adoptions)
-	errs = append(errs, out.Refused...)
-	if err != nil && len(out.Refused) == 0 {
-		errs = append(errs, err)
+	if !r.follows.IsZero() {
+		out["f"] = r.follows[:]
 	}
+	return out
+}
+
+// Restore rebuilds the copy from what Dump returned. Everything is checked again. It
+// returns an error for each part that cannot be used; the rest comes from other peers.
+func (r *Ring) Restore(s Stored) (errs []error) {
+	if f := s["f"]; len(f) == len(ID{}) {
+		copy(r.follows[:], f)
+	}
+	for i := range maxLeft {
+		st, err := r.restore(s, string(rune('0'+i)))
+		if st != nil {
+			r.left = append(r.left, st)
+		}
+		errs = append(errs, err...)
+	}
+	st, err := r.restore(s, "r")
+	errs = append(errs, err...)
+	r.st = st
+	r.followDecision()
+	if w := s["w"]; len(w) == len(ID{}) && r.st == nil {
+		copy(r.awaits[:], w)
+	}
+	r.epoch++
 	return errs
+}
+
+func (r *Ring) restore(s Stored, prefix string) (*state, []error) {
+	raw := s[prefix+"g"]
+	if raw == nil {
+		return nil, nil
+	}
+	g, err := ParseGenesis(raw)
+	if err != nil {
+		return nil, []error{fmt.Errorf("restore a ring: %w", err)}
+	}
+	if g.Range != r.addrRange {
+		return nil, []error{fmt.Errorf("restore ring %s of %s: %w", g.id, g.Range, ErrRange)}
+	}
+	var decisions, parts [][]byte
+	for k, v := range s {
+		switch {
+		case len(k) == 10 && k[:2] == prefix+"d" && slotOf(v) > 0:
+			decisions = append(decisions, v)
+		case len(k) == 12 && k[:2] == prefix+"p" && len(v) > 11:
+			parts = append(parts, v)
+		}
+	}
+	slices.SortFunc(decisions, func(a, b []byte) int { return bytes.Compare(a[1:9], b[1:9]) })
+	slices.SortFunc(parts, func(a, b []byte) int { return bytes.Compare(a[1:11], b[1:11]) })
+	c := New(r.addrRange, r.verifier, r.keys)
+	delta := appendRecord(newDelta(g.id), raw)
+	if _, err := c.Merge(delta); err != nil {
+		return nil, []error{fmt.Errorf("restore a ring: %w", err)}
+	}
+	var errs []error
+	for _, raw := range slices.Concat(decisions, parts, decisions) {
+		if len(raw) > maxRecord || c.st == nil || c.st.genesis.id != g.id {
+			break
+		}
+		m := &merge{ring: c, news: newDelta(g.id), trust: true}
+		var err error
+		if raw[0] == kindDecision {
+			err = m.decision(raw)
+		} else {
+			err = m.addPart(raw)
+		}
+		if err == nil {
+			m.drain()
+		}
+		if err != nil && !isEarly(err) {
+			errs = append(errs, fmt.Errorf("restore ring %s: %w", g.id, err))
+		}
+	}
+	return c.st, errs
 }

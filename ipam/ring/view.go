@@ -1,60 +1,158 @@
 package ring
 
 import (
+	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Holder returns the present incarnation of name.
-func (r *Ring) Holder(name peer.Name) Holder {
+func isEarly(err error) bool { return errors.Is(err, ErrEarly) }
+
+// Give returns the transfer of rng from from, which must own all of it, to to, signed by
+// s. It has no effect until it is decided.
+func (r *Ring) Give(s peer.Signer, from, to Holder, rng addr.Range) (*Action, error) {
+	a := &Action{Kind: Transfer, Range: rng, From: from, To: to, AsOf: r.Slot()}
+	if r.st != nil {
+		a.sign(r.st.genesis.id, s)
+	}
+	return a, r.Check(a)
+}
+
+// Leaving returns the action with which from leaves everything to heir, signed by from.
+// It lacks the signature of the heir; see SignAsHeir.
+func (r *Ring) Leaving(s peer.Signer, from, heir Holder) *Action {
+	a := &Action{Kind: Leave, From: from, To: heir, AsOf: r.Slot()}
+	if r.st != nil {
+		a.sign(r.st.genesis.id, s)
+	}
+	return a
+}
+
+// SignAsHeir adds the signature of the heir.
+func (r *Ring) SignAsHeir(s peer.Signer, a *Action) {
+	if r.st != nil {
+		a.signAsHeir(r.st.genesis.id, s)
+	}
+}
+
+// NextSnapshot returns the snapshot of the present state.
+func (r *Ring) NextSnapshot() *Action { return &Action{Kind: Snapshot, Parts: r.st.partIDs()} }
+
+// SignedBy returns an error if key may not sign for h.
+func (r *Ring) SignedBy(h Holder, key peer.Key) error { return h.signedBy(key, r.keys) }
+
+// Since returns what a copy of this ring lacks that knows the decisions up to slot, in
+// deltas.
+func (r *Ring) Since(slot uint64) [][]byte {
 	if r.st == nil {
-		return Holder{Name: name}
+		return nil
 	}
-	return r.st.current(name)
+	return r.st.since(slot, false)
 }
 
-// Removed returns the present owner of the space of h, and whether h was removed.
-func (r *Ring) Removed(h Holder) (heir Holder, removed bool) {
-	if r.st == nil || r.st.leaves[h] == nil {
-		return h, false
+// TailSize returns how many bytes of decisions the copy keeps since the last snapshot,
+// and the size of that snapshot.
+func (r *Ring) TailSize() (tail, snapshot int) {
+	if r.st == nil {
+		return 0, 0
 	}
-	return r.st.owner(h), true
+	for _, p := range r.st.parts {
+		snapshot += len(p)
+	}
+	return r.st.size, snapshot
 }
 
-// Known reports whether h owns anything or was ever given anything.
-func (r *Ring) Known(h Holder) bool {
-	return r.st != nil && (len(r.st.grantedTo[h]) > 0 || !r.Owners()[h].IsZero())
+// Voters returns the voters, ascending. The slice is read-only.
+func (r *Ring) Voters() []Holder {
+	if r.st == nil {
+		return nil
+	}
+	return r.st.voters
 }
 
-// LeadsTo reports whether the removals lead from h to to, directly or over other
-// holders.
-func (r *Ring) LeadsTo(h, to Holder) bool { return r.st != nil && r.st.leadsTo(h, to) }
-
-// Superseded reports whether the adoptions lead from ring id to the ring of this
-// copy.
-func (r *Ring) Superseded(id ID) bool {
-	return r.st != nil && r.resolve(id) == r.st.genesis.id
+// Banned returns the banned peers, ascending.
+func (r *Ring) Banned() (out []Holder) {
+	if r.st == nil {
+		return nil
+	}
+	for h := range r.st.banned {
+		out = append(out, h)
+	}
+	slices.SortFunc(out, Holder.Compare)
+	return out
 }
 
-// Owner returns the owner of a, and false if a is outside the address range or
-// there is no ring.
+// IsBanned reports whether a peer is banned.
+func (r *Ring) IsBanned(h Holder) bool { return r.st != nil && r.st.banned[h] }
+
+// Founder returns the holder of a founder that is known by its name only.
+func (r *Ring) Founder(n peer.Name) (Holder, bool) {
+	h := Holder{Name: n}
+	if r.st == nil || !r.st.genesis.seeded() {
+		return Holder{}, false
+	}
+	_, ok := slices.BinarySearchFunc(r.st.genesis.Founders, h, Holder.Compare)
+	return h, ok
+}
+
+// Named returns the owners and voters with a name, of all keys, ascending.
+func (r *Ring) Named(n peer.Name) (out []Holder) {
+	for h := range r.Owners() {
+		if h.Name == n {
+			out = append(out, h)
+		}
+	}
+	for _, h := range r.Voters() {
+		if h.Name == n {
+			out = append(out, h)
+		}
+	}
+	slices.SortFunc(out, Holder.Compare)
+	return slices.Compact(out)
+}
+
+// Left reports whether this copy left ring id, by a decision or by its operator.
+func (r *Ring) Left(id ID) bool {
+	return slices.ContainsFunc(r.left, func(st *state) bool { return st.genesis.id == id })
+}
+
+// LeftRings returns the rings that this copy left and can go back to, the last one last.
+func (r *Ring) LeftRings() (ids []ID) {
+	for _, st := range r.left {
+		ids = append(ids, st.genesis.id)
+	}
+	return ids
+}
+
+// Owner returns the owner of a, and false if a is outside the address range or there is
+// no ring.
 func (r *Ring) Owner(a netip.Addr) (Holder, bool) {
 	if r.st == nil || !r.st.whole.Contains(a) {
 		return Holder{}, false
 	}
-	return r.st.owner(r.st.pieces[r.st.at(a)].grant.To), true
+	return r.st.pieces[r.st.at(a)].holder, true
 }
 
-// Owners returns how many addresses each owner has. The map is read-only, and
-// valid until the ring changes.
+// RunOf returns the run of addresses around a that have one owner and one slot.
+func (r *Ring) RunOf(a netip.Addr) addr.Range {
+	if r.st == nil || !r.st.whole.Contains(a) {
+		return addr.Range{}
+	}
+	i := r.st.at(a)
+	return addr.Range{First: r.st.pieces[i].first, Last: r.st.last(i)}
+}
+
+// Owners returns how many addresses each owner has. The map is read-only, and valid
+// until the ring changes.
 func (r *Ring) Owners() map[Holder]addr.Count {
 	if r.st == nil {
 		return nil
 	}
-	if e := r.Epoch(); r.owners == nil || r.ownersAt != e {
-		r.owners, r.ownersAt = r.st.owners(), e
+	if r.owners == nil || r.ownersAt != r.epoch {
+		r.owners, r.ownersAt = r.OwnersIn(r.st.whole), r.epoch
 	}
 	return r.owners
 }
@@ -62,54 +160,41 @@ func (r *Ring) Owners() map[Holder]addr.Count {
 // OwnersIn returns how many addresses of rng each owner has.
 func (r *Ring) OwnersIn(rng addr.Range) map[Holder]addr.Count {
 	out := make(map[Holder]addr.Count)
-	r.each(rng, func(part addr.Range, g *Grant) {
-		h := r.st.owner(g.To)
-		out[h] = out[h].Add(part.Size())
-	})
+	r.each(rng, func(part addr.Range, p piece) { out[p.holder] = out[p.holder].Add(part.Size()) })
 	return out
 }
 
-// Owned returns the ranges that the present incarnation of name owns, normalized
-// by addr.Normal.
-func (r *Ring) Owned(name peer.Name) []addr.Range {
+// Owned returns the ranges that any of hs owns, normalized by addr.Normal.
+func (r *Ring) Owned(hs ...Holder) (out []addr.Range) {
 	if r.st == nil {
 		return nil
 	}
-	me := r.st.current(name)
-	var out []addr.Range
-	// It can own only ranges that were given to it or to holders it inherited from.
-	for _, given := range r.st.wasGiven(r.st.whole, me, 0) {
-		r.each(given, func(part addr.Range, g *Grant) {
-			if r.st.owner(g.To) == me {
-				out = append(out, part)
-			}
-		})
-	}
+	r.each(r.st.whole, func(part addr.Range, p piece) {
+		if slices.Contains(hs, p.holder) {
+			out = append(out, part)
+		}
+	})
 	return addr.Normal(out)
 }
 
-// Entry is a run of addresses with one ruling record.
+// Entry is a run of addresses with one owner.
 type Entry struct {
-	Range   addr.Range
-	Owner   Holder
-	Given   Holder // the holder that the record gave it to; Owner may have inherited it
-	Version uint64
+	Range addr.Range
+	Owner Holder
+	Since uint64 // the slot that made it so
 }
 
 // Entries returns the whole ring in order.
-func (r *Ring) Entries() []Entry {
+func (r *Ring) Entries() (out []Entry) {
 	if r.st == nil {
 		return nil
 	}
-	var out []Entry
-	r.each(r.st.whole, func(part addr.Range, g *Grant) {
-		out = append(out, Entry{part, r.st.owner(g.To), g.To, g.Version})
-	})
+	r.each(r.st.whole, func(part addr.Range, p piece) { out = append(out, Entry{part, p.holder, p.since}) })
 	return out
 }
 
 // each calls f for the pieces of rng.
-func (r *Ring) each(rng addr.Range, f func(addr.Range, *Grant)) {
+func (r *Ring) each(rng addr.Range, f func(addr.Range, piece)) {
 	if r.st == nil {
 		return
 	}
@@ -120,6 +205,6 @@ func (r *Ring) each(rng addr.Range, f func(addr.Range, *Grant)) {
 	}
 	for i := st.at(rng.First); i < len(st.pieces) && !rng.Last.Less(st.pieces[i].first); i++ {
 		part, _ := rng.Intersect(addr.Range{First: st.pieces[i].first, Last: st.last(i)})
-		f(part, st.pieces[i].grant)
+		f(part, st.pieces[i])
 	}
 }

@@ -1,0 +1,499 @@
+package consensus
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Times of a round. With shorter ones voters on slow paths end rounds before messages
+// arrive; with longer ones a dead or lying proposer costs more time.
+const (
+	// stepTimeout is how long a voter waits for a proposal, and for votes after a quorum
+	// has voted without agreeing. It grows by stepGrowth with each round, up to
+	// maxTimeout.
+	stepTimeout = 600 * time.Millisecond
+	stepGrowth  = 300 * time.Millisecond
+	maxTimeout  = 5 * time.Second
+	// lonely is how many times as long a voter waits while no quorum has voted at all. It
+	// then goes on without: votes may have been lost after their voters went on.
+	lonely = 4
+	// deadProposer replaces stepTimeout if no path leads to the proposer.
+	deadProposer = 150 * time.Millisecond
+)
+
+const (
+	// roundsAhead is how many rounds ahead of its own a voter keeps messages of.
+	roundsAhead = 3
+	// maxJump is how many rounds a voter follows a single voter that is ahead, where no
+	// voter may lie. If some may lie, it follows as many as may lie and one more.
+	// One jump follows another after jumpEvery, or a liar could keep a voter busy with
+	// jumps.
+	maxJump   = 8
+	jumpEvery = 200 * time.Millisecond
+	// maxRound bounds rounds: later ones are refused.
+	maxRound = 1 << 31
+)
+
+// Config configures a Machine. All fields are constant.
+type Config struct {
+	Ring     ring.ID
+	Slot     uint64
+	Voters   []ring.Holder
+	Self     ring.Holder
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	// SignedBy returns an error if key may not sign for a voter.
+	SignedBy func(h ring.Holder, key peer.Key) error
+	// Propose returns the body that this voter wants, nil if it wants nothing now.
+	Propose func() []byte
+	// Fits returns an error if a body cannot be decided in this slot by anyone.
+	Fits func(body []byte) error
+	// Agree returns an error if this voter does not want a body that fits, now.
+	Agree func(body []byte) error
+	// Reachable reports whether a path leads to a voter.
+	Reachable func(ring.Holder) bool
+}
+
+type step uint8
+
+const (
+	proposing step = iota
+	prevoting
+	precommitting
+)
+
+// Machine is one voter's part in one slot. It is not safe for concurrent use.
+type Machine struct {
+	cfg     Config
+	self    int // index of Self, -1 if it has no vote
+	quorum  int
+	started bool
+
+	round    uint32
+	step     step
+	deadline time.Time // of the step
+	near     bool      // a quorum has voted in this step, so deadline is near
+	nextJump time.Time // see maxJump
+	rounds   map[uint32]*roundState
+	heardOf  [ring.MaxVoters]uint32 // the highest round of each voter
+
+	locked     int64 // the round in which lockedID was locked, -1
+	lockedID   ring.ID
+	valid      int64 // the round in which validBody had a quorum of prevotes, -1
+	validBody  []byte
+	validProof []ring.Vote
+
+	changed bool // since the last call of TakeChanged
+	decided []byte
+}
+
+// roundState is what is known of a round.
+type roundState struct {
+	prop       *proposal
+	prevotes   [ring.MaxVoters]*vote
+	precommits [ring.MaxVoters]*vote
+}
+
+func (rs *roundState) set(v stepVote) {
+	if v.step == stepPrevote {
+		rs.prevotes[v.voter] = &v.vote
+	} else {
+		rs.precommits[v.voter] = &v.vote
+	}
+}
+
+func (rs *roundState) get(step byte, voter int) *vote {
+	if step == stepPrevote {
+		return rs.prevotes[voter]
+	}
+	return rs.precommits[voter]
+}
+
+func (rs *roundState) all() (out []stepVote) {
+	for i, v := range rs.prevotes {
+		if v != nil {
+			out = append(out, stepVote{stepPrevote, i, *v})
+		}
+	}
+	for i, v := range rs.precommits {
+		if v != nil {
+			out = append(out, stepVote{stepPrecommit, i, *v})
+		}
+	}
+	return out
+}
+
+// count returns how many voted for id, and how many voted.
+func count(votes *[ring.MaxVoters]*vote, id ring.ID) (forID, total int) {
+	for _, v := range votes {
+		if v != nil {
+			total++
+			if v.id == id {
+				forID++
+			}
+		}
+	}
+	return forID, total
+}
+
+// votesFor returns the votes for id as a proof.
+func votesFor(votes *[ring.MaxVoters]*vote, id ring.ID) (out []ring.Vote) {
+	for i, v := range votes {
+		if v != nil && v.id == id {
+			out = append(out, ring.Vote{Voter: i, Key: v.key, Sig: v.sig})
+		}
+	}
+	return out
+}
+
+// New returns the machine of a slot. saved is the last State that this peer wrote, of any
+// slot; nil if there is none.
+func New(cfg Config, saved []byte) (*Machine, error) {
+	if len(cfg.Voters) > ring.MaxVoters {
+		return nil, fmt.Errorf("decide slot %d: %d voters, at most %d", cfg.Slot, len(cfg.Voters), ring.MaxVoters)
+	}
+	m := &Machine{cfg: cfg, self: slices.Index(cfg.Voters, cfg.Self), quorum: ring.Quorum(len(cfg.Voters)),
+		rounds: make(map[uint32]*roundState), locked: -1, valid: -1}
+	if saved != nil {
+		if err := m.restore(saved); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// Slot returns the slot that the machine decides.
+func (m *Machine) Slot() uint64 { return m.cfg.Slot }
+
+// Round returns the present round.
+func (m *Machine) Round() uint32 { return m.round }
+
+// Pending reports whether a body may have been decided that this voter has signed, so
+// that the slot must be brought to its end.
+func (m *Machine) Pending() bool { return m.valid >= 0 || m.locked >= 0 }
+
+// Decided returns the decision, nil until there is one.
+func (m *Machine) Decided() []byte { return m.decided }
+
+// TakeChanged reports whether the machine changed since the last call, so that State
+// must be written and Message be sent.
+func (m *Machine) TakeChanged() bool {
+	c := m.changed
+	m.changed = false
+	return c
+}
+
+// Voted returns the voters that have voted in the present round.
+func (m *Machine) Voted() (out []ring.Holder) {
+	rs := m.at(m.round)
+	for i, h := range m.cfg.Voters {
+		if rs.prevotes[i] != nil || rs.precommits[i] != nil {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+func (m *Machine) at(round uint32) *roundState {
+	rs := m.rounds[round]
+	if rs == nil {
+		rs = &roundState{}
+		m.rounds[round] = rs
+	}
+	return rs
+}
+
+// proposer returns the index of the proposer of a round.
+func (m *Machine) proposer(round uint32) int {
+	return int((m.cfg.Slot + uint64(round)) % uint64(len(m.cfg.Voters)))
+}
+
+func timeout(round uint32) time.Duration {
+	return min(stepTimeout+time.Duration(min(round, 100))*stepGrowth, maxTimeout)
+}
+
+// Tick does what is due at now. The caller calls it while there is something to decide,
+// or Pending is true.
+func (m *Machine) Tick(now time.Time) {
+	if m.self < 0 {
+		return
+	}
+	if !m.started {
+		m.started = true
+		m.enter(m.round, now)
+	}
+	if m.deadline.IsZero() {
+		m.startWaiting(now) // after a restart
+	}
+	m.advance(now)
+}
+
+// enter begins a round.
+func (m *Machine) enter(round uint32, now time.Time) {
+	m.round, m.step = round, proposing
+	m.startWaiting(now)
+	for r := range m.rounds {
+		if r < round {
+			delete(m.rounds, r)
+		}
+	}
+	m.changed = true
+}
+
+func (m *Machine) startWaiting(now time.Time) {
+	m.deadline = now.Add(timeout(m.round))
+	if p := m.proposer(m.round); p != m.self && !m.cfg.Reachable(m.cfg.Voters[p]) {
+		m.deadline = now.Add(deadProposer)
+	}
+}
+
+// advance applies the rules of the algorithm until none applies.
+func (m *Machine) advance(now time.Time) {
+	for m.decided == nil && m.rule(now) {
+	}
+}
+
+// rule applies one rule, and reports whether one applied.
+func (m *Machine) rule(now time.Time) bool {
+	if m.decide() || m.skip(now) {
+		return true
+	}
+	rs := m.at(m.round)
+	if rs.prop != nil && m.step >= prevoting && m.valid < int64(m.round) {
+		if n, _ := count(&rs.prevotes, rs.prop.id); n >= m.quorum {
+			m.valid, m.validBody, m.validProof = int64(m.round), rs.prop.body, votesFor(&rs.prevotes, rs.prop.id)
+			m.changed = true
+			if m.step == prevoting {
+				m.locked, m.lockedID = int64(m.round), rs.prop.id
+				m.cast(stepPrecommit, rs.prop.id, now)
+			}
+			return true
+		}
+	}
+	late := !m.deadline.IsZero() && !now.Before(m.deadline)
+	switch m.step {
+	case proposing:
+		return m.prevote(rs, now, late)
+	case prevoting:
+		none, total := count(&rs.prevotes, ring.ID{})
+		switch {
+		case none >= m.quorum, late:
+			m.cast(stepPrecommit, ring.ID{}, now)
+			return true
+		case total >= m.quorum:
+			m.hasten(now)
+		}
+	case precommitting:
+		_, total := count(&rs.precommits, ring.ID{})
+		switch {
+		case late && m.round < maxRound:
+			m.enter(m.round+1, now)
+			return true
+		case total >= m.quorum:
+			m.hasten(now)
+		}
+	}
+	return false
+}
+
+// hasten ends a step soon, because a quorum has voted in it without agreeing.
+func (m *Machine) hasten(now time.Time) {
+	if !m.near {
+		m.near, m.deadline = true, now.Add(timeout(m.round))
+	}
+}
+
+// decide looks for a quorum of precommits in any round that is known.
+func (m *Machine) decide() bool {
+	for round, rs := range m.rounds {
+		if rs.prop == nil {
+			continue
+		}
+		if n, _ := count(&rs.precommits, rs.prop.id); n >= m.quorum {
+			m.decided = ring.NewDecision(rs.prop.body, round, votesFor(&rs.precommits, rs.prop.id)[:m.quorum])
+			m.changed = true
+			return true
+		}
+	}
+	return false
+}
+
+// skip enters a later round that enough other voters are in.
+func (m *Machine) skip(now time.Time) bool {
+	ahead := slices.Clone(m.heardOf[:len(m.cfg.Voters)])
+	slices.Sort(ahead)
+	liars := ring.Liars(len(m.cfg.Voters))
+	to := ahead[len(ahead)-1-liars]
+	if to <= m.round {
+		return false
+	}
+	if liars == 0 {
+		if now.Before(m.nextJump) {
+			return false
+		}
+		to, m.nextJump = min(to, m.round+maxJump), now.Add(jumpEvery)
+	}
+	m.enter(to, now)
+	return true
+}
+
+// prevote is the rule of the step propose.
+func (m *Machine) prevote(rs *roundState, now time.Time, late bool) bool {
+	if rs.prop == nil && m.proposer(m.round) == m.self {
+		if m.propose(rs) {
+			return true
+		}
+	}
+	if p := rs.prop; p != nil {
+		// It may still agree until the deadline, when it has heard more.
+		if m.judge(p) == nil {
+			m.cast(stepPrevote, p.id, now)
+			return true
+		}
+	}
+	if late {
+		m.cast(stepPrevote, ring.ID{}, now)
+		return true
+	}
+	return false
+}
+
+// propose makes the proposal of the round.
+func (m *Machine) propose(rs *roundState) bool {
+	p := &proposal{body: m.validBody, valid: m.valid, proof: m.validProof}
+	if m.valid < 0 {
+		if p.body = m.cfg.Propose(); p.body == nil {
+			return false
+		}
+	}
+	p.id = ring.BodyID(p.body)
+	p.key = m.cfg.Signer.Key()
+	p.sig = m.cfg.Signer.Sign(domainProposal, proposalMessage(m.cfg.Ring, m.cfg.Slot, m.round, p))
+	rs.prop = p
+	m.changed = true
+	return true
+}
+
+// judge returns an error if this voter does not prevote p. The proof of p was checked when
+// it arrived.
+func (m *Machine) judge(p *proposal) error {
+	if err := m.cfg.Fits(p.body); err != nil {
+		return err
+	}
+	switch {
+	case m.lockedID == p.id && m.locked >= 0:
+		return nil
+	case m.locked >= 0 && m.locked > p.valid:
+		return fmt.Errorf("another body was locked in round %d", m.locked)
+	case p.valid >= 0:
+		return nil // a quorum agreed to it
+	}
+	return m.cfg.Agree(p.body)
+}
+
+// cast signs a vote of this voter and goes to the next step.
+func (m *Machine) cast(step byte, id ring.ID, now time.Time) {
+	domain, next := domainPrevote, prevoting
+	if step == stepPrecommit {
+		domain, next = ring.VoteDomain, precommitting
+	}
+	sig := m.cfg.Signer.Sign(domain, ring.VoteMessage(m.cfg.Ring, m.cfg.Slot, m.round, id))
+	m.at(m.round).set(stepVote{step, m.self, vote{id, m.cfg.Signer.Key(), sig}})
+	m.step, m.near, m.deadline = next, false, now.Add(lonely*timeout(m.round))
+	m.changed = true
+}
+
+// Message returns all that this voter knows of its round, for the other voters.
+func (m *Machine) Message() []byte {
+	rs := m.at(m.round)
+	out := message{slot: m.cfg.Slot, round: m.round, prop: rs.prop, votes: rs.all()}
+	return out.encode()
+}
+
+// Receive takes a message of another voter. It returns an error for bytes that are not a
+// message of this slot, or with a wrong signature.
+func (m *Machine) Receive(now time.Time, raw []byte) error {
+	in, err := parse(raw)
+	if err != nil {
+		return err
+	}
+	if in.slot != m.cfg.Slot || in.round >= maxRound {
+		return fmt.Errorf("message of a voter for slot %d, round %d: %w", in.slot, in.round, errFormat)
+	}
+	if in.round < m.round {
+		return nil // it hears of this voter's round
+	}
+	keep := in.round <= m.round+roundsAhead
+	for _, v := range in.votes {
+		if v.voter >= len(m.cfg.Voters) {
+			return fmt.Errorf("vote of voter %d of %d: %w", v.voter, len(m.cfg.Voters), errFormat)
+		}
+		if v.voter == m.self || keep && m.at(in.round).get(v.step, v.voter) != nil || !keep && m.heardOf[v.voter] >= in.round {
+			continue
+		}
+		if err := m.checkVote(in.round, v); err != nil {
+			return err
+		}
+		m.heardOf[v.voter] = max(m.heardOf[v.voter], in.round)
+		if keep {
+			m.at(in.round).set(v)
+		}
+	}
+	if p := in.prop; keep && p != nil && m.at(in.round).prop == nil {
+		if err := m.checkProposal(in.round, p); err != nil {
+			return err
+		}
+		m.at(in.round).prop = p
+		m.heardOf[m.proposer(in.round)] = max(m.heardOf[m.proposer(in.round)], in.round)
+	}
+	if m.started {
+		m.advance(now)
+	}
+	return nil
+}
+
+func (m *Machine) verify(voter int, key peer.Key, domain string, msg []byte, sig peer.Signature) error {
+	h := m.cfg.Voters[voter]
+	if err := m.cfg.SignedBy(h, key); err != nil {
+		return err
+	}
+	if !m.cfg.Verifier.Verify(key, domain, msg, sig) {
+		return fmt.Errorf("message of voter %s: %w", h, ring.ErrSignature)
+	}
+	return nil
+}
+
+func (m *Machine) checkVote(round uint32, v stepVote) error {
+	domain := domainPrevote
+	if v.step == stepPrecommit {
+		domain = ring.VoteDomain
+	}
+	return m.verify(v.voter, v.key, domain, ring.VoteMessage(m.cfg.Ring, m.cfg.Slot, round, v.id), v.sig)
+}
+
+func (m *Machine) checkProposal(round uint32, p *proposal) error {
+	if err := m.verify(m.proposer(round), p.key, domainProposal, proposalMessage(m.cfg.Ring, m.cfg.Slot, round, p), p.sig); err != nil {
+		return err
+	}
+	if p.valid < 0 {
+		p.proof = nil
+		return nil
+	}
+	if len(p.proof) < m.quorum {
+		return fmt.Errorf("proposal of round %d with %d of %d prevotes of round %d: %w", round, len(p.proof), m.quorum, p.valid, ring.ErrVotes)
+	}
+	msg := ring.VoteMessage(m.cfg.Ring, m.cfg.Slot, uint32(p.valid), p.id)
+	for _, v := range p.proof {
+		if v.Voter >= len(m.cfg.Voters) {
+			return fmt.Errorf("proof of voter %d of %d: %w", v.Voter, len(m.cfg.Voters), errFormat)
+		}
+		if err := m.verify(v.Voter, v.Key, domainPrevote, msg, v.Sig); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+package consensus
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+func signer(i int) peer.Cheap { return peer.Cheap{ID: peer.Key{byte(i + 1)}} }
+
+func holder(i int) ring.Holder {
+	return ring.HolderOf(peer.Name{2, 5: byte(i + 1)}, signer(i).Key())
+}
+
+// world is some voters that decide one slot.
+type world struct {
+	t       *testing.T
+	seed    uint64
+	rng     *rand.Rand
+	now     time.Time
+	voters  []ring.Holder
+	nodes   []*Machine
+	disks   [][]byte
+	dead    []bool
+	loss    float64
+	wire    [][2]any // receiver, message
+	decided []byte
+}
+
+func newWorld(t *testing.T, seed uint64, n int) *world {
+	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), now: time.Unix(1e9, 0),
+		nodes: make([]*Machine, n), disks: make([][]byte, n), dead: make([]bool, n)}
+	for i := range n {
+		w.voters = append(w.voters, holder(i))
+	}
+	for i := range n {
+		w.launch(i)
+	}
+	return w
+}
+
+func (w *world) launch(i int) {
+	m, err := New(Config{Ring: ring.ID{7}, Slot: 5, Voters: w.voters, Self: holder(i), Signer: signer(i), Verifier: peer.Cheap{},
+		SignedBy: func(h ring.Holder, k peer.Key) error {
+			if peer.IDOf(k) != h.Key {
+				return ring.ErrSignature
+			}
+			return nil
+		},
+		Propose:   func() []byte { return fmt.Appendf(nil, "body of %d", i) },
+		Fits:      func([]byte) error { return nil },
+		Agree:     func([]byte) error { return nil },
+		Reachable: func(h ring.Holder) bool { return !w.dead[h.Name[5]-1] },
+	}, w.disks[i])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.nodes[i] = m
+}
+
+// after writes the state of a node and sends its message.
+func (w *world) after(i int, always bool) {
+	m := w.nodes[i]
+	if m.TakeChanged() || always {
+		w.disks[i] = m.State()
+		for j := range w.nodes {
+			if j != i && w.rng.Float64() >= w.loss {
+				w.wire = append(w.wire, [2]any{j, m.Message()})
+			}
+		}
+	}
+	if d := m.Decided(); d != nil {
+		body := d[:bytes.LastIndex(d, []byte("body of "))+9]
+		if w.decided == nil {
+			w.decided = body
+		}
+		if !bytes.Equal(body, w.decided) {
+			w.t.Fatalf("seed %d: %q and %q are decided", w.seed, w.decided, body)
+		}
+	}
+}
+
+func (w *world) step() {
+	w.now = w.now.Add(50 * time.Millisecond)
+	for i := range w.nodes {
+		if !w.dead[i] {
+			w.nodes[i].Tick(w.now)
+			w.after(i, w.rng.IntN(20) == 0)
+		}
+	}
+	wire := w.wire
+	w.wire = nil
+	w.rng.Shuffle(len(wire), func(i, j int) { wire[i], wire[j] = wire[j], wire[i] })
+	for _, p := range wire {
+		i := p[0].(int)
+		if w.dead[i] {
+			continue
+		}
+		if err := w.nodes[i].Receive(w.now, p[1].([]byte)); err != nil {
+			w.t.Fatal(err)
+		}
+		w.after(i, false)
+	}
+}
+
+// With losses, restarts at any moment and as many dead voters as a quorum allows, one body
+// is decided and no other.
+func TestOneBodyIsDecided(t *testing.T) {
+	first := seed.New(t)
+	for i := range 150 {
+		s := first + uint64(i)
+		rng := rand.New(rand.NewPCG(s, 2))
+		n := 1 + rng.IntN(10)
+		w := newWorld(t, s, n)
+		w.loss = 0.3
+		for range rng.IntN(n - ring.Quorum(n) + 1) {
+			w.dead[rng.IntN(n)] = true
+		}
+		for range 100 {
+			w.step()
+			if i := rng.IntN(n); rng.IntN(15) == 0 && !w.dead[i] {
+				w.launch(i)
+			}
+		}
+		w.loss = 0
+		// One that decides tells the others by gossip.
+		for steps := 0; w.decided == nil; steps++ {
+			if steps == 3000 {
+				t.Fatalf("seed %d: no decision of %d voters", s, n)
+			}
+			w.step()
+		}
+	}
+}
+
+// A voter that is locked on a body does not vote for another one, also after a restart.
+func TestLockSurvivesARestart(t *testing.T) {
+	w := newWorld(t, 1, 4)
+	body := []byte("body of 1")
+	id := ring.BodyID(body)
+	p := w.nodes[0].proposer(0)
+	prop := &proposal{body: body, id: id, valid: -1, key: signer(p).Key()}
+	prop.sig = signer(p).Sign(domainProposal, proposalMessage(ring.ID{7}, 5, 0, prop))
+	self := (p + 1) % 4
+	msg := message{slot: 5, prop: prop}
+	for i := range 4 {
+		if i != self {
+			msg.votes = append(msg.votes, stepVote{stepPrevote, i, vote{id, signer(i).Key(),
+				signer(i).Sign(domainPrevote, ring.VoteMessage(ring.ID{7}, 5, 0, id))}})
+		}
+	}
+	m := w.nodes[self]
+	m.Tick(w.now)
+	if err := m.Receive(w.now, msg.encode()); err != nil {
+		t.Fatal(err)
+	}
+	if m.lockedID != id {
+		t.Fatalf("locked %s in round %d", m.lockedID, m.locked)
+	}
+	w.disks[self] = m.State()
+	w.launch(self)
+	m = w.nodes[self]
+	other := &proposal{body: []byte("body of 2"), id: ring.BodyID([]byte("body of 2")), valid: -1}
+	if err := m.judge(other); err == nil {
+		t.Error("a locked voter agrees to another body")
+	}
+	if err := m.judge(prop); err != nil {
+		t.Errorf("it disagrees to its own body: %v", err)
+	}
+}
+
+// A voter that claims to be in a round far ahead costs the others a few rounds, not time.
+func TestJumpIsBounded(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	m := w.nodes[0]
+	m.Tick(w.now)
+	const far = maxRound - 1
+	msg := message{slot: 5, round: far, votes: []stepVote{{stepPrevote, 1, vote{ring.ID{}, signer(1).Key(),
+		signer(1).Sign(domainPrevote, ring.VoteMessage(ring.ID{7}, 5, far, ring.ID{}))}}}}
+	for range 100 {
+		if err := m.Receive(w.now, msg.encode()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.Round() > maxJump {
+		t.Errorf("round %d", m.Round())
+	}
+}
+
+func FuzzReceive(f *testing.F) {
+	w := newWorld(nil, 1, 4)
+	for range 3 {
+		for i := range w.nodes {
+			w.nodes[i].Tick(w.now)
+			f.Add(w.nodes[i].Message())
+			f.Add(w.nodes[i].State())
+			for j := range w.nodes {
+				_ = w.nodes[j].Receive(w.now, w.nodes[i].Message())
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if m, err := parse(b); err == nil && !bytes.Equal(m.encode(), b) {
+			t.Fatal("a message does not round trip")
+		}
+		w := newWorld(t, 1, 4)
+		m := w.nodes[1]
+		m.Tick(w.now)
+		_ = m.Receive(w.now, b)
+		m.Tick(w.now.Add(time.Minute))
+		if len(m.rounds) > roundsAhead+2 {
+			t.Fatalf("%d rounds are kept", len(m.rounds))
+		}
+		_ = m.restore(b)
+		_ = m.State()
+	})
+}

@@ -1,0 +1,484 @@
+package ipam
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/ipam/consensus"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Decisions of the ring, as this peer takes part in them. A peer that wants something
+// sends its wish to the voters until the ring shows it. A voter that consents to a wish
+// works for its decision:
+//
+//	any peer          voters
+//	wish ------------> consents? -> a machine of package consensus for the next slot
+//	     ------------>    round <--------> round ...
+//	ring <--- gossip ---- decision
+//
+// What a voter consents to is decided here and in voters.go. A consent is about what this
+// voter itself knows; the word of the peer that asks is worth nothing.
+
+const (
+	wishTTL = 30 * time.Second // of another peer's wish that is not repeated
+	// maxWishes bounds the wishes of other peers, and maxWishesBy those of one peer.
+	maxWishes   = 512
+	maxWishesBy = 16
+	// consentTTL is how long an operator's consent holds.
+	consentTTL = 10 * time.Minute
+	// activeFor is how long a voter takes part after it last heard of a round.
+	activeFor = 5 * time.Second
+	// helpEvery is how often a peer that is behind is sent what it lacks.
+	helpEvery = time.Second
+	// snapshotTail is how many bytes of decisions are kept before a snapshot.
+	snapshotTail = 256 << 10
+	// minSnapshotTail is how many there must be for a voter to agree to a snapshot.
+	minSnapshotTail = 64 << 10
+)
+
+// wish is an action that a peer wants to be decided.
+type wish struct {
+	action *ring.Action
+	own    bool
+	from   peer.Name // of another peer's
+	at     time.Time // when it was last repeated
+	sent   time.Time // of an own wish
+}
+
+// wishKey tells wishes apart. Two removals of one holder are one wish.
+type wishKey struct {
+	kind ring.Kind
+	from ring.Holder
+	id   [16]byte // of a transfer
+}
+
+func keyOf(a *ring.Action) wishKey {
+	k := wishKey{kind: a.Kind, from: a.From}
+	if a.Kind == ring.Transfer || a.Kind == ring.Leave {
+		sum := sha256.Sum256(a.Encode())
+		copy(k.id[:], sum[:])
+	}
+	return k
+}
+
+// consent is something that the operator of this host agreed to.
+type consent struct {
+	kind ring.Kind
+	peer ring.Holder
+}
+
+// wish works for the decision of an action until the ring shows it.
+func (c *core) wish(a *ring.Action) {
+	if k := keyOf(a); c.wishes[k] == nil || !c.wishes[k].own {
+		c.wishes[k] = &wish{action: a, own: true, at: c.now}
+	}
+}
+
+// onWish takes the wish of another peer, if this peer has a vote.
+func (c *core) onWish(from peer.Name, m message) {
+	a, err := ring.ParseAction(m.body)
+	if err != nil || !c.ring.Ready() || !c.hasVote() {
+		return
+	}
+	switch a.Kind {
+	case ring.Transfer, ring.Leave:
+		if c.ring.Check(a) != nil {
+			if m.id < c.ring.Slot() {
+				c.help(from, m.id)
+			}
+			return
+		}
+	case ring.Remove:
+		if c.ring.Check(a) != nil {
+			return
+		}
+		if err := c.agreeRemoval(&ring.Action{Kind: ring.Remove, From: a.From, To: c.heirFor(a.From)}); err != nil {
+			c.send(from, message{kind: msgRefusal, body: []byte(err.Error())})
+		}
+	case ring.Ban, ring.Unban, ring.Adopt:
+		c.hearOperator(from, a)
+		return
+	default:
+		return
+	}
+	k := keyOf(a)
+	if w := c.wishes[k]; w != nil {
+		w.at = c.now
+		return
+	}
+	by := 0
+	for _, w := range c.wishes {
+		if !w.own && w.from == from {
+			by++
+		}
+	}
+	if len(c.wishes) >= maxWishes || by >= maxWishesBy {
+		c.counters.Wishes++
+		return
+	}
+	c.wishes[k] = &wish{action: a, from: from, at: c.now}
+	c.pushDecide()
+}
+
+// refusal is why a voter does not agree to a wish of this peer.
+type refusal struct {
+	reason string
+	at     time.Time
+}
+
+// maxRefusal is the longest reason that is kept, in bytes.
+const maxRefusal = 200
+
+func (c *core) onRefusal(from peer.Name, m message) {
+	if c.ring.Ready() && c.voterNamed(from) {
+		c.refusals[from] = refusal{strings.ToValidUTF8(string(m.body[:min(len(m.body), maxRefusal)]), "?"), c.now}
+	}
+}
+
+// dropWishes drops the wishes that came true, and those that are not repeated.
+func (c *core) dropWishes() {
+	for k, w := range c.wishes {
+		if !w.own && c.now.Sub(w.at) > wishTTL || errors.Is(c.ring.Check(w.action), ring.ErrState) {
+			delete(c.wishes, k)
+		}
+	}
+	for n, r := range c.refusals {
+		if c.now.Sub(r.at) > 3*resendEvery {
+			delete(c.refusals, n)
+		}
+	}
+	for k, at := range c.consents {
+		if c.now.Sub(at) > consentTTL {
+			delete(c.consents, k)
+		}
+	}
+	c.dropVoices()
+}
+
+// sortedWishes returns the wishes in the order in which they came.
+func (c *core) sortedWishes() (out []*wish) {
+	for _, w := range c.wishes {
+		out = append(out, w)
+	}
+	slices.SortFunc(out, func(a, b *wish) int {
+		return cmp.Or(a.at.Compare(b.at), bytes.Compare(a.action.Encode(), b.action.Encode()))
+	})
+	return out
+}
+
+// actions returns what this voter would propose now.
+func (c *core) actions() (out []*ring.Action) {
+	if a := c.wantSnapshot(); a != nil {
+		return []*ring.Action{a}
+	}
+	for _, w := range c.sortedWishes() {
+		a := w.action
+		if a.Kind == ring.Remove {
+			a = &ring.Action{Kind: ring.Remove, From: a.From, To: c.heirFor(a.From)}
+		}
+		if c.agree(a) == nil {
+			out = append(out, a)
+		}
+	}
+	out = append(out, c.heardEnough()...)
+	if a := c.wantVoters(); a != nil {
+		out = append(out, a)
+	}
+	return out
+}
+
+func (c *core) wantSnapshot() *ring.Action {
+	if tail, snapshot := c.ring.TailSize(); tail > max(snapshotTail, 2*snapshot) {
+		return c.ring.NextSnapshot()
+	}
+	return nil
+}
+
+// agree returns an error if this voter does not agree to an action that fits the ring.
+func (c *core) agree(a *ring.Action) error {
+	if err := c.ring.Check(a); err != nil {
+		return err
+	}
+	switch a.Kind {
+	case ring.Transfer, ring.Leave:
+		// Those from whom it takes have signed it. But nothing goes to a peer that is
+		// away, as it may be removed soon.
+		if !c.present(a.To) {
+			return fmt.Errorf("%s cannot be reached from %s", c.displayName(a.To.Name), c.displayName(c.cfg.Self))
+		}
+		return nil
+	case ring.Remove:
+		return c.agreeRemoval(a)
+	case ring.Voters:
+		return c.agreeVoters(a)
+	case ring.Ban, ring.Unban:
+		if a.Kind == ring.Ban && a.To != c.heirFor(a.From) {
+			return fmt.Errorf("the heir of %s is %s, not %s", a.From, c.heirFor(a.From), a.To)
+		}
+		if _, ok := c.consents[consent{a.Kind, a.From}]; !ok {
+			return fmt.Errorf("the operator of %s did not ask for the %s of %s", c.displayName(c.cfg.Self), a.Kind, a.From)
+		}
+		return nil
+	case ring.Adopt:
+		return c.agreeAdoption(a)
+	case ring.Snapshot:
+		if tail, _ := c.ring.TailSize(); tail < minSnapshotTail {
+			return errors.New("there are too few decisions for a snapshot")
+		}
+		return nil
+	}
+	return fmt.Errorf("%s is unknown here", a.Kind)
+}
+
+func (c *core) agreeRemoval(a *ring.Action) error {
+	if c.present(a.From) {
+		return fmt.Errorf("%s can be reached from %s", c.displayName(a.From.Name), c.displayName(c.cfg.Self))
+	}
+	if heir := c.heirFor(a.From); a.To != heir {
+		return fmt.Errorf("the heir of %s is %s, not %s", a.From, heir, a.To)
+	}
+	if _, asked := c.consents[consent{ring.Remove, a.From}]; asked {
+		return nil
+	}
+	if d := c.absentFor(a.From); d < c.cfg.Absence {
+		return fmt.Errorf("%s has been away for %v only; %s agrees after %v, or at once if its operator removes the peer too",
+			c.displayName(a.From.Name), d.Round(time.Second), c.displayName(c.cfg.Self), c.cfg.Absence)
+	}
+	return nil
+}
+
+// heirFor returns the peer that gets the space of gone: the first voter that is present,
+// in an order that the hash of both names decides, so that no peer can choose itself.
+func (c *core) heirFor(gone ring.Holder) (heir ring.Holder) {
+	var best [32]byte
+	for _, h := range c.ring.Voters() {
+		if h == gone || !c.present(h) {
+			continue
+		}
+		if sum := sha256.Sum256(h.Append(gone.Append(nil))); heir.IsZero() || bytes.Compare(sum[:], best[:]) < 0 {
+			heir, best = h, sum
+		}
+	}
+	if heir.IsZero() {
+		return c.self
+	}
+	return heir
+}
+
+// agreeBody returns an error if this voter does not agree to all actions of a body.
+func (c *core) agreeBody(body []byte) error {
+	actions, err := c.ring.CheckBody(body)
+	if err != nil {
+		return err
+	}
+	for _, a := range actions {
+		if err := c.agree(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// voter returns this peer as a voter.
+func (c *core) voter() (ring.Holder, bool) {
+	for _, h := range c.mine() {
+		if slices.Contains(c.ring.Voters(), h) {
+			return h, true
+		}
+	}
+	return ring.Holder{}, false
+}
+
+func (c *core) hasVote() bool {
+	_, ok := c.voter()
+	return ok && !c.left
+}
+
+func (c *core) voterNamed(n peer.Name) bool {
+	return slices.ContainsFunc(c.ring.Voters(), func(h ring.Holder) bool { return h.Name == n && c.present(h) })
+}
+
+// pushDecide continues everything that waits for a decision.
+func (c *core) pushDecide() {
+	if !c.ring.Ready() {
+		return
+	}
+	c.dropWishes()
+	c.sendWishes()
+	// A voter whose disk went back in time must not vote before it has heard of the
+	// decisions since then.
+	if !c.hasVote() || c.deciding || c.now.Before(c.graceEnd()) {
+		return
+	}
+	c.deciding = true
+	defer func() { c.deciding = false }()
+	m := c.slotMachine()
+	if m == nil || len(c.actions()) == 0 && !m.Pending() && !c.now.Before(c.activeUntil) {
+		return
+	}
+	m.Tick(c.now)
+	c.afterMachine()
+}
+
+// slotMachine returns the machine of the next slot.
+func (c *core) slotMachine() *consensus.Machine {
+	self, ok := c.voter()
+	if !ok {
+		return nil
+	}
+	if c.machine != nil && c.machine.Slot() == c.ring.Slot()+1 && c.machineRing == c.ring.Genesis().ID() {
+		return c.machine
+	}
+	m, err := consensus.New(consensus.Config{
+		Ring: c.ring.Genesis().ID(), Slot: c.ring.Slot() + 1, Voters: c.ring.Voters(), Self: self,
+		Signer: c.cfg.Signer, Verifier: c.cfg.Verifier, SignedBy: c.ring.SignedBy,
+		Propose:   func() []byte { return c.ring.Body(c.actions()) },
+		Fits:      func(body []byte) error { _, err := c.ring.CheckBody(body); return err },
+		Agree:     c.agreeBody,
+		Reachable: c.present,
+	}, c.savedVotes)
+	if err != nil {
+		c.warn("cannot take part in decisions of the ring", "err", err)
+		return nil
+	}
+	c.machine, c.machineRing = m, c.ring.Genesis().ID()
+	return m
+}
+
+// afterMachine writes and sends what the machine changed, and merges its decision.
+func (c *core) afterMachine() {
+	m := c.machine
+	if m.TakeChanged() {
+		c.savedVotes = m.State()
+		c.put(bucketVotes, []byte("slot"), c.savedVotes)
+		c.roundSent = time.Time{}
+	}
+	if d := m.Decided(); d != nil {
+		c.sendRound() // so that the others see the same quorum, if gossip is slow
+		out, err := c.ring.Decide(d)
+		if err != nil {
+			c.warn("a decision has a quorum but the ring refuses it", "err", err)
+		}
+		c.machine, c.activeUntil = nil, time.Time{}
+		c.publish(out)
+		return
+	}
+	if c.now.Sub(c.roundSent) >= resendEvery {
+		c.sendRound()
+	}
+}
+
+func (c *core) sendRound() {
+	c.roundSent = c.now
+	c.sendVoters(message{kind: msgRound, body: c.machine.Message()})
+}
+
+// sendVoters sends to the other voters that are present.
+func (c *core) sendVoters(m message) {
+	for _, h := range c.ring.Voters() {
+		if !c.isMine(h) && c.present(h) {
+			c.send(h.Name, m)
+		}
+	}
+}
+
+// sendWishes sends own wishes to the voters, until they come true.
+func (c *core) sendWishes() {
+	for _, w := range c.sortedWishes() {
+		if !w.own || c.now.Sub(w.sent) < resendEvery {
+			continue
+		}
+		w.sent = c.now
+		c.sendVoters(message{kind: msgWish, id: c.ring.Slot(), body: w.action.Encode()})
+	}
+	c.sendVoices()
+}
+
+// onRound takes a message of another voter.
+func (c *core) onRound(from peer.Name, m message) {
+	slot, err := consensus.SlotOf(m.body)
+	if err != nil || !c.ring.Ready() || !c.voterNamed(from) {
+		return
+	}
+	switch mine := c.ring.Slot() + 1; {
+	case slot < mine:
+		c.help(from, slot-1)
+		return
+	case slot > mine:
+		c.send(from, message{kind: msgBehind, slot: c.ring.Slot()})
+		return
+	}
+	machine := c.slotMachine()
+	if machine == nil || c.left || c.now.Before(c.graceEnd()) {
+		return
+	}
+	c.activeUntil = c.now.Add(activeFor)
+	if err := machine.Receive(c.now, m.body); err != nil {
+		c.counters.Rounds++
+		return
+	}
+	if machine == c.machine {
+		c.deciding = true
+		machine.Tick(c.now)
+		c.deciding = false
+		c.afterMachine()
+	}
+}
+
+// onBehind hears how far a peer is, and sends it what it lacks.
+func (c *core) onBehind(from peer.Name, m message) {
+	if c.ring.Ready() && m.slot < c.ring.Slot() {
+		c.help(from, m.slot)
+	}
+	c.heardLeave(from, m.slot)
+}
+
+// help sends a peer the decisions after slot, at most once in helpEvery.
+func (c *core) help(to peer.Name, slot uint64) {
+	if c.now.Sub(c.helped[to]) < helpEvery {
+		return
+	}
+	if len(c.helped) >= maxWishes {
+		clear(c.helped)
+	}
+	c.helped[to] = c.now
+	for _, d := range c.ring.Since(slot) {
+		c.send(to, message{kind: msgRecords, body: d})
+	}
+}
+
+// undecided returns what a decision waits for.
+func (c *core) undecided() string {
+	voters := c.ring.Voters()
+	need := ring.Quorum(len(voters))
+	var away []string
+	for _, h := range voters {
+		if !c.present(h) {
+			away = append(away, c.displayName(h.Name))
+		}
+	}
+	s := fmt.Sprintf("%d of %d voters can be reached, %d must agree", len(voters)-len(away), len(voters), need)
+	if len(away) > 0 {
+		s += "; away: " + joinNames(away)
+	}
+	for _, h := range voters {
+		if r, ok := c.refusals[h.Name]; ok {
+			s += "; " + r.reason
+		}
+	}
+	for _, w := range c.sortedWishes() {
+		if err := c.agree(w.action); w.own && err != nil && c.hasVote() {
+			s += "; " + err.Error()
+			break
+		}
+	}
+	return s
+}

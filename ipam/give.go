@@ -1,0 +1,214 @@
+package ipam
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Giving space to other peers. A peer that is asked signs a transfer and works for its
+// decision. From that moment on it does not use the range, also after a restart: the
+// voters may decide the transfer at any time.
+//
+// An ask costs a stranger with the password nothing, so what asks take is bounded. A peer
+// that is alone at its underlay address gets half of what is free, as a host needs it.
+// All others together get little, and a part stays for containers of this host.
+
+// Bounds of what others are given.
+const (
+	promiseTTL = 5 * time.Second // how long a promised range is waited for
+	// askBurst and askEvery bound the asks of one peer that are answered with a range.
+	askBurst = 32
+	askEvery = 2 * time.Second
+	// othersBurst and othersEvery bound those of all peers that share an underlay address.
+	othersBurst = 8
+	othersEvery = 5 * time.Second
+	// othersMost is the size limit of a range for such a peer.
+	othersMost = 16
+	// othersReserve is the part of the own space that stays free: one in othersReserve.
+	othersReserve = 4
+	maxAskers     = 4096
+	maxOffers     = 256
+)
+
+// offer is a transfer that this peer has signed and that is not decided.
+type offer struct {
+	action *ring.Action
+	id     uint64 // of the ask
+	to     peer.Name
+	away   time.Time // since when the receiver is away; zero if it is there
+}
+
+// asker is a token bucket.
+type asker struct {
+	tokens float64
+	at     time.Time
+}
+
+func (a *asker) take(now time.Time, burst float64, every time.Duration) bool {
+	if a.at.IsZero() {
+		a.tokens = burst
+	} else {
+		a.tokens = min(burst, a.tokens+now.Sub(a.at).Seconds()/every.Seconds())
+	}
+	a.at = now
+	if a.tokens < 1 {
+		return false
+	}
+	a.tokens--
+	return true
+}
+
+// mayGive reports whether an ask of a peer may be answered with a range now.
+func (c *core) mayGive(h ring.Holder) bool {
+	a := c.askers[h.Name]
+	if a == nil {
+		if len(c.askers) >= maxAskers {
+			for n, old := range c.askers {
+				if c.now.Sub(old.at) > time.Minute {
+					delete(c.askers, n)
+				}
+			}
+			if len(c.askers) >= maxAskers {
+				c.counters.Asks++
+				return false
+			}
+		}
+		a = &asker{}
+		c.askers[h.Name] = a
+	}
+	ok := len(c.offers) < maxOffers && a.take(c.now, askBurst, askEvery) &&
+		(c.eligible(h) || c.givenTo.take(c.now, othersBurst, othersEvery))
+	if !ok {
+		c.counters.Asks++
+	}
+	return ok
+}
+
+// donation returns the range to give to a peer for a subnet.
+func (c *core) donation(h ring.Holder, subnet netip.Prefix) (addr.Range, bool) {
+	r, ok := c.space.Donation(subnet)
+	if !ok || c.eligible(h) {
+		return r, ok
+	}
+	free := addr.Total(c.space.Free(addr.Of(c.cfg.Range)))
+	owned := addr.Total(c.space.Owned())
+	if free.Float() <= owned.Float()/othersReserve {
+		return addr.Range{}, false
+	}
+	return addr.Of(r.Block(addr.N(othersMost))), true
+}
+
+// onSpaceAsk offers a range.
+func (c *core) onSpaceAsk(from peer.Name, m message) {
+	answer := message{kind: msgSpaceAnswer, id: m.id, status: statusNo}
+	if to, ok := c.canGive(from); ok && m.prefix.Addr().BitLen() == c.cfg.Range.Addr().BitLen() {
+		if c.offered(from, addr.Of(m.prefix)) {
+			answer.status = statusYes // it asks again before the decision
+		} else if r, ok := c.donation(to, m.prefix); ok && c.mayGive(to) && c.give(to, r, m.id) {
+			answer.status = statusYes
+		}
+		if hosts, err := addr.Hosts(m.prefix); err == nil {
+			answer.free = addr.Total(c.space.Free(hosts))
+		}
+	}
+	c.send(from, answer)
+}
+
+// onClaimAsk offers a single address, if it is free.
+func (c *core) onClaimAsk(from peer.Name, m message) {
+	answer := message{kind: msgClaimAnswer, id: m.id, status: statusOther}
+	to, ok := c.canGive(from)
+	switch {
+	case !ok:
+	case c.offered(from, addr.Single(m.addr)):
+		answer.status = statusYes
+	case c.space.Owns(m.addr):
+		answer.status = statusNo
+		if !c.space.Uses(m.addr) && c.mayGive(to) && c.give(to, addr.Single(m.addr), m.id) {
+			answer.status = statusYes
+		}
+	}
+	c.send(from, answer)
+}
+
+// canGive returns a peer as an owner, if this peer gives anything to it.
+func (c *core) canGive(n peer.Name) (ring.Holder, bool) {
+	h, ok := c.holderOf(n)
+	return h, ok && c.ring.Ready() && !c.left && c.leaving == nil && c.view.Reachable(n) && !c.ring.IsBanned(h)
+}
+
+// offered reports whether a part of r was offered to a peer and is not decided.
+func (c *core) offered(to peer.Name, r addr.Range) bool {
+	for _, o := range c.offers {
+		if o.to == to && o.action.Range.Overlaps(r) {
+			return true
+		}
+	}
+	return false
+}
+
+// give offers r to another peer. Pieces of r that this peer owns under its other name, as
+// a founder, are left out.
+func (c *core) give(to ring.Holder, r addr.Range, id uint64) bool {
+	from, ok := c.ring.Owner(r.First)
+	if !ok || !c.isMine(from) {
+		return false
+	}
+	if r, ok = r.Intersect(c.ring.RunOf(r.First)); !ok {
+		return false
+	}
+	a, err := c.ring.Give(c.cfg.Signer, from, to, r)
+	if err != nil {
+		c.warn("cannot give a range", "peer", to, "range", r, "err", err)
+		return false
+	}
+	key := string(a.Encode())
+	c.offers[key] = &offer{action: a, id: id, to: to.Name}
+	v := append(binary.BigEndian.AppendUint64(nil, id), to.Name[:]...)
+	c.put(bucketOffers, []byte(key), v)
+	c.setOwned()
+	c.wish(a)
+	c.pushDecide()
+	return true
+}
+
+// dropOffers drops the offers that were decided or that the ring has overtaken. A range
+// that changed owner in another way is not signed again: its receiver asks again.
+func (c *core) dropOffers() {
+	for k, o := range c.offers {
+		if errors.Is(c.ring.Check(o.action), ring.ErrState) {
+			delete(c.offers, k)
+			c.put(bucketOffers, []byte(k), nil)
+		}
+	}
+}
+
+// pushOffers works for the decision of the offers, also after a restart. It revokes those
+// to peers that went away.
+func (c *core) pushOffers() {
+	if !c.ring.Ready() {
+		return
+	}
+	for _, o := range c.offers {
+		a := o.action
+		switch {
+		case c.present(a.To):
+			o.away = time.Time{}
+		case o.away.IsZero():
+			o.away = c.now
+		case c.now.Sub(o.away) >= c.cfg.Absence:
+			if a, err := c.ring.Give(c.cfg.Signer, a.From, a.From, a.Range); err == nil {
+				delete(c.wishes, keyOf(o.action))
+				c.wish(a)
+			}
+			continue
+		}
+		c.wish(a)
+	}
+}

@@ -1,0 +1,439 @@
+package ipam
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/paxos"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// hostile is a sim in which some nodes lie. A liar has a real core, so it founds the ring,
+// votes and owns addresses like the others. Besides, it sends lies drawn from a grammar of
+// all messages, signed with its own key and those of peers that it made up.
+type hostile struct {
+	*sim
+	seed    uint64
+	liars   map[*node]bool
+	heard   []packet                      // messages of others, to be sent again
+	owned   map[*node]map[netip.Addr]bool // what each honest node uses and owned once
+	madeUp  int
+	quarrel bool // whether lies are told
+}
+
+func newHostile(t testing.TB, seed uint64, honest, liars int) *hostile {
+	w := &hostile{sim: newSim(t, seed), seed: seed, liars: make(map[*node]bool), owned: make(map[*node]map[netip.Addr]bool), quarrel: true}
+	w.lies, w.duplicatesExpected = true, true // checkHonest looks at the honest ones
+	n := honest + liars
+	for range n {
+		w.add(churnRange, Init{Mode: Consensus, Expect: n})
+	}
+	for _, n := range w.nodes {
+		// Nobody is removed because it was away for a moment.
+		n.cfg.Absence = time.Hour
+		n.launch()
+	}
+	for len(w.liars) < liars {
+		w.liars[w.nodes[w.rng.IntN(n)]] = true
+	}
+	return w
+}
+
+func (w *hostile) honest() (out []*node) {
+	for _, n := range w.nodes {
+		if !w.liars[n] {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// madeUpKey returns the key of a peer that does not exist.
+func (w *hostile) madeUpKey() (ring.Holder, peer.Cheap) {
+	w.madeUp++
+	s := peer.Cheap{ID: peer.Key{99, byte(w.madeUp), byte(w.madeUp >> 8)}}
+	return ring.HolderOf(peer.Name{2, 9, 0, 0, byte(w.madeUp >> 8), byte(w.madeUp)}, s.Key()), s
+}
+
+// any returns any holder: of a node, or one that is made up.
+func (w *hostile) any() ring.Holder {
+	if w.rng.IntN(4) == 0 {
+		h, _ := w.madeUpKey()
+		return h
+	}
+	return w.nodes[w.rng.IntN(len(w.nodes))].self()
+}
+
+func (n *node) self() ring.Holder { return ring.HolderOf(n.cfg.Self, n.cfg.Signer.Key()) }
+
+// lie makes a liar tell one lie to some others.
+func (w *hostile) lie(n *node) {
+	c := n.core
+	if c == nil {
+		return
+	}
+	kind, data := w.lieOf(n)
+	if data == nil {
+		return
+	}
+	if w.rng.IntN(4) == 0 { // damaged on purpose
+		data = bytes.Clone(data)
+		data[w.rng.IntN(len(data))] ^= byte(1 + w.rng.IntN(255))
+	}
+	for _, m := range w.nodes {
+		if m != n && w.rng.IntN(2) == 0 {
+			w.post(n, m, kind, data)
+		}
+	}
+}
+
+func (w *hostile) action(n *node) *ring.Action {
+	r := n.core.ring
+	rng := w.rng
+	entries := r.Entries()
+	switch k := rng.IntN(8); {
+	case len(entries) == 0 || k == 0:
+		return &ring.Action{Kind: ring.Remove, From: w.any(), To: n.self()}
+	case k == 1:
+		return &ring.Action{Kind: ring.Ban, From: w.any(), To: n.self()}
+	case k == 2: // voters that it made up
+		voters := []ring.Holder{n.self()}
+		for range rng.IntN(6) {
+			voters = append(voters, w.any())
+		}
+		slices.SortFunc(voters, ring.Holder.Compare)
+		return &ring.Action{Kind: ring.Voters, Voters: slices.Compact(voters)}
+	case k == 3: // a ring of its own
+		h, s := w.madeUpKey()
+		g, err := ring.NewGenesis(n.cfg.Range, []ring.Holder{n.self(), h})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		var votes []ring.Vote
+		for _, v := range g.Voters() {
+			var signer peer.Signer = s
+			if v == n.self() {
+				signer = n.cfg.Signer
+			}
+			vote, _ := g.Sign(signer, v)
+			votes = append(votes, vote)
+		}
+		return &ring.Action{Kind: ring.Adopt, Genesis: g.WithVotes(votes)}
+	case k == 4:
+		return r.Leaving(n.cfg.Signer, w.any(), n.self())
+	default: // a transfer, often of what it does not own
+		e := entries[rng.IntN(len(entries))]
+		from := e.Owner
+		if rng.IntN(2) == 0 {
+			from = n.self()
+		}
+		part := addr.Of(e.Range.Block(addr.N(uint64(1 + rng.IntN(16)))))
+		a, _ := r.Give(n.cfg.Signer, from, w.any(), part)
+		return a
+	}
+}
+
+// lieOf returns a message or delta.
+func (w *hostile) lieOf(n *node) (kind byte, data []byte) {
+	c, rng := n.core, w.rng
+	unicast := func(m message) (byte, []byte) { return 'u', m.encode() }
+	if len(w.heard) > 0 && rng.IntN(5) == 0 {
+		p := w.heard[rng.IntN(len(w.heard))]
+		return p.kind, p.data
+	}
+	switch k := rng.IntN(14); {
+	case k == 0:
+		return unicast(message{kind: msgSpaceAsk, id: rng.Uint64(), prefix: c.cfg.Range})
+	case k == 1:
+		a := addr.Of(c.cfg.Range).First
+		for range rng.IntN(255) {
+			a = a.Next()
+		}
+		return unicast(message{kind: msgClaimAsk, id: rng.Uint64(), addr: a})
+	case k == 2:
+		return unicast(message{kind: msgSpaceAnswer, id: uint64(rng.IntN(1000)), status: byte(rng.IntN(3)), free: addr.N(rng.Uint64())})
+	case k == 3:
+		return unicast(message{kind: msgClaimAnswer, id: uint64(rng.IntN(1000)), status: byte(rng.IntN(3))})
+	case k == 4:
+		return unicast(message{kind: msgBehind, slot: rng.Uint64() >> rng.IntN(64)})
+	case k < 8:
+		a := w.action(n)
+		kind := msgWish
+		if a.Kind == ring.Leave {
+			kind = msgLeave
+		}
+		return unicast(message{kind: kind, body: a.Encode()})
+	case k < 11 && c.ring.Ready():
+		return unicast(message{kind: msgRound, body: w.vote(n)})
+	case k == 11:
+		return 'd', append([]byte{deltaElection}, w.electionLie(n)...)
+	case c.ring.Ready(): // a decision without a quorum
+		body := c.ring.Body([]*ring.Action{w.action(n)})
+		if body == nil {
+			return 0, nil
+		}
+		var votes []ring.Vote
+		for i := range c.ring.Voters() {
+			msg := ring.VoteMessage(c.ring.Genesis().ID(), c.ring.Slot()+1, 0, ring.BodyID(body))
+			votes = append(votes, ring.Vote{Voter: i, Key: n.cfg.Signer.Key(), Sig: n.cfg.Signer.Sign(ring.VoteDomain, msg)})
+		}
+		return 'd', append([]byte{deltaRing}, ringDeltaOf(c.ring.Genesis().ID(), ring.NewDecision(body, 0, votes))...)
+	}
+	return 0, nil
+}
+
+// ringDeltaOf encodes a record as package ring draws a delta.
+func ringDeltaOf(id ring.ID, raw []byte) []byte {
+	b := append([]byte{1}, id[:]...)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(raw)))
+	return append(b, raw...)
+}
+
+// vote returns a message of a voter, as package consensus draws it: a proposal and votes
+// that contradict others of the same voter.
+func (w *hostile) vote(n *node) []byte {
+	r := n.core.ring
+	id, slot, round := r.Genesis().ID(), r.Slot()+1, uint32(w.rng.IntN(4))
+	if w.rng.IntN(8) == 0 {
+		round = w.rng.Uint32()
+	}
+	key := n.cfg.Signer.Key()
+	b := binary.BigEndian.AppendUint64([]byte{1}, slot)
+	b = binary.BigEndian.AppendUint32(b, round)
+	body := r.Body([]*ring.Action{w.action(n)})
+	if body == nil {
+		b = append(b, 0)
+	} else {
+		b = append(b, 1)
+		b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
+		b = append(b, body...)
+		b = append(b, 0, 0, 0, 0, 0)
+		msg := append(ring.VoteMessage(id, slot, round, ring.BodyID(body)), 0, 0, 0, 0)
+		sig := n.cfg.Signer.Sign("weft ipam proposal", msg)
+		b = append(append(b, key[:]...), sig[:]...)
+	}
+	self := slices.Index(r.Voters(), n.self())
+	if self < 0 {
+		return append(b, 0)
+	}
+	b = append(b, 2)
+	for step, domain := range []string{"weft ipam prevote", ring.VoteDomain} {
+		var vote ring.ID
+		if body != nil && w.rng.IntN(3) > 0 {
+			vote = ring.BodyID(body)
+		}
+		sig := n.cfg.Signer.Sign(domain, ring.VoteMessage(id, slot, round, vote))
+		b = append(b, byte(step+1), byte(self))
+		b = append(append(append(b, vote[:]...), key[:]...), sig[:]...)
+	}
+	return b
+}
+
+// electionLie returns a delta of the election, as package paxos draws it: an entry that
+// claims to have accepted a value that the liar made up.
+func (w *hostile) electionLie(n *node) []byte {
+	value := encodeFounders([]ring.Holder{n.self(), w.any()})
+	round := uint32(1 + w.rng.IntN(4))
+	if w.rng.IntN(4) == 0 {
+		round = w.rng.Uint32()
+	}
+	ballot := paxos.Ballot{Round: round, Proposer: w.any().Name}
+	e := paxos.Entry{Node: n.cfg.Self, Voter: true, Expect: uint16(w.rng.Uint32()), Key: n.cfg.Signer.Key(),
+		State: paxos.Acceptor[paxos.ValueID]{Promised: ballot, Accepted: ballot, Value: paxos.IDOf(value)}}
+	raw := e.Append(nil)
+	unsigned := raw[:len(raw)-peer.SignatureLen]
+	e.Sig = n.cfg.Signer.Sign("weft ipam election", append([]byte("first ring of "+n.cfg.Range.String()), unsigned...))
+	var b []byte
+	for kind, item := range [][]byte{e.Append(nil), value} {
+		b = append(b, byte(kind+1))
+		b = binary.BigEndian.AppendUint16(b, uint16(len(item)))
+		b = append(b, item...)
+	}
+	return b
+}
+
+// event makes one random thing happen.
+func (w *hostile) event(step int) {
+	for n := range w.liars {
+		for range w.rng.IntN(4) {
+			if w.quarrel {
+				w.lie(n)
+			}
+		}
+	}
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	switch k := w.rng.IntN(24); {
+	case n.core == nil:
+		n.launch()
+	case k < 10:
+		n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint(w.seed, step), pfx(churnRange)) })
+	case k < 13:
+		if owners := slices.Sorted(maps.Keys(n.core.byOwner)); len(owners) > 0 {
+			a := n.core.byOwner[owners[0]][0]
+			delete(w.owned[n], a)
+			n.do(func(c *core) { c.release(owners[0], a) })
+		}
+	case k == 13 && !w.liars[n]:
+		n.diesInNextStep = true
+	case k == 14:
+		split := w.rng.IntN(len(w.nodes) + 1)
+		w.cut = func(a, b *node) bool { return (a.number < split) != (b.number < split) }
+	case k < 19:
+		w.cut = func(a, b *node) bool { return false }
+	}
+	if len(w.wire) > 0 {
+		w.heard = append(w.heard, w.wire[w.rng.IntN(len(w.wire))])
+		w.heard = w.heard[max(0, len(w.heard)-200):]
+	}
+	w.run(time.Duration(w.rng.IntN(300)) * time.Millisecond)
+	w.checkHonest()
+}
+
+// checkHonest fails the test if an honest node lost an address, shares one with another
+// honest node, or grew beyond a bound.
+func (w *hostile) checkHonest() {
+	w.t.Helper()
+	users := make(map[netip.Addr]*node)
+	for _, n := range w.honest() {
+		c := n.core
+		if c == nil {
+			continue
+		}
+		if w.owned[n] == nil {
+			w.owned[n] = make(map[netip.Addr]bool)
+		}
+		for a := range c.allocations {
+			if m := users[a]; m != nil {
+				w.t.Fatalf("seed %d: %s is in use on %s and on %s", w.seed, a, m.cfg.Self, n.cfg.Self)
+			}
+			users[a] = n
+			if c.space.Owns(a) {
+				w.owned[n][a] = true
+			} else if w.owned[n][a] && c.ring.Ready() && c.epoch == c.ring.Epoch() {
+				h, _ := c.ring.Owner(a)
+				for _, o := range c.offers {
+					w.t.Logf("it offered %s to %s: %v", o.action.Range, o.to, c.ring.Check(o.action))
+				}
+				w.t.Fatalf("seed %d: %s lost %s to %s", w.seed, n.cfg.Self, a, h)
+			}
+		}
+		for what, got := range map[string][2]int{
+			"wishes": {len(c.wishes), maxWishes + 64}, "voices": {len(c.voices), maxVoices}, "offers": {len(c.offers), maxOffers},
+			"askers": {len(c.askers), maxAskers}, "other rings": {len(c.diverged), maxDiverged}, "helped": {len(c.helped), maxWishes},
+		} {
+			if got[0] > got[1] {
+				w.t.Fatalf("seed %d: %d %s, at most %d", w.seed, got[0], what, got[1])
+			}
+		}
+	}
+}
+
+// Up to a third of the peers lie, with losses, partitions, kills and restarts: no honest
+// peer loses or shares an address, all stay within their bounds, and once the lies end the
+// honest peers agree and serve every request. WEFT_SOAK=10m runs for longer.
+func TestLiarsTakeNothing(t *testing.T) {
+	first := seed.New(t)
+	until, rounds := time.Time{}, 6
+	if v := os.Getenv("WEFT_SOAK"); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		until, rounds = time.Now().Add(d), 1<<30
+	}
+	for i := 0; i < rounds && (until.IsZero() || time.Now().Before(until)); i++ {
+		s := first + uint64(i)
+		sizes := [][2]int{{3, 1}, {5, 2}, {7, 3}}
+		size := sizes[s%uint64(len(sizes))]
+		w := newHostile(t, s, size[0], size[1])
+		w.loss = 0.1
+		for step := range 150 {
+			w.event(step)
+		}
+		w.quarrel, w.loss = false, 0
+		w.cut = func(a, b *node) bool { return false }
+		for _, n := range w.nodes {
+			if n.diesInNextStep = false; n.core == nil {
+				n.launch()
+			}
+		}
+		w.agree(60 * time.Second)
+		for i, n := range w.honest() {
+			n.allocate(fmt.Sprint("after", i), churnRange)
+		}
+		w.checkHonest()
+	}
+}
+
+// agree lets time pass until all honest nodes have one ring.
+func (w *hostile) agree(d time.Duration) {
+	w.t.Helper()
+	for end := w.now.Add(d); w.now.Before(end); w.run(500 * time.Millisecond) {
+		var first []byte
+		same := true
+		for _, n := range w.honest() {
+			dg := n.core.ring.Digest()
+			if first == nil {
+				first = dg
+			}
+			same = same && n.core.ring.Ready() && bytes.Equal(first, dg)
+		}
+		if same {
+			return
+		}
+	}
+	for _, n := range w.honest() {
+		w.t.Logf("%s: slot %d, %s, %s", n.cfg.Self, n.core.ring.Slot(), n.core.status().State, n.core.undecided())
+	}
+	w.t.Fatalf("seed %d: the honest peers do not agree", w.seed)
+}
+
+// One host makes up a thousand peers, all at its own address, against five real hosts.
+func TestThousandMadeUpPeersGetNoVote(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes := s.addAll(5, addrRange)
+	for i, n := range nodes {
+		n.allocate(fmt.Sprint("c", i), addrRange)
+	}
+	s.converged(10 * time.Second)
+	evil := s.add(addrRange, Init{Mode: Observer})
+	evil.allocate("evil", addrRange)
+	const count = 1000
+	for range count {
+		m := s.add(addrRange, Init{Mode: Observer})
+		m.at = evil
+		m.kill() // it only exists as a name
+		m.pretends = true
+	}
+	// They all ask for addresses.
+	before := addr.Total(nodes[0].core.space.Free(addr.Of(pfx(addrRange)))).Float()
+	for _, m := range s.nodes[6:] {
+		ask := message{kind: msgSpaceAsk, id: uint64(m.number), prefix: pfx(addrRange)}
+		nodes[0].do(func(c *core) { _ = c.receive(m.cfg.Self, ask.encode()) })
+	}
+	if after := addr.Total(nodes[0].core.space.Free(addr.Of(pfx(addrRange)))).Float(); after < before/2 {
+		t.Errorf("%.0f of %.0f free addresses are left", after, before)
+	}
+	s.nodes = slices.DeleteFunc(s.nodes, func(m *node) bool { return m.pretends })
+	s.run(time.Minute)
+	voters := nodes[0].core.ring.Voters()
+	if len(voters) > 6 {
+		t.Errorf("%d voters", len(voters))
+	}
+	for _, n := range nodes {
+		if !slices.Contains(voters, n.self()) {
+			t.Errorf("%s has no vote", n.cfg.Self)
+		}
+		n.allocate("more", addrRange)
+	}
+}

@@ -1,0 +1,180 @@
+package ring
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// Decision is one step of a ring.
+//
+//	 0      1      9      25       33      35
+//	+------+------+------+--------+-------+---------------------+-------+-------+-------
+//	| kind | slot | prev | voters | count | length, action, ... | round | count | votes
+//	+------+------+------+--------+-------+---------------------+-------+-------+-------
+//	  1      8      16     8        2       2 + length each       4       1       97 each
+//
+// The part before the round is the body; its hash is the id of the decision, which the
+// next decision names as prev. Slot 1 names the genesis. Voters is the slot of the last
+// decision that changed the voters, so that a copy that lacks decisions knows whether it
+// knows the voters. A vote signs the ring, the slot, the round and the id.
+type Decision struct {
+	Slot    uint64
+	Prev    ID
+	Since   uint64 // the slot that changed the voters last
+	Actions []*Action
+	Round   uint32
+	Votes   []Vote
+
+	id  ID
+	raw []byte
+}
+
+const (
+	kindDecision   = 2
+	domainDecision = "weft ipam decision"
+	// maxBody bounds the body of a decision, so that it fits a delta with its votes.
+	maxBody = 40 << 10
+	// maxSlot bounds slots so that they never wrap: at one decision per microsecond it
+	// is reached after 146,000 years.
+	maxSlot = 1 << 62
+)
+
+// maxRecord is the size limit of a record in bytes.
+const maxRecord = maxBody + 4 + 1 + MaxVoters*voteLen
+
+// Body encodes the actions as the body of the next decision. It leaves out the actions
+// that do not fit: those that have no effect after the ones before them, and those beyond
+// the size limit. It returns nil if none is left.
+func (r *Ring) Body(actions []*Action) []byte {
+	if r.st == nil || r.st.slot >= maxSlot {
+		return nil
+	}
+	b := r.st.bodyHeader()
+	trial := r.st.trial()
+	n := 0
+	for _, a := range actions {
+		raw := a.Encode()
+		alone := trial.alone(a)
+		if alone && n > 0 || len(b)+2+len(raw) > maxBody || trial.check(a) != nil || r.checkSignatures(a) != nil {
+			continue
+		}
+		trial.apply(a)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(raw)))
+		b = append(b, raw...)
+		if n++; alone {
+			break
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	binary.BigEndian.PutUint16(b[33:], uint16(n))
+	return b
+}
+
+func (st *state) bodyHeader() []byte {
+	b := []byte{kindDecision}
+	b = binary.BigEndian.AppendUint64(b, st.slot+1)
+	b = append(b, st.head[:]...)
+	b = binary.BigEndian.AppendUint64(b, st.votersSince)
+	return append(b, 0, 0)
+}
+
+// BodyID returns the id of the decision with that body.
+func BodyID(body []byte) ID { return idOf(domainDecision, body) }
+
+// CheckBody parses the body of the next decision. It returns an error if it does not
+// follow the last decision, or if any of its actions has no effect.
+func (r *Ring) CheckBody(body []byte) ([]*Action, error) {
+	d, rest, err := parseBody(body)
+	if err != nil {
+		return nil, err
+	}
+	if len(rest) > 0 {
+		return nil, malformed("body of a decision", body)
+	}
+	if r.st == nil || d.Slot != r.st.slot+1 || d.Prev != r.st.head || d.Since != r.st.votersSince {
+		return nil, fmt.Errorf("decision of slot %d: %w", d.Slot, ErrEarly)
+	}
+	trial := r.st.trial()
+	for _, a := range d.Actions {
+		if trial.alone(a) && len(d.Actions) > 1 {
+			return nil, malformed("decision with a "+a.Kind.String()+" and other actions", body)
+		}
+		if err := trial.check(a); err != nil {
+			return nil, fmt.Errorf("decision of slot %d: %s: %w", d.Slot, a.Kind, err)
+		}
+		if err := r.checkSignatures(a); err != nil {
+			return nil, fmt.Errorf("decision of slot %d: %w", d.Slot, err)
+		}
+		trial.apply(a)
+	}
+	return d.Actions, nil
+}
+
+// NewDecision encodes the decision for body that a quorum voted for.
+func NewDecision(body []byte, round uint32, votes []Vote) []byte {
+	b := slices.Clone(body)
+	b = binary.BigEndian.AppendUint32(b, round)
+	votes = slices.Clone(votes)
+	slices.SortFunc(votes, func(a, b Vote) int { return a.Voter - b.Voter })
+	return appendVotes(b, votes)
+}
+
+// parseBody parses the body at the front of raw and returns what follows it.
+func parseBody(raw []byte) (*Decision, []byte, error) {
+	if len(raw) == 0 || raw[0] != kindDecision {
+		return nil, nil, malformed("decision", raw)
+	}
+	r := reader{b: raw[1:]}
+	d := &Decision{Slot: r.uint64(), Prev: r.id(), Since: r.uint64()}
+	for range r.counted(3) {
+		a, err := ParseAction(r.take(r.uint16()))
+		if r.bad {
+			break
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		d.Actions = append(d.Actions, a)
+	}
+	n := len(raw) - len(r.b)
+	if r.bad || n > maxBody || d.Slot == 0 || d.Slot > maxSlot || len(d.Actions) == 0 {
+		return nil, nil, malformed("decision", raw)
+	}
+	d.id = BodyID(raw[:n])
+	return d, r.b, nil
+}
+
+// ParseDecision parses an encoded decision. It shares the memory of raw.
+func ParseDecision(raw []byte) (*Decision, error) {
+	d, rest, err := parseBody(raw)
+	if err != nil {
+		return nil, err
+	}
+	r := reader{b: rest}
+	d.Round, d.Votes = r.uint32(), r.votes()
+	if !r.end() {
+		return nil, malformed("decision", raw)
+	}
+	d.raw = raw
+	return d, nil
+}
+
+// slotOf returns the slot of an encoded decision.
+func slotOf(raw []byte) uint64 {
+	if len(raw) < 9 || raw[0] != kindDecision {
+		return 0
+	}
+	return binary.BigEndian.Uint64(raw[1:])
+}
+
+// checkVotesOf returns an error unless a quorum of voters decided d.
+func (r *Ring) checkVotesOf(d *Decision, g *Genesis, voters []Holder) error {
+	err := checkVotes(voters, d.Votes, VoteMessage(g.id, d.Slot, d.Round, d.id), r.verifier, r.keys)
+	if err != nil {
+		return fmt.Errorf("decision of slot %d: %w", d.Slot, err)
+	}
+	return nil
+}
