@@ -24,9 +24,11 @@
 # make bench-compare  measures BASE and this tree, and compares them
 # make bench-policy, bench-dns, bench-docker, bench-cni  measure these parts
 # make vulncheck      looks for known vulnerabilities
+# make soak           runs the simulation with lying members for SOAK
 
 GO       ?= go
 FUZZTIME ?= 60s
+SOAK     ?= 10m
 VERSION  ?= $(shell git describe --tags --dirty 2>/dev/null)
 
 # Tests and labs make network namespaces, which takes root.
@@ -35,7 +37,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test unit vulncheck bench-compare test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
+.PHONY: test unit vulncheck soak bench-compare test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -177,6 +179,10 @@ bench: build rivals
 BASE ?= HEAD~1
 bench-compare:
 	$(SUDO) env GO=$(GO) .ci/bench-compare $(BASE)
+
+# Members that lie at random, and ten years of hosts that come and go.
+soak:
+	WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run 'TestLiarsTakeNothing|TestYearsOfChurn' -v ./ipam ./ipam/ring
 
 # Known vulnerabilities in what weft calls; asks vuln.go.dev.
 vulncheck:

@@ -22,7 +22,7 @@ import (
 var sources embed.FS
 
 // order is the order of the pages in the navigation. The first page is the front page, index.html.
-var order = []string{"index", "start", "docker", "compose", "concepts", "dns", "kubernetes", "policies", "sleeve", "fastdp", "lab", "weave", "glossary", "benchmarks", "commands"}
+var order = []string{"index", "start", "docker", "compose", "concepts", "dns", "kubernetes", "policies", "sleeve", "fastdp", "security", "lab", "weave", "glossary", "benchmarks", "commands"}
 
 // page is one page of the site.
 type page struct {
