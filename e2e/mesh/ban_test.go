@@ -1,0 +1,78 @@
+package mesh
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/cmd"
+	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab/testbed"
+)
+
+// Two of three operators throw a host out. Within seconds it has no session, link or name,
+// its addresses are others', and it stays out when its router starts again.
+func TestBan(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
+	harness.AddContainer(t, lab, 3, "a") // so that h3 owns some addresses
+	evil := harness.Report(t, lab, 3).Router.Name
+
+	// One operator alone does not, and hears who is missing.
+	if code, out := harness.Try(t, lab, 1, "ban", "h3"); code != cmd.ExitFailed || !strings.Contains(out, "2 are needed; run it on 1 more of") {
+		t.Fatalf("ban by one operator: exit code %d, %q", code, out)
+	}
+	if !connected(t, lab, 2, evil) {
+		t.Fatal("one operator banned h3")
+	}
+	begun := time.Now()
+	harness.Weft(t, lab, 2, "ban", "h3")
+	gone := func() bool {
+		for host := 1; host <= 2; host++ {
+			r := harness.Report(t, lab, host)
+			owns := slices.ContainsFunc(r.IPAM.Owners, func(o api.Owner) bool { return o.Peer == evil })
+			known := slices.ContainsFunc(r.Router.Peers, func(p api.Peer) bool { return p.Name == evil })
+			if owns || known || connected(t, lab, host, evil) {
+				return false
+			}
+		}
+		return true
+	}
+	harness.Eventually(t, "h3 is gone", gone)
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("the ban took %v", took)
+	}
+	if out := harness.Weft(t, lab, 1, "status", "ipam"); !strings.Contains(out, "banned: "+evil) {
+		t.Errorf("status ipam: %q", out)
+	}
+
+	harness.Weft(t, lab, 3, "stop")
+	harness.Launch(t, lab, 3, testbed.Addr4(1).String())
+	harness.Eventually(t, "h3 hears that it is banned", func() bool {
+		return strings.Contains(fmt.Sprint(harness.Report(t, lab, 3).Warnings, harness.Report(t, lab, 3).Router.Connections), "banned")
+	})
+	if !gone() {
+		t.Error("h3 came back")
+	}
+
+	done := make(chan string)
+	go func() {
+		_, out := harness.Try(t, lab, 1, "unban", evil)
+		done <- out
+	}()
+	harness.Weft(t, lab, 2, "unban", evil)
+	if out := <-done; out != "" {
+		t.Errorf("unban: %q", out)
+	}
+	harness.Eventually(t, "h3 is back", func() bool { return connected(t, lab, 1, evil) })
+}
+
+// connected reports whether a host has a link with a peer.
+func connected(t *testing.T, lab *testbed.Lab, host int, name string) bool {
+	return slices.ContainsFunc(harness.Report(t, lab, host).Router.Connections, func(c api.Connection) bool {
+		return c.Name == name && c.State == api.StateEstablished
+	})
+}
