@@ -58,6 +58,22 @@ type Config struct {
 	Reachable func(ring.Holder) bool
 }
 
+// heard is the highest round that a voter has voted in, as far as was heard lately.
+type heard struct {
+	round uint32
+	at    time.Time
+}
+
+// heardTTL is how long a voter is believed to be in a round ahead. An honest voter says it
+// again each second.
+const heardTTL = 3 * time.Second
+
+func (h *heard) note(round uint32, now time.Time) {
+	if round >= h.round || now.Sub(h.at) > heardTTL {
+		*h = heard{round, now}
+	}
+}
+
 type step uint8
 
 const (
@@ -79,7 +95,7 @@ type Machine struct {
 	near     bool      // a quorum has voted in this step, so deadline is near
 	nextJump time.Time // see maxJump
 	rounds   map[uint32]*roundState
-	heardOf  [ring.MaxVoters]uint32 // the highest round of each voter
+	heardOf  [ring.MaxVoters]heard
 
 	locked     int64 // the round in which lockedID was locked, -1
 	lockedID   ring.ID
@@ -324,7 +340,12 @@ func (m *Machine) decide() bool {
 
 // skip enters a later round that enough other voters are in.
 func (m *Machine) skip(now time.Time) bool {
-	ahead := slices.Clone(m.heardOf[:len(m.cfg.Voters)])
+	ahead := make([]uint32, len(m.cfg.Voters))
+	for i := range ahead {
+		if h := m.heardOf[i]; now.Sub(h.at) <= heardTTL {
+			ahead[i] = h.round
+		}
+	}
 	slices.Sort(ahead)
 	liars := ring.Liars(len(m.cfg.Voters))
 	to := ahead[len(ahead)-1-liars]
@@ -432,13 +453,18 @@ func (m *Machine) Receive(now time.Time, raw []byte) error {
 		if v.voter >= len(m.cfg.Voters) {
 			return fmt.Errorf("vote of voter %d of %d: %w", v.voter, len(m.cfg.Voters), errFormat)
 		}
-		if v.voter == m.self || keep && m.at(in.round).get(v.step, v.voter) != nil || !keep && m.heardOf[v.voter] >= in.round {
+		h := &m.heardOf[v.voter]
+		if known := keep && m.at(in.round).get(v.step, v.voter) != nil; v.voter == m.self || known ||
+			!keep && h.round >= in.round && now.Sub(h.at) < heardTTL/3 {
+			if known {
+				h.note(in.round, now)
+			}
 			continue
 		}
 		if err := m.checkVote(in.round, v); err != nil {
 			return err
 		}
-		m.heardOf[v.voter] = max(m.heardOf[v.voter], in.round)
+		h.note(in.round, now)
 		if keep {
 			m.at(in.round).set(v)
 		}
@@ -448,7 +474,7 @@ func (m *Machine) Receive(now time.Time, raw []byte) error {
 			return err
 		}
 		m.at(in.round).prop = p
-		m.heardOf[m.proposer(in.round)] = max(m.heardOf[m.proposer(in.round)], in.round)
+		m.heardOf[m.proposer(in.round)].note(in.round, now)
 	}
 	if m.started {
 		m.advance(now)
