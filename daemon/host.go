@@ -254,14 +254,14 @@ func (h *host) Ban(ctx context.Context, peers []string, unban bool) error {
 	if err != nil {
 		return err
 	}
+	// At once, so that the voters of each range hear of all that the operator wants.
+	g, ctx := errgroup.WithContext(ctx)
 	for _, a := range h.allocators {
 		for _, n := range names {
-			if err := a.Ban(ctx, n, unban); err != nil {
-				return err
-			}
+			g.Go(func() error { return a.Ban(ctx, n, unban) })
 		}
 	}
-	return nil
+	return g.Wait()
 }
 
 // Adopt implements node.

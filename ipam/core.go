@@ -173,8 +173,8 @@ type core struct {
 	placesAt    time.Time
 
 	self          ring.Holder
-	epoch         uint64          // of the ring that space follows
-	onDisk        map[string]bool // the records of the ring
+	epoch         uint64            // of the ring that space follows
+	onDisk        map[string]stored // the records of the ring
 	savedRing     ring.ID
 	banned        []ring.Holder
 	named         map[ring.Holder]bool  // owners and voters with overridden names
@@ -218,7 +218,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		refusals:    make(map[peer.Name]refusal),
 		absentSince: make(map[ring.Holder]time.Time),
 		placeSince:  make(map[netip.Addr]settled),
-		onDisk:      make(map[string]bool),
+		onDisk:      make(map[string]stored),
 		healed:      make(map[ring.ID]time.Time),
 	}
 }

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"time"
 
@@ -182,7 +181,7 @@ func (c *core) give(to ring.Holder, r addr.Range, id uint64) bool {
 // that changed owner in another way is not signed again: its receiver asks again.
 func (c *core) dropOffers() {
 	for k, o := range c.offers {
-		if errors.Is(c.ring.Check(o.action), ring.ErrState) {
+		if c.ring.CheckEffect(o.action) != nil {
 			delete(c.offers, k)
 			c.put(bucketOffers, []byte(k), nil)
 		}

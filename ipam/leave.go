@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"errors"
 	"slices"
 	"time"
 
@@ -119,7 +118,7 @@ func (c *core) pushLeave() {
 		// The heir must know it too before this peer goes: nobody else may have heard of
 		// the decision.
 		l.slot = c.ring.Slot()
-	case errors.Is(c.ring.Check(l.action), ring.ErrState) || !c.view.Reachable(l.heir):
+	case c.ring.CheckEffect(l.action) != nil || !c.view.Reachable(l.heir):
 		// The space changed, or the heir left: sign again.
 		if heir, ok := c.pickHeir(); ok && c.now.Sub(l.sent) >= resendEvery {
 			l.heir, l.result.Heir = heir.Name, heir.Name

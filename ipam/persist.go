@@ -112,12 +112,12 @@ func (l *loader) each(bucket string, f func(key, value []byte)) {
 }
 
 func (l *loader) loadRing() {
-	stored := make(ring.Stored)
+	records := make(ring.Stored)
 	l.each(bucketRing, func(k, v []byte) {
-		l.onDisk[string(k)] = true
-		stored[string(k)] = bytes.Clone(v)
+		l.onDisk[string(k)] = storedRecord(string(k), v)
+		records[string(k)] = bytes.Clone(v)
 	})
-	l.notes = append(l.notes, l.ring.Restore(stored)...)
+	l.notes = append(l.notes, l.ring.Restore(records)...)
 }
 
 func (l *loader) loadAddresses() {
@@ -178,6 +178,19 @@ func releaseWrite(a netip.Addr) store.Write {
 	return store.Write{Bucket: bucketAddresses, Key: a.AsSlice()}
 }
 
+// stored is a record of the ring on disk. A record under the key of a slot never changes;
+// of the others, which are few, the value is kept.
+type stored struct{ value string }
+
+func storedRecord(k string, v []byte) stored {
+	if len(k) >= 10 {
+		return stored{}
+	}
+	return stored{string(v)}
+}
+
+func (s stored) is(k string, v []byte) bool { return len(k) >= 10 || s.value == string(v) }
+
 // saveRing writes what changed in the ring. It goes to disk with the next own write, or
 // within flushEvery: what is lost comes back from other peers. A change to another ring is
 // written at once, as the operator may have decided it.
@@ -190,10 +203,9 @@ func (c *core) saveRing() {
 	}
 	now := c.ring.Dump()
 	for k, v := range now {
-		// A record under a key of a slot never changes; the others are short.
-		if len(k) < 10 || !c.onDisk[k] {
+		if old, ok := c.onDisk[k]; !ok || !old.is(k, v) {
 			put(k, v)
-			c.onDisk[k] = true
+			c.onDisk[k] = storedRecord(k, v)
 		}
 	}
 	for k := range c.onDisk {

@@ -247,12 +247,12 @@ func (c *core) dropVoices() {
 				delete(v.from, h)
 			}
 		}
-		if len(v.from) == 0 || c.ring.Check(v.action) != nil {
+		if len(v.from) == 0 || c.ring.CheckEffect(v.action) != nil {
 			delete(c.voices, k)
 		}
 	}
 	for k, w := range c.asked {
-		if c.now.Sub(w.at) > consentTTL || c.ring.Check(w.action) != nil {
+		if c.now.Sub(w.at) > consentTTL || c.ring.CheckEffect(w.action) != nil {
 			delete(c.asked, k)
 		}
 	}

@@ -185,14 +185,22 @@ func ParseAction(raw []byte) (*Action, error) {
 // or if those who must sign it did not. It says nothing about whether a voter should
 // agree to it.
 func (r *Ring) Check(a *Action) error {
-	st := r.st
-	if st == nil {
-		return fmt.Errorf("%s: there is no ring: %w", a.Kind, ErrState)
-	}
-	if err := st.check(a); err != nil {
-		return fmt.Errorf("%s: %w", a.Kind, err)
+	if err := r.CheckEffect(a); err != nil {
+		return err
 	}
 	return r.checkSignatures(a)
+}
+
+// CheckEffect returns an error if the action has no effect on the present state of the
+// ring. It checks no signature, so it is for actions that Check accepted before.
+func (r *Ring) CheckEffect(a *Action) error {
+	if r.st == nil {
+		return fmt.Errorf("%s: there is no ring: %w", a.Kind, ErrState)
+	}
+	if err := r.st.check(a); err != nil {
+		return fmt.Errorf("%s: %w", a.Kind, err)
+	}
+	return nil
 }
 
 func (r *Ring) checkSignatures(a *Action) error {
