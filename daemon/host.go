@@ -23,6 +23,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/link"
 )
 
@@ -100,6 +101,7 @@ func (h *host) openRouter() (err error) {
 	c.Fast, c.Log = &fast, h.log.With("part", "router")
 	fast.PinDir, fast.Port, fast.TunnelPort = h.config.pinDir(), port+1, port+2
 	fast.Encrypt = len(h.config.Mesh.Passwords) > 0
+	fast.Binding = fastpath.Bind(h.mesh.Identity().Seed(), h.config.Mesh.Passwords, fast)
 	h.router, err = router.New(c, control{h.mesh})
 	return err
 }
@@ -369,9 +371,18 @@ func (a meshAddresses) Target(n peer.Name) bool              { return a.mesh.IsT
 type observer struct{ *host }
 
 func (o observer) NeighbourUp(n mesh.Neighbour) {
-	o.router.NeighbourUp(router.Neighbour{Name: n.Name, Addr: n.Addr, Secret: n.Secret, Dialled: n.Dialled})
+	o.router.NeighbourUp(router.Neighbour{Name: n.Name, Addr: n.Addr, Secret: n.Secret, Dialled: n.Dialled, Key: n.Key})
 }
-func (o observer) NeighbourDown(n peer.Name)              { o.router.NeighbourDown(n) }
+
+func (o observer) NeighbourDown(n peer.Name, how mesh.Ending) {
+	if how == mesh.Rejected {
+		o.router.NeighbourRejected(n)
+		return
+	}
+	o.router.NeighbourDown(n)
+}
+
+func (o observer) HandshakeRefused(r mesh.Refused)        { o.router.HandshakeRefused(r.Addr, r.Dialled) }
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
 func (o observer) ViewChanged(v *mesh.View)               { o.names.PeersChanged(v.Keys()) }
 

@@ -70,6 +70,7 @@ func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 			}
 		}
 		m.handshakeFailed(err, addr)
+		m.reportRefused(err, addrPortOf(nc.RemoteAddr()).Addr(), true)
 		return peer.Name{}, err
 	}
 	if err := m.adopt(c); err != nil {
@@ -122,6 +123,19 @@ func (m *Mesh) handshakeFailed(err error, addr string) {
 		m.log.Debug("handshake failed", "addr", addr, "err", err)
 	}
 	m.counters.handshakeFail[code].Add(1)
+}
+
+// reportRefused reports a handshake to the observer if it failed because one of the two
+// hosts does not want the other.
+func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
+	var r *session.Refusal
+	if !errors.As(err, &r) {
+		return
+	}
+	switch r.Code {
+	case session.CodePassword, session.CodeCollision, session.CodeVersion:
+		m.event(func(o Observer) { o.HandshakeRefused(Refused{Addr: addr, Code: r.Code, Dialled: dialled}) })
+	}
 }
 
 // checkHello returns a refusal if this peer does not want a session with a peer whose
@@ -230,7 +244,7 @@ func (m *Mesh) adopt(c *session.Conn) error {
 	m.book.Hold(n.name)
 	m.onAllChannels(func(e *gossip.Engine) { e.NeighbourUp(n.name) })
 	m.maker.SessionUp(n.name)
-	up := Neighbour{Name: n.name, Nickname: c.Peer.Nickname, Addr: n.addr(), Secret: c.Secret, Dialled: c.Dialled, Instance: c.Peer.Instance}
+	up := Neighbour{Name: n.name, Nickname: c.Peer.Nickname, Addr: n.addr(), Secret: c.Secret, Dialled: c.Dialled, Instance: c.Peer.Instance, Key: c.Peer.Key}
 	m.events = append(m.events, func(o Observer) {
 		o.NeighbourUp(up)
 		m.members.Join(up.Name)
@@ -277,7 +291,11 @@ func (m *Mesh) detach(n *neighbour) bool {
 	}
 	delete(m.data, n.name)
 	name := n.name
-	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name) })
+	how := Away
+	if n.rejected.Load() {
+		how = Rejected
+	}
+	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name, how) })
 	return true
 }
 

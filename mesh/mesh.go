@@ -144,12 +144,40 @@ type Neighbour struct {
 	Secret   [32]byte
 	Dialled  bool // this peer dialled
 	Instance uint64
+	Key      peer.Key // that the peer proved
+}
+
+// Ending is why a session ended.
+type Ending int
+
+// Endings.
+const (
+	// Away: the connection broke, the peer was silent, it said that it stops, or a new
+	// session takes the place of the old one. The peer may be back soon.
+	Away Ending = iota
+	// Rejected: one of the two peers ended the session because of what the other did.
+	Rejected
+)
+
+// Refused is a handshake that failed because one of the two hosts does not want the
+// other: the passwords differ, the name belongs to another key, or they have no version
+// of the protocol in common. Nothing about the far end is proved but that it owns Addr
+// or is on the path to it, as it completed a TCP handshake.
+type Refused struct {
+	Addr netip.Addr
+	Code session.Code
+	// Dialled reports that this peer opened the connection, so the far end listens on
+	// the port of a router. If not, any process behind Addr may have opened it.
+	Dialled bool
 }
 
 // Observer is called for each event, in order and from one goroutine.
 type Observer interface {
 	NeighbourUp(Neighbour)
-	NeighbourDown(peer.Name)
+	NeighbourDown(peer.Name, Ending)
+	// HandshakeRefused is called for a handshake that failed while there was no
+	// session. Such events are lost if too many wait.
+	HandshakeRefused(Refused)
 	// LinkMessage is called for a message of KindLink from a neighbour. It owns msg.
 	LinkMessage(from peer.Name, msg []byte)
 	// RoutesChanged is called with the routes for frames, over working data links.

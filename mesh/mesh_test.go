@@ -18,6 +18,7 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
 )
 
@@ -27,11 +28,13 @@ type node struct {
 	t    *testing.T
 	stop func()
 
-	mu    sync.Mutex
-	up    map[peer.Name]Neighbour
-	links []string // link messages, with their sender
-	got   []string // ipam messages
-	route *topology.Routes
+	mu      sync.Mutex
+	up      map[peer.Name]Neighbour
+	down    map[peer.Name]Ending
+	refused []Refused
+	links   []string // link messages, with their sender
+	got     []string // ipam messages
+	route   *topology.Routes
 }
 
 func (n *node) NeighbourUp(x Neighbour) {
@@ -40,10 +43,17 @@ func (n *node) NeighbourUp(x Neighbour) {
 	n.up[x.Name] = x
 }
 
-func (n *node) NeighbourDown(x peer.Name) {
+func (n *node) NeighbourDown(x peer.Name, how Ending) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.up, x)
+	n.down[x] = how
+}
+
+func (n *node) HandshakeRefused(r Refused) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.refused = append(n.refused, r)
 }
 
 func (n *node) LinkMessage(from peer.Name, msg []byte) {
@@ -93,7 +103,7 @@ func startWith(t *testing.T, prepare []func(*node), opts ...option) *node {
 	for _, o := range opts {
 		o(&cfg)
 	}
-	n := &node{t: t, up: make(map[peer.Name]Neighbour)}
+	n := &node{t: t, up: make(map[peer.Name]Neighbour), down: make(map[peer.Name]Ending)}
 	cfg.Host = netip.Addr{}
 	if n.Mesh, err = New(cfg); err != nil {
 		t.Fatal(err)
@@ -333,12 +343,13 @@ func TestBothPeersReportWhyASessionIsRefused(t *testing.T) {
 		name string
 		a, b []option
 		say  string
+		code session.Code
 	}{
-		{"password", []option{password("correct horse")}, []option{password("battery staple")}, "passwords differ"},
-		{"no password", []option{password("correct horse")}, nil, "only one of the two peers has one"},
-		{"version", nil, []option{func(c *Config) { c.ProtocolMin, c.ProtocolMax = 7, 8 }}, "no protocol version in common"},
-		{"same name", []option{named}, []option{named}, "name collision"},
-		{"same identity", []option{func(c *Config) { c.Identity = id }}, []option{func(c *Config) { c.Identity = id }}, "a state folder was copied"},
+		{"password", []option{password("correct horse")}, []option{password("battery staple")}, "passwords differ", session.CodePassword},
+		{"no password", []option{password("correct horse")}, nil, "only one of the two peers has one", session.CodePassword},
+		{"version", nil, []option{func(c *Config) { c.ProtocolMin, c.ProtocolMax = 7, 8 }}, "no protocol version in common", session.CodeVersion},
+		{"same name", []option{named}, []option{named}, "name collision", session.CodeCollision},
+		{"same identity", []option{func(c *Config) { c.Identity = id }}, []option{func(c *Config) { c.Identity = id }}, "a state folder was copied", session.CodeCollision},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -346,11 +357,47 @@ func TestBothPeersReportWhyASessionIsRefused(t *testing.T) {
 			b := start(t, append(c.b, to(a))...)
 			eventually(t, "the dialler reports "+c.say, b.hasProblem(c.say))
 			eventually(t, "the responder reports "+c.say, a.hasProblem(c.say))
+			local := netip.MustParseAddr("127.0.0.1")
+			eventually(t, "the observer of the dialler hears of it", b.heardOf(Refused{local, c.code, true}))
+			eventually(t, "the observer of the responder hears of it", a.heardOf(Refused{local, c.code, false}))
 			if a.sessions() != 0 || b.sessions() != 0 {
 				t.Error("there is a session although it was refused")
 			}
 		})
 	}
+}
+
+// heardOf returns whether the observer heard of a handshake that was refused.
+func (n *node) heardOf(r Refused) func() bool {
+	return func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return slices.Contains(n.refused, r)
+	}
+}
+
+// downAs returns whether the last session with a peer ended in this way.
+func (n *node) downAs(x *node, how Ending) func() bool {
+	return func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		got, ok := n.down[x.Self()]
+		return ok && got == how
+	}
+}
+
+func TestPeerThatStopsIsAway(t *testing.T) {
+	t.Parallel()
+	a := start(t)
+	b := start(t, to(a))
+	eventually(t, "a session", func() bool { return a.sees(b) && b.sees(a) })
+	eventually(t, "the observer knows the key that b proved", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.up[b.Self()].Key == b.Identity().Key()
+	})
+	b.stop()
+	eventually(t, "the session is down and the peer away", a.downAs(b, Away))
 }
 
 // A copy of a peer that is already in the mesh connects to a third peer.
@@ -522,6 +569,8 @@ func TestForgedEntryIsRefusedAndReported(t *testing.T) {
 	b.Announce(ChannelTopology, deltas[0])
 	eventually(t, "a reports it", a.hasProblem("not signed by its owner"))
 	eventually(t, "b reports it", b.hasProblem("not signed by its owner"))
+	eventually(t, "a rejected b", a.downAs(b, Rejected))
+	eventually(t, "b was rejected by a", b.downAs(a, Rejected))
 	if a.View().Reachable(victim.Name) || a.View().Nickname(victim.Name) != "" {
 		t.Error("the entry was merged")
 	}

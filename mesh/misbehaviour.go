@@ -84,6 +84,7 @@ func (m *Mesh) misbehaved(n *neighbour, reason string) bool {
 		return false
 	}
 	d := m.bans.add(n.name, time.Now())
+	n.rejected.Store(true) // the reader may end before the goodbye is sent
 	m.wg.Add(1)
 	m.mu.Unlock()
 	m.counters.misbehaved.Add(1)

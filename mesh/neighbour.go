@@ -84,6 +84,7 @@ type neighbour struct {
 	linkMessages  atomic.Int64 // of KindLink that wait for the loop
 	linkBytes     atomic.Int64 // of them
 	saidGoodbye   atomic.Bool  // it said goodbye
+	rejected      atomic.Bool  // one end ended the session because of what the other did
 	linked        atomic.Bool  // the router's link with it is up
 	// punchedAddr is the address of a relayed neighbour that the router got.
 	punchedAddr atomic.Pointer[netip.AddrPort]
@@ -197,6 +198,7 @@ func (n *neighbour) err() error {
 
 // goodbye ends the session and tells the far end the reason.
 func (n *neighbour) goodbye(code session.Code, reason string) {
+	n.rejected.Store(code != session.CodeOK)
 	_ = n.SetWriteDeadline(time.Now().Add(time.Second))
 	_ = n.WriteRecord(append([]byte{recBye, byte(code)}, reason...))
 	n.terminate(errors.New(reason))
@@ -308,6 +310,9 @@ func (m *Mesh) read(n *neighbour) {
 			}
 		}
 		if err := m.receive(n, rec); err != nil {
+			if !n.saidGoodbye.Load() {
+				n.rejected.Store(true)
+			}
 			malformed := errors.Is(err, errShortMessage) || errors.Is(err, gossip.ErrMalformed)
 			if !malformed || !m.misbehaved(n, err.Error()) {
 				n.terminate(err)

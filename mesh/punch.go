@@ -97,9 +97,9 @@ func (m *Mesh) setPunchedAddr(n *neighbour, addr netip.AddrPort) {
 	if m.data[n.name].up || before != nil && *before == addr {
 		return // the router already uses it
 	}
-	up := Neighbour{Name: n.name, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance}
+	up := Neighbour{Name: n.name, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance, Key: n.Peer.Key}
 	if before != nil {
-		m.events = append(m.events, func(o Observer) { o.NeighbourDown(up.Name) })
+		m.events = append(m.events, func(o Observer) { o.NeighbourDown(up.Name, Away) })
 	}
 	m.events = append(m.events, func(o Observer) { o.NeighbourUp(up) })
 }

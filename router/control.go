@@ -12,6 +12,7 @@ import (
 	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
@@ -158,7 +159,7 @@ func (r *Router) neighbourUp(n Neighbour) {
 		return
 	}
 	if _, ok := r.links[n.Name]; ok {
-		r.neighbourDown(n.Name)
+		r.neighbourDown(n.Name, r.fast.Down)
 	}
 	if n.Addr.IsValid() {
 		// As the socket reports it, or the peer would seem to have moved.
@@ -172,16 +173,18 @@ func (r *Router) neighbourUp(n Neighbour) {
 		NewIndex: func() uint32 { return r.newIndex(l) }, RenewPackets: r.cfg.renewPackets,
 	}
 	r.links[n.Name] = l
-	r.fast.Up(n.Name, n.Secret, n.Addr.Addr())
+	r.fast.Up(n.Name, fastpath.Session{Secret: n.Secret, Key: n.Key, Addr: n.Addr.Addr()})
 	var effects []link.Effect
 	l.machine, effects = link.New(cfg, time.Now())
 	r.step(l, effects)
 	r.rebuild()
 }
 
-func (r *Router) neighbourDown(name peer.Name) {
+// neighbourDown ends a link. down tells the fast path.
+func (r *Router) neighbourDown(name peer.Name, down func(peer.Name)) {
 	l, ok := r.links[name]
 	if !ok {
+		down(name) // it may keep a path from an earlier session
 		return
 	}
 	delete(r.links, name)
@@ -193,7 +196,7 @@ func (r *Router) neighbourDown(name peer.Name) {
 	}
 	l.tx.Store(nil)
 	l.maxBody.Store(0)
-	r.fast.Down(name)
+	down(name)
 	r.rebuild()
 	if l.reported.up {
 		r.linksLost.Add(1)

@@ -57,6 +57,9 @@ type Neighbour struct {
 	Secret [32]byte
 	// Dialled reports that this end opened the session. For status only.
 	Dialled bool
+	// Key is the identity that the peer proved. A kernel path outlives a session only
+	// towards the same key.
+	Key peer.Key
 }
 
 // Config configures a Router.
@@ -314,8 +317,20 @@ func (r *Router) do(f func()) {
 // is a new one.
 func (r *Router) NeighbourUp(n Neighbour) { r.do(func() { r.neighbourUp(n) }) }
 
-// NeighbourDown ends the link to a neighbour whose session ended.
-func (r *Router) NeighbourDown(name peer.Name) { r.do(func() { r.neighbourDown(name) }) }
+// NeighbourDown ends the link to a neighbour whose session ended because its router is
+// away. The kernel's path to it may stay for a while.
+func (r *Router) NeighbourDown(name peer.Name) { r.do(func() { r.neighbourDown(name, r.fast.Down) }) }
+
+// NeighbourRejected ends the link to a neighbour whose session ended because one of the
+// two does not want the other. Nothing goes to it or comes from it any more.
+func (r *Router) NeighbourRejected(name peer.Name) {
+	r.do(func() { r.neighbourDown(name, r.fast.Reject) })
+}
+
+// HandshakeRefused reports that a handshake with a host at addr failed because one of the
+// two hosts does not want the other, and whether this host opened the connection. It
+// never waits.
+func (r *Router) HandshakeRefused(addr netip.Addr, dialled bool) { r.fast.Refused(addr, dialled) }
 
 // HandleControl handles a message that the neighbour sent with Control.Send. The
 // router owns msg after the call.

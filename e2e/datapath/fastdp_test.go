@@ -355,6 +355,47 @@ func TestPasswordEndsClearFrames(t *testing.T) {
 	checkSealed(t, lab, wait, a, b)
 }
 
+// A host that is launched with another password exchanges nothing any more with a host
+// that it had a fast datapath with, although both allow clear text between them.
+func TestAnotherPasswordCutsTheHostOff(t *testing.T) {
+	t.Parallel()
+	for name, left := range map[string][]int{"one router goes on": {1}, "both are launched": {1, 2}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := harness.Up(t, testbed.Config{Hosts: 2})
+			b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
+			a := harness.AddContainer(t, lab, 1, "a")[0].Addr()
+			harness.FastdpBetween(t, lab, 1, 2)
+			harness.Reach(t, lab, harness.At(1, "a"), b)
+			for _, h := range left {
+				if err := lab.Kill(h); err != nil {
+					t.Fatal(err)
+				}
+			}
+			trusted := []string{"--trusted-subnets", "10.99.0.0/16,192.168.77.0/24"}
+			harness.Launch(t, lab, 1, append(trusted, "--password", "password of the lab")...)
+			if len(left) == 2 {
+				harness.Launch(t, lab, 2, testbed.Addr4(1).String())
+			}
+			harness.Eventually(t, "h1 has refused h2", func() bool {
+				return strings.Contains(harness.Weft(t, lab, 1, "status"), "passwords differ")
+			})
+			wait := capture(t, lab, isLastWord)
+			p, err := testbed.NewPinger(lab.Netns(harness.At(1, "a")), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			for range 5 {
+				if _, err := p.Once(8, time.Second); err == nil {
+					t.Error("a ping between the hosts is answered")
+				}
+			}
+			checkSealed(t, lab, wait, a, b)
+		})
+	}
+}
+
 // weft reset removes interfaces, pins and mounts.
 func TestResetRemovesTheFastDatapath(t *testing.T) {
 	t.Parallel()

@@ -46,6 +46,9 @@ type Settings struct {
 	// Other frames use WireGuard if the kernel has it, else sleeve.
 	Encrypt bool
 	Trusted []netip.Prefix
+	// Binding says for which configuration the state in the kernel is valid. State of
+	// an earlier process with another one is removed. Make it with Bind.
+	Binding kernel.Binding
 }
 
 // Config configures a Controller.
@@ -146,6 +149,7 @@ type Controller struct {
 type link struct {
 	*plan.Link
 	peer         peer.Name
+	key          peer.Key // identity that the peer proved
 	secret       [32]byte // pre-shared key of the tunnel
 	pathMTU      int      // that the Link heard last
 	id           uint16   // short id of the peer when it was last known
@@ -215,7 +219,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
 		neighbours: make(map[peer.Name]neighbour),
 	}
-	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes}
+	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool)}
 	if c.sys == nil {
 		c.sys = Linux
 	}

@@ -15,9 +15,44 @@
 // that of watchRules, and never under a lock that the router, its heartbeats or its lanes
 // need.
 //
+// # Paths without a session
+//
 // The kernel keeps forwarding when the process ends. The next process adopts what is in
 // the kernel, and keeps entries that it cannot confirm yet for a minute. If the router of
-// a neighbour is away and its kernel still echoes probes, its entries stay, too.
+// a neighbour is away and its kernel still echoes probes, its entries stay, too, for ten
+// minutes at most and under the key of the last session.
+//
+//	               Down, path up             echoes stop, ten minutes
+//	session ----------------------> kept -------------------------------> nothing
+//	   |  ^                          | |                                     ^
+//	   |  +------- Up, same key -----+ +-- Reject, Refused, another key, ----+
+//	   |           and address              another peer at the address      |
+//	   +-------------------------------- Reject -----------------------------+
+//
+// Nothing means: no frame is sent to the neighbour, as its entry in the map of peers says
+// so, and none is accepted from it, as its address is not in the map of remotes.
+//
+// Who may end a path:
+//
+//   - A session that ends because one of the two does not want the other (Reject) proves
+//     who the other is, so the path ends whatever it is.
+//   - A handshake that fails (Refused) proves nothing but an address: the far end has
+//     completed a TCP handshake from there. So it says nothing while there is a session
+//     with the neighbour at that address, and nothing about a tunnel, whose two ends know
+//     each other's keys: only the neighbour can read what is sent there. It ends a path in
+//     clear text without a session, if this host dialled the neighbour's port; what
+//     answers there speaks for the neighbour's host. Whoever dials from the neighbour's
+//     address may be any of its users or containers. That is believed only about entries
+//     of an earlier process, which no session of this one has confirmed. A stranger who is
+//     not on the path cannot complete a TCP handshake from the address at all.
+//
+// Entries of an earlier process are valid under the configuration of that process. Its
+// fingerprint (Bind) is in the kernel beside the entries. A process with another password,
+// other trusted subnets or another identity removes them, with the peers of the tunnel,
+// before it does anything else.
+//
+// A host whose own router is away hears of none of this: its kernel sends until the next
+// process begins, while the other ends no longer accept.
 //
 // Package kerneltest is a kernel in memory, with which the tests of this package run.
 package fastpath

@@ -2,6 +2,7 @@ package fastpath
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -19,15 +20,23 @@ type inbox struct {
 	pending map[peer.Name]*report
 	routes  *topology.Routes // the newest, also after they were handled
 	changed bool             // routes were not handled
+	// refused are the hosts with which a handshake failed, and whether this host dialled.
+	refused map[netip.Addr]bool
 }
+
+// maxRefused bounds inbox.refused, which strangers can make grow. What does not fit is
+// lost: then probes show that the path is gone.
+const maxRefused = 1024
 
 // report is what happened to one neighbour and is not handled yet, in the order of the
 // fields.
 type report struct {
-	down  bool // the session ended that the controller knows
-	up    *session
-	path  *path
-	offer *wire.Control // of the neighbour, about its fast path
+	down bool // the session ended that the controller knows
+	// rejected: a session ended, and one of the two peers does not want the other.
+	rejected bool
+	up       *Session
+	path     *path
+	offer    *wire.Control // of the neighbour, about its fast path
 }
 
 // neighbour is what the router and the controller's goroutine know together about a
@@ -44,10 +53,11 @@ type neighbour struct {
 // kept reports whether the fast path is used although routes do not lead to the peer.
 func (s neighbour) kept() bool { return s.unrouted || s.fast && !s.session }
 
-// session is a session that began.
-type session struct {
-	secret [32]byte
-	addr   netip.Addr
+// Session is a session with a neighbour.
+type Session struct {
+	Secret [32]byte   // known to both ends and to nobody else
+	Key    peer.Key   // identity that the neighbour proved
+	Addr   netip.Addr // its end of the underlay; invalid if not known
 }
 
 // path is the path to a neighbour.
@@ -56,27 +66,47 @@ type path struct {
 	mtu  int // in bytes of IP packet; 0 if not known
 }
 
-// Up reports a session with a neighbour whose end of the underlay is addr, invalid if
-// not known. If only the neighbour's router was away, the fast path continues. The
-// secret is known to both ends of the session and to nobody else.
-func (c *Controller) Up(n peer.Name, secret [32]byte, addr netip.Addr) {
+// Up reports a session with a neighbour. If only the neighbour's router was away, the
+// fast path continues.
+func (c *Controller) Up(n peer.Name, now Session) {
 	c.report(n, func(p *report) {
-		p.up, p.path, p.offer = &session{secret, addr}, nil, nil
+		p.up, p.path, p.offer = &now, nil, nil
 		s := c.neighbours[n]
 		s.session, s.unrouted = true, s.unrouted || s.fast
 		c.setNeighbour(n, s)
 	})
 }
 
-// Down reports that the session with a neighbour ended. The fast path continues as
-// long as the neighbour's kernel answers.
-func (c *Controller) Down(n peer.Name) {
+// Down reports that the session with a neighbour ended because its router is away. The
+// fast path continues as long as the neighbour's kernel answers, but not for ever.
+func (c *Controller) Down(n peer.Name) { c.end(n, false) }
+
+// Reject reports that the session with a neighbour ended because one of the two does not
+// want the other. The fast path ends.
+func (c *Controller) Reject(n peer.Name) { c.end(n, true) }
+
+func (c *Controller) end(n peer.Name, rejected bool) {
 	c.report(n, func(p *report) {
-		*p = report{down: true}
+		*p = report{down: true, rejected: p.rejected || rejected}
 		s := c.neighbours[n]
 		s.session = false
 		c.setNeighbour(n, s)
 	})
+}
+
+// Refused reports that a handshake with a host failed because one of the two does not
+// want the other. doc.go says what follows from that.
+func (c *Controller) Refused(a netip.Addr, dialled bool) {
+	if c.off != nil {
+		return
+	}
+	a = a.Unmap()
+	c.mu.Lock()
+	if was, known := c.in.refused[a]; known || len(c.in.refused) < maxRefused {
+		c.in.refused[a] = was || dialled
+	}
+	c.mu.Unlock()
+	c.in.signal()
 }
 
 // Path reports the address of a neighbour's end of the underlay, and the MTU of the
@@ -174,12 +204,12 @@ func (b *inbox) signal() {
 // receive handles the inbox.
 func (c *Controller) receive(now time.Time) {
 	c.mu.Lock()
-	pending, changed := c.in.pending, c.in.changed
-	if len(pending) == 0 && !changed {
+	pending, changed, refused := c.in.pending, c.in.changed, c.in.refused
+	if len(pending) == 0 && !changed && len(refused) == 0 {
 		c.mu.Unlock()
 		return
 	}
-	c.in.pending, c.in.changed = make(map[peer.Name]*report), false
+	c.in.pending, c.in.changed, c.in.refused = make(map[peer.Name]*report), false, make(map[netip.Addr]bool)
 	if changed {
 		c.routes, c.stale = c.in.routes, true
 	}
@@ -191,9 +221,20 @@ func (c *Controller) receive(now time.Time) {
 	}
 	c.mu.Unlock()
 	for n, p := range pending {
+		l := c.links[n]
 		if p.down {
 			c.endSession(n, now)
 		}
+		if p.rejected {
+			c.reject(n, l)
+		}
+	}
+	// After the sessions that ended, before those that begin: a handshake is refused
+	// only while there is no session.
+	for a, dialled := range refused {
+		c.refused(a, dialled)
+	}
+	for n, p := range pending {
 		if p.up != nil {
 			c.beginSession(n, *p.up, now)
 		}
@@ -207,6 +248,43 @@ func (c *Controller) receive(now time.Time) {
 	for n, l := range c.links {
 		l.resumed = l.resumed && unrouted[n]
 	}
+}
+
+// refused ends the paths in clear text to a host that does not want this host, or that
+// this host does not want, unless a session proves the opposite. doc.go has the reasons.
+func (c *Controller) refused(a netip.Addr, dialled bool) {
+	if dialled {
+		for n, l := range c.sessionless {
+			if l.Addr() == a && !l.Encrypted() {
+				c.endKept(n, "a handshake with its host was refused")
+			}
+		}
+	}
+	c.dropAdopted(func(remote netip.Addr, _ uint16) bool { return remote == a })
+}
+
+// reject ends the path to a neighbour whose session has ended. l is its link, nil if there
+// was none.
+func (c *Controller) reject(n peer.Name, l *link) {
+	var addr netip.Addr
+	ids := []uint16{c.routes.ShortIDs[n]}
+	if l != nil {
+		addr, ids = l.Addr(), append(ids, l.PeerID())
+	}
+	c.endKept(n, "the session ended because one of the two peers does not want the other")
+	c.dropAdopted(func(remote netip.Addr, id uint16) bool { return remote == addr || id != 0 && slices.Contains(ids, id) })
+}
+
+// endKept ends the path to a neighbour whose session ended, if there is one.
+func (c *Controller) endKept(n peer.Name, why string) {
+	l, ok := c.sessionless[n]
+	if !ok {
+		return
+	}
+	c.log.Info("fast path ended", "peer", n, "addr", l.Addr(), "reason", why)
+	delete(c.sessionless, n)
+	c.stale = true
+	c.pathEnded(n)
 }
 
 // pathEnded records that the fast path to a neighbour ended, and that a session continues

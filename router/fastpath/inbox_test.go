@@ -94,7 +94,13 @@ func TestKeepsWhileReportsWait(t *testing.T) {
 		},
 		"session is replaced by one to another address": {
 			func(*router) {},
-			func(r *router) { r.Down(nameOf(2)); r.Up(nameOf(2), [32]byte{2}, addrOf(9)); r.routes(nil, nil) },
+			func(r *router) {
+				s := sessionOf(2)
+				s.Addr = addrOf(9)
+				r.Down(nameOf(2))
+				r.Up(nameOf(2), s)
+				r.routes(nil, nil)
+			},
 			false, kerneltest.ToRouter,
 		},
 		"session ends after the path": {
@@ -245,7 +251,7 @@ func TestOffDoesNothing(t *testing.T) {
 	if err := c.Run(t.Context()); err != nil {
 		t.Error(err)
 	}
-	c.Up(nameOf(2), [32]byte{}, addrOf(2))
+	c.Up(nameOf(2), sessionOf(2))
 	c.Control(nameOf(2), wire.Control{})
 	c.Down(nameOf(2))
 	c.Learned(macOf(2, 1))

@@ -13,20 +13,25 @@ import (
 
 // beginSession begins the fast path to a neighbour, or continues it if only the
 // neighbour's router was away.
-func (c *Controller) beginSession(n peer.Name, s session, now time.Time) {
-	key := tunnelSecret(s.secret)
-	if l, ok := c.sessionless[n]; ok && l.Addr() == s.addr.Unmap() {
+func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
+	for other, l := range c.sessionless {
+		if other != n && l.Addr() == s.Addr.Unmap() {
+			c.endKept(other, "another peer has its address now")
+		}
+	}
+	secret := tunnelSecret(s.Secret)
+	if l, ok := c.sessionless[n]; ok && l.Addr() == s.Addr.Unmap() && l.key == s.Key {
 		delete(c.sessionless, n)
-		l.sessionEnded, l.resumed, l.secret = time.Time{}, true, key
+		l.sessionEnded, l.resumed, l.secret = time.Time{}, true, secret
 		c.links[n] = l
-		c.apply(l, now, l.Renew(now, c.offer(s.addr)))
+		c.apply(l, now, l.Renew(now, c.offer(s.Addr)))
 		return
 	}
-	delete(c.sessionless, n)
+	c.endKept(n, "the peer has another key or another address now")
 	c.pathEnded(n)
-	l := &link{peer: n, secret: key}
+	l := &link{peer: n, key: s.Key, secret: secret}
 	var effects []plan.Effect
-	l.Link, effects = plan.NewLink(plan.Config{MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.addr), Addr: s.addr}, now)
+	l.Link, effects = plan.NewLink(plan.Config{MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr}, now)
 	c.links[n] = l
 	c.apply(l, now, effects)
 	c.findHop(l)

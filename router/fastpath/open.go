@@ -18,6 +18,7 @@ func (c *Controller) open() error {
 	o := kernel.Options{
 		PinDir: c.cfg.PinDir, Bridge: c.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: c.cfg.TAP,
 		VXLAN: netdev.VXLANName, VXLANPort: c.cfg.Port, MTU: c.cfg.MTU, Sysctls: c.cfg.Sysctls, Log: c.log,
+		Binding: c.cfg.Binding,
 	}
 	c.openTunnel()
 	if c.cfg.Encrypt && len(c.cfg.Trusted) == 0 && c.tunnel == nil {
@@ -39,6 +40,11 @@ func (c *Controller) open() error {
 	}
 	if err := c.adopt(); err != nil {
 		return fmt.Errorf("take over the fast path of an earlier router: %w", err)
+	}
+	if !c.kernel.Adopted() {
+		if err := c.emptyTunnel(); err != nil {
+			return fmt.Errorf("end the tunnels of an earlier router: %w", err)
+		}
 	}
 	c.removeTunnel()
 	return nil
@@ -132,6 +138,20 @@ func (c *Controller) adopt() error {
 	}
 	c.adopted = plan.Tables{Peers: maps.Clone(c.installed.Peers), Remotes: maps.Clone(c.installed.Remotes)}
 	return err
+}
+
+// dropAdopted ends what an earlier process left for some neighbours, in both directions.
+// match gets the outer address and the short id of a neighbour.
+func (c *Controller) dropAdopted(match func(remote netip.Addr, id uint16) bool) {
+	for a, r := range c.adopted.Remotes {
+		if !match(a, r.Peer) {
+			continue
+		}
+		c.log.Info("fast path of an earlier router ended: one of the two hosts does not want the other", "addr", a)
+		delete(c.adopted.Remotes, a)
+		maps.DeleteFunc(c.adopted.Peers, func(_ uint16, p plan.Peer) bool { return p.Remote == a })
+		c.stale = true
+	}
 }
 
 // keepAdopted keeps adopted entries that nothing contradicts: peers that this

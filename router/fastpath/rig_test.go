@@ -148,10 +148,15 @@ func startWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastp
 	return r
 }
 
+// sessionOf is a session with a peer.
+func sessionOf(n byte) fastpath.Session {
+	return fastpath.Session{Secret: [32]byte{n}, Key: peer.Key{n}, Addr: addrOf(n)}
+}
+
 // meet begins a session with peers, which say that they are willing.
 func (r *router) meet(peers ...byte) {
 	for _, n := range peers {
-		r.Up(nameOf(n), [32]byte{n}, addrOf(n))
+		r.Up(nameOf(n), sessionOf(n))
 		r.Control(nameOf(n), wire.Control{Type: wire.Fast, ShortID: uint16(n), Port: port})
 	}
 }

@@ -13,6 +13,7 @@ import (
 // Kernel is what the controller uses of *kernel.Datapath, whose comments are the
 // contract. The methods may be called from any goroutine.
 type Kernel interface {
+	Adopted() bool
 	Fast() error
 	Express() error
 	SetSelf(id uint16) error

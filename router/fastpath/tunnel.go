@@ -65,6 +65,15 @@ func (c *Controller) removeTunnel() {
 	}
 }
 
+// emptyTunnel removes the peers of an earlier router from the tunnel. Call it after the
+// kernel's maps no longer send to them.
+func (c *Controller) emptyTunnel() error {
+	if c.tunnel == nil || len(c.tunnel.Peers()) == 0 {
+		return nil
+	}
+	return c.tunnel.Apply(nil)
+}
+
 // mendTunnel restores what other programs removed of the tunnel. If the tunnel has a new
 // key or no longer works, it sends new offers to the neighbours.
 func (c *Controller) mendTunnel() {

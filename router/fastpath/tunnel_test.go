@@ -27,7 +27,7 @@ func key(n byte) [32]byte { return [32]byte{n} }
 // meetEncrypted begins a session with peer n, which says that it has a tunnel with a
 // key and this short id.
 func (r *router) meetEncrypted(n byte, id uint16, key [32]byte) {
-	r.Up(nameOf(n), [32]byte{n}, addrOf(n))
+	r.Up(nameOf(n), sessionOf(n))
 	r.Path(nameOf(n), addrOf(n), 1500)
 	r.Control(nameOf(n), wire.Control{
 		Type: wire.Fast, Verdict: wire.FastEncrypted, ShortID: id, Port: port, Tunnel: wire.Tunnel{Port: tunnelPort, Key: key},

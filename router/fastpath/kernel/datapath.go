@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -41,6 +42,9 @@ type Options struct {
 	// Self is the short id of this host. With 0 it is that of an earlier process.
 	Self    uint16
 	Express bool
+	// Binding is that of this process. State of an earlier process that it does not
+	// cover is removed.
+	Binding Binding
 	Sysctls netdev.Sysctls
 	Log     *slog.Logger
 
@@ -60,6 +64,8 @@ type Datapath struct {
 	c    *collection
 	ns   netns.NsHandle
 	fast error
+	// adopted reports that the maps have the contents of an earlier process.
+	adopted bool
 
 	mu     sync.Mutex // guards what follows, and read-modify-write of maps
 	config Config
@@ -97,9 +103,11 @@ func Open(o Options) (_ *Datapath, err error) {
 			err = errors.Join(err, Remove(o))
 		}
 	}()
-	adopted, err := d.load(spec)
-	if err != nil {
+	if err := d.load(spec); err != nil {
 		return nil, err
+	}
+	if err := d.bind(); err != nil {
+		return nil, failed("check for which configuration the state of an earlier process is valid", err)
 	}
 	if err := d.makeDevices(); err != nil {
 		return nil, err
@@ -108,7 +116,7 @@ func Open(o Options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	d.adoptExpress()
-	o.Log.Debug("fast path", "pins", d.dir, "adopted", adopted, "tcx", !d.noTCX)
+	o.Log.Debug("fast path", "pins", d.dir, "adopted", d.adopted, "tcx", !d.noTCX)
 	return d, nil
 }
 
@@ -140,32 +148,76 @@ func (o *Options) check() error {
 
 // load loads the programs and the maps, or takes over the maps of an earlier process
 // with this layout. It removes those of other layouts.
-func (d *Datapath) load(spec *ebpf.CollectionSpec) (adopted bool, err error) {
+func (d *Datapath) load(spec *ebpf.CollectionSpec) error {
 	version := layoutVersion(spec)
 	d.dir = filepath.Join(d.opts.PinDir, version)
 	if err := hostfile.Private(d.opts.PinDir); err != nil {
-		return false, refused("make folder of pins", err)
+		return refused("make folder of pins", err)
 	}
 	if err := mountBPF(d.opts.PinDir); err != nil {
-		return false, refused("folder of pins", err)
+		return refused("folder of pins", err)
 	}
 	// Another program may have mounted what is there now.
 	if err := hostfile.Private(d.opts.PinDir); err != nil {
-		return false, refused("folder of pins", err)
+		return refused("folder of pins", err)
 	}
 	if err := removeOthers(d.opts.PinDir, version); err != nil {
-		return false, failed("remove pins of another layout", err)
+		return failed("remove pins of another layout", err)
 	}
-	_, err = os.Stat(d.dir)
-	adopted = err == nil
+	_, err := os.Stat(d.dir)
+	d.adopted = err == nil
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
-		return false, failed("make folder of pins", err)
+		return failed("make folder of pins", err)
 	}
 	if d.c, err = load(spec, d.dir); err != nil {
-		return false, refused("load programs and maps", err)
+		return refused("load programs and maps", err)
 	}
-	return adopted, nil
+	return nil
 }
+
+// bind removes the state of an earlier process that is not valid under the binding of this
+// one. The programs of the earlier process still run, so nothing is carried from here on.
+func (d *Datapath) bind() error {
+	var old Binding
+	if err := d.c.Binding.Lookup(uint32(0), &old); err != nil {
+		return fmt.Errorf("read map binding: %w", err)
+	}
+	if !d.opts.Binding.Covers(old) {
+		if d.adopted {
+			d.opts.Log.Info("state of an earlier router removed from the kernel: its passwords or its settings were others")
+		}
+		d.adopted = false
+		if err := d.clear(); err != nil {
+			return err
+		}
+	}
+	if err := d.c.Binding.Put(uint32(0), &d.opts.Binding); err != nil {
+		return fmt.Errorf("write map binding: %w", err)
+	}
+	return nil
+}
+
+// clear removes all peers, neighbours and MAC addresses, what frames are sent by first.
+func (d *Datapath) clear() error {
+	var errs []error
+	for id := range uint16(MaxPeers) {
+		errs = append(errs, d.DeletePeer(id))
+	}
+	var remotes []netip.Addr
+	var macs [][6]byte
+	errs = append(errs, d.Remotes(func(a netip.Addr, _ Remote) bool { remotes = append(remotes, a); return true }),
+		d.MACs(func(m [6]byte, _ MACEntry) bool { macs = append(macs, m); return true }))
+	for _, a := range remotes {
+		errs = append(errs, d.DeleteRemote(a))
+	}
+	for _, m := range macs {
+		errs = append(errs, d.DeleteMAC(m))
+	}
+	return errors.Join(errs...)
+}
+
+// Adopted reports whether the maps have the contents of an earlier process.
+func (d *Datapath) Adopted() bool { return d.adopted }
 
 // makeDevices makes the bridge's port and the VXLAN device, sets the TAP up, and
 // writes their indexes to the config of the programs.

@@ -91,6 +91,7 @@
 // time of last use, which the programs write.
 //
 //	config   this host: interfaces, own short id, flags
+//	binding  for which configuration the contents of the other maps are valid
 //	macs     MAC address -> short id of the peer that it is behind, and the veth of
 //	         one of this host
 //	peers    short id -> how frames for the peer leave this host

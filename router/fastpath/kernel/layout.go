@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -104,6 +105,25 @@ type Config struct {
 	Flags     ConfigFlags
 	VXLANPort uint16
 	_         uint16
+}
+
+// Fingerprint stands for a setting or a secret, which it does not reveal.
+type Fingerprint [16]byte
+
+// Binding is struct binding of bpf/weft.h: the configuration for which the state in the
+// kernel is valid. The first fingerprint stands for all settings, each of the others for
+// one password; zero ones are unused.
+type Binding [8]Fingerprint
+
+// Covers reports whether state that was written under old is valid under b: the settings
+// are the same, and every password of old is one of b.
+func (b Binding) Covers(old Binding) bool {
+	for _, f := range old[1:] {
+		if f != (Fingerprint{}) && !slices.Contains(b[1:], f) {
+			return false
+		}
+	}
+	return b[0] == old[0]
 }
 
 // Event is struct event of bpf/weft.h: a MAC address was seen in another place than the

@@ -119,6 +119,43 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
+// TestOtherBinding opens the datapath of one host with another password: nothing goes to
+// its neighbour or comes from it any more, while the neighbour still has its maps.
+func TestOtherBinding(t *testing.T) {
+	for name, l := range map[string]lab{"device": {mtu: labMTU}, "express": {mtu: labMTU, express: true}} {
+		t.Run(name, func(t *testing.T) {
+			hosts := newLab(t, 2, l)
+			a, b := hosts[0], hosts[1]
+			a.reaches(b, 100)
+			a.stop()
+			a.opts.Binding = Binding{{1}, {2}}
+			a.start()
+			if a.Adopted() {
+				t.Error("Adopted() is true")
+			}
+			sent := b.traffic(a.id).RxPackets
+			before := a.Drops()[DropUnknownRemote.String()]
+			for _, way := range []struct{ from, to *host }{{a, b}, {b, a}} {
+				if err := echo(t, way.from.c, way.from.addr(), way.to.c, way.to.addr(), 10, timeout/100); err == nil {
+					t.Errorf("host %d reaches host %d", way.from.id, way.to.id)
+				}
+			}
+			if got := b.traffic(a.id).RxPackets; got != sent {
+				t.Errorf("%d frames arrived from the host with another password", got-sent)
+			}
+			if got := a.Drops()[DropUnknownRemote.String()]; got == before {
+				t.Error("no frame of the neighbour was dropped")
+			}
+			for _, h := range hosts {
+				for _, o := range hosts {
+					h.meet(o, l)
+				}
+			}
+			a.reaches(b, 100)
+		})
+	}
+}
+
 // TestMend removes the VXLAN device and the bridge's port, sets one down and takes
 // the other off the bridge, as other programs may.
 func TestMend(t *testing.T) {

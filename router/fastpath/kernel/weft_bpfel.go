@@ -18,6 +18,11 @@ type bpfAddr struct {
 	B [16]uint8
 }
 
+type bpfBinding struct {
+	_            structs.HostLayout
+	Fingerprints [8][16]uint8
+}
+
 type bpfConfig struct {
 	_         structs.HostLayout
 	Port      uint32
@@ -81,6 +86,7 @@ type bpfTraffic struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpfMapBinding        = "binding"
 	bpfMapConfig         = "config"
 	bpfMapDrops          = "drops"
 	bpfMapEvents         = "events"
@@ -149,6 +155,7 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
+	Binding *ebpf.MapSpec `ebpf:"binding"`
 	Config  *ebpf.MapSpec `ebpf:"config"`
 	Drops   *ebpf.MapSpec `ebpf:"drops"`
 	Events  *ebpf.MapSpec `ebpf:"events"`
@@ -185,6 +192,7 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
+	Binding *ebpf.Map `ebpf:"binding"`
 	Config  *ebpf.Map `ebpf:"config"`
 	Drops   *ebpf.Map `ebpf:"drops"`
 	Events  *ebpf.Map `ebpf:"events"`
@@ -197,6 +205,7 @@ type bpfMaps struct {
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.Binding,
 		m.Config,
 		m.Drops,
 		m.Events,

@@ -22,7 +22,7 @@ import (
 // world is a kernel, real or not, with one container and a program that removes the
 // VXLAN device.
 type world struct {
-	open   func() fastpath.Kernel
+	open   func(kernel.Binding) fastpath.Kernel
 	veth   int
 	remove func()
 }
@@ -31,7 +31,8 @@ type world struct {
 // they return as text.
 func contract(w world) string {
 	var b strings.Builder
-	k := w.open()
+	password := kernel.Fingerprint{1}
+	k := w.open(kernel.Binding{{9}, password})
 	say := func(what string, result any) {
 		if err, ok := result.(error); ok && err != nil {
 			result = "refused"
@@ -93,13 +94,24 @@ func contract(w world) string {
 	say("software checksums", k.SumInSoftware())
 	say("close", k.Close())
 	say("close again", k.Close())
-	k = w.open()
+	k = w.open(kernel.Binding{{9}, {2}, password})
+	say("one more password", k.Adopted())
 	dump("adopted")
 	say("detach", k.DetachContainer(w.veth))
 	say("delete peer", k.DeletePeer(5))
 	say("delete remote", k.DeleteRemote(a))
 	say("delete MAC", k.DeleteMAC(m))
 	dump("deleted")
+	say("peer", k.PutPeer(5, entry))
+	say("remote", k.PutRemote(a, kernel.Remote{Peer: 5}))
+	say("MAC", k.PutMAC(m, kernel.MACEntry{Peer: 5}))
+	say("close", k.Close())
+	k = w.open(kernel.Binding{{9}, {2}})
+	say("one password less", k.Adopted())
+	dump("of another configuration")
+	say("close", k.Close())
+	k = w.open(kernel.Binding{{8}, {2}})
+	say("other settings", k.Adopted())
 	say("close", k.Close())
 	return b.String()
 }
@@ -108,8 +120,8 @@ func contract(w world) string {
 func TestContract(t *testing.T) {
 	m := kerneltest.New(t)
 	m.AddContainer(20)
-	fake := contract(world{veth: 20, remove: m.RemoveDevices, open: func() fastpath.Kernel {
-		k, err := m.OpenKernel(kernel.Options{Express: true})
+	fake := contract(world{veth: 20, remove: m.RemoveDevices, open: func(b kernel.Binding) fastpath.Kernel {
+		k, err := m.OpenKernel(kernel.Options{Express: true, Binding: b})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +164,8 @@ func realWorld(t *testing.T) world {
 		t.Fatal(err)
 	}
 	var q *tap.Device
-	w.open = func() (k fastpath.Kernel) {
+	w.open = func(b kernel.Binding) (k fastpath.Kernel) {
+		o.Binding = b
 		if q != nil {
 			q.Close() // as an earlier process
 		}

@@ -15,8 +15,9 @@ import (
 
 // datapath is a Machine as one process has it open.
 type datapath struct {
-	m      *Machine
-	closed bool // guarded by m.mu
+	m       *Machine
+	adopted bool
+	closed  bool // guarded by m.mu
 }
 
 var _ fastpath.Kernel = (*datapath)(nil)
@@ -29,6 +30,8 @@ func (d *datapath) use() func() {
 	}
 	return d.m.mu.Unlock
 }
+
+func (d *datapath) Adopted() bool { return d.adopted }
 
 func (d *datapath) Fast() error {
 	defer d.use()()

@@ -65,6 +65,7 @@ type pins struct {
 	peers    map[uint16]kernel.PeerEntry
 	remotes  map[netip.Addr]kernel.Remote
 	traffic  map[uint16]kernel.Traffic
+	binding  kernel.Binding
 	self     uint16
 	express  bool
 	devices  bool // port and VXLAN device are there
@@ -110,6 +111,10 @@ func (m *Machine) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
 	if m.users++; m.users > 1 {
 		m.t.Error("the kernel is opened twice")
 	}
+	adopted := m.pins != nil
+	if adopted && !o.Binding.Covers(m.pins.binding) {
+		m.pins, adopted = nil, false
+	}
 	if m.pins == nil {
 		m.pins = &pins{
 			macs: make(map[[6]byte]kernel.MACEntry), peers: make(map[uint16]kernel.PeerEntry),
@@ -118,7 +123,8 @@ func (m *Machine) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
 	}
 	m.pins.devices, m.pins.software, m.pins.express = true, false, o.Express
 	m.note("open, express %v", o.Express)
-	return &datapath{m: m}, nil
+	m.pins.binding = o.Binding
+	return &datapath{m: m, adopted: adopted}, nil
 }
 
 // RemoveKernel implements fastpath.System.

@@ -78,6 +78,12 @@ struct config {
 };
 enum { CONFIG_EXPRESS = 1 }; // frames may bypass the bridge
 
+// For which configuration the contents of the other maps are valid. Only the router reads
+// and writes it.
+struct binding {
+	__u8 fingerprints[8][16];
+};
+
 struct event {
 	__u8 addr[6];
 	__u16 peer;    // that it was seen behind
