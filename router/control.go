@@ -14,6 +14,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/link"
+	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -236,7 +237,7 @@ func (r *Router) handleControl(from peer.Name, msg []byte) {
 
 func (r *Router) setRoutes(routes *topology.Routes) {
 	old := r.routes
-	r.routes = routes
+	r.routes, r.from = routes, origin.New(routes.From, r.from, r.since())
 	r.rebuild()
 	r.fast.Routes(routes) // before Keeps, so that either the router or the controller forgets
 	for name := range old.Unicast {
@@ -248,7 +249,7 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 
 // rebuild builds the lanes' tables after a change of links or routes.
 func (r *Router) rebuild() {
-	r.fib.Store(newFIB(r.self, r.routes, r.links))
+	r.fib.Store(newFIB(r.self, r.routes, r.links, r.from))
 	byName := maps.Clone(r.links)
 	r.byName.Store(&byName)
 }

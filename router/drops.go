@@ -23,12 +23,13 @@ const (
 	DropSend                      // the kernel refused the packet
 	DropTAP                       // the kernel refused the frame
 	DropBusy                      // a queue to the control goroutine was full
+	DropMisrouted                 // of a peer whose frames the routes do not lead over that neighbour
 	numReasons
 )
 
 var reasonNames = [numReasons]string{
 	"malformed", "unknown_key", "forged", "replay", "unknown_peer", "no_route", "link_down", "hops", "looped",
-	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy",
+	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy", "misrouted",
 }
 
 // String is the reason's label in metrics and status.

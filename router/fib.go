@@ -3,6 +3,7 @@ package router
 import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
+	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -16,6 +17,8 @@ type fib struct {
 	// trees has the links that a broadcast frame is sent to, by the peer that it
 	// comes from.
 	trees map[peer.Name][]*sleeve
+	// from says from which neighbours frames of other peers may come.
+	from origin.Table
 	// byShort has the peers by short id.
 	byShort map[uint16]peer.Name
 	// all is the head of this host's broadcast frames.
@@ -28,8 +31,8 @@ type path struct {
 	head wire.Head // of this host's frames to the peer
 }
 
-func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve) *fib {
-	f := &fib{self: self, routes: routes, byShort: routes.ByShortID, paths: make(map[peer.Name]*path), trees: make(map[peer.Name][]*sleeve)}
+func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve, from origin.Table) *fib {
+	f := &fib{self: self, routes: routes, from: from, byShort: routes.ByShortID, paths: make(map[peer.Name]*path), trees: make(map[peer.Name][]*sleeve)}
 	f.all = f.head(self, peer.Broadcast)
 	for dst, next := range routes.Unicast {
 		l, ok := links[next]

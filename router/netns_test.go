@@ -110,14 +110,15 @@ func newHosts(t testing.TB, n int, o options) []*host {
 			}
 		})
 	}
-	unicast, broadcast := make([]map[peer.Name]peer.Name, n), make([]map[peer.Name][]peer.Name, n)
+	unicast, broadcast, from := make([]map[peer.Name]peer.Name, n), make([]map[peer.Name][]peer.Name, n), make([]map[peer.Name][]peer.Name, n)
 	ids := map[uint32]peer.Name{}
 	for i := range n {
-		unicast[i], broadcast[i] = map[peer.Name]peer.Name{}, map[peer.Name][]peer.Name{}
+		unicast[i], broadcast[i], from[i] = map[peer.Name]peer.Name{}, map[peer.Name][]peer.Name{}, map[peer.Name][]peer.Name{}
 		ids[hosts[i].name.ID()] = hosts[i].name
 		for j := range n {
 			if j != i {
 				unicast[i][hosts[j].name] = hosts[i+sign(j-i)].name
+				from[i][hosts[j].name] = []peer.Name{hosts[i+sign(j-i)].name}
 			}
 			// What j sent goes on away from j.
 			for _, k := range []int{i - 1, i + 1} {
@@ -128,7 +129,7 @@ func newHosts(t testing.TB, n int, o options) []*host {
 		}
 	}
 	for i, h := range hosts {
-		h.SetRoutes(&topology.Routes{Self: h.name, Unicast: unicast[i], Broadcast: broadcast[i], ByID: ids})
+		h.SetRoutes(&topology.Routes{Self: h.name, Unicast: unicast[i], Broadcast: broadcast[i], From: from[i], ByID: ids})
 	}
 	for i := range n - 1 {
 		a, b := hosts[i], hosts[i+1]

@@ -107,6 +107,7 @@ func newStill(t testing.TB, suite seal.Suite) *still {
 	r.setRoutes(&topology.Routes{Self: nameOf(0), ByID: ids,
 		Unicast:   map[peer.Name]peer.Name{nameOf(1): nameOf(1), nameOf(2): nameOf(1)},
 		Broadcast: map[peer.Name][]peer.Name{nameOf(0): {nameOf(1)}, nameOf(2): {nameOf(1)}},
+		From:      map[peer.Name][]peer.Name{nameOf(1): {nameOf(1)}, nameOf(2): {nameOf(1)}},
 		ByShortID: map[uint16]peer.Name{10: nameOf(0), 11: nameOf(1), 12: nameOf(2), 13: nameOf(3)}})
 	s.ln = r.newLane(1, s.tap)
 	return s

@@ -21,6 +21,7 @@ import (
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -124,6 +125,7 @@ type Router struct {
 	// Control goroutine only.
 	links  map[peer.Name]*sleeve
 	routes *topology.Routes
+	from   origin.Table // of routes and of those before
 	ctl    *controlLane
 	taken  map[uint32]bool // receiver indexes
 

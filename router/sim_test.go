@@ -409,17 +409,21 @@ func (m *mesh) route() {
 	}
 	routes := map[peer.Name]*topology.Routes{}
 	for _, n := range m.nodes {
-		routes[n.name] = &topology.Routes{Self: n.name, ByID: byID, Unicast: map[peer.Name]peer.Name{}, Broadcast: map[peer.Name][]peer.Name{}}
+		routes[n.name] = &topology.Routes{Self: n.name, ByID: byID, Unicast: map[peer.Name]peer.Name{}, Broadcast: map[peer.Name][]peer.Name{},
+			From: map[peer.Name][]peer.Name{}}
 	}
 	for _, n := range m.nodes {
-		parent := map[peer.Name]peer.Name{n.name: n.name}
+		parent, hops := map[peer.Name]peer.Name{n.name: n.name}, map[peer.Name]int{n.name: 0}
 		for queue := []peer.Name{n.name}; len(queue) > 0; queue = queue[1:] {
 			at := queue[0]
 			for _, to := range next[at] {
+				if h, seen := hops[to]; !seen || h == hops[at]+1 {
+					routes[to].From[n.name] = append(routes[to].From[n.name], at)
+				}
 				if _, seen := parent[to]; seen {
 					continue
 				}
-				parent[to] = at
+				parent[to], hops[to] = at, hops[at]+1
 				queue = append(queue, to)
 				routes[at].Broadcast[n.name] = append(routes[at].Broadcast[n.name], to)
 				routes[to].Unicast[n.name] = at // links are the same both ways

@@ -158,6 +158,10 @@ func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 		l.drops.add(DropLooped)
 		return
 	}
+	if !fib.from.Allows(src, l.peer, ln.now) {
+		l.drops.add(DropMisrouted)
+		return
+	}
 	if _, ok := r.learn(ln, f.bytes(), src, &l.drops); !ok {
 		return
 	}

@@ -3,6 +3,7 @@ package router
 import (
 	"bytes"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -89,6 +91,9 @@ func TestLoopsEnd(t *testing.T) {
 		broken := *m.nodes[2].routes
 		broken.Unicast = map[peer.Name]peer.Name{nameOf(0): nameOf(1), nameOf(1): nameOf(1), nameOf(3): nameOf(1)}
 		m.nodes[2].SetRoutes(&broken)
+		astray := *m.nodes[1].routes
+		astray.From = map[peer.Name][]peer.Name{nameOf(0): {nameOf(0), nameOf(2)}, nameOf(2): {nameOf(2)}, nameOf(3): {nameOf(2)}}
+		m.nodes[1].SetRoutes(&astray)
 		synctest.Wait()
 		packets := 0
 		m.f.spy = func(_, _ netip.AddrPort, p []byte) {
@@ -107,6 +112,77 @@ func TestLoopsEnd(t *testing.T) {
 	})
 }
 
+// TestFramesInOthersNames: node 1 sends frames in the names of peers that its neighbours
+// hear from others, or that do not exist.
+func TestFramesInOthersNames(t *testing.T) {
+	// 0 -- 1 -- 2 -- 3, and 0 -- 2.
+	inMesh(t, names(4), append(line(4), [2]int{0, 2}), func(m *mesh) {
+		evil := m.nodes[1]
+		stranger := peer.Name{2, 9, 9, 9, 9, 9}
+		forge := func(src, dst peer.Name, mac ethernet.MAC) {
+			t.Helper()
+			h := wire.Head{Kind: wire.RoutedLong, Hops: wire.MaxHops, Src: src, Dst: dst}
+			ln := evil.newLane(1, evil.tap)
+			ln.send((*evil.byName.Load())[nameOf(2)], &h, frame{buf: frameOf(ethernet.Broadcast, mac, 60, 1), end: 60})
+			ln.flush()
+			synctest.Wait()
+		}
+		for i, src := range []peer.Name{nameOf(0), nameOf(3), stranger, peer.Broadcast} {
+			for _, dst := range []peer.Name{nameOf(2), nameOf(3), peer.Broadcast} {
+				forge(src, dst, ethernet.MAC{2, 0, 0, 0, 9, byte(i)})
+			}
+		}
+		m.wantCounts("forged", 0, 0, 0, 0)
+		if got := m.nodes[2].dropped(DropMisrouted); got != 12 {
+			t.Errorf("%d frames dropped as misrouted, want 12", got)
+		}
+		for i, n := range m.nodes {
+			if macs := n.FDB(); len(macs) != 0 {
+				t.Errorf("node %d learned %v", i, macs)
+			}
+		}
+		forge(nameOf(1), nameOf(3), macOf(1)) // its own
+		m.wantCounts("not forged", 0, 0, 0, 1)
+	})
+}
+
+// TestPathChanges: frames under way when the routes change still arrive, and those that
+// keep coming by the old path do not.
+func TestPathChanges(t *testing.T) {
+	// 0 -- 1 -- 3 and 0 -- 2 -- 3: both paths are as short.
+	inMesh(t, names(4), [][2]int{{0, 1}, {1, 3}, {0, 2}, {2, 3}}, func(m *mesh) {
+		say := func(want int) {
+			t.Helper()
+			m.say(3, frameOf(ethernet.Broadcast, macOf(3), 60, 1))
+			m.got()
+			m.say(0, frameOf(macOf(3), macOf(0), 60, 1))
+			if got := len(m.got()[3]); got != want {
+				t.Errorf("%d frames arrived, want %d", got, want)
+			}
+		}
+		other := *m.nodes[0].routes
+		other.Unicast = map[peer.Name]peer.Name{nameOf(1): nameOf(1), nameOf(2): nameOf(2)}
+		for _, via := range []int{1, 2} {
+			other.Unicast[nameOf(3)] = nameOf(via)
+			r := other
+			r.Unicast = maps.Clone(other.Unicast)
+			m.nodes[0].SetRoutes(&r)
+			synctest.Wait()
+			say(1)
+		}
+		changed := *m.nodes[3].routes // it heard that 0 -- 2 is gone, and 0 did not
+		changed.From = map[peer.Name][]peer.Name{nameOf(0): {nameOf(1)}, nameOf(1): {nameOf(1)}, nameOf(2): {nameOf(2)}}
+		m.nodes[3].SetRoutes(&changed)
+		synctest.Wait()
+		say(1)
+		time.Sleep(origin.Grace)
+		say(0)
+		if n := m.nodes[3].dropped(DropMisrouted); n != 1 {
+			t.Errorf("%d frames dropped as misrouted", n)
+		}
+	})
+}
+
 func TestOwnFrameThatComesBack(t *testing.T) {
 	inMesh(t, names(3), append(line(3), [2]int{0, 2}), func(m *mesh) {
 		broken := *m.nodes[1].routes
@@ -114,6 +190,7 @@ func TestOwnFrameThatComesBack(t *testing.T) {
 		m.nodes[1].SetRoutes(&broken)
 		back := *m.nodes[2].routes
 		back.Broadcast = map[peer.Name][]peer.Name{nameOf(0): {nameOf(0)}}
+		back.From = map[peer.Name][]peer.Name{nameOf(0): {nameOf(0), nameOf(1)}, nameOf(1): {nameOf(1)}}
 		m.nodes[2].SetRoutes(&back)
 		synctest.Wait()
 		m.say(0, frameOf(ethernet.Broadcast, macOf(0), 60, 1))

@@ -101,6 +101,7 @@ func (g *Graph) Routes(flags LinkFlags) *Routes {
 		Self:      g.names[g.self],
 		Unicast:   make(map[peer.Name]peer.Name),
 		Broadcast: make(map[peer.Name][]peer.Name),
+		From:      make(map[peer.Name][]peer.Name),
 		ByID:      make(map[uint32]peer.Name, len(g.names)),
 		ShortIDs:  g.shortIDs,
 		ByShortID: g.byShortID,
@@ -113,7 +114,7 @@ func (g *Graph) Routes(flags LinkFlags) *Routes {
 		}
 	}
 	g.unicast(flags, r.Unicast)
-	g.broadcast(flags, r.Broadcast)
+	g.broadcast(flags, r.Broadcast, r.From)
 	return r
 }
 
@@ -162,8 +163,9 @@ func (g *Graph) unicast(flags LinkFlags, out map[peer.Name]peer.Name) {
 // shortest paths. The parent of a peer in layer d+1 is the neighbour in layer d with the
 // next higher index, wrapping around, so that children are spread over the possible
 // parents. Only the layers up to the one after self's are computed, on bit sets: a mesh
-// of 1,000 peers has 1,000 trees.
-func (g *Graph) broadcast(flags LinkFlags, out map[peer.Name][]peer.Name) {
+// of 1,000 peers has 1,000 trees. from gets the neighbours in the layer before self's: every
+// shortest path from the source, of its tree or of a unicast route, comes over one of them.
+func (g *Graph) broadcast(flags LinkFlags, out, from map[peer.Name][]peer.Name) {
 	n := len(g.names)
 	adj := make([]bitset, n)
 	for i, links := range g.links {
@@ -189,6 +191,14 @@ func (g *Graph) broadcast(flags LinkFlags, out map[peer.Name][]peer.Name) {
 		}
 		if !layer.has(g.self) {
 			continue
+		}
+		if src != g.self {
+			before := next // layer and next have changed places
+			adj[g.self].each(func(v int) {
+				if before.has(v) {
+					from[g.names[src]] = append(from[g.names[src]], g.names[v])
+				}
+			})
 		}
 		var children []peer.Name
 		adj[g.self].each(func(v int) {

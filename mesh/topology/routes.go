@@ -13,6 +13,10 @@ type Routes struct {
 	// Broadcast gives, for each source including Self, the neighbours that get the
 	// frames that the source sent to every peer.
 	Broadcast map[peer.Name][]peer.Name
+	// From gives, for each reachable peer, the neighbours from which its frames to this
+	// peer, or over it, may come: those on a shortest path. A neighbour's own frames come
+	// from itself only.
+	From map[peer.Name][]peer.Name
 	// ByID maps Name.ID to the peer, for all known peers including Self. An ID that
 	// two known peers share maps to the zero Name.
 	ByID map[uint32]peer.Name

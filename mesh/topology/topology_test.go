@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -309,24 +310,70 @@ func TestShorterRoundTripWinsAmongEqualHops(t *testing.T) {
 	}
 }
 
+// randomRoutes returns the routes of all peers of a random graph.
+func randomRoutes(t *testing.T, rng *rand.Rand) ([]*State, map[peer.Name]*Routes) {
+	t.Helper()
+	n := 2 + rng.IntN(24)
+	var pairs [][2]int
+	for i := range n {
+		for j := range i {
+			if rng.IntN(n) < 3 {
+				pairs = append(pairs, [2]int{j, i})
+			}
+		}
+	}
+	m := mesh(t, n, LinkData, pairs...)
+	routes := make(map[peer.Name]*Routes)
+	for _, s := range m {
+		routes[s.cfg.Self] = s.Graph().Routes(LinkData)
+	}
+	return m, routes
+}
+
+// In any graph, frames arrive only from neighbours from which the routes expect them:
+// unicast and broadcast ones, at each peer on their way.
+func TestFramesComeFromExpectedNeighbours(t *testing.T) {
+	rng := seed.Rand(t)
+	for range 20 {
+		m, routes := randomRoutes(t, rng)
+		expect := func(at, src, from peer.Name) {
+			t.Helper()
+			if !slices.Contains(routes[at].From[src], from) {
+				t.Fatalf("at %s a frame of %s comes from %s, expected is %s", at, src, from, routes[at].From[src])
+			}
+		}
+		for _, s := range m {
+			src := s.cfg.Self
+			for dst := range routes[src].Unicast {
+				for at := src; at != dst; {
+					next := routes[at].Unicast[dst]
+					expect(next, src, at)
+					at = next
+				}
+			}
+			for queue := []peer.Name{src}; len(queue) > 0; queue = queue[1:] {
+				for _, next := range routes[queue[0]].Broadcast[src] {
+					expect(next, src, queue[0])
+					queue = append(queue, next)
+				}
+			}
+			if len(routes[src].From) != len(routes[src].Unicast) {
+				t.Errorf("frames are expected from %d peers, reachable are %d", len(routes[src].From), len(routes[src].Unicast))
+			}
+			for n, via := range routes[src].Unicast {
+				if n == via && !slices.Equal(routes[src].From[n], []peer.Name{n}) {
+					t.Errorf("frames of the neighbour %s are expected from %s", n, routes[src].From[n])
+				}
+			}
+		}
+	}
+}
+
 // In any graph, a broadcast reaches every reachable peer exactly once.
 func TestBroadcastReachesEachOnce(t *testing.T) {
 	rng := seed.Rand(t)
 	for range 20 {
-		n := 2 + rng.IntN(24)
-		var pairs [][2]int
-		for i := range n {
-			for j := range i {
-				if rng.IntN(n) < 3 {
-					pairs = append(pairs, [2]int{j, i})
-				}
-			}
-		}
-		m := mesh(t, n, LinkData, pairs...)
-		routes := make(map[peer.Name]*Routes)
-		for _, s := range m {
-			routes[s.cfg.Self] = s.Graph().Routes(LinkData)
-		}
+		m, routes := randomRoutes(t, rng)
 		for _, s := range m {
 			src, got := s.cfg.Self, map[peer.Name]int{}
 			for queue := []peer.Name{src}; len(queue) > 0; queue = queue[1:] {

@@ -22,6 +22,7 @@ import (
 	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/wire"
 	"github.com/weft-net/weft/router/wireguard"
 )
@@ -103,7 +104,11 @@ type Controller struct {
 
 	// Goroutine of Run only.
 	routes *topology.Routes
-	links  map[peer.Name]*link
+	from   origin.Table // of routes and of those before
+	// fromEnds is when the tables differ because of from although no route changed, on
+	// the clock of since; 0 for never.
+	fromEnds time.Duration
+	links    map[peer.Name]*link
 	// sessionless are links whose session ended while the peer's kernel still
 	// echoed: the peer's router is being restarted, and frames keep using the fast
 	// path.
@@ -411,6 +416,9 @@ func (c *Controller) tick(now time.Time) {
 	if c.overflow.Swap(false) {
 		c.resync = true
 	}
+	if c.fromEnds != 0 && c.since() >= c.fromEnds {
+		c.stale = true
+	}
 	c.replan()
 	if c.resync {
 		c.resync = false
@@ -422,6 +430,11 @@ func (c *Controller) tick(now time.Time) {
 func (c *Controller) next() (next time.Time) {
 	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 {
 		next = c.opened.Add(adoptTimeout)
+	}
+	if c.fromEnds != 0 {
+		if t := c.cfg.Start.Add(c.fromEnds); next.IsZero() || t.Before(next) {
+			next = t
+		}
 	}
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
 		for _, l := range set {

@@ -13,6 +13,8 @@ import (
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
+	"github.com/weft-net/weft/router/fastpath/plan"
+	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -36,6 +38,34 @@ func TestLinkComesUp(t *testing.T) {
 		if id, ok := r.m.Remote(addrOf(2)); !ok || id != 2 {
 			t.Error("a neighbour that does not answer may still send")
 		}
+	})
+}
+
+// The kernel gets from whom frames of other peers may come, also for a while after the
+// routes changed.
+func TestKernelKnowsWhoMayRelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		relays := func(want ...uint16) {
+			t.Helper()
+			var padded [plan.MaxFrom]uint16
+			copy(padded[:], want)
+			if got := r.m.Peer(4).From; got != padded {
+				t.Errorf("frames of peer 4 may come from %v, want %v", got, want)
+			}
+		}
+		r.routes([]byte{2, 3, 4}, map[byte]byte{4: 2})
+		r.meet(2, 3)
+		pass(time.Second)
+		relays(2)
+		r.routes([]byte{2, 3, 4}, map[byte]byte{4: 3})
+		pass(origin.Grace - time.Second)
+		relays(2, 3)
+		pass(time.Second)
+		relays(3)
+		r.routes([]byte{2, 3}, nil) // nothing leads to it
+		pass(time.Second)
+		relays()
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -212,6 +213,7 @@ func (c *Controller) receive(now time.Time) {
 	c.in.pending, c.in.changed, c.in.refused = make(map[peer.Name]*report), false, make(map[netip.Addr]bool)
 	if changed {
 		c.routes, c.stale = c.in.routes, true
+		c.from = origin.New(c.routes.From, c.from, c.since())
 	}
 	unrouted := make(map[peer.Name]bool) // at the moment of these reports
 	for n, s := range c.neighbours {

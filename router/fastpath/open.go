@@ -99,7 +99,7 @@ func (c *Controller) adopt() error {
 	c.installed = plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)}
 	var refused []uint16
 	err := c.kernel.Peers(func(id uint16, e kernel.PeerEntry) bool {
-		p := plan.Peer{}
+		p := plan.Peer{From: e.From, FromAny: e.Flags&kernel.PeerAny != 0}
 		if e.Flags&kernel.PeerFast != 0 && (c.cfg.Off || !c.allowed(kernel.ToAddr(e.Remote))) {
 			refused = append(refused, id)
 		} else if e.Flags&kernel.PeerFast != 0 {

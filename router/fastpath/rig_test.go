@@ -165,7 +165,7 @@ func (r *router) meet(peers ...byte) {
 // map names.
 func (r *router) routes(peers []byte, over map[byte]byte) {
 	t := &topology.Routes{
-		Self: nameOf(1), Unicast: make(map[peer.Name]peer.Name),
+		Self: nameOf(1), Unicast: make(map[peer.Name]peer.Name), From: make(map[peer.Name][]peer.Name),
 		ShortIDs: map[peer.Name]uint16{nameOf(1): 1}, ByShortID: map[uint16]peer.Name{1: nameOf(1)},
 	}
 	for _, n := range peers {
@@ -174,6 +174,7 @@ func (r *router) routes(peers []byte, over map[byte]byte) {
 		if via, ok := over[n]; ok {
 			t.Unicast[nameOf(n)] = nameOf(via)
 		}
+		t.From[nameOf(n)] = []peer.Name{t.Unicast[nameOf(n)]}
 	}
 	r.Routes(t)
 }

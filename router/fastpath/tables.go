@@ -16,6 +16,7 @@ func (c *Controller) replan() {
 	}
 	c.stale = false
 	now := time.Now()
+	c.fromEnds = c.from.Next(c.since())
 	c.takeIDs(now)
 	c.applyTunnels(now)
 	want := c.wantTables()
@@ -66,7 +67,7 @@ func (c *Controller) wantTables() plan.Tables {
 		next[n] = n
 		add(l)
 	}
-	return plan.Plan(c.self, ids, next, hops)
+	return plan.Plan(c.self, ids, next, hops, func(n peer.Name) []peer.Name { return c.from.From(n, c.since()) })
 }
 
 // takeIDs handles changes of short ids.

@@ -79,7 +79,7 @@ func (c *churn) change(t *testing.T) {
 			}
 		}
 	}
-	want := plan.Plan(churnName(1), c.ids, c.next, c.hops)
+	want := plan.Plan(churnName(1), c.ids, c.next, c.hops, func(peer.Name) []peer.Name { return nil })
 	if err := want.Apply(c.have, Maps{c.h.Datapath}); err != nil {
 		t.Fatal(err)
 	}

@@ -95,6 +95,7 @@
 //	macs     MAC address -> short id of the peer that it is behind, and the veth of
 //	         one of this host
 //	peers    short id -> how frames for the peer leave this host
+//	         and which neighbours may relay frames of the peer
 //	remotes  outer address -> the neighbour that has it
 //	traffic  short id -> packets and bytes, per CPU
 //	drops    reason -> packets, per CPU
@@ -113,6 +114,10 @@
 // there do not see it. In bridged mode the bridge sees the frame, but nothing sees the
 // outer packet. The bridge's port drops frames that the bridge floods for a MAC address of
 // this host.
+//
+// A neighbour may send its own frames and those of peers whose shortest paths lead over it.
+// It could lie about such a peer. A peer with more than 16 neighbours on equally short paths
+// may come over any neighbour.
 //
 // from_vxlan can only check that a packet comes from the address of a neighbour, not by
 // which interface it came. If the underlay is not trusted, something else must drop packets

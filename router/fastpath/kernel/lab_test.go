@@ -213,6 +213,9 @@ func (h *host) meet(o *host, l lab) {
 	if l.express {
 		e.Flags |= PeerExpress | PeerDirect
 	}
+	if next != o.id {
+		e.From[0] = next
+	}
 	if err := h.PutPeer(o.id, e); err != nil {
 		h.t.Fatal(err)
 	}

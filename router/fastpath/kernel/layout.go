@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+
+	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
 // MaxPeers bounds short ids, which have 12 bits.
@@ -61,6 +63,7 @@ const (
 	PeerFast                          // frames for it go to the next hop by VXLAN
 	PeerExpress                       // they may bypass the VXLAN device; from a neighbour they may come so
 	PeerDirect                        // so may frames that crossed the bridge
+	PeerAny                           // any neighbour may relay its frames: From is too short
 )
 
 // PeerEntry is struct peer_entry of bpf/weft.h: how frames for a peer leave.
@@ -73,6 +76,8 @@ type PeerEntry struct {
 	Remote  Addr   // of the next hop
 	Local   Addr   // of this host towards it
 	Gateway Addr   // next hop on the underlay
+	// From are the short ids of the neighbours that may relay frames of the peer.
+	From [plan.MaxFrom]uint16
 }
 
 // Remote is struct remote of bpf/weft.h: the neighbour that has an outer address.
@@ -151,11 +156,12 @@ const (
 	DropRedirect                        // the kernel refused to forward it
 	DropFormat                          // malformed metadata header or probe
 	DropLoop                            // the next hop is where it came from
+	DropMisrouted                       // of a peer whose frames the routes do not lead over that neighbour
 	numDrops
 )
 
 var dropNames = [numDrops]string{
-	"short", "source", "unknown_remote", "vni", "spoofed", "ttl", "no_tap", "redirect", "format", "loop",
+	"short", "source", "unknown_remote", "vni", "spoofed", "ttl", "no_tap", "redirect", "format", "loop", "misrouted",
 }
 
 // String returns the label of the reason in metrics and status.

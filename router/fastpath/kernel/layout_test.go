@@ -19,7 +19,7 @@ func TestTwins(t *testing.T) {
 	}
 	for name, twin := range map[string]any{
 		"mac": MACKey{}, "mac_entry": MACEntry{}, "peer_entry": PeerEntry{}, "remote": Remote{}, "traffic": Traffic{},
-		"config": Config{}, "event": Event{},
+		"config": Config{}, "event": Event{}, "binding": bindingTwin{},
 	} {
 		var c *btf.Struct
 		if err := spec.Types.TypeByName(name, &c); err != nil {
@@ -50,6 +50,9 @@ func TestTwins(t *testing.T) {
 	}
 }
 
+// bindingTwin is Binding as a struct with a name for its one member.
+type bindingTwin struct{ Fingerprints Binding }
+
 // TestConstants compares the reasons of drops with enum drop, which is in no
 // type of the object, and the other numbers.
 func TestConstants(t *testing.T) {
@@ -68,12 +71,12 @@ func TestConstants(t *testing.T) {
 			t.Errorf("reason %d is %s, want %s", i, DropReason(i), want)
 		}
 	}
-	if s := numDrops.String(); s != "drop 10" {
+	if s := numDrops.String(); s != "drop 11" {
 		t.Errorf("a reason without name is %q", s)
 	}
 	for name, value := range map[string]string{
 		"METADATA_RELAY": "1", "METADATA_ECHO": "2", "PROBE_ASK": "1", "PROBE_ECHO": "2", "REASON_SLOW": "1", "REASON_BIG": "2",
-		"MAC_EXPRESS": "1", "PEER_KNOWN": "1", "PEER_FAST": "2", "PEER_EXPRESS": "4", "CONFIG_EXPRESS": "1",
+		"MAC_EXPRESS": "1", "PEER_KNOWN": "1", "PEER_FAST": "2", "PEER_EXPRESS": "4", "PEER_DIRECT": "8", "PEER_ANY": "16", "CONFIG_EXPRESS": "1",
 	} {
 		if !regexp.MustCompile(`\b` + name + ` = ` + value + `\b`).Match(b) {
 			t.Errorf("%s is not %s", name, value)

@@ -28,7 +28,10 @@ func (m Maps) PutRemote(a netip.Addr, r plan.Remote) error {
 }
 
 func entryOf(p plan.Peer) PeerEntry {
-	e := PeerEntry{Flags: PeerKnown}
+	e := PeerEntry{Flags: PeerKnown, From: p.From}
+	if p.FromAny {
+		e.Flags |= PeerAny
+	}
 	if p.Next == 0 {
 		return e
 	}

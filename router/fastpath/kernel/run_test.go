@@ -616,6 +616,28 @@ func TestFromUnderlay(t *testing.T) {
 	pass("destination elsewhere", wrap(vni, frame(there, there, ip4(200))))
 	pass("probe", wrap(vni, frame([6]byte{}, [6]byte{}, append([]byte{0x88, 0xb5, 1}, make([]byte, 60)...))))
 
+	// A frame of another peer, relayed by the neighbour.
+	b.putMAC(there, 3, 0, false)
+	relayed := wrap(1<<12|3, inner)
+	for _, e := range []struct {
+		entry PeerEntry
+		ok    bool
+	}{
+		{PeerEntry{Flags: PeerKnown}, false},
+		{PeerEntry{Flags: PeerKnown, From: [16]uint16{4, 5}}, false},
+		{PeerEntry{Flags: PeerKnown, From: [16]uint16{4, 2}}, true},
+		{PeerEntry{Flags: PeerKnown, From: [16]uint16{15: 2}}, true},
+		{PeerEntry{Flags: PeerKnown | PeerAny}, true},
+	} {
+		b.check(b.PutPeer(3, e.entry))
+		v, out := b.run(b.Datapath.c.fromUnderlay, relayed, skb{})
+		if e.ok && (v != redirect || !bytes.Equal(out, inner)) || !e.ok && (v != next || !bytes.Equal(out, relayed)) {
+			t.Errorf("relayed, the entry of its peer is %+v: verdict %d", e.entry, v)
+		}
+	}
+	b.check(b.DeletePeer(3))
+	b.putMAC(there, 2, 0, false)
+
 	// Where it goes, path_test.go shows.
 	b.putMAC(here, 1, uint32(b.veth), false)
 	comes("MAC address that is not express", good, inner)

@@ -62,6 +62,7 @@ type bpfPeerEntry struct {
 	Remote  [16]uint8
 	Local   [16]uint8
 	Gateway [16]uint8
+	From    [16]uint16
 }
 
 type bpfRemote struct {

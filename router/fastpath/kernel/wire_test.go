@@ -144,6 +144,10 @@ func TestFromVXLANDrops(t *testing.T) {
 	w := newWire(t)
 	f := frame(w.mac, there, ip4(100))
 	want := make(map[string]uint64)
+	// Frames of 5 come over 3.
+	if err := w.PutPeer(5, PeerEntry{Flags: PeerKnown, From: [16]uint16{3}}); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		what, from string
 		src, dst   uint32
@@ -167,7 +171,10 @@ func TestFromVXLANDrops(t *testing.T) {
 		{"probe of another ethertype", "192.0.2.2", 2, 1, 64, with(probeFrame(1, [16]byte{}, 100), 12, 9), "source"},
 		{"short probe", "192.0.2.2", 2, 1, 64, probeFrame(1, [16]byte{}, 0)[:MinProbeLen-1], "format"},
 		{"old", "192.0.2.2", 2, 3, 1, f, "ttl"},
-		{"back", "192.0.2.3", 2, 3, 64, f, "loop"},
+		{"back", "192.0.2.3", 5, 3, 64, f, "loop"},
+		{"in another neighbour's name", "192.0.2.3", 2, 1, 64, f, "misrouted"},
+		{"in the name of a peer that comes over another", "192.0.2.2", 5, 1, 64, f, "misrouted"},
+		{"likewise, to be relayed", "192.0.2.2", 5, 3, 64, f, "misrouted"},
 	} {
 		w.send(c.from, c.src, c.dst, c.ttl, c.frame)
 		want[c.reason]++

@@ -314,6 +314,13 @@ func (m *Machine) NextHop(id uint16) netip.Addr {
 	return kernel.ToAddr(m.pins.peers[id].Remote)
 }
 
+// Peer returns the entry of a short id.
+func (m *Machine) Peer(id uint16) kernel.PeerEntry {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pins.peers[id]
+}
+
 // Echoes reports whether a probe to an address gets there and its echo back: the
 // devices are there, and the address is that of a neighbour.
 func (m *Machine) Echoes(to netip.Addr) bool {

@@ -25,7 +25,14 @@ type Hop struct {
 type Peer struct {
 	Hop         // of the next hop; zero if not fast
 	Next uint16 // its short id, 0 if not fast
+	// From are the short ids of the neighbours that may relay frames of the peer, in
+	// order, then zeros. FromAny: there are too many, so any neighbour may.
+	From    [MaxFrom]uint16
+	FromAny bool
 }
+
+// MaxFrom is how many neighbours Peer.From has space for.
+const MaxFrom = 16
 
 // Remote is the neighbour at an outer address.
 type Remote struct {
@@ -40,11 +47,12 @@ type Tables struct {
 }
 
 // Plan computes the tables. ids are the peers that have a short id, next the next
-// hop to each peer that is reached, and hops the willing neighbours by name.
+// hop to each peer that is reached, hops the willing neighbours by name, and from the
+// neighbours over which frames of a peer may come besides those that it sends itself.
 // Neighbours without a known id are left out. If two neighbours have one address, as
 // behind one address translator, neither is fast, because their frames could not be
 // distinguished.
-func Plan(self peer.Name, ids map[peer.Name]uint16, next map[peer.Name]peer.Name, hops map[peer.Name]Hop) Tables {
+func Plan(self peer.Name, ids map[peer.Name]uint16, next map[peer.Name]peer.Name, hops map[peer.Name]Hop, from func(peer.Name) []peer.Name) Tables {
 	t := Tables{Peers: make(map[uint16]Peer), Remotes: make(map[netip.Addr]Remote)}
 	shared := make(map[netip.Addr]int)
 	for _, h := range hops {
@@ -66,12 +74,29 @@ func Plan(self peer.Name, ids map[peer.Name]uint16, next map[peer.Name]peer.Name
 		p := Peer{}
 		if via, ok := next[n]; ok {
 			if h, hid, ok := usable(via); ok && h.Up {
-				p = Peer{Hop: h, Next: hid}
+				p.Hop, p.Next = h, hid
 			}
 		}
+		p.From, p.FromAny = relays(ids, from(n))
 		t.Peers[id] = p
 	}
 	return t
+}
+
+// relays returns Peer.From and Peer.FromAny.
+func relays(ids map[peer.Name]uint16, neighbours []peer.Name) (from [MaxFrom]uint16, any bool) {
+	var list []uint16
+	for _, n := range neighbours {
+		if id := ids[n]; id != 0 {
+			list = append(list, id)
+		}
+	}
+	if len(list) > MaxFrom {
+		return from, true
+	}
+	slices.Sort(list)
+	copy(from[:], list)
+	return from, false
 }
 
 // Changes are the writes that turn one Tables into another, in the order in which

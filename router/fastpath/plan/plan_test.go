@@ -25,11 +25,23 @@ func line() (map[peer.Name]uint16, map[peer.Name]peer.Name, map[peer.Name]Hop) {
 	return ids, next, map[peer.Name]Hop{name(1): hop(1), name(4): hop(4)}
 }
 
+// over returns the neighbours over which frames of a peer come, if the paths are the same in
+// both directions.
+func over(next map[peer.Name]peer.Name) func(peer.Name) []peer.Name {
+	return func(n peer.Name) []peer.Name {
+		if via, ok := next[n]; ok && via != n {
+			return []peer.Name{via}
+		}
+		return nil
+	}
+}
+
 func TestPlan(t *testing.T) {
 	ids, next, hops := line()
-	got := Plan(name(0), ids, next, hops)
+	got := Plan(name(0), ids, next, hops, over(next))
+	from11 := [MaxFrom]uint16{11}
 	want := Tables{
-		Peers:   map[uint16]Peer{11: {hop(1), 11}, 12: {hop(1), 11}, 13: {hop(1), 11}, 14: {hop(4), 14}},
+		Peers:   map[uint16]Peer{11: {Hop: hop(1), Next: 11}, 12: {Hop: hop(1), Next: 11, From: from11}, 13: {Hop: hop(1), Next: 11, From: from11}, 14: {Hop: hop(4), Next: 14}},
 		Remotes: map[netip.Addr]Remote{at(1): {11, at(0)}, at(4): {14, at(0)}},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -39,9 +51,9 @@ func TestPlan(t *testing.T) {
 	h.Up = false
 	hops[name(1)] = h
 	delete(next, name(4))
-	got = Plan(name(0), ids, next, hops)
+	got = Plan(name(0), ids, next, hops, over(next))
 	for _, id := range []uint16{11, 12, 13, 14} {
-		if p, known := got.Peers[id]; !known || p != (Peer{}) {
+		if p, known := got.Peers[id]; !known || p.Hop != (Hop{}) || p.Next != 0 {
 			t.Errorf("peer %d: %+v", id, p)
 		}
 	}
@@ -50,11 +62,35 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// A neighbour may relay frames of peers that come over it. The kernel's entry has space for
+// a few; more than that and it does not distinguish.
+func TestPlanSaysWhoMayRelay(t *testing.T) {
+	ids, next, hops := line()
+	relays := []peer.Name{name(4), name(1), name(9)} // nobody has an id for the last one
+	from := func(n peer.Name) []peer.Name {
+		if n == name(3) {
+			return relays
+		}
+		return nil
+	}
+	p := Plan(name(0), ids, next, hops, from).Peers
+	if p[13].From != [MaxFrom]uint16{11, 14} || p[13].FromAny || p[12].From != [MaxFrom]uint16{} {
+		t.Errorf("relays of 13 are %v, of 12 %v", p[13], p[12])
+	}
+	for i := range MaxFrom {
+		relays = append(relays, name(100+i))
+		ids[name(100+i)] = uint16(100 + i)
+	}
+	if p := Plan(name(0), ids, next, hops, from).Peers[13]; p.From != [MaxFrom]uint16{} || !p.FromAny {
+		t.Errorf("too many relays: %v", p)
+	}
+}
+
 func TestPlanLeavesOut(t *testing.T) {
 	ids, next, hops := line()
 	delete(ids, name(3))
 	hops[name(4)] = hop(1) // at the address of h1
-	got := Plan(name(0), ids, next, hops)
+	got := Plan(name(0), ids, next, hops, over(next))
 	if len(got.Remotes) != 0 || got.Peers[11] != (Peer{}) {
 		t.Errorf("two neighbours at one address: %+v", got)
 	}
@@ -66,18 +102,18 @@ func TestPlanLeavesOut(t *testing.T) {
 // Exactly the affected entries change.
 func TestDiffIsLeast(t *testing.T) {
 	ids, next, hops := line()
-	old := Plan(name(0), ids, next, hops)
+	old := Plan(name(0), ids, next, hops, over(next))
 	if c := old.Diff(old); !c.Empty() {
 		t.Errorf("nothing changed, but %+v", c)
 	}
 	next[name(3)] = name(4)
-	if c := Plan(name(0), ids, next, hops).Diff(old); !reflect.DeepEqual(c, Changes{PutPeers: []uint16{13}}) {
+	if c := Plan(name(0), ids, next, hops, over(next)).Diff(old); !reflect.DeepEqual(c, Changes{PutPeers: []uint16{13}}) {
 		t.Errorf("a route changed: %+v", c)
 	}
 	delete(hops, name(4))
 	delete(ids, name(4))
 	next[name(3)] = name(1)
-	if c := Plan(name(0), ids, next, hops).Diff(old); !reflect.DeepEqual(c, Changes{DeletePeers: []uint16{14}, DeleteRemotes: []netip.Addr{at(4)}}) {
+	if c := Plan(name(0), ids, next, hops, over(next)).Diff(old); !reflect.DeepEqual(c, Changes{DeletePeers: []uint16{14}, DeleteRemotes: []netip.Addr{at(4)}}) {
 		t.Errorf("a neighbour went: %+v", c)
 	}
 }
@@ -96,7 +132,7 @@ func randomTables(rng *rand.Rand) Tables {
 			hops[name(i)] = h
 		}
 	}
-	return Plan(name(0), ids, next, hops)
+	return Plan(name(0), ids, next, hops, over(next))
 }
 
 // Applied in their order, changes make of any table any other, and at no step

@@ -215,6 +215,18 @@ static __always_inline int drop(__u32 why)
 	return TC_ACT_SHOT;
 }
 
+// Reports whether a neighbour may send frames of the peer with the short id src.
+static __always_inline int may_send(const struct peer_entry *p, __u32 src, __u32 neighbour)
+{
+	if (src == neighbour || p->flags & PEER_ANY)
+		return 1;
+#pragma unroll
+	for (int i = 0; i < MAX_FROM; i++)
+		if (p->from[i] == neighbour)
+			return 1;
+	return 0;
+}
+
 // Returns the Ethernet header, pulled into the linear part if necessary; 0 if the frame
 // has none.
 static __always_inline struct ethhdr *header(struct __sk_buff *skb)
@@ -652,6 +664,8 @@ int from_vxlan(struct __sk_buff *skb)
 	}
 	if (eth->h_source[0] & 1)
 		return drop(DROP_SOURCE);
+	if (!may_send(p, src, r->peer))
+		return drop(DROP_MISROUTED);
 
 	if (dst == cfg->self) {
 		get_mac(&smac, eth->h_source);
@@ -831,7 +845,7 @@ int from_underlay(struct __sk_buff *skb)
 	if (!p || !(p->flags & PEER_EXPRESS) || p->ifindex != skb->ifindex)
 		return TC_ACT_UNSPEC;
 	p = get_peer(src);
-	if (!p || !(p->flags & PEER_KNOWN))
+	if (!p || !(p->flags & PEER_KNOWN) || !may_send(p, src, r->peer))
 		return TC_ACT_UNSPEC;
 	get_mac(&smac, o->eth.h_source);
 	get_mac(&dmac, o->eth.h_dest);

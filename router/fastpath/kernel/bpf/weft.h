@@ -8,6 +8,7 @@
 #define MAX_PEERS 4096    // short ids have 12 bits; no peer has 0
 #define MAX_MACS 65536
 #define MAX_REMOTES 4096
+#define MAX_FROM 16       // neighbours over which frames of one peer may come
 #define VXLAN_PORT 6784   // the default; the port in use is in config
 #define ETH_P_WEFT 0x88b5 // IEEE 802, local experimental ethertype 1
 
@@ -46,12 +47,14 @@ struct peer_entry {
 	__u8 remote[16];  // outer address of the next hop
 	__u8 local[16];   // outer address of this host towards it
 	__u8 gateway[16]; // next hop on the underlay: remote or a router
+	__u16 from[MAX_FROM]; // short ids of the neighbours that may relay frames of the peer
 };
 enum {
 	PEER_KNOWN = 1,   // a peer has the id
 	PEER_FAST = 2,    // frames for it go to the next hop by VXLAN
 	PEER_EXPRESS = 4, // they may bypass the VXLAN device; from a neighbour they may come so
 	PEER_DIRECT = 8,  // so may frames that crossed the bridge
+	PEER_ANY = 16,    // any neighbour may relay its frames: from is too short
 };
 
 struct remote {
@@ -104,6 +107,7 @@ enum drop {
 	DROP_REDIRECT,       // the kernel refused to forward it
 	DROP_FORMAT,         // malformed metadata header or probe
 	DROP_LOOP,           // the next hop is where it came from
+	DROP_MISROUTED,      // of a peer whose frames the routes do not lead over that neighbour
 	DROP_COUNT
 };
 
