@@ -28,7 +28,7 @@ const (
 	maxLinks  = 200_000 // of all peers together; a mesh of 1,000 peers with 200 links each
 	minLinks  = 16      // of one peer
 	maxNames  = 1 << 16 // DNS entries, ranges of addresses
-	maxMACs   = 1 << 16 // FDB entries
+	maxMACs   = 1 << 14 // FDB entries
 )
 
 // listed returns the first limit elements of list, and notes in r how many it leaves out.
@@ -75,7 +75,10 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 	if err := h.peers(ctx, r, ms); err != nil {
 		return err
 	}
-	for _, e := range listed(r, "MACs", h.router.FDB(), maxMACs) {
+	macs, omitted := h.router.FDB(maxMACs)
+	omit(r, "MACs", omitted)
+	r.Router.MACTable = api.MACTable{Entries: rs.MACs.Entries, Moves: rs.MACs.Moves, Refused: rs.MACs.Refused}
+	for _, e := range macs {
 		r.Router.MACs = append(r.Router.MACs, api.MAC{
 			MAC: e.MAC.String(), Name: e.Peer.String(), NickName: h.mesh.View().Nickname(e.Peer), LastSeen: now.Add(-e.Age),
 			TxPackets: e.TxPackets, RxPackets: e.RxPackets, TxBytes: e.TxBytes, RxBytes: e.RxBytes,

@@ -130,18 +130,17 @@ type Router struct {
 	taken  map[uint32]bool // receiver indexes
 
 	// Atomic.
-	running     atomic.Bool
-	fib         atomic.Pointer[fib]
-	keys        atomic.Pointer[map[uint32]*rxKey]
-	byName      atomic.Pointer[map[peer.Name]*sleeve] // links, for status
-	drops       drops                                 // that belong to no link
-	tapIn       atomic.Uint64
-	tapOut      atomic.Uint64
-	tapGSOIn    atomic.Uint64
-	tapGSOOut   atomic.Uint64
-	macsRefused atomic.Uint64
-	linksLost   atomic.Uint64
-	refused     [offload.UDP + 1]atomic.Bool // kinds of GSO packets that the kernel refuses
+	running   atomic.Bool
+	fib       atomic.Pointer[fib]
+	keys      atomic.Pointer[map[uint32]*rxKey]
+	byName    atomic.Pointer[map[peer.Name]*sleeve] // links, for status
+	drops     drops                                 // that belong to no link
+	tapIn     atomic.Uint64
+	tapOut    atomic.Uint64
+	tapGSOIn  atomic.Uint64
+	tapGSOOut atomic.Uint64
+	linksLost atomic.Uint64
+	refused   [offload.UDP + 1]atomic.Bool // kinds of GSO packets that the kernel refuses
 
 	closeOnce sync.Once
 }
@@ -151,7 +150,7 @@ type Router struct {
 func New(cfg Config, control Control) (*Router, error) {
 	r := &Router{
 		self: control.Self(), cfg: cfg, control: control, log: cfg.Log,
-		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(0),
+		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(mac.Limits{}),
 		done: make(chan struct{}), calls: make(chan func(), 1024), events: make(chan event, 1024),
 		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool), fast: fastpath.Off(fastpath.ErrDisabled),
 	}
@@ -226,7 +225,7 @@ func (r *Router) openTAP() (tap.Queue, error) {
 func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath.Controller, error) {
 	return fastpath.Open(fastpath.Config{
 		Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
-		Start: r.start, Epoch: r.epoch, Refused: func() { r.macsRefused.Add(1) }, Log: r.log,
+		Start: r.start, Epoch: r.epoch, Log: r.log,
 	}, fastHost{r, q.NewWriter()})
 }
 

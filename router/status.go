@@ -71,9 +71,7 @@ type Status struct {
 	TAPGSOOut uint64 `json:"tap_super_out"`
 	// Drops by reason of frames and packets that belong to no link, without zeros.
 	Drops map[string]uint64 `json:"drops,omitempty"`
-	// MACsRefused counts frames whose source address was not remembered, because its
-	// peer has too many.
-	MACsRefused uint64 `json:"macs_refused"`
+	MACs  mac.Stats         `json:"macs"`
 	// Queue is the number of events that wait for the control goroutine, and
 	// QueueCap its bound.
 	Queue    int `json:"queue"`
@@ -86,7 +84,7 @@ func (r *Router) Status() Status {
 		Addr: r.LocalAddr(), LinksLost: r.linksLost.Load(), TAPIn: r.tapIn.Load(), TAPOut: r.tapOut.Load(),
 		TAPGSOIn: r.tapGSOIn.Load(), TAPGSOOut: r.tapGSOOut.Load(),
 		TAPOffloads: r.tapOffloads(), UDPOffloads: r.udpOffloads(),
-		Drops: r.drops.counts(), MACsRefused: r.macsRefused.Load(), Queue: len(r.events), QueueCap: cap(r.events),
+		Drops: r.drops.counts(), MACs: r.macs.Stats(), Queue: len(r.events), QueueCap: cap(r.events),
 	}
 	for _, l := range *r.byName.Load() {
 		s.Links = append(s.Links, r.describe(l))
@@ -149,12 +147,13 @@ func (r *Router) describe(l *sleeve) LinkStatus {
 	return s
 }
 
-// FDB returns the MAC table, ordered by address.
-func (r *Router) FDB() []FDBEntry {
+// FDB returns about limit entries of the MAC table at most, ordered by address, and the
+// number of the others. If there are more, each peer has the same share.
+func (r *Router) FDB(limit int) (all []FDBEntry, omitted int) {
 	inKernel := r.fast.FDB()
 	boot := time.Duration(kernel.BootTime())
-	var all []FDBEntry
-	for _, e := range r.macs.Entries(r.since()) {
+	some, omitted := r.macs.Some(r.since(), limit)
+	for _, e := range some {
 		s := FDBEntry{Entry: e}
 		if k, ok := inKernel[e.MAC]; ok {
 			s.TxPackets, s.TxBytes, s.RxPackets, s.RxBytes = k.TxPackets, k.TxBytes, k.RxPackets, k.RxBytes
@@ -162,7 +161,7 @@ func (r *Router) FDB() []FDBEntry {
 		}
 		all = append(all, s)
 	}
-	return all
+	return all, omitted
 }
 
 // Fast returns the status of the fast path.

@@ -131,9 +131,6 @@ func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet
 		switch r.macs.Learn(src, at, ln.now) {
 		case mac.Added, mac.Moved:
 			r.fast.Learned(src)
-		case mac.Full:
-			r.macsRefused.Add(1)
-			r.fast.Learned(src) // it may be known elsewhere
 		}
 		return dst, true
 	}

@@ -62,7 +62,7 @@ func TestPeerThatIsGoneIsForgotten(t *testing.T) {
 		m.say(2, frameOf(ethernet.Broadcast, macOf(2), 60, 1))
 		m.edges = m.edges[:1]
 		m.route()
-		if macs := m.nodes[0].FDB(); len(macs) != 0 {
+		if macs, _ := m.nodes[0].FDB(100); len(macs) != 0 {
 			t.Errorf("node 0 still knows %v", macs)
 		}
 	})
@@ -137,7 +137,7 @@ func TestFramesInOthersNames(t *testing.T) {
 			t.Errorf("%d frames dropped as misrouted, want 12", got)
 		}
 		for i, n := range m.nodes {
-			if macs := n.FDB(); len(macs) != 0 {
+			if macs, _ := n.FDB(100); len(macs) != 0 {
 				t.Errorf("node %d learned %v", i, macs)
 			}
 		}
@@ -335,7 +335,8 @@ func TestTooBigForALink(t *testing.T) {
 		shrunk.maxBody.Store(1000)
 		answer("DF at a relay", ipv4(macOf(3), macOf(0), 1400, 0x40), 1000-wire.RoutedLen-14)
 		for _, n := range m.nodes[:2] {
-			for _, e := range n.FDB() {
+			macs, _ := n.FDB(100)
+			for _, e := range macs {
 				if e.MAC == macOf(3) && e.Peer != nameOf(3) {
 					t.Errorf("%s believes %s to be behind %s", n.name, e.MAC, e.Peer)
 				}

@@ -63,6 +63,7 @@ type Router struct {
 	UnicastRoutes   []UnicastRoute
 	BroadcastRoutes []BroadcastRoute
 	MACs            []MAC
+	MACTable        MACTable
 	Queues          []Queue
 	// Offloads describes what the kernel does for the router, by device: tap, udp.
 	Offloads map[string]string
@@ -158,6 +159,16 @@ type UnicastRoute struct{ Dest, Via string }
 type BroadcastRoute struct {
 	Source string
 	Via    []string
+}
+
+// MACTable describes the MAC table.
+type MACTable struct {
+	// Entries counts all, also those that Router.MACs leaves out.
+	Entries int
+	// Moves counts addresses that were seen behind another peer than before.
+	Moves uint64
+	// Refused counts frames from addresses for which their peer has no space left.
+	Refused uint64
 }
 
 // MAC is an FDB entry of the switch: the peer behind which a MAC address is.

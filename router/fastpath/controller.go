@@ -62,7 +62,6 @@ type Config struct {
 	MACs        *mac.Table   // shared with the router
 	Start       time.Time    // origin of the times in MACs
 	Epoch       time.Time    // of the moments at which all links send probes
-	Refused     func()       // called for each address that MACs refused because its peer has too many
 	Log         *slog.Logger // must not be nil
 	System      System       // Linux if nil
 }

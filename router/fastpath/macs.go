@@ -27,7 +27,6 @@ func (c *Controller) handleEvent(e kernel.Event) {
 		return
 	}
 	if c.macs.Learn(m, at, c.since()) == mac.Full {
-		c.cfg.Refused()
 		return
 	}
 	switch {

@@ -112,10 +112,10 @@ func open(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 // openWith is open with a System that changes what some calls to the machine do.
 func openWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
 	t.Helper()
-	r := &router{t: t, m: m, macs: mac.New(0), offers: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
+	r := &router{t: t, m: m, macs: mac.New(mac.Limits{}), offers: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
 	c, err := fastpath.Open(fastpath.Config{
 		Settings: s, Self: nameOf(1), Bridge: "weft", TAP: "vethwe-tap", MTU: mtu, MACs: r.macs, Start: time.Now().Add(-time.Hour),
-		Epoch: time.Now(), Refused: func() {}, Log: slog.New(slog.DiscardHandler), System: sys,
+		Epoch: time.Now(), Log: slog.New(slog.DiscardHandler), System: sys,
 	}, r)
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,9 @@
 package mac
 
 import (
+	"cmp"
 	"encoding/binary"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -19,10 +21,20 @@ import (
 // MaxAge is how long an address stays after it was last seen.
 const MaxAge = 10 * time.Minute
 
-// DefaultLimit bounds the addresses of one peer in a Table made by New(0), and so the
-// cost of a container that invents source addresses. Frames to addresses beyond the
-// bound are flooded, like those to unknown addresses.
-const DefaultLimit = 16384
+// Limits bound a Table, and so the cost of containers and peers that invent source
+// addresses. Frames to an address for which there was no space are flooded, like those to
+// unknown addresses. A field that is 0 has the value of DefaultLimits.
+type Limits struct {
+	// PerPeer is how many addresses one peer may have; this host is one of the peers.
+	PerPeer int
+	// Reserved is how many addresses each peer may have whatever the others have.
+	Reserved int
+	// Shared is how many addresses beyond Reserved all peers together may have.
+	Shared int
+}
+
+// DefaultLimits leave half of the kernel's map of MAC addresses to what is reserved.
+var DefaultLimits = Limits{PerPeer: 16384, Reserved: 128, Shared: 32768}
 
 // shardCount is a power of two, large enough that lanes seldom contend.
 const shardCount = 64
@@ -35,16 +47,21 @@ const (
 	Same  Change = iota // seen there before
 	Added               // seen for the first time, or again after MaxAge
 	Moved               // seen behind another peer before
-	Full                // not remembered: the peer has too many
+	Full                // not remembered: the peer, or all together, have too many
 )
 
 // Table maps addresses to peers. Make one with New.
 type Table struct {
-	limit  int
+	limits Limits
 	shards [shardCount]shard
+
+	// moves and refused count Moved and Full.
+	moves, refused atomic.Uint64
 
 	mu     sync.Mutex // taken inside a shard's lock
 	byPeer map[peer.Name]int
+	shared int // addresses beyond what is reserved
+	total  int
 }
 
 type shard struct {
@@ -57,13 +74,12 @@ type entry struct {
 	seen atomic.Int64 // time.Duration
 }
 
-// New returns an empty table that has up to limit addresses for each peer, DefaultLimit if
-// limit is 0.
-func New(limit int) *Table {
-	if limit == 0 {
-		limit = DefaultLimit
-	}
-	t := &Table{limit: limit, byPeer: make(map[peer.Name]int)}
+// New returns an empty table.
+func New(l Limits) *Table {
+	l.PerPeer = cmp.Or(l.PerPeer, DefaultLimits.PerPeer)
+	l.Reserved = cmp.Or(l.Reserved, DefaultLimits.Reserved)
+	l.Shared = cmp.Or(l.Shared, DefaultLimits.Shared)
+	t := &Table{limits: l, byPeer: make(map[peer.Name]int)}
 	for i := range t.shards {
 		t.shards[i].entries = make(map[ethernet.MAC]*entry)
 	}
@@ -106,13 +122,13 @@ func (t *Table) change(s *shard, m ethernet.MAC, at peer.Name, now time.Duration
 	switch {
 	case known && e.at == at:
 		return Same // another lane was faster
-	case t.byPeer[at] >= t.limit:
-		if known {
-			// It is no longer where it was.
-			t.forget(s, m, e)
-		}
+	case t.full(at):
+		// A known address stays where it was: a peer that is full of addresses that it
+		// invented must not make others forget theirs.
+		t.refused.Add(1)
 		return Full
 	case known:
+		t.moves.Add(1)
 		t.count(e.at, -1)
 		e.at = at
 	default:
@@ -127,14 +143,26 @@ func (t *Table) change(s *shard, m ethernet.MAC, at peer.Name, now time.Duration
 	return Added
 }
 
+// full reports whether there is no space for one more address of a peer. mu is held.
+func (t *Table) full(at peer.Name) bool {
+	n := t.byPeer[at]
+	return n >= t.limits.PerPeer || n >= t.limits.Reserved && t.shared >= t.limits.Shared
+}
+
 // forget needs both locks.
 func (t *Table) forget(s *shard, m ethernet.MAC, e *entry) {
 	delete(s.entries, m)
 	t.count(e.at, -1)
 }
 
+// count adds d addresses of a peer. mu is held.
 func (t *Table) count(at peer.Name, d int) {
-	if t.byPeer[at] += d; t.byPeer[at] == 0 {
+	beyond := func() int { return max(0, t.byPeer[at]-t.limits.Reserved) }
+	t.total += d
+	t.shared -= beyond()
+	t.byPeer[at] += d
+	t.shared += beyond()
+	if t.byPeer[at] == 0 {
 		delete(t.byPeer, at)
 	}
 }
@@ -211,6 +239,20 @@ func (t *Table) remove(match func(*entry) bool) (n int) {
 	return n
 }
 
+// Stats are the counters of a Table.
+type Stats struct {
+	Entries int    // also those that are too old and not removed yet
+	Moves   uint64 // of addresses from one peer to another
+	Refused uint64 // addresses for which there was no space, each time they were seen
+}
+
+// Stats returns the counters.
+func (t *Table) Stats() Stats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return Stats{Entries: t.total, Moves: t.moves.Load(), Refused: t.refused.Load()}
+}
+
 // Entry is an entry of the table.
 type Entry struct {
 	MAC  ethernet.MAC
@@ -220,17 +262,36 @@ type Entry struct {
 
 // Entries returns the table, ordered by address.
 func (t *Table) Entries(now time.Duration) []Entry {
-	var all []Entry
+	all, _ := t.Some(now, math.MaxInt)
+	return all
+}
+
+// Some returns about limit entries at most, ordered by address, and the number of the
+// others. If there are more, each peer has the same share, at least one.
+func (t *Table) Some(now time.Duration, limit int) (some []Entry, omitted int) {
+	t.mu.Lock()
+	share := math.MaxInt
+	if t.total > limit {
+		share = max(1, limit/max(1, len(t.byPeer)))
+	}
+	t.mu.Unlock()
+	had := make(map[peer.Name]int)
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.RLock()
 		for m, e := range s.entries {
-			if age := now - time.Duration(e.seen.Load()); age <= MaxAge {
-				all = append(all, Entry{m, e.at, max(age, 0)})
+			age := now - time.Duration(e.seen.Load())
+			if age > MaxAge {
+				continue
 			}
+			if had[e.at]++; had[e.at] > share {
+				omitted++
+				continue
+			}
+			some = append(some, Entry{m, e.at, max(age, 0)})
 		}
 		s.mu.RUnlock()
 	}
-	slices.SortFunc(all, func(a, b Entry) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
-	return all
+	slices.SortFunc(some, func(a, b Entry) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
+	return some, omitted
 }

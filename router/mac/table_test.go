@@ -16,7 +16,7 @@ var (
 )
 
 func TestLearnMoveAge(t *testing.T) {
-	tb := New(0)
+	tb := New(Limits{})
 	at := func(m ethernet.MAC, now time.Duration, want peer.Name) {
 		t.Helper()
 		if got, ok := tb.Lookup(m, now); got != want || ok != (want != peer.Name{}) {
@@ -53,30 +53,71 @@ func TestLearnMoveAge(t *testing.T) {
 	}
 }
 
-func TestAPeerCanNotFillTheTable(t *testing.T) {
-	tb := New(10)
-	tb.Learn(m1, p1, 0)
-	full := 0
-	for i := range 100 {
-		if tb.Learn(ethernet.MAC{2, 1, 0, 0, 0, byte(i)}, p2, 0) == Full {
-			full++
+// invent makes a peer claim n addresses that nobody else has, and returns how many the
+// table took.
+func invent(tb *Table, p peer.Name, n int) (taken int) {
+	for i := range n {
+		if tb.Learn(ethernet.MAC{2, p[5], 0, 0, byte(i >> 8), byte(i)}, p, 0) == Added {
+			taken++
 		}
 	}
-	if full != 90 || tb.Learn(m2, p1, 0) != Added {
-		t.Errorf("%d of 100 refused; another peer was hurt", full)
+	return taken
+}
+
+func TestAPeerCanNotFillTheTable(t *testing.T) {
+	tb := New(Limits{PerPeer: 10})
+	tb.Learn(m1, p1, 0)
+	if n := invent(tb, p2, 100); n != 10 || tb.Learn(m2, p1, 0) != Added {
+		t.Errorf("%d of 100 taken; another peer was hurt", n)
 	}
 	if tb.Learn(m1, p2, 0) != Full {
 		t.Error("a move to a full peer was taken")
 	}
-	if at, ok := tb.Lookup(m1, 0); ok {
-		t.Errorf("still sent to %s, where it is not", at)
+	if at, ok := tb.Lookup(m1, 0); !ok || at != p1 {
+		t.Error("a full peer made another's address forgotten")
+	}
+	if s := tb.Stats(); s != (Stats{Entries: 12, Refused: 91}) {
+		t.Errorf("stats %+v", s)
+	}
+	tb.Forget(p2)
+	if tb.Learn(m1, p2, 0) != Moved || tb.Stats() != (Stats{Entries: 2, Moves: 1, Refused: 91}) {
+		t.Errorf("after it has space again: stats %+v", tb.Stats())
+	}
+}
+
+// Many names of one liar take what is shared, and leave to each peer what is reserved.
+func TestManyPeersCanNotFillTheTable(t *testing.T) {
+	tb := New(Limits{PerPeer: 50, Reserved: 5, Shared: 100})
+	total := 0
+	for i := range 20 {
+		total += invent(tb, peer.Name{2, 0, 0, 0, 0, byte(100 + i)}, 100)
+	}
+	if want := 20*5 + 100; total != want {
+		t.Errorf("the table took %d addresses, want %d", total, want)
+	}
+	if n := invent(tb, p1, 10); n != 5 {
+		t.Errorf("another peer got %d of its 5 reserved addresses", n)
+	}
+	some, omitted := tb.Some(0, 50)
+	if len(some) > 50 || len(some)+omitted != total+5 {
+		t.Errorf("of 205 entries %d are returned and %d omitted", len(some), omitted)
+	}
+	share := map[peer.Name]int{}
+	for _, e := range some {
+		share[e.Peer]++
+	}
+	if share[p1] != 2 || len(share) != 21 {
+		t.Errorf("%d peers have entries, %s has %d", len(share), p1, share[p1])
+	}
+	if all, omitted := tb.Some(0, total+5); len(all) != total+5 || omitted != 0 {
+		t.Errorf("%d entries, %d omitted, although all fit", len(all), omitted)
 	}
 }
 
 // TestCountsMatch compares the per-peer counts with the entries after random
 // operations from several goroutines.
 func TestCountsMatch(t *testing.T) {
-	tb := New(20)
+	tb := New(Limits{PerPeer: 20, Reserved: 4, Shared: 30})
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {
@@ -98,15 +139,20 @@ func TestCountsMatch(t *testing.T) {
 	for _, e := range tb.Entries(0) {
 		want[e.Peer]++
 	}
+	total, shared := 0, 0
 	for p, n := range tb.byPeer {
 		if want[p] != n || n > 20 {
 			t.Errorf("%s: counted %d, has %d", p, n, want[p])
 		}
+		total, shared = total+n, shared+max(0, n-4)
+	}
+	if total != tb.total || shared != tb.shared || shared > 30 {
+		t.Errorf("counted %d, %d shared, want %d and %d", tb.total, tb.shared, total, shared)
 	}
 }
 
 func TestNoAllocation(t *testing.T) {
-	tb := New(0)
+	tb := New(Limits{})
 	tb.Learn(m1, p1, 0)
 	now := time.Duration(0)
 	if n := testing.AllocsPerRun(1000, func() {
@@ -119,7 +165,7 @@ func TestNoAllocation(t *testing.T) {
 }
 
 func TestTouchAndRemove(t *testing.T) {
-	tb := New(0)
+	tb := New(Limits{})
 	tb.Learn(m1, p1, time.Minute)
 	if tb.Touch(m1, p2, 5*time.Minute) || tb.Touch(m2, p1, 5*time.Minute) {
 		t.Error("touched what is not known to be there")
