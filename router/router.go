@@ -224,7 +224,7 @@ func (r *Router) openTAP() (tap.Queue, error) {
 
 func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath.Controller, error) {
 	return fastpath.Open(fastpath.Config{
-		Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
+		Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, SleevePort: r.LocalAddr().Port(), MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
 		Start: r.start, Epoch: r.epoch, Log: r.log,
 	}, fastHost{r, q.NewWriter()})
 }

@@ -21,52 +21,87 @@ const (
 	guardOut = "guard-out"
 )
 
+// Guarded says which UDP ports Guard protects.
+type Guarded struct {
+	// Port is where hosts exchange frames in clear text; 0 removes the rules.
+	Port uint16
+	// Tunnel is where WireGuard of the hosts listens; 0 if there is none.
+	Tunnel uint16
+	// Sealed has the addresses inside the tunnel, if it is valid. Packets to Port there
+	// may leave through the tunnel only.
+	Sealed netip.Prefix
+	// Sleeve is where routers exchange packets; 0 protects none. Containers of Bridge,
+	// an interface, may not send there with the host's address.
+	Sleeve uint16
+	Bridge string
+}
+
 // Guard calls the function Guard in the watched namespace.
-func (w *Watch) Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
-	err = DoIn(w.ns, func() (err error) { rebuilt, err = Guard(port, sealed); return err })
+func (w *Watch) Guard(g Guarded) (rebuilt bool, err error) {
+	err = DoIn(w.ns, func() (err error) { rebuilt, err = Guard(g); return err })
 	return rebuilt, err
 }
 
-// Guard protects the UDP port on which hosts exchange frames in clear text. There a
-// host is identified by its address only, so containers and others must not forge it.
-// Port 0 removes the rules. If the prefix sealed is valid, packets for the port to its
-// addresses may leave through the tunnel only. Guard reports whether it had to change
+// Guard protects the UDP ports on which hosts exchange frames. On Port frames are in clear
+// text and a host is identified by its address only, so only the kernel may send from the
+// host's address, and nobody may forge an address. Guard reports whether it had to change
 // the rules.
 //
 //	table inet weft {
 //	  chain guard-in {  type filter hook prerouting priority raw
-//	    udp dport P fib daddr type local fib saddr . iif oif missing counter drop
+//	    udp dport PORT fib daddr type local fib saddr . iif oif missing counter drop
 //	  }
 //	  chain guard-out { type filter hook postrouting priority srcnat + 50
-//	    udp dport P iif != 0 iifname != vethwe-vxlan fib saddr type local counter drop
-//	    udp dport P ip daddr SEALED oifname != vethwe-wg counter drop
+//	    udp dport PORT   iif != 0 iifname != vethwe-vxlan fib saddr type local counter drop
+//	    udp dport PORT   iif 0 meta skuid exists counter drop
+//	    udp dport TUNNEL iif != 0 iifname != vethwe-wg fib saddr type local counter drop
+//	    udp dport TUNNEL iif 0 meta skuid exists counter drop
+//	    udp dport SLEEVE iifname BRIDGE fib saddr type local counter drop
+//	    udp dport PORT ip daddr SEALED oifname != vethwe-wg counter drop
 //	  }
 //	}
 //
 // The first rule drops a packet if the route to its source does not use the interface
 // that it came in by. The second drops forwarded packets that leave with the host's own
 // address: otherwise a container behind NAT could speak as the host. It does not match
-// hosts behind this one whose addresses are not translated. The third is for routes and
-// routing rules of other programs: they must not lead frames past the encrypting tunnel.
-func Guard(port uint16, sealed netip.Prefix) (rebuilt bool, err error) {
+// hosts behind this one whose addresses are not translated. The third drops what sockets
+// of the host's own users and of containers in its network namespace send.
+//
+// The kernel's tunnels pass: since Linux 5.7, postrouting shows the tunnel's device as the
+// input interface of the outer packet, and none for a packet of a socket. The socket alone
+// does not distinguish them, as the outer packet keeps that of the inner one. Frames that
+// the eBPF programs send bypass netfilter. A packet of a bridge that netfilter sees
+// (br_netfilter) has no input interface here and no socket either.
+//
+// The last rule is for routes and routing rules of other programs: they must not lead
+// frames past the encrypting tunnel.
+func Guard(g Guarded) (rebuilt bool, err error) {
 	var rules []rule
-	if port != 0 {
-		drop := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
-		in := exprs{}.udpTo(port).
+	drop := func(chain, comment string, x exprs) {
+		rules = append(rules, rule{chain, comment, append(x, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})})
+	}
+	if g.Port != 0 {
+		drop(guardIn, fmt.Sprintf("drop forged packets to UDP %d", g.Port), exprs{}.udpTo(g.Port).
 			local(destination).
-			fib(expr.Fib{FlagSADDR: true, FlagIIF: true, ResultOIF: true}, expr.CmpOpEq, 0)
-		out := exprs{}.udpTo(port).
-			forwarded().
-			device(expr.MetaKeyIIFNAME, expr.CmpOpNeq, VXLANName). // the host's own packets
-			local(source)
-		rules = []rule{
-			{guardIn, fmt.Sprintf("drop forged packets to UDP %d", port), append(in, drop...)},
-			{guardOut, fmt.Sprintf("drop packets to UDP %d that leave with our address and are not ours", port), append(out, drop...)},
+			fib(expr.Fib{FlagSADDR: true, FlagIIF: true, ResultOIF: true}, expr.CmpOpEq, 0))
+		for _, p := range []struct {
+			port   uint16
+			device string // by which the kernel's own packets come in
+		}{{g.Port, VXLANName}, {g.Tunnel, TunnelName}} {
+			if p.port == 0 {
+				continue
+			}
+			drop(guardOut, fmt.Sprintf("drop packets to UDP %d that leave with our address and are not ours", p.port),
+				exprs{}.udpTo(p.port).forwarded(true).device(expr.MetaKeyIIFNAME, expr.CmpOpNeq, p.device).local(source))
+			drop(guardOut, fmt.Sprintf("drop packets of sockets to UDP %d", p.port), exprs{}.udpTo(p.port).forwarded(false).fromSocket())
 		}
-		if sealed.IsValid() {
-			past := exprs{}.udpTo(port).family(sealed).addr(sealed, destination, expr.CmpOpEq).
-				device(expr.MetaKeyOIFNAME, expr.CmpOpNeq, TunnelName)
-			rules = append(rules, rule{guardOut, fmt.Sprintf("drop packets to UDP %d of %s that pass by the tunnel", port, sealed), append(past, drop...)})
+		if g.Sleeve != 0 {
+			drop(guardOut, fmt.Sprintf("drop packets of containers of %s to UDP %d that leave with our address", g.Bridge, g.Sleeve),
+				exprs{}.udpTo(g.Sleeve).device(expr.MetaKeyIIFNAME, expr.CmpOpEq, g.Bridge).local(source))
+		}
+		if g.Sealed.IsValid() {
+			drop(guardOut, fmt.Sprintf("drop packets to UDP %d of %s that pass by the tunnel", g.Port, g.Sealed),
+				exprs{}.udpTo(g.Port).family(g.Sealed).addr(g.Sealed, destination, expr.CmpOpEq).device(expr.MetaKeyOIFNAME, expr.CmpOpNeq, TunnelName))
 		}
 	}
 	return reconcile(guardChains, rules)
@@ -92,9 +127,17 @@ func (x exprs) fib(lookup expr.Fib, op expr.CmpOp, to uint32) exprs {
 	return append(x, &lookup, &expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, to)})
 }
 
-// forwarded matches packets that came in by an interface.
-func (x exprs) forwarded() exprs {
+// forwarded matches packets that came in by an interface, or those that did not.
+func (x exprs) forwarded(was bool) exprs {
+	op := expr.CmpOpEq
+	if was {
+		op = expr.CmpOpNeq
+	}
 	return append(x,
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)})
+		&expr.Cmp{Op: op, Register: 1, Data: make([]byte, 4)})
 }
+
+// fromSocket matches packets of a socket that a process has: the expression ends the rule
+// if there is none.
+func (x exprs) fromSocket() exprs { return append(x, &expr.Meta{Key: expr.MetaKeySKUID, Register: 1}) }

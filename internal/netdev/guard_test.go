@@ -2,9 +2,11 @@ package netdev_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +20,7 @@ const guardedPort = 6784
 
 func guard(t *testing.T, ns string, port uint16) (rebuilt bool) {
 	t.Helper()
-	do(t, ns, func() (err error) { rebuilt, err = netdev.Guard(port, netip.Prefix{}); return err })
+	do(t, ns, func() (err error) { rebuilt, err = netdev.Guard(netdev.Guarded{Port: port}); return err })
 	return rebuilt
 }
 
@@ -69,7 +71,54 @@ func forge(from, to netip.Addr, word string) error {
 	return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: to.As4()})
 }
 
-// wantReceived fails unless the next received words are these.
+// sendByKernel sends one word in VXLAN, as the kernel does for frames of containers and for
+// what the host's own sockets send to them.
+func sendByKernel(t *testing.T, ns, to, word string) {
+	t.Helper()
+	do(t, ns, func() error {
+		v := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: netdev.VXLANName}, VxlanId: 1, Group: net.ParseIP(to), Port: guardedPort}
+		if err := netlink.LinkAdd(v); err != nil {
+			return err
+		}
+		defer netlink.LinkDel(v)
+		inside := net.IPv4(10, 99, 0, 2)
+		err := netlink.AddrAdd(v, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 99, 0, 1), Mask: net.CIDRMask(24, 32)}})
+		if err == nil {
+			err = netlink.LinkSetUp(v)
+		}
+		if err == nil {
+			err = netlink.NeighSet(&netlink.Neigh{LinkIndex: v.Index, State: netlink.NUD_PERMANENT, IP: inside, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 9, 9}})
+		}
+		if err != nil {
+			return err
+		}
+		c, err := net.DialUDP("udp4", nil, &net.UDPAddr{IP: inside, Port: 9})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte(word))
+		return err
+	})
+}
+
+// refusesToSend fails unless the host refuses to send a word from a socket of a process.
+func refusesToSend(t *testing.T, ns, to string, port int) {
+	t.Helper()
+	do(t, ns, func() error {
+		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(to), Port: port})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("of a process")); !errors.Is(err, unix.EPERM) {
+			t.Errorf("a process sends to UDP %d of %s: %v", port, to, err)
+		}
+		return nil
+	})
+}
+
+// wantReceived fails unless the last bytes of the next received packets are these words.
 func wantReceived(t *testing.T, l *net.UDPConn, words ...string) {
 	t.Helper()
 	for _, want := range words {
@@ -78,15 +127,15 @@ func wantReceived(t *testing.T, l *net.UDPConn, words ...string) {
 		}
 		b := make([]byte, 100)
 		n, _, err := l.ReadFromUDPAddrPort(b)
-		if err != nil || string(b[:n]) != want {
+		if err != nil || !strings.HasSuffix(string(b[:n]), want) {
 			t.Fatalf("%v received %q, want %q: %v", l.LocalAddr(), b[:n], want, err)
 		}
 	}
 }
 
 // A container behind NAT must not reach another host's port with the address of its own
-// host.
-func TestGuardStopsContainersBehindNAT(t *testing.T) {
+// host, nor may a user of the host. The kernel may.
+func TestGuardStopsContainersBehindNATAndUsers(t *testing.T) {
 	h := newExposed(t)
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
 	reconcile := func(all []netdev.Exposure) {
@@ -100,7 +149,8 @@ func TestGuardStopsContainersBehindNAT(t *testing.T) {
 		wantReceived(t, l, "from the container")
 		guard(t, h.host, guardedPort)
 		sendTo(t, h.c, "", out, "from the container")
-		sendTo(t, h.host, "", out, "from the host")
+		refusesToSend(t, h.host, out, guardedPort)
+		sendByKernel(t, h.host, out, "from the host")
 		wantReceived(t, l, "from the host")
 		l.Close()
 	}
@@ -130,8 +180,7 @@ func TestGuardStopsForgedSources(t *testing.T) {
 	guard(t, h.host, guardedPort)
 	sendTo(t, h.c, "192.0.2.2", "192.0.2.1", "forged")
 	sendTo(t, h.out, "", "192.0.2.1", "true")
-	sendTo(t, h.host, "", "192.0.2.1", "own")
-	wantReceived(t, l, "true", "own")
+	wantReceived(t, l, "true")
 }
 
 // Packets to addresses of the tunnel do not leave in clear text, whatever the routes are.
@@ -154,28 +203,41 @@ func TestGuardKeepsTrafficInTheTunnel(t *testing.T) {
 	defer inside.Close()
 	defer outside.Close()
 	guard(t, h.host, guardedPort)
-	sendTo(t, h.host, "", "169.254.208.5", "past the tunnel")
+	sendByKernel(t, h.host, "169.254.208.5", "past the tunnel")
 	wantReceived(t, inside, "past the tunnel")
 	do(t, h.host, func() error {
-		if again, err := netdev.Guard(guardedPort, sealed); err != nil || !again {
+		if again, err := netdev.Guard(netdev.Guarded{Port: guardedPort, Tunnel: guardedPort + 1, Sealed: sealed}); err != nil || !again {
 			t.Errorf("rules for a tunnel: %v %v", again, err)
 		}
 		return nil
 	})
-	do(t, h.host, func() error {
-		// A packet that netfilter drops on output is an error for the sender.
-		if err := forge(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("169.254.208.5"), "past the tunnel"); err == nil {
-			t.Error("packets to the tunnel's addresses leave in clear")
-		}
-		return nil
-	})
-	sendTo(t, h.host, "", "192.0.2.2", "in clear")
+	refusesToSend(t, h.host, "192.0.2.2", guardedPort+1)
+	sendByKernel(t, h.host, "169.254.208.5", "past the tunnel again")
+	sendByKernel(t, h.host, "192.0.2.2", "in clear")
 	wantReceived(t, outside, "in clear")
 	if !guard(t, h.host, guardedPort) {
 		t.Error("the rule stays without a tunnel")
 	}
-	sendTo(t, h.host, "", "169.254.208.5", "no tunnel")
+	sendByKernel(t, h.host, "169.254.208.5", "no tunnel")
 	wantReceived(t, inside, "no tunnel")
+}
+
+// Containers of the bridge do not reach the port of another host's router as their host.
+func TestGuardStopsContainersFromSleeve(t *testing.T) {
+	h := newExposed(t)
+	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}}
+	do(t, h.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
+	l := listenGuarded(t, h.out, "192.0.2.2") // as the router's port here
+	defer l.Close()
+	sendTo(t, h.c, "", "192.0.2.2", "not guarded")
+	wantReceived(t, l, "not guarded")
+	do(t, h.host, func() error {
+		_, err := netdev.Guard(netdev.Guarded{Port: guardedPort + 1, Sleeve: guardedPort, Bridge: "weft"})
+		return err
+	})
+	sendTo(t, h.c, "", "192.0.2.2", "from the container")
+	sendTo(t, h.host, "", "192.0.2.2", "from the router")
+	wantReceived(t, l, "from the router")
 }
 
 func TestGuardRulesAreRestored(t *testing.T) {

@@ -58,6 +58,7 @@ type Config struct {
 	Self        peer.Name
 	Bridge, TAP string // names of interfaces, which must exist
 	MTU         int    // of containers, in bytes of IP packet
+	SleevePort  uint16 // UDP port of the router, which containers must not reach as this host; 0 if none
 	Sysctls     netdev.Sysctls
 	MACs        *mac.Table   // shared with the router
 	Start       time.Time    // origin of the times in MACs

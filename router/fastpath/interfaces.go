@@ -76,11 +76,11 @@ func (c *Controller) takeRules(r rulesReport) {
 
 // guard installs the rules that guard the port. It reports whether they were missing.
 func (c *Controller) guard() (rebuilt bool, err error) {
-	var tunnel netip.Prefix
+	g := netdev.Guarded{Port: uint16(c.cfg.Port), Sleeve: c.cfg.SleevePort, Bridge: c.cfg.Bridge}
 	if c.tunnel != nil {
-		tunnel = plan.TunnelPrefix
+		g.Tunnel, g.Sealed = uint16(c.cfg.TunnelPort), plan.TunnelPrefix
 	}
-	return c.watch.Guard(uint16(c.cfg.Port), tunnel)
+	return c.watch.Guard(g)
 }
 
 // filter is what filters bridged frames. It is comparable, as its error is text.

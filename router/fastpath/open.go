@@ -58,7 +58,7 @@ func (c *Controller) leaveAllToSleeve(o kernel.Options) error {
 		return err
 	}
 	c.removeTunnel()
-	if _, err := c.watch.Guard(0, netip.Prefix{}); err != nil {
+	if _, err := c.watch.Guard(netdev.Guarded{}); err != nil {
 		c.log.Warn("cannot remove the rules that guarded the fast path", "err", err)
 	}
 	return nil

@@ -60,7 +60,7 @@ type Tunnel interface {
 type Watch interface {
 	Run(ctx context.Context, changed func()) error
 	Rules(ctx context.Context, changed func()) error
-	Guard(port uint16, tunnel netip.Prefix) (rebuilt bool, err error)
+	Guard(netdev.Guarded) (rebuilt bool, err error)
 	Filtered() (netdev.Filter, error)
 	IPsecPrefixes() ([]netip.Prefix, error)
 	Containers(bridge string, but ...string) ([]netdev.Port, error)

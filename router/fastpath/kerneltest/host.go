@@ -42,11 +42,11 @@ func (w watch) subscribe(ctx context.Context, list *[]func(), changed func()) er
 	return nil
 }
 
-func (w watch) Guard(port uint16, _ netip.Prefix) (rebuilt bool, err error) {
+func (w watch) Guard(g netdev.Guarded) (rebuilt bool, err error) {
 	w.m.lock()
 	defer w.m.mu.Unlock()
-	rebuilt = !w.m.guarded && port != 0
-	w.m.guarded = port != 0
+	rebuilt = !w.m.guarded && g.Port != 0
+	w.m.guarded = g.Port != 0
 	return rebuilt, nil
 }
 
