@@ -136,21 +136,21 @@ func (r *Router) handle(e event) {
 	if r.links[l.peer] != l {
 		return // the link has ended
 	}
-	now := time.Now()
+	now, before := time.Now(), l.machine.Addr()
 	switch e.kind {
 	case asked:
 		r.step(l, l.machine.Asked(now))
 	case answered:
 		r.step(l, l.machine.Answered(now, e.probe))
 	case moved:
-		if old := l.machine.Addr(); old != e.addr {
-			r.log.Info("peer moved", "peer", l.peer, "from", old, "to", e.addr)
-		}
 		r.step(l, l.machine.Moved(now, e.addr))
 	case firstUse:
 		r.step(l, l.machine.FirstUse(now, e.index))
 	case tooBig:
 		r.step(l, l.machine.TooBig(now, e.size))
+	}
+	if after := l.machine.Addr(); after != before {
+		r.log.Info("peer moved", "peer", l.peer, "from", before, "to", after)
 	}
 }
 

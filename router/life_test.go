@@ -177,6 +177,35 @@ func TestFollowsARebinding(t *testing.T) {
 	})
 }
 
+// TestPeerCannotReflect: a neighbour writes a third host's address on its packets. The
+// third host gets as many small packets as the neighbour sends at most, and no frame.
+func TestPeerCannotReflect(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		a, b := m.nodes[0], m.nodes[1]
+		third := netip.MustParseAddrPort("203.0.113.1:53")
+		toThird, bytes := 0, 0
+		m.f.spy = func(_, to netip.AddrPort, p []byte) {
+			if to == third {
+				toThird, bytes = toThird+1, bytes+len(p)
+			}
+		}
+		m.f.mu.Lock()
+		m.f.nat[a.addr] = third // all that it sends seems to come from there
+		m.f.mu.Unlock()
+		for range 100 {
+			m.say(0, frameOf(ethernet.Broadcast, macOf(0), 60, 1))
+			m.say(1, frameOf(ethernet.Broadcast, macOf(1), 1000, 1))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if s, _ := b.Link(a.name); s.Addr != a.addr {
+			t.Errorf("the link moved to %s", s.Addr)
+		}
+		if toThird == 0 || bytes > 100*toThird || toThird > 200 {
+			t.Errorf("%d packets, %d bytes to the third host in ten seconds", toThird, bytes)
+		}
+	})
+}
+
 // TestAFloodOfProbesStaysItsOwn: a neighbour that sends answers to no question
 // faster than the control goroutine handles them costs only itself.
 func TestAFloodOfProbesStaysItsOwn(t *testing.T) {

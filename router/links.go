@@ -36,6 +36,7 @@ type sleeve struct {
 	// Constant.
 	peer    peer.Name
 	dialled bool
+	begun   netip.Addr // address of the peer at first; invalid if not known
 
 	// Control goroutine only.
 	machine  *link.Machine
@@ -49,6 +50,8 @@ type sleeve struct {
 	tx      atomic.Pointer[seal.Tx]
 	addr    atomic.Pointer[netip.AddrPort]
 	maxBody atomic.Int32 // bytes of body that one packet holds; 0 while not established
+	// seen is the last address other than addr from which a packet came, as reported.
+	seen atomic.Pointer[seenAddr]
 
 	// Atomic: written by lanes.
 	pending            atomic.Int32 // events that the control goroutine has not handled
@@ -103,9 +106,37 @@ const refusedEvery = 10 * time.Second
 
 func newSleeve(n Neighbour) *sleeve {
 	return &sleeve{
-		peer: n.Name, dialled: n.Dialled,
+		peer: n.Name, dialled: n.Dialled, begun: n.Addr.Addr(),
 		icmpLimit: rate.NewLimiter(icmpRate, icmpBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
 	}
+}
+
+// seenAddr is an address from which a packet of the peer came, and when that was reported.
+type seenAddr struct {
+	addr netip.AddrPort
+	at   time.Duration // on the clock of the lanes
+}
+
+// seenEvery is the least time between two reports of the same address. Until the address
+// is proved, which takes a round trip, every packet comes from there.
+const seenEvery = 250 * time.Millisecond
+
+// moved reports whether the control goroutine must hear of a packet from an address.
+func (l *sleeve) moved(from netip.AddrPort, now time.Duration) bool {
+	if addr := l.addr.Load(); addr != nil && *addr == from {
+		return false
+	}
+	if s := l.seen.Load(); s != nil && s.addr == from && now-s.at < seenEvery {
+		return false
+	}
+	l.seen.Store(&seenAddr{from, now})
+	return true
+}
+
+// mayAnswer reports whether the answer to a probe may go to an address.
+func (l *sleeve) mayAnswer(to netip.AddrPort) bool {
+	addr := l.addr.Load()
+	return addr != nil && *addr == to || link.MayMove(to, l.begun)
 }
 
 // publish copies the decisions of the step machine to where lanes and status read

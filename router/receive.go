@@ -58,10 +58,8 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 			key.used.Store(false) // the next packet reports it
 		}
 	}
-	if newest {
-		if addr := l.addr.Load(); addr == nil || *addr != m.Addr {
-			r.notify(event{kind: moved, link: l, addr: m.Addr})
-		}
+	if newest && l.moved(m.Addr, ln.now) {
+		r.notify(event{kind: moved, link: l, addr: m.Addr})
 	}
 	ln.sparse = wire.Urgent(p)
 	l.rxPackets.Add(1)
@@ -91,7 +89,9 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 			r.notify(event{kind: answered, link: l, probe: b})
 			return
 		}
-		ln.answerProbe(l, m.Addr, b)
+		if l.mayAnswer(m.Addr) {
+			ln.answerProbe(l, m.Addr, b)
+		}
 		if l.maxBody.Load() == 0 {
 			r.notify(event{kind: asked, link: l})
 		}

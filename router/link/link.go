@@ -115,6 +115,8 @@ type Machine struct {
 	state State
 	addr  netip.AddrPort
 	out   []Effect // collected during a step
+	// candidate is the address that the peer may have now, nil if it is addr.
+	candidate *candidate
 
 	keys keys
 	beat beat
@@ -134,8 +136,7 @@ func New(cfg Config, now time.Time) (*Machine, []Effect) {
 	}
 	m := &Machine{cfg: cfg, addr: cfg.Addr}
 	m.path.init(cfg.MaxMTU)
-	m.beat.sent = make(map[uint32]sentProbe)
-	m.beat.nextID = cfg.Jitter.Uint32()
+	m.beat.sent = make(map[uint64]sentProbe)
 	if m.offers() {
 		m.keys.round = uint32(now.Unix())
 		m.offer(now)
@@ -190,19 +191,10 @@ func (m *Machine) flush() []Effect {
 
 func (m *Machine) do(e Effect) { m.out = append(m.out, e) }
 
-// Moved reports that an authenticated packet, newer than all before, came from
-// another address.
-func (m *Machine) Moved(now time.Time, from netip.AddrPort) []Effect {
-	if from != m.addr {
-		m.addr = from
-		m.beat.next = now // the peer learns our new path, and the path is measured
-	}
-	return m.Tick(now)
-}
-
 // Tick does what is due. Call it at Next, or at any other time.
 func (m *Machine) Tick(now time.Time) []Effect {
 	m.tickKeys(now)
+	m.tickMove(now)
 	m.tickBeat(now)
 	m.tickPath(now)
 	m.update(now)
@@ -230,7 +222,7 @@ func (m *Machine) alive(now time.Time) bool {
 // Next returns when Tick must be called at the latest.
 func (m *Machine) Next() time.Time {
 	next := m.keys.next(m)
-	for _, t := range []time.Time{m.nextBeat(), m.path.next(), m.deadline()} {
+	for _, t := range []time.Time{m.nextBeat(), m.path.next(), m.deadline(), m.nextMove()} {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}

@@ -33,6 +33,9 @@ type world struct {
 	// sessionCut holds back the session's messages.
 	sessionCut bool
 
+	// elsewhere counts packets to addresses that neither end has.
+	elsewhere map[netip.AddrPort]int
+
 	sent, opened, unopened int
 	probes                 int
 	offBeat                int // probes at another time than all links of a router beat
@@ -76,7 +79,7 @@ var (
 )
 
 func newWorld(t *testing.T, change func(i int, c *Config)) *world {
-	w := &world{t: t, now: start, rng: seed.Rand(t), delay: 5 * time.Millisecond, mtu: 1500}
+	w := &world{t: t, now: start, elsewhere: make(map[netip.AddrPort]int), rng: seed.Rand(t), delay: 5 * time.Millisecond, mtu: 1500}
 	addrs := [2]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6783"), netip.MustParseAddrPort("192.0.2.2:6783")}
 	index := uint32(100)
 	var begin [2][]Effect
@@ -154,6 +157,9 @@ func (w *world) packet(i int, to netip.AddrPort, typ wire.Type, body []byte, siz
 		w.t.Fatal(err)
 	}
 	keep := bytes.Clone(p)
+	if to != o.addr {
+		w.elsewhere[to]++
+	}
 	if w.cut[i] || size > w.mtu || to != o.addr || w.rng.Float64() < w.loss {
 		return keep
 	}
@@ -484,6 +490,105 @@ func TestFollowsNATRebinding(t *testing.T) {
 	w.want("moved", Established, "")
 	if len(w.ends[1].states) != 2 {
 		t.Errorf("the link went through %v", w.ends[1].states)
+	}
+}
+
+// spoof makes end i send one heartbeat, as if it came from an address.
+func (w *world) spoof(i int, from netip.AddrPort) {
+	e := w.ends[i]
+	b := make([]byte, wire.ProbeLen)
+	p, err := e.tx.Seal(wire.Probe, 0, append(make([]byte, wire.HeaderLen, wire.Overhead+len(b)), b...), &e.nonce)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.arrive(1-i, from, p)
+}
+
+// A peer that writes the address of a third host on its packets cannot lead the link
+// there, also if it answers what was not asked.
+func TestAddressMustAnswer(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(5 * time.Second)
+	third := netip.MustParseAddrPort("198.51.100.7:53")
+	const packets = 10_000
+	for i := range packets {
+		w.spoof(0, third)
+		w.do(1, w.ends[1].m.Answered(w.now, wire.ProbeBody{Answer: true, ID: uint64(i)}))
+		if got := w.ends[1].m.Addr(); got != w.ends[0].addr {
+			t.Fatalf("the link moved to %s", got)
+		}
+		w.run(time.Millisecond)
+	}
+	w.want("during", Established, "")
+	// Each spoofed heartbeat is answered to where it seems to come from.
+	if n := w.elsewhere[third] - packets; n > 15*challenges {
+		t.Errorf("%d challenges in ten seconds", n)
+	}
+	w.run(2 * time.Second)
+	before := w.elsewhere[third]
+	w.run(time.Minute)
+	if n := w.elsewhere[third] - before; n != 0 {
+		t.Errorf("%d packets a while after the last spoofed one", n)
+	}
+}
+
+// Packets with ever other addresses cause no more challenges than those with one.
+func TestManyAddressesCauseFewChallenges(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(5 * time.Second)
+	const packets = 5000
+	for i := range packets {
+		w.spoof(0, netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 53))
+		w.run(time.Millisecond)
+	}
+	sum := 0
+	for _, n := range w.elsewhere {
+		sum += n
+	}
+	if n := sum - packets; n > 5*4*challenges {
+		t.Errorf("%d challenges in five seconds", n)
+	}
+	w.want("during", Established, "")
+}
+
+func TestAddressesThatALinkNeverHas(t *testing.T) {
+	for _, a := range []string{"127.0.0.1:53", "[::1]:53", "[::ffff:127.0.0.1]:53", "224.0.0.1:53", "[ff02::1]:53", "169.254.1.1:53", "[fe80::1]:53",
+		"0.0.0.0:53", "[::]:53", "255.255.255.255:53", "198.51.100.7:0"} {
+		w := newWorld(t, nil)
+		w.run(5 * time.Second)
+		w.spoof(0, netip.MustParseAddrPort(a))
+		w.run(5 * time.Second)
+		if n := w.elsewhere[netip.MustParseAddrPort(a)]; n > 1 {
+			t.Errorf("%d packets to %s", n-1, a)
+		}
+	}
+	// Unless it began with such an address.
+	for _, c := range []struct {
+		to, begun string
+		want      bool
+	}{
+		{"127.0.0.1:2", "127.0.0.1", true}, {"127.0.0.1:2", "::1", true}, {"127.0.0.1:2", "192.0.2.1", false},
+		{"169.254.1.1:2", "169.254.7.7", true}, {"[fe80::1]:2", "fe80::7", true}, {"[fe80::1]:2", "2001:db8::1", false},
+		{"192.0.2.1:2", "127.0.0.1", true}, {"10.0.0.1:2", "192.0.2.1", true}, {"224.0.0.1:2", "224.0.0.1", false},
+	} {
+		if got := MayMove(netip.MustParseAddrPort(c.to), netip.MustParseAddr(c.begun)); got != c.want {
+			t.Errorf("from %s to %s: %v", c.begun, c.to, got)
+		}
+	}
+	if MayMove(netip.MustParseAddrPort("127.0.0.1:2"), netip.Addr{}) || !MayMove(netip.MustParseAddrPort("192.0.2.1:2"), netip.Addr{}) {
+		t.Error("a link that began without an address")
+	}
+}
+
+// A host that moves is followed although most packets are lost.
+func TestFollowsOverALossyPath(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run(5 * time.Second)
+	w.loss = 0.3
+	w.ends[0].addr = netip.MustParseAddrPort("198.51.100.7:40001")
+	w.run(30 * time.Second)
+	if got := w.ends[1].m.Addr(); got != w.ends[0].addr {
+		t.Errorf("the other end sends to %s", got)
 	}
 }
 

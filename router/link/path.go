@@ -21,8 +21,7 @@ type beat struct {
 	lastAnswer time.Time // zero before the first
 	rtt        time.Duration
 
-	nextID uint32
-	sent   map[uint32]sentProbe
+	sent map[uint64]sentProbe // by id
 }
 
 // forgetProbe is the age at which an unanswered probe is forgotten.
@@ -64,10 +63,7 @@ func (m *Machine) slot(now time.Time) time.Time {
 
 // probe sends a request of size bytes.
 func (m *Machine) probe(now time.Time, size int) {
-	id := m.beat.nextID
-	m.beat.nextID++
-	m.beat.sent[id] = sentProbe{now, size}
-	m.do(SendProbe{m.addr, wire.ProbeBody{ID: id, Size: uint16(size)}})
+	_, _ = m.probeTo(now, m.addr, size)
 }
 
 // Asked reports an authenticated request of the peer, which the driver has answered.
@@ -88,6 +84,7 @@ func (m *Machine) Answered(now time.Time, p wire.ProbeBody) []Effect {
 		return m.Tick(now)
 	}
 	delete(m.beat.sent, p.ID)
+	m.arrived(now, p.ID)
 	b := &m.beat
 	if b.lastAnswer.IsZero() || now.Sub(b.lastAnswer) >= Silence {
 		m.path.begin(now) // the path may have changed

@@ -179,19 +179,20 @@ func get24(b []byte) int    { return int(b[0])<<16 | int(b[1])<<8 | int(b[2]) }
 
 // ProbeBody requests an answer from the other end, or is the answer:
 //
-//	| flags 1 | id 4 | size 2 | zeros
+//	| flags 1 | id 8 | size 2 | zeros
 //
-// Flag bit 0 marks an answer, which repeats id and size. Size is the length of
+// The id is random, so an answer shows that the other end received the request. Flag bit 0
+// marks an answer, which repeats id and size. Size is the length of
 // the request's IP packet, to which the zeros pad it; 0 for a heartbeat without padding.
 // An answer has no zeros. Bytes that follow are ignored.
 type ProbeBody struct {
 	Answer bool
-	ID     uint32
+	ID     uint64
 	Size   uint16
 }
 
 // ProbeLen is the length of a ProbeBody without its padding, in bytes.
-const ProbeLen = 7
+const ProbeLen = 11
 
 // Put writes the body to b[:ProbeLen].
 func (p ProbeBody) Put(b []byte) {
@@ -199,8 +200,8 @@ func (p ProbeBody) Put(b []byte) {
 	if p.Answer {
 		b[0] = 1
 	}
-	binary.BigEndian.PutUint32(b[1:], p.ID)
-	binary.BigEndian.PutUint16(b[5:], p.Size)
+	binary.BigEndian.PutUint64(b[1:], p.ID)
+	binary.BigEndian.PutUint16(b[9:], p.Size)
 }
 
 // ParseProbe reads a Probe body.
@@ -211,5 +212,5 @@ func ParseProbe(b []byte) (ProbeBody, error) {
 	if b[0] > 1 {
 		return ProbeBody{}, fmt.Errorf("probe flags %#x: %w", b[0], ErrFormat)
 	}
-	return ProbeBody{Answer: b[0] == 1, ID: binary.BigEndian.Uint32(b[1:]), Size: binary.BigEndian.Uint16(b[5:])}, nil
+	return ProbeBody{Answer: b[0] == 1, ID: binary.BigEndian.Uint64(b[1:]), Size: binary.BigEndian.Uint16(b[9:])}, nil
 }
