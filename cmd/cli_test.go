@@ -137,6 +137,10 @@ func someReport() *api.Report {
 				{Name: "02:00:00:00:00:02", NickName: "h2", Connections: []api.PeerConnection{
 					{Name: "02:00:00:00:00:01", NickName: "h1", Address: "192.0.2.1:40000", Established: false}}},
 			},
+			Relayed: []api.RelayedPeer{
+				{Name: "02:00:00:00:00:03", NickName: "h3", Via: "02:00:00:00:00:02", ViaNickName: "h2", Sealed: true, Info: "aes-256-gcm"},
+				{Name: "02:00:00:00:00:04", NickName: "h4", Via: "02:00:00:00:00:02", ViaNickName: "h2", Info: "keys are agreed when the first frame is sent"},
+			},
 			Connections: []api.Connection{
 				{Address: "192.0.2.2:6783", Outbound: true, State: api.StateEstablished, Name: "02:00:00:00:00:02", NickName: "h2", Kind: "sleeve", Encrypted: true, MTU: 1429},
 				{Address: "192.0.2.3:7000", Outbound: true, State: api.StateRetrying, Info: "connection refused; again in 3s"},

@@ -16,7 +16,8 @@ func (a *app) status() *cobra.Command {
 		Long: `Without an argument, show an overview. With one,
     targets      the peers that this host keeps connected to
     connections  one line per link: direction, address, state, kind and encryption,
-                 peer, MTU, and why it is not faster
+                 peer, MTU, and why it is not faster; then one line per peer that
+                 is reached over others, and whether those can read the frames
     peers        every peer with its sessions
     ipam         the address range, and how many addresses each peer owns
     dns          every host name of the mesh, with its address, container and peer`,

@@ -101,6 +101,7 @@ func (h *host) openRouter() (err error) {
 	c.Fast, c.Log = &fast, h.log.With("part", "router")
 	fast.PinDir, fast.Port, fast.TunnelPort = h.config.pinDir(), port+1, port+2
 	fast.Encrypt = len(h.config.Mesh.Passwords) > 0
+	c.SealRelayed = fast.Encrypt
 	fast.Binding = fastpath.Bind(h.mesh.Identity().Seed(), h.config.Mesh.Passwords, fast)
 	h.router, err = router.New(c, control{h.mesh})
 	return err
@@ -337,6 +338,8 @@ func (h *host) HandOver(ctx context.Context) error {
 type control struct{ *mesh.Mesh }
 
 func (c control) Send(to peer.Name, msg []byte) error { return c.Mesh.Send(to, mesh.KindLink, msg) }
+
+func (c control) Want(to peer.Name) { c.WantSession(to) }
 
 func (c control) SetLink(to peer.Name, up bool, rtt time.Duration) { c.SetData(to, up, rtt) }
 

@@ -68,6 +68,7 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 			{Name: "topology", Depth: ms.Topology.Cost, Limit: ms.Topology.MaxCost, Drops: ms.Topology.NoPlace},
 			{Name: "topology-waiting", Depth: ms.Topology.Waiting, Limit: ms.Topology.MaxWaiting, Drops: ms.Topology.WaitDropped},
 			sessionQueue(ms),
+			{Name: "relayed-keys", Depth: ms.Wanted, Limit: ms.MaxWanted, Drops: ms.Unwanted},
 		},
 	}
 	h.connections(&r.Router, ms, rs, now)
@@ -75,6 +76,8 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 	if err := h.peers(ctx, r, ms); err != nil {
 		return err
 	}
+	h.relayed(&r.Router)
+	r.Router.Relayed = listed(r, "Relayed", r.Router.Relayed, maxListed)
 	macs, omitted := h.router.FDB(maxMACs)
 	omit(r, "MACs", omitted)
 	r.Router.MACTable = api.MACTable{Entries: rs.MACs.Entries, Moves: rs.MACs.Moves, Refused: rs.MACs.Refused}
@@ -136,6 +139,9 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 		links[l.Peer] = l
 	}
 	for _, s := range ms.Sessions {
+		if s.Relayed && links[s.Peer].State != link.Established {
+			continue // only for the keys of relayed frames
+		}
 		c := api.Connection{
 			Address: s.Addr, Outbound: s.Dialled, State: api.StatePending, Name: s.Peer.String(), NickName: s.Nickname,
 			Encrypted: true, RTT: s.RTT, Info: "waiting for the link",
@@ -173,6 +179,28 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			}
 		}
 		out.Connections = append(out.Connections, c)
+	}
+}
+
+// relayed lists the peers without a direct link, and who can read the frames to them.
+func (h *host) relayed(out *api.Router) {
+	v := h.mesh.View()
+	for _, s := range h.router.Relayed() {
+		p := api.RelayedPeer{
+			Name: s.Peer.String(), NickName: v.Nickname(s.Peer), Via: s.Via.String(), ViaNickName: v.Nickname(s.Via),
+			Sealed: s.Cipher != "",
+		}
+		switch {
+		case !out.Encryption:
+			p.Info = "relays can read frames, as there is no password"
+		case p.Sealed:
+			p.Info = s.Cipher
+		case s.Wanted:
+			p.Info = "frames wait for keys, and are dropped after a second"
+		default:
+			p.Info = "keys are agreed when the first frame is sent"
+		}
+		out.Relayed = append(out.Relayed, p)
 	}
 }
 

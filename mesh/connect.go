@@ -244,7 +244,7 @@ func (m *Mesh) adopt(c *session.Conn) error {
 	m.book.Hold(n.name)
 	m.onAllChannels(func(e *gossip.Engine) { e.NeighbourUp(n.name) })
 	m.maker.SessionUp(n.name)
-	up := Neighbour{Name: n.name, Nickname: c.Peer.Nickname, Addr: n.addr(), Secret: c.Secret, Dialled: c.Dialled, Instance: c.Peer.Instance, Key: c.Peer.Key}
+	up := n.up(n.addr())
 	m.events = append(m.events, func(o Observer) {
 		o.NeighbourUp(up)
 		m.members.Join(up.Name)

@@ -53,6 +53,7 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 	}
 	m.storeTargets()
 	m.endBanned()
+	relayed = append(relayed, m.wantedDue(now)...)
 	next = l.slowAt
 	if t := m.maker.Next(); !t.IsZero() && t.Before(next) {
 		next = t

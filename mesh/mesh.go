@@ -138,7 +138,8 @@ type Neighbour struct {
 	Nickname string
 	// Addr is the probable address of the peer's UDP port: the address at which the
 	// peer is seen, with the port on which it says that it listens. For a relayed
-	// session it is the address at which a common neighbour sees the peer.
+	// session it is the address at which a common neighbour sees the peer; it is invalid
+	// at first, and NeighbourUp is called again, with the same secret, when it is known.
 	Addr netip.AddrPort
 	// Secret is known only to the two peers, and differs for each session.
 	Secret   [32]byte
@@ -244,12 +245,14 @@ type Mesh struct {
 	data         map[peer.Name]dataLink // the state of links that the router reported
 	events       []func(Observer)
 	relayedTries map[peer.Name]*relayedTry // of relayed sessions
-	punches      int                       // number of requests
-	targetAddrs  map[netip.Addr]bool       // at which sessions with targets were
-	pendingAddrs map[peer.Name]pendingAddr // addresses of peers whose relayed session is not up yet
-	problems     problems
-	bans         bans
-	closing      bool
+	// wantedSessions are those whose keys the router uses.
+	wantedSessions map[peer.Name]*wanted
+	punches        int                       // number of requests
+	targetAddrs    map[netip.Addr]bool       // at which sessions with targets were
+	pendingAddrs   map[peer.Name]pendingAddr // addresses of peers whose relayed session is not up yet
+	problems       problems
+	bans           bans
+	closing        bool
 
 	wg sync.WaitGroup // of all goroutines
 }
@@ -268,6 +271,7 @@ type counters struct {
 	refusedAddrs  atomic.Uint64 // connections from addresses that Config.Refuse refuses
 	evicted       atomic.Uint64 // sessions ended to make room
 	unproved      atomic.Uint64 // signed messages that were refused
+	unwanted      atomic.Uint64 // sessions that the router wanted and that were too many
 	handshakeFail [session.CodeOther + 1]atomic.Uint64
 }
 
@@ -312,6 +316,7 @@ func New(cfg Config) (*Mesh, error) {
 	m.neighbours.Store(&map[peer.Name]*neighbour{})
 	m.relayedTries = make(map[peer.Name]*relayedTry)
 	m.targetAddrs = make(map[netip.Addr]bool)
+	m.wantedSessions = make(map[peer.Name]*wanted)
 	m.pendingAddrs = make(map[peer.Name]pendingAddr)
 	v := m.newView()
 	v.computeRoutes()

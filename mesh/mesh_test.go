@@ -222,6 +222,89 @@ func TestMessagesAreRelayedOverALine(t *testing.T) {
 	}
 }
 
+// Two peers without a direct session agree on keys over others, if a router wants them.
+func TestWantedSession(t *testing.T) {
+	t.Parallel()
+	a := start(t, noDiscovery)
+	b := start(t, noDiscovery, to(a))
+	c := start(t, noDiscovery, to(b))
+	eventually(t, "all peers see all others", func() bool { return a.sees(b, c) && b.sees(a, c) && c.sees(a, b) })
+	up := func(n, x *node) Neighbour {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.up[x.Self()]
+	}
+	agreed := func() bool {
+		at, ct := up(a, c), up(c, a)
+		return at.Secret == ct.Secret && at.Secret != [32]byte{} && at.Key == c.Identity().Key() && ct.Key == a.Identity().Key()
+	}
+	a.WantSession(c.Self()) // both at once
+	c.WantSession(a.Self())
+	eventually(t, "both ends have the same secret", agreed)
+	if at := up(a, c).Addr; at.IsValid() {
+		t.Errorf("the address is %s, which nobody knows", at)
+	}
+	if up(b, a).Secret == up(a, c).Secret {
+		t.Error("the relay has the secret")
+	}
+	eventually(t, "link messages arrive", func() bool {
+		_ = a.Send(c.Self(), KindLink, []byte("offer"))
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return slices.Contains(c.links, a.Self().String()+" offer")
+	})
+	if a.View().Routes().Unicast[c.Self()] == c.Self() || a.sessions() != 1 {
+		t.Error("the session counts as a direct one")
+	}
+
+	// One end is restarted and has nothing to say: the other's router still uses the keys.
+	old := up(a, c).Secret
+	c.mu.Lock()
+	first := (*c.Mesh.neighbours.Load())[a.Self()]
+	c.mu.Unlock()
+	first.terminate(errDuplicate)
+	eventually(t, "a new session", func() bool {
+		a.WantSession(c.Self())
+		return agreed() && up(a, c).Secret != old
+	})
+
+	// Nobody uses them any more.
+	later := time.Now().Add(wantedTimeout + punchTimeout)
+	for _, n := range []*node{a, c} {
+		n.Mesh.mu.Lock()
+		n.wantedDue(later)
+		n.relayedDue(later)
+		left := len(n.wantedSessions)
+		n.Mesh.mu.Unlock()
+		if left != 0 {
+			t.Errorf("%d sessions are still wanted", left)
+		}
+	}
+	eventually(t, "the session ends", a.downAs(c, Away))
+}
+
+func TestWantedSessionsAreBounded(t *testing.T) {
+	t.Parallel()
+	a := start(t)
+	for i := range 2 * maxWanted {
+		a.WantSession(peer.Name{2, 7, 0, 0, byte(i >> 8), byte(i)})
+	}
+	if s := a.Status(); s.Wanted != maxWanted || s.Unwanted != maxWanted {
+		t.Errorf("%d sessions are wanted, %d refused, limit %d", s.Wanted, s.Unwanted, maxWanted)
+	}
+	a.Mesh.mu.Lock()
+	for _, w := range a.wantedSessions {
+		w.last = w.last.Add(-wantedSpare)
+	}
+	a.Mesh.mu.Unlock()
+	a.WantSession(peer.Name{2, 8})
+	a.Mesh.mu.Lock()
+	defer a.Mesh.mu.Unlock()
+	if a.wantedSessions[peer.Name{2, 8}] == nil || len(a.wantedSessions) != maxWanted {
+		t.Error("a session that was not used lately did not make space")
+	}
+}
+
 func TestLinkMessagesComeFromNeighboursInOrder(t *testing.T) {
 	t.Parallel()
 	a := start(t)

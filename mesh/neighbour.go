@@ -213,6 +213,11 @@ func (n *neighbour) addr() netip.AddrPort {
 	return netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), n.Peer.Port)
 }
 
+// up describes the neighbour for the observer.
+func (n *neighbour) up(addr netip.AddrPort) Neighbour {
+	return Neighbour{Name: n.name, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance, Key: n.Peer.Key}
+}
+
 // write sends queued records, control before gossip, and pings.
 func (m *Mesh) write(n *neighbour) {
 	defer m.wg.Done()

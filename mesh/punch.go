@@ -36,7 +36,7 @@ const (
 // one each time. It is called with mu held, by the end that started the session.
 func (m *Mesh) askToPunch(n peer.Name) {
 	between := m.view.Load().graph.Common(n, topology.LinkSession|topology.LinkData)
-	if len(between) == 0 {
+	if len(between) == 0 || !m.cfg.Discover || m.cfg.UDPAddr == nil {
 		return
 	}
 	m.punches++
@@ -97,10 +97,7 @@ func (m *Mesh) setPunchedAddr(n *neighbour, addr netip.AddrPort) {
 	if m.data[n.name].up || before != nil && *before == addr {
 		return // the router already uses it
 	}
-	up := Neighbour{Name: n.name, Nickname: n.Peer.Nickname, Addr: addr, Secret: n.Secret, Dialled: n.Dialled, Instance: n.Peer.Instance, Key: n.Peer.Key}
-	if before != nil {
-		m.events = append(m.events, func(o Observer) { o.NeighbourDown(up.Name, Away) })
-	}
+	up := n.up(addr)
 	m.events = append(m.events, func(o Observer) { o.NeighbourUp(up) })
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -18,7 +19,13 @@ import (
 // read it. It is used only for the link (KindLink); all other messages go over the
 // other sessions.
 //
-// The peer with the lower name starts it after a direct attempt has failed.
+// The peer with the lower name starts it after a direct attempt has failed. The session
+// ends if no packet arrives.
+//
+// Frames that relays carry are sealed under the keys of the link, too. So either peer
+// starts a relayed session if its router wants keys (WantSession), and keeps it while it
+// does, whether hole punching succeeds or not. If both start one, the one with the lower
+// ID stays, as with direct sessions.
 
 const (
 	// relayedRetryMin is the time from the first attempt at a relayed session with a
@@ -30,6 +37,16 @@ const (
 	// address is asked for every punchInterval.
 	punchTimeout  = 30 * time.Second
 	punchInterval = 5 * time.Second
+	// wantedTimeout is how long a session is kept after its keys were used.
+	wantedTimeout = 3 * time.Minute
+	// wantedRetryMin is the time from the first attempt at a wanted session to the
+	// second. It doubles up to wantedRetryMax.
+	wantedRetryMin = time.Second
+	wantedRetryMax = 30 * time.Second
+	// maxWanted bounds the sessions that are kept for their keys. One more takes the
+	// place of the one that was not used for the longest time, if that was wantedSpare.
+	maxWanted   = 512
+	wantedSpare = 15 * time.Second
 	// maxRelayedDials is how many attempts one round of the loop starts.
 	maxRelayedDials = 8
 )
@@ -38,6 +55,67 @@ const (
 type relayedTry struct {
 	next  time.Time
 	delay time.Duration
+}
+
+// wanted is a session whose keys the router uses.
+type wanted struct {
+	last  time.Time // when it used them
+	next  time.Time // when to try again
+	delay time.Duration
+}
+
+// WantSession says that the router needs the keys of a link with a peer, although frames
+// to the peer go over others. It is called every few seconds while it does.
+func (m *Mesh) WantSession(n peer.Name) {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := m.wantedSessions[n]
+	if w == nil {
+		if len(m.wantedSessions) >= maxWanted && !m.unwantOldest(now) {
+			m.counters.unwanted.Add(1)
+			return
+		}
+		w = &wanted{delay: wantedRetryMin}
+		m.wantedSessions[n] = w
+	}
+	w.last = now
+	if (*m.neighbours.Load())[n] == nil {
+		m.wakeLoop()
+	}
+}
+
+// unwantOldest makes space for one more wanted session, and reports whether there is any.
+// It is called with mu held.
+func (m *Mesh) unwantOldest(now time.Time) bool {
+	var oldest peer.Name
+	for n, w := range m.wantedSessions {
+		if o := m.wantedSessions[oldest]; o == nil || w.last.Before(o.last) {
+			oldest = n
+		}
+	}
+	if now.Sub(m.wantedSessions[oldest].last) < wantedSpare {
+		return false
+	}
+	delete(m.wantedSessions, oldest)
+	return true
+}
+
+// wantedDue returns the peers with which to start a session that the router wants. It is
+// called with mu held.
+func (m *Mesh) wantedDue(now time.Time) (due []peer.Name) {
+	neighbours, v := *m.neighbours.Load(), m.view.Load()
+	for n, w := range m.wantedSessions {
+		switch {
+		case now.Sub(w.last) > wantedTimeout:
+			delete(m.wantedSessions, n)
+		case neighbours[n] != nil || now.Before(w.next) || !v.Reachable(n) || len(due) >= maxRelayedDials:
+		default:
+			w.next, w.delay = now.Add(w.delay), min(2*w.delay, wantedRetryMax)
+			due = append(due, n)
+		}
+	}
+	return due
 }
 
 // relayedDue returns the peers with which to start a relayed session now. It is called
@@ -49,9 +127,9 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 		case !d.relayed:
 		case l.up:
 			delete(m.relayedTries, n)
-		case now.Sub(d.since) > punchTimeout && now.Sub(l.changed) > punchTimeout:
+		case now.Sub(d.since) > punchTimeout && now.Sub(l.changed) > punchTimeout && m.wantedSessions[n] == nil:
 			d.terminate(errNoPackets)
-		case d.Dialled && now.Sub(d.addrAskedAt) > punchInterval:
+		case d.Dialled && now.Sub(d.addrAskedAt) > punchInterval && (now.Sub(d.since) <= punchTimeout || now.Sub(d.addrAskedAt) > relayedRetryMin):
 			// An answer may have been lost, or the address may have changed.
 			d.addrAskedAt = now
 			m.askToPunch(n)
@@ -164,17 +242,25 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 		return errDuplicate
 	}
 	if old := (*m.neighbours.Load())[n.name]; old != nil {
+		if old.Peer.Instance == c.Peer.Instance && old.ID <= c.ID {
+			return errDuplicate
+		}
 		m.detach(old)
 		old.terminate(errDuplicate)
 	}
+	if w := m.wantedSessions[n.name]; w != nil {
+		w.delay = wantedRetryMin
+	}
 	m.setNeighbour(n.name, n)
+	up := n.up(netip.AddrPort{})
+	m.events = append(m.events, func(o Observer) { o.NeighbourUp(up) })
+	m.wakeLoop()
 	m.log.Info("relayed session up", "peer", n.name, "nickname", c.Peer.Nickname)
 	m.wg.Add(2)
 	go m.read(n)
 	go m.write(n)
 	if e, ok := m.pendingAddrs[n.name]; ok && n.since.Sub(e.at) < punchInterval {
 		m.setPunchedAddr(n, e.addr)
-		m.wakeLoop()
 	}
 	delete(m.pendingAddrs, n.name)
 	if n.Dialled {

@@ -41,6 +41,10 @@ type Status struct {
 	Unproved          uint64
 	Topology          topology.Stats
 	HandshakeFailures map[string]uint64 // by session.Code; "address" for those that Config.Refuse refused
+	// Wanted is the number of sessions that are kept for their keys, MaxWanted their
+	// limit, and Unwanted how often one more was refused.
+	Wanted, MaxWanted int
+	Unwanted          uint64
 }
 
 // SessionStatus is one session.
@@ -112,6 +116,7 @@ func (m *Mesh) Status() Status {
 	s.Targets = m.maker.Targets()
 	s.Candidates = m.maker.Status()
 	s.Gossip = m.gossipStats()
+	s.Wanted, s.MaxWanted, s.Unwanted = len(m.wantedSessions), maxWanted, m.counters.unwanted.Load()
 	s.Problems = m.problems.list()
 	return s
 }

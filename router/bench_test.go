@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/router"
 )
 
 // BenchmarkTCP moves a stream between containers of two hosts: switch, seal,
@@ -64,6 +67,36 @@ func BenchmarkTCP(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkRelayed moves a stream between containers of two hosts over a third one, whose
+// router is in this process, too.
+func BenchmarkRelayed(b *testing.B) {
+	for _, sealed := range []bool{false, true} {
+		b.Run(fmt.Sprintf("sealed=%v", sealed), func(b *testing.B) {
+			hosts := newHosts(b, 3, options{mtu: 1376, underlayMTU: 1500, config: func(_ int, c *router.Config) { c.SealRelayed = sealed }})
+			e := hosts[0].stream(hosts[2])
+			const chunk = 1 << 17
+			b.SetBytes(chunk)
+			b.ResetTimer()
+			before := cpu(b)
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if _, err := io.CopyN(io.Discard, e[1], int64(b.N)*chunk); err != nil {
+					b.Error(err)
+				}
+			})
+			buf := make([]byte, chunk)
+			for range b.N {
+				if _, err := e[0].Write(buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+			wg.Wait()
+			b.ReportMetric(float64(b.N)*chunk*8/1e9/b.Elapsed().Seconds(), "Gbit/s")
+			b.ReportMetric((cpu(b)-before).Seconds()/(float64(b.N)*chunk/1e9), "cpu-s/GB")
+		})
 	}
 }
 
@@ -139,7 +172,10 @@ func BenchmarkBlast(b *testing.B) {
 func (h *host) stream(to *host) (ends [2]net.Conn) {
 	h.t.Helper()
 	var l net.Listener
-	to.in(func() (err error) { l, err = net.Listen("tcp", addr(1).Addr().String()+":0"); return err })
+	to.in(func() (err error) {
+		l, err = net.Listen("tcp", addr(slices.Index(*h.all, to)).Addr().String()+":0")
+		return err
+	})
 	defer l.Close()
 	h.in(func() (err error) {
 		// Dial on this thread: the fast fallback of Dial uses other goroutines.

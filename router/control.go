@@ -69,6 +69,8 @@ type controlLane struct {
 	used  int
 	// tooBig are probes that the interface refused as too big.
 	tooBig []sentProbe
+	// held sends frames that waited for keys.
+	held *lane
 }
 
 // sentProbe is the link of a probe and its size, in bytes of IP packet.
@@ -78,7 +80,7 @@ type sentProbe struct {
 }
 
 func (r *Router) newControlLane() *controlLane {
-	return &controlLane{w: r.conn.NewWriter(64), arena: make([]byte, 2*maxPacket)}
+	return &controlLane{w: r.conn.NewWriter(64), arena: make([]byte, 2*maxPacket), held: r.newLane(r.lanes-2, r.queues[0])}
 }
 
 // sweepEvery is how often old MAC addresses are removed.
@@ -102,6 +104,8 @@ func (r *Router) controlLoop(ctx context.Context) error {
 			f()
 		case e := <-r.events:
 			r.handle(e)
+		case n := <-r.wants:
+			r.control.Want(n)
 		case <-timer.C:
 			now := time.Now()
 			for _, l := range r.links {
@@ -122,6 +126,11 @@ func (r *Router) controlLoop(ctx context.Context) error {
 func (r *Router) untilNext() time.Duration {
 	next := time.Hour
 	now := time.Now()
+	dropped, heldUntil := r.held.expire(r.since())
+	r.drops[DropNoKey].Add(uint64(dropped))
+	if heldUntil != 0 {
+		next = heldUntil - r.since()
+	}
 	for _, l := range r.links {
 		if !l.deadline.IsZero() {
 			next = min(next, l.deadline.Sub(now))
@@ -159,12 +168,16 @@ func (r *Router) neighbourUp(n Neighbour) {
 		r.log.Error("session with a peer that has this router's own name", "peer", n.Name)
 		return
 	}
-	if _, ok := r.links[n.Name]; ok {
-		r.neighbourDown(n.Name, r.fast.Down)
-	}
 	if n.Addr.IsValid() {
 		// As the socket reports it, or the peer would seem to have moved.
 		n.Addr = netip.AddrPortFrom(n.Addr.Addr().Unmap(), n.Addr.Port())
+	}
+	if l, ok := r.links[n.Name]; ok {
+		if l.secret == n.Secret {
+			r.step(l, l.machine.SetAddr(time.Now(), n.Addr))
+			return
+		}
+		r.neighbourDown(n.Name, r.fast.Down)
 	}
 	l := newSleeve(n)
 	cfg := link.Config{
@@ -249,7 +262,7 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 
 // rebuild builds the lanes' tables after a change of links or routes.
 func (r *Router) rebuild() {
-	r.fib.Store(newFIB(r.self, r.routes, r.links, r.from))
+	r.fib.Store(newFIB(r.self, r.routes, r.links, r.from, r.cfg.SealRelayed))
 	byName := maps.Clone(r.links)
 	r.byName.Store(&byName)
 }
@@ -302,6 +315,9 @@ func (r *Router) effect(l *sleeve, e link.Effect) {
 		l.indexes = slices.DeleteFunc(l.indexes, func(i uint32) bool { return i == e.Index })
 	case link.UseTx:
 		l.tx.Store(e.Tx)
+		if e.Tx != nil && r.cfg.SealRelayed {
+			r.sendHeld(l.peer)
+		}
 	}
 }
 

@@ -24,12 +24,14 @@ const (
 	DropTAP                       // the kernel refused the frame
 	DropBusy                      // a queue to the control goroutine was full
 	DropMisrouted                 // of a peer whose frames the routes do not lead over that neighbour
+	DropNoKey                     // for a peer over relays, while there were no keys with it
+	DropUnsealed                  // of a peer over relays, which could read and change it
 	numReasons
 )
 
 var reasonNames = [numReasons]string{
 	"malformed", "unknown_key", "forged", "replay", "unknown_peer", "no_route", "link_down", "hops", "looped",
-	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy", "misrouted",
+	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy", "misrouted", "no_key", "unsealed",
 }
 
 // String is the reason's label in metrics and status.

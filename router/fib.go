@@ -1,6 +1,8 @@
 package router
 
 import (
+	"sync/atomic"
+
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/origin"
@@ -29,9 +31,16 @@ type fib struct {
 type path struct {
 	link *sleeve
 	head wire.Head // of this host's frames to the peer
+	// relayed: other peers carry the frames and must not read them.
+	relayed bool
+	// seal is the link to the peer itself, which has the keys, nil if there is none.
+	// sealHead is the head of sealed frames.
+	seal     *sleeve
+	sealHead wire.Head
+	asked    atomic.Int64 // when the mesh heard that the keys are used, a time.Duration
 }
 
-func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve, from origin.Table) *fib {
+func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve, from origin.Table, sealRelayed bool) *fib {
 	f := &fib{self: self, routes: routes, from: from, byShort: routes.ByShortID, paths: make(map[peer.Name]*path), trees: make(map[peer.Name][]*sleeve)}
 	f.all = f.head(self, peer.Broadcast)
 	for dst, next := range routes.Unicast {
@@ -43,7 +52,12 @@ func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve
 		if next != dst {
 			h = f.head(self, dst)
 		}
-		f.paths[dst] = &path{l, h}
+		p := &path{link: l, head: h}
+		if next != dst && sealRelayed {
+			p.relayed, p.seal, p.sealHead = true, links[dst], h
+			p.sealHead.Sealed = true
+		}
+		f.paths[dst] = p
 	}
 	for src, nexts := range routes.Broadcast {
 		for _, next := range nexts {

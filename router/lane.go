@@ -285,7 +285,8 @@ func (ln *lane) sealTo(l *sleeve, addr netip.AddrPort, typ wire.Type, b []byte) 
 // oversize handles a frame that does not fit into a packet. If it must not be
 // fragmented its sender gets an ICMP message, else it is fragmented.
 func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, maxBody int) {
-	if ln.refuseTooBig(l, h, f.bytes(), maxBody) {
+	// The sender of a sealed frame has handled that for the first hop.
+	if !h.Sealed && ln.refuseTooBig(l, h, f.bytes(), maxBody) {
 		l.drops.add(DropTooBig)
 		return
 	}

@@ -37,6 +37,7 @@ type sleeve struct {
 	peer    peer.Name
 	dialled bool
 	begun   netip.Addr // address of the peer at first; invalid if not known
+	secret  [32]byte   // of its session
 
 	// Control goroutine only.
 	machine  *link.Machine
@@ -106,7 +107,7 @@ const refusedEvery = 10 * time.Second
 
 func newSleeve(n Neighbour) *sleeve {
 	return &sleeve{
-		peer: n.Name, dialled: n.Dialled, begun: n.Addr.Addr(),
+		peer: n.Name, dialled: n.Dialled, begun: n.Addr.Addr(), secret: n.Secret,
 		icmpLimit: rate.NewLimiter(icmpRate, icmpBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
 	}
 }

@@ -62,6 +62,19 @@ func (h *host) SetLink(to peer.Name, up bool, _ time.Duration) {
 	}
 }
 
+// Want makes a session without an address, as the mesh does over other peers.
+func (h *host) Want(to peer.Name) {
+	for _, o := range *h.all {
+		if o.name != to {
+			continue
+		}
+		secret := [32]byte{9, h.name[5] ^ o.name[5]}
+		for _, e := range [][2]*host{{h, o}, {o, h}} {
+			e[0].NeighbourUp(router.Neighbour{Name: e[1].name, Secret: secret})
+		}
+	}
+}
+
 type options struct {
 	mtu, underlayMTU int
 	v6               bool // of the underlay

@@ -75,6 +75,7 @@ type mute struct{}
 func (mute) Self() peer.Name                        { return nameOf(0) }
 func (mute) Send(peer.Name, []byte) error           { return nil }
 func (mute) SetLink(peer.Name, bool, time.Duration) {}
+func (mute) Want(peer.Name)                         {}
 
 func newStill(t testing.TB, suite seal.Suite) *still {
 	s := &still{tap: &sink{}, conn: &wireTap{}}
@@ -243,7 +244,7 @@ func FuzzBodyFromPeer(f *testing.F) {
 	f.Add(uint8(wire.Batch), append([]byte{0, 61}, body(wire.Head{Kind: wire.Direct}, fr)...))
 	f.Add(uint8(wire.Fragment), []byte{0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0x20, 1})
 	f.Add(uint8(wire.Probe), []byte{0, 0, 0, 0, 1, 5, 0xdc})
-	f.Add(uint8(wire.Sealed), []byte{1})
+	f.Add(uint8(5), []byte{1})
 	s := newStill(f, seal.AES256GCM)
 	m := &udp.Message{Buf: make([]byte, maxPacket)}
 	f.Fuzz(func(t *testing.T, typ uint8, b []byte) {

@@ -44,19 +44,9 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 		return
 	}
 	l := key.link
-	body, newest, err := key.rx.Open(h, p, &ln.nonce)
-	switch {
-	case errors.Is(err, seal.ErrReplay):
-		l.drops.add(DropReplay)
+	body, newest, ok := r.open(ln, key, h, p)
+	if !ok {
 		return
-	case err != nil:
-		l.drops.add(DropForged)
-		return
-	}
-	if !key.used.Load() && key.used.CompareAndSwap(false, true) {
-		if !r.notify(event{kind: firstUse, link: l, index: h.Index}) {
-			key.used.Store(false) // the next packet reports it
-		}
 	}
 	if newest && l.moved(m.Addr, ln.now) {
 		r.notify(event{kind: moved, link: l, addr: m.Addr})
@@ -98,6 +88,27 @@ func (r *Router) fromUDP(ln *lane, m *udp.Message) {
 	default:
 		l.drops.add(DropMalformed)
 	}
+}
+
+// open opens a packet in place and reports the first use of its key. It is false, and the
+// drop is counted, if the packet is not authentic.
+func (r *Router) open(ln *lane, key *rxKey, h wire.Header, p []byte) (body []byte, newest, ok bool) {
+	l := key.link
+	body, newest, err := key.rx.Open(h, p, &ln.nonce)
+	switch {
+	case errors.Is(err, seal.ErrReplay):
+		l.drops.add(DropReplay)
+		return nil, false, false
+	case err != nil:
+		l.drops.add(DropForged)
+		return nil, false, false
+	}
+	if !key.used.Load() && key.used.CompareAndSwap(false, true) {
+		if !r.notify(event{kind: firstUse, link: l, index: h.Index}) {
+			key.used.Store(false) // the next packet reports it
+		}
+	}
+	return body, newest, true
 }
 
 // answerProbe sends a probe back to its sender. The lane does it, so that the

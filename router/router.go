@@ -44,6 +44,10 @@ type Control interface {
 	// SetLink reports that the link to a neighbour came up or went down, and its
 	// round trip time. It is called again when the time changes a lot.
 	SetLink(to peer.Name, up bool, rtt time.Duration)
+	// Want says that this router needs keys with a peer that it has no link with, as
+	// frames go there over other peers. The mesh makes a session with the peer if it can,
+	// and keeps it while Want is called every few seconds.
+	Want(to peer.Name)
 }
 
 // Neighbour is a peer that this router has a session with.
@@ -83,6 +87,10 @@ type Config struct {
 	// makes each packet cross the kernel by itself. The router finds out by trying
 	// which offloads work, so these two are for kernels and cards with faults.
 	NoTAPOffload, NoUDPOffload bool
+	// SealRelayed keeps peers that relay unicast frames from reading them: such frames are
+	// sealed for the peer at the end, and refused if they are not. All peers of a mesh
+	// must agree on it.
+	SealRelayed bool
 	// Fast are the settings of the fast path. If it is nil, or if the kernel refuses
 	// eBPF, the TAP is a port of the bridge.
 	Fast *fastpath.Settings
@@ -117,9 +125,11 @@ type Router struct {
 	epoch   time.Time // of heartbeats
 	lanes   int
 	macs    *mac.Table
-	done    chan struct{} // closed when Run has returned
-	calls   chan func()   // for the control goroutine
-	events  chan event    // likewise, from lanes
+	done    chan struct{}  // closed when Run has returned
+	calls   chan func()    // for the control goroutine
+	events  chan event     // likewise, from lanes
+	wants   chan peer.Name // likewise: peers with which keys are used
+	held    heldQueue
 	fast    *fastpath.Controller
 
 	// Control goroutine only.
@@ -152,6 +162,7 @@ func New(cfg Config, control Control) (*Router, error) {
 		self: control.Self(), cfg: cfg, control: control, log: cfg.Log,
 		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(mac.Limits{}),
 		done: make(chan struct{}), calls: make(chan func(), 1024), events: make(chan event, 1024),
+		wants: make(chan peer.Name, 64), held: heldQueue{peers: make(map[peer.Name]*heldPeer)},
 		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool), fast: fastpath.Off(fastpath.ErrDisabled),
 	}
 	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
@@ -186,7 +197,7 @@ func New(cfg Config, control Control) (*Router, error) {
 		}
 		r.queues = []tap.Queue{q}
 	}
-	if r.lanes = 1 + 2*len(r.queues) + 2; r.lanes > wire.MaxLanes {
+	if r.lanes = 1 + 2*len(r.queues) + 2 + 2; r.lanes > wire.MaxLanes {
 		r.Close()
 		return nil, fmt.Errorf("start the router with %d TAP queues: needs %d lanes, limit %d", len(r.queues), r.lanes, wire.MaxLanes)
 	}
@@ -315,7 +326,7 @@ func (r *Router) do(f func()) {
 }
 
 // NeighbourUp begins the link to a neighbour. An existing link ends, as the session
-// is a new one.
+// is a new one. If it has the same secret, only the address of the neighbour is new.
 func (r *Router) NeighbourUp(n Neighbour) { r.do(func() { r.neighbourUp(n) }) }
 
 // NeighbourDown ends the link to a neighbour whose session ended because its router is

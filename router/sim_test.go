@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -265,6 +266,37 @@ func (n *node) SetLink(to peer.Name, up bool, _ time.Duration) {
 	n.up[to] = up
 }
 
+// Want makes a session without an address, as the mesh does over other peers, unless there
+// is one.
+func (n *node) Want(to peer.Name) {
+	if n.m.wanted != nil {
+		n.m.wanted(int(n.name[5]) - 1)
+	}
+	for _, o := range n.m.nodes {
+		if o.name == to && !n.m.alone.Load() {
+			n.m.relay(n, o)
+		}
+	}
+}
+
+// relay makes a session without an address, or nothing if there is one between the routers
+// as they run now.
+func (m *mesh) relay(a, b *node) {
+	if a.name.Compare(b.name) > 0 {
+		a, b = b, a
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := [2]*Router{a.Router, b.Router}
+	if _, ok := m.relayed[k]; ok {
+		return
+	}
+	secret := [32]byte{8, byte(len(m.relayed))}
+	m.relayed[k] = secret
+	a.NeighbourUp(Neighbour{Name: b.name, Secret: secret})
+	b.NeighbourUp(Neighbour{Name: a.name, Secret: secret})
+}
+
 func (n *node) isUp(to *node) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -279,6 +311,12 @@ type mesh struct {
 	edges [][2]int
 	o     meshOptions
 	stop  func()
+
+	joins   int
+	wanted  func(i int) // called when node i needs a session over other peers
+	alone   atomic.Bool // no such session comes about
+	mu      sync.Mutex
+	relayed map[[2]*Router][32]byte // secrets of such sessions
 }
 
 // names of peers: those that share the low 32 bits end in the same digit.
@@ -298,11 +336,12 @@ type meshOptions struct {
 	cans         []tap.Offloads // of the nodes' TAPs
 	queues       int            // of each TAP, one if 0
 	renewPackets uint64         // after which keys are renewed
+	seal         bool           // Config.SealRelayed
 	log          *slog.Logger   // none if nil
 }
 
 func newMeshOf(t *testing.T, o meshOptions, names []peer.Name, edges [][2]int) *mesh {
-	m := &mesh{t: t, f: newFabric(t), edges: edges, o: o}
+	m := &mesh{t: t, f: newFabric(t), edges: edges, o: o, relayed: make(map[[2]*Router][32]byte)}
 	for i, name := range names {
 		m.nodes = append(m.nodes, &node{name: name, addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6783", i+1)), m: m})
 		m.start(i)
@@ -352,7 +391,7 @@ func (m *mesh) start(i int) {
 	if mtu == 0 {
 		mtu = 1500
 	}
-	r, err := New(Config{MTU: m.o.mtu, Conn: m.f.listen(n.addr), Queues: queues, MaxUnderlayMTU: mtu, renewPackets: m.o.renewPackets, Log: m.o.log}, n)
+	r, err := New(Config{MTU: m.o.mtu, Conn: m.f.listen(n.addr), Queues: queues, MaxUnderlayMTU: mtu, renewPackets: m.o.renewPackets, SealRelayed: m.o.seal, Log: m.o.log}, n)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -386,7 +425,8 @@ func (m *mesh) restart(i int) {
 
 func (m *mesh) join(i int) {
 	a, b := m.nodes[m.edges[i][0]], m.nodes[m.edges[i][1]]
-	secret := [32]byte{byte(i), 7}
+	m.joins++
+	secret := [32]byte{byte(i), 7, byte(m.joins)} // each session has its own
 	a.NeighbourUp(Neighbour{Name: b.name, Addr: b.addr, Secret: secret, Dialled: true})
 	b.NeighbourUp(Neighbour{Name: a.name, Addr: a.addr, Secret: secret})
 }

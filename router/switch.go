@@ -67,7 +67,11 @@ func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 		r.drops[DropNoRoute].Add(uint64(count))
 		return
 	}
-	if own {
+	switch {
+	case own && p.relayed:
+		ln.forwardSealed(dst, p, f, h)
+		return
+	case own:
 		ln.forward(p.link, &p.head, f, h)
 		return
 	}
@@ -159,6 +163,14 @@ func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 		l.drops.add(DropMisrouted)
 		return
 	}
+	if h.Sealed {
+		r.fromSource(ln, l, src, dst, h, f)
+		return
+	}
+	if r.cfg.SealRelayed && dst == r.self && src != l.peer {
+		l.drops.add(DropUnsealed)
+		return
+	}
 	if _, ok := r.learn(ln, f.bytes(), src, &l.drops); !ok {
 		return
 	}
@@ -182,6 +194,22 @@ func (r *Router) fromLink(ln *lane, l *sleeve, f frame) {
 		}
 		ln.relay(p.link, h, f)
 	}
+}
+
+// fromSource handles a frame that the peer src has sealed for the peer dst.
+func (r *Router) fromSource(ln *lane, l *sleeve, src, dst peer.Name, h wire.Head, f frame) {
+	if dst == r.self {
+		r.openSealed(ln, l, src, f)
+		return
+	}
+	p, ok := r.fib.Load().paths[dst]
+	if !ok {
+		l.drops.add(DropNoRoute)
+		return
+	}
+	l.rxFrames.Add(1)
+	f.partial = false
+	ln.relay(p.link, h, f)
 }
 
 // relay forwards a frame of another peer.

@@ -60,6 +60,7 @@ type Router struct {
 	TrustedSubnets  []netip.Prefix
 	Peers           []Peer
 	Connections     []Connection
+	Relayed         []RelayedPeer
 	UnicastRoutes   []UnicastRoute
 	BroadcastRoutes []BroadcastRoute
 	MACs            []MAC
@@ -159,6 +160,16 @@ type UnicastRoute struct{ Dest, Via string }
 type BroadcastRoute struct {
 	Source string
 	Via    []string
+}
+
+// RelayedPeer is a peer without a direct link: other peers carry the frames to it.
+type RelayedPeer struct {
+	Name, NickName   string
+	Via, ViaNickName string // the next hop
+	// Sealed reports that frames to the peer are encrypted for it, so that no relay can
+	// read them. Frames to all peers are not.
+	Sealed bool
+	Info   string // the cipher, or why not
 }
 
 // MACTable describes the MAC table.

@@ -159,8 +159,19 @@ func (r *Report) connections(w io.Writer) {
 		}
 		render.Fprintf(tw, "%s %s\t%s\t%s\t%s\t%s\n", direction, render.Word(c.Address), render.Word(c.State), kind, who, strings.Join(more, " "))
 	}
+	for _, p := range r.Router.Relayed {
+		kind := "not sealed"
+		switch {
+		case p.Sealed:
+			kind = "sealed end to end"
+		case r.Router.Encryption:
+			kind = "no keys yet"
+		}
+		render.Fprintf(tw, "=> over %s\trelayed\t%s\t%s\t%s\n", named(p.Via, p.ViaNickName), kind, named(p.Name, p.NickName), p.Info)
+	}
 	tw.Flush()
 	r.omitted(w, "Connections", "connections")
+	r.omitted(w, "Relayed", "relayed peers")
 }
 
 // omitted says how many entries a list leaves out, if it does.

@@ -38,10 +38,10 @@ const (
 	headerLen   = 9
 	maxChunk    = 16 << 10 // size limit of the bytes of a stream in one message
 	maxInFlight = 64       // limit of messages that wait for the reader of one stream
-	maxStreams  = 256      // at a time
+	maxStreams  = 1024     // at a time
 	// maxAccepted is how many of them other peers may open, and maxFromPeer how many one
 	// peer may open.
-	maxAccepted = 192
+	maxAccepted = 512
 	maxFromPeer = 8
 )
 

@@ -85,7 +85,7 @@ func (c *Controller) Status(ids map[peer.Name]uint16, next map[peer.Name]peer.Na
 	s.Drops, s.Peers = c.counters(ids)
 	carried := make(map[uint16]bool)
 	for n, via := range next {
-		if id, known := ids[n]; known {
+		if id, known := ids[n]; known && (n == via || !c.cfg.Encrypt) {
 			l, ok := c.Link(via)
 			carried[id] = ok && l.Up
 		}

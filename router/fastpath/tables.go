@@ -67,7 +67,14 @@ func (c *Controller) wantTables() plan.Tables {
 		next[n] = n
 		add(l)
 	}
-	return plan.Plan(c.self, ids, next, hops, func(n peer.Name) []peer.Name { return c.from.From(n, c.since()) })
+	from := func(n peer.Name) []peer.Name { return c.from.From(n, c.since()) }
+	if c.cfg.Encrypt {
+		// Relays must not read frames, so the router seals them for the peer at the end.
+		next = maps.Clone(next)
+		maps.DeleteFunc(next, func(n, via peer.Name) bool { return n != via })
+		from = func(peer.Name) []peer.Name { return nil }
+	}
+	return plan.Plan(c.self, ids, next, hops, from)
 }
 
 // takeIDs handles changes of short ids.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
 	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/wire"
@@ -58,6 +59,26 @@ func TestTunnelCarriesFrames(t *testing.T) {
 		}
 		if s, _ := r.Link(nameOf(2)); !s.Up || !s.Encrypted || s.Mode != fastpath.Device || !errors.Is(s.Reason, fastpath.ErrEncryption) {
 			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// With a password, relays must not read frames: the kernel neither sends nor accepts any
+// over a relay, whether the hop is encrypted or trusted.
+func TestNoRelayedFramesInTheKernelWithAPassword(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), encrypted(netip.PrefixFrom(addrOf(4), 32)))
+		r.routes([]byte{2, 3, 4, 5}, map[byte]byte{3: 2, 5: 4})
+		r.meetEncrypted(2, 2, key(2))
+		r.meet(4)
+		pass(2 * time.Second)
+		r.want(kerneltest.Device, 2)
+		r.want(kerneltest.Express, 4)
+		r.want(kerneltest.ToRouter, 3, 5)
+		for _, id := range []uint16{3, 5} {
+			if e := r.m.Peer(id); e.From != [plan.MaxFrom]uint16{} || e.Flags != kernel.PeerKnown {
+				t.Errorf("the entry of peer %d is %+v", id, e)
+			}
 		}
 	})
 }

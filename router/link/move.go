@@ -71,6 +71,15 @@ func (m *Machine) Moved(now time.Time, from netip.AddrPort) []Effect {
 	return m.Tick(now)
 }
 
+// SetAddr sets where the peer probably is, as another peer sees it. An established link
+// keeps its address. As everywhere, frames go there only after an answer.
+func (m *Machine) SetAddr(now time.Time, a netip.AddrPort) []Effect {
+	if m.state != Established && a != m.addr && a.IsValid() {
+		m.addr, m.beat.next, m.beat.unanswered, m.beat.lastAnswer = a, now, 0, time.Time{}
+	}
+	return m.Tick(now)
+}
+
 func (m *Machine) tickMove(now time.Time) {
 	c := m.candidate
 	if c == nil || now.Before(c.again) {

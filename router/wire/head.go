@@ -35,16 +35,25 @@ const EveryID = 0xffffffff
 //	|           | source 6            | destination 6       |   routed long: 13 bytes
 //	            +---------------------+---------------------+
 //
+// A head of kind 4 or 5 is like one of kind 2 or 3, and a packet that the source has sealed
+// for the destination follows in place of a frame: relays cannot read it.
+//
 // Hops is the number of links that the frame may cross after this one. Source is the
 // peer behind which the frame entered the overlay.
 type Head struct {
 	Kind Kind
 	Hops uint8
+	// Sealed says that a packet follows, which the source has sealed for the
+	// destination. Not of Direct, and not of frames to every peer.
+	Sealed bool
 	// Of Routed.
 	SrcID, DstID uint32
 	// Of RoutedLong.
 	Src, Dst peer.Name
 }
+
+// sealed is the distance from a kind to that of sealed packets.
+const sealed = 2
 
 // Lengths of a Head in bytes.
 const (
@@ -72,7 +81,11 @@ func (h *Head) ToAll() bool {
 
 // Put writes the head to b[:h.Len()].
 func (h *Head) Put(b []byte) {
-	b[0] = byte(h.Kind)<<5 | h.Hops&MaxHops
+	kind := h.Kind
+	if h.Sealed {
+		kind += sealed
+	}
+	b[0] = byte(kind)<<5 | h.Hops&MaxHops
 	switch h.Kind {
 	case Routed:
 		binary.BigEndian.PutUint32(b[1:], h.SrcID)
@@ -92,6 +105,9 @@ func ParseHead(b []byte) (h Head, n int, err error) {
 		return h, 0, ErrShort
 	}
 	h.Kind, h.Hops = Kind(b[0]>>5), b[0]&MaxHops
+	if h.Kind == Routed+sealed || h.Kind == RoutedLong+sealed {
+		h.Kind, h.Sealed = h.Kind-sealed, true
+	}
 	switch n = h.Len(); h.Kind {
 	case Direct:
 	case Routed:
@@ -105,6 +121,9 @@ func ParseHead(b []byte) (h Head, n int, err error) {
 		}
 		h.Src, h.Dst = peer.NameFromBytes(b[1:]), peer.NameFromBytes(b[7:])
 	default:
+		return h, 0, ErrFormat
+	}
+	if h.Sealed && h.ToAll() {
 		return h, 0, ErrFormat
 	}
 	return h, n, nil

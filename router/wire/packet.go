@@ -33,6 +33,8 @@
 //	frame head             1        9       13
 //	authentication tag    16       16       16
 //	sum                   71       79       83
+//	sealed for the end             28       28      (header and authentication tag)
+//	sum                           107      111
 //
 // The checksum of a Partial frame is partial: it has the sum of the pseudo-header only,
 // as the sender's kernel left the rest to its device. The authentication tag protects
@@ -59,7 +61,6 @@ const (
 	Batch    Type = 2 // several frames, each with its length
 	Fragment Type = 3 // a fragment of one frame, head included
 	Probe    Type = 4 // heartbeat and path MTU probe
-	Sealed   Type = 5 // reserved: a frame that relays cannot read
 	Partial  Type = 6 // as Data, of a TCP segment or a UDP datagram with a partial checksum
 )
 

@@ -46,7 +46,8 @@ func FuzzHead(f *testing.F) {
 	n := peer.Name{2, 0, 0, 0, 0, 7}
 	for _, h := range []Head{
 		{Kind: Direct, Hops: 31}, {Kind: Routed, Hops: 3, SrcID: 1, DstID: EveryID},
-		{Kind: RoutedLong, Src: n, Dst: peer.Broadcast},
+		{Kind: RoutedLong, Src: n, Dst: peer.Broadcast}, {Kind: Routed, Sealed: true, SrcID: 1, DstID: 2},
+		{Kind: RoutedLong, Sealed: true, Src: n, Dst: n},
 	} {
 		b := make([]byte, h.Len())
 		h.Put(b)
@@ -57,6 +58,9 @@ func FuzzHead(f *testing.F) {
 		h, n, err := ParseHead(b)
 		if err != nil {
 			return
+		}
+		if h.Sealed && (h.ToAll() || h.Kind == Direct) {
+			t.Fatalf("nobody can open %+v", h)
 		}
 		again := make([]byte, h.Len())
 		h.Put(again)
