@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"maps"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -56,6 +57,7 @@ func (c *Controller) copyMAC(m ethernet.MAC) {
 	id := c.placeOf(m)
 	var err error
 	if id == 0 {
+		delete(c.vethOf, m)
 		err = c.kernel.DeleteMAC(m)
 	} else {
 		e := kernel.MACEntry{Peer: id}
@@ -124,6 +126,11 @@ func (c *Controller) compareMACs(inKernel map[ethernet.MAC]kernel.MACEntry, boot
 		c.macs.Touch(m, at, now-age)
 	}
 	c.macs.Expire(now)
+	// Also addresses that are in neither table any more: a container may invent many.
+	maps.DeleteFunc(c.vethOf, func(m ethernet.MAC, _ int) bool {
+		at, ok := c.macs.Lookup(m, now)
+		return !ok || at != c.self
+	})
 	for m, e := range inKernel {
 		id := c.placeOf(m)
 		unconfirmed := adopting && id == 0 && peerOf(e).IsZero()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
+	"github.com/weft-net/weft/router/mac"
 )
 
 // A MAC address that only the kernel sees stays, one that neither saw for long goes from
@@ -131,5 +132,32 @@ func TestLearnedNeverBlocks(t *testing.T) {
 			}
 		}
 		r.want(kerneltest.Express, 2)
+	})
+}
+
+// Where a container's address was is forgotten with the address: when it is seen again, by
+// the router, it may be elsewhere.
+func TestVethIsForgottenWithTheAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.m.AddContainer(20)
+		r.routes([]byte{2}, nil)
+		pass(time.Second)
+		m := macOf(1, 1)
+		r.m.See(m, 1, 20)
+		pass(time.Second)
+		if e, _ := r.m.MAC(m); e.Ifindex != 20 {
+			t.Fatalf("entry %+v", e)
+		}
+		pass(mac.MaxAge + 2*time.Minute)
+		if _, ok := r.m.MAC(m); ok {
+			t.Fatal("the address is still known")
+		}
+		r.macs.Learn(m, nameOf(1), time.Hour+mac.MaxAge+3*time.Minute)
+		r.Learned(m)
+		pass(time.Second)
+		if e, ok := r.m.MAC(m); !ok || e.Ifindex != 0 || e.Flags&kernel.MACExpress != 0 {
+			t.Errorf("entry %+v", e)
+		}
 	})
 }
