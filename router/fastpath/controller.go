@@ -174,7 +174,7 @@ type Echo struct {
 
 const (
 	// sessionlessTimeout is how long the kernel keeps forwarding to a peer whose
-	// router is away.
+	// router is away, and to any peer if the router of this host is.
 	sessionlessTimeout = 10 * time.Minute
 	// adoptTimeout is how long after the start entries of an earlier process stay
 	// in the kernel although this process does not know their peers yet.
@@ -348,6 +348,7 @@ func signal(wake chan<- struct{}) {
 // loop owns the links and the kernel's tables until ctx ends.
 func (c *Controller) loop(ctx context.Context) {
 	if c.attached {
+		c.lease()
 		c.refresh()
 	}
 	timer := time.NewTimer(0)
@@ -371,6 +372,7 @@ func (c *Controller) loop(ctx context.Context) {
 		case r := <-c.rules:
 			c.takeRules(r)
 		case <-sync.C:
+			c.lease()
 			c.resync = true
 		}
 		// Before a link is found silent: echoes may have waited behind slow kernel calls.
@@ -380,6 +382,16 @@ func (c *Controller) loop(ctx context.Context) {
 		c.receive(time.Now())
 		c.tick(time.Now())
 		timer.Reset(c.untilNext(time.Now()))
+	}
+}
+
+// lease lets the kernel forward frames for sessionlessTimeout more.
+func (c *Controller) lease() {
+	if !c.attached {
+		return
+	}
+	if err := c.kernel.Lease(sessionlessTimeout); err != nil {
+		c.log.Warn("the kernel will not forward frames while the router is away", "err", err)
 	}
 }
 

@@ -51,8 +51,9 @@
 // other trusted subnets or another identity removes them, with the peers of the tunnel,
 // before it does anything else.
 //
-// A host whose own router is away hears of none of this: its kernel sends until the next
-// process begins, while the other ends no longer accept.
+// A host whose own router is away hears of none of this. So the router gives the kernel a
+// lease of ten minutes, which it renews every minute. When it ends the kernel neither sends
+// nor accepts nor echoes.
 //
 // Package kerneltest is a kernel in memory, with which the tests of this package run.
 package fastpath

@@ -127,6 +127,30 @@ func TestRefusalDoesNotEndATunnel(t *testing.T) {
 	})
 }
 
+// Nobody tells a host whose own router is away that a peer is not wanted any more. So its
+// kernel stops after ten minutes, in both directions, and not a minute after the router's
+// last sign of life.
+func TestKernelStopsWithoutARouter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Hour)
+		r.wantOpen(2)
+		r.stop()
+		pass(8 * time.Minute)
+		r.wantOpen(2)
+		pass(2 * time.Minute)
+		r.wantClosed(2)
+		r = start(t, m, defaults)
+		r.routes([]byte{2}, nil)
+		r.meet(2)
+		pass(time.Second)
+		r.wantOpen(2)
+	})
+}
+
 // A router that was relaunched has no session yet that could contradict a refusal, so
 // also somebody who dials from the peer's address ends what it found in the kernel.
 func TestRefusalEndsWhatAnEarlierRouterLeft(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -239,7 +240,7 @@ func (d *Datapath) makeDevices() error {
 	if err := d.c.Config.Lookup(uint32(0), &old); err != nil {
 		return failed("read map config", err)
 	}
-	d.config = Config{Port: uint32(port), TAP: uint32(tap), VXLAN: uint32(vxlan), Self: o.Self, VXLANPort: uint16(o.VXLANPort)}
+	d.config = Config{Port: uint32(port), TAP: uint32(tap), VXLAN: uint32(vxlan), Self: o.Self, VXLANPort: uint16(o.VXLANPort), Until: old.Until}
 	if o.Self == 0 {
 		d.config.Self = old.Self
 	}
@@ -339,6 +340,16 @@ func (d *Datapath) SetSelf(id uint16) error {
 	defer d.mu.Unlock()
 	c := d.config
 	c.Self = id
+	return d.putConfig(c)
+}
+
+// Lease lets the programs forward frames between hosts for a time from now, also if this
+// process ends. Without a call they forward for ever.
+func (d *Datapath) Lease(forward time.Duration) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.config
+	c.Until = BootTime() + uint64(forward)
 	return d.putConfig(c)
 }
 

@@ -110,6 +110,10 @@ type Config struct {
 	Flags     ConfigFlags
 	VXLANPort uint16
 	_         uint16
+	_         uint32
+	// Until is when the programs stop forwarding between hosts, on the clock of
+	// MACEntry.Seen; 0 for never.
+	Until uint64
 }
 
 // Fingerprint stands for a setting or a secret, which it does not reveal.
@@ -157,11 +161,12 @@ const (
 	DropFormat                          // malformed metadata header or probe
 	DropLoop                            // the next hop is where it came from
 	DropMisrouted                       // of a peer whose frames the routes do not lead over that neighbour
+	DropExpired                         // the router has been away for too long
 	numDrops
 )
 
 var dropNames = [numDrops]string{
-	"short", "source", "unknown_remote", "vni", "spoofed", "ttl", "no_tap", "redirect", "format", "loop", "misrouted",
+	"short", "source", "unknown_remote", "vni", "spoofed", "ttl", "no_tap", "redirect", "format", "loop", "misrouted", "expired",
 }
 
 // String returns the label of the reason in metrics and status.

@@ -71,7 +71,7 @@ func TestConstants(t *testing.T) {
 			t.Errorf("reason %d is %s, want %s", i, DropReason(i), want)
 		}
 	}
-	if s := numDrops.String(); s != "drop 11" {
+	if s := numDrops.String(); s != "drop 12" {
 		t.Errorf("a reason without name is %q", s)
 	}
 	for name, value := range map[string]string{

@@ -616,6 +616,16 @@ func TestFromUnderlay(t *testing.T) {
 	pass("destination elsewhere", wrap(vni, frame(there, there, ip4(200))))
 	pass("probe", wrap(vni, frame([6]byte{}, [6]byte{}, append([]byte{0x88, 0xb5, 1}, make([]byte, 60)...))))
 
+	// The router is away, for a while and for too long.
+	b.check(b.Lease(time.Hour))
+	comes("router away for a while", good, inner)
+	b.check(b.Lease(-time.Second))
+	pass("router away for too long", good)
+	if v, _ := b.run(b.Datapath.c.fromContainer, frame(there, here, ip4(200)), skb{Ifindex: uint32(b.veth)}); v != next {
+		t.Errorf("a frame for another host, router away for too long: verdict %d", v)
+	}
+	b.check(b.Lease(time.Hour))
+
 	// A frame of another peer, relayed by the neighbour.
 	b.putMAC(there, 3, 0, false)
 	relayed := wrap(1<<12|3, inner)

@@ -32,6 +32,8 @@ type bpfConfig struct {
 	Flags     uint16
 	VxlanPort uint16
 	Zero      uint16
+	Zero2     uint32
+	Until     uint64
 }
 
 type bpfMac struct {

@@ -181,6 +181,16 @@ func TestFromVXLANDrops(t *testing.T) {
 		t.Log(c.what)
 		w.drops(want)
 	}
+	if err := w.Lease(-time.Second); err != nil {
+		t.Fatal(err)
+	}
+	w.send("192.0.2.2", 2, 1, 64, f)
+	w.send("192.0.2.2", 2, 1, 64, probeFrame(1, [16]byte{}, 100))
+	want["expired"] = 2
+	w.drops(want)
+	if err := w.Lease(time.Hour); err != nil {
+		t.Fatal(err)
+	}
 	if tr := w.traffic(2); tr != (Traffic{}) {
 		t.Errorf("counted %+v", tr)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -66,6 +67,7 @@ func contract(w world) string {
 	entry := kernel.PeerEntry{Flags: kernel.PeerKnown | kernel.PeerFast, Next: 5, Remote: kernel.AddrOf(a)}
 	say("own id", k.SetSelf(7))
 	say("own id too large", k.SetSelf(kernel.MaxPeers))
+	say("lease", k.Lease(time.Hour))
 	say("peer 0", k.PutPeer(0, entry))
 	say("peer too large", k.PutPeer(kernel.MaxPeers, entry))
 	say("peer", k.PutPeer(5, entry))

@@ -52,6 +52,12 @@ func (d *datapath) SetSelf(id uint16) error {
 	return nil
 }
 
+func (d *datapath) Lease(forward time.Duration) error {
+	defer d.use()()
+	d.m.pins.until = d.m.BootTime() + forward
+	return nil
+}
+
 func (d *datapath) SetExpress(on bool) error {
 	defer d.use()()
 	d.m.pins.express = on

@@ -68,10 +68,14 @@ type pins struct {
 	binding  kernel.Binding
 	self     uint16
 	express  bool
-	devices  bool // port and VXLAN device are there
-	software bool // the kernel computes the checksums
+	until    time.Duration // on the clock of BootTime, 0 for never: when it stops forwarding
+	devices  bool          // port and VXLAN device are there
+	software bool          // the kernel computes the checksums
 	events   chan kernel.Event
 }
+
+// expired reports whether the router has been away for too long.
+func (p *pins) expired(m *Machine) bool { return p.until != 0 && m.BootTime() >= p.until }
 
 // New returns the kernel of a host that supports everything and has one interface of
 // the underlay, with index Uplink.
@@ -297,7 +301,7 @@ func (m *Machine) Way(id uint16) Way {
 	}
 	e := m.pins.peers[id]
 	switch {
-	case e.Flags&kernel.PeerFast == 0:
+	case e.Flags&kernel.PeerFast == 0, m.pins.expired(m):
 		return ToRouter
 	case e.Flags&kernel.PeerExpress != 0 && m.pins.express && m.express == nil:
 		return Express
@@ -326,7 +330,7 @@ func (m *Machine) Peer(id uint16) kernel.PeerEntry {
 func (m *Machine) Echoes(to netip.Addr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.pins == nil || !m.pins.devices {
+	if m.pins == nil || !m.pins.devices || m.pins.expired(m) {
 		return false
 	}
 	_, known := m.pins.remotes[to]
@@ -337,7 +341,7 @@ func (m *Machine) Echoes(to netip.Addr) bool {
 func (m *Machine) Remote(a netip.Addr) (uint16, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.pins == nil {
+	if m.pins == nil || m.pins.expired(m) {
 		return 0, false
 	}
 	r, ok := m.pins.remotes[a]

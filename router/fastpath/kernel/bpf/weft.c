@@ -215,6 +215,12 @@ static __always_inline int drop(__u32 why)
 	return TC_ACT_SHOT;
 }
 
+// Reports whether frames may be forwarded between hosts: the router renews config.until.
+static __always_inline int leased(const struct config *cfg)
+{
+	return !cfg->until || bpf_ktime_get_boot_ns() < cfg->until;
+}
+
 // Reports whether a neighbour may send frames of the peer with the short id src.
 static __always_inline int may_send(const struct peer_entry *p, __u32 src, __u32 neighbour)
 {
@@ -556,7 +562,7 @@ int from_port(struct __sk_buff *skb)
 	if (id == cfg->self) // the bridge forgot the address and flooded the frame
 		return TC_ACT_SHOT;
 	p = get_peer(id);
-	if (!p || !(p->flags & PEER_FAST) || !cfg->vxlan || !fits(skb, p->mtu))
+	if (!p || !(p->flags & PEER_FAST) || !cfg->vxlan || !leased(cfg) || !fits(skb, p->mtu))
 		return to_tap(cfg);
 	if (p->flags & PEER_DIRECT) {
 		verdict = wrap(skb, cfg, id, p);
@@ -640,6 +646,8 @@ int from_vxlan(struct __sk_buff *skb)
 	r = bpf_map_lookup_elem(&remotes, &addr);
 	if (!r)
 		return drop(DROP_UNKNOWN_REMOTE);
+	if (!leased(cfg))
+		return drop(DROP_EXPIRED);
 	src = key.tunnel_id & 0xfff;
 	dst = key.tunnel_id >> 12 & 0xfff;
 	ttl = key.tunnel_ttl;
@@ -750,7 +758,7 @@ int from_container(struct __sk_buff *skb)
 	}
 
 	p = get_peer(id);
-	if (!p || (p->flags & (PEER_FAST | PEER_EXPRESS)) != (PEER_FAST | PEER_EXPRESS))
+	if (!p || (p->flags & (PEER_FAST | PEER_EXPRESS)) != (PEER_FAST | PEER_EXPRESS) || !leased(cfg))
 		return TC_ACT_UNSPEC;
 	verdict = wrap(skb, cfg, id, p);
 	if (verdict != TC_ACT_UNSPEC) {
@@ -832,7 +840,7 @@ int from_underlay(struct __sk_buff *skb)
 
 	put_v4(&addr, o->ip.saddr);
 	r = bpf_map_lookup_elem(&remotes, &addr);
-	if (!r)
+	if (!r || !leased(cfg))
 		return TC_ACT_UNSPEC;
 	local = (void *)r->local;
 	if (!is_v4(local) || local->w[3] != o->ip.daddr)

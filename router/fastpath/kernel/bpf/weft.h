@@ -78,6 +78,8 @@ struct config {
 	__u16 flags; // CONFIG_*
 	__u16 vxlan_port; // UDP, host order
 	__u16 zero;
+	__u32 zero2;
+	__u64 until; // bpf_ktime_get_boot_ns at which nothing is forwarded any more; 0 for never
 };
 enum { CONFIG_EXPRESS = 1 }; // frames may bypass the bridge
 
@@ -108,6 +110,7 @@ enum drop {
 	DROP_FORMAT,         // malformed metadata header or probe
 	DROP_LOOP,           // the next hop is where it came from
 	DROP_MISROUTED,      // of a peer whose frames the routes do not lead over that neighbour
+	DROP_EXPIRED,        // the router has been away for too long
 	DROP_COUNT
 };
 
