@@ -139,7 +139,13 @@ type handshakes struct {
 	mu     sync.Mutex   // no other lock is taken while it is held
 	all    []*handshake // in order of arrival
 	active map[netip.Addr]int
-	limits map[netip.Addr]*rate.Limiter
+	limits map[netip.Addr]*sourceLimit
+}
+
+// sourceLimit bounds what one source can make this peer do.
+type sourceLimit struct {
+	*rate.Limiter
+	reported time.Time // when the observer heard last of a handshake that was refused
 }
 
 // handshake is one of them.
@@ -173,17 +179,17 @@ func (t *handshakes) begin(nc net.Conn, from netip.Addr, known bool, now time.Ti
 	l := t.limits[src]
 	if l == nil {
 		if t.limits == nil {
-			t.limits, t.active = make(map[netip.Addr]*rate.Limiter), make(map[netip.Addr]int)
+			t.limits, t.active = make(map[netip.Addr]*sourceLimit), make(map[netip.Addr]int)
 		}
 		if len(t.limits) >= maxSources {
-			maps.DeleteFunc(t.limits, func(a netip.Addr, l *rate.Limiter) bool {
+			maps.DeleteFunc(t.limits, func(a netip.Addr, l *sourceLimit) bool {
 				return t.active[a] == 0 && l.TokensAt(now) >= handshakesBurst/2
 			})
 			if len(t.limits) >= maxSources {
 				clear(t.limits)
 			}
 		}
-		l = rate.NewLimiter(handshakesPerSecond, handshakesBurst)
+		l = &sourceLimit{Limiter: rate.NewLimiter(handshakesPerSecond, handshakesBurst)}
 		t.limits[src] = l
 	}
 	if !l.AllowN(now, 1) {
@@ -234,6 +240,19 @@ func (t *handshakes) surplus(known bool) *handshake {
 		}
 	}
 	return worst
+}
+
+// mayReport reports whether the observer may hear of a refused handshake with an address
+// now: once a second for each source, as each event costs a round of the loop.
+func (t *handshakes) mayReport(from netip.Addr, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.limits[sourceOf(from)]
+	if l == nil || now.Sub(l.reported) < time.Second {
+		return false
+	}
+	l.reported = now
+	return true
 }
 
 // proved records that the dialler knows the password.

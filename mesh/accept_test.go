@@ -198,6 +198,26 @@ func TestSourcesOfHandshakesAreBounded(t *testing.T) {
 	}
 }
 
+// Reports of refused handshakes are limited for each source.
+func TestRefusalsOfOneSourceAreReportedOnceASecond(t *testing.T) {
+	t.Parallel()
+	var h handshakes
+	fill(&h, "192.0.2.1", 1, false)
+	fill(&h, "2001:db8::1", 1, false)
+	now := time.Unix(1_700_000_000, 0)
+	at := func(addr string, d time.Duration) bool { return h.mayReport(netip.MustParseAddr(addr), now.Add(d)) }
+	for i, got := range []bool{at("192.0.2.1", 0), at("2001:db8::2", 0), at("192.0.2.1", time.Second)} {
+		if !got {
+			t.Errorf("report %d is not made", i)
+		}
+	}
+	for i, got := range []bool{at("192.0.2.1", time.Second+1), at("2001:db8::1", 1), at("192.0.2.9", 0)} {
+		if got {
+			t.Errorf("report %d is made", i)
+		}
+	}
+}
+
 // One host shows many names. It gets only a part of the sessions of another host, and others
 // still get in.
 func TestOneHostDoesNotTakeAllSessions(t *testing.T) {

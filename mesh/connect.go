@@ -134,7 +134,9 @@ func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
 	}
 	switch r.Code {
 	case session.CodePassword, session.CodeCollision, session.CodeVersion:
-		m.event(func(o Observer) { o.HandshakeRefused(Refused{Addr: addr, Code: r.Code, Dialled: dialled}) })
+		if dialled || m.handshakes.mayReport(addr, time.Now()) {
+			m.event(func(o Observer) { o.HandshakeRefused(Refused{Addr: addr, Code: r.Code, Dialled: dialled}) })
+		}
 	}
 }
 

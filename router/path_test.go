@@ -245,6 +245,8 @@ func FuzzBodyFromPeer(f *testing.F) {
 	f.Add(uint8(wire.Fragment), []byte{0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0x20, 1})
 	f.Add(uint8(wire.Probe), []byte{0, 0, 0, 0, 1, 5, 0xdc})
 	f.Add(uint8(5), []byte{1})
+	f.Add(uint8(wire.Data), body(wire.Head{Kind: wire.Routed, Sealed: true, Hops: 3, SrcID: nameOf(1).ID(), DstID: nameOf(2).ID()}, make([]byte, 1400)))
+	f.Add(uint8(wire.Data), body(wire.Head{Kind: wire.RoutedLong, Sealed: true, Src: nameOf(1), Dst: nameOf(0)}, make([]byte, 40)))
 	s := newStill(f, seal.AES256GCM)
 	m := &udp.Message{Buf: make([]byte, maxPacket)}
 	f.Fuzz(func(t *testing.T, typ uint8, b []byte) {
@@ -260,6 +262,42 @@ func FuzzBodyFromPeer(f *testing.F) {
 		}
 		if s.ln.used != 0 || len(s.ln.out) != 0 || s.ln.batch.link != nil || s.ln.deliver.Len() != 0 {
 			t.Fatal("the lane is not empty after flush")
+		}
+		for len(s.events) > 0 {
+			s.handle(<-s.events)
+		}
+	})
+}
+
+// FuzzSealedFromPeer: nor does whatever a peer sends that other peers relay, sealed under
+// its key or not.
+func FuzzSealedFromPeer(f *testing.F) {
+	fr := frameOf(macOf(0), macOf(1), 60, 1)
+	f.Add(uint8(wire.Data), true, fr)
+	f.Add(uint8(wire.Partial), true, ipv4(macOf(0), macOf(1), 1460, 0x40))
+	f.Add(uint8(wire.Data), false, fr)
+	f.Add(uint8(wire.Probe), true, []byte{1})
+	s := newStill(f, seal.AES256GCM)
+	s.cfg.SealRelayed = true
+	s.rebuild()
+	m := &udp.Message{Buf: make([]byte, maxPacket)}
+	f.Fuzz(func(t *testing.T, typ uint8, sealed bool, b []byte) {
+		if len(b) > 60000 {
+			return
+		}
+		inner := append(make([]byte, wire.HeaderLen, wire.Overhead+len(b)), b...)
+		if sealed {
+			var err error
+			if inner, err = s.from.Seal(wire.Type(typ), 0, inner, &s.non); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.tap.bytes = 0
+		s.packet(t, m, wire.Data, body(wire.Head{Kind: wire.Routed, Sealed: true, SrcID: nameOf(1).ID(), DstID: nameOf(0).ID()}, inner))
+		s.fromUDP(s.ln, m)
+		s.ln.flush()
+		if s.tap.bytes > len(b) || !sealed && s.tap.bytes > 0 {
+			t.Fatalf("%d bytes gave %d for the host", len(b), s.tap.bytes)
 		}
 		for len(s.events) > 0 {
 			s.handle(<-s.events)
