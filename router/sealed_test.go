@@ -208,6 +208,20 @@ func TestFramesWaitForKeys(t *testing.T) {
 	})
 }
 
+// A direct link comes up while frames wait for keys.
+func TestFramesWaitForALink(t *testing.T) {
+	inSealed(t, meshOptions{}, 3, func(m *mesh) {
+		m.alone.Store(true)
+		m.say(0, frameOf(macOf(2), macOf(0), 60, 1))
+		m.wantCounts("while it waits", 0, 0, 0)
+		m.edges = append(m.edges, [2]int{0, 2})
+		m.join(len(m.edges) - 1)
+		time.Sleep(heldFor - 100*time.Millisecond)
+		m.route()
+		m.wantCounts("with a link", 0, 0, 1)
+	})
+}
+
 func TestHeldFramesAreBounded(t *testing.T) {
 	q := heldQueue{peers: make(map[peer.Name]*heldPeer)}
 	b := make([]byte, 2000)
