@@ -28,6 +28,10 @@ const (
 	// repeats is the number of times that an offer is repeated before a fresh one is
 	// made.
 	repeats = 3
+	// maxRx bounds receive keys. An honest peer needs three: one in use, its successor, and
+	// one that is being agreed on. A peer that agrees on keys all the time and never uses
+	// them makes older ones go.
+	maxRx = 4
 )
 
 // keys is the key agreement. One end offers and the other answers; package wire
@@ -83,6 +87,9 @@ func (m *Machine) offer(now time.Time) {
 		m.unusable = fmt.Sprintf("make a key: %v", err)
 		k.renewAt = now.Add(retry)
 		return
+	}
+	if k.offered != nil {
+		m.do(RemoveRx{k.offered.msg.Index}) // it was not answered
 	}
 	k.round++
 	o := &offered{priv: priv, again: now.Add(retry)}
@@ -154,6 +161,7 @@ func (m *Machine) onOffer(now time.Time, c wire.Control) error {
 	copy(a.msg.Key[:], priv.PublicKey().Bytes())
 	rx, tx, err := m.derive(priv, c.Key, c.Key, a.msg.Key, suite, a.index, c.Index)
 	if err != nil {
+		m.do(RemoveRx{a.index})
 		return err
 	}
 	if k.answered != nil {
@@ -233,6 +241,9 @@ func (m *Machine) derive(priv *ecdh.PrivateKey, theirs, offerKey, ansKey [32]byt
 }
 
 func (m *Machine) installRx(index uint32, rx *seal.Rx) {
+	for len(m.keys.rx) >= maxRx {
+		m.removeRx(m.keys.rx[0].index)
+	}
 	m.keys.rx = append(m.keys.rx, rxKey{index: index})
 	m.do(InstallRx{index, rx})
 }

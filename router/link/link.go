@@ -97,7 +97,7 @@ type (
 		Index uint32
 		Rx    *seal.Rx
 	}
-	// RemoveRx undoes InstallRx.
+	// RemoveRx undoes InstallRx, or returns an index of NewIndex that was not used.
 	RemoveRx struct{ Index uint32 }
 	// UseTx seals all packets with Tx from now on; nil stops sending.
 	UseTx struct{ Tx *seal.Tx }

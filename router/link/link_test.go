@@ -49,7 +49,9 @@ type end struct {
 	used   map[uint32]bool
 	states []State
 	offers int
-	nonce  seal.Nonce
+	// indexes is how many receiver indexes are taken.
+	indexes int
+	nonce   seal.Nonce
 }
 
 type event struct {
@@ -84,15 +86,15 @@ func newWorld(t *testing.T, change func(i int, c *Config)) *world {
 	index := uint32(100)
 	var begin [2][]Effect
 	for i := range w.ends {
+		w.ends[i] = &end{addr: addrs[i], rx: map[uint32]*seal.Rx{}, used: map[uint32]bool{}}
 		c := Config{Self: low, Peer: high, Suites: 3, Addr: addrs[1-i], Lanes: 2, MaxMTU: 9000, Secret: [32]byte{9},
-			Entropy: rand.NewChaCha8([32]byte{byte(i)}), Jitter: w.rng, Epoch: epoch, NewIndex: func() uint32 { index++; return index }}
+			Entropy: rand.NewChaCha8([32]byte{byte(i)}), Jitter: w.rng, Epoch: epoch, NewIndex: func() uint32 { index++; w.ends[i].indexes++; return index }}
 		if i == 1 {
 			c.Self, c.Peer = high, low
 		}
 		if change != nil {
 			change(i, &c)
 		}
-		w.ends[i] = &end{addr: addrs[i], rx: map[uint32]*seal.Rx{}, used: map[uint32]bool{}}
 		w.ends[i].m, begin[i] = New(c, w.now)
 	}
 	for i := range w.ends {
@@ -139,6 +141,7 @@ func (w *world) do(i int, effects []Effect) {
 			e.rx[f.Index] = f.Rx
 		case RemoveRx:
 			delete(e.rx, f.Index)
+			e.indexes--
 		case UseTx:
 			e.tx = f.Tx
 		}
@@ -659,6 +662,55 @@ func TestOffersWithoutEnd(t *testing.T) {
 		t.Errorf("%d answers and %d offers in five seconds", answers, n)
 	}
 	w.want("during", Established, "")
+}
+
+// A peer that agrees on keys all the time and never uses one, or that never answers, makes
+// neither keys nor indexes accumulate.
+func TestKeysDoNotAccumulate(t *testing.T) {
+	for name, misbehave := range map[string]func(w *world, e *end, round uint32){
+		"confirms what it does not use": func(w *world, e *end, round uint32) {
+			key, err := curve.GenerateKey(rand.NewChaCha8([32]byte{byte(round)}))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			c := wire.Control{Type: wire.Offer, Round: round, Index: 7, Key: [32]byte(key.PublicKey().Bytes()), Suites: 3}
+			for _, m := range []wire.Control{c, {Type: wire.Confirm, Round: round}} {
+				effects, err := e.m.Control(w.now, m.Append(nil))
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				w.do(1, effects)
+			}
+		},
+		"offers keys that are none": func(w *world, e *end, round uint32) {
+			c := wire.Control{Type: wire.Offer, Round: round, Index: 7, Suites: 3} // a point of low order
+			effects, _ := e.m.Control(w.now, c.Append(nil))
+			w.do(1, effects)
+		},
+	} {
+		w := newWorld(t, nil)
+		w.run(2 * time.Second)
+		w.cut = [2]bool{true, true}
+		w.sessionCut = true
+		before := w.ends[1].indexes
+		for i := range uint32(1000) {
+			misbehave(w, w.ends[1], uint32(start.Unix())+1000+i)
+			w.run(2 * time.Second)
+		}
+		if n := len(w.ends[1].rx); n > maxRx {
+			t.Errorf("%s: %d receive keys", name, n)
+		}
+		if n := w.ends[1].indexes - before; n > maxRx {
+			t.Errorf("%s: %d indexes more", name, n)
+		}
+	}
+	// The other end waits for answers all the time.
+	w := newWorld(t, nil)
+	w.sessionCut = true
+	w.run(time.Hour)
+	if n := w.ends[0].indexes; n > maxRx {
+		t.Errorf("%d indexes of offers that nobody answered", n)
+	}
 }
 
 // TestClocksAndStartsMayDiffer: the hosts' clocks are an hour apart, or the
