@@ -50,6 +50,8 @@ func (w *Watch) Guard(g Guarded) (rebuilt bool, err error) {
 //	table inet weft {
 //	  chain guard-in {  type filter hook prerouting priority raw
 //	    udp dport PORT fib daddr type local fib saddr . iif oif missing counter drop
+//	    iifname vethwe-wg udp dport != PORT counter drop
+//	    iifname vethwe-wg meta l4proto != udp counter drop
 //	  }
 //	  chain guard-out { type filter hook postrouting priority srcnat + 50
 //	    udp dport PORT   iif != 0 iifname != vethwe-vxlan fib saddr type local counter drop
@@ -62,9 +64,13 @@ func (w *Watch) Guard(g Guarded) (rebuilt bool, err error) {
 //	}
 //
 // The first rule drops a packet if the route to its source does not use the interface
-// that it came in by. The second drops forwarded packets that leave with the host's own
+// that it came in by. The next two are for the tunnel, which is for frames only: users and
+// containers of other hosts must not reach services of this one through it, past firewalls
+// between the hosts.
+//
+// The first rule on the way out drops forwarded packets that leave with the host's own
 // address: otherwise a container behind NAT could speak as the host. It does not match
-// hosts behind this one whose addresses are not translated. The third drops what sockets
+// hosts behind this one whose addresses are not translated. The second drops what sockets
 // of the host's own users and of containers in its network namespace send.
 //
 // The kernel's tunnels pass: since Linux 5.7, postrouting shows the tunnel's device as the
@@ -100,6 +106,9 @@ func Guard(g Guarded) (rebuilt bool, err error) {
 				exprs{}.udpTo(g.Sleeve).device(expr.MetaKeyIIFNAME, expr.CmpOpEq, g.Bridge).local(source))
 		}
 		if g.Sealed.IsValid() {
+			drop(guardIn, fmt.Sprintf("drop packets of the tunnel to other ports than UDP %d", g.Port),
+				exprs{}.device(expr.MetaKeyIIFNAME, expr.CmpOpEq, TunnelName).udp(expr.CmpOpEq).udpPort(expr.CmpOpNeq, g.Port))
+			drop(guardIn, "drop packets of the tunnel that are not UDP", exprs{}.device(expr.MetaKeyIIFNAME, expr.CmpOpEq, TunnelName).udp(expr.CmpOpNeq))
 			drop(guardOut, fmt.Sprintf("drop packets to UDP %d of %s that pass by the tunnel", g.Port, g.Sealed),
 				exprs{}.udpTo(g.Port).family(g.Sealed).addr(g.Sealed, destination, expr.CmpOpEq).device(expr.MetaKeyOIFNAME, expr.CmpOpNeq, TunnelName))
 		}
@@ -108,12 +117,20 @@ func Guard(g Guarded) (rebuilt bool, err error) {
 }
 
 // udpTo matches UDP packets to a port.
-func (x exprs) udpTo(port uint16) exprs {
+func (x exprs) udpTo(port uint16) exprs { return x.udp(expr.CmpOpEq).udpPort(expr.CmpOpEq, port) }
+
+// udp compares the protocol of a packet with UDP.
+func (x exprs) udp(op expr.CmpOp) exprs {
 	return append(x,
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Cmp{Op: op, Register: 1, Data: []byte{unix.IPPROTO_UDP}})
+}
+
+// udpPort compares the destination port of a UDP packet.
+func (x exprs) udpPort(op expr.CmpOp, port uint16) exprs {
+	return append(x,
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)})
+		&expr.Cmp{Op: op, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)})
 }
 
 // local matches packets whose source or destination is an address of the host.

@@ -240,6 +240,71 @@ func TestGuardStopsContainersFromSleeve(t *testing.T) {
 	wantReceived(t, l, "from the router")
 }
 
+// Only frames come through the tunnel: other hosts reach no other service there.
+func TestGuardLetsOnlyFramesThroughTheTunnel(t *testing.T) {
+	h := newExposed(t)
+	do(t, h.host, func() error { // a veth pair in place of WireGuard
+		up, err := netlink.LinkByName("up4")
+		if err == nil {
+			err = netlink.LinkSetDown(up)
+		}
+		if err == nil {
+			err = netlink.LinkSetName(up, netdev.TunnelName)
+		}
+		if err == nil {
+			err = netlink.LinkSetUp(up)
+		}
+		return err
+	})
+	dial := func(network string, port int) error {
+		return netdev.Do(h.out, func() error {
+			c, err := net.DialTimeout(network, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(port)).String(), 300*time.Millisecond)
+			if err == nil {
+				_, err = c.Write([]byte("through the tunnel"))
+				c.Close()
+			}
+			return err
+		})
+	}
+	var service net.Listener
+	do(t, h.host, func() (err error) { service, err = net.Listen("tcp", "192.0.2.1:0"); return err })
+	defer service.Close()
+	frames := listenGuarded(t, h.host, "192.0.2.1")
+	defer frames.Close()
+	tcp := service.Addr().(*net.TCPAddr).Port
+	if err := dial("tcp", tcp); err != nil {
+		t.Fatalf("not guarded: %v", err)
+	}
+	do(t, h.host, func() error {
+		_, err := netdev.Guard(netdev.Guarded{Port: guardedPort, Tunnel: guardedPort + 1, Sealed: pfx("192.0.2.0/24")})
+		return err
+	})
+	if err := dial("tcp", tcp); err == nil || !strings.Contains(err.Error(), "timeout") {
+		t.Errorf("a service is reached through the tunnel: %v", err)
+	}
+	if err := dial("udp", guardedPort); err != nil {
+		t.Fatal(err)
+	}
+	wantReceived(t, frames, "through the tunnel")
+	var other *net.UDPConn
+	do(t, h.host, func() (err error) {
+		other, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: guardedPort + 9})
+		return err
+	})
+	defer other.Close()
+	if err := dial("udp", guardedPort+9); err != nil {
+		t.Fatal(err)
+	}
+	if err := dial("udp", guardedPort); err != nil { // sent later, so the other one has come or was dropped
+		t.Fatal(err)
+	}
+	wantReceived(t, frames, "through the tunnel")
+	_ = other.SetReadDeadline(time.Now().Add(10 * time.Millisecond)) // it would be in the socket
+	if n, err := other.Read(make([]byte, 10)); err == nil {
+		t.Errorf("%d bytes came to another port", n)
+	}
+}
+
 func TestGuardRulesAreRestored(t *testing.T) {
 	h := newExposed(t)
 	if !guard(t, h.host, guardedPort) || guard(t, h.host, guardedPort) {
