@@ -256,6 +256,15 @@ func TestOneHostDoesNotTakeAllSessions(t *testing.T) {
 	if n := a.sessions(); n > 24 {
 		t.Errorf("%d sessions, the limit is 24", n)
 	}
+	eventually(t, "both ends rejected the sessions that made room", func() bool {
+		both := 0
+		for _, n := range evil {
+			if a.downAs(n, Rejected)() && n.downAs(a, Rejected)() {
+				both++
+			}
+		}
+		return both == int(a.Status().Evicted)
+	})
 }
 
 // hasFailed reports whether a session of n was refused for a reason.

@@ -59,7 +59,7 @@ func (m *Mesh) endBanned() {
 	}
 	for _, n := range *m.neighbours.Load() {
 		if m.isBanned(n.Peer.Key) {
-			m.events = append(m.events, func(Observer) { n.goodbye(session.CodeBanned, errBanned.Error()) })
+			m.dismiss(n, session.CodeBanned, errBanned)
 		}
 	}
 }

@@ -133,7 +133,7 @@ func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
 		return
 	}
 	switch r.Code {
-	case session.CodePassword, session.CodeCollision, session.CodeVersion:
+	case session.CodePassword, session.CodeCollision, session.CodeVersion, session.CodeBanned:
 		if dialled || m.handshakes.mayReport(addr, time.Now()) {
 			m.event(func(o Observer) { o.HandshakeRefused(Refused{Addr: addr, Code: r.Code, Dialled: dialled}) })
 		}
@@ -208,6 +208,10 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		c.Close()
 		return errors.New("the router is stopping")
 	}
+	if m.isBanned(c.Peer.Key) { // since its hello
+		c.Close()
+		return errBanned
+	}
 	if err := m.book.Bind(c.Peer.Name, c.Peer.Key); err != nil {
 		c.Close()
 		return err
@@ -222,25 +226,19 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		if victim != nil {
 			m.counters.evicted.Add(1)
 			m.counters.terminations.Add(1)
-			m.detach(victim)
+			m.detach(victim, reject(errNoRoom)) // as the far end, which hears CodeLimit
 			m.maker.SessionDown(victim.name, n.since.Sub(victim.since), errNoRoom, n.since)
 			m.log.Info("session down", "peer", victim.name, "nickname", victim.Peer.Nickname, "err", errNoRoom)
-			m.wg.Add(1)
-			go func() {
-				defer m.wg.Done()
-				victim.goodbye(session.CodeLimit, errNoRoom.Error())
-			}()
+			m.dismiss(victim, session.CodeLimit, errNoRoom)
 		}
 	case old == nil:
 	case old.relayed:
-		m.detach(old)
-		old.terminate(errDirect)
+		m.replace(old, c, errDirect)
 	case old.Peer.Instance == c.Peer.Instance && old.ID <= c.ID:
 		c.Close()
 		return errDuplicate
 	default:
-		m.detach(old)
-		old.terminate(errDuplicate)
+		m.replace(old, c, errDuplicate)
 	}
 	m.setNeighbour(n.name, n)
 	m.book.Hold(n.name)
@@ -280,9 +278,22 @@ func (m *Mesh) setNeighbour(name peer.Name, n *neighbour) {
 	m.neighbours.Store(&next)
 }
 
+// replace ends a session whose place another one takes. It is called with mu held.
+func (m *Mesh) replace(old *neighbour, by *session.Conn, cause error) {
+	e := away(cause)
+	if old.Peer.Key != by.Peer.Key {
+		e = reject(errOtherKey)
+	}
+	m.detach(old, e)
+	old.terminate(e)
+}
+
+var errOtherKey = errors.New("the name belongs to another key now")
+
 // detach removes a session from the mesh's tables and reports whether it was in
-// them. It is called with mu held.
-func (m *Mesh) detach(n *neighbour) bool {
+// them. The observer hears of e, unless it was concluded before how the session ended. It
+// is called with mu held.
+func (m *Mesh) detach(n *neighbour, e ended) bool {
 	if (*m.neighbours.Load())[n.name] != n {
 		return false
 	}
@@ -292,20 +303,18 @@ func (m *Mesh) detach(n *neighbour) bool {
 		m.onAllChannels(func(e *gossip.Engine) { e.NeighbourDown(n.name) })
 	}
 	delete(m.data, n.name)
-	name := n.name
-	how := Away
-	if n.rejected.Load() {
-		how = Rejected
-	}
+	name, how := n.name, n.conclude(e).how
 	m.events = append(m.events, func(o Observer) { o.NeighbourDown(name, how) })
 	return true
 }
+
+var errEnded = errors.New("the session ended")
 
 // drop detaches a session whose reader has ended.
 func (m *Mesh) drop(n *neighbour) {
 	now := time.Now()
 	m.mu.Lock()
-	attached := m.detach(n)
+	attached := m.detach(n, away(errEnded))
 	if attached && !n.relayed {
 		m.maker.SessionDown(n.name, now.Sub(n.since), n.err(), now)
 		if n.saidGoodbye.Load() {

@@ -156,13 +156,15 @@ const (
 	// Away: the connection broke, the peer was silent, it said that it stops, or a new
 	// session takes the place of the old one. The peer may be back soon.
 	Away Ending = iota
-	// Rejected: one of the two peers ended the session because of what the other did.
+	// Rejected: one of the two peers does not want the session: because of what the other
+	// did, because it has too many, or because the name belongs to another key now. Both
+	// ends hear the same, unless the connection breaks.
 	Rejected
 )
 
 // Refused is a handshake that failed because one of the two hosts does not want the
-// other: the passwords differ, the name belongs to another key, or they have no version
-// of the protocol in common. Nothing about the far end is proved but that it owns Addr
+// other: the passwords differ, the name belongs to another key, they have no version of the
+// protocol in common, or the peer is banned. Nothing about the far end is proved but that it owns Addr
 // or is on the path to it, as it completed a TCP handshake.
 type Refused struct {
 	Addr netip.Addr

@@ -262,7 +262,7 @@ func TestWantedSession(t *testing.T) {
 	c.mu.Lock()
 	first := (*c.Mesh.neighbours.Load())[a.Self()]
 	c.mu.Unlock()
-	first.terminate(errDuplicate)
+	first.terminate(away(errDuplicate))
 	eventually(t, "a new session", func() bool {
 		a.WantSession(c.Self())
 		return agreed() && up(a, c).Secret != old

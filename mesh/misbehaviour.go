@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"errors"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -76,22 +77,22 @@ func (b *bans) expire(now time.Time) {
 }
 
 // misbehaved ends the session with a neighbour that sent what no honest peer sends, after it
-// told the neighbour. It returns false if the session ends already.
-func (m *Mesh) misbehaved(n *neighbour, reason string) bool {
+// told the neighbour.
+func (m *Mesh) misbehaved(n *neighbour, reason string) {
+	cause := errors.New(reason)
 	m.mu.Lock()
-	if n.ended() || m.closing {
+	switch {
+	case m.closing:
 		m.mu.Unlock()
-		return false
+		n.terminate(reject(cause))
+		return
+	case n.end.Load() != nil: // it ends already, and may be told why at this moment
+		m.mu.Unlock()
+		return
 	}
 	d := m.bans.add(n.name, time.Now())
-	n.rejected.Store(true) // the reader may end before the goodbye is sent
-	m.wg.Add(1)
+	m.dismiss(n, session.CodeOther, cause)
 	m.mu.Unlock()
 	m.counters.misbehaved.Add(1)
 	m.log.Warn("session ended: the peer misbehaves", "peer", n.name, "nickname", n.Peer.Nickname, "reason", reason, "wait", d)
-	go func() {
-		defer m.wg.Done()
-		n.goodbye(session.CodeOther, reason)
-	}()
-	return true
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
 )
 
 // names is a peer.Book that is safe for concurrent use. It is used by handshakes and by
@@ -93,8 +94,10 @@ func (m *Mesh) ForgetName(name peer.Name) {
 		m.wakeTopology()
 		m.wakeSaver()
 	})
-	if n := (*m.neighbours.Load())[name]; n != nil {
-		n.terminate(errForgotten)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := (*m.neighbours.Load())[name]; n != nil && !m.closing {
+		m.dismiss(n, session.CodeOther, errForgotten)
 	}
 }
 

@@ -76,7 +76,8 @@ type neighbour struct {
 	pings         chan byte     // a record type: recPing or recAlive, which is not answered
 	done          chan struct{} // closed by terminate
 	terminateOnce sync.Once
-	cause         atomic.Pointer[error]
+	end           atomic.Pointer[ended]
+	sendErr       atomic.Pointer[sendError]
 	lastHeard     atomic.Int64 // Unix time in nanoseconds
 	rttNano       atomic.Int64 // smoothed
 	dropped       atomic.Uint64
@@ -84,7 +85,6 @@ type neighbour struct {
 	linkMessages  atomic.Int64 // of KindLink that wait for the loop
 	linkBytes     atomic.Int64 // of them
 	saidGoodbye   atomic.Bool  // it said goodbye
-	rejected      atomic.Bool  // one end ended the session because of what the other did
 	linked        atomic.Bool  // the router's link with it is up
 	// punchedAddr is the address of a relayed neighbour that the router got.
 	punchedAddr atomic.Pointer[netip.AddrPort]
@@ -131,10 +131,10 @@ func (n *neighbour) timeout() time.Duration {
 func (n *neighbour) setLinked(up bool) {
 	switch was := n.linked.Swap(up); {
 	case up && !was:
-		_ = n.SetReadDeadline(time.Now().Add(n.timeout()))
+		n.expectWithin(n.timeout())
 	case was && !up:
 		n.ping()
-		_ = n.SetReadDeadline(time.Now().Add(linkDownTimeout))
+		n.expectWithin(linkDownTimeout)
 	}
 }
 
@@ -180,28 +180,87 @@ func (n *neighbour) crowded() bool {
 	return len(n.control) >= MaxControl/2 || n.queued.Load() >= maxControlBytes/2
 }
 
-// terminate ends the session. If it is called again, the first cause stays.
-func (n *neighbour) terminate(cause error) {
+// ended is how and why a session ended. There is none without the other, so that whoever
+// ends a session has to say what follows for the paths to the peer.
+type ended struct {
+	how   Ending
+	cause error
+}
+
+// away and reject return how a session ended; see Ending.
+func away(cause error) ended   { return ended{Away, cause} }
+func reject(cause error) ended { return ended{Rejected, cause} }
+
+// conclude records how the session ended, before it is closed. The first call decides; its
+// value is returned.
+func (n *neighbour) conclude(e ended) ended {
+	n.end.CompareAndSwap(nil, &e)
+	return *n.end.Load()
+}
+
+// terminate concludes the session and closes it.
+func (n *neighbour) terminate(e ended) {
+	n.conclude(e)
 	n.terminateOnce.Do(func() {
-		n.cause.Store(&cause)
 		close(n.done)
 		n.Close()
 	})
 }
 
 func (n *neighbour) err() error {
-	if p := n.cause.Load(); p != nil {
-		return *p
+	if e := n.end.Load(); e != nil {
+		return e.cause
 	}
 	return nil
 }
 
-// goodbye ends the session and tells the far end the reason.
+// goodbye ends the session and tells the far end the reason. With CodeOK the peer is away,
+// with each other code rejected, at both ends.
 func (n *neighbour) goodbye(code session.Code, reason string) {
-	n.rejected.Store(code != session.CodeOK)
+	e := reject(errors.New(reason))
+	if code == session.CodeOK {
+		e = away(e.cause)
+	}
+	n.conclude(e)
 	_ = n.SetWriteDeadline(time.Now().Add(time.Second))
 	_ = n.WriteRecord(append([]byte{recBye, byte(code)}, reason...))
-	n.terminate(errors.New(reason))
+	n.terminate(e)
+}
+
+// dismiss is goodbye, but does not wait until the far end is told. The caller holds m.mu,
+// and the mesh is not closing.
+func (m *Mesh) dismiss(n *neighbour, code session.Code, cause error) {
+	n.conclude(reject(cause))
+	m.wg.Add(1)
+	go func() {
+		defer m.wg.Done()
+		n.goodbye(code, cause.Error())
+	}()
+}
+
+// A session whose writer failed is read for lastWords longer: if the far end closed the
+// connection, its goodbye may have arrived before.
+const lastWords = 2 * time.Second
+
+// sendError is why the writer failed, and until when the session is read.
+type sendError struct {
+	cause error
+	until time.Time
+}
+
+// sendFailed ends the session, but lets its reader handle what has arrived.
+func (n *neighbour) sendFailed(cause error) {
+	n.sendErr.CompareAndSwap(nil, &sendError{cause, time.Now().Add(lastWords)})
+	n.expectWithin(lastWords)
+}
+
+// expectWithin sets how long the neighbour may take until its next record.
+func (n *neighbour) expectWithin(d time.Duration) {
+	_ = n.SetReadDeadline(time.Now().Add(d))
+	// After that, so that no deadline set at the same time is later.
+	if e := n.sendErr.Load(); e != nil {
+		_ = n.SetReadDeadline(e.until)
+	}
 }
 
 // addr returns the probable address of the neighbour's UDP port.
@@ -224,7 +283,7 @@ func (m *Mesh) write(n *neighbour) {
 	send := func(rec []byte) bool {
 		_ = n.SetWriteDeadline(time.Now().Add(sessionTimeout))
 		if err := n.WriteRecord(rec); err != nil {
-			n.terminate(fmt.Errorf("send: %w", err))
+			n.sendFailed(fmt.Errorf("send: %w", err))
 			return false
 		}
 		return true
@@ -293,17 +352,20 @@ func (m *Mesh) nextGossip(n *neighbour) (*gossipChannel, []byte) {
 func (m *Mesh) read(n *neighbour) {
 	defer m.wg.Done()
 	for {
-		_ = n.SetReadDeadline(time.Now().Add(n.timeout()))
+		n.expectWithin(n.timeout())
 		rec, err := n.ReadRecord()
 		if err != nil {
 			var timeout net.Error
+			failed := n.sendErr.Load()
 			switch {
+			case failed != nil:
+				err = failed.cause
 			case errors.As(err, &timeout) && timeout.Timeout():
 				err = fmt.Errorf("the peer has been silent for %v", n.silentFor(time.Now()).Round(time.Second))
 			case errors.Is(err, io.EOF):
 				err = errors.New("the peer closed the connection")
 			}
-			n.terminate(err)
+			n.terminate(away(err))
 			break
 		}
 		now := time.Now()
@@ -315,12 +377,14 @@ func (m *Mesh) read(n *neighbour) {
 			}
 		}
 		if err := m.receive(n, rec); err != nil {
-			if !n.saidGoodbye.Load() {
-				n.rejected.Store(true)
-			}
 			malformed := errors.Is(err, errShortMessage) || errors.Is(err, gossip.ErrMalformed)
-			if !malformed || !m.misbehaved(n, err.Error()) {
-				n.terminate(err)
+			switch {
+			case n.saidGoodbye.Load():
+				n.terminate(away(err))
+			case malformed:
+				m.misbehaved(n, err.Error())
+			default:
+				n.terminate(reject(err))
 			}
 			break
 		}
@@ -331,7 +395,7 @@ func (m *Mesh) read(n *neighbour) {
 // receive handles one record. An error ends the session.
 func (m *Mesh) receive(n *neighbour, rec []byte) error {
 	if len(rec) == 0 {
-		return errors.New("empty record")
+		return fmt.Errorf("empty record: %w", errShortMessage)
 	}
 	body := rec[1:]
 	switch rec[0] {

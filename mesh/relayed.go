@@ -128,7 +128,7 @@ func (m *Mesh) relayedDue(now time.Time) (due []peer.Name) {
 		case l.up:
 			delete(m.relayedTries, n)
 		case now.Sub(d.since) > punchTimeout && now.Sub(l.changed) > punchTimeout && m.wantedSessions[n] == nil:
-			d.terminate(errNoPackets)
+			d.terminate(away(errNoPackets))
 		case d.Dialled && now.Sub(d.addrAskedAt) > punchInterval && (now.Sub(d.since) <= punchTimeout || now.Sub(d.addrAskedAt) > relayedRetryMin):
 			// An answer may have been lost, or the address may have changed.
 			d.addrAskedAt = now
@@ -227,6 +227,8 @@ func (m *Mesh) checkRelayedHello(n peer.Name, h *session.Hello) *session.Refusal
 		return &session.Refusal{Code: session.CodeBanned, Reason: errBanned.Error()}
 	case m.closing:
 		return &session.Refusal{Code: session.CodeOther, Reason: "the router is stopping"}
+	case !m.bans.until(n, time.Now()).IsZero():
+		return &session.Refusal{Code: session.CodeOther, Reason: errMisbehaved.Error()}
 	case m.direct(n) != nil:
 		return &session.Refusal{Code: session.CodeDuplicate, Reason: errDuplicate.Error()}
 	}
@@ -238,15 +240,17 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 	n.relayed = true
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closing || m.direct(n.name) != nil {
+	switch {
+	case m.isBanned(c.Peer.Key):
+		return errBanned
+	case m.closing || m.direct(n.name) != nil:
 		return errDuplicate
 	}
 	if old := (*m.neighbours.Load())[n.name]; old != nil {
 		if old.Peer.Instance == c.Peer.Instance && old.ID <= c.ID {
 			return errDuplicate
 		}
-		m.detach(old)
-		old.terminate(errDuplicate)
+		m.replace(old, c, errDuplicate)
 	}
 	if w := m.wantedSessions[n.name]; w != nil {
 		w.delay = wantedRetryMin
@@ -271,6 +275,7 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 }
 
 var (
-	errDirect    = errors.New("replaced by a direct session")
-	errNoPackets = errors.New("no UDP packet of the peer arrived")
+	errMisbehaved = errors.New("the peer misbehaved and gets no session for a while")
+	errDirect     = errors.New("replaced by a direct session")
+	errNoPackets  = errors.New("no UDP packet of the peer arrived")
 )

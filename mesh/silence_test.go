@@ -80,6 +80,7 @@ func TestSilentPeerIsDropped(t *testing.T) {
 	for _, n := range []*node{a, b} {
 		eventually(t, "the silent peer is dropped", func() bool { return n.sessions() == 0 })
 	}
+	eventually(t, "the peers are away", func() bool { return a.downAs(b, Away)() && b.downAs(a, Away)() })
 	if d := time.Since(cut); d >= sessionTimeout {
 		t.Errorf("it took %v", d)
 	}
