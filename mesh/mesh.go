@@ -335,7 +335,7 @@ func New(cfg Config) (*Mesh, error) {
 	}
 	m.Handle(KindMember, m.members.Packet)
 	m.handleStreams(KindMemberStream, m.members.Stream)
-	m.relayedStreams = stream.New(m.sender(KindRelayed), m.acceptRelayed)
+	m.relayedStreams = stream.New(relayedLimits, m.sender(KindRelayed), m.acceptRelayed)
 	m.handleStreams(KindRelayed, m.relayedStreams.Receive)
 	return m, nil
 }

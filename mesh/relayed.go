@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/mesh/stream"
 	"github.com/weft-net/weft/mesh/topology"
 )
 
@@ -49,7 +50,19 @@ const (
 	wantedSpare = 15 * time.Second
 	// maxRelayedDials is how many attempts one round of the loop starts.
 	maxRelayedDials = 8
+	// maxRelayedOpened bounds the streams of relayed sessions that this peer opens: for
+	// maxWanted sessions and for attempts at hole punching. maxRelayedAccepted and
+	// maxRelayedFromPeer bound those of others. A peer needs one session, and for a moment
+	// one more when it is restarted.
+	maxRelayedOpened   = 640
+	maxRelayedAccepted = 512
+	maxRelayedFromPeer = 4
 )
+
+// relayedLimits bound the streams of relayed sessions. Either end may start a session, so
+// others who take all that they may open keep no peer from the keys that its own router
+// wants.
+var relayedLimits = stream.Limits{Opened: maxRelayedOpened, Accepted: maxRelayedAccepted, FromPeer: maxRelayedFromPeer, Waiting: 64 << 10}
 
 // relayedTry records the attempts at a relayed session with one peer.
 type relayedTry struct {

@@ -20,6 +20,16 @@ const port = 6783
 // node to have an address: fd77:6566:7400::/80 and the six bytes of the name.
 var addrPrefix = [10]byte{0xfd, 0x77, 0x65, 0x66, 0x74}
 
+// Limits of memberlist's streams. It uses few at a time, for a moment, and sends the state
+// of all members at once.
+const (
+	maxOpened   = 64
+	maxAccepted = 192
+	maxFromPeer = 8
+)
+
+var streamLimits = stream.Limits{Opened: maxOpened, Accepted: maxAccepted, FromPeer: maxFromPeer, Waiting: 1 << 20}
+
 func addrOf(n peer.Name) netip.Addr {
 	var b [16]byte
 	copy(b[:], addrPrefix[:])
@@ -52,7 +62,7 @@ func newTransport(self peer.Name, sendPacket, sendStream func(peer.Name, []byte)
 		packets: make(chan *memberlist.Packet, 512),
 		conns:   make(chan net.Conn, 16),
 	}
-	t.streams = stream.New(sendStream, func(from peer.Name, c net.Conn) {
+	t.streams = stream.New(streamLimits, sendStream, func(from peer.Name, c net.Conn) {
 		select {
 		case t.conns <- withAddr(c, from):
 		default:

@@ -21,7 +21,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -38,12 +40,21 @@ const (
 	headerLen   = 9
 	maxChunk    = 16 << 10 // size limit of the bytes of a stream in one message
 	maxInFlight = 64       // limit of messages that wait for the reader of one stream
-	maxStreams  = 1024     // at a time
-	// maxAccepted is how many of them other peers may open, and maxFromPeer how many one
-	// peer may open.
-	maxAccepted = 512
-	maxFromPeer = 8
 )
+
+// Limits bound the streams of a Mux at a time, and what waits for slow readers. A stream whose
+// reader is slower ends.
+type Limits struct {
+	// Opened is how many this peer may open. Others cannot take from them.
+	Opened int
+	// Accepted is how many other peers may open together, and FromPeer how many one of
+	// them. If all are taken, one more takes the place of the oldest one of the peer that
+	// has the most, if the newcomer's peer has fewer even then.
+	Accepted, FromPeer int
+	// Waiting is how many bytes wait for the reader of one stream. One message is always
+	// taken.
+	Waiting int
+}
 
 // Addr is the address of the far end of a stream.
 type Addr peer.Name
@@ -57,6 +68,7 @@ func (a Addr) String() string { return peer.Name(a).String() + " (relayed)" }
 // Mux holds the streams of one peer. It is safe for concurrent use.
 type Mux struct {
 	// Constant.
+	limits Limits
 	send   func(to peer.Name, msg []byte) error
 	accept func(from peer.Name, c net.Conn)
 
@@ -65,7 +77,8 @@ type Mux struct {
 	// mu guards the fields below. Nothing is sent or accepted while it is held.
 	mu       sync.Mutex
 	streams  map[key]*stream
-	accepted map[peer.Name]int // streams that a peer opened
+	own      int                 // streams that this peer opened
+	accepted map[peer.Name][]key // those that a peer opened, the oldest first
 	last     uint32
 	closed   bool
 }
@@ -81,13 +94,15 @@ type stream struct {
 	net.Conn
 	in   chan []byte // closed when nothing more will come
 	next uint32      // sequence expected, guarded by Mux.mu
+	// waiting is how many bytes are in in.
+	waiting atomic.Int64
 }
 
 // New returns a Mux that sends messages with send, which must neither block nor keep msg,
 // and may lose it. accept is called for each stream that another peer opens. It must not
 // block, and owns the stream.
-func New(send func(to peer.Name, msg []byte) error, accept func(from peer.Name, c net.Conn)) *Mux {
-	return &Mux{send: send, accept: accept, streams: make(map[key]*stream), accepted: make(map[peer.Name]int)}
+func New(l Limits, send func(to peer.Name, msg []byte) error, accept func(from peer.Name, c net.Conn)) *Mux {
+	return &Mux{limits: l, send: send, accept: accept, streams: make(map[key]*stream), accepted: make(map[peer.Name][]key)}
 }
 
 var (
@@ -134,14 +149,16 @@ func (m *Mux) startLocked(k key) (net.Conn, error) {
 	if m.closed {
 		return nil, errClosed
 	}
-	if len(m.streams) >= maxStreams {
-		return nil, errTooMany
-	}
-	if !k.opened {
-		if len(m.streams) >= maxAccepted || m.accepted[k.far] >= maxFromPeer {
+	switch {
+	case !k.opened:
+		if !m.makeRoomLocked(k.far) {
 			return nil, errTooMany
 		}
-		m.accepted[k.far]++
+		m.accepted[k.far] = append(m.accepted[k.far], k)
+	case m.own >= m.limits.Opened:
+		return nil, errTooMany
+	default:
+		m.own++
 	}
 	near, far := net.Pipe()
 	s := &stream{Conn: near, in: make(chan []byte, maxInFlight)}
@@ -153,6 +170,30 @@ func (m *Mux) startLocked(k key) (net.Conn, error) {
 	go m.pumpOut(k, s)
 	go m.pumpIn(s)
 	return conn{far, Addr(k.far)}, nil
+}
+
+// makeRoomLocked reports whether a peer may open one more stream. It ends that of another
+// peer if it has to. It is called with mu held.
+func (m *Mux) makeRoomLocked(far peer.Name) bool {
+	has := len(m.accepted[far])
+	switch {
+	case has >= m.limits.FromPeer:
+		return false
+	case len(m.streams)-m.own < m.limits.Accepted:
+		return true
+	}
+	var most peer.Name
+	for n, keys := range m.accepted {
+		if d := len(keys) - len(m.accepted[most]); d > 0 || d == 0 && n.Compare(most) < 0 {
+			most = n
+		}
+	}
+	if len(m.accepted[most]) <= has+1 {
+		return false
+	}
+	k := m.accepted[most][0]
+	m.endLocked(k, m.streams[k])
+	return true
 }
 
 // pumpOut sends the bytes that the user writes, and a last message when the user closes
@@ -186,6 +227,7 @@ func (m *Mux) pumpOut(k key, s *stream) {
 func (m *Mux) pumpIn(s *stream) {
 	defer m.wg.Done()
 	for b := range s.in {
+		s.waiting.Add(-int64(len(b)))
 		if _, err := s.Write(b); err != nil {
 			break
 		}
@@ -200,9 +242,11 @@ func (m *Mux) endLocked(k key, s *stream) {
 		delete(m.streams, k)
 		close(s.in)
 		if k.opened {
+			m.own--
 			return
 		}
-		if m.accepted[k.far]--; m.accepted[k.far] == 0 {
+		left := slices.DeleteFunc(m.accepted[k.far], func(x key) bool { return x == k })
+		if m.accepted[k.far] = left; len(left) == 0 {
 			delete(m.accepted, k.far)
 		}
 	}
@@ -228,12 +272,16 @@ func (m *Mux) Receive(from peer.Name, msg []byte) error {
 	if s == nil {
 		return nil
 	}
-	if seq == s.next && (kind == kindData || kind == kindReply) && len(msg) <= headerLen+maxChunk {
-		select {
-		case s.in <- msg[headerLen:]:
-			s.next++
-			return nil
-		default: // the reader is too slow: end its stream
+	n := int64(len(msg) - headerLen)
+	if seq == s.next && (kind == kindData || kind == kindReply) && n <= maxChunk {
+		// The reader is too slow if there is no space: end its stream.
+		if w := s.waiting.Add(n); w == n || w <= int64(m.limits.Waiting) {
+			select {
+			case s.in <- msg[headerLen:]:
+				s.next++
+				return nil
+			default:
+			}
 		}
 	}
 	m.endLocked(k, s)

@@ -21,13 +21,13 @@ func pair(t *testing.T, pass func(msg []byte) bool) (a *Mux, accepted chan net.C
 	accepted = make(chan net.Conn, 8)
 	var b *Mux
 	toB, toA := make(chan []byte, 1024), make(chan []byte, 1024)
-	a = New(func(_ peer.Name, msg []byte) error {
+	a = New(limits, func(_ peer.Name, msg []byte) error {
 		if pass(msg) {
 			toB <- slices.Clone(msg)
 		}
 		return nil
 	}, func(peer.Name, net.Conn) { t.Error("a accepts a stream") })
-	b = New(func(_ peer.Name, msg []byte) error {
+	b = New(limits, func(_ peer.Name, msg []byte) error {
 		toA <- slices.Clone(msg)
 		return nil
 	}, func(from peer.Name, c net.Conn) {
@@ -129,32 +129,55 @@ func TestCloseEndsAllAndTwiceIsSafe(t *testing.T) {
 	}
 }
 
-// One peer opens few streams, and all others together leave some to this peer.
-func TestStreamsAreBoundedForEachPeer(t *testing.T) {
-	m := New(func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { t.Cleanup(func() { c.Close() }) })
+// limits are those of the tests.
+var limits = Limits{Opened: 40, Accepted: 20, FromPeer: 8, Waiting: 1 << 20}
+
+// newMux returns a Mux that drops what it sends, and closes no stream.
+func newMux(t *testing.T) *Mux {
+	m := New(limits, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { t.Cleanup(func() { c.Close() }) })
 	t.Cleanup(m.Close)
-	open := func(from peer.Name, n uint32) {
-		for i := range n {
-			if err := m.Receive(from, message(kindOpen, i, 0, nil)); err != nil {
-				t.Fatal(err)
-			}
+	return m
+}
+
+// open makes a peer open streams.
+func (m *Mux) open(t *testing.T, from peer.Name, n int) {
+	t.Helper()
+	for range n {
+		m.mu.Lock()
+		m.last++
+		id := m.last
+		m.mu.Unlock()
+		if err := m.Receive(from, message(kindOpen, id, 0, nil)); err != nil {
+			t.Fatal(err)
 		}
 	}
-	open(far, 2*maxStreams)
-	if len(m.streams) != maxFromPeer {
-		t.Errorf("one peer opened %d streams, want %d", len(m.streams), maxFromPeer)
+}
+
+// from returns how many streams a peer opened that have not ended.
+func (m *Mux) from(n peer.Name) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.accepted[n])
+}
+
+// One peer opens few streams, and all others together leave those of this peer alone.
+func TestStreamsAreBoundedForEachPeer(t *testing.T) {
+	m := newMux(t)
+	m.open(t, far, 2*limits.Accepted)
+	if n := m.from(far); n != limits.FromPeer {
+		t.Errorf("one peer opened %d streams, want %d", n, limits.FromPeer)
 	}
-	open(near, 1)
-	if len(m.streams) != maxFromPeer+1 {
+	m.open(t, near, 1)
+	if m.from(near) != 1 {
 		t.Error("another peer cannot open a stream")
 	}
 	for i := range 200 {
-		open(peer.Name{2, 3, byte(i)}, 2*maxFromPeer)
+		m.open(t, peer.Name{2, 3, byte(i)}, 2*limits.FromPeer)
 	}
-	if len(m.streams) != maxAccepted {
-		t.Errorf("others opened %d streams, want %d", len(m.streams), maxAccepted)
+	if len(m.streams) != limits.Accepted {
+		t.Errorf("others opened %d streams, want %d", len(m.streams), limits.Accepted)
 	}
-	for range maxStreams - maxAccepted {
+	for range limits.Opened {
 		if _, err := m.Dial(far); err != nil {
 			t.Fatal(err)
 		}
@@ -162,13 +185,92 @@ func TestStreamsAreBoundedForEachPeer(t *testing.T) {
 	if _, err := m.Dial(far); err == nil {
 		t.Error("there is no limit to the streams of this peer")
 	}
-	for i := range uint32(maxFromPeer) {
-		if err := m.Receive(far, message(kindClose, i, 1, nil)); err != nil {
+}
+
+// One member opens all streams that others may, under several names. Each of the honest
+// peers still gets one.
+func TestNobodyTakesTheStreamsOfOthers(t *testing.T) {
+	m := newMux(t)
+	evil := []peer.Name{{2, 6, 1}, {2, 6, 2}, {2, 6, 3}}
+	for _, n := range evil {
+		m.open(t, n, limits.FromPeer)
+	}
+	var honest []peer.Name
+	for i := range limits.Accepted - len(evil) {
+		honest = append(honest, peer.Name{2, 5, byte(i)})
+		m.open(t, honest[i], 1)
+	}
+	for _, n := range evil {
+		m.open(t, n, limits.FromPeer) // they try again
+	}
+	for _, n := range append(honest, evil...) {
+		if got := m.from(n); got != 1 {
+			t.Errorf("peer %s has %d streams, want 1", n, got)
+		}
+	}
+	m.open(t, far, 1)
+	if m.from(far) != 0 || len(m.streams) != limits.Accepted {
+		t.Error("a peer takes the only stream of another one")
+	}
+}
+
+// The oldest stream makes room, as its peer may have forgotten it.
+func TestOldestStreamMakesRoom(t *testing.T) {
+	l := limits
+	l.Accepted, l.FromPeer = 3, 3
+	accepted := make(chan net.Conn, 8)
+	m := New(l, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { accepted <- c })
+	t.Cleanup(m.Close)
+	m.open(t, far, 3)
+	oldest := <-accepted
+	m.open(t, near, 1)
+	if _, err := oldest.Read(make([]byte, 1)); err == nil {
+		t.Error("the oldest stream did not end")
+	}
+	if a, b := m.from(far), m.from(near); a != 2 || b != 1 {
+		t.Errorf("%d streams of the one peer, %d of the other, want 2 and 1", a, b)
+	}
+}
+
+func TestEndedStreamsAreNotCounted(t *testing.T) {
+	m := newMux(t)
+	c, err := m.Dial(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.open(t, far, limits.FromPeer)
+	for id := uint32(2); id <= m.last; id++ {
+		if err := m.Receive(far, message(kindClose, id, 1, nil)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if m.accepted[far] != 0 {
-		t.Errorf("%d streams of a peer are counted after it closed all", m.accepted[far])
+	if err := m.Receive(far, message(kindHangup, 1, 0, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("the stream did not end")
+	}
+	if m.from(far) != 0 || m.own != 0 || len(m.streams) != 0 {
+		t.Errorf("%d and %d streams are counted after all ended", m.from(far), m.own)
+	}
+}
+
+// What waits for a reader that does not read is bounded in bytes.
+func TestSlowReaderEndsTheStream(t *testing.T) {
+	l := limits
+	l.Waiting = 4 * maxChunk
+	accepted := make(chan net.Conn, 1)
+	m := New(l, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { accepted <- c })
+	t.Cleanup(m.Close)
+	m.open(t, far, 1)
+	for seq := range uint32(maxInFlight / 2) {
+		if err := m.Receive(far, message(kindData, m.last, 1+seq, make([]byte, maxChunk))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := io.ReadAll(<-accepted)
+	if err != nil || len(b) > l.Waiting+maxChunk || len(b) < l.Waiting {
+		t.Errorf("%d bytes were kept, %v; the limit is %d", len(b), err, l.Waiting)
 	}
 }
 
@@ -197,7 +299,7 @@ func FuzzReceive(f *testing.F) {
 	f.Add(message(kindOpen, 1, 0, nil), message(kindClose, 1, 1, nil))
 	f.Add([]byte{kindReply}, message(kindHangup, 9, 0, nil))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
-		m := New(func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { c.Close() })
+		m := New(limits, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { c.Close() })
 		m.Receive(far, a)
 		m.Receive(far, b)
 		m.Close()
