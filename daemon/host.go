@@ -339,7 +339,7 @@ type control struct{ *mesh.Mesh }
 
 func (c control) Send(to peer.Name, msg []byte) error { return c.Mesh.Send(to, mesh.KindLink, msg) }
 
-func (c control) Want(to peer.Name) { c.WantSession(to) }
+func (c control) Want(to peer.Name, sends bool) { c.WantSession(to, sends) }
 
 func (c control) SetLink(to peer.Name, up bool, rtt time.Duration) { c.SetData(to, up, rtt) }
 

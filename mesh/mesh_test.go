@@ -238,8 +238,8 @@ func TestWantedSession(t *testing.T) {
 		at, ct := up(a, c), up(c, a)
 		return at.Secret == ct.Secret && at.Secret != [32]byte{} && at.Key == c.Identity().Key() && ct.Key == a.Identity().Key()
 	}
-	a.WantSession(c.Self()) // both at once
-	c.WantSession(a.Self())
+	a.WantSession(c.Self(), true) // both at once
+	c.WantSession(a.Self(), true)
 	eventually(t, "both ends have the same secret", agreed)
 	if at := up(a, c).Addr; at.IsValid() {
 		t.Errorf("the address is %s, which nobody knows", at)
@@ -264,7 +264,7 @@ func TestWantedSession(t *testing.T) {
 	c.mu.Unlock()
 	first.terminate(away(errDuplicate))
 	eventually(t, "a new session", func() bool {
-		a.WantSession(c.Self())
+		a.WantSession(c.Self(), false)
 		return agreed() && up(a, c).Secret != old
 	})
 
@@ -287,7 +287,7 @@ func TestWantedSessionsAreBounded(t *testing.T) {
 	t.Parallel()
 	a := start(t)
 	for i := range 2 * maxWanted {
-		a.WantSession(peer.Name{2, 7, 0, 0, byte(i >> 8), byte(i)})
+		a.WantSession(peer.Name{2, 7, 0, 0, byte(i >> 8), byte(i)}, true)
 	}
 	if s := a.Status(); s.Wanted != maxWanted || s.Unwanted != maxWanted {
 		t.Errorf("%d sessions are wanted, %d refused, limit %d", s.Wanted, s.Unwanted, maxWanted)
@@ -297,11 +297,41 @@ func TestWantedSessionsAreBounded(t *testing.T) {
 		w.last = w.last.Add(-wantedSpare)
 	}
 	a.Mesh.mu.Unlock()
-	a.WantSession(peer.Name{2, 8})
+	a.WantSession(peer.Name{2, 8}, true)
 	a.Mesh.mu.Lock()
 	defer a.Mesh.mu.Unlock()
 	if a.wantedSessions[peer.Name{2, 8}] == nil || len(a.wantedSessions) != maxWanted {
 		t.Error("a session that was not used lately did not make space")
+	}
+}
+
+// A member sends from many names. The peers to which this router sends still get keys.
+func TestPeersThatOnlySendDoNotTakeAllWantedSessions(t *testing.T) {
+	t.Parallel()
+	a := start(t)
+	evil := func() {
+		for i := range 2 * maxWanted {
+			a.WantSession(peer.Name{2, 6, 0, 0, byte(i >> 8), byte(i)}, false)
+		}
+	}
+	evil()
+	if s := a.Status(); s.Wanted != maxHeard || s.Unwanted != 2*maxWanted-maxHeard {
+		t.Errorf("%d sessions are wanted, %d refused, limit %d", s.Wanted, s.Unwanted, maxHeard)
+	}
+	refused := a.Status().Unwanted
+	for i := range maxWanted {
+		a.WantSession(peer.Name{2, 7, 0, 0, byte(i >> 8), byte(i)}, true)
+	}
+	if s := a.Status(); s.Wanted != maxWanted || s.Unwanted != refused {
+		t.Errorf("%d sessions are wanted, %d of peers to which this router sends refused", s.Wanted, s.Unwanted-refused)
+	}
+	evil()
+	a.Mesh.mu.Lock()
+	defer a.Mesh.mu.Unlock()
+	for n := range a.wantedSessions {
+		if n[1] != 7 {
+			t.Fatalf("the session with %s took the place of one that is used", n)
+		}
 	}
 }
 

@@ -46,7 +46,10 @@ const (
 	wantedRetryMax = 30 * time.Second
 	// maxWanted bounds the sessions that are kept for their keys. One more takes the
 	// place of the one that was not used for the longest time, if that was wantedSpare.
+	// maxHeard bounds those to whose peers this router sends nothing. They make space for
+	// the others: a member can send from many names that it made up.
 	maxWanted   = 512
+	maxHeard    = maxWanted / 2
 	wantedSpare = 15 * time.Second
 	// maxRelayedDials is how many attempts one round of the loop starts.
 	maxRelayedDials = 8
@@ -73,19 +76,21 @@ type relayedTry struct {
 // wanted is a session whose keys the router uses.
 type wanted struct {
 	last  time.Time // when it used them
+	sent  time.Time // when it used them to send
 	next  time.Time // when to try again
 	delay time.Duration
 }
 
 // WantSession says that the router needs the keys of a link with a peer, although frames
-// to the peer go over others. It is called every few seconds while it does.
-func (m *Mesh) WantSession(n peer.Name) {
+// to the peer go over others. sends reports that it sends frames; otherwise the peer does.
+// It is called every few seconds while it does.
+func (m *Mesh) WantSession(n peer.Name, sends bool) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	w := m.wantedSessions[n]
 	if w == nil {
-		if len(m.wantedSessions) >= maxWanted && !m.unwantOldest(now) {
+		if !m.spaceForWanted(now, sends) {
 			m.counters.unwanted.Add(1)
 			return
 		}
@@ -93,24 +98,54 @@ func (m *Mesh) WantSession(n peer.Name) {
 		m.wantedSessions[n] = w
 	}
 	w.last = now
+	if sends {
+		w.sent = now
+	}
 	if (*m.neighbours.Load())[n] == nil {
 		m.wakeLoop()
 	}
 }
 
-// unwantOldest makes space for one more wanted session, and reports whether there is any.
+// heard reports whether this router sends nothing to the peer.
+func (w *wanted) heard(now time.Time) bool { return now.Sub(w.sent) > wantedTimeout }
+
+// spaceForWanted makes space for one more wanted session, and reports whether there is any.
 // It is called with mu held.
-func (m *Mesh) unwantOldest(now time.Time) bool {
-	var oldest peer.Name
+func (m *Mesh) spaceForWanted(now time.Time, sends bool) bool {
+	// The oldest session of all and of those that are only heard.
+	var oldest, oldestHeard peer.Name
+	heard := 0
+	older := func(n, than peer.Name) bool {
+		o := m.wantedSessions[than]
+		return o == nil || m.wantedSessions[n].last.Before(o.last)
+	}
 	for n, w := range m.wantedSessions {
-		if o := m.wantedSessions[oldest]; o == nil || w.last.Before(o.last) {
+		if older(n, oldest) {
 			oldest = n
 		}
+		if w.heard(now) {
+			heard++
+			if older(n, oldestHeard) {
+				oldestHeard = n
+			}
+		}
 	}
-	if now.Sub(m.wantedSessions[oldest].last) < wantedSpare {
+	victim := oldest
+	switch full := len(m.wantedSessions) >= maxWanted; {
+	case !full && (sends || heard < maxHeard):
+		return true
+	case full && sends && heard > 0:
+		delete(m.wantedSessions, oldestHeard)
+		return true
+	case !sends && heard == 0:
+		return false
+	case !sends:
+		victim = oldestHeard
+	}
+	if now.Sub(m.wantedSessions[victim].last) < wantedSpare {
 		return false
 	}
-	delete(m.wantedSessions, oldest)
+	delete(m.wantedSessions, victim)
 	return true
 }
 

@@ -104,8 +104,8 @@ func (r *Router) controlLoop(ctx context.Context) error {
 			f()
 		case e := <-r.events:
 			r.handle(e)
-		case n := <-r.wants:
-			r.control.Want(n)
+		case w := <-r.wants:
+			r.control.Want(w.peer, w.sends)
 		case <-timer.C:
 			now := time.Now()
 			for _, l := range r.links {

@@ -37,7 +37,9 @@ type path struct {
 	// sealHead is the head of sealed frames.
 	seal     *sleeve
 	sealHead wire.Head
-	asked    atomic.Int64 // when the mesh heard that the keys are used, a time.Duration
+	// When the mesh heard last that the keys are used to send or to receive, each a
+	// time.Duration.
+	asked, heard atomic.Int64
 }
 
 func newFIB(self peer.Name, routes *topology.Routes, links map[peer.Name]*sleeve, from origin.Table, sealRelayed bool) *fib {

@@ -63,7 +63,7 @@ func (h *host) SetLink(to peer.Name, up bool, _ time.Duration) {
 }
 
 // Want makes a session without an address, as the mesh does over other peers.
-func (h *host) Want(to peer.Name) {
+func (h *host) Want(to peer.Name, _ bool) {
 	for _, o := range *h.all {
 		if o.name != to {
 			continue

@@ -75,7 +75,7 @@ type mute struct{}
 func (mute) Self() peer.Name                        { return nameOf(0) }
 func (mute) Send(peer.Name, []byte) error           { return nil }
 func (mute) SetLink(peer.Name, bool, time.Duration) {}
-func (mute) Want(peer.Name)                         {}
+func (mute) Want(peer.Name, bool)                   {}
 
 func newStill(t testing.TB, suite seal.Suite) *still {
 	s := &still{tap: &sink{}, conn: &wireTap{}}

@@ -45,9 +45,10 @@ type Control interface {
 	// round trip time. It is called again when the time changes a lot.
 	SetLink(to peer.Name, up bool, rtt time.Duration)
 	// Want says that this router needs keys with a peer that it has no link with, as
-	// frames go there over other peers. The mesh makes a session with the peer if it can,
-	// and keeps it while Want is called every few seconds.
-	Want(to peer.Name)
+	// frames go there over other peers, or come from there if sends is false. The mesh makes
+	// a session with the peer if it can, and keeps it while Want is called every few
+	// seconds.
+	Want(to peer.Name, sends bool)
 }
 
 // Neighbour is a peer that this router has a session with.
@@ -125,10 +126,10 @@ type Router struct {
 	epoch   time.Time // of heartbeats
 	lanes   int
 	macs    *mac.Table
-	done    chan struct{}  // closed when Run has returned
-	calls   chan func()    // for the control goroutine
-	events  chan event     // likewise, from lanes
-	wants   chan peer.Name // likewise: peers with which keys are used
+	done    chan struct{} // closed when Run has returned
+	calls   chan func()   // for the control goroutine
+	events  chan event    // likewise, from lanes
+	wants   chan want     // likewise: peers with which keys are used
 	held    heldQueue
 	fast    *fastpath.Controller
 
@@ -162,7 +163,7 @@ func New(cfg Config, control Control) (*Router, error) {
 		self: control.Self(), cfg: cfg, control: control, log: cfg.Log,
 		conn: cfg.Conn, queues: cfg.Queues, start: time.Now(), macs: mac.New(mac.Limits{}),
 		done: make(chan struct{}), calls: make(chan func(), 1024), events: make(chan event, 1024),
-		wants: make(chan peer.Name, 64), held: heldQueue{peers: make(map[peer.Name]*heldPeer)},
+		wants: make(chan want, 64), held: heldQueue{peers: make(map[peer.Name]*heldPeer)},
 		links: make(map[peer.Name]*sleeve), taken: make(map[uint32]bool), fast: fastpath.Off(fastpath.ErrDisabled),
 	}
 	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {

@@ -110,14 +110,20 @@ func (q *heldQueue) expire(now time.Duration) (dropped int, next time.Duration) 
 	return dropped, next
 }
 
+// want is what the mesh is told: keys with a peer are used.
+type want struct {
+	peer  peer.Name
+	sends bool // frames go to the peer; otherwise they come from it
+}
+
 // want tells the mesh that keys with a peer are used. asked is when it was told last.
-func (r *Router) want(n peer.Name, asked *atomic.Int64, now time.Duration) {
+func (r *Router) want(w want, asked *atomic.Int64, now time.Duration) {
 	last := asked.Load()
 	if last != 0 && now-time.Duration(last) < wantEvery || !asked.CompareAndSwap(last, int64(max(now, 1))) {
 		return
 	}
 	select {
-	case r.wants <- n:
+	case r.wants <- w:
 	default:
 		asked.Store(0) // the next frame tells
 	}
@@ -126,7 +132,7 @@ func (r *Router) want(n peer.Name, asked *atomic.Int64, now time.Duration) {
 // forwardSealed is forward for a frame that relays carry and must not read.
 func (ln *lane) forwardSealed(dst peer.Name, p *path, f frame, h offload.Header) {
 	r := ln.r
-	r.want(dst, &p.asked, ln.now)
+	r.want(want{dst, true}, &p.asked, ln.now)
 	var tx *seal.Tx
 	if p.seal != nil {
 		tx = p.seal.tx.Load()
@@ -241,7 +247,7 @@ func (ln *lane) sealInner(p *path, tx *seal.Tx, typ wire.Type, b []byte) (inner 
 func (r *Router) openSealed(ln *lane, l *sleeve, src peer.Name, f frame) {
 	if p := r.fib.Load().paths[src]; p != nil {
 		// Also if there is no key: then the peer still has that of an earlier process.
-		r.want(src, &p.asked, ln.now)
+		r.want(want{src, false}, &p.heard, ln.now)
 	}
 	h, err := wire.ParseHeader(f.bytes())
 	if err != nil || h.Type != wire.Data && h.Type != wire.Partial {

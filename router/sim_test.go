@@ -268,7 +268,7 @@ func (n *node) SetLink(to peer.Name, up bool, _ time.Duration) {
 
 // Want makes a session without an address, as the mesh does over other peers, unless there
 // is one.
-func (n *node) Want(to peer.Name) {
+func (n *node) Want(to peer.Name, _ bool) {
 	if n.m.wanted != nil {
 		n.m.wanted(int(n.name[5]) - 1)
 	}
