@@ -138,7 +138,9 @@ func TestTranslatedFlowsOverAFastDatapathOnABridge(t *testing.T) {
 			if !later {
 				harness.Within(t, lab, harness.At(1, ""), func() error { return bridgeUnderlay(1) })
 			}
-			harness.Launch(t, lab, 1)
+			// The card of a host of the lab is a veth pair, so its bridge looks like one of
+			// containers.
+			harness.Launch(t, lab, 1, "--allow-peers-from", netip.PrefixFrom(testbed.Addr4(1), 24).Masked().String())
 			harness.Launch(t, lab, 2, testbed.Addr4(1).String())
 			harness.Converge(t, lab)
 			b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
