@@ -64,7 +64,7 @@ func invent(tb *Table, p peer.Name, n int) (taken int) {
 	return taken
 }
 
-func TestAPeerCanNotFillTheTable(t *testing.T) {
+func TestAPeerCannotFillTheTable(t *testing.T) {
 	tb := New(Limits{PerPeer: 10})
 	tb.Learn(m1, p1, 0)
 	if n := invent(tb, p2, 100); n != 10 || tb.Learn(m2, p1, 0) != Added {
@@ -86,7 +86,7 @@ func TestAPeerCanNotFillTheTable(t *testing.T) {
 }
 
 // Many names of one liar take what is shared, and leave to each peer what is reserved.
-func TestManyPeersCanNotFillTheTable(t *testing.T) {
+func TestManyPeersCannotFillTheTable(t *testing.T) {
 	tb := New(Limits{PerPeer: 50, Reserved: 5, Shared: 100})
 	total := 0
 	for i := range 20 {
