@@ -32,11 +32,7 @@ func (a *app) status() *cobra.Command {
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			r, err := a.client().Report(c.Context())
-			if err != nil {
-				return err
-			}
-			return r.Text(a.stdout, strings.Join(args, ""))
+			return a.client().StatusText(c.Context(), strings.Join(args, ""), a.stdout)
 		},
 	}
 }

@@ -55,6 +55,33 @@ func (c *Client) Report(ctx context.Context) (*Report, error) {
 	return &r, nil
 }
 
+// StatusText writes a view of the state as text. The router makes the text, as a whole
+// report of a large mesh takes seconds to encode and to read.
+func (c *Client) StatusText(ctx context.Context, view string, w io.Writer) error {
+	path := "/status"
+	if view != "" {
+		path += "/" + view
+	}
+	resp, err := c.do(ctx, http.MethodGet, path, "text/plain", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	// A router that is not ready answers 503, with the text.
+	isText := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain")
+	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusServiceUnavailable && isText {
+		if _, err := io.Copy(w, io.LimitReader(resp.Body, maxReply)); err != nil {
+			return c.explain(http.MethodGet, path, err)
+		}
+		return nil
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil {
+		return c.explain(http.MethodGet, path, err)
+	}
+	return refused(resp.StatusCode, b)
+}
+
 // Attachments lists the containers of this host and the bridge itself.
 func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
 	return fetch[[]Attachment](ctx, c, "/ps")
@@ -167,14 +194,9 @@ func send[A any](ctx context.Context, c *Client, path string, q any) (A, error) 
 
 func call[A any](ctx context.Context, c *Client, method, path string, body io.Reader) (A, error) {
 	var a A
-	req, err := http.NewRequestWithContext(ctx, method, "http://weft"+path, body)
+	resp, err := c.do(ctx, method, path, "application/json", body)
 	if err != nil {
-		return a, fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	req.Header.Set("Accept", "application/json")
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return a, c.explain(method, path, err)
+		return a, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
@@ -188,6 +210,19 @@ func call[A any](ctx context.Context, c *Client, method, path string, body io.Re
 		return a, fmt.Errorf("%s %s on %s: read the reply: %w", method, path, c.socket, err)
 	}
 	return a, nil
+}
+
+func (c *Client) do(ctx context.Context, method, path, accept string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://weft"+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	req.Header.Set("Accept", accept)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(method, path, err)
+	}
+	return resp, nil
 }
 
 // explain turns an error of the transport into one line that says what to do.
