@@ -143,7 +143,8 @@ type core struct {
 	asks     map[netip.Prefix]*spaceAsk
 	donors   map[peer.Name]donor
 	askers   map[peer.Name]*asker
-	givenTo  asker             // all askers together
+	givenTo  asker // all askers together
+	given    map[netip.Addr]*given
 	offers   map[string]*offer // by the encoded action
 	removals map[uint64]*removal
 	bans     map[uint64]*banRequest
@@ -205,6 +206,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		asks:        make(map[netip.Prefix]*spaceAsk),
 		donors:      make(map[peer.Name]donor),
 		askers:      make(map[peer.Name]*asker),
+		given:       make(map[netip.Addr]*given),
 		offers:      make(map[string]*offer),
 		removals:    make(map[uint64]*removal),
 		bans:        make(map[uint64]*banRequest),

@@ -15,7 +15,11 @@ import (
 // voters may decide the transfer at any time.
 //
 // An ask costs a stranger with the password nothing, so what asks take is bounded. A peer
-// that is alone at its underlay address gets half of what is free, as a host needs it.
+// that is alone at its underlay address gets half of what is free, as a host needs it, as
+// long as it then owns no more than this peer. After that it gets little at a time, which
+// a host with many containers uses up, and in the end single addresses: else a host that
+// asks again and again would own everything in a second. What was given counts for the
+// address, so that a host that comes back under another name has got it already.
 // All others together get little, and a part stays for containers of this host.
 
 // Bounds of what others are given.
@@ -29,6 +33,10 @@ const (
 	othersEvery = 5 * time.Second
 	// othersMost is the size limit of a range for such a peer.
 	othersMost = 16
+	// shareMost is the size limit of a range for a peer that owns as much as this one.
+	shareMost = 64
+	// shareTTL is how long what an underlay address got is remembered.
+	shareTTL = time.Hour
 	// othersReserve is the part of the own space that stays free: one in othersReserve.
 	othersReserve = 4
 	maxAskers     = 4096
@@ -92,15 +100,63 @@ func (c *core) mayGive(h ring.Holder) bool {
 // donation returns the range to give to a peer for a subnet.
 func (c *core) donation(h ring.Holder, subnet netip.Prefix) (addr.Range, bool) {
 	r, ok := c.space.Donation(subnet)
-	if !ok || c.eligible(h) {
-		return r, ok
+	if !ok {
+		return r, false
 	}
-	free := addr.Total(c.space.Free(addr.Of(c.cfg.Range)))
-	owned := addr.Total(c.space.Owned())
-	if free.Float() <= owned.Float()/othersReserve {
+	free := addr.Total(c.space.Free(addr.Of(c.cfg.Range))).Float()
+	owned := addr.Total(c.space.Owned()).Float()
+	host := c.eligible(h)
+	most := uint64(othersMost)
+	switch {
+	case host && c.gotAt(h)+r.Size().Float() <= owned-r.Size().Float():
+		return r, true
+	case free > owned/othersReserve:
+		if host {
+			most = shareMost
+		}
+	case !host:
 		return addr.Range{}, false
+	default:
+		most = 1
 	}
-	return addr.Of(r.Block(addr.N(othersMost))), true
+	return addr.Of(r.Block(addr.N(most))), true
+}
+
+// gotAt returns how much a host has: what it owns, or what peers at its underlay address
+// got from this peer if that is more.
+func (c *core) gotAt(h ring.Holder) float64 {
+	owned := c.ring.Owners()[h].Float()
+	if a, ok := c.view.Place(h.Name); ok {
+		if g := c.given[placeOf(a)]; g != nil && c.now.Sub(g.at) < shareTTL {
+			owned = max(owned, g.addresses)
+		}
+	}
+	return owned
+}
+
+// given is what peers at one underlay address got.
+type given struct {
+	addresses float64
+	at        time.Time // of the last one
+}
+
+// noteGiven records that a range was offered to a peer.
+func (c *core) noteGiven(h ring.Holder, r addr.Range) {
+	a, ok := c.view.Place(h.Name)
+	if !ok {
+		return // it counts with all others
+	}
+	for place, g := range c.given {
+		if len(c.given) >= maxAskers || c.now.Sub(g.at) >= shareTTL {
+			delete(c.given, place)
+		}
+	}
+	g := c.given[placeOf(a)]
+	if g == nil {
+		g = &given{}
+		c.given[placeOf(a)] = g
+	}
+	g.addresses, g.at = g.addresses+r.Size().Float(), c.now
 }
 
 // onSpaceAsk offers a range.
@@ -171,6 +227,7 @@ func (c *core) give(to ring.Holder, r addr.Range, id uint64) bool {
 	c.offers[key] = &offer{action: a, id: id, to: to.Name}
 	v := append(binary.BigEndian.AppendUint64(nil, id), to.Name[:]...)
 	c.put(bucketOffers, []byte(key), v)
+	c.noteGiven(to, r)
 	c.setOwned()
 	c.wish(a)
 	c.pushDecide()

@@ -437,3 +437,31 @@ func TestThousandMadeUpPeersGetNoVote(t *testing.T) {
 		n.allocate("more", addrRange)
 	}
 }
+
+// A real host that asks again and again gets about as much as every other host has, and
+// not everything. A host that needs more addresses than it has still gets them.
+func TestHostThatAsksAgainAndAgainGetsAShare(t *testing.T) {
+	const addrRange = "10.32.0.0/12"
+	s := newSim(t, seed.New(t))
+	nodes := s.addAll(3, addrRange)
+	for i, n := range nodes {
+		n.allocate(fmt.Sprint("c", i), addrRange)
+	}
+	s.converged(10 * time.Second)
+	evil := s.add(addrRange, Init{Mode: Observer})
+	evil.allocate("evil", addrRange)
+	for i := range 60 {
+		ask := message{kind: msgSpaceAsk, id: uint64(1000 + i), prefix: pfx(addrRange)}
+		for _, n := range nodes {
+			n.do(func(c *core) { _ = c.receive(evil.cfg.Self, ask.encode()) })
+		}
+		s.run(500 * time.Millisecond)
+	}
+	total := addr.Of(pfx(addrRange)).Size().Float()
+	if got := nodes[0].core.ring.Owners()[evil.self()].Float() / total; got > 0.5 {
+		t.Errorf("it owns %.0f %% of the addresses", 100*got)
+	}
+	for i, n := range nodes {
+		n.allocate(fmt.Sprint("more", i), addrRange)
+	}
+}
