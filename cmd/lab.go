@@ -33,7 +33,7 @@ fd00:77::N). Nothing is added to the machine's own network.
 	}
 	c.PersistentFlags().StringVar(&l.name, "name", testbed.DefaultName, "name of the lab; labs of different names run at once")
 	c.AddCommand(l.up(), l.run(), l.exec(), l.cut(), l.heal(), l.kill(), l.launch(), l.list(), l.down(),
-		l.demo(), l.bench(), l.traffic())
+		l.demo(), l.bench(), l.hostile(), l.traffic())
 	return c
 }
 

@@ -25,7 +25,7 @@ const module = "github.com/weft-net/weft/"
 var layers = [][]string{
 	{"prog", "site", "e2e"},
 	{"cmd"},
-	{"daemon", "internal/lab"},
+	{"daemon", "internal/lab", "internal/hostile"},
 	{"docker", "kube", "cni", "policy", "dns"},
 	{"router", "ipam"},
 	{"mesh"},
@@ -34,11 +34,16 @@ var layers = [][]string{
 
 const direction = "imports run prog -> cmd -> daemon -> {docker, kube, cni, policy, dns} -> {router, ipam} -> mesh -> internal"
 
-// The lab is a test bed: in production code only the commands of weft lab import it.
-const (
-	labFolder   = "internal/lab"
-	labCommands = "cmd/lab"
-)
+// The lab is a test bed, and the hostile peer lies: in production code only the commands
+// of weft lab import them.
+var labFolders = []string{"internal/lab", "internal/hostile"}
+
+const labCommands = "cmd/lab"
+
+// ofLab reports whether a folder is in one of labFolders.
+func ofLab(folder string) bool {
+	return slices.ContainsFunc(labFolders, func(f string) bool { return within(folder, f) })
+}
 
 // pure packages are step machines and formats: the simulations run the same code as
 // the router, so a pure package uses no socket, clock, kernel, log or global source
@@ -158,13 +163,13 @@ func TestImportDirection(t *testing.T) {
 
 func TestOnlyLabCommandsImportTheLab(t *testing.T) {
 	for folder, p := range listPackages(t) {
-		if within(folder, labFolder) || within(folder, "e2e") {
+		if ofLab(folder) || within(folder, "e2e") {
 			continue
 		}
 		for _, name := range p.GoFiles {
 			for _, imported := range importsOf(t, filepath.Join(p.Dir, name)) {
 				to, ours := strings.CutPrefix(imported, module)
-				if ours && within(to, labFolder) && !strings.HasPrefix(folder+"/"+name, labCommands) {
+				if ours && ofLab(to) && !strings.HasPrefix(folder+"/"+name, labCommands) {
 					t.Errorf("%s/%s imports %s: production code does not depend on the test bed", folder, name, to)
 				}
 			}

@@ -1,0 +1,44 @@
+package hostile
+
+import (
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/hostile"
+	"github.com/weft-net/weft/internal/lab"
+	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+)
+
+// floodTime is how long each flood lasts: long enough for a session to time out.
+const floodTime = 5 * time.Second
+
+// Whatever a member or a stranger floods the routers with, traffic, attaches and status
+// go on, no router uses much memory, no session between honest hosts ends, and nobody
+// takes addresses. Only weft as it ships can be measured: the race detector costs time and
+// memory.
+func TestFloodsDoNoHarm(t *testing.T) {
+	nstest.RequireRoot(t)
+	exe := harness.Shipped(t)
+	for _, f := range hostile.Floods {
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			l := harness.New(t, testbed.Config{Hosts: 4, Password: "password of the lab"})
+			l.Exe = exe
+			s, err := lab.NewSiege(t.Context(), l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := s.Run(t.Context(), f.Name, floodTime)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d messages; %d of %d pings lost; attach %v, status %v; %d MB; %.2f CPUs; %.1f %% of the addresses given",
+				d.Sent, d.Lost, d.Pings, d.Attach, d.Status, d.Memory>>20, d.CPU, 100*d.Given)
+			for _, limit := range d.Broken(f.MaxGiven) {
+				t.Error(limit)
+			}
+		})
+	}
+}
