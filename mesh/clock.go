@@ -13,6 +13,9 @@ import (
 // now returns the present time as most peers see it.
 func (m *Mesh) now() time.Time { return time.Now().Add(time.Duration(m.clockOffset.Load())) }
 
+// Now returns the present time as most peers see it. It jumps when the neighbours change.
+func (m *Mesh) Now() time.Time { return m.now() }
+
 // updateClock estimates the time from the clocks of the neighbours. It is called with mu
 // held.
 func (m *Mesh) updateClock() {
