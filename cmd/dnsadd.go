@@ -28,6 +28,9 @@ Without a container the name is for addresses outside the mesh. It belongs to th
 host: it is answered while the router of this host runs, also after that was launched
 again, until dns-remove or reset on this host.
 
+An address must be one that this host attached or exposed, or one of the mesh that it
+owns. For any other address, launch the router of this host with --dns-external.
+
 CONTAINER is a container of Docker's by its id, the beginning of the id, or its name;
 or an id as weft ps shows it, or the path of a network namespace. A NAME without a
 dot is in the domain of the router. Adding twice is harmless.`,

@@ -114,6 +114,7 @@ func (f *launchFlags) registerDNS(fs *pflag.FlagSet) {
 	d := &f.Config.DNS
 	fs.BoolVar(&d.Off, "no-dns", d.Off, "answer no DNS queries and register no names on this host")
 	parsedVar(fs, &d.Domain, parseDomain, "dns-domain", d.Domain, "domain of the names of containers; the same on all hosts")
+	fs.BoolVar(&d.External, "dns-external", d.External, "let dns-add on this host name addresses outside the mesh that it did not attach")
 	fs.Var(&parsedFlag[uint32]{to: &d.TTL, parse: parseTTL, text: strconv.Itoa(int(d.TTL)), kind: "int"}, "dns-ttl", "seconds for which clients may cache an answer")
 	fs.StringSliceVar(&f.dnsListen, "dns-listen-address", nil,
 		"addresses or interfaces, with or without :PORT, to answer DNS queries at ("+dns.DockerBridge+" and the bridge)")

@@ -155,7 +155,7 @@ func (as *attachments) attach(ctx context.Context, p place, r api.AttachRequest)
 	now = now.withAddresses(got, r.Addresses)
 	if fqdn != "" {
 		now.Names = now.Names.with(fqdn, addrsOf(now.Addresses))
-		if err = now.Names.register(as.names, p.owner); err != nil {
+		if err = now.Names.register(as.names, p.owner, now.Addresses); err != nil {
 			return nil, err
 		}
 	}
@@ -170,7 +170,7 @@ func (as *attachments) undoAttach(owner string, before attachment, known bool, f
 		return errors.Join(err, as.forget(owner))
 	}
 	as.names.RemoveContainer(owner)
-	return errors.Join(err, before.Names.register(as.names, owner), as.put(owner, before))
+	return errors.Join(err, before.Names.register(as.names, owner, before.Addresses), as.put(owner, before))
 }
 
 // exactly asks for those very addresses.

@@ -57,7 +57,7 @@ func (b *bench) newExposures() *exposures {
 func newTestNames() *dns.Service {
 	id := peer.Cheap{ID: peer.Key{1}}
 	return dns.New(dns.Config{
-		Domain: "weft.internal", Self: peer.Name{2, 1}, Signer: id, Verifier: id, Announce: func([]byte) {}, Log: slog.New(slog.DiscardHandler),
+		Domain: "weft.internal", Self: peer.Name{2, 1}, Signer: id, Verifier: id, Announce: func([]byte) {}, Log: slog.New(slog.DiscardHandler), External: true,
 	})
 }
 

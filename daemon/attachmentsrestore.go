@@ -59,8 +59,13 @@ func (as *attachments) restoreNames() {
 		if !known || !a.isPlugged() {
 			continue
 		}
-		if err := a.Names.register(as.names, owner); err != nil {
+		if err := a.Names.register(as.names, owner, a.Addresses); err != nil {
 			as.log.Warn("some names of an attached container could not be restored", "owner", owner, "err", err)
+		}
+		for _, n := range a.Names {
+			if _, err := permit(as.names, n.Addresses, addrsOf(a.Addresses)); err != nil {
+				as.log.Warn("a name of an attached container leads to fewer addresses than before", "name", n.FQDN, "err", err)
+			}
 		}
 	}
 }

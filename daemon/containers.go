@@ -33,6 +33,14 @@ func (cs *containers) list() []api.Attachment {
 	return append(list, cs.engine.list()...)
 }
 
+// addrs returns the addresses of all containers, and those exposed.
+func (cs *containers) addrs() (list []netip.Addr) {
+	for _, a := range cs.list() {
+		list = append(list, addrsOf(a.Addresses)...)
+	}
+	return list
+}
+
 // Attach implements api.Containers.
 func (cs *containers) Attach(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {
 	ctx, done, err := cs.gate.enter(ctx)

@@ -202,7 +202,6 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, sysctls: c.Sysctls,
 		keepClients: c.NoMasqLocal, log: d.log,
 	})
-	d.external = newExternalNames(d.store, p.names, d.log)
 	d.leases = &leases{gate: &d.gate, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, log: d.log}
 	if boot := currentBoot(); len(boot) > 0 {
 		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
@@ -213,12 +212,15 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 		d.namespaces.restoreNames()
 		d.docker.restoreNames()
 		d.exposures.restoreNames()
-		d.external.restoreNames()
 	}
 	if d.engine, err = p.newEngine(c.Docker, d.docker, p.names); err != nil {
 		return err
 	}
 	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures}
+	d.external = newExternalNames(d.store, p.names, d.containers.addrs, d.log)
+	if !c.DNS.Off {
+		d.external.restoreNames()
+	}
 	if err := d.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyRunning), Value: []byte{1}}}); err != nil {
 		return fmt.Errorf("note that the router runs: %w", err)
 	}
@@ -281,7 +283,9 @@ func (d *daemon) handler(reports *api.Reports) http.Handler {
 		api.ContainerRoutes(d.containers),
 		api.ExposureRoutes(d.exposures),
 		api.LeaseRoutes(d.leases),
-		api.NameRoutes(&nameRequests{off: d.config.DNS.Off, dns: d.names, engine: d.engine, namespaces: d.namespaces, external: d.external}),
+		api.NameRoutes(&nameRequests{
+			off: d.config.DNS.Off, dns: d.names, engine: d.engine, namespaces: d.namespaces, external: d.external, attached: d.containers.addrs,
+		}),
 		api.PeerRoutes(&peerRequests{node: d.node, targets: d.targets, addresses: d.addresses}),
 		api.LifecycleRoutes(d),
 	)

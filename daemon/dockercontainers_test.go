@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -111,7 +112,10 @@ func TestRequestsWithoutAnEngine(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	cs := &containers{gate: new(gate), namespaces: b.as, docker: newDockerContainers(b.as.attachConfig), engine: noEngine{}, exposures: b.newExposures()}
-	ns := &nameRequests{dns: b.names, engine: noEngine{}, namespaces: b.as, external: newExternalNames(b.store, b.names, slog.New(slog.DiscardHandler))}
+	none := func() []netip.Addr { return nil }
+	ns := &nameRequests{
+		dns: b.names, engine: noEngine{}, namespaces: b.as, external: newExternalNames(b.store, b.names, none, slog.New(slog.DiscardHandler)), attached: none,
+	}
 	for name, call := range map[string]func() error{
 		"attach":     func() error { _, err := cs.Attach(t.Context(), api.AttachRequest{Container: "web"}); return err },
 		"detach":     func() error { _, err := cs.Detach(t.Context(), api.AttachRequest{Container: "web"}); return err },

@@ -64,7 +64,7 @@ func (e *dockerEngine) namesFor(c *docker.Container, edits nameEdits) map[string
 		give(namesOf(c, domain, end.Aliases), addrs)
 	}
 	for _, n := range edits.Added {
-		addrs := n.Addresses
+		addrs, _ := permit(e.names, n.Addresses, all)
 		if n.All {
 			addrs = union(addrs, all)
 		}

@@ -57,7 +57,9 @@ func newExposures(c exposeConfig) *exposures {
 	if err != nil {
 		c.log.Warn("some records of exposed addresses are lost", "err", err)
 	}
-	return &exposures{exposeConfig: c, tab: tab}
+	es := &exposures{exposeConfig: c, tab: tab}
+	es.show()
+	return es
 }
 
 // all returns all exposures except some, sorted. The lock is held.

@@ -15,8 +15,9 @@ import (
 // host. They are on disk, and registered again at each start. It is safe for
 // concurrent use.
 type externalNames struct {
-	names Names
-	log   *slog.Logger
+	names    Names
+	attached func() []netip.Addr // the addresses of containers of this host, and those exposed
+	log      *slog.Logger
 
 	mu  sync.Mutex
 	tab *store.Table[[]netip.Addr] // by the full name
@@ -24,21 +25,26 @@ type externalNames struct {
 
 const bucketExternalNames = "external-names"
 
-func newExternalNames(st *store.Store, names Names, log *slog.Logger) *externalNames {
+func newExternalNames(st *store.Store, names Names, attached func() []netip.Addr, log *slog.Logger) *externalNames {
 	tab, err := store.OpenTable[[]netip.Addr](st, bucketExternalNames)
 	if err != nil {
 		log.Warn("some records of names of external addresses are lost", "err", err)
 	}
-	return &externalNames{names: names, log: log, tab: tab}
+	return &externalNames{names: names, attached: attached, log: log, tab: tab}
 }
 
-// restoreNames registers all of them. A name that is not in the domain of this run
-// stays on record.
+// restoreNames registers all of them. A name that is not in the domain of this run stays on
+// record, and so does an address that this host may not name in this run.
 func (ns *externalNames) restoreNames() {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
+	attached := ns.attached()
 	for _, fqdn := range slices.Sorted(maps.Keys(ns.tab.Records)) {
-		if err := ns.names.Add(api.Extern, fqdn, ns.tab.Records[fqdn]...); err != nil {
+		may, err := permit(ns.names, ns.tab.Records[fqdn], attached)
+		if err != nil {
+			ns.log.Warn("a name of external addresses leads to fewer of them than before", "name", fqdn, "err", err)
+		}
+		if err := ns.names.Add(api.Extern, fqdn, may...); err != nil {
 			ns.log.Warn("a name of external addresses could not be restored", "err", err)
 		}
 	}

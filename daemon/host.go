@@ -165,7 +165,8 @@ func (h *host) newNames(id *peer.Identity) *dns.Service {
 	c := h.config.DNS
 	c.Self, c.Signer, c.Verifier, c.Log = id.Name, id, peer.Ed25519{}, h.log.With("part", "dns")
 	c.Announce = func(delta []byte) { h.mesh.Announce(mesh.ChannelNames, delta) }
-	c.Ranges = h.config.ranges()
+	c.Ranges, c.Now = h.config.ranges(), h.mesh.Now
+	c.Owns = func(n peer.Name, a netip.Addr) bool { return owns(h.allocators, n, a) }
 	s := dns.New(c)
 	h.mesh.Register(mesh.ChannelNames, s.Channel())
 	return s

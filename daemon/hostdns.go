@@ -24,7 +24,7 @@ func (h *host) discovery(r *api.Report) *api.DNS {
 	v := h.mesh.View()
 	for _, e := range listed(r, "DNS.Entries", s.Entries, maxNames) {
 		out.Entries = append(out.Entries, api.DNSEntry{
-			Hostname: e.Name, Address: e.Addr, ContainerID: e.Container, Origin: e.Owner.String(), NickName: v.Nickname(e.Owner),
+			Hostname: e.Name, Address: e.Addr, ContainerID: e.Container, Origin: e.Owner.String(), NickName: v.Nickname(e.Owner), Refused: e.Refused,
 		})
 	}
 	for _, q := range s.Queries {

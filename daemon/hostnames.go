@@ -16,6 +16,9 @@ type Names interface {
 	// Qualify returns the full name for one that a user gave. An error says why the
 	// name cannot be registered here.
 	Qualify(name string) (string, error)
+	// Check returns an error unless this host may give a name to an address that it
+	// neither attached nor exposed.
+	Check(a netip.Addr) error
 	// Add gives a name of a container addresses.
 	Add(container, name string, addrs ...netip.Addr) error
 	// Remove takes addresses from a name of a container, from all its names if name
@@ -83,11 +86,13 @@ func (ns hostNames) without(fqdn string, addrs []netip.Addr) hostNames {
 	return left
 }
 
-// register gives a container the names of its record.
-func (ns hostNames) register(to Names, container string) error {
+// register gives a container the names of its record. attached are the addresses of the
+// container. Names of others that this host may not name now stay on record.
+func (ns hostNames) register(to Names, container string, attached []netip.Prefix) error {
 	var errs []error
 	for _, n := range ns {
-		errs = append(errs, to.Add(container, n.FQDN, n.Addresses...))
+		may, _ := permit(to, n.Addresses, addrsOf(attached))
+		errs = append(errs, to.Add(container, n.FQDN, may...))
 	}
 	return errors.Join(errs...)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // known lists the names that a host has, each with its address.
@@ -202,6 +203,46 @@ func TestNamesOfTheHost(t *testing.T) {
 	wantKnown(t, b, "after one that failed", "gw=192.168.6.1")
 }
 
+// Without --dns-external a host names addresses that it attached or exposed, and no others
+// outside the mesh. Names of an earlier run stay on record.
+func TestExternalAddressesNeedTheFlag(t *testing.T) {
+	t.Parallel()
+	st, log := openStore(t), slog.New(slog.DiscardHandler)
+	attached := netip.MustParseAddr("192.168.5.1")
+	open := func(external bool) (*dns.Service, *nameRequests) {
+		id := peer.Cheap{ID: peer.Key{1}}
+		ns := dns.New(dns.Config{
+			Domain: "weft.internal", Self: peer.Name{2, 1}, Signer: id, Verifier: id, Announce: func([]byte) {}, Log: log, External: external,
+		})
+		addrs := func() []netip.Addr { return []netip.Addr{attached} }
+		r := &nameRequests{dns: ns, engine: noEngine{}, external: newExternalNames(st, ns, addrs, log), attached: addrs}
+		r.external.restoreNames()
+		return ns, r
+	}
+	add := func(r *nameRequests, addr string) error {
+		return r.AddName(t.Context(), api.NameRequest{Hostname: "db", Addresses: []netip.Addr{netip.MustParseAddr(addr)}})
+	}
+	_, r := open(false)
+	if err := add(r, "192.0.2.7"); api.ClassOf(err) != api.Usage || !strings.Contains(err.Error(), "--dns-external") {
+		t.Errorf("an address that was not attached: %v", err)
+	}
+	if err := add(r, attached.String()); err != nil {
+		t.Error(err)
+	}
+	_, r = open(true)
+	if err := add(r, "192.0.2.7"); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		external bool
+		want     string
+	}{{false, "db=192.168.5.1"}, {true, "db=192.0.2.7 db=192.168.5.1"}} {
+		if ns, _ := open(c.external); namesIn(ns) != c.want {
+			t.Errorf("started with --dns-external=%t: %q, want %q", c.external, namesIn(ns), c.want)
+		}
+	}
+}
+
 // Names of external addresses outlive the router. A name that was removed does not come
 // back, nor one that could not be written.
 func TestNamesOfExternalAddresses(t *testing.T) {
@@ -210,7 +251,7 @@ func TestNamesOfExternalAddresses(t *testing.T) {
 	var ns *dns.Service
 	open := func() *externalNames {
 		ns = newTestNames()
-		external := newExternalNames(st, ns, slog.New(slog.DiscardHandler))
+		external := newExternalNames(st, ns, func() []netip.Addr { return nil }, slog.New(slog.DiscardHandler))
 		external.restoreNames()
 		return external
 	}

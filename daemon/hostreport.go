@@ -71,6 +71,7 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 			{Name: "relayed-keys", Depth: ms.Wanted, Limit: ms.MaxWanted, Drops: ms.Unwanted},
 		},
 	}
+	h.records(&r.Router)
 	h.connections(&r.Router, ms, rs, now)
 	r.Router.Connections = listed(r, "Connections", r.Router.Connections, maxListed)
 	if err := h.peers(ctx, r, ms); err != nil {
@@ -392,6 +393,17 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 		w = append(w, "addresses cannot be written to disk, so none are given: "+s.DiskErr.Error())
 	}
 	return w
+}
+
+// records fills in the limits of host names and what was refused of them.
+func (h *host) records(out *api.Router) {
+	s := h.names.RecordStats()
+	out.Queues = append(out.Queues,
+		api.Queue{Name: "names", Depth: s.Bytes, Limit: s.MaxBytes, Drops: s.Dropped},
+		api.Queue{Name: "names-waiting", Depth: s.Waiting, Limit: s.MaxWaiting, Drops: s.WaitDropped})
+	for reason, n := range s.Refused {
+		out.MeshRefused["names-"+reason] = n
+	}
 }
 
 // meshRefused returns what the mesh refused, by reason.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 
 	"github.com/weft-net/weft/dns"
@@ -16,6 +17,7 @@ type nameRequests struct {
 	engine     engine
 	namespaces *namespaces
 	external   *externalNames
+	attached   func() []netip.Addr // the addresses of containers of this host, and those exposed
 }
 
 // AddName implements api.Names.
@@ -26,6 +28,11 @@ func (ns *nameRequests) AddName(ctx context.Context, r api.NameRequest) error {
 		return err
 	case r.Container == "" && (fqdn == "" || len(r.Addresses) == 0):
 		return usage("a name that belongs to no container needs both addresses and -h NAME")
+	}
+	if err := ns.checkAddresses(r.Addresses); err != nil {
+		return err
+	}
+	switch {
 	case r.Container == "":
 		return ns.external.add(fqdn, r.Addresses)
 	case isNamespace(r.Container):
@@ -33,6 +40,20 @@ func (ns *nameRequests) AddName(ctx context.Context, r api.NameRequest) error {
 	default:
 		return ns.engine.addName(ctx, r.Container, fqdn, r.Addresses)
 	}
+}
+
+// checkAddresses returns an error unless this host may name the addresses.
+func (ns *nameRequests) checkAddresses(addrs []netip.Addr) error {
+	attached := ns.attached()
+	if _, err := permit(ns.dns, addrs, attached); err != nil {
+		return usage("give a name to %w", err)
+	}
+	for _, a := range minus(addrs, attached) {
+		if ns.dns.IsForeign(a) {
+			return usage("give a name to address %s: the ring of addresses does not give it to this host, so no host would answer it; add the name on the host that has it", a)
+		}
+	}
+	return nil
 }
 
 // RemoveName implements api.Names.

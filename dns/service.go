@@ -24,6 +24,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/records"
 )
 
 // Defaults of a Config.
@@ -59,15 +60,23 @@ type Config struct {
 	// have to answer a query.
 	ResolvConf string
 	Timeout    time.Duration
-	// Ranges are the address ranges whose reverse names exist in the mesh only.
+	// Ranges are the address ranges of the mesh. Their reverse names exist in the mesh only.
 	Ranges []netip.Prefix
+	// External allows this host to name addresses outside Ranges that it did not attach.
+	External bool
+	// Owns reports whether a peer owns an address of Ranges; if it is nil, each owns all. It is
+	// called concurrently and without locks of the Service. The first query for a name waits for
+	// it.
+	Owns func(n peer.Name, a netip.Addr) bool
 
 	Self     peer.Name
 	Signer   peer.Signer
 	Verifier peer.Verifier
-	// Announce sends a change of the state to the mesh. It does not block.
+	// Announce sends a change of the state to the mesh. It is called without locks of the Service.
 	Announce func(delta []byte)
-	Log      *slog.Logger
+	// Now returns the time as most peers see it; nil: the clock of this host.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Service is the service discovery of one host. Make one with New. It is safe for concurrent use.
@@ -87,16 +96,19 @@ type Service struct {
 	// Run loop only.
 	logged map[string]time.Time // when a refusal was last logged, by its text
 
-	mu    sync.Mutex // may be taken while the mesh's lock is held; Announce takes neither
+	mu    sync.Mutex // of all else only the table is locked while it is held, and no callback is made; see change
 	state *names.State
 }
 
 // New returns a Service without names.
 func New(cfg Config) *Service {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	s := &Service{
 		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), logged: make(map[string]time.Time),
 		state: names.New(names.Config{
-			Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Incarnation: uint64(time.Now().UnixMicro()),
+			Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Start: time.Now(), Ranges: cfg.Ranges, Owns: cfg.Owns,
 		}),
 		forward: forward.New(cfg.Timeout),
 	}
@@ -119,16 +131,23 @@ func (s *Service) Run(ctx context.Context) error {
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var updated, probed time.Time
-	var probes sync.WaitGroup
-	defer probes.Wait()
+	var background sync.WaitGroup
+	defer background.Wait()
+	var refreshing atomic.Bool // an owner of addresses that answers late must not delay the loop
 	for now := time.Now(); ; {
 		s.tick(now)
+		if !refreshing.Swap(true) {
+			background.Go(func() {
+				defer refreshing.Store(false)
+				s.state.Table().Refresh()
+			})
+		}
 		if !s.cfg.Off && now.Sub(updated) >= updateEvery {
 			updated = now
 			s.updateListeners()
 			if s.updateUpstreams() || now.Sub(probed) >= probeEvery {
 				probed = now
-				probes.Go(func() { s.forward.Probe(ctx) })
+				background.Go(func() { s.forward.Probe(ctx) })
 			}
 		}
 		select {
@@ -150,11 +169,14 @@ func (s *Service) NetworkChanged() {
 }
 
 func (s *Service) tick(now time.Time) {
-	s.mu.Lock()
-	deltas := s.state.Tick(now)
-	refused := s.state.Refused()
-	s.mu.Unlock()
-	s.announce(deltas)
+	clock := s.cfg.Now()
+	var refused []gossip.Refusal
+	_ = s.change(func() ([][]byte, error) {
+		s.state.SetTime(clock)
+		deltas := s.state.Tick(now)
+		refused = s.state.Refused()
+		return deltas, nil
+	})
 	for _, r := range refused {
 		text := fmt.Sprintf("%s %v", r.Owner, r.Cause)
 		if last, ok := s.logged[text]; ok && now.Sub(last) < time.Minute {
@@ -168,10 +190,19 @@ func (s *Service) tick(now time.Time) {
 	}
 }
 
-func (s *Service) announce(deltas [][]byte) {
+// change changes the state and then announces the deltas that f returns, unless f fails. Two
+// changes may be announced in the wrong order: versions decide which one is newer.
+func (s *Service) change(f func() (deltas [][]byte, err error)) error {
+	s.mu.Lock()
+	deltas, err := f()
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	for _, d := range deltas {
 		s.cfg.Announce(d)
 	}
+	return nil
 }
 
 // updateUpstreams makes the forwarder use the host's name servers, except for this server itself.
@@ -264,16 +295,39 @@ func (s *Service) Add(container, name string, addrs ...netip.Addr) error {
 	}
 	var in []names.Entry
 	for _, a := range addrs {
-		in = append(in, names.Entry{Name: fqdn, Container: container, Addr: a})
+		in = append(in, s.entry(container, fqdn, a))
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	deltas, err := s.state.Change(nil, in)
-	if err != nil {
+	if err := s.change(func() ([][]byte, error) { return s.state.Change(nil, in) }); err != nil {
 		return wrap(err)
 	}
-	s.announce(deltas)
 	return nil
+}
+
+// entry returns the entry of an address that this host may name; see Check.
+func (s *Service) entry(container, fqdn string, a netip.Addr) names.Entry {
+	return names.Entry{Name: fqdn, Container: container, Addr: a, Outside: !s.inside(a)}
+}
+
+func (s *Service) inside(a netip.Addr) bool {
+	return slices.ContainsFunc(s.cfg.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+}
+
+// ErrExternal is the cause if a host may not give an address a name.
+var ErrExternal = errors.New("it is outside the address ranges of the mesh, and this host neither attached nor exposed it; to allow that, launch the router of this host with --dns-external")
+
+// Check returns an error unless this host may give an address a name. Addresses that it attached to
+// a container or exposed always may have one, so the caller need not ask for them.
+func (s *Service) Check(a netip.Addr) error {
+	if !s.inside(a) && !s.cfg.External {
+		return fmt.Errorf("address %s: %w", a, ErrExternal)
+	}
+	return nil
+}
+
+// IsForeign reports whether an address is one of the mesh that this host does not own. No host
+// answers a name with it.
+func (s *Service) IsForeign(a netip.Addr) bool {
+	return s.inside(a) && s.cfg.Owns != nil && !s.cfg.Owns(s.cfg.Self, a)
 }
 
 // Remove removes addresses from a host name of a container, and returns what it removed. An empty
@@ -285,17 +339,14 @@ func (s *Service) Remove(container, name string, addrs ...netip.Addr) ([]names.E
 			return nil, fmt.Errorf("remove a host name of container %s: %w", container, err)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := s.state.Own(func(e names.Entry) bool {
-		return e.Container == container && (name == "" || e.Name == name) && (len(addrs) == 0 || slices.Contains(addrs, e.Addr))
+	var out []names.Entry
+	err := s.change(func() ([][]byte, error) {
+		out = s.state.Own(func(e names.Entry) bool {
+			return e.Container == container && (name == "" || e.Name == name) && (len(addrs) == 0 || slices.Contains(addrs, e.Addr))
+		})
+		return s.state.Change(out, nil)
 	})
-	deltas, err := s.state.Change(out, nil)
-	if err != nil {
-		return nil, err // cannot happen: the record became smaller
-	}
-	s.announce(deltas)
-	return out, nil
+	return out, err // an error cannot happen: the record became smaller
 }
 
 // Set replaces the host names of a container. The keys of want are fully qualified. On error
@@ -309,17 +360,16 @@ func (s *Service) Set(container string, want map[string][]netip.Addr) error {
 			return wrap(err)
 		}
 		for _, a := range addrs {
-			in[names.Entry{Name: fqdn, Container: container, Addr: a}] = true
+			in[s.entry(container, fqdn, a)] = true
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := s.state.Own(func(e names.Entry) bool { return e.Container == container && !in[e] })
-	deltas, err := s.state.Change(out, slices.Collect(maps.Keys(in)))
+	err := s.change(func() ([][]byte, error) {
+		out := s.state.Own(func(e names.Entry) bool { return e.Container == container && !in[e] })
+		return s.state.Change(out, slices.Collect(maps.Keys(in)))
+	})
 	if err != nil {
 		return wrap(err)
 	}
-	s.announce(deltas)
 	return nil
 }
 
@@ -329,9 +379,7 @@ func (s *Service) RemoveContainer(container string) { _, _ = s.Remove(container,
 // PeersChanged reports the peers that the mesh reaches, with their keys. The Service owns the map
 // from now on.
 func (s *Service) PeersChanged(peers map[peer.Name]peer.Key) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.announce(s.state.SetPeers(peers))
+	_ = s.change(func() ([][]byte, error) { return s.state.SetOwners(peers), nil })
 }
 
 // Resolve answers as the server would answer a container: it returns the addresses of a name, or
@@ -394,10 +442,21 @@ func (s *Service) Status() Status {
 	if f := s.upstreamFault.Load(); f != nil {
 		st.Fault = *f
 	}
+	if st.Off {
+		return st
+	}
+	s.mu.Lock()
+	st.Entries = s.state.List()
+	s.mu.Unlock()
+	s.state.Table().Judge(st.Entries)
+	return st
+}
+
+// RecordStats returns what the replicated names take, and what was refused of them.
+func (s *Service) RecordStats() records.Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st.Entries = s.state.List()
-	return st
+	return s.state.Stats()
 }
 
 // Channel returns the state as a channel that the mesh replicates.

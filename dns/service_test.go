@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -83,6 +84,69 @@ func TestAddAndRemove(t *testing.T) {
 	if got, err := s.Resolve(t.Context(), "10.32.0.1"); err != nil || !slices.Equal(got, []string{"web.weft.internal."}) {
 		t.Errorf("lookup of the address: %v, %v", got, err)
 	}
+}
+
+// Announce may use the Service: no lock is held while it is called.
+func TestAnnounceMayCallBack(t *testing.T) {
+	calls := 0
+	var s *Service
+	s = newService(t, 1, func(c *Config) {
+		c.Announce = func([]byte) {
+			calls++
+			s.Status()
+			s.Channel().Digest()
+		}
+	})
+	a := netip.MustParseAddr("10.32.0.1")
+	if err := s.Add("c1", "web", a); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Set("c1", map[string][]netip.Addr{"db.weft.internal": {a}}); err != nil {
+		t.Fatal(err)
+	}
+	s.RemoveContainer("c1")
+	if calls < 3 {
+		t.Errorf("%d announcements of 3 changes", calls)
+	}
+}
+
+// A host names addresses of the mesh that it owns, and outside addresses only if its user
+// allows it; the others answer accordingly.
+func TestAddressesOfTheMesh(t *testing.T) {
+	inside, outside := netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("192.0.2.7")
+	owner := peer.Name{2, 1}
+	config := func(c *Config) {
+		c.Ranges = []netip.Prefix{netip.MustParsePrefix("10.32.0.0/12")}
+		c.Owns = func(n peer.Name, a netip.Addr) bool { return n == owner && a == inside }
+	}
+	far := newService(t, 2, config)
+	far.PeersChanged(map[peer.Name]peer.Key{{2, 1}: {1}})
+	s := newService(t, 1, config, far)
+	if err := s.Check(outside); !errors.Is(err, ErrExternal) {
+		t.Errorf("an outside address without --dns-external: %v", err)
+	}
+	if err := newService(t, 1, func(c *Config) { config(c); c.External = true }).Check(outside); err != nil {
+		t.Errorf("an outside address with --dns-external: %v", err)
+	}
+	if s.Check(inside) != nil || s.IsForeign(inside) || !far.IsForeign(inside) || far.IsForeign(outside) {
+		t.Error("who owns an address of the mesh does not matter")
+	}
+	for _, a := range []netip.Addr{inside, inside.Next(), outside} {
+		if err := s.Add("c1", "web", a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	resolve := func(want ...string) {
+		t.Helper()
+		got, err := far.Resolve(t.Context(), "web.weft.internal")
+		if slices.Sort(got); err != nil || !slices.Equal(got, want) {
+			t.Errorf("lookup: %v, %v; want %v", got, err, want)
+		}
+	}
+	resolve("10.32.0.1", "192.0.2.7")
+	owner = peer.Name{2, 9} // the ring changes
+	far.state.Table().Refresh()
+	resolve("192.0.2.7")
 }
 
 func TestInvalidNamesAreRefused(t *testing.T) {

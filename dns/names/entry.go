@@ -21,6 +21,10 @@ type Entry struct {
 	// it.
 	Container string
 	Addr      netip.Addr
+	// Outside is set if the address is outside the ranges of the mesh and the announcing host says
+	// that the name leads there: it attached or exposed the address, or its user allowed such names
+	// (--dns-external). It is no more than that host's word.
+	Outside bool
 }
 
 // Canonical returns a host name in lower case and without a trailing dot. It fails if the name is
@@ -73,9 +77,16 @@ func (e Entry) Check() error {
 	return nil
 }
 
-// compare orders entries by name, container and address.
+// compare orders entries by name, container, address and flag.
 func (e Entry) compare(o Entry) int {
-	return cmp.Or(strings.Compare(e.Name, o.Name), strings.Compare(e.Container, o.Container), e.Addr.Compare(o.Addr))
+	flag := 0
+	if e.Outside != o.Outside {
+		flag = 1
+		if o.Outside {
+			flag = -1
+		}
+	}
+	return cmp.Or(strings.Compare(e.Name, o.Name), strings.Compare(e.Container, o.Container), e.Addr.Compare(o.Addr), flag)
 }
 
 // bucketOf returns the bucket of a name: the 32-bit FNV-1a hash of the canonical name, folded to 8

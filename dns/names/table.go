@@ -5,19 +5,72 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+
+	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Table is an index of the names that a State shows. Make one with NewTable. It is safe for
-// concurrent use.
+// Table is an index of the names that a State shows. It is safe for concurrent use.
+//
+// It answers the entries of a peer only if the address is that peer's to name:
+//
+//   - An address of the mesh's ranges must belong to the peer (Config.Owns).
+//   - Another address must be marked as Entry.Outside. It is not answered while another peer
+//     names an address of the mesh that belongs to it by the same name: anybody can mark
+//     addresses, so a peer could otherwise lead the clients of a container out of the mesh.
+//
+// What belongs to whom changes at any time, and finding out may take long. So the answer of a
+// name is found when the name is looked up first, and again by Refresh. No lock is held
+// meanwhile, so other names are answered.
 type Table struct {
+	ranges []netip.Prefix
+	owns   func(peer.Name, netip.Addr) bool
+
 	mu      sync.RWMutex
-	forward map[string]*multiset[netip.Addr]
-	reverse map[netip.Addr]*multiset[string]
+	forward map[string]*nameEntries
+	reverse map[netip.Addr]*multiset[namedBy]
 	below   map[string]int // number of names below a name
 	size    int            // entries
 }
 
-// multiset is a multiset: several owners and containers may have the same entry.
+// claim is an address of a name as a peer announces it.
+type claim struct {
+	addr    netip.Addr
+	owner   peer.Name
+	outside bool
+}
+
+// namedBy is a name of an address as a peer announces it.
+type namedBy struct {
+	name    string
+	owner   peer.Name
+	outside bool
+}
+
+// nameEntries are the entries of one name.
+type nameEntries struct {
+	multiset[claim]
+	version uint64                 // grows with each change
+	answer  atomic.Pointer[answer] // nil after a change; stored while mu is held
+}
+
+// changed notes that the entries have changed. mu is held for writing.
+func (m *nameEntries) changed() {
+	m.version++
+	m.answer.Store(nil)
+}
+
+// answer is what is answered for a name. Only used changes.
+type answer struct {
+	used  atomic.Bool  // since it was found
+	addrs []netip.Addr // without duplicates
+	// inside is a peer that names an address of its own in the mesh, zero if there is none.
+	// several is set if there is more than one.
+	inside  peer.Name
+	several bool
+}
+
+// multiset is a multiset: several containers may have the same entry.
 type multiset[T comparable] struct {
 	values    []T // without duplicates
 	counts    []int
@@ -68,40 +121,203 @@ func (m *multiset[T]) remove(v T) {
 	m.values, m.counts = m.values[:last], m.counts[:last]
 }
 
-// NewTable returns a Table without names.
-func NewTable() *Table {
-	return &Table{forward: make(map[string]*multiset[netip.Addr]), reverse: make(map[netip.Addr]*multiset[string]), below: make(map[string]int)}
+func newTable(cfg Config) *Table {
+	t := &Table{
+		ranges: cfg.Ranges, owns: cfg.Owns,
+		forward: make(map[string]*nameEntries), reverse: make(map[netip.Addr]*multiset[namedBy]), below: make(map[string]int),
+	}
+	if t.owns == nil {
+		t.owns = func(peer.Name, netip.Addr) bool { return true }
+	}
+	return t
 }
 
-// Lookup appends the addresses of a canonical name to dst, in no particular order. known reports whether
-// the name exists, which is also true if other names end with it.
-func (t *Table) Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool) {
+// isInside reports whether an address is one of the mesh.
+func isInside(ranges []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+}
+
+// find finds out what is answered for a name with some claims. mu is not held.
+func (t *Table) find(claims []claim) *answer {
+	a := new(answer)
+	inside := make([]bool, len(claims))
+	for i, c := range claims {
+		if inside[i] = isInside(t.ranges, c.addr) && t.owns(c.owner, c.addr); !inside[i] {
+			continue
+		}
+		a.several = a.several || !a.inside.IsZero() && a.inside != c.owner
+		a.inside = c.owner
+	}
+	seen := make(map[netip.Addr]bool, len(claims))
+	for i, c := range claims {
+		if (inside[i] || t.leads(a, c.owner, c.addr, c.outside)) && !seen[c.addr] {
+			seen[c.addr] = true
+			a.addrs = append(a.addrs, c.addr)
+		}
+	}
+	return a
+}
+
+// answerOf returns what is answered for a name that had no answer yet, and below as it is now.
+func (t *Table) answerOf(name string) (a *answer, below int) {
+	t.mu.RLock()
+	m, below := t.forward[name], t.below[name]
+	if m == nil {
+		t.mu.RUnlock()
+		return new(answer), below
+	}
+	if a := m.answer.Load(); a != nil {
+		t.mu.RUnlock()
+		return a, below
+	}
+	claims, version := slices.Clone(m.values), m.version
+	t.mu.RUnlock()
+	a = t.find(claims)
+	a.used.Store(true)
+	t.keep(m, version, a)
+	return a, below
+}
+
+// keep keeps an answer unless the entries of the name have changed since version.
+func (t *Table) keep(m *nameEntries, version uint64, a *answer) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if m := t.forward[name]; m != nil {
-		return append(dst, m.values...), true
+	if m.version == version {
+		m.answer.Store(a)
 	}
-	return dst, t.below[name] > 0
+}
+
+// Refresh asks again which addresses belong to whom, for the names that were looked up since
+// the last call. Call it about once a second. Names are answered as before while it works.
+func (t *Table) Refresh() {
+	type work struct {
+		m       *nameEntries
+		version uint64
+	}
+	var list []work
+	t.mu.RLock()
+	for _, m := range t.forward {
+		if a := m.answer.Load(); a == nil {
+			continue
+		} else if !a.used.Load() {
+			m.answer.Store(nil)
+		} else {
+			list = append(list, work{m, m.version})
+		}
+	}
+	t.mu.RUnlock()
+	for _, w := range list {
+		t.mu.RLock()
+		claims := slices.Clone(w.m.values)
+		changed := w.m.version != w.version
+		t.mu.RUnlock()
+		if !changed {
+			t.keep(w.m, w.version, t.find(claims))
+		}
+	}
+}
+
+// leads reports whether a name may lead to an address outside the mesh.
+func (t *Table) leads(a *answer, owner peer.Name, addr netip.Addr, outside bool) bool {
+	return outside && !isInside(t.ranges, addr) && !a.several && (a.inside.IsZero() || a.inside == owner)
+}
+
+// Lookup appends the addresses of a canonical name to dst, in no particular order. known
+// reports whether the name exists, which is also true if other names end with it.
+func (t *Table) Lookup(dst []netip.Addr, name string) (addrs []netip.Addr, known bool) {
+	t.mu.RLock()
+	dst, known, ok := answered(dst, t.forward[name], t.below[name])
+	t.mu.RUnlock()
+	if ok {
+		return dst, known
+	}
+	return t.lookupFirst(dst, name)
 }
 
 // LookupBytes is Lookup for a name that the caller may reuse after the call.
 func (t *Table) LookupBytes(dst []netip.Addr, name []byte) (addrs []netip.Addr, known bool) {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if m := t.forward[string(name)]; m != nil {
-		return append(dst, m.values...), true
+	dst, known, ok := answered(dst, t.forward[string(name)], t.below[string(name)])
+	t.mu.RUnlock()
+	if ok {
+		return dst, known
 	}
-	return dst, t.below[string(name)] > 0
+	return t.lookupFirst(dst, string(name))
+}
+
+// answered returns ok false if it is not known yet what is answered.
+func answered(dst []netip.Addr, m *nameEntries, below int) (addrs []netip.Addr, known, ok bool) {
+	if m == nil {
+		return dst, below > 0, true
+	}
+	a := m.answer.Load()
+	if a == nil {
+		return dst, false, false
+	}
+	if !a.used.Load() {
+		a.used.Store(true)
+	}
+	return append(dst, a.addrs...), len(a.addrs) > 0 || below > 0, true
+}
+
+func (t *Table) lookupFirst(dst []netip.Addr, name string) (addrs []netip.Addr, known bool) {
+	a, below := t.answerOf(name)
+	return append(dst, a.addrs...), len(a.addrs) > 0 || below > 0
 }
 
 // Reverse returns the names of an address. The caller owns the slice.
-func (t *Table) Reverse(a netip.Addr) []string {
+func (t *Table) Reverse(a netip.Addr) (names []string) {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
+	var claims []namedBy
 	if m := t.reverse[a]; m != nil {
-		return slices.Clone(m.values)
+		claims = slices.Clone(m.values)
 	}
-	return nil
+	t.mu.RUnlock()
+	inside := isInside(t.ranges, a)
+	owns := make(map[peer.Name]bool)
+	for _, c := range claims {
+		ok := false
+		if inside {
+			owned, asked := owns[c.owner]
+			if !asked {
+				owned = t.owns(c.owner, a)
+				owns[c.owner] = owned
+			}
+			ok = owned
+		} else {
+			answer, _ := t.answerOf(c.name)
+			ok = t.leads(answer, c.owner, a, c.outside)
+		}
+		if ok {
+			names = append(names, c.name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Judge fills in which entries are not answered, and why.
+func (t *Table) Judge(list []Listed) {
+	for i, l := range list {
+		list[i].Refused = t.refusal(l.Owner, l.Entry)
+	}
+}
+
+// refusal says why an entry is not answered, "" if it is.
+func (t *Table) refusal(owner peer.Name, e Entry) string {
+	switch {
+	case isInside(t.ranges, e.Addr):
+		if !t.owns(owner, e.Addr) {
+			return "the address belongs to another peer"
+		}
+	case !e.Outside:
+		return "the address is outside the ranges of this mesh"
+	default:
+		if answer, _ := t.answerOf(e.Name); !t.leads(answer, owner, e.Addr, e.Outside) {
+			return "another peer has addresses of the mesh with this name"
+		}
+	}
+	return ""
 }
 
 // Len returns the number of entries.
@@ -111,39 +327,41 @@ func (t *Table) Len() int {
 	return t.size
 }
 
-// replace removes the entries out and adds the entries in.
-func (t *Table) replace(out, in []Entry) {
+// replace removes the entries out of a peer and adds the entries in.
+func (t *Table) replace(owner peer.Name, out, in []Entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, e := range out {
-		t.remove(e)
+		t.remove(owner, e)
 	}
 	for _, e := range in {
-		t.add(e)
+		t.add(owner, e)
 	}
 }
 
-func (t *Table) add(e Entry) {
+func (t *Table) add(owner peer.Name, e Entry) {
 	t.size++
 	m := t.forward[e.Name]
 	if m == nil {
-		m = new(multiset[netip.Addr])
+		m = new(nameEntries)
 		t.forward[e.Name] = m
 		eachParent(e.Name, func(p string) { t.below[p]++ })
 	}
-	m.add(e.Addr)
+	m.add(claim{e.Addr, owner, e.Outside})
+	m.changed()
 	r := t.reverse[e.Addr]
 	if r == nil {
-		r = new(multiset[string])
+		r = new(multiset[namedBy])
 		t.reverse[e.Addr] = r
 	}
-	r.add(e.Name)
+	r.add(namedBy{e.Name, owner, e.Outside})
 }
 
-func (t *Table) remove(e Entry) {
+func (t *Table) remove(owner peer.Name, e Entry) {
 	t.size--
 	m := t.forward[e.Name]
-	if m.remove(e.Addr); len(m.values) == 0 {
+	m.changed()
+	if m.remove(claim{e.Addr, owner, e.Outside}); len(m.values) == 0 {
 		delete(t.forward, e.Name)
 		eachParent(e.Name, func(p string) {
 			if t.below[p]--; t.below[p] == 0 {
@@ -152,7 +370,7 @@ func (t *Table) remove(e Entry) {
 		})
 	}
 	r := t.reverse[e.Addr]
-	if r.remove(e.Name); len(r.values) == 0 {
+	if r.remove(namedBy{e.Name, owner, e.Outside}); len(r.values) == 0 {
 		delete(t.reverse, e.Addr)
 	}
 }

@@ -28,11 +28,11 @@ const forwardTimeout = time.Hour
 func newServer(t testing.TB, list ...string) (*Server, netip.AddrPort) {
 	t.Helper()
 	id := peer.Cheap{ID: peer.Key{1}}
-	st := names.New(names.Config{Self: peer.Name{2, 1}, Signer: id, Verifier: id, Incarnation: 1})
+	st := names.New(names.Config{Self: peer.Name{2, 1}, Signer: id, Verifier: id, Start: time.Unix(1, 0)})
 	var in []names.Entry
 	for _, l := range list {
 		name, addr, _ := strings.Cut(l, " ")
-		in = append(in, names.Entry{Name: name, Container: "c", Addr: netip.MustParseAddr(addr)})
+		in = append(in, names.Entry{Name: name, Container: "c", Addr: netip.MustParseAddr(addr), Outside: true})
 	}
 	if _, err := st.Change(nil, in); err != nil {
 		t.Fatal(err)

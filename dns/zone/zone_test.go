@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -19,10 +20,10 @@ var ranges = []netip.Prefix{netip.MustParsePrefix("10.32.0.0/12"), netip.MustPar
 // newZone returns a Zone with names, each written "name address".
 func newZone(t testing.TB, list ...string) *Zone {
 	id := peer.Cheap{ID: peer.Key{1}}
-	s := names.New(names.Config{Self: peer.Name{2, 1}, Signer: id, Verifier: id, Incarnation: 1})
+	s := names.New(names.Config{Self: peer.Name{2, 1}, Signer: id, Verifier: id, Start: time.Unix(1, 0)})
 	for _, l := range list {
 		name, addr, _ := strings.Cut(l, " ")
-		if _, err := s.Change(nil, []names.Entry{{Name: name, Container: "c", Addr: netip.MustParseAddr(addr)}}); err != nil {
+		if _, err := s.Change(nil, []names.Entry{{Name: name, Container: "c", Addr: netip.MustParseAddr(addr), Outside: true}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -103,6 +104,16 @@ func exposed(t *testing.T, lab *testbed.Lab, host int, args ...string) netip.Add
 	return a
 }
 
+// upExternal makes two hosts, of which the second may name addresses outside the mesh.
+func upExternal(t *testing.T) *testbed.Lab {
+	t.Helper()
+	lab := harness.New(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	harness.Launch(t, lab, 1)
+	harness.Launch(t, lab, 2, append(lab.Peers(2), "--dns-external")...)
+	harness.Converge(t, lab)
+	return lab
+}
+
 // reverse returns the name to ask for the PTR record of an address.
 func reverse(t *testing.T, a netip.Addr) string {
 	t.Helper()
@@ -116,7 +127,7 @@ func reverse(t *testing.T, a netip.Addr) string {
 // Containers resolve the names of containers on any host.
 func TestNamesAcrossHosts(t *testing.T) {
 	t.Parallel()
-	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	lab := upExternal(t)
 	gateway := exposed(t, lab, 1, "-h", "gw")
 	client := harness.At(1, "client")
 	harness.AddContainer(t, lab, 1, "client")
@@ -158,6 +169,13 @@ func TestNamesAcrossHosts(t *testing.T) {
 			t.Errorf("status dns lacks %s:\n%s", want, status)
 		}
 	}
+	router := harness.Report(t, lab, 1).Router
+	if !slices.ContainsFunc(router.Queues, func(q api.Queue) bool { return q.Name == "names" && q.Depth > 0 && q.Depth < q.Limit }) {
+		t.Errorf("the report does not say how much memory names take: %+v", router.Queues)
+	}
+	if n, ok := router.MeshRefused["names-forged"]; !ok || n != 0 {
+		t.Errorf("the report does not count forged names: %v", router.MeshRefused)
+	}
 	harness.Weft(t, lab, 2, "dns-remove", "192.0.2.7", "-h", "old")
 	ask("old.weft.internal.", dns.TypeA, "NOERROR SOA weft.internal. 1")
 	harness.Weft(t, lab, 2, "dns-remove", "-h", "old")
@@ -183,7 +201,7 @@ func TestNamesAcrossHosts(t *testing.T) {
 // A name with many addresses is answered over UDP and TCP.
 func TestLargeAnswers(t *testing.T) {
 	t.Parallel()
-	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	lab := upExternal(t)
 	server := exposed(t, lab, 1)
 	harness.AddContainer(t, lab, 1, "client")
 	const many = 150
@@ -465,7 +483,10 @@ func TestFlagsOfDNS(t *testing.T) {
 // removed before; a reset ends them.
 func TestNamesOutsideOutliveTheirRouter(t *testing.T) {
 	t.Parallel()
-	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	lab := harness.New(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	harness.Launch(t, lab, 1, "--dns-external")
+	harness.Launch(t, lab, 2, lab.Peers(2)...)
+	harness.Converge(t, lab)
 	known := func(want string) {
 		t.Helper()
 		harness.Eventually(t, "host 2 knows "+want, func() bool {
@@ -477,11 +498,60 @@ func TestNamesOutsideOutliveTheirRouter(t *testing.T) {
 	known("192.0.2.7")
 	harness.Weft(t, lab, 1, "stop")
 	known("")
+	// Without the flag the name stays on record, but is not announced.
 	harness.Launch(t, lab, 1, lab.Peers(1)...)
+	harness.Converge(t, lab)
+	known("")
+	harness.Weft(t, lab, 1, "stop")
+	harness.Launch(t, lab, 1, append(lab.Peers(1), "--dns-external")...)
 	known("192.0.2.7")
 	harness.Weft(t, lab, 1, "reset", "--state-dir", lab.StateDir(1))
 	known("")
 	harness.Launch(t, lab, 1, lab.Peers(1)...)
 	harness.Converge(t, lab)
 	known("")
+}
+
+// A name leads to an address only if the host that says so owns it, or attached it, or was
+// told that it may name addresses outside the mesh.
+func TestAddressesThatAHostMayName(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
+	server := exposed(t, lab, 1)
+	harness.AddContainer(t, lab, 1, "client")
+	ask := func(name, want string) {
+		t.Helper()
+		asked(t, lab, harness.At(1, "client"), server, name+".weft.internal.", dns.TypeA, want)
+	}
+	web := addNamed(t, lab, 2, "web", "web")
+	path := lab.Netns(harness.At(2, "web"))
+	for address, words := range map[string]string{"192.0.2.7": "--dns-external", server.String(): "add the name on the host that has it"} {
+		for _, container := range [][]string{nil, {path}} {
+			args := append(append([]string{"dns-add", address}, container...), "-h", "other")
+			if code, out := harness.Try(t, lab, 2, args...); code != cmd.ExitUsage || !strings.Contains(out, words) {
+				t.Errorf("%v: exit code %d, %q", args, code, out)
+			}
+		}
+	}
+	// Addresses that were attached or exposed need no flag, also outside the range. One that
+	// was claimed belongs to the host that claimed it.
+	harness.Weft(t, lab, 2, "attach", "--netns", path, "--hostname", "lan", "192.168.55.1/24")
+	harness.Weft(t, lab, 2, "expose", "-h", "gw", "192.168.56.1/24")
+	harness.Weft(t, lab, 2, "dns-add", "192.168.55.1", "-h", "alias")
+	claimed := server
+	for range 77 { // in the space of host 1
+		claimed = claimed.Next()
+	}
+	harness.Weft(t, lab, 2, "attach", "--netns", path, "--hostname", "claimed", claimed.String()+"/12")
+	harness.Weft(t, lab, 2, "dns-add", claimed.String(), "-h", "mine")
+	ask("gw", "192.168.56.1")
+	ask("alias", "192.168.55.1")
+	ask("mine", claimed.String())
+	ask("web", web.String())
+	harness.Weft(t, lab, 2, "stop")
+	ask("alias", "NXDOMAIN SOA weft.internal. 1")
+	harness.Launch(t, lab, 2, lab.Peers(2)...)
+	ask("gw", "192.168.56.1")
+	ask("alias", "192.168.55.1")
+	ask("mine", claimed.String())
 }

@@ -75,7 +75,7 @@ func (h *host) waitName(t *testing.T, name string, addrs ...string) {
 // router, and are removed with the container.
 func TestAddedNames(t *testing.T) {
 	t.Parallel()
-	hs := newHosts(t, 2)
+	hs := newHosts(t, 2, "--dns-external")
 	a, b := hs[0], hs[1]
 	a.waitNetwork(t)
 	id := a.run(t, "--name", "web", "--net", "weft")
@@ -102,7 +102,7 @@ func TestAddedNames(t *testing.T) {
 	a.docker(t, "restart", "-t0", "db", "two")
 	all()
 	a.weft(t, "stop")
-	a.launch(t, hs)
+	a.launch(t, hs, "--dns-external")
 	all()
 
 	// A removed name stays removed until the container's next start.
@@ -110,7 +110,7 @@ func TestAddedNames(t *testing.T) {
 	b.waitName(t, "web")
 	b.waitName(t, "shop")
 	a.weft(t, "stop")
-	a.launch(t, hs)
+	a.launch(t, hs, "--dns-external")
 	a.waitName(t, "db", db, more)
 	a.waitName(t, "web")
 	a.weft(t, "dns-add", "web")

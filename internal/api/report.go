@@ -285,6 +285,8 @@ type DNSEntry struct {
 	ContainerID string
 	Origin      string // name of the peer that announced it
 	NickName    string // of that peer
+	// Refused says why this host does not answer the entry, "" if it does.
+	Refused string `json:",omitempty"`
 }
 
 // DNSQueries counts queries.

@@ -234,7 +234,12 @@ func (r *Report) dns(w io.Writer) {
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, e := range r.DNS.Entries {
-		render.Fprintf(tw, "%s\t%s\t%s\t%s\n", render.Word(strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain)), e.Address, render.Word(shortID(e.ContainerID)), named(e.Origin, e.NickName))
+		refused := ""
+		if e.Refused != "" {
+			refused = "\tnot answered: " + e.Refused
+		}
+		render.Fprintf(tw, "%s\t%s\t%s\t%s%s\n", render.Word(strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain)), e.Address,
+			render.Word(shortID(e.ContainerID)), named(e.Origin, e.NickName), refused)
 	}
 	tw.Flush()
 	r.omitted(w, "DNS.Entries", "entries")

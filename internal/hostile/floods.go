@@ -439,7 +439,7 @@ func hostNames(r *run, p *Peer, n int) error {
 	if err != nil {
 		return err
 	}
-	s := names.New(names.Config{Self: m.Name, Signer: m, Verifier: peer.Ed25519{}, Incarnation: uint64(time.Now().UnixMicro())})
+	s := names.New(names.Config{Self: m.Name, Signer: m, Verifier: peer.Ed25519{}, Start: time.Now()})
 	var in []names.Entry
 	for i := range perStep {
 		in = append(in, names.Entry{
@@ -473,7 +473,7 @@ func digests(r *run, p *Peer, n int) error {
 		digest = make([]byte, ring.DigestLen)
 		digest[0] = 1
 	case mesh.ChannelNames:
-		digest = names.New(names.Config{Self: p.ID.Name, Signer: p.ID, Verifier: peer.Ed25519{}, Incarnation: 1}).Digest()
+		digest = names.New(names.Config{Self: p.ID.Name, Signer: p.ID, Verifier: peer.Ed25519{}, Start: time.Unix(1, 0)}).Digest()
 	}
 	return p.Gossip(byte(gossipDigest+n%2), channel, digest)
 }
