@@ -127,7 +127,7 @@ func TestAddedNames(t *testing.T) {
 	for words, args := range map[string][]string{
 		"no address on the switch": {"dns-add", "db", "-h", "x"}, "no such container": {"dns-add", "nobody", "-h", "x"},
 		"not attached": {"dns-add", "/run/netns/nobody", "-h", "x"}, "not in the domain": {"dns-add", "web", "-h", "x.example.com"},
-		"can be reached": {"dns-add", "web", "224.0.0.1", "-h", "x"},
+		"want a unicast address": {"dns-add", "web", "224.0.0.1", "-h", "x"},
 	} {
 		if text := a.mustFail(t, "weft", args...); !strings.Contains(text, words) {
 			t.Errorf("%s: %s", args, text)
