@@ -163,7 +163,7 @@ func TestMetrics(t *testing.T) {
 			},
 			IPAM6: &api.IPAM{RangeNumIPs: 1e30},
 			DNS: &api.DNS{
-				Entries: make([]api.DNSEntry, 12), Refused: 13,
+				Entries: append(make([]api.DNSEntry, 11), api.DNSEntry{Refused: "foreign"}), Refused: 13,
 				Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 14}, {Type: "PTR", Result: "forwarded", Count: 15}},
 			},
 		}, nil
@@ -176,7 +176,7 @@ func TestMetrics(t *testing.T) {
 		"weft_ipam_unreachable_count 250", "weft_ipam_unreachable_percentage 25", "weft_ipam_pending_allocates 1", "weft_ipam_pending_claims 2",
 		`weft_link_bytes_total{direction="rx",peer="p",type="sleeve"} 11`, `weft_link_packets_total{direction="tx",peer="p",type="sleeve"} 2`,
 		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass\\xffword"} 6`,
-		"weft_dns_entries 12", "weft_dns_forwards_refused_total 13",
+		"weft_dns_entries 12", "weft_dns_entries_refused 1", "weft_dns_forwards_refused_total 13",
 		`weft_dns_queries_total{result="answer",type="A"} 14`, `weft_dns_queries_total{result="forwarded",type="PTR"} 15`,
 		`weft_drops_total{reason="looped"} 7`, `weft_queue_depth{queue="gossip"} 8`, `weft_queue_limit{queue="gossip"} 9`, `weft_queue_drops_total{queue="gossip"} 10`,
 	} {

@@ -22,7 +22,9 @@ func (h *host) discovery(r *api.Report) *api.DNS {
 		out.Upstream = append(out.Upstream, api.DNSUpstream{Address: u.Addr, Fault: u.Fault})
 	}
 	v := h.mesh.View()
-	for _, e := range listed(r, "DNS.Entries", s.Entries, maxNames) {
+	entries := listed(r, "DNS.Entries", s.Entries, maxNames)
+	h.names.Judge(entries)
+	for _, e := range entries {
 		out.Entries = append(out.Entries, api.DNSEntry{
 			Hostname: e.Name, Address: e.Addr, ContainerID: e.Container, Origin: e.Owner.String(), NickName: v.Nickname(e.Owner), Refused: e.Refused,
 		})

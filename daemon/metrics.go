@@ -45,6 +45,7 @@ var (
 	queueLimit     = gauge("queue_limit", "Capacity of a queue.", "queue")
 	queueDrops     = counter("queue_drops_total", "Entries dropped because a queue was full.", "queue")
 	dnsEntries     = gauge("dns_entries", "Addresses of host names that this host answers.")
+	dnsUnanswered  = gauge("dns_entries_refused", "Of these, those that this host does not answer, because their peer may not name the address.")
 	dnsQueries     = counter("dns_queries_total", "DNS queries of containers.", "type", "result")
 	dnsRefused     = counter("dns_forwards_refused_total", "DNS queries not forwarded because too many were in flight.")
 	refusals       = counter("mesh_refused_total", "What other peers sent and the mesh refused.", "reason")
@@ -114,6 +115,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	if d := r.DNS; d != nil {
 		s.add(dnsEntries, float64(len(d.Entries)+r.Omitted["DNS.Entries"]))
+		refused := 0
+		for _, e := range d.Entries {
+			if e.Refused != "" {
+				refused++
+			}
+		}
+		s.add(dnsUnanswered, float64(refused))
 		s.add(dnsRefused, float64(d.Refused))
 		for _, q := range d.Queries {
 			s.add(dnsQueries, float64(q.Count), q.Type, q.Result)

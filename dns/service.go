@@ -425,8 +425,8 @@ type Status struct {
 	TTL       uint32
 	Listening []Listening
 	Upstream  []forward.Status
-	Fault     string // of reading the host's name servers; "" if there is none
-	Entries   []names.Listed
+	Fault     string         // of reading the host's name servers; "" if there is none
+	Entries   []names.Listed // Judge finds out which are answered
 	Queries   []server.Count
 	Busy      uint64 // queries that were not forwarded because there were too many
 }
@@ -448,9 +448,11 @@ func (s *Service) Status() Status {
 	s.mu.Lock()
 	st.Entries = s.state.List()
 	s.mu.Unlock()
-	s.state.Table().Judge(st.Entries)
 	return st
 }
+
+// Judge sets Refused of entries of a Status. It asks for the owner of each address.
+func (s *Service) Judge(list []names.Listed) { s.state.Table().Judge(list) }
 
 // RecordStats returns what the replicated names take, and what was refused of them.
 func (s *Service) RecordStats() records.Stats {

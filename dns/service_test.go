@@ -144,6 +144,13 @@ func TestAddressesOfTheMesh(t *testing.T) {
 		}
 	}
 	resolve("10.32.0.1", "192.0.2.7")
+	list := far.Status().Entries
+	far.Judge(list)
+	for _, e := range list {
+		if (e.Refused != "") != (e.Addr == inside.Next()) {
+			t.Errorf("%s: refused because %q", e.Addr, e.Refused)
+		}
+	}
 	owner = peer.Name{2, 9} // the ring changes
 	far.state.Table().Refresh()
 	resolve("192.0.2.7")
