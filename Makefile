@@ -182,7 +182,7 @@ bench-compare:
 
 # Members that lie at random, and ten years of hosts that come and go.
 soak:
-	WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run 'TestLiarsTakeNothing|TestYearsOfChurn' -v ./ipam ./ipam/ring
+	WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run 'TestLiarsTakeNothing|TestYearsOfChurn|TestConvergenceWithLiars' -v ./ipam ./ipam/ring ./mesh/records
 
 # Known vulnerabilities in what weft calls; asks vuln.go.dev.
 vulncheck:

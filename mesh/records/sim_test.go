@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"testing"
@@ -319,12 +320,12 @@ func (w *sim) checkBounds(t testing.TB) (dropped uint64) {
 }
 
 // A third of the members lies while the others change values, lose messages, are parted,
-// die and start again.
+// die and start again. With WEFT_SOAK there are a thousand.
 func TestConvergenceWithLiars(t *testing.T) {
 	t.Parallel()
-	peers, perOwner := 1000, 1<<11
-	if testing.Short() {
-		peers = 200
+	peers, perOwner := 200, 1<<11
+	if os.Getenv("WEFT_SOAK") != "" {
+		peers = 1000
 	}
 	liars := peers / 3
 	limits := Limits{Owner: 24 << 10, Total: peers * perOwner * 5 / 8}
