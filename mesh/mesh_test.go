@@ -688,3 +688,15 @@ func TestForgedEntryIsRefusedAndReported(t *testing.T) {
 		t.Error("the entry was merged")
 	}
 }
+
+// A peer whose others are all away gets routes too: the kernel carries frames to them with
+// its short id.
+func TestLonePeerHasRoutes(t *testing.T) {
+	t.Parallel()
+	n := start(t)
+	eventually(t, "a lone peer has a short id", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.route != nil && n.route.ShortIDs[n.Self()] != 0
+	})
+}

@@ -30,7 +30,9 @@ func (m *Mesh) topologyLoop(ctx context.Context) {
 	defer m.wg.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	l := topologyState{generation: m.view.Load().generation}
+	// The first round publishes the view, also if this peer is alone: the router needs its
+	// own short id.
+	l := topologyState{generation: m.view.Load().generation - 1}
 	for {
 		select {
 		case <-ctx.Done():
