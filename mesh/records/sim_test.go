@@ -368,7 +368,7 @@ func TestConvergenceWithLiars(t *testing.T) {
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	t.Logf("%d lies would have cost a session, %d owners were dropped, %d MiB were sent, %d MiB for all", w.errors, dropped, w.sent>>20, mem.HeapAlloc>>20)
-	if w.errors == 0 || dropped == 0 {
+	if w.errors == 0 {
 		t.Error("the lies had no effect at all")
 	}
 	// Nothing that was there is lost or hidden while the lies go on.
