@@ -56,6 +56,7 @@ type Election struct {
 	cfg     Config
 	own     Entry
 	entries map[peer.Name]*Entry // of the other peers
+	order   []peer.Name          // of entries, ascending, so that equal seeds give equal runs
 	values  map[ValueID]*value
 	seals   map[peer.Name]*Seal
 	books   peer.Book
@@ -203,11 +204,18 @@ func (el *Election) all(yield func(*Entry) bool) {
 	if !yield(&el.own) {
 		return
 	}
-	for _, e := range el.entries {
-		if !yield(e) {
+	for _, n := range el.order {
+		if !yield(el.entries[n]) {
 			return
 		}
 	}
+}
+
+func (el *Election) put(e *Entry) {
+	if i, known := slices.BinarySearchFunc(el.order, e.Node, peer.Name.Compare); !known {
+		el.order = slices.Insert(el.order, i, e.Node)
+	}
+	el.entries[e.Node] = e
 }
 
 // highest returns the highest ballot that anyone proposed whose vote counts.
@@ -299,7 +307,7 @@ func (el *Election) Merge(from peer.Name, delta []byte) (news []byte, changed bo
 			refused = errors.Join(refused, err)
 			continue
 		}
-		el.entries[e.Node] = &e
+		el.put(&e)
 		news = appendItem(news, itemEntry, e.Append(nil))
 	}
 	for _, s := range in.seals {
@@ -330,9 +338,10 @@ func (el *Election) hasRoom(from peer.Name) bool {
 
 // dropIneligible drops an entry that does not count, and reports whether there was one.
 func (el *Election) dropIneligible() bool {
-	for n, e := range el.entries {
-		if !el.eligible(e) {
+	for i, n := range el.order {
+		if !el.eligible(el.entries[n]) {
 			delete(el.entries, n)
+			el.order = slices.Delete(el.order, i, i+1)
 			return true
 		}
 	}
@@ -372,8 +381,8 @@ func (el *Election) react() (changed bool) {
 		changed = true
 	}
 	if !el.cfg.Observer {
-		for _, e := range el.entries {
-			a := e.State
+		for _, n := range el.order {
+			a := el.entries[n].State
 			if v := el.valueOf(a.Value); v != nil && a.Accepted.Compare(st.Accepted) > 0 && el.backed(a) && el.cfg.Acceptable(v) == nil {
 				changed = st.Accept(a.Accepted, a.Value) || changed
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/weft-net/weft/mesh/gossip"
@@ -172,12 +173,13 @@ func (el *Election) Delta() []byte {
 // each calls f for each known entry and value, with its line of the digest and its
 // item.
 func (el *Election) each(f func(sum [sumLen]byte, kind byte, item []byte)) {
-	for id, v := range el.values {
+	for _, id := range slices.SortedFunc(maps.Keys(el.values), func(a, b ValueID) int { return bytes.Compare(a[:], b[:]) }) {
 		var sum [sumLen]byte
 		copy(sum[peer.NameLen:], id[:])
-		f(sum, itemValue, v.bytes)
+		f(sum, itemValue, el.values[id].bytes)
 	}
-	for _, s := range el.seals {
+	for _, n := range slices.SortedFunc(maps.Keys(el.seals), peer.Name.Compare) {
+		s := el.seals[n]
 		var sum [sumLen]byte
 		raw := s.Append(nil)
 		id := IDOf(raw)
