@@ -422,7 +422,9 @@ func (el *Election) lead() bool {
 		if e.Voter && e.State.Promised == b && el.eligible(e) {
 			p := e.State
 			if e != &el.own && !p.Accepted.IsZero() && !el.claimable(p) {
-				p.Accepted = Ballot{} // nobody proposed that: it binds nobody
+				// Do not count it. It may be a lie that would stop every proposer, or
+				// true, and then the promises without it are no quorum.
+				continue
 			}
 			promises = append(promises, p)
 			voters = append(voters, e.Holder())
@@ -442,8 +444,8 @@ func (el *Election) lead() bool {
 	return el.valueOf(id) != nil && st.Accept(b, id)
 }
 
-// claimable reports whether an earlier value that a voter says it accepted must be
-// believed: it is known and an honest proposer could have proposed it.
+// claimable reports whether an earlier value that a voter says it accepted can be
+// proposed again: it is known and an honest proposer could have proposed it.
 func (el *Election) claimable(a Acceptor[ValueID]) bool {
 	v := el.valueOf(a.Value)
 	return v != nil && el.cfg.Acceptable(v) == nil
