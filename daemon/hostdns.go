@@ -23,7 +23,7 @@ func (h *host) discovery(r *api.Report) *api.DNS {
 	}
 	v := h.mesh.View()
 	entries := listed(r, "DNS.Entries", s.Entries, maxNames)
-	h.names.Judge(entries)
+	h.names.MarkRefused(entries)
 	for _, e := range entries {
 		out.Entries = append(out.Entries, api.DNSEntry{
 			Hostname: e.Name, Address: e.Addr, ContainerID: e.Container, Origin: e.Owner.String(), NickName: v.Nickname(e.Owner), Refused: e.Refused,

@@ -426,7 +426,7 @@ type Status struct {
 	Listening []Listening
 	Upstream  []forward.Status
 	Fault     string         // of reading the host's name servers; "" if there is none
-	Entries   []names.Listed // Judge finds out which are answered
+	Entries   []names.Listed // MarkRefused finds out which are answered
 	Queries   []server.Count
 	Busy      uint64 // queries that were not forwarded because there were too many
 }
@@ -451,8 +451,8 @@ func (s *Service) Status() Status {
 	return st
 }
 
-// Judge sets Refused of entries of a Status. It asks for the owner of each address.
-func (s *Service) Judge(list []names.Listed) { s.state.Table().Judge(list) }
+// MarkRefused sets Refused of entries of a Status. It asks for the owner of each address.
+func (s *Service) MarkRefused(list []names.Listed) { s.state.Table().MarkRefused(list) }
 
 // RecordStats returns what the replicated names take, and what was refused of them.
 func (s *Service) RecordStats() records.Stats {

@@ -145,7 +145,7 @@ func TestAddressesOfTheMesh(t *testing.T) {
 	}
 	resolve("10.32.0.1", "192.0.2.7")
 	list := far.Status().Entries
-	far.Judge(list)
+	far.MarkRefused(list)
 	for _, e := range list {
 		if (e.Refused != "") != (e.Addr == inside.Next()) {
 			t.Errorf("%s: refused because %q", e.Addr, e.Refused)

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Bans. What a peer did is nothing that routers can judge, so a router votes for a ban
+// Bans. What a peer did is nothing that routers can evaluate, so a router votes for a ban
 // only if its own operator asked for it: one stolen host bans nobody. The operators run
 // weft ban on as many voters as are a quorum. Everybody else follows the decision.
 

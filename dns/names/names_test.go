@@ -162,9 +162,9 @@ func TestEntryNeedsContainer(t *testing.T) {
 	}
 }
 
-func judged(s *State) []Listed {
+func marked(s *State) []Listed {
 	list := s.List()
-	s.Table().Judge(list)
+	s.Table().MarkRefused(list)
 	return list
 }
 
@@ -172,7 +172,7 @@ func judged(s *State) []Listed {
 func checkTable(t testing.TB, s *State) {
 	t.Helper()
 	forward, reverse := make(map[string]map[netip.Addr]bool), make(map[netip.Addr]map[string]bool)
-	for _, l := range judged(s) {
+	for _, l := range marked(s) {
 		if forward[l.Name] == nil {
 			forward[l.Name] = make(map[netip.Addr]bool)
 		}
@@ -275,7 +275,7 @@ func TestAddressesOfOtherPeers(t *testing.T) {
 		t.Errorf("names of %s: %v", mine.Addr, got)
 	}
 	refused := 0
-	for _, l := range judged(b) {
+	for _, l := range marked(b) {
 		if l.Refused != "" {
 			refused++
 		} else if l.Owner != nameOf(1) || l.Entry != mine {

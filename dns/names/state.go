@@ -108,7 +108,7 @@ func (s *State) Change(out, in []Entry) (deltas [][]byte, err error) {
 type Listed struct {
 	Entry
 	Owner peer.Name
-	// Refused says why the entry is not answered, "" if it is. Table.Judge sets it.
+	// Refused says why the entry is not answered, "" if it is. Table.MarkRefused sets it.
 	Refused string
 }
 

@@ -296,8 +296,8 @@ func (t *Table) Reverse(a netip.Addr) (names []string) {
 	return slices.Compact(names)
 }
 
-// Judge fills in which entries are not answered, and why.
-func (t *Table) Judge(list []Listed) {
+// MarkRefused fills in which entries are not answered, and why.
+func (t *Table) MarkRefused(list []Listed) {
 	for i, l := range list {
 		list[i].Refused = t.refusal(l.Owner, l.Entry)
 	}

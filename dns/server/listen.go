@@ -12,7 +12,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"github.com/weft-net/weft/internal/room"
+	"github.com/weft-net/weft/internal/connlimit"
 )
 
 // endpoint is an address at which queries arrive.
@@ -124,7 +124,7 @@ func (s *Server) openLibrary(e endpoint) (*serving, error) {
 	} else {
 		var l net.Listener
 		if l, err = lc.Listen(context.Background(), e.network, e.addr.String()); err == nil {
-			lib.Listener = room.New(l, maxConns, maxConnsEach)
+			lib.Listener = connlimit.New(l, maxConns, maxConnsEach)
 		}
 	}
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/weft-net/weft/internal/connlimit"
 	"github.com/weft-net/weft/internal/hostfile"
-	"github.com/weft-net/weft/internal/room"
 )
 
 // TLS configures TLS for clients over TCP.
@@ -66,7 +66,7 @@ func Listen(addr string, t TLS, engine string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
-	l = room.New(l, maxConns, 0)
+	l = connlimit.New(l, maxConns, 0)
 	if t.Cert == "" {
 		return &Listener{Listener: l}, nil
 	}
@@ -83,7 +83,7 @@ func listenUnix(path, engine string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker's proxy: %w", err)
 	}
-	l := &Listener{Listener: room.New(s, maxConns, 0), socket: s}
+	l := &Listener{Listener: connlimit.New(s, maxConns, 0), socket: s}
 	if err := l.Share(engine); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("docker's proxy: %w", err)

@@ -15,8 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/internal/connlimit"
 	"github.com/weft-net/weft/internal/render"
-	"github.com/weft-net/weft/internal/room"
 )
 
 const (
@@ -82,7 +82,7 @@ func use(client net.Conn) {
 	if t, ok := client.(*tls.Conn); ok {
 		client = t.NetConn()
 	}
-	if c, ok := client.(*room.Conn); ok {
+	if c, ok := client.(*connlimit.Conn); ok {
 		c.Use()
 	}
 }

@@ -11,14 +11,14 @@ import (
 
 	"golang.org/x/net/netutil"
 
+	"github.com/weft-net/weft/internal/connlimit"
 	"github.com/weft-net/weft/internal/render"
-	"github.com/weft-net/weft/internal/room"
 )
 
 // limits bound what the clients of one listener can make a router hold.
 type limits struct {
 	conns int           // open connections
-	evict bool          // make room for a further one, see package room, which else waits in the kernel
+	evict bool          // make room for a further one, see package connlimit, which else waits in the kernel
 	write time.Duration // for a whole answer; 0: a command may wait for long
 	idle  time.Duration // between two requests
 }
@@ -40,12 +40,12 @@ func (m limits) apply(s *http.Server, l net.Listener) net.Listener {
 	h := s.Handler
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c, ok := r.Context().Value(connKey{}).(*room.Conn); ok {
+		if c, ok := r.Context().Value(connKey{}).(*connlimit.Conn); ok {
 			defer c.Use()()
 		}
 		h.ServeHTTP(w, r)
 	})
-	return room.New(l, m.conns, 0)
+	return connlimit.New(l, m.conns, 0)
 }
 
 // connKey is the key of a request's connection in its context.

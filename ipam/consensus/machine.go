@@ -371,7 +371,7 @@ func (m *Machine) prevote(rs *roundState, now time.Time, late bool) bool {
 	}
 	if p := rs.prop; p != nil {
 		// It may still agree until the deadline, when it has heard more.
-		if m.judge(p) == nil {
+		if m.checkProposed(p) == nil {
 			m.cast(stepPrevote, p.id, now)
 			return true
 		}
@@ -399,9 +399,9 @@ func (m *Machine) propose(rs *roundState) bool {
 	return true
 }
 
-// judge returns an error if this voter does not prevote p. The proof of p was checked when
+// checkProposed returns an error if this voter does not prevote p. The proof of p was checked when
 // it arrived.
-func (m *Machine) judge(p *proposal) error {
+func (m *Machine) checkProposed(p *proposal) error {
 	if err := m.cfg.Fits(p.body); err != nil {
 		return err
 	}

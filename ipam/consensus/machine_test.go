@@ -167,10 +167,10 @@ func TestLockSurvivesARestart(t *testing.T) {
 	w.launch(self)
 	m = w.nodes[self]
 	other := &proposal{body: []byte("body of 2"), id: ring.BodyID([]byte("body of 2")), valid: -1}
-	if err := m.judge(other); err == nil {
+	if err := m.checkProposed(other); err == nil {
 		t.Error("a locked voter agrees to another body")
 	}
-	if err := m.judge(prop); err != nil {
+	if err := m.checkProposed(prop); err != nil {
 		t.Errorf("it disagrees to its own body: %v", err)
 	}
 }

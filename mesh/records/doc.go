@@ -45,7 +45,7 @@
 //     signed with the key of the owner's topology entry. A derived name accepts only the key
 //     from which it is derived.
 //   - A record that arrives before the topology entry of its owner waits for a short time in
-//     a room of limited size, in which each neighbour has a fair share. It is neither shown
+//     a waitlist of limited size, in which each neighbour has a fair share. It is neither shown
 //     nor passed on.
 //   - Buckets, owners and the whole Map have limits. They count memory, not only bytes on
 //     the wire. Beyond the limit of the whole Map, owners that the topology has lost are

@@ -70,18 +70,18 @@ type Config[V any] struct {
 
 // Map is one peer's copy of all records of one use. Make one with New.
 type Map[V any] struct {
-	cfg    Config[V]
-	domain string // of signatures
-	own    *owner[V]
-	owners map[peer.Name]*owner[V]
-	known  map[peer.Name]peer.Key // the owners in the topology, without this peer
-	rows   [rowCount]row[V]
-	count  int // records in rows
-	cost   int // of the records of others
-	shares map[peer.Name]int
-	banned map[peer.Name]time.Time // until when an owner that lost its place is refused
-	room   room
-	spent  map[peer.Name]*budget
+	cfg      Config[V]
+	domain   string // of signatures
+	own      *owner[V]
+	owners   map[peer.Name]*owner[V]
+	known    map[peer.Name]peer.Key // the owners in the topology, without this peer
+	rows     [rowCount]row[V]
+	count    int // records in rows
+	cost     int // of the records of others
+	shares   map[peer.Name]int
+	banned   map[peer.Name]time.Time // until when an owner that lost its place is refused
+	waitlist waitlist
+	spent    map[peer.Name]*budget
 
 	now   time.Time // of the last Tick
 	clock time.Time // the time as most peers see it
@@ -320,7 +320,7 @@ func (m *Map[V]) SetOwners(known map[peer.Name]peer.Key) (deltas [][]byte) {
 		m.show(o, present)
 	}
 	var raws [][]byte
-	for _, w := range m.room.take(func(n peer.Name) bool { _, ok := known[n]; return ok }) {
+	for _, w := range m.waitlist.take(func(n peer.Name) bool { _, ok := known[n]; return ok }) {
 		if m.stale(&w.header, w.raw) {
 			continue
 		}
@@ -404,7 +404,7 @@ func (m *Map[V]) Tick(now time.Time) (deltas [][]byte) {
 			m.drop(o)
 		}
 	}
-	m.room.expire(now)
+	m.waitlist.expire(now)
 	for n, b := range m.spent {
 		if b.full(now) {
 			delete(m.spent, n)

@@ -151,8 +151,8 @@ func (m *texts) check(t testing.TB) {
 	if cost != m.cost || cost > m.cfg.Limits.Total || count != m.count || !maps.Equal(shares, m.shares) {
 		t.Fatalf("%d bytes of records, of %v, and %d shown; the map says %d, %v and %d", cost, shares, count, m.cost, m.shares, m.count)
 	}
-	if m.room.bytes > maxRoom {
-		t.Fatalf("%d bytes wait", m.room.bytes)
+	if m.waitlist.bytes > maxWaitlist {
+		t.Fatalf("%d bytes wait", m.waitlist.bytes)
 	}
 }
 
@@ -291,7 +291,7 @@ func TestRecordsWaitForTheirOwner(t *testing.T) {
 	b.mergeFrom(t, 6, sign(h, []byte("lie"), signDomain+"test", signerOf(9)))
 	b.check(t)
 	if s := b.Stats(); s.WaitDropped == 0 || s.Waiting > s.MaxWaiting {
-		t.Errorf("the room is not bounded: %+v", s)
+		t.Errorf("the waitlist is not bounded: %+v", s)
 	}
 	if got := slices.Concat(b.know(1)...); !bytes.Equal(got, slices.Concat(d...)) {
 		t.Error("the waiting record was not announced")

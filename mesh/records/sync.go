@@ -53,7 +53,7 @@ func (m *Map[V]) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 			m.refuse(from, w.owner, ErrAhead)
 			continue
 		}
-		m.stats.WaitDropped += uint64(m.room.add(from, w.header, w.raw))
+		m.stats.WaitDropped += uint64(m.waitlist.add(from, w.header, w.raw))
 	}
 	for _, r := range in {
 		if m.accept(from, r) {

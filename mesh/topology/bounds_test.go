@@ -195,22 +195,22 @@ func TestEntriesWithoutALinkToTheMeshAreNotStored(t *testing.T) {
 		t.Errorf("%d entries are stored", len(a.entries))
 	}
 	st := a.Stats()
-	if st.Waiting > maxRoom || a.room.bytes > maxRoomBytes || st.Unverified == 0 {
-		t.Errorf("%+v, %d bytes wait", st, a.room.bytes)
+	if st.Waiting > maxWaitlist || a.waitlist.bytes > maxWaitlistBytes || st.Unverified == 0 {
+		t.Errorf("%+v, %d bytes wait", st, a.waitlist.bytes)
 	}
 	a.Expire(epoch.Add(time.Hour))
-	if a.Stats().Waiting != 0 || a.room.bytes != 0 || len(a.room.from) != 0 {
-		t.Errorf("after an hour %d entries with %d bytes of %d neighbours wait", a.Stats().Waiting, a.room.bytes, len(a.room.from))
+	if a.Stats().Waiting != 0 || a.waitlist.bytes != 0 || len(a.waitlist.from) != 0 {
+		t.Errorf("after an hour %d entries with %d bytes of %d neighbours wait", a.Stats().Waiting, a.waitlist.bytes, len(a.waitlist.from))
 	}
 }
 
-// A neighbour that fills the room does not push out what others put there.
+// A neighbour that fills the waitlist does not push out what others put there.
 func TestEachNeighbourHasAShareOfTheRoom(t *testing.T) {
-	var r room
+	var r waitlist
 	for i, e := range madeUp(10, 1<<16) {
 		r.add(e, peer.Name{2, byte(i)}, epoch)
 	}
-	for _, e := range madeUp(3*maxRoom, 0) {
+	for _, e := range madeUp(3*maxWaitlist, 0) {
 		r.add(e, peer.Name{2, 0xff}, epoch)
 	}
 	for _, e := range madeUp(10, 1<<16) {
@@ -218,8 +218,8 @@ func TestEachNeighbourHasAShareOfTheRoom(t *testing.T) {
 			t.Errorf("%s was pushed out", e.Name)
 		}
 	}
-	if len(r.byName) > maxRoom {
-		t.Errorf("%d entries, want at most %d", len(r.byName), maxRoom)
+	if len(r.byName) > maxWaitlist {
+		t.Errorf("%d entries, want at most %d", len(r.byName), maxWaitlist)
 	}
 }
 
@@ -337,7 +337,7 @@ func TestMadeUpPeersTakeNoPlaceOfHonestOnes(t *testing.T) {
 			for i := range c.members {
 				limit += entries[simName(i)].cost()
 			}
-			limit += 50 * (baseCost + 50) // room for some of the made-up peers
+			limit += 50 * (baseCost + 50) // space for some of the made-up peers
 			var first map[peer.Name]bool
 			for _, self := range good {
 				keep := places(entries[self], entries, limit)

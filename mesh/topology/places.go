@@ -24,11 +24,11 @@ func (e *Entry) cost() int { return baseCost + len(e.Links) }
 // settlePlaces decides which of the stored and the waiting entries are stored, and reports
 // whether any changed. Names that lose their place are refused for refuseFor.
 func (s *State) settlePlaces(now time.Time) (moved bool) {
-	all := make(map[peer.Name]*Entry, len(s.entries)+len(s.room.byName))
+	all := make(map[peer.Name]*Entry, len(s.entries)+len(s.waitlist.byName))
 	for n, e := range s.entries {
 		all[n] = e
 	}
-	for n, w := range s.room.byName {
+	for n, w := range s.waitlist.byName {
 		if all[n] == nil {
 			all[n] = w.Entry
 		}
@@ -46,7 +46,7 @@ func (s *State) settlePlaces(now time.Time) (moved bool) {
 		moved = true
 	}
 	var waits []*waiting
-	for _, w := range s.room.byName {
+	for _, w := range s.waitlist.byName {
 		waits = append(waits, w)
 	}
 	slices.SortFunc(waits, func(a, b *waiting) int { return a.Name.Compare(b.Name) })
@@ -55,8 +55,8 @@ func (s *State) settlePlaces(now time.Time) (moved bool) {
 		case keep[w.Name]:
 			moved = s.admit(w.from, w.Entry) || moved
 		case s.attached(w.Entry):
-			s.room.remove(w.Name)
-			s.bury(w.Entry, now.Add(refuseFor))
+			s.waitlist.remove(w.Name)
+			s.addTombstone(w.Entry, now.Add(refuseFor))
 			s.stats.NoPlace++
 		}
 	}

@@ -13,7 +13,7 @@
 //
 //   - An entry is stored only if it shares a link, which both list, with a stored entry.
 //     So every stored peer hangs on a real session of this peer. Other verified entries
-//     wait for a short time in a room of limited size, in which each neighbour has a fair
+//     wait for a short time in a waitlist of limited size, in which each neighbour has a fair
 //     share: an entry may arrive before the one that confirms its link. They are neither
 //     passed on nor part of the digest.
 //   - The stored entries have a limit. If more are known, Expire decides which ones stay;
@@ -120,7 +120,7 @@ type State struct {
 	shortID          uint16 // that of own
 	addrs            []netip.AddrPort
 	now              time.Time
-	room             room
+	waitlist         waitlist
 	crowded          bool // an entry waits for a place
 	cost             int  // of entries
 	budgets          map[peer.Name]*budget
@@ -317,7 +317,7 @@ func (s *State) mergeEntry(from peer.Name, e *Entry, fresh []byte) []byte {
 	if old != nil && old.Key == e.Key && !e.supersedes(old) {
 		return fresh
 	}
-	if w := s.room.byName[e.Name]; w != nil && w.Key == e.Key && !e.supersedes(w.Entry) {
+	if w := s.waitlist.byName[e.Name]; w != nil && w.Key == e.Key && !e.supersedes(w.Entry) {
 		return fresh
 	}
 	if s.cfg.Banned != nil && s.cfg.Banned(e.Key) {
@@ -356,12 +356,12 @@ func (s *State) mergeEntry(from peer.Name, e *Entry, fresh []byte) []byte {
 	case old != nil:
 		s.put(e)
 	case !s.attached(e):
-		s.stats.WaitDropped += uint64(s.room.add(e, from, s.now))
+		s.stats.WaitDropped += uint64(s.waitlist.add(e, from, s.now))
 		return fresh
 	case s.cost+e.cost() > s.cfg.maxCost:
 		// Expire decides whether it gets the place of another one.
 		s.crowded = true
-		s.stats.WaitDropped += uint64(s.room.add(e, from, s.now))
+		s.stats.WaitDropped += uint64(s.waitlist.add(e, from, s.now))
 		return fresh
 	default:
 		if !s.admit(from, e) {
@@ -417,7 +417,7 @@ func (s *State) admit(from peer.Name, e *Entry) bool {
 		return false
 	}
 	s.cfg.Book.Hold(e.Name)
-	s.room.remove(e.Name)
+	s.waitlist.remove(e.Name)
 	delete(s.tombstones, e.Name)
 	s.put(e)
 	return true
@@ -426,9 +426,9 @@ func (s *State) admit(from peer.Name, e *Entry) bool {
 // admitWaiting stores the waiting entries that the stored entry e confirms, and those that
 // they confirm, and appends them to fresh.
 func (s *State) admitWaiting(e *Entry, fresh []byte) []byte {
-	for queue := []*Entry{e}; len(queue) > 0 && len(s.room.byName) > 0; queue = queue[1:] {
+	for queue := []*Entry{e}; len(queue) > 0 && len(s.waitlist.byName) > 0; queue = queue[1:] {
 		for _, l := range queue[0].Links {
-			w := s.room.byName[l.To]
+			w := s.waitlist.byName[l.To]
 			if w == nil || !w.linked(queue[0]) {
 				continue
 			}
@@ -436,7 +436,7 @@ func (s *State) admitWaiting(e *Entry, fresh []byte) []byte {
 				s.crowded = true
 				continue
 			}
-			s.room.remove(w.Name)
+			s.waitlist.remove(w.Name)
 			if s.admit(w.from, w.Entry) {
 				queue = append(queue, w.Entry)
 				fresh = append(fresh, w.raw...)
@@ -455,14 +455,14 @@ func (s *State) drop(e *Entry, now time.Time, ttl time.Duration) {
 	s.cost -= e.cost()
 	delete(s.unreachableSince, e.Name)
 	if ttl > 0 {
-		s.bury(e, now.Add(ttl))
+		s.addTombstone(e, now.Add(ttl))
 	}
 	_ = s.cfg.Book.Bind(e.Name, e.Key) // it was used until now
 	s.cfg.Book.Release(e.Name)
 	s.changed()
 }
 
-func (s *State) bury(e *Entry, until time.Time) {
+func (s *State) addTombstone(e *Entry, until time.Time) {
 	if len(s.tombstones) < maxTombstones {
 		s.tombstones[e.Name] = tombstone{e.Key, e.Version, until}
 	}
@@ -475,13 +475,13 @@ func (s *State) Remove(n peer.Name) {
 	if e := s.entries[n]; e != nil && n != s.cfg.Self {
 		s.drop(e, s.now, tombstoneTTL)
 	}
-	s.room.remove(n)
+	s.waitlist.remove(n)
 }
 
 // Stats returns the counts so far.
 func (s *State) Stats() Stats {
 	st := s.stats
-	st.Waiting, st.MaxWaiting, st.Cost, st.MaxCost = len(s.room.byName), maxRoom, s.cost, s.cfg.maxCost
+	st.Waiting, st.MaxWaiting, st.Cost, st.MaxCost = len(s.waitlist.byName), maxWaitlist, s.cost, s.cfg.maxCost
 	return st
 }
 
@@ -514,7 +514,7 @@ func (s *State) Expire(now time.Time) (gone []peer.Name, moved bool) {
 		s.crowded = false
 		moved = s.settlePlaces(now)
 	}
-	s.room.expire(now)
+	s.waitlist.expire(now)
 	for n, t := range s.tombstones {
 		if now.After(t.until) {
 			delete(s.tombstones, n)
@@ -596,7 +596,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 			if t, ok := s.tombstones[n]; ok && v <= t.version {
 				continue
 			}
-			if w := s.room.byName[n]; w != nil && v <= w.Version {
+			if w := s.waitlist.byName[n]; w != nil && v <= w.Version {
 				continue
 			}
 			if mine == nil || v > mine.Version ||

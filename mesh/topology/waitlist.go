@@ -11,15 +11,15 @@ const (
 	// Neighbours announce both within a second. Digests bring an entry that is dropped
 	// too early again.
 	roomTTL = 30 * time.Second
-	// maxRoom and maxRoomBytes bound what waits: two islands of 1,000 peers each that
+	// maxWaitlist and maxWaitlistBytes bound what waits: two islands of 1,000 peers each that
 	// meet.
-	maxRoom      = 2048
-	maxRoomBytes = 8 << 20
+	maxWaitlist      = 2048
+	maxWaitlistBytes = 8 << 20
 )
 
-// room holds verified entries that no stored entry confirms yet. If it is full, the
+// waitlist holds verified entries that no stored entry confirms yet. If it is full, the
 // neighbour that fills most of it loses its oldest entry.
-type room struct {
+type waitlist struct {
 	byName map[peer.Name]*waiting
 	from   map[peer.Name]*roomShare
 	bytes  int
@@ -34,12 +34,12 @@ type waiting struct {
 // roomShare is what came from one neighbour.
 type roomShare struct {
 	bytes int
-	queue []*waiting // in order of arrival; some may have left the room
+	queue []*waiting // in order of arrival; some may have left the waitlist
 }
 
-// add puts e, which came from a neighbour, in the room and returns how many entries were
+// add puts e, which came from a neighbour, in the waitlist and returns how many entries were
 // dropped for it.
-func (r *room) add(e *Entry, from peer.Name, now time.Time) (dropped int) {
+func (r *waitlist) add(e *Entry, from peer.Name, now time.Time) (dropped int) {
 	if r.byName == nil {
 		r.byName, r.from = make(map[peer.Name]*waiting), make(map[peer.Name]*roomShare)
 	}
@@ -54,15 +54,15 @@ func (r *room) add(e *Entry, from peer.Name, now time.Time) (dropped int) {
 	s.queue = append(s.queue, w)
 	s.bytes += len(e.raw)
 	r.bytes += len(e.raw)
-	for len(r.byName) > maxRoom || r.bytes > maxRoomBytes {
+	for len(r.byName) > maxWaitlist || r.bytes > maxWaitlistBytes {
 		r.removeOldest()
 		dropped++
 	}
 	return dropped
 }
 
-// removeOldest drops the oldest entry of the neighbour that fills most of the room.
-func (r *room) removeOldest() {
+// removeOldest drops the oldest entry of the neighbour that fills most of the waitlist.
+func (r *waitlist) removeOldest() {
 	var most peer.Name
 	var share *roomShare
 	for n, s := range r.from {
@@ -80,7 +80,7 @@ func (r *room) removeOldest() {
 	}
 }
 
-func (r *room) remove(n peer.Name) {
+func (r *waitlist) remove(n peer.Name) {
 	w := r.byName[n]
 	if w == nil {
 		return
@@ -95,7 +95,7 @@ func (r *room) remove(n peer.Name) {
 }
 
 // expire drops the entries that have waited too long.
-func (r *room) expire(now time.Time) {
+func (r *waitlist) expire(now time.Time) {
 	for n, w := range r.byName {
 		if !now.Before(w.until) {
 			r.remove(n)

@@ -12,15 +12,15 @@ const (
 	// flooded at about the same time. Digests bring a record again that is dropped too
 	// early.
 	roomTTL = time.Minute
-	// maxRoom bounds the bytes of the records that wait: 100 hosts with 80 records each that
+	// maxWaitlist bounds the bytes of the records that wait: 100 hosts with 80 records each that
 	// join at the same time.
-	maxRoom = 2 << 20
+	maxWaitlist = 2 << 20
 )
 
-// room holds records whose owners are not in the topology yet. They are not verified, so a
-// record from one neighbour never takes the place of that from another. If the room is full,
-// the neighbour that fills most of it loses its oldest record. The zero room is empty.
-type room struct {
+// waitlist holds records whose owners are not in the topology yet. They are not verified, so a
+// record from one neighbour never takes the place of that from another. If the waitlist is full,
+// the neighbour that fills most of it loses its oldest record. The zero waitlist is empty.
+type waitlist struct {
 	all    map[roomKey]*waiting
 	shares map[peer.Name]*roomShare
 	bytes  int
@@ -47,11 +47,11 @@ func (w *waiting) size() int { return len(w.raw) + recordCost }
 // roomShare is what came from one neighbour.
 type roomShare struct {
 	bytes int
-	queue []*waiting // in order of arrival; some may have left the room
+	queue []*waiting // in order of arrival; some may have left the waitlist
 }
 
-// add puts a copy of a record in the room and returns how many were dropped for it.
-func (r *room) add(from peer.Name, h header, raw []byte) (dropped int) {
+// add puts a copy of a record in the waitlist and returns how many were dropped for it.
+func (r *waitlist) add(from peer.Name, h header, raw []byte) (dropped int) {
 	if r.all == nil {
 		r.all, r.shares = make(map[roomKey]*waiting), make(map[peer.Name]*roomShare)
 	}
@@ -75,15 +75,15 @@ func (r *room) add(from peer.Name, h header, raw []byte) (dropped int) {
 	s.queue = append(s.queue, w)
 	s.bytes += w.size()
 	r.bytes += w.size()
-	for r.bytes > maxRoom {
+	for r.bytes > maxWaitlist {
 		r.removeOldest()
 		dropped++
 	}
 	return dropped
 }
 
-// removeOldest drops the oldest record of the neighbour that fills most of the room.
-func (r *room) removeOldest() {
+// removeOldest drops the oldest record of the neighbour that fills most of the waitlist.
+func (r *waitlist) removeOldest() {
 	var most peer.Name
 	var share *roomShare
 	for n, s := range r.shares {
@@ -101,7 +101,7 @@ func (r *room) removeOldest() {
 	}
 }
 
-func (r *room) remove(w *waiting) {
+func (r *waitlist) remove(w *waiting) {
 	delete(r.all, w.key())
 	r.bytes -= w.size()
 	s := r.shares[w.from]
@@ -112,7 +112,7 @@ func (r *room) remove(w *waiting) {
 
 // take removes the records of the owners for which ok is true, and returns them in order of
 // owner and bucket.
-func (r *room) take(ok func(owner peer.Name) bool) (list []*waiting) {
+func (r *waitlist) take(ok func(owner peer.Name) bool) (list []*waiting) {
 	for _, w := range r.all {
 		if ok(w.owner) {
 			list = append(list, w)
@@ -134,7 +134,7 @@ func (r *room) take(ok func(owner peer.Name) bool) (list []*waiting) {
 }
 
 // expire drops the records that have waited too long.
-func (r *room) expire(now time.Time) {
+func (r *waitlist) expire(now time.Time) {
 	r.now = now
 	for _, w := range r.all {
 		switch {

@@ -1,11 +1,11 @@
-// Package room bounds the connections of a listener so that silent clients keep nobody out.
+// Package connlimit bounds the connections of a listener so that silent clients keep nobody out.
 //
 // A listener that refuses connections beyond a limit can be taken by whoever opens that many
 // and sends nothing. Here a new connection takes the place of the oldest one that is not in
 // use, first of those from the same address if that has more than its share.
 //
 // All functions are safe for concurrent use.
-package room
+package connlimit
 
 import (
 	"container/list"
@@ -45,9 +45,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// add takes in a connection. It returns nil if there is no room for it.
+// add takes in a connection. It returns nil if there is no space for it.
 func (l *Listener) add(c net.Conn) net.Conn {
-	made := &Conn{Conn: c, room: l, from: sourceOf(c)}
+	made := &Conn{Conn: c, listener: l, from: sourceOf(c)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.each > 0 && made.from.IsValid() && l.source[made.from] >= l.each && !l.makeRoom(made.from) {
@@ -96,10 +96,10 @@ func sourceOf(c net.Conn) netip.Addr {
 // Conn is a connection of a Listener.
 type Conn struct {
 	net.Conn
-	room *Listener
-	from netip.Addr
+	listener *Listener
+	from     netip.Addr
 
-	// Guarded by room.mu.
+	// Guarded by listener.mu.
 	place *list.Element // nil: closed
 	uses  int
 }
@@ -108,8 +108,8 @@ type Conn struct {
 // has proved itself.
 func (c *Conn) Use() (done func()) {
 	add := func(n int) {
-		c.room.mu.Lock()
-		defer c.room.mu.Unlock()
+		c.listener.mu.Lock()
+		defer c.listener.mu.Unlock()
 		c.uses += n
 	}
 	add(1)
@@ -118,9 +118,9 @@ func (c *Conn) Use() (done func()) {
 
 // Close implements net.Conn.
 func (c *Conn) Close() error {
-	c.room.mu.Lock()
-	c.room.remove(c)
-	c.room.mu.Unlock()
+	c.listener.mu.Lock()
+	c.listener.remove(c)
+	c.listener.mu.Unlock()
 	return c.Conn.Close()
 }
 

@@ -1,4 +1,4 @@
-package room
+package connlimit
 
 import (
 	"errors"
@@ -83,7 +83,7 @@ func TestNewConnectionsTakeThePlaceOfTheOldest(t *testing.T) {
 	near[2].Close()
 	near[2].Close()
 	if n := dial(t, l, ""); n == nil || l.open.Len() != 3 {
-		t.Errorf("after a connection was closed there is no room; %d are open", l.open.Len())
+		t.Errorf("after a connection was closed there is no space; %d are open", l.open.Len())
 	}
 }
 
