@@ -252,8 +252,11 @@ func (f *launchFlags) checkFlags(fs *pflag.FlagSet) error {
 }
 
 func (f *launchFlags) readPasswords() (err error) {
-	if f.Mesh.Passwords, err = f.passwords.read(); err != nil {
+	if f.Passwords, err = f.passwords.read(); err != nil {
 		return err
+	}
+	if f.passwords.file != "" || len(f.passwords.accept) > 0 {
+		f.ReadPasswords = f.passwords.read
 	}
 	f.warnOfReaders("password", append([]string{f.passwords.file}, f.passwords.accept...)...)
 	return nil

@@ -45,7 +45,7 @@ func TestLaunchDefaults(t *testing.T) {
 	}
 	if c.Port != 6783 || c.MTU != 1376 || c.Mesh.ConnLimit != 200 || c.Range.String() != "10.32.0.0/12" || c.DefaultSubnet != c.Range ||
 		c.RangeGiven || c.Range6.IsValid() || c.Init.Mode != ipam.Consensus || c.Init.Expect != 0 || c.StatusAddr != "127.0.0.1:6782" ||
-		c.Socket != "/run/weft/weft.sock" || c.StateDir != "/var/lib/weft" || c.Mesh.Nickname == "" || len(c.Mesh.Passwords) != 0 {
+		c.Socket != "/run/weft/weft.sock" || c.StateDir != "/var/lib/weft" || c.Mesh.Nickname == "" || len(c.Passwords) != 0 {
 		t.Errorf("%+v", c)
 	}
 }
@@ -138,7 +138,7 @@ func TestPasswords(t *testing.T) {
 		{nil, []string{"--password-file", first, "--accept-password-file", second}, []string{"new password", "old password", "older password"}},
 	} {
 		got, err := parseLaunch(t, c.env, c.args...)
-		if err != nil || !slices.Equal(got.Mesh.Passwords, c.want) {
+		if err != nil || !slices.Equal(got.Passwords, c.want) {
 			t.Errorf("%v %v: %+v, %v; want passwords %q", c.env, c.args, got, err, c.want)
 		}
 	}

@@ -139,7 +139,7 @@ host that knows the address of one other host joins the mesh:
 		cmds []*cobra.Command
 	}{
 		{"router", []*cobra.Command{a.launch(), a.stop(), a.reset()}},
-		{"mesh", []*cobra.Command{a.connect(), a.forget(), a.rmpeer(), a.ban(), a.unban(), a.adopt(), a.prime()}},
+		{"mesh", []*cobra.Command{a.connect(), a.forget(), a.rmpeer(), a.ban(), a.unban(), a.rotate(), a.adopt(), a.prime()}},
 		{"containers", []*cobra.Command{a.attach(), a.detach(), a.expose(), a.hide(), a.ps(), a.env(), a.config()}},
 		{"names", []*cobra.Command{a.dnsAdd(), a.dnsRemove(), a.dnsLookup(), a.dnsArgs()}},
 		{"look", []*cobra.Command{a.status(), a.report(), a.policy(), a.doctor(), a.lab(), a.version(), a.completion()}},

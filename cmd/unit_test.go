@@ -201,11 +201,11 @@ func TestUnitEnvironmentSaysTheSame(t *testing.T) {
 		}
 		// An administrator's file that says otherwise comes first.
 		const admin = "WEFT_MTU=1400\nWEFT_PASSWORD_FILE=/nowhere\n"
-		if len(want.Mesh.Passwords) > 0 {
+		if len(want.Passwords) > 0 {
 			first = admin + first
 		}
 		got := configOf(t, first)
-		if len(want.Mesh.Passwords) > 0 && !fs.Changed("mtu") {
+		if len(want.Passwords) > 0 && !fs.Changed("mtu") {
 			want.MTU = 1400
 		}
 		got.Docker.ProxyConfig.HostnameMatch, want.Docker.ProxyConfig.HostnameMatch = nil, nil // printed as pointers

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +15,8 @@ import (
 	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/rotation"
 	"github.com/weft-net/weft/mesh/session"
 )
 
@@ -68,8 +69,20 @@ func (c *Config) checkPeers() error {
 	if n := c.Mesh.Nickname; len(n) > maxNickname || strings.ContainsFunc(n, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\ufffd' }) {
 		return fmt.Errorf("--nickname %q: want up to %d characters without blanks", n, maxNickname)
 	}
-	if slices.ContainsFunc(c.Mesh.Passwords, func(p string) bool { return len(p) < session.MinPassword }) {
-		return fmt.Errorf("a password has less than %d characters; choose a longer one", session.MinPassword)
+	return checkPasswords(c.Passwords)
+}
+
+func checkPasswords(list []string) error {
+	if len(list) > mesh.MaxPasswords {
+		return fmt.Errorf("%d passwords, at most %d", len(list), mesh.MaxPasswords)
+	}
+	for _, p := range list {
+		switch {
+		case len(p) < session.MinPassword:
+			return fmt.Errorf("a password has less than %d characters; choose a longer one", session.MinPassword)
+		case len(p) > rotation.MaxText:
+			return fmt.Errorf("a password has more than %d characters", rotation.MaxText)
+		}
 	}
 	return nil
 }

@@ -61,9 +61,13 @@ type Config struct {
 	Bridge string
 	MTU    int // of containers, in bytes of IP packet
 
-	// Mesh has Nickname (empty: the hostname), Passwords, ConnLimit, Discover and
-	// the protocol versions.
+	// Mesh has Nickname (empty: the hostname), ConnLimit, Discover and the protocol
+	// versions.
 	Mesh mesh.Config
+	// Passwords are those of the mesh, the one to offer first; without any it has none.
+	// ReadPasswords reads them again while the router runs; nil if they cannot change.
+	Passwords     []string
+	ReadPasswords func() ([]string, error)
 	// AllowPeersFrom are networks of containers in which peers may be all the same.
 	AllowPeersFrom []netip.Prefix
 	// Init says how the first ring of addresses is made. Expect 0 stands for as many

@@ -228,7 +228,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if err := d.targets.replace(targetList); err != nil {
 		return err
 	}
-	if len(c.Mesh.Passwords) == 0 {
+	if len(c.Passwords) == 0 {
 		d.log.Warn("no password is set: every host that reaches this one can join the mesh")
 	}
 	return nil
@@ -287,6 +287,7 @@ func (d *daemon) handler(reports *api.Reports) http.Handler {
 			off: d.config.DNS.Off, dns: d.names, engine: d.engine, namespaces: d.namespaces, external: d.external, attached: d.containers.addrs,
 		}),
 		api.PeerRoutes(&peerRequests{node: d.node, targets: d.targets, addresses: d.addresses}),
+		api.PasswordRoutes(d.node),
 		api.LifecycleRoutes(d),
 	)
 }
@@ -355,7 +356,7 @@ func (d *daemon) Report(ctx context.Context) (*api.Report, error) {
 	}
 	r.Router.Targets = d.targets.get()
 	d.engine.report(r)
-	if len(d.config.Mesh.Passwords) == 0 {
+	if len(d.config.Passwords) == 0 {
 		r.Warnings = append(r.Warnings, "no password is set: every host that reaches this one can join the mesh (--password)")
 	}
 	r.Warnings = append(r.Warnings, d.exposures.warnings()...)

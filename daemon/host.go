@@ -20,10 +20,12 @@ import (
 	"github.com/weft-net/weft/ipam"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/passwords"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
 	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
 )
 
@@ -36,6 +38,8 @@ type host struct {
 	mesh       *mesh.Mesh
 	router     *router.Router
 	names      *dns.Service
+	passwords  *passwords.Keeper
+	bind       func(passwords []string) kernel.Binding // of what the fast path keeps
 	allocators []*ipam.Allocator
 	disks      []*store.Store // of the allocators
 	notes      []string       // for the user, on what was read from the disks
@@ -59,9 +63,13 @@ func newHost(c *Config, id *peer.Identity, st *store.Store) (_ *parts, err error
 			h.Close()
 		}
 	}()
+	if err := h.openPasswords(id); err != nil {
+		return nil, err
+	}
 	if err := h.openMesh(id); err != nil {
 		return nil, err
 	}
+	h.passwords.Join(h.mesh)
 	if err := h.openRouter(); err != nil {
 		return nil, err
 	}
@@ -86,6 +94,9 @@ func (h *host) openMesh(id *peer.Identity) (err error) {
 	}
 	c.SaveBindings = func(list []peer.Binding) error { return saveBindings(h.store, list) }
 	c.Refuse = newPeersFrom(h.config, h.log).refuse
+	if c.Passwords, err = h.passwords.Keys(); err != nil {
+		return err
+	}
 	h.mesh, err = mesh.New(c)
 	return err
 }
@@ -100,9 +111,12 @@ func (h *host) openRouter() (err error) {
 	c.Sysctls = h.config.Sysctls
 	c.Fast, c.Log = &fast, h.log.With("part", "router")
 	fast.PinDir, fast.Port, fast.TunnelPort = h.config.pinDir(), port+1, port+2
-	fast.Encrypt = len(h.config.Mesh.Passwords) > 0
+	fast.Encrypt = len(h.config.Passwords) > 0
 	c.SealRelayed = fast.Encrypt
-	fast.Binding = fastpath.Bind(h.mesh.Identity().Seed(), h.config.Mesh.Passwords, fast)
+	h.bind = func(passwords []string) kernel.Binding {
+		return fastpath.Bind(h.mesh.Identity().Seed(), passwords, *c.Fast)
+	}
+	fast.Binding = h.bind(h.passwords.Texts())
 	h.router, err = router.New(c, control{h.mesh})
 	return err
 }
@@ -206,6 +220,7 @@ func (h *host) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return h.router.Run(ctx) })
 	g.Go(func() error { return h.names.Run(ctx) })
+	g.Go(func() error { return h.passwords.Run(ctx) })
 	g.Go(func() error { return h.mesh.Run(ctx, observer{h}) })
 	return g.Wait()
 }
@@ -388,7 +403,10 @@ func (o observer) NeighbourDown(n peer.Name, how mesh.Ending) {
 
 func (o observer) HandshakeRefused(r mesh.Refused)        { o.router.HandshakeRefused(r.Addr, r.Dialled) }
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
-func (o observer) ViewChanged(v *mesh.View)               { o.names.PeersChanged(v.Keys()) }
+func (o observer) ViewChanged(v *mesh.View) {
+	o.names.PeersChanged(v.Keys())
+	o.passwords.PeersChanged(v.Keys())
+}
 
 func (o observer) RoutesChanged(r *topology.Routes) {
 	o.router.SetRoutes(r)

@@ -107,6 +107,7 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 		}
 		r.Warnings = append(r.Warnings, h.allocatorWarnings(s)...)
 	}
+	r.Warnings = append(r.Warnings, h.rotationWarnings()...)
 	r.Warnings = append(r.Warnings, h.notes...)
 	return ctx.Err()
 }

@@ -73,6 +73,14 @@ func (n *fakeNode) HandOver(ctx context.Context) error {
 	return handOver(ctx)
 }
 
+func (n *fakeNode) Password(context.Context) (r api.PasswordReply, err error) { return r, nil }
+
+func (n *fakeNode) Rotation(context.Context) (r api.Rotation, err error) { return r, nil }
+
+func (n *fakeNode) Rotate(context.Context, api.RotateRequest) (r api.Rotation, err error) {
+	return r, nil
+}
+
 func (n *fakeNode) setHandOver(f func(context.Context) error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -32,6 +32,7 @@ type node interface {
 	// Ban records that the operator of this host wants peers to be banned, or not to be
 	// banned any more, and waits until the voters have decided so.
 	Ban(ctx context.Context, peers []string, unban bool) error
+	api.Passwords
 	// Adopt makes all peers of this router's ring abandon it and join another ring; only
 	// this router if here is set. The ring is given by its number, as the warnings of the
 	// report show it, or by the beginning of that.

@@ -86,7 +86,7 @@ func (m *Mesh) accept(ctx context.Context) {
 func (m *Mesh) shake(ctx context.Context, h *handshake) {
 	defer m.wg.Done()
 	stop := context.AfterFunc(ctx, func() { h.Close() })
-	hs := m.hs
+	hs := m.handshakeConfig()
 	hs.FirstTimeout, hs.ProofTimeout, hs.Proved = firstTimeout, proofTimeout, func() { m.handshakes.proved(h) }
 	c, err := session.Accept(h.Conn, &hs)
 	evicted := m.handshakes.end(h)

@@ -2,6 +2,10 @@ package mesh
 
 import (
 	"errors"
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
@@ -37,11 +41,18 @@ func (m *Mesh) SetBanned(channel uint8, keys []peer.KeyID) {
 
 // isBanned reports whether a key is banned.
 func (m *Mesh) isBanned(k peer.Key) bool {
+	if b := m.banned.Load(); b == nil || len(*b) == 0 {
+		return false // IDOf costs 1,000 hashes
+	}
+	return m.IsBanned(peer.IDOf(k))
+}
+
+// IsBanned reports whether the key with an id is banned.
+func (m *Mesh) IsBanned(id peer.KeyID) bool {
 	b := m.banned.Load()
-	if b == nil || len(*b) == 0 {
+	if b == nil {
 		return false
 	}
-	id := peer.IDOf(k)
 	for _, s := range *b {
 		if s[id] {
 			return true
@@ -52,6 +63,40 @@ func (m *Mesh) isBanned(k peer.Key) bool {
 
 var errBanned = errors.New("the peer is banned from the mesh")
 
+const (
+	// maxBannedPlaces bounds the addresses of banned peers that are remembered, and
+	// keepBannedPlace how long after the last sign of the peer.
+	maxBannedPlaces = 1024
+	keepBannedPlace = 24 * time.Hour
+)
+
+// bannedPlaces are the addresses at which banned peers were seen. Whoever has such a host can
+// make a new key, so other peers there are not trusted in everything.
+type bannedPlaces struct {
+	mu sync.Mutex // no other lock is taken while it is held
+	at map[netip.Addr]time.Time
+}
+
+func (p *bannedPlaces) add(a netip.Addr, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.at == nil {
+		p.at = make(map[netip.Addr]time.Time)
+	}
+	maps.DeleteFunc(p.at, func(_ netip.Addr, last time.Time) bool { return now.Sub(last) > keepBannedPlace })
+	if _, known := p.at[a]; a.IsValid() && (known || len(p.at) < maxBannedPlaces) {
+		p.at[a] = now
+	}
+}
+
+// HadBanned reports whether a banned peer was seen at an address during the last day.
+func (m *Mesh) HadBanned(a netip.Addr) bool {
+	m.bannedPlaces.mu.Lock()
+	defer m.bannedPlaces.mu.Unlock()
+	last, ok := m.bannedPlaces.at[a]
+	return ok && time.Since(last) <= keepBannedPlace
+}
+
 // endBanned ends the sessions of banned peers. It is called with mu held.
 func (m *Mesh) endBanned() {
 	if !m.bansChanged.Swap(false) {
@@ -59,6 +104,7 @@ func (m *Mesh) endBanned() {
 	}
 	for _, n := range *m.neighbours.Load() {
 		if m.isBanned(n.Peer.Key) {
+			m.bannedPlaces.add(n.Peer.From, time.Now())
 			m.dismiss(n, session.CodeBanned, errBanned)
 		}
 	}

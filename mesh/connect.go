@@ -57,7 +57,8 @@ func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	defer stop()
-	c, err := session.Dial(nc, &m.hs)
+	hs := m.handshakeConfig()
+	c, err := session.Dial(nc, &hs)
 	if err != nil {
 		nc.Close()
 		var r *session.Refusal
@@ -157,6 +158,7 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 		}
 	}
 	if m.isBanned(h.Key) {
+		m.bannedPlaces.add(h.From, time.Now())
 		return no(session.CodeBanned, "%v", errBanned)
 	}
 	now := time.Now()
@@ -241,6 +243,7 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		m.replace(old, c, errDuplicate)
 	}
 	m.setNeighbour(n.name, n)
+	m.sendProofs(n)
 	m.book.Hold(n.name)
 	m.onAllChannels(func(e *gossip.Engine) { e.NeighbourUp(n.name) })
 	m.maker.SessionUp(n.name)

@@ -50,6 +50,7 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 		m.problems.expire(now)
 		m.bans.expire(now)
 		m.updateClock()
+		m.endUnproved(now)
 	}
 	m.storeTargets()
 	m.endBanned()

@@ -63,6 +63,7 @@ const (
 	ChannelRing6     uint8 = 4
 	ChannelElection6 uint8 = 5
 	ChannelNames     uint8 = 6
+	ChannelPasswords uint8 = 7
 )
 
 // Kind is the purpose of a unicast message. The numbers are on the wire:
@@ -83,6 +84,9 @@ const (
 	KindRelayed Kind = 6
 	// KindPunch is for messages between neighbours; see punch.go.
 	KindPunch Kind = 7
+	// KindPassword is for messages between neighbours about a new password; see package
+	// mesh/rotation. They are never relayed.
+	KindPassword Kind = 8
 )
 
 // MaxUnicast is the size limit of a unicast message, in bytes.
@@ -96,9 +100,9 @@ type Config struct {
 	// port, 0 for any free one.
 	Host netip.Addr
 	Port uint16
-	// Passwords are those that are accepted; the first one is offered. If there is
-	// none, the mesh has no password.
-	Passwords []string
+	// Passwords are the keys of the passwords that are accepted; the first one is offered. If
+	// there is none, the mesh has no password.
+	Passwords []session.PSK
 	// ConnLimit is the largest number of sessions, 0 for no limit.
 	ConnLimit int
 	// Discover makes the peer dial every member, not only the targets.
@@ -225,9 +229,12 @@ type Mesh struct {
 	neighbours atomic.Pointer[map[peer.Name]*neighbour]
 	// targetPeers has the peers that answer at targets; the map is immutable.
 	targetPeers atomic.Pointer[map[peer.Name]bool]
+	passwords   atomic.Pointer[passwords]  // see passwords.go
 	banned      atomic.Pointer[bannedKeys] // see ban.go
 	bansChanged atomic.Bool
-	counters    counters
+	// bannedPlaces has a lock of its own.
+	bannedPlaces bannedPlaces
+	counters     counters
 
 	topologyStats atomic.Pointer[topology.Stats]
 	knownAddrs    atomic.Pointer[map[netip.Addr]bool] // of targets and entries
@@ -367,17 +374,11 @@ func (m *Mesh) prepareHandshakes() error {
 	if m.hs.Max == 0 {
 		m.hs.Min, m.hs.Max = session.ProtocolMin, session.ProtocolMax
 	}
-	for _, pw := range m.cfg.Passwords {
-		k, err := session.DerivePSK(pw)
-		if err != nil {
-			return err
-		}
-		m.hs.Accept = append(m.hs.Accept, k)
+	keys := m.cfg.Passwords
+	if len(keys) == 0 {
+		keys = []session.PSK{{}}
 	}
-	if len(m.hs.Accept) == 0 {
-		m.hs.Accept = []session.PSK{{}}
-	}
-	m.hs.Offer = m.hs.Accept[0]
+	m.passwords.Store(&passwords{accept: slices.Clone(keys)})
 	return nil
 }
 

@@ -142,8 +142,28 @@ func to(nodes ...*node) option {
 	}
 }
 
-func noDiscovery(c *Config)       { c.Discover = false }
-func password(p ...string) option { return func(c *Config) { c.Passwords = p } }
+func noDiscovery(c *Config) { c.Discover = false }
+func password(p ...string) option {
+	return func(c *Config) {
+		for _, s := range p {
+			c.Passwords = append(c.Passwords, pskOf(s))
+		}
+	}
+}
+
+// pskOf derives keys of passwords once, as each costs a tenth of a second.
+func pskOf(password string) session.PSK {
+	k, _ := psks.LoadOrStore(password, sync.OnceValue(func() session.PSK {
+		k, err := session.DerivePSK(password)
+		if err != nil {
+			panic(err)
+		}
+		return k
+	}))
+	return k.(func() session.PSK)()
+}
+
+var psks sync.Map
 
 // eventually waits until ok returns true, and fails the test after 20 s.
 func eventually(t *testing.T, what string, ok func() bool) {

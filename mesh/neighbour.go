@@ -25,6 +25,7 @@ const (
 	recUnicast
 	recBye
 	recAlive
+	recProofs // see passwords.go
 )
 
 const (
@@ -81,11 +82,12 @@ type neighbour struct {
 	lastHeard     atomic.Int64 // Unix time in nanoseconds
 	rttNano       atomic.Int64 // smoothed
 	dropped       atomic.Uint64
-	queued        atomic.Int64 // bytes in control
-	linkMessages  atomic.Int64 // of KindLink that wait for the loop
-	linkBytes     atomic.Int64 // of them
-	saidGoodbye   atomic.Bool  // it said goodbye
-	linked        atomic.Bool  // the router's link with it is up
+	queued        atomic.Int64           // bytes in control
+	linkMessages  atomic.Int64           // of KindLink that wait for the loop
+	linkBytes     atomic.Int64           // of them
+	saidGoodbye   atomic.Bool            // it said goodbye
+	linked        atomic.Bool            // the router's link with it is up
+	proofs        atomic.Pointer[[]byte] // the last of its recProofs
 	// punchedAddr is the address of a relayed neighbour that the router got.
 	punchedAddr atomic.Pointer[netip.AddrPort]
 }
@@ -415,6 +417,8 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 		return m.receiveGossip(n, body)
 	case recUnicast:
 		return m.unicast(n, body)
+	case recProofs:
+		return n.receiveProofs(body)
 	case recBye:
 		if len(body) == 0 {
 			return errors.New("the peer ended the session without a reason")

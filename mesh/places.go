@@ -29,6 +29,18 @@ func (m *Mesh) Place(n peer.Name) (netip.Addr, bool) {
 	return a, a.IsValid()
 }
 
+// Neighbours returns the keys of the peers with which there is a direct session. The caller
+// owns the map.
+func (m *Mesh) Neighbours() map[peer.Name]peer.Key {
+	out := make(map[peer.Name]peer.Key)
+	for name, n := range *m.neighbours.Load() {
+		if !n.relayed {
+			out[name] = n.Peer.Key
+		}
+	}
+	return out
+}
+
 // IsTarget reports whether a peer answers at an address that a user told this peer to
 // connect to.
 func (m *Mesh) IsTarget(n peer.Name) bool {

@@ -251,7 +251,7 @@ func (m *Mesh) acceptRelayed(from peer.Name, nc net.Conn) {
 }
 
 func (m *Mesh) handshakeRelayed(n peer.Name, nc net.Conn, shake func(net.Conn, *session.Config) (*session.Conn, error)) {
-	hs := m.hs
+	hs := m.handshakeConfig()
 	hs.Check = func(h *session.Hello, _ bool) *session.Refusal { return m.checkRelayedHello(n, h) }
 	c, err := shake(nc, &hs)
 	if err == nil {
@@ -304,6 +304,7 @@ func (m *Mesh) adoptRelayed(c *session.Conn) error {
 		w.delay = wantedRetryMin
 	}
 	m.setNeighbour(n.name, n)
+	m.sendProofs(n)
 	up := n.up(netip.AddrPort{})
 	m.events = append(m.events, func(o Observer) { o.NeighbourUp(up) })
 	m.wakeLoop()

@@ -57,7 +57,7 @@ func (m *Mesh) handleStreams(k Kind, receive func(peer.Name, []byte) error) {
 }
 
 // relayable reports whether other peers may relay messages of this kind.
-func (k Kind) relayable() bool { return k != KindLink && k != KindPunch }
+func (k Kind) relayable() bool { return k != KindLink && k != KindPunch && k != KindPassword }
 
 // forward queues a record for the next hop towards a peer.
 func (m *Mesh) forward(to peer.Name, rec []byte, k Kind) error {

@@ -18,6 +18,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
@@ -339,6 +340,10 @@ func (r *Router) NeighbourDown(name peer.Name) { r.do(func() { r.neighbourDown(n
 func (r *Router) NeighbourRejected(name peer.Name) {
 	r.do(func() { r.neighbourDown(name, r.fast.Reject) })
 }
+
+// SetBinding says for which configuration what the fast path keeps in the kernel is valid from
+// now on; see fastpath.Bind.
+func (r *Router) SetBinding(b kernel.Binding) error { return r.fast.SetBinding(b) }
 
 // HandshakeRefused reports that a handshake with a host at addr failed because one of the
 // two hosts does not want the other, and whether this host opened the connection. It

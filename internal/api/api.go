@@ -19,6 +19,9 @@
 //	POST /rmpeer            PeersRequest -> RemoveReply
 //	POST /adopt             AdoptRequest -> Empty
 //	POST /ban               BanRequest -> Empty, once the voters have decided
+//	GET  /rotation          Rotation
+//	POST /rotate            RotateRequest -> Rotation
+//	POST /password          Empty -> PasswordReply
 //	POST /prime             Empty -> Empty, once addresses can be given out
 //	POST /stop, /reset      Empty -> Empty, once the router has left the mesh
 //
@@ -34,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // Where a router listens by default.
@@ -122,6 +126,65 @@ type PeersRequest struct {
 type BanRequest struct {
 	Peers []string `json:"peers"`
 	Unban bool     `json:"unban,omitempty"`
+}
+
+// RotateRequest starts a change of the password of the mesh, or goes on with one.
+type RotateRequest struct {
+	// Password is the new one. Empty: a generated one, or that of the change that is under
+	// way.
+	Password string `json:"password,omitempty"`
+	// Peers are the names of the peers that get it.
+	Peers []string `json:"peers"`
+}
+
+// PasswordReply has the password that the router offers to others.
+type PasswordReply struct {
+	Password string `json:"password"`
+}
+
+// Rotation is the state of a change of the password.
+type Rotation struct {
+	// Running is set until this host accepts only the password Target, which By ordered at
+	// Since. By is empty if the configuration of this host has it.
+	Running bool           `json:"running"`
+	Target  string         `json:"target"` // id of a password
+	By      string         `json:"by,omitempty"`
+	Since   time.Time      `json:"since,omitzero"`
+	Step    string         `json:"step"`  // of this host; see RotationPeer
+	Voter   bool           `json:"voter"` // this host may start a change
+	Peers   []RotationPeer `json:"peers"`
+	Faults  []string       `json:"faults,omitempty"`
+}
+
+// Steps of a peer towards a password.
+const (
+	StepSilent   = "says nothing"
+	StepBehind   = "does not have it"
+	StepAccepts  = "accepts it"
+	StepOffers   = "uses it"
+	StepFinished = "finished"
+)
+
+// RotationPeer is how far a peer is.
+type RotationPeer struct {
+	Peer      string `json:"peer"`
+	NickName  string `json:"nickName,omitempty"`
+	Step      string `json:"step"`
+	Reachable bool   `json:"reachable"`
+	// Needed is set if the old password stays valid until the peer has the new one.
+	Needed bool `json:"needed"`
+	// Named is set if the peer may get the password.
+	Named bool `json:"named"`
+}
+
+// Behind returns the peers for which the others wait.
+func (r *Rotation) Behind() (out []RotationPeer) {
+	for _, p := range r.Peers {
+		if p.Needed && p.Step != StepOffers && p.Step != StepFinished {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // AdoptRequest names a ring of addresses by its number, or by the beginning of the

@@ -154,6 +154,22 @@ func (c *Client) Ban(ctx context.Context, r BanRequest) error {
 	return err
 }
 
+// Rotation returns the state of a change of the password.
+func (c *Client) Rotation(ctx context.Context) (Rotation, error) {
+	return fetch[Rotation](ctx, c, "/rotation")
+}
+
+// Rotate starts a change of the password of the mesh, or goes on with one.
+func (c *Client) Rotate(ctx context.Context, r RotateRequest) (Rotation, error) {
+	return send[Rotation](ctx, c, "/rotate", r)
+}
+
+// Password returns the password that the router offers to others.
+func (c *Client) Password(ctx context.Context) (string, error) {
+	a, err := send[PasswordReply](ctx, c, "/password", Empty{})
+	return a.Password, err
+}
+
 // Adopt leaves the ring of addresses for another one that the router has met.
 func (c *Client) Adopt(ctx context.Context, r AdoptRequest) error {
 	_, err := send[Empty](ctx, c, "/adopt", r)

@@ -130,6 +130,24 @@ func PeerRoutes(b Peers) Routes {
 	}
 }
 
+// Passwords changes the password of the mesh.
+type Passwords interface {
+	Rotation(ctx context.Context) (Rotation, error)
+	// Rotate starts a change, or goes on with one, and returns its state.
+	Rotate(ctx context.Context, r RotateRequest) (Rotation, error)
+	// Password returns the password that the router offers to others.
+	Password(ctx context.Context) (PasswordReply, error)
+}
+
+// PasswordRoutes serves /rotation, /rotate and /password.
+func PasswordRoutes(b Passwords) Routes {
+	return func(mux *http.ServeMux) {
+		mux.Handle("GET /rotation", get(b.Rotation))
+		mux.Handle("POST /rotate", post(b.Rotate))
+		mux.Handle("POST /password", post(func(ctx context.Context, _ Empty) (PasswordReply, error) { return b.Password(ctx) }))
+	}
+}
+
 // Lifecycle ends a router.
 type Lifecycle interface {
 	// Stop leaves the mesh, and makes the router end after Stop has returned.

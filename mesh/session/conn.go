@@ -25,6 +25,8 @@ type Conn struct {
 	ID uint64
 	// Secret is known only to the two ends.
 	Secret [32]byte
+	// Password is the key with which both ends made the handshake.
+	Password PSK
 
 	nc net.Conn
 

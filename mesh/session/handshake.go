@@ -69,6 +69,7 @@ type handshaker struct {
 	cfg      *Config
 	dialled  bool
 	prologue []byte
+	psk      PSK // that both ends use
 	hs       *noise.HandshakeState
 }
 
@@ -122,7 +123,7 @@ func (s *handshaker) run() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{nc: s.nc, r: bufio.NewReader(s.nc), out: cs1, in: cs2, Dialled: s.dialled, Version: version, Cipher: suiteName(suite)}
+	c := &Conn{nc: s.nc, r: bufio.NewReader(s.nc), out: cs1, in: cs2, Dialled: s.dialled, Version: version, Cipher: suiteName(suite), Password: s.psk}
 	if !s.dialled {
 		c.out, c.in = cs2, cs1
 	}
@@ -187,6 +188,7 @@ func (s *handshaker) hello() []byte {
 }
 
 func (s *handshaker) initiate() (hello []byte, cs1, cs2 *noise.CipherState, err error) {
+	s.psk = s.cfg.Offer
 	msg, _, _, err := s.hs.WriteMessage(nil, nil)
 	if err != nil {
 		return nil, nil, nil, err
@@ -236,6 +238,7 @@ func (s *handshaker) respond() (hello []byte, cs1, cs2 *noise.CipherState, err e
 	if s.cfg.Proved != nil {
 		s.cfg.Proved()
 	}
+	s.psk = *psk
 	if err := s.hs.SetPresharedKey(psk[:]); err != nil {
 		return nil, nil, nil, err
 	}

@@ -35,12 +35,38 @@ func DerivePSK(password string) (PSK, error) {
 	return PSK(argon2.IDKey([]byte(password), []byte("weft session psk v1"), argonPasses, argonKiB, argonLanes, 32)), nil
 }
 
+// ID names a password without revealing it: a guess costs one run of Argon2id.
+type ID [8]byte
+
+// ID returns the id of the password from which k is derived.
+func (k *PSK) ID() ID { return ID(k.mac("weft password id")) }
+
+// mac returns the HMAC-SHA256 of parts under a key that is derived from k for one purpose.
+func (k *PSK) mac(purpose string, parts ...[]byte) []byte {
+	kd := hmac.New(sha256.New, k[:])
+	kd.Write([]byte(purpose))
+	h := hmac.New(sha256.New, kd.Sum(nil))
+	for _, p := range parts {
+		h.Write(p)
+	}
+	return h.Sum(nil)
+}
+
 // proof authenticates Noise message 1; see the package comment.
 func (k *PSK) proof(prologue, msg1 []byte) []byte {
-	kd := hmac.New(sha256.New, k[:])
-	kd.Write([]byte("weft session proof"))
-	h := hmac.New(sha256.New, kd.Sum(nil))
-	h.Write(prologue)
-	h.Write(msg1)
-	return h.Sum(nil)[:proofLen]
+	return k.mac("weft session proof", prologue, msg1)[:proofLen]
+}
+
+// LaterProofLen is the length of a proof that Conn.LaterProof returns, in bytes.
+const LaterProofLen = 16
+
+// LaterProof returns the proof that one end of a session knows a password that it did not
+// use in the handshake: this end, or with far the other one. It holds for this session only,
+// and for one end only.
+func (c *Conn) LaterProof(k *PSK, far bool) []byte {
+	end := []byte{0}
+	if c.Dialled != far {
+		end[0] = 1 // the dialler's
+	}
+	return k.mac("weft session later proof", end, c.Secret[:])[:LaterProofLen]
 }

@@ -63,7 +63,7 @@ func TestRouterConfig(t *testing.T) {
 		}, 3, func(c *daemon.Config) bool {
 			return c.Range.String() == "10.40.0.0/16" && c.DefaultSubnet == c.Range && c.RangeGiven && c.Range6.String() == "fd00::/64" &&
 				c.Mesh.ConnLimit == 0 && c.StatusAddr == "0.0.0.0:6782" && c.LogLevel == slog.LevelDebug && c.Fast.NoExpress && c.MTU == 1300 &&
-				slices.Equal(c.Mesh.Passwords, []string{"long enough"})
+				slices.Equal(c.Passwords, []string{"long enough"})
 		}},
 		{"no status address", map[string]string{"METRICS_ADDR": "off"}, 3, func(c *daemon.Config) bool { return c.StatusAddr == "" }},
 		{"no status address, by a flag", map[string]string{"EXTRA_ARGS": "--status-addr="}, 3, func(c *daemon.Config) bool { return c.StatusAddr == "" }},
@@ -168,8 +168,8 @@ func TestGeneratedPasswordIsTheLast(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := routerConfig(s, nil, with)
-		if err != nil || !slices.Equal(got.Mesh.Passwords, c.want) || len(client.Actions()) != c.calls {
-			t.Errorf("%s: passwords %q, %v, after %d calls", c.name, got.Mesh.Passwords, err, len(client.Actions()))
+		if err != nil || !slices.Equal(got.Passwords, c.want) || len(client.Actions()) != c.calls {
+			t.Errorf("%s: passwords %q, %v, after %d calls", c.name, got.Passwords, err, len(client.Actions()))
 		}
 	}
 }

@@ -8,6 +8,20 @@ import (
 	"github.com/weft-net/weft/router/fastpath/kernel"
 )
 
+// SetBinding says for which configuration the state in the kernel is valid from now on, made by
+// Bind. It is called when passwords change while the router runs.
+func (c *Controller) SetBinding(b kernel.Binding) error {
+	c.closing.RLock()
+	defer c.closing.RUnlock()
+	if !c.attached || c.closed {
+		return nil
+	}
+	if err := c.kernel.SetBinding(b); err != nil {
+		return fmt.Errorf("keep the state of the fast path over the next restart: %w", err)
+	}
+	return nil
+}
+
 // Bind returns the binding of the state in the kernel to the configuration of a router:
 // the seed of its identity, its passwords, and where frames may go in clear text. State is
 // kept over a restart if nothing changed but that a password was added, as every peer of

@@ -78,7 +78,7 @@ type Host interface {
 
 // Controller controls the fast path of one host. Make it with Open or Off, and call Run.
 // All methods may be called from any goroutine. None waits for the kernel, except
-// Status and FDB, which read counters.
+// Status and FDB, which read counters, and SetBinding.
 type Controller struct {
 	// Constant.
 	cfg      Config

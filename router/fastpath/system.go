@@ -17,6 +17,7 @@ type Kernel interface {
 	Fast() error
 	Express() error
 	SetSelf(id uint16) error
+	SetBinding(kernel.Binding) error
 	Lease(forward time.Duration) error
 	SetExpress(on bool) error
 	Mend() (mended bool, err error)

@@ -192,7 +192,14 @@ func (d *Datapath) bind() error {
 			return err
 		}
 	}
-	if err := d.c.Binding.Put(uint32(0), &d.opts.Binding); err != nil {
+	return d.SetBinding(d.opts.Binding)
+}
+
+// SetBinding says for which configuration the state in the kernel is valid from now on. A
+// process that is opened later with another one removes the state. It may be called from any
+// goroutine.
+func (d *Datapath) SetBinding(b Binding) error {
+	if err := d.c.Binding.Put(uint32(0), &b); err != nil {
 		return fmt.Errorf("write map binding: %w", err)
 	}
 	return nil

@@ -114,6 +114,10 @@ func contract(w world) string {
 	say("close", k.Close())
 	k = w.open(kernel.Binding{{8}, {2}})
 	say("other settings", k.Adopted())
+	say("another password at run time", k.SetBinding(kernel.Binding{{8}, {3}}))
+	say("close", k.Close())
+	k = w.open(kernel.Binding{{8}, {3}})
+	say("the password since then", k.Adopted())
 	say("close", k.Close())
 	return b.String()
 }

@@ -131,6 +131,14 @@ func (m *Machine) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
 	return &datapath{m: m, adopted: adopted}, nil
 }
 
+// SetBinding implements fastpath.Kernel.
+func (d *datapath) SetBinding(b kernel.Binding) error {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	d.m.pins.binding = b
+	return nil
+}
+
 // RemoveKernel implements fastpath.System.
 func (m *Machine) RemoveKernel(kernel.Options) error {
 	m.mu.Lock()

@@ -1,0 +1,268 @@
+package cmd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/render"
+)
+
+// rotation is a call of weft rotate.
+type rotation struct {
+	client         *api.Client
+	stdin          io.Reader
+	stdout         io.Writer
+	status, show   bool
+	yes            bool
+	file           string
+	except, with   []string
+	timeout, every time.Duration
+}
+
+func (a *app) rotate() *cobra.Command {
+	r := rotation{every: time.Second}
+	c := &cobra.Command{
+		Use:   "rotate",
+		Short: "Change the password of the mesh on all hosts",
+		Long: `Make a new password, or take that of --password-file, and give it to all hosts over the
+mesh. First show who gets it, and ask. Then each host takes three steps by itself: it
+accepts the new password, it uses it once all hosts accept it, and it drops the old one
+once all hosts use it. No link is lost, and the command may be interrupted: the change
+goes on without it. Run it on a host that has a vote (weft status ipam).
+
+The old password stays valid until all hosts that own addresses have followed. A host
+that is away holds the change up until it is back, or is removed with weft rmpeer. To
+throw a host out, ban it first (weft ban). What has no addresses and is away gets no new
+password.
+
+Run the command again to see how far the change is, and to include hosts that have come
+since. Files and units with the old password keep working on these hosts; hosts that join
+later need the new one, which --show prints.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			r.client, r.stdin, r.stdout = a.client(), c.InOrStdin(), a.stdout
+			if r.status && r.show {
+				return usagef("%s: --status and --show exclude each other", c.CommandPath())
+			}
+			return r.run(c.Context())
+		},
+	}
+	fs := c.Flags()
+	fs.BoolVar(&r.status, "status", false, "show how far the change is, and change nothing")
+	fs.BoolVar(&r.show, "show", false, "print the password that this host uses, and change nothing")
+	fs.BoolVar(&r.yes, "yes", false, "do not ask")
+	fs.StringVar(&r.file, "password-file", "", "file with the new password in its first line; without it one is generated")
+	fs.StringSliceVar(&r.except, "except", nil, "hosts that do not get the password (repeatable)")
+	fs.StringSliceVar(&r.with, "with", nil, "hosts that get the password although a banned host has their address (repeatable)")
+	fs.DurationVar(&r.timeout, "timeout", 2*time.Minute, "how long to wait until all hosts have followed")
+	return c
+}
+
+func (r *rotation) run(ctx context.Context) error {
+	if r.show {
+		password, err := r.client.Password(ctx)
+		if err != nil {
+			return err
+		}
+		render.Fprintln(r.stdout, password)
+		return nil
+	}
+	s, err := r.client.Rotation(ctx)
+	if err != nil {
+		return err
+	}
+	if r.status {
+		printRotation(r.stdout, &s)
+		return nil
+	}
+	q := api.RotateRequest{}
+	if r.file != "" {
+		list, err := readPasswords(r.file)
+		if err != nil {
+			return err
+		}
+		q.Password = list[0]
+	}
+	if !s.Voter {
+		return errors.New("this host has no vote; run the command on one that has ('weft status ipam' shows the voters; if there are none, run 'weft prime')")
+	}
+	if q.Peers, err = r.plan(&s); err != nil {
+		return err
+	}
+	if !r.yes {
+		render.Fprintf(r.stdout, "Type yes to go on: ")
+		answer, err := bufio.NewReader(io.LimitReader(r.stdin, 100)).ReadString('\n')
+		if strings.TrimSpace(answer) != "yes" {
+			return errors.Join(errors.New("nothing was changed, as the answer was not yes"), ignoreEOF(err))
+		}
+	}
+	if s, err = r.client.Rotate(ctx, q); err != nil {
+		return err
+	}
+	return r.follow(ctx, &s)
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// plan shows what the change would do, and returns the names of the peers that get the
+// password.
+func (r *rotation) plan(s *api.Rotation) (names []string, err error) {
+	used := make(map[string]bool) // of the lists
+	in := func(list []string, p *api.RotationPeer) bool {
+		for _, n := range list {
+			if n == p.Peer || n == p.NickName {
+				used[n] = true
+				return true
+			}
+		}
+		return false
+	}
+	var get, away, out []string
+	for _, p := range s.Peers {
+		switch except, with := in(r.except, &p), in(r.with, &p); {
+		case except && p.Needed:
+			out = append(out, nameOf(&p)+": as you said; the old password stays valid until it is banned or removed")
+		case except:
+			out = append(out, nameOf(&p)+": as you said")
+		case !p.Needed && !with:
+			out = append(out, nameOf(&p)+": a banned host has its address; --with includes it")
+		default:
+			names = append(names, p.Peer)
+			get = append(get, nameOf(&p))
+			if !p.Reachable {
+				away = append(away, nameOf(&p))
+			}
+		}
+	}
+	for _, n := range slices.Concat(r.except, r.with) {
+		if !used[n] {
+			return nil, usagef("no host that can be reached, or owns addresses, has the name or nickname %q", n)
+		}
+	}
+	if s.Running {
+		render.Fprintf(r.stdout, "The password is being changed already. These hosts get the new one, too:\n")
+	} else {
+		render.Fprintf(r.stdout, "The mesh gets a new password. These hosts get it, and this one:\n")
+	}
+	for _, n := range get {
+		render.Fprintf(r.stdout, "    %s\n", n)
+	}
+	if len(out) > 0 {
+		render.Fprintf(r.stdout, "These do not get it:\n")
+		for _, n := range out {
+			render.Fprintf(r.stdout, "    %s\n", n)
+		}
+	}
+	if len(away) > 0 {
+		render.Fprintf(r.stdout, "Away: %s. The old password stays valid until they are back, or are removed with weft rmpeer.\n", strings.Join(away, ", "))
+	}
+	return names, nil
+}
+
+func nameOf(p *api.RotationPeer) string {
+	if p.NickName == "" {
+		return p.Peer
+	}
+	return fmt.Sprintf("%s(%s)", p.Peer, p.NickName)
+}
+
+// follow waits until the change is done, and shows who is behind when that changes.
+func (r *rotation) follow(ctx context.Context, s *api.Rotation) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	tick := time.NewTicker(r.every)
+	defer tick.Stop()
+	shown := ""
+	for s.Running {
+		if text := behindText(s); text != shown {
+			shown = text
+			render.Fprintln(r.stdout, text)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the change goes on by itself, and is not done: %s; see weft rotate --status", behindText(s))
+		case <-tick.C:
+		}
+		now, err := r.client.Rotation(ctx)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		if err == nil {
+			s = &now
+		}
+	}
+	render.Fprintf(r.stdout, "Done: this host, and all that own addresses, use the new password. Hosts that join later need it (weft rotate --show).\n")
+	return nil
+}
+
+func behindText(s *api.Rotation) string {
+	behind := s.Behind()
+	if len(behind) == 0 {
+		return "all hosts use the new password; this one is about to drop the old one"
+	}
+	names := make([]string, 0, len(behind))
+	for _, p := range behind[:min(len(behind), maxShownBehind)] {
+		names = append(names, nameOf(&p)+" "+p.Step)
+	}
+	if n := len(behind) - len(names); n > 0 {
+		names = append(names, fmt.Sprintf("%d others", n))
+	}
+	return fmt.Sprintf("%d of %d hosts use the new password; behind: %s", len(s.Peers)-len(behind)+btoi(s.Step == api.StepOffers || s.Step == api.StepFinished),
+		len(s.Peers)+1, strings.Join(names, ", "))
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+const maxShownBehind = 5
+
+// printRotation shows the state of a change.
+func printRotation(w io.Writer, s *api.Rotation) {
+	switch {
+	case s.Running && s.By != "":
+		render.Fprintf(w, "The password is being changed to %s, by order of %s at %s.\n", s.Target, s.By, s.Since.Format(time.DateTime))
+	case s.Running:
+		render.Fprintf(w, "The password is being changed to %s, which the configuration of this host has.\n", s.Target)
+	default:
+		render.Fprintf(w, "No change is under way. This host uses the password %s.\n", s.Target)
+	}
+	render.Fprintf(w, "    %-40s %s\n", "this host", s.Step)
+	for _, p := range s.Peers {
+		var notes []string
+		if !p.Reachable {
+			notes = append(notes, "away")
+		}
+		if s.Running && !p.Named {
+			notes = append(notes, "gets no password; run weft rotate again to include it")
+		}
+		if !p.Needed {
+			notes = append(notes, "a banned host has its address, so nobody waits for it")
+		}
+		text := p.Step
+		if len(notes) > 0 {
+			text += " (" + strings.Join(notes, "; ") + ")"
+		}
+		render.Fprintf(w, "    %-40s %s\n", nameOf(&p), text)
+	}
+	for _, f := range s.Faults {
+		render.Fprintf(w, "%s\n", f)
+	}
+}
