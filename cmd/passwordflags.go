@@ -26,7 +26,7 @@ func (f *passwordFlags) register(fs *pflag.FlagSet) {
 
 // read returns all passwords, the one to offer first.
 func (f *passwordFlags) read() ([]string, error) {
-	passwords := passwordLines(f.password)
+	passwords := PasswordLines(f.password)
 	files := f.accept
 	switch {
 	case f.password != "" && f.file != "":
@@ -66,15 +66,15 @@ func readPasswords(name string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read passwords: %w", err)
 	}
-	lines := passwordLines(string(b))
+	lines := PasswordLines(string(b))
 	if len(lines) == 0 {
 		return nil, fmt.Errorf("read passwords: %s has none", name)
 	}
 	return lines, nil
 }
 
-// passwordLines returns the lines of a text that are not empty.
-func passwordLines(text string) (lines []string) {
+// PasswordLines returns the passwords in a text: its lines that are not empty.
+func PasswordLines(text string) (lines []string) {
 	for line := range strings.SplitSeq(text, "\n") {
 		if line = strings.TrimSuffix(line, "\r"); line != "" {
 			lines = append(lines, line)

@@ -68,6 +68,8 @@ type Config struct {
 	// ReadPasswords reads them again while the router runs; nil if they cannot change.
 	Passwords     []string
 	ReadPasswords func() ([]string, error)
+	// PasswordAdvice says how else the password is changed, if not by weft rotate.
+	PasswordAdvice string
 	// AllowPeersFrom are networks of containers in which peers may be all the same.
 	AllowPeersFrom []netip.Prefix
 	// Init says how the first ring of addresses is made. Expect 0 stands for as many

@@ -14,6 +14,7 @@ import (
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/dial"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/records"
 	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
@@ -396,14 +397,19 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 	return w
 }
 
-// records fills in the limits of host names and what was refused of them.
+// records fills in the limits of replicated records and what was refused of them.
 func (h *host) records(out *api.Router) {
-	s := h.names.RecordStats()
-	out.Queues = append(out.Queues,
-		api.Queue{Name: "names", Depth: s.Bytes, Limit: s.MaxBytes, Drops: s.Dropped},
-		api.Queue{Name: "names-waiting", Depth: s.Waiting, Limit: s.MaxWaiting, Drops: s.WaitDropped})
-	for reason, n := range s.Refused {
-		out.MeshRefused["names-"+reason] = n
+	for _, use := range []struct {
+		name  string
+		stats records.Stats
+	}{{"names", h.names.RecordStats()}, {"passwords", h.passwords.RecordStats()}} {
+		s := use.stats
+		out.Queues = append(out.Queues,
+			api.Queue{Name: use.name, Depth: s.Bytes, Limit: s.MaxBytes, Drops: s.Dropped},
+			api.Queue{Name: use.name + "-waiting", Depth: s.Waiting, Limit: s.MaxWaiting, Drops: s.WaitDropped})
+		for reason, n := range s.Refused {
+			out.MeshRefused[use.name+"-"+reason] = n
+		}
 	}
 }
 

@@ -67,6 +67,9 @@ func (h *host) Password(context.Context) (api.PasswordReply, error) {
 
 // Rotate implements api.Passwords.
 func (h *host) Rotate(ctx context.Context, r api.RotateRequest) (api.Rotation, error) {
+	if a := h.config.PasswordAdvice; a != "" {
+		return api.Rotation{}, unavailable("%s", a)
+	}
 	names, err := h.resolveAll(r.Peers)
 	if err != nil {
 		return api.Rotation{}, err

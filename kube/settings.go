@@ -35,9 +35,6 @@ type Settings struct {
 	// GeneratedSecret is the Secret with the password of a router that is given none, from
 	// GENERATED_SECRET; "" for a router without a password.
 	GeneratedSecret string
-	// GeneratedPassword is what the kubelet found in it, from GENERATED_PASSWORD; "" if it was
-	// empty then.
-	GeneratedPassword string
 }
 
 // MetricsOff is the value of METRICS_ADDR for a router without an address for status and metrics.
@@ -51,7 +48,6 @@ func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 		NodeName: text("NODE_NAME"), Namespace: text("POD_NAMESPACE"), MetricsAddr: text("METRICS_ADDR"),
 		Peers:     strings.FieldsFunc(text("KUBE_PEERS"), func(r rune) bool { return r == ' ' || r == ',' || r == '\t' || r == '\n' }),
 		ExtraArgs: strings.Fields(text("EXTRA_ARGS")), GeneratedSecret: text("GENERATED_SECRET"),
-		GeneratedPassword: text("GENERATED_PASSWORD"),
 	}
 	if len(s.Peers) == 0 {
 		s.Peers = nil

@@ -4,6 +4,7 @@
 package passwords
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -77,6 +78,8 @@ type Config struct {
 	// Members returns the peers that own addresses or have a vote, and the voters.
 	Members func() (all, voters []Member)
 	Log     *slog.Logger
+
+	settle, readEvery time.Duration // in tests
 }
 
 // Keeper has the passwords of one host. Make it with Open. Its methods may be called from any
@@ -142,7 +145,7 @@ func Open(cfg Config) (k *Keeper, notes []string, err error) {
 			}
 			return id
 		},
-		MayOrder: k.mayOrder, Gradual: cfg.Read != nil,
+		MayOrder: k.mayOrder, Gradual: cfg.Read != nil, Settle: cfg.settle,
 	}, configured, saved, now)
 	if err != nil {
 		notes = append(notes, err.Error()+"; those of the configuration are used")
@@ -261,7 +264,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		now := time.Now()
-		if k.cfg.Read != nil && now.Sub(readAt) >= readEvery {
+		if k.cfg.Read != nil && now.Sub(readAt) >= cmp.Or(k.cfg.readEvery, readEvery) {
 			readAt = now
 			k.reread(now)
 		}
@@ -569,6 +572,13 @@ func (k *Keeper) Status() (s Status) {
 		}
 	}
 	return s
+}
+
+// RecordStats returns what the records of other peers take, and what was refused of them.
+func (k *Keeper) RecordStats() records.Stats {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.records.Stats()
 }
 
 // replica implements gossip.Channel.

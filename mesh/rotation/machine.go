@@ -12,10 +12,6 @@ import (
 )
 
 const (
-	// settle is how long after its start a peer accepts new passwords, but neither offers one
-	// nor drops another. Until then it may not know all members. If it is too short, a member
-	// that was slow to appear is locked out.
-	settle = 20 * time.Second
 	// keepMember is how long a peer that can be reached no more stays a member, as it may
 	// have missed the new password. It is longer than most restarts. Owners of addresses
 	// stay as long as they own some.
@@ -40,6 +36,9 @@ const (
 	// maxReplaced is how many ids of former passwords are kept.
 	maxReplaced = 16
 )
+
+// DefaultSettle is the default of Config.Settle.
+const DefaultSettle = 20 * time.Second
 
 // Password is a password with its id.
 type Password struct {
@@ -70,6 +69,10 @@ type Config struct {
 	// Gradual reports whether a configuration that was changed before the start is followed
 	// in steps, as if it had changed while the peer ran. Otherwise it alone counts.
 	Gradual bool
+	// Settle is how long after its start a peer accepts new passwords, but neither offers one
+	// nor drops another. Until then it may not know all members. If it is too short, a member
+	// that was slow to appear is locked out. Default 20 s.
+	Settle time.Duration
 }
 
 // rank says which of two passwords is preferred: the later one. line orders those of one
@@ -407,7 +410,7 @@ type Message struct {
 // from those after the last Tick. The caller then writes Saved to disk, accepts Passwords, and
 // publishes State, in this order. In each case it sends the messages.
 func (m *Machine) Tick(now time.Time) (changed bool, messages []Message) {
-	settled := now.Sub(m.began) >= settle && !m.tooMany
+	settled := now.Sub(m.began) >= cmp.Or(m.cfg.Settle, DefaultSettle) && !m.tooMany
 	for _, h := range m.held {
 		if h.ID == m.offered || !settled {
 			break

@@ -162,7 +162,7 @@ func (s *sim) everyone(accepts ...string) bool {
 // password.
 func TestAnyTwoPeersAlwaysShareAPassword(t *testing.T) {
 	rng := seed.Rand(t)
-	for range 60 {
+	for range 25 {
 		s := newSim(t, rng, 2+rng.IntN(8), rng.Float64()*0.8)
 		s.run(time.Duration(rng.IntN(30)) * time.Second)
 		for k := range 1 + rng.IntN(2) { // one rotation, or two at once
@@ -202,7 +202,7 @@ func TestAnyTwoPeersAlwaysShareAPassword(t *testing.T) {
 // says who is behind.
 func TestNobodyIsLockedOut(t *testing.T) {
 	s := newSim(t, seed.Rand(t), 4, 0)
-	s.run(settle)
+	s.run(DefaultSettle)
 	s.nodes[3].away = true
 	if err := s.nodes[0].Start(pw("new password"), s.keys(0, 1), s.now); err != nil {
 		t.Fatal(err)
@@ -231,7 +231,7 @@ func TestNobodyIsLockedOut(t *testing.T) {
 func TestConfigurationsChangeOneByOne(t *testing.T) {
 	rng := seed.Rand(t)
 	s := newSim(t, rng, 5, 0)
-	s.run(settle)
+	s.run(DefaultSettle)
 	for _, i := range rng.Perm(5) {
 		if s.everyone("new password", "other password") {
 			t.Fatal("finished before all have the password")
@@ -257,7 +257,7 @@ func TestConfigurationsChangeAtARestart(t *testing.T) {
 		n.gradual = true
 		s.boot(i)
 	}
-	s.run(settle)
+	s.run(DefaultSettle)
 	for _, i := range rng.Perm(4) {
 		s.nodes[i].config = []Password{pw("new password")}
 		s.boot(i)
@@ -285,7 +285,7 @@ func TestConfigurationsChangeAtARestart(t *testing.T) {
 // After the rotation the configuration of the launch still has the old password.
 func TestRestartGoesOnAfterTheConfiguration(t *testing.T) {
 	s := newSim(t, seed.Rand(t), 3, 0)
-	s.run(settle)
+	s.run(DefaultSettle)
 	if err := s.nodes[0].Start(pw("new password"), s.all(), s.now); err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func TestRestartGoesOnAfterTheConfiguration(t *testing.T) {
 // Orders that no honest peer gives or passes on change nothing.
 func TestOrdersWithoutAuthorityAreRefused(t *testing.T) {
 	s := newSim(t, seed.Rand(t), 4, 0)
-	s.run(settle)
+	s.run(DefaultSettle)
 	victim, liar := s.nodes[0], s.nodes[3]
 	give := func(signer peer.Cheap, at time.Time, text, said string, peers ...int) []byte {
 		o, err := newOrder(signer, at.UnixMicro(), idOf(said), s.keys(peers...))
@@ -349,7 +349,7 @@ func TestOrdersWithoutAuthorityAreRefused(t *testing.T) {
 // passwords, too.
 func TestFloodOfOrders(t *testing.T) {
 	s := newSim(t, seed.Rand(t), 4, 0)
-	s.run(settle)
+	s.run(DefaultSettle)
 	liar := s.nodes[3]
 	before := s.nodes[0].calls
 	flood := func() {
@@ -365,7 +365,7 @@ func TestFloodOfOrders(t *testing.T) {
 		}
 		s.run(5 * time.Second)
 	}
-	for range 60 {
+	for range 25 {
 		flood()
 	}
 	if n, m := len(s.nodes[0].Passwords()), s.nodes[0].calls-before; n > 1+maxOfGiver || m > 20 {
@@ -387,7 +387,7 @@ func TestFloodOfOrders(t *testing.T) {
 
 func TestSavedIsRefusedIfDamaged(t *testing.T) {
 	s := newSim(t, seed.Rand(t), 2, 0)
-	s.run(settle)
+	s.run(DefaultSettle)
 	if err := s.nodes[0].Start(pw("new password"), s.all(), s.now); err != nil {
 		t.Fatal(err)
 	}

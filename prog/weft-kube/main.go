@@ -79,13 +79,16 @@ func agent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lookup, err := withPassword(ctx, s, client, os.LookupEnv, log)
+	lookup, readPasswords, err := withPassword(ctx, s, client, passwordDir, os.LookupEnv, log)
 	if err != nil {
 		return err
 	}
 	router, err := routerConfig(s, nodes, lookup)
 	if err != nil {
 		return err
+	}
+	if readPasswords != nil {
+		router.ReadPasswords, router.PasswordAdvice = readPasswords, fmt.Sprintf(changeSecret, s.Namespace)
 	}
 	router.Sysctls = sysctls()
 	router.Log = render.Log(os.Stderr, router.LogLevel)

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -34,26 +39,72 @@ func routerConfig(s *kube.Settings, nodes []*corev1.Node, lookup func(string) (s
 	return c, nil
 }
 
-// withPassword returns lookup with the generated password of the cluster, unless the user gives
-// the router one or wants none.
-func withPassword(ctx context.Context, s *kube.Settings, client kubernetes.Interface, lookup func(string) (string, bool), log *slog.Logger) (func(string) (string, bool), error) {
-	if s.GeneratedSecret == "" || s.GivesPassword(lookup) {
-		return lookup, nil
+// passwordDir is where the kubelet shows the Secrets with the password of the mesh, and keeps
+// them up to date. A container that is restarted finds them without the API server.
+const passwordDir = "/run/secrets/weft"
+
+// Files of passwordDir: from the Secret of the user, and from the generated one. The kubelet has
+// no file for a Secret, or a key of it, that does not exist.
+const (
+	userPassword      = "password"
+	generatedPassword = "generated"
+)
+
+// changeSecret says how the password of a cluster is changed.
+const changeSecret = "on Kubernetes change the Secret that has the password, and all nodes follow: " +
+	"kubectl -n %s create secret generic weft --dry-run=client -o yaml --from-literal=password=NEW | kubectl apply -f -"
+
+// passwords finds the password of the mesh.
+type passwords struct {
+	dir  string
+	user bool   // the user's was there
+	text string // the last one
+}
+
+// withPassword returns lookup with the password of the Secrets, unless the environment or the
+// arguments have one, and how to read it again; nil if it cannot change. Without the user's
+// Secret it is the generated one, if the settings want that.
+func withPassword(ctx context.Context, s *kube.Settings, client kubernetes.Interface, dir string, lookup func(string) (string, bool), log *slog.Logger) (_ func(string) (string, bool), read func() ([]string, error), err error) {
+	if s.GivesPassword(lookup) {
+		return lookup, nil, nil
 	}
-	// A container that is restarted needs no API server for it: the kubelet knows the Secret.
-	password := s.GeneratedPassword
-	if password == "" {
-		var err error
-		if password, err = kube.GeneratedPassword(ctx, client, s, rand.Reader, log); err != nil {
-			return nil, fmt.Errorf("get the password of the mesh: %w", err)
+	p := &passwords{dir: dir}
+	_, err = p.read()
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case p.text == "" && s.GeneratedSecret == "":
+		return lookup, nil, nil
+	case p.text == "":
+		if p.text, err = kube.GeneratedPassword(ctx, client, s, rand.Reader, log); err != nil {
+			return nil, nil, fmt.Errorf("get the password of the mesh: %w", err)
 		}
 	}
+	text := p.text
 	return func(name string) (string, bool) {
 		if name == "WEFT_PASSWORD" {
-			return password, true
+			return text, true
 		}
 		return lookup(name)
-	}, nil
+	}, p.read, nil
+}
+
+// read returns the lines of the password.
+func (p *passwords) read() ([]string, error) {
+	for _, file := range []string{userPassword, generatedPassword} {
+		b, err := os.ReadFile(filepath.Join(p.dir, file))
+		switch {
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("read the password: %w", err)
+		case len(bytes.TrimSpace(b)) > 0:
+			p.user, p.text = file == userPassword, string(b)
+			return cmd.PasswordLines(p.text), nil
+		case p.user:
+			// To go back to the generated password, which may be an old one, would be a surprise.
+			return nil, errors.New("the Secret with the password is gone, or empty")
+		}
+	}
+	return cmd.PasswordLines(p.text), nil
 }
 
 // applySettings sets the fields of c that the settings and the Nodes decide, and returns

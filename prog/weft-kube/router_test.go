@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -139,31 +141,38 @@ func TestSettingErrorsAreOneLine(t *testing.T) {
 	}
 }
 
-// The user's password wins over the generated one. A restarted container gets the generated one
-// from the kubelet, without the API server.
+// The user's password wins over the generated one. A restarted container gets both from the
+// kubelet, without the API server.
 func TestGeneratedPasswordIsTheLast(t *testing.T) {
 	secret := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "weft-generated"}, Data: map[string][]byte{"password": []byte("from the API")},
 	}
+	generated := map[string]string{"GENERATED_SECRET": "weft-generated"}
 	for _, c := range []struct {
 		name  string
 		env   map[string]string
+		files map[string]string
 		want  []string
 		calls int // of the API server
 	}{
-		{"none wanted", map[string]string{"GENERATED_PASSWORD": "from the kubelet"}, nil, 0},
-		{"the user's", map[string]string{"GENERATED_SECRET": "weft-generated", "WEFT_PASSWORD": "from the user"}, []string{"from the user"}, 0},
-		{"the user's, by a flag", map[string]string{"GENERATED_SECRET": "weft-generated", "EXTRA_ARGS": "--password=by-a-flag"}, []string{"by-a-flag"}, 0},
-		{"the kubelet's", map[string]string{"GENERATED_SECRET": "weft-generated", "GENERATED_PASSWORD": "from the kubelet"}, []string{"from the kubelet"}, 0},
-		{"the API server's", map[string]string{"GENERATED_SECRET": "weft-generated", "WEFT_PASSWORD": ""}, []string{"from the API"}, 1},
+		{"none wanted", nil, nil, nil, 0},
+		{"the user's", generated, map[string]string{userPassword: "from the user\nand another", generatedPassword: "from the kubelet"}, []string{"from the user", "and another"}, 0},
+		{"the user's only", nil, map[string]string{userPassword: "from the user"}, []string{"from the user"}, 0},
+		{"the user's, by a variable", map[string]string{"GENERATED_SECRET": "weft-generated", "WEFT_PASSWORD": "by a variable"}, map[string]string{userPassword: "from the user"}, []string{"by a variable"}, 0},
+		{"the user's, by a flag", map[string]string{"GENERATED_SECRET": "weft-generated", "EXTRA_ARGS": "--password=by-a-flag"}, nil, []string{"by-a-flag"}, 0},
+		{"the kubelet's", generated, map[string]string{generatedPassword: "from the kubelet"}, []string{"from the kubelet"}, 0},
+		{"the API server's", generated, nil, []string{"from the API"}, 1},
 	} {
-		client := fake.NewClientset(secret)
+		client, dir := fake.NewClientset(secret), t.TempDir()
+		for name, text := range c.files {
+			write(t, dir, name, text)
+		}
 		lookup := func(k string) (string, bool) { v, ok := c.env[k]; return v, ok }
 		s, err := kube.ReadSettings(lookup)
 		if err != nil {
 			t.Fatal(err)
 		}
-		with, err := withPassword(t.Context(), s, client, lookup, slog.New(slog.DiscardHandler))
+		with, _, err := withPassword(t.Context(), s, client, dir, lookup, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,4 +181,37 @@ func TestGeneratedPasswordIsTheLast(t *testing.T) {
 			t.Errorf("%s: passwords %q, %v, after %d calls", c.name, got.Passwords, err, len(client.Actions()))
 		}
 	}
+}
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The password follows the Secrets. If the user's is deleted, the last one stays.
+func TestPasswordFollowsTheSecrets(t *testing.T) {
+	dir := t.TempDir()
+	s := &kube.Settings{Namespace: "kube-system", GeneratedSecret: "weft-generated"}
+	write(t, dir, generatedPassword, "from the kubelet")
+	_, read, err := withPassword(t.Context(), s, fake.NewClientset(), dir, func(string) (string, bool) { return "", false }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(when string, lines ...string) {
+		t.Helper()
+		if got, err := read(); !slices.Equal(got, lines) || err != nil != (lines == nil) {
+			t.Errorf("%s: %q, %v", when, got, err)
+		}
+	}
+	want("at first", "from the kubelet")
+	write(t, dir, userPassword, "from the user")
+	want("with a Secret of the user", "from the user")
+	write(t, dir, userPassword, "the second\n")
+	want("after a change of it", "the second")
+	if err := os.Remove(filepath.Join(dir, userPassword)); err != nil {
+		t.Fatal(err)
+	}
+	want("without it")
 }
