@@ -284,14 +284,16 @@ func (d *doctor) routes() finding {
 	if !d.subnet.IsValid() {
 		return finding{fine, subject, "no range of addresses to clash with"}
 	}
-	r, err := netdev.Overlap(d.subnet, netdev.BridgeName)
+	routes, err := netdev.Overlapping(d.subnet, netdev.BridgeName)
 	if err != nil {
 		return finding{fail, subject, err.Error()}
 	}
-	if r != nil {
-		return finding{fail, subject, fmt.Sprintf("the address range %s overlaps the route %s; launch every router with another --ipalloc-range", d.subnet, r)}
+	for _, r := range routes {
+		if r.Hides(d.subnet) {
+			return finding{fail, subject, fmt.Sprintf("the route %s hides addresses of the range %s; launch every router with another --ipalloc-range", r, d.subnet)}
+		}
 	}
-	return finding{fine, subject, fmt.Sprintf("none overlaps the address range %s", d.subnet)}
+	return finding{fine, subject, fmt.Sprintf("none hides addresses of the range %s", d.subnet)}
 }
 
 // routerFindings returns the findings in the report of a router.

@@ -165,9 +165,12 @@ func (d *daemon) open(assemble assemble) error {
 	return nil
 }
 
-// checkRoutes refuses the default range if the host's own routes have
-// addresses of it, and only warns if the user chose the range.
+// checkRoutes refuses the default range if routes of the host hide addresses of it. If the user
+// chose the range, or a router ran here before, so that containers may have addresses, it only
+// warns.
 func (d *daemon) checkRoutes() error {
+	_, err := os.Stat(d.config.path(ipamFile))
+	before := err == nil
 	for _, r := range []struct {
 		flag  string
 		value netip.Prefix
@@ -176,20 +179,34 @@ func (d *daemon) checkRoutes() error {
 		if !r.value.IsValid() {
 			continue
 		}
-		route, err := netdev.Overlap(r.value, d.config.Bridge)
+		routes, err := netdev.Overlapping(r.value, d.config.Bridge)
 		if err != nil {
 			return err
 		}
-		if route == nil {
-			continue
+		for _, route := range routes {
+			text := routeWarning(r.flag, r.value, route)
+			if text == "" {
+				continue
+			}
+			if route.Hides(r.value) && !r.given && !before {
+				return errors.New(text)
+			}
+			d.warn(text)
+			break
 		}
-		text := fmt.Sprintf("the address range %s overlaps the route %s of this host; choose another with %s", r.value, route, r.flag)
-		if !r.given {
-			return errors.New(text)
-		}
-		d.warn(text)
 	}
 	return nil
+}
+
+// routeWarning says what is wrong with a route that has addresses of a range, "" if nothing is.
+func routeWarning(flag string, r netip.Prefix, route netdev.Route) string {
+	switch {
+	case route.Hides(r):
+		return fmt.Sprintf("the route %s of this host hides addresses of the range %s from it; choose another range with %[3]s, or go on with %[3]s=%[2]s", route, r, flag)
+	case route.OnLink:
+		return fmt.Sprintf("the addresses of the range %s are part of the network %s of this host; if hosts there use some, choose another range with %s", r, route, flag)
+	}
+	return ""
 }
 
 // connect makes the daemon's own parts on top of p, and starts the record of this run.

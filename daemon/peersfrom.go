@@ -40,8 +40,10 @@ func newPeersFrom(c *Config, log *slog.Logger) *peersFrom {
 	for _, r := range c.ranges() {
 		// If a user chose a range in which the hosts are, too, the address does not show
 		// who is a container.
-		if route, err := netdev.Overlap(r, c.Bridge); err != nil || route != nil {
-			log.Warn("containers with addresses of the range are not kept from becoming peers", "range", r, "route", route, "err", err)
+		routes, err := netdev.Overlapping(r, c.Bridge)
+		routes = slices.DeleteFunc(routes, func(route netdev.Route) bool { return !route.Hides(r) && !route.OnLink })
+		if err != nil || len(routes) > 0 {
+			log.Warn("containers with addresses of the range are not kept from becoming peers", "range", r, "routes", fmt.Sprint(routes), "err", err)
 			continue
 		}
 		p.ranges = append(p.ranges, r)

@@ -2,6 +2,7 @@ package netdev_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -274,7 +275,7 @@ func TestAnnouncement(t *testing.T) {
 	}
 }
 
-func TestOverlap(t *testing.T) {
+func TestOverlapping(t *testing.T) {
 	host, other := nstest.New(t, "h"), nstest.New(t, "o")
 	nstest.Veth(t, 1500, host, "eth0", pfx("10.36.1.1/16"), other, "eth0", pfx("10.36.1.2/16"))
 	bridge(t, host)
@@ -286,30 +287,68 @@ func TestOverlap(t *testing.T) {
 		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(10, 36, 1, 2)}); err != nil {
 			return err
 		}
-		for _, c := range []struct{ p, want string }{
-			{"10.32.0.0/12", "10.36.0.0/16 dev eth0"},
-			{"10.36.7.0/24", "10.36.0.0/16 dev eth0"},
-			{"10.48.0.0/12", ""},
-			{"fd00::/64", ""},
+		gw := net.IPv4(10, 36, 1, 2)
+		for _, r := range []netlink.Route{
+			{Dst: ipNet("0.0.0.0/1"), Gw: gw}, // of a VPN
+			{Dst: ipNet("10.0.0.0/8"), Type: unix.RTN_BLACKHOLE},
+			{Dst: ipNet("10.40.0.0/16"), Gw: gw, Table: 52},
+			{Dst: ipNet("10.41.0.0/16"), Gw: gw, Table: 53},
+			{Dst: ipNet("10.42.0.0/16"), Gw: gw, Table: 54},
 		} {
-			r, err := netdev.Overlap(pfx(c.p), "weft")
+			r.LinkIndex = l.Attrs().Index
+			if r.Type == unix.RTN_BLACKHOLE {
+				r.LinkIndex = 0
+			}
+			if err := netlink.RouteAdd(&r); err != nil {
+				return fmt.Errorf("add route %v: %w", r, err)
+			}
+		}
+		for _, mark := range []uint32{0, 7} { // table 52 for all packets, 53 for those with a mark
+			rule := netlink.NewRule()
+			rule.Table, rule.Mark, rule.Priority, rule.Family = 52, mark, 100, netlink.FAMILY_V4
+			if mark != 0 {
+				rule.Table = 53
+			}
+			if err := netlink.RuleAdd(rule); err != nil {
+				return err
+			}
+		}
+		for _, c := range []struct{ p, hides, others string }{
+			{"10.32.0.0/12", "[10.36.0.0/16 dev eth0 10.40.0.0/16 dev eth0 table 52]", "[blackhole 10.0.0.0/8 0.0.0.0/1 dev eth0]"},
+			{"10.36.7.0/24", "[]", "[10.36.0.0/16 dev eth0 blackhole 10.0.0.0/8 0.0.0.0/1 dev eth0]"},
+			{"192.168.0.0/16", "[]", "[]"},
+			{"fd00::/64", "[]", "[]"},
+		} {
+			all, err := netdev.Overlapping(pfx(c.p), "weft")
 			if err != nil {
 				return err
 			}
-			got := ""
-			if r != nil {
-				got = r.String()
+			var hides, others []netdev.Route
+			for _, r := range all {
+				if r.Hides(pfx(c.p)) {
+					hides = append(hides, r)
+				} else {
+					others = append(others, r)
+				}
 			}
-			if got != c.want {
-				t.Errorf("Overlap(%s) = %q, want %q", c.p, got, c.want)
+			if fmt.Sprint(hides) != c.hides || fmt.Sprint(others) != c.others {
+				t.Errorf("Overlapping(%s): %v hide it, and %v; want %s and %s", c.p, hides, others, c.hides, c.others)
 			}
 		}
-		_, err = netdev.Expose("weft", netdev.Exposure{Addr: pfx("10.48.0.1/12")}, nil)
-		if r, err := netdev.Overlap(pfx("10.48.0.0/12"), "weft"); r != nil || err != nil {
-			t.Errorf("overlap with weft's own route: %v, %v", r, err)
+		_, err = netdev.Expose("weft", netdev.Exposure{Addr: pfx("172.16.0.1/12")}, nil)
+		if all, err := netdev.Overlapping(pfx("172.16.0.0/12"), "weft"); len(all) > 0 || err != nil {
+			t.Errorf("overlap with weft's own route: %v, %v", all, err)
 		}
 		return err
 	})
+}
+
+func ipNet(s string) *net.IPNet {
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
 }
 
 func TestDeleteAll(t *testing.T) {

@@ -80,7 +80,7 @@ type System interface {
 	OpenTunnel(wireguard.Config) (Tunnel, error)
 	RemoveTunnel(wireguard.Config) error
 	// Overlap is netdev.Overlap.
-	Overlap(p netip.Prefix, ours ...string) (*netdev.Route, error)
+	Overlapping(p netip.Prefix, ours ...string) ([]netdev.Route, error)
 	// BootTime is the clock of kernel.MACEntry.Seen.
 	BootTime() time.Duration
 }
@@ -119,8 +119,8 @@ func (linux) OpenTunnel(c wireguard.Config) (Tunnel, error) {
 
 func (linux) RemoveTunnel(c wireguard.Config) error { return wireguard.Remove(c) }
 
-func (linux) Overlap(p netip.Prefix, ours ...string) (*netdev.Route, error) {
-	return netdev.Overlap(p, ours...)
+func (linux) Overlapping(p netip.Prefix, ours ...string) ([]netdev.Route, error) {
+	return netdev.Overlapping(p, ours...)
 }
 
 func (linux) BootTime() time.Duration { return time.Duration(kernel.BootTime()) }

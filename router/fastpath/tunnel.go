@@ -39,8 +39,8 @@ func (c *Controller) openTunnel() {
 		return
 	}
 	// A wider route, such as that to all link-local addresses, does not matter.
-	if route, err := c.sys.Overlap(cfg.Inside, cfg.Name); err == nil && route != nil && route.Dst.Bits() > cfg.Inside.Bits() {
-		c.tunnelErr = fmt.Errorf("route %s has addresses of the tunnel, %s", route, cfg.Inside)
+	if routes, err := c.sys.Overlapping(cfg.Inside, cfg.Name); err == nil && len(routes) > 0 && routes[0].Dst.Bits() > cfg.Inside.Bits() {
+		c.tunnelErr = fmt.Errorf("route %s has addresses of the tunnel, %s", routes[0], cfg.Inside)
 		c.log.Warn("no WireGuard for the fast path", "err", c.tunnelErr)
 		return
 	}

@@ -98,8 +98,8 @@ var _ fastpath.System = (*Machine)(nil)
 // BootTime implements fastpath.System.
 func (m *Machine) BootTime() time.Duration { return time.Since(m.boot) }
 
-// Overlap implements fastpath.System: the host has no route that overlaps.
-func (m *Machine) Overlap(netip.Prefix, ...string) (*netdev.Route, error) { return nil, nil }
+// Overlapping implements fastpath.System: the host has no route that overlaps.
+func (m *Machine) Overlapping(netip.Prefix, ...string) ([]netdev.Route, error) { return nil, nil }
 
 // Watch implements fastpath.System.
 func (m *Machine) Watch() (fastpath.Watch, error) { return watch{m}, nil }
