@@ -80,7 +80,7 @@ type sentProbe struct {
 }
 
 func (r *Router) newControlLane() *controlLane {
-	return &controlLane{w: r.conn.NewWriter(64), arena: make([]byte, 2*maxPacket), held: r.newLane(r.lanes-2, r.queues[0])}
+	return &controlLane{w: r.conn.NewSingleWriter(64), arena: make([]byte, 2*maxPacket), held: r.newLane(r.lanes-2, r.queues[0])}
 }
 
 // sweepEvery is how often old MAC addresses are removed.

@@ -58,6 +58,7 @@ type wireTap struct {
 
 func (c *wireTap) NewReader(int) udp.Reader          { return c }
 func (c *wireTap) NewWriter(int) udp.Writer          { return c }
+func (c *wireTap) NewSingleWriter(int) udp.Writer    { return c }
 func (c *wireTap) LocalAddr() netip.AddrPort         { return netip.AddrPort{} }
 func (c *wireTap) Close() error                      { return nil }
 func (c *wireTap) ReadBatch() ([]udp.Message, error) { return nil, os.ErrClosed }

@@ -106,10 +106,12 @@ func (c *memConn) put(m udp.Message) {
 	}
 }
 
-func (c *memConn) NewReader(int) udp.Reader  { return c }
-func (c *memConn) NewWriter(int) udp.Writer  { return c }
-func (c *memConn) LocalAddr() netip.AddrPort { return c.addr }
-func (c *memConn) Close() error              { c.once.Do(func() { close(c.gone) }); return nil }
+func (c *memConn) NewReader(int) udp.Reader { return c }
+func (c *memConn) NewWriter(int) udp.Writer { return c }
+
+func (c *memConn) NewSingleWriter(int) udp.Writer { return c }
+func (c *memConn) LocalAddr() netip.AddrPort      { return c.addr }
+func (c *memConn) Close() error                   { c.once.Do(func() { close(c.gone) }); return nil }
 
 func (c *memConn) ReadBatch() (m []udp.Message, _ error) {
 	put := func(p udp.Message) { p.N = len(p.Buf); m = append(m, p) }

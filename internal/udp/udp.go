@@ -35,6 +35,10 @@ type Conn interface {
 	// batch is the largest number of messages of the kernel in one system call.
 	NewReader(batch int) Reader
 	NewWriter(batch int) Writer
+	// NewSingleWriter is NewWriter for datagrams that cross the network one by one, as those
+	// must that find out its MTU: bridges drop a single packet that is too large for a port,
+	// but pass several datagrams that left as one.
+	NewSingleWriter(batch int) Writer
 	LocalAddr() netip.AddrPort
 	// Close ends all reads and writes, also those that wait, with net.ErrClosed.
 	Close() error

@@ -76,6 +76,7 @@ type writer struct {
 	*vector
 	counts []int // of datagrams in each message
 	alone  int   // number of the next datagrams to send one by one
+	single bool  // send all one by one
 }
 
 // NewWriter implements Conn.
@@ -86,6 +87,11 @@ func (s *Socket) NewWriter(batch int) Writer {
 		w.controls[i].hdr.SetLen(unix.CmsgLen(2))
 	}
 	return w
+}
+
+// NewSingleWriter implements Conn.
+func (s *Socket) NewSingleWriter(batch int) Writer {
+	return &writer{vector: newVector(s, unix.SYS_SENDMMSG, batch, batch), counts: make([]int, batch), single: true}
 }
 
 // WriteBatch implements Writer.
@@ -126,7 +132,7 @@ func (w *writer) WriteBatch(m []Message) (sent int, err error) {
 // prepare fills messages with the first datagrams of m, as many as fit, and returns the
 // number of messages.
 func (w *writer) prepare(m []Message) (n int) {
-	segment := w.s.segment.Load()
+	segment := !w.single && w.s.segment.Load()
 	if w.alone > 0 {
 		// Find out about these first.
 		segment, m = false, m[:w.alone]
