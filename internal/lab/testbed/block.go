@@ -31,7 +31,7 @@ func (l *Lab) Block(n int, ports ...uint16) error {
 	if err := l.CheckPlace(Place{Host: n}); err != nil {
 		return err
 	}
-	err := netdev.Do(netdev.NSByName("weft-"+l.Name+"-"+underlayNS), func() error {
+	err := netdev.Do(l.underlay(), func() error {
 		c, err := nftables.New()
 		if err != nil {
 			return fmt.Errorf("open netlink: %w", err)

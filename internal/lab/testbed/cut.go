@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,17 +14,19 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 )
 
-// The rules of a host, in a table that is not the router's:
+// The rules of Cut are in the namespace of the underlay, as those of Block. Each element of a
+// set is the address of a host from which packets are dropped, and that of the host to which
+// they go:
 //
-//	table inet weft-lab {
-//	  set cut4  { type ipv4_addr }  set cut6  { type ipv6_addr }
-//	  set dial4 { type ipv4_addr }  set dial6 { type ipv6_addr }
-//	  chain input { type filter hook input priority raw
-//	    ip saddr @cut4 drop         ip6 saddr @cut6 drop
-//	    tcp flags & (syn|ack) == syn ip saddr @dial4 drop    (ip6, @dial6 likewise)
+//	table bridge weft-cut {
+//	  set cut4  { type ipv4_addr . ipv4_addr }  set cut6  { type ipv6_addr . ipv6_addr }
+//	  set dial4 { type ipv4_addr . ipv4_addr }  set dial6 { type ipv6_addr . ipv6_addr }
+//	  chain forward { type filter hook forward priority -200
+//	    ip saddr . ip daddr @cut4 drop          ip6 saddr . ip6 daddr @cut6 drop
+//	    tcp flags & (syn|ack) == syn ip saddr . ip daddr @dial4 drop    (ip6, @dial6 likewise)
 //	  }
 //	}
-const cutTable = "weft-lab"
+const cutTable = "weft-cut"
 
 // Way says which packets from one host to another a cut drops.
 type Way string
@@ -45,15 +48,18 @@ func (l *Lab) setCut(a, b int, way Way, cut bool) error {
 	if err := l.checkPair(a, b); err != nil {
 		return err
 	}
-	return netdev.Do(l.Netns(Place{Host: b}), func() error {
-		for _, addr := range []netip.Addr{Addr4(a), Addr6(a)} {
-			if err := changeSet(setName(way, addr), addr, cut); err != nil {
+	return netdev.Do(l.underlay(), func() error {
+		for _, pair := range [][2]netip.Addr{{Addr4(a), Addr4(b)}, {Addr6(a), Addr6(b)}} {
+			if err := changeSet(setName(way, pair[0]), pair[0], pair[1], cut); err != nil {
 				return fmt.Errorf("cut %s from %s in lab %s: %w", hostName(b), hostName(a), l.Name, err)
 			}
 		}
 		return nil
 	})
 }
+
+// underlay returns the namespace of the underlay.
+func (l *Lab) underlay() string { return netdev.NSByName("weft-" + l.Name + "-" + underlayNS) }
 
 func (l *Lab) checkPair(a, b int) error {
 	if a == b {
@@ -71,13 +77,13 @@ func setName(way Way, a netip.Addr) string {
 
 // changeSet adds an element to a set of the calling thread's namespace, or deletes it. It
 // is no error if that was done already.
-func changeSet(name string, a netip.Addr, add bool) error {
+func changeSet(name string, from, to netip.Addr, add bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	set := &nftables.Set{Table: table(), Name: name}
-	element := []nftables.SetElement{{Key: a.AsSlice()}}
+	element := []nftables.SetElement{{Key: append(from.AsSlice(), to.AsSlice()...)}}
 	if add {
 		err = c.SetAddElements(set, element)
 	} else {
@@ -93,18 +99,18 @@ func changeSet(name string, a netip.Addr, add bool) error {
 	return err
 }
 
-// applyTopology writes the rules on every host, with the cuts of the topology.
+// applyTopology writes the rules, with the cuts of the topology.
 func (l *Lab) applyTopology() error {
-	for b := 1; b <= l.Hosts; b++ {
-		var from []int
-		for a := 1; a <= l.Hosts; a++ {
+	var cuts [][2]int
+	for a := 1; a <= l.Hosts; a++ {
+		for b := 1; b <= l.Hosts; b++ {
 			if a != b && !l.Topology.joins(a, b) {
-				from = append(from, a)
+				cuts = append(cuts, [2]int{a, b})
 			}
 		}
-		if err := netdev.Do(l.Netns(Place{Host: b}), func() error { return makeRules(from) }); err != nil {
-			return fmt.Errorf("make the rules of %s: %w", hostName(b), err)
-		}
+	}
+	if err := netdev.Do(l.underlay(), func() error { return makeRules(cuts) }); err != nil {
+		return fmt.Errorf("make the rules of the underlay: %w", err)
 	}
 	return nil
 }
@@ -121,39 +127,35 @@ func (t Topology) joins(a, b int) bool {
 }
 
 func table() *nftables.Table {
-	return &nftables.Table{Name: cutTable, Family: nftables.TableFamilyINet}
+	return &nftables.Table{Name: cutTable, Family: nftables.TableFamilyBridge}
 }
 
-func makeRules(from []int) error {
+func makeRules(cuts [][2]int) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	t := c.AddTable(table())
 	chain := c.AddChain(&nftables.Chain{
-		Name: "input", Table: t, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityRaw,
+		Name: "forward", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: &beforeBridgeNetfilter,
 	})
 	id := uint32(0) // the library's own numbers are not safe for concurrent use
 	for _, way := range []Way{Packets, Dials} {
 		for _, v6 := range []bool{false, true} {
-			some := Addr4(0)
+			address, of := nftables.TypeIPAddr, Addr4
 			if v6 {
-				some = Addr6(0)
+				address, of = nftables.TypeIP6Addr, Addr6
+			}
+			pair, err := nftables.ConcatSetType(address, address)
+			if err != nil {
+				return fmt.Errorf("make the type of a set: %w", err)
 			}
 			id++
-			set := &nftables.Set{Table: t, ID: id, Name: setName(way, some), KeyType: nftables.TypeIPAddr}
-			if v6 {
-				set.KeyType = nftables.TypeIP6Addr
-			}
+			set := &nftables.Set{Table: t, ID: id, Name: setName(way, of(1)), KeyType: pair, Concatenation: true}
 			var elements []nftables.SetElement
-			for _, a := range from {
-				switch {
-				case way != Packets:
-				case v6:
-					elements = append(elements, nftables.SetElement{Key: Addr6(a).AsSlice()})
-				default:
-					elements = append(elements, nftables.SetElement{Key: Addr4(a).AsSlice()})
+			if way == Packets {
+				for _, cut := range cuts {
+					elements = append(elements, nftables.SetElement{Key: append(of(cut[0]).AsSlice(), of(cut[1]).AsSlice()...)})
 				}
 			}
 			if err := c.AddSet(set, elements); err != nil {
@@ -163,23 +165,24 @@ func makeRules(from []int) error {
 			if way == Dials {
 				match = firstOfTCP()
 			}
-			match = append(match, sourceIn(set, v6)...)
+			match = append(match, addressesIn(set, v6)...)
 			c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: append(match, &expr.Verdict{Kind: expr.VerdictDrop})})
 		}
 	}
 	return c.Flush()
 }
 
-// sourceIn matches packets whose source address is in the set.
-func sourceIn(set *nftables.Set, v6 bool) []expr.Any {
-	family, offset, length := byte(unix.NFPROTO_IPV4), uint32(12), uint32(4)
+// addressesIn matches packets whose source and destination addresses, which are next to each
+// other in the header, are in the set.
+func addressesIn(set *nftables.Set, v6 bool) []expr.Any {
+	protocol, offset, length := uint16(unix.ETH_P_IP), uint32(12), uint32(4)
 	if v6 {
-		family, offset, length = unix.NFPROTO_IPV6, 8, 16
+		protocol, offset, length = unix.ETH_P_IPV6, 8, 16
 	}
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, protocol)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 2 * length},
 		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
 	}
 }
