@@ -59,15 +59,39 @@ func (c *conf) requestAddresses(ctx context.Context, args *skel.CmdArgs) (*curre
 		}
 		return r, nil
 	}
-	reply, err := c.client().Lease(ctx, api.LeaseRequest{Owner: c.ownerOf(args), Addresses: c.requested})
+	reply, err := c.lease(ctx, args)
 	if err != nil {
-		return nil, unavailable("get addresses", err)
+		return nil, unavailable("get addresses", c.advise(args, err))
 	}
 	r := &current.Result{CNIVersion: current.ImplementedSpecVersion}
 	for _, p := range reply.Addresses {
 		r.IPs = append(r.IPs, &current.IPConfig{Address: toIPNet(p)})
 	}
 	return r, nil
+}
+
+// lease gets addresses from the router. It waits for one that is being replaced.
+func (c *conf) lease(ctx context.Context, args *skel.CmdArgs) (api.LeaseReply, error) {
+	for {
+		if err := c.awaitRouter(ctx, addTimeout); err != nil {
+			return api.LeaseReply{}, err
+		}
+		reply, err := c.client().Lease(ctx, api.LeaseRequest{Owner: c.ownerOf(args), Addresses: c.requested})
+		if err == nil || ctx.Err() != nil {
+			return reply, err
+		}
+		if r, e := c.client().Ready(ctx); e == nil && r.Ready {
+			return reply, err // it is the router's own answer
+		}
+	}
+}
+
+// advise adds to an error what an administrator of Kubernetes can do.
+func (c *conf) advise(args *skel.CmdArgs, err error) error {
+	if _, isPod := podOf(args, nil); isPod && errors.Is(err, api.ErrNotRunning) {
+		return fmt.Errorf("%w; on Kubernetes look at the pod of weft on this node: kubectl -n kube-system get pods -o wide -l app.kubernetes.io/name=weft", err)
+	}
+	return err
 }
 
 // addRoutes adds gateways and routes to r: those of the configuration, or a default
@@ -188,7 +212,7 @@ func (c *conf) checkHeld(ctx context.Context, args *skel.CmdArgs, want []netip.P
 
 // status returns nil if addresses can be allocated.
 func (c *conf) status(ctx context.Context, _ *skel.CmdArgs) error {
-	if err := c.awaitRouter(ctx); err != nil {
+	if err := c.awaitRouter(ctx, statusTimeout); err != nil {
 		return failed(types.ErrPluginNotAvailable, "weft: %v", err)
 	}
 	if !c.usesRouterIPAM() {
@@ -197,15 +221,21 @@ func (c *conf) status(ctx context.Context, _ *skel.CmdArgs) error {
 	return nil
 }
 
-// routerTimeout is how long STATUS waits for a router that does not run. When STATUS
-// fails Kubernetes removes all pods of the Node from their Services, although pods do not
-// notice that a router is replaced. The kubelet considers the runtime dead after 30
-// seconds without an answer.
-const routerTimeout = 10 * time.Second
+const (
+	// statusTimeout is how long STATUS waits for a router that does not run. When STATUS
+	// fails Kubernetes removes all pods of the Node from their Services, although pods do
+	// not notice that a router is replaced. The kubelet considers the runtime dead after 30
+	// seconds without an answer.
+	statusTimeout = 10 * time.Second
+	// addTimeout is how long ADD waits for one. A pod whose ADD fails waits longer: the
+	// kubelet tries again later and later.
+	addTimeout  = 30 * time.Second
+	routerEvery = 200 * time.Millisecond
+)
 
-// awaitRouter waits until the router can allocate addresses, for routerTimeout at most.
-func (c *conf) awaitRouter(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, routerTimeout)
+// awaitRouter waits until the router can allocate addresses, for some time at most.
+func (c *conf) awaitRouter(ctx context.Context, atMost time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	for {
 		r, err := c.client().Ready(ctx)
@@ -218,7 +248,7 @@ func (c *conf) awaitRouter(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(routerTimeout / 50):
+		case <-time.After(routerEvery):
 		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 func TestFailedAddReleasesAddresses(t *testing.T) {
 	var released atomic.Int32
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"ready":true}`) })
 	mux.HandleFunc("POST /lease", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"addresses":["10.32.0.5/12"]}`)
 	})

@@ -37,8 +37,8 @@
 // container and the name of the interface together, so ADD finds the result of an
 // earlier ADD. DEL works without a namespace. Without a router it leaves a file, and the
 // next router frees the addresses. GC frees the addresses of all attachments that the
-// runtime does not list. STATUS waits some seconds for a router that does not run, since
-// it may just be replaced.
+// runtime does not list. ADD waits half a minute for a router that does not run, and STATUS
+// for some seconds, since it may just be replaced.
 //
 // On Kubernetes the plugin makes the interface of a pod only when the pod's policies are
 // enforced for its future addresses. ADD returns when they are enforced for its port of

@@ -213,6 +213,31 @@ func TestInstalledCNIStatusWaitsForTheRouter(t *testing.T) {
 	}
 }
 
+// A pod that is made while the router is replaced waits for it, and does not fail.
+func TestInstalledCNIAddWaitsForTheRouter(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 1})
+	h := newCNIHost(t, lab, 1, "1.0.0", nil)
+	for _, end := range []struct {
+		how string
+		end func() error
+	}{
+		{"killed", func() error { return lab.Kill(1) }},
+		{"stopped", func() error { harness.Weft(t, lab, 1, "stop"); return nil }},
+	} {
+		if err := end.end(); err != nil {
+			t.Fatal(err)
+		}
+		added := make(chan error, 1)
+		rc := h.pod(end.how)
+		go func() { _, err := h.add(rc); added <- err }()
+		harness.Launch(t, lab, 1)
+		if err := <-added; err != nil {
+			t.Errorf("%s: ADD while the router is replaced: %v", end.how, err)
+		}
+	}
+}
+
 // limits are a pod's bandwidth limits in bits per second; 0 is none.
 type limits struct{ ingress, egress int }
 
