@@ -236,8 +236,9 @@ func (r *Router) openTAP() (tap.Queue, error) {
 }
 
 func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath.Controller, error) {
+	host, _ := netip.ParseAddr(r.cfg.Host) // "" for all addresses
 	return fastpath.Open(fastpath.Config{
-		Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, SleevePort: r.LocalAddr().Port(), MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
+		Host: host, Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, SleevePort: r.LocalAddr().Port(), MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
 		Start: r.start, Epoch: r.epoch, Log: r.log,
 	}, fastHost{r, q.NewWriter()})
 }

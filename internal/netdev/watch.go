@@ -52,9 +52,14 @@ type Hop struct {
 	Gateway netip.Addr // next hop: the address itself, or a router
 }
 
-// Hop looks up the route to an address.
-func (w *Watch) Hop(to netip.Addr) (Hop, error) {
-	routes, err := w.h.RouteGet(to.AsSlice())
+// Hop looks up the route to an address, for packets from the address from, which is one of this
+// host; if it is invalid, the route says from which.
+func (w *Watch) Hop(to, from netip.Addr) (Hop, error) {
+	o := netlink.RouteGetOptions{}
+	if from.IsValid() {
+		o.SrcAddr = from.AsSlice()
+	}
+	routes, err := w.h.RouteGetWithOptions(to.AsSlice(), &o)
 	if err == nil && len(routes) == 0 {
 		err = unix.ENETUNREACH
 	}
@@ -65,6 +70,9 @@ func (w *Watch) Hop(to netip.Addr) (Hop, error) {
 	hop := Hop{Ifindex: r.LinkIndex, Gateway: to}
 	if local, ok := netip.AddrFromSlice(r.Src); ok {
 		hop.Local = local.Unmap()
+	}
+	if from.IsValid() {
+		hop.Local = from
 	}
 	if gw, ok := netip.AddrFromSlice(r.Gw); ok && !gw.IsUnspecified() {
 		hop.Gateway = gw.Unmap()

@@ -74,7 +74,7 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 	await("the container", func() bool { return ports() == 1 })
 
 	hop := func(to string) netdev.Hop {
-		h, err := w.Hop(netip.MustParseAddr(to))
+		h, err := w.Hop(netip.MustParseAddr(to), netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,14 +83,14 @@ func TestWatchSeesContainersAndRoutes(t *testing.T) {
 	if h := hop("192.0.2.2"); h.Local.String() != "192.0.2.1" || h.Gateway.String() != "192.0.2.2" || h.Ifindex == 0 {
 		t.Errorf("the way to a neighbour: %+v", h)
 	}
-	if _, err := w.Hop(netip.MustParseAddr("198.51.100.1")); err == nil {
+	if _, err := w.Hop(netip.MustParseAddr("198.51.100.1"), netip.Addr{}); err == nil {
 		t.Error("a way to nowhere")
 	}
 	do(t, host, func() error {
 		return netlink.RouteAdd(&netlink.Route{Dst: nil, Gw: netip.MustParseAddr("192.0.2.2").AsSlice()})
 	})
 	await("the route", func() bool {
-		h, err := w.Hop(netip.MustParseAddr("198.51.100.1"))
+		h, err := w.Hop(netip.MustParseAddr("198.51.100.1"), netip.Addr{})
 		return err == nil && h.Gateway.String() == "192.0.2.2"
 	})
 	do(t, host, func() error { return netdev.DeleteBridge("weft") })

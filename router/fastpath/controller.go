@@ -56,9 +56,10 @@ type Settings struct {
 type Config struct {
 	Settings
 	Self        peer.Name
-	Bridge, TAP string // names of interfaces, which must exist
-	MTU         int    // of containers, in bytes of IP packet
-	SleevePort  uint16 // UDP port of the router, which containers must not reach as this host; 0 if none
+	Bridge, TAP string     // names of interfaces, which must exist
+	MTU         int        // of containers, in bytes of IP packet
+	Host        netip.Addr // on which the router listens; invalid for all addresses
+	SleevePort  uint16     // UDP port of the router, which containers must not reach as this host; 0 if none
 	Sysctls     netdev.Sysctls
 	MACs        *mac.Table   // shared with the router
 	Start       time.Time    // origin of the times in MACs

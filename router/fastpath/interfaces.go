@@ -200,6 +200,15 @@ func (c *Controller) refreshContainers() {
 	}
 }
 
+// sourceTo returns the address from which packets to a peer must come, the zero Addr if the
+// route decides: the peer only knows the address on which this router was told to listen.
+func (c *Controller) sourceTo(l *link) netip.Addr {
+	if h := c.cfg.Host; h.IsValid() && l.Remote() == l.Addr() && h.Is4() == l.Addr().Is4() {
+		return h
+	}
+	return netip.Addr{}
+}
+
 // findHop looks up the route to a peer.
 func (c *Controller) findHop(l *link) {
 	if !c.attached {
@@ -208,7 +217,7 @@ func (c *Controller) findHop(l *link) {
 	hop := netdev.Hop{}
 	if a := l.Remote(); a.IsValid() {
 		var err error
-		if hop, err = c.watch.Hop(a); err != nil {
+		if hop, err = c.watch.Hop(a, c.sourceTo(l)); err != nil {
 			c.log.Debug("no route to the peer", "peer", l.peer, "err", err)
 		}
 	}

@@ -67,7 +67,7 @@ type Watch interface {
 	IPsecPrefixes() ([]netip.Prefix, error)
 	Containers(bridge string, but ...string) ([]netdev.Port, error)
 	Underlay(ifindex int) netdev.Underlay
-	Hop(to netip.Addr) (netdev.Hop, error)
+	Hop(to, from netip.Addr) (netdev.Hop, error)
 	Close()
 }
 

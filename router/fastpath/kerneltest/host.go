@@ -85,7 +85,7 @@ func (w watch) Underlay(ifindex int) netdev.Underlay {
 }
 
 // Hop leads addresses of the tunnel's peers into it, as WireGuard's routes do.
-func (w watch) Hop(to netip.Addr) (netdev.Hop, error) {
+func (w watch) Hop(to, _ netip.Addr) (netdev.Hop, error) {
 	w.m.lock()
 	defer w.m.mu.Unlock()
 	if w.m.tunnel != nil {
