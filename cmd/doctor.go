@@ -79,7 +79,7 @@ func (d *doctor) run(ctx context.Context, stdout io.Writer) error {
 	if !running {
 		findings = append(findings, d.ports()...)
 	}
-	findings = append(findings, d.mtu(), d.clock(), d.routes())
+	findings = append(findings, d.mtu(), d.clock(), d.routes(), d.limits())
 	switch {
 	case running:
 		findings = append(findings, routerFindings(report)...)
@@ -277,6 +277,21 @@ func (d *doctor) clock() finding {
 		return finding{warn, subject, "it is not synchronised, as far as the kernel knows; times in the logs of two hosts may not be comparable"}
 	}
 	return finding{fine, subject, "synchronised"}
+}
+
+// limits examines tables of the kernel that the host shares.
+func (d *doctor) limits() finding {
+	const subject = "tables of the kernel"
+	list, err := netdev.Limits(netdev.ProcSys)
+	if err != nil {
+		return finding{warn, subject, err.Error()}
+	}
+	for _, l := range list {
+		if l.NearlyFull() {
+			return finding{warn, subject, fmt.Sprintf("that of %s is nearly full: %d of %d entries; raise its limit with: %s", l.Name, l.Used, l.Max, l.Advice)}
+		}
+	}
+	return finding{fine, subject, "have space"}
 }
 
 func (d *doctor) routes() finding {

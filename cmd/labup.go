@@ -29,8 +29,12 @@ fails, nothing is left.`,
 				return err
 			}
 			start := time.Now()
-			if _, err := lab.Up(c.Context(), config); err != nil {
+			made, err := lab.Up(c.Context(), config)
+			if err != nil {
 				return err
+			}
+			if made.Raised {
+				render.Fprintf(l.stdout, "raised this machine's limits of neighbours (net.ipv4.neigh.default.gc_thresh3 and the like), which all labs share\n")
 			}
 			render.Fprintf(l.stdout, "lab %s is up: %d hosts, converged in %.1f s\n", config.Name, config.Hosts, time.Since(start).Seconds())
 			return nil

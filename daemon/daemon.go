@@ -104,6 +104,7 @@ type daemon struct {
 	docker     *dockerContainers
 	exposures  *exposures
 	external   *externalNames
+	limits     *limits
 	leases     *leases
 	containers *containers
 	warnings   []string
@@ -234,6 +235,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 		return err
 	}
 	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures}
+	d.limits = newLimits(c.Sysctls)
 	d.external = newExternalNames(d.store, p.names, d.containers.addrs, d.log)
 	if !c.DNS.Off {
 		d.external.restoreNames()
@@ -344,6 +346,7 @@ func (d *daemon) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			d.limits.warnings(now) // so that it knows when a table was full
 			d.docker.sweep(now)
 			d.namespaces.sweep(now)
 			d.exposures.reconcile()
@@ -377,6 +380,7 @@ func (d *daemon) Report(ctx context.Context) (*api.Report, error) {
 		r.Warnings = append(r.Warnings, "no password is set: every host that reaches this one can join the mesh (--password)")
 	}
 	r.Warnings = append(r.Warnings, d.exposures.warnings()...)
+	r.Warnings = append(r.Warnings, d.limits.warnings(time.Now())...)
 	return r, nil
 }
 

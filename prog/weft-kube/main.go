@@ -92,6 +92,7 @@ func agent(ctx context.Context) error {
 	}
 	router.Sysctls = sysctls()
 	router.Log = render.Log(os.Stderr, router.LogLevel)
+	raiseLimits(log)
 	enableBridgeNetfilter(log)
 	a := kube.AgentConfig{
 		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,

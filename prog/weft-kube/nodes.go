@@ -127,6 +127,19 @@ func sysctls() netdev.Sysctls {
 	return netdev.ProcSys
 }
 
+// neighbours is how many neighbours all pods of a node can have together.
+const neighbours = 16384
+
+// raiseLimits raises limits of the kernel that are too low for many pods.
+func raiseLimits(log *slog.Logger) {
+	raised, err := netdev.RaiseNeighbours(sysctls(), neighbours)
+	if err != nil {
+		log.Warn("connections of pods may fail if they talk to many others", "err", err)
+	} else if raised {
+		log.Info("raised the kernel's limits of neighbours", "to", neighbours)
+	}
+}
+
 // enableBridgeNetfilter makes the kernel pass bridged packets to netfilter, which must
 // translate the answers of Services on the same network back.
 func enableBridgeNetfilter(log *slog.Logger) {

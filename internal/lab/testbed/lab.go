@@ -60,7 +60,13 @@ type Lab struct {
 	Config
 	// Exe is the weft binary to run as router; empty for that of this process.
 	Exe string
+	// Raised is set if Create raised this machine's limits of neighbours.
+	Raised bool
 }
+
+// neighboursOf returns how many neighbours the kernel must be able to hold for a lab: each host
+// has each other one, by IPv4 and IPv6, and each container that it talks to.
+func neighboursOf(hosts int) int { return max(1024, 4*hosts*hosts) }
 
 // Create makes the hosts and the underlay of a lab. Launch starts the routers. On error
 // nothing is left.
@@ -83,6 +89,9 @@ func Create(c Config) (l *Lab, err error) {
 		}
 	}()
 	l = &Lab{Config: c}
+	if l.Raised, err = netdev.RaiseNeighbours(netdev.ProcSys, neighboursOf(c.Hosts)); err != nil {
+		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
+	}
 	b, err := json.MarshalIndent(c, "", "    ")
 	if err != nil {
 		return nil, fmt.Errorf("make lab %s: %w", c.Name, err)
