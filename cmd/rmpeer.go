@@ -17,9 +17,10 @@ func (a *app) rmpeer() *cobra.Command {
 		Short: "Give the addresses of dead peers to others",
 		Long: `Declare peers, given by name or nickname, dead for good, and give their address
 ranges to others. The voters of the ring decide it (weft status ipam shows them). A
-voter agrees if it could not reach the peer for ten seconds, or at once if the command
-runs on its host too. So two hosts may run the command at once. A peer that is alive is
-refused.
+voter agrees at once if the command runs on its host too. Otherwise it agrees if it could
+not reach the peer for ten seconds and two hosts run the command, or for five minutes: one
+host alone cannot take the addresses of a host that restarts. The removal goes on for ten
+minutes after the command has ended. A peer that is alive is refused.
 
 If so many voters are lost that the others cannot decide, --force goes on with this
 host alone: it founds the ring again without the peers. The other hosts then show the

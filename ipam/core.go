@@ -50,9 +50,10 @@ type Config struct {
 	// container of a new mesh waits. If it is too short, a host that was reset
 	// makes a ring of its own before it is connected. Default 3 s.
 	Grace time.Duration
-	// Absence is how long a peer must be away before this peer agrees to remove it
-	// without being asked by its own operator. If it is too short, a host that restarts
-	// can lose its addresses because somebody else asks for it. Default 10 s.
+	// Absence is how long a peer must be away before this peer agrees to remove it, if two
+	// hosts ask for it. If one host alone asks, it must be away for aloneAfter times as
+	// long. If it is too short, a host that restarts can lose its addresses because
+	// somebody else asks for it. Default 10 s.
 	Absence time.Duration
 	// Settle is how long a peer must be there before this peer agrees to give it a vote.
 	// Default 20 s.

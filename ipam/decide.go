@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -29,11 +30,15 @@ import (
 
 const (
 	wishTTL = 30 * time.Second // of another peer's wish that is not repeated
-	// maxWishes bounds the wishes of other peers, and maxWishesBy those of one peer.
+	// maxWishes bounds the wishes of other peers, and maxWishesBy those of one host. All
+	// peers that are not alone at their underlay address count as one host.
 	maxWishes   = 512
 	maxWishesBy = 16
 	// consentTTL is how long an operator's consent holds.
 	consentTTL = 10 * time.Minute
+	// aloneAfter is how many times Config.Absence a peer must be away until the wish of one
+	// host is enough to remove it: 5 minutes.
+	aloneAfter = 30
 	// activeFor is how long a voter takes part after it last heard of a round.
 	activeFor = 5 * time.Second
 	// helpEvery is how often a peer that is behind is sent what it lacks.
@@ -48,12 +53,15 @@ const (
 type wish struct {
 	action *ring.Action
 	own    bool
-	from   peer.Name // of another peer's
-	at     time.Time // when it was last repeated
-	sent   time.Time // of an own wish
+	from   ring.Holder // the host, of another peer's; zero: see hostOf
+	at     time.Time   // when it was last repeated
+	sent   time.Time   // of an own wish
+	// askedBy has the hosts that asked for a removal, and when each last did.
+	askedBy map[ring.Holder]time.Time
 }
 
-// wishKey tells wishes apart. Two removals of one holder are one wish.
+// wishKey tells wishes apart. Two removals of one holder are one wish, and so are two
+// handovers.
 type wishKey struct {
 	kind ring.Kind
 	from ring.Holder
@@ -62,7 +70,7 @@ type wishKey struct {
 
 func keyOf(a *ring.Action) wishKey {
 	k := wishKey{kind: a.Kind, from: a.From}
-	if a.Kind == ring.Transfer || a.Kind == ring.Leave {
+	if a.Kind == ring.Transfer {
 		sum := sha256.Sum256(a.Encode())
 		copy(k.id[:], sum[:])
 	}
@@ -77,9 +85,56 @@ type consent struct {
 
 // wish works for the decision of an action until the ring shows it.
 func (c *core) wish(a *ring.Action) {
-	if k := keyOf(a); c.wishes[k] == nil || !c.wishes[k].own {
-		c.wishes[k] = &wish{action: a, own: true, at: c.now}
+	k := keyOf(a)
+	old := c.wishes[k]
+	if old != nil && old.own && a.Kind != ring.Leave {
+		return
 	}
+	w := &wish{action: a, own: true, at: c.now}
+	if old != nil {
+		w.sent, w.askedBy = old.sent, old.askedBy
+	}
+	c.wishes[k] = w
+}
+
+// hostOf returns the host that a peer counts as: itself if it is alone at its underlay
+// address, as far as this peer sees. All other peers count as one, the zero holder:
+// whoever knows the password can make up any number of them.
+func (c *core) hostOf(n peer.Name) ring.Holder {
+	if h, ok := c.holderOf(n); ok && c.eligible(h) {
+		return h
+	}
+	return ring.Holder{}
+}
+
+// spaceForWish reports whether one more wish of a host is kept. If there are too many, the
+// host with the most loses its oldest one.
+func (c *core) spaceForWish(from ring.Holder) bool {
+	by := make(map[ring.Holder]int)
+	total := 0
+	for _, w := range c.wishes {
+		if !w.own {
+			by[w.from]++
+			total++
+		}
+	}
+	if by[from] >= maxWishesBy {
+		return false
+	}
+	if total < maxWishes {
+		return true
+	}
+	var victim wishKey
+	for k, w := range c.wishes {
+		if v := c.wishes[victim]; !w.own && (v == nil || by[w.from] > by[v.from] || by[w.from] == by[v.from] && w.at.Before(v.at)) {
+			victim = k
+		}
+	}
+	if by[c.wishes[victim].from] <= by[from]+1 {
+		return false
+	}
+	delete(c.wishes, victim)
+	return true
 }
 
 // onWish takes the wish of another peer, if this peer has a vote.
@@ -100,32 +155,47 @@ func (c *core) onWish(from peer.Name, m message) {
 		if c.ring.Check(a) != nil {
 			return
 		}
-		if err := c.agreeRemoval(&ring.Action{Kind: ring.Remove, From: a.From, To: c.heirFor(a.From)}); err != nil {
-			c.send(from, message{kind: msgRefusal, body: []byte(err.Error())})
-		}
 	case ring.Ban, ring.Unban, ring.Adopt:
 		c.hearOperator(from, a)
 		return
 	default:
 		return
 	}
+	host := c.hostOf(from)
 	k := keyOf(a)
-	if w := c.wishes[k]; w != nil {
-		w.at = c.now
-		return
+	w := c.wishes[k]
+	if w == nil {
+		if !c.spaceForWish(host) {
+			c.counters.Wishes++
+			return
+		}
+		w = &wish{action: a, from: host}
+		c.wishes[k] = w
 	}
-	by := 0
-	for _, w := range c.wishes {
-		if !w.own && w.from == from {
-			by++
+	if !w.own {
+		w.at = c.now
+		if a.Kind == ring.Leave {
+			w.action = a // signed again, perhaps for another heir
 		}
 	}
-	if len(c.wishes) >= maxWishes || by >= maxWishesBy {
-		c.counters.Wishes++
-		return
+	if a.Kind == ring.Remove {
+		w.ask(host, c.now)
+		if err := c.agreeRemoval(c.removalOf(a.From)); err != nil {
+			c.send(from, message{kind: msgRefusal, body: []byte(err.Error())})
+		}
 	}
-	c.wishes[k] = &wish{action: a, from: from, at: c.now}
 	c.pushDecide()
+}
+
+// ask records that a host wants a removal.
+func (w *wish) ask(host ring.Holder, now time.Time) {
+	if w.askedBy == nil {
+		w.askedBy = make(map[ring.Holder]time.Time)
+	}
+	maps.DeleteFunc(w.askedBy, func(_ ring.Holder, at time.Time) bool { return now.Sub(at) > wishTTL })
+	if !host.IsZero() {
+		w.askedBy[host] = now
+	}
 }
 
 // refusal is why a voter does not agree to a wish of this peer.
@@ -146,7 +216,7 @@ func (c *core) onRefusal(from peer.Name, m message) {
 // dropWishes drops the wishes that came true, and those that are not repeated.
 func (c *core) dropWishes() {
 	for k, w := range c.wishes {
-		if !w.own && c.now.Sub(w.at) > wishTTL || c.ring.CheckEffect(w.action) != nil {
+		if c.wishEnds(w) {
 			delete(c.wishes, k)
 		}
 	}
@@ -161,6 +231,24 @@ func (c *core) dropWishes() {
 		}
 	}
 	c.dropVoices()
+}
+
+// wishEnds reports whether a wish came true, is void, or was not repeated.
+func (c *core) wishEnds(w *wish) bool {
+	if c.ring.CheckEffect(w.action) != nil {
+		return true
+	}
+	age := c.now.Sub(w.at)
+	if w.action.Kind == ring.Remove {
+		// A peer that is back is not dead, and what an operator asked for does not hold for
+		// the next time that it is away.
+		if c.present(w.action.From) {
+			delete(c.consents, consent{ring.Remove, w.action.From})
+			return true
+		}
+		return age > consentTTL || !w.own && age > wishTTL
+	}
+	return !w.own && age > wishTTL
 }
 
 // sortedWishes returns the wishes in the order in which they came.
@@ -182,7 +270,7 @@ func (c *core) actions() (out []*ring.Action) {
 	for _, w := range c.sortedWishes() {
 		a := w.action
 		if a.Kind == ring.Remove {
-			a = &ring.Action{Kind: ring.Remove, From: a.From, To: c.heirFor(a.From)}
+			a = c.removalOf(a.From)
 		}
 		if c.agree(a) == nil {
 			out = append(out, a)
@@ -239,6 +327,14 @@ func (c *core) agree(a *ring.Action) error {
 	return fmt.Errorf("%s is unknown here", a.Kind)
 }
 
+func (c *core) removalOf(gone ring.Holder) *ring.Action {
+	return &ring.Action{Kind: ring.Remove, From: gone, To: c.heirFor(gone)}
+}
+
+// agreeRemoval returns an error if this voter does not agree to a removal. It agrees if its
+// own operator asked for it. Otherwise the peer must have been away for a while: two hosts
+// that ask for the removal are enough then, but one alone may lie, and must wait for longer
+// than a host takes to restart.
 func (c *core) agreeRemoval(a *ring.Action) error {
 	if c.present(a.From) {
 		return fmt.Errorf("%s can be reached from %s", c.displayName(a.From.Name), c.displayName(c.cfg.Self))
@@ -249,11 +345,24 @@ func (c *core) agreeRemoval(a *ring.Action) error {
 	if _, asked := c.consents[consent{ring.Remove, a.From}]; asked {
 		return nil
 	}
-	if d := c.absentFor(a.From); d < c.cfg.Absence {
-		return fmt.Errorf("%s has been away for %v only; %s agrees after %v, or at once if its operator removes the peer too",
-			c.displayName(a.From.Name), d.Round(time.Second), c.displayName(c.cfg.Self), c.cfg.Absence)
+	away, alone := c.absentFor(a.From), aloneAfter*c.cfg.Absence
+	if away >= alone || away >= c.cfg.Absence && c.askedForRemoval(a.From) >= 2 {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%s has been away for %v only; %s agrees after %v, after %v if two hosts ask for it, or at once if its operator removes the peer too",
+		c.displayName(a.From.Name), away.Round(time.Second), c.displayName(c.cfg.Self), alone, c.cfg.Absence)
+}
+
+// askedForRemoval returns how many hosts have asked for a removal lately.
+func (c *core) askedForRemoval(gone ring.Holder) (n int) {
+	if w := c.wishes[wishKey{kind: ring.Remove, from: gone}]; w != nil {
+		for _, at := range w.askedBy {
+			if c.now.Sub(at) <= wishTTL {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // heirFor returns the peer that gets the space of gone: the first voter that is present,

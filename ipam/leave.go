@@ -140,10 +140,24 @@ func (c *core) onLeave(from peer.Name, m message) {
 	}
 	c.send(from, message{kind: msgBehind, slot: c.ring.Slot()})
 	c.ring.SignAsHeir(c.cfg.Signer, a)
-	if c.ring.Check(a) == nil {
-		c.wish(a)
-		c.pushDecide()
+	if c.ring.Check(a) != nil || c.wishes[keyOf(a)] == nil && c.heirOf() >= maxLeaves {
+		return
 	}
+	c.wish(a)
+	c.pushDecide()
+}
+
+// maxLeaves bounds the handovers to this peer that are not decided.
+const maxLeaves = 64
+
+// heirOf returns how many handovers to this peer are not decided.
+func (c *core) heirOf() (n int) {
+	for _, w := range c.wishes {
+		if w.own && w.action.Kind == ring.Leave {
+			n++
+		}
+	}
+	return n
 }
 
 // heardLeave ends the handover once the heir knows its decision.

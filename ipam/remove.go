@@ -57,7 +57,8 @@ func (c *core) remove(id uint64, names []peer.Name) {
 			}
 			r.peers = append(r.peers, p)
 			c.consents[consent{ring.Remove, h}] = c.now
-			c.wish(&ring.Action{Kind: ring.Remove, From: h, To: c.heirFor(h)})
+			c.wish(c.removalOf(h))
+			c.wishes[wishKey{kind: ring.Remove, from: h}].at = c.now
 		}
 	}
 	c.removals[id] = r
@@ -112,10 +113,17 @@ func (c *core) checkRemove(names []peer.Name) error {
 	return nil
 }
 
-// pushRemovals replies to the removals that are decided.
+// pushRemovals replies to the removals that are decided, and to those of peers that are
+// back.
 func (c *core) pushRemovals() {
 	for _, id := range slices.Sorted(maps.Keys(c.removals)) {
 		r := c.removals[id]
+		back := slices.IndexFunc(r.peers, func(p *peerRemoval) bool { return !c.removed(p) && c.present(p.gone) })
+		if back >= 0 {
+			delete(c.removals, id)
+			c.fail(id, fmt.Errorf("remove peer %s: it is back", c.displayName(r.peers[back].gone.Name)))
+			continue
+		}
 		if slices.ContainsFunc(r.peers, func(p *peerRemoval) bool { return !c.removed(p) }) {
 			continue
 		}

@@ -176,10 +176,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 	foreign := nodes[2].allocate("alive", addrRange)
 	s.converged(10 * time.Second)
 	s.cut = func(a, b *node) bool { return (a.number == 3) != (b.number == 3) }
-	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{nodes[2].cfg.Self}) })
-	if r, ok := nodes[0].await(id, 20*time.Second); !ok || r.err != nil {
-		t.Fatal(r.err)
-	}
+	s.removedBy(nodes[2], nodes[0], nodes[1])
 	s.cut = func(a, b *node) bool { return false }
 	s.converged(20 * time.Second)
 	s.run(15 * time.Second)
@@ -372,7 +369,12 @@ func (w *churn) loseDisk(n *node) {
 		n.launch() // with two voters the operator would have to force it
 		return
 	}
-	id := m.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{n.cfg.Self}) })
+	for _, o := range w.nodes {
+		if o != n && o != m {
+			o.removes(n)
+		}
+	}
+	id := m.removes(n)
 	r, ok := m.await(id, 60*time.Second)
 	if !ok || r.err != nil {
 		if m.core == nil {
@@ -398,6 +400,7 @@ func (w *churn) removeAgain() {
 		}
 		n := w.nodes[0]
 		id := n.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}) })
+		w.nodes[1].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}) })
 		if r, ok := n.await(id, 60*time.Second); !ok || r.err != nil {
 			w.t.Fatalf("seed %d: %s is not removed again: %v %s", w.seed, h, r.err, n.reason(id))
 		}
@@ -451,10 +454,7 @@ func TestRealKeys(t *testing.T) {
 	s.converged(10 * time.Second)
 	dead := s.nodes[3]
 	dead.kill()
-	id := s.nodes[0].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead.cfg.Self}) })
-	if r, ok := s.nodes[0].await(id, 20*time.Second); !ok || r.err != nil {
-		t.Fatal(r.err, s.nodes[0].reason(id))
-	}
+	s.removedBy(dead, s.nodes[0], s.nodes[1])
 	s.drop(dead)
 	s.nodes[0].reset()
 	s.converged(10 * time.Second)

@@ -15,7 +15,7 @@ import (
 
 // reclaimTimeout is the documented time in which other nodes take over the addresses of a deleted
 // Node.
-const reclaimTimeout = 30 * time.Second
+const reclaimTimeout = time.Minute
 
 func TestNodesComeAndGo(t *testing.T) {
 	k := newCluster(t, "iptables")
