@@ -22,6 +22,9 @@ not reach the peer for ten seconds and two hosts run the command, or for five mi
 host alone cannot take the addresses of a host that restarts. The removal goes on for ten
 minutes after the command has ended. A peer that is alive is refused.
 
+The host that inherits the addresses leaves them unused for an hour, and gives them back
+if the peer returns, unless the command runs on that host, too (weft status ipam).
+
 If so many voters are lost that the others cannot decide, --force goes on with this
 host alone: it founds the ring again without the peers. The other hosts then show the
 new ring in weft status; run weft adopt --here RING on each of them.`,

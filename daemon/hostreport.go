@@ -363,6 +363,10 @@ func (h *host) addrRange(r *api.Report, s ipam.Status) *api.IPAM {
 	for _, n := range s.Banned {
 		u.Banned = append(u.Banned, h.describe(n))
 	}
+	for _, k := range listed(r, name+" Kept", s.Kept, maxListed) {
+		u.Kept = append(u.Kept, api.KeptIPs{Peer: k.Name.String(), NickName: cmp.Or(k.Nickname, v.Nickname(k.Name)),
+			NumIPs: k.Addresses.Float(), Until: k.Until})
+	}
 	for _, id := range s.LeftRings {
 		u.LeftRings = append(u.LeftRings, id.String())
 	}

@@ -58,6 +58,9 @@ type Config struct {
 	// Settle is how long a peer must be there before this peer agrees to give it a vote.
 	// Default 20 s.
 	Settle time.Duration
+	// Keep is how long this peer leaves the addresses of a removed peer unused, as its heir,
+	// so that the peer gets them back if it returns. Default 1 h.
+	Keep time.Duration
 }
 
 // Times of the core.
@@ -65,6 +68,7 @@ const (
 	defaultGrace  = 3 * time.Second
 	defaultAway   = 10 * time.Second
 	defaultSettle = 20 * time.Second
+	defaultKeep   = time.Hour
 	askTimeout    = 2 * time.Second        // for the answer to a space or claim ask
 	donorTTL      = 5 * time.Second        // how long an answer about free addresses is used
 	electionPause = 1 * time.Second        // least time between two proposals; up to twice as much
@@ -147,6 +151,7 @@ type core struct {
 	givenTo  asker // all askers together
 	given    map[netip.Addr]*given
 	offers   map[string]*offer // by the encoded action
+	kept     []kept            // in order of their addresses
 	removals map[uint64]*removal
 	bans     map[uint64]*banRequest
 	leaving  *leaving
@@ -198,6 +203,9 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 	}
 	if cfg.Settle == 0 {
 		cfg.Settle = defaultSettle
+	}
+	if cfg.Keep == 0 {
+		cfg.Keep = defaultKeep
 	}
 	return &core{cfg: cfg, view: view, rng: rng,
 		self:        ring.HolderOf(cfg.Self, cfg.Signer.Key()),
@@ -284,6 +292,7 @@ func (c *core) tick() {
 	c.pushAsks()
 	c.pushLeave()
 	c.pushRegain()
+	c.pushKept()
 	c.pushOffers()
 	c.pushDecide()
 	c.pushRemovals()
@@ -404,6 +413,7 @@ func (c *core) refresh() bool {
 	c.epoch = c.ring.Epoch()
 	before := c.space.Owned()
 	c.dropOffers()
+	c.inherit()
 	c.setOwned()
 	if addr.Total(c.space.Owned()).IsZero() && len(before) > 0 && len(c.offers) == 0 && c.leaving == nil && c.ring.Ready() {
 		c.warn("this peer was removed from the ring", "addresses_in_use", len(c.allocations))
@@ -450,17 +460,16 @@ func (c *core) forgetNames() {
 }
 
 // setOwned gives the space what the ring says this peer owns, without what it has offered
-// to others.
+// to others or keeps for them.
 func (c *core) setOwned() {
-	owned := c.ring.Owned(c.mine()...)
-	if len(c.offers) > 0 {
-		var offered []addr.Range
-		for _, o := range c.offers {
-			offered = append(offered, o.action.Range)
-		}
-		owned = addr.Subtract(owned, addr.Normal(offered))
+	var without []addr.Range
+	for _, o := range c.offers {
+		without = append(without, o.action.Range)
 	}
-	c.space.SetOwned(owned)
+	for _, k := range c.kept {
+		without = append(without, k.rng)
+	}
+	c.space.SetOwned(addr.Subtract(c.ring.Owned(c.mine()...), addr.Normal(without)))
 }
 
 // displayName returns the name of a peer for people, with its nickname if known.

@@ -366,7 +366,8 @@ func (c *core) askedForRemoval(gone ring.Holder) (n int) {
 }
 
 // heirFor returns the peer that gets the space of gone: the first voter that is present,
-// in an order that the hash of both names decides, so that no peer can choose itself.
+// in an order that the hash of both names and keys decides. A voter can therefore only try
+// keys until it is the heir of a peer that it has chosen before.
 func (c *core) heirFor(gone ring.Holder) (heir ring.Holder) {
 	var best [32]byte
 	for _, h := range c.ring.Voters() {

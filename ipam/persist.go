@@ -21,6 +21,7 @@ import (
 //	election   entry, value: as package paxos draws them
 //	votes      slot: the votes of this peer, as package consensus draws them
 //	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
+//	kept       first and last address -> its owner before 22, Unix seconds 8
 const (
 	bucketMeta      = "meta"
 	bucketRing      = "ring"
@@ -28,6 +29,7 @@ const (
 	bucketElection  = "election"
 	bucketVotes     = "votes"
 	bucketOffers    = "offers"
+	bucketKept      = "kept"
 )
 
 // The keys of bucketMeta. They are on disk: metaRange keeps the text that
@@ -95,6 +97,7 @@ func (c *core) load(disk Disk) (notes []error) {
 	l.loadAddresses()
 	l.loadVotes()
 	l.loadOffers()
+	l.loadKept()
 	return l.notes
 }
 
@@ -168,6 +171,18 @@ func (l *loader) loadOffers() {
 		}
 		l.offers[string(k)] = &offer{action: a, id: binary.BigEndian.Uint64(v), to: peer.NameFromBytes(v[8:])}
 	})
+}
+
+func (l *loader) loadKept() {
+	l.each(bucketKept, func(key, v []byte) {
+		k, err := parseKept(key, v)
+		if err != nil {
+			l.notes = append(l.notes, fmt.Errorf("addresses kept for a removed peer: %w", err))
+			return
+		}
+		l.kept = append(l.kept, k)
+	})
+	l.sortKept()
 }
 
 func allocationWrite(owner string, a netip.Addr, bits int) store.Write {

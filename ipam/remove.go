@@ -44,6 +44,7 @@ func (c *core) remove(id uint64, names []peer.Name) {
 	r := &removal{id: id}
 	for _, n := range names {
 		owners := c.ring.Named(n)
+		c.stopKeeping(n)
 		if len(owners) == 0 {
 			r.peers = append(r.peers, &peerRemoval{result: RemovedPeer{Name: n}})
 		}

@@ -139,9 +139,18 @@ type Status struct {
 	Voters             []Voter
 	Quorum             int         // how many voters decide
 	Banned             []peer.Name // by decision
-	LeftRings          []ring.ID   // rings to which the operator can go back
+	Kept               []Kept
+	LeftRings          []ring.ID // rings to which the operator can go back
 	Counters           Counters
 	DiskErr            error // of the last write of the state file; nil if all is written
+}
+
+// Kept is what this peer inherited from a removed peer and leaves unused for a time.
+type Kept struct {
+	Name      peer.Name // of the removed peer
+	Nickname  string
+	Addresses addr.Count
+	Until     time.Time
 }
 
 // Voter is a peer that has a vote on decisions of the ring.
@@ -168,6 +177,7 @@ func (c *core) status() Status {
 	}
 	s.Quorum = ring.Quorum(len(s.Voters))
 	s.Banned = namesOf(c.ring.Banned())
+	s.Kept = c.keptByPeer()
 	if g := c.ring.Genesis(); g != nil {
 		s.Ring = g.ID()
 	}

@@ -222,6 +222,16 @@ type IPAM struct {
 	Quorum    int
 	Banned    []string // names of banned peers
 	LeftRings []string // rings that this router left and can go back to
+	// Kept is what this router inherited from removed peers and leaves unused for a time.
+	Kept []KeptIPs `json:",omitempty"`
+}
+
+// KeptIPs are addresses of a removed peer, which gets them back if it returns in time.
+type KeptIPs struct {
+	Peer     string
+	NickName string
+	NumIPs   float64
+	Until    time.Time
 }
 
 // RingEntry is a token of the ring: the addresses from it up to the next token,

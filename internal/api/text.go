@@ -298,6 +298,10 @@ func (u *IPAM) text(w io.Writer) {
 	for _, b := range u.Banned {
 		render.Fprintf(w, "banned: %s\n", b)
 	}
+	for _, k := range u.Kept {
+		render.Fprintf(w, "kept for %s until %s, if it returns: %.0f IPs (weft rmpeer %s here frees them)\n",
+			named(k.Peer, k.NickName), k.Until.Format("15:04:05"), k.NumIPs, k.Peer)
+	}
 	for _, p := range u.PendingAllocates {
 		render.Fprintf(w, "waiting to allocate: %s\n", p)
 	}

@@ -41,6 +41,14 @@ type state struct {
 	tail    [][]byte // the decisions since the snapshot, or since the genesis
 	changes [][]byte // those of tail that changed the voters
 	size    int      // of tail, in bytes
+
+	taken []Taken // what was removed since TakeRemoved was called
+}
+
+// Taken is what a removal took from a peer that did not sign it.
+type Taken struct {
+	From, To Holder
+	Ranges   []addr.Range
 }
 
 // piece is a run of addresses, up to the next piece, that holder owns.
@@ -58,6 +66,7 @@ func genesisState(g *Genesis) *state {
 // trial returns a copy on which actions can be tried. It shares what actions replace.
 func (st *state) trial() *state {
 	t := *st
+	t.taken = nil
 	t.pieces = slices.Clone(st.pieces)
 	t.banned, t.departed = maps.Clone(st.banned), maps.Clone(st.departed)
 	return &t
@@ -83,6 +92,16 @@ func (st *state) at(a netip.Addr) int {
 // owns reports whether h owns a piece; if bounded, one that did not change after asOf.
 func (st *state) owns(h Holder, asOf uint64, bounded bool) bool {
 	return slices.ContainsFunc(st.pieces, func(p piece) bool { return p.holder == h && (!bounded || p.since <= asOf) })
+}
+
+// ownedBy returns the ranges of h, ascending.
+func (st *state) ownedBy(h Holder) (out []addr.Range) {
+	for i, p := range st.pieces {
+		if p.holder == h {
+			out = append(out, addr.Range{First: p.first, Last: st.last(i)})
+		}
+	}
+	return out
 }
 
 // assign gives rng to h. Adjacent pieces of one holder become one piece.
@@ -168,6 +187,9 @@ func (st *state) apply(a *Action) {
 		st.giveAll(a.From, a.To, a.AsOf, true)
 		st.depart(a.From, a.To)
 	case Remove:
+		if ranges := st.ownedBy(a.From); len(ranges) > 0 {
+			st.taken = append(st.taken, Taken{a.From, a.To, ranges})
+		}
 		st.giveAll(a.From, a.To, 0, false)
 		st.depart(a.From, a.To)
 	case Voters:

@@ -236,5 +236,8 @@ func (r *Ring) restore(s Stored, prefix string) (*state, []error) {
 			errs = append(errs, fmt.Errorf("restore ring %s: %w", g.id, err))
 		}
 	}
+	if c.st != nil {
+		c.st.taken = nil
+	}
 	return c.st, errs
 }

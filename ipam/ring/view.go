@@ -177,6 +177,15 @@ func (r *Ring) Owned(hs ...Holder) (out []addr.Range) {
 	return addr.Normal(out)
 }
 
+// TakeRemoved returns what the removals since the last call took, the first one first. It
+// leaves out those that this copy skipped with a snapshot, and those that Restore read.
+func (r *Ring) TakeRemoved() (out []Taken) {
+	if r.st != nil {
+		out, r.st.taken = r.st.taken, nil
+	}
+	return out
+}
+
 // Entry is a run of addresses with one owner.
 type Entry struct {
 	Range addr.Range

@@ -1,0 +1,174 @@
+package ipam
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// Addresses of removed peers. A removal may be wrong: the host was cut off for longer than
+// the voters waited, and its containers still use their addresses. So an heir leaves what
+// it got unused for Config.Keep, also after a restart. If the peer is back before that, the
+// heir gives it everything back. The operator of the heir, who knows that the peer is dead,
+// ends that with another removal.
+
+// maxKept bounds the ranges that are kept. Beyond it the peer with the most ranges loses its
+// smallest one: an honest host has few.
+const maxKept = 1024
+
+// kept is a range that this peer inherited.
+type kept struct {
+	rng   addr.Range
+	from  ring.Holder
+	until time.Time
+}
+
+// write encodes k for the state file.
+func (k *kept) write() (key, value []byte) {
+	key = append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...)
+	return key, binary.BigEndian.AppendUint64(k.from.Append(nil), uint64(k.until.Unix()))
+}
+
+// parseKept parses what write returned.
+func parseKept(key, value []byte) (k kept, err error) {
+	first, ok1 := netip.AddrFromSlice(key[:len(key)/2])
+	last, ok2 := netip.AddrFromSlice(key[len(key)/2:])
+	k.rng = addr.Range{First: first, Last: last}
+	const at = peer.NameLen + len(peer.KeyID{})
+	if !ok1 || !ok2 || first.BitLen() != last.BitLen() || !k.rng.IsValid() || len(value) != at+8 {
+		return kept{}, fmt.Errorf("range of %d bytes for %d bytes: %w", len(key), len(value), errMessage)
+	}
+	holders, err := ring.ParseHolders(value[:at])
+	if err != nil {
+		return kept{}, err
+	}
+	k.from, k.until = holders[0], time.Unix(int64(binary.BigEndian.Uint64(value[at:])), 0)
+	return k, nil
+}
+
+func (c *core) sortKept() {
+	slices.SortFunc(c.kept, func(a, b kept) int { return a.rng.First.Compare(b.rng.First) })
+}
+
+// inherit keeps what the latest removals gave to this peer. Those that its own operator
+// asked for are no mistake.
+func (c *core) inherit() {
+	for _, t := range c.ring.TakeRemoved() {
+		if _, asked := c.consents[consent{ring.Remove, t.From}]; asked || !c.isMine(t.To) {
+			continue
+		}
+		// The largest ranges first, in case there are more than maxKept.
+		slices.SortStableFunc(t.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
+		for _, r := range t.Ranges[:min(len(t.Ranges), maxKept)] {
+			c.keep(kept{r, t.From, c.now.Add(c.cfg.Keep)})
+		}
+	}
+	if len(c.kept) > 0 && c.ring.Ready() {
+		owned := c.ring.Owned(c.mine()...)
+		c.dropKept(func(k *kept) bool { return len(addr.Subtract([]addr.Range{k.rng}, owned)) > 0 })
+	}
+}
+
+func (c *core) keep(k kept) {
+	key, value := k.write()
+	c.put(bucketKept, key, value)
+	c.kept = append(c.kept, k)
+	c.sortKept()
+	if len(c.kept) <= maxKept {
+		return
+	}
+	by := make(map[ring.Holder]int)
+	for _, k := range c.kept {
+		by[k.from]++
+	}
+	victim := slices.MaxFunc(c.kept, func(a, b kept) int {
+		if by[a.from] != by[b.from] {
+			return by[a.from] - by[b.from]
+		}
+		return b.rng.Size().Cmp(a.rng.Size())
+	})
+	c.dropKept(func(k *kept) bool { return k.rng == victim.rng })
+}
+
+// dropKept ends the keeping of the ranges for which drop is true, and reports whether there
+// were any.
+func (c *core) dropKept(drop func(*kept) bool) bool {
+	before := len(c.kept)
+	c.kept = slices.DeleteFunc(c.kept, func(k kept) bool {
+		if !drop(&k) {
+			return false
+		}
+		key, _ := k.write()
+		c.put(bucketKept, key, nil)
+		return true
+	})
+	return len(c.kept) < before
+}
+
+// stopKeeping uses the addresses of a peer whose removal the operator of this host asks for.
+func (c *core) stopKeeping(n peer.Name) {
+	if c.dropKept(func(k *kept) bool { return k.from.Name == n && !c.present(k.from) }) {
+		c.setOwned()
+		c.retryPending()
+	}
+}
+
+// keptByPeer returns what is kept, in order of the peers.
+func (c *core) keptByPeer() (out []Kept) {
+	for _, k := range c.kept {
+		i := slices.IndexFunc(out, func(o Kept) bool { return o.Name == k.from.Name })
+		if i < 0 {
+			i = len(out)
+			out = append(out, Kept{Name: k.from.Name, Nickname: c.view.Nickname(k.from.Name)})
+		}
+		out[i].Addresses = out[i].Addresses.Add(k.rng.Size())
+		if k.until.After(out[i].Until) {
+			out[i].Until = k.until
+		}
+	}
+	slices.SortFunc(out, func(a, b Kept) int { return a.Name.Compare(b.Name) })
+	return out
+}
+
+// pushKept gives the addresses of peers that are back to them, and uses those of peers that
+// did not come back in time.
+func (c *core) pushKept() {
+	if !c.ring.Ready() || c.left || c.leaving != nil {
+		return
+	}
+	latest := c.now.Add(c.cfg.Keep) // the clock may have been set back
+	for i, k := range c.kept {
+		if k.until.After(latest) {
+			c.kept[i].until = latest
+		}
+	}
+	offered := c.dropKept(func(k *kept) bool {
+		return c.present(k.from) && !c.ring.IsBanned(k.from) && len(c.offers) < maxOffers && c.giveBack(k)
+	})
+	if expired := c.dropKept(func(k *kept) bool { return c.now.After(k.until) }); expired || offered {
+		c.setOwned()
+		c.retryPending()
+		c.pushDecide()
+	}
+}
+
+// giveBack offers a range to its owner before, and reports whether it did. The range can
+// have several runs: the ring joins them only if they changed in one slot.
+func (c *core) giveBack(k *kept) bool {
+	for a := k.rng.First; ; {
+		run, ok := k.rng.Intersect(c.ring.RunOf(a))
+		if !ok || !c.give(k.from, run, 0) {
+			return false
+		}
+		if run.Last == k.rng.Last {
+			return true
+		}
+		a = run.Last.Next()
+	}
+}
