@@ -61,6 +61,8 @@ type Config struct {
 	// Keep is how long this peer leaves the addresses of a removed peer unused, as its heir,
 	// so that the peer gets them back if it returns. Default 1 h.
 	Keep time.Duration
+
+	maxRanges int // for tests: less than ring.MaxRanges
 }
 
 // Times of the core.
@@ -175,6 +177,7 @@ type core struct {
 	absentSince map[ring.Holder]time.Time
 	nextWatch   time.Time
 	nextVoters  time.Time
+	others      othersRanges
 	placeSince  map[netip.Addr]settled
 	placesCache map[netip.Addr]ring.Holder
 	placesAt    time.Time
@@ -206,6 +209,9 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 	}
 	if cfg.Keep == 0 {
 		cfg.Keep = defaultKeep
+	}
+	if cfg.maxRanges == 0 {
+		cfg.maxRanges = ring.MaxRanges
 	}
 	return &core{cfg: cfg, view: view, rng: rng,
 		self:        ring.HolderOf(cfg.Self, cfg.Signer.Key()),

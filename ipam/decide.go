@@ -303,6 +303,9 @@ func (c *core) agree(a *ring.Action) error {
 		if !c.present(a.To) {
 			return fmt.Errorf("%s cannot be reached from %s", c.displayName(a.To.Name), c.displayName(c.cfg.Self))
 		}
+		if a.Kind == ring.Transfer {
+			return c.agreeCut(a)
+		}
 		return nil
 	case ring.Remove:
 		return c.agreeRemoval(a)

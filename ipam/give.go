@@ -223,6 +223,9 @@ func (c *core) give(to ring.Holder, r addr.Range, id uint64) bool {
 		c.warn("cannot give a range", "peer", to, "range", r, "err", err)
 		return false
 	}
+	if err := c.agreeCut(a); err != nil {
+		return false // the voters would not agree either
+	}
 	key := string(a.Encode())
 	c.offers[key] = &offer{action: a, id: id, to: to.Name}
 	v := append(binary.BigEndian.AppendUint64(nil, id), to.Name[:]...)

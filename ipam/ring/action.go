@@ -197,7 +197,8 @@ func (r *Ring) CheckEffect(a *Action) error {
 	if r.st == nil {
 		return fmt.Errorf("%s: there is no ring: %w", a.Kind, ErrState)
 	}
-	if err := r.st.check(a); err != nil {
+	by, _ := r.Ranges()
+	if err := r.st.check(a, func(h Holder) bool { return by[h] > 0 }); err != nil {
 		return fmt.Errorf("%s: %w", a.Kind, err)
 	}
 	return nil
@@ -226,8 +227,9 @@ func (r *Ring) checkSignatures(a *Action) error {
 	return check(a.To, a.HeirKey, a.HeirSig)
 }
 
-// check returns an error if a would not change the state.
-func (st *state) check(a *Action) error {
+// check returns an error if a would not change the state. owns reports whether a peer owns
+// anything: st.ownsAny, or a faster way to find out.
+func (st *state) check(a *Action, owns func(Holder) bool) error {
 	no := func(format string, args ...any) error {
 		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), ErrState)
 	}
@@ -247,7 +249,7 @@ func (st *state) check(a *Action) error {
 			return fmt.Errorf("%s: %w %s", a.Range, ErrRange, st.whole)
 		case a.AsOf < st.departed[a.To]:
 			return no("%s left in slot %d, after slot %d", a.To, st.departed[a.To], a.AsOf)
-		case len(st.pieces) >= maxPieces:
+		case len(st.pieces) >= MaxRanges && st.cuts(a.Range, a.To) > 0:
 			return no("the ring has %d ranges, which is the limit", len(st.pieces))
 		}
 		for i := st.at(a.Range.First); i < len(st.pieces) && !a.Range.Last.Less(st.pieces[i].first); i++ {
@@ -259,7 +261,8 @@ func (st *state) check(a *Action) error {
 			}
 		}
 	case Leave, Remove:
-		if !st.owns(a.From, a.AsOf, a.Kind == Leave) && !slices.Contains(st.voters, a.From) {
+		has := a.Kind == Leave && st.ownsAsOf(a.From, a.AsOf) || a.Kind == Remove && owns(a.From)
+		if !has && !slices.Contains(st.voters, a.From) {
 			return no("%s owns nothing and has no vote", a.From)
 		}
 	case Ban:
@@ -281,7 +284,7 @@ func (st *state) check(a *Action) error {
 			switch {
 			case st.banned[h]:
 				return no("%s is banned", h)
-			case !slices.Contains(st.voters, h) && !st.owns(h, 0, false):
+			case !slices.Contains(st.voters, h) && !owns(h):
 				// It may have just left, or follow another ring.
 				return no("%s owns nothing", h)
 			}
@@ -298,6 +301,9 @@ func (st *state) check(a *Action) error {
 	return nil
 }
 
+// takesAll reports whether a moves all ranges of a peer.
+func (a *Action) takesAll() bool { return a.Kind == Leave || a.Kind == Remove || a.Kind == Ban }
+
 // alone reports whether an action must be the only one of its decision. A change of the
 // voters is kept after a snapshot, so it must be small, and a snapshot is the state before
 // its decision.
@@ -305,8 +311,6 @@ func (st *state) alone(a *Action) bool {
 	switch a.Kind {
 	case Voters, Snapshot, Adopt:
 		return true
-	case Leave, Remove, Ban:
-		return slices.Contains(st.voters, a.From)
 	}
-	return false
+	return a.takesAll() && slices.Contains(st.voters, a.From)
 }

@@ -35,6 +35,9 @@ const (
 	domainDecision = "weft ipam decision"
 	// maxBody bounds the body of a decision, so that it fits a delta with its votes.
 	maxBody = 40 << 10
+	// maxTakesAll bounds the actions of a decision that look at all ranges. With MaxRanges
+	// of them, each takes about 4 ms.
+	maxTakesAll = 16
 	// maxSlot bounds slots so that they never wrap: at one decision per microsecond it
 	// is reached after 146,000 years.
 	maxSlot = 1 << 62
@@ -52,14 +55,18 @@ func (r *Ring) Body(actions []*Action) []byte {
 	}
 	b := r.st.bodyHeader()
 	trial := r.st.trial()
-	n := 0
+	n, all := 0, 0
 	for _, a := range actions {
 		raw := a.Encode()
 		alone := trial.alone(a)
-		if alone && n > 0 || len(b)+2+len(raw) > maxBody || trial.check(a) != nil || r.checkSignatures(a) != nil {
+		if alone && n > 0 || a.takesAll() && all == maxTakesAll || len(b)+2+len(raw) > maxBody ||
+			trial.check(a, trial.ownsAny) != nil || r.checkSignatures(a) != nil {
 			continue
 		}
 		trial.apply(a)
+		if a.takesAll() {
+			all++
+		}
 		b = binary.BigEndian.AppendUint16(b, uint16(len(raw)))
 		b = append(b, raw...)
 		if n++; alone {
@@ -98,11 +105,17 @@ func (r *Ring) CheckBody(body []byte) ([]*Action, error) {
 		return nil, fmt.Errorf("decision of slot %d: %w", d.Slot, ErrEarly)
 	}
 	trial := r.st.trial()
+	all := 0
 	for _, a := range d.Actions {
 		if trial.alone(a) && len(d.Actions) > 1 {
 			return nil, malformed("decision with a "+a.Kind.String()+" and other actions", body)
 		}
-		if err := trial.check(a); err != nil {
+		if a.takesAll() {
+			if all++; all > maxTakesAll {
+				return nil, malformed("decision with too many removals", body)
+			}
+		}
+		if err := trial.check(a, trial.ownsAny); err != nil {
 			return nil, fmt.Errorf("decision of slot %d: %s: %w", d.Slot, a.Kind, err)
 		}
 		if err := r.checkSignatures(a); err != nil {

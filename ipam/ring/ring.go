@@ -28,6 +28,8 @@ type Ring struct {
 	epoch    uint64 // grows with each change
 	owners   map[Holder]addr.Count
 	ownersAt uint64
+	ranges   map[Holder]int
+	rangesAt uint64
 	trust    bool
 
 	walk []step // the changes of the voters ahead of st, as far as they are proved

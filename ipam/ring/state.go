@@ -13,8 +13,8 @@ const (
 	maxBanned = 1 << 10
 	// maxDeparted bounds the departed peers.
 	maxDeparted = 256
-	// maxPieces bounds the ranges, so that a snapshot of them fits maxParts.
-	maxPieces = 80_000
+	// MaxRanges bounds the ranges, so that a snapshot of them fits maxParts.
+	MaxRanges = 80_000
 	// maxLineage bounds the changes of the voters that are kept after a snapshot. A peer
 	// that missed more of them cannot check the snapshot, and its operator decides.
 	maxLineage = 256
@@ -89,9 +89,12 @@ func (st *state) at(a netip.Addr) int {
 	return i
 }
 
-// owns reports whether h owns a piece; if bounded, one that did not change after asOf.
-func (st *state) owns(h Holder, asOf uint64, bounded bool) bool {
-	return slices.ContainsFunc(st.pieces, func(p piece) bool { return p.holder == h && (!bounded || p.since <= asOf) })
+// ownsAny reports whether h owns a piece.
+func (st *state) ownsAny(h Holder) bool { return st.ownsAsOf(h, maxSlot) }
+
+// ownsAsOf reports whether h owns a piece that did not change after asOf.
+func (st *state) ownsAsOf(h Holder, asOf uint64) bool {
+	return slices.ContainsFunc(st.pieces, func(p piece) bool { return p.holder == h && p.since <= asOf })
 }
 
 // ownedBy returns the ranges of h, ascending.
@@ -102,6 +105,32 @@ func (st *state) ownedBy(h Holder) (out []addr.Range) {
 		}
 	}
 	return out
+}
+
+// cuts returns how many ranges more there are if rng goes to h; it is negative if ranges
+// become one.
+func (st *state) cuts(rng addr.Range, h Holder) int {
+	i, j := st.at(rng.First), st.at(rng.Last)
+	n := i - j // the bounds within rng go
+	// A bound is before rng if another peer owns the address before it, and after rng alike.
+	bound := func(now, was bool) {
+		if now && !was {
+			n++
+		} else if was && !now {
+			n--
+		}
+	}
+	if starts := st.pieces[i].first == rng.First; !starts {
+		bound(st.pieces[i].holder != h, false)
+	} else if i > 0 {
+		bound(st.pieces[i-1].holder != h, true)
+	}
+	if ends := st.last(j) == rng.Last; !ends {
+		bound(st.pieces[j].holder != h, false)
+	} else if j+1 < len(st.pieces) {
+		bound(st.pieces[j+1].holder != h, true)
+	}
+	return n
 }
 
 // assign gives rng to h. Adjacent pieces of one holder become one piece.
@@ -214,7 +243,7 @@ func (st *state) apply(a *Action) {
 func (st *state) commit(d *Decision) {
 	before := st.voters
 	for _, a := range d.Actions {
-		if st.check(a) == nil {
+		if st.check(a, st.ownsAny) == nil {
 			st.apply(a)
 		}
 	}

@@ -157,6 +157,25 @@ func (r *Ring) Owners() map[Holder]addr.Count {
 	return r.owners
 }
 
+// Ranges returns how many ranges each owner has, and how many there are. The map is
+// read-only, and valid until the ring changes.
+func (r *Ring) Ranges() (by map[Holder]int, total int) {
+	if r.st == nil {
+		return nil, 0
+	}
+	if r.ranges == nil || r.rangesAt != r.epoch {
+		r.ranges, r.rangesAt = make(map[Holder]int), r.epoch
+		for _, p := range r.st.pieces {
+			r.ranges[p.holder]++
+		}
+	}
+	return r.ranges, len(r.st.pieces)
+}
+
+// Cuts returns how many ranges more the ring has after a transfer that Check accepts. It is
+// negative if ranges become one.
+func (r *Ring) Cuts(a *Action) int { return r.st.cuts(a.Range, a.To) }
+
 // OwnersIn returns how many addresses of rng each owner has.
 func (r *Ring) OwnersIn(rng addr.Range) map[Holder]addr.Count {
 	out := make(map[Holder]addr.Count)
