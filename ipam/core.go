@@ -3,6 +3,7 @@ package ipam
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -144,6 +145,8 @@ type core struct {
 	nextPropose time.Time
 	proposedAt  time.Time
 	nextWarn    time.Time
+	// nextDivergedWarn is when another ring is logged again.
+	nextDivergedWarn time.Time
 
 	pending  []*request // in order of arrival
 	lastID   uint64
@@ -173,6 +176,7 @@ type core struct {
 	activeUntil time.Time
 	roundSent   time.Time
 	helped      map[peer.Name]time.Time
+	helps       asker                 // peers without a vote together
 	refusals    map[peer.Name]refusal // the last reason of each voter that does not agree
 	absentSince map[ring.Holder]time.Time
 	nextWatch   time.Time
@@ -303,11 +307,8 @@ func (c *core) tick() {
 	c.pushDecide()
 	c.pushRemovals()
 	c.pushBans()
-	for id, d := range c.diverged {
-		if c.now.Sub(d.Seen) > divergenceTTL {
-			delete(c.diverged, id)
-		}
-	}
+	maps.DeleteFunc(c.diverged, func(_ ring.ID, d Divergence) bool { return c.now.Sub(d.Seen) > divergenceTTL })
+	maps.DeleteFunc(c.healed, func(_ ring.ID, at time.Time) bool { return c.now.Sub(at) >= healTime })
 }
 
 // idle reports whether ticks are needed only every idleTickEvery.

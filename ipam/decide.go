@@ -41,8 +41,12 @@ const (
 	aloneAfter = 30
 	// activeFor is how long a voter takes part after it last heard of a round.
 	activeFor = 5 * time.Second
-	// helpEvery is how often a peer that is behind is sent what it lacks.
-	helpEvery = time.Second
+	// helpEvery is how often a peer that is behind is sent what it lacks. othersHelp and
+	// othersHelpEvery bound that for all peers that have no vote together: a few bytes that
+	// a made-up peer sends can make this one send the whole ring.
+	helpEvery       = time.Second
+	othersHelp      = 16
+	othersHelpEvery = 500 * time.Millisecond
 	// snapshotTail is how many bytes of decisions are kept before a snapshot.
 	snapshotTail = 256 << 10
 	// minSnapshotTail is how many there must be for a voter to agree to a snapshot.
@@ -557,7 +561,7 @@ func (c *core) onBehind(from peer.Name, m message) {
 
 // help sends a peer the decisions after slot, at most once in helpEvery.
 func (c *core) help(to peer.Name, slot uint64) {
-	if c.now.Sub(c.helped[to]) < helpEvery {
+	if c.now.Sub(c.helped[to]) < helpEvery || !c.voterNamed(to) && !c.helps.take(c.now, othersHelp, othersHelpEvery) {
 		return
 	}
 	if len(c.helped) >= maxWishes {

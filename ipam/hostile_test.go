@@ -328,7 +328,7 @@ func (w *hostile) checkHonest() {
 			}
 		}
 		for what, got := range map[string][2]int{
-			"wishes": {len(c.wishes), maxWishes + 64}, "voices": {len(c.voices), maxVoices}, "offers": {len(c.offers), maxOffers},
+			"wishes": {len(c.wishes), maxWishes + 64}, "voices": {len(c.voices), maxVoicesBy * ring.MaxVoters}, "offers": {len(c.offers), maxOffers},
 			"askers": {len(c.askers), maxAskers}, "other rings": {len(c.diverged), maxDiverged}, "helped": {len(c.helped), maxWishes},
 		} {
 			if got[0] > got[1] {

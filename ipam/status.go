@@ -62,7 +62,12 @@ func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
 		return // not all of its peers have heard of their decision
 	}
 	delete(c.healed, e.Theirs)
-	if _, known := c.diverged[e.Theirs]; !known {
+	old, known := c.diverged[e.Theirs]
+	if !known && !c.spaceForDivergence(from) {
+		return
+	}
+	if !known && !c.now.Before(c.nextDivergedWarn) {
+		c.nextDivergedWarn = c.now.Add(warnEvery)
 		args := []any{"err", e}
 		if !from.IsZero() {
 			args = append(args, "peer", from)
@@ -71,15 +76,37 @@ func (c *core) noteDivergence(from peer.Name, e *ring.DivergentError) {
 	}
 	d := Divergence{Ours: e.Ours, Theirs: e.Theirs, OurPeers: namesOf(e.OurPeers), TheirPeers: namesOf(e.TheirPeers),
 		From: from, Seen: c.now, genesis: e.Genesis}
-	if old, known := c.diverged[e.Theirs]; known && d.genesis == nil {
+	if known && d.genesis == nil {
 		d.genesis, d.TheirPeers = old.genesis, old.TheirPeers
 		if d.From.IsZero() {
 			d.From = old.From
 		}
-	} else if !known && len(c.diverged) >= maxDiverged {
-		return
 	}
 	c.diverged[e.Theirs] = d
+}
+
+// spaceForDivergence reports whether another ring that a peer showed is kept. Anybody can
+// make up rings. If there are too many, the host that showed most loses its oldest one.
+func (c *core) spaceForDivergence(from peer.Name) bool {
+	if len(c.diverged) < maxDiverged {
+		return true
+	}
+	by := make(map[ring.Holder]int)
+	for _, d := range c.diverged {
+		by[c.hostOf(d.From)]++
+	}
+	var victim *Divergence
+	for _, d := range c.diverged {
+		if n := by[c.hostOf(d.From)]; victim == nil || n > by[c.hostOf(victim.From)] ||
+			n == by[c.hostOf(victim.From)] && d.Seen.Before(victim.Seen) {
+			victim = &d
+		}
+	}
+	if by[c.hostOf(victim.From)] <= by[c.hostOf(from)]+1 {
+		return false
+	}
+	delete(c.diverged, victim.Theirs)
+	return true
 }
 
 func namesOf(hs []ring.Holder) (out []peer.Name) {

@@ -200,8 +200,10 @@ type voice struct {
 }
 
 const (
-	maxVoices = 64
-	voiceTTL  = 10 * time.Second // of one that is not repeated
+	// maxVoicesBy bounds the wishes of the operator of one voter, and so all of them: a voter
+	// that lies keeps nobody from hearing the others.
+	maxVoicesBy = 16
+	voiceTTL    = 10 * time.Second // of one that is not repeated
 )
 
 func (c *core) voiceKey(a *ring.Action) wishKey {
@@ -225,18 +227,29 @@ func (c *core) hearOperator(from peer.Name, a *ring.Action) {
 	if i < 0 || c.ring.Check(a) != nil {
 		return
 	}
+	voter := c.ring.Voters()[i]
 	k := c.voiceKey(a)
 	v := c.voices[k]
 	if v == nil {
-		if len(c.voices) >= maxVoices {
-			c.counters.Wishes++
-			return
-		}
 		v = &voice{a, make(map[ring.Holder]time.Time)}
-		c.voices[k] = v
 	}
-	v.from[c.ring.Voters()[i]] = c.now
+	if v.from[voter].IsZero() && c.voicesOf(voter) >= maxVoicesBy {
+		c.counters.Wishes++
+		return
+	}
+	c.voices[k] = v
+	v.from[voter] = c.now
 	c.pushDecide()
+}
+
+// voicesOf returns how many wishes the operator of a voter has.
+func (c *core) voicesOf(voter ring.Holder) (n int) {
+	for _, v := range c.voices {
+		if !v.from[voter].IsZero() {
+			n++
+		}
+	}
+	return n
 }
 
 // dropVoices drops what came true or was not repeated.

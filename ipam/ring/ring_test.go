@@ -2,6 +2,7 @@ package ring
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -448,6 +449,53 @@ func TestSnapshotIsCheckedByTheVotersBeforeIt(t *testing.T) {
 		t.Errorf("slot %d, voters %v", victim.Slot(), victim.Voters())
 	}
 	sync(t, honest, victim)
+}
+
+// A peer that the user named shows a new host a snapshot of a slot far ahead, of which it
+// has no parts. The host takes the snapshot of an honest peer all the same, and does not
+// call what that one sends malformed.
+func TestMadeUpSnapshotDoesNotBlockTheTrueOne(t *testing.T) {
+	r := newRing(t, 4)
+	for i := range maxLineage + 6 { // more changes of the voters than a copy keeps
+		decide(t, r, gift(t, r, 0, 20+i, addr.Of(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 32, byte(i >> 8), byte(i)}), 32))))
+		voters := append(slices.Clone(r.Voters()), holder(20+i))
+		slices.SortFunc(voters, Holder.Compare)
+		decide(t, r, &Action{Kind: Voters, Voters: voters[1:]})
+	}
+	decide(t, r, r.NextSnapshot())
+	victim := newRing(t, 4)
+	for _, slot := range []uint64{r.Slot(), maxSlot - 1} {
+		lie := &Decision{Slot: slot, Actions: []*Action{{Kind: Snapshot, Parts: []ID{{1}}}}}
+		raw := encodeDecision(lie)
+		victim.Trust()
+		_, _ = victim.Merge(appendRecord(newDelta(victim.Genesis().ID()), raw))
+	}
+	deltas, _, err := r.Missing(victim.Digest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range deltas {
+		victim.Trust()
+		if _, err := victim.Merge(d); errors.Is(err, ErrFormat) {
+			t.Errorf("an honest delta is called malformed: %v", err)
+		}
+	}
+	if victim.Slot() != r.Slot() {
+		t.Errorf("slot %d, want %d", victim.Slot(), r.Slot())
+	}
+}
+
+// encodeDecision encodes a decision that nobody voted for.
+func encodeDecision(d *Decision) []byte {
+	b := binary.BigEndian.AppendUint64([]byte{kindDecision}, d.Slot)
+	b = append(b, d.Prev[:]...)
+	b = binary.BigEndian.AppendUint64(b, d.Since)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(d.Actions)))
+	for _, a := range d.Actions {
+		b = binary.BigEndian.AppendUint16(b, uint16(len(a.Encode())))
+		b = append(b, a.Encode()...)
+	}
+	return NewDecision(b, 0, nil)
 }
 
 func decideAs(t testing.TB, r *Ring, who int, a *Action) {

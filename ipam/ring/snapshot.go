@@ -174,7 +174,8 @@ func (m *merge) look(d *Decision) error {
 		}
 		return nil
 	}
-	if r.in != nil && r.in.decision.Slot >= d.Slot {
+	// One that is not proved yet gives way: whoever made it up could name any slot.
+	if r.in != nil && (r.in.decision.id == d.id || !r.in.unproved && (unproved || r.in.decision.Slot >= d.Slot)) {
 		return nil
 	}
 	d.raw = slices.Clone(d.raw)
@@ -201,13 +202,20 @@ func (m *merge) addPart(raw []byte) error {
 		return nil
 	}
 	if idOf(domainPart, part) != snapshotOf(in.decision)[i] {
+		if in.unproved { // the decision may be the lie
+			return fmt.Errorf("part %d of the snapshot of slot %d: %w", i, slot, ErrState)
+		}
 		return fmt.Errorf("part %d of the snapshot of slot %d: %w", i, slot, ErrFormat)
 	}
 	in.parts[i] = slices.Clone(part)
 	if in.missing--; in.missing > 0 {
 		return nil
 	}
-	return m.enterSnapshot(in)
+	err := m.enterSnapshot(in)
+	if err != nil && in.unproved { // whoever sent the last part may be honest
+		return fmt.Errorf("%w: %s", ErrState, err.Error())
+	}
+	return err
 }
 
 func (m *merge) enterSnapshot(in *incoming) error {
