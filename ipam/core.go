@@ -327,28 +327,23 @@ func (c *core) receive(from peer.Name, msg []byte) error {
 	return nil
 }
 
+// handlers has what a core does with each type of message.
+var handlers = map[messageType]func(c *core, from peer.Name, m message){
+	msgRecords:     func(c *core, from peer.Name, m message) { _, _ = c.mergeRing(from, m.body) },
+	msgSpaceAsk:    (*core).onSpaceAsk,
+	msgSpaceAnswer: (*core).onSpaceAnswer,
+	msgClaimAsk:    (*core).onClaimAsk,
+	msgClaimAnswer: (*core).onClaimAnswer,
+	msgLeave:       (*core).onLeave,
+	msgWish:        (*core).onWish,
+	msgRound:       (*core).onRound,
+	msgBehind:      (*core).onBehind,
+	msgRefusal:     (*core).onRefusal,
+}
+
 func (c *core) handle(from peer.Name, m message) {
-	switch m.kind {
-	case msgRecords:
-		_, _ = c.mergeRing(from, m.body)
-	case msgSpaceAsk:
-		c.onSpaceAsk(from, m)
-	case msgSpaceAnswer:
-		c.onSpaceAnswer(from, m)
-	case msgClaimAsk:
-		c.onClaimAsk(from, m)
-	case msgClaimAnswer:
-		c.onClaimAnswer(from, m)
-	case msgLeave:
-		c.onLeave(from, m)
-	case msgWish:
-		c.onWish(from, m)
-	case msgRound:
-		c.onRound(from, m)
-	case msgBehind:
-		c.onBehind(from, m)
-	case msgRefusal:
-		c.onRefusal(from, m)
+	if f := handlers[m.kind]; f != nil { // else of a newer peer
+		f(c, from, m)
 	}
 }
 

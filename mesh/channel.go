@@ -13,7 +13,6 @@ import (
 
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/mesh/topology"
 )
 
 // A merge can take long: signatures are checked, and allocators write to disk. So each
@@ -363,7 +362,7 @@ func (m *Mesh) gossipRefused(n *neighbour, err error) {
 	if m.recordProblem(fmt.Sprintf("gossip refused, from %s: %v", m.displayName(n.name), err)) {
 		m.log.Warn("gossip refused", "from", n.name, "err", err)
 	}
-	if errors.Is(err, gossip.ErrMalformed) || errors.Is(err, topology.ErrForged) {
+	if errors.Is(err, gossip.ErrMalformed) {
 		m.misbehaved(n, err.Error())
 	}
 }

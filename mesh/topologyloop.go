@@ -192,7 +192,7 @@ func (m *Mesh) reportRefusals(refused []gossip.Refusal) {
 			m.log.Warn("topology entry refused", "peer", r.Owner, "from", r.From, "err", r.Cause)
 		}
 		// An honest peer checks every entry before it passes it on.
-		if n := m.direct(r.From); n != nil && errors.Is(r.Cause, topology.ErrForged) {
+		if n := m.direct(r.From); n != nil && errors.Is(r.Cause, gossip.ErrMalformed) {
 			m.misbehaved(n, fmt.Sprintf("it passed on an entry of peer %s: %v", r.Owner, r.Cause))
 		}
 	}

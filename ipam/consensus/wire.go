@@ -2,10 +2,10 @@ package consensus
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -35,7 +35,8 @@ const (
 	maxBody = 40 << 10
 )
 
-var errFormat = errors.New("malformed")
+// errFormat is the cause if bytes are not a message of a voter.
+var errFormat = gossip.ErrMalformed
 
 // vote is a signed prevote or precommit.
 type vote struct {

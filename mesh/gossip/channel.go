@@ -6,9 +6,10 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// ErrMalformed is the cause if bytes are not a message, a digest or a delta. A channel
-// wraps it only around bytes that no honest neighbour sends, whatever it knows: the mesh
-// ends the session with the neighbour.
+// ErrMalformed is the cause if bytes are not a message, a digest or a delta, or hold what
+// every peer checks before it passes it on. A channel wraps it only around bytes that no
+// honest neighbour sends, whatever it knows: the mesh ends the session with the neighbour.
+// This is the one rule for all channels, and for what they report as a Refusal.
 var ErrMalformed = errors.New("malformed")
 
 // MaxDelta is the size limit of a digest or a delta, in bytes: each travels as one

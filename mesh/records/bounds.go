@@ -2,6 +2,7 @@ package records
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/weft-net/weft/mesh/gossip"
@@ -28,7 +29,7 @@ const (
 
 // Causes of a gossip.Refusal.
 var (
-	ErrForged  = errors.New("the record is not signed by its owner")
+	ErrForged  = fmt.Errorf("the record is not signed by its owner: %w", gossip.ErrMalformed)
 	ErrKey     = errors.New("the record names another key than the owner's topology entry")
 	ErrAhead   = errors.New("its incarnation or version is ahead of the clock: the clock of one of the two hosts is wrong")
 	ErrPayload = errors.New("the payload cannot be parsed")

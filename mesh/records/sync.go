@@ -41,7 +41,7 @@ func (m *Map[V]) Merge(from peer.Name, delta []byte) (news []byte, err error) {
 		case errors.Is(err, ErrForged):
 			// An honest peer checks every record before it passes it on.
 			m.refuse(from, h.owner, err)
-			return nil, fmt.Errorf("merge %s of %s from %s: %w: %w", m.cfg.Use, h.owner, from, gossip.ErrMalformed, err)
+			return nil, fmt.Errorf("merge %s of %s from %s: %w", m.cfg.Use, h.owner, from, err)
 		case err != nil:
 			m.refuse(from, h.owner, err)
 		default:

@@ -149,7 +149,7 @@ type budget struct {
 
 var (
 	// ErrForged is the cause if an entry is not signed by the key that it names.
-	ErrForged = errors.New("the entry is not signed by its owner")
+	ErrForged = fmt.Errorf("the entry is not signed by its owner: %w", gossip.ErrMalformed)
 	// ErrAhead is the cause if the version of an entry is more than a day ahead.
 	ErrAhead = errors.New("its version is ahead of the clock: the clock of one of the two hosts is wrong")
 	// ErrRival is the cause if another live peer writes entries with this peer's name
