@@ -334,7 +334,7 @@ func New(cfg Config) (*Mesh, error) {
 	if err := m.listen(); err != nil {
 		return nil, err
 	}
-	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Known: m.knownPeer, Notify: m.memberChanged,
+	m.members, err = member.Start(member.Config{Self: m.self, Log: m.log, Known: m.knownPeer, Notify: m.memberChanged, Behind: m.behind,
 		SendPacket: m.sender(KindMember), SendStream: m.sender(KindMemberStream)})
 	if err != nil {
 		m.listener.Close()
@@ -342,7 +342,7 @@ func New(cfg Config) (*Mesh, error) {
 	}
 	m.Handle(KindMember, m.members.Packet)
 	m.handleStreams(KindMemberStream, m.members.Stream)
-	m.relayedStreams = stream.New(relayedLimits, m.sender(KindRelayed), m.acceptRelayed)
+	m.relayedStreams = stream.New(relayedLimits, m.behind, m.sender(KindRelayed), m.acceptRelayed)
 	m.handleStreams(KindRelayed, m.relayedStreams.Receive)
 	return m, nil
 }

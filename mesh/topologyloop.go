@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/weft-net/weft/mesh/gossip"
@@ -128,6 +129,7 @@ func (m *Mesh) newView() *View {
 	if old := m.view.Load(); old != nil && len(old.nicknames) < maxNicknames {
 		maps.Copy(v.nicknames, old.nicknames)
 	}
+	v.dominators = sync.OnceValue(func() map[peer.Name]peer.Name { return topology.Dominators(m.self, v.entries) })
 	for _, e := range v.entries {
 		v.nicknames[e.Name], v.byName[e.Name] = e.Nickname, e
 	}

@@ -17,6 +17,8 @@ type View struct {
 	nicknames map[peer.Name]string
 
 	generation uint64 // of the topology
+
+	dominators func() map[peer.Name]peer.Name // see topology.Dominators
 }
 
 // maxNicknames is how many nicknames are kept before those of lost peers are dropped.
@@ -70,6 +72,23 @@ func (v *View) Lookup(nickname string) (names []peer.Name) {
 // Routes returns the routes for frames.
 func (v *View) Routes() *topology.Routes { return v.data }
 
+// maxBehind bounds how many peers Behind returns.
+const maxBehind = 8
+
+// Behind returns the peers over which every path to n leads, the nearest one first, and n
+// itself. Peers that a member made up are behind it.
+func (v *View) Behind(n peer.Name) []peer.Name {
+	path := []peer.Name{n}
+	for d, ok := v.dominators()[n]; ok; d, ok = v.dominators()[d] {
+		path = append(path, d)
+	}
+	slices.Reverse(path)
+	if len(path) > maxBehind {
+		path = append(path[:maxBehind-1], n)
+	}
+	return path
+}
+
 // relays returns the neighbours through which other peers are reached.
 func (v *View) relays() map[peer.Name]bool {
 	relays := make(map[peer.Name]bool)
@@ -80,6 +99,9 @@ func (v *View) relays() map[peer.Name]bool {
 	}
 	return relays
 }
+
+// behind is Behind of the present View.
+func (m *Mesh) behind(n peer.Name) []peer.Name { return m.view.Load().Behind(n) }
 
 // displayName returns the name of a peer for users, with its nickname if known.
 func (m *Mesh) displayName(n peer.Name) string {

@@ -37,6 +37,8 @@ type Config struct {
 	// member, over any number of hops. They neither block nor keep the message, and
 	// may lose it.
 	SendPacket, SendStream func(to peer.Name, msg []byte) error
+	// Behind returns the peers behind which another one is; see package stream.
+	Behind func(peer.Name) []peer.Name
 	// Known reports whether the mesh knows a peer. Other peers do not become members. It
 	// is called by memberlist with its lock held, so it must not call the List.
 	Known func(peer.Name) bool
@@ -61,7 +63,7 @@ type List struct {
 
 // Start returns a running List that has only this peer.
 func Start(cfg Config) (*List, error) {
-	l := &List{cfg: cfg, tr: newTransport(cfg.Self, cfg.SendPacket, cfg.SendStream), alive: make(map[peer.Name]bool), joining: make(map[peer.Name]bool)}
+	l := &List{cfg: cfg, tr: newTransport(cfg.Self, cfg.Behind, cfg.SendPacket, cfg.SendStream), alive: make(map[peer.Name]bool), joining: make(map[peer.Name]bool)}
 	l.ctx, l.end = context.WithCancel(context.Background())
 	c := memberlist.DefaultWANConfig()
 	c.Name = cfg.Self.String()

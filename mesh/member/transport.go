@@ -56,13 +56,13 @@ type transport struct {
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
-func newTransport(self peer.Name, sendPacket, sendStream func(peer.Name, []byte) error) *transport {
+func newTransport(self peer.Name, behind func(peer.Name) []peer.Name, sendPacket, sendStream func(peer.Name, []byte) error) *transport {
 	t := &transport{
 		self: self, send: sendPacket,
 		packets: make(chan *memberlist.Packet, 512),
 		conns:   make(chan net.Conn, 16),
 	}
-	t.streams = stream.New(streamLimits, sendStream, func(from peer.Name, c net.Conn) {
+	t.streams = stream.New(streamLimits, behind, sendStream, func(from peer.Name, c net.Conn) {
 		select {
 		case t.conns <- withAddr(c, from):
 		default:

@@ -20,6 +20,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -49,7 +50,9 @@ type Limits struct {
 	Opened int
 	// Accepted is how many other peers may open together, and FromPeer how many one of
 	// them. If all are taken, one more takes the place of the oldest one of the peer that
-	// has the most, if the newcomer's peer has fewer even then.
+	// has the most, if the newcomer's peer has fewer even then. A peer and those behind it
+	// count as one, and share in the same way: a member can make up peers, but only behind
+	// itself.
 	Accepted, FromPeer int
 	// Waiting is how many bytes wait for the reader of one stream. One message is always
 	// taken.
@@ -69,6 +72,7 @@ func (a Addr) String() string { return peer.Name(a).String() + " (relayed)" }
 type Mux struct {
 	// Constant.
 	limits Limits
+	behind func(peer.Name) []peer.Name
 	send   func(to peer.Name, msg []byte) error
 	accept func(from peer.Name, c net.Conn)
 
@@ -99,10 +103,15 @@ type stream struct {
 }
 
 // New returns a Mux that sends messages with send, which must neither block nor keep msg,
-// and may lose it. accept is called for each stream that another peer opens. It must not
+// and may lose it. behind returns the peers behind which another one is, the nearest one
+// first, and that one itself; it is called with a lock held. If it is nil, no peer is behind
+// another one. accept is called for each stream that another peer opens. It must not
 // block, and owns the stream.
-func New(l Limits, send func(to peer.Name, msg []byte) error, accept func(from peer.Name, c net.Conn)) *Mux {
-	return &Mux{limits: l, send: send, accept: accept, streams: make(map[key]*stream), accepted: make(map[peer.Name][]key)}
+func New(l Limits, behind func(peer.Name) []peer.Name, send func(to peer.Name, msg []byte) error, accept func(from peer.Name, c net.Conn)) *Mux {
+	if behind == nil {
+		behind = func(n peer.Name) []peer.Name { return []peer.Name{n} }
+	}
+	return &Mux{limits: l, behind: behind, send: send, accept: accept, streams: make(map[key]*stream), accepted: make(map[peer.Name][]key)}
 }
 
 var (
@@ -182,18 +191,56 @@ func (m *Mux) makeRoomLocked(far peer.Name) bool {
 	case len(m.streams)-m.own < m.limits.Accepted:
 		return true
 	}
-	var most peer.Name
-	for n, keys := range m.accepted {
-		if d := len(keys) - len(m.accepted[most]); d > 0 || d == 0 && n.Compare(most) < 0 {
-			most = n
-		}
-	}
-	if len(m.accepted[most]) <= has+1 {
+	most, ok := m.givesWayLocked(far)
+	if !ok {
 		return false
 	}
 	k := m.accepted[most][0]
 	m.endLocked(k, m.streams[k])
 	return true
+}
+
+// givesWayLocked returns the peer that loses a stream for one more of far. Beginning at this
+// peer, it goes from peer to peer to the one that has, with all behind it, most streams. Where
+// the way to far is another one, far must have fewer there. It is called with mu held.
+func (m *Mux) givesWayLocked(far peer.Name) (most peer.Name, ok bool) {
+	at := func(n peer.Name, path []peer.Name, depth int) peer.Name {
+		if depth < len(path) {
+			return path[depth]
+		}
+		return n
+	}
+	paths := make(map[peer.Name][]peer.Name, len(m.accepted))
+	for n := range m.accepted {
+		paths[n] = m.behind(n)
+	}
+	farPath, together := m.behind(far), true
+	for depth := 0; together || len(paths) > 1; depth++ {
+		counts := make(map[peer.Name]int)
+		for n, path := range paths {
+			counts[at(n, path, depth)] += len(m.accepted[n])
+		}
+		most = peer.Name{}
+		for n, c := range counts {
+			if d := c - counts[most]; d > 0 || d == 0 && n.Compare(most) < 0 {
+				most = n
+			}
+		}
+		if mine := at(far, farPath, depth); together && mine != most {
+			if counts[most] <= counts[mine]+1 {
+				return peer.Name{}, false
+			}
+			together = false
+		}
+		maps.DeleteFunc(paths, func(n peer.Name, path []peer.Name) bool { return at(n, path, depth) != most })
+		if _, itself := paths[far]; itself && len(paths) == 1 {
+			return peer.Name{}, false // it has the most itself
+		}
+	}
+	for n := range paths {
+		most = n
+	}
+	return most, true
 }
 
 // pumpOut sends the bytes that the user writes, and a last message when the user closes

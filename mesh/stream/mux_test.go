@@ -21,13 +21,13 @@ func pair(t *testing.T, pass func(msg []byte) bool) (a *Mux, accepted chan net.C
 	accepted = make(chan net.Conn, 8)
 	var b *Mux
 	toB, toA := make(chan []byte, 1024), make(chan []byte, 1024)
-	a = New(limits, func(_ peer.Name, msg []byte) error {
+	a = New(limits, nil, func(_ peer.Name, msg []byte) error {
 		if pass(msg) {
 			toB <- slices.Clone(msg)
 		}
 		return nil
 	}, func(peer.Name, net.Conn) { t.Error("a accepts a stream") })
-	b = New(limits, func(_ peer.Name, msg []byte) error {
+	b = New(limits, nil, func(_ peer.Name, msg []byte) error {
 		toA <- slices.Clone(msg)
 		return nil
 	}, func(from peer.Name, c net.Conn) {
@@ -134,7 +134,7 @@ var limits = Limits{Opened: 40, Accepted: 20, FromPeer: 8, Waiting: 1 << 20}
 
 // newMux returns a Mux that drops what it sends, and closes no stream.
 func newMux(t *testing.T) *Mux {
-	m := New(limits, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { t.Cleanup(func() { c.Close() }) })
+	m := New(limits, nil, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { t.Cleanup(func() { c.Close() }) })
 	t.Cleanup(m.Close)
 	return m
 }
@@ -214,12 +214,65 @@ func TestNobodyTakesTheStreamsOfOthers(t *testing.T) {
 	}
 }
 
+// One member opens all streams that others may, under the names of peers that it made up, in
+// rows behind each other. That counts as one peer, and peers behind one relay are not
+// treated as if they were the relay.
+func TestMadeUpPeersTakeNoStreamsOfOthers(t *testing.T) {
+	relay, evil := peer.Name{2, 8}, peer.Name{2, 6}
+	madeUp := func(i int) peer.Name { return peer.Name{2, 7, byte(i)} }
+	behind := func(n peer.Name) []peer.Name {
+		switch n[1] {
+		case 7:
+			path := []peer.Name{relay, evil}
+			for i := range int(n[2]) {
+				path = append(path, madeUp(i))
+			}
+			return append(path, n)
+		case 5, 6:
+			return []peer.Name{relay, n}
+		}
+		return []peer.Name{n}
+	}
+	m := New(limits, behind, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { t.Cleanup(func() { c.Close() }) })
+	t.Cleanup(m.Close)
+	for i := range limits.Accepted {
+		m.open(t, madeUp(i), 1)
+	}
+	for i := range limits.Accepted / 2 {
+		m.open(t, peer.Name{2, 5, byte(i)}, 1) // behind the relay, as evil is
+		for j := range limits.Accepted {
+			m.open(t, madeUp(j), 1)
+		}
+	}
+	for i := range limits.Accepted / 4 {
+		m.open(t, peer.Name{2, 4, byte(i)}, 1)
+	}
+	m.open(t, far, limits.FromPeer)
+	for i := range limits.Accepted {
+		m.open(t, madeUp(i), 1)
+	}
+	alone := 0
+	for i := range limits.Accepted / 4 {
+		alone += m.from(peer.Name{2, 4, byte(i)})
+	}
+	spokes, all := 0, 0
+	for i := range limits.Accepted / 2 {
+		spokes += m.from(peer.Name{2, 5, byte(i)})
+	}
+	for i := range limits.Accepted {
+		all += m.from(madeUp(i))
+	}
+	if alone != limits.Accepted/4 || spokes < limits.Accepted/2-4 || all > 4 || len(m.streams) > limits.Accepted {
+		t.Errorf("%d streams of peers of their own, %d of those behind the relay, %d of made-up ones", alone, spokes, all)
+	}
+}
+
 // The oldest stream makes room, as its peer may have forgotten it.
 func TestOldestStreamMakesRoom(t *testing.T) {
 	l := limits
 	l.Accepted, l.FromPeer = 3, 3
 	accepted := make(chan net.Conn, 8)
-	m := New(l, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { accepted <- c })
+	m := New(l, nil, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { accepted <- c })
 	t.Cleanup(m.Close)
 	m.open(t, far, 3)
 	oldest := <-accepted
@@ -260,7 +313,7 @@ func TestSlowReaderEndsTheStream(t *testing.T) {
 	l := limits
 	l.Waiting = 4 * maxChunk
 	accepted := make(chan net.Conn, 1)
-	m := New(l, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { accepted <- c })
+	m := New(l, nil, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { accepted <- c })
 	t.Cleanup(m.Close)
 	m.open(t, far, 1)
 	for seq := range uint32(maxInFlight / 2) {
@@ -299,7 +352,7 @@ func FuzzReceive(f *testing.F) {
 	f.Add(message(kindOpen, 1, 0, nil), message(kindClose, 1, 1, nil))
 	f.Add([]byte{kindReply}, message(kindHangup, 9, 0, nil))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
-		m := New(limits, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { c.Close() })
+		m := New(limits, nil, func(peer.Name, []byte) error { return nil }, func(_ peer.Name, c net.Conn) { c.Close() })
 		m.Receive(far, a)
 		m.Receive(far, b)
 		m.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -546,4 +547,23 @@ func BenchmarkFullTopology(b *testing.B) {
 			s.Graph().Routes(LinkSession)
 		}
 	})
+}
+
+// A peer is behind another one if every path leads over that one.
+func TestDominatorsOfMadeUpPeers(t *testing.T) {
+	name := func(i int) peer.Name { return peer.Name{2, byte(i)} }
+	links := map[int][]int{0: {1, 2}, 1: {0, 2, 3}, 2: {0, 1, 3, 4}, 3: {1, 2}, 4: {2, 5, 6}, 5: {4, 6}, 6: {4, 5}}
+	var entries []*Entry
+	for i := range len(links) {
+		e := &Entry{Name: name(i)}
+		for _, to := range links[i] {
+			e.Links = append(e.Links, Link{To: name(to), Flags: LinkSession})
+		}
+		entries = append(entries, e)
+	}
+	// 3 has two ways; 4 hangs behind 2, and 5 and 6 behind 4 although they state a link.
+	want := map[peer.Name]peer.Name{name(4): name(2), name(5): name(4), name(6): name(4)}
+	if got := Dominators(name(0), entries); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }

@@ -86,6 +86,27 @@ func places(own *Entry, all map[peer.Name]*Entry, limit int) map[peer.Name]bool 
 	return keep
 }
 
+// Dominators returns, for each entry that is connected with self and not linked with it in
+// two independent ways, the nearest peer over which every path from self leads. Self
+// dominates all and is left out. Self must be one of the entries.
+func Dominators(self peer.Name, entries []*Entry) map[peer.Name]peer.Name {
+	all := make(map[peer.Name]*Entry, len(entries))
+	for _, e := range entries {
+		all[e.Name] = e
+	}
+	out := make(map[peer.Name]peer.Name)
+	if all[self] == nil {
+		return out
+	}
+	t := newPlaceTree(all[self], all)
+	for _, n := range t.nodes[1:] {
+		if n.idom > 0 {
+			out[n.Name] = t.nodes[n.idom].Name
+		}
+	}
+	return out
+}
+
 // placeTree is the tree of dominators of the entries that are connected with own, in order
 // of their distance.
 type placeTree struct {
