@@ -385,7 +385,7 @@ func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) 
 	if !c.admits(from) {
 		return nil, nil
 	}
-	if c.ring.Slot() == 0 && c.view.Target(from) {
+	if c.view.Target(from) {
 		c.ring.Trust()
 	}
 	out, err := c.ring.Merge(delta)

@@ -113,7 +113,7 @@ func newSim(t testing.TB, seed uint64) *sim {
 func (s *sim) add(addrRange string, init Init) *node {
 	s.made++
 	n := &node{s: s, number: s.made, disk: newDisk(), cfg: Config{
-		Self:   peer.Name{2, 0, 0, 0, byte(s.made >> 8), byte(s.made)},
+		Self:   nameOfNode(s.made),
 		Signer: peer.Cheap{ID: peer.Key{1, byte(s.made), byte(s.made >> 8)}}, Verifier: peer.Cheap{},
 		Range: pfx(addrRange), Default: pfx(addrRange), Init: init, Grace: time.Second, Absence: 2 * time.Second, Settle: time.Second}}
 	s.nodes = append(s.nodes, n)

@@ -3,7 +3,10 @@ package ring
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
+
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // Decision is one step of a ring.
@@ -183,11 +186,27 @@ func slotOf(raw []byte) uint64 {
 	return binary.BigEndian.Uint64(raw[1:])
 }
 
-// checkVotesOf returns an error unless a quorum of voters decided d.
-func (r *Ring) checkVotesOf(d *Decision, g *Genesis, voters []Holder) error {
-	err := checkVotes(voters, d.Votes, VoteMessage(g.id, d.Slot, d.Round, d.id), r.verifier, r.keys)
+// checkVotesOf returns an error unless a quorum of voters decided d. It remembers the keys of
+// voters that are known by their names only: they may be away when this is checked again.
+func (m *merge) checkVotesOf(d *Decision, g *Genesis, voters []Holder) error {
+	r := m.ring
+	voted := make(map[peer.Name]peer.Key)
+	for _, v := range d.Votes {
+		if v.Voter < len(voters) && voters[v.Voter].Key == (peer.KeyID{}) {
+			voted[voters[v.Voter].Name] = v.Key
+		}
+	}
+	keys := func(n peer.Name) (peer.Key, bool) {
+		if k, ok := r.keys(n); !m.disk && (ok || !m.trust) {
+			return k, ok
+		}
+		k, ok := voted[n]
+		return k, ok
+	}
+	err := checkVotes(voters, d.Votes, VoteMessage(g.id, d.Slot, d.Round, d.id), r.verifier, keys)
 	if err != nil {
 		return fmt.Errorf("decision of slot %d: %w", d.Slot, err)
 	}
+	maps.Copy(r.bound, voted)
 	return nil
 }

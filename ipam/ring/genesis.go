@@ -237,14 +237,21 @@ func (r *Ring) Refound(s peer.Signer, self Holder, gone []Holder) (Outcome, erro
 	pieces := slices.Clone(st.pieces)
 	founders := []Holder{self}
 	for i, p := range pieces {
-		if slices.Contains(gone, p.holder) || p.holder.Key == (peer.KeyID{}) && p.holder.Name == self.Name {
-			pieces[i].holder = self
-		} else if !slices.Contains(founders, p.holder) {
-			founders = append(founders, p.holder)
+		h := p.holder
+		switch {
+		case slices.Contains(gone, h) || h.Key == (peer.KeyID{}) && h.Name == self.Name:
+			h = self
+		case h.Key == peer.KeyID{}: // a seed: the new ring names its key
+			k, ok := r.keys(h.Name)
+			if !ok {
+				return Outcome{}, fmt.Errorf("found the ring again: the key of %s, a seed, is unknown here: remove it too, or wait until it is there", h)
+			}
+			h = HolderOf(h.Name, k)
 		}
-	}
-	if slices.ContainsFunc(founders, func(h Holder) bool { return h.Key == peer.KeyID{} }) {
-		return Outcome{}, fmt.Errorf("found the ring again: its founders are seeds without keys; give all peers another list of seeds")
+		pieces[i].holder = h
+		if !slices.Contains(founders, h) {
+			founders = append(founders, h)
+		}
 	}
 	g, err := NewGenesis(st.genesis.Range, founders)
 	if err != nil {

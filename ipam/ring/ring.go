@@ -16,7 +16,9 @@ import (
 type Ring struct {
 	addrRange netip.Prefix
 	verifier  peer.Verifier
-	keys      Keys
+	keys      Keys // those of the caller, and then bound
+	// bound has the keys with which founders voted that are known by their names only.
+	bound map[peer.Name]peer.Key
 
 	st       *state   // nil: no ring yet
 	awaits   ID       // the ring to take, if st is nil because it was left for another one
@@ -51,10 +53,17 @@ const (
 
 // New returns an empty copy of the ring over addrRange. keys may be nil.
 func New(addrRange netip.Prefix, v peer.Verifier, keys Keys) *Ring {
-	if keys == nil {
-		keys = func(peer.Name) (k peer.Key, ok bool) { return k, false }
+	r := &Ring{addrRange: addrRange.Masked(), verifier: v, bound: make(map[peer.Name]peer.Key), early: make(map[uint64][]byte)}
+	r.keys = func(n peer.Name) (k peer.Key, ok bool) {
+		if keys != nil {
+			k, ok = keys(n)
+		}
+		if !ok {
+			k, ok = r.bound[n]
+		}
+		return k, ok
 	}
-	return &Ring{addrRange: addrRange.Masked(), verifier: v, keys: keys, early: make(map[uint64][]byte)}
+	return r
 }
 
 // DivergentError is returned if there is another ring over the same address range.
@@ -247,12 +256,14 @@ type merge struct {
 	jumped bool   // to a snapshot
 	start  bool   // entered the ring
 	trust  bool   // see Ring.Trust
+	disk   bool   // what this peer checked before it wrote it to disk
 	out    Outcome
 }
 
-// Trust makes the next Merge believe a snapshot whose voters this copy cannot check,
-// because it has only the genesis and missed too many changes of the voters. Call it for
-// deltas of a peer that the user named, while the copy is new.
+// Trust makes the next Merge believe what this copy cannot check: a snapshot whose voters
+// are unknown, because the copy has only the genesis and missed too many changes of the
+// voters; and the key of a founder that the copy knows by its name only and that is away.
+// Call it for deltas of a peer that the user named.
 func (r *Ring) Trust() { r.trust = true }
 
 // Merge adds the records of a delta. It accepts those that it can check and reports the
@@ -400,7 +411,7 @@ func (m *merge) decision(raw []byte) error {
 	if d.Prev != r.st.head || d.Since != r.st.votersSince {
 		return fmt.Errorf("decision of slot %d follows %s, not %s: %w", slot, d.Prev, r.st.head, ErrState)
 	}
-	if err := r.checkVotesOf(d, r.st.genesis, r.st.voters); err != nil {
+	if err := m.checkVotesOf(d, r.st.genesis, r.st.voters); err != nil {
 		return err
 	}
 	d.raw = slices.Clone(raw)
@@ -413,6 +424,7 @@ func (m *merge) decision(raw []byte) error {
 // drain applies decisions that arrived before those that they follow.
 func (m *merge) drain() {
 	r := m.ring
+	m.trust = m.disk // anybody may have sent them
 	for r.st.next == nil {
 		raw := r.early[r.st.slot+1]
 		if raw == nil {

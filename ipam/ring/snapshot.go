@@ -162,7 +162,7 @@ func (m *merge) look(d *Decision) error {
 	err := fmt.Errorf("decision of slot %d, after a change of the voters in slot %d: %w", d.Slot, d.Since, ErrEarly)
 	at := slices.IndexFunc(r.walk, func(s step) bool { return s.since == d.Since })
 	if at >= 0 {
-		err = r.checkVotesOf(d, r.st.genesis, r.walk[at].voters)
+		err = m.checkVotesOf(d, r.st.genesis, r.walk[at].voters)
 	}
 	unproved := err != nil && parts != nil && r.st.slot == 0 && m.trust
 	if err != nil && !unproved {
@@ -230,7 +230,7 @@ func (m *merge) enterSnapshot(in *incoming) error {
 		return fmt.Errorf("snapshot of slot %d is the state of slot %d: %w", d.Slot, st.slot, ErrFormat)
 	}
 	if in.unproved {
-		if err := r.checkVotesOf(d, st.genesis, st.voters); err != nil {
+		if err := m.checkVotesOf(d, st.genesis, st.voters); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -222,7 +223,7 @@ func (r *Ring) restore(s Stored, prefix string) (*state, []error) {
 		if len(raw) > maxRecord || c.st == nil || c.st.genesis.id != g.id {
 			break
 		}
-		m := &merge{ring: c, news: newDelta(g.id), trust: true}
+		m := &merge{ring: c, news: newDelta(g.id), trust: true, disk: true}
 		var err error
 		if raw[0] == kindDecision {
 			err = m.decision(raw)
@@ -239,5 +240,6 @@ func (r *Ring) restore(s Stored, prefix string) (*state, []error) {
 	if c.st != nil {
 		c.st.taken = nil
 	}
+	maps.Copy(r.bound, c.bound)
 	return c.st, errs
 }

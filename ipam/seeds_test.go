@@ -1,0 +1,142 @@
+package ipam
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// A ring from seeds, whose names users gave, survives that all hosts are switched off and
+// come back one after the other, each alone at first.
+func TestRingFromSeedsSurvivesAPowerCut(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	for range 3 {
+		n := s.add(addrRange, Init{Mode: Seed})
+		for i := range 3 {
+			n.cfg.Init.Seeds = append(n.cfg.Init.Seeds, nameOfNode(i+1))
+		}
+	}
+	for _, n := range s.nodes {
+		n.launch()
+	}
+	for i, n := range s.nodes {
+		n.allocate(fmt.Sprint("c", i), addrRange)
+	}
+	late := s.add(addrRange, Init{Mode: Seed, Seeds: s.nodes[0].cfg.Init.Seeds})
+	late.allocate("late", addrRange)
+	s.converged(20 * time.Second)
+	before := s.nodes[0].core.ring.Slot()
+	owned := late.core.ring.Owners()[late.self()]
+	for _, n := range s.nodes {
+		n.kill()
+	}
+	for _, n := range s.nodes {
+		n.launch()
+		if got := n.core.ring.Slot(); got != before || n.core.ring.Owners()[late.self()] != owned {
+			t.Errorf("%s knows %d of %d decisions after a restart", n.cfg.Self, got, before)
+		}
+		n.kill()
+	}
+}
+
+// A host that joins while a seed is dead gets the decisions for which that one voted.
+func TestRingFromSeedsIsPassedOnWithoutADeadSeed(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	for range 4 {
+		n := s.add(addrRange, Init{Mode: Seed})
+		for i := range 4 {
+			n.cfg.Init.Seeds = append(n.cfg.Init.Seeds, nameOfNode(i+1))
+		}
+	}
+	for _, n := range s.nodes {
+		n.launch()
+	}
+	for i, n := range s.nodes {
+		n.allocate(fmt.Sprint("c", i), addrRange)
+	}
+	for range 6 {
+		s.add(addrRange, Init{Mode: Seed, Seeds: s.nodes[0].cfg.Init.Seeds}).allocate("c", addrRange)
+	}
+	s.converged(20 * time.Second)
+	s.nodes[0].kill()
+	fresh := s.add(addrRange, Init{Mode: Seed, Seeds: s.nodes[1].cfg.Init.Seeds})
+	fresh.allocate("fresh", addrRange)
+}
+
+// Small rings that lost the voters that they need go on by the word of an operator: the
+// founder with the only vote, one of two, and two of three seeds with names of users.
+func TestSmallRingsGoOnWithoutTheirFounders(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		init         Init
+		founders     int
+		lost, joined int
+	}{
+		{"the only voter", Init{Mode: Consensus, Expect: 1}, 1, 1, 2},
+		{"one of two voters", Init{Mode: Consensus, Expect: 2}, 2, 1, 1},
+		{"two of three seeds", Init{Mode: Seed, Seeds: []peer.Name{nameOfNode(1), nameOfNode(2), nameOfNode(3)}}, 3, 2, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSim(t, seed.New(t))
+			for range c.founders {
+				s.add(addrRange, c.init)
+			}
+			for i, n := range s.nodes {
+				n.allocate(fmt.Sprint("c", i), addrRange)
+			}
+			for range c.joined {
+				s.add(addrRange, Init{Mode: Observer}).allocate("c", addrRange)
+			}
+			s.converged(20 * time.Second)
+			var gone []peer.Name
+			for _, n := range s.nodes[:c.lost] {
+				n.kill()
+				gone = append(gone, n.cfg.Self)
+			}
+			s.nodes = s.nodes[c.lost:]
+			first := s.nodes[0]
+			id := first.begin(func(c *core, id uint64) { c.remove(id, gone) })
+			if _, ok := first.await(id, 70*time.Second); ok {
+				t.Fatal("it was decided without a quorum")
+			}
+			if why := first.reason(id); !strings.Contains(why, "must agree") {
+				t.Errorf("the operator reads %q", why)
+			}
+			first.do(func(c *core) {
+				if _, err := c.refound(gone); err != nil {
+					t.Fatal(err)
+				}
+			})
+			s.run(5 * time.Second)
+			for _, n := range s.nodes[1:] {
+				st := n.core.status()
+				if len(st.Divergent) != 1 {
+					t.Fatalf("%s shows %v", n.cfg.Self, st.Divergent)
+				}
+				n.do(func(c *core) {
+					if err := c.adopt(st.Divergent[0].Theirs, true); err != nil {
+						t.Fatal(err)
+					}
+				})
+			}
+			s.converged(10 * time.Second)
+			if got, whole := s.liveShare(first), addr.Of(pfx(addrRange)).Size(); got != whole {
+				t.Errorf("live peers own %v of %v", got, whole)
+			}
+			for _, n := range s.nodes {
+				if st := n.core.status(); len(st.Conflicts) > 0 {
+					t.Errorf("%s: %v", n.cfg.Self, st.Conflicts)
+				}
+			}
+			s.add(addrRange, Init{Mode: Observer}).allocate("new", addrRange)
+		})
+	}
+}
+
+// nameOfNode returns the name of the i-th node of a sim.
+func nameOfNode(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i)} }
