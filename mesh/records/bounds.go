@@ -68,7 +68,7 @@ func (m *Map[V]) Stats() Stats {
 	s := m.stats
 	s.Owners, s.Records = len(m.owners)-1, m.count
 	s.Bytes, s.MaxBytes = m.cost, m.cfg.Limits.Total
-	s.Waiting, s.MaxWaiting = m.waitlist.bytes, maxWaitlist
+	s.Waiting, s.MaxWaiting = m.waitlist.Bytes(), maxWaitlist
 	s.Refused = make(map[string]uint64, len(reasons))
 	for _, r := range reasons {
 		s.Refused[r.name] = m.stats.refused[r.cause]

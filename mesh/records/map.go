@@ -129,8 +129,9 @@ func New[V any](cfg Config[V]) *Map[V] {
 	m := &Map[V]{
 		cfg: cfg, domain: signDomain + cfg.Use, clock: cfg.Start,
 		owners: make(map[peer.Name]*owner[V]), shares: make(map[peer.Name]int), banned: make(map[peer.Name]time.Time),
-		spent: make(map[peer.Name]*budget),
-		own:   &owner[V]{name: cfg.Self, key: cfg.Signer.Key(), shown: true},
+		spent:    make(map[peer.Name]*budget),
+		waitlist: waitlist{gossip.NewWaitlist[waitKey, waiting](waitLimits)},
+		own:      &owner[V]{name: cfg.Self, key: cfg.Signer.Key(), shown: true},
 	}
 	m.owners[cfg.Self] = m.own
 	m.begin(micros(cfg.Start))
@@ -321,13 +322,13 @@ func (m *Map[V]) SetOwners(known map[peer.Name]peer.Key) (deltas [][]byte) {
 	}
 	var raws [][]byte
 	for _, w := range m.waitlist.take(func(n peer.Name) bool { _, ok := known[n]; return ok }) {
-		if m.stale(&w.header, w.raw) {
+		if m.stale(&w.Value.header, w.Value.raw) {
 			continue
 		}
-		r, err := m.check(w.from, w.header, w.raw)
+		r, err := m.check(w.From, w.Value.header, w.Value.raw)
 		if err != nil {
-			m.refuse(w.from, w.owner, err)
-		} else if r != nil && m.accept(w.from, r) {
+			m.refuse(w.From, w.Key.owner, err)
+		} else if r != nil && m.accept(w.From, r) {
 			raws = append(raws, r.raw)
 		}
 	}
@@ -404,7 +405,7 @@ func (m *Map[V]) Tick(now time.Time) (deltas [][]byte) {
 			m.drop(o)
 		}
 	}
-	m.waitlist.expire(now)
+	m.waitlist.Expire(now)
 	for n, b := range m.spent {
 		if b.full(now) {
 			delete(m.spent, n)

@@ -151,8 +151,8 @@ func (m *texts) check(t testing.TB) {
 	if cost != m.cost || cost > m.cfg.Limits.Total || count != m.count || !maps.Equal(shares, m.shares) {
 		t.Fatalf("%d bytes of records, of %v, and %d shown; the map says %d, %v and %d", cost, shares, count, m.cost, m.shares, m.count)
 	}
-	if m.waitlist.bytes > maxWaitlist {
-		t.Fatalf("%d bytes wait", m.waitlist.bytes)
+	if m.waitlist.Bytes() > maxWaitlist {
+		t.Fatalf("%d bytes wait", m.waitlist.Bytes())
 	}
 }
 
@@ -298,7 +298,7 @@ func TestRecordsWaitForTheirOwner(t *testing.T) {
 	}
 	b.want(t, 1, 1, "x")
 	b.Tick(epoch)
-	b.Tick(epoch.Add(2 * roomTTL))
+	b.Tick(epoch.Add(2 * waitLimits.TTL))
 	if s := b.Stats(); s.Waiting != 0 {
 		t.Errorf("%d bytes still wait", s.Waiting)
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -19,18 +20,28 @@ const (
 // refuseFor is how long an entry that lost its place is refused.
 const refuseFor = time.Minute
 
+const (
+	// maxWaitlist and maxWaitlistBytes bound the entries that wait for the entry that
+	// confirms one of their links: two islands of 1,000 peers each that meet. Neighbours
+	// announce both ends of a link within a second.
+	maxWaitlist      = 2048
+	maxWaitlistBytes = 8 << 20
+)
+
+var waitLimits = gossip.WaitLimits{Items: maxWaitlist, Bytes: maxWaitlistBytes, TTL: 30 * time.Second}
+
 func (e *Entry) cost() int { return baseCost + len(e.Links) }
 
 // settlePlaces decides which of the stored and the waiting entries are stored, and reports
 // whether any changed. Names that lose their place are refused for refuseFor.
 func (s *State) settlePlaces(now time.Time) (moved bool) {
-	all := make(map[peer.Name]*Entry, len(s.entries)+len(s.waitlist.byName))
+	all := make(map[peer.Name]*Entry, len(s.entries)+s.waitlist.Len())
 	for n, e := range s.entries {
 		all[n] = e
 	}
-	for n, w := range s.waitlist.byName {
-		if all[n] == nil {
-			all[n] = w.Entry
+	for w := range s.waitlist.All() {
+		if all[w.Key] == nil {
+			all[w.Key] = w.Value
 		}
 	}
 	keep := places(s.own, all, s.cfg.maxCost)
@@ -45,18 +56,14 @@ func (s *State) settlePlaces(now time.Time) (moved bool) {
 		s.stats.NoPlace++
 		moved = true
 	}
-	var waits []*waiting
-	for _, w := range s.waitlist.byName {
-		waits = append(waits, w)
-	}
-	slices.SortFunc(waits, func(a, b *waiting) int { return a.Name.Compare(b.Name) })
+	waits := slices.SortedFunc(s.waitlist.All(), func(a, b *gossip.Waiting[peer.Name, *Entry]) int { return a.Key.Compare(b.Key) })
 	for _, w := range waits {
 		switch {
-		case keep[w.Name]:
-			moved = s.admit(w.from, w.Entry) || moved
-		case s.attached(w.Entry):
-			s.waitlist.remove(w.Name)
-			s.addTombstone(w.Entry, now.Add(refuseFor))
+		case keep[w.Key]:
+			moved = s.admit(w.From, w.Value) || moved
+		case s.attached(w.Value):
+			s.waitlist.Remove(w.Key)
+			s.addTombstone(w.Value, now.Add(refuseFor))
 			s.stats.NoPlace++
 		}
 	}

@@ -120,9 +120,9 @@ type State struct {
 	shortID          uint16 // that of own
 	addrs            []netip.AddrPort
 	now              time.Time
-	waitlist         waitlist
-	crowded          bool // an entry waits for a place
-	cost             int  // of entries
+	waitlist         *gossip.Waitlist[peer.Name, *Entry] // verified, but no stored entry confirms them yet
+	crowded          bool                                // an entry waits for a place
+	cost             int                                 // of entries
 	budgets          map[peer.Name]*budget
 	exhausted        bool // an entry was refused because its neighbour sends too many
 	stats            Stats
@@ -180,6 +180,7 @@ func New(cfg Config) (*State, error) {
 		unreachableSince: make(map[peer.Name]time.Time),
 		tombstones:       make(map[peer.Name]tombstone),
 		budgets:          make(map[peer.Name]*budget),
+		waitlist:         gossip.NewWaitlist[peer.Name, *Entry](waitLimits),
 		now:              cfg.Start,
 		shortID:          cmp.Or(cfg.ShortID, probe(cfg.Self, 0, cfg.shortIDs)),
 	}
@@ -317,7 +318,7 @@ func (s *State) mergeEntry(from peer.Name, e *Entry, fresh []byte) []byte {
 	if old != nil && old.Key == e.Key && !e.supersedes(old) {
 		return fresh
 	}
-	if w := s.waitlist.byName[e.Name]; w != nil && w.Key == e.Key && !e.supersedes(w.Entry) {
+	if w := s.waitlist.Get(e.Name); w != nil && w.Value.Key == e.Key && !e.supersedes(w.Value) {
 		return fresh
 	}
 	if s.cfg.Banned != nil && s.cfg.Banned(e.Key) {
@@ -356,12 +357,12 @@ func (s *State) mergeEntry(from peer.Name, e *Entry, fresh []byte) []byte {
 	case old != nil:
 		s.put(e)
 	case !s.attached(e):
-		s.stats.WaitDropped += uint64(s.waitlist.add(e, from, s.now))
+		s.stats.WaitDropped += uint64(s.waitlist.Add(e.Name, e, len(e.raw), from))
 		return fresh
 	case s.cost+e.cost() > s.cfg.maxCost:
 		// Expire decides whether it gets the place of another one.
 		s.crowded = true
-		s.stats.WaitDropped += uint64(s.waitlist.add(e, from, s.now))
+		s.stats.WaitDropped += uint64(s.waitlist.Add(e.Name, e, len(e.raw), from))
 		return fresh
 	default:
 		if !s.admit(from, e) {
@@ -417,7 +418,7 @@ func (s *State) admit(from peer.Name, e *Entry) bool {
 		return false
 	}
 	s.cfg.Book.Hold(e.Name)
-	s.waitlist.remove(e.Name)
+	s.waitlist.Remove(e.Name)
 	delete(s.tombstones, e.Name)
 	s.put(e)
 	return true
@@ -426,20 +427,20 @@ func (s *State) admit(from peer.Name, e *Entry) bool {
 // admitWaiting stores the waiting entries that the stored entry e confirms, and those that
 // they confirm, and appends them to fresh.
 func (s *State) admitWaiting(e *Entry, fresh []byte) []byte {
-	for queue := []*Entry{e}; len(queue) > 0 && len(s.waitlist.byName) > 0; queue = queue[1:] {
+	for queue := []*Entry{e}; len(queue) > 0 && s.waitlist.Len() > 0; queue = queue[1:] {
 		for _, l := range queue[0].Links {
-			w := s.waitlist.byName[l.To]
-			if w == nil || !w.linked(queue[0]) {
+			w := s.waitlist.Get(l.To)
+			if w == nil || !w.Value.linked(queue[0]) {
 				continue
 			}
-			if s.cost+w.cost() > s.cfg.maxCost {
+			if s.cost+w.Value.cost() > s.cfg.maxCost {
 				s.crowded = true
 				continue
 			}
-			s.waitlist.remove(w.Name)
-			if s.admit(w.from, w.Entry) {
-				queue = append(queue, w.Entry)
-				fresh = append(fresh, w.raw...)
+			s.waitlist.Remove(w.Key)
+			if s.admit(w.From, w.Value) {
+				queue = append(queue, w.Value)
+				fresh = append(fresh, w.Value.raw...)
 			}
 		}
 	}
@@ -475,13 +476,13 @@ func (s *State) Remove(n peer.Name) {
 	if e := s.entries[n]; e != nil && n != s.cfg.Self {
 		s.drop(e, s.now, tombstoneTTL)
 	}
-	s.waitlist.remove(n)
+	s.waitlist.Remove(n)
 }
 
 // Stats returns the counts so far.
 func (s *State) Stats() Stats {
 	st := s.stats
-	st.Waiting, st.MaxWaiting, st.Cost, st.MaxCost = len(s.waitlist.byName), maxWaitlist, s.cost, s.cfg.maxCost
+	st.Waiting, st.MaxWaiting, st.Cost, st.MaxCost = s.waitlist.Len(), maxWaitlist, s.cost, s.cfg.maxCost
 	return st
 }
 
@@ -514,7 +515,7 @@ func (s *State) Expire(now time.Time) (gone []peer.Name, moved bool) {
 		s.crowded = false
 		moved = s.settlePlaces(now)
 	}
-	s.waitlist.expire(now)
+	s.waitlist.Expire(now)
 	for n, t := range s.tombstones {
 		if now.After(t.until) {
 			delete(s.tombstones, n)
@@ -596,7 +597,7 @@ func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) 
 			if t, ok := s.tombstones[n]; ok && v <= t.version {
 				continue
 			}
-			if w := s.waitlist.byName[n]; w != nil && v <= w.Version {
+			if w := s.waitlist.Get(n); w != nil && v <= w.Value.Version {
 				continue
 			}
 			if mine == nil || v > mine.Version ||
