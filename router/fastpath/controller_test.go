@@ -139,10 +139,7 @@ func TestAdoptsNothingThatMustBeEncrypted(t *testing.T) {
 func TestAdoptedEntriesExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
-		r := start(t, m, defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, m)
 		r.stop()
 		r = start(t, m, defaults)
 		pass(time.Minute - time.Millisecond)
@@ -209,10 +206,7 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 // peer again.
 func TestSessionIsReplacedBeforeTheRoutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, newMachine(t), defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, newMachine(t))
 		m := macOf(2, 1)
 		r.macs.Learn(m, nameOf(2), time.Hour)
 		r.Learned(m)
@@ -243,10 +237,7 @@ func TestSessionIsReplacedBeforeTheRoutes(t *testing.T) {
 // MAC addresses that a resumed session kept are forgotten when it ends with the path.
 func TestResumedPeerThatGoesForGoodIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, newMachine(t), defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, newMachine(t))
 		m := macOf(2, 1)
 		r.macs.Learn(m, nameOf(2), time.Hour)
 		r.Learned(m)
@@ -271,10 +262,7 @@ func TestPeerThatGoesForGoodIsForgotten(t *testing.T) {
 	for name, silent := range map[string]bool{"its kernel ends too": true, "its router stays away": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := start(t, newMachine(t), defaults)
-				r.routes([]byte{2}, nil)
-				r.meet(2)
-				pass(time.Second)
+				r := startWithPeer2(t, newMachine(t))
 				// The kernel keeps the address in use, or it would age.
 				m := macOf(2, 1)
 				r.macs.Learn(m, nameOf(2), time.Hour)
@@ -304,10 +292,7 @@ func TestPeerThatGoesForGoodIsForgotten(t *testing.T) {
 // the rules, in the kernel and in status.
 func TestExpressFollowsTheRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, newMachine(t), defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, newMachine(t))
 		for range 3 {
 			for _, f := range []struct {
 				filter netdev.Filter
@@ -423,10 +408,7 @@ func TestWrongChecksumsOfACard(t *testing.T) {
 // What other programs remove comes back.
 func TestRepairs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, newMachine(t), defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, newMachine(t))
 		r.m.RemoveDevices()
 		pass(time.Second)
 		if !r.m.Echoes(addrOf(2)) {

@@ -39,10 +39,7 @@ func TestReportsAreCoalesced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := start(t, newMachine(t), defaults)
-				r.routes([]byte{2}, nil)
-				r.meet(2)
-				pass(time.Second)
+				r := startWithPeer2(t, newMachine(t))
 				r.want(kerneltest.Express, 2)
 				resume := r.m.Stall()
 				r.m.AddContainer(20) // the controller is in the kernel now
@@ -111,10 +108,7 @@ func TestKeepsWhileReportsWait(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := start(t, newMachine(t), defaults)
-				r.routes([]byte{2}, nil)
-				r.meet(2)
-				pass(time.Second)
+				r := startWithPeer2(t, newMachine(t))
 				r.want(kerneltest.Express, 2)
 				c.before(r)
 				pass(100 * time.Millisecond)
@@ -211,10 +205,7 @@ func TestSlowKernelIsNotASilentPeer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := start(t, newMachine(t), defaults)
-				r.routes([]byte{2}, nil)
-				r.meet(2)
-				pass(time.Second)
+				r := startWithPeer2(t, newMachine(t))
 				r.m.Log()
 				time.Sleep(time.Second + c.until) // since the last probe was sent
 				resume := r.m.Stall()

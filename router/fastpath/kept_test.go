@@ -85,10 +85,7 @@ func TestHandshakeIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := start(t, newMachine(t), defaults)
-				r.routes([]byte{2}, nil)
-				r.meet(2)
-				pass(time.Second)
+				r := startWithPeer2(t, newMachine(t))
 				if c.away {
 					r.Down(nameOf(2))
 				}
@@ -178,10 +175,7 @@ func TestRefusalEndsWhatAnEarlierRouterLeft(t *testing.T) {
 func TestRejectedPeerIsCutOffFromWhatAnEarlierRouterLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
-		r := start(t, m, defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, m)
 		r.stop()
 		r = start(t, m, defaults)
 		r.Up(nameOf(2), sessionOf(2))
@@ -197,10 +191,7 @@ func TestRejectedPeerIsCutOffFromWhatAnEarlierRouterLeft(t *testing.T) {
 // peer's key.
 func TestNameComesBackWithAnotherKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, newMachine(t), defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, newMachine(t))
 		r.Down(nameOf(2))
 		pass(time.Second)
 		r.wantOpen(2)

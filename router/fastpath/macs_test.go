@@ -85,10 +85,7 @@ func TestMACsThatExpressLeadsPastALimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
 		m.AddContainer(20)
-		r := start(t, m, defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, m)
 		m.See(macOf(1, 1), 1, 20)
 		pass(time.Second)
 		r.stop()
@@ -106,10 +103,7 @@ func TestMACsThatExpressLeadsPastALimit(t *testing.T) {
 // reaches the kernel all the same.
 func TestLearnedNeverBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, newMachine(t), defaults)
-		r.routes([]byte{2}, nil)
-		r.meet(2)
-		pass(time.Second)
+		r := startWithPeer2(t, newMachine(t))
 		resume := r.m.Stall()
 		const count = 3000
 		for i := range count {

@@ -130,6 +130,16 @@ func start(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 	return startWith(t, m, m, s)
 }
 
+// startWithPeer2 is start, and the kernel forwards to peer 2 when it returns.
+func startWithPeer2(t *testing.T, m *kerneltest.Machine) *router {
+	t.Helper()
+	r := start(t, m, defaults)
+	r.routes([]byte{2}, nil)
+	r.meet(2)
+	pass(time.Second)
+	return r
+}
+
 // startWith is start with a System that changes what some calls to the machine do.
 func startWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
 	t.Helper()
