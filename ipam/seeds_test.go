@@ -11,22 +11,25 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
+// newSeeds returns a sim of n nodes that are the seeds of their ring and use addresses.
+func newSeeds(t *testing.T, n int) *sim {
+	s := newSim(t, seed.New(t))
+	in := Init{Mode: Seed}
+	for i := range n {
+		in.Seeds = append(in.Seeds, nameOfNode(i+1))
+	}
+	for i := range n {
+		s.add(addrRange, in)
+		s.nodes[i].begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("c", i), pfx(addrRange)) })
+	}
+	s.converged(20 * time.Second)
+	return s
+}
+
 // A ring from seeds, whose names users gave, survives that all hosts are switched off and
 // come back one after the other, each alone at first.
 func TestRingFromSeedsSurvivesAPowerCut(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	for range 3 {
-		n := s.add(addrRange, Init{Mode: Seed})
-		for i := range 3 {
-			n.cfg.Init.Seeds = append(n.cfg.Init.Seeds, nameOfNode(i+1))
-		}
-	}
-	for _, n := range s.nodes {
-		n.launch()
-	}
-	for i, n := range s.nodes {
-		n.allocate(fmt.Sprint("c", i), addrRange)
-	}
+	s := newSeeds(t, 3)
 	late := s.add(addrRange, Init{Mode: Seed, Seeds: s.nodes[0].cfg.Init.Seeds})
 	late.allocate("late", addrRange)
 	s.converged(20 * time.Second)
@@ -46,19 +49,7 @@ func TestRingFromSeedsSurvivesAPowerCut(t *testing.T) {
 
 // A host that joins while a seed is dead gets the decisions for which that one voted.
 func TestRingFromSeedsIsPassedOnWithoutADeadSeed(t *testing.T) {
-	s := newSim(t, seed.New(t))
-	for range 4 {
-		n := s.add(addrRange, Init{Mode: Seed})
-		for i := range 4 {
-			n.cfg.Init.Seeds = append(n.cfg.Init.Seeds, nameOfNode(i+1))
-		}
-	}
-	for _, n := range s.nodes {
-		n.launch()
-	}
-	for i, n := range s.nodes {
-		n.allocate(fmt.Sprint("c", i), addrRange)
-	}
+	s := newSeeds(t, 4)
 	for range 6 {
 		s.add(addrRange, Init{Mode: Seed, Seeds: s.nodes[0].cfg.Init.Seeds}).allocate("c", addrRange)
 	}
