@@ -85,8 +85,23 @@ func (c *core) voterNames() string {
 
 func (c *core) banDecided(r *banRequest) bool { return c.ring.IsBanned(r.peer) != r.unban }
 
+// removeBannedSeeds asks for the removal of banned peers that the ring also knows by their
+// names alone, as seeds. A ban names a key, so it does not take what the seed owns, nor its
+// vote. The operators who asked for the ban agree, once the mesh has thrown the peer out.
+func (c *core) removeBannedSeeds() {
+	for _, h := range c.ring.Banned() {
+		seed, ok := c.ring.Founder(h.Name)
+		_, asked := c.consents[consent{ring.Ban, h}]
+		if ok && asked && !c.present(seed) && c.inRing(seed) {
+			c.consents[consent{ring.Remove, seed}] = c.now
+			c.wish(c.removalOf(seed))
+		}
+	}
+}
+
 // pushBans replies to the requests that are decided.
 func (c *core) pushBans() {
+	c.removeBannedSeeds()
 	for id, r := range c.bans {
 		if c.banDecided(r) {
 			delete(c.bans, id)

@@ -141,8 +141,11 @@ func (c *core) pushRemovals() {
 	}
 }
 
-func (c *core) removed(p *peerRemoval) bool {
-	return c.ring.Owners()[p.gone].IsZero() && !slices.Contains(c.ring.Voters(), p.gone)
+func (c *core) removed(p *peerRemoval) bool { return !c.inRing(p.gone) }
+
+// inRing reports whether h owns addresses or has a vote.
+func (c *core) inRing(h ring.Holder) bool {
+	return !c.ring.Owners()[h].IsZero() || slices.Contains(c.ring.Voters(), h)
 }
 
 // notRemoved returns the reason why a removal waits.

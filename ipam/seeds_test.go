@@ -2,12 +2,14 @@ package ipam
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -57,6 +59,26 @@ func TestRingFromSeedsIsPassedOnWithoutADeadSeed(t *testing.T) {
 	s.nodes[0].kill()
 	fresh := s.add(addrRange, Init{Mode: Seed, Seeds: s.nodes[1].cfg.Init.Seeds})
 	fresh.allocate("fresh", addrRange)
+}
+
+// A seed that is banned loses its addresses and its vote, too, although the ring knows it by
+// its name only.
+func TestBannedSeedLosesItsAddresses(t *testing.T) {
+	s := newSeeds(t, 4)
+	banned := s.nodes[3]
+	for _, n := range s.nodes[:3] {
+		n.begin(func(c *core, id uint64) { c.ban(id, banned.cfg.Self, false) })
+	}
+	s.run(5 * time.Second)
+	if !s.nodes[0].core.ring.IsBanned(banned.self()) {
+		t.Fatal(s.nodes[0].core.status().Waiting)
+	}
+	banned.kill() // the mesh refuses it
+	s.run(10 * time.Second)
+	seed := ring.Holder{Name: banned.cfg.Self}
+	if r := s.nodes[0].core.ring; !r.Owners()[seed].IsZero() || slices.Contains(r.Voters(), seed) {
+		t.Errorf("it owns %v addresses, and the voters are %v", r.Owners()[seed], r.Voters())
+	}
 }
 
 // Small rings that lost the voters that they need go on by the word of an operator: the

@@ -203,17 +203,6 @@ func (m *Machine) TakeChanged() bool {
 	return c
 }
 
-// Voted returns the voters that have voted in the present round.
-func (m *Machine) Voted() (out []ring.Holder) {
-	rs := m.at(m.round)
-	for i, h := range m.cfg.Voters {
-		if rs.prevotes[i] != nil || rs.precommits[i] != nil {
-			out = append(out, h)
-		}
-	}
-	return out
-}
-
 func (m *Machine) at(round uint32) *roundState {
 	rs := m.rounds[round]
 	if rs == nil {
