@@ -41,6 +41,9 @@ const (
 	othersReserve = 4
 	maxAskers     = 4096
 	maxOffers     = 256
+	// offerTTL is how long an offer may wait for its decision before it is revoked: voters
+	// may have other views of the receiver than this peer, and not agree.
+	offerTTL = 2 * time.Minute
 )
 
 // offer is a transfer that this peer has signed and that is not decided.
@@ -48,6 +51,7 @@ type offer struct {
 	action *ring.Action
 	id     uint64 // of the ask
 	to     peer.Name
+	at     time.Time // when it was made, or read from disk
 	away   time.Time // since when the receiver is away; zero if it is there
 }
 
@@ -227,7 +231,7 @@ func (c *core) give(to ring.Holder, r addr.Range, id uint64) bool {
 		return false // the voters would not agree either
 	}
 	key := string(a.Encode())
-	c.offers[key] = &offer{action: a, id: id, to: to.Name}
+	c.offers[key] = &offer{action: a, id: id, to: to.Name, at: c.now}
 	v := append(binary.BigEndian.AppendUint64(nil, id), to.Name[:]...)
 	c.put(bucketOffers, []byte(key), v)
 	c.noteGiven(to, r)
@@ -249,25 +253,29 @@ func (c *core) dropOffers() {
 }
 
 // pushOffers works for the decision of the offers, also after a restart. It revokes those
-// to peers that went away.
+// to peers that went away, and those that are not decided in time.
 func (c *core) pushOffers() {
 	if !c.ring.Ready() {
 		return
 	}
 	for _, o := range c.offers {
 		a := o.action
-		switch {
-		case c.present(a.To):
+		if o.at.IsZero() {
+			o.at = c.now
+		}
+		if c.present(a.To) {
 			o.away = time.Time{}
-		case o.away.IsZero():
+		} else if o.away.IsZero() {
 			o.away = c.now
-		case c.now.Sub(o.away) >= c.cfg.Absence:
-			if a, err := c.ring.Give(c.cfg.Signer, a.From, a.From, a.Range); err == nil {
-				delete(c.wishes, keyOf(o.action))
-				c.wish(a)
-			}
+		}
+		if c.now.Sub(o.at) < offerTTL && (o.away.IsZero() || c.now.Sub(o.away) < c.cfg.Absence) {
+			c.wish(a)
 			continue
 		}
-		c.wish(a)
+		delete(c.wishes, keyOf(a))
+		// The range goes to its owner once more, so that the offer is void.
+		if back, err := c.ring.Give(c.cfg.Signer, a.From, a.From, a.Range); err == nil {
+			c.wish(back)
+		}
 	}
 }

@@ -11,6 +11,31 @@ import (
 	"github.com/weft-net/weft/ipam/addr"
 )
 
+// The voters do not agree to what a peer offered: it can use the range again after a while.
+func TestOfferThatIsNotDecidedIsRevoked(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes := s.addAll(4, addrRange)
+	for i, n := range nodes {
+		n.allocate(fmt.Sprint("c", i), addrRange)
+	}
+	s.converged(20 * time.Second)
+	for _, n := range nodes[1:] {
+		n.core.cfg.maxRanges = 8 // for them the ring has too many already
+	}
+	free := nodes[0].core.space.Free(addr.Of(pfx(addrRange)))
+	a := free[len(free)/2].Last.Prev()
+	nodes[3].begin(func(c *core, id uint64) { c.claim(id, "x", netip.PrefixFrom(a, 20)) })
+	s.run(10 * time.Second)
+	if nodes[0].core.space.Owns(a) {
+		t.Fatal("it was not offered")
+	}
+	nodes[3].launch() // it does not ask again, and what it wanted is no request any more
+	s.run(offerTTL + 10*time.Second)
+	if !nodes[0].core.space.Owns(a) || len(nodes[0].core.offers) > 0 {
+		t.Errorf("%d offers wait, and %s is locked", len(nodes[0].core.offers), a)
+	}
+}
+
 // A member cuts what it owns into single addresses, which it gives to peers that it made up
 // and that cut on. The ring does not fill, and the others still give each other addresses,
 // also to hosts that only relays reach.
