@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
@@ -393,15 +392,14 @@ func TestYearsOfChurn(t *testing.T) {
 	for k, v := range stored {
 		size += len(k) + len(v)
 	}
-	started := time.Now()
 	c := New(whole, peer.Cheap{}, nil)
 	if errs := c.Restore(stored); len(errs) > 0 || !bytes.Equal(c.Digest(), r.Digest()) {
 		t.Fatal(errs)
 	}
-	took := time.Since(started)
-	t.Logf("%d decisions, %d owners, %d ranges: %d bytes, loaded in %v", r.Slot(), len(r.Owners()), len(r.Entries()), size, took)
-	if size > 10_000_000 || took > time.Second {
-		t.Errorf("%d bytes, loaded in %v", size, took)
+	t.Logf("%d decisions, %d owners, %d ranges: %d bytes, %d records", r.Slot(), len(r.Owners()), len(r.Entries()), size, len(stored))
+	// A decision on disk costs one check of signatures at launch.
+	if size > 1_000_000 || 3*len(stored) > int(r.Slot()) {
+		t.Errorf("%d records with %d bytes are kept of %d decisions", len(stored), size, r.Slot())
 	}
 	sync(t, r, New(whole, peer.Cheap{}, nil))
 }
