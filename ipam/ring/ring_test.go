@@ -590,6 +590,22 @@ func FuzzMerge(f *testing.F) {
 	})
 }
 
+// Each state has one encoding, so that equal states have equal parts.
+func TestSnapshotWithAnOwnerOfNothingIsRefused(t *testing.T) {
+	r := newRing(t, 4)
+	b := slices.Concat(r.st.encode()...)
+	if _, err := decodeState(r.Genesis(), [][]byte{b}); err != nil {
+		t.Fatal(err)
+	}
+	at := 1 + 16 + 8 + 16 + 8 + 4 + len(r.st.voters)*holderLen + 4 + 4 // of the number of owners, as nobody is banned or departed
+	owners := binary.BigEndian.Uint32(b[at:])
+	binary.BigEndian.PutUint32(b[at:], owners+1)
+	more := slices.Insert(slices.Clone(b), at+4+int(owners)*holderLen, bytes.Repeat([]byte{0xfe}, holderLen)...)
+	if _, err := decodeState(r.Genesis(), [][]byte{more}); err == nil {
+		t.Error("it was taken")
+	}
+}
+
 func FuzzRecords(f *testing.F) {
 	r := newRing(f, 4)
 	f.Add(gift(f, r, 0, 9, rangeOf("10.32.1.0/24")).Encode())

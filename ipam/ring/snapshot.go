@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -113,7 +114,7 @@ func decodeState(g *Genesis, parts [][]byte) (*state, error) {
 	}
 	if !r.end() || len(st.voters) == 0 || len(st.voters) > MaxVoters || len(st.banned) > maxBanned || len(st.departed) > maxDeparted ||
 		st.pieces[0].first != st.whole.First || !ascending(st.pieces, func(a, b piece) int { return a.first.Compare(b.first) }) ||
-		!st.whole.Contains(st.pieces[len(st.pieces)-1].first) {
+		!st.whole.Contains(st.pieces[len(st.pieces)-1].first) || !bytes.Equal(slices.Concat(st.encode()...), raw) {
 		return nil, malformed("snapshot", raw)
 	}
 	return st, nil
