@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/records"
@@ -31,7 +33,12 @@ const (
 	// readEvery is how often the configuration is read.
 	readEvery = 5 * time.Second
 	// maxOrders bounds the orders of neighbours that wait. More are dropped; they come again.
-	maxOrders = 64
+	// A neighbour may bring ordersPerSecond with a burst of ordersBurst, so that it does not
+	// fill the queue. maxSenders bounds the neighbours that are remembered for it.
+	maxOrders       = 64
+	ordersPerSecond = 2
+	ordersBurst     = 8
+	maxSenders      = 4096
 	// maxLogged bounds the refusals of orders in the log: so many at once, one a minute later.
 	maxLogged = 10
 	// Bounds of the records of other peers, in bytes. A peer has one small record.
@@ -91,6 +98,11 @@ type Keeper struct {
 	orders chan order
 	wake   chan struct{} // of capacity 1
 
+	// sendersMu guards senders, the limits of neighbours. No other lock is taken while it is
+	// held.
+	sendersMu sync.Mutex
+	senders   map[peer.Name]*rate.Limiter
+
 	mu      sync.Mutex
 	keys    map[string]session.PSK // of passwords
 	machine *rotation.Machine
@@ -113,7 +125,7 @@ type order struct {
 func Open(cfg Config) (k *Keeper, notes []string, err error) {
 	k = &Keeper{
 		cfg: cfg, self: peer.IDOf(cfg.Identity.Key()), orders: make(chan order, maxOrders), wake: make(chan struct{}, 1),
-		keys: make(map[string]session.PSK), read: cfg.Configured, ids: make(map[peer.Key]peer.KeyID), places: make(map[peer.KeyID]netip.Addr),
+		keys: make(map[string]session.PSK), read: cfg.Configured, senders: make(map[peer.Name]*rate.Limiter), ids: make(map[peer.Key]peer.KeyID), places: make(map[peer.KeyID]netip.Addr),
 	}
 	now := time.Now()
 	k.records = records.New(records.Config[rotation.State]{
@@ -224,10 +236,28 @@ func (k *Keeper) Join(m *mesh.Mesh) {
 
 // Receive handles an order of a neighbour.
 func (k *Keeper) Receive(from peer.Name, msg []byte) {
+	if !k.mayBring(from) {
+		return
+	}
 	select {
 	case k.orders <- order{from, msg}:
 	default: // it comes again
 	}
+}
+
+// mayBring reports whether a neighbour has not brought too many orders.
+func (k *Keeper) mayBring(from peer.Name) bool {
+	k.sendersMu.Lock()
+	defer k.sendersMu.Unlock()
+	l := k.senders[from]
+	if l == nil {
+		if len(k.senders) >= maxSenders {
+			clear(k.senders)
+		}
+		l = rate.NewLimiter(ordersPerSecond, ordersBurst)
+		k.senders[from] = l
+	}
+	return l.Allow()
 }
 
 // PeersChanged reports the peers that the mesh reaches, with their keys. The Keeper owns the
