@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
 	"github.com/weft-net/weft/mesh/topology"
 )
 
@@ -45,7 +46,11 @@ func startRouter(t *testing.T) (*router, Config) {
 		t.Fatal(err)
 	}
 	loopback := netip.MustParseAddr("127.0.0.1")
-	m, err := mesh.New(mesh.Config{Identity: id, Host: loopback, Passwords: []string{password}, Log: slog.New(slog.DiscardHandler)})
+	psk, err := session.DerivePSK(password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := mesh.New(mesh.Config{Identity: id, Host: loopback, Passwords: []session.PSK{psk}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
