@@ -64,7 +64,9 @@ func (f *fakeBackend) Ready(context.Context) api.Ready {
 	return api.Ready{Ready: true, Version: "9.9", Name: "02:00:00:00:00:01"}
 }
 
-func (f *fakeBackend) Report(context.Context) (*api.Report, error) { return f.report, f.err }
+func (f *fakeBackend) Report(context.Context, api.Lists) (*api.Report, error) {
+	return f.report, f.err
+}
 
 func (f *fakeBackend) Attachments(context.Context) ([]api.Attachment, error) {
 	return f.report.Attachments, f.err
@@ -131,6 +133,7 @@ func someReport() *api.Report {
 			Protocol: "weft", ProtocolMinVersion: 1, ProtocolMaxVersion: 2,
 			Name: "02:00:00:00:00:01", NickName: "h1", Port: 6783, Encryption: true, PeerDiscovery: true,
 			Targets: []string{"h2", "192.0.2.3:7000"},
+			PeerConnections: api.PeerConnections{Established: 1, Pending: 1},
 			Peers: []api.Peer{
 				{Name: "02:00:00:00:00:01", NickName: "h1", Connections: []api.PeerConnection{
 					{Name: "02:00:00:00:00:02", NickName: "h2", Address: "192.0.2.2:6783", Outbound: true, Established: true}}},

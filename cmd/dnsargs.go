@@ -32,7 +32,7 @@ Nothing is printed if the router was launched with --no-dns.`,
 				return c.Help()
 			}
 			run := a.parseDockerRun(args)
-			r, err := a.client().Report(c.Context())
+			r, err := a.client().Summary(c.Context(), api.NoLists)
 			if err != nil || r.DNS == nil {
 				return err
 			}

@@ -72,7 +72,7 @@ exit code is 1 if a check fails.`,
 }
 
 func (d *doctor) run(ctx context.Context, stdout io.Writer) error {
-	report, err := d.client.Report(ctx)
+	report, err := d.client.Summary(ctx, api.NoLists)
 	running := err == nil
 	findings := []finding{d.rights()}
 	findings = append(findings, d.kernel()...)
@@ -313,7 +313,7 @@ func (d *doctor) routes() finding {
 
 // routerFindings returns the findings in the report of a router.
 func routerFindings(r *api.Report) []finding {
-	findings := []finding{{fine, "router", fmt.Sprintf("runs as %s(%s), version %s, and knows %d peers", r.Router.Name, r.Router.NickName, r.Version, len(r.Router.Peers))}}
+	findings := []finding{{fine, "router", fmt.Sprintf("runs as %s(%s), version %s, and knows %d peers", r.Router.Name, r.Router.NickName, r.Version, len(r.Router.Peers)+r.Omitted["Peers"])}}
 	if !r.Ready {
 		findings[0] = finding{warn, "router", "is not ready; see its log"}
 	}

@@ -51,7 +51,7 @@ Without a proxy nothing is printed.`,
 
 // proxyAddress asks the router where its proxy listens, "" if there is none.
 func (a *app) proxyAddress(c *cobra.Command) (string, error) {
-	r, err := a.client().Report(c.Context())
+	r, err := a.client().Summary(c.Context(), api.NoLists)
 	if err != nil {
 		return "", err
 	}

@@ -2,8 +2,6 @@ package cmd
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -38,21 +36,16 @@ func runReport(ctx context.Context, client *api.Client, format string, stdout io
 			return err
 		}
 	}
+	if format == "" {
+		return client.ReportJSON(ctx, stdout)
+	}
 	r, err := client.Report(ctx)
 	if err != nil {
 		return err
 	}
-	if format != "" {
-		if err := r.Execute(stdout, format); err != nil {
-			return err
-		}
-		render.Fprintln(stdout)
-		return nil
+	if err := r.Execute(stdout, format); err != nil {
+		return err
 	}
-	b, err := json.MarshalIndent(r, "", "    ")
-	if err != nil {
-		return fmt.Errorf("write the report as JSON: %w", err)
-	}
-	_, err = stdout.Write(append(render.JSON(nil, b), '\n'))
-	return err
+	render.Fprintln(stdout)
+	return nil
 }

@@ -72,7 +72,7 @@ func usesProxy(ctx context.Context, client *api.Client) bool {
 	if host == "" {
 		return false
 	}
-	r, err := client.Report(ctx)
+	r, err := client.Summary(ctx, api.NoLists)
 	return err == nil && r.Docker != nil && slices.Contains(r.Docker.ProxyAddresses, host)
 }
 

@@ -269,7 +269,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	d.end = end
 	g, working := errgroup.WithContext(working)
 	d.engine.start(working, g)
-	reports := api.NewReports(d, metricsHandler(d.Report))
+	reports := api.NewReports(d, metricsHandler(d.Report, d.names.CountRefused))
 	if status != nil {
 		h := api.Handler(reports.ReadOnly())
 		g.Go(func() error { return api.ServeStatus(working, status, h, d.log, d.config.StatusHosts) })
@@ -364,14 +364,14 @@ func (d *daemon) Ready(context.Context) api.Ready {
 }
 
 // Report implements api.Status.
-func (d *daemon) Report(ctx context.Context) (*api.Report, error) {
+func (d *daemon) Report(ctx context.Context, lists api.Lists) (*api.Report, error) {
 	r := &api.Report{
 		Ready:       d.isReady(),
 		Version:     version.String(),
 		Attachments: d.containers.list(),
 		Warnings:    append([]string{}, d.warnings...),
 	}
-	if err := d.node.Report(ctx, r); err != nil {
+	if err := d.node.Report(ctx, r, lists); err != nil {
 		return nil, err
 	}
 	r.Router.Targets = d.targets.get()

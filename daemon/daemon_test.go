@@ -124,7 +124,7 @@ func TestMetricsAreBounded(t *testing.T) {
 		r.Router.Fastdp.Peers = append(r.Router.Fastdp.Peers, api.FastdpPeer{Name: fmt.Sprint("p", i), RxBytes: 1})
 	}
 	w := httptest.NewRecorder()
-	metricsHandler(func(context.Context) (*api.Report, error) { return r, nil }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	metricsHandler(func(context.Context, api.Lists) (*api.Report, error) { return r, nil }, func(context.Context) int { return 0 }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	body := w.Body.String()
 	for _, name := range []string{"weft_link_bytes_total{", "weft_link_packets_total{", "weft_link_drops_total{", "weft_fastdp_bytes_total{"} {
 		if n := strings.Count(body, "\n"+name); n != maxSeries+1 {
@@ -143,7 +143,7 @@ func TestMetricsAreBounded(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	h := metricsHandler(func(context.Context) (*api.Report, error) {
+	h := metricsHandler(func(context.Context, api.Lists) (*api.Report, error) {
 		return &api.Report{
 			Router: api.Router{
 				MACTable:         api.MACTable{Entries: 16, Moves: 17, Refused: 18},
@@ -163,11 +163,12 @@ func TestMetrics(t *testing.T) {
 			},
 			IPAM6: &api.IPAM{RangeNumIPs: 1e30},
 			DNS: &api.DNS{
-				Entries: append(make([]api.DNSEntry, 11), api.DNSEntry{Refused: "foreign"}), Refused: 13,
+				Refused: 13,
 				Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 14}, {Type: "PTR", Result: "forwarded", Count: 15}},
 			},
+			Omitted: map[string]int{"DNS.Entries": 12},
 		}, nil
-	})
+	}, func(context.Context) int { return 1 })
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{

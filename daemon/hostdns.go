@@ -9,7 +9,7 @@ import (
 )
 
 // discovery converts the status of service discovery for the API, nil if it is off.
-func (h *host) discovery(r *api.Report) *api.DNS {
+func (h *host) discovery(r *api.Report, lists api.Lists) *api.DNS {
 	s := h.names.Status()
 	if s.Off {
 		return nil
@@ -22,8 +22,8 @@ func (h *host) discovery(r *api.Report) *api.DNS {
 		out.Upstream = append(out.Upstream, api.DNSUpstream{Address: u.Addr, Fault: u.Fault})
 	}
 	v := h.mesh.View()
-	entries := listed(r, "DNS.Entries", s.Entries, maxNames)
-	h.names.MarkRefused(entries)
+	entries, omitted := h.names.Entries(limit(lists, api.ListNames, maxNames))
+	omit(r, "DNS.Entries", omitted)
 	for _, e := range entries {
 		out.Entries = append(out.Entries, api.DNSEntry{
 			Hostname: e.Name, Address: e.Addr, ContainerID: e.Container, Origin: e.Owner.String(), NickName: v.Nickname(e.Owner), Refused: e.Refused,

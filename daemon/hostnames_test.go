@@ -21,7 +21,8 @@ func (b *bench) known() string { return namesIn(b.names) }
 
 func namesIn(ns *dns.Service) string {
 	var words []string
-	for _, e := range ns.Status().Entries {
+	list, _ := ns.Entries(1000)
+	for _, e := range list {
 		words = append(words, strings.TrimSuffix(e.Name, ".weft.internal")+"="+e.Addr.String())
 	}
 	return strings.Join(words, " ")

@@ -22,14 +22,15 @@ import (
 	"github.com/weft-net/weft/router/link"
 )
 
-// Limits of a report. Peers and names cost those who make them up nothing, so a report says
-// how many entries it leaves out, and has a size of some ten megabytes at most.
+// Limits of a report with all lists. Peers and names cost those who make them up nothing, so
+// a report says how many entries it leaves out, and has a size of some ten megabytes at most.
 const (
-	maxListed = 1 << 14 // peers, connections; routes to peers
+	maxListed = 1 << 14 // peers, routes to peers
 	maxLinks  = 200_000 // of all peers together; a mesh of 1,000 peers with 200 links each
 	minLinks  = 16      // of one peer
 	maxNames  = 1 << 16 // DNS entries, ranges of addresses
 	maxMACs   = 1 << 14 // FDB entries
+	maxShort  = 1 << 12 // attempts at connections, owners of addresses: every report has them
 )
 
 // listed returns the first limit elements of list, and notes in r how many it leaves out.
@@ -39,6 +40,14 @@ func listed[T any](r *api.Report, name string, list []T, limit int) []T {
 	}
 	omit(r, name, len(list)-limit)
 	return list[:limit]
+}
+
+// limit returns the limit of a list, 0 if it is not among lists.
+func limit(lists, list api.Lists, limit int) int {
+	if !lists.Has(list) {
+		return 0
+	}
+	return limit
 }
 
 // omit notes that n entries of a list are left out.
@@ -53,7 +62,7 @@ func omit(r *api.Report, name string, n int) {
 }
 
 // Report implements node.
-func (h *host) Report(ctx context.Context, r *api.Report) error {
+func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error {
 	ms, rs := h.mesh.Status(), h.router.Status()
 	now := time.Now()
 	r.Router = api.Router{
@@ -74,13 +83,12 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 	}
 	h.records(&r.Router)
 	h.connections(&r.Router, ms, rs, now)
-	r.Router.Connections = listed(r, "Connections", r.Router.Connections, maxListed)
-	if err := h.peers(ctx, r, ms); err != nil {
+	r.Router.Connections = listed(r, "Connections", r.Router.Connections, len(ms.Sessions)+maxShort)
+	if err := h.peers(ctx, r, ms, lists); err != nil {
 		return err
 	}
-	h.relayed(&r.Router)
-	r.Router.Relayed = listed(r, "Relayed", r.Router.Relayed, maxListed)
-	macs, omitted := h.router.FDB(maxMACs)
+	h.relayed(r, lists)
+	macs, omitted := h.router.FDB(limit(lists, api.ListMACs, maxMACs))
 	omit(r, "MACs", omitted)
 	r.Router.MACTable = api.MACTable{Entries: rs.MACs.Entries, Moves: rs.MACs.Moves, Refused: rs.MACs.Refused}
 	for _, e := range macs {
@@ -90,7 +98,7 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 		})
 	}
 	h.fastdp(&r.Router)
-	if r.DNS = h.discovery(r); ctx.Err() != nil {
+	if r.DNS = h.discovery(r, lists); ctx.Err() != nil {
 		return ctx.Err()
 	}
 	for _, p := range ms.Problems {
@@ -101,7 +109,7 @@ func (h *host) Report(ctx context.Context, r *api.Report) error {
 	}
 	for _, a := range h.allocators {
 		s := a.Status()
-		if u := h.addrRange(r, s); a.Range().Addr().Is4() {
+		if u := h.addrRange(r, s, lists); a.Range().Addr().Is4() {
 			r.IPAM = u
 		} else {
 			r.IPAM6 = u
@@ -186,9 +194,9 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 }
 
 // relayed lists the peers without a direct link, and who can read the frames to them.
-func (h *host) relayed(out *api.Router) {
-	v := h.mesh.View()
-	for _, s := range h.router.Relayed() {
+func (h *host) relayed(r *api.Report, lists api.Lists) {
+	out, v := &r.Router, h.mesh.View()
+	for _, s := range listed(r, "Relayed", h.router.Relayed(), limit(lists, api.ListRelayed, maxListed)) {
 		p := api.RelayedPeer{
 			Name: s.Peer.String(), NickName: v.Nickname(s.Peer), Via: s.Via.String(), ViaNickName: v.Nickname(s.Via),
 			Sealed: s.Cipher != "",
@@ -246,18 +254,40 @@ func (h *host) degradedReason(l router.LinkStatus) string {
 }
 
 // peers fills in the peers and the routes.
-func (h *host) peers(ctx context.Context, r *api.Report, ms mesh.Status) error {
+func (h *host) peers(ctx context.Context, r *api.Report, ms mesh.Status, lists api.Lists) error {
 	v := h.mesh.View()
 	routes := v.Routes()
 	text := newPeerTexts(v.Nickname)
-	if err := listPeers(ctx, r, ms, routes.ShortIDs, text); err != nil {
+	r.Router.PeerConnections = countLinks(ms.Peers)
+	if !lists.Has(api.ListPeers) {
+		omit(r, "Peers", len(ms.Peers))
+	} else if err := listPeers(ctx, r, ms, routes.ShortIDs, text); err != nil {
 		return err
+	}
+	if !lists.Has(api.ListRoutes) {
+		omit(r, "UnicastRoutes", len(routes.Unicast))
+		omit(r, "BroadcastRoutes", len(routes.Broadcast))
+		return nil
 	}
 	dests := slices.SortedFunc(maps.Keys(routes.Unicast), peer.Name.Compare)
 	for _, dst := range listed(r, "UnicastRoutes", dests, maxListed) {
 		r.Router.UnicastRoutes = append(r.Router.UnicastRoutes, api.UnicastRoute{Dest: text.of(dst).name, Via: text.of(routes.Unicast[dst]).name})
 	}
 	return listBroadcast(ctx, r, routes.Broadcast, text)
+}
+
+// countLinks counts the links that peers announce.
+func countLinks(peers []mesh.PeerStatus) (n api.PeerConnections) {
+	for _, p := range peers {
+		for _, l := range p.Links {
+			if l.Flags&topology.LinkData != 0 {
+				n.Established++
+			} else {
+				n.Pending++
+			}
+		}
+	}
+	return n
 }
 
 // listPeers fills in the peers with their connections: all of this peer's, and as many of
@@ -337,20 +367,20 @@ func (t *peerTexts) of(n peer.Name) peerText {
 }
 
 // addrRange converts an allocator's status for the API.
-func (h *host) addrRange(r *api.Report, s ipam.Status) *api.IPAM {
+func (h *host) addrRange(r *api.Report, s ipam.Status, lists api.Lists) *api.IPAM {
 	u := &api.IPAM{
 		Status: s.State, Range: s.Range, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
 		PendingAllocates: []string{}, PendingClaims: []string{},
 	}
 	v := h.mesh.View()
 	name := s.Range.String()
-	for _, e := range listed(r, name+" Entries", s.Entries, maxNames) {
+	for _, e := range listed(r, name+" Entries", s.Entries, limit(lists, api.ListRing, maxNames)) {
 		u.Entries = append(u.Entries, api.RingEntry{
 			Token: e.Range.First, Size: e.Range.Size().Float(), Peer: e.Owner.Name.String(),
 			NickName: v.Nickname(e.Owner.Name), Since: e.Since,
 		})
 	}
-	for _, o := range listed(r, name+" Owners", s.Owners, maxListed) {
+	for _, o := range listed(r, name+" Owners", s.Owners, maxShort) {
 		u.Owners = append(u.Owners, api.Owner{
 			Peer: o.Name.String(), NickName: cmp.Or(o.Nickname, v.Nickname(o.Name)), NumIPs: o.Addresses.Float(),
 			Active: o.Active, Reachable: !o.Unreachable,

@@ -108,7 +108,7 @@ func (e fakeEngine) leave(context.Context) {
 
 func (n *fakeNode) SetTargets([]string) {}
 
-func (n *fakeNode) Report(context.Context, *api.Report) error { return nil }
+func (n *fakeNode) Report(context.Context, *api.Report, api.Lists) error { return nil }
 
 func (n *fakeNode) RemovePeers(context.Context, []string, bool) ([]api.Removed, error) {
 	return nil, nil

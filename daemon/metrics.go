@@ -60,22 +60,26 @@ func counter(name, help string, labels ...string) family {
 	return family{prometheus.NewDesc("weft_"+name, help, labels, nil), prometheus.CounterValue}
 }
 
-// metricsHandler serves the metrics of one router.
-func metricsHandler(report func(context.Context) (*api.Report, error)) http.Handler {
+// metricsHandler serves the metrics of one router. refusedNames counts the DNS entries that
+// this host does not answer.
+func metricsHandler(report func(context.Context, api.Lists) (*api.Report, error), refusedNames func(context.Context) int) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		made, err := report(q.Context())
+		made, err := report(q.Context(), api.NoLists)
 		if err != nil {
 			http.Error(w, render.Text(err.Error()), http.StatusServiceUnavailable)
 			return
 		}
 		r := prometheus.NewRegistry()
-		r.MustRegister(collector{made})
+		r.MustRegister(collector{made, refusedNames(q.Context())})
 		promhttp.HandlerFor(r, promhttp.HandlerOpts{}).ServeHTTP(w, q)
 	})
 }
 
 // collector converts a report to metrics.
-type collector struct{ report *api.Report }
+type collector struct {
+	report       *api.Report
+	refusedNames int
+}
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) { ch <- connections.desc }
@@ -115,13 +119,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	if d := r.DNS; d != nil {
 		s.add(dnsEntries, float64(len(d.Entries)+r.Omitted["DNS.Entries"]))
-		refused := 0
-		for _, e := range d.Entries {
-			if e.Refused != "" {
-				refused++
-			}
-		}
-		s.add(dnsUnanswered, float64(refused))
+		s.add(dnsUnanswered, float64(c.refusedNames))
 		s.add(dnsRefused, float64(d.Refused))
 		for _, q := range d.Queries {
 			s.add(dnsQueries, float64(q.Count), q.Type, q.Result)

@@ -21,10 +21,10 @@ type node interface {
 	// dials those that have no session without waiting for the end of their back-off.
 	// Other sessions stay. The callee owns the slice.
 	SetTargets(targets []string)
-	// Report fills in Router, IPAM, IPAM6 and DNS, appends to Warnings, and notes in
-	// Omitted what it leaves out. It leaves the targets to the daemon, and returns the
-	// error of ctx once that has ended.
-	Report(ctx context.Context, r *api.Report) error
+	// Report fills in Router, IPAM, IPAM6 and DNS, with some of the lists that may be long,
+	// appends to Warnings, and notes in Omitted what it leaves out. It leaves the targets to
+	// the daemon, and returns the error of ctx once that has ended.
+	Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	// RemovePeers gives the addresses of dead peers, given by name or nickname, to others,
 	// in every range: by a decision of the voters, or on the word of this host alone if
 	// force is set and there is no quorum.

@@ -425,13 +425,12 @@ type Status struct {
 	TTL       uint32
 	Listening []Listening
 	Upstream  []forward.Status
-	Fault     string         // of reading the host's name servers; "" if there is none
-	Entries   []names.Listed // MarkRefused finds out which are answered
+	Fault     string // of reading the host's name servers; "" if there is none
 	Queries   []server.Count
 	Busy      uint64 // queries that were not forwarded because there were too many
 }
 
-// Status returns the state.
+// Status returns the state without the names; see Entries.
 func (s *Service) Status() Status {
 	st := Status{
 		Off: s.cfg.Off, Domain: s.cfg.Domain, TTL: s.cfg.TTL, Upstream: s.forward.Status(), Queries: s.server.Counts(), Busy: s.forward.Busy(),
@@ -442,17 +441,33 @@ func (s *Service) Status() Status {
 	if f := s.upstreamFault.Load(); f != nil {
 		st.Fault = *f
 	}
-	if st.Off {
-		return st
-	}
-	s.mu.Lock()
-	st.Entries = s.state.List()
-	s.mu.Unlock()
 	return st
 }
 
-// MarkRefused sets Refused of entries of a Status. It asks for the owner of each address.
-func (s *Service) MarkRefused(list []names.Listed) { s.state.Table().MarkRefused(list) }
+// Entries returns the entries of all peers in order of name, and how many it leaves out as
+// there are more than limit. If so, each peer has a fair share of the limit. It asks for the
+// owner of each address that it returns. The caller owns the list.
+func (s *Service) Entries(limit int) (list []names.Listed, omitted int) {
+	if s.cfg.Off {
+		return nil, 0
+	}
+	table := s.state.Table()
+	if limit <= 0 {
+		return nil, table.Len()
+	}
+	s.mu.Lock()
+	list, omitted = s.state.List(limit)
+	s.mu.Unlock()
+	names.Sort(list)
+	table.MarkRefused(list)
+	return list, omitted
+}
+
+// CountRefused counts the entries that this host does not answer. It asks for the owner of
+// each address, and stops when ctx ends.
+func (s *Service) CountRefused(ctx context.Context) int {
+	return s.state.Table().CountRefused(func() bool { return ctx.Err() != nil })
+}
 
 // RecordStats returns what the replicated names take, and what was refused of them.
 func (s *Service) RecordStats() records.Stats {

@@ -38,7 +38,8 @@ func newService(t *testing.T, n byte, change func(*Config), others ...*Service) 
 }
 
 func entries(s *Service) (list []string) {
-	for _, e := range s.Status().Entries {
+	all, _ := s.Entries(1000)
+	for _, e := range all {
 		list = append(list, fmt.Sprintf("%s %s %s", strings.TrimSuffix(e.Name, "."+DefaultDomain), e.Container, e.Addr))
 	}
 	return list
@@ -94,6 +95,8 @@ func TestAnnounceMayCallBack(t *testing.T) {
 		c.Announce = func([]byte) {
 			calls++
 			s.Status()
+			s.Entries(10)
+			s.CountRefused(t.Context())
 			s.Channel().Digest()
 		}
 	})
@@ -144,8 +147,7 @@ func TestAddressesOfTheMesh(t *testing.T) {
 		}
 	}
 	resolve("10.32.0.1", "192.0.2.7")
-	list := far.Status().Entries
-	far.MarkRefused(list)
+	list, _ := far.Entries(10)
 	for _, e := range list {
 		if (e.Refused != "") != (e.Addr == inside.Next()) {
 			t.Errorf("%s: refused because %q", e.Addr, e.Refused)

@@ -46,7 +46,7 @@ func (r *router) Ready(context.Context) (api.Ready, error) {
 	return api.Ready{Ready: true, Name: r.name}, nil
 }
 
-func (r *router) Report(context.Context) (*api.Report, error) {
+func (r *router) Summary(context.Context, api.Lists) (*api.Report, error) {
 	return &api.Report{IPAM: &api.IPAM{Status: "waiting for a majority", DefaultSubnet: netip.MustParsePrefix("10.32.0.0/12")}}, nil
 }
 

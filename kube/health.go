@@ -85,7 +85,7 @@ func (h *health) check(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
 	defer cancel()
-	if _, err := h.router.Report(ctx); err != nil {
+	if _, err := h.router.Summary(ctx, api.NoLists); err != nil {
 		return fmt.Errorf("the router does not report its state: %w", err)
 	}
 	return nil

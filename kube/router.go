@@ -10,7 +10,7 @@ import (
 // Router is the control API of this Node's router. *api.Client implements it.
 type Router interface {
 	Ready(ctx context.Context) (api.Ready, error)
-	Report(ctx context.Context) (*api.Report, error)
+	Summary(ctx context.Context, lists api.Lists) (*api.Report, error)
 	Prime(ctx context.Context) error
 	Expose(ctx context.Context, r api.ExposeRequest) ([]netip.Prefix, error)
 	Connect(ctx context.Context, r api.PeersRequest) error

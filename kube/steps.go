@@ -55,7 +55,7 @@ func (a *Agent) prime(ctx context.Context) error {
 	if err := a.cfg.Router.Prime(ctx); err != nil {
 		return errors.Join(err, a.ipamStatus())
 	}
-	r, err := a.cfg.Router.Report(ctx)
+	r, err := a.cfg.Router.Summary(ctx, api.NoLists)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (a *Agent) prime(ctx context.Context) error {
 func (a *Agent) ipamStatus() error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	r, err := a.cfg.Router.Report(ctx)
+	r, err := a.cfg.Router.Summary(ctx, api.NoLists)
 	if err != nil || r.IPAM == nil {
 		return err
 	}

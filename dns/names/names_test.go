@@ -163,7 +163,8 @@ func TestEntryNeedsContainer(t *testing.T) {
 }
 
 func marked(s *State) []Listed {
-	list := s.List()
+	list, _ := s.List(1 << 20)
+	Sort(list)
 	s.Table().MarkRefused(list)
 	return list
 }
@@ -183,8 +184,17 @@ func checkTable(t testing.TB, s *State) {
 			forward[l.Name][l.Addr], reverse[l.Addr][l.Name] = true, true
 		}
 	}
-	if s.table.Len() != len(s.List()) {
-		t.Fatalf("the table has %d entries, want %d", s.table.Len(), len(s.List()))
+	if list, omitted := s.List(1 << 20); s.table.Len() != len(list) || omitted != 0 {
+		t.Fatalf("the table has %d entries, %d are listed and %d omitted", s.table.Len(), len(list), omitted)
+	}
+	refused := 0
+	for _, l := range marked(s) {
+		if l.Refused != "" {
+			refused++
+		}
+	}
+	if n := s.table.CountRefused(func() bool { return false }); n != refused {
+		t.Fatalf("%d entries are refused, want %d", n, refused)
 	}
 	for name, want := range forward {
 		got, _ := s.table.Lookup(nil, name)
@@ -196,6 +206,29 @@ func checkTable(t testing.TB, s *State) {
 		got := s.table.Reverse(a)
 		if len(got) != len(want) || slices.ContainsFunc(got, func(n string) bool { return !want[n] }) {
 			t.Fatalf("%s: %v, want %v", a, got, want)
+		}
+	}
+}
+
+// A peer that has many names does not push those of others out of a list.
+func TestListIsSharedFairly(t *testing.T) {
+	s := newState(0)
+	setReached(s, 1, 2)
+	change(t, s, nil, []Entry{entry("own.weft.internal", "c", "10.32.0.1")})
+	var many []Entry
+	for i := range 500 {
+		many = append(many, entry(fmt.Sprintf("m%d.weft.internal", i), "c", "10.32.0.2"))
+	}
+	merge(t, s, change(t, newState(1), nil, many)...)
+	merge(t, s, change(t, newState(2), nil, many[:20])...)
+	for _, c := range []struct{ limit, own, first, second int }{{1000, 1, 500, 20}, {100, 1, 79, 20}, {30, 1, 15, 14}, {2, 0, 1, 1}, {0, 0, 0, 0}} {
+		list, omitted := s.List(c.limit)
+		got := make(map[peer.Name]int)
+		for _, l := range list {
+			got[l.Owner]++
+		}
+		if got[nameOf(0)] != c.own || got[nameOf(1)] != c.first || got[nameOf(2)] != c.second || omitted != 521-len(list) {
+			t.Errorf("limit %d: %v and %d omitted, want %+v", c.limit, got, omitted, c)
 		}
 	}
 }
@@ -221,7 +254,7 @@ func TestNamesOfDeadPeer(t *testing.T) {
 	merge(t, b, change(t, a, nil, []Entry{entry("web", "c", "10.32.0.1")})...)
 	setReached(b)
 	wantLookup(t, b, "web", "unknown")
-	if b.Table().Reverse(netip.MustParseAddr("10.32.0.1")) != nil || len(b.List()) != 0 {
+	if b.Table().Reverse(netip.MustParseAddr("10.32.0.1")) != nil || b.Table().Len() != 0 {
 		t.Error("a dead peer's names are still shown")
 	}
 	checkTable(t, b)

@@ -3,6 +3,7 @@ package names
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -112,16 +113,35 @@ type Listed struct {
 	Refused string
 }
 
-// List returns all entries of reachable peers, sorted by name.
-func (s *State) List() []Listed {
-	list := make([]Listed, 0, s.table.Len())
+// List returns entries of reachable peers in no particular order, and how many it leaves out
+// as there are more than limit. If so, no peer loses a part of an equal share to another one
+// that has more. It takes time in proportion to the limit and the number of records.
+// The caller owns the list.
+func (s *State) List(limit int) (list []Listed, omitted int) {
+	sizes := make(map[peer.Name]int)
 	for owner, entries := range s.All() {
-		for _, e := range entries {
+		sizes[owner] += len(entries)
+	}
+	owners := slices.SortedFunc(maps.Keys(sizes), func(a, b peer.Name) int { return cmp.Or(cmp.Compare(sizes[a], sizes[b]), a.Compare(b)) })
+	shares := make(map[peer.Name]int, len(owners))
+	for i, o := range owners {
+		shares[o] = min(sizes[o], limit/(len(owners)-i))
+		omitted += sizes[o] - shares[o]
+		limit -= shares[o]
+	}
+	for owner, entries := range s.All() {
+		n := min(len(entries), shares[owner])
+		shares[owner] -= n
+		for _, e := range entries[:n] {
 			list = append(list, Listed{Entry: e, Owner: owner})
 		}
 	}
+	return list, omitted
+}
+
+// Sort sorts entries by name.
+func Sort(list []Listed) {
 	slices.SortFunc(list, func(a, b Listed) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), a.Addr.Compare(b.Addr), a.Owner.Compare(b.Owner), cmp.Compare(a.Container, b.Container))
 	})
-	return list
 }

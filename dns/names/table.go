@@ -303,6 +303,36 @@ func (t *Table) MarkRefused(list []Listed) {
 	}
 }
 
+// CountRefused counts the entries that are not answered. It ends early once stop
+// returns true.
+func (t *Table) CountRefused(stop func() bool) (n int) {
+	t.mu.RLock()
+	all := make([]string, 0, len(t.forward))
+	for name := range t.forward {
+		all = append(all, name)
+	}
+	t.mu.RUnlock()
+	var claims []claim
+	var counts []int
+	for _, name := range all {
+		if stop() {
+			return n
+		}
+		claims, counts = claims[:0], counts[:0]
+		t.mu.RLock()
+		if m := t.forward[name]; m != nil {
+			claims, counts = append(claims, m.values...), append(counts, m.counts...)
+		}
+		t.mu.RUnlock()
+		for i, c := range claims {
+			if t.refusal(c.owner, Entry{Name: name, Addr: c.addr, Outside: c.outside}) != "" {
+				n += counts[i]
+			}
+		}
+	}
+	return n
+}
+
 // refusal says why an entry is not answered, "" if it is.
 func (t *Table) refusal(owner peer.Name, e Entry) string {
 	switch {

@@ -4,7 +4,7 @@
 //
 //	GET  /ready             Ready
 //	GET  /status[/VIEW]     text; with Accept: application/json the Report that it is a view of
-//	GET  /report            Report
+//	GET  /report[?lists=L]  Report; L names the lists to fill in, separated by commas, see Lists
 //	GET  /metrics           Prometheus text
 //	GET  /ps                []Attachment
 //	POST /attach, /detach   AttachRequest -> AddressReply

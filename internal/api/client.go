@@ -46,13 +46,50 @@ func (c *Client) Ready(ctx context.Context) (Ready, error) {
 	return fetch[Ready](ctx, c, "/ready")
 }
 
-// Report returns the state of everything.
+// Report returns the state of everything, which may be tens of megabytes in a mesh that
+// claims to be large. Programs that need a part of it use Summary.
 func (c *Client) Report(ctx context.Context) (*Report, error) {
-	r, err := fetch[Report](ctx, c, "/report")
+	return c.Summary(ctx, AllLists)
+}
+
+// Summary returns the state of the router with some of the lists of a Report. Omitted
+// counts the entries of the others.
+func (c *Client) Summary(ctx context.Context, lists Lists) (*Report, error) {
+	r, err := fetch[Report](ctx, c, "/report?lists="+lists.String())
 	if err != nil {
 		return nil, err
 	}
 	return &r, nil
+}
+
+// ReportJSON writes the state of everything as JSON.
+func (c *Client) ReportJSON(ctx context.Context, w io.Writer) error {
+	const path = "/report"
+	resp, err := c.do(ctx, http.MethodGet, path, "application/json", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return c.copy(w, path, resp)
+	}
+	return c.readRefusal(path, resp)
+}
+
+func (c *Client) copy(w io.Writer, path string, resp *http.Response) error {
+	if _, err := io.Copy(w, io.LimitReader(resp.Body, maxReply)); err != nil {
+		return c.explain(http.MethodGet, path, err)
+	}
+	return nil
+}
+
+// readRefusal returns the error in a reply other than 200.
+func (c *Client) readRefusal(path string, resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil {
+		return c.explain(http.MethodGet, path, err)
+	}
+	return refused(resp.StatusCode, b)
 }
 
 // StatusText writes a view of the state as text. The router makes the text, as a whole
@@ -70,16 +107,9 @@ func (c *Client) StatusText(ctx context.Context, view string, w io.Writer) error
 	// A router that is not ready answers 503, with the text.
 	isText := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain")
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusServiceUnavailable && isText {
-		if _, err := io.Copy(w, io.LimitReader(resp.Body, maxReply)); err != nil {
-			return c.explain(http.MethodGet, path, err)
-		}
-		return nil
+		return c.copy(w, path, resp)
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
-	if err != nil {
-		return c.explain(http.MethodGet, path, err)
-	}
-	return refused(resp.StatusCode, b)
+	return c.readRefusal(path, resp)
 }
 
 // Attachments lists the containers of this host and the bridge itself.

@@ -29,7 +29,7 @@ type slowStatus struct {
 	release chan struct{}
 }
 
-func (s slowStatus) Report(ctx context.Context) (*Report, error) {
+func (s slowStatus) Report(ctx context.Context, _ Lists) (*Report, error) {
 	s.begun <- struct{}{}
 	select {
 	case <-s.release:

@@ -24,7 +24,8 @@ type Report struct {
 	// Warnings are lines for the user on faults and restrictions.
 	Warnings []string
 	// Omitted counts the entries that lists leave out, by the name of the list, such as
-	// Peers: a report is bounded however many peers a mesh claims to have.
+	// Peers: a report is bounded however many peers a mesh claims to have, and the client
+	// may not have asked for the list.
 	Omitted map[string]int `json:",omitempty"`
 }
 
@@ -59,6 +60,7 @@ type Router struct {
 	Targets         []string
 	TrustedSubnets  []netip.Prefix
 	Peers           []Peer
+	PeerConnections PeerConnections
 	Connections     []Connection
 	Relayed         []RelayedPeer
 	UnicastRoutes   []UnicastRoute
@@ -108,6 +110,9 @@ type Peer struct {
 	// OmittedConnections counts those that are not listed.
 	OmittedConnections int `json:",omitempty"`
 }
+
+// PeerConnections counts the sessions that all peers announce, by both of their ends.
+type PeerConnections struct{ Established, Pending int }
 
 // PeerConnection is a session as the peer at one end of it announces it.
 type PeerConnection struct {

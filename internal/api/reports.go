@@ -117,7 +117,14 @@ func (p *Reports) readOnlyTurn(ctx context.Context) (done func(), err error) {
 }
 
 func (p *Reports) report(w http.ResponseWriter, r *http.Request) {
-	report, err := p.status.Report(r.Context())
+	lists, err := AllLists, error(nil)
+	if q := r.URL.Query(); q.Has("lists") {
+		lists, err = parseLists(q.Get("lists"))
+	}
+	var report *Report
+	if err == nil {
+		report, err = p.status.Report(r.Context(), lists)
+	}
 	if err != nil {
 		reply(w, nil, err)
 		return
@@ -139,12 +146,16 @@ func (p *Reports) view(w http.ResponseWriter, r *http.Request) {
 		reply(w, nil, err)
 		return
 	}
-	report, err := p.status.Report(r.Context())
+	lists, isJSON := views[r.PathValue("view")].lists, strings.Contains(r.Header.Get("Accept"), "application/json")
+	if isJSON {
+		lists = AllLists
+	}
+	report, err := p.status.Report(r.Context(), lists)
 	if err != nil {
 		reply(w, nil, err)
 		return
 	}
-	if strings.Contains(r.Header.Get("Accept"), "application/json") {
+	if isJSON {
 		writeReport(w, r, report)
 		return
 	}

@@ -25,9 +25,9 @@ func Handler(groups ...Routes) http.Handler {
 // Status reports the state of a router. Its routes change nothing.
 type Status interface {
 	Ready(ctx context.Context) Ready
-	// Report returns the state of everything, or the error of ctx; the server only reads
-	// it.
-	Report(ctx context.Context) (*Report, error)
+	// Report returns the state of everything, with some of the lists that may be long and
+	// the lengths of the others in Omitted, or the error of ctx. The server only reads it.
+	Report(ctx context.Context, lists Lists) (*Report, error)
 }
 
 // StatusRoutes serves /ready, /report and /status, and /metrics unless metrics is

@@ -33,8 +33,8 @@ func (e echo) handler() http.Handler {
 
 func (e echo) Ready(context.Context) Ready { return Ready{Ready: e.ready, PID: 42} }
 
-func (e echo) Report(context.Context) (*Report, error) {
-	return &Report{Ready: e.ready, Version: "1.2.3", Router: Router{Targets: []string{"h2"}}}, e.err
+func (e echo) Report(_ context.Context, lists Lists) (*Report, error) {
+	return &Report{Ready: e.ready, Version: "1.2.3", Router: Router{Targets: []string{"h2"}, NickName: "lists " + lists.String()}}, e.err
 }
 
 func (e echo) Attachments(context.Context) ([]Attachment, error) {
@@ -162,6 +162,22 @@ func TestRoundTrips(t *testing.T) {
 	}
 	if r, err := c.Report(ctx); err != nil || r.Version != "1.2.3" || !slices.Equal(r.Router.Targets, []string{"h2"}) {
 		t.Errorf("report: %+v, %v", r, err)
+	}
+	for lists, want := range map[Lists]string{NoLists: "lists ", ListNames | ListPeers: "lists peers,names", AllLists: "lists peers,relayed,routes,macs,ring,names"} {
+		if r, err := c.Summary(ctx, lists); err != nil || r.Router.NickName != want {
+			t.Errorf("summary with %d: %+v, %v", lists, r, err)
+		}
+	}
+	var whole strings.Builder
+	if err := c.ReportJSON(ctx, &whole); err != nil || !strings.Contains(whole.String(), `"NickName": "lists peers,relayed,routes,macs,ring,names"`) {
+		t.Errorf("report as JSON: %s, %v", &whole, err)
+	}
+	if _, err := fetch[Report](ctx, c, "/report?lists=peers,all"); ClassOf(err) != Usage {
+		t.Errorf("a list that does not exist: %v", err)
+	}
+	var text strings.Builder
+	if err := c.StatusText(ctx, "", &text); err != nil || !strings.Contains(text.String(), "(lists )") {
+		t.Errorf("the overview asks for lists: %s, %v", &text, err)
 	}
 	if list, err := c.Attachments(ctx); err != nil || len(list) != 1 || list[0].ID != Exposed {
 		t.Errorf("ps: %+v, %v", list, err)

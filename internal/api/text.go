@@ -13,14 +13,20 @@ import (
 	"github.com/weft-net/weft/internal/render"
 )
 
-// views are the texts of GET /status and GET /status/NAME.
-var views = map[string]func(*Report, io.Writer){
-	"":            (*Report).overview,
-	"targets":     (*Report).targets,
-	"connections": (*Report).connections,
-	"peers":       (*Report).peers,
-	"dns":         (*Report).dns,
-	"ipam":        (*Report).ipam,
+// view is the text of GET /status/NAME.
+type view struct {
+	text  func(*Report, io.Writer)
+	lists Lists // that it shows
+}
+
+// views has the overview, of GET /status, under "".
+var views = map[string]view{
+	"":            {(*Report).overview, NoLists},
+	"targets":     {(*Report).targets, NoLists},
+	"connections": {(*Report).connections, ListRelayed},
+	"peers":       {(*Report).peers, ListPeers},
+	"dns":         {(*Report).dns, ListNames},
+	"ipam":        {(*Report).ipam, NoLists},
 }
 
 // Views returns the names of the views of status, sorted.
@@ -35,7 +41,7 @@ func (r *Report) Text(w io.Writer, view string) error {
 	if err := checkView(view); err != nil {
 		return err
 	}
-	views[view](r, w)
+	views[view].text(r, w)
 	return nil
 }
 
@@ -62,7 +68,7 @@ func (r *Report) overview(w io.Writer) {
 	}
 	line("PeerDiscovery", "%s", enabled(r.Router.PeerDiscovery))
 	line("Targets", "%d", len(r.Router.Targets))
-	line("Connections", "%s", countConnections(r.Router.Connections))
+	line("Connections", "%s", countConnections(r.Router.Connections, r.Omitted["Connections"]))
 	line("Peers", "%s", r.countPeers())
 	line("TrustedSubnets", "%s", orNone(joinPrefixes(r.Router.TrustedSubnets)))
 	for _, u := range []*IPAM{r.IPAM, r.IPAM6} {
@@ -311,17 +317,7 @@ func (u *IPAM) text(w io.Writer) {
 }
 
 func (r *Report) countPeers() string {
-	established, pending, omitted := 0, 0, 0
-	for _, p := range r.Router.Peers {
-		omitted += p.OmittedConnections
-		for _, c := range p.Connections {
-			if c.Established {
-				established++
-			} else {
-				pending++
-			}
-		}
-	}
+	established, pending := r.Router.PeerConnections.Established, r.Router.PeerConnections.Pending
 	s := fmt.Sprint(len(r.Router.Peers) + r.Omitted["Peers"])
 	switch {
 	case established > 0 && pending > 0:
@@ -331,13 +327,10 @@ func (r *Report) countPeers() string {
 	case pending > 0:
 		s += fmt.Sprintf(" (with %d pending connections)", pending)
 	}
-	if omitted > 0 {
-		s += fmt.Sprintf(" and %d more", omitted)
-	}
 	return s
 }
 
-func countConnections(cs []Connection) string {
+func countConnections(cs []Connection, omitted int) string {
 	counts := make(map[string]int)
 	for _, c := range cs {
 		counts[c.State]++
@@ -349,7 +342,10 @@ func countConnections(cs []Connection) string {
 	if len(parts) == 0 {
 		return "0"
 	}
-	return fmt.Sprintf("%d (%s)", len(cs), strings.Join(parts, ", "))
+	if omitted > 0 {
+		parts = append(parts, fmt.Sprintf("%d not counted by state", omitted))
+	}
+	return fmt.Sprintf("%d (%s)", len(cs)+omitted, strings.Join(parts, ", "))
 }
 
 func named(name, nick string) string { return render.Word(name) + "(" + render.Word(nick) + ")" }

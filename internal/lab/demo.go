@@ -112,13 +112,9 @@ func demoThroughput(ctx context.Context, l *testbed.Lab, to netip.Addr, w io.Wri
 }
 
 func demoStatus(ctx context.Context, l *testbed.Lab, w io.Writer) error {
-	r, err := api.NewClient(l.Socket(1)).Report(ctx)
-	if err != nil {
-		return err
-	}
 	for _, view := range []string{"", "connections"} {
 		fmt.Fprintf(w, "\nh1# weft status %s\n", view)
-		if err := r.Text(w, view); err != nil {
+		if err := api.NewClient(l.Socket(1)).StatusText(ctx, view, w); err != nil {
 			return err
 		}
 	}

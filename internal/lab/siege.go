@@ -376,7 +376,7 @@ func (s *Siege) look(ctx context.Context) (*siegeState, error) {
 	st := &siegeState{sessions: make(map[string]bool), names: make(map[string]bool)}
 	reports := make([]*api.Report, s.honest+1)
 	for n := 1; n <= s.honest; n++ {
-		r, err := api.NewClient(s.lab.Socket(n)).Report(ctx)
+		r, err := api.NewClient(s.lab.Socket(n)).Summary(ctx, api.ListRing)
 		if err != nil {
 			return nil, fmt.Errorf("status on h%d: %w", n, err)
 		}

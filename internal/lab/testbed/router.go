@@ -191,7 +191,7 @@ func (l *Lab) missing(ctx context.Context) string {
 		if _, ok := l.RouterPID(n); !ok {
 			continue
 		}
-		r, err := api.NewClient(l.Socket(n)).Report(ctx)
+		r, err := api.NewClient(l.Socket(n)).Summary(ctx, api.ListRoutes)
 		if err != nil {
 			faults = append(faults, fmt.Sprintf("%s does not answer: %v", hostName(n), err))
 			continue
@@ -222,8 +222,8 @@ func (l *Lab) missing(ctx context.Context) string {
 			}
 			slices.SortFunc(hosts, byLengthThenName)
 			faults = append(faults, fmt.Sprintf("%s has no route to %s", hostName(n), strings.Join(hosts, ", ")))
-		} else if len(r.Router.Peers) < len(names) {
-			faults = append(faults, fmt.Sprintf("%s sees %d of %d peers", hostName(n), len(r.Router.Peers), len(names)))
+		} else if r.Omitted["Peers"] < len(names) {
+			faults = append(faults, fmt.Sprintf("%s sees %d of %d peers", hostName(n), r.Omitted["Peers"], len(names)))
 		}
 	}
 	return strings.Join(faults, "; ")
