@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/weft-net/weft/dns/names"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
 )
@@ -74,12 +75,12 @@ func (a *Attack) Sent() uint64 { return a.sent.Load() }
 // Run floods all routers until ctx is done.
 func (a *Attack) Run(ctx context.Context, f *Flood) {
 	var wg sync.WaitGroup
-	for _, target := range a.cfg.Targets {
+	for i, target := range a.cfg.Targets {
 		limit := rate.Inf
 		if a.cfg.Rate > 0 {
 			limit = rate.Limit(a.cfg.Rate)
 		}
-		r := &run{Attack: a, ctx: ctx, target: target, limiter: rate.NewLimiter(limit, 16), rng: rand.New(rand.NewPCG(a.instance, uint64(len(target))))}
+		r := &run{Attack: a, ctx: ctx, index: i, target: target, limiter: rate.NewLimiter(limit, 16), rng: rand.New(rand.NewPCG(a.instance, uint64(len(target))))}
 		wg.Go(func() { f.run(r) })
 	}
 	wg.Wait()
@@ -89,9 +90,12 @@ func (a *Attack) Run(ctx context.Context, f *Flood) {
 type run struct {
 	*Attack
 	ctx     context.Context
+	index   int // of the target
 	target  string
 	limiter *rate.Limiter
 	rng     *rand.Rand
+	// records of made-up peers, by their number
+	hostNames map[int]*names.State
 }
 
 // pace waits until the next step may begin, and reports whether there is one.

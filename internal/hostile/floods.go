@@ -429,22 +429,36 @@ func ownRing(r *run, p *Peer, n int) error {
 	return p.Signed(p.ID, pick(r.rng, others(p)), mesh.KindIPAM, Wish(uint64(r.rng.IntN(8)), adopt))
 }
 
-// hostNames gives many names to made-up peers.
+// namesOfMadeUp is how many host names each made-up peer gets, and namesPerStep how many of
+// them in a step.
+const (
+	namesOfMadeUp = 2000
+	namesPerStep  = 100
+)
+
+// hostNames gives made-up peers ever more host names. The runs at other routers do that for
+// other peers.
 func hostNames(r *run, p *Peer, n int) error {
-	const perStep = 100
 	if err := r.announceMadeUp(p); err != nil {
 		return err
 	}
-	m, err := r.made(n % madeUpNeighbours)
+	const steps = namesOfMadeUp / namesPerStep
+	i := ((n/steps)*len(r.cfg.Targets) + r.index) % madeUpNeighbours
+	m, err := r.made(i)
 	if err != nil {
 		return err
 	}
-	s := names.New(names.Config{Self: m.Name, Signer: m, Verifier: peer.Ed25519{}, Start: time.Now()})
+	s := r.hostNames[i]
+	if s == nil {
+		s = names.New(names.Config{Self: m.Name, Signer: m, Verifier: peer.Ed25519{}, Start: time.Now()})
+		if r.hostNames == nil {
+			r.hostNames = make(map[int]*names.State)
+		}
+		r.hostNames[i] = s
+	}
 	var in []names.Entry
-	for i := range perStep {
-		in = append(in, names.Entry{
-			Name: fmt.Sprintf("web%d-%d.weft.internal", n, i), Container: "c", Addr: r.cfg.Range.Addr().Next(),
-		})
+	for k := range namesPerStep {
+		in = append(in, names.Entry{Name: fmt.Sprintf("web%d-%d.weft.internal", n, k), Container: "c", Addr: r.cfg.Range.Addr().Next()})
 	}
 	deltas, err := s.Change(nil, in)
 	if err != nil {

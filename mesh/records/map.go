@@ -32,14 +32,15 @@ type Limits struct {
 	// Owner bounds the records of one owner. The default of 16 MiB is enough for a host
 	// with 25,000 host names.
 	Owner int
-	// Total bounds the records of all owners but this peer. The default of 256 MiB is
-	// enough for 1,000 hosts with 250 host names each.
+	// Total bounds the records of all owners but this peer. The default of 64 MiB is
+	// enough for 1,000 hosts with 75 host names each, and leaves a router below
+	// 200 MB with all else that it stores.
 	Total int
 }
 
 const (
 	defaultOwner = 16 << 20
-	defaultTotal = 256 << 20
+	defaultTotal = 64 << 20
 	// recordCost is the memory for a record besides its encoding and its value, and
 	// ownerCost that for an owner, so that many small ones cannot evade the limits.
 	recordCost = 256
