@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -18,7 +19,11 @@ func TestKeysOfNamesAreKept(t *testing.T) {
 	if got, err := loadBindings(st); got != nil || err != nil {
 		t.Errorf("at first there are %v, %v", got, err)
 	}
-	want := []peer.Binding{{Name: peer.Name{0, 1}, Key: peer.Key{7}}, {Name: peer.Name{0, 2}, Key: peer.Key{8}}}
+	want := []peer.Binding{
+		{Name: peer.Name{0, 1}, Key: peer.Key{7}, Via: peer.Via{Addr: netip.MustParseAddr("192.0.2.1"), Own: true}},
+		{Name: peer.Name{0, 2}, Key: peer.Key{8}, Via: peer.Via{Addr: netip.MustParseAddr("2001:db8::")}},
+		{Name: peer.Name{0, 3}, Key: peer.Key{9}},
+	}
 	for _, list := range [][]peer.Binding{want, want[:1], nil} {
 		if err := saveBindings(st, list); err != nil {
 			t.Fatal(err)

@@ -214,7 +214,7 @@ func (m *Mesh) adopt(c *session.Conn) error {
 		c.Close()
 		return errBanned
 	}
-	if err := m.book.Bind(c.Peer.Name, c.Peer.Key); err != nil {
+	if err := m.book.Bind(c.Peer.Name, c.Peer.Key, peer.Via{Addr: sourceOf(addrPortOf(c.RemoteAddr()).Addr()), Own: true}); err != nil {
 		c.Close()
 		return err
 	}

@@ -300,6 +300,13 @@ func New(cfg Config) (*Mesh, error) {
 	m.instance = binary.BigEndian.Uint64(seed[:])
 	rng := rand.New(rand.NewChaCha8(seed))
 	m.start = time.Now()
+	m.book.addrOf = func(n peer.Name) netip.Addr {
+		if n.IsZero() { // the name of this host, or one from disk
+			return netip.Addr{}
+		}
+		a, _ := m.Place(n)
+		return sourceOf(a)
+	}
 	for _, err := range m.book.load(cfg.Bindings) {
 		m.log.Warn("a stored key is not used", "err", err)
 	}

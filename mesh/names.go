@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
@@ -14,6 +16,10 @@ import (
 // names is a peer.Book that is safe for concurrent use. It is used by handshakes and by
 // the topology.
 type names struct {
+	// addrOf returns the source of a neighbour's session, the zero Addr if it has none. It
+	// takes no lock. Constant.
+	addrOf func(peer.Name) netip.Addr
+
 	mu   sync.Mutex // no other lock is taken while it is held
 	book peer.Book
 }
@@ -25,11 +31,14 @@ func (n *names) Check(name peer.Name, key peer.Key) error {
 	return n.book.Check(name, key)
 }
 
-// Bind implements topology.Book.
-func (n *names) Bind(name peer.Name, key peer.Key) error {
+// Bind implements topology.Book. All neighbours at one address share a part of the book.
+func (n *names) Bind(name peer.Name, key peer.Key, via peer.Via) error {
+	if a := n.addrOf(via.Neighbour); a.IsValid() {
+		via = peer.Via{Addr: a}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.book.Bind(name, key)
+	return n.book.Bind(name, key, via)
 }
 
 // Hold implements topology.Book.
@@ -71,7 +80,7 @@ func (n *names) load(bindings []peer.Binding) (errs []error) {
 	for _, b := range bindings {
 		err := b.Name.CheckOverride()
 		if err == nil {
-			err = n.Bind(b.Name, b.Key)
+			err = n.Bind(b.Name, b.Key, b.Via)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("stored key of a name: %w", err))
@@ -103,6 +112,10 @@ func (m *Mesh) ForgetName(name peer.Name) {
 
 var errForgotten = errors.New("the name was removed from the mesh")
 
+// saveEvery is the shortest time between two writes of the bindings, which others can make
+// change all the time.
+const saveEvery = time.Second
+
 // save writes the bindings to disk after they changed, until ctx is done, and once after
 // that.
 func (m *Mesh) save(ctx context.Context) {
@@ -127,6 +140,12 @@ func (m *Mesh) save(ctx context.Context) {
 			m.log.Error("the keys of names given by users cannot be written; after a restart another key may take one of them", "err", err)
 		}
 		saved, failed = generation, err != nil
+		if !done {
+			select {
+			case <-ctx.Done():
+			case <-time.After(saveEvery):
+			}
+		}
 	}
 }
 

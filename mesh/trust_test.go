@@ -50,7 +50,7 @@ func (d *disk) use(c *Config) {
 func (d *disk) has(n peer.Name, k peer.Key) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Contains(d.list, peer.Binding{Name: n, Key: k})
+	return slices.ContainsFunc(d.list, func(b peer.Binding) bool { return b.Name == n && b.Key == k })
 }
 
 // While a host with a name given by a user is away, another one launches with that name.

@@ -121,10 +121,10 @@ func (a *Attack) database(id *peer.Identity, start time.Time) (*topology.State, 
 // believer is a book that believes every key.
 type believer struct{}
 
-func (believer) Check(peer.Name, peer.Key) error { return nil }
-func (believer) Bind(peer.Name, peer.Key) error  { return nil }
-func (believer) Hold(peer.Name)                  {}
-func (believer) Release(peer.Name)               {}
+func (believer) Check(peer.Name, peer.Key) error          { return nil }
+func (believer) Bind(peer.Name, peer.Key, peer.Via) error { return nil }
+func (believer) Hold(peer.Name)                           {}
+func (believer) Release(peer.Name)                        {}
 
 // Read answers pings and learns the topology until the session ends.
 func (p *Peer) Read() error {

@@ -303,7 +303,7 @@ func (el *Election) Merge(from peer.Name, delta []byte) (news []byte, changed bo
 			refused = errors.Join(refused, fmt.Errorf("election entry of %s: %d entries are known already", e.Node, maxEntries))
 			continue
 		}
-		if err := el.books.Bind(e.Node, e.Key); err != nil {
+		if err := el.books.Bind(e.Node, e.Key, peer.Via{Neighbour: from}); err != nil {
 			refused = errors.Join(refused, err)
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -81,17 +82,17 @@ func TestSignatureHoldsForItsDomainAndKeyOnly(t *testing.T) {
 func TestBookKeepsTheFirstKey(t *testing.T) {
 	var b Book
 	n := Name{1}
-	if err := b.Bind(n, Key{1}); err != nil {
+	if err := b.Bind(n, Key{1}, Via{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Bind(n, Key{2}); !errors.Is(err, ErrNameTaken) {
+	if err := b.Bind(n, Key{2}, Via{}); !errors.Is(err, ErrNameTaken) {
 		t.Errorf("another key: %v", err)
 	}
 	if k, ok := b.Lookup(n); !ok || k != (Key{1}) {
 		t.Errorf("key %x", k)
 	}
 	b.Forget(n)
-	if err := b.Bind(n, Key{2}); err != nil {
+	if err := b.Bind(n, Key{2}, Via{}); err != nil {
 		t.Errorf("after it was forgotten: %v", err)
 	}
 }
@@ -100,10 +101,10 @@ func TestDerivedNameAcceptsOnlyItsKey(t *testing.T) {
 	var b Book
 	id, _ := NewIdentity(rand.Reader)
 	other, _ := NewIdentity(rand.Reader)
-	if err := b.Bind(id.Name, other.Key()); !errors.Is(err, ErrNameTaken) {
+	if err := b.Bind(id.Name, other.Key(), Via{}); !errors.Is(err, ErrNameTaken) {
 		t.Errorf("another key comes first: %v", err)
 	}
-	if err := b.Bind(id.Name, id.Key()); err != nil {
+	if err := b.Bind(id.Name, id.Key(), Via{}); err != nil {
 		t.Errorf("its own key: %v", err)
 	}
 	b.Forget(id.Name)
@@ -126,14 +127,14 @@ func TestBookIsBoundedAndKeepsWhatIsHeld(t *testing.T) {
 	key := func(i int) Key { return Key{byte(i), byte(i >> 8), byte(i >> 16), 9} }
 	name := func(i int) Name { return Name{0, 1, 0, byte(i >> 16), byte(i >> 8), byte(i)} }
 	for i := range 3 {
-		if err := b.Bind(name(i), key(i)); err != nil {
+		if err := b.Bind(name(i), key(i), Via{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	b.Hold(name(0))
-	_ = b.Bind(name(1), key(1)) // used again: name 2 is the oldest now
+	_ = b.Bind(name(1), key(1), Via{}) // used again: name 2 is the oldest now
 	for i := 3; i < maxBound+1; i++ {
-		if err := b.Bind(name(i), key(i)); err != nil {
+		if err := b.Bind(name(i), key(i), Via{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -141,7 +142,7 @@ func TestBookIsBoundedAndKeepsWhatIsHeld(t *testing.T) {
 		t.Error("the oldest binding is still there")
 	}
 	for i := maxBound + 1; i < 3*maxBound; i++ {
-		_ = b.Bind(name(i), key(i))
+		_ = b.Bind(name(i), key(i), Via{})
 	}
 	if n := len(b.Bindings()); n != maxBound {
 		t.Errorf("%d bindings, want %d", n, maxBound)
@@ -151,6 +152,53 @@ func TestBookIsBoundedAndKeepsWhatIsHeld(t *testing.T) {
 	}
 	if _, ok := b.Lookup(name(1)); ok {
 		t.Error("a binding that nobody holds outlived newer ones")
+	}
+}
+
+// A neighbour that brings names without end pushes out neither names that other neighbours
+// brought, nor those of hosts that came themselves, whether it holds its own or not.
+func TestNamesOfAFloodPushOutOnlyThemselves(t *testing.T) {
+	honest, evil := Via{Neighbour: Name{2, 1}}, Via{Addr: netip.MustParseAddr("198.51.100.9")}
+	own := func(i int) Via { return Via{Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Own: true} }
+	name := func(kind byte, i int) Name { return Name{0, kind, 0, 0, byte(i >> 8), byte(i)} }
+	for _, held := range []bool{false, true} {
+		var b Book
+		bind := func(kind byte, i int, via Via) error {
+			return b.Bind(name(kind, i), Key{kind, byte(i), byte(i >> 8)}, via)
+		}
+		for i := range 100 {
+			if err := errors.Join(bind(1, i, honest), bind(2, i, own(i)), bind(3, i, Via{})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// One of them was brought by the neighbour, and came itself later.
+		if err := errors.Join(bind(4, 1, evil), bind(4, 1, own(200))); err != nil {
+			t.Fatal(err)
+		}
+		refused := 0
+		for i := range 2 * maxBound {
+			if bind(5, i, evil) != nil {
+				refused++
+			} else if held {
+				b.Hold(name(5, i))
+			}
+		}
+		for i := range 100 {
+			for kind := byte(1); kind <= 3; kind++ {
+				if _, ok := b.Lookup(name(kind, i)); !ok {
+					t.Errorf("held %v: name %s was pushed out", held, name(kind, i))
+				}
+			}
+		}
+		if _, ok := b.Lookup(name(4, 1)); !ok {
+			t.Errorf("held %v: the name of a host that came itself was pushed out", held)
+		}
+		if want := maxBound + 301; held && refused != want || !held && refused != 0 || len(b.Bindings()) != maxBound {
+			t.Errorf("held %v: %d names were refused, %d are bound", held, refused, len(b.Bindings()))
+		}
+		if err := bind(6, 1, own(100)); err != nil {
+			t.Errorf("held %v: a newcomer: %v", held, err)
+		}
 	}
 }
 

@@ -93,7 +93,7 @@ type Config struct {
 // Book says which key a name has. *peer.Book implements it.
 type Book interface {
 	Check(peer.Name, peer.Key) error
-	Bind(peer.Name, peer.Key) error
+	Bind(peer.Name, peer.Key, peer.Via) error
 	Hold(peer.Name)
 	Release(peer.Name)
 }
@@ -165,7 +165,7 @@ func New(cfg Config) (*State, error) {
 	if cfg.ShortID > MaxShortID {
 		return nil, fmt.Errorf("short id %d: want at most %d", cfg.ShortID, MaxShortID)
 	}
-	if err := cfg.Book.Bind(cfg.Self, cfg.Signer.Key()); err != nil {
+	if err := cfg.Book.Bind(cfg.Self, cfg.Signer.Key(), peer.Via{}); err != nil {
 		return nil, err
 	}
 	if len(cfg.Nickname) > maxNickname {
@@ -413,7 +413,7 @@ func (s *State) attached(e *Entry) bool {
 
 // admit stores a verified entry of a new name and reports whether it could.
 func (s *State) admit(from peer.Name, e *Entry) bool {
-	if err := s.cfg.Book.Bind(e.Name, e.Key); err != nil {
+	if err := s.cfg.Book.Bind(e.Name, e.Key, peer.Via{Neighbour: from}); err != nil {
 		s.refused.Add(from, e.Name, err)
 		return false
 	}
@@ -458,7 +458,7 @@ func (s *State) drop(e *Entry, now time.Time, ttl time.Duration) {
 	if ttl > 0 {
 		s.addTombstone(e, now.Add(ttl))
 	}
-	_ = s.cfg.Book.Bind(e.Name, e.Key) // it was used until now
+	_ = s.cfg.Book.Bind(e.Name, e.Key, peer.Via{}) // it was used until now
 	s.cfg.Book.Release(e.Name)
 	s.changed()
 }
