@@ -385,6 +385,7 @@ func (a meshAddresses) Nickname(n peer.Name) string          { return a.mesh.Vie
 func (a meshAddresses) Key(n peer.Name) (peer.Key, bool)     { return a.mesh.Key(n) }
 func (a meshAddresses) Place(n peer.Name) (netip.Addr, bool) { return a.mesh.Place(n) }
 func (a meshAddresses) Target(n peer.Name) bool              { return a.mesh.IsTarget(n) }
+func (a meshAddresses) AwaitsTarget() bool                   { return a.mesh.AwaitsTarget() }
 
 // observer passes the events of the mesh on to the router and the names.
 type observer struct{ *host }

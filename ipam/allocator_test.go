@@ -45,6 +45,7 @@ func (l *testMesh) Place(n peer.Name) (netip.Addr, bool) {
 	return netip.AddrFrom4([4]byte{192, 0, 2, n[5]}), l.peers[n] != nil
 }
 func (l *testMesh) Target(peer.Name) bool   { return true }
+func (l *testMesh) AwaitsTarget() bool      { return false }
 func (l *testMesh) SetBanned([]ring.Holder) {}
 func (l *testMesh) ForgetName(peer.Name)    {}
 

@@ -34,6 +34,9 @@ type View interface {
 	Place(peer.Name) (netip.Addr, bool)
 	// Target reports whether a user told this peer to connect to that one.
 	Target(peer.Name) bool
+	// AwaitsTarget reports whether a user told this peer to connect to others and none of
+	// them has answered yet.
+	AwaitsTarget() bool
 }
 
 // Config configures an Allocator. All fields are constant.
@@ -368,11 +371,18 @@ func (c *core) publish(out ring.Outcome) {
 	}
 }
 
+// targetTimeout is how long a copy without a ring waits for one of the peers that the user
+// named. If all of those are dead, others may show it the ring.
+const targetTimeout = 30 * time.Second
+
 // admits reports whether a copy without a ring takes one from a peer. If a peer that the
-// user named is there, only such a peer is believed.
+// user named is there, or may still come, only such a peer is believed.
 func (c *core) admits(from peer.Name) bool {
 	if _, waits := c.ring.Awaits(); c.ring.Ready() || waits || c.view.Target(from) {
 		return true
+	}
+	if c.view.AwaitsTarget() && c.now.Before(c.started.Add(targetTimeout)) {
+		return false
 	}
 	return !slices.ContainsFunc(c.view.Peers(), func(n peer.Name) bool {
 		_, direct := c.view.Place(n)

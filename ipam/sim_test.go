@@ -201,6 +201,8 @@ func (n *node) place() netip.Addr {
 
 func (n *node) Target(peer.Name) bool { return true }
 
+func (n *node) AwaitsTarget() bool { return false }
+
 // do runs f in the node's core, as the driver does.
 func (n *node) do(f func(*core)) {
 	if n.core == nil {

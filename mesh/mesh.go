@@ -229,9 +229,11 @@ type Mesh struct {
 	neighbours atomic.Pointer[map[peer.Name]*neighbour]
 	// targetPeers has the peers that answer at targets; the map is immutable.
 	targetPeers atomic.Pointer[map[peer.Name]bool]
-	passwords   atomic.Pointer[passwords]  // see passwords.go
-	banned      atomic.Pointer[bannedKeys] // see ban.go
-	bansChanged atomic.Bool
+	// targetAnswered is set if there are no targets, or one has answered.
+	targetAnswered atomic.Bool
+	passwords      atomic.Pointer[passwords]  // see passwords.go
+	banned         atomic.Pointer[bannedKeys] // see ban.go
+	bansChanged    atomic.Bool
 	// bannedPlaces has a lock of its own.
 	bannedPlaces bannedPlaces
 	counters     counters

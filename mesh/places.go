@@ -48,8 +48,13 @@ func (m *Mesh) IsTarget(n peer.Name) bool {
 	return t != nil && (*t)[n]
 }
 
+// AwaitsTarget reports whether a user told this peer to connect to others and none of them
+// has answered yet.
+func (m *Mesh) AwaitsTarget() bool { return !m.targetAnswered.Load() }
+
 // storeTargets notes which peers answer at targets. It is called with mu held.
 func (m *Mesh) storeTargets() {
+	m.targetAnswered.Store(!m.maker.AwaitsTarget())
 	now := m.maker.TargetPeers()
 	if old := m.targetPeers.Load(); old == nil || len(*old) != len(now) || !containsAll(*old, now) {
 		m.targetPeers.Store(&now)

@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"cmp"
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
@@ -28,6 +29,9 @@ type Config struct {
 	// Sources are the addresses that strangers dial from, in turn. Members dial from the
 	// address that the kernel chooses.
 	Sources []netip.Addr
+	// Nickname and Addrs are what all entries and hellos say; the nickname is "liar" if empty.
+	Nickname string
+	Addrs    []netip.AddrPort
 	// Rate bounds the steps of a flood at each router, per second; 0 for no limit.
 	Rate int
 }
@@ -51,6 +55,7 @@ type Attack struct {
 
 // New returns an Attack that has done nothing yet.
 func New(cfg Config) (*Attack, error) {
+	cfg.Nickname = cmp.Or(cfg.Nickname, "liar")
 	a := &Attack{cfg: cfg, names: make(map[peer.Name]bool)}
 	var b [8]byte
 	if _, err := crand.Read(b[:]); err != nil {
@@ -58,7 +63,7 @@ func New(cfg Config) (*Attack, error) {
 	}
 	a.instance = binary.BigEndian.Uint64(b[:])
 	var err error
-	if a.first, err = a.newIdentity(); err != nil {
+	if a.first, err = a.NewIdentity(peer.Name{}); err != nil {
 		return nil, err
 	}
 	if cfg.Password != "" {
@@ -110,7 +115,7 @@ func (r *run) member(step func(p *Peer, n int) error) {
 			n = r.session(p, n, step)
 		}
 		// It is a name that others, or this peer, have got a bad reputation for.
-		if fresh, err := r.newIdentity(); err == nil {
+		if fresh, err := r.NewIdentity(peer.Name{}); err == nil {
 			id = fresh
 		}
 		select {
@@ -145,25 +150,12 @@ func (a *Attack) connect(ctx context.Context, target string, stranger bool) (net
 	return d.DialContext(ctx, "tcp", target)
 }
 
-// newIdentity returns a fresh identity.
-func (a *Attack) newIdentity() (*Identity, error) {
-	id, err := peer.NewIdentity(crand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	topo, err := a.database(id, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	return &Identity{Identity: id, topo: topo}, nil
-}
-
 // made returns the made-up peer of a number.
 func (a *Attack) made(i int) (*Identity, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for len(a.madeUp) <= i {
-		id, err := a.newIdentity()
+		id, err := a.NewIdentity(peer.Name{})
 		if err != nil {
 			return nil, err
 		}

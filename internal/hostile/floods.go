@@ -419,9 +419,7 @@ func ownRing(r *run, p *Peer, n int) error {
 	id := g.ID()
 	switch n % 3 {
 	case 0:
-		raw := adopt.Encode()[1:]
-		delta := binary.BigEndian.AppendUint16(append([]byte{1}, id[:]...), uint16(len(raw)))
-		return p.Gossip(gossipDelta, mesh.ChannelRing, append(delta, raw...))
+		return p.Gossip(gossipDelta, mesh.ChannelRing, ringRecord(id, adopt.Encode()[1:]))
 	case 1: // a digest of the ring, far ahead
 		d := binary.BigEndian.AppendUint64(append([]byte{1}, id[:]...), 1<<40)
 		return p.Gossip(gossipDigest, mesh.ChannelRing, append(d, id[:]...))

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
@@ -69,7 +70,8 @@ type Peer struct {
 	Router peer.Name // at the other end
 
 	attack    *Attack
-	announced bool // used by the one that sends floods
+	announced bool       // used by the one that sends floods
+	ring      *ring.Ring // as this peer knows it; guarded by the lock of the identity
 }
 
 // Dial makes a session with the router at target under an identity. Its entry says that
@@ -104,7 +106,7 @@ func (a *Attack) shake(nc net.Conn, id *peer.Identity, psk session.PSK) (*sessio
 		return nil, fmt.Errorf("make a session key: %w", err)
 	}
 	return session.Dial(nc, &session.Config{
-		Self: id.Name, Nickname: "liar", Instance: a.instance, Port: mesh.DefaultPort, Signer: id, Verifier: peer.Ed25519{},
+		Self: id.Name, Nickname: a.cfg.Nickname, Instance: a.instance, Port: mesh.DefaultPort, Signer: id, Verifier: peer.Ed25519{},
 		Static: static, Offer: psk, Accept: []session.PSK{psk}, Min: session.ProtocolMin, Max: session.ProtocolMax,
 		Check: func(*session.Hello, bool) *session.Refusal { return nil }, Random: crand.Reader,
 	})
@@ -113,9 +115,13 @@ func (a *Attack) shake(nc net.Conn, id *peer.Identity, psk session.PSK) (*sessio
 // database returns a database that signs entries of an identity, whose versions begin at
 // a time.
 func (a *Attack) database(id *peer.Identity, start time.Time) (*topology.State, error) {
-	return topology.New(topology.Config{
-		Self: id.Name, Nickname: "liar", Instance: a.instance, Signer: id, Verifier: peer.Ed25519{}, Book: believer{}, Start: start,
+	s, err := topology.New(topology.Config{
+		Self: id.Name, Nickname: a.cfg.Nickname, Instance: a.instance, Signer: id, Verifier: peer.Ed25519{}, Book: believer{}, Start: start,
 	})
+	if err == nil {
+		s.SetAddrs(a.cfg.Addrs)
+	}
+	return s, err
 }
 
 // believer is a book that believes every key.
@@ -126,7 +132,7 @@ func (believer) Bind(peer.Name, peer.Key, peer.Via) error { return nil }
 func (believer) Hold(peer.Name)                           {}
 func (believer) Release(peer.Name)                        {}
 
-// Read answers pings and learns the topology until the session ends.
+// Read answers pings and learns the topology and the ring until the session ends.
 func (p *Peer) Read() error {
 	var compared time.Time
 	for {
@@ -150,6 +156,15 @@ func (p *Peer) Read() error {
 			if rec[1] != gossipDelta && time.Since(compared) > time.Second {
 				compared = time.Now()
 				if err := p.Gossip(gossipFinal, mesh.ChannelTopology, digest); err != nil {
+					return err
+				}
+			}
+		case len(rec) > 3 && rec[0] == recGossip && rec[2] == mesh.ChannelRing:
+			p.ID.mu.Lock()
+			digest := p.learnRing(rec[1], rec[3:])
+			p.ID.mu.Unlock()
+			if digest != nil {
+				if err := p.Gossip(gossipFinal, mesh.ChannelRing, digest); err != nil {
 					return err
 				}
 			}

@@ -59,9 +59,15 @@ type Siege struct {
 // NewSiege starts the routers of all hosts of a lab but the last, and waits until their
 // containers reach each other.
 func NewSiege(ctx context.Context, l *testbed.Lab) (*Siege, error) {
-	s := &Siege{lab: l, honest: l.Hosts - 1, addrs: make([]netip.Addr, l.Hosts)}
-	if s.honest < 2 {
-		return nil, fmt.Errorf("%d hosts: want two honest ones and a hostile one at least", l.Hosts)
+	return NewSiegeOf(ctx, l, l.Hosts-1)
+}
+
+// NewSiegeOf is NewSiege for a number of honest hosts. Hosts between them and the hostile
+// one have no router yet.
+func NewSiegeOf(ctx context.Context, l *testbed.Lab, honest int) (*Siege, error) {
+	s := &Siege{lab: l, honest: honest, addrs: make([]netip.Addr, honest+1)}
+	if honest < 2 || honest >= l.Hosts {
+		return nil, fmt.Errorf("%d of %d hosts are honest: want two honest ones and a hostile one at least", honest, l.Hosts)
 	}
 	ctx, cancel := context.WithTimeout(ctx, convergeTimeout+time.Duration(l.Hosts)*hostTimeout)
 	defer cancel()
@@ -214,6 +220,16 @@ func (s *Siege) Run(ctx context.Context, flood string, duration time.Duration) (
 	d.CPU = (after.cpu - before.cpu).Seconds() / time.Since(start).Seconds()
 	s.compare(d, before, after)
 	return d, nil
+}
+
+// Flood floods the honest hosts until ctx is done, measures nothing, and returns how many
+// messages and connections the hostile host sent.
+func (s *Siege) Flood(ctx context.Context, flood string) (sent uint64, err error) {
+	st, err := s.look(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return s.flood(ctx, flood, st.addrs)
 }
 
 // flood runs the hostile peer until ctx is done, and returns how much it sent.

@@ -164,6 +164,21 @@ func (m *Maker) TargetPeers() map[peer.Name]bool {
 	return out
 }
 
+// AwaitsTarget reports whether there are targets, this peer itself not among them, and none
+// has answered yet.
+func (m *Maker) AwaitsTarget() (awaits bool) {
+	for k, c := range m.all {
+		switch {
+		case k.target == "" || c.state == Itself:
+		case !c.peer.IsZero():
+			return false
+		default:
+			awaits = true
+		}
+	}
+	return awaits
+}
+
 // Member records that a peer is in the mesh and where it says itself that it may be
 // dialled.
 func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {

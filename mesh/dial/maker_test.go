@@ -332,3 +332,34 @@ func TestTargetsKeepAShareOfTheSessions(t *testing.T) {
 		t.Error("the peer of a target is not known as one")
 	}
 }
+
+func TestTargetsAreAwaited(t *testing.T) {
+	m := maker(t, 0)
+	if m.AwaitsTarget() {
+		t.Error("targets are awaited and there are none")
+	}
+	m.AddTarget("itself")
+	m.AddTarget("h1")
+	for _, a := range m.Tick(t0) {
+		if a.Addr == "itself" {
+			m.Done(a.Key, m.self, nil, t0)
+		} else {
+			m.Done(a.Key, peer.Name{}, errors.New("no answer"), t0)
+		}
+	}
+	m.Member(upper, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.9:1")}, t0)
+	m.SessionUp(upper)
+	if !m.AwaitsTarget() {
+		t.Error("a member that no user named is taken for a target")
+	}
+	for _, a := range m.Tick(t0.Add(time.Hour)) {
+		m.Done(a.Key, lower, nil, t0)
+	}
+	if m.AwaitsTarget() {
+		t.Error("a target has answered and is awaited")
+	}
+	m.ForgetTarget("h1")
+	if m.AwaitsTarget() {
+		t.Error("only this peer itself is left, and is awaited")
+	}
+}
