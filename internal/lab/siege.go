@@ -140,7 +140,7 @@ func Besiege(ctx context.Context, c testbed.Config, flood string, duration time.
 type Damage struct {
 	Flood          string
 	Sent           uint64 // messages and connections of the hostile host
-	Pings, Lost    int    // a ping without an answer counts as all that were due meanwhile
+	Pings, Lost    int    // one is sent every 20 ms, whether or not others were answered
 	Attaches       int
 	Attach, Status time.Duration // the longest
 	// IdleAttach and IdleStatus are the longest just before the flood.
@@ -296,22 +296,14 @@ func (w *watch) ping(n int) {
 		return
 	}
 	defer p.Close()
-	tick := time.NewTicker(siegePing)
-	defer tick.Stop()
-	for w.ctx.Err() == nil {
-		_, err := p.Once(8, siegePingWait)
-		w.note(func(d *Damage) {
-			d.Pings++
-			if err != nil {
-				d.Pings += int(siegePingWait/siegePing) - 1
-				d.Lost += int(siegePingWait / siegePing)
-			}
-		})
-		select {
-		case <-tick.C:
-		case <-w.ctx.Done():
+	sent, lost, err := p.Steady(w.ctx, 8, siegePing, siegePingWait)
+	w.note(func(d *Damage) {
+		d.Pings += sent
+		d.Lost += lost
+		if err != nil {
+			d.Failed = append(d.Failed, err)
 		}
-	}
+	})
 }
 
 // attach attaches a container to one host after the other, and removes it.

@@ -287,3 +287,39 @@ func TestPingEndsWithItsContext(t *testing.T) {
 		t.Error("a missing host answered")
 	}
 }
+
+// A steady ping counts each request by itself, and goes on while some are not answered.
+func TestSteadyPingCountsEachRequest(t *testing.T) {
+	l := newLab(t, Config{Hosts: 2, Topology: Full})
+	p, err := NewPinger(l.Netns(Place{Host: 1}), Addr4(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	const interval, wait = 5 * time.Millisecond, 300 * time.Millisecond
+	count := func(cut bool) (sent, lost int) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if cut {
+			if err := l.Cut(1, 2, Packets); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := l.Heal(1, 2, Packets); err != nil {
+					t.Fatal(err)
+				}
+			}()
+		}
+		if sent, lost, err = p.Steady(ctx, 8, interval, wait); err != nil || sent < 20 {
+			t.Fatalf("%d requests: %v", sent, err)
+		}
+		return sent, lost
+	}
+	if sent, lost := count(false); lost > sent/10 {
+		t.Errorf("%d of %d requests were lost", lost, sent)
+	}
+	if sent, lost := count(true); lost != sent {
+		t.Errorf("%d of %d requests were lost over a link that is cut", lost, sent)
+	}
+}

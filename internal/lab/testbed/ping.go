@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/net/icmp"
@@ -55,41 +56,117 @@ func (p *Pinger) Close() error { return p.conn.Close() }
 // returns the round-trip time.
 func (p *Pinger) Once(size int, timeout time.Duration) (time.Duration, error) {
 	p.seq = (p.seq + 1) & 0xffff
-	data := make([]byte, max(size, 8))
 	nonce := rand.Uint64()
-	binary.BigEndian.PutUint64(data, nonce)
-	request := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: p.id, Seq: p.seq, Data: data}}
-	protocol, answer := 1, icmp.Type(ipv4.ICMPTypeEchoReply)
-	if p.to.Is6() {
-		request.Type = ipv6.ICMPTypeEchoRequest
-		protocol, answer = 58, ipv6.ICMPTypeEchoReply
-	}
-	b, err := request.Marshal(nil) // the kernel fills in the checksum of ICMPv6
-	if err != nil {
-		return 0, fmt.Errorf("ping %s: %w", p.to, err)
-	}
 	start := time.Now()
 	if err := p.conn.SetReadDeadline(start.Add(timeout)); err != nil {
 		return 0, fmt.Errorf("ping %s: %w", p.to, err)
 	}
-	if _, err := p.conn.WriteTo(b, &net.IPAddr{IP: p.to.AsSlice()}); err != nil {
-		return 0, fmt.Errorf("ping %s: %w", p.to, err)
+	if err := p.request(p.seq, size, nonce); err != nil {
+		return 0, err
 	}
 	for {
-		n, _, err := p.conn.ReadFrom(p.buf[:])
+		seq, err := p.answer(nonce)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return 0, fmt.Errorf("ping %s: no answer in %v: %w", p.to, timeout, err)
 		}
 		if err != nil {
+			return 0, err
+		}
+		if seq == p.seq {
+			return time.Since(start), nil
+		}
+	}
+}
+
+// Steady sends a request with size bytes of data, at least 8, at each interval until ctx
+// ends, also while others are not answered. It returns how many it sent, and how many of
+// them got no answer within the timeout.
+func (p *Pinger) Steady(ctx context.Context, size int, interval, timeout time.Duration) (sent, lost int, err error) {
+	nonce := rand.Uint64()
+	var mu sync.Mutex
+	var begun []time.Time // of each request
+	fail := make(chan error, 1)
+	if err := p.conn.SetReadDeadline(time.Time{}); err != nil {
+		return 0, 0, fmt.Errorf("ping %s: %w", p.to, err)
+	}
+	go func() {
+		fail <- func() (err error) {
+			tick := time.NewTicker(interval)
+			defer tick.Stop()
+			// The last answers may come until then.
+			defer func() { err = errors.Join(err, p.conn.SetReadDeadline(time.Now().Add(timeout))) }()
+			for ctx.Err() == nil {
+				mu.Lock()
+				n := len(begun)
+				begun = append(begun, time.Now())
+				mu.Unlock()
+				if err := p.request(n&0xffff, size, nonce); err != nil {
+					return err
+				}
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+				}
+			}
+			return nil
+		}()
+	}()
+	answered := make(map[int]bool)
+	for {
+		seq, err := p.answer(nonce)
+		if err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				return 0, 0, errors.Join(err, p.conn.Close(), <-fail)
+			}
+			break
+		}
+		mu.Lock()
+		n := len(begun) - 1 - (len(begun)-1-seq)&0xffff // the last request with that number
+		if n >= 0 && time.Since(begun[n]) <= timeout {
+			answered[n] = true
+		}
+		mu.Unlock()
+	}
+	return len(begun), len(begun) - len(answered), <-fail
+}
+
+func (p *Pinger) types() (protocol int, request, answer icmp.Type) {
+	if p.to.Is6() {
+		return 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
+	}
+	return 1, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
+}
+
+// request sends an echo request with a number and a nonce.
+func (p *Pinger) request(seq, size int, nonce uint64) error {
+	data := make([]byte, max(size, 8))
+	binary.BigEndian.PutUint64(data, nonce)
+	_, typ, _ := p.types()
+	b, err := (&icmp.Message{Type: typ, Body: &icmp.Echo{ID: p.id, Seq: seq, Data: data}}).Marshal(nil) // the kernel fills in the checksum of ICMPv6
+	if err == nil {
+		_, err = p.conn.WriteTo(b, &net.IPAddr{IP: p.to.AsSlice()})
+	}
+	if err != nil {
+		return fmt.Errorf("ping %s: %w", p.to, err)
+	}
+	return nil
+}
+
+// answer returns the number of the next answer with a nonce.
+func (p *Pinger) answer(nonce uint64) (seq int, err error) {
+	protocol, _, typ := p.types()
+	for {
+		n, _, err := p.conn.ReadFrom(p.buf[:])
+		if err != nil {
 			return 0, fmt.Errorf("ping %s: %w", p.to, err)
 		}
 		m, err := icmp.ParseMessage(protocol, p.buf[:n])
-		if err != nil || m.Type != answer {
+		if err != nil || m.Type != typ {
 			continue
 		}
 		echo, ok := m.Body.(*icmp.Echo)
-		if ok && echo.ID == p.id && echo.Seq == p.seq && len(echo.Data) >= 8 && binary.BigEndian.Uint64(echo.Data) == nonce {
-			return time.Since(start), nil
+		if ok && echo.ID == p.id && len(echo.Data) >= 8 && binary.BigEndian.Uint64(echo.Data) == nonce {
+			return echo.Seq, nil
 		}
 	}
 }

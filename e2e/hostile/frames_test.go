@@ -1,0 +1,200 @@
+package hostile
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// wire sends and receives whole frames at an interface.
+type wire struct{ fd int }
+
+// openWire opens an interface of a place.
+func openWire(t *testing.T, lab *testbed.Lab, place testbed.Place, iface string) *wire {
+	t.Helper()
+	w := &wire{}
+	harness.Within(t, lab, place, func() error {
+		link, err := netlink.LinkByName(iface)
+		if err != nil {
+			return err
+		}
+		all := int(uint16(unix.ETH_P_ALL)<<8 | uint16(unix.ETH_P_ALL)>>8)
+		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all); err != nil {
+			return err
+		}
+		return errors.Join(
+			unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: uint16(all), Ifindex: link.Attrs().Index}),
+			unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}),
+			unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
+		)
+	})
+	t.Cleanup(func() { unix.Close(w.fd) })
+	return w
+}
+
+// send sends a frame. A full queue drops it.
+func (w *wire) send(frame []byte) error {
+	if _, err := unix.Write(w.fd, frame); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		return err
+	}
+	return nil
+}
+
+// capture collects the frames that match until the returned function is called.
+func (w *wire) capture(match func(frame []byte) bool) (stop func() [][]byte) {
+	var done atomic.Bool
+	var frames [][]byte
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		b := make([]byte, 1<<16)
+		for !done.Load() {
+			n, err := unix.Read(w.fd, b)
+			if err == nil && match(b[:n]) {
+				frames = append(frames, slices.Clone(b[:n]))
+			}
+		}
+	})
+	return func() [][]byte {
+		done.Store(true)
+		wg.Wait()
+		return frames
+	}
+}
+
+// sleeveTo matches packets to the port of sleeve at an address.
+func sleeveTo(to netip.Addr) func([]byte) bool {
+	const ip, udp = 14, 14 + 20
+	return func(f []byte) bool {
+		return len(f) > udp+8 && f[12] == 8 && f[13] == 0 && f[ip] == 0x45 && f[ip+9] == unix.IPPROTO_UDP &&
+			[4]byte(f[ip+16:]) == to.As4() && binary.BigEndian.Uint16(f[udp+2:]) == 6783
+	}
+}
+
+// Whoever sees the packets of the underlay sends them again, cut and changed: the far end
+// drops each, and traffic goes on.
+func TestPacketsOfTheUnderlayAreNotReplayed(t *testing.T) {
+	t.Parallel()
+	s := newSiege(t, "--no-fastdp")
+	s.launch(t)
+	drops := func() (n uint64) {
+		r := summary(t, s.Lab, 1, api.NoLists).Router
+		for _, c := range r.Connections {
+			for _, d := range c.Drops {
+				n += d
+			}
+		}
+		for _, d := range r.Drops {
+			n += d
+		}
+		return n
+	}
+	ping, err := testbed.NewPinger(s.Netns(harness.At(2, "c")), s.addrs[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ping.Close()
+	far := openWire(t, s.Lab, harness.At(2, ""), testbed.HostInterface)
+	stop := far.capture(sleeveTo(testbed.Addr4(1)))
+	for range 100 {
+		if err := harness.Answered(t, ping, 100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := stop()
+	if len(seen) < 100 {
+		t.Fatalf("only %d packets were captured", len(seen))
+	}
+	inside := openWire(t, s.Lab, harness.At(1, "c"), netdev.IfaceName)
+	echo := inside.capture(func(f []byte) bool { // requests that reach the container
+		return len(f) > 34 && f[12] == 8 && f[13] == 0 && f[14+9] == unix.IPPROTO_ICMP && f[34] == 8
+	})
+	before := drops()
+	for i, f := range seen {
+		for _, change := range []func([]byte) []byte{
+			func(f []byte) []byte { return f },
+			func(f []byte) []byte { f[len(f)-1] ^= 1; return f },
+			func(f []byte) []byte { f[14+20+8+4+i%16] ^= 0x80; return f }, // its header
+		} {
+			f := change(slices.Clone(f))
+			f[14+20+6], f[14+20+7] = 0, 0 // without a checksum, which the card was to compute
+			if err := far.send(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	harness.Eventually(t, "the packets are dropped", func() bool { return drops() >= before+uint64(len(seen)) })
+	if again := echo(); len(again) > 0 {
+		t.Errorf("%d replayed requests reached the container", len(again))
+	}
+	for range 50 {
+		if err := harness.Answered(t, ping, 100); err != nil {
+			t.Fatalf("traffic does not go on: %v", err)
+		}
+	}
+}
+
+// A container of one host sends from a hundred thousand MAC addresses. The table stays
+// bounded, and those of other hosts keep their places.
+func TestManyMACsDoNotPushOutOthers(t *testing.T) {
+	t.Parallel()
+	s := newSiege(t, "--no-fastdp")
+	s.launch(t)
+	w := openWire(t, s.Lab, harness.At(3, "c"), netdev.IfaceName)
+	frame := make([]byte, 60)
+	copy(frame, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0x66})
+	frame[12], frame[13] = 0x88, 0xb5 // for experiments
+	ping, err := testbed.NewPinger(s.Netns(harness.At(2, "c")), s.addrs[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ping.Close()
+	table := func() api.MACTable { return summary(t, s.Lab, 1, api.NoLists).Router.MACTable }
+	lost, sent := 0, 0
+	for i := 0; i < 100_000; i++ {
+		binary.BigEndian.PutUint32(frame[8:], uint32(i))
+		if err := w.send(frame); err != nil {
+			t.Fatal(err)
+		}
+		if i%1000 == 0 {
+			sent++
+			if _, err := ping.Once(100, time.Second); err != nil {
+				lost++
+			}
+		}
+	}
+	if lost > sent/20 { // a full queue of the kernel drops some
+		t.Errorf("%d of %d pings were lost", lost, sent)
+	}
+	harness.Eventually(t, "frames from more addresses are refused", func() bool { return table().Refused > 0 })
+	if n := table().Entries; n > 1<<17 {
+		t.Errorf("the table has %d addresses", n)
+	}
+	for host := 1; host <= 2; host++ {
+		use, ok := s.RouterPID(host)
+		if !ok {
+			t.Fatal("a router ended")
+		}
+		u, err := testbed.Usage(use)
+		if err != nil || !raced() && u.Resident > 200<<20 {
+			t.Errorf("h%d uses %d MB: %v", host, u.Resident>>20, err)
+		}
+	}
+}
+
+// raced reports whether the race detector is on, which needs a multiple of the memory.
+func raced() bool { return strings.Contains(os.Getenv("GOFLAGS"), "-race") }
