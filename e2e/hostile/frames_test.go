@@ -17,8 +17,10 @@ import (
 
 	"github.com/weft-net/weft/e2e/harness"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/hostile"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // wire sends and receives whole frames at an interface.
@@ -198,3 +200,64 @@ func TestManyMACsDoNotPushOutOthers(t *testing.T) {
 
 // raced reports whether the race detector is on, which needs a multiple of the memory.
 func raced() bool { return strings.Contains(os.Getenv("GOFLAGS"), "-race") }
+
+// Peers that a member made up open sessions over relays with everybody, and never go on.
+// Two hosts without a direct link agree on keys all the same.
+func TestRelayedHostsAgreeOnKeysDuringAFlood(t *testing.T) {
+	t.Parallel()
+	lab := harness.New(t, testbed.Config{Hosts: evilHost, Password: password, Flags: []string{"--no-discovery", "--ipalloc-init", "consensus=3"}})
+	harness.Launch(t, lab, 2)
+	harness.Launch(t, lab, 1, testbed.Addr4(2).String())
+	harness.Launch(t, lab, 3, testbed.Addr4(2).String())
+	harness.Converge(t, lab)
+	names := routerNames(t, lab, honest)
+	l := newLiar(t, lab, harness.At(evilHost, ""), hostile.Config{})
+	p, _ := l.session(2, l.identity(peer.Name{}))
+	const count = 300
+	links := []peer.Name{p.Router}
+	for i := range count {
+		links = append(links, l.madeUp(i).Name)
+	}
+	if err := p.Link(links...); err != nil {
+		t.Fatal(err)
+	}
+	for i := range count {
+		if err := p.Announce(l.madeUp(i), p.ID.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, host := range []int{1, 3} {
+		harness.Eventually(t, "the made-up peers are known", func() bool { return summary(t, lab, host, api.NoLists).Omitted["Peers"] > count })
+	}
+	var done atomic.Bool
+	var flood sync.WaitGroup
+	flood.Go(func() {
+		for n := uint32(0); !done.Load(); n++ {
+			for _, to := range []string{names[0], names[2]} {
+				name, err := peer.ParseName(to)
+				if err == nil {
+					err = p.OpenRelayed(name, l.madeUp(int(n)%count).Name, n)
+				}
+				if err != nil {
+					t.Errorf("after %d openings: %v", n, err)
+					return
+				}
+			}
+		}
+	})
+	defer func() {
+		done.Store(true)
+		flood.Wait()
+	}()
+	harness.AddContainer(t, lab, 1, "c")
+	a := harness.AddContainer(t, lab, 3, "c")[0].Addr()
+	start := time.Now()
+	harness.Reach(t, lab, harness.At(1, "c"), a)
+	if took := time.Since(start); took > harness.Slack {
+		t.Errorf("the first answer came after %v", took)
+	}
+	sealed := slices.ContainsFunc(summary(t, lab, 1, api.ListRelayed).Router.Relayed, func(r api.RelayedPeer) bool { return r.Name == names[2] && r.Sealed })
+	if !sealed {
+		t.Error("frames between h1 and h3 are not sealed")
+	}
+}

@@ -40,6 +40,8 @@ var Floods = []*Flood{
 	{"handshakes", "handshakes of strangers with a wrong password, and of members under ever new names", littleGiven, handshakes},
 	{"topology", "entries of 2,000 made-up peers with many links, changed without end, some of them from the future", littleGiven, member(madeUpTopology)},
 	{"members", "member messages that declare members dead and made-up ones alive, and half-open streams", littleGiven, member(memberSpam)},
+	{"relayed", "openings of relayed sessions in the names of made-up peers, which never go on", littleGiven, member(relayedOpens)},
+	{"overridden", "entries of ever new peers under names that users could have given", littleGiven, member(overriddenNames)},
 	{"sources", "messages with the names of others as their source", littleGiven, member(forgedSources)},
 	{"space", "requests of made-up peers for addresses, and for those in use", littleGiven, member(spaceAsks)},
 	{"greedy", "requests of one real member for all addresses", hostGiven, member(greedyAsks)},
@@ -286,6 +288,42 @@ func memberSpam(r *run, p *Peer, n int) error {
 	default:
 		return p.Unicast(to, p.ID.Name, maxHops, mesh.KindMember, memberMessage(kind, r.rng.Uint32()>>1, about, p.ID.Name))
 	}
+}
+
+// OpenRelayed opens a stream for a session over relays, as streams in mesh/stream begin.
+func (p *Peer) OpenRelayed(to, from peer.Name, number uint32) error {
+	b := binary.BigEndian.AppendUint32([]byte{0}, number)
+	return p.Unicast(to, from, maxHops, mesh.KindRelayed, append(b, 0, 0, 0, 0))
+}
+
+// relayedOpens opens streams for sessions over relays.
+func relayedOpens(r *run, p *Peer, n int) error {
+	if err := r.announceMadeUp(p); err != nil {
+		return err
+	}
+	m, err := r.made(n % madeUpNeighbours)
+	if err != nil {
+		return err
+	}
+	return p.OpenRelayed(pick(r.rng, others(p)), m.Name, r.rng.Uint32())
+}
+
+// overriddenNames announces peers that no one has heard of, each under a name that is not
+// derived from its key, and drops the oldest of them.
+func overriddenNames(r *run, p *Peer, n int) error {
+	const confirmEvery = 100
+	id, err := r.NewIdentity(peer.Name{0, 0x66, byte(r.index), byte(n >> 16), byte(n >> 8), byte(n)})
+	if err != nil {
+		return err
+	}
+	p.latest = append(p.latest, id.Name)
+	p.latest = p.latest[max(0, len(p.latest)-hubLinks):]
+	if n%confirmEvery == 0 {
+		if err := p.Link(append(slices.Clone(p.latest), p.Router)...); err != nil {
+			return err
+		}
+	}
+	return p.Announce(id, p.ID.Name)
 }
 
 // forgedSources sends messages of all kinds from everybody to everybody.

@@ -70,7 +70,8 @@ type Peer struct {
 	Router peer.Name // at the other end
 
 	attack    *Attack
-	announced bool       // used by the one that sends floods
+	announced bool // used by the one that sends floods, as latest
+	latest    []peer.Name
 	ring      *ring.Ring // as this peer knows it; guarded by the lock of the identity
 }
 
