@@ -7,13 +7,15 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 )
 
 // The page about security names constants with their values, and tests. Both must exist,
-// so that the page never says more than the code does.
+// so that the page never says more than the code does. Each threat has a test in which real
+// routers suffer it.
 func TestSecurityPageIsTrue(t *testing.T) {
 	page, err := os.ReadFile("../../site/pages/security.md")
 	if err != nil {
@@ -36,29 +38,64 @@ func TestSecurityPageIsTrue(t *testing.T) {
 		}
 	}
 	tests := testNames(t)
-	names := regexp.MustCompile("`(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(string(page), -1)
+	find := regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
+	names := find.FindAllStringSubmatch(string(page), -1)
 	if len(names) < 20 {
 		t.Errorf("the page names %d tests", len(names))
 	}
 	for _, n := range names {
-		if !tests[n[1]] {
+		if tests[n[1]] == nil {
 			t.Errorf("the page names %s, which does not exist", n[1])
+		}
+	}
+	rows := threats(t, string(page))
+	if len(rows) < 20 {
+		t.Errorf("the page has %d threats", len(rows))
+	}
+	for _, row := range rows {
+		real := slices.ContainsFunc(find.FindAllStringSubmatch(row, -1), func(n []string) bool {
+			return slices.ContainsFunc(tests[n[1]], func(folder string) bool { return strings.HasPrefix(folder, "e2e/") })
+		})
+		if !real && !slices.ContainsFunc(simulated, func(s string) bool { return strings.Contains(row, s) }) {
+			t.Errorf("no test with real routers, in e2e, is named for the threat %.120s", row)
 		}
 	}
 }
 
-// testNames returns the names of all tests of the repository.
-func testNames(t *testing.T) map[string]bool {
+// simulated are the threats that only a simulation shows, because real routers would take
+// hours: here tens of thousands of decisions.
+var simulated = []string{"| fill the ring with small ranges |"}
+
+// threats returns the rows of the threat model, without its head.
+func threats(t *testing.T, page string) (rows []string) {
 	t.Helper()
-	names := make(map[string]bool)
+	_, section, ok := strings.Cut(page, "\n## Threat model\n")
+	section, _, ok2 := strings.Cut(section, "\n## ")
+	if !ok || !ok2 {
+		t.Fatal("the page has no threat model")
+	}
+	for line := range strings.Lines(section) {
+		if strings.HasPrefix(line, "|") {
+			rows = append(rows, line)
+		}
+	}
+	return rows[2:]
+}
+
+// testNames returns the names of all tests of the repository, with the folders that have a
+// test of that name.
+func testNames(t *testing.T) map[string][]string {
+	t.Helper()
+	names := make(map[string][]string)
 	find := regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9]+)\(`)
 	err := filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
 			return err
 		}
 		src, err := os.ReadFile(path)
+		folder := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(path)), "../../")
 		for _, m := range find.FindAllSubmatch(src, -1) {
-			names[string(m[1])] = true
+			names[string(m[1])] = append(names[string(m[1])], folder)
 		}
 		return err
 	})
