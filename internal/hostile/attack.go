@@ -17,6 +17,8 @@ import (
 
 	"github.com/weft-net/weft/dns/names"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/records"
+	"github.com/weft-net/weft/mesh/rotation"
 	"github.com/weft-net/weft/mesh/session"
 )
 
@@ -99,8 +101,9 @@ type run struct {
 	target  string
 	limiter *rate.Limiter
 	rng     *rand.Rand
-	// records of made-up peers, by their number
+	// Records of made-up peers, by their number.
 	hostNames map[int]*names.State
+	passwords map[int]*records.Map[rotation.State]
 }
 
 // pace waits until the next step may begin, and reports whether there is one.

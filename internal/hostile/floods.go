@@ -14,7 +14,10 @@ import (
 	"github.com/weft-net/weft/dns/names"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/passwords"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/records"
+	"github.com/weft-net/weft/mesh/rotation"
 	"github.com/weft-net/weft/mesh/session"
 )
 
@@ -48,6 +51,7 @@ var Floods = []*Flood{
 	{"wishes", "wishes that living hosts are removed, banned or replaced as voters", littleGiven, member(wishes)},
 	{"ring", "another ring over the same range, and wishes to adopt it", littleGiven, member(ownRing)},
 	{"names", "host names of made-up peers", littleGiven, member(hostNames)},
+	{"passwords", "what made-up peers say of the passwords that they accept", littleGiven, member(passwordStates)},
 	{"digests", "digests of peers that know nothing, which ask for everything", littleGiven, member(digests)},
 	{"malformed", "records, gossip and signatures that cannot be true", littleGiven, member(malformed)},
 }
@@ -343,7 +347,7 @@ func forgedSources(r *run, p *Peer, n int) error {
 	if n%2 == 0 {
 		hops = maxHops - 1
 	}
-	return p.Unicast(pick(r.rng, honest), from, hops, mesh.Kind(r.rng.IntN(9)), payload)
+	return p.Unicast(pick(r.rng, honest), from, hops, mesh.Kind(r.rng.IntN(10)), payload)
 }
 
 // Types of the messages between allocators; see ipam/message.go.
@@ -508,6 +512,43 @@ func hostNames(r *run, p *Peer, n int) error {
 	return nil
 }
 
+// passwordStates announces which passwords made-up peers accept, another list each time.
+func passwordStates(r *run, p *Peer, n int) error {
+	if err := r.announceMadeUp(p); err != nil {
+		return err
+	}
+	i := (n*len(r.cfg.Targets) + r.index) % madeUpNeighbours
+	m, err := r.made(i)
+	if err != nil {
+		return err
+	}
+	s := r.passwords[i]
+	if s == nil {
+		s = records.New(records.Config[rotation.State]{
+			Use: passwords.Use, Self: m.Name, Signer: m, Verifier: peer.Ed25519{}, Start: time.Now(),
+			Decode: func(_ uint8, payload []byte) (rotation.State, error) { return rotation.ParseState(payload) },
+		})
+		if r.passwords == nil {
+			r.passwords = make(map[int]*records.Map[rotation.State])
+		}
+		r.passwords[i] = s
+	}
+	var state rotation.State
+	for range rotation.MaxHeld {
+		state.Accepts = append(state.Accepts, rotation.Accepted{Password: rotation.ID{byte(n), byte(r.rng.Uint32()), byte(r.rng.Uint32())}, Order: r.rng.Int64N(1 << 60)})
+	}
+	deltas, err := s.Set(map[uint8][]byte{0: state.Append(nil), byte(n): state.Append(nil)})
+	if err != nil {
+		return err
+	}
+	for _, d := range deltas {
+		if err := p.Gossip(gossipDelta, mesh.ChannelPasswords, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // digests asks for the whole state of every channel again and again.
 func digests(r *run, p *Peer, n int) error {
 	channel := []byte{mesh.ChannelTopology, mesh.ChannelRing, mesh.ChannelNames}[n%3]
@@ -532,7 +573,7 @@ func digests(r *run, p *Peer, n int) error {
 func malformed(r *run, p *Peer, n int) error {
 	garbage := make([]byte, 1+r.rng.IntN(4000))
 	_, _ = crand.Read(garbage)
-	channel := byte(1 + r.rng.IntN(6))
+	channel := byte(r.rng.IntN(9))
 	switch n % 8 {
 	case 0:
 		return p.Gossip(gossipDelta, channel, garbage)

@@ -142,7 +142,7 @@ type Damage struct {
 	Sent           uint64 // messages and connections of the hostile host
 	Pings, Lost    int    // one is sent every 20 ms, whether or not others were answered
 	Attaches       int
-	Attach, Status time.Duration // the longest
+	Attach, Status time.Duration // the longest; of a status as text, or of a summary
 	// IdleAttach and IdleStatus are the longest just before the flood.
 	IdleAttach, IdleStatus time.Duration
 	Memory                 uint64   // resident bytes of the largest router
@@ -347,6 +347,12 @@ func (w *watch) statusOnce(host int) {
 		w.failed(fmt.Errorf("status on h%d: %w", host, err))
 	}
 	took := time.Since(start)
+	// What doctor, stop and the agent of Kubernetes ask for.
+	start = time.Now()
+	if _, err := api.NewClient(w.lab.Socket(host)).Summary(ctx, api.NoLists); err != nil {
+		w.failed(fmt.Errorf("summary of h%d: %w", host, err))
+	}
+	took = max(took, time.Since(start))
 	use, err := w.usage(host)
 	if err != nil {
 		w.failed(err)

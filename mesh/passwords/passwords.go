@@ -26,6 +26,9 @@ import (
 	"github.com/weft-net/weft/mesh/session"
 )
 
+// Use is the name of what peers publish of their passwords among the uses of mesh/records.
+const Use = "passwords"
+
 const (
 	tickEvery = time.Second
 	// idleEvery is how often the members are read while nothing changes.
@@ -129,7 +132,7 @@ func Open(cfg Config) (k *Keeper, notes []string, err error) {
 	}
 	now := time.Now()
 	k.records = records.New(records.Config[rotation.State]{
-		Use: "passwords", Self: cfg.Identity.Name, Signer: cfg.Identity, Verifier: peer.Ed25519{}, Start: now,
+		Use: Use, Self: cfg.Identity.Name, Signer: cfg.Identity, Verifier: peer.Ed25519{}, Start: now,
 		Decode: func(_ uint8, payload []byte) (rotation.State, error) { return rotation.ParseState(payload) },
 		Limits: records.Limits{Owner: recordsOfPeer, Total: recordsOfAll},
 	})
