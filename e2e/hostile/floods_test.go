@@ -1,10 +1,14 @@
 package hostile
 
 import (
+	"context"
+	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/hostile"
 	"github.com/weft-net/weft/internal/lab"
 	"github.com/weft-net/weft/internal/lab/testbed"
@@ -53,4 +57,55 @@ func flood(t *testing.T, s *lab.Siege, f *hostile.Flood) {
 	for _, limit := range d.Broken(f.MaxGiven) {
 		t.Error(limit)
 	}
+}
+
+// While a member makes up a topology the whole report is tens of megabytes. The commands
+// that need a part of it stay fast, and what they ask for stays small.
+func TestSmallReportsOfAMadeUpTopology(t *testing.T) {
+	t.Parallel()
+	l := harness.New(t, testbed.Config{Hosts: 4, Password: password})
+	l.Exe = harness.Shipped(t)
+	s, err := lab.NewSiege(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.Flood(ctx, "topology")
+		ended <- err
+	}()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	harness.Eventually(t, "h1 knows a thousand made-up peers", func() bool { return summary(t, l, 1, api.NoLists).Omitted["Peers"] > 1000 })
+	for _, args := range [][]string{{"status"}, {"status", "connections"}, {"status", "ipam"}, {"dns-args"}, {"env"}, {"doctor"}} {
+		start := time.Now()
+		// The test binary is slower than weft as it ships: it has the race detector.
+		harness.Try(t, l, 1, args...)
+		if took := time.Since(start); took > lab.MaxStatus+harness.Slack {
+			t.Errorf("weft %s took %v", strings.Join(args, " "), took)
+		}
+	}
+	start := time.Now()
+	small, err := json.Marshal(summary(t, l, 1, api.NoLists))
+	if took := time.Since(start); err != nil || len(small) > 100<<10 || took > lab.MaxStatus+harness.Slack {
+		t.Errorf("a summary has %d bytes and took %v: %v", len(small), took, err)
+	}
+	whole := 0
+	for range 3 {
+		whole = max(whole, len(harness.Weft(t, l, 1, "report")))
+	}
+	if whole < 1<<20 {
+		t.Errorf("the whole report has %d bytes: the topology is not large", whole)
+	}
+	pid, _ := l.RouterPID(1)
+	use, err := testbed.Usage(pid)
+	if err != nil || use.Resident > lab.MaxMemory {
+		t.Errorf("the router uses %d MB: %v", use.Resident>>20, err)
+	}
+	t.Logf("a summary has %d bytes, a report %d; the router uses %d MB", len(small), whole, use.Resident>>20)
 }
