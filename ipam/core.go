@@ -34,8 +34,8 @@ type View interface {
 	Place(peer.Name) (netip.Addr, bool)
 	// Target reports whether a user told this peer to connect to that one.
 	Target(peer.Name) bool
-	// AwaitsTarget reports whether a user told this peer to connect to others and none of
-	// them has answered yet.
+	// AwaitsTarget reports whether a user named peers to connect to, and none of them has
+	// answered yet.
 	AwaitsTarget() bool
 }
 

@@ -48,8 +48,8 @@ func (m *Mesh) IsTarget(n peer.Name) bool {
 	return t != nil && (*t)[n]
 }
 
-// AwaitsTarget reports whether a user told this peer to connect to others and none of them
-// has answered yet.
+// AwaitsTarget reports whether a user named peers to connect to, and none of them has
+// answered yet.
 func (m *Mesh) AwaitsTarget() bool { return !m.targetAnswered.Load() }
 
 // storeTargets notes which peers answer at targets. It is called with mu held.

@@ -95,7 +95,7 @@ func (l *liar) session(host int, id *hostile.Identity) (*hostile.Peer, <-chan er
 	return p, ended
 }
 
-// try repeats a lie until it could be told: first the liar has to learn what is true.
+// try repeats a lie until it succeeds: first the liar has to learn what is true.
 func (l *liar) try(what string, f func() error) {
 	l.t.Helper()
 	if err := poll.Until(harness.Timeout, 50*time.Millisecond, f); err != nil {

@@ -39,7 +39,7 @@ type place struct {
 // Book says which key a name has. A derived name needs no entry: it accepts only its own
 // key. An overridden name is bound to the first key that shows it. The binding outlives
 // the peer, so that a squatter cannot take the name of a host that is away. It ends when
-// the mesh removes the name, or when the book is full and the name has to make room: the
+// the mesh removes the name, or when the book is full and the name has to give way: the
 // place that brought most names loses the one that has been absent longest, first among
 // those that did not come in a session of their own. So a neighbour that makes up names
 // only pushes out those.
@@ -91,7 +91,7 @@ func (b *Book) Bind(name Name, key Key, via Via) error {
 		}
 		return nil
 	}
-	if len(b.bound) >= maxBound && !b.makeRoom(via) {
+	if len(b.bound) >= maxBound && !b.dropOne(via) {
 		return fmt.Errorf("peer %s: %d overridden names are known already, which is the limit, and most came from the same neighbour", name, maxBound)
 	}
 	if b.bound == nil {
@@ -136,9 +136,9 @@ func (b *Book) leave(e *binding) {
 	}
 }
 
-// makeRoom drops a binding that nobody holds for one more from a place, and reports whether
+// dropOne drops a binding that nobody holds for one more from a place, and reports whether
 // it could. Places with fewer names than that one lose none.
-func (b *Book) makeRoom(via Via) bool {
+func (b *Book) dropOne(via Via) bool {
 	own := 0
 	if p := b.places[Via{Addr: via.Addr, Neighbour: via.Neighbour}]; p != nil {
 		own = p.names
