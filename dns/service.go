@@ -92,6 +92,7 @@ type Service struct {
 	started       atomic.Bool
 	listening     atomic.Pointer[[]Listening]
 	upstreamFault atomic.Pointer[string] // of reading resolv.conf
+	stats         atomic.Pointer[records.Stats]
 
 	// Run loop only.
 	logged map[string]time.Time // when a refusal was last logged, by its text
@@ -112,6 +113,7 @@ func New(cfg Config) *Service {
 		}),
 		forward: forward.New(cfg.Timeout),
 	}
+	s.noteStats()
 	s.server = server.New(zone.New(cfg.Domain, cfg.TTL, s.state.Table(), cfg.Ranges, rand.Uint64), s.forward)
 	return s
 }
@@ -175,6 +177,7 @@ func (s *Service) tick(now time.Time) {
 		s.state.SetTime(clock)
 		deltas := s.state.Tick(now)
 		refused = s.state.Refused()
+		s.noteStats()
 		return deltas, nil
 	})
 	for _, r := range refused {
@@ -469,11 +472,22 @@ func (s *Service) CountRefused(ctx context.Context) int {
 	return s.state.Table().CountRefused(func() bool { return ctx.Err() != nil })
 }
 
-// RecordStats returns what the replicated names take, and what was refused of them.
+// RecordStats returns what the replicated names take, and what was refused of them. It does
+// not wait for a merge, which can take long: then the result is up to a second old.
 func (s *Service) RecordStats() records.Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.state.Stats()
+	if s.mu.TryLock() {
+		defer s.mu.Unlock()
+		return s.state.Stats()
+	}
+	st := *s.stats.Load()
+	st.Refused = maps.Clone(st.Refused) // the caller owns it
+	return st
+}
+
+// noteStats keeps the counts for RecordStats. It is called with mu held.
+func (s *Service) noteStats() {
+	st := s.state.Stats()
+	s.stats.Store(&st)
 }
 
 // Channel returns the state as a channel that the mesh replicates.

@@ -118,7 +118,7 @@ func TestPacketsOfTheUnderlayAreNotReplayed(t *testing.T) {
 		}
 	}
 	seen := stop()
-	if len(seen) < 100 {
+	if len(seen) < 50 { // requests; the kernel may have joined some
 		t.Fatalf("only %d packets were captured", len(seen))
 	}
 	inside := openWire(t, s.Lab, harness.At(1, "c"), netdev.IfaceName)
