@@ -132,7 +132,7 @@ func someReport() *api.Report {
 		Router: api.Router{
 			Protocol: "weft", ProtocolMinVersion: 1, ProtocolMaxVersion: 2,
 			Name: "02:00:00:00:00:01", NickName: "h1", Port: 6783, Encryption: true, PeerDiscovery: true,
-			Targets: []string{"h2", "192.0.2.3:7000"},
+			Targets:         []string{"h2", "192.0.2.3:7000"},
 			PeerConnections: api.PeerConnections{Established: 1, Pending: 1},
 			Peers: []api.Peer{
 				{Name: "02:00:00:00:00:01", NickName: "h1", Connections: []api.PeerConnection{
