@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/render"
 )
@@ -21,8 +22,9 @@ type rotation struct {
 	client         *api.Client
 	stdin          io.Reader
 	stdout         io.Writer
+	raw            io.Writer // for the password as it is
 	status, show   bool
-	yes            bool
+	yes, goOn      bool
 	file           string
 	except, with   []string
 	timeout, every time.Duration
@@ -41,17 +43,25 @@ goes on without it. Run it on a host that has a vote (weft status ipam).
 
 The old password stays valid until all hosts that own addresses have followed. A host
 that is away holds the change up until it is back, or is removed with weft rmpeer. To
-throw a host out, ban it first (weft ban). What has no addresses and is away gets no new
-password.
+throw a host out, ban it first (weft ban). A host that is away and owns no addresses is
+not waited for; it needs the new password by hand.
 
-Run the command again to see how far the change is, and to include hosts that have come
-since. Files and units with the old password keep working on these hosts; hosts that join
+Run the command again on the same host to include hosts that have come since, or with
+--continue on another one. If a banned host may know the new password, another one is
+made. Files and units with the old password keep working on these hosts; hosts that join
 later need the new one, which --show prints.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			r.client, r.stdin, r.stdout = a.client(), c.InOrStdin(), a.stdout
-			if r.status && r.show {
-				return usagef("%s: --status and --show exclude each other", c.CommandPath())
+			r.client, r.stdin, r.stdout, r.raw = a.client(), c.InOrStdin(), a.stdout, a.rawOut
+			changes := r.yes || r.goOn || r.file != "" || len(r.except)+len(r.with) > 0
+			if r.status && r.show || (r.status || r.show) && changes {
+				return usagef("%s: --status and --show change nothing, and go with no other flag", c.CommandPath())
+			}
+			if r.goOn && r.file != "" {
+				return usagef("%s: --continue goes on with the password of the change; it excludes --password-file", c.CommandPath())
+			}
+			if r.timeout < 0 {
+				return usagef("%s: --timeout %v: want 0 or more", c.CommandPath(), r.timeout)
 			}
 			return r.run(c.Context())
 		},
@@ -61,8 +71,9 @@ later need the new one, which --show prints.`,
 	fs.BoolVar(&r.show, "show", false, "print the password that this host uses, and change nothing")
 	fs.BoolVar(&r.yes, "yes", false, "do not ask")
 	fs.StringVar(&r.file, "password-file", "", "file with the new password in its first line; without it one is generated")
+	fs.BoolVar(&r.goOn, "continue", false, "go on with a change that another host began, for example because that host died")
 	fs.StringSliceVar(&r.except, "except", nil, "hosts that do not get the password (repeatable)")
-	fs.StringSliceVar(&r.with, "with", nil, "hosts that get the password although a banned host has their address (repeatable)")
+	fs.StringSliceVar(&r.with, "with", nil, "hosts that get the password although they may be banned ones under another name (repeatable)")
 	fs.DurationVar(&r.timeout, "timeout", 2*time.Minute, "how long to wait until all hosts have followed")
 	return c
 }
@@ -73,8 +84,8 @@ func (r *rotation) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		render.Fprintln(r.stdout, password)
-		return nil
+		_, err = r.raw.Write(append(password, '\n'))
+		return err
 	}
 	s, err := r.client.Rotation(ctx)
 	if err != nil {
@@ -84,13 +95,19 @@ func (r *rotation) run(ctx context.Context) error {
 		printRotation(r.stdout, &s)
 		return nil
 	}
-	q := api.RotateRequest{}
+	q := api.RotateRequest{Continue: r.goOn}
 	if r.file != "" {
 		list, err := readPasswords(r.file)
 		if err != nil {
 			return err
 		}
-		q.Password = list[0]
+		if err := daemon.CheckPasswords(list[:1]); err != nil {
+			return fmt.Errorf("%s: %w", r.file, err)
+		}
+		q.Password = []byte(list[0])
+	}
+	if r.goOn && !s.Resumable {
+		return errors.New("there is no change that can go on: none is under way, or a banned host may know its password")
 	}
 	if !s.Voter {
 		return errors.New("this host has no vote; run the command on one that has ('weft status ipam' shows the voters; if there are none, run 'weft prime')")
@@ -140,6 +157,8 @@ func (r *rotation) plan(s *api.Rotation) (names []string, err error) {
 			out = append(out, nameOf(&p)+": as you said")
 		case !p.Needed && !with:
 			out = append(out, nameOf(&p)+": a banned host has its address; --with includes it")
+		case s.Bans && p.Reachable && !p.Direct && !with:
+			out = append(out, nameOf(&p)+": this host has no session with it, so it may be a banned one under another name; --with includes it")
 		default:
 			names = append(names, p.Peer)
 			get = append(get, nameOf(&p))
@@ -153,9 +172,12 @@ func (r *rotation) plan(s *api.Rotation) (names []string, err error) {
 			return nil, usagef("no host that can be reached, or owns addresses, has the name or nickname %q", n)
 		}
 	}
-	if s.Running {
-		render.Fprintf(r.stdout, "The password is being changed already. These hosts get the new one, too:\n")
-	} else {
+	switch {
+	case s.Running && r.file == "" && (s.Own || r.goOn):
+		render.Fprintf(r.stdout, "The password is being changed already, by order of %s. These hosts get the new one, too:\n", orderedBy(s))
+	case s.Running && s.Ordered:
+		render.Fprintf(r.stdout, "The change that %s began is replaced. The mesh gets a new password. These hosts get it, and this one:\n", orderedBy(s))
+	default:
 		render.Fprintf(r.stdout, "The mesh gets a new password. These hosts get it, and this one:\n")
 	}
 	for _, n := range get {
@@ -173,6 +195,14 @@ func (r *rotation) plan(s *api.Rotation) (names []string, err error) {
 	return names, nil
 }
 
+// orderedBy returns the peer that ordered the change.
+func orderedBy(s *api.Rotation) string {
+	if s.By == "" {
+		return "a host that cannot be reached"
+	}
+	return s.By
+}
+
 func nameOf(p *api.RotationPeer) string {
 	if p.NickName == "" {
 		return p.Peer
@@ -187,7 +217,7 @@ func (r *rotation) follow(ctx context.Context, s *api.Rotation) error {
 	tick := time.NewTicker(r.every)
 	defer tick.Stop()
 	shown := ""
-	for s.Running {
+	for !s.Done() {
 		if text := behindText(s); text != shown {
 			shown = text
 			render.Fprintln(r.stdout, text)
@@ -212,7 +242,7 @@ func (r *rotation) follow(ctx context.Context, s *api.Rotation) error {
 func behindText(s *api.Rotation) string {
 	behind := s.Behind()
 	if len(behind) == 0 {
-		return "all hosts use the new password; this one is about to drop the old one"
+		return "all hosts use the new password, and some still accept others"
 	}
 	names := make([]string, 0, len(behind))
 	for _, p := range behind[:min(len(behind), maxShownBehind)] {
@@ -221,15 +251,7 @@ func behindText(s *api.Rotation) string {
 	if n := len(behind) - len(names); n > 0 {
 		names = append(names, fmt.Sprintf("%d others", n))
 	}
-	return fmt.Sprintf("%d of %d hosts use the new password; behind: %s", len(s.Peers)-len(behind)+btoi(s.Step == api.StepOffers || s.Step == api.StepFinished),
-		len(s.Peers)+1, strings.Join(names, ", "))
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
+	return fmt.Sprintf("%d hosts have still to follow: %s", len(behind), strings.Join(names, ", "))
 }
 
 const maxShownBehind = 5
@@ -237,8 +259,8 @@ const maxShownBehind = 5
 // printRotation shows the state of a change.
 func printRotation(w io.Writer, s *api.Rotation) {
 	switch {
-	case s.Running && s.By != "":
-		render.Fprintf(w, "The password is being changed to %s, by order of %s at %s.\n", s.Target, s.By, s.Since.Format(time.DateTime))
+	case s.Running && s.Ordered:
+		render.Fprintf(w, "The password is being changed to %s, by order of %s at %s.\n", s.Target, orderedBy(s), s.Since.Format(time.DateTime))
 	case s.Running:
 		render.Fprintf(w, "The password is being changed to %s, which the configuration of this host has.\n", s.Target)
 	default:

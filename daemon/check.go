@@ -69,19 +69,20 @@ func (c *Config) checkPeers() error {
 	if n := c.Mesh.Nickname; len(n) > maxNickname || strings.ContainsFunc(n, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\ufffd' }) {
 		return fmt.Errorf("--nickname %q: want up to %d characters without blanks", n, maxNickname)
 	}
-	return checkPasswords(c.Passwords)
+	return CheckPasswords(c.Passwords)
 }
 
-func checkPasswords(list []string) error {
+// CheckPasswords returns an error if a router cannot have these passwords.
+func CheckPasswords(list []string) error {
 	if len(list) > mesh.MaxPasswords {
 		return fmt.Errorf("%d passwords, at most %d", len(list), mesh.MaxPasswords)
 	}
 	for _, p := range list {
 		switch {
 		case len(p) < session.MinPassword:
-			return fmt.Errorf("a password has less than %d characters; choose a longer one", session.MinPassword)
+			return fmt.Errorf("a password has fewer than %d bytes; choose a longer one", session.MinPassword)
 		case len(p) > rotation.MaxText:
-			return fmt.Errorf("a password has more than %d characters", rotation.MaxText)
+			return fmt.Errorf("a password has more than %d bytes", rotation.MaxText)
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/passwords"
 	"github.com/weft-net/weft/mesh/peer"
@@ -22,7 +23,7 @@ const keyPasswords = "passwords"
 // openPasswords makes the Keeper of this host's passwords.
 func (h *host) openPasswords(id *peer.Identity) error {
 	k, notes, err := passwords.Open(passwords.Config{
-		Identity: id, Configured: h.config.Passwords, Read: h.config.ReadPasswords,
+		Identity: id, Configured: h.config.Passwords, Read: h.config.ReadPasswords, Check: CheckPasswords,
 		Load: func() ([]byte, error) { return h.store.Get(bucketDaemon, []byte(keyPasswords)) },
 		Save: func(b []byte) error {
 			return h.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyPasswords), Value: b}})
@@ -62,7 +63,7 @@ func (h *host) Password(context.Context) (api.PasswordReply, error) {
 	if len(list) == 0 {
 		return api.PasswordReply{}, passwords.ErrNoPassword
 	}
-	return api.PasswordReply{Password: list[0]}, nil
+	return api.PasswordReply{Password: []byte(list[0])}, nil
 }
 
 // Rotate implements api.Passwords.
@@ -74,12 +75,13 @@ func (h *host) Rotate(ctx context.Context, r api.RotateRequest) (api.Rotation, e
 	if err != nil {
 		return api.Rotation{}, err
 	}
-	if r.Password != "" {
-		if err := checkPasswords([]string{r.Password}); err != nil {
+	text := string(r.Password)
+	if text != "" {
+		if err := CheckPasswords([]string{text}); err != nil {
 			return api.Rotation{}, usage("%w", err)
 		}
 	}
-	if err := h.passwords.Start(r.Password, names); err != nil {
+	if err := h.passwords.Start(text, names, r.Continue); err != nil {
 		return api.Rotation{}, fmt.Errorf("change the password: %w", err)
 	}
 	return h.Rotation(ctx)
@@ -96,7 +98,10 @@ func (h *host) Rotation(context.Context) (api.Rotation, error) {
 	if !s.On {
 		return api.Rotation{}, passwords.ErrNoPassword
 	}
-	r := api.Rotation{Running: s.Running, Target: s.Target.String(), Step: steps[s.Step], Voter: s.Voter, Faults: s.Faults, Peers: []api.RotationPeer{}}
+	r := api.Rotation{
+		Running: s.Running, Target: s.Target.String(), Ordered: s.Ordered, Own: s.Own, Resumable: s.Resumable, Bans: h.bans(),
+		Step: steps[s.Step], Voter: s.Voter, Faults: s.Faults, Peers: []api.RotationPeer{},
+	}
 	if !s.By.IsZero() {
 		r.By = h.describe(s.By)
 	}
@@ -104,12 +109,18 @@ func (h *host) Rotation(context.Context) (api.Rotation, error) {
 		r.Since = time.UnixMicro(s.Time)
 	}
 	for _, p := range s.Peers {
+		_, direct := s.Direct[p.Name]
 		r.Peers = append(r.Peers, api.RotationPeer{
-			Peer: p.Name.String(), NickName: h.mesh.View().Nickname(p.Name), Step: steps[p.Step],
+			Direct: direct, Peer: p.Name.String(), NickName: h.mesh.View().Nickname(p.Name), Step: steps[p.Step],
 			Reachable: s.Reachable[p.Name], Needed: p.Member, Named: p.Named,
 		})
 	}
 	return r, nil
+}
+
+// bans reports whether peers are banned.
+func (h *host) bans() bool {
+	return slices.ContainsFunc(h.allocators, func(a *ipam.Allocator) bool { return len(a.Status().Banned) > 0 })
 }
 
 // maxBehind bounds the peers that one warning names.

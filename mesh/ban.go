@@ -74,27 +74,34 @@ const (
 // make a new key, so other peers there are not trusted in everything.
 type bannedPlaces struct {
 	mu sync.Mutex // no other lock is taken while it is held
-	at map[netip.Addr]time.Time
+	at map[netip.Addr]bannedPlace
 }
 
-func (p *bannedPlaces) add(a netip.Addr, now time.Time) {
+type bannedPlace struct {
+	last time.Time
+	key  peer.KeyID // of the peer that was there
+}
+
+func (p *bannedPlaces) add(a netip.Addr, k peer.Key, now time.Time) {
+	id := peer.IDOf(k)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.at == nil {
-		p.at = make(map[netip.Addr]time.Time)
+		p.at = make(map[netip.Addr]bannedPlace)
 	}
-	maps.DeleteFunc(p.at, func(_ netip.Addr, last time.Time) bool { return now.Sub(last) > keepBannedPlace })
+	maps.DeleteFunc(p.at, func(_ netip.Addr, b bannedPlace) bool { return now.Sub(b.last) > keepBannedPlace })
 	if _, known := p.at[a]; a.IsValid() && (known || len(p.at) < maxBannedPlaces) {
-		p.at[a] = now
+		p.at[a] = bannedPlace{now, id}
 	}
 }
 
-// HadBanned reports whether a banned peer was seen at an address during the last day.
+// HadBanned reports whether a peer that is banned was seen at an address during the last day,
+// since this router started.
 func (m *Mesh) HadBanned(a netip.Addr) bool {
 	m.bannedPlaces.mu.Lock()
-	defer m.bannedPlaces.mu.Unlock()
-	last, ok := m.bannedPlaces.at[a]
-	return ok && time.Since(last) <= keepBannedPlace
+	b, ok := m.bannedPlaces.at[a]
+	m.bannedPlaces.mu.Unlock()
+	return ok && time.Since(b.last) <= keepBannedPlace && m.IsBanned(b.key)
 }
 
 // endBanned ends the sessions of banned peers. It is called with mu held.
@@ -104,7 +111,7 @@ func (m *Mesh) endBanned() {
 	}
 	for _, n := range *m.neighbours.Load() {
 		if m.isBanned(n.Peer.Key) {
-			m.bannedPlaces.add(n.Peer.From, time.Now())
+			m.bannedPlaces.add(n.Peer.From, n.Peer.Key, time.Now())
 			m.dismiss(n, session.CodeBanned, errBanned)
 		}
 	}

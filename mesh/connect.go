@@ -158,7 +158,7 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 		}
 	}
 	if m.isBanned(h.Key) {
-		m.bannedPlaces.add(h.From, time.Now())
+		m.bannedPlaces.add(h.From, h.Key, time.Now())
 		return no(session.CodeBanned, "%v", errBanned)
 	}
 	now := time.Now()

@@ -21,7 +21,7 @@ import (
 // later.
 
 // MaxPasswords is how many passwords a peer can accept at once.
-const MaxPasswords = 64
+const MaxPasswords = 16
 
 // proofGrace is how long after a change of the passwords a session may be without a proof. It
 // is for proofs that are on the way.

@@ -37,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -131,29 +132,38 @@ type BanRequest struct {
 // RotateRequest starts a change of the password of the mesh, or goes on with one.
 type RotateRequest struct {
 	// Password is the new one. Empty: a generated one, or that of the change that is under
-	// way.
-	Password string `json:"password,omitempty"`
+	// way if this host began it.
+	Password []byte `json:"password,omitempty"`
+	// Continue goes on with a change that another host began.
+	Continue bool `json:"continue,omitempty"`
 	// Peers are the names of the peers that get it.
 	Peers []string `json:"peers"`
 }
 
 // PasswordReply has the password that the router offers to others.
 type PasswordReply struct {
-	Password string `json:"password"`
+	Password []byte `json:"password"`
 }
 
 // Rotation is the state of a change of the password.
 type Rotation struct {
-	// Running is set until this host accepts only the password Target, which By ordered at
-	// Since. By is empty if the configuration of this host has it.
-	Running bool           `json:"running"`
-	Target  string         `json:"target"` // id of a password
-	By      string         `json:"by,omitempty"`
-	Since   time.Time      `json:"since,omitzero"`
-	Step    string         `json:"step"`  // of this host; see RotationPeer
-	Voter   bool           `json:"voter"` // this host may start a change
-	Peers   []RotationPeer `json:"peers"`
-	Faults  []string       `json:"faults,omitempty"`
+	// Running is set until this host accepts only the password Target. If Ordered, By ordered
+	// it at Since; By is empty if that peer cannot be reached. Otherwise the configuration of
+	// this host has it.
+	Running bool   `json:"running"`
+	Target  string `json:"target"` // id of a password
+	Ordered bool   `json:"ordered,omitempty"`
+	By      string `json:"by,omitempty"`
+	// Own is set if a further request goes on with the change, and Resumable if it does with
+	// Continue.
+	Own       bool           `json:"own,omitempty"`
+	Resumable bool           `json:"resumable,omitempty"`
+	Bans      bool           `json:"bans,omitempty"` // peers are banned
+	Since     time.Time      `json:"since,omitzero"`
+	Step      string         `json:"step"`  // of this host; see RotationPeer
+	Voter     bool           `json:"voter"` // this host may start a change
+	Peers     []RotationPeer `json:"peers"`
+	Faults    []string       `json:"faults,omitempty"`
 }
 
 // Steps of a peer towards a password.
@@ -175,16 +185,23 @@ type RotationPeer struct {
 	Needed bool `json:"needed"`
 	// Named is set if the peer may get the password.
 	Named bool `json:"named"`
+	// Direct is set if this host has a session with it, so that it knows its address.
+	Direct bool `json:"direct"`
 }
 
 // Behind returns the peers for which the others wait.
 func (r *Rotation) Behind() (out []RotationPeer) {
 	for _, p := range r.Peers {
-		if p.Needed && p.Step != StepOffers && p.Step != StepFinished {
+		if (p.Needed || p.Named && p.Reachable) && p.Step != StepOffers && p.Step != StepFinished {
 			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// Done reports whether all whose access counts accept only the password Target.
+func (r *Rotation) Done() bool {
+	return !r.Running && !slices.ContainsFunc(r.Peers, func(p RotationPeer) bool { return p.Needed && p.Reachable && p.Step != StepFinished })
 }
 
 // AdoptRequest names a ring of addresses by its number, or by the beginning of the

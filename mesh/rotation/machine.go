@@ -25,7 +25,7 @@ const (
 	// password costs a tenth of a second.
 	newPasswordEvery = 20 * time.Second
 	// maxAhead bounds how much later than now an order may be.
-	maxAhead = 24 * time.Hour
+	maxAhead = 10 * time.Minute
 	// maxGivers bounds the peers whose last order is remembered, more than have votes.
 	// maxOfGiver bounds the passwords of one of them that are held at once.
 	maxGivers  = 64
@@ -34,7 +34,7 @@ const (
 	// password is dropped.
 	maxPeers = 16384
 	// maxReplaced is how many ids of former passwords are kept.
-	maxReplaced = 16
+	maxReplaced = 64
 )
 
 // DefaultSettle is the default of Config.Settle.
@@ -66,6 +66,8 @@ type Config struct {
 	IDOf func(text string) ID
 	// MayOrder reports whether the peer with a key may give orders. A banned one may not.
 	MayOrder func(peer.Key) bool
+	// Clock returns the time for orders, as most peers see it.
+	Clock func() time.Time
 	// Gradual reports whether a configuration that was changed before the start is followed
 	// in steps, as if it had changed while the peer ran. Otherwise it alone counts.
 	Gradual bool
@@ -149,9 +151,9 @@ func New(cfg Config, configured []Password, saved []byte, now time.Time) (m *Mac
 		givers: make(map[peer.Key]time.Time), changed: true,
 	}
 	if saved != nil {
-		if err = m.restore(saved); err == nil && (m.knows(configured[0].ID) || cfg.Gradual) {
+		if err = m.restore(saved); err == nil && (m.knows(configured[0].ID) || configured[0].ID == m.configured || cfg.Gradual) {
 			if cfg.Gradual {
-				m.Configure(configured, now)
+				m.Configure(configured)
 			}
 			m.configured = configured[0].ID
 			return m, false, nil
@@ -232,9 +234,47 @@ func (m *Machine) SetPeers(list []Peer, now time.Time) {
 	})
 }
 
-// Expel says which peers are banned. They are no members any more.
+// Expel says which peers are banned. They are no members any more. A password by the order of
+// one of them is dropped, unless this peer offers it: then others may accept nothing else. It
+// goes with the next one.
 func (m *Machine) Expel(banned func(peer.KeyID) bool) {
 	maps.DeleteFunc(m.peers, func(k peer.KeyID, _ *peerState) bool { return banned(k) })
+	of := func(h *held) bool { return h.order != nil && banned(h.order.giver) }
+	if offered := m.find(m.offered); of(offered) && m.someDropped(offered) {
+		// Who dropped it did not offer it, so nobody has dropped the passwords before it.
+		for _, h := range m.held {
+			if !of(h) && m.allAccept(h) {
+				m.offered, m.changed = h.ID, true
+				break
+			}
+		}
+	}
+	m.held = slices.DeleteFunc(m.held, func(h *held) bool {
+		gone := of(h) && h.ID != m.offered
+		m.changed = m.changed || gone
+		return gone
+	})
+}
+
+// someDropped reports whether a member does not accept a password that all accepted.
+func (m *Machine) someDropped(h *held) bool {
+	for _, e := range m.peers {
+		if _, ok := e.state.accepts(h.ID); e.Member && !ok && len(e.state.Accepts) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Resumable returns the password of the change that is under way, for a further order, and false
+// if there is none, or if a banned peer may know the password. own reports whether this peer gave
+// the order.
+func (m *Machine) Resumable(banned func(peer.KeyID) bool) (p Password, own, ok bool) {
+	h := m.held[0]
+	if !m.Running() || h.order == nil || slices.ContainsFunc(h.order.Peers, banned) || banned(h.order.giver) {
+		return Password{}, false, false
+	}
+	return h.Password, h.order.By == m.cfg.Signer.Key(), true
 }
 
 // SetNeighbours replaces the peers with which there is a session. The Machine keeps the map.
@@ -253,7 +293,7 @@ func (m *Machine) SetState(k peer.KeyID, s State) {
 // Configure says that the configuration has changed while the peer runs, and now has these
 // passwords, the preferred one first, at least one. A first one that is new takes the place of
 // the present one, unless it is one that was replaced.
-func (m *Machine) Configure(list []Password, now time.Time) {
+func (m *Machine) Configure(list []Password) {
 	list = list[:min(len(list), MaxHeld)]
 	first, was := list[0].ID, m.configured
 	m.configured = first
@@ -267,7 +307,7 @@ func (m *Machine) Configure(list []Password, now time.Time) {
 	case first == was:
 		at = h.time
 	case m.held[0].ID != first:
-		at = m.after(now)
+		at = m.after()
 	}
 	m.held = slices.DeleteFunc(m.held, func(h *held) bool { // the user took lines away
 		gone := h.time == at && h.order == nil && h.ID != m.offered && !slices.ContainsFunc(list, func(p Password) bool { return p.ID == h.ID })
@@ -293,8 +333,8 @@ func (m *Machine) Configure(list []Password, now time.Time) {
 }
 
 // after returns the present time, but not less than is needed to be the latest one.
-func (m *Machine) after(now time.Time) int64 {
-	return max(now.UnixMicro(), m.held[0].time+1, m.floor.Time+1)
+func (m *Machine) after() int64 {
+	return max(m.cfg.Clock().UnixMicro(), m.held[0].time+1, m.floor.Time+1)
 }
 
 // ErrNoVote is the cause if a peer may not start a rotation.
@@ -318,7 +358,7 @@ func (m *Machine) Start(p Password, peers []peer.KeyID, now time.Time) error {
 	if h != nil && h.order != nil {
 		peers = slices.Concat(h.order.Peers, peers)
 	}
-	o, err := newOrder(m.cfg.Signer, m.after(now), p.ID, append(peers, m.cfg.Self))
+	o, err := newOrder(m.cfg.Signer, m.after(), p.ID, append(peers, m.cfg.Self))
 	if err != nil {
 		return err
 	}
@@ -340,7 +380,7 @@ func (m *Machine) Receive(from peer.KeyID, msg []byte, now time.Time) error {
 		return nil // this peer dropped it, or would have
 	case len(text) < MinText:
 		return fmt.Errorf("a password of %d bytes, want at least %d", len(text), MinText)
-	case o.Time > now.Add(maxAhead).UnixMicro():
+	case o.Time > m.cfg.Clock().Add(maxAhead).UnixMicro():
 		return errors.New("its time is ahead of the clock: the clock of one of the two hosts is wrong")
 	case !o.names(m.cfg.Self) || !o.names(from):
 		return errors.New("it does not name this peer and the one that passed it on")
@@ -380,7 +420,11 @@ func (m *Machine) take(o *Order, text string, now time.Time) error {
 		h = &held{Password: Password{text, o.Password}, time: o.Time}
 		m.held = append(m.held, h)
 	}
+	o.giver = peer.IDOf(o.By)
 	h.order, h.since = o, now
+	// A later order makes the password the later one, or peers that have other orders would
+	// prefer other passwords.
+	h.time, h.line = max(h.time, o.Time), 0
 	clear(m.sent)
 	slices.SortFunc(m.held, (*held).compare)
 	m.changed = true
@@ -415,26 +459,32 @@ func (m *Machine) Tick(now time.Time) (changed bool, messages []Message) {
 		if h.ID == m.offered || !settled {
 			break
 		}
-		if m.all(func(s State) bool { _, ok := s.accepts(h.ID); return ok }) {
+		if m.allAccept(h) {
 			m.offered, m.changed = h.ID, true
 			break
 		}
 	}
-	if settled && m.all(func(s State) bool { return s.offers(m.offered) }) {
-		m.dropOutdated(m.find(m.offered))
+	if h := m.find(m.offered); settled && m.all(h, func(s State) bool { return s.offers(h.ID) }) {
+		m.dropOutdated(h)
 	}
 	changed, m.changed = m.changed, false
 	return changed, m.passOn(now)
 }
 
-// all reports whether a condition is true for what each member publishes.
-func (m *Machine) all(is func(State) bool) bool {
-	for _, e := range m.peers {
-		if e.Member && !is(e.state) {
+// all reports whether a condition is true for what each member publishes, and each peer that the
+// order of h names.
+func (m *Machine) all(h *held, is func(State) bool) bool {
+	for k, e := range m.peers {
+		if (e.Member || h.order != nil && h.order.names(k)) && !is(e.state) {
 			return false
 		}
 	}
 	return true
+}
+
+// allAccept is all for those that accept h.
+func (m *Machine) allAccept(h *held) bool {
+	return m.all(h, func(s State) bool { _, ok := s.accepts(h.ID); return ok })
 }
 
 // dropOutdated drops the passwords whose place another one takes.
@@ -460,7 +510,8 @@ func (m *Machine) passOn(now time.Time) (out []Message) {
 			continue
 		}
 		for _, h := range m.held {
-			if h.order == nil || !h.order.names(k) || h.order.By != m.cfg.Signer.Key() && now.Sub(h.since) < passOnAfter {
+			own := h.order != nil && h.order.By == m.cfg.Signer.Key()
+			if h.order == nil || !h.order.names(k) || !own && (now.Sub(h.since) < passOnAfter || !e.Member) {
 				continue
 			}
 			if a, ok := e.state.accepts(h.ID); ok && a.Order >= h.order.Time || !ok && m.dropped(e.state, h) {

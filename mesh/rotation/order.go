@@ -36,7 +36,8 @@ type Order struct {
 	Password ID
 	Peers    []peer.KeyID // that may know the password, in order
 
-	signed []byte // encoded, with the signature and without the text
+	giver  peer.KeyID // of By
+	signed []byte     // encoded, with the signature and without the text
 }
 
 // ErrMalformed is the cause if bytes are no order.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // savedState is what a Machine needs over a restart, as JSON.
@@ -72,6 +74,7 @@ func (m *Machine) restore(b []byte) error {
 			if o.Password != p.ID || !o.verify(m.cfg.Verifier) {
 				return fmt.Errorf("%w: an order is for another password, or its signature is wrong", errSaved)
 			}
+			o.giver = peer.IDOf(o.By)
 			h.order = o
 		}
 		m.held = append(m.held, h)

@@ -7,7 +7,7 @@ import (
 )
 
 // MaxHeld is how many passwords a peer holds at once.
-const MaxHeld = 64
+const MaxHeld = 16
 
 // State is what a peer publishes of its passwords. The payload of its record is
 //
