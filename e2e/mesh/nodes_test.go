@@ -108,8 +108,8 @@ func (k *kubeNodes) ownedBy(what string, hosts ...int) {
 	})
 }
 
-// Scaling down and up repeatedly, each time with another agent away at the critical
-// moment, loses no address. WEFT_ROUNDS=100 runs for longer.
+// Scaling down and up repeatedly, each time with another agent that restarts at the
+// critical moment, loses no address. WEFT_ROUNDS=100 runs for longer.
 func TestNodesThatComeAndGoLoseNoAddress(t *testing.T) {
 	t.Parallel()
 	rounds := 5
@@ -134,9 +134,10 @@ func TestNodesThatComeAndGoLoseNoAddress(t *testing.T) {
 		harness.Eventually(t, "the agent of h3 has written its line", func() bool { return k.line(3) })
 		k.leave(3)
 		away := 1 + round%2
+		// One agent alone is not believed before five minutes, so the other one must come back.
 		k.stop(away)
-		k.ownedBy(fmt.Sprintf("round %d: the addresses of h3 are others'", round), 1, 2)
 		k.start(away)
+		k.ownedBy(fmt.Sprintf("round %d: the addresses of h3 are others'", round), 1, 2)
 		if err := os.RemoveAll(lab.StateDir(3)); err != nil {
 			t.Fatal(err)
 		}
