@@ -60,6 +60,9 @@ type Config struct {
 	Name   peer.Name // zero: derived from the key
 	Bridge string
 	MTU    int // of containers, in bytes of IP packet
+	// Filtered makes IP rules of the host see the frames that the bridge forwards: policies
+	// and Services on the same network need that.
+	Filtered bool
 
 	// Mesh has Nickname (empty: the hostname), ConnLimit, Discover and the protocol
 	// versions.

@@ -155,8 +155,7 @@ func (d *daemon) open(assemble assemble) error {
 		id.Name = n
 	}
 	d.name = id.Name
-	// A peer's name is a MAC address that no other host's bridge has.
-	if err := netdev.EnsureBridge(d.config.Bridge, net.HardwareAddr(id.Name[:]), d.config.MTU, d.config.Sysctls); err != nil {
+	if err := d.bridge(id.Name).Ensure(); err != nil {
 		return err
 	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
@@ -178,6 +177,13 @@ func (d *daemon) open(assemble assemble) error {
 		return err
 	}
 	return nil
+}
+
+// bridge returns the desired state of the bridge. A peer's name is a MAC address that no
+// other host's bridge has.
+func (d *daemon) bridge(self peer.Name) netdev.Bridge {
+	c := d.config
+	return netdev.Bridge{Name: c.Bridge, MAC: net.HardwareAddr(self[:]), MTU: c.MTU, Sysctls: c.Sysctls, Filtered: c.Filtered}
 }
 
 // checkRoutes refuses the default range if routes of the host hide addresses of it. If the user

@@ -7,8 +7,8 @@
 //
 // # Where packets are filtered
 //
-// Pods are connected to a bridge. The sysctls net.bridge.bridge-nf-call-iptables and -ip6tables,
-// which kube-proxy needs too, pass bridged packets to the IP hooks of netfilter. One set of chains
+// Pods are connected to a bridge. Its own flags nf_call_iptables and nf_call_ip6tables pass bridged
+// packets to the IP hooks of netfilter, whatever the sysctls of the host say. One set of chains
 // therefore sees bridged and routed packets, after the destination is translated and before the
 // source is:
 //

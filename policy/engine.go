@@ -26,10 +26,7 @@ import (
 type Config struct {
 	Node string // name of the node that the engine runs on, as in a pod's spec.nodeName
 	// Bridge is the bridge that pods are connected to. "" means weft's.
-	Bridge string
-	// Sysctls is the directory of the sysctls. "" means /proc/sys, which is often read-only in a
-	// container.
-	Sysctls string
+	Bridge  string
 	Log     *slog.Logger          // nil: no log
 	Metrics prometheus.Registerer // nil: no metrics
 }
@@ -41,9 +38,6 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Bridge == "" {
 		c.Bridge = netdev.BridgeName
-	}
-	if c.Sysctls == "" {
-		c.Sysctls = "/proc/sys"
 	}
 	return c
 }
@@ -121,7 +115,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("enforce policies: open the thread's network namespace: %w", err)
 	}
-	e, err := newEngine(cfg, &nft{ns: ns, bridge: cfg.Bridge, sysctls: cfg.Sysctls})
+	e, err := newEngine(cfg, &nft{ns: ns, bridge: cfg.Bridge})
 	if err != nil {
 		ns.Close()
 		return nil, err

@@ -28,7 +28,6 @@ const prefix = netdev.PolicyPrefix
 type nft struct {
 	ns       netns.NsHandle
 	bridge   string
-	sysctls  string
 	logRules logRules
 }
 
@@ -37,7 +36,7 @@ func (k *nft) close() error { return k.ns.Close() }
 func (k *nft) setLogRules(l logRules) { k.logRules = l }
 
 func (k *nft) showBridged() error {
-	return netdev.DoIn(k.ns, func() error { return showBridgedPackets(k.sysctls) })
+	return netdev.DoIn(k.ns, func() error { return netdev.ShowBridged(k.bridge) })
 }
 
 func (k *nft) ports() (ports map[netip.Addr]uint32, err error) {

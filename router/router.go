@@ -228,7 +228,7 @@ func (r *Router) openTAP() (tap.Queue, error) {
 	if r.fast.Attached() {
 		return q, nil
 	}
-	if err := netdev.AddPort(r.cfg.Bridge, name, r.cfg.MTU, r.cfg.Sysctls); err != nil {
+	if err := (netdev.BridgePort{Name: name, Bridge: r.cfg.Bridge, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls}).Ensure(); err != nil {
 		q.Close()
 		return nil, err
 	}

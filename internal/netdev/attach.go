@@ -98,7 +98,7 @@ func (a *Attachment) findOrMakePair(host, in handle) (port, l netlink.Link, made
 		}
 		return port, l, false, nil
 	}
-	if port, l, err = makePair(host, in, bridge, *a); err != nil {
+	if port, l, err = makePairIn(host, in, bridge, *a); err != nil {
 		return nil, nil, false, a.failed("make the veth pair", err)
 	}
 	return port, l, true, nil
@@ -113,6 +113,11 @@ func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error 
 	}
 	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
 		return a.failed("set hairpin mode of "+port.Attrs().Name, err)
+	}
+	if alias := (portAlias{port.Attrs().MTU, a.Hairpin}).String(); port.Attrs().Alias != alias {
+		if err := host.LinkSetAlias(port, alias); err != nil {
+			return a.failed("set alias of "+port.Attrs().Name, err)
+		}
 	}
 	if a.MAC != nil && l.Attrs().HardwareAddr.String() != a.MAC.String() {
 		if err := in.LinkSetHardwareAddr(l, a.MAC); err != nil {
@@ -150,6 +155,9 @@ func (a *Attachment) configureInterface(host, in handle, port, l netlink.Link) (
 		}
 	}
 	waitCarrier(host, port)
+	if err := host.placeMAC(port, l.Attrs().HardwareAddr); err != nil {
+		return added, a.failed("make the bridge send frames to "+port.Attrs().Name, err)
+	}
 	if err := announce(a.NS, l.Attrs().Index, l.Attrs().HardwareAddr, a.Addrs); err != nil {
 		return added, a.failed("announce addresses", err)
 	}
@@ -211,9 +219,8 @@ func isHostEnd(port, l netlink.Link) bool {
 		len(port.Attrs().Name) > len(HostPrefix) && port.Attrs().Name[:len(HostPrefix)] == HostPrefix
 }
 
-// makePair makes both ends in one request, so that a crash leaves either nothing or a
-// pair that the next Attach finds.
-func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netlink.Link, err error) {
+// makePairIn makes the pair of an attachment and returns both ends.
+func makePairIn(host, in handle, bridge netlink.Link, a Attachment) (port, l netlink.Link, err error) {
 	ns, err := netns.GetFromPath(a.NS)
 	if err != nil {
 		return nil, nil, err
@@ -221,35 +228,15 @@ func makePair(host, in handle, bridge netlink.Link, a Attachment) (port, l netli
 	defer ns.Close()
 	var suffix [4]byte
 	_, _ = rand.Read(suffix[:]) // never fails, by its documentation
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = HostPrefix + hex.EncodeToString(suffix[:])
-	attrs.MTU = a.MTU
-	attrs.MasterIndex = bridge.Attrs().Index
-	if a.RateLimited {
-		attrs.Group = rateLimitedGroup
-	}
-	pair := netlink.NewVeth(attrs)
-	pair.PeerName = a.Iface
-	pair.PeerNamespace = netlink.NsFd(int(ns))
-	pair.PeerMTU = uint32(a.MTU)
-	pair.PeerHardwareAddr = a.MAC
-	if err := host.LinkAdd(pair); err != nil {
-		return nil, nil, fmt.Errorf("create %s: %w", attrs.Name, err)
-	}
-	port, err = host.requireLink(attrs.Name)
+	port, err = host.makePair(pair{
+		port: HostPrefix + hex.EncodeToString(suffix[:]), inside: a.Iface, ns: &ns, bridge: bridge, mtu: a.MTU, mac: a.MAC,
+		hairpin: a.Hairpin, rateLimited: a.RateLimited, sysctls: a.Sysctls,
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = host.delete(port)
-		}
-	}()
-	if err := disableIPv6(a.Sysctls, attrs.Name); err != nil {
-		return nil, nil, fmt.Errorf("disable ipv6 on %s: %w", attrs.Name, err)
-	}
-	l, err = in.requireLink(a.Iface)
-	if err != nil {
+	if l, err = in.requireLink(a.Iface); err != nil {
+		_ = host.delete(port)
 		return nil, nil, err
 	}
 	return port, l, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -16,16 +15,21 @@ import (
 // rules.
 const dockerUserChain = "DOCKER-USER"
 
-// dockerFilter is a program with which Docker filters forwarded packets, the sysctl
-// that shows bridged packets to its rules, and the family of its tables.
+// dockerFilter is a program with which Docker filters forwarded packets, and the family of
+// its tables.
 type dockerFilter struct {
-	program, sysctl string
-	family          nftables.TableFamily
+	program string
+	family  nftables.TableFamily
 }
 
-var dockerFilters = []dockerFilter{
-	{"iptables", "/proc/sys/net/bridge/bridge-nf-call-iptables", nftables.TableFamilyIPv4},
-	{"ip6tables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables", nftables.TableFamilyIPv6},
+var dockerFilters = []dockerFilter{{"iptables", nftables.TableFamilyIPv4}, {"ip6tables", nftables.TableFamilyIPv6}}
+
+// sees reports whether netfilter passes bridged packets to the program's rules.
+func (g dockerFilter) sees(s Shown) bool {
+	if g.family == nftables.TableFamilyIPv4 {
+		return s.IPv4 != ""
+	}
+	return s.IPv6 != ""
 }
 
 // AllowInDockerUser adds a rule to Docker's chain DOCKER-USER that accepts packets
@@ -37,9 +41,13 @@ var dockerFilters = []dockerFilter{
 // rules. It changes nothing without that program, without Docker's chain, or if
 // br_netfilter does not pass bridged packets to it.
 func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, err error) {
+	shown, err := ShownBy(bridge)
+	if err != nil {
+		return nil, err
+	}
 	var errs []error
 	for _, g := range dockerFilters {
-		if !g.sees() {
+		if !g.sees(shown) {
 			continue
 		}
 		has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, bridge)
@@ -63,12 +71,6 @@ func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, er
 	return changed, errors.Join(errs...)
 }
 
-// sees reports whether br_netfilter passes bridged packets to the program's rules.
-func (g dockerFilter) sees() bool {
-	shown, err := os.ReadFile(g.sysctl)
-	return err == nil && strings.TrimSpace(string(shown)) != "0"
-}
-
 // BridgeBlockers returns the chains, as nft names them, that drop packets from port to
 // port of a bridge although AllowInDockerUser has run. With nftables Docker has no
 // chain for users. It does not drop such packets itself then, but another program or an
@@ -78,9 +80,13 @@ func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
 	if err != nil || len(blockers) == 0 {
 		return nil, err
 	}
+	shown, err := ShownBy(bridge)
+	if err != nil {
+		return nil, err
+	}
 	closed := make(map[nftables.TableFamily]bool)
 	for _, g := range dockerFilters {
-		if !g.sees() {
+		if !g.sees(shown) {
 			continue
 		}
 		open, err := g.opened(ctx, bridge)

@@ -1,11 +1,14 @@
 package netdev
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // MakePort makes a veth pair. The end port is on the bridge. The end inside has that MAC
@@ -32,27 +35,100 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 			return wrap("replace", err)
 		}
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = port, mtu, b.Attrs().Index
-	pair := netlink.NewVeth(attrs)
-	pair.PeerName, pair.PeerMTU, pair.PeerHardwareAddr = inside, uint32(mtu), mac
-	if err := h.LinkAdd(pair); err != nil {
-		return wrap("create", err)
-	}
-	l, err := h.requireLink(port)
+	l, err := h.makePair(pair{port: port, inside: inside, bridge: b, mtu: mtu, mac: mac, sysctls: sysctls})
 	if err != nil {
-		return wrap("look up the new port", err)
+		return wrap("create", err)
 	}
 	defer func() {
 		if err != nil {
 			_ = h.delete(l)
 		}
 	}()
-	if err := disableIPv6(sysctls, port); err != nil {
-		return wrap("disable ipv6", err)
-	}
 	if err := h.LinkSetUp(l); err != nil {
 		return wrap("set up", err)
+	}
+	if err := h.placeMAC(l, mac); err != nil {
+		return wrap("place the MAC address", err)
+	}
+	return nil
+}
+
+// pair is a veth pair that connects a container to a bridge.
+type pair struct {
+	bridge       netlink.Link
+	port, inside string
+	ns           *netns.NsHandle // of the end inside; nil for this namespace
+	mtu          int             // bytes of IP packet
+	mac          net.HardwareAddr
+	hairpin      bool
+	rateLimited  bool
+	sysctls      Sysctls
+}
+
+// makePair makes both ends of a pair in one request, so that a crash leaves either nothing
+// or a pair that can be found, and returns the port. All ways to connect a container use
+// it. The port is down.
+func (h handle) makePair(p pair) (port netlink.Link, err error) {
+	if p.bridge.Attrs().Flags&net.FlagUp == 0 {
+		return nil, fmt.Errorf("bridge %s is down: no frame would pass", p.bridge.Attrs().Name)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = p.port, p.mtu, p.bridge.Attrs().Index
+	attrs.Alias = portAlias{p.mtu, p.hairpin}.String()
+	if p.rateLimited {
+		attrs.Group = rateLimitedGroup
+	}
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = p.inside, uint32(p.mtu), p.mac
+	if p.ns != nil {
+		veth.PeerNamespace = netlink.NsFd(int(*p.ns))
+	}
+	if err := h.LinkAdd(veth); err != nil {
+		return nil, portError(err)
+	}
+	if port, err = h.requireLink(p.port); err != nil {
+		return nil, fmt.Errorf("look up the new port %s: %w", p.port, err)
+	}
+	if err := ipv6Off(p.sysctls, p.port).Ensure(); err != nil {
+		_ = h.delete(port)
+		return nil, fmt.Errorf("disable ipv6 on %s: %w", p.port, err)
+	}
+	return port, nil
+}
+
+// portError says in words why a bridge accepts no more ports.
+func portError(err error) error {
+	if errors.Is(err, unix.EXFULL) {
+		return fmt.Errorf("the bridge has 1023 ports, and the kernel allows no more: %w", err)
+	}
+	return err
+}
+
+// placeMAC makes the bridge send frames for a MAC address to a port. The bridge may have
+// seen the address at the router's port, on another host, and would drop frames that come
+// in there for minutes. The bridge's own announcements do not teach it.
+func (h handle) placeMAC(port netlink.Link, mac net.HardwareAddr) error {
+	entry := netlink.Neigh{
+		LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_REACHABLE, Flags: netlink.NTF_MASTER, HardwareAddr: mac,
+	}
+	err := h.NeighSet(&entry)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	// A port without carrier learns nothing yet. Without the old entry, the bridge sends
+	// frames to all ports.
+	for _, name := range []string{PortName, TAPName} {
+		l, ok, err := h.link(name)
+		if err != nil {
+			return err
+		}
+		if !ok || l.Attrs().MasterIndex == 0 {
+			continue
+		}
+		entry.LinkIndex = l.Attrs().Index
+		if err := h.NeighDel(&entry); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,6 +122,7 @@ type Filter struct {
 	Family FilterFamily
 	Table  string
 	Chain  string // if IP packets are filtered
+	Cause  Cause  // likewise: why rules see them
 }
 
 // FilterFamily is the family of a Filter.
@@ -130,7 +132,7 @@ type FilterFamily uint8
 const (
 	NoFilter     FilterFamily = iota
 	FilterBridge              // nftables' family bridge
-	FilterIP                  // IP packets, as net.bridge.bridge-nf-call-iptables is set
+	FilterIP                  // IP packets
 	FilterLegacy              // the same, of iptables-legacy
 )
 
@@ -140,23 +142,22 @@ func (f Filter) String() string {
 	case FilterBridge:
 		return "rules filter bridged frames: table bridge " + f.Table
 	case FilterIP:
-		return fmt.Sprintf("rules filter bridged packets: chain %s of table %s, and net.bridge.bridge-nf-call-iptables is set", f.Chain, f.Table)
+		return fmt.Sprintf("rules filter bridged packets: chain %s of table %s, and %s", f.Chain, f.Table, f.Cause)
 	case FilterLegacy:
-		return "iptables filters bridged packets: net.bridge.bridge-nf-call-iptables is set"
+		return fmt.Sprintf("iptables filters bridged packets: %s", f.Cause)
 	}
 	return ""
 }
 
-// Filtered returns the rules that see bridged frames: those of family bridge, and
-// those of IP if net.bridge.bridge-nf-call-iptables passes bridged packets to them.
-// The zero value means that there are none.
-func (w *Watch) Filtered() (Filter, error) {
-	var shown, legacy bool
+// Filtered returns the rules that see the frames that a bridge forwards: those of family
+// bridge, and those of IP if ShownBy says so. The zero value means that there are none.
+func (w *Watch) Filtered(bridge string) (Filter, error) {
+	var shown Shown
+	var legacy bool
 	var chains []*nftables.Chain
-	err := DoIn(w.ns, func() error {
-		for _, key := range []string{"iptables", "ip6tables"} {
-			b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + key)
-			shown = shown || err == nil && strings.TrimSpace(string(b)) != "0"
+	err := DoIn(w.ns, func() (err error) {
+		if shown, err = ShownBy(bridge); err != nil {
+			return err
 		}
 		for _, names := range []string{"ip_tables_names", "ip6_tables_names"} {
 			b, err := os.ReadFile("/proc/thread-self/net/" + names)
@@ -168,14 +169,15 @@ func (w *Watch) Filtered() (Filter, error) {
 		}
 		return err
 	})
+	cause := cmp.Or(shown.IPv4, shown.IPv6)
 	switch {
-	case shown && legacy:
-		return Filter{Family: FilterLegacy}, nil
+	case cause != "" && legacy:
+		return Filter{Family: FilterLegacy, Cause: cause}, nil
 	case err != nil:
 		return Filter{}, fmt.Errorf("read the rules of netfilter: %w", err)
 	}
 	for _, ch := range chains {
-		if f := filterOf(ch, shown); f != (Filter{}) {
+		if f := filterOf(ch, cause); f != (Filter{}) {
 			return f, nil
 		}
 	}
@@ -183,21 +185,21 @@ func (w *Watch) Filtered() (Filter, error) {
 }
 
 // filterOf returns a chain as a Filter, the zero value if it does not see bridged
-// frames. shown reports that chains of IP see bridged packets.
-func filterOf(ch *nftables.Chain, shown bool) Filter {
+// frames. cause is why chains of IP see bridged packets, "" if they do not.
+func filterOf(ch *nftables.Chain, cause Cause) Filter {
 	if ch.Hooknum == nil {
 		return Filter{}
 	}
 	switch ch.Table.Family {
 	case nftables.TableFamilyBridge:
-		return Filter{FilterBridge, ch.Table.Name, ch.Name}
+		return Filter{FilterBridge, ch.Table.Name, ch.Name, ""}
 	case nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyINet:
 		// Bridged packets cross these three. The chains of weft itself ignore them,
 		// except those of policies.
 		ours := ch.Table.Name == TableName && !strings.HasPrefix(ch.Name, PolicyPrefix)
 		hooks := []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookForward, *nftables.ChainHookPostrouting}
-		if shown && !ours && slices.Contains(hooks, *ch.Hooknum) {
-			return Filter{FilterIP, ch.Table.Name, ch.Name}
+		if cause != "" && !ours && slices.Contains(hooks, *ch.Hooknum) {
+			return Filter{FilterIP, ch.Table.Name, ch.Name, cause}
 		}
 	}
 	return Filter{}

@@ -292,7 +292,7 @@ func TestFiltered(t *testing.T) {
 	}
 	want := func(words string) {
 		t.Helper()
-		got, err := w.Filtered()
+		got, err := w.Filtered("weft")
 		if err != nil || (got == netdev.Filter{}) != (words == "") || !strings.Contains(got.String(), words) {
 			t.Errorf("filtered by %q, want %q; %v", got, words, err)
 		}
@@ -359,7 +359,7 @@ func TestWatchWithoutSysAdmin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if f, err := w.Filtered(); f != (netdev.Filter{}) || err != nil {
+	if f, err := w.Filtered("weft"); f != (netdev.Filter{}) || err != nil {
 		t.Errorf("Filtered() = %q, %v in a namespace without rules", f, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

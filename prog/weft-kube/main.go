@@ -22,6 +22,7 @@ import (
 	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/render"
 	"github.com/weft-net/weft/internal/version"
 	"github.com/weft-net/weft/kube"
@@ -93,7 +94,10 @@ func agent(ctx context.Context) error {
 	router.Sysctls = sysctls()
 	router.Log = render.Log(os.Stderr, router.LogLevel)
 	raiseLimits(log)
-	enableBridgeNetfilter(log)
+	router.Filtered = true
+	if err := netdev.ShowBridged(router.Bridge); err != nil {
+		log.Warn("answers of Services on the same network may be lost", "err", err)
+	}
 	a := kube.AgentConfig{
 		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,
 		Health: s.HealthAddr(), HealthHosts: router.StatusHosts, RecordUID: node.record,

@@ -139,13 +139,3 @@ func raiseLimits(log *slog.Logger) {
 		log.Info("raised the kernel's limits of neighbours", "to", neighbours)
 	}
 }
-
-// enableBridgeNetfilter makes the kernel pass bridged packets to netfilter, which must
-// translate the answers of Services on the same network back.
-func enableBridgeNetfilter(log *slog.Logger) {
-	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
-		if err := sysctls().Set("1", "net", "bridge", key); err != nil {
-			log.Warn("answers of Services on the same network may be lost; load the kernel module br_netfilter on the node", "sysctl", "net.bridge."+key, "err", err)
-		}
-	}
-}

@@ -17,7 +17,7 @@ import (
 type enforcer struct{ *policy.Engine }
 
 func newEnforcer(s *kube.Settings, metrics prometheus.Registerer, log *slog.Logger) (enforcer, error) {
-	e, err := policy.New(policy.Config{Node: s.NodeName, Log: log, Metrics: metrics, Sysctls: string(sysctls())})
+	e, err := policy.New(policy.Config{Node: s.NodeName, Log: log, Metrics: metrics})
 	return enforcer{e}, err
 }
 

@@ -91,7 +91,7 @@ type filter struct {
 
 // readFilter reads the rules of the host.
 func (c *Controller) readFilter() filter {
-	f, err := c.watch.Filtered()
+	f, err := c.watch.Filtered(c.cfg.Bridge)
 	if err != nil {
 		return filter{unreadable: err.Error()}
 	}

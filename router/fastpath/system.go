@@ -63,7 +63,7 @@ type Watch interface {
 	Run(ctx context.Context, changed func()) error
 	Rules(ctx context.Context, changed func()) error
 	Guard(netdev.Guarded) (rebuilt bool, err error)
-	Filtered() (netdev.Filter, error)
+	Filtered(bridge string) (netdev.Filter, error)
 	IPsecPrefixes() ([]netip.Prefix, error)
 	Containers(bridge string, but ...string) ([]netdev.Port, error)
 	Underlay(ifindex int) netdev.Underlay

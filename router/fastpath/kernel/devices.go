@@ -92,7 +92,7 @@ func makePort(o Options) (int, error) {
 	if _, err := o.setUp(o.PortPeer, o.MTU); err != nil {
 		return 0, err
 	}
-	if err := netdev.AddPort(o.Bridge, o.Port, o.MTU, o.Sysctls); err != nil {
+	if err := (netdev.BridgePort{Name: o.Port, Bridge: o.Bridge, MTU: o.MTU, Sysctls: o.Sysctls}).Ensure(); err != nil {
 		return 0, err
 	}
 	return o.setUp(o.Port, o.MTU)

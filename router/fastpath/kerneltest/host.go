@@ -50,7 +50,7 @@ func (w watch) Guard(g netdev.Guarded) (rebuilt bool, err error) {
 	return rebuilt, nil
 }
 
-func (w watch) Filtered() (netdev.Filter, error) {
+func (w watch) Filtered(bridge string) (netdev.Filter, error) {
 	w.m.lock()
 	defer w.m.mu.Unlock()
 	return w.m.filter, w.m.filterErr
