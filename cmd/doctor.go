@@ -318,7 +318,11 @@ func routerFindings(r *api.Report) []finding {
 		findings[0] = finding{warn, "router", "is not ready; see its log"}
 	}
 	for _, w := range r.Warnings {
-		findings = append(findings, finding{warn, "router", w})
+		v := warn
+		if slices.ContainsFunc(r.Kernel.Faults, func(f api.KernelFault) bool { return f.Vital && f.Text == w }) {
+			v = fail
+		}
+		findings = append(findings, finding{v, "router", w})
 	}
 	for _, c := range r.Router.Connections {
 		who := c.Address

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
 )
@@ -70,6 +71,7 @@ type attachConfig struct {
 	bridge    string
 	mtu       int // bytes of IP packet
 	sysctls   netdev.Sysctls
+	keeper    *keeper.Keeper
 	log       *slog.Logger
 }
 

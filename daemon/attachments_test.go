@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/store"
@@ -26,6 +27,7 @@ type bench struct {
 	store     *store.Store
 	names     *dns.Service // without other peers
 	as        *namespaces
+	keeper    *keeper.Keeper
 }
 
 func newBench(t *testing.T) *bench {
@@ -34,6 +36,8 @@ func newBench(t *testing.T) *bench {
 	b.on(t, func() error {
 		return netdev.EnsureBridge(netdev.BridgeName, net.HardwareAddr{2, 0, 0, 0, 0, 1}, DefaultMTU, netdev.ProcSys)
 	})
+	b.on(t, func() (err error) { b.keeper, err = keeper.New(slog.New(slog.DiscardHandler)); return err })
+	t.Cleanup(b.keeper.Close)
 	b.restart()
 	return b
 }
@@ -48,9 +52,13 @@ func (b *bench) restart() {
 
 // newExposures returns the exposures of a router that was just started.
 func (b *bench) newExposures() *exposures {
-	return newExposures(exposeConfig{
-		gate: new(gate), store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName, log: slog.New(slog.DiscardHandler),
+	es := newExposures(exposeConfig{
+		gate: new(gate), keeper: b.keeper, store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName, log: slog.New(slog.DiscardHandler),
 	})
+	if err := es.keep(netdev.Bridge{Name: netdev.BridgeName}); err != nil {
+		panic(err) // only for a kind that the table lacks
+	}
+	return es
 }
 
 // newTestNames is service discovery in a mesh without other peers.

@@ -17,6 +17,7 @@ type containers struct {
 	docker     *dockerContainers
 	engine     engine
 	exposures  *exposures
+	kernel     requirer
 }
 
 // Attachments implements api.Containers.
@@ -49,6 +50,9 @@ func (cs *containers) Attach(ctx context.Context, r api.AttachRequest) ([]netip.
 	}
 	defer done()
 	byName, err := isNamed(r)
+	if err == nil {
+		err = connectable(cs.kernel)
+	}
 	switch {
 	case err != nil:
 		return nil, err

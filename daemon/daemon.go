@@ -20,6 +20,7 @@ import (
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/hostfile"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/internal/version"
@@ -27,8 +28,7 @@ import (
 )
 
 const (
-	// sweepEvery is how often containers and rules are compared with the
-	// kernel.
+	// sweepEvery is how often containers are compared with the kernel.
 	sweepEvery = 10 * time.Second
 	// restoreTimeout bounds claiming the addresses of running containers after a
 	// start, which may need a ring first.
@@ -77,6 +77,11 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 		return err
 	}
 	defer socket.Close()
+	defer func() {
+		if d.keeper != nil {
+			d.keeper.Close()
+		}
+	}()
 	if err := d.open(assemble); err != nil {
 		return err
 	}
@@ -120,6 +125,7 @@ type daemon struct {
 	external   *externalNames
 	limits     *limits
 	leases     *leases
+	keeper     *keeper.Keeper
 	containers *containers
 	warnings   []string
 	end        context.CancelFunc // ends serve, which sets it before it serves
@@ -155,7 +161,7 @@ func (d *daemon) open(assemble assemble) error {
 		id.Name = n
 	}
 	d.name = id.Name
-	if err := d.bridge(id.Name).Ensure(); err != nil {
+	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name)); err != nil {
 		return err
 	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
@@ -234,13 +240,16 @@ func routeWarning(flag string, r netip.Prefix, route netdev.Route) string {
 func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	c := d.config
 	d.node, d.names, d.addresses = p.node, p.names, p.addresses
-	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, sysctls: c.Sysctls, log: d.log}
+	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, sysctls: c.Sysctls, keeper: d.keeper, log: d.log}
 	d.namespaces, d.docker = newNamespaces(ac), newDockerContainers(ac)
 	d.exposures = newExposures(exposeConfig{
-		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, sysctls: c.Sysctls,
+		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, sysctls: c.Sysctls, keeper: d.keeper,
 		keepClients: c.NoMasqLocal, log: d.log,
 	})
-	d.leases = &leases{gate: &d.gate, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, log: d.log}
+	if err := d.exposures.keep(d.bridge(d.name)); err != nil {
+		return err
+	}
+	d.leases = &leases{gate: &d.gate, kernel: d.keeper, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, log: d.log}
 	if boot := currentBoot(); len(boot) > 0 {
 		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
 			return err
@@ -254,7 +263,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if d.engine, err = p.newEngine(c.Docker, d.docker, p.names); err != nil {
 		return err
 	}
-	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures}
+	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures, kernel: d.keeper}
 	d.limits = newLimits(c.Sysctls)
 	d.external = newExternalNames(d.store, p.names, d.containers.addrs, d.log)
 	if !c.DNS.Off {
@@ -298,6 +307,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	g.Go(func() error { return d.node.Run(working) })
 	g.Go(func() error { d.restore(working); return nil })
 	g.Go(func() error { d.sweep(working); return nil })
+	g.Go(func() error { d.keeper.Run(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
 	g.Go(func() error {
 		select {
@@ -369,7 +379,6 @@ func (d *daemon) sweep(ctx context.Context) {
 			d.limits.warnings(now) // so that it knows when a table was full
 			d.docker.sweep(now)
 			d.namespaces.sweep(now)
-			d.exposures.reconcile()
 			d.leases.sweep()
 		}
 	}
@@ -401,6 +410,7 @@ func (d *daemon) Report(ctx context.Context, lists api.Lists) (*api.Report, erro
 	}
 	r.Warnings = append(r.Warnings, d.exposures.warnings()...)
 	r.Warnings = append(r.Warnings, d.limits.warnings(time.Now())...)
+	reportKernel(r, d.keeper, time.Now())
 	return r, nil
 }
 

@@ -29,12 +29,16 @@ type driverLinks struct {
 	bridge  string
 	mtu     int
 	sysctls netdev.Sysctls
+	kernel  requirer
 	log     *slog.Logger
 }
 
 func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error {
 	if mtu == 0 {
 		mtu = l.mtu
+	}
+	if err := connectable(l.kernel); err != nil {
+		return err
 	}
 	if err := netdev.MakePort(l.bridge, port, inside, mac, mtu, l.sysctls); err != nil {
 		return err
@@ -130,7 +134,7 @@ func newDockerDriver(c attachConfig, socket string) *dockerDriver {
 	subnet, _ := c.addresses.Default(false)
 	return &dockerDriver{
 		plugin: plugin.New(plugin.Config{
-			Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.sysctls, c.log}, Store: c.store, Log: c.log,
+			Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.sysctls, c.keeper, c.log}, Store: c.store, Log: c.log,
 		}),
 		socket: socket, subnet: subnet, log: c.log,
 	}

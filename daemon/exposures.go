@@ -12,7 +12,9 @@ import (
 	"sync/atomic"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/owned"
 	"github.com/weft-net/weft/internal/store"
 )
 
@@ -33,7 +35,8 @@ type exposures struct {
 	mu  sync.Mutex
 	tab *store.Table[exposure] // guarded by mu
 
-	shown atomic.Pointer[[]netip.Prefix] // what attachment shows
+	wanted atomic.Pointer[[]netdev.Exposure] // what the bridge and the rules must have
+	shown  atomic.Pointer[[]netip.Prefix]    // what attachment shows
 }
 
 const bucketExposures = "exposures"
@@ -46,6 +49,7 @@ type exposeConfig struct {
 	names     Names
 	bridge    string
 	sysctls   netdev.Sysctls
+	keeper    *keeper.Keeper
 	// keepClients shows containers the addresses of clients outside; see
 	// Config.NoMasqLocal.
 	keepClients bool
@@ -58,6 +62,7 @@ func newExposures(c exposeConfig) *exposures {
 		c.log.Warn("some records of exposed addresses are lost", "err", err)
 	}
 	es := &exposures{exposeConfig: c, tab: tab}
+	es.wanted.Store(&[]netdev.Exposure{}) // restore has the records
 	es.show()
 	return es
 }
@@ -170,8 +175,41 @@ func (es *exposures) apply(e netdev.Exposure) error {
 	if len(changed) > 0 {
 		es.log.Info("the host forwards packets now", "sysctls", changed)
 	}
-	_, err = netdev.Expose(es.bridge, e, es.all())
-	return err
+	before := *es.wanted.Load()
+	list := append(slices.DeleteFunc(slices.Clone(before), func(o netdev.Exposure) bool { return o.Addr == e.Addr }), e)
+	slices.SortFunc(list, func(a, b netdev.Exposure) int { return a.Addr.Compare(b.Addr) })
+	if slices.Equal(list, before) {
+		return es.keeper.Apply(es.objectsOf(e)...)
+	}
+	if err := es.want(list, es.objectsOf(e)...); err != nil {
+		return errors.Join(err, es.want(before))
+	}
+	return nil
+}
+
+// objectsOf returns what must be right for an exposed address.
+func (es *exposures) objectsOf(e netdev.Exposure) []owned.ID {
+	return []owned.ID{{Kind: owned.Address, Name: e.Addr.String()}, exposeRules}
+}
+
+// want makes a list the desired state of the bridge and the rules. Objects are made right
+// before it returns, and addresses that the list lacks are taken from the bridge.
+func (es *exposures) want(list []netdev.Exposure, objects ...owned.ID) error {
+	before := *es.wanted.Load()
+	es.wanted.Store(&list)
+	for _, e := range before {
+		if slices.ContainsFunc(list, func(o netdev.Exposure) bool { return o.Addr == e.Addr }) {
+			continue
+		}
+		a := netdev.BridgeAddress{Bridge: es.bridge, Addr: e.Addr}
+		if err := es.keeper.Do(func() error { _, err := a.Remove(); return err }); err != nil {
+			return err
+		}
+	}
+	if len(objects) == 0 {
+		objects = []owned.ID{exposeRules}
+	}
+	return es.keeper.Apply(objects...)
 }
 
 // Hide takes addresses from the bridge and returns those that it had.
@@ -184,7 +222,8 @@ func (es *exposures) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Prefi
 		return nil, err
 	}
 	for i, p := range ps {
-		if _, err := netdev.Hide(es.bridge, p, es.all(p)); err != nil {
+		rest := slices.DeleteFunc(slices.Clone(*es.wanted.Load()), func(e netdev.Exposure) bool { return e.Addr == p })
+		if err := es.want(rest); err != nil {
 			return ps[:i], err
 		}
 		if _, err := es.names.Remove(api.Exposed, "", p.Addr()); err != nil {
@@ -225,25 +264,6 @@ func (es *exposures) restoreNames() {
 				es.log.Warn("a name of the host could not be restored", "err", err)
 			}
 		}
-	}
-}
-
-// reconcile makes the rules again if someone else flushed them. It leaves that
-// to the next time while a request is at work.
-func (es *exposures) reconcile() {
-	if !es.mu.TryLock() {
-		return
-	}
-	defer es.mu.Unlock()
-	list := es.all()
-	if len(list) == 0 {
-		return
-	}
-	rebuilt, err := netdev.Reconcile(es.bridge, list)
-	if err != nil {
-		es.log.Warn("the rules of exposed addresses could not be checked", "err", err)
-	} else if rebuilt {
-		es.log.Warn("the rules of exposed addresses were gone or changed, and are made again")
 	}
 }
 

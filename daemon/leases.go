@@ -23,6 +23,7 @@ import (
 type leases struct {
 	// Constant.
 	gate      *gate
+	kernel    requirer
 	addresses addresses
 	stateDir  string // with the files of api.GoneFile
 	bridge    string
@@ -56,6 +57,9 @@ func (ls *leases) Lease(ctx context.Context, r api.LeaseRequest) (api.LeaseReply
 		return api.LeaseReply{}, err
 	}
 	defer done()
+	if err := connectable(ls.kernel); err != nil {
+		return api.LeaseReply{}, err
+	}
 	got, err := ls.lease(ctx, r)
 	return api.LeaseReply{Addresses: got, Bridge: ls.bridge, MTU: ls.mtu}, err
 }

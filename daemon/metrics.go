@@ -49,6 +49,8 @@ var (
 	dnsQueries     = counter("dns_queries_total", "DNS queries of containers.", "type", "result")
 	dnsRefused     = counter("dns_forwards_refused_total", "DNS queries not forwarded because too many were in flight.")
 	refusals       = counter("mesh_refused_total", "What other peers sent and the mesh refused.", "reason")
+	repairs        = counter("kernel_repairs_total", "Objects in the kernel that other software had changed and weft repaired, by kind.", "object")
+	kernelFaults   = gauge("kernel_faults", "Objects in the kernel that weft cannot repair, or that other software changes again and again.", "object")
 	handshakes     = counter("handshake_failures_total", "Sessions refused.", "reason")
 )
 
@@ -111,6 +113,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for reason, n := range r.Router.MeshRefused {
 		s.add(refusals, float64(n), reason)
+	}
+	for kind, n := range r.Kernel.Repairs {
+		s.add(repairs, float64(n), kind)
+	}
+	for _, f := range r.Kernel.Faults {
+		s.add(kernelFaults, 1, f.Kind)
 	}
 	for _, q := range r.Router.Queues {
 		s.add(queueDepth, float64(q.Depth), q.Name)

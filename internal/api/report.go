@@ -20,6 +20,7 @@ type Report struct {
 	IPAM6       *IPAM   `json:",omitempty"` // nil: off
 	DNS         *DNS    `json:",omitempty"` // nil: off
 	Docker      *Docker `json:",omitempty"` // nil: off
+	Kernel      Kernel
 	Attachments []Attachment
 	// Warnings are lines for the user on faults and restrictions.
 	Warnings []string
@@ -27,6 +28,24 @@ type Report struct {
 	// Peers: a report is bounded however many peers a mesh claims to have, and the client
 	// may not have asked for the list.
 	Omitted map[string]int `json:",omitempty"`
+}
+
+// Kernel is the state of the objects in the kernel that weft owns.
+type Kernel struct {
+	// Repairs counts changes by other software that weft repaired, by kind of object.
+	Repairs map[string]uint64
+	// Faults are objects that weft cannot repair, or that other software changes again and
+	// again. Warnings has their texts too.
+	Faults []KernelFault `json:",omitempty"`
+}
+
+// KernelFault is an object that is not right.
+type KernelFault struct {
+	Kind, Name string
+	Text       string // for the user
+	Since      time.Time
+	// Vital: no container can be connected while the object is not right.
+	Vital bool
 }
 
 // Docker is the state of the Docker engine of this host.

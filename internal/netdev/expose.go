@@ -23,70 +23,66 @@ type Exposure struct {
 	KeepClients bool
 }
 
-// Expose adds the address to the bridge and writes the rules of all exposures: e and
-// all earlier ones. It reports whether it added the address. On error it has removed
-// the address again.
-func Expose(bridge string, e Exposure, all []Exposure) (added bool, err error) {
-	wrap := func(what string, cause error) error {
-		return fmt.Errorf("expose %s on %s: %s: %w", e.Addr, bridge, what, cause)
-	}
-	h, err := here()
-	if err != nil {
-		return false, wrap("connect", err)
-	}
-	defer h.Close()
-	l, err := h.requireLink(bridge)
-	if err != nil {
-		return false, wrap("look up bridge", err)
-	}
-	fresh, err := addAddrs(h, l, []netip.Prefix{e.Addr})
-	if err != nil {
-		return false, wrap("configure", err)
-	}
-	if !slices.Contains(all, e) {
-		all = append(slices.Clone(all), e)
-	}
-	if _, err := Reconcile(bridge, all); err != nil {
-		for _, p := range fresh {
-			_ = h.AddrDel(l, addrOf(p))
-		}
-		return false, wrap("write rules", err)
-	}
-	if len(fresh) > 0 {
-		if err := announce(currentNS, l.Attrs().Index, l.Attrs().HardwareAddr, fresh); err != nil {
-			return true, wrap("announce", err)
-		}
-	}
-	return len(fresh) > 0, nil
+// BridgeAddress is an address that a bridge must have.
+type BridgeAddress struct {
+	Bridge string
+	Addr   netip.Prefix
 }
 
-// Hide removes an address from the bridge and writes the rules of rest, the remaining
-// exposures. It reports whether the bridge had the address.
-func Hide(bridge string, addr netip.Prefix, rest []Exposure) (removed bool, err error) {
+// Faults returns in words that the bridge lacks the address. The bridge must be in v.
+func (a BridgeAddress) Faults(v *View) []string {
+	if l := v.Links[a.Bridge]; l == nil || !slices.Contains(v.Addrs(l), a.Addr) {
+		return []string{"bridge " + a.Bridge + " does not have it"}
+	}
+	return nil
+}
+
+// Ensure adds the address to the bridge, unless it is there, and announces it then.
+func (a BridgeAddress) Ensure() error {
 	wrap := func(what string, cause error) error {
-		return fmt.Errorf("hide %s on %s: %s: %w", addr, bridge, what, cause)
+		return fmt.Errorf("expose %s on %s: %s: %w", a.Addr, a.Bridge, what, cause)
+	}
+	h, err := here()
+	if err != nil {
+		return wrap("connect", err)
+	}
+	defer h.Close()
+	l, err := h.requireLink(a.Bridge)
+	if err != nil {
+		return wrap("look up bridge", err)
+	}
+	added, err := addAddrs(h, l, []netip.Prefix{a.Addr})
+	if err != nil {
+		return wrap("configure", err)
+	}
+	if err := announce(currentNS, l.Attrs().Index, l.Attrs().HardwareAddr, added); err != nil {
+		return wrap("announce", err)
+	}
+	return nil
+}
+
+// Remove takes the address from the bridge, and reports whether the bridge had it.
+func (a BridgeAddress) Remove() (removed bool, err error) {
+	wrap := func(what string, cause error) error {
+		return fmt.Errorf("hide %s on %s: %s: %w", a.Addr, a.Bridge, what, cause)
 	}
 	h, err := here()
 	if err != nil {
 		return false, wrap("connect", err)
 	}
 	defer h.Close()
-	l, ok, err := h.link(bridge)
+	l, ok, err := h.link(a.Bridge)
 	if err != nil {
 		return false, wrap("look up bridge", err)
 	}
-	if ok {
-		err := h.AddrDel(l, addrOf(addr))
-		removed = err == nil
-		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return false, wrap("remove address", err)
-		}
+	if !ok {
+		return false, nil
 	}
-	rest = slices.DeleteFunc(slices.Clone(rest), func(e Exposure) bool { return e.Addr == addr })
-	if _, err := Reconcile(bridge, rest); err != nil {
-		return removed, wrap("write rules", err)
+	err = h.AddrDel(l, addrOf(a.Addr))
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return false, wrap("remove address", err)
 	}
-	return removed, nil
+	return err == nil, nil
 }
 
 // exposeChains are the chains of exposures.
@@ -100,9 +96,8 @@ const (
 	forwardChain = "expose-forward"
 )
 
-// Reconcile brings weft's nftables rules in line with the given exposures, in one
-// transaction. It reports whether it had to change them, since another program may
-// have flushed them.
+// ExposeRules are weft's nftables rules for all exposures of a bridge. Without exposures
+// there are none.
 //
 //	table inet weft {
 //	  chain expose-nat {     type nat hook postrouting priority srcnat
@@ -119,9 +114,18 @@ const (
 //
 // The accept rules hold for weft's own table only. If the forward chain of another table
 // drops the packet, it is dropped; ForwardBlockers returns such chains.
-func Reconcile(bridge string, all []Exposure) (rebuilt bool, err error) {
-	return reconcile(exposeChains, exposeRules(bridge, all))
+type ExposeRules struct {
+	Bridge string
+	All    []Exposure
 }
+
+func (r ExposeRules) rules() ruleSet { return ruleSet{exposeChains, exposeRules(r.Bridge, r.All)} }
+
+// Faults returns how the kernel's rules differ from the desired ones, in words.
+func (r ExposeRules) Faults() ([]string, error) { return r.rules().Faults() }
+
+// Ensure writes the rules in one transaction.
+func (r ExposeRules) Ensure() error { return r.rules().Ensure() }
 
 // ForwardBlockers returns the forward chains of other tables, as nft names them, whose
 // policy is drop. A drop in any table is final, so on such a host the user must add a

@@ -1,6 +1,7 @@
 package netdev_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -57,8 +58,26 @@ func newExposed(t *testing.T) exposedHost {
 
 func (h exposedHost) expose(t *testing.T, e netdev.Exposure) (added bool) {
 	t.Helper()
-	do(t, h.host, func() (err error) { added, err = netdev.Expose("weft", e, nil); return err })
+	do(t, h.host, func() (err error) { added, err = expose("weft", e); return err })
 	return added
+}
+
+// expose gives a bridge an address, with the rules for it alone, and reports whether it did
+// not have the address.
+func expose(bridge string, e netdev.Exposure) (added bool, err error) {
+	v, err := netdev.ReadView()
+	if err != nil {
+		return false, err
+	}
+	a := netdev.BridgeAddress{Bridge: bridge, Addr: e.Addr}
+	return len(a.Faults(v)) > 0, errors.Join(a.Ensure(), netdev.ExposeRules{Bridge: bridge, All: []netdev.Exposure{e}}.Ensure())
+}
+
+// reconcile writes the rules of exposures, and reports whether they were others.
+func reconcile(bridge string, all []netdev.Exposure) (rebuilt bool, err error) {
+	r := netdev.ExposeRules{Bridge: bridge, All: all}
+	faults, err := r.Faults()
+	return len(faults) > 0, errors.Join(err, r.Ensure())
 }
 
 // sourceSeen sends a datagram from one namespace to an address in another and returns
@@ -126,21 +145,21 @@ func TestMasqueradeTranslatesBothDirections(t *testing.T) {
 	h := newExposed(t)
 	h.check(t, "without masquerade", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
-	reconcile := func(all []netdev.Exposure) (rebuilt bool) {
-		do(t, h.host, func() (err error) { rebuilt, err = netdev.Reconcile("weft", all); return err })
+	rewrite := func(all []netdev.Exposure) (rebuilt bool) {
+		do(t, h.host, func() (err error) { rebuilt, err = reconcile("weft", all); return err })
 		return rebuilt
 	}
 	masked := []string{"192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1"}
-	if !reconcile(all) {
+	if !rewrite(all) {
 		t.Error("Reconcile did not write new rules")
 	}
 	h.check(t, "with masquerade", masked...)
-	if reconcile(all) {
+	if rewrite(all) {
 		t.Error("unchanged rules were written again")
 	}
 	flushRules(t, h.host)
 	h.check(t, "flushed by others", "10.32.0.2", "192.0.2.2", "fd00::2", "2001:db8::2")
-	if !reconcile(all) {
+	if !rewrite(all) {
 		t.Error("Reconcile did not notice a flush")
 	}
 	h.check(t, "rebuilt", masked...)
@@ -154,7 +173,7 @@ func TestExposeKeepsClients(t *testing.T) {
 		{Addr: pfx("10.32.0.1/24"), Masquerade: true, KeepClients: true},
 		{Addr: pfx("fd00::1/64"), Masquerade: true, KeepClients: true},
 	}
-	do(t, h.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
+	do(t, h.host, func() error { _, err := reconcile("weft", all); return err })
 	h.check(t, "untranslated", "192.0.2.1", "10.32.0.1", "2001:db8::1", "fd00::1")
 	do(t, h.host, func() error {
 		c, err := nftables.New()
@@ -217,7 +236,10 @@ func TestHideUndoesExpose(t *testing.T) {
 		return err
 	})
 	hide := func(p string) (removed bool) {
-		do(t, h.host, func() (err error) { removed, err = netdev.Hide("weft", pfx(p), nil); return err })
+		do(t, h.host, func() (err error) {
+			removed, err = netdev.BridgeAddress{Bridge: "weft", Addr: pfx(p)}.Remove()
+			return errors.Join(err, netdev.ExposeRules{Bridge: "weft"}.Ensure())
+		})
 		return removed
 	}
 	if !hide("10.40.0.1/24") || hide("10.40.0.1/24") {

@@ -42,10 +42,23 @@ func (w *Watch) Guard(g Guarded) (rebuilt bool, err error) {
 	return rebuilt, err
 }
 
-// Guard protects the UDP ports on which hosts exchange frames. On Port frames are in clear
+// Guard installs the rules that protect the UDP ports of g, and reports whether they were
+// missing.
+func Guard(g Guarded) (rebuilt bool, err error) { return g.rules().reconcile() }
+
+// GuardFaults calls Guarded.Faults in the watched namespace.
+func (w *Watch) GuardFaults(g Guarded) (faults []string, err error) {
+	err = DoIn(w.ns, func() (err error) { faults, err = g.Faults(); return err })
+	return faults, err
+}
+
+// Faults returns how the rules that protect the ports differ from the desired ones, in
+// words.
+func (g Guarded) Faults() ([]string, error) { return g.rules().Faults() }
+
+// rules protect the UDP ports on which hosts exchange frames. On Port frames are in clear
 // text and a host is identified by its address only, so only the kernel may send from the
-// host's address, and nobody may forge an address. Guard reports whether it had to change
-// the rules.
+// host's address, and nobody may forge an address.
 //
 //	table inet weft {
 //	  chain guard-in {  type filter hook prerouting priority raw
@@ -81,7 +94,7 @@ func (w *Watch) Guard(g Guarded) (rebuilt bool, err error) {
 //
 // The last rule is for routes and routing rules of other programs: they must not lead
 // frames past the encrypting tunnel.
-func Guard(g Guarded) (rebuilt bool, err error) {
+func (g Guarded) rules() ruleSet {
 	var rules []rule
 	drop := func(chain, comment string, x exprs) {
 		rules = append(rules, rule{chain, comment, append(x, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})})
@@ -113,7 +126,7 @@ func Guard(g Guarded) (rebuilt bool, err error) {
 				exprs{}.udpTo(g.Port).family(g.Sealed).addr(g.Sealed, destination, expr.CmpOpEq).device(expr.MetaKeyOIFNAME, expr.CmpOpNeq, TunnelName))
 		}
 	}
-	return reconcile(guardChains, rules)
+	return ruleSet{guardChains, rules}
 }
 
 // udpTo matches UDP packets to a port.

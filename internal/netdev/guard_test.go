@@ -139,7 +139,7 @@ func TestGuardStopsContainersBehindNATAndUsers(t *testing.T) {
 	h := newExposed(t)
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}, {Addr: pfx("fd00::1/64"), Masquerade: true}}
 	reconcile := func(all []netdev.Exposure) {
-		do(t, h.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
+		do(t, h.host, func() error { _, err := reconcile("weft", all); return err })
 	}
 	reconcile(all)
 	for _, out := range []string{"192.0.2.2", "2001:db8::2"} {
@@ -226,7 +226,7 @@ func TestGuardKeepsTrafficInTheTunnel(t *testing.T) {
 func TestGuardStopsContainersFromSleeve(t *testing.T) {
 	h := newExposed(t)
 	all := []netdev.Exposure{{Addr: pfx("10.32.0.1/24"), Masquerade: true}}
-	do(t, h.host, func() error { _, err := netdev.Reconcile("weft", all); return err })
+	do(t, h.host, func() error { _, err := reconcile("weft", all); return err })
 	l := listenGuarded(t, h.out, "192.0.2.2") // as the router's port here
 	defer l.Close()
 	sendTo(t, h.c, "", "192.0.2.2", "not guarded")
@@ -318,7 +318,7 @@ func TestGuardRulesAreRestored(t *testing.T) {
 		t.Error("Guard did not notice a flush")
 	}
 	// Changing the rules of exposures does not affect the guard.
-	do(t, h.host, func() error { _, err := netdev.Reconcile("weft", nil); return err })
+	do(t, h.host, func() error { _, err := reconcile("weft", nil); return err })
 	if guard(t, h.host, guardedPort+1) {
 		t.Error("the guard's rules were removed with the exposures")
 	}

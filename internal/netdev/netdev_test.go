@@ -335,7 +335,7 @@ func TestOverlapping(t *testing.T) {
 				t.Errorf("Overlapping(%s): %v hide it, and %v; want %s and %s", c.p, hides, others, c.hides, c.others)
 			}
 		}
-		_, err = netdev.Expose("weft", netdev.Exposure{Addr: pfx("172.16.0.1/12")}, nil)
+		_, err = expose("weft", netdev.Exposure{Addr: pfx("172.16.0.1/12")})
 		if all, err := netdev.Overlapping(pfx("172.16.0.0/12"), "weft"); len(all) > 0 || err != nil {
 			t.Errorf("overlap with weft's own route: %v, %v", all, err)
 		}
@@ -359,7 +359,7 @@ func TestDeleteAll(t *testing.T) {
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "vethwe0other"}}); err != nil {
 			return err
 		}
-		_, err := netdev.Expose("weft", netdev.Exposure{Addr: pfx("10.32.0.1/12"), Masquerade: true}, nil)
+		_, err := expose("weft", netdev.Exposure{Addr: pfx("10.32.0.1/12"), Masquerade: true})
 		return err
 	})
 	for range 2 {

@@ -25,40 +25,67 @@ type rule struct {
 	exprs          []expr.Any
 }
 
-// reconcile replaces the rules of chains by want, in one transaction, and reports
-// whether it had to change them. Without rules it deletes the chains, and the table with
-// its last chain. It changes nothing outside weft's own table.
-func reconcile(chains []chain, want []rule) (rebuilt bool, err error) {
+// ruleSet is the desired state of some chains of weft's table. Without rules the chains do
+// not exist, nor the table if it has no others.
+type ruleSet struct {
+	chains []chain
+	rules  []rule
+}
+
+// Faults returns how the kernel's rules differ, in words.
+func (s ruleSet) Faults() ([]string, error) {
 	c, err := nftables.New()
 	if err != nil {
-		return false, fmt.Errorf("open nftables: %w", err)
+		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	have, err := currentRules(c, chains)
+	have, err := currentRules(c, s.chains)
 	if err != nil {
-		return false, fmt.Errorf("list rules of table %s: %w", TableName, err)
+		return nil, fmt.Errorf("list rules of table %s: %w", TableName, err)
 	}
-	if slices.Equal(have, commentsOf(want)) {
-		return false, nil
+	want := commentsOf(s.rules)
+	switch {
+	case slices.Equal(have, want):
+		return nil, nil
+	case len(have) == 0:
+		return []string{"they are missing"}, nil
 	}
-	if len(want) == 0 {
-		return true, removeChains(c, chains)
+	return []string{fmt.Sprintf("they are not those of weft: %d instead of %d, or in another order", len(have), len(want))}, nil
+}
+
+// Ensure replaces the rules of the chains, in one transaction. It changes nothing outside
+// weft's own table.
+func (s ruleSet) Ensure() error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	if len(s.rules) == 0 {
+		return removeChains(c, s.chains)
 	}
 	table := c.AddTable(&nftables.Table{Name: TableName, Family: nftables.TableFamilyINet})
 	made := make(map[string]*nftables.Chain)
-	for _, ch := range chains {
+	for _, ch := range s.chains {
 		made[ch.name] = c.AddChain(&nftables.Chain{Name: ch.name, Table: table, Type: ch.kind, Hooknum: ch.hook, Priority: ch.priority})
 		c.FlushChain(made[ch.name])
 	}
-	for _, r := range want {
+	for _, r := range s.rules {
 		c.AddRule(&nftables.Rule{
 			Table: table, Chain: made[r.chain], Exprs: r.exprs,
 			UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
 		})
 	}
 	if err := c.Flush(); err != nil {
-		return false, fmt.Errorf("write %d rules to table %s: %w", len(want), TableName, err)
+		return fmt.Errorf("write %d rules to table %s: %w", len(s.rules), TableName, err)
 	}
-	return true, nil
+	return nil
+}
+
+// reconcile is Ensure unless the rules are right. It reports whether it had to change them.
+func (s ruleSet) reconcile() (rebuilt bool, err error) {
+	if faults, err := s.Faults(); err != nil || len(faults) == 0 {
+		return false, err
+	}
+	return true, s.Ensure()
 }
 
 func commentsOf(rules []rule) []string {

@@ -1,0 +1,128 @@
+// Package owned decides when weft looks at the objects that it owns in the kernel, and
+// when it repairs them. It is a step machine: it uses no clock and no netlink. Package
+// keeper drives it.
+//
+//	          Changed, Due                    Seen: faults
+//	+------+ --------------> looked at  --------------------> repaired now
+//	| rest |      Seen: none      |                                |
+//	+------+ <--------------------+                 Repaired: nil  |  Repaired: error
+//	   ^ ^                                                 |       |         |
+//	   | +-------------------------------------------------+       |         v
+//	   |                    more than maxRepairs in fightWindow    |   tried again after
+//	   |                                                   |       |   100 ms, 200 ms ... 5 s
+//	   |   right for calmAfter                             v       |
+//	   +------------------------------ fight: repaired after 1 s, 2 s ... 30 s
+//
+// An object is right, or its faults are known in words. A repair that succeeds is reported
+// once and counted. An object that other software changes back again and again is in a
+// fight: the repairs become rare, and status names the object. A repair that fails is
+// shown until it succeeds.
+//
+// Kinds is the table of everything that weft owns. An object of a kind that is not in it
+// cannot be declared.
+package owned
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Kind is a kind of objects. Its text is the label in metrics.
+type Kind string
+
+// Kinds of objects.
+const (
+	Bridge        Kind = "bridge"
+	TAP           Kind = "tap"
+	RouterPort    Kind = "router_port"
+	VXLAN         Kind = "vxlan"
+	WireGuard     Kind = "wireguard"
+	ContainerPort Kind = "container_port"
+	Address       Kind = "address"
+	Rules         Kind = "rules"
+	Program       Kind = "program"
+	Pin           Kind = "pin"
+	Map           Kind = "map"
+	Sysctl        Kind = "sysctl"
+)
+
+// Events are kinds of changes that the kernel reports, as a set of bits.
+type Events uint8
+
+// Changes that the kernel reports.
+const (
+	Links   Events = 1 << iota // interfaces
+	Addrs                      // addresses
+	Routes                     // routes
+	Traffic                    // queueing disciplines and filters of tc
+	Tables                     // nftables
+	All     Events = 1<<iota - 1
+)
+
+// Info describes a kind.
+type Info struct {
+	Kind Kind
+	// What is the kind in words, in front of a name.
+	What string
+	// On are the changes after which objects of the kind are looked at. All are looked at
+	// every SweepInterval too.
+	On Events
+	// Polled objects are looked at every PollInterval, because the kernel reports no change.
+	Polled bool
+	// Vital: while an object of the kind has a fault, no container can be connected.
+	Vital bool
+}
+
+// Kinds is the table of all kinds, in the order in which objects are repaired: each may
+// need those before it.
+var Kinds = []Info{
+	{Bridge, "bridge", Links, false, true},
+	{TAP, "the router's TAP", Links, false, true},
+	{RouterPort, "the router's port", Links, false, true},
+	{VXLAN, "VXLAN device", Links, false, false},
+	{WireGuard, "WireGuard device", Links | Addrs | Routes, false, false},
+	{Pin, "pinned object of the fast datapath", 0, true, false},
+	{Map, "table of the fast datapath", 0, false, false},
+	{Program, "program at", Links | Traffic, false, false},
+	{ContainerPort, "port of a container", Links, false, false},
+	{Sysctl, "sysctl", Links, true, false},
+	{Address, "exposed address", Links | Addrs, false, false},
+	{Rules, "nftables rules", Tables, false, false},
+}
+
+// rank returns the place of a kind in Kinds, and -1 for one that is not in it.
+func rank(k Kind) int { return slices.IndexFunc(Kinds, func(i Info) bool { return i.Kind == k }) }
+
+// InfoOf returns the description of a kind. It is false for one that is not in Kinds.
+func InfoOf(k Kind) (Info, bool) {
+	if i := rank(k); i >= 0 {
+		return Kinds[i], true
+	}
+	return Info{}, false
+}
+
+// ID names an object.
+type ID struct {
+	Kind Kind
+	Name string
+}
+
+// String returns the object in words.
+func (id ID) String() string {
+	i, _ := InfoOf(id.Kind)
+	return fmt.Sprintf("%s %s", i.What, id.Name)
+}
+
+// compare orders objects by the order of repair, and then by name.
+func compare(a, b ID) int {
+	if c := rank(a.Kind) - rank(b.Kind); c != 0 {
+		return c
+	}
+	switch {
+	case a.Name < b.Name:
+		return -1
+	case a.Name > b.Name:
+		return 1
+	}
+	return 0
+}
