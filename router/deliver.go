@@ -62,9 +62,6 @@ func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
 	if kind == offload.TCP6 {
 		kind = offload.TCP4
 	}
-	if !ln.r.refused[kind].Swap(true) {
-		ln.r.log.Warn("the kernel refused a GSO packet: frames are no longer merged", "kind", kind, "err", cause)
-	}
 	gso := make([]byte, 0, maxGSO) // at most once in a process
 	for _, p := range parts {
 		gso = append(gso, p...)
@@ -75,8 +72,13 @@ func (ln *lane) hostApart(h offload.Header, parts [][]byte, cause error) {
 		return
 	}
 	b := make([]byte, s.Len(0))
+	before := ln.r.tapOut.Load()
 	for i := range s.Count() {
 		s.PutComplete(b, i)
 		ln.host(offload.Header{}, [][]byte{b[:s.Len(i)]}, 1)
+	}
+	// A TAP that is down refuses every frame, with the same error.
+	if ln.r.tapOut.Load() != before && !ln.r.refused[kind].Swap(true) {
+		ln.r.log.Warn("the kernel refused a GSO packet: frames are no longer merged", "kind", kind, "err", cause)
 	}
 }

@@ -18,9 +18,8 @@ const largestGSO = 65535 + 64
 
 // Device is the only queue of a TAP device with virtio-net headers.
 type Device struct {
+	file
 	name     string
-	file     *os.File
-	raw      syscall.RawConn
 	offloads Offloads
 }
 
@@ -57,19 +56,41 @@ func setIff(fd int, name string, flags uint16) (string, error) {
 // Open makes a TAP with this name, which exists as long as the Device. It is down. Open
 // requests all offloads and, if the kernel refuses, fewer: those for datagrams need
 // Linux 6.2.
-func Open(name string, k Kernel) (_ *Device, err error) {
+func Open(name string, k Kernel) (*Device, error) {
+	d := &Device{}
+	d.open = func() (*os.File, error) {
+		f, got, offloads, err := open(name, k)
+		switch {
+		case err != nil:
+			return nil, err
+		case d.name == "":
+			d.name, d.offloads = got, offloads
+			name = got // of a pattern like tap%d
+		case got != d.name || offloads != d.offloads:
+			f.Close()
+			return nil, fmt.Errorf("make TAP %s with the offloads %s again: the kernel makes %s with %s", d.name, d.offloads, got, offloads)
+		}
+		return f, nil
+	}
+	if err := d.start(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// open makes a TAP and returns its file, its name and its offloads.
+func open(name string, k Kernel) (f *os.File, got string, is Offloads, err error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("make TAP %s: open /dev/net/tun: %w", name, err)
+		return nil, "", is, fmt.Errorf("make TAP %s: open /dev/net/tun: %w", name, err)
 	}
 	defer func() {
-		if err != nil && fd >= 0 {
+		if err != nil {
 			unix.Close(fd)
 		}
 	}()
-	d := &Device{}
-	if d.name, err = k.SetIff(fd, name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR); err != nil {
-		return nil, fmt.Errorf("make TAP %s with virtio-net headers: %w", name, asRefused(err))
+	if got, err = k.SetIff(fd, name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR); err != nil {
+		return nil, "", is, fmt.Errorf("make TAP %s with virtio-net headers: %w", name, asRefused(err))
 	}
 	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 	for _, try := range []struct {
@@ -81,20 +102,10 @@ func Open(name string, k Kernel) (_ *Device, err error) {
 		{unix.TUN_F_CSUM, Offloads{true, false, false}},
 	} {
 		if err = k.SetOffload(fd, try.flags); err == nil {
-			d.offloads = try.is
-			break
+			return os.NewFile(uintptr(fd), "/dev/net/tun"), got, try.is, nil
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("make TAP %s: set TUNSETOFFLOAD: %w", name, asRefused(err))
-	}
-	d.file = os.NewFile(uintptr(fd), "/dev/net/tun")
-	fd = -1
-	if d.raw, err = d.file.SyscallConn(); err != nil {
-		d.file.Close()
-		return nil, fmt.Errorf("make TAP %s: %w", name, err)
-	}
-	return d, nil
+	return nil, "", is, fmt.Errorf("make TAP %s: set TUNSETOFFLOAD: %w", name, asRefused(err))
 }
 
 // asRefused marks the errors of a kernel that does not know the request.
@@ -112,11 +123,8 @@ func (d *Device) Name() string { return d.name }
 // Offloads implements Queue.
 func (d *Device) Offloads() Offloads { return d.offloads }
 
-// Close implements Queue.
-func (d *Device) Close() error { return d.file.Close() }
-
 // NewReader implements Queue.
-func (d *Device) NewReader() Reader { return newReader(d.name, d.raw, offload.HeaderLen, largestGSO) }
+func (d *Device) NewReader() Reader { return newReader(d.name, &d.file, offload.HeaderLen, largestGSO) }
 
 // NewWriter implements Queue.
 func (d *Device) NewWriter() Writer {
@@ -146,7 +154,7 @@ func (w *writer) Write(h offload.Header, parts [][]byte) error {
 		w.iovs = append(w.iovs, unix.Iovec{Base: unsafe.SliceData(p)})
 		w.iovs[len(w.iovs)-1].SetLen(len(p))
 	}
-	if err := w.d.raw.Write(w.call); err != nil {
+	if err := w.d.now.Load().raw.Write(w.call); err != nil {
 		return fmt.Errorf("write TAP %s: %w", w.d.name, os.ErrClosed)
 	}
 	if w.errno != 0 {

@@ -3,7 +3,6 @@ package tap
 import (
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/songgao/water"
 
@@ -12,33 +11,37 @@ import (
 
 // Plain is the only queue of a TAP device without offloads.
 type Plain struct {
+	file
 	name string
-	file *os.File
-	raw  syscall.RawConn
 	max  int
 }
 
 // OpenPlain makes a TAP with this name, which exists as long as the Plain. It is down.
 // Frames have at most largest bytes.
 func OpenPlain(name string, largest int) (*Plain, error) {
-	ifce, err := water.New(water.Config{
-		DeviceType:             water.TAP,
-		PlatformSpecificParams: water.PlatformSpecificParams{Name: name},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make TAP %s: %w", name, err)
+	p := &Plain{max: largest}
+	p.open = func() (*os.File, error) {
+		ifce, err := water.New(water.Config{
+			DeviceType:             water.TAP,
+			PlatformSpecificParams: water.PlatformSpecificParams{Name: name},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("make TAP %s: %w", name, err)
+		}
+		f, ok := ifce.ReadWriteCloser.(*os.File)
+		if !ok {
+			ifce.Close()
+			return nil, fmt.Errorf("make TAP %s: its driver has no file", name)
+		}
+		if p.name == "" {
+			p.name, name = ifce.Name(), ifce.Name() // of a pattern like tap%d
+		}
+		return f, nil
 	}
-	file, ok := ifce.ReadWriteCloser.(*os.File)
-	if !ok {
-		ifce.Close()
-		return nil, fmt.Errorf("make TAP %s: its driver has no file", name)
+	if err := p.start(); err != nil {
+		return nil, err
 	}
-	raw, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("make TAP %s: %w", name, err)
-	}
-	return &Plain{name: ifce.Name(), file: file, raw: raw, max: largest}, nil
+	return p, nil
 }
 
 // Name returns the name of the interface.
@@ -47,11 +50,8 @@ func (p *Plain) Name() string { return p.name }
 // Offloads implements Queue.
 func (p *Plain) Offloads() Offloads { return Offloads{} }
 
-// Close implements Queue.
-func (p *Plain) Close() error { return p.file.Close() }
-
 // NewReader implements Queue.
-func (p *Plain) NewReader() Reader { return newReader(p.name, p.raw, 0, p.max) }
+func (p *Plain) NewReader() Reader { return newReader(p.name, &p.file, 0, p.max) }
 
 // NewWriter implements Queue.
 func (p *Plain) NewWriter() Writer { return &plainWriter{p: p, buf: make([]byte, 0, p.max)} }
@@ -74,7 +74,7 @@ func (w *plainWriter) Write(h offload.Header, parts [][]byte) error {
 		}
 		b = w.buf
 	}
-	if _, err := w.p.file.Write(b); err != nil {
+	if _, err := w.p.now.Load().file.Write(b); err != nil {
 		return fmt.Errorf("write TAP %s: %w", w.p.name, err)
 	}
 	return nil

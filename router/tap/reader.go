@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +33,7 @@ const (
 // can return sparse frames first.
 type reader struct {
 	name   string
-	raw    syscall.RawConn
+	file   *file
 	head   int // length of the header in front of each frame
 	sparse func(frame []byte) bool
 
@@ -59,8 +58,8 @@ type arrival struct {
 	seq uint64
 }
 
-func newReader(name string, raw syscall.RawConn, head, largest int) *reader {
-	r := &reader{name: name, raw: raw, head: head, calm: calmBatches}
+func newReader(name string, f *file, head, largest int) *reader {
+	r := &reader{name: name, file: f, head: head, calm: calmBatches}
 	r.call = r.drain
 	if Headroom+largest+Tailroom <= smallLen {
 		r.large = slots(smallSlots, largest)
@@ -94,11 +93,17 @@ func (r *reader) ReadBatch() ([]Frame, error) {
 		r.release(f.Buf)
 	}
 	r.frames = r.frames[:0]
-	r.err, r.poll = nil, len(r.first)+len(r.rest) > 0
-	if r.raw.Read(r.call) != nil {
-		// The file has no deadline, so it is closed. The error that os returns here
-		// is not one that callers could check for.
-		return nil, fmt.Errorf("read TAP %s: %w", r.name, os.ErrClosed)
+	for {
+		r.err, r.poll = nil, len(r.first)+len(r.rest) > 0
+		o := r.file.now.Load()
+		// The file has no deadline, so an error means that it is closed or its device is
+		// gone. The error that os returns here is not one that callers could check for.
+		if o.raw.Read(r.call) == nil && !errors.Is(r.err, unix.EBADFD) {
+			break
+		}
+		if !r.file.replaced(o) {
+			return nil, fmt.Errorf("read TAP %s: %w", r.name, os.ErrClosed)
+		}
 	}
 	if r.err != nil {
 		return nil, fmt.Errorf("read TAP %s: %w", r.name, r.err)

@@ -58,6 +58,13 @@ type Queue interface {
 	Close() error
 }
 
+// Reopener is a Queue whose TAP can be made again.
+type Reopener interface {
+	// Reopen makes a TAP again that other software removed, with the same name. Readers and
+	// writers go on with it; until then reads wait, and writes fail.
+	Reopen() error
+}
+
 // Reader reads batches.
 type Reader interface {
 	// ReadBatch waits for at least one frame, and returns those that have come, up to
