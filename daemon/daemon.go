@@ -174,7 +174,7 @@ func (d *daemon) open(assemble assemble) error {
 	// The first ring waits for the targets of the last run too: with fewer, a router
 	// that starts again before there is a ring would make one of its own.
 	d.config.Peers = list
-	p, err := assemble(d.config, id, d.store)
+	p, err := assemble(d.config, id, d.store, d.keeper)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/ipam"
@@ -35,6 +36,7 @@ type host struct {
 	config     *Config
 	log        *slog.Logger
 	store      *store.Store
+	keeper     *keeper.Keeper
 	mesh       *mesh.Mesh
 	router     *router.Router
 	names      *dns.Service
@@ -53,8 +55,8 @@ var (
 )
 
 // newHost is the assemble of Run.
-func newHost(c *Config, id *peer.Identity, st *store.Store) (_ *parts, err error) {
-	h := &host{config: c, log: c.Log, store: st}
+func newHost(c *Config, id *peer.Identity, st *store.Store, k *keeper.Keeper) (_ *parts, err error) {
+	h := &host{config: c, log: c.Log, store: st, keeper: k}
 	if h.shortID, err = loadShortID(st); err != nil {
 		return nil, err
 	}
@@ -108,7 +110,7 @@ func (h *host) openRouter() (err error) {
 		c.Host = h.config.Host.String()
 	}
 	c.Port, c.Bridge, c.TAP, c.MTU = port, h.config.Bridge, netdev.TAPName, h.config.MTU
-	c.Sysctls = h.config.Sysctls
+	c.Sysctls, c.Keeper = h.config.Sysctls, h.keeper
 	c.Fast, c.Log = &fast, h.log.With("part", "router")
 	fast.PinDir, fast.Port, fast.TunnelPort = h.config.pinDir(), port+1, port+2
 	fast.Encrypt = len(h.config.Passwords) > 0

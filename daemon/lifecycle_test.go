@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/poll"
@@ -118,7 +119,7 @@ func (n *fakeNode) Adopt(string, bool) error                  { return nil }
 func (n *fakeNode) Ban(context.Context, []string, bool) error { return nil }
 
 // assemble is for run. The node has service discovery and no addresses.
-func (n *fakeNode) assemble(*Config, *peer.Identity, *store.Store) (*parts, error) {
+func (n *fakeNode) assemble(*Config, *peer.Identity, *store.Store, *keeper.Keeper) (*parts, error) {
 	return &parts{node: n, names: newTestNames(), newEngine: func(DockerConfig, *dockerContainers, *dns.Service) (engine, error) {
 		return fakeEngine{node: n}, nil
 	}}, nil
@@ -200,9 +201,9 @@ func TestRunWithAnEndedContextDoesNothing(t *testing.T) {
 func TestStopWhileStarting(t *testing.T) {
 	r := newTestRouter(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	r.start(ctx, func(c *Config, id *peer.Identity, st *store.Store) (*parts, error) {
+	r.start(ctx, func(c *Config, id *peer.Identity, st *store.Store, k *keeper.Keeper) (*parts, error) {
 		cancel()
-		return r.node.assemble(c, id, st)
+		return r.node.assemble(c, id, st, k)
 	})
 	if err := <-r.ended; err != nil {
 		t.Error(err)
@@ -393,7 +394,7 @@ func TestPeersOfTheLastRunCountForTheFirstRing(t *testing.T) {
 	}
 	enough := errors.New("the test needs no more")
 	var got *Config
-	r.start(t.Context(), func(c *Config, _ *peer.Identity, _ *store.Store) (*parts, error) {
+	r.start(t.Context(), func(c *Config, _ *peer.Identity, _ *store.Store, _ *keeper.Keeper) (*parts, error) {
 		got = c
 		return nil, enough
 	})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -54,6 +55,6 @@ type parts struct {
 // containers.
 type newEngine func(c DockerConfig, containers *dockerContainers, names *dns.Service) (engine, error)
 
-// assemble makes the parts of a router. The bridge exists, and the process holds the
+// assemble makes the parts of a router, whose objects in the kernel k keeps. The bridge exists, and the process holds the
 // lock on the state folder.
-type assemble func(c *Config, id *peer.Identity, st *store.Store) (*parts, error)
+type assemble func(c *Config, id *peer.Identity, st *store.Store, k *keeper.Keeper) (*parts, error)

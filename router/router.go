@@ -11,8 +11,11 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/owned"
 	"github.com/weft-net/weft/internal/udp"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
@@ -96,6 +99,9 @@ type Config struct {
 	// Fast are the settings of the fast path. If it is nil, or if the kernel refuses
 	// eBPF, the TAP is a port of the bridge.
 	Fast *fastpath.Settings
+	// Keeper keeps the interfaces of the router, and must run. If it is nil the router has
+	// one of its own.
+	Keeper *keeper.Keeper
 	// TAPKernel and UDPKernel are asked for offloads; this host's kernel if nil.
 	// Tests set lesser ones.
 	TAPKernel *tap.Kernel
@@ -133,6 +139,8 @@ type Router struct {
 	wants   chan want     // likewise: peers with which keys are used
 	held    heldQueue
 	fast    *fastpath.Controller
+	keeper  *keeper.Keeper // nil without a TAP of its own
+	tap     owned.ID
 
 	// Control goroutine only.
 	links  map[peer.Name]*sleeve
@@ -217,6 +225,12 @@ func (r *Router) openTAP() (tap.Queue, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.keeper = r.cfg.Keeper; r.keeper == nil {
+		if r.keeper, err = keeper.New(r.log); err != nil {
+			q.Close()
+			return nil, err
+		}
+	}
 	if r.cfg.Fast != nil {
 		fast, err := r.openFast(name, q)
 		if err != nil {
@@ -225,21 +239,50 @@ func (r *Router) openTAP() (tap.Queue, error) {
 		}
 		r.fast = fast
 	}
-	if r.fast.Attached() {
-		return q, nil
-	}
-	if err := (netdev.BridgePort{Name: name, Bridge: r.cfg.Bridge, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls}).Ensure(); err != nil {
+	if err := r.keeper.Add(r.tapObject(name, q)); err != nil {
 		q.Close()
 		return nil, err
 	}
 	return q, nil
 }
 
+// tapObject is the TAP, which is a port of the bridge unless the fast path has the bridge's
+// port.
+func (r *Router) tapObject(name string, q tap.Queue) keeper.Object {
+	port := netdev.BridgePort{Name: name, Bridge: r.cfg.Bridge, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls}
+	alone := netdev.Interface{Name: name, MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls}
+	attached := r.fast.Attached()
+	r.tap = owned.ID{Kind: owned.TAP, Name: name}
+	return keeper.Object{
+		ID: r.tap,
+		Look: func(v *netdev.View) ([]string, error) {
+			switch {
+			case attached:
+				return alone.Faults(v), nil
+			case v.Links[r.cfg.Bridge] == nil:
+				return nil, owned.ErrWaits
+			}
+			return port.Faults(v), nil
+		},
+		Make: func() error {
+			if _, err := netdev.MTU(name); errors.Is(err, unix.ENODEV) {
+				if err := q.(tap.Reopener).Reopen(); err != nil {
+					return err
+				}
+			}
+			if attached {
+				return alone.Ensure()
+			}
+			return port.Ensure()
+		},
+	}
+}
+
 func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath.Controller, error) {
 	host, _ := netip.ParseAddr(r.cfg.Host) // "" for all addresses
 	return fastpath.Open(fastpath.Config{
 		Host: host, Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, SleevePort: r.LocalAddr().Port(), MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
-		Start: r.start, Epoch: r.epoch, Log: r.log,
+		Start: r.start, Epoch: r.epoch, Log: r.log, Keeper: r.keeper,
 	}, fastHost{r, q.NewWriter()})
 }
 
@@ -269,13 +312,24 @@ func (r *Router) makeTAP() (q tap.Queue, name string, err error) {
 func (r *Router) Close() {
 	r.closeOnce.Do(func() {
 		_ = r.conn.Close()
+		if r.keeper != nil {
+			r.keeper.Drop(r.tap)
+		}
 		for _, q := range r.queues {
 			_ = q.Close()
 		}
 		if !r.running.Load() {
 			r.fast.Close()
+			r.closeKeeper()
 		}
 	})
+}
+
+// closeKeeper closes the keeper if it is the router's own. Nothing uses it any more.
+func (r *Router) closeKeeper() {
+	if r.keeper != nil && r.cfg.Keeper == nil {
+		r.keeper.Close()
+	}
 }
 
 // LocalAddr returns the UDP address that the router listens on.
@@ -297,6 +351,9 @@ func (r *Router) Run(ctx context.Context) error {
 		return r.controlLoop(gctx)
 	})
 	g.Go(func() error { return r.fast.Run(gctx) })
+	if r.keeper != nil && r.cfg.Keeper == nil {
+		g.Go(func() error { r.keeper.Run(gctx); return nil })
+	}
 	g.Go(func() error {
 		<-gctx.Done()
 		r.Close() // ends the reads
@@ -310,6 +367,7 @@ func (r *Router) Run(ctx context.Context) error {
 	g.Go(func() error { return r.readUDP(ln) })
 	err := g.Wait()
 	r.fast.Close() // only status used it still
+	r.closeKeeper()
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
 		return nil
 	}

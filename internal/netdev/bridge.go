@@ -192,6 +192,55 @@ func deleteLink(name string) error {
 	return h.delete(l)
 }
 
+// Interface is the desired state of an interface that is up and has no IPv6 address of its
+// own.
+type Interface struct {
+	Name    string
+	MTU     int // bytes of IP packet
+	Sysctls Sysctls
+}
+
+// Faults returns how the interface differs from the desired state, in words.
+func (i Interface) Faults(v *View) (faults []string) {
+	l := v.Links[i.Name]
+	if l == nil {
+		return []string{"it does not exist"}
+	}
+	if !l.Up {
+		faults = append(faults, "it is down")
+	}
+	if l.MTU != i.MTU {
+		faults = append(faults, fmt.Sprintf("its MTU is %d, not %d", l.MTU, i.MTU))
+	}
+	return faults
+}
+
+// Ensure sets an existing interface up, with the MTU and without an IPv6 address.
+func (i Interface) Ensure() error {
+	wrap := func(what string, cause error) error { return fmt.Errorf("set up %s: %s: %w", i.Name, what, cause) }
+	h, err := here()
+	if err != nil {
+		return wrap("connect", err)
+	}
+	defer h.Close()
+	l, err := h.requireLink(i.Name)
+	if err != nil {
+		return wrap("look up", err)
+	}
+	if err := ipv6Off(i.Sysctls, i.Name).Ensure(); err != nil {
+		return wrap("disable ipv6", err)
+	}
+	if l.Attrs().MTU != i.MTU {
+		if err := h.LinkSetMTU(l, i.MTU); err != nil {
+			return wrap(fmt.Sprintf("set mtu %d", i.MTU), err)
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return wrap("set up", err)
+	}
+	return nil
+}
+
 // BridgePort is the desired state of an interface that is a port of a bridge. It has no
 // IPv6 address of its own.
 type BridgePort struct {
@@ -205,18 +254,16 @@ type BridgePort struct {
 // be in v.
 func (p BridgePort) Faults(v *View) (faults []string) {
 	l, bridge := v.Links[p.Name], v.Links[p.Bridge]
+	faults = p.iface().Faults(v)
 	if l == nil {
-		return []string{"it does not exist"}
+		return faults
 	}
-	fault := func(is bool, format string, args ...any) {
-		if is {
-			faults = append(faults, fmt.Sprintf(format, args...))
-		}
+	if bridge == nil || l.Master != bridge.Index {
+		faults = append(faults, "it is not a port of bridge "+p.Bridge)
 	}
-	fault(!l.Up, "it is down")
-	fault(bridge == nil || l.Master != bridge.Index, "it is not a port of bridge %s", p.Bridge)
-	fault(l.MTU != p.MTU, "its MTU is %d, not %d", l.MTU, p.MTU)
-	fault(p.Hairpin && !l.Port.Hairpin, "its flag hairpin is off")
+	if p.Hairpin && !l.Port.Hairpin {
+		faults = append(faults, "its flag hairpin is off")
+	}
 	return faults
 }
 
@@ -238,12 +285,6 @@ func (p BridgePort) Ensure() error {
 	if err != nil {
 		return wrap("look up port", err)
 	}
-	if err := p.IPv6Off().Ensure(); err != nil {
-		return wrap("disable ipv6", err)
-	}
-	if err := h.LinkSetMTU(l, p.MTU); err != nil {
-		return wrap(fmt.Sprintf("set mtu %d", p.MTU), err)
-	}
 	if err := h.LinkSetMasterByIndex(l, b.Attrs().Index); err != nil {
 		return wrap("set master", err)
 	}
@@ -252,11 +293,10 @@ func (p BridgePort) Ensure() error {
 			return wrap("set flag hairpin", err)
 		}
 	}
-	if err := h.LinkSetUp(l); err != nil {
-		return wrap("set up", err)
-	}
-	return nil
+	return p.iface().Ensure()
 }
+
+func (p BridgePort) iface() Interface { return Interface{p.Name, p.MTU, p.Sysctls} }
 
 // IPv6Off is the sysctl that disables the host's IPv6 stack on the port. Otherwise each
 // port would send duplicate address detection and router solicitations into the overlay.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/owned"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
@@ -66,6 +67,8 @@ type Config struct {
 	Epoch       time.Time    // of the moments at which all links send probes
 	Log         *slog.Logger // must not be nil
 	System      System       // Linux if nil
+	// Keeper keeps what the fast path has in the kernel; nobody does if it is nil.
+	Keeper Keeper
 }
 
 // Host is what the controller needs of the router. One goroutine calls it. Its methods
@@ -102,6 +105,9 @@ type Controller struct {
 	events  chan kernel.Event // from the kernel
 	changes chan struct{}     // of capacity 1: interfaces or routes changed
 	rules   chan rulesReport  // of capacity 1: the newest that watchRules found
+	calls   chan func()       // from the keeper, see ask
+	ended   chan struct{}     // closed when Run has returned
+	kept    []owned.ID        // what was declared to the keeper; constant after Open
 
 	// Goroutine of Run only.
 	routes *topology.Routes
@@ -218,7 +224,7 @@ func Open(cfg Config, host Host) (*Controller, error) {
 func newController(cfg Config, host Host) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, host: host, sys: cfg.System, self: cfg.Self, macs: cfg.MACs, log: cfg.Log, opened: time.Now(),
-		events: make(chan kernel.Event), changes: make(chan struct{}, 1), rules: make(chan rulesReport, 1),
+		events: make(chan kernel.Event), changes: make(chan struct{}, 1), rules: make(chan rulesReport, 1), calls: make(chan func()), ended: make(chan struct{}),
 		routes: &topology.Routes{}, echoes: make(chan Echo, 256), learned: make(chan ethernet.MAC, 1024),
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
@@ -239,6 +245,7 @@ func (c *Controller) since() time.Duration { return time.Since(c.cfg.Start) }
 
 // Close closes what Open opened. Run must have returned. The kernel keeps forwarding.
 func (c *Controller) Close() {
+	c.release() // a round of the keeper may read counters
 	c.closing.Lock()
 	defer c.closing.Unlock()
 	if c.closed || c.off != nil {
@@ -348,6 +355,7 @@ func signal(wake chan<- struct{}) {
 
 // loop owns the links and the kernel's tables until ctx ends.
 func (c *Controller) loop(ctx context.Context) {
+	defer close(c.ended)
 	if c.attached {
 		c.lease()
 		c.refresh()
@@ -370,6 +378,8 @@ func (c *Controller) loop(ctx context.Context) {
 			c.handleEvent(e)
 		case <-c.changes:
 			c.refresh()
+		case f := <-c.calls:
+			f()
 		case r := <-c.rules:
 			c.takeRules(r)
 		case <-sync.C:

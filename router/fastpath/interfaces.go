@@ -18,8 +18,7 @@ type rulesReport struct {
 }
 
 // watchRules reads netfilter's rules when changed says so, and periodically, because
-// iptables-legacy reports no changes. It reinstalls the rules that guard the port if
-// another program flushed them. It has a goroutine of its own, as reading many rules
+// iptables-legacy reports no changes. It has a goroutine of its own, as reading many rules
 // takes long, and it never waits for the controller's goroutine, which may be slow for
 // other reasons.
 func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
@@ -33,12 +32,6 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 		case <-changed:
 		}
 		began := time.Now()
-		switch rebuilt, err := c.guard(); {
-		case err != nil:
-			c.log.Warn("cannot guard the UDP port of the fast path", "port", c.cfg.Port, "err", err)
-		case rebuilt:
-			c.log.Warn("reinstalled the rules that guard the UDP port of the fast path: another program removed them", "port", c.cfg.Port)
-		}
 		r := rulesReport{filter: c.readFilter()}
 		if r.ipsecPrefixes, r.ipsecErr = c.watch.IPsecPrefixes(); r.ipsecErr != nil {
 			c.log.Warn("cannot read the policies of IPsec", "err", r.ipsecErr)
@@ -63,9 +56,6 @@ func (c *Controller) takeRules(r rulesReport) {
 	if r.ipsecErr == nil && !slices.Equal(r.ipsecPrefixes, c.ipsecPrefixes) {
 		c.ipsecPrefixes, c.stale = r.ipsecPrefixes, true
 	}
-	if c.tunnelErr != nil {
-		c.mendTunnel() // the kernel may have WireGuard now
-	}
 	if c.containersErr != nil {
 		c.refreshContainers()
 	}
@@ -75,12 +65,15 @@ func (c *Controller) takeRules(r rulesReport) {
 }
 
 // guard installs the rules that guard the port. It reports whether they were missing.
-func (c *Controller) guard() (rebuilt bool, err error) {
+func (c *Controller) guard() (rebuilt bool, err error) { return c.watch.Guard(c.guarded()) }
+
+// guarded says which ports must be guarded.
+func (c *Controller) guarded() netdev.Guarded {
 	g := netdev.Guarded{Port: uint16(c.cfg.Port), Sleeve: c.cfg.SleevePort, Bridge: c.cfg.Bridge}
 	if c.tunnel != nil {
 		g.Tunnel, g.Sealed = uint16(c.cfg.TunnelPort), plan.TunnelPrefix
 	}
-	return c.watch.Guard(g)
+	return g
 }
 
 // filter is what filters bridged frames. It is comparable, as its error is text.
@@ -124,26 +117,8 @@ func (c *Controller) setFilter(f filter) {
 	c.log.Info("the rules for bridged frames changed", "mode", c.publishMode(), "filter", text(f.reason()))
 }
 
-// mendKernel restores what other programs removed of the kernel's part.
-func (c *Controller) mendKernel() {
-	mended, err := c.kernel.Mend()
-	switch {
-	case err != nil:
-		c.log.Warn("cannot repair the fast path, which another program changed", "err", err)
-	case mended:
-		c.log.Warn("repaired the fast path, which another program changed", "iface", []string{netdev.PortName, netdev.VXLANName})
-		if len(c.badChecksums) > 0 {
-			if err := c.kernel.SumInSoftware(); err != nil {
-				c.log.Warn("cannot compute checksums in software", "err", err)
-			}
-		}
-	}
-}
-
 // refresh reads interfaces and routes again.
 func (c *Controller) refresh() {
-	c.mendKernel()
-	c.mendTunnel()
 	clear(c.underlayCache)
 	c.refreshContainers()
 	for _, l := range c.links {

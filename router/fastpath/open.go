@@ -47,7 +47,7 @@ func (c *Controller) open() error {
 		}
 	}
 	c.removeTunnel()
-	return nil
+	return c.keep()
 }
 
 // leaveAllToSleeve removes what an earlier router left, because no link can use the

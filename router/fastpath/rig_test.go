@@ -37,10 +37,11 @@ func macOf(n, host byte) ethernet.MAC { return ethernet.MAC{2, 0, 0, 0, n, host}
 // neighbours, which echo probes.
 type router struct {
 	*fastpath.Controller
-	t    *testing.T
-	m    *kerneltest.Machine
-	macs *mac.Table
-	stop func() // ends the controller; the kernel works on
+	t      *testing.T
+	m      *kerneltest.Machine
+	macs   *mac.Table
+	stop   func() // ends the controller; the kernel works on
+	keeper *kerneltest.Keeper
 
 	mu     sync.Mutex
 	offers map[peer.Name]wire.Control // to each neighbour, last
@@ -113,7 +114,9 @@ func open(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 func openWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
 	t.Helper()
 	r := &router{t: t, m: m, macs: mac.New(mac.Limits{}), offers: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
+	r.keeper = kerneltest.NewKeeper(m)
 	c, err := fastpath.Open(fastpath.Config{
+		Keeper:   r.keeper,
 		Settings: s, Self: nameOf(1), Bridge: "weft", TAP: "vethwe-tap", MTU: mtu, MACs: r.macs, Start: time.Now().Add(-time.Hour),
 		Epoch: time.Now(), Log: slog.New(slog.DiscardHandler), System: sys,
 	}, r)
@@ -147,11 +150,14 @@ func startWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastp
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
+	var keeping sync.WaitGroup
+	keeping.Go(func() { r.keeper.Run(ctx) })
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("Run: %v", err)
 		}
+		keeping.Wait()
 		r.Close()
 	})
 	t.Cleanup(r.stop)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/wireguard"
@@ -20,7 +21,8 @@ type Kernel interface {
 	SetBinding(kernel.Binding) error
 	Lease(forward time.Duration) error
 	SetExpress(on bool) error
-	Mend() (mended bool, err error)
+	Objects() []keeper.Object
+	Programs(v *netdev.View) []keeper.Object
 	SumInSoftware() error
 	Events(ctx context.Context, f func(kernel.Event)) error
 	Close() error
@@ -53,6 +55,7 @@ type Tunnel interface {
 	Peers() map[netip.Addr]wireguard.Peer
 	SetSelf(addr netip.Addr) error
 	Apply(want map[netip.Addr]wireguard.Peer) error
+	Faults() ([]string, error)
 	Mend() error
 	Close()
 }
@@ -63,6 +66,7 @@ type Watch interface {
 	Run(ctx context.Context, changed func()) error
 	Rules(ctx context.Context, changed func()) error
 	Guard(netdev.Guarded) (rebuilt bool, err error)
+	GuardFaults(netdev.Guarded) ([]string, error)
 	Filtered(bridge string) (netdev.Filter, error)
 	IPsecPrefixes() ([]netip.Prefix, error)
 	Containers(bridge string, but ...string) ([]netdev.Port, error)

@@ -75,26 +75,20 @@ func (c *Controller) emptyTunnel() error {
 }
 
 // mendTunnel restores what other programs removed of the tunnel. If the tunnel has a new
-// key or no longer works, it sends new offers to the neighbours.
-func (c *Controller) mendTunnel() {
-	if c.tunnel == nil {
-		return
-	}
+// key, no longer works or works again, it sends new offers to the neighbours. It runs on the
+// goroutine of Run.
+func (c *Controller) mendTunnel() error {
 	key := c.tunnel.Key()
 	err := c.tunnel.Mend()
 	if text(err) == text(c.tunnelErr) && key == c.tunnel.Key() {
-		return
-	}
-	if err != nil {
-		c.log.Warn("another program changed the tunnel of the fast path, which no longer works", "err", err)
-	} else {
-		c.log.Warn("repaired the tunnel of the fast path: another program had changed it")
+		return err
 	}
 	c.tunnelErr, c.stale = err, true
 	now := time.Now()
 	for _, l := range c.links {
 		c.apply(l, now, l.SetOwn(now, c.offer(l.Addr())))
 	}
+	return err
 }
 
 // text returns the text of an error, "" for nil.

@@ -152,6 +152,50 @@ func (d *Device) configure() error {
 	return nil
 }
 
+// Faults returns how the interface, its address and its routes differ from the desired
+// state, in words.
+func (d *Device) Faults() (faults []string, err error) {
+	l, err := d.h.LinkByName(d.cfg.Name)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		return []string{"it does not exist"}, nil
+	case err != nil:
+		return nil, fmt.Errorf("look up %s: %w", d.cfg.Name, err)
+	case l.Type() != "wireguard" || l.Attrs().Index != d.link.Attrs().Index:
+		return []string{"another interface has its place"}, nil
+	}
+	fault := func(is bool, format string, args ...any) {
+		if is {
+			faults = append(faults, fmt.Sprintf(format, args...))
+		}
+	}
+	fault(l.Attrs().Flags&net.FlagUp == 0, "it is down")
+	fault(l.Attrs().MTU != d.cfg.MTU, "its MTU is %d, not %d", l.Attrs().MTU, d.cfg.MTU)
+	addr, err := d.hasAddr()
+	if err != nil {
+		return nil, err
+	}
+	fault(!addr, "it does not have the address %s", d.self)
+	there, err := d.routes()
+	if err != nil {
+		return nil, err
+	}
+	missing := 0
+	for _, p := range d.peers {
+		if !there[d.route(p).Dst.String()] {
+			missing++
+		}
+	}
+	fault(missing > 0, "%d of %d routes are missing", missing, len(d.peers))
+	last, err := d.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(d.cfg.Inside), Type: unix.RTN_UNREACHABLE},
+		netlink.RT_FILTER_DST|netlink.RT_FILTER_TYPE)
+	if err != nil {
+		return nil, fmt.Errorf("list routes to %s: %w", d.cfg.Inside, err)
+	}
+	fault(len(last) == 0, "the route that makes %s unreachable without it is missing", d.cfg.Inside)
+	return faults, nil
+}
+
 // Mend restores what other programs removed or switched off: the interface, its address
 // and its routes. An interface that had to be made again has another Key, and no
 // neighbours until the next Apply. Everything else stays untouched.
@@ -170,29 +214,43 @@ func (d *Device) Mend() error {
 }
 
 func (d *Device) mendAddr() error {
-	if !d.self.IsValid() {
-		return nil
-	}
-	have, err := d.h.AddrList(d.link, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", d.cfg.Name, err)
-	}
-	if slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(d.self.AsSlice()) }) {
-		return nil // the kernel would report writing it again as a change
+	if has, err := d.hasAddr(); err != nil || has {
+		return err // the kernel would report writing it again as a change
 	}
 	return d.SetSelf(d.self)
 }
 
-func (d *Device) mendRoutes() error {
+// hasAddr reports whether the interface has the address of this host, or needs none.
+func (d *Device) hasAddr() (bool, error) {
+	if !d.self.IsValid() {
+		return true, nil
+	}
+	have, err := d.h.AddrList(d.link, netlink.FAMILY_V4)
+	if err != nil {
+		return false, fmt.Errorf("list addresses of %s: %w", d.cfg.Name, err)
+	}
+	return slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(d.self.AsSlice()) }), nil
+}
+
+// routes returns the destinations of the routes by the interface.
+func (d *Device) routes() (map[string]bool, error) {
 	have, err := d.h.RouteList(d.link, netlink.FAMILY_V4)
 	if err != nil {
-		return fmt.Errorf("list routes by %s: %w", d.cfg.Name, err)
+		return nil, fmt.Errorf("list routes by %s: %w", d.cfg.Name, err)
 	}
 	there := make(map[string]bool)
 	for _, r := range have {
 		if r.Dst != nil {
 			there[r.Dst.String()] = true
 		}
+	}
+	return there, nil
+}
+
+func (d *Device) mendRoutes() error {
+	there, err := d.routes()
+	if err != nil {
+		return err
 	}
 	for _, p := range d.peers {
 		if r := d.route(p); !there[r.Dst.String()] {

@@ -145,8 +145,14 @@ func TestMend(t *testing.T) {
 		key := d.Key()
 		whole := func(after string) {
 			t.Helper()
+			if faults, err := d.Faults(); err != nil || (len(faults) == 0) != (after == "nothing") {
+				t.Errorf("after %s: faults %q, %v", after, faults, err)
+			}
 			check(t, d.Mend())
 			check(t, d.Apply(want))
+			if faults, err := d.Faults(); err != nil || len(faults) > 0 {
+				t.Errorf("after %s and a repair: faults %q, %v", after, faults, err)
+			}
 			l, err := netlink.LinkByName("vethwe-wg")
 			check(t, err)
 			addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)

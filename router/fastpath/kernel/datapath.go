@@ -68,11 +68,12 @@ type Datapath struct {
 	// adopted reports that the maps have the contents of an earlier process.
 	adopted bool
 
-	mu     sync.Mutex // guards what follows, and read-modify-write of maps
-	config Config
-	links  map[hook]link.Link // nil if attached by clsact
-	noTCX  bool
-	closed bool
+	mu       sync.Mutex // guards what follows, and read-modify-write of maps
+	config   Config
+	links    map[hook]link.Link // nil if attached by clsact
+	noTCX    bool
+	software bool // SumInSoftware was called
+	closed   bool
 }
 
 // Open makes the devices, and loads and attaches the programs. If an earlier process

@@ -42,24 +42,15 @@ func remove(name, kind string) error {
 
 // setUp sets an interface up, without an IPv6 address, and returns its index.
 func (o Options) setUp(name string, mtu int) (int, error) {
-	l, err := find(name)
-	if err != nil {
+	if err := (netdev.Interface{Name: name, MTU: mtu, Sysctls: o.Sysctls}).Ensure(); err != nil {
 		return 0, err
 	}
-	if l == nil {
-		return 0, fmt.Errorf("look up %s: %w", name, unix.ENODEV)
+	l, err := find(name)
+	if err == nil && l == nil {
+		err = fmt.Errorf("look up %s: %w", name, unix.ENODEV)
 	}
-	err = o.Sysctls.Set("1", "net", "ipv6", "conf", name, "disable_ipv6")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return 0, fmt.Errorf("switch ipv6 off on %s: %w", name, err)
-	}
-	if l.Attrs().MTU != mtu {
-		if err := netlink.LinkSetMTU(l, mtu); err != nil {
-			return 0, fmt.Errorf("set mtu %d of %s: %w", mtu, name, err)
-		}
-	}
-	if err := netlink.LinkSetUp(l); err != nil {
-		return 0, fmt.Errorf("set %s up: %w", name, err)
+	if err != nil {
+		return 0, err
 	}
 	return l.Attrs().Index, nil
 }

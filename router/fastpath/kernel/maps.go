@@ -20,14 +20,18 @@ type Maps struct{ Tables }
 var _ plan.Writer = Maps{}
 
 // PutPeer implements plan.Writer.
-func (m Maps) PutPeer(id uint16, p plan.Peer) error { return m.Tables.PutPeer(id, entryOf(p)) }
+func (m Maps) PutPeer(id uint16, p plan.Peer) error { return m.Tables.PutPeer(id, EntryOf(p)) }
 
 // PutRemote implements plan.Writer.
 func (m Maps) PutRemote(a netip.Addr, r plan.Remote) error {
-	return m.Tables.PutRemote(a, Remote{Peer: r.Peer, Local: AddrOf(r.Local)})
+	return m.Tables.PutRemote(a, RemoteOf(r))
 }
 
-func entryOf(p plan.Peer) PeerEntry {
+// RemoteOf returns the entry of a neighbour.
+func RemoteOf(r plan.Remote) Remote { return Remote{Peer: r.Peer, Local: AddrOf(r.Local)} }
+
+// EntryOf returns the entry of a peer.
+func EntryOf(p plan.Peer) PeerEntry {
 	e := PeerEntry{Flags: PeerKnown, From: p.From}
 	if p.FromAny {
 		e.Flags |= PeerAny

@@ -11,6 +11,9 @@ import (
 // packets, before they enter VXLAN. Until then the card that sends the packet does
 // both. Frames that bypass the VXLAN device (express) are not affected.
 func (d *Datapath) SumInSoftware() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.software = true
 	return d.in(func() error { return setOffload(d.opts.VXLAN, unix.ETHTOOL_STXCSUM, false) })
 }
 

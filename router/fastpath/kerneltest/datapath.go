@@ -9,6 +9,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weft-net/weft/internal/keeper"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/owned"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 )
@@ -65,15 +68,27 @@ func (d *datapath) SetExpress(on bool) error {
 	return nil
 }
 
-func (d *datapath) Mend() (mended bool, err error) {
-	defer d.use()()
-	if d.m.pins.devices {
-		return false, nil
-	}
-	d.m.pins.devices, d.m.pins.software = true, false
-	d.m.note("devices")
-	return true, nil
+// Objects has the devices as one object.
+func (d *datapath) Objects() []keeper.Object {
+	return []keeper.Object{{
+		ID: owned.ID{Kind: owned.VXLAN, Name: netdev.VXLANName},
+		Look: func(*netdev.View) ([]string, error) {
+			defer d.use()()
+			if d.m.pins.devices {
+				return nil, nil
+			}
+			return []string{"it does not exist"}, nil
+		},
+		Make: func() error {
+			defer d.use()()
+			d.m.pins.devices = true
+			d.m.note("devices")
+			return nil
+		},
+	}}
 }
+
+func (d *datapath) Programs(*netdev.View) []keeper.Object { return nil }
 
 func (d *datapath) SumInSoftware() error {
 	defer d.use()()

@@ -50,6 +50,15 @@ func (w watch) Guard(g netdev.Guarded) (rebuilt bool, err error) {
 	return rebuilt, nil
 }
 
+func (w watch) GuardFaults(g netdev.Guarded) ([]string, error) {
+	w.m.lock()
+	defer w.m.mu.Unlock()
+	if w.m.guarded == (g.Port != 0) {
+		return nil, nil
+	}
+	return []string{"they are missing"}, nil
+}
+
 func (w watch) Filtered(bridge string) (netdev.Filter, error) {
 	w.m.lock()
 	defer w.m.mu.Unlock()
@@ -165,6 +174,16 @@ func (t *tunnel) Apply(want map[netip.Addr]wireguard.Peer) error {
 	}
 	t.peers = maps.Clone(want)
 	return nil
+}
+
+// Faults says that the interface is gone, or that the kernel refuses WireGuard.
+func (t *tunnel) Faults() ([]string, error) {
+	t.m.lock()
+	defer t.m.mu.Unlock()
+	if t.gone || t.m.noWG != nil {
+		return []string{"it does not exist"}, nil
+	}
+	return nil, nil
 }
 
 // Mend makes the interface again, with another key and without peers.

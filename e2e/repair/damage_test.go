@@ -1,0 +1,135 @@
+package repair
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/owned"
+)
+
+// damage is what other software does to an object of weft on a host.
+type damage struct {
+	name string
+	kind owned.Kind
+	// object is what the fight would be about, so that random damage does not cause one.
+	object string
+	do     func() error // in the namespace of the host
+}
+
+// on calls f with an interface.
+func on(name string, f func(netlink.Link) error) func() error {
+	return func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return f(l)
+	}
+}
+
+// port calls f with the port of a container.
+func port(f func(netlink.Link) error) func() error {
+	return func() error {
+		v, err := netdev.ReadView()
+		if err != nil {
+			return err
+		}
+		ports := netdev.ContainerPorts(v, netdev.BridgeName, "")
+		if len(ports) == 0 {
+			return errors.New("there is no port of a container")
+		}
+		return on(ports[0].Name, f)()
+	}
+}
+
+func mtu(n int) func(netlink.Link) error {
+	return func(l netlink.Link) error { return netlink.LinkSetMTU(l, n) }
+}
+
+func setMAC(l netlink.Link) error {
+	return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 9})
+}
+
+func flushAddrs(l netlink.Link) error {
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	if err != nil {
+		return err
+	}
+	if len(addrs) == 0 {
+		return fmt.Errorf("%s has no address", l.Attrs().Name)
+	}
+	for _, a := range addrs {
+		err = errors.Join(err, netlink.AddrDel(l, &a))
+	}
+	return err
+}
+
+func flushRules() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	c.FlushRuleset()
+	return c.Flush()
+}
+
+func sysctl(value string, key ...string) func() error {
+	return func() error { return os.WriteFile(netdev.ProcSys.Path(key...), []byte(value), 0) }
+}
+
+// common are damages of every router. Host has the address exposed.
+func common() []damage {
+	return []damage{
+		{"ip link set weft down", owned.Bridge, "bridge", on("weft", netlink.LinkSetDown)},
+		{"ip link del weft", owned.Bridge, "bridge", on("weft", netlink.LinkDel)},
+		{"ip link set weft mtu 1200", owned.Bridge, "bridge", on("weft", mtu(1200))},
+		{"ip link set weft address 02:00:00:00:00:09", owned.Bridge, "bridge", on("weft", setMAC)},
+		{"ip link set PORT nomaster", owned.ContainerPort, "port", port(netlink.LinkSetNoMaster)},
+		{"ip link set PORT down", owned.ContainerPort, "port", port(netlink.LinkSetDown)},
+		{"ip link set PORT mtu 600", owned.ContainerPort, "port", port(mtu(600))},
+		{"ip addr flush dev weft", owned.Address, "address", on("weft", flushAddrs)},
+		{"nft flush ruleset", owned.Rules, "rules", flushRules},
+		{"sysctl -w net.ipv4.ip_forward=0", owned.Sysctl, "forward", sysctl("0", "net", "ipv4", "ip_forward")},
+		{"sysctl -w net.ipv6.conf.weft.accept_ra=1", owned.Sysctl, "ra", sysctl("1", "net", "ipv6", "conf", "weft", "accept_ra")},
+		{"ip link set vethwe-tap down", owned.TAP, "tap", on(netdev.TAPName, netlink.LinkSetDown)},
+		{"ip link set vethwe-tap mtu 600", owned.TAP, "tap", on(netdev.TAPName, mtu(600))},
+		{"ip link del vethwe-tap", owned.TAP, "tap", on(netdev.TAPName, netlink.LinkDel)},
+	}
+}
+
+// fast are damages of a router with the fast datapath. pins is the folder of its pins.
+func fast(pins string) []damage {
+	return []damage{
+		{"ip link set vethwe-bridge nomaster", owned.RouterPort, "router port", on(netdev.PortName, netlink.LinkSetNoMaster)},
+		{"ip link set vethwe-bridge down", owned.RouterPort, "router port", on(netdev.PortName, netlink.LinkSetDown)},
+		{"ip link set vethwe-pcap down", owned.RouterPort, "router port", on(netdev.PortPeerName, netlink.LinkSetDown)},
+		{"ip link del vethwe-bridge", owned.RouterPort, "router port", on(netdev.PortName, netlink.LinkDel)},
+		{"ip link set vethwe-vxlan down", owned.VXLAN, "vxlan", on(netdev.VXLANName, netlink.LinkSetDown)},
+		{"ip link del vethwe-vxlan", owned.VXLAN, "vxlan", on(netdev.VXLANName, netlink.LinkDel)},
+		{"rm the pins", owned.Pin, "pins", func() error { return removePins(pins) }},
+	}
+}
+
+// removePins removes all pins of a router.
+func removePins(dir string) error {
+	n := 0
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		n++
+		return os.Remove(path)
+	})
+	if err == nil && n == 0 {
+		err = fmt.Errorf("there are no pins in %s", dir)
+	}
+	return err
+}
+
