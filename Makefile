@@ -180,9 +180,10 @@ BASE ?= HEAD~1
 bench-compare:
 	$(SUDO) env GO=$(GO) .ci/bench-compare $(BASE)
 
-# Members that lie at random, and ten years of hosts that come and go.
+# Members that lie at random, ten years of hosts that come and go, and software that damages a host.
 soak:
 	WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run 'TestLiarsTakeNothing|TestYearsOfChurn|TestConvergenceWithLiars' -v ./ipam ./ipam/ring ./mesh/records
+	$(SUDO) env WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run TestAnyDamage -v ./e2e/repair
 
 # Known vulnerabilities in what weft calls; asks vuln.go.dev.
 vulncheck:

@@ -18,9 +18,9 @@ import (
 type damage struct {
 	name string
 	kind owned.Kind
-	// object is what the fight would be about, so that random damage does not cause one.
-	object string
-	do     func() error // in the namespace of the host
+	// objects are damaged, so that random damage does not look like a fight.
+	objects []string
+	do      func() error // in the namespace of the host
 }
 
 // on calls f with an interface.
@@ -87,49 +87,69 @@ func sysctl(value string, key ...string) func() error {
 // common are damages of every router. Host has the address exposed.
 func common() []damage {
 	return []damage{
-		{"ip link set weft down", owned.Bridge, "bridge", on("weft", netlink.LinkSetDown)},
-		{"ip link del weft", owned.Bridge, "bridge", on("weft", netlink.LinkDel)},
-		{"ip link set weft mtu 1200", owned.Bridge, "bridge", on("weft", mtu(1200))},
-		{"ip link set weft address 02:00:00:00:00:09", owned.Bridge, "bridge", on("weft", setMAC)},
-		{"ip link set PORT nomaster", owned.ContainerPort, "port", port(netlink.LinkSetNoMaster)},
-		{"ip link set PORT down", owned.ContainerPort, "port", port(netlink.LinkSetDown)},
-		{"ip link set PORT mtu 600", owned.ContainerPort, "port", port(mtu(600))},
-		{"ip addr flush dev weft", owned.Address, "address", on("weft", flushAddrs)},
-		{"nft flush ruleset", owned.Rules, "rules", flushRules},
-		{"sysctl -w net.ipv4.ip_forward=0", owned.Sysctl, "forward", sysctl("0", "net", "ipv4", "ip_forward")},
-		{"sysctl -w net.ipv6.conf.weft.accept_ra=1", owned.Sysctl, "ra", sysctl("1", "net", "ipv6", "conf", "weft", "accept_ra")},
-		{"ip link set vethwe-tap down", owned.TAP, "tap", on(netdev.TAPName, netlink.LinkSetDown)},
-		{"ip link set vethwe-tap mtu 600", owned.TAP, "tap", on(netdev.TAPName, mtu(600))},
-		{"ip link del vethwe-tap", owned.TAP, "tap", on(netdev.TAPName, netlink.LinkDel)},
+		{"ip link set weft down", owned.Bridge, []string{"bridge"}, on("weft", netlink.LinkSetDown)},
+		{"ip link del weft", owned.Bridge, []string{"bridge", "port", "router port", "tap", "address"}, on("weft", netlink.LinkDel)},
+		{"ip link set weft mtu 1200", owned.Bridge, []string{"bridge"}, on("weft", mtu(1200))},
+		{"ip link set weft address 02:00:00:00:00:09", owned.Bridge, []string{"bridge"}, on("weft", setMAC)},
+		{"ip link set PORT nomaster", owned.ContainerPort, []string{"port"}, port(netlink.LinkSetNoMaster)},
+		{"ip link set PORT down", owned.ContainerPort, []string{"port"}, port(netlink.LinkSetDown)},
+		{"ip link set PORT mtu 600", owned.ContainerPort, []string{"port"}, port(mtu(600))},
+		{"ip addr flush dev weft", owned.Address, []string{"address"}, on("weft", flushAddrs)},
+		{"nft flush ruleset", owned.Rules, []string{"rules"}, flushRules},
+		{"sysctl -w net.ipv4.ip_forward=0", owned.Sysctl, []string{"forward"}, sysctl("0", "net", "ipv4", "ip_forward")},
+		{"sysctl -w net.ipv6.conf.weft.accept_ra=1", owned.Sysctl, []string{"ra"}, sysctl("1", "net", "ipv6", "conf", "weft", "accept_ra")},
+		{"ip link set vethwe-tap down", owned.TAP, []string{"tap"}, on(netdev.TAPName, netlink.LinkSetDown)},
+		{"ip link set vethwe-tap mtu 600", owned.TAP, []string{"tap"}, on(netdev.TAPName, mtu(600))},
+		{"ip link del vethwe-tap", owned.TAP, []string{"tap"}, on(netdev.TAPName, netlink.LinkDel)},
 	}
 }
 
 // fast are damages of a router with the fast datapath. pins is the folder of its pins.
 func fast(pins string) []damage {
 	return []damage{
-		{"ip link set vethwe-bridge nomaster", owned.RouterPort, "router port", on(netdev.PortName, netlink.LinkSetNoMaster)},
-		{"ip link set vethwe-bridge down", owned.RouterPort, "router port", on(netdev.PortName, netlink.LinkSetDown)},
-		{"ip link set vethwe-pcap down", owned.RouterPort, "router port", on(netdev.PortPeerName, netlink.LinkSetDown)},
-		{"ip link del vethwe-bridge", owned.RouterPort, "router port", on(netdev.PortName, netlink.LinkDel)},
-		{"ip link set vethwe-vxlan down", owned.VXLAN, "vxlan", on(netdev.VXLANName, netlink.LinkSetDown)},
-		{"ip link del vethwe-vxlan", owned.VXLAN, "vxlan", on(netdev.VXLANName, netlink.LinkDel)},
-		{"rm the pins", owned.Pin, "pins", func() error { return removePins(pins) }},
+		{"ip link set vethwe-bridge nomaster", owned.RouterPort, []string{"router port"}, on(netdev.PortName, netlink.LinkSetNoMaster)},
+		{"ip link set vethwe-bridge down", owned.RouterPort, []string{"router port"}, on(netdev.PortName, netlink.LinkSetDown)},
+		{"ip link set vethwe-pcap down", owned.RouterPort, []string{"router port"}, on(netdev.PortPeerName, netlink.LinkSetDown)},
+		{"ip link del vethwe-bridge", owned.RouterPort, []string{"router port"}, on(netdev.PortName, netlink.LinkDel)},
+		{"ip link set vethwe-vxlan down", owned.VXLAN, []string{"vxlan"}, on(netdev.VXLANName, netlink.LinkSetDown)},
+		{"ip link del vethwe-vxlan", owned.VXLAN, []string{"vxlan"}, on(netdev.VXLANName, netlink.LinkDel)},
+		{"rm the pins", owned.Pin, []string{"pins"}, func() error { return removePins(pins) }},
 	}
 }
 
 // removePins removes all pins of a router.
 func removePins(dir string) error {
-	n := 0
-	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		n++
-		return os.Remove(path)
-	})
-	if err == nil && n == 0 {
+	pins, err := filepath.Glob(filepath.Join(dir, "*", "*")) // each layout has a folder
+	if err == nil && len(pins) == 0 {
 		err = fmt.Errorf("there are no pins in %s", dir)
+	}
+	for _, p := range pins {
+		err = errors.Join(err, os.Remove(p))
 	}
 	return err
 }
 
+// takeName gives another interface the name of the bridge, unless one has it.
+func takeName() error {
+	l, err := netlink.LinkByName(netdev.BridgeName)
+	if err == nil && l.Type() == "veth" {
+		return nil
+	}
+	if err == nil {
+		if err := netlink.LinkDel(l); err != nil {
+			return err
+		}
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = netdev.BridgeName
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName = "other"
+	err = netlink.LinkAdd(pair)
+	if errors.Is(err, os.ErrExist) {
+		return nil // the router was faster; the caller tries again
+	}
+	return err
+}
+
+// freeName undoes takeName.
+func freeName() error { return on(netdev.BridgeName, netlink.LinkDel)() }
