@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -126,6 +127,8 @@ type dockerDriver struct {
 	socket string
 	subnet netip.Prefix // of the default network, the zero Prefix for none
 	log    *slog.Logger
+
+	connecting sync.Mutex // held by connected, so that no network is made twice
 }
 
 var _ driver = (*dockerDriver)(nil)
@@ -159,6 +162,8 @@ func (d *dockerDriver) sweep(now time.Time) { d.plugin.Sweep(now) }
 func (d *dockerDriver) report(r *api.Docker) { r.DriverName, r.DriverSocket = plugin.Name, d.socket }
 
 func (d *dockerDriver) connected(ctx context.Context, c *client.Client) {
+	d.connecting.Lock()
+	defer d.connecting.Unlock()
 	asking, cancel := context.WithTimeout(ctx, networkTimeout)
 	defer cancel()
 	if err := d.adopt(asking, c); err != nil {

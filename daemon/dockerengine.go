@@ -11,14 +11,17 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/client"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/docker"
 	"github.com/weft-net/weft/docker/hosts"
+	"github.com/weft-net/weft/docker/plugin"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -38,6 +41,8 @@ type dockerEngine struct {
 	log        *slog.Logger
 
 	working sync.WaitGroup // goroutines that attach containers again
+	leaving atomic.Bool    // the router removes its networks
+	remakes *rate.Limiter  // bounds how often a removed network is made again
 
 	guarding sync.Mutex // held while the firewall is checked, so that no rule is made twice
 
@@ -77,7 +82,8 @@ func newDockerEngine(c DockerConfig, containers *dockerContainers, names *dns.Se
 		return nil, err
 	}
 	e := &dockerEngine{
-		client: dc, containers: containers, driver: noDriver{}, proxy: noProxy{}, names: names, edits: newDockerNameEdits(ac.store, ac.log), log: ac.log,
+		remakes: rate.NewLimiter(rate.Every(networkRetry), 3),
+		client:  dc, containers: containers, driver: noDriver{}, proxy: noProxy{}, names: names, edits: newDockerNameEdits(ac.store, ac.log), log: ac.log,
 		running: make(map[string]*docker.Container), detached: make(map[string]bool), rejoining: make(map[containerRun]bool),
 	}
 	e.watcher = docker.NewWatcher(dc, e, ac.log)
@@ -159,6 +165,18 @@ func (e *dockerEngine) Connected(ctx context.Context, c *client.Client) {
 	e.working.Go(func() { e.passGuard(ctx) })
 	e.proxy.connected(e.client.Host())
 	e.working.Go(func() { e.driver.connected(ctx, c) })
+}
+
+// NetworkRemoved implements docker.Observer.
+func (e *dockerEngine) NetworkRemoved(ctx context.Context, c *client.Client, name string) {
+	if name == plugin.Name && !e.leaving.Load() {
+		e.log.Warn("other software removed docker's network weft, which is made again")
+		e.working.Go(func() {
+			if e.remakes.Wait(ctx) == nil {
+				e.driver.connected(ctx, c)
+			}
+		})
+	}
 }
 
 // Running implements docker.Observer.
@@ -274,6 +292,7 @@ func (e *dockerEngine) rewriteHosts(c *docker.Container, a attachment) {
 
 // leave implements engine.
 func (e *dockerEngine) leave(ctx context.Context) {
+	e.leaving.Store(true)
 	if e.watcher.State() != "" {
 		return // Docker does not answer
 	}

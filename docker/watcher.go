@@ -39,6 +39,9 @@ type Observer interface {
 	Stopped(ctx context.Context, id string)
 	// Gone is called when a container no longer exists.
 	Gone(ctx context.Context, id string)
+	// NetworkRemoved is called when a network was removed, by a user or a prune. Those that
+	// were removed while no events came are not reported.
+	NetworkRemoved(ctx context.Context, api *client.Client, name string)
 	// Listed is called with all containers that exist, after each connection.
 	Listed(ctx context.Context, ids []string)
 }
@@ -115,7 +118,7 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 	for {
 		// An engine drops events that nobody reads, so they are read between requests
 		// too.
-		drain(t, stream.Messages, false)
+		w.drain(ctx, api, t, stream.Messages, false)
 		id, all, ok := t.Next()
 		switch {
 		case ok && all:
@@ -131,8 +134,8 @@ func (w *Watcher) follow(ctx context.Context, t *track.Tracker) error {
 		}
 		select {
 		case m := <-stream.Messages:
-			mark(t, m)
-			drain(t, stream.Messages, true)
+			w.mark(ctx, api, t, m)
+			w.drain(ctx, api, t, stream.Messages, true)
 		case err := <-stream.Err:
 			return fmt.Errorf("events of docker at %s ended: %w", w.client.host, err)
 		case <-alive.C:
@@ -150,9 +153,11 @@ const (
 	maxDrain = 1024
 )
 
-// mark marks the container that an event is about.
-func mark(t *track.Tracker, m events.Message) {
+// mark marks the container that an event is about, or reports the network.
+func (w *Watcher) mark(ctx context.Context, api *client.Client, t *track.Tracker, m events.Message) {
 	switch {
+	case m.Type == events.NetworkEventType && m.Action == events.ActionDestroy:
+		w.observer.NetworkRemoved(ctx, api, m.Actor.Attributes["name"])
 	case m.Type == events.NetworkEventType:
 		t.MarkRunning(m.Actor.Attributes["container"])
 	case m.Action == events.ActionRename:
@@ -164,7 +169,7 @@ func mark(t *track.Tracker, m events.Message) {
 
 // drain marks the containers of all pending events and, with settled, of those that
 // follow within settle, so that a flood about one container causes one request.
-func drain(t *track.Tracker, messages <-chan events.Message, settled bool) {
+func (w *Watcher) drain(ctx context.Context, api *client.Client, t *track.Tracker, messages <-chan events.Message, settled bool) {
 	wait := time.Duration(0)
 	if settled {
 		wait = settle
@@ -174,7 +179,7 @@ func drain(t *track.Tracker, messages <-chan events.Message, settled bool) {
 	for range maxDrain {
 		select {
 		case m := <-messages:
-			mark(t, m)
+			w.mark(ctx, api, t, m)
 			quiet.Reset(wait)
 		case <-quiet.C:
 			return

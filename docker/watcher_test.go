@@ -146,7 +146,10 @@ func (n *notes) Running(_ context.Context, c *Container)   { n.note("running %s 
 func (n *notes) Changed(_ context.Context, c *Container)   { n.note("changed %s", c.Name) }
 func (n *notes) Stopped(_ context.Context, id string)      { n.note("stopped %s", id) }
 func (n *notes) Gone(_ context.Context, id string)         { n.note("gone %s", id) }
-func (n *notes) Listed(_ context.Context, ids []string)    { n.note("listed %d", len(ids)) }
+func (n *notes) NetworkRemoved(_ context.Context, _ *client.Client, name string) {
+	n.note("network %s removed", name)
+}
+func (n *notes) Listed(_ context.Context, ids []string) { n.note("listed %d", len(ids)) }
 
 // timeout is how long a test waits for the watcher.
 const timeout = 20 * time.Second
@@ -198,6 +201,8 @@ func TestWatcher(t *testing.T) {
 	e.rename("a", "newer")
 	e.events <- `{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"a"}}}`
 	n.want(t, "changed newer")
+	e.events <- `{"Type":"network","Action":"destroy","Actor":{"ID":"n","Attributes":{"name":"weft","type":"weft"}}}`
+	n.want(t, "network weft removed")
 	e.set("z", "1")
 	e.events <- `{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"z"}}}`
 	e.events <- `{"Type":"network","Action":"disconnect","Actor":{}}`

@@ -401,3 +401,27 @@ func TestResetAndLostState(t *testing.T) {
 		t.Errorf("left after reset:\n%s", left)
 	}
 }
+
+// Somebody prunes the networks of Docker or removes weft's: it is made again on the event of
+// the engine, and containers can use it.
+func TestPrunedNetworkIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	for _, remove := range [][]string{{"network", "prune", "-f"}, {"network", "rm", "weft"}} {
+		before := h.docker(t, "network", "inspect", "-f", "{{.Id}}", "weft")
+		h.docker(t, remove...)
+		eventually(t, "another network weft", func() error {
+			after, err := h.try(t, "docker", "network", "inspect", "-f", "{{.Id}}", "weft")
+			if err == nil && after == before {
+				err = errors.New("it is the old one")
+			}
+			return err
+		})
+		h.docker(t, "run", "--rm", "--net", "weft", sandbox.Image, "true")
+	}
+	h.weft(t, "stop")
+	if text := h.mustFail(t, "docker", "network", "inspect", "weft"); !strings.Contains(text, "not found") {
+		t.Errorf("after stop: %s", text)
+	}
+}
