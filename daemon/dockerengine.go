@@ -23,7 +23,9 @@ import (
 	"github.com/weft-net/weft/docker/hosts"
 	"github.com/weft-net/weft/docker/plugin"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/owned"
 )
 
 // dockerEngine follows Docker: it keeps attached containers attached over their
@@ -43,8 +45,6 @@ type dockerEngine struct {
 	working sync.WaitGroup // goroutines that attach containers again
 	leaving atomic.Bool    // the router removes its networks
 	remakes *rate.Limiter  // bounds how often a removed network is made again
-
-	guarding sync.Mutex // held while the firewall is checked, so that no rule is made twice
 
 	// naming is held while the names of a container are computed and registered, so
 	// that an older state does not replace a newer one.
@@ -117,21 +117,33 @@ func (e *dockerEngine) follow(ctx context.Context) {
 	e.working.Wait()
 }
 
-// guardEvery is how often Docker's firewall is checked, besides when an engine
-// starts: other programs flush our rule.
-const guardEvery = 30 * time.Second
+// iptablesTimeout bounds a run of iptables, which waits for its lock.
+const iptablesTimeout = 10 * time.Second
 
-// passGuard makes Docker's firewall accept the frames of weft's bridge.
-func (e *dockerEngine) passGuard(ctx context.Context) {
-	e.guarding.Lock()
-	defer e.guarding.Unlock()
-	changed, err := netdev.AllowInDockerUser(ctx, e.containers.bridge)
-	if len(changed) > 0 {
-		e.log.Info("docker's firewall accepts bridged frames now", "rules", changed)
-	}
-	if err != nil && ctx.Err() == nil {
-		e.log.Warn("docker's firewall may drop bridged frames", "err", err)
-	}
+// keepRule makes Docker's firewall accept the frames of weft's bridge. Docker and other
+// programs remove the rule.
+func (e *dockerEngine) keepRule() error {
+	rule := netdev.DockerUserRule{Bridge: e.containers.bridge}
+	return e.containers.keeper.Keep(keeper.Object{
+		ID: dockerRule,
+		Look: func(*netdev.View) ([]string, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), iptablesTimeout)
+			defer cancel()
+			return rule.Faults(ctx)
+		},
+		Make: func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), iptablesTimeout)
+			defer cancel()
+			return rule.Ensure(ctx)
+		},
+	})
+}
+
+// dockerRule is the object of the rule in Docker's chain.
+var dockerRule = owned.ID{Kind: owned.DockerRule, Name: "DOCKER-USER"}
+
+// findBlockers looks for chains of the firewall that drop bridged frames.
+func (e *dockerEngine) findBlockers(ctx context.Context) {
 	blockers, err := netdev.BridgeBlockers(ctx, e.containers.bridge)
 	if err != nil {
 		e.log.Debug("the forward chains of this host could not be read", "err", err)
@@ -145,24 +157,23 @@ func (e *dockerEngine) passGuard(ctx context.Context) {
 func (e *dockerEngine) maintain(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	guarded := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
 			e.sweep(ctx, now)
-			if now.Sub(guarded) >= guardEvery {
-				e.passGuard(ctx)
-				guarded = now
-			}
+			e.findBlockers(ctx)
 		}
 	}
 }
 
 // Connected implements docker.Observer.
 func (e *dockerEngine) Connected(ctx context.Context, c *client.Client) {
-	e.working.Go(func() { e.passGuard(ctx) })
+	if err := e.keepRule(); err != nil {
+		e.log.Warn("docker's firewall may drop bridged frames", "err", err)
+	}
+	e.working.Go(func() { e.findBlockers(ctx) })
 	e.proxy.connected(e.client.Host())
 	e.working.Go(func() { e.driver.connected(ctx, c) })
 }

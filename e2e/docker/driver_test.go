@@ -313,6 +313,14 @@ func TestForwardPolicyDrop(t *testing.T) {
 	to := hs[0].address(t, "web", "weft")
 	hs[0].ping(t, "near", to)
 	hs[1].ping(t, "client", to)
+	// Other software flushes the chain for users.
+	if _, err := hs[0].try(t, "iptables", "-F", "DOCKER-USER"); err == nil {
+		eventually(t, "the rule is there again", func() error {
+			_, err := hs[0].try(t, "iptables", "-C", "DOCKER-USER", "-i", "weft", "-o", "weft", "-j", "ACCEPT")
+			return err
+		})
+		hs[0].ping(t, "near", to)
+	}
 }
 
 // Addresses of containers that ended while the engine was down are freed.

@@ -145,35 +145,22 @@ func TestRepairs(t *testing.T) {
 func TestCannotRepair(t *testing.T) {
 	r := newRig(t)
 	r.start()
-	r.do(func() error {
-		l, err := netlink.LinkByName("weft")
-		if err != nil {
-			return err
-		}
-		// Faster than the keeper: the name is taken before the bridge is missed.
-		if err := netlink.LinkSetDown(l); err != nil {
-			return err
-		}
-		if err := netlink.LinkDel(l); err != nil {
-			return err
-		}
-		_ = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "weft"}, PeerName: "other"})
-		return nil
-	})
-	taken := func() (taken bool) {
+	r.soon("the name is taken", func() (taken bool) {
 		r.do(func() error {
-			v, err := netdev.ReadView()
-			taken = err == nil && v.Links["weft"] != nil && v.Links["weft"].Kind == "veth"
+			l, err := netlink.LinkByName("weft")
+			if err == nil && l.Type() == "veth" {
+				taken = true
+				return nil
+			}
+			if err == nil {
+				err = netlink.LinkDel(l)
+			}
+			// Unless the keeper was faster.
+			_ = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "weft"}, PeerName: "other"})
 			return err
 		})
 		return taken
-	}
-	if !taken() { // the keeper was faster
-		r.link(netlink.LinkDel)
-		r.do(func() error {
-			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "weft"}, PeerName: "other"})
-		})
-	}
+	})
 	const words = "an interface of that name exists and is of type veth"
 	r.soon("the fault is shown", func() bool {
 		f := r.Faults()

@@ -9,9 +9,10 @@ import (
 	"strings"
 )
 
-// Shown says of which families IP rules see the frames that a bridge forwards.
+// Shown says whether IP rules of a family, and those of arptables, see the frames that a
+// bridge forwards.
 type Shown struct {
-	IPv4, IPv6 Cause
+	IPv4, IPv6, ARP Cause
 }
 
 // Cause is why rules see bridged frames. The zero value is that they do not.
@@ -31,7 +32,9 @@ func ShownBy(bridge string) (s Shown, err error) {
 			own = l.Bridge
 		}
 	}
-	return Shown{shownBy("iptables", bridge, own.Netfilter4), shownBy("ip6tables", bridge, own.Netfilter6)}, nil
+	return Shown{
+		shownBy("iptables", bridge, own.Netfilter4), shownBy("ip6tables", bridge, own.Netfilter6), shownBy("arptables", bridge, own.NetfilterARP),
+	}, nil
 }
 
 func shownBy(key, bridge string, own bool) Cause {

@@ -18,7 +18,7 @@
 //
 // Interfaces of the host whose name begins with HostPrefix belong to weft, and so do
 // the bridge and the nftables tables. The package changes nothing else, except for the
-// sysctls of Sysctls.EnableForwarding and the rule of AllowInDockerUser.
+// sysctls of Sysctls.EnableForwarding and the rule of DockerUserRule.
 package netdev
 
 import "regexp"

@@ -32,16 +32,19 @@ func (g dockerFilter) sees(s Shown) bool {
 	return s.IPv6 != ""
 }
 
-// AllowInDockerUser adds a rule to Docker's chain DOCKER-USER that accepts packets
-// from port to port of a bridge. It returns its changes as commands, for the log.
+// DockerUserRule is a rule in Docker's chain DOCKER-USER that accepts packets from port to
+// port of a bridge.
 //
 // Docker's forward chain drops unknown packets if the host did not forward before
 // Docker was started, and br_netfilter passes bridged packets through that chain. The
-// function runs the same program as Docker, because only that program finds Docker's
-// rules. It changes nothing without that program, without Docker's chain, or if
-// br_netfilter does not pass bridged packets to it.
-func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, err error) {
-	shown, err := ShownBy(bridge)
+// methods run the same program as Docker, because only that program finds Docker's
+// rules. Without that program, without Docker's chain, or if br_netfilter does not pass
+// bridged packets to it, no rule is needed.
+type DockerUserRule struct{ Bridge string }
+
+// missing returns the programs whose rule is missing.
+func (r DockerUserRule) missing(ctx context.Context) (list []dockerFilter, err error) {
+	shown, err := ShownBy(r.Bridge)
 	if err != nil {
 		return nil, err
 	}
@@ -50,29 +53,40 @@ func AllowInDockerUser(ctx context.Context, bridge string) (changed []string, er
 		if !g.sees(shown) {
 			continue
 		}
-		has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, bridge)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, r.Bridge)
+		if err == nil && !has {
+			if has, err = runIptables(ctx, g.program, "-n", "-L", dockerUserChain); err == nil && has {
+				list = append(list, g)
+			}
 		}
-		if has {
-			continue
-		}
-		if there, err := runIptables(ctx, g.program, "-n", "-L", dockerUserChain); err != nil || !there {
-			errs = append(errs, err)
-			continue
-		}
-		if ok, err := bridgeRule(ctx, g.program, "-I", dockerUserChain, bridge); err != nil || !ok {
-			errs = append(errs, fmt.Errorf("accept bridge %s in chain %s of %s: %w", bridge, dockerUserChain, g.program, errors.Join(err, errNotAdded)))
-			continue
-		}
-		changed = append(changed, g.program+" -I "+strings.Join(bridgeMatch(dockerUserChain, bridge), " "))
+		errs = append(errs, err)
 	}
-	return changed, errors.Join(errs...)
+	return list, errors.Join(errs...)
+}
+
+// Faults returns in words which rules are missing.
+func (r DockerUserRule) Faults(ctx context.Context) (faults []string, err error) {
+	list, err := r.missing(ctx)
+	for _, g := range list {
+		faults = append(faults, "that of "+g.program+" is missing")
+	}
+	return faults, err
+}
+
+// Ensure adds the missing rules.
+func (r DockerUserRule) Ensure(ctx context.Context) error {
+	list, err := r.missing(ctx)
+	errs := []error{err}
+	for _, g := range list {
+		if ok, err := bridgeRule(ctx, g.program, "-I", dockerUserChain, r.Bridge); err != nil || !ok {
+			errs = append(errs, fmt.Errorf("accept bridge %s in chain %s of %s: %w", r.Bridge, dockerUserChain, g.program, errors.Join(err, errNotAdded)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // BridgeBlockers returns the chains, as nft names them, that drop packets from port to
-// port of a bridge although AllowInDockerUser has run. With nftables Docker has no
+// port of a bridge although the rule of DockerUserRule is there. With nftables Docker has no
 // chain for users. It does not drop such packets itself then, but another program or an
 // earlier Docker may. A rule as of AcceptBridgeCommand clears the blockers of its family.
 func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
@@ -117,7 +131,7 @@ func AcceptBridgeCommand(bridge string) string {
 
 const iptablesForward = "FORWARD"
 
-// RemoveFromDockerUser undoes AllowInDockerUser.
+// RemoveFromDockerUser removes the rule of DockerUserRule.
 func RemoveFromDockerUser(ctx context.Context, bridge string) error {
 	var errs []error
 	for _, g := range dockerFilters {

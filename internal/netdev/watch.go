@@ -144,7 +144,7 @@ func (f Filter) String() string {
 	case FilterIP:
 		return fmt.Sprintf("rules filter bridged packets: chain %s of table %s, and %s", f.Chain, f.Table, f.Cause)
 	case FilterLegacy:
-		return fmt.Sprintf("iptables filters bridged packets: %s", f.Cause)
+		return fmt.Sprintf("iptables or arptables filters bridged packets: %s", f.Cause)
 	}
 	return ""
 }
@@ -153,7 +153,7 @@ func (f Filter) String() string {
 // bridge, and those of IP if ShownBy says so. The zero value means that there are none.
 func (w *Watch) Filtered(bridge string) (Filter, error) {
 	var shown Shown
-	var legacy bool
+	var legacy, legacyARP bool
 	var chains []*nftables.Chain
 	err := DoIn(w.ns, func() (err error) {
 		if shown, err = ShownBy(bridge); err != nil {
@@ -163,6 +163,9 @@ func (w *Watch) Filtered(bridge string) (Filter, error) {
 			b, err := os.ReadFile("/proc/thread-self/net/" + names)
 			legacy = legacy || err == nil && len(b) > 0
 		}
+		// nftables has no chain of family arp that sees forwarded packets.
+		b, err := os.ReadFile("/proc/thread-self/net/arp_tables_names")
+		legacyARP = err == nil && len(b) > 0
 		c, err := nftables.New()
 		if err == nil {
 			chains, err = c.ListChains()
@@ -173,6 +176,8 @@ func (w *Watch) Filtered(bridge string) (Filter, error) {
 	switch {
 	case cause != "" && legacy:
 		return Filter{Family: FilterLegacy, Cause: cause}, nil
+	case shown.ARP != "" && legacyARP:
+		return Filter{Family: FilterLegacy, Cause: shown.ARP}, nil
 	case err != nil:
 		return Filter{}, fmt.Errorf("read the rules of netfilter: %w", err)
 	}

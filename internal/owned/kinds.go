@@ -25,6 +25,7 @@ package owned
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Kind is a kind of objects. Its text is the label in metrics.
@@ -44,6 +45,7 @@ const (
 	Pin           Kind = "pin"
 	Map           Kind = "map"
 	Sysctl        Kind = "sysctl"
+	DockerRule    Kind = "docker_rule"
 )
 
 // Events are kinds of changes that the kernel reports, as a set of bits.
@@ -69,6 +71,8 @@ type Info struct {
 	On Events
 	// Polled objects are looked at every PollInterval, because the kernel reports no change.
 	Polled bool
+	// Gap is the least time between two looks, for objects that are expensive to look at.
+	Gap time.Duration
 	// Vital: while an object of the kind has a fault, no container can be connected.
 	Vital bool
 }
@@ -76,18 +80,19 @@ type Info struct {
 // Kinds is the table of all kinds, in the order in which objects are repaired: each may
 // need those before it.
 var Kinds = []Info{
-	{Bridge, "bridge", Links, false, true},
-	{TAP, "the router's TAP", Links, false, true},
-	{RouterPort, "the router's port", Links, false, true},
-	{VXLAN, "VXLAN device", Links, false, false},
-	{WireGuard, "WireGuard device", Links | Addrs | Routes, false, false},
-	{Pin, "pinned object of the fast datapath", 0, true, false},
-	{Map, "table of the fast datapath", 0, false, false},
-	{Program, "program at", Links | Traffic, false, false},
-	{ContainerPort, "port of a container", Links, false, false},
-	{Sysctl, "sysctl", Links, true, false},
-	{Address, "exposed address", Links | Addrs, false, false},
-	{Rules, "nftables rules", Tables, false, false},
+	{Kind: Bridge, What: "bridge", On: Links, Vital: true},
+	{Kind: TAP, What: "the router's TAP", On: Links, Vital: true},
+	{Kind: RouterPort, What: "the router's port", On: Links, Vital: true},
+	{Kind: VXLAN, What: "VXLAN device", On: Links},
+	{Kind: WireGuard, What: "WireGuard device", On: Links | Addrs | Routes},
+	{Kind: Pin, What: "pinned objects of the fast datapath", Polled: true},
+	{Kind: Map, What: "table of the fast datapath"},
+	{Kind: Program, What: "program at", On: Links | Traffic},
+	{Kind: ContainerPort, What: "port of a container", On: Links},
+	{Kind: Sysctl, What: "sysctl", On: Links, Polled: true},
+	{Kind: Address, What: "exposed address", On: Links | Addrs},
+	{Kind: Rules, What: "nftables rules", On: Tables},
+	{Kind: DockerRule, What: "rule in Docker's chain", On: Tables, Gap: PollInterval},
 }
 
 // rank returns the place of a kind in Kinds, and -1 for one that is not in it.

@@ -46,6 +46,7 @@ type Machine struct {
 // object is what the machine knows about one object.
 type object struct {
 	due    time.Time // when it must be looked at
+	looked time.Time // when it was
 	made   bool      // it was right once, so what differs now was changed by others
 	faults []string  // of the last look, nil if it was right
 	err    error     // why it could not be looked at or repaired
@@ -97,7 +98,7 @@ func (m *Machine) Known(id ID) bool { return m.objects[id] != nil }
 func (m *Machine) Changed(e Events, now time.Time) {
 	for id, o := range m.objects {
 		if i, _ := InfoOf(id.Kind); i.On&e != 0 {
-			o.expedite(now)
+			o.expedite(later(now, o.looked.Add(i.Gap)))
 		}
 	}
 }
@@ -111,11 +112,10 @@ func (m *Machine) Look(all bool, now time.Time) {
 	}
 }
 
-// expedite makes an object due. After a failure that shortens the pause; a truce stays.
-func (o *object) expedite(now time.Time) {
-	if o.due.After(now) {
-		o.due = now
-	}
+// expedite makes an object due at a time. After a failure that shortens the pause; a truce
+// stays.
+func (o *object) expedite(at time.Time) {
+	o.due = earlier(o.due, at)
 	if early := o.tried.Add(changeRetry); o.err != nil && o.truce == 0 && o.hold.After(early) {
 		o.hold = early
 	}
@@ -150,7 +150,7 @@ func (m *Machine) Seen(id ID, now time.Time, faults []string, err error) (repair
 		return false
 	}
 	i, _ := InfoOf(id.Kind)
-	o.due = now.Add(SweepInterval)
+	o.looked, o.due = now, now.Add(SweepInterval)
 	if i.Polled {
 		o.due = now.Add(PollInterval)
 	}

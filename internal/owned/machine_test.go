@@ -145,6 +145,26 @@ func TestSweep(t *testing.T) {
 	h.want("repaired weft")
 }
 
+// However often the kernel reports changes, an expensive object is looked at once in a while,
+// and the last change is not missed.
+func TestGap(t *testing.T) {
+	rule := ID{DockerRule, "DOCKER-USER"}
+	h := newHost(t, rule)
+	h.pass(PollInterval)
+	looks := 0
+	for range 100 {
+		h.Changed(Tables, h.now)
+		looks += len(h.Due(h.now))
+		h.pass(20 * time.Millisecond)
+	}
+	if looks > 2 {
+		t.Errorf("%d looks in two seconds", looks)
+	}
+	h.damage(rule, "it is missing")
+	h.pass(PollInterval)
+	h.want("repaired DOCKER-USER")
+}
+
 // Objects are repaired in the order of the table, whatever their names.
 func TestOrder(t *testing.T) {
 	h := newHost(t, theRules, thePort, theBridge)
