@@ -372,6 +372,14 @@ func TestWatchWithoutSysAdmin(t *testing.T) {
 			}
 		})
 	}()
+	rules := make(chan error, 1)
+	go func() { rules <- w.Rules(ctx, func() {}) }()
+	defer func() {
+		cancel()
+		if err := <-rules; err != nil {
+			t.Error(err)
+		}
+	}()
 	// The first changes may come before Run watches.
 	for i := 0; len(changed) == 0; i++ {
 		select {

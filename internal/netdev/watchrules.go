@@ -15,7 +15,11 @@ import (
 // of them.
 func (w *Watch) Rules(ctx context.Context, changed func()) error {
 	wrap := func(err error) error { return fmt.Errorf("watch rules of nftables: %w", err) }
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(w.ns), Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
+	var c *netlink.Conn
+	err := DoIn(w.ns, func() (err error) {
+		c, err = netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
+		return err
+	})
 	if err != nil {
 		return wrap(err)
 	}
