@@ -94,6 +94,14 @@ func (r *Report) overview(w io.Writer) {
 		r.DNS.overview(line, r.Omitted["DNS.Entries"])
 	}
 	r.docker(w, line)
+	if len(r.Kernel.Repairs) > 0 {
+		var repairs []string
+		for _, kind := range slices.Sorted(maps.Keys(r.Kernel.Repairs)) {
+			repairs = append(repairs, fmt.Sprintf("%s %d", kind, r.Kernel.Repairs[kind]))
+		}
+		render.Fprintln(w)
+		line("Repairs", "%s (changes by other software; see the log)", strings.Join(repairs, ", "))
+	}
 	for i, text := range r.Warnings {
 		if i == 0 {
 			render.Fprintln(w)

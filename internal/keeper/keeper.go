@@ -39,7 +39,8 @@ type Object struct {
 	owned.ID
 	// Look returns how the kernel differs from the desired state, in words that follow the
 	// name of the object, like "it is down". The view was read a moment ago. The error is
-	// owned.ErrWaits if the object needs another one that is missing.
+	// owned.ErrWaits if the object needs another one that is missing. Kinds that are polled get
+	// no view, so that polling is cheap.
 	Look func(v *netdev.View) (faults []string, err error)
 	// Make makes the object, or brings it to the desired state. It is called only if Look
 	// found a fault.
@@ -55,7 +56,7 @@ const (
 	settle = 5 * time.Millisecond
 	// After a round, the next one waits for pauseShare times its duration, within bounds. A
 	// repair must not be later than a second.
-	pauseShare = 10
+	pauseShare = 20
 	minPause   = 20 * time.Millisecond
 	maxPause   = 500 * time.Millisecond
 )
@@ -73,6 +74,7 @@ type Keeper struct {
 	machine *owned.Machine
 	objects map[owned.ID]Object
 	sources map[owned.Kind]Source
+	asked   time.Time // when the sources were asked last
 	pending owned.Events
 	wake    chan struct{} // of capacity 1: something is pending
 }
@@ -166,7 +168,7 @@ func (k *Keeper) KeepAll(kind owned.Kind, f Source) error {
 	k.mu.Lock()
 	k.sources[kind] = f
 	k.mu.Unlock()
-	k.Wake(0)
+	k.Wake(owned.Links)
 	return nil
 }
 
@@ -325,10 +327,13 @@ func (k *Keeper) inside(f func() error) error { return netdev.DoIn(k.ns, f) }
 func (k *Keeper) lookAtDue() error {
 	k.mu.Lock()
 	k.machine.Changed(k.pending, time.Now())
+	stale := k.pending&owned.Links != 0 || time.Since(k.asked) >= owned.SweepInterval
 	k.pending = 0
 	k.mu.Unlock()
-	if err := k.takeSources(); err != nil {
-		return err
+	if stale {
+		if err := k.takeSources(); err != nil {
+			return err
+		}
 	}
 	k.mu.Lock()
 	due := k.machine.Due(time.Now())
@@ -347,6 +352,7 @@ func (k *Keeper) lookAtDue() error {
 // takeSources asks the sources which objects there are.
 func (k *Keeper) takeSources() error {
 	k.mu.Lock()
+	k.asked = time.Now()
 	sources := make(map[owned.Kind]Source, len(k.sources))
 	for kind, f := range k.sources {
 		sources[kind] = f
@@ -406,11 +412,7 @@ func (k *Keeper) lookAt(o Object, forced bool) error {
 	if forced {
 		k.view = nil
 	}
-	v, err := k.read()
-	var faults []string
-	if err == nil {
-		faults, err = o.Look(v)
-	}
+	faults, err := k.faultsOf(o)
 	k.mu.Lock()
 	repair := k.machine.Seen(o.ID, time.Now(), faults, err)
 	k.mu.Unlock()
@@ -428,14 +430,22 @@ func (k *Keeper) lookAt(o Object, forced bool) error {
 	return err
 }
 
+// faultsOf looks at one object.
+func (k *Keeper) faultsOf(o Object) ([]string, error) {
+	if i, _ := owned.InfoOf(o.Kind); i.Polled {
+		return o.Look(nil)
+	}
+	v, err := k.read()
+	if err != nil {
+		return nil, err
+	}
+	return o.Look(v)
+}
+
 // checkRepair looks again at an object that was repaired: a repair without effect has
 // failed.
 func (k *Keeper) checkRepair(o Object) error {
-	v, err := k.read()
-	if err != nil {
-		return err
-	}
-	faults, err := o.Look(v)
+	faults, err := k.faultsOf(o)
 	if err == nil && len(faults) > 0 {
 		err = errors.New("after the repair: " + strings.Join(faults, ", "))
 	}
