@@ -94,9 +94,10 @@ func agent(ctx context.Context) error {
 	router.Sysctls = sysctls()
 	router.Log = render.Log(os.Stderr, router.LogLevel)
 	raiseLimits(log)
-	router.Filtered = true
 	if err := netdev.ShowBridged(router.Bridge); err != nil {
 		log.Warn("answers of Services on the same network may be lost", "err", err)
+	} else {
+		router.Filtered = true
 	}
 	a := kube.AgentConfig{
 		Settings: s, Client: client, Router: api.NewClient(router.Socket), Plugin: plugin(s.Hairpin), Log: log,

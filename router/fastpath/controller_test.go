@@ -419,6 +419,9 @@ func TestRepairs(t *testing.T) {
 		if !r.m.Guarded() {
 			t.Error("the rules that guard the port are not reinstalled")
 		}
+		r.m.RemovePeer(2)
+		r.want(kerneltest.ToRouter, 2)
+		pass(2 * time.Second)
 		r.want(kerneltest.Express, 2)
 	})
 }

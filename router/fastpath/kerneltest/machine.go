@@ -242,6 +242,9 @@ func (m *Machine) changeRules(f func()) {
 // RemoveDevices removes the bridge's port and the VXLAN device, as another program may.
 func (m *Machine) RemoveDevices() { m.change(func() { m.pins.devices = false }) }
 
+// RemovePeer deletes the entry of a short id from the map of peers, as another program may.
+func (m *Machine) RemovePeer(id uint16) { m.change(func() { delete(m.pins.peers, id) }) }
+
 // RemoveTunnelDevice removes WireGuard's interface, as another program may.
 func (m *Machine) RemoveTunnelDevice() { m.change(func() { m.tunnel.gone = true }) }
 
