@@ -45,6 +45,8 @@ func (c Config) withDefaults() Config {
 // Intervals of the engine's checks.
 const (
 	checkEvery = 3 * time.Second // between checks whether another program changed the rules
+	// A change that the kernel reports is checked at once, but checkGap after the last check.
+	checkGap   = 500 * time.Millisecond
 	checkShare = 20              // a check is followed by a pause of this many times its duration,
 	checkPause = 5 * time.Second // but at most of this length
 	retryAfter = 2 * time.Second // after a transaction that failed
@@ -63,6 +65,7 @@ type Engine struct {
 	started atomic.Bool
 	queries chan func(*rules.Compiler)
 	denied  chan denial
+	changed chan struct{} // of capacity 1: rules changed, by whatever program
 	ended   chan struct{} // closed when Run returns
 
 	mu         sync.Mutex
@@ -143,6 +146,7 @@ func newEngine(cfg Config, k kernel) (*Engine, error) {
 		queries:    make(chan func(*rules.Compiler)),
 		denied:     make(chan denial, 256),
 		ended:      make(chan struct{}),
+		changed:    make(chan struct{}, 1),
 		pending:    newPending(),
 		enforceErr: errors.New("the API server has not reported all pods, namespaces and policies yet"),
 		expected:   make(map[model.Key]*expectation),
@@ -257,8 +261,11 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer cancel()
 	helpers.Go(func() { e.cutter.run(ctx) })
 	helpers.Go(func() { e.listen(ctx) })
+	helpers.Go(func() { e.watch(ctx) })
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()
+	recheck := time.NewTimer(checkEvery)
+	defer recheck.Stop()
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
@@ -267,7 +274,13 @@ func (e *Engine) Run(ctx context.Context) error {
 			return nil
 		case <-e.wake:
 		case <-retry.C:
+		case <-e.changed:
+			recheck.Reset(max(0, time.Until(e.nextCheck)))
+			continue
+		case <-recheck.C:
+			e.check(time.Now())
 		case <-check.C:
+			e.keepBridged()
 			e.check(time.Now())
 			e.portsStale = true // an interface may have appeared after its pod
 		case ask := <-e.queries:
@@ -415,10 +428,6 @@ func (e *Engine) check(now time.Time) {
 	if !e.installed || e.outOfSync || now.Before(e.nextCheck) {
 		return
 	}
-	if err := e.kernel.showBridged(); err != nil {
-		e.metrics.errors.Inc()
-		e.log.Warn("policies do not filter bridged packets", "err", err)
-	}
 	generation, err := e.kernel.generation()
 	if err == nil && generation == e.generation {
 		return
@@ -440,7 +449,29 @@ func (e *Engine) check(now time.Time) {
 	}
 	e.generation = generation
 	// If other programs change nftables all the time, checks must not take all the CPU.
-	e.nextCheck = now.Add(min(checkShare*time.Since(now), checkPause))
+	e.nextCheck = now.Add(min(max(checkShare*time.Since(now), checkGap), checkPause))
+}
+
+// keepBridged makes the kernel pass bridged packets to the rules, if another program changed
+// that.
+func (e *Engine) keepBridged() {
+	if err := e.kernel.showBridged(); err != nil {
+		e.metrics.errors.Inc()
+		e.log.Warn("policies do not filter bridged packets", "err", err)
+	}
+}
+
+// watch reports changes of rules by any program, until ctx ends.
+func (e *Engine) watch(ctx context.Context) {
+	err := e.kernel.watch(ctx, func() {
+		select {
+		case e.changed <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		e.log.Warn("changes of the rules by other programs are noticed late", "err", err)
+	}
 }
 
 // ask runs f on Run's goroutine and waits until it returns. It fails if the engine has ended, and

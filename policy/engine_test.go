@@ -671,3 +671,25 @@ func TestEngineWithoutSysAdmin(t *testing.T) {
 		}
 	}
 }
+
+// TestHostSysctlOpensNothing sets the sysctls by which other software shows or hides the frames of
+// all bridges. Policies do not depend on them, not even for a moment.
+func TestHostSysctlOpensNothing(t *testing.T) {
+	n := newIsolated(t)
+	do(t, n.host, func() error {
+		for _, key := range []string{"iptables", "ip6tables"} {
+			if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+key, []byte("0"), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	n.mustNotReach(t, "a", n.addrPort("b", 8080))
+	do(t, n.host, func() error {
+		got, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
+		if string(got) != "0\n" {
+			t.Errorf("the sysctl of the host is %q", got)
+		}
+		return err
+	})
+}

@@ -30,10 +30,11 @@ type fakeKernel struct {
 	fail     []error // the results of the next transactions; nil lets one succeed
 	writes   int     // successful transactions
 	closed   bool
+	flushed  chan struct{} // of capacity 1
 }
 
 func newFakeKernel() *fakeKernel {
-	return &fakeKernel{sets: map[string]*rules.Set{}, chains: map[string]*rules.Chain{}}
+	return &fakeKernel{sets: map[string]*rules.Set{}, chains: map[string]*rules.Chain{}, flushed: make(chan struct{}, 1)}
 }
 
 // transact runs f on a copy of the rules, and keeps the copy if f succeeds.
@@ -165,6 +166,7 @@ func (k *fakeKernel) flush() {
 		k.sets, k.chains, k.state = map[string]*rules.Set{}, map[string]*rules.Chain{}, unhooked
 		return nil
 	})
+	k.flushed <- struct{}{}
 }
 
 func (k *fakeKernel) differs(r *rules.Rules, h hooks) (string, error) {
@@ -196,6 +198,17 @@ func (k *fakeKernel) setLogRules(l logRules) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.logRules = l
+}
+
+func (k *fakeKernel) watch(ctx context.Context, changed func()) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-k.flushed:
+			changed()
+		}
+	}
 }
 
 func (k *fakeKernel) showBridged() error                      { return nil }

@@ -35,8 +35,8 @@ func hooksFor(c *rules.Compiler) hooks {
 }
 
 // kernel is the interface of an Engine to the kernel of its node. nft implements it; tests use a
-// fake that obeys the same rules. Only Run's goroutine calls it, except for connections, hostAddrs
-// and denials, each of which one other goroutine calls.
+// fake that obeys the same rules. Only Run's goroutine calls it, except for connections, hostAddrs,
+// denials and watch, each of which one other goroutine calls.
 type kernel interface {
 	// apply writes a change and moves the hooks from one state to the other, in one transaction.
 	// On error nothing has changed.
@@ -50,6 +50,8 @@ type kernel interface {
 	generation() (uint32, error)
 	// setLogRules makes later calls write or omit the rules that log.
 	setLogRules(l logRules)
+	// watch calls changed after tables, chains or rules changed, by whatever program, until ctx ends.
+	watch(ctx context.Context, changed func()) error
 	// showBridged makes the kernel pass bridged packets to the rules.
 	showBridged() error
 	// ports returns the interface index of the bridge port behind each address.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -34,6 +35,15 @@ type nft struct {
 func (k *nft) close() error { return k.ns.Close() }
 
 func (k *nft) setLogRules(l logRules) { k.logRules = l }
+
+func (k *nft) watch(ctx context.Context, changed func()) error {
+	var w *netdev.Watch
+	if err := netdev.DoIn(k.ns, func() (err error) { w, err = netdev.NewWatch(); return err }); err != nil {
+		return err
+	}
+	defer w.Close()
+	return w.Rules(ctx, changed)
+}
 
 func (k *nft) showBridged() error {
 	return netdev.DoIn(k.ns, func() error { return netdev.ShowBridged(k.bridge) })
