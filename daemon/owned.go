@@ -97,7 +97,10 @@ func addressObject(a netdev.BridgeAddress) keeper.Object {
 			if v.Links[a.Bridge] == nil {
 				return nil, owned.ErrWaits
 			}
-			return a.Faults(v), nil
+			if faults := a.Faults(v); len(faults) > 0 {
+				return faults, nil
+			}
+			return a.RouteFaults()
 		},
 	}
 }

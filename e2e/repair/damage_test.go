@@ -71,6 +71,17 @@ func flushAddrs(l netlink.Link) error {
 	return err
 }
 
+func flushRoutes(l netlink.Link) error {
+	routes, err := netlink.RouteList(l, netlink.FAMILY_V4)
+	if err == nil && len(routes) == 0 {
+		err = fmt.Errorf("there is no route by %s", l.Attrs().Name)
+	}
+	for _, r := range routes {
+		err = errors.Join(err, netlink.RouteDel(&r))
+	}
+	return err
+}
+
 func flushRules() error {
 	c, err := nftables.New()
 	if err != nil {
@@ -95,6 +106,7 @@ func common() []damage {
 		{"ip link set PORT down", owned.ContainerPort, []string{"port"}, port(netlink.LinkSetDown)},
 		{"ip link set PORT mtu 600", owned.ContainerPort, []string{"port"}, port(mtu(600))},
 		{"ip addr flush dev weft", owned.Address, []string{"address"}, on("weft", flushAddrs)},
+		{"ip route flush dev weft", owned.Address, []string{"address"}, on("weft", flushRoutes)},
 		{"nft flush ruleset", owned.Rules, []string{"rules"}, flushRules},
 		{"sysctl -w net.ipv4.ip_forward=0", owned.Sysctl, []string{"forward"}, sysctl("0", "net", "ipv4", "ip_forward")},
 		{"sysctl -w net.ipv6.conf.weft.accept_ra=1", owned.Sysctl, []string{"ra"}, sysctl("1", "net", "ipv6", "conf", "weft", "accept_ra")},

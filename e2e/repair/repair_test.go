@@ -71,6 +71,7 @@ type bench struct {
 	t      *testing.T
 	lab    *testbed.Lab
 	pulses []*pulse
+	stream *harness.Stream // of TCP, from a to b
 }
 
 func newBench(t *testing.T, c testbed.Config) *bench {
@@ -83,9 +84,11 @@ func newBench(t *testing.T, c testbed.Config) *bench {
 	if c.Password == "" {
 		harness.FastdpBetween(t, lab, 1, 2)
 	}
-	return &bench{t: t, lab: lab, pulses: []*pulse{
-		startPulse(t, lab, harness.At(1, "a"), b), startPulse(t, lab, harness.At(1, ""), b),
-	}}
+	return &bench{
+		t: t, lab: lab,
+		pulses: []*pulse{startPulse(t, lab, harness.At(1, "a"), b), startPulse(t, lab, harness.At(1, ""), b)},
+		stream: harness.StartStream(t, lab, harness.At(1, "a"), harness.At(2, "b"), b),
+	}
 }
 
 // pins is the folder of the pins of h1.
@@ -120,9 +123,11 @@ func (b *bench) suffer(t *testing.T, d damage) {
 	t.Logf("%s: %v", d.name, time.Since(done).Round(time.Millisecond))
 }
 
-// whole wants no fault at the end.
+// whole wants no fault at the end, and the connection unharmed.
 func (b *bench) whole(t *testing.T) {
 	t.Helper()
+	b.stream.Flows(t)
+	b.stream.Whole(t)
 	harness.Eventually(t, "nothing is left to repair", func() bool { return len(harness.Report(t, b.lab, 1).Kernel.Faults) == 0 })
 }
 

@@ -225,6 +225,43 @@ func TestContainerPortFaults(t *testing.T) {
 	}
 }
 
+// The route of an address comes back with the address, or alone.
+func TestBridgeAddressHasARoute(t *testing.T) {
+	host := nstest.New(t, "h")
+	bridge(t, host)
+	for _, p := range []string{"10.32.0.1/12", "fd00::1/64", "10.99.0.1/32"} {
+		a := netdev.BridgeAddress{Bridge: "weft", Addr: pfx(p)}
+		faults := func() (got []string) {
+			do(t, host, func() (err error) { got, err = a.RouteFaults(); return err })
+			return got
+		}
+		do(t, host, a.Ensure)
+		if got := faults(); len(got) > 0 {
+			t.Errorf("%s: faults %q", p, got)
+		}
+		do(t, host, func() error {
+			l, err := netlink.LinkByName("weft")
+			if err != nil {
+				return err
+			}
+			routes, err := netlink.RouteList(l, netlink.FAMILY_ALL)
+			for _, r := range routes {
+				err = errors.Join(err, netlink.RouteDel(&r))
+			}
+			return err
+		})
+		if got := faults(); len(got) != 1 && !a.Addr.IsSingleIP() {
+			t.Errorf("%s without route: faults %q", p, got)
+		}
+		for range 2 {
+			do(t, host, a.Ensure)
+		}
+		if got := faults(); len(got) > 0 {
+			t.Errorf("%s with a new route: faults %q", p, got)
+		}
+	}
+}
+
 // FuzzPortAlias reads aliases of interfaces, which anybody may write.
 func FuzzPortAlias(f *testing.F) {
 	f.Add("weft port mtu 1376 hairpin")

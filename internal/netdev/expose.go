@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,7 +38,61 @@ func (a BridgeAddress) Faults(v *View) []string {
 	return nil
 }
 
-// Ensure adds the address to the bridge, unless it is there, and announces it then.
+// RouteFaults returns in words that the host has no route to the other addresses of the
+// subnet over the bridge. The kernel makes the route with the address, and other software
+// may remove it alone.
+func (a BridgeAddress) RouteFaults() ([]string, error) {
+	h, err := here()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	l, ok, err := h.link(a.Bridge)
+	if err != nil || !ok {
+		return nil, err
+	}
+	has, err := a.hasRoute(h, l)
+	if err != nil || has {
+		return nil, err
+	}
+	return []string{fmt.Sprintf("the route to %s over bridge %s is missing", a.Addr.Masked(), a.Bridge)}, nil
+}
+
+// hasRoute reports whether there is a route to the subnet by the bridge l, or none is needed.
+func (a BridgeAddress) hasRoute(h handle, l netlink.Link) (bool, error) {
+	if a.Addr.IsSingleIP() {
+		return true, nil
+	}
+	r := a.route(l)
+	all, err := Dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(familyOf(a.Addr), r, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF)
+	})
+	if err != nil {
+		return false, fmt.Errorf("list routes to %s: %w", a.Addr.Masked(), err)
+	}
+	return len(all) > 0, nil
+}
+
+// route is the route that the kernel makes with the address.
+func (a BridgeAddress) route(l netlink.Link) *netlink.Route {
+	r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(a.Addr.Masked()), Protocol: unix.RTPROT_KERNEL}
+	if a.Addr.Addr().Is4() {
+		r.Scope, r.Src = netlink.SCOPE_LINK, a.Addr.Addr().AsSlice()
+	} else {
+		r.Priority = 256 // IP6_RT_PRIO_ADDRCONF of the kernel
+	}
+	return r
+}
+
+func familyOf(p netip.Prefix) int {
+	if p.Addr().Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
+// Ensure adds the address to the bridge, unless it is there, and announces it then. It adds
+// the route that other software has removed.
 func (a BridgeAddress) Ensure() error {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("expose %s on %s: %s: %w", a.Addr, a.Bridge, what, cause)
@@ -54,6 +109,14 @@ func (a BridgeAddress) Ensure() error {
 	added, err := addAddrs(h, l, []netip.Prefix{a.Addr})
 	if err != nil {
 		return wrap("configure", err)
+	}
+	if has, err := a.hasRoute(h, l); err != nil || !has {
+		if err == nil {
+			err = h.RouteReplace(a.route(l))
+		}
+		if err != nil {
+			return wrap("add the route", err)
+		}
 	}
 	if err := announce(currentNS, l.Attrs().Index, l.Attrs().HardwareAddr, added); err != nil {
 		return wrap("announce", err)

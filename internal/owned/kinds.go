@@ -90,7 +90,7 @@ var Kinds = []Info{
 	{Kind: Program, What: "program at", On: Links | Traffic},
 	{Kind: ContainerPort, What: "port of a container", On: Links},
 	{Kind: Sysctl, What: "sysctl", On: Links, Polled: true},
-	{Kind: Address, What: "exposed address", On: Links | Addrs},
+	{Kind: Address, What: "exposed address", On: Links | Addrs | Routes},
 	{Kind: Rules, What: "nftables rules", On: Tables},
 	{Kind: DockerRule, What: "rule in Docker's chain", On: Tables, Gap: PollInterval},
 }
