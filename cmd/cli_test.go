@@ -185,6 +185,7 @@ func someReport() *api.Report {
 			{ID: "netns:4026532281", Netns: "/run/netns/web", Interface: "ethwe", MAC: "02:11:22:33:44:55", Addresses: onePrefix},
 		},
 		Warnings: []string{"something is not as it should be"},
+		Kernel:   api.Kernel{Repairs: map[string]uint64{"address": 1, "bridge": 2}},
 	}
 }
 

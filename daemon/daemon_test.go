@@ -162,6 +162,9 @@ func TestMetrics(t *testing.T) {
 				Owners: []api.Owner{{NumIPs: 750, Reachable: true}, {NumIPs: 250}},
 			},
 			IPAM6: &api.IPAM{RangeNumIPs: 1e30},
+			Kernel: api.Kernel{
+				Repairs: map[string]uint64{"bridge": 19}, Faults: []api.KernelFault{{Kind: "tap"}, {Kind: "sysctl"}, {Kind: "sysctl"}},
+			},
 			DNS: &api.DNS{
 				Refused: 13,
 				Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 14}, {Type: "PTR", Result: "forwarded", Count: 15}},
@@ -179,6 +182,7 @@ func TestMetrics(t *testing.T) {
 		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass\\xffword"} 6`,
 		"weft_dns_entries 12", "weft_dns_entries_refused 1", "weft_dns_forwards_refused_total 13",
 		`weft_dns_queries_total{result="answer",type="A"} 14`, `weft_dns_queries_total{result="forwarded",type="PTR"} 15`,
+		`weft_kernel_repairs_total{object="bridge"} 19`, `weft_kernel_faults{object="tap"} 1`, `weft_kernel_faults{object="sysctl"} 2`,
 		`weft_drops_total{reason="looped"} 7`, `weft_queue_depth{queue="gossip"} 8`, `weft_queue_limit{queue="gossip"} 9`, `weft_queue_drops_total{queue="gossip"} 10`,
 	} {
 		if !strings.Contains(w.Body.String(), want+"\n") {
