@@ -433,3 +433,34 @@ func TestPrunedNetworkIsMadeAgain(t *testing.T) {
 		t.Errorf("after stop: %s", text)
 	}
 }
+
+// Docker makes the MAC address from the IP address, so a fixed address that moves to another host
+// takes its MAC address along. Others reach it there at once, although they need not ask for it
+// and it says nothing by itself.
+func TestFixedAddressMovesToAnotherHost(t *testing.T) {
+	t.Parallel()
+	hs := newHosts(t, 2)
+	for _, h := range hs {
+		h.waitNetwork(t)
+		h.run(t, "--name", "client", "--net", "weft")
+	}
+	hs[0].run(t, "--name", "web", "--net", "weft", "--ip", "10.40.77.7")
+	for _, h := range hs {
+		h.ping(t, "client", "10.40.77.7")
+	}
+	for i := range 4 {
+		from, to := hs[i%2], hs[(i+1)%2]
+		from.docker(t, "rm", "-f", "web")
+		from.waitActive(t, 1) // the address is free
+		to.run(t, "--name", "web", "--net", "weft", "--ip", "10.40.77.7")
+		began := time.Now()
+		for _, h := range hs {
+			h.ping(t, "client", "10.40.77.7")
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("move %d: reached after %v", i, took)
+		} else {
+			t.Logf("move %d: reached after %v", i, took)
+		}
+	}
+}
