@@ -120,23 +120,29 @@ func (e *dockerEngine) follow(ctx context.Context) {
 // iptablesTimeout bounds a run of iptables, which waits for its lock.
 const iptablesTimeout = 10 * time.Second
 
-// keepRule makes Docker's firewall accept the frames of weft's bridge. Docker and other
-// programs remove the rule.
-func (e *dockerEngine) keepRule() error {
+// keepRule makes Docker's firewall accept the frames of weft's bridge, until ctx ends. Docker
+// and other programs remove the rule.
+func (e *dockerEngine) keepRule(ctx context.Context) error {
 	rule := netdev.DockerUserRule{Bridge: e.containers.bridge}
 	return e.containers.keeper.Keep(keeper.Object{
 		ID: dockerRule,
-		Look: func(*netdev.View) ([]string, error) {
-			ctx, cancel := context.WithTimeout(context.Background(), iptablesTimeout)
-			defer cancel()
-			return rule.Faults(ctx)
+		Look: func(*netdev.View) (faults []string, err error) {
+			err = untilEnd(ctx, func(ctx context.Context) error { faults, err = rule.Faults(ctx); return err })
+			return faults, err
 		},
-		Make: func() error {
-			ctx, cancel := context.WithTimeout(context.Background(), iptablesTimeout)
-			defer cancel()
-			return rule.Ensure(ctx)
-		},
+		Make: func() error { return untilEnd(ctx, rule.Ensure) },
 	})
+}
+
+// untilEnd calls f with a timeout. If ctx has ended, the object waits for the next engine.
+func untilEnd(ctx context.Context, f func(context.Context) error) error {
+	timeout, cancel := context.WithTimeout(ctx, iptablesTimeout)
+	defer cancel()
+	err := f(timeout)
+	if ctx.Err() != nil {
+		return owned.ErrWaits
+	}
+	return err
 }
 
 // dockerRule is the object of the rule in Docker's chain.
@@ -170,7 +176,7 @@ func (e *dockerEngine) maintain(ctx context.Context) {
 
 // Connected implements docker.Observer.
 func (e *dockerEngine) Connected(ctx context.Context, c *client.Client) {
-	if err := e.keepRule(); err != nil {
+	if err := e.keepRule(ctx); err != nil {
 		e.log.Warn("docker's firewall may drop bridged frames", "err", err)
 	}
 	e.working.Go(func() { e.findBlockers(ctx) })

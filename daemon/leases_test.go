@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/weft-net/weft/internal/api"
@@ -60,5 +62,22 @@ func TestEraseRemovesNotesOfOwnersThatLeft(t *testing.T) {
 	})
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the state folder is left: %v", err)
+	}
+}
+
+// brokenKernel is a kernel in which the bridge cannot be made.
+type brokenKernel struct{}
+
+func (brokenKernel) Require() error {
+	return errors.New("bridge weft: it does not exist, and weft cannot repair it: no")
+}
+
+// While no container can be connected, no address is given for one, and the error says why.
+func TestNoLeaseWithoutABridge(t *testing.T) {
+	given := newFakeAddresses()
+	ls := &leases{gate: new(gate), kernel: brokenKernel{}, addresses: addresses{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	_, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: "cni:weft:c1:eth0"})
+	if err == nil || !strings.Contains(err.Error(), "bridge weft: it does not exist") || api.ClassOf(err) != api.Unavailable || given.count() > 0 {
+		t.Errorf("lease: %v, class %v, %d addresses are given", err, api.ClassOf(err), given.count())
 	}
 }

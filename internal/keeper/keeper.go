@@ -14,7 +14,7 @@
 // has the table of all kinds of objects and decides when to look and when to repair.
 //
 // A round looks at the objects that are due, each in turn, so functions of objects never run
-// at the same time. After a round that took long, the next one waits for a multiple of that:
+// at the same time. Objects of slow kinds have rounds of their own, at the same time. After a round that took long, the next one waits for a multiple of that:
 // a host with a thousand containers that come and go does not spend its time here.
 package keeper
 
@@ -39,8 +39,8 @@ type Object struct {
 	owned.ID
 	// Look returns how the kernel differs from the desired state, in words that follow the
 	// name of the object, like "it is down". The view was read a moment ago. The error is
-	// owned.ErrWaits if the object needs another one that is missing. Kinds that are polled get
-	// no view, so that polling is cheap.
+	// owned.ErrWaits if the object needs another one that is missing. Kinds that are polled or
+	// slow get no view.
 	Look func(v *netdev.View) (faults []string, err error)
 	// Make makes the object, or brings it to the desired state. It is called only if Look
 	// found a fault.
@@ -66,7 +66,9 @@ type Keeper struct {
 	ns  netns.NsHandle
 	log *slog.Logger
 
-	// round is held while objects are looked at. Lock order: round, mu.
+	// round is held while objects are looked at, and slow while those of slow kinds are. Lock
+	// order: slow, round, mu.
+	slow  sync.Mutex
 	round sync.Mutex
 	view  *netdev.View // of this round; guarded by round
 
@@ -76,7 +78,8 @@ type Keeper struct {
 	sources map[owned.Kind]Source
 	asked   time.Time // when the sources were asked last
 	pending owned.Events
-	wake    chan struct{} // of capacity 1: something is pending
+	// Of capacity 1: something is pending, for rounds and for slow ones.
+	wake, wakeSlow chan struct{}
 }
 
 // New returns a Keeper for the network namespace of the calling thread. Call Close at the
@@ -88,7 +91,7 @@ func New(log *slog.Logger) (*Keeper, error) {
 	}
 	return &Keeper{
 		ns: ns, log: log, machine: owned.New(), objects: make(map[owned.ID]Object), sources: make(map[owned.Kind]Source),
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), wakeSlow: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -97,6 +100,9 @@ func (k *Keeper) Close() { k.ns.Close() }
 
 // Add makes an object now and keeps it. On error the object is not kept.
 func (k *Keeper) Add(o Object) error {
+	if i, _ := owned.InfoOf(o.Kind); i.Slow {
+		return fmt.Errorf("make %s: its kind is slow, so nobody can wait for it", o.ID)
+	}
 	k.round.Lock()
 	defer k.round.Unlock()
 	if err := k.declare(o); err != nil {
@@ -175,6 +181,13 @@ func (k *Keeper) KeepAll(kind owned.Kind, f Source) error {
 // Drop gives objects up. They stay in the kernel. After it has returned, none of their
 // functions runs.
 func (k *Keeper) Drop(ids ...owned.ID) {
+	for _, id := range ids {
+		if i, _ := owned.InfoOf(id.Kind); i.Slow {
+			k.slow.Lock()
+			defer k.slow.Unlock()
+			break
+		}
+	}
 	k.round.Lock()
 	defer k.round.Unlock()
 	for _, id := range ids {
@@ -182,7 +195,7 @@ func (k *Keeper) Drop(ids ...owned.ID) {
 	}
 }
 
-// DropAll gives all objects of kinds up.
+// DropAll gives all objects of kinds up that have a source.
 func (k *Keeper) DropAll(kinds ...owned.Kind) {
 	k.round.Lock()
 	defer k.round.Unlock()
@@ -220,10 +233,13 @@ func (k *Keeper) drop(id owned.ID) {
 func (k *Keeper) Wake(e owned.Events) {
 	k.mu.Lock()
 	k.pending |= e
+	k.machine.Changed(e, time.Now())
 	k.mu.Unlock()
-	select {
-	case k.wake <- struct{}{}:
-	default:
+	for _, wake := range []chan struct{}{k.wake, k.wakeSlow} {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -269,22 +285,28 @@ func (k *Keeper) Run(ctx context.Context) {
 	k.mu.Lock()
 	k.machine.Look(true, time.Now())
 	k.mu.Unlock()
+	watching.Go(func() { k.loop(ctx, k.wakeSlow, true, k.doSlowRound) })
+	k.loop(ctx, k.wake, false, k.doRound)
+}
+
+// loop does round after round, of slow kinds or of all others.
+func (k *Keeper) loop(ctx context.Context, wake <-chan struct{}, slow bool, round func() error) {
 	for ctx.Err() == nil {
 		began := time.Now()
-		if err := k.doRound(); err != nil {
+		if err := round(); err != nil {
 			k.log.Warn("the objects of weft in the kernel could not be looked at", "err", err)
 		}
 		if !pause(ctx, min(max(pauseShare*time.Since(began), minPause), maxPause)) {
 			return
 		}
-		k.await(ctx)
+		k.await(ctx, wake, slow)
 	}
 }
 
 // await waits until something is due.
-func (k *Keeper) await(ctx context.Context) {
+func (k *Keeper) await(ctx context.Context, wake <-chan struct{}, slow bool) {
 	k.mu.Lock()
-	next := k.machine.Next()
+	next := k.machine.Next(slow)
 	k.mu.Unlock()
 	if next.IsZero() {
 		next = time.Now().Add(owned.SweepInterval)
@@ -294,7 +316,7 @@ func (k *Keeper) await(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
-	case <-k.wake:
+	case <-wake:
 		pause(ctx, settle)
 	}
 }
@@ -320,13 +342,20 @@ func (k *Keeper) doRound() error {
 	return k.inside(k.lookAtDue)
 }
 
+// doSlowRound looks at the objects of slow kinds that are due.
+func (k *Keeper) doSlowRound() error {
+	k.slow.Lock()
+	defer k.slow.Unlock()
+	defer k.flushReports()
+	return k.inside(func() error { k.lookAtAll(true); return nil })
+}
+
 // inside runs f in the namespace.
 func (k *Keeper) inside(f func() error) error { return netdev.DoIn(k.ns, f) }
 
 // lookAtDue is doRound in the namespace.
 func (k *Keeper) lookAtDue() error {
 	k.mu.Lock()
-	k.machine.Changed(k.pending, time.Now())
 	stale := k.pending&owned.Links != 0 || time.Since(k.asked) >= owned.SweepInterval
 	k.pending = 0
 	k.mu.Unlock()
@@ -335,8 +364,14 @@ func (k *Keeper) lookAtDue() error {
 			return err
 		}
 	}
+	k.lookAtAll(false)
+	return nil
+}
+
+// lookAtAll looks at all objects of slow kinds, or of all others, that are due.
+func (k *Keeper) lookAtAll(slow bool) {
 	k.mu.Lock()
-	due := k.machine.Due(time.Now())
+	due := k.machine.Due(time.Now(), slow)
 	k.mu.Unlock()
 	for _, id := range due {
 		k.mu.Lock()
@@ -346,7 +381,6 @@ func (k *Keeper) lookAtDue() error {
 			_ = k.lookAt(o, false) // the machine keeps the error
 		}
 	}
-	return nil
 }
 
 // takeSources asks the sources which objects there are.
@@ -420,7 +454,9 @@ func (k *Keeper) lookAt(o Object, forced bool) error {
 		return err
 	}
 	err = o.Make()
-	k.view = nil // the object is another one now
+	if i, _ := owned.InfoOf(o.Kind); !i.Slow {
+		k.view = nil // the object is another one now
+	}
 	if err == nil {
 		err = k.checkRepair(o)
 	}
@@ -432,7 +468,7 @@ func (k *Keeper) lookAt(o Object, forced bool) error {
 
 // faultsOf looks at one object.
 func (k *Keeper) faultsOf(o Object) ([]string, error) {
-	if i, _ := owned.InfoOf(o.Kind); i.Polled {
+	if i, _ := owned.InfoOf(o.Kind); i.Polled || i.Slow {
 		return o.Look(nil)
 	}
 	v, err := k.read()

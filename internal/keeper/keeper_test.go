@@ -258,3 +258,27 @@ func TestAddFails(t *testing.T) {
 		t.Error("an object whose kind is not in the table")
 	}
 }
+
+// Nothing waits for an object that is slow to look at.
+func TestSlowObject(t *testing.T) {
+	r := newRig(t)
+	stuck := make(chan struct{})
+	slow := keeper.Object{
+		ID:   owned.ID{Kind: owned.DockerRule, Name: "DOCKER-USER"},
+		Look: func(*netdev.View) ([]string, error) { <-stuck; return nil, nil },
+	}
+	if err := r.Keep(slow); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Add(slow); err == nil {
+		t.Error("somebody waits for a slow object")
+	}
+	r.start()
+	r.link(netlink.LinkSetDown)
+	r.soon("set up again", r.up)
+	if err := r.Require(); err != nil {
+		t.Error(err)
+	}
+	close(stuck)
+	r.Drop(slow.ID)
+}

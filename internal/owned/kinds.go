@@ -73,6 +73,8 @@ type Info struct {
 	Polled bool
 	// Gap is the least time between two looks, for objects that are expensive to look at.
 	Gap time.Duration
+	// Slow: a look or a repair may take seconds, so others do not wait for it.
+	Slow bool
 	// Vital: while an object of the kind has a fault, no container can be connected.
 	Vital bool
 }
@@ -92,7 +94,7 @@ var Kinds = []Info{
 	{Kind: Sysctl, What: "sysctl", On: Links, Polled: true},
 	{Kind: Address, What: "exposed address", On: Links | Addrs | Routes},
 	{Kind: Rules, What: "nftables rules", On: Tables},
-	{Kind: DockerRule, What: "rule in Docker's chain", On: Tables, Gap: PollInterval},
+	{Kind: DockerRule, What: "rule in Docker's chain", On: Tables, Gap: PollInterval, Slow: true},
 }
 
 // rank returns the place of a kind in Kinds, and -1 for one that is not in it.

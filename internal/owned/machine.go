@@ -121,10 +121,11 @@ func (o *object) expedite(at time.Time) {
 	}
 }
 
-// Due returns the objects that must be looked at, in the order of repair.
-func (m *Machine) Due(now time.Time) (due []ID) {
+// Due returns the objects of slow kinds, or of all others, that must be looked at, in the
+// order of repair.
+func (m *Machine) Due(now time.Time, slow bool) (due []ID) {
 	for id, o := range m.objects {
-		if !o.due.After(now) {
+		if i, _ := InfoOf(id.Kind); i.Slow == slow && !o.due.After(now) {
 			due = append(due, id)
 		}
 	}
@@ -132,9 +133,13 @@ func (m *Machine) Due(now time.Time) (due []ID) {
 	return due
 }
 
-// Next returns when an object is due at the earliest; zero if there is none.
-func (m *Machine) Next() (next time.Time) {
-	for _, o := range m.objects {
+// Next returns when an object of a slow kind, or of another, is due at the earliest; zero if
+// there is none.
+func (m *Machine) Next(slow bool) (next time.Time) {
+	for id, o := range m.objects {
+		if i, _ := InfoOf(id.Kind); i.Slow != slow {
+			continue
+		}
 		if next.IsZero() || o.due.Before(next) {
 			next = o.due
 		}
