@@ -132,7 +132,7 @@ func TestSettingErrorsAreOneLine(t *testing.T) {
 		"--mtu 10: want 576":                    {"WEFT_MTU": "10"},
 		"environment variable WEFT_MTU=\"big\"": {"WEFT_MTU": "big"},
 		"unknown flag: --bogus":                 {"EXTRA_ARGS": "--bogus"},
-		"a password has fewer than":              {"WEFT_PASSWORD": "short"},
+		"a password has fewer than":             {"WEFT_PASSWORD": "short"},
 	} {
 		_, err := parse(t, env, 3)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
