@@ -1,0 +1,6 @@
+//go:build race
+
+package hostile
+
+// raced says that the race detector is on, which needs a multiple of the memory.
+const raced = true
