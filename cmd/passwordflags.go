@@ -19,8 +19,8 @@ type passwordFlags struct {
 }
 
 func (f *passwordFlags) register(fs *pflag.FlagSet) {
-	fs.StringVar(&f.password, "password", "", "password of the mesh; better in WEFT_PASSWORD or a file, which other users do not see; further lines are also accepted from others")
-	fs.StringVar(&f.file, "password-file", "", "file with the password; further lines are also accepted from others; a change of it is followed while the router runs")
+	fs.StringVar(&f.password, "password", "", "password of the mesh; other users see it here, so prefer WEFT_PASSWORD or a file")
+	fs.StringVar(&f.file, "password-file", "", "file with the password, followed while the router runs; further lines are accepted too")
 	fs.StringArrayVar(&f.accept, "accept-password-file", nil, "file with passwords that are accepted but not offered (repeatable)")
 }
 

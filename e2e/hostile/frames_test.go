@@ -209,18 +209,7 @@ func TestRelayedHostsAgreeOnKeysDuringAFlood(t *testing.T) {
 	l := newLiar(t, lab, harness.At(evilHost, ""), hostile.Config{})
 	p, _ := l.session(2, l.identity(peer.Name{}))
 	const count = 300
-	links := []peer.Name{p.Router}
-	for i := range count {
-		links = append(links, l.madeUp(i).Name)
-	}
-	if err := p.Link(links...); err != nil {
-		t.Fatal(err)
-	}
-	for i := range count {
-		if err := p.Announce(l.madeUp(i), p.ID.Name); err != nil {
-			t.Fatal(err)
-		}
-	}
+	l.announceMadeUp(p, count)
 	for _, host := range []int{1, 3} {
 		harness.Eventually(t, "the made-up peers are known", func() bool { return summary(t, lab, host, api.NoLists).Omitted["Peers"] > count })
 	}

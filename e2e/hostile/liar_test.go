@@ -51,6 +51,24 @@ func (l *liar) identity(name peer.Name) *hostile.Identity {
 	return id
 }
 
+// announceMadeUp makes a session announce its links with the router and with made-up peers, and
+// the entries of those.
+func (l *liar) announceMadeUp(p *hostile.Peer, count int) {
+	l.t.Helper()
+	links := []peer.Name{p.Router}
+	for i := range count {
+		links = append(links, l.madeUp(i).Name)
+	}
+	if err := p.Link(links...); err != nil {
+		l.t.Fatal(err)
+	}
+	for i := range count {
+		if err := p.Announce(l.madeUp(i), p.ID.Name); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
 func (l *liar) madeUp(i int) *hostile.Identity {
 	l.t.Helper()
 	id, err := l.MadeUp(i)

@@ -351,18 +351,7 @@ func (s *siege) addressesToDial(t *testing.T) {
 	l := newLiar(t, s.Lab, harness.At(evilHost, ""), hostile.Config{Addrs: own})
 	p, _ := l.session(1, l.identity(peer.Name{}))
 	const count = 20
-	links := []peer.Name{p.Router}
-	for i := range count {
-		links = append(links, l.madeUp(i).Name)
-	}
-	if err := p.Link(links...); err != nil {
-		t.Fatal(err)
-	}
-	for i := range count {
-		if err := p.Announce(l.madeUp(i), p.ID.Name); err != nil {
-			t.Fatal(err)
-		}
-	}
+	l.announceMadeUp(p, count)
 	harness.Eventually(t, "the address of another host is dialled", func() bool { return outside.Load() >= honest })
 	// h2 and h3 may dial the address of h1: that is another host for them.
 	local := func() (dialled bool) {

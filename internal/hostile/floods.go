@@ -500,16 +500,7 @@ func hostNames(r *run, p *Peer, n int) error {
 	for k := range namesPerStep {
 		in = append(in, names.Entry{Name: fmt.Sprintf("web%d-%d.weft.internal", n, k), Container: "c", Addr: r.cfg.Range.Addr().Next()})
 	}
-	deltas, err := s.Change(nil, in)
-	if err != nil {
-		return err
-	}
-	for _, d := range deltas {
-		if err := p.Gossip(gossipDelta, mesh.ChannelNames, d); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p.changeNames(s, in)
 }
 
 // passwordStates announces which passwords made-up peers accept, another list each time.

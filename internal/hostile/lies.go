@@ -48,7 +48,11 @@ func (p *Peer) Announce(id *Identity, to ...peer.Name) error {
 
 // HostNames announces host names of an identity.
 func (p *Peer) HostNames(id *Identity, in ...names.Entry) error {
-	s := names.New(names.Config{Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Start: time.Now()})
+	return p.changeNames(names.New(names.Config{Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Start: time.Now()}), in)
+}
+
+// changeNames adds entries to the names of a state, and announces them.
+func (p *Peer) changeNames(s *names.State, in []names.Entry) error {
 	deltas, err := s.Change(nil, in)
 	if err != nil {
 		return err

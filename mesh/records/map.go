@@ -377,7 +377,7 @@ func (m *Map[V]) drop(o *owner[V]) {
 	delete(m.owners, o.name)
 }
 
-// SetTime tells the Map the time by which it judges incarnations. Clocks of hosts differ:
+// SetTime tells the Map the time by which it accepts incarnations. Clocks of hosts differ:
 // pass the best estimate of what most peers think it is.
 func (m *Map[V]) SetTime(clock time.Time) { m.clock = clock }
 

@@ -47,7 +47,7 @@
 //     not on the path cannot complete a TCP handshake from the address at all.
 //
 // Entries of an earlier process are valid under the configuration of that process. Its
-// fingerprint (Bind) is in the kernel beside the entries. A process with another password,
+// fingerprint (Bind) is in the kernel with the entries. A process with another password,
 // other trusted subnets or another identity removes them, with the peers of the tunnel,
 // before it does anything else.
 //
