@@ -91,7 +91,7 @@ func (l *labApp) besiege(ctx context.Context, config testbed.Config, chosen []st
 		if err != nil {
 			return err
 		}
-		out := d.Broken(floods.Find(name).MaxGiven)
+		out := d.Broken(floods.Find(name).MaxGiven, 0)
 		broken = broken || len(out) > 0
 		render.Fprintf(l.stdout, row, name, fmt.Sprintf("%.0f", float64(d.Sent)/duration.Seconds()), fmt.Sprintf("%.2f", 100*d.Loss()),
 			fmt.Sprintf("%.2f", d.Attach.Seconds()), fmt.Sprintf("%.2f", d.Status.Seconds()), fmt.Sprint(d.Memory>>20),

@@ -170,7 +170,8 @@ func Open(cfg Config) (k *Keeper, notes []string, err error) {
 			return id
 		},
 		Clock:    func() time.Time { return k.clock(time.Now()) },
-		MayOrder: k.mayOrder, Gradual: cfg.Read != nil, Settle: cfg.settle,
+		MayOrder: k.mayOrder, Banned: func(id peer.KeyID) bool { return k.mesh.IsBanned(id) },
+		Gradual: cfg.Read != nil, Settle: cfg.settle,
 	}, configured, saved, now)
 	if err != nil {
 		notes = append(notes, err.Error()+"; those of the configuration are used")
@@ -497,7 +498,6 @@ func (k *Keeper) updatePeers(now time.Time) {
 		}
 	}
 	k.machine.SetPeers(list, now)
-	k.machine.Expel(k.mesh.IsBanned)
 	neighbours := make(map[peer.KeyID]bool)
 	for _, key := range k.mesh.Neighbours() {
 		neighbours[k.keyID(key)] = true
@@ -553,7 +553,7 @@ func (k *Keeper) Start(text string, peers []peer.Name, goesOn bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.updatePeers(now)
-	present, own, ok := k.machine.Resumable(k.mesh.IsBanned)
+	present, own, ok := k.machine.Resumable()
 	switch {
 	case text != "":
 	case ok && (own || goesOn):
@@ -622,7 +622,7 @@ func (k *Keeper) Status() (s Status) {
 	for n := range k.mesh.View().Keys() {
 		s.Reachable[n] = true
 	}
-	_, s.Own, s.Resumable = k.machine.Resumable(k.mesh.IsBanned)
+	_, s.Own, s.Resumable = k.machine.Resumable()
 	s.Direct = k.mesh.Neighbours()
 	if s.Ordered = s.Status.By != (peer.Key{}); s.Ordered {
 		s.By = k.nameOf(s.Status.By)

@@ -66,6 +66,8 @@ type Config struct {
 	IDOf func(text string) ID
 	// MayOrder reports whether the peer with a key may give orders. A banned one may not.
 	MayOrder func(peer.Key) bool
+	// Banned reports whether the peer with a key is banned.
+	Banned func(peer.KeyID) bool
 	// Clock returns the time for orders, as most peers see it.
 	Clock func() time.Time
 	// Gradual reports whether a configuration that was changed before the start is followed
@@ -234,12 +236,12 @@ func (m *Machine) SetPeers(list []Peer, now time.Time) {
 	})
 }
 
-// Expel says which peers are banned. They are no members any more. A password by the order of
-// one of them is dropped, unless this peer offers it: then others may accept nothing else. It
-// goes with the next one.
-func (m *Machine) Expel(banned func(peer.KeyID) bool) {
-	maps.DeleteFunc(m.peers, func(k peer.KeyID, _ *peerState) bool { return banned(k) })
-	of := func(h *held) bool { return h.order != nil && banned(h.order.giver) }
+// expel makes banned peers members no more. A password by the order of one of them is dropped,
+// unless this peer offers it: then others may accept nothing else. It goes as soon as another
+// peer has dropped it, or with the next one.
+func (m *Machine) expel() {
+	maps.DeleteFunc(m.peers, func(k peer.KeyID, _ *peerState) bool { return m.cfg.Banned(k) })
+	of := func(h *held) bool { return h.order != nil && m.cfg.Banned(h.order.giver) }
 	if offered := m.find(m.offered); of(offered) && m.someDropped(offered) {
 		// Who dropped it did not offer it, so nobody has dropped the passwords before it.
 		for _, h := range m.held {
@@ -269,9 +271,9 @@ func (m *Machine) someDropped(h *held) bool {
 // Resumable returns the password of the change that is under way, for a further order, and false
 // if there is none, or if a banned peer may know the password. own reports whether this peer gave
 // the order.
-func (m *Machine) Resumable(banned func(peer.KeyID) bool) (p Password, own, ok bool) {
+func (m *Machine) Resumable() (p Password, own, ok bool) {
 	h := m.held[0]
-	if !m.Running() || h.order == nil || slices.ContainsFunc(h.order.Peers, banned) || banned(h.order.giver) {
+	if !m.Running() || h.order == nil || slices.ContainsFunc(h.order.Peers, m.cfg.Banned) || m.cfg.Banned(h.order.giver) {
 		return Password{}, false, false
 	}
 	return h.Password, h.order.By == m.cfg.Signer.Key(), true
@@ -454,6 +456,7 @@ type Message struct {
 // from those after the last Tick. The caller then writes Saved to disk, accepts Passwords, and
 // publishes State, in this order. In each case it sends the messages.
 func (m *Machine) Tick(now time.Time) (changed bool, messages []Message) {
+	m.expel()
 	settled := now.Sub(m.began) >= cmp.Or(m.cfg.Settle, DefaultSettle) && !m.tooMany
 	for _, h := range m.held {
 		if h.ID == m.offered || !settled {
