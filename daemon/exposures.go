@@ -196,6 +196,12 @@ func (es *exposures) objectsOf(e netdev.Exposure) []owned.ID {
 // before it returns, and addresses that the list lacks are taken from the bridge.
 func (es *exposures) want(list []netdev.Exposure, objects ...owned.ID) error {
 	before := *es.wanted.Load()
+	if len(list) > 0 {
+		// They are there before the address is, and the keeper keeps them.
+		if err := es.keeper.Do(es.isolate); err != nil {
+			return err
+		}
+	}
 	es.wanted.Store(&list)
 	for _, e := range before {
 		if slices.ContainsFunc(list, func(o netdev.Exposure) bool { return o.Addr == e.Addr }) {
@@ -210,6 +216,15 @@ func (es *exposures) want(list []netdev.Exposure, objects ...owned.ID) error {
 		objects = []owned.ID{exposeRules}
 	}
 	return es.keeper.Apply(objects...)
+}
+
+// isolate keeps the containers of Docker's networks away from the bridge.
+func (es *exposures) isolate() error {
+	v, err := netdev.ReadView()
+	if err != nil {
+		return err
+	}
+	return netdev.DockerRulesOf(v, es.bridge).Ensure()
 }
 
 // Hide takes addresses from the bridge and returns those that it had.

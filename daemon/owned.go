@@ -124,6 +124,17 @@ func (es *exposures) keep(bridge netdev.Bridge) error {
 			Look: func(*netdev.View) ([]string, error) { return rules().Faults() },
 			Make: func() error { return rules().Ensure() },
 		}),
+		es.keeper.KeepAll(owned.Isolation, func(v *netdev.View) []keeper.Object {
+			if len(*es.wanted.Load()) == 0 {
+				return nil // the rules of exposed addresses are gone, and these with them
+			}
+			// Its name has the networks: a new one is no change by other software.
+			r := netdev.DockerRulesOf(v, es.bridge)
+			return []keeper.Object{{
+				ID: owned.ID{Kind: owned.Isolation, Name: r.String()}, Make: r.Ensure,
+				Look: func(*netdev.View) ([]string, error) { return r.Faults() },
+			}}
+		}),
 	)
 }
 

@@ -152,11 +152,13 @@ func (a BridgeAddress) Remove() (removed bool, err error) {
 var exposeChains = []chain{
 	{natChain, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource},
 	{forwardChain, nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter},
+	{inputChain, nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter},
 }
 
 const (
 	natChain     = "expose-nat"
 	forwardChain = "expose-forward"
+	inputChain   = "expose-input"
 )
 
 // ExposeRules are weft's nftables rules for all exposures of a bridge. Without exposures
@@ -164,16 +166,28 @@ const (
 //
 //	table inet weft {
 //	  chain expose-nat {     type nat hook postrouting priority srcnat
-//	    ip saddr S ip daddr != S ip daddr != 224.0.0.0/4 oifname != weft masquerade
-//	    ip saddr != S ip daddr S oifname weft masquerade
-//	    or with KeepClients:    ... ct status & dnat == 0 masquerade
-//	                            ... fib saddr type local masquerade
+//	    ip saddr S ip daddr != S ip daddr != 224.0.0.0/4 oifname != weft masquerade fully-random
+//	    ip saddr != S ip daddr S oifname weft masquerade fully-random
+//	    or with KeepClients:    ... ct status & dnat == 0 masquerade fully-random
+//	                            ... fib saddr type local masquerade fully-random
 //	  }
 //	  chain expose-forward { type filter hook forward priority filter
+//	    ct state invalid ip saddr S ip daddr != S oifname != weft drop
+//	    ct state invalid ip saddr != S ip daddr S oifname weft drop
 //	    iifname weft accept
 //	    oifname weft accept
 //	  }
+//	  chain expose-input {   type filter hook input priority filter
+//	    ct state invalid meta l4proto tcp socket transparent 0-1 accept
+//	    ct state invalid meta l4proto tcp iifname != weft drop
+//	  }
 //	}
+//
+// Packets that conntrack calls invalid, such as late segments, are not translated. Those of
+// masqueraded subnets would leave with a container's address, and those for a masqueraded
+// connection would arrive at the host itself, whose RST ends the connection. So both are
+// dropped, the latter only if the host has no socket for them. Without fully-random two
+// connections that begin at once can get the same port, and one loses its first packet.
 //
 // The accept rules hold for weft's own table only. If the forward chain of another table
 // drops the packet, it is dropped; ForwardBlockers returns such chains.
@@ -182,7 +196,12 @@ type ExposeRules struct {
 	All    []Exposure
 }
 
-func (r ExposeRules) rules() ruleSet { return ruleSet{exposeChains, exposeRules(r.Bridge, r.All)} }
+func (r ExposeRules) rules() ruleSet {
+	if len(r.All) == 0 {
+		return ruleSet{append(slices.Clone(exposeChains), dockerChains...), nil}
+	}
+	return ruleSet{exposeChains, exposeRules(r.Bridge, r.All)}
+}
 
 // Faults returns how the kernel's rules differ from the desired ones, in words.
 func (r ExposeRules) Faults() ([]string, error) { return r.rules().Faults() }

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,10 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exposeRules compiles exposures to rules: NAT rules for each masqueraded subnet, and
-// two rules that accept the bridge's traffic if there is any exposure.
+// exposeRules compiles exposures to rules: for each masqueraded subnet those that translate
+// its packets and drop what cannot be translated, and two that accept the bridge's traffic.
 func exposeRules(bridge string, all []Exposure) []rule {
-	var rules []rule
+	var nat, forward, input []rule
+	drop := &expr.Verdict{Kind: expr.VerdictDrop}
+	accept := &expr.Verdict{Kind: expr.VerdictAccept}
+	masquerade := &expr.Masq{FullyRandom: true}
 	seen := make(map[netip.Prefix]bool)
 	for _, e := range all {
 		s := e.Addr.Masked()
@@ -31,23 +35,34 @@ func exposeRules(bridge string, all []Exposure) []rule {
 			addr(s, source, expr.CmpOpNeq).
 			addr(s, destination, expr.CmpOpEq).
 			device(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge)
-		rules = append(rules, rule{natChain, "masquerade " + s.String() + " leaving other than by " + bridge, append(out, &expr.Masq{})})
-		others := "masquerade others entering " + s.String() + " by " + bridge
-		if !e.KeepClients {
-			rules = append(rules, rule{natChain, others, append(in, &expr.Masq{})})
-			continue
+		leaving := fmt.Sprintf("%s leaving other than by %s", s, bridge)
+		entering := fmt.Sprintf("others entering %s by %s", s, bridge)
+		nat = append(nat, rule{natChain, "masquerade at random ports " + leaving, append(slices.Clone(out), masquerade)})
+		if others := "masquerade at random ports " + entering; e.KeepClients {
+			nat = append(nat,
+				rule{natChain, others + " untranslated", append(slices.Clone(in).untranslated(), masquerade)},
+				rule{natChain, others + " from this host", append(slices.Clone(in).fromHere(), masquerade)})
+		} else {
+			nat = append(nat, rule{natChain, others, append(slices.Clone(in), masquerade)})
 		}
-		rules = append(rules,
-			rule{natChain, others + " untranslated", append(slices.Clone(in).untranslated(), &expr.Masq{})},
-			rule{natChain, others + " from this host", append(slices.Clone(in).fromHere(), &expr.Masq{})})
+		forward = append(forward,
+			rule{forwardChain, "drop invalid packets of " + leaving, append(out.state(expr.CtStateBitINVALID), drop)},
+			rule{forwardChain, "drop invalid packets of " + entering, append(in.state(expr.CtStateBitINVALID), drop)})
 	}
 	if len(all) > 0 {
-		accept := &expr.Verdict{Kind: expr.VerdictAccept}
-		rules = append(rules,
+		forward = append(forward,
 			rule{forwardChain, "accept from " + bridge, append(exprs{}.device(expr.MetaKeyIIFNAME, expr.CmpOpEq, bridge), accept)},
 			rule{forwardChain, "accept to " + bridge, append(exprs{}.device(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge), accept)})
 	}
-	return rules
+	if len(nat) > 0 {
+		invalid := exprs{}.state(expr.CtStateBitINVALID).protocol(unix.IPPROTO_TCP)
+		input = append(input,
+			// The expression ends the rule if there is no socket.
+			rule{inputChain, "accept invalid segments with a socket", append(slices.Clone(invalid),
+				&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1}, accept)},
+			rule{inputChain, "drop invalid segments other than by " + bridge, append(invalid.device(expr.MetaKeyIIFNAME, expr.CmpOpNeq, bridge), drop)})
+	}
+	return slices.Concat(nat, forward, input)
 }
 
 func multicastPrefix(like netip.Prefix) netip.Prefix {
@@ -102,6 +117,24 @@ func (x exprs) device(key expr.MetaKey, op expr.CmpOp, name string) exprs {
 	return append(x,
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: op, Register: 1, Data: padded})
+}
+
+// state matches packets that conntrack gives one of the states.
+func (x exprs) state(bits uint32) exprs {
+	return append(x,
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)})
+}
+
+// protocol matches packets of a protocol above IP.
+func (x exprs) protocol(p byte) exprs {
+	return append(x,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}})
 }
 
 // untranslated matches packets whose destination address was not translated.

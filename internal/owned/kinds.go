@@ -45,6 +45,7 @@ const (
 	Pin           Kind = "pin"
 	Map           Kind = "map"
 	Sysctl        Kind = "sysctl"
+	Isolation     Kind = "isolation"
 	DockerRule    Kind = "docker_rule"
 )
 
@@ -94,6 +95,7 @@ var Kinds = []Info{
 	{Kind: Sysctl, What: "sysctl", On: Links, Polled: true},
 	{Kind: Address, What: "exposed address", On: Links | Addrs | Routes},
 	{Kind: Rules, What: "nftables rules", On: Tables},
+	{Kind: Isolation, What: "isolation of exposed addresses from", On: Links | Tables},
 	{Kind: DockerRule, What: "rule in Docker's chain", On: Tables, Gap: PollInterval, Slow: true},
 }
 
