@@ -8,8 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/docker"
+	"github.com/weft-net/weft/docker/hosts"
 	"github.com/weft-net/weft/docker/plugin"
 	"github.com/weft-net/weft/docker/proxy"
 	"github.com/weft-net/weft/internal/api"
@@ -129,18 +133,29 @@ type dockerDriver struct {
 	log    *slog.Logger
 
 	connecting sync.Mutex // held by connected, so that no network is made twice
+
+	root atomic.Pointer[string] // the engine's folder, nil until it has answered
 }
 
 var _ driver = (*dockerDriver)(nil)
 
 func newDockerDriver(c attachConfig, socket string) *dockerDriver {
 	subnet, _ := c.addresses.Default(false)
-	return &dockerDriver{
-		plugin: plugin.New(plugin.Config{
-			Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.sysctls, c.keeper, c.log}, Store: c.store, Log: c.log,
-		}),
-		socket: socket, subnet: subnet, log: c.log,
+	d := &dockerDriver{socket: socket, subnet: subnet, log: c.log}
+	d.plugin = plugin.New(plugin.Config{
+		Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.sysctls, c.keeper, c.log}, Hosts: d.editHosts, Store: c.store, Log: c.log,
+	})
+	return d
+}
+
+// editHosts maps the hostname of a container to its addresses in its /etc/hosts. It asks the
+// engine nothing, which answers no question about a container that it is starting.
+func (d *dockerDriver) editHosts(container, hostname string, own []netip.Addr) error {
+	root := d.root.Load()
+	if root == nil {
+		return nil // the engine has not answered yet; the proxy does it after the start
 	}
+	return hosts.Rewrite(filepath.Join(*root, "containers", container, "hosts"), hostname, own, nil)
 }
 
 func (d *dockerDriver) serve(ctx context.Context) error {
@@ -166,11 +181,52 @@ func (d *dockerDriver) connected(ctx context.Context, c *client.Client) {
 	defer d.connecting.Unlock()
 	asking, cancel := context.WithTimeout(ctx, networkTimeout)
 	defer cancel()
+	if r, err := c.Info(asking, client.InfoOptions{}); err == nil && r.Info.DockerRootDir != "" {
+		d.root.Store(&r.Info.DockerRootDir)
+	}
 	if err := d.adopt(asking, c); err != nil {
 		d.log.Warn("some networks of docker could not be recorded", "err", err)
 	}
 	d.keepNetwork(ctx, c)
+	if err := d.startMissed(ctx, c); err != nil && ctx.Err() == nil {
+		d.log.Warn("some containers that docker could not start without this router could not be started", "err", err)
+	}
 }
+
+// maxMissed bounds how many containers are looked at that do not run.
+const maxMissed = 1000
+
+// startMissed starts the containers that the engine is to keep running, and could not start
+// because no router answered. It does not try them again by itself.
+func (d *dockerDriver) startMissed(ctx context.Context, c *client.Client) error {
+	list, err := c.ContainerList(ctx, client.ContainerListOptions{
+		All: true, Limit: maxMissed, Filters: make(client.Filters).Add("status", "exited"),
+	})
+	if err != nil {
+		return fmt.Errorf("list docker's containers: %w", err)
+	}
+	var errs []error
+	for _, item := range list.Items {
+		r, err := c.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
+		if err != nil || r.Container.State == nil || r.Container.HostConfig == nil {
+			continue // it is gone
+		}
+		keep := r.Container.HostConfig.RestartPolicy.Name
+		if keep != "always" && keep != "unless-stopped" || !missedPlugin.MatchString(r.Container.State.Error) {
+			continue
+		}
+		if _, err := c.ContainerStart(ctx, item.ID, client.ContainerStartOptions{}); err != nil {
+			errs = append(errs, fmt.Errorf("start container %.12s: %w", item.ID, err))
+			continue
+		}
+		d.log.Info("started a container that docker could not start while no router answered", "container", strings.TrimPrefix(r.Container.Name, "/"))
+	}
+	return errors.Join(errs...)
+}
+
+// missedPlugin matches what the engine says of a start that failed because weft's driver did
+// not answer.
+var missedPlugin = regexp.MustCompile(`weft\.sock|plugin "weft"`)
 
 func (d *dockerDriver) endpoints(c *docker.Container) (ends []docker.Endpoint) {
 	for _, end := range c.Endpoints {

@@ -72,14 +72,19 @@ type endpoint struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	// More are addresses that the engine does not know.
 	More []netip.Prefix `json:"more,omitempty"`
+	// Hosts is the value of HostsOption.
+	Hosts string `json:"hosts,omitempty"`
 }
 
 // Config configures a Driver.
 type Config struct {
 	Addresses Addresses
 	Links     Links
-	Store     *store.Store
-	Log       *slog.Logger
+	// Hosts maps the hostname of a container to its addresses on the switch, in its
+	// /etc/hosts.
+	Hosts func(container, hostname string, own []netip.Addr) error
+	Store *store.Store
+	Log   *slog.Logger
 }
 
 // Driver is the network and address driver. Make it with New. It is safe for
@@ -87,6 +92,7 @@ type Config struct {
 type Driver struct {
 	addresses Addresses
 	links     Links
+	hosts     func(container, hostname string, own []netip.Addr) error
 	log       *slog.Logger
 
 	// working counts goroutines that requests started; they end with alive.
@@ -113,7 +119,7 @@ const (
 
 // New returns a Driver with the state from disk.
 func New(c Config) *Driver {
-	d := &Driver{addresses: c.Addresses, links: c.Links, log: c.Log, leases: make(map[netip.Addr]lease), missed: make(map[string]time.Time), leaving: make(map[string]chan struct{})}
+	d := &Driver{addresses: c.Addresses, links: c.Links, hosts: c.Hosts, log: c.Log, leases: make(map[netip.Addr]lease), missed: make(map[string]time.Time), leaving: make(map[string]chan struct{})}
 	d.alive, d.end = context.WithCancel(context.Background())
 	var err, err2 error
 	d.networks, err = store.OpenTable[network](c.Store, bucketNetworks)
@@ -293,11 +299,17 @@ func (d *Driver) createEndpoint(ctx context.Context, q createEndpointRequest) (r
 			return r, err
 		}
 	}
+	if named, ok := q.Options[HostsOption].(string); ok && len(named) <= maxHosts {
+		e.Hosts = named
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.missed, q.EndpointID)
 	return r, d.endpoints.Put(q.EndpointID, e)
 }
+
+// maxHosts is the most bytes of a value of HostsOption: an ID, a blank and a hostname.
+const maxHosts = 128 + 1 + 253
 
 // macOf derives a MAC address from the first IP address, so that the ARP caches of
 // neighbours are right even if another container had that address before.
@@ -343,8 +355,8 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 	if err := d.links.Make(Port(q.EndpointID), inside(q.EndpointID), mac, n.MTU, addrs); err != nil {
 		return r, err
 	}
-	if len(e.More) > 0 {
-		d.spawn(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e.More, timeout) })
+	if len(e.More) > 0 || e.Hosts != "" {
+		d.spawn(func() { d.extend(q.EndpointID, q.SandboxKey, mac, e, timeout) })
 	}
 	r.InterfaceName = interfaceName{SrcName: inside(q.EndpointID), DstPrefix: netdev.IfaceName}
 	if n.Gateway.IsValid() {
@@ -360,25 +372,40 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 }
 
 // extend adds the additional addresses to an endpoint's interface as soon as the engine has
-// moved it into the container. The runtime still has most of its work to do then before
-// the process starts.
-func (d *Driver) extend(id, path string, mac net.HardwareAddr, more []netip.Prefix, wait time.Duration) {
+// moved it into the container, and edits its /etc/hosts, which the engine has written then.
+// The runtime still has most of its work to do before the process starts.
+func (d *Driver) extend(id, path string, mac net.HardwareAddr, e endpoint, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(d.alive, wait)
 	defer cancel()
-	if err := d.links.AddAddresses(ctx, path, mac, more); err != nil && d.alive.Err() == nil && d.Has(id) {
-		d.log.Warn("could not add addresses to a container", "endpoint", id, "addresses", more, "err", err)
+	err := d.links.AddAddresses(ctx, path, mac, e.More)
+	if err == nil && e.Hosts != "" {
+		container, hostname, _ := strings.Cut(e.Hosts, " ")
+		if err = checkID("container", container); err == nil {
+			err = d.hosts(container, hostname, e.hostAddrs())
+		}
+	}
+	if err != nil && d.alive.Err() == nil && d.Has(id) {
+		d.log.Warn("could not add addresses to a container or its hosts file", "endpoint", id, "addresses", e.More, "err", err)
 	}
 }
 
-// Restore adds the additional addresses to an endpoint of the container whose namespace is
-// at path, if they are missing: the router may have ended before it could add them.
+// Restore does the same for an endpoint of the container whose namespace is at path: the
+// router may have ended before it could.
 func (d *Driver) Restore(id, path string) {
 	d.mu.Lock()
 	e := d.endpoints.Records[id]
 	d.mu.Unlock()
-	if mac, err := net.ParseMAC(e.MAC); err == nil && len(e.More) > 0 {
-		d.extend(id, path, mac, e.More, time.Second)
+	if mac, err := net.ParseMAC(e.MAC); err == nil && (len(e.More) > 0 || e.Hosts != "") {
+		d.extend(id, path, mac, e, time.Second)
 	}
+}
+
+// hostAddrs returns the addresses that the engine knows.
+func (e endpoint) hostAddrs() (own []netip.Addr) {
+	for _, p := range e.Addresses {
+		own = append(own, p.Addr())
+	}
+	return own
 }
 
 // all is every address of an endpoint.

@@ -29,6 +29,7 @@ type host struct {
 	ports map[string]string // ports that were made: name, then MAC address and addresses
 	back  map[string]bool   // other ends that were moved back to the host
 	more  []string
+	hosts []string // edits of hosts files
 	fail  error // of the calls that may fail
 }
 
@@ -101,6 +102,13 @@ func (h *host) AddAddresses(_ context.Context, path string, mac net.HardwareAddr
 	return nil
 }
 
+func (h *host) editHosts(container, hostname string, own []netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hosts = append(h.hosts, fmt.Sprint(container, " ", hostname, " ", own))
+	return nil
+}
+
 func (h *host) Delete(port string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -140,7 +148,7 @@ func (b *bench) restart() {
 	if b.driver != nil {
 		b.driver.Close()
 	}
-	b.driver = New(Config{Addresses: b.host, Links: b.host, Store: b.store, Log: slog.New(slog.DiscardHandler)})
+	b.driver = New(Config{Addresses: b.host, Links: b.host, Hosts: b.editHosts, Store: b.store, Log: slog.New(slog.DiscardHandler)})
 }
 
 // call sends a request as the engine does and returns the body of the reply.
@@ -186,7 +194,7 @@ func TestRequestsOfOneContainer(t *testing.T) {
 		{"IpamDriver.RequestPool", `{}`, `{"PoolID":"weft-10.32.0.0/12-10.32.0.0/12","Pool":"10.32.0.0/12","Data":{"com.docker.network.gateway":"0.0.0.0/0"}}`},
 		{"NetworkDriver.CreateNetwork", `{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicast":"true"},"com.docker.network.enable_ipv6":false},
 			"IPv4Data":[{"AddressSpace":"weftlocal","Pool":"10.40.1.0/24","Gateway":"10.40.1.1/24","AuxAddresses":{}}],"IPv6Data":[],"Future":1}`, `{}`},
-		{"NetworkDriver.CreateEndpoint", `{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.129/24","AddressIPv6":"","MacAddress":""},"Options":{"weft.addresses":"10.40.2.9/24 net:default"}}`,
+		{"NetworkDriver.CreateEndpoint", `{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.129/24","AddressIPv6":"","MacAddress":""},"Options":{"weft.hosts":"END web","weft.addresses":"10.40.2.9/24 net:default"}}`,
 			`{"Interface":{"MacAddress":"02:42:0a:28:01:81"}}`},
 		{"NetworkDriver.EndpointOperInfo", `{"NetworkID":"NET","EndpointID":"END"}`, `{"Value":{}}`},
 		{"NetworkDriver.Join", `{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/run/x","Options":null}`,
@@ -208,6 +216,9 @@ func TestRequestsOfOneContainer(t *testing.T) {
 	}
 	if want := "/run/x 02:42:0a:28:01:81 [10.40.2.9/24 10.32.0.1/12]"; !slices.Contains(b.more, want) {
 		t.Errorf("more addresses: %q, want %q", b.more, want)
+	}
+	if want := endID + " web [10.40.1.129]"; !slices.Contains(b.hosts, want) {
+		t.Errorf("edits of hosts files: %q, want %q", b.hosts, want)
 	}
 	for range 2 {
 		for _, name := range []string{"Leave", "DeleteEndpoint"} {
@@ -337,7 +348,7 @@ func TestSweep(t *testing.T) {
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.5"}`)
 		b.call(t, "IpamDriver.RequestAddress", `{`+pool+`,"Address":"10.40.1.6"}`) // of a start that never finished
-		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{"weft.addresses":"10.40.1.7/24"}}`))
+		b.call(t, "NetworkDriver.CreateEndpoint", request(`{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{"weft.hosts":"END web","weft.addresses":"10.40.1.7/24"}}`))
 		b.call(t, "NetworkDriver.Join", request(`{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/run/x"}`))
 		has := func(when string, want ...string) {
 			t.Helper()
@@ -426,7 +437,7 @@ func FuzzRequests(f *testing.F) {
 	}
 	for i, body := range []string{
 		`{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.multicast":"true"}},"IPv4Data":[{"AddressSpace":"weftlocal","Gateway":"10.40.1.1/24"}]}`,
-		`{"NetworkID":"NET"}`, `{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{"weft.addresses":"net:default fd00::1/64"}}`,
+		`{"NetworkID":"NET"}`, `{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{"weft.hosts":"END web","weft.addresses":"net:default fd00::1/64"}}`,
 		`{"EndpointID":"END"}`, `{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/x"}`, `{"EndpointID":"END"}`, `{"EndpointID":"END"}`,
 		`{"Pool":"10.40.0.0/16","SubPool":"10.40.1.0/24"}`, `{}`, `{"PoolID":"weft-10.40.1.0/24-10.40.1.0/24","Address":"10.40.1.5"}`, `{"Address":"10.40.1.5"}`,
 	} {

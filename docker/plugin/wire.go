@@ -115,6 +115,11 @@ const MulticastOption = "weft.multicast"
 // another; on a switch both make sense.
 const AddressesOption = "weft.addresses"
 
+// HostsOption is the option of an endpoint that makes the driver map the container's name to
+// its addresses on the switch, in its /etc/hosts, before its process starts. It is the ID of
+// the container, a blank and its hostname.
+const HostsOption = "weft.hosts"
+
 // OutsideOption is the option of the address driver that makes it accept a subnet outside
 // all address ranges. It gives any free address there that is requested; the user must ensure that
 // no two hosts use the same address.

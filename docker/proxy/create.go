@@ -55,15 +55,18 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 	if err != nil || resp.code != http.StatusCreated || want == nil {
 		return resp, err
 	}
-	return resp, p.connect(ctx, api, resp.body, j)
+	return resp, p.connect(ctx, api, resp.body, c.hostname, j)
 }
 
 // connect connects a created container to a network, or removes the container.
-// Created is the engine's response to its creation.
-func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte, j networkJoin) error {
+// Created is the engine's response to its creation, hostname that of the request.
+func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte, hostname string, j networkJoin) error {
 	var made struct{ ID string }
 	if err := json.Unmarshal(created, &made); err != nil {
 		return fmt.Errorf("create container: read docker's answer: %w", err)
+	}
+	if !p.NoRewriteHosts {
+		j.container, j.hostname = made.ID, cmp.Or(hostname, made.ID[:min(len(made.ID), shortID)])
 	}
 	_, err := api.NetworkConnect(ctx, j.network, client.NetworkConnectOptions{Container: made.ID, EndpointConfig: j.settings()})
 	if err == nil {
@@ -72,6 +75,9 @@ func (p *Proxy) connect(ctx context.Context, api *client.Client, created []byte,
 	_, rerr := api.ContainerRemove(context.WithoutCancel(ctx), made.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 	return errors.Join(fmt.Errorf("create container: connect it to network %s: %w", j.network, err), rerr)
 }
+
+// shortID is the length of the hostname that the engine makes of an ID.
+const shortID = 12
 
 // Network modes that can be combined with a network of weft's.
 const (
@@ -86,7 +92,7 @@ type createRequest struct {
 	edited    bool
 
 	image, hostname, domainname string
-	env, dns, search            []string
+	env, dns, search, options   []string
 	labels                      map[string]string
 	mode                        string
 }
@@ -101,6 +107,7 @@ func readCreateRequest(doc document) (*createRequest, error) {
 		doc.get("Image", &c.image), doc.get("Hostname", &c.hostname), doc.get("Domainname", &c.domainname),
 		doc.get("Env", &c.env), doc.get("Labels", &c.labels),
 		c.host.get("NetworkMode", &c.mode), c.host.get("Dns", &c.dns), c.host.get("DnsSearch", &c.search),
+		c.host.get("DnsOptions", &c.options),
 	)
 	return c, err
 }
@@ -151,27 +158,39 @@ func (p *Proxy) edit(c *createRequest, name string) {
 	}
 	c.dns, c.edited = []string{server.String()}, true
 	if len(c.search) == 0 {
-		c.search = []string{cmp.Or(c.domainname, domain)}
+		c.search = c.searched(domain)
 	}
+	if !slices.ContainsFunc(c.options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		// The engine sets it to 0, and names without a domain would not be searched for.
+		c.options = append(c.options, "ndots:1")
+	}
+}
+
+// searched returns the domains in which a container looks for names: its own one first, if
+// that is within the domain of the mesh.
+func (c *createRequest) searched(domain string) (list []string) {
+	own := c.domainname
+	if own == "" {
+		_, own, _ = strings.Cut(c.hostname, ".")
+	}
+	inside := strings.HasSuffix(strings.ToLower("."+own), strings.ToLower("."+domain))
+	switch {
+	case own == "" || strings.EqualFold(own, domain):
+		return []string{domain}
+	case inside || c.domainname != "":
+		return []string{own, domain}
+	}
+	return []string{domain}
 }
 
 // maxHostname is the maximum length of a hostname in bytes, HOST_NAME_MAX of Linux.
 const maxHostname = 64
 
-// hostname derives a hostname from the container's name or its label; "" leaves the
-// choice to the engine.
+// hostname derives a hostname from the container's label or, without one, its name. What
+// does not match stays as it is. "" leaves the choice to the engine.
 func (p *Proxy) hostname(name string, labels map[string]string) string {
-	name = strings.TrimPrefix(name, "/")
-	if p.HostnameFromLabel != "" {
-		name = labels[p.HostnameFromLabel]
-	}
-	if name == "" {
-		return ""
-	}
+	name = cmp.Or(labels[p.HostnameFromLabel], strings.TrimPrefix(name, "/"))
 	if p.HostnameMatch != nil {
-		if !p.HostnameMatch.MatchString(name) {
-			return ""
-		}
 		name = p.HostnameMatch.ReplaceAllString(name, p.HostnameReplacement)
 	}
 	if len(name) > maxHostname {
@@ -199,6 +218,7 @@ func (c *createRequest) document() ([]byte, error) {
 	put(c.host, "NetworkMode", c.mode != "", c.mode)
 	put(c.host, "Dns", len(c.dns) > 0, c.dns)
 	put(c.host, "DnsSearch", len(c.search) > 0, c.search)
+	put(c.host, "DnsOptions", len(c.options) > 0, c.options)
 	put(c.doc, "Hostname", c.hostname != "", c.hostname)
 	put(c.doc, "Domainname", c.domainname != "", c.domainname)
 	put(c.doc, "HostConfig", len(c.host) > 0, c.host)

@@ -59,7 +59,7 @@ func TestRequestedAddresses(t *testing.T) {
 
 func TestHostnames(t *testing.T) {
 	p := &Proxy{Config: Config{HostnameMatch: regexp.MustCompile("^aws-[0-9]+-(.*)$"), HostnameReplacement: "my-app-$1"}}
-	for name, want := range map[string]string{"aws-12798186823-foo": "my-app-foo", "other": "", "": "", "aws-1-" + strings.Repeat("x", 70): ""} {
+	for name, want := range map[string]string{"aws-12798186823-foo": "my-app-foo", "/aws-1-x": "my-app-x", "other": "other", "": "", "aws-1-" + strings.Repeat("x", 70): ""} {
 		if got := p.hostname(name, nil); got != want {
 			t.Errorf("hostname of %q: %q, want %q", name, got, want)
 		}
@@ -68,8 +68,27 @@ func TestHostnames(t *testing.T) {
 	if got := p.hostname("name", map[string]string{"role": "db"}); got != "db" {
 		t.Errorf("hostname from the label: %q, want db", got)
 	}
-	if got := p.hostname("name", nil); got != "" {
-		t.Errorf("hostname without the label: %q, want none", got)
+	if got := p.hostname("name", nil); got != "name" {
+		t.Errorf("hostname without the label: %q, want the name", got)
+	}
+}
+
+// A container looks for names in its own domain first, if that is one of the mesh.
+func TestSearchedDomains(t *testing.T) {
+	for _, c := range []struct{ hostname, domainname, want string }{
+		{"", "", "foo.bar"},
+		{"web", "foo.bar", "foo.bar"},
+		{"web.Foo.bar", "", "foo.bar"},
+		{"web.sub.foo.bar", "", "sub.foo.bar foo.bar"},
+		{"web", "sub.foo.bar", "sub.foo.bar foo.bar"},
+		{"web.example.com", "", "foo.bar"},
+		{"web.notfoo.bar", "", "foo.bar"},
+		{"web", "example.com", "example.com foo.bar"},
+	} {
+		r := createRequest{hostname: c.hostname, domainname: c.domainname}
+		if got := strings.Join(r.searched("foo.bar"), " "); got != c.want {
+			t.Errorf("hostname %q, domain %q: %q, want %q", c.hostname, c.domainname, got, c.want)
+		}
 	}
 }
 
@@ -87,7 +106,7 @@ func TestEditKeepsUnknownFields(t *testing.T) {
 	}
 	p.edit(c, "web")
 	got, err := c.document()
-	want := `{"Domainname":"weft.internal","Env":["A=1"],"Hostname":"web","New":{"a":[1,2.50,"\u00e9"]},"hostconfig":{"Binds":["/a:/b"],"Dns":["172.17.0.1"],"DnsSearch":["weft.internal"],"Future":1e400,"NetworkMode":"default"},"image":"x"}`
+	want := `{"Domainname":"weft.internal","Env":["A=1"],"Hostname":"web","New":{"a":[1,2.50,"\u00e9"]},"hostconfig":{"Binds":["/a:/b"],"Dns":["172.17.0.1"],"DnsOptions":["ndots:1"],"DnsSearch":["weft.internal"],"Future":1e400,"NetworkMode":"default"},"image":"x"}`
 	if err != nil || string(got) != want {
 		t.Errorf("%v\n%s\nwant\n%s", err, got, want)
 	}

@@ -25,6 +25,8 @@ type networkJoin struct {
 	network string
 	addr    netip.Addr // the zero Addr: any
 	more    []string   // further addresses, as weft attach takes them
+	// container and hostname are set if its /etc/hosts is to name its address.
+	container, hostname string
 }
 
 func (j networkJoin) settings() *network.EndpointSettings {
@@ -32,8 +34,12 @@ func (j networkJoin) settings() *network.EndpointSettings {
 	if j.addr.IsValid() {
 		s.IPAMConfig = &network.EndpointIPAMConfig{IPv4Address: j.addr}
 	}
+	s.DriverOpts = make(map[string]string)
 	if len(j.more) > 0 {
-		s.DriverOpts = map[string]string{plugin.AddressesOption: strings.Join(j.more, " ")}
+		s.DriverOpts[plugin.AddressesOption] = strings.Join(j.more, " ")
+	}
+	if j.container != "" {
+		s.DriverOpts[plugin.HostsOption] = j.container + " " + j.hostname
 	}
 	return s
 }
@@ -59,7 +65,7 @@ func (p *Proxy) networkName(subnet netip.Prefix, internal bool) string {
 func (p *Proxy) ensureNetwork(ctx context.Context, api *client.Client, want *addressRequest, internal bool) (networkJoin, error) {
 	p.networkMu.Lock()
 	defer p.networkMu.Unlock()
-	j := networkJoin{p.networkName(want.subnet, internal), want.addr, want.more}
+	j := networkJoin{network: p.networkName(want.subnet, internal), addr: want.addr, more: want.more}
 	r, err := api.NetworkInspect(ctx, j.network, client.NetworkInspectOptions{})
 	switch {
 	case err == nil && r.Network.Driver != plugin.Name:

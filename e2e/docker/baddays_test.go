@@ -91,6 +91,42 @@ func TestContainerThatExitsAtOnce(t *testing.T) {
 	h.waitActive(t, 0)
 }
 
+// Docker cannot start a container while no router answers. The next router starts it, if
+// Docker was to keep it running, and with its address.
+func TestStartsThatFailedWhileTheRouterWasAway(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	for _, c := range []struct{ name, policy string }{{"kept", "always"}, {"once", "no"}} {
+		h.viaProxy(t, "run", "-d", "--name", c.name, "--restart", c.policy, sandbox.Image, "sleep", "1000")
+	}
+	h.weft(t, "stop")
+	var starts sync.WaitGroup
+	for _, name := range []string{"kept", "once"} {
+		starts.Go(func() {
+			if out, err := h.try(t, "docker", "restart", "-t", "0", name); err == nil {
+				t.Errorf("docker started %s without a router: %s", name, out)
+			}
+		})
+	}
+	starts.Wait()
+	h.launch(t, []*host{h})
+	eventually(t, "it runs again", func() error {
+		if got := h.docker(t, "inspect", "-f", "{{.State.Running}}", "kept"); got != "true" {
+			return fmt.Errorf("running: %s", got)
+		}
+		return nil
+	})
+	if got := h.addresses(t, "kept", "ethwe0"); len(got) != 1 {
+		t.Errorf("its addresses are %v", got)
+	}
+	if got := h.docker(t, "inspect", "-f", "{{.State.Running}} {{.State.Error}}", "once"); !strings.HasPrefix(got, "false ") {
+		t.Errorf("a container that nobody wanted to be kept runs: %s", got)
+	} else {
+		t.Log(got)
+	}
+}
+
 // An engine hangs, sends a flood of events, and is killed during starts of containers. The
 // router keeps answering, and no address is lost.
 func TestEngineFailures(t *testing.T) {

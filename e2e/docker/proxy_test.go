@@ -158,6 +158,45 @@ func TestProxyFlags(t *testing.T) {
 	}
 }
 
+// The first process of a container finds its own name at its address on the switch, also
+// after Docker restarted it without the proxy.
+func TestProxyEditsHostsBeforeTheProcess(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1)[0]
+	h.waitNetwork(t)
+	for range 5 {
+		if got := h.viaProxy(t, "run", "--rm", "-e", "WEFT_CIDR=10.40.1.5/24", sandbox.Image, "cat", "/etc/hosts"); !strings.Contains(got, "10.40.1.5\t") || strings.Contains(got, "172.17.") {
+			t.Errorf("the first process sees the hosts file\n%s", got)
+		}
+	}
+	h.viaProxy(t, "run", "-d", "--name", "web", "--restart", "always", sandbox.Image, "sh", "-c", "cat /etc/hosts; sleep 1000")
+	h.must(t, "sh", "-c", "kill -9 "+h.docker(t, "inspect", "-f", "{{.State.Pid}}", "web"))
+	eventually(t, "it was restarted", func() error {
+		if got := h.docker(t, "logs", "web"); strings.Count(got, "127.0.0.1") != 2 || strings.Contains(got, "172.17.") || strings.Count(got, "\tweb") != 2 {
+			return fmt.Errorf("its processes saw the hosts files\n%s", got)
+		}
+		return nil
+	})
+}
+
+// Names of containers are made of labels where there are some, and found by the part in front
+// of the domain, in the container's own domain too.
+func TestNamesOfProxiedContainers(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, 1, "--dns-domain", "foo.bar", "--hostname-from-label", "L", "--hostname-match", "^[^-]+-(?P<a>[^-]*)-[^-]+$", "--hostname-replacement", "$a")[0]
+	h.waitNetwork(t)
+	run := func(name string, args ...string) {
+		h.viaProxy(t, append(append([]string{"run", "-d", "--name", name}, args...), sandbox.Image, "sleep", "1000")...)
+	}
+	run("x-web-y")
+	run("x-a-y", "--label", "L=plain")
+	run("cc1", "-h", "foo.sub1.foo.bar")
+	run("cc3", "-h", "tre.sub1.foo.bar")
+	for _, name := range []string{"web", "plain", "tre", "tre.sub1"} {
+		h.ping(t, "cc1", name)
+	}
+}
+
 // The shell uses the proxy after eval $(weft env), and no longer after eval $(weft env --restore).
 func TestEnv(t *testing.T) {
 	t.Parallel()

@@ -40,13 +40,22 @@ func here() (handle, error) {
 	return handle{h}, nil
 }
 
-// at opens a handle in the namespace at path.
+// at opens a handle in the namespace at path. If nothing is mounted there, or was not when the
+// file was opened, the cause is EINVAL.
 func at(path string) (handle, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return handle{}, fmt.Errorf("open network namespace %s: %w", path, err)
 	}
 	defer ns.Close()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(ns), &fs); err != nil {
+		return handle{}, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		// The library does not say why it cannot enter it.
+		return handle{}, fmt.Errorf("open network namespace %s: nothing is mounted there: %w", path, unix.EINVAL)
+	}
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return handle{}, fmt.Errorf("open netlink in %s: %w", path, err)

@@ -46,6 +46,19 @@ func attach(t *testing.T, host string, a netdev.Attachment) (added []netip.Prefi
 	return added
 }
 
+// Docker makes the file of a namespace before it mounts the namespace there.
+func TestAddressesWaitForTheNamespace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ns")
+	for range 2 {
+		if err := netdev.AddAddresses(path, mac, nil); !errors.Is(err, netdev.ErrNotReady) {
+			t.Errorf("the error is %v", err)
+		}
+		if err := os.WriteFile(path, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestNamedNamespaces(t *testing.T) {
 	path := nstest.New(t, "a")
 	name := filepath.Base(path)
