@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,6 +65,8 @@ func parse(b []byte) (*conf, error) {
 	if err := json.Unmarshal(b, c); err != nil {
 		return nil, failed(types.ErrDecodingFailure, "read the network's configuration: %v", err)
 	}
+	// The specification: a configuration without a version is of the first one.
+	c.CNIVersion = cmp.Or(c.CNIVersion, "0.1.0")
 	if err := c.parsePrevious(); err != nil {
 		return nil, failed(types.ErrDecodingFailure, "read prevResult: %v", err)
 	}

@@ -1,5 +1,5 @@
-// Package cni is the CNI plugin. It implements versions 0.3.1 to 1.1.0 of the
-// specification (https://github.com/containernetworking/cni/blob/main/SPEC.md). The
+// Package cni is the CNI plugin. It implements all versions of the specification,
+// 0.1.0 to 1.1.0 (https://github.com/containernetworking/cni/blob/main/SPEC.md). The
 // runtime runs it on the host, once for each verb. It gets addresses from the router
 // over the control socket and makes the interface itself:
 //

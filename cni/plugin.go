@@ -19,7 +19,7 @@ import (
 const timeout = 90 * time.Second
 
 // Versions are the versions of the specification that the plugin implements.
-var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+var Versions = version.PluginSupports("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 // Verbs returns the plugin's functions under a program name. IPAMName only allocates
 // addresses, any other name makes interfaces too.

@@ -181,6 +181,27 @@ func TestCNIVerbs(t *testing.T) {
 	}
 }
 
+// Configurations of the first versions of the specification, whose results have addresses
+// only, and those without a version.
+func TestFirstCNIVersions(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 1})
+	for i, version := range []string{"", "0.1.0", "0.2.0", "0.3.0"} {
+		h := newCNIHost(t, lab, 1, version, nil)
+		rc := h.pod(fmt.Sprint("pod", i))
+		r := h.mustAdd(rc)
+		if len(r.IPs) != 1 {
+			t.Fatalf("version %q: %+v", version, r)
+		}
+		gw, _ := netip.AddrFromSlice(r.IPs[0].Gateway)
+		harness.Reach(t, lab, harness.At(1, rc.ContainerID), gw.Unmap())
+		if err := h.del(rc); err != nil {
+			t.Errorf("version %q: del: %v", version, err)
+		}
+		h.wantLeases(0)
+	}
+}
+
 func TestCNICheckFindsWhatIsGone(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 1})
