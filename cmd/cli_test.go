@@ -341,7 +341,7 @@ func TestViews(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web", "ps db", "ps 0123",
-		"report -f {{.Router.Name}}", "report -f {{json .Router.Targets}}", "report",
+		"report -f {{.Router.Name}}", "report -f {{println .Router.Name}}", "report -f {{json .Router.Targets}}", "report",
 	} {
 		args := strings.Fields(line)
 		if i := slices.Index(args, "-f"); i >= 0 {

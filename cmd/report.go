@@ -1,13 +1,13 @@
 package cmd
 
 import (
+	"bytes"
 	"context"
 	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weft-net/weft/internal/api"
-	"github.com/weft-net/weft/internal/render"
 )
 
 func (a *app) report() *cobra.Command {
@@ -43,9 +43,13 @@ func runReport(ctx context.Context, client *api.Client, format string, stdout io
 	if err != nil {
 		return err
 	}
-	if err := r.Execute(stdout, format); err != nil {
+	var text bytes.Buffer
+	if err := r.Execute(&text, format); err != nil {
 		return err
 	}
-	render.Fprintln(stdout)
-	return nil
+	if !bytes.HasSuffix(text.Bytes(), []byte("\n")) {
+		text.WriteByte('\n')
+	}
+	_, err = text.WriteTo(stdout)
+	return err
 }

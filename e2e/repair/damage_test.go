@@ -91,6 +91,8 @@ func flushRules() error {
 	return c.Flush()
 }
 
+func hairpin(l netlink.Link) error { return netlink.LinkSetHairpin(l, true) }
+
 func sysctl(value string, key ...string) func() error {
 	return func() error { return os.WriteFile(netdev.ProcSys.Path(key...), []byte(value), 0) }
 }
@@ -121,6 +123,7 @@ func fast(pins string) []damage {
 	return []damage{
 		{"ip link set vethwe-bridge nomaster", owned.RouterPort, []string{"router port"}, on(netdev.PortName, netlink.LinkSetNoMaster)},
 		{"ip link set vethwe-bridge down", owned.RouterPort, []string{"router port"}, on(netdev.PortName, netlink.LinkSetDown)},
+		{"bridge link set dev vethwe-bridge hairpin on", owned.RouterPort, []string{"router port"}, on(netdev.PortName, hairpin)},
 		{"ip link set vethwe-pcap down", owned.RouterPort, []string{"router port"}, on(netdev.PortPeerName, netlink.LinkSetDown)},
 		{"ip link del vethwe-bridge", owned.RouterPort, []string{"router port"}, on(netdev.PortName, netlink.LinkDel)},
 		{"ip link set vethwe-vxlan down", owned.VXLAN, []string{"vxlan"}, on(netdev.VXLANName, netlink.LinkSetDown)},

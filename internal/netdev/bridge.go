@@ -261,8 +261,11 @@ func (p BridgePort) Faults(v *View) (faults []string) {
 	if bridge == nil || l.Master != bridge.Index {
 		faults = append(faults, "it is not a port of bridge "+p.Bridge)
 	}
-	if p.Hairpin && !l.Port.Hairpin {
+	switch {
+	case p.Hairpin && !l.Port.Hairpin:
 		faults = append(faults, "its flag hairpin is off")
+	case !p.Hairpin && l.Port.Hairpin:
+		faults = append(faults, "its flag hairpin is on")
 	}
 	return faults
 }
@@ -288,10 +291,8 @@ func (p BridgePort) Ensure() error {
 	if err := h.LinkSetMasterByIndex(l, b.Attrs().Index); err != nil {
 		return wrap("set master", err)
 	}
-	if p.Hairpin {
-		if err := h.LinkSetHairpin(l, true); err != nil {
-			return wrap("set flag hairpin", err)
-		}
+	if err := h.LinkSetHairpin(l, p.Hairpin); err != nil {
+		return wrap("set flag hairpin", err)
 	}
 	return p.iface().Ensure()
 }
