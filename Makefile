@@ -11,6 +11,7 @@
 # Tests with more around them; each installs what it needs and says so:
 #
 # make test-docker    with real Docker engines, in sandbox hosts
+# make test-firewalls next to firewalld, ufw, NetworkManager and systemd-networkd
 # make test-kube      with a real Kubernetes cluster, in sandbox hosts
 # make test-netpol    upstream's tests of network policies on such a cluster
 # make test-packages  the Debian and RPM packages
@@ -37,7 +38,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test unit vulncheck soak bench-compare test-vm test-docker test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
+.PHONY: test unit vulncheck soak bench-compare test-vm test-docker test-firewalls test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -131,6 +132,11 @@ test-docker: race-deps
 	$(SUDO) .ci/docker-packages
 	$(SUDO) $(GO) test -race -tags docker -timeout 30m -count=1 -run '$(value DOCKER_RUN)' $(DOCKER_TESTS)
 
+FIREWALL_RUN ?= .
+test-firewalls: race-deps
+	$(SUDO) .ci/firewall-packages
+	$(SUDO) $(GO) test -race -tags firewalls -timeout 15m -count=1 -run '$(value FIREWALL_RUN)' ./e2e/firewalls
+
 # These fail too where something is missing. They install into a folder of theirs, and into a
 # container that systemd runs in.
 test-packages:
@@ -142,6 +148,7 @@ check:
 	  [ -z "$$unformatted" ] || { echo "make check: gofmt would change: $$unformatted" >&2; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags docker $(DOCKER_TESTS)
+	$(GO) vet -tags firewalls ./e2e/firewalls
 	$(GO) vet -tags 'kube netpol' $(KUBE_TESTS)
 	$(GO) vet -tags packages ./prog/packages
 	$(GO) tool -modfile=internal/tools/go.mod golangci-lint run --allow-parallel-runners ./...

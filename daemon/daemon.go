@@ -249,6 +249,10 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if err := d.exposures.keep(d.bridge(d.name)); err != nil {
 		return err
 	}
+	wall := hostFirewall{c.Bridge, c.ranges(), func() bool { return len(*d.exposures.wanted.Load()) > 0 }}
+	if err := wall.keep(d.keeper); err != nil {
+		return err
+	}
 	d.leases = &leases{gate: &d.gate, kernel: d.keeper, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, log: d.log}
 	if boot := currentBoot(); len(boot) > 0 {
 		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
@@ -408,7 +412,6 @@ func (d *daemon) Report(ctx context.Context, lists api.Lists) (*api.Report, erro
 	if len(d.config.Passwords) == 0 {
 		r.Warnings = append(r.Warnings, "no password is set: every host that reaches this one can join the mesh (--password)")
 	}
-	r.Warnings = append(r.Warnings, d.exposures.warnings()...)
 	r.Warnings = append(r.Warnings, d.limits.warnings(time.Now())...)
 	reportKernel(r, d.keeper, time.Now())
 	return r, nil

@@ -58,8 +58,6 @@ type dockerEngine struct {
 	detached map[string]bool
 	// rejoining are the runs that a goroutine is attaching.
 	rejoining map[containerRun]bool
-	// blockers are chains of the firewall that drop bridged frames.
-	blockers []string
 }
 
 // containerRun is one run of a container.
@@ -148,17 +146,6 @@ func untilEnd(ctx context.Context, f func(context.Context) error) error {
 // dockerRule is the object of the rule in Docker's chain.
 var dockerRule = owned.ID{Kind: owned.DockerRule, Name: "DOCKER-USER"}
 
-// findBlockers looks for chains of the firewall that drop bridged frames.
-func (e *dockerEngine) findBlockers(ctx context.Context) {
-	blockers, err := netdev.BridgeBlockers(ctx, e.containers.bridge)
-	if err != nil {
-		e.log.Debug("the forward chains of this host could not be read", "err", err)
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.blockers = blockers
-}
-
 // maintain does the periodic work until ctx ends.
 func (e *dockerEngine) maintain(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
@@ -169,7 +156,6 @@ func (e *dockerEngine) maintain(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			e.sweep(ctx, now)
-			e.findBlockers(ctx)
 		}
 	}
 }
@@ -179,7 +165,6 @@ func (e *dockerEngine) Connected(ctx context.Context, c *client.Client) {
 	if err := e.keepRule(ctx); err != nil {
 		e.log.Warn("docker's firewall may drop bridged frames", "err", err)
 	}
-	e.working.Go(func() { e.findBlockers(ctx) })
 	e.proxy.connected(e.client.Host())
 	e.working.Go(func() { e.driver.connected(ctx, c) })
 }
@@ -328,10 +313,6 @@ func (e *dockerEngine) report(r *api.Report) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	r.Docker.Containers = len(e.running)
-	bridge := e.containers.bridge
-	for _, chain := range e.blockers {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the firewall's %s drops frames that containers of this host send over bridge %s, unless a rule there accepts them: %s", chain, bridge, netdev.AcceptBridgeCommand(bridge)))
-	}
 }
 
 // list implements engine.

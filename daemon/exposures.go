@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -289,22 +288,6 @@ func (es *exposures) attachment() (api.Attachment, bool) {
 		return api.Attachment{}, false
 	}
 	return api.Attachment{ID: api.Exposed, Interface: es.bridge, Addresses: *ps}, true
-}
-
-// warnings returns a warning for each chain of the firewall that keeps other networks
-// from exposed addresses.
-func (es *exposures) warnings() (list []string) {
-	if _, exposed := es.attachment(); !exposed {
-		return nil
-	}
-	chains, err := netdev.ForwardBlockers()
-	if err != nil {
-		es.log.Debug("the forward chains of this host could not be read", "err", err)
-	}
-	for _, chain := range chains {
-		list = append(list, fmt.Sprintf("the firewall's %s drops forwarded packets, so other networks may not reach exposed addresses; accept bridge %s there", chain, es.bridge))
-	}
-	return list
 }
 
 // show publishes what attachment shows. The lock is held.

@@ -288,7 +288,7 @@ func TestForwardPolicyDrop(t *testing.T) {
 		h.launch(t, hs)
 		h.waitNetwork(t)
 	}
-	const warning, open = "drops frames that containers of this host send", "iptables -I FORWARD -i weft -o weft -j ACCEPT"
+	const warning, open = "so containers on this host do not reach others", "iptables -I FORWARD -i weft -o weft -j ACCEPT"
 	for _, h := range hs {
 		if _, err := h.try(t, "iptables", "-n", "-L", "DOCKER-USER"); err != nil {
 			// With nftables the engine has no chain for users, so weft can only warn.

@@ -18,6 +18,7 @@ import (
 var makers = map[string][]owned.Kind{
 	"internal/netdev":        {owned.Bridge, owned.ContainerPort, owned.Address, owned.Rules, owned.Sysctl, owned.Isolation, owned.DockerRule},
 	"router/fastpath/kernel": {owned.RouterPort, owned.VXLAN, owned.Program, owned.Pin, owned.Map},
+	"internal/firewalld":     {owned.Firewall},
 	"router/tap":             {owned.TAP},
 	"router/wireguard":       {owned.WireGuard},
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 )
@@ -53,7 +51,7 @@ func (r DockerUserRule) missing(ctx context.Context) (list []dockerFilter, err e
 		if !g.sees(shown) {
 			continue
 		}
-		has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, r.Bridge)
+		has, err := bridgeRule(ctx, g.program, "-C", r.Bridge)
 		if err == nil && !has {
 			if has, err = runIptables(ctx, g.program, "-n", "-L", dockerUserChain); err == nil && has {
 				list = append(list, g)
@@ -78,68 +76,22 @@ func (r DockerUserRule) Ensure(ctx context.Context) error {
 	list, err := r.missing(ctx)
 	errs := []error{err}
 	for _, g := range list {
-		if ok, err := bridgeRule(ctx, g.program, "-I", dockerUserChain, r.Bridge); err != nil || !ok {
+		if ok, err := bridgeRule(ctx, g.program, "-I", r.Bridge); err != nil || !ok {
 			errs = append(errs, fmt.Errorf("accept bridge %s in chain %s of %s: %w", r.Bridge, dockerUserChain, g.program, errors.Join(err, errNotAdded)))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// BridgeBlockers returns the chains, as nft names them, that drop packets from port to
-// port of a bridge although the rule of DockerUserRule is there. With nftables Docker has no
-// chain for users. It does not drop such packets itself then, but another program or an
-// earlier Docker may. A rule as of AcceptBridgeCommand clears the blockers of its family.
-func BridgeBlockers(ctx context.Context, bridge string) ([]string, error) {
-	blockers, err := forwardBlockers()
-	if err != nil || len(blockers) == 0 {
-		return nil, err
-	}
-	shown, err := ShownBy(bridge)
-	if err != nil {
-		return nil, err
-	}
-	closed := make(map[nftables.TableFamily]bool)
-	for _, g := range dockerFilters {
-		if !g.sees(shown) {
-			continue
-		}
-		open, err := g.opened(ctx, bridge)
-		if err != nil {
-			return nil, err
-		}
-		closed[g.family] = !open
-		closed[nftables.TableFamilyINet] = true
-	}
-	return names(slices.DeleteFunc(blockers, func(c *nftables.Chain) bool { return !closed[c.Table.Family] })), nil
-}
-
-// opened reports whether a rule accepts packets from port to port of a bridge.
-func (g dockerFilter) opened(ctx context.Context, bridge string) (bool, error) {
-	for _, chain := range []string{dockerUserChain, iptablesForward} {
-		if has, err := bridgeRule(ctx, g.program, "-C", chain, bridge); err != nil || has {
-			return has, err
-		}
-	}
-	return false, nil
-}
-
-// AcceptBridgeCommand returns the iptables command that accepts packets from port to
-// port of a bridge.
-func AcceptBridgeCommand(bridge string) string {
-	return "iptables " + strings.Join(append([]string{"-I"}, bridgeMatch(iptablesForward, bridge)...), " ")
-}
-
-const iptablesForward = "FORWARD"
-
 // RemoveFromDockerUser removes the rule of DockerUserRule.
 func RemoveFromDockerUser(ctx context.Context, bridge string) error {
 	var errs []error
 	for _, g := range dockerFilters {
-		if has, err := bridgeRule(ctx, g.program, "-C", dockerUserChain, bridge); err != nil || !has {
+		if has, err := bridgeRule(ctx, g.program, "-C", bridge); err != nil || !has {
 			errs = append(errs, err)
 			continue
 		}
-		_, err := bridgeRule(ctx, g.program, "-D", dockerUserChain, bridge)
+		_, err := bridgeRule(ctx, g.program, "-D", bridge)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -147,14 +99,10 @@ func RemoveFromDockerUser(ctx context.Context, bridge string) error {
 
 var errNotAdded = errors.New("the program refused the rule")
 
-func bridgeRule(ctx context.Context, program, action, chain, bridge string) (bool, error) {
-	return runIptables(ctx, program, append([]string{action}, bridgeMatch(chain, bridge)...)...)
-}
-
-// bridgeMatch returns the arguments of a rule that accepts packets from port to port
-// of a bridge.
-func bridgeMatch(chain, bridge string) []string {
-	return []string{chain, "-i", bridge, "-o", bridge, "-j", "ACCEPT"}
+// bridgeRule runs a program for the rule in DOCKER-USER that accepts packets from port to
+// port of a bridge: -C checks it, -I inserts it, -D deletes it.
+func bridgeRule(ctx context.Context, program, action, bridge string) (bool, error) {
+	return runIptables(ctx, program, action, dockerUserChain, "-i", bridge, "-o", bridge, "-j", "ACCEPT")
 }
 
 // runIptables runs a program and reports whether it succeeded. A missing program gives

@@ -190,7 +190,7 @@ const (
 // connections that begin at once can get the same port, and one loses its first packet.
 //
 // The accept rules hold for weft's own table only. If the forward chain of another table
-// drops the packet, it is dropped; ForwardBlockers returns such chains.
+// drops the packet, it is dropped; package firewall finds such chains.
 type ExposeRules struct {
 	Bridge string
 	All    []Exposure
@@ -208,47 +208,3 @@ func (r ExposeRules) Faults() ([]string, error) { return r.rules().Faults() }
 
 // Ensure writes the rules in one transaction.
 func (r ExposeRules) Ensure() error { return r.rules().Ensure() }
-
-// ForwardBlockers returns the forward chains of other tables, as nft names them, whose
-// policy is drop. A drop in any table is final, so on such a host the user must add a
-// rule there to expose an address.
-func ForwardBlockers() ([]string, error) {
-	chains, err := forwardBlockers()
-	return names(chains), err
-}
-
-func forwardBlockers() ([]*nftables.Chain, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("list nftables chains: %w", err)
-	}
-	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool {
-		return ch.Table.Name == TableName || ch.Type != nftables.ChainTypeFilter ||
-			ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward ||
-			ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop
-	}), nil
-}
-
-// names returns chains as nft names them.
-func names(chains []*nftables.Chain) (words []string) {
-	for _, ch := range chains {
-		words = append(words, fmt.Sprintf("chain %s of table %s %s", ch.Name, familyName(ch.Table.Family), ch.Table.Name))
-	}
-	return words
-}
-
-func familyName(f nftables.TableFamily) string {
-	switch f {
-	case nftables.TableFamilyIPv4:
-		return "ip"
-	case nftables.TableFamilyIPv6:
-		return "ip6"
-	case nftables.TableFamilyINet:
-		return "inet"
-	}
-	return fmt.Sprint(f)
-}

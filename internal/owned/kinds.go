@@ -47,6 +47,7 @@ const (
 	Sysctl        Kind = "sysctl"
 	Isolation     Kind = "isolation"
 	DockerRule    Kind = "docker_rule"
+	Firewall      Kind = "firewall"
 )
 
 // Events are kinds of changes that the kernel reports, as a set of bits.
@@ -97,6 +98,8 @@ var Kinds = []Info{
 	{Kind: Rules, What: "nftables rules", On: Tables},
 	{Kind: Isolation, What: "isolation of exposed addresses from", On: Links | Tables},
 	{Kind: DockerRule, What: "rule in Docker's chain", On: Tables, Gap: PollInterval, Slow: true},
+	// Not weft's own, but what containers need of it.
+	{Kind: Firewall, What: "the host's firewall", On: Tables | Links | Addrs, Gap: PollInterval, Slow: true},
 }
 
 // rank returns the place of a kind in Kinds, and -1 for one that is not in it.

@@ -84,6 +84,7 @@ func TestPackages(t *testing.T) {
 // inBoth are files of both packages.
 var inBoth = []string{
 	"/usr/bin/weft", "/opt/cni/bin/weft-cni", "/opt/cni/bin/weft-ipam", "/usr/lib/systemd/system/weft.service", "/usr/lib/sysctl.d/30-weft.conf",
+	"/usr/lib/NetworkManager/conf.d/30-weft.conf", "/usr/lib/systemd/network/05-weft.network",
 	"/usr/share/man/man8/weft.8.gz", "/usr/share/man/man8/weft-launch.8.gz", "/usr/share/man/man8/weft-dns-add.8.gz",
 	"/usr/share/bash-completion/completions/weft", "/usr/share/fish/vendor_completions.d/weft.fish",
 }

@@ -1,0 +1,249 @@
+package firewall
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// outcome is what a chain does with a packet.
+type outcome int
+
+const (
+	passed   outcome = iota // to the end of the chain
+	returned                // to the chain that jumped here
+	accepted
+	dropped
+)
+
+// maxDepth bounds jumps, as the kernel does (NFT_JUMP_STACK_SIZE).
+const maxDepth = 16
+
+// maxRules bounds the rules that one packet crosses. Beyond it, nothing is said.
+const maxRules = 20_000
+
+// walk follows one packet.
+type walk struct {
+	source Source
+	chains map[chainName]*nftables.Chain
+	packet Packet
+
+	rules int
+	at    *nftables.Chain // where the packet was dropped
+	word  string
+	err   error
+}
+
+// chain follows the packet through a chain.
+func (w *walk) chain(c *nftables.Chain, depth int) outcome {
+	rules, err := w.source.Rules(c)
+	if err != nil {
+		w.err = fmt.Errorf("list the rules of chain %s: %w", c.Name, err)
+		return accepted
+	}
+	for _, r := range rules {
+		if w.rules++; w.rules > maxRules {
+			return accepted
+		}
+		if o, ends := w.rule(c, r, depth); ends {
+			return o
+		}
+	}
+	return passed
+}
+
+// value is what a register holds: nil bytes if that is not known.
+type value []byte
+
+// registers of the virtual machine of nftables, by number. Numbers from 8 on are parts of
+// the same registers, and a part of a longer value is not known.
+type registers map[uint32]value
+
+// rule follows the packet through a rule. ends reports whether it does not go on to the next
+// one, and o how it ended.
+func (w *walk) rule(c *nftables.Chain, r *nftables.Rule, depth int) (o outcome, ends bool) {
+	regs := make(registers)
+	sure := true // that the rule matches, if it is not refuted
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			regs[e.Register] = w.meta(e.Key)
+		case *expr.Ct:
+			regs[e.Register] = nil
+			if e.Key == expr.CtKeySTATE {
+				regs[e.Register] = binaryutil.NativeEndian.PutUint32(expr.CtStateBitNEW)
+			}
+		case *expr.Payload:
+			regs[e.DestRegister] = w.address(e)
+		case *expr.Bitwise:
+			regs[e.DestRegister] = masked(regs[e.SourceRegister], e)
+		case *expr.Cmp:
+			switch matches, known := compared(regs[e.Register], e); {
+			case !known:
+				sure = false
+			case !matches:
+				return passed, false
+			}
+		case *expr.Lookup:
+			found, known := w.lookup(r.Table, regs[e.SourceRegister], e)
+			switch {
+			case !known:
+				sure = false
+			case found == e.Invert:
+				return passed, false
+			case found && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT && sure:
+				// The library does not read the verdicts of a map, so nothing is said.
+				return accepted, true
+			}
+		case *expr.Verdict:
+			if o, ends := w.verdict(c, e, sure, depth); ends {
+				return o, true
+			}
+		case *expr.Reject:
+			if sure {
+				w.at, w.word = c, "reject"
+				return dropped, true
+			}
+		case *expr.Target:
+			if word, ends := targets[e.Name]; ends && sure {
+				w.at, w.word = c, word
+				return dropped, true
+			}
+		case *expr.Counter, *expr.Log, *expr.Notrack, *expr.Immediate:
+		case *expr.Queue:
+			if sure {
+				return accepted, true // a program decides
+			}
+		default:
+			sure = false
+		}
+	}
+	return passed, false
+}
+
+// targets are those of iptables that drop.
+var targets = map[string]string{"REJECT": "reject", "DROP": "drop"}
+
+// verdict applies a verdict. One that may not be reached does nothing.
+func (w *walk) verdict(c *nftables.Chain, v *expr.Verdict, sure bool, depth int) (o outcome, ends bool) {
+	if !sure || v == nil {
+		return passed, false
+	}
+	switch v.Kind {
+	case expr.VerdictAccept:
+		return accepted, true
+	case expr.VerdictDrop:
+		w.at, w.word = c, "drop"
+		return dropped, true
+	case expr.VerdictReturn:
+		return returned, true
+	case expr.VerdictJump, expr.VerdictGoto:
+		to := w.chains[chainName{c.Table.Family, c.Table.Name, v.Chain}]
+		if to == nil || depth >= maxDepth {
+			return passed, false
+		}
+		o := w.chain(to, depth+1)
+		if o == accepted || o == dropped {
+			return o, true
+		}
+		return returned, v.Kind == expr.VerdictGoto
+	}
+	return passed, false
+}
+
+// meta returns what is known of the packet itself.
+func (w *walk) meta(k expr.MetaKey) value {
+	name := func(s string) value {
+		b := make([]byte, unix.IFNAMSIZ)
+		copy(b, s)
+		return b
+	}
+	switch k {
+	case expr.MetaKeyIIFNAME:
+		return name(w.packet.In)
+	case expr.MetaKeyOIFNAME:
+		return name(w.packet.Out)
+	case expr.MetaKeyNFPROTO:
+		return value{w.packet.nfproto()}
+	}
+	return nil
+}
+
+// address returns the source or destination address if that is what a rule loads (RFC 791,
+// RFC 8200).
+func (w *walk) address(e *expr.Payload) value {
+	size := uint32(w.packet.Src.BitLen() / 8)
+	first := uint32(12)
+	if w.packet.Src.Is6() {
+		first = 8
+	}
+	if e.Base != expr.PayloadBaseNetworkHeader || e.Len > size {
+		return nil
+	}
+	switch e.Offset {
+	case first:
+		return w.packet.Src.AsSlice()[:e.Len]
+	case first + size:
+		return w.packet.Dst.AsSlice()[:e.Len]
+	}
+	return nil
+}
+
+// masked returns a value with a mask applied.
+func masked(v value, e *expr.Bitwise) value {
+	if v == nil || len(v) != len(e.Mask) || len(v) != len(e.Xor) {
+		return nil
+	}
+	out := make(value, len(v))
+	for i := range v {
+		out[i] = v[i]&e.Mask[i] ^ e.Xor[i]
+	}
+	return out
+}
+
+// compared compares a value. A shorter operand compares a prefix, as of eth*.
+func compared(v value, e *expr.Cmp) (matches, known bool) {
+	if v == nil || len(e.Data) > len(v) {
+		return false, false
+	}
+	order := bytes.Compare(v[:len(e.Data)], e.Data)
+	switch e.Op {
+	case expr.CmpOpEq:
+		return order == 0, true
+	case expr.CmpOpNeq:
+		return order != 0, true
+	case expr.CmpOpLt:
+		return order < 0, true
+	case expr.CmpOpLte:
+		return order <= 0, true
+	case expr.CmpOpGt:
+		return order > 0, true
+	case expr.CmpOpGte:
+		return order >= 0, true
+	}
+	return false, false
+}
+
+// lookup looks a value up in a set. Sets of intervals are not known.
+func (w *walk) lookup(t *nftables.Table, v value, e *expr.Lookup) (found, known bool) {
+	if v == nil {
+		return false, false
+	}
+	elements, err := w.source.Elements(t, e.SetName)
+	if err != nil {
+		return false, false // it was removed meanwhile
+	}
+	for _, el := range elements {
+		if el.IntervalEnd || len(el.KeyEnd) > 0 || len(el.Key) != len(v) {
+			return false, false
+		}
+		if bytes.Equal(el.Key, v) {
+			return true, true
+		}
+	}
+	return false, true
+}
