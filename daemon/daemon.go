@@ -413,6 +413,7 @@ func (d *daemon) Report(ctx context.Context, lists api.Lists) (*api.Report, erro
 		r.Warnings = append(r.Warnings, "no password is set: every host that reaches this one can join the mesh (--password)")
 	}
 	r.Warnings = append(r.Warnings, d.limits.warnings(time.Now())...)
+	r.Warnings = append(r.Warnings, diskWarnings(d.config.StateDir)...)
 	reportKernel(r, d.keeper, time.Now())
 	return r, nil
 }

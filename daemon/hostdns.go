@@ -15,6 +15,9 @@ func (h *host) discovery(r *api.Report, lists api.Lists) *api.DNS {
 		return nil
 	}
 	out := &api.DNS{Domain: s.Domain, TTL: int(s.TTL), Address: h.serverFor(s.Listening), Refused: s.Busy}
+	if s.Fault != "" {
+		r.Warnings = append(r.Warnings, "DNS: "+s.Fault)
+	}
 	for _, l := range s.Listening {
 		out.Listening = append(out.Listening, api.DNSListener{Place: l.Listen.String(), Addresses: l.Addrs, Fault: l.Fault})
 	}

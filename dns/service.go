@@ -217,9 +217,9 @@ func (s *Service) updateUpstreams() bool {
 		reason = err.Error()
 	}
 	if old := s.upstreamFault.Swap(&reason); reason != "" && (old == nil || *old != reason) {
-		s.log.Warn("could not read the host's name servers", "err", err)
+		s.log.Warn("some of the host's name servers are not used", "err", err)
 	}
-	if err != nil {
+	if err != nil && len(found) == 0 {
 		return false // the previous servers may still answer
 	}
 	own := s.server.Addrs()

@@ -28,10 +28,10 @@ const (
 // containers, and it may forward to weft.
 var resolvedAddrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
 
-// Parse returns the name servers in the text of a resolv.conf, in order and without duplicates. It
-// ignores invalid lines, as the C library does.
-func Parse(text []byte) []netip.AddrPort {
-	var servers []netip.AddrPort
+// Parse returns the name servers in the text of a resolv.conf, in order and without duplicates,
+// and how many it leaves out because there are more than it takes. It ignores invalid lines, as the
+// C library does.
+func Parse(text []byte) (servers []netip.AddrPort, more int) {
 	for line := range bytes.Lines(text) {
 		words := bytes.Fields(line)
 		if len(words) < 2 || string(words[0]) != "nameserver" {
@@ -39,24 +39,40 @@ func Parse(text []byte) []netip.AddrPort {
 		}
 		a, err := netip.ParseAddr(string(words[1]))
 		s := netip.AddrPortFrom(a.Unmap(), port)
-		if err == nil && len(servers) < maxServers && !slices.Contains(servers, s) {
+		switch {
+		case err != nil || slices.Contains(servers, s):
+		case len(servers) < maxServers:
 			servers = append(servers, s)
+		default:
+			more++
 		}
 	}
-	return servers
+	return servers, more
 }
 
 // Read returns the name servers of the resolv.conf at path. If these are only systemd-resolved's
-// own listeners, it returns the servers of the file at the path resolved.
+// own listeners, it returns the servers of the file at the path resolved. With a TooManyError it
+// returns those that it takes.
 func Read(path, resolved string) ([]netip.AddrPort, error) {
 	servers, err := readFile(path)
-	if err != nil || len(servers) == 0 || slices.ContainsFunc(servers, func(s netip.AddrPort) bool { return !slices.Contains(resolvedAddrs, s.Addr()) }) {
+	if len(servers) == 0 || slices.ContainsFunc(servers, func(s netip.AddrPort) bool { return !slices.Contains(resolvedAddrs, s.Addr()) }) {
 		return servers, err
 	}
-	if upstream, err := readFile(resolved); err == nil && len(upstream) > 0 {
-		return upstream, nil
+	if upstream, err := readFile(resolved); len(upstream) > 0 {
+		return upstream, err
 	}
-	return servers, nil
+	return servers, err
+}
+
+// TooManyError says that a file has more name servers than are taken.
+type TooManyError struct {
+	Path string
+	More int // those that are not used
+}
+
+// Error implements error.
+func (e *TooManyError) Error() string {
+	return fmt.Sprintf("%s has %d name servers, of which the first %d are used", e.Path, maxServers+e.More, maxServers)
 }
 
 func readFile(path string) ([]netip.AddrPort, error) {
@@ -69,5 +85,9 @@ func readFile(path string) ([]netip.AddrPort, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the host's name servers: %w", err)
 	}
-	return Parse(text), nil
+	servers, more := Parse(text)
+	if more > 0 {
+		return servers, &TooManyError{path, more}
+	}
+	return servers, nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -15,8 +16,8 @@ func TestParse(t *testing.T) {
 		"nameserver x\nnameserver\noptions ndots:5\nnameserver 2001:db8::1":   "[[2001:db8::1]:53]",
 		"nameserver 192.0.2.1\nnameserver 192.0.2.1\n nameserver 192.0.2.3\n": "[192.0.2.1:53 192.0.2.3:53]",
 	} {
-		if got := fmt.Sprint(Parse([]byte(in))); got != want {
-			t.Errorf("%q: %s, want %s", in, got, want)
+		if got, more := Parse([]byte(in)); fmt.Sprint(got) != want || more != 0 {
+			t.Errorf("%q: %v and %d more, want %s", in, got, more, want)
 		}
 	}
 }
@@ -42,6 +43,17 @@ func TestReadFollowsSystemdResolved(t *testing.T) {
 			t.Errorf("%q with %q: %v, %v; want %s", c.own, c.resolved, got, err, c.want)
 		}
 	}
+	var many strings.Builder
+	for i := range maxServers + 2 {
+		fmt.Fprintf(&many, "nameserver 192.0.2.%d\n", i)
+	}
+	if err := os.WriteFile(path, []byte(many.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Read(path, resolved)
+	if len(got) != maxServers || err == nil || !strings.HasSuffix(err.Error(), "resolv.conf has 10 name servers, of which the first 8 are used") {
+		t.Errorf("of ten servers %v are taken, %v", got, err)
+	}
 	if _, err := Read(filepath.Join(dir, "none"), resolved); err == nil {
 		t.Error("a missing file is not an error")
 	}
@@ -50,8 +62,8 @@ func TestReadFollowsSystemdResolved(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("nameserver 192.0.2.1\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if n := len(Parse(b)); n > maxServers {
-			t.Fatalf("%d servers", n)
+		if servers, _ := Parse(b); len(servers) > maxServers {
+			t.Fatalf("%d servers", len(servers))
 		}
 	})
 }

@@ -85,7 +85,10 @@ func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 		case <-ended:
 			return fmt.Errorf("launch the router of %s: %s", p, l.lastError(n, from))
 		case <-ctx.Done():
-			return fmt.Errorf("launch the router of %s: not ready in time; its log is %s: %w", p, l.LogFile(n), ctx.Err())
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return fmt.Errorf("launch the router of %s: interrupted: %w", p, ctx.Err())
+			}
+			return fmt.Errorf("launch the router of %s: not ready in time (its log ends with: %s): %w", p, l.lastError(n, from), ctx.Err())
 		case <-time.After(pollInterval):
 		}
 	}
@@ -176,6 +179,9 @@ func (l *Lab) WaitConverged(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return fmt.Errorf("wait until lab %s has converged: interrupted: %w", l.Name, ctx.Err())
+			}
 			return fmt.Errorf("lab %s has not converged: %s: %w", l.Name, missing, ctx.Err())
 		case <-time.After(pollInterval):
 		}
@@ -221,12 +227,24 @@ func (l *Lab) missing(ctx context.Context) string {
 				hosts = append(hosts, hostName(m))
 			}
 			slices.SortFunc(hosts, byLengthThenName)
-			faults = append(faults, fmt.Sprintf("%s has no route to %s", hostName(n), strings.Join(hosts, ", ")))
+			faults = append(faults, fmt.Sprintf("%s has no route to %s", hostName(n), some(hosts, ", ")))
 		} else if r.Omitted["Peers"] < len(names) {
 			faults = append(faults, fmt.Sprintf("%s sees %d of %d peers", hostName(n), r.Omitted["Peers"], len(names)))
 		}
 	}
-	return strings.Join(faults, "; ")
+	return some(faults, "; ")
+}
+
+// maxSaid bounds the parts of a message.
+const maxSaid = 5
+
+// some joins the first few of a list, and says how many more there are.
+func some(list []string, by string) string {
+	text := strings.Join(list[:min(len(list), maxSaid)], by)
+	if more := len(list) - maxSaid; more > 0 {
+		text += fmt.Sprintf("%sand %d more", by, more)
+	}
+	return text
 }
 
 // AddContainer makes a container on a host and attaches it to the host's router with the
