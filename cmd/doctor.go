@@ -74,8 +74,7 @@ exit code is 1 if a check fails.`,
 func (d *doctor) run(ctx context.Context, stdout io.Writer) error {
 	report, err := d.client.Summary(ctx, api.NoLists)
 	running := err == nil
-	findings := []finding{d.rights()}
-	findings = append(findings, d.kernel()...)
+	findings := d.local(running)
 	if !running {
 		findings = append(findings, d.ports()...)
 	}
@@ -101,10 +100,14 @@ func (d *doctor) run(ctx context.Context, stdout io.Writer) error {
 	return nil
 }
 
-func (d *doctor) rights() finding {
+// sysAdmin is the capability that a router in its own pod does without.
+const sysAdmin = "CAP_SYS_ADMIN"
+
+// lackingRights returns the names of the capabilities that this process lacks.
+func lackingRights() (lacks []string, err error) {
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return finding{fail, "rights", err.Error()}
+		return nil, err
 	}
 	var have uint64
 	for line := range strings.SplitSeq(string(b), "\n") {
@@ -112,19 +115,33 @@ func (d *doctor) rights() finding {
 			have, _ = strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
 		}
 	}
-	var lacks []string
 	for _, c := range []struct {
 		name string
 		bit  int
-	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW}, {"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN}} {
+	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW}, {sysAdmin, unix.CAP_SYS_ADMIN}} {
 		if have&(1<<c.bit) == 0 {
 			lacks = append(lacks, c.name)
 		}
 	}
-	if len(lacks) > 0 {
-		return finding{fail, "rights", strings.Join(lacks, ", ") + " missing; run weft as root, in a container with --privileged"}
+	return lacks, nil
+}
+
+// local checks the rights of this process and the features of the kernel. In its own pod a router
+// that runs does without the right to try them.
+func (d *doctor) local(running bool) []finding {
+	lacks, err := lackingRights()
+	switch {
+	case err != nil:
+		return append([]finding{{fail, "rights", err.Error()}}, d.kernel()...)
+	case running && slices.Equal(lacks, []string{sysAdmin}):
+		return []finding{
+			{fine, "rights", sysAdmin + " is missing, as in weft's own pod, where the router does without"},
+			{fine, "kernel", "its features were not tried, as that takes " + sysAdmin + "; the router runs, and what it lacks is below"},
+		}
+	case len(lacks) > 0:
+		return append([]finding{{fail, "rights", strings.Join(lacks, ", ") + " missing; run weft as root, in a container with --privileged"}}, d.kernel()...)
 	}
-	return finding{fine, "rights", "the router has all that it needs"}
+	return append([]finding{{fine, "rights", "the router has all that it needs"}}, d.kernel()...)
 }
 
 // kernel tries each feature in a network namespace of its own.

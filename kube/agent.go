@@ -14,6 +14,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/weft-net/weft/internal/api"
 )
 
 const (
@@ -62,6 +64,8 @@ type Agent struct {
 	// Of loop only.
 	connectedTargets []string // the targets that the router has; nil if they are unknown
 	exposed          bool     // the Node has an address
+	notices          *notices
+	asked            time.Time // when the router was asked for its warnings
 
 	enrolled atomic.Pointer[member] // this Node's line in the ConfigMap; nil if it is unknown
 }
@@ -127,6 +131,8 @@ func wake(c chan<- struct{}) {
 
 func (a *Agent) loop(ctx context.Context) {
 	errs := newErrorLog(a.cfg.Log)
+	a.notices = newNotices(a.cfg.Client, a.cfg.Settings.NodeName)
+	defer a.notices.close()
 	for ctx.Err() == nil {
 		again := checkEvery
 		if !a.step(ctx, errs) {
@@ -155,7 +161,9 @@ func (a *Agent) step(ctx context.Context, errs *errorLog) bool {
 	} {
 		if err := s.do(ctx); err != nil {
 			if ctx.Err() == nil {
-				a.health.setReason(s.name + ": " + errs.failed(s.name, err))
+				why := s.name + ": " + errs.failed(s.name, err)
+				a.health.setReason(why)
+				a.notices.notReady(a.about(), why, time.Now())
 			}
 			return false
 		}
@@ -164,5 +172,20 @@ func (a *Agent) step(ctx context.Context, errs *errorLog) bool {
 	if a.health.setReason("") {
 		a.cfg.Log.Info("the network for pods is ready on this Node")
 	}
+	a.notices.ready(a.about())
+	a.warn(ctx)
 	return true
+}
+
+// warn says the router's warnings as Events.
+func (a *Agent) warn(ctx context.Context) {
+	if time.Since(a.asked) < checkEvery {
+		return
+	}
+	a.asked = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if r, err := a.cfg.Router.Summary(ctx, api.NoLists); err == nil {
+		a.notices.warn(a.about(), r.Warnings)
+	}
 }

@@ -35,6 +35,7 @@ type router struct {
 	targets []string
 	exposed []api.Address
 	removed []string
+	warns   []string
 }
 
 func (r *router) Ready(context.Context) (api.Ready, error) {
@@ -47,7 +48,9 @@ func (r *router) Ready(context.Context) (api.Ready, error) {
 }
 
 func (r *router) Summary(context.Context, api.Lists) (*api.Report, error) {
-	return &api.Report{IPAM: &api.IPAM{Status: "waiting for a majority", DefaultSubnet: netip.MustParsePrefix("10.32.0.0/12")}}, nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &api.Report{Warnings: r.warns, IPAM: &api.IPAM{Status: "waiting for a majority", DefaultSubnet: netip.MustParsePrefix("10.32.0.0/12")}}, nil
 }
 
 func (r *router) Prime(context.Context) error {

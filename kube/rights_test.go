@@ -127,6 +127,12 @@ func TestManifestGivesTheRightsThatAreUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.agent.cfg.Policies = &idlePolicies{}
+	// A warning that comes twice is a patch of its Event.
+	n := newNotices(s.client, "self")
+	defer n.close()
+	for range 2 {
+		n.say([]runtime.Object{&corev1.ObjectReference{Kind: "Node", Name: "self"}}, corev1.EventTypeWarning, reasonWarning, "again")
+	}
 	s.run()
 	s.until("all rights are used", func() bool { return len(r.left()) == 0 })
 	r.mu.Lock()

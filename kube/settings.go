@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/weft-net/weft/ipam"
 )
 
@@ -16,6 +18,8 @@ import (
 type Settings struct {
 	NodeName    string       // of this Node; NODE_NAME
 	Namespace   string       // with the ConfigMap; POD_NAMESPACE
+	PodName     string       // of the agent; POD_NAME, "" if it is not known
+	PodUID      types.UID    // POD_UID
 	Range       netip.Prefix // IPALLOC_RANGE, the zero Prefix: the router's default
 	Range6      netip.Prefix // IPALLOC_RANGE6, the zero Prefix: none
 	Init        *ipam.Init   // IPALLOC_INIT, nil: a majority of the Nodes there are
@@ -45,7 +49,7 @@ const MetricsOff = "off"
 func ReadSettings(lookup func(string) (string, bool)) (*Settings, error) {
 	text := func(name string) string { v, _ := lookup(name); return strings.TrimSpace(v) }
 	s := &Settings{
-		NodeName: text("NODE_NAME"), Namespace: text("POD_NAMESPACE"), MetricsAddr: text("METRICS_ADDR"),
+		NodeName: text("NODE_NAME"), Namespace: text("POD_NAMESPACE"), PodName: text("POD_NAME"), PodUID: types.UID(text("POD_UID")), MetricsAddr: text("METRICS_ADDR"),
 		Peers:     strings.FieldsFunc(text("KUBE_PEERS"), func(r rune) bool { return r == ' ' || r == ',' || r == '\t' || r == '\n' }),
 		ExtraArgs: strings.Fields(text("EXTRA_ARGS")), GeneratedSecret: text("GENERATED_SECRET"),
 	}

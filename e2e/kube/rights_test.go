@@ -5,6 +5,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -36,6 +37,34 @@ func TestClosedByDefault(t *testing.T) {
 		t.Errorf("the password was %s and is %s", generated, again)
 	}
 	k.testRights()
+
+	// What weft status warns of is an Event of the Node, and doctor is right in the pod.
+	nft := func(command ...string) {
+		t.Helper()
+		if _, err := k.Nodes[0].Run(t.Context(), "nft", command...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nft("add", "table", "inet", "foreign")
+	nft("add", "chain", "inet", "foreign", "passing", "{ type filter hook forward priority 0; policy drop; }")
+	k.waitUntil("the Node has an Event", func() error {
+		out := k.kubectl("get", "events", "--field-selector=involvedObject.kind=Node,involvedObject.name=n1,reason=WeftWarning", "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, "chain passing of table inet foreign ends with policy drop") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	if out := k.kubectl("describe", "node", "n1"); !strings.Contains(out, "WeftWarning") {
+		t.Errorf("kubectl describe node does not show it:\n%s", out)
+	}
+	nft("delete", "table", "inet", "foreign")
+	k.waitUntil("doctor finds no fault in the pod", func() error {
+		out, err := k.weft("n1", "doctor")
+		if err == nil && strings.Contains(out, "FAIL") {
+			err = errors.New(out)
+		}
+		return err
+	})
 }
 
 // testRights tries, with the token of weft on n1, what concerns n1, other nodes, and nobody.
@@ -46,6 +75,7 @@ func (k *kube) testRights() {
 		strategic = "application/strategic-merge-patch+json"
 		cm        = "/api/v1/namespaces/kube-system/configmaps/"
 		secrets   = "/api/v1/namespaces/kube-system/secrets"
+		events    = "/api/v1/namespaces/default/events"
 	)
 	pod := k.kubectl("-n", "kube-system", "get", "pod", "-l", "app.kubernetes.io/name=weft", "--field-selector=spec.nodeName=n1", "-o", "jsonpath={.items[0].metadata.name}")
 	bound := k.kubectl("-n", "kube-system", "create", "token", "weft", "--bound-object-kind=Pod", "--bound-object-name="+pod)
@@ -53,6 +83,10 @@ func (k *kube) testRights() {
 	server := k.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
 	condition := func(kind, status string) string {
 		return fmt.Sprintf(`{"status":{"conditions":[{"type":%q,"status":%q,"reason":"WeftIsUp","message":"x"}]}}`, kind, status)
+	}
+	event := func(kind, name, host string) string {
+		return fmt.Sprintf(`{"metadata":{"generateName":"test-"},"involvedObject":{"kind":%q,"name":%q,"namespace":%q},"source":{"component":"weft","host":%q},"type":"Warning","reason":"Test"}`,
+			kind, name, map[string]string{"Node": "", "Pod": "default", "Secret": "default"}[kind], host)
 	}
 	line := func(key, value string) string { return fmt.Sprintf(`{"data":{%q:%q}}`, key, value) }
 	var members map[string]string
@@ -82,6 +116,11 @@ func (k *kube) testRights() {
 		{"the removal of a line", bound, "PATCH", cm + "weft-peers", merge, `{"data":{"02-00-00-00-00-77":null}}`, ""},
 		{"another ConfigMap", bound, "PATCH", cm + "kube-root-ca.crt", merge, `{}`, "forbidden"},
 		{"the password", bound, "PUT", secrets + "/weft-generated", "application/json", strings.Replace(secret, `"password": "`, `"password": "AAAA`, 1), "the password is there already"},
+		{"an Event of its own Node", bound, "POST", events, "application/json", event("Node", "n1", "n1"), ""},
+		{"an Event of a pod", bound, "POST", events, "application/json", event("Pod", "one", "n1"), ""},
+		{"an Event of another Node", bound, "POST", events, "application/json", event("Node", "n2", "n1"), "may not write this Event"},
+		{"an Event in the name of another Node", bound, "POST", events, "application/json", event("Pod", "one", "n2"), "may not write this Event"},
+		{"an Event of a Secret", bound, "POST", events, "application/json", event("Secret", "x", "n1"), "may not write this Event"},
 		{"a new Secret", bound, "POST", secrets, "application/json", `{"metadata":{"name":"x"}}`, "forbidden"},
 		{"another Secret", bound, "GET", secrets + "/weft", "", "", "forbidden"},
 		{"all Secrets", bound, "GET", secrets, "", "", "forbidden"},

@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -46,6 +49,14 @@ func renderChart(t *testing.T, namespace string, served apiVersions, change func
 	}
 	tmpl, err := template.New("weft.yaml").Option("missingkey=error").Funcs(template.FuncMap{
 		"quote": func(v any) string { return fmt.Sprintf("%q", fmt.Sprint(v)) },
+		"toYaml": func(v any) (string, error) {
+			b, err := yaml.Marshal(v)
+			return strings.TrimSuffix(string(b), "\n"), err
+		},
+		"nindent": func(n int, text string) string {
+			indent := "\n" + strings.Repeat(" ", n)
+			return indent + strings.ReplaceAll(text, "\n", indent)
+		},
 	}).Parse(string(text))
 	if err != nil {
 		t.Fatal(err)
@@ -59,13 +70,99 @@ func renderChart(t *testing.T, namespace string, served apiVersions, change func
 	return out.String()
 }
 
+var update = flag.Bool("update", false, "write weft.yaml as the chart renders it")
+
 func TestChartRendersTheManifest(t *testing.T) {
+	got := renderChart(t, "kube-system", recent, nil)
+	if *update {
+		if err := os.WriteFile("weft.yaml", []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	want, err := os.ReadFile("weft.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := renderChart(t, "kube-system", recent, nil); got != string(want) {
+	if got != string(want) {
 		t.Errorf("the chart does not render weft.yaml, but\n%s", got)
+	}
+}
+
+// The values that users of charts expect reach the DaemonSet.
+func TestChartTakesValues(t *testing.T) {
+	out := renderChart(t, "weft", recent, func(values map[string]any) {
+		maps.Copy(values, map[string]any{
+			"resources":        map[string]any{"requests": map[string]any{"cpu": "1"}, "limits": map[string]any{"memory": "1Gi"}},
+			"imagePullSecrets": []any{map[string]any{"name": "registry"}},
+			"nodeSelector":     map[string]any{"network": "weft"},
+			"tolerations":      []any{map[string]any{"key": "dedicated", "operator": "Exists"}},
+			"affinity":         map[string]any{"nodeAffinity": map[string]any{}},
+			"podAnnotations":   map[string]any{"a/b": "c"}, "podLabels": map[string]any{"team": "net"},
+			"priorityClassName": "high",
+			"updateStrategy":    map[string]any{"type": "OnDelete"},
+		})
+	})
+	objects(t, out)
+	d := daemonSet(t, out).Spec
+	p := d.Template.Spec
+	if r := p.Containers[0].Resources; r.Limits.Memory().String() != "1Gi" || r.Requests.Cpu().String() != "1" {
+		t.Errorf("resources are %v", r)
+	}
+	if len(p.ImagePullSecrets) != 1 || p.ImagePullSecrets[0].Name != "registry" || p.NodeSelector["network"] != "weft" || len(p.NodeSelector) != 1 ||
+		len(p.Tolerations) != 1 || p.Tolerations[0].Key != "dedicated" || p.Affinity == nil || p.PriorityClassName != "high" {
+		t.Errorf("the pod is %+v", p)
+	}
+	if m := d.Template.ObjectMeta; m.Annotations["a/b"] != "c" || m.Labels["team"] != "net" || m.Labels["app.kubernetes.io/name"] != "weft" {
+		t.Errorf("labels %v, annotations %v", m.Labels, m.Annotations)
+	}
+	if d.UpdateStrategy.Type != appsv1.OnDeleteDaemonSetStrategyType {
+		t.Errorf("the update strategy is %v", d.UpdateStrategy)
+	}
+}
+
+// The schema, by which Helm refuses values that are misspelled, knows all values, and no other.
+func TestSchemaKnowsTheValues(t *testing.T) {
+	type schema struct {
+		Properties           map[string]*schema
+		AdditionalProperties any
+	}
+	var s schema
+	b, err := os.ReadFile("chart/values.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = os.ReadFile("chart/values.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(b, &values); err != nil {
+		t.Fatal(err)
+	}
+	var compare func(path string, s *schema, values map[string]any)
+	compare = func(path string, s *schema, values map[string]any) {
+		for name, v := range values {
+			in := s.Properties[name]
+			if in == nil {
+				t.Errorf("the schema lacks %s%s", path, name)
+				continue
+			}
+			if inner, ok := v.(map[string]any); ok && in.Properties != nil {
+				compare(path+name+".", in, inner)
+			}
+		}
+	}
+	compare("", &s, values)
+	for name := range s.Properties {
+		// Helm itself adds global.
+		if _, ok := values[name]; !ok && name != "global" {
+			t.Errorf("the schema has %s, which is no value", name)
+		}
+	}
+	if s.AdditionalProperties != false {
+		t.Error("the schema allows values that are misspelled")
 	}
 }
 
