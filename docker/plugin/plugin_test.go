@@ -30,7 +30,7 @@ type host struct {
 	back  map[string]bool   // other ends that were moved back to the host
 	more  []string
 	hosts []string // edits of hosts files
-	fail  error // of the calls that may fail
+	fail  error    // of the calls that may fail
 }
 
 var testRange = netip.MustParsePrefix("10.32.0.0/12")
