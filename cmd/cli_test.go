@@ -163,7 +163,7 @@ func someReport() *api.Report {
 			Domain: "weft.internal", Address: "172.17.0.1:53", TTL: 1,
 			Listening: []api.DNSListener{
 				{Place: "docker0:53", Addresses: []netip.AddrPort{netip.MustParseAddrPort("172.17.0.1:53")}},
-				{Place: "weft:53", Fault: "interface weft has no address"},
+				{Place: "weft:53", Fault: "interface weft has no address", Idle: true},
 			},
 			Upstream: []api.DNSUpstream{
 				{Address: netip.MustParseAddrPort("192.0.2.53:53")},

@@ -19,7 +19,7 @@ func (h *host) discovery(r *api.Report, lists api.Lists) *api.DNS {
 		r.Warnings = append(r.Warnings, "DNS: "+s.Fault)
 	}
 	for _, l := range s.Listening {
-		out.Listening = append(out.Listening, api.DNSListener{Place: l.Listen.String(), Addresses: l.Addrs, Fault: l.Fault})
+		out.Listening = append(out.Listening, api.DNSListener{Place: l.Listen.String(), Addresses: l.Addrs, Fault: l.Fault, Idle: l.Idle})
 	}
 	for _, u := range s.Upstream {
 		out.Upstream = append(out.Upstream, api.DNSUpstream{Address: u.Addr, Fault: u.Fault})

@@ -73,6 +73,7 @@ type Listening struct {
 	Listen
 	Addrs []netip.AddrPort // the addresses where the server takes queries
 	Fault string           // why it listens nowhere, or not at all addresses; "" if it does
+	Idle  bool             // the Fault is only that there is no such interface, or no address of it
 }
 
 // resolve returns the current addresses of l. A missing interface is a Fault and not an error,
@@ -88,9 +89,9 @@ func (l Listen) resolve() (v Listening) {
 	case err != nil:
 		v.Fault = err.Error()
 	case !exists:
-		v.Fault = "there is no interface " + l.Interface
+		v.Fault, v.Idle = "there is no interface "+l.Interface, true
 	case len(addrs) == 0:
-		v.Fault = "interface " + l.Interface + " has no address"
+		v.Fault, v.Idle = "interface "+l.Interface+" has no address", true
 	}
 	for _, a := range addrs {
 		v.Addrs = append(v.Addrs, netip.AddrPortFrom(a, l.Port))

@@ -304,6 +304,7 @@ type DNSListener struct {
 	Place     string // an address or an interface, with a port
 	Addresses []netip.AddrPort
 	Fault     string // why it does not listen on all of them
+	Idle      bool   // there is no such interface, or it has no address
 }
 
 // DNSUpstream is a name server of the host.

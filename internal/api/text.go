@@ -217,14 +217,20 @@ func (r *Report) peers(w io.Writer) {
 
 func (d *DNS) overview(line func(key, format string, args ...any), omitted int) {
 	line("Domain", "%s", d.Domain)
-	var at, upstream []string
+	var at, idle, upstream []string
 	for _, l := range d.Listening {
 		for _, a := range l.Addresses {
 			at = append(at, a.String())
 		}
-		if l.Fault != "" {
+		switch {
+		case l.Idle:
+			idle = append(idle, l.Fault)
+		case l.Fault != "":
 			at = append(at, "("+l.Fault+")")
 		}
+	}
+	if len(at) == 0 && len(idle) > 0 {
+		at = []string{"none: " + strings.Join(idle, ", ")}
 	}
 	for _, u := range d.Upstream {
 		word := u.Address.Addr().String()
