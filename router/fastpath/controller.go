@@ -120,10 +120,11 @@ type Controller struct {
 	// echoed: the peer's router is being restarted, and frames keep using the fast
 	// path.
 	sessionless   map[peer.Name]*link
-	adopted       plan.Tables             // entries of an earlier process that are not confirmed yet
+	adopted       adopted                 // of an earlier process
 	installed     plan.Tables             // what the kernel's maps contain
 	tablesErr     error                   // of the last change of the maps
-	names         map[uint16]peer.Name    // by short id, as in the kernel
+	ids           map[peer.Name]uint16    // short ids, as in the kernel
+	names         map[uint16]peer.Name    // likewise, by short id
 	shortID       uint16                  // of this host
 	vethOf        map[ethernet.MAC]int    // host's ends of veths, by the container's MAC address
 	containers    map[int]bool            // veths that have a program
@@ -141,11 +142,11 @@ type Controller struct {
 	resync        bool // MAC addresses must be compared with the kernel's
 
 	// Guarded by mu, which is never held during a call to the kernel.
-	mu         sync.RWMutex
-	in         inbox
-	neighbours map[peer.Name]neighbour
-	shown      map[peer.Name]LinkStatus
-	state      hostMode
+	mu    sync.RWMutex
+	in    inbox
+	fast  map[peer.Name]bool // the fast path to a neighbour is in use; see Keeps
+	shown map[peer.Name]LinkStatus
+	state hostMode
 
 	// closing is held by readers of counters, and by Close.
 	closing sync.RWMutex
@@ -169,7 +170,7 @@ type link struct {
 	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
 	keyConflict  bool           // the peer claims the tunnel key of another peer
 	sessionEnded time.Time      // zero while the session lives
-	resumed      bool           // a new session continued it, and routes do not reach the peer yet
+	provedID     uint16         // short id that routes said is the peer's; 0 if they never did
 }
 
 // Echo is a probe that came back.
@@ -229,7 +230,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
-		neighbours: make(map[peer.Name]neighbour),
+		fast: make(map[peer.Name]bool),
 	}
 	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool)}
 	if c.sys == nil {
@@ -359,6 +360,8 @@ func (c *Controller) loop(ctx context.Context) {
 	if c.attached {
 		c.lease()
 		c.refresh()
+		c.adoptPaths()
+		c.resync = c.kernel.Adopted() // what an earlier process knew of this host
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -430,12 +433,10 @@ func (c *Controller) tick(now time.Time) {
 		if !l.Up() || now.Sub(l.sessionEnded) >= sessionlessTimeout {
 			delete(c.sessionless, n)
 			c.stale = true
-			c.pathEnded(n)
+			c.setFast(n, false)
 		}
 	}
-	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 && now.Sub(c.opened) >= adoptTimeout {
-		c.stale = true // removes what nobody confirmed
-	}
+	c.tickAdopted(now)
 	if c.overflow.Swap(false) {
 		c.resync = true
 	}
@@ -451,8 +452,13 @@ func (c *Controller) tick(now time.Time) {
 
 // next returns when tick must be called at the latest; zero for never.
 func (c *Controller) next() (next time.Time) {
-	if len(c.adopted.Peers)+len(c.adopted.Remotes) > 0 {
+	if !c.adopted.empty() {
 		next = c.opened.Add(adoptTimeout)
+	}
+	for _, l := range c.adopted.paths {
+		if t := l.Next(); !t.IsZero() && t.Before(next) {
+			next = t
+		}
 	}
 	if c.fromEnds != 0 {
 		if t := c.cfg.Start.Add(c.fromEnds); next.IsZero() || t.Before(next) {

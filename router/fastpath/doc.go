@@ -18,9 +18,16 @@
 // # Paths without a session
 //
 // The kernel keeps forwarding when the process ends. The next process adopts what is in
-// the kernel, and keeps entries that it cannot confirm yet for a minute. If the router of
+// the kernel, its short id and its MAC addresses included, and keeps entries that it cannot
+// confirm yet for a minute, as long as the neighbours' kernels echo probes. If the router of
 // a neighbour is away and its kernel still echoes probes, its entries stay, too, for ten
 // minutes at most and under the key of the last session.
+//
+// Frames go straight to each neighbour whose kernel echoes, wherever routes lead. When a
+// router ends or begins, its neighbours hear of it one after the other, and for a moment
+// routes lead over a third host, or nowhere. Frames that went there would be lost: the
+// kernel of a host without a router has not heard that this host's frames may come over a
+// third one, and drops them.
 //
 //	               Down, path up             echoes stop, ten minutes
 //	session ----------------------> kept -------------------------------> nothing

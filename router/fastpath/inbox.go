@@ -40,20 +40,6 @@ type report struct {
 	offer    *wire.Control // of the neighbour, about its fast path
 }
 
-// neighbour is what the router and the controller's goroutine know together about a
-// neighbour. Both write it, under the controller's mutex, so that Keeps is right at any
-// moment: also between a report of the router and its handling.
-type neighbour struct {
-	session bool // there is one, as the router reported
-	fast    bool // the fast path is up, as the controller's goroutine found
-	// unrouted: a session began while the fast path was up, and no routes that reach the
-	// peer were reported since. Cleared also when the fast path starts again.
-	unrouted bool
-}
-
-// kept reports whether the fast path is used although routes do not lead to the peer.
-func (s neighbour) kept() bool { return s.unrouted || s.fast && !s.session }
-
 // Session is a session with a neighbour.
 type Session struct {
 	Secret [32]byte   // known to both ends and to nobody else
@@ -70,12 +56,7 @@ type path struct {
 // Up reports a session with a neighbour. If only the neighbour's router was away, the
 // fast path continues.
 func (c *Controller) Up(n peer.Name, now Session) {
-	c.report(n, func(p *report) {
-		p.up, p.path, p.offer = &now, nil, nil
-		s := c.neighbours[n]
-		s.session, s.unrouted = true, s.unrouted || s.fast
-		c.setNeighbour(n, s)
-	})
+	c.report(n, func(p *report) { p.up, p.path, p.offer = &now, nil, nil })
 }
 
 // Down reports that the session with a neighbour ended because its router is away. The
@@ -87,12 +68,7 @@ func (c *Controller) Down(n peer.Name) { c.end(n, false) }
 func (c *Controller) Reject(n peer.Name) { c.end(n, true) }
 
 func (c *Controller) end(n peer.Name, rejected bool) {
-	c.report(n, func(p *report) {
-		*p = report{down: true, rejected: p.rejected || rejected}
-		s := c.neighbours[n]
-		s.session = false
-		c.setNeighbour(n, s)
-	})
+	c.report(n, func(p *report) { *p = report{down: true, rejected: p.rejected || rejected} })
 }
 
 // Refused reports that a handshake with a host failed because one of the two does not
@@ -125,33 +101,17 @@ func (c *Controller) Control(from peer.Name, m wire.Control) {
 func (c *Controller) Routes(r *topology.Routes) {
 	c.mu.Lock()
 	c.in.routes, c.in.changed = r, true
-	for n, s := range c.neighbours {
-		if _, reached := r.Unicast[n]; reached && s.session && s.unrouted {
-			s.unrouted = false
-			c.setNeighbour(n, s)
-		}
-	}
 	c.mu.Unlock()
 	c.in.signal()
 }
 
 // Keeps reports whether the MAC addresses behind a peer must be kept although no route
-// leads to it: its router is away or has just come back, and its kernel never stopped.
-// When that ends the controller removes them from the table, unless routes lead to the
-// peer again.
+// leads to it: the fast path is in use. When that ends the controller removes them from the
+// table, unless routes lead to the peer again.
 func (c *Controller) Keeps(n peer.Name) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.neighbours[n].kept()
-}
-
-// setNeighbour stores what is known about a neighbour. mu is held.
-func (c *Controller) setNeighbour(n peer.Name, s neighbour) {
-	if s == (neighbour{}) {
-		delete(c.neighbours, n)
-	} else {
-		c.neighbours[n] = s
-	}
+	return c.fast[n]
 }
 
 // Learned reports that the table has a new place for a MAC address. If the queue is
@@ -215,12 +175,6 @@ func (c *Controller) receive(now time.Time) {
 		c.routes, c.stale = c.in.routes, true
 		c.from = origin.New(c.routes.From, c.from, c.since())
 	}
-	unrouted := make(map[peer.Name]bool) // at the moment of these reports
-	for n, s := range c.neighbours {
-		if s.unrouted {
-			unrouted[n] = true
-		}
-	}
 	c.mu.Unlock()
 	for n, p := range pending {
 		l := c.links[n]
@@ -247,9 +201,6 @@ func (c *Controller) receive(now time.Time) {
 			c.control(n, *p.offer, now)
 		}
 	}
-	for n, l := range c.links {
-		l.resumed = l.resumed && unrouted[n]
-	}
 }
 
 // refused ends the paths in clear text to a host that does not want this host, or that
@@ -262,8 +213,11 @@ func (c *Controller) refused(a netip.Addr, dialled bool) {
 			}
 		}
 	}
-	c.dropAdopted(func(remote netip.Addr, _ uint16) bool { return remote == a })
+	c.dropAdopted(unwanted, func(remote netip.Addr, _ uint16) bool { return remote == a })
 }
+
+// unwanted is why a path ends that a session or a handshake ended.
+const unwanted = "one of the two hosts does not want the other"
 
 // reject ends the path to a neighbour whose session has ended. l is its link, nil if there
 // was none.
@@ -273,8 +227,8 @@ func (c *Controller) reject(n peer.Name, l *link) {
 	if l != nil {
 		addr, ids = l.Addr(), append(ids, l.PeerID())
 	}
-	c.endKept(n, "the session ended because one of the two peers does not want the other")
-	c.dropAdopted(func(remote netip.Addr, id uint16) bool { return remote == addr || id != 0 && slices.Contains(ids, id) })
+	c.endKept(n, unwanted)
+	c.dropAdopted(unwanted, func(remote netip.Addr, id uint16) bool { return remote == addr || id != 0 && slices.Contains(ids, id) })
 }
 
 // endKept ends the path to a neighbour whose session ended, if there is one.
@@ -286,26 +240,22 @@ func (c *Controller) endKept(n peer.Name, why string) {
 	c.log.Info("fast path ended", "peer", n, "addr", l.Addr(), "reason", why)
 	delete(c.sessionless, n)
 	c.stale = true
-	c.pathEnded(n)
+	c.setFast(n, false)
 }
 
-// pathEnded records that the fast path to a neighbour ended, and that a session continues
-// nothing.
-func (c *Controller) pathEnded(n peer.Name) {
-	c.update(n, func(s *neighbour) { s.fast, s.unrouted = false, false })
-}
-
-// update changes what is known about a neighbour. If that ends Keeps, and routes do not
-// lead to the neighbour, it removes the MAC addresses behind it.
-func (c *Controller) update(n peer.Name, change func(*neighbour)) {
+// setFast records whether frames to a neighbour use the fast path. If that ends, and routes
+// do not lead to the neighbour, it removes the MAC addresses behind it.
+func (c *Controller) setFast(n peer.Name, fast bool) {
 	c.mu.Lock()
-	s := c.neighbours[n]
-	kept := s.kept()
-	change(&s)
-	c.setNeighbour(n, s)
+	was := c.fast[n]
+	if fast {
+		c.fast[n] = true
+	} else {
+		delete(c.fast, n)
+	}
 	_, reached := c.in.routes.Unicast[n]
 	c.mu.Unlock()
-	if kept && !s.kept() && !reached {
+	if was && !fast && !reached {
 		c.macs.Forget(n)
 	}
 }

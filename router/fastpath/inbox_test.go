@@ -87,7 +87,7 @@ func TestKeepsWhileReportsWait(t *testing.T) {
 		"session is replaced and routed": {
 			func(*router) {},
 			func(r *router) { r.Down(nameOf(2)); r.meet(2); r.routes([]byte{2}, nil) },
-			false, kerneltest.Express,
+			true, kerneltest.Express,
 		},
 		"session is replaced by one to another address": {
 			func(*router) {},

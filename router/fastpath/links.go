@@ -1,12 +1,12 @@
 package fastpath
 
 import (
+	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
-	"github.com/weft-net/weft/router/ethernet"
-	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -20,15 +20,16 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 		}
 	}
 	secret := tunnelSecret(s.Secret)
-	if l, ok := c.sessionless[n]; ok && l.Addr() == s.Addr.Unmap() && l.key == s.Key {
+	if l, ok := c.sessionless[n]; ok && l.key == s.Key && (l.Addr() == s.Addr.Unmap() || !s.Addr.IsValid()) {
+		// Of a relayed session the address is found out later.
 		delete(c.sessionless, n)
-		l.sessionEnded, l.resumed, l.secret = time.Time{}, true, secret
+		l.sessionEnded, l.secret = time.Time{}, secret
 		c.links[n] = l
-		c.apply(l, now, l.Renew(now, c.offer(s.Addr)))
+		c.apply(l, now, l.Renew(now, c.offer(l.Addr())))
 		return
 	}
 	c.endKept(n, "the peer has another key or another address now")
-	c.pathEnded(n)
+	c.setFast(n, false)
 	l := &link{peer: n, key: s.Key, secret: secret}
 	var effects []plan.Effect
 	l.Link, effects = plan.NewLink(plan.Config{MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr}, now)
@@ -50,7 +51,7 @@ func (c *Controller) endSession(n peer.Name, now time.Time) {
 	if l.sessionEnded = now; l.Up() {
 		c.sessionless[n] = l
 	} else {
-		c.pathEnded(n)
+		c.setFast(n, false)
 	}
 	c.stale = true
 }
@@ -78,6 +79,11 @@ func (c *Controller) control(from peer.Name, m wire.Control, now time.Time) {
 	if l, ok := c.links[from]; ok {
 		c.apply(l, now, l.Control(now, m))
 		c.findHop(l)
+		if errors.Is(l.Reason(now), plan.ErrUnwilling) {
+			c.dropAdopted("an end is not willing any more", func(remote netip.Addr, id uint16) bool {
+				return remote == l.Addr() || id == l.PeerID() && id != 0
+			})
+		}
 	}
 }
 
@@ -90,19 +96,18 @@ func (c *Controller) echoed(e Echo, now time.Time) {
 			}
 		}
 	}
+	if l := c.adopted.paths[e.From]; l != nil {
+		c.probe(l.Echoed(now, e.Nonce, e.Summed))
+	}
 }
 
 // apply carries out the effects of a link and publishes its state.
 func (c *Controller) apply(l *link, now time.Time, effects []plan.Effect) {
+	c.probe(effects)
 	for _, e := range effects {
 		switch e := e.(type) {
 		case plan.Send:
 			c.host.Send(l.peer, e.Msg)
-		case plan.Probe:
-			if c.attached {
-				probe := kernel.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}
-				c.host.Inject(kernel.ProbeHeader, kernel.AppendProbe(nil, probe, ethernet.HeaderLen+e.Size))
-			}
 		case plan.SumInSoftware:
 			c.sumInSoftware(l)
 		}
@@ -131,7 +136,7 @@ func (c *Controller) show(l *link, now time.Time) {
 	c.mu.Unlock()
 	if !known || old.Up != s.Up {
 		c.stale = true
-		c.update(l.peer, func(b *neighbour) { b.fast = s.Up })
+		c.setFast(l.peer, s.Up)
 		if s.Up {
 			c.log.Info("fast path in use", "peer", l.peer, "addr", l.Addr(), "encrypted", s.Encrypted, "rtt", s.RTT)
 		} else if known {

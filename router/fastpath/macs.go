@@ -49,7 +49,7 @@ func (c *Controller) placeOf(m ethernet.MAC) uint16 {
 	case at == c.self:
 		return c.shortID
 	}
-	return c.routes.ShortIDs[at]
+	return c.ids[at]
 }
 
 // copyMAC copies the entry of a MAC address from the table to the kernel's map.
@@ -57,6 +57,9 @@ func (c *Controller) copyMAC(m ethernet.MAC) {
 	id := c.placeOf(m)
 	var err error
 	if id == 0 {
+		if _, known := c.macs.Lookup(m, c.since()); known && c.adopting(time.Now()) {
+			return // the routes that have the peer's id come soon, and then all are compared
+		}
 		delete(c.vethOf, m)
 		err = c.kernel.DeleteMAC(m)
 	} else {
@@ -104,7 +107,7 @@ func (c *Controller) syncMACs() {
 // process are learned from the map. boot is the time since boot.
 func (c *Controller) compareMACs(inKernel map[ethernet.MAC]kernel.MACEntry, boot time.Duration) (wrong []ethernet.MAC) {
 	now := c.since()
-	adopting := time.Since(c.opened) < adoptTimeout
+	adopting := c.adopting(time.Now())
 	peerOf := func(e kernel.MACEntry) peer.Name {
 		if e.Peer == c.shortID {
 			return c.self
@@ -118,7 +121,7 @@ func (c *Controller) compareMACs(inKernel map[ethernet.MAC]kernel.MACEntry, boot
 		}
 		if _, known := c.macs.Lookup(m, now); adopting && !known && age < mac.MaxAge {
 			c.macs.Learn(m, at, now-age)
-			if i := int(e.Ifindex); i != 0 && !c.rateLimited[i] {
+			if i := int(e.Ifindex); c.containers[i] {
 				c.vethOf[m] = i
 			}
 			continue

@@ -1,10 +1,7 @@
 package fastpath
 
 import (
-	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/router/fastpath/kernel"
@@ -90,91 +87,5 @@ func (c *Controller) openKernel(o kernel.Options) {
 	} else if err := k.Express(); err != nil {
 		c.expressErr = plan.Because(ErrUnsupported, err)
 		c.log.Warn("no express mode", "err", err)
-	}
-}
-
-// adopt reads what an earlier process left in the kernel. Entries end at once if the
-// settings no longer allow clear text to or from their addresses.
-func (c *Controller) adopt() error {
-	c.installed = plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)}
-	var refused []uint16
-	err := c.kernel.Peers(func(id uint16, e kernel.PeerEntry) bool {
-		p := plan.Peer{From: e.From, FromAny: e.Flags&kernel.PeerAny != 0}
-		if e.Flags&kernel.PeerFast != 0 && (c.cfg.Off || !c.allowed(kernel.ToAddr(e.Remote))) {
-			refused = append(refused, id)
-		} else if e.Flags&kernel.PeerFast != 0 {
-			p.Next = e.Next
-			p.Hop = plan.Hop{
-				Remote: kernel.ToAddr(e.Remote), Local: kernel.ToAddr(e.Local), Gateway: kernel.ToAddr(e.Gateway),
-				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&kernel.PeerExpress != 0, Direct: e.Flags&kernel.PeerDirect != 0,
-			}
-		}
-		c.installed.Peers[id] = p
-		return true
-	})
-	for _, id := range refused {
-		err = errors.Join(err, c.kernel.PutPeer(id, kernel.PeerEntry{Flags: kernel.PeerKnown}))
-	}
-	if err != nil {
-		return err
-	}
-	var untrusted []netip.Addr
-	err = c.kernel.Remotes(func(a netip.Addr, e kernel.Remote) bool {
-		if c.cfg.Off || !c.allowed(a) {
-			untrusted = append(untrusted, a)
-		} else {
-			c.installed.Remotes[a] = plan.Remote{Peer: e.Peer, Local: kernel.ToAddr(e.Local)}
-		}
-		return true
-	})
-	for _, a := range untrusted {
-		err = errors.Join(err, c.kernel.DeleteRemote(a))
-	}
-	for _, i := range c.kernel.Underlays() {
-		c.underlays[i] = true
-	}
-	for _, i := range c.kernel.Containers() {
-		c.containers[i] = true
-	}
-	c.adopted = plan.Tables{Peers: maps.Clone(c.installed.Peers), Remotes: maps.Clone(c.installed.Remotes)}
-	return err
-}
-
-// dropAdopted ends what an earlier process left for some neighbours, in both directions.
-// match gets the outer address and the short id of a neighbour.
-func (c *Controller) dropAdopted(match func(remote netip.Addr, id uint16) bool) {
-	for a, r := range c.adopted.Remotes {
-		if !match(a, r.Peer) {
-			continue
-		}
-		c.log.Info("fast path of an earlier router ended: one of the two hosts does not want the other", "addr", a)
-		delete(c.adopted.Remotes, a)
-		maps.DeleteFunc(c.adopted.Peers, func(_ uint16, p plan.Peer) bool { return p.Remote == a })
-		c.stale = true
-	}
-}
-
-// keepAdopted keeps adopted entries that nothing contradicts: peers that this
-// process does not reach yet, over neighbours to which clear text or the tunnel is
-// allowed.
-func (c *Controller) keepAdopted(want *plan.Tables) {
-	if c.cfg.Off || c.unsupported != nil {
-		return
-	}
-	for id, p := range c.adopted.Peers {
-		switch r := c.adopted.Remotes[p.Remote]; {
-		case want.Peers[id].Next != 0: // this process knows the peer now
-			delete(c.adopted.Peers, id)
-		case p.Next != 0 && c.allowed(p.Remote) && r.Peer == p.Next:
-			if c.expressErr != nil || within(p.Remote, c.cfg.NoExpressTo) {
-				p.Express, p.Direct = false, false
-			}
-			want.Peers[id] = p
-		}
-	}
-	for a, e := range c.adopted.Remotes {
-		if _, ok := want.Remotes[a]; !ok && c.allowed(a) {
-			want.Remotes[a] = e
-		}
 	}
 }

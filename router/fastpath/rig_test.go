@@ -147,7 +147,13 @@ func startWithPeer2(t *testing.T, m *kerneltest.Machine) *router {
 func startWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
 	t.Helper()
 	r := openWith(t, m, sys, s)
-	ctx, cancel := context.WithCancel(t.Context())
+	r.run()
+	return r
+}
+
+// run runs the controller until stop or the end of the test.
+func (r *router) run() {
+	ctx, cancel := context.WithCancel(r.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	var keeping sync.WaitGroup
@@ -155,13 +161,12 @@ func startWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastp
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
+			r.t.Errorf("Run: %v", err)
 		}
 		keeping.Wait()
 		r.Close()
 	})
-	t.Cleanup(r.stop)
-	return r
+	r.t.Cleanup(r.stop)
 }
 
 // sessionOf is a session with a peer.
@@ -177,13 +182,19 @@ func (r *router) meet(peers ...byte) {
 	}
 }
 
+// emptyRoutes are the routes of a router that knows nobody, not even its own short id.
+func (r *router) emptyRoutes() *topology.Routes {
+	return &topology.Routes{
+		Self: nameOf(1), Unicast: make(map[peer.Name]peer.Name), From: make(map[peer.Name][]peer.Name),
+		ShortIDs: make(map[peer.Name]uint16), ByShortID: make(map[uint16]peer.Name),
+	}
+}
+
 // routes puts routes in force: peers are reached directly, or over the peer that the
 // map names.
 func (r *router) routes(peers []byte, over map[byte]byte) {
-	t := &topology.Routes{
-		Self: nameOf(1), Unicast: make(map[peer.Name]peer.Name), From: make(map[peer.Name][]peer.Name),
-		ShortIDs: map[peer.Name]uint16{nameOf(1): 1}, ByShortID: map[uint16]peer.Name{1: nameOf(1)},
-	}
+	t := r.emptyRoutes()
+	t.ShortIDs[nameOf(1)], t.ByShortID[1] = 1, nameOf(1)
 	for _, n := range peers {
 		t.ShortIDs[nameOf(n)], t.ByShortID[uint16(n)] = uint16(n), nameOf(n)
 		t.Unicast[nameOf(n)] = nameOf(n)

@@ -17,6 +17,7 @@ type Kernel interface {
 	Adopted() bool
 	Fast() error
 	Express() error
+	Self() uint16
 	SetSelf(id uint16) error
 	SetBinding(kernel.Binding) error
 	Lease(forward time.Duration) error

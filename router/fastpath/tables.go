@@ -20,17 +20,17 @@ func (c *Controller) replan() {
 	c.takeIDs(now)
 	c.applyTunnels(now)
 	want := c.wantTables()
-	if now.Sub(c.opened) < adoptTimeout {
+	if c.adopting(now) {
 		c.keepAdopted(&want)
 	} else {
-		c.adopted = plan.Tables{}
+		c.adopted = adopted{}
 	}
 	c.writeTables(want)
 }
 
 // wantTables computes the contents of the kernel's maps from what this process knows.
 func (c *Controller) wantTables() plan.Tables {
-	hops, next, ids := make(map[peer.Name]plan.Hop), c.routes.Unicast, c.routes.ShortIDs
+	hops, next := make(map[peer.Name]plan.Hop), c.routes.Unicast
 	add := func(l *link) {
 		if l.hop.Ifindex == 0 || l.PeerID() == 0 || !c.allowed(l.Remote()) || c.cfg.Off || c.unsupported != nil {
 			return
@@ -40,30 +40,26 @@ func (c *Controller) wantTables() plan.Tables {
 		}
 		hops[l.peer] = plan.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: c.cfg.MTU,
-			Up: l.Up() && ids[l.peer] == l.PeerID(), Express: c.expressLinkErr(l) == nil,
+			Up: l.Up() && c.ids[l.peer] == l.PeerID(), Express: c.expressLinkErr(l) == nil,
 		}
 		if h := hops[l.peer]; h.Express && !c.underlay(h.Ifindex).Netfilter {
 			h.Direct = true
 			hops[l.peer] = h
 		}
 	}
-	unrouted := maps.Clone(c.sessionless) // routes may not say that these are reached
+	near := maps.Clone(c.sessionless)
 	for n, l := range c.links {
-		if l.resumed {
-			unrouted[n] = l
+		if add(l); l.Up() {
+			near[n] = l
 		}
-		add(l)
 	}
-	if len(unrouted) > 0 {
-		next, ids = maps.Clone(next), maps.Clone(ids)
+	// The kernel of these neighbours answers, so frames go straight to them. When the router
+	// of a neighbour ends or comes back, routes lead over another peer, or nowhere, and the
+	// neighbour's kernel, which hears of no routes, would refuse frames from there.
+	if len(near) > 0 {
+		next = cloneOf(next)
 	}
-	for n, l := range unrouted {
-		if via, reached := next[n]; reached && via != n {
-			continue // over another peer; routes to the peer itself are from before
-		}
-		if _, known := ids[n]; !known && c.routes.ByShortID[l.id].IsZero() {
-			ids[n] = l.id
-		}
+	for n, l := range near {
 		next[n] = n
 		add(l)
 	}
@@ -74,12 +70,12 @@ func (c *Controller) wantTables() plan.Tables {
 		maps.DeleteFunc(next, func(n, via peer.Name) bool { return n != via })
 		from = func(peer.Name) []peer.Name { return nil }
 	}
-	return plan.Plan(c.self, ids, next, hops, from)
+	return plan.Plan(c.self, c.ids, next, hops, from)
 }
 
 // takeIDs handles changes of short ids.
 func (c *Controller) takeIDs(now time.Time) {
-	if self := c.routes.ShortIDs[c.self]; self != c.shortID {
+	if self := c.routes.ShortIDs[c.self]; self != c.shortID && (self != 0 || !c.adopting(now)) {
 		c.shortID = self
 		if err := c.kernel.SetSelf(self); err != nil {
 			c.log.Warn("cannot set the short id of this host in the kernel", "id", self, "err", err)
@@ -90,9 +86,42 @@ func (c *Controller) takeIDs(now time.Time) {
 		}
 		c.resync = true
 	}
-	if !maps.Equal(c.names, c.routes.ByShortID) {
-		c.names, c.resync = c.routes.ByShortID, true
+	for _, l := range c.links {
+		if id := l.PeerID(); c.routes.ByShortID[id] == l.peer {
+			l.provedID = id
+		}
 	}
+	ids, names := c.knownIDs()
+	if !maps.Equal(c.names, names) {
+		c.resync = true
+	}
+	c.ids, c.names = ids, names
+}
+
+// knownIDs returns the short ids of peers. The mesh forgets those of a peer whose router is
+// away long before the path to it ends.
+func (c *Controller) knownIDs() (map[peer.Name]uint16, map[uint16]peer.Name) {
+	ids, names := c.routes.ShortIDs, c.routes.ByShortID
+	cloned := false
+	for _, set := range []map[peer.Name]*link{c.sessionless, c.links} {
+		for n, l := range set {
+			if _, known := c.routes.ShortIDs[n]; known || !c.hasID(l) {
+				continue
+			}
+			if !cloned {
+				ids, names, cloned = cloneOf(ids), cloneOf(names), true
+			}
+			ids[n], names[l.PeerID()] = l.PeerID(), n
+		}
+	}
+	return ids, names
+}
+
+// cloneOf is maps.Clone, but never nil.
+func cloneOf[K comparable, V any](m map[K]V) map[K]V {
+	c := make(map[K]V, len(m))
+	maps.Copy(c, m)
+	return c
 }
 
 // writeTables writes want to the kernel's maps. What failed is written again with the next

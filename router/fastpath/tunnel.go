@@ -135,7 +135,7 @@ func (c *Controller) applyTunnels(now time.Time) {
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
 		c.fillSlots(slots, set, have)
 	}
-	if now.Sub(c.opened) < adoptTimeout {
+	if c.adopting(now) {
 		for _, a := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
 			slots.give(have[a])
 		}
@@ -173,10 +173,12 @@ func (c *Controller) fillSlots(slots tunnelSlots, set map[peer.Name]*link, have 
 }
 
 // hasID reports whether the short id that a neighbour claims is its own, as far as
-// the routes know.
+// the routes know, or knew before the neighbour's router was away.
 func (c *Controller) hasID(l *link) bool {
-	at, known := c.routes.ByShortID[l.PeerID()]
-	return at == l.peer || !known && (l.resumed || !l.sessionEnded.IsZero())
+	id := l.PeerID()
+	at, known := c.routes.ByShortID[id]
+	_, other := c.routes.ShortIDs[l.peer]
+	return at == l.peer || !known && !other && id != 0 && id == l.provedID
 }
 
 // tunnelSlots are entries of the tunnel. No two have the same key or the same

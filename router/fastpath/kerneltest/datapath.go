@@ -46,6 +46,11 @@ func (d *datapath) Express() error {
 	return d.m.express
 }
 
+func (d *datapath) Self() uint16 {
+	defer d.use()()
+	return d.m.pins.self
+}
+
 func (d *datapath) SetSelf(id uint16) error {
 	defer d.use()()
 	if id >= kernel.MaxPeers {

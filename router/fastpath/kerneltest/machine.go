@@ -329,6 +329,13 @@ func (m *Machine) NextHop(id uint16) netip.Addr {
 	return kernel.ToAddr(m.pins.peers[id].Remote)
 }
 
+// Self returns the short id of the host.
+func (m *Machine) Self() uint16 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pins.self
+}
+
 // Peer returns the entry of a short id.
 func (m *Machine) Peer(id uint16) kernel.PeerEntry {
 	m.mu.Lock()

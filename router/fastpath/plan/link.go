@@ -15,6 +15,7 @@
 package plan
 
 import (
+	"math"
 	"net/netip"
 	"time"
 
@@ -131,6 +132,17 @@ func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
 	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap(), sent: make(map[[NonceLen]byte]sentProbe)}
 	l.offer()
 	return l, l.flush(now)
+}
+
+// ContinueLink returns a Link that is up, of an earlier process, whose peer offered far. It
+// sends no offer, and finds out by probes that it is no longer up.
+func ContinueLink(cfg Config, far Offer, now time.Time) *Link {
+	l := &Link{
+		cfg: cfg, own: cfg.Own, peer: &far, addr: cfg.Addr.Unmap(), path: math.MaxInt, ready: true, sent: make(map[[NonceLen]byte]sentProbe),
+		up: true, upSince: now, next: now, fullEcho: now, echoesSince: now, tryingSince: now,
+	}
+	l.transport = l.agreedTransport()
+	return l
 }
 
 // SetOwn changes the offer of this end, and sends it if the peer would see a change.

@@ -1,0 +1,119 @@
+package datapath
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/lab/testbed"
+)
+
+// Site, "Restart": no packet of an established flow is lost while the router of one of three
+// hosts ends, is away and is launched again, neither from nor to that host nor between the
+// others.
+func TestRestartLosesNothing(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		flags    []string
+		filtered bool // rules see bridged frames
+	}{
+		"express": {},
+		"bridged": {filtered: true},
+		"device":  {flags: []string{"--no-express"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := harness.Up(t, testbed.Config{Hosts: 3, Flags: c.flags})
+			if c.filtered {
+				for h := 1; h <= 3; h++ {
+					harness.Within(t, lab, harness.At(h, ""), testbed.FilterBridged)
+				}
+			}
+			a := harness.AddContainer(t, lab, 1, "a")[0].Addr()
+			b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
+			harness.AddContainer(t, lab, 3, "c")
+			f := startFlows(t, lab, a, b)
+			for _, restart := range []func(){
+				func() { // supervised: it is back before its peers have noticed
+					f.kill(2)
+					f.launch(2)
+				},
+				func() { // by hand
+					harness.Weft(t, lab, 1, "stop")
+					harness.Eventually(t, "h2 has noticed", func() bool { return len(harness.Report(t, lab, 2).Router.UnicastRoutes) == 1 })
+					f.beat()
+					f.launch(1)
+				},
+			} {
+				restart()
+				f.beat()
+			}
+			f.whole()
+		})
+	}
+}
+
+// flows are flows between three hosts: a on h1, b on h2 and c on h3.
+type flows struct {
+	t      *testing.T
+	lab    *testbed.Lab
+	all    []*harness.Exchange
+	stream *harness.Stream // of TCP, from a to b
+}
+
+// startFlows begins the flows, which use the fast datapath.
+func startFlows(t *testing.T, lab *testbed.Lab, a, b netip.Addr) *flows {
+	t.Helper()
+	f := &flows{t: t, lab: lab}
+	f.fast()
+	f.stream = harness.StartStream(t, lab, harness.At(1, "a"), harness.At(2, "b"), b)
+	f.stream.Flows(t)
+	// By now each host has learned where the others' addresses are.
+	f.all = []*harness.Exchange{
+		harness.StartExchange(t, lab, harness.At(1, "a"), harness.At(2, "b"), b),
+		harness.StartExchange(t, lab, harness.At(3, "c"), harness.At(2, "b"), b),
+		harness.StartExchange(t, lab, harness.At(3, "c"), harness.At(1, "a"), a),
+	}
+	f.beat()
+	return f
+}
+
+func (f *flows) fast() {
+	f.t.Helper()
+	for _, link := range [][2]int{{1, 2}, {1, 3}, {2, 3}} {
+		harness.FastdpBetween(f.t, f.lab, link[0], link[1])
+	}
+}
+
+func (f *flows) kill(h int) {
+	f.t.Helper()
+	if err := f.lab.Kill(h); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *flows) launch(h int) {
+	f.t.Helper()
+	harness.Launch(f.t, f.lab, h, f.lab.Peers(h)...)
+	harness.Converge(f.t, f.lab)
+	f.fast()
+}
+
+// beat waits until all flows continue.
+func (f *flows) beat() {
+	f.t.Helper()
+	f.stream.Flows(f.t)
+	for _, x := range f.all {
+		x.Beats(f.t)
+	}
+}
+
+// whole ends the flows and wants that none lost anything.
+func (f *flows) whole() {
+	f.t.Helper()
+	f.stream.Flows(f.t)
+	f.stream.Whole(f.t)
+	for _, x := range f.all {
+		x.Whole(f.t)
+	}
+}
