@@ -405,6 +405,7 @@ func (o observer) NeighbourDown(n peer.Name, how mesh.Ending) {
 }
 
 func (o observer) HandshakeRefused(r mesh.Refused)        { o.router.HandshakeRefused(r.Addr, r.Dialled) }
+func (o observer) PeersBanned(banned func(peer.Key) bool) { o.router.PeersBanned(banned) }
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
 func (o observer) ViewChanged(v *mesh.View) {
 	o.names.PeersChanged(v.Keys())

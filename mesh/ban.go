@@ -104,7 +104,7 @@ func (m *Mesh) HadBanned(a netip.Addr) bool {
 	return ok && time.Since(b.last) <= keepBannedPlace && m.IsBanned(b.key)
 }
 
-// endBanned ends the sessions of banned peers. It is called with mu held.
+// endBanned ends the sessions of banned peers, and reports them. It is called with mu held.
 func (m *Mesh) endBanned() {
 	if !m.bansChanged.Swap(false) {
 		return
@@ -115,4 +115,5 @@ func (m *Mesh) endBanned() {
 			m.dismiss(n, session.CodeBanned, errBanned)
 		}
 	}
+	m.events = append(m.events, func(o Observer) { o.PeersBanned(m.isBanned) })
 }

@@ -76,6 +76,11 @@ func TestBannedPeerIsRejected(t *testing.T) {
 	local := netip.MustParseAddr("127.0.0.1")
 	eventually(t, "the observer of b hears that a wants no other session", b.heardOf(Refused{local, session.CodeBanned, true}))
 	eventually(t, "the observer of a hears of it", a.heardOf(Refused{local, session.CodeBanned, false}))
+	eventually(t, "the observer of a hears who is banned", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.banned != nil && a.banned(b.Identity().Key()) && !a.banned(a.Identity().Key())
+	})
 }
 
 // Another session takes the place of the old one.

@@ -185,6 +185,9 @@ type Observer interface {
 	// HandshakeRefused is called for a handshake that failed while there was no
 	// session. Such events are lost if too many wait.
 	HandshakeRefused(Refused)
+	// PeersBanned is called after other peers are banned. banned reports whether the peer
+	// with a key is.
+	PeersBanned(banned func(peer.Key) bool)
 	// LinkMessage is called for a message of KindLink from a neighbour. It owns msg.
 	LinkMessage(from peer.Name, msg []byte)
 	// RoutesChanged is called with the routes for frames, over working data links.

@@ -32,8 +32,9 @@ type node struct {
 	up      map[peer.Name]Neighbour
 	down    map[peer.Name]Ending
 	refused []Refused
-	links   []string // link messages, with their sender
-	got     []string // ipam messages
+	banned  func(peer.Key) bool // that was reported last
+	links   []string            // link messages, with their sender
+	got     []string            // ipam messages
 	route   *topology.Routes
 }
 
@@ -54,6 +55,12 @@ func (n *node) HandshakeRefused(r Refused) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.refused = append(n.refused, r)
+}
+
+func (n *node) PeersBanned(banned func(peer.Key) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.banned = banned
 }
 
 func (n *node) LinkMessage(from peer.Name, msg []byte) {

@@ -409,6 +409,10 @@ func (r *Router) SetBinding(b kernel.Binding) error { return r.fast.SetBinding(b
 // never waits.
 func (r *Router) HandshakeRefused(addr netip.Addr, dialled bool) { r.fast.Refused(addr, dialled) }
 
+// PeersBanned reports that other peers are banned, and which. Nothing goes any more to those
+// that are away, nor comes from them.
+func (r *Router) PeersBanned(banned func(peer.Key) bool) { r.fast.PeersBanned(banned) }
+
 // HandleControl handles a message that the neighbour sent with Control.Send. The
 // router owns msg after the call.
 func (r *Router) HandleControl(from peer.Name, msg []byte) {

@@ -2,7 +2,9 @@ package datapath
 
 import (
 	"net/netip"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/e2e/harness"
 	"github.com/weft-net/weft/internal/lab/testbed"
@@ -115,5 +117,36 @@ func (f *flows) whole() {
 	f.stream.Whole(f.t)
 	for _, x := range f.all {
 		x.Whole(f.t)
+	}
+}
+
+// Site, "When the router is away": the kernel carries nothing any more to and from a host that
+// is banned while no router runs there.
+func TestBanCutsAHostWithoutRouterOff(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 3})
+	harness.AddContainer(t, lab, 1, "a")
+	b := harness.AddContainer(t, lab, 3, "b")[0].Addr()
+	harness.FastdpBetween(t, lab, 1, 3)
+	x := harness.StartExchange(t, lab, harness.At(1, "a"), harness.At(3, "b"), b)
+	x.Beats(t)
+	if err := lab.Kill(3); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, "h1 has noticed", func() bool { return len(harness.Report(t, lab, 1).Router.UnicastRoutes) == 1 })
+	x.Beats(t)
+	var second sync.WaitGroup // it takes two operators
+	second.Go(func() { harness.Try(t, lab, 2, "ban", "h3") })
+	harness.Weft(t, lab, 1, "ban", "h3")
+	second.Wait()
+	p, err := testbed.NewPinger(lab.Netns(harness.At(1, "a")), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	harness.Eventually(t, "pings from h1 are not answered", func() bool { _, err := p.Once(100, time.Second); return err != nil })
+	_, there, _ := x.Lost(t)
+	if len(there) == 0 {
+		t.Error("h1 still sends")
 	}
 }

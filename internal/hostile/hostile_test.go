@@ -26,6 +26,7 @@ type silentObserver struct{}
 func (silentObserver) NeighbourUp(mesh.Neighbour)           {}
 func (silentObserver) NeighbourDown(peer.Name, mesh.Ending) {}
 func (silentObserver) HandshakeRefused(mesh.Refused)        {}
+func (silentObserver) PeersBanned(func(peer.Key) bool)      {}
 func (silentObserver) LinkMessage(peer.Name, []byte)        {}
 func (silentObserver) RoutesChanged(*topology.Routes)       {}
 func (silentObserver) ViewChanged(*mesh.View)               {}

@@ -119,6 +119,7 @@ type observer struct{ h *host }
 func (observer) NeighbourUp(mesh.Neighbour)           {}
 func (observer) NeighbourDown(peer.Name, mesh.Ending) {}
 func (observer) HandshakeRefused(mesh.Refused)        {}
+func (observer) PeersBanned(func(peer.Key) bool)      {}
 func (observer) LinkMessage(peer.Name, []byte)        {}
 func (observer) RoutesChanged(*topology.Routes)       {}
 func (o observer) ViewChanged(v *mesh.View)           { o.h.PeersChanged(v.Keys()) }

@@ -55,7 +55,7 @@ func (c *Controller) adopt() error {
 		if c.cfg.Off || !c.allowed(a) {
 			untrusted = append(untrusted, a)
 		} else {
-			c.installed.Remotes[a] = plan.Remote{Peer: e.Peer, Local: kernel.ToAddr(e.Local)}
+			c.installed.Remotes[a] = plan.Remote{Peer: e.Peer, Local: kernel.ToAddr(e.Local), Key: e.Key}
 		}
 		return true
 	})
@@ -112,7 +112,7 @@ func (c *Controller) tickAdopted(now time.Time) {
 			c.probe(l.Tick(now))
 		}
 		if !l.Up() {
-			c.dropAdopted("no echo", func(remote netip.Addr, _ uint16) bool { return remote == a })
+			c.dropAdopted("no echo", func(remote netip.Addr, _ plan.Remote) bool { return remote == a })
 		}
 	}
 	if !c.adopted.empty() && !c.adopting(now) {
@@ -131,10 +131,10 @@ func (c *Controller) probe(effects []plan.Effect) {
 }
 
 // dropAdopted ends what an earlier process left for some neighbours, in both directions.
-// match gets the outer address and the short id of a neighbour.
-func (c *Controller) dropAdopted(why string, match func(remote netip.Addr, id uint16) bool) {
+// match gets the outer address of each.
+func (c *Controller) dropAdopted(why string, match func(remote netip.Addr, r plan.Remote) bool) {
 	for a, r := range c.adopted.Remotes {
-		if !match(a, r.Peer) {
+		if !match(a, r) {
 			continue
 		}
 		c.log.Info("fast path of an earlier router ended", "addr", a, "reason", why)

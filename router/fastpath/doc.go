@@ -32,8 +32,8 @@
 //	               Down, path up             echoes stop, ten minutes
 //	session ----------------------> kept -------------------------------> nothing
 //	   |  ^                          | |                                     ^
-//	   |  +------- Up, same key -----+ +-- Reject, Refused, another key, ----+
-//	   |           and address              another peer at the address      |
+//	   |  +------- Up, same key -----+ +-- Reject, Refused, banned, ---------+
+//	   |           and address              another key or address           |
 //	   +-------------------------------- Reject -----------------------------+
 //
 // Nothing means: no frame is sent to the neighbour, as its entry in the map of peers says
@@ -43,6 +43,8 @@
 //
 //   - A session that ends because one of the two does not want the other (Reject) proves
 //     who the other is, so the path ends whatever it is.
+//   - A peer that is banned (PeersBanned) while there is no session. The kernel has the keys
+//     of neighbours, so that a relaunched router knows whose paths it found.
 //   - A handshake that fails (Refused) proves nothing but an address: the far end has
 //     completed a TCP handshake from there. So it says nothing while there is a session
 //     with the neighbour at that address, and nothing about a tunnel, whose two ends know

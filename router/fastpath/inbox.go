@@ -8,6 +8,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -21,6 +22,10 @@ type inbox struct {
 	pending map[peer.Name]*report
 	routes  *topology.Routes // the newest, also after they were handled
 	changed bool             // routes were not handled
+	// banned reports whether the peer with a key is banned, as the router reported last;
+	// nil for never. Set bansChanged if it was not handled.
+	banned      func(peer.Key) bool
+	bansChanged bool
 	// refused are the hosts with which a handshake failed, and whether this host dialled.
 	refused map[netip.Addr]bool
 }
@@ -82,6 +87,18 @@ func (c *Controller) Refused(a netip.Addr, dialled bool) {
 	if was, known := c.in.refused[a]; known || len(c.in.refused) < maxRefused {
 		c.in.refused[a] = was || dialled
 	}
+	c.mu.Unlock()
+	c.in.signal()
+}
+
+// PeersBanned reports that other peers are banned, and which. The paths to them end that
+// outlived their sessions. banned may be called from any goroutine until the next call.
+func (c *Controller) PeersBanned(banned func(peer.Key) bool) {
+	if c.off != nil {
+		return
+	}
+	c.mu.Lock()
+	c.in.banned, c.in.bansChanged = banned, true
 	c.mu.Unlock()
 	c.in.signal()
 }
@@ -166,11 +183,15 @@ func (b *inbox) signal() {
 func (c *Controller) receive(now time.Time) {
 	c.mu.Lock()
 	pending, changed, refused := c.in.pending, c.in.changed, c.in.refused
-	if len(pending) == 0 && !changed && len(refused) == 0 {
+	banned := c.in.banned
+	if !c.in.bansChanged {
+		banned = nil
+	}
+	if len(pending) == 0 && !changed && len(refused) == 0 && banned == nil {
 		c.mu.Unlock()
 		return
 	}
-	c.in.pending, c.in.changed, c.in.refused = make(map[peer.Name]*report), false, make(map[netip.Addr]bool)
+	c.in.pending, c.in.changed, c.in.refused, c.in.bansChanged = make(map[peer.Name]*report), false, make(map[netip.Addr]bool), false
 	if changed {
 		c.routes, c.stale = c.in.routes, true
 		c.from = origin.New(c.routes.From, c.from, c.since())
@@ -189,6 +210,9 @@ func (c *Controller) receive(now time.Time) {
 	// only while there is no session.
 	for a, dialled := range refused {
 		c.refused(a, dialled)
+	}
+	if banned != nil {
+		c.endBanned(banned)
 	}
 	for n, p := range pending {
 		if p.up != nil {
@@ -213,11 +237,23 @@ func (c *Controller) refused(a netip.Addr, dialled bool) {
 			}
 		}
 	}
-	c.dropAdopted(unwanted, func(remote netip.Addr, _ uint16) bool { return remote == a })
+	c.dropAdopted(unwanted, func(remote netip.Addr, _ plan.Remote) bool { return remote == a })
 }
 
 // unwanted is why a path ends that a session or a handshake ended.
 const unwanted = "one of the two hosts does not want the other"
+
+// endBanned ends the paths to banned peers that have no session. The mesh ends the sessions
+// of the others.
+func (c *Controller) endBanned(banned func(peer.Key) bool) {
+	const why = "the peer is banned"
+	for n, l := range c.sessionless {
+		if banned(l.key) {
+			c.endKept(n, why)
+		}
+	}
+	c.dropAdopted(why, func(_ netip.Addr, r plan.Remote) bool { return banned(r.Key) })
+}
 
 // reject ends the path to a neighbour whose session has ended. l is its link, nil if there
 // was none.
@@ -228,7 +264,7 @@ func (c *Controller) reject(n peer.Name, l *link) {
 		addr, ids = l.Addr(), append(ids, l.PeerID())
 	}
 	c.endKept(n, unwanted)
-	c.dropAdopted(unwanted, func(remote netip.Addr, id uint16) bool { return remote == addr || id != 0 && slices.Contains(ids, id) })
+	c.dropAdopted(unwanted, func(remote netip.Addr, r plan.Remote) bool { return remote == addr || slices.Contains(ids, r.Peer) })
 }
 
 // endKept ends the path to a neighbour whose session ended, if there is one.

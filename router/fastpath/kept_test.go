@@ -187,6 +187,55 @@ func TestRejectedPeerIsCutOffFromWhatAnEarlierRouterLeft(t *testing.T) {
 	})
 }
 
+// A peer that is banned while its router is away, or before a relaunched router has a session
+// with it, is cut off at once.
+func TestBannedPeerThatIsAwayIsCutOff(t *testing.T) {
+	for name, away := range map[string]func(t *testing.T, r *router) *router{
+		"its router is away": func(_ *testing.T, r *router) *router {
+			r.Down(nameOf(2))
+			return r
+		},
+		"this router was away": func(t *testing.T, r *router) *router {
+			r.stop()
+			return start(t, r.m, defaults)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, newMachine(t), defaults)
+				r.routes([]byte{2, 3}, nil)
+				r.meet(2, 3)
+				pass(time.Second)
+				r = away(t, r)
+				pass(time.Second)
+				r.PeersBanned(func(peer.Key) bool { return false })
+				pass(time.Second)
+				r.wantOpen(2)
+				r.PeersBanned(func(k peer.Key) bool { return k == peer.Key{2} })
+				pass(soon)
+				r.wantClosed(2)
+				r.wantOpen(3)
+			})
+		})
+	}
+}
+
+// A relaunched router finds another key at an address than its predecessor.
+func TestAddressHasAnotherKeyAfterARelaunch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWithPeer2(t, newMachine(t))
+		r.stop()
+		r = start(t, r.m, defaults)
+		pass(time.Second)
+		r.wantOpen(2)
+		s := sessionOf(2)
+		s.Key = peer.Key{99}
+		r.Up(nameOf(2), s)
+		pass(soon)
+		r.want(kerneltest.ToRouter, 2)
+	})
+}
+
 // Who comes back under the name of a peer that is away continues its path only with the
 // peer's key.
 func TestNameComesBackWithAnotherKey(t *testing.T) {

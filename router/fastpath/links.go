@@ -11,14 +11,18 @@ import (
 	"github.com/weft-net/weft/router/wire"
 )
 
+// otherPeer is why a path ends whose address is not its peer's any more.
+const otherPeer = "another peer has its address now"
+
 // beginSession begins the fast path to a neighbour, or continues it if only the
 // neighbour's router was away.
 func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 	for other, l := range c.sessionless {
 		if other != n && l.Addr() == s.Addr.Unmap() {
-			c.endKept(other, "another peer has its address now")
+			c.endKept(other, otherPeer)
 		}
 	}
+	c.dropAdopted(otherPeer, func(remote netip.Addr, r plan.Remote) bool { return remote == s.Addr.Unmap() && r.Key != s.Key })
 	secret := tunnelSecret(s.Secret)
 	if l, ok := c.sessionless[n]; ok && l.key == s.Key && (l.Addr() == s.Addr.Unmap() || !s.Addr.IsValid()) {
 		// Of a relayed session the address is found out later.
@@ -80,8 +84,8 @@ func (c *Controller) control(from peer.Name, m wire.Control, now time.Time) {
 		c.apply(l, now, l.Control(now, m))
 		c.findHop(l)
 		if errors.Is(l.Reason(now), plan.ErrUnwilling) {
-			c.dropAdopted("an end is not willing any more", func(remote netip.Addr, id uint16) bool {
-				return remote == l.Addr() || id == l.PeerID() && id != 0
+			c.dropAdopted("an end is not willing any more", func(remote netip.Addr, r plan.Remote) bool {
+				return remote == l.Addr() || r.Peer == l.PeerID()
 			})
 		}
 	}

@@ -70,7 +70,16 @@ func (c *Controller) wantTables() plan.Tables {
 		maps.DeleteFunc(next, func(n, via peer.Name) bool { return n != via })
 		from = func(peer.Name) []peer.Name { return nil }
 	}
-	return plan.Plan(c.self, c.ids, next, hops, from)
+	t := plan.Plan(c.self, c.ids, next, hops, from)
+	for _, set := range []map[peer.Name]*link{c.sessionless, c.links} {
+		for _, l := range set {
+			if r, ok := t.Remotes[l.Remote()]; ok && r.Peer == l.PeerID() {
+				r.Key = l.key
+				t.Remotes[l.Remote()] = r
+			}
+		}
+	}
+	return t
 }
 
 // takeIDs handles changes of short ids.

@@ -96,7 +96,7 @@
 //	         one of this host
 //	peers    short id -> how frames for the peer leave this host
 //	         and which neighbours may relay frames of the peer
-//	remotes  outer address -> the neighbour that has it
+//	remotes  outer address -> the neighbour that has it, with its key
 //	traffic  short id -> packets and bytes, per CPU
 //	drops    reason -> packets, per CPU
 //	events   MAC addresses seen in another place than macs has; pending bounds them

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
@@ -85,7 +86,8 @@ type Remote struct {
 	Peer  uint16
 	Flags uint16
 	_     uint32
-	Local Addr // the address of this host that it sends to
+	Local Addr     // the address of this host that it sends to
+	Key   peer.Key // identity that it proved
 }
 
 // Traffic is struct traffic of bpf/weft.h: counters of VXLAN.

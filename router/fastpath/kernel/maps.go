@@ -28,7 +28,9 @@ func (m Maps) PutRemote(a netip.Addr, r plan.Remote) error {
 }
 
 // RemoteOf returns the entry of a neighbour.
-func RemoteOf(r plan.Remote) Remote { return Remote{Peer: r.Peer, Local: AddrOf(r.Local)} }
+func RemoteOf(r plan.Remote) Remote {
+	return Remote{Peer: r.Peer, Local: AddrOf(r.Local), Key: r.Key}
+}
 
 // EntryOf returns the entry of a peer.
 func EntryOf(p plan.Peer) PeerEntry {

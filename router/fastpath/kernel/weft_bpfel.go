@@ -73,6 +73,7 @@ type bpfRemote struct {
 	Flags uint16
 	Zero  uint32
 	Local [16]uint8
+	Key   [32]uint8
 }
 
 type bpfTraffic struct {

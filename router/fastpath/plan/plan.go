@@ -38,6 +38,7 @@ const MaxFrom = 16
 type Remote struct {
 	Peer  uint16
 	Local netip.Addr
+	Key   peer.Key // that it proved; Plan leaves it zero
 }
 
 // Tables are the contents of the maps in the kernel.

@@ -42,7 +42,7 @@ func TestPlan(t *testing.T) {
 	from11 := [MaxFrom]uint16{11}
 	want := Tables{
 		Peers:   map[uint16]Peer{11: {Hop: hop(1), Next: 11}, 12: {Hop: hop(1), Next: 11, From: from11}, 13: {Hop: hop(1), Next: 11, From: from11}, 14: {Hop: hop(4), Next: 14}},
-		Remotes: map[netip.Addr]Remote{at(1): {11, at(0)}, at(4): {14, at(0)}},
+		Remotes: map[netip.Addr]Remote{at(1): {Peer: 11, Local: at(0)}, at(4): {Peer: 14, Local: at(0)}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)

@@ -62,6 +62,7 @@ struct remote {
 	__u16 flags;
 	__u32 zero;
 	__u8 local[16];  // the address of this host that it sends to
+	__u8 key[32];    // identity that it proved, which only the router reads
 };
 
 struct traffic {
