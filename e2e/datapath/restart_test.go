@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -149,4 +150,34 @@ func TestBanCutsAHostWithoutRouterOff(t *testing.T) {
 	if len(there) == 0 {
 		t.Error("h1 still sends")
 	}
+}
+
+// Site, "When the router is away": without the fast datapath, frames from and to a host whose
+// router is replaced are lost for less than a second, and no others.
+func TestRestartOfSleeveIsShort(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 3, Flags: []string{"--no-fastdp"}})
+	a := harness.AddContainer(t, lab, 1, "a")[0].Addr()
+	b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
+	harness.AddContainer(t, lab, 3, "c")
+	others := harness.StartExchange(t, lab, harness.At(3, "c"), harness.At(1, "a"), a)
+	x := harness.StartExchange(t, lab, harness.At(1, "a"), harness.At(2, "b"), b)
+	x.Beats(t)
+	if err := lab.Kill(2); err != nil {
+		t.Fatal(err)
+	}
+	harness.Launch(t, lab, 2, lab.Peers(2)...)
+	x.Beats(t)
+	_, there, back := x.Lost(t)
+	all := append(there, back...)
+	slices.Sort(all)
+	if len(all) == 0 {
+		t.Fatal("nothing was lost: the frames did not go over sleeve")
+	}
+	lost := all[len(all)-1] - all[0]
+	t.Logf("frames were lost for %v", lost)
+	if lost > time.Second+harness.Slack {
+		t.Errorf("frames were lost for %v", lost)
+	}
+	others.Whole(t)
 }

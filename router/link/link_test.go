@@ -190,6 +190,7 @@ func (w *world) arrive(i int, from netip.AddrPort, p []byte) (ok bool) {
 		w.unopened++
 		return false
 	}
+	canAnswer := e.tx != nil // a lane does not wait until the machine has heard of the packet
 	if !e.used[h.Index] {
 		e.used[h.Index] = true
 		w.do(i, e.m.FirstUse(w.now, h.Index))
@@ -210,7 +211,7 @@ func (w *world) arrive(i int, from netip.AddrPort, p []byte) (ok bool) {
 		b.Answer = true
 		answer := make([]byte, wire.ProbeLen)
 		b.Put(answer)
-		if e.tx != nil {
+		if canAnswer {
 			w.packet(i, from, wire.Probe, answer, 100)
 		}
 		return true
@@ -281,6 +282,14 @@ func TestComesUp(t *testing.T) {
 	}
 	w.run(30 * time.Second)
 	w.wantMTU("1500 path, 9000 interface", 1500)
+}
+
+// The first heartbeat arrives before the other end may send, so nobody answers it.
+func TestComesUpAtOnce(t *testing.T) {
+	w := newWorld(t, nil)
+	w.iface = 1500 // or the search for the path MTU waits for sizes that are lost
+	w.run(150 * time.Millisecond)
+	w.want("after 150 ms", Established, "")
 }
 
 func TestPathMTU(t *testing.T) {

@@ -24,6 +24,10 @@ type beat struct {
 	sent map[uint64]sentProbe // by id
 }
 
+// firstBeat is how long after an unanswered heartbeat the next one is sent, if no answer came
+// so far and a heartbeat of the peer comes, by which it shows that it has keys.
+const firstBeat = 20 * time.Millisecond
+
 // forgetProbe is the age at which an unanswered probe is forgotten.
 const forgetProbe = 10 * time.Second
 
@@ -70,7 +74,11 @@ func (m *Machine) probe(now time.Time, size int) {
 func (m *Machine) Asked(now time.Time) []Effect {
 	if m.state != Established {
 		// The peer is there.
-		if soon := m.beat.last.Add(FastBeat); m.beat.next.After(soon) {
+		wait := FastBeat
+		if m.beat.lastAnswer.IsZero() {
+			wait = firstBeat // the first heartbeat came before the peer could answer
+		}
+		if soon := m.beat.last.Add(wait); m.beat.next.After(soon) {
 			m.beat.next = soon
 		}
 	}
