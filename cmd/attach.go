@@ -107,7 +107,8 @@ func (a *app) attach() *cobra.Command {
 		Short: "Give a container an interface and addresses",
 		Long: `Connect a container to the switch with the interface ethwe, give it addresses, one of
 the default subnet if none is named, and print them on one line. A container that is
-attached already gets the addresses that it lacks. With --hostname all hosts resolve
+attached already gets the addresses that it lacks. If the router was killed, the command
+waits for the next one for up to half a minute. With --hostname all hosts resolve
 that name to its addresses; a name without a dot is in the domain of the router.
 
 CONTAINER is a container of Docker's on this host, by its id, the beginning of the
@@ -143,7 +144,7 @@ func (a *app) addressCommand(c *cobra.Command, call func(*api.Client, context.Co
 			}
 		}
 		options.Netns, options.Container, options.Addresses = r.Netns, r.Container, r.Addresses
-		ps, err := call(a.client(), c.Context(), *options)
+		ps, err := call(a.waitingClient(), c.Context(), *options)
 		if err != nil {
 			return err
 		}

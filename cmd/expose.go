@@ -22,7 +22,7 @@ to these addresses. Exposing twice is harmless.
 			if r.Addresses, err = addresses(c, args); err != nil {
 				return err
 			}
-			ps, err := a.client().Expose(c.Context(), r)
+			ps, err := a.waitingClient().Expose(c.Context(), r)
 			if err != nil {
 				return err
 			}

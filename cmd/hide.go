@@ -19,7 +19,7 @@ the host had on one line. Hiding twice is harmless.
 			if err != nil {
 				return err
 			}
-			ps, err := a.client().Hide(c.Context(), api.ExposeRequest{Addresses: list})
+			ps, err := a.waitingClient().Hide(c.Context(), api.ExposeRequest{Addresses: list})
 			if err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -200,6 +201,17 @@ func atLeast(n int, what string) cobra.PositionalArgs {
 }
 
 func (a *app) client() *api.Client { return api.NewClient(a.socket) }
+
+// replacedTimeout is how long a command that changes something for a container waits for a
+// router that was killed and is being replaced.
+const replacedTimeout = 30 * time.Second
+
+// waitingClient is client for such commands.
+func (a *app) waitingClient() *api.Client {
+	c := a.client()
+	c.AwaitReplacement(replacedTimeout)
+	return c
+}
 
 func (a *app) version() *cobra.Command {
 	return &cobra.Command{

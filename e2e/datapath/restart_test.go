@@ -3,6 +3,7 @@ package datapath
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -180,4 +181,34 @@ func TestRestartOfSleeveIsShort(t *testing.T) {
 		t.Errorf("frames were lost for %v", lost)
 	}
 	others.Whole(t)
+}
+
+// A container that is attached while the router of its host is replaced waits for the next
+// router.
+func TestAttachWaitsForTheNextRouter(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 2})
+	b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
+	if err := lab.AddNamespace(harness.At(1, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.Kill(1); err != nil {
+		t.Fatal(err)
+	}
+	attached := make(chan string, 1)
+	go func() {
+		_, out := harness.Try(t, lab, 1, "attach", "--netns", lab.Netns(harness.At(1, "a")))
+		attached <- strings.TrimSpace(out)
+	}()
+	harness.Launch(t, lab, 1, testbed.Addr4(2).String())
+	if out := <-attached; !netip.MustParsePrefix("10.32.0.0/12").Contains(parseAddr(out)) {
+		t.Fatalf("attach: %s", out)
+	}
+	harness.Reach(t, lab, harness.At(1, "a"), b)
+}
+
+// parseAddr returns the zero Addr for what is no address.
+func parseAddr(s string) netip.Addr {
+	a, _ := netip.ParseAddr(s)
+	return a
 }

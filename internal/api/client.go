@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // maxReply is the most bytes of a reply that are read: the report of a mesh
@@ -26,7 +27,12 @@ var ErrNotRunning = errors.New("weft is not running")
 type Client struct {
 	socket string
 	http   http.Client
+	// await is how long a call waits for a process that listens on the socket.
+	await time.Duration
 }
+
+// dialEvery is how often a client looks for a router that is being replaced.
+const dialEvery = 50 * time.Millisecond
 
 // NewClient returns a client of the router that listens on socket.
 func NewClient(socket string) *Client {
@@ -34,11 +40,30 @@ func NewClient(socket string) *Client {
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
+			return c.dial(ctx)
 		},
 	}
 	return c
+}
+
+// AwaitReplacement makes calls wait for up to a time if the socket is there and no process
+// listens on it: its router was killed, and another one is probably launched. A router that
+// is stopped removes its socket.
+func (c *Client) AwaitReplacement(atMost time.Duration) { c.await = atMost }
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	for end := time.Now().Add(c.await); ; {
+		conn, err := d.DialContext(ctx, "unix", c.socket)
+		if !errors.Is(err, syscall.ECONNREFUSED) || !time.Now().Before(end) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(dialEvery):
+		}
+	}
 }
 
 // Ready reports whether the router has finished starting.

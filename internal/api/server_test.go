@@ -329,6 +329,42 @@ func TestSocketOfADeadRouterIsReplaced(t *testing.T) {
 	l.Close()
 }
 
+// A call waits for the router that takes the place of one that was killed, and not for one
+// that was stopped.
+func TestClientAwaitsReplacement(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*hostfile.Socket).Listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.(*hostfile.Socket).Listener.Close()
+	c := NewClient(path)
+	c.AwaitReplacement(time.Minute)
+	answered := make(chan error, 1)
+	go func() {
+		_, err := c.Ready(t.Context())
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("it does not wait: %v", err)
+	case <-time.After(5 * dialEvery):
+	}
+	if l, err = ListenUnix(path); err != nil {
+		t.Fatal(err)
+	}
+	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("{}")) })}
+	go server.Serve(l)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	server.Close()
+	if _, err := c.Ready(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("after a stop: %v", err)
+	}
+}
+
 func TestClientSaysWhatIsWrong(t *testing.T) {
 	dir := t.TempDir()
 	_, err := NewClient(filepath.Join(dir, "none")).Ready(t.Context())
