@@ -145,6 +145,7 @@ type Controller struct {
 	mu    sync.RWMutex
 	in    inbox
 	fast  map[peer.Name]bool // the fast path to a neighbour is in use; see Keeps
+	lost  map[peer.Name]lostPeer
 	shown map[peer.Name]LinkStatus
 	state hostMode
 
@@ -230,7 +231,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
-		fast: make(map[peer.Name]bool),
+		fast: make(map[peer.Name]bool), lost: make(map[peer.Name]lostPeer),
 	}
 	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool)}
 	if c.sys == nil {

@@ -27,7 +27,10 @@
 // router ends or begins, its neighbours hear of it one after the other, and for a moment
 // routes lead over a third host, or nowhere. Frames that went there would be lost: the
 // kernel of a host without a router has not heard that this host's frames may come over a
-// third one, and drops them.
+// third one, and drops them. Likewise, frames for a peer behind a relay keep going to the
+// relay when no route reaches the peer any more, as long as the relay's kernel echoes and
+// the mesh knows the peer, which it forgets after a minute: the router of one of the two is
+// being replaced.
 //
 //	               Down, path up             echoes stop, ten minutes
 //	session ----------------------> kept -------------------------------> nothing

@@ -45,6 +45,15 @@ type report struct {
 	offer    *wire.Control // of the neighbour, about its fast path
 }
 
+// lostPeer is a peer that routes no longer reach, although the mesh still knows it, behind a
+// neighbour whose kernel echoes: the router of the peer, or that of a host on the way, is
+// being replaced. The kernels on the way still forward frames, so they continue to go there,
+// until the mesh forgets the peer, which takes a minute, or bans it.
+type lostPeer struct {
+	via  peer.Name   // its last next hop
+	from []peer.Name // the neighbours over which its frames came
+}
+
 // Session is a session with a neighbour.
 type Session struct {
 	Secret [32]byte   // known to both ends and to nobody else
@@ -116,19 +125,50 @@ func (c *Controller) Control(from peer.Name, m wire.Control) {
 
 // Routes reports new routes. They must not be changed any more.
 func (c *Controller) Routes(r *topology.Routes) {
+	if c.off != nil {
+		return
+	}
 	c.mu.Lock()
+	old := c.in.routes
 	c.in.routes, c.in.changed = r, true
+	for n, via := range old.Unicast {
+		if _, reached := r.Unicast[n]; !reached && n != via && !c.cfg.Encrypt {
+			c.lost[n] = lostPeer{via, old.From[n]}
+		}
+	}
+	forgotten := c.checkLost()
 	c.mu.Unlock()
+	for _, n := range forgotten {
+		c.macs.Forget(n)
+	}
 	c.in.signal()
 }
 
+// checkLost removes the peers from lost that are not to be kept, and returns those that routes
+// do not reach. mu is held.
+func (c *Controller) checkLost() (gone []peer.Name) {
+	for n, l := range c.lost {
+		_, known := c.in.routes.ShortIDs[n]
+		_, reached := c.in.routes.Unicast[n]
+		if known && !reached && c.fast[l.via] {
+			continue
+		}
+		delete(c.lost, n)
+		if !reached && !c.fast[n] {
+			gone = append(gone, n)
+		}
+	}
+	return gone
+}
+
 // Keeps reports whether the MAC addresses behind a peer must be kept although no route
-// leads to it: the fast path is in use. When that ends the controller removes them from the
+// leads to it: the kernel forwards frames to it nevertheless. When that ends the controller removes them from the
 // table, unless routes lead to the peer again.
 func (c *Controller) Keeps(n peer.Name) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.fast[n]
+	_, lost := c.lost[n]
+	return c.fast[n] || lost
 }
 
 // Learned reports that the table has a new place for a MAC address. If the queue is
@@ -290,8 +330,12 @@ func (c *Controller) setFast(n peer.Name, fast bool) {
 		delete(c.fast, n)
 	}
 	_, reached := c.in.routes.Unicast[n]
+	gone := c.checkLost()
 	c.mu.Unlock()
 	if was && !fast && !reached {
+		gone = append(gone, n)
+	}
+	for _, n := range gone {
 		c.macs.Forget(n)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
 	"github.com/weft-net/weft/router/wire"
@@ -245,6 +246,7 @@ func TestOffDoesNothing(t *testing.T) {
 	c.Up(nameOf(2), sessionOf(2))
 	c.Control(nameOf(2), wire.Control{})
 	c.Down(nameOf(2))
+	c.Routes(&topology.Routes{})
 	c.Learned(macOf(2, 1))
 	if _, ok := c.Link(nameOf(2)); ok || c.Attached() || c.Keeps(nameOf(2)) || c.FDB() != nil || c.Echoed(fastpath.Echo{}) {
 		t.Error("a fast path is there")

@@ -190,9 +190,20 @@ func (r *router) emptyRoutes() *topology.Routes {
 	}
 }
 
+// unreached takes peers out of routes, as if no path led to them. The mesh still knows them.
+func unreached(t *topology.Routes, peers ...byte) *topology.Routes {
+	for _, n := range peers {
+		delete(t.Unicast, nameOf(n))
+		delete(t.From, nameOf(n))
+	}
+	return t
+}
+
 // routes puts routes in force: peers are reached directly, or over the peer that the
 // map names.
-func (r *router) routes(peers []byte, over map[byte]byte) {
+func (r *router) routes(peers []byte, over map[byte]byte) { r.Routes(r.routesTo(peers, over)) }
+
+func (r *router) routesTo(peers []byte, over map[byte]byte) *topology.Routes {
 	t := r.emptyRoutes()
 	t.ShortIDs[nameOf(1)], t.ByShortID[1] = 1, nameOf(1)
 	for _, n := range peers {
@@ -203,7 +214,7 @@ func (r *router) routes(peers []byte, over map[byte]byte) {
 		}
 		t.From[nameOf(n)] = []peer.Name{t.Unicast[nameOf(n)]}
 	}
-	r.Routes(t)
+	return t
 }
 
 // pass lets time pass until nothing is left to do.

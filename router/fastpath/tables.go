@@ -47,7 +47,10 @@ func (c *Controller) wantTables() plan.Tables {
 			hops[l.peer] = h
 		}
 	}
-	near := maps.Clone(c.sessionless)
+	c.mu.Lock()
+	lost := maps.Clone(c.lost)
+	c.mu.Unlock()
+	near := cloneOf(c.sessionless)
 	for n, l := range c.links {
 		if add(l); l.Up() {
 			near[n] = l
@@ -56,14 +59,22 @@ func (c *Controller) wantTables() plan.Tables {
 	// The kernel of these neighbours answers, so frames go straight to them. When the router
 	// of a neighbour ends or comes back, routes lead over another peer, or nowhere, and the
 	// neighbour's kernel, which hears of no routes, would refuse frames from there.
-	if len(near) > 0 {
+	if len(near)+len(lost) > 0 {
 		next = cloneOf(next)
+	}
+	for n, l := range lost {
+		next[n] = l.via
 	}
 	for n, l := range near {
 		next[n] = n
 		add(l)
 	}
-	from := func(n peer.Name) []peer.Name { return c.from.From(n, c.since()) }
+	from := func(n peer.Name) []peer.Name {
+		if l, ok := lost[n]; ok {
+			return l.from
+		}
+		return c.from.From(n, c.since())
+	}
 	if c.cfg.Encrypt {
 		// Relays must not read frames, so the router seals them for the peer at the end.
 		next = maps.Clone(next)
