@@ -349,6 +349,8 @@ func routerFindings(r *api.Report) []finding {
 		switch {
 		case c.State == api.StateFailed:
 			findings = append(findings, finding{fail, "connection", who + ": " + c.Info})
+		case c.State == api.StateAway:
+			findings = append(findings, finding{warn, "connection", who + ": " + c.Info})
 		case c.State != api.StateEstablished:
 			findings = append(findings, finding{warn, "connection", strings.TrimSpace(fmt.Sprintf("%s is %s; check that TCP and UDP port %d are open between the hosts. %s", who, c.State, r.Router.Port, c.Info))})
 		case c.Info != "":

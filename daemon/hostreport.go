@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
@@ -172,6 +173,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 		}
 		out.Connections = append(out.Connections, c)
 	}
+	kept := h.router.Kept()
 	for _, k := range ms.Candidates {
 		if k.State == dial.Connected || slices.ContainsFunc(ms.Sessions, func(s mesh.SessionStatus) bool { return s.Peer == k.Peer }) {
 			continue
@@ -189,8 +191,27 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 				c.State = api.StateFailed
 			}
 		}
+		if p, ok := kept[k.Peer]; ok {
+			c.Info = strings.TrimPrefix(c.Info+"; "+whileAway(p, now), "; ")
+			delete(kept, k.Peer)
+		}
 		out.Connections = append(out.Connections, c)
 	}
+	for _, n := range slices.SortedFunc(maps.Keys(kept), peer.Name.Compare) {
+		if slices.ContainsFunc(ms.Sessions, func(s mesh.SessionStatus) bool { return s.Peer == n }) {
+			continue // it has just come back
+		}
+		p := kept[n]
+		out.Connections = append(out.Connections, api.Connection{
+			Address: p.Addr.String(), State: api.StateAway, Name: n.String(), NickName: h.mesh.View().Nickname(n),
+			Info: "not dialled now; " + whileAway(p, now),
+		})
+	}
+}
+
+// whileAway says how long frames still use the fast datapath to a peer without a session.
+func whileAway(p fastpath.KeptPath, now time.Time) string {
+	return fmt.Sprintf("its router is away, fastdp goes on for %v", max(0, p.Until.Sub(now).Round(time.Second)))
 }
 
 // relayed lists the peers without a direct link, and who can read the frames to them.

@@ -164,6 +164,9 @@ func (r *Router) FDB(limit int) (all []FDBEntry, omitted int) {
 	return all, omitted
 }
 
+// Kept returns the paths of the kernel to neighbours whose routers are away.
+func (r *Router) Kept() map[peer.Name]fastpath.KeptPath { return r.fast.Kept() }
+
 // Fast returns the status of the fast path.
 func (r *Router) Fast() fastpath.Status {
 	routes := r.fib.Load().routes

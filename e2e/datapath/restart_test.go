@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-net/weft/e2e/harness"
 	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
 // Site, "Restart": no packet of an established flow is lost while the router of one of three
@@ -19,17 +20,22 @@ func TestRestartLosesNothing(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		flags    []string
-		filtered bool             // rules see bridged frames
+		filtered bool // rules see bridged frames
+		password string
 		topology testbed.Topology // Full if empty
 	}{
 		"express":      {},
 		"bridged":      {filtered: true},
 		"device":       {flags: []string{"--no-express"}},
 		"over a relay": {topology: testbed.Line}, // h2
+		"WireGuard":    {password: "password of the lab"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			lab := harness.Up(t, testbed.Config{Hosts: 3, Flags: c.flags, Topology: c.topology})
+			if c.password != "" && !hasWireGuard(t) {
+				nstest.Lacks(t, "WireGuard")
+			}
+			lab := harness.Up(t, testbed.Config{Hosts: 3, Flags: c.flags, Topology: c.topology, Password: c.password})
 			if c.filtered {
 				for h := 1; h <= 3; h++ {
 					harness.Within(t, lab, harness.At(h, ""), testbed.FilterBridged)
@@ -48,6 +54,9 @@ func TestRestartLosesNothing(t *testing.T) {
 					harness.Weft(t, lab, 1, "stop")
 					harness.Eventually(t, "h2 has noticed", func() bool { return len(harness.Report(t, lab, 2).Router.UnicastRoutes) == 1 })
 					f.beat()
+					if out := harness.Weft(t, lab, 2, "status", "connections"); !strings.Contains(out, "its router is away, fastdp goes on for ") {
+						t.Errorf("status connections: %s", out)
+					}
 					f.launch(1)
 				},
 			} {

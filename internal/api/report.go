@@ -149,6 +149,7 @@ const (
 	StateEstablished = "established" // session and link up
 	StateRetrying    = "retrying"    // waiting to dial again
 	StateFailed      = "failed"      // refused; Info says why
+	StateAway        = "away"        // the peer said that it stops
 )
 
 // Connection is a session of this router and the link beside it, or the

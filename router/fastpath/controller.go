@@ -142,12 +142,13 @@ type Controller struct {
 	resync        bool // MAC addresses must be compared with the kernel's
 
 	// Guarded by mu, which is never held during a call to the kernel.
-	mu    sync.RWMutex
-	in    inbox
-	fast  map[peer.Name]bool // the fast path to a neighbour is in use; see Keeps
-	lost  map[peer.Name]lostPeer
-	shown map[peer.Name]LinkStatus
-	state hostMode
+	mu        sync.RWMutex
+	in        inbox
+	fast      map[peer.Name]bool // the fast path to a neighbour is in use; see Keeps
+	lost      map[peer.Name]lostPeer
+	keptPaths map[peer.Name]KeptPath // of sessionless
+	shown     map[peer.Name]LinkStatus
+	state     hostMode
 
 	// closing is held by readers of counters, and by Close.
 	closing sync.RWMutex
@@ -231,7 +232,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
-		fast: make(map[peer.Name]bool), lost: make(map[peer.Name]lostPeer),
+		fast: make(map[peer.Name]bool), lost: make(map[peer.Name]lostPeer), keptPaths: make(map[peer.Name]KeptPath),
 	}
 	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool)}
 	if c.sys == nil {
@@ -432,7 +433,7 @@ func (c *Controller) tick(now time.Time) {
 	}
 	for n, l := range c.sessionless {
 		if !l.Up() || now.Sub(l.sessionEnded) >= sessionlessTimeout {
-			delete(c.sessionless, n)
+			c.setSessionless(n, nil)
 			c.stale = true
 			c.setFast(n, false)
 		}

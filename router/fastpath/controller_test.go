@@ -186,11 +186,17 @@ func TestPeerWhoseRouterIsAwayStaysFast(t *testing.T) {
 				}
 				pass(time.Minute)
 				r.wantOpen(2)
+				if k, ok := r.Kept()[nameOf(2)]; !ok || k.Addr != addrOf(2) || time.Until(k.Until).Round(time.Minute) != 9*time.Minute {
+					t.Errorf("status %+v", r.Kept())
+				}
 				if next := r.m.NextHop(2); next != addrOf(2) {
 					t.Errorf("frames go to %s", next)
 				}
 				r.meet(2) // its router is back
 				pass(time.Second)
+				if len(r.Kept()) > 0 {
+					t.Errorf("status of a session %+v", r.Kept())
+				}
 				r.routes([]byte{2, 3}, nil) // and sleeve, too
 				pass(time.Second)
 				r.want(kerneltest.Express, 2)

@@ -314,7 +314,7 @@ func (c *Controller) endKept(n peer.Name, why string) {
 		return
 	}
 	c.log.Info("fast path ended", "peer", n, "addr", l.Addr(), "reason", why)
-	delete(c.sessionless, n)
+	c.setSessionless(n, nil)
 	c.stale = true
 	c.setFast(n, false)
 }

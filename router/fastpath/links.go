@@ -26,7 +26,7 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 	secret := tunnelSecret(s.Secret)
 	if l, ok := c.sessionless[n]; ok && l.key == s.Key && (l.Addr() == s.Addr.Unmap() || !s.Addr.IsValid()) {
 		// Of a relayed session the address is found out later.
-		delete(c.sessionless, n)
+		c.setSessionless(n, nil)
 		l.sessionEnded, l.secret = time.Time{}, secret
 		c.links[n] = l
 		c.apply(l, now, l.Renew(now, c.offer(l.Addr())))
@@ -53,11 +53,24 @@ func (c *Controller) endSession(n peer.Name, now time.Time) {
 	delete(c.shown, n)
 	c.mu.Unlock()
 	if l.sessionEnded = now; l.Up() {
-		c.sessionless[n] = l
+		c.setSessionless(n, l)
 	} else {
 		c.setFast(n, false)
 	}
 	c.stale = true
+}
+
+// setSessionless makes l, which has no session, the path to a neighbour; nil ends it.
+func (c *Controller) setSessionless(n peer.Name, l *link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l == nil {
+		delete(c.sessionless, n)
+		delete(c.keptPaths, n)
+		return
+	}
+	c.sessionless[n] = l
+	c.keptPaths[n] = KeptPath{Addr: l.Addr(), Until: l.sessionEnded.Add(sessionlessTimeout)}
 }
 
 // pathChanged handles a new address of the neighbour's end, or a new MTU of the path to it.

@@ -1,6 +1,8 @@
 package fastpath
 
 import (
+	"maps"
+	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -15,6 +17,12 @@ type LinkStatus struct {
 	Reason        error // why not up, or why not express; nil if express
 	RTT           time.Duration
 	MTU           int // of containers' packets that pass, in bytes, if up
+}
+
+// KeptPath is the fast path to a neighbour that has no session, as its router is away.
+type KeptPath struct {
+	Addr  netip.Addr // of the neighbour on the underlay
+	Until time.Time  // when it ends at the latest
 }
 
 // Status is the status of the kernel's part at one moment.
@@ -53,6 +61,13 @@ func (c *Controller) Link(n peer.Name) (LinkStatus, bool) {
 	defer c.mu.RUnlock()
 	s, ok := c.shown[n]
 	return s, ok
+}
+
+// Kept returns the paths to neighbours that have no session.
+func (c *Controller) Kept() map[peer.Name]KeptPath {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return maps.Clone(c.keptPaths)
 }
 
 // FDB returns the entries of the kernel's table of MAC addresses.
