@@ -227,6 +227,17 @@ func Within(t *testing.T, l *testbed.Lab, place testbed.Place, f func() error) {
 	}
 }
 
+// Emulated reports whether the processor is emulated, as in make test-vm without KVM. Routers
+// take half a minute to start there, and probes seconds to come back.
+func Emulated(t *testing.T) bool {
+	t.Helper()
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Contains(b, []byte("QEMU TCG"))
+}
+
 // Report asks a router for its state.
 func Report(t *testing.T, l *testbed.Lab, host int) *api.Report {
 	t.Helper()

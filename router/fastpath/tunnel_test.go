@@ -239,3 +239,59 @@ func TestTunnelIsAdopted(t *testing.T) {
 		r.wantTunnel(3, [32]byte{})
 	})
 }
+
+// A relaunched router keeps the tunnel until the next session has all that it needs: the
+// path MTU takes a while, and routes lead over another peer. Then the tunnel gets the secret
+// of that session in place.
+func TestTunnelIsKeptUntilTheNextSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, encrypted())
+		r.routes([]byte{2, 3}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		r.meetEncrypted(3, 3, key(3))
+		pass(2 * time.Second)
+		r.stop()
+		m.Log()
+		r = start(t, m, encrypted())
+		r.routes([]byte{2, 3}, map[byte]byte{2: 3})
+		r.meetEncrypted(3, 3, key(3))
+		pass(2 * time.Second)
+		old := r.m.TunnelPeers()[plan.TunnelAddr(2)]
+		s := sessionOf(2)
+		s.Secret = [32]byte{99}
+		r.Up(nameOf(2), s)
+		r.Control(nameOf(2), wire.Control{
+			Type: wire.Fast, Verdict: wire.FastEncrypted, ShortID: 2, Port: port, Tunnel: wire.Tunnel{Port: tunnelPort, Key: key(2)},
+		})
+		pass(time.Second)
+		r.want(kerneltest.Device, 2)
+		r.Path(nameOf(2), addrOf(2), 1500)
+		r.routes([]byte{2, 3}, nil)
+		pass(time.Minute)
+		r.want(kerneltest.Device, 2, 3)
+		r.never("peer 2: router", "peer 2: deleted", "peer 3: router", "peer 3: deleted")
+		if now := r.m.TunnelPeers()[plan.TunnelAddr(2)]; now.Key != old.Key || now.Secret == old.Secret {
+			t.Errorf("the tunnel had %+v, and has %+v", old, now)
+		}
+	})
+}
+
+// Nobody echoes inside the tunnel any more.
+func TestAdoptedTunnelIsProbed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, encrypted())
+		r.routes([]byte{2}, nil)
+		r.meetEncrypted(2, 2, key(2))
+		pass(2 * time.Second)
+		r.stop()
+		r = open(t, m, encrypted())
+		r.silent[plan.TunnelAddr(2)] = true
+		r.run()
+		pass(time.Second)
+		r.want(kerneltest.Device, 2)
+		pass(3 * time.Second)
+		r.want(kerneltest.ToRouter, 2)
+	})
+}
