@@ -1,15 +1,19 @@
 // Command pod is the program in the pods of tests.
 //
 //	pod serve [PORT]        answers HTTP requests with its name and the client's
-//	                        address, and echoes lines on the next port
+//	                        address, and echoes lines and datagrams on the next port
 //	pod get URL             prints the answer, or fails after three seconds
 //	pod gap ADDR SECONDS    sends a line every 50 ms over one connection, and prints
 //	                        the longest time without an echo, in milliseconds
+//	pod lost ADDR SECONDS   sends a datagram every 10 ms, and prints how many it sent
+//	                        and how many echoes did not come within two seconds
 //	pod pause               waits for SIGINT or SIGTERM
 package main
 
 import (
 	"bufio"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -32,10 +36,12 @@ func main() {
 		err = get(args[1])
 	case "gap":
 		err = gap(args[1], args[2])
+	case "lost":
+		err = lost(args[1], args[2])
 	case "pause":
 		pause()
 	default:
-		err = fmt.Errorf("want serve, get, gap or pause, not %q", args[0])
+		err = fmt.Errorf("want serve, get, gap, lost or pause, not %q", args[0])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pod:", err)
@@ -56,6 +62,11 @@ func serve(port string) error {
 		return err
 	}
 	go echo(echoes)
+	datagrams, err := net.ListenPacket("udp", net.JoinHostPort("", strconv.Itoa(p+1)))
+	if err != nil {
+		return err
+	}
+	go echoDatagrams(datagrams)
 	name, err := os.Hostname()
 	if err != nil {
 		return err
@@ -80,6 +91,19 @@ func echo(l net.Listener) {
 			defer c.Close()
 			io.Copy(c, c)
 		}()
+	}
+}
+
+func echoDatagrams(c net.PacketConn) {
+	var b [1500]byte
+	for {
+		n, from, err := c.ReadFrom(b[:])
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			c.WriteTo(b[:n], from)
+		}
 	}
 }
 
@@ -127,6 +151,41 @@ func gap(addr, seconds string) error {
 		}
 	}
 	fmt.Println(longest.Milliseconds())
+	return nil
+}
+
+func lost(addr, seconds string) error {
+	n, err := strconv.Atoi(seconds)
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	echoes := make(chan int)
+	end := time.Now().Add(time.Duration(n) * time.Second)
+	go func() {
+		seen := make(map[uint32]bool)
+		c.SetReadDeadline(end.Add(2 * time.Second))
+		for b := make([]byte, 4); ; {
+			_, err := c.Read(b)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err == nil {
+				seen[binary.BigEndian.Uint32(b)] = true
+			}
+		}
+		echoes <- len(seen)
+	}()
+	sent := 0
+	for tick := time.NewTicker(10 * time.Millisecond); time.Now().Before(end); <-tick.C {
+		c.Write(binary.BigEndian.AppendUint32(nil, uint32(sent))) // a loss is counted
+		sent++
+	}
+	fmt.Println(sent, sent-<-echoes)
 	return nil
 }
 
