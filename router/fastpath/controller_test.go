@@ -428,10 +428,13 @@ func TestRepairs(t *testing.T) {
 		if !r.m.Guarded() {
 			t.Error("the rules that guard the port are not reinstalled")
 		}
+		r.m.Log()
 		r.m.RemovePeer(2)
-		r.want(kerneltest.ToRouter, 2)
 		pass(2 * time.Second)
 		r.want(kerneltest.Express, 2)
+		if log := r.m.Log(); !slices.Contains(log, "peer 2: fast to "+addrOf(2).String()+", express") {
+			t.Errorf("the entry is not written again: %q", log)
+		}
 	})
 }
 
