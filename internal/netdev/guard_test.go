@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
 )
 
 const guardedPort = 6784
@@ -324,5 +325,24 @@ func TestGuardRulesAreRestored(t *testing.T) {
 	}
 	if !guard(t, h.host, 0) || guard(t, h.host, 0) {
 		t.Error("removing the guard is not idempotent")
+	}
+}
+
+// With the tunnel the rules of the two chains are not written chain by chain. They are right
+// all the same: what is right is not written again.
+func TestGuardOfTheTunnelIsLeftAlone(t *testing.T) {
+	ns := nstest.New(t, "h")
+	g := netdev.Guarded{Port: guardedPort, Tunnel: 6785, Sealed: pfx("100.64.0.0/10"), Sleeve: 6783, Bridge: "weft"}
+	for i := range 2 {
+		do(t, ns, func() error {
+			rebuilt, err := netdev.Guard(g)
+			if rebuilt != (i == 0) {
+				t.Errorf("time %d: the rules were written: %v", i, rebuilt)
+			}
+			if faults, err := g.Faults(); err != nil || len(faults) > 0 {
+				t.Errorf("faults %q, %v", faults, err)
+			}
+			return err
+		})
 	}
 }

@@ -42,7 +42,7 @@ func (s ruleSet) Faults() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list rules of table %s: %w", TableName, err)
 	}
-	want := commentsOf(s.rules)
+	want := s.comments()
 	switch {
 	case slices.Equal(have, want):
 		return nil, nil
@@ -88,10 +88,16 @@ func (s ruleSet) reconcile() (rebuilt bool, err error) {
 	return true, s.Ensure()
 }
 
-func commentsOf(rules []rule) []string {
-	tags := make([]string, 0, len(rules))
-	for _, r := range rules {
-		tags = append(tags, r.chain+" "+r.comment)
+// comments returns chain and comment of each rule, in the order of currentRules: chain by
+// chain.
+func (s ruleSet) comments() []string {
+	tags := make([]string, 0, len(s.rules))
+	for _, ch := range s.chains {
+		for _, r := range s.rules {
+			if r.chain == ch.name {
+				tags = append(tags, r.chain+" "+r.comment)
+			}
+		}
 	}
 	return tags
 }
