@@ -259,6 +259,18 @@ func (a *Allocator) Claim(ctx context.Context, owner string, p netip.Prefix) err
 	return err
 }
 
+// Hold records at once that owner uses the address p.Addr(), because the kernel of this host
+// says so, whoever owns its range and whoever has it by the state file. It returns who had it
+// before, "" for nobody. If another peer owns the range, the Allocator asks it for the address,
+// and Status shows it until it has it. Call Hold before Run.
+func (a *Allocator) Hold(owner string, p netip.Prefix) (before string) {
+	if !p.IsValid() || p.Addr().Is4In6() || checkOwner(owner) != nil {
+		return ""
+	}
+	_ = a.step(func(c *core) { before = c.hold(owner, p) })
+	return before
+}
+
 // Range returns the range that addresses come from.
 func (a *Allocator) Range() netip.Prefix { return a.core.cfg.Range }
 

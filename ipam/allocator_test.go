@@ -377,6 +377,7 @@ func FuzzMessage(f *testing.F) {
 		{kind: msgSpaceAsk, prefix: pfx("fd00::/64")}, {kind: msgSpaceAnswer, status: 1}, {kind: msgLeave, body: []byte{2}},
 		{kind: msgClaimAsk, addr: netip.MustParseAddr("::1")}, {kind: msgClaimAnswer}, {kind: msgWish, body: []byte("p")},
 		{kind: msgRound, body: []byte("r")}, {kind: msgBehind, slot: 3},
+		{kind: msgStateAsk, slot: 3, body: make([]byte, len(ring.ID{}))}, {kind: msgStateAnswer, status: statusToo, slot: 3, disk: noSlot, body: []byte{0, 1, 1}},
 	} {
 		f.Add(m.encode())
 	}

@@ -66,6 +66,16 @@ type Config struct {
 	// so that the peer gets them back if it returns. Default 1 h.
 	Keep time.Duration
 
+	// CatchUp is how long this peer gives nothing after its start if it reaches none of the
+	// peers that the ring on its disk names. If it is too long, a host whose peers are all dead
+	// starts no container after a restart. If it is too short, a host with an old disk that is
+	// cut off gives addresses that others have. Default 2 min.
+	CatchUp time.Duration
+	// Lost says that the state of this peer is not complete: a file is missing or was damaged,
+	// or belongs to another run of the host. The peer then catches up, and makes no ring for
+	// the time of CatchUp, even if no ring is on the disk.
+	Lost bool
+
 	maxRanges int // for tests: less than ring.MaxRanges
 }
 
@@ -165,6 +175,8 @@ type core struct {
 	leaving  *leaving
 	left     bool
 	foreign  map[netip.Addr]*foreignAddr
+	catch    *catchUp // nil once this peer has caught up
+	diskSlot uint64   // of the ring on the disk at the start; noSlot for none
 	diverged map[ring.ID]Divergence
 
 	// Decisions; see decide.go and voters.go.
@@ -216,6 +228,9 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 	}
 	if cfg.Keep == 0 {
 		cfg.Keep = defaultKeep
+	}
+	if cfg.CatchUp == 0 {
+		cfg.CatchUp = defaultCatchUp
 	}
 	if cfg.maxRanges == 0 {
 		cfg.maxRanges = ring.MaxRanges
@@ -298,6 +313,7 @@ func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
 // tick does everything that is due.
 func (c *core) tick() {
 	c.establish()
+	c.pushCatchUp()
 	if c.ring.Ready() && !c.now.Before(c.nextWatch) {
 		c.nextWatch = c.now.Add(watchEvery)
 		c.watchAbsence()
@@ -317,7 +333,7 @@ func (c *core) tick() {
 // idle reports whether ticks are needed only every idleTickEvery.
 func (c *core) idle() bool {
 	return len(c.pending)+len(c.removals)+len(c.bans)+len(c.deferred)+len(c.wishes)+len(c.asked)+len(c.voices) == 0 && c.leaving == nil &&
-		(c.machine == nil || !c.machine.Pending() && !c.now.Before(c.activeUntil)) && (c.ring.Ready() || !c.ringWanted || c.left)
+		(c.catch == nil || c.caughtUp()) && (c.machine == nil || !c.machine.Pending() && !c.now.Before(c.activeUntil)) && (c.ring.Ready() || !c.ringWanted || c.left)
 }
 
 // receive handles a unicast message of another peer.
@@ -342,6 +358,8 @@ var handlers = map[messageType]func(c *core, from peer.Name, m message){
 	msgRound:       (*core).onRound,
 	msgBehind:      (*core).onBehind,
 	msgRefusal:     (*core).onRefusal,
+	msgStateAsk:    (*core).onStateAsk,
+	msgStateAnswer: (*core).onStateAnswer,
 }
 
 func (c *core) handle(from peer.Name, m message) {
@@ -398,7 +416,9 @@ func (c *core) mergeRing(from peer.Name, delta []byte) (news []byte, err error) 
 	if c.view.Target(from) {
 		c.ring.Trust()
 	}
+	wasReady := c.ring.Ready()
 	out, err := c.ring.Merge(delta)
+	c.catchUpAfter(wasReady)
 	for _, r := range out.Refused {
 		// A record that arrives before the records that it builds on comes again.
 		if !errors.Is(r, ring.ErrEarly) && !c.now.Before(c.nextWarn) {
@@ -440,6 +460,7 @@ func (c *core) refresh() bool {
 			}
 		}
 	}
+	c.wakeCatchUp()
 	c.retryPending()
 	c.pushLeave()
 	c.pushRemovals()

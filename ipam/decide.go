@@ -433,7 +433,7 @@ func (c *core) pushDecide() {
 	c.sendWishes()
 	// A voter whose disk went back in time must not vote before it has heard of the
 	// decisions since then.
-	if !c.hasVote() || c.deciding || c.now.Before(c.graceEnd()) {
+	if !c.hasVote() || c.deciding || c.now.Before(c.graceEnd()) || !c.caughtUp() {
 		return
 	}
 	c.deciding = true
@@ -535,7 +535,7 @@ func (c *core) onRound(from peer.Name, m message) {
 		return
 	}
 	machine := c.slotMachine()
-	if machine == nil || c.left || c.now.Before(c.graceEnd()) {
+	if machine == nil || c.left || c.now.Before(c.graceEnd()) || !c.caughtUp() {
 		return
 	}
 	c.activeUntil = c.now.Add(activeFor)

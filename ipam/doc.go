@@ -34,6 +34,12 @@
 // them does no harm. While the disk fails, nothing is sent and nothing is merged,
 // and requests fail at their deadline with the error of the disk.
 //
+// # Old state
+//
+// A state file may be old, damaged or lost. So after a start the allocator first takes the
+// word of the mesh, see catchup.go, and that of the kernel of this host, see Hold. Until then
+// it gives nothing.
+//
 // # Waiting
 //
 // Allocate, Claim, Prime, RemovePeers and Handover wait until their context is

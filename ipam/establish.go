@@ -78,6 +78,9 @@ func (c *core) establish() {
 	if _, waits := c.ring.Awaits(); waits || c.now.Before(c.graceEnd()) {
 		return
 	}
+	if c.cfg.Lost && c.now.Before(c.started.Add(c.cfg.CatchUp)) {
+		return // others may have the ring of this peer
+	}
 	if c.election == nil {
 		c.startSeeds()
 		return
@@ -184,6 +187,10 @@ func (c *core) noRing() error {
 	}
 	if c.now.Before(c.graceEnd()) {
 		return because(ErrNoRing, "waiting up to %v for other peers to show a ring", c.cfg.Grace)
+	}
+	if end := c.started.Add(c.cfg.CatchUp); c.cfg.Lost && c.now.Before(end) {
+		return because(ErrNoRing, "the state of this host was lost; waiting for a peer that has the ring, or, without one, for %v before making another ring",
+			end.Sub(c.now).Round(time.Second))
 	}
 	if c.election == nil {
 		return because(ErrNoRing, "waiting for the first ring")

@@ -199,7 +199,7 @@ func (c *core) onClaimAsk(from peer.Name, m message) {
 // canGive returns a peer as an owner, if this peer gives anything to it.
 func (c *core) canGive(n peer.Name) (ring.Holder, bool) {
 	h, ok := c.holderOf(n)
-	return h, ok && c.ring.Ready() && !c.left && c.leaving == nil && c.view.Reachable(n) && !c.ring.IsBanned(h)
+	return h, ok && c.ring.Ready() && c.caughtUp() && !c.left && c.leaving == nil && c.view.Reachable(n) && !c.ring.IsBanned(h)
 }
 
 // offered reports whether a part of r was offered to a peer and is not decided.
@@ -230,15 +230,19 @@ func (c *core) give(to ring.Holder, r addr.Range, id uint64) bool {
 	if err := c.agreeCut(a); err != nil {
 		return false // the voters would not agree either
 	}
-	key := string(a.Encode())
-	c.offers[key] = &offer{action: a, id: id, to: to.Name, at: c.now}
-	v := append(binary.BigEndian.AppendUint64(nil, id), to.Name[:]...)
-	c.put(bucketOffers, []byte(key), v)
+	c.addOffer(&offer{action: a, id: id, to: to.Name, at: c.now})
 	c.noteGiven(to, r)
 	c.setOwned()
 	c.wish(a)
 	c.pushDecide()
 	return true
+}
+
+// addOffer adds an offer and writes it to disk. The caller then calls setOwned.
+func (c *core) addOffer(o *offer) {
+	key := o.action.Encode()
+	c.offers[string(key)] = o
+	c.put(bucketOffers, key, append(binary.BigEndian.AppendUint64(nil, o.id), o.to[:]...))
 }
 
 // dropOffers drops the offers that were decided or that the ring has overtaken. A range

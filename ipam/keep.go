@@ -149,7 +149,7 @@ func (c *core) pushKept() {
 		}
 	}
 	offered := c.dropKept(func(k *kept) bool {
-		return c.present(k.from) && !c.ring.IsBanned(k.from) && len(c.offers) < maxOffers && c.giveBack(k)
+		return c.caughtUp() && c.present(k.from) && !c.ring.IsBanned(k.from) && len(c.offers) < maxOffers && c.giveBack(k)
 	})
 	if expired := c.dropKept(func(k *kept) bool { return c.now.After(k.until) }); expired || offered {
 		c.setOwned()

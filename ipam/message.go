@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/gossip"
 )
 
@@ -28,10 +29,15 @@ import (
 //	 8 round        a message between voters, see package consensus, to the end
 //	 9 behind       the slot of the last decision that the sender knows, 8
 //	10 refusal      why the sender does not agree to a wish, UTF-8, to the end
+//	11 state ask    slot 8, genesis of the sender's ring 16
+//	12 state answer status 1, slot 8, slot at the start 8, length 2, action, length, action ... to the end
 //
 // An address is a family, 4 or 6, followed by 4 or 16 bytes. A prefix is an address
 // and a length. An answer has the id of the message that it answers, and a wish the slot
-// of the last decision that its sender knows. Types are
+// of the last decision that its sender knows. The status of a state answer is other if its
+// sender has no ring or another one, and too if its sender may be as old as the
+// asker. Its second slot is that of the ring on the disk of the sender when it was started, all
+// ones for none; its actions are the transfers that the asker signed and that are not decided. Types are
 // append-only. A reader ignores unknown types, and bytes after a body.
 const messageFormat = 1
 
@@ -48,6 +54,8 @@ const (
 	msgRound       messageType = 8
 	msgBehind      messageType = 9 // also the answer to a leave
 	msgRefusal     messageType = 10
+	msgStateAsk    messageType = 11
+	msgStateAnswer messageType = 12
 )
 
 // The status of an answer.
@@ -55,6 +63,7 @@ const (
 	statusYes   = 0
 	statusNo    = 1 // nothing free; the address is in use
 	statusOther = 2 // not the owner
+	statusToo   = 3 // of a state answer: the sender catches up too
 )
 
 var errMessage = gossip.ErrMalformed
@@ -64,11 +73,12 @@ type message struct {
 	kind   messageType
 	id     uint64
 	status byte
-	body   []byte // of records, leave, wish and round
+	body   []byte // of records, leave, wish, round, refusal and state
 	prefix netip.Prefix
 	addr   netip.Addr
 	free   addr.Count
 	slot   uint64
+	disk   uint64 // of a state answer: the slot at the start
 }
 
 func appendAddr(b []byte, a netip.Addr) []byte {
@@ -98,6 +108,14 @@ func (m *message) encode() []byte {
 		b = append(b, m.status)
 	case msgBehind:
 		b = binary.BigEndian.AppendUint64(b, m.slot)
+	case msgStateAsk:
+		b = binary.BigEndian.AppendUint64(b, m.slot)
+		b = append(b, m.body...)
+	case msgStateAnswer:
+		b = append(b, m.status)
+		b = binary.BigEndian.AppendUint64(b, m.slot)
+		b = binary.BigEndian.AppendUint64(b, m.disk)
+		b = append(b, m.body...)
 	}
 	return b
 }
@@ -155,6 +173,13 @@ func parseMessage(b []byte) (message, error) {
 		m.status = f.byte()
 	case msgBehind:
 		m.slot = f.uint64()
+	case msgStateAsk:
+		m.slot = f.uint64()
+		m.body = f.take(len(ring.ID{}))
+	case msgStateAnswer:
+		m.status = f.byte()
+		m.slot, m.disk = f.uint64(), f.uint64()
+		m.body = f.b
 	}
 	if f.bad || format != messageFormat {
 		return message{}, fmt.Errorf("ipam message of type %d, %d bytes: %w", m.kind, len(b), errMessage)

@@ -98,6 +98,14 @@ func (c *core) load(disk Disk) (notes []error) {
 	l.loadVotes()
 	l.loadOffers()
 	l.loadKept()
+	l.diskSlot = noSlot
+	if l.ring.Ready() {
+		l.diskSlot = l.ring.Slot()
+	}
+	_, waits := l.ring.Awaits()
+	if l.ring.Ready() || waits || l.cfg.Lost {
+		l.startCatchUp()
+	}
 	return l.notes
 }
 

@@ -132,10 +132,11 @@ func (c *core) tryRequest(r *request) bool {
 	}
 	switch r.kind {
 	case reqPrime:
-		if c.ring.Ready() {
-			c.reply(r.id, answer{})
+		if !c.ring.Ready() || !c.caughtUp() {
+			return false
 		}
-		return c.ring.Ready()
+		c.reply(r.id, answer{})
+		return true
 	case reqAllocate:
 		return c.tryAllocate(r)
 	}
@@ -148,7 +149,7 @@ func (c *core) tryAllocate(r *request) bool {
 		return true
 	}
 	hosts, err := addr.Hosts(r.subnet)
-	if err != nil || !c.ring.Ready() {
+	if err != nil || !c.ring.Ready() || !c.caughtUp() {
 		return false
 	}
 	a, ok := c.space.Allocate(hosts)
@@ -172,7 +173,7 @@ func (c *core) tryClaim(r *request) bool {
 	}
 	if c.ringDivides(a) {
 		owner, ok := c.ring.Owner(a)
-		if !ok || !c.space.Owns(a) || !c.isMine(owner) {
+		if !ok || !c.space.Owns(a) || !c.isMine(owner) || !c.caughtUp() {
 			return false
 		}
 		c.space.Take(a)
@@ -204,16 +205,21 @@ func (c *core) release(owner string, a netip.Addr) bool {
 	if al, ok := c.allocations[a]; !ok || al.owner != owner {
 		return false
 	}
+	c.unassign(owner, a)
+	c.space.Release(a)
+	c.writes = append(c.writes, releaseWrite(a))
+	c.retryPending()
+	return true
+}
+
+// unassign forgets that owner uses a, which stays taken in space.
+func (c *core) unassign(owner string, a netip.Addr) {
 	delete(c.allocations, a)
 	delete(c.foreign, a)
-	c.space.Release(a)
 	rest := slices.DeleteFunc(c.byOwner[owner], func(b netip.Addr) bool { return a == b })
 	if c.byOwner[owner] = rest; len(rest) == 0 {
 		delete(c.byOwner, owner)
 	}
-	c.writes = append(c.writes, releaseWrite(a))
-	c.retryPending()
-	return true
 }
 
 // cancel ends a request whose time is up. The error says what it waited for; it
@@ -233,6 +239,9 @@ func (c *core) cancel(id uint64) (waitedFor error) {
 func (c *core) waitsFor(r *request) error {
 	if !c.ring.Ready() {
 		return c.noRing()
+	}
+	if !c.caughtUp() {
+		return c.notCaughtUp()
 	}
 	if r.kind == reqAllocate {
 		return c.noSpace(r.subnet)
@@ -289,7 +298,7 @@ func (c *core) ownersIn(subnet netip.Prefix) []ring.Holder {
 
 // pushAsks asks other peers for the addresses that the pending requests need.
 func (c *core) pushAsks() {
-	if !c.ring.Ready() || c.ring.Epoch() != c.epoch {
+	if !c.ring.Ready() || !c.caughtUp() || c.ring.Epoch() != c.epoch {
 		return // after a change of the ring, refresh first tries the requests again
 	}
 	for _, r := range c.pending {

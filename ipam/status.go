@@ -169,7 +169,9 @@ type Status struct {
 	Kept               []Kept
 	LeftRings          []ring.ID // rings to which the operator can go back
 	Counters           Counters
-	DiskErr            error // of the last write of the state file; nil if all is written
+	// Unheard warns that this peer gives addresses without having caught up; "" if it has.
+	Unheard string
+	DiskErr error // of the last write of the state file; nil if all is written
 }
 
 // Kept is what this peer inherited from a removed peer and leaves unused for a time.
@@ -253,6 +255,7 @@ func (c *core) status() Status {
 	for _, r := range c.removals {
 		s.Waiting = append(s.Waiting, c.notRemoved(r).Error())
 	}
+	s.Unheard = c.unheard()
 	s.State = c.state(s)
 	return s
 }
@@ -264,6 +267,8 @@ func (c *core) state(s Status) string {
 		return "left"
 	case s.Ready && s.PendingAllocates > 0:
 		return fmt.Sprintf("waiting for %d IPs because %s", s.PendingAllocates, strings.Join(s.Waiting, "; "))
+	case s.Ready && !c.caughtUp():
+		return "catching up: " + c.notCaughtUp().Error()
 	case s.Ready:
 		return "ready"
 	case adopted:

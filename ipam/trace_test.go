@@ -266,7 +266,7 @@ func (w *storyWorld) message(b []byte) string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	status := [...]string{statusYes: "yes", statusNo: "no", statusOther: "not the owner"}[m.status]
+	status := [...]string{statusYes: "yes", statusNo: "no", statusOther: "not the owner", statusToo: "yes, but catches up too"}[m.status]
 	switch m.kind {
 	case msgRecords:
 		return "records: " + strings.Join(w.ringDelta(m.body), "; ")
@@ -292,6 +292,18 @@ func (w *storyWorld) message(b []byte) string {
 		return text
 	case msgRefusal:
 		return "does not agree: " + string(m.body)
+	case msgStateAsk:
+		return fmt.Sprintf("is at slot %d, and asks what is new", m.slot)
+	case msgStateAnswer:
+		actions, err := transfersIn(m.body)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		text := fmt.Sprintf("answers %s, is at slot %d", status, m.slot)
+		for _, a := range actions {
+			text += ", not decided: " + describe(a)
+		}
+		return text
 	case msgBehind:
 		return fmt.Sprintf("is at slot %d", m.slot)
 	}

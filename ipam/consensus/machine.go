@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -191,6 +192,20 @@ func (m *Machine) Round() uint32 { return m.round }
 // Pending reports whether a body may have been decided that this voter has signed, so
 // that the slot must be brought to its end.
 func (m *Machine) Pending() bool { return m.valid >= 0 || m.locked >= 0 }
+
+// Bodies returns the bodies that may be decided, as far as this voter has seen them. They are
+// read-only.
+func (m *Machine) Bodies() (bodies [][]byte) {
+	if m.valid >= 0 {
+		bodies = append(bodies, m.validBody)
+	}
+	for _, r := range slices.Sorted(maps.Keys(m.rounds)) {
+		if rs := m.rounds[r]; rs.prop != nil {
+			bodies = append(bodies, rs.prop.body)
+		}
+	}
+	return bodies
+}
 
 // Decided returns the decision, nil until there is one.
 func (m *Machine) Decided() []byte { return m.decided }

@@ -1,0 +1,433 @@
+package ipam
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
+)
+
+// A state that was read from disk may be old: the disk of a virtual machine was rolled back, a
+// folder came from a backup, a file was lost. Then this peer does not know what it gave to
+// others since. So after a start it first catches up with the mesh. It asks the voters and other
+// owners that it can reach how far the ring is, and for the transfers that it has signed and
+// that are not decided. Until it knows as much as they do, it gives no address to containers,
+// no range to peers, and has no vote.
+//
+//	this peer            each voter and some owners that are present
+//	state ask  --------> compares the slots, sends records if the asker lacks some
+//	           <-------- state answer: slot, transfers signed by the asker
+//	merges the records, honours the transfers again; asks until nothing is missing
+//
+// A part of the mesh may know less than another one. So this peer asks those that come later
+// too, until it has heard so many voters that no decision can be missing.
+//
+// If none of the peers that the ring names can be reached, this peer waits for
+// Config.CatchUp. Then it gives addresses all the same, because the others may be dead, and
+// Status.Unheard says so. It catches up as soon as one of them is present.
+
+const (
+	// defaultCatchUp is longer than a request for an address waits, so that its error
+	// reports why none is given.
+	defaultCatchUp = 2 * time.Minute
+	// stateTimeout is how long one peer can delay catching up: it does not answer, or says
+	// that it knows more.
+	stateTimeout = 10 * time.Second
+	// askOwners bounds how many owners without a vote are asked.
+	askOwners = 16
+	// askOthers bounds how many peers are asked that the ring does not name.
+	askOthers = 16
+	noSlot    = math.MaxUint64
+	// maxTransfers bounds the transfers in one answer.
+	maxTransfers = 64
+)
+
+// catchUp is the state of catching up.
+type catchUp struct {
+	since time.Time // zero until the first step
+	slot  uint64    // of the ring, when peers were asked last
+	asked map[peer.Name]*stateAsk
+
+	// heard is what hearing returned at heardAt.
+	heard      hearing
+	heardAt    time.Time
+	heardEpoch uint64
+}
+
+// stateAsk is what one peer was asked.
+type stateAsk struct {
+	id       uint64
+	first    time.Time
+	sent     time.Time
+	answered bool
+	other    bool   // it has no ring, or another one
+	old      bool   // it catches up too
+	disk     uint64 // the slot of its disk
+	slot     uint64 // of its answer
+}
+
+func (c *core) startCatchUp() {
+	if c.catch == nil {
+		c.catch = &catchUp{since: c.now, asked: make(map[peer.Name]*stateAsk)}
+	}
+}
+
+// catchUpAfter starts to catch up if the ring that has just arrived says that this peer owns
+// a part of it, although it does not remember that: its state file was lost. Before the first
+// decision there is nothing that it can have forgotten.
+func (c *core) catchUpAfter(wasReady bool) {
+	if wasReady || !c.ring.Ready() || c.ring.Slot() == 0 || c.election != nil && c.election.Running() {
+		return
+	}
+	if len(c.ring.Owned(c.mine()...)) > 0 {
+		c.startCatchUp()
+	}
+}
+
+// known returns the other peers that the ring names: voters, and then owners.
+func (c *core) known() (voters, owners []ring.Holder) {
+	for _, h := range c.ring.Voters() {
+		if !c.isMine(h) {
+			voters = append(voters, h)
+		}
+	}
+	for h := range c.ring.Owners() {
+		if !c.isMine(h) && !slices.Contains(voters, h) && !c.ring.IsBanned(h) {
+			owners = append(owners, h)
+		}
+	}
+	slices.SortFunc(owners, ring.Holder.Compare)
+	return voters, owners
+}
+
+// hearing is what this peer has heard while it catches up.
+type hearing struct {
+	all     []ring.Holder // that the ring names, except this peer
+	ask     []peer.Name   // those to ask that are present
+	heard   int           // how many of all have said that nothing is missing
+	fresh   bool          // one of them at least knows the present state
+	enough  bool          // no decision can be missing
+	missing []peer.Name   // those that this peer waits for
+}
+
+// add adds a peer to ask, and reports whether it has said that nothing is missing.
+func (h *hearing) add(c *core, n peer.Name) bool {
+	h.ask = append(h.ask, n)
+	a := c.catch.asked[n]
+	switch {
+	case a != nil && a.upTo(c.ring.Slot()):
+		return true
+	case a == nil || !a.other && c.now.Sub(a.first) < stateTimeout:
+		h.missing = append(h.missing, n)
+	}
+	return false
+}
+
+// upTo reports whether the peer knows nothing beyond a slot.
+func (a *stateAsk) upTo(slot uint64) bool { return a.answered && a.slot <= slot }
+
+// hearing returns what this peer has heard until now.
+func (c *core) hearing() hearing {
+	k := c.catch
+	if !k.heardAt.Equal(c.now) || k.heardEpoch != c.ring.Epoch() {
+		k.heard, k.heardAt, k.heardEpoch = c.hear(), c.now, c.ring.Epoch()
+	}
+	return k.heard
+}
+
+func (c *core) hear() (h hearing) {
+	voters, owners := c.known()
+	h.all = append(slices.Clone(voters), owners...)
+	votes := 0
+	for i, o := range h.all {
+		if c.present(o) && len(h.ask) < len(voters)+askOwners && h.add(c, o.Name) {
+			h.heard++
+			// Of several hosts that were started at once, that with an old disk is behind.
+			a := c.catch.asked[o.Name]
+			h.fresh = h.fresh || !a.old || a.disk == c.ring.Slot()
+			if i < len(voters) {
+				votes++
+			}
+		}
+	}
+	// An old ring does not name those that joined later.
+	others := 0
+	for _, n := range c.sortedPeers() {
+		if !slices.ContainsFunc(h.all, func(o ring.Holder) bool { return o.Name == n }) && others < askOthers {
+			h.add(c, n)
+			others++
+		}
+	}
+	// Of each quorum, an honest voter is among so many.
+	n := len(c.ring.Voters())
+	need := n - ring.Quorum(n) + (n-1)/3 + 1
+	h.enough = h.heard > 0 && h.heard == len(h.all) || len(voters) > 1 && votes >= min(need, len(voters))
+	return h
+}
+
+func (c *core) sortedPeers() []peer.Name {
+	return slices.SortedFunc(slices.Values(c.view.Peers()), peer.Name.Compare)
+}
+
+// pushCatchUp asks, and ends catching up if nothing can be missing.
+func (c *core) pushCatchUp() {
+	if c.catch == nil || !c.ring.Ready() || c.left {
+		return
+	}
+	if c.catch.since.IsZero() {
+		c.catch.since = c.now
+	}
+	h := c.hearing()
+	// What this peer signed and forgot is void when the wishes of the voters have ended.
+	over := c.caughtUp() && (h.fresh || len(h.all) == 0) && !c.now.Before(c.catch.since.Add(max(c.cfg.CatchUp, 2*wishTTL)))
+	if len(h.missing) == 0 && h.enough || over {
+		c.catch = nil
+		c.retryPending()
+		c.pushDecide()
+		return
+	}
+	c.catch.slot = c.ring.Slot()
+	for _, n := range h.ask {
+		a := c.catch.asked[n]
+		if a == nil {
+			a = &stateAsk{first: c.now}
+			c.catch.asked[n] = a
+		}
+		if a.upTo(c.ring.Slot()) && (!a.old || h.fresh) || c.now.Sub(a.sent) < resendEvery {
+			continue
+		}
+		id := c.ring.Genesis().ID()
+		a.id, a.sent = c.nextID(), c.now
+		c.send(n, message{kind: msgStateAsk, id: a.id, slot: c.ring.Slot(), body: id[:]})
+	}
+	// Those that went away are asked again when they are back.
+	maps.DeleteFunc(c.catch.asked, func(n peer.Name, a *stateAsk) bool {
+		return !slices.Contains(h.ask, n)
+	})
+	if c.caughtUp() {
+		c.retryPending()
+	}
+}
+
+// wakeCatchUp asks again at once those that knew more than this peer before the ring changed.
+func (c *core) wakeCatchUp() {
+	if c.catch == nil || c.catch.slot == c.ring.Slot() {
+		return
+	}
+	for _, a := range c.catch.asked {
+		if !a.answered {
+			a.sent = time.Time{}
+		}
+	}
+	c.pushCatchUp()
+}
+
+// caughtUp reports whether this peer may give addresses: all known peers that are present have
+// answered, or it has waited for long enough and still reaches nobody who knows the present
+// state.
+func (c *core) caughtUp() bool {
+	if c.catch == nil {
+		return true
+	}
+	if !c.ring.Ready() || c.catch.since.IsZero() {
+		return false
+	}
+	h := c.hearing()
+	wait := c.cfg.CatchUp
+	switch {
+	case len(h.missing) > 0:
+		return false
+	case h.enough: // also if the whole mesh was started again
+		return true
+	case h.fresh, len(h.all) == 0:
+		wait = c.cfg.Grace
+	}
+	return !c.now.Before(c.catch.since.Add(wait))
+}
+
+// current reports whether this peer has caught up with a peer that knows the present state.
+func (c *core) current() bool {
+	return c.catch == nil || c.caughtUp() && (c.hearing().fresh || c.hearing().enough)
+}
+
+// notCaughtUp is the reason why nothing is given yet.
+func (c *core) notCaughtUp() error {
+	h := c.hearing()
+	since := c.catch.since
+	if since.IsZero() {
+		since = c.now
+	}
+	switch {
+	case len(h.all) == 0:
+		return because(ErrCatchingUp, "waiting up to %v for peers that know more than the state file of this host", c.cfg.Grace)
+	case !h.fresh && len(h.missing) == 0:
+		return because(ErrCatchingUp, "no peer that owns addresses and knows the present state has been reached since the start (%s), and the state file "+
+			"of this host may be old; addresses are given once one of them answers, or without an answer in %v",
+			joinNames(c.displayNames(h.all)), max(0, since.Add(c.cfg.CatchUp).Sub(c.now)).Round(time.Second))
+	}
+	if len(h.missing) == 0 {
+		return because(ErrCatchingUp, "waiting up to %v for more peers, as the state file of this host may be old", c.cfg.Grace)
+	}
+	var names []string
+	for _, n := range h.missing {
+		names = append(names, c.displayName(n))
+	}
+	return because(ErrCatchingUp, "waiting for the answer of %s, as the state file of this host may be old", joinNames(names))
+}
+
+func (c *core) displayNames(hs []ring.Holder) (names []string) {
+	for _, h := range hs {
+		names = append(names, c.displayName(h.Name))
+	}
+	return names
+}
+
+// unheard returns a warning if this peer gives addresses although it could not catch up.
+func (c *core) unheard() string {
+	if c.catch == nil || !c.caughtUp() {
+		return ""
+	}
+	if c.current() || len(c.hearing().all) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("this host gives addresses although no peer that knows the present state (%s) has answered since its start: "+
+		"if its state file is old, others may have these addresses", strings.Join(c.displayNames(c.hearing().all), ", "))
+}
+
+// onStateAsk answers a peer that catches up.
+func (c *core) onStateAsk(from peer.Name, m message) {
+	h, known := c.holderOf(from)
+	if !known {
+		return
+	}
+	var id ring.ID
+	if c.ring.Ready() && !c.left {
+		id = c.ring.Genesis().ID()
+	}
+	if string(id[:]) != string(m.body) {
+		c.send(from, message{kind: msgStateAnswer, id: m.id, status: statusOther})
+		return
+	}
+	if m.slot < c.ring.Slot() {
+		c.help(from, m.slot)
+	}
+	answer := message{kind: msgStateAnswer, id: m.id, slot: c.ring.Slot(), disk: c.diskSlot, status: statusYes}
+	if !c.current() {
+		answer.status = statusToo
+	}
+	for _, a := range c.undecidedTransfers(h) {
+		raw := a.Encode()
+		answer.body = append(binary.BigEndian.AppendUint16(answer.body, uint16(len(raw))), raw...)
+	}
+	c.send(from, answer)
+}
+
+// undecidedTransfers returns the transfers of a peer that this peer has seen and that may still
+// be decided.
+func (c *core) undecidedTransfers(h ring.Holder) (out []*ring.Action) {
+	add := func(a *ring.Action) {
+		if a.Kind == ring.Transfer && (a.From == h || a.From == ring.Holder{Name: h.Name}) && len(out) < maxTransfers {
+			out = append(out, a)
+		}
+	}
+	for _, w := range c.sortedWishes() {
+		add(w.action)
+	}
+	if c.machine != nil && c.machine.Slot() == c.ring.Slot()+1 {
+		for _, body := range c.machine.Bodies() {
+			actions, _ := c.ring.CheckBody(body) // nil if it has no effect
+			for _, a := range actions {
+				add(a)
+			}
+		}
+	}
+	return out
+}
+
+// onStateAnswer hears how far a peer is.
+func (c *core) onStateAnswer(from peer.Name, m message) {
+	if c.catch == nil || !c.ring.Ready() {
+		return
+	}
+	a := c.catch.asked[from]
+	if a == nil || a.id != m.id {
+		return
+	}
+	c.catch.heardAt = time.Time{}
+	if a.other = m.status == statusOther; a.other {
+		c.pushCatchUp()
+		return
+	}
+	a.slot, a.disk = m.slot, m.disk
+	if m.slot > c.ring.Slot() {
+		return // asked again once the records are here
+	}
+	actions, err := transfersIn(m.body)
+	if err != nil {
+		return
+	}
+	changed := false
+	for _, t := range actions {
+		changed = c.honour(t) || changed
+	}
+	if changed {
+		c.setOwned()
+	}
+	a.answered, a.old = true, m.status == statusToo
+	c.pushCatchUp()
+}
+
+// honour makes a transfer that this peer has signed and forgotten an offer again, so that it
+// does not use the range.
+func (c *core) honour(a *ring.Action) bool {
+	if a.Kind != ring.Transfer || !c.isMine(a.From) || c.isMine(a.To) || c.offers[string(a.Encode())] != nil || len(c.offers) >= maxOffers || c.ring.Check(a) != nil {
+		return false
+	}
+	c.addOffer(&offer{action: a, to: a.To.Name, at: c.now})
+	return true
+}
+
+// transfersIn parses the actions of a state answer.
+func transfersIn(b []byte) (out []*ring.Action, err error) {
+	f := fields{b: b}
+	for len(f.b) > 0 && len(out) < maxTransfers {
+		n := f.take(2)
+		raw := f.take(int(binary.BigEndian.Uint16(n)))
+		if f.bad {
+			return nil, fmt.Errorf("transfers of %d bytes: %w", len(b), errMessage)
+		}
+		a, err := ring.ParseAction(raw)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// hold records at once that owner uses an address, whoever owns its range and whoever had it
+// by the state file: the kernel of this host says so. If another peer owns the range, this
+// peer asks for the address. before is the owner by the state file, "" for none.
+func (c *core) hold(owner string, p netip.Prefix) (before string) {
+	a := p.Addr()
+	old, had := c.allocations[a]
+	if had && old.owner == owner {
+		return owner
+	}
+	if had {
+		c.unassign(old.owner, a)
+	}
+	if c.ringDivides(a) {
+		c.space.Take(a)
+	}
+	c.assign(owner, a, p.Bits())
+	c.findForeign()
+	return old.owner
+}

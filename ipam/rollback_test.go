@@ -1,0 +1,226 @@
+package ipam
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam/ring"
+)
+
+const rollbackRange = "10.32.0.0/26"
+
+// rollbacks is a sim of hosts whose disks are replaced by old copies, or lost, while their
+// containers live on. It knows which addresses containers really have.
+type rollbacks struct {
+	*sim
+	seed  uint64
+	alive map[*node]map[netip.Addr]string // owners
+	old   map[*node][]*memDisk
+	said  map[netip.Addr]bool // given by a node that said that others may have it
+	gave  int
+}
+
+func newRollbacks(t testing.TB, seed uint64, nodes int) *rollbacks {
+	w := &rollbacks{sim: newSim(t, seed), seed: seed, alive: make(map[*node]map[netip.Addr]string), old: make(map[*node][]*memDisk), said: make(map[netip.Addr]bool)}
+	w.duplicatesExpected, w.watcher = true, w // stepped is the stricter check
+	for range nodes {
+		n := w.add(rollbackRange, Init{Mode: Consensus, Expect: nodes})
+		n.cfg.CatchUp = 20 * time.Second
+		n.launch()
+		w.alive[n] = make(map[netip.Addr]string)
+	}
+	return w
+}
+
+func (w *rollbacks) repaired(*node, *node, []byte) {}
+
+// stepped fails the test if a node gives an address that a container has, unless it, or the
+// node that gave the address before, had said that this may happen.
+func (w *rollbacks) stepped(n *node, _ []store.Write, effects []effect) {
+	for _, e := range effects {
+		r, ok := e.(effReply)
+		if !ok || !r.prefix.IsValid() {
+			continue
+		}
+		a := r.prefix.Addr()
+		said := n.core.unheard() != ""
+		for m, has := range w.alive {
+			if owner := has[a]; owner != "" && owner != n.core.allocations[a].owner && !said && !w.said[a] {
+				w.t.Fatalf("seed %d: %s gives %s, which %s has on %s", w.seed, n.cfg.Self, a, owner, m.cfg.Self)
+			}
+		}
+		w.alive[n][a] = n.core.allocations[a].owner
+		w.said[a] = said
+		w.gave++
+	}
+}
+
+// restart kills a node and starts it with another disk. Its containers live on, and the
+// kernel shows them to it.
+func (w *rollbacks) restart(n *node, disk *memDisk, lost bool) {
+	n.kill()
+	if w.rng.IntN(2) == 0 {
+		w.run(time.Duration(w.rng.IntN(2000)) * time.Millisecond)
+	}
+	n.disk, n.cfg.Lost = disk, lost
+	n.launch()
+	n.do(func(c *core) {
+		for _, a := range slices.SortedFunc(maps.Keys(w.alive[n]), netip.Addr.Compare) {
+			c.hold(w.alive[n][a], netip.PrefixFrom(a, 26))
+		}
+		for a, al := range maps.Clone(c.allocations) {
+			if w.alive[n][a] != al.owner {
+				c.release(al.owner, a) // the container is gone
+			}
+		}
+	})
+}
+
+// lose returns a copy of a disk without some of its buckets.
+func (w *rollbacks) lose(disk *memDisk) *memDisk {
+	d := disk.clone()
+	for _, bucket := range slices.Sorted(maps.Keys(d.data)) {
+		if w.rng.IntN(2) == 0 {
+			delete(d.data, bucket)
+		}
+	}
+	return d
+}
+
+func (w *rollbacks) event(step int) {
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	// One at a time: a quorum survives a third of the voters that forgot their votes.
+	free := !slices.ContainsFunc(w.nodes, func(m *node) bool { return m != n && m.core.catch != nil })
+	switch k := w.rng.IntN(20); {
+	case k < 8:
+		for i := range 1 + w.rng.IntN(12) { // many on one host, so that ranges move
+			n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("c", step, "-", i), pfx(rollbackRange)) })
+		}
+	case k < 11:
+		n.do(func(c *core) { c.pending = nil }) // their callers are gone
+		for a, owner := range maps.Clone(w.alive[n]) {
+			delete(w.alive[n], a)
+			n.do(func(c *core) { c.release(owner, a) })
+		}
+	case k < 13:
+		w.old[n] = append(w.old[n], n.disk.clone())
+	case k < 15:
+		if copies := w.old[n]; free && len(copies) > 0 {
+			w.restart(n, copies[w.rng.IntN(len(copies))].clone(), false)
+		}
+	case k == 15 && free:
+		w.restart(n, w.lose(n.disk), true)
+	case k == 16 && free:
+		w.restart(n, newDisk(), true)
+	case k == 17:
+		split := 1 + w.rng.IntN(4)
+		w.cut = func(a, b *node) bool { return (a.number <= split) != (b.number <= split) }
+	default:
+		w.cut = func(a, b *node) bool { return false }
+	}
+	w.run(time.Duration(w.rng.IntN(1500)) * time.Millisecond)
+}
+
+// Disks go back in time, lose a part or everything at random moments, one at a time, with
+// living containers, cut off and not: no address is given twice, except where the node said
+// that it might.
+func TestOldStateGivesNothingTwice(t *testing.T) {
+	first := seed.New(t)
+	for seed := first; seed < first+20; seed++ {
+		w := newRollbacks(t, seed, 5)
+		w.nodes[0].allocate("first", rollbackRange)
+		w.converged(30 * time.Second)
+		for step := range 120 {
+			w.event(step)
+		}
+		w.cut = func(a, b *node) bool { return false }
+		w.converged(60 * time.Second)
+		w.run(30 * time.Second)
+		for _, n := range w.nodes {
+			if s := n.core.status(); s.State != "ready" && s.PendingAllocates == 0 || s.Unheard != "" {
+				t.Errorf("seed %d: %s is %s; %s", seed, n.cfg.Self, s.State, s.Unheard)
+			}
+		}
+		if w.gave < 20 {
+			t.Errorf("seed %d: only %d addresses were given", seed, w.gave)
+		}
+	}
+}
+
+// A host with an old disk that is cut off gives nothing and says why. After a time it gives
+// addresses, and says what that means. When it meets the others it gives only its own.
+func TestOldStateOfACutOffHost(t *testing.T) {
+	w := newRollbacks(t, seed.New(t), 2)
+	a, b := w.nodes[0], w.nodes[1]
+	a.allocate("first", rollbackRange)
+	w.converged(30 * time.Second)
+	old := a.disk.clone()
+	for i := range 45 { // more than the half of b
+		b.allocate(fmt.Sprint("b", i), rollbackRange)
+	}
+	w.converged(30 * time.Second)
+	w.cut = func(a, b *node) bool { return true }
+	w.restart(a, old, false)
+	id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
+	w.run(10 * time.Second)
+	if s := a.core.status(); s.PendingAllocates != 1 || !strings.Contains(s.State, "no peer that owns addresses and knows the present state has been reached") || s.Unheard != "" {
+		t.Errorf("it is %s; %s", s.State, s.Unheard)
+	}
+	if why := a.reason(id); !strings.Contains(why, "may be old") {
+		t.Errorf("reason %q", why)
+	}
+	w.run(15 * time.Second)
+	a.allocate("third", rollbackRange)
+	if s := a.core.status(); !strings.Contains(s.Unheard, "others may have these addresses") {
+		t.Errorf("it is %s; %s", s.State, s.Unheard)
+	}
+	w.cut = func(a, b *node) bool { return false }
+	w.run(simStep)
+	for i := range 5 {
+		a.allocate(fmt.Sprint("a", i), rollbackRange) // stepped checks each
+	}
+	if s := a.core.status(); s.Unheard != "" {
+		t.Errorf("after contact: %s", s.Unheard)
+	}
+}
+
+// A peer that signed a transfer, and forgot that with its disk, does not use the range.
+func TestForgottenTransferIsHonoured(t *testing.T) {
+	w := newRollbacks(t, seed.New(t), 3)
+	a, b := w.nodes[0], w.nodes[1]
+	a.allocate("first", rollbackRange)
+	w.converged(30 * time.Second)
+	old := a.disk.clone()
+	var offered *ring.Action
+	a.do(func(c *core) {
+		r := c.ring.RunOf(c.byOwnerFirst("first"))
+		if !c.give(ring.HolderOf(b.cfg.Self, b.cfg.Signer.Key()), r, 1) {
+			t.Fatal("nothing is offered")
+		}
+		for _, o := range c.offers {
+			offered = o.action
+		}
+	})
+	// The wish arrives, and the voters cannot decide it yet.
+	b.do(func(c *core) { c.onWish(a.cfg.Self, message{kind: msgWish, body: offered.Encode()}) })
+	w.restart(a, old, false)
+	a.do(func(c *core) {
+		if len(c.offers) != 0 {
+			t.Fatal("the offer is on the old disk")
+		}
+	})
+	w.run(simStep)
+	got := a.allocate("second", rollbackRange)
+	if offered.Range.Contains(got) {
+		t.Errorf("%s is in the range %s that was given away", got, offered.Range)
+	}
+}
+
+func (c *core) byOwnerFirst(owner string) netip.Addr { return c.byOwner[owner][0] }
