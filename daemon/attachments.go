@@ -187,7 +187,7 @@ func exactly(ps []netip.Prefix) []api.Address {
 // join brings the container and its record to the state a, and announces the
 // addresses of show.
 func (as *attachments) join(p place, a attachment, show []netip.Prefix) error {
-	if err := as.plug(p.netns, a, show); err != nil {
+	if err := as.plug(p.owner, p.netns, a, show); err != nil {
 		return err
 	}
 	var err error
@@ -198,10 +198,10 @@ func (as *attachments) join(p place, a attachment, show []netip.Prefix) error {
 	return as.put(p.owner, a)
 }
 
-func (as *attachments) plug(netns string, a attachment, addrs []netip.Prefix) error {
+func (as *attachments) plug(owner, netns string, a attachment, addrs []netip.Prefix) error {
 	_, err := netdev.Attach(netdev.Attachment{
 		NS: netns, Iface: netdev.IfaceName, Bridge: as.bridge, MTU: as.mtu, Addrs: addrs, MulticastRoute: !a.NoMulticastRoute,
-		Sysctls: as.sysctls,
+		Sysctls: as.sysctls, Owner: owner, Name: as.kind.nameOf(a),
 	})
 	return err
 }

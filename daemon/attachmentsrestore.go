@@ -43,7 +43,7 @@ func (as *attachments) restoreOne(ctx context.Context, owner string) error {
 	}
 	if current {
 		// Puts the port back on a bridge that was created again, and announces.
-		if err := as.plug(a.Netns, a, a.Addresses); err != nil {
+		if err := as.plug(owner, a.Netns, a, a.Addresses); err != nil {
 			return err
 		}
 	}

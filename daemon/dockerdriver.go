@@ -38,17 +38,17 @@ type driverLinks struct {
 	log     *slog.Logger
 }
 
-func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error {
+func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, owner string, addrs []netip.Prefix) error {
 	if mtu == 0 {
 		mtu = l.mtu
 	}
 	if err := connectable(l.kernel); err != nil {
 		return err
 	}
-	if err := netdev.MakePort(l.bridge, port, inside, mac, mtu, l.sysctls); err != nil {
+	if err := netdev.MakePort(l.bridge, port, inside, mac, mtu, netdev.PortUser{Owner: owner, Addrs: addrs}, l.sysctls); err != nil {
 		return err
 	}
-	if err := netdev.AnnounceAt(l.bridge, mac, addrs); err != nil {
+	if err := netdev.AnnounceAt(l.bridge, mac, addrsOf(addrs)); err != nil {
 		l.log.Warn("the addresses of a container could not be announced", "addresses", addrs, "err", err)
 	}
 	return nil
@@ -72,6 +72,20 @@ func (driverLinks) AddAddresses(ctx context.Context, path string, mac net.Hardwa
 		case <-tick.C:
 		}
 	}
+}
+
+func (l driverLinks) InUse() (map[netip.Addr]bool, error) {
+	ports, err := netdev.UsedPorts(l.bridge)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[netip.Addr]bool)
+	for _, p := range ports {
+		for _, a := range slices.Concat(p.Addrs, p.Behind) {
+			all[a.Addr()] = true
+		}
+	}
+	return all, nil
 }
 
 func (driverLinks) Delete(port string) error { return netdev.DeletePort(port) }

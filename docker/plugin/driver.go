@@ -38,15 +38,17 @@ type Addresses interface {
 type Links interface {
 	// Make makes a veth pair: port on weft's bridge, and inside for the engine to
 	// move into a container, with that MAC address and an MTU in bytes, 0 for
-	// the default. It announces the addresses to the switch. A port of that name is
-	// replaced.
-	Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error
+	// the default. It announces the addresses to the switch, and writes them down in the
+	// kernel with their owner. A port of that name is replaced.
+	Make(port, inside string, mac net.HardwareAddr, mtu int, owner string, addrs []netip.Prefix) error
 	// Delete removes a port; one that is not there is no error.
 	Delete(port string) error
 	// AddAddresses adds addresses to the interface with that MAC address in the
 	// namespace at path, and announces them. It waits for the engine to have moved
 	// it there, until ctx ends.
 	AddAddresses(ctx context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error
+	// InUse returns the addresses of all ports that lead to containers, by the kernel.
+	InUse() (map[netip.Addr]bool, error)
 	// InContainer reports whether there is a port whose other end is in a container; inside
 	// is the name of that end on the host. The kernel removes a port together with its
 	// container. An engine that removes a container while the driver does not answer
@@ -348,11 +350,7 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 	if err != nil {
 		return r, fmt.Errorf("endpoint %.12s: %w", q.EndpointID, err)
 	}
-	var addrs []netip.Addr
-	for _, p := range e.all() {
-		addrs = append(addrs, p.Addr())
-	}
-	if err := d.links.Make(Port(q.EndpointID), inside(q.EndpointID), mac, n.MTU, addrs); err != nil {
+	if err := d.links.Make(Port(q.EndpointID), inside(q.EndpointID), mac, n.MTU, foreignOwner(q.EndpointID), e.all()); err != nil {
 		return r, err
 	}
 	if len(e.More) > 0 || e.Hosts != "" {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
@@ -373,6 +374,7 @@ func (d *Driver) sweepLeases(now time.Time) {
 			used[a] = true
 		}
 	}
+	inUse := sync.OnceValues(d.links.InUse) // the records may be older than the containers
 	for a, l := range d.leases {
 		if used[a] {
 			delete(d.missed, l.owner)
@@ -382,6 +384,9 @@ func (d *Driver) sweepLeases(now time.Time) {
 		if !missed {
 			d.missed[l.owner] = now
 		} else if now.Sub(since) >= idleGrace {
+			if alive, err := inUse(); err != nil || alive[a] {
+				continue
+			}
 			d.log.Info("an address that docker requested is not used; it is free", "addr", a)
 			if err := d.drop(a, l); err != nil {
 				d.log.Warn("an address could not be freed", "addr", a, "err", err)

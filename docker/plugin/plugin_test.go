@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -29,8 +30,9 @@ type host struct {
 	ports map[string]string // ports that were made: name, then MAC address and addresses
 	back  map[string]bool   // other ends that were moved back to the host
 	more  []string
-	hosts []string // edits of hosts files
-	fail  error    // of the calls that may fail
+	hosts []string            // edits of hosts files
+	inUse map[netip.Addr]bool // behind ports, by the kernel
+	fail  error               // of the calls that may fail
 }
 
 var testRange = netip.MustParsePrefix("10.32.0.0/12")
@@ -88,11 +90,24 @@ func (h *host) Owners() map[string][]netip.Prefix {
 	return all
 }
 
-func (h *host) Make(port, inside string, mac net.HardwareAddr, mtu int, addrs []netip.Addr) error {
+func (h *host) Make(port, inside string, mac net.HardwareAddr, mtu int, owner string, ps []netip.Prefix) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	var addrs []netip.Addr
+	for _, p := range ps {
+		addrs = append(addrs, p.Addr())
+	}
+	if !strings.HasPrefix(owner, "docker:endpoint:") {
+		return fmt.Errorf("the owner of port %s is %q", port, owner)
+	}
 	h.ports[port] = fmt.Sprint(inside, " ", mac, " ", mtu, " ", addrs)
 	return h.fail
+}
+
+func (h *host) InUse() (map[netip.Addr]bool, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.inUse), nil
 }
 
 func (h *host) AddAddresses(_ context.Context, path string, mac net.HardwareAddr, addrs []netip.Prefix) error {
@@ -336,6 +351,29 @@ func TestRefusedNetworks(t *testing.T) {
 	if !strings.Contains(last, "--subnet 10.32.0.0/12") {
 		t.Errorf("after too many requests the answer is %s", last)
 	}
+}
+
+// The records are older than a container: its address stays, as the kernel has it.
+func TestSweepLeavesWhatTheKernelHas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.call(t, "IpamDriver.RequestAddress", `{"PoolID":"weft-10.40.1.0/24-10.40.1.0/24","Address":"10.40.1.6"}`)
+		a := netip.MustParseAddr("10.40.1.6")
+		sweep := func() {
+			for range 3 {
+				time.Sleep(idleGrace)
+				b.driver.Sweep(time.Now())
+			}
+		}
+		b.inUse = map[netip.Addr]bool{a: true}
+		if sweep(); b.given[a] == "" {
+			t.Error("the address of a port is freed")
+		}
+		b.inUse = nil
+		if sweep(); b.given[a] != "" {
+			t.Error("an address that no port has is not freed")
+		}
+	})
 }
 
 // Addresses of containers that disappeared silently are freed after a while, and none of

@@ -39,6 +39,9 @@ type Attachment struct {
 	// interface, so its frames must not bypass the bridge.
 	RateLimited bool
 	Sysctls     Sysctls // of the caller's host
+	// Owner, in the allocators, and Name, for people, are written down in the kernel with
+	// Addrs, see UsedPorts.
+	Owner, Name string
 }
 
 // Attach connects the namespace to the bridge with a veth pair unless it is already
@@ -77,6 +80,8 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 	return a.configureInterface(host, in, port, l)
 }
 
+func (a *Attachment) user() PortUser { return PortUser{a.Owner, a.Name, a.Addrs} }
+
 func (a *Attachment) failed(what string, cause error) error {
 	return fmt.Errorf("attach %s to bridge %s: %s: %w", a.NS, a.Bridge, what, cause)
 }
@@ -114,7 +119,9 @@ func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error 
 	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
 		return a.failed("set hairpin mode of "+port.Attrs().Name, err)
 	}
-	if alias := (portAlias{port.Attrs().MTU, a.Hairpin}).String(); port.Attrs().Alias != alias {
+	before, _ := parsePortAlias(port.Attrs().Alias)
+	now := portAlias{port.Attrs().MTU, a.Hairpin, before.user}.with(a.user())
+	if alias := now.String(); port.Attrs().Alias != alias {
 		if err := host.LinkSetAlias(port, alias); err != nil {
 			return a.failed("set alias of "+port.Attrs().Name, err)
 		}
@@ -230,7 +237,7 @@ func makePairIn(host, in handle, bridge netlink.Link, a Attachment) (port, l net
 	_, _ = rand.Read(suffix[:]) // never fails, by its documentation
 	port, err = host.makePair(pair{
 		port: HostPrefix + hex.EncodeToString(suffix[:]), inside: a.Iface, ns: &ns, bridge: bridge, mtu: a.MTU, mac: a.MAC,
-		hairpin: a.Hairpin, rateLimited: a.RateLimited, sysctls: a.Sysctls,
+		hairpin: a.Hairpin, rateLimited: a.RateLimited, user: a.user(), sysctls: a.Sysctls,
 	})
 	if err != nil {
 		return nil, nil, err
@@ -313,10 +320,17 @@ func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, e
 			delete(have, p)
 			removed = append(removed, p)
 		}
-		if len(have) > 0 {
-			return nil
+		if len(have) == 0 {
+			return host.delete(port)
 		}
-		return host.delete(port)
+		if before, ours := parsePortAlias(port.Attrs().Alias); ours {
+			if alias := before.without(addrs).String(); alias != port.Attrs().Alias {
+				if err := host.LinkSetAlias(port, alias); err != nil {
+					return fmt.Errorf("set alias of %s: %w", port.Attrs().Name, err)
+				}
+			}
+		}
+		return nil
 	})
 	return removed, err
 }

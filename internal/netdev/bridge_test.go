@@ -145,7 +145,9 @@ func TestPortTakesItsMACAddress(t *testing.T) {
 			_, err := netdev.Attach(netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, MAC: moved, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}})
 			return err
 		},
-		"by Docker": func(string, string) error { return netdev.MakePort("weft", "vethwe01", "vethwe01c", moved, 1376, "") },
+		"by Docker": func(string, string) error {
+			return netdev.MakePort("weft", "vethwe01", "vethwe01c", moved, 1376, netdev.PortUser{}, "")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			host, c := nstest.New(t, "h"), nstest.New(t, "c")

@@ -14,8 +14,9 @@ import (
 // MakePort makes a veth pair. The end port is on the bridge. The end inside has that MAC
 // address and stays in the same namespace until the caller moves it into a container and
 // adds addresses. Both have the MTU, in bytes of IP packet. An existing pair of the
-// port's name is replaced. The port's name must begin with HostPrefix.
-func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctls Sysctls) (err error) {
+// port's name is replaced. The port's name must begin with HostPrefix. User is written down
+// in the kernel, see UsedPorts.
+func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, user PortUser, sysctls Sysctls) (err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("make port %s of bridge %s: %s: %w", port, bridge, what, cause)
 	}
@@ -35,7 +36,7 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, sysctl
 			return wrap("replace", err)
 		}
 	}
-	l, err := h.makePair(pair{port: port, inside: inside, bridge: b, mtu: mtu, mac: mac, sysctls: sysctls})
+	l, err := h.makePair(pair{port: port, inside: inside, bridge: b, mtu: mtu, mac: mac, user: user, sysctls: sysctls})
 	if err != nil {
 		return wrap("create", err)
 	}
@@ -62,6 +63,7 @@ type pair struct {
 	mac          net.HardwareAddr
 	hairpin      bool
 	rateLimited  bool
+	user         PortUser
 	sysctls      Sysctls
 }
 
@@ -74,7 +76,7 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = p.port, p.mtu, p.bridge.Attrs().Index
-	attrs.Alias = portAlias{p.mtu, p.hairpin}.String()
+	attrs.Alias = portAlias{p.mtu, p.hairpin, p.user}.String()
 	if p.rateLimited {
 		attrs.Group = rateLimitedGroup
 	}

@@ -18,9 +18,52 @@ func PortAddrs(bridge string) (map[netip.Addr]uint32, error) {
 	wrap := func(err error) error {
 		return fmt.Errorf("find addresses behind the ports of bridge %s: %w", bridge, err)
 	}
-	h, err := here()
+	all, err := listPorts(bridge)
 	if err != nil {
 		return nil, wrap(err)
+	}
+	ports := make(map[netip.Addr]uint32)
+	for _, p := range all {
+		if p.err != nil {
+			return nil, wrap(p.err)
+		}
+		for _, a := range p.Behind {
+			if p.on {
+				ports[a.Addr()] = uint32(p.index)
+			}
+		}
+	}
+	return ports, nil
+}
+
+// UsedPort is the host's end of a veth pair of a container. Its PortUser is by the records that
+// weft keeps in the kernel.
+type UsedPort struct {
+	Name string
+	PortUser
+	// Behind are the addresses of the other end, whoever gave them, except link-local ones.
+	// The kernel knows none if the other end is still in this namespace.
+	Behind []netip.Prefix
+
+	index int
+	on    bool  // the bridge
+	err   error // of reading Behind
+}
+
+// UsedPorts returns the ports of a bridge that lead to other namespaces, and those that weft made
+// for it, even if other software has taken them from the bridge.
+func UsedPorts(bridge string) ([]UsedPort, error) {
+	ports, err := listPorts(bridge)
+	if err != nil {
+		return nil, fmt.Errorf("list the ports of bridge %s: %w", bridge, err)
+	}
+	return ports, nil
+}
+
+func listPorts(bridge string) (ports []UsedPort, err error) {
+	h, err := here()
+	if err != nil {
+		return nil, err
 	}
 	defer h.Close()
 	br, ok, err := h.link(bridge)
@@ -29,27 +72,28 @@ func PortAddrs(bridge string) (map[netip.Addr]uint32, error) {
 	}
 	links, err := h.links()
 	if err != nil {
-		return nil, wrap(err)
+		return nil, err
 	}
 	socket, err := strictSocket()
 	if err != nil {
-		return nil, wrap(err)
+		return nil, err
 	}
 	defer socket.Close()
-	ports := make(map[netip.Addr]uint32)
 	for _, l := range links {
 		a := l.Attrs()
-		// A pair with both ends in this namespace is the router's.
-		if a.MasterIndex != br.Attrs().Index || l.Type() != "veth" || a.NetNsID < 0 {
+		alias, ours := parsePortAlias(a.Alias)
+		p := UsedPort{Name: a.Name, PortUser: alias.user, index: a.Index, on: a.MasterIndex == br.Attrs().Index}
+		elsewhere := a.NetNsID >= 0 // a pair with both ends in this namespace is the router's
+		if l.Type() != "veth" || !ours && !(p.on && elsewhere) {
 			continue
 		}
-		addrs, err := Dump(func() ([]netip.Addr, error) { return addrsBehind(socket, a.NetNsID, a.ParentIndex) })
-		if err != nil {
-			return nil, wrap(fmt.Errorf("port %s: %w", a.Name, err))
+		if elsewhere {
+			p.Behind, p.err = Dump(func() ([]netip.Prefix, error) { return addrsBehind(socket, a.NetNsID, a.ParentIndex) })
+			if p.err != nil {
+				p.err = fmt.Errorf("port %s: %w", a.Name, p.err)
+			}
 		}
-		for _, addr := range addrs {
-			ports[addr] = uint32(a.Index)
-		}
+		ports = append(ports, p)
 	}
 	return ports, nil
 }
@@ -68,8 +112,8 @@ func strictSocket() (*nl.NetlinkSocket, error) {
 }
 
 // addrsBehind returns the addresses of an interface in the namespace with that netns id.
-func addrsBehind(s *nl.NetlinkSocket, nsid, ifindex int) ([]netip.Addr, error) {
-	var addrs []netip.Addr
+func addrsBehind(s *nl.NetlinkSocket, nsid, ifindex int) ([]netip.Prefix, error) {
+	var addrs []netip.Prefix
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 		req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
@@ -92,17 +136,17 @@ func addrsBehind(s *nl.NetlinkSocket, nsid, ifindex int) ([]netip.Addr, error) {
 
 // addrOfMessage parses an RTM_NEWADDR message. It returns false for another interface and
 // for a link-local address.
-func addrOfMessage(m []byte, ifindex int) (netip.Addr, bool) {
+func addrOfMessage(m []byte, ifindex int) (netip.Prefix, bool) {
 	if len(m) < unix.SizeofIfAddrmsg {
-		return netip.Addr{}, false
+		return netip.Prefix{}, false
 	}
 	msg := nl.DeserializeIfAddrmsg(m)
 	if msg.Index != uint32(ifindex) || msg.Scope != unix.RT_SCOPE_UNIVERSE {
-		return netip.Addr{}, false
+		return netip.Prefix{}, false
 	}
 	attrs, err := nl.ParseRouteAttr(m[msg.Len():])
 	if err != nil {
-		return netip.Addr{}, false
+		return netip.Prefix{}, false
 	}
 	var addr netip.Addr
 	for _, a := range attrs {
@@ -111,5 +155,6 @@ func addrOfMessage(m []byte, ifindex int) (netip.Addr, bool) {
 			addr, _ = netip.AddrFromSlice(a.Value)
 		}
 	}
-	return addr.Unmap(), addr.IsValid()
+	p := netip.PrefixFrom(addr.Unmap(), int(msg.Prefixlen))
+	return p, p.IsValid()
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -208,37 +207,4 @@ func setBridgeFlags(l netlink.Link, flags map[int][]byte) error {
 	req.AddData(info)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
-}
-
-// portAlias is the alias of the host's end of a container's veth pair. It says how the
-// port must be, so that a router can restore it whoever made it.
-//
-//	weft port mtu 1376 hairpin
-type portAlias struct {
-	mtu     int // bytes of IP packet
-	hairpin bool
-}
-
-const portAliasPrefix = "weft port"
-
-// String returns the text of the alias.
-func (a portAlias) String() string {
-	s := fmt.Sprintf("%s mtu %d", portAliasPrefix, a.mtu)
-	if a.hairpin {
-		s += " hairpin"
-	}
-	return s
-}
-
-// parsePortAlias reads an alias. It is false if weft did not write it.
-func parsePortAlias(s string) (a portAlias, ok bool) {
-	rest, ok := strings.CutPrefix(s, portAliasPrefix)
-	if !ok {
-		return portAlias{}, false
-	}
-	rest, a.hairpin = strings.CutSuffix(rest, " hairpin")
-	if n, err := fmt.Sscanf(rest, " mtu %d", &a.mtu); err != nil || n != 1 || a.mtu < 68 || a.mtu > 65535 || a.String() != s {
-		return portAlias{}, false
-	}
-	return a, true
 }

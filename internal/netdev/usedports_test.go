@@ -1,0 +1,101 @@
+package netdev_test
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
+)
+
+// The kernel alone says whose each port is, and which addresses are behind it.
+func TestUsedPorts(t *testing.T) {
+	host, a, b := nstest.New(t, "host"), nstest.New(t, "a"), nstest.New(t, "b")
+	bridge(t, host)
+	ports := func() (list []netdev.UsedPort) {
+		t.Helper()
+		do(t, host, func() (err error) { list, err = netdev.UsedPorts("weft"); return err })
+		return list
+	}
+	same := func(what string, got []netip.Prefix, want ...string) {
+		t.Helper()
+		var ps []netip.Prefix
+		for _, s := range want {
+			ps = append(ps, pfx(s))
+		}
+		if !slices.Equal(got, ps) {
+			t.Errorf("%s: %v, want %v", what, got, ps)
+		}
+	}
+	if got := ports(); len(got) != 0 {
+		t.Fatalf("ports of an empty bridge: %+v", got)
+	}
+	at := netdev.Attachment{NS: a, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}, Owner: "netns:1", Name: "web"}
+	attach(t, host, at)
+	at.Addrs = []netip.Prefix{pfx("10.32.0.6/12"), pfx("fd00::6/64")}
+	attach(t, host, at)
+	do(t, a, func() error {
+		l, err := netlink.LinkByName("ethwe")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: []byte{10, 32, 0, 9}, Mask: []byte{255, 255, 255, 0}}})
+	})
+	got := ports()
+	if len(got) != 1 || got[0].Owner != "netns:1" || got[0].PortUser.Name != "web" {
+		t.Fatalf("ports: %+v", got)
+	}
+	same("given", got[0].Addrs, "10.32.0.5/12", "10.32.0.6/12", "fd00::6/64")
+	behind := slices.SortedFunc(slices.Values(got[0].Behind), netip.Prefix.Compare)
+	same("behind", behind, "10.32.0.5/12", "10.32.0.6/12", "10.32.0.9/24", "fd00::6/64")
+
+	// Other software took the port from the bridge: the container lives on.
+	do(t, host, func() error {
+		l, err := netlink.LinkByName(got[0].Name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetNoMaster(l)
+	})
+	if got := ports(); len(got) != 1 {
+		t.Errorf("without the bridge: %+v", got)
+	}
+	do(t, host, func() error {
+		_, err := netdev.Detach(a, "ethwe", []netip.Prefix{pfx("10.32.0.5/12")})
+		return err
+	})
+	same("given after a detach", ports()[0].Addrs, "10.32.0.6/12", "fd00::6/64")
+
+	// A port that another program made is a port of a container too.
+	do(t, host, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "other"
+		br, err := netlink.LinkByName("weft")
+		if err != nil {
+			return err
+		}
+		attrs.MasterIndex = br.Attrs().Index
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(nsFile(t, b))
+		return netlink.LinkAdd(veth)
+	})
+	if got := ports(); len(got) != 2 || !slices.ContainsFunc(got, func(p netdev.UsedPort) bool { return p.Name == "other" && p.Owner == "" }) {
+		t.Errorf("with a port of others: %+v", got)
+	}
+}
+
+// nsFile opens the namespace at path until the test ends.
+func nsFile(t *testing.T, path string) int {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return int(f.Fd())
+}
