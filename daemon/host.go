@@ -388,6 +388,7 @@ func (a meshAddresses) Key(n peer.Name) (peer.Key, bool)     { return a.mesh.Key
 func (a meshAddresses) Place(n peer.Name) (netip.Addr, bool) { return a.mesh.Place(n) }
 func (a meshAddresses) Target(n peer.Name) bool              { return a.mesh.IsTarget(n) }
 func (a meshAddresses) AwaitsTarget() bool                   { return a.mesh.AwaitsTarget() }
+func (a meshAddresses) Collides() bool                       { return a.mesh.Collides() }
 
 // observer passes the events of the mesh on to the router and the names.
 type observer struct{ *host }

@@ -249,6 +249,9 @@ func (c *core) caughtUp() bool {
 	case h.fresh, len(h.all) == 0:
 		wait = c.cfg.Grace
 	}
+	if wait == c.cfg.CatchUp && c.view.Collides() {
+		return false // this state folder is a copy of that of a live host, which uses the addresses
+	}
 	return !c.now.Before(c.catch.since.Add(wait))
 }
 
@@ -267,6 +270,9 @@ func (c *core) notCaughtUp() error {
 	switch {
 	case len(h.all) == 0:
 		return because(ErrCatchingUp, "waiting up to %v for peers that know more than the state file of this host", c.cfg.Grace)
+	case !h.fresh && len(h.missing) == 0 && c.view.Collides():
+		return because(ErrCatchingUp, "another live router has the identity of this host, as a state folder was copied; nothing is given here until 'weft reset' "+
+			"is run on one of the two")
 	case !h.fresh && len(h.missing) == 0:
 		return because(ErrCatchingUp, "no peer that owns addresses and knows the present state has been reached since the start (%s), and the state file "+
 			"of this host may be old; addresses are given once one of them answers, or without an answer in %v",

@@ -37,6 +37,8 @@ type View interface {
 	// AwaitsTarget reports whether a user named peers to connect to, and none of them has
 	// answered yet.
 	AwaitsTarget() bool
+	// Collides reports whether another live router uses the identity of this one.
+	Collides() bool
 }
 
 // Config configures an Allocator. All fields are constant.

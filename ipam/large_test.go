@@ -30,6 +30,7 @@ func (emptyView) Key(n peer.Name) (peer.Key, bool) {
 func (emptyView) Place(peer.Name) (netip.Addr, bool) { return netip.Addr{}, false }
 func (emptyView) Target(peer.Name) bool              { return true }
 func (emptyView) AwaitsTarget() bool                 { return false }
+func (emptyView) Collides() bool                     { return false }
 
 const (
 	largeTopology = 1

@@ -103,6 +103,7 @@ func (c *core) load(disk Disk) (notes []error) {
 		l.diskSlot = l.ring.Slot()
 	}
 	_, waits := l.ring.Awaits()
+	l.cfg.Lost = l.cfg.Lost || len(l.notes) > 0
 	if l.ring.Ready() || waits || l.cfg.Lost {
 		l.startCatchUp()
 	}

@@ -191,6 +191,24 @@ func TestOldStateOfACutOffHost(t *testing.T) {
 	}
 }
 
+// A copy of the folder of a host that lives gives nothing, however long it waits.
+func TestCopyOfALivingHostGivesNothing(t *testing.T) {
+	w := newRollbacks(t, seed.New(t), 2)
+	a := w.nodes[0]
+	a.allocate("first", rollbackRange)
+	w.converged(30 * time.Second)
+	w.cut = func(a, b *node) bool { return true } // the others refuse it
+	w.restart(a, a.disk, false)
+	a.collides = true
+	id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
+	if r, ok := a.await(id, time.Minute); ok {
+		t.Fatalf("it gives %v, %v", r.prefix, r.err)
+	}
+	if why := a.reason(id); !strings.Contains(why, "another live router has the identity of this host") {
+		t.Errorf("reason %q", why)
+	}
+}
+
 // A peer that signed a transfer, and forgot that with its disk, does not use the range.
 func TestForgottenTransferIsHonoured(t *testing.T) {
 	w := newRollbacks(t, seed.New(t), 3)

@@ -98,6 +98,7 @@ type node struct {
 	diesInNextStep bool // between the write and the effects
 	digest         time.Time
 	at             *node // the node whose underlay address it shares; nil: it has its own
+	collides       bool  // another node uses its identity
 	pretends       bool  // it has no core, but others see it
 }
 
@@ -202,6 +203,8 @@ func (n *node) place() netip.Addr {
 func (n *node) Target(peer.Name) bool { return true }
 
 func (n *node) AwaitsTarget() bool { return false }
+
+func (n *node) Collides() bool { return n.collides }
 
 // do runs f in the node's core, as the driver does.
 func (n *node) do(f func(*core)) {

@@ -133,6 +133,9 @@ func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
 	if !errors.As(err, &r) {
 		return
 	}
+	if r.Code == session.CodeCollision && dialled {
+		m.collided.Store(time.Now().UnixNano())
+	}
 	switch r.Code {
 	case session.CodePassword, session.CodeCollision, session.CodeVersion, session.CodeBanned:
 		if dialled || m.handshakes.mayReport(addr, time.Now()) {
@@ -152,6 +155,7 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 		case h.Instance == m.instance:
 			return no(session.CodeSelf, "a peer has dialled itself")
 		case h.Key == m.cfg.Identity.Key():
+			m.collided.Store(time.Now().UnixNano())
 			return no(session.CodeCollision, "name collision: both peers use the identity %s: a state folder was copied; run 'weft reset' on one of the two", m.self)
 		default:
 			return no(session.CodeCollision, "name collision: both peers have the name %s; give one of them another --name", m.self)
