@@ -90,8 +90,8 @@ func (f *fakeBackend) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Pref
 	return nil, f.note(r)
 }
 
-func (f *fakeBackend) Lease(_ context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
-	return api.LeaseReply{Addresses: onePrefix}, f.err
+func (f *fakeBackend) Lease(_ context.Context, r api.LeaseRequest) (api.LeaseReply, func(), error) {
+	return api.LeaseReply{Addresses: onePrefix}, nil, f.err
 }
 
 func (f *fakeBackend) Release(context.Context, api.LeaseRequest) ([]netip.Prefix, error) {

@@ -18,8 +18,10 @@ func (a *app) ps() *cobra.Command {
 		Use:   "ps [CONTAINER...]",
 		Short: "List attached containers with their addresses",
 		Long: `Print one line for each attached container: its id, its MAC address and its
-addresses. weft:expose is the host itself. CONTAINER is an id or the beginning of
-one, the name of a container of Docker's, or the path of a network namespace.`,
+addresses. weft:expose is the host itself. For containers of CNI, also those whose
+interface another plugin made, the first column is NAMESPACE/POD on Kubernetes, else
+cni:NETWORK:CONTAINER:INTERFACE, and there is no MAC address. CONTAINER is an id or the
+beginning of one, a name, or the path of a network namespace.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return runPs(c.Context(), a.client(), args, a.stdout)
 		},
@@ -41,7 +43,7 @@ func runPs(ctx context.Context, client *api.Client, which []string, stdout io.Wr
 		if mac == "" {
 			mac = "-"
 		}
-		words := []string{render.Word(shortID(k.ID)), render.Word(mac)}
+		words := []string{render.Word(label(k)), render.Word(mac)}
 		for _, p := range k.Addresses {
 			words = append(words, p.String())
 		}
@@ -56,7 +58,7 @@ func choose(list []api.Attachment, which []string) ([]api.Attachment, error) {
 	for _, w := range which {
 		found := false
 		for i, k := range list {
-			if k.ID == w || k.Netns == w || k.Name != "" && (k.Name == w || strings.HasPrefix(k.ID, w)) {
+			if k.ID == w || k.Netns == w || k.Name != "" && k.Name == w || strings.HasPrefix(containerID(k), w) {
 				wanted[i], found = true, true
 			}
 		}
@@ -71,6 +73,28 @@ func choose(list []api.Attachment, which []string) ([]api.Attachment, error) {
 		}
 	}
 	return chosen, nil
+}
+
+// leaseOwner begins the ID of a container of CNI: cni:NETWORK:CONTAINER:INTERFACE.
+const leaseOwner = "cni:"
+
+// containerID returns the id of the container in its engine or runtime, "" if it has none.
+func containerID(k api.Attachment) string {
+	switch parts := strings.Split(k.ID, ":"); {
+	case strings.HasPrefix(k.ID, leaseOwner) && len(parts) == 4:
+		return parts[2]
+	case len(parts) == 1:
+		return k.ID
+	}
+	return ""
+}
+
+// label returns what ps shows in its first column.
+func label(k api.Attachment) string {
+	if strings.HasPrefix(k.ID, leaseOwner) && k.Name != "" {
+		return k.Name
+	}
+	return shortID(k.ID)
 }
 
 // shortID shortens the id of a container as Docker does.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/hostfile"
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // IPAMName is the program name under which the plugin only allocates addresses.
@@ -59,7 +61,7 @@ func (c *conf) requestAddresses(ctx context.Context, args *skel.CmdArgs) (*curre
 		}
 		return r, nil
 	}
-	reply, err := c.lease(ctx, args)
+	reply, err := c.lease(ctx, c.request(args))
 	if err != nil {
 		return nil, unavailable("get addresses", c.advise(args, err))
 	}
@@ -70,17 +72,39 @@ func (c *conf) requestAddresses(ctx context.Context, args *skel.CmdArgs) (*curre
 	return r, nil
 }
 
-// lease gets addresses from the router. It waits for one that is being replaced.
-func (c *conf) lease(ctx context.Context, args *skel.CmdArgs) (api.LeaseReply, error) {
+// request returns a request of the owner for addresses.
+func (c *conf) request(args *skel.CmdArgs) api.LeaseRequest {
+	r := api.LeaseRequest{Owner: c.ownerOf(args), Addresses: c.requested, Issued: c.issued, Name: podName(args), Netns: args.Netns}
+	if id, err := netdev.IdentifyNS(args.Netns); err == nil {
+		r.NetnsID = id.Ino
+	}
+	return r
+}
+
+// confirm tells the router the port of the interface that was made. It fails if the addresses
+// were released meanwhile.
+func (c *conf) confirm(ctx context.Context, args *skel.CmdArgs, made *current.Result) error {
+	if !c.usesRouterIPAM() {
+		return nil
+	}
+	r := api.LeaseRequest{Owner: c.ownerOf(args), Issued: c.issued, Port: made.Interfaces[0].Name}
+	if _, err := c.lease(ctx, r); err != nil {
+		return unavailable("keep the addresses", err)
+	}
+	return nil
+}
+
+// lease asks the router. It waits for one that is being replaced.
+func (c *conf) lease(ctx context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
 	for {
 		if err := c.awaitRouter(ctx, addTimeout); err != nil {
 			return api.LeaseReply{}, err
 		}
-		reply, err := c.client().Lease(ctx, api.LeaseRequest{Owner: c.ownerOf(args), Addresses: c.requested})
+		reply, err := c.client().Lease(ctx, r)
 		if err == nil || ctx.Err() != nil {
 			return reply, err
 		}
-		if r, e := c.client().Ready(ctx); e == nil && r.Ready {
+		if ready, e := c.client().Ready(ctx); e == nil && ready.Ready {
 			return reply, err // it is the router's own answer
 		}
 	}
@@ -139,7 +163,7 @@ func (c *conf) free(ctx context.Context, args *skel.CmdArgs) error {
 		}
 		return nil
 	}
-	had, err := c.client().Release(ctx, c.ownerOf(args))
+	had, err := c.client().Release(ctx, api.LeaseRequest{Owner: c.ownerOf(args), Issued: c.issued})
 	if errors.Is(err, api.ErrNotRunning) {
 		return c.noteRelease(c.ownerOf(args))
 	}
@@ -155,7 +179,7 @@ func (c *conf) noteRelease(owner string) error {
 	file := api.GoneFile(c.StateDir, owner)
 	err := hostfile.Private(filepath.Dir(file))
 	if err == nil {
-		err = os.WriteFile(file, nil, 0o600)
+		err = os.WriteFile(file, strconv.AppendInt(nil, c.issued, 10), 0o600)
 	}
 	if err != nil {
 		return failed(types.ErrIOFailure, "release addresses: weft is not running, and a note for its next start cannot be written: %v", err)
@@ -179,7 +203,7 @@ func (c *conf) gc(ctx context.Context, _ *skel.CmdArgs) error {
 	var errs []error
 	for _, l := range leases {
 		if strings.HasPrefix(l.Owner, ownersOf(c.Name)) && !slices.Contains(valid, l.Owner) {
-			if _, err := c.client().Release(ctx, l.Owner); err != nil {
+			if _, err := c.client().Release(ctx, api.LeaseRequest{Owner: l.Owner}); err != nil {
 				errs = append(errs, unavailable("free the addresses of "+l.Owner, err))
 			}
 		}

@@ -43,6 +43,7 @@ type conf struct {
 	previous  *current.Result // result of the earlier plugins of the chain, nil if there are none
 	mac       net.HardwareAddr
 	requested []api.Address
+	issued    int64 // when the verb began, see api.Now
 }
 
 type ipam struct {

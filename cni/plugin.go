@@ -12,6 +12,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/netdev"
 )
 
@@ -37,10 +38,12 @@ func Verbs(name string) skel.CNIFuncs {
 // verb parses the configuration and calls f with a timeout.
 func verb(f func(*conf, context.Context, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
 	return func(args *skel.CmdArgs) error {
+		issued := api.Now()
 		c, err := parse(args.StdinData)
 		if err != nil {
 			return err
 		}
+		c.issued = issued
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		return f(c, ctx, args)
@@ -76,6 +79,10 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 	if err := c.connect(args, r); err != nil {
 		return err
 	}
+	// A DEL that came meanwhile found no interface, and wins.
+	if err := c.confirm(ctx, args, r); err != nil {
+		return err
+	}
 	// Policies match multicast frames by their bridge port, which exists only now.
 	if err := c.expectPod(ctx, args, addrsOf(r)); err != nil {
 		return err
@@ -98,7 +105,7 @@ func (c *conf) connect(args *skel.CmdArgs, r *current.Result) error {
 	}
 	_, err := netdev.Attach(netdev.Attachment{
 		NS: args.Netns, Iface: args.IfName, Bridge: c.bridge(), MTU: mtu, Addrs: addrs, MAC: c.mac, Hairpin: isOn(c.HairpinMode),
-		RateLimited: c.rateLimited(),
+		RateLimited: c.rateLimited(), Owner: c.ownerOf(args), Name: podName(args),
 	})
 	if errors.Is(err, netdev.ErrHostNS) {
 		return failed(types.ErrInvalidNetNS, "%v", err)

@@ -63,20 +63,31 @@ func (c *conf) interfaceAddrs(args *skel.CmdArgs) []netip.Prefix {
 // podOf returns the pod of a container, from the arguments of the runtime. Ok is false if
 // the interface is not that of a pod.
 func podOf(args *skel.CmdArgs, addrs []netip.Prefix) (pod api.PolicyPodRequest, ok bool) {
-	var namespace, name string
-	for pair := range strings.SplitSeq(args.Args, ";") {
-		switch key, value, _ := strings.Cut(pair, "="); key {
-		case "K8S_POD_NAMESPACE":
-			namespace = value
-		case "K8S_POD_NAME":
-			name = value
-		case "K8S_POD_UID":
-			pod.UID = value
-		}
-	}
-	pod.Pod = namespace + "/" + name
+	values := runtimeArgs(args)
+	pod.UID = values["K8S_POD_UID"]
+	pod.Pod = podName(args)
 	for _, p := range addrs {
 		pod.Addresses = append(pod.Addresses, p.Addr())
 	}
-	return pod, args.IfName == podIface && namespace != "" && name != ""
+	return pod, args.IfName == podIface && pod.Pod != ""
+}
+
+// podName returns NAMESPACE/NAME of the pod, "" if the container is not one.
+func podName(args *skel.CmdArgs) string {
+	values := runtimeArgs(args)
+	namespace, name := values["K8S_POD_NAMESPACE"], values["K8S_POD_NAME"]
+	if namespace == "" || name == "" {
+		return ""
+	}
+	return namespace + "/" + name
+}
+
+// runtimeArgs returns the arguments of the runtime, KEY=VALUE;KEY=VALUE.
+func runtimeArgs(args *skel.CmdArgs) map[string]string {
+	values := make(map[string]string)
+	for pair := range strings.SplitSeq(args.Args, ";") {
+		key, value, _ := strings.Cut(pair, "=")
+		values[key] = value
+	}
+	return values
 }

@@ -25,6 +25,9 @@ type allocator interface {
 	// Claim gives owner a certain address of the range. It waits as Allocate does,
 	// and fails if another owner has the address. Claiming twice is harmless.
 	Claim(ctx context.Context, owner string, addr netip.Prefix) error
+	// Hold records, before anything else is asked of the allocator, that owner uses an
+	// address, and returns the owner by the state file, "" for none.
+	Hold(owner string, addr netip.Prefix) (before string)
 	// Lookup returns the addresses of owner.
 	Lookup(owner string) []netip.Prefix
 	// Owners returns all owners on this host, each with its addresses.

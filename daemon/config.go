@@ -100,6 +100,8 @@ type Config struct {
 	DNS    dns.Config
 	Docker DockerConfig
 
+	living living // at the start of the router
+
 	StatusAddr string // ADDRESS:PORT for status and metrics; empty: off
 	// StatusHosts are names in the Host header of requests to StatusAddr that are answered
 	// besides loopback names and the address itself.

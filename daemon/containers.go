@@ -17,6 +17,7 @@ type containers struct {
 	docker     *dockerContainers
 	engine     engine
 	exposures  *exposures
+	leases     *leases
 	kernel     requirer
 }
 
@@ -31,6 +32,7 @@ func (cs *containers) list() []api.Attachment {
 	}
 	list = append(list, cs.docker.list()...)
 	list = append(list, cs.namespaces.list()...)
+	list = append(list, cs.leases.attachments()...)
 	return append(list, cs.engine.list()...)
 }
 

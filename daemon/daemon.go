@@ -125,6 +125,8 @@ type daemon struct {
 	external   *externalNames
 	limits     *limits
 	leases     *leases
+	living     living // at the start
+	otherPorts *otherPorts
 	keeper     *keeper.Keeper
 	containers *containers
 	warnings   []string
@@ -164,6 +166,10 @@ func (d *daemon) open(assemble assemble) error {
 	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name)); err != nil {
 		return err
 	}
+	if d.living, err = readLiving(d.config.Bridge); err != nil {
+		return err
+	}
+	d.config.living = d.living
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -253,11 +259,18 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if err := wall.keep(d.keeper); err != nil {
 		return err
 	}
-	d.leases = &leases{gate: &d.gate, kernel: d.keeper, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, log: d.log}
+	d.leases = newLeases(leaseConfig{
+		gate: &d.gate, kernel: d.keeper, addresses: p.addresses, stateDir: c.StateDir, bridge: c.Bridge, mtu: c.MTU, sysctls: c.Sysctls, log: d.log,
+	}, d.store)
+	d.otherPorts = &otherPorts{addresses: p.addresses, log: d.log, gone: make(map[string]time.Time)}
 	if boot := currentBoot(); len(boot) > 0 {
-		if err := newBoot(d.store, boot, d.leases.freeAll); err != nil {
+		alive := d.living.owners()
+		if err := newBoot(d.store, boot, func() error { return d.leases.freeAll(alive) }); err != nil {
 			return err
 		}
+	}
+	if err := d.adopt(d.living); err != nil {
+		return err
 	}
 	if !c.DNS.Off {
 		d.namespaces.restoreNames()
@@ -267,7 +280,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if d.engine, err = p.newEngine(c.Docker, d.docker, p.names); err != nil {
 		return err
 	}
-	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures, kernel: d.keeper}
+	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures, leases: d.leases, kernel: d.keeper}
 	d.limits = newLimits(c.Sysctls)
 	d.external = newExternalNames(d.store, p.names, d.containers.addrs, d.log)
 	if !c.DNS.Off {
@@ -383,7 +396,8 @@ func (d *daemon) sweep(ctx context.Context) {
 			d.limits.warnings(now) // so that it knows when a table was full
 			d.docker.sweep(now)
 			d.namespaces.sweep(now)
-			d.leases.sweep()
+			d.leases.sweep(now)
+			d.otherPorts.sweep(now)
 		}
 	}
 }

@@ -111,7 +111,7 @@ func TestContainerIsFoundInTheRecords(t *testing.T) {
 func TestRequestsWithoutAnEngine(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	cs := &containers{gate: new(gate), namespaces: b.as, docker: newDockerContainers(b.as.attachConfig), engine: noEngine{}, exposures: b.newExposures(), kernel: b.keeper}
+	cs := &containers{gate: new(gate), namespaces: b.as, docker: newDockerContainers(b.as.attachConfig), engine: noEngine{}, exposures: b.newExposures(), leases: newTestLeases(t, b.store, b.addresses), kernel: b.keeper}
 	none := func() []netip.Addr { return nil }
 	ns := &nameRequests{
 		dns: b.names, engine: noEngine{}, namespaces: b.as, external: newExternalNames(b.store, b.names, none, slog.New(slog.DiscardHandler)), attached: none,

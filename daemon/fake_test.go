@@ -61,6 +61,14 @@ func (f *fakeAddresses) Claim(_ context.Context, owner string, p netip.Prefix) e
 	return nil
 }
 
+func (f *fakeAddresses) Hold(owner string, p netip.Prefix) (before string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before = f.given[p.Addr()]
+	f.given[p.Addr()] = owner
+	return before
+}
+
 func (f *fakeAddresses) Lookup(owner string) []netip.Prefix {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -147,13 +148,21 @@ func (h *host) openAllocators(id *peer.Identity) error {
 }
 
 func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
+	_, missing := os.Stat(h.config.path(r.file))
 	disk, notes, err := ipam.OpenDisk(h.config.path(r.file), id.Name, r.addrRange)
 	if err != nil {
 		return err
 	}
 	h.disks = append(h.disks, disk)
+	lost, err := h.isLost(r, missing != nil, len(notes) > 0)
+	if err != nil {
+		return err
+	}
+	if lost {
+		notes = append(notes, fmt.Sprintf("the state of the addresses of %s was lost: the ring comes from the peers, and nothing is given before", r.addrRange))
+	}
 	alloc, unread, err := ipam.New(ipam.Config{
-		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: r.addrRange, Default: r.subnet, Init: h.config.ringInit(h.config.Peers),
+		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: r.addrRange, Default: r.subnet, Init: h.config.ringInit(h.config.Peers), Lost: lost,
 	}, meshAddresses{h.mesh, r.channel, r.kind}, disk, h.log.With("part", "ipam"))
 	if err != nil {
 		return err
@@ -173,6 +182,25 @@ func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
 	}
 	h.allocators, h.notes = append(h.allocators, alloc), append(h.notes, notes...)
 	return nil
+}
+
+// keyRange begins the key in bucketDaemon that has the range of an address file that a router
+// had here.
+const keyRange = "range:"
+
+// isLost reports whether a router had an address file of this range here, which is missing or
+// was set aside. The state file says so, or containers that have addresses.
+func (h *host) isLost(r ringConfig, missing, aside bool) (bool, error) {
+	key, now := []byte(keyRange+r.file), []byte(r.addrRange.String())
+	before, err := h.store.Get(bucketDaemon, key)
+	if err != nil {
+		return false, fmt.Errorf("read which range %s is for: %w", r.file, err)
+	}
+	if err := h.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: key, Value: now}}); err != nil {
+		return false, fmt.Errorf("note which range %s is for: %w", r.file, err)
+	}
+	had := bytes.Equal(before, now) || before == nil && aside
+	return (missing || aside) && (had || h.config.living.uses(r.addrRange)), nil
 }
 
 // newNames makes the service discovery. Hosts without DNS have it too: they pass on

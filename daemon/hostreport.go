@@ -446,6 +446,9 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 	for _, c := range s.Conflicts {
 		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer)))
 	}
+	if s.Unheard != "" {
+		w = append(w, s.Unheard)
+	}
 	if s.DiskErr != nil {
 		w = append(w, "addresses cannot be written to disk, so none are given: "+s.DiskErr.Error())
 	}

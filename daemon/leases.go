@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,26 +12,44 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moby/locker"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/store"
 )
 
 // leases gives addresses to owners whose interfaces another program makes. The
 // allocators remember them. It implements api.Leases, and is safe for concurrent use.
 type leases struct {
-	// Constant.
+	leaseConfig // constant
+
+	locks locker.Locker // by owner; comes before mu
+	leaseStates
+}
+
+// leaseConfig is what leases work with.
+type leaseConfig struct {
 	gate      *gate
 	kernel    requirer
 	addresses addresses
 	stateDir  string // with the files of api.GoneFile
 	bridge    string
 	mtu       int // bytes of IP packet
+	sysctls   netdev.Sysctls
 	log       *slog.Logger
+}
 
-	locks locker.Locker // by owner
+func newLeases(c leaseConfig, st *store.Store) *leases {
+	tab, err := store.OpenTable[leaseRecord](st, bucketLeases)
+	if err != nil {
+		c.log.Warn("some records of leases are lost", "err", err)
+	}
+	return &leases{leaseConfig: c, leaseStates: leaseStates{tab: tab}}
 }
 
 // lock locks the addresses of an owner.
@@ -51,27 +70,38 @@ func (ls *leases) check(owner string) error {
 
 // Lease gives the owner of a request the addresses, or if none are named one of each
 // range, and returns all of those.
-func (ls *leases) Lease(ctx context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
+func (ls *leases) Lease(ctx context.Context, r api.LeaseRequest) (reply api.LeaseReply, undo func(), err error) {
 	ctx, done, err := ls.gate.enter(ctx)
 	if err != nil {
-		return api.LeaseReply{}, err
+		return api.LeaseReply{}, nil, err
 	}
 	defer done()
-	if err := connectable(ls.kernel); err != nil {
-		return api.LeaseReply{}, err
+	if err := ls.check(r.Owner); err != nil {
+		return api.LeaseReply{}, nil, err
 	}
-	got, err := ls.lease(ctx, r)
-	return api.LeaseReply{Addresses: got, Bridge: ls.bridge, MTU: ls.mtu}, err
+	if err := connectable(ls.kernel); err != nil {
+		return api.LeaseReply{}, nil, err
+	}
+	ctx, end := ls.begin(ctx, r.Owner)
+	defer end()
+	defer ls.lock(r.Owner)()
+	got, fresh, err := ls.lease(ctx, r)
+	if err != nil {
+		return api.LeaseReply{}, nil, fmt.Errorf("lease for %s: %w", r.Owner, err)
+	}
+	turn := ls.nextTurn(r.Owner)
+	return api.LeaseReply{Addresses: got, Bridge: ls.bridge, MTU: ls.mtu}, func() { ls.undo(r.Owner, turn, fresh) }, nil
 }
 
-func (ls *leases) lease(ctx context.Context, r api.LeaseRequest) ([]netip.Prefix, error) {
-	if err := ls.check(r.Owner); err != nil {
-		return nil, err
+var errReleased = errors.New("it was released meanwhile")
+
+// lease does the work of Lease. The owner is locked.
+func (ls *leases) lease(ctx context.Context, r api.LeaseRequest) (got, fresh []netip.Prefix, err error) {
+	if err := ls.claimsOver(r); err != nil {
+		return nil, nil, err
 	}
-	defer ls.lock(r.Owner)()
-	// The owner is here, so an earlier note that it left no longer holds.
-	if err := os.Remove(api.GoneFile(ls.stateDir, r.Owner)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("lease for %s: %w", r.Owner, err)
+	if r.Port != "" {
+		return ls.confirm(r)
 	}
 	want := r.Addresses
 	if len(want) == 0 {
@@ -82,21 +112,95 @@ func (ls *leases) lease(ctx context.Context, r api.LeaseRequest) ([]netip.Prefix
 	if len(want) == 0 {
 		want = []api.Address{{Kind: api.FromDefault}} // for its error
 	}
-	got, _, err := ls.addresses.giveAll(ctx, r.Owner, want)
-	if err != nil {
-		return nil, fmt.Errorf("lease for %s: %w", r.Owner, err)
+	if got, fresh, err = ls.addresses.giveAll(ctx, r.Owner, want); err != nil {
+		if ls.isReleased(r) {
+			err = errReleased
+		}
+		return nil, nil, err
 	}
-	return got, nil
+	// The caller may be gone, or another one have released the owner, while this one waited.
+	if err = ctx.Err(); err == nil && ls.isReleased(r) {
+		err = errReleased
+	}
+	if err == nil {
+		err = ls.note(r.Owner, func(rec *leaseRecord) { rec.Name, rec.Netns, rec.NetnsID = r.Name, r.Netns, r.NetnsID })
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, ls.addresses.take(r.Owner, fresh))
+	}
+	return got, fresh, nil
 }
 
-// Release takes the addresses of an owner and returns them.
+// claimsOver returns an error if the owner was released after the request was issued. A note
+// of an earlier release no longer holds.
+func (ls *leases) claimsOver(r api.LeaseRequest) error {
+	file := api.GoneFile(ls.stateDir, r.Owner)
+	if at, noted := noteAt(file); noted {
+		if r.Issued != 0 && at > r.Issued {
+			return errReleased
+		}
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if ls.isReleased(r) {
+		return errReleased
+	}
+	return nil
+}
+
+// noteAt returns when the release was issued that a file notes; 0 if that is not known, as it
+// was before the boot.
+func noteAt(file string) (at int64, noted bool) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, !errors.Is(err, fs.ErrNotExist)
+	}
+	at, err = strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	if err != nil || at < 0 || at > api.Now() {
+		return 0, true
+	}
+	return at, true
+}
+
+// confirm records the port of an owner, which must still have its addresses.
+func (ls *leases) confirm(r api.LeaseRequest) (got, fresh []netip.Prefix, err error) {
+	if got = ls.addresses.owned(r.Owner); len(got) == 0 {
+		return nil, nil, errReleased
+	}
+	return got, nil, ls.note(r.Owner, func(rec *leaseRecord) { rec.Port = r.Port })
+}
+
+// undo takes back what a lease gave whose caller is gone, unless it was asked for again.
+func (ls *leases) undo(owner string, turn uint64, fresh []netip.Prefix) {
+	defer ls.lock(owner)()
+	if len(fresh) == 0 || ls.turn(owner) != turn {
+		return
+	}
+	if err := ls.addresses.take(owner, fresh); err != nil {
+		ls.log.Warn("the addresses of a request whose caller is gone could not be freed", "owner", owner, "err", err)
+		return
+	}
+	if len(ls.addresses.owned(owner)) == 0 {
+		ls.forget(owner)
+	}
+	ls.log.Info("a request for addresses was undone, as its caller is gone", "owner", owner, "addresses", fresh)
+}
+
+// Release takes the addresses of an owner and returns them. A Lease that was issued before
+// fails, whether it is at work or comes later.
 func (ls *leases) Release(_ context.Context, r api.LeaseRequest) ([]netip.Prefix, error) {
 	if err := ls.check(r.Owner); err != nil {
 		return nil, err
 	}
+	ls.end(r)
 	defer ls.lock(r.Owner)()
 	had := ls.addresses.owned(r.Owner)
-	return had, ls.addresses.take(r.Owner, had)
+	if err := ls.addresses.take(r.Owner, had); err != nil {
+		return nil, err
+	}
+	ls.forget(r.Owner)
+	return had, nil
 }
 
 // Leases returns all leases, by owner.
@@ -107,25 +211,43 @@ func (ls *leases) list() []api.Lease {
 	list := make([]api.Lease, 0, len(all))
 	for _, owner := range slices.Sorted(maps.Keys(all)) {
 		if strings.HasPrefix(owner, leaseOwner) {
-			list = append(list, api.Lease{Owner: owner, Addresses: all[owner]})
+			list = append(list, api.Lease{Owner: owner, Name: ls.record(owner).Name, Addresses: all[owner]})
 		}
 	}
 	return list
 }
 
-// freeAll frees all leases. It is called after the host was booted, before any lease
-// is given: the owners are gone then, and a runtime need not release each.
-func (ls *leases) freeAll() error {
+// freeAll frees all leases but those of owners that live: the state file may be from before
+// the boot. It is called after the host was booted, before any lease is given: the owners are
+// gone then, and a runtime need not release each.
+func (ls *leases) freeAll(alive map[string]string) error {
 	var errs []error
 	for _, l := range ls.list() {
+		if _, lives := alive[l.Owner]; lives {
+			continue
+		}
 		ls.log.Info("released the addresses of an owner from before the reboot", "owner", l.Owner, "addresses", l.Addresses)
 		errs = append(errs, ls.addresses.take(l.Owner, l.Addresses))
 	}
 	return errors.Join(errs...)
 }
 
-// sweep frees the addresses of owners that left while the router was stopped.
-func (ls *leases) sweep() {
+// sweep frees the addresses of owners that are gone.
+func (ls *leases) sweep(now time.Time) {
+	ls.freeNoted()
+	if len(ls.list()) == 0 {
+		return
+	}
+	ports, err := netdev.UsedPorts(ls.bridge)
+	if err != nil {
+		ls.log.Warn("cannot read which owners of leases live", "err", err)
+		return
+	}
+	ls.endGone(now, living{ports: ports}.owners())
+}
+
+// freeNoted frees the addresses of owners that left while the router was stopped.
+func (ls *leases) freeNoted() {
 	files, err := os.ReadDir(api.GoneDir(ls.stateDir))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -149,13 +271,16 @@ func (ls *leases) free(owner, file string) error {
 		return errors.Join(err, os.Remove(file))
 	}
 	defer ls.lock(owner)()
-	if _, err := os.Stat(file); err != nil {
+	at, noted := noteAt(file)
+	if !noted {
 		return nil // it came back
 	}
+	ls.end(api.LeaseRequest{Owner: owner, Issued: at})
 	had := ls.addresses.owned(owner)
 	if err := ls.addresses.take(owner, had); err != nil {
 		return err
 	}
+	ls.forget(owner)
 	if len(had) > 0 {
 		ls.log.Info("released the addresses of an owner that left while the router was stopped", "owner", owner, "addresses", had)
 	}

@@ -1,27 +1,44 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/store"
 )
+
+// wholeKernel is a kernel in which everything is right.
+type wholeKernel struct{}
+
+func (wholeKernel) Require() error { return nil }
+
+func newTestLeases(t *testing.T, st *store.Store, given *fakeAddresses) *leases {
+	return newLeases(leaseConfig{
+		gate: new(gate), kernel: wholeKernel{}, addresses: addresses{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler),
+	}, st)
+}
 
 // A boot of the host ends all pods, and no runtime releases their leases: they are free.
 // If only the router was started again, leases stay.
 func TestLeasesEndWithTheBoot(t *testing.T) {
 	st, given := openStore(t), newFakeAddresses()
-	ls := &leases{addresses: addresses{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	ls := newTestLeases(t, st, given)
 	if _, err := given.Allocate(t.Context(), "container", given.addrRange); err != nil {
 		t.Fatal(err)
 	}
 	start := func(boot string, want int) {
 		t.Helper()
-		if err := newBoot(st, []byte(boot), ls.freeAll); err != nil {
+		if err := newBoot(st, []byte(boot), func() error { return ls.freeAll(nil) }); err != nil {
 			t.Fatal(err)
 		}
 		if got := ls.list(); len(got) != want {
@@ -30,7 +47,7 @@ func TestLeasesEndWithTheBoot(t *testing.T) {
 	}
 	lease := func(owner string) {
 		t.Helper()
-		if _, err := ls.lease(t.Context(), api.LeaseRequest{Owner: owner}); err != nil {
+		if _, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -75,9 +92,142 @@ func (brokenKernel) Require() error {
 // While no container can be connected, no address is given for one, and the error says why.
 func TestNoLeaseWithoutABridge(t *testing.T) {
 	given := newFakeAddresses()
-	ls := &leases{gate: new(gate), kernel: brokenKernel{}, addresses: addresses{given}, stateDir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
-	_, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: "cni:weft:c1:eth0"})
+	ls := newTestLeases(t, openStore(t), given)
+	ls.kernel = brokenKernel{}
+	_, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: "cni:weft:c1:eth0"})
 	if err == nil || !strings.Contains(err.Error(), "bridge weft: it does not exist") || api.ClassOf(err) != api.Unavailable || given.count() > 0 {
 		t.Errorf("lease: %v, class %v, %d addresses are given", err, api.ClassOf(err), given.count())
 	}
+}
+
+// What was issued first counts as first: a release wins over a request that was issued before
+// it and comes later, and not over one that was issued after it.
+func TestReleaseWinsWhateverTheOrder(t *testing.T) {
+	given := newFakeAddresses()
+	ls := newTestLeases(t, openStore(t), given)
+	const owner = "cni:pods:a:eth0"
+	lease := func(issued int64) error {
+		_, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner, Issued: issued})
+		return err
+	}
+	release := func(issued int64) {
+		t.Helper()
+		if _, err := ls.Release(t.Context(), api.LeaseRequest{Owner: owner, Issued: issued}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release(20)
+	if err := lease(10); !errors.Is(err, errReleased) || given.count() > 0 {
+		t.Errorf("a request from before the release: %v, %d addresses", err, given.count())
+	}
+	if err := lease(30); err != nil {
+		t.Errorf("a request after the release: %v", err)
+	}
+	if _, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner, Issued: 30, Port: "vethwe1"}); err != nil {
+		t.Errorf("the port of a lease: %v", err)
+	}
+	release(40)
+	if _, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner, Issued: 30, Port: "vethwe1"}); !errors.Is(err, errReleased) || given.count() > 0 {
+		t.Errorf("the port of a released lease: %v, %d addresses", err, given.count())
+	}
+	// The same by the note that the plugin leaves while no router runs.
+	file := api.GoneFile(ls.stateDir, owner)
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	note := api.Now()
+	if err := os.WriteFile(file, strconv.AppendInt(nil, note, 10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := lease(note - 1); !errors.Is(err, errReleased) {
+		t.Errorf("a request from before the note: %v", err)
+	}
+	ls.freeNoted()
+	if err := lease(note - 1); !errors.Is(err, errReleased) || given.count() > 0 {
+		t.Errorf("a request from before a note that was read: %v", err)
+	}
+	if err := lease(note + 1); err != nil {
+		t.Errorf("a request after the note: %v", err)
+	}
+}
+
+// A request whose caller is gone is undone, but not what another request of the owner got.
+func TestUndo(t *testing.T) {
+	given := newFakeAddresses()
+	ls := newTestLeases(t, openStore(t), given)
+	r := api.LeaseRequest{Owner: "cni:pods:a:eth0"}
+	_, undo, err := ls.Lease(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if undo(); given.count() != 0 {
+		t.Error("the address is still given")
+	}
+	_, undo, err = ls.Lease(t.Context(), r)
+	if err == nil {
+		_, _, err = ls.Lease(t.Context(), r) // asked again, and got the same
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if undo(); given.count() != 1 {
+		t.Error("the address of a later request is taken")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := ls.Lease(ctx, api.LeaseRequest{Owner: "cni:pods:b:eth0"}); err == nil || given.count() != 1 {
+		t.Errorf("a request whose caller is gone: %v, %d addresses are given", err, given.count())
+	}
+}
+
+// A lease ends some minutes after interface and namespace are gone, and not while that is not
+// known.
+func TestLeaseEndsWithItsNamespace(t *testing.T) {
+	given := newFakeAddresses()
+	ls := newTestLeases(t, openStore(t), given)
+	netns := filepath.Join(t.TempDir(), "ns")
+	if err := os.WriteFile(netns, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(netns, &st); err != nil {
+		t.Fatal(err)
+	}
+	lease := func(owner, path string) {
+		t.Helper()
+		if _, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner, Netns: path, NetnsID: st.Ino}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const pod, hidden, bare = "cni:pods:a:eth0", "cni:pods:hidden:eth0", "cni:pods:bare:eth0"
+	lease(pod, netns)
+	lease(hidden, "/no/such/folder/ns")
+	lease(bare, "")
+	now := time.Now()
+	watch := func(d time.Duration, alive map[string]string) {
+		for end := now.Add(d); now.Before(end); now = now.Add(sweepEvery) {
+			ls.endGone(now, alive)
+		}
+	}
+	want := func(what string, n int) {
+		t.Helper()
+		if got := ls.list(); len(got) != n {
+			t.Errorf("%s: leases %v, want %d", what, got, n)
+		}
+	}
+	watch(2*leaseGrace, nil)
+	want("the namespace lives", 3)
+	if err := os.Remove(netns); err != nil {
+		t.Fatal(err)
+	}
+	watch(2*leaseGrace, map[string]string{pod: "vethwe1"})
+	want("the port lives", 3)
+	watch(leaseGrace-time.Minute, nil)
+	now = now.Add(time.Hour) // the host was paused
+	watch(leaseGrace-time.Minute, nil)
+	want("not watched for long enough", 3)
+	watch(2*time.Minute, nil)
+	want("gone for minutes", 2)
+	watch(2*leaseGrace, nil)
+	want("namespaces that the router cannot see", 2)
 }

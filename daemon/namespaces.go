@@ -20,6 +20,9 @@ var _ kind = (*namespaces)(nil)
 
 const bucketNamespaces = "attachments"
 
+// netnsOwner begins the owner of a namespace.
+const netnsOwner = "netns:"
+
 func newNamespaces(c attachConfig) *namespaces {
 	ns := new(namespaces)
 	ns.attachments = newAttachments(c, bucketNamespaces, ns)
@@ -41,7 +44,7 @@ func ownerOf(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("netns:%d", id.Ino), nil
+	return fmt.Sprintf(netnsOwner+"%d", id.Ino), nil
 }
 
 func (ns *namespaces) newRecord(p place, r api.AttachRequest) attachment {

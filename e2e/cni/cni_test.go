@@ -221,7 +221,7 @@ func TestCNICheckFindsWhatIsGone(t *testing.T) {
 		}},
 		{"is not on bridge", func(l netlink.Link, _ *libcni.RuntimeConf, _ *current.Result) error { return netlink.LinkDel(l) }},
 		{"the router has not allocated", func(_ netlink.Link, rc *libcni.RuntimeConf, _ *current.Result) error {
-			_, err := api.NewClient(lab.Socket(1)).Release(context.Background(), "cni:pods:"+rc.ContainerID+":eth0")
+			_, err := api.NewClient(lab.Socket(1)).Release(context.Background(), api.LeaseRequest{Owner: "cni:pods:" + rc.ContainerID + ":eth0"})
 			return err
 		}},
 	} {

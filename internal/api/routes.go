@@ -67,8 +67,9 @@ func ExposureRoutes(b Exposures) Routes {
 
 // Leases gives addresses to owners whose interfaces another program makes.
 type Leases interface {
-	Lease(ctx context.Context, r LeaseRequest) (LeaseReply, error)
-	// Release takes all addresses of an owner.
+	// Lease gives addresses. Undo takes back what it gave, if nobody got the reply.
+	Lease(ctx context.Context, r LeaseRequest) (reply LeaseReply, undo func(), err error)
+	// Release takes all addresses of an owner, also those that a Lease at work gives.
 	Release(ctx context.Context, r LeaseRequest) ([]netip.Prefix, error)
 	Leases(ctx context.Context) ([]Lease, error)
 }
@@ -76,7 +77,7 @@ type Leases interface {
 // LeaseRoutes serves /lease, /release and /leases.
 func LeaseRoutes(b Leases) Routes {
 	return func(mux *http.ServeMux) {
-		mux.Handle("POST /lease", post(b.Lease))
+		mux.Handle("POST /lease", undoable(b.Lease))
 		mux.Handle("POST /release", addresses(b.Release))
 		mux.Handle("GET /leases", get(b.Leases))
 	}

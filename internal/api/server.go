@@ -21,6 +21,15 @@ const maxBody = 256 << 10
 
 // post reads a Q from the body, calls f and writes what it returns.
 func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
+	return undoable(func(ctx context.Context, q Q) (A, func(), error) {
+		a, err := f(ctx, q)
+		return a, nil, err
+	})
+}
+
+// undoable is post for functions whose effect is undone if the client is gone before it gets
+// the reply.
+func undoable[Q, A any](f func(context.Context, Q) (a A, undo func(), err error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var q Q
 		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
@@ -29,8 +38,15 @@ func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
 			reply(w, nil, Errorf(Usage, "%s %s: read the request: %w", r.Method, r.URL.Path, err))
 			return
 		}
-		a, err := f(r.Context(), q)
+		a, undo, err := f(r.Context(), q)
 		reply(w, a, err)
+		if undo == nil || err != nil {
+			return
+		}
+		// A unix socket whose other end is closed refuses the bytes at once.
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			undo()
+		}
 	})
 }
 

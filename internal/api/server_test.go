@@ -64,8 +64,8 @@ func (e echo) Hide(_ context.Context, r ExposeRequest) ([]netip.Prefix, error) {
 	return prefixes(r.Addresses), e.err
 }
 
-func (e echo) Lease(_ context.Context, r LeaseRequest) (LeaseReply, error) {
-	return LeaseReply{Addresses: prefixes(r.Addresses), Bridge: r.Owner, MTU: 1376}, e.err
+func (e echo) Lease(_ context.Context, r LeaseRequest) (LeaseReply, func(), error) {
+	return LeaseReply{Addresses: prefixes(r.Addresses), Bridge: r.Owner, MTU: 1376}, nil, e.err
 }
 
 func (e echo) Release(_ context.Context, r LeaseRequest) ([]netip.Prefix, error) {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -284,6 +285,15 @@ func (r *Report) ipam(w io.Writer) {
 			u.text(w)
 		}
 	}
+	if len(r.Attachments) == 0 {
+		return
+	}
+	render.Fprintln(w, "in use on this host:")
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, a := range r.Attachments {
+		render.Fprintf(tw, "  %s\t%s\n", render.Word(cmp.Or(a.Name, a.ID)), joinPrefixes(a.Addresses))
+	}
+	tw.Flush()
 }
 
 func (u *IPAM) text(w io.Writer) {

@@ -1,0 +1,205 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
+)
+
+// The state files may be old, damaged or lost, but the kernel knows which containers live. At
+// the start, before anything is given, the daemon reads the ports of the bridge with their
+// owners, and the addresses behind them. All of those count as in use, and the containers as
+// attached, whatever the files say:
+//
+//	alias of the port       addresses behind it        -> allocators, records
+//	owner and its addresses                               of that owner
+//	                        others in the range           of portOwner and the port's name
+
+// living is what lives on this host by the kernel.
+type living struct {
+	ports   []netdev.UsedPort
+	exposed []netip.Prefix // of the bridge itself
+}
+
+func readLiving(bridge string) (l living, err error) {
+	if l.ports, err = netdev.UsedPorts(bridge); err != nil {
+		return living{}, err
+	}
+	if l.exposed, err = netdev.Addresses(bridge); err != nil {
+		return living{}, fmt.Errorf("read the addresses of bridge %s: %w", bridge, err)
+	}
+	return l, nil
+}
+
+// uses reports whether a container of this host, or the host itself, has an address of a range.
+func (l living) uses(r netip.Prefix) bool {
+	in := func(p netip.Prefix) bool { return r.Contains(p.Addr()) }
+	return slices.ContainsFunc(l.exposed, in) ||
+		slices.ContainsFunc(l.ports, func(p netdev.UsedPort) bool {
+			return slices.ContainsFunc(p.Addrs, in) || slices.ContainsFunc(p.Behind, in)
+		})
+}
+
+// owners returns the owners of ports, with the names of their ports.
+func (l living) owners() map[string]string {
+	all := make(map[string]string)
+	for _, p := range l.ports {
+		if p.Owner != "" {
+			all[p.Owner] = p.Name
+		}
+	}
+	return all
+}
+
+// portOwner begins the name of the owner of an address of which only the port is known.
+const portOwner = "port:"
+
+// hold makes an address count as in use by owner, and logs if the file says something else.
+func (as addresses) hold(owner string, p netip.Prefix, log *slog.Logger) {
+	u := as.of(p.Addr())
+	if u == nil {
+		return
+	}
+	switch before := u.Hold(owner, p); before {
+	case owner:
+	case "":
+		log.Warn("an address is in use on this host and the state file does not have it", "addr", p, "owner", owner)
+	default:
+		log.Warn("an address is in use on this host by another container than the state file says", "addr", p, "owner", owner, "before", before)
+	}
+}
+
+// isDockerLease reports whether an owner belongs to Docker's driver, which keeps one owner for
+// each address.
+func isDockerLease(owner string) bool { return strings.HasPrefix(owner, "docker:") }
+
+// adopt makes the allocators and the records agree with what lives.
+func (d *daemon) adopt(l living) error {
+	given := make(map[netip.Addr]string)
+	for owner, ps := range d.addresses.Owners() {
+		for _, p := range ps {
+			given[p.Addr()] = owner
+		}
+	}
+	for _, port := range l.ports {
+		for _, p := range slices.Concat(port.Addrs, port.Behind) {
+			now := given[p.Addr()]
+			switch byWeft := slices.ContainsFunc(port.Addrs, func(q netip.Prefix) bool { return q.Addr() == p.Addr() }); {
+			case port.Owner != "" && byWeft:
+				if !isDockerLease(port.Owner) || !isDockerLease(now) {
+					d.addresses.hold(port.Owner, p, d.log)
+				}
+			case now == "" || !d.isAt(now, port):
+				d.addresses.hold(portOwner+port.Name, p, d.log)
+			}
+		}
+		if err := d.adoptPort(port); err != nil {
+			return err
+		}
+	}
+	for _, p := range l.exposed {
+		if d.addresses.of(p.Addr()) != nil {
+			d.addresses.hold(api.Exposed, p, d.log)
+		}
+	}
+	return d.exposures.adopt(l.exposed)
+}
+
+// isAt reports whether the owner of an address by the file may have a port.
+func (d *daemon) isAt(owner string, p netdev.UsedPort) bool {
+	if owner == p.Owner || p.Owner == "" && (isDockerLease(owner) || strings.HasPrefix(owner, leaseOwner)) {
+		return true
+	}
+	a, known := d.namespaces.get(owner)
+	if !known {
+		a, known = d.docker.get(owner)
+	}
+	return known && a.Port == p.Name
+}
+
+// adoptPort makes the record of a container agree with its port.
+func (d *daemon) adoptPort(p netdev.UsedPort) error {
+	switch {
+	case p.Owner == "" || isDockerLease(p.Owner) || strings.HasPrefix(p.Owner, portOwner):
+		return nil // Docker's driver asks the engine
+	case strings.HasPrefix(p.Owner, leaseOwner):
+		return d.leases.adopt(p)
+	case strings.HasPrefix(p.Owner, netnsOwner):
+		return d.namespaces.adopt(p)
+	}
+	return d.docker.adopt(p)
+}
+
+// adopt makes the record of a container agree with its port.
+func (as *attachments) adopt(p netdev.UsedPort) error {
+	defer as.lock(p.Owner)()
+	a, known := as.get(p.Owner)
+	has := slices.Clone(p.Addrs)
+	for _, q := range a.Addresses { // the kernel keeps only some of many
+		if !slices.Contains(has, q) && slices.Contains(p.Behind, q) {
+			has = append(has, q)
+		}
+	}
+	sorted := func(ps []netip.Prefix) []netip.Prefix {
+		return slices.SortedFunc(slices.Values(ps), netip.Prefix.Compare)
+	}
+	if known && a.Port == p.Name && slices.Equal(sorted(a.Addresses), sorted(has)) {
+		return nil
+	}
+	as.log.Warn("a container is attached and the state file says something else", "owner", p.Owner, "port", p.Name, "addresses", has)
+	if !known {
+		a.Docker.Name = p.PortUser.Name
+	}
+	a.Port, a.Addresses, a.Docker.Released = p.Name, has, false
+	a.Requested = slices.DeleteFunc(slices.Clone(a.Requested), func(r netip.Prefix) bool { return !slices.Contains(has, r) })
+	return as.put(p.Owner, a)
+}
+
+// adopt records the addresses of the bridge that no record has. They are masqueraded, which is
+// the default.
+func (es *exposures) adopt(has []netip.Prefix) error {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	defer es.show()
+	for _, p := range has {
+		if _, known := es.tab.Records[p.String()]; known || es.addresses.of(p.Addr()) == nil {
+			continue
+		}
+		es.log.Warn("the bridge has an address that the state file does not have; it is exposed with masquerading", "addr", p)
+		if err := es.tab.Put(p.String(), exposure{Masquerade: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// otherPorts frees the addresses of portOwner once the ports are gone.
+type otherPorts struct {
+	addresses addresses
+	log       *slog.Logger
+	gone      map[string]time.Time // of the ports, when they were first missed; sweep only
+}
+
+func (ps *otherPorts) sweep(now time.Time) {
+	for owner, addrs := range ps.addresses.Owners() {
+		port, ours := strings.CutPrefix(owner, portOwner)
+		if !ours || linkExists(port) {
+			delete(ps.gone, owner)
+			continue
+		}
+		if since, missed := ps.gone[owner]; !missed {
+			ps.gone[owner] = now
+		} else if now.Sub(since) >= goneGrace {
+			delete(ps.gone, owner)
+			if err := ps.addresses.take(owner, addrs); err != nil {
+				ps.log.Warn("the addresses of a port that is gone could not be freed", "port", port, "err", err)
+			}
+		}
+	}
+}
