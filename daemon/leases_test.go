@@ -228,6 +228,13 @@ func TestLeaseEndsWithItsNamespace(t *testing.T) {
 	want("not watched for long enough", 3)
 	watch(2*time.Minute, nil)
 	want("gone for minutes", 2)
-	watch(2*leaseGrace, nil)
-	want("namespaces that the router cannot see", 2)
+	watch(2*portGrace, nil)
+	want("a namespace that the router cannot see, without a port", 2)
+	if _, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: hidden, Port: "vethwe2"}); err != nil {
+		t.Fatal(err)
+	}
+	watch(portGrace-time.Minute, nil)
+	want("a port that is gone for minutes", 2)
+	watch(2*time.Minute, nil)
+	want("a port that is gone for long", 1)
 }

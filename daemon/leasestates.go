@@ -20,12 +20,18 @@ import (
 // A lease ends when its owner is released. A runtime that is killed, or loses its own state,
 // releases nothing. So the router also ends a lease once it knows, for leaseGrace without a
 // break, that both are gone: the interface, by the ports of the bridge, and the namespace, by
-// its path. While it does not know, as after a pause of the host, the lease stays.
+// its path. In a container the router does not see the namespaces. A veth pair goes with its
+// namespace, or if somebody deletes it there. So a port that existed and is gone is enough
+// then, after portGrace. While the router does not know, as after a pause of the host, the lease
+// stays.
 
 const (
 	bucketLeases = "leases"
 	// leaseGrace is how long interface and namespace must have been gone.
 	leaseGrace = 5 * time.Minute
+	// portGrace is how long the interface must have been gone if the router cannot see the
+	// namespace.
+	portGrace = 15 * time.Minute
 	// sweepGap is the longest time between two sweeps of one series: a host that was paused
 	// has not watched meanwhile.
 	sweepGap = 6 * sweepEvery
@@ -189,14 +195,15 @@ func (ls *leases) endGone(now time.Time, alive map[string]string) {
 	present := make(map[string]bool)
 	for _, l := range ls.list() {
 		present[l.Owner] = true
-		if !ls.isGone(l.Owner, alive) {
+		grace := ls.goneGrace(l.Owner, alive)
+		if grace == 0 {
 			delete(ls.gone, l.Owner)
 			continue
 		}
 		since, known := ls.gone[l.Owner]
 		if !known {
 			ls.gone[l.Owner] = now
-		} else if now.Sub(since) >= leaseGrace {
+		} else if now.Sub(since) >= grace {
 			ls.endOne(l.Owner, alive)
 		}
 	}
@@ -212,7 +219,7 @@ func (ls *leases) endOne(owner string, alive map[string]string) {
 		return
 	}
 	defer ls.lock(owner)()
-	if !ls.isGone(owner, alive) {
+	if ls.goneGrace(owner, alive) == 0 {
 		return
 	}
 	had := ls.addresses.owned(owner)
@@ -225,42 +232,48 @@ func (ls *leases) endOne(owner string, alive map[string]string) {
 	ls.log.Info("released the addresses of an owner whose interface and namespace are gone", "owner", owner, "name", name, "addresses", had)
 }
 
-// isGone reports whether the router knows that interface and namespace of an owner are gone.
-func (ls *leases) isGone(owner string, alive map[string]string) bool {
+// goneGrace returns how long an owner that is gone keeps its addresses; 0 if it lives, or the
+// router does not know.
+func (ls *leases) goneGrace(owner string, alive map[string]string) time.Duration {
 	rec := ls.record(owner)
-	if _, lives := alive[owner]; lives || rec.Netns == "" || rec.Port != "" && linkExists(rec.Port) {
-		return false
+	if _, lives := alive[owner]; lives || rec.Port != "" && linkExists(rec.Port) {
+		return 0
 	}
-	return ls.netnsGone(rec)
+	switch gone, seen := ls.netnsGone(rec); {
+	case seen && gone:
+		return leaseGrace
+	case !seen && rec.Port != "":
+		return portGrace
+	}
+	return 0
 }
 
 // netnsGone reports whether the namespace of a record is gone: nothing, or another namespace,
-// is at its path. It is false if the router cannot see the folder, as in a container.
-func (ls *leases) netnsGone(rec leaseRecord) bool {
+// is at its path. Seen is false if the router cannot see the folder, as in a container.
+func (ls *leases) netnsGone(rec leaseRecord) (gone, seen bool) {
+	if rec.Netns == "" {
+		return false, false
+	}
 	path := filepath.Clean(rec.Netns)
 	if strings.HasPrefix(path, "/proc/") {
 		if ls.sysctls != "" && ls.sysctls != netdev.ProcSys {
-			return false // the /proc of a container
+			return false, false // the /proc of a container
 		}
-	} else {
-		if _, err := os.Stat(filepath.Dir(path)); err != nil {
-			rest, varRun := strings.CutPrefix(path, "/var/run/")
-			if path = "/run/" + rest; !varRun {
-				return false
-			}
-		}
-		if _, err := os.Stat(filepath.Dir(path)); err != nil {
-			return false
+	} else if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		rest, varRun := strings.CutPrefix(path, "/var/run/")
+		path = "/run/" + rest
+		if _, err := os.Stat(filepath.Dir(path)); err != nil || !varRun {
+			return false, false
 		}
 	}
 	var st unix.Stat_t
 	switch err := unix.Stat(path, &st); err {
 	case nil:
-		return rec.NetnsID != 0 && st.Ino != rec.NetnsID
+		return rec.NetnsID != 0 && st.Ino != rec.NetnsID, true
 	case unix.ENOENT:
-		return true
+		return true, true
 	}
-	return false
+	return false, false
 }
 
 // attachments lists the leases as containers.
