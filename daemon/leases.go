@@ -238,12 +238,12 @@ func (ls *leases) sweep(now time.Time) {
 	if len(ls.list()) == 0 {
 		return
 	}
-	ports, err := netdev.UsedPorts(ls.bridge)
+	alive, err := netdev.PortOwners(ls.bridge)
 	if err != nil {
 		ls.log.Warn("cannot read which owners of leases live", "err", err)
 		return
 	}
-	ls.endGone(now, living{ports: ports}.owners())
+	ls.endGone(now, alive)
 }
 
 // freeNoted frees the addresses of owners that left while the router was stopped.

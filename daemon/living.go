@@ -79,25 +79,43 @@ func (as addresses) hold(owner string, p netip.Prefix, log *slog.Logger) {
 // each address.
 func isDockerLease(owner string) bool { return strings.HasPrefix(owner, "docker:") }
 
+// maxStrange bounds the addresses of one port that count as in use although weft did not give
+// them: a container may add any number.
+const maxStrange = 16
+
 // adopt makes the allocators and the records agree with what lives.
 func (d *daemon) adopt(l living) error {
-	given := make(map[netip.Addr]string)
+	file := make(map[netip.Addr]string) // owners
 	for owner, ps := range d.addresses.Owners() {
 		for _, p := range ps {
-			given[p.Addr()] = owner
+			file[p.Addr()] = owner
 		}
 	}
+	byWeft := make(map[netip.Addr]bool)
 	for _, port := range l.ports {
-		for _, p := range slices.Concat(port.Addrs, port.Behind) {
-			now := given[p.Addr()]
-			switch byWeft := slices.ContainsFunc(port.Addrs, func(q netip.Prefix) bool { return q.Addr() == p.Addr() }); {
-			case port.Owner != "" && byWeft:
-				if !isDockerLease(port.Owner) || !isDockerLease(now) {
-					d.addresses.hold(port.Owner, p, d.log)
-				}
-			case now == "" || !d.isAt(now, port):
-				d.addresses.hold(portOwner+port.Name, p, d.log)
+		for _, p := range port.Addrs {
+			if port.Owner == "" {
+				continue
 			}
+			byWeft[p.Addr()] = true
+			if !isDockerLease(port.Owner) || !isDockerLease(file[p.Addr()]) {
+				d.addresses.hold(port.Owner, p, d.log)
+			}
+		}
+	}
+	alive := l.owners()
+	for _, port := range l.ports {
+		strange := 0
+		for _, p := range slices.Concat(port.Addrs, port.Behind) {
+			// What weft wrote down comes first: a container may give itself the address of
+			// another one.
+			owner := file[p.Addr()]
+			if _, lives := alive[owner]; lives || byWeft[p.Addr()] || owner != "" && d.isAt(owner, port) || strange == maxStrange || d.addresses.of(p.Addr()) == nil {
+				continue
+			}
+			strange++
+			byWeft[p.Addr()] = true
+			d.addresses.hold(portOwner+port.Name, p, d.log)
 		}
 		if err := d.adoptPort(port); err != nil {
 			return err

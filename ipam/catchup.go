@@ -246,7 +246,7 @@ func (c *core) caughtUp() bool {
 		return false
 	case h.enough: // also if the whole mesh was started again
 		return true
-	case h.fresh, len(h.all) == 0:
+	case h.fresh, len(h.all) == 0 && !c.view.AwaitsTarget():
 		wait = c.cfg.Grace
 	}
 	if wait == c.cfg.CatchUp && c.view.Collides() {
@@ -268,6 +268,9 @@ func (c *core) notCaughtUp() error {
 		since = c.now
 	}
 	switch {
+	case len(h.all) == 0 && len(h.missing) == 0 && c.view.AwaitsTarget():
+		return because(ErrCatchingUp, "no peer that this host was told to connect to has answered since the start, and the state file of this host may be "+
+			"old; addresses are given once one of them answers, or without an answer in %v", max(0, since.Add(c.cfg.CatchUp).Sub(c.now)).Round(time.Second))
 	case len(h.all) == 0:
 		return because(ErrCatchingUp, "waiting up to %v for peers that know more than the state file of this host", c.cfg.Grace)
 	case !h.fresh && len(h.missing) == 0 && c.view.Collides():
@@ -300,8 +303,15 @@ func (c *core) unheard() string {
 	if c.catch == nil || !c.caughtUp() {
 		return ""
 	}
-	if c.current() || len(c.hearing().all) == 0 {
+	if c.current() {
 		return ""
+	}
+	if len(c.hearing().all) == 0 {
+		if !c.view.AwaitsTarget() {
+			return ""
+		}
+		return "this host gives addresses although no peer that it was told to connect to has answered since its start: " +
+			"if its state file is old, others may have these addresses"
 	}
 	return fmt.Sprintf("this host gives addresses although no peer that knows the present state (%s) has answered since its start: "+
 		"if its state file is old, others may have these addresses", strings.Join(c.displayNames(c.hearing().all), ", "))

@@ -209,6 +209,33 @@ func TestCopyOfALivingHostGivesNothing(t *testing.T) {
 	}
 }
 
+// A file from before others joined names none of them. If targets were given, and none of them
+// answers, nothing is given at first either.
+func TestOldStateFromBeforeOthersJoined(t *testing.T) {
+	w := newRollbacks(t, seed.New(t), 1)
+	a := w.nodes[0]
+	a.allocate("first", rollbackRange)
+	old := a.disk.clone()
+	b := w.add(rollbackRange, Init{Mode: Observer})
+	w.alive[b] = make(map[netip.Addr]string)
+	b.allocate("b", rollbackRange)
+	w.converged(30 * time.Second)
+	w.cut = func(a, b *node) bool { return true }
+	a.awaits = true
+	w.restart(a, old, false)
+	id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
+	w.run(10 * time.Second)
+	if s := a.core.status(); s.PendingAllocates != 1 || !strings.Contains(s.State, "no peer that this host was told to connect to has answered") {
+		t.Errorf("it is %s", s.State)
+	}
+	if _, ok := a.await(id, time.Minute); !ok {
+		t.Errorf("it gives nothing: %s", a.reason(id))
+	}
+	if s := a.core.status(); !strings.Contains(s.Unheard, "others may have these addresses") {
+		t.Errorf("it does not say what that means: %q", s.Unheard)
+	}
+}
+
 // A peer that signed a transfer, and forgot that with its disk, does not use the range.
 func TestForgottenTransferIsHonoured(t *testing.T) {
 	w := newRollbacks(t, seed.New(t), 3)

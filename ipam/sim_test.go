@@ -98,6 +98,7 @@ type node struct {
 	diesInNextStep bool // between the write and the effects
 	digest         time.Time
 	at             *node // the node whose underlay address it shares; nil: it has its own
+	awaits         bool  // its targets do not answer
 	collides       bool  // another node uses its identity
 	pretends       bool  // it has no core, but others see it
 }
@@ -202,7 +203,7 @@ func (n *node) place() netip.Addr {
 
 func (n *node) Target(peer.Name) bool { return true }
 
-func (n *node) AwaitsTarget() bool { return false }
+func (n *node) AwaitsTarget() bool { return n.awaits }
 
 func (n *node) Collides() bool { return n.collides }
 

@@ -18,7 +18,7 @@ func PortAddrs(bridge string) (map[netip.Addr]uint32, error) {
 	wrap := func(err error) error {
 		return fmt.Errorf("find addresses behind the ports of bridge %s: %w", bridge, err)
 	}
-	all, err := listPorts(bridge)
+	all, err := listPorts(bridge, true)
 	if err != nil {
 		return nil, wrap(err)
 	}
@@ -53,14 +53,32 @@ type UsedPort struct {
 // UsedPorts returns the ports of a bridge that lead to other namespaces, and those that weft made
 // for it, even if other software has taken them from the bridge.
 func UsedPorts(bridge string) ([]UsedPort, error) {
-	ports, err := listPorts(bridge)
+	ports, err := listPorts(bridge, true)
 	if err != nil {
 		return nil, fmt.Errorf("list the ports of bridge %s: %w", bridge, err)
 	}
 	return ports, nil
 }
 
-func listPorts(bridge string) (ports []UsedPort, err error) {
+// PortOwners returns the owners of the ports that UsedPorts returns, with the names of the
+// ports.
+func PortOwners(bridge string) (map[string]string, error) {
+	ports, err := listPorts(bridge, false)
+	if err != nil {
+		return nil, fmt.Errorf("list the owners of the ports of bridge %s: %w", bridge, err)
+	}
+	owners := make(map[string]string)
+	for _, p := range ports {
+		if p.Owner != "" {
+			owners[p.Owner] = p.Name
+		}
+	}
+	return owners, nil
+}
+
+// listPorts lists the ports, and what is behind them if that is asked for: it takes two
+// requests for each port.
+func listPorts(bridge string, behind bool) (ports []UsedPort, err error) {
 	h, err := here()
 	if err != nil {
 		return nil, err
@@ -87,7 +105,7 @@ func listPorts(bridge string) (ports []UsedPort, err error) {
 		if l.Type() != "veth" || !ours && !(p.on && elsewhere) {
 			continue
 		}
-		if elsewhere {
+		if elsewhere && behind {
 			p.Behind, p.err = Dump(func() ([]netip.Prefix, error) { return addrsBehind(socket, a.NetNsID, a.ParentIndex) })
 			if p.err != nil {
 				p.err = fmt.Errorf("port %s: %w", a.Name, p.err)

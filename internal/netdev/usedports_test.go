@@ -50,6 +50,13 @@ func TestUsedPorts(t *testing.T) {
 	if len(got) != 1 || got[0].Owner != "netns:1" || got[0].PortUser.Name != "web" {
 		t.Fatalf("ports: %+v", got)
 	}
+	do(t, host, func() error {
+		owners, err := netdev.PortOwners("weft")
+		if len(owners) != 1 || owners["netns:1"] != got[0].Name {
+			t.Errorf("owners: %v", owners)
+		}
+		return err
+	})
 	same("given", got[0].Addrs, "10.32.0.5/12", "10.32.0.6/12", "fd00::6/64")
 	behind := slices.SortedFunc(slices.Values(got[0].Behind), netip.Prefix.Compare)
 	same("behind", behind, "10.32.0.5/12", "10.32.0.6/12", "10.32.0.9/24", "fd00::6/64")
