@@ -76,7 +76,6 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = p.port, p.mtu, p.bridge.Attrs().Index
-	attrs.Alias = portAlias{p.mtu, p.hairpin, p.user}.String()
 	if p.rateLimited {
 		attrs.Group = rateLimitedGroup
 	}
@@ -90,6 +89,12 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 	}
 	if port, err = h.requireLink(p.port); err != nil {
 		return nil, fmt.Errorf("look up the new port %s: %w", p.port, err)
+	}
+	// The kernel ignores the alias in a request that makes a link (rtnl_create_link).
+	port.Attrs().Alias = portAlias{p.mtu, p.hairpin, p.user}.String()
+	if err := h.LinkSetAlias(port, port.Attrs().Alias); err != nil {
+		_ = h.delete(port)
+		return nil, fmt.Errorf("set alias of %s: %w", p.port, err)
 	}
 	if err := ipv6Off(p.sysctls, p.port).Ensure(); err != nil {
 		_ = h.delete(port)

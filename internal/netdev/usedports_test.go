@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -105,4 +106,21 @@ func nsFile(t *testing.T, path string) int {
 	}
 	t.Cleanup(func() { f.Close() })
 	return int(f.Fd())
+}
+
+// A port that Docker's driver makes says whose it is before its other end is in a container.
+func TestUsedPortsOfDocker(t *testing.T) {
+	host := nstest.New(t, "host")
+	bridge(t, host)
+	user := netdev.PortUser{Owner: "docker:endpoint:" + strings.Repeat("0123456789abcdef", 4), Addrs: []netip.Prefix{pfx("10.32.0.5/12")}}
+	do(t, host, func() error {
+		if err := netdev.MakePort("weft", "vethwe01", "vethwe01c", mac, 1376, user, netdev.ProcSys); err != nil {
+			return err
+		}
+		ports, err := netdev.UsedPorts("weft")
+		if len(ports) != 1 || ports[0].Owner != user.Owner || !slices.Equal(ports[0].Addrs, user.Addrs) {
+			t.Errorf("ports: %+v", ports)
+		}
+		return err
+	})
 }
