@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -199,8 +200,41 @@ func (h *host) isLost(r ringConfig, missing, aside bool) (bool, error) {
 	if err := h.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: key, Value: now}}); err != nil {
 		return false, fmt.Errorf("note which range %s is for: %w", r.file, err)
 	}
+	shared, err := h.store.Get(bucketDaemon, []byte(keyShared))
+	if err != nil {
+		return false, fmt.Errorf("read whether addresses are shared: %w", err)
+	}
+	// A host that was alone makes its ring again at once.
+	if len(h.config.Peers) == 0 && shared == nil && !netdev.IsShared(h.config.Bridge) {
+		return false, nil
+	}
 	had := bytes.Equal(before, now) || before == nil && aside
 	return (missing || aside) && (had || h.config.living.uses(r.addrRange)), nil
+}
+
+// keyShared is set in bucketDaemon once other peers own addresses.
+const keyShared = "shared"
+
+// noteShared notes on disk and in the kernel that other peers own addresses: a router that
+// loses its state must ask them.
+func (h *host) noteShared(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if !slices.ContainsFunc(h.allocators, (*ipam.Allocator).Shared) {
+			continue
+		}
+		err := errors.Join(h.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyShared), Value: []byte{1}}}), netdev.MarkShared(h.config.Bridge))
+		if err != nil {
+			h.log.Warn("cannot note that other hosts have addresses too", "err", err)
+		}
+		tick.Reset(time.Minute)
+	}
 }
 
 // newNames makes the service discovery. Hosts without DNS have it too: they pass on
@@ -248,6 +282,7 @@ func (h *host) Run(ctx context.Context) error {
 	for _, a := range h.allocators {
 		g.Go(func() error { return a.Run(ctx) })
 	}
+	g.Go(func() error { h.noteShared(ctx); return nil })
 	g.Go(func() error { return h.router.Run(ctx) })
 	g.Go(func() error { return h.names.Run(ctx) })
 	g.Go(func() error { return h.passwords.Run(ctx) })

@@ -271,6 +271,15 @@ func (a *Allocator) Hold(owner string, p netip.Prefix) (before string) {
 	return before
 }
 
+// Shared reports whether other peers own a part of the address range.
+func (a *Allocator) Shared() (shared bool) {
+	_ = a.step(func(c *core) {
+		voters, owners := c.known()
+		shared = len(voters)+len(owners) > 0
+	})
+	return shared
+}
+
 // Range returns the range that addresses come from.
 func (a *Allocator) Range() netip.Prefix { return a.core.cfg.Range }
 

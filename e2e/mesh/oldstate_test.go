@@ -150,6 +150,15 @@ func TestOldStateFolderOfACutOffHost(t *testing.T) {
 	o.refuses("the old folder", "no peer that owns addresses and knows the present state has been reached")
 	o.restart(func(dir string) error { return os.Remove(filepath.Join(dir, "ipam.db")) })
 	o.refuses("without the addresses", "the state of this host was lost")
+	// Without any file and target, the kernel still says that others had addresses.
+	if err := o.lab.Kill(1); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(o.lab.StateDir(1)); err != nil {
+		t.Fatal(err)
+	}
+	harness.Launch(t, o.lab, 1)
+	o.refuses("without everything", "the state of this host was lost")
 	for _, n := range []int{2, 3} {
 		harness.Both(t, o.lab, [2]int{1, n}, o.lab.Heal)
 	}

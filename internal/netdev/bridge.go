@@ -175,6 +175,38 @@ func (b Bridge) SysctlsOf() []Sysctl {
 	return all
 }
 
+// sharedAlias is the alias of a bridge whose router shares its addresses with other hosts.
+const sharedAlias = "weft shared"
+
+// MarkShared writes down in the kernel that the router of a bridge shares its addresses with
+// other hosts, for a router that starts later and has no file that says so.
+func MarkShared(bridge string) error {
+	h, err := here()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.requireLink(bridge)
+	if err == nil && l.Attrs().Alias != sharedAlias {
+		err = h.LinkSetAlias(l, sharedAlias)
+	}
+	if err != nil {
+		return fmt.Errorf("set alias of bridge %s: %w", bridge, err)
+	}
+	return nil
+}
+
+// IsShared reports whether MarkShared was called for a bridge, as far as the kernel knows.
+func IsShared(bridge string) bool {
+	h, err := here()
+	if err != nil {
+		return false
+	}
+	defer h.Close()
+	l, ok, err := h.link(bridge)
+	return err == nil && ok && l.Attrs().Alias == sharedAlias
+}
+
 // DeleteBridge removes the bridge; its ports become plain interfaces. A missing bridge
 // is no error.
 func DeleteBridge(name string) error { return deleteLink(name) }
