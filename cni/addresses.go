@@ -81,7 +81,7 @@ func (c *conf) request(args *skel.CmdArgs) api.LeaseRequest {
 	return r
 }
 
-// confirm tells the router the port of the interface that was made. It fails if the addresses
+// confirm reports to the router the port of the interface that was made. It fails if the addresses
 // were released meanwhile.
 func (c *conf) confirm(ctx context.Context, args *skel.CmdArgs, made *current.Result) error {
 	if !c.usesRouterIPAM() {

@@ -269,7 +269,7 @@ func (c *core) notCaughtUp() error {
 	}
 	switch {
 	case len(h.all) == 0 && len(h.missing) == 0 && c.view.AwaitsTarget():
-		return because(ErrCatchingUp, "no peer that this host was told to connect to has answered since the start, and the state file of this host may be "+
+		return because(ErrCatchingUp, "no target of this host has answered since the start, and the state file of this host may be "+
 			"old; addresses are given once one of them answers, or without an answer in %v", max(0, since.Add(c.cfg.CatchUp).Sub(c.now)).Round(time.Second))
 	case len(h.all) == 0:
 		return because(ErrCatchingUp, "waiting up to %v for peers that know more than the state file of this host", c.cfg.Grace)
@@ -310,7 +310,7 @@ func (c *core) unheard() string {
 		if !c.view.AwaitsTarget() {
 			return ""
 		}
-		return "this host gives addresses although no peer that it was told to connect to has answered since its start: " +
+		return "this host gives addresses although none of its targets has answered since its start: " +
 			"if its state file is old, others may have these addresses"
 	}
 	return fmt.Sprintf("this host gives addresses although no peer that knows the present state (%s) has answered since its start: "+

@@ -20,7 +20,7 @@ var (
 	ErrNoQuorum = errors.New("too few voters agreed")
 	// ErrInUse means that somebody else uses the address.
 	ErrInUse = errors.New("the address is in use")
-	// ErrCatchingUp means that the state of this peer may be old, and no other peer has told it
+	// ErrCatchingUp means that the state of this peer may be old, and no other peer has said
 	// yet what is new.
 	ErrCatchingUp = errors.New("this peer catches up with the mesh")
 	// ErrDeadline is the cause when the time of a request is up. The text of the

@@ -225,7 +225,7 @@ func TestOldStateFromBeforeOthersJoined(t *testing.T) {
 	w.restart(a, old, false)
 	id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
 	w.run(10 * time.Second)
-	if s := a.core.status(); s.PendingAllocates != 1 || !strings.Contains(s.State, "no peer that this host was told to connect to has answered") {
+	if s := a.core.status(); s.PendingAllocates != 1 || !strings.Contains(s.State, "no target of this host has answered") {
 		t.Errorf("it is %s", s.State)
 	}
 	if _, ok := a.await(id, time.Minute); !ok {
