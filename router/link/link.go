@@ -6,11 +6,15 @@
 // safe for concurrent use.
 //
 //	          keys agreed, answered,
-//	          path MTU known                 no answer for Silence
+//	          path MTU known                 the path is dead
 //	pending ------------------> established ------------------> failed
 //	   ^                            ^  ^                          |
 //	   |   keys too old             |  +--------------------------+
-//	   +----------------------------+      answered again
+//	   +----------------------------+     answers come for a while
+//
+// Package liveness decides whether the path is dead: in 0.6 s if frames use it. While the
+// kernel's fast path to the peer works only Silence makes the link fail: then the peer's
+// router is away and not the path.
 package link
 
 import (
@@ -22,6 +26,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/liveness"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -31,17 +36,24 @@ const (
 	// FastBeat is the interval of heartbeats until one is answered. Jitter shortens
 	// it by up to an eighth.
 	FastBeat = 500 * time.Millisecond
-	// Beat is the interval of heartbeats that are answered. All links of a router
-	// send them at the same moment, so that a router with many links wakes up once
-	// to send them, and once for the answers.
+	// Beat is the interval of heartbeats that are answered, if the link carries no
+	// frames; package liveness has the others. All links of a router send them at the same
+	// moment, so that a router with many links wakes up once to send them, and once for the
+	// answers.
 	Beat = 2 * time.Second
 	// Timeout is the number of consecutive heartbeats that are sent fast. After it,
 	// a peer that stopped answering gets one every Beat, and a peer that never
 	// answered gets them less and less often, at last every SlowBeat.
 	Timeout  = 120
 	SlowBeat = 16 * time.Second
-	// Silence is how long an established link may be without an answer.
+	// Silence is how long an established link may be without an answer while the fast path
+	// works.
 	Silence = 8 * time.Second
+	// A link that failed is used again after answers came for firstHold. The time doubles
+	// with each failure up to lastHold, and starts again after holdForgotten without one.
+	firstHold     = time.Second
+	lastHold      = 16 * time.Second
+	holdForgotten = time.Minute
 )
 
 // State of a link.
@@ -74,6 +86,9 @@ type Config struct {
 	Jitter   *rand.Rand    // of everything that is not secret
 	NewIndex func() uint32 // returns a receiver index that is not in use, 1..wire.MaxIndex
 	Traffic  func() uint64 // returns how many frames were sent so far; nil if not known
+	// Pace and Unread are those of liveness.Config.
+	Pace   func() time.Duration
+	Unread func() bool
 
 	RenewAfter   time.Duration // age of keys at which new ones are asked for; RenewAge if 0
 	RenewPackets uint64        // packets sent after which new keys are asked for; RenewPackets if 0
@@ -120,7 +135,13 @@ type Machine struct {
 
 	keys keys
 	beat beat
+	live *liveness.Detector
 	path path
+
+	fast    bool          // the fast path to the peer works
+	upSince time.Time     // when the link was established last
+	since   time.Time     // since when answers come without a gap
+	hold    time.Duration // how long they must come until a link that failed is used
 
 	// unusable says why the link cannot come up until keys are agreed, "" if it can.
 	unusable string
@@ -135,6 +156,7 @@ func New(cfg Config, now time.Time) (*Machine, []Effect) {
 		cfg.RenewPackets = RenewPackets
 	}
 	m := &Machine{cfg: cfg, addr: cfg.Addr}
+	m.live = liveness.New(liveness.Config{Epoch: cfg.Epoch, Idle: Beat, Pace: cfg.Pace, Unread: cfg.Unread})
 	m.path.init(cfg.MaxMTU)
 	m.beat.sent = make(map[uint64]sentProbe)
 	if m.offers() {
@@ -158,8 +180,10 @@ func (m *Machine) State() (State, string) {
 		return m.state, "waiting for a packet of the peer, whose address is not known"
 	case m.beat.lastAnswer.IsZero():
 		return m.state, fmt.Sprintf("no answer on UDP from %s", m.addr)
+	case m.state == Failed && m.live.Alive():
+		return m.state, fmt.Sprintf("%s answers again, watched for %s before the link is used", m.addr, m.hold)
 	case m.state == Failed:
-		return m.state, fmt.Sprintf("no answer on UDP from %s for %s", m.addr, Silence)
+		return m.state, fmt.Sprintf("no answer on UDP from %s any more", m.addr)
 	}
 	return m.state, "measuring the path"
 }
@@ -172,7 +196,31 @@ func (m *Machine) Addr() netip.AddrPort { return m.addr }
 func (m *Machine) MTU() int { return m.path.mtu }
 
 // RTT returns the smoothed round trip time; 0 if not known.
-func (m *Machine) RTT() time.Duration { return m.beat.rtt }
+func (m *Machine) RTT() time.Duration { return m.live.RTT() }
+
+// Busy reports whether the link carries frames, so that heartbeats are frequent.
+func (m *Machine) Busy(now time.Time) bool { return m.live.Busy(now) }
+
+// Used reports that the link carries a frame after a pause. Tick finds out by
+// Config.Traffic, but later.
+func (m *Machine) Used(now time.Time) []Effect {
+	m.live.Used(now)
+	return m.Tick(now)
+}
+
+// SetFast reports whether the fast path to the peer works.
+func (m *Machine) SetFast(now time.Time, up bool) []Effect {
+	m.fast = up
+	return m.Tick(now)
+}
+
+// Check makes the machine find out at once whether the path works and which packets it
+// carries, because the fast path lost some.
+func (m *Machine) Check(now time.Time) []Effect {
+	m.path.verified = time.Time{}
+	m.live.Check(now)
+	return m.Tick(now)
+}
 
 // Suite returns the cipher suite of packets; ok is false before keys are agreed.
 func (m *Machine) Suite() (s seal.Suite, ok bool) {
@@ -203,26 +251,40 @@ func (m *Machine) Tick(now time.Time) []Effect {
 
 // update moves between the states.
 func (m *Machine) update(now time.Time) {
-	alive := m.alive(now)
+	alive := m.live.Alive()
 	switch {
 	case m.keys.tx == nil:
 		m.state = Pending
-	case m.state == Established && !alive:
+	case m.state == Established && !alive && !now.Before(m.deadline()):
 		m.state = Failed
-	case alive && m.path.known:
-		m.state = Established
+		if m.hold = max(firstHold, min(2*m.hold, lastHold)); now.Sub(m.upSince) >= holdForgotten {
+			m.hold = firstHold
+		}
+	case m.state != Established && alive && m.path.known && !now.Before(m.usable()):
+		m.state, m.upSince = Established, now
 	}
 }
 
-// alive reports whether the peer answers.
-func (m *Machine) alive(now time.Time) bool {
-	return !m.beat.lastAnswer.IsZero() && now.Sub(m.beat.lastAnswer) < Silence
+// deadline returns when a link whose path is dead fails.
+func (m *Machine) deadline() time.Time {
+	if m.fast {
+		return m.beat.lastAnswer.Add(Silence)
+	}
+	return m.beat.lastAnswer
+}
+
+// usable returns when a link whose peer answers may be used.
+func (m *Machine) usable() time.Time {
+	if m.state == Failed {
+		return m.since.Add(m.hold)
+	}
+	return m.since
 }
 
 // Next returns when Tick must be called at the latest.
 func (m *Machine) Next() time.Time {
 	next := m.keys.next(m)
-	for _, t := range []time.Time{m.nextBeat(), m.path.next(), m.deadline(), m.nextMove()} {
+	for _, t := range []time.Time{m.nextBeat(), m.path.next(), m.nextState(), m.nextMove()} {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
@@ -231,15 +293,22 @@ func (m *Machine) Next() time.Time {
 }
 
 func (m *Machine) nextBeat() time.Time {
-	if m.keys.tx == nil || !m.addr.IsValid() {
+	switch {
+	case m.keys.tx == nil, !m.addr.IsValid():
 		return time.Time{} // there is no key, or no address
+	case m.live.Alive():
+		return m.live.Next()
 	}
 	return m.beat.next
 }
 
-func (m *Machine) deadline() time.Time {
-	if m.state == Established {
-		return m.beat.lastAnswer.Add(Silence)
+// nextState returns when update changes the state by itself; zero for never.
+func (m *Machine) nextState() time.Time {
+	switch alive := m.live.Alive(); {
+	case m.state == Established && !alive:
+		return m.deadline()
+	case m.state == Failed && alive && m.path.known:
+		return m.usable()
 	}
 	return time.Time{}
 }

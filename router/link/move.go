@@ -76,6 +76,7 @@ func (m *Machine) Moved(now time.Time, from netip.AddrPort) []Effect {
 func (m *Machine) SetAddr(now time.Time, a netip.AddrPort) []Effect {
 	if m.state != Established && a != m.addr && a.IsValid() {
 		m.addr, m.beat.next, m.beat.unanswered, m.beat.lastAnswer = a, now, 0, time.Time{}
+		m.live.Reset()
 	}
 	return m.Tick(now)
 }
@@ -105,7 +106,7 @@ func (m *Machine) arrived(now time.Time, id uint64) {
 	for _, sent := range c.ids[:c.asked] {
 		if sent == id {
 			m.addr, m.candidate = c.addr, nil
-			m.beat.next = now // the peer learns our new path, and the path is measured
+			m.live.Check(now) // the peer learns our new path, and the path is measured
 			return
 		}
 	}

@@ -15,11 +15,11 @@ type sentProbe struct {
 
 // beat is the heartbeat, and the probes under way.
 type beat struct {
-	next       time.Time // when to send the next heartbeat
+	next       time.Time // when to send the next heartbeat, unless the detector says
 	last       time.Time // when the last one was sent
 	unanswered int       // heartbeats since the last answer
 	lastAnswer time.Time // zero before the first
-	rtt        time.Duration
+	traffic    uint64    // frames sent until the last look
 
 	sent map[uint64]sentProbe // by id
 }
@@ -38,14 +38,29 @@ func (m *Machine) tickBeat(now time.Time) {
 			delete(b.sent, id)
 		}
 	}
-	if m.keys.tx == nil || !m.addr.IsValid() || now.Before(b.next) {
+	if m.cfg.Traffic != nil {
+		if n := m.cfg.Traffic(); n != b.traffic {
+			b.traffic = n
+			m.live.Used(now)
+		}
+	}
+	if m.keys.tx == nil || !m.addr.IsValid() {
+		m.live.Reset()
+		return
+	}
+	if m.live.Tick(now) {
+		b.unanswered, b.next = 0, now
+	}
+	if m.state == Failed && m.live.Alive() {
+		m.live.Used(now) // to see soon whether answers come without a gap
+	}
+	if due := m.live.Due(now); !due && (m.live.Alive() || now.Before(b.next)) {
 		return
 	}
 	b.unanswered++
 	b.last, b.next = now, now.Add(m.pause())
-	if !m.verify(now) {
-		m.probe(now, 0)
-	}
+	m.live.Sent(now)
+	m.probe(now, m.verify(now))
 }
 
 // pause returns how long to wait for an answer before the next heartbeat.
@@ -58,11 +73,6 @@ func (m *Machine) pause() time.Duration {
 		}
 	}
 	return d - time.Duration(m.cfg.Jitter.Int64N(int64(d/8)))
-}
-
-// slot returns the next time at which all links of this router send heartbeats.
-func (m *Machine) slot(now time.Time) time.Time {
-	return now.Add(Beat - now.Sub(m.cfg.Epoch)%Beat)
 }
 
 // probe sends a request of size bytes.
@@ -92,24 +102,15 @@ func (m *Machine) Answered(now time.Time, p wire.ProbeBody) []Effect {
 		return m.Tick(now)
 	}
 	delete(m.beat.sent, p.ID)
-	m.arrived(now, p.ID)
-	b := &m.beat
-	if b.lastAnswer.IsZero() || now.Sub(b.lastAnswer) >= Silence {
+	if !m.live.Alive() {
+		m.since = now
 		m.path.begin(now) // the path may have changed
 	}
-	b.lastAnswer, b.unanswered = now, 0
-	if d := now.Sub(s.at); b.rtt == 0 {
-		b.rtt = d
-	} else {
-		b.rtt += (d - b.rtt) / 8 // as RFC 6298 smoothes
-	}
+	m.live.Answered(now, s.at)
+	m.arrived(now, p.ID)
+	m.beat.lastAnswer, m.beat.unanswered = now, 0
 	if s.size > 0 {
 		m.path.reached(now, s.size)
-	}
-	b.next = m.slot(now)
-	if m.path.verifying > 0 {
-		// Only small ones come back: find out soon whether large ones are lost.
-		b.next = now.Add(m.timeout())
 	}
 	return m.Tick(now)
 }
@@ -124,11 +125,13 @@ var common = []int{65535, 9001, 9000, 8951, 1500, 1492, 1480, 1476, 1460, 1450, 
 
 // Times of the search.
 const (
-	tries      = 3 // of a size before it counts as lost
-	minTimeout = 250 * time.Millisecond
-	verifyIdle = 10 * time.Second // between two checks of the size in use, without traffic
-	raiseFirst = time.Minute      // from a search to the next attempt at a larger size;
-	raiseLater = 10 * time.Minute // it doubles up to this, PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
+	tries       = 3 // of a size before it counts as lost
+	minTimeout  = 250 * time.Millisecond
+	verifyTries = 5                // of the size in use before a search begins
+	verifyIdle  = 10 * time.Second // between two checks of the size in use, without traffic
+	verifyBusy  = time.Second      // with traffic
+	raiseFirst  = time.Minute      // from a search to the next attempt at a larger size;
+	raiseLater  = 10 * time.Minute // it doubles up to this, PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
 )
 
 // path is the search for the path MTU. It probes all common sizes at once, and then
@@ -147,9 +150,8 @@ type path struct {
 	left  int       // tries left
 	until time.Time // when to retry or give up
 
-	verifying int       // consecutive unanswered heartbeats of the size in use
-	verified  time.Time // when the last one was sent
-	traffic   uint64    // frames sent until then
+	verifying int       // consecutive unanswered probes of the size in use
+	verified  time.Time // when the first of them was sent
 	raiseAt   time.Time
 	raiseIn   time.Duration // from one raiseAt to the next
 }
@@ -188,20 +190,20 @@ func (p *path) search(now time.Time, from int) {
 }
 
 func (p *path) next() time.Time {
-	if p.phase != idle {
+	if p.phase != idle || p.verifying > 0 && p.until.Before(p.raiseAt) {
 		return p.until
 	}
 	return p.raiseAt
 }
 
-func (m *Machine) timeout() time.Duration { return max(minTimeout, 3*m.beat.rtt) }
+func (m *Machine) timeout() time.Duration { return max(minTimeout, 3*m.live.RTT()) }
 
 func (m *Machine) tickPath(now time.Time) {
 	p := &m.path
-	if m.keys.tx == nil || !m.addr.IsValid() || !m.alive(now) {
+	if m.keys.tx == nil || !m.addr.IsValid() || !m.live.Alive() {
 		// A peer that is away says nothing about sizes; its first answer begins a
 		// search.
-		p.raiseAt, p.until = time.Time{}, time.Time{}
+		p.raiseAt, p.until, p.verifying = time.Time{}, time.Time{}, 0
 		return
 	}
 	switch p.phase {
@@ -239,6 +241,7 @@ func (m *Machine) tickPath(now time.Time) {
 		p.hi = p.want[0]
 		m.bisect(now)
 	case idle:
+		m.verifyAgain(now)
 		m.raise(now)
 	}
 }
@@ -267,36 +270,39 @@ func (m *Machine) bisect(now time.Time) {
 	m.probe(now, p.want[0])
 }
 
-// verify makes a heartbeat as large as the size in use, to check that it still
-// passes. It is false if there is nothing to check: during a search, and most of the
-// time if the link carries no frames. After an unanswered one it sends a small
-// heartbeat, too, which distinguishes a path with a smaller MTU from a path that is
-// gone.
-func (m *Machine) verify(now time.Time) bool {
+// verify returns the size of the heartbeat that is sent now: that in use, to check that it
+// still passes, or 0 if there is nothing to check. So a check costs no packet. If it is not
+// answered, the detector sends small heartbeats, which distinguish a path with a smaller
+// MTU from a path that is gone.
+func (m *Machine) verify(now time.Time) int {
 	p := &m.path
-	if p.phase != idle || !p.known {
-		return false
+	every := verifyIdle
+	if m.live.Busy(now) {
+		every = verifyBusy
 	}
-	var traffic uint64
-	if m.cfg.Traffic != nil {
-		traffic = m.cfg.Traffic()
+	if p.phase != idle || !p.known || p.verifying > 0 || m.live.Suspect() || now.Sub(p.verified) < every {
+		return 0
 	}
-	if traffic == p.traffic && p.verifying == 0 && now.Sub(p.verified) < verifyIdle {
-		return false
-	}
-	p.traffic = traffic
-	if p.verifying >= tries && m.beat.unanswered <= 1 {
-		// Small packets pass and large ones do not.
+	p.verifying, p.verified, p.until = 1, now, now.Add(m.timeout())
+	return p.mtu
+}
+
+// verifyAgain repeats a check that was not answered. After some it begins a search, if
+// small packets pass meanwhile.
+func (m *Machine) verifyAgain(now time.Time) {
+	p := &m.path
+	switch {
+	case p.verifying == 0, now.Before(p.until):
+	case p.verifying < verifyTries:
+		p.verifying++
+		p.until = now.Add(m.timeout())
+		m.probe(now, p.mtu)
+	case m.beat.lastAnswer.After(p.verified):
 		p.begin(now)
-		return false
+		m.tickPath(now)
+	default:
+		p.verifying = 0 // nothing passes: that says nothing about sizes
 	}
-	if p.verifying > 0 {
-		m.probe(now, 0)
-	}
-	p.verifying++
-	p.verified = now
-	m.probe(now, p.mtu)
-	return true
 }
 
 // raise periodically probes for a size larger than the one in use.

@@ -84,6 +84,8 @@ func (s *story) Do(c trace.Command, out *trace.Output) (err error) {
 		s.iface, err = strconv.Atoi(c.Arg(0))
 	case "busy": // frames are sent from now on
 		s.busy = true
+	case "quiet": // no more frames are sent
+		s.busy = false
 	case "cut": // what these ends send is lost
 		for _, e := range s.ends {
 			e.cut = slices.Contains(c.Args, e.name)
