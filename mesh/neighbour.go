@@ -41,8 +41,10 @@ const (
 	// If it is shorter, a busy host counts as lost; if it is longer, a loss is
 	// noticed later than the ten seconds that weft promises.
 	sessionTimeout = 8 * time.Second
-	// linkDownTimeout is how long a neighbour may be silent after its link went down.
-	linkDownTimeout = 1500 * time.Millisecond
+	// linkDownTimeout is how long a neighbour may be silent after its link went down, which
+	// the router notices within a second. It is longer than a short cut of the path, after
+	// which TCP needs a while to repeat what was lost: frames use other paths meanwhile.
+	linkDownTimeout = 5 * time.Second
 	// MaxControl is the largest number of records that wait for one neighbour, ahead
 	// of gossip, and maxControlBytes their largest total size. A full queue drops
 	// the newest record and counts the drop.
