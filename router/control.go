@@ -14,6 +14,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/link"
+	"github.com/weft-net/weft/router/liveness"
 	"github.com/weft-net/weft/router/origin"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
@@ -37,6 +38,7 @@ const (
 	moved
 	firstUse
 	tooBig
+	used
 )
 
 // maxPending bounds the events of one link that wait, so that a peer that floods
@@ -107,6 +109,10 @@ func (r *Router) controlLoop(ctx context.Context) error {
 		case w := <-r.wants:
 			r.control.Want(w.peer, w.sends)
 		case <-timer.C:
+			// Before a path is called dead: answers may have waited for this goroutine.
+			for range len(r.events) {
+				r.handle(<-r.events)
+			}
 			now := time.Now()
 			for _, l := range r.links {
 				if !l.deadline.IsZero() && !now.Before(l.deadline) {
@@ -157,6 +163,8 @@ func (r *Router) handle(e event) {
 		r.step(l, l.machine.FirstUse(now, e.index))
 	case tooBig:
 		r.step(l, l.machine.TooBig(now, e.size))
+	case used:
+		r.step(l, l.machine.Used(now))
 	}
 	if after := l.machine.Addr(); after != before {
 		r.log.Info("peer moved", "peer", l.peer, "from", before, "to", after)
@@ -185,6 +193,10 @@ func (r *Router) neighbourUp(n Neighbour) {
 		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Epoch: r.epoch, Entropy: crand.Reader,
 		Jitter:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		NewIndex: func() uint32 { return r.newIndex(l) }, RenewPackets: r.cfg.renewPackets,
+		Traffic: l.txFrames.Load, Pace: func() time.Duration { return liveness.Pace(r.busy) },
+	}
+	if c, ok := r.conn.(udp.Backlogger); ok {
+		cfg.Unread = c.Backlog
 	}
 	r.links[n.Name] = l
 	r.fast.Up(n.Name, fastpath.Session{Secret: n.Secret, Key: n.Key, Addr: n.Addr.Addr()})
@@ -202,6 +214,9 @@ func (r *Router) neighbourDown(name peer.Name, down func(peer.Name)) {
 		return
 	}
 	delete(r.links, name)
+	if l.busy {
+		r.busy--
+	}
 	r.changeKeys(func(keys map[uint32]*rxKey) {
 		maps.DeleteFunc(keys, func(_ uint32, k *rxKey) bool { return k.link == l })
 	})
@@ -281,6 +296,14 @@ func (r *Router) step(l *sleeve, effects []link.Effect) {
 		r.effect(l, e)
 	}
 	l.deadline = l.machine.Next()
+	if busy := l.machine.Busy(time.Now()); busy != l.busy {
+		if l.busy = busy; busy {
+			r.busy++
+		} else {
+			r.busy--
+		}
+		l.quiet.Store(!busy)
+	}
 	state := l.publish()
 	r.followPath(l, state)
 	r.reportLink(l, state)

@@ -1,6 +1,8 @@
 package router
 
 import (
+	"time"
+
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/offload"
@@ -12,6 +14,7 @@ import (
 type fastHost struct {
 	r   *Router
 	tap tap.Writer
+	q   tap.Queue
 }
 
 var _ fastpath.Host = fastHost{}
@@ -28,4 +31,25 @@ func (h fastHost) Inject(head offload.Header, frame []byte) {
 	if h.tap.Write(head, [][]byte{frame}) != nil {
 		h.r.drops.add(DropTAP)
 	}
+}
+
+func (h fastHost) SetFast(n peer.Name, up bool) {
+	h.r.do(func() {
+		if l, ok := h.r.links[n]; ok {
+			h.r.step(l, l.machine.SetFast(time.Now(), up))
+		}
+	})
+}
+
+func (h fastHost) Check(n peer.Name) {
+	h.r.do(func() {
+		if l, ok := h.r.links[n]; ok {
+			h.r.step(l, l.machine.Check(time.Now()))
+		}
+	})
+}
+
+func (h fastHost) Backlog() bool {
+	b, ok := h.q.(tap.Backlogger)
+	return ok && b.Backlog()
 }

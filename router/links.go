@@ -44,6 +44,7 @@ type sleeve struct {
 	deadline time.Time
 	indexes  []uint32 // its receiver indexes
 	reported reportedLink
+	busy     bool     // as r.busy counts it
 	sendErr  string   // of the last probe, "" if the kernel accepted it
 	path     underlay // that the fast path heard last
 
@@ -51,6 +52,7 @@ type sleeve struct {
 	tx      atomic.Pointer[seal.Tx]
 	addr    atomic.Pointer[netip.AddrPort]
 	maxBody atomic.Int32 // bytes of body that one packet holds; 0 while not established
+	quiet   atomic.Bool  // the control goroutine must hear of the next frame
 	// seen is the last address other than addr from which a packet came, as reported.
 	seen atomic.Pointer[seenAddr]
 
@@ -106,10 +108,12 @@ const (
 const refusedEvery = 10 * time.Second
 
 func newSleeve(n Neighbour) *sleeve {
-	return &sleeve{
+	l := &sleeve{
 		peer: n.Name, dialled: n.Dialled, begun: n.Addr.Addr(), secret: n.Secret,
 		icmpLimit: rate.NewLimiter(icmpRate, icmpBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
 	}
+	l.quiet.Store(true)
+	return l
 }
 
 // seenAddr is an address from which a packet of the peer came, and when that was reported.
@@ -168,6 +172,15 @@ func (l *sleeve) publish() (state link.State) {
 		l.status.Store(&s)
 	}
 	return state
+}
+
+// carries counts frames that are sent. The first after a pause makes the control goroutine
+// watch the link more closely.
+func (r *Router) carries(l *sleeve, frames uint64) {
+	l.txFrames.Add(frames)
+	if l.quiet.Load() && l.quiet.CompareAndSwap(true, false) {
+		r.notify(event{kind: used, link: l})
+	}
 }
 
 // countSent counts a packet of n bytes that the kernel accepted.

@@ -148,6 +148,7 @@ type Router struct {
 	from   origin.Table // of routes and of those before
 	ctl    *controlLane
 	taken  map[uint32]bool // receiver indexes
+	busy   int             // how many links carry frames
 
 	// Atomic.
 	running   atomic.Bool
@@ -283,7 +284,7 @@ func (r *Router) openFast(tapName string, q tap.Queue) (*fastpath.Controller, er
 	return fastpath.Open(fastpath.Config{
 		Host: host, Settings: *r.cfg.Fast, Self: r.self, Bridge: r.cfg.Bridge, TAP: tapName, SleevePort: r.LocalAddr().Port(), MTU: r.cfg.MTU, Sysctls: r.cfg.Sysctls, MACs: r.macs,
 		Start: r.start, Epoch: r.epoch, Log: r.log, Keeper: r.keeper,
-	}, fastHost{r, q.NewWriter()})
+	}, fastHost{r, q.NewWriter(), q})
 }
 
 func (r *Router) makeTAP() (q tap.Queue, name string, err error) {

@@ -118,6 +118,15 @@ func (s *Socket) LocalAddr() netip.AddrPort {
 	return s.conn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
+// Backlog implements Backlogger.
+func (s *Socket) Backlog() (some bool) {
+	_ = s.raw.Control(func(fd uintptr) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		some = n > 0 && err == nil
+	}) // a closed socket has none
+	return some
+}
+
 // Close implements Conn.
 func (s *Socket) Close() error { return s.conn.Close() }
 

@@ -60,6 +60,14 @@ type Prioritizer interface {
 	Prioritize(urgent func(b []byte) bool)
 }
 
+// Backlogger is a Conn that knows whether datagrams wait to be read.
+type Backlogger interface {
+	Conn
+	// Backlog reports whether the kernel holds datagrams that no reader has taken. It may
+	// be called from any goroutine, and never waits.
+	Backlog() bool
+}
+
 // Writer writes batches.
 type Writer interface {
 	// WriteBatch sends m in order, waiting for space in the socket's buffer. Buf is

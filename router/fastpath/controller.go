@@ -78,6 +78,13 @@ type Host interface {
 	Send(to peer.Name, c wire.Control)
 	// Inject writes a frame with its virtio-net header to the TAP.
 	Inject(h offload.Header, frame []byte)
+	// SetFast reports that the fast path to a neighbour came into use or out of use.
+	SetFast(n peer.Name, up bool)
+	// Check reports that the path to a neighbour may be dead or too narrow, as echoes are
+	// late.
+	Check(n peer.Name)
+	// Backlog reports whether frames wait in the TAP. It never waits.
+	Backlog() bool
 }
 
 // Controller controls the fast path of one host. Make it with Open or Off, and call Run.
@@ -138,8 +145,10 @@ type Controller struct {
 	tunnelErr     error                   // why there is no tunnel that works, nil if there is one or none is wanted
 	applyErr      error                   // of the last change of the tunnel
 	opened        time.Time
-	stale         bool // tables must be planned again
-	resync        bool // MAC addresses must be compared with the kernel's
+	trafficAt     time.Time // when to look at the kernel's counters again
+	busy          int       // how many links carried frames at the last look
+	stale         bool      // tables must be planned again
+	resync        bool      // MAC addresses must be compared with the kernel's
 
 	// Guarded by mu, which is never held during a call to the kernel.
 	mu        sync.RWMutex
@@ -169,6 +178,7 @@ type link struct {
 	pathMTU      int      // that the Link heard last
 	id           uint16   // short id of the peer when it was last known
 	hop          netdev.Hop
+	carried      uint64         // frames sent over it at the last look
 	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
 	keyConflict  bool           // the peer claims the tunnel key of another peer
 	sessionEnded time.Time      // zero while the session lives
@@ -198,6 +208,9 @@ const (
 	// rulesMaxPause bounds that: a read that was held up once must not leave changes
 	// unseen for minutes.
 	rulesMaxPause = 10 * time.Second
+	// trafficInterval is how often the kernel's counters are read, to find out which links
+	// carry frames. All hosts do it at the moments of the probes.
+	trafficInterval = plan.Beat
 	// syncInterval is how often the table of MAC addresses is compared with the
 	// kernel's, which have the times of last use of different frames.
 	syncInterval = time.Minute
@@ -431,6 +444,7 @@ func (c *Controller) tick(now time.Time) {
 			}
 		}
 	}
+	c.watchTraffic(now)
 	for n, l := range c.sessionless {
 		if !l.Up() || now.Sub(l.sessionEnded) >= sessionlessTimeout {
 			c.setSessionless(n, nil)
@@ -472,9 +486,56 @@ func (c *Controller) next() (next time.Time) {
 			if t := l.Next(); !t.IsZero() && (next.IsZero() || t.Before(next)) {
 				next = t
 			}
+			if l.Up() && c.trafficAt.Before(next) {
+				next = c.trafficAt
+			}
 		}
 	}
 	return next
+}
+
+// watchTraffic reports to the links that carried frames since the last look that they are
+// used, so that they find out soon if they no longer work.
+func (c *Controller) watchTraffic(now time.Time) {
+	if now.Before(c.trafficAt) {
+		return
+	}
+	c.trafficAt = now.Add(trafficInterval - now.Sub(c.cfg.Epoch)%trafficInterval)
+	c.busy = 0
+	var carried map[uint16]uint64 // by the short id of the next hop
+	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
+		for _, l := range set {
+			if !l.Up() {
+				continue
+			}
+			if carried == nil {
+				carried = c.carried()
+			}
+			if n := carried[l.PeerID()]; n != l.carried {
+				l.carried = n
+				c.apply(l, now, l.Used(now))
+			}
+			if l.Busy(now) {
+				c.busy++
+			}
+		}
+	}
+}
+
+// carried returns how many frames were sent to each next hop.
+func (c *Controller) carried() map[uint16]uint64 {
+	n := make(map[uint16]uint64)
+	for id, p := range c.installed.Peers {
+		if p.Next == 0 {
+			continue
+		}
+		t, err := c.kernel.Traffic(id)
+		if err != nil {
+			continue // the entry was not written; the next round tries again
+		}
+		n[p.Next] += t.TxPackets + t.RelayedPackets
+	}
+	return n
 }
 
 func newNonce() (n [plan.NonceLen]byte) {

@@ -512,3 +512,37 @@ func TestKernelRefuses(t *testing.T) {
 		})
 	}
 }
+
+// A neighbour that carries frames is found silent within 0.6 s, and the router hears at once
+// that echoes are late. An idle neighbour is probed once a second.
+func TestTrafficMakesProbesFrequent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, defaults)
+		r.routes([]byte{2, 3, 4}, map[byte]byte{4: 2}) // frames to peer 4 use the link with peer 2
+		r.meet(2, 3)
+		pass(2 * time.Second)
+		r.mu.Lock()
+		up := r.up[nameOf(2)] && r.up[nameOf(3)]
+		r.mu.Unlock()
+		if !up {
+			t.Fatal("the router was not told that the fast path is in use")
+		}
+		for range 30 {
+			m.Carry(4, 10)
+			pass(100 * time.Millisecond)
+		}
+		r.silence(2, true)
+		r.silence(3, true)
+		pass(605 * time.Millisecond)
+		r.want(kerneltest.ToRouter, 2, 4)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.up[nameOf(2)] || r.checks[nameOf(2)] != 1 {
+			t.Errorf("peer 2: in use %v, %d checks", r.up[nameOf(2)], r.checks[nameOf(2)])
+		}
+		if !r.up[nameOf(3)] {
+			t.Error("the path to peer 3, which carries nothing, was given up in 0.6 s")
+		}
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fastpath/plan"
+	"github.com/weft-net/weft/router/liveness"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -36,7 +37,10 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 	c.setFast(n, false)
 	l := &link{peer: n, key: s.Key, secret: secret}
 	var effects []plan.Effect
-	l.Link, effects = plan.NewLink(plan.Config{MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr}, now)
+	l.Link, effects = plan.NewLink(plan.Config{
+		MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr,
+		Pace: func() time.Duration { return liveness.Pace(c.busy) }, Unread: c.host.Backlog,
+	}, now)
 	c.links[n] = l
 	c.apply(l, now, effects)
 	c.findHop(l)
@@ -127,6 +131,8 @@ func (c *Controller) apply(l *link, now time.Time, effects []plan.Effect) {
 			c.host.Send(l.peer, e.Msg)
 		case plan.SumInSoftware:
 			c.sumInSoftware(l)
+		case plan.Suspect:
+			c.host.Check(l.peer)
 		}
 	}
 	c.show(l, now)
@@ -154,6 +160,7 @@ func (c *Controller) show(l *link, now time.Time) {
 	if !known || old.Up != s.Up {
 		c.stale = true
 		c.setFast(l.peer, s.Up)
+		c.host.SetFast(l.peer, s.Up)
 		if s.Up {
 			c.log.Info("fast path in use", "peer", l.peer, "addr", l.Addr(), "encrypted", s.Encrypted, "rtt", s.RTT)
 		} else if known {

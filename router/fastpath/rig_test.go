@@ -47,6 +47,8 @@ type router struct {
 	offers map[peer.Name]wire.Control // to each neighbour, last
 	silent map[netip.Addr]bool        // neighbours whose kernels do not echo
 	card   bool                       // computes wrong checksums inside VXLAN
+	up     map[peer.Name]bool         // as the controller reported
+	checks map[peer.Name]int          // likewise
 }
 
 // Send implements fastpath.Host.
@@ -71,6 +73,23 @@ func (r *router) Inject(_ offload.Header, frame []byte) {
 	e := fastpath.Echo{From: p.To, Nonce: p.Nonce, Summed: !r.card || r.m.SoftwareChecksums()}
 	time.AfterFunc(rtt, func() { r.Echoed(e) })
 }
+
+// SetFast implements fastpath.Host.
+func (r *router) SetFast(n peer.Name, up bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.up[n] = up
+}
+
+// Check implements fastpath.Host.
+func (r *router) Check(n peer.Name) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.checks[n]++
+}
+
+// Backlog implements fastpath.Host.
+func (r *router) Backlog() bool { return false }
 
 // silence makes the kernel of a neighbour stop echoing, or echo again.
 func (r *router) silence(n byte, silent bool) {
@@ -113,7 +132,7 @@ func open(t *testing.T, m *kerneltest.Machine, s fastpath.Settings) *router {
 // openWith is open with a System that changes what some calls to the machine do.
 func openWith(t *testing.T, m *kerneltest.Machine, sys fastpath.System, s fastpath.Settings) *router {
 	t.Helper()
-	r := &router{t: t, m: m, macs: mac.New(mac.Limits{}), offers: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool)}
+	r := &router{t: t, m: m, macs: mac.New(mac.Limits{}), offers: make(map[peer.Name]wire.Control), silent: make(map[netip.Addr]bool), up: make(map[peer.Name]bool), checks: make(map[peer.Name]int)}
 	r.keeper = kerneltest.NewKeeper(m)
 	c, err := fastpath.Open(fastpath.Config{
 		Keeper:   r.keeper,

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // file is the open file of a TAP. If other software removes the TAP, Reopen makes it again,
@@ -66,6 +68,15 @@ func (f *file) Reopen() error {
 	close(old.over)
 	old.file.Close() // its device is gone
 	return nil
+}
+
+// Backlog implements Backlogger.
+func (f *file) Backlog() (some bool) {
+	_ = f.now.Load().raw.Control(func(fd uintptr) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		some = n > 0 && err == nil
+	}) // a closed file has none
+	return some
 }
 
 // Close implements Queue.

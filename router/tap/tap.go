@@ -65,6 +65,13 @@ type Reopener interface {
 	Reopen() error
 }
 
+// Backlogger is a Queue that knows whether frames wait to be read.
+type Backlogger interface {
+	// Backlog reports whether the kernel holds frames that no reader has taken. It may be
+	// called from any goroutine, and never waits.
+	Backlog() bool
+}
+
 // Reader reads batches.
 type Reader interface {
 	// ReadBatch waits for at least one frame, and returns those that have come, up to

@@ -292,6 +292,15 @@ func (m *Machine) See(mac [6]byte, id uint16, ifindex int) {
 	}
 }
 
+// Carry counts frames that containers sent to the peer with a short id.
+func (m *Machine) Carry(id uint16, frames uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.pins.traffic[id]
+	t.TxPackets += frames
+	m.pins.traffic[id] = t
+}
+
 // Way is how the kernel forwards frames for a peer.
 type Way string
 

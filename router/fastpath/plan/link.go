@@ -9,9 +9,11 @@
 //	off -----------------------> trying --- echo of a full-size probe ---> up
 //	 ^                             ^ |                                      |
 //	 |  one no longer is           | +-- echoes for as long as hold --+     |
-//	 +-----------------------------+--------------- no echo for Silence ----+
+//	 +-----------------------------+--- the path is dead, or too narrow ----+
 //
-// The kernel of the peer echoes probes, whether its router runs or not.
+// The kernel of the peer echoes probes, whether its router runs or not. Package liveness
+// decides whether the path is dead: in 0.6 s if frames use it. Full-size probes find out
+// whether it is too narrow: once in a Beat, or each RetryBeat while they are lost.
 package plan
 
 import (
@@ -19,26 +21,29 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weft-net/weft/router/liveness"
 	"github.com/weft-net/weft/router/wire"
 )
 
 // Times of the probes.
 const (
-	// Beat is the interval of probes that are answered. All links send them at the
-	// same moment.
+	// Beat is the interval of full-size probes that are answered. All links send them at
+	// the same moment.
 	Beat = time.Second
-	// FastBeat is the interval until one is answered, and SlowBeat the interval after
-	// Timeout unanswered ones.
-	FastBeat = 250 * time.Millisecond
-	SlowBeat = 4 * time.Second
-	Timeout  = 20
-	// Silence is how long a link in use may be without an echo. Traffic is back on
-	// sleeve within three seconds after the last packet that passed. If the driver was
-	// late, the time since the last echo says nothing, so there must also be minOverdue
-	// probes that had FastBeat for their echoes, the first of them silentFor ago.
+	// RetryBeat is the interval while they are lost on a link in use. FastBeat is the
+	// interval on one that is not, and SlowBeat the interval after Timeout unanswered ones.
+	RetryBeat = 100 * time.Millisecond
+	FastBeat  = 250 * time.Millisecond
+	SlowBeat  = 4 * time.Second
+	Timeout   = 20
+	// Silence is how long a link in use may be without the echo of a full-size probe.
+	// Traffic is back on sleeve within three seconds after the last full-size packet that
+	// passed. If the driver was late, the time since the last echo says nothing, so there
+	// must also be minOverdue probes that had RetryBeat for their echoes, the first of them
+	// silentFor ago.
 	Silence    = 2 * time.Second
 	silentFor  = Silence - Beat
-	minOverdue = 2
+	minOverdue = 15
 	// A link that failed is used again after echoes came for firstHold. The time
 	// doubles with each failure up to lastHold, and starts again after holdForgotten
 	// without a failure.
@@ -80,11 +85,14 @@ type (
 	// SumInSoftware makes the kernel compute the checksums inside VXLAN, because an
 	// echo came with a wrong checksum from the card.
 	SumInSoftware struct{}
+	// Suspect says that echoes on a link in use are late.
+	Suspect struct{}
 )
 
 func (Send) effect()          {}
 func (Probe) effect()         {}
 func (SumInSoftware) effect() {}
+func (Suspect) effect()       {}
 
 // Config configures a Link.
 type Config struct {
@@ -93,6 +101,9 @@ type Config struct {
 	Nonce func() [NonceLen]byte // random
 	Own   Offer                 // at first
 	Addr  netip.Addr            // of the peer's end; invalid if not known
+	// Pace and Unread are those of liveness.Config.
+	Pace   func() time.Duration
+	Unread func() bool
 }
 
 // Link is the fast path of one link. Make it with NewLink.
@@ -108,9 +119,10 @@ type Link struct {
 
 	up          bool
 	upSince     time.Time
+	live        *liveness.Detector // used while up
 	sent        map[[NonceLen]byte]sentProbe
-	next        time.Time
-	unanswered  int       // probes since the last echo
+	next        time.Time // when to send the next full-size probe
+	unanswered  int       // full-size probes since the last echo of one
 	asked       time.Time // when the first of them was sent
 	tryingSince time.Time // or trying again
 	fullEcho    time.Time // when the last echo of a full-size probe came
@@ -119,7 +131,6 @@ type Link struct {
 	summing     bool      // SumInSoftware was emitted
 	echoesSince time.Time // since when full-size echoes come without a gap
 	hold        time.Duration
-	rtt         time.Duration
 }
 
 type sentProbe struct {
@@ -129,7 +140,7 @@ type sentProbe struct {
 
 // NewLink returns a Link, which sends its offer first.
 func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
-	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap(), sent: make(map[[NonceLen]byte]sentProbe)}
+	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap(), live: newDetector(cfg), sent: make(map[[NonceLen]byte]sentProbe)}
 	l.offer()
 	return l, l.flush(now)
 }
@@ -139,10 +150,14 @@ func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
 func ContinueLink(cfg Config, far Offer, now time.Time) *Link {
 	l := &Link{
 		cfg: cfg, own: cfg.Own, peer: &far, addr: cfg.Addr.Unmap(), path: math.MaxInt, ready: true, sent: make(map[[NonceLen]byte]sentProbe),
-		up: true, upSince: now, next: now, fullEcho: now, echoesSince: now, tryingSince: now,
+		live: newDetector(cfg), up: true, upSince: now, next: now, fullEcho: now, echoesSince: now, tryingSince: now,
 	}
 	l.transport = l.agreedTransport()
 	return l
+}
+
+func newDetector(cfg Config) *liveness.Detector {
+	return liveness.New(liveness.Config{Epoch: cfg.Epoch, Idle: Beat, Pace: cfg.Pace, Unread: cfg.Unread})
 }
 
 // SetOwn changes the offer of this end, and sends it if the peer would see a change.
@@ -206,6 +221,7 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 		}
 		return l.flush(now)
 	}
+	l.live.Answered(now, p.at)
 	if p.size != l.cfg.MTU {
 		l.smallEcho = now
 		return l.flush(now)
@@ -215,11 +231,6 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 	}
 	l.fullEcho, l.unanswered = now, 0
 	l.next = now.Add(Beat - now.Sub(l.cfg.Epoch)%Beat)
-	if d := now.Sub(p.at); l.rtt == 0 {
-		l.rtt = d
-	} else {
-		l.rtt += (d - l.rtt) / 8 // smoothed as in RFC 6298
-	}
 	if l.up || now.Sub(l.echoesSince) < l.hold {
 		return l.flush(now)
 	}
@@ -235,11 +246,24 @@ func (l *Link) Next() time.Time {
 	if !l.ready {
 		return time.Time{}
 	}
-	if silent := l.silentAt(); l.up && l.unanswered > minOverdue && silent.Before(l.next) {
-		return silent
+	next := l.next
+	if silent := l.silentAt(); l.up && l.unanswered > minOverdue && silent.Before(next) {
+		next = silent
 	}
-	return l.next
+	if live := l.live.Next(); l.up && !live.IsZero() && live.Before(next) {
+		next = live
+	}
+	return next
 }
+
+// Used reports that frames use the link.
+func (l *Link) Used(now time.Time) []Effect {
+	l.live.Used(now)
+	return l.flush(now)
+}
+
+// Busy reports whether frames used the link recently.
+func (l *Link) Busy(now time.Time) bool { return l.live.Busy(now) }
 
 // silentAt returns when a link in use counts as silent, if enough probes are overdue.
 func (l *Link) silentAt() time.Time {
@@ -250,7 +274,7 @@ func (l *Link) silentAt() time.Time {
 	return at
 }
 
-// silent reports whether the peer does not answer a link in use.
+// silent reports whether full-size probes on a link in use are lost.
 func (l *Link) silent(now time.Time) bool {
 	overdue := l.unanswered
 	if now.Before(l.next) {
@@ -294,7 +318,7 @@ func (l *Link) Remote() netip.Addr {
 }
 
 // RTT returns the smoothed round trip time of probes; 0 if not known.
-func (l *Link) RTT() time.Duration { return l.rtt }
+func (l *Link) RTT() time.Duration { return l.live.RTT() }
 
 // transport is how the two ends agree to send VXLAN.
 type transport int
@@ -350,6 +374,9 @@ func (l *Link) flush(now time.Time) []Effect {
 	if l.ready && !now.Before(l.next) {
 		l.probe(now)
 	}
+	if l.up && l.live.Due(now) {
+		l.sendProbe(now, min(smallProbe, l.cfg.MTU))
+	}
 	out := l.out
 	l.out = nil
 	return out
@@ -362,15 +389,23 @@ func (l *Link) update(now time.Time) {
 	if agreed != l.transport {
 		l.transport, l.ready = agreed, false // another path
 	}
+	died := false
+	if suspect := l.live.Suspect(); l.up {
+		if died = l.live.Tick(now); !suspect && l.live.Suspect() {
+			l.emit(Suspect{})
+		}
+	}
 	switch {
 	case !can || !l.ready:
+		l.live.Reset()
 		l.up, l.fullEcho, l.smallEcho, l.badChecksum, l.summing = false, time.Time{}, time.Time{}, time.Time{}, false
 		clear(l.sent)
 		if l.ready = can; can {
 			l.tryingSince, l.next, l.unanswered, l.hold = now, now, 0, 0
 		}
-	case l.up && l.silent(now):
+	case died, l.up && l.silent(now):
 		l.up = false
+		l.live.Reset()
 		if l.hold = max(firstHold, min(2*l.hold, lastHold)); now.Sub(l.upSince) >= holdForgotten {
 			l.hold = firstHold
 		}
@@ -387,7 +422,10 @@ func (l *Link) probe(now time.Time) {
 		}
 	}
 	pause := FastBeat
-	if !l.up && l.unanswered >= Timeout {
+	switch {
+	case l.up:
+		pause = RetryBeat
+	case l.unanswered >= Timeout:
 		pause = SlowBeat
 	}
 	if l.unanswered == 0 {
@@ -404,5 +442,8 @@ func (l *Link) probe(now time.Time) {
 func (l *Link) sendProbe(now time.Time, size int) {
 	n := l.cfg.Nonce()
 	l.sent[n] = sentProbe{now, size}
+	if l.up {
+		l.live.Sent(now)
+	}
 	l.emit(Probe{To: l.Remote(), Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -18,8 +19,10 @@ type ends struct {
 	l    [2]*Link
 	path func(size int) bool // carries a probe of this size
 	sent int
-	card func() bool // makes right checksums
-	soft [2]bool     // they are made in software
+	// suspects counts how often links in use were suspected to be dead.
+	suspects int
+	card     func() bool // makes right checksums
+	soft     [2]bool     // they are made in software
 }
 
 var (
@@ -58,6 +61,8 @@ func (e *ends) apply(i int, effects []Effect) {
 				e.t.Fatalf("%+v: %v", f.Msg, err)
 			}
 			e.apply(1-i, e.l[1-i].Control(e.now, c))
+		case Suspect:
+			e.suspects++
 		case SumInSoftware:
 			if e.soft[i] {
 				e.t.Fatal("what is on is switched on again")
@@ -219,19 +224,64 @@ func TestSlowWhenBlocked(t *testing.T) {
 	}
 }
 
-func TestOneLostEchoIsNothing(t *testing.T) {
-	e := newEnds(t, willing, willing)
-	n := 0
-	e.path = func(int) bool { n++; return n%3 == 0 } // two of three are lost
-	down := 0
-	for range 600 {
-		e.run(100 * time.Millisecond)
-		if !e.l[0].Up() {
-			down++
+// A path that loses a fifth of the packets in each direction stays in use, with traffic and
+// without.
+func TestLossIsNothing(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		e := newEnds(t, willing, willing)
+		rng := seed.Rand(t)
+		e.path = func(int) bool { return rng.Float64() < 0.64 }
+		for range 6000 {
+			e.run(100 * time.Millisecond)
+			for i, l := range e.l {
+				if busy {
+					e.apply(i, l.Used(e.now))
+				}
+				if !l.Up() {
+					t.Fatalf("busy %v: down after %v: %v", busy, e.now.Sub(start), l.Reason(e.now))
+				}
+			}
 		}
 	}
-	if down > 0 {
-		t.Errorf("down for %d of 600 looks", down)
+}
+
+// A link that carries frames is given up in 0.6 s, and its driver hears at once that
+// echoes are late.
+func TestBusyLinkIsBlocked(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.run(10*time.Second + 300*time.Millisecond)
+	for i, l := range e.l {
+		e.apply(i, l.Used(e.now))
+	}
+	e.run(time.Second)
+	e.suspects = 0
+	blocked := e.now
+	e.path = func(int) bool { return false }
+	if last := e.run(5 * time.Second); last.Sub(blocked) > 620*time.Millisecond {
+		t.Errorf("up for %v after the block", last.Sub(blocked))
+	}
+	if e.suspects != 2 {
+		t.Errorf("two ends report %d suspicions", e.suspects)
+	}
+	e.want(false, "UDP 6784 blocked: no echo from 192.0.2.")
+}
+
+// A path that narrows is given up in three seconds, whether it carries frames or not.
+func TestPathNarrows(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		e := newEnds(t, willing, willing)
+		e.run(10*time.Second + 300*time.Millisecond)
+		if busy {
+			for i, l := range e.l {
+				e.apply(i, l.Used(e.now))
+			}
+		}
+		narrow := e.now
+		e.path = func(size int) bool { return size <= 1300 }
+		if last := e.run(5 * time.Second); last.Sub(narrow) > 3*time.Second {
+			t.Errorf("up for %v", last.Sub(narrow))
+		}
+		e.want(false, "MTU 1376 does not fit")
 	}
 }
 
@@ -274,7 +324,7 @@ func TestNextIsInTheFuture(t *testing.T) {
 		e.run(time.Minute)
 		e.path = func(int) bool { return false }
 		l := e.l[0]
-		for range 20 {
+		for range 40 {
 			e.now = l.Next().Add(late)
 			l.Tick(e.now)
 			if next := l.Next(); !next.After(e.now) {
@@ -332,8 +382,8 @@ func TestWrongChecksumsInSoftwareToo(t *testing.T) {
 	e.run(2 * time.Second)
 	for i, l := range e.l {
 		e.now = e.now.Add(time.Hour)
-		for range 3 {
-			e.now = e.now.Add(time.Second)
+		for range 30 {
+			e.now = e.now.Add(RetryBeat)
 			for _, f := range l.Tick(e.now) {
 				if p, ok := f.(Probe); ok {
 					l.Echoed(e.now, p.Nonce, false)

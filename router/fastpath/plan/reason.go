@@ -51,11 +51,11 @@ func (l *Link) Reason(now time.Time) error {
 		}
 	}
 	switch {
-	case now.Sub(l.fullEcho) < Silence:
+	case now.Sub(l.fullEcho) < Silence && !l.fullEcho.Before(l.tryingSince):
 		return reasonf(ErrPending, "UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
 	case l.summing && now.Sub(l.badChecksum) < 2*SlowBeat:
 		return reasonf(ErrChecksums, "packets to %s come with wrong checksums, although the kernel computes them", l.addr)
-	case now.Sub(l.smallEcho) < 2*SlowBeat:
+	case now.Sub(l.smallEcho) < 2*SlowBeat && l.smallEcho.After(l.asked):
 		return reasonf(ErrMTU, "MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
 	case l.unanswered < 4 && now.Sub(l.tryingSince) < Silence:
 		return Because(ErrPending, ErrPending)
