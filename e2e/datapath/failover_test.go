@@ -1,0 +1,138 @@
+package datapath
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/lab/testbed"
+)
+
+// cutsVariable is how often TestRelayTakesOver cuts each link in each mode. If it is set,
+// nothing may be lost for more than lostTime; else the test allows for a busy machine.
+const cutsVariable = "WEFT_CUTS"
+
+// lostTime is how long frames may be lost after a link broke while a relay is at hand.
+const lostTime = time.Second
+
+// pingEvery is the interval of the pings that measure it.
+const pingEvery = 10 * time.Millisecond
+
+// modes are all ways of frames between containers, with the flags of launch and what else
+// the hosts need for them.
+var modes = []struct {
+	name  string
+	flags []string
+	setUp func() error // in the namespace of each host; may be nil
+	is    func(t *testing.T, lab *testbed.Lab) bool
+}{
+	{"sleeve", []string{"--no-fastdp"}, nil, func(t *testing.T, lab *testbed.Lab) bool {
+		return harness.Link(t, lab, 1, "h2").Kind == "sleeve" && harness.Link(t, lab, 2, "h1").Kind == "sleeve"
+	}},
+	{"express", nil, nil, func(t *testing.T, lab *testbed.Lab) bool {
+		return harness.Link(t, lab, 1, "h2").Express && harness.Link(t, lab, 2, "h1").Express
+	}},
+	{"bridged", nil, testbed.FilterBridged, func(t *testing.T, lab *testbed.Lab) bool {
+		return strings.Contains(harness.Link(t, lab, 1, "h2").Info, testbed.FilterTable) && strings.Contains(harness.Link(t, lab, 2, "h1").Info, testbed.FilterTable)
+	}},
+	{"device", []string{"--no-express"}, nil, func(t *testing.T, lab *testbed.Lab) bool {
+		return harness.Link(t, lab, 1, "h2").Kind == "fastdp" && harness.Link(t, lab, 2, "h1").Kind == "fastdp"
+	}},
+}
+
+// upMode makes hosts whose containers a, on h1, and b, on h2, use a mode.
+func upMode(t *testing.T, hosts, mode int, c testbed.Config) (lab *testbed.Lab, b netip.Addr) {
+	t.Helper()
+	m := modes[mode]
+	c.Hosts, c.Flags = hosts, append(c.Flags, m.flags...)
+	lab = harness.Up(t, c)
+	b = harness.AddContainer(t, lab, 2, "b")[0].Addr()
+	harness.AddContainer(t, lab, 1, "a")
+	if m.setUp != nil {
+		for h := 1; h <= hosts; h++ {
+			harness.Within(t, lab, harness.At(h, ""), m.setUp)
+		}
+	}
+	harness.Eventually(t, "frames use the mode "+m.name, func() bool { return m.is(t, lab) })
+	return lab, b
+}
+
+// steady pings from a to an address while change runs, and returns for how long requests
+// were lost.
+func steady(t *testing.T, lab *testbed.Lab, to netip.Addr, change func()) time.Duration {
+	t.Helper()
+	p, err := testbed.NewPinger(lab.Netns(harness.At(1, "a")), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	var pinging sync.WaitGroup
+	var sent, lost int
+	pinging.Go(func() { sent, lost, err = p.Steady(ctx, 8, pingEvery, time.Second) })
+	change()
+	stop()
+	pinging.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d of %d requests lost", lost, sent)
+	return time.Duration(lost) * pingEvery
+}
+
+// A link between two of three hosts is cut, in both directions or in one. Frames use the
+// third host as a relay, and later the link again.
+func TestRelayTakesOver(t *testing.T) {
+	runs, limit := 1, lostTime+harness.Slack/2
+	if s := os.Getenv(cutsVariable); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("%s: %v", cutsVariable, err)
+		}
+		runs, limit = n, lostTime
+	} else {
+		t.Parallel()
+	}
+	for i, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			if runs == 1 {
+				t.Parallel()
+			}
+			lab, b := upMode(t, 3, i, testbed.Config{})
+			harness.Reach(t, lab, harness.At(1, "a"), b)
+			for run := range runs {
+				cut := [][2]int{{1, 2}, {2, 1}}
+				if run%2 == 1 {
+					cut = cut[run/2%2:][:1]
+				}
+				lost := steady(t, lab, b, func() {
+					// Links that carry frames are watched closely, once the routers know.
+					begun := time.Now()
+					harness.Eventually(t, "the link is used for a while", func() bool { return m.is(t, lab) && time.Since(begun) > 2*time.Second })
+					for _, c := range cut {
+						if err := lab.Cut(c[0], c[1], testbed.Packets); err != nil {
+							t.Fatal(err)
+						}
+					}
+					harness.Eventually(t, "the link is lost", func() bool {
+						return harness.Link(t, lab, 1, "h2").Kind == "" && harness.Link(t, lab, 2, "h1").Kind == ""
+					})
+					harness.Reach(t, lab, harness.At(1, "a"), b)
+				})
+				if lost > limit {
+					t.Errorf("cut %v: requests were lost for %v, want at most %v", cut, lost, limit)
+				}
+				harness.Both(t, lab, [2]int{1, 2}, lab.Heal)
+				harness.Eventually(t, "the link is used again", func() bool {
+					return harness.Link(t, lab, 1, "h2").Kind != "" && harness.Link(t, lab, 2, "h1").Kind != ""
+				})
+			}
+		})
+	}
+}
