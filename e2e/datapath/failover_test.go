@@ -136,3 +136,38 @@ func TestRelayTakesOver(t *testing.T) {
 		})
 	}
 }
+
+// The underlay begins to drop large packets, as if a tunnel came into the path, while a
+// connection uses it. Nobody says so. The connection goes on, and both ends know the MTU.
+func TestPathNarrowsInUse(t *testing.T) {
+	t.Parallel()
+	const narrow, limit = 1300, 10 * time.Second
+	for i, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			lab, b := upMode(t, 2, i, testbed.Config{})
+			s := harness.StartStream(t, lab, harness.At(1, "a"), harness.At(2, "b"), b)
+			s.Flows(t)
+			if err := lab.Narrow(2, narrow); err != nil {
+				t.Fatal(err)
+			}
+			begun := time.Now()
+			harness.Eventually(t, "both ends know", func() bool {
+				for h := 1; h <= 2; h++ {
+					k := harness.Link(t, lab, h, harness.At(3-h, "").String())
+					if k.Kind != "sleeve" || k.MTU >= narrow || k.MTU == 0 {
+						return false
+					}
+				}
+				return true
+			})
+			found := time.Since(begun)
+			s.Flows(t)
+			t.Logf("found after %v, the connection continued after %v", found, time.Since(begun))
+			if found > limit+harness.Slack {
+				t.Errorf("the smaller MTU was found after %v, want %v", found, limit)
+			}
+			s.Whole(t)
+		})
+	}
+}

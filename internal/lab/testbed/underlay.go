@@ -113,6 +113,24 @@ func (l *Lab) plug(bridge netlink.Link, n int) error {
 	})
 }
 
+// Narrow makes the underlay drop packets from and to a host that are larger than mtu bytes of
+// IP packet. The host's own interface keeps its MTU, and nobody sends an ICMP message.
+func (l *Lab) Narrow(host, mtu int) error {
+	if err := l.CheckPlace(Place{Host: host}); err != nil {
+		return err
+	}
+	return netdev.Do(l.underlay(), func() error {
+		port, err := netlink.LinkByName(hostName(host))
+		if err == nil {
+			err = netlink.LinkSetMTU(port, mtu)
+		}
+		if err != nil {
+			return fmt.Errorf("narrow the underlay of %s in lab %s to %d bytes: %w", hostName(host), l.Name, mtu, err)
+		}
+		return nil
+	})
+}
+
 func addAddress(link netlink.Link, p netip.Prefix) error {
 	a := &netlink.Addr{IPNet: &net.IPNet{
 		IP:   p.Addr().AsSlice(),
