@@ -24,6 +24,7 @@ func Erase(c *Config) error {
 	errs := []error{
 		kernel.Remove(kernel.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
 		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: plan.TunnelPrefix}),
+		netdev.RemoveOwnRoutes(),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
 		netdev.RemoveFromDockerUser(context.Background(), c.Bridge),
 	}

@@ -82,6 +82,31 @@ func flushRoutes(l netlink.Link) error {
 	return err
 }
 
+// ownTable is the table of routes to other hosts, and the priority of the rules to it.
+const ownTable = 6784
+
+func flushOwnRoutes() error {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: ownTable}, netlink.RT_FILTER_TABLE)
+	if err == nil && len(routes) == 0 {
+		err = fmt.Errorf("there is no route in table %d", ownTable)
+	}
+	for _, r := range routes {
+		err = errors.Join(err, netlink.RouteDel(&r))
+	}
+	return err
+}
+
+func flushOwnRules() error {
+	rules, err := netlink.RuleListFiltered(netlink.FAMILY_V4, &netlink.Rule{Table: ownTable}, netlink.RT_FILTER_TABLE)
+	if err == nil && len(rules) == 0 {
+		err = fmt.Errorf("there is no rule to table %d", ownTable)
+	}
+	for _, r := range rules {
+		err = errors.Join(err, netlink.RuleDel(&r))
+	}
+	return err
+}
+
 func flushRules() error {
 	c, err := nftables.New()
 	if err != nil {
@@ -128,6 +153,8 @@ func fast(pins string) []damage {
 		{"ip link del vethwe-bridge", owned.RouterPort, []string{"router port"}, on(netdev.PortName, netlink.LinkDel)},
 		{"ip link set vethwe-vxlan down", owned.VXLAN, []string{"vxlan"}, on(netdev.VXLANName, netlink.LinkSetDown)},
 		{"ip link del vethwe-vxlan", owned.VXLAN, []string{"vxlan"}, on(netdev.VXLANName, netlink.LinkDel)},
+		{"ip route flush table 6784", owned.OwnRoutes, []string{"own routes"}, flushOwnRoutes},
+		{"ip rule del pref 6784", owned.OwnRoutes, []string{"own routes"}, flushOwnRules},
 		{"rm the pins", owned.Pin, []string{"pins"}, func() error { return removePins(pins) }},
 	}
 }

@@ -16,7 +16,7 @@ import (
 // makes the objects again when other software changes them: so whoever makes an object
 // declares it there.
 var makers = map[string][]owned.Kind{
-	"internal/netdev":        {owned.Bridge, owned.ContainerPort, owned.Address, owned.Rules, owned.Sysctl, owned.Isolation, owned.DockerRule},
+	"internal/netdev":        {owned.Bridge, owned.OwnRoutes, owned.ContainerPort, owned.Address, owned.Rules, owned.Sysctl, owned.Isolation, owned.DockerRule},
 	"router/fastpath/kernel": {owned.RouterPort, owned.VXLAN, owned.Program, owned.Pin, owned.Map},
 	"internal/firewalld":     {owned.Firewall},
 	"router/tap":             {owned.TAP},

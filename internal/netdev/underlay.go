@@ -17,15 +17,19 @@ type Underlay struct {
 	// Netfilter reports that packets which leave by the interface still cross
 	// netfilter: in a bridge, or in the output chain of an IPVLAN.
 	Netfilter bool
+	MTU       int // in bytes of IP packet, 0 if not known
 }
 
 // Underlay returns the properties of an interface. If a property cannot be
 // determined, it returns the pessimistic value.
 func (w *Watch) Underlay(ifindex int) (u Underlay) {
-	for range 8 { // more interfaces are not stacked
+	for i := range 8 { // more interfaces are not stacked
 		l, err := w.h.LinkByIndex(ifindex)
 		if err != nil {
 			break
+		}
+		if i == 0 {
+			u.MTU = l.Attrs().MTU
 		}
 		u.Ethernet = l.Attrs().EncapType == "ether"
 		v, isIPVLAN := l.(*netlink.IPVlan)
@@ -37,7 +41,7 @@ func (w *Watch) Underlay(ifindex int) (u Underlay) {
 			return u
 		}
 	}
-	return Underlay{Netfilter: true}
+	return Underlay{Netfilter: true, MTU: u.MTU}
 }
 
 // IPsecPrefixes returns the IPv4 networks of other hosts for which the policies of

@@ -49,7 +49,12 @@ func TestUnderlay(t *testing.T) {
 		"a tunnel of IP packets":    {index(&netlink.Tuntap{LinkAttrs: attrs("tun9", 0), Mode: netlink.TUNTAP_MODE_TUN}), netdev.Underlay{}},
 		"an interface that is gone": {9999, netdev.Underlay{Netfilter: true}},
 	} {
-		if got := w.Underlay(c.ifindex); got != c.want {
+		got := w.Underlay(c.ifindex)
+		if (got.MTU != 0) != (c.ifindex != 9999) {
+			t.Errorf("%s: MTU %d", name, got.MTU)
+		}
+		got.MTU = 0
+		if got != c.want {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}

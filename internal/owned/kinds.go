@@ -38,6 +38,7 @@ const (
 	RouterPort    Kind = "router_port"
 	VXLAN         Kind = "vxlan"
 	WireGuard     Kind = "wireguard"
+	OwnRoutes     Kind = "own_routes"
 	ContainerPort Kind = "container_port"
 	Address       Kind = "address"
 	Rules         Kind = "rules"
@@ -89,6 +90,7 @@ var Kinds = []Info{
 	{Kind: RouterPort, What: "the router's port", On: Links, Vital: true},
 	{Kind: VXLAN, What: "VXLAN device", On: Links},
 	{Kind: WireGuard, What: "WireGuard device", On: Links | Addrs | Routes},
+	{Kind: OwnRoutes, What: "routes to other hosts", On: Routes, Gap: time.Second},
 	{Kind: Pin, What: "pinned objects of the fast datapath", Polled: true},
 	{Kind: Map, What: "table of the fast datapath"},
 	{Kind: Program, What: "program at", On: Links | Traffic},

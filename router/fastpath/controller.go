@@ -145,10 +145,11 @@ type Controller struct {
 	tunnelErr     error                   // why there is no tunnel that works, nil if there is one or none is wanted
 	applyErr      error                   // of the last change of the tunnel
 	opened        time.Time
-	trafficAt     time.Time // when to look at the kernel's counters again
-	busy          int       // how many links carried frames at the last look
-	stale         bool      // tables must be planned again
-	resync        bool      // MAC addresses must be compared with the kernel's
+	routed        map[netip.Addr]netdev.OwnHop // the routes of setOwnRoutes
+	trafficAt     time.Time                    // when to look at the kernel's counters again
+	busy          int                          // how many links carried frames at the last look
+	stale         bool                         // tables must be planned again
+	resync        bool                         // MAC addresses must be compared with the kernel's
 
 	// Guarded by mu, which is never held during a call to the kernel.
 	mu        sync.RWMutex
@@ -178,6 +179,7 @@ type link struct {
 	pathMTU      int      // that the Link heard last
 	id           uint16   // short id of the peer when it was last known
 	hop          netdev.Hop
+	outer        netdev.Hop     // of the packets of the tunnel; zero if frames do not use it
 	carried      uint64         // frames sent over it at the last look
 	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
 	keyConflict  bool           // the peer claims the tunnel key of another peer

@@ -189,14 +189,23 @@ func (c *Controller) findHop(l *link) {
 	if !c.attached {
 		return
 	}
-	hop := netdev.Hop{}
+	var hop, outer netdev.Hop
 	if a := l.Remote(); a.IsValid() {
-		var err error
-		if hop, err = c.watch.Hop(a, c.sourceTo(l)); err != nil {
-			c.log.Debug("no route to the peer", "peer", l.peer, "err", err)
+		hop = c.hopTo(l, a, c.sourceTo(l))
+		if a != l.Addr() {
+			outer = c.hopTo(l, l.Addr(), netip.Addr{})
 		}
 	}
-	if hop != l.hop {
-		l.hop, c.stale = hop, true
+	if hop != l.hop || outer != l.outer {
+		l.hop, l.outer, c.stale = hop, outer, true
 	}
+}
+
+// hopTo looks up the route to an address of a peer; the zero Hop if there is none.
+func (c *Controller) hopTo(l *link, to, from netip.Addr) netdev.Hop {
+	hop, err := c.watch.Hop(to, from)
+	if err != nil {
+		c.log.Debug("no route to the peer", "peer", l.peer, "addr", to, "err", err)
+	}
+	return hop
 }

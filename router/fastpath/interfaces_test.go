@@ -2,6 +2,7 @@ package fastpath_test
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -180,5 +181,37 @@ func TestTablesAreWrittenAgainAfterAnError(t *testing.T) {
 		a.put.Store(false)
 		pass(10 * time.Second)
 		r.want(kerneltest.Express, 2)
+	})
+}
+
+// Packets to neighbours have routes of their own, from the first probe on, which follow
+// those of the host.
+func TestOwnRoutesFollowTheHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, defaults)
+		r.routes([]byte{2, 3}, nil)
+		r.silence(2, true)
+		r.meet(2, 3)
+		pass(time.Second)
+		want := func(gateways map[netip.Addr]netip.Addr) {
+			t.Helper()
+			got := m.OwnRoutes()
+			if len(got) != len(gateways) {
+				t.Errorf("routes %v, want to %v", got, gateways)
+			}
+			for to, via := range gateways {
+				if h := got[to]; h.Gateway != via || h.MTU != 1500 || h.Ifindex != kerneltest.Uplink {
+					t.Errorf("route to %v: %+v, want via %v", to, h, via)
+				}
+			}
+		}
+		want(map[netip.Addr]netip.Addr{addrOf(2): addrOf(2), addrOf(3): addrOf(3)})
+		m.SetRoute(addrOf(3), netdev.Hop{Ifindex: kerneltest.Uplink, Local: addrOf(1), Gateway: addrOf(9)})
+		pass(time.Second)
+		want(map[netip.Addr]netip.Addr{addrOf(2): addrOf(2), addrOf(3): addrOf(9)})
+		r.Down(nameOf(2))
+		pass(time.Second)
+		want(map[netip.Addr]netip.Addr{addrOf(3): addrOf(9)})
 	})
 }

@@ -34,6 +34,10 @@ func (c *Controller) keep() error {
 		ID:   owned.ID{Kind: owned.Map, Name: "of peers"},
 		Look: c.lookAtTables,
 		Make: func() error { return c.ask(c.rewriteTables) },
+	}, keeper.Object{
+		ID:   owned.ID{Kind: owned.OwnRoutes, Name: fmt.Sprintf("for UDP %d", c.cfg.Port)},
+		Look: c.lookAtOwnRoutes,
+		Make: func() error { return c.ask(func() error { return c.watch.SetOwnRoutes(c.ownRoutes()) }) },
 	})
 	if c.tunnel != nil {
 		objects = append(objects, keeper.Object{

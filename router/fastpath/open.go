@@ -30,6 +30,7 @@ func (c *Controller) open() error {
 			return err
 		}
 		c.removeTunnel()
+		c.removeOwnRoutes()
 		return nil
 	}
 	if c.openKernel(o); !c.attached {
@@ -55,6 +56,7 @@ func (c *Controller) leaveAllToSleeve(o kernel.Options) error {
 		return err
 	}
 	c.removeTunnel()
+	c.removeOwnRoutes()
 	if _, err := c.watch.Guard(netdev.Guarded{}); err != nil {
 		c.log.Warn("cannot remove the rules that guarded the fast path", "err", err)
 	}

@@ -73,6 +73,8 @@ type Watch interface {
 	Containers(bridge string, but ...string) ([]netdev.Port, error)
 	Underlay(ifindex int) netdev.Underlay
 	Hop(to, from netip.Addr) (netdev.Hop, error)
+	SetOwnRoutes(netdev.OwnRoutes) error
+	OwnRouteFaults(netdev.OwnRoutes) ([]string, error)
 	Close()
 }
 

@@ -19,6 +19,7 @@ func (c *Controller) replan() {
 	c.fromEnds = c.from.Next(c.since())
 	c.takeIDs(now)
 	c.applyTunnels(now)
+	c.setOwnRoutes()
 	want := c.wantTables()
 	if c.adopting(now) {
 		c.keepAdopted(&want)

@@ -109,6 +109,22 @@ func (w watch) Hop(to, _ netip.Addr) (netdev.Hop, error) {
 	return h, nil
 }
 
+func (w watch) SetOwnRoutes(o netdev.OwnRoutes) error {
+	w.m.lock()
+	defer w.m.mu.Unlock()
+	w.m.ownRoutes = maps.Clone(o.Hops)
+	return nil
+}
+
+func (w watch) OwnRouteFaults(o netdev.OwnRoutes) ([]string, error) {
+	w.m.lock()
+	defer w.m.mu.Unlock()
+	if maps.Equal(w.m.ownRoutes, o.Hops) {
+		return nil, nil
+	}
+	return []string{"some are missing or wrong"}, nil
+}
+
 func (w watch) Close() {}
 
 // tunnel is a Machine's WireGuard interface.

@@ -11,6 +11,7 @@ package kerneltest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -41,6 +42,7 @@ type Machine struct {
 
 	interfaces map[int]*iface
 	routes     map[netip.Addr]netdev.Hop
+	ownRoutes  map[netip.Addr]netdev.OwnHop // that only packets between hosts use
 	guarded    bool
 	filter     netdev.Filter
 	filterErr  error
@@ -82,7 +84,7 @@ func (p *pins) expired(m *Machine) bool { return p.until != 0 && m.BootTime() >=
 func New(t testing.TB) *Machine {
 	return &Machine{
 		t: t, boot: time.Now().Add(-time.Hour), routes: make(map[netip.Addr]netdev.Hop),
-		interfaces: map[int]*iface{Uplink: {underlay: netdev.Underlay{Ethernet: true}}},
+		interfaces: map[int]*iface{Uplink: {underlay: netdev.Underlay{Ethernet: true, MTU: 1500}}},
 	}
 }
 
@@ -299,6 +301,13 @@ func (m *Machine) Carry(id uint16, frames uint64) {
 	t := m.pins.traffic[id]
 	t.TxPackets += frames
 	m.pins.traffic[id] = t
+}
+
+// OwnRoutes returns the routes that only packets between hosts use.
+func (m *Machine) OwnRoutes() map[netip.Addr]netdev.OwnHop {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.ownRoutes)
 }
 
 // Way is how the kernel forwards frames for a peer.
