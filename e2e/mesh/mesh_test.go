@@ -141,7 +141,7 @@ type outage struct {
 }
 
 // Each link of a mesh of five hosts is cut and healed under constant ping. The loss is
-// detected within 10 s of silence and routed around within 2 s after that.
+// detected and routed around within a second.
 func TestCutAndHealEachLinkUnderPing(t *testing.T) {
 	t.Parallel()
 	const hosts = 5
@@ -159,7 +159,7 @@ func TestCutAndHealEachLinkUnderPing(t *testing.T) {
 	rounds := [][2][2]int{
 		{{1, 2}, {3, 4}}, {{1, 3}, {2, 5}}, {{1, 4}, {3, 5}}, {{1, 5}, {2, 4}}, {{2, 3}, {4, 5}},
 	}
-	const detection = 10*time.Second + 2*time.Second
+	const detection = time.Second
 	for _, round := range rounds {
 		ended := make(chan struct{})
 		var wg sync.WaitGroup

@@ -260,6 +260,8 @@ func TestBusyLinkIsBlocked(t *testing.T) {
 	if last := e.run(5 * time.Second); last.Sub(blocked) > 620*time.Millisecond {
 		t.Errorf("up for %v after the block", last.Sub(blocked))
 	}
+	e.now = blocked.Add(700 * time.Millisecond)
+	e.want(false, "UDP 6784 blocked: no echo from 192.0.2.")
 	if e.suspects != 2 {
 		t.Errorf("two ends report %d suspicions", e.suspects)
 	}

@@ -57,14 +57,18 @@ func (l *Link) Reason(now time.Time) error {
 		return reasonf(ErrChecksums, "packets to %s come with wrong checksums, although the kernel computes them", l.addr)
 	case now.Sub(l.smallEcho) < 2*SlowBeat && l.smallEcho.After(l.asked):
 		return reasonf(ErrMTU, "MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
-	case l.unanswered < 4 && now.Sub(l.tryingSince) < Silence:
+	case l.unanswered < 4 && now.Sub(l.tryingSince) < Silence && l.fullEcho.IsZero():
 		return Because(ErrPending, ErrPending)
 	}
 	since := l.tryingSince
-	if l.fullEcho.After(since) {
+	if !l.fullEcho.IsZero() {
 		since = l.fullEcho
 	}
-	return reasonf(ErrBlocked, "UDP %d blocked: no echo from %s for %v", port, l.addr, now.Sub(since).Truncate(time.Second))
+	silent := now.Sub(since)
+	if silent > 10*time.Second {
+		silent = silent.Truncate(time.Second)
+	}
+	return reasonf(ErrBlocked, "UDP %d blocked: no echo from %s for %v", port, l.addr, silent.Truncate(100*time.Millisecond))
 }
 
 // disagreement says why the link is not even tried, nil if it is.
