@@ -26,12 +26,15 @@
 # make bench-policy, bench-dns, bench-docker, bench-cni  measure these parts
 # make vulncheck      looks for known vulnerabilities
 # make cuts           cuts each link CUTS times in each mode, under ping
+# make chaos          lets random accidents happen to eight hosts for CHAOS
 # make soak           runs the simulation with lying members for SOAK
 
 GO       ?= go
 FUZZTIME ?= 60s
 SOAK     ?= 10m
 CUTS     ?= 20
+CHAOS    ?= 10m
+CHAOSSEED ?= 0
 VERSION  ?= $(shell git describe --tags --dirty 2>/dev/null)
 
 # Tests and labs make network namespaces, which takes root.
@@ -40,7 +43,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test unit vulncheck soak cuts bench-compare test-vm test-docker test-firewalls test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
+.PHONY: test unit vulncheck soak cuts chaos bench-compare test-vm test-docker test-firewalls test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -197,6 +200,10 @@ soak:
 # A relay takes over in under a second.
 cuts:
 	$(SUDO) env WEFT_CUTS=$(CUTS) $(GO) test -count 1 -timeout 0 -run TestRelayTakesOver -v ./e2e/datapath
+
+# The log names the seed: make chaos CHAOSSEED=N has the same accidents.
+chaos:
+	$(SUDO) env WEFT_CHAOS=$(CHAOS) $(GO) test -count 1 -timeout 0 -run TestChaos -v ./e2e/repair -seed=$(CHAOSSEED)
 
 # Known vulnerabilities in what weft calls; asks vuln.go.dev.
 vulncheck:

@@ -23,6 +23,9 @@
 // large because requests get lost on a path that works: of the busy paths on which each
 // direction loses a fifth of the packets, one in 300 is called dead in an hour.
 //
+// A round trip that grows by half a second at once looks like a dead path, too. The late
+// answers end that, and the next one is expected later.
+//
 // # Stalls
 //
 // Silence only counts while this process could have heard an answer. If the driver is late,
