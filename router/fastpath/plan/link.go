@@ -235,6 +235,7 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 		return l.flush(now)
 	}
 	l.up, l.upSince = true, now
+	l.live.Used(now) // there may be traffic already
 	return l.flush(now)
 }
 

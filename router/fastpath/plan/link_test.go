@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/router/liveness"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -118,10 +119,22 @@ func (e *ends) want(up bool, words ...string) {
 func TestComesUpAtOnce(t *testing.T) {
 	e := newEnds(t, willing, willing)
 	e.want(true)
+	e.run(liveness.Recent)
 	e.sent = 0
 	e.run(time.Minute)
 	if e.sent > 2*60+4 {
 		t.Errorf("%d probes of two ends in a minute", e.sent)
+	}
+}
+
+// A link is watched closely as soon as it comes into use.
+func TestBlockedAtOnce(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	e.run(300 * time.Millisecond)
+	blocked := e.now
+	e.path = func(int) bool { return false }
+	if last := e.run(5 * time.Second); last.Sub(blocked) > 620*time.Millisecond {
+		t.Errorf("up for %v after the block", last.Sub(blocked))
 	}
 }
 
