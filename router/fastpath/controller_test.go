@@ -526,7 +526,7 @@ func TestTrafficMakesProbesFrequent(t *testing.T) {
 		up := r.up[nameOf(2)] && r.up[nameOf(3)]
 		r.mu.Unlock()
 		if !up {
-			t.Fatal("the router was not told that the fast path is in use")
+			t.Fatal("the router does not know that the fast path is in use")
 		}
 		for range 30 {
 			m.Carry(4, 10)
