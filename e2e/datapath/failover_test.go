@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,33 +25,48 @@ const lostTime = time.Second
 // pingEvery is the interval of the pings that measure it.
 const pingEvery = 10 * time.Millisecond
 
-// modes are all ways of frames between containers, with the flags of launch and what else
-// the hosts need for them.
-var modes = []struct {
+// mode is a way of frames between containers.
+type mode struct {
 	name  string
-	flags []string
+	lab   testbed.Config
 	setUp func() error // in the namespace of each host; may be nil
 	is    func(t *testing.T, lab *testbed.Lab) bool
-}{
-	{"sleeve", []string{"--no-fastdp"}, nil, func(t *testing.T, lab *testbed.Lab) bool {
+}
+
+// modes are all modes that this kernel has.
+func modes(t *testing.T) []mode {
+	all := slices.Clone(everywhere)
+	if hasWireGuard(t) {
+		all = append(all, tunnel)
+	}
+	return all
+}
+
+var tunnel = mode{"tunnel", testbed.Config{Password: "password of the lab"}, nil, func(t *testing.T, lab *testbed.Lab) bool {
+	a, b := harness.Link(t, lab, 1, "h2"), harness.Link(t, lab, 2, "h1")
+	return a.Kind == "fastdp" && a.Encrypted && b.Kind == "fastdp" && b.Encrypted
+}}
+
+var everywhere = []mode{
+	{"sleeve", testbed.Config{Flags: []string{"--no-fastdp"}}, nil, func(t *testing.T, lab *testbed.Lab) bool {
 		return harness.Link(t, lab, 1, "h2").Kind == "sleeve" && harness.Link(t, lab, 2, "h1").Kind == "sleeve"
 	}},
-	{"express", nil, nil, func(t *testing.T, lab *testbed.Lab) bool {
+	{"express", testbed.Config{}, nil, func(t *testing.T, lab *testbed.Lab) bool {
 		return harness.Link(t, lab, 1, "h2").Express && harness.Link(t, lab, 2, "h1").Express
 	}},
-	{"bridged", nil, testbed.FilterBridged, func(t *testing.T, lab *testbed.Lab) bool {
+	{"bridged", testbed.Config{}, testbed.FilterBridged, func(t *testing.T, lab *testbed.Lab) bool {
 		return strings.Contains(harness.Link(t, lab, 1, "h2").Info, testbed.FilterTable) && strings.Contains(harness.Link(t, lab, 2, "h1").Info, testbed.FilterTable)
 	}},
-	{"device", []string{"--no-express"}, nil, func(t *testing.T, lab *testbed.Lab) bool {
+	{"device", testbed.Config{Flags: []string{"--no-express"}}, nil, func(t *testing.T, lab *testbed.Lab) bool {
 		return harness.Link(t, lab, 1, "h2").Kind == "fastdp" && harness.Link(t, lab, 2, "h1").Kind == "fastdp"
 	}},
 }
 
-// upMode makes hosts whose containers a, on h1, and b, on h2, use a mode.
-func upMode(t *testing.T, hosts, mode int, c testbed.Config) (lab *testbed.Lab, b netip.Addr) {
+// up makes hosts whose containers a, on h1, and b, on h2, use the mode.
+func (m mode) up(t *testing.T, hosts int) (lab *testbed.Lab, b netip.Addr) {
 	t.Helper()
-	m := modes[mode]
-	c.Hosts, c.Flags = hosts, append(c.Flags, m.flags...)
+	c := m.lab
+	c.Hosts = hosts
 	lab = harness.Up(t, c)
 	b = harness.AddContainer(t, lab, 2, "b")[0].Addr()
 	harness.AddContainer(t, lab, 1, "a")
@@ -99,12 +115,12 @@ func TestRelayTakesOver(t *testing.T) {
 	} else {
 		t.Parallel()
 	}
-	for i, m := range modes {
+	for _, m := range modes(t) {
 		t.Run(m.name, func(t *testing.T) {
 			if runs == 1 {
 				t.Parallel()
 			}
-			lab, b := upMode(t, 3, i, testbed.Config{})
+			lab, b := m.up(t, 3)
 			harness.Reach(t, lab, harness.At(1, "a"), b)
 			for run := range runs {
 				cut := [][2]int{{1, 2}, {2, 1}}
@@ -142,10 +158,10 @@ func TestRelayTakesOver(t *testing.T) {
 func TestPathNarrowsInUse(t *testing.T) {
 	t.Parallel()
 	const narrow, limit = 1300, 10 * time.Second
-	for i, m := range modes {
+	for _, m := range modes(t) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			lab, b := upMode(t, 2, i, testbed.Config{})
+			lab, b := m.up(t, 2)
 			s := harness.StartStream(t, lab, harness.At(1, "a"), harness.At(2, "b"), b)
 			s.Flows(t)
 			if err := lab.Narrow(2, narrow); err != nil {

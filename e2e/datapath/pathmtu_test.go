@@ -5,6 +5,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -52,17 +55,33 @@ func pathMTU(t *testing.T, lab *testbed.Lab, host int, to netip.Addr) (mtu int) 
 	return mtu
 }
 
+// fragments returns how many fragments the kernel of a host has made of IPv4 packets.
+func fragments(t *testing.T, lab *testbed.Lab, host int) (n int) {
+	t.Helper()
+	harness.Within(t, lab, harness.At(host, ""), func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		lines := strings.SplitN(string(b), "\n", 3)
+		names, values := strings.Fields(lines[0]), strings.Fields(lines[1])
+		n, err = strconv.Atoi(values[slices.Index(names, "FragCreates")])
+		return err
+	})
+	return n
+}
+
 // A container makes the kernel of its host believe that the path to another host is narrow.
 // Answers to it that are larger than its MTU do the same. The fast datapath does not obey.
 func TestContainersCannotNarrowThePath(t *testing.T) {
 	t.Parallel()
-	for i, m := range modes {
+	for _, m := range modes(t) {
 		if m.name == "sleeve" {
 			continue // its packets are not larger than sleeve found
 		}
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			lab, b := upMode(t, 2, i, testbed.Config{})
+			lab, b := m.up(t, 2)
 			h1, h2 := testbed.Addr4(1), testbed.Addr4(2)
 			gateway, err := netip.ParseAddr(strings.TrimSpace(harness.Weft(t, lab, 2, "expose")))
 			if err != nil {
@@ -90,6 +109,7 @@ func TestContainersCannotNarrowThePath(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer p.Close()
+			before := fragments(t, lab, 2)
 			begun := time.Now()
 			harness.Eventually(t, "full-size frames pass for a while", func() bool {
 				if err := harness.Answered(t, p, 1376-28); err != nil {
@@ -102,6 +122,9 @@ func TestContainersCannotNarrowThePath(t *testing.T) {
 				}
 				return time.Since(begun) > 5*time.Second
 			})
+			if n := fragments(t, lab, 2) - before; n != 0 {
+				t.Errorf("h2 sent %d fragments", n)
+			}
 			harness.Weft(t, lab, 2, "reset")
 			harness.Within(t, lab, harness.At(2, ""), func() error {
 				rules, err := netlink.RuleList(netlink.FAMILY_ALL)
