@@ -422,6 +422,8 @@ func (c control) Send(to peer.Name, msg []byte) error { return c.Mesh.Send(to, m
 
 func (c control) Want(to peer.Name, sends bool) { c.WantSession(to, sends) }
 
+func (c control) Doubt(to peer.Name) { c.DoubtSession(to) }
+
 func (c control) SetLink(to peer.Name, up bool, rtt time.Duration) { c.SetData(to, up, rtt) }
 
 // meshAddresses is the mesh as an allocator sees it.

@@ -104,6 +104,13 @@ func (m *Mesh) linksChanged() {
 	m.wakeLoop()
 }
 
+// DoubtSession ends the session with a neighbour soon unless it answers.
+func (m *Mesh) DoubtSession(n peer.Name) {
+	if nb := (*m.neighbours.Load())[n]; nb != nil {
+		nb.doubt()
+	}
+}
+
 // SetData reports the state of the router's data link to a neighbour.
 func (m *Mesh) SetData(n peer.Name, up bool, rtt time.Duration) {
 	m.mu.Lock()

@@ -137,9 +137,18 @@ func (n *neighbour) setLinked(up bool) {
 	case up && !was:
 		n.expectWithin(n.timeout())
 	case was && !up:
-		n.ping()
-		n.expectWithin(linkDownTimeout)
+		n.doubt()
 	}
+}
+
+// doubt asks the neighbour for an answer, and ends the session if none comes within
+// linkDownTimeout.
+func (n *neighbour) doubt() {
+	select {
+	case n.pings <- recPing:
+	default: // the last one was not sent yet, because the session is stuck
+	}
+	n.expectWithin(linkDownTimeout)
 }
 
 // ping sends a sign of life. It asks for no answer if there is a link, because the

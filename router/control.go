@@ -330,6 +330,8 @@ func (r *Router) effect(l *sleeve, e link.Effect) {
 		}
 	case link.SendProbe:
 		r.sendProbe(l, e)
+	case link.Silent:
+		r.control.Doubt(l.peer)
 	case link.InstallRx:
 		r.changeKeys(func(keys map[uint32]*rxKey) { keys[e.Index] = &rxKey{rx: e.Rx, link: l} })
 	case link.RemoveRx:

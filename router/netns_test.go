@@ -56,6 +56,8 @@ func (h *host) Send(to peer.Name, msg []byte) error {
 	return fmt.Errorf("no session with %s", to)
 }
 
+func (h *host) Doubt(peer.Name) {}
+
 func (h *host) SetLink(to peer.Name, up bool, _ time.Duration) {
 	if up {
 		h.up <- to

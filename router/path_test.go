@@ -75,6 +75,7 @@ type mute struct{}
 
 func (mute) Self() peer.Name                        { return nameOf(0) }
 func (mute) Send(peer.Name, []byte) error           { return nil }
+func (mute) Doubt(peer.Name)                        {}
 func (mute) SetLink(peer.Name, bool, time.Duration) {}
 func (mute) Want(peer.Name, bool)                   {}
 

@@ -48,6 +48,10 @@ type Control interface {
 	// SetLink reports that the link to a neighbour came up or went down, and its
 	// round trip time. It is called again when the time changes a lot.
 	SetLink(to peer.Name, up bool, rtt time.Duration)
+	// Doubt says that a neighbour does not answer on its link, although its kernel forwards
+	// frames. If it does not answer on the session either its router is away, and the session
+	// must end before the link fails.
+	Doubt(to peer.Name)
 	// Want says that this router needs keys with a peer that it has no link with, as
 	// frames go there over other peers, or come from there if sends is false. The mesh makes
 	// a session with the peer if it can, and keeps it while Want is called every few

@@ -262,6 +262,8 @@ func (n *node) Send(to peer.Name, msg []byte) error {
 	return fmt.Errorf("no session with %s", to)
 }
 
+func (n *node) Doubt(peer.Name) {}
+
 func (n *node) SetLink(to peer.Name, up bool, _ time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/e2e/harness"
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
@@ -186,4 +188,31 @@ func TestPathNarrowsInUse(t *testing.T) {
 			s.Whole(t)
 		})
 	}
+}
+
+// A router hangs, and the kernel of its host does not. Frames use the fast datapath, before
+// and after the other router ends the session.
+func TestFastDatapathOutlivesAHungRouter(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 2})
+	b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
+	harness.AddContainer(t, lab, 1, "a")
+	harness.FastdpBetween(t, lab, 1, 2)
+	harness.Reach(t, lab, harness.At(1, "a"), b)
+	lost := steady(t, lab, b, func() {
+		pid, ok := lab.RouterPID(2)
+		if !ok {
+			t.Fatal("the router of h2 does not run")
+		}
+		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Kill(pid, unix.SIGCONT)
+		harness.Eventually(t, "h1 notices", func() bool { return harness.Link(t, lab, 1, "h2").Kind == "" })
+		harness.Reach(t, lab, harness.At(1, "a"), b)
+	})
+	if limit := harness.Slack / 2; lost > limit {
+		t.Errorf("requests were lost for %v, want at most %v", lost, limit)
+	}
+	harness.FastdpBetween(t, lab, 1, 2)
 }

@@ -114,6 +114,9 @@ type (
 	}
 	// RemoveRx undoes InstallRx, or returns an index of NewIndex that was not used.
 	RemoveRx struct{ Index uint32 }
+	// Silent says that the peer does not answer although the fast path to it works: either
+	// its router is away, which the session shows, or something blocks sleeve.
+	Silent struct{}
 	// UseTx seals all packets with Tx from now on; nil stops sending.
 	UseTx struct{ Tx *seal.Tx }
 )
@@ -122,6 +125,7 @@ func (SendControl) effect() {}
 func (SendProbe) effect()   {}
 func (InstallRx) effect()   {}
 func (RemoveRx) effect()    {}
+func (Silent) effect()      {}
 func (UseTx) effect()       {}
 
 // Machine is one link. Make it with New.

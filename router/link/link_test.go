@@ -39,6 +39,7 @@ type world struct {
 
 	sent, opened, unopened int
 	probes                 int
+	silent                 int // Silent effects
 	offBeat                int // probes at another time than all links of a router beat
 }
 
@@ -143,6 +144,8 @@ func (w *world) do(i int, effects []Effect) {
 		case RemoveRx:
 			delete(e.rx, f.Index)
 			e.indexes--
+		case Silent:
+			w.silent++
 		case UseTx:
 			e.tx = f.Tx
 		}
@@ -432,7 +435,11 @@ func TestFastPathHoldsTheLink(t *testing.T) {
 		w.do(i, e.m.SetFast(w.now, true))
 	}
 	w.cut = [2]bool{true, true}
-	w.run(Silence - Beat)
+	w.run(Beat + 600*time.Millisecond)
+	if w.silent != 2 {
+		t.Errorf("%d ends say that the peer is silent", w.silent)
+	}
+	w.run(Silence - 3*Beat)
 	w.want("with the fast path", Established, "")
 	for i, e := range w.ends {
 		w.do(i, e.m.SetFast(w.now, false))

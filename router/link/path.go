@@ -50,6 +50,9 @@ func (m *Machine) tickBeat(now time.Time) {
 	}
 	if m.live.Tick(now) {
 		b.unanswered, b.next = 0, now
+		if m.fast && m.state == Established {
+			m.do(Silent{})
+		}
 	}
 	if m.state == Failed && m.live.Alive() {
 		m.live.Used(now) // to see soon whether answers come without a gap
