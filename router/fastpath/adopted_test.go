@@ -70,8 +70,14 @@ func TestRelaunchedRouterFindsABrokenPath(t *testing.T) {
 		r.run()
 		pass(time.Second)
 		r.wantOpen(2)
+		if n := len(r.m.OwnRoutes()); n != 2 {
+			t.Errorf("%d routes to neighbours that only the kernel knows", n)
+		}
 		pass(3 * time.Second)
 		r.wantClosed(2)
+		if n := len(r.m.OwnRoutes()); n != 1 {
+			t.Errorf("%d routes after one path broke", n)
+		}
 		r.wantOpen(3)
 		r.routes([]byte{2, 3}, map[byte]byte{2: 3})
 		r.meet(3)

@@ -18,6 +18,9 @@ func (c *Controller) ownRoutes() netdev.OwnRoutes {
 	if c.cfg.Off || c.unsupported != nil {
 		return o
 	}
+	for _, p := range c.adopted.Peers {
+		c.addOwnRoute(&o, p.Remote, netdev.Hop{Ifindex: p.Ifindex, Local: p.Local, Gateway: p.Gateway})
+	}
 	for _, set := range []map[peer.Name]*link{c.sessionless, c.links} {
 		for _, l := range set {
 			c.addOwnRoute(&o, l.Remote(), l.hop)
