@@ -443,6 +443,9 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 	for _, d := range s.Divergent {
 		w = append(w, d.String())
 	}
+	for _, r := range s.OtherRanges {
+		w = append(w, fmt.Sprintf("other peers of this mesh have the address range %s, and this one has %s, so they share no addresses: launch all with the same --ipalloc-range", r, s.Range))
+	}
 	for _, c := range s.Conflicts {
 		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer)))
 	}

@@ -1,6 +1,8 @@
 package ipam
 
 import (
+	"errors"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -42,7 +44,8 @@ func TestMadeUpRingsHideNoRealOne(t *testing.T) {
 	lie := func(i int) {
 		_, d := genesisDelta(t, victim, ring.Holder{Name: peer.Name{2, 9, byte(i >> 8), byte(i)}, Key: peer.KeyID{9}})
 		step(liar, d)
-		digest := append([]byte{1, byte(i), byte(i >> 8), 77}, make([]byte, ring.DigestLen-4)...)
+		digest := append(appendRange(nil, victim.cfg.Range), 1, byte(i), byte(i>>8), 77)
+		digest = append(digest, make([]byte, ring.DigestLen-4)...)
 		victim.do(func(c *core) { _, _, _ = c.missing(digest) })
 	}
 	for i := range 200 {
@@ -114,5 +117,47 @@ func TestPeersThatClaimToBeBehindGetNoFlood(t *testing.T) {
 	}
 	if sent > 2*othersHelp {
 		t.Errorf("%d answers to 1000 names", sent)
+	}
+}
+
+// Two peers with different address ranges both say so, while they hear of each other. A peer
+// that claims many ranges fills nothing.
+func TestOtherAddressRanges(t *testing.T) {
+	s := newSim(t, 1)
+	a := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
+	other := netip.MustParsePrefix("10.64.0.0/16")
+	ranges := func() (out []netip.Prefix) {
+		a.do(func(c *core) { out = c.status().OtherRanges })
+		return out
+	}
+	hear := func(r netip.Prefix) {
+		a.do(func(c *core) {
+			digest := append(appendRange(nil, r), make([]byte, ring.DigestLen)...)
+			if deltas, wants, err := c.missing(digest); len(deltas) > 0 || wants || err != nil {
+				t.Errorf("the answer to another range is %d deltas, %v, %v", len(deltas), wants, err)
+			}
+		})
+	}
+	hear(other)
+	hear(netip.MustParsePrefix("fd00::/48"))
+	if got := ranges(); len(got) != 2 || got[0] != other {
+		t.Errorf("other ranges: %v", got)
+	}
+	for i := range 1000 {
+		hear(netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 0}), 24))
+	}
+	if got := ranges(); len(got) != maxOtherRanges {
+		t.Errorf("%d ranges are kept", len(got))
+	}
+	s.now = s.now.Add(2 * keepOtherRange)
+	if got := ranges(); len(got) > 0 {
+		t.Errorf("after two minutes: %v", got)
+	}
+	var err error
+	malformed := append(appendRange(nil, other), make([]byte, ring.DigestLen)...)
+	malformed[rangeLen-1] = 1 // the length of the prefix
+	a.do(func(c *core) { _, _, err = c.missing(malformed) })
+	if !errors.Is(err, errMessage) {
+		t.Errorf("a digest with a malformed range: %v", err)
 	}
 }

@@ -2,8 +2,10 @@ package ipam
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/gossip"
@@ -14,13 +16,15 @@ import (
 // a ring, then the ring.
 //
 //	delta                          digest
-//	 0      1                       0              n
-//	+------+-------------------    +--------------+--------------------
-//	| kind | delta of ring or ...  | ring's digest | election's digest
-//	+------+-------------------    +--------------+--------------------
-//	  1                              41             10 each; with no ring
+//	 0      1                       0               18              59
+//	+------+-------------------    +---------------+---------------+--------------------
+//	| kind | delta of ring or ...  | address range | ring's digest | election's digest
+//	+------+-------------------    +---------------+---------------+--------------------
+//	  1                              18              41              10 each; with no ring
 //
-// Kinds are append-only. A delta of an unknown kind is ignored.
+// Kinds are append-only. A delta of an unknown kind is ignored. The address range, an
+// address of 16 bytes and the length of the prefix in two, is there so that both of two
+// peers with different ranges can say so: they have nothing else to tell each other.
 const (
 	deltaRing     = 1
 	deltaElection = 2
@@ -29,8 +33,27 @@ const (
 // maxElectionDelta leaves room for the kind.
 const maxElectionDelta = gossip.MaxDelta - 256
 
+// rangeLen is the length of the address range in a digest.
+const rangeLen = 18
+
+// appendRange appends the address range as it is in a digest.
+func appendRange(b []byte, p netip.Prefix) []byte {
+	a := p.Addr().As16()
+	return binary.BigEndian.AppendUint16(append(b, a[:]...), uint16(p.Bits()+128-p.Addr().BitLen()))
+}
+
+// parseRange returns the address range at the beginning of a digest.
+func parseRange(b []byte) (netip.Prefix, error) {
+	a := netip.AddrFrom16([16]byte(b)).Unmap()
+	p := netip.PrefixFrom(a, int(binary.BigEndian.Uint16(b[16:]))-128+a.BitLen())
+	if !p.IsValid() || p != p.Masked() {
+		return p, fmt.Errorf("ipam digest of the address range %x: %w", b[:rangeLen], errMessage)
+	}
+	return p, nil
+}
+
 func (c *core) digest() []byte {
-	d := c.ring.Digest()
+	d := append(appendRange(nil, c.cfg.Range), c.ring.Digest()...)
 	if !c.ring.Ready() && c.election != nil {
 		d = append(d, c.election.Digest()...)
 	}
@@ -39,9 +62,17 @@ func (c *core) digest() []byte {
 
 func (c *core) missing(digest []byte) (deltas [][]byte, wants bool, err error) {
 	const n = ring.DigestLen
-	if len(digest) < n {
+	if len(digest) < rangeLen+n {
 		return nil, false, fmt.Errorf("ipam digest of %d bytes: %w", len(digest), errMessage)
 	}
+	switch r, err := parseRange(digest); {
+	case err != nil:
+		return nil, false, err
+	case r != c.cfg.Range:
+		c.noteOtherRange(r)
+		return nil, false, nil
+	}
+	digest = digest[rangeLen:]
 	records, wants, err := c.ring.Missing(digest[:n])
 	for _, d := range records {
 		deltas = append(deltas, append([]byte{deltaRing}, d...))

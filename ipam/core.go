@@ -163,23 +163,24 @@ type core struct {
 	// nextDivergedWarn is when another ring is logged again.
 	nextDivergedWarn time.Time
 
-	pending  []*request // in order of arrival
-	lastID   uint64
-	asks     map[netip.Prefix]*spaceAsk
-	donors   map[peer.Name]donor
-	askers   map[peer.Name]*asker
-	givenTo  asker // all askers together
-	given    map[netip.Addr]*given
-	offers   map[string]*offer // by the encoded action
-	kept     []kept            // in order of their addresses
-	removals map[uint64]*removal
-	bans     map[uint64]*banRequest
-	leaving  *leaving
-	left     bool
-	foreign  map[netip.Addr]*foreignAddr
-	catch    *catchUp // nil once this peer has caught up
-	diskSlot uint64   // of the ring on the disk at the start; noSlot for none
-	diverged map[ring.ID]Divergence
+	pending     []*request // in order of arrival
+	lastID      uint64
+	asks        map[netip.Prefix]*spaceAsk
+	donors      map[peer.Name]donor
+	askers      map[peer.Name]*asker
+	givenTo     asker // all askers together
+	given       map[netip.Addr]*given
+	offers      map[string]*offer // by the encoded action
+	kept        []kept            // in order of their addresses
+	removals    map[uint64]*removal
+	bans        map[uint64]*banRequest
+	leaving     *leaving
+	left        bool
+	foreign     map[netip.Addr]*foreignAddr
+	catch       *catchUp // nil once this peer has caught up
+	diskSlot    uint64   // of the ring on the disk at the start; noSlot for none
+	diverged    map[ring.ID]Divergence
+	otherRanges map[netip.Prefix]time.Time // of other peers, and when they were heard of
 
 	// Decisions; see decide.go and voters.go.
 	wishes      map[wishKey]*wish
@@ -251,6 +252,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		bans:        make(map[uint64]*banRequest),
 		foreign:     make(map[netip.Addr]*foreignAddr),
 		diverged:    make(map[ring.ID]Divergence),
+		otherRanges: make(map[netip.Prefix]time.Time),
 		wishes:      make(map[wishKey]*wish),
 		asked:       make(map[wishKey]*wish),
 		voices:      make(map[wishKey]*voice),

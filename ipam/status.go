@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,6 +21,22 @@ const healTime = time.Minute
 
 // maxDiverged bounds how many other rings are shown.
 const maxDiverged = 16
+
+const (
+	// maxOtherRanges bounds the address ranges of other peers that are kept, and
+	// keepOtherRange is how long one is shown after it was heard of last. Peers compare
+	// their states more often.
+	maxOtherRanges = 8
+	keepOtherRange = time.Minute
+)
+
+// noteOtherRange notes that another peer has an address range of its own.
+func (c *core) noteOtherRange(r netip.Prefix) {
+	maps.DeleteFunc(c.otherRanges, func(_ netip.Prefix, at time.Time) bool { return c.now.Sub(at) >= keepOtherRange })
+	if _, known := c.otherRanges[r]; known || len(c.otherRanges) < maxOtherRanges {
+		c.otherRanges[r] = c.now
+	}
+}
 
 // Divergence describes another ring over the same address range.
 type Divergence struct {
@@ -149,8 +166,10 @@ type Status struct {
 	Owners    []Owner // by name
 	Entries   []ring.Entry
 	Divergent []Divergence
-	Conflicts []Conflict
-	Waiting   []string // the reason of each request that waits
+	// OtherRanges are address ranges that other peers have, in order.
+	OtherRanges []netip.Prefix
+	Conflicts   []Conflict
+	Waiting     []string // the reason of each request that waits
 	// Elected and Needed are the votes of the election while there is no ring.
 	Elected, Needed int
 
@@ -233,6 +252,12 @@ func (c *core) status() Status {
 	for _, d := range c.diverged {
 		s.Divergent = append(s.Divergent, d)
 	}
+	for r, at := range c.otherRanges {
+		if c.now.Sub(at) < keepOtherRange {
+			s.OtherRanges = append(s.OtherRanges, r)
+		}
+	}
+	slices.SortFunc(s.OtherRanges, netip.Prefix.Compare)
 	slices.SortFunc(s.Divergent, func(a, b Divergence) int { return slices.Compare(a.Theirs[:], b.Theirs[:]) })
 	for _, a := range c.foreignAddrs() {
 		owner, _ := c.ring.Owner(a)

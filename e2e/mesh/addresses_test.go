@@ -302,3 +302,21 @@ func TestAllocationWithoutAMajoritySaysWhy(t *testing.T) {
 		return r.IPAM.Status != "ready" && len(r.IPAM.PendingAllocates) == 1
 	})
 }
+
+// Hosts that were launched with different address ranges share no addresses. Both say so, and
+// which range the other has.
+func TestDifferentAddressRanges(t *testing.T) {
+	t.Parallel()
+	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "a password"})
+	harness.Weft(t, lab, 2, "stop")
+	if err := lab.Launch(t.Context(), 2, "--ipalloc-range", "10.64.0.0/12", testbed.Addr4(1).String()); err != nil {
+		t.Fatal(err)
+	}
+	for host, other := range map[int]string{1: "10.64.0.0/12", 2: "10.32.0.0/12"} {
+		harness.Eventually(t, fmt.Sprintf("h%d names the other range", host), func() bool {
+			return slices.ContainsFunc(harness.Report(t, lab, host).Warnings, func(w string) bool {
+				return strings.HasPrefix(w, "other peers of this mesh have the address range "+other+",")
+			})
+		})
+	}
+}
