@@ -97,7 +97,9 @@ func TestSmallRingsGoOnWithoutTheirFounders(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSim(t, seed.New(t))
 			for range c.founders {
-				s.add(addrRange, c.init)
+				n := s.add(addrRange, c.init)
+				n.cfg.Settle = time.Hour // nobody else gets a vote
+				n.launch()
 			}
 			for i, n := range s.nodes {
 				n.allocate(fmt.Sprint("c", i), addrRange)
