@@ -149,6 +149,9 @@ func (a *Attachment) configureInterface(host, in handle, port, l netlink.Link) (
 			added = nil
 		}
 	}()
+	if err := enableIPv6(a.NS, a.Iface, a.Addrs); err != nil {
+		return nil, a.failed("configure "+a.Iface, err)
+	}
 	if added, err = addAddrs(in, l, a.Addrs); err != nil {
 		return added, a.failed("configure "+a.Iface, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,6 +40,24 @@ func AllowIPv6(path string, wanted bool) error {
 			if err := os.WriteFile(file, []byte("0"), 0o644); err != nil {
 				return fmt.Errorf("enable ipv6 in %s: %w", path, err)
 			}
+		}
+		return nil
+	})
+}
+
+// enableIPv6 enables IPv6 on an interface of the namespace at path if it is to get one of the
+// addresses. Docker and others disable it where they give no IPv6 address themselves.
+func enableIPv6(path, iface string, addrs []netip.Prefix) error {
+	if !slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		return nil
+	}
+	return Do(path, func() error {
+		file := "/proc/sys/net/ipv6/conf/" + iface + "/disable_ipv6"
+		if b, err := os.ReadFile(file); err == nil && len(b) > 0 && b[0] == '0' {
+			return nil
+		}
+		if err := os.WriteFile(file, []byte("0"), 0o644); err != nil {
+			return fmt.Errorf("enable IPv6 on %s, where the container has it off: %w", iface, err)
 		}
 		return nil
 	})

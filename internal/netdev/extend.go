@@ -39,6 +39,9 @@ func AddAddresses(path string, mac net.HardwareAddr, addrs []netip.Prefix) error
 	if i < 0 || links[i].Attrs().Flags&net.FlagUp == 0 {
 		return wrap(ErrNotReady)
 	}
+	if err := enableIPv6(path, links[i].Attrs().Name, addrs); err != nil {
+		return wrap(err)
+	}
 	added, err := addAddrs(in, links[i], addrs)
 	if err != nil {
 		return wrap(err)

@@ -46,6 +46,42 @@ func attach(t *testing.T, host string, a netdev.Attachment) (added []netip.Prefi
 	return added
 }
 
+// A container whose runtime has IPv6 off gets its IPv6 address all the same. Its other
+// interfaces stay as they are.
+func TestAttachWhereIPv6IsOff(t *testing.T) {
+	host, c := nstest.New(t, "h"), nstest.New(t, "c")
+	bridge(t, host)
+	flags := func() (all string) {
+		do(t, c, func() error {
+			for _, name := range []string{"all", "default", "lo", "ethwe"} {
+				b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
+				if err != nil {
+					return err
+				}
+				all += strings.TrimSpace(string(b))
+			}
+			return nil
+		})
+		return all
+	}
+	do(t, c, func() error {
+		for _, name := range []string{"all", "default"} {
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	attach(t, host, netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.2/24")}})
+	if got := flags(); got != "1111" {
+		t.Errorf("with an IPv4 address the switches are %s", got)
+	}
+	attach(t, host, netdev.Attachment{NS: c, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("fd00::2/64")}})
+	if got := flags(); got != "1110" {
+		t.Errorf("with an IPv6 address the switches are %s", got)
+	}
+}
+
 // Docker makes the file of a namespace before it mounts the namespace there.
 func TestAddressesWaitForTheNamespace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ns")
@@ -209,9 +245,8 @@ func TestAttachRefusesAndUndoes(t *testing.T) {
 	a.NS = host
 	check("host's own namespace", func(err error) bool { return errors.Is(err, netdev.ErrHostNS) })
 	a.NS = c
-	a.Addrs = append(a.Addrs, netip.PrefixFrom(netip.MustParseAddr("fd00::1"), 64))
-	do(t, c, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0) })
-	check("second address refused", func(err error) bool { return strings.Contains(err.Error(), "fd00::1") })
+	a.Addrs = append(a.Addrs, pfx("ff02::9/64")) // the kernel gives nobody a multicast address
+	check("second address refused", func(err error) bool { return strings.Contains(err.Error(), "ff02::9") })
 	do(t, c, func() error {
 		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "ethwe"}})
 	})
