@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/cmd"
 	"github.com/weft-net/weft/e2e/harness"
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/hostile"
@@ -96,8 +97,11 @@ func TestSmallReportsOfAMadeUpTopology(t *testing.T) {
 		t.Errorf("a summary has %d bytes and took %v: %v", len(small), took, err)
 	}
 	whole := 0
-	for range 3 {
-		whole = max(whole, len(harness.Weft(t, l, 1, "report")))
+	// A busy machine may not send all of it before the router gives up.
+	for range 5 {
+		if code, out := harness.Try(t, l, 1, "report"); code == cmd.ExitOK {
+			whole = max(whole, len(out))
+		}
 	}
 	if whole < 1<<20 {
 		t.Errorf("the whole report has %d bytes: the topology is not large", whole)

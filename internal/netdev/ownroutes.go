@@ -16,12 +16,15 @@ import (
 // ten minutes, and WireGuard would send fragments. Probes find out what the path carries.
 //
 // The kernel remembers such an MTU with a route (fib_nh_exception in net/ipv4/route.c,
-// rt6_exception in net/ipv6/route.c), unless the route has a locked MTU. So weft has copies
-// of the routes to its peers in a table of its own, with the MTU of the interface, locked:
+// rt6_exception in net/ipv6/route.c), and looks that route up without ports. So weft has
+// copies of the routes to its peers in a table of its own, to which rules for its ports lead.
+// The MTU, that of the interface, makes the copies differ from the host's own routes, with
+// which they would otherwise share what is remembered (fib_find_info). It is not locked:
+// then the kernel would send fragments, and probes would not find out what fits.
 //
 //	ip rule  add pref 6784 ipproto udp dport VXLAN  lookup 6784
 //	ip rule  add pref 6784 ipproto udp sport TUNNEL lookup 6784
-//	ip route add PEER [via GATEWAY onlink] dev IFACE mtu lock MTU table 6784
+//	ip route add PEER [via GATEWAY onlink] dev IFACE mtu MTU table 6784
 //
 // If one is missing, the routes of the host apply. Without routes there are no rules.
 type OwnRoutes struct {
@@ -140,7 +143,7 @@ func (o OwnRoutes) diff(h handle) (d ownDiff, err error) {
 		for _, r := range routes {
 			p, ok := fromIPNet(r.Dst)
 			w := want[p.Addr()]
-			if ok && p.IsSingleIP() && w != nil && w.LinkIndex == r.LinkIndex && w.Gw.Equal(r.Gw) && w.MTU == r.MTU && r.MTULock {
+			if ok && p.IsSingleIP() && w != nil && w.LinkIndex == r.LinkIndex && w.Gw.Equal(r.Gw) && w.MTU == r.MTU && !r.MTULock {
 				delete(want, p.Addr())
 			} else if w == nil || !ok || !p.IsSingleIP() {
 				d.deleteRoutes = append(d.deleteRoutes, &r)
@@ -161,7 +164,7 @@ func (o OwnRoutes) routes(family int) map[netip.Addr]*netlink.Route {
 			continue
 		}
 		r := &netlink.Route{
-			Table: ownTable, LinkIndex: hop.Ifindex, Dst: toIPNet(netip.PrefixFrom(to, to.BitLen())), MTU: hop.MTU, MTULock: true,
+			Table: ownTable, LinkIndex: hop.Ifindex, Dst: toIPNet(netip.PrefixFrom(to, to.BitLen())), MTU: hop.MTU,
 			Protocol: unix.RTPROT_STATIC, Family: family,
 		}
 		switch {
