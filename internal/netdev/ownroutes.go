@@ -82,10 +82,7 @@ type ownDiff struct {
 
 func (o OwnRoutes) ensure(h handle) error {
 	d, err := o.diff(h)
-	if err != nil {
-		return err
-	}
-	var errs []error
+	errs := []error{err}
 	done := func(what string, on any, err error, fine error) {
 		if err != nil && !errors.Is(err, fine) {
 			errs = append(errs, fmt.Errorf("%s %v: %w", what, on, err))
@@ -106,54 +103,64 @@ func (o OwnRoutes) ensure(h handle) error {
 	return errors.Join(errs...)
 }
 
-// diff returns what must change.
+// diff returns what must change. If there is an error, d is without the families it is of.
 func (o OwnRoutes) diff(h handle) (d ownDiff, err error) {
 	for _, family := range families {
-		want := o.routes(family)
-		rules := make(map[ownRule]bool)
-		if len(want) > 0 {
-			rules[ownRule{dport: o.VXLAN}] = true
-			if o.Tunnel != 0 {
-				rules[ownRule{sport: o.Tunnel}] = true
-			}
-		}
-		have, err := Dump(func() ([]netlink.Rule, error) {
-			return h.RuleListFiltered(family, &netlink.Rule{Table: ownTable}, netlink.RT_FILTER_TABLE)
-		})
-		if err != nil {
-			return d, fmt.Errorf("list routing rules: %w", err)
-		}
-		for _, r := range have {
-			if k, ok := ownRuleOf(r); ok && rules[k] {
-				delete(rules, k)
-				continue
-			}
-			r.Family = family
-			d.deleteRules = append(d.deleteRules, &r)
-		}
-		for k := range rules {
-			d.addRules = append(d.addRules, k.rule(family))
-		}
-		routes, err := Dump(func() ([]netlink.Route, error) {
-			return h.RouteListFiltered(family, &netlink.Route{Table: ownTable}, netlink.RT_FILTER_TABLE)
-		})
-		if err != nil {
-			return d, fmt.Errorf("list routes: %w", err)
-		}
-		for _, r := range routes {
-			p, ok := fromIPNet(r.Dst)
-			w := want[p.Addr()]
-			if ok && p.IsSingleIP() && w != nil && w.LinkIndex == r.LinkIndex && w.Gw.Equal(r.Gw) && w.MTU == r.MTU && !r.MTULock {
-				delete(want, p.Addr())
-			} else if w == nil || !ok || !p.IsSingleIP() {
-				d.deleteRoutes = append(d.deleteRoutes, &r)
-			}
-		}
-		for _, r := range want {
-			d.putRoutes = append(d.putRoutes, r)
+		err = errors.Join(err, o.diffFamily(h, family, &d))
+	}
+	return d, err
+}
+
+// diffFamily adds to d what must change in a family. A kernel without the family has no rules
+// of it (ipv6.disable=1), and needs no routes.
+func (o OwnRoutes) diffFamily(h handle, family int, d *ownDiff) error {
+	have, err := Dump(func() ([]netlink.Rule, error) {
+		return h.RuleListFiltered(family, &netlink.Rule{Table: ownTable}, netlink.RT_FILTER_TABLE)
+	})
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil // a dump of its routes would be one of another family
+	}
+	if err != nil {
+		return fmt.Errorf("list routing rules: %w", err)
+	}
+	routes, err := Dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(family, &netlink.Route{Table: ownTable}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	want := o.routes(family)
+	rules := make(map[ownRule]bool)
+	if len(want) > 0 {
+		rules[ownRule{dport: o.VXLAN}] = true
+		if o.Tunnel != 0 {
+			rules[ownRule{sport: o.Tunnel}] = true
 		}
 	}
-	return d, nil
+	for _, r := range have {
+		if k, ok := ownRuleOf(r); ok && rules[k] {
+			delete(rules, k)
+			continue
+		}
+		r.Family = family
+		d.deleteRules = append(d.deleteRules, &r)
+	}
+	for k := range rules {
+		d.addRules = append(d.addRules, k.rule(family))
+	}
+	for _, r := range routes {
+		p, ok := fromIPNet(r.Dst)
+		w := want[p.Addr()]
+		if ok && p.IsSingleIP() && w != nil && w.LinkIndex == r.LinkIndex && w.Gw.Equal(r.Gw) && w.MTU == r.MTU && !r.MTULock {
+			delete(want, p.Addr())
+		} else if w == nil || !ok || !p.IsSingleIP() {
+			d.deleteRoutes = append(d.deleteRoutes, &r)
+		}
+	}
+	for _, r := range want {
+		d.putRoutes = append(d.putRoutes, r)
+	}
+	return nil
 }
 
 // routes returns the routes of a family by destination.
