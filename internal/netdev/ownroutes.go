@@ -24,7 +24,7 @@ import (
 //
 //	ip rule  add pref 6784 ipproto udp dport VXLAN  lookup 6784
 //	ip rule  add pref 6784 ipproto udp sport TUNNEL lookup 6784
-//	ip route add PEER [via GATEWAY onlink] dev IFACE mtu MTU table 6784
+//	ip route add PEER [via GATEWAY onlink] dev IFACE src LOCAL mtu MTU table 6784
 //
 // If one is missing, the routes of the host apply. Without routes there are no rules.
 type OwnRoutes struct {
@@ -151,7 +151,7 @@ func (o OwnRoutes) diffFamily(h handle, family int, d *ownDiff) error {
 	for _, r := range routes {
 		p, ok := fromIPNet(r.Dst)
 		w := want[p.Addr()]
-		if ok && p.IsSingleIP() && w != nil && w.LinkIndex == r.LinkIndex && w.Gw.Equal(r.Gw) && w.MTU == r.MTU && !r.MTULock {
+		if ok && p.IsSingleIP() && w != nil && w.LinkIndex == r.LinkIndex && w.Gw.Equal(r.Gw) && w.Src.Equal(r.Src) && w.MTU == r.MTU && !r.MTULock {
 			delete(want, p.Addr())
 		} else if w == nil || !ok || !p.IsSingleIP() {
 			d.deleteRoutes = append(d.deleteRoutes, &r)
@@ -173,6 +173,11 @@ func (o OwnRoutes) routes(family int) map[netip.Addr]*netlink.Route {
 		r := &netlink.Route{
 			Table: ownTable, LinkIndex: hop.Ifindex, Dst: toIPNet(netip.PrefixFrom(to, to.BitLen())), MTU: hop.MTU,
 			Protocol: unix.RTPROT_STATIC, Family: family,
+		}
+		// Else the kernel would take an address of the interface, although the host's route may
+		// name another one.
+		if hop.Local.IsValid() && hop.Local.Is4() == to.Is4() {
+			r.Src = hop.Local.AsSlice()
 		}
 		switch {
 		case hop.Gateway.IsValid() && hop.Gateway != to:

@@ -30,6 +30,9 @@ func ownRoutes(t *testing.T, ns string) (routes []string, rules int) {
 				if r.Gw != nil {
 					s += " via " + r.Gw.String()
 				}
+				if r.Src != nil {
+					s += " src " + r.Src.String()
+				}
 				if r.MTULock {
 					s += " locked" // the kernel would send fragments
 				}
@@ -56,11 +59,17 @@ func TestOwnRoutes(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: netip.MustParseAddr("192.0.2.2").AsSlice()})
+		return errors.Join(
+			netlink.AddrAdd(l, &netlink.Addr{IPNet: netlink.NewIPNet(netip.MustParseAddr("203.0.113.1").AsSlice())}),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: netip.MustParseAddr("192.0.2.2").AsSlice()}),
+			netlink.RouteAdd(&netlink.Route{
+				LinkIndex: l.Attrs().Index, Gw: netip.MustParseAddr("192.0.2.2").AsSlice(), Src: netip.MustParseAddr("203.0.113.1").AsSlice(),
+				Dst: netlink.NewIPNet(netip.MustParseAddr("198.51.100.8").AsSlice()),
+			}))
 	})
 	w := newWatch(t, host)
 	o := netdev.OwnRoutes{VXLAN: 6784, Tunnel: 6785, Hops: make(map[netip.Addr]netdev.OwnHop)}
-	for _, s := range []string{"192.0.2.2", "198.51.100.7", "2001:db8::2"} {
+	for _, s := range []string{"192.0.2.2", "198.51.100.7", "198.51.100.8", "2001:db8::2"} {
 		a := netip.MustParseAddr(s)
 		hop, err := w.Hop(a, netip.Addr{})
 		if err != nil {
@@ -68,7 +77,10 @@ func TestOwnRoutes(t *testing.T) {
 		}
 		o.Hops[a] = netdev.OwnHop{Hop: hop, MTU: w.Underlay(hop.Ifindex).MTU}
 	}
-	whole := []string{"192.0.2.2/32", "198.51.100.7/32 via 192.0.2.2", "2001:db8::2/128"}
+	whole := []string{
+		"192.0.2.2/32 src 192.0.2.1", "198.51.100.7/32 via 192.0.2.2 src 192.0.2.1",
+		"198.51.100.8/32 via 192.0.2.2 src 203.0.113.1", "2001:db8::2/128 src 2001:db8::1",
+	}
 	check := func(what string, want []string, wantRules int) {
 		t.Helper()
 		if err := w.SetOwnRoutes(o); err != nil {
@@ -95,6 +107,11 @@ func TestOwnRoutes(t *testing.T) {
 		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: ownTable}, netlink.RT_FILTER_TABLE)
 		return errors.Join(err, netlink.RouteDel(&routes[0]))
 	})
+	damaged("routes", func() error {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: ownTable}, netlink.RT_FILTER_TABLE)
+		routes[0].Src = netip.MustParseAddr("203.0.113.1").AsSlice()
+		return errors.Join(err, netlink.RouteReplace(&routes[0]))
+	})
 	damaged("rules", func() error {
 		rules, err := netlink.RuleListFiltered(netlink.FAMILY_V6, &netlink.Rule{Table: ownTable}, netlink.RT_FILTER_TABLE)
 		return errors.Join(err, netlink.RuleDel(&rules[0]))
@@ -106,7 +123,7 @@ func TestOwnRoutes(t *testing.T) {
 	})
 	o.Tunnel = 0
 	delete(o.Hops, netip.MustParseAddr("2001:db8::2"))
-	check("fewer", whole[:2], 1)
+	check("fewer", whole[:3], 1)
 	o.Hops = nil
 	check("none", nil, 0)
 	do(t, host, netdev.RemoveOwnRoutes)
