@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,15 +31,18 @@ const (
 	maxEvents = 10
 )
 
-// notices says as Events of the Node and of the agent's own pod what only the log and weft
-// status say otherwise: kubelets do not show why a probe fails. Make it with newNotices. It is
+// notices writes to Events of the Node and of the agent's own pod what otherwise only the log
+// and weft status show: kubelets do not show why a probe fails. Make it with newNotices. It is
 // for one goroutine.
+//
+// A text that only differs in its numbers from an earlier one is not new: many of them have a
+// counter, an amount or a time, and the library drops all Events of an object that has too many.
 type notices struct {
 	recorder record.EventRecorder
 	stop     func()
 
 	since  time.Time // pods have had no network; zero if they have
-	said   string    // why, in the last Event; "" if there was none since
+	said   string    // why, in the last Event, without numbers; "" if there was none since
 	warned []string  // the present warnings
 }
 
@@ -56,8 +61,8 @@ func (n *notices) notReady(about []runtime.Object, why string, now time.Time) {
 	if n.since.IsZero() {
 		n.since = now
 	}
-	if now.Sub(n.since) >= sayAfter && n.said != why {
-		n.said = why
+	if key := withoutNumbers(why); now.Sub(n.since) >= sayAfter && n.said != key {
+		n.said = key
 		n.say(about, corev1.EventTypeWarning, reasonNotReady, "pods get no network on this Node: "+why)
 	}
 }
@@ -70,12 +75,21 @@ func (n *notices) ready(about []runtime.Object) {
 	n.since, n.said = time.Time{}, ""
 }
 
-// warn says those of the warnings of weft status that are new.
+// warn says those of the warnings of weft status that are new. Of those that only differ in
+// their numbers, as many are new as there are more than before.
 func (n *notices) warn(about []runtime.Object, warnings []string) {
+	more := make(map[string]int)
+	for _, w := range warnings {
+		more[withoutNumbers(w)]++
+	}
+	for _, w := range n.warned {
+		more[withoutNumbers(w)]--
+	}
 	said := 0
 	for _, w := range warnings {
-		if !slices.Contains(n.warned, w) && said < maxEvents {
+		if key := withoutNumbers(w); !slices.Contains(n.warned, w) && more[key] > 0 && said < maxEvents {
 			said++
+			more[key]--
 			n.say(about, corev1.EventTypeWarning, reasonWarning, w)
 		}
 	}
@@ -83,10 +97,17 @@ func (n *notices) warn(about []runtime.Object, warnings []string) {
 }
 
 func (n *notices) say(about []runtime.Object, kind, reason, text string) {
+	text = strings.ToValidUTF8(text[:min(len(text), maxEvent)], "")
 	for _, o := range about {
-		n.recorder.Event(o, kind, reason, text[:min(len(text), maxEvent)])
+		n.recorder.Event(o, kind, reason, text)
 	}
 }
+
+// number matches numbers, times, durations and addresses, such as 7, 1,024, 15:04:05 and 1m30,
+// and what is before them. Numbers in names, such as host-1, are no numbers.
+var number = regexp.MustCompile("(^|[^0-9A-Za-z_-])[0-9]+([.,:hms]+[0-9]+)*")
+
+func withoutNumbers(text string) string { return number.ReplaceAllString(text, "${1}#") }
 
 // about returns what Events of this agent are about: the Node, and its own pod if its name is
 // known.

@@ -43,12 +43,14 @@ func TestNoticesOfANodeThatIsNotReady(t *testing.T) {
 	wait(0, "no ring")
 	wait(sayAfter, "no ring")
 	wait(time.Minute, "no ring")
-	wait(time.Second, "no majority")
+	wait(time.Second, "no majority (2 of 5 voters, next try in 1m0s)")
+	wait(time.Second, "no majority (2 of 5 voters, next try in 59.5s)")
+	wait(time.Second, "no majority (1 of 5 voters, next try in 1h2m3s)")
 	n.ready(about)
 	n.ready(about)
 	want := []string{
 		"Warning WeftNotReady pods get no network on this Node: no ring",
-		"Warning WeftNotReady pods get no network on this Node: no majority",
+		"Warning WeftNotReady pods get no network on this Node: no majority (2 of 5 voters, next try in 1m0s)",
 		"Normal WeftReady " + upMessage,
 	}
 	if got := said(); !slices.Equal(got, want) {
@@ -80,6 +82,42 @@ func TestNoticesOfWarnings(t *testing.T) {
 	n.warn(about, many)
 	if len(fake.Events) != maxEvents {
 		t.Errorf("a thousand warnings make %d Events, want %d", len(fake.Events), maxEvents)
+	}
+}
+
+// Warnings with counters and times are said once, in full. When another one comes that only
+// differs in its numbers, such as that of another peer, it is said too.
+func TestNoticesOfWarningsWithNumbers(t *testing.T) {
+	fake := record.NewFakeRecorder(100)
+	n := &notices{recorder: fake}
+	about := []runtime.Object{&corev1.ObjectReference{Kind: "Node", Name: "self"}}
+	for i := range 30 {
+		list := []string{
+			fmt.Sprintf("frames were lost (%d times, last 15:04:%02d)", 3+i, i),
+			fmt.Sprintf("the disk has %d.%d KB left", 1000-i, i),
+			fmt.Sprintf("the lease of host-1 ends in %v", 70*time.Second-time.Duration(i)*time.Second),
+		}
+		if i >= 10 {
+			list = append(list, "the lease of host-2 ends in 1h0m0s", "192.0.2.1 does not answer", "192.0.2.2 does not answer")
+		}
+		n.warn(about, list)
+	}
+	n.warn(about, []string{strings.Repeat("é", maxEvent/2-1) + "x€"})
+	var got []string
+	for range len(fake.Events) {
+		got = append(got, <-fake.Events)
+	}
+	want := []string{
+		"Warning WeftWarning frames were lost (3 times, last 15:04:00)",
+		"Warning WeftWarning the disk has 1000.0 KB left",
+		"Warning WeftWarning the lease of host-1 ends in 1m10s",
+		"Warning WeftWarning the lease of host-2 ends in 1h0m0s",
+		"Warning WeftWarning 192.0.2.1 does not answer",
+		"Warning WeftWarning 192.0.2.2 does not answer",
+		"Warning WeftWarning " + strings.Repeat("é", maxEvent/2-1) + "x",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("Events %q, want %q", got, want)
 	}
 }
 
