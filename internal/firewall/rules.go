@@ -62,37 +62,9 @@ type Source interface {
 	Chains() ([]*nftables.Chain, error)
 	// Rules returns the rules of a chain, in order.
 	Rules(*nftables.Chain) ([]*nftables.Rule, error)
-	// Elements returns the elements of a set of a table.
-	Elements(t *nftables.Table, set string) ([]nftables.SetElement, error)
-}
-
-// Kernel is the Source of the calling thread's network namespace.
-type Kernel struct{ conn *nftables.Conn }
-
-// NewKernel returns a Kernel. It needs no Close.
-func NewKernel() (Kernel, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return Kernel{}, fmt.Errorf("open nftables: %w", err)
-	}
-	return Kernel{c}, nil
-}
-
-// Chains implements Source.
-func (k Kernel) Chains() ([]*nftables.Chain, error) { return k.conn.ListChains() }
-
-// Rules implements Source.
-func (k Kernel) Rules(c *nftables.Chain) ([]*nftables.Rule, error) {
-	return k.conn.GetRules(c.Table, c)
-}
-
-// Elements implements Source.
-func (k Kernel) Elements(t *nftables.Table, set string) ([]nftables.SetElement, error) {
-	s, err := k.conn.GetSetByName(t, set)
-	if err != nil {
-		return nil, fmt.Errorf("look up set %s: %w", set, err)
-	}
-	return k.conn.GetSetElements(s)
+	// Contains reports whether a set of a table has an element with a key. known is false
+	// if that is not sure, as with sets of intervals.
+	Contains(t *nftables.Table, set string, key []byte) (found, known bool)
 }
 
 // Ends returns where the rules of other tables than those named end a packet, one End for

@@ -228,22 +228,10 @@ func compared(v value, e *expr.Cmp) (matches, known bool) {
 	return false, false
 }
 
-// lookup looks a value up in a set. Sets of intervals are not known.
+// lookup looks a value up in a set.
 func (w *walk) lookup(t *nftables.Table, v value, e *expr.Lookup) (found, known bool) {
 	if v == nil {
 		return false, false
 	}
-	elements, err := w.source.Elements(t, e.SetName)
-	if err != nil {
-		return false, false // it was removed meanwhile
-	}
-	for _, el := range elements {
-		if el.IntervalEnd || len(el.KeyEnd) > 0 || len(el.Key) != len(v) {
-			return false, false
-		}
-		if bytes.Equal(el.Key, v) {
-			return true, true
-		}
-	}
-	return false, true
+	return w.source.Contains(t, e.SetName, v)
 }
