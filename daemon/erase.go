@@ -27,6 +27,7 @@ func Erase(c *Config) error {
 		netdev.RemoveOwnRoutes(),
 		netdev.DeleteAll(c.Bridge, netdev.TAPName),
 		netdev.RemoveFromDockerUser(context.Background(), c.Bridge),
+		removeFromFirewalld(c.Bridge),
 	}
 	files, err := leftFiles(c)
 	if err != nil {

@@ -140,6 +140,13 @@ func (f hostFirewall) acceptBridged() error {
 	return errors.New("accept them: " + strings.Join(commands, "; "))
 }
 
+// removeFromFirewalld takes a bridge out of the zone that acceptBridged puts it into.
+func removeFromFirewalld(bridge string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), firewalldTimeout)
+	defer cancel()
+	return firewalld.Remove(ctx, firewalld.Trusted, bridge)
+}
+
 func (f hostFirewall) zone() (zone string, runs bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), firewalldTimeout)
 	defer cancel()

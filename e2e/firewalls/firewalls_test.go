@@ -53,6 +53,14 @@ func TestFirewalld(t *testing.T) {
 			if err := h.reaches(); err != nil {
 				t.Errorf("after the command: %v", err)
 			}
+
+			h.must("firewall-cmd", "--permanent", "--zone=trusted", "--remove-interface=weft")
+			h.must("firewall-cmd", "--reload")
+			h.eventually("weft's own entry is there again", trusted)
+			h.must("weft", "reset", "--force")
+			if list := h.must("firewall-cmd", "--zone=trusted", "--list-interfaces"); list != "" {
+				t.Errorf("after weft reset these interfaces are trusted: %s", list)
+			}
 		})
 	}
 }

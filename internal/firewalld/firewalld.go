@@ -55,6 +55,22 @@ func Add(ctx context.Context, zone, iface string) error {
 	return nil
 }
 
+// Remove takes an interface out of a zone until firewalld's next reload. It does nothing if the
+// interface is not in that zone, or firewalld does not run.
+func Remove(ctx context.Context, zone, iface string) error {
+	in, runs, err := Zone(ctx, iface)
+	if err != nil || !runs || in != zone {
+		return err
+	}
+	_, err = call(ctx, func(o dbus.BusObject) error {
+		return o.CallWithContext(ctx, zones+".removeInterface", dbus.FlagNoAutoStart, zone, iface).Err
+	})
+	if err != nil {
+		return fmt.Errorf("ask firewalld to remove %s from zone %s: %w", iface, zone, err)
+	}
+	return nil
+}
+
 // socket is where the bus of the system listens.
 const socket = "/run/dbus/system_bus_socket"
 
