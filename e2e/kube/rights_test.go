@@ -99,6 +99,8 @@ func (k *kube) testRights() {
 		keys[name] = key
 	}
 	secret := k.kubectl("-n", "kube-system", "get", "secret", "weft-generated", "-o", "json")
+	k.applyText(`{"apiVersion":"v1","kind":"Event","metadata":{"name":"foreign","namespace":"default"},"involvedObject":{"kind":"Pod","name":"one","namespace":"default"},` +
+		`"source":{"component":"weft","host":"n2"},"type":"Warning","reason":"Test"}`)
 	for _, c := range []struct {
 		what, token, method, path, kind, body string
 		denied                                string // part of the reason; "": allowed
@@ -121,6 +123,7 @@ func (k *kube) testRights() {
 		{"an Event of another Node", bound, "POST", events, "application/json", event("Node", "n2", "n1"), "may not write this Event"},
 		{"an Event in the name of another Node", bound, "POST", events, "application/json", event("Pod", "one", "n2"), "may not write this Event"},
 		{"an Event of a Secret", bound, "POST", events, "application/json", event("Secret", "x", "n1"), "may not write this Event"},
+		{"the Event of another Node", bound, "PATCH", events + "/foreign", merge, `{"source":{"component":"weft","host":"n1"}}`, "may not write this Event"},
 		{"a new Secret", bound, "POST", secrets, "application/json", `{"metadata":{"name":"x"}}`, "forbidden"},
 		{"another Secret", bound, "GET", secrets + "/weft", "", "", "forbidden"},
 		{"all Secrets", bound, "GET", secrets, "", "", "forbidden"},
