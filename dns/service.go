@@ -217,7 +217,11 @@ func (s *Service) updateUpstreams() bool {
 		reason = err.Error()
 	}
 	if old := s.upstreamFault.Swap(&reason); reason != "" && (old == nil || *old != reason) {
-		s.log.Warn("some of the host's name servers are not used", "err", err)
+		if len(found) == 0 {
+			s.log.Warn("the host's name servers could not be read", "err", err)
+		} else {
+			s.log.Warn("some of the host's name servers are not used", "err", err)
+		}
 	}
 	if err != nil && len(found) == 0 {
 		return false // the previous servers may still answer
