@@ -195,7 +195,7 @@ func (ls *leases) endGone(now time.Time, alive map[string]string) {
 	present := make(map[string]bool)
 	for _, l := range ls.list() {
 		present[l.Owner] = true
-		grace := ls.goneGrace(l.Owner, alive)
+		grace := ls.graceOf(l.Owner, alive)
 		if grace == 0 {
 			delete(ls.gone, l.Owner)
 			continue
@@ -219,7 +219,7 @@ func (ls *leases) endOne(owner string, alive map[string]string) {
 		return
 	}
 	defer ls.lock(owner)()
-	if ls.goneGrace(owner, alive) == 0 {
+	if ls.graceOf(owner, alive) == 0 {
 		return
 	}
 	had := ls.addresses.owned(owner)
@@ -232,9 +232,9 @@ func (ls *leases) endOne(owner string, alive map[string]string) {
 	ls.log.Info("released the addresses of an owner whose interface and namespace are gone", "owner", owner, "name", name, "addresses", had)
 }
 
-// goneGrace returns how long an owner that is gone keeps its addresses; 0 if it lives, or the
+// graceOf returns how long an owner that is gone keeps its addresses; 0 if it lives, or the
 // router does not know.
-func (ls *leases) goneGrace(owner string, alive map[string]string) time.Duration {
+func (ls *leases) graceOf(owner string, alive map[string]string) time.Duration {
 	rec := ls.record(owner)
 	if _, lives := alive[owner]; lives || rec.Port != "" && linkExists(rec.Port) {
 		return 0

@@ -21,7 +21,7 @@ import (
 //	owner and its addresses                               of that owner
 //	                        others in the range           of portOwner and the port's name
 
-// living is what lives on this host by the kernel.
+// living lists the ports and addresses that the kernel has.
 type living struct {
 	ports   []netdev.UsedPort
 	exposed []netip.Prefix // of the bridge itself

@@ -162,8 +162,8 @@ func (c *Controller) checkLost() (gone []peer.Name) {
 }
 
 // Keeps reports whether the MAC addresses behind a peer must be kept although no route
-// leads to it: the kernel forwards frames to it nevertheless. When that ends the controller removes them from the
-// table, unless routes lead to the peer again.
+// leads to it: the kernel forwards frames to it nevertheless. When that ends the controller
+// removes them from the table, unless routes lead to the peer again.
 func (c *Controller) Keeps(n peer.Name) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -16,9 +16,9 @@
 //	                     any answer                                         dead
 //	dead ------------------------------------------------------------> idle or busy
 //
-// An answer is overdue after the smoothed round-trip time and four times its variance
-// (RFC 6298), between MinWait and MaxWait. So on a path with a short round trip, a busy
-// path is dead at most Interval + 2*MinWait + (Multiplier-1)*SuspectInterval = 595 ms after
+// An answer is overdue after srtt + max(4*rvar, srtt/4), between MinWait and MaxWait: srtt is
+// the smoothed round-trip time, and rvar its variation (SRTT and RTTVAR of RFC 6298). So on a
+// path with a short round trip, a busy path is dead at most Interval + 2*MinWait + (Multiplier-1)*SuspectInterval = 595 ms after
 // the last packet that passed, and an idle one Config.Idle - Interval later. Multiplier is
 // large because requests get lost on a path that works: of the busy paths on which each
 // direction loses a fifth of the packets, one in 300 is called dead in an hour.
