@@ -133,11 +133,12 @@ func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
 	if !errors.As(err, &r) {
 		return
 	}
-	if r.Code == session.CodeCollision && dialled {
+	// Anybody at a dialled address can send a refusal in clear text, so those count for nothing.
+	if dialled && r.Code == session.CodeIdentity && r.ByPeer && r.Peer != nil {
 		m.collided.Store(time.Now().UnixNano())
 	}
 	switch r.Code {
-	case session.CodePassword, session.CodeCollision, session.CodeVersion, session.CodeBanned:
+	case session.CodePassword, session.CodeCollision, session.CodeIdentity, session.CodeVersion, session.CodeBanned:
 		if dialled || m.handshakes.mayReport(addr, time.Now()) {
 			m.event(func(o Observer) { o.HandshakeRefused(Refused{Addr: addr, Code: r.Code, Dialled: dialled}) })
 		}
@@ -156,7 +157,7 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 			return no(session.CodeSelf, "a peer has dialled itself")
 		case h.Key == m.cfg.Identity.Key():
 			m.collided.Store(time.Now().UnixNano())
-			return no(session.CodeCollision, "name collision: both peers use the identity %s: a state folder was copied; run 'weft reset' on one of the two", m.self)
+			return no(session.CodeIdentity, "name collision: both peers use the identity %s: a state folder was copied; run 'weft reset' on one of the two", m.self)
 		default:
 			return no(session.CodeCollision, "name collision: both peers have the name %s; give one of them another --name", m.self)
 		}
@@ -189,8 +190,11 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 		}
 	case old.Peer.Instance == h.Instance:
 		// The two dialled each other at once. adopt decides, equally on both sides.
-	case old.silentFor(now) < pingEvery+pingEvery/2 || old.linked.Load():
-		return no(session.CodeCollision, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
+	case old.silentFor(now) >= pingEvery+pingEvery/2 && !old.linked.Load():
+	case old.Peer.Key != h.Key: // a user gave the name to another key
+		return no(session.CodeCollision, "name collision: another live peer at %s has the name %s", old.RemoteAddr(), h.Name)
+	default:
+		return no(session.CodeIdentity, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
 			old.RemoteAddr(), h.Name)
 	}
 	return nil

@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -489,7 +491,7 @@ func TestBothPeersReportWhyASessionIsRefused(t *testing.T) {
 		{"no password", []option{password("correct horse")}, nil, "only one of the two peers has one", session.CodePassword},
 		{"version", nil, []option{func(c *Config) { c.ProtocolMin, c.ProtocolMax = 7, 8 }}, "no protocol version in common", session.CodeVersion},
 		{"same name", []option{named}, []option{named}, "name collision", session.CodeCollision},
-		{"same identity", []option{func(c *Config) { c.Identity = id }}, []option{func(c *Config) { c.Identity = id }}, "a state folder was copied", session.CodeCollision},
+		{"same identity", []option{func(c *Config) { c.Identity = id }}, []option{func(c *Config) { c.Identity = id }}, "a state folder was copied", session.CodeIdentity},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -502,6 +504,9 @@ func TestBothPeersReportWhyASessionIsRefused(t *testing.T) {
 			eventually(t, "the observer of the responder hears of it", a.heardOf(Refused{local, c.code, false}))
 			if a.sessions() != 0 || b.sessions() != 0 {
 				t.Error("there is a session although it was refused")
+			}
+			if want := c.code == session.CodeIdentity; a.Collides() != want || b.Collides() != want {
+				t.Errorf("another router has the identity: the dialler says %v, the responder %v, want %v", b.Collides(), a.Collides(), want)
 			}
 		})
 	}
@@ -556,6 +561,55 @@ func TestCloneMetAtAThirdPeerIsRefused(t *testing.T) {
 	eventually(t, "the clone reports it", second.hasProblem("another live peer"))
 	if !hub.sees(first) {
 		t.Error("the first peer was dropped")
+	}
+	if !second.Collides() || first.Collides() || hub.Collides() {
+		t.Errorf("only the clone knows that its identity is in use: first %v, clone %v, hub %v", first.Collides(), second.Collides(), hub.Collides())
+	}
+}
+
+// A host at a dialled address that proves no key cannot make others believe that their
+// identity is in use.
+func TestRefusalInClearTextIsNoCollision(t *testing.T) {
+	t.Parallel()
+	for _, code := range []session.Code{session.CodeCollision, session.CodeIdentity} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				var preamble [8]byte // repeated as the own one
+				_, _ = io.ReadFull(c, preamble[:])
+				_, _ = c.Write(append(preamble[:], 0xff, 0xff, byte(code), 0))
+				_, _ = io.Copy(io.Discard, c)
+				c.Close()
+			}
+		}()
+		b := start(t, password("correct horse"), func(c *Config) { c.Targets = append(c.Targets, l.Addr().String()) })
+		eventually(t, "the session is refused", b.heardOf(Refused{netip.MustParseAddr("127.0.0.1"), code, true}))
+		if b.Collides() {
+			t.Errorf("a refusal with code %s counts", code)
+		}
+	}
+}
+
+// Two hosts that share a name do not concern a third one.
+func TestCollisionOfOtherPeersIsNotOwn(t *testing.T) {
+	t.Parallel()
+	name := peer.Name{0, 0, 0, 0, 0, 1}
+	c := start(t, withIdentity(newIdentity(t, name)))
+	b := start(t)
+	a := start(t, withIdentity(newIdentity(t, name)), to(b))
+	eventually(t, "a session", func() bool { return b.sees(a) })
+	b.SetTargets([]string{c.addr()})
+	eventually(t, "the other host with the name is refused", b.heardOf(Refused{netip.MustParseAddr("127.0.0.1"), session.CodeCollision, true}))
+	if b.Collides() {
+		t.Error("the host says that its own identity is in use")
 	}
 }
 

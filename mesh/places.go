@@ -57,8 +57,9 @@ func (m *Mesh) AwaitsTarget() bool { return !m.targetAnswered.Load() }
 // least.
 const collisionTTL = 10 * time.Minute
 
-// Collides reports whether another live router has lately used the identity of this one, by
-// its own word or by that of a peer that refused a session.
+// Collides reports whether another live router has lately used the identity of this one, which
+// is its name and its key. The other one proved it, or a peer that refused a session said so
+// after it proved its own key.
 func (m *Mesh) Collides() bool {
 	at := m.collided.Load()
 	return at != 0 && time.Since(time.Unix(0, at)) < collisionTTL

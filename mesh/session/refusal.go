@@ -15,16 +15,17 @@ const (
 	CodeOK        Code = iota
 	CodeVersion        // no protocol version in common
 	CodePassword       // the passwords differ, or only one side has one
-	CodeCollision      // another live peer has the name
+	CodeCollision      // another peer has the name
 	CodeDuplicate      // the two peers already have a session
 	CodeLimit          // the connection limit is reached
 	CodeSelf           // a peer has dialled itself
 	CodeBusy           // too many handshakes from this address
 	CodeBanned         // the voters banned the peer
+	CodeIdentity       // another live peer has the name and the key: a state folder was copied
 	CodeOther
 )
 
-var codeNames = [...]string{"ok", "version", "password", "collision", "duplicate", "limit", "self", "busy", "banned", "other"}
+var codeNames = [...]string{"ok", "version", "password", "collision", "duplicate", "limit", "self", "busy", "banned", "identity", "other"}
 
 func (c Code) String() string {
 	if int(c) < len(codeNames) {
@@ -39,7 +40,8 @@ type Refusal struct {
 	Reason string
 	// ByPeer is set if the far end refused.
 	ByPeer bool
-	// Peer is the hello of the far end, nil if it was not received.
+	// Peer is the hello of the far end, nil if it was not received. So with ByPeer it says that
+	// the refusal came encrypted, from a peer that proved its key.
 	Peer *Hello
 }
 
