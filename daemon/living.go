@@ -19,7 +19,8 @@ import (
 //
 //	alias of the port       addresses behind it        -> allocators, records
 //	owner and its addresses                               of that owner
-//	                        others in the range           of portOwner and the port's name
+//	                        others in the range           of portOwner and the port's name,
+//	                                                      if they have no owner yet
 
 // living lists the ports and addresses that the kernel has.
 type living struct {
@@ -103,14 +104,18 @@ func (d *daemon) adopt(l living) error {
 			}
 		}
 	}
-	alive := l.owners()
+	isOwned := func(a netip.Addr, port string) bool {
+		owner := file[a]
+		of, strange := strings.CutPrefix(owner, portOwner)
+		return owner != "" && (!strange || of != port && slices.ContainsFunc(l.ports, func(p netdev.UsedPort) bool { return p.Name == of }))
+	}
 	for _, port := range l.ports {
 		strange := 0
 		for _, p := range slices.Concat(port.Addrs, port.Behind) {
 			// What weft wrote down comes first: a container may give itself the address of
-			// another one.
-			owner := file[p.Addr()]
-			if _, lives := alive[owner]; lives || byWeft[p.Addr()] || owner != "" && d.isAt(owner, port) || strange == maxStrange || d.addresses.of(p.Addr()) == nil {
+			// another one. That one may have no port here, as a gateway of Docker's, or a
+			// container whose interface another CNI plugin made.
+			if byWeft[p.Addr()] || isOwned(p.Addr(), port.Name) || strange == maxStrange || d.addresses.of(p.Addr()) == nil {
 				continue
 			}
 			strange++
@@ -127,18 +132,6 @@ func (d *daemon) adopt(l living) error {
 		}
 	}
 	return d.exposures.adopt(l.exposed)
-}
-
-// isAt reports whether the owner of an address by the file may have a port.
-func (d *daemon) isAt(owner string, p netdev.UsedPort) bool {
-	if owner == p.Owner || p.Owner == "" && (isDockerLease(owner) || strings.HasPrefix(owner, leaseOwner)) {
-		return true
-	}
-	a, known := d.namespaces.get(owner)
-	if !known {
-		a, known = d.docker.get(owner)
-	}
-	return known && a.Port == p.Name
 }
 
 // adoptPort makes the record of a container agree with its port.

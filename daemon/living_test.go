@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -88,5 +89,58 @@ func TestAdoptTakesTheWordOfTheKernel(t *testing.T) {
 	})
 	if got := b.addresses.given[web.Addr()]; got != "" {
 		t.Errorf("after detach %s is in use by %q", web, got)
+	}
+}
+
+// A container that gives itself the addresses of owners that have no port of weft's takes
+// nothing from them, and they do not become free when it is gone.
+func TestAdoptLeavesAddressesOfOwnersWithoutAPort(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.store, b.addresses = openStore(t), newFakeAddresses()
+	b.restart()
+	d := &daemon{
+		addresses: addresses{b.addresses}, namespaces: b.as, docker: newDockerContainers(b.as.attachConfig), exposures: b.newExposures(),
+		leases: newTestLeases(t, b.store, b.addresses), log: slog.New(slog.DiscardHandler),
+	}
+	const evil, other = "vethweevil", "vethweother"
+	own, strange, moved := netip.MustParsePrefix("10.32.0.5/16"), netip.MustParsePrefix("10.32.0.6/16"), netip.MustParsePrefix("10.32.0.7/16")
+	owners := map[string]netip.Prefix{
+		"cni:pods:abc:eth0":       netip.MustParsePrefix("10.32.0.9/16"), // another plugin made the interface
+		"docker:lease:0123456789": netip.MustParsePrefix("10.32.0.1/16"), // the gateway of a network
+		"netns:gone":              netip.MustParsePrefix("10.32.0.2/16"),
+		portOwner + other:         netip.MustParsePrefix("10.32.0.3/16"),
+	}
+	behind := []netip.Prefix{own, strange, moved}
+	for owner, p := range owners {
+		d.addresses.hold(owner, p, d.log)
+		behind = append(behind, p)
+	}
+	d.addresses.hold(portOwner+"vethwegone", moved, d.log)
+	if err := d.adopt(living{ports: []netdev.UsedPort{
+		{Name: evil, PortUser: netdev.PortUser{Owner: "netns:77", Addrs: []netip.Prefix{own}}, Behind: behind},
+		{Name: other},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []netip.Prefix{strange, moved} {
+		if got := b.addresses.given[p.Addr()]; got != portOwner+evil {
+			t.Errorf("%s is in use by %q, want the port", p, got)
+		}
+	}
+	ports := &otherPorts{addresses: d.addresses, log: d.log, gone: make(map[string]time.Time)}
+	for owner, p := range owners {
+		if got := b.addresses.given[p.Addr()]; got != owner {
+			t.Errorf("%s is in use by %q, want %s", p, got, owner)
+		}
+	}
+	now := time.Now()
+	ports.sweep(now) // no link has the name
+	ports.sweep(now.Add(goneGrace))
+	delete(owners, portOwner+other)
+	for owner, p := range owners {
+		if got := b.addresses.given[p.Addr()]; got != owner {
+			t.Errorf("after the container is gone %s is in use by %q, want %s", p, got, owner)
+		}
 	}
 }
