@@ -37,8 +37,8 @@ const (
 	// defaultCatchUp is longer than a request for an address waits, so that its error
 	// reports why none is given.
 	defaultCatchUp = 2 * time.Minute
-	// stateTimeout is how long one peer can delay catching up: it does not answer, or says
-	// that it knows more.
+	// stateTimeout is how long one peer that the ring names can delay catching up, and all
+	// others together: they do not answer, or say that they know more.
 	stateTimeout = 10 * time.Second
 	// askOwners bounds how many owners without a vote are asked.
 	askOwners = 16
@@ -52,8 +52,10 @@ const (
 // catchUp is the state of catching up.
 type catchUp struct {
 	since time.Time // zero until the first step
-	slot  uint64    // of the ring, when peers were asked last
-	asked map[peer.Name]*stateAsk
+	// target is when a target was first present that the ring does not name, zero if none was.
+	target time.Time
+	slot   uint64 // of the ring, when peers were asked last
+	asked  map[peer.Name]*stateAsk
 
 	// heard is what hearing returned at heardAt.
 	heard      hearing
@@ -64,7 +66,8 @@ type catchUp struct {
 // stateAsk is what one peer was asked.
 type stateAsk struct {
 	id       uint64
-	first    time.Time
+	first    time.Time // shifted by the time that it was away
+	gone     time.Time // zero: it is present
 	sent     time.Time
 	answered bool
 	other    bool   // it has no ring, or another one
@@ -124,7 +127,7 @@ func (h *hearing) add(c *core, n peer.Name) bool {
 	switch {
 	case a != nil && a.upTo(c.ring.Slot()):
 		return true
-	case a == nil || !a.other && c.now.Sub(a.first) < stateTimeout:
+	case a == nil || !a.other && a.waited(c.now) < stateTimeout:
 		h.missing = append(h.missing, n)
 	}
 	return false
@@ -132,6 +135,14 @@ func (h *hearing) add(c *core, n peer.Name) bool {
 
 // upTo reports whether the peer knows nothing beyond a slot.
 func (a *stateAsk) upTo(slot uint64) bool { return a.answered && a.slot <= slot }
+
+// waited returns for how long the peer was present since it was first asked.
+func (a *stateAsk) waited(now time.Time) time.Duration {
+	if !a.gone.IsZero() {
+		now = a.gone
+	}
+	return now.Sub(a.first)
+}
 
 // hearing returns what this peer has heard until now.
 func (c *core) hearing() hearing {
@@ -157,19 +168,37 @@ func (c *core) hear() (h hearing) {
 			}
 		}
 	}
-	// An old ring does not name those that joined later.
-	others := 0
-	for _, n := range c.sortedPeers() {
-		if !slices.ContainsFunc(h.all, func(o ring.Holder) bool { return o.Name == n }) && others < askOthers {
-			h.add(c, n)
-			others++
-		}
-	}
 	// Of each quorum, an honest voter is among so many.
 	n := len(c.ring.Voters())
 	need := n - ring.Quorum(n) + (n-1)/3 + 1
 	h.enough = h.heard > 0 && h.heard == len(h.all) || len(voters) > 1 && votes >= min(need, len(voters))
+	c.hearOthers(&h)
 	return h
+}
+
+// hearOthers adds peers that the ring does not name: an old ring does not name those that
+// joined later. Any number of them may come and go, so they delay catching up for stateTimeout
+// in all, and not at all if the peers that the ring names are enough.
+func (c *core) hearOthers(h *hearing) {
+	k, missing, others := c.catch, len(h.missing), 0
+	for _, n := range c.sortedPeers() {
+		if !h.names(n) && others < askOthers {
+			if k.target.IsZero() && c.view.Target(n) {
+				k.target = c.now
+			}
+			h.add(c, n)
+			others++
+		}
+	}
+	late := func(since time.Time) bool { return !c.now.Before(since.Add(stateTimeout)) }
+	if h.enough || !k.since.IsZero() && late(k.since) && late(k.target) {
+		h.missing = h.missing[:missing]
+	}
+}
+
+// names reports whether the ring names a peer.
+func (h *hearing) names(n peer.Name) bool {
+	return slices.ContainsFunc(h.all, func(o ring.Holder) bool { return o.Name == n })
 }
 
 func (c *core) sortedPeers() []peer.Name {
@@ -200,6 +229,9 @@ func (c *core) pushCatchUp() {
 			a = &stateAsk{first: c.now}
 			c.catch.asked[n] = a
 		}
+		if !a.gone.IsZero() {
+			a.first, a.gone = a.first.Add(c.now.Sub(a.gone)), time.Time{}
+		}
 		if a.upTo(c.ring.Slot()) && (!a.old || h.fresh) || c.now.Sub(a.sent) < resendEvery {
 			continue
 		}
@@ -207,9 +239,16 @@ func (c *core) pushCatchUp() {
 		a.id, a.sent = c.nextID(), c.now
 		c.send(n, message{kind: msgStateAsk, id: a.id, slot: c.ring.Slot(), body: id[:]})
 	}
-	// Those that went away are asked again when they are back.
+	// Those that went away are asked again when they are back. One that comes and goes without
+	// an answer has no more time than one that stays.
 	maps.DeleteFunc(c.catch.asked, func(n peer.Name, a *stateAsk) bool {
-		return !slices.Contains(h.ask, n)
+		if slices.Contains(h.ask, n) {
+			return false
+		}
+		if a.gone.IsZero() {
+			a.gone, a.sent = c.now, time.Time{}
+		}
+		return a.answered || !h.names(n)
 	})
 	if c.caughtUp() {
 		c.retryPending()

@@ -209,6 +209,62 @@ func TestCopyOfALivingHostGivesNothing(t *testing.T) {
 	}
 }
 
+// Peers that the ring does not name, and that come one after another and do not answer, keep a
+// host from its addresses neither if it reaches the others nor if it is cut off from them.
+func TestVisitorsDoNotStopAllocation(t *testing.T) {
+	for _, isCut := range []bool{false, true} {
+		w := newRollbacks(t, seed.New(t), 3)
+		a := w.nodes[0]
+		a.allocate("first", rollbackRange)
+		w.converged(30 * time.Second)
+		known := slices.Clone(w.nodes)
+		w.cut = func(m, n *node) bool { return isCut && slices.Contains(known, m) && slices.Contains(known, n) }
+		w.restart(a, a.disk, false)
+		id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
+		bound := 5 * time.Second
+		if isCut {
+			bound = a.cfg.CatchUp + stateTimeout
+		}
+		var visitors []*node
+		given := false
+		for end := w.now.Add(bound); !given && w.now.Before(end); {
+			v := w.add(rollbackRange, Init{Mode: Observer})
+			v.core, v.pretends = nil, true
+			if visitors = append(visitors, v); len(visitors) > 2 {
+				visitors[len(visitors)-3].pretends = false
+			}
+			_, given = a.await(id, 4*time.Second)
+		}
+		if !given {
+			t.Errorf("cut off %v: nothing is given in %v: %s", isCut, bound, a.reason(id))
+		}
+	}
+}
+
+// Two known peers that do not answer, one of which is always present, delay allocation no
+// longer than two that stay.
+func TestPeersThatComeAndGoDoNotStopAllocation(t *testing.T) {
+	w := newRollbacks(t, seed.New(t), 3)
+	a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
+	a.allocate("first", rollbackRange)
+	w.converged(30 * time.Second)
+	b.kill()
+	c.kill()
+	w.restart(a, a.disk, false)
+	id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
+	given, turn := false, false
+	for end := w.now.Add(a.cfg.CatchUp + 2*stateTimeout); !given && w.now.Before(end); turn = !turn {
+		b.pretends, c.pretends = turn, !turn
+		if _, given = a.await(id, 4*time.Second); !given {
+			b.pretends, c.pretends = true, true
+			_, given = a.await(id, time.Second)
+		}
+	}
+	if !given {
+		t.Errorf("nothing is given: %s", a.reason(id))
+	}
+}
+
 // A file from before others joined names none of them. If targets were given, and none of them
 // answers, nothing is given at first either.
 func TestOldStateFromBeforeOthersJoined(t *testing.T) {
