@@ -272,6 +272,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if err := d.adopt(d.living); err != nil {
 		return err
 	}
+	d.leases.forgetUnused()
 	if !c.DNS.Off {
 		d.namespaces.restoreNames()
 		d.docker.restoreNames()

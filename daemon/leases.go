@@ -227,9 +227,24 @@ func (ls *leases) freeAll(alive map[string]string) error {
 			continue
 		}
 		ls.log.Info("released the addresses of an owner from before the reboot", "owner", l.Owner, "addresses", l.Addresses)
-		errs = append(errs, ls.addresses.take(l.Owner, l.Addresses))
+		if err := ls.addresses.take(l.Owner, l.Addresses); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ls.forget(l.Owner)
 	}
 	return errors.Join(errs...)
+}
+
+// forgetUnused forgets the owners that have no address: a router may have been killed before
+// it did. It is called before any lease is given.
+func (ls *leases) forgetUnused() {
+	all := ls.addresses.Owners()
+	for _, owner := range ls.recorded() {
+		if len(all[owner]) == 0 {
+			ls.forget(owner)
+		}
+	}
 }
 
 // sweep frees the addresses of owners that are gone.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -61,6 +62,35 @@ func TestLeasesEndWithTheBoot(t *testing.T) {
 	if len(given.Lookup("container")) != 1 {
 		t.Error("the address of a container of the router's own is gone")
 	}
+}
+
+// What is known of the owners of leases goes with the leases, so the state file does not grow.
+func TestRecordsOfLeasesEndWithTheLeases(t *testing.T) {
+	st, given := openStore(t), newFakeAddresses()
+	ls := newTestLeases(t, st, given)
+	owners := []string{"cni:pods:a:eth0", "cni:pods:b:eth0", "cni:pods:c:eth0"}
+	for _, owner := range owners {
+		if _, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner, Name: "prod/web", Netns: "/n"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(when string, want ...string) {
+		t.Helper()
+		if got := slices.Sorted(slices.Values(newTestLeases(t, st, given).recorded())); !slices.Equal(got, want) {
+			t.Errorf("%s the state file has records of %v, want %v", when, got, want)
+		}
+	}
+	is("at first", owners...)
+	// The router was killed before it forgot the owner.
+	if err := ls.addresses.take(owners[0], ls.addresses.owned(owners[0])); err != nil {
+		t.Fatal(err)
+	}
+	ls.forgetUnused()
+	is("after a start", owners[1:]...)
+	if err := ls.freeAll(map[string]string{owners[2]: "vethwe1"}); err != nil {
+		t.Fatal(err)
+	}
+	is("after a boot", owners[2])
 }
 
 // A reset removes the notes that the plugin made while no router ran.

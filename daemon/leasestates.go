@@ -147,6 +147,16 @@ func (s *leaseStates) record(owner string) leaseRecord {
 	return s.tab.Records[owner]
 }
 
+// recorded returns the owners that have a record.
+func (s *leaseStates) recorded() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tab == nil {
+		return nil
+	}
+	return slices.Collect(maps.Keys(s.tab.Records))
+}
+
 // note changes the record of an owner.
 func (s *leaseStates) note(owner string, change func(*leaseRecord)) error {
 	s.mu.Lock()
