@@ -89,7 +89,7 @@ func (ls *leases) Lease(ctx context.Context, r api.LeaseRequest) (reply api.Leas
 	if err != nil {
 		return api.LeaseReply{}, nil, fmt.Errorf("lease for %s: %w", r.Owner, err)
 	}
-	turn := ls.nextTurn(r.Owner)
+	turn := ls.nextTurn(r)
 	return api.LeaseReply{Addresses: got, Bridge: ls.bridge, MTU: ls.mtu}, func() { ls.undo(r.Owner, turn, fresh) }, nil
 }
 
@@ -188,13 +188,17 @@ func (ls *leases) undo(owner string, turn uint64, fresh []netip.Prefix) {
 }
 
 // Release takes the addresses of an owner and returns them. A Lease that was issued before
-// fails, whether it is at work or comes later.
+// fails, whether it is at work or comes later. A release takes nothing from a Lease that was
+// issued later.
 func (ls *leases) Release(_ context.Context, r api.LeaseRequest) ([]netip.Prefix, error) {
 	if err := ls.check(r.Owner); err != nil {
 		return nil, err
 	}
 	ls.end(r)
 	defer ls.lock(r.Owner)()
+	if ls.isOld(r) {
+		return nil, nil
+	}
 	had := ls.addresses.owned(r.Owner)
 	if err := ls.addresses.take(r.Owner, had); err != nil {
 		return nil, err

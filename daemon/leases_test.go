@@ -93,6 +93,29 @@ func TestRecordsOfLeasesEndWithTheLeases(t *testing.T) {
 	is("after a boot", owners[2])
 }
 
+// A release that arrives late takes nothing from a lease that was issued after it.
+func TestOldReleaseTakesNothing(t *testing.T) {
+	given := newFakeAddresses()
+	ls := newTestLeases(t, openStore(t), given)
+	const owner = "cni:pods:a:eth0"
+	add := api.Now()
+	if _, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner, Issued: add}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		issued int64
+		left   int
+	}{{add - 1, 1}, {add + 1, 0}} {
+		freed, err := ls.Release(t.Context(), api.LeaseRequest{Owner: owner, Issued: c.issued})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := len(given.Lookup(owner)); left != c.left || len(freed) != 1-c.left {
+			t.Errorf("a release %d ns after the lease frees %v, and the owner has %d addresses, want %d", c.issued-add, freed, left, c.left)
+		}
+	}
+}
+
 // A reset removes the notes that the plugin made while no router ran.
 func TestEraseRemovesNotesOfOwnersThatLeft(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")

@@ -56,6 +56,7 @@ type leaseStates struct {
 	tab      *store.Table[leaseRecord]        // nil: not kept
 	working  map[string][]*context.CancelFunc // requests at work, by owner
 	turns    map[string]uint64                // successful requests, by owner
+	issued   map[string]int64                 // when the last of them was issued, see api.LeaseRequest
 	lastTurn uint64
 	released map[string]releasedOwner
 
@@ -120,15 +121,23 @@ func (s *leaseStates) isReleased(r api.LeaseRequest) bool {
 }
 
 // nextTurn notes that a request of an owner succeeded.
-func (s *leaseStates) nextTurn(owner string) uint64 {
+func (s *leaseStates) nextTurn(r api.LeaseRequest) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.turns == nil {
-		s.turns = make(map[string]uint64)
+		s.turns, s.issued = make(map[string]uint64), make(map[string]int64)
 	}
 	s.lastTurn++
-	s.turns[owner] = s.lastTurn
+	s.turns[r.Owner] = s.lastTurn
+	s.issued[r.Owner] = max(s.issued[r.Owner], r.Issued)
 	return s.lastTurn
+}
+
+// isOld reports whether a release was issued before a request of the owner that succeeded.
+func (s *leaseStates) isOld(r api.LeaseRequest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return r.Issued != 0 && r.Issued < s.issued[r.Owner]
 }
 
 func (s *leaseStates) turn(owner string) uint64 {
@@ -178,6 +187,7 @@ func (s *leaseStates) forget(owner string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.turns, owner)
+	delete(s.issued, owner)
 	if s.tab != nil {
 		if _, known := s.tab.Records[owner]; known {
 			_ = s.tab.Delete(owner)
