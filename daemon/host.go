@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -48,6 +49,9 @@ type host struct {
 	disks      []*store.Store // of the allocators
 	notes      []string       // for the user, on what was read from the disks
 	shortID    uint16         // as stored; RoutesChanged only
+
+	lostMu sync.Mutex
+	lost   map[*ipam.Allocator]ringConfig // allocators whose files were lost
 }
 
 var (
@@ -58,7 +62,7 @@ var (
 
 // newHost is the assemble of Run.
 func newHost(c *Config, id *peer.Identity, st *store.Store, k *keeper.Keeper) (_ *parts, err error) {
-	h := &host{config: c, log: c.Log, store: st, keeper: k}
+	h := &host{config: c, log: c.Log, store: st, keeper: k, lost: make(map[*ipam.Allocator]ringConfig)}
 	if h.shortID, err = loadShortID(st); err != nil {
 		return nil, err
 	}
@@ -149,19 +153,11 @@ func (h *host) openAllocators(id *peer.Identity) error {
 }
 
 func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
-	_, missing := os.Stat(h.config.path(r.file))
-	disk, notes, err := ipam.OpenDisk(h.config.path(r.file), id.Name, r.addrRange)
+	disk, notes, lost, err := h.openDisk(id.Name, r)
 	if err != nil {
 		return err
 	}
 	h.disks = append(h.disks, disk)
-	lost, err := h.isLost(r, missing != nil, len(notes) > 0)
-	if err != nil {
-		return err
-	}
-	if lost {
-		notes = append(notes, fmt.Sprintf("the state of the addresses of %s was lost: the ring comes from the peers, and nothing is given before", r.addrRange))
-	}
 	alloc, unread, err := ipam.New(ipam.Config{
 		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: r.addrRange, Default: r.subnet, Init: h.config.ringInit(h.config.Peers), Lost: lost,
 	}, meshAddresses{h.mesh, r.channel, r.kind}, disk, h.log.With("part", "ipam"))
@@ -170,6 +166,9 @@ func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
 	}
 	for _, e := range unread {
 		notes = append(notes, e.Error())
+	}
+	if lost {
+		h.lost[alloc] = r
 	}
 	h.mesh.Register(r.channel, alloc.Channel())
 	lines := rate.Sometimes{First: 10, Interval: time.Minute} // a peer could fill the log
@@ -185,31 +184,86 @@ func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
 	return nil
 }
 
-// keyRange begins the key in bucketDaemon that has the range of an address file that a router
-// had here.
-const keyRange = "range:"
+// Keys in bucketDaemon, in front of the name of an address file: the range that a router here
+// had it for, and that it was lost and the ring has not come from the peers since.
+const (
+	keyRange = "range:"
+	keyLost  = "lost:"
+)
 
-// isLost reports whether a router had an address file of this range here, which is missing or
-// was set aside. The state file says so, or containers that have addresses.
-func (h *host) isLost(r ringConfig, missing, aside bool) (bool, error) {
-	key, now := []byte(keyRange+r.file), []byte(r.addrRange.String())
-	before, err := h.store.Get(bucketDaemon, key)
-	if err != nil {
-		return false, fmt.Errorf("read which range %s is for: %w", r.file, err)
+// openDisk opens an address file. lost reports whether a router had one of this range here,
+// which is missing or was set aside. The state file says so, or containers that have addresses.
+// A restart does not change that, until endLost does.
+func (h *host) openDisk(self peer.Name, r ringConfig) (disk *store.Store, notes []string, lost bool, err error) {
+	var errs []error
+	get := func(key string) []byte {
+		b, err := h.store.Get(bucketDaemon, []byte(key))
+		errs = append(errs, err)
+		return b
 	}
-	if err := h.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: key, Value: now}}); err != nil {
-		return false, fmt.Errorf("note which range %s is for: %w", r.file, err)
-	}
-	shared, err := h.store.Get(bucketDaemon, []byte(keyShared))
-	if err != nil {
-		return false, fmt.Errorf("read whether addresses are shared: %w", err)
+	now, before := []byte(r.addrRange.String()), get(keyRange+r.file)
+	was, shared := get(keyLost+r.file), get(keyShared)
+	if err := errors.Join(errs...); err != nil {
+		return nil, nil, false, fmt.Errorf("read what is known of %s: %w", r.file, err)
 	}
 	// A host that was alone makes its ring again at once.
-	if len(h.config.Peers) == 0 && shared == nil && !netdev.IsShared(h.config.Bridge) {
-		return false, nil
+	alone := len(h.config.Peers) == 0 && shared == nil && !netdev.IsShared(h.config.Bridge)
+	isLost := func(missing, aside bool) bool {
+		had := bytes.Equal(before, now) || before == nil && aside
+		return !alone && (missing || aside) && (had || h.config.living.uses(r.addrRange))
 	}
-	had := bytes.Equal(before, now) || before == nil && aside
-	return (missing || aside) && (had || h.config.living.uses(r.addrRange)), nil
+	note := func() error {
+		writes := []store.Write{{Bucket: bucketDaemon, Key: []byte(keyRange + r.file), Value: now}}
+		if lost {
+			writes = append(writes, store.Write{Bucket: bucketDaemon, Key: []byte(keyLost + r.file), Value: []byte{1}})
+		}
+		if err := h.store.Apply(writes); err != nil {
+			return fmt.Errorf("note what is known of %s: %w", r.file, err)
+		}
+		return nil
+	}
+	_, missing := os.Stat(h.config.path(r.file))
+	lost = was != nil || isLost(missing != nil, false)
+	// Before a new file is made: the router may end at any moment.
+	if err := note(); err != nil {
+		return nil, nil, false, err
+	}
+	if disk, notes, err = ipam.OpenDisk(h.config.path(r.file), self, r.addrRange); err != nil {
+		return nil, nil, false, err
+	}
+	if !lost && isLost(false, len(notes) > 0) {
+		lost = true
+		if err := note(); err != nil {
+			return nil, nil, false, errors.Join(err, disk.Close())
+		}
+	}
+	return disk, notes, lost, nil
+}
+
+// endLost forgets that files were lost whose state has come from the peers.
+func (h *host) endLost() {
+	h.lostMu.Lock()
+	defer h.lostMu.Unlock()
+	for a, r := range h.lost {
+		if s := a.Status(); !s.Ready || strings.HasPrefix(s.State, "catching up") {
+			continue
+		}
+		if err := h.store.Apply([]store.Write{{Bucket: bucketDaemon, Key: []byte(keyLost + r.file)}}); err != nil {
+			h.log.Warn("cannot note that the state of addresses is complete", "err", err)
+			continue
+		}
+		delete(h.lost, a)
+	}
+}
+
+// lostWarnings says which state was lost.
+func (h *host) lostWarnings() (list []string) {
+	h.lostMu.Lock()
+	defer h.lostMu.Unlock()
+	for _, r := range h.lost {
+		list = append(list, fmt.Sprintf("the state of the addresses of %s was lost: the ring comes from the peers, and nothing is given before", r.addrRange))
+	}
+	return list
 }
 
 // keyShared is set in bucketDaemon once other peers own addresses.
@@ -226,6 +280,7 @@ func (h *host) noteShared(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		h.endLost()
 		if !slices.ContainsFunc(h.allocators, (*ipam.Allocator).Shared) {
 			continue
 		}

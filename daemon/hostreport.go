@@ -118,7 +118,7 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 		r.Warnings = append(r.Warnings, h.allocatorWarnings(s)...)
 	}
 	r.Warnings = append(r.Warnings, h.rotationWarnings()...)
-	r.Warnings = append(r.Warnings, h.notes...)
+	r.Warnings = append(append(r.Warnings, h.notes...), h.lostWarnings()...)
 	return ctx.Err()
 }
 
