@@ -177,7 +177,7 @@ var psks sync.Map
 // eventually waits until ok returns true, and fails the test after 20 s.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	if poll.Until(20*time.Second, 10*time.Millisecond, poll.True(ok)) != nil {
+	if poll.Until(time.Minute, 10*time.Millisecond, poll.True(ok)) != nil {
 		t.Fatalf("never: %s", what)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
@@ -361,8 +360,50 @@ func (d *Driver) overdue(key string, there bool, now time.Time, grace time.Durat
 // sweepLeases frees leases that belong to no endpoint and no network. For leases of
 // endpoints that Sweep dropped, the grace of the endpoint counts.
 func (d *Driver) sweepLeases(now time.Time) {
+	due := d.dueLeases(now)
+	if len(due) == 0 {
+		return
+	}
+	alive, err := d.links.InUse() // the records may be older than the containers
+	if err != nil {
+		return
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	used := d.usedAddrs()
+	for a, l := range due {
+		if d.leases[a] != l || used[a] || alive[a] {
+			continue
+		}
+		d.log.Info("an address that docker requested is not used; it is free", "addr", a)
+		if err := d.drop(a, l); err != nil {
+			d.log.Warn("an address could not be freed", "addr", a, "err", err)
+		}
+	}
+}
+
+// dueLeases returns the leases that nothing has used for long enough.
+func (d *Driver) dueLeases(now time.Time) map[netip.Addr]lease {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	due := make(map[netip.Addr]lease)
+	used := d.usedAddrs()
+	for a, l := range d.leases {
+		since, missed := d.missed[l.owner]
+		switch {
+		case used[a]:
+			delete(d.missed, l.owner)
+		case !missed:
+			d.missed[l.owner] = now
+		case now.Sub(since) >= idleGrace:
+			due[a] = l
+		}
+	}
+	return due
+}
+
+// usedAddrs returns the addresses of endpoints and networks. The lock is held.
+func (d *Driver) usedAddrs() map[netip.Addr]bool {
 	used := make(map[netip.Addr]bool)
 	for _, e := range d.endpoints.Records {
 		for _, p := range e.all() {
@@ -374,23 +415,5 @@ func (d *Driver) sweepLeases(now time.Time) {
 			used[a] = true
 		}
 	}
-	inUse := sync.OnceValues(d.links.InUse) // the records may be older than the containers
-	for a, l := range d.leases {
-		if used[a] {
-			delete(d.missed, l.owner)
-			continue
-		}
-		since, missed := d.missed[l.owner]
-		if !missed {
-			d.missed[l.owner] = now
-		} else if now.Sub(since) >= idleGrace {
-			if alive, err := inUse(); err != nil || alive[a] {
-				continue
-			}
-			d.log.Info("an address that docker requested is not used; it is free", "addr", a)
-			if err := d.drop(a, l); err != nil {
-				d.log.Warn("an address could not be freed", "addr", a, "err", err)
-			}
-		}
-	}
+	return used
 }
