@@ -40,6 +40,16 @@ chain inet filter more { iifname "weft" oifname "weft" accept; }`, "", "", ""},
 		{"by another address", chain + `drop; ip saddr 10.48.0.0/12 accept; ip6 saddr fd00::/16 accept; }`, "forward policy drop", "", "forward policy drop"},
 		{"by port", chain + `drop; tcp dport 80 accept; }`, "forward policy drop", "forward policy drop", "forward policy drop"},
 		{"some ports are dropped", chain + `accept; tcp dport 80 drop; limit rate over 10/second drop; }`, "", "", ""},
+		{"by index", "add table inet filter\nadd chain inet filter forward { type filter hook forward priority 0; policy drop; }\nadd rule inet filter forward iif lo accept", "", "", ""},
+		{"a mark", chain + `drop; meta mark 0x7 accept; }`, "", "", ""},
+		{"a mark and a port", chain + `drop; meta mark 0x7 tcp dport 80 accept; }`, "forward policy drop", "forward policy drop", "forward policy drop"},
+		{"a mark that drops", chain + `accept; meta mark 0x7 drop; }`, "", "", ""},
+		{"two interfaces at once", chain + `drop; iifname . oifname { "weft" . "weft" } accept; }`, "", "", ""},
+		{"a chain by mark that accepts", chain + `drop; meta mark 0x7 jump more; }
+chain inet filter more { accept; }`, "", "", ""},
+		{"a chain by mark that drops", chain + `accept; meta mark 0x7 jump more; }
+chain inet filter more { drop; }`, "", "", ""},
+		{"a set with ranges", "add table inet filter\nadd set inet filter s { type ipv4_addr; flags interval; }\nadd element inet filter s { 10.32.0.0/12 }\nadd chain inet filter forward { type filter hook forward priority 0; policy drop; }\nadd rule inet filter forward ip saddr @s accept", "", "forward policy drop", ""},
 		{"chains", chain + `accept; jump zones; reject; }
 chain inet filter zones { iifname "eth0" goto public; iifname "weft" goto trusted; goto public; }
 chain inet filter public { drop; }
@@ -61,6 +71,7 @@ iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`, "", "
 iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 iptables -A FORWARD -p tcp --dport 22 -j ACCEPT
 iptables -A FORWARD -j LOG
+iptables -A FORWARD -m comment --comment 'a word' -p tcp --dport 23 -j ACCEPT
 iptables -A FORWARD -j REJECT --reject-with icmp-host-prohibited`, "FORWARD reject", "", "FORWARD reject"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -56,8 +56,23 @@ func (w *walk) chain(c *nftables.Chain, depth int) outcome {
 	return passed
 }
 
-// value is what a register holds: nil bytes if that is not known.
-type value []byte
+// certainty is whether a rule matches the packet, if nothing refutes it.
+type certainty int
+
+const (
+	sure certainty = iota
+	// open: it may match all packets of containers, such as one that asks for a mark.
+	open
+	// partial: it matches some of them at most, such as one that asks for a port.
+	partial
+)
+
+// value is what a register holds: nil bytes if that is not known. why is then how a rule
+// matches that compares it.
+type value struct {
+	bytes []byte
+	why   certainty
+}
 
 // registers of the virtual machine of nftables, by number. Numbers from 8 on are parts of
 // the same registers, and a part of a longer value is not known.
@@ -67,70 +82,113 @@ type registers map[uint32]value
 // one, and o how it ended.
 func (w *walk) rule(c *nftables.Chain, r *nftables.Rule, depth int) (o outcome, ends bool) {
 	regs := make(registers)
-	sure := true // that the rule matches, if it is not refuted
+	how := sure
 	for _, e := range r.Exprs {
 		switch e := e.(type) {
 		case *expr.Meta:
 			regs[e.Register] = w.meta(e.Key)
 		case *expr.Ct:
-			regs[e.Register] = nil
-			if e.Key == expr.CtKeySTATE {
-				regs[e.Register] = binaryutil.NativeEndian.PutUint32(expr.CtStateBitNEW)
-			}
+			regs[e.Register] = tracked(e.Key)
 		case *expr.Payload:
-			regs[e.DestRegister] = w.address(e)
+			regs[e.DestRegister] = value{w.address(e), partial}
+		case *expr.Fib:
+			regs[e.Register] = value{nil, partial}
 		case *expr.Bitwise:
-			regs[e.DestRegister] = masked(regs[e.SourceRegister], e)
+			v := regs[e.SourceRegister]
+			regs[e.DestRegister] = value{masked(v.bytes, e), v.why}
 		case *expr.Cmp:
-			switch matches, known := compared(regs[e.Register], e); {
+			v := regs[e.Register]
+			switch matches, known := compared(v.bytes, e); {
 			case !known:
-				sure = false
+				how = max(how, v.why, open)
 			case !matches:
 				return passed, false
 			}
+		case *expr.Range:
+			how = max(how, regs[e.Register].why, open)
 		case *expr.Lookup:
-			found, known := w.lookup(r.Table, regs[e.SourceRegister], e)
+			v := regs[e.SourceRegister]
+			found, known := w.lookup(r.Table, v.bytes, e)
 			switch {
+			case !known && v.bytes == nil:
+				how = max(how, v.why, open)
 			case !known:
-				sure = false
+				how = max(how, open)
 			case found == e.Invert:
 				return passed, false
-			case found && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT && sure:
+			case found && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT && how == sure:
 				// The library does not read the verdicts of a map, so nothing is said.
 				return accepted, true
 			}
+		case *expr.Match:
+			how = max(how, matched(e.Name))
 		case *expr.Verdict:
-			if o, ends := w.verdict(c, e, sure, depth); ends {
+			if o, ends := w.verdict(c, e, how, depth); ends {
 				return o, true
 			}
 		case *expr.Reject:
-			if sure {
+			if how == sure {
 				w.at, w.word = c, "reject"
 				return dropped, true
 			}
 		case *expr.Target:
-			if word, ends := targets[e.Name]; ends && sure {
+			if word, ends := targets[e.Name]; ends && how == sure {
 				w.at, w.word = c, word
 				return dropped, true
 			}
 		case *expr.Counter, *expr.Log, *expr.Notrack, *expr.Immediate:
 		case *expr.Queue:
-			if sure {
+			if how != partial {
 				return accepted, true // a program decides
 			}
+		case *expr.Limit, *expr.Quota, *expr.Connlimit, *expr.Exthdr, *expr.Socket:
+			how = partial
 		default:
-			sure = false
+			how = max(how, open)
 		}
 	}
 	return passed, false
 }
 
+// tracked returns what is known of the packet's connection.
+func tracked(k expr.CtKey) value {
+	switch k {
+	case expr.CtKeySTATE:
+		return value{bytes: binaryutil.NativeEndian.PutUint32(expr.CtStateBitNEW)}
+	case expr.CtKeyMARK, expr.CtKeyZONE, expr.CtKeyLABELS:
+		return value{nil, open}
+	}
+	return value{nil, partial}
+}
+
+// matched returns how a match of iptables matches.
+func matched(name string) certainty {
+	switch name {
+	case "comment":
+		return sure
+	case "mark", "connmark", "set", "iprange", "physdev", "mac", "bpf", "u32":
+		return open
+	}
+	return partial
+}
+
 // targets are those of iptables that drop.
 var targets = map[string]string{"REJECT": "reject", "DROP": "drop"}
 
-// verdict applies a verdict. One that may not be reached does nothing.
-func (w *walk) verdict(c *nftables.Chain, v *expr.Verdict, sure bool, depth int) (o outcome, ends bool) {
-	if !sure || v == nil {
+// verdict applies a verdict. If it may be reached by all packets, it counts only if it accepts
+// them; if by some at most, it does nothing.
+func (w *walk) verdict(c *nftables.Chain, v *expr.Verdict, how certainty, depth int) (o outcome, ends bool) {
+	switch o, ends := w.follow(c, v, how, depth); {
+	case how == sure || o == accepted && ends:
+		return o, ends
+	}
+	w.at, w.word = nil, ""
+	return passed, false
+}
+
+// follow applies a verdict that is reached.
+func (w *walk) follow(c *nftables.Chain, v *expr.Verdict, how certainty, depth int) (o outcome, ends bool) {
+	if v == nil || how == partial {
 		return passed, false
 	}
 	switch v.Kind {
@@ -160,7 +218,7 @@ func (w *walk) meta(k expr.MetaKey) value {
 	name := func(s string) value {
 		b := make([]byte, unix.IFNAMSIZ)
 		copy(b, s)
-		return b
+		return value{bytes: b}
 	}
 	switch k {
 	case expr.MetaKeyIIFNAME:
@@ -168,14 +226,16 @@ func (w *walk) meta(k expr.MetaKey) value {
 	case expr.MetaKeyOIFNAME:
 		return name(w.packet.Out)
 	case expr.MetaKeyNFPROTO:
-		return value{w.packet.nfproto()}
+		return value{bytes: []byte{w.packet.nfproto()}}
+	case expr.MetaKeyL4PROTO, expr.MetaKeyPROTOCOL, expr.MetaKeyLEN, expr.MetaKeyPKTTYPE:
+		return value{nil, partial}
 	}
-	return nil
+	return value{nil, open}
 }
 
 // address returns the source or destination address if that is what a rule loads (RFC 791,
 // RFC 8200).
-func (w *walk) address(e *expr.Payload) value {
+func (w *walk) address(e *expr.Payload) []byte {
 	size := uint32(w.packet.Src.BitLen() / 8)
 	first := uint32(12)
 	if w.packet.Src.Is6() {
@@ -194,11 +254,11 @@ func (w *walk) address(e *expr.Payload) value {
 }
 
 // masked returns a value with a mask applied.
-func masked(v value, e *expr.Bitwise) value {
+func masked(v []byte, e *expr.Bitwise) []byte {
 	if v == nil || len(v) != len(e.Mask) || len(v) != len(e.Xor) {
 		return nil
 	}
-	out := make(value, len(v))
+	out := make([]byte, len(v))
 	for i := range v {
 		out[i] = v[i]&e.Mask[i] ^ e.Xor[i]
 	}
@@ -206,7 +266,7 @@ func masked(v value, e *expr.Bitwise) value {
 }
 
 // compared compares a value. A shorter operand compares a prefix, as of eth*.
-func compared(v value, e *expr.Cmp) (matches, known bool) {
+func compared(v []byte, e *expr.Cmp) (matches, known bool) {
 	if v == nil || len(e.Data) > len(v) {
 		return false, false
 	}
@@ -229,7 +289,7 @@ func compared(v value, e *expr.Cmp) (matches, known bool) {
 }
 
 // lookup looks a value up in a set.
-func (w *walk) lookup(t *nftables.Table, v value, e *expr.Lookup) (found, known bool) {
+func (w *walk) lookup(t *nftables.Table, v []byte, e *expr.Lookup) (found, known bool) {
 	if v == nil {
 		return false, false
 	}
