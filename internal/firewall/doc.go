@@ -3,8 +3,9 @@
 //
 // It follows a packet of a new flow through the chains of the forward hook, and knows only
 // what is sure: that packet's interfaces, addresses and connection state. A rule that asks
-// for more, such as a port, may match or not, so it is passed over. What remains is an end
-// that no rule prevents for packets in general:
+// for a port or a protocol matches some packets at most, so it is passed over. One that asks
+// for anything else that is not known, such as a mark, may match all: if it would accept
+// them, nothing is said. What remains is an end that no rule prevents for packets in general:
 //
 //	chain filter_FORWARD                       packet: in weft, out weft, new
 //	  ct state established accept              not new: no match
