@@ -19,7 +19,7 @@ func diskWarnings(dir string) []string {
 }
 
 func spaceWarnings(dir string, fs *unix.Statfs_t) []string {
-	const effect = "nothing can be attached or freed until that changes"
+	const effect = "what is attached and freed may not be recorded until that changes"
 	switch space := fs.Bavail * uint64(fs.Bsize); {
 	case fs.Flags&unix.ST_RDONLY != 0:
 		return []string{fmt.Sprintf("the file system of the state folder %s is read-only: %s", dir, effect)}

@@ -39,6 +39,9 @@ func (l *Lab) Peers(n int) []string {
 // it is ready. If the router ends, the error is the last error in its log.
 func (l *Lab) Launch(ctx context.Context, n int, args ...string) error {
 	p := Place{Host: n}
+	if err := l.CheckPlace(p); err != nil {
+		return err
+	}
 	if pid, ok := l.RouterPID(n); ok {
 		return fmt.Errorf("the router of %s in lab %s is already running, as process %d", p, l.Name, pid)
 	}
