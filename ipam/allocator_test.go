@@ -407,7 +407,7 @@ func FuzzChannel(f *testing.F) {
 	f.Add(n.core.digest())
 	n.do(func(c *core) { c.startNamed(c.cfg.Self) })
 	f.Add(n.core.digest())
-	deltas, _, _ := n.core.missing(append(encodeRange(n.cfg.Range), ring.New(n.cfg.Range, peer.Cheap{}, nil).Digest()...))
+	deltas, _, _ := n.core.missing(append(ring.EncodeRange(n.cfg.Range), ring.New(n.cfg.Range, peer.Cheap{}, nil).Digest()...))
 	for _, d := range deltas {
 		f.Add(d)
 	}

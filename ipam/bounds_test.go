@@ -44,7 +44,7 @@ func TestMadeUpRingsHideNoRealOne(t *testing.T) {
 	lie := func(i int) {
 		_, d := genesisDelta(t, victim, ring.Holder{Name: peer.Name{2, 9, byte(i >> 8), byte(i)}, Key: peer.KeyID{9}})
 		step(liar, d)
-		digest := append(encodeRange(victim.cfg.Range), 1, byte(i), byte(i>>8), 77)
+		digest := append(ring.EncodeRange(victim.cfg.Range), 1, byte(i), byte(i>>8), 77)
 		digest = append(digest, make([]byte, ring.DigestLen-4)...)
 		victim.do(func(c *core) { _, _, _ = c.missing(digest) })
 	}
@@ -132,7 +132,7 @@ func TestOtherAddressRanges(t *testing.T) {
 	}
 	hear := func(r netip.Prefix) {
 		a.do(func(c *core) {
-			digest := append(encodeRange(r), make([]byte, ring.DigestLen)...)
+			digest := append(ring.EncodeRange(r), make([]byte, ring.DigestLen)...)
 			if deltas, wants, err := c.missing(digest); len(deltas) > 0 || wants || err != nil {
 				t.Errorf("the answer to another range is %d deltas, %v, %v", len(deltas), wants, err)
 			}
@@ -154,7 +154,7 @@ func TestOtherAddressRanges(t *testing.T) {
 		t.Errorf("after two minutes: %v", got)
 	}
 	var err error
-	malformed := append(encodeRange(other), make([]byte, ring.DigestLen)...)
+	malformed := append(ring.EncodeRange(other), make([]byte, ring.DigestLen)...)
 	malformed[rangeLen-1] = 1 // the length of the prefix
 	a.do(func(c *core) { _, _, err = c.missing(malformed) })
 	if !errors.Is(err, errMessage) {

@@ -36,12 +36,6 @@ const maxElectionDelta = gossip.MaxDelta - 256
 // rangeLen is the length of the address range in a digest.
 const rangeLen = 18
 
-// encodeRange returns the address range as it is in a digest.
-func encodeRange(p netip.Prefix) []byte {
-	a := p.Addr().As16()
-	return binary.BigEndian.AppendUint16(a[:], uint16(p.Bits()+128-p.Addr().BitLen()))
-}
-
 // parseRange returns the address range at the beginning of a digest.
 func parseRange(b []byte) (netip.Prefix, error) {
 	a := netip.AddrFrom16([16]byte(b)).Unmap()
@@ -53,7 +47,7 @@ func parseRange(b []byte) (netip.Prefix, error) {
 }
 
 func (c *core) digest() []byte {
-	d := append(encodeRange(c.cfg.Range), c.ring.Digest()...)
+	d := append(ring.EncodeRange(c.cfg.Range), c.ring.Digest()...)
 	if !c.ring.Ready() && c.election != nil {
 		d = append(d, c.election.Digest()...)
 	}

@@ -463,7 +463,8 @@ func ownRing(r *run, p *Peer, n int) error {
 	case 0:
 		return p.Gossip(gossipDelta, mesh.ChannelRing, ringRecord(id, adopt.Encode()[1:]))
 	case 1: // a digest of the ring, far ahead
-		d := binary.BigEndian.AppendUint64(append([]byte{1}, id[:]...), 1<<40)
+		d := append(append(ring.EncodeRange(r.cfg.Range), 1), id[:]...)
+		d = binary.BigEndian.AppendUint64(d, 1<<40)
 		return p.Gossip(gossipDigest, mesh.ChannelRing, append(d, id[:]...))
 	}
 	return p.Signed(p.ID, pick(r.rng, others(p)), mesh.KindIPAM, Wish(uint64(r.rng.IntN(8)), adopt))
@@ -552,8 +553,7 @@ func digests(r *run, p *Peer, n int) error {
 		}
 		digest = topo.Digest()
 	case mesh.ChannelRing:
-		digest = make([]byte, ring.DigestLen)
-		digest[0] = 1
+		digest = append(append(ring.EncodeRange(r.cfg.Range), 1), make([]byte, ring.DigestLen-1)...)
 	case mesh.ChannelNames:
 		digest = names.New(names.Config{Self: p.ID.Name, Signer: p.ID, Verifier: peer.Ed25519{}, Start: time.Unix(1, 0)}).Digest()
 	}

@@ -175,5 +175,5 @@ func (p *Peer) learnRing(kind byte, body []byte) (digest []byte) {
 		}
 		return nil
 	}
-	return p.ring.Digest()
+	return append(ring.EncodeRange(p.attack.cfg.Range), p.ring.Digest()...)
 }
