@@ -597,7 +597,7 @@ type Status struct {
 	// Ordered is set if an order, and not the configuration, has the password.
 	Ordered bool
 	// Own is set if weft rotate goes on with the change that is under way, and Resumable if it
-	// does when it is told to.
+	// does when it is asked to.
 	Own, Resumable bool
 	// Voter is set if this host may start a rotation.
 	Voter bool

@@ -179,7 +179,7 @@ func TestOthersWaitForTheDisk(t *testing.T) {
 }
 
 // A voter orders a password that it chose, for one host and itself. The operator of that host
-// changes the password: not to that one, unless told to go on with the order.
+// changes the password: not to that one, unless asked to go on with the order.
 func TestOrderOfAnotherHostIsNotContinued(t *testing.T) {
 	t.Parallel()
 	all := hosts(t, 3, "the old password")
