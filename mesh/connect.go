@@ -133,8 +133,7 @@ func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
 	if !errors.As(err, &r) {
 		return
 	}
-	// Anybody at a dialled address can send a refusal in clear text, so those count for nothing.
-	if dialled && r.Code == session.CodeIdentity && r.ByPeer && r.Peer != nil {
+	if r.ByPeer && m.isCloneProof(r) {
 		m.collided.Store(time.Now().UnixNano())
 	}
 	switch r.Code {
@@ -148,8 +147,18 @@ func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
 // checkHello returns a refusal if this peer does not want a session with a peer whose
 // hello is valid.
 func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
-	no := func(c session.Code, format string, args ...any) *session.Refusal {
-		return &session.Refusal{Code: c, Reason: fmt.Sprintf(format, args...)}
+	r, clone := m.refusal(h, dialled)
+	if clone != nil {
+		r.Proof = m.proveClone(clone, h.Binding)
+	}
+	return r
+}
+
+// refusal is checkHello without the proof. It returns the neighbour that has the same identity
+// if that is the reason.
+func (m *Mesh) refusal(h *session.Hello, dialled bool) (_ *session.Refusal, clone *neighbour) {
+	no := func(c session.Code, format string, args ...any) (*session.Refusal, *neighbour) {
+		return &session.Refusal{Code: c, Reason: fmt.Sprintf(format, args...)}, nil
 	}
 	if h.Name == m.self {
 		switch {
@@ -194,10 +203,11 @@ func (m *Mesh) checkHello(h *session.Hello, dialled bool) *session.Refusal {
 	case old.Peer.Key != h.Key: // a user gave the name to another key
 		return no(session.CodeCollision, "name collision: another live peer at %s has the name %s", old.RemoteAddr(), h.Name)
 	default:
-		return no(session.CodeIdentity, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
+		r, _ := no(session.CodeIdentity, "name collision: another live peer at %s uses the identity %s: a state folder was copied; run 'weft reset' on one of the two",
 			old.RemoteAddr(), h.Name)
+		return r, old
 	}
-	return nil
+	return nil, nil
 }
 
 var errNoRoom = errors.New("the connection limit is reached, and another address has fewer sessions")

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"io"
@@ -595,6 +596,116 @@ func TestRefusalInClearTextIsNoCollision(t *testing.T) {
 		if b.Collides() {
 			t.Errorf("a refusal with code %s counts", code)
 		}
+	}
+}
+
+// A peer that proves a key of its own refuses a session: another live router is said to have the
+// identity of the dialler. That counts only if the other router signs this handshake.
+func TestIdentityInUseNeedsAProof(t *testing.T) {
+	t.Parallel()
+	victim := newIdentity(t, peer.Name{})
+	other := newIdentity(t, peer.Name{})
+	proof := func(signer *peer.Identity, b session.Binding, instance uint64) []byte {
+		sig := signer.Sign(cloneDomain, signedClone(b, instance))
+		return append(binary.BigEndian.AppendUint64(nil, instance), sig[:]...)
+	}
+	for _, c := range []struct {
+		name  string
+		proof func(h *session.Hello, session *session.Conn) []byte
+		want  bool
+	}{
+		{"a copy", func(h *session.Hello, _ *session.Conn) []byte { return proof(victim, h.Binding, h.Instance+1) }, true},
+		{"none", func(*session.Hello, *session.Conn) []byte { return nil }, false},
+		{"a short one", func(h *session.Hello, _ *session.Conn) []byte { return proof(victim, h.Binding, 1)[:70] }, false},
+		{"of another key", func(h *session.Hello, _ *session.Conn) []byte { return proof(other, h.Binding, 1) }, false},
+		{"of another handshake", func(h *session.Hello, _ *session.Conn) []byte { return proof(victim, session.Binding{1}, 1) }, false},
+		{"of the dialler itself", func(h *session.Hello, c *session.Conn) []byte {
+			if err := c.WriteRecord(append([]byte{recCloneAsk}, h.Binding[:]...)); err != nil {
+				return nil
+			}
+			for {
+				if rec, err := c.ReadRecord(); err != nil || len(rec) > 0 && rec[0] == recCloneProof {
+					if err != nil || len(rec) != 1+cloneProofLen {
+						t.Errorf("the dialler signs nothing: %x, %v", rec, err)
+						return nil
+					}
+					return rec[1:]
+				}
+			}
+		}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			listen := func(serve func(nc net.Conn, cfg *session.Config)) string {
+				cfg := handshakeOf(t, newIdentity(t, peer.Name{}))
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				var dials sync.WaitGroup
+				t.Cleanup(func() {
+					l.Close()
+					dials.Wait()
+				})
+				dials.Go(func() {
+					for {
+						nc, err := l.Accept()
+						if err != nil {
+							return
+						}
+						serve(nc, cfg)
+					}
+				})
+				return l.Addr().String()
+			}
+			sessions := make(chan *session.Conn, 1)
+			first := listen(func(nc net.Conn, cfg *session.Config) {
+				s, err := session.Accept(nc, cfg)
+				if err != nil {
+					nc.Close()
+					return
+				}
+				t.Cleanup(func() { s.Close() })
+				select {
+				case sessions <- s:
+				default: // it has been dialled again
+				}
+			})
+			second := listen(func(nc net.Conn, cfg *session.Config) {
+				refusing := *cfg
+				refusing.Check = func(h *session.Hello, _ bool) *session.Refusal {
+					r := &session.Refusal{Code: session.CodeIdentity, Reason: "in use"}
+					select {
+					case s := <-sessions:
+						sessions <- s
+						r.Proof = c.proof(h, s)
+					case <-t.Context().Done():
+					}
+					return r
+				}
+				_, _ = session.Accept(nc, &refusing)
+				nc.Close()
+			})
+			b := start(t, noDiscovery, withIdentity(victim), func(c *Config) { c.Targets = append(c.Targets, first, second) })
+			eventually(t, "the session is refused", b.heardOf(Refused{netip.MustParseAddr("127.0.0.1"), session.CodeIdentity, true}))
+			if got := b.Collides(); got != c.want {
+				t.Errorf("a refusal with this proof: the identity is in use: %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// handshakeOf returns the configuration of handshakes of a peer without a password.
+func handshakeOf(t *testing.T, id *peer.Identity) *session.Config {
+	t.Helper()
+	static, err := session.NewStatic(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &session.Config{
+		Self: id.Name, Instance: 7, Signer: id, Verifier: peer.Ed25519{}, Static: static, Accept: []session.PSK{{}},
+		Min: session.ProtocolMin, Max: session.ProtocolMax, Random: rand.Reader,
+		Check: func(*session.Hello, bool) *session.Refusal { return nil },
 	}
 }
 

@@ -25,7 +25,9 @@ const (
 	recUnicast
 	recBye
 	recAlive
-	recProofs // see passwords.go
+	recProofs   // see passwords.go
+	recCloneAsk // see clone.go
+	recCloneProof
 )
 
 const (
@@ -66,6 +68,7 @@ type neighbour struct {
 	signedLimit *rate.Limiter
 	limits      *inLimits     // of its reader
 	asks        *rate.Limiter // for addresses of others; see punch.go
+	cloneAsks   *rate.Limiter // for signatures; see clone.go
 
 	// Guarded by Mesh.mu.
 
@@ -84,12 +87,13 @@ type neighbour struct {
 	lastHeard     atomic.Int64 // Unix time in nanoseconds
 	rttNano       atomic.Int64 // smoothed
 	dropped       atomic.Uint64
-	queued        atomic.Int64           // bytes in control
-	linkMessages  atomic.Int64           // of KindLink that wait for the loop
-	linkBytes     atomic.Int64           // of them
-	saidGoodbye   atomic.Bool            // it said goodbye
-	linked        atomic.Bool            // the router's link with it is up
-	proofs        atomic.Pointer[[]byte] // the last of its recProofs
+	queued        atomic.Int64             // bytes in control
+	linkMessages  atomic.Int64             // of KindLink that wait for the loop
+	linkBytes     atomic.Int64             // of them
+	saidGoodbye   atomic.Bool              // it said goodbye
+	linked        atomic.Bool              // the router's link with it is up
+	proofs        atomic.Pointer[[]byte]   // the last of its recProofs
+	cloneAsk      atomic.Pointer[cloneAsk] // that waits for its answer
 	// punchedAddr is the address of a relayed neighbour that the router got.
 	punchedAddr atomic.Pointer[netip.AddrPort]
 }
@@ -107,6 +111,7 @@ func (n *neighbour) ended() bool {
 func newNeighbour(c *session.Conn) *neighbour {
 	n := &neighbour{
 		Conn: c, name: c.Peer.Name, since: time.Now(), signedLimit: newSignedLimit(), limits: newInLimits(), asks: rate.NewLimiter(asksPerSecond, asksBurst),
+		cloneAsks:  rate.NewLimiter(clonesPerSecond, clonesBurst),
 		control:    make(chan []byte, MaxControl),
 		writerWake: make(chan struct{}, 1),
 		pings:      make(chan byte, 1),
@@ -430,6 +435,10 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 		return m.unicast(n, body)
 	case recProofs:
 		return n.receiveProofs(body)
+	case recCloneAsk:
+		return m.answerCloneAsk(n, body)
+	case recCloneProof:
+		return n.receiveCloneProof(body)
 	case recBye:
 		if len(body) == 0 {
 			return errors.New("the peer ended the session without a reason")

@@ -2,7 +2,6 @@ package mesh
 
 import (
 	"net/netip"
-	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -52,18 +51,6 @@ func (m *Mesh) IsTarget(n peer.Name) bool {
 // AwaitsTarget reports whether a user named peers to connect to, and none of them has
 // answered yet.
 func (m *Mesh) AwaitsTarget() bool { return !m.targetAnswered.Load() }
-
-// collisionTTL is how long a collision of names counts: dials are repeated every 6 minutes at
-// least.
-const collisionTTL = 10 * time.Minute
-
-// Collides reports whether another live router has lately used the identity of this one, which
-// is its name and its key. The other one proved it, or a peer that refused a session said so
-// after it proved its own key.
-func (m *Mesh) Collides() bool {
-	at := m.collided.Load()
-	return at != 0 && time.Since(time.Unix(0, at)) < collisionTTL
-}
 
 // storeTargets notes which peers answer at targets. It is called with mu held.
 func (m *Mesh) storeTargets() {

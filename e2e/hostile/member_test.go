@@ -2,12 +2,14 @@ package hostile
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -16,9 +18,12 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/hostile"
 	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/session"
 )
 
 // overridden is the name that a user gave h3.
@@ -370,4 +375,60 @@ func (s *siege) addressesToDial(t *testing.T) {
 	if n := inside.Load(); n > 4*2*count {
 		t.Errorf("the address of h1 was dialled %d times", n)
 	}
+}
+
+// A host starts while the others are away, and reaches only a member that refuses it: another
+// router is said to have its identity. It waits for the others, and not for that router to end.
+func TestMemberCannotMakeAnIdentityCollide(t *testing.T) {
+	t.Parallel()
+	s := newSiege(t)
+	s.launch(t)
+	for host := 1; host <= honest; host++ {
+		if err := s.Kill(host); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := newLiar(t, s.Lab, harness.At(evilHost, ""), hostile.Config{})
+	id := l.identity(peer.Name{})
+	at := netip.AddrPortFrom(testbed.Addr4(evilHost), mesh.DefaultPort)
+	var listener net.Listener
+	if err := netdev.Do(s.Netns(l.place), func() (err error) {
+		listener, err = net.Listen("tcp", at.String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var refused sync.WaitGroup
+	refused.Go(func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			refused.Go(func() {
+				_ = l.Refuse(c, id, session.CodeIdentity, "another live peer uses the identity")
+				c.Close()
+			})
+		}
+	})
+	defer refused.Wait()
+	defer listener.Close()
+	harness.Launch(t, s.Lab, 1, at.Addr().String())
+	harness.Eventually(t, "the member has refused h1", func() bool {
+		return summary(t, s.Lab, 1, api.NoLists).Router.HandshakeFailures[session.CodeIdentity.String()] > 0
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := make(chan error, 1)
+	go func() {
+		_, err := s.AddContainer(ctx, harness.At(1, "waits"), nil)
+		asked <- err
+	}()
+	defer func() {
+		cancel()
+		<-asked
+	}()
+	harness.Eventually(t, "h1 says that it waits for the others", func() bool {
+		pending := harness.Report(t, s.Lab, 1).IPAM.PendingAllocates
+		return len(pending) == 1 && strings.Contains(pending[0], "addresses are given once one of them answers, or without an answer in")
+	})
 }

@@ -16,6 +16,7 @@ import (
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -102,15 +103,39 @@ func (a *Attack) Dial(ctx context.Context, target string, id *Identity) (*Peer, 
 
 // shake makes a handshake over nc as the one who dialled.
 func (a *Attack) shake(nc net.Conn, id *peer.Identity, psk session.PSK) (*session.Conn, error) {
+	cfg, err := a.session(id, psk)
+	if err != nil {
+		return nil, err
+	}
+	return session.Dial(nc, cfg)
+}
+
+// Refuse answers a router that has dialled this peer, and refuses the session once it has
+// proved its own key. It returns an error if the router went away before.
+func (a *Attack) Refuse(nc net.Conn, id *Identity, code session.Code, reason string) error {
+	cfg, err := a.session(id.Identity, a.psk)
+	if err != nil {
+		return err
+	}
+	refusal := &session.Refusal{Code: code, Reason: reason}
+	cfg.Check = func(*session.Hello, bool) *session.Refusal { return refusal }
+	if _, err = session.Accept(nc, cfg); errors.Is(err, refusal) {
+		return nil
+	}
+	return err
+}
+
+// session returns the configuration of a handshake that wants each session.
+func (a *Attack) session(id *peer.Identity, psk session.PSK) (*session.Config, error) {
 	static, err := session.NewStatic(crand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make a session key: %w", err)
 	}
-	return session.Dial(nc, &session.Config{
+	return &session.Config{
 		Self: id.Name, Nickname: a.cfg.Nickname, Instance: a.instance, Port: mesh.DefaultPort, Signer: id, Verifier: peer.Ed25519{},
 		Static: static, Offer: psk, Accept: []session.PSK{psk}, Min: session.ProtocolMin, Max: session.ProtocolMax,
 		Check: func(*session.Hello, bool) *session.Refusal { return nil }, Random: crand.Reader,
-	})
+	}, nil
 }
 
 // database returns a database that signs entries of an identity, whose versions begin at

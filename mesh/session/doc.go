@@ -10,7 +10,7 @@
 //	dialler   -> message 1   length u16 | Noise message 1 (e) | proof 16
 //	responder -> message 2   length u16 | Noise message 2 (e, ee, s, es, hello)
 //	dialler   -> message 3   length u16 | Noise message 3 (s, se, psk, hello)
-//	both      -> verdict     a record: 0 | code u8 | reason UTF-8
+//	both      -> verdict     a record: 0 | code u8 | seed 32 | proof: length u8, bytes | reason UTF-8
 //
 // The protocol version is the highest one that both speak. The cipher is AES-GCM if both
 // have it in hardware, else ChaCha20-Poly1305. Both preambles are the prologue, so a
@@ -30,7 +30,8 @@
 // A hello describes the peer; see Hello. Its signature binds the X25519 key of the
 // handshake to the peer's Ed25519 key. Each side checks the other's hello and sends a
 // verdict. The session is established if both verdicts are positive, so both sides know
-// the reason of a refusal.
+// the reason of a refusal. The proof shows the far end that what the code says is true; see
+// Refusal.
 //
 // # Records
 //

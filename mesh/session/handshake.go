@@ -127,9 +127,9 @@ func (s *handshaker) run() (*Conn, error) {
 	if !s.dialled {
 		c.out, c.in = cs2, cs1
 	}
-	binding := s.hs.ChannelBinding()
-	c.ID = binary.BigEndian.Uint64(binding)
-	return c, s.verdicts(c, hello)
+	binding := Binding(s.hs.ChannelBinding())
+	c.ID = binary.BigEndian.Uint64(binding[:])
+	return c, s.verdicts(c, hello, binding)
 }
 
 // preambles exchanges the preambles and chooses the cipher and the version.
@@ -307,9 +307,8 @@ func (s *handshaker) receive() ([]byte, error) {
 const verdictSeed = 32
 
 // verdicts checks the hello of the far end, sends the verdict, and reads the verdict of
-// the far end. A verdict is: 0 | code u8 | seed 32 | reason. The secret is derived from the
-// two seeds.
-func (s *handshaker) verdicts(c *Conn, hello []byte) error {
+// the far end. The secret is derived from the two seeds.
+func (s *handshaker) verdicts(c *Conn, hello []byte, binding Binding) error {
 	var mine *Refusal
 	h, err := parseHello(hello, s.cfg.Verifier, s.hs.PeerStatic())
 	if err != nil {
@@ -319,6 +318,7 @@ func (s *handshaker) verdicts(c *Conn, hello []byte) error {
 		if a, ok := s.nc.RemoteAddr().(*net.TCPAddr); ok {
 			h.From = a.AddrPort().Addr().Unmap().WithZone("")
 		}
+		h.Binding = binding
 		c.Peer = *h
 		mine = s.cfg.Check(h, s.dialled)
 	}
@@ -328,9 +328,10 @@ func (s *handshaker) verdicts(c *Conn, hello []byte) error {
 	}
 	seed := [2][]byte{out[2:], nil}
 	if mine != nil {
-		mine.Peer = h
+		mine.Peer, mine.Binding = h, binding
 		out[1] = byte(mine.Code)
-		out = append(out, mine.Reason...)
+		out = append(out, byte(len(mine.Proof)))
+		out = append(append(out, mine.Proof...), mine.Reason...)
 	}
 	if err := c.WriteRecord(out); err != nil {
 		return err
@@ -344,13 +345,22 @@ func (s *handshaker) verdicts(c *Conn, hello []byte) error {
 	case len(in) < 2+verdictSeed || in[0] != 0:
 		return errors.New("a record that is not a verdict")
 	case Code(in[1]) != CodeOK:
-		return &Refusal{Code: Code(in[1]), Reason: printable(in[2+verdictSeed:]), ByPeer: true, Peer: h}
+		proof, reason := splitProof(in[2+verdictSeed:])
+		return &Refusal{Code: Code(in[1]), Reason: printable(reason), ByPeer: true, Peer: h, Proof: proof, Binding: binding}
 	}
 	seed[1] = in[2 : 2+verdictSeed]
 	if !s.dialled {
 		seed[0], seed[1] = seed[1], seed[0]
 	}
-	kdf := hkdf.New(sha256.New, append(append([]byte{}, seed[0]...), seed[1]...), s.hs.ChannelBinding(), []byte("weft session secret"))
+	kdf := hkdf.New(sha256.New, append(append([]byte{}, seed[0]...), seed[1]...), binding[:], []byte("weft session secret"))
 	_, err = io.ReadFull(kdf, c.Secret[:])
 	return err
+}
+
+// splitProof returns the two last fields of a verdict, both nil if it is cut short.
+func splitProof(b []byte) (proof, reason []byte) {
+	if len(b) == 0 || len(b)-1 < int(b[0]) {
+		return nil, nil
+	}
+	return b[1 : 1+b[0]], b[1+b[0]:]
 }

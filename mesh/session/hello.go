@@ -18,6 +18,10 @@ const (
 	staticKeyLen = 32
 )
 
+// Binding is the channel binding of a handshake (The Noise Protocol Framework, revision 34,
+// section 11.2): both ends know it, and neither can choose it.
+type Binding [32]byte
+
 // Hello describes a peer in the handshake.
 //
 //	format u8 | name 6 | key 32 | signature 64 | instance u64 | clock u64 | port u16 |
@@ -35,6 +39,8 @@ type Hello struct {
 	Port uint16
 	// From is the address of the far end, as this end sees it. It is not part of the hello.
 	From netip.Addr
+	// Binding is the channel binding of the handshake. It is not part of the hello.
+	Binding Binding
 	// Seen is the address at which the sender sees the receiver.
 	Seen     netip.AddrPort
 	Nickname string

@@ -43,6 +43,11 @@ type Refusal struct {
 	// Peer is the hello of the far end, nil if it was not received. So with ByPeer it says that
 	// the refusal came encrypted, from a peer that proved its key.
 	Peer *Hello
+	// Proof is what the refusing peer knows for its reason, nil if nothing, at most 255 bytes.
+	// This package carries it, and does not look into it.
+	Proof []byte
+	// Binding is that of the handshake, zero in a refusal in clear text.
+	Binding Binding
 }
 
 func (r *Refusal) Error() string {
