@@ -2,5 +2,5 @@
 
 package hostile
 
-// raced says that the race detector is on, which needs a multiple of the memory.
+// raced says that the race detector is on, which needs a multiple of memory and time.
 const raced = true
