@@ -24,6 +24,8 @@ minutes after the command has ended. A peer that is alive is refused.
 
 The host that inherits the addresses leaves them unused for an hour, and gives them back
 if the peer returns, unless the command runs on that host, too (weft status ipam).
+Before it uses them itself, hosts whose containers use some of the addresses have 15
+seconds to claim them, as a host does that lost its state folder and has a new name.
 
 If so many voters are lost that the others cannot decide, --force goes on with this
 host alone: it founds the ring again without the peers. The other hosts then show the

@@ -416,7 +416,7 @@ func (h *host) addrRange(r *api.Report, s ipam.Status, lists api.Lists) *api.IPA
 	}
 	for _, k := range listed(r, name+" Kept", s.Kept, maxListed) {
 		u.Kept = append(u.Kept, api.KeptIPs{Peer: k.Name.String(), NickName: cmp.Or(k.Nickname, v.Nickname(k.Name)),
-			NumIPs: k.Addresses.Float(), Until: k.Until})
+			NumIPs: k.Addresses.Float(), Until: k.Until, Open: k.Open})
 	}
 	for _, id := range s.LeftRings {
 		u.LeftRings = append(u.LeftRings, id.String())
@@ -447,7 +447,11 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 		w = append(w, fmt.Sprintf("other peers of this mesh have the address range %s, and this one has %s, so they share no addresses: launch all with the same --ipalloc-range", r, s.Range))
 	}
 	for _, c := range s.Conflicts {
-		w = append(w, fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer)))
+		text := fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer))
+		if c.Away {
+			text += ", which is away; if that is an old name of this host, or a host that is dead for good, remove it with weft rmpeer"
+		}
+		w = append(w, text)
 	}
 	if s.Unheard != "" {
 		w = append(w, s.Unheard)

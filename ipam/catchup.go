@@ -250,7 +250,7 @@ func (c *core) pushCatchUp() {
 		}
 		return a.answered || !h.names(n)
 	})
-	if c.caughtUp() {
+	if c.caughtUp() || c.isCopy() {
 		c.retryPending()
 	}
 }
@@ -288,10 +288,21 @@ func (c *core) caughtUp() bool {
 	case h.fresh, len(h.all) == 0 && !c.view.AwaitsTarget():
 		wait = c.cfg.Grace
 	}
-	if wait == c.cfg.CatchUp && c.view.Collides() {
-		return false // this state folder is a copy of that of a live host, which uses the addresses
+	if wait == c.cfg.CatchUp && c.isCopy() {
+		return false
 	}
 	return !c.now.Before(c.catch.since.Add(wait))
+}
+
+// isCopy reports whether the state folder of this host is a copy of that of a live host, which
+// uses the addresses. Nobody that knows the present state has said otherwise, and nobody will:
+// the others refuse the copy.
+func (c *core) isCopy() bool {
+	if c.catch == nil || !c.ring.Ready() || c.catch.since.IsZero() || !c.view.Collides() {
+		return false
+	}
+	h := c.hearing()
+	return len(h.missing) == 0 && !h.enough && !h.fresh && (len(h.all) > 0 || c.view.AwaitsTarget())
 }
 
 // current reports whether this peer has caught up with a peer that knows the present state.
@@ -307,14 +318,14 @@ func (c *core) notCaughtUp() error {
 		since = c.now
 	}
 	switch {
+	case c.isCopy():
+		return because(ErrCatchingUp, "another live router has the identity of this host, as a state folder was copied; nothing is given here until 'weft reset' "+
+			"is run on one of the two")
 	case len(h.all) == 0 && len(h.missing) == 0 && c.view.AwaitsTarget():
 		return because(ErrCatchingUp, "no target of this host has answered since the start, and the state file of this host may be "+
 			"old; addresses are given once one of them answers, or without an answer in %v", max(0, since.Add(c.cfg.CatchUp).Sub(c.now)).Round(time.Second))
 	case len(h.all) == 0:
 		return because(ErrCatchingUp, "waiting up to %v for peers that know more than the state file of this host", c.cfg.Grace)
-	case !h.fresh && len(h.missing) == 0 && c.view.Collides():
-		return because(ErrCatchingUp, "another live router has the identity of this host, as a state folder was copied; nothing is given here until 'weft reset' "+
-			"is run on one of the two")
 	case !h.fresh && len(h.missing) == 0:
 		return because(ErrCatchingUp, "no peer that owns addresses and knows the present state has been reached since the start (%s), and the state file "+
 			"of this host may be old; addresses are given once one of them answers, or without an answer in %v",

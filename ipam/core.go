@@ -172,6 +172,7 @@ type core struct {
 	given       map[netip.Addr]*given
 	offers      map[string]*offer // by the encoded action
 	kept        []kept            // in order of their addresses
+	rivals      map[netip.Addr]rivals
 	removals    map[uint64]*removal
 	bans        map[uint64]*banRequest
 	leaving     *leaving
@@ -248,6 +249,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		askers:      make(map[peer.Name]*asker),
 		given:       make(map[netip.Addr]*given),
 		offers:      make(map[string]*offer),
+		rivals:      make(map[netip.Addr]rivals),
 		removals:    make(map[uint64]*removal),
 		bans:        make(map[uint64]*banRequest),
 		foreign:     make(map[netip.Addr]*foreignAddr),
@@ -337,6 +339,7 @@ func (c *core) tick() {
 // idle reports whether ticks are needed only every idleTickEvery.
 func (c *core) idle() bool {
 	return len(c.pending)+len(c.removals)+len(c.bans)+len(c.deferred)+len(c.wishes)+len(c.asked)+len(c.voices) == 0 && c.leaving == nil &&
+		!c.keepsSoon() && !c.regainDue() &&
 		(c.catch == nil || c.caughtUp()) && (c.machine == nil || !c.machine.Pending() && !c.now.Before(c.activeUntil)) && (c.ring.Ready() || !c.ringWanted || c.left)
 }
 
@@ -466,6 +469,7 @@ func (c *core) refresh() bool {
 	}
 	c.wakeCatchUp()
 	c.retryPending()
+	c.pushRegain()
 	c.pushLeave()
 	c.pushRemovals()
 	c.pushBans()
@@ -497,7 +501,7 @@ func (c *core) forgetNames() {
 }
 
 // setOwned gives the space what the ring says this peer owns, without what it has offered
-// to others or keeps for them.
+// to others, keeps for them, or may give only to those who use it.
 func (c *core) setOwned() {
 	var without []addr.Range
 	for _, o := range c.offers {
@@ -505,6 +509,9 @@ func (c *core) setOwned() {
 	}
 	for _, k := range c.kept {
 		without = append(without, k.rng)
+	}
+	for a := range c.rivals {
+		without = append(without, addr.Single(a))
 	}
 	c.space.SetOwned(addr.Subtract(c.ring.Owned(c.mine()...), addr.Normal(without)))
 }

@@ -187,6 +187,8 @@ func (c *core) onClaimAsk(from peer.Name, m message) {
 	case !ok:
 	case c.offered(from, addr.Single(m.addr)):
 		answer.status = statusYes
+	case c.keptAt(m.addr) != nil || c.rivals[m.addr] != nil:
+		answer = c.onClaimOfKept(to, m)
 	case c.space.Owns(m.addr):
 		answer.status = statusNo
 		if !c.space.Uses(m.addr) && c.mayGive(to) && c.give(to, addr.Single(m.addr), m.id) {

@@ -17,6 +17,12 @@ import (
 // it got unused for Config.Keep, also after a restart. If the peer is back before that, the
 // heir gives it everything back. The operator of the heir, who knows that the peer is dead,
 // ends that with another removal.
+//
+// When the time is over, or the operator has ended it, the range is free only after
+// claimsFirst. Until then the heir takes claims; see rivals.go.
+//
+//	removal --- kept for the peer ---> until --- open for claims ---> free
+//	            claims are refused           those who use an address get it
 
 // maxKept bounds the ranges that are kept. Beyond it the peer with the most ranges loses its
 // smallest one: an honest host has few.
@@ -27,6 +33,20 @@ type kept struct {
 	rng   addr.Range
 	from  ring.Holder
 	until time.Time
+	free  time.Time // until then claims have precedence; zero before until. Not on disk.
+}
+
+// isOpen reports whether the range is kept for nobody, and claims are taken.
+func (k *kept) isOpen() bool { return !k.free.IsZero() }
+
+// keptAt returns the kept range with an address, nil if none has it.
+func (c *core) keptAt(a netip.Addr) *kept {
+	for i := range c.kept {
+		if c.kept[i].rng.Contains(a) {
+			return &c.kept[i]
+		}
+	}
+	return nil
 }
 
 // write encodes k for the state file.
@@ -57,16 +77,20 @@ func (c *core) sortKept() {
 }
 
 // inherit keeps what the latest removals gave to this peer. Those that its own operator
-// asked for are no mistake.
+// asked for are no mistake, so their ranges are kept for claims only.
 func (c *core) inherit() {
 	for _, t := range c.ring.TakeRemoved() {
-		if _, asked := c.consents[consent{ring.Remove, t.From}]; asked || !c.isMine(t.To) {
+		if !c.isMine(t.To) {
 			continue
+		}
+		until := c.now.Add(c.cfg.Keep)
+		if _, asked := c.consents[consent{ring.Remove, t.From}]; asked {
+			until = c.now
 		}
 		// The largest ranges first, in case there are more than maxKept.
 		slices.SortStableFunc(t.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
 		for _, r := range t.Ranges[:min(len(t.Ranges), maxKept)] {
-			c.keep(kept{r, t.From, c.now.Add(c.cfg.Keep)})
+			c.keep(kept{rng: r, from: t.From, until: until})
 		}
 	}
 	if len(c.kept) > 0 && c.ring.Ready() {
@@ -111,12 +135,17 @@ func (c *core) dropKept(drop func(*kept) bool) bool {
 	return len(c.kept) < before
 }
 
-// stopKeeping uses the addresses of a peer whose removal the operator of this host asks for.
+// stopKeeping ends the time for which the addresses of a peer are kept, as the operator of this
+// host asks for its removal.
 func (c *core) stopKeeping(n peer.Name) {
-	if c.dropKept(func(k *kept) bool { return k.from.Name == n && !c.present(k.from) }) {
-		c.setOwned()
-		c.retryPending()
+	for i := range c.kept {
+		if k := &c.kept[i]; k.from.Name == n && !c.present(k.from) && k.until.After(c.now) {
+			k.until = c.now
+			key, value := k.write()
+			c.put(bucketKept, key, value)
+		}
 	}
+	c.pushKept()
 }
 
 // keptByPeer returns what is kept, in order of the peers.
@@ -131,6 +160,7 @@ func (c *core) keptByPeer() (out []Kept) {
 		if k.until.After(out[i].Until) {
 			out[i].Until = k.until
 		}
+		out[i].Open = out[i].Open || k.isOpen()
 	}
 	slices.SortFunc(out, func(a, b Kept) int { return a.Name.Compare(b.Name) })
 	return out
@@ -143,19 +173,30 @@ func (c *core) pushKept() {
 		return
 	}
 	latest := c.now.Add(c.cfg.Keep) // the clock may have been set back
-	for i, k := range c.kept {
+	for i := range c.kept {
+		k := &c.kept[i]
 		if k.until.After(latest) {
-			c.kept[i].until = latest
+			k.until = latest
+		}
+		if !k.isOpen() && !c.now.Before(k.until) && c.caughtUp() {
+			k.free = c.now.Add(claimsFirst)
 		}
 	}
 	offered := c.dropKept(func(k *kept) bool {
 		return c.caughtUp() && c.present(k.from) && !c.ring.IsBanned(k.from) && len(c.offers) < maxOffers && c.giveBack(k)
 	})
-	if expired := c.dropKept(func(k *kept) bool { return c.now.After(k.until) }); expired || offered {
+	if expired := c.dropKept(func(k *kept) bool { return k.isOpen() && !c.now.Before(k.free) }); expired || offered {
 		c.setOwned()
+		c.findForeign()
 		c.retryPending()
 		c.pushDecide()
 	}
+	c.pushRivals()
+}
+
+// keepsSoon reports whether a range is about to become free.
+func (c *core) keepsSoon() bool {
+	return slices.ContainsFunc(c.kept, func(k kept) bool { return k.isOpen() || !c.now.Before(k.until) })
 }
 
 // giveBack offers a range to its owner before, and reports whether it did. The range can

@@ -1,9 +1,11 @@
 package ipam
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,7 +55,7 @@ func (s *sim) fill(nodes ...*node) (got []netip.Addr) {
 	for _, n := range nodes {
 		for i := 0; ; i++ {
 			id := n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("fill", i), pfx(keepRange)) })
-			r, ok := n.await(id, 15*time.Second)
+			r, ok := n.await(id, claimsFirst+10*time.Second)
 			if !ok || r.err != nil {
 				n.reason(id)
 				break
@@ -134,6 +136,207 @@ func TestAddressesOfADeadHostAreUsedInTheEnd(t *testing.T) {
 	}
 }
 
+// lostState starts a host with a new name in place of one that is dead: its state folder was lost,
+// and its containers live.
+func (s *sim) lostState(dead *node, used []netip.Addr) *node {
+	n := s.add(keepRange, Init{Mode: Consensus, Expect: 5})
+	n.do(func(c *core) {
+		for i, a := range used {
+			c.hold(fmt.Sprint("used", i), netip.PrefixFrom(a, pfx(keepRange).Bits()))
+		}
+	})
+	s.drop(dead)
+	s.converged(20 * time.Second)
+	return n
+}
+
+// A host has lost its state folder, so it has a new name, and its containers use addresses of the
+// old one. The operator removes the old name on all hosts. The addresses go to the host that uses
+// them, although all others want addresses, and also if it shares its underlay address.
+func TestAddressesInUseGoToTheHostThatUsesThem(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		s := newSim(t, seed.New(t))
+		nodes := slices.Clone(s.addAll(5, keepRange))
+		for i, n := range nodes {
+			n.allocate(fmt.Sprint("c", i), keepRange)
+		}
+		s.converged(20 * time.Second)
+		dead := nodes[4]
+		var used []netip.Addr
+		for i := range 20 {
+			used = append(used, dead.allocate(fmt.Sprint("used", i), keepRange))
+		}
+		s.converged(20 * time.Second)
+		dead.kill()
+		renamed := s.lostState(dead, used)
+		if shared {
+			renamed.at = nodes[0]
+		}
+		s.run(10 * time.Second)
+		var want []uint64
+		for _, n := range nodes[:4] { // more than there are
+			for i := range 48 {
+				want = append(want, n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("more", i), pfx(keepRange)) }))
+			}
+		}
+		for _, n := range nodes[:4] {
+			n.removes(dead)
+		}
+		s.run(90 * time.Second) // sim.check sees whether an address is given twice
+		for _, id := range want {
+			if r, ok := s.replies[id]; ok && r.err == nil && slices.Contains(used, r.prefix.Addr()) {
+				t.Errorf("shared %v: %s was given to another container", shared, r.prefix)
+			}
+		}
+		for _, a := range used {
+			if !renamed.core.space.Owns(a) {
+				t.Errorf("shared %v: %s does not belong to the host that uses it", shared, a)
+			}
+		}
+		if st := renamed.core.status(); len(st.Conflicts) > 0 {
+			t.Errorf("shared %v: conflicts %+v", shared, st.Conflicts)
+		}
+		if n := len(nodes[0].core.rivals) + len(nodes[1].core.rivals) + len(nodes[2].core.rivals) + len(nodes[3].core.rivals); n > 0 {
+			t.Errorf("shared %v: %d claims are left", shared, n)
+		}
+	}
+}
+
+// The heir itself can be the host that lost its state.
+func TestHeirThatUsesTheAddressesKeepsThem(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	heir, dead, used := removedWithoutHeir(t, s)
+	heir.do(func(c *core) { c.hold("own", netip.PrefixFrom(used[0], 24)) })
+	for _, n := range s.nodes {
+		if n != heir && n.core != nil {
+			id := n.begin(func(c *core, id uint64) { c.claim(id, "other", netip.PrefixFrom(used[0], 24)) })
+			if r, ok := n.await(id, 5*time.Second); !ok || r.err == nil || !strings.Contains(r.err.Error(), "in use") {
+				t.Errorf("another host claims it: %v, %v", ok, r.err)
+			}
+		}
+	}
+	heir.removes(dead)
+	s.drop(dead)
+	s.run(claimsFirst + 5*time.Second)
+	if st := heir.core.status(); len(st.Conflicts) > 0 || !heir.core.space.Owns(used[0]) {
+		t.Errorf("conflicts %+v", st.Conflicts)
+	}
+	if got := s.fill(heir); slices.Contains(got, used[0]) || !slices.Contains(got, used[1]) {
+		t.Errorf("it gives %v", got)
+	}
+}
+
+// A member says that it uses all addresses of a host that lost its state. It gets none that the
+// host uses, before and after the removal, and nobody else does.
+func TestLiarGetsNoAddressInUse(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	heir, dead, used := removedWithoutHeir(t, s)
+	renamed := s.lostState(dead, used)
+	var liar *node
+	for _, n := range s.nodes {
+		if n != heir && n != renamed {
+			liar = n
+		}
+	}
+	lie := func() {
+		for _, a := range used {
+			id := liar.core.nextID()
+			heir.do(func(c *core) {
+				_ = c.receive(liar.cfg.Self, (&message{kind: msgClaimAsk, id: id, addr: a, inUse: true}).encode())
+			})
+		}
+	}
+	lie() // while they are kept
+	s.run(5 * time.Second)
+	heir.removes(dead)
+	lie()
+	for range 10 {
+		s.run(5 * time.Second)
+		lie()
+	}
+	for _, a := range s.fill(heir) {
+		if slices.Contains(used, a) {
+			t.Errorf("%s was given", a)
+		}
+	}
+	for _, a := range used {
+		if owner, _ := heir.core.ring.Owner(a); owner == liar.self() {
+			t.Errorf("%s belongs to the liar", a)
+		}
+	}
+	for _, rs := range heir.core.rivals { // the liar has ended
+		rs[liar.self()] = s.now.Add(-rivalTTL - 1)
+	}
+	s.run(time.Minute)
+	for _, a := range used {
+		if owner, _ := heir.core.ring.Owner(a); owner != renamed.self() {
+			t.Errorf("%s belongs to %s", a, owner)
+		}
+	}
+}
+
+// The claims that an heir keeps are bounded, also those of made-up peers, and those of a host
+// have a place next to them.
+func TestClaimsOfAddressesInUseAreBounded(t *testing.T) {
+	s := newSim(t, 1)
+	n := s.add("10.32.0.0/12", Init{Mode: Consensus, Expect: 1})
+	host := s.add("10.32.0.0/12", Init{Mode: Observer})
+	n.allocate("c", "10.32.0.0/12")
+	all := addr.Of(pfx("10.32.0.0/12"))
+	n.do(func(c *core) {
+		c.keep(kept{rng: all, from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: c.now})
+		c.pushKept()
+		a := all.First.Next().Next()
+		for i := range 2 * maxRivalsBy {
+			c.noteRival(ring.Holder{Name: peer.Name{2, byte(i), byte(i >> 8)}}, a)
+			a = a.Next()
+		}
+		if len(c.rivals) != maxRivalsBy {
+			t.Errorf("%d claims of made-up peers, want %d", len(c.rivals), maxRivalsBy)
+		}
+		c.noteRival(host.self(), a)
+		if c.rivals[a] == nil {
+			t.Error("a host has no place")
+		}
+		for i := range 5 {
+			c.noteRival(ring.Holder{Name: peer.Name{2, byte(i)}}, a)
+		}
+		if len(c.rivals[a]) > 2 {
+			t.Errorf("%d peers with claims of one address", len(c.rivals[a]))
+		}
+	})
+}
+
+// A claim of an address that is kept fails at once, and says for whom it is kept, until when,
+// and what ends that.
+func TestClaimOfAKeptAddressFailsAtOnce(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	heir, dead, used := removedWithoutHeir(t, s)
+	until := heir.core.kept[0].until.Format(time.DateTime)
+	for _, n := range s.nodes {
+		if n == dead {
+			continue
+		}
+		id := n.begin(func(c *core, id uint64) { c.claim(id, "new", netip.PrefixFrom(used[0], 24)) })
+		r, ok := n.await(id, time.Second)
+		if !ok || !errors.Is(r.err, ErrKept) {
+			t.Errorf("heir %v: %v, %v %s", n == heir, ok, r.err, n.reason(id))
+			continue
+		}
+		for _, want := range []string{"kept until " + until, "for " + dead.cfg.Self.String(), "on host " + heir.cfg.Self.String(), "weft rmpeer " + dead.cfg.Self.String()} {
+			if !strings.Contains(r.err.Error(), want) {
+				t.Errorf("heir %v: %q lacks %q", n == heir, r.err, want)
+			}
+		}
+	}
+	// As the error says.
+	heir.removes(dead)
+	id := heir.begin(func(c *core, id uint64) { c.claim(id, "new", netip.PrefixFrom(used[0], 24)) })
+	if r, ok := heir.await(id, claimsFirst+2*time.Second); !ok || r.err != nil {
+		t.Errorf("after the removal: %v, %v %s", ok, r.err, heir.reason(id))
+	}
+}
+
 // What is kept is bounded, and a peer with many ranges does not take the place of others.
 func TestKeptRangesAreBounded(t *testing.T) {
 	s := newSim(t, 1)
@@ -147,7 +350,7 @@ func TestKeptRangesAreBounded(t *testing.T) {
 			if i < 10 {
 				from = honest
 			}
-			c.keep(kept{addr.Single(a), from, c.now.Add(time.Hour)})
+			c.keep(kept{rng: addr.Single(a), from: from, until: c.now.Add(time.Hour)})
 			a = a.Next().Next()
 		}
 	})
@@ -163,7 +366,7 @@ func TestKeptRangesAreBounded(t *testing.T) {
 }
 
 func FuzzParseKept(f *testing.F) {
-	k := kept{addr.Of(pfx("10.32.0.0/30")), ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, time.Unix(1_700_000_000, 0)}
+	k := kept{rng: addr.Of(pfx("10.32.0.0/30")), from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: time.Unix(1_700_000_000, 0)}
 	key, value := k.write()
 	f.Add(key, value)
 	f.Add([]byte{}, []byte{})

@@ -17,7 +17,7 @@ func TestHostileMessagesAreUnderstood(t *testing.T) {
 	action := &ring.Action{Kind: ring.Unban, From: ring.HolderOf(peer.Name{2}, peer.Key{1})}
 	for _, want := range []message{
 		{kind: msgSpaceAsk, id: 3, prefix: subnet},
-		{kind: msgClaimAsk, id: 3, addr: a},
+		{kind: msgClaimAsk, id: 3, addr: a, inUse: true},
 		{kind: msgWish, id: 3, body: action.Encode()},
 	} {
 		got := map[messageType][]byte{

@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // The format of a unicast message between two allocators; numbers are big-endian:
@@ -22,8 +24,8 @@ import (
 //	 1 records      a delta of the ring, to the end
 //	 2 space ask    prefix 2+a
 //	 3 space answer status 1, free 16
-//	 4 claim ask    address 1+a
-//	 5 claim answer status 1
+//	 4 claim ask    address 1+a, 1 if a container of the sender uses it 1
+//	 5 claim answer status 1, Unix seconds 8, removed peer 6
 //	 6 leave        the action that gives everything to the receiver, to the end
 //	 7 wish         an action that the sender wants to be decided, to the end
 //	 8 round        a message between voters, see package consensus, to the end
@@ -64,6 +66,7 @@ const (
 	statusNo    = 1 // nothing free; the address is in use
 	statusOther = 2 // not the owner
 	statusToo   = 3 // of a state answer: the sender catches up too
+	statusKept  = 4 // of a claim answer: the address is kept for a removed peer
 )
 
 var errMessage = gossip.ErrMalformed
@@ -79,6 +82,9 @@ type message struct {
 	free   addr.Count
 	slot   uint64
 	disk   uint64 // of a state answer: the slot at the start
+	inUse  bool   // of a claim ask
+	until  time.Time
+	name   peer.Name // of a claim answer: for whom the address is kept until then
 }
 
 func appendAddr(b []byte, a netip.Addr) []byte {
@@ -104,8 +110,15 @@ func (m *message) encode() []byte {
 		b = binary.BigEndian.AppendUint64(b, m.free.Lo)
 	case msgClaimAsk:
 		b = appendAddr(b, m.addr)
+		if m.inUse {
+			b = append(b, 1)
+		} else {
+			b = append(b, 0)
+		}
 	case msgClaimAnswer:
 		b = append(b, m.status)
+		b = binary.BigEndian.AppendUint64(b, uint64(m.until.Unix()))
+		b = append(b, m.name[:]...)
 	case msgBehind:
 		b = binary.BigEndian.AppendUint64(b, m.slot)
 	case msgStateAsk:
@@ -169,8 +182,11 @@ func parseMessage(b []byte) (message, error) {
 		m.free = addr.Count{Hi: f.uint64(), Lo: f.uint64()}
 	case msgClaimAsk:
 		m.addr = f.addr()
+		m.inUse = f.byte() == 1
 	case msgClaimAnswer:
 		m.status = f.byte()
+		m.until = time.Unix(int64(f.uint64()), 0)
+		m.name = peer.NameFromBytes(f.take(peer.NameLen))
 	case msgBehind:
 		m.slot = f.uint64()
 	case msgStateAsk:

@@ -20,6 +20,8 @@ var (
 	ErrNoQuorum = errors.New("too few voters agreed")
 	// ErrInUse means that somebody else uses the address.
 	ErrInUse = errors.New("the address is in use")
+	// ErrKept means that an heir keeps the address for a removed peer that may return.
+	ErrKept = errors.New("the address is kept")
 	// ErrCatchingUp means that the state of this peer may be old, and no other peer has said
 	// yet what is new.
 	ErrCatchingUp = errors.New("this peer catches up with the mesh")

@@ -31,7 +31,8 @@ func (c *core) findForeign() {
 		return
 	}
 	for a := range c.allocations {
-		if !c.ringDivides(a) || c.space.Owns(a) {
+		owner, _ := c.ring.Owner(a)
+		if !c.ringDivides(a) || c.space.Owns(a) || c.isMine(owner) && c.keptAt(a) != nil {
 			delete(c.foreign, a)
 			continue
 		}
@@ -50,13 +51,35 @@ func (c *core) pushRegain() {
 	for _, a := range c.foreignAddrs() {
 		l := c.foreign[a]
 		owner, ok := c.ring.Owner(a)
-		if n == regainBatch || !ok || c.now.Before(l.next) || !c.view.Reachable(owner.Name) {
+		if n == regainBatch {
+			return
+		}
+		if !ok || !c.asksFor(l, owner) {
 			continue
 		}
 		n++
 		l.askID, l.asked, l.next = c.nextID(), owner.Name, c.now.Add(regainEvery)
-		c.send(owner.Name, message{kind: msgClaimAsk, id: l.askID, addr: a})
+		c.send(owner.Name, message{kind: msgClaimAsk, id: l.askID, addr: a, inUse: true})
 	}
+}
+
+// asksFor reports whether a foreign address is to be asked for now. Another owner is asked at
+// once: it may be about to give the address to others.
+func (c *core) asksFor(l *foreignAddr, owner ring.Holder) bool {
+	return (l.asked != owner.Name || !c.now.Before(l.next)) && c.view.Reachable(owner.Name)
+}
+
+// regainDue reports whether a foreign address is to be asked for now.
+func (c *core) regainDue() bool {
+	if !c.ring.Ready() || c.left || c.leaving != nil {
+		return false
+	}
+	for a, l := range c.foreign {
+		if owner, ok := c.ring.Owner(a); ok && c.asksFor(l, owner) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *core) foreignAddrs() []netip.Addr {

@@ -133,7 +133,7 @@ func (c *core) tryRequest(r *request) bool {
 	switch r.kind {
 	case reqPrime:
 		if !c.ring.Ready() || !c.caughtUp() {
-			return false
+			return c.failCopy(r)
 		}
 		c.reply(r.id, answer{})
 		return true
@@ -143,6 +143,16 @@ func (c *core) tryRequest(r *request) bool {
 	return c.tryClaim(r)
 }
 
+// failCopy ends a request that cannot succeed, as this host is a copy of another one, and
+// reports whether it did.
+func (c *core) failCopy(r *request) bool {
+	if !c.isCopy() {
+		return false
+	}
+	c.fail(r.id, c.notCaughtUp())
+	return true
+}
+
 func (c *core) tryAllocate(r *request) bool {
 	if a, ok := c.lookup(r.owner, r.subnet); ok {
 		c.reply(r.id, answer{prefix: a})
@@ -150,7 +160,7 @@ func (c *core) tryAllocate(r *request) bool {
 	}
 	hosts, err := addr.Hosts(r.subnet)
 	if err != nil || !c.ring.Ready() || !c.caughtUp() {
-		return false
+		return c.failCopy(r)
 	}
 	a, ok := c.space.Allocate(hosts)
 	if !ok {
@@ -173,7 +183,14 @@ func (c *core) tryClaim(r *request) bool {
 	}
 	if c.ringDivides(a) {
 		owner, ok := c.ring.Owner(a)
-		if !ok || !c.space.Owns(a) || !c.isMine(owner) || !c.caughtUp() {
+		if !ok || !c.isMine(owner) || !c.caughtUp() {
+			return c.failCopy(r)
+		}
+		if !c.space.Owns(a) {
+			if k := c.keptAt(a); k != nil && !k.isOpen() {
+				c.fail(r.id, c.isKept(a, k.from.Name, c.cfg.Self, k.until))
+				return true
+			}
 			return false
 		}
 		c.space.Take(a)
@@ -248,8 +265,16 @@ func (c *core) waitsFor(r *request) error {
 	}
 	a := r.subnet.Addr()
 	owner, _ := c.ring.Owner(a)
-	if !c.present(owner) {
-		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable", a, c.displayName(owner.Name))
+	switch {
+	case c.isMine(owner) && c.keptAt(a) != nil:
+		return because(ErrKept, "%s belonged to a removed peer, and hosts that use its addresses have %v to say so", a, claimsFirst)
+	case c.isMine(owner) && c.rivals[a] != nil:
+		return because(ErrInUse, "%s is in use on another host, by what that host says", a)
+	case c.isMine(owner):
+		return because(ErrNoAnswer, "%s was promised to another host", a)
+	case !c.present(owner):
+		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable; if it is dead for good, 'weft rmpeer %s' gives its addresses to others",
+			a, c.displayName(owner.Name), owner.Name)
 	}
 	return because(ErrNoAnswer, "%s is in a range of %s, which has not answered", a, c.displayName(owner.Name))
 }
@@ -392,14 +417,18 @@ func (c *core) pushClaimAsk(r *request) {
 }
 
 func (c *core) onClaimAnswer(from peer.Name, m message) {
-	if c.regainAnswer(from, m) || m.status != statusNo {
+	if c.regainAnswer(from, m) || m.status != statusNo && m.status != statusKept {
 		return
 	}
 	c.pending = slices.DeleteFunc(c.pending, func(r *request) bool {
 		if r.kind != reqClaim || r.askID != m.id || r.asked != from {
 			return false
 		}
-		c.fail(r.id, because(ErrInUse, "it is in use on peer %s", c.displayName(from)))
+		if m.status == statusKept {
+			c.fail(r.id, c.isKept(r.subnet.Addr(), m.name, from, m.until))
+		} else {
+			c.fail(r.id, because(ErrInUse, "it is in use on peer %s", c.displayName(from)))
+		}
 		return true
 	})
 }

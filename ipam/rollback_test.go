@@ -201,11 +201,26 @@ func TestCopyOfALivingHostGivesNothing(t *testing.T) {
 	w.restart(a, a.disk, false)
 	a.collides = true
 	id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
-	if r, ok := a.await(id, time.Minute); ok {
-		t.Fatalf("it gives %v, %v", r.prefix, r.err)
+	// It fails at once: nothing that the caller could wait for changes it.
+	requests := map[string]uint64{"allocate, begun before it is known": id}
+	w.run(time.Second)
+	requests["allocate"] = a.begin(func(c *core, id uint64) { c.allocate(id, "third", pfx(rollbackRange)) })
+	requests["claim"] = a.begin(func(c *core, id uint64) { c.claim(id, "fourth", netip.MustParsePrefix("10.32.0.9/26")) })
+	requests["prime"] = a.begin(func(c *core, id uint64) { c.prime(id) })
+	for what, id := range requests {
+		r, ok := a.await(id, time.Second)
+		if !ok || r.err == nil || !strings.Contains(r.err.Error(), "another live router has the identity of this host") {
+			t.Errorf("%s: %v, %v, %v", what, ok, r.prefix, r.err)
+		}
 	}
-	if why := a.reason(id); !strings.Contains(why, "another live router has the identity of this host") {
-		t.Errorf("reason %q", why)
+	// A container that it has already keeps its address.
+	if got := a.allocate("first", rollbackRange); got != a.core.byOwnerFirst("first") {
+		t.Errorf("the first container has %s", got)
+	}
+	w.run(time.Minute)
+	last := a.begin(func(c *core, id uint64) { c.allocate(id, "last", pfx(rollbackRange)) })
+	if r, ok := a.await(last, time.Second); !ok || r.err == nil {
+		t.Errorf("a minute later it gives %v", r.prefix)
 	}
 }
 

@@ -152,6 +152,7 @@ type Conflict struct {
 	// InUse is set if Peer says that it uses the address too. Otherwise this peer
 	// still asks for it.
 	InUse bool
+	Away  bool // Peer cannot be reached
 }
 
 // Status is the state of an Allocator at one moment.
@@ -199,6 +200,9 @@ type Kept struct {
 	Nickname  string
 	Addresses addr.Count
 	Until     time.Time
+	// Open is set once the time is over, and the heir waits for peers that use some of the
+	// addresses.
+	Open bool
 }
 
 // Voter is a peer that has a vote on decisions of the ring.
@@ -261,7 +265,7 @@ func (c *core) status() Status {
 	slices.SortFunc(s.Divergent, func(a, b Divergence) int { return slices.Compare(a.Theirs[:], b.Theirs[:]) })
 	for _, a := range c.foreignAddrs() {
 		owner, _ := c.ring.Owner(a)
-		s.Conflicts = append(s.Conflicts, Conflict{a, c.allocations[a].owner, owner.Name, c.foreign[a].inUse == owner.Name})
+		s.Conflicts = append(s.Conflicts, Conflict{a, c.allocations[a].owner, owner.Name, c.foreign[a].inUse == owner.Name, !c.present(owner)})
 	}
 	for _, r := range c.pending {
 		switch r.kind {

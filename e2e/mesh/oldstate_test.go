@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
@@ -22,8 +24,8 @@ type oldState struct {
 	made  map[int]int  // how many, by host
 }
 
-func newOldState(t *testing.T) *oldState {
-	o := &oldState{t: t, made: make(map[int]int), lab: harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab", Flags: []string{"--ipalloc-range", "10.32.0.0/25"}})}
+func newOldState(t *testing.T, addrRange string) *oldState {
+	o := &oldState{t: t, made: make(map[int]int), lab: harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab", Flags: []string{"--ipalloc-range", addrRange}})}
 	for n := 1; n <= 3; n++ {
 		o.add(n, 1)
 	}
@@ -79,7 +81,7 @@ func copyFiles(from, to string) error {
 // by now.
 func TestOldStateFolder(t *testing.T) {
 	t.Parallel()
-	o := newOldState(t)
+	o := newOldState(t, "10.32.0.0/25")
 	old := t.TempDir()
 	o.restart(func(dir string) error { return copyFiles(dir, old) })
 	o.add(1, 3)
@@ -139,7 +141,7 @@ func TestOldStateFolder(t *testing.T) {
 // the others it goes on.
 func TestOldStateFolderOfACutOffHost(t *testing.T) {
 	t.Parallel()
-	o := newOldState(t)
+	o := newOldState(t, "10.32.0.0/25")
 	old := t.TempDir()
 	o.restart(func(dir string) error { return copyFiles(dir, old) })
 	o.add(2, 70)
@@ -189,8 +191,53 @@ func (o *oldState) refuses(what, reason string) {
 // The folder of another host makes a router that host. It gives no address, and says why.
 func TestStateFolderOfAnotherHost(t *testing.T) {
 	t.Parallel()
-	o := newOldState(t)
+	o := newOldState(t, "10.32.0.0/25")
 	o.restart(func(dir string) error { return copyFiles(o.lab.StateDir(2), dir) })
-	o.refuses("the folder of h2", "another live router has the identity of this host")
+	// At once, not when the time of the request is up: waiting does not help.
+	start := time.Now()
+	_, err := o.lab.AddContainer(t.Context(), harness.At(1, "refused"), nil)
+	if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "another live router has the identity of this host") || took > 20*time.Second {
+		t.Errorf("attach after %v: %v", took, err)
+	}
 	o.add(2, 3)
+}
+
+// A host whose whole state folder was lost has a new name, and its containers use addresses of the
+// old one. When the old name is removed on all hosts, the addresses become its own, although the
+// others need all that are free.
+func TestLostStateFolderOfAHostWithContainers(t *testing.T) {
+	t.Parallel()
+	o := newOldState(t, "10.32.0.0/26")
+	o.add(1, 7)
+	old := harness.Report(t, o.lab, 1).Router.Name
+	o.restart(os.RemoveAll)
+	harness.Eventually(t, "h1 lists what its containers use of its old name", func() bool {
+		r := harness.Report(t, o.lab, 1)
+		return r.Router.Name != old && inUse(r) == 8
+	})
+	removed := make(chan string, 3)
+	for n := range 3 {
+		go func() {
+			_, out := harness.Try(t, o.lab, n+1, "rmpeer", old)
+			removed <- out
+		}()
+	}
+	for range 3 {
+		if out := <-removed; !strings.Contains(out, "IPs taken over from") {
+			t.Errorf("rmpeer %s: %q", old, out)
+		}
+	}
+	o.add(2, 25)
+	o.add(3, 25)
+	harness.Eventually(t, "the addresses belong to h1", func() bool { return inUse(harness.Report(t, o.lab, 1)) == 0 })
+}
+
+// inUse counts the addresses of containers of a host that belong to another peer.
+func inUse(r *api.Report) (n int) {
+	for _, w := range r.Warnings {
+		if strings.Contains(w, "is in use here by") {
+			n++
+		}
+	}
+	return n
 }

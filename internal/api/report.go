@@ -257,6 +257,8 @@ type KeptIPs struct {
 	NickName string
 	NumIPs   float64
 	Until    time.Time
+	// Open is set once they are kept for nobody, and hosts that use some may claim those.
+	Open bool `json:",omitempty"`
 }
 
 // RingEntry is a token of the ring: the addresses from it up to the next token,

@@ -329,6 +329,10 @@ func (u *IPAM) text(w io.Writer) {
 		render.Fprintf(w, "banned: %s\n", b)
 	}
 	for _, k := range u.Kept {
+		if k.Open {
+			render.Fprintf(w, "kept for hosts that use some of the addresses of %s, for a few seconds: %.0f IPs\n", named(k.Peer, k.NickName), k.NumIPs)
+			continue
+		}
 		render.Fprintf(w, "kept for %s until %s, if it returns: %.0f IPs (weft rmpeer %s here frees them)\n",
 			named(k.Peer, k.NickName), k.Until.Format("15:04:05"), k.NumIPs, k.Peer)
 	}

@@ -366,8 +366,10 @@ func SpaceAsk(id uint64, subnet netip.Prefix) []byte {
 	return allocatorMessage(msgSpaceAsk, id, append(address(subnet.Addr()), byte(subnet.Bits())))
 }
 
-// ClaimAsk is a message that asks for one address.
-func ClaimAsk(id uint64, a netip.Addr) []byte { return allocatorMessage(msgClaimAsk, id, address(a)) }
+// ClaimAsk is a message that asks for one address, and says that a container uses it.
+func ClaimAsk(id uint64, a netip.Addr) []byte {
+	return allocatorMessage(msgClaimAsk, id, append(address(a), 1))
+}
 
 // Wish is a message that asks voters to decide an action.
 func Wish(slot uint64, a *ring.Action) []byte { return allocatorMessage(msgWish, slot, a.Encode()) }
