@@ -101,6 +101,7 @@ type Config struct {
 	Docker DockerConfig
 
 	living living // at the start of the router
+	goesOn bool   // with the targets and peers of the last run
 
 	StatusAddr string // ADDRESS:PORT for status and metrics; empty: off
 	// StatusHosts are names in the Host header of requests to StatusAddr that are answered

@@ -179,7 +179,7 @@ func (d *daemon) open(assemble assemble) error {
 	}
 	// The first ring waits for the targets of the last run too: with fewer, a router
 	// that starts again before there is a ring would make one of its own.
-	d.config.Peers = list
+	d.config.Peers, d.config.goesOn = list, crashed || d.config.Resume
 	p, err := assemble(d.config, id, d.store, d.keeper)
 	if err != nil {
 		return err

@@ -49,6 +49,8 @@ type host struct {
 	disks      []*store.Store // of the allocators
 	notes      []string       // for the user, on what was read from the disks
 	shortID    uint16         // as stored; RoutesChanged only
+	lastPeers  []mesh.LastPeer
+	peersWake  chan struct{} // wakes noteLastPeers
 
 	lostMu sync.Mutex
 	lost   map[*ipam.Allocator]ringConfig // allocators whose files were lost
@@ -62,7 +64,7 @@ var (
 
 // newHost is the assemble of Run.
 func newHost(c *Config, id *peer.Identity, st *store.Store, k *keeper.Keeper) (_ *parts, err error) {
-	h := &host{config: c, log: c.Log, store: st, keeper: k, lost: make(map[*ipam.Allocator]ringConfig)}
+	h := &host{config: c, log: c.Log, store: st, keeper: k, lost: make(map[*ipam.Allocator]ringConfig), peersWake: make(chan struct{}, 1)}
 	if h.shortID, err = loadShortID(st); err != nil {
 		return nil, err
 	}
@@ -101,6 +103,10 @@ func (h *host) openMesh(id *peer.Identity) (err error) {
 		h.notes = append(h.notes, err.Error())
 	}
 	c.SaveBindings = func(list []peer.Binding) error { return saveBindings(h.store, list) }
+	if h.lastPeers, err = loadLastPeers(h.store, h.config.goesOn); err != nil {
+		h.log.Warn("the state file could not be read in full", "err", err)
+	}
+	c.LastPeers = h.lastPeers
 	c.Refuse = newPeersFrom(h.config, h.log).refuse
 	if c.Passwords, err = h.passwords.Keys(); err != nil {
 		return err
@@ -338,6 +344,7 @@ func (h *host) Run(ctx context.Context) error {
 		g.Go(func() error { return a.Run(ctx) })
 	}
 	g.Go(func() error { h.noteShared(ctx); return nil })
+	g.Go(func() error { h.noteLastPeers(ctx); return nil })
 	g.Go(func() error { return h.router.Run(ctx) })
 	g.Go(func() error { return h.names.Run(ctx) })
 	g.Go(func() error { return h.passwords.Run(ctx) })
@@ -515,6 +522,10 @@ type observer struct{ *host }
 
 func (o observer) NeighbourUp(n mesh.Neighbour) {
 	o.router.NeighbourUp(router.Neighbour{Name: n.Name, Addr: n.Addr, Secret: n.Secret, Dialled: n.Dialled, Key: n.Key})
+	select {
+	case o.peersWake <- struct{}{}:
+	default:
+	}
 }
 
 func (o observer) NeighbourDown(n peer.Name, how mesh.Ending) {

@@ -108,6 +108,9 @@ type Config struct {
 	// Discover makes the peer dial every member, not only the targets.
 	Discover bool
 	Targets  []string
+	// LastPeers are peers with which there was a session in an earlier run. They are dialled
+	// at once if Discover is set, so that the others need not find out that this peer is back.
+	LastPeers []LastPeer
 	// ShortID is the first short id to try, 0 for one that is derived from the
 	// name. Routes has the short id that the peer gets in the end.
 	ShortID uint16
@@ -332,6 +335,12 @@ func New(cfg Config) (*Mesh, error) {
 		m.maker.AddTarget(t)
 	}
 	m.allowLoopback(cfg.Targets)
+	m.hostAddrs.read(m.start)
+	for _, p := range cfg.LastPeers {
+		if m.dialable(p.Addr) {
+			m.maker.Remember(p.Name, p.Addr, m.start)
+		}
+	}
 	if err := m.prepareHandshakes(); err != nil {
 		return nil, err
 	}

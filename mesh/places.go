@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -39,6 +40,24 @@ func (m *Mesh) Neighbours() map[peer.Name]peer.Key {
 		}
 	}
 	return out
+}
+
+// LastPeer is a peer with the address at which it listened.
+type LastPeer struct {
+	Name peer.Name
+	Addr netip.AddrPort
+}
+
+// DirectPeers returns the peers with which there is a direct session, in order of name, for
+// Config.LastPeers of the next run.
+func (m *Mesh) DirectPeers() (list []LastPeer) {
+	for name, n := range *m.neighbours.Load() {
+		if a := n.addr(); !n.relayed && a.IsValid() {
+			list = append(list, LastPeer{name, a})
+		}
+	}
+	slices.SortFunc(list, func(a, b LastPeer) int { return a.Name.Compare(b.Name) })
+	return list
 }
 
 // IsTarget reports whether a peer answers at an address that a user told this peer to

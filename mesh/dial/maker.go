@@ -220,6 +220,16 @@ func (m *Maker) Member(n peer.Name, addrs []netip.AddrPort, now time.Time) {
 	}
 }
 
+// Remember records where a peer was with which there was a session in an earlier run. It is
+// dialled at once, as a lost member.
+func (m *Maker) Remember(n peer.Name, a netip.AddrPort, now time.Time) {
+	m.Member(n, []netip.AddrPort{a}, now)
+	if c := m.all[Key{peer: n}]; c != nil {
+		c.retry = time.Time{}
+		m.MemberLost(n, now)
+	}
+}
+
 // remove drops a candidate.
 func (m *Maker) remove(k Key) {
 	c := m.all[k]

@@ -101,6 +101,35 @@ func TestLimitCountsSessionsAndAttempts(t *testing.T) {
 	}
 }
 
+// A peer of an earlier run is dialled at once, whatever the order of the names and although the
+// mesh does not know it yet, and then as a lost member is. Without discovery it is not.
+func TestRememberedPeerIsDialledAtOnce(t *testing.T) {
+	for _, n := range []peer.Name{lower, upper} {
+		m, now := maker(t, 0), t0
+		m.Remember(n, addr, now)
+		m.Members(nil, now)
+		got := m.Tick(now)
+		if len(got) != 1 || got[0].Addr != addr.String() {
+			t.Fatalf("%s: %+v", n, got)
+		}
+		m.Done(got[0].Key, peer.Name{}, errNo, now)
+		for range 100 {
+			now = now.Add(LostMemberTTL / 50)
+			for _, a := range m.Tick(now) {
+				m.Done(a.Key, peer.Name{}, errNo, now)
+			}
+		}
+		if s := m.Status(); len(s) != 0 {
+			t.Errorf("after %v: %+v", now.Sub(t0), s)
+		}
+	}
+	m := New(self, 0, false, seed.Rand(t))
+	m.Remember(lower, addr, t0)
+	if got := m.Tick(t0); len(got) != 0 {
+		t.Errorf("without discovery: %+v", got)
+	}
+}
+
 func TestHigherNameWaitsALittle(t *testing.T) {
 	m := maker(t, 0)
 	m.Member(upper, []netip.AddrPort{addr}, t0)
