@@ -113,7 +113,7 @@ func (f *fakeBackend) Connect(_ context.Context, r api.PeersRequest) error { ret
 func (f *fakeBackend) Forget(_ context.Context, r api.PeersRequest) error { return f.note(r) }
 
 func (f *fakeBackend) RemovePeers(_ context.Context, r api.PeersRequest) ([]api.Removed, error) {
-	return []api.Removed{{Peer: r.Peers[0], Addresses: 1 << 18}}, f.note(r)
+	return []api.Removed{{Peer: r.Peers[0], Addresses: 1 << 18, Unknown: r.Peers[0] == "unknown"}}, f.note(r)
 }
 
 func (f *fakeBackend) Ban(_ context.Context, r api.BanRequest) error     { return f.note(r) }
@@ -304,6 +304,15 @@ func TestMessagesOfWrongUse(t *testing.T) {
 		b.WriteString("$ weft " + line + "\n" + stderr)
 	}
 	golden(t, "wrong-use.txt", b.String())
+}
+
+// A peer that nobody knows is not removed, and the command says so.
+func TestRemovalOfAnUnknownPeer(t *testing.T) {
+	b := &fakeBackend{report: someReport()}
+	code, stdout, stderr := weft("rmpeer", "unknown", "--socket", serve(t, b))
+	if code != ExitFailed || stdout != "" || !strings.Contains(stderr, "unknown: no such peer owns addresses") {
+		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
 }
 
 func TestHelp(t *testing.T) {

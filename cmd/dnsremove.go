@@ -13,6 +13,7 @@ func (a *app) dnsRemove() *cobra.Command {
 		Long: `Undo dns-add on this host: for the given addresses, else for all, and for NAME,
 else for all names of the container. A name that a container of Docker's has by
 itself is removed until dns-add adds it again, or the container is started again.
-A name that does not exist is no error.`,
+If a name or an address that is given does not exist, nothing is removed, and the exit
+code is 1.`,
 	}, (*api.Client).RemoveName)
 }

@@ -11,7 +11,8 @@ func (a *app) hide() *cobra.Command {
 		Use:   "hide [ADDRESS...]",
 		Short: "Take addresses on the switch from the host",
 		Long: `Undo expose for the given addresses, all if none is named, and print those that
-the host had on one line. Hiding twice is harmless.
+the host had on one line. If the host lacks one that is named, it keeps all, and the
+exit code is 1.
 
 ` + addressForms,
 		RunE: func(c *cobra.Command, args []string) error {

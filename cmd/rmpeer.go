@@ -2,7 +2,9 @@ package cmd
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -44,8 +46,16 @@ func runRmpeer(ctx context.Context, client *api.Client, r api.PeersRequest, stdo
 	if err != nil {
 		return err
 	}
+	var unknown []string
 	for _, r := range removed {
+		if r.Unknown {
+			unknown = append(unknown, r.Peer)
+			continue
+		}
 		render.Fprintf(stdout, "%.0f IPs taken over from %s\n", r.Addresses, r.Peer)
+	}
+	if len(unknown) > 0 {
+		return fmt.Errorf("%s: no such peer owns addresses or has a vote; 'weft status ipam' lists those that do", strings.Join(unknown, ", "))
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weft-net/weft/internal/api"
 )
@@ -145,7 +146,8 @@ func (as addresses) settle(ctx context.Context, owner string, has []netip.Prefix
 }
 
 // matching returns the addresses of has that the requests name: all of them for no
-// request, those in the subnet for FromSubnet and FromDefault.
+// request, those in the subnet for FromSubnet and FromDefault. It returns an error if has
+// lacks what a request names.
 func (as addresses) matching(has []netip.Prefix, requests []api.Address) ([]netip.Prefix, error) {
 	if len(requests) == 0 {
 		return slices.Clone(has), nil
@@ -159,17 +161,33 @@ func (as addresses) matching(has []netip.Prefix, requests []api.Address) ([]neti
 				return nil, err
 			}
 		}
+		any := false
 		for _, p := range has {
 			same := p == subnet
 			if a.Kind != api.Exactly {
 				same = p.Masked() == subnet
 			}
+			any = any || same
 			if same && !slices.Contains(found, p) {
 				found = append(found, p)
 			}
 		}
+		if !any {
+			return nil, fmt.Errorf("%s is not among the addresses: %s", a, joinPrefixes(has))
+		}
 	}
 	return found, nil
+}
+
+func joinPrefixes(ps []netip.Prefix) string {
+	if len(ps) == 0 {
+		return "there are none"
+	}
+	var words []string
+	for _, p := range ps {
+		words = append(words, p.String())
+	}
+	return strings.Join(words, ", ")
 }
 
 // prime returns when addresses of all ranges can be given out.

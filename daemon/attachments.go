@@ -221,17 +221,20 @@ func (as *attachments) portOf(path string) (port, mac string, err error) {
 	return "", "", fmt.Errorf("attach %s: interface %s is gone again", path, netdev.IfaceName)
 }
 
-// detach takes addresses from a container and returns those that it had. A
-// container that is not attached has none.
+// detach takes addresses from a container, all if which is empty, and returns them. If the
+// container lacks one, it takes none.
 func (as *attachments) detach(p place, which []api.Address) ([]netip.Prefix, error) {
 	defer as.lock(p.owner)()
 	a, known := as.get(p.owner)
 	if !known {
-		return nil, nil
+		return nil, fmt.Errorf("%s is not attached; 'weft ps' lists the containers that are", p)
 	}
 	removed, err := as.addresses.matching(a.Addresses, which)
-	if err != nil || len(removed) == 0 {
-		return nil, err
+	if err != nil {
+		return nil, fmt.Errorf("detach %s: %w", p, err)
+	}
+	if len(removed) == 0 {
+		return nil, nil
 	}
 	if p.netns != "" {
 		if _, err := netdev.Detach(p.netns, netdev.IfaceName, removed); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -153,13 +154,30 @@ func TestAttachAndDetach(t *testing.T) {
 	if gone := b.detach(t, "ip:10.32.7.7/24", "net:192.168.5.0/24"); !slices.Equal(gone, more[:2]) {
 		t.Errorf("detach removed %v, want %v", gone, more[:2])
 	}
-	if gone := b.detach(t, "ip:10.32.7.7/24"); gone != nil {
-		t.Errorf("detach again removed %v", gone)
+	// What the container lacks is an error, and then nothing is taken.
+	if err := b.detachFails(t, "fd01::5/64", "ip:10.32.7.7/24"); !strings.Contains(err.Error(), "10.32.7.7/24 is not among the addresses") || len(b.has(t)) != 2 {
+		t.Errorf("detach again: %v; the container has %v", err, b.has(t))
 	}
 	b.detach(t)
 	if len(b.has(t)) != 0 || b.addresses.count() != 0 || len(b.as.list()) != 0 {
 		t.Errorf("after detach: %v, %d given, %v", b.has(t), b.addresses.count(), b.as.list())
 	}
+	if err := b.detachFails(t); !strings.Contains(err.Error(), "is not attached") {
+		t.Errorf("detach of a container that is not attached: %v", err)
+	}
+}
+
+// detachFails wants a detach to fail, and returns its error.
+func (b *bench) detachFails(t *testing.T, addrs ...string) (err error) {
+	t.Helper()
+	b.on(t, func() error {
+		_, err = b.as.detachAt(api.AttachRequest{Netns: b.box, Addresses: parse(t, addrs...)})
+		return nil
+	})
+	if err == nil {
+		t.Fatalf("detach %v succeeds", addrs)
+	}
+	return err
 }
 
 func TestAttachThatFailsGivesNothing(t *testing.T) {
@@ -301,6 +319,9 @@ func TestExposures(t *testing.T) {
 		t.Errorf("after a restart the bridge has %v, and %+v is shown", bridge(), a)
 	}
 	b.on(t, func() error {
+		if ps, err := es.Hide(t.Context(), api.ExposeRequest{Addresses: parse(t, "10.99.0.1/24")}); err == nil || !strings.Contains(err.Error(), "10.99.0.1/24 is not among the addresses") {
+			t.Errorf("hide of an address that the bridge lacks: %v, %v", ps, err)
+		}
 		for range 2 {
 			if _, err := es.Hide(t.Context(), api.ExposeRequest{}); err != nil {
 				t.Error(err)

@@ -64,7 +64,13 @@ func TestConnectAndForget(t *testing.T) {
 	}{
 		{func() error { return ts.add([]string{"a", "b"}) }, []string{"a", "b"}},
 		{func() error { return ts.add([]string{"b", "c"}) }, []string{"a", "b", "c"}},
-		{func() error { return ts.remove([]string{"b", "x"}) }, []string{"a", "c"}},
+		{func() error { return ts.remove([]string{"b"}) }, []string{"a", "c"}},
+		{func() error { // one that is no target: nothing is removed
+			if err := ts.remove([]string{"a", "x"}); err == nil || !strings.Contains(err.Error(), "forget x: it is no target") {
+				return fmt.Errorf("forget of a peer that is no target: %w", err)
+			}
+			return nil
+		}, []string{"a", "c"}},
 		{func() error { return ts.replace([]string{"d"}) }, []string{"d"}},
 		{func() error { return ts.replace(nil) }, nil},
 	} {

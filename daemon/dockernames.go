@@ -131,10 +131,10 @@ func (e *dockerEngine) addName(ctx context.Context, ref, fqdn string, addrs []ne
 	if _, live := e.containers.live(c.ID); len(addrs) == 0 && !live && len(e.driver.endpoints(c)) == 0 {
 		return fmt.Errorf("container %s has no address on the switch; attach it, or say which addresses the name is for", ref)
 	}
-	return e.changeNames(c, func(edits nameEdits) nameEdits {
+	return e.changeNames(c, func(edits nameEdits) (nameEdits, error) {
 		edits.Added = edits.Added.with(fqdn, addrs)
 		edits.Hidden = edits.Hidden.without(fqdn, addrs)
-		return edits
+		return edits, nil
 	})
 }
 
@@ -144,7 +144,14 @@ func (e *dockerEngine) removeName(ctx context.Context, ref, fqdn string, addrs [
 	if err != nil {
 		return err
 	}
-	return e.changeNames(c, func(edits nameEdits) nameEdits {
+	return e.changeNames(c, func(edits nameEdits) (nameEdits, error) {
+		has := edits.Added
+		for name, have := range e.namesFor(e.latest(c), edits) {
+			has = has.with(name, have)
+		}
+		if err := has.check(fqdn, addrs); err != nil {
+			return edits, fmt.Errorf("container %s: %w", ref, err)
+		}
 		edits.Added = edits.Added.without(fqdn, addrs)
 		for name, have := range e.namesFor(e.latest(c), edits) {
 			if len(addrs) > 0 {
@@ -154,17 +161,20 @@ func (e *dockerEngine) removeName(ctx context.Context, ref, fqdn string, addrs [
 				edits.Hidden = edits.Hidden.with(name, have)
 			}
 		}
-		return edits
+		return edits, nil
 	})
 }
 
 // changeNames changes what users said of the names of a container, and its names. On
 // error both are as they were.
-func (e *dockerEngine) changeNames(c *docker.Container, change func(nameEdits) nameEdits) error {
+func (e *dockerEngine) changeNames(c *docker.Container, change func(nameEdits) (nameEdits, error)) error {
 	e.naming.Lock()
 	defer e.naming.Unlock()
 	before := e.edits.get(c.ID)
-	after := change(before)
+	after, err := change(before)
+	if err != nil {
+		return err
+	}
 	if err := e.edits.put(c.ID, after); err != nil {
 		return err
 	}

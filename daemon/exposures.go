@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -226,14 +227,15 @@ func (es *exposures) isolate() error {
 	return netdev.DockerRulesOf(v, es.bridge).Ensure()
 }
 
-// Hide takes addresses from the bridge and returns those that it had.
+// Hide takes addresses from the bridge, all if none is named, and returns them. If the bridge
+// lacks one, it takes none.
 func (es *exposures) Hide(_ context.Context, r api.ExposeRequest) ([]netip.Prefix, error) {
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	defer es.show()
 	ps, err := es.addresses.matching(es.prefixes(), r.Addresses)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("hide: %w", err)
 	}
 	for i, p := range ps {
 		rest := slices.DeleteFunc(slices.Clone(*es.wanted.Load()), func(e netdev.Exposure) bool { return e.Addr == p })

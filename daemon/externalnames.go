@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -65,11 +66,18 @@ func (ns *externalNames) add(fqdn string, addrs []netip.Addr) error {
 	return err
 }
 
-// remove takes addresses from a name, all if none is given.
+// remove takes addresses from a name, all if none is given. If the name lacks one, it takes none.
 func (ns *externalNames) remove(fqdn string, addrs []netip.Addr) error {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
-	left := minus(ns.tab.Records[fqdn], addrs)
+	had, known := ns.tab.Records[fqdn]
+	if !known {
+		return fmt.Errorf("nobody added the name %s on this host for addresses without a container", fqdn)
+	}
+	if missing := minus(addrs, had); len(missing) > 0 {
+		return fmt.Errorf("name %s does not have the address %s: it has %s", fqdn, missing[0], joinAddrs(had))
+	}
+	left := minus(had, addrs)
 	var err error
 	if len(addrs) == 0 || len(left) == 0 {
 		err = ns.tab.Delete(fqdn)

@@ -361,7 +361,7 @@ func (h *host) RemovePeers(ctx context.Context, peers []string, force bool) ([]a
 	if err != nil {
 		return nil, err
 	}
-	total := make(map[peer.Name]float64)
+	total, known := make(map[peer.Name]float64), make(map[peer.Name]bool)
 	for _, a := range h.allocators {
 		var removed []ipam.RemovedPeer
 		if force {
@@ -374,11 +374,12 @@ func (h *host) RemovePeers(ctx context.Context, peers []string, force bool) ([]a
 		}
 		for _, r := range removed {
 			total[r.Name] += r.Addresses.Float()
+			known[r.Name] = known[r.Name] || !r.Unknown
 		}
 	}
 	var out []api.Removed
 	for _, n := range names {
-		out = append(out, api.Removed{Peer: h.describe(n), Addresses: total[n]})
+		out = append(out, api.Removed{Peer: h.describe(n), Addresses: total[n], Unknown: !known[n]})
 	}
 	return out, nil
 }

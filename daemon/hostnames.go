@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/dns/names"
@@ -86,6 +88,30 @@ func (ns hostNames) without(fqdn string, addrs []netip.Addr) hostNames {
 	return left
 }
 
+// check returns an error unless there is each of the addresses that without would take away for
+// fqdn, or for all names if fqdn is "".
+func (ns hostNames) check(fqdn string, addrs []netip.Addr) error {
+	var has []netip.Addr
+	found := false
+	for _, n := range ns {
+		if fqdn == "" || n.FQDN == fqdn {
+			found = true
+			has = union(has, n.Addresses)
+		}
+	}
+	switch missing := minus(addrs, has); {
+	case !found && fqdn == "":
+		return errors.New("it has no names")
+	case !found:
+		return fmt.Errorf("it does not have the name %s", fqdn)
+	case len(missing) > 0 && fqdn == "":
+		return fmt.Errorf("none of its names has the address %s", missing[0])
+	case len(missing) > 0:
+		return fmt.Errorf("its name %s does not have the address %s", fqdn, missing[0])
+	}
+	return nil
+}
+
 // register gives a container the names of its record. attached are the addresses of the
 // container. Names of others that this host may not name now stay on record.
 func (ns hostNames) register(to Names, container string, attached []netip.Prefix) error {
@@ -110,6 +136,14 @@ func qualify(ns Names, name string) (string, error) {
 		return "", usage("%w", err)
 	}
 	return fqdn, nil
+}
+
+func joinAddrs(addrs []netip.Addr) string {
+	var words []string
+	for _, a := range addrs {
+		words = append(words, a.String())
+	}
+	return strings.Join(words, ", ")
 }
 
 func addrsOf(ps []netip.Prefix) (addrs []netip.Addr) {

@@ -276,10 +276,15 @@ func TestNamesOfExternalAddresses(t *testing.T) {
 	must(external.add("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
 	external = open()
 	want("started again", "db=192.0.2.7 db=192.0.2.8 db=2001:db8::7 new=192.0.2.9 old=192.0.2.9")
-	must(external.remove("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("192.0.2.77")}))
+	if err := external.remove("db.weft.internal", []netip.Addr{addr("192.0.2.7"), addr("192.0.2.77")}); err == nil || !strings.Contains(err.Error(), "does not have the address 192.0.2.77") {
+		t.Errorf("an address that the name lacks: %v", err)
+	}
+	must(external.remove("db.weft.internal", []netip.Addr{addr("192.0.2.7")}))
 	must(external.remove("old.weft.internal", nil))
 	must(external.remove("new.weft.internal", []netip.Addr{addr("192.0.2.9")}))
-	must(external.remove("nobody.weft.internal", nil))
+	if err := external.remove("nobody.weft.internal", nil); err == nil || !strings.Contains(err.Error(), "nobody.weft.internal") {
+		t.Errorf("a name that does not exist: %v", err)
+	}
 	const left = "db=192.0.2.8 db=2001:db8::7"
 	want("removed", left)
 	external = open()

@@ -131,7 +131,7 @@ func (ns *namespaces) addName(container, fqdn string, addrs []netip.Addr) error 
 }
 
 // removeName undoes addName: for all names if fqdn is "", and all addresses if
-// none is given. A name that is not there is no error.
+// none is given.
 func (ns *namespaces) removeName(container, fqdn string, addrs []netip.Addr) error {
 	owner, err := ns.find(container)
 	if err != nil {
@@ -140,7 +140,10 @@ func (ns *namespaces) removeName(container, fqdn string, addrs []netip.Addr) err
 	defer ns.lock(owner)()
 	a, known := ns.get(owner)
 	if !known {
-		return nil
+		return fmt.Errorf("container %s is gone", container)
+	}
+	if err := a.Names.check(fqdn, addrs); err != nil {
+		return fmt.Errorf("container %s: %w", container, err)
 	}
 	if _, err := ns.names.Remove(owner, fqdn, addrs...); err != nil {
 		return err

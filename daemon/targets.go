@@ -82,10 +82,16 @@ func appendNew(list, more []string) []string {
 	return list
 }
 
-// remove removes peers from the list. They must be written as they were added.
+// remove removes peers from the list. They must be written as they were added. If one is not on
+// the list, nothing is removed.
 func (t *targets) remove(peers []string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, p := range peers {
+		if !slices.Contains(t.list, p) {
+			return fmt.Errorf("forget %s: it is no target; 'weft status targets' lists them", p)
+		}
+	}
 	return t.change(slices.DeleteFunc(slices.Clone(t.list), func(s string) bool { return slices.Contains(peers, s) }))
 }
 

@@ -20,6 +20,9 @@ type RemovedPeer struct {
 	Heir peer.Name
 	// Addresses is how many addresses it owned, as far as this peer knew.
 	Addresses addr.Count
+	// Unknown reports that it owned nothing, had no vote, and neither left nor was removed
+	// lately.
+	Unknown bool
 }
 
 // removal is the state of one call of RemovePeers.
@@ -46,7 +49,7 @@ func (c *core) remove(id uint64, names []peer.Name) {
 		owners := c.ring.Named(n)
 		c.stopKeeping(n)
 		if len(owners) == 0 {
-			r.peers = append(r.peers, &peerRemoval{result: RemovedPeer{Name: n}})
+			r.peers = append(r.peers, &peerRemoval{result: RemovedPeer{Name: n, Unknown: !c.ring.Departed(n)}})
 		}
 		for _, h := range owners {
 			if c.present(h) {
@@ -78,7 +81,7 @@ func (c *core) refound(names []peer.Name) (out []RemovedPeer, err error) {
 	}
 	var gone []ring.Holder
 	for _, n := range names {
-		r := RemovedPeer{Name: n}
+		r := RemovedPeer{Name: n, Unknown: len(c.ring.Named(n)) == 0 && !c.ring.Departed(n)}
 		for _, h := range c.ring.Named(n) {
 			if !c.present(h) {
 				gone = append(gone, h)

@@ -256,8 +256,8 @@ func TestAddressForms(t *testing.T) {
 	if out := harness.Weft(t, lab, 1, "detach", "net:10.33.1.0/24", "10.34.0.7/24", "--netns", path); out != a[0].Addr().String()+" 10.34.0.7\n" {
 		t.Errorf("detach: %q", out)
 	}
-	if out := harness.Weft(t, lab, 1, "detach", "10.34.0.7/24", "--netns", path); out != "" {
-		t.Errorf("detach again: %q", out)
+	if code, out := harness.Try(t, lab, 1, "detach", "10.34.0.7/24", "--netns", path); code != cmd.ExitFailed || !strings.Contains(out, "10.34.0.7/24 is not among the addresses") {
+		t.Errorf("detach again: exit code %d, %q", code, out)
 	}
 	harness.Weft(t, lab, 2, "attach", "10.34.0.7/24", "--netns", lab.Netns(harness.At(2, "b")))
 	harness.Weft(t, lab, 1, "detach", "--netns", path)
@@ -266,7 +266,7 @@ func TestAddressForms(t *testing.T) {
 	}
 }
 
-// expose and hide are idempotent.
+// expose and hide of all are idempotent.
 func TestExposeAndHide(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
@@ -286,6 +286,20 @@ func TestExposeAndHide(t *testing.T) {
 	}
 	if hidden := harness.Weft(t, lab, 1, "hide"); hidden != "" {
 		t.Errorf("hide twice: %q", hidden)
+	}
+	// To remove what is not there is an error, with the words for it.
+	for line, want := range map[string]string{
+		"hide 10.99.0.1/24": "10.99.0.1/24 is not among the addresses: there are none",
+		"forget 192.0.2.9":  "forget 192.0.2.9: it is no target",
+		"detach --netns " + lab.Netns(harness.At(1, "")):        "is not attached",
+		"dns-remove -h nobody":                                  "nobody added the name nobody.weft.internal",
+		"dns-remove -h nobody " + lab.Netns(harness.At(2, "a")): "is not attached",
+		"rmpeer 02:00:00:00:00:99":                              "no such peer owns addresses or has a vote",
+		"unban 02:00:00:00:00:99":                               "is not banned",
+	} {
+		if code, out := harness.Try(t, lab, 1, strings.Fields(line)...); code != cmd.ExitFailed || !strings.Contains(out, want) {
+			t.Errorf("weft %s: exit code %d, %q, want %q", line, code, out, want)
+		}
 	}
 }
 

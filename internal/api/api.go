@@ -226,6 +226,9 @@ type RemoveReply struct {
 type Removed struct {
 	Peer      string  `json:"peer"`
 	Addresses float64 `json:"addresses"`
+	// Unknown reports that no peer of that name owned addresses or had a vote, nor was removed
+	// before.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // Attachment is one container, or the host's own bridge, with its addresses.

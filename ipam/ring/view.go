@@ -205,6 +205,18 @@ func (r *Ring) TakeRemoved() (out []Taken) {
 	return out
 }
 
+// Departed reports whether a peer of that name left or was removed, as far as the ring remembers.
+func (r *Ring) Departed(n peer.Name) bool {
+	if r.st != nil {
+		for h := range r.st.departed {
+			if h.Name == n {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Entry is a run of addresses with one owner.
 type Entry struct {
 	Range addr.Range
