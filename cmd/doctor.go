@@ -300,12 +300,13 @@ func (d *doctor) clock() finding {
 func (d *doctor) limits() finding {
 	const subject = "tables of the kernel"
 	list, err := netdev.Limits(netdev.ProcSys)
-	if err != nil {
+	ports, portsErr := netdev.Ports(netdev.BridgeName)
+	if err := errors.Join(err, portsErr); err != nil {
 		return finding{warn, subject, err.Error()}
 	}
-	for _, l := range list {
+	for _, l := range append(list, ports) {
 		if l.NearlyFull() {
-			return finding{warn, subject, fmt.Sprintf("that of %s is nearly full: %d of %d entries; raise its limit with: %s", l.Name, l.Used, l.Max, l.Advice)}
+			return finding{warn, subject, fmt.Sprintf("%s is nearly full: %d of %d entries; %s", l.Name, l.Used, l.Max, l.Advice)}
 		}
 	}
 	return finding{fine, subject, "have space"}

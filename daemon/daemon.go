@@ -282,7 +282,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 		return err
 	}
 	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures, leases: d.leases, kernel: d.keeper}
-	d.limits = newLimits(c.Sysctls)
+	d.limits = newLimits(c.Sysctls, c.Bridge)
 	d.external = newExternalNames(d.store, p.names, d.containers.addrs, d.log)
 	if !c.DNS.Off {
 		d.external.restoreNames()

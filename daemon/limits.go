@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -20,9 +21,14 @@ type limits struct {
 	grew    map[string]time.Time // when it refused more than before
 }
 
-func newLimits(s netdev.Sysctls) *limits {
+func newLimits(s netdev.Sysctls, bridge string) *limits {
 	l := &limits{
-		read: func() ([]netdev.Limit, error) { return netdev.Limits(s) }, refused: make(map[string]uint64), grew: make(map[string]time.Time),
+		read: func() ([]netdev.Limit, error) {
+			list, err := netdev.Limits(s)
+			ports, portsErr := netdev.Ports(bridge)
+			return append(list, ports), errors.Join(err, portsErr)
+		},
+		refused: make(map[string]uint64), grew: make(map[string]time.Time),
 	}
 	l.warnings(time.Now()) // what was refused before this start does not count
 	return l
@@ -47,9 +53,9 @@ func (l *limits) warnings(now time.Time) (out []string) {
 		}
 		switch at, grew := l.grew[t.Name]; {
 		case grew && now.Sub(at) < keepRefusals:
-			out = append(out, fmt.Sprintf("the kernel's table of %s was full at %s, so connections failed: raise its limit with: %s", t.Name, at.Format(time.TimeOnly), t.Advice))
+			out = append(out, fmt.Sprintf("%s was full at %s, so connections failed: %s", t.Name, at.Format(time.TimeOnly), t.Advice))
 		case t.NearlyFull():
-			out = append(out, fmt.Sprintf("the kernel's table of %s is nearly full (%d%s entries): raise its limit with: %s", t.Name, t.Used, of, t.Advice))
+			out = append(out, fmt.Sprintf("%s is nearly full (%d%s entries): %s", t.Name, t.Used, of, t.Advice))
 		}
 	}
 	return out

@@ -9,8 +9,8 @@ import (
 )
 
 func TestLimitsAreShown(t *testing.T) {
-	table := netdev.Limit{Name: "IPv4 neighbours", Used: 10, Max: 1024, Refused: 7, Advice: "sysctl x"}
-	l := newLimits(netdev.ProcSys)
+	table := netdev.Limit{Name: "the table of x", Used: 10, Max: 1024, Refused: 7, Advice: "sysctl x"}
+	l := newLimits(netdev.ProcSys, "no-such-bridge")
 	l.refused = map[string]uint64{table.Name: 7}
 	l.read = func() ([]netdev.Limit, error) { return []netdev.Limit{table}, nil }
 	now := time.Now()
@@ -22,7 +22,7 @@ func TestLimitsAreShown(t *testing.T) {
 	}
 	want("at first", "")
 	table.Used = 1000
-	want("nearly full", "is nearly full (1000 of 1024 entries): raise its limit with: sysctl x")
+	want("nearly full", "the table of x is nearly full (1000 of 1024 entries): sysctl x")
 	table.Refused, table.Used = 8, 20
 	want("after it was full", "was full at ")
 	now = now.Add(keepRefusals)

@@ -31,6 +31,22 @@ func Dump[T any](list func() (T, error)) (T, error) {
 // consistent.
 type handle struct{ *netlink.Handle }
 
+// LinkAdd makes a link, which may be a port of a bridge at once.
+func (h handle) LinkAdd(l netlink.Link) error { return portError(h.Handle.LinkAdd(l)) }
+
+// LinkSetMasterByIndex makes a link a port of a bridge.
+func (h handle) LinkSetMasterByIndex(l netlink.Link, bridge int) error {
+	return portError(h.Handle.LinkSetMasterByIndex(l, bridge))
+}
+
+// portError says in words why a bridge accepts no more ports.
+func portError(err error) error {
+	if errors.Is(err, unix.EXFULL) {
+		return fmt.Errorf("the bridge has %d ports, and the kernel allows no more; connect further containers on other hosts: %w", maxPorts, err)
+	}
+	return err
+}
+
 // here opens a handle in the calling thread's namespace.
 func here() (handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)

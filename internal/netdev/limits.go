@@ -11,13 +11,13 @@ import (
 	"strings"
 )
 
-// Limit is a table of the kernel that all network namespaces of the host share. When it is
-// full, connections of containers fail at random.
+// Limit is a table of the kernel. When one that all network namespaces of the host share is full,
+// connections of containers fail at random.
 type Limit struct {
-	Name      string
+	Name      string // in a sentence: "the table of ..."
 	Used, Max uint64 // Max is 0 if it is not known
 	Refused   uint64 // entries that did not fit, since the host booted
-	Advice    string
+	Advice    string // what to do
 }
 
 // nearlyFull is the share of a table, in per cent, from which it counts as nearly full.
@@ -25,6 +25,35 @@ const nearlyFull = 90
 
 // NearlyFull reports whether there is little space left.
 func (l Limit) NearlyFull() bool { return l.Max > 0 && l.Used*100 >= l.Max*nearlyFull }
+
+// maxPorts is how many ports a bridge may have: BR_MAX_PORTS in net/bridge/br_private.h, without
+// port 0.
+const maxPorts = 1023
+
+// Ports returns how many ports of a bridge the kernel allows, and how many there are. Without the
+// bridge there are none.
+func Ports(bridge string) (Limit, error) {
+	limit := Limit{Name: "the list of ports of bridge " + bridge, Max: maxPorts, Advice: "the kernel allows no more; connect further containers on other hosts"}
+	h, err := here()
+	if err != nil {
+		return limit, fmt.Errorf("count the ports of bridge %s: %w", bridge, err)
+	}
+	defer h.Close()
+	br, ok, err := h.link(bridge)
+	if err != nil || !ok {
+		return limit, err
+	}
+	links, err := h.links()
+	if err != nil {
+		return limit, fmt.Errorf("count the ports of bridge %s: %w", bridge, err)
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == br.Attrs().Index {
+			limit.Used++
+		}
+	}
+	return limit, nil
+}
 
 // limits has where the kernel shows each table: file of counters, column of refusals, and the
 // sysctl of the limit (ip-sysctl.rst and nf_conntrack-sysctl.rst of the kernel's documentation).
@@ -52,7 +81,7 @@ func Limits(s Sysctls) (out []Limit, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the table of %s: %w", t.name, err)
 		}
-		l := Limit{Name: t.name, Advice: t.advice}
+		l := Limit{Name: "the kernel's table of " + t.name, Advice: "raise its limit with: " + t.advice}
 		if l.Used, l.Refused, err = parseStat(b, t.refused); err != nil {
 			return nil, fmt.Errorf("read the table of %s: %w", t.name, err)
 		}

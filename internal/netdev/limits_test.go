@@ -1,9 +1,14 @@
 package netdev
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseStat(t *testing.T) {
@@ -29,11 +34,26 @@ func TestParseStat(t *testing.T) {
 
 func TestLimitsOfThisHost(t *testing.T) {
 	got, err := Limits(ProcSys)
-	if err != nil || len(got) == 0 || got[0].Name != "IPv4 neighbours" || got[0].Max == 0 {
+	if err != nil || len(got) == 0 || got[0].Name != "the kernel's table of IPv4 neighbours" || got[0].Max == 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if !(Limit{Used: 930, Max: 1024}).NearlyFull() || (Limit{Used: 900, Max: 1024}).NearlyFull() || (Limit{Used: 9}).NearlyFull() {
 		t.Error("NearlyFull is wrong")
+	}
+}
+
+// The 1,024th port of a bridge is refused with EXFULL, which alone says "exchange full". To fill a
+// bridge takes too long for a test, as the kernel waits for its readers with each port.
+func TestRefusalOfAPortIsExplained(t *testing.T) {
+	err := portError(fmt.Errorf("wrapped: %w", unix.EXFULL))
+	if !errors.Is(err, unix.EXFULL) || !strings.Contains(err.Error(), "has 1023 ports, and the kernel allows no more; connect further containers on other hosts") {
+		t.Errorf("%v", err)
+	}
+	if err := portError(unix.EBUSY); err.Error() != unix.EBUSY.Error() {
+		t.Errorf("%v", err)
+	}
+	if !(Limit{Used: 950, Max: maxPorts}).NearlyFull() {
+		t.Error("950 ports are not nearly full")
 	}
 }
 

@@ -82,6 +82,28 @@ func TestAttachWhereIPv6IsOff(t *testing.T) {
 	}
 }
 
+// Each container takes one of the ports that the kernel allows.
+func TestPortsAreCounted(t *testing.T) {
+	host := nstest.New(t, "h")
+	used := func(want uint64) {
+		t.Helper()
+		do(t, host, func() error {
+			got, err := netdev.Ports("weft")
+			if err == nil && (got.Used != want || got.Max != 1023 || got.NearlyFull()) {
+				t.Errorf("%+v, want %d ports", got, want)
+			}
+			return err
+		})
+	}
+	used(0) // there is no bridge
+	bridge(t, host)
+	used(0)
+	for i, name := range []string{"a", "b"} {
+		attach(t, host, netdev.Attachment{NS: nstest.New(t, name), Iface: "ethwe", Bridge: "weft", MTU: 1376})
+		used(uint64(i + 1))
+	}
+}
+
 // Docker makes the file of a namespace before it mounts the namespace there.
 func TestAddressesWaitForTheNamespace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ns")

@@ -85,7 +85,7 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 		veth.PeerNamespace = netlink.NsFd(int(*p.ns))
 	}
 	if err := h.LinkAdd(veth); err != nil {
-		return nil, portError(err)
+		return nil, err
 	}
 	if port, err = h.requireLink(p.port); err != nil {
 		return nil, fmt.Errorf("look up the new port %s: %w", p.port, err)
@@ -101,14 +101,6 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 		return nil, fmt.Errorf("disable ipv6 on %s: %w", p.port, err)
 	}
 	return port, nil
-}
-
-// portError says in words why a bridge accepts no more ports.
-func portError(err error) error {
-	if errors.Is(err, unix.EXFULL) {
-		return fmt.Errorf("the bridge has 1023 ports, and the kernel allows no more: %w", err)
-	}
-	return err
 }
 
 // placeMAC makes the bridge send frames for a MAC address to a port. The bridge may have
