@@ -257,7 +257,8 @@ const (
 	routerEvery = 200 * time.Millisecond
 )
 
-// awaitRouter waits until the router can allocate addresses, for some time at most.
+// awaitRouter waits until the router can allocate addresses, for some time at most. The error
+// names the socket: the configuration may have another one than the router.
 func (c *conf) awaitRouter(ctx context.Context, atMost time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
@@ -271,7 +272,7 @@ func (c *conf) awaitRouter(ctx context.Context, atMost time.Duration) error {
 		}
 		select {
 		case <-ctx.Done():
-			return err
+			return fmt.Errorf("waited %v for the router on %s (\"socket\" in the configuration of network %s): %w", atMost, c.Socket, c.Name, err)
 		case <-time.After(routerEvery):
 		}
 	}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/weft-net/weft/internal/api"
 )
 
 // The caller of a failed ADD of an IPAM plugin does not call DEL, so addresses must be
@@ -47,6 +49,34 @@ func TestFailedAddReleasesAddresses(t *testing.T) {
 	err = Verbs(IPAMName).Add(&skel.CmdArgs{ContainerID: "pod", IfName: "eth0", StdinData: []byte(conf)})
 	if err == nil || released.Load() != 1 {
 		t.Errorf("released %d times after %v", released.Load(), err)
+	}
+}
+
+// A router that is not there, or does not become ready, is named by its socket.
+func TestAwaitedRouterIsNamed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	starting := filepath.Join(dir, "starting")
+	l, err := net.Listen("unix", starting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"ready":false}`) }))
+	s.Listener = l
+	s.Start()
+	defer s.Close()
+	for _, socket := range []string{filepath.Join(dir, "missing"), starting} {
+		c, err := parse(fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"pods","type":"weft-cni","socket":%q}`, socket))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.awaitRouter(t.Context(), 50*time.Millisecond)
+		if err == nil || !strings.Contains(err.Error(), "for the router on "+socket+` ("socket" in the configuration of network pods)`) {
+			t.Errorf("%v", err)
+		}
+		if missing := socket != starting; errors.Is(err, api.ErrNotRunning) != missing {
+			t.Errorf("not running: %v", err)
+		}
 	}
 }
 
