@@ -183,6 +183,9 @@ func someReport() *api.Report {
 			{ID: api.Exposed, Interface: "weft", Addresses: onePrefix},
 			{ID: strings.Repeat("0123456789abcdef", 4), Name: "db", Netns: "/proc/42/ns/net", Interface: "ethwe", MAC: "02:11:22:33:44:66", Addresses: onePrefix},
 			{ID: "netns:4026532281", Netns: "/run/netns/web", Interface: "ethwe", MAC: "02:11:22:33:44:55", Addresses: onePrefix},
+			{ID: "netns:4026532282", Interface: "ethwe", Addresses: onePrefix},
+			{ID: "cni:pods:" + strings.Repeat("fedcba9876543210", 4) + ":eth0", Netns: "/run/netns/cni-1", Interface: "eth0", MAC: "02:11:22:33:44:77", Addresses: onePrefix},
+			{ID: "cni:pods:" + strings.Repeat("a", 64) + ":eth0", Name: "shop/web-0", Interface: "eth0", Addresses: onePrefix},
 		},
 		Warnings: []string{"something is not as it should be"},
 		Kernel:   api.Kernel{Repairs: map[string]uint64{"address": 1, "bridge": 2}},
@@ -349,7 +352,7 @@ func TestViews(t *testing.T) {
 	socket := serve(t, &fakeBackend{report: someReport()})
 	var b strings.Builder
 	for _, line := range []string{
-		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web", "ps db", "ps 0123",
+		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web", "ps db", "ps 0123", "ps fedcba987654", "ps shop/web-0",
 		"report -f {{.Router.Name}}", "report -f {{println .Router.Name}}", "report -f {{json .Router.Targets}}", "report",
 	} {
 		args := strings.Fields(line)

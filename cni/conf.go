@@ -159,6 +159,6 @@ func (c *conf) owner(container, iface string) string {
 
 // ownersOf is the prefix of all owners of a network. By the specification none of the
 // three parts of an owner contains a colon.
-func ownersOf(network string) string { return "cni:" + network + ":" }
+func ownersOf(network string) string { return api.OwnerCNI + network + ":" }
 
 func (c *conf) ownerOf(args *skel.CmdArgs) string { return c.owner(args.ContainerID, args.IfName) }

@@ -263,7 +263,7 @@ func (as *attachments) list() []api.Attachment {
 	for _, owner := range slices.Sorted(maps.Keys(as.tab.Records)) {
 		if a := as.tab.Records[owner]; !as.kind.isReleased(a) {
 			list = append(list, api.Attachment{
-				ID: owner, Name: as.kind.nameOf(a), Netns: a.Netns, Interface: netdev.IfaceName, MAC: a.MAC, Addresses: slices.Clone(a.Addresses),
+				ID: owner, Name: as.kind.nameOf(a), Netns: a.Netns, Interface: netdev.IfaceName, Port: a.Port, MAC: a.MAC, Addresses: slices.Clone(a.Addresses),
 			})
 		}
 	}

@@ -3,10 +3,12 @@ package daemon
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/netdev"
 )
 
 // containers answers requests about containers, and passes each to the part that
@@ -22,7 +24,31 @@ type containers struct {
 }
 
 // Attachments implements api.Containers.
-func (cs *containers) Attachments(context.Context) ([]api.Attachment, error) { return cs.list(), nil }
+func (cs *containers) Attachments(context.Context) ([]api.Attachment, error) {
+	return cs.withMACs(cs.list())
+}
+
+// withMACs fills in the MAC addresses that no record has, as the kernel has them: those of
+// interfaces that the CNI plugin made, of containers whose records were lost, and of the bridge.
+func (cs *containers) withMACs(list []api.Attachment) ([]api.Attachment, error) {
+	if !slices.ContainsFunc(list, func(a api.Attachment) bool { return a.MAC == "" }) {
+		return list, nil
+	}
+	macs, err := netdev.PortMACs(cs.exposures.bridge)
+	if err != nil {
+		return nil, err
+	}
+	for i, a := range list {
+		port := a.Port
+		if a.ID == api.Exposed {
+			port = cs.exposures.bridge
+		}
+		if mac := macs[port]; a.MAC == "" && mac != nil {
+			list[i].MAC = mac.String()
+		}
+	}
+	return list, nil
+}
 
 // list returns the bridge, if it has an address, and all containers.
 func (cs *containers) list() []api.Attachment {

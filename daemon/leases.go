@@ -58,12 +58,9 @@ func (ls *leases) lock(owner string) (unlock func()) {
 	return func() { _ = ls.locks.Unlock(owner) } // it is locked
 }
 
-// leaseOwner begins the name of each owner of a lease.
-const leaseOwner = "cni:"
-
 func (ls *leases) check(owner string) error {
-	if !strings.HasPrefix(owner, leaseOwner) || len(owner) > 250 {
-		return usage("lease for %q: want an owner that begins with %q and has at most 250 bytes", owner, leaseOwner)
+	if !strings.HasPrefix(owner, api.OwnerCNI) || len(owner) > 250 {
+		return usage("lease for %q: want an owner that begins with %q and has at most 250 bytes", owner, api.OwnerCNI)
 	}
 	return nil
 }
@@ -214,7 +211,7 @@ func (ls *leases) list() []api.Lease {
 	all := ls.addresses.Owners()
 	list := make([]api.Lease, 0, len(all))
 	for _, owner := range slices.Sorted(maps.Keys(all)) {
-		if strings.HasPrefix(owner, leaseOwner) {
+		if strings.HasPrefix(owner, api.OwnerCNI) {
 			list = append(list, api.Lease{Owner: owner, Name: ls.record(owner).Name, Addresses: all[owner]})
 		}
 	}

@@ -301,7 +301,7 @@ func (ls *leases) attachments() (list []api.Attachment) {
 	for _, l := range ls.list() {
 		rec := ls.record(l.Owner)
 		iface := l.Owner[strings.LastIndex(l.Owner, ":")+1:]
-		list = append(list, api.Attachment{ID: l.Owner, Name: l.Name, Netns: rec.Netns, Interface: iface, Addresses: l.Addresses})
+		list = append(list, api.Attachment{ID: l.Owner, Name: l.Name, Netns: rec.Netns, Interface: iface, Port: rec.Port, Addresses: l.Addresses})
 	}
 	return list
 }

@@ -139,9 +139,9 @@ func (d *daemon) adoptPort(p netdev.UsedPort) error {
 	switch {
 	case p.Owner == "" || isDockerLease(p.Owner) || strings.HasPrefix(p.Owner, portOwner):
 		return nil // Docker's driver asks the engine
-	case strings.HasPrefix(p.Owner, leaseOwner):
+	case strings.HasPrefix(p.Owner, api.OwnerCNI):
 		return d.leases.adopt(p)
-	case strings.HasPrefix(p.Owner, netnsOwner):
+	case strings.HasPrefix(p.Owner, api.OwnerNetns):
 		return d.namespaces.adopt(p)
 	}
 	return d.docker.adopt(p)

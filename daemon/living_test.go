@@ -73,7 +73,7 @@ func TestAdoptTakesTheWordOfTheKernel(t *testing.T) {
 	if got := b.addresses.given[web.Addr()]; got != owner {
 		t.Errorf("%s is in use by %q, want %s", web, got, owner)
 	}
-	if got := b.addresses.given[own.Addr()]; !strings.HasPrefix(got, netnsOwner) {
+	if got := b.addresses.given[own.Addr()]; !strings.HasPrefix(got, api.OwnerNetns) {
 		t.Errorf("%s is in use by %q", own, got)
 	}
 	if got, want := b.addresses.count(), 2+maxStrange; got != want {

@@ -20,9 +20,6 @@ var _ kind = (*namespaces)(nil)
 
 const bucketNamespaces = "attachments"
 
-// netnsOwner begins the owner of a namespace.
-const netnsOwner = "netns:"
-
 func newNamespaces(c attachConfig) *namespaces {
 	ns := new(namespaces)
 	ns.attachments = newAttachments(c, bucketNamespaces, ns)
@@ -44,7 +41,7 @@ func ownerOf(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf(netnsOwner+"%d", id.Ino), nil
+	return fmt.Sprintf(api.OwnerNetns+"%d", id.Ino), nil
 }
 
 func (ns *namespaces) newRecord(p place, r api.AttachRequest) attachment {
@@ -65,6 +62,31 @@ func (ns *namespaces) nameOf(attachment) string { return "" }
 func (ns *namespaces) onRestart(owner string) error { return ns.forget(owner) }
 
 func (ns *namespaces) onExit(owner string) error { return ns.forget(owner) }
+
+// adopt makes the record of a container agree with its port. If the path of its namespace was
+// lost, it is looked for among those that have a name.
+func (ns *namespaces) adopt(p netdev.UsedPort) error {
+	if err := ns.attachments.adopt(p); err != nil {
+		return err
+	}
+	defer ns.lock(p.Owner)()
+	a, known := ns.get(p.Owner)
+	if !known || a.Netns != "" {
+		return nil
+	}
+	names, err := netdev.ListNS()
+	if err != nil {
+		return nil // the folder is another one in a container
+	}
+	for _, name := range names {
+		path := netdev.NSByName(name)
+		if owner, err := ownerOf(path); err == nil && owner == p.Owner {
+			a.Netns = path
+			return ns.put(p.Owner, a)
+		}
+	}
+	return nil
+}
 
 // attachAt attaches the namespace that a request names.
 func (ns *namespaces) attachAt(ctx context.Context, r api.AttachRequest) ([]netip.Prefix, error) {

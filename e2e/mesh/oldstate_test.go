@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -131,6 +132,13 @@ func TestOldStateFolder(t *testing.T) {
 		}
 		if want := o.made[1]; len(has) != want {
 			t.Errorf("%s: h1 lists %d addresses of containers, want %d: %v", c.name, len(has), want, has)
+		}
+		// What no file has any more is read from the kernel.
+		for line := range strings.Lines(harness.Weft(t, o.lab, 1, "ps")) {
+			words := strings.Fields(line)
+			if _, err := net.ParseMAC(words[1]); err != nil || !strings.HasPrefix(filepath.Base(words[0]), "weft-"+o.lab.Name+"-h1-c") {
+				t.Errorf("%s: weft ps: %q", c.name, line)
+			}
 		}
 		o.add(3, 1)
 	}

@@ -234,13 +234,14 @@ type Removed struct {
 // Attachment is one container, or the host's own bridge, with its addresses.
 type Attachment struct {
 	// ID is the owner in the allocator: the id of a container of Docker's,
-	// "netns:INODE", or Exposed.
+	// "netns:INODE", "cni:NETWORK:CONTAINER:INTERFACE", or Exposed.
 	ID string `json:"id"`
-	// Name of a container of Docker's.
+	// Name of a container of Docker's, or NAMESPACE/POD.
 	Name string `json:"name,omitempty"`
 	// Netns is the path by which the container was attached, unset for Exposed.
 	Netns     string         `json:"netns,omitempty"`
 	Interface string         `json:"interface"`
+	Port      string         `json:"port,omitempty"` // of the bridge, unset for Exposed
 	MAC       string         `json:"mac,omitempty"`
 	Addresses []netip.Prefix `json:"addresses"`
 }

@@ -291,7 +291,7 @@ func (r *Report) ipam(w io.Writer) {
 	render.Fprintln(w, "in use on this host:")
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, a := range r.Attachments {
-		render.Fprintf(tw, "  %s\t%s\n", render.Word(cmp.Or(a.Name, a.ID)), joinPrefixes(a.Addresses))
+		render.Fprintf(tw, "  %s\t%s\n", render.Word(cmp.Or(a.Name, a.Label())), joinPrefixes(a.Addresses))
 	}
 	tw.Flush()
 }

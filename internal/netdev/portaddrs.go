@@ -2,6 +2,7 @@ package netdev
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -45,9 +46,10 @@ type UsedPort struct {
 	// The kernel knows none if the other end is still in this namespace.
 	Behind []netip.Prefix
 
-	index int
-	on    bool  // the bridge
-	err   error // of reading Behind
+	index        int
+	nsid, inside int   // netns id of the other end, and its index there
+	on           bool  // the bridge
+	err          error // of reading Behind
 }
 
 // UsedPorts returns the ports of a bridge that lead to other namespaces, and those that weft made
@@ -76,6 +78,73 @@ func PortOwners(bridge string) (map[string]string, error) {
 	return owners, nil
 }
 
+// PortMACs returns the MAC addresses of containers by the names of the ports that UsedPorts
+// returns, and that of the bridge itself by its name.
+func PortMACs(bridge string) (map[string]net.HardwareAddr, error) {
+	wrap := func(err error) error {
+		return fmt.Errorf("read the MAC addresses behind the ports of bridge %s: %w", bridge, err)
+	}
+	h, err := here()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer h.Close()
+	ports, err := listPorts(bridge, false)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	socket, err := strictSocket()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer socket.Close()
+	macs := make(map[string]net.HardwareAddr)
+	if br, ok, err := h.link(bridge); err != nil {
+		return nil, wrap(err)
+	} else if ok {
+		macs[bridge] = br.Attrs().HardwareAddr
+	}
+	for _, p := range ports {
+		if p.nsid < 0 {
+			continue
+		}
+		// A container can end meanwhile.
+		if mac, err := macBehind(socket, p.nsid, p.inside); err == nil && len(mac) == 6 {
+			macs[p.Name] = mac
+		}
+	}
+	return macs, nil
+}
+
+// macBehind returns the MAC address of an interface in the namespace with that netns id.
+func macBehind(s *nl.NetlinkSocket, nsid, ifindex int) (net.HardwareAddr, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(ifindex)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid))))
+	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range answers {
+		if len(m) < unix.SizeofIfInfomsg {
+			continue
+		}
+		attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfInfomsg:])
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == unix.IFLA_ADDRESS {
+				return net.HardwareAddr(a.Value), nil
+			}
+		}
+	}
+	return nil, unix.ENODEV
+}
+
 // listPorts lists the ports, and what is behind them if that is asked for: it takes two
 // requests for each port.
 func listPorts(bridge string, behind bool) (ports []UsedPort, err error) {
@@ -100,7 +169,7 @@ func listPorts(bridge string, behind bool) (ports []UsedPort, err error) {
 	for _, l := range links {
 		a := l.Attrs()
 		alias, ours := parsePortAlias(a.Alias)
-		p := UsedPort{Name: a.Name, PortUser: alias.user, index: a.Index, on: a.MasterIndex == br.Attrs().Index}
+		p := UsedPort{Name: a.Name, PortUser: alias.user, index: a.Index, nsid: a.NetNsID, inside: a.ParentIndex, on: a.MasterIndex == br.Attrs().Index}
 		elsewhere := a.NetNsID >= 0 // a pair with both ends in this namespace is the router's
 		if l.Type() != "veth" || !ours && !(p.on && elsewhere) {
 			continue

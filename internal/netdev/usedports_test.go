@@ -62,6 +62,25 @@ func TestUsedPorts(t *testing.T) {
 	behind := slices.SortedFunc(slices.Values(got[0].Behind), netip.Prefix.Compare)
 	same("behind", behind, "10.32.0.5/12", "10.32.0.6/12", "10.32.0.9/24", "fd00::6/64")
 
+	// The kernel also knows its MAC address, and that of the bridge.
+	do(t, host, func() error {
+		macs, err := netdev.PortMACs("weft")
+		var inside net.HardwareAddr
+		if err == nil {
+			err = netdev.Do(a, func() error {
+				l, err := netlink.LinkByName("ethwe")
+				if err == nil {
+					inside = l.Attrs().HardwareAddr
+				}
+				return err
+			})
+		}
+		if len(macs) != 2 || macs[got[0].Name].String() != inside.String() || macs["weft"].String() != mac.String() {
+			t.Errorf("MAC addresses: %v, want %s inside", macs, inside)
+		}
+		return err
+	})
+
 	// Other software took the port from the bridge: the container lives on.
 	do(t, host, func() error {
 		l, err := netlink.LinkByName(got[0].Name)
