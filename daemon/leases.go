@@ -79,7 +79,7 @@ func (ls *leases) Lease(ctx context.Context, r api.LeaseRequest) (reply api.Leas
 	if err := connectable(ls.kernel); err != nil {
 		return api.LeaseReply{}, nil, err
 	}
-	ctx, end := ls.begin(ctx, r.Owner)
+	ctx, end := ls.begin(ctx, r)
 	defer end()
 	defer ls.lock(r.Owner)()
 	got, fresh, err := ls.lease(ctx, r)

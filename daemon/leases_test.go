@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/store"
 )
 
@@ -112,6 +114,65 @@ func TestOldReleaseTakesNothing(t *testing.T) {
 		}
 		if left := len(given.Lookup(owner)); left != c.left || len(freed) != 1-c.left {
 			t.Errorf("a release %d ns after the lease frees %v, and the owner has %d addresses, want %d", c.issued-add, freed, left, c.left)
+		}
+	}
+}
+
+// heldAddresses gives no address until it may.
+type heldAddresses struct {
+	*fakeAddresses
+	asked chan struct{} // one for each request
+	may   chan struct{}
+}
+
+func (s heldAddresses) Allocate(ctx context.Context, owner string, subnet netip.Prefix) (netip.Prefix, error) {
+	s.asked <- struct{}{}
+	select {
+	case <-ctx.Done():
+		return netip.Prefix{}, ctx.Err()
+	case <-s.may:
+		return s.fakeAddresses.Allocate(ctx, owner, subnet)
+	}
+}
+
+// A release ends a request at work that was issued before it, and none that was issued later.
+func TestReleaseEndsOlderRequestsAtWork(t *testing.T) {
+	t.Parallel()
+	const owner, issued = "cni:pods:a:eth0", 30
+	for _, c := range []struct {
+		release int64
+		ends    bool
+	}{{release: 20}, {release: 40, ends: true}, {release: 0, ends: true}} {
+		given := newFakeAddresses()
+		ls := newTestLeases(t, openStore(t), given)
+		slow := heldAddresses{given, make(chan struct{}, 1), make(chan struct{})}
+		ls.addresses = addresses{slow}
+		leased, released := make(chan error, 1), make(chan error, 1)
+		go func() {
+			_, _, err := ls.Lease(t.Context(), api.LeaseRequest{Owner: owner, Issued: issued})
+			leased <- err
+		}()
+		<-slow.asked
+		go func() {
+			_, err := ls.Release(t.Context(), api.LeaseRequest{Owner: owner, Issued: c.release})
+			released <- err
+		}()
+		var err error
+		if c.ends {
+			err = <-leased
+		} else {
+			heard := func() bool { return ls.isReleased(api.LeaseRequest{Owner: owner, Issued: c.release - 1}) }
+			if err := poll.Until(time.Minute, time.Millisecond, poll.True(heard)); err != nil {
+				t.Fatal(err)
+			}
+			close(slow.may)
+			err = <-leased
+		}
+		if e := <-released; e != nil {
+			t.Error(e)
+		}
+		if ended := err != nil; ended != c.ends || given.count() == 0 != c.ends {
+			t.Errorf("a release of %d: the request of %d ends with %v, and %d addresses are given", c.release, issued, err, given.count())
 		}
 	}
 }

@@ -53,15 +53,21 @@ type leaseRecord struct {
 // disk.
 type leaseStates struct {
 	mu       sync.Mutex
-	tab      *store.Table[leaseRecord]        // nil: not kept
-	working  map[string][]*context.CancelFunc // requests at work, by owner
-	turns    map[string]uint64                // successful requests, by owner
-	issued   map[string]int64                 // when the last of them was issued, see api.LeaseRequest
+	tab      *store.Table[leaseRecord]    // nil: not kept
+	working  map[string][]*workingRequest // by owner
+	turns    map[string]uint64            // successful requests, by owner
+	issued   map[string]int64             // when the last of them was issued, see api.LeaseRequest
 	lastTurn uint64
 	released map[string]releasedOwner
 
 	gone  map[string]time.Time // since when an owner is known to be gone; sweep only
 	swept time.Time            // sweep only
+}
+
+// workingRequest is a request at work.
+type workingRequest struct {
+	issued int64 // see api.LeaseRequest
+	cancel context.CancelFunc
 }
 
 // releasedOwner is the last release of an owner.
@@ -70,32 +76,37 @@ type releasedOwner struct {
 	at     time.Time // when the router heard of it
 }
 
-// begin returns a context for a request that a release of the owner ends.
-func (s *leaseStates) begin(ctx context.Context, owner string) (context.Context, func()) {
+// begin returns a context for a request, which end ends.
+func (s *leaseStates) begin(ctx context.Context, r api.LeaseRequest) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
+	w := &workingRequest{r.Issued, cancel}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.working == nil {
-		s.working = make(map[string][]*context.CancelFunc)
+		s.working = make(map[string][]*workingRequest)
 	}
-	s.working[owner] = append(s.working[owner], &cancel)
+	s.working[r.Owner] = append(s.working[r.Owner], w)
 	return ctx, func() {
 		cancel()
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		rest := slices.DeleteFunc(s.working[owner], func(c *context.CancelFunc) bool { return c == &cancel })
-		if s.working[owner] = rest; len(rest) == 0 {
-			delete(s.working, owner)
+		rest := slices.DeleteFunc(s.working[r.Owner], func(o *workingRequest) bool { return o == w })
+		if s.working[r.Owner] = rest; len(rest) == 0 {
+			delete(s.working, r.Owner)
 		}
 	}
 }
 
-// end ends the requests of an owner that are at work, and notes the release.
+// end ends the requests of an owner that are at work and were issued before a release, and notes
+// the release. A request or a release that does not say when it was issued counts as older, or as
+// later.
 func (s *leaseStates) end(r api.LeaseRequest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, cancel := range s.working[r.Owner] {
-		(*cancel)()
+	for _, w := range s.working[r.Owner] {
+		if r.Issued == 0 || w.issued < r.Issued {
+			w.cancel()
+		}
 	}
 	if r.Issued == 0 {
 		return
