@@ -100,8 +100,8 @@ type Config struct {
 	DNS    dns.Config
 	Docker DockerConfig
 
-	living living // at the start of the router
-	goesOn bool   // with the targets and peers of the last run
+	kernelState kernelState // at the start of the router
+	goesOn      bool        // with the targets and peers of the last run
 
 	StatusAddr string // ADDRESS:PORT for status and metrics; empty: off
 	// StatusHosts are names in the Host header of requests to StatusAddr that are answered

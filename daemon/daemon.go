@@ -110,27 +110,27 @@ func collectSooner() {
 // parts implement the other interfaces of the API.
 type daemon struct {
 	// Constant after open.
-	config     *Config
-	log        *slog.Logger
-	store      *store.Store
-	name       peer.Name
-	node       node
-	names      *dns.Service
-	addresses  addresses
-	engine     engine
-	targets    *targets
-	namespaces *namespaces
-	docker     *dockerContainers
-	exposures  *exposures
-	external   *externalNames
-	limits     *limits
-	leases     *leases
-	living     living // at the start
-	otherPorts *otherPorts
-	keeper     *keeper.Keeper
-	containers *containers
-	warnings   []string
-	end        context.CancelFunc // ends serve, which sets it before it serves
+	config      *Config
+	log         *slog.Logger
+	store       *store.Store
+	name        peer.Name
+	node        node
+	names       *dns.Service
+	addresses   addresses
+	engine      engine
+	targets     *targets
+	namespaces  *namespaces
+	docker      *dockerContainers
+	exposures   *exposures
+	external    *externalNames
+	limits      *limits
+	leases      *leases
+	kernelState kernelState // at the start
+	otherPorts  *otherPorts
+	keeper      *keeper.Keeper
+	containers  *containers
+	warnings    []string
+	end         context.CancelFunc // ends serve, which sets it before it serves
 
 	leaving chan struct{}   // full while Stop or Reset is at work, and once one has succeeded
 	resets  context.Context // ends when a Reset must give up
@@ -166,10 +166,10 @@ func (d *daemon) open(assemble assemble) error {
 	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name)); err != nil {
 		return err
 	}
-	if d.living, err = readLiving(d.config.Bridge); err != nil {
+	if d.kernelState, err = readKernelState(d.config.Bridge); err != nil {
 		return err
 	}
-	d.config.living = d.living
+	d.config.kernelState = d.kernelState
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -255,8 +255,8 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if err := d.exposures.keep(d.bridge(d.name)); err != nil {
 		return err
 	}
-	wall := hostFirewall{c.Bridge, c.ranges(), func() bool { return len(*d.exposures.wanted.Load()) > 0 }}
-	if err := wall.keep(d.keeper); err != nil {
+	firewall := hostFirewall{c.Bridge, c.ranges(), func() bool { return len(*d.exposures.wanted.Load()) > 0 }}
+	if err := firewall.keep(d.keeper); err != nil {
 		return err
 	}
 	d.leases = newLeases(leaseConfig{
@@ -264,12 +264,12 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	}, d.store)
 	d.otherPorts = &otherPorts{addresses: p.addresses, log: d.log, gone: make(map[string]time.Time)}
 	if boot := currentBoot(); len(boot) > 0 {
-		alive := d.living.owners()
+		alive := d.kernelState.owners()
 		if err := newBoot(d.store, boot, func() error { return d.leases.freeAll(alive) }); err != nil {
 			return err
 		}
 	}
-	if err := d.adopt(d.living); err != nil {
+	if err := d.adopt(d.kernelState); err != nil {
 		return err
 	}
 	d.leases.forgetUnused()

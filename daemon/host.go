@@ -216,7 +216,7 @@ func (h *host) openDisk(self peer.Name, r ringConfig) (disk *store.Store, notes 
 	alone := len(h.config.Peers) == 0 && shared == nil && !netdev.IsShared(h.config.Bridge)
 	isLost := func(missing, aside bool) bool {
 		had := bytes.Equal(before, now) || before == nil && aside
-		return !alone && (missing || aside) && (had || h.config.living.uses(r.addrRange))
+		return !alone && (missing || aside) && (had || h.config.kernelState.uses(r.addrRange))
 	}
 	note := func() error {
 		writes := []store.Write{{Bucket: bucketDaemon, Key: []byte(keyRange + r.file), Value: now}}

@@ -20,15 +20,15 @@ const rollbackRange = "10.32.0.0/26"
 // containers live on. It knows which addresses containers really have.
 type rollbacks struct {
 	*sim
-	seed  uint64
-	alive map[*node]map[netip.Addr]string // owners
-	old   map[*node][]*memDisk
-	said  map[netip.Addr]bool // given by a node that said that others may have it
-	gave  int
+	seed   uint64
+	alive  map[*node]map[netip.Addr]string // owners
+	old    map[*node][]*memDisk
+	warned map[netip.Addr]bool // given by a node that said that others may have it
+	gave   int
 }
 
 func newRollbacks(t testing.TB, seed uint64, nodes int) *rollbacks {
-	w := &rollbacks{sim: newSim(t, seed), seed: seed, alive: make(map[*node]map[netip.Addr]string), old: make(map[*node][]*memDisk), said: make(map[netip.Addr]bool)}
+	w := &rollbacks{sim: newSim(t, seed), seed: seed, alive: make(map[*node]map[netip.Addr]string), old: make(map[*node][]*memDisk), warned: make(map[netip.Addr]bool)}
 	w.duplicatesExpected, w.watcher = true, w // stepped is the stricter check
 	for range nodes {
 		n := w.add(rollbackRange, Init{Mode: Consensus, Expect: nodes})
@@ -50,14 +50,14 @@ func (w *rollbacks) stepped(n *node, _ []store.Write, effects []effect) {
 			continue
 		}
 		a := r.prefix.Addr()
-		said := n.core.unheard() != ""
+		warned := n.core.unheard() != ""
 		for m, has := range w.alive {
-			if owner := has[a]; owner != "" && owner != n.core.allocations[a].owner && !said && !w.said[a] {
+			if owner := has[a]; owner != "" && owner != n.core.allocations[a].owner && !warned && !w.warned[a] {
 				w.t.Fatalf("seed %d: %s gives %s, which %s has on %s", w.seed, n.cfg.Self, a, owner, m.cfg.Self)
 			}
 		}
 		w.alive[n][a] = n.core.allocations[a].owner
-		w.said[a] = said
+		w.warned[a] = warned
 		w.gave++
 	}
 }

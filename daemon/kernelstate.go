@@ -22,24 +22,24 @@ import (
 //	                        others in the range           of portOwner and the port's name,
 //	                                                      if they have no owner yet
 
-// living lists the ports and addresses that the kernel has.
-type living struct {
+// kernelState lists the ports and addresses that the kernel has.
+type kernelState struct {
 	ports   []netdev.UsedPort
 	exposed []netip.Prefix // of the bridge itself
 }
 
-func readLiving(bridge string) (l living, err error) {
+func readKernelState(bridge string) (l kernelState, err error) {
 	if l.ports, err = netdev.UsedPorts(bridge); err != nil {
-		return living{}, err
+		return kernelState{}, err
 	}
 	if l.exposed, err = netdev.Addresses(bridge); err != nil {
-		return living{}, fmt.Errorf("read the addresses of bridge %s: %w", bridge, err)
+		return kernelState{}, fmt.Errorf("read the addresses of bridge %s: %w", bridge, err)
 	}
 	return l, nil
 }
 
 // uses reports whether a container of this host, or the host itself, has an address of a range.
-func (l living) uses(r netip.Prefix) bool {
+func (l kernelState) uses(r netip.Prefix) bool {
 	in := func(p netip.Prefix) bool { return r.Contains(p.Addr()) }
 	return slices.ContainsFunc(l.exposed, in) ||
 		slices.ContainsFunc(l.ports, func(p netdev.UsedPort) bool {
@@ -48,7 +48,7 @@ func (l living) uses(r netip.Prefix) bool {
 }
 
 // owners returns the owners of ports, with the names of their ports.
-func (l living) owners() map[string]string {
+func (l kernelState) owners() map[string]string {
 	all := make(map[string]string)
 	for _, p := range l.ports {
 		if p.Owner != "" {
@@ -80,12 +80,12 @@ func (as addresses) hold(owner string, p netip.Prefix, log *slog.Logger) {
 // each address.
 func isDockerLease(owner string) bool { return strings.HasPrefix(owner, "docker:") }
 
-// maxStrange bounds the addresses of one port that count as in use although weft did not give
+// maxUnrecorded bounds the addresses of one port that count as in use although weft did not give
 // them: a container may add any number.
-const maxStrange = 16
+const maxUnrecorded = 16
 
 // adopt makes the allocators and the records agree with what lives.
-func (d *daemon) adopt(l living) error {
+func (d *daemon) adopt(l kernelState) error {
 	file := make(map[netip.Addr]string) // owners
 	for owner, ps := range d.addresses.Owners() {
 		for _, p := range ps {
@@ -106,19 +106,19 @@ func (d *daemon) adopt(l living) error {
 	}
 	isOwned := func(a netip.Addr, port string) bool {
 		owner := file[a]
-		of, strange := strings.CutPrefix(owner, portOwner)
-		return owner != "" && (!strange || of != port && slices.ContainsFunc(l.ports, func(p netdev.UsedPort) bool { return p.Name == of }))
+		of, byPort := strings.CutPrefix(owner, portOwner)
+		return owner != "" && (!byPort || of != port && slices.ContainsFunc(l.ports, func(p netdev.UsedPort) bool { return p.Name == of }))
 	}
 	for _, port := range l.ports {
-		strange := 0
+		unrecorded := 0
 		for _, p := range slices.Concat(port.Addrs, port.Behind) {
 			// What weft wrote down comes first: a container may give itself the address of
 			// another one. That one may have no port here, as a gateway of Docker's, or a
 			// container whose interface another CNI plugin made.
-			if byWeft[p.Addr()] || isOwned(p.Addr(), port.Name) || strange == maxStrange || d.addresses.of(p.Addr()) == nil {
+			if byWeft[p.Addr()] || isOwned(p.Addr(), port.Name) || unrecorded == maxUnrecorded || d.addresses.of(p.Addr()) == nil {
 				continue
 			}
-			strange++
+			unrecorded++
 			byWeft[p.Addr()] = true
 			d.addresses.hold(portOwner+port.Name, p, d.log)
 		}

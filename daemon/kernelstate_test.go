@@ -37,7 +37,7 @@ func TestAdoptTakesTheWordOfTheKernel(t *testing.T) {
 			return err
 		}
 		addrs := []net.IP{web.Addr().AsSlice()}
-		for i := range 3 * maxStrange {
+		for i := range 3 * maxUnrecorded {
 			addrs = append(addrs, net.IPv4(10, 32, 7, byte(i+1)))
 		}
 		for _, a := range addrs {
@@ -57,7 +57,7 @@ func TestAdoptTakesTheWordOfTheKernel(t *testing.T) {
 		leases: newTestLeases(t, b.store, b.addresses), log: slog.New(slog.DiscardHandler),
 	}
 	b.on(t, func() error {
-		l, err := readLiving(netdev.BridgeName)
+		l, err := readKernelState(netdev.BridgeName)
 		if err != nil {
 			return err
 		}
@@ -76,7 +76,7 @@ func TestAdoptTakesTheWordOfTheKernel(t *testing.T) {
 	if got := b.addresses.given[own.Addr()]; !strings.HasPrefix(got, api.OwnerNetns) {
 		t.Errorf("%s is in use by %q", own, got)
 	}
-	if got, want := b.addresses.count(), 2+maxStrange; got != want {
+	if got, want := b.addresses.count(), 2+maxUnrecorded; got != want {
 		t.Errorf("%d addresses are in use, want %d", got, want)
 	}
 	if list := b.as.list(); len(list) != 2 {
@@ -104,26 +104,26 @@ func TestAdoptLeavesAddressesOfOwnersWithoutAPort(t *testing.T) {
 		leases: newTestLeases(t, b.store, b.addresses), log: slog.New(slog.DiscardHandler),
 	}
 	const evil, other = "vethweevil", "vethweother"
-	own, strange, moved := netip.MustParsePrefix("10.32.0.5/16"), netip.MustParsePrefix("10.32.0.6/16"), netip.MustParsePrefix("10.32.0.7/16")
+	own, unrecorded, moved := netip.MustParsePrefix("10.32.0.5/16"), netip.MustParsePrefix("10.32.0.6/16"), netip.MustParsePrefix("10.32.0.7/16")
 	owners := map[string]netip.Prefix{
 		"cni:pods:abc:eth0":       netip.MustParsePrefix("10.32.0.9/16"), // another plugin made the interface
 		"docker:lease:0123456789": netip.MustParsePrefix("10.32.0.1/16"), // the gateway of a network
 		"netns:gone":              netip.MustParsePrefix("10.32.0.2/16"),
 		portOwner + other:         netip.MustParsePrefix("10.32.0.3/16"),
 	}
-	behind := []netip.Prefix{own, strange, moved}
+	behind := []netip.Prefix{own, unrecorded, moved}
 	for owner, p := range owners {
 		d.addresses.hold(owner, p, d.log)
 		behind = append(behind, p)
 	}
 	d.addresses.hold(portOwner+"vethwegone", moved, d.log)
-	if err := d.adopt(living{ports: []netdev.UsedPort{
+	if err := d.adopt(kernelState{ports: []netdev.UsedPort{
 		{Name: evil, PortUser: netdev.PortUser{Owner: "netns:77", Addrs: []netip.Prefix{own}}, Behind: behind},
 		{Name: other},
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []netip.Prefix{strange, moved} {
+	for _, p := range []netip.Prefix{unrecorded, moved} {
 		if got := b.addresses.given[p.Addr()]; got != portOwner+evil {
 			t.Errorf("%s is in use by %q, want the port", p, got)
 		}
