@@ -404,7 +404,7 @@ func TestRequests(t *testing.T) {
 		{"connect h2 h3:7000", api.PeersRequest{Peers: []string{"h2", "h3:7000"}}, ""},
 		{"connect --replace", api.PeersRequest{Replace: true}, ""},
 		{"forget h2", api.PeersRequest{Peers: []string{"h2"}}, ""},
-		{"rmpeer h2", api.PeersRequest{Peers: []string{"h2"}}, "262144 IPs taken over from h2\n"},
+		{"rmpeer h2", api.PeersRequest{Peers: []string{"h2"}, Operator: true}, "262144 IPs taken over from h2\n"},
 		{"adopt 0123", api.AdoptRequest{Ring: "0123"}, ""},
 		{"adopt --here 0123", api.AdoptRequest{Ring: "0123", Here: true}, ""},
 		{"ban h2 h3", api.BanRequest{Peers: []string{"h2", "h3"}}, ""},

@@ -34,7 +34,7 @@ host alone: it founds the ring again without the peers. The other hosts then sho
 new ring in weft status; run weft adopt --here RING on each of them.`,
 		Args: atLeast(1, "name at least one peer to remove"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runRmpeer(c.Context(), a.client(), api.PeersRequest{Peers: args, Force: force}, a.stdout)
+			return runRmpeer(c.Context(), a.client(), api.PeersRequest{Peers: args, Force: force, Operator: true}, a.stdout)
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "go on without the voters, if too few of them are left to decide")

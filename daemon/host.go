@@ -356,18 +356,22 @@ func (h *host) Run(ctx context.Context) error {
 func (h *host) SetTargets(targets []string) { h.mesh.SetTargets(targets) }
 
 // RemovePeers implements node.
-func (h *host) RemovePeers(ctx context.Context, peers []string, force bool) ([]api.Removed, error) {
-	names, err := h.resolveAll(peers)
+func (h *host) RemovePeers(ctx context.Context, r api.PeersRequest) ([]api.Removed, error) {
+	names, err := h.resolveAll(r.Peers)
 	if err != nil {
 		return nil, err
+	}
+	by := ipam.ByProgram
+	if r.Operator {
+		by = ipam.ByOperator
 	}
 	total, known := make(map[peer.Name]float64), make(map[peer.Name]bool)
 	for _, a := range h.allocators {
 		var removed []ipam.RemovedPeer
-		if force {
+		if r.Force {
 			removed, err = a.Refound(names)
 		} else {
-			removed, err = a.RemovePeers(ctx, names)
+			removed, err = a.RemovePeers(ctx, names, by)
 		}
 		if err != nil {
 			return nil, err

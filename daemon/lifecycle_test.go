@@ -111,7 +111,7 @@ func (n *fakeNode) SetTargets([]string) {}
 
 func (n *fakeNode) Report(context.Context, *api.Report, api.Lists) error { return nil }
 
-func (n *fakeNode) RemovePeers(context.Context, []string, bool) ([]api.Removed, error) {
+func (n *fakeNode) RemovePeers(context.Context, api.PeersRequest) ([]api.Removed, error) {
 	return nil, nil
 }
 

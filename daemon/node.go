@@ -28,8 +28,8 @@ type node interface {
 	Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	// RemovePeers gives the addresses of dead peers, given by name or nickname, to others,
 	// in every range: by a decision of the voters, or on the word of this host alone if
-	// force is set and there is no quorum.
-	RemovePeers(ctx context.Context, peers []string, force bool) ([]api.Removed, error)
+	// Force is set and there is no quorum.
+	RemovePeers(ctx context.Context, r api.PeersRequest) ([]api.Removed, error)
 	// Ban records that the operator of this host wants peers to be banned, or not to be
 	// banned any more, and waits until the voters have decided so.
 	Ban(ctx context.Context, peers []string, unban bool) error

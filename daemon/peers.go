@@ -36,7 +36,10 @@ func (p *peerRequests) RemovePeers(ctx context.Context, r api.PeersRequest) ([]a
 	if len(p.addresses) == 0 {
 		return nil, unavailable("take over a dead peer's addresses: this router was launched without a range of addresses")
 	}
-	return p.node.RemovePeers(ctx, r.Peers, r.Force)
+	if r.Force && !r.Operator {
+		return nil, usage("remove peers by force: only an operator may do that, not a program")
+	}
+	return p.node.RemovePeers(ctx, r)
 }
 
 // Adopt implements api.Peers.

@@ -340,8 +340,8 @@ func (a *Allocator) Prime(ctx context.Context) error {
 
 // RemovePeers gives the space of dead peers to others, by a decision of the voters. The
 // result lists peers that owned nothing with zero addresses.
-func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name) ([]RemovedPeer, error) {
-	got, err := a.call(ctx, "remove peers", func(c *core, id uint64) { c.remove(id, slices.Clone(names)) })
+func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name, by Requester) ([]RemovedPeer, error) {
+	got, err := a.call(ctx, "remove peers", func(c *core, id uint64) { c.remove(id, slices.Clone(names), by) })
 	return got.removed, err
 }
 

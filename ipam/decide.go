@@ -340,8 +340,8 @@ func (c *core) removalOf(gone ring.Holder) *ring.Action {
 
 // agreeRemoval returns an error if this voter does not agree to a removal. It agrees if its
 // own operator asked for it. Otherwise the peer must have been away for a while: two hosts
-// that ask for the removal are enough then, but one alone may lie, and must wait for longer
-// than a host takes to restart.
+// that ask for the removal are enough then, this one and its programs among them, but one
+// alone may lie, and must wait for longer than a host takes to restart.
 func (c *core) agreeRemoval(a *ring.Action) error {
 	if c.present(a.From) {
 		return fmt.Errorf("%s can be reached from %s", c.displayName(a.From.Name), c.displayName(c.cfg.Self))
@@ -367,6 +367,9 @@ func (c *core) askedForRemoval(gone ring.Holder) (n int) {
 			if c.now.Sub(at) <= wishTTL {
 				n++
 			}
+		}
+		if w.own {
+			n++
 		}
 	}
 	return n

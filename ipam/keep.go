@@ -15,14 +15,30 @@ import (
 // Addresses of removed peers. A removal may be wrong: the host was cut off for longer than
 // the voters waited, and its containers still use their addresses. So an heir leaves what
 // it got unused for Config.Keep, also after a restart. If the peer is back before that, the
-// heir gives it everything back. The operator of the heir, who knows that the peer is dead,
-// ends that with another removal.
+// heir gives it everything back.
 //
-// When the time is over, or the operator has ended it, the range is free only after
-// claimsFirst. Until then the heir takes claims; see rivals.go.
+// Only two things show that no container of the peer lives any more: the time Config.Keep, and
+// the word of a person. So the operator of the heir, who knows that the peer is dead, ends that
+// with another removal (ByOperator), or prevents it if it was the operator who asked for the
+// removal. What a program has seen (ByProgram) shows nothing of the kind. The Node of a
+// Kubernetes cluster, for example, can be deleted and created again while its pods run.
+//
+//	removal      asked for by       heir
+//	------------------------------------------------------------------------------
+//	decided      programs           keeps it for Config.Keep, then opens it
+//	decided      its operator       opens it at once
+//	later        its operator       opens what is left of it at once
+//	later        programs           no change
+//
+// An open range is free after claimsFirst. Until then the heir takes claims of those who use an
+// address, as a host may have come back under another name, or after its heir was removed too;
+// see rivals.go.
 //
 //	removal --- kept for the peer ---> until --- open for claims ---> free
 //	            claims are refused           those who use an address get it
+//
+// An heir can be removed too. The next heir keeps everything for it. The first one goes on with
+// what it keeps once it is back, because it alone knows that it has not used it.
 
 // maxKept bounds the ranges that are kept. Beyond it the peer with the most ranges loses its
 // smallest one: an honest host has few.
@@ -93,10 +109,11 @@ func (c *core) inherit() {
 			c.keep(kept{rng: r, from: t.From, until: until})
 		}
 	}
-	if len(c.kept) > 0 && c.ring.Ready() {
-		owned := c.ring.Owned(c.mine()...)
-		c.dropKept(func(k *kept) bool { return len(addr.Subtract([]addr.Range{k.rng}, owned)) > 0 })
-	}
+}
+
+// isOwnedHere reports whether this peer owns all of a range.
+func (c *core) isOwnedHere(r addr.Range) bool {
+	return len(addr.Subtract([]addr.Range{r}, c.ring.Owned(c.mine()...))) == 0
 }
 
 func (c *core) keep(k kept) {
@@ -151,6 +168,9 @@ func (c *core) stopKeeping(n peer.Name) {
 // keptByPeer returns what is kept, in order of the peers.
 func (c *core) keptByPeer() (out []Kept) {
 	for _, k := range c.kept {
+		if !c.isOwnedHere(k.rng) {
+			continue
+		}
 		i := slices.IndexFunc(out, func(o Kept) bool { return o.Name == k.from.Name })
 		if i < 0 {
 			i = len(out)
@@ -183,7 +203,7 @@ func (c *core) pushKept() {
 		}
 	}
 	offered := c.dropKept(func(k *kept) bool {
-		return c.caughtUp() && c.present(k.from) && !c.ring.IsBanned(k.from) && len(c.offers) < maxOffers && c.giveBack(k)
+		return c.caughtUp() && c.present(k.from) && !c.ring.IsBanned(k.from) && len(c.offers) < maxOffers && c.isOwnedHere(k.rng) && c.giveBack(k)
 	})
 	if expired := c.dropKept(func(k *kept) bool { return k.isOpen() && !c.now.Before(k.free) }); expired || offered {
 		c.setOwned()

@@ -3,6 +3,7 @@ package ipam
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -109,6 +110,152 @@ func (n *node) ownedOnDisk() []addr.Range {
 	c := newCore(n.cfg, n, n.s.rng)
 	c.load(n.disk)
 	return c.ring.Owned(n.self())
+}
+
+// Programs that have seen a sign of the death of a host, such as a Node that was deleted, ask for its
+// removal on all hosts, the heir among them, and ask again later. That is no person's word: the
+// heir keeps the addresses. It keeps them also if it was removed and is back, and the next heir
+// gave it everything back.
+func TestProgramsDoNotEndKeeping(t *testing.T) {
+	for _, heirGoes := range []bool{false, true} {
+		s := newSim(t, seed.New(t))
+		nodes := s.addAll(5, keepRange)
+		for i, n := range nodes {
+			n.cfg.Keep = time.Hour
+			n.launch()
+			n.allocate(fmt.Sprint("c", i), keepRange)
+		}
+		s.converged(20 * time.Second)
+		back := nodes[4]
+		var used []netip.Addr
+		for i := range 5 {
+			used = append(used, back.allocate(fmt.Sprint("used", i), keepRange))
+		}
+		s.converged(20 * time.Second)
+		back.kill()
+		heir := s.removed(ByProgram, back, nodes[:4]...)
+		s.converged(20 * time.Second)
+		if heirGoes {
+			heir.kill()
+			var others []*node
+			for _, n := range nodes[:4] {
+				if n != heir {
+					others = append(others, n)
+				}
+			}
+			s.removed(ByProgram, heir, others...)
+			s.converged(20 * time.Second)
+			heir.launch()
+			s.run(10 * time.Second)
+			s.converged(20 * time.Second)
+		}
+		for _, n := range nodes[:4] {
+			id := n.removesBy(ByProgram, back)
+			if r, ok := n.await(id, time.Second); !ok || r.err != nil {
+				t.Errorf("a removal that is done is asked for again: %v, %v", ok, r.err)
+			}
+		}
+		for _, a := range s.fill(nodes[:4]...) {
+			if slices.Contains(used, a) {
+				t.Fatalf("the heir was removed %v: %s was given to another container", heirGoes, a)
+			}
+		}
+		back.launch()
+		s.converged(20 * time.Second)
+		s.run(10 * time.Second)
+		for _, a := range used {
+			if !back.core.space.Owns(a) {
+				t.Errorf("the heir was removed %v: %s was not given back", heirGoes, a)
+			}
+		}
+	}
+}
+
+// comeAndGo does one random thing to hosts whose routers end, are cut off and are removed by
+// programs, while their containers live.
+func (w *rollbacks) comeAndGo(step int) {
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	switch k := w.rng.IntN(20); {
+	case k < 8:
+		for i := range 1 + w.rng.IntN(6) {
+			n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("c", step, "-", i), pfx(rollbackRange)) })
+		}
+	case k < 10:
+		n.do(func(c *core) { c.pending = nil }) // their callers are gone
+		for a, owner := range maps.Clone(w.alive[n]) {
+			if n.core != nil && w.rng.IntN(2) == 0 {
+				delete(w.alive[n], a)
+				n.do(func(c *core) { c.release(owner, a) })
+			}
+		}
+	case k < 12: // at most one is dead, so that there is a quorum
+		if !slices.ContainsFunc(w.nodes, func(m *node) bool { return m.core == nil }) {
+			n.kill()
+		}
+	case k < 14:
+		for _, m := range w.nodes {
+			if m.core == nil {
+				w.restart(m, m.disk, false)
+			}
+		}
+	case k < 17:
+		for _, m := range w.nodes { // programs on all hosts have seen that the Node was deleted
+			if m != n && m.core != nil {
+				m.removesBy(ByProgram, n)
+			}
+		}
+	case k == 17:
+		w.cut = func(a, b *node) bool { return a == n || b == n }
+	default:
+		w.cut = func(a, b *node) bool { return false }
+	}
+	w.run(time.Duration(w.rng.IntN(4000)) * time.Millisecond)
+}
+
+// Routers end and are cut off at random moments, programs on all other hosts ask for their
+// removal, heirs are removed too, and all of them come back while their containers live. No
+// address of a container is given to another one, and in the end each host owns what its
+// containers have.
+func TestHostsThatComeBackKeepTheirAddresses(t *testing.T) {
+	first, removals := seed.New(t), 0
+	for seed := first; seed < first+4; seed++ {
+		w := newRollbacks(t, seed, 5)
+		w.nodes[0].allocate("first", rollbackRange)
+		w.converged(30 * time.Second)
+		for step := range 120 {
+			before := len(w.nodes[0].ownersInRing())
+			w.comeAndGo(step)
+			if len(w.nodes[0].ownersInRing()) < before {
+				removals++
+			}
+		}
+		w.cut = func(a, b *node) bool { return false }
+		for _, m := range w.nodes {
+			if m.core == nil {
+				w.restart(m, m.disk, false)
+			}
+		}
+		w.converged(60 * time.Second)
+		w.run(30 * time.Second)
+		for _, n := range w.nodes {
+			for a, owner := range w.alive[n] {
+				if !n.core.space.Owns(a) {
+					t.Errorf("seed %d: %s does not own %s of %s", seed, n.cfg.Self, a, owner)
+				}
+			}
+		}
+	}
+	if removals == 0 {
+		t.Error("no host was removed")
+	}
+}
+
+// ownersInRing returns the owners that the node knows, nil if it is dead.
+func (n *node) ownersInRing() map[ring.Holder]addr.Count {
+	if n.core == nil {
+		return nil
+	}
+	return n.core.ring.Owners()
 }
 
 // The addresses of a host that does not return are used after a while, or as soon as the

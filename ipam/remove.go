@@ -13,6 +13,20 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
+// Requester is who asks for a removal. The zero value is the careful one.
+type Requester int
+
+const (
+	// ByProgram is a program that has seen a sign of the death of a peer, such as a Node that was
+	// deleted. Containers of the peer may live all the same: its host may be cut off, or be
+	// about to register again. So the voters look for themselves, and the heir keeps the
+	// addresses for Config.Keep.
+	ByProgram Requester = iota
+	// ByOperator is a person who knows that the peer is dead. That counts as the consent of
+	// this peer, if it is a voter, and an heir uses the addresses at once.
+	ByOperator
+)
+
 // RemovedPeer describes the removal of one peer.
 type RemovedPeer struct {
 	Name peer.Name
@@ -38,8 +52,8 @@ type peerRemoval struct {
 	result RemovedPeer
 }
 
-// remove begins the removal of peers. The operator's word counts as this peer's consent.
-func (c *core) remove(id uint64, names []peer.Name) {
+// remove begins the removal of peers.
+func (c *core) remove(id uint64, names []peer.Name, by Requester) {
 	if err := c.checkRemove(names); err != nil {
 		c.fail(id, err)
 		return
@@ -47,7 +61,9 @@ func (c *core) remove(id uint64, names []peer.Name) {
 	r := &removal{id: id}
 	for _, n := range names {
 		owners := c.ring.Named(n)
-		c.stopKeeping(n)
+		if by == ByOperator {
+			c.stopKeeping(n)
+		}
 		if len(owners) == 0 {
 			r.peers = append(r.peers, &peerRemoval{result: RemovedPeer{Name: n, Unknown: !c.ring.Departed(n)}})
 		}
@@ -60,7 +76,9 @@ func (c *core) remove(id uint64, names []peer.Name) {
 				p.sample = owned[0].First
 			}
 			r.peers = append(r.peers, p)
-			c.consents[consent{ring.Remove, h}] = c.now
+			if by == ByOperator {
+				c.consents[consent{ring.Remove, h}] = c.now
+			}
 			c.wish(c.removalOf(h))
 			c.wishes[wishKey{kind: ring.Remove, from: h}].at = c.now
 		}

@@ -9,18 +9,25 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// removes begins a removal on n, and returns its request.
-func (n *node) removes(gone *node) uint64 {
-	return n.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{gone.cfg.Self}) })
+// removes begins a removal on n, which its operator asks for, and returns its request.
+func (n *node) removes(gone *node) uint64 { return n.removesBy(ByOperator, gone) }
+
+func (n *node) removesBy(by Requester, gone *node) uint64 {
+	return n.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{gone.cfg.Self}, by) })
 }
 
 // removedBy waits until gone is removed by what the operators of nodes ask for, and returns
 // the heir.
 func (s *sim) removedBy(gone *node, nodes ...*node) (heir *node) {
 	s.t.Helper()
+	return s.removed(ByOperator, gone, nodes...)
+}
+
+func (s *sim) removed(by Requester, gone *node, nodes ...*node) (heir *node) {
+	s.t.Helper()
 	var ids []uint64
 	for _, n := range nodes {
-		ids = append(ids, n.removes(gone))
+		ids = append(ids, n.removesBy(by, gone))
 	}
 	for i, id := range ids {
 		r, ok := nodes[i].await(id, 20*time.Second)
@@ -100,6 +107,36 @@ func TestRemovalIsNotCarriedOutAfterThePeerWasBack(t *testing.T) {
 	if nodes[0].core.ring.Owners()[back.self()].IsZero() {
 		t.Error("it was removed the next time that it was away")
 	}
+}
+
+// Programs on all hosts that ask for the removal of a host that restarts remove nothing: no voter
+// agrees before it has missed the host for a while. After that two of them are enough.
+func TestProgramsRemoveOnlyAHostThatIsAway(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes := s.addAll(4, addrRange)
+	for _, n := range nodes {
+		n.allocate("c", addrRange)
+	}
+	s.converged(20 * time.Second)
+	host := nodes[3]
+	owned := nodes[0].core.ring.Owners()[host.self()]
+	host.kill()
+	var ids []uint64
+	for _, n := range nodes[:3] {
+		ids = append(ids, n.removesBy(ByProgram, host))
+	}
+	s.run(host.cfg.Absence / 2)
+	host.launch()
+	for i, id := range ids {
+		if r, ok := nodes[i].await(id, 5*time.Second); !ok || r.err == nil {
+			t.Errorf("the removal of a host that is back ends with %v, %v", ok, r.err)
+		}
+	}
+	if got := nodes[0].core.ring.Owners()[host.self()]; got != owned {
+		t.Fatalf("it owns %v of %v addresses after a restart", got, owned)
+	}
+	host.kill()
+	s.removed(ByProgram, host, nodes[:2]...)
 }
 
 // One operator is enough in the end: a peer that is away for long is dead.

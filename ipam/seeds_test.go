@@ -115,7 +115,7 @@ func TestSmallRingsGoOnWithoutTheirFounders(t *testing.T) {
 			}
 			s.nodes = s.nodes[c.lost:]
 			first := s.nodes[0]
-			id := first.begin(func(c *core, id uint64) { c.remove(id, gone) })
+			id := first.begin(func(c *core, id uint64) { c.remove(id, gone, ByOperator) })
 			if _, ok := first.await(id, 70*time.Second); ok {
 				t.Fatal("it was decided without a quorum")
 			}

@@ -136,7 +136,7 @@ func TestTwoRemovalsAtOnceGiveOneHeir(t *testing.T) {
 		dead.kill()
 		ids := make([]uint64, 3)
 		for i := range ids {
-			ids[i] = nodes[i].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead.cfg.Self}) })
+			ids[i] = nodes[i].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{dead.cfg.Self}, ByOperator) })
 			s.run(time.Duration(s.rng.IntN(300)) * time.Millisecond)
 		}
 		if s.rng.IntN(2) == 0 { // one of them is killed in the middle of it
@@ -265,7 +265,7 @@ func TestRingIsFoundedAgainAfterTheQuorumIsLost(t *testing.T) {
 	nodes[2].kill()
 	s.run(3 * time.Second)
 	gone := []peer.Name{nodes[1].cfg.Self, nodes[2].cfg.Self}
-	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, gone) })
+	id := nodes[0].begin(func(c *core, id uint64) { c.remove(id, gone, ByOperator) })
 	if _, ok := nodes[0].await(id, 30*time.Second); ok {
 		t.Fatal("one voter of three decided")
 	}
@@ -399,8 +399,8 @@ func (w *churn) removeAgain() {
 			w.t.Fatalf("seed %d: %s was removed and owns space again", w.seed, h)
 		}
 		n := w.nodes[0]
-		id := n.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}) })
-		w.nodes[1].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}) })
+		id := n.begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}, ByOperator) })
+		w.nodes[1].begin(func(c *core, id uint64) { c.remove(id, []peer.Name{h.Name}, ByOperator) })
 		if r, ok := n.await(id, 60*time.Second); !ok || r.err != nil {
 			w.t.Fatalf("seed %d: %s is not removed again: %v %s", w.seed, h, r.err, n.reason(id))
 		}

@@ -175,7 +175,7 @@ func (w *storyWorld) request(n *node, c trace.Command) error {
 		for _, l := range c.Args[1:] {
 			dead = append(dead, w.name(l))
 		}
-		begin("remove "+strings.Join(c.Args[1:], ", "), func(c *core, id uint64) { c.remove(id, dead) })
+		begin("remove "+strings.Join(c.Args[1:], ", "), func(c *core, id uint64) { c.remove(id, dead, ByOperator) })
 	case "handover":
 		begin("handover", func(c *core, id uint64) { c.handover(id) })
 	default:

@@ -79,6 +79,9 @@ func (r *router) Connect(_ context.Context, q api.PeersRequest) error {
 func (r *router) RemovePeers(_ context.Context, q api.PeersRequest) ([]api.Removed, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if q.Operator {
+		return nil, errors.New("an agent is no operator")
+	}
 	if slices.Contains(r.alive, q.Peers[0]) {
 		return nil, fmt.Errorf("remove peer %s: it is reachable", q.Peers[0])
 	}

@@ -120,7 +120,9 @@ func (a *Agent) reclaim(ctx context.Context, errs *errorLog) (again bool) {
 	return again
 }
 
-// remove takes over the addresses of one dead member and deletes its line.
+// remove takes over the addresses of one dead member and deletes its line. It does not ask as an
+// operator: that a Node was deleted does not show that its containers are gone. So their addresses
+// stay unused for a time, see package ipam.
 func (a *Agent) remove(ctx context.Context, m member) error {
 	// The lister's cache may be outdated if the Node was created a moment ago.
 	if alive, err := a.exists(ctx, m.node); err != nil || alive {

@@ -121,6 +121,10 @@ type PeersRequest struct {
 	// Force, for rmpeer only, goes on without the voters if too few of them can be
 	// reached to decide.
 	Force bool `json:"force,omitempty"`
+	// Operator, for rmpeer only, says that a person knows that the peers are dead: this router
+	// agrees at once, and if it inherits their addresses it uses them at once. A program that
+	// has only seen a sign of their death leaves it unset. Force needs it.
+	Operator bool `json:"operator,omitempty"`
 }
 
 // BanRequest names peers, by name or nickname, that the operator wants to be banned.
