@@ -189,11 +189,13 @@ func (c *core) onClaimAsk(from peer.Name, m message) {
 		answer.status = statusYes
 	case c.keptAt(m.addr) != nil || c.rivals[m.addr] != nil:
 		answer = c.onClaimOfKept(to, m)
-	case c.space.Owns(m.addr):
+	case !c.space.Owns(m.addr):
+	case c.space.Uses(m.addr):
 		answer.status = statusNo
-		if !c.space.Uses(m.addr) && c.mayGive(to) && c.give(to, addr.Single(m.addr), m.id) {
-			answer.status = statusYes
-		}
+	case c.mayGive(to) && c.give(to, addr.Single(m.addr), m.id):
+		answer.status = statusYes
+	default:
+		answer.status = statusLater
 	}
 	c.send(from, answer)
 }

@@ -67,6 +67,7 @@ const (
 	statusOther = 2 // not the owner
 	statusToo   = 3 // of a state answer: the sender catches up too
 	statusKept  = 4 // of a claim answer: the address is kept for a removed peer
+	statusLater = 5 // of a claim answer: the address is free, but the sender does not give it now
 )
 
 var errMessage = gossip.ErrMalformed

@@ -98,7 +98,9 @@ func (c *core) regainAnswer(from peer.Name, m message) bool {
 		if l.askID != m.id || l.asked != from {
 			continue
 		}
-		if m.status == statusNo && l.inUse != from {
+		if m.status != statusNo {
+			l.inUse = peer.Name{}
+		} else if l.inUse != from {
 			l.inUse = from
 			c.warn("an address is in use on two peers", "addr", a, "container", c.allocations[a].owner, "peer", from)
 		}

@@ -266,7 +266,7 @@ func (w *storyWorld) message(b []byte) string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	status := [...]string{statusYes: "yes", statusNo: "no", statusOther: "not the owner", statusToo: "yes, but catches up too"}[m.status]
+	status := [...]string{statusYes: "yes", statusNo: "no", statusOther: "not the owner", statusToo: "yes, but catches up too", statusLater: "not now"}[m.status]
 	switch m.kind {
 	case msgRecords:
 		return "records: " + strings.Join(w.ringDelta(m.body), "; ")
