@@ -418,6 +418,9 @@ func (h *host) addrRange(r *api.Report, s ipam.Status, lists api.Lists) *api.IPA
 		u.Kept = append(u.Kept, api.KeptIPs{Peer: k.Name.String(), NickName: cmp.Or(k.Nickname, v.Nickname(k.Name)),
 			NumIPs: k.Addresses.Float(), Until: k.Until, Open: k.Open})
 	}
+	for _, c := range listed(r, name+" Conflicts", s.Conflicts, maxListed) {
+		u.Conflicts = append(u.Conflicts, api.Conflict{Address: c.Address, Owner: c.Owner, Peer: c.Peer.String(), NickName: v.Nickname(c.Peer), InUse: c.InUse})
+	}
 	for _, id := range s.LeftRings {
 		u.LeftRings = append(u.LeftRings, id.String())
 	}

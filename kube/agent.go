@@ -66,6 +66,7 @@ type Agent struct {
 	exposed          bool     // the Node has an address
 	notices          *notices
 	asked            time.Time // when the router was asked for its warnings
+	askedTaken       time.Time // when it was asked for addresses that other Nodes have
 
 	enrolled atomic.Pointer[member] // this Node's line in the ConfigMap; nil if it is unknown
 }
@@ -148,6 +149,12 @@ func (a *Agent) loop(ctx context.Context) {
 
 // step brings everything up to date. It reports whether it succeeded.
 func (a *Agent) step(ctx context.Context, errs *errorLog) bool {
+	const endTaken = "end what has an address of another Node"
+	if err := a.endTaken(ctx); err == nil {
+		errs.succeeded(endTaken)
+	} else if ctx.Err() == nil {
+		errs.failed(endTaken, err)
+	}
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) error

@@ -35,7 +35,9 @@ type router struct {
 	targets []string
 	exposed []api.Address
 	removed []string
+	hidden  []api.Address
 	warns   []string
+	taken   []api.Conflict
 }
 
 func (r *router) Ready(context.Context) (api.Ready, error) {
@@ -50,7 +52,13 @@ func (r *router) Ready(context.Context) (api.Ready, error) {
 func (r *router) Summary(context.Context, api.Lists) (*api.Report, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return &api.Report{Warnings: r.warns, IPAM: &api.IPAM{Status: "waiting for a majority", DefaultSubnet: netip.MustParsePrefix("10.32.0.0/12")}}, nil
+	report := &api.Report{Warnings: r.warns, IPAM: &api.IPAM{
+		Status: "waiting for a majority", DefaultSubnet: netip.MustParsePrefix("10.32.0.0/12"), Conflicts: slices.Clone(r.taken),
+	}}
+	if len(r.exposed) > 0 {
+		report.Attachments = []api.Attachment{{ID: api.Exposed, Addresses: []netip.Prefix{netip.MustParsePrefix(nodeAddress)}}}
+	}
+	return report, nil
 }
 
 func (r *router) Prime(context.Context) error {
@@ -66,6 +74,13 @@ func (r *router) Expose(_ context.Context, q api.ExposeRequest) ([]netip.Prefix,
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.exposed = q.Addresses
+	return nil, nil
+}
+
+func (r *router) Hide(_ context.Context, q api.ExposeRequest) ([]netip.Prefix, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hidden, r.exposed, r.taken = append(r.hidden, q.Addresses...), nil, nil
 	return nil, nil
 }
 
@@ -102,6 +117,9 @@ type scene struct {
 	router *router
 	agent  *Agent
 }
+
+// nodeAddress is the address of the Node in the network for pods.
+const nodeAddress = "10.32.0.1/12"
 
 const selfPeer = "02:00:00:00:00:01"
 

@@ -19,6 +19,7 @@ const (
 	reasonNotReady = "WeftNotReady" // pods get no network on this Node
 	reasonReady    = "WeftReady"    // after that
 	reasonWarning  = "WeftWarning"  // a warning of weft status
+	reasonTaken    = "WeftAddressTaken"
 )
 
 const (

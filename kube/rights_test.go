@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	clienttesting "k8s.io/client-go/testing"
 	"sigs.k8s.io/yaml"
+
+	"github.com/weft-net/weft/internal/api"
 )
 
 // rights are the rules of the manifest, and which of them were used.
@@ -106,6 +109,10 @@ func (r *rights) left() (list []string) {
 // idlePolicies are Policies that are enforced at once.
 type idlePolicies struct{ recorder }
 
+func (*idlePolicies) SetPod(*corev1.Pod) {}
+
+func (*idlePolicies) DeletePod(_, _ string) {}
+
 func (*idlePolicies) Enforced() error { return nil }
 
 func (*idlePolicies) Run(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -118,6 +125,7 @@ func TestManifestGivesTheRightsThatAreUsed(t *testing.T) {
 	if _, err := s.client.CoreV1().Secrets("kube-system").Create(t.Context(), generated, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	s.addPod("taken", "self", "10.32.0.9")
 	s.client.PrependReactor("*", "*", r.check)
 	s.client.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
 		handled, _, err := r.check(action)
@@ -133,6 +141,7 @@ func TestManifestGivesTheRightsThatAreUsed(t *testing.T) {
 	for range 2 {
 		n.say([]runtime.Object{&corev1.ObjectReference{Kind: "Node", Name: "self"}}, corev1.EventTypeWarning, reasonWarning, "again")
 	}
+	s.router.taken = []api.Conflict{{Address: netip.MustParseAddr("10.32.0.9"), InUse: true}}
 	s.run()
 	s.until("all rights are used", func() bool { return len(r.left()) == 0 })
 	r.mu.Lock()

@@ -13,6 +13,7 @@ type Router interface {
 	Summary(ctx context.Context, lists api.Lists) (*api.Report, error)
 	Prime(ctx context.Context) error
 	Expose(ctx context.Context, r api.ExposeRequest) ([]netip.Prefix, error)
+	Hide(ctx context.Context, r api.ExposeRequest) ([]netip.Prefix, error)
 	Connect(ctx context.Context, r api.PeersRequest) error
 	RemovePeers(ctx context.Context, r api.PeersRequest) ([]api.Removed, error)
 }

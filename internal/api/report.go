@@ -249,6 +249,17 @@ type IPAM struct {
 	LeftRings []string // rings that this router left and can go back to
 	// Kept is what this router inherited from removed peers and leaves unused for a time.
 	Kept []KeptIPs `json:",omitempty"`
+	// Conflicts are addresses in use on this host that another peer owns.
+	Conflicts []Conflict `json:",omitempty"`
+}
+
+// Conflict is an address in use on this host that another peer owns.
+type Conflict struct {
+	Address  netip.Addr
+	Owner    string // the container that has it here, or Exposed
+	Peer     string
+	NickName string
+	InUse    bool // the peer uses it too; otherwise this router still asks for it
 }
 
 // KeptIPs are addresses of a removed peer, which gets them back if it returns in time.
