@@ -38,6 +38,13 @@ func readKernelState(bridge string) (l kernelState, err error) {
 	return l, nil
 }
 
+// Lives reports whether containers live on this host that a router with this bridge has
+// connected, or other software has connected to the bridge. No router need run.
+func Lives(bridge string) (bool, error) {
+	l, err := readKernelState(bridge)
+	return len(l.ports) > 0, err
+}
+
 // uses reports whether a container of this host, or the host itself, has an address of a range.
 func (l kernelState) uses(r netip.Prefix) bool {
 	in := func(p netip.Prefix) bool { return r.Contains(p.Addr()) }

@@ -106,6 +106,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error { return a.cfg.Policies.Run(ctx) })
 		g.Go(func() error { return feed(ctx, a.informers, a.cfg.ClusterPolicies, a.cfg.Policies, a.cfg.Log) })
 	}
+	a.health.setReason("the API server has not answered yet")
 	g.Go(func() error {
 		a.informers.WaitForCacheSync(ctx.Done())
 		wake(a.nodeGone) // Nodes may have been deleted while no agent ran here

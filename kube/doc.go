@@ -13,10 +13,11 @@
 //
 //	02-8c-5b-00-1f-d2: worker-1 0f8e6a0c-...    the peer's name: its Node and that Node's UID
 //
-// A line whose Node (name and UID) no longer exists belongs to a dead peer. When a Node is
+// A line whose Node (name and UID) no longer exists is a sign that its peer is dead. When a Node is
 // deleted, every agent checks the lines, one after the other. The quorum of the routers decides
 // about the takeover (package ipam), so it does not matter how many agents act or which of them
-// fail. The line is deleted after the addresses are taken over. Hosts that are in the mesh but are
+// fail. Pods of the Node may live all the same, so the heir leaves the addresses unused for a time.
+// The line is deleted after the addresses are taken over. Hosts that are in the mesh but are
 // not Nodes have no line, and agents never touch them.
 //
 // Agents do not watch the ConfigMap: when n Nodes join, the API server would send n copies of n

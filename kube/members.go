@@ -41,7 +41,9 @@ func parseMembers(lines map[string]string) (list []member) {
 }
 
 // departed returns the members whose Node no longer exists, except for self. A Node that was
-// created again under its old name is another Node: it started with an empty disk.
+// created again under its old name is another Node. If its disk is an empty one, the peer is dead.
+// Else its agent writes the line again, and until then its router is not removed if it can be
+// reached.
 func departed(self peer.Name, members []member, nodes []*corev1.Node) []member {
 	exists := make(map[nodeID]bool, len(nodes))
 	for _, n := range nodes {

@@ -53,7 +53,7 @@ type UsedPort struct {
 }
 
 // UsedPorts returns the ports of a bridge that lead to other namespaces, and those that weft made
-// for it, even if other software has taken them from the bridge.
+// for it, even if other software has taken them from the bridge, or has removed the bridge.
 func UsedPorts(bridge string) ([]UsedPort, error) {
 	ports, err := listPorts(bridge, true)
 	if err != nil {
@@ -153,8 +153,8 @@ func listPorts(bridge string, behind bool) (ports []UsedPort, err error) {
 		return nil, err
 	}
 	defer h.Close()
-	br, ok, err := h.link(bridge)
-	if err != nil || !ok {
+	br, hasBridge, err := h.link(bridge)
+	if err != nil {
 		return nil, err
 	}
 	links, err := h.links()
@@ -169,7 +169,7 @@ func listPorts(bridge string, behind bool) (ports []UsedPort, err error) {
 	for _, l := range links {
 		a := l.Attrs()
 		alias, ours := parsePortAlias(a.Alias)
-		p := UsedPort{Name: a.Name, PortUser: alias.user, index: a.Index, nsid: a.NetNsID, inside: a.ParentIndex, on: a.MasterIndex == br.Attrs().Index}
+		p := UsedPort{Name: a.Name, PortUser: alias.user, index: a.Index, nsid: a.NetNsID, inside: a.ParentIndex, on: hasBridge && a.MasterIndex == br.Attrs().Index}
 		elsewhere := a.NetNsID >= 0 // a pair with both ends in this namespace is the router's
 		if l.Type() != "veth" || !ours && !(p.on && elsewhere) {
 			continue

@@ -114,6 +114,18 @@ func TestUsedPorts(t *testing.T) {
 	if got := ports(); len(got) != 2 || !slices.ContainsFunc(got, func(p netdev.UsedPort) bool { return p.Name == "other" && p.Owner == "" }) {
 		t.Errorf("with a port of others: %+v", got)
 	}
+
+	// Other software removed the bridge, too.
+	do(t, host, func() error {
+		br, err := netlink.LinkByName("weft")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(br)
+	})
+	if got := ports(); len(got) != 1 || got[0].Owner != "netns:1" {
+		t.Errorf("after the bridge was removed: %+v", got)
+	}
 }
 
 // nsFile opens the namespace at path until the test ends.

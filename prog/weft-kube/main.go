@@ -76,7 +76,7 @@ func agent(ctx context.Context) error {
 		return fmt.Errorf("make a client for the API server: %w", err)
 	}
 	node := nodeRecord{dir: api.DefaultStateDir}
-	nodes, err := awaitNodes(ctx, s, client, node, log)
+	nodes, err := awaitNodes(ctx, s, client, node, ofHost(), log)
 	if err != nil {
 		return err
 	}

@@ -24,8 +24,10 @@ import (
 
 const (
 	// apiTimeout is how long a node that was in the mesh before waits for the API
-	// server before it starts without it.
-	apiTimeout    = 30 * time.Second
+	// server before it starts without it: pods of the node wait for its router.
+	apiTimeout = 3 * time.Second
+	// callTimeout is the timeout of one call of the API server.
+	callTimeout   = 10 * time.Second
 	retryInterval = 2 * time.Second
 )
 
@@ -57,47 +59,105 @@ func (s nodeRecord) record(uid string) error {
 	return os.Rename(s.file()+".new", s.file())
 }
 
-// awaitNodes returns all Nodes once the API server knows this one. If this Node was deleted
-// and created again since the last run, other nodes have taken over its addresses, so
-// awaitNodes erases the state of the router. If the API server does not answer, a node that
-// was in the mesh before starts without a list of Nodes. While the API server has no such
-// Node, awaitNodes waits, so that other nodes can take over the addresses of this one.
-func awaitNodes(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node nodeRecord, log *slog.Logger) ([]*corev1.Node, error) {
+// leftover is what the last run of the router has left on the host.
+type leftover struct {
+	// lives reports whether containers of the router live on the host.
+	lives func() (bool, error)
+	// erase removes the state, and everything that the router has made in the kernel.
+	erase func() error
+}
+
+// ofHost returns the leftover of this host.
+func ofHost() leftover {
+	return leftover{
+		lives: func() (bool, error) { return daemon.Lives(netdev.BridgeName) },
+		erase: func() error {
+			return daemon.Erase(&daemon.Config{Bridge: netdev.BridgeName, StateDir: api.DefaultStateDir, Socket: api.DefaultSocket})
+		},
+	}
+}
+
+// awaitNodes returns all Nodes once the router may start. What it does with the state of the
+// last run depends on the API server's Node of this name, and on whether pods live here:
+//
+//	Node                    pods live             no pod lives
+//	------------------------------------------------------------------------
+//	that of the last run    goes on               goes on
+//	another one             goes on               erases the state
+//	none                    goes on               waits for a Node
+//	no answer               goes on without a list of Nodes, after apiTimeout
+//
+// A Node can be deleted and created again while its pods live, with restarts of everything in
+// any order. They need the router, and have addresses of its part of the ring. Others leave
+// these unused for a time if the router was away meanwhile, see package ipam. Without living
+// pods another Node may belong to another cluster, whose ring is another one. And if there is no
+// Node and no pod, others take over the addresses.
+func awaitNodes(ctx context.Context, s *kube.Settings, client kubernetes.Interface, node nodeRecord, left leftover, log *slog.Logger) ([]*corev1.Node, error) {
 	last, err := node.last()
 	if err != nil {
 		return nil, fmt.Errorf("read the recorded UID of this Node: %w", err)
 	}
 	for start := time.Now(); ; {
-		nodes, self, err := list(ctx, client, s.NodeName)
-		if err == nil {
+		timeout := callTimeout
+		if last != "" {
+			timeout = max(0, min(timeout, apiTimeout-time.Since(start)))
+		}
+		nodes, self, err := list(ctx, client, s.NodeName, timeout)
+		switch {
+		case err == nil:
 			if last != "" && last != self {
-				log.Info("this Node was deleted and created again since the last run; erasing its state", "node", s.NodeName)
-				c := &daemon.Config{Bridge: netdev.BridgeName, StateDir: api.DefaultStateDir, Socket: api.DefaultSocket}
-				if err := daemon.Erase(c); err != nil {
+				if err := startAgain(s.NodeName, left, log); err != nil {
 					return nil, err
 				}
 			}
 			return nodes, node.record(self)
-		}
-		if last != "" && time.Since(start) > apiTimeout && !errors.Is(err, errNoNode) {
+		case errors.Is(err, errNoNode) && last != "":
+			lives, err := left.lives()
+			if err != nil {
+				return nil, err
+			}
+			if lives {
+				log.Warn("this Node was deleted; starting all the same, because pods of it live on this host", "node", s.NodeName)
+				return nodes, nil
+			}
+			start = time.Now() // the API server answers
+		case last != "" && time.Since(start) >= apiTimeout:
 			log.Warn("the API server does not answer; starting with the peers of the last run", "err", err)
 			return nil, nil
 		}
 		log.Warn("the API server has not answered yet", "err", err)
+		wait := retryInterval
+		if last != "" {
+			wait = max(0, min(wait, apiTimeout-time.Since(start)))
+		}
 		select {
 		case <-ctx.Done():
 			return nil, err
-		case <-time.After(retryInterval):
+		case <-time.After(wait):
 		}
 	}
+}
+
+// startAgain prepares the host for a Node that is not that of the last run.
+func startAgain(name string, left leftover, log *slog.Logger) error {
+	lives, err := left.lives()
+	if err != nil {
+		return err
+	}
+	if lives {
+		log.Info("this Node was deleted and created again since the last run; going on with its state, because pods of it live", "node", name)
+		return nil
+	}
+	log.Info("this Node was deleted and created again since the last run; erasing its state", "node", name)
+	return left.erase()
 }
 
 // errNoNode is the cause of an error if the API server has no Node of this name.
 var errNoNode = errors.New("the API server has no such Node")
 
-// list returns all Nodes and the UID of this one.
-func list(ctx context.Context, client kubernetes.Interface, name string) (nodes []*corev1.Node, self string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+// list returns all Nodes and the UID of this one. With errNoNode it returns the other Nodes.
+func list(ctx context.Context, client kubernetes.Interface, name string, timeout time.Duration) (nodes []*corev1.Node, self string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	l, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -110,7 +170,7 @@ func list(ctx context.Context, client kubernetes.Interface, name string) (nodes 
 		}
 	}
 	if self == "" {
-		return nil, "", fmt.Errorf("look up Node %s: %w", name, errNoNode)
+		return nodes, "", fmt.Errorf("look up Node %s: %w", name, errNoNode)
 	}
 	return nodes, self, nil
 }

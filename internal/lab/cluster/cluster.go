@@ -86,14 +86,40 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	if err := c.startAPI(); err != nil {
 		return err
 	}
-	if err := c.WaitUntil(ctx, "the API server is ready", func() error {
-		_, err := c.Kubectl(ctx, nil, "get", "--raw", "/readyz")
-		return err
-	}); err != nil {
+	if err := c.awaitAPI(ctx); err != nil {
 		return err
 	}
 	return c.startControllers()
 }
+
+func (c *Cluster) awaitAPI(ctx context.Context) error {
+	return c.WaitUntil(ctx, "the API server is ready", func() error {
+		_, err := c.Kubectl(ctx, nil, "get", "--raw", "/readyz")
+		return err
+	})
+}
+
+// StopAPI kills the API server.
+func (c *Cluster) StopAPI(ctx context.Context) error {
+	return c.stopProgram(ctx, c.control, apiServer)
+}
+
+// RestartAPI starts the API server after StopAPI, and waits until it is ready.
+func (c *Cluster) RestartAPI(ctx context.Context) error {
+	if err := c.startServer(); err != nil {
+		return err
+	}
+	return c.awaitAPI(ctx)
+}
+
+// StopControllers kills the controllers, which among others delete the pods of a Node that has
+// been gone for forty seconds.
+func (c *Cluster) StopControllers(ctx context.Context) error {
+	return c.stopProgram(ctx, c.control, controllers)
+}
+
+// RestartControllers starts the controllers after StopControllers.
+func (c *Cluster) RestartControllers() error { return c.startController(controllers) }
 
 func (c *Cluster) startAPI() error {
 	if err := c.startProgram(c.control, "etcd", "etcd", "--data-dir=/var/lib/etcd", "--log-level=warn", "--unsafe-no-fsync",
@@ -101,8 +127,12 @@ func (c *Cluster) startAPI() error {
 		"--listen-peer-urls=http://127.0.0.1:2380"); err != nil {
 		return err
 	}
+	return c.startServer()
+}
+
+func (c *Cluster) startServer() error {
 	f := c.pki.file
-	return c.startProgram(c.control, "apiserver", c.program("kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379",
+	return c.startProgram(c.control, apiServer, c.program("kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379",
 		"--advertise-address="+c.control.Addr.String(), "--service-cluster-ip-range="+serviceRange,
 		"--allow-privileged=true", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 		"--client-ca-file="+f("authority.crt"), "--tls-cert-file="+f("apiserver.crt"), "--tls-private-key-file="+f("apiserver.key"),
@@ -111,30 +141,36 @@ func (c *Cluster) startAPI() error {
 		"--service-account-key-file="+f("accounts.pub"), "--service-account-signing-key-file="+f("accounts.key"))
 }
 
+// Programs of the control host.
+const (
+	apiServer   = "apiserver"
+	controllers = "kube-controller-manager"
+	scheduler   = "kube-scheduler"
+)
+
 func (c *Cluster) startControllers() error {
-	f := c.pki.file
-	for _, p := range []struct {
-		name string
-		args []string
-	}{
-		{"kube-controller-manager", []string{
-			"--service-account-private-key-file=" + f("accounts.key"), "--root-ca-file=" + f("authority.crt"),
-			"--use-service-account-credentials", "--service-cluster-ip-range=" + serviceRange,
-		}},
-		{"kube-scheduler", nil},
-	} {
-		config, err := c.pki.user(p.name, c.api, "system:"+p.name)
-		if err != nil {
+	for _, name := range []string{controllers, scheduler} {
+		if _, err := c.pki.user(name, c.api, "system:"+name); err != nil {
 			return err
 		}
-		args := append([]string{
-			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config, "--leader-elect=false",
-		}, p.args...)
-		if err := c.startProgram(c.control, p.name, c.program(p.name), args...); err != nil {
+		if err := c.startController(name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (c *Cluster) startController(name string) error {
+	f := c.pki.file
+	config := f(name + ".kubeconfig")
+	args := []string{
+		"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config, "--leader-elect=false",
+	}
+	if name == controllers {
+		args = append(args, "--service-account-private-key-file="+f("accounts.key"), "--root-ca-file="+f("authority.crt"),
+			"--use-service-account-credentials", "--service-cluster-ip-range="+serviceRange)
+	}
+	return c.startProgram(c.control, name, c.program(name), args...)
 }
 
 func (c *Cluster) program(name string) string { return filepath.Join(c.Programs, name) }
@@ -151,12 +187,25 @@ func (c *Cluster) startProgram(h *sandbox.Host, name, program string, args ...st
 		return err
 	}
 	defer log.Close()
-	cmd := h.Command(context.Background(), program, args...)
+	cmd := h.Command(context.Background(), "sh", append([]string{"-c", `echo $$ >"$0"; exec "$@"`, pidFile(name), program}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s on %s: %w", name, h.Name, err)
 	}
 	go cmd.Wait() // its log says why
+	return nil
+}
+
+// pidFile returns the file with the number of a program in its host's PID namespace.
+func pidFile(name string) string { return "/run/" + name + ".program" }
+
+// stopProgram kills a program of startProgram, and waits until it has ended. What it started
+// lives on.
+func (c *Cluster) stopProgram(ctx context.Context, h *sandbox.Host, name string) error {
+	_, err := h.Run(ctx, "sh", "-ec", `pid=$(cat "$0"); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done`, pidFile(name))
+	if err != nil {
+		return fmt.Errorf("stop %s on %s: %w", name, h.Name, err)
+	}
 	return nil
 }
 

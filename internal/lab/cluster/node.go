@@ -42,6 +42,12 @@ func (n *Node) Restart(ctx context.Context) error {
 	return n.Start(ctx)
 }
 
+// Programs of a node.
+const (
+	containerd = "containerd"
+	kubelet    = "kubelet"
+)
+
 // Start starts containerd, the kubelet and kube-proxy on a booted host, and waits until
 // the host is a Node.
 func (n *Node) Start(ctx context.Context) error {
@@ -58,10 +64,7 @@ func (n *Node) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.startProgram(n.Host, "containerd", "containerd"); err != nil {
-		return err
-	}
-	if err := c.WaitUntil(ctx, "containerd answers on "+n.Name, func() error { _, err := n.Run(ctx, "ctr", "version"); return err }); err != nil {
+	if err := n.startContainerd(ctx); err != nil {
 		return err
 	}
 	for _, image := range c.Images {
@@ -69,7 +72,7 @@ func (n *Node) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := n.startKubelet(); err != nil {
+	if err := n.StartKubelet(); err != nil {
 		return err
 	}
 	if err := c.startProgram(n.Host, "proxy", c.program("kube-proxy"), "--config=/etc/kubernetes/proxy.yaml"); err != nil {
@@ -81,17 +84,37 @@ func (n *Node) Start(ctx context.Context) error {
 // RestartKubelet kills the kubelet and starts it again. A kubelet whose Node was deleted
 // ends by itself only after minutes.
 func (n *Node) RestartKubelet(ctx context.Context) error {
-	if _, err := n.Run(ctx, "sh", "-c", "kill -9 $(cat "+kubeletPID+")"); err != nil {
+	if err := n.StopKubelet(ctx); err != nil {
 		return err
 	}
-	return n.startKubelet()
+	return n.StartKubelet()
 }
 
-const kubeletPID = "/run/kubelet.pid" // in the host's PID namespace
+// StopKubelet kills the kubelet. Containers live on.
+func (n *Node) StopKubelet(ctx context.Context) error {
+	return n.cluster.stopProgram(ctx, n.Host, kubelet)
+}
 
-func (n *Node) startKubelet() error {
+// RestartContainerd kills containerd and starts it again. Containers live on.
+func (n *Node) RestartContainerd(ctx context.Context) error {
+	if err := n.cluster.stopProgram(ctx, n.Host, containerd); err != nil {
+		return err
+	}
+	return n.startContainerd(ctx)
+}
+
+func (n *Node) startContainerd(ctx context.Context) error {
 	c := n.cluster
-	return c.startProgram(n.Host, "kubelet", "sh", "-c", "echo $$ >"+kubeletPID+`; exec "$@"`, "sh", c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
+	if err := c.startProgram(n.Host, containerd, containerd); err != nil {
+		return err
+	}
+	return c.WaitUntil(ctx, "containerd answers on "+n.Name, func() error { _, err := n.Run(ctx, "ctr", "version"); return err })
+}
+
+// StartKubelet starts the kubelet, which makes the Node if there is none.
+func (n *Node) StartKubelet() error {
+	c := n.cluster
+	return c.startProgram(n.Host, kubelet, c.program("kubelet"), "--config=/etc/kubernetes/kubelet.yaml",
 		"--kubeconfig="+c.pki.file("kubelet-"+n.Name+".kubeconfig"), "--hostname-override="+n.Name,
 		fmt.Sprintf("--node-ip=%s,%s", n.Addr, n.addr6()), "--root-dir=/var/lib/kubelet")
 }
