@@ -171,6 +171,57 @@ func TestProgramsDoNotEndKeeping(t *testing.T) {
 	}
 }
 
+// A host returns after its heir was removed for good. The next heir keeps everything for the first
+// one. When that time is over, the containers of the host still have their addresses to themselves,
+// although many others wait for one.
+func TestAddressesInUseAreNotGivenWhenTheirTimeIsOver(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes := s.addAll(5, rollbackRange)
+	for i, n := range nodes {
+		n.cfg.Keep = 3 * time.Minute
+		n.launch()
+		n.allocate(fmt.Sprint("c", i), rollbackRange)
+	}
+	s.converged(20 * time.Second)
+	back := nodes[4]
+	var used []netip.Addr
+	for i := range 5 {
+		used = append(used, back.allocate(fmt.Sprint("used", i), rollbackRange))
+	}
+	s.converged(20 * time.Second)
+	back.kill()
+	first := s.removed(ByProgram, back, nodes[:4]...)
+	s.converged(20 * time.Second)
+	first.kill()
+	s.removed(ByProgram, first, slices.DeleteFunc(slices.Clone(nodes[:4]), func(n *node) bool { return n == first })...)
+	s.drop(first)
+	back.launch()
+	s.converged(20 * time.Second)
+	for _, n := range s.nodes {
+		for i := range 40 {
+			n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("wait", i), pfx(rollbackRange)) })
+		}
+	}
+	s.run(200 * time.Second) // sim.check looks at what is given
+	for _, a := range used {
+		if !back.core.space.Owns(a) {
+			t.Errorf("%s is not its own", a)
+		}
+		for _, n := range s.nodes {
+			if al, uses := n.core.allocations[a]; uses && n != back {
+				t.Errorf("%s was given to %s", a, al.owner)
+			}
+		}
+	}
+	given := 0
+	for _, n := range s.nodes {
+		given += len(n.core.allocations)
+	}
+	if given < 55 {
+		t.Errorf("only %d addresses are in use: those of the host that is gone are not", given)
+	}
+}
+
 // comeAndGo does one random thing to hosts whose routers end, are cut off and are removed by
 // programs, while their containers live.
 func (w *rollbacks) comeAndGo(step int) {
