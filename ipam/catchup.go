@@ -45,10 +45,6 @@ const (
 	// askOthers bounds how many peers are asked that the ring does not name.
 	askOthers = 16
 	noSlot    = math.MaxUint64
-	// copyAfter is how long after the start a peer with the identity of this one counts: a
-	// neighbour refuses this host as a copy of itself if the host restarts faster than the
-	// neighbour sees that.
-	copyAfter = 5 * time.Second
 	// maxTransfers bounds the transfers in one answer.
 	maxTransfers = 64
 )
@@ -302,7 +298,7 @@ func (c *core) caughtUp() bool {
 // uses the addresses. Nobody that knows the present state has said otherwise, and nobody will:
 // the others refuse the copy.
 func (c *core) isCopy() bool {
-	if c.catch == nil || !c.ring.Ready() || c.catch.since.IsZero() || c.now.Before(c.catch.since.Add(copyAfter)) || !c.view.Collides() {
+	if c.catch == nil || !c.ring.Ready() || c.catch.since.IsZero() || !c.view.Collides() {
 		return false
 	}
 	h := c.hearing()

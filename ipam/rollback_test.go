@@ -203,7 +203,7 @@ func TestCopyOfALivingHostGivesNothing(t *testing.T) {
 	id := a.begin(func(c *core, id uint64) { c.allocate(id, "second", pfx(rollbackRange)) })
 	// It fails at once: nothing that the caller could wait for changes it.
 	requests := map[string]uint64{"allocate, begun before it is known": id}
-	w.run(copyAfter)
+	w.run(time.Second)
 	requests["allocate"] = a.begin(func(c *core, id uint64) { c.allocate(id, "third", pfx(rollbackRange)) })
 	requests["claim"] = a.begin(func(c *core, id uint64) { c.claim(id, "fourth", netip.MustParsePrefix("10.32.0.9/26")) })
 	requests["prime"] = a.begin(func(c *core, id uint64) { c.prime(id) })
