@@ -2,7 +2,10 @@ package repair
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -22,6 +25,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/seed"
 )
 
@@ -71,7 +75,15 @@ var accidents = []accident{
 		return c.lab.Narrow(h, 1500)
 	}},
 	{"give hA another address", 0, func(c *chaos, h, _ int) error { return c.move(h, 1, 0) }, func(c *chaos, h, _ int) error { return c.move(h, 0, 1) }},
+	{"put an earlier copy of the state of hA back", 0, (*chaos).rollBack, (*chaos).launch},
+	{"lose a state file of hA", 0, (*chaos).loseFile, (*chaos).launch},
+	{"truncate a state file of hA", 0, (*chaos).truncateFile, (*chaos).launch},
+	{"step the clock", relayed, (*chaos).stepClock, nil},
 }
+
+// stateFiles may be lost or damaged: the others of the mesh and the kernel know enough. A host
+// that loses identity.key is another host from then on, which is no accident but a new member.
+var stateFiles = []string{"weft.db", "ipam.db"}
 
 // stroke is one accident of a plan: what happens, to whom, and for how long. The numbers are
 // reduced to what there is.
@@ -96,30 +108,40 @@ func (s stroke) String() string {
 // chaos is a lab to which accidents happen.
 type chaos struct {
 	t       *testing.T
+	begun   time.Time
 	lab     *testbed.Lab
 	rng     *rand.Rand // of the present stroke
 	flows   []*flow
 	strange atomic.Pointer[string] // an answer of the wrong container, the first one
+	copies  []string               // of the state of each host, "" if there is none yet
 
-	living map[netip.Addr]testbed.Place // containers by address
-	extra  []netip.Addr                 // of them those that churn made, the oldest first
-	count  int                          // of containers that churn made so far
+	living  map[netip.Addr]testbed.Place // containers by address
+	servers map[netip.Addr]func()        // that end their servers
+	extra   []netip.Addr                 // of them those that churn made, the oldest first
+	count   int                          // of containers that churn made so far
+
+	longest map[string]time.Duration // interruption, by accident and whose flow it was
 }
 
 // flow asks the container of another host for its name, every 20 ms.
 type flow struct {
 	from, to int
 	last     atomic.Int64 // when the last answer came, in ns
+	gap      atomic.Int64 // the longest time between two answers, in ns
 }
+
+// of reports whether a flow begins or ends at a host.
+func (f *flow) of(host int) bool { return f.from == host || f.to == host }
 
 const namePort = 7070
 
 func (c *chaos) place(host int) testbed.Place { return harness.At(host, "c") }
 
-// answerNames runs a server of names in the container of a host until the end of the test.
-func (c *chaos) answerNames(host int, addr netip.Addr) {
+// answerNames runs a server in a container that answers each request with its text and the name
+// of the container, until the server is ended.
+func (c *chaos) answerNames(p testbed.Place, addr netip.Addr) {
 	var conn *net.UDPConn
-	harness.Within(c.t, c.lab, c.place(host), func() (err error) {
+	harness.Within(c.t, c.lab, p, func() (err error) {
 		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, namePort)))
 		return err
 	})
@@ -132,16 +154,24 @@ func (c *chaos) answerNames(host int, addr netip.Addr) {
 				return
 			}
 			// A full queue or a missing neighbour is no end.
-			_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(b[:n:n], " h%d", host), from)
+			_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(b[:n:n], " %v", p), from)
 		}
 	})
-	c.t.Cleanup(func() { conn.Close(); wg.Wait() })
+	c.living[addr] = p
+	c.servers[addr] = func() { conn.Close(); wg.Wait() }
+}
+
+// stopServers ends all servers.
+func (c *chaos) stopServers() {
+	for _, stop := range c.servers {
+		stop()
+	}
 }
 
 // startFlow asks until the end of the test.
 func (c *chaos) startFlow(from, to int, addr netip.Addr) {
 	f := &flow{from: from, to: to}
-	f.last.Store(time.Now().UnixNano())
+	f.last.Store(c.now())
 	var conn *net.UDPConn
 	harness.Within(c.t, c.lab, c.place(from), func() (err error) {
 		conn, err = net.ListenUDP("udp", nil)
@@ -165,36 +195,61 @@ func (c *chaos) startFlow(from, to int, addr netip.Addr) {
 				return
 			}
 			answer := string(b[:n])
-			if !strings.HasPrefix(answer, fmt.Sprintf("%d-", from)) || !strings.HasSuffix(answer, fmt.Sprintf(" h%d", to)) {
+			if !strings.HasPrefix(answer, fmt.Sprintf("%d-", from)) || !strings.HasSuffix(answer, fmt.Sprintf(" %v", c.place(to))) {
 				s := fmt.Sprintf("h%d asked the container of h%d, and got %q", from, to, answer)
 				c.strange.CompareAndSwap(nil, &s)
 				continue
 			}
-			f.last.Store(time.Now().UnixNano())
+			now := c.now()
+			if gap := now - f.last.Swap(now); gap > f.gap.Load() {
+				f.gap.Store(gap)
+			}
 		}
 	})
 	c.t.Cleanup(func() { cancel(); conn.Close(); wg.Wait() })
 	c.flows = append(c.flows, f)
 }
 
+// now is the time since the test began, in ns. Steps of the clock do not change it.
+func (c *chaos) now() int64 { return int64(time.Since(c.begun)) }
+
 // flowAgain wants an answer in each flow that of chooses, within a time from now.
 func (c *chaos) flowAgain(what string, within time.Duration, of func(*flow) bool) {
 	c.t.Helper()
-	since := time.Now()
+	since := c.now()
 	for _, f := range c.flows {
 		if !of(f) {
 			continue
 		}
-		harness.Eventually(c.t, fmt.Sprintf("%s: the flow from h%d to h%d", what, f.from, f.to), func() bool {
-			return f.last.Load() > since.UnixNano()
-		})
-		if took := time.Unix(0, f.last.Load()).Sub(since); took > within+harness.Slack {
+		harness.Eventually(c.t, fmt.Sprintf("%s: the flow from h%d to h%d", what, f.from, f.to), func() bool { return f.last.Load() > since })
+		if took := time.Duration(f.last.Load() - since); took > within+harness.Slack {
 			c.t.Errorf("%s: the flow from h%d to h%d was interrupted for %v, want %v", what, f.from, f.to, took, within)
 		}
 	}
 }
 
+// interrupted wants that no flow that of chooses was interrupted for longer than within, since
+// the present accident began.
+func (c *chaos) interrupted(what, whose string, within time.Duration, of func(*flow) bool) {
+	c.t.Helper()
+	for _, f := range c.flows {
+		if !of(f) {
+			continue
+		}
+		gap := time.Duration(max(f.gap.Load(), c.now()-f.last.Load()))
+		c.longest[whose] = max(c.longest[whose], gap)
+		if within > 0 && gap > within+harness.Slack {
+			c.t.Errorf("%s: the flow from h%d to h%d was interrupted for %v, want %v", what, f.from, f.to, gap, within)
+		}
+	}
+}
+
 func (c *chaos) launch(host, _ int) error {
+	if c.copies[host] == "" {
+		if err := c.copyState(host); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), harness.StepTimeout)
 	defer cancel()
 	return c.lab.Launch(ctx, host, c.lab.Peers(host)...)
@@ -276,23 +331,116 @@ func (c *chaos) move(host, to, from int) error {
 	})
 }
 
+// rollBack ends the router of a host and replaces its state by a copy that was made earlier, as
+// someone who restores a backup does. The present state is the next copy.
+func (c *chaos) rollBack(host, _ int) error {
+	if err := c.lab.Kill(host); err != nil {
+		return err
+	}
+	old := c.copies[host]
+	if err := c.copyState(host); err != nil || old == "" {
+		c.t.Log("  not done, as there is no copy yet")
+		return err
+	}
+	dir := c.lab.StateDir(host)
+	if err := emptyFolder(dir); err != nil {
+		return err
+	}
+	return errors.Join(copyFolder(old, dir), os.RemoveAll(old))
+}
+
+// copyState makes a copy of the state of a host whose router does not run.
+func (c *chaos) copyState(host int) error {
+	c.copies[host] = c.t.TempDir()
+	return copyFolder(c.lab.StateDir(host), c.copies[host])
+}
+
+// emptyFolder removes what a folder contains: it is the root of a file system.
+func emptyFolder(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
+}
+
+// copyFolder copies what a folder contains to another one, which exists and is empty.
+func copyFolder(from, to string) error {
+	return filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || path == from {
+			return err
+		}
+		dest := filepath.Join(to, strings.TrimPrefix(path, from))
+		if e.IsDir() {
+			return os.Mkdir(dest, 0o700)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(dest, b, 0o600)
+	})
+}
+
+// stateFile ends the router of a host and chooses one of its state files.
+func (c *chaos) stateFile(host int) (string, error) {
+	name := stateFiles[c.rng.IntN(len(stateFiles))]
+	c.t.Logf("  %s", name)
+	return filepath.Join(c.lab.StateDir(host), name), c.lab.Kill(host)
+}
+
+func (c *chaos) loseFile(host, _ int) error {
+	path, err := c.stateFile(host)
+	if err != nil {
+		return err
+	}
+	return os.Remove(path)
+}
+
+func (c *chaos) truncateFile(host, _ int) error {
+	path, err := c.stateFile(host)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	return os.Truncate(path, c.rng.Int64N(info.Size()))
+}
+
+// stepClock moves the clock of the machine by up to a day, to and fro. Namespaces share that
+// clock, so it needs a machine of its own.
+func (c *chaos) stepClock(_, _ int) error {
+	step := time.Duration(c.rng.Int64N(int64(48*time.Hour))) - 24*time.Hour
+	if !nstest.OwnMachine() {
+		c.t.Log("  not done, as others use the clock of this machine too")
+		return nil
+	}
+	c.t.Logf("  by %v", step)
+	return nstest.StepClock(step)
+}
+
 // strike lets an accident happen, and end, and wants the flows back.
 func (c *chaos) strike(s stroke) {
 	c.t.Helper()
 	a := accidents[s.accident]
 	c.t.Logf("%v", s)
 	c.rng = rand.New(rand.NewPCG(s.seed, 0))
+	mine := func(f *flow) bool { return f.of(s.host) }
+	others := func(f *flow) bool { return !f.of(s.host) }
+	for _, f := range c.flows {
+		f.gap.Store(0)
+	}
 	if err := a.begin(c, s.host, s.other); err != nil {
 		c.t.Fatalf("%v: %v", s, err)
 	}
 	begun := time.Now()
 	if a.within > 0 {
-		c.flowAgain(s.String(), a.within, func(f *flow) bool { return f.from == s.host || f.to == s.host })
+		c.flowAgain(s.String(), a.within, mine)
 	}
 	c.churn()
 	for time.Since(begun) < s.lasts {
-		// Nobody else is hurt meanwhile.
-		c.flowAgain(s.String()+": others", relayed, func(f *flow) bool { return f.from != s.host && f.to != s.host })
 		c.check()
 		wait := time.NewTimer(100 * time.Millisecond)
 		<-wait.C
@@ -303,8 +451,41 @@ func (c *chaos) strike(s stroke) {
 		}
 	}
 	c.flowAgain("after: "+s.String(), restarted, func(*flow) bool { return true })
+	c.interrupted(s.String(), a.name, a.within, mine)
+	c.interrupted(s.String()+": others", "others", relayed, others) // nobody else is hurt
 	c.churn()
 	c.check()
+	c.ask("after: " + s.String())
+}
+
+// ask wants each container that churn made to answer with its own name. Its address may have been
+// that of another one before.
+func (c *chaos) ask(what string) {
+	c.t.Helper()
+	for _, addr := range c.extra {
+		p := c.living[addr]
+		from := 1 + p.Host%c.lab.Hosts
+		var conn *net.UDPConn
+		harness.Within(c.t, c.lab, c.place(from), func() (err error) {
+			conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, namePort)))
+			return err
+		})
+		want, b := fmt.Sprintf("ask %v", p), make([]byte, 64)
+		harness.Eventually(c.t, fmt.Sprintf("%s: h%d asks %v, which has %v", what, from, p, addr), func() bool {
+			if _, err := conn.Write([]byte("ask")); err != nil {
+				return false // the neighbour is not known yet
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+				c.t.Fatal(err)
+			}
+			n, err := conn.Read(b)
+			if err == nil && string(b[:n]) != want {
+				c.t.Fatalf("%s: h%d asked %v, which %v has, and got %q", what, from, addr, p, b[:n])
+			}
+			return err == nil
+		})
+		conn.Close()
+	}
 }
 
 // churn attaches a container to a host and detaches an older one. Either may fail where an
@@ -321,7 +502,7 @@ func (c *chaos) churn() {
 			if other, twice := c.living[a.Addr()]; twice {
 				c.t.Fatalf("%v has the address %v, which %v has", p, a.Addr(), other)
 			}
-			c.living[a.Addr()] = p
+			c.answerNames(p, a.Addr())
 			c.extra = append(c.extra, a.Addr())
 		}
 	}
@@ -330,10 +511,12 @@ func (c *chaos) churn() {
 	}
 	oldest := c.extra[0]
 	c.extra = c.extra[1:]
+	c.servers[oldest]()
 	if err := c.lab.RemoveContainer(ctx, c.living[oldest]); err != nil {
 		c.t.Logf("  detach %v: %v", c.living[oldest], err) // it is gone, and the router will see that
 	}
 	delete(c.living, oldest)
+	delete(c.servers, oldest)
 }
 
 // check wants what must be true at any moment, of the hosts whose routers answer: each living
@@ -367,6 +550,67 @@ func (c *chaos) check() {
 	}
 }
 
+// agree wants all hosts to agree on who owns which addresses at the end, and each living container
+// to have an address that its own host owns and lists, and that its interface has.
+func (c *chaos) agree() {
+	c.t.Helper()
+	var first []api.RingEntry
+	harness.Eventually(c.t, "all hosts have the same ring", func() bool {
+		first = nil
+		for h := 1; h <= c.lab.Hosts; h++ {
+			ring := harness.Report(c.t, c.lab, h).IPAM.Entries
+			if first == nil {
+				first = ring
+			}
+			if len(ring) == 0 || !slices.EqualFunc(first, ring, func(a, b api.RingEntry) bool { return a.Token == b.Token && a.Peer == b.Peer }) {
+				return false
+			}
+		}
+		return true
+	})
+	for h := 1; h <= c.lab.Hosts; h++ {
+		r := harness.Report(c.t, c.lab, h)
+		want := make(map[netip.Addr]int)
+		for _, a := range r.Attachments {
+			for _, p := range a.Addresses {
+				want[p.Addr()]++
+			}
+		}
+		for a, p := range c.living {
+			if p.Host != h {
+				continue
+			}
+			if want[a] != 1 {
+				c.t.Errorf("h%d lists %v of %v %d times", h, a, p, want[a])
+			}
+			delete(want, a)
+			if owner := ownerOf(first, a); owner != r.Router.Name {
+				c.t.Errorf("%v has %v, which belongs to %s and not to its host %s", p, a, owner, r.Router.Name)
+			}
+			harness.Within(c.t, c.lab, p, func() error {
+				addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+				if !slices.ContainsFunc(addrs, func(has netlink.Addr) bool { return has.IP.Equal(a.AsSlice()) }) {
+					c.t.Errorf("%v has lost %v from its interface, and has %v", p, a, addrs)
+				}
+				return err
+			})
+		}
+	}
+}
+
+// ownerOf returns the peer that owns an address.
+func ownerOf(ring []api.RingEntry, a netip.Addr) (peer string) {
+	if len(ring) > 0 {
+		peer = ring[len(ring)-1].Peer // before the first token is the rest of the last range
+	}
+	for _, e := range ring {
+		if e.Token.Compare(a) <= 0 {
+			peer = e.Peer
+		}
+	}
+	return peer
+}
+
 // TestChaos lets accidents happen to the hosts of a mesh that carries traffic and attaches
 // containers: one after the other, chosen by a seed. No address is given twice, none is lost, no
 // frame reaches another container, and flows come back in time.
@@ -382,7 +626,11 @@ func TestChaos(t *testing.T) {
 		t.Parallel()
 	}
 	rng := seed.Rand(t)
-	c := &chaos{t: t, living: make(map[netip.Addr]testbed.Place)}
+	c := &chaos{
+		t: t, begun: time.Now(), copies: make([]string, hosts+1), longest: make(map[string]time.Duration),
+		living: make(map[netip.Addr]testbed.Place), servers: make(map[netip.Addr]func()),
+	}
+	t.Cleanup(c.stopServers)
 	c.lab = harness.New(t, testbed.Config{Hosts: hosts})
 	for h := 1; h <= hosts; h++ {
 		dir := c.lab.StateDir(h)
@@ -406,8 +654,7 @@ func TestChaos(t *testing.T) {
 	addrs := make([]netip.Addr, hosts+1)
 	for h := 1; h <= hosts; h++ {
 		addrs[h] = harness.AddContainer(t, c.lab, h, "c")[0].Addr()
-		c.living[addrs[h]] = c.place(h)
-		c.answerNames(h, addrs[h])
+		c.answerNames(c.place(h), addrs[h])
 	}
 	for h := 1; h <= hosts; h++ {
 		for _, step := range []int{1, hosts / 2} {
@@ -420,5 +667,9 @@ func TestChaos(t *testing.T) {
 	for end := time.Now().Add(length); time.Now().Before(end) && !t.Failed(); rounds++ {
 		c.strike(nextStroke(rng, hosts))
 	}
+	c.agree()
 	t.Logf("%d accidents, %d containers", rounds, c.count)
+	for _, whose := range slices.Sorted(maps.Keys(c.longest)) {
+		t.Logf("longest interruption: %v: %s", c.longest[whose].Round(time.Millisecond), whose)
+	}
 }
