@@ -57,8 +57,8 @@ type gossipChannel struct {
 	// mu guards the fields below. No other lock is taken while it is held.
 	mu      sync.Mutex
 	ops     []func(*gossip.Engine)
-	refill  map[peer.Name]bool // neighbours whose writer took a message
-	inboxes map[*neighbour]*inbox
+	refill  map[peer.Name]bool    // neighbours whose writer took a message
+	inboxes map[*neighbour]*inbox // that are not empty
 	debts   map[peer.Name]*debt
 }
 
@@ -66,7 +66,7 @@ type gossipChannel struct {
 type inbox struct {
 	messages [][]byte
 	bytes    int
-	space    chan struct{} // signalled when a message was taken
+	space    chan struct{} // signalled when a message was taken; nil if nobody waits for that
 }
 
 // debt is how long the messages of a neighbour took.
@@ -122,7 +122,7 @@ func (g *gossipChannel) put(n *neighbour, msg []byte) {
 		g.mu.Lock()
 		in := g.inboxes[n]
 		if in == nil {
-			in = &inbox{space: make(chan struct{}, 1)}
+			in = &inbox{}
 			g.inboxes[n] = in
 		}
 		if len(in.messages) == 0 || in.bytes+len(msg) <= maxInbox {
@@ -132,12 +132,16 @@ func (g *gossipChannel) put(n *neighbour, msg []byte) {
 			g.wakeUp()
 			return
 		}
+		if in.space == nil {
+			in.space = make(chan struct{}, 1)
+		}
+		space := in.space
 		g.mu.Unlock()
 		if timeout == nil {
 			timeout = time.After(inboxTimeout)
 		}
 		select {
-		case <-in.space:
+		case <-space:
 		case <-n.done:
 			return
 		case <-timeout:
@@ -160,9 +164,6 @@ func (g *gossipChannel) take(now time.Time) (from *neighbour, msg []byte, wait t
 			delete(g.inboxes, n)
 			continue
 		}
-		if len(g.inboxes[n].messages) == 0 {
-			continue
-		}
 		var owed time.Duration
 		if d := g.debts[n.name]; d != nil {
 			owed = d.settle(now)
@@ -181,9 +182,14 @@ func (g *gossipChannel) take(now time.Time) (from *neighbour, msg []byte, wait t
 	msg = in.messages[0]
 	in.messages = slices.Delete(in.messages, 0, 1)
 	in.bytes -= len(msg)
-	select {
-	case in.space <- struct{}{}:
-	default:
+	if in.space != nil {
+		select {
+		case in.space <- struct{}{}:
+		default:
+		}
+	}
+	if len(in.messages) == 0 {
+		delete(g.inboxes, from)
 	}
 	return from, msg, time.Time{}
 }

@@ -368,7 +368,7 @@ func (m *Mesh) ownAddrs() []netip.AddrPort {
 		if n.relayed {
 			continue
 		}
-		for _, a := range []netip.Addr{addrPortOf(n.LocalAddr()).Addr(), n.Peer.Seen.Addr()} {
+		for _, a := range []netip.Addr{n.local, n.Peer.Seen.Addr()} {
 			if a.IsValid() && !a.IsLinkLocalUnicast() {
 				seen[a] = true
 				public = public || !a.IsLoopback()

@@ -63,7 +63,8 @@ type neighbour struct {
 	*session.Conn
 	name    peer.Name
 	since   time.Time
-	relayed bool // other peers carry the session; see relayed.go
+	local   netip.Addr // of this end; invalid if the session is not over TCP
+	relayed bool       // other peers carry the session; see relayed.go
 	// signedLimit bounds the signed messages that it may bring.
 	signedLimit *rate.Limiter
 	limits      *inLimits     // of its reader
@@ -110,7 +111,7 @@ func (n *neighbour) ended() bool {
 
 func newNeighbour(c *session.Conn) *neighbour {
 	n := &neighbour{
-		Conn: c, name: c.Peer.Name, since: time.Now(), signedLimit: newSignedLimit(), limits: newInLimits(), asks: rate.NewLimiter(asksPerSecond, asksBurst),
+		Conn: c, name: c.Peer.Name, since: time.Now(), local: addrPortOf(c.LocalAddr()).Addr(), signedLimit: newSignedLimit(), limits: newInLimits(), asks: rate.NewLimiter(asksPerSecond, asksBurst),
 		cloneAsks:  rate.NewLimiter(clonesPerSecond, clonesBurst),
 		control:    make(chan []byte, MaxControl),
 		writerWake: make(chan struct{}, 1),

@@ -16,8 +16,11 @@ import (
 
 const (
 	// routesInterval is the least time between two computations of routes: a mesh
-	// that starts changes a hundred times a second.
-	routesInterval = 50 * time.Millisecond
+	// that starts changes a hundred times a second. It is longer by routesPerPeer for each peer,
+	// up to maxRoutesInterval, because the routes, and what follows from them, take longer too.
+	routesInterval    = 50 * time.Millisecond
+	routesPerPeer     = 5 * time.Millisecond
+	maxRoutesInterval = 500 * time.Millisecond
 	// routesShare is how many times as long as the last computation took the next one
 	// waits, so that a large or restless mesh costs at most a fifth of a core.
 	routesShare = 5
@@ -65,7 +68,8 @@ func (m *Mesh) topologyRound(now time.Time, l *topologyState) (next time.Time) {
 	topo.state.Lock()
 	m.topo.SetTime(m.now())
 	m.topo.SetAddrs(addrs)
-	m.Announce(ChannelTopology, m.topo.SetLinks(links))
+	delta, again := m.topo.OfferLinks(links, now)
+	m.Announce(ChannelTopology, delta)
 	if banned := m.banned.Load(); banned != l.banned {
 		l.banned = banned
 		m.topo.DropBanned()
@@ -87,6 +91,9 @@ func (m *Mesh) topologyRound(now time.Time, l *topologyState) (next time.Time) {
 		l.generation = m.topo.Generation()
 		v = m.newView()
 	}
+	if !again.IsZero() && again.Before(next) {
+		next = again
+	}
 	refused := m.topo.Refused()
 	stats := m.topo.Stats()
 	topo.state.Unlock()
@@ -106,7 +113,8 @@ func (m *Mesh) topologyRound(now time.Time, l *topologyState) (next time.Time) {
 		v.computeRoutes()
 		m.publishView(v)
 		end := time.Now()
-		l.routesAt = now.Add(max(routesInterval, routesShare*end.Sub(now)))
+		interval := min(maxRoutesInterval, routesInterval+time.Duration(len(v.entries))*routesPerPeer)
+		l.routesAt = now.Add(max(interval, routesShare*end.Sub(now)))
 	}
 	return next
 }

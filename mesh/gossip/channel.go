@@ -40,3 +40,13 @@ type Channel interface {
 	// from this state. Join may append to older, as append does, and keeps neither.
 	Join(older, newer []byte) []byte
 }
+
+// Spreader is a Channel whose deltas show who has them already, so that few copies are enough: a
+// peer sends its own change to all its neighbours, and the others pass it on to the rest.
+type Spreader interface {
+	Channel
+	// Sent returns whether a neighbour is one to which the authors of all parts of a delta send
+	// their changes. Merge has just returned the delta. The function is valid until the next call
+	// of the channel.
+	Sent(delta []byte) func(n peer.Name) bool
+}

@@ -54,6 +54,10 @@ const (
 	maxQueued = 64
 	// floodAll is the largest number of neighbours that all get a change.
 	floodAll = 12
+	// spares is how many neighbours get a change that its author has sent to them too. With 3, a
+	// peer that the author does not reach gets it from nobody once in 20 changes, and then by
+	// digests; with more, a full mesh sends more copies that nobody needs.
+	spares = 3
 	// repairEvery is how often a peer compares its state with some neighbours. If it
 	// is longer, a delta that a full queue dropped is repaired later. Each time costs
 	// ten bytes for each channel.
@@ -116,6 +120,7 @@ func (e *Engine) Register(id uint8, c Channel) {
 
 // NeighbourUp adds a neighbour.
 func (e *Engine) NeighbourUp(n peer.Name) {
+	e.forget(n)
 	nb := &neighbour{out: make(map[uint8]*outbox, len(e.ids))}
 	for _, id := range e.ids {
 		nb.out[id] = &outbox{sum: true}
@@ -129,9 +134,19 @@ func (e *Engine) NeighbourUp(n peer.Name) {
 
 // NeighbourDown removes a neighbour and drops the messages that wait for it.
 func (e *Engine) NeighbourDown(n peer.Name) {
+	e.forget(n)
 	delete(e.neighbours, n)
 	delete(e.dirty, n)
 	e.order = slices.DeleteFunc(e.order, func(m peer.Name) bool { return m == n })
+}
+
+// forget no longer counts the deltas that wait for a neighbour.
+func (e *Engine) forget(n peer.Name) {
+	if nb := e.neighbours[n]; nb != nil {
+		for _, o := range nb.out {
+			e.stats.QueuedDeltas -= len(o.deltas)
+		}
+	}
 }
 
 // SetRelays sets the neighbours through which other peers are reached. They get every
@@ -199,15 +214,24 @@ func (e *Engine) sample(k int, ok func(peer.Name) bool) []peer.Name {
 // flood queues a delta for all neighbours except from. If there are many, only a random
 // sample of 2 log2 n gets it and passes it on. Each change then costs a peer O(log n)
 // messages, and digests repair the peers that were missed.
+//
+// Of a Spreader, the author sends its change to all neighbours. The others pass it on to a sample of
+// the neighbours that the author does not reach, and to spares of the rest, because a session may
+// be broken that nobody has noticed yet. So a change costs each peer of a full mesh few messages.
 func (e *Engine) flood(id uint8, delta []byte, from peer.Name) {
 	if len(delta) > MaxDelta { // digests bring it in parts
 		e.Compare(id)
 		return
 	}
 	to := e.order
-	if len(to) > floodAll {
+	if s, ok := e.channels[id].(Spreader); len(to) > floodAll && !(ok && from.IsZero()) {
 		relay := func(n peer.Name) bool { return e.relays[n] }
-		to = e.sample(2*bits.Len(uint(len(to))), func(n peer.Name) bool { return !relay(n) })
+		sent := func(peer.Name) bool { return false }
+		if ok {
+			sent = s.Sent(delta)
+		}
+		to = e.sample(2*bits.Len(uint(len(e.order))), func(n peer.Name) bool { return !relay(n) && !sent(n) })
+		to = append(to, e.sample(spares, func(n peer.Name) bool { return !relay(n) && sent(n) })...)
 		for _, n := range e.order {
 			if relay(n) {
 				to = append(to, n)
@@ -238,6 +262,7 @@ func (e *Engine) queue(n peer.Name, id uint8, delta []byte) {
 	// Clip it: the same delta may wait for other neighbours too, and Join may append
 	// to its argument.
 	o.deltas = append(o.deltas, slices.Clip(delta))
+	e.stats.QueuedDeltas++
 }
 
 // Dirty returns the neighbours that got new messages since the last call of Dirty.
@@ -267,6 +292,7 @@ func (e *Engine) Next(n peer.Name) []byte {
 		case len(o.deltas) > 0:
 			msg = append([]byte{kindDelta, id}, o.deltas[0]...)
 			o.deltas = slices.Delete(o.deltas, 0, 1)
+			e.stats.QueuedDeltas--
 		case o.sum: // last, after everything else that waits
 			o.sum = false
 			msg = append([]byte{kindSum, id}, sum(c.Digest())...)
@@ -345,10 +371,5 @@ func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
 func (e *Engine) Stats() Stats {
 	s := e.stats
 	s.MaxQueue = maxQueued
-	for _, nb := range e.neighbours {
-		for _, o := range nb.out {
-			s.QueuedDeltas += len(o.deltas)
-		}
-	}
 	return s
 }

@@ -231,6 +231,44 @@ func TestOneChangeCostsLogarithmicMessagesAPeer(t *testing.T) {
 	}
 }
 
+// spreader is a register whose changes all have one author, which is linked with everyone.
+type spreader struct{ register }
+
+func (spreader) Sent([]byte) func(peer.Name) bool { return func(peer.Name) bool { return true } }
+
+// In a full mesh a change of a Spreader costs a peer few messages, and reaches all of them.
+func TestAuthorReachesItsNeighbours(t *testing.T) {
+	const peers = 60
+	w := newNet(t, peers, 0)
+	for i, e := range w.nodes {
+		e.channels[1] = spreader{w.state[i]}
+		for j := range i {
+			w.link(i, j)
+		}
+	}
+	w.run()
+	w.set(0, 1, 1)
+	if messages, most := w.run(), peers*(1+spares); messages > most {
+		t.Errorf("%d messages, want at most %d", messages, most)
+	}
+	if err := w.agree(); err != nil {
+		t.Error(err)
+	}
+	// The author's session with one of them is broken, and nobody knows that.
+	reached := 0
+	for v := range uint16(200) {
+		w.nodes[0].NeighbourDown(node(peers - 1))
+		w.set(0, 1, v+2)
+		w.run()
+		if w.state[peers-1][1] == v+2 {
+			reached++
+		}
+	}
+	if reached < 160 {
+		t.Errorf("%d of 200 changes reached a peer behind a broken session", reached)
+	}
+}
+
 func TestRelaysGetEveryChange(t *testing.T) {
 	w := newNet(t, 102, 0)
 	for i := 1; i <= 100; i++ {

@@ -61,6 +61,14 @@ const (
 	// of a core.
 	verifyPerSecond = 200
 	verifyBurst     = 2048
+	// What this peer gained is published gainDelay after the first gain, for each peer that it
+	// knows, and after maxGainDelay at most. With less, the cost of a mesh that starts grows faster
+	// than its sessions; with more, hosts that join are reached later.
+	gainDelay    = 10 * time.Millisecond
+	maxGainDelay = time.Second
+	// The same for costs. They decide only between routes with equally many hops.
+	costDelay    = time.Second
+	maxCostDelay = 30 * time.Second
 	// maxBudgets bounds the neighbours whose checks are counted.
 	maxBudgets = 4096
 )
@@ -120,6 +128,7 @@ type State struct {
 	shortID          uint16 // that of own
 	addrs            []netip.AddrPort
 	now              time.Time
+	offerAt          time.Time                           // when changes of the links of this peer are published, zero if there are none
 	waitlist         *gossip.Waitlist[peer.Name, *Entry] // verified, but no stored entry confirms them yet
 	crowded          bool                                // an entry waits for a place
 	cost             int                                 // of entries
@@ -157,7 +166,7 @@ var (
 	ErrRival = errors.New("another live peer uses this peer's identity (a copied state folder?)")
 )
 
-var _ gossip.Channel = (*State)(nil)
+var _ gossip.Spreader = (*State)(nil)
 
 // New returns a State that knows only this peer. It binds the peer's own name in the
 // Book.
@@ -241,23 +250,111 @@ func (s *State) SetAddrs(addrs []netip.AddrPort) {
 // that had waited for one of the links. It returns nil and changes nothing if no link or
 // address came or went and no cost changed by a doubling.
 func (s *State) SetLinks(links []Link) []byte {
-	links = slices.Clone(links)
-	slices.SortFunc(links, func(a, b Link) int { return a.To.Compare(b.To) })
-	links = slices.CompactFunc(links, func(a, b Link) bool { return a.To == b.To }) // others refuse an entry that lists a link twice
-	if len(links) > MaxLinks {
-		links = links[:MaxLinks]
-	}
+	links = inOrder(links)
 	version := s.own.Version + 1
-	if s.own.Version > s.newest() {
-		// The clock of this host was a day ahead when the router was launched. No other
-		// peer has accepted such a version.
+	switch {
+	case s.ahead():
 		version = uint64(max(0, s.now.UnixMicro()))
-	} else if slices.Equal(s.addrs, s.own.Addrs) && slices.EqualFunc(links, s.own.Links, func(a, b Link) bool {
-		return a.To == b.To && a.Flags == b.Flags && max(a.Cost, b.Cost)-min(a.Cost, b.Cost) < costStepsPerX2
-	}) {
+	case !s.differs(links):
 		return nil
 	}
 	return s.admitWaiting(s.own, s.publish(&Entry{Version: version, Links: links}))
+}
+
+// OfferLinks is SetLinks for links of which more will change soon: a host that joins makes sessions
+// with all others within a second, round trips of a busy mesh change all the time, and each entry
+// costs every peer a check. A lost link is published at once, what was gained after gainDelay for
+// each peer, and a change of costs alone after costDelay for each peer. A non-zero time says when to
+// call OfferLinks again at the latest.
+func (s *State) OfferLinks(links []Link, now time.Time) (delta []byte, again time.Time) {
+	if links := inOrder(links); !s.ahead() {
+		wait := time.Duration(len(s.entries))
+		switch {
+		case s.loses(links):
+			wait = 0
+		case s.gains(links):
+			wait = min(maxGainDelay, wait*gainDelay)
+		case s.differs(links):
+			wait = min(maxCostDelay, wait*costDelay)
+		default:
+			s.offerAt = time.Time{}
+			return nil, time.Time{}
+		}
+		if at := now.Add(wait); s.offerAt.IsZero() || at.Before(s.offerAt) {
+			s.offerAt = at
+		}
+		if now.Before(s.offerAt) {
+			return nil, s.offerAt
+		}
+	}
+	s.offerAt = time.Time{}
+	return s.SetLinks(links), time.Time{}
+}
+
+// inOrder returns links as an entry may list them.
+func inOrder(links []Link) []Link {
+	links = slices.Clone(links)
+	slices.SortFunc(links, func(a, b Link) int { return a.To.Compare(b.To) })
+	links = slices.CompactFunc(links, func(a, b Link) bool { return a.To == b.To }) // others refuse an entry that lists a link twice
+	return links[:min(len(links), MaxLinks)]
+}
+
+// ahead reports whether this peer's entry is from the future: the clock of this host was a day
+// ahead when the router was launched. No other peer has accepted such a version.
+func (s *State) ahead() bool { return s.own.Version > s.newest() }
+
+// differs reports whether links, or the addresses, differ from this peer's entry.
+func (s *State) differs(links []Link) bool {
+	return !slices.Equal(s.addrs, s.own.Addrs) || !slices.EqualFunc(links, s.own.Links, func(a, b Link) bool {
+		return a.To == b.To && a.Flags == b.Flags && max(a.Cost, b.Cost)-min(a.Cost, b.Cost) < costStepsPerX2
+	})
+}
+
+// loses reports whether links lack a link of this peer's entry, or a way of one.
+func (s *State) loses(links []Link) bool { return lacks(links, s.own.Links) }
+
+// gains reports whether this peer's entry lacks a link, or a way of one, or has other addresses.
+func (s *State) gains(links []Link) bool {
+	return lacks(s.own.Links, links) || !slices.Equal(s.addrs, s.own.Addrs)
+}
+
+// lacks reports whether some links lack one of others, or a way of one.
+func lacks(links, others []Link) bool {
+	return slices.ContainsFunc(others, func(o Link) bool {
+		l := linkTo(links, o.To)
+		return l == nil || o.Flags&^l.Flags != 0
+	})
+}
+
+// linkTo returns the link to a peer, nil if there is none. The links are in order.
+func linkTo(links []Link, to peer.Name) *Link {
+	i, ok := slices.BinarySearchFunc(links, to, func(l Link, n peer.Name) int { return l.To.Compare(n) })
+	if !ok {
+		return nil
+	}
+	return &links[i]
+}
+
+// Sent implements gossip.Spreader: a peer sends its entries over the sessions that it lists.
+func (s *State) Sent(delta []byte) func(peer.Name) bool {
+	var authors []*Entry
+	for b := delta; len(b) > 0; {
+		h, err := peek(b)
+		e := s.entries[h.name]
+		if err != nil || e == nil || e == s.own { // this peer has sent it to nobody yet
+			return func(peer.Name) bool { return false }
+		}
+		authors = append(authors, e)
+		b = b[h.length:]
+	}
+	return func(n peer.Name) bool {
+		for _, e := range authors {
+			if l := linkTo(e.Links, n); e.Name != n && (l == nil || l.Flags&LinkSession == 0) {
+				return false
+			}
+		}
+		return true
+	}
 }
 
 // Entry returns the entry of name, nil if there is none.
