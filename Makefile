@@ -22,6 +22,7 @@
 # make image     makes bin/weft-kube-ARCH.tar, the container image for Kubernetes
 #
 # make bench          measures the mesh next to other overlays and the bare underlay
+# make lab-cost       measures what it costs to start labs of 10 to 60 hosts
 # make bench-compare  measures BASE and this tree, and compares them
 # make bench-policy, bench-dns, bench-docker, bench-cni  measure these parts
 # make vulncheck      looks for known vulnerabilities
@@ -43,7 +44,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test unit vulncheck soak cuts chaos bench-compare test-vm test-docker test-firewalls test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
+.PHONY: test unit vulncheck soak cuts chaos lab-cost bench-compare test-vm test-docker test-firewalls test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -186,6 +187,11 @@ bench-docker:
 
 bench: build rivals
 	$(SUDO) bin/weft lab bench --rivals bin/rivals
+
+# Fails if the CPU time grows faster than the number of sessions, or 60 hosts take over 2 minutes.
+LAB_COST ?= 10 20 40 60
+lab-cost:
+	$(SUDO) env WEFT_LAB_COST='$(LAB_COST)' $(GO) test -run '^$$' -bench BenchmarkHosts -benchtime 1x -timeout 30m ./e2e/lab
 
 # Another commit against this tree, by benchstat.
 BASE ?= HEAD~1
