@@ -173,6 +173,7 @@ type core struct {
 	offers      map[string]*offer // by the encoded action
 	kept        []kept            // in order of their addresses
 	rivals      map[netip.Addr]rivals
+	rivalsFrom  map[netip.Addr]int // claims by underlay address
 	removals    map[uint64]*removal
 	bans        map[uint64]*banRequest
 	leaving     *leaving
@@ -250,6 +251,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		given:       make(map[netip.Addr]*given),
 		offers:      make(map[string]*offer),
 		rivals:      make(map[netip.Addr]rivals),
+		rivalsFrom:  make(map[netip.Addr]int),
 		removals:    make(map[uint64]*removal),
 		bans:        make(map[uint64]*banRequest),
 		foreign:     make(map[netip.Addr]*foreignAddr),

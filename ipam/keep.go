@@ -49,11 +49,26 @@ type kept struct {
 	rng   addr.Range
 	from  ring.Holder
 	until time.Time
-	free  time.Time // until then claims have precedence; zero before until. Not on disk.
+	// Not on disk: when the range was opened for claims, zero before until, and until when claims
+	// have precedence.
+	opened, free time.Time
 }
 
 // isOpen reports whether the range is kept for nobody, and claims are taken.
 func (k *kept) isOpen() bool { return !k.free.IsZero() }
+
+// hold keeps an open range open for claimsFirst more, because a claim of an address of it has found
+// no place. All together that takes rivalTTL at most, so that claims without end do not keep the
+// range from all.
+func (k *kept) hold(now time.Time) {
+	until := now.Add(claimsFirst)
+	if latest := k.opened.Add(rivalTTL); until.After(latest) {
+		until = latest
+	}
+	if until.After(k.free) {
+		k.free = until
+	}
+}
 
 // keptAt returns the kept range with an address, nil if none has it.
 func (c *core) keptAt(a netip.Addr) *kept {
@@ -199,7 +214,7 @@ func (c *core) pushKept() {
 			k.until = latest
 		}
 		if !k.isOpen() && !c.now.Before(k.until) && c.caughtUp() {
-			k.free = c.now.Add(claimsFirst)
+			k.opened, k.free = c.now, c.now.Add(claimsFirst)
 		}
 	}
 	offered := c.dropKept(func(k *kept) bool {

@@ -463,7 +463,7 @@ func TestLiarGetsNoAddressInUse(t *testing.T) {
 		}
 	}
 	for _, rs := range heir.core.rivals { // the liar has ended
-		rs[liar.self()] = s.now.Add(-rivalTTL - 1)
+		rs[liar.self()] = rival{at: s.now.Add(-rivalTTL - 1), from: rs[liar.self()].from}
 	}
 	s.run(time.Minute)
 	for _, a := range used {

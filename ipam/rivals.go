@@ -31,37 +31,73 @@ const (
 	claimsFirst = 15 * time.Second
 	// rivalTTL is how long a claim holds that is not repeated: its host may be starting again.
 	rivalTTL = 10 * time.Minute
-	// maxRivals bounds the addresses with claims, and maxRivalsBy those of one host: a bridge has
-	// at most 1,023 ports. All peers that are not alone at their underlay address count as one.
+	// rivalAfter is how long a claim is silent until another peer's can take its place: two that
+	// only one host has made, under two names, must not keep its own out.
+	rivalAfter = 2 * regainEvery
+	// maxRivals bounds the addresses with claims, and maxRivalsBy those for which one underlay
+	// address can claim as the first: a bridge has at most 1,023 ports. All peers without a direct
+	// session count as one.
 	maxRivals   = 8192
 	maxRivalsBy = 1024
 )
 
-// rivals are the peers that say that they use an address, and when each last did. Two are
-// enough to know that nobody can have it.
-type rivals map[ring.Holder]time.Time
+// rivals are the peers that say that they use an address. Two are enough to know that nobody can
+// have it.
+type rivals map[ring.Holder]rival
 
-// noteRival records that a peer uses an address of an open range, or of one that was open.
-func (c *core) noteRival(h ring.Holder, a netip.Addr) {
-	rs, known := c.rivals[a]
-	if _, repeated := rs[h]; !repeated {
-		host := c.hostOf(h.Name)
-		by := 0
-		for _, rs := range c.rivals {
-			if slices.ContainsFunc(slices.Collect(maps.Keys(rs)), func(r ring.Holder) bool { return c.hostOf(r.Name) == host }) {
-				by++
-			}
-		}
-		if len(rs) == 2 || by >= maxRivalsBy || !known && len(c.rivals) >= maxRivals {
-			c.counters.Asks++
-			return
-		}
+// rival is the claim of a peer.
+type rival struct {
+	at   time.Time  // when it was last repeated
+	from netip.Addr // the underlay address that counts it: a peer can change its name; zero for all without
+}
+
+// noteRival records that a peer uses an address of an open range, or of one that was open. It
+// reports false if there is no place for an address of which nobody knows yet that it is in use.
+func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
+	rs := c.rivals[a]
+	if r, repeated := rs[h]; repeated {
+		r.at = c.now
+		rs[h] = r
+		return true
 	}
-	if !known {
+	from, _ := c.view.Place(h.Name)
+	if rs == nil {
+		if c.rivalsFrom[from] >= maxRivalsBy || len(c.rivals) >= maxRivals {
+			c.counters.Asks++
+			return false
+		}
 		rs = make(rivals)
 		c.rivals[a] = rs
 	}
-	rs[h] = c.now
+	for old, r := range rs {
+		if len(rs) == 2 && c.now.Sub(r.at) > rivalAfter {
+			c.dropRival(a, old)
+		}
+	}
+	if len(rs) == 2 {
+		c.counters.Asks++
+		return true
+	}
+	rs[h] = rival{c.now, from}
+	c.rivalsFrom[from]++
+	return true
+}
+
+// dropRival forgets a claim.
+func (c *core) dropRival(a netip.Addr, h ring.Holder) {
+	from := c.rivals[a][h].from
+	delete(c.rivals[a], h)
+	if c.rivalsFrom[from]--; c.rivalsFrom[from] <= 0 {
+		delete(c.rivalsFrom, from)
+	}
+}
+
+// dropRivals forgets all claims of an address.
+func (c *core) dropRivals(a netip.Addr) {
+	for h := range c.rivals[a] {
+		c.dropRival(a, h)
+	}
+	delete(c.rivals, a)
 }
 
 // pushRivals gives addresses of ranges that are no longer kept to the peers that use them.
@@ -69,10 +105,14 @@ func (c *core) pushRivals() {
 	changed := false
 	for _, a := range slices.SortedFunc(maps.Keys(c.rivals), netip.Addr.Compare) {
 		rs := c.rivals[a]
-		maps.DeleteFunc(rs, func(_ ring.Holder, at time.Time) bool { return c.now.Sub(at) > rivalTTL })
+		for h, r := range rs {
+			if c.now.Sub(r.at) > rivalTTL {
+				c.dropRival(a, h)
+			}
+		}
 		owner, _ := c.ring.Owner(a)
 		if len(rs) == 0 || !c.isMine(owner) {
-			delete(c.rivals, a)
+			c.dropRivals(a)
 			changed = true
 			continue
 		}
@@ -81,7 +121,7 @@ func (c *core) pushRivals() {
 		}
 		for h := range rs {
 			if c.present(h) && !c.ring.IsBanned(h) && c.mayGive(h) && c.give(h, addr.Single(a), 0) {
-				delete(c.rivals, a)
+				c.dropRivals(a)
 			}
 		}
 	}
@@ -99,8 +139,8 @@ func (c *core) onClaimOfKept(h ring.Holder, m message) message {
 		answer.status = statusNo // by a container of this host
 	} else if k != nil && !k.isOpen() {
 		answer.status, answer.until, answer.name = statusKept, k.until, k.from.Name
-	} else if m.inUse {
-		c.noteRival(h, m.addr)
+	} else if m.inUse && !c.noteRival(h, m.addr) && k != nil {
+		k.hold(c.now)
 	}
 	return answer
 }
