@@ -47,8 +47,11 @@ func (c *core) pushRegain() {
 	if !c.ring.Ready() || c.left || c.leaving != nil {
 		return
 	}
+	// Those asked longest ago first: else the first ones are due again before the last are asked for.
+	due := c.foreignAddrs()
+	slices.SortStableFunc(due, func(a, b netip.Addr) int { return c.foreign[a].next.Compare(c.foreign[b].next) })
 	n := 0
-	for _, a := range c.foreignAddrs() {
+	for _, a := range due {
 		l := c.foreign[a]
 		owner, ok := c.ring.Owner(a)
 		if n == regainBatch {

@@ -33,7 +33,7 @@ const (
 	rivalTTL = 10 * time.Minute
 	// rivalAfter is how long a claim is silent until another peer's can take its place: two that
 	// only one host has made, under two names, must not keep its own out.
-	rivalAfter = 2 * regainEvery
+	rivalAfter = 4 * regainEvery
 	// maxRivals bounds the addresses with claims, and maxRivalsBy those for which one underlay
 	// address can claim as the first: a bridge has at most 1,023 ports. All peers without a direct
 	// session count as one.
@@ -61,6 +61,7 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 		return true
 	}
 	from, _ := c.view.Place(h.Name)
+	from = placeOf(from) // a host can have all of an IPv6 /64; zero without a direct session
 	if rs == nil {
 		if c.rivalsFrom[from] >= maxRivalsBy || len(c.rivals) >= maxRivals {
 			c.counters.Asks++
