@@ -296,6 +296,7 @@ func (c *core) step(now time.Time, f func()) ([]store.Write, []effect) {
 	c.now = now
 	if c.started.IsZero() {
 		c.started = now
+		c.startRivals()
 	}
 	f()
 	for {
@@ -454,7 +455,7 @@ func (c *core) refresh() bool {
 	c.epoch = c.ring.Epoch()
 	before := c.space.Owned()
 	c.dropOffers()
-	c.inherit()
+	c.noteMoves()
 	c.setOwned()
 	if addr.Total(c.space.Owned()).IsZero() && len(before) > 0 && len(c.offers) == 0 && c.leaving == nil && c.ring.Ready() {
 		c.warn("this peer was removed from the ring", "addresses_in_use", len(c.allocations))

@@ -37,18 +37,27 @@ import (
 //	removal --- kept for the peer ---> until --- open for claims ---> free
 //	            claims are refused           those who use an address get it
 //
-// An heir can be removed too. The next heir keeps everything for it. The first one goes on with
-// what it keeps once it is back, because it alone knows that it has not used it.
+// An heir can go too: it leaves, it is banned or it is removed. So all peers note each removal, and
+// each owner of the range obeys its note. A note ends once the voters have decided that the owner
+// gives the range to somebody: to the peer that is back, or to another one because it has found the
+// range free. An offer is not enough for that, as the voters may decide otherwise.
+//
+//	X ---removal---> heir ---removal---> next heir      X, heir: peers
+//	note of all:     for X                for heir
+//
+// The next heir obeys the later note: it gives everything to the first heir. That one goes on with
+// its note for X, because it alone knows whether it has used the range.
 
 // maxKept bounds the ranges that are kept. Beyond it the peer with the most ranges loses its
-// smallest one: an honest host has few.
+// smallest one: an honest host has few. Those of which this peer is not the heir go first.
 const maxKept = 1024
 
-// kept is a range that this peer inherited.
+// kept is a range of a removed peer. It has no effect while another peer owns the range.
 type kept struct {
 	rng   addr.Range
 	from  ring.Holder
 	until time.Time
+	heir  bool // this peer got the range by the removal
 	// Not on disk: when the range was opened for claims, zero before until, and until when claims
 	// have precedence.
 	opened, free time.Time
@@ -70,36 +79,49 @@ func (k *kept) hold(now time.Time) {
 	}
 }
 
-// keptAt returns the kept range with an address, nil if none has it.
-func (c *core) keptAt(a netip.Addr) *kept {
+// keptAt returns the note that counts for an address, nil if there is none or another peer owns
+// the address: one for a peer, else an open one; the latest.
+func (c *core) keptAt(a netip.Addr) (counts *kept) {
+	if owner, ok := c.ring.Owner(a); !ok || !c.isMine(owner) {
+		return nil
+	}
 	for i := range c.kept {
-		if c.kept[i].rng.Contains(a) {
-			return &c.kept[i]
+		k := &c.kept[i]
+		if k.rng.Contains(a) && (counts == nil || counts.isOpen() && !k.isOpen() || counts.isOpen() == k.isOpen() && k.until.After(counts.until)) {
+			counts = k
 		}
 	}
-	return nil
+	return counts
 }
 
 // write encodes k for the state file.
 func (k *kept) write() (key, value []byte) {
-	key = append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...)
-	return key, binary.BigEndian.AppendUint64(k.from.Append(nil), uint64(k.until.Unix()))
+	key = k.from.Append(append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...))
+	value = binary.BigEndian.AppendUint64(nil, uint64(k.until.Unix()))
+	if k.heir {
+		return key, append(value, 1)
+	}
+	return key, append(value, 0)
 }
 
 // parseKept parses what write returned.
 func parseKept(key, value []byte) (k kept, err error) {
-	first, ok1 := netip.AddrFromSlice(key[:len(key)/2])
-	last, ok2 := netip.AddrFromSlice(key[len(key)/2:])
-	k.rng = addr.Range{First: first, Last: last}
-	const at = peer.NameLen + len(peer.KeyID{})
-	if !ok1 || !ok2 || first.BitLen() != last.BitLen() || !k.rng.IsValid() || len(value) != at+8 {
+	const holderLen = peer.NameLen + len(peer.KeyID{})
+	at := len(key) - holderLen
+	if at < 0 || len(value) != 8+1 || value[8] > 1 {
 		return kept{}, fmt.Errorf("range of %d bytes for %d bytes: %w", len(key), len(value), errMessage)
 	}
-	holders, err := ring.ParseHolders(value[:at])
+	first, ok1 := netip.AddrFromSlice(key[:at/2])
+	last, ok2 := netip.AddrFromSlice(key[at/2 : at])
+	k.rng = addr.Range{First: first, Last: last}
+	if !ok1 || !ok2 || first.BitLen() != last.BitLen() || !k.rng.IsValid() {
+		return kept{}, fmt.Errorf("range of %d bytes: %w", at, errMessage)
+	}
+	holders, err := ring.ParseHolders(key[at:])
 	if err != nil {
 		return kept{}, err
 	}
-	k.from, k.until = holders[0], time.Unix(int64(binary.BigEndian.Uint64(value[at:])), 0)
+	k.from, k.until, k.heir = holders[0], time.Unix(int64(binary.BigEndian.Uint64(value)), 0), value[8] == 1
 	return k, nil
 }
 
@@ -107,22 +129,49 @@ func (c *core) sortKept() {
 	slices.SortFunc(c.kept, func(a, b kept) int { return a.rng.First.Compare(b.rng.First) })
 }
 
-// inherit keeps what the latest removals gave to this peer. Those that its own operator
-// asked for are no mistake, so their ranges are kept for claims only.
-func (c *core) inherit() {
-	for _, t := range c.ring.TakeRemoved() {
-		if !c.isMine(t.To) {
+// noteMoves notes the latest removals, and ends notes for ranges that their owner gave to somebody.
+// Removals that the operator of this host asked for are no mistake, so what it inherits by them is
+// kept for claims only.
+func (c *core) noteMoves() {
+	for _, m := range c.ring.TakeMoves() {
+		if !m.Removal {
+			c.endNotes(m)
 			continue
 		}
+		if c.isMine(m.From) {
+			continue // what this peer gets from now on, it may use
+		}
 		until := c.now.Add(c.cfg.Keep)
-		if _, asked := c.consents[consent{ring.Remove, t.From}]; asked {
+		if _, asked := c.consents[consent{ring.Remove, m.From}]; asked {
 			until = c.now
 		}
 		// The largest ranges first, in case there are more than maxKept.
-		slices.SortStableFunc(t.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
-		for _, r := range t.Ranges[:min(len(t.Ranges), maxKept)] {
-			c.keep(kept{rng: r, from: t.From, until: until})
+		slices.SortStableFunc(m.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
+		for _, r := range m.Ranges[:min(len(m.Ranges), maxKept)] {
+			c.keep(kept{rng: r, from: m.From, until: until, heir: c.isMine(m.To)})
 		}
+	}
+}
+
+// endNotes ends what is noted of a range that its owner gave to another peer. If that is the peer of
+// a note, the owner has given it back, and notes for others stay. An heir goes on with its note in
+// any case: those who got the range after it may not know whether it is free.
+func (c *core) endNotes(m ring.Move) {
+	back := slices.ContainsFunc(c.kept, func(k kept) bool { return k.from == m.To && k.rng.Overlaps(m.Ranges[0]) })
+	var rest []kept
+	c.dropKept(func(k *kept) bool {
+		if !k.rng.Overlaps(m.Ranges[0]) || k.from != m.To && (back || k.heir) {
+			return false
+		}
+		for _, r := range addr.Subtract([]addr.Range{k.rng}, m.Ranges) {
+			part := *k
+			part.rng = r
+			rest = append(rest, part)
+		}
+		return true
+	})
+	for _, k := range rest {
+		c.keep(k)
 	}
 }
 
@@ -144,12 +193,17 @@ func (c *core) keep(k kept) {
 		by[k.from]++
 	}
 	victim := slices.MaxFunc(c.kept, func(a, b kept) int {
-		if by[a.from] != by[b.from] {
+		switch {
+		case a.heir != b.heir && b.heir:
+			return 1
+		case a.heir != b.heir:
+			return -1
+		case by[a.from] != by[b.from]:
 			return by[a.from] - by[b.from]
 		}
 		return b.rng.Size().Cmp(a.rng.Size())
 	})
-	c.dropKept(func(k *kept) bool { return k.rng == victim.rng })
+	c.dropKept(func(k *kept) bool { return *k == victim })
 }
 
 // dropKept ends the keeping of the ranges for which drop is true, and reports whether there
@@ -217,9 +271,12 @@ func (c *core) pushKept() {
 			k.opened, k.free = c.now, c.now.Add(claimsFirst)
 		}
 	}
-	offered := c.dropKept(func(k *kept) bool {
-		return c.caughtUp() && c.present(k.from) && !c.ring.IsBanned(k.from) && len(c.offers) < maxOffers && c.isOwnedHere(k.rng) && c.giveBack(k)
-	})
+	offered := false
+	if c.caughtUp() {
+		for i := range c.kept {
+			offered = c.giveBack(&c.kept[i]) || offered
+		}
+	}
 	if expired := c.dropKept(func(k *kept) bool { return k.isOpen() && !c.now.Before(k.free) }); expired || offered {
 		c.setOwned()
 		c.findForeign()
@@ -234,17 +291,30 @@ func (c *core) keepsSoon() bool {
 	return slices.ContainsFunc(c.kept, func(k kept) bool { return k.isOpen() || !c.now.Before(k.until) })
 }
 
-// giveBack offers a range to its owner before, and reports whether it did. The range can
-// have several runs: the ring joins them only if they changed in one slot.
-func (c *core) giveBack(k *kept) bool {
-	for a := k.rng.First; ; {
+// giveBack offers what this peer owns of a range to its owner before, if that one is back, and
+// reports whether it did. The range can have several runs: the ring joins them only if they changed
+// in one slot.
+func (c *core) giveBack(k *kept) (offered bool) {
+	if !c.present(k.from) || c.ring.IsBanned(k.from) || c.isMine(k.from) || c.isLater(k) {
+		return false
+	}
+	for a := k.rng.First; len(c.offers) < maxOffers; {
 		run, ok := k.rng.Intersect(c.ring.RunOf(a))
-		if !ok || !c.give(k.from, run, 0) {
-			return false
+		if !ok {
+			break
+		}
+		if owner, _ := c.ring.Owner(a); c.isMine(owner) && !c.offered(k.from.Name, run) {
+			offered = c.give(k.from, run, 0) || offered
 		}
 		if run.Last == k.rng.Last {
-			return true
+			break
 		}
 		a = run.Last.Next()
 	}
+	return offered
+}
+
+// isLater reports whether there is a later note for a part of a range.
+func (c *core) isLater(k *kept) bool {
+	return slices.ContainsFunc(c.kept, func(o kept) bool { return o.rng.Overlaps(k.rng) && o.until.After(k.until) && o.from != k.from })
 }

@@ -18,21 +18,31 @@ import (
 
 const keepRange = "10.32.0.0/24"
 
+// fiveInUse makes five nodes with a container each, and returns n more addresses that containers of
+// the last one have.
+func (s *sim) fiveInUse(addrRange string, n int) (nodes []*node, used []netip.Addr) {
+	nodes = slices.Clone(s.addAll(5, addrRange))
+	for i, n := range nodes {
+		n.allocate(fmt.Sprint("c", i), addrRange)
+	}
+	s.converged(20 * time.Second)
+	for i := range n {
+		used = append(used, nodes[4].allocate(fmt.Sprint("used", i), addrRange))
+	}
+	s.converged(20 * time.Second)
+	return nodes, used
+}
+
+// except returns the nodes without one.
+func except(nodes []*node, gone *node) []*node {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return n == gone })
+}
+
 // removedWithoutHeir makes five nodes of which the last one is dead and was removed by
 // others than the heir. It returns the heir, the dead node and the addresses in use there.
 func removedWithoutHeir(t *testing.T, s *sim) (heir, dead *node, used []netip.Addr) {
-	nodes := s.addAll(5, keepRange)
-	for i, n := range nodes {
-		n.cfg.Keep = time.Hour
-		n.launch()
-		n.allocate(fmt.Sprint("c", i), keepRange)
-	}
-	s.converged(20 * time.Second)
+	nodes, used := s.fiveInUse(keepRange, 5)
 	dead = nodes[4]
-	for i := range 5 {
-		used = append(used, dead.allocate(fmt.Sprint("used", i), keepRange))
-	}
-	s.converged(20 * time.Second)
 	dead.kill()
 	var next peer.Name
 	nodes[0].do(func(c *core) { next = c.heirFor(dead.self()).Name })
@@ -119,31 +129,14 @@ func (n *node) ownedOnDisk() []addr.Range {
 func TestProgramsDoNotEndKeeping(t *testing.T) {
 	for _, heirGoes := range []bool{false, true} {
 		s := newSim(t, seed.New(t))
-		nodes := s.addAll(5, keepRange)
-		for i, n := range nodes {
-			n.cfg.Keep = time.Hour
-			n.launch()
-			n.allocate(fmt.Sprint("c", i), keepRange)
-		}
-		s.converged(20 * time.Second)
+		nodes, used := s.fiveInUse(keepRange, 5)
 		back := nodes[4]
-		var used []netip.Addr
-		for i := range 5 {
-			used = append(used, back.allocate(fmt.Sprint("used", i), keepRange))
-		}
-		s.converged(20 * time.Second)
 		back.kill()
 		heir := s.removed(ByProgram, back, nodes[:4]...)
 		s.converged(20 * time.Second)
 		if heirGoes {
 			heir.kill()
-			var others []*node
-			for _, n := range nodes[:4] {
-				if n != heir {
-					others = append(others, n)
-				}
-			}
-			s.removed(ByProgram, heir, others...)
+			s.removed(ByProgram, heir, except(nodes[:4], heir)...)
 			s.converged(20 * time.Second)
 			heir.launch()
 			s.run(10 * time.Second)
@@ -171,29 +164,130 @@ func TestProgramsDoNotEndKeeping(t *testing.T) {
 	}
 }
 
+// A host is away, and programs have removed it. Its heir goes too: its operator resets it, or the
+// operators of all others remove or ban it. Who gets its addresses then keeps those of the first host
+// all the same, and gives them back to it.
+func TestAddressesAreKeptByEveryHeir(t *testing.T) {
+	goes := map[string]func(s *sim, heir *node, others []*node){
+		"leaves": func(_ *sim, heir *node, _ []*node) { heir.reset() },
+		"is removed": func(s *sim, heir *node, others []*node) {
+			heir.kill()
+			s.removedBy(heir, others...)
+			s.drop(heir)
+		},
+		"is banned": func(s *sim, heir *node, others []*node) {
+			heir.kill()
+			var ids []uint64
+			for _, n := range others {
+				ids = append(ids, n.begin(func(c *core, id uint64) { c.ban(id, heir.cfg.Self, false) }))
+			}
+			for i, n := range others {
+				if r, ok := n.await(ids[i], 20*time.Second); !ok || r.err != nil {
+					s.t.Fatalf("ban: %v %s", r.err, n.reason(ids[i]))
+				}
+			}
+			s.drop(heir)
+		},
+	}
+	for _, how := range slices.Sorted(maps.Keys(goes)) {
+		s := newSim(t, seed.New(t))
+		nodes, used := s.fiveInUse(keepRange, 5)
+		back := nodes[4]
+		back.kill()
+		heir := s.removed(ByProgram, back, nodes[:4]...)
+		s.converged(20 * time.Second)
+		others := except(nodes[:4], heir)
+		goes[how](s, heir, others)
+		s.converged(20 * time.Second)
+		for _, n := range others { // its notes are on its disk
+			n.launch()
+		}
+		s.converged(20 * time.Second)
+		for _, a := range s.fill(others...) {
+			if slices.Contains(used, a) {
+				t.Fatalf("the heir %s: %s was given to another container", how, a)
+			}
+		}
+		back.launch()
+		s.converged(20 * time.Second)
+		s.run(10 * time.Second)
+		for _, a := range used {
+			if !back.core.space.Owns(a) && how != "is removed" { // the next heir keeps all for the first
+				t.Errorf("the heir %s: %s was not given back", how, a)
+			}
+		}
+	}
+}
+
+// An owner that finds the addresses of a removed peer free can give them to others, who use them at
+// once, although they noted the removal too.
+func TestAddressesThatAreFoundFreeAreFreeForAll(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	heir, dead, used := removedWithoutHeir(t, s)
+	heir.removes(dead)
+	s.run(claimsFirst + 5*time.Second)
+	s.drop(dead)
+	for _, n := range s.nodes {
+		if n != heir && slices.Contains(s.fill(n), used[0]) {
+			return
+		}
+	}
+	t.Errorf("nobody but the heir can use %s", used[0])
+}
+
+// An heir is cut off. Before it hears that it was removed itself, it offers what it keeps to a host
+// that is back. That offer is void, so it goes on to keep it once it gets it back.
+func TestOfferThatIsVoidEndsNoKeeping(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 5)
+	back := nodes[4]
+	back.kill()
+	heir := s.removed(ByProgram, back, nodes[:4]...)
+	s.converged(20 * time.Second)
+	others := except(nodes[:4], heir)
+	s.cut = func(a, b *node) bool { return slices.Contains(others, a) != slices.Contains(others, b) }
+	s.run(5 * time.Second)
+	s.removed(ByProgram, heir, others...)
+	back.launch()
+	s.run(30 * time.Second)
+	if len(heir.core.offers) == 0 {
+		t.Fatal("it offers nothing")
+	}
+	s.run(offerTTL) // the offer is revoked
+	if heir.core.space.Owns(used[0]) {
+		t.Errorf("%s is free as the offer was revoked", used[0])
+	}
+	back.kill()
+	s.cut = func(a, b *node) bool { return false }
+	s.converged(30 * time.Second)
+	s.run(10 * time.Second)
+	if owner, _ := heir.core.ring.Owner(used[0]); owner != heir.self() {
+		t.Fatalf("%s belongs to %s", used[0], owner)
+	}
+	for _, a := range s.fill(nodes[:4]...) {
+		if slices.Contains(used, a) {
+			t.Errorf("%s was given to another container", a)
+		}
+	}
+}
+
 // A host returns after its heir was removed for good. The next heir keeps everything for the first
 // one. When that time is over, the containers of the host still have their addresses to themselves,
 // although many others wait for one.
 func TestAddressesInUseAreNotGivenWhenTheirTimeIsOver(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes := s.addAll(5, rollbackRange)
-	for i, n := range nodes {
+	nodes, used := s.fiveInUse(rollbackRange, 5)
+	for _, n := range nodes {
 		n.cfg.Keep = 3 * time.Minute
 		n.launch()
-		n.allocate(fmt.Sprint("c", i), rollbackRange)
 	}
-	s.converged(20 * time.Second)
+	s.run(time.Second)
 	back := nodes[4]
-	var used []netip.Addr
-	for i := range 5 {
-		used = append(used, back.allocate(fmt.Sprint("used", i), rollbackRange))
-	}
-	s.converged(20 * time.Second)
 	back.kill()
 	first := s.removed(ByProgram, back, nodes[:4]...)
 	s.converged(20 * time.Second)
 	first.kill()
-	s.removed(ByProgram, first, slices.DeleteFunc(slices.Clone(nodes[:4]), func(n *node) bool { return n == first })...)
+	s.removed(ByProgram, first, except(nodes[:4], first)...)
 	s.drop(first)
 	back.launch()
 	s.converged(20 * time.Second)
@@ -233,7 +327,8 @@ func (w *rollbacks) comeAndGo(step int) {
 		}
 	case k < 10:
 		n.do(func(c *core) { c.pending = nil }) // their callers are gone
-		for a, owner := range maps.Clone(w.alive[n]) {
+		for _, a := range slices.SortedFunc(maps.Keys(w.alive[n]), netip.Addr.Compare) {
+			owner := w.alive[n][a]
 			if n.core != nil && w.rng.IntN(2) == 0 {
 				delete(w.alive[n], a)
 				n.do(func(c *core) { c.release(owner, a) })
@@ -257,6 +352,14 @@ func (w *rollbacks) comeAndGo(step int) {
 		}
 	case k == 17:
 		w.cut = func(a, b *node) bool { return a == n || b == n }
+	case k == 18 && n.core != nil && w.rng.IntN(3) == 0: // its operator resets it; another host comes
+		w.cut = func(a, b *node) bool { return false }
+		w.run(3 * time.Second)
+		n.do(func(c *core) { c.pending = nil })
+		clear(w.alive[n])
+		n.reset()
+		delete(w.alive, n)
+		w.join(len(w.nodes) + 1)
 	default:
 		w.cut = func(a, b *node) bool { return false }
 	}
@@ -354,17 +457,8 @@ func (s *sim) lostState(dead *node, used []netip.Addr) *node {
 func TestAddressesInUseGoToTheHostThatUsesThem(t *testing.T) {
 	for _, shared := range []bool{false, true} {
 		s := newSim(t, seed.New(t))
-		nodes := slices.Clone(s.addAll(5, keepRange))
-		for i, n := range nodes {
-			n.allocate(fmt.Sprint("c", i), keepRange)
-		}
-		s.converged(20 * time.Second)
+		nodes, used := s.fiveInUse(keepRange, 20)
 		dead := nodes[4]
-		var used []netip.Addr
-		for i := range 20 {
-			used = append(used, dead.allocate(fmt.Sprint("used", i), keepRange))
-		}
-		s.converged(20 * time.Second)
 		dead.kill()
 		renamed := s.lostState(dead, used)
 		if shared {

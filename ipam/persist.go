@@ -21,7 +21,8 @@ import (
 //	election   entry, value: as package paxos draws them
 //	votes      slot: the votes of this peer, as package consensus draws them
 //	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
-//	kept       first and last address -> its owner before 22, Unix seconds 8
+//	kept       first and last address, its owner before 22 -> Unix seconds 8, this peer is the heir 1
+//	claims     address of a removed peer, who uses it 22 -> bits of its underlay address 1, the latter
 const (
 	bucketMeta      = "meta"
 	bucketRing      = "ring"
@@ -30,6 +31,7 @@ const (
 	bucketVotes     = "votes"
 	bucketOffers    = "offers"
 	bucketKept      = "kept"
+	bucketClaims    = "claims"
 )
 
 // The keys of bucketMeta. They are on disk: metaRange keeps the text that
@@ -98,6 +100,7 @@ func (c *core) load(disk Disk) (notes []error) {
 	l.loadVotes()
 	l.loadOffers()
 	l.loadKept()
+	l.loadClaims()
 	l.diskSlot = noSlot
 	if l.ring.Ready() {
 		l.diskSlot = l.ring.Slot()
@@ -192,6 +195,17 @@ func (l *loader) loadKept() {
 		l.kept = append(l.kept, k)
 	})
 	l.sortKept()
+}
+
+func (l *loader) loadClaims() {
+	l.each(bucketClaims, func(key, v []byte) {
+		h, a, from, err := parseRival(key, v)
+		if err != nil {
+			l.notes = append(l.notes, fmt.Errorf("claims of addresses in use: %w", err))
+			return
+		}
+		l.addRival(h, a, rival{from: from})
+	})
 }
 
 func allocationWrite(owner string, a netip.Addr, bits int) store.Write {

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -20,6 +21,8 @@ import (
 //	peer with containers       heir
 //	claim ask, in use  ------> one peer uses the address: a transfer of it, as the rates allow
 //	repeated until given       two say so: neither gets it, and nobody else does
+//
+// Claims are on the disk of the heir too, so that its restart makes no address free that is in use.
 //
 // Whether a container uses the address, the heir cannot know. A member that lies gets no more
 // than by claims of free addresses, as the same rates hold for both; it cannot get an address
@@ -47,7 +50,7 @@ type rivals map[ring.Holder]rival
 
 // rival is the claim of a peer.
 type rival struct {
-	at   time.Time  // when it was last repeated
+	at   time.Time  // when it was last repeated, or read from disk
 	from netip.Addr // the underlay address that counts it: a peer can change its name; zero for all without
 }
 
@@ -67,8 +70,6 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 			c.counters.Asks++
 			return false
 		}
-		rs = make(rivals)
-		c.rivals[a] = rs
 	}
 	for old, r := range rs {
 		if len(rs) == 2 && c.now.Sub(r.at) > rivalAfter {
@@ -79,15 +80,58 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 		c.counters.Asks++
 		return true
 	}
-	rs[h] = rival{c.now, from}
-	c.rivalsFrom[from]++
+	c.addRival(h, a, rival{c.now, from})
+	key, value := writeRival(h, a, from)
+	c.put(bucketClaims, key, value)
 	return true
+}
+
+func (c *core) addRival(h ring.Holder, a netip.Addr, r rival) {
+	if c.rivals[a] == nil {
+		c.rivals[a] = make(rivals)
+	}
+	c.rivals[a][h] = r
+	c.rivalsFrom[r.from]++
+}
+
+// startRivals makes the claims that were read from disk as new as this run.
+func (c *core) startRivals() {
+	for _, rs := range c.rivals {
+		for h, r := range rs {
+			r.at = c.now
+			rs[h] = r
+		}
+	}
+}
+
+// writeRival encodes a claim for the state file.
+func writeRival(h ring.Holder, a, from netip.Addr) (key, value []byte) {
+	return h.Append(a.AsSlice()), append([]byte{byte(from.BitLen())}, from.AsSlice()...)
+}
+
+// parseRival parses what writeRival returned.
+func parseRival(key, value []byte) (h ring.Holder, a, from netip.Addr, err error) {
+	at := max(0, len(key)-peer.NameLen-len(peer.KeyID{}))
+	a, ok := netip.AddrFromSlice(key[:at])
+	if ok = ok && len(value) > 0; ok && len(value) > 1 {
+		from, ok = netip.AddrFromSlice(value[1:])
+	}
+	if !ok || int(value[0]) != from.BitLen() {
+		return h, a, from, fmt.Errorf("claim of %d and %d bytes: %w", len(key), len(value), errMessage)
+	}
+	holders, err := ring.ParseHolders(key[at:])
+	if err != nil {
+		return h, a, from, err
+	}
+	return holders[0], a, from, nil
 }
 
 // dropRival forgets a claim.
 func (c *core) dropRival(a netip.Addr, h ring.Holder) {
 	from := c.rivals[a][h].from
 	delete(c.rivals[a], h)
+	key, _ := writeRival(h, a, from)
+	c.put(bucketClaims, key, nil)
 	if c.rivalsFrom[from]--; c.rivalsFrom[from] <= 0 {
 		delete(c.rivalsFrom, from)
 	}
@@ -121,8 +165,8 @@ func (c *core) pushRivals() {
 			continue
 		}
 		for h := range rs {
-			if c.present(h) && !c.ring.IsBanned(h) && c.mayGive(h) && c.give(h, addr.Single(a), 0) {
-				c.dropRivals(a)
+			if c.present(h) && !c.ring.IsBanned(h) && !c.offered(h.Name, addr.Single(a)) && c.mayGive(h) {
+				c.give(h, addr.Single(a), 0) // the claim ends with the decision
 			}
 		}
 	}

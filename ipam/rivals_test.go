@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -18,6 +19,39 @@ func claimFrom(heir, from *node, a netip.Addr) {
 	heir.do(func(c *core) {
 		_ = c.receive(from.cfg.Self, (&message{kind: msgClaimAsk, id: id, addr: a, inUse: true}).encode())
 	})
+}
+
+// openRange makes a node that owns everything and takes claims of a part of it.
+func (s *sim) openRange(whole, part string) (heir *node, open addr.Range) {
+	heir, open = s.add(whole, Init{Mode: Consensus, Expect: 1}), addr.Of(pfx(part))
+	heir.allocate("c", whole)
+	heir.do(func(c *core) {
+		c.keep(kept{rng: open, from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: c.now, heir: true})
+		c.setOwned()
+		c.pushKept()
+	})
+	return heir, open
+}
+
+// fullShare makes two nodes that share their claims with all that have no address of their own. The
+// first one has filled the share.
+func (s *sim) fullShare(heir *node, open addr.Range) (liar, honest *node) {
+	var trio []*node
+	for range 3 { // one of them is the host at the address
+		n := s.add(heir.cfg.Range.String(), Init{Mode: Observer})
+		if len(trio) > 0 {
+			n.at = trio[0]
+		}
+		trio = append(trio, n)
+	}
+	s.run(5 * time.Second)
+	trio = slices.DeleteFunc(trio, func(n *node) bool { return heir.core.hostOf(n.cfg.Self) == n.self() })
+	a := open.First
+	for range maxRivalsBy {
+		claimFrom(heir, trio[0], a)
+		a = a.Next()
+	}
+	return trio[0], trio[1]
 }
 
 // One host with two names claims the addresses before the host that uses them does, and later ends.
@@ -76,32 +110,8 @@ func TestTwoNamesThatClaimFirstTakeNothing(t *testing.T) {
 // claim of an address that it has claimed counts all the same, so it does not get the address.
 func TestFullShareOfClaimsHidesNoSecondClaim(t *testing.T) {
 	s := newSim(t, 1)
-	n := s.add("10.32.0.0/12", Init{Mode: Consensus, Expect: 1})
-	liar := s.add("10.32.0.0/12", Init{Mode: Observer})
-	honest := s.add("10.32.0.0/12", Init{Mode: Observer})
-	second := s.add("10.32.0.0/12", Init{Mode: Observer})
-	honest.at, second.at = liar, liar // all count as one: the same address, or no direct session
-	n.allocate("c", "10.32.0.0/12")
-	s.run(5 * time.Second)
-	trio := []*node{liar, honest, second}
-	for i, x := range trio {
-		if n.core.hostOf(x.cfg.Self) == x.self() {
-			trio[i], trio[2] = trio[2], trio[i]
-			break
-		}
-	}
-	liar, honest = trio[0], trio[1]
-	all := addr.Of(pfx("10.32.128.0/17"))
-	n.do(func(c *core) {
-		c.keep(kept{rng: all, from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: c.now})
-		c.setOwned()
-		c.pushKept()
-	})
-	a := all.First
-	for range maxRivalsBy {
-		claimFrom(n, liar, a)
-		a = a.Next()
-	}
+	n, all := s.openRange("10.32.0.0/12", "10.32.128.0/17")
+	liar, honest := s.fullShare(n, all)
 	used := slices.Collect(func(yield func(netip.Addr) bool) {
 		a := all.First
 		for range 20 {
@@ -132,32 +142,8 @@ func TestFullShareOfClaimsHidesNoSecondClaim(t *testing.T) {
 // address is not free while the host has time to claim it again.
 func TestClaimWithoutAPlaceKeepsTheAddressFromOthers(t *testing.T) {
 	s := newSim(t, 1)
-	n := s.add("10.32.0.0/12", Init{Mode: Consensus, Expect: 1})
-	liar := s.add("10.32.0.0/12", Init{Mode: Observer})
-	honest := s.add("10.32.0.0/12", Init{Mode: Observer})
-	second := s.add("10.32.0.0/12", Init{Mode: Observer})
-	honest.at, second.at = liar, liar
-	n.allocate("c", "10.32.0.0/12")
-	s.run(5 * time.Second)
-	trio := []*node{liar, honest, second}
-	for i, x := range trio {
-		if n.core.hostOf(x.cfg.Self) == x.self() {
-			trio[i], trio[2] = trio[2], trio[i]
-			break
-		}
-	}
-	liar, honest = trio[0], trio[1]
-	all := addr.Of(pfx("10.32.128.0/17"))
-	n.do(func(c *core) {
-		c.keep(kept{rng: all, from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: c.now})
-		c.setOwned()
-		c.pushKept()
-	})
-	a := all.First
-	for range maxRivalsBy {
-		claimFrom(n, liar, a)
-		a = a.Next()
-	}
+	n, all := s.openRange("10.32.0.0/12", "10.32.128.0/17")
+	_, honest := s.fullShare(n, all)
 	for range 60 {
 		claimFrom(n, honest, all.Last)
 		s.run(regainEvery)
@@ -171,43 +157,125 @@ func TestClaimWithoutAPlaceKeepsTheAddressFromOthers(t *testing.T) {
 	}
 }
 
-// One host that changes its name has no more claims than one that does not.
+// One host that changes its name has no more claims than one that does not, also if it has a new
+// address of its IPv6 network each time.
 func TestClaimsOfOneHostUnderManyNames(t *testing.T) {
-	s := newSim(t, 1)
+	for _, ipv6 := range []bool{false, true} {
+		s := newSim(t, 1)
+		n, all := s.openRange("10.32.0.0/12", "10.32.128.0/17")
+		a := all.First
+		var first *node
+		for i := range 9 {
+			liar := s.add("10.32.0.0/12", Init{Mode: Observer})
+			if first == nil {
+				first = liar
+			}
+			if ipv6 {
+				liar.underlay = netip.AddrFrom16([16]byte{0xfd, 15: byte(i + 1)})
+			} else if liar != first {
+				liar.at = first
+			}
+			s.run(time.Second)
+			for range maxRivalsBy {
+				claimFrom(n, liar, a)
+				a = a.Next()
+			}
+			liar.kill()
+			if first != liar {
+				s.drop(liar)
+			}
+		}
+		if got := len(n.core.rivals); got > maxRivalsBy {
+			t.Errorf("IPv6 %v: one host has %d claims, want at most %d", ipv6, got, maxRivalsBy)
+		}
+		honest := s.add("10.32.0.0/12", Init{Mode: Observer})
+		s.run(time.Second)
+		claimFrom(n, honest, all.Last)
+		if n.core.rivals[all.Last] == nil {
+			t.Errorf("IPv6 %v: the claim of another host has no place", ipv6)
+		}
+	}
+}
+
+// A host that lost its state has a full bridge: all its containers have addresses of a removed name.
+// It claims each of them before the range is free.
+func TestFullBridgeClaimsAllItsAddresses(t *testing.T) {
+	s := newSim(t, seed.New(t))
 	n := s.add("10.32.0.0/12", Init{Mode: Consensus, Expect: 1})
+	host := s.add("10.32.0.0/12", Init{Mode: Observer})
 	n.allocate("c", "10.32.0.0/12")
-	all := addr.Of(pfx("10.32.128.0/17"))
+	s.converged(20 * time.Second)
+	open := addr.Of(pfx("10.32.128.0/17"))
 	n.do(func(c *core) {
-		c.keep(kept{rng: all, from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: c.now})
+		c.keep(kept{rng: open, from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: c.now, heir: true})
 		c.setOwned()
 		c.pushKept()
 	})
-	a := all.First
-	var first *node
-	for range 9 {
-		liar := s.add("10.32.0.0/12", Init{Mode: Observer})
-		if first == nil {
-			first = liar
-		} else {
-			liar.at = first
+	var used []netip.Addr
+	host.do(func(c *core) {
+		a := open.First
+		for i := range 1023 {
+			c.hold(fmt.Sprint("used", i), netip.PrefixFrom(a, 12))
+			used, a = append(used, a), a.Next()
 		}
+	})
+	s.run(claimsFirst - time.Second)
+	for _, a := range used {
+		if len(n.core.rivals[a]) != 1 {
+			t.Fatalf("%s is not claimed", a)
+		}
+	}
+	s.run(10 * time.Second)
+	for _, a := range used {
+		if n.core.space.Owns(a) {
+			t.Fatalf("%s is free", a)
+		}
+	}
+}
+
+// Two hosts say that they use an address, and the heir starts again while both are away. The
+// address does not become free at once.
+func TestClaimsSurviveARestart(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	n, open := s.openRange("10.32.0.0/12", "10.32.128.0/17")
+	for range 2 {
+		host := s.add("10.32.0.0/12", Init{Mode: Observer})
 		s.run(time.Second)
-		for range maxRivalsBy {
-			claimFrom(n, liar, a)
-			a = a.Next()
-		}
-		liar.kill()
-		if first != liar {
-			s.drop(liar)
-		}
+		claimFrom(n, host, open.First)
+		host.kill()
 	}
-	if got := len(n.core.rivals); got > maxRivalsBy {
-		t.Errorf("one host has %d claims want at most %d", got, maxRivalsBy)
+	s.run(claimsFirst + time.Second)
+	if n.core.space.Owns(open.First) || !n.core.space.Owns(open.Last) {
+		t.Fatal("the range is not free, or the claims were forgotten")
 	}
-	honest := s.add("10.32.0.0/12", Init{Mode: Observer})
+	n.kill()
 	s.run(time.Second)
-	claimFrom(n, honest, all.Last)
-	if n.core.rivals[all.Last] == nil {
-		t.Error("the claim of another host has no place")
+	n.launch()
+	s.run(rivalTTL - time.Second)
+	if n.core.space.Owns(open.First) {
+		t.Errorf("%s is in use and free", open.First)
 	}
+	s.run(10 * time.Second)
+	if !n.core.space.Owns(open.First) {
+		t.Errorf("%s is still not free, though nobody claims it", open.First)
+	}
+	if left := len(n.disk.data[bucketClaims]); left > 0 {
+		t.Errorf("%d claims are left on disk", left)
+	}
+}
+
+func FuzzParseClaim(f *testing.F) {
+	for _, from := range []netip.Addr{{}, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::")} {
+		key, value := writeRival(ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, netip.MustParseAddr("10.32.0.1"), from)
+		f.Add(key, value)
+	}
+	f.Fuzz(func(t *testing.T, key, value []byte) {
+		h, a, from, err := parseRival(key, value)
+		if err != nil {
+			return
+		}
+		if k, v := writeRival(h, a, from); !slices.Equal(k, key) || !slices.Equal(v, value) {
+			t.Errorf("% x %x is written as % x %x", key, value, k, v)
+		}
+	})
 }

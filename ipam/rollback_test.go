@@ -31,12 +31,17 @@ func newRollbacks(t testing.TB, seed uint64, nodes int) *rollbacks {
 	w := &rollbacks{sim: newSim(t, seed), seed: seed, alive: make(map[*node]map[netip.Addr]string), old: make(map[*node][]*memDisk), warned: make(map[netip.Addr]bool)}
 	w.duplicatesExpected, w.watcher = true, w // stepped is the stricter check
 	for range nodes {
-		n := w.add(rollbackRange, Init{Mode: Consensus, Expect: nodes})
-		n.cfg.CatchUp = 20 * time.Second
-		n.launch()
-		w.alive[n] = make(map[netip.Addr]string)
+		w.join(nodes)
 	}
 	return w
+}
+
+// join adds a node to a mesh of some nodes.
+func (w *rollbacks) join(nodes int) {
+	n := w.add(rollbackRange, Init{Mode: Consensus, Expect: nodes})
+	n.cfg.CatchUp = 20 * time.Second
+	n.launch()
+	w.alive[n] = make(map[netip.Addr]string)
 }
 
 func (w *rollbacks) repaired(*node, *node, []byte) {}
@@ -75,8 +80,8 @@ func (w *rollbacks) restart(n *node, disk *memDisk, lost bool) {
 		for _, a := range slices.SortedFunc(maps.Keys(w.alive[n]), netip.Addr.Compare) {
 			c.hold(w.alive[n][a], netip.PrefixFrom(a, 26))
 		}
-		for a, al := range maps.Clone(c.allocations) {
-			if w.alive[n][a] != al.owner {
+		for _, a := range slices.SortedFunc(maps.Keys(c.allocations), netip.Addr.Compare) {
+			if al := c.allocations[a]; w.alive[n][a] != al.owner {
 				c.release(al.owner, a) // the container is gone
 			}
 		}
@@ -105,7 +110,8 @@ func (w *rollbacks) event(step int) {
 		}
 	case k < 11:
 		n.do(func(c *core) { c.pending = nil }) // their callers are gone
-		for a, owner := range maps.Clone(w.alive[n]) {
+		for _, a := range slices.SortedFunc(maps.Keys(w.alive[n]), netip.Addr.Compare) {
+			owner := w.alive[n][a]
 			delete(w.alive[n], a)
 			n.do(func(c *core) { c.release(owner, a) })
 		}

@@ -97,10 +97,11 @@ type node struct {
 	number         int
 	diesInNextStep bool // between the write and the effects
 	digest         time.Time
-	at             *node // the node whose underlay address it shares; nil: it has its own
-	awaits         bool  // its targets do not answer
-	collides       bool  // another node uses its identity
-	pretends       bool  // it has no core, but others see it
+	at             *node      // the node whose underlay address it shares; nil: it has its own
+	underlay       netip.Addr // its own underlay address; zero: one by its number
+	awaits         bool       // its targets do not answer
+	collides       bool       // another node uses its identity
+	pretends       bool       // it has no core, but others see it
 }
 
 const simStep = 50 * time.Millisecond
@@ -197,6 +198,9 @@ func (n *node) Place(p peer.Name) (netip.Addr, bool) {
 func (n *node) place() netip.Addr {
 	if n.at != nil {
 		return n.at.place()
+	}
+	if n.underlay.IsValid() {
+		return n.underlay
 	}
 	return netip.AddrFrom4([4]byte{192, 0, 2 + byte(n.number>>8), byte(n.number)})
 }

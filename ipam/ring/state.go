@@ -42,13 +42,14 @@ type state struct {
 	changes [][]byte // those of tail that changed the voters
 	size    int      // of tail, in bytes
 
-	taken []Taken // what was removed since TakeRemoved was called
+	moves []Move // since TakeMoves was called
 }
 
-// Taken is what a removal took from a peer that did not sign it.
-type Taken struct {
+// Move is a change of owner by a transfer or a removal.
+type Move struct {
 	From, To Holder
 	Ranges   []addr.Range
+	Removal  bool // From has not signed it
 }
 
 // piece is a run of addresses, up to the next piece, that holder owns.
@@ -66,7 +67,7 @@ func genesisState(g *Genesis) *state {
 // trial returns a copy on which actions can be tried. It shares what actions replace.
 func (st *state) trial() *state {
 	t := *st
-	t.taken = nil
+	t.moves = nil
 	t.pieces = slices.Clone(st.pieces)
 	t.banned, t.departed = maps.Clone(st.banned), maps.Clone(st.departed)
 	return &t
@@ -210,6 +211,9 @@ func (st *state) depart(h, heir Holder) {
 func (st *state) apply(a *Action) {
 	switch a.Kind {
 	case Transfer:
+		if a.From != a.To {
+			st.moves = append(st.moves, Move{a.From, a.To, []addr.Range{a.Range}, false})
+		}
 		st.assign(a.Range, a.To)
 		delete(st.departed, a.To)
 	case Leave:
@@ -217,7 +221,7 @@ func (st *state) apply(a *Action) {
 		st.depart(a.From, a.To)
 	case Remove:
 		if ranges := st.ownedBy(a.From); len(ranges) > 0 {
-			st.taken = append(st.taken, Taken{a.From, a.To, ranges})
+			st.moves = append(st.moves, Move{a.From, a.To, ranges, true})
 		}
 		st.giveAll(a.From, a.To, 0, false)
 		st.depart(a.From, a.To)

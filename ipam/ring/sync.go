@@ -238,7 +238,7 @@ func (r *Ring) restore(s Stored, prefix string) (*state, []error) {
 		}
 	}
 	if c.st != nil {
-		c.st.taken = nil
+		c.st.moves = nil
 	}
 	maps.Copy(r.bound, c.bound)
 	return c.st, errs

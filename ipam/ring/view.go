@@ -196,11 +196,11 @@ func (r *Ring) Owned(hs ...Holder) (out []addr.Range) {
 	return addr.Normal(out)
 }
 
-// TakeRemoved returns what the removals since the last call took, the first one first. It
-// leaves out those that this copy skipped with a snapshot, and those that Restore read.
-func (r *Ring) TakeRemoved() (out []Taken) {
+// TakeMoves returns what was transferred and removed since the last call, the first one first. It
+// leaves out what this copy skipped with a snapshot, and what Restore read.
+func (r *Ring) TakeMoves() (out []Move) {
 	if r.st != nil {
-		out, r.st.taken = r.st.taken, nil
+		out, r.st.moves = r.st.moves, nil
 	}
 	return out
 }
