@@ -201,6 +201,7 @@ func TestClaimsOfOneHostUnderManyNames(t *testing.T) {
 // It claims each of them before the range is free.
 func TestFullBridgeClaimsAllItsAddresses(t *testing.T) {
 	s := newSim(t, seed.New(t))
+	s.tickEvery = tickEvery
 	n := s.add("10.32.0.0/12", Init{Mode: Consensus, Expect: 1})
 	host := s.add("10.32.0.0/12", Init{Mode: Observer})
 	n.allocate("c", "10.32.0.0/12")
@@ -229,6 +230,28 @@ func TestFullBridgeClaimsAllItsAddresses(t *testing.T) {
 	for _, a := range used {
 		if n.core.space.Owns(a) {
 			t.Fatalf("%s is free", a)
+		}
+	}
+}
+
+// The heir and the host that uses the addresses are cut off from the voters, so that what the heir
+// gives to the host stays undecided, and is void in the end. The addresses are not free meanwhile.
+func TestAddressInUseStaysSoUntilItIsDecided(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	heir, dead, used := removedWithoutHeir(t, s)
+	renamed := s.lostState(dead, used)
+	heir.removes(dead)
+	s.run(5 * time.Second)
+	s.cut = func(a, b *node) bool { return (a == heir || a == renamed) != (b == heir || b == renamed) }
+	for at := time.Duration(0); at < claimsFirst+offerTTL+time.Minute; at += simStep {
+		if at == claimsFirst+offerTTL+30*time.Second {
+			s.cut = func(a, b *node) bool { return a == renamed || b == renamed } // it cannot claim again
+		}
+		s.run(simStep)
+		for _, a := range used {
+			if heir.core.space.Owns(a) {
+				t.Fatalf("after %v: %s is free", at, a)
+			}
 		}
 	}
 }

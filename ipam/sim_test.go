@@ -69,6 +69,7 @@ type sim struct {
 	direct             func(a, b *node) bool // whether two nodes can have a direct session
 	duplicatesExpected bool                  // two rings give the same addresses
 	lies               bool                  // some nodes send what is malformed
+	tickEvery          time.Duration         // 0: each step
 	made               int
 	replies            map[uint64]effReply // by request; ids are unique over nodes
 	watcher            watcher             // nil if there is none
@@ -95,8 +96,8 @@ type node struct {
 	core           *core // nil: dead
 	disk           *memDisk
 	number         int
-	diesInNextStep bool // between the write and the effects
-	digest         time.Time
+	diesInNextStep bool       // between the write and the effects
+	digest, tick   time.Time  // the next ones
 	at             *node      // the node whose underlay address it shares; nil: it has its own
 	underlay       netip.Addr // its own underlay address; zero: one by its number
 	awaits         bool       // its targets do not answer
@@ -270,7 +271,10 @@ func (s *sim) run(d time.Duration) {
 			if n.core == nil {
 				continue
 			}
-			n.do(func(c *core) { c.tick() })
+			if !s.now.Before(n.tick) {
+				n.tick = s.now.Add(s.tickEvery)
+				n.do(func(c *core) { c.tick() })
+			}
 			if n.core != nil && s.now.After(n.digest) {
 				n.digest = s.now.Add(time.Second)
 				m := s.nodes[s.rng.IntN(len(s.nodes))]
