@@ -29,7 +29,6 @@ package topology
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -61,14 +60,6 @@ const (
 	// of a core.
 	verifyPerSecond = 200
 	verifyBurst     = 2048
-	// What this peer gained is published gainDelay after the first gain, for each peer that it
-	// knows, and after maxGainDelay at most. With less, the cost of a mesh that starts grows faster
-	// than its sessions; with more, hosts that join are reached later.
-	gainDelay    = 10 * time.Millisecond
-	maxGainDelay = time.Second
-	// The same for costs. They decide only between routes with equally many hops.
-	costDelay    = time.Second
-	maxCostDelay = 30 * time.Second
 	// maxBudgets bounds the neighbours whose checks are counted.
 	maxBudgets = 4096
 )
@@ -197,16 +188,6 @@ func New(cfg Config) (*State, error) {
 	return s, nil
 }
 
-// publish signs e as this peer's entry and returns it as a delta.
-func (s *State) publish(e *Entry) []byte {
-	e.Name, e.Key, e.Instance, e.Nickname = s.cfg.Self, s.cfg.Signer.Key(), s.cfg.Instance, s.cfg.Nickname
-	e.ShortID, e.hasShortID, e.Addrs = s.shortID, true, s.addrs
-	e.sign(s.cfg.Signer)
-	s.own = e
-	s.put(e)
-	return slices.Clone(e.raw)
-}
-
 func (s *State) put(e *Entry) {
 	i, known := slices.BinarySearchFunc(s.sorted, e.Name, func(e *Entry, n peer.Name) int { return e.Name.Compare(n) })
 	if known {
@@ -236,104 +217,6 @@ func (s *State) SetTime(now time.Time) { s.now = now }
 
 // newest returns the highest version that an entry may have now.
 func (s *State) newest() uint64 { return uint64(max(0, s.now.Add(maxAhead).UnixMicro())) }
-
-// SetAddrs replaces the addresses at which this peer may be dialled. The next call of
-// SetLinks publishes them.
-func (s *State) SetAddrs(addrs []netip.AddrPort) {
-	s.addrs = nil
-	for _, a := range addrs[:min(len(addrs), MaxAddrs)] {
-		s.addrs = append(s.addrs, netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()))
-	}
-}
-
-// SetLinks replaces this peer's links and returns the delta to announce, with the entries
-// that had waited for one of the links. It returns nil and changes nothing if no link or
-// address came or went and no cost changed by a doubling.
-func (s *State) SetLinks(links []Link) []byte {
-	links = inOrder(links)
-	version := s.own.Version + 1
-	switch {
-	case s.ahead():
-		version = uint64(max(0, s.now.UnixMicro()))
-	case !s.differs(links):
-		return nil
-	}
-	return s.admitWaiting(s.own, s.publish(&Entry{Version: version, Links: links}))
-}
-
-// OfferLinks is SetLinks for links of which more will change soon: a host that joins makes sessions
-// with all others within a second, round trips of a busy mesh change all the time, and each entry
-// costs every peer a check. A lost link is published at once, what was gained after gainDelay for
-// each peer, and a change of costs alone after costDelay for each peer. A non-zero time says when to
-// call OfferLinks again at the latest.
-func (s *State) OfferLinks(links []Link, now time.Time) (delta []byte, again time.Time) {
-	if links := inOrder(links); !s.ahead() {
-		wait := time.Duration(len(s.entries))
-		switch {
-		case s.loses(links):
-			wait = 0
-		case s.gains(links):
-			wait = min(maxGainDelay, wait*gainDelay)
-		case s.differs(links):
-			wait = min(maxCostDelay, wait*costDelay)
-		default:
-			s.offerAt = time.Time{}
-			return nil, time.Time{}
-		}
-		if at := now.Add(wait); s.offerAt.IsZero() || at.Before(s.offerAt) {
-			s.offerAt = at
-		}
-		if now.Before(s.offerAt) {
-			return nil, s.offerAt
-		}
-	}
-	s.offerAt = time.Time{}
-	return s.SetLinks(links), time.Time{}
-}
-
-// inOrder returns links as an entry may list them.
-func inOrder(links []Link) []Link {
-	links = slices.Clone(links)
-	slices.SortFunc(links, func(a, b Link) int { return a.To.Compare(b.To) })
-	links = slices.CompactFunc(links, func(a, b Link) bool { return a.To == b.To }) // others refuse an entry that lists a link twice
-	return links[:min(len(links), MaxLinks)]
-}
-
-// ahead reports whether this peer's entry is from the future: the clock of this host was a day
-// ahead when the router was launched. No other peer has accepted such a version.
-func (s *State) ahead() bool { return s.own.Version > s.newest() }
-
-// differs reports whether links, or the addresses, differ from this peer's entry.
-func (s *State) differs(links []Link) bool {
-	return !slices.Equal(s.addrs, s.own.Addrs) || !slices.EqualFunc(links, s.own.Links, func(a, b Link) bool {
-		return a.To == b.To && a.Flags == b.Flags && max(a.Cost, b.Cost)-min(a.Cost, b.Cost) < costStepsPerX2
-	})
-}
-
-// loses reports whether links lack a link of this peer's entry, or a way of one.
-func (s *State) loses(links []Link) bool { return lacks(links, s.own.Links) }
-
-// gains reports whether this peer's entry lacks a link, or a way of one, or has other addresses.
-func (s *State) gains(links []Link) bool {
-	return lacks(s.own.Links, links) || !slices.Equal(s.addrs, s.own.Addrs)
-}
-
-// lacks reports whether some links lack one of others, or a way of one.
-func lacks(links, others []Link) bool {
-	return slices.ContainsFunc(others, func(o Link) bool {
-		l := linkTo(links, o.To)
-		return l == nil || o.Flags&^l.Flags != 0
-	})
-}
-
-// linkTo returns the link to a peer, nil if there is none. The links are in order.
-func linkTo(links []Link, to peer.Name) *Link {
-	i, ok := slices.BinarySearchFunc(links, to, func(l Link, n peer.Name) int { return l.To.Compare(n) })
-	if !ok {
-		return nil
-	}
-	return &links[i]
-}
 
 // Sent implements gossip.Spreader: a peer sends its entries over the sessions that it lists.
 func (s *State) Sent(delta []byte) func(peer.Name) bool {
@@ -635,102 +518,4 @@ func (s *State) DropBanned() (gone []peer.Name) {
 		}
 	}
 	return gone
-}
-
-// A digest is a list of names and versions. If that does not fit into one message, it is
-// a table of sums over buckets of names:
-//
-//	list:   0x01, then for each entry name 6, version u64, the low 16 bits of the instance
-//	table:  0x02, then 1,024 sums u64 over the entries whose names hash to that bucket
-const (
-	digestList  = 1
-	digestTable = 2
-	digestEntry = peer.NameLen + 8 + 2
-	buckets     = 1024
-	maxList     = 2500
-)
-
-func (s *State) table() gossip.Sums {
-	t := make(gossip.Sums, buckets)
-	for n, e := range s.entries {
-		t.Add(n, e.raw[5:entryFixed-2])
-	}
-	return t
-}
-
-// Digest implements gossip.Channel.
-func (s *State) Digest() []byte {
-	if s.digest == nil {
-		s.digest = s.summarise()
-	}
-	return s.digest
-}
-
-func (s *State) summarise() []byte {
-	if len(s.entries) > maxList {
-		return s.table().Append([]byte{digestTable})
-	}
-	b := make([]byte, 1, 1+len(s.entries)*digestEntry)
-	b[0] = digestList
-	for _, e := range s.Entries() {
-		b = append(b, e.Name[:]...)
-		b = binary.BigEndian.AppendUint64(b, e.Version)
-		b = binary.BigEndian.AppendUint16(b, uint16(e.Instance))
-	}
-	return b
-}
-
-// Missing implements gossip.Channel.
-func (s *State) Missing(digest []byte) (deltas [][]byte, wants bool, err error) {
-	var lacks func(e *Entry) bool // whether the sender lacks e
-	switch {
-	case len(digest) > 0 && digest[0] == digestList && (len(digest)-1)%digestEntry == 0:
-		theirs := make(map[peer.Name][]byte, len(digest)/digestEntry)
-		for b := digest[1:]; len(b) > 0; b = b[digestEntry:] {
-			n := peer.NameFromBytes(b)
-			theirs[n] = b[peer.NameLen:digestEntry]
-			v := binary.BigEndian.Uint64(b[peer.NameLen:])
-			mine := s.entries[n]
-			if t, ok := s.tombstones[n]; ok && v <= t.version {
-				continue
-			}
-			if w := s.waitlist.Get(n); w != nil && v <= w.Value.Version {
-				continue
-			}
-			if mine == nil || v > mine.Version ||
-				v == mine.Version && binary.BigEndian.Uint16(b[peer.NameLen+8:]) != uint16(mine.Instance) {
-				wants = true
-			}
-		}
-		lacks = func(e *Entry) bool {
-			t, ok := theirs[e.Name]
-			if !ok {
-				return true
-			}
-			v := binary.BigEndian.Uint64(t)
-			return e.Version > v || e.Version == v && binary.BigEndian.Uint16(t[8:]) != uint16(e.Instance)
-		}
-	case len(digest) == 1+8*buckets && digest[0] == digestTable:
-		mine := s.table()
-		differ, some := mine.Differ(digest[1:])
-		wants = some
-		lacks = func(e *Entry) bool { return differ[mine.Row(e.Name)] }
-	default:
-		return nil, false, fmt.Errorf("topology digest of %d bytes: %w", len(digest), gossip.ErrMalformed)
-	}
-	return gossip.Pack(func(yield func([]byte) bool) {
-		for _, e := range s.Entries() {
-			if lacks(e) && !yield(e.raw) {
-				return
-			}
-		}
-	}), wants, nil
-}
-
-// Join implements gossip.Channel: it keeps the newer of two entries of one peer.
-func (s *State) Join(older, newer []byte) []byte {
-	return gossip.JoinRecords(older, newer, func(b []byte) (peer.Name, int, error) {
-		h, err := peek(b)
-		return h.name, h.length, err
-	})
 }
