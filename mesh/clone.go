@@ -48,7 +48,12 @@ type cloneAsk struct {
 // this one, which is its name and its key.
 func (m *Mesh) Collides() bool {
 	at := m.collided.Load()
-	return at != 0 && time.Since(time.Unix(0, at)) < cloneTTL
+	return at != nil && time.Since(*at) < cloneTTL
+}
+
+func (m *Mesh) noteCollision() {
+	now := time.Now()
+	m.collided.Store(&now)
 }
 
 // proveClone asks a neighbour to prove to the far end of a handshake, which has the neighbour's

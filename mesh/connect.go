@@ -134,7 +134,7 @@ func (m *Mesh) reportRefused(err error, addr netip.Addr, dialled bool) {
 		return
 	}
 	if r.ByPeer && m.isCloneProof(r) {
-		m.collided.Store(time.Now().UnixNano())
+		m.noteCollision()
 	}
 	switch r.Code {
 	case session.CodePassword, session.CodeCollision, session.CodeIdentity, session.CodeVersion, session.CodeBanned:
@@ -165,7 +165,7 @@ func (m *Mesh) refusal(h *session.Hello, dialled bool) (_ *session.Refusal, clon
 		case h.Instance == m.instance:
 			return no(session.CodeSelf, "a peer has dialled itself")
 		case h.Key == m.cfg.Identity.Key():
-			m.collided.Store(time.Now().UnixNano())
+			m.noteCollision()
 			return no(session.CodeIdentity, "name collision: both peers use the identity %s: a state folder was copied; run 'weft reset' on one of the two", m.self)
 		default:
 			return no(session.CodeCollision, "name collision: both peers have the name %s; give one of them another --name", m.self)

@@ -237,7 +237,7 @@ type Mesh struct {
 	targetPeers atomic.Pointer[map[peer.Name]bool]
 	// targetAnswered is set if there are no targets, or one has answered.
 	targetAnswered atomic.Bool
-	collided       atomic.Int64               // when another router last used the identity of this one, in ns; 0: never
+	collided       atomic.Pointer[time.Time]  // when another router last used the identity of this one; nil: never
 	passwords      atomic.Pointer[passwords]  // see passwords.go
 	banned         atomic.Pointer[bannedKeys] // see ban.go
 	bansChanged    atomic.Bool

@@ -85,7 +85,7 @@ type neighbour struct {
 	terminateOnce sync.Once
 	end           atomic.Pointer[ended]
 	sendErr       atomic.Pointer[sendError]
-	lastHeard     atomic.Int64 // Unix time in nanoseconds
+	lastHeard     atomic.Int64 // nanoseconds after since: steps of the clock do not count
 	rttNano       atomic.Int64 // smoothed
 	dropped       atomic.Uint64
 	queued        atomic.Int64             // bytes in control
@@ -118,7 +118,6 @@ func newNeighbour(c *session.Conn) *neighbour {
 		pings:      make(chan byte, 1),
 		done:       make(chan struct{}),
 	}
-	n.lastHeard.Store(n.since.UnixNano())
 	return n
 }
 
@@ -126,7 +125,7 @@ func (n *neighbour) rtt() time.Duration { return time.Duration(n.rttNano.Load())
 
 // silentFor returns how long the neighbour has been silent.
 func (n *neighbour) silentFor(now time.Time) time.Duration {
-	return now.Sub(time.Unix(0, n.lastHeard.Load()))
+	return now.Sub(n.since) - time.Duration(n.lastHeard.Load())
 }
 
 // timeout returns how long the neighbour may be silent.
@@ -388,7 +387,7 @@ func (m *Mesh) read(n *neighbour) {
 			break
 		}
 		now := time.Now()
-		n.lastHeard.Store(now.UnixNano())
+		n.lastHeard.Store(int64(now.Sub(n.since)))
 		if pause := n.limits.pause(now); pause > 0 {
 			select {
 			case <-time.After(pause):

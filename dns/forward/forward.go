@@ -61,9 +61,13 @@ type Forwarder struct {
 
 type server struct {
 	addr   netip.AddrPort
-	failed atomic.Int64 // time of the last failure in Unix nanoseconds; 0 if it has answered since
+	failed atomic.Pointer[failure] // the last one; nil if it has answered since
 	loops  atomic.Bool
-	cause  atomic.Pointer[string] // of the last failure
+}
+
+type failure struct {
+	at  time.Time
+	err error
 }
 
 // New returns a Forwarder without servers. timeout limits the forward of one query.
@@ -85,11 +89,10 @@ func (f *Forwarder) Status() []Status {
 	var list []Status
 	for _, s := range *f.servers.Load() {
 		st := Status{Addr: s.addr}
-		switch {
-		case s.loops.Load():
+		if s.loops.Load() {
 			st.Fault = "not asked: it forwards queries to this host"
-		case s.failedRecently(f.now()):
-			st.Fault = "asked last: " + *s.cause.Load()
+		} else if err := s.recentFailure(f.now()); err != nil {
+			st.Fault = "asked last: " + err.Error()
 		}
 		list = append(list, st)
 	}
@@ -198,7 +201,7 @@ func (f *Forwarder) Forward(ctx context.Context, query *dns.Msg) (*dns.Msg, erro
 				last = err
 				s.fail(f.now(), err)
 			case conclusive(answer):
-				s.failed.Store(0)
+				s.failed.Store(nil)
 				return answer, nil
 			default:
 				// This may be how the server reports that it has no answer.
@@ -222,7 +225,7 @@ func (f *Forwarder) inOrder() []*server {
 	for _, s := range *f.servers.Load() {
 		switch {
 		case s.loops.Load():
-		case s.failedRecently(now):
+		case s.recentFailure(now) != nil:
 			bad = append(bad, s)
 		default:
 			good = append(good, s)
@@ -232,14 +235,15 @@ func (f *Forwarder) inOrder() []*server {
 }
 
 func (s *server) fail(now time.Time, err error) {
-	text := err.Error()
-	s.cause.Store(&text)
-	s.failed.Store(now.UnixNano())
+	s.failed.Store(&failure{now, err})
 }
 
-func (s *server) failedRecently(now time.Time) bool {
-	at := s.failed.Load()
-	return at != 0 && now.Sub(time.Unix(0, at)) < demoteFor
+// recentFailure returns why the server failed a short time ago, nil if it did not.
+func (s *server) recentFailure(now time.Time) error {
+	if last := s.failed.Load(); last != nil && now.Sub(last.at) < demoteFor {
+		return last.err
+	}
+	return nil
 }
 
 // conclusive reports whether another server would probably not give a better answer.
