@@ -511,7 +511,9 @@ func (c *core) setOwned() {
 		without = append(without, o.action.Range)
 	}
 	for _, k := range c.kept {
-		without = append(without, k.rng)
+		if c.obeys(&k) {
+			without = append(without, k.rng)
+		}
 	}
 	for a := range c.rivals {
 		without = append(without, addr.Single(a))

@@ -3,6 +3,7 @@ package ipam
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/ipam/addr"
@@ -217,13 +218,16 @@ func (c *core) offered(to peer.Name, r addr.Range) bool {
 }
 
 // give offers r to another peer. Pieces of r that this peer owns under its other name, as
-// a founder, are left out.
+// a founder, are left out. It gives nothing that a container of this host uses.
 func (c *core) give(to ring.Holder, r addr.Range, id uint64) bool {
 	from, ok := c.ring.Owner(r.First)
 	if !ok || !c.isMine(from) {
 		return false
 	}
 	if r, ok = r.Intersect(c.ring.RunOf(r.First)); !ok {
+		return false
+	}
+	if whole := []addr.Range{r}; !slices.Equal(c.space.Unused(whole), whole) {
 		return false
 	}
 	a, err := c.ring.Give(c.cfg.Signer, from, to, r)

@@ -45,8 +45,9 @@ import (
 //	X ---removal---> heir ---removal---> next heir      X, heir: peers
 //	note of all:     for X                for heir
 //
-// The next heir obeys the later note: it gives everything to the first heir. That one goes on with
-// its note for X, because it alone knows whether it has used the range.
+// The next heir obeys the note of the later decision: it gives everything to the first heir. That
+// one goes on with its notes for others, because it alone knows whether it has used the range. So a
+// peer also notes its own removal: it then knows that what it gets is only given back.
 
 // maxKept bounds the ranges that are kept. Beyond it the peer with the most ranges loses its
 // smallest one: an honest host has few. Those of which this peer is not the heir go first.
@@ -57,7 +58,8 @@ type kept struct {
 	rng   addr.Range
 	from  ring.Holder
 	until time.Time
-	heir  bool // this peer got the range by the removal
+	slot  uint64 // of the removal
+	heir  bool   // this peer got the range by the removal
 	// Not on disk: when the range was opened for claims, zero before until, and until when claims
 	// have precedence.
 	opened, free time.Time
@@ -79,15 +81,22 @@ func (k *kept) hold(now time.Time) {
 	}
 }
 
+// obeys reports whether a note keeps this peer from using the range: it is not for this peer.
+func (c *core) obeys(k *kept) bool { return k.from.Name != c.cfg.Self || !c.isMine(k.from) }
+
 // keptAt returns the note that counts for an address, nil if there is none or another peer owns
-// the address: one for a peer, else an open one; the latest.
+// the address. A note that keeps the address for a peer counts more than an open one, and then
+// that of the latest removal.
 func (c *core) keptAt(a netip.Addr) (counts *kept) {
 	if owner, ok := c.ring.Owner(a); !ok || !c.isMine(owner) {
 		return nil
 	}
 	for i := range c.kept {
 		k := &c.kept[i]
-		if k.rng.Contains(a) && (counts == nil || counts.isOpen() && !k.isOpen() || counts.isOpen() == k.isOpen() && k.until.After(counts.until)) {
+		if !k.rng.Contains(a) || !c.obeys(k) {
+			continue
+		}
+		if counts == nil || counts.isOpen() && !k.isOpen() || counts.isOpen() == k.isOpen() && k.slot > counts.slot {
 			counts = k
 		}
 	}
@@ -98,6 +107,7 @@ func (c *core) keptAt(a netip.Addr) (counts *kept) {
 func (k *kept) write() (key, value []byte) {
 	key = k.from.Append(append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...))
 	value = binary.BigEndian.AppendUint64(nil, uint64(k.until.Unix()))
+	value = binary.BigEndian.AppendUint64(value, k.slot)
 	if k.heir {
 		return key, append(value, 1)
 	}
@@ -108,7 +118,7 @@ func (k *kept) write() (key, value []byte) {
 func parseKept(key, value []byte) (k kept, err error) {
 	const holderLen = peer.NameLen + len(peer.KeyID{})
 	at := len(key) - holderLen
-	if at < 0 || len(value) != 8+1 || value[8] > 1 {
+	if at < 0 || len(value) != 8+8+1 || value[16] > 1 {
 		return kept{}, fmt.Errorf("range of %d bytes for %d bytes: %w", len(key), len(value), errMessage)
 	}
 	first, ok1 := netip.AddrFromSlice(key[:at/2])
@@ -121,7 +131,8 @@ func parseKept(key, value []byte) (k kept, err error) {
 	if err != nil {
 		return kept{}, err
 	}
-	k.from, k.until, k.heir = holders[0], time.Unix(int64(binary.BigEndian.Uint64(value)), 0), value[8] == 1
+	k.from, k.until = holders[0], time.Unix(int64(binary.BigEndian.Uint64(value)), 0)
+	k.slot, k.heir = binary.BigEndian.Uint64(value[8:]), value[16] == 1
 	return k, nil
 }
 
@@ -138,9 +149,6 @@ func (c *core) noteMoves() {
 			c.endNotes(m)
 			continue
 		}
-		if c.isMine(m.From) {
-			continue // what this peer gets from now on, it may use
-		}
 		until := c.now.Add(c.cfg.Keep)
 		if _, asked := c.consents[consent{ring.Remove, m.From}]; asked {
 			until = c.now
@@ -148,7 +156,7 @@ func (c *core) noteMoves() {
 		// The largest ranges first, in case there are more than maxKept.
 		slices.SortStableFunc(m.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
 		for _, r := range m.Ranges[:min(len(m.Ranges), maxKept)] {
-			c.keep(kept{rng: r, from: m.From, until: until, heir: c.isMine(m.To)})
+			c.keep(kept{rng: r, from: m.From, until: until, slot: m.Slot, heir: c.isMine(m.To)})
 		}
 	}
 }
@@ -175,12 +183,8 @@ func (c *core) endNotes(m ring.Move) {
 	}
 }
 
-// isOwnedHere reports whether this peer owns all of a range.
-func (c *core) isOwnedHere(r addr.Range) bool {
-	return len(addr.Subtract([]addr.Range{r}, c.ring.Owned(c.mine()...))) == 0
-}
-
 func (c *core) keep(k kept) {
+	c.dropKept(func(o *kept) bool { return o.rng == k.rng && o.from == k.from }) // they have one key
 	key, value := k.write()
 	c.put(bucketKept, key, value)
 	c.kept = append(c.kept, k)
@@ -236,8 +240,10 @@ func (c *core) stopKeeping(n peer.Name) {
 
 // keptByPeer returns what is kept, in order of the peers.
 func (c *core) keptByPeer() (out []Kept) {
+	owned := c.ring.Owned(c.mine()...)
 	for _, k := range c.kept {
-		if !c.isOwnedHere(k.rng) {
+		size := addr.Total(addr.Within(owned, k.rng))
+		if size.IsZero() || !c.obeys(&k) {
 			continue
 		}
 		i := slices.IndexFunc(out, func(o Kept) bool { return o.Name == k.from.Name })
@@ -245,7 +251,7 @@ func (c *core) keptByPeer() (out []Kept) {
 			i = len(out)
 			out = append(out, Kept{Name: k.from.Name, Nickname: c.view.Nickname(k.from.Name)})
 		}
-		out[i].Addresses = out[i].Addresses.Add(k.rng.Size())
+		out[i].Addresses = out[i].Addresses.Add(size)
 		if k.until.After(out[i].Until) {
 			out[i].Until = k.until
 		}
@@ -271,12 +277,7 @@ func (c *core) pushKept() {
 			k.opened, k.free = c.now, c.now.Add(claimsFirst)
 		}
 	}
-	offered := false
-	if c.caughtUp() {
-		for i := range c.kept {
-			offered = c.giveBack(&c.kept[i]) || offered
-		}
-	}
+	offered := c.caughtUp() && c.giveBack()
 	if expired := c.dropKept(func(k *kept) bool { return k.isOpen() && !c.now.Before(k.free) }); expired || offered {
 		c.setOwned()
 		c.findForeign()
@@ -291,30 +292,56 @@ func (c *core) keepsSoon() bool {
 	return slices.ContainsFunc(c.kept, func(k kept) bool { return k.isOpen() || !c.now.Before(k.until) })
 }
 
-// giveBack offers what this peer owns of a range to its owner before, if that one is back, and
-// reports whether it did. The range can have several runs: the ring joins them only if they changed
-// in one slot.
-func (c *core) giveBack(k *kept) (offered bool) {
-	if !c.present(k.from) || c.ring.IsBanned(k.from) || c.isMine(k.from) || c.isLater(k) {
-		return false
-	}
-	for a := k.rng.First; len(c.offers) < maxOffers; {
-		run, ok := k.rng.Intersect(c.ring.RunOf(a))
-		if !ok {
-			break
+// giveBack offers peers that are back what this peer owns of their ranges, without what containers
+// of this host use, and reports whether it offered anything.
+func (c *core) giveBack() (offered bool) {
+	back := make(map[ring.Holder]bool) // looked up once for each peer, as it may have many ranges
+	var owned []addr.Range
+	for i := range c.kept {
+		k := &c.kept[i]
+		isBack, known := back[k.from]
+		if !known {
+			isBack = c.obeys(k) && c.present(k.from) && !c.ring.IsBanned(k.from)
+			back[k.from] = isBack
 		}
-		if owner, _ := c.ring.Owner(a); c.isMine(owner) && !c.offered(k.from.Name, run) {
-			offered = c.give(k.from, run, 0) || offered
+		if !isBack {
+			continue
 		}
-		if run.Last == k.rng.Last {
-			break
+		if owned == nil {
+			owned = c.ring.Owned(c.mine()...)
 		}
-		a = run.Last.Next()
+		if parts := c.space.Unused(addr.Within(owned, k.rng)); len(parts) > 0 && !c.isLater(k) {
+			for _, part := range parts {
+				offered = c.giveRuns(k.from, part) || offered
+			}
+		}
 	}
 	return offered
 }
 
-// isLater reports whether there is a later note for a part of a range.
+// giveRuns offers all of r, which this peer owns, and reports whether it offered anything. It can
+// have several runs: the ring joins them only if they changed in one slot.
+func (c *core) giveRuns(to ring.Holder, r addr.Range) (offered bool) {
+	for len(c.offers) < maxOffers {
+		run, ok := r.Intersect(c.ring.RunOf(r.First))
+		if !ok {
+			break
+		}
+		if !c.offered(to.Name, run) {
+			offered = c.give(to, run, 0) || offered
+		}
+		if run.Last == r.Last {
+			break
+		}
+		r.First = run.Last.Next()
+	}
+	return offered
+}
+
+// isLater reports whether a part of a range is kept for another peer that was removed later. One
+// that is banned gets nothing back.
 func (c *core) isLater(k *kept) bool {
-	return slices.ContainsFunc(c.kept, func(o kept) bool { return o.rng.Overlaps(k.rng) && o.until.After(k.until) && o.from != k.from })
+	return slices.ContainsFunc(c.kept, func(o kept) bool {
+		return o.slot > k.slot && o.from != k.from && o.rng.Overlaps(k.rng) && !o.isOpen() && c.obeys(&o) && !c.ring.IsBanned(o.from)
+	})
 }

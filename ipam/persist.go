@@ -21,7 +21,7 @@ import (
 //	election   entry, value: as package paxos draws them
 //	votes      slot: the votes of this peer, as package consensus draws them
 //	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
-//	kept       first and last address, its owner before 22 -> Unix seconds 8, this peer is the heir 1
+//	kept       first and last address, its owner before 22 -> Unix seconds 8, slot of the removal 8, this peer is the heir 1
 //	claims     address of a removed peer, who uses it 22 -> bits of its underlay address 1, the latter
 const (
 	bucketMeta      = "meta"

@@ -323,6 +323,7 @@ func TestForgottenTransferIsHonoured(t *testing.T) {
 	var offered *ring.Action
 	a.do(func(c *core) {
 		r := c.ring.RunOf(c.byOwnerFirst("first"))
+		r.First = c.byOwnerFirst("first").Next()
 		if !c.give(ring.HolderOf(b.cfg.Self, b.cfg.Signer.Key()), r, 1) {
 			t.Fatal("nothing is offered")
 		}

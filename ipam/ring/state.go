@@ -47,6 +47,7 @@ type state struct {
 
 // Move is a change of owner by a transfer or a removal.
 type Move struct {
+	Slot     uint64 // of the decision
 	From, To Holder
 	Ranges   []addr.Range
 	Removal  bool // From has not signed it
@@ -212,7 +213,7 @@ func (st *state) apply(a *Action) {
 	switch a.Kind {
 	case Transfer:
 		if a.From != a.To {
-			st.moves = append(st.moves, Move{a.From, a.To, []addr.Range{a.Range}, false})
+			st.moves = append(st.moves, Move{st.slot + 1, a.From, a.To, []addr.Range{a.Range}, false})
 		}
 		st.assign(a.Range, a.To)
 		delete(st.departed, a.To)
@@ -221,7 +222,7 @@ func (st *state) apply(a *Action) {
 		st.depart(a.From, a.To)
 	case Remove:
 		if ranges := st.ownedBy(a.From); len(ranges) > 0 {
-			st.moves = append(st.moves, Move{a.From, a.To, ranges, true})
+			st.moves = append(st.moves, Move{st.slot + 1, a.From, a.To, ranges, true})
 		}
 		st.giveAll(a.From, a.To, 0, false)
 		st.depart(a.From, a.To)

@@ -104,6 +104,10 @@ func (s *Space) Free(r addr.Range) []addr.Range {
 	return addr.Subtract(addr.Within(s.owned, r), addr.Within(s.used, r))
 }
 
+// Unused returns the parts of ranges that are not in use, whoever owns them. ranges must be
+// normalized by addr.Normal.
+func (s *Space) Unused(ranges []addr.Range) []addr.Range { return addr.Subtract(ranges, s.used) }
+
 // Donation returns the range to give to a peer that has run out of addresses of
 // subnet: the biggest free CIDR-aligned block that is at most half of the free
 // addresses there. Half is rounded up, so that even the last address is given. Of

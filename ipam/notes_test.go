@@ -1,0 +1,154 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/internal/seed"
+)
+
+// claims makes a container of n use an address, which must be free there.
+func (n *node) claims(a netip.Addr) {
+	n.s.t.Helper()
+	id := n.begin(func(c *core, id uint64) { c.claim(id, fmt.Sprint("claimed ", a), netip.PrefixFrom(a, 24)) })
+	if r, ok := n.await(id, 5*time.Second); !ok || r.err != nil {
+		n.s.t.Fatalf("%s claims %s: %v %s", n.cfg.Self, a, r.err, n.reason(id))
+	}
+}
+
+// end ends all containers of n.
+func (n *node) end() {
+	for owner, as := range n.core.byOwner {
+		for _, a := range slices.Clone(as) {
+			n.do(func(c *core) { c.release(owner, a) })
+		}
+	}
+}
+
+// startAgain starts a node with another disk, while its containers live.
+func (n *node) startAgain(disk *memDisk) {
+	alive := n.core.allocations
+	n.kill()
+	n.disk = disk
+	n.cfg.Lost = len(disk.data) == 0
+	n.launch()
+	n.do(func(c *core) {
+		for a, al := range alive {
+			c.hold(al.owner, netip.PrefixFrom(a, al.bits))
+		}
+	})
+}
+
+// waitKeep lets the time pass for which heirs keep what they got, and the time for claims.
+func (s *sim) waitKeep() {
+	s.now = s.now.Add(time.Hour)
+	s.run(claimsFirst + 5*time.Second)
+}
+
+// An heir found the addresses of a removed host free, and a container of its own has one. Its disk
+// goes back in time, or is lost, so it keeps them for the host once more. What it then gives back
+// has no address of its own container.
+func TestHeirGivesNothingBackThatItUses(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		s := newSim(t, seed.New(t))
+		nodes, used := s.fiveInUse(keepRange, 5)
+		back := nodes[4]
+		back.end()
+		back.kill()
+		heir := s.removed(ByProgram, back, nodes[:4]...)
+		s.converged(20 * time.Second)
+		disk := heir.disk.clone()
+		if lost {
+			disk = newDisk()
+		}
+		s.waitKeep()
+		heir.claims(used[0])
+		heir.startAgain(disk)
+		back.launch()
+		for i := range 60 {
+			back.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("wait", i), pfx(keepRange)) })
+		}
+		s.run(30 * time.Second)
+		if al, given := back.core.allocations[used[0]]; given {
+			t.Errorf("lost disk %v: %s is in use on the heir and was given to %s", lost, used[0], al.owner)
+		}
+		if owner, _ := heir.core.ring.Owner(used[0]); owner != heir.self() {
+			t.Errorf("lost disk %v: %s is in use on the heir and belongs to %s", lost, used[0], owner)
+		}
+	}
+}
+
+// A host was removed, its heir used the addresses and was removed too. The next heir hears of both
+// at once, as its disk went back in time. It keeps everything for the first heir all the same.
+func TestOrderOfRemovalsThatAreHeardAtOnce(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 5)
+	back := nodes[4]
+	back.end()
+	disks := make(map[*node]*memDisk)
+	for _, n := range nodes {
+		disks[n] = n.disk.clone()
+	}
+	back.kill()
+	first := s.removed(ByProgram, back, nodes[:4]...)
+	s.converged(20 * time.Second)
+	s.waitKeep()
+	first.claims(used[0])
+	first.kill()
+	next := s.removed(ByProgram, first, except(nodes[:4], first)...)
+	s.converged(20 * time.Second)
+	next.startAgain(disks[next])
+	back.launch()
+	s.run(40 * time.Second)
+	s.converged(20 * time.Second)
+	if owner, _ := next.core.ring.Owner(used[0]); owner != next.self() {
+		t.Fatalf("%s, which a container of the first heir has, belongs to %s", used[0], owner)
+	}
+	first.launch()
+	s.run(20 * time.Second)
+	s.converged(20 * time.Second)
+	if !first.core.space.Owns(used[0]) {
+		t.Errorf("%s does not belong to the first heir", used[0])
+	}
+}
+
+// An heir leaves. The peer that gets everything is removed, and is back. It still keeps what
+// belonged to the host that was removed first.
+func TestAddressesAreKeptByAPeerThatWasRemovedItself(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 5)
+	back := nodes[4]
+	back.kill()
+	heir := s.removed(ByProgram, back, nodes[:4]...)
+	s.converged(20 * time.Second)
+	heir.reset()
+	nodes = except(nodes[:4], heir)
+	s.converged(20 * time.Second)
+	owner, _ := nodes[0].core.ring.Owner(used[0])
+	next := nodes[slices.IndexFunc(nodes, func(n *node) bool { return n.self() == owner })]
+	next.kill()
+	s.removed(ByProgram, next, except(nodes, next)...)
+	s.converged(20 * time.Second)
+	next.launch()
+	s.run(10 * time.Second)
+	s.converged(20 * time.Second)
+	if owner, _ := next.core.ring.Owner(used[0]); owner != next.self() {
+		t.Fatalf("%s belongs to %s", used[0], owner)
+	}
+	for _, a := range s.fill(nodes...) {
+		if slices.Contains(used, a) {
+			t.Fatalf("%s was given to another container", a)
+		}
+	}
+	back.launch()
+	s.converged(20 * time.Second)
+	s.run(10 * time.Second)
+	for _, a := range used {
+		if !back.core.space.Owns(a) {
+			t.Errorf("%s was not given back", a)
+		}
+	}
+}
