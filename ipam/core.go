@@ -456,6 +456,7 @@ func (c *core) refresh() bool {
 	before := c.space.Owned()
 	c.dropOffers()
 	c.noteMoves()
+	c.endConsents()
 	c.setOwned()
 	if addr.Total(c.space.Owned()).IsZero() && len(before) > 0 && len(c.offers) == 0 && c.leaving == nil && c.ring.Ready() {
 		c.warn("this peer was removed from the ring", "addresses_in_use", len(c.allocations))

@@ -111,6 +111,16 @@ func (c *core) hostOf(n peer.Name) ring.Holder {
 	return ring.Holder{}
 }
 
+// endConsents ends what the operator of this host agreed to for removals that were decided. The
+// peer may come back, and be away again.
+func (c *core) endConsents() {
+	for k := range c.consents {
+		if k.kind == ring.Remove && !c.inRing(k.peer) {
+			delete(c.consents, k)
+		}
+	}
+}
+
 // spaceForWish reports whether one more wish of a host is kept. If there are too many, the
 // host with the most loses its oldest one.
 func (c *core) spaceForWish(from ring.Holder) bool {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/ipam/ring"
 )
 
 // claims makes a container of n use an address, which must be free there.
@@ -149,6 +150,78 @@ func TestAddressesAreKeptByAPeerThatWasRemovedItself(t *testing.T) {
 	for _, a := range used {
 		if !back.core.space.Owns(a) {
 			t.Errorf("%s was not given back", a)
+		}
+	}
+}
+
+// Operators remove a host that comes back. A minute later it is cut off, and programs ask for its
+// removal. What the operators said does not hold for that: the heir keeps its addresses.
+func TestRemovalByOperatorsDoesNotHoldForTheNextOne(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 5)
+	back := nodes[4]
+	back.kill()
+	s.removedBy(back, nodes[:4]...)
+	s.run(time.Second)
+	back.launch()
+	s.run(time.Minute)
+	s.converged(20 * time.Second)
+	for _, a := range used {
+		if !back.core.space.Owns(a) {
+			t.Fatalf("%s was not given back", a)
+		}
+	}
+	s.cut = func(a, b *node) bool { return a == back || b == back }
+	ids := []uint64{nodes[0].removesBy(ByProgram, back), nodes[1].removesBy(ByProgram, back)}
+	s.run(back.cfg.Absence / 2)
+	if r, ok := s.replies[ids[0]]; ok {
+		t.Errorf("it was removed at once: %v", r.err)
+	}
+	nodes[0].await(ids[0], 20*time.Second)
+	for _, a := range s.fill(nodes[:4]...) {
+		if slices.Contains(used, a) {
+			t.Fatalf("%s was given to another container", a)
+		}
+	}
+}
+
+// Operators ban a host and then end the ban. One voter that lies cannot ban it again with what the
+// operators asked for first.
+func TestBanThatOperatorsEndedCannotBeRepeated(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes := s.addAll(5, keepRange)
+	for _, n := range nodes {
+		n.allocate("c", keepRange)
+	}
+	s.converged(20 * time.Second)
+	host, liar := nodes[4], nodes[3]
+	decide := func(unban bool) {
+		var ids []uint64
+		for _, n := range nodes[:4] {
+			ids = append(ids, n.begin(func(c *core, id uint64) { c.ban(id, host.cfg.Self, unban) }))
+		}
+		for i, id := range ids {
+			if r, ok := nodes[i].await(id, 20*time.Second); !ok || r.err != nil {
+				t.Fatalf("unban %v: %v %s", unban, r.err, nodes[i].reason(id))
+			}
+		}
+	}
+	decide(false)
+	decide(true)
+	s.run(5 * time.Second)
+	for range 20 {
+		liar.do(func(c *core) { // it proposes the ban, as if the others wanted it
+			a := &ring.Action{Kind: ring.Ban, From: host.self(), To: c.heirFor(host.self())}
+			heard := &voice{a, make(map[ring.Holder]time.Time)}
+			for _, h := range c.ring.Voters() {
+				heard.from[h] = s.now
+			}
+			c.ask(a)
+			c.voices[c.voiceKey(a)] = heard
+		})
+		s.run(time.Second)
+		if nodes[0].core.ring.IsBanned(host.self()) {
+			t.Fatal("it is banned again")
 		}
 	}
 }

@@ -216,6 +216,8 @@ func (c *core) voiceKey(a *ring.Action) wishKey {
 
 // ask records that the operator of this host wants an action.
 func (c *core) ask(a *ring.Action) {
+	opposite := map[ring.Kind]ring.Kind{ring.Ban: ring.Unban, ring.Unban: ring.Ban}[a.Kind]
+	delete(c.consents, consent{opposite, a.From}) // else one voter could bring it about again
 	c.asked[c.voiceKey(a)] = &wish{action: a, own: true, at: c.now}
 	c.consents[consent{a.Kind, a.From}] = c.now
 	c.pushDecide()
