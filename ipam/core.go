@@ -199,6 +199,7 @@ type core struct {
 	helps       asker                 // peers without a vote together
 	refusals    map[peer.Name]refusal // the last reason of each voter that does not agree
 	absentSince map[ring.Holder]time.Time
+	lastPlace   map[ring.Holder]netip.Addr // of owners and voters with which there was a direct session
 	nextWatch   time.Time
 	nextVoters  time.Time
 	others      othersRanges
@@ -264,6 +265,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		helped:      make(map[peer.Name]time.Time),
 		refusals:    make(map[peer.Name]refusal),
 		absentSince: make(map[ring.Holder]time.Time),
+		lastPlace:   make(map[ring.Holder]netip.Addr),
 		placeSince:  make(map[netip.Addr]settled),
 		onDisk:      make(map[string]stored),
 		healed:      make(map[ring.ID]time.Time),

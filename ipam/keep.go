@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -49,8 +50,10 @@ import (
 // one goes on with its notes for others, because it alone knows whether it has used the range. So a
 // peer also notes its own removal: it then knows that what it gets is only given back.
 
-// maxKept bounds the ranges that are kept. Beyond it the peer with the most ranges loses its
-// smallest one: an honest host has few. Those of which this peer is not the heir go first.
+// maxKept bounds the ranges that are kept. An honest host has few. Beyond the bound the underlay
+// address with the most ranges loses one, as a member can make up any number of peers: of its peer
+// with the most ranges, the smallest one, and first those of which this peer is not the heir. Peers
+// of which this peer knows no underlay address count as one.
 const maxKept = 1024
 
 // kept is a range of a removed peer. It has no effect while another peer owns the range.
@@ -58,8 +61,9 @@ type kept struct {
 	rng   addr.Range
 	from  ring.Holder
 	until time.Time
-	slot  uint64 // of the removal
-	heir  bool   // this peer got the range by the removal
+	slot  uint64     // of the removal
+	heir  bool       // this peer got the range by the removal
+	place netip.Addr // the underlay address that counts it; zero if this peer had no direct session with from
 	// Not on disk: when the range was opened for claims, zero before until, and until when claims
 	// have precedence.
 	opened, free time.Time
@@ -108,17 +112,19 @@ func (k *kept) write() (key, value []byte) {
 	key = k.from.Append(append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...))
 	value = binary.BigEndian.AppendUint64(nil, uint64(k.until.Unix()))
 	value = binary.BigEndian.AppendUint64(value, k.slot)
+	heir := byte(0)
 	if k.heir {
-		return key, append(value, 1)
+		heir = 1
 	}
-	return key, append(value, 0)
+	return key, append(append(value, heir), k.place.AsSlice()...)
 }
 
 // parseKept parses what write returned.
 func parseKept(key, value []byte) (k kept, err error) {
 	const holderLen = peer.NameLen + len(peer.KeyID{})
 	at := len(key) - holderLen
-	if at < 0 || len(value) != 8+8+1 || value[16] > 1 {
+	const placeAt = 8 + 8 + 1
+	if at < 0 || len(value) < placeAt || value[placeAt-1] > 1 {
 		return kept{}, fmt.Errorf("range of %d bytes for %d bytes: %w", len(key), len(value), errMessage)
 	}
 	first, ok1 := netip.AddrFromSlice(key[:at/2])
@@ -132,7 +138,13 @@ func parseKept(key, value []byte) (k kept, err error) {
 		return kept{}, err
 	}
 	k.from, k.until = holders[0], time.Unix(int64(binary.BigEndian.Uint64(value)), 0)
-	k.slot, k.heir = binary.BigEndian.Uint64(value[8:]), value[16] == 1
+	k.slot, k.heir = binary.BigEndian.Uint64(value[8:]), value[placeAt-1] == 1
+	if len(value) > placeAt {
+		var ok bool
+		if k.place, ok = netip.AddrFromSlice(value[placeAt:]); !ok {
+			return kept{}, fmt.Errorf("underlay address of %d bytes: %w", len(value)-placeAt, errMessage)
+		}
+	}
 	return k, nil
 }
 
@@ -156,7 +168,7 @@ func (c *core) noteMoves() {
 		// The largest ranges first, in case there are more than maxKept.
 		slices.SortStableFunc(m.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
 		for _, r := range m.Ranges[:min(len(m.Ranges), maxKept)] {
-			c.keep(kept{rng: r, from: m.From, until: until, slot: m.Slot, heir: c.isMine(m.To)})
+			c.keep(kept{rng: r, from: m.From, until: until, slot: m.Slot, heir: c.isMine(m.To), place: c.lastPlace[m.From]})
 		}
 	}
 }
@@ -189,25 +201,34 @@ func (c *core) keep(k kept) {
 	c.put(bucketKept, key, value)
 	c.kept = append(c.kept, k)
 	c.sortKept()
+	c.boundKept()
+}
+
+// boundKept drops notes beyond maxKept.
+func (c *core) boundKept() {
 	if len(c.kept) <= maxKept {
 		return
 	}
-	by := make(map[ring.Holder]int)
+	by := make(map[netip.Addr]int)
+	of := make(map[ring.Holder]int)
 	for _, k := range c.kept {
-		by[k.from]++
+		by[k.place]++
+		of[k.from]++
 	}
-	victim := slices.MaxFunc(c.kept, func(a, b kept) int {
-		switch {
-		case a.heir != b.heir && b.heir:
-			return 1
-		case a.heir != b.heir:
-			return -1
-		case by[a.from] != by[b.from]:
-			return by[a.from] - by[b.from]
+	others := func(k kept) int { // 1 if this peer is not the heir
+		if k.heir {
+			return 0
 		}
-		return b.rng.Size().Cmp(a.rng.Size())
-	})
-	c.dropKept(func(k *kept) bool { return *k == victim })
+		return 1
+	}
+	for len(c.kept) > maxKept {
+		victim := slices.MaxFunc(c.kept, func(a, b kept) int {
+			return cmp.Or(by[a.place]-by[b.place], of[a.from]-of[b.from], others(a)-others(b), b.rng.Size().Cmp(a.rng.Size()))
+		})
+		by[victim.place]--
+		of[victim.from]--
+		c.dropKept(func(k *kept) bool { return *k == victim })
+	}
 }
 
 // dropKept ends the keeping of the ranges for which drop is true, and reports whether there

@@ -669,6 +669,9 @@ func FuzzParseKept(f *testing.F) {
 	k := kept{rng: addr.Of(pfx("10.32.0.0/30")), from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: time.Unix(1_700_000_000, 0)}
 	key, value := k.write()
 	f.Add(key, value)
+	k.heir, k.slot, k.place = true, 7, netip.MustParseAddr("192.0.2.1")
+	key, value = k.write()
+	f.Add(key, value)
 	f.Add([]byte{}, []byte{})
 	f.Fuzz(func(t *testing.T, key, value []byte) {
 		k, err := parseKept(key, value)

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // claims makes a container of n use an address, which must be free there.
@@ -223,5 +226,105 @@ func TestBanThatOperatorsEndedCannotBeRepeated(t *testing.T) {
 		if nodes[0].core.ring.IsBanned(host.self()) {
 			t.Fatal("it is banned again")
 		}
+	}
+}
+
+// A member lets a thousand made-up peers own a range each, and be removed. The notes of an honest
+// host with several ranges stay, also where this peer is the heir of the made-up ones only.
+func TestRemovedPeersOfOneHostTakeNoNotesOfOthers(t *testing.T) {
+	for _, heir := range []bool{false, true} {
+		s := newSim(t, 1)
+		n := s.add("10.32.0.0/12", Init{Mode: Consensus, Expect: 1})
+		honest := ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}
+		a := netip.MustParseAddr("10.32.0.0")
+		n.do(func(c *core) {
+			for i := range 2 * maxKept {
+				k := kept{rng: addr.Single(a), from: honest, until: c.now.Add(time.Hour), heir: heir, place: netip.MustParseAddr("192.0.2.77")}
+				if i >= 10 {
+					k.from, k.place = ring.Holder{Name: peer.Name{2, 8, byte(i), byte(i >> 8)}, Key: peer.KeyID{8}}, netip.MustParseAddr("192.0.2.78")
+					k.heir = true
+				}
+				c.keep(k)
+				a = a.Next().Next()
+			}
+		})
+		count := 0
+		for _, k := range n.core.kept {
+			if k.from == honest {
+				count++
+			}
+		}
+		if len(n.core.kept) != maxKept || count != 10 {
+			t.Errorf("heir %v: %d ranges, %d of the honest host", heir, len(n.core.kept), count)
+		}
+	}
+}
+
+// A note counts for the underlay address at which the host was, also after a restart.
+func TestNotesCountForTheUnderlayAddress(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	heir, dead, _ := removedWithoutHeir(t, s)
+	for range 2 {
+		if k := heir.core.kept; len(k) == 0 || k[0].place != dead.place() {
+			t.Errorf("%+v, want the address %s", k, dead.place())
+		}
+		heir.kill()
+		heir.launch()
+	}
+}
+
+// A state file with more notes and claims than a router writes is read up to the bounds, and what is
+// beyond them is deleted.
+func TestOverfullStateFile(t *testing.T) {
+	s := newSim(t, 1)
+	n := s.add("10.32.0.0/12", Init{Mode: Consensus, Expect: 1})
+	n.allocate("c", "10.32.0.0/12")
+	n.kill()
+	write := func(bucket string, key, value []byte) {
+		if err := n.disk.Apply([]store.Write{{Bucket: bucket, Key: key, Value: value}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := netip.MustParseAddr("10.32.0.0")
+	for i := range 3 * maxRivals {
+		h := ring.Holder{Name: peer.Name{2, 7, byte(i), byte(i >> 8)}, Key: peer.KeyID{7}}
+		if i < 3*maxKept {
+			k := kept{rng: addr.Single(a), from: h, until: s.now.Add(time.Hour)}
+			key, value := k.write()
+			write(bucketKept, key, value)
+		}
+		for j := range 3 {
+			h.Key[1] = byte(j)
+			key, value := writeRival(h, a, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
+			write(bucketClaims, key, value)
+		}
+		a = a.Next()
+	}
+	n.launch()
+	n.do(func(*core) {})
+	if got := len(n.core.kept); got != maxKept || len(n.disk.data[bucketKept]) != maxKept {
+		t.Errorf("%d notes, %d on disk", got, len(n.disk.data[bucketKept]))
+	}
+	claims := 0
+	for _, rs := range n.core.rivals {
+		claims += len(rs)
+	}
+	if len(n.core.rivals) != maxRivals || claims > 2*maxRivals || len(n.disk.data[bucketClaims]) != claims {
+		t.Errorf("claims of %d addresses, %d claims, %d on disk", len(n.core.rivals), claims, len(n.disk.data[bucketClaims]))
+	}
+}
+
+// A state file that has notes of addresses outside the range is read without them.
+func TestNotesOutsideTheRangeAreNotRead(t *testing.T) {
+	s := newSim(t, 1)
+	n := s.add(keepRange, Init{Mode: Consensus, Expect: 1})
+	k := kept{rng: addr.Single(netip.MustParseAddr("fd00::1")), from: n.self()}
+	key, value := k.write()
+	if err := n.disk.Apply([]store.Write{{Bucket: bucketKept, Key: key, Value: value}}); err != nil {
+		t.Fatal(err)
+	}
+	c := newCore(n.cfg, n, s.rng)
+	if notes := c.load(n.disk); len(notes) != 1 || len(c.kept) != 0 {
+		t.Errorf("%v, %d notes of removals", notes, len(c.kept))
 	}
 }

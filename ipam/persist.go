@@ -9,6 +9,7 @@ import (
 	"net/netip"
 
 	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -21,7 +22,8 @@ import (
 //	election   entry, value: as package paxos draws them
 //	votes      slot: the votes of this peer, as package consensus draws them
 //	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
-//	kept       first and last address, its owner before 22 -> Unix seconds 8, slot of the removal 8, this peer is the heir 1
+//	kept       first and last address, its owner before 22 -> Unix seconds 8, slot of the removal 8, this peer is the heir 1,
+//	           underlay address of its owner before, none or to the end
 //	claims     address of a removed peer, who uses it 22 -> bits of its underlay address 1, the latter
 const (
 	bucketMeta      = "meta"
@@ -192,9 +194,16 @@ func (l *loader) loadKept() {
 			l.notes = append(l.notes, fmt.Errorf("addresses kept for a removed peer: %w", err))
 			return
 		}
-		l.kept = append(l.kept, k)
+		if !addr.Of(l.cfg.Range).Covers(k.rng) {
+			l.notes = append(l.notes, fmt.Errorf("addresses kept for a removed peer: %s: %w %s", k.rng, ring.ErrRange, l.cfg.Range))
+			return
+		}
+		if l.kept = append(l.kept, k); len(l.kept) >= 2*maxKept {
+			l.boundKept()
+		}
 	})
 	l.sortKept()
+	l.boundKept()
 }
 
 func (l *loader) loadClaims() {
@@ -202,6 +211,10 @@ func (l *loader) loadClaims() {
 		h, a, from, err := parseRival(key, v)
 		if err != nil {
 			l.notes = append(l.notes, fmt.Errorf("claims of addresses in use: %w", err))
+			return
+		}
+		if !l.placeForRival(a, from) || len(l.rivals[a]) == 2 {
+			l.put(bucketClaims, bytes.Clone(key), nil)
 			return
 		}
 		l.addRival(h, a, rival{from: from})

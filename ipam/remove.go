@@ -192,11 +192,14 @@ func (c *core) present(h ring.Holder) bool {
 	return ok && (h.Key == peer.KeyID{} || peer.IDOf(k) == h.Key)
 }
 
-// watchAbsence records since when each owner and voter is absent.
+// watchAbsence records since when each owner and voter is absent, and where it was last.
 func (c *core) watchAbsence() {
 	seen := make(map[ring.Holder]bool)
 	watch := func(h ring.Holder) {
 		seen[h] = true
+		if a, direct := c.view.Place(h.Name); direct && c.present(h) {
+			c.lastPlace[h] = placeOf(a)
+		}
 		if _, known := c.absentSince[h]; c.present(h) {
 			delete(c.absentSince, h)
 		} else if !known {
@@ -212,6 +215,11 @@ func (c *core) watchAbsence() {
 	for h := range c.absentSince {
 		if !seen[h] {
 			delete(c.absentSince, h)
+		}
+	}
+	for h := range c.lastPlace {
+		if !seen[h] {
+			delete(c.lastPlace, h)
 		}
 	}
 }

@@ -65,11 +65,9 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 	}
 	from, _ := c.view.Place(h.Name)
 	from = placeOf(from) // a host can have all of an IPv6 /64; zero without a direct session
-	if rs == nil {
-		if c.rivalsFrom[from] >= maxRivalsBy || len(c.rivals) >= maxRivals {
-			c.counters.Asks++
-			return false
-		}
+	if !c.placeForRival(a, from) {
+		c.counters.Asks++
+		return false
 	}
 	for old, r := range rs {
 		if len(rs) == 2 && c.now.Sub(r.at) > rivalAfter {
@@ -84,6 +82,12 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 	key, value := writeRival(h, a, from)
 	c.put(bucketClaims, key, value)
 	return true
+}
+
+// placeForRival reports whether there is a place for one more claim of an address by a peer at an
+// underlay address. A second claim always has one.
+func (c *core) placeForRival(a, from netip.Addr) bool {
+	return c.rivals[a] != nil || c.rivalsFrom[from] < maxRivalsBy && len(c.rivals) < maxRivals
 }
 
 func (c *core) addRival(h ring.Holder, a netip.Addr, r rival) {
