@@ -513,11 +513,7 @@ func (c *core) setOwned() {
 	for _, o := range c.offers {
 		without = append(without, o.action.Range)
 	}
-	for _, k := range c.kept {
-		if c.obeys(&k) {
-			without = append(without, k.rng)
-		}
-	}
+	without = append(without, c.keptRanges()...)
 	for a := range c.rivals {
 		without = append(without, addr.Single(a))
 	}

@@ -107,6 +107,17 @@ func (c *core) keptAt(a netip.Addr) (counts *kept) {
 	return counts
 }
 
+// keptRanges returns the ranges that this peer does not use, whoever owns them, normalized by
+// addr.Normal.
+func (c *core) keptRanges() (out []addr.Range) {
+	for i := range c.kept {
+		if k := &c.kept[i]; c.obeys(k) {
+			out = append(out, k.rng)
+		}
+	}
+	return addr.Normal(out)
+}
+
 // write encodes k for the state file.
 func (k *kept) write() (key, value []byte) {
 	key = k.from.Append(append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...))
@@ -167,9 +178,11 @@ func (c *core) noteMoves() {
 		}
 		// The largest ranges first, in case there are more than maxKept.
 		slices.SortStableFunc(m.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
+		var notes []kept
 		for _, r := range m.Ranges[:min(len(m.Ranges), maxKept)] {
-			c.keep(kept{rng: r, from: m.From, until: until, slot: m.Slot, heir: c.isMine(m.To), place: c.lastPlace[m.From]})
+			notes = append(notes, kept{rng: r, from: m.From, until: until, slot: m.Slot, heir: c.isMine(m.To), place: c.lastPlace[m.From]})
 		}
+		c.keep(notes...)
 	}
 }
 
@@ -190,18 +203,31 @@ func (c *core) endNotes(m ring.Move) {
 		}
 		return true
 	})
-	for _, k := range rest {
-		c.keep(k)
-	}
+	c.keep(rest...)
 }
 
-func (c *core) keep(k kept) {
-	c.dropKept(func(o *kept) bool { return o.rng == k.rng && o.from == k.from }) // they have one key
-	key, value := k.write()
-	c.put(bucketKept, key, value)
-	c.kept = append(c.kept, k)
-	c.sortKept()
+// keptKey tells notes apart.
+type keptKey struct {
+	rng  addr.Range
+	from ring.Holder
+}
+
+func (k *kept) key() keptKey { return keptKey{k.rng, k.from} }
+
+// keep adds notes, in place of older ones for the same ranges and peers.
+func (c *core) keep(notes ...kept) {
+	again := make(map[keptKey]bool)
+	for _, k := range notes {
+		again[k.key()] = true
+	}
+	c.dropKept(func(k *kept) bool { return again[k.key()] })
+	for _, k := range notes {
+		key, value := k.write()
+		c.put(bucketKept, key, value)
+	}
+	c.kept = append(c.kept, notes...)
 	c.boundKept()
+	c.sortKept()
 }
 
 // boundKept drops notes beyond maxKept.
@@ -209,26 +235,44 @@ func (c *core) boundKept() {
 	if len(c.kept) <= maxKept {
 		return
 	}
-	by := make(map[netip.Addr]int)
-	of := make(map[ring.Holder]int)
-	for _, k := range c.kept {
-		by[k.place]++
-		of[k.from]++
+	type counted struct {
+		*kept
+		at, of *int // how many there are of the underlay address, and of the peer
+		others int  // 1 if this peer is not the heir
+		size   addr.Count
 	}
-	others := func(k kept) int { // 1 if this peer is not the heir
-		if k.heir {
-			return 0
+	at, of := make(map[netip.Addr]*int), make(map[ring.Holder]*int)
+	var notes []counted
+	for i := range c.kept {
+		k := &c.kept[i]
+		if at[k.place] == nil {
+			at[k.place] = new(int)
 		}
-		return 1
+		if of[k.from] == nil {
+			of[k.from] = new(int)
+		}
+		n := counted{kept: k, at: at[k.place], of: of[k.from], size: k.rng.Size()}
+		if *n.at, *n.of = *n.at+1, *n.of+1; !k.heir {
+			n.others = 1
+		}
+		notes = append(notes, n)
 	}
-	for len(c.kept) > maxKept {
-		victim := slices.MaxFunc(c.kept, func(a, b kept) int {
-			return cmp.Or(by[a.place]-by[b.place], of[a.from]-of[b.from], others(a)-others(b), b.rng.Size().Cmp(a.rng.Size()))
-		})
-		by[victim.place]--
-		of[victim.from]--
-		c.dropKept(func(k *kept) bool { return *k == victim })
+	drop := make(map[keptKey]bool)
+	for len(notes) > maxKept {
+		worst := 0
+		for i := range notes {
+			n, w := &notes[i], &notes[worst]
+			if cmp.Or(*n.at-*w.at, *n.of-*w.of, n.others-w.others, w.size.Cmp(n.size)) > 0 {
+				worst = i
+			}
+		}
+		w := notes[worst]
+		*w.at, *w.of = *w.at-1, *w.of-1
+		drop[w.key()] = true
+		notes[worst] = notes[len(notes)-1]
+		notes = notes[:len(notes)-1]
 	}
+	c.dropKept(func(k *kept) bool { return drop[k.key()] })
 }
 
 // dropKept ends the keeping of the ranges for which drop is true, and reports whether there

@@ -238,14 +238,18 @@ func TestRemovedPeersOfOneHostTakeNoNotesOfOthers(t *testing.T) {
 		honest := ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}
 		a := netip.MustParseAddr("10.32.0.0")
 		n.do(func(c *core) {
+			var notes []kept
 			for i := range 2 * maxKept {
 				k := kept{rng: addr.Single(a), from: honest, until: c.now.Add(time.Hour), heir: heir, place: netip.MustParseAddr("192.0.2.77")}
 				if i >= 10 {
 					k.from, k.place = ring.Holder{Name: peer.Name{2, 8, byte(i), byte(i >> 8)}, Key: peer.KeyID{8}}, netip.MustParseAddr("192.0.2.78")
 					k.heir = true
 				}
-				c.keep(k)
+				notes = append(notes, k)
 				a = a.Next().Next()
+			}
+			for batch := range slices.Chunk(notes, 100) { // as removals are decided
+				c.keep(batch...)
 			}
 		})
 		count := 0

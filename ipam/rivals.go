@@ -151,7 +151,8 @@ func (c *core) dropRivals(a netip.Addr) {
 
 // pushRivals gives addresses of ranges that are no longer kept to the peers that use them.
 func (c *core) pushRivals() {
-	changed := false
+	changed, free, mine := false, c.caughtUp(), c.mine()
+	kept := c.keptRanges() // once, as there can be many claims
 	for _, a := range slices.SortedFunc(maps.Keys(c.rivals), netip.Addr.Compare) {
 		rs := c.rivals[a]
 		for h, r := range rs {
@@ -160,16 +161,16 @@ func (c *core) pushRivals() {
 			}
 		}
 		owner, _ := c.ring.Owner(a)
-		if len(rs) == 0 || !c.isMine(owner) {
+		if len(rs) == 0 || !slices.Contains(mine, owner) {
 			c.dropRivals(a)
 			changed = true
 			continue
 		}
-		if c.keptAt(a) != nil || len(rs) > 1 || !c.caughtUp() {
+		if !free || len(rs) > 1 || len(addr.Within(kept, addr.Single(a))) > 0 {
 			continue
 		}
 		for h := range rs {
-			if c.present(h) && !c.ring.IsBanned(h) && !c.offered(h.Name, addr.Single(a)) && c.mayGive(h) {
+			if len(c.offers) < maxOffers && c.present(h) && !c.ring.IsBanned(h) && !c.offered(h.Name, addr.Single(a)) && c.mayGive(h) {
 				c.give(h, addr.Single(a), 0) // the claim ends with the decision
 			}
 		}
