@@ -186,14 +186,21 @@ func (c *core) noteMoves() {
 	}
 }
 
-// endNotes ends what is noted of a range that its owner gave to another peer. If that is the peer of
-// a note, the owner has given it back, and notes for others stay. An heir goes on with its note in
-// any case: those who got the range after it may not know whether it is free.
+// endNotes ends what is noted of a range that its owner gave to another peer. If that peer was
+// removed, the owner has only given back what belonged to it, so the notes of earlier removals stay:
+// it may be an heir itself. Otherwise an heir goes on with its notes: those who got the range after
+// it may not know whether it is free.
 func (c *core) endNotes(m ring.Move) {
-	back := slices.ContainsFunc(c.kept, func(k kept) bool { return k.from == m.To && k.rng.Overlaps(m.Ranges[0]) })
+	back, slot := false, uint64(0) // the removal of the peer that gets it
+	for _, k := range c.kept {
+		if k.from == m.To && k.rng.Overlaps(m.Ranges[0]) {
+			back, slot = true, max(slot, k.slot)
+		}
+	}
 	var rest []kept
 	c.dropKept(func(k *kept) bool {
-		if !k.rng.Overlaps(m.Ranges[0]) || k.from != m.To && (back || k.heir) {
+		ends := k.from == m.To || back && k.slot > slot || !back && !k.heir
+		if !ends || !k.rng.Overlaps(m.Ranges[0]) {
 			return false
 		}
 		for _, r := range addr.Subtract([]addr.Range{k.rng}, m.Ranges) {

@@ -332,3 +332,31 @@ func TestNotesOutsideTheRangeAreNotRead(t *testing.T) {
 		t.Errorf("%v, %d notes of removals", notes, len(c.kept))
 	}
 }
+
+// A host is away. Its heir is removed too, and then banned, so the heir gets nothing back. Nothing is
+// kept for it then: the host gets its addresses as soon as it is back.
+func TestNothingIsKeptForABannedHeir(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 5)
+	back := nodes[4]
+	back.kill()
+	first := s.removed(ByProgram, back, nodes[:4]...)
+	s.converged(20 * time.Second)
+	others := except(nodes[:4], first)
+	first.kill()
+	s.removed(ByProgram, first, others...)
+	for _, n := range others {
+		n.do(func(c *core) { c.ask(&ring.Action{Kind: ring.Ban, From: first.self(), To: c.heirFor(first.self())}) })
+	}
+	back.launch()
+	s.run(20 * time.Second)
+	s.converged(20 * time.Second)
+	if !others[0].core.ring.IsBanned(first.self()) {
+		t.Fatal("it is not banned")
+	}
+	for _, a := range used {
+		if !back.core.space.Owns(a) {
+			t.Errorf("%s was not given back", a)
+		}
+	}
+}
