@@ -16,7 +16,7 @@ import (
 // Addresses of removed peers. A removal may be wrong: the host was cut off for longer than
 // the voters waited, and its containers still use their addresses. So an heir leaves what
 // it got unused for Config.Keep, also after a restart. If the peer is back before that, the
-// heir gives it everything back.
+// heir gives it everything back, except addresses that containers of the heir use.
 //
 // Only two things show that no container of the peer lives any more: the time Config.Keep, and
 // the word of a person. So the operator of the heir, who knows that the peer is dead, ends that
@@ -38,25 +38,30 @@ import (
 //	removal --- kept for the peer ---> until --- open for claims ---> free
 //	            claims are refused           those who use an address get it
 //
-// An heir can go too: it leaves, it is banned or it is removed. So all peers note each removal, and
-// each owner of the range obeys its note. A note ends once the voters have decided that the owner
-// gives the range to somebody: to the peer that is back, or to another one because it has found the
-// range free. An offer is not enough for that, as the voters may decide otherwise.
+// An heir can go too: it leaves, or it is banned or removed. So each peer writes a note of each
+// removal, with the slot of the decision, and the owner of a range obeys its own notes. The decision
+// of a transfer ends the notes of its range: the owner gave the range back, or found it free and gave
+// it to another peer. An offer ends no note, as the voters may not decide it.
 //
-//	X ---removal---> heir ---removal---> next heir      X, heir: peers
-//	note of all:     for X                for heir
+// If the heir is removed, there are two notes of one range:
 //
-// The next heir obeys the note of the later decision: it gives everything to the first heir. That
-// one goes on with its notes for others, because it alone knows whether it has used the range. So a
-// peer also notes its own removal: it then knows that what it gets is only given back.
+//	decision              note of each peer      the next heir
+//	------------------------------------------------------------------------------
+//	X is removed          range kept for X
+//	its heir is removed   range kept for heir    obeys this one, as its slot is higher
+//
+// So the next heir gives the range to the first heir, also if X is back before. The first heir alone
+// knows whether it has used the range, and goes on with its note for X. A peer also notes its own
+// removal: that note keeps it from nothing, but shows that the range was given back to it, and did
+// not come from an owner that found it free.
 
-// maxKept bounds the ranges that are kept. An honest host has few. Beyond the bound the underlay
-// address with the most ranges loses one, as a member can make up any number of peers: of its peer
-// with the most ranges, the smallest one, and first those of which this peer is not the heir. Peers
-// of which this peer knows no underlay address count as one.
+// maxKept bounds the notes. An honest host has few ranges, but a member can make up any number of
+// peers. So beyond the bound the underlay address with the most notes loses one. Peers whose underlay
+// address is unknown here count as one address. Of the notes of that address, the peer with the most
+// loses one: first one of a range that another peer inherited, then the smallest.
 const maxKept = 1024
 
-// kept is a range of a removed peer. It has no effect while another peer owns the range.
+// kept is the note of a removal for one range. It has no effect while another peer owns the range.
 type kept struct {
 	rng   addr.Range
 	from  ring.Holder
@@ -163,7 +168,7 @@ func (c *core) sortKept() {
 	slices.SortFunc(c.kept, func(a, b kept) int { return a.rng.First.Compare(b.rng.First) })
 }
 
-// noteMoves notes the latest removals, and ends notes for ranges that their owner gave to somebody.
+// noteMoves notes the latest removals, and ends the notes of ranges that were transferred.
 // Removals that the operator of this host asked for are no mistake, so what it inherits by them is
 // kept for claims only.
 func (c *core) noteMoves() {
@@ -186,10 +191,10 @@ func (c *core) noteMoves() {
 	}
 }
 
-// endNotes ends what is noted of a range that its owner gave to another peer. If that peer was
-// removed, the owner has only given back what belonged to it, so the notes of earlier removals stay:
-// it may be an heir itself. Otherwise an heir goes on with its notes: those who got the range after
-// it may not know whether it is free.
+// endNotes ends notes of a range that its owner gave to another peer. If that peer was removed, the
+// owner has only given the range back. The notes of earlier removals stay then, as the peer may have
+// inherited the range by them. If it was not removed, the owner has found the range free. Only an
+// heir goes on with its notes, as later owners may not know whether the range is free.
 func (c *core) endNotes(m ring.Move) {
 	back, slot := false, uint64(0) // the removal of the peer that gets it
 	for _, k := range c.kept {

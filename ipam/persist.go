@@ -24,7 +24,8 @@ import (
 //	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
 //	kept       first and last address, its owner before 22 -> Unix seconds 8, slot of the removal 8, this peer is the heir 1,
 //	           underlay address of its owner before, none or to the end
-//	claims     address of a removed peer, who uses it 22 -> bits of its underlay address 1, the latter
+//	claims     address of a removed peer, the peer that uses it 22 -> bits of the underlay address of that
+//	           peer 1, underlay address
 const (
 	bucketMeta      = "meta"
 	bucketRing      = "ring"

@@ -22,7 +22,7 @@ import (
 //	claim ask, in use  ------> one peer uses the address: a transfer of it, as the rates allow
 //	repeated until given       two say so: neither gets it, and nobody else does
 //
-// Claims are on the disk of the heir too, so that its restart makes no address free that is in use.
+// The heir also writes claims to its disk, so that no address in use becomes free when it restarts.
 //
 // Whether a container uses the address, the heir cannot know. A member that lies gets no more
 // than by claims of free addresses, as the same rates hold for both; it cannot get an address
@@ -50,8 +50,10 @@ type rivals map[ring.Holder]rival
 
 // rival is the claim of a peer.
 type rival struct {
-	at   time.Time  // when it was last repeated, or read from disk
-	from netip.Addr // the underlay address that counts it: a peer can change its name; zero for all without
+	at time.Time // when it was last repeated, or read from disk
+	// from is the underlay address for which the claim counts, as a peer can change its name. It is
+	// zero for all peers without a direct session.
+	from netip.Addr
 }
 
 // noteRival records that a peer uses an address of an open range, or of one that was open. It
@@ -98,7 +100,7 @@ func (c *core) addRival(h ring.Holder, a netip.Addr, r rival) {
 	c.rivalsFrom[r.from]++
 }
 
-// startRivals makes the claims that were read from disk as new as this run.
+// startRivals gives the claims that were read from disk the time of the start.
 func (c *core) startRivals() {
 	for _, rs := range c.rivals {
 		for h, r := range rs {
