@@ -94,7 +94,7 @@ func (w *rollbacks) allocateOn(n *node, owner string) {
 // of a container is given to another one.
 func TestNoAddressInUseIsGivenInADisorderlyMesh(t *testing.T) {
 	first := seed.New(t)
-	for seed := first; seed < first+4; seed++ {
+	for seed := first; seed < first+2; seed++ {
 		w := newRollbacks(t, seed, 5)
 		w.lies = true
 		w.allocateOn(w.nodes[0], "first")

@@ -290,9 +290,9 @@ func TestOverfullStateFile(t *testing.T) {
 		}
 	}
 	a := netip.MustParseAddr("10.32.0.0")
-	for i := range 3 * maxRivals {
+	for i := range maxRivals + 100 {
 		h := ring.Holder{Name: peer.Name{2, 7, byte(i), byte(i >> 8)}, Key: peer.KeyID{7}}
-		if i < 3*maxKept {
+		if i < maxKept+100 {
 			k := kept{rng: addr.Single(a), from: h, until: s.now.Add(time.Hour)}
 			key, value := k.write()
 			write(bucketKept, key, value)
