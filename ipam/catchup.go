@@ -408,13 +408,30 @@ func (c *core) undecidedTransfers(h ring.Holder) (out []*ring.Action) {
 	}
 	if c.machine != nil && c.machine.Slot() == c.ring.Slot()+1 {
 		for _, body := range c.machine.Bodies() {
-			actions, _ := c.ring.CheckBody(body) // nil if it has no effect
-			for _, a := range actions {
+			for _, a := range c.actionsOf(body) {
 				add(a)
 			}
 		}
 	}
 	return out
+}
+
+// maxChecked bounds the bodies whose actions are remembered.
+const maxChecked = 64
+
+// actionsOf returns the actions of a body that can be the next decision, nil if it cannot. It checks
+// a body once as long as the ring is the same: any peer can ask for them again and again, and a check
+// costs signatures and a copy of the ring.
+func (c *core) actionsOf(body []byte) []*ring.Action {
+	if c.checkedEpoch != c.ring.Epoch() || len(c.checked) >= maxChecked {
+		c.checkedEpoch, c.checked = c.ring.Epoch(), make(map[string][]*ring.Action)
+	}
+	actions, known := c.checked[string(body)]
+	if !known {
+		actions, _ = c.ring.CheckBody(body)
+		c.checked[string(body)] = actions
+	}
+	return actions
 }
 
 // onStateAnswer hears how far a peer is.

@@ -185,27 +185,29 @@ type core struct {
 	otherRanges map[netip.Prefix]time.Time // of other peers, and when they were heard of
 
 	// Decisions; see decide.go and voters.go.
-	wishes      map[wishKey]*wish
-	asked       map[wishKey]*wish // by the operator of this host
-	voices      map[wishKey]*voice
-	consents    map[consent]time.Time
-	machine     *consensus.Machine
-	machineRing ring.ID
-	savedVotes  []byte
-	deciding    bool
-	activeUntil time.Time
-	roundSent   time.Time
-	helped      map[peer.Name]time.Time
-	helps       asker                 // peers without a vote together
-	refusals    map[peer.Name]refusal // the last reason of each voter that does not agree
-	absentSince map[ring.Holder]time.Time
-	lastPlace   map[ring.Holder]netip.Addr // of owners and voters with which there was a direct session
-	nextWatch   time.Time
-	nextVoters  time.Time
-	others      othersRanges
-	placeSince  map[netip.Addr]settled
-	placesCache map[netip.Addr]ring.Holder
-	placesAt    time.Time
+	checked      map[string][]*ring.Action // of actionsOf, by body
+	checkedEpoch uint64                    // of the ring
+	wishes       map[wishKey]*wish
+	asked        map[wishKey]*wish // by the operator of this host
+	voices       map[wishKey]*voice
+	consents     map[consent]time.Time
+	machine      *consensus.Machine
+	machineRing  ring.ID
+	savedVotes   []byte
+	deciding     bool
+	activeUntil  time.Time
+	roundSent    time.Time
+	helped       map[peer.Name]time.Time
+	helps        asker                 // peers without a vote together
+	refusals     map[peer.Name]refusal // the last reason of each voter that does not agree
+	absentSince  map[ring.Holder]time.Time
+	lastPlace    map[ring.Holder]netip.Addr // of owners and voters with which there was a direct session
+	nextWatch    time.Time
+	nextVoters   time.Time
+	others       othersRanges
+	placeSince   map[netip.Addr]settled
+	placesCache  map[netip.Addr]ring.Holder
+	placesAt     time.Time
 
 	self          ring.Holder
 	epoch         uint64            // of the ring that space follows
