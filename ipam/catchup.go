@@ -31,7 +31,9 @@ import (
 //
 // If none of the peers that the ring names can be reached, this peer waits for
 // Config.CatchUp. Then it gives addresses all the same, because the others may be dead, and
-// Status.Unheard says so. It catches up as soon as one of them is present.
+// Status.Unheard says so. It catches up as soon as one of them is present. If it reaches some
+// that know the present state, but too few voters, it waits as long if its state was lost, else
+// for Config.Grace, and says so too.
 
 const (
 	// defaultCatchUp is longer than a request for an address waits, so that its error
@@ -215,7 +217,7 @@ func (c *core) pushCatchUp() {
 	}
 	h := c.hearing()
 	// What this peer signed and forgot is void when the wishes of the voters have ended.
-	over := c.caughtUp() && (h.fresh || len(h.all) == 0) && !c.now.Before(c.catch.since.Add(max(c.cfg.CatchUp, 2*wishTTL)))
+	over := c.caughtUp() && len(h.all) == 0 && !c.now.Before(c.catch.since.Add(max(c.cfg.CatchUp, 2*wishTTL)))
 	if len(h.missing) == 0 && h.enough || over {
 		c.catch = nil
 		c.retryPending()
@@ -285,7 +287,7 @@ func (c *core) caughtUp() bool {
 		return false
 	case h.enough: // also if the whole mesh was started again
 		return true
-	case h.fresh, len(h.all) == 0 && !c.view.AwaitsTarget():
+	case h.fresh && !c.cfg.Lost, len(h.all) == 0 && !c.view.AwaitsTarget():
 		wait = c.cfg.Grace
 	}
 	if wait == c.cfg.CatchUp && c.isCopy() {
@@ -353,10 +355,16 @@ func (c *core) unheard() string {
 	if c.catch == nil || !c.caughtUp() {
 		return ""
 	}
-	if c.current() {
+	h := c.hearing()
+	switch {
+	case h.enough:
 		return ""
+	case h.fresh:
+		return fmt.Sprintf("this host gives addresses although it has reached too few voters since its start: if its state file is old, "+
+			"others may have these addresses; it has not heard of %s; remove hosts that are dead for good with 'weft rmpeer'",
+			joinNames(c.displayNames(c.unheardVoters())))
 	}
-	if len(c.hearing().all) == 0 {
+	if len(h.all) == 0 {
 		if !c.view.AwaitsTarget() {
 			return ""
 		}
@@ -364,7 +372,16 @@ func (c *core) unheard() string {
 			"if its state file is old, others may have these addresses"
 	}
 	return fmt.Sprintf("this host gives addresses although no peer that knows the present state (%s) has answered since its start: "+
-		"if its state file is old, others may have these addresses", strings.Join(c.displayNames(c.hearing().all), ", "))
+		"if its state file is old, others may have these addresses", strings.Join(c.displayNames(h.all), ", "))
+}
+
+// unheardVoters returns the other voters that have not said how far they are.
+func (c *core) unheardVoters() (out []ring.Holder) {
+	voters, _ := c.known()
+	return slices.DeleteFunc(voters, func(h ring.Holder) bool {
+		a := c.catch.asked[h.Name]
+		return a != nil && a.upTo(c.ring.Slot())
+	})
 }
 
 // onStateAsk answers a peer that catches up.
