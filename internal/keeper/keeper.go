@@ -68,9 +68,10 @@ type Keeper struct {
 
 	// round is held while objects are looked at, and slow while those of slow kinds are. Lock
 	// order: slow, round, mu.
-	slow  sync.Mutex
-	round sync.Mutex
-	view  *netdev.View // of this round; guarded by round
+	slow   sync.Mutex
+	round  sync.Mutex
+	view   *netdev.View // of this round; guarded by round
+	viewAt time.Time    // when reading it began; guarded by round
 
 	mu      sync.Mutex
 	machine *owned.Machine
@@ -431,11 +432,12 @@ func (k *Keeper) replace(kind owned.Kind, objects []Object) error {
 // read returns the view of this round.
 func (k *Keeper) read() (*netdev.View, error) {
 	if k.view == nil {
+		at := time.Now()
 		v, err := netdev.ReadView()
 		if err != nil {
 			return nil, err
 		}
-		k.view = v
+		k.view, k.viewAt = v, at
 	}
 	return k.view, nil
 }
@@ -446,9 +448,9 @@ func (k *Keeper) lookAt(o Object, forced bool) error {
 	if forced {
 		k.view = nil
 	}
-	faults, err := k.faultsOf(o)
+	faults, read, err := k.faultsOf(o)
 	k.mu.Lock()
-	repair := k.machine.Seen(o.ID, time.Now(), faults, err)
+	repair := k.machine.Seen(o.ID, read, time.Now(), faults, err)
 	k.mu.Unlock()
 	if !repair && !(forced && err == nil && len(faults) > 0) {
 		return err
@@ -466,22 +468,25 @@ func (k *Keeper) lookAt(o Object, forced bool) error {
 	return err
 }
 
-// faultsOf looks at one object.
-func (k *Keeper) faultsOf(o Object) ([]string, error) {
+// faultsOf looks at one object. It returns the time after which the kernel was read.
+func (k *Keeper) faultsOf(o Object) (faults []string, read time.Time, err error) {
+	read = time.Now()
 	if i, _ := owned.InfoOf(o.Kind); i.Polled || i.Slow {
-		return o.Look(nil)
+		faults, err = o.Look(nil)
+		return faults, read, err
 	}
 	v, err := k.read()
 	if err != nil {
-		return nil, err
+		return nil, read, err
 	}
-	return o.Look(v)
+	faults, err = o.Look(v)
+	return faults, k.viewAt, err
 }
 
 // checkRepair looks again at an object that was repaired: a repair without effect has
 // failed.
 func (k *Keeper) checkRepair(o Object) error {
-	faults, err := k.faultsOf(o)
+	faults, _, err := k.faultsOf(o)
 	if err == nil && len(faults) > 0 {
 		err = errors.New("after the repair: " + strings.Join(faults, ", "))
 	}

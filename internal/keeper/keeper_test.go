@@ -247,6 +247,37 @@ func TestSource(t *testing.T) {
 }
 
 // An object that cannot be made is not kept.
+// A change that the kernel reports while an object is looked at makes another look due at once,
+// and not at the next sweep.
+func TestChangeDuringALook(t *testing.T) {
+	r := newRig(t)
+	looks, goOn := make(chan struct{}), make(chan struct{})
+	err := r.Keep(keeper.Object{
+		ID: owned.ID{Kind: owned.Rules, Name: "of the test"}, Make: func() error { return nil },
+		Look: func(*netdev.View) ([]string, error) {
+			select {
+			case looks <- struct{}{}:
+				<-goOn
+			case <-t.Context().Done():
+			}
+			return nil, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer close(goOn)
+	r.start()
+	<-looks
+	r.Wake(owned.Tables)
+	goOn <- struct{}{}
+	select {
+	case <-looks:
+	case <-time.After(promised + slack):
+		t.Errorf("no other look within %v", promised+slack)
+	}
+}
+
 func TestAddFails(t *testing.T) {
 	r := newRig(t)
 	refused := errors.New("refused")

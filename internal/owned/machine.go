@@ -47,6 +47,7 @@ type Machine struct {
 type object struct {
 	due    time.Time // when it must be looked at
 	looked time.Time // when it was
+	dirty  time.Time // when the kernel last reported a change that may concern it
 	made   bool      // it was right once, so what differs now was changed by others
 	faults []string  // of the last look, nil if it was right
 	err    error     // why it could not be looked at or repaired
@@ -98,6 +99,7 @@ func (m *Machine) Known(id ID) bool { return m.objects[id] != nil }
 func (m *Machine) Changed(e Events, now time.Time) {
 	for id, o := range m.objects {
 		if i, _ := InfoOf(id.Kind); i.On&e != 0 {
+			o.dirty = now
 			o.expedite(later(now, o.looked.Add(i.Gap)))
 		}
 	}
@@ -148,8 +150,9 @@ func (m *Machine) Next(slow bool) (next time.Time) {
 }
 
 // Seen takes the result of a look: how the object differs from its desired state, in words,
-// or why that is not known. It reports whether the object must be repaired now.
-func (m *Machine) Seen(id ID, now time.Time, faults []string, err error) (repair bool) {
+// or why that is not known. The kernel was read at the time read or later: a change that was
+// reported after that needs another look. It reports whether the object must be repaired now.
+func (m *Machine) Seen(id ID, read, now time.Time, faults []string, err error) (repair bool) {
 	o := m.objects[id]
 	if o == nil {
 		return false
@@ -158,6 +161,9 @@ func (m *Machine) Seen(id ID, now time.Time, faults []string, err error) (repair
 	o.looked, o.due = now, now.Add(SweepInterval)
 	if i.Polled {
 		o.due = now.Add(PollInterval)
+	}
+	if o.dirty.After(read) {
+		o.due = earlier(o.due, now.Add(i.Gap))
 	}
 	switch {
 	case errors.Is(err, ErrWaits):

@@ -50,7 +50,7 @@ func (h *host) run() {
 		} else if f := h.faults[id]; f != "" {
 			faults = []string{f}
 		}
-		if !h.Seen(id, h.now, faults, err) {
+		if !h.Seen(id, h.now, h.now, faults, err) {
 			continue
 		}
 		h.tries[id]++
@@ -169,6 +169,28 @@ func TestGap(t *testing.T) {
 }
 
 // Objects are repaired in the order of the table, whatever their names.
+// An object is changed while the driver looks at it. The driver read the kernel before.
+func TestChangeDuringALook(t *testing.T) {
+	for _, id := range []ID{{Kind: Bridge, Name: "weft"}, {Kind: OwnRoutes, Name: "for UDP 6784"}} {
+		h := newHost(t, id)
+		h.pass(time.Minute)
+		i, _ := InfoOf(id.Kind)
+		h.Changed(i.On, h.now)
+		read := h.now
+		h.now = h.now.Add(time.Millisecond)
+		h.faults[id] = "it is down"
+		h.Changed(i.On, h.now)
+		h.now = h.now.Add(time.Millisecond)
+		if h.Seen(id, read, h.now, nil, nil) {
+			t.Errorf("%v: an object without faults must be repaired", id)
+		}
+		h.pass(i.Gap)
+		if h.tries[id] != 1 {
+			t.Errorf("%v: %d repairs after the change", id, h.tries[id])
+		}
+	}
+}
+
 func TestOrder(t *testing.T) {
 	h := newHost(t, theRules, thePort, theBridge)
 	h.Look(true, h.now)
