@@ -460,7 +460,10 @@ func (k *Keeper) lookAt(o Object, forced bool) error {
 		k.view = nil // the object is another one now
 	}
 	if err == nil {
-		err = k.checkRepair(o)
+		// An object that was made and cannot be looked at now is looked at again in a second.
+		if err = k.checkRepair(o); errors.Is(err, owned.ErrWaits) {
+			err = nil
+		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

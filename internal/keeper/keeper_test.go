@@ -247,6 +247,38 @@ func TestSource(t *testing.T) {
 }
 
 // An object that cannot be made is not kept.
+// A repair counts although the object cannot be looked at right after it, as its owner is busy.
+func TestRepairThatCannotBeChecked(t *testing.T) {
+	r := newRig(t)
+	var looks []error
+	faulty := true
+	err := r.Add(keeper.Object{
+		ID: owned.ID{Kind: owned.Bridge, Name: "of the test"}, Make: func() error { faulty = false; return nil },
+		Look: func(*netdev.View) (faults []string, err error) {
+			if len(looks) > 0 {
+				err, looks = looks[0], looks[1:]
+			}
+			if faulty {
+				faults = []string{"it is down"}
+			}
+			return faults, err
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	faulty, looks = true, []error{nil, owned.ErrWaits}
+	if err := r.Require(); err != nil {
+		t.Error(err)
+	}
+	if n := r.Repairs()[owned.Bridge]; n != 1 {
+		t.Errorf("%d repairs are counted", n)
+	}
+	if n := r.log.lines("repaired what other software changed"); n != 1 {
+		t.Errorf("%d repairs are in the log", n)
+	}
+}
+
 // A change that the kernel reports while an object is looked at makes another look due at once,
 // and not at the next sweep.
 func TestChangeDuringALook(t *testing.T) {
