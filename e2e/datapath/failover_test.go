@@ -38,7 +38,7 @@ type mode struct {
 // modes are all modes that this kernel has.
 func modes(t *testing.T) []mode {
 	all := slices.Clone(everywhere)
-	if hasWireGuard(t) {
+	if harness.HasWireGuard(t) {
 		all = append(all, tunnel)
 	}
 	return all

@@ -104,7 +104,7 @@ func TestFastDatapathIsBlockedAndComesBack(t *testing.T) {
 // The status says why a link does not use the fast datapath.
 func TestFastDatapathSaysWhyNot(t *testing.T) {
 	t.Parallel()
-	tunnel := hasWireGuard(t)
+	tunnel := harness.HasWireGuard(t)
 	for _, c := range []struct {
 		name          string
 		lab           testbed.Config

@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -10,32 +9,13 @@ import (
 	"github.com/weft-net/weft/e2e/harness"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
-	"github.com/weft-net/weft/internal/netdev/nstest"
-	"github.com/weft-net/weft/router/wireguard"
 )
-
-// hasWireGuard reports whether this kernel can make WireGuard interfaces. If it cannot,
-// tests assert that frames use sleeve, with that reason in the status.
-func hasWireGuard(t *testing.T) bool {
-	t.Helper()
-	var err error
-	nstest.In(t, nstest.New(t, "wg"), func() {
-		var d *wireguard.Device
-		if d, err = wireguard.Open(wireguard.Config{Name: "wg", MTU: 1400, Inside: netip.MustParsePrefix("169.254.208.0/20")}); err == nil {
-			d.Close()
-		}
-	})
-	if err != nil && err.Error() != "this kernel has no WireGuard" {
-		t.Fatal(err)
-	}
-	return err == nil
-}
 
 // With a password the fast datapath is inside WireGuard, even after the router died, and
 // the underlay never shows a container's packet.
 func TestTunnelCarriesWhatIsNotTrusted(t *testing.T) {
 	t.Parallel()
-	if !hasWireGuard(t) {
+	if !harness.HasWireGuard(t) {
 		lab := harness.Up(t, testbed.Config{Hosts: 2, Password: "password of the lab"})
 		harness.Eventually(t, "status says why frames go by sleeve", func() bool {
 			k := harness.Link(t, lab, 1, "h2")

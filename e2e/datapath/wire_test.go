@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,6 +26,18 @@ import (
 // capture reads all frames that the underlay's bridge sees, until a frame that
 // done accepts, and returns their bytes.
 func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait func() []byte) {
+	t.Helper()
+	var seen []byte
+	end := sniff(t, lab, func(frame []byte) bool {
+		seen = append(seen, frame...)
+		return done(frame)
+	})
+	return func() []byte { end(); return seen }
+}
+
+// sniff calls each for every frame that the underlay's bridge sees from or to h1, until it returns
+// true. wait waits for that.
+func sniff(t *testing.T, lab *testbed.Lab, each func(frame []byte) (done bool)) (wait func()) {
 	t.Helper()
 	all := uint16(unix.ETH_P_ALL)<<8 | uint16(unix.ETH_P_ALL)>>8 // in network byte order
 	var fd int
@@ -49,31 +62,26 @@ func capture(t *testing.T, lab *testbed.Lab, done func(frame []byte) bool) (wait
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20); err != nil {
 		t.Fatal(err)
 	}
-	got := make(chan []byte, 1)
+	ended := make(chan struct{})
 	var end atomic.Int64 // in nanoseconds, once wait was called
 	go func() {
+		defer close(ended)
 		defer unix.Close(fd)
-		var seen []byte
 		b := make([]byte, 65536)
 		for end.Load() == 0 || time.Now().UnixNano() < end.Load() {
 			n, _, err := unix.Recvfrom(fd, b, 0)
 			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 				continue
 			}
-			if err != nil {
-				break
-			}
-			seen = append(seen, b[:n]...)
-			if done(b[:n]) {
+			if err != nil || each(b[:n]) {
 				break
 			}
 		}
-		got <- seen
 	}()
-	return func() []byte {
+	return sync.OnceFunc(func() {
 		end.Store(time.Now().Add(harness.Timeout).UnixNano())
-		return <-got
-	}
+		<-ended
+	})
 }
 
 // lastWord ends a capture whose done is isLastWord.
@@ -93,6 +101,38 @@ func checkSealed(t *testing.T, lab *testbed.Lab, wait func() []byte, a, b netip.
 	for _, addrs := range [][]byte{append(a.AsSlice(), b.AsSlice()...), append(b.AsSlice(), a.AsSlice()...)} {
 		if i := bytes.Index(seen, addrs); i >= 0 {
 			t.Errorf("frames of containers are on the underlay in clear: % x", seen[max(0, i-100):min(len(seen), i+20)])
+		}
+	}
+}
+
+// wantSealed fails the test if the underlay shows a packet between two containers in clear from now
+// until end is called.
+func wantSealed(t *testing.T, lab *testbed.Lab, a, b netip.Addr) (end func()) {
+	t.Helper()
+	there, back := append(a.AsSlice(), b.AsSlice()...), append(b.AsSlice(), a.AsSlice()...)
+	var clear []byte // the first such frame
+	tunnel, works := 0, false
+	wait := sniff(t, lab, func(frame []byte) bool {
+		if clear == nil && (bytes.Contains(frame, there) || bytes.Contains(frame, back)) {
+			clear = bytes.Clone(frame)
+		}
+		if bytes.Contains(frame, binary.BigEndian.AppendUint16(nil, 6785)) {
+			tunnel++
+		}
+		works = isLastWord(frame)
+		return works
+	})
+	return func() {
+		t.Helper()
+		say(t, lab, harness.At(1, ""), testbed.Addr4(2), lastWord)
+		wait()
+		switch {
+		case !works || tunnel == 0:
+			t.Errorf("the capture does not work: it saw %d packets of WireGuard", tunnel)
+		case clear != nil:
+			t.Errorf("the underlay shows a frame of containers in clear: % x", clear)
+		default:
+			t.Logf("%d packets of WireGuard, none of containers in clear", tunnel)
 		}
 	}
 }

@@ -34,16 +34,33 @@ import (
 
 // Timeout bounds waits for what users see within a second or two: a slow machine
 // with the race detector needs a multiple of that.
-const Timeout = 30 * time.Second
+var Timeout = 30 * time.Second * slowness
 
 // StepTimeout bounds one step of a test, ConvergeTimeout the start of a lab.
-const (
-	StepTimeout     = 60 * time.Second
-	ConvergeTimeout = 60 * time.Second
+var (
+	StepTimeout     = 60 * time.Second * slowness
+	ConvergeTimeout = 60 * time.Second * slowness
 )
 
-// Slack is what a busy machine may add to a promised time.
-const Slack = 5 * time.Second
+// Slack is what a busy machine may add to a promised time. It is less than the ten seconds after
+// which routers look at everything, whatever was reported to them.
+var Slack = min(5*slowness, 8) * time.Second
+
+// slowness is how much more time for things that only end hung tests there is on this machine.
+// An emulated processor is ten times as slow as this one or more: a launch with a password takes
+// five to fifteen seconds there.
+var slowness = func() time.Duration {
+	if emulated() {
+		return 5
+	}
+	return 1
+}()
+
+// emulated reports whether the processor is emulated, as in make test-vm without KVM.
+func emulated() bool {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	return err == nil && bytes.Contains(b, []byte("QEMU TCG"))
+}
 
 // Name returns a random name for a lab.
 func Name() string {
@@ -225,17 +242,6 @@ func Within(t *testing.T, l *testbed.Lab, place testbed.Place, f func() error) {
 	if err := netdev.Do(l.Netns(place), f); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// Emulated reports whether the processor is emulated, as in make test-vm without KVM. Routers
-// take half a minute to start there, and probes seconds to come back.
-func Emulated(t *testing.T) bool {
-	t.Helper()
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return bytes.Contains(b, []byte("QEMU TCG"))
 }
 
 // Report asks a router for its state.
