@@ -124,7 +124,7 @@ ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
 	$(IN_VM) ./router ./router/fastpath/kernel ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/lab/testbed ./policy
-	$(IN_VM) -parallel 1 ./e2e/datapath ./e2e/cni
+	$(IN_VM) -parallel 1 ./e2e/datapath ./e2e/repair ./e2e/cni
 endif
 
 # What asks nothing of the kernel, on the other processor that weft is built for.

@@ -159,6 +159,17 @@ func fast(pins string) []damage {
 	}
 }
 
+// tunnel are damages of a router whose fast datapath is inside WireGuard.
+func tunnel() []damage {
+	return []damage{
+		{"ip link set vethwe-wg down", owned.WireGuard, []string{"wireguard"}, on(netdev.TunnelName, netlink.LinkSetDown)},
+		{"ip link set vethwe-wg mtu 1300", owned.WireGuard, []string{"wireguard"}, on(netdev.TunnelName, mtu(1300))},
+		{"ip addr flush dev vethwe-wg", owned.WireGuard, []string{"wireguard"}, on(netdev.TunnelName, flushAddrs)},
+		{"ip route flush dev vethwe-wg", owned.WireGuard, []string{"wireguard"}, on(netdev.TunnelName, flushRoutes)},
+		{"ip link del vethwe-wg", owned.WireGuard, []string{"wireguard"}, on(netdev.TunnelName, netlink.LinkDel)},
+	}
+}
+
 // removePins removes all pins of a router.
 func removePins(dir string) error {
 	pins, err := filepath.Glob(filepath.Join(dir, "*", "*")) // each layout has a folder

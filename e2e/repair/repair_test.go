@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/e2e/harness"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
+	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/owned"
 	"github.com/weft-net/weft/internal/seed"
 )
@@ -81,7 +82,7 @@ func newBench(t *testing.T, c testbed.Config) *bench {
 	b := harness.AddContainer(t, lab, 2, "b")[0].Addr()
 	harness.AddContainer(t, lab, 1, "a")
 	harness.Weft(t, lab, 1, "expose")
-	if c.Password == "" {
+	if !slices.Contains(c.Flags, "--no-fastdp") {
 		harness.FastdpBetween(t, lab, 1, 2)
 	}
 	return &bench{
@@ -142,9 +143,20 @@ func TestRepairs(t *testing.T) {
 		}
 		b.whole(t)
 	})
+	t.Run("WireGuard", func(t *testing.T) {
+		t.Parallel()
+		if !harness.HasWireGuard(t) {
+			nstest.Lacks(t, "WireGuard")
+		}
+		b := newBench(t, testbed.Config{Password: "correct horse battery"})
+		for _, d := range append(append(common(), fast(b.pins())...), tunnel()...) {
+			b.suffer(t, d)
+		}
+		b.whole(t)
+	})
 	t.Run("sleeve", func(t *testing.T) {
 		t.Parallel()
-		b := newBench(t, testbed.Config{Password: "correct horse battery"})
+		b := newBench(t, testbed.Config{Password: "correct horse battery", Flags: []string{"--no-fastdp"}})
 		for _, d := range common() {
 			b.suffer(t, d)
 		}
