@@ -234,11 +234,11 @@ func TestMend(t *testing.T) {
 			mended(true)
 			for _, dev := range []string{a.opts.Port, a.opts.VXLAN, a.opts.TAP} {
 				device(dev, func(dev netlink.Link) error {
-					if l.noTCX { // tc qdisc del dev DEV clsact
-						return netlink.QdiscDel(clsact(dev.Attrs().Index))
-					}
 					for h, attached := range a.links {
 						if h.ifindex == dev.Attrs().Index {
+							if attached == nil { // not by TCX: tc qdisc del dev DEV clsact
+								return netlink.QdiscDel(clsact(h.ifindex))
+							}
 							return attached.(interface{ Detach() error }).Detach() // bpftool link detach
 						}
 					}
