@@ -128,6 +128,7 @@ type daemon struct {
 	kernelState kernelState // at the start
 	otherPorts  *otherPorts
 	keeper      *keeper.Keeper
+	announcer   *announcer
 	containers  *containers
 	warnings    []string
 	end         context.CancelFunc // ends serve, which sets it before it serves
@@ -163,7 +164,8 @@ func (d *daemon) open(assemble assemble) error {
 		id.Name = n
 	}
 	d.name = id.Name
-	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name)); err != nil {
+	d.announcer = newAnnouncer(d.config.Bridge, d.log)
+	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name), d.announcer.saw); err != nil {
 		return err
 	}
 	if d.kernelState, err = readKernelState(d.config.Bridge); err != nil {
@@ -326,6 +328,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	g.Go(func() error { d.restore(working); return nil })
 	g.Go(func() error { d.sweep(working); return nil })
 	g.Go(func() error { d.keeper.Run(working); return nil })
+	g.Go(func() error { d.announcer.run(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
 	g.Go(func() error {
 		select {

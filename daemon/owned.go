@@ -16,7 +16,8 @@ import (
 // openKeeper makes the bridge, and declares the desired state of everything on it that does
 // not belong to the data plane: ports of containers, exposed addresses with their rules, and
 // sysctls. The data plane declares its own objects.
-func openKeeper(c *Config, bridge netdev.Bridge) (*keeper.Keeper, error) {
+// sees is called with each view of the kernel in which ports of containers may have changed.
+func openKeeper(c *Config, bridge netdev.Bridge, sees func(*netdev.View)) (*keeper.Keeper, error) {
 	k, err := keeper.New(c.Log.With("part", "kernel"))
 	if err != nil {
 		return nil, err
@@ -26,7 +27,10 @@ func openKeeper(c *Config, bridge netdev.Bridge) (*keeper.Keeper, error) {
 		Look: func(v *netdev.View) ([]string, error) { return bridge.Faults(v), nil },
 	})
 	if err == nil {
-		err = k.KeepAll(owned.ContainerPort, func(v *netdev.View) []keeper.Object { return containerPorts(v, bridge) })
+		err = k.KeepAll(owned.ContainerPort, func(v *netdev.View) []keeper.Object {
+			sees(v)
+			return containerPorts(v, bridge)
+		})
 	}
 	if err != nil {
 		k.Close()

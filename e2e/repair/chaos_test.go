@@ -41,9 +41,8 @@ const (
 	// cut, to the last flow of the host: sessions are dialled again with a back-off.
 	restarted = 20 * time.Second
 	// reused is for a container whose address another one had until a moment ago. Its announcement
-	// is lost where a router is away or a link is cut. The kernel of a container that believes in
-	// the old MAC address asks for the new one after at most 45 s, and tries the old one for 8 s.
-	reused = time.Minute
+	// is lost where a router is away or a link is cut, and repeated after 1, 3, 7 and 15 s.
+	reused = 25 * time.Second
 )
 
 // firstAnswer names the longest time until a new container answered.

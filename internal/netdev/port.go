@@ -136,6 +136,51 @@ func (h handle) placeMAC(port netlink.Link, mac net.HardwareAddr) error {
 // port is no error.
 func DeletePort(name string) error { return deleteLink(name) }
 
+// AnnounceFar announces to other hosts the addresses of containers, which are listed by the
+// names of the ports. Containers on the bridge do not see that. A port that is gone is no error.
+func AnnounceFar(bridge string, addrs map[string][]netip.Addr) error {
+	wrap := func(cause error) error {
+		return fmt.Errorf("announce from bridge %s to other hosts: %w", bridge, cause)
+	}
+	h, err := here()
+	if err != nil {
+		return wrap(err)
+	}
+	defer h.Close()
+	for _, name := range []string{PortName, TAPName} {
+		l, ok, err := h.link(name)
+		if err != nil {
+			return wrap(err)
+		}
+		if !ok || l.Attrs().MasterIndex == 0 {
+			continue
+		}
+		macs, err := PortMACs(bridge)
+		if err != nil {
+			return wrap(err)
+		}
+		for port, as := range addrs {
+			mac, ok := macs[port]
+			if !ok {
+				continue
+			}
+			if err := announce(currentNS, l.Attrs().Index, mac, hostPrefixes(as)); err != nil {
+				return wrap(err)
+			}
+		}
+		return nil
+	}
+	return wrap(errors.New("no port of it leads to other hosts"))
+}
+
+func hostPrefixes(addrs []netip.Addr) []netip.Prefix {
+	ps := make([]netip.Prefix, len(addrs))
+	for i, a := range addrs {
+		ps[i] = netip.PrefixFrom(a, a.BitLen())
+	}
+	return ps
+}
+
 // AnnounceAt announces, to all containers on a bridge and on other hosts, that addresses
 // are at the MAC address of a container that is about to be connected to the bridge.
 func AnnounceAt(bridge string, mac net.HardwareAddr, addrs []netip.Addr) error {
@@ -148,9 +193,5 @@ func AnnounceAt(bridge string, mac net.HardwareAddr, addrs []netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("announce at bridge %s: %w", bridge, err)
 	}
-	ps := make([]netip.Prefix, len(addrs))
-	for i, a := range addrs {
-		ps[i] = netip.PrefixFrom(a, a.BitLen())
-	}
-	return announce(currentNS, l.Attrs().Index, mac, ps)
+	return announce(currentNS, l.Attrs().Index, mac, hostPrefixes(addrs))
 }

@@ -147,3 +147,17 @@ func unescapeAlias(s string) string {
 	}
 	return b.String()
 }
+
+// AddressesOfPorts returns the addresses that weft gave to containers, with the names of their
+// ports, whoever made them.
+func AddressesOfPorts(v *View) map[netip.Addr]string {
+	ports := make(map[netip.Addr]string)
+	for name, l := range v.Links {
+		if a, ours := parsePortAlias(l.Alias); ours && l.Kind == "veth" {
+			for _, p := range a.user.Addrs {
+				ports[p.Addr()] = name
+			}
+		}
+	}
+	return ports
+}
