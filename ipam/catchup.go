@@ -405,11 +405,39 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 	if !c.current() {
 		answer.status = statusToo
 	}
+	s := started{at: c.now, transfers: make(map[wishKey]bool)}
 	for _, a := range c.undecidedTransfers(h) {
 		raw := a.Encode()
+		s.transfers[keyOf(a)] = true
 		answer.body = append(binary.BigEndian.AppendUint16(answer.body, uint16(len(raw))), raw...)
 	}
+	if c.inRing(h) {
+		c.startedPeers[from] = s
+	}
 	c.send(from, answer)
+}
+
+// started is what a peer was told that has started and catches up.
+type started struct {
+	at        time.Time
+	transfers map[wishKey]bool // those that it has signed, as this peer knows
+}
+
+// startedTTL is longer than other voters keep a transfer that nobody repeats.
+const startedTTL = 2 * wishTTL
+
+// agreeRemembered returns an error for a transfer that its signer may have forgotten: this peer has
+// not told it of the transfer when it started, and has not got it from there since. Those that hear
+// enough voters hear of each transfer that can be decided.
+func (c *core) agreeRemembered(a *ring.Action) error {
+	s, known := c.startedPeers[a.From.Name]
+	if !known || c.now.Sub(s.at) > startedTTL || s.transfers[keyOf(a)] {
+		return nil
+	}
+	if w := c.wishes[keyOf(a)]; w != nil && w.signed {
+		return nil
+	}
+	return fmt.Errorf("%s has started since it signed the transfer of %s, and may have forgotten it", c.displayName(a.From.Name), a.Range)
 }
 
 // undecidedTransfers returns the transfers of a peer that this peer has seen and that may still

@@ -185,6 +185,7 @@ type core struct {
 	otherRanges map[netip.Prefix]time.Time // of other peers, and when they were heard of
 
 	// Decisions; see decide.go and voters.go.
+	startedPeers map[peer.Name]started     // those that catch up
 	checked      map[string][]*ring.Action // of actionsOf, by body
 	checkedEpoch uint64                    // of the ring
 	wishes       map[wishKey]*wish
@@ -244,33 +245,34 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		cfg.maxRanges = ring.MaxRanges
 	}
 	return &core{cfg: cfg, view: view, rng: rng,
-		self:        ring.HolderOf(cfg.Self, cfg.Signer.Key()),
-		ring:        ring.New(cfg.Range, cfg.Verifier, view.Key),
-		allocations: make(map[netip.Addr]allocation),
-		byOwner:     make(map[string][]netip.Addr),
-		asks:        make(map[netip.Prefix]*spaceAsk),
-		donors:      make(map[peer.Name]donor),
-		askers:      make(map[peer.Name]*asker),
-		given:       make(map[netip.Addr]*given),
-		offers:      make(map[string]*offer),
-		rivals:      make(map[netip.Addr]rivals),
-		rivalsFrom:  make(map[netip.Addr]int),
-		removals:    make(map[uint64]*removal),
-		bans:        make(map[uint64]*banRequest),
-		foreign:     make(map[netip.Addr]*foreignAddr),
-		diverged:    make(map[ring.ID]Divergence),
-		otherRanges: make(map[netip.Prefix]time.Time),
-		wishes:      make(map[wishKey]*wish),
-		asked:       make(map[wishKey]*wish),
-		voices:      make(map[wishKey]*voice),
-		consents:    make(map[consent]time.Time),
-		helped:      make(map[peer.Name]time.Time),
-		refusals:    make(map[peer.Name]refusal),
-		absentSince: make(map[ring.Holder]time.Time),
-		lastPlace:   make(map[ring.Holder]netip.Addr),
-		placeSince:  make(map[netip.Addr]settled),
-		onDisk:      make(map[string]stored),
-		healed:      make(map[ring.ID]time.Time),
+		self:         ring.HolderOf(cfg.Self, cfg.Signer.Key()),
+		ring:         ring.New(cfg.Range, cfg.Verifier, view.Key),
+		allocations:  make(map[netip.Addr]allocation),
+		byOwner:      make(map[string][]netip.Addr),
+		asks:         make(map[netip.Prefix]*spaceAsk),
+		donors:       make(map[peer.Name]donor),
+		askers:       make(map[peer.Name]*asker),
+		given:        make(map[netip.Addr]*given),
+		offers:       make(map[string]*offer),
+		rivals:       make(map[netip.Addr]rivals),
+		rivalsFrom:   make(map[netip.Addr]int),
+		removals:     make(map[uint64]*removal),
+		bans:         make(map[uint64]*banRequest),
+		foreign:      make(map[netip.Addr]*foreignAddr),
+		diverged:     make(map[ring.ID]Divergence),
+		otherRanges:  make(map[netip.Prefix]time.Time),
+		wishes:       make(map[wishKey]*wish),
+		asked:        make(map[wishKey]*wish),
+		voices:       make(map[wishKey]*voice),
+		consents:     make(map[consent]time.Time),
+		startedPeers: make(map[peer.Name]started),
+		helped:       make(map[peer.Name]time.Time),
+		refusals:     make(map[peer.Name]refusal),
+		absentSince:  make(map[ring.Holder]time.Time),
+		lastPlace:    make(map[ring.Holder]netip.Addr),
+		placeSince:   make(map[netip.Addr]settled),
+		onDisk:       make(map[string]stored),
+		healed:       make(map[ring.ID]time.Time),
 	}
 }
 

@@ -60,6 +60,7 @@ type wish struct {
 	from   ring.Holder // the host, of another peer's; zero: see hostOf
 	at     time.Time   // when it was last repeated
 	sent   time.Time   // of an own wish
+	signed bool        // the signer of a transfer has sent it
 	// askedBy has the hosts that asked for a removal, and when each last did.
 	askedBy map[ring.Holder]time.Time
 }
@@ -96,7 +97,7 @@ func (c *core) wish(a *ring.Action) {
 	}
 	w := &wish{action: a, own: true, at: c.now}
 	if old != nil {
-		w.sent, w.askedBy = old.sent, old.askedBy
+		w.sent, w.signed, w.askedBy = old.sent, old.signed, old.askedBy
 	}
 	c.wishes[k] = w
 }
@@ -186,6 +187,7 @@ func (c *core) onWish(from peer.Name, m message) {
 		w = &wish{action: a, from: host}
 		c.wishes[k] = w
 	}
+	w.signed = w.signed || a.From.Name == from
 	if !w.own {
 		w.at = c.now
 		if a.Kind == ring.Leave {
@@ -245,6 +247,7 @@ func (c *core) dropWishes() {
 		}
 	}
 	c.dropVoices()
+	maps.DeleteFunc(c.startedPeers, func(_ peer.Name, s started) bool { return c.now.Sub(s.at) > startedTTL })
 }
 
 // wishEnds reports whether a wish came true, is void, or was not repeated.
@@ -317,10 +320,13 @@ func (c *core) agree(a *ring.Action) error {
 		if !c.present(a.To) {
 			return fmt.Errorf("%s cannot be reached from %s", c.displayName(a.To.Name), c.displayName(c.cfg.Self))
 		}
-		if a.Kind == ring.Transfer {
-			return c.agreeCut(a)
+		if a.Kind == ring.Leave {
+			return nil
 		}
-		return nil
+		if err := c.agreeRemembered(a); err != nil {
+			return err
+		}
+		return c.agreeCut(a)
 	case ring.Remove:
 		return c.agreeRemoval(a)
 	case ring.Voters:

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 )
 
@@ -343,6 +344,40 @@ func TestForgottenTransferIsHonoured(t *testing.T) {
 	got := a.allocate("second", rollbackRange)
 	if offered.Range.Contains(got) {
 		t.Errorf("%s is in the range %s that was given away", got, offered.Range)
+	}
+}
+
+// A host has signed a transfer, which reached one voter alone, and starts with a disk from before. The
+// voters that it asks do not agree to the transfer as long as others may bring it: not before the host
+// itself sends it again.
+func TestForgottenTransferIsNotDecided(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	giver, voter, to := nodes[4], nodes[0], nodes[1]
+	free := giver.core.space.Free(addr.Of(pfx(keepRange)))[0]
+	a, err := giver.core.ring.Give(giver.cfg.Signer, giver.self(), to.self(), addr.Single(free.Last))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := voter.core.agree(a); err != nil {
+		t.Fatalf("before the start: %v", err)
+	}
+	giver.kill()
+	s.run(time.Second)
+	giver.launch()
+	s.run(5 * time.Second)
+	wish := (&message{kind: msgWish, id: voter.core.ring.Slot(), body: a.Encode()}).encode()
+	voter.do(func(c *core) { _ = c.receive(to.cfg.Self, wish) })
+	s.run(5 * time.Second)
+	if owner, _ := voter.core.ring.Owner(free.Last); owner != giver.self() {
+		t.Fatalf("%s went to %s", free.Last, owner)
+	}
+	if err := voter.core.agree(a); err == nil || !strings.Contains(err.Error(), "may have forgotten it") {
+		t.Errorf("after the start: %v", err)
+	}
+	voter.do(func(c *core) { _ = c.receive(giver.cfg.Self, wish) })
+	if err := voter.core.agree(a); err != nil {
+		t.Errorf("sent by the host itself: %v", err)
 	}
 }
 
