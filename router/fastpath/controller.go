@@ -123,9 +123,8 @@ type Controller struct {
 	// the clock of since; 0 for never.
 	fromEnds time.Duration
 	links    map[peer.Name]*link
-	// sessionless are links whose session ended while the peer's kernel still
-	// echoed: the peer's router is being restarted, and frames keep using the fast
-	// path.
+	// sessionless are links whose session ended: the peer's router is being restarted, and frames
+	// keep using the fast path while the peer's kernel echoes.
 	sessionless   map[peer.Name]*link
 	adopted       adopted                 // of an earlier process
 	installed     plan.Tables             // what the kernel's maps contain
@@ -184,6 +183,8 @@ type link struct {
 	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
 	keyConflict  bool           // the peer claims the tunnel key of another peer
 	sessionEnded time.Time      // zero while the session lives
+	wasUp        bool           // while the session lived
+	kept         bool           // without a session: frames use it
 	provedID     uint16         // short id that routes said is the peer's; 0 if they never did
 }
 
@@ -447,13 +448,7 @@ func (c *Controller) tick(now time.Time) {
 		}
 	}
 	c.watchTraffic(now)
-	for n, l := range c.sessionless {
-		if !l.Up() || now.Sub(l.sessionEnded) >= sessionlessTimeout {
-			c.setSessionless(n, nil)
-			c.stale = true
-			c.setFast(n, false)
-		}
-	}
+	c.tickSessionless(now)
 	c.tickAdopted(now)
 	if c.overflow.Swap(false) {
 		c.resync = true

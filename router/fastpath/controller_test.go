@@ -267,6 +267,46 @@ func TestResumedPeerThatGoesForGoodIsForgotten(t *testing.T) {
 	})
 }
 
+// A busy host loses probes for some seconds around the end of its router. Its kernel then answers again:
+// frames to it use the fast path, though its router is still away.
+func TestPathComesBackBeforeTheRouter(t *testing.T) {
+	for name, before := range map[string]bool{"silent before the end": true, "silent after the end": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := startWithPeer2(t, newMachine(t))
+				down := func() {
+					r.Down(nameOf(2))
+					r.routes(nil, nil)
+					pass(time.Second)
+				}
+				if !before {
+					down()
+				}
+				r.silence(2, true)
+				pass(5 * time.Second)
+				r.want(kerneltest.ToRouter, 2)
+				if before {
+					down()
+				}
+				r.silence(2, false)
+				pass(20 * time.Second)
+				r.want(kerneltest.Express, 2)
+				if !r.Keeps(nameOf(2)) {
+					t.Error("the path is not kept")
+				}
+				r.meet(2)
+				r.routes([]byte{2}, nil)
+				pass(time.Second)
+				r.want(kerneltest.Express, 2)
+				r.Down(nameOf(2))
+				r.routes(nil, nil)
+				pass(10*time.Minute + time.Second)
+				r.want(kerneltest.ToRouter, 2)
+			})
+		})
+	}
+}
+
 func TestPeerThatGoesForGoodIsForgotten(t *testing.T) {
 	for name, silent := range map[string]bool{"its kernel ends too": true, "its router stays away": false} {
 		t.Run(name, func(t *testing.T) {

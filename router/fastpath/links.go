@@ -46,7 +46,9 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 	c.findHop(l)
 }
 
-// endSession ends the fast path to a neighbour, unless its kernel still answers.
+// endSession ends the session of a neighbour. Its kernel may still answer, or answer again soon: a
+// busy host loses probes, and the router of the neighbour may be gone by then. So a link that was up
+// is probed further.
 func (c *Controller) endSession(n peer.Name, now time.Time) {
 	l, ok := c.links[n]
 	if !ok {
@@ -56,11 +58,10 @@ func (c *Controller) endSession(n peer.Name, now time.Time) {
 	c.mu.Lock()
 	delete(c.shown, n)
 	c.mu.Unlock()
-	if l.sessionEnded = now; l.Up() {
+	if l.sessionEnded = now; l.wasUp {
 		c.setSessionless(n, l)
-	} else {
-		c.setFast(n, false)
 	}
+	c.setFast(n, l.Up())
 	c.stale = true
 }
 
@@ -73,8 +74,30 @@ func (c *Controller) setSessionless(n peer.Name, l *link) {
 		delete(c.keptPaths, n)
 		return
 	}
-	c.sessionless[n] = l
-	c.keptPaths[n] = KeptPath{Addr: l.Addr(), Until: l.sessionEnded.Add(sessionlessTimeout)}
+	c.sessionless[n], l.kept = l, l.Up()
+	if l.kept {
+		c.keptPaths[n] = KeptPath{Addr: l.Addr(), Until: l.sessionEnded.Add(sessionlessTimeout)}
+	} else {
+		delete(c.keptPaths, n)
+	}
+}
+
+// tickSessionless ends and resumes paths to neighbours without sessions.
+func (c *Controller) tickSessionless(now time.Time) {
+	for n, l := range c.sessionless {
+		switch {
+		case now.Sub(l.sessionEnded) >= sessionlessTimeout:
+			c.setSessionless(n, nil)
+			c.setFast(n, false)
+		case l.Up() != l.kept:
+			c.setSessionless(n, l)
+			c.setFast(n, l.kept)
+			c.log.Info("fast path to a peer without a session", "peer", n, "addr", l.Addr(), "works", l.kept, "reason", l.Reason(now))
+		default:
+			continue
+		}
+		c.stale = true
+	}
 }
 
 // pathChanged handles a new address of the neighbour's end, or a new MTU of the path to it.
@@ -144,6 +167,7 @@ func (c *Controller) show(l *link, now time.Time) {
 		return
 	}
 	s := LinkStatus{Up: l.Up(), Encrypted: l.Encrypted(), RTT: l.RTT()}
+	l.wasUp = l.wasUp || s.Up
 	switch {
 	case s.Up:
 		s.MTU = c.cfg.MTU

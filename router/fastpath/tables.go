@@ -51,10 +51,12 @@ func (c *Controller) wantTables() plan.Tables {
 	c.mu.Lock()
 	lost := maps.Clone(c.lost)
 	c.mu.Unlock()
-	near := cloneOf(c.sessionless)
-	for n, l := range c.links {
-		if add(l); l.Up() {
-			near[n] = l
+	near := make(map[peer.Name]*link)
+	for _, set := range []map[peer.Name]*link{c.sessionless, c.links} {
+		for n, l := range set {
+			if add(l); l.Up() {
+				near[n] = l
+			}
 		}
 	}
 	// The kernel of these neighbours answers, so frames go straight to them. When the router
