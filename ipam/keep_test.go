@@ -33,6 +33,17 @@ func (s *sim) fiveInUse(addrRange string, n int) (nodes []*node, used []netip.Ad
 	return nodes, used
 }
 
+// removedByPrograms makes five nodes, of which programs have removed the last one, gone. It also returns
+// the heir and the addresses that containers of gone have.
+func (s *sim) removedByPrograms() (nodes []*node, gone, heir *node, used []netip.Addr) {
+	nodes, used = s.fiveInUse(keepRange, 5)
+	gone = nodes[4]
+	gone.kill()
+	heir = s.removed(ByProgram, gone, nodes[:4]...)
+	s.converged(20 * time.Second)
+	return nodes, gone, heir, used
+}
+
 // except returns the nodes without one.
 func except(nodes []*node, gone *node) []*node {
 	return slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return n == gone })
@@ -129,11 +140,7 @@ func (n *node) ownedOnDisk() []addr.Range {
 func TestProgramsDoNotEndKeeping(t *testing.T) {
 	for _, heirGoes := range []bool{false, true} {
 		s := newSim(t, seed.New(t))
-		nodes, used := s.fiveInUse(keepRange, 5)
-		back := nodes[4]
-		back.kill()
-		heir := s.removed(ByProgram, back, nodes[:4]...)
-		s.converged(20 * time.Second)
+		nodes, back, heir, used := s.removedByPrograms()
 		if heirGoes {
 			heir.kill()
 			s.removed(ByProgram, heir, except(nodes[:4], heir)...)
@@ -191,11 +198,7 @@ func TestAddressesAreKeptByEveryHeir(t *testing.T) {
 	}
 	for _, how := range slices.Sorted(maps.Keys(goes)) {
 		s := newSim(t, seed.New(t))
-		nodes, used := s.fiveInUse(keepRange, 5)
-		back := nodes[4]
-		back.kill()
-		heir := s.removed(ByProgram, back, nodes[:4]...)
-		s.converged(20 * time.Second)
+		nodes, back, heir, used := s.removedByPrograms()
 		others := except(nodes[:4], heir)
 		goes[how](s, heir, others)
 		s.converged(20 * time.Second)
@@ -223,11 +226,7 @@ func TestAddressesAreKeptByEveryHeir(t *testing.T) {
 // once, although they noted the removal too.
 func TestAddressesThatAreFoundFreeAreFreeForAll(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes, used := s.fiveInUse(keepRange, 5)
-	dead := nodes[4]
-	dead.kill()
-	heir := s.removed(ByProgram, dead, nodes[:4]...)
-	s.converged(20 * time.Second)
+	nodes, dead, heir, used := s.removedByPrograms()
 	heir.removes(dead)
 	s.run(claimsFirst + 5*time.Second)
 	s.drop(dead)
@@ -247,11 +246,7 @@ func TestAddressesThatAreFoundFreeAreFreeForAll(t *testing.T) {
 // that is back. That offer is void, so it goes on to keep it once it gets it back.
 func TestOfferThatIsVoidEndsNoKeeping(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes, used := s.fiveInUse(keepRange, 5)
-	back := nodes[4]
-	back.kill()
-	heir := s.removed(ByProgram, back, nodes[:4]...)
-	s.converged(20 * time.Second)
+	nodes, back, heir, used := s.removedByPrograms()
 	others := except(nodes[:4], heir)
 	s.cut = func(a, b *node) bool { return slices.Contains(others, a) != slices.Contains(others, b) }
 	s.run(5 * time.Second)

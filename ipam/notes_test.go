@@ -123,11 +123,7 @@ func TestOrderOfRemovalsThatAreHeardAtOnce(t *testing.T) {
 // belonged to the host that was removed first.
 func TestAddressesAreKeptByAPeerThatWasRemovedItself(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes, used := s.fiveInUse(keepRange, 5)
-	back := nodes[4]
-	back.kill()
-	heir := s.removed(ByProgram, back, nodes[:4]...)
-	s.converged(20 * time.Second)
+	nodes, back, heir, used := s.removedByPrograms()
 	heir.reset()
 	nodes = except(nodes[:4], heir)
 	s.converged(20 * time.Second)
@@ -337,11 +333,7 @@ func TestNotesOutsideTheRangeAreNotRead(t *testing.T) {
 // kept for it then: the host gets its addresses as soon as it is back.
 func TestNothingIsKeptForABannedHeir(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	nodes, used := s.fiveInUse(keepRange, 5)
-	back := nodes[4]
-	back.kill()
-	first := s.removed(ByProgram, back, nodes[:4]...)
-	s.converged(20 * time.Second)
+	nodes, back, first, used := s.removedByPrograms()
 	others := except(nodes[:4], first)
 	first.kill()
 	s.removed(ByProgram, first, others...)
