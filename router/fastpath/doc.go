@@ -32,12 +32,16 @@
 // the mesh knows the peer, which it forgets after a minute: the router of one of the two is
 // being replaced.
 //
-//	               Down, path up             echoes stop, ten minutes
+//	               Down                           ten minutes
 //	session ----------------------> kept -------------------------------> nothing
 //	   |  ^                          | |                                     ^
 //	   |  +------- Up, same key -----+ +-- Reject, Refused, banned, ---------+
 //	   |           and address              another key or address           |
 //	   +-------------------------------- Reject -----------------------------+
+//
+// A path that was never up is not kept. While the kernel of the neighbour does not echo, a kept path
+// carries no frames of this host, and is probed on: a busy host loses probes for some seconds, often
+// when its router ends.
 //
 // Nothing means: no frame is sent to the neighbour, as its entry in the map of peers says
 // so, and none is accepted from it, as its address is not in the map of remotes.
