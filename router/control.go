@@ -252,6 +252,10 @@ func (r *Router) handleControl(from peer.Name, msg []byte) {
 		r.log.Debug("ignored link control from a peer that is no neighbour", "peer", from)
 		return
 	}
+	if msg, ok = l.session.Message(msg); !ok {
+		r.log.Debug("ignored link control of another session", "peer", from)
+		return
+	}
 	if c, known, err := wire.ParseControl(msg); err == nil && known && c.Type == wire.Fast {
 		r.fast.Control(from, c)
 		return
@@ -325,9 +329,7 @@ func (r *Router) followPath(l *sleeve, state link.State) {
 func (r *Router) effect(l *sleeve, e link.Effect) {
 	switch e := e.(type) {
 	case link.SendControl:
-		if err := r.control.Send(l.peer, e.Msg); err != nil {
-			r.log.Debug("link control not sent", "peer", l.peer, "err", err)
-		}
+		r.sendControl(l, e.Msg)
 	case link.SendProbe:
 		r.sendProbe(l, e)
 	case link.Silent:
@@ -343,6 +345,13 @@ func (r *Router) effect(l *sleeve, e link.Effect) {
 		if e.Tx != nil && r.cfg.SealRelayed {
 			r.sendHeld(l.peer)
 		}
+	}
+}
+
+// sendControl sends a message of link control over the session.
+func (r *Router) sendControl(l *sleeve, msg []byte) {
+	if err := r.control.Send(l.peer, l.session.Tagged(msg)); err != nil {
+		r.log.Debug("link control not sent", "peer", l.peer, "err", err)
 	}
 }
 

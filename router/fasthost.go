@@ -21,8 +21,8 @@ var _ fastpath.Host = fastHost{}
 
 func (h fastHost) Send(to peer.Name, c wire.Control) {
 	h.r.do(func() {
-		if err := h.r.control.Send(to, c.Append(nil)); err != nil {
-			h.r.log.Debug("link control not sent", "peer", to, "err", err)
+		if l, ok := h.r.links[to]; ok {
+			h.r.sendControl(l, c.Append(nil))
 		}
 	})
 }

@@ -320,7 +320,7 @@ func TestRefusedControlIsLoggedNowAndThen(t *testing.T) {
 	logged := &lines{word: "refused link control"}
 	o := meshOptions{mtu: 1376, log: slog.New(slog.NewTextHandler(logged, nil))}
 	inMeshWith(t, o, names(2), line(2), func(m *mesh) {
-		short := []byte{byte(wire.Offer)}
+		short := m.nodes[0].links[nameOf(1)].session.Tagged([]byte{byte(wire.Offer)})
 		for range 100 {
 			m.nodes[0].HandleControl(nameOf(1), short)
 		}
@@ -336,3 +336,33 @@ func TestRefusedControlIsLoggedNowAndThen(t *testing.T) {
 		}
 	})
 }
+
+// A message of the session before reaches the link of the new one, or the other way round:
+// it belongs to other secrets, and must not make keys.
+func TestLinkControlOfAnotherSession(t *testing.T) {
+	for early := range 2 {
+		inMesh(t, names(2), line(2), func(m *mesh) {
+			before := m.nodes[0].links[nameOf(1)].session
+			up := [2]Neighbour{}
+			for i := range up {
+				up[i] = Neighbour{Name: nameOf(1 - i), Addr: m.nodes[1-i].addr, Secret: [32]byte{99}}
+			}
+			m.nodes[early].NeighbourUp(up[early])
+			synctest.Wait() // it offers, or is offered, keys
+			m.nodes[0].HandleControl(nameOf(1), before.Tagged(control(wire.Control{Type: wire.Renew})))
+			m.nodes[1].HandleControl(nameOf(0), before.Tagged(control(wire.Control{Type: wire.Offer, Round: 1 << 31, Index: 5, Suites: 3, Key: [32]byte{9}})))
+			synctest.Wait()
+			m.nodes[1-early].NeighbourUp(up[1-early])
+			time.Sleep(3 * time.Second)
+			synctest.Wait()
+			for i := range 2 {
+				if !m.nodes[i].isUp(m.nodes[1-i]) {
+					s, _ := m.nodes[i].Link(nameOf(1 - i))
+					t.Errorf("node %d hears of the new session first; link of node %d: %+v", early, i, s)
+				}
+			}
+		})
+	}
+}
+
+func control(c wire.Control) []byte { return c.Append(nil) }

@@ -38,6 +38,7 @@ type sleeve struct {
 	dialled bool
 	begun   netip.Addr // address of the peer at first; invalid if not known
 	secret  [32]byte   // of its session
+	session wire.Session
 
 	// Control goroutine only.
 	machine  *link.Machine
@@ -109,7 +110,7 @@ const refusedEvery = 10 * time.Second
 
 func newSleeve(n Neighbour) *sleeve {
 	l := &sleeve{
-		peer: n.Name, dialled: n.Dialled, begun: n.Addr.Addr(), secret: n.Secret,
+		peer: n.Name, dialled: n.Dialled, begun: n.Addr.Addr(), secret: n.Secret, session: seal.SessionTag(n.Secret),
 		icmpLimit: rate.NewLimiter(icmpRate, icmpBurst), refused: rate.NewLimiter(rate.Every(refusedEvery), 1),
 	}
 	l.quiet.Store(true)

@@ -44,7 +44,7 @@ type host struct {
 func (h *host) Self() peer.Name { return h.name }
 
 func (h *host) Send(to peer.Name, msg []byte) error {
-	if c, _, err := wire.ParseControl(msg); err == nil && c.Type == wire.Confirm {
+	if c, _, err := wire.ParseControl(msg[len(wire.Session{}):]); err == nil && c.Type == wire.Confirm {
 		h.agreed.Add(1)
 	}
 	for _, o := range *h.all {
@@ -55,6 +55,9 @@ func (h *host) Send(to peer.Name, msg []byte) error {
 	}
 	return fmt.Errorf("no session with %s", to)
 }
+
+// secretOf returns the secret of the session between two hosts.
+func secretOf(a, b *host) [32]byte { return [32]byte{9, a.name[5] ^ b.name[5]} }
 
 func (h *host) Doubt(peer.Name) {}
 
@@ -70,7 +73,7 @@ func (h *host) Want(to peer.Name, _ bool) {
 		if o.name != to {
 			continue
 		}
-		secret := [32]byte{9, h.name[5] ^ o.name[5]}
+		secret := secretOf(h, o)
 		for _, e := range [][2]*host{{h, o}, {o, h}} {
 			e[0].NeighbourUp(router.Neighbour{Name: e[1].name, Secret: secret})
 		}

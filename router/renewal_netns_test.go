@@ -1,11 +1,13 @@
 package router_test
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -26,14 +28,15 @@ func TestRenewalsUnderLoad(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer func() { cancel(); wg.Wait() }()
-	ask := wire.Control{Type: wire.Renew}
+	renew := wire.Control{Type: wire.Renew}
+	ask := seal.SessionTag(secretOf(a, b)).Tagged(renew.Append(nil))
 	wg.Go(func() {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
-				a.HandleControl(b.name, ask.Append(nil))
+				a.HandleControl(b.name, bytes.Clone(ask))
 			case <-ctx.Done():
 				return
 			}

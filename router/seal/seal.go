@@ -114,6 +114,16 @@ func (d *Direction) Derive() (k Key) {
 	return k
 }
 
+// SessionTag tells a session from others between the same two peers. It says nothing about
+// the secret.
+func SessionTag(secret [32]byte) (t wire.Session) {
+	out, err := hkdf.Key(sha256.New, secret[:], nil, "weft link control 1", len(t))
+	if err != nil {
+		panic("seal: derive a tag: " + err.Error()) // only for lengths out of range
+	}
+	return wire.Session(out)
+}
+
 func newAEAD(s Suite, k Key) (cipher.AEAD, error) {
 	switch s {
 	case AES256GCM:

@@ -22,6 +22,12 @@ import (
 //
 //	  fast    verdict, short id, port  -->  <-- fast
 //
+// A message begins with the tag of its session. Two neighbours may have a new session while
+// a message of the one before is under way. Keys made of such a message would be of different
+// secrets at the two ends, so it is ignored.
+//
+//	| session 8 | one of the messages below |
+//
 // Formats, big endian. Bytes that follow a message are ignored, so that later
 // versions may add fields. A message of an unknown type is ignored.
 //
@@ -55,6 +61,21 @@ const (
 	FastEncrypted Verdict = 3 // frames must be encrypted: by the tunnel if both ends have one, else by sleeve
 	FastNoID      Verdict = 4 // no short id: there are too many peers, or it is being chosen
 )
+
+// Session is the tag of a session between two neighbours; see seal.SessionTag.
+type Session [8]byte
+
+// Tagged returns a message behind the tag of its session.
+func (s Session) Tagged(msg []byte) []byte { return append(s[:], msg...) }
+
+// Message returns what follows the tag; ok is false if the tag is not that of s. The memory
+// is that of b.
+func (s Session) Message(b []byte) (msg []byte, ok bool) {
+	if len(b) < len(s) || Session(b) != s {
+		return nil, false
+	}
+	return b[len(s):], true
+}
 
 // Control is a message of link control. Which fields count depends on Type.
 type Control struct {
