@@ -194,6 +194,7 @@ func (r *Router) neighbourUp(n Neighbour) {
 		Jitter:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		NewIndex: func() uint32 { return r.newIndex(l) }, RenewPackets: r.cfg.renewPackets,
 		Traffic: l.txFrames.Load, Pace: func() time.Duration { return liveness.Pace(r.busy) },
+		Links: func() int { return len(r.links) },
 	}
 	if c, ok := r.conn.(udp.Backlogger); ok {
 		cfg.Unread = c.Backlog

@@ -37,7 +37,7 @@ const (
 	// it by up to an eighth.
 	FastBeat = 500 * time.Millisecond
 	// Beat is the interval of heartbeats that are answered, if the link carries no
-	// frames; package liveness has the others. All links of a router send them at the same
+	// frames and the router has few links; package liveness has the others. All links of a router send them at the same
 	// moment, so that a router with many links wakes up once to send them, and once for the
 	// answers.
 	Beat = 2 * time.Second
@@ -89,6 +89,7 @@ type Config struct {
 	// Pace and Unread are those of liveness.Config.
 	Pace   func() time.Duration
 	Unread func() bool
+	Links  func() int // returns how many links the router has; nil for few
 
 	RenewAfter   time.Duration // age of keys at which new ones are asked for; RenewAge if 0
 	RenewPackets uint64        // packets sent after which new keys are asked for; RenewPackets if 0
@@ -160,7 +161,7 @@ func New(cfg Config, now time.Time) (*Machine, []Effect) {
 		cfg.RenewPackets = RenewPackets
 	}
 	m := &Machine{cfg: cfg, addr: cfg.Addr}
-	m.live = liveness.New(liveness.Config{Epoch: cfg.Epoch, Idle: Beat, Pace: cfg.Pace, Unread: cfg.Unread})
+	m.live = liveness.New(liveness.Config{Epoch: cfg.Epoch, Rest: m.rest, Pace: cfg.Pace, Unread: cfg.Unread})
 	m.path.init(cfg.MaxMTU)
 	m.beat.sent = make(map[uint64]sentProbe)
 	if m.offers() {
@@ -168,6 +169,14 @@ func New(cfg Config, now time.Time) (*Machine, []Effect) {
 		m.offer(now)
 	}
 	return m, m.flush()
+}
+
+// rest returns the interval of heartbeats while the link carries no frames.
+func (m *Machine) rest() time.Duration {
+	if m.cfg.Links == nil {
+		return Beat
+	}
+	return liveness.Rest(m.cfg.Links(), Beat)
 }
 
 // State returns the state and, unless it is Established, the reason in words.

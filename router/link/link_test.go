@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/liveness"
 	"github.com/weft-net/weft/router/seal"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -307,6 +308,30 @@ func TestPathMTU(t *testing.T) {
 		w.want("3 s", Established, "")
 		w.run(30 * time.Second)
 		w.wantMTU("30 s", c.want)
+	}
+}
+
+// On most paths the largest packet passes, and the search takes no other probe.
+func TestSearchOfAnOrdinaryPathIsCheap(t *testing.T) {
+	w := newWorld(t, func(_ int, c *Config) { c.MaxMTU = 1500 })
+	w.run(time.Second)
+	w.wantMTU("1 s", 1500)
+	if w.probes > 2*4 {
+		t.Errorf("two ends sent %d probes in the first second", w.probes)
+	}
+}
+
+// Links of a large mesh that carry nothing send few heartbeats.
+func TestIdleLinkAmongMany(t *testing.T) {
+	w := newWorld(t, func(_ int, c *Config) { c.MaxMTU, c.Links = 1500, func() int { return 200 } })
+	w.run(time.Minute)
+	w.probes, w.offBeat = 0, 0
+	w.run(time.Minute)
+	if most := 2*int(time.Minute/liveness.MaxRest) + 2; w.probes > most {
+		t.Errorf("%d heartbeats of two ends in a minute, want %d at most", w.probes, most)
+	}
+	if w.offBeat > 0 {
+		t.Errorf("%d heartbeats not at the moment of the others", w.offBeat)
 	}
 }
 

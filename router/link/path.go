@@ -130,6 +130,7 @@ var common = []int{65535, 9001, 9000, 8951, 1500, 1492, 1480, 1476, 1460, 1450, 
 const (
 	tries       = 3 // of a size before it counts as lost
 	minTimeout  = 250 * time.Millisecond
+	loneTimeout = 100 * time.Millisecond // of the first probe of a search
 	verifyTries = 5                // of the size in use before a search begins
 	verifyIdle  = 10 * time.Second // between two checks of the size in use, without traffic
 	verifyBusy  = time.Second      // with traffic
@@ -137,9 +138,10 @@ const (
 	raiseLater  = 10 * time.Minute // it doubles up to this, PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
 )
 
-// path is the search for the path MTU. It probes all common sizes at once, and then
-// bisects between the largest that passed and the smallest that did not. It ignores
-// ICMP, which anybody may send.
+// path is the search for the path MTU. It probes the largest size first, which mostly passes:
+// a router that joins a large mesh searches many paths at once. If it does not pass, or no
+// longer, the search probes all common sizes at once, and then bisects between the largest that passed and the smallest that did not. It
+// ignores ICMP, which anybody may send.
 type path struct {
 	max   int  // never probe more
 	mtu   int  // in use
@@ -150,7 +152,7 @@ type path struct {
 	lo    int       // largest that passed in this search
 	hi    int       // smallest that counts as lost, at most max+1
 	want  []int     // sizes probed and not answered
-	left  int       // tries left
+	left  int       // tries left; one more than tries before the largest size was probed
 	until time.Time // when to retry or give up
 
 	verifying int       // consecutive unanswered probes of the size in use
@@ -178,8 +180,14 @@ func (p *path) begin(now time.Time) {
 	p.search(now, MinMTU)
 }
 
+// narrowed begins a search on a path that carries less than before, with all sizes.
+func (p *path) narrowed(now time.Time) {
+	p.begin(now)
+	p.left = tries
+}
+
 func (p *path) search(now time.Time, from int) {
-	p.phase, p.lo, p.hi, p.left, p.until, p.begun = burst, from, p.max+1, tries, now, now
+	p.phase, p.lo, p.hi, p.left, p.until, p.begun = burst, from, p.max+1, tries+1, now, now
 	p.want = p.want[:0]
 	if p.max > from && !slices.Contains(common, p.max) {
 		p.want = append(p.want, p.max)
@@ -215,7 +223,11 @@ func (m *Machine) tickPath(now time.Time) {
 			return
 		}
 		if len(p.want) > 0 && p.left > 0 {
-			p.left--
+			if p.left--; p.left == tries {
+				p.until = now.Add(max(loneTimeout, 3*m.live.RTT()))
+				m.probe(now, p.want[0]) // the largest
+				return
+			}
 			p.until = now.Add(m.timeout())
 			m.probe(now, 0) // passes if any packet does
 			for _, s := range p.want {
@@ -301,7 +313,7 @@ func (m *Machine) verifyAgain(now time.Time) {
 		p.until = now.Add(m.timeout())
 		m.probe(now, p.mtu)
 	case m.beat.lastAnswer.After(p.verified):
-		p.begin(now)
+		p.narrowed(now)
 		m.tickPath(now)
 	default:
 		p.verifying = 0 // nothing passes: that says nothing about sizes
@@ -356,13 +368,16 @@ func (m *Machine) TooBig(now time.Time, size int) []Effect {
 		if i := slices.IndexFunc(p.want, func(s int) bool { return s >= size }); i >= 0 {
 			p.want = slices.DeleteFunc(p.want, func(s int) bool { return s >= size })
 			p.hi = min(p.hi, size)
+			if p.left == tries {
+				p.left, p.until = tries+1, now // the next one is the largest
+			}
 		}
 	case p.phase == narrow && p.want[0] >= size && size > p.lo:
 		p.hi = min(p.hi, size)
 		p.left, p.until = 0, now
 		p.want[0] = p.hi
 	case size <= p.mtu:
-		p.begin(now)
+		p.narrowed(now)
 	}
 	return m.Tick(now)
 }

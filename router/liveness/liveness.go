@@ -8,7 +8,7 @@
 //
 //	          frames use the path             an answer is overdue
 //	  idle <-----------------------> busy --------------------------> suspect
-//	  Config.Idle                    Config.Pace                      SuspectInterval
+//	  Config.Rest                    Config.Pace                      SuspectInterval
 //	   ^                              |  ^                              |    |
 //	   |        an answer is overdue  |  +--- any answer ---------------+    | Multiplier
 //	   +------------------------------+                                      | requests overdue
@@ -19,7 +19,7 @@
 // An answer is overdue after srtt + max(4*rvar, srtt/4), between MinWait and MaxWait: srtt is
 // the smoothed round-trip time, and rvar its variation (SRTT and RTTVAR of RFC 6298). So on a
 // path with a short round trip, a busy path is dead at most Interval + 2*MinWait + (Multiplier-1)*SuspectInterval = 595 ms after
-// the last packet that passed, and an idle one Config.Idle - Interval later. Multiplier is
+// the last packet that passed, and an idle one Config.Rest - Interval later. Multiplier is
 // large because requests get lost on a path that works: of the busy paths on which each
 // direction loses a fifth of the packets, one in 300 is called dead in an hour.
 //
@@ -37,11 +37,13 @@
 //
 // # Cost
 //
-// A router with 200 links (the default limit of sessions) at rest sends 100 heartbeats and
-// 200 probes a second, and as many answers. Links with traffic add 10 requests a second
-// each, up to busyRequests for all of them: with more than 64 busy links, Pace returns a
-// longer interval. So a router sends at most 2*640 more requests and as many answers a
-// second, however large the mesh is. A suspect path costs at most Multiplier requests for
+// Most links of a large mesh carry nothing most of the time, and their frames begin to need
+// them long before anybody notices that a request is late: so the more links a router has,
+// the longer is the interval that Rest returns, up to MaxRest. A router with 200 links (the
+// default limit of sessions) at rest sends 50 heartbeats and 50 probes a second, and as many
+// answers. Links with traffic add 10 requests a second each, up to busyRequests for all of
+// them: with more than 64 busy links, Pace returns a longer interval. So a router sends at
+// most 2*640 more requests and as many answers a second, however large the mesh is. A suspect path costs at most Multiplier requests for
 // each suspicion.
 package liveness
 
@@ -66,6 +68,11 @@ const (
 	maxPending = 4 * Multiplier
 	// busyRequests is how many requests a second all busy paths of a router share.
 	busyRequests = 640
+	// restRequests is how many requests a second all paths of a router share that carry no
+	// frames, until the interval of each is MaxRest.
+	restRequests = 16
+	// MaxRest is the longest interval of requests on a path without frames.
+	MaxRest = 4 * time.Second
 )
 
 // Pace returns the interval of requests if paths are busy at the same time: Interval, or
@@ -74,13 +81,23 @@ func Pace(paths int) time.Duration {
 	return max(Interval, time.Duration(paths)*time.Second/busyRequests)
 }
 
+// Rest returns the interval of requests on a path that carries no frames, if a router has so
+// many paths: least, or that doubled, so that all paths still send at the same moments.
+func Rest(paths int, least time.Duration) time.Duration {
+	d := least
+	for d < MaxRest && time.Duration(paths)*time.Second > restRequests*d {
+		d *= 2
+	}
+	return d
+}
+
 // Config configures a Detector.
 type Config struct {
 	// Epoch is the origin of the moments at which requests are sent while answers come: the
 	// same for all paths of a router, so that it wakes up once for all of them.
 	Epoch time.Time
-	// Idle is the interval of requests on a path that carries no frames.
-	Idle time.Duration
+	// Rest returns the interval of requests on a path that carries no frames.
+	Rest func() time.Duration
 	// Pace returns the interval on a busy path; always Interval if nil.
 	Pace func() time.Duration
 	// Unread reports whether packets that came wait to be read; nil if that is not known.
@@ -282,7 +299,7 @@ func (d *Detector) schedule(now time.Time) {
 	case d.Busy(now):
 		d.next = d.slot(d.pace())
 	default:
-		d.next = d.slot(d.cfg.Idle)
+		d.next = d.slot(d.cfg.Rest())
 	}
 	if d.next.Before(now) {
 		d.next = now
@@ -293,7 +310,7 @@ func (d *Detector) pace() time.Duration {
 	if d.cfg.Pace == nil {
 		return Interval
 	}
-	return min(d.cfg.Pace(), d.cfg.Idle)
+	return min(d.cfg.Pace(), d.cfg.Rest())
 }
 
 // slot returns the first moment after the last request at which all paths with the

@@ -38,7 +38,7 @@ const idle = 2 * time.Second
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, rng: seed.Rand(t), now: start.Add(7 * time.Millisecond), rtt: time.Millisecond, busy: true}
-	w.d = New(Config{Epoch: start, Idle: idle, Unread: func() bool {
+	w.d = New(Config{Epoch: start, Rest: func() time.Duration { return idle }, Unread: func() bool {
 		return slices.ContainsFunc(w.answers, func(a answer) bool { return !a.at.After(w.now) })
 	}})
 	w.begin()
@@ -253,6 +253,15 @@ func TestCheck(t *testing.T) {
 func TestPace(t *testing.T) {
 	for n, want := range map[int]time.Duration{0: Interval, 1: Interval, 64: Interval, 128: 200 * time.Millisecond, 6400: 10 * time.Second} {
 		if got := Pace(n); got != want {
+			t.Errorf("%d paths: %v, want %v", n, got, want)
+		}
+	}
+}
+
+// All paths without frames share their requests, and still send them at the same moments.
+func TestRest(t *testing.T) {
+	for n, want := range map[int]time.Duration{0: time.Second, 16: time.Second, 17: 2 * time.Second, 32: 2 * time.Second, 33: MaxRest, 1000: MaxRest} {
+		if got := Rest(n, time.Second); got != want {
 			t.Errorf("%d paths: %v, want %v", n, got, want)
 		}
 	}

@@ -27,8 +27,8 @@ import (
 
 // Times of the probes.
 const (
-	// Beat is the interval of full-size probes that are answered. All links send them at
-	// the same moment.
+	// Beat is the interval of full-size probes that are answered on a link that carries
+	// frames, or if there are few links. All links send them at the same moment.
 	Beat = time.Second
 	// RetryBeat is the interval while they are lost on a link in use. FastBeat is the
 	// interval on one that is not, and SlowBeat the interval after Timeout unanswered ones.
@@ -104,6 +104,15 @@ type Config struct {
 	// Pace and Unread are those of liveness.Config.
 	Pace   func() time.Duration
 	Unread func() bool
+	Links  func() int // returns how many links the router has; nil for few
+}
+
+// rest returns the interval of probes on a link that carries no frames.
+func (c *Config) rest() time.Duration {
+	if c.Links == nil {
+		return Beat
+	}
+	return liveness.Rest(c.Links(), Beat)
 }
 
 // Link is the fast path of one link. Make it with NewLink.
@@ -157,7 +166,7 @@ func ContinueLink(cfg Config, far Offer, now time.Time) *Link {
 }
 
 func newDetector(cfg Config) *liveness.Detector {
-	return liveness.New(liveness.Config{Epoch: cfg.Epoch, Idle: Beat, Pace: cfg.Pace, Unread: cfg.Unread})
+	return liveness.New(liveness.Config{Epoch: cfg.Epoch, Rest: cfg.rest, Pace: cfg.Pace, Unread: cfg.Unread})
 }
 
 // SetOwn changes the offer of this end, and sends it if the peer would see a change.
@@ -230,7 +239,11 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 		l.echoesSince = now
 	}
 	l.fullEcho, l.unanswered = now, 0
-	l.next = now.Add(Beat - now.Sub(l.cfg.Epoch)%Beat)
+	beat := Beat
+	if l.up && !l.live.Busy(now) {
+		beat = l.cfg.rest()
+	}
+	l.next = now.Add(beat - now.Sub(l.cfg.Epoch)%beat)
 	if l.up || now.Sub(l.echoesSince) < l.hold {
 		return l.flush(now)
 	}
@@ -259,6 +272,9 @@ func (l *Link) Next() time.Time {
 
 // Used reports that frames use the link.
 func (l *Link) Used(now time.Time) []Effect {
+	if soon := now.Add(Beat); !l.Busy(now) && l.next.After(soon) {
+		l.next = now // the last full-size probe was long ago
+	}
 	l.live.Used(now)
 	return l.flush(now)
 }

@@ -35,7 +35,10 @@ const mtu = 1376
 
 func at(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}) }
 
-func newEnds(t *testing.T, a, b Offer) *ends {
+func newEnds(t *testing.T, a, b Offer) *ends { return newEndsAmong(t, 1, a, b) }
+
+// newEndsAmong returns a link between two routers with so many links each.
+func newEndsAmong(t *testing.T, links int, a, b Offer) *ends {
 	e := &ends{t: t, now: start, path: func(int) bool { return true }, card: func() bool { return true }}
 	count := uint64(0)
 	nonce := func() (n [NonceLen]byte) {
@@ -45,7 +48,7 @@ func newEnds(t *testing.T, a, b Offer) *ends {
 	}
 	var first [2][]Effect
 	for i, o := range []Offer{a, b} {
-		e.l[i], first[i] = NewLink(Config{MTU: mtu, Epoch: start, Nonce: nonce, Own: o, Addr: at(1 - i)}, e.now)
+		e.l[i], first[i] = NewLink(Config{MTU: mtu, Epoch: start, Nonce: nonce, Own: o, Addr: at(1 - i), Links: func() int { return links }}, e.now)
 	}
 	for i := range 2 {
 		e.apply(i, first[i])
@@ -135,6 +138,43 @@ func TestBlockedAtOnce(t *testing.T) {
 	e.path = func(int) bool { return false }
 	if last := e.run(5 * time.Second); last.Sub(blocked) > 620*time.Millisecond {
 		t.Errorf("up for %v after the block", last.Sub(blocked))
+	}
+}
+
+// A link of a large mesh that carries nothing costs little, and is watched as closely as
+// others as soon as it carries frames.
+func TestIdleLinkAmongMany(t *testing.T) {
+	for what, path := range map[string]func(int) bool{"blocked": func(int) bool { return false }, "narrow": func(size int) bool { return size <= 1300 }} {
+		e := newEndsAmong(t, 200, willing, willing)
+		e.want(true)
+		e.run(liveness.Recent + liveness.MaxRest)
+		e.sent = 0
+		e.run(time.Minute)
+		if most := 2 * (int(time.Minute/liveness.MaxRest) + 1); e.sent > most {
+			t.Errorf("%d probes of two ends in a minute, want %d at most", e.sent, most)
+		}
+		e.run(100 * time.Millisecond) // long before the next one
+		e.path = path
+		used := e.now
+		for e.now.Sub(used) < 5*time.Second {
+			for i, l := range e.l {
+				e.apply(i, l.Used(e.now))
+			}
+			e.run(100 * time.Millisecond)
+			if e.l[0].Up() != e.l[1].Up() {
+				t.Fatalf("%s: one end is up", what)
+			}
+			if !e.l[0].Up() {
+				break
+			}
+		}
+		most := 620 * time.Millisecond
+		if what == "narrow" {
+			most = 3 * time.Second
+		}
+		if d := e.now.Sub(used); d > most {
+			t.Errorf("%s: up for %v after frames came", what, d)
+		}
 	}
 }
 
