@@ -39,13 +39,54 @@ func TestOfferedLinksArePublishedTogether(t *testing.T) {
 	offer("the old costs", false, never, link(1, 0), link(2, 0), link(3, 0))
 	due = now.Add(peers * costDelay)
 	offer("other costs again", false, due, link(1, 40), link(2, 0), link(3, 0))
-	due = now.Add(peers * gainDelay)
+	due = now.Add(peers * gainDelay * 2) // it has just gained something
 	offer("a link more, too", false, due, link(1, 40), link(2, 0), link(3, 0), link(4, 0))
 	offer("a lost link", true, never, link(1, 40), link(2, 0), link(4, 0))
 	offer("nothing is left", false, never, link(1, 40), link(2, 0), link(4, 0))
 	lost := link(4, 0)
 	lost.Flags = LinkSession
 	offer("a lost way of a link", true, never, link(1, 40), link(2, 0), lost)
+}
+
+// A peer that gains link after link, as in a mesh that starts, publishes fewer and fewer
+// entries, and one that gains a link now and then does so soon.
+func TestPeerThatGrowsPublishesLess(t *testing.T) {
+	t.Parallel()
+	const peers = 100
+	s := newState(t, identity(t, 0), 1, epoch)
+	for i := range peers {
+		s.put(&Entry{Name: peer.Name{9, byte(i)}})
+	}
+	var links []Link
+	now, published := epoch, 0
+	tick := func() (delta []byte) {
+		now = now.Add(10 * time.Millisecond)
+		delta, _ = s.OfferLinks(links, now)
+		return delta
+	}
+	for i := range peers { // a link each 0.2 s
+		links = append(links, Link{To: peer.Name{9, byte(i)}, Flags: LinkSession})
+		for range 20 {
+			if tick() != nil {
+				published++
+			}
+		}
+	}
+	if published > 8 {
+		t.Errorf("%d entries for %d links within 20 s", published, peers)
+	}
+	for begun := now; tick() == nil; {
+		if now.Sub(begun) > maxGrowingDelay {
+			t.Fatal("the last links are not published")
+		}
+	}
+	now = now.Add(time.Minute)
+	links = append(links, Link{To: peer.Name{9, peers}, Flags: LinkSession})
+	for begun := now; tick() == nil; {
+		if now.Sub(begun) > maxGainDelay+20*time.Millisecond {
+			t.Fatal("a link that comes alone is published late")
+		}
+	}
 }
 
 // An author has sent its entry to the neighbours that it lists as sessions, and to no others.

@@ -12,9 +12,15 @@ import (
 const (
 	// What this peer gained is published gainDelay after the first gain, for each peer that it
 	// knows, and after maxGainDelay at most. With less, the cost of a mesh that starts grows faster
-	// than its sessions; with more, hosts that join are reached later.
-	gainDelay    = 10 * time.Millisecond
-	maxGainDelay = time.Second
+	// than its sessions; with more, hosts that join are reached later. While it gains more and
+	// more, as in a mesh that starts, each delay is twice the one before, up to maxGrowing times
+	// the first, and maxGrowingDelay. Delays are short again after none was needed for calm times
+	// the last.
+	gainDelay       = 10 * time.Millisecond
+	maxGainDelay    = time.Second
+	maxGrowing      = 8
+	maxGrowingDelay = 4 * time.Second
+	calm            = 4
 	// The same for costs. They decide only between routes with equally many hops.
 	costDelay    = time.Second
 	maxCostDelay = 30 * time.Second
@@ -62,11 +68,12 @@ func (s *State) SetLinks(links []Link) []byte {
 func (s *State) OfferLinks(links []Link, now time.Time) (delta []byte, again time.Time) {
 	if links := inOrder(links); !s.ahead() {
 		wait := time.Duration(len(s.entries))
+		gains := s.gains(links)
 		switch {
 		case s.loses(links):
 			wait = 0
-		case s.gains(links):
-			wait = min(maxGainDelay, wait*gainDelay)
+		case gains:
+			wait = s.gainWait(now)
 		case s.differs(links):
 			wait = min(maxCostDelay, wait*costDelay)
 		default:
@@ -79,9 +86,22 @@ func (s *State) OfferLinks(links []Link, now time.Time) (delta []byte, again tim
 		if now.Before(s.offerAt) {
 			return nil, s.offerAt
 		}
+		if gains && wait > 0 {
+			s.gainedAt, s.growing = now, min(2*s.growing, maxGrowing)
+		}
 	}
 	s.offerAt = time.Time{}
 	return s.SetLinks(links), time.Time{}
+}
+
+// gainWait returns how long to wait for more after this peer gained something.
+func (s *State) gainWait(now time.Time) time.Duration {
+	least := min(maxGainDelay, time.Duration(len(s.entries))*gainDelay)
+	wait := min(maxGrowingDelay, time.Duration(s.growing)*least)
+	if s.growing == 0 || s.gainedAt.Add(calm*wait).Before(now) {
+		s.growing, wait = 1, least
+	}
+	return wait
 }
 
 // inOrder returns links as an entry may list them.

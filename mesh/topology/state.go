@@ -119,6 +119,8 @@ type State struct {
 	shortID          uint16 // that of own
 	addrs            []netip.AddrPort
 	now              time.Time
+	gainedAt         time.Time                           // when gains were published last
+	growing          int                                 // by what the next delay of gains is longer than the first
 	offerAt          time.Time                           // when changes of the links of this peer are published, zero if there are none
 	waitlist         *gossip.Waitlist[peer.Name, *Entry] // verified, but no stored entry confirms them yet
 	crowded          bool                                // an entry waits for a place
