@@ -56,9 +56,6 @@ func (h *host) Send(to peer.Name, msg []byte) error {
 	return fmt.Errorf("no session with %s", to)
 }
 
-// secretOf returns the secret of the session between two hosts.
-func secretOf(a, b *host) [32]byte { return [32]byte{9, a.name[5] ^ b.name[5]} }
-
 func (h *host) Doubt(peer.Name) {}
 
 func (h *host) SetLink(to peer.Name, up bool, _ time.Duration) {
@@ -73,7 +70,7 @@ func (h *host) Want(to peer.Name, _ bool) {
 		if o.name != to {
 			continue
 		}
-		secret := secretOf(h, o)
+		secret := [32]byte{9, h.name[5] ^ o.name[5]}
 		for _, e := range [][2]*host{{h, o}, {o, h}} {
 			e[0].NeighbourUp(router.Neighbour{Name: e[1].name, Secret: secret})
 		}
