@@ -193,7 +193,7 @@ func (r *Router) neighbourUp(n Neighbour) {
 		Lanes: r.lanes, MaxMTU: r.cfg.MaxUnderlayMTU, Epoch: r.epoch, Entropy: crand.Reader,
 		Jitter:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		NewIndex: func() uint32 { return r.newIndex(l) }, RenewPackets: r.cfg.renewPackets,
-		Traffic: l.txFrames.Load, Pace: func() time.Duration { return liveness.Pace(r.busy) },
+		Traffic: l.uses.Load, Pace: func() time.Duration { return liveness.Pace(r.busy) },
 		Links: func() int { return len(r.links) },
 	}
 	if c, ok := r.conn.(udp.Backlogger); ok {

@@ -123,7 +123,7 @@ func (ln *lane) send(l *sleeve, h *wire.Head, f frame) {
 	}
 	hl := h.Len()
 	n := hl + f.end - f.at
-	ln.r.carries(l, 1)
+	ln.r.carries(l, h, 1)
 	switch {
 	case n > maxBody:
 		ln.oversize(l, h, f, maxBody)
@@ -156,7 +156,7 @@ func (ln *lane) sendGSO(l *sleeve, h *wire.Head) {
 		l.drops[DropLinkDown].Add(uint64(count))
 		return
 	}
-	ln.r.carries(l, uint64(count))
+	ln.r.carries(l, h, uint64(count))
 	hl := h.Len()
 	if hl+s.Len(0) > maxBody {
 		ln.oversizeGSO(l, h, maxBody)

@@ -366,3 +366,33 @@ func TestLinkControlOfAnotherSession(t *testing.T) {
 }
 
 func control(c wire.Control) []byte { return c.Append(nil) }
+
+// Frames to every peer now and then make no router watch all its links closely, a stream of
+// them does.
+func TestLoneFloodsCauseNoHeartbeats(t *testing.T) {
+	inMesh(t, names(2), line(2), func(m *mesh) {
+		beats := func(between time.Duration, frames int) int32 {
+			var probes atomic.Int32
+			time.Sleep(10 * time.Second)
+			m.f.mu.Lock()
+			m.f.spy = func(_, _ netip.AddrPort, p []byte) {
+				if wire.Type(p[0]) == wire.Probe {
+					probes.Add(1)
+				}
+			}
+			m.f.mu.Unlock()
+			for range frames {
+				m.say(0, frameOf(ethernet.Broadcast, macOf(0), 60, 1))
+				time.Sleep(between)
+			}
+			return probes.Load()
+		}
+		// Two ends send one each two seconds, and answer it.
+		if n := beats(time.Second, 12); n > 2*2*7 {
+			t.Errorf("%d heartbeats and answers in 12 s with a frame a second", n)
+		}
+		if n := beats(50*time.Millisecond, 12*20); n < 2*9*10 {
+			t.Errorf("%d heartbeats and answers in 12 s of a stream", n)
+		}
+	})
+}

@@ -63,6 +63,7 @@ type sleeve struct {
 	txPackets, txBytes atomic.Uint64 // packets, and bytes of UDP payload
 	rxPackets, rxBytes atomic.Uint64
 	txFrames, rxFrames atomic.Uint64
+	uses, toAll        atomic.Uint64 // of txFrames, those that use the link, and those to every peer
 
 	parts struct {
 		sync.Mutex
@@ -175,10 +176,22 @@ func (l *sleeve) publish() (state link.State) {
 	return state
 }
 
-// carries counts frames that are sent. The first after a pause makes the control goroutine
-// watch the link more closely.
-func (r *Router) carries(l *sleeve, frames uint64) {
+// toAllPerUse is how many frames to every peer use a link as much as one to a single peer. A
+// lone ARP request or a host that announces an address crosses all links of a mesh, and must
+// not make all routers watch all links closely; a stream to every peer must.
+const toAllPerUse = 16
+
+// carries counts frames that are sent. The first after a pause that uses the link makes the
+// control goroutine watch it more closely.
+func (r *Router) carries(l *sleeve, h *wire.Head, frames uint64) {
 	l.txFrames.Add(frames)
+	if h.ToAll() {
+		n := l.toAll.Add(frames)
+		if n/toAllPerUse == (n-frames)/toAllPerUse {
+			return
+		}
+	}
+	l.uses.Add(frames)
 	if l.quiet.Load() && l.quiet.CompareAndSwap(true, false) {
 		r.notify(event{kind: used, link: l})
 	}

@@ -150,18 +150,18 @@ func TestSealedFrameTooBig(t *testing.T) {
 		if say := int(binary.BigEndian.Uint16(got[0][0][off+26:])); say != fits {
 			t.Errorf("says %d, want %d", say, fits)
 		}
-		packets := 0
+		var packets atomic.Int32
 		m.f.mu.Lock()
 		m.f.spy = func(from, _ netip.AddrPort, p []byte) {
 			if h, err := wire.ParseHeader(p); err == nil && h.Type != wire.Probe && from == m.nodes[0].addr {
-				packets++
+				packets.Add(1)
 			}
 		}
 		m.f.mu.Unlock()
 		m.say(0, ipv4(macOf(2), macOf(0), fits, 0x40))
 		m.wantCounts("as told", 0, 0, 1)
-		if packets != 1 {
-			t.Errorf("it took %d packets", packets)
+		if n := packets.Load(); n != 1 {
+			t.Errorf("it took %d packets", n)
 		}
 		// The next link carries less: the relay fragments what it cannot read.
 		m.nodes[1].links[nameOf(2)].maxBody.Store(1000)
