@@ -33,6 +33,11 @@ func (h fastHost) Inject(head offload.Header, frame []byte) {
 	}
 }
 
+func (h fastHost) Carries(n peer.Name) bool {
+	l := (*h.r.byName.Load())[n]
+	return l != nil && !l.quiet.Load()
+}
+
 func (h fastHost) SetFast(n peer.Name, up bool) {
 	h.r.do(func() {
 		if l, ok := h.r.links[n]; ok {

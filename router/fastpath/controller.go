@@ -83,6 +83,9 @@ type Host interface {
 	// Check reports that the path to a neighbour may be dead or too narrow, as echoes are
 	// late.
 	Check(n peer.Name)
+	// Carries reports whether the router lately sent frames to a neighbour itself. It never
+	// waits.
+	Carries(n peer.Name) bool
 	// Backlog reports whether frames wait in the TAP. It never waits.
 	Backlog() bool
 }

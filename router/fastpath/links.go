@@ -40,7 +40,7 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 	l.Link, effects = plan.NewLink(plan.Config{
 		MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr,
 		Pace: func() time.Duration { return liveness.Pace(c.busy) }, Unread: c.host.Backlog,
-		Links: func() int { return len(c.links) },
+		Links: func() int { return len(c.links) }, Carries: func() bool { return c.host.Carries(n) },
 	}, now)
 	c.links[n] = l
 	c.apply(l, now, effects)

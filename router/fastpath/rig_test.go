@@ -75,6 +75,8 @@ func (r *router) Inject(_ offload.Header, frame []byte) {
 }
 
 // SetFast implements fastpath.Host.
+func (r *router) Carries(peer.Name) bool { return true }
+
 func (r *router) SetFast(n peer.Name, up bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -131,11 +131,11 @@ const (
 	tries       = 3 // of a size before it counts as lost
 	minTimeout  = 250 * time.Millisecond
 	loneTimeout = 100 * time.Millisecond // of the first probe of a search
-	verifyTries = 5                // of the size in use before a search begins
-	verifyIdle  = 10 * time.Second // between two checks of the size in use, without traffic
-	verifyBusy  = time.Second      // with traffic
-	raiseFirst  = time.Minute      // from a search to the next attempt at a larger size;
-	raiseLater  = 10 * time.Minute // it doubles up to this, PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
+	verifyTries = 5                      // of the size in use before a search begins
+	verifyIdle  = 10 * time.Second       // between two checks of the size in use, without traffic
+	verifyBusy  = time.Second            // with traffic
+	raiseFirst  = time.Minute            // from a search to the next attempt at a larger size;
+	raiseLater  = 10 * time.Minute       // it doubles up to this, PMTU_RAISE_TIMER of RFC 8899, section 5.1.1
 )
 
 // path is the search for the path MTU. It probes the largest size first, which mostly passes:

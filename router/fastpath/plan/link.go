@@ -105,6 +105,9 @@ type Config struct {
 	Pace   func() time.Duration
 	Unread func() bool
 	Links  func() int // returns how many links the router has; nil for few
+	// Carries returns whether frames use another path to the peer, and will use this one when
+	// it is up; true if nil.
+	Carries func() bool
 }
 
 // rest returns the interval of probes on a link that carries no frames.
@@ -248,7 +251,9 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 		return l.flush(now)
 	}
 	l.up, l.upSince = true, now
-	l.live.Used(now) // there may be traffic already
+	if l.cfg.Carries == nil || l.cfg.Carries() {
+		l.live.Used(now)
+	}
 	return l.flush(now)
 }
 

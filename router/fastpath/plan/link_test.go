@@ -141,6 +141,23 @@ func TestBlockedAtOnce(t *testing.T) {
 	}
 }
 
+// A link that comes up and carries nothing costs little from the beginning.
+func TestComesUpUnused(t *testing.T) {
+	e := newEnds(t, willing, willing)
+	for i := range e.l {
+		e.l[i].cfg.Carries = func() bool { return false }
+	}
+	e.path = func(int) bool { return false }
+	e.run(5 * time.Second)
+	e.path = func(int) bool { return true }
+	e.run(firstHold + SlowBeat)
+	e.want(true)
+	e.sent = 0
+	if e.run(10 * time.Second); e.sent > 2*11 {
+		t.Errorf("%d probes of two ends in ten seconds", e.sent)
+	}
+}
+
 // A link of a large mesh that carries nothing costs little, and is watched as closely as
 // others as soon as it carries frames.
 func TestIdleLinkAmongMany(t *testing.T) {
