@@ -556,6 +556,9 @@ func (c *core) hold(owner string, p netip.Prefix) (before string) {
 		c.space.Take(a)
 	}
 	c.assign(owner, a, p.Bits())
+	if c.withheld(a) {
+		c.setOwned()
+	}
 	c.findForeign()
 	return old.owner
 }

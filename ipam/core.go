@@ -511,18 +511,23 @@ func (c *core) forgetNames() {
 }
 
 // setOwned gives the space what the ring says this peer owns, without what it has offered
-// to others, keeps for them, or may give only to those who use it.
+// to others, keeps for them, or may give only to those who use it. What containers of this host
+// use is its own all the same.
 func (c *core) setOwned() {
-	var without []addr.Range
-	for _, o := range c.offers {
-		without = append(without, o.action.Range)
-	}
-	without = append(without, c.keptRanges()...)
+	without := c.keptRanges()
 	for a := range c.rivals {
 		without = append(without, addr.Single(a))
 	}
+	without = c.space.Unused(addr.Normal(without))
+	for _, o := range c.offers {
+		without = append(without, o.action.Range)
+	}
 	c.space.SetOwned(addr.Subtract(c.ring.Owned(c.mine()...), addr.Normal(without)))
 }
+
+// withheld reports whether an address of this peer is kept, or given only to those who use it. It is
+// no longer free once its container has ended.
+func (c *core) withheld(a netip.Addr) bool { return c.rivals[a] != nil || c.keptAt(a) != nil }
 
 // displayName returns the name of a peer for people, with its nickname if known.
 func (c *core) displayName(n peer.Name) string {

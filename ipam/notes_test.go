@@ -352,3 +352,29 @@ func TestNothingIsKeptForABannedHeir(t *testing.T) {
 		}
 	}
 }
+
+// A host inherits a range, and its own containers use some of the addresses: it was removed before,
+// and is the heir of its heir. Those addresses are its own. When a container ends, its address is kept
+// like the rest.
+func TestAddressesOfOwnContainersAreNotKeptForOthers(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	n := s.add(keepRange, Init{Mode: Consensus, Expect: 1})
+	used := n.allocate("used", keepRange)
+	n.do(func(c *core) {
+		c.keep(kept{rng: addr.Of(pfx("10.32.0.0/25")), from: ring.Holder{Name: peer.Name{2, 7}, Key: peer.KeyID{7}}, until: c.now.Add(time.Hour), heir: true})
+		c.setOwned()
+	})
+	for _, again := range []bool{false, true} {
+		if again {
+			n.startAgain(n.disk)
+			s.run(5 * time.Second)
+		}
+		if st := n.core.status(); !n.core.space.Owns(used) || st.Owners[0].Active != 1 || len(st.Conflicts) > 0 {
+			t.Errorf("started again %v: owners %+v, conflicts %v", again, st.Owners, st.Conflicts)
+		}
+	}
+	n.do(func(c *core) { c.release("used", used) })
+	if got := s.fill(n); slices.Contains(got, used) || len(got) == 0 {
+		t.Errorf("%s is kept, and was given after its container had ended: %v", used, got)
+	}
+}

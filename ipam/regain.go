@@ -31,8 +31,7 @@ func (c *core) findForeign() {
 		return
 	}
 	for a := range c.allocations {
-		owner, _ := c.ring.Owner(a)
-		if !c.ringDivides(a) || c.space.Owns(a) || c.isMine(owner) && c.keptAt(a) != nil {
+		if !c.ringDivides(a) || c.space.Owns(a) {
 			delete(c.foreign, a)
 			continue
 		}

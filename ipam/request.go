@@ -224,6 +224,9 @@ func (c *core) release(owner string, a netip.Addr) bool {
 	}
 	c.unassign(owner, a)
 	c.space.Release(a)
+	if c.withheld(a) {
+		c.setOwned()
+	}
 	c.writes = append(c.writes, releaseWrite(a))
 	c.retryPending()
 	return true
