@@ -204,3 +204,12 @@ func (c *core) noRing() error {
 func (c *core) put(bucket string, key, value []byte) {
 	c.writes = append(c.writes, store.Write{Bucket: bucket, Key: key, Value: value})
 }
+
+// putLater writes with the next write of put, or within flushEvery. What is lost if this peer dies
+// before must do no harm.
+func (c *core) putLater(bucket string, key, value []byte) {
+	if len(c.deferred) == 0 {
+		c.deferredSince = c.now
+	}
+	c.deferred = append(c.deferred, store.Write{Bucket: bucket, Key: key, Value: value})
+}

@@ -180,16 +180,17 @@ func (c *core) onSpaceAsk(from peer.Name, m message) {
 	c.send(from, answer)
 }
 
-// onClaimAsk offers a single address, if it is free.
+// onClaimAsk offers a single address, if it is free or the peer alone says that it uses it.
 func (c *core) onClaimAsk(from peer.Name, m message) {
 	answer := message{kind: msgClaimAnswer, id: m.id, status: statusOther}
 	to, ok := c.canGive(from)
+	owner, _ := c.ring.Owner(m.addr)
 	switch {
-	case !ok:
+	case !ok || !c.isMine(owner):
 	case c.offered(from, addr.Single(m.addr)):
 		answer.status = statusYes
-	case c.keptAt(m.addr) != nil || c.rivals[m.addr] != nil:
-		answer = c.onClaimOfKept(to, m)
+	case m.inUse || c.withheld(m.addr):
+		answer = c.onClaimInUse(to, m)
 	case !c.space.Owns(m.addr):
 	case c.space.Uses(m.addr):
 		answer.status = statusNo

@@ -24,7 +24,7 @@ import (
 //	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
 //	kept       first and last address, its owner before 22 -> Unix seconds 8, slot of the removal 8, this peer is the heir 1,
 //	           underlay address of its owner before, none or to the end
-//	claims     address of a removed peer, the peer that uses it 22 -> bits of the underlay address of that
+//	claims     address of this peer, the other peer that uses it 22 -> bits of the underlay address of that
 //	           peer 1, underlay address
 const (
 	bucketMeta      = "meta"
@@ -247,12 +247,7 @@ func (s stored) is(k string, v []byte) bool { return len(k) >= 10 || s.value == 
 // within flushEvery: what is lost comes back from other peers. A change to another ring is
 // written at once, as the operator may have decided it.
 func (c *core) saveRing() {
-	if len(c.deferred) == 0 {
-		c.deferredSince = c.now
-	}
-	put := func(k string, v []byte) {
-		c.deferred = append(c.deferred, store.Write{Bucket: bucketRing, Key: []byte(k), Value: v})
-	}
+	put := func(k string, v []byte) { c.putLater(bucketRing, []byte(k), v) }
 	now := c.ring.Dump()
 	for k, v := range now {
 		if old, ok := c.onDisk[k]; !ok || !old.is(k, v) {

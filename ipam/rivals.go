@@ -12,19 +12,22 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 )
 
-// Addresses of a removed peer that are in use. A host that lost its state folder has a new name,
-// and its containers still use addresses of the old one. Once an operator removes the old name,
-// its heir would give these addresses to others. So for claimsFirst the heir gives nothing of
-// such a range. It takes claims of peers whose containers use an address, and then gives each of
-// them that address alone:
+// Claims of addresses in use. A host can use an address that another peer owns: it was removed, its
+// ring was left for another one, or it lost its state folder and has a new name, and an operator
+// removed the old one. Then it asks the owner for the address. As long as it does, the owner gives
+// the address to nobody else. It gives it to the peer, the address alone, once that is the only one:
 //
-//	peer with containers       heir
+//	peer with containers       owner of the address
 //	claim ask, in use  ------> one peer uses the address: a transfer of it, as the rates allow
-//	repeated until given       two say so: neither gets it, and nobody else does
+//	repeated until given       a container of the owner uses it too: a transfer once that has ended
+//	                           two peers say so: neither gets it, and nobody else does
 //
-// The heir also writes claims to its disk, so that no address in use becomes free when it restarts.
+// An heir would give the addresses of a removed peer to others before it hears of those in use. So
+// it gives nothing of such a range before it has taken claims for claimsFirst; see keep.go.
 //
-// Whether a container uses the address, the heir cannot know. A member that lies gets no more
+// The owner also writes claims to its disk, so that no address in use becomes free when it restarts.
+//
+// Whether a container uses the address, the owner cannot know. A member that lies gets no more
 // than by claims of free addresses, as the same rates hold for both; it cannot get an address
 // that a host uses; and what it holds back from all is bounded.
 
@@ -56,8 +59,8 @@ type rival struct {
 	from netip.Addr
 }
 
-// noteRival records that a peer uses an address of an open range, or of one that was open. It
-// reports false if there is no place for an address of which nobody knows yet that it is in use.
+// noteRival records that a peer uses an address of this peer. It reports false if there is no place
+// for an address of which nobody knows yet that it is in use.
 func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 	rs := c.rivals[a]
 	if r, repeated := rs[h]; repeated {
@@ -82,7 +85,8 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 	}
 	c.addRival(h, a, rival{c.now, from})
 	key, value := writeRival(h, a, from)
-	c.put(bucketClaims, key, value)
+	c.putLater(bucketClaims, key, value)
+	c.setOwned()
 	return true
 }
 
@@ -90,6 +94,19 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 // underlay address. A second claim always has one.
 func (c *core) placeForRival(a, from netip.Addr) bool {
 	return c.rivals[a] != nil || c.rivalsFrom[from] < maxRivalsBy && len(c.rivals) < maxRivals
+}
+
+// mayHold reports whether a claim may hold an address back from all. Of the addresses that were free,
+// one in othersReserve stays so: else a member that lies could stop a mesh with a small range.
+func (c *core) mayHold(a netip.Addr) bool {
+	if c.withheld(a) || c.space.Uses(a) || !c.space.Owns(a) {
+		return true
+	}
+	var owned addr.Count
+	for _, h := range c.mine() {
+		owned = owned.Add(c.ring.Owners()[h])
+	}
+	return addr.Total(c.space.Free(addr.Of(c.cfg.Range))).Float() > owned.Float()/othersReserve
 }
 
 func (c *core) addRival(h ring.Holder, a netip.Addr, r rival) {
@@ -137,7 +154,7 @@ func (c *core) dropRival(a netip.Addr, h ring.Holder) {
 	from := c.rivals[a][h].from
 	delete(c.rivals[a], h)
 	key, _ := writeRival(h, a, from)
-	c.put(bucketClaims, key, nil)
+	c.putLater(bucketClaims, key, nil)
 	if c.rivalsFrom[from]--; c.rivalsFrom[from] <= 0 {
 		delete(c.rivalsFrom, from)
 	}
@@ -154,7 +171,8 @@ func (c *core) dropRivals(a netip.Addr) {
 // pushRivals gives addresses of ranges that are no longer kept to the peers that use them.
 func (c *core) pushRivals() {
 	changed, free, mine := false, c.caughtUp(), c.mine()
-	kept := c.keptRanges() // once, as there can be many claims
+	kept := c.keptRanges()              // once, as there can be many claims
+	later := make(map[ring.Holder]bool) // those that get no more now
 	for _, a := range slices.SortedFunc(maps.Keys(c.rivals), netip.Addr.Compare) {
 		rs := c.rivals[a]
 		for h, r := range rs {
@@ -168,11 +186,14 @@ func (c *core) pushRivals() {
 			changed = true
 			continue
 		}
-		if !free || len(rs) > 1 || len(addr.Within(kept, addr.Single(a))) > 0 {
+		if !free || len(rs) > 1 || c.space.Uses(a) || len(addr.Within(kept, addr.Single(a))) > 0 {
 			continue
 		}
 		for h := range rs {
-			if len(c.offers) < maxOffers && c.present(h) && !c.ring.IsBanned(h) && !c.offered(h.Name, addr.Single(a)) && c.mayGive(h) {
+			if len(c.offers) >= maxOffers || later[h] || !c.present(h) || c.ring.IsBanned(h) || c.offered(h.Name, addr.Single(a)) {
+				continue
+			}
+			if later[h] = !c.mayGive(h); !later[h] {
 				c.give(h, addr.Single(a), 0) // the claim ends with the decision
 			}
 		}
@@ -183,15 +204,21 @@ func (c *core) pushRivals() {
 	}
 }
 
-// onClaimOfKept answers a claim of an address that is kept, or that a peer uses.
-func (c *core) onClaimOfKept(h ring.Holder, m message) message {
-	k := c.keptAt(m.addr)
+// onClaimInUse answers a claim of an address that is in use, or that is kept or held for a peer that
+// uses it.
+func (c *core) onClaimInUse(h ring.Holder, m message) message {
 	answer := message{kind: msgClaimAnswer, id: m.id, status: statusYes} // it asks again
-	if c.allocations[m.addr].owner != "" {
-		answer.status = statusNo // by a container of this host
-	} else if k != nil && !k.isOpen() {
+	k, usedHere := c.keptAt(m.addr), c.space.Uses(m.addr)
+	switch {
+	case usedHere:
+		answer.status = statusNo
+	case k != nil && !k.isOpen():
 		answer.status, answer.until, answer.name = statusKept, k.until, k.from.Name
-	} else if m.inUse && !c.noteRival(h, m.addr) && k != nil {
+		return answer
+	case !c.withheld(m.addr) && c.space.Owns(m.addr) && c.mayGive(h) && c.give(h, addr.Single(m.addr), m.id):
+		return answer
+	}
+	if m.inUse && !(c.mayHold(m.addr) && c.noteRival(h, m.addr)) && k != nil {
 		k.hold(c.now)
 	}
 	return answer

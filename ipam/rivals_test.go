@@ -302,3 +302,77 @@ func FuzzParseClaim(f *testing.F) {
 		}
 	})
 }
+
+// Two containers on two hosts use one address, after rings met. One of them ends: its address is not
+// given again, as the other one lives. The host of that one gets the address.
+func TestAddressInUseOnTwoHostsIsNotGivenWhenOneContainerEnds(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 1)
+	owner, other := nodes[4], nodes[0]
+	s.duplicatesExpected = true
+	other.do(func(c *core) { c.hold("other", netip.PrefixFrom(used[0], 24)) })
+	s.run(2 * regainEvery)
+	if st := other.core.status(); len(st.Conflicts) != 1 || !st.Conflicts[0].InUse {
+		t.Fatalf("conflicts %+v", st.Conflicts)
+	}
+	if st := owner.core.status(); len(st.Conflicts) != 0 {
+		t.Errorf("conflicts on the owner %+v", st.Conflicts)
+	}
+	owner.do(func(c *core) { c.release("used0", used[0]) })
+	if got := owner.allocate("new", keepRange); got == used[0] {
+		t.Errorf("%s was given to another container", got)
+	}
+	s.run(2 * regainEvery)
+	if !other.core.space.Owns(used[0]) || len(other.core.status().Conflicts) > 0 {
+		t.Errorf("%s does not belong to the host that uses it: %+v", used[0], other.core.status().Conflicts)
+	}
+}
+
+// A host claims more addresses that its containers use than it gets at once. None of the others is
+// given to containers of the owner meanwhile, nor to other hosts, and in the end it has all of them.
+func TestAddressesInUseAreNotGivenBeforeTheirTurn(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	owner := s.add("10.32.0.0/22", Init{Mode: Consensus, Expect: 1})
+	owner.allocate("c", "10.32.0.0/22")
+	host, third := s.add("10.32.0.0/22", Init{Mode: Observer}), s.add("10.32.0.0/22", Init{Mode: Observer})
+	s.converged(20 * time.Second)
+	var used []netip.Addr
+	host.do(func(c *core) {
+		a := netip.MustParseAddr("10.32.0.20")
+		for i := range 2 * askBurst {
+			c.hold(fmt.Sprint("used", i), netip.PrefixFrom(a, 22))
+			used, a = append(used, a), a.Next()
+		}
+	})
+	s.run(2 * regainEvery)
+	for i := range 100 {
+		for _, n := range []*node{owner, third} {
+			if got := n.allocate(fmt.Sprint("new", i), "10.32.0.0/22"); slices.Contains(used, got) {
+				t.Fatalf("%s is in use and was given", got)
+			}
+		}
+	}
+	s.run(2 * askBurst * askEvery)
+	for _, a := range used {
+		if !host.core.space.Owns(a) {
+			t.Errorf("%s does not belong to the host that uses it", a)
+		}
+	}
+}
+
+// A member claims all addresses of a small range as in use. Other hosts still get some.
+func TestClaimsOfAllAddressesStopNobody(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	owner, liar := nodes[4], nodes[0]
+	before := addr.Total(owner.core.space.Free(addr.Of(pfx(keepRange))))
+	for _, r := range owner.core.space.Owned() {
+		for a := r.First; r.Contains(a); a = a.Next() {
+			claimFrom(owner, liar, a)
+		}
+	}
+	after := addr.Total(owner.core.space.Free(addr.Of(pfx(keepRange))))
+	if after.Float() < before.Float()/othersReserve-1 {
+		t.Errorf("of %v free addresses %v are left", before, after)
+	}
+}
