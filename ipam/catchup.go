@@ -85,13 +85,11 @@ func (c *core) startCatchUp() {
 }
 
 // catchUpAfter starts to catch up if the ring that has just arrived says that this peer owns
-// a part of it, although it does not remember that: its state file was lost. Before the first
-// decision there is nothing that it can have forgotten.
+// a part of it or has a vote, although it does not remember that: its state file was lost, or is
+// from the time of the first election. Before the first decision there is nothing that it can
+// have forgotten.
 func (c *core) catchUpAfter(wasReady bool) {
-	if wasReady || !c.ring.Ready() || c.ring.Slot() == 0 || c.election != nil && c.election.Running() {
-		return
-	}
-	if len(c.ring.Owned(c.mine()...)) > 0 {
+	if !wasReady && c.ring.Ready() && c.ring.Slot() > 0 && !c.gone() {
 		c.startCatchUp()
 	}
 }

@@ -347,6 +347,42 @@ func TestForgottenTransferIsHonoured(t *testing.T) {
 	}
 }
 
+// A host starts with a disk from the time of the first election, which has no ring. When the ring of
+// the others arrives, it catches up with them before it gives anything.
+func TestStateFromTheFirstElectionIsOld(t *testing.T) {
+	w := newRollbacks(t, seed.New(t), 3)
+	a := w.nodes[0]
+	a.begin(func(c *core, id uint64) { c.allocate(id, "first", pfx(rollbackRange)) })
+	for len(a.disk.data[bucketElection]) == 0 {
+		w.run(simStep)
+	}
+	old := a.disk.clone()
+	if len(old.data[bucketRing]) > 0 {
+		t.Fatal("the disk has a ring")
+	}
+	w.converged(30 * time.Second)
+	before := w.nodes[1].core.ring.Slot()
+	for range 64 { // more than its own part
+		a.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("c", id), pfx(rollbackRange)) })
+	}
+	w.run(10 * time.Second)
+	w.converged(30 * time.Second)
+	if w.nodes[1].core.ring.Slot() == before {
+		t.Fatal("nothing was decided")
+	}
+	w.restart(a, old, false)
+	for !a.core.ring.Ready() {
+		w.run(simStep)
+	}
+	if state := a.core.status().State; !strings.HasPrefix(state, "catching up") {
+		t.Errorf("it is %s", state)
+	}
+	w.run(5 * time.Second)
+	if state := a.core.status().State; strings.HasPrefix(state, "catching up") {
+		t.Errorf("it is still %s", state)
+	}
+}
+
 // A host has signed a transfer, which reached one voter alone, and starts with a disk from before. The
 // voters that it asks do not agree to the transfer as long as others may bring it: not before the host
 // itself sends it again.
