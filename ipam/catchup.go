@@ -403,10 +403,10 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 	if !c.current() {
 		answer.status = statusToo
 	}
-	s := started{at: c.now, transfers: make(map[wishKey]bool)}
+	s := &started{at: c.now, slot: c.ring.Slot(), reported: make(map[wishKey]bool)}
 	for _, a := range c.undecidedTransfers(h) {
 		raw := a.Encode()
-		s.transfers[keyOf(a)] = true
+		s.reported[keyOf(a)] = true
 		answer.body = append(binary.BigEndian.AppendUint16(answer.body, uint16(len(raw))), raw...)
 	}
 	if c.inRing(h) {
@@ -415,27 +415,48 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 	c.send(from, answer)
 }
 
-// started is what a peer was told that has started and catches up.
+// started is what this peer knows of the last start of another one: what that signed before, it may
+// have forgotten.
 type started struct {
-	at        time.Time
-	transfers map[wishKey]bool // those that it has signed, as this peer knows
+	at   time.Time
+	slot uint64 // of this peer at that time, and so of the other one once it has caught up
+	// reported has the transfers that this peer reported to it; nil after wishTTL.
+	reported map[wishKey]bool
+	// leave is the handover that it has sent since.
+	leave ring.ID
 }
 
-// startedTTL is longer than other voters keep a transfer that nobody repeats.
-const startedTTL = 2 * wishTTL
-
-// agreeRemembered returns an error for a transfer that its signer may have forgotten: this peer has
-// not told it of the transfer when it started, and has not got it from there since. Those that hear
-// enough voters hear of each transfer that can be decided.
+// agreeRemembered returns an error for a transfer or a handover that its signer may have forgotten:
+// it was signed before the signer started, this peer has not reported it to the signer, and has not got
+// it from there since. Those that hear enough voters hear of each transfer that can be decided, and a
+// voter that lies can keep one for any time.
 func (c *core) agreeRemembered(a *ring.Action) error {
-	s, known := c.startedPeers[a.From.Name]
-	if !known || c.now.Sub(s.at) > startedTTL || s.transfers[keyOf(a)] {
+	s := c.startedPeers[a.From.Name]
+	if s == nil || a.AsOf > s.slot || s.reported[keyOf(a)] || a.Kind == ring.Leave && s.leave == a.SignedID() {
 		return nil
 	}
-	if w := c.wishes[keyOf(a)]; w != nil && w.signed {
+	if w := c.wishes[keyOf(a)]; a.Kind == ring.Transfer && w != nil && w.signed {
 		return nil
 	}
-	return fmt.Errorf("%s has started since it signed the transfer of %s, and may have forgotten it", c.displayName(a.From.Name), a.Range)
+	return fmt.Errorf("%s has started since it signed a %s, and may have forgotten it", c.displayName(a.From.Name), a.Kind)
+}
+
+// endStarted forgets the starts of peers that the ring does not name.
+func (c *core) endStarted() {
+	named := make(map[peer.Name]bool)
+	for h := range c.ring.Owners() {
+		named[h.Name] = true
+	}
+	for _, h := range c.ring.Voters() {
+		named[h.Name] = true
+	}
+	for n, s := range c.startedPeers {
+		if !named[n] {
+			delete(c.startedPeers, n)
+		} else if c.now.Sub(s.at) > wishTTL {
+			s.reported = nil // it sends them itself
+		}
+	}
 }
 
 // undecidedTransfers returns the transfers of a peer that this peer has seen and that may still

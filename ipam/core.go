@@ -185,7 +185,7 @@ type core struct {
 	otherRanges map[netip.Prefix]time.Time // of other peers, and when they were heard of
 
 	// Decisions; see decide.go and voters.go.
-	startedPeers map[peer.Name]started     // those that catch up
+	startedPeers map[peer.Name]*started    // the last starts of owners and voters
 	checked      map[string][]*ring.Action // of actionsOf, by body
 	checkedEpoch uint64                    // of the ring
 	wishes       map[wishKey]*wish
@@ -265,7 +265,7 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		asked:        make(map[wishKey]*wish),
 		voices:       make(map[wishKey]*voice),
 		consents:     make(map[consent]time.Time),
-		startedPeers: make(map[peer.Name]started),
+		startedPeers: make(map[peer.Name]*started),
 		helped:       make(map[peer.Name]time.Time),
 		refusals:     make(map[peer.Name]refusal),
 		absentSince:  make(map[ring.Holder]time.Time),
@@ -332,6 +332,7 @@ func (c *core) tick() {
 	if c.ring.Ready() && !c.now.Before(c.nextWatch) {
 		c.nextWatch = c.now.Add(watchEvery)
 		c.watchAbsence()
+		c.endStarted()
 	}
 	c.pushAsks()
 	c.pushLeave()

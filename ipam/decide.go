@@ -247,7 +247,6 @@ func (c *core) dropWishes() {
 		}
 	}
 	c.dropVoices()
-	maps.DeleteFunc(c.startedPeers, func(_ peer.Name, s started) bool { return c.now.Sub(s.at) > startedTTL })
 }
 
 // wishEnds reports whether a wish came true, is void, or was not repeated.
@@ -320,10 +319,7 @@ func (c *core) agree(a *ring.Action) error {
 		if !c.present(a.To) {
 			return fmt.Errorf("%s cannot be reached from %s", c.displayName(a.To.Name), c.displayName(c.cfg.Self))
 		}
-		if a.Kind == ring.Leave {
-			return nil
-		}
-		if err := c.agreeRemembered(a); err != nil {
+		if err := c.agreeRemembered(a); err != nil || a.Kind == ring.Leave {
 			return err
 		}
 		return c.agreeCut(a)

@@ -107,7 +107,8 @@ func (c *core) pickHeir() (heir ring.Holder, ok bool) {
 	return heir, ok
 }
 
-// pushLeave sends the handover to the heir until it is decided.
+// pushLeave sends the handover to the heir until it is decided, and to the voters, so that they
+// see that this peer still wants it.
 func (c *core) pushLeave() {
 	l := c.leaving
 	if l == nil {
@@ -129,13 +130,25 @@ func (c *core) pushLeave() {
 		return
 	}
 	l.sent = c.now
-	c.send(l.heir, message{kind: msgLeave, body: l.action.Encode()})
+	m := message{kind: msgLeave, body: l.action.Encode()}
+	c.send(l.heir, m)
+	for _, h := range c.presentVoters() {
+		if !c.isMine(h) && h.Name != l.heir {
+			c.send(h.Name, m)
+		}
+	}
 }
 
 // onLeave agrees to take the space of a peer that leaves.
 func (c *core) onLeave(from peer.Name, m message) {
 	a, err := ring.ParseAction(m.body)
-	if err != nil || a.Kind != ring.Leave || a.From.Name != from || a.To != c.self || c.left || c.leaving != nil || !c.ring.Ready() {
+	if err != nil || a.Kind != ring.Leave || a.From.Name != from || !c.ring.Ready() {
+		return
+	}
+	if s := c.startedPeers[from]; s != nil {
+		s.leave = a.SignedID()
+	}
+	if a.To != c.self || c.left || c.leaving != nil {
 		return
 	}
 	c.send(from, message{kind: msgBehind, slot: c.ring.Slot()})

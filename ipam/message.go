@@ -26,7 +26,7 @@ import (
 //	 3 space answer status 1, free 16
 //	 4 claim ask    address 1+a, 1 if a container of the sender uses it 1
 //	 5 claim answer status 1, Unix seconds 8, removed peer 6
-//	 6 leave        the action that gives everything to the receiver, to the end
+//	 6 leave        the action that gives everything of the sender to its heir, to the end
 //	 7 wish         an action that the sender wants to be decided, to the end
 //	 8 round        a message between voters, see package consensus, to the end
 //	 9 behind       the slot of the last decision that the sender knows, 8

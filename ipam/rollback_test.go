@@ -408,12 +408,46 @@ func TestForgottenTransferIsNotDecided(t *testing.T) {
 	if owner, _ := voter.core.ring.Owner(free.Last); owner != giver.self() {
 		t.Fatalf("%s went to %s", free.Last, owner)
 	}
+	s.run(5 * time.Minute) // a voter that lies can bring it again at any time
+	voter.do(func(c *core) { _ = c.receive(to.cfg.Self, wish) })
 	if err := voter.core.agree(a); err == nil || !strings.Contains(err.Error(), "may have forgotten it") {
 		t.Errorf("after the start: %v", err)
 	}
 	voter.do(func(c *core) { _ = c.receive(giver.cfg.Self, wish) })
 	if err := voter.core.agree(a); err != nil {
 		t.Errorf("sent by the host itself: %v", err)
+	}
+}
+
+// An operator resets a host while too few voters can be reached, and then starts its router again. The
+// heir still asks for the handover, but the host has forgotten it and gives addresses to containers.
+// So it keeps them. When the operator resets it once more, it leaves.
+func TestForgottenHandoverIsNotDecided(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	host, dead := nodes[4], nodes[:2]
+	before := host.core.ring.Owners()[host.self()]
+	for _, n := range dead {
+		n.kill()
+	}
+	id := host.begin(func(c *core, id uint64) { c.handover(id) })
+	if _, ok := host.await(id, 5*time.Second); ok {
+		t.Fatal("it was decided without a quorum")
+	}
+	host.kill()
+	s.run(time.Second)
+	host.launch()
+	host.allocate("new", keepRange)
+	for _, n := range dead {
+		n.launch()
+	}
+	s.run(time.Minute)
+	s.converged(20 * time.Second)
+	if got := host.core.ring.Owners()[host.self()]; got != before {
+		t.Errorf("it owns %v addresses, before %v", got, before)
+	}
+	if r := host.reset(); !r.Unreachable.IsZero() || r.Addresses != before {
+		t.Errorf("%+v", r)
 	}
 }
 

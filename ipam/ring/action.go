@@ -118,6 +118,9 @@ func (a *Action) Encode() []byte {
 	return a.raw
 }
 
+// SignedID names what From has signed: actions that differ in other signatures only have one.
+func (a *Action) SignedID() ID { return idOf(domainAction, a.unsigned()) }
+
 func (a *Action) message(ring ID) []byte { return append(ring[:], a.unsigned()...) }
 
 // sign signs a for From.
