@@ -465,3 +465,51 @@ func TestHostThatAsksAgainAndAgainGetsAShare(t *testing.T) {
 		n.allocate(fmt.Sprint("more", i), addrRange)
 	}
 }
+
+// signedAsOf returns a transfer of r from n to itself that is signed as of a slot.
+func (n *node) signedAsOf(r addr.Range, slot uint64) []byte {
+	a, err := n.core.ring.Give(n.cfg.Signer, n.self(), n.self(), r)
+	if err != nil {
+		n.s.t.Fatal(err)
+	}
+	raw := slices.Clone(a.Encode())
+	unsigned := raw[:len(raw)-len(peer.Key{})-peer.SignatureLen]
+	binary.BigEndian.PutUint64(raw[2+2*len(r.First.AsSlice()):], slot)
+	id := n.core.ring.Genesis().ID()
+	sig := n.cfg.Signer.Sign("weft ipam action", append(id[:], unsigned...))
+	copy(raw[len(raw)-peer.SignatureLen:], sig[:])
+	return raw
+}
+
+// A voter that lies signs a transfer as of a slot far ahead. If that could be decided again and again,
+// there would be decisions without end, and none of those that have no others next to them: a change of
+// the voters, or the ban of the voter.
+func TestTransferAsOfALaterSlotIsNotDecidedWithoutEnd(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	liar, honest := nodes[4], nodes[:4]
+	before := honest[0].core.ring.Slot()
+	raw := liar.signedAsOf(liar.core.ring.Owned(liar.self())[0], 1<<40)
+	flood := func(d time.Duration, done func() bool) bool {
+		for end := s.now.Add(d); s.now.Before(end) && !done(); s.run(time.Second) {
+			for _, n := range nodes {
+				s.post(liar, n, 'u', (&message{kind: msgWish, id: before, body: raw}).encode())
+			}
+		}
+		return done()
+	}
+	joined := s.add(keepRange, Init{Mode: Observer})
+	joined.allocate("c", keepRange)
+	if !flood(30*time.Second, func() bool { return slices.Contains(honest[0].core.ring.Voters(), joined.self()) }) {
+		t.Error("a host that has joined gets no vote")
+	}
+	for _, n := range append(slices.Clone(honest), joined) {
+		n.begin(func(c *core, id uint64) { c.ban(id, liar.cfg.Self, false) })
+	}
+	if !flood(30*time.Second, func() bool { return honest[0].core.ring.IsBanned(liar.self()) }) {
+		t.Errorf("it is not banned: %v", honest[0].core.status().Waiting)
+	}
+	if after := honest[0].core.ring.Slot(); after > before+10 {
+		t.Errorf("%d decisions", after-before)
+	}
+}

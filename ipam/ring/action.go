@@ -46,7 +46,7 @@ func (k Kind) String() string {
 //
 // A signature covers the id of the ring and the action up to its first key. "As of" is
 // the latest slot that the signer knew: the action moves only ranges that did not change
-// since, so it cannot be repeated.
+// since, so it cannot be repeated. One of a slot that is not decided yet has no effect.
 type Action struct {
 	Kind     Kind
 	Range    addr.Range
@@ -244,6 +244,9 @@ func (st *state) check(a *Action, owns func(Holder) bool) error {
 		if st.banned[a.To] {
 			return no("%s is banned", a.To)
 		}
+	}
+	if (a.Kind == Transfer || a.Kind == Leave) && a.AsOf > st.slot {
+		return no("it is signed as of slot %d, after slot %d", a.AsOf, st.slot)
 	}
 	switch a.Kind {
 	case Transfer:

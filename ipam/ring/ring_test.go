@@ -222,6 +222,12 @@ func TestTransferCannotBeRepeated(t *testing.T) {
 	if err := r.Check(offer); !errors.Is(err, ErrState) {
 		t.Errorf("after its receiver was removed: %v", err)
 	}
+	later := gift(t, r, 0, 8, rng)
+	later.AsOf++
+	later.sign(r.Genesis().ID(), signer(0))
+	if err := r.Check(later); !errors.Is(err, ErrState) {
+		t.Errorf("as of a slot that is not decided: %v", err)
+	}
 }
 
 func TestQuorumsShareAnHonestVoter(t *testing.T) {
