@@ -196,6 +196,7 @@ type core struct {
 	machineRing  ring.ID
 	savedVotes   []byte
 	deciding     bool
+	aloneFirst   bool // of the last proposal
 	activeUntil  time.Time
 	roundSent    time.Time
 	helped       map[peer.Name]time.Time

@@ -278,6 +278,25 @@ func (c *core) sortedWishes() (out []*wish) {
 	return out
 }
 
+// propose returns the body that this voter proposes now, nil for none. An action that must be alone
+// does not fit behind others, of which there can always be some. So it is the first one in every
+// second proposal.
+func (c *core) propose() []byte {
+	actions := c.actions()
+	if c.aloneFirst = !c.aloneFirst; c.aloneFirst {
+		var alone, others []*ring.Action
+		for _, a := range actions {
+			if c.ring.Alone(a) {
+				alone = append(alone, a)
+			} else {
+				others = append(others, a)
+			}
+		}
+		actions = append(alone, others...)
+	}
+	return c.ring.Body(actions)
+}
+
 // actions returns what this voter would propose now.
 func (c *core) actions() (out []*ring.Action) {
 	if a := c.wantSnapshot(); a != nil {
@@ -473,7 +492,7 @@ func (c *core) slotMachine() *consensus.Machine {
 	m, err := consensus.New(consensus.Config{
 		Ring: c.ring.Genesis().ID(), Slot: c.ring.Slot() + 1, Voters: c.ring.Voters(), Self: self,
 		Signer: c.cfg.Signer, Verifier: c.cfg.Verifier, SignedBy: c.ring.SignedBy,
-		Propose:   func() []byte { return c.ring.Body(c.actions()) },
+		Propose:   c.propose,
 		Fits:      func(body []byte) error { _, err := c.ring.CheckBody(body); return err },
 		Agree:     c.agreeBody,
 		Reachable: c.present,

@@ -513,3 +513,32 @@ func TestTransferAsOfALaterSlotIsNotDecidedWithoutEnd(t *testing.T) {
 		t.Errorf("%d decisions", after-before)
 	}
 }
+
+// An action that must be alone in its decision has its turn, although there are always others that are
+// older.
+func TestActionThatMustBeAloneHasItsTurn(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 1)
+	voter, dead := nodes[0], nodes[4]
+	proposed := make(map[ring.Kind]int)
+	dead.kill()
+	voter.do(func(c *core) {
+		c.deciding = true // not yet
+		if !c.give(nodes[1].self(), addr.Single(c.space.Free(addr.Of(pfx(keepRange)))[0].First), 1) {
+			t.Fatal("it gives nothing")
+		}
+		gone, _ := c.ring.Owner(used[0])
+		c.consents[consent{ring.Remove, gone}] = c.now.Add(time.Second)
+		c.wish(c.removalOf(gone))
+		for range 4 {
+			actions, err := c.ring.CheckBody(c.propose())
+			if err != nil {
+				t.Fatal(err)
+			}
+			proposed[actions[0].Kind]++
+		}
+	})
+	if proposed[ring.Transfer] != 2 || proposed[ring.Remove] != 2 {
+		t.Errorf("proposed were %v", proposed)
+	}
+}

@@ -49,9 +49,13 @@ const (
 // maxRecord is the size limit of a record in bytes.
 const maxRecord = maxBody + 4 + 1 + MaxVoters*voteLen
 
+// Alone reports whether an action must be the only one of its decision.
+func (r *Ring) Alone(a *Action) bool { return r.st != nil && r.st.alone(a) }
+
 // Body encodes the actions as the body of the next decision. It leaves out the actions
-// that do not fit: those that have no effect after the ones before them, and those beyond
-// the size limit. It returns nil if none is left.
+// that do not fit: those that have no effect after the ones before them, those beyond the
+// size limit, and after the first one those that must be alone. It returns nil if none is
+// left.
 func (r *Ring) Body(actions []*Action) []byte {
 	if r.st == nil || r.st.slot >= maxSlot {
 		return nil
