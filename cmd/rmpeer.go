@@ -31,7 +31,8 @@ seconds to claim them, as a host does that lost its state folder and has a new n
 
 If so many voters are lost that the others cannot decide, --force goes on with this
 host alone: it founds the ring again without the peers. The other hosts then show the
-new ring in weft status; run weft adopt --here RING on each of them.`,
+new ring in weft status; run weft adopt --here RING on each of them within five minutes.
+Until then nobody gets the addresses of the peers, as containers there may use some.`,
 		Args: atLeast(1, "name at least one peer to remove"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return runRmpeer(c.Context(), a.client(), api.PeersRequest{Peers: args, Force: force, Operator: true}, a.stdout)

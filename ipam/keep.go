@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -54,6 +56,18 @@ import (
 // knows whether it has used the range, and goes on with its note for X. A peer also notes its own
 // removal: that note keeps it from nothing, but shows that the range was given back to it, and did
 // not come from an owner that found it free.
+//
+// What a peer gets by a transfer, the owner before has found free. What it gets in another way may
+// be in use on a third host, which has claimed it from the owner before. So the new owner writes a
+// note for nobody, and takes claims first:
+//
+//	the peer gets a range by               it takes claims
+//	------------------------------------------------------------------------------
+//	a leave or a ban                       at once
+//	a ring that is founded again           after followTime: other hosts follow it meanwhile
+//	another change of the ring             at once
+//	a snapshot, as decisions are missing   at once; after Config.Keep if a peer left or was
+//	                                       removed in the slot that gave it the range
 
 // maxKept bounds the notes. An honest host has few ranges, but a member can make up any number of
 // peers. So beyond the bound the underlay address with the most notes loses one. Peers whose underlay
@@ -61,12 +75,17 @@ import (
 // loses one: first one of a range that another peer inherited, then the smallest.
 const maxKept = 1024
 
-// kept is the note of a removal for one range. It has no effect while another peer owns the range.
+// followTime is how long nobody gets the addresses of the peers with which a ring lost its quorum.
+// Containers of other hosts may use some of them. The operators of those hosts make them follow the new
+// ring meanwhile.
+const followTime = 5 * time.Minute
+
+// kept is a note for one range. It has no effect while another peer owns the range.
 type kept struct {
 	rng   addr.Range
-	from  ring.Holder
+	from  ring.Holder // the peer that gets the range back; zero for nobody
 	until time.Time
-	slot  uint64     // of the removal
+	slot  int64      // of the decision; negative for those of another ring
 	heir  bool       // this peer got the range by the removal
 	place netip.Addr // the underlay address that counts it; zero if this peer had no direct session with from
 	// Not on disk: when the range was opened for claims, zero before until, and until when claims
@@ -74,8 +93,11 @@ type kept struct {
 	opened, free time.Time
 }
 
-// isOpen reports whether the range is kept for nobody, and claims are taken.
+// isOpen reports whether claims are taken, as the range is not kept for its owner before any more.
 func (k *kept) isOpen() bool { return !k.free.IsZero() }
+
+// forNobody reports whether the range is not given back to anybody.
+func (k *kept) forNobody() bool { return k.from.IsZero() }
 
 // hold keeps an open range open for claimsFirst more, because a claim of an address of it has found
 // no place. All together that takes rivalTTL at most, so that claims without end do not keep the
@@ -123,11 +145,23 @@ func (c *core) keptRanges() (out []addr.Range) {
 	return addr.Normal(out)
 }
 
+// keptIn returns how many addresses of a subnet this peer owns, and neither uses nor gives.
+func (c *core) keptIn(subnet netip.Prefix) (n addr.Count) {
+	owned := addr.Within(c.ring.Owned(c.mine()...), addr.Of(subnet))
+	for _, r := range c.space.Unused(c.keptRanges()) {
+		n = n.Add(addr.Total(addr.Within(owned, r)))
+	}
+	return n
+}
+
 // write encodes k for the state file.
 func (k *kept) write() (key, value []byte) {
-	key = k.from.Append(append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...))
+	key = append(k.rng.First.AsSlice(), k.rng.Last.AsSlice()...)
+	if !k.forNobody() {
+		key = k.from.Append(key)
+	}
 	value = binary.BigEndian.AppendUint64(nil, uint64(k.until.Unix()))
-	value = binary.BigEndian.AppendUint64(value, k.slot)
+	value = binary.BigEndian.AppendUint64(value, uint64(k.slot))
 	heir := byte(0)
 	if k.heir {
 		heir = 1
@@ -138,7 +172,10 @@ func (k *kept) write() (key, value []byte) {
 // parseKept parses what write returned.
 func parseKept(key, value []byte) (k kept, err error) {
 	const holderLen = peer.NameLen + len(peer.KeyID{})
-	at := len(key) - holderLen
+	at := len(key)
+	if at != 2*net.IPv4len && at != 2*net.IPv6len {
+		at -= holderLen
+	}
 	const placeAt = 8 + 8 + 1
 	if at < 0 || len(value) < placeAt || value[placeAt-1] > 1 {
 		return kept{}, fmt.Errorf("range of %d bytes for %d bytes: %w", len(key), len(value), errMessage)
@@ -149,12 +186,15 @@ func parseKept(key, value []byte) (k kept, err error) {
 	if !ok1 || !ok2 || first.BitLen() != last.BitLen() || !k.rng.IsValid() {
 		return kept{}, fmt.Errorf("range of %d bytes: %w", at, errMessage)
 	}
-	holders, err := ring.ParseHolders(key[at:])
-	if err != nil {
-		return kept{}, err
+	if at < len(key) {
+		holders, err := ring.ParseHolders(key[at:])
+		if err != nil {
+			return kept{}, err
+		}
+		k.from = holders[0]
 	}
-	k.from, k.until = holders[0], time.Unix(int64(binary.BigEndian.Uint64(value)), 0)
-	k.slot, k.heir = binary.BigEndian.Uint64(value[8:]), value[placeAt-1] == 1
+	k.until = time.Unix(int64(binary.BigEndian.Uint64(value)), 0)
+	k.slot, k.heir = int64(binary.BigEndian.Uint64(value[8:])), value[placeAt-1] == 1
 	if len(value) > placeAt {
 		var ok bool
 		if k.place, ok = netip.AddrFromSlice(value[placeAt:]); !ok {
@@ -168,27 +208,55 @@ func (c *core) sortKept() {
 	slices.SortFunc(c.kept, func(a, b kept) int { return a.rng.First.Compare(b.rng.First) })
 }
 
-// noteMoves notes the latest removals, and ends the notes of ranges that were transferred.
-// Removals that the operator of this host asked for are no mistake, so what it inherits by them is
-// kept for claims only.
+// noteMoves notes what has another owner now, and ends the notes of ranges that were transferred.
 func (c *core) noteMoves() {
 	for _, m := range c.ring.TakeMoves() {
-		if !m.Removal {
+		k := kept{until: c.now, slot: int64(m.Slot)}
+		switch m.Kind {
+		case ring.Transfer:
 			c.endNotes(m)
 			continue
+		case ring.Remove:
+			// A removal that the operator of this host asked for is no mistake.
+			if _, asked := c.consents[consent{ring.Remove, m.From}]; !asked {
+				k.until = c.now.Add(c.cfg.Keep)
+			}
+			k.from, k.heir, k.place = m.From, c.isMine(m.To), c.lastPlace[m.From]
+		case ring.Adopt:
+			if len(m.Ranges) == 0 {
+				c.renumberNotes()
+			}
+			if g := c.ring.Genesis(); g != nil && g.FoundedAgain() {
+				k.until = c.now.Add(followTime)
+			}
 		}
-		until := c.now.Add(c.cfg.Keep)
-		if _, asked := c.consents[consent{ring.Remove, m.From}]; asked {
-			until = c.now
+		if m.Departed {
+			k.until = c.now.Add(c.cfg.Keep)
+		}
+		if k.forNobody() && !m.Departed && !c.isMine(m.To) {
+			continue
 		}
 		// The largest ranges first, in case there are more than maxKept.
 		slices.SortStableFunc(m.Ranges, func(a, b addr.Range) int { return b.Size().Cmp(a.Size()) })
 		var notes []kept
-		for _, r := range m.Ranges[:min(len(m.Ranges), maxKept)] {
-			notes = append(notes, kept{rng: r, from: m.From, until: until, slot: m.Slot, heir: c.isMine(m.To), place: c.lastPlace[m.From]})
+		for _, k.rng = range m.Ranges[:min(len(m.Ranges), maxKept)] {
+			notes = append(notes, k)
 		}
 		c.keep(notes...)
 	}
+}
+
+// renumberNotes makes all removals of another ring earlier than those of this one, in their order.
+func (c *core) renumberNotes() {
+	var last int64
+	for _, k := range c.kept {
+		last = max(last, k.slot+1)
+	}
+	notes := slices.Clone(c.kept)
+	for i := range notes {
+		notes[i].slot -= last
+	}
+	c.keep(notes...)
 }
 
 // endNotes ends notes of a range that its owner gave to another peer. If that peer was removed, the
@@ -196,7 +264,7 @@ func (c *core) noteMoves() {
 // inherited the range by them. If it was not removed, the owner has found the range free. Only an
 // heir goes on with its notes, as later owners may not know whether the range is free.
 func (c *core) endNotes(m ring.Move) {
-	back, slot := false, uint64(0) // the removal of the peer that gets it
+	back, slot := false, int64(math.MinInt64) // the removal of the peer that gets it
 	for _, k := range c.kept {
 		if k.from == m.To && k.rng.Overlaps(m.Ranges[0]) {
 			back, slot = true, max(slot, k.slot)
@@ -226,13 +294,20 @@ type keptKey struct {
 
 func (k *kept) key() keptKey { return keptKey{k.rng, k.from} }
 
-// keep adds notes, in place of older ones for the same ranges and peers.
+// keep adds notes, in place of older ones for the same ranges and peers. What was kept for nobody is
+// kept at least as long as before.
 func (c *core) keep(notes ...kept) {
-	again := make(map[keptKey]bool)
-	for _, k := range notes {
-		again[k.key()] = true
+	again := make(map[keptKey]int)
+	for i, k := range notes {
+		again[k.key()] = i
 	}
-	c.dropKept(func(k *kept) bool { return again[k.key()] })
+	c.dropKept(func(old *kept) bool {
+		i, found := again[old.key()]
+		if found && old.forNobody() && old.until.After(notes[i].until) {
+			notes[i].until = old.until
+		}
+		return found
+	})
 	for _, k := range notes {
 		key, value := k.write()
 		c.put(bucketKept, key, value)
@@ -320,7 +395,7 @@ func (c *core) keptByPeer() (out []Kept) {
 	owned := c.ring.Owned(c.mine()...)
 	for _, k := range c.kept {
 		size := addr.Total(addr.Within(owned, k.rng))
-		if size.IsZero() || !c.obeys(&k) {
+		if size.IsZero() || !c.obeys(&k) || k.forNobody() {
 			continue
 		}
 		i := slices.IndexFunc(out, func(o Kept) bool { return o.Name == k.from.Name })
@@ -378,7 +453,7 @@ func (c *core) giveBack() (offered bool) {
 		k := &c.kept[i]
 		isBack, known := back[k.from]
 		if !known {
-			isBack = c.obeys(k) && c.present(k.from) && !c.ring.IsBanned(k.from)
+			isBack = !k.forNobody() && c.obeys(k) && c.present(k.from) && !c.ring.IsBanned(k.from)
 			back[k.from] = isBack
 		}
 		if !isBack {

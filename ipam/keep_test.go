@@ -171,36 +171,38 @@ func TestProgramsDoNotEndKeeping(t *testing.T) {
 	}
 }
 
+// waysToGo are the ways in which an heir can go, by the will of its operator or of those of others.
+var waysToGo = map[string]func(s *sim, heir *node, others []*node){
+	"leaves": func(_ *sim, heir *node, _ []*node) { heir.reset() },
+	"is removed": func(s *sim, heir *node, others []*node) {
+		heir.kill()
+		s.removedBy(heir, others...)
+		s.drop(heir)
+	},
+	"is banned": func(s *sim, heir *node, others []*node) {
+		heir.kill()
+		var ids []uint64
+		for _, n := range others {
+			ids = append(ids, n.begin(func(c *core, id uint64) { c.ban(id, heir.cfg.Self, false) }))
+		}
+		for i, n := range others {
+			if r, ok := n.await(ids[i], 20*time.Second); !ok || r.err != nil {
+				s.t.Fatalf("ban: %v %s", r.err, n.reason(ids[i]))
+			}
+		}
+		s.drop(heir)
+	},
+}
+
 // A host is away, and programs have removed it. Its heir goes too: its operator resets it, or the
 // operators of all others remove or ban it. Who gets its addresses then keeps those of the first host
 // all the same, and gives them back to it.
 func TestAddressesAreKeptByEveryHeir(t *testing.T) {
-	goes := map[string]func(s *sim, heir *node, others []*node){
-		"leaves": func(_ *sim, heir *node, _ []*node) { heir.reset() },
-		"is removed": func(s *sim, heir *node, others []*node) {
-			heir.kill()
-			s.removedBy(heir, others...)
-			s.drop(heir)
-		},
-		"is banned": func(s *sim, heir *node, others []*node) {
-			heir.kill()
-			var ids []uint64
-			for _, n := range others {
-				ids = append(ids, n.begin(func(c *core, id uint64) { c.ban(id, heir.cfg.Self, false) }))
-			}
-			for i, n := range others {
-				if r, ok := n.await(ids[i], 20*time.Second); !ok || r.err != nil {
-					s.t.Fatalf("ban: %v %s", r.err, n.reason(ids[i]))
-				}
-			}
-			s.drop(heir)
-		},
-	}
-	for _, how := range slices.Sorted(maps.Keys(goes)) {
+	for _, how := range slices.Sorted(maps.Keys(waysToGo)) {
 		s := newSim(t, seed.New(t))
 		nodes, back, heir, used := s.removedByPrograms()
 		others := except(nodes[:4], heir)
-		goes[how](s, heir, others)
+		waysToGo[how](s, heir, others)
 		s.converged(20 * time.Second)
 		for _, n := range others { // its notes are on its disk
 			n.launch()
@@ -665,6 +667,9 @@ func FuzzParseKept(f *testing.F) {
 	key, value := k.write()
 	f.Add(key, value)
 	k.heir, k.slot, k.place = true, 7, netip.MustParseAddr("192.0.2.1")
+	key, value = k.write()
+	f.Add(key, value)
+	k.from, k.slot = ring.Holder{}, -7
 	key, value = k.write()
 	f.Add(key, value)
 	f.Add([]byte{}, []byte{})

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -376,5 +377,196 @@ func TestAddressesOfOwnContainersAreNotKeptForOthers(t *testing.T) {
 	n.do(func(c *core) { c.release("used", used) })
 	if got := s.fill(n); slices.Contains(got, used) || len(got) == 0 {
 		t.Errorf("%s is kept, and was given after its container had ended: %v", used, got)
+	}
+}
+
+// A host has lost its state folder, and gets the addresses of its containers one by one from the heir
+// of its old name. The heir goes before it has given all of them, and just then the host is cut off.
+// Who owns the rest then gives none of it before the host has claimed it.
+func TestHeirsOfHeirsTakeClaims(t *testing.T) {
+	for _, how := range slices.Sorted(maps.Keys(waysToGo)) {
+		s := newSim(t, seed.New(t))
+		nodes, used := s.fiveInUse(keepRange, askBurst+10)
+		for _, n := range nodes {
+			n.core.cfg.Settle = time.Hour // the host gets no vote
+		}
+		dead := nodes[4]
+		dead.kill()
+		s.run(5 * time.Second)
+		renamed := s.lostState(dead, used)
+		s.run(5 * time.Second)
+		heir := s.removedBy(dead, nodes[:4]...)
+		s.run(claimsFirst + 5*time.Second)
+		left := 0
+		for _, a := range used {
+			if owner, _ := nodes[0].core.ring.Owner(a); owner == heir.self() {
+				left++
+			}
+		}
+		if left == 0 {
+			t.Fatal("the heir has given all")
+		}
+		others := except(nodes[:4], heir)
+		s.cut = func(a, b *node) bool { return a == renamed || b == renamed }
+		waysToGo[how](s, heir, others)
+		for _, n := range others {
+			for i := range 64 {
+				n.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("more", i), pfx(keepRange)) })
+			}
+		}
+		s.run(claimsFirst / 2)
+		s.cut = func(a, b *node) bool { return false }
+		s.run(time.Minute)
+		for _, a := range used {
+			for _, n := range others {
+				if al, given := n.core.allocations[a]; given {
+					t.Errorf("the heir %s: %s was given to %s", how, a, al.owner)
+				}
+			}
+			if !renamed.core.space.Owns(a) {
+				t.Errorf("the heir %s: %s does not belong to the host that uses it", how, a)
+			}
+		}
+	}
+}
+
+// A host has lost its state folder, and too many voters are dead to remove its old name. An operator
+// goes on without them on one host, and a minute later on the host without a state. Until then nobody
+// gives the addresses of its containers, and then it gets them.
+func TestRingThatIsFoundedAgainLeavesTimeForClaims(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 5)
+	for _, n := range nodes {
+		n.core.cfg.Settle = time.Hour // no other gets a vote
+	}
+	nodes[4].kill()
+	s.run(5 * time.Second)
+	renamed := s.lostState(nodes[4], used)
+	nodes[2].kill()
+	nodes[3].kill()
+	s.run(5 * time.Second)
+	first, gone := nodes[0], []peer.Name{nodes[2].cfg.Self, nodes[3].cfg.Self, nodes[4].cfg.Self}
+	first.do(func(c *core) {
+		if _, err := c.refound(gone); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for i := range 200 {
+		first.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("more", i), pfx(keepRange)) })
+	}
+	s.run(30 * time.Second)
+	first.kill() // what it keeps is on its disk
+	first.launch()
+	s.run(30 * time.Second)
+	for _, n := range []*node{nodes[1], renamed} {
+		n.do(func(c *core) {
+			if err := c.adopt(first.core.ring.Genesis().ID(), true); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	s.converged(20 * time.Second)
+	s.run(followTime + claimsFirst)
+	for _, a := range used {
+		if al, given := first.core.allocations[a]; given {
+			t.Errorf("%s was given to %s", a, al.owner)
+		}
+		if !renamed.core.space.Owns(a) {
+			t.Errorf("%s does not belong to the host that uses it", a)
+		}
+	}
+	for i := range 200 {
+		first.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("last", i), pfx(keepRange)) })
+	}
+	s.run(5 * time.Second)
+	if n := len(first.core.allocations); n < 100 {
+		t.Errorf("only %d addresses are in use: those of the dead are not", n)
+	}
+}
+
+// A peer has notes of removals in a ring that it leaves for another one, in which slots begin at 1
+// again. Removals of the ring before still count as earlier.
+func TestNotesOfAnotherRingAreEarlier(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _, heir, used := s.removedByPrograms()
+	others := except(nodes[:4], heir)
+	first := others[0]
+	for _, n := range append(slices.Clone(others[1:]), heir) {
+		n.kill()
+	}
+	s.run(5 * time.Second)
+	first.do(func(c *core) { // the heir is dead too
+		if _, err := c.refound([]peer.Name{heir.cfg.Self}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	s.run(time.Second)
+	first.kill()
+	first.launch()
+	first.do(func(*core) {})
+	var notes []kept
+	for _, k := range first.core.kept {
+		if k.rng.Contains(used[0]) {
+			notes = append(notes, k)
+		}
+	}
+	if len(notes) != 2 {
+		t.Fatalf("notes %+v", notes)
+	}
+	for _, k := range notes {
+		if k.forNobody() != (k.slot >= 0) {
+			t.Errorf("slot %d, for nobody %v", k.slot, k.forNobody())
+		}
+	}
+}
+
+// decideSnapshot makes the voters decide a snapshot, although there are few decisions.
+func (s *sim) decideSnapshot() {
+	s.t.Helper()
+	s.nodes[0].do(func(c *core) {
+		body := c.ring.Body([]*ring.Action{c.ring.NextSnapshot()})
+		msg := ring.VoteMessage(c.ring.Genesis().ID(), c.ring.Slot()+1, 0, ring.BodyID(body))
+		var votes []ring.Vote
+		for i, h := range c.ring.Voters() {
+			for _, n := range s.nodes {
+				if n.self() == h {
+					votes = append(votes, ring.Vote{Voter: i, Key: n.cfg.Signer.Key(), Sig: n.cfg.Signer.Sign(ring.VoteDomain, msg)})
+				}
+			}
+		}
+		if out, err := c.ring.Decide(ring.NewDecision(body, 0, votes)); err != nil || !out.Changed {
+			s.t.Fatal(err, out.Refused)
+		}
+	})
+	s.converged(20 * time.Second)
+}
+
+// An heir loses its disk, and gets the ring as a snapshot, which does not say who owned what before.
+// It gives nothing of what it inherited lately all the same, and the host that was removed gets it when
+// it is back.
+func TestSnapshotEndsNoKeeping(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 5)
+	back := nodes[4]
+	nodes[0].claims(nodes[1].core.space.Owned()[0].Last) // a decision that changes no voters is not kept
+	back.kill()
+	heir := s.removed(ByProgram, back, nodes[:4]...)
+	s.converged(20 * time.Second)
+	s.decideSnapshot()
+	heir.startAgain(newDisk())
+	s.run(5 * time.Second)
+	s.converged(20 * time.Second)
+	for _, a := range s.fill(nodes[:4]...) {
+		if slices.Contains(used, a) {
+			t.Fatalf("%s was given to another container", a)
+		}
+	}
+	back.launch()
+	s.run(30 * time.Second)
+	s.waitKeep()
+	for _, a := range used {
+		if !back.core.space.Owns(a) {
+			t.Errorf("%s does not belong to the host that uses it", a)
+		}
 	}
 }

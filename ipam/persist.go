@@ -22,8 +22,9 @@ import (
 //	election   entry, value: as package paxos draws them
 //	votes      slot: the votes of this peer, as package consensus draws them
 //	offers     transfer, as package ring draws it -> id of the ask 8, receiver 6
-//	kept       first and last address, its owner before 22 -> Unix seconds 8, slot of the removal 8, this peer is the heir 1,
-//	           underlay address of its owner before, none or to the end
+//	kept       first and last address, the peer that gets them back 22, none or to the end ->
+//	           Unix seconds 8, slot of the decision 8, this peer is the heir 1, underlay address of the other peer,
+//	           none or to the end
 //	claims     address of this peer, the other peer that uses it 22 -> bits of the underlay address of that
 //	           peer 1, underlay address
 const (

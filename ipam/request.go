@@ -270,7 +270,7 @@ func (c *core) waitsFor(r *request) error {
 	owner, _ := c.ring.Owner(a)
 	switch {
 	case c.isMine(owner) && c.keptAt(a) != nil:
-		return because(ErrKept, "%s belonged to a removed peer, and hosts that use its addresses have %v to say so", a, claimsFirst)
+		return because(ErrKept, "%s belonged to another peer, and hosts that use its addresses have %v to say so", a, claimsFirst)
 	case c.isMine(owner) && c.rivals[a] != nil:
 		return because(ErrInUse, "%s is in use on another host, by what that host says", a)
 	case c.isMine(owner):
@@ -294,15 +294,21 @@ func (c *core) noSpace(subnet netip.Prefix) error {
 			full = append(full, c.displayName(h.Name))
 		}
 	}
+	kept := ""
+	if n := c.keptIn(subnet); !n.IsZero() {
+		kept = fmt.Sprintf("; %s addresses of this peer belonged to others, and wait for hosts that may use them", n)
+	}
 	switch {
+	case len(unreachable) == 0 && len(full) == 0 && kept != "":
+		return because(ErrNoSpace, "subnet %s has no free address%s", subnet, kept)
 	case len(unreachable) == 0 && len(full) == 0:
 		return because(ErrNoSpace, "subnet %s is full: all of it is owned and used here", subnet)
 	case len(full) == 0:
-		return because(ErrUnreachable, "all ranges of %s that are not used here are owned by unreachable peers %s", subnet, joinNames(unreachable))
+		return because(ErrUnreachable, "all ranges of %s that are not used here are owned by unreachable peers %s%s", subnet, joinNames(unreachable), kept)
 	case len(unreachable) == 0:
-		return because(ErrNoSpace, "subnet %s is full: no peer that owns a part of it gave any: %s", subnet, joinNames(full))
+		return because(ErrNoSpace, "subnet %s is full: no peer that owns a part of it gave any: %s%s", subnet, joinNames(full), kept)
 	}
-	return because(ErrNoSpace, "no free address of %s: %s gave none, and %s cannot be reached", subnet, joinNames(full), joinNames(unreachable))
+	return because(ErrNoSpace, "no free address of %s: %s gave none, and %s cannot be reached%s", subnet, joinNames(full), joinNames(unreachable), kept)
 }
 
 // joinNames joins names, and only counts those that would make the line too long.

@@ -226,6 +226,10 @@ func (c *core) onClaimInUse(h ring.Holder, m message) message {
 
 // isKept is the reason why an address is given to nobody yet.
 func (c *core) isKept(a netip.Addr, from, heir peer.Name, until time.Time) error {
+	if from.IsZero() {
+		return because(ErrKept, "%s is kept until %s, as a peer that was removed may use it; host %s, which owns it, does not know which one",
+			a, until.Format(time.DateTime), c.displayName(heir))
+	}
 	return because(ErrKept, "%s is kept until %s for %s, which was removed, in case that it returns; "+
 		"to free the addresses of %s at once run on host %s: weft rmpeer %s",
 		a, until.Format(time.DateTime), c.displayName(from), from, c.displayName(heir), from)

@@ -294,7 +294,7 @@ func TestRingIsFoundedAgainAfterTheQuorumIsLost(t *testing.T) {
 		}
 	})
 	s.converged(10 * time.Second)
-	s.run(15 * time.Second)
+	s.run(followTime + claimsFirst + 5*time.Second)
 	if !nodes[1].core.space.Owns(kept[1]) || !nodes[0].core.space.Owns(kept[0]) {
 		t.Error("addresses in use were lost")
 	}

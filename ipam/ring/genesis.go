@@ -211,6 +211,9 @@ func ParseGenesis(raw []byte) (*Genesis, error) {
 	return g, nil
 }
 
+// FoundedAgain reports whether the ring continues one that lost its quorum.
+func (g *Genesis) FoundedAgain() bool { return !g.prev.IsZero() }
+
 // checkRanges checks what only a ring that was founded again has.
 func (g *Genesis) checkRanges() error {
 	if g.prev.IsZero() != (len(g.ranges) == 0) || g.prev.IsZero() && g.by != 0 || g.by >= len(g.Founders) || g.seeded() && !g.prev.IsZero() {

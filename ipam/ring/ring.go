@@ -178,7 +178,18 @@ func (r *Ring) leave(other ID, g *Genesis) {
 	if r.st, r.awaits = next, (ID{}); next == nil {
 		r.awaits = other
 	}
+	r.compareWithLeft()
 	r.replaced()
+}
+
+// compareWithLeft notes what changed with the change from the ring that was left last.
+func (r *Ring) compareWithLeft() {
+	if r.st == nil || len(r.left) == 0 {
+		return
+	}
+	before := r.left[len(r.left)-1]
+	r.st.moves = append(before.moves, r.st.movesFrom(before)...)
+	before.moves = nil
 }
 
 // followDecision leaves the ring if its voters decided so. If the voters of both rings
@@ -376,6 +387,7 @@ func (m *merge) enter(genesis ID, g *Genesis) error {
 		return fmt.Errorf("ring %s: %w", genesis, err)
 	}
 	r.st, r.awaits = genesisState(g), ID{}
+	r.compareWithLeft()
 	r.replaced()
 	m.start = true
 	m.news = appendRecord(m.news, g.raw)

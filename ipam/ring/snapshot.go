@@ -239,6 +239,7 @@ func (m *merge) enterSnapshot(in *incoming) error {
 	st.lineage = in.lineage[max(0, len(in.lineage)-maxLineage):]
 	st.slot, st.head = d.Slot, d.id
 	st.tail, st.size = [][]byte{d.raw}, len(d.raw)
+	st.moves = append(r.st.moves, st.movesSince(r.st.slot)...)
 	r.st = st
 	r.replaced()
 	m.jumped = true

@@ -45,12 +45,18 @@ type state struct {
 	moves []Move // since TakeMoves was called
 }
 
-// Move is a change of owner by a transfer or a removal.
+// Move is a change of owner.
 type Move struct {
+	// Kind is that of the action: Transfer, Leave, Remove or Ban. Snapshot stands for all actions
+	// that this copy skipped with one. Adopt says that this copy has changed to another ring: first
+	// a move without ranges, and then the ranges that have another owner in this ring.
+	Kind     Kind
 	Slot     uint64 // of the decision
-	From, To Holder
+	From, To Holder // From is zero after a snapshot
 	Ranges   []addr.Range
-	Removal  bool // From has not signed it
+	// Departed is set after a snapshot if a peer left, was removed or was banned in the slot that
+	// gave the ranges to To.
+	Departed bool
 }
 
 // piece is a run of addresses, up to the next piece, that holder owns.
@@ -169,15 +175,75 @@ func (st *state) join(i, j int) {
 	st.pieces = append(out, st.pieces[j:]...)
 }
 
-// giveAll gives the pieces of from to to; if bounded, those that did not change after
-// asOf.
-func (st *state) giveAll(from, to Holder, asOf uint64, bounded bool) {
+// giveAll gives the pieces of a.From that did not change after asOf to a.To.
+func (st *state) giveAll(a *Action, asOf uint64) {
+	var ranges []addr.Range
 	for i, p := range st.pieces {
-		if p.holder == from && (!bounded || p.since <= asOf) {
-			st.pieces[i].holder, st.pieces[i].since = to, st.slot+1
+		if p.holder == a.From && p.since <= asOf {
+			st.pieces[i].holder, st.pieces[i].since = a.To, st.slot+1
+			ranges = append(ranges, addr.Range{First: p.first, Last: st.last(i)})
 		}
 	}
+	if len(ranges) > 0 {
+		st.moves = append(st.moves, Move{Kind: a.Kind, Slot: st.slot + 1, From: a.From, To: a.To, Ranges: ranges})
+	}
 	st.join(0, len(st.pieces))
+}
+
+// movesSince returns what changed after a slot, if the decisions since are not known.
+func (st *state) movesSince(slot uint64) []Move {
+	departed := make(map[uint64]bool)
+	for _, at := range st.departed {
+		departed[at] = true
+	}
+	var g grouped
+	for i, p := range st.pieces {
+		if p.since > slot {
+			g.add(moveGroup{to: p.holder, departed: departed[p.since]}, addr.Range{First: p.first, Last: st.last(i)})
+		}
+	}
+	return g.moves(Snapshot, st.slot)
+}
+
+// movesFrom returns what has another owner than in the state before, of another ring.
+func (st *state) movesFrom(before *state) []Move {
+	var g grouped
+	for i, p := range st.pieces {
+		before.each(addr.Range{First: p.first, Last: st.last(i)}, func(part addr.Range, was piece) {
+			if was.holder != p.holder {
+				g.add(moveGroup{from: was.holder, to: p.holder}, part)
+			}
+		})
+	}
+	return append([]Move{{Kind: Adopt, Slot: st.slot}}, g.moves(Adopt, st.slot)...)
+}
+
+// grouped collects ranges that are one Move.
+type grouped struct {
+	order  []moveGroup
+	ranges map[moveGroup][]addr.Range
+}
+
+type moveGroup struct {
+	from, to Holder
+	departed bool
+}
+
+func (g *grouped) add(k moveGroup, r addr.Range) {
+	if g.ranges == nil {
+		g.ranges = make(map[moveGroup][]addr.Range)
+	}
+	if g.ranges[k] == nil {
+		g.order = append(g.order, k)
+	}
+	g.ranges[k] = append(g.ranges[k], r)
+}
+
+func (g *grouped) moves(kind Kind, slot uint64) (out []Move) {
+	for _, k := range g.order {
+		out = append(out, Move{kind, slot, k.from, k.to, g.ranges[k], k.departed})
+	}
+	return out
 }
 
 // withoutVote removes a voter whose space went to heir. The last voter hands its vote to
@@ -213,23 +279,20 @@ func (st *state) apply(a *Action) {
 	switch a.Kind {
 	case Transfer:
 		if a.From != a.To {
-			st.moves = append(st.moves, Move{st.slot + 1, a.From, a.To, []addr.Range{a.Range}, false})
+			st.moves = append(st.moves, Move{Kind: a.Kind, Slot: st.slot + 1, From: a.From, To: a.To, Ranges: []addr.Range{a.Range}})
 		}
 		st.assign(a.Range, a.To)
 		delete(st.departed, a.To)
 	case Leave:
-		st.giveAll(a.From, a.To, a.AsOf, true)
+		st.giveAll(a, a.AsOf)
 		st.depart(a.From, a.To)
 	case Remove:
-		if ranges := st.ownedBy(a.From); len(ranges) > 0 {
-			st.moves = append(st.moves, Move{st.slot + 1, a.From, a.To, ranges, true})
-		}
-		st.giveAll(a.From, a.To, 0, false)
+		st.giveAll(a, maxSlot)
 		st.depart(a.From, a.To)
 	case Voters:
 		st.voters = a.Voters
 	case Ban:
-		st.giveAll(a.From, a.To, 0, false)
+		st.giveAll(a, maxSlot)
 		st.depart(a.From, a.To)
 		st.banned[a.From] = true
 	case Unban:

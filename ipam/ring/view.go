@@ -196,8 +196,8 @@ func (r *Ring) Owned(hs ...Holder) (out []addr.Range) {
 	return addr.Normal(out)
 }
 
-// TakeMoves returns what was transferred and removed since the last call, the first one first. It
-// leaves out what this copy skipped with a snapshot, and what Restore read.
+// TakeMoves returns what changed its owner since the last call, the first one first. It leaves out
+// the first ring, and what Restore read.
 func (r *Ring) TakeMoves() (out []Move) {
 	if r.st != nil {
 		out, r.st.moves = r.st.moves, nil
@@ -235,10 +235,12 @@ func (r *Ring) Entries() (out []Entry) {
 
 // each calls f for the pieces of rng.
 func (r *Ring) each(rng addr.Range, f func(addr.Range, piece)) {
-	if r.st == nil {
-		return
+	if r.st != nil {
+		r.st.each(rng, f)
 	}
-	st := r.st
+}
+
+func (st *state) each(rng addr.Range, f func(addr.Range, piece)) {
 	rng, ok := rng.Intersect(st.whole)
 	if !ok {
 		return
