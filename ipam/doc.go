@@ -13,7 +13,7 @@
 // free there, the allocator asks a peer that has free ones (request.go), which offers a
 // range (give.go). The ring changes only by decisions of the voters (decide.go,
 // voters.go): they move an offered range, give the space of a dead peer to an heir
-// (remove.go), which leaves it unused for a time (keep.go), hand over that of a leaving
+// (remove.go), which leaves it unused for a time (keep.go, notes.go), hand over that of a leaving
 // peer (leave.go), and ban peers (ban.go). The first ring comes from an election or a list
 // of seeds (establish.go). If an address is in use here and another peer owns it, the
 // allocator asks for it until it owns it (regain.go).
