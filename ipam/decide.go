@@ -34,7 +34,7 @@ const (
 	// peers that are not alone at their underlay address count as one host.
 	maxWishes   = 512
 	maxWishesBy = 16
-	// consentTTL is how long an operator's consent holds.
+	// consentTTL is how long an operator's consent holds, and how long an heir goes on with a handover.
 	consentTTL = 10 * time.Minute
 	// aloneAfter is how many times Config.Absence a peer must be away until the wish of one
 	// host is enough to remove it: 5 minutes.
@@ -57,7 +57,7 @@ const (
 type wish struct {
 	action *ring.Action
 	own    bool
-	from   ring.Holder // the host, of another peer's; zero: see hostOf
+	from   ring.Holder // the host, of another peer's and of a handover; zero: see hostOf
 	at     time.Time   // when it was last repeated
 	sent   time.Time   // of an own wish
 	signed bool        // the signer of a transfer has sent it
@@ -264,7 +264,8 @@ func (c *core) wishEnds(w *wish) bool {
 		}
 		return age > consentTTL || !w.own && age > wishTTL
 	}
-	return !w.own && age > wishTTL
+	// The heir goes on with a handover for a while if the host that leaves has ended.
+	return !w.own && age > wishTTL || w.action.Kind == ring.Leave && age > consentTTL
 }
 
 // sortedWishes returns the wishes in the order in which they came.

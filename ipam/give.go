@@ -52,8 +52,9 @@ type offer struct {
 	action *ring.Action
 	id     uint64 // of the ask
 	to     peer.Name
-	at     time.Time // when it was made, or read from disk
-	away   time.Time // since when the receiver is away; zero if it is there
+	at     time.Time    // when it was made, or read from disk
+	away   time.Time    // since when the receiver is away; zero if it is there
+	back   *ring.Action // what revokes it; nil before that
 }
 
 // asker is a token bucket.
@@ -287,8 +288,12 @@ func (c *core) pushOffers() {
 		}
 		delete(c.wishes, keyOf(a))
 		// The range goes to its owner once more, so that the offer is void.
-		if back, err := c.ring.Give(c.cfg.Signer, a.From, a.From, a.Range); err == nil {
-			c.wish(back)
+		if o.back == nil || c.ring.CheckEffect(o.back) != nil {
+			var err error
+			if o.back, err = c.ring.Give(c.cfg.Signer, a.From, a.From, a.Range); err != nil {
+				continue
+			}
 		}
+		c.wish(o.back)
 	}
 }

@@ -542,3 +542,57 @@ func TestActionThatMustBeAloneHasItsTurn(t *testing.T) {
 		t.Errorf("proposed were %v", proposed)
 	}
 }
+
+// Peers that own one address each, and never answer, are no heirs of a host that leaves as long as there
+// is a voter; and if that does not answer either, another one is.
+func TestPeersThatDoNotAnswerKeepNobodyFromLeaving(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	host := nodes[4]
+	for _, n := range nodes {
+		n.core.cfg.Settle = time.Hour // the others get no votes
+	}
+	for range 5 {
+		m := s.add(keepRange, Init{Mode: Observer})
+		m.core, m.pretends = nil, true
+		host.do(func(c *core) {
+			if !c.give(m.self(), addr.Single(c.space.Free(addr.Of(pfx(keepRange)))[0].Last), 1) {
+				t.Fatal("it gives nothing")
+			}
+		})
+		s.run(2 * time.Second)
+		if host.core.ring.Owners()[m.self()].IsZero() {
+			t.Fatal("it owns nothing")
+		}
+	}
+	first, _ := host.core.pickHeir(nil)
+	for _, n := range nodes {
+		if n.self() == first { // it hears nothing
+			n.core, n.pretends = nil, true
+		}
+	}
+	if r := host.reset(); !r.Unreachable.IsZero() || !slices.ContainsFunc(nodes, func(n *node) bool { return n.cfg.Self == r.Heir && n.core != nil }) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// Made-up peers that begin to leave and never end take the heir no place for a host.
+func TestMadeUpPeersThatLeaveKeepNobodyFromLeaving(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	heir, host := nodes[0], nodes[4]
+	heir.do(func(c *core) {
+		for i := range maxLeaves {
+			a := &ring.Action{Kind: ring.Leave, From: ring.Holder{Name: peer.Name{2, 9, 0, 0, 0, byte(i)}, Key: peer.KeyID{9}}, To: c.self}
+			c.wish(a) // no host, as it is not alone at its address
+		}
+		body := host.core.ring.Leaving(host.cfg.Signer, host.self(), heir.self()).Encode()
+		if err := c.receive(host.cfg.Self, (&message{kind: msgLeave, body: body}).encode()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	s.run(5 * time.Second)
+	if got := nodes[1].core.ring.Owners()[host.self()]; !got.IsZero() {
+		t.Errorf("it still owns %v addresses", got)
+	}
+}

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -25,10 +26,16 @@ type leaving struct {
 	id     uint64 // of the request; 0 once its time was up
 	heir   peer.Name
 	action *ring.Action
+	since  time.Time // of this heir
 	sent   time.Time
-	slot   uint64 // of the decision, 0 before it
+	slot   uint64     // of the decision, 0 before it
+	sample netip.Addr // an address to hand over; zero if there is none
+	tried  map[ring.Holder]bool
 	result HandoverResult
 }
+
+// heirTimeout is how long a handover to one heir may take. Then this peer asks another one too.
+const heirTimeout = 5 * time.Second
 
 // handover hands all space to an heir. From now on this core gives no addresses. It has
 // left once the voters decided so; until then the handover goes on, as this peer cannot
@@ -44,13 +51,16 @@ func (c *core) handover(id uint64) {
 		c.reply(id, answer{})
 		return
 	}
-	heir, ok := c.pickHeir()
+	heir, ok := c.pickHeir(nil)
 	if !ok {
 		c.reply(id, answer{handover: HandoverResult{Addresses: total, Unreachable: total}})
 		return
 	}
-	c.leaving = &leaving{id: id, heir: heir.Name, action: c.ring.Leaving(c.cfg.Signer, c.leaver(), heir),
-		result: HandoverResult{Heir: heir.Name, Addresses: total}}
+	c.leaving = &leaving{id: id, tried: make(map[ring.Holder]bool), result: HandoverResult{Addresses: total}}
+	if owned := c.ring.Owned(c.mine()...); len(owned) > 0 {
+		c.leaving.sample = owned[0].First
+	}
+	c.leaveTo(heir)
 	c.retryPending()
 	c.pushLeave()
 }
@@ -85,23 +95,37 @@ func (c *core) leave() {
 	c.retryPending()
 }
 
-// pickHeir returns the reachable owner that owns least, or else any reachable peer.
-func (c *core) pickHeir() (heir ring.Holder, ok bool) {
+// leaveTo signs the handover to an heir.
+func (c *core) leaveTo(heir ring.Holder) {
+	l := c.leaving
+	l.heir, l.result.Heir, l.since, l.tried[heir] = heir.Name, heir.Name, c.now, true
+	l.action = c.ring.Leaving(c.cfg.Signer, c.leaver(), heir)
+}
+
+// pickHeir returns the reachable voter that owns least, or else the owner, or else any reachable
+// peer. Whoever knows the password can make up owners, but only hosts have votes. It leaves out
+// those that were tried.
+func (c *core) pickHeir(tried map[ring.Holder]bool) (heir ring.Holder, ok bool) {
 	var least addr.Count
-	consider := func(h ring.Holder, n addr.Count) {
-		if !c.isMine(h) && c.present(h) && !c.ring.IsBanned(h) && (!ok || n.Cmp(least) < 0) {
+	consider := func(h ring.Holder) {
+		n := c.ring.Owners()[h]
+		if !tried[h] && !c.isMine(h) && c.present(h) && !c.ring.IsBanned(h) && (!ok || n.Cmp(least) < 0) {
 			heir, least, ok = h, n, true
 		}
 	}
-	for _, h := range c.ownersIn(c.cfg.Range) {
-		consider(h, c.ring.Owners()[h])
+	for _, h := range c.ring.Voters() {
+		consider(h)
 	}
-	if ok {
-		return heir, true
+	if !ok {
+		for _, h := range c.ownersIn(c.cfg.Range) {
+			consider(h)
+		}
 	}
-	for _, n := range c.view.Peers() {
-		if h, known := c.holderOf(n); known {
-			consider(h, addr.Count{})
+	if !ok {
+		for _, n := range c.view.Peers() {
+			if h, known := c.holderOf(n); known {
+				consider(h)
+			}
 		}
 	}
 	return heir, ok
@@ -117,13 +141,28 @@ func (c *core) pushLeave() {
 	switch {
 	case c.gone():
 		// The heir must know it too before this peer goes: nobody else may have heard of
-		// the decision.
+		// the decision. If it is away, another peer must.
 		l.slot = c.ring.Slot()
+		if owner, ok := c.ring.Owner(l.sample); ok {
+			l.heir, l.result.Heir = owner.Name, owner.Name
+		}
+		if other, ok := c.pickHeir(nil); ok && !c.view.Reachable(l.heir) {
+			l.heir = other.Name
+		}
+	case c.now.Sub(l.sent) < resendEvery:
+	case c.now.Sub(l.since) >= heirTimeout:
+		heir, ok := c.pickHeir(l.tried)
+		if !ok { // all were tried
+			clear(l.tried)
+			heir, ok = c.pickHeir(nil)
+		}
+		if ok {
+			c.leaveTo(heir)
+		}
 	case c.ring.CheckEffect(l.action) != nil || !c.view.Reachable(l.heir):
 		// The space changed, or the heir left: sign again.
-		if heir, ok := c.pickHeir(); ok && c.now.Sub(l.sent) >= resendEvery {
-			l.heir, l.result.Heir = heir.Name, heir.Name
-			l.action = c.ring.Leaving(c.cfg.Signer, c.leaver(), heir)
+		if heir, ok := c.pickHeir(nil); ok {
+			c.leaveTo(heir)
 		}
 	}
 	if c.now.Sub(l.sent) < resendEvery {
@@ -148,25 +187,28 @@ func (c *core) onLeave(from peer.Name, m message) {
 	if s := c.startedPeers[from]; s != nil {
 		s.leave = a.SignedID()
 	}
+	c.send(from, message{kind: msgBehind, slot: c.ring.Slot()})
 	if a.To != c.self || c.left || c.leaving != nil {
 		return
 	}
-	c.send(from, message{kind: msgBehind, slot: c.ring.Slot()})
 	c.ring.SignAsHeir(c.cfg.Signer, a)
-	if c.ring.Check(a) != nil || c.wishes[keyOf(a)] == nil && c.heirOf() >= maxLeaves {
+	host := c.hostOf(from)
+	if c.ring.Check(a) != nil || c.wishes[keyOf(a)] == nil && c.leavesOf(host) >= maxLeaves {
 		return
 	}
 	c.wish(a)
+	c.wishes[keyOf(a)].from = host
 	c.pushDecide()
 }
 
-// maxLeaves bounds the handovers to this peer that are not decided.
+// maxLeaves bounds the handovers to this peer that are not decided, of one host. All peers that are
+// not alone at their underlay address count as one.
 const maxLeaves = 64
 
-// heirOf returns how many handovers to this peer are not decided.
-func (c *core) heirOf() (n int) {
+// leavesOf returns how many handovers of a host to this peer are not decided.
+func (c *core) leavesOf(host ring.Holder) (n int) {
 	for _, w := range c.wishes {
-		if w.own && w.action.Kind == ring.Leave {
+		if w.own && w.action.Kind == ring.Leave && w.from == host {
 			n++
 		}
 	}

@@ -105,16 +105,6 @@ func (st *state) ownsAsOf(h Holder, asOf uint64) bool {
 	return slices.ContainsFunc(st.pieces, func(p piece) bool { return p.holder == h && p.since <= asOf })
 }
 
-// ownedBy returns the ranges of h, ascending.
-func (st *state) ownedBy(h Holder) (out []addr.Range) {
-	for i, p := range st.pieces {
-		if p.holder == h {
-			out = append(out, addr.Range{First: p.first, Last: st.last(i)})
-		}
-	}
-	return out
-}
-
 // cuts returns how many ranges more there are if rng goes to h; it is negative if ranges
 // become one.
 func (st *state) cuts(rng addr.Range, h Holder) int {
