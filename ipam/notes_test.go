@@ -261,16 +261,29 @@ func TestRemovedPeersOfOneHostTakeNoNotesOfOthers(t *testing.T) {
 	}
 }
 
-// A note counts for the underlay address at which the host was, also after a restart.
+// A note counts for the underlay address at which the host was, also after a restart, and also if this
+// peer was started again since the host is away.
 func TestNotesCountForTheUnderlayAddress(t *testing.T) {
 	s := newSim(t, seed.New(t))
-	heir, dead, _ := removedWithoutHeir(t, s)
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	dead := nodes[4]
+	dead.kill()
+	s.run(5 * time.Second)
+	for _, n := range nodes[:4] {
+		n.kill()
+		n.launch()
+	}
+	heir := s.removed(ByProgram, dead, nodes[:4]...)
 	for range 2 {
 		if k := heir.core.kept; len(k) == 0 || k[0].place != dead.place() {
 			t.Errorf("%+v, want the address %s", k, dead.place())
 		}
 		heir.kill()
 		heir.launch()
+	}
+	s.run(5 * time.Second)
+	if left := len(heir.disk.data[bucketPlaces]); left != 3 {
+		t.Errorf("the disk has the addresses of %d peers", left)
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 //	           none or to the end
 //	claims     address of this peer, the other peer that uses it 22 -> bits of the underlay address of that
 //	           peer 1, underlay address
+//	places     owner or voter 22 -> the underlay address of the last direct session with it
 const (
 	bucketMeta      = "meta"
 	bucketRing      = "ring"
@@ -36,6 +37,7 @@ const (
 	bucketOffers    = "offers"
 	bucketKept      = "kept"
 	bucketClaims    = "claims"
+	bucketPlaces    = "places"
 )
 
 // The keys of bucketMeta. They are on disk: metaRange keeps the text that
@@ -105,6 +107,7 @@ func (c *core) load(disk Disk) (notes []error) {
 	l.loadOffers()
 	l.loadKept()
 	l.loadClaims()
+	l.loadPlaces()
 	l.diskSlot = noSlot
 	if l.ring.Ready() {
 		l.diskSlot = l.ring.Slot()
@@ -220,6 +223,20 @@ func (l *loader) loadClaims() {
 			return
 		}
 		l.addRival(h, a, rival{from: from})
+	})
+}
+
+// loadPlaces reads where other peers were last. The next look at who is absent drops what the ring does
+// not name.
+func (l *loader) loadPlaces() {
+	l.each(bucketPlaces, func(key, v []byte) {
+		holders, err := ring.ParseHolders(key)
+		place, ok := netip.AddrFromSlice(v)
+		if err != nil || !ok || len(holders) != 1 {
+			l.notes = append(l.notes, fmt.Errorf("underlay address of a peer: %d and %d bytes: %w", len(key), len(v), errMessage))
+			return
+		}
+		l.lastPlace[holders[0]] = place
 	})
 }
 

@@ -197,8 +197,9 @@ func (c *core) watchAbsence() {
 	seen := make(map[ring.Holder]bool)
 	watch := func(h ring.Holder) {
 		seen[h] = true
-		if a, direct := c.view.Place(h.Name); direct && c.present(h) {
+		if a, direct := c.view.Place(h.Name); direct && !c.isMine(h) && c.present(h) && c.lastPlace[h] != placeOf(a) {
 			c.lastPlace[h] = placeOf(a)
+			c.putLater(bucketPlaces, h.Append(nil), placeOf(a).AsSlice())
 		}
 		if _, known := c.absentSince[h]; c.present(h) {
 			delete(c.absentSince, h)
@@ -220,6 +221,7 @@ func (c *core) watchAbsence() {
 	for h := range c.lastPlace {
 		if !seen[h] {
 			delete(c.lastPlace, h)
+			c.putLater(bucketPlaces, h.Append(nil), nil)
 		}
 	}
 }
