@@ -403,10 +403,10 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 	if !c.current() {
 		answer.status = statusToo
 	}
-	s := &started{at: c.now, slot: c.ring.Slot(), reported: make(map[wishKey]bool)}
+	s := &started{slot: c.ring.Slot()}
 	for _, a := range c.undecidedTransfers(h) {
 		raw := a.Encode()
-		s.reported[keyOf(a)] = true
+		s.know(keyOf(a), c.now)
 		answer.body = append(binary.BigEndian.AppendUint16(answer.body, uint16(len(raw))), raw...)
 	}
 	if c.inRing(h) {
@@ -418,12 +418,22 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 // started is what this peer knows of the last start of another one: what that signed before, it may
 // have forgotten.
 type started struct {
-	at   time.Time
 	slot uint64 // of this peer at that time, and so of the other one once it has caught up
-	// reported has the transfers that this peer reported to it; nil after wishTTL.
-	reported map[wishKey]bool
-	// leave is the handover that it has sent since.
-	leave ring.ID
+	// knows has transfers that the other one knows: this peer has reported them to it, or has got
+	// them from it since. It sends them again until they are decided.
+	knows map[wishKey]bool
+	at    time.Time // when knows got the last one
+	leave ring.ID   // the handover that it has sent since
+}
+
+// know records that the peer knows a transfer.
+func (s *started) know(k wishKey, now time.Time) {
+	if s.knows == nil {
+		s.knows = make(map[wishKey]bool)
+	}
+	if s.at = now; len(s.knows) < maxOffers {
+		s.knows[k] = true
+	}
 }
 
 // agreeRemembered returns an error for a transfer or a handover that its signer may have forgotten:
@@ -432,16 +442,14 @@ type started struct {
 // voter that lies can keep one for any time.
 func (c *core) agreeRemembered(a *ring.Action) error {
 	s := c.startedPeers[a.From.Name]
-	if s == nil || a.AsOf > s.slot || s.reported[keyOf(a)] || a.Kind == ring.Leave && s.leave == a.SignedID() {
-		return nil
-	}
-	if w := c.wishes[keyOf(a)]; a.Kind == ring.Transfer && w != nil && w.signed {
+	if s == nil || a.AsOf > s.slot || s.knows[keyOf(a)] || a.Kind == ring.Leave && s.leave == a.SignedID() {
 		return nil
 	}
 	return fmt.Errorf("%s has started since it signed a %s, and may have forgotten it", c.displayName(a.From.Name), a.Kind)
 }
 
-// endStarted forgets the starts of peers that the ring does not name.
+// endStarted forgets the starts of peers that the ring does not name, and transfers that are not sent
+// again.
 func (c *core) endStarted() {
 	named := make(map[peer.Name]bool)
 	for h := range c.ring.Owners() {
@@ -454,7 +462,7 @@ func (c *core) endStarted() {
 		if !named[n] {
 			delete(c.startedPeers, n)
 		} else if c.now.Sub(s.at) > wishTTL {
-			s.reported = nil // it sends them itself
+			s.knows = nil
 		}
 	}
 }

@@ -60,7 +60,6 @@ type wish struct {
 	from   ring.Holder // the host, of another peer's and of a handover; zero: see hostOf
 	at     time.Time   // when it was last repeated
 	sent   time.Time   // of an own wish
-	signed bool        // the signer of a transfer has sent it
 	// askedBy has the hosts that asked for a removal, and when each last did.
 	askedBy map[ring.Holder]time.Time
 }
@@ -97,7 +96,7 @@ func (c *core) wish(a *ring.Action) {
 	}
 	w := &wish{action: a, own: true, at: c.now}
 	if old != nil {
-		w.sent, w.signed, w.askedBy = old.sent, old.signed, old.askedBy
+		w.sent, w.askedBy = old.sent, old.askedBy
 	}
 	c.wishes[k] = w
 }
@@ -178,6 +177,9 @@ func (c *core) onWish(from peer.Name, m message) {
 	}
 	host := c.hostOf(from)
 	k := keyOf(a)
+	if s := c.startedPeers[from]; s != nil && a.Kind == ring.Transfer && a.From.Name == from {
+		s.know(k, c.now) // also if there is no space for it: other voters may propose it
+	}
 	w := c.wishes[k]
 	if w == nil {
 		if !c.spaceForWish(host) {
@@ -187,7 +189,6 @@ func (c *core) onWish(from peer.Name, m message) {
 		w = &wish{action: a, from: host}
 		c.wishes[k] = w
 	}
-	w.signed = w.signed || a.From.Name == from
 	if !w.own {
 		w.at = c.now
 		if a.Kind == ring.Leave {
