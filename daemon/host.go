@@ -166,6 +166,7 @@ func (h *host) openAllocator(id *peer.Identity, r ringConfig) error {
 	h.disks = append(h.disks, disk)
 	alloc, unread, err := ipam.New(ipam.Config{
 		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Range: r.addrRange, Default: r.subnet, Init: h.config.ringInit(h.config.Peers), Lost: lost,
+		DescribeOwner: api.DescribeOwner,
 	}, meshAddresses{h.mesh, r.channel, r.kind}, disk, h.log.With("part", "ipam"))
 	if err != nil {
 		return err

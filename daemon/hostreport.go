@@ -450,7 +450,7 @@ func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
 		w = append(w, fmt.Sprintf("other peers of this mesh have the address range %s, and this one has %s, so they share no addresses: launch all with the same --ipalloc-range", r, s.Range))
 	}
 	for _, c := range s.Conflicts {
-		text := fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, c.Owner, h.describe(c.Peer))
+		text := fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, api.DescribeOwner(c.Owner), h.describe(c.Peer))
 		if c.Away {
 			text += ", which is away; if that is an old name of this host, or a host that is dead for good, remove it with weft rmpeer"
 		}

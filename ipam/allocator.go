@@ -242,7 +242,7 @@ func (a *Allocator) Allocate(ctx context.Context, owner string, subnet netip.Pre
 	if !subnet.IsValid() {
 		subnet = a.core.cfg.Default
 	}
-	got, err := a.call(ctx, fmt.Sprintf("allocate an address of %s for %s", subnet, owner),
+	got, err := a.call(ctx, fmt.Sprintf("allocate an address of %s for %s", subnet, a.core.cfg.describeOwner(owner)),
 		func(c *core, id uint64) { c.allocate(id, owner, subnet) })
 	return got.prefix, err
 }
@@ -253,9 +253,9 @@ func (a *Allocator) Allocate(ctx context.Context, owner string, subnet netip.Pre
 // only recorded here. A claim may be repeated.
 func (a *Allocator) Claim(ctx context.Context, owner string, p netip.Prefix) error {
 	if !p.IsValid() || p.Addr().Is4In6() {
-		return fmt.Errorf("claim %s for %s: not an address with a prefix length", p, owner)
+		return fmt.Errorf("claim %s for %s: not an address with a prefix length", p, a.core.cfg.describeOwner(owner))
 	}
-	_, err := a.call(ctx, fmt.Sprintf("claim %s for %s", p, owner), func(c *core, id uint64) { c.claim(id, owner, p) })
+	_, err := a.call(ctx, fmt.Sprintf("claim %s for %s", p, a.core.cfg.describeOwner(owner)), func(c *core, id uint64) { c.claim(id, owner, p) })
 	return err
 }
 
@@ -316,7 +316,7 @@ func (a *Allocator) Release(owner string, address netip.Addr) error {
 	ok := false
 	_ = a.step(func(c *core) { ok = c.release(owner, address) })
 	if !ok {
-		return fmt.Errorf("release %s of %s: it does not have that address", address, owner)
+		return fmt.Errorf("release %s of %s: it does not have that address", address, a.core.cfg.describeOwner(owner))
 	}
 	return nil
 }

@@ -78,6 +78,10 @@ type Config struct {
 	// the time of CatchUp, even if no ring is on the disk.
 	Lost bool
 
+	// DescribeOwner returns what an error says for an owner of addresses on this host; the
+	// owner itself if nil.
+	DescribeOwner func(owner string) string
+
 	maxRanges int // for tests: less than ring.MaxRanges
 }
 
@@ -530,6 +534,14 @@ func (c *core) setOwned() {
 // withheld reports whether an address of this peer is kept, or given only to those who use it. It is
 // no longer free once its container has ended.
 func (c *core) withheld(a netip.Addr) bool { return c.rivals[a] != nil || c.keptAt(a) != nil }
+
+// describeOwner returns an owner of addresses on this host in words.
+func (cfg *Config) describeOwner(owner string) string {
+	if cfg.DescribeOwner == nil {
+		return owner
+	}
+	return cfg.DescribeOwner(owner)
+}
 
 // displayName returns the name of a peer for people, with its nickname if known.
 func (c *core) displayName(n peer.Name) string {

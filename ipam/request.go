@@ -175,7 +175,7 @@ func (c *core) tryClaim(r *request) bool {
 	a := r.subnet.Addr()
 	if old, ok := c.allocations[a]; ok {
 		if old.owner != r.owner {
-			c.fail(r.id, because(ErrInUse, "it is in use here by %s", old.owner))
+			c.fail(r.id, because(ErrInUse, "it is in use here by %s", c.cfg.describeOwner(old.owner)))
 		} else {
 			c.reply(r.id, answer{})
 		}

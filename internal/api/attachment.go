@@ -8,6 +8,24 @@ const (
 	OwnerNetns = "netns:" // netns:INODE, of one that is named by its network namespace
 )
 
+// DescribeOwner returns words for an owner of addresses: "container 0123456789ab".
+func DescribeOwner(owner string) string {
+	switch kind, rest, _ := strings.Cut(owner, ":"); {
+	case owner == Exposed:
+		return "the host itself (weft expose)"
+	case strings.HasPrefix(owner, OwnerCNI):
+		a := Attachment{ID: owner}
+		return "container " + shortID(a.ContainerID())
+	case strings.HasPrefix(owner, OwnerNetns):
+		return "the container with network namespace " + rest
+	case kind == "docker":
+		return "Docker"
+	case rest == "" && len(owner) == 64:
+		return "container " + shortID(owner)
+	}
+	return owner
+}
+
 // ContainerID returns the ID of the container in its engine or runtime, "" if it has none.
 func (a *Attachment) ContainerID() string {
 	switch parts := strings.Split(a.ID, ":"); {
@@ -25,10 +43,8 @@ func (a *Attachment) Label() string {
 	switch id := a.ContainerID(); {
 	case strings.HasPrefix(a.ID, OwnerCNI) && a.Name != "":
 		return a.Name
-	case len(id) == 64:
-		return id[:12]
 	case id != "":
-		return id
+		return shortID(id)
 	case strings.HasPrefix(a.ID, OwnerNetns) && a.Netns != "":
 		return a.Netns
 	}
