@@ -1,0 +1,80 @@
+package bindings
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/records"
+)
+
+// use is the name of bindings among the uses of mesh/records.
+const use = "bindings"
+
+// bindingCost is the memory that a binding takes besides its encoding: the parsed form and its
+// places in the Table, measured with one IPv4 address.
+const bindingCost = 360
+
+// Config configures a State.
+type Config struct {
+	Self     peer.Name
+	Signer   peer.Signer
+	Verifier peer.Verifier
+	Start    time.Time // of this router
+	// OwnerOf returns the peer that owns an address in the ring. inRange is false for addresses
+	// that no ring divides. The owner is zero if there is no ring yet.
+	OwnerOf func(a netip.Addr) (owner peer.Name, inRange bool)
+}
+
+// State is one peer's copy of all bindings. Make one with New. It is not safe for concurrent use. Of
+// its methods SetOwners, SetTime, Tick, Refused, Stats and those of gossip.Channel are those of a
+// records.Map. After each of them Table.Update shows what they changed.
+type State struct {
+	*records.Map[[]Binding]
+	table *Table
+}
+
+// ErrFull is the cause when a host has too many bindings.
+var ErrFull = records.ErrFull
+
+// New returns a State without bindings.
+func New(cfg Config) *State {
+	t := newTable(cfg.OwnerOf)
+	return &State{
+		table: t,
+		Map: records.New(records.Config[[]Binding]{
+			Use: use, Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Start: cfg.Start,
+			Decode:  decode,
+			Cost:    func(list []Binding) int { return bindingCost * len(list) },
+			Changed: func(owner peer.Name, _ uint8, old, now []Binding) { t.replace(owner, old, now) },
+		}),
+	}
+}
+
+// Table returns the table of the bindings that the State shows.
+func (s *State) Table() *Table { return s.table }
+
+// Announce replaces all bindings of this peer and returns the deltas to announce, none if nothing
+// changed. Two bindings of one MAC address are an error. On error nothing is changed.
+func (s *State) Announce(list []Binding) (deltas [][]byte, err error) {
+	list = sorted(list)
+	buckets := make(map[uint8][]Binding)
+	for i, b := range list {
+		if err := b.check(); err != nil {
+			return nil, err
+		}
+		if i > 0 && list[i-1].MAC == b.MAC {
+			return nil, fmt.Errorf("binding of %s: it is there twice", b.MAC)
+		}
+		buckets[bucketOf(b.MAC)] = append(buckets[bucketOf(b.MAC)], b)
+	}
+	payloads := make(map[uint8][]byte, bucketCount)
+	for b := range uint8(bucketCount) {
+		payloads[b] = encode(buckets[b])
+	}
+	if deltas, err = s.Set(payloads); err != nil {
+		return nil, fmt.Errorf("bindings: %w", err)
+	}
+	return deltas, nil
+}
