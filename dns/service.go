@@ -25,6 +25,7 @@ import (
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/records"
+	"github.com/weft-net/weft/mesh/replica"
 )
 
 // Defaults of a Config.
@@ -34,8 +35,6 @@ const (
 )
 
 const (
-	// tickEvery is the interval between ticks of the state.
-	tickEvery = time.Second
 	// updateEvery is the interval at which the host's resolv.conf is read and the server retries
 	// addresses where it does not listen yet. Polling also notices a file that is replaced or a
 	// symbolic link that changes.
@@ -86,35 +85,26 @@ type Service struct {
 	log     *slog.Logger
 	forward *forward.Forwarder
 	server  *server.Server
+	table   *names.Table
+	names   *replica.Replica[*names.State]
 	wake    chan struct{} // capacity 1; makes the run loop check the network now
 
 	// Atomic.
 	started       atomic.Bool
 	listening     atomic.Pointer[[]Listening]
 	upstreamFault atomic.Pointer[string] // of reading resolv.conf
-	stats         atomic.Pointer[records.Stats]
-
-	// Run loop only.
-	logged map[string]time.Time // when a refusal was last logged, by its text
-
-	mu    sync.Mutex // of all else only the table is locked while it is held, and no callback is made; see change
-	state *names.State
 }
 
 // New returns a Service without names.
 func New(cfg Config) *Service {
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
+	state := names.New(names.Config{
+		Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Start: time.Now(), Ranges: cfg.Ranges, Owns: cfg.Owns,
+	})
 	s := &Service{
-		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), logged: make(map[string]time.Time),
-		state: names.New(names.Config{
-			Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Start: time.Now(), Ranges: cfg.Ranges, Owns: cfg.Owns,
-		}),
-		forward: forward.New(cfg.Timeout),
+		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), forward: forward.New(cfg.Timeout), table: state.Table(),
+		names: replica.New(replica.Config{What: "DNS names", Announce: cfg.Announce, Now: cfg.Now, Log: cfg.Log}, state),
 	}
-	s.noteStats()
-	s.server = server.New(zone.New(cfg.Domain, cfg.TTL, s.state.Table(), cfg.Ranges, rand.Uint64), s.forward)
+	s.server = server.New(zone.New(cfg.Domain, cfg.TTL, s.table, cfg.Ranges, rand.Uint64), s.forward)
 	return s
 }
 
@@ -130,18 +120,18 @@ func (s *Service) Run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return nil // stopped before it started
 	}
-	tick := time.NewTicker(tickEvery)
+	tick := time.NewTicker(replica.TickEvery)
 	defer tick.Stop()
 	var updated, probed time.Time
 	var background sync.WaitGroup
 	defer background.Wait()
 	var refreshing atomic.Bool // an owner of addresses that answers late must not delay the loop
 	for now := time.Now(); ; {
-		s.tick(now)
+		s.names.Tick(now)
 		if !refreshing.Swap(true) {
 			background.Go(func() {
 				defer refreshing.Store(false)
-				s.state.Table().Refresh()
+				s.table.Refresh()
 			})
 		}
 		if !s.cfg.Off && now.Sub(updated) >= updateEvery {
@@ -170,42 +160,10 @@ func (s *Service) NetworkChanged() {
 	}
 }
 
-func (s *Service) tick(now time.Time) {
-	clock := s.cfg.Now()
-	var refused []gossip.Refusal
-	_ = s.change(func() ([][]byte, error) {
-		s.state.SetTime(clock)
-		deltas := s.state.Tick(now)
-		refused = s.state.Refused()
-		s.noteStats()
-		return deltas, nil
-	})
-	for _, r := range refused {
-		text := fmt.Sprintf("%s %v", r.Owner, r.Cause)
-		if last, ok := s.logged[text]; ok && now.Sub(last) < time.Minute {
-			continue
-		}
-		if len(s.logged) > 1000 {
-			clear(s.logged)
-		}
-		s.logged[text] = now
-		s.log.Warn("refused DNS names of a peer", "peer", r.Owner, "from", r.From, "err", r.Cause)
-	}
-}
-
-// change changes the state and then announces the deltas that f returns, unless f fails. Two
-// changes may be announced in the wrong order: versions decide which one is newer.
-func (s *Service) change(f func() (deltas [][]byte, err error)) error {
-	s.mu.Lock()
-	deltas, err := f()
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	for _, d := range deltas {
-		s.cfg.Announce(d)
-	}
-	return nil
+// change removes the entries out of this host and then adds the entries in. On error nothing is
+// changed.
+func (s *Service) change(out, in []names.Entry) error {
+	return s.names.Change(func(state *names.State) ([][]byte, error) { return state.Change(out, in) })
 }
 
 // updateUpstreams makes the forwarder use the host's name servers, except for this server itself.
@@ -304,7 +262,7 @@ func (s *Service) Add(container, name string, addrs ...netip.Addr) error {
 	for _, a := range addrs {
 		in = append(in, s.entry(container, fqdn, a))
 	}
-	if err := s.change(func() ([][]byte, error) { return s.state.Change(nil, in) }); err != nil {
+	if err := s.change(nil, in); err != nil {
 		return wrap(err)
 	}
 	return nil
@@ -347,11 +305,11 @@ func (s *Service) Remove(container, name string, addrs ...netip.Addr) ([]names.E
 		}
 	}
 	var out []names.Entry
-	err := s.change(func() ([][]byte, error) {
-		out = s.state.Own(func(e names.Entry) bool {
+	err := s.names.Change(func(state *names.State) ([][]byte, error) {
+		out = state.Own(func(e names.Entry) bool {
 			return e.Container == container && (name == "" || e.Name == name) && (len(addrs) == 0 || slices.Contains(addrs, e.Addr))
 		})
-		return s.state.Change(out, nil)
+		return state.Change(out, nil)
 	})
 	return out, err // an error cannot happen: the record became smaller
 }
@@ -370,9 +328,9 @@ func (s *Service) Set(container string, want map[string][]netip.Addr) error {
 			in[s.entry(container, fqdn, a)] = true
 		}
 	}
-	err := s.change(func() ([][]byte, error) {
-		out := s.state.Own(func(e names.Entry) bool { return e.Container == container && !in[e] })
-		return s.state.Change(out, slices.Collect(maps.Keys(in)))
+	err := s.names.Change(func(state *names.State) ([][]byte, error) {
+		out := state.Own(func(e names.Entry) bool { return e.Container == container && !in[e] })
+		return state.Change(out, slices.Collect(maps.Keys(in)))
 	})
 	if err != nil {
 		return wrap(err)
@@ -385,9 +343,7 @@ func (s *Service) RemoveContainer(container string) { _, _ = s.Remove(container,
 
 // PeersChanged reports the peers that the mesh reaches, with their keys. The Service owns the map
 // from now on.
-func (s *Service) PeersChanged(peers map[peer.Name]peer.Key) {
-	_ = s.change(func() ([][]byte, error) { return s.state.SetOwners(peers), nil })
-}
+func (s *Service) PeersChanged(peers map[peer.Name]peer.Key) { s.names.PeersChanged(peers) }
 
 // Resolve answers as the server would answer a container: it returns the addresses of a name, or
 // the names of an address.
@@ -458,66 +414,23 @@ func (s *Service) Entries(limit int) (list []names.Listed, omitted int) {
 	if s.cfg.Off {
 		return nil, 0
 	}
-	table := s.state.Table()
 	if limit <= 0 {
-		return nil, table.Len()
+		return nil, s.table.Len()
 	}
-	s.mu.Lock()
-	list, omitted = s.state.List(limit)
-	s.mu.Unlock()
+	s.names.Read(func(state *names.State) { list, omitted = state.List(limit) })
 	names.Sort(list)
-	table.MarkRefused(list)
+	s.table.MarkRefused(list)
 	return list, omitted
 }
 
 // CountRefused counts the entries that this host does not answer. It asks for the owner of
 // each address, and stops when ctx ends.
 func (s *Service) CountRefused(ctx context.Context) int {
-	return s.state.Table().CountRefused(func() bool { return ctx.Err() != nil })
+	return s.table.CountRefused(func() bool { return ctx.Err() != nil })
 }
 
-// RecordStats returns what the replicated names take, and what was refused of them. It does
-// not wait for a merge, which can take long: then the result is up to a second old.
-func (s *Service) RecordStats() records.Stats {
-	if s.mu.TryLock() {
-		defer s.mu.Unlock()
-		return s.state.Stats()
-	}
-	st := *s.stats.Load()
-	st.Refused = maps.Clone(st.Refused) // the caller owns it
-	return st
-}
-
-// noteStats keeps the counts for RecordStats. It is called with mu held.
-func (s *Service) noteStats() {
-	st := s.state.Stats()
-	s.stats.Store(&st)
-}
+// RecordStats returns what the replicated names take, and what was refused of them.
+func (s *Service) RecordStats() records.Stats { return s.names.Stats() }
 
 // Channel returns the state as a channel that the mesh replicates.
-func (s *Service) Channel() gossip.Channel { return replica{s} }
-
-// replica implements gossip.Channel.
-type replica struct{ *Service }
-
-func (r replica) Digest() []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.state.Digest()
-}
-
-func (r replica) Missing(digest []byte) ([][]byte, bool, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.state.Missing(digest)
-}
-
-func (r replica) Merge(from peer.Name, delta []byte) ([]byte, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.state.Merge(from, delta)
-}
-
-func (r replica) Join(older, newer []byte) []byte {
-	return r.state.Join(older, newer) // does not use the state, so it needs no lock
-}
+func (s *Service) Channel() gossip.Channel { return s.names.Channel() }

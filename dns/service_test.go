@@ -154,7 +154,7 @@ func TestAddressesOfTheMesh(t *testing.T) {
 		}
 	}
 	owner = peer.Name{2, 9} // the ring changes
-	far.state.Table().Refresh()
+	far.table.Refresh()
 	resolve("192.0.2.7")
 }
 

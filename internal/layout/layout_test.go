@@ -53,7 +53,7 @@ var pure = []string{
 	"docker/track",
 	"internal/checksum", "internal/owned",
 	"ipam/addr", "ipam/consensus", "ipam/paxos", "ipam/ring", "ipam/space",
-	"mesh/dial", "mesh/gossip", "mesh/peer", "mesh/records", "mesh/rotation", "mesh/topology",
+	"mesh/bindings", "mesh/dial", "mesh/gossip", "mesh/peer", "mesh/records", "mesh/rotation", "mesh/topology",
 	"policy/model", "policy/policytest", "policy/rules",
 	"router/ethernet", "router/fastpath/plan", "router/flow", "router/frag", "router/gro", "router/icmp", "router/link", "router/liveness",
 	"router/mac", "router/offload", "router/offload/packets", "router/replay", "router/seal", "router/wire",

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 )
@@ -13,7 +12,9 @@ import (
 // MAC is an Ethernet address, in the order of the wire.
 type MAC [6]byte
 
-func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
 
 func (m MAC) compare(o MAC) int { return bytes.Compare(m[:], o[:]) }
 

@@ -15,7 +15,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -23,6 +22,7 @@ import (
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/records"
+	"github.com/weft-net/weft/mesh/replica"
 	"github.com/weft-net/weft/mesh/rotation"
 	"github.com/weft-net/weft/mesh/session"
 )
@@ -107,6 +107,7 @@ type Keeper struct {
 	mesh   Mesh // constant once Run is called
 	orders chan order
 	wake   chan struct{} // of capacity 1
+	states *replica.Replica[*records.Map[rotation.State]]
 
 	// sendersMu guards senders, the limits of neighbours. No other lock is taken while it is
 	// held.
@@ -116,7 +117,6 @@ type Keeper struct {
 	mu      sync.Mutex
 	keys    map[string]session.PSK // of passwords
 	machine *rotation.Machine
-	records *records.Map[rotation.State]
 	read    []string // the configuration when it was last read
 	readErr error
 	saveErr error
@@ -124,8 +124,7 @@ type Keeper struct {
 	places  map[peer.KeyID]netip.Addr // where peers were last seen
 	peersAt time.Time                 // when the members were last read
 
-	reachable atomic.Pointer[map[peer.Name]peer.Key] // that PeersChanged brought and Run has not handled
-	refused   rate.Sometimes                         // lines of the log; Run only
+	refused rate.Sometimes // lines of the log; Run only
 }
 
 type order struct {
@@ -140,11 +139,15 @@ func Open(cfg Config) (k *Keeper, notes []string, err error) {
 		keys: make(map[string]session.PSK), read: cfg.Configured, refused: rate.Sometimes{First: maxLogged, Interval: loggedEvery}, senders: make(map[peer.Name]*rate.Limiter), ids: make(map[peer.Key]peer.KeyID), places: make(map[peer.KeyID]netip.Addr),
 	}
 	now := time.Now()
-	k.records = records.New(records.Config[rotation.State]{
+	own := records.New(records.Config[rotation.State]{
 		Use: Use, Self: cfg.Identity.Name, Signer: cfg.Identity, Verifier: peer.Ed25519{}, Start: now,
 		Decode: func(_ uint8, payload []byte) (rotation.State, error) { return rotation.ParseState(payload) },
 		Limits: records.Limits{Owner: recordsOfPeer, Total: recordsOfAll},
 	})
+	k.states = replica.New(replica.Config{
+		What: Use, Announce: func(delta []byte) { k.mesh.Announce(mesh.ChannelPasswords, delta) },
+		Now: func() time.Time { return k.clock(time.Now()) }, Log: cfg.Log,
+	}, own)
 	if len(cfg.Configured) == 0 {
 		return k, nil, nil
 	}
@@ -185,7 +188,7 @@ func Open(cfg Config) (k *Keeper, notes []string, err error) {
 			return nil, nil, err
 		}
 	}
-	_, err = k.records.Set(map[uint8][]byte{0: m.State().Append(nil)})
+	_, err = own.Set(map[uint8][]byte{0: m.State().Append(nil)}) // nobody else uses it yet
 	return k, notes, err
 }
 
@@ -242,7 +245,7 @@ func (k *Keeper) keysOfAll() (out []session.PSK, err error) {
 // Join joins the Keeper to the mesh. Call it before either runs.
 func (k *Keeper) Join(m *mesh.Mesh) {
 	k.mesh = m
-	m.Register(mesh.ChannelPasswords, replica{k})
+	m.Register(mesh.ChannelPasswords, k.states.Channel())
 	m.Handle(mesh.KindPassword, k.Receive)
 }
 
@@ -283,16 +286,10 @@ func (k *Keeper) clock(now time.Time) time.Time {
 // PeersChanged reports the peers that the mesh reaches, with their keys. The Keeper owns the
 // map from now on. It does not wait, neither for the disk nor for Argon2.
 func (k *Keeper) PeersChanged(keys map[peer.Name]peer.Key) {
-	k.reachable.Store(&keys)
+	k.states.PeersChanged(keys)
 	select {
 	case k.wake <- struct{}{}:
 	default:
-	}
-}
-
-func (k *Keeper) announce(deltas [][]byte) {
-	for _, d := range deltas {
-		k.mesh.Announce(mesh.ChannelPasswords, d)
 	}
 }
 
@@ -375,27 +372,18 @@ func (k *Keeper) configure(list []string) error {
 
 // tick lets the machine take the steps that are due, and carries them out.
 func (k *Keeper) tick(now time.Time) {
-	k.mu.Lock()
-	k.records.SetTime(k.mesh.Now())
-	var deltas [][]byte
-	if keys := k.reachable.Swap(nil); keys != nil {
-		deltas = k.records.SetOwners(*keys)
-	}
-	deltas = append(deltas, k.records.Tick(now)...)
-	_ = k.records.Refused() // counted in Stats
+	k.states.Tick(now)
 	if k.machine == nil {
-		k.mu.Unlock()
-		k.announce(deltas)
 		return
 	}
+	k.mu.Lock()
 	if k.machine.Running() || now.Sub(k.peersAt) >= idleEvery {
 		k.updatePeers(now)
 	}
 	before := k.machine.Passwords()
 	changed, messages := k.machine.Tick(now)
 	if changed || k.saveErr != nil {
-		news, err := k.carryOut(before)
-		deltas = append(deltas, news...)
+		err := k.carryOut(before)
 		if err != nil && k.saveErr == nil {
 			k.cfg.Log.Error("the change of the password does not go on", "err", err)
 		}
@@ -406,7 +394,6 @@ func (k *Keeper) tick(now time.Time) {
 		to[k.keyID(key)] = name
 	}
 	k.mu.Unlock()
-	k.announce(deltas)
 	for _, m := range messages {
 		if name, ok := to[m.To]; ok {
 			_ = k.mesh.Send(name, mesh.KindPassword, m.Bytes) // it is sent again
@@ -414,26 +401,25 @@ func (k *Keeper) tick(now time.Time) {
 	}
 }
 
-// carryOut makes the present passwords of the machine those of the host, and returns what to
-// announce. Others hear of it only after it is on the disk: they count on it. It is called with
-// mu held.
-func (k *Keeper) carryOut(before []rotation.Password) ([][]byte, error) {
+// carryOut makes the present passwords of the machine those of the host, and publishes that.
+// Others hear of it only after it is on the disk: they count on it. It is called with mu held.
+func (k *Keeper) carryOut(before []rotation.Password) error {
 	if err := k.cfg.Save(k.machine.Saved()); err != nil {
-		return nil, fmt.Errorf("write the passwords to the state file: %w", err)
+		return fmt.Errorf("write the passwords to the state file: %w", err)
 	}
 	var texts []string
 	for _, p := range k.machine.Passwords() {
 		texts = append(texts, p.Text)
 	}
 	if err := k.cfg.Changed(texts); err != nil {
-		return nil, err
+		return err
 	}
 	keys, err := k.keysOfAll()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := k.mesh.SetPasswords(keys); err != nil {
-		return nil, err
+		return err
 	}
 	switch now := k.machine.Passwords(); {
 	case slices.Equal(now, before) && k.saveErr == nil:
@@ -444,7 +430,9 @@ func (k *Keeper) carryOut(before []rotation.Password) ([][]byte, error) {
 	default:
 		k.cfg.Log.Info("the passwords that this host accepts changed", "accepted", len(now))
 	}
-	return k.records.Set(map[uint8][]byte{0: k.machine.State().Append(nil)})
+	return k.states.Change(func(m *records.Map[rotation.State]) ([][]byte, error) {
+		return m.Set(map[uint8][]byte{0: k.machine.State().Append(nil)})
+	})
 }
 
 // keyID returns the id of a key. It is called with mu held.
@@ -465,9 +453,11 @@ func (k *Keeper) updatePeers(now time.Time) {
 	k.peersAt = now
 	reachable := k.mesh.View().Keys()
 	states := make(map[peer.Name]rotation.State)
-	for n, s := range k.records.All() {
-		states[n] = s
-	}
+	k.states.Read(func(m *records.Map[rotation.State]) {
+		for n, s := range m.All() {
+			states[n] = s
+		}
+	})
 	all, _ := k.cfg.Members()
 	peers := make(map[peer.KeyID]rotation.Peer)
 	for _, p := range all {
@@ -639,31 +629,4 @@ func (k *Keeper) Status() (s Status) {
 }
 
 // RecordStats returns what the records of other peers take, and what was refused of them.
-func (k *Keeper) RecordStats() records.Stats {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.records.Stats()
-}
-
-// replica implements gossip.Channel.
-type replica struct{ *Keeper }
-
-func (r replica) Digest() []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.records.Digest()
-}
-
-func (r replica) Missing(digest []byte) ([][]byte, bool, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.records.Missing(digest)
-}
-
-func (r replica) Merge(from peer.Name, delta []byte) ([]byte, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.records.Merge(from, delta)
-}
-
-func (r replica) Join(older, newer []byte) []byte { return r.records.Join(older, newer) }
+func (k *Keeper) RecordStats() records.Stats { return k.states.Stats() }
