@@ -3,7 +3,6 @@ package names
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -113,28 +112,12 @@ type Listed struct {
 	Refused string
 }
 
-// List returns entries of reachable peers in no particular order, and how many it leaves out
-// as there are more than limit. If so, no peer loses a part of an equal share to another one
-// that has more. It takes time in proportion to the limit and the number of records.
-// The caller owns the list.
+// List returns entries of reachable peers in no particular order, and how many it leaves out; see
+// records.List. The caller owns the list.
 func (s *State) List(limit int) (list []Listed, omitted int) {
-	sizes := make(map[peer.Name]int)
-	for owner, entries := range s.All() {
-		sizes[owner] += len(entries)
-	}
-	owners := slices.SortedFunc(maps.Keys(sizes), func(a, b peer.Name) int { return cmp.Or(cmp.Compare(sizes[a], sizes[b]), a.Compare(b)) })
-	shares := make(map[peer.Name]int, len(owners))
-	for i, o := range owners {
-		shares[o] = min(sizes[o], limit/(len(owners)-i))
-		omitted += sizes[o] - shares[o]
-		limit -= shares[o]
-	}
-	for owner, entries := range s.All() {
-		n := min(len(entries), shares[owner])
-		shares[owner] -= n
-		for _, e := range entries[:n] {
-			list = append(list, Listed{Entry: e, Owner: owner})
-		}
+	entries, omitted := records.List(s.Map, limit)
+	for _, e := range entries {
+		list = append(list, Listed{Entry: e.Value, Owner: e.Owner})
 	}
 	return list, omitted
 }

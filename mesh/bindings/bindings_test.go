@@ -185,6 +185,151 @@ func TestLiarTakesNoBinding(t *testing.T) {
 	m.want("one that two bind", m.at("192.168.7.7"), "nobody")
 }
 
+// A MAC address that proves whose it is cannot be bound by another peer, whatever that owns.
+func TestMACThatProvesItsOwner(t *testing.T) {
+	m := newMesh(t, 4)
+	derived := MAC{0x02, 0x42, 10, 32, 0, 5}
+	m.ring[netip.MustParseAddr("10.32.0.5")], m.ring[netip.MustParseAddr("10.32.0.9")] = name(1), name(2)
+	lie := func() {
+		m.announce(2, Binding{derived, Container, addrs("10.32.0.9")}, Binding{MAC(name(3)), Container, addrs("10.32.0.10")})
+	}
+	lie()
+	m.want("a MAC address of an address of a peer that does not bind it", m.macAt(derived), "nobody")
+	m.announce(1, Binding{derived, Container, addrs("10.32.0.5")})
+	m.announce(3, Binding{MAC(name(3)), Exposed, addrs("192.168.7.1")})
+	m.want("a MAC address of an address", m.macAt(derived), name(1).String())
+	m.want("the MAC address of a bridge", m.macAt(MAC(name(3))), name(3).String())
+	m.announce(2)
+	lie() // the last word
+	m.want("a MAC address of an address", m.macAt(derived), name(1).String())
+	m.want("the MAC address of a bridge", m.macAt(MAC(name(3))), name(3).String())
+	outside := MAC{0x02, 0x42, 172, 17, 0, 2}
+	m.announce(2, Binding{outside, Container, addrs("172.17.0.2")})
+	m.want("one of an address that no ring divides", m.macAt(outside), name(2).String())
+}
+
+// The status shows all bindings, and why some are not believed.
+func TestList(t *testing.T) {
+	m := newMesh(t, 3)
+	m.ring[netip.MustParseAddr("10.32.0.5")] = name(1)
+	m.announce(1, Binding{mac(5), Container, addrs("10.32.0.5")}, Binding{mac(6), Port, addrs("192.168.7.1")})
+	m.announce(2, Binding{mac(5), Container, nil}, Binding{mac(7), Container, addrs("10.32.0.5")}, Binding{mac(8), Port, addrs("192.168.7.1")}, Binding{mac(9), Port, addrs("10.32.0.77")})
+	s := m.states[name(0)]
+	list, omitted := s.List(100)
+	s.Table().MarkRefused(list)
+	var got []string
+	for _, l := range list {
+		got = append(got, fmt.Sprintf("%s on %d: %s", l.MAC, l.Owner[5], l.Refused))
+	}
+	want := []string{
+		"02:42:0a:00:00:05 on 1: ",
+		"02:42:0a:00:00:06 on 1: 192.168.7.1 has several MAC addresses",
+		"02:42:0a:00:00:05 on 2: the MAC address is that of another peer",
+		"02:42:0a:00:00:07 on 2: 10.32.0.5 belongs to another peer",
+		"02:42:0a:00:00:08 on 2: 192.168.7.1 has several MAC addresses",
+		"02:42:0a:00:00:09 on 2: it is not known yet to whom 10.32.0.77 belongs",
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) || omitted > 0 {
+		t.Errorf("%d omitted; got\n%s", omitted, strings.Join(got, "\n"))
+	}
+	if c := s.Table().Counts(); c != (Counts{Bindings: 6, Refused: 5}) {
+		t.Errorf("%+v", c)
+	}
+	if list, omitted := s.List(4); len(list) != 4 || omitted != 2 {
+		t.Errorf("%d of 6 with a limit of 4, and %d omitted", len(list), omitted)
+	}
+}
+
+// The ring is asked while no lock is held: lookups go on, and changes of the State in the meantime
+// are not lost.
+func TestRingThatAnswersLate(t *testing.T) {
+	m := newMesh(t, 2)
+	a, b := netip.MustParseAddr("10.32.0.5"), netip.MustParseAddr("10.32.0.6")
+	m.ring[a], m.ring[b] = name(1), name(1)
+	id := peer.Cheap{ID: peer.Key{1}}
+	var s *State
+	busy := false
+	s = New(Config{Self: name(0), Signer: id, Verifier: id, Start: time.Unix(1_700_000_000, 0), OwnerOf: func(x netip.Addr) (peer.Name, bool) {
+		if x == a && !busy {
+			busy = true
+			deltas, err := m.states[name(1)].Announce([]Binding{{mac(6), Container, []netip.Addr{b}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range deltas {
+				if _, err := s.Merge(name(1), d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.Table().ByAddr(a)
+		}
+		return m.ownerOf(x)
+	}})
+	s.SetOwners(maps.Clone(m.keys))
+	deltas, err := m.states[name(1)].Announce([]Binding{{mac(5), Container, []netip.Addr{a}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range deltas {
+		if _, err := s.Merge(name(1), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Table().Update(false)
+	s.Table().Update(false)
+	if _, ok := s.Table().ByAddr(a); ok {
+		t.Errorf("%s is bound, and its binding ended while the ring was asked", a)
+	}
+	if _, ok := s.Table().ByAddr(b); !ok {
+		t.Errorf("%s is not bound", b)
+	}
+}
+
+// What is announced and withdrawn again before the next Update takes no memory.
+func TestChangesBetweenUpdatesAreBounded(t *testing.T) {
+	m := newMesh(t, 1)
+	s := m.states[name(0)]
+	said := func(n int) []Binding {
+		return []Binding{{mac(n), Container, addrs(fmt.Sprintf("192.168.%d.%d", n>>8, n&255))}}
+	}
+	for n := range 1000 {
+		if _, err := s.Announce(said(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if x := s.table; len(x.macs.changed) > 1 || len(x.macs.entries) > 1 || len(x.addrs.changed) > 1 || len(x.addrs.entries) > 1 {
+		t.Errorf("%d MAC addresses and %d IP addresses are remembered of one binding", len(x.macs.changed), len(x.addrs.changed))
+	}
+	s.Table().Update(false)
+	if _, err := s.Announce(nil); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.Table().Update(false); len(c) != 2 || c[0].New.Owner != (peer.Name{}) {
+		t.Errorf("the end of a binding: %+v", c)
+	}
+	if x := s.table; len(x.macs.entries)+len(x.addrs.entries) > 0 || x.Counts() != (Counts{}) {
+		t.Errorf("%d entries stay, %+v", len(x.macs.entries)+len(x.addrs.entries), x.Counts())
+	}
+}
+
+// A router that starts again changes nothing for the others if it announces the same bindings.
+func TestRestartChangesNothing(t *testing.T) {
+	m := newMesh(t, 2)
+	web := Binding{mac(5), Container, addrs("192.168.7.1")}
+	m.announce(1, web)
+	m.states[name(1)] = New(Config{
+		Self: name(1), Signer: peer.Cheap{ID: m.keys[name(1)]}, Verifier: peer.Cheap{}, Start: time.Unix(1_700_000_100, 0), OwnerOf: m.ownerOf,
+	})
+	m.reachable()
+	if changes := m.announce(1, web); len(changes) > 0 {
+		t.Errorf("changes: %+v", changes)
+	}
+	m.announce(1)
+	m.want("a binding of the former run", m.macAt(mac(5)), "nobody")
+}
+
 // A container moves with its addresses to another host. Whatever arrives first, it is at the new
 // host once both have said so.
 func TestBindingMoves(t *testing.T) {
@@ -219,8 +364,8 @@ func TestTableAgainstASlowOne(t *testing.T) {
 	for range 400 {
 		n := rng.IntN(5)
 		var list []Binding
-		for _, k := range rng.Perm(6)[:rng.IntN(5)] {
-			b := Binding{MAC: mac(k), Kind: Container}
+		for _, k := range rng.Perm(8)[:rng.IntN(5)] {
+			b := Binding{MAC: someMAC(k), Kind: Container}
 			for _, x := range rng.Perm(8)[:rng.IntN(3)] {
 				b.Addrs = append(b.Addrs, netip.AddrFrom4([4]byte{10, byte(32 + 100*(x/4)), 0, byte(x)}))
 			}
@@ -238,10 +383,10 @@ func TestTableAgainstASlowOne(t *testing.T) {
 		}())
 		table := m.states[name(0)].Table()
 		table.Update(true)
-		for k := range 6 {
-			_, got, _ := table.ByMAC(mac(k))
-			if want := slowMAC(m, said, away, mac(k)); got != want {
-				t.Fatalf("%s is at %s, want %s", mac(k), got, want)
+		for k := range 8 {
+			_, got, _ := table.ByMAC(someMAC(k))
+			if want := slowMAC(m, said, away, someMAC(k)); got != want {
+				t.Fatalf("%s is at %s, want %s", someMAC(k), got, want)
 			}
 		}
 		for x := range 8 {
@@ -253,6 +398,17 @@ func TestTableAgainstASlowOne(t *testing.T) {
 		}
 		m.reachable()
 	}
+}
+
+// someMAC returns MAC addresses of which some prove whose they are.
+func someMAC(k int) MAC {
+	switch k {
+	case 6:
+		return MAC(name(2))
+	case 7:
+		return MAC{0x02, 0x42, 10, 32, 0, 1}
+	}
+	return mac(k)
 }
 
 func slowMAC(m *mesh, said map[int][]Binding, away int, x MAC) peer.Name {
@@ -267,6 +423,14 @@ func slowMAC(m *mesh, said map[int][]Binding, away int, x MAC) peer.Name {
 				proved = append(proved, name(n))
 			}
 		}
+	}
+	for _, by := range []peer.Name{peer.Name(x), m.ring[netip.MustParseAddr("10.32.0.1")]} {
+		if slices.Contains(all, by) && (by == peer.Name(x) || x == someMAC(7)) {
+			return by
+		}
+	}
+	if x == someMAC(7) {
+		return peer.Name{}
 	}
 	if len(proved) > 0 {
 		all = proved
@@ -329,52 +493,114 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
-// 1,000 hosts with 50 containers each take less memory than the router of a small host can spare.
-func TestMemoryOfALargeMesh(t *testing.T) {
-	const hosts, containers, most = 1000, 50, 30 << 20
+// inUse returns the bytes in use after a collection.
+func inUse() int64 {
+	var m runtime.MemStats
 	runtime.GC()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	m := newMesh(t, 1)
-	all, known := m.states[name(0)], make(map[peer.Name]peer.Key)
+	runtime.GC() // what finalizers held
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// fill makes a State know the bindings of many hosts, which list returns, and calls f with it.
+func fill(t *testing.T, hosts int, ownerOf func(netip.Addr) (peer.Name, bool), list func(host int) []Binding, f func(s *State)) {
+	t.Helper()
+	id := peer.Cheap{ID: peer.Key{1}}
+	s := New(Config{Self: name(0), Signer: id, Verifier: id, Start: time.Unix(1_700_000_000, 0), OwnerOf: ownerOf})
+	known := make(map[peer.Name]peer.Key)
 	for h := 1; h <= hosts; h++ {
 		known[name(h)] = peer.Key{1, byte(h), byte(h >> 8)}
 	}
-	all.SetOwners(known)
+	s.SetOwners(maps.Clone(known))
 	for h := 1; h <= hosts; h++ {
 		id := peer.Cheap{ID: known[name(h)]}
-		s := New(Config{Self: name(h), Signer: id, Verifier: id, Start: time.Unix(1_700_000_000, 0), OwnerOf: m.ownerOf})
-		var list []Binding
-		for c := range containers {
-			n := h*containers + c
-			a := netip.AddrFrom4([4]byte{10, 32 + byte(n>>16), byte(n >> 8), byte(n)})
-			m.ring[a] = name(h)
-			list = append(list, Binding{mac(n), Container, []netip.Addr{a}})
-		}
-		deltas, err := s.Announce(list)
+		far := New(Config{Self: name(h), Signer: id, Verifier: id, Start: time.Unix(1_700_000_000, 0), OwnerOf: ownerOf})
+		deltas, err := far.Announce(list(h))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, d := range deltas {
-			if _, err := all.Merge(name(1), d); err != nil {
+			if _, err := s.Merge(name(h), d); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	all.Table().Update(false)
-	if _, ok := all.Table().ByAddr(netip.MustParseAddr("10.32.100.1")); !ok {
-		t.Fatal("an address is not bound")
+	s.Table().Update(false)
+	f(s)
+}
+
+// 1,000 hosts with 50 containers each take less memory than the router of a small host can spare.
+func TestMemoryOfALargeMesh(t *testing.T) {
+	const hosts, containers, most = 1000, 50, 30e6
+	before := inUse()
+	addr := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 32 + byte(n>>16), byte(n >> 8), byte(n)}) }
+	ownerOf := func(a netip.Addr) (peer.Name, bool) {
+		b := a.As4()
+		n := int(b[1]-32)<<16 | int(b[2])<<8 | int(b[3])
+		return name(n / containers), true
 	}
-	clear(m.ring)
-	m.ring = nil
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	used := int64(after.HeapAlloc) - int64(before.HeapAlloc)
-	t.Logf("%d bindings take %.1f MB", hosts*containers, float64(used)/1e6)
-	if used > most {
-		t.Errorf("%d bindings take %d bytes, want at most %d", hosts*containers, used, int64(most))
+	list := func(h int) (list []Binding) {
+		for c := range containers {
+			n := h*containers + c
+			a := addr(n).As4()
+			list = append(list, Binding{MAC{0x02, 0x42, a[0], a[1], a[2], a[3]}, Container, []netip.Addr{addr(n)}})
+		}
+		return list
 	}
-	runtime.KeepAlive(all)
+	fill(t, hosts, ownerOf, list, func(s *State) {
+		if c := s.Table().Counts(); c.Bindings != hosts*containers || c.Refused != 0 {
+			t.Fatalf("%+v, want all believed", c)
+		}
+		used := inUse() - before
+		t.Logf("%d bindings take %.1f MB", hosts*containers, float64(used)/1e6)
+		if used > most {
+			t.Errorf("%d bindings take %d bytes, want at most %d", hosts*containers, used, int64(most))
+		}
+		runtime.KeepAlive(s)
+	})
+}
+
+// What a liar announces takes no more memory than it is charged for, whatever its bindings look like.
+func TestCostIsMemory(t *testing.T) {
+	const hosts, each = 10, 400 // when maps have just grown
+	nobody := func(netip.Addr) (peer.Name, bool) { return peer.Name{}, false }
+	for _, c := range []struct {
+		what      string
+		addresses int
+		ipv6      bool
+		same      bool // all hosts bind the same
+	}{
+		{"no addresses", 0, false, false}, {"an IPv4 address", 1, false, false}, {"16 IPv4 addresses", 16, false, false},
+		{"16 IPv6 addresses", 16, true, false}, {"the same 16 IPv6 addresses", 16, true, true},
+	} {
+		n := 0
+		before := inUse()
+		fill(t, hosts, nobody, func(h int) (list []Binding) {
+			if c.same {
+				n = 0
+			}
+			for range each {
+				n++
+				b := Binding{MAC: mac(n), Kind: Container}
+				for i := range c.addresses {
+					if a := [16]byte{10, byte(n >> 16), byte(n >> 8), byte(n), byte(i)}; c.ipv6 {
+						b.Addrs = append(b.Addrs, netip.AddrFrom16(a))
+					} else {
+						b.Addrs = append(b.Addrs, netip.AddrFrom4([4]byte{10 + byte(i), byte(n >> 16), byte(n >> 8), byte(n)}))
+					}
+				}
+				list = append(list, b)
+			}
+			return list
+		}, func(s *State) {
+			used, charged := inUse()-before, int64(s.Stats().Bytes)
+			t.Logf("%s: %d bytes each, charged %d", c.what, used/(hosts*each), charged/(hosts*each))
+			if used > charged {
+				t.Errorf("%s: %d bytes are used and %d charged", c.what, used, charged)
+			}
+			runtime.KeepAlive(s)
+		})
+	}
 }
 
 func FuzzDecode(f *testing.F) {

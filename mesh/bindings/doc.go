@@ -16,11 +16,17 @@
 //
 //   - An address of the mesh's ranges is bound only by the peer that owns it in the ring.
 //   - Another address, which no ring divides, is bound while just one peer says so.
-//   - A MAC address that several peers bind is the one's that binds it to an address that it owns in
-//     the ring. If there are several of these, or none, it is bound by nobody.
+//   - A MAC address 02:42:a:b:c:d belongs to the peer that owns the address a.b.c.d in the ring, if
+//     that is one of the mesh's ranges. Docker's driver gives such ones.
+//   - A MAC address that is the name of a peer belongs to that peer. Bridges have such ones.
+//   - Another MAC address that several peers bind is the one's that binds it to an address that it
+//     owns in the ring. If there are several of these, or none, it is bound by nobody.
 //
-// So a liar can take no binding from another peer. It can end a binding of a MAC address, and
-// frames to that address are then switched by what was learned, as without bindings.
+// So a liar can take no binding from another peer. It can end a binding of a MAC address that proves
+// nothing, and frames to that address are then switched by what was learned, as without bindings.
+//
+// A peer has few bindings, and all peers together too: beyond the limits of the State, records are
+// refused, and a peer that has too many loses all of them.
 //
 // # Records
 //

@@ -12,9 +12,14 @@ import (
 // use is the name of bindings among the uses of mesh/records.
 const use = "bindings"
 
-// bindingCost is the memory that a binding takes besides its encoding: the parsed form and its
-// places in the Table, measured with one IPv4 address.
-const bindingCost = 360
+const (
+	// bindingCost is the memory that a binding takes besides its encoding, and addrCost that of
+	// each of its addresses: the parsed form and the places in the Table. They are measured.
+	bindingCost, addrCost = 220, 200
+	// Bounds of the records, in bytes of memory. A host has place for 8,000 bindings with an
+	// address, and all others together for 100,000.
+	maxOwner, maxTotal = 4 << 20, 48 << 20
+)
 
 // Config configures a State.
 type Config struct {
@@ -46,10 +51,19 @@ func New(cfg Config) *State {
 		Map: records.New(records.Config[[]Binding]{
 			Use: use, Self: cfg.Self, Signer: cfg.Signer, Verifier: cfg.Verifier, Start: cfg.Start,
 			Decode:  decode,
-			Cost:    func(list []Binding) int { return bindingCost * len(list) },
+			Cost:    cost,
+			Limits:  records.Limits{Owner: maxOwner, Total: maxTotal},
 			Changed: func(owner peer.Name, _ uint8, old, now []Binding) { t.replace(owner, old, now) },
 		}),
 	}
+}
+
+// cost returns the memory that the bindings of a bucket take.
+func cost(list []Binding) (n int) {
+	for _, b := range list {
+		n += bindingCost + addrCost*len(b.Addrs)
+	}
+	return n
 }
 
 // Table returns the table of the bindings that the State shows.
@@ -77,4 +91,14 @@ func (s *State) Announce(list []Binding) (deltas [][]byte, err error) {
 		return nil, fmt.Errorf("bindings: %w", err)
 	}
 	return deltas, nil
+}
+
+// List returns the bindings of all reachable peers in order of peer, and how many it leaves out; see
+// records.List. The caller owns the list, and must not change the addresses in it.
+func (s *State) List(limit int) (list []Listed, omitted int) {
+	found, omitted := records.List(s.Map, limit)
+	for _, b := range found {
+		list = append(list, Listed{Binding: b.Value, Owner: b.Owner})
+	}
+	return list, omitted
 }

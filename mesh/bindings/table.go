@@ -1,6 +1,7 @@
 package bindings
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -15,24 +16,11 @@ import (
 type Table struct {
 	ownerOf func(netip.Addr) (peer.Name, bool)
 
+	updating sync.Mutex // held by Update; comes before mu
+
 	mu    sync.RWMutex
-	macs  map[MAC]*entry[Binding]
-	addrs map[netip.Addr]*entry[MAC]
-	// What Update decides: the keys of macs and addrs that changed since the last one.
-	newMACs  map[MAC]bool
-	newAddrs map[netip.Addr]bool
-}
-
-// entry is what peers say of one address, and which of them is believed.
-type entry[V any] struct {
-	claims   []claim[V] // in no order
-	believed claim[V]   // its owner is zero if nobody is
-}
-
-// claim is what one peer says.
-type claim[V any] struct {
-	owner peer.Name
-	value V
+	macs  index[MAC, Binding]
+	addrs index[netip.Addr, MAC]
 }
 
 // Location is a MAC address and where it is.
@@ -49,20 +37,56 @@ type Change struct {
 	Old, New Location
 }
 
-func newTable(ownerOf func(netip.Addr) (peer.Name, bool)) *Table {
-	return &Table{
-		ownerOf: ownerOf,
-		macs:    make(map[MAC]*entry[Binding]), addrs: make(map[netip.Addr]*entry[MAC]),
-		newMACs: make(map[MAC]bool), newAddrs: make(map[netip.Addr]bool),
+// index has what peers say of the addresses of one sort.
+type index[K comparable, V value] struct {
+	entries map[K]*entry[V]
+	// changed are the keys of entries that Update has to decide. An entry without claims that
+	// was believed stays until then, so there are never more than entries at one Update and
+	// claims at the next one together.
+	changed          map[K]bool
+	claims, believed int
+}
+
+// entry is what peers say of one address, and which of them is believed.
+type entry[V value] struct {
+	claims   []claim[V] // in no order
+	believed claim[V]   // its owner is zero if nobody is
+}
+
+// claim is what one peer says.
+type claim[V value] struct {
+	owner peer.Name
+	value V
+}
+
+// value is what a peer says of an address.
+type value interface{ mac() MAC }
+
+func (m MAC) mac() MAC { return m }
+
+func (b Binding) mac() MAC { return b.MAC }
+
+func (c claim[V]) location() Location {
+	if c.owner.IsZero() {
+		return Location{}
 	}
+	return Location{c.value.mac(), c.owner}
+}
+
+func newTable(ownerOf func(netip.Addr) (peer.Name, bool)) *Table {
+	return &Table{ownerOf: ownerOf, macs: newIndex[MAC, Binding](), addrs: newIndex[netip.Addr, MAC]()}
+}
+
+func newIndex[K comparable, V value]() index[K, V] {
+	return index[K, V]{entries: make(map[K]*entry[V]), changed: make(map[K]bool)}
 }
 
 // ByMAC returns the binding of a MAC address and its peer. The caller must not change its addresses.
 func (t *Table) ByMAC(m MAC) (b Binding, owner peer.Name, ok bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	e := t.macs[m]
-	if e == nil || e.believed.owner == (peer.Name{}) {
+	e := t.macs.entries[m]
+	if e == nil || e.believed.owner.IsZero() {
 		return Binding{}, peer.Name{}, false
 	}
 	return e.believed.value, e.believed.owner, true
@@ -72,21 +96,24 @@ func (t *Table) ByMAC(m MAC) (b Binding, owner peer.Name, ok bool) {
 func (t *Table) ByAddr(a netip.Addr) (l Location, ok bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	e := t.addrs[a]
-	if e == nil || e.believed.owner == (peer.Name{}) {
+	e := t.addrs.entries[a]
+	if e == nil || e.believed.owner.IsZero() {
 		return Location{}, false
 	}
 	return e.believed.location(), true
 }
 
-func (c claim[V]) location() Location {
-	switch v := any(c.value).(type) {
-	case MAC:
-		return Location{v, c.owner}
-	case Binding:
-		return Location{v.MAC, c.owner}
-	}
-	return Location{}
+// Counts says how much a Table has.
+type Counts struct {
+	Bindings int // of all peers; two peers may bind one MAC address
+	Refused  int // MAC and IP addresses that a peer binds and that are not believed to be there
+}
+
+// Counts returns the present counts.
+func (t *Table) Counts() Counts {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return Counts{Bindings: t.macs.claims, Refused: max(0, t.macs.claims-t.macs.believed) + max(0, t.addrs.claims-t.addrs.believed)}
 }
 
 // replace puts what a peer says of one bucket in the place of what it said before.
@@ -112,114 +139,211 @@ func (t *Table) replace(owner peer.Name, old, now []Binding) {
 }
 
 func (t *Table) add(owner peer.Name, b Binding) {
-	put(t.macs, t.newMACs, b.MAC, claim[Binding]{owner, b})
+	t.macs.add(b.MAC, claim[Binding]{owner, b})
 	for _, a := range b.Addrs {
-		put(t.addrs, t.newAddrs, a, claim[MAC]{owner, b.MAC})
+		t.addrs.add(a, claim[MAC]{owner, b.MAC})
 	}
 }
 
 func (t *Table) remove(owner peer.Name, b Binding) {
-	take(t.macs, t.newMACs, b.MAC, func(c claim[Binding]) bool { return c.owner == owner })
+	t.macs.remove(b.MAC, owner, b.MAC)
 	for _, a := range b.Addrs {
-		take(t.addrs, t.newAddrs, a, func(c claim[MAC]) bool { return c.owner == owner && c.value == b.MAC })
+		t.addrs.remove(a, owner, b.MAC)
 	}
 }
 
-func put[K comparable, V any](m map[K]*entry[V], changed map[K]bool, k K, c claim[V]) {
-	e := m[k]
+func (x *index[K, V]) add(k K, c claim[V]) {
+	e := x.entries[k]
 	if e == nil {
 		e = &entry[V]{}
-		m[k] = e
+		x.entries[k] = e
 	}
 	e.claims = append(e.claims, c)
-	changed[k] = true
+	x.claims++
+	x.changed[k] = true
 }
 
-func take[K comparable, V any](m map[K]*entry[V], changed map[K]bool, k K, which func(claim[V]) bool) {
-	e := m[k]
-	i := slices.IndexFunc(e.claims, which)
+// remove removes the claim of a peer that the address is at a MAC address, which must exist.
+func (x *index[K, V]) remove(k K, owner peer.Name, mac MAC) {
+	e := x.entries[k]
+	i := slices.IndexFunc(e.claims, func(c claim[V]) bool { return c.owner == owner && c.value.mac() == mac })
 	last := len(e.claims) - 1
 	e.claims[i] = e.claims[last]
 	clear(e.claims[last:])
 	e.claims = e.claims[:last]
-	changed[k] = true
+	x.claims--
+	x.changed[k] = true
+	if last == 0 && e.believed.owner.IsZero() { // nobody hears of it
+		delete(x.entries, k)
+		delete(x.changed, k)
+	}
 }
 
-// Update decides anew what is believed of the addresses that changed in the State, or of all
-// addresses: the ring changes at any time. It returns the changes, in no order. The ring is asked
-// while no lock is held, so lookups go on; calls of Update must not overlap with each other or with
-// changes of the State.
-func (t *Table) Update(all bool) (changes []Change) {
-	macs, addrs := t.newMACs, t.newAddrs
-	t.newMACs, t.newAddrs = make(map[MAC]bool), make(map[netip.Addr]bool)
+// keys returns the keys that Update has to decide, all of them if that is asked for. The caller
+// owns the map.
+func (x *index[K, V]) keys(all bool) map[K]bool {
+	keys := x.changed
+	x.changed = make(map[K]bool)
 	if all {
-		for m := range t.macs {
-			macs[m] = true
-		}
-		for a := range t.addrs {
-			addrs[a] = true
+		for k := range x.entries {
+			keys[k] = true
 		}
 	}
+	return keys
+}
+
+// Update decides again what is believed of the addresses that changed in the State, or of all
+// addresses: the ring changes at any time. It returns the changes, in no order. The ring is asked
+// while no lock is held that a lookup or the State needs.
+func (t *Table) Update(all bool) (changes []Change) {
+	t.updating.Lock()
+	defer t.updating.Unlock()
+	t.mu.Lock()
+	macs, addrs := t.macs.keys(all), t.addrs.keys(all)
+	t.mu.Unlock()
 	for m := range macs {
-		if old, now, changed := decide(&t.mu, t.macs, m, t.believedOfMAC); changed {
-			changes = append(changes, Change{MAC: m, Old: old.location(), New: now.location()})
+		if old, now := decide(&t.mu, &t.macs, m, t.believedOfMAC); old != now {
+			changes = append(changes, Change{MAC: m, Old: old, New: now})
 		}
 	}
 	for a := range addrs {
-		believe := func(claims []claim[MAC]) claim[MAC] { return t.believedOfAddr(a, claims) }
-		if old, now, changed := decide(&t.mu, t.addrs, a, believe); changed {
-			changes = append(changes, Change{Addr: a, MAC: now.value, Old: old.location(), New: now.location()})
+		if old, now := decide(&t.mu, &t.addrs, a, t.believedOfAddr); old != now {
+			changes = append(changes, Change{Addr: a, MAC: now.MAC, Old: old, New: now})
 		}
 	}
 	return changes
 }
 
 // decide finds out which claim of an address is believed, and forgets an address without claims.
-func decide[K comparable, V any](mu *sync.RWMutex, m map[K]*entry[V], k K, believe func([]claim[V]) claim[V]) (old, now claim[V], changed bool) {
-	e := m[k]
+// It returns where the address was believed to be, and where it is now.
+func decide[K comparable, V value](mu *sync.RWMutex, x *index[K, V], k K, believe func(K, []claim[V]) claim[V]) (old, now Location) {
+	mu.RLock()
+	e := x.entries[k]
 	if e == nil {
-		return old, now, false
+		mu.RUnlock()
+		return old, now
 	}
-	now = believe(e.claims)
+	claims := slices.Clone(e.claims)
+	mu.RUnlock()
+	c := believe(k, claims)
 	mu.Lock()
 	defer mu.Unlock()
-	old = e.believed
-	e.believed = now
-	if len(e.claims) == 0 {
-		delete(m, k)
+	if x.entries[k] != e || x.changed[k] {
+		return old, old // it changed meanwhile, and the next Update decides
 	}
-	return old, now, old.location() != now.location()
+	if !e.believed.owner.IsZero() {
+		x.believed--
+	}
+	if !c.owner.IsZero() {
+		x.believed++
+	}
+	old, now = e.believed.location(), c.location()
+	e.believed = c
+	if len(e.claims) == 0 {
+		delete(x.entries, k)
+	}
+	return old, now
 }
 
-// believedOfMAC returns the claim of the only peer that binds the address to an IP address that is
-// its own in the ring, or else the only claim.
-func (t *Table) believedOfMAC(claims []claim[Binding]) claim[Binding] {
-	proved := slices.DeleteFunc(slices.Clone(claims), func(c claim[Binding]) bool {
-		return !slices.ContainsFunc(c.value.Addrs, func(a netip.Addr) bool {
-			owner, inRange := t.ownerOf(a)
-			return inRange && owner == c.owner
-		})
-	})
-	if len(proved) > 0 {
-		return only(proved)
+// AddrOf returns the IPv4 address of which weft makes a MAC address, and false for another MAC
+// address: 02:42 and the bytes of the address.
+func (m MAC) AddrOf() (a netip.Addr, ok bool) {
+	if m[0] != 0x02 || m[1] != 0x42 {
+		return a, false
 	}
-	return only(claims)
+	return netip.AddrFrom4([4]byte(m[2:])), true
+}
+
+// believedOfMAC returns the claim that is believed of a MAC address. A MAC address that proves whose
+// it is belongs to that peer only. Of others it is the claim of the only peer that binds them to an
+// IP address that is its own in the ring, or else the only claim.
+func (t *Table) believedOfMAC(m MAC, claims []claim[Binding]) (none claim[Binding]) {
+	of := func(owner peer.Name) func(claim[Binding]) bool {
+		return func(c claim[Binding]) bool { return c.owner == owner }
+	}
+	if i := slices.IndexFunc(claims, of(peer.Name(m))); i >= 0 {
+		return claims[i]
+	}
+	if a, ok := m.AddrOf(); ok {
+		if owner, inRange := t.ownerOf(a); inRange {
+			if i := slices.IndexFunc(claims, of(owner)); i >= 0 {
+				return claims[i]
+			}
+			return none
+		}
+	}
+	if len(claims) == 1 {
+		return claims[0]
+	}
+	var proved []claim[Binding]
+	for _, c := range claims {
+		if t.isProved(c) {
+			if proved = append(proved, c); len(proved) > 1 {
+				return none
+			}
+		}
+	}
+	return only(proved)
+}
+
+// isProved reports whether a peer binds a MAC address to an IP address that is its own in the ring.
+func (t *Table) isProved(c claim[Binding]) bool {
+	return slices.ContainsFunc(c.value.Addrs, func(a netip.Addr) bool {
+		owner, inRange := t.ownerOf(a)
+		return inRange && owner == c.owner
+	})
 }
 
 // believedOfAddr returns the only claim of the peer that owns the address in the ring, or if no ring
 // divides it, the only claim.
 func (t *Table) believedOfAddr(a netip.Addr, claims []claim[MAC]) claim[MAC] {
-	owner, inRange := t.ownerOf(a)
-	if !inRange {
-		return only(claims)
+	if owner, inRange := t.ownerOf(a); inRange {
+		claims = slices.DeleteFunc(claims, func(c claim[MAC]) bool { return c.owner != owner })
 	}
-	return only(slices.DeleteFunc(slices.Clone(claims), func(c claim[MAC]) bool { return c.owner != owner }))
+	return only(claims)
 }
 
 // only returns the claim if there is just one.
-func only[V any](claims []claim[V]) (none claim[V]) {
+func only[V value](claims []claim[V]) (none claim[V]) {
 	if len(claims) == 1 {
 		return claims[0]
 	}
 	return none
+}
+
+// Listed is a binding of a peer.
+type Listed struct {
+	Binding
+	Owner peer.Name
+	// Refused says what of it is not believed, and why; "" if all is. Table.MarkRefused sets it.
+	Refused string
+}
+
+// MarkRefused fills in what of the bindings is not believed, and why. It asks the ring.
+func (t *Table) MarkRefused(list []Listed) {
+	for i, l := range list {
+		list[i].Refused = t.refusal(l)
+	}
+}
+
+func (t *Table) refusal(l Listed) string {
+	if _, owner, ok := t.ByMAC(l.MAC); !ok {
+		return "the MAC address may be that of another peer too"
+	} else if owner != l.Owner {
+		return "the MAC address is that of another peer"
+	}
+	for _, a := range l.Addrs {
+		if at, ok := t.ByAddr(a); ok && at == (Location{l.MAC, l.Owner}) {
+			continue
+		}
+		owner, inRange := t.ownerOf(a)
+		switch {
+		case !inRange || owner == l.Owner:
+			return fmt.Sprintf("%s has several MAC addresses", a)
+		case owner.IsZero():
+			return fmt.Sprintf("it is not known yet to whom %s belongs", a)
+		}
+		return fmt.Sprintf("%s belongs to another peer", a)
+	}
+	return ""
 }

@@ -250,6 +250,38 @@ func (m *Map[V]) All() iter.Seq2[peer.Name, V] {
 	}
 }
 
+// Owned is a part of a value with the peer that announced it.
+type Owned[T any] struct {
+	Owner peer.Name
+	Value T
+}
+
+// List returns the elements of the shown values of all peers in order of owner and bucket, and how
+// many it leaves out as there are more than limit. If so, no peer loses a part of an equal share to
+// another one that has more. It takes time in proportion to the limit and the number of records. The
+// caller owns the list.
+func List[T any](m *Map[[]T], limit int) (list []Owned[T], omitted int) {
+	sizes := make(map[peer.Name]int)
+	for owner, elements := range m.All() {
+		sizes[owner] += len(elements)
+	}
+	owners := slices.SortedFunc(maps.Keys(sizes), func(a, b peer.Name) int { return cmp.Or(cmp.Compare(sizes[a], sizes[b]), a.Compare(b)) })
+	shares := make(map[peer.Name]int, len(owners))
+	for i, o := range owners {
+		shares[o] = min(sizes[o], limit/(len(owners)-i))
+		omitted += sizes[o] - shares[o]
+		limit -= shares[o]
+	}
+	for owner, elements := range m.All() {
+		n := min(len(elements), shares[owner])
+		shares[owner] -= n
+		for _, e := range elements[:n] {
+			list = append(list, Owned[T]{owner, e})
+		}
+	}
+	return list, omitted
+}
+
 // Set replaces the payloads of some buckets of this peer. An empty payload deletes the
 // bucket. It returns the deltas to announce, none if nothing changed. On error nothing is
 // changed.
