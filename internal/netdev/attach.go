@@ -30,7 +30,7 @@ type Attachment struct {
 	Addrs  []netip.Prefix // required addresses; the interface may have others
 	// MulticastRoute adds a route for 224.0.0.0/4 over the interface.
 	MulticastRoute bool
-	// MAC of the interface; nil lets the kernel choose.
+	// MAC of the interface; nil for a random one, or the present one if the interface exists.
 	MAC net.HardwareAddr
 	// Hairpin lets the bridge send frames back out of the port that they came in by,
 	// so that a container can reach itself through a translated address.
@@ -120,7 +120,13 @@ func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error 
 		return a.failed("set hairpin mode of "+port.Attrs().Name, err)
 	}
 	before, _ := parsePortAlias(port.Attrs().Alias)
-	now := portAlias{port.Attrs().MTU, a.Hairpin, before.user}.with(a.user())
+	mac := before.mac
+	if a.MAC != nil {
+		mac = a.MAC
+	} else if mac == nil {
+		mac = l.Attrs().HardwareAddr
+	}
+	now := portAlias{port.Attrs().MTU, a.Hairpin, mac, before.user}.with(a.user())
 	if alias := now.String(); port.Attrs().Alias != alias {
 		if err := host.LinkSetAlias(port, alias); err != nil {
 			return a.failed("set alias of "+port.Attrs().Name, err)

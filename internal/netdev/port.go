@@ -58,9 +58,9 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, user P
 type pair struct {
 	bridge       netlink.Link
 	port, inside string
-	ns           *netns.NsHandle // of the end inside; nil for this namespace
-	mtu          int             // bytes of IP packet
-	mac          net.HardwareAddr
+	ns           *netns.NsHandle  // of the end inside; nil for this namespace
+	mtu          int              // bytes of IP packet
+	mac          net.HardwareAddr // of the end inside; nil for a random one
 	hairpin      bool
 	rateLimited  bool
 	user         PortUser
@@ -80,6 +80,9 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 		attrs.Group = rateLimitedGroup
 	}
 	veth := netlink.NewVeth(attrs)
+	if p.mac == nil {
+		p.mac = randomMAC() // it is written down below
+	}
 	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = p.inside, uint32(p.mtu), p.mac
 	if p.ns != nil {
 		veth.PeerNamespace = netlink.NsFd(int(*p.ns))
@@ -91,7 +94,7 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 		return nil, fmt.Errorf("look up the new port %s: %w", p.port, err)
 	}
 	// The kernel ignores the alias in a request that makes a link (rtnl_create_link).
-	port.Attrs().Alias = portAlias{p.mtu, p.hairpin, p.user}.String()
+	port.Attrs().Alias = portAlias{p.mtu, p.hairpin, p.mac, p.user}.String()
 	if err := h.LinkSetAlias(port, port.Attrs().Alias); err != nil {
 		_ = h.delete(port)
 		return nil, fmt.Errorf("set alias of %s: %w", p.port, err)

@@ -1,7 +1,10 @@
 package netdev
 
 import (
+	"cmp"
+	"crypto/rand"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -22,21 +25,22 @@ type PortUser struct {
 // port must be and whose it is, so that a router can restore both from the kernel alone,
 // whoever made the port.
 //
-//	weft port mtu 1376 hairpin of cni:pods:c1:eth0 has 10.32.0.5/12,fd00::5/64 named default/web
+//	weft port mtu 1376 hairpin mac 02:42:0a:20:00:05 of cni:pods:c1:eth0 has 10.32.0.5/12,fd00::5/64 named default/web
 //
-// All but the MTU may be missing. Bytes of a value that are not printable ASCII, spaces and
+// The MAC address is that which the other end was given. All but the MTU may be missing. Bytes of a value that are not printable ASCII, spaces and
 // percent signs are written as %XX. The kernel keeps maxAlias bytes. An owner that is too long
 // is left out, then addresses from the end, then the name.
 type portAlias struct {
 	mtu     int // bytes of IP packet
 	hairpin bool
+	mac     net.HardwareAddr // of the other end
 	user    PortUser
 }
 
 const (
 	portAliasPrefix = "weft port"
 	maxAlias        = 255 // IFALIASZ of linux/if.h with the zero at the end is 256
-	maxAliasOwner   = 150 // leaves space for four addresses
+	maxAliasOwner   = 128 // leaves space for four addresses
 )
 
 // String returns the text of the alias.
@@ -44,6 +48,9 @@ func (a portAlias) String() string {
 	s := fmt.Sprintf("%s mtu %d", portAliasPrefix, a.mtu)
 	if a.hairpin {
 		s += " hairpin"
+	}
+	if len(a.mac) == macLen {
+		s += " mac " + a.mac.String()
 	}
 	if owner := escapeAlias(a.user.Owner); owner != "" && len(owner) <= maxAliasOwner {
 		s += " of " + owner
@@ -81,6 +88,10 @@ func parsePortAlias(s string) (a portAlias, ok bool) {
 	}
 	for ; len(words) >= 2; words = words[2:] {
 		switch value := words[1]; words[0] {
+		case "mac":
+			if a.mac, err = net.ParseMAC(value); err != nil {
+				return portAlias{}, false
+			}
 		case "of":
 			a.user.Owner = unescapeAlias(value)
 		case "has":
@@ -148,15 +159,46 @@ func unescapeAlias(s string) string {
 	return b.String()
 }
 
+// macLen is the length of a MAC address, in bytes.
+const macLen = 6
+
+// randomMAC returns a MAC address that is locally administered and unicast, as the kernel does
+// (eth_random_addr of linux/etherdevice.h).
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, macLen)
+	_, _ = rand.Read(mac) // never fails, by its documentation
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+// GivenPort is the host's end of a veth pair that weft made for a container, with what weft gave to
+// the other end.
+type GivenPort struct {
+	Name  string
+	Index int
+	MAC   net.HardwareAddr // nil if it is unknown
+	PortUser
+}
+
+// GivenPorts returns the ports of containers, whoever made them, in the order in which they were
+// made.
+func GivenPorts(v *View) (ports []GivenPort) {
+	for name, l := range v.Links {
+		if a, ours := parsePortAlias(l.Alias); ours && l.Kind == "veth" {
+			ports = append(ports, GivenPort{name, l.Index, a.mac, a.user})
+		}
+	}
+	slices.SortFunc(ports, func(a, b GivenPort) int { return cmp.Compare(a.Index, b.Index) })
+	return ports
+}
+
 // AddressesOfPorts returns the addresses that weft gave to containers, with the names of their
 // ports, whoever made them.
 func AddressesOfPorts(v *View) map[netip.Addr]string {
 	ports := make(map[netip.Addr]string)
-	for name, l := range v.Links {
-		if a, ours := parsePortAlias(l.Alias); ours && l.Kind == "veth" {
-			for _, p := range a.user.Addrs {
-				ports[p.Addr()] = name
-			}
+	for _, port := range GivenPorts(v) {
+		for _, p := range port.Addrs {
+			ports[p.Addr()] = port.Name
 		}
 	}
 	return ports

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -15,6 +16,8 @@ func prefixes(texts ...string) (ps []netip.Prefix) {
 	return ps
 }
 
+var someMAC = net.HardwareAddr{0x02, 0x42, 10, 32, 0, 5}
+
 func TestPortAlias(t *testing.T) {
 	id := strings.Repeat("0123456789abcdef", 4)
 	for _, c := range []struct {
@@ -22,12 +25,12 @@ func TestPortAlias(t *testing.T) {
 		want string
 	}{
 		{portAlias{mtu: 1376}, "weft port mtu 1376"},
-		{portAlias{1376, true, PortUser{"cni:pods:c1:eth0", "default/web", prefixes("10.32.0.5/12", "fd00::5/64")}},
-			"weft port mtu 1376 hairpin of cni:pods:c1:eth0 has 10.32.0.5/12,fd00::5/64 named default/web"},
-		{portAlias{1376, false, PortUser{"a b%\x00ü", "", nil}}, "weft port mtu 1376 of a%20b%25%00%C3%BC"},
+		{portAlias{1376, true, someMAC, PortUser{"cni:pods:c1:eth0", "default/web", prefixes("10.32.0.5/12", "fd00::5/64")}},
+			"weft port mtu 1376 hairpin mac 02:42:0a:20:00:05 of cni:pods:c1:eth0 has 10.32.0.5/12,fd00::5/64 named default/web"},
+		{portAlias{1376, false, nil, PortUser{"a b%\x00ü", "", nil}}, "weft port mtu 1376 of a%20b%25%00%C3%BC"},
 		// An owner that is too long to be kept whole would be somebody else.
-		{portAlias{1376, false, PortUser{strings.Repeat("o", 200), "web", prefixes("10.32.0.5/12")}}, "weft port mtu 1376 has 10.32.0.5/12 named web"},
-		{portAlias{1376, false, PortUser{id, strings.Repeat("n", 200), nil}}, "weft port mtu 1376 of " + id},
+		{portAlias{1376, false, nil, PortUser{strings.Repeat("o", 200), "web", prefixes("10.32.0.5/12")}}, "weft port mtu 1376 has 10.32.0.5/12 named web"},
+		{portAlias{1376, false, nil, PortUser{id, strings.Repeat("n", 200), nil}}, "weft port mtu 1376 of " + id},
 	} {
 		got := c.a.String()
 		if got != c.want {
@@ -37,13 +40,13 @@ func TestPortAlias(t *testing.T) {
 			t.Errorf("%q is not understood", got)
 		}
 	}
-	many := portAlias{mtu: 1376, user: PortUser{Owner: id, Name: "web"}}
+	many := portAlias{mtu: 1376, hairpin: true, mac: someMAC, user: PortUser{Owner: id, Name: "web"}}
 	for i := range 40 {
 		many.user.Addrs = append(many.user.Addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 32, 0, byte(i)}), 12))
 	}
 	text := many.String()
 	back, ok := parsePortAlias(text)
-	if !ok || len(text) > maxAlias || back.user.Owner != id || len(back.user.Addrs) < 8 {
+	if !ok || len(text) > maxAlias || back.user.Owner != id || len(back.user.Addrs) < 6 {
 		t.Errorf("%q (%d bytes): %+v, %v", text, len(text), back, ok)
 	}
 }
@@ -62,13 +65,14 @@ func TestPortAliasChanges(t *testing.T) {
 
 // FuzzPortUser reads aliases of interfaces, which anybody may write.
 func FuzzPortUser(f *testing.F) {
-	f.Add("weft port mtu 1376 hairpin of cni:pods:c1:eth0 has 10.32.0.5/12,fd00::5/64 named default/web", "a b", "%41", "10.32.0.5/12")
+	f.Add("weft port mtu 1376 hairpin mac 02:42:0a:20:00:05 of cni:pods:c1:eth0 has 10.32.0.5/12,fd00::5/64 named default/web", "a b", "%41", "10.32.0.5/12")
 	f.Add("weft port mtu 1376 of % has ,", "%", "%%", "::1/128")
+	f.Add("weft port mtu 1376 mac 02:42:0A:20:00:05 mac 00:00:00:00:fe:80:00:00", "a", "b", "::1/128")
 	f.Fuzz(func(t *testing.T, alias, owner, name, addr string) {
 		if a, ok := parsePortAlias(alias); ok && a.String() != alias {
 			t.Errorf("%q becomes %q", alias, a.String())
 		}
-		a := portAlias{mtu: 1500, user: PortUser{Owner: owner, Name: name}}
+		a := portAlias{mtu: 1500, mac: someMAC, user: PortUser{Owner: owner, Name: name}}
 		if p, err := netip.ParsePrefix(addr); err == nil {
 			a.user.Addrs = []netip.Prefix{p}
 		}

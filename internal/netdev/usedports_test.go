@@ -155,3 +155,57 @@ func TestUsedPortsOfDocker(t *testing.T) {
 		return err
 	})
 }
+
+// The host's end says which MAC address weft gave to a container, also after the container has
+// taken another one.
+func TestGivenPorts(t *testing.T) {
+	host, a := nstest.New(t, "host"), nstest.New(t, "a")
+	bridge(t, host)
+	given := func() (list []netdev.GivenPort) {
+		t.Helper()
+		do(t, host, func() error {
+			v, err := netdev.ReadView()
+			if err == nil {
+				list = netdev.GivenPorts(v)
+			}
+			return err
+		})
+		if len(list) != 1 {
+			t.Fatalf("ports: %+v", list)
+		}
+		return list
+	}
+	current := func() (mac string) {
+		t.Helper()
+		do(t, a, func() error {
+			l, err := netlink.LinkByName("ethwe")
+			if err == nil {
+				mac = l.Attrs().HardwareAddr.String()
+			}
+			return err
+		})
+		return mac
+	}
+	at := netdev.Attachment{NS: a, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}, Owner: "netns:1"}
+	attach(t, host, at)
+	first := given()[0].MAC.String()
+	if first != current() {
+		t.Errorf("given %s, and the container has %s", first, current())
+	}
+	do(t, a, func() error {
+		l, err := netlink.LinkByName("ethwe")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 1, 2, 3, 4, 5})
+	})
+	attach(t, host, at)
+	if got := given()[0].MAC.String(); got != first || current() == first {
+		t.Errorf("the container took %s, and was given %s; the port says %s", current(), first, got)
+	}
+	at.MAC = net.HardwareAddr{2, 5, 4, 3, 2, 1}
+	attach(t, host, at)
+	if got := given()[0].MAC.String(); got != at.MAC.String() || current() != got {
+		t.Errorf("given %s, the container has %s, the port says %s", at.MAC, current(), got)
+	}
+}
