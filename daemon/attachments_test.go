@@ -54,7 +54,8 @@ func (b *bench) restart() {
 // newExposures returns the exposures of a router that was just started.
 func (b *bench) newExposures() *exposures {
 	es := newExposures(exposeConfig{
-		gate: new(gate), keeper: b.keeper, store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName, log: slog.New(slog.DiscardHandler),
+		gate: new(gate), keeper: b.keeper, store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName,
+		changed: func([]netip.Prefix) {}, log: slog.New(slog.DiscardHandler),
 	})
 	if err := es.keep(netdev.Bridge{Name: netdev.BridgeName}); err != nil {
 		panic(err) // only for a kind that the table lacks

@@ -129,6 +129,7 @@ type daemon struct {
 	otherPorts  *otherPorts
 	keeper      *keeper.Keeper
 	announcer   *announcer
+	bindings    *ownBindings
 	containers  *containers
 	warnings    []string
 	end         context.CancelFunc // ends serve, which sets it before it serves
@@ -164,8 +165,12 @@ func (d *daemon) open(assemble assemble) error {
 		id.Name = n
 	}
 	d.name = id.Name
-	d.announcer = newAnnouncer(d.config.Bridge, d.log)
-	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name), d.announcer.saw); err != nil {
+	d.announcer, d.bindings = newAnnouncer(d.config.Bridge, d.log), newOwnBindings(d.config.Bridge, d.log)
+	sees := func(v *netdev.View) {
+		d.announcer.saw(v)
+		d.bindings.saw(v)
+	}
+	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name), sees); err != nil {
 		return err
 	}
 	if d.kernelState, err = readKernelState(d.config.Bridge); err != nil {
@@ -252,7 +257,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	d.namespaces, d.docker = newNamespaces(ac), newDockerContainers(ac)
 	d.exposures = newExposures(exposeConfig{
 		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, sysctls: c.Sysctls, keeper: d.keeper,
-		keepClients: c.NoMasqLocal, log: d.log,
+		keepClients: c.NoMasqLocal, changed: d.bindings.expose, log: d.log,
 	})
 	if err := d.exposures.keep(d.bridge(d.name)); err != nil {
 		return err
@@ -280,6 +285,14 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 		d.docker.restoreNames()
 		d.exposures.restoreNames()
 	}
+	// The mesh learns the bindings together with this router.
+	v, err := netdev.ReadView()
+	if err != nil {
+		return err
+	}
+	d.bindings.announce = p.bind
+	d.bindings.saw(v)
+	d.bindings.update()
 	if d.engine, err = p.newEngine(c.Docker, d.docker, p.names); err != nil {
 		return err
 	}
@@ -329,6 +342,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	g.Go(func() error { d.sweep(working); return nil })
 	g.Go(func() error { d.keeper.Run(working); return nil })
 	g.Go(func() error { d.announcer.run(working); return nil })
+	g.Go(func() error { d.bindings.run(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
 	g.Go(func() error {
 		select {

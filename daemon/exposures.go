@@ -53,6 +53,7 @@ type exposeConfig struct {
 	// keepClients shows containers the addresses of clients outside; see
 	// Config.NoMasqLocal.
 	keepClients bool
+	changed     func([]netip.Prefix) // called with all addresses when they may have changed
 	log         *slog.Logger
 }
 
@@ -296,4 +297,5 @@ func (es *exposures) attachment() (api.Attachment, bool) {
 func (es *exposures) show() {
 	ps := es.prefixes()
 	es.shown.Store(&ps)
+	es.changed(ps)
 }

@@ -43,6 +43,7 @@ type host struct {
 	mesh       *mesh.Mesh
 	router     *router.Router
 	names      *dns.Service
+	bindings   *bindingService
 	passwords  *passwords.Keeper
 	bind       func(passwords []string) kernel.Binding // of what the fast path keeps
 	allocators []*ipam.Allocator
@@ -83,11 +84,11 @@ func newHost(c *Config, id *peer.Identity, st *store.Store, k *keeper.Keeper) (_
 	if err := h.openRouter(); err != nil {
 		return nil, err
 	}
-	h.names = h.newNames(id)
+	h.names, h.bindings = h.newNames(id), h.newBindings(id)
 	if err := h.openAllocators(id); err != nil {
 		return nil, err
 	}
-	p := &parts{node: h, names: h.names, newEngine: newDockerEngine}
+	p := &parts{node: h, names: h.names, bind: h.bindings.announce, newEngine: newDockerEngine}
 	for _, a := range h.allocators {
 		p.addresses = append(p.addresses, a)
 	}
@@ -312,6 +313,24 @@ func (h *host) newNames(id *peer.Identity) *dns.Service {
 	return s
 }
 
+// newBindings makes the copy of the addresses of containers on all hosts.
+func (h *host) newBindings(id *peer.Identity) *bindingService {
+	s := newBindingService(bindingConfig{
+		self: id.Name, signer: id, verifier: peer.Ed25519{},
+		ownerOf: func(a netip.Addr) (peer.Name, bool) { return ringOwner(h.allocators, a) },
+		epoch: func() (sum uint64) {
+			for _, a := range h.allocators {
+				sum += a.RingEpoch()
+			}
+			return sum
+		},
+		announce: func(delta []byte) { h.mesh.Announce(mesh.ChannelBindings, delta) },
+		now:      h.mesh.Now, log: h.log.With("part", "bindings"),
+	})
+	h.mesh.Register(mesh.ChannelBindings, s.Channel())
+	return s
+}
+
 // udpAddr returns the UDP address from which a neighbour's packets arrive.
 func (h *host) udpAddr(n peer.Name) (netip.AddrPort, bool) {
 	l, ok := h.router.Link(n)
@@ -348,6 +367,7 @@ func (h *host) Run(ctx context.Context) error {
 	g.Go(func() error { h.noteLastPeers(ctx); return nil })
 	g.Go(func() error { return h.router.Run(ctx) })
 	g.Go(func() error { return h.names.Run(ctx) })
+	g.Go(func() error { h.bindings.run(ctx); return nil })
 	g.Go(func() error { return h.passwords.Run(ctx) })
 	g.Go(func() error { return h.mesh.Run(ctx, observer{h}) })
 	return g.Wait()
@@ -547,6 +567,7 @@ func (o observer) PeersBanned(banned func(peer.Key) bool) { o.router.PeersBanned
 func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleControl(from, msg) }
 func (o observer) ViewChanged(v *mesh.View) {
 	o.names.PeersChanged(v.Keys())
+	o.bindings.PeersChanged(v.Keys())
 	o.passwords.PeersChanged(v.Keys())
 }
 

@@ -470,7 +470,7 @@ func (h *host) records(out *api.Router) {
 	for _, use := range []struct {
 		name  string
 		stats records.Stats
-	}{{"names", h.names.RecordStats()}, {"passwords", h.passwords.RecordStats()}} {
+	}{{"names", h.names.RecordStats()}, {"passwords", h.passwords.RecordStats()}, {"bindings", h.bindings.Stats()}} {
 		s := use.stats
 		out.Queues = append(out.Queues,
 			api.Queue{Name: use.name, Depth: s.Bytes, Limit: s.MaxBytes, Drops: s.Dropped},

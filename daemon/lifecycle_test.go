@@ -21,6 +21,7 @@ import (
 	"github.com/weft-net/weft/internal/netdev/nstest"
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -120,7 +121,7 @@ func (n *fakeNode) Ban(context.Context, []string, bool) error { return nil }
 
 // assemble is for run. The node has service discovery and no addresses.
 func (n *fakeNode) assemble(*Config, *peer.Identity, *store.Store, *keeper.Keeper) (*parts, error) {
-	return &parts{node: n, names: newTestNames(), newEngine: func(DockerConfig, *dockerContainers, *dns.Service) (engine, error) {
+	return &parts{node: n, names: newTestNames(), bind: func([]bindings.Binding) error { return nil }, newEngine: func(DockerConfig, *dockerContainers, *dns.Service) (engine, error) {
 		return fakeEngine{node: n}, nil
 	}}, nil
 }

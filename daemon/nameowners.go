@@ -14,16 +14,22 @@ type addressOwner interface {
 	OwnerOf(a netip.Addr) (peer.Name, bool)
 }
 
-// owns reports whether a peer owns an address of the mesh's ranges, as the rings say. While
-// there is no ring nobody owns anything.
-func owns[O addressOwner](of []O, n peer.Name, a netip.Addr) bool {
+// ringOwner returns the peer that owns an address as the rings say, the zero Name while there is no
+// ring. It is false if the address is in none of the mesh's ranges.
+func ringOwner[O addressOwner](of []O, a netip.Addr) (owner peer.Name, inRange bool) {
 	for _, o := range of {
 		if o.Range().Contains(a) {
-			owner, known := o.OwnerOf(a)
-			return known && owner == n
+			owner, _ = o.OwnerOf(a)
+			return owner, true
 		}
 	}
-	return false
+	return peer.Name{}, false
+}
+
+// owns reports whether a peer owns an address of the mesh's ranges.
+func owns[O addressOwner](of []O, n peer.Name, a netip.Addr) bool {
+	owner, inRange := ringOwner(of, a)
+	return inRange && owner == n && !n.IsZero()
 }
 
 // permit returns the addresses that this host may give a name, and the error of the first

@@ -7,6 +7,7 @@ import (
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/store"
+	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -48,6 +49,8 @@ type parts struct {
 	node      node
 	addresses addresses
 	names     *dns.Service
+	// bind announces which MAC and IP addresses weft gave on this host.
+	bind      func([]bindings.Binding) error
 	newEngine newEngine
 }
 

@@ -14,3 +14,10 @@ func (a *Allocator) OwnerOf(address netip.Addr) (owner peer.Name, ok bool) {
 	h, ok := a.core.ring.Owner(address)
 	return h.Name, ok
 }
+
+// RingEpoch grows whenever a result of OwnerOf may have changed.
+func (a *Allocator) RingEpoch() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.core.ring.Epoch()
+}

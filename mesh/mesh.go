@@ -64,6 +64,7 @@ const (
 	ChannelElection6 uint8 = 5
 	ChannelNames     uint8 = 6
 	ChannelPasswords uint8 = 7
+	ChannelBindings  uint8 = 8
 )
 
 // Kind is the purpose of a unicast message. The numbers are on the wire:

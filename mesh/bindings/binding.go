@@ -18,8 +18,8 @@ func (m MAC) String() string {
 
 func (m MAC) compare(o MAC) int { return bytes.Compare(m[:], o[:]) }
 
-// isUnicast reports whether a frame can have m as its source.
-func (m MAC) isUnicast() bool { return m[0]&1 == 0 && m != MAC{} }
+// IsUnicast reports whether a frame can have m as its source. Others cannot be bound.
+func (m MAC) IsUnicast() bool { return m[0]&1 == 0 && m != MAC{} }
 
 // Kind says what has a MAC address.
 type Kind uint8
@@ -58,19 +58,24 @@ func (b Binding) Equal(o Binding) bool {
 	return b.MAC == o.MAC && b.Kind == o.Kind && slices.Equal(b.Addrs, o.Addrs)
 }
 
+// Bindable reports whether an IP address can be bound.
+func Bindable(a netip.Addr) bool {
+	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback()
+}
+
 // check returns an error if others refuse the binding.
 func (b Binding) check() error {
 	switch {
 	case !b.Kind.isValid():
 		return fmt.Errorf("binding of %s: %v, want 1 to %d", b.MAC, b.Kind, Port)
-	case !b.MAC.isUnicast():
+	case !b.MAC.IsUnicast():
 		return fmt.Errorf("binding of %s: want a unicast MAC address", b.MAC)
 	case len(b.Addrs) > MaxAddrs:
 		return fmt.Errorf("binding of %s: %d addresses, want at most %d", b.MAC, len(b.Addrs), MaxAddrs)
 	}
 	for i, a := range b.Addrs {
 		switch {
-		case !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback():
+		case !Bindable(a):
 			return fmt.Errorf("binding of %s: address %s, want a unicast address without a zone", b.MAC, a)
 		case i > 0 && b.Addrs[i-1].Compare(a) >= 0:
 			return fmt.Errorf("binding of %s: address %s is out of order", b.MAC, a)

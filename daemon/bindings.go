@@ -1,0 +1,119 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/mesh/bindings"
+	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/mesh/replica"
+)
+
+const (
+	// ringEvery is how often the rings are compared with those by which bindings were last
+	// believed. A binding of a container can arrive before the ring that gives its host the
+	// address.
+	ringEvery = 200 * time.Millisecond
+	// updatePause is how many times its duration must pass after a decision on whom to believe
+	// before the next one, so that a peer that floods costs at most a fourth of a core.
+	updatePause = 3
+)
+
+// bindingService has the bindings of all hosts, MAC addresses with the IP addresses that weft gave
+// to containers, and knows which are believed. It drives a bindings.State. Its methods may be called
+// from any goroutine.
+type bindingService struct {
+	*replica.Replica[*bindings.State]
+	table *bindings.Table
+	epoch func() uint64 // of the rings
+	wake  chan struct{} // of capacity 1: bindings have changed
+}
+
+type bindingConfig struct {
+	self     peer.Name
+	signer   peer.Signer
+	verifier peer.Verifier
+	// ownerOf and epoch are those of the rings, see bindings.Config and ipam.Allocator.
+	ownerOf  func(netip.Addr) (owner peer.Name, inRange bool)
+	epoch    func() uint64
+	announce func(delta []byte)
+	now      func() time.Time // as most peers see it
+	log      *slog.Logger
+}
+
+func newBindingService(c bindingConfig) *bindingService {
+	state := bindings.New(bindings.Config{Self: c.self, Signer: c.signer, Verifier: c.verifier, Start: time.Now(), OwnerOf: c.ownerOf})
+	s := &bindingService{table: state.Table(), epoch: c.epoch, wake: make(chan struct{}, 1)}
+	s.Replica = replica.New(replica.Config{What: "bindings", Announce: c.announce, Changed: s.changed, Now: c.now, Log: c.log}, state)
+	return s
+}
+
+func (s *bindingService) changed() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run decides whom to believe whenever bindings or the rings have changed, until ctx ends.
+func (s *bindingService) run(ctx context.Context) {
+	tick, ring := time.NewTicker(replica.TickEvery), time.NewTicker(ringEvery)
+	defer tick.Stop()
+	defer ring.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	stale, all, epoch, next := true, true, uint64(0), time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			s.Tick(now)
+		case <-ring.C:
+			if now := s.epoch(); now != epoch {
+				epoch, stale, all = now, true, true
+			}
+		case <-s.wake:
+			stale = true
+		case <-pause.C:
+		}
+		if !stale {
+			continue
+		}
+		began := time.Now()
+		if wait := next.Sub(began); wait > 0 {
+			pause.Reset(wait)
+			continue
+		}
+		s.table.Update(all)
+		stale, all, next = false, false, time.Now().Add(updatePause*time.Since(began))
+	}
+}
+
+// announce replaces the bindings of this host.
+func (s *bindingService) announce(list []bindings.Binding) error {
+	return s.Change(func(state *bindings.State) ([][]byte, error) { return state.Announce(list) })
+}
+
+// list returns the bindings of all hosts, and how many it leaves out as there are more than limit.
+// It asks the rings.
+func (s *bindingService) list(limit int) (list []bindings.Listed, omitted int) {
+	if limit <= 0 {
+		return nil, s.table.Counts().Bindings
+	}
+	s.Read(func(state *bindings.State) { list, omitted = state.List(limit) })
+	s.table.MarkRefused(list)
+	return list, omitted
+}
+
+// counts returns how many bindings there are, and how many of them are of this host.
+func (s *bindingService) counts() (all bindings.Counts, own int) {
+	s.Read(func(state *bindings.State) {
+		for _, list := range state.Own() {
+			own += len(list)
+		}
+	})
+	return s.table.Counts(), own
+}
