@@ -172,6 +172,7 @@ func someReport() *api.Report {
 			Entries: []api.DNSEntry{
 				{Hostname: "db.prod.weft.internal", Address: netip.MustParseAddr("fd00::2"), ContainerID: strings.Repeat("0123456789abcdef", 4), Origin: "02:00:00:00:00:02", NickName: "h2"},
 				{Hostname: "web.weft.internal", Address: netip.MustParseAddr("10.32.0.1"), ContainerID: "netns:4026532281", Origin: "02:00:00:00:00:01", NickName: "h1"},
+				{Hostname: "web.weft.internal", Address: netip.MustParseAddr("10.32.0.9"), ContainerID: "netns:4026532281", Origin: "02:00:00:00:00:02", NickName: "h2", Refused: "the address belongs to another peer"},
 			},
 			Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 7}},
 		},
@@ -187,6 +188,11 @@ func someReport() *api.Report {
 			{ID: "cni:pods:" + strings.Repeat("fedcba9876543210", 4) + ":eth0", Netns: "/run/netns/cni-1", Interface: "eth0", MAC: "02:11:22:33:44:77", Addresses: onePrefix},
 			{ID: "cni:pods:" + strings.Repeat("a", 64) + ":eth0", Name: "shop/web-0", Interface: "eth0", Addresses: onePrefix},
 		},
+		Bindings: api.Bindings{Known: 3, Own: 1, Refused: 1, Entries: []api.Binding{
+			{MAC: "02:42:0a:20:00:01", Kind: "container", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00::1")}, Peer: "02:00:00:00:00:01", NickName: "h1"},
+			{MAC: "02:11:22:33:44:88", Kind: "port", Peer: "02:00:00:00:00:02", NickName: "h2"},
+			{MAC: "02:11:22:33:44:99", Kind: "container", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.1")}, Peer: "02:00:00:00:00:02", NickName: "h2", Refused: "10.32.0.1 belongs to another peer"},
+		}},
 		Warnings: []string{"something is not as it should be"},
 		Kernel:   api.Kernel{Repairs: map[string]uint64{"address": 1, "bridge": 2}},
 	}
@@ -352,7 +358,8 @@ func TestViews(t *testing.T) {
 	socket := serve(t, &fakeBackend{report: someReport()})
 	var b strings.Builder
 	for _, line := range []string{
-		"status", "status targets", "status connections", "status peers", "status dns", "status ipam", "ps", "ps /run/netns/web", "ps db", "ps 0123", "ps fedcba987654", "ps shop/web-0",
+		"status", "status targets", "status connections", "status peers", "status dns", "status ipam",
+		"status bindings", "status bindings h2", "status bindings 02:00:00:00:00:01", "status bindings 02:11:22:33:44:88", "status bindings ::ffff:10.32.0.1", "ps", "ps /run/netns/web", "ps db", "ps 0123", "ps fedcba987654", "ps shop/web-0",
 		"report -f {{.Router.Name}}", "report -f {{println .Router.Name}}", "report -f {{json .Router.Targets}}", "report",
 	} {
 		args := strings.Fields(line)

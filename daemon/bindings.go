@@ -1,11 +1,15 @@
 package daemon
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/replica"
@@ -116,4 +120,28 @@ func (s *bindingService) counts() (all bindings.Counts, own int) {
 		}
 	})
 	return s.table.Counts(), own
+}
+
+// report fills in the bindings.
+func (s *bindingService) report(r *api.Report, lists api.Lists, nickname func(peer.Name) string) {
+	all, own := s.counts()
+	r.Bindings = api.Bindings{Known: all.Bindings, Own: own, Refused: all.Refused}
+	list, omitted := s.list(limit(lists, api.ListBindings, maxNames))
+	omit(r, "Bindings.Entries", omitted)
+	slices.SortFunc(list, func(a, b bindings.Listed) int {
+		first := func(l bindings.Listed) (a netip.Addr) {
+			if len(l.Addrs) > 0 {
+				a = l.Addrs[0]
+			}
+			return a
+		}
+		return cmp.Or(first(a).Compare(first(b)), bytes.Compare(a.MAC[:], b.MAC[:]), a.Owner.Compare(b.Owner))
+	})
+	text := newPeerTexts(nickname)
+	for _, b := range list {
+		at := text.of(b.Owner)
+		r.Bindings.Entries = append(r.Bindings.Entries, api.Binding{
+			MAC: b.MAC.String(), Kind: b.Kind.String(), Addresses: b.Addrs, Peer: at.name, NickName: at.nick, Refused: b.Refused,
+		})
+	}
 }

@@ -175,7 +175,8 @@ func TestMetrics(t *testing.T) {
 				Refused: 13,
 				Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 14}, {Type: "PTR", Result: "forwarded", Count: 15}},
 			},
-			Omitted: map[string]int{"DNS.Entries": 12},
+			Bindings: api.Bindings{Known: 20, Own: 21, Refused: 22},
+			Omitted:  map[string]int{"DNS.Entries": 12},
 		}, nil
 	}, func(context.Context) int { return 1 })
 	w := httptest.NewRecorder()
@@ -186,6 +187,7 @@ func TestMetrics(t *testing.T) {
 		"weft_ipam_unreachable_count 250", "weft_ipam_unreachable_percentage 25", "weft_ipam_pending_allocates 1", "weft_ipam_pending_claims 2",
 		`weft_link_bytes_total{direction="rx",peer="p",type="sleeve"} 11`, `weft_link_packets_total{direction="tx",peer="p",type="sleeve"} 2`,
 		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass\\xffword"} 6`,
+		"weft_bindings 20", "weft_bindings_own 21", "weft_bindings_refused 22",
 		"weft_dns_entries 12", "weft_dns_entries_refused 1", "weft_dns_forwards_refused_total 13",
 		`weft_dns_queries_total{result="answer",type="A"} 14`, `weft_dns_queries_total{result="forwarded",type="PTR"} 15`,
 		`weft_kernel_repairs_total{object="bridge"} 19`, `weft_kernel_faults{object="tap"} 1`, `weft_kernel_faults{object="sysctl"} 2`,

@@ -29,7 +29,7 @@ const (
 	maxListed = 1 << 14 // peers, routes to peers
 	maxLinks  = 200_000 // of all peers together; a mesh of 1,000 peers with 200 links each
 	minLinks  = 16      // of one peer
-	maxNames  = 1 << 16 // DNS entries, ranges of addresses
+	maxNames  = 1 << 16 // DNS entries, ranges of addresses, bindings
 	maxMACs   = 1 << 14 // FDB entries
 	maxShort  = 1 << 12 // attempts at connections, owners of addresses: every report has them
 )
@@ -99,6 +99,7 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 		})
 	}
 	h.fastdp(&r.Router)
+	h.bindings.report(r, lists, h.mesh.View().Nickname)
 	if r.DNS = h.discovery(r, lists); ctx.Err() != nil {
 		return ctx.Err()
 	}

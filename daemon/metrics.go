@@ -48,6 +48,9 @@ var (
 	dnsUnanswered  = gauge("dns_entries_refused", "Of these, those that this host does not answer, because their peer may not name the address.")
 	dnsQueries     = counter("dns_queries_total", "DNS queries of containers.", "type", "result")
 	dnsRefused     = counter("dns_forwards_refused_total", "DNS queries not forwarded because too many were in flight.")
+	bindingsKnown  = gauge("bindings", "MAC addresses of containers on all hosts, with the IP addresses that weft gave them.")
+	bindingsOwn    = gauge("bindings_own", "Of these, those on this host.")
+	bindingsDoubt  = gauge("bindings_refused", "MAC and IP addresses that a host announces as its own, and that this host does not believe to be there.")
 	refusals       = counter("mesh_refused_total", "What other peers sent and the mesh refused.", "reason")
 	repairs        = counter("kernel_repairs_total", "Objects in the kernel that other software had changed and weft repaired, by kind.", "object")
 	kernelFaults   = gauge("kernel_faults", "Objects in the kernel that weft cannot repair, or that other software changes again and again.", "object")
@@ -133,6 +136,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			s.add(dnsQueries, float64(q.Count), q.Type, q.Result)
 		}
 	}
+	s.add(bindingsKnown, float64(r.Bindings.Known))
+	s.add(bindingsOwn, float64(r.Bindings.Own))
+	s.add(bindingsDoubt, float64(r.Bindings.Refused))
 	// Weave had one range, so these metrics have no label for it, and a sum with the
 	// IPv6 range would hide the IPv4 one.
 	if u := r.IPAM; u != nil {

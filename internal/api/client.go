@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"syscall"
 	"time"
@@ -120,9 +121,17 @@ func (c *Client) readRefusal(path string, resp *http.Response) error {
 // StatusText writes a view of the state as text. The router makes the text, as a whole
 // report of a large mesh takes seconds to encode and to read.
 func (c *Client) StatusText(ctx context.Context, view string, w io.Writer) error {
+	return c.StatusTextOf(ctx, view, "", w)
+}
+
+// StatusTextOf is StatusText of what a view has of a peer or an address; see Report.LimitedTo.
+func (c *Client) StatusTextOf(ctx context.Context, view, of string, w io.Writer) error {
 	path := "/status"
 	if view != "" {
 		path += "/" + view
+	}
+	if of != "" {
+		path += "?of=" + url.QueryEscape(of)
 	}
 	resp, err := c.do(ctx, http.MethodGet, path, "text/plain", nil)
 	if err != nil {

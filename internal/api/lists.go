@@ -12,19 +12,20 @@ type Lists uint8
 
 // The lists.
 const (
-	ListPeers   Lists = 1 << iota // Router.Peers
-	ListRelayed                   // Router.Relayed
-	ListRoutes                    // Router.UnicastRoutes, Router.BroadcastRoutes
-	ListMACs                      // Router.MACs
-	ListRing                      // Entries of IPAM and IPAM6
-	ListNames                     // DNS.Entries
+	ListPeers    Lists = 1 << iota // Router.Peers
+	ListRelayed                    // Router.Relayed
+	ListRoutes                     // Router.UnicastRoutes, Router.BroadcastRoutes
+	ListMACs                       // Router.MACs
+	ListRing                       // Entries of IPAM and IPAM6
+	ListNames                      // DNS.Entries
+	ListBindings                   // Bindings.Entries
 
 	NoLists  Lists = 0
-	AllLists       = ListPeers | ListRelayed | ListRoutes | ListMACs | ListRing | ListNames
+	AllLists       = ListPeers | ListRelayed | ListRoutes | ListMACs | ListRing | ListNames | ListBindings
 )
 
 // listNames are the lists in a request, in order of their bits.
-var listNames = []string{"peers", "relayed", "routes", "macs", "ring", "names"}
+var listNames = []string{"peers", "relayed", "routes", "macs", "ring", "names", "bindings"}
 
 // Has reports whether a list is in the set.
 func (l Lists) Has(list Lists) bool { return l&list != 0 }

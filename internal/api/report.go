@@ -3,7 +3,9 @@ package api
 import (
 	"encoding/json"
 	"io"
+	"net"
 	"net/netip"
+	"slices"
 	"text/template"
 	"time"
 
@@ -20,6 +22,7 @@ type Report struct {
 	IPAM6       *IPAM   `json:",omitempty"` // nil: off
 	DNS         *DNS    `json:",omitempty"` // nil: off
 	Docker      *Docker `json:",omitempty"` // nil: off
+	Bindings    Bindings
 	Kernel      Kernel
 	Attachments []Attachment
 	// Warnings are lines for the user on faults and restrictions.
@@ -296,6 +299,41 @@ type Owner struct {
 	NumIPs    float64
 	Active    int  // only known for this host
 	Reachable bool // false: the peer cannot be asked for free addresses
+}
+
+// Bindings says at which MAC address, on which host, the IP addresses are that weft gave on all
+// hosts.
+type Bindings struct {
+	Known int // of all hosts
+	Own   int // of this host
+	// Refused counts the MAC and IP addresses that a host announces as its own, and that this
+	// host does not believe to be there.
+	Refused int
+	Entries []Binding
+}
+
+// Binding is a MAC address with the IP addresses that weft gave to it.
+type Binding struct {
+	MAC       string
+	Kind      string // container, host for its exposed addresses, or port for a network namespace
+	Addresses []netip.Addr
+	Peer      string // name of the peer that announced it
+	NickName  string // of that peer
+	// Refused says what of it this host does not believe, and why; "" if it believes all.
+	Refused string `json:",omitempty"`
+}
+
+// matches reports whether the binding is of a peer, given by name or nickname, or has a MAC or IP
+// address.
+func (b *Binding) matches(of string) bool {
+	if of == b.Peer || of == b.NickName {
+		return true
+	}
+	if mac, err := net.ParseMAC(of); err == nil && mac.String() == b.MAC {
+		return true
+	}
+	a, err := netip.ParseAddr(of)
+	return err == nil && slices.Contains(b.Addresses, a.Unmap())
 }
 
 // DNS is the state of service discovery.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -140,9 +141,10 @@ func writeReport(w http.ResponseWriter, r *http.Request, report *Report) {
 }
 
 // view answers with a view of the report as text, or with the report if the client accepts
-// JSON.
+// JSON. The parameter of limits the view to a peer or an address.
 func (p *Reports) view(w http.ResponseWriter, r *http.Request) {
-	if err := checkView(r.PathValue("view")); err != nil {
+	of := r.URL.Query().Get("of")
+	if err := cmp.Or(checkView(r.PathValue("view")), checkLimit(r.PathValue("view"), of)); err != nil {
 		reply(w, nil, err)
 		return
 	}
@@ -151,6 +153,9 @@ func (p *Reports) view(w http.ResponseWriter, r *http.Request) {
 		lists = AllLists
 	}
 	report, err := p.status.Report(r.Context(), lists)
+	if err == nil {
+		report, err = report.LimitedTo(r.PathValue("view"), of)
+	}
 	if err != nil {
 		reply(w, nil, err)
 		return

@@ -163,13 +163,13 @@ func TestRoundTrips(t *testing.T) {
 	if r, err := c.Report(ctx); err != nil || r.Version != "1.2.3" || !slices.Equal(r.Router.Targets, []string{"h2"}) {
 		t.Errorf("report: %+v, %v", r, err)
 	}
-	for lists, want := range map[Lists]string{NoLists: "lists ", ListNames | ListPeers: "lists peers,names", AllLists: "lists peers,relayed,routes,macs,ring,names"} {
+	for lists, want := range map[Lists]string{NoLists: "lists ", ListNames | ListPeers: "lists peers,names", AllLists: "lists peers,relayed,routes,macs,ring,names,bindings"} {
 		if r, err := c.Summary(ctx, lists); err != nil || r.Router.NickName != want {
 			t.Errorf("summary with %d: %+v, %v", lists, r, err)
 		}
 	}
 	var whole strings.Builder
-	if err := c.ReportJSON(ctx, &whole); err != nil || !strings.Contains(whole.String(), `"NickName": "lists peers,relayed,routes,macs,ring,names"`) {
+	if err := c.ReportJSON(ctx, &whole); err != nil || !strings.Contains(whole.String(), `"NickName": "lists peers,relayed,routes,macs,ring,names,bindings"`) {
 		t.Errorf("report as JSON: %s, %v", &whole, err)
 	}
 	if _, err := fetch[Report](ctx, c, "/report?lists=peers,all"); ClassOf(err) != Usage {
@@ -178,6 +178,12 @@ func TestRoundTrips(t *testing.T) {
 	var text strings.Builder
 	if err := c.StatusText(ctx, "", &text); err != nil || !strings.Contains(text.String(), "(lists )") {
 		t.Errorf("the overview asks for lists: %s, %v", &text, err)
+	}
+	if err := c.StatusTextOf(ctx, "dns", "h2", &text); ClassOf(err) != Usage {
+		t.Errorf("a view that cannot be limited: %v", err)
+	}
+	if err := c.StatusTextOf(ctx, BindingsView, "a b&?/", &text); err == nil || !strings.Contains(err.Error(), "status bindings a b&?/: this router knows no binding") {
+		t.Errorf("bindings of nobody: %v", err)
 	}
 	if list, err := c.Attachments(ctx); err != nil || len(list) != 1 || list[0].ID != Exposed {
 		t.Errorf("ps: %+v, %v", list, err)

@@ -28,6 +28,7 @@ var views = map[string]view{
 	"peers":       {(*Report).peers, ListPeers},
 	"dns":         {(*Report).dns, ListNames},
 	"ipam":        {(*Report).ipam, NoLists},
+	"bindings":    {(*Report).bindings, ListBindings},
 }
 
 // Views returns the names of the views of status, sorted.
@@ -49,6 +50,36 @@ func (r *Report) Text(w io.Writer, view string) error {
 func checkView(view string) error {
 	if _, ok := views[view]; !ok {
 		return Errorf(Usage, "status has no view %q; it has %s", view, strings.Join(Views(), ", "))
+	}
+	return nil
+}
+
+// BindingsView is the view that can be limited to a peer or an address.
+const BindingsView = "bindings"
+
+// LimitedTo returns the report with only what a view has of a peer, given by name or nickname, or
+// of an address; all for "". It is an error if the view cannot be limited, or has nothing of that.
+func (r *Report) LimitedTo(view, of string) (*Report, error) {
+	if err := checkLimit(view, of); err != nil || of == "" {
+		return r, err
+	}
+	limited := *r
+	limited.Bindings.Entries = nil
+	for _, b := range r.Bindings.Entries {
+		if b.matches(of) {
+			limited.Bindings.Entries = append(limited.Bindings.Entries, b)
+		}
+	}
+	if len(limited.Bindings.Entries) == 0 && r.Omitted["Bindings.Entries"] == 0 {
+		return nil, fmt.Errorf("status %s %s: this router knows no binding of such a peer or address", view, of)
+	}
+	return &limited, nil
+}
+
+// checkLimit returns the error of LimitedTo that does not depend on the state of the router.
+func checkLimit(view, of string) error {
+	if of != "" && view != BindingsView {
+		return Errorf(Usage, "status %s %s: only status %s can be limited to a peer or an address", view, of, BindingsView)
 	}
 	return nil
 }
@@ -93,6 +124,15 @@ func (r *Report) overview(w io.Writer) {
 		line("Status", "off")
 	} else {
 		r.DNS.overview(line, r.Omitted["DNS.Entries"])
+	}
+	if b := r.Bindings; b.Known > 0 {
+		render.Fprintln(w)
+		line("Service", "bindings")
+		refused := ""
+		if b.Refused > 0 {
+			refused = fmt.Sprintf(", addresses not believed: %d", b.Refused)
+		}
+		line("Entries", "%d (%d of this host%s)", b.Known, b.Own, refused)
 	}
 	r.docker(w, line)
 	if len(r.Kernel.Repairs) > 0 {
@@ -255,15 +295,34 @@ func (r *Report) dns(w io.Writer) {
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, e := range r.DNS.Entries {
-		refused := ""
+		render.Fprintf(tw, "%s\t%s\t%s\t%s", render.Word(strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain)), e.Address,
+			render.Word(shortID(e.ContainerID)), named(e.Origin, e.NickName))
 		if e.Refused != "" {
-			refused = "\tnot answered: " + e.Refused
+			render.Fprintf(tw, "\tnot answered: %s", e.Refused)
 		}
-		render.Fprintf(tw, "%s\t%s\t%s\t%s%s\n", render.Word(strings.TrimSuffix(e.Hostname, "."+r.DNS.Domain)), e.Address,
-			render.Word(shortID(e.ContainerID)), named(e.Origin, e.NickName), refused)
+		render.Fprintln(tw)
 	}
 	tw.Flush()
 	r.omitted(w, "DNS.Entries", "entries")
+}
+
+// bindings writes one line per MAC address: the address, what has it, its IP addresses, and the peer
+// on whose host it is.
+func (r *Report) bindings(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, b := range r.Bindings.Entries {
+		addrs := make([]string, len(b.Addresses))
+		for i, a := range b.Addresses {
+			addrs[i] = a.String()
+		}
+		render.Fprintf(tw, "%s\t%s\t%s\t%s", render.Word(b.MAC), render.Word(b.Kind), orDash(strings.Join(addrs, ",")), named(b.Peer, b.NickName))
+		if b.Refused != "" {
+			render.Fprintf(tw, "\tnot believed: %s", b.Refused)
+		}
+		render.Fprintln(tw)
+	}
+	tw.Flush()
+	r.omitted(w, "Bindings.Entries", "bindings")
 }
 
 // shortID shortens the id of a container as Docker does.
@@ -388,6 +447,13 @@ func enabled(on bool) string {
 func orNone(s string) string {
 	if s == "" {
 		return "none"
+	}
+	return s
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
 	}
 	return s
 }
