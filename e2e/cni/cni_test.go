@@ -138,6 +138,19 @@ func code(err error) uint {
 	return 0
 }
 
+// wantBinding wants a host to know soon at which MAC address on h1 an address is, nowhere for "".
+func wantBinding(t *testing.T, lab *testbed.Lab, host int, a netip.Addr, mac string) {
+	t.Helper()
+	harness.Eventually(t, fmt.Sprintf("h%d knows that %s is at %q", host, a, mac), func() bool {
+		for _, b := range harness.Report(t, lab, host).Bindings.Entries {
+			if slices.Contains(b.Addresses, a) {
+				return b.MAC == mac && b.Kind == "container" && b.NickName == "h1" && b.Refused == ""
+			}
+		}
+		return mac == ""
+	})
+}
+
 func TestCNIVerbs(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 2})
@@ -159,6 +172,7 @@ func TestCNIVerbs(t *testing.T) {
 		harness.Reach(t, lab, harness.At(1, ""), own.Unmap())
 		harness.Reach(t, lab, place, own.Unmap())
 		h.wantLeases(1)
+		wantBinding(t, lab, 2, own.Unmap(), r.Interfaces[1].Mac)
 		if version != "0.3.1" {
 			if err := h.check(rc); err != nil {
 				t.Errorf("%s: check: %v", version, err)
@@ -174,6 +188,7 @@ func TestCNIVerbs(t *testing.T) {
 			}
 			h.wantLeases(0)
 		}
+		wantBinding(t, lab, 2, own.Unmap(), "")
 		err := netdev.Do(rc.NetNS, func() error { _, err := netlink.LinkByName("eth0"); return err })
 		if !errors.As(err, new(netlink.LinkNotFoundError)) {
 			t.Errorf("%s: after del eth0 is there: %v", version, err)
