@@ -22,6 +22,7 @@ import (
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/session"
 )
@@ -123,6 +124,7 @@ func TestLiesOfAMember(t *testing.T) {
 	t.Run("decisions", func(t *testing.T) { s.decisions(t, l) })
 	t.Run("made-up peers", func(t *testing.T) { s.madeUpPeers(t, l) })
 	t.Run("host names", func(t *testing.T) { s.hostNames(t, l) })
+	t.Run("bindings", func(t *testing.T) { s.bindings(t, l) })
 	t.Run("terminal", s.terminal)
 	t.Run("addresses to dial", s.addressesToDial)
 }
@@ -294,15 +296,77 @@ func (s *siege) hostNames(t *testing.T, l *liar) {
 	}
 }
 
+// A member that binds the addresses of a container of another host gets none of them.
+func (s *siege) bindings(t *testing.T, l *liar) {
+	p, _ := l.session(1, l.identity(peer.Name{}))
+	find := func(host int, a string) (list []api.Binding) {
+		for _, b := range summary(t, s.Lab, host, api.ListBindings).Bindings.Entries {
+			if slices.ContainsFunc(b.Addresses, func(x netip.Addr) bool { return x.String() == a }) {
+				list = append(list, b)
+			}
+		}
+		return list
+	}
+	own := netip.MustParseAddr("198.51.100.66")
+	var victim api.Binding
+	harness.Eventually(t, "h3 knows the binding of h2", func() bool {
+		if found := find(3, s.addrs[2].String()); len(found) == 1 {
+			victim = found[0]
+		}
+		return victim.Peer == s.names[1]
+	})
+	mac, err := net.ParseMAC(victim.MAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bridge, err := net.ParseMAC(s.names[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Bindings(p.ID,
+		bindings.Binding{MAC: bindings.MAC{2, 6, 6, 6, 6, 6}, Kind: bindings.Container, Addrs: []netip.Addr{s.addrs[2], own}},
+		bindings.Binding{MAC: bindings.MAC(mac), Kind: bindings.Container, Addrs: []netip.Addr{s.addrs[3]}},
+		bindings.Binding{MAC: bindings.MAC(bridge), Kind: bindings.Exposed},
+	); err != nil {
+		t.Fatal(err)
+	}
+	for host := 1; host <= honest; host++ {
+		harness.Eventually(t, "a host has heard the liar", func() bool { return len(find(host, own.String())) == 1 })
+		for _, b := range find(host, s.addrs[2].String()) {
+			honest := b.Peer == s.names[1]
+			if (b.Refused == "") != honest || honest && b.MAC != victim.MAC {
+				t.Errorf("h%d: of the addresses of a container of h2: %+v", host, b)
+			}
+		}
+		for _, b := range find(host, s.addrs[3].String()) {
+			if (b.Refused == "") != (b.Peer == s.names[2]) {
+				t.Errorf("h%d: of the addresses of a container of h3: %+v", host, b)
+			}
+		}
+	}
+	// It may bind what nobody else has.
+	harness.Weft(t, s.Lab, 2, "expose")
+	for host := 1; host <= honest; host++ {
+		harness.Eventually(t, "the bridge of h2 is bound", func() bool {
+			return slices.ContainsFunc(summary(t, s.Lab, host, api.ListBindings).Bindings.Entries, func(b api.Binding) bool {
+				return b.MAC == s.names[1] && b.Peer == s.names[1] && b.Refused == ""
+			})
+		})
+	}
+}
+
 // Whatever a member calls itself and its names, a status has no control characters and no
 // line that the router did not write.
 func (s *siege) terminal(t *testing.T) {
 	const nickname = "\x1b[2J\nh9\r\u202e\x07"
 	l := newLiar(t, s.Lab, harness.At(evilHost, ""), hostile.Config{Nickname: nickname})
 	p, _ := l.session(1, l.identity(peer.Name{}))
+	if err := p.Bindings(p.ID, bindings.Binding{MAC: bindings.MAC{2, 7, 7, 7, 7, 7}, Kind: bindings.Container}); err != nil {
+		t.Fatal(err)
+	}
 	for host := 1; host <= honest; host++ {
 		harness.Eventually(t, "the liar is known", func() bool { return knows(t, s.Lab, host, p.ID.Name.String()) })
-		for _, args := range [][]string{{"status"}, {"status", "peers"}, {"status", "connections"}, {"status", "dns"}, {"status", "ipam"}, {"report"}, {"report", "-f", "{{json .Router.Peers}}"}, {"doctor"}} {
+		for _, args := range [][]string{{"status"}, {"status", "peers"}, {"status", "connections"}, {"status", "dns"}, {"status", "ipam"}, {"status", "bindings"}, {"report"}, {"report", "-f", "{{json .Router.Peers}}"}, {"doctor"}} {
 			_, out := harness.Try(t, s.Lab, host, args...)
 			if out == "" || strings.ContainsAny(out, "\x1b\r\x07\u202e") || strings.Contains(out, "\nh9") {
 				t.Errorf("h%d: weft %s prints %q", host, strings.Join(args, " "), out)

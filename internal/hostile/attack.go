@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/weft-net/weft/dns/names"
+	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/records"
 	"github.com/weft-net/weft/mesh/rotation"
@@ -103,6 +104,7 @@ type run struct {
 	rng     *rand.Rand
 	// Records of made-up peers, by their number.
 	hostNames map[int]*names.State
+	bindings  map[int]*bindings.State
 	passwords map[int]*records.Map[rotation.State]
 }
 

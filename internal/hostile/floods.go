@@ -14,6 +14,7 @@ import (
 	"github.com/weft-net/weft/dns/names"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/passwords"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/records"
@@ -51,6 +52,7 @@ var Floods = []*Flood{
 	{"wishes", "wishes that living hosts are removed, banned or replaced as voters", littleGiven, member(wishes)},
 	{"ring", "another ring over the same range, and wishes to adopt it", littleGiven, member(ownRing)},
 	{"names", "host names of made-up peers", littleGiven, member(hostNames)},
+	{"bindings", "MAC and IP addresses that made-up peers say they gave to containers", littleGiven, member(madeUpBindings)},
 	{"passwords", "what made-up peers say of the passwords that they accept", littleGiven, member(passwordStates)},
 	{"digests", "digests of peers that know nothing, which ask for everything", littleGiven, member(digests)},
 	{"malformed", "records, gossip and signatures that cannot be true", littleGiven, member(malformed)},
@@ -535,17 +537,53 @@ func passwordStates(r *run, p *Peer, n int) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range deltas {
-		if err := p.Gossip(gossipDelta, mesh.ChannelPasswords, d); err != nil {
-			return err
-		}
+	return p.spread(mesh.ChannelPasswords, deltas)
+}
+
+// bindingsPerStep is how many bindings a made-up peer announces in a step, other ones each time.
+const bindingsPerStep = 200
+
+// madeUpBindings announces bindings of made-up peers, with as many addresses as fit. Half of them
+// are of addresses of the mesh, and a part is the same for all peers.
+func madeUpBindings(r *run, p *Peer, n int) error {
+	if err := r.announceMadeUp(p); err != nil {
+		return err
 	}
-	return nil
+	i := (n*len(r.cfg.Targets) + r.index) % madeUpNeighbours
+	m, err := r.made(i)
+	if err != nil {
+		return err
+	}
+	s := r.bindings[i]
+	if s == nil {
+		s = newBindings(m)
+		if r.bindings == nil {
+			r.bindings = make(map[int]*bindings.State)
+		}
+		r.bindings[i] = s
+	}
+	var list []bindings.Binding
+	inside := r.cfg.Range.Addr().As4()
+	for k := range bindingsPerStep {
+		b := bindings.Binding{MAC: bindings.MAC{2, byte(k % 2), byte(n >> 16), byte(n >> 8), byte(n), byte(k)}, Kind: bindings.Container}
+		if k%8 == 0 {
+			b.MAC = bindings.MAC{2, 0x42, inside[0], inside[1], 0, byte(k)}
+		}
+		for a := range bindings.MaxAddrs {
+			if k%2 == 0 {
+				b.Addrs = append(b.Addrs, netip.AddrFrom4([4]byte{inside[0], inside[1], byte(k), byte(a)}))
+			} else {
+				b.Addrs = append(b.Addrs, netip.AddrFrom16([16]byte{0xfd, byte(n >> 16), byte(n >> 8), byte(n), byte(k), byte(a)}))
+			}
+		}
+		list = append(list, b)
+	}
+	return p.bind(s, list)
 }
 
 // digests asks for the whole state of every channel again and again.
 func digests(r *run, p *Peer, n int) error {
-	channel := []byte{mesh.ChannelTopology, mesh.ChannelRing, mesh.ChannelNames}[n%3]
+	channel := []byte{mesh.ChannelTopology, mesh.ChannelRing, mesh.ChannelNames, mesh.ChannelBindings}[n%4]
 	var digest []byte
 	switch channel {
 	case mesh.ChannelTopology:
@@ -558,6 +596,8 @@ func digests(r *run, p *Peer, n int) error {
 		digest = append(append(ring.EncodeRange(r.cfg.Range), 1), make([]byte, ring.DigestLen-1)...)
 	case mesh.ChannelNames:
 		digest = names.New(names.Config{Self: p.ID.Name, Signer: p.ID, Verifier: peer.Ed25519{}, Start: time.Unix(1, 0)}).Digest()
+	case mesh.ChannelBindings:
+		digest = newBindings(p.ID).Digest()
 	}
 	return p.Gossip(byte(gossipDigest+n%2), channel, digest)
 }

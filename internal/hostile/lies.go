@@ -13,6 +13,7 @@ import (
 	"github.com/weft-net/weft/ipam/paxos"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/gossip"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -57,8 +58,33 @@ func (p *Peer) changeNames(s *names.State, in []names.Entry) error {
 	if err != nil {
 		return err
 	}
+	return p.spread(mesh.ChannelNames, deltas)
+}
+
+// Bindings announces bindings of an identity in the place of those that it announced before.
+func (p *Peer) Bindings(id *Identity, list ...bindings.Binding) error {
+	return p.bind(newBindings(id), list)
+}
+
+func newBindings(id *Identity) *bindings.State {
+	return bindings.New(bindings.Config{
+		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Start: time.Now(),
+		OwnerOf: func(netip.Addr) (peer.Name, bool) { return id.Name, true },
+	})
+}
+
+func (p *Peer) bind(s *bindings.State, list []bindings.Binding) error {
+	deltas, err := s.Announce(list)
+	if err != nil {
+		return err
+	}
+	return p.spread(mesh.ChannelBindings, deltas)
+}
+
+// spread sends deltas of a channel.
+func (p *Peer) spread(channel byte, deltas [][]byte) error {
 	for _, d := range deltas {
-		if err := p.Gossip(gossipDelta, mesh.ChannelNames, d); err != nil {
+		if err := p.Gossip(gossipDelta, channel, d); err != nil {
 			return err
 		}
 	}
