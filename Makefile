@@ -200,7 +200,7 @@ bench-compare:
 
 # Members that lie at random, ten years of hosts that come and go, and software that damages a host.
 soak:
-	WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run 'TestLiarsTakeNothing|TestYearsOfChurn|TestConvergenceWithLiars' -v ./ipam ./ipam/ring ./mesh/records
+	WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run 'TestLiarsTakeNothing|TestYearsOfChurn|TestConvergenceWithLiars|TestChangesAreKnownEverywhereInASecond' -v ./ipam ./ipam/ring ./mesh/records ./mesh/bindings
 	$(SUDO) env WEFT_SOAK=$(SOAK) $(GO) test -count 1 -timeout 0 -run TestAnyDamage -v ./e2e/repair
 
 # A relay takes over in under a second.

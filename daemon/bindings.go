@@ -32,6 +32,7 @@ type bindingService struct {
 	*replica.Replica[*bindings.State]
 	table *bindings.Table
 	epoch func() uint64 // of the rings
+	moved func(m bindings.MAC, at peer.Name)
 	wake  chan struct{} // of capacity 1: bindings have changed
 }
 
@@ -43,13 +44,16 @@ type bindingConfig struct {
 	ownerOf  func(netip.Addr) (owner peer.Name, inRange bool)
 	epoch    func() uint64
 	announce func(delta []byte)
-	now      func() time.Time // as most peers see it
-	log      *slog.Logger
+	// moved is called in order when a MAC address is believed to be at another peer than before,
+	// at none if the Name is zero.
+	moved func(m bindings.MAC, at peer.Name)
+	now   func() time.Time // as most peers see it
+	log   *slog.Logger
 }
 
 func newBindingService(c bindingConfig) *bindingService {
 	state := bindings.New(bindings.Config{Self: c.self, Signer: c.signer, Verifier: c.verifier, Start: time.Now(), OwnerOf: c.ownerOf})
-	s := &bindingService{table: state.Table(), epoch: c.epoch, wake: make(chan struct{}, 1)}
+	s := &bindingService{table: state.Table(), epoch: c.epoch, moved: c.moved, wake: make(chan struct{}, 1)}
 	s.Replica = replica.New(replica.Config{What: "bindings", Announce: c.announce, Changed: s.changed, Now: c.now, Log: c.log}, state)
 	return s
 }
@@ -91,7 +95,11 @@ func (s *bindingService) run(ctx context.Context) {
 			pause.Reset(wait)
 			continue
 		}
-		s.table.Update(all)
+		for _, c := range s.table.Update(all) {
+			if !c.Addr.IsValid() {
+				s.moved(c.MAC, c.New.Owner)
+			}
+		}
 		stale, all, next = false, false, time.Now().Add(updatePause*time.Since(began))
 	}
 }

@@ -44,7 +44,7 @@ func newBindingHosts(t *testing.T, names ...peer.Name) *bindingHosts {
 		id := peer.Cheap{ID: peer.Key{n[5]}}
 		keys[n] = id.ID
 		m.services[n] = newBindingService(bindingConfig{
-			self: n, signer: id, verifier: id, epoch: m.epoch.Load, now: time.Now, log: slog.New(slog.DiscardHandler),
+			self: n, signer: id, verifier: id, epoch: m.epoch.Load, moved: func(bindings.MAC, peer.Name) {}, now: time.Now, log: slog.New(slog.DiscardHandler),
 			ownerOf: func(a netip.Addr) (peer.Name, bool) {
 				m.mu.Lock()
 				defer m.mu.Unlock()

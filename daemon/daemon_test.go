@@ -152,7 +152,7 @@ func TestMetrics(t *testing.T) {
 	h := metricsHandler(func(context.Context, api.Lists) (*api.Report, error) {
 		return &api.Report{
 			Router: api.Router{
-				MACTable:         api.MACTable{Entries: 16, Moves: 17, Refused: 18},
+				MACTable:         api.MACTable{Entries: 16, Moves: 17, Refused: 18, Elsewhere: 23},
 				TerminationCount: 3, Flows: 4, Peers: make([]api.Peer, 2),
 				Connections: []api.Connection{
 					{State: "established", Kind: "sleeve", Encrypted: true, Name: "p", Counters: api.Counters{RxBytes: 10, TxPackets: 2, Drops: map[string]uint64{"queue full": 5}}},
@@ -183,7 +183,7 @@ func TestMetrics(t *testing.T) {
 	h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{
 		`weft_connections{encryption="yes",state="established",type="sleeve"} 2`, `weft_connections{encryption="",state="retrying",type=""} 1`,
-		"weft_connection_terminations_total 3", "weft_flows 4", "weft_macs 16", "weft_mac_moves_total 17", "weft_macs_refused_total 18", "weft_peers 2", `weft_ips{state="local-used"} 11`, "weft_max_ips 1000",
+		"weft_connection_terminations_total 3", "weft_flows 4", "weft_macs 16", "weft_mac_moves_total 17", "weft_macs_refused_total 18", "weft_macs_elsewhere_total 23", "weft_peers 2", `weft_ips{state="local-used"} 11`, "weft_max_ips 1000",
 		"weft_ipam_unreachable_count 250", "weft_ipam_unreachable_percentage 25", "weft_ipam_pending_allocates 1", "weft_ipam_pending_claims 2",
 		`weft_link_bytes_total{direction="rx",peer="p",type="sleeve"} 11`, `weft_link_packets_total{direction="tx",peer="p",type="sleeve"} 2`,
 		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass\\xffword"} 6`,

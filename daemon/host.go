@@ -24,10 +24,12 @@ import (
 	"github.com/weft-net/weft/ipam"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
+	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/passwords"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router"
+	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
@@ -325,6 +327,7 @@ func (h *host) newBindings(id *peer.Identity) *bindingService {
 			return sum
 		},
 		announce: func(delta []byte) { h.mesh.Announce(mesh.ChannelBindings, delta) },
+		moved:    func(m bindings.MAC, at peer.Name) { h.router.Bind(ethernet.MAC(m), at) },
 		now:      h.mesh.Now, log: h.log.With("part", "bindings"),
 	})
 	h.mesh.Register(mesh.ChannelBindings, s.Channel())

@@ -91,7 +91,7 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	h.relayed(r, lists)
 	macs, omitted := h.router.FDB(limit(lists, api.ListMACs, maxMACs))
 	omit(r, "MACs", omitted)
-	r.Router.MACTable = api.MACTable{Entries: rs.MACs.Entries, Moves: rs.MACs.Moves, Refused: rs.MACs.Refused}
+	r.Router.MACTable = api.MACTable{Entries: rs.MACs.Entries, Moves: rs.MACs.Moves, Refused: rs.MACs.Refused, Elsewhere: rs.MACs.Elsewhere}
 	for _, e := range macs {
 		r.Router.MACs = append(r.Router.MACs, api.MAC{
 			MAC: e.MAC.String(), Name: e.Peer.String(), NickName: h.mesh.View().Nickname(e.Peer), LastSeen: now.Add(-e.Age),

@@ -36,6 +36,7 @@ var (
 	macs           = gauge("macs", "MAC addresses in the MAC table.")
 	macMoves       = counter("mac_moves_total", "MAC addresses that were seen behind another peer than before.")
 	macsRefused    = counter("macs_refused_total", "Frames whose source MAC address was not remembered because its peer has too many.")
+	macsElsewhere  = counter("macs_elsewhere_total", "Frames whose source MAC address is bound to another peer, and so was not remembered.")
 	peers          = gauge("peers", "Peers of the mesh, this one among them.")
 	linkBytes      = counter("link_bytes_total", "Bytes of frames carried.", "peer", "type", "direction")
 	linkPackets    = counter("link_packets_total", "Frames carried.", "peer", "type", "direction")
@@ -98,6 +99,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.add(macs, float64(r.Router.MACTable.Entries))
 	s.add(macMoves, float64(r.Router.MACTable.Moves))
 	s.add(macsRefused, float64(r.Router.MACTable.Refused))
+	s.add(macsElsewhere, float64(r.Router.MACTable.Elsewhere))
 	s.add(peers, float64(len(r.Router.Peers)+r.Omitted["Peers"]))
 	for _, k := range r.Router.Connections {
 		s.connection(k)

@@ -26,12 +26,13 @@ const (
 	DropMisrouted                 // of a peer whose frames the routes do not lead over that neighbour
 	DropNoKey                     // for a peer over relays, while there were no keys with it
 	DropUnsealed                  // of a peer over relays, which could read and change it
+	DropSpoofed                   // of another peer, with the source address of a container of this host
 	numReasons
 )
 
 var reasonNames = [numReasons]string{
 	"malformed", "unknown_key", "forged", "replay", "unknown_peer", "no_route", "link_down", "hops", "looped",
-	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy", "misrouted", "no_key", "unsealed",
+	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy", "misrouted", "no_key", "unsealed", "spoofed",
 }
 
 // String is the reason's label in metrics and status.

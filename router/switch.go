@@ -135,10 +135,24 @@ func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet
 		switch r.macs.Learn(src, at, ln.now) {
 		case mac.Added, mac.Moved:
 			r.fast.Learned(src)
+		case mac.Bound:
+			if to, _ := r.macs.BoundTo(src); to == r.self && at != r.self {
+				// The bridge would send the frames of the container to the other host.
+				d.add(DropSpoofed)
+				return dst, false
+			}
 		}
 		return dst, true
 	}
 	return dst, false
+}
+
+// Bind says that the peer at has a MAC address on its host, by its signed word; the zero Name
+// ends that. Frames for the address follow at once if it was seen elsewhere.
+func (r *Router) Bind(m ethernet.MAC, at peer.Name) {
+	if r.macs.Bind(m, at) {
+		r.fast.Learned(m)
+	}
 }
 
 // fromLink switches a frame that came over a link. f begins with its head.

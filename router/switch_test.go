@@ -57,6 +57,46 @@ func TestLearnsAndFollowsMoves(t *testing.T) {
 	})
 }
 
+// A container that sends with the address of one of another host moves nothing, and the host of
+// that one neither takes its frames nor passes them on. A binding that moves is followed at once.
+func TestBoundAddressIsNotMovedByFrames(t *testing.T) {
+	inMesh(t, names(4), line(4), func(m *mesh) {
+		bind := func(at int) {
+			for _, n := range m.nodes {
+				n.Bind(macOf(3), m.nodes[at].self)
+			}
+		}
+		bind(3)
+		m.say(3, frameOf(ethernet.Broadcast, macOf(3), 60, 1))
+		m.wantCounts("announcement", 1, 1, 1, 0)
+		m.say(1, frameOf(ethernet.Broadcast, macOf(3), 60, 1))
+		m.wantCounts("from a thief", 1, 0, 1, 0)
+		if n := m.nodes[3].dropped(DropSpoofed); n != 1 {
+			t.Errorf("the host of the container counts %d frames in its name, want 1", n)
+		}
+		m.say(0, frameOf(macOf(3), macOf(0), 1000, 1))
+		m.wantCounts("to the container", 0, 0, 0, 1)
+		m.say(1, frameOf(macOf(3), macOf(1), 1000, 1))
+		m.wantCounts("to the container, from the host of the thief", 0, 0, 0, 1)
+
+		bind(1) // it has moved, and said nothing yet
+		m.say(0, frameOf(macOf(3), macOf(0), 1000, 1))
+		m.wantCounts("to its new host", 0, 1, 0, 0)
+		m.say(3, frameOf(ethernet.Broadcast, macOf(3), 60, 1))
+		m.wantCounts("a last word of its former host, which its host does not pass on", 0, 0, 1, 0)
+		m.say(0, frameOf(macOf(3), macOf(0), 1000, 1))
+		m.wantCounts("to its new host again", 0, 1, 0, 0)
+
+		for _, n := range m.nodes {
+			n.Bind(macOf(3), peer.Name{})
+		}
+		m.say(2, frameOf(ethernet.Broadcast, macOf(3), 60, 1))
+		m.wantCounts("not bound any more", 1, 1, 0, 1)
+		m.say(0, frameOf(macOf(3), macOf(0), 1000, 1))
+		m.wantCounts("it is learned again", 0, 0, 1, 0)
+	})
+}
+
 func TestPeerThatIsGoneIsForgotten(t *testing.T) {
 	inMesh(t, names(3), line(3), func(m *mesh) {
 		m.say(2, frameOf(ethernet.Broadcast, macOf(2), 60, 1))

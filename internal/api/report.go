@@ -208,6 +208,8 @@ type MACTable struct {
 	Moves uint64
 	// Refused counts frames from addresses for which their peer has no space left.
 	Refused uint64
+	// Elsewhere counts frames from addresses that are bound to another peer, and so stay there.
+	Elsewhere uint64
 }
 
 // MAC is an FDB entry of the switch: the peer behind which a MAC address is.

@@ -27,7 +27,8 @@ func (c *Controller) handleEvent(e kernel.Event) {
 	if !m.IsUnicast() {
 		return
 	}
-	if c.macs.Learn(m, at, c.since()) == mac.Full {
+	switch c.macs.Learn(m, at, c.since()) {
+	case mac.Full, mac.Bound:
 		return
 	}
 	switch {
@@ -120,7 +121,7 @@ func (c *Controller) compareMACs(inKernel map[ethernet.MAC]kernel.MACEntry, boot
 			continue
 		}
 		if _, known := c.macs.Lookup(m, now); adopting && !known && age < mac.MaxAge {
-			c.macs.Learn(m, at, now-age)
+			c.macs.Learn(m, at, now-age) // unless it is bound elsewhere meanwhile
 			if i := int(e.Ifindex); c.containers[i] {
 				c.vethOf[m] = i
 			}

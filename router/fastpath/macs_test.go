@@ -80,6 +80,44 @@ func TestMACMovesToAnotherHost(t *testing.T) {
 	})
 }
 
+// What the kernel sees elsewhere does not move an address that is bound, and the kernel's map follows
+// a binding that moves at once.
+func TestBoundMACInTheKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newMachine(t), defaults)
+		r.m.AddContainer(20)
+		r.routes([]byte{2, 3}, nil)
+		r.meet(2, 3)
+		pass(time.Second)
+		m := macOf(1, 1)
+		want := func(what string, peer uint16, ifindex uint32) {
+			t.Helper()
+			pass(10 * time.Millisecond)
+			if e, _ := r.m.MAC(m); e.Peer != peer || e.Ifindex != ifindex {
+				t.Errorf("%s: %+v, want peer %d and interface %d", what, e, peer, ifindex)
+			}
+		}
+		r.macs.Bind(m, nameOf(1))
+		r.m.See(m, 1, 20)
+		want("a container of this host", 1, 20)
+		r.m.See(m, 2, 0)
+		want("a thief behind another host", 1, 20)
+		bind := func(n byte) {
+			if r.macs.Bind(m, nameOf(n)) {
+				r.Learned(m)
+			}
+		}
+		bind(3)
+		want("it moved to another host", 3, 0)
+		r.m.See(m, 1, 20)
+		want("seen at its former place", 3, 0)
+		bind(1)
+		want("it came back", 1, 0)
+		r.m.See(m, 1, 20)
+		want("it is seen again", 1, 20)
+	})
+}
+
 // A queueing discipline that limits a container is found by the next comparison, too.
 func TestMACsThatExpressLeadsPastALimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,6 +1,11 @@
 // Package mac is the MAC table of the switch: the peer that each MAC address was last
 // seen behind.
 //
+// An address may be bound to a peer: that peer has announced, signed, that it gave the address
+// to a container of its host. Then only frames of that peer teach the table where the address
+// is, and a container elsewhere that sends with it moves nothing. An address that is bound and
+// was not seen yet is unknown, like any other.
+//
 // Time is an argument: a duration since an origin that the caller chooses, which never
 // goes back. A Table is safe for concurrent use.
 package mac
@@ -48,6 +53,7 @@ const (
 	Added               // seen for the first time, or again after MaxAge
 	Moved               // seen behind another peer before
 	Full                // not remembered: the peer, or all together, have too many
+	Bound               // not remembered: the address is bound to another peer
 )
 
 // Table maps addresses to peers. Make one with New.
@@ -55,8 +61,8 @@ type Table struct {
 	limits Limits
 	shards [shardCount]shard
 
-	// moves and refused count Moved and Full.
-	moves, refused atomic.Uint64
+	// moves, refused and elsewhere count Moved, Full and Bound.
+	moves, refused, elsewhere atomic.Uint64
 
 	mu     sync.Mutex // taken inside a shard's lock
 	byPeer map[peer.Name]int
@@ -67,6 +73,8 @@ type Table struct {
 type shard struct {
 	mu      sync.RWMutex
 	entries map[ethernet.MAC]*entry
+	// bound has the peers to which addresses are bound. No entry is at another peer.
+	bound map[ethernet.MAC]peer.Name
 }
 
 type entry struct {
@@ -81,7 +89,7 @@ func New(l Limits) *Table {
 	l.Shared = cmp.Or(l.Shared, DefaultLimits.Shared)
 	t := &Table{limits: l, byPeer: make(map[peer.Name]int)}
 	for i := range t.shards {
-		t.shards[i].entries = make(map[ethernet.MAC]*entry)
+		t.shards[i].entries, t.shards[i].bound = make(map[ethernet.MAC]*entry), make(map[ethernet.MAC]peer.Name)
 	}
 	return t
 }
@@ -109,8 +117,57 @@ func (t *Table) Learn(m ethernet.MAC, at peer.Name, now time.Duration) Change {
 		s.mu.RUnlock()
 		return Same
 	}
+	elsewhere := s.isElsewhere(m, at)
 	s.mu.RUnlock()
+	if elsewhere {
+		t.elsewhere.Add(1)
+		return Bound
+	}
 	return t.change(s, m, at, now)
+}
+
+// isElsewhere reports whether an address is bound to another peer than at. The lock is held.
+func (s *shard) isElsewhere(m ethernet.MAC, at peer.Name) bool {
+	to, bound := s.bound[m]
+	return bound && to != at
+}
+
+// Bind binds m to the peer at, and reports whether that moved it from another peer, so that
+// others who know its place must hear of it. A zero at ends the binding: m stays where it is
+// until it is seen elsewhere.
+func (t *Table) Bind(m ethernet.MAC, at peer.Name) (moved bool) {
+	s := t.shard(m)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at.IsZero() {
+		delete(s.bound, m)
+		return false
+	}
+	s.bound[m] = at
+	e := s.entries[m]
+	if e == nil || e.at == at {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.moves.Add(1)
+	if t.full(at) {
+		t.forget(s, m, e)
+		return true
+	}
+	t.count(e.at, -1)
+	e.at = at
+	t.count(at, 1)
+	return true
+}
+
+// BoundTo returns the peer to which m is bound.
+func (t *Table) BoundTo(m ethernet.MAC) (at peer.Name, ok bool) {
+	s := t.shard(m)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	at, ok = s.bound[m]
+	return at, ok
 }
 
 func (t *Table) change(s *shard, m ethernet.MAC, at peer.Name, now time.Duration) Change {
@@ -122,6 +179,9 @@ func (t *Table) change(s *shard, m ethernet.MAC, at peer.Name, now time.Duration
 	switch {
 	case known && e.at == at:
 		return Same // another lane was faster
+	case s.isElsewhere(m, at): // since a moment ago
+		t.elsewhere.Add(1)
+		return Bound
 	case t.full(at):
 		// A known address stays where it was: a peer that is full of addresses that it
 		// invented must not make others forget theirs.
@@ -244,13 +304,15 @@ type Stats struct {
 	Entries int    // also those that are too old and not removed yet
 	Moves   uint64 // of addresses from one peer to another
 	Refused uint64 // addresses for which there was no space, each time they were seen
+	// Elsewhere counts frames whose source address is bound to another peer.
+	Elsewhere uint64
 }
 
 // Stats returns the counters.
 func (t *Table) Stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return Stats{Entries: t.total, Moves: t.moves.Load(), Refused: t.refused.Load()}
+	return Stats{Entries: t.total, Moves: t.moves.Load(), Refused: t.refused.Load(), Elsewhere: t.elsewhere.Load()}
 }
 
 // Entry is an entry of the table.

@@ -126,6 +126,10 @@ func TestCountsMatch(t *testing.T) {
 				p := peer.Name{2, 0, 0, 0, 0, byte(r.IntN(4))}
 				tb.Learn(ethernet.MAC{2, 0, 0, 0, byte(r.IntN(2)), byte(r.IntN(40))}, p, time.Duration(i)*time.Second)
 				switch r.IntN(1000) {
+				case 2, 3, 4, 5:
+					tb.Bind(ethernet.MAC{2, 0, 0, 0, byte(r.IntN(2)), byte(r.IntN(40))}, p)
+				case 6:
+					tb.Bind(ethernet.MAC{2, 0, 0, 0, byte(r.IntN(2)), byte(r.IntN(40))}, peer.Name{})
 				case 0:
 					tb.Forget(p)
 				case 1:
@@ -138,6 +142,9 @@ func TestCountsMatch(t *testing.T) {
 	want := map[peer.Name]int{}
 	for _, e := range tb.Entries(0) {
 		want[e.Peer]++
+		if at, bound := tb.BoundTo(e.MAC); bound && at != e.Peer {
+			t.Errorf("%s is bound to %s and at %s", e.MAC, at, e.Peer)
+		}
 	}
 	total, shared := 0, 0
 	for p, n := range tb.byPeer {
@@ -154,10 +161,12 @@ func TestCountsMatch(t *testing.T) {
 func TestNoAllocation(t *testing.T) {
 	tb := New(Limits{})
 	tb.Learn(m1, p1, 0)
+	tb.Bind(m2, p2)
 	now := time.Duration(0)
 	if n := testing.AllocsPerRun(1000, func() {
 		now += time.Second
 		tb.Learn(m1, p1, now)
+		tb.Learn(m2, p1, now) // bound elsewhere
 		tb.Lookup(m1, now)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -187,5 +196,61 @@ func TestTouchAndRemove(t *testing.T) {
 	tb.Learn(m1, p1, 6*time.Minute)
 	if n := tb.Forget(p1); n != 1 {
 		t.Errorf("%d addresses are left of one", n)
+	}
+}
+
+// Frames from elsewhere do not move an address that is bound. A binding moves it at once, and when it
+// ends the address follows frames again.
+func TestBoundAddresses(t *testing.T) {
+	tb := New(Limits{})
+	at := func(what string, want peer.Name) {
+		t.Helper()
+		if got, _ := tb.Lookup(m1, 0); got != want {
+			t.Errorf("%s: at %s, want %s", what, got, want)
+		}
+	}
+	if tb.Bind(m1, p1) {
+		t.Error("a binding moved an address that nobody has seen")
+	}
+	at("bound and not seen", peer.Name{})
+	if tb.Learn(m1, p2, 0) != Bound || tb.Learn(m1, p1, 0) != Added || tb.Learn(m1, p2, 0) != Bound || tb.Learn(m1, p1, 0) != Same {
+		t.Error("frames of others count")
+	}
+	at("seen elsewhere too", p1)
+	if !tb.Bind(m1, p2) || tb.Bind(m1, p2) {
+		t.Error("the binding moves: want a move, once")
+	}
+	at("bound to another peer", p2)
+	if tb.Learn(m1, p1, 0) != Bound {
+		t.Error("a frame from its former place moves it back")
+	}
+	if to, ok := tb.BoundTo(m1); !ok || to != p2 {
+		t.Errorf("bound to %s, %v", to, ok)
+	}
+	if tb.Bind(m1, peer.Name{}) {
+		t.Error("the end of a binding moved the address")
+	}
+	at("not bound any more", p2)
+	if tb.Learn(m1, p1, 0) != Moved {
+		t.Error("it is not bound any more, and a frame does not move it")
+	}
+	if s := tb.Stats(); s != (Stats{Entries: 1, Moves: 2, Elsewhere: 3}) {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+// A binding to a peer that has too many addresses takes the address from the other one all the same.
+func TestBoundToAFullPeer(t *testing.T) {
+	tb := New(Limits{PerPeer: 10})
+	invent(tb, p2, 10)
+	tb.Learn(m1, p1, 0)
+	if !tb.Bind(m1, p2) {
+		t.Error("the address did not move")
+	}
+	if at, ok := tb.Lookup(m1, 0); ok {
+		t.Errorf("it is at %s", at)
+	}
+	if s := tb.Stats(); s.Entries != 10 || len(tb.byPeer) != 1 {
+		t.Errorf("stats %+v of %d peers", s, len(tb.byPeer))
 	}
 }
