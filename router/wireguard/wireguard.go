@@ -313,8 +313,8 @@ func (d *Device) Apply(want map[netip.Addr]Peer) error {
 		}
 	}
 	for _, a := range slices.SortedFunc(maps.Keys(want), netip.Addr.Compare) {
-		if p, old := want[a], d.peers[a]; p != old {
-			errs = append(errs, d.put(p))
+		if p, old := want[a], d.peers[a]; p != old { // old.Inside is a
+			errs = append(errs, d.put(p, old.Key == p.Key))
 		}
 	}
 	return errors.Join(errs...)
@@ -333,10 +333,14 @@ func (d *Device) remove(p Peer) error {
 	return nil
 }
 
-func (d *Device) put(p Peer) error {
+// put adds a peer, or changes the secret and the endpoint of one that is there. Of such a peer it does
+// not replace the address inside: the kernel would remove it first, and drop packets until it has
+// added it again (set_peer in drivers/net/wireguard/netlink.c). Adding an address that is there
+// changes nothing.
+func (d *Device) put(p Peer, there bool) error {
 	secret := wgtypes.Key(p.Secret)
 	err := d.ctl.ConfigureDevice(d.cfg.Name, wgtypes.Config{Peers: []wgtypes.PeerConfig{{
-		PublicKey: p.Key, PresharedKey: &secret, Endpoint: net.UDPAddrFromAddrPort(p.Endpoint), ReplaceAllowedIPs: true,
+		PublicKey: p.Key, PresharedKey: &secret, Endpoint: net.UDPAddrFromAddrPort(p.Endpoint), ReplaceAllowedIPs: !there,
 		AllowedIPs: []net.IPNet{*ipNet(netip.PrefixFrom(p.Inside, p.Inside.BitLen()))},
 	}}})
 	if err != nil {

@@ -1,9 +1,12 @@
 package wireguard_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -184,65 +187,140 @@ func TestMend(t *testing.T) {
 	})
 }
 
-// Two devices with each other's keys and one secret carry packets; with another
-// secret they do not.
-func TestSecretIsNeeded(t *testing.T) {
-	a, b := nstest.New(t, "a"), nstest.New(t, "b")
-	nstest.Veth(t, 1500, a, "up", netip.MustParsePrefix("192.0.2.1/24"), b, "up", netip.MustParsePrefix("192.0.2.2/24"))
-	var d [2]*wireguard.Device
-	var ear *net.UDPConn
-	for i, ns := range []string{a, b} {
+// pair are two devices in two namespaces that can reach each other's underlay.
+type pair struct {
+	t   *testing.T
+	ns  [2]string
+	d   [2]*wireguard.Device
+	ear *net.UDPConn // port 7 of the second one inside
+}
+
+// newPair returns nil if this kernel has no WireGuard; another test shows what happens then.
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	p := &pair{t: t, ns: [2]string{nstest.New(t, "a"), nstest.New(t, "b")}}
+	nstest.Veth(t, 1500, p.ns[0], "up", netip.MustParsePrefix("192.0.2.1/24"), p.ns[1], "up", netip.MustParsePrefix("192.0.2.2/24"))
+	for i, ns := range p.ns {
 		nstest.In(t, ns, func() {
 			dev, err := wireguard.Open(config())
 			if err != nil && err.Error() != "this kernel has no WireGuard" {
 				t.Fatal(err)
 			}
-			if d[i] = dev; dev == nil {
+			if p.d[i] = dev; dev == nil {
 				return
 			}
+			t.Cleanup(dev.Close)
 			check(t, dev.SetSelf(at(byte(i+1))))
 			if i == 1 {
-				ear, err = net.ListenUDP("udp4", &net.UDPAddr{IP: at(2).AsSlice(), Port: 7})
+				p.ear, err = net.ListenUDP("udp4", &net.UDPAddr{IP: at(2).AsSlice(), Port: 7})
 				check(t, err)
+				t.Cleanup(func() { p.ear.Close() })
 			}
 		})
 	}
-	if d[0] == nil {
-		return // the other test shows what happens
+	if p.d[0] == nil {
+		return nil
 	}
-	defer ear.Close()
-	connect := func(i int, secret byte) {
-		j := 1 - i
-		check(t, d[i].Apply(map[netip.Addr]wireguard.Peer{at(byte(j + 1)): {
-			Key: d[j].Key(), Secret: [32]byte{secret}, Inside: at(byte(j + 1)),
-			Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(j + 1)}), 6785),
-		}}))
+	return p
+}
+
+// connect makes the other device a peer of device i.
+func (p *pair) connect(i int, secret byte) error {
+	j := 1 - i
+	return p.d[i].Apply(map[netip.Addr]wireguard.Peer{at(byte(j + 1)): {
+		Key: p.d[j].Key(), Secret: [32]byte{secret}, Inside: at(byte(j + 1)),
+		Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(j + 1)}), 6785),
+	}})
+}
+
+// dial returns a socket from the first device to the ear.
+func (p *pair) dial() (c net.Conn) {
+	p.t.Helper()
+	nstest.In(p.t, p.ns[0], func() {
+		var err error
+		c, err = net.Dial("udp4", netip.AddrPortFrom(at(2), 7).String())
+		check(p.t, err)
+	})
+	return c
+}
+
+// hears reports whether a packet from the first device reaches the ear.
+func (p *pair) hears(timeout time.Duration) bool {
+	p.t.Helper()
+	c := p.dial()
+	defer c.Close()
+	_, _ = c.Write([]byte("hello"))
+	check(p.t, p.ear.SetReadDeadline(time.Now().Add(timeout)))
+	_, _, err := p.ear.ReadFromUDP(make([]byte, 10))
+	return err == nil
+}
+
+// Two devices with each other's keys and one secret carry packets; with another
+// secret they do not.
+func TestSecretIsNeeded(t *testing.T) {
+	p := newPair(t)
+	if p == nil {
+		return
 	}
-	hears := func(timeout time.Duration) bool {
-		var c net.Conn
-		nstest.In(t, a, func() {
-			var err error
-			c, err = net.Dial("udp4", netip.AddrPortFrom(at(2), 7).String())
-			check(t, err)
-		})
-		defer c.Close()
-		_, _ = c.Write([]byte("hello"))
-		check(t, ear.SetReadDeadline(time.Now().Add(timeout)))
-		_, _, err := ear.ReadFromUDP(make([]byte, 10))
-		return err == nil
-	}
-	connect(0, 1)
-	connect(1, 2)
-	if hears(time.Second) {
+	check(t, p.connect(0, 1))
+	check(t, p.connect(1, 2))
+	if p.hears(time.Second) {
 		t.Fatal("two that do not share a secret hear each other")
 	}
-	connect(1, 1)
+	check(t, p.connect(1, 1))
 	// The kernel holds the packet back until a handshake succeeds, which it tries
 	// every five seconds.
-	if !hears(30 * time.Second) {
+	if !p.hears(30 * time.Second) {
 		t.Fatal("two that share a secret do not hear each other")
 	}
-	for _, dev := range d {
-		dev.Close()
+}
+
+// Each session of two routers gives their tunnel another secret, while packets flow.
+func TestNewSecretLosesNoPacket(t *testing.T) {
+	p := newPair(t)
+	if p == nil {
+		return
+	}
+	for i := range p.d {
+		check(t, p.connect(i, 0))
+	}
+	if !p.hears(30 * time.Second) {
+		t.Fatal("the devices do not hear each other")
+	}
+	const changes = 500
+	var done atomic.Bool
+	var changing sync.WaitGroup
+	changing.Go(func() {
+		defer done.Store(true)
+		for n := range changes {
+			for i := range p.d {
+				if err := p.connect(i, byte(n)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	c := p.dial()
+	defer c.Close()
+	sent, got := make([]byte, 8), make([]byte, 8)
+	var n, lost uint64
+	for ; !done.Load(); n++ {
+		binary.BigEndian.PutUint64(sent, n)
+		if _, err := c.Write(sent); err != nil {
+			t.Errorf("packet %d: %v", n, err)
+			continue
+		}
+		check(t, p.ear.SetReadDeadline(time.Now().Add(5*time.Second)))
+		if _, _, err := p.ear.ReadFromUDP(got); err != nil {
+			lost++
+		} else if m := binary.BigEndian.Uint64(got); m != n {
+			t.Fatalf("packet %d came instead of %d", m, n)
+		}
+	}
+	changing.Wait()
+	t.Logf("%d packets during %d new secrets, %d lost", n, 2*changes, lost)
+	if lost > 0 {
+		t.Error("packets were lost")
 	}
 }
