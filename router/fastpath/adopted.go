@@ -105,13 +105,14 @@ func (c *Controller) adoptPaths() {
 	}
 }
 
-// tickAdopted sends the probes that are due, and ends what no longer answers.
+// tickAdopted sends the probes that are due, and ends what no longer answers if frames have
+// another way.
 func (c *Controller) tickAdopted(now time.Time) {
 	for a, l := range c.adopted.paths {
-		if next := l.Next(); l.Up() && !next.IsZero() && !now.Before(next) {
+		if next := l.Next(); !next.IsZero() && !now.Before(next) {
 			c.probe(l.Tick(now))
 		}
-		if !l.Up() {
+		if _, reached := c.routes.Unicast[c.routes.ByShortID[l.PeerID()]]; reached && !l.Up() {
 			c.dropAdopted("no echo", func(remote netip.Addr, _ plan.Remote) bool { return remote == a })
 		}
 	}

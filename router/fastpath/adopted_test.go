@@ -60,8 +60,8 @@ func TestRelaunchedRouterDoesNotRouteAround(t *testing.T) {
 	})
 }
 
-// A path that broke while no router ran is not kept for a minute, as long as no session
-// contradicts it.
+// A path that broke while no router ran is left as soon as frames have another way, by sleeve or
+// over a relay.
 func TestRelaunchedRouterFindsABrokenPath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := relaunch(t)
@@ -74,17 +74,38 @@ func TestRelaunchedRouterFindsABrokenPath(t *testing.T) {
 			t.Errorf("%d routes to neighbours that only the kernel knows", n)
 		}
 		pass(3 * time.Second)
+		r.wantOpen(2) // to drop them would be no better
+		r.routes([]byte{2, 3}, map[byte]byte{2: 3})
+		pass(time.Second)
 		r.wantClosed(2)
 		if n := len(r.m.OwnRoutes()); n != 1 {
 			t.Errorf("%d routes after one path broke", n)
 		}
 		r.wantOpen(3)
-		r.routes([]byte{2, 3}, map[byte]byte{2: 3})
 		r.meet(3)
 		pass(time.Second)
 		if next := r.m.NextHop(2); next != addrOf(3) {
 			t.Errorf("frames go to %s", next)
 		}
+	})
+}
+
+// On a busy host echoes are late, above all while routers start.
+func TestRelaunchedRouterWaitsForLateEchoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := open(t, relaunch(t), defaults)
+		r.silence(2, true)
+		r.run()
+		r.Routes(r.emptyRoutes())
+		pass(20 * time.Second)
+		r.silence(2, false)
+		pass(10 * time.Second)
+		r.routes([]byte{2, 3}, map[byte]byte{2: 3})
+		pass(time.Second)
+		if next := r.m.NextHop(2); next != addrOf(2) {
+			t.Errorf("frames go to %s although the kernel of peer 2 echoes again", next)
+		}
+		r.never("peer 2: router", "peer 2: deleted", "peer 2: device")
 	})
 }
 

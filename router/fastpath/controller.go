@@ -156,7 +156,7 @@ type Controller struct {
 	// Guarded by mu, which is never held during a call to the kernel.
 	mu        sync.RWMutex
 	in        inbox
-	fast      map[peer.Name]bool // the fast path to a neighbour is in use; see Keeps
+	uses      map[peer.Name]use // of the fast path to neighbours, without unused; see Keeps
 	lost      map[peer.Name]lostPeer
 	keptPaths map[peer.Name]KeptPath // of sessionless
 	shown     map[peer.Name]LinkStatus
@@ -187,7 +187,7 @@ type link struct {
 	keyConflict  bool           // the peer claims the tunnel key of another peer
 	sessionEnded time.Time      // zero while the session lives
 	wasUp        bool           // while the session lived
-	kept         bool           // without a session: frames use it
+	use          use            // as published by setUse
 	provedID     uint16         // short id that routes said is the peer's; 0 if they never did
 }
 
@@ -205,6 +205,9 @@ const (
 	// adoptTimeout is how long after the start entries of an earlier process stay
 	// in the kernel although this process does not know their peers yet.
 	adoptTimeout = time.Minute
+	// lastResortTimeout is how long after its last echo a silent path still carries frames
+	// that have no other way.
+	lastResortTimeout = time.Minute
 	// rulesInterval is how often netfilter's rules are read if nothing reports
 	// changes. After a read, the next one waits for rulesPause and for rulesShare
 	// times the duration of the read: a host may have many rules that change often.
@@ -251,7 +254,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
-		fast: make(map[peer.Name]bool), lost: make(map[peer.Name]lostPeer), keptPaths: make(map[peer.Name]KeptPath),
+		uses: make(map[peer.Name]use), lost: make(map[peer.Name]lostPeer), keptPaths: make(map[peer.Name]KeptPath),
 	}
 	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool)}
 	if c.sys == nil {
@@ -451,7 +454,8 @@ func (c *Controller) tick(now time.Time) {
 		}
 	}
 	c.watchTraffic(now)
-	c.tickSessionless(now)
+	c.updateUses(now)
+	c.endSessionless(now)
 	c.tickAdopted(now)
 	if c.overflow.Swap(false) {
 		c.resync = true

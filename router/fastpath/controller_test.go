@@ -235,7 +235,7 @@ func TestSessionIsReplacedBeforeTheRoutes(t *testing.T) {
 		r.want(kerneltest.Express, 2)
 		r.never("peer 2: router", "peer 2: deleted")
 		r.silence(2, true)
-		pass(5 * time.Second)
+		pass(2 * time.Minute)
 		r.want(kerneltest.ToRouter, 2)
 		if _, known := r.macs.Lookup(m, time.Hour); known || r.Keeps(nameOf(2)) {
 			t.Errorf("its MAC address is known: %v; kept: %v", known, r.Keeps(nameOf(2)))
@@ -257,7 +257,7 @@ func TestResumedPeerThatGoesForGoodIsForgotten(t *testing.T) {
 		pass(time.Second)
 		r.want(kerneltest.Express, 2)
 		r.silence(2, true)
-		pass(5 * time.Second)
+		pass(2 * time.Minute)
 		r.want(kerneltest.ToRouter, 2)
 		r.Down(nameOf(2))
 		pass(time.Second)
@@ -267,8 +267,84 @@ func TestResumedPeerThatGoesForGoodIsForgotten(t *testing.T) {
 	})
 }
 
-// A busy host loses probes for some seconds around the end of its router. Its kernel then answers again:
-// frames to it use the fast path, though its router is still away.
+// The kernel of a neighbour is silent. Frames take another way if they have one. If they have
+// none, they keep going straight to it for a minute: on a busy host echoes are seconds late.
+func TestSilentPathIsTheLastResort(t *testing.T) {
+	for name, c := range map[string]struct {
+		before  func(r *router) // while the kernel echoes
+		over    map[byte]byte   // routes meanwhile
+		reached bool
+		next    netip.Addr // of frames, if the kernel forwards them
+	}{
+		"its router is away":          {func(r *router) { r.Down(nameOf(2)) }, nil, false, addrOf(2)},
+		"a session without a link":    {func(*router) {}, nil, false, addrOf(2)},
+		"away, a relay leads to it":   {func(r *router) { r.Down(nameOf(2)) }, map[byte]byte{2: 3}, true, addrOf(3)},
+		"a session, and over a relay": {func(*router) {}, map[byte]byte{2: 3}, true, addrOf(3)},
+		"a session, and sleeve":       {func(*router) {}, nil, true, netip.Addr{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, newMachine(t), defaults)
+				r.routes([]byte{2, 3}, nil)
+				r.meet(2, 3)
+				pass(time.Second)
+				m := macOf(2, 1)
+				r.macs.Learn(m, nameOf(2), time.Hour)
+				r.Learned(m)
+				c.before(r)
+				if c.reached {
+					r.routes([]byte{2, 3}, c.over)
+				} else {
+					r.Routes(unreached(r.routesTo([]byte{2, 3}, nil), 2))
+				}
+				pass(time.Second)
+				r.m.Log()
+				way := func() {
+					t.Helper()
+					want := kerneltest.ToRouter
+					if c.next.IsValid() {
+						want = kerneltest.Express
+					}
+					r.want(want, 2)
+					if next := r.m.NextHop(2); c.next.IsValid() && next != c.next {
+						t.Errorf("frames go to %s, want %s", next, c.next)
+					}
+				}
+				r.silence(2, true)
+				pass(5 * time.Second)
+				way()
+				if !c.reached && !r.Keeps(nameOf(2)) {
+					t.Error("Keeps() is false")
+				}
+				if len(r.Kept()) > 0 {
+					t.Errorf("status says that the path works: %+v", r.Kept())
+				}
+				pass(50 * time.Second)
+				way()
+				if !c.reached {
+					r.silence(2, false)
+					pass(20 * time.Second)
+					way()
+					r.never("peer 2: router", "peer 2: deleted", "peer 2: device")
+					r.wantMAC(2)
+					r.silence(2, true)
+				}
+				pass(65 * time.Second)
+				if c.reached {
+					way()
+					return
+				}
+				r.want(kerneltest.ToRouter, 2)
+				if _, known := r.macs.Lookup(m, time.Hour); known || r.Keeps(nameOf(2)) {
+					t.Errorf("its MAC address is known: %v; kept: %v", known, r.Keeps(nameOf(2)))
+				}
+			})
+		})
+	}
+}
+
+// A path that was silent for long is used again when the kernel answers, though the router of the
+// neighbour is still away.
 func TestPathComesBackBeforeTheRouter(t *testing.T) {
 	for name, before := range map[string]bool{"silent before the end": true, "silent after the end": false} {
 		t.Run(name, func(t *testing.T) {
@@ -283,7 +359,7 @@ func TestPathComesBackBeforeTheRouter(t *testing.T) {
 					down()
 				}
 				r.silence(2, true)
-				pass(5 * time.Second)
+				pass(70 * time.Second)
 				r.want(kerneltest.ToRouter, 2)
 				if before {
 					down()
@@ -320,7 +396,7 @@ func TestPeerThatGoesForGoodIsForgotten(t *testing.T) {
 				r.routes(nil, nil)
 				r.silence(2, silent)
 				if silent {
-					pass(3 * time.Second)
+					pass(70 * time.Second)
 				} else {
 					for range 10 {
 						pass(time.Minute)

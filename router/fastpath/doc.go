@@ -39,12 +39,15 @@
 //	   |           and address              another key or address           |
 //	   +-------------------------------- Reject -----------------------------+
 //
-// A path that was never up is not kept. While the kernel of the neighbour does not echo, a kept path
-// carries no frames of this host, and is probed on: a busy host loses probes for some seconds, often
-// when its router ends.
+// A path that was never up is not kept. Nothing means: no frame is sent to the neighbour, as its
+// entry in the map of peers says so, and none is accepted from it, as its address is not in the map
+// of remotes.
 //
-// Nothing means: no frame is sent to the neighbour, as its entry in the map of peers says
-// so, and none is accepted from it, as its address is not in the map of remotes.
+// While the kernel of a neighbour does not echo, the path is probed on: echoes of a busy host are
+// seconds late, often when its router ends or begins. Silence decides where frames go if they have
+// another way, by sleeve or over a relay. If no route leads to the neighbour, nothing is gained by
+// dropping its frames, so they keep going straight to it for a minute after the last echo, with a
+// session or without. So do frames over what an earlier process left.
 //
 // Who may end a path:
 //

@@ -150,11 +150,13 @@ func (c *Controller) checkLost() (gone []peer.Name) {
 	for n, l := range c.lost {
 		_, known := c.in.routes.ShortIDs[n]
 		_, reached := c.in.routes.Unicast[n]
-		if known && !reached && c.fast[l.via] {
+		_, viaReached := c.in.routes.Unicast[l.via]
+		via := c.uses[l.via]
+		if known && !reached && (via == used || via == lastResort && !viaReached) {
 			continue
 		}
 		delete(c.lost, n)
-		if !reached && !c.fast[n] {
+		if !reached && c.uses[n] == unused {
 			gone = append(gone, n)
 		}
 	}
@@ -168,7 +170,7 @@ func (c *Controller) Keeps(n peer.Name) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, lost := c.lost[n]
-	return c.fast[n] || lost
+	return c.uses[n] != unused || lost
 }
 
 // Learned reports that the table has a new place for a MAC address. If the queue is
@@ -316,23 +318,23 @@ func (c *Controller) endKept(n peer.Name, why string) {
 	c.log.Info("fast path ended", "peer", n, "addr", l.Addr(), "reason", why)
 	c.setSessionless(n, nil)
 	c.stale = true
-	c.setFast(n, false)
+	c.setUse(n, unused)
 }
 
-// setFast records whether frames to a neighbour use the fast path. If that ends, and routes
+// setUse records what frames to a neighbour use the fast path. If none do any more, and routes
 // do not lead to the neighbour, it removes the MAC addresses behind it.
-func (c *Controller) setFast(n peer.Name, fast bool) {
+func (c *Controller) setUse(n peer.Name, u use) {
 	c.mu.Lock()
-	was := c.fast[n]
-	if fast {
-		c.fast[n] = true
+	was := c.uses[n]
+	if u != unused {
+		c.uses[n] = u
 	} else {
-		delete(c.fast, n)
+		delete(c.uses, n)
 	}
 	_, reached := c.in.routes.Unicast[n]
 	gone := c.checkLost()
 	c.mu.Unlock()
-	if was && !fast && !reached {
+	if was != unused && u == unused && !reached {
 		gone = append(gone, n)
 	}
 	for _, n := range gone {

@@ -104,6 +104,11 @@ func TestKeepsWhileReportsWait(t *testing.T) {
 		"session ends after the path": {
 			func(r *router) { r.silence(2, true); pass(5 * time.Second) },
 			func(r *router) { r.Down(nameOf(2)); r.routes(nil, nil) },
+			true, kerneltest.Express, // as there is no other way
+		},
+		"session ends long after the path": {
+			func(r *router) { r.silence(2, true); pass(2 * time.Minute) },
+			func(r *router) { r.Down(nameOf(2)); r.routes(nil, nil) },
 			false, kerneltest.ToRouter,
 		},
 	} {

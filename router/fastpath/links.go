@@ -34,7 +34,7 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 		return
 	}
 	c.endKept(n, "the peer has another key or another address now")
-	c.setFast(n, false)
+	c.setUse(n, unused)
 	l := &link{peer: n, key: s.Key, secret: secret}
 	var effects []plan.Effect
 	l.Link, effects = plan.NewLink(plan.Config{
@@ -60,10 +60,59 @@ func (c *Controller) endSession(n peer.Name, now time.Time) {
 	delete(c.shown, n)
 	c.mu.Unlock()
 	if l.sessionEnded = now; l.wasUp {
+		l.use = c.useOf(l, now)
 		c.setSessionless(n, l)
+		c.setUse(n, l.use)
+	} else {
+		c.setUse(n, unused)
 	}
-	c.setFast(n, l.Up())
 	c.stale = true
+}
+
+// use is what frames a path carries.
+type use int
+
+const (
+	unused use = iota
+	// lastResort: the kernel of the neighbour was silent too long, but not for lastResortTimeout.
+	// On a busy host that is no proof that the path is dead. Where frames have another way, they
+	// take it. Where they have none, nothing is gained by dropping them.
+	lastResort
+	used
+)
+
+// useOf returns what frames a path may carry.
+func (c *Controller) useOf(l *link, now time.Time) use {
+	switch heard := l.Heard(); {
+	case l.Up():
+		return used
+	case !heard.IsZero() && now.Sub(heard) < lastResortTimeout:
+		return lastResort
+	}
+	return unused
+}
+
+// carries reports whether frames go straight to a neighbour: its kernel answers, or they have no
+// other way.
+func (c *Controller) carries(l *link) bool {
+	_, reached := c.routes.Unicast[l.peer]
+	return l.use == used || l.use == lastResort && !reached
+}
+
+// updateUses publishes what frames the paths carry.
+func (c *Controller) updateUses(now time.Time) {
+	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
+		for n, l := range set {
+			if u := c.useOf(l, now); u != l.use {
+				l.use, c.stale = u, true
+				c.setUse(n, u)
+				if !l.sessionEnded.IsZero() {
+					c.setSessionless(n, l)
+					c.log.Info("fast path to a peer without a session", "peer", n, "addr", l.Addr(), "works", u == used, "reason", l.Reason(now))
+				}
+			}
+		}
+	}
 }
 
 // setSessionless makes l, which has no session, the path to a neighbour; nil ends it.
@@ -75,29 +124,22 @@ func (c *Controller) setSessionless(n peer.Name, l *link) {
 		delete(c.keptPaths, n)
 		return
 	}
-	c.sessionless[n], l.kept = l, l.Up()
-	if l.kept {
+	c.sessionless[n] = l
+	if l.use == used {
 		c.keptPaths[n] = KeptPath{Addr: l.Addr(), Until: l.sessionEnded.Add(sessionlessTimeout)}
 	} else {
 		delete(c.keptPaths, n)
 	}
 }
 
-// tickSessionless ends and resumes paths to neighbours without sessions.
-func (c *Controller) tickSessionless(now time.Time) {
+// endSessionless ends paths to neighbours that have had no session for too long.
+func (c *Controller) endSessionless(now time.Time) {
 	for n, l := range c.sessionless {
-		switch {
-		case now.Sub(l.sessionEnded) >= sessionlessTimeout:
+		if now.Sub(l.sessionEnded) >= sessionlessTimeout {
 			c.setSessionless(n, nil)
-			c.setFast(n, false)
-		case l.Up() != l.kept:
-			c.setSessionless(n, l)
-			c.setFast(n, l.kept)
-			c.log.Info("fast path to a peer without a session", "peer", n, "addr", l.Addr(), "works", l.kept, "reason", l.Reason(now))
-		default:
-			continue
+			c.setUse(n, unused)
+			c.stale = true
 		}
-		c.stale = true
 	}
 }
 
@@ -184,7 +226,8 @@ func (c *Controller) show(l *link, now time.Time) {
 	c.mu.Unlock()
 	if !known || old.Up != s.Up {
 		c.stale = true
-		c.setFast(l.peer, s.Up)
+		l.use = c.useOf(l, now)
+		c.setUse(l.peer, l.use)
 		c.host.SetFast(l.peer, s.Up)
 		if s.Up {
 			c.log.Info("fast path in use", "peer", l.peer, "addr", l.Addr(), "encrypted", s.Encrypted, "rtt", s.RTT)

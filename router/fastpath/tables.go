@@ -41,7 +41,7 @@ func (c *Controller) wantTables() plan.Tables {
 		}
 		hops[l.peer] = plan.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: c.cfg.MTU,
-			Up: l.Up() && c.ids[l.peer] == l.PeerID(), Express: c.expressLinkErr(l) == nil,
+			Up: c.carries(l) && c.ids[l.peer] == l.PeerID(), Express: c.expressLinkErr(l) == nil,
 		}
 		if h := hops[l.peer]; h.Express && !c.underlay(h.Ifindex).Netfilter {
 			h.Direct = true
@@ -54,12 +54,13 @@ func (c *Controller) wantTables() plan.Tables {
 	near := make(map[peer.Name]*link)
 	for _, set := range []map[peer.Name]*link{c.sessionless, c.links} {
 		for n, l := range set {
-			if add(l); l.Up() {
+			if add(l); c.carries(l) {
 				near[n] = l
 			}
 		}
 	}
-	// The kernel of these neighbours answers, so frames go straight to them. When the router
+	// The kernel of these neighbours answers, or nothing else leads to them, so frames go straight
+	// to them. When the router
 	// of a neighbour ends or comes back, routes lead over another peer, or nowhere, and the
 	// neighbour's kernel, which hears of no routes, would refuse frames from there.
 	if len(near)+len(lost) > 0 {

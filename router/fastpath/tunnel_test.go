@@ -289,9 +289,10 @@ func TestAdoptedTunnelIsProbed(t *testing.T) {
 		r = open(t, m, encrypted())
 		r.silent[plan.TunnelAddr(2)] = true
 		r.run()
+		pass(5 * time.Second)
+		r.want(kerneltest.Device, 2) // nothing else leads to the peer
+		r.routes([]byte{2}, nil)
 		pass(time.Second)
-		r.want(kerneltest.Device, 2)
-		pass(3 * time.Second)
 		r.want(kerneltest.ToRouter, 2)
 	})
 }

@@ -308,6 +308,9 @@ func (l *Link) silent(now time.Time) bool {
 // Up reports whether frames may use the fast path.
 func (l *Link) Up() bool { return l.up }
 
+// Heard returns when the last echo of a full-size probe came; zero if none came by this path.
+func (l *Link) Heard() time.Time { return l.fullEcho }
+
 // PeerID returns the short id that the peer claims, 0 if none.
 func (l *Link) PeerID() uint16 {
 	if l.peer == nil {
