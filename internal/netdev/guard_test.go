@@ -84,8 +84,8 @@ func sendByKernel(t *testing.T, ns, to, word string) {
 		defer netlink.LinkDel(v)
 		inside := net.IPv4(10, 99, 0, 2)
 		err := netlink.AddrAdd(v, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 99, 0, 1), Mask: net.CIDRMask(24, 32)}})
-		if err == nil {
-			err = netlink.LinkSetUp(v)
+		if err == nil { // without IPv6, so that the kernel sends nothing of its own
+			err = netdev.Interface{Name: netdev.VXLANName, MTU: 1376, Sysctls: netdev.ProcSys}.Ensure()
 		}
 		if err == nil {
 			err = netlink.NeighSet(&netlink.Neigh{LinkIndex: v.Index, State: netlink.NUD_PERMANENT, IP: inside, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 9, 9}})

@@ -1,0 +1,4 @@
+package netdev
+
+// SetBridgeFlags is for tests that damage a bridge.
+var SetBridgeFlags = setBridgeFlags
