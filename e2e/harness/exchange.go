@@ -48,12 +48,16 @@ func StartExchange(t *testing.T, lab *testbed.Lab, from, to testbed.Place, addr 
 	Reach(t, lab, from, addr)
 	x := &Exchange{from: from, to: to, begun: time.Now(), overflows: nstest.Overflows(t), there: make(map[uint32]bool), back: make(map[uint32]bool)}
 	Within(t, lab, to, func() (err error) {
-		x.echo, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
-		return err
+		if x.echo, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0))); err != nil {
+			return err
+		}
+		return testbed.HoldMore(x.echo)
 	})
 	Within(t, lab, from, func() (err error) {
-		x.client, err = net.DialUDP("udp", nil, x.echo.LocalAddr().(*net.UDPAddr))
-		return err
+		if x.client, err = net.DialUDP("udp", nil, x.echo.LocalAddr().(*net.UDPAddr)); err != nil {
+			return err
+		}
+		return testbed.HoldMore(x.client)
 	})
 	stopped := make(chan struct{})
 	x.stop = sync.OnceFunc(func() { close(stopped) })
@@ -175,13 +179,15 @@ func (x *Exchange) Whole(t *testing.T) {
 	t.Helper()
 	sent, there, back := x.Lost(t)
 	t.Logf("from %s to %s: %d datagrams, lost there %d, back %d", x.from, x.to, sent, len(there), len(back))
-	switch {
-	case len(there)+len(back) == 0:
-	case nstest.Overflows(t) != x.overflows:
-		t.Log("not counted, as the kernel's queues were full")
-	default:
-		t.Errorf("from %s to %s, begun at %s, lost there: %s; back: %s", x.from, x.to, x.begun.Format("15:04:05.000"), times(there), times(back))
+	if len(there)+len(back) == 0 {
+		return
 	}
+	when := fmt.Sprintf("from %s to %s, begun at %s, lost there: %s; back: %s", x.from, x.to, x.begun.Format("15:04:05.000"), times(there), times(back))
+	if nstest.Overflows(t) != x.overflows {
+		t.Log("not counted, as the kernel's queues were full:", when)
+		return
+	}
+	t.Error(when)
 }
 
 // times writes when datagrams were sent, the first ones if there are many.

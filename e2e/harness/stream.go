@@ -55,8 +55,9 @@ func StartStream(t *testing.T, lab *testbed.Lab, from, to testbed.Place, addr ne
 		defer func() { ended <- struct{}{} }()
 		defer c.Close()
 		b := make([]byte, 1<<14)
-		// 16 MB/s, or what an emulated processor can still encrypt next to other flows.
-		pace := time.NewTicker(time.Millisecond * slowness * slowness)
+		// 16 MB/s, or what an emulated processor can still encrypt next to other flows and routers that
+		// start. With five times as much, packets waited two seconds in queues, which overflowed.
+		pace := time.NewTicker(time.Millisecond * slowness * slowness * slowness)
 		defer pace.Stop()
 		for ; !done.Load(); <-pace.C {
 			if _, err := c.Write(b); err != nil {

@@ -10,11 +10,13 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -25,7 +27,7 @@ const pingInterval = 200 * time.Millisecond
 // Pinger sends ICMP echo requests from a namespace to one address. It is not safe for
 // concurrent use.
 type Pinger struct {
-	conn *icmp.PacketConn
+	conn *net.IPConn
 	to   netip.Addr
 	id   int
 	seq  int
@@ -34,19 +36,38 @@ type Pinger struct {
 
 // NewPinger opens a pinger in the network namespace at path.
 func NewPinger(path string, to netip.Addr) (*Pinger, error) {
-	network, any := "ip4:icmp", "0.0.0.0"
+	network := "ip4:icmp"
 	if to.Is6() {
-		network, any = "ip6:ipv6-icmp", "::"
+		network = "ip6:ipv6-icmp"
 	}
 	p := &Pinger{to: to, id: rand.IntN(1 << 16)}
 	err := netdev.Do(path, func() (err error) {
-		p.conn, err = icmp.ListenPacket(network, any)
+		p.conn, err = net.ListenIP(network, nil)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ping %s: %w", to, err)
 	}
+	if err := HoldMore(p.conn); err != nil {
+		return nil, errors.Join(fmt.Errorf("ping %s: %w", to, err), p.conn.Close())
+	}
 	return p, nil
+}
+
+// HoldMore makes the kernel hold some thousand packets for a socket, whose reader may not run for
+// seconds on a busy machine. It would drop those beyond 270 by default. It takes root.
+func HoldMore(c syscall.Conn) error {
+	const size = 8 << 20
+	raw, err := c.SyscallConn()
+	if err == nil {
+		var set error
+		err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size) })
+		err = errors.Join(err, set)
+	}
+	if err != nil {
+		return fmt.Errorf("set the receive buffer of a socket to %d bytes: %w", size, err)
+	}
+	return nil
 }
 
 // Close closes the pinger's socket.
