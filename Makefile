@@ -123,8 +123,7 @@ test-vm:
 ifdef PKG
 	$(IN_VM) -run '$(value RUN)' $(PKG)
 else
-	$(IN_VM) ./router ./router/fastpath/kernel ./router/tap ./internal/udp ./router/wireguard ./internal/netdev ./internal/lab/testbed ./policy
-	$(IN_VM) -parallel 1 ./e2e/datapath ./e2e/repair ./e2e/cni
+	GO=$(GO) KERNEL=$(KERNEL) SUITE=$(SUITE) .ci/vm/test
 endif
 
 # What asks nothing of the kernel, on the other processor that weft is built for.

@@ -133,6 +133,7 @@ func TestRelayTakesOver(t *testing.T) {
 					// Links that carry frames are watched closely, once the routers know.
 					begun := time.Now()
 					harness.Eventually(t, "the link is used for a while", func() bool { return m.is(t, lab) && time.Since(begun) > 2*time.Second })
+					t.Logf("cut at %s", time.Now().Format("15:04:05.000")) // to be compared with the logs of the routers
 					for _, c := range cut {
 						if err := lab.Cut(c[0], c[1], testbed.Packets); err != nil {
 							t.Fatal(err)
