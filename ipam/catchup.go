@@ -410,13 +410,13 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 		answer.body = append(binary.BigEndian.AppendUint16(answer.body, uint16(len(raw))), raw...)
 	}
 	if c.inRing(h) {
-		c.startedPeers[from] = s
+		c.noteStart(from, s)
 	}
 	c.send(from, answer)
 }
 
 // started is what this peer knows of the last start of another one: what that signed before, it may
-// have forgotten.
+// have forgotten. The slot is on disk, so that a voter that is started again still knows it.
 type started struct {
 	slot uint64 // of this peer at that time, and so of the other one once it has caught up
 	// knows has transfers that the other one knows: this peer has reported them to it, or has got
@@ -424,6 +424,20 @@ type started struct {
 	knows map[wishKey]bool
 	at    time.Time // when knows got the last one
 	leave ring.ID   // the handover that it has sent since
+}
+
+// noteStart records the start of a peer. It is on disk before the peer gets the answer.
+func (c *core) noteStart(n peer.Name, s *started) {
+	if old := c.startedPeers[n]; old == nil || old.slot != s.slot {
+		c.put(bucketStarts, n[:], binary.BigEndian.AppendUint64(nil, s.slot))
+	}
+	c.startedPeers[n] = s
+}
+
+// forgetStart ends what noteStart began.
+func (c *core) forgetStart(n peer.Name) {
+	delete(c.startedPeers, n)
+	c.putLater(bucketStarts, n[:], nil)
 }
 
 // know records that the peer knows a transfer.
@@ -460,7 +474,7 @@ func (c *core) endStarted() {
 	}
 	for n, s := range c.startedPeers {
 		if !named[n] {
-			delete(c.startedPeers, n)
+			c.forgetStart(n)
 		} else if c.now.Sub(s.at) > wishTTL {
 			s.knows = nil
 		}

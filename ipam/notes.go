@@ -177,8 +177,11 @@ func (c *core) noteMoves() {
 			}
 			k.from, k.heir, k.place = m.From, c.isMine(m.To), c.lastPlace[m.From]
 		case ring.Adopt:
-			if len(m.Ranges) == 0 {
+			if len(m.Ranges) == 0 { // slots begin at 1 again
 				c.renumberNotes()
+				for n := range c.startedPeers {
+					c.forgetStart(n)
+				}
 			}
 			if g := c.ring.Genesis(); g != nil && g.FoundedAgain() {
 				k.until = c.now.Add(followTime)

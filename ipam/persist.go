@@ -28,6 +28,7 @@ import (
 //	claims     address of this peer, the other peer that uses it 22 -> bits of the underlay address of that
 //	           peer 1, underlay address
 //	places     owner or voter 22 -> the underlay address of the last direct session with it
+//	starts     name of an owner or voter 6 -> the slot of this peer when that one started last 8
 const (
 	bucketMeta      = "meta"
 	bucketRing      = "ring"
@@ -38,6 +39,7 @@ const (
 	bucketKept      = "kept"
 	bucketClaims    = "claims"
 	bucketPlaces    = "places"
+	bucketStarts    = "starts"
 )
 
 // The keys of bucketMeta. They are on disk: metaRange keeps the text that
@@ -108,6 +110,7 @@ func (c *core) load(disk Disk) (notes []error) {
 	l.loadKept()
 	l.loadClaims()
 	l.loadPlaces()
+	l.loadStarts()
 	l.diskSlot = noSlot
 	if l.ring.Ready() {
 		l.diskSlot = l.ring.Slot()
@@ -237,6 +240,17 @@ func (l *loader) loadPlaces() {
 			return
 		}
 		l.lastPlace[holders[0]] = place
+	})
+}
+
+// loadStarts reads when other peers started. The next look drops those that the ring does not name.
+func (l *loader) loadStarts() {
+	l.each(bucketStarts, func(key, v []byte) {
+		if len(key) != peer.NameLen || len(v) != 8 {
+			l.notes = append(l.notes, fmt.Errorf("start of a peer: %d and %d bytes: %w", len(key), len(v), errMessage))
+			return
+		}
+		l.startedPeers[peer.NameFromBytes(key)] = &started{slot: binary.BigEndian.Uint64(v)}
 	})
 }
 

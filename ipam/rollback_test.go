@@ -13,6 +13,7 @@ import (
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 const rollbackRange = "10.32.0.0/26"
@@ -416,6 +417,68 @@ func TestForgottenTransferIsNotDecided(t *testing.T) {
 	voter.do(func(c *core) { _ = c.receive(giver.cfg.Self, wish) })
 	if err := voter.core.agree(a); err != nil {
 		t.Errorf("sent by the host itself: %v", err)
+	}
+}
+
+// A host has signed a transfer of one address, has forgotten it, and a container has the address. Later
+// the routers of the voters are started again, one after the other. A voter that lies has kept the
+// transfer, and shows it to them then. The address stays where it is in use.
+func TestForgottenTransferIsNotDecidedAfterVotersStart(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	giver, liar := nodes[4], nodes[0]
+	a := giver.core.space.Free(addr.Of(pfx(keepRange)))[0].Last
+	kept, err := giver.core.ring.Give(giver.cfg.Signer, giver.self(), liar.self(), addr.Single(a))
+	if err != nil {
+		t.Fatal(err)
+	}
+	giver.kill()
+	s.run(time.Second)
+	giver.launch()
+	s.run(5 * time.Second)
+	giver.claims(a)
+	for _, n := range nodes[:4] {
+		n.kill()
+		s.run(time.Second)
+		n.launch()
+		s.run(5 * time.Second)
+	}
+	liar.do(func(c *core) { c.hold("liar", netip.PrefixFrom(a, 24)) })
+	for range 10 {
+		for _, n := range nodes {
+			s.post(liar, n, 'u', (&message{kind: msgWish, id: n.core.ring.Slot(), body: kept.Encode()}).encode())
+		}
+		s.run(time.Second)
+		if owner, _ := nodes[1].core.ring.Owner(a); owner != giver.self() {
+			t.Fatalf("%s, which a container has, went to %s", a, owner)
+		}
+	}
+}
+
+// Slots count in one ring. What a peer remembers of starts of others ends, also on its disk, when the ring
+// is founded again.
+func TestStartsOfAnotherRingAreForgotten(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	first, again := nodes[0], nodes[1]
+	again.kill()
+	again.launch()
+	s.run(5 * time.Second)
+	if n := len(first.disk.data[bucketStarts]); n != 1 {
+		t.Fatalf("the disk has %d starts", n)
+	}
+	for _, n := range nodes[2:] {
+		n.kill()
+	}
+	s.run(5 * time.Second)
+	first.do(func(c *core) {
+		if _, err := c.refound([]peer.Name{nodes[2].cfg.Self}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	s.run(2 * flushEvery)
+	if n := len(first.core.startedPeers) + len(first.disk.data[bucketStarts]); n != 0 {
+		t.Errorf("it knows %d starts", n)
 	}
 }
 
