@@ -406,7 +406,7 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 	s := &started{slot: c.ring.Slot()}
 	for _, a := range c.undecidedTransfers(h) {
 		raw := a.Encode()
-		s.know(keyOf(a), c.now)
+		c.knowsTransfer(s, a)
 		answer.body = append(binary.BigEndian.AppendUint16(answer.body, uint16(len(raw))), raw...)
 	}
 	if c.inRing(h) {
@@ -419,12 +419,16 @@ func (c *core) onStateAsk(from peer.Name, m message) {
 // have forgotten. The slot is on disk, so that a voter that is started again still knows it.
 type started struct {
 	slot uint64 // of this peer at that time, and so of the other one once it has caught up
-	// knows has transfers that the other one knows: this peer has reported them to it, or has got
-	// them from it since. It sends them again until they are decided.
+	// knows has transfers as of this slot or an earlier one that the other one knows: this peer has
+	// reported them to it, or has got them from it since. It sends them again until they are decided.
 	knows map[wishKey]bool
 	at    time.Time // when knows got the last one
 	leave ring.ID   // the handover that it has sent since
 }
+
+// maxKnown bounds the transfers of one peer: its offers, and what revokes them. A peer that shares its
+// underlay address may be made up, and has maxTransfers.
+const maxKnown = 512
 
 // noteStart records the start of a peer. It is on disk before the peer gets the answer.
 func (c *core) noteStart(n peer.Name, s *started) {
@@ -440,13 +444,20 @@ func (c *core) forgetStart(n peer.Name) {
 	c.putLater(bucketStarts, n[:], nil)
 }
 
-// know records that the peer knows a transfer.
-func (s *started) know(k wishKey, now time.Time) {
+// knowsTransfer records that the signer of a transfer knows it.
+func (c *core) knowsTransfer(s *started, a *ring.Action) {
+	if a.AsOf > s.slot {
+		return // it was signed since
+	}
+	most := maxKnown
+	if c.hostOf(a.From.Name).IsZero() {
+		most = maxTransfers
+	}
 	if s.knows == nil {
 		s.knows = make(map[wishKey]bool)
 	}
-	if s.at = now; len(s.knows) < maxOffers {
-		s.knows[k] = true
+	if s.at = c.now; len(s.knows) < most {
+		s.knows[keyOf(a)] = true
 	}
 }
 

@@ -178,7 +178,7 @@ func (c *core) onWish(from peer.Name, m message) {
 	host := c.hostOf(from)
 	k := keyOf(a)
 	if s := c.startedPeers[from]; s != nil && a.Kind == ring.Transfer && a.From.Name == from {
-		s.know(k, c.now) // also if there is no space for it: other voters may propose it
+		c.knowsTransfer(s, a) // also if there is no space for it: other voters may propose it
 	}
 	w := c.wishes[k]
 	if w == nil {

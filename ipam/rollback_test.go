@@ -455,6 +455,49 @@ func TestForgottenTransferIsNotDecidedAfterVotersStart(t *testing.T) {
 	}
 }
 
+// offersWithoutQuorum makes five nodes, of which the last one has signed n transfers to the first one
+// while too few voters can be reached. Then all are dead.
+func (s *sim) offersWithoutQuorum(n int) (nodes []*node, given []netip.Addr) {
+	s.t.Helper()
+	const many = "10.32.0.0/20"
+	nodes, _ = s.fiveInUse(many, 1)
+	giver, to := nodes[4], nodes[0]
+	for _, m := range nodes[1:4] {
+		m.kill()
+	}
+	for i := range n {
+		a := giver.core.space.Free(addr.Of(pfx(many)))[0].Last
+		giver.do(func(c *core) {
+			if !c.give(to.self(), addr.Single(a), uint64(i)) {
+				s.t.Fatal("it gives nothing")
+			}
+		})
+		given = append(given, a)
+	}
+	s.run(wishTTL / 2)
+	for _, m := range nodes {
+		m.kill()
+	}
+	return nodes, given
+}
+
+// A host has signed more transfers than voters keep wishes of a host, and nothing was decided before
+// all hosts start again. All transfers are decided all the same.
+func TestManyTransfersAreDecidedAfterAllHostsStart(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, given := s.offersWithoutQuorum(2 * maxWishesBy)
+	for _, n := range nodes {
+		n.launch()
+	}
+	s.run(wishTTL)
+	s.converged(20 * time.Second)
+	for _, a := range given {
+		if owner, _ := nodes[4].core.ring.Owner(a); owner != nodes[0].self() {
+			t.Errorf("%s belongs to %s", a, owner)
+		}
+	}
+}
+
 // Slots count in one ring. What a peer remembers of starts of others ends, also on its disk, when the ring
 // is founded again.
 func TestStartsOfAnotherRingAreForgotten(t *testing.T) {
@@ -479,6 +522,26 @@ func TestStartsOfAnotherRingAreForgotten(t *testing.T) {
 	s.run(2 * flushEvery)
 	if n := len(first.core.startedPeers) + len(first.disk.data[bucketStarts]); n != 0 {
 		t.Errorf("it knows %d starts", n)
+	}
+}
+
+// A voter remembers fewer transfers of a peer that shares its underlay address with another one, as
+// whoever knows the password can make up such peers.
+func TestTransfersThatVotersRememberAreBounded(t *testing.T) {
+	const n = maxTransfers + 20
+	for _, shared := range []bool{false, true} {
+		s := newSim(t, seed.New(t))
+		nodes, _ := s.offersWithoutQuorum(n)
+		voter, giver, want := nodes[0], nodes[4], n
+		if shared {
+			giver.at, nodes[1].pretends, want = nodes[1], true, maxTransfers
+		}
+		voter.launch()
+		giver.launch()
+		s.run(10 * time.Second)
+		if got := len(voter.core.startedPeers[giver.cfg.Self].knows); got != want {
+			t.Errorf("shared %v: %d transfers, want %d", shared, got, want)
+		}
 	}
 }
 
