@@ -25,7 +25,8 @@ import (
 // An heir would give the addresses of a removed peer to others before it hears of those in use. So
 // it gives nothing of such a range before it has taken claims for claimsFirst; see keep.go.
 //
-// The owner also writes claims to its disk, so that no address in use becomes free when it restarts.
+// The owner also writes claims to its disk, within flushEvery, so that no address in use becomes free
+// when it restarts.
 //
 // Whether a container uses the address, the owner cannot know. A member that lies gets no more
 // than by claims of free addresses, as the same rates hold for both; it cannot get an address

@@ -526,7 +526,7 @@ func TestStartsOfAnotherRingAreForgotten(t *testing.T) {
 }
 
 // A voter remembers fewer transfers of a peer that shares its underlay address with another one, as
-// whoever knows the password can make up such peers.
+// whoever knows the password can make up such peers. It forgets them once the peer is silent.
 func TestTransfersThatVotersRememberAreBounded(t *testing.T) {
 	const n = maxTransfers + 20
 	for _, shared := range []bool{false, true} {
@@ -541,6 +541,11 @@ func TestTransfersThatVotersRememberAreBounded(t *testing.T) {
 		s.run(10 * time.Second)
 		if got := len(voter.core.startedPeers[giver.cfg.Self].knows); got != want {
 			t.Errorf("shared %v: %d transfers, want %d", shared, got, want)
+		}
+		giver.kill()
+		s.run(wishTTL + 2*watchEvery)
+		if got := len(voter.core.startedPeers[giver.cfg.Self].knows); got != 0 {
+			t.Errorf("shared %v: %d transfers of a silent peer", shared, got)
 		}
 	}
 }
