@@ -375,7 +375,15 @@ func (w *churn) loseDisk(n *node) {
 		}
 	}
 	id := m.removes(n)
-	r, ok := m.await(id, 60*time.Second)
+	r, ok := m.await(id, 30*time.Second)
+	if !ok && m.core != nil { // without a voter that died meanwhile, too few may be left
+		for _, o := range w.nodes {
+			if o != n && o.core == nil {
+				o.launch()
+			}
+		}
+		r, ok = m.await(id, 60*time.Second)
+	}
 	if !ok || r.err != nil {
 		if m.core == nil {
 			return // killed while it waited
