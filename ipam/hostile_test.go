@@ -576,6 +576,76 @@ func TestPeersThatDoNotAnswerKeepNobodyFromLeaving(t *testing.T) {
 	}
 }
 
+// No peer answers for a while, and one never does. The host that leaves asks those again that it has
+// asked before.
+func TestHostThatLeavesAsksHeirsAgain(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	host, others := nodes[4], nodes[:4]
+	for _, n := range others {
+		n.core, n.pretends = nil, true
+	}
+	id := host.begin(func(c *core, id uint64) { c.handover(id) })
+	s.run((heirTimeout + 2*resendEvery) * time.Duration(len(others)))
+	silent := host.core.leaving.heir
+	for _, n := range others {
+		if n.cfg.Self != silent {
+			n.pretends = false
+			n.launch()
+		}
+	}
+	if r, ok := host.await(id, time.Minute); !ok || !r.handover.Unreachable.IsZero() || r.handover.Heir == silent {
+		t.Errorf("%+v", r.handover)
+	}
+}
+
+// The heir ends as soon as the handover is decided, before the host that leaves hears from it. The host
+// goes as soon as another peer knows of the decision.
+func TestHostLeavesAlthoughItsHeirEnds(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	host, others := nodes[4], nodes[:4]
+	id := host.begin(func(c *core, id uint64) { c.handover(id) })
+	knows := func(n *node) bool { return n.core.ring.Owners()[host.self()].IsZero() }
+	for end := s.now.Add(10 * time.Second); !slices.ContainsFunc(others, knows); s.run(simStep) {
+		if !s.now.Before(end) {
+			t.Fatal("nothing was decided")
+		}
+	}
+	heir := others[slices.IndexFunc(others, func(n *node) bool { return n.cfg.Self == host.core.leaving.heir })]
+	heir.kill()
+	if r, ok := host.await(id, 20*time.Second); !ok || r.err != nil || !r.handover.Unreachable.IsZero() {
+		t.Errorf("%v %+v", r.err, r.handover)
+	}
+}
+
+// Too few voters can be reached to decide a handover, and the host that leaves ends. Its heir does not
+// ask for the handover for ever.
+func TestHeirDoesNotAskForAHandoverForEver(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	host := nodes[4]
+	nodes[0].kill()
+	nodes[1].kill()
+	host.begin(func(c *core, id uint64) { c.handover(id) })
+	s.run(heirTimeout / 2)
+	host.kill()
+	asked := func() (n int) {
+		for _, m := range nodes[2:4] {
+			n += m.core.leavesOf(host.self())
+		}
+		return n
+	}
+	s.run(consentTTL / 2)
+	if n := asked(); n != 1 {
+		t.Errorf("%d heirs ask for the handover", n)
+	}
+	s.run(consentTTL/2 + time.Second)
+	if n := asked(); n != 0 {
+		t.Errorf("%d heirs still ask for the handover", n)
+	}
+}
+
 // Made-up peers that begin to leave and never end take the heir no place for a host.
 func TestMadeUpPeersThatLeaveKeepNobodyFromLeaving(t *testing.T) {
 	s := newSim(t, seed.New(t))

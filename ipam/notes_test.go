@@ -387,6 +387,11 @@ func TestAddressesOfOwnContainersAreNotKeptForOthers(t *testing.T) {
 			t.Errorf("started again %v: owners %+v, conflicts %v", again, st.Owners, st.Conflicts)
 		}
 	}
+	found := used.Next() // by the kernel
+	n.do(func(c *core) { c.hold("found", netip.PrefixFrom(found, 24)) })
+	if !n.core.space.Owns(found) {
+		t.Errorf("%s is in use here, and does not count as own", found)
+	}
 	n.do(func(c *core) { c.release("used", used) })
 	if got := s.fill(n); slices.Contains(got, used) || len(got) == 0 {
 		t.Errorf("%s is kept, and was given after its container had ended: %v", used, got)

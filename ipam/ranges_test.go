@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/addr"
+	"github.com/weft-net/weft/ipam/ring"
 )
 
 // The voters do not agree to what a peer offered: it can use the range again after a while.
@@ -33,6 +34,37 @@ func TestOfferThatIsNotDecidedIsRevoked(t *testing.T) {
 	s.run(offerTTL + 10*time.Second)
 	if !nodes[0].core.space.Owns(a) || len(nodes[0].core.offers) > 0 {
 		t.Errorf("%d offers wait, and %s is locked", len(nodes[0].core.offers), a)
+	}
+}
+
+// Other decisions go on while an offer waits to be revoked. The host asks for one revocation, and not for
+// another one after each decision.
+func TestOfferIsRevokedOnce(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, _ := s.fiveInUse(keepRange, 1)
+	giver, to := nodes[0], nodes[4]
+	for _, n := range nodes {
+		n.core.deciding = true // only what this test decides
+	}
+	giver.do(func(c *core) {
+		if !c.give(to.self(), addr.Single(c.space.Free(addr.Of(pfx(keepRange)))[0].First), 1) {
+			t.Fatal("it gives nothing")
+		}
+	})
+	to.kill()
+	for range 3 {
+		s.run(2 * giver.cfg.Absence)
+		s.decideSnapshot()
+	}
+	s.run(time.Second)
+	n := 0
+	for k := range giver.core.wishes {
+		if k.kind == ring.Transfer {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("it asks for %d transfers", n)
 	}
 }
 
