@@ -328,6 +328,22 @@ func TestAddressInUseOnTwoHostsIsNotGivenWhenOneContainerEnds(t *testing.T) {
 	}
 }
 
+// An address that another host uses is not free from the moment of the claim on, also if that host cannot
+// get it yet.
+func TestClaimKeepsAFreeAddressAtOnce(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	owner := s.add("10.32.0.0/22", Init{Mode: Consensus, Expect: 1})
+	owner.allocate("c", "10.32.0.0/22")
+	host := s.add("10.32.0.0/22", Init{Mode: Observer})
+	s.converged(20 * time.Second)
+	a := netip.MustParseAddr("10.32.0.20")
+	owner.do(func(c *core) { c.askers[host.cfg.Self] = &asker{at: c.now} }) // it got what it may get now
+	claimFrom(owner, host, a)
+	if owner.core.space.Owns(a) || owner.core.offered(host.cfg.Self, addr.Single(a)) {
+		t.Errorf("%s is in use on another host and free", a)
+	}
+}
+
 // A host claims more addresses that its containers use than it gets at once. None of the others is
 // given to containers of the owner meanwhile, nor to other hosts, and in the end it has all of them.
 func TestAddressesInUseAreNotGivenBeforeTheirTurn(t *testing.T) {
