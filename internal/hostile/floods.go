@@ -510,11 +510,7 @@ func hostNames(r *run, p *Peer, n int) error {
 
 // passwordStates announces which passwords made-up peers accept, another list each time.
 func passwordStates(r *run, p *Peer, n int) error {
-	if err := r.announceMadeUp(p); err != nil {
-		return err
-	}
-	i := (n*len(r.cfg.Targets) + r.index) % madeUpNeighbours
-	m, err := r.made(i)
+	i, m, err := r.madeUpInTurn(p, n)
 	if err != nil {
 		return err
 	}
@@ -540,17 +536,24 @@ func passwordStates(r *run, p *Peer, n int) error {
 	return p.spread(mesh.ChannelPasswords, deltas)
 }
 
+// madeUpInTurn announces the made-up peers, and returns the one, with its number, whose turn to
+// announce records it is in a step.
+func (r *run) madeUpInTurn(p *Peer, step int) (i int, m *Identity, err error) {
+	if err := r.announceMadeUp(p); err != nil {
+		return 0, nil, err
+	}
+	i = (step*len(r.cfg.Targets) + r.index) % madeUpNeighbours
+	m, err = r.made(i)
+	return i, m, err
+}
+
 // bindingsPerStep is how many bindings a made-up peer announces in a step, other ones each time.
 const bindingsPerStep = 200
 
 // madeUpBindings announces bindings of made-up peers, with as many addresses as fit. Half of them
 // are of addresses of the mesh, and a part is the same for all peers.
 func madeUpBindings(r *run, p *Peer, n int) error {
-	if err := r.announceMadeUp(p); err != nil {
-		return err
-	}
-	i := (n*len(r.cfg.Targets) + r.index) % madeUpNeighbours
-	m, err := r.made(i)
+	i, m, err := r.madeUpInTurn(p, n)
 	if err != nil {
 		return err
 	}
