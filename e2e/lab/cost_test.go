@@ -130,7 +130,7 @@ func cpuOf(b *testing.B, l *testbed.Lab) (cpu time.Duration) {
 // linked reports whether a host has a session and a link with each other one.
 func linked(ctx context.Context, b *testing.B, l *testbed.Lab, host int) bool {
 	b.Helper()
-	r, err := api.NewClient(l.Socket(host)).Report(ctx)
+	r, err := api.NewClient(l.Socket(host)).Summary(ctx, api.NoLists)
 	if err != nil {
 		b.Fatal(err)
 	}

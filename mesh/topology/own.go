@@ -14,12 +14,13 @@ const (
 	// knows, and after maxGainDelay at most. With less, the cost of a mesh that starts grows faster
 	// than its sessions; with more, hosts that join are reached later. While it gains more and
 	// more, as in a mesh that starts, each delay is twice the one before, up to maxGrowing times
-	// the first, and maxGrowingDelay. Delays are short again after none was needed for calm times
+	// the first, and maxGrowingDelay: each peer then publishes a few entries, however long the
+	// start takes. Links to direct neighbours are used meanwhile. Delays are short again after none was needed for calm times
 	// the last.
 	gainDelay       = 10 * time.Millisecond
 	maxGainDelay    = time.Second
-	maxGrowing      = 8
-	maxGrowingDelay = 4 * time.Second
+	maxGrowing      = 32
+	maxGrowingDelay = 10 * time.Second
 	calm            = 4
 	// The same for costs. They decide only between routes with equally many hops.
 	costDelay    = time.Second
