@@ -65,6 +65,7 @@ const (
 	ChannelNames     uint8 = 6
 	ChannelPasswords uint8 = 7
 	ChannelBindings  uint8 = 8
+	ChannelGroups    uint8 = 9
 )
 
 // Kind is the purpose of a unicast message. The numbers are on the wire:

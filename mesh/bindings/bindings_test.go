@@ -185,6 +185,27 @@ func TestLiarTakesNoBinding(t *testing.T) {
 	m.want("one that two bind", m.at("192.168.7.7"), "nobody")
 }
 
+// Who owns an IP address cannot have frames for it sent to the MAC address of another peer.
+func TestAddressAtTheMACOfAnotherPeer(t *testing.T) {
+	m := newMesh(t, 3)
+	m.ring[netip.MustParseAddr("10.32.0.5")], m.ring[netip.MustParseAddr("10.32.0.9")] = name(1), name(2)
+	derived := MAC{0x02, 0x42, 10, 32, 0, 5}
+	resolves := func(a string) string {
+		return m.agreed(func(t *Table) (peer.Name, bool) {
+			l, ok := t.Resolve(netip.MustParseAddr(a))
+			return l.Owner, ok
+		})
+	}
+	m.announce(1, Binding{derived, Container, addrs("10.32.0.5")})
+	m.announce(2, Binding{derived, Container, addrs("10.32.0.9")})
+	m.want("the address of the liar", m.at("10.32.0.9"), name(2).String())
+	m.want("the address of the liar, with its MAC address", resolves("10.32.0.9"), "nobody")
+	m.want("the address of the other one, with its MAC address", resolves("10.32.0.5"), name(1).String())
+	m.announce(2, Binding{mac(9), Container, addrs("10.32.0.9")})
+	m.want("the address of the liar at a MAC address of its own", resolves("10.32.0.9"), name(2).String())
+	m.want("an address that is not bound", resolves("10.32.0.7"), "nobody")
+}
+
 // A MAC address that proves whose it is cannot be bound by another peer, whatever that owns.
 func TestMACThatProvesItsOwner(t *testing.T) {
 	m := newMesh(t, 4)
@@ -488,6 +509,7 @@ func TestNoAllocation(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		table.ByMAC(mac(5))
 		table.ByAddr(a)
+		table.Resolve(a)
 	}); n > 0 {
 		t.Errorf("%v allocations", n)
 	}

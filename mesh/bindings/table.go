@@ -103,6 +103,23 @@ func (t *Table) ByAddr(a netip.Addr) (l Location, ok bool) {
 	return e.believed.location(), true
 }
 
+// Resolve returns where an IP address is, if its MAC address is believed to be there too. So the owner
+// of an IP address cannot have frames for it sent to the MAC address of another peer.
+func (t *Table) Resolve(a netip.Addr) (l Location, ok bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	e := t.addrs.entries[a]
+	if e == nil || e.believed.owner.IsZero() {
+		return Location{}, false
+	}
+	l = e.believed.location()
+	m := t.macs.entries[l.MAC]
+	if m == nil || m.believed.owner != l.Owner {
+		return Location{}, false
+	}
+	return l, true
+}
+
 // Counts says how much a Table has.
 type Counts struct {
 	Bindings int // of all peers; two peers may bind one MAC address
