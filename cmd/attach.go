@@ -121,6 +121,7 @@ id, or its name. When Docker starts it again it gets its addresses again.
 	fs.BoolVar(&options.WithoutDNS, "without-dns", false, "give the container no name in DNS")
 	fs.BoolVar(&options.RewriteHosts, "rewrite-hosts", false, "map the container's own name to its address on the switch, in its /etc/hosts")
 	fs.StringArrayVar(&options.AddHosts, "add-host", nil, "add NAME:IP to the container's /etc/hosts (repeatable)")
+	fs.BoolVar(&options.AllowSpoof, "allow-spoof", false, "let the container send with other addresses than its own, as nested bridges, routers and VRRP do")
 	fs.BoolVar(&options.NoMulticastRoute, "no-multicast-route", false, "leave multicast to the container's other interfaces")
 	return c
 }

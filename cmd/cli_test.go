@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
@@ -42,7 +43,8 @@ var update = flag.Bool("update", false, "write the golden files")
 // fakeBackend answers like a router, and records the requests.
 type fakeBackend struct {
 	report *api.Report
-	err    error // of everything but Ready
+	err    error      // of everything but Ready
+	votes  []api.Vote // the answers to ban, the last one from then on
 
 	mu    sync.Mutex
 	calls []any
@@ -116,7 +118,19 @@ func (f *fakeBackend) RemovePeers(_ context.Context, r api.PeersRequest) ([]api.
 	return []api.Removed{{Peer: r.Peers[0], Addresses: 1 << 18, Unknown: r.Peers[0] == "unknown"}}, f.note(r)
 }
 
-func (f *fakeBackend) Ban(_ context.Context, r api.BanRequest) error     { return f.note(r) }
+func (f *fakeBackend) Ban(_ context.Context, r api.BanRequest) ([]api.Vote, error) {
+	if err := f.note(r); err != nil || len(f.votes) == 0 {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := f.votes[0]
+	if len(f.votes) > 1 {
+		f.votes = f.votes[1:]
+	}
+	return []api.Vote{next}, nil
+}
+
 func (f *fakeBackend) Adopt(_ context.Context, r api.AdoptRequest) error { return f.note(r) }
 
 func (f *fakeBackend) Prime(context.Context) error { return f.note("prime") }
@@ -149,6 +163,7 @@ func someReport() *api.Report {
 				{Address: "192.0.2.3:7000", Outbound: true, State: api.StateRetrying, Info: "connection refused; again in 3s"},
 			},
 			TrustedSubnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+			Neighbours:     api.Neighbours{Answered: 20, Local: 3, Flooded: 4},
 		},
 		IPAM: &api.IPAM{
 			Status: "ready", Range: netip.MustParsePrefix("10.32.0.0/12"), RangeNumIPs: 1 << 20, ActiveIPs: 2,
@@ -157,6 +172,9 @@ func someReport() *api.Report {
 				{Peer: "02:00:00:00:00:01", NickName: "h1", NumIPs: 1 << 19, Active: 2, Reachable: true},
 				{Peer: "02:00:00:00:00:02", NickName: "h2", NumIPs: 1 << 19},
 			},
+			Banned: []string{"02:00:00:00:00:08"},
+			Votes: []api.Vote{{Kind: api.VoteBan, Peer: "02:00:00:00:00:09", Needed: 2, Until: time.Date(2030, 1, 1, 15, 4, 5, 0, time.Local),
+				For: []api.Voter{{Peer: "02:00:00:00:00:01", NickName: "h1"}}, Missing: []api.Voter{{Peer: "02:00:00:00:00:02", NickName: "h2"}}}},
 			PendingClaims: []string{"10.40.0.1 for netns:1: its owner does not answer"},
 		},
 		DNS: &api.DNS{
@@ -188,6 +206,10 @@ func someReport() *api.Report {
 			{ID: "cni:pods:" + strings.Repeat("fedcba9876543210", 4) + ":eth0", Netns: "/run/netns/cni-1", Interface: "eth0", MAC: "02:11:22:33:44:77", Addresses: onePrefix},
 			{ID: "cni:pods:" + strings.Repeat("a", 64) + ":eth0", Name: "shop/web-0", Interface: "eth0", Addresses: onePrefix},
 		},
+		Multicast: api.Multicast{Known: 2, Own: 1, All: true, Pruned: 40, Unwanted: 5, Flooded: 6, Groups: []api.MulticastGroup{
+			{Group: netip.MustParseAddr("239.7.7.7"), Peer: "02:00:00:00:00:01", NickName: "h1"},
+			{Group: netip.MustParseAddr("239.7.7.7"), Peer: "02:00:00:00:00:02", NickName: "h2"},
+		}},
 		Bindings: api.Bindings{Known: 3, Own: 1, Refused: 1, Entries: []api.Binding{
 			{MAC: "02:42:0a:20:00:01", Kind: "container", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00::1")}, Peer: "02:00:00:00:00:01", NickName: "h1"},
 			{MAC: "02:11:22:33:44:88", Kind: "port", Peer: "02:00:00:00:00:02", NickName: "h2"},
@@ -265,7 +287,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"bogus", "--bogus", "lab bogus", "help bogus", "help lab bogus", "stat", "completion", "completion tcsh",
 		"stop now", "reset now", "version now", "prime now", "doctor now", "doctor --port 0", "doctor --ipalloc-range x",
 		"status bogus", "status peers ipam", "report x", "report -f {{", "report -f {{.Bogus",
-		"connect", "connect a:b", "connect a/b", "forget", "rmpeer",
+		"connect", "connect a:b", "connect a/b", "forget", "rmpeer", "ban", "unban", "ban h2 --timeout -1s",
 		"attach", "attach 10.0.0.1/24", "attach web db", "attach web 10.0.0.1/24", "attach web --add-host x", "attach --netns /x --without-dns", "attach web --netns /run/netns/x", "attach 10.0.0.1 --netns /x",
 		"attach --netns /x --pid 3", "attach --pid 0", "attach --pid x", "attach 10.0.0.5/24 ip:10.0.0.5/24 --netns /x",
 		"dns-add", "dns-add 10.0.0.1", "dns-add a b -h web", "dns-remove", "dns-remove 10.0.0.1", "dns-lookup", "dns-lookup a b", "expose -h",
@@ -393,6 +415,7 @@ func TestRequests(t *testing.T) {
 		{"attach --netns /x net:fd00::/64", api.AttachRequest{Netns: "/x", Addresses: []api.Address{parse("net:fd00::/64")}}, "10.32.0.1 10.32.0.2\n"},
 		{"attach web", api.AttachRequest{Container: "web"}, "10.32.0.1 10.32.0.2\n"},
 		{"attach net:default 10.1.0.5/24 0123abcd", api.AttachRequest{Container: "0123abcd", Addresses: []api.Address{parse("net:default"), parse("10.1.0.5/24")}}, "10.32.0.1 10.32.0.2\n"},
+		{"attach --allow-spoof web", api.AttachRequest{Container: "web", AllowSpoof: true}, "10.32.0.1 10.32.0.2\n"},
 		{"attach --without-dns --rewrite-hosts --no-multicast-route --add-host a:10.0.0.1 --add-host b:fd00::1 web", api.AttachRequest{
 			Container: "web", WithoutDNS: true, RewriteHosts: true, NoMulticastRoute: true, AddHosts: []string{"a:10.0.0.1", "b:fd00::1"}}, "10.32.0.1 10.32.0.2\n"},
 		{"detach 10.1.0.5/24 web", api.AttachRequest{Container: "web", Addresses: []api.Address{parse("10.1.0.5/24")}}, "10.32.0.1\n"},
@@ -412,7 +435,7 @@ func TestRequests(t *testing.T) {
 		{"connect --replace", api.PeersRequest{Replace: true}, ""},
 		{"forget h2", api.PeersRequest{Peers: []string{"h2"}}, ""},
 		{"rmpeer h2", api.PeersRequest{Peers: []string{"h2"}, Operator: true}, "262144 IPs taken over from h2\n"},
-		{"adopt 0123", api.AdoptRequest{Ring: "0123"}, ""},
+		{"adopt 0123", api.AdoptRequest{Ring: "0123"}, "The adoption of ring 0123 is decided.\n"},
 		{"adopt --here 0123", api.AdoptRequest{Ring: "0123", Here: true}, ""},
 		{"ban h2 h3", api.BanRequest{Peers: []string{"h2", "h3"}}, ""},
 		{"unban h2", api.BanRequest{Peers: []string{"h2"}, Unban: true}, ""},
@@ -444,7 +467,7 @@ func equal(a, b any) bool {
 	case api.AttachRequest:
 		y, ok := b.(api.AttachRequest)
 		return ok && x.Netns == y.Netns && x.Container == y.Container && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses) &&
-			x.NoMulticastRoute == y.NoMulticastRoute && x.WithoutDNS == y.WithoutDNS && x.RewriteHosts == y.RewriteHosts && slices.Equal(x.AddHosts, y.AddHosts)
+			x.NoMulticastRoute == y.NoMulticastRoute && x.AllowSpoof == y.AllowSpoof && x.WithoutDNS == y.WithoutDNS && x.RewriteHosts == y.RewriteHosts && slices.Equal(x.AddHosts, y.AddHosts)
 	case api.ExposeRequest:
 		y, ok := b.(api.ExposeRequest)
 		return ok && x.WithoutMasquerade == y.WithoutMasquerade && x.Hostname == y.Hostname && slices.Equal(x.Addresses, y.Addresses)

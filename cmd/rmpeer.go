@@ -44,6 +44,9 @@ Until then nobody gets the addresses of the peers, as containers there may use s
 
 func runRmpeer(ctx context.Context, client *api.Client, r api.PeersRequest, stdout io.Writer) error {
 	removed, err := client.RemovePeers(ctx, r)
+	if ctx.Err() != nil && !r.Force {
+		return fmt.Errorf("interrupted: if the removal of %s is not decided, it goes on for ten minutes; weft status ipam shows it", strings.Join(r.Peers, ", "))
+	}
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ later need the new one, which --show prints.`,
 	fs.BoolVar(&r.goOn, "continue", false, "go on with a change that another host began, for example because that host died")
 	fs.StringSliceVar(&r.except, "except", nil, "hosts that do not get the password (repeatable)")
 	fs.StringSliceVar(&r.with, "with", nil, "hosts that get the password although they may be banned ones under another name (repeatable)")
-	fs.DurationVar(&r.timeout, "timeout", 2*time.Minute, "how long to wait until all hosts have followed")
+	fs.DurationVar(&r.timeout, "timeout", 2*time.Minute, "how long to wait until all hosts have followed; the exit code is 1 if some have not, and the change goes on. 0 does not wait")
 	return c
 }
 
@@ -212,6 +212,10 @@ func nameOf(p *api.RotationPeer) string {
 
 // follow waits until the change is done, and shows who is behind when that changes.
 func (r *rotation) follow(ctx context.Context, s *api.Rotation) error {
+	if r.timeout == 0 && !s.Done() {
+		render.Fprintln(r.stdout, behindText(s))
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	tick := time.NewTicker(r.every)
@@ -250,6 +254,9 @@ func behindText(s *api.Rotation) string {
 	}
 	if n := len(behind) - len(names); n > 0 {
 		names = append(names, fmt.Sprintf("%d others", n))
+	}
+	if len(behind) == 1 {
+		return "1 host has still to follow: " + names[0]
 	}
 	return fmt.Sprintf("%d hosts have still to follow: %s", len(behind), strings.Join(names, ", "))
 }

@@ -23,7 +23,9 @@ func (a *app) status() *cobra.Command {
     dns          every host name of the mesh, with its address, container and peer
     bindings     every MAC address to which weft gave IP addresses, with those and
                  the peer on whose host it is; with a PEER (name or nickname) or
-                 an ADDRESS (MAC or IP) only those of it`,
+                 an ADDRESS (MAC or IP) only those of it
+    multicast    every multicast group that containers want, with the peer on whose
+                 host they are; "all" for a host that gets the frames of all groups`,
 		ValidArgs: api.Views(),
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 2 || len(args) == 2 && args[0] != api.BindingsView {

@@ -94,18 +94,29 @@ func (c *conf) confirm(ctx context.Context, args *skel.CmdArgs, made *current.Re
 	return nil
 }
 
-// lease asks the router. It waits for one that is being replaced.
-func (c *conf) lease(ctx context.Context, r api.LeaseRequest) (api.LeaseReply, error) {
+// lease asks the router for addresses.
+func (c *conf) lease(ctx context.Context, r api.LeaseRequest) (reply api.LeaseReply, err error) {
+	err = c.ask(ctx, func() error { reply, err = c.client().Lease(ctx, r); return err })
+	return reply, err
+}
+
+// guard makes the router guard a port that is not set up yet.
+func (c *conf) guard(ctx context.Context, port string) error {
+	return c.ask(ctx, func() error { return c.client().Guard(ctx, api.GuardRequest{Port: port}) })
+}
+
+// ask makes a call of the router. It waits for one that is being replaced.
+func (c *conf) ask(ctx context.Context, call func() error) error {
 	for {
 		if err := c.awaitRouter(ctx, addTimeout); err != nil {
-			return api.LeaseReply{}, err
+			return err
 		}
-		reply, err := c.client().Lease(ctx, r)
+		err := call()
 		if err == nil || ctx.Err() != nil {
-			return reply, err
+			return err
 		}
 		if ready, e := c.client().Ready(ctx); e == nil && ready.Ready {
-			return reply, err // it is the router's own answer
+			return err // it is the router's own answer
 		}
 	}
 }

@@ -26,6 +26,7 @@ type conf struct {
 	HairpinMode      *bool  `json:"hairpinMode"`
 	IsDefaultGateway *bool  `json:"isDefaultGateway"`
 	IPMasq           *bool  `json:"ipMasq"`
+	AllowSpoof       bool   `json:"allowSpoof"`
 	Socket           string `json:"socket"`
 	StateDir         string `json:"stateDir"`
 	IPAM             ipam   `json:"ipam"`
@@ -37,6 +38,8 @@ type conf struct {
 			IngressRate uint64 `json:"ingressRate"`
 			EgressRate  uint64 `json:"egressRate"`
 		} `json:"bandwidth"`
+		// Of the pod, if the configuration has this capability.
+		Annotations map[string]string `json:"io.kubernetes.cri.pod-annotations"`
 	} `json:"runtimeConfig"`
 
 	raw       []byte          // the configuration as it was given, for another plugin
@@ -138,6 +141,15 @@ func (c *conf) usesRouterIPAM() bool { return c.IPAM.Type == "" || c.IPAM.Type =
 func (c *conf) rateLimited() bool {
 	b := c.RuntimeConfig.Bandwidth
 	return b.IngressRate > 0 || b.EgressRate > 0
+}
+
+// AllowSpoofAnnotation is the annotation of a pod that lets it send with other addresses than its
+// own.
+const AllowSpoofAnnotation = "weft.internal/allow-spoof"
+
+// allowSpoof reports whether the container may send with other addresses than its own.
+func (c *conf) allowSpoof() bool {
+	return c.AllowSpoof || c.RuntimeConfig.Annotations[AllowSpoofAnnotation] == "true"
 }
 
 func (c *conf) client() *api.Client { return api.NewClient(c.Socket) }

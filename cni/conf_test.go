@@ -36,6 +36,22 @@ func TestOwners(t *testing.T) {
 	}
 }
 
+func TestAllowSpoof(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{}`:                   false,
+		`{"allowSpoof":true}`:  true,
+		`{"allowSpoof":false}`: false,
+		`{"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"weft.internal/allow-spoof":"true"}}}`:  true,
+		`{"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"weft.internal/allow-spoof":"false"}}}`: false,
+		`{"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"example.com/allow-spoof":"true"}}}`:    false,
+		`{"annotations":{"weft.internal/allow-spoof":"true"}}`:                                          false,
+	} {
+		if c, err := parse([]byte(text)); err != nil || c.allowSpoof() != want {
+			t.Errorf("%s: %+v, %v, want %v", text, c, err, want)
+		}
+	}
+}
+
 // No configuration makes the parser panic, nor do the addresses and routes of any result
 // of another plugin.
 func FuzzParse(f *testing.F) {

@@ -7,6 +7,7 @@
 //	                    |  <-- addresses --
 //	                    |--POST /policy/expect--> policy engine, for pods only
 //	                    +-- veth pair: IFNAME in the container, vethwe... on the bridge
+//	                    |--POST /guard--> router
 //	                    +-- addresses, routes
 //	         <-- result
 //
@@ -18,12 +19,18 @@
 //	  "hairpinMode": true,           a container can reach itself through a Service
 //	  "isDefaultGateway": true,      default route over the bridge, which gets an address
 //	  "ipMasq": true,                masquerade packets that leave the overlay
+//	  "allowSpoof": false,           containers may send with other addresses than theirs
 //	  "socket": "/run/weft/weft.sock", "stateDir": "/var/lib/weft",
 //	  "ipam": { "type": "",          empty: addresses of the router; else an IPAM plugin
 //	            "subnet": "10.32.1.0/24", "gateway": "10.32.1.1",
 //	            "routes": [ { "dst": "10.0.0.0/8", "gw": "10.32.1.1" } ] },
 //	  "dns": { ... },
-//	  "capabilities": { "ips": true, "mac": true, "bandwidth": true } }
+//	  "capabilities": { "ips": true, "mac": true, "bandwidth": true,
+//	                    "io.kubernetes.cri.pod-annotations": true } }
+//
+// Before the interface can send, the plugin asks the router to guard its port, so that no
+// frame with the addresses of others passes. With the last capability, which containerd and
+// CRI-O have, a pod is not guarded whose annotation weft.internal/allow-spoof is "true".
 //
 // A later plugin of the chain limits the bandwidth, such as the one of the CNI project.
 // With the capability bandwidth the express path does not bypass that limit, from the

@@ -76,7 +76,7 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 	if err := c.expectPod(ctx, args, addrsOf(r)); err != nil {
 		return err
 	}
-	if err := c.connect(args, r); err != nil {
+	if err := c.connect(ctx, args, r); err != nil {
 		return err
 	}
 	// A DEL that came meanwhile found no interface, and wins.
@@ -91,7 +91,7 @@ func (c *conf) add(ctx context.Context, args *skel.CmdArgs) (err error) {
 }
 
 // connect makes the interface and its routes, and adds the interface to r.
-func (c *conf) connect(args *skel.CmdArgs, r *current.Result) error {
+func (c *conf) connect(ctx context.Context, args *skel.CmdArgs, r *current.Result) error {
 	mtu := c.MTU
 	if mtu == 0 {
 		var err error
@@ -105,7 +105,8 @@ func (c *conf) connect(args *skel.CmdArgs, r *current.Result) error {
 	}
 	_, err := netdev.Attach(netdev.Attachment{
 		NS: args.Netns, Iface: args.IfName, Bridge: c.bridge(), MTU: mtu, Addrs: addrs, MAC: c.mac, Hairpin: isOn(c.HairpinMode),
-		RateLimited: c.rateLimited(), Owner: c.ownerOf(args), Name: podName(args),
+		RateLimited: c.rateLimited(), Owner: c.ownerOf(args), Name: podName(args), AllowSpoof: c.allowSpoof(),
+		Guard: func(p netdev.GivenPort) error { return c.guard(ctx, p.Name) },
 	})
 	if errors.Is(err, netdev.ErrHostNS) {
 		return failed(types.ErrInvalidNetNS, "%v", err)

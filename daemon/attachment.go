@@ -20,6 +20,7 @@ type attachment struct {
 	Requested        []netip.Prefix `json:"requested,omitempty"`
 	Names            hostNames      `json:"names,omitempty"`
 	NoMulticastRoute bool           `json:"noMulticastRoute,omitempty"`
+	AllowSpoof       bool           `json:"allowSpoof,omitempty"` // see api.AttachRequest
 	// Docker is set for Docker's containers only.
 	Docker dockerRecord `json:"docker,omitzero"`
 }

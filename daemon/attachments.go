@@ -72,6 +72,7 @@ type attachConfig struct {
 	mtu       int // bytes of IP packet
 	sysctls   netdev.Sysctls
 	keeper    *keeper.Keeper
+	guard     *spoofGuard
 	log       *slog.Logger
 }
 
@@ -201,7 +202,7 @@ func (as *attachments) join(p place, a attachment, show []netip.Prefix) error {
 func (as *attachments) plug(owner, netns string, a attachment, addrs []netip.Prefix) error {
 	_, err := netdev.Attach(netdev.Attachment{
 		NS: netns, Iface: netdev.IfaceName, Bridge: as.bridge, MTU: as.mtu, Addrs: addrs, MulticastRoute: !a.NoMulticastRoute,
-		Sysctls: as.sysctls, Owner: owner, Name: as.kind.nameOf(a),
+		Sysctls: as.sysctls, Owner: owner, Name: as.kind.nameOf(a), AllowSpoof: a.AllowSpoof, Guard: as.guard.protect,
 	})
 	return err
 }
@@ -238,6 +239,9 @@ func (as *attachments) detach(p place, which []api.Address) ([]netip.Prefix, err
 	}
 	if p.netns != "" {
 		if _, err := netdev.Detach(p.netns, netdev.IfaceName, removed); err != nil {
+			return nil, err
+		}
+		if err := as.guard.protectNamed(a.Port); err != nil {
 			return nil, err
 		}
 	}

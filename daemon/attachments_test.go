@@ -47,7 +47,7 @@ func newBench(t *testing.T) *bench {
 func (b *bench) restart() {
 	b.names = newTestNames()
 	b.as = newNamespaces(attachConfig{
-		store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName, mtu: DefaultMTU, log: slog.New(slog.DiscardHandler),
+		store: b.store, addresses: addresses{b.addresses}, names: b.names, bridge: netdev.BridgeName, mtu: DefaultMTU, guard: new(spoofGuard), log: slog.New(slog.DiscardHandler),
 	})
 }
 

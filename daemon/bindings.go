@@ -13,6 +13,8 @@ import (
 	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/replica"
+	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/resolve"
 )
 
 const (
@@ -33,7 +35,9 @@ type bindingService struct {
 	table *bindings.Table
 	epoch func() uint64 // of the rings
 	moved func(m bindings.MAC, at peer.Name)
-	wake  chan struct{} // of capacity 1: bindings have changed
+	// resolved is called with the changes of one decision, after place tells them.
+	resolved func([]resolve.Change)
+	wake     chan struct{} // of capacity 1: bindings have changed
 }
 
 type bindingConfig struct {
@@ -47,13 +51,15 @@ type bindingConfig struct {
 	// moved is called in order when a MAC address is believed to be at another peer than before,
 	// at none if the Name is zero.
 	moved func(m bindings.MAC, at peer.Name)
-	now   func() time.Time // as most peers see it
-	log   *slog.Logger
+	// resolved is called in order with the changes of where IP addresses are.
+	resolved func([]resolve.Change)
+	now      func() time.Time // as most peers see it
+	log      *slog.Logger
 }
 
 func newBindingService(c bindingConfig) *bindingService {
 	state := bindings.New(bindings.Config{Self: c.self, Signer: c.signer, Verifier: c.verifier, Start: time.Now(), OwnerOf: c.ownerOf})
-	s := &bindingService{table: state.Table(), epoch: c.epoch, moved: c.moved, wake: make(chan struct{}, 1)}
+	s := &bindingService{table: state.Table(), epoch: c.epoch, moved: c.moved, resolved: c.resolved, wake: make(chan struct{}, 1)}
 	s.Replica = replica.New(replica.Config{What: "bindings", Announce: c.announce, Changed: s.changed, Now: c.now, Log: c.log}, state)
 	return s
 }
@@ -95,13 +101,29 @@ func (s *bindingService) run(ctx context.Context) {
 			pause.Reset(wait)
 			continue
 		}
+		var resolved []resolve.Change
 		for _, c := range s.table.Update(all) {
 			if !c.Addr.IsValid() {
 				s.moved(c.MAC, c.New.Owner)
+				continue
 			}
+			resolved = append(resolved, resolve.Change{Addr: c.Addr, Old: placeOf(c.Old), New: s.place(c.Addr)})
+		}
+		if len(resolved) > 0 {
+			s.resolved(resolved)
 		}
 		stale, all, next = false, false, time.Now().Add(updatePause*time.Since(began))
 	}
+}
+
+// place returns where an IP address is, if its MAC address is there too; see router.Config.
+func (s *bindingService) place(a netip.Addr) resolve.Place {
+	l, _ := s.table.Resolve(a)
+	return placeOf(l)
+}
+
+func placeOf(l bindings.Location) resolve.Place {
+	return resolve.Place{MAC: ethernet.MAC(l.MAC), At: l.Owner}
 }
 
 // announce replaces the bindings of this host.

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-net/weft/internal/poll"
 	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/resolve"
 )
 
 // bindingHosts are services that hear all of each other, and a ring of the addresses 10.32.0.0/16.
@@ -44,7 +45,7 @@ func newBindingHosts(t *testing.T, names ...peer.Name) *bindingHosts {
 		id := peer.Cheap{ID: peer.Key{n[5]}}
 		keys[n] = id.ID
 		m.services[n] = newBindingService(bindingConfig{
-			self: n, signer: id, verifier: id, epoch: m.epoch.Load, moved: func(bindings.MAC, peer.Name) {}, now: time.Now, log: slog.New(slog.DiscardHandler),
+			self: n, signer: id, verifier: id, epoch: m.epoch.Load, moved: func(bindings.MAC, peer.Name) {}, resolved: func([]resolve.Change) {}, now: time.Now, log: slog.New(slog.DiscardHandler),
 			ownerOf: func(a netip.Addr) (peer.Name, bool) {
 				m.mu.Lock()
 				defer m.mu.Unlock()

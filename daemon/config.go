@@ -27,6 +27,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router"
 	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 )
 
 // Defaults of a Config.
@@ -100,8 +101,9 @@ type Config struct {
 	DNS    dns.Config
 	Docker DockerConfig
 
-	kernelState kernelState // at the start of the router
-	goesOn      bool        // with the targets and peers of the last run
+	kernelState kernelState   // at the start of the router
+	guard       *kernel.Guard // of containers, nil if there is none
+	goesOn      bool          // with the targets and peers of the last run
 
 	StatusAddr string // ADDRESS:PORT for status and metrics; empty: off
 	// StatusHosts are names in the Host header of requests to StatusAddr that are answered

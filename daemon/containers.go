@@ -21,11 +21,14 @@ type containers struct {
 	exposures  *exposures
 	leases     *leases
 	kernel     requirer
+	guard      *spoofGuard
 }
 
 // Attachments implements api.Containers.
 func (cs *containers) Attachments(context.Context) ([]api.Attachment, error) {
-	return cs.withMACs(cs.list())
+	list := cs.list()
+	cs.guard.mark(list)
+	return cs.withMACs(list)
 }
 
 // withMACs fills in the MAC addresses that no record has, as the kernel has them: those of

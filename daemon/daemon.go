@@ -81,6 +81,9 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 		if d.keeper != nil {
 			d.keeper.Close()
 		}
+		if d.guard != nil {
+			d.guard.close()
+		}
 	}()
 	if err := d.open(assemble); err != nil {
 		return err
@@ -128,6 +131,7 @@ type daemon struct {
 	kernelState kernelState // at the start
 	otherPorts  *otherPorts
 	keeper      *keeper.Keeper
+	guard       *spoofGuard
 	announcer   *announcer
 	bindings    *ownBindings
 	containers  *containers
@@ -170,13 +174,18 @@ func (d *daemon) open(assemble assemble) error {
 		d.announcer.saw(v)
 		d.bindings.saw(v)
 	}
-	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name), sees); err != nil {
+	d.guard = openSpoofGuard(d.config.pinDir(), d.log.With("part", "spoofguard"))
+	d.bindings.guarded = d.guard.off == nil
+	if d.keeper, err = openKeeper(d.config, d.bridge(id.Name), d.guard, sees); err != nil {
 		return err
 	}
 	if d.kernelState, err = readKernelState(d.config.Bridge); err != nil {
 		return err
 	}
-	d.config.kernelState = d.kernelState
+	d.config.kernelState, d.config.guard = d.kernelState, d.guard.kernel
+	if err := d.guard.adopt(); err != nil {
+		return err
+	}
 	list, crashed, err := startTargets(d.store, d.config.Peers, d.config.Resume)
 	if err != nil {
 		return err
@@ -253,7 +262,7 @@ func routeWarning(flag string, r netip.Prefix, route netdev.Route) string {
 func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	c := d.config
 	d.node, d.names, d.addresses = p.node, p.names, p.addresses
-	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, sysctls: c.Sysctls, keeper: d.keeper, log: d.log}
+	ac := attachConfig{store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, mtu: c.MTU, sysctls: c.Sysctls, keeper: d.keeper, guard: d.guard, log: d.log}
 	d.namespaces, d.docker = newNamespaces(ac), newDockerContainers(ac)
 	d.exposures = newExposures(exposeConfig{
 		gate: &d.gate, store: d.store, addresses: p.addresses, names: p.names, bridge: c.Bridge, sysctls: c.Sysctls, keeper: d.keeper,
@@ -296,7 +305,7 @@ func (d *daemon) connect(p *parts, targetList []string) (err error) {
 	if d.engine, err = p.newEngine(c.Docker, d.docker, p.names); err != nil {
 		return err
 	}
-	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures, leases: d.leases, kernel: d.keeper}
+	d.containers = &containers{gate: &d.gate, namespaces: d.namespaces, docker: d.docker, engine: d.engine, exposures: d.exposures, leases: d.leases, kernel: d.keeper, guard: d.guard}
 	d.limits = newLimits(c.Sysctls, c.Bridge)
 	d.external = newExternalNames(d.store, p.names, d.containers.addrs, d.log)
 	if !c.DNS.Off {
@@ -343,6 +352,7 @@ func (d *daemon) serve(ctx context.Context, socket net.Listener) error {
 	g.Go(func() error { d.keeper.Run(working); return nil })
 	g.Go(func() error { d.announcer.run(working); return nil })
 	g.Go(func() error { d.bindings.run(working); return nil })
+	g.Go(func() error { d.guard.run(working); return nil })
 	g.Go(func() error { d.watch(working); return nil })
 	g.Go(func() error {
 		select {
@@ -367,6 +377,7 @@ func (d *daemon) handler(reports *api.Reports) http.Handler {
 		api.ContainerRoutes(d.containers),
 		api.ExposureRoutes(d.exposures),
 		api.LeaseRoutes(d.leases),
+		api.GuardRoutes(d.guard),
 		api.NameRoutes(&nameRequests{
 			off: d.config.DNS.Off, dns: d.names, engine: d.engine, namespaces: d.namespaces, external: d.external, attached: d.containers.addrs,
 		}),
@@ -447,6 +458,8 @@ func (d *daemon) Report(ctx context.Context, lists api.Lists) (*api.Report, erro
 	r.Warnings = append(r.Warnings, d.limits.warnings(time.Now())...)
 	r.Warnings = append(r.Warnings, diskWarnings(d.config.StateDir)...)
 	reportKernel(r, d.keeper, time.Now())
+	d.guard.report(r, time.Now())
+	d.guard.mark(r.Attachments)
 	return r, nil
 }
 

@@ -153,6 +153,7 @@ func TestMetrics(t *testing.T) {
 		return &api.Report{
 			Router: api.Router{
 				MACTable:         api.MACTable{Entries: 16, Moves: 17, Refused: 18, Elsewhere: 23},
+				Neighbours:       api.Neighbours{Answered: 31, Local: 32, Flooded: 33, Announced: 34, Dropped: 35},
 				TerminationCount: 3, Flows: 4, Peers: make([]api.Peer, 2),
 				Connections: []api.Connection{
 					{State: "established", Kind: "sleeve", Encrypted: true, Name: "p", Counters: api.Counters{RxBytes: 10, TxPackets: 2, Drops: map[string]uint64{"queue full": 5}}},
@@ -175,19 +176,30 @@ func TestMetrics(t *testing.T) {
 				Refused: 13,
 				Queries: []api.DNSQueries{{Type: "A", Result: "answer", Count: 14}, {Type: "PTR", Result: "forwarded", Count: 15}},
 			},
-			Bindings: api.Bindings{Known: 20, Own: 21, Refused: 22},
-			Omitted:  map[string]int{"DNS.Entries": 12},
+			Bindings:  api.Bindings{Known: 20, Own: 21, Refused: 22},
+			Multicast: api.Multicast{Known: 41, Own: 42, Pruned: 43, Unwanted: 44, Flooded: 45, Ignored: 46},
+			SpoofGuard: api.SpoofGuard{Containers: []api.Spoofing{
+				{Name: "default/web", ID: "cni:pods:c1:eth0", Port: "vethwe1", Frames: map[string]uint64{"mac": 24, "arp": 25}},
+				{ID: "netns:7", Port: "vethwe2", Frames: map[string]uint64{"nd": 26}},
+			}},
+			Omitted: map[string]int{"DNS.Entries": 12},
 		}, nil
 	}, func(context.Context) int { return 1 })
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{
 		`weft_connections{encryption="yes",state="established",type="sleeve"} 2`, `weft_connections{encryption="",state="retrying",type=""} 1`,
-		"weft_connection_terminations_total 3", "weft_flows 4", "weft_macs 16", "weft_mac_moves_total 17", "weft_macs_refused_total 18", "weft_macs_elsewhere_total 23", "weft_peers 2", `weft_ips{state="local-used"} 11`, "weft_max_ips 1000",
+		"weft_connection_terminations_total 3", "weft_flows 4", "weft_macs 16", "weft_mac_moves_total 17", "weft_macs_refused_total 18", "weft_macs_elsewhere_total 23",
+		`weft_neighbour_requests_total{result="answered"} 31`, `weft_neighbour_requests_total{result="local"} 32`, `weft_neighbour_requests_total{result="flooded"} 33`,
+		`weft_neighbour_announcements_total{result="sent"} 34`, `weft_neighbour_announcements_total{result="dropped"} 35`, "weft_peers 2", `weft_ips{state="local-used"} 11`, "weft_max_ips 1000",
 		"weft_ipam_unreachable_count 250", "weft_ipam_unreachable_percentage 25", "weft_ipam_pending_allocates 1", "weft_ipam_pending_claims 2",
 		`weft_link_bytes_total{direction="rx",peer="p",type="sleeve"} 11`, `weft_link_packets_total{direction="tx",peer="p",type="sleeve"} 2`,
 		`weft_link_drops_total{peer="p",reason="queue full",type="sleeve"} 5`, `weft_handshake_failures_total{reason="pass\\xffword"} 6`,
 		"weft_bindings 20", "weft_bindings_own 21", "weft_bindings_refused 22",
+		"weft_multicast_groups 41", "weft_multicast_groups_own 42", `weft_multicast_frames_total{result="pruned"} 43`, `weft_multicast_frames_total{result="unwanted"} 44`,
+		`weft_multicast_frames_total{result="flooded"} 45`, "weft_multicast_reports_ignored_total 46",
+		`weft_spoofed_frames_total{container="default/web",reason="mac"} 24`, `weft_spoofed_frames_total{container="default/web",reason="arp"} 25`,
+		`weft_spoofed_frames_total{container="netns:7",reason="nd"} 26`,
 		"weft_dns_entries 12", "weft_dns_entries_refused 1", "weft_dns_forwards_refused_total 13",
 		`weft_dns_queries_total{result="answer",type="A"} 14`, `weft_dns_queries_total{result="forwarded",type="PTR"} 15`,
 		`weft_kernel_repairs_total{object="bridge"} 19`, `weft_kernel_faults{object="tap"} 1`, `weft_kernel_faults{object="sysctl"} 2`,

@@ -28,7 +28,7 @@ func newDockerContainers(c attachConfig) *dockerContainers {
 }
 
 func (cs *dockerContainers) newRecord(p place, r api.AttachRequest) attachment {
-	return attachment{Netns: p.netns, NoMulticastRoute: r.NoMulticastRoute, Docker: dockerRecord{
+	return attachment{Netns: p.netns, NoMulticastRoute: r.NoMulticastRoute, AllowSpoof: r.AllowSpoof, Docker: dockerRecord{
 		Name: p.name, WithoutDNS: r.WithoutDNS, RewriteHosts: r.RewriteHosts, AddHosts: r.AddHosts,
 	}}
 }

@@ -35,21 +35,22 @@ type driverLinks struct {
 	mtu     int
 	sysctls netdev.Sysctls
 	kernel  requirer
+	guard   *spoofGuard
 	log     *slog.Logger
 }
 
-func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, owner string, addrs []netip.Prefix) error {
+func (l driverLinks) Make(port, inside string, mac net.HardwareAddr, mtu int, user netdev.PortUser) error {
 	if mtu == 0 {
 		mtu = l.mtu
 	}
 	if err := connectable(l.kernel); err != nil {
 		return err
 	}
-	if err := netdev.MakePort(l.bridge, port, inside, mac, mtu, netdev.PortUser{Owner: owner, Addrs: addrs}, l.sysctls); err != nil {
+	if err := netdev.MakePort(l.bridge, port, inside, mac, mtu, user, l.sysctls, l.guard.protect); err != nil {
 		return err
 	}
-	if err := netdev.AnnounceAt(l.bridge, mac, addrsOf(addrs)); err != nil {
-		l.log.Warn("the addresses of a container could not be announced", "addresses", addrs, "err", err)
+	if err := netdev.AnnounceAt(l.bridge, mac, addrsOf(user.Addrs)); err != nil {
+		l.log.Warn("the addresses of a container could not be announced", "addresses", user.Addrs, "err", err)
 	}
 	return nil
 }
@@ -157,7 +158,7 @@ func newDockerDriver(c attachConfig, socket string) *dockerDriver {
 	subnet, _ := c.addresses.Default(false)
 	d := &dockerDriver{socket: socket, subnet: subnet, log: c.log}
 	d.plugin = plugin.New(plugin.Config{
-		Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.sysctls, c.keeper, c.log}, Hosts: d.editHosts, Store: c.store, Log: c.log,
+		Addresses: c.addresses, Links: driverLinks{c.bridge, c.mtu, c.sysctls, c.keeper, c.guard, c.log}, Hosts: d.editHosts, Store: c.store, Log: c.log,
 	})
 	return d
 }

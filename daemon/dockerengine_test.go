@@ -34,7 +34,7 @@ func TestOneGoroutineAttachesARunOfAContainer(t *testing.T) {
 	t.Parallel()
 	slow := &slowAddresses{fakeAddresses: newFakeAddresses(), refuse: make(chan struct{})}
 	names, log := newTestNames(), slog.New(slog.DiscardHandler)
-	containers := newDockerContainers(attachConfig{store: openStore(t), addresses: addresses{slow}, names: names, bridge: "weft", mtu: DefaultMTU, log: log})
+	containers := newDockerContainers(attachConfig{store: openStore(t), addresses: addresses{slow}, names: names, bridge: "weft", mtu: DefaultMTU, guard: new(spoofGuard), log: log})
 	made, err := newDockerEngine(DockerConfig{Host: "unix://" + filepath.Join(t.TempDir(), "docker.sock")}, containers, names)
 	if err != nil {
 		t.Fatal(err)

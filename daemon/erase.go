@@ -22,6 +22,7 @@ import (
 // host: its interfaces, its rules, its state and its sockets. The router must not run.
 func Erase(c *Config) error {
 	errs := []error{
+		kernel.RemoveGuard(c.pinDir()),
 		kernel.Remove(kernel.Options{PinDir: c.pinDir(), Port: netdev.PortName, PortPeer: netdev.PortPeerName, VXLAN: netdev.VXLANName}),
 		wireguard.Remove(wireguard.Config{Name: netdev.TunnelName, Inside: plan.TunnelPrefix}),
 		netdev.RemoveOwnRoutes(),

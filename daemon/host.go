@@ -25,6 +25,7 @@ import (
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/bindings"
+	"github.com/weft-net/weft/mesh/groups"
 	"github.com/weft-net/weft/mesh/passwords"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
@@ -33,6 +34,7 @@ import (
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
+	"github.com/weft-net/weft/router/resolve"
 )
 
 // host puts mesh, router, allocators and service discovery of this host together. It
@@ -46,6 +48,7 @@ type host struct {
 	router     *router.Router
 	names      *dns.Service
 	bindings   *bindingService
+	groups     *groupService
 	passwords  *passwords.Keeper
 	bind       func(passwords []string) kernel.Binding // of what the fast path keeps
 	allocators []*ipam.Allocator
@@ -83,10 +86,11 @@ func newHost(c *Config, id *peer.Identity, st *store.Store, k *keeper.Keeper) (_
 		return nil, err
 	}
 	h.passwords.Join(h.mesh)
+	h.bindings, h.groups = h.newBindings(id), h.newGroups(id) // which the router needs
 	if err := h.openRouter(); err != nil {
 		return nil, err
 	}
-	h.names, h.bindings = h.newNames(id), h.newBindings(id)
+	h.names = h.newNames(id)
 	if err := h.openAllocators(id); err != nil {
 		return nil, err
 	}
@@ -126,9 +130,10 @@ func (h *host) openRouter() (err error) {
 	}
 	c.Port, c.Bridge, c.TAP, c.MTU = port, h.config.Bridge, netdev.TAPName, h.config.MTU
 	c.Sysctls, c.Keeper = h.config.Sysctls, h.keeper
+	c.PlaceOf, c.Wanted = h.bindings.place, h.groups.wanted
 	c.Fast, c.Log = &fast, h.log.With("part", "router")
 	fast.PinDir, fast.Port, fast.TunnelPort = h.config.pinDir(), port+1, port+2
-	fast.Encrypt = len(h.config.Passwords) > 0
+	fast.Encrypt, fast.Guard = len(h.config.Passwords) > 0, h.config.guard
 	c.SealRelayed = fast.Encrypt
 	h.bind = func(passwords []string) kernel.Binding {
 		return fastpath.Bind(h.mesh.Identity().Seed(), passwords, *c.Fast)
@@ -328,9 +333,22 @@ func (h *host) newBindings(id *peer.Identity) *bindingService {
 		},
 		announce: func(delta []byte) { h.mesh.Announce(mesh.ChannelBindings, delta) },
 		moved:    func(m bindings.MAC, at peer.Name) { h.router.Bind(ethernet.MAC(m), at) },
+		resolved: func(list []resolve.Change) { h.router.Moved(list) },
 		now:      h.mesh.Now, log: h.log.With("part", "bindings"),
 	})
 	h.mesh.Register(mesh.ChannelBindings, s.Channel())
+	return s
+}
+
+// newGroups makes the copy of the multicast groups that the hosts want.
+func (h *host) newGroups(id *peer.Identity) *groupService {
+	s := newGroupService(groupConfig{
+		self: id.Name, signer: id, verifier: peer.Ed25519{},
+		announce: func(delta []byte) { h.mesh.Announce(mesh.ChannelGroups, delta) },
+		members:  func(m *groups.Members) { h.router.SetGroups(m) },
+		now:      h.mesh.Now, log: h.log.With("part", "multicast"),
+	})
+	h.mesh.Register(mesh.ChannelGroups, s.Channel())
 	return s
 }
 
@@ -371,6 +389,7 @@ func (h *host) Run(ctx context.Context) error {
 	g.Go(func() error { return h.router.Run(ctx) })
 	g.Go(func() error { return h.names.Run(ctx) })
 	g.Go(func() error { h.bindings.run(ctx); return nil })
+	g.Go(func() error { h.groups.run(ctx); return nil })
 	g.Go(func() error { return h.passwords.Run(ctx) })
 	g.Go(func() error { return h.mesh.Run(ctx, observer{h}) })
 	return g.Wait()
@@ -424,19 +443,44 @@ func (h *host) resolveAll(peers []string) (names []peer.Name, err error) {
 }
 
 // Ban implements node.
-func (h *host) Ban(ctx context.Context, peers []string, unban bool) error {
-	names, err := h.resolveAll(peers)
+func (h *host) Ban(r api.BanRequest) ([]api.Vote, error) {
+	names, err := h.resolveAll(r.Peers)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	// At once, so that the voters of each range hear of all that the operator wants.
-	g, ctx := errgroup.WithContext(ctx)
+	// First see whether this host can vote in all ranges, so that it does in all or none.
 	for _, a := range h.allocators {
-		for _, n := range names {
-			g.Go(func() error { return a.Ban(ctx, n, unban) })
+		if err := a.CheckBan(names, r.Unban); err != nil && !r.Look {
+			return nil, err
 		}
 	}
-	return g.Wait()
+	merged := make([]api.Vote, len(names))
+	for i, a := range h.allocators {
+		vote := a.Ban
+		if r.Look {
+			vote = a.BanVotes
+		}
+		votes, err := vote(names, r.Unban)
+		if err != nil {
+			return nil, err
+		}
+		for k, v := range votes {
+			if next := h.vote(v); i == 0 {
+				merged[k] = next
+			} else {
+				merged[k] = lessDecided(merged[k], next)
+			}
+		}
+	}
+	return merged, nil
+}
+
+// lessDecided returns which of the votes of two ranges on one matter is further from a decision.
+func lessDecided(a, b api.Vote) api.Vote {
+	if a.Decided || !b.Decided && b.Needed-len(b.For) > a.Needed-len(a.For) {
+		return b
+	}
+	return a
 }
 
 // Adopt implements node.
@@ -485,12 +529,7 @@ func (h *host) resolve(s string) (peer.Name, error) {
 }
 
 // describe returns the name of a peer with its nickname.
-func (h *host) describe(n peer.Name) string {
-	if nick := h.mesh.View().Nickname(n); nick != "" {
-		return fmt.Sprintf("%s(%s)", n, nick)
-	}
-	return n.String()
-}
+func (h *host) describe(n peer.Name) string { return n.With(h.mesh.View().Nickname(n)) }
 
 // HandOver implements node.
 func (h *host) HandOver(ctx context.Context) error {
@@ -571,6 +610,7 @@ func (o observer) LinkMessage(from peer.Name, msg []byte) { o.router.HandleContr
 func (o observer) ViewChanged(v *mesh.View) {
 	o.names.PeersChanged(v.Keys())
 	o.bindings.PeersChanged(v.Keys())
+	o.groups.PeersChanged(v.Keys())
 	o.passwords.PeersChanged(v.Keys())
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/ipam"
+	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/dial"
 	"github.com/weft-net/weft/mesh/peer"
@@ -92,6 +93,7 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	macs, omitted := h.router.FDB(limit(lists, api.ListMACs, maxMACs))
 	omit(r, "MACs", omitted)
 	r.Router.MACTable = api.MACTable{Entries: rs.MACs.Entries, Moves: rs.MACs.Moves, Refused: rs.MACs.Refused, Elsewhere: rs.MACs.Elsewhere}
+	r.Router.Neighbours = api.Neighbours(rs.Neighbours)
 	for _, e := range macs {
 		r.Router.MACs = append(r.Router.MACs, api.MAC{
 			MAC: e.MAC.String(), Name: e.Peer.String(), NickName: h.mesh.View().Nickname(e.Peer), LastSeen: now.Add(-e.Age),
@@ -100,6 +102,7 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	}
 	h.fastdp(&r.Router)
 	h.bindings.report(r, lists, h.mesh.View().Nickname)
+	h.groups.report(r, lists, rs.Groups, h.mesh.View().Nickname)
 	if r.DNS = h.discovery(r, lists); ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -169,7 +172,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 			}
 			if s.Relayed {
 				c.Address = l.Addr.String()
-				c.Info = "through address translation, control over other peers; " + c.Info
+				c.Info = "no session of its own, control over other peers; " + c.Info
 			}
 		}
 		out.Connections = append(out.Connections, c)
@@ -415,6 +418,9 @@ func (h *host) addrRange(r *api.Report, s ipam.Status, lists api.Lists) *api.IPA
 	for _, n := range s.Banned {
 		u.Banned = append(u.Banned, h.describe(n))
 	}
+	for _, p := range listed(r, name+" Votes", s.Votes, maxListed) {
+		u.Votes = append(u.Votes, h.vote(p))
+	}
 	for _, k := range listed(r, name+" Kept", s.Kept, maxListed) {
 		u.Kept = append(u.Kept, api.KeptIPs{Peer: k.Name.String(), NickName: cmp.Or(k.Nickname, v.Nickname(k.Name)),
 			NumIPs: k.Addresses.Float(), Until: k.Until, Open: k.Open})
@@ -432,6 +438,35 @@ func (h *host) addrRange(r *api.Report, s ipam.Status, lists api.Lists) *api.IPA
 		u.PendingClaims = append(u.PendingClaims, why(s.Waiting, i))
 	}
 	return u
+}
+
+// vote converts a vote for the API.
+func (h *host) vote(v ipam.Vote) api.Vote {
+	nickname := h.mesh.View().Nickname
+	voters := func(vs []ipam.Voter) (out []api.Voter) {
+		for _, p := range vs {
+			out = append(out, api.Voter{Peer: p.Name.String(), NickName: cmp.Or(p.Nickname, nickname(p.Name)), Reachable: p.Present})
+		}
+		return out
+	}
+	out := api.Vote{For: voters(v.For), Missing: voters(v.Missing), Needed: v.Needed, Until: v.Until, Waits: v.Waits,
+		Decided: v.Decided, TakenBack: v.TakenBack}
+	switch v.Kind {
+	case ring.Ban:
+		out.Kind = api.VoteBan
+	case ring.Unban:
+		out.Kind = api.VoteUnban
+	case ring.Remove:
+		out.Kind = api.VoteRemoval
+	case ring.Adopt:
+		out.Kind, out.Ring = api.VoteAdopt, v.Ring.String()
+	default:
+		panic("no operator votes on a " + v.Kind.String())
+	}
+	if out.Ring == "" {
+		out.Peer, out.NickName = v.Peer.String(), cmp.Or(v.Nickname, nickname(v.Peer))
+	}
+	return out
 }
 
 // why returns the reason for which the i-th request waits: equal reasons are listed
@@ -471,7 +506,7 @@ func (h *host) records(out *api.Router) {
 	for _, use := range []struct {
 		name  string
 		stats records.Stats
-	}{{"names", h.names.RecordStats()}, {"passwords", h.passwords.RecordStats()}, {"bindings", h.bindings.Stats()}} {
+	}{{"names", h.names.RecordStats()}, {"passwords", h.passwords.RecordStats()}, {"bindings", h.bindings.Stats()}, {"groups", h.groups.Stats()}} {
 		s := use.stats
 		out.Queues = append(out.Queues,
 			api.Queue{Name: use.name, Depth: s.Bytes, Limit: s.MaxBytes, Drops: s.Dropped},

@@ -116,8 +116,8 @@ func (n *fakeNode) RemovePeers(context.Context, api.PeersRequest) ([]api.Removed
 	return nil, nil
 }
 
-func (n *fakeNode) Adopt(string, bool) error                  { return nil }
-func (n *fakeNode) Ban(context.Context, []string, bool) error { return nil }
+func (n *fakeNode) Adopt(string, bool) error               { return nil }
+func (n *fakeNode) Ban(api.BanRequest) ([]api.Vote, error) { return nil, nil }
 
 // assemble is for run. The node has service discovery and no addresses.
 func (n *fakeNode) assemble(*Config, *peer.Identity, *store.Store, *keeper.Keeper) (*parts, error) {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strings"
@@ -37,6 +38,8 @@ var (
 	macMoves       = counter("mac_moves_total", "MAC addresses that were seen behind another peer than before.")
 	macsRefused    = counter("macs_refused_total", "Frames whose source MAC address was not remembered because its peer has too many.")
 	macsElsewhere  = counter("macs_elsewhere_total", "Frames whose source MAC address is bound to another peer, and so was not remembered.")
+	requests       = counter("neighbour_requests_total", "Requests of containers for the MAC address of an IP address: answered by this host, local (for a container of this host), or flooded to all hosts.", "result")
+	announced      = counter("neighbour_announcements_total", "Addresses that got another MAC address: announced to the containers of this host (sent), or not because too many did at once (dropped).", "result")
 	peers          = gauge("peers", "Peers of the mesh, this one among them.")
 	linkBytes      = counter("link_bytes_total", "Bytes of frames carried.", "peer", "type", "direction")
 	linkPackets    = counter("link_packets_total", "Frames carried.", "peer", "type", "direction")
@@ -52,7 +55,12 @@ var (
 	bindingsKnown  = gauge("bindings", "MAC addresses of containers on all hosts, with the IP addresses that weft gave them.")
 	bindingsOwn    = gauge("bindings_own", "Of these, those on this host.")
 	bindingsDoubt  = gauge("bindings_refused", "MAC and IP addresses that a host announces as its own, and that this host does not believe to be there.")
+	groupsKnown    = gauge("multicast_groups", "Multicast groups that hosts want, each counted once for each host.")
+	groupsOwn      = gauge("multicast_groups_own", "Of these, those that containers of this host want.")
+	groupFrames    = counter("multicast_frames_total", "Frames of containers of this host to no single host: those that went only to hosts that want their group (pruned), to none as no other host wants it (unwanted), or to all hosts (flooded).", "result")
+	groupsIgnored  = counter("multicast_reports_ignored_total", "Reports of containers for more groups than are told apart.")
 	refusals       = counter("mesh_refused_total", "What other peers sent and the mesh refused.", "reason")
+	spoofed        = counter("spoofed_frames_total", "Frames of containers that were dropped because their addresses were not the container's.", "container", "reason")
 	repairs        = counter("kernel_repairs_total", "Objects in the kernel that other software had changed and weft repaired, by kind.", "object")
 	kernelFaults   = gauge("kernel_faults", "Objects in the kernel that weft cannot repair, or that other software changes again and again.", "object")
 	handshakes     = counter("handshake_failures_total", "Sessions refused.", "reason")
@@ -100,6 +108,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.add(macMoves, float64(r.Router.MACTable.Moves))
 	s.add(macsRefused, float64(r.Router.MACTable.Refused))
 	s.add(macsElsewhere, float64(r.Router.MACTable.Elsewhere))
+	for result, n := range map[string]uint64{"answered": r.Router.Neighbours.Answered, "local": r.Router.Neighbours.Local, "flooded": r.Router.Neighbours.Flooded} {
+		s.add(requests, float64(n), result)
+	}
+	s.add(announced, float64(r.Router.Neighbours.Announced), "sent")
+	s.add(announced, float64(r.Router.Neighbours.Dropped), "dropped")
 	s.add(peers, float64(len(r.Router.Peers)+r.Omitted["Peers"]))
 	for _, k := range r.Router.Connections {
 		s.connection(k)
@@ -118,6 +131,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for reason, n := range r.Router.MeshRefused {
 		s.add(refusals, float64(n), reason)
+	}
+	for _, c := range r.SpoofGuard.Containers {
+		for reason, n := range c.Frames {
+			s.add(spoofed, float64(n), cmp.Or(c.Name, c.ID, c.Port), reason)
+		}
 	}
 	for kind, n := range r.Kernel.Repairs {
 		s.add(repairs, float64(n), kind)
@@ -141,6 +159,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.add(bindingsKnown, float64(r.Bindings.Known))
 	s.add(bindingsOwn, float64(r.Bindings.Own))
 	s.add(bindingsDoubt, float64(r.Bindings.Refused))
+	s.add(groupsKnown, float64(r.Multicast.Known))
+	s.add(groupsOwn, float64(r.Multicast.Own))
+	s.add(groupFrames, float64(r.Multicast.Pruned), "pruned")
+	s.add(groupFrames, float64(r.Multicast.Unwanted), "unwanted")
+	s.add(groupFrames, float64(r.Multicast.Flooded), "flooded")
+	s.add(groupsIgnored, float64(r.Multicast.Ignored))
 	// Weave had one range, so these metrics have no label for it, and a sum with the
 	// IPv6 range would hide the IPv4 one.
 	if u := r.IPAM; u != nil {

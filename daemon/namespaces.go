@@ -45,7 +45,7 @@ func ownerOf(path string) (string, error) {
 }
 
 func (ns *namespaces) newRecord(p place, r api.AttachRequest) attachment {
-	return attachment{Netns: p.netns, NoMulticastRoute: r.NoMulticastRoute}
+	return attachment{Netns: p.netns, NoMulticastRoute: r.NoMulticastRoute, AllowSpoof: r.AllowSpoof}
 }
 
 func (ns *namespaces) isCurrent(owner string, a attachment) bool {

@@ -32,8 +32,8 @@ type node interface {
 	// Force is set and there is no quorum.
 	RemovePeers(ctx context.Context, r api.PeersRequest) ([]api.Removed, error)
 	// Ban records that the operator of this host wants peers to be banned, or not to be
-	// banned any more, and waits until the voters have decided so.
-	Ban(ctx context.Context, peers []string, unban bool) error
+	// banned any more, in every range, and returns how far that is.
+	Ban(r api.BanRequest) ([]api.Vote, error)
 	api.Passwords
 	// Adopt makes all peers of this router's ring abandon it and join another ring; only
 	// this router if here is set. The ring is given by its number, as the warnings of the

@@ -33,6 +33,7 @@ import (
 type ownBindings struct {
 	// Constant.
 	bridge   string
+	guarded  bool // frames with other MAC addresses than those given are dropped
 	announce func([]bindings.Binding) error
 	macs     func(bridge string) (map[string]net.HardwareAddr, error) // netdev.PortMACs
 	log      *slog.Logger
@@ -121,7 +122,12 @@ func (o *ownBindings) look() {
 		}
 		taken[p.Name] = mac.String()
 		if o.taken[p.Name] != mac.String() {
-			o.log.Warn("a container took another MAC address than it was given; other hosts find it by learning", "owner", p.Owner, "port", p.Name, "given", p.MAC.String(), "mac", mac.String())
+			attrs := []any{"owner", p.Owner, "port", p.Name, "given", p.MAC.String(), "mac", mac.String()}
+			if o.guarded && !p.AllowSpoof {
+				o.log.Warn("a container took another MAC address than it was given, and its frames are dropped: give it the address back, or attach it with --allow-spoof", attrs...)
+			} else {
+				o.log.Warn("a container took another MAC address than it was given; other hosts find it by learning", attrs...)
+			}
 		}
 	}
 	o.taken = taken

@@ -14,10 +14,10 @@ import (
 )
 
 // openKeeper makes the bridge, and declares the desired state of everything on it that does
-// not belong to the data plane: ports of containers, exposed addresses with their rules, and
-// sysctls. The data plane declares its own objects.
+// not belong to the data plane: ports of containers with their guards, exposed addresses with
+// their rules, and sysctls. The data plane declares its own objects.
 // sees is called with each view of the kernel in which ports of containers may have changed.
-func openKeeper(c *Config, bridge netdev.Bridge, sees func(*netdev.View)) (*keeper.Keeper, error) {
+func openKeeper(c *Config, bridge netdev.Bridge, guard *spoofGuard, sees func(*netdev.View)) (*keeper.Keeper, error) {
 	k, err := keeper.New(c.Log.With("part", "kernel"))
 	if err != nil {
 		return nil, err
@@ -29,8 +29,11 @@ func openKeeper(c *Config, bridge netdev.Bridge, sees func(*netdev.View)) (*keep
 	if err == nil {
 		err = k.KeepAll(owned.ContainerPort, func(v *netdev.View) []keeper.Object {
 			sees(v)
-			return containerPorts(v, bridge)
+			return containerPorts(v, bridge, guard)
 		})
+	}
+	if err == nil {
+		err = k.KeepAll(owned.SpoofGuard, guard.objects)
 	}
 	if err != nil {
 		k.Close()
@@ -40,7 +43,7 @@ func openKeeper(c *Config, bridge netdev.Bridge, sees func(*netdev.View)) (*keep
 }
 
 // containerPorts returns the ports of containers, whoever made them.
-func containerPorts(v *netdev.View, bridge netdev.Bridge) (list []keeper.Object) {
+func containerPorts(v *netdev.View, bridge netdev.Bridge, guard *spoofGuard) (list []keeper.Object) {
 	for _, p := range netdev.ContainerPorts(v, bridge.Name, bridge.Sysctls) {
 		list = append(list, keeper.Object{
 			ID: owned.ID{Kind: owned.ContainerPort, Name: p.Name},
@@ -51,10 +54,15 @@ func containerPorts(v *netdev.View, bridge netdev.Bridge) (list []keeper.Object)
 				return p.Faults(v), nil
 			},
 			Make: func() error {
-				if err := p.Ensure(); !errors.Is(err, unix.ENODEV) {
-					return err
+				// It may have been made a moment ago, and not be guarded yet.
+				err := guard.protectNamed(p.Name)
+				if err == nil {
+					err = p.Ensure()
 				}
-				return owned.ErrWaits
+				if errors.Is(err, unix.ENODEV) {
+					return owned.ErrWaits
+				}
+				return err
 			},
 		})
 	}

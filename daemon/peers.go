@@ -48,11 +48,14 @@ func (p *peerRequests) Adopt(_ context.Context, r api.AdoptRequest) error {
 }
 
 // Ban implements api.Peers.
-func (p *peerRequests) Ban(ctx context.Context, r api.BanRequest) error {
+func (p *peerRequests) Ban(_ context.Context, r api.BanRequest) ([]api.Vote, error) {
 	if len(p.addresses) == 0 {
-		return unavailable("ban a peer: this router was launched without a range of addresses, so there are no voters")
+		return nil, unavailable("ban a peer: this router was launched without a range of addresses, so there are no voters")
 	}
-	return p.node.Ban(ctx, r.Peers, r.Unban)
+	if len(r.Peers) == 0 {
+		return nil, usage("ban peers: none is named")
+	}
+	return p.node.Ban(r)
 }
 
 // Prime implements api.Peers.

@@ -345,17 +345,29 @@ func (a *Allocator) RemovePeers(ctx context.Context, names []peer.Name, by Reque
 	return got.removed, err
 }
 
-// Ban records that the operator of this host wants a peer to be banned, or with unban not
-// to be banned any more, and waits until the voters have decided it. A voter agrees only
-// if its own operator asked for the same. A banned peer owns nothing, has no vote, and the
-// mesh refuses it.
-func (a *Allocator) Ban(ctx context.Context, n peer.Name, unban bool) error {
-	what := "ban peer "
-	if unban {
-		what = "end the ban of peer "
+// Ban records that the operator of this host wants peers to be banned, or with unban not to
+// be banned any more, and returns how far that is. A voter agrees only if its own operator
+// asked for the same; its vote holds for ten minutes. If the operator asked for the opposite
+// before, that is taken back instead. A banned peer owns nothing, has no vote, and the mesh
+// refuses it.
+func (a *Allocator) Ban(names []peer.Name, unban bool) (votes []Vote, err error) {
+	if e := a.step(func(c *core) { votes, err = c.ban(names, unban) }); e != nil {
+		return nil, e
 	}
-	_, err := a.call(ctx, what+n.String(), func(c *core, id uint64) { c.ban(id, n, unban) })
+	return votes, err
+}
+
+// CheckBan returns the error that Ban would return now.
+func (a *Allocator) CheckBan(names []peer.Name, unban bool) (err error) {
+	_ = a.step(func(c *core) { err = c.checkBan(names, unban) })
 	return err
+}
+
+// BanVotes returns how far the bans of peers are, or with unban the ends of their bans. It
+// returns the error that Ban would for a peer that cannot be banned.
+func (a *Allocator) BanVotes(names []peer.Name, unban bool) (votes []Vote, err error) {
+	_ = a.step(func(c *core) { votes, err = c.banVotes(names, unban) })
+	return votes, err
 }
 
 // Refound removes dead peers on the word of the operator of this host alone, when so many

@@ -85,7 +85,7 @@ func TestVoterWithManyWishesKeepsNobodyFromBeingHeard(t *testing.T) {
 	}
 	lie()
 	for _, n := range nodes[:4] {
-		n.begin(func(c *core, id uint64) { c.ban(id, thrownOut.cfg.Self, false) })
+		n.bans(thrownOut, false)
 	}
 	for range 8 {
 		lie()

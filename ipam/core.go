@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -92,6 +91,7 @@ const (
 	defaultSettle = 20 * time.Second
 	defaultKeep   = time.Hour
 	askTimeout    = 2 * time.Second        // for the answer to a space or claim ask
+	askPause      = 500 * time.Millisecond // from a range that was given to the next ask
 	donorTTL      = 5 * time.Second        // how long an answer about free addresses is used
 	electionPause = 1 * time.Second        // least time between two proposals; up to twice as much
 	hurryAfter    = 1 * time.Second        // from a proposal until a quorum of promises is enough
@@ -179,7 +179,6 @@ type core struct {
 	rivals      map[netip.Addr]rivals
 	rivalsFrom  map[netip.Addr]int // claims by underlay address
 	removals    map[uint64]*removal
-	bans        map[uint64]*banRequest
 	leaving     *leaving
 	left        bool
 	foreign     map[netip.Addr]*foreignAddr
@@ -194,6 +193,7 @@ type core struct {
 	checkedEpoch uint64                    // of the ring
 	wishes       map[wishKey]*wish
 	asked        map[wishKey]*wish // by the operator of this host
+	takenBack    map[wishKey]*wish // the opposites of wishes that the operator took back a short time ago
 	voices       map[wishKey]*voice
 	consents     map[consent]time.Time
 	machine      *consensus.Machine
@@ -250,24 +250,23 @@ func newCore(cfg Config, view View, rng *rand.Rand) *core {
 		cfg.maxRanges = ring.MaxRanges
 	}
 	return &core{cfg: cfg, view: view, rng: rng,
-		self:         ring.HolderOf(cfg.Self, cfg.Signer.Key()),
-		ring:         ring.New(cfg.Range, cfg.Verifier, view.Key),
-		allocations:  make(map[netip.Addr]allocation),
-		byOwner:      make(map[string][]netip.Addr),
-		asks:         make(map[netip.Prefix]*spaceAsk),
-		donors:       make(map[peer.Name]donor),
-		askers:       make(map[peer.Name]*asker),
-		given:        make(map[netip.Addr]*given),
-		offers:       make(map[string]*offer),
-		rivals:       make(map[netip.Addr]rivals),
-		rivalsFrom:   make(map[netip.Addr]int),
-		removals:     make(map[uint64]*removal),
-		bans:         make(map[uint64]*banRequest),
-		foreign:      make(map[netip.Addr]*foreignAddr),
-		diverged:     make(map[ring.ID]Divergence),
-		otherRanges:  make(map[netip.Prefix]time.Time),
-		wishes:       make(map[wishKey]*wish),
-		asked:        make(map[wishKey]*wish),
+		self:        ring.HolderOf(cfg.Self, cfg.Signer.Key()),
+		ring:        ring.New(cfg.Range, cfg.Verifier, view.Key),
+		allocations: make(map[netip.Addr]allocation),
+		byOwner:     make(map[string][]netip.Addr),
+		asks:        make(map[netip.Prefix]*spaceAsk),
+		donors:      make(map[peer.Name]donor),
+		askers:      make(map[peer.Name]*asker),
+		given:       make(map[netip.Addr]*given),
+		offers:      make(map[string]*offer),
+		rivals:      make(map[netip.Addr]rivals),
+		rivalsFrom:  make(map[netip.Addr]int),
+		removals:    make(map[uint64]*removal),
+		foreign:     make(map[netip.Addr]*foreignAddr),
+		diverged:    make(map[ring.ID]Divergence),
+		otherRanges: make(map[netip.Prefix]time.Time),
+		wishes:      make(map[wishKey]*wish),
+		asked:       make(map[wishKey]*wish), takenBack: make(map[wishKey]*wish),
 		voices:       make(map[wishKey]*voice),
 		consents:     make(map[consent]time.Time),
 		startedPeers: make(map[peer.Name]*started),
@@ -346,16 +345,16 @@ func (c *core) tick() {
 	c.pushOffers()
 	c.pushDecide()
 	c.pushRemovals()
-	c.pushBans()
+	c.removeBannedSeeds()
 	maps.DeleteFunc(c.diverged, func(_ ring.ID, d Divergence) bool { return c.now.Sub(d.Seen) > divergenceTTL })
 	maps.DeleteFunc(c.healed, func(_ ring.ID, at time.Time) bool { return c.now.Sub(at) >= healTime })
 }
 
 // idle reports whether ticks are needed only every idleTickEvery.
 func (c *core) idle() bool {
-	return len(c.pending)+len(c.removals)+len(c.bans)+len(c.deferred)+len(c.wishes)+len(c.asked)+len(c.voices) == 0 && c.leaving == nil &&
+	return len(c.pending)+len(c.removals)+len(c.deferred)+len(c.wishes)+len(c.asked)+len(c.takenBack)+len(c.voices) == 0 && c.leaving == nil &&
 		!c.keepsSoon() && !c.regainDue() &&
-		(c.catch == nil || c.caughtUp()) && (c.machine == nil || !c.machine.Pending() && !c.now.Before(c.activeUntil)) && (c.ring.Ready() || !c.ringWanted || c.left)
+		!c.electionWaits() && (c.catch == nil || c.caughtUp()) && (c.machine == nil || !c.machine.Pending() && !c.now.Before(c.activeUntil)) && (c.ring.Ready() || !c.ringWanted || c.left)
 }
 
 // receive handles a unicast message of another peer.
@@ -488,7 +487,7 @@ func (c *core) refresh() bool {
 	c.pushRegain()
 	c.pushLeave()
 	c.pushRemovals()
-	c.pushBans()
+	c.removeBannedSeeds()
 	if now := c.ring.Banned(); !slices.Equal(now, c.banned) {
 		c.banned = now
 		c.out = append(c.out, effBanned{now})
@@ -544,12 +543,7 @@ func (cfg *Config) describeOwner(owner string) string {
 }
 
 // displayName returns the name of a peer for people, with its nickname if known.
-func (c *core) displayName(n peer.Name) string {
-	if nick := c.view.Nickname(n); nick != "" {
-		return fmt.Sprintf("%s(%s)", n, nick)
-	}
-	return n.String()
-}
+func (c *core) displayName(n peer.Name) string { return n.With(c.view.Nickname(n)) }
 
 // ringDivides reports whether a is in the address range of the ring.
 func (c *core) ringDivides(a netip.Addr) bool { return addr.Of(c.cfg.Range).Contains(a) }

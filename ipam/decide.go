@@ -111,11 +111,22 @@ func (c *core) hostOf(n peer.Name) ring.Holder {
 	return ring.Holder{}
 }
 
-// endConsents ends what the operator of this host agreed to for removals that were decided. The
-// peer may come back, and be away again.
+// endConsents ends what the operator of this host agreed to and what came true, so that one
+// voter cannot bring it about again: a removed peer may come back and be away, and the end of
+// a ban may be decided by others. A ban itself is consented to as long as it is in force, see
+// removeBannedSeeds.
 func (c *core) endConsents() {
 	for k := range c.consents {
-		if k.kind == ring.Remove && !c.inRing(k.peer) {
+		over := false
+		switch k.kind {
+		case ring.Remove:
+			over = !c.inRing(k.peer)
+		case ring.Ban:
+			over = slices.Contains(c.banned, k.peer) && !c.ring.IsBanned(k.peer)
+		case ring.Unban:
+			over = !c.ring.IsBanned(k.peer)
+		}
+		if over {
 			delete(c.consents, k)
 		}
 	}
@@ -475,7 +486,7 @@ func (c *core) pushDecide() {
 	c.deciding = true
 	defer func() { c.deciding = false }()
 	m := c.slotMachine()
-	if m == nil || len(c.actions()) == 0 && !m.Pending() && !c.now.Before(c.activeUntil) {
+	if m == nil || !m.Pending() && !c.now.Before(c.activeUntil) && len(c.actions()) == 0 {
 		return
 	}
 	m.Tick(c.now)

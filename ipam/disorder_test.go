@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/seed"
+	"github.com/weft-net/weft/mesh/peer"
 )
 
 // disorder does what comeAndGo does, and more: disks go back in time or are lost, hosts that are dead
@@ -37,7 +38,7 @@ func (w *rollbacks) disorder(step int, liars int) {
 		for _, m := range w.nodes {
 			if m != n && m.core != nil {
 				if ban {
-					m.begin(func(c *core, id uint64) { c.ban(id, n.cfg.Self, false) })
+					m.do(func(c *core) { _, _ = c.ban([]peer.Name{n.cfg.Self}, false) }) // not all have a vote
 				} else {
 					m.removes(n)
 				}

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -22,7 +23,9 @@ func (c *core) newElection(own, value []byte) (*paxos.Election, error) {
 		Instance:   instance,
 		Expect:     max(c.cfg.Init.Expect, 1),
 		Observer:   c.cfg.Init.Mode == Observer,
+		Now:        func() time.Time { return c.now },
 		Eligible:   c.countsForFirstRing,
+		Host:       c.hostForFirstRing,
 		Value:      encodeFounders,
 		Acceptable: c.acceptFounders,
 		SealMessage: func(value []byte) (string, []byte) {
@@ -52,6 +55,13 @@ func (c *core) foundedBy(value []byte) (*ring.Genesis, error) {
 	return ring.NewGenesis(c.cfg.Range, founders)
 }
 
+// hostForFirstRing returns what counts as the host of a peer: its underlay address; zero for all that have
+// no direct session with this peer.
+func (c *core) hostForFirstRing(h ring.Holder) netip.Addr {
+	a, _ := c.view.Place(h.Name)
+	return placeOf(a)
+}
+
 // acceptFounders returns an error unless an honest peer could propose a value: all
 // founders take part in the election, and they are enough to choose it.
 func (c *core) acceptFounders(value []byte) error {
@@ -72,10 +82,20 @@ func (c *core) acceptFounders(value []byte) error {
 
 // establish makes the first ring if one is wanted.
 func (c *core) establish() {
-	if c.ring.Ready() || !c.ringWanted || c.left {
+	if c.ring.Ready() || c.left {
 		return
 	}
-	if _, waits := c.ring.Awaits(); waits || c.now.Before(c.graceEnd()) {
+	if _, waits := c.ring.Awaits(); waits {
+		return
+	}
+	if c.election != nil {
+		progress := c.election.Progress()
+		if c.election.React() {
+			c.putOffProposal(progress)
+			c.publishVote()
+		}
+	}
+	if !c.ringWanted || c.now.Before(c.graceEnd()) {
 		return
 	}
 	if c.cfg.Lost && c.now.Before(c.started.Add(c.cfg.CatchUp)) {
@@ -85,7 +105,7 @@ func (c *core) establish() {
 		c.startSeeds()
 		return
 	}
-	if c.election.React() || !c.proposedAt.IsZero() && c.now.Sub(c.proposedAt) >= hurryAfter && c.election.Hurry() {
+	if !c.proposedAt.IsZero() && c.now.Sub(c.proposedAt) >= hurryAfter && c.election.Hurry() {
 		c.publishVote()
 	}
 	if c.ring.Ready() || c.now.Before(c.nextPropose) {
@@ -96,6 +116,25 @@ func (c *core) establish() {
 	if c.election.Propose() {
 		c.publishVote()
 	}
+}
+
+// putOffProposal lets the attempt in which this peer takes part finish before it starts its own, if there
+// is progress since before.
+func (c *core) putOffProposal(before paxos.Progress) {
+	now := c.election.Progress()
+	if now == before {
+		return
+	}
+	pause := time.Duration(c.rng.Int64N(int64(electionPause)))
+	c.nextPropose = c.now.Add(electionPause + pause)
+	if end := now.Until().Add(-electionPause - pause); c.election.Proposed() && end.After(c.nextPropose) {
+		c.nextPropose = end
+	}
+}
+
+// electionWaits reports whether establish must be called soon although no ring is wanted here.
+func (c *core) electionWaits() bool {
+	return !c.ring.Ready() && !c.left && c.election != nil && c.election.Waiting()
 }
 
 func (c *core) graceEnd() time.Time { return c.started.Add(c.cfg.Grace) }
@@ -169,9 +208,9 @@ func (c *core) mergeElection(from peer.Name, delta []byte) (news []byte, err err
 	if c.left {
 		return nil, ErrLeft
 	}
-	// Let the attempt of another peer finish before this peer starts its own.
-	c.nextPropose = c.now.Add(electionPause + time.Duration(c.rng.Int64N(int64(electionPause))))
+	progress := c.election.Progress()
 	news, changed, err := c.election.Merge(from, delta)
+	c.putOffProposal(progress)
 	if changed {
 		c.publishVote()
 	} else if err == nil {

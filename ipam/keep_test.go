@@ -181,14 +181,11 @@ var waysToGo = map[string]func(s *sim, heir *node, others []*node){
 	},
 	"is banned": func(s *sim, heir *node, others []*node) {
 		heir.kill()
-		var ids []uint64
 		for _, n := range others {
-			ids = append(ids, n.begin(func(c *core, id uint64) { c.ban(id, heir.cfg.Self, false) }))
+			n.bans(heir, false)
 		}
-		for i, n := range others {
-			if r, ok := n.await(ids[i], 20*time.Second); !ok || r.err != nil {
-				s.t.Fatalf("ban: %v %s", r.err, n.reason(ids[i]))
-			}
+		for _, n := range others {
+			n.isBanned(heir, true)
 		}
 		s.drop(heir)
 	},

@@ -234,16 +234,12 @@ func (c *core) flush() {
 	c.deferred = nil
 }
 
-// cancelOther ends a handover, removal or ban whose time is up. The wish of the operator
+// cancelOther ends a handover or removal whose time is up. The wish of the operator
 // stays for consentTTL.
 func (c *core) cancelOther(id uint64) (waitedFor error) {
 	if l := c.leaving; l != nil && l.id == id {
 		l.id = 0
 		return because(ErrNoAnswer, "the handover of %s addresses to %s is not decided: %s", l.result.Addresses, c.displayName(l.heir), c.undecided())
-	}
-	if r := c.bans[id]; r != nil {
-		delete(c.bans, id)
-		return c.notBanned(r)
 	}
 	if r := c.removals[id]; r != nil {
 		delete(c.removals, id)

@@ -169,6 +169,9 @@ func (c *core) noteMoves() {
 		switch m.Kind {
 		case ring.Transfer:
 			c.endNotes(m)
+			if c.isMine(m.To) {
+				c.promiseKept(m)
+			}
 			continue
 		case ring.Remove:
 			// A removal that the operator of this host asked for is no mistake.

@@ -196,14 +196,11 @@ func TestBanThatOperatorsEndedCannotBeRepeated(t *testing.T) {
 	s.converged(20 * time.Second)
 	host, liar := nodes[4], nodes[3]
 	decide := func(unban bool) {
-		var ids []uint64
 		for _, n := range nodes[:4] {
-			ids = append(ids, n.begin(func(c *core, id uint64) { c.ban(id, host.cfg.Self, unban) }))
+			n.bans(host, unban)
 		}
-		for i, id := range ids {
-			if r, ok := nodes[i].await(id, 20*time.Second); !ok || r.err != nil {
-				t.Fatalf("unban %v: %v %s", unban, r.err, nodes[i].reason(id))
-			}
+		for _, n := range nodes[:4] {
+			n.isBanned(host, !unban)
 		}
 	}
 	decide(false)
@@ -585,6 +582,74 @@ func TestSnapshotEndsNoKeeping(t *testing.T) {
 	for _, a := range used {
 		if !back.core.space.Owns(a) {
 			t.Errorf("%s does not belong to the host that uses it", a)
+		}
+	}
+}
+
+// noteWrites is a watcher that counts the writes of notes.
+type noteWrites int
+
+func (w *noteWrites) stepped(_ *node, writes []store.Write, _ []effect) {
+	for _, wr := range writes {
+		if wr.Bucket == bucketKept {
+			*w++
+		}
+	}
+}
+
+func (*noteWrites) repaired(_, _ *node, _ []byte) {}
+
+// A removed peer owned more ranges than there are notes. Its largest ones are noted, and the others cost
+// nothing.
+func TestLargestRangesOfARemovedPeerAreKept(t *testing.T) {
+	const whole = "10.32.0.0/16"
+	s := newSim(t, seed.New(t))
+	heir := s.add(whole, Init{Mode: Consensus, Expect: 1})
+	heir.cfg.Settle = time.Hour // the other one gets no vote
+	heir.launch()
+	heir.allocate("c", whole)
+	gone := s.add(whole, Init{Mode: Observer})
+	s.run(time.Second)
+	give := func(ranges ...addr.Range) {
+		heir.do(func(c *core) {
+			c.deciding = true // all in one decision
+			for _, r := range ranges {
+				if !c.give(gone.self(), r, 0) {
+					t.Fatalf("it does not give %s", r)
+				}
+			}
+			c.deciding = false
+		})
+		s.run(time.Second)
+	}
+	at := netip.MustParseAddr("10.32.1.0")
+	for range 11 {
+		var singles []addr.Range
+		for range 100 {
+			singles = append(singles, addr.Single(at))
+			at = at.Next().Next()
+		}
+		give(singles...)
+	}
+	large := []addr.Range{addr.Of(pfx("10.32.128.0/28")), addr.Of(pfx("10.32.129.0/28"))}
+	give(large...)
+	if by, _ := heir.core.ring.Ranges(); by[gone.self()] <= maxKept {
+		t.Fatalf("it owns %d ranges", by[gone.self()])
+	}
+	gone.kill()
+	s.run(10 * time.Second)
+	var written noteWrites
+	s.watcher = &written
+	heir.do(func(c *core) { c.remove(c.nextID(), []peer.Name{gone.cfg.Self}, ByOperator) })
+	if by, _ := heir.core.ring.Ranges(); by[gone.self()] > 0 {
+		t.Fatalf("it was not removed: %v", heir.core.status().Waiting)
+	}
+	if n := len(heir.core.kept); n != maxKept || written != maxKept {
+		t.Errorf("%d notes, %d writes", n, written)
+	}
+	for _, r := range large {
+		if !slices.ContainsFunc(heir.core.kept, func(k kept) bool { return k.rng == r }) {
+			t.Errorf("there is no note of %s", r)
 		}
 	}
 }

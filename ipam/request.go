@@ -39,12 +39,14 @@ type allocation struct {
 
 // spaceAsk is the one open question for addresses of a subnet.
 type spaceAsk struct {
-	id    uint64
-	to    peer.Name
-	sent  time.Time
-	tries int
-	// promised is when a peer said that it gives a range: the decision takes a while.
+	id   uint64
+	to   peer.Name
+	sent time.Time
+	next time.Time // not before
+	// promised is when the peer by said that it gives a range, zero if none did or the range is here. The
+	// decision takes a while.
 	promised time.Time
+	by       peer.Name
 }
 
 // donor is the last answer of a peer about its free addresses.
@@ -351,18 +353,21 @@ func (c *core) pushSpaceAsk(subnet netip.Prefix) {
 		ask = &spaceAsk{}
 		c.asks[subnet] = ask
 	}
-	if !ask.to.IsZero() && c.now.Before(ask.sent.Add(askTimeout)) || c.now.Before(ask.promised.Add(promiseTTL)) {
+	if !ask.to.IsZero() && c.now.Before(ask.sent.Add(askTimeout)) || c.now.Before(ask.promised.Add(promiseTTL)) || c.now.Before(ask.next) {
 		return
 	}
-	if !ask.to.IsZero() { // no answer: try others first for a while
+	if !ask.to.IsZero() { // no answer: try others for a while
 		c.donors[ask.to] = donor{subnet: subnet, at: c.now}
-		ask.to = peer.Name{}
 	}
+	if !ask.by.IsZero() { // no range: try others rather
+		c.donors[ask.by] = donor{subnet, addr.N(1), c.now}
+	}
+	ask.to, ask.by, ask.promised = peer.Name{}, peer.Name{}, time.Time{}
 	to, ok := c.pickDonor(subnet)
 	if !ok {
 		return
 	}
-	*ask = spaceAsk{id: c.nextID(), to: to, sent: c.now, tries: ask.tries + 1}
+	*ask = spaceAsk{id: c.nextID(), to: to, sent: c.now}
 	c.send(to, message{kind: msgSpaceAsk, id: ask.id, prefix: subnet})
 }
 
@@ -405,12 +410,23 @@ func (c *core) onSpaceAnswer(from peer.Name, m message) {
 		c.donors[from] = donor{subnet, m.free, c.now}
 		ask.to = peer.Name{}
 		if m.status == statusYes {
-			ask.promised = c.now
+			ask.promised, ask.by = c.now, from
 		} else {
 			c.donors[from] = donor{subnet, addr.Count{}, c.now}
 		}
 	}
 	c.retryPending()
+}
+
+// promiseKept ends the wait for a range that is here, perhaps before the answer: if it is not enough,
+// this peer asks again soon. The peer that gave it must have heard of the decision, or it would say that
+// the range is on its way.
+func (c *core) promiseKept(m ring.Move) {
+	for subnet, ask := range c.asks {
+		if from := m.From.Name; (ask.by == from || ask.to == from) && m.Ranges[0].Overlaps(addr.Of(subnet)) {
+			*ask = spaceAsk{next: c.now.Add(askPause)}
+		}
+	}
 }
 
 func (c *core) pushClaimAsk(r *request) {

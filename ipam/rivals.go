@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -52,6 +53,13 @@ const (
 // have it.
 type rivals map[ring.Holder]rival
 
+// silent returns the peer that has repeated its claim least recently, which must exist.
+func (rs rivals) silent() ring.Holder {
+	return slices.MinFunc(slices.Collect(maps.Keys(rs)), func(a, b ring.Holder) int {
+		return cmp.Or(rs[a].at.Compare(rs[b].at), a.Compare(b))
+	})
+}
+
 // rival is the claim of a peer.
 type rival struct {
 	at time.Time // when it was last repeated, or read from disk
@@ -75,8 +83,8 @@ func (c *core) noteRival(h ring.Holder, a netip.Addr) bool {
 		c.counters.Asks++
 		return false
 	}
-	for old, r := range rs {
-		if len(rs) == 2 && c.now.Sub(r.at) > rivalAfter {
+	if len(rs) == 2 {
+		if old := rs.silent(); c.now.Sub(rs[old].at) > rivalAfter {
 			c.dropRival(a, old)
 		}
 	}

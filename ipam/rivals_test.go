@@ -392,3 +392,23 @@ func TestClaimsOfAllAddressesStopNobody(t *testing.T) {
 		t.Errorf("of %v free addresses %v are left", before, after)
 	}
 }
+
+// Two peers have claimed an address and are silent. The claim of a third one takes the place of that
+// which is silent for longer.
+func TestClaimTakesThePlaceOfThatSilentForLonger(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes, used := s.fiveInUse(keepRange, 1)
+	owner, a := nodes[4], used[0]
+	for _, n := range nodes[:3] {
+		s.run(rivalAfter/2 + time.Second)
+		owner.do(func(c *core) { c.noteRival(n.self(), a) })
+	}
+	if rs := owner.core.rivals[a]; len(rs) != 2 || !rs[nodes[0].self()].at.IsZero() {
+		t.Errorf("claims %v", rs)
+	}
+	s.run(rivalAfter + time.Second)
+	owner.do(func(c *core) { c.noteRival(nodes[0].self(), a) })
+	if rs := owner.core.rivals[a]; len(rs) != 2 || !rs[nodes[1].self()].at.IsZero() {
+		t.Errorf("claims %v", rs)
+	}
+}

@@ -67,7 +67,7 @@ func TestBannedSeedLosesItsAddresses(t *testing.T) {
 	s := newSeeds(t, 4)
 	banned := s.nodes[3]
 	for _, n := range s.nodes[:3] {
-		n.begin(func(c *core, id uint64) { c.ban(id, banned.cfg.Self, false) })
+		n.bans(banned, false)
 	}
 	s.run(5 * time.Second)
 	if !s.nodes[0].core.ring.IsBanned(banned.self()) {

@@ -33,8 +33,8 @@ func (d *memDisk) clone() *memDisk {
 }
 
 func (d *memDisk) Load(bucket string, f func(key, value []byte)) error {
-	for k, v := range d.data[bucket] {
-		f([]byte(k), v)
+	for _, k := range slices.Sorted(maps.Keys(d.data[bucket])) { // as a store does
+		f([]byte(k), d.data[bucket][k])
 	}
 	return nil
 }
@@ -345,6 +345,31 @@ func (n *node) begin(f func(c *core, id uint64)) (id uint64) {
 	return id
 }
 
+// bans votes for the ban of a node, or for its end.
+func (n *node) bans(other *node, unban bool) (v Vote) {
+	n.s.t.Helper()
+	n.do(func(c *core) {
+		votes, err := c.ban([]peer.Name{other.cfg.Self}, unban)
+		if err != nil {
+			n.s.t.Fatalf("%s: ban %s: %v", n.cfg.Self, other.cfg.Self, err)
+		}
+		v = votes[0]
+	})
+	return v
+}
+
+// isBanned waits until a node knows that another one is banned, or not.
+func (n *node) isBanned(other *node, want bool) {
+	n.s.t.Helper()
+	for range 200 {
+		if n.core.ring.IsBanned(other.self()) == want {
+			return
+		}
+		n.s.run(100 * time.Millisecond)
+	}
+	n.s.t.Fatalf("%s says that %s is banned: %v; %+v", n.cfg.Self, other.cfg.Self, !want, n.core.status().Votes)
+}
+
 // await lets time pass until the request has its reply.
 func (n *node) await(id uint64, d time.Duration) (effReply, bool) {
 	for end := n.s.now.Add(d); ; {
@@ -410,7 +435,7 @@ func (s *sim) converged(d time.Duration) {
 // reset hands the node's space over and removes it.
 func (n *node) reset() HandoverResult {
 	n.s.t.Helper()
-	for owner := range n.core.byOwner {
+	for _, owner := range slices.Sorted(maps.Keys(n.core.byOwner)) {
 		n.do(func(c *core) {
 			for _, a := range slices.Clone(c.byOwner[owner]) {
 				c.release(owner, a)

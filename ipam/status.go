@@ -186,6 +186,7 @@ type Status struct {
 	Voters             []Voter
 	Quorum             int         // how many voters decide
 	Banned             []peer.Name // by decision
+	Votes              []Vote      // what operators want and is not decided
 	Kept               []Kept
 	LeftRings          []ring.ID // rings to which the operator can go back
 	Counters           Counters
@@ -212,6 +213,10 @@ type Voter struct {
 	Present  bool
 }
 
+func (c *core) voterOf(h ring.Holder) Voter {
+	return Voter{h.Name, c.view.Nickname(h.Name), c.present(h)}
+}
+
 // Counters count what was refused because a bound was reached or because it was wrong.
 type Counters struct {
 	Asks   uint64 // asks for addresses by peers that asked too often
@@ -225,8 +230,9 @@ func (c *core) status() Status {
 		Entries: c.ring.Entries(), Used: uint64(len(c.allocations)), Max: addr.Of(c.cfg.Range).Size(),
 		Refused: c.ring.Refused(), Slot: c.ring.Slot(), LeftRings: c.ring.LeftRings(), Counters: c.counters}
 	for _, h := range c.ring.Voters() {
-		s.Voters = append(s.Voters, Voter{h.Name, c.view.Nickname(h.Name), c.present(h)})
+		s.Voters = append(s.Voters, c.voterOf(h))
 	}
+	s.Votes = c.votes()
 	s.Quorum = ring.Quorum(len(s.Voters))
 	s.Banned = namesOf(c.ring.Banned())
 	s.Kept = c.keptByPeer()
@@ -277,9 +283,6 @@ func (c *core) status() Status {
 		if text := c.waitsFor(r).Error(); !slices.Contains(s.Waiting, text) {
 			s.Waiting = append(s.Waiting, text)
 		}
-	}
-	for _, r := range c.bans {
-		s.Waiting = append(s.Waiting, c.notBanned(r).Error())
 	}
 	for _, r := range c.removals {
 		s.Waiting = append(s.Waiting, c.notRemoved(r).Error())

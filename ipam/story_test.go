@@ -473,3 +473,75 @@ func TestRealKeys(t *testing.T) {
 		t.Errorf("%d records refused", st.Refused)
 	}
 }
+
+// Containers that start at once get the last addresses of another host, which gives one at a time, without
+// long waits between them.
+func TestLastAddressesOfAHostAreGivenOneAfterTheOther(t *testing.T) {
+	const subnet = "10.32.0.0/26"
+	s := newSim(t, seed.New(t))
+	s.addAll(2, subnet)
+	for i, n := range s.nodes {
+		n.allocate(fmt.Sprint("first", i), subnet)
+	}
+	s.converged(20 * time.Second)
+	owner, host := s.nodes[0], s.nodes[1]
+	for i := range 24 {
+		owner.allocate(fmt.Sprint("owner", i), subnet)
+	}
+	addrs, err := addr.Hosts(pfx(subnet))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; !addr.Total(host.core.space.Free(addrs)).IsZero(); i++ {
+		host.allocate(fmt.Sprint("host", i), subnet)
+	}
+	start := s.now
+	var ids []uint64
+	for i := range 4 {
+		ids = append(ids, host.begin(func(c *core, id uint64) { c.allocate(id, fmt.Sprint("late", i), pfx(subnet)) }))
+	}
+	for _, id := range ids {
+		if r, ok := host.await(id, time.Minute); !ok || r.err != nil {
+			t.Fatalf("%v %s", r.err, host.reason(id))
+		}
+	}
+	if took := s.now.Sub(start); took > promiseTTL {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// A host that owns most of the addresses promises some again and again, and gives none. The others are
+// asked meanwhile.
+func TestPromisesThatAreNotKeptDoNotKeepOthersFromBeingAsked(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes := slices.Clone(s.addAll(4, addrRange))
+	for _, n := range nodes {
+		n.allocate("c", addrRange)
+	}
+	s.converged(20 * time.Second)
+	liar := nodes[3]
+	for _, n := range nodes[:2] { // the liar owns three quarters
+		n.do(func(c *core) {
+			for _, r := range c.space.Free(addr.Of(pfx(addrRange))) {
+				c.give(liar.self(), r, 0)
+			}
+		})
+	}
+	s.run(5 * time.Second)
+	liar.core, liar.pretends = nil, true
+	host := s.add(addrRange, Init{Mode: Observer})
+	id := host.begin(func(c *core, id uint64) { c.allocate(id, "c", pfx(addrRange)) })
+	for end := s.now.Add(20 * time.Second); s.now.Before(end); s.run(simStep) {
+		for _, p := range s.wire {
+			m, err := parseMessage(p.data)
+			if p.kind == 'u' && p.to == liar && err == nil && m.kind == msgSpaceAsk {
+				answer := message{kind: msgSpaceAnswer, id: m.id, status: statusYes, free: addr.N(1 << 16)}
+				s.post(liar, p.from, 'u', answer.encode())
+			}
+		}
+		if _, ok := host.await(id, 0); ok {
+			return
+		}
+	}
+	t.Errorf("%s", host.reason(id))
+}

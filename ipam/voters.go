@@ -1,7 +1,9 @@
 package ipam
 
 import (
+	"bytes"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -219,6 +221,7 @@ func (c *core) ask(a *ring.Action) {
 	opposite := map[ring.Kind]ring.Kind{ring.Ban: ring.Unban, ring.Unban: ring.Ban}[a.Kind]
 	delete(c.consents, consent{opposite, a.From}) // else one voter could bring it about again
 	c.asked[c.voiceKey(a)] = &wish{action: a, own: true, at: c.now}
+	delete(c.takenBack, c.voiceKey(a))
 	c.consents[consent{a.Kind, a.From}] = c.now
 	c.pushDecide()
 }
@@ -226,10 +229,19 @@ func (c *core) ask(a *ring.Action) {
 // hearOperator records that the operator of another voter wants an action.
 func (c *core) hearOperator(from peer.Name, a *ring.Action) {
 	i := slices.IndexFunc(c.ring.Voters(), func(h ring.Holder) bool { return h.Name == from && c.present(h) })
-	if i < 0 || c.ring.Check(a) != nil {
+	if i < 0 {
 		return
 	}
 	voter := c.ring.Voters()[i]
+	if a.Kind != ring.Adopt { // the opposite takes back what it asked for before
+		back := wishKey{kind: banKind(a.Kind == ring.Ban), from: a.From}
+		if v := c.voices[back]; v != nil {
+			delete(v.from, voter)
+		}
+	}
+	if c.ring.Check(a) != nil {
+		return
+	}
 	k := c.voiceKey(a)
 	v := c.voices[k]
 	if v == nil {
@@ -266,6 +278,7 @@ func (c *core) dropVoices() {
 			delete(c.voices, k)
 		}
 	}
+	maps.DeleteFunc(c.takenBack, func(_ wishKey, w *wish) bool { return c.now.Sub(w.at) > voiceTTL })
 	for k, w := range c.asked {
 		if c.now.Sub(w.at) > consentTTL || c.ring.CheckEffect(w.action) != nil {
 			delete(c.asked, k)
@@ -275,10 +288,12 @@ func (c *core) dropVoices() {
 
 // sendVoices tells the other voters what the operator of this host wants.
 func (c *core) sendVoices() {
-	for _, w := range c.asked {
-		if c.now.Sub(w.sent) >= resendEvery {
-			w.sent = c.now
-			c.sendVoters(message{kind: msgWish, id: c.ring.Slot(), body: w.action.Encode()})
+	for _, list := range []map[wishKey]*wish{c.takenBack, c.asked} {
+		for _, w := range list {
+			if c.now.Sub(w.sent) >= resendEvery {
+				w.sent = c.now
+				c.sendVoters(message{kind: msgWish, id: c.ring.Slot(), body: w.action.Encode()})
+			}
 		}
 	}
 }
@@ -316,6 +331,7 @@ func (c *core) heardEnough() (out []*ring.Action) {
 			consider(v.action)
 		}
 	}
+	slices.SortFunc(out, func(a, b *ring.Action) int { return bytes.Compare(a.Encode(), b.Encode()) })
 	return out
 }
 

@@ -95,7 +95,9 @@ var confVersions = []string{confVersion, "1.1.0"}
 // conflist returns the network configuration.
 func (p *Plugin) conflist() ([]byte, error) {
 	plugins := []map[string]any{{
-		"type": pluginName, "hairpinMode": p.Hairpin, "capabilities": map[string]bool{"bandwidth": true},
+		"type": pluginName, "hairpinMode": p.Hairpin,
+		// With the annotations, pods can be allowed to spoof; see cni.AllowSpoofAnnotation.
+		"capabilities": map[string]bool{"bandwidth": true, "io.kubernetes.cri.pod-annotations": true},
 	}}
 	for _, c := range chained {
 		plugin := map[string]any{"type": chainedPrefix + c.name, "capabilities": map[string]bool{c.capability: true}}

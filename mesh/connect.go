@@ -110,7 +110,7 @@ func (m *Mesh) handshakeFailed(err error, addr string) {
 		code = min(r.Code, session.CodeOther)
 		who := addr
 		if r.Peer != nil {
-			who = fmt.Sprintf("%s(%s) at %s", r.Peer.Name, r.Peer.Nickname, addr)
+			who = r.Peer.Name.With(r.Peer.Nickname) + " at " + addr
 		}
 		switch code {
 		case session.CodeSelf, session.CodeDuplicate, session.CodeLimit:

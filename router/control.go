@@ -71,7 +71,7 @@ type controlLane struct {
 	used  int
 	// tooBig are probes that the interface refused as too big.
 	tooBig []sentProbe
-	// held sends frames that waited for keys.
+	// held sends frames that waited for keys, and announcements to the containers of this host.
 	held *lane
 }
 
@@ -108,6 +108,7 @@ func (r *Router) controlLoop(ctx context.Context) error {
 			r.handle(e)
 		case w := <-r.wants:
 			r.control.Want(w.peer, w.sends)
+		case <-r.groups.wake:
 		case <-timer.C:
 			// Before a path is called dead: answers may have waited for this goroutine.
 			for range len(r.events) {
@@ -123,7 +124,9 @@ func (r *Router) controlLoop(ctx context.Context) error {
 			r.macs.Expire(r.since())
 		}
 		r.flushProbes()
-		timer.Reset(r.untilNext())
+		r.announceMoves(r.ctl.held)
+		groups := r.tickGroups(r.ctl.held)
+		timer.Reset(max(min(r.untilNext(), time.Until(groups)), time.Millisecond))
 	}
 }
 
@@ -136,6 +139,9 @@ func (r *Router) untilNext() time.Duration {
 	r.drops[DropNoKey].Add(uint64(dropped))
 	if heldUntil != 0 {
 		next = heldUntil - r.since()
+	}
+	if at, ok := r.neighbours.moves.Next(); ok {
+		next = min(next, at.Sub(now))
 	}
 	for _, l := range r.links {
 		if !l.deadline.IsZero() {
@@ -283,6 +289,7 @@ func (r *Router) setRoutes(routes *topology.Routes) {
 // rebuild builds the lanes' tables after a change of links or routes.
 func (r *Router) rebuild() {
 	r.fib.Store(newFIB(r.self, r.routes, r.links, r.from, r.cfg.SealRelayed))
+	r.viewGroups()
 	byName := maps.Clone(r.links)
 	r.byName.Store(&byName)
 }

@@ -16,6 +16,13 @@ func (ln *lane) toHost(f frame) {
 		ln.flushTAP()
 	}
 	b := f.bytes()
+	if len(b) > 0 && b[0]&1 != 0 {
+		ln.r.hear(b, false)
+	}
+	if ln.r.isFalse(b) {
+		ln.r.drops.add(DropFalseAddr)
+		return
+	}
 	if f.partial && !ln.can.Checksum {
 		complete(b)
 		f.partial = false
@@ -52,6 +59,12 @@ func (ln *lane) host(h offload.Header, parts [][]byte, count int) {
 	default:
 		ln.r.drops[DropTAP].Add(uint64(count))
 	}
+}
+
+// hostAnswer writes a frame that this router made.
+func (ln *lane) hostAnswer(b []byte) {
+	ln.parts[0] = b
+	ln.host(offload.Header{}, ln.parts[:], 1)
 }
 
 // hostApart writes the frames of a GSO packet one by one after the kernel refused

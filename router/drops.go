@@ -27,12 +27,13 @@ const (
 	DropNoKey                     // for a peer over relays, while there were no keys with it
 	DropUnsealed                  // of a peer over relays, which could read and change it
 	DropSpoofed                   // of another peer, with the source address of a container of this host
+	DropFalseAddr                 // says that a bound IP address is at another MAC address
 	numReasons
 )
 
 var reasonNames = [numReasons]string{
 	"malformed", "unknown_key", "forged", "replay", "unknown_peer", "no_route", "link_down", "hops", "looped",
-	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy", "misrouted", "no_key", "unsealed", "spoofed",
+	"reserved", "bad_source", "too_big", "reassembly", "send", "tap", "busy", "misrouted", "no_key", "unsealed", "spoofed", "false_address",
 }
 
 // String is the reason's label in metrics and status.

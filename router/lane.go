@@ -69,7 +69,8 @@ type lane struct {
 	small   [smallFrame]byte // one of its segments
 	whole   []byte           // of segment
 	answer  [icmp.MaxLen]byte
-	seq     uint32 // of fragmented frames
+	parts   [1][]byte // of an answer
+	seq     uint32    // of fragmented frames
 }
 
 func (r *Router) newLane(id int, q tap.Queue) *lane {
@@ -301,10 +302,10 @@ func (ln *lane) oversize(l *sleeve, h *wire.Head, f frame, maxBody int) {
 
 // refuseTooBig sends an ICMP message to the sender of a frame that is too big. It is
 // false if the frame must be fragmented instead. Broadcast frames always are,
-// because there is no one path whose MTU the sender could learn.
+// because there is no one path whose MTU the sender could learn; likewise those to groups.
 func (ln *lane) refuseTooBig(l *sleeve, h *wire.Head, b []byte, maxBody int) bool {
 	_, offset, ok := ethernet.Payload(b)
-	if !ok || h.ToAll() {
+	if !ok || h.ToAll() || b[0]&1 != 0 {
 		return false
 	}
 	a := icmp.TooBig(ln.answer[:0], b, maxBody-h.Len()-offset)
@@ -363,7 +364,7 @@ func (ln *lane) sendTooBig(h *wire.Head, answer []byte) {
 		src, dst = h.Src, h.Dst
 	}
 	if src == fib.self {
-		ln.host(offload.Header{}, [][]byte{answer}, 1)
+		ln.hostAnswer(answer)
 		return
 	}
 	p, ok := fib.paths[src]

@@ -24,8 +24,10 @@ import (
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
+	"github.com/weft-net/weft/router/multicast"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/origin"
+	"github.com/weft-net/weft/router/resolve"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -100,6 +102,13 @@ type Config struct {
 	// sealed for the peer at the end, and refused if they are not. All peers of a mesh
 	// must agree on it.
 	SealRelayed bool
+	// PlaceOf returns where an IP address is, by the signed word of its host. Requests for the MAC
+	// address of one with a place do not leave this host. If it is nil no address has one. It must
+	// be safe for concurrent use and not wait for a call into the router.
+	PlaceOf func(netip.Addr) resolve.Place
+	// Wanted is called with the multicast groups that the containers of this host want, when that changes.
+	// If it is nil this router does not ask them. It must not wait for a call into the router.
+	Wanted func(multicast.Wants)
 	// Fast are the settings of the fast path. If it is nil, or if the kernel refuses
 	// eBPF, the TAP is a port of the bridge.
 	Fast *fastpath.Settings
@@ -142,9 +151,12 @@ type Router struct {
 	events  chan event    // likewise, from lanes
 	wants   chan want     // likewise: peers with which keys are used
 	held    heldQueue
-	fast    *fastpath.Controller
-	keeper  *keeper.Keeper // nil without a TAP of its own
-	tap     owned.ID
+	// neighbours has its own groups of fields.
+	neighbours neighbours
+	groups     multicastGroups // likewise
+	fast       *fastpath.Controller
+	keeper     *keeper.Keeper // nil without a TAP of its own
+	tap        owned.ID
 
 	// Control goroutine only.
 	links  map[peer.Name]*sleeve
@@ -218,6 +230,7 @@ func New(cfg Config, control Control) (*Router, error) {
 	}
 	r.routes = &topology.Routes{Self: r.self, ByID: map[uint32]peer.Name{r.self.ID(): r.self}}
 	r.keys.Store(&map[uint32]*rxKey{})
+	r.groups.init()
 	r.rebuild()
 	return r, nil
 }

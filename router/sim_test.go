@@ -23,7 +23,9 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
+	"github.com/weft-net/weft/router/multicast"
 	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/resolve"
 	"github.com/weft-net/weft/router/tap"
 	"github.com/weft-net/weft/router/wire"
 )
@@ -336,12 +338,15 @@ func newMesh(t *testing.T, mtu int, names []peer.Name, edges [][2]int, cans ...t
 // meshOptions may be zero, except mtu.
 type meshOptions struct {
 	mtu          int
-	underlayMTU  int            // 1500 if 0
-	cans         []tap.Offloads // of the nodes' TAPs
-	queues       int            // of each TAP, one if 0
-	renewPackets uint64         // after which keys are renewed
-	seal         bool           // Config.SealRelayed
-	log          *slog.Logger   // none if nil
+	underlayMTU  int                            // 1500 if 0
+	cans         []tap.Offloads                 // of the nodes' TAPs
+	queues       int                            // of each TAP, one if 0
+	renewPackets uint64                         // after which keys are renewed
+	seal         bool                           // Config.SealRelayed
+	log          *slog.Logger                   // none if nil
+	placeOf      func(netip.Addr) resolve.Place // nil for the first blind nodes
+	blind        int
+	wanted       func(i int, w multicast.Wants) // Config.Wanted of node i
 }
 
 func newMeshOf(t *testing.T, o meshOptions, names []peer.Name, edges [][2]int) *mesh {
@@ -395,7 +400,14 @@ func (m *mesh) start(i int) {
 	if mtu == 0 {
 		mtu = 1500
 	}
-	r, err := New(Config{MTU: m.o.mtu, Conn: m.f.listen(n.addr), Queues: queues, MaxUnderlayMTU: mtu, renewPackets: m.o.renewPackets, SealRelayed: m.o.seal, Log: m.o.log}, n)
+	c := Config{MTU: m.o.mtu, Conn: m.f.listen(n.addr), Queues: queues, MaxUnderlayMTU: mtu, renewPackets: m.o.renewPackets, SealRelayed: m.o.seal, Log: m.o.log}
+	if i >= m.o.blind {
+		c.PlaceOf = m.o.placeOf
+	}
+	if m.o.wanted != nil {
+		c.Wanted = func(w multicast.Wants) { m.o.wanted(i, w) }
+	}
+	r, err := New(c, n)
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -72,6 +72,10 @@ type Status struct {
 	// Drops by reason of frames and packets that belong to no link, without zeros.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 	MACs  mac.Stats         `json:"macs"`
+	// Neighbours counts requests for MAC addresses.
+	Neighbours NeighbourStatus `json:"neighbours"`
+	// Groups is about multicast.
+	Groups GroupStatus `json:"groups"`
 	// Queue is the number of events that wait for the control goroutine, and
 	// QueueCap its bound.
 	Queue    int `json:"queue"`
@@ -84,7 +88,7 @@ func (r *Router) Status() Status {
 		Addr: r.LocalAddr(), LinksLost: r.linksLost.Load(), TAPIn: r.tapIn.Load(), TAPOut: r.tapOut.Load(),
 		TAPGSOIn: r.tapGSOIn.Load(), TAPGSOOut: r.tapGSOOut.Load(),
 		TAPOffloads: r.tapOffloads(), UDPOffloads: r.udpOffloads(),
-		Drops: r.drops.counts(), MACs: r.macs.Stats(), Queue: len(r.events), QueueCap: cap(r.events),
+		Drops: r.drops.counts(), MACs: r.macs.Stats(), Neighbours: r.neighbourStatus(), Groups: r.groups.status(time.Now()), Queue: len(r.events), QueueCap: cap(r.events),
 	}
 	for _, l := range *r.byName.Load() {
 		s.Links = append(s.Links, r.describe(l))

@@ -2,6 +2,7 @@ package router
 
 import (
 	"hash/maphash"
+	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
@@ -48,14 +49,14 @@ func (r *Router) fromTAP(ln *lane, t *tap.Frame) {
 	dst := from.dst
 	if own {
 		known := false
-		if !mac.IsGroup() {
-			dst, known = r.macs.Lookup(mac, ln.now)
+		switch {
+		case !mac.IsGroup():
+			dst, known = r.find(mac, ln.now)
+		case h.Kind == offload.None && !ln.floods(fib, f.bytes()):
+			return
 		}
 		if !known {
-			f.own = false // the links share the memory
-			for _, l := range fib.trees[r.self] {
-				ln.forward(l, &fib.all, f, h)
-			}
+			ln.toGroup(fib, f, h, mac.IsGroup())
 			return
 		}
 	}
@@ -145,6 +146,15 @@ func (r *Router) learn(ln *lane, b []byte, at peer.Name, d *drops) (dst ethernet
 		return dst, true
 	}
 	return dst, false
+}
+
+// find returns the peer that has the destination address of a frame.
+func (r *Router) find(m ethernet.MAC, now time.Duration) (at peer.Name, ok bool) {
+	at, change, ok := r.macs.Find(m, now)
+	if change == mac.Added {
+		r.fast.Learned(m)
+	}
+	return at, ok
 }
 
 // Bind says that the peer at has a MAC address on its host, by its signed word; the zero Name

@@ -40,7 +40,7 @@ type Links interface {
 	// move into a container, with that MAC address and an MTU in bytes, 0 for
 	// the default. It announces the addresses to the switch, and writes them down in the
 	// kernel with their owner. A port of that name is replaced.
-	Make(port, inside string, mac net.HardwareAddr, mtu int, owner string, addrs []netip.Prefix) error
+	Make(port, inside string, mac net.HardwareAddr, mtu int, user netdev.PortUser) error
 	// Delete removes a port; one that is not there is no error.
 	Delete(port string) error
 	// AddAddresses adds addresses to the interface with that MAC address in the
@@ -60,6 +60,8 @@ type Links interface {
 type network struct {
 	Multicast bool `json:"multicast,omitempty"`
 	MTU       int  `json:"mtu,omitempty"` // 0 for the default
+	// AllowSpoof lets all containers of the network send with other addresses than theirs.
+	AllowSpoof bool `json:"allowSpoof,omitempty"`
 	// Gateway and Gateway6 are the gateways that the user named.
 	Gateway  netip.Addr `json:"gateway,omitzero"`
 	Gateway6 netip.Addr `json:"gateway6,omitzero"`
@@ -76,6 +78,8 @@ type endpoint struct {
 	More []netip.Prefix `json:"more,omitempty"`
 	// Hosts is the value of HostsOption.
 	Hosts string `json:"hosts,omitempty"`
+	// AllowSpoof lets the container send with other addresses than its own.
+	AllowSpoof bool `json:"allowSpoof,omitempty"`
 }
 
 // Config configures a Driver.
@@ -168,15 +172,27 @@ func userOptions(all map[string]any) map[string]string {
 	return given
 }
 
+// parseFlag parses the value of an option that is on or off. Without a value it is on.
+func parseFlag(key, value string) (on bool, err error) {
+	if value == "" {
+		return true, nil
+	}
+	if on, err = strconv.ParseBool(value); err != nil {
+		return false, fmt.Errorf("option %s=%.40q: want true or false", key, value)
+	}
+	return on, nil
+}
+
 func newNetwork(q createNetworkRequest, check func(netip.Prefix) error) (n network, err error) {
 	for key, value := range userOptions(q.Options) {
 		switch key {
 		case MulticastOption, weaveMulticast:
-			n.Multicast = value == ""
-			if !n.Multicast {
-				if n.Multicast, err = strconv.ParseBool(value); err != nil {
-					return n, fmt.Errorf("option %s=%.40q: want true or false", key, value)
-				}
+			if n.Multicast, err = parseFlag(key, value); err != nil {
+				return n, err
+			}
+		case AllowSpoofOption:
+			if n.AllowSpoof, err = parseFlag(key, value); err != nil {
+				return n, err
 			}
 		case mtuOption:
 			if n.MTU, err = strconv.Atoi(value); err != nil || n.MTU < 576 || n.MTU > 65000 {
@@ -184,7 +200,7 @@ func newNetwork(q createNetworkRequest, check func(netip.Prefix) error) (n netwo
 			}
 		default:
 			if strings.HasPrefix(key, "weft.") {
-				return n, fmt.Errorf("option %.60q: unknown; want %s", key, MulticastOption)
+				return n, fmt.Errorf("option %.60q: unknown; want %s or %s", key, MulticastOption, AllowSpoofOption)
 			}
 		}
 	}
@@ -272,6 +288,11 @@ func (d *Driver) createEndpoint(ctx context.Context, q createEndpointRequest) (r
 		given = *q.Interface
 	}
 	e := endpoint{Network: q.NetworkID, MAC: given.MacAddress}
+	if value, ok := q.Options[AllowSpoofOption].(string); ok {
+		if e.AllowSpoof, err = parseFlag(AllowSpoofOption, value); err != nil {
+			return r, fmt.Errorf("endpoint %.12s: %w", q.EndpointID, err)
+		}
+	}
 	for _, s := range []string{given.Address, given.AddressIPv6} {
 		if s == "" {
 			continue
@@ -350,7 +371,8 @@ func (d *Driver) join(ctx context.Context, q joinRequest) (r joinReply, err erro
 	if err != nil {
 		return r, fmt.Errorf("endpoint %.12s: %w", q.EndpointID, err)
 	}
-	if err := d.links.Make(Port(q.EndpointID), inside(q.EndpointID), mac, n.MTU, foreignOwner(q.EndpointID), e.all()); err != nil {
+	user := netdev.PortUser{Owner: foreignOwner(q.EndpointID), Addrs: e.all(), AllowSpoof: n.AllowSpoof || e.AllowSpoof}
+	if err := d.links.Make(Port(q.EndpointID), inside(q.EndpointID), mac, n.MTU, user); err != nil {
 		return r, err
 	}
 	if len(e.More) > 0 || e.Hosts != "" {

@@ -20,6 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/store"
 )
 
@@ -90,17 +91,20 @@ func (h *host) Owners() map[string][]netip.Prefix {
 	return all
 }
 
-func (h *host) Make(port, inside string, mac net.HardwareAddr, mtu int, owner string, ps []netip.Prefix) error {
+func (h *host) Make(port, inside string, mac net.HardwareAddr, mtu int, user netdev.PortUser) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var addrs []netip.Addr
-	for _, p := range ps {
+	for _, p := range user.Addrs {
 		addrs = append(addrs, p.Addr())
 	}
-	if !strings.HasPrefix(owner, "docker:endpoint:") {
-		return fmt.Errorf("the owner of port %s is %q", port, owner)
+	if !strings.HasPrefix(user.Owner, "docker:endpoint:") {
+		return fmt.Errorf("the owner of port %s is %q", port, user.Owner)
 	}
 	h.ports[port] = fmt.Sprint(inside, " ", mac, " ", mtu, " ", addrs)
+	if user.AllowSpoof {
+		h.ports[port] += " may spoof"
+	}
 	return h.fail
 }
 
@@ -505,4 +509,44 @@ func FuzzPool(f *testing.F) {
 			t.Errorf("%q is %v, which is %v, %v", id, p, again, err)
 		}
 	})
+}
+
+// A container may spoof if its network or its endpoint says so.
+func TestAllowSpoof(t *testing.T) {
+	b := newBench(t)
+	for _, c := range []struct {
+		network, endpoint string // options
+		want              bool
+	}{
+		{"", "", false},
+		{`"weft.allow-spoof":"true"`, "", true},
+		{`"weft.allow-spoof":""`, "", true},
+		{`"weft.allow-spoof":"false"`, "", false},
+		{"", `"weft.allow-spoof":"true"`, true},
+		{"", `"weft.allow-spoof":"0"`, false},
+	} {
+		for _, call := range [][2]string{
+			{"CreateNetwork", `{"NetworkID":"NET","Options":{"com.docker.network.generic":{` + c.network + `}}}`},
+			{"CreateEndpoint", `{"NetworkID":"NET","EndpointID":"END","Interface":{"Address":"10.40.1.5/24"},"Options":{` + c.endpoint + `}}`},
+			{"Join", `{"NetworkID":"NET","EndpointID":"END","SandboxKey":"/run/x"}`},
+		} {
+			if got := b.call(t, "NetworkDriver."+call[0], request("%s", call[1])); strings.Contains(got, "Err") {
+				t.Fatalf("%s: %s", call[0], got)
+			}
+		}
+		if got := b.ports["vethwe01234567"]; strings.HasSuffix(got, "may spoof") != c.want {
+			t.Errorf("%+v: the port was made as %q", c, got)
+		}
+		for _, name := range []string{"DeleteEndpoint", "DeleteNetwork"} {
+			b.call(t, "NetworkDriver."+name, request(`{"NetworkID":"NET","EndpointID":"END"}`))
+		}
+	}
+	for name, body := range map[string]string{
+		"CreateNetwork":  `{"NetworkID":"NET","Options":{"com.docker.network.generic":{"weft.allow-spoof":"x"}}}`,
+		"CreateEndpoint": `{"NetworkID":"NET","EndpointID":"END","Options":{"weft.allow-spoof":"x"}}`,
+	} {
+		if got := b.call(t, "NetworkDriver."+name, request("%s", body)); !strings.Contains(got, "want true or false") {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
 }

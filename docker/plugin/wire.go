@@ -120,6 +120,10 @@ const AddressesOption = "weft.addresses"
 // the container, a blank and its hostname.
 const HostsOption = "weft.hosts"
 
+// AllowSpoofOption is the option of a network or an endpoint that lets its containers send
+// with other addresses than theirs, as nested bridges, routers and VRRP do.
+const AllowSpoofOption = "weft.allow-spoof"
+
 // OutsideOption is the option of the address driver that makes it accept a subnet outside
 // all address ranges. It gives any free address there that is requested; the user must ensure that
 // no two hosts use the same address.

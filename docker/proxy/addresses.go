@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/weft-net/weft/internal/api"
@@ -13,6 +14,25 @@ import (
 // word none, or addresses as weft attach takes them, separated by blanks or commas.
 // The empty string requests one address of the default subnet.
 const Variable = "WEFT_CIDR"
+
+// AllowSpoofVariable is the environment variable that lets a container send with other
+// addresses than its own; see plugin.AllowSpoofOption. Only the request to create the container
+// may set it, not its image.
+const AllowSpoofVariable = "WEFT_ALLOW_SPOOF"
+
+// mayAllowSpoof returns the value of AllowSpoofVariable in the environment of a request. Without a
+// value it is on.
+func mayAllowSpoof(env []string) (bool, error) {
+	value, given := lookupEnv(env, AllowSpoofVariable)
+	if !given || value == "" {
+		return given, nil
+	}
+	on, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, fmt.Errorf("%s=%.40q: want true or false", AllowSpoofVariable, value)
+	}
+	return on, nil
+}
 
 // weaveVariable is Weave's name of Variable, which is accepted too.
 const weaveVariable = "WEAVE_CIDR"

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/moby/moby/client"
+
+	"github.com/weft-net/weft/docker/plugin"
 )
 
 // create creates a container and connects it to the network that it requests.
@@ -31,8 +33,16 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	if want != nil || isOurNetwork(ctx, api, c.mode) {
+	ours := isOurNetwork(ctx, api, c.mode)
+	if want != nil || ours {
 		p.edit(c, req.URL.Query().Get("name"))
+	}
+	allowSpoof, err := mayAllowSpoof(c.env)
+	if err == nil && allowSpoof && ours {
+		err = c.setDriverOption(plugin.AllowSpoofOption, "true")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
 	}
 	if want == nil && !c.edited {
 		return p.forward(ctx, req, body)
@@ -42,6 +52,7 @@ func (p *Proxy) create(ctx context.Context, req *http.Request, body []byte) (*re
 		if j, err = p.ensureNetwork(ctx, api, want, c.mode == modeNone); err != nil {
 			return nil, fmt.Errorf("create container: %w", err)
 		}
+		j.allowSpoof = allowSpoof
 		if c.mode == modeNone {
 			// The engine refuses to connect a container of network mode none.
 			c.moveTo(j)
@@ -205,6 +216,30 @@ func (c *createRequest) moveTo(j networkJoin) {
 	networking := document{} // set cannot fail on such plain data
 	networking.set("EndpointsConfig", map[string]any{j.network: j.settings()})
 	c.doc.set("NetworkingConfig", networking)
+}
+
+// setDriverOption sets an option of the container's endpoint on the network that is its mode,
+// unless the user has set it.
+func (c *createRequest) setDriverOption(name, value string) error {
+	chain := []string{"NetworkingConfig", "EndpointsConfig", c.mode, "DriverOpts"}
+	parts := []document{c.doc}
+	for _, field := range chain {
+		part, err := parts[len(parts)-1].object(field)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, part)
+	}
+	last := parts[len(chain)]
+	if _, given := last[name]; given {
+		return nil
+	}
+	c.edited = true
+	err := last.set(name, value)
+	for i := len(chain) - 1; i >= 0 && err == nil; i-- {
+		err = parts[i].set(chain[i], parts[i+1])
+	}
+	return err
 }
 
 // document returns the edited request.

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/weft-net/weft/docker/plugin"
 )
 
 func TestRequestedAddresses(t *testing.T) {
@@ -245,5 +247,57 @@ func TestCheckListen(t *testing.T) {
 		if err := CheckListen(c.addr, c.tls); (err == nil) != c.ok {
 			t.Errorf("%s with %+v: %v", c.addr, c.tls, err)
 		}
+	}
+}
+
+func TestAllowSpoofVariable(t *testing.T) {
+	for _, c := range []struct {
+		env  []string
+		want bool
+		err  string
+	}{
+		{nil, false, ""},
+		{[]string{"WEFT_ALLOW_SPOOF="}, true, ""},
+		{[]string{"WEFT_ALLOW_SPOOF=true"}, true, ""},
+		{[]string{"WEFT_ALLOW_SPOOF=true", "WEFT_ALLOW_SPOOF=0"}, false, ""},
+		{[]string{"WEFT_ALLOW_SPOOF=perhaps"}, false, "want true or false"},
+	} {
+		got, err := mayAllowSpoof(c.env)
+		if got != c.want || (c.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%q: %v, %v; want %v, %q", c.env, got, err, c.want, c.err)
+		}
+	}
+	if s := (networkJoin{allowSpoof: true}).settings(); s.DriverOpts[plugin.AllowSpoofOption] != "true" {
+		t.Errorf("options %v", s.DriverOpts)
+	}
+	if s := (networkJoin{}).settings(); len(s.DriverOpts) > 0 {
+		t.Errorf("options %v", s.DriverOpts)
+	}
+}
+
+// The option is set next to what the user has set, which wins.
+func TestSetDriverOption(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"Image":"x","HostConfig":{"NetworkMode":"weft"}}`: `{"HostConfig":{"NetworkMode":"weft"},"Image":"x","NetworkingConfig":{"EndpointsConfig":{"weft":{"DriverOpts":{"o":"1"}}}}}`,
+		`{"HostConfig":{"NetworkMode":"weft"},"NetworkingConfig":{"EndpointsConfig":{"weft":{"Aliases":["a"],"DriverOpts":{"p":"2"}},"z":null}}}`: `{"HostConfig":{"NetworkMode":"weft"},"NetworkingConfig":{"EndpointsConfig":{"weft":{"Aliases":["a"],"DriverOpts":{"o":"1","p":"2"}},"z":null}}}`,
+		`{"HostConfig":{"NetworkMode":"weft"},"NetworkingConfig":{"EndpointsConfig":{"weft":{"DriverOpts":{"o":"0"}}}}}`:                          `{"HostConfig":{"NetworkMode":"weft"},"NetworkingConfig":{"EndpointsConfig":{"weft":{"DriverOpts":{"o":"0"}}}}}`,
+		`{"HostConfig":{"NetworkMode":"weft"},"NetworkingConfig":null}`:                                                                           `{"HostConfig":{"NetworkMode":"weft"},"NetworkingConfig":{"EndpointsConfig":{"weft":{"DriverOpts":{"o":"1"}}}}}`,
+	} {
+		c, err := readCreateRequest(mustParse(t, body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.setDriverOption("o", "1")
+		got, err2 := c.document()
+		if err != nil || err2 != nil || string(got) != want {
+			t.Errorf("%s: %v, %v\n%s\nwant\n%s", body, err, err2, got, want)
+		}
+	}
+	c, err := readCreateRequest(mustParse(t, `{"HostConfig":{"NetworkMode":"weft"},"NetworkingConfig":[]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.setDriverOption("o", "1") == nil || c.edited {
+		t.Error("a document of another form was edited")
 	}
 }

@@ -22,9 +22,10 @@ const ManagedLabel = "weft.made"
 
 // networkJoin is a Docker network to connect a container to, with its addresses.
 type networkJoin struct {
-	network string
-	addr    netip.Addr // the zero Addr: any
-	more    []string   // further addresses, as weft attach takes them
+	network    string
+	addr       netip.Addr // the zero Addr: any
+	more       []string   // further addresses, as weft attach takes them
+	allowSpoof bool       // see plugin.AllowSpoofOption
 	// container and hostname are set if its /etc/hosts is to name its address.
 	container, hostname string
 }
@@ -37,6 +38,9 @@ func (j networkJoin) settings() *network.EndpointSettings {
 	s.DriverOpts = make(map[string]string)
 	if len(j.more) > 0 {
 		s.DriverOpts[plugin.AddressesOption] = strings.Join(j.more, " ")
+	}
+	if j.allowSpoof {
+		s.DriverOpts[plugin.AllowSpoofOption] = "true"
 	}
 	if j.container != "" {
 		s.DriverOpts[plugin.HostsOption] = j.container + " " + j.hostname

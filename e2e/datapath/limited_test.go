@@ -68,7 +68,8 @@ func (l *limited) bucket() *netlink.Tbf {
 	}}
 }
 
-// programs returns how many programs see the container's frames before a queue does.
+// programs returns how many programs other than the spoof guard see the container's frames before
+// a queue does.
 func (l *limited) programs() (n int) {
 	l.t.Helper()
 	l.onVeth(func(veth netlink.Link) error {
@@ -81,7 +82,7 @@ func (l *limited) programs() (n int) {
 		n = len(filters)
 		return err
 	})
-	return n
+	return n - 1
 }
 
 // Site, "Express and netfilter": a bandwidth limit on a container's interface is effective

@@ -213,6 +213,16 @@ func AddContainer(t *testing.T, l *testbed.Lab, host int, name string, addrs ...
 	return got
 }
 
+// AllowSpoof lets a container send with other addresses than its own, or ends that.
+func AllowSpoof(t *testing.T, l *testbed.Lab, place testbed.Place, allow bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), StepTimeout)
+	defer cancel()
+	if _, err := api.NewClient(l.Socket(place.Host)).Attach(ctx, api.AttachRequest{Netns: l.Netns(place), AllowSpoof: allow}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Reach wants an answer to a ping from a place within Timeout.
 func Reach(t *testing.T, l *testbed.Lab, from testbed.Place, to netip.Addr) {
 	t.Helper()

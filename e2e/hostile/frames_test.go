@@ -2,7 +2,6 @@ package hostile
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -10,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/e2e/harness"
@@ -20,61 +18,6 @@ import (
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/mesh/peer"
 )
-
-// wire sends and receives whole frames at an interface.
-type wire struct{ fd int }
-
-// openWire opens an interface of a place.
-func openWire(t *testing.T, lab *testbed.Lab, place testbed.Place, iface string) *wire {
-	t.Helper()
-	w := &wire{}
-	harness.Within(t, lab, place, func() error {
-		link, err := netlink.LinkByName(iface)
-		if err != nil {
-			return err
-		}
-		all := int(uint16(unix.ETH_P_ALL)<<8 | uint16(unix.ETH_P_ALL)>>8)
-		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all); err != nil {
-			return err
-		}
-		return errors.Join(
-			unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: uint16(all), Ifindex: link.Attrs().Index}),
-			unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}),
-			unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
-		)
-	})
-	t.Cleanup(func() { unix.Close(w.fd) })
-	return w
-}
-
-// send sends a frame. A full queue drops it.
-func (w *wire) send(frame []byte) error {
-	if _, err := unix.Write(w.fd, frame); err != nil && !errors.Is(err, unix.ENOBUFS) {
-		return err
-	}
-	return nil
-}
-
-// capture collects the frames that match until the returned function is called.
-func (w *wire) capture(match func(frame []byte) bool) (stop func() [][]byte) {
-	var done atomic.Bool
-	var frames [][]byte
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		b := make([]byte, 1<<16)
-		for !done.Load() {
-			n, err := unix.Read(w.fd, b)
-			if err == nil && match(b[:n]) {
-				frames = append(frames, slices.Clone(b[:n]))
-			}
-		}
-	})
-	return func() [][]byte {
-		done.Store(true)
-		wg.Wait()
-		return frames
-	}
-}
 
 // sleeveTo matches packets to the port of sleeve at an address.
 func sleeveTo(to netip.Addr) func([]byte) bool {
@@ -108,8 +51,8 @@ func TestPacketsOfTheUnderlayAreNotReplayed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ping.Close()
-	far := openWire(t, s.Lab, harness.At(2, ""), testbed.HostInterface)
-	stop := far.capture(sleeveTo(testbed.Addr4(1)))
+	far := harness.OpenWire(t, s.Lab, harness.At(2, ""), testbed.HostInterface)
+	stop := far.Capture(sleeveTo(testbed.Addr4(1)))
 	for range 100 {
 		if err := harness.Answered(t, ping, 100); err != nil {
 			t.Fatal(err)
@@ -119,8 +62,8 @@ func TestPacketsOfTheUnderlayAreNotReplayed(t *testing.T) {
 	if len(seen) < 50 { // requests; the kernel may have joined some
 		t.Fatalf("only %d packets were captured", len(seen))
 	}
-	inside := openWire(t, s.Lab, harness.At(1, "c"), netdev.IfaceName)
-	echo := inside.capture(func(f []byte) bool { // requests that reach the container
+	inside := harness.OpenWire(t, s.Lab, harness.At(1, "c"), netdev.IfaceName)
+	echo := inside.Capture(func(f []byte) bool { // requests that reach the container
 		return len(f) > 34 && f[12] == 8 && f[13] == 0 && f[14+9] == unix.IPPROTO_ICMP && f[34] == 8
 	})
 	before := drops()
@@ -132,7 +75,7 @@ func TestPacketsOfTheUnderlayAreNotReplayed(t *testing.T) {
 		} {
 			f := change(slices.Clone(f))
 			f[14+20+6], f[14+20+7] = 0, 0 // without a checksum, which the card was to compute
-			if err := far.send(f); err != nil {
+			if err := far.Send(f); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -154,7 +97,8 @@ func TestManyMACsDoNotPushOutOthers(t *testing.T) {
 	t.Parallel()
 	s := newSiege(t, "--no-fastdp")
 	s.launch(t)
-	w := openWire(t, s.Lab, harness.At(3, "c"), netdev.IfaceName)
+	harness.AllowSpoof(t, s.Lab, harness.At(3, "c"), true)
+	w := harness.OpenWire(t, s.Lab, harness.At(3, "c"), netdev.IfaceName)
 	frame := make([]byte, 60)
 	copy(frame, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0x66})
 	frame[12], frame[13] = 0x88, 0xb5 // for experiments
@@ -167,7 +111,7 @@ func TestManyMACsDoNotPushOutOthers(t *testing.T) {
 	lost, sent := 0, 0
 	for i := 0; i < 100_000; i++ {
 		binary.BigEndian.PutUint32(frame[8:], uint32(i))
-		if err := w.send(frame); err != nil {
+		if err := w.Send(frame); err != nil {
 			t.Fatal(err)
 		}
 		if i%1000 == 0 {

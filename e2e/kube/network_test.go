@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weft-net/weft/internal/lab/cluster"
 )
 
 // The pod network works with both modes of kube-proxy, over the fast datapath and over sleeve.
@@ -33,6 +35,7 @@ func TestPodNetwork(t *testing.T) {
 			k.testServices(pods)
 			k.testFastDatapath(fast)
 			k.testConditions()
+			k.testSpoofGuard()
 			k.testPolicies(pods)
 			k.testRollingUpdate(pods, fast)
 		})
@@ -114,6 +117,36 @@ func (k *kube) testConditions() {
 	if got := k.kubectl("get", "nodes", "-o", "jsonpath={.items[*].spec.taints}"); got != "" {
 		k.t.Errorf("taints are %s", got)
 	}
+}
+
+const annotated = `apiVersion: v1
+kind: Pod
+metadata: {name: vrrp, annotations: {weft.internal/allow-spoof: "true"}}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 0
+  containers:
+    - {name: pod, image: %q, imagePullPolicy: Never}
+`
+
+// The capabilities in the manifest suffice to guard pods, except those that may spoof.
+func (k *kube) testSpoofGuard() {
+	k.t.Helper()
+	k.applyText(fmt.Sprintf(annotated, cluster.PodImage))
+	k.kubectl("wait", "--for=condition=Ready", "pod/vrrp", "--timeout=90s")
+	k.waitUntil("the pods of n1 are guarded, but for one", func() error {
+		out, err := k.weft("n1", "report", "-f", `off={{.SpoofGuard.Off}}{{range .Attachments}} {{.Name}}={{.AllowSpoof}}{{end}}{{range .Kernel.Faults}} {{.Text}}{{end}} `)
+		for _, want := range []string{"off= ", " default/one=false ", " default/vrrp=true "} {
+			if err == nil && !strings.Contains(out+" ", want) {
+				err = fmt.Errorf("%q lacks %q", out, want)
+			}
+		}
+		if err == nil && strings.Contains(out, "spoof guard") {
+			err = fmt.Errorf("a guard has a fault: %s", out)
+		}
+		return err
+	})
+	k.kubectl("delete", "pod", "vrrp")
 }
 
 const isolate = `apiVersion: networking.k8s.io/v1

@@ -21,15 +21,29 @@ func TestBan(t *testing.T) {
 	harness.AddContainer(t, lab, 3, "a") // so that h3 owns some addresses
 	evil := harness.Report(t, lab, 3).Router.Name
 
-	// One operator alone does not, and hears who is missing.
-	if code, out := harness.Try(t, lab, 1, "ban", "h3"); code != cmd.ExitFailed || !strings.Contains(out, "2 are needed; run it on 1 more of") {
+	// One operator alone does not, and hears who is missing. The others see it.
+	if code, out := harness.Try(t, lab, 1, "ban", "h3", "--timeout", "1s"); code != cmd.ExitFailed ||
+		!strings.Contains(out, "1 of 2 votes") || !strings.Contains(out, "(h1)); 1 missing, of ") || !strings.Contains(out, "'weft unban "+evil+"' takes it back") {
 		t.Fatalf("ban by one operator: exit code %d, %q", code, out)
+	}
+	votes := func() string { return harness.Weft(t, lab, 2, "status", "ipam") }
+	harness.Eventually(t, "h2 shows the vote of h1", func() bool {
+		return strings.Contains(votes(), "vote: ban of "+evil+"(h3): 1 of 2 votes (")
+	})
+	if out := harness.Weft(t, lab, 1, "unban", "h3"); !strings.Contains(out, "The vote of this host for the ban of "+evil+"(h3) is taken back.") {
+		t.Errorf("the vote is taken back: %q", out)
+	}
+	harness.Eventually(t, "h2 shows no vote", func() bool { return !strings.Contains(votes(), "vote: ") })
+	if out := harness.Weft(t, lab, 2, "ban", "h3", "--timeout", "0"); !strings.Contains(out, "1 of 2 votes") {
+		t.Errorf("ban by h2: %q", out)
 	}
 	if !connected(t, lab, 2, evil) {
 		t.Fatal("one operator banned h3")
 	}
 	begun := time.Now()
-	harness.Weft(t, lab, 2, "ban", "h3")
+	if out := harness.Weft(t, lab, 1, "ban", "h3"); !strings.HasSuffix(out, evil+"(h3) is banned.\n") {
+		t.Errorf("ban by the second operator: %q", out)
+	}
 	gone := func() bool {
 		for host := 1; host <= 2; host++ {
 			r := harness.Report(t, lab, host)
@@ -64,7 +78,7 @@ func TestBan(t *testing.T) {
 		done <- out
 	}()
 	harness.Weft(t, lab, 2, "unban", evil)
-	if out := <-done; out != "" {
+	if out := <-done; !strings.HasSuffix(out, " may be in the mesh again.\n") {
 		t.Errorf("unban: %q", out)
 	}
 	harness.Eventually(t, "h3 is back", func() bool { return connected(t, lab, 1, evil) })

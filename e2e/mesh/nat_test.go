@@ -82,7 +82,7 @@ func TestHostsBehindTranslationGetADirectLink(t *testing.T) {
 	direct := func(host int, address string) func() bool {
 		return func() bool {
 			for _, c := range harness.Report(t, lab, host).Router.Connections {
-				if c.Address == address && c.State == api.StateEstablished && strings.Contains(c.Info, "address translation") {
+				if c.Address == address && c.State == api.StateEstablished && strings.Contains(c.Info, "no session of its own") {
 					return true
 				}
 			}

@@ -88,7 +88,7 @@ func TestRotateShutsABannedHostOut(t *testing.T) {
 		done <- out
 	}()
 	harness.Weft(t, lab, 2, "ban", evil)
-	if out := <-done; out != "" {
+	if out := <-done; !strings.HasSuffix(out, "is banned.\n") {
 		t.Fatalf("ban: %q", out)
 	}
 	harness.Eventually(t, "h3 is banned", func() bool { return !connected(t, lab, 1, evil) })

@@ -18,7 +18,7 @@
 //	POST /connect, /forget  PeersRequest -> Empty
 //	POST /rmpeer            PeersRequest -> RemoveReply
 //	POST /adopt             AdoptRequest -> Empty
-//	POST /ban               BanRequest -> Empty, once the voters have decided
+//	POST /ban               BanRequest -> BanReply, at once
 //	GET  /rotation          Rotation
 //	POST /rotate            RotateRequest -> Rotation
 //	POST /password          Empty -> PasswordReply
@@ -71,6 +71,9 @@ type AttachRequest struct {
 	Hostname string `json:"hostname,omitempty"`
 	// NoMulticastRoute leaves multicast to the container's other interfaces.
 	NoMulticastRoute bool `json:"noMulticastRoute,omitempty"`
+	// AllowSpoof lets the container send with other addresses than its own. The last
+	// request for a container decides.
+	AllowSpoof bool `json:"allowSpoof,omitempty"`
 	// WithoutDNS gives the container no name in DNS.
 	WithoutDNS bool `json:"withoutDNS,omitempty"`
 	// RewriteHosts maps the container's own name to its addresses on the switch, in its
@@ -131,6 +134,13 @@ type PeersRequest struct {
 type BanRequest struct {
 	Peers []string `json:"peers"`
 	Unban bool     `json:"unban,omitempty"`
+	// Look asks how far the decision is, without a vote.
+	Look bool `json:"look,omitempty"`
+}
+
+// BanReply has the vote on each peer, in the order of the request.
+type BanReply struct {
+	Votes []Vote `json:"votes"`
 }
 
 // RotateRequest starts a change of the password of the mesh, or goes on with one.
@@ -248,6 +258,15 @@ type Attachment struct {
 	Port      string         `json:"port,omitempty"` // of the bridge, unset for Exposed
 	MAC       string         `json:"mac,omitempty"`
 	Addresses []netip.Prefix `json:"addresses"`
+	// AllowSpoof: the container may send with other addresses than its own.
+	AllowSpoof bool `json:"allowSpoof,omitempty"`
+	// Spoofed counts the frames that were dropped because their addresses were not its own.
+	Spoofed uint64 `json:"spoofed,omitempty"`
+}
+
+// GuardRequest names the port of a container, the host's end of its veth.
+type GuardRequest struct {
+	Port string `json:"port"`
 }
 
 // Exposed is the owner of the addresses of the bridge itself.

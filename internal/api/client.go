@@ -163,6 +163,12 @@ func (c *Client) Detach(ctx context.Context, r AttachRequest) ([]netip.Prefix, e
 	return a.Addresses, err
 }
 
+// Guard makes the port of a container drop frames with addresses that are not the container's.
+func (c *Client) Guard(ctx context.Context, r GuardRequest) error {
+	_, err := send[Empty](ctx, c, "/guard", r)
+	return err
+}
+
 // Expose gives the bridge addresses and returns them.
 func (c *Client) Expose(ctx context.Context, r ExposeRequest) ([]netip.Prefix, error) {
 	a, err := send[AddressReply](ctx, c, "/expose", r)
@@ -212,10 +218,11 @@ func (c *Client) RemovePeers(ctx context.Context, r PeersRequest) ([]Removed, er
 	return a.Removed, err
 }
 
-// Ban bans peers, or ends their ban, once a quorum of operators has asked for it.
-func (c *Client) Ban(ctx context.Context, r BanRequest) error {
-	_, err := send[Empty](ctx, c, "/ban", r)
-	return err
+// Ban is the vote of this host's operator for the bans of peers, or for their ends. It
+// returns at once.
+func (c *Client) Ban(ctx context.Context, r BanRequest) ([]Vote, error) {
+	reply, err := send[BanReply](ctx, c, "/ban", r)
+	return reply.Votes, err
 }
 
 // Rotation returns the state of a change of the password.
@@ -316,6 +323,8 @@ func (c *Client) explain(method, path string, err error) error {
 		return fmt.Errorf("open %s: permission denied; only root may control weft: try with sudo", c.socket)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return fmt.Errorf("%s %s on %s: the router ended before it answered", method, path, c.socket)
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("interrupted before the router answered: %w", context.Canceled)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s %s on %s: no answer in time: %w", method, path, c.socket, context.DeadlineExceeded)
 	default:

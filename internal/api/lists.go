@@ -19,13 +19,14 @@ const (
 	ListRing                       // Entries of IPAM and IPAM6
 	ListNames                      // DNS.Entries
 	ListBindings                   // Bindings.Entries
+	ListGroups                     // Multicast.Groups
 
 	NoLists  Lists = 0
-	AllLists       = ListPeers | ListRelayed | ListRoutes | ListMACs | ListRing | ListNames | ListBindings
+	AllLists       = ListPeers | ListRelayed | ListRoutes | ListMACs | ListRing | ListNames | ListBindings | ListGroups
 )
 
 // listNames are the lists in a request, in order of their bits.
-var listNames = []string{"peers", "relayed", "routes", "macs", "ring", "names", "bindings"}
+var listNames = []string{"peers", "relayed", "routes", "macs", "ring", "names", "bindings", "groups"}
 
 // Has reports whether a list is in the set.
 func (l Lists) Has(list Lists) bool { return l&list != 0 }

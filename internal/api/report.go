@@ -23,7 +23,9 @@ type Report struct {
 	DNS         *DNS    `json:",omitempty"` // nil: off
 	Docker      *Docker `json:",omitempty"` // nil: off
 	Bindings    Bindings
+	Multicast   Multicast
 	Kernel      Kernel
+	SpoofGuard  SpoofGuard
 	Attachments []Attachment
 	// Warnings are lines for the user on faults and restrictions.
 	Warnings []string
@@ -49,6 +51,22 @@ type KernelFault struct {
 	Since      time.Time
 	// Vital: no container can be connected while the object is not right.
 	Vital bool
+}
+
+// SpoofGuard is the state of what drops frames of containers with addresses that are not theirs.
+type SpoofGuard struct {
+	Off string // why there is none, "" if there is
+	// Containers are those of which frames were dropped since the router started.
+	Containers []Spoofing `json:",omitempty"`
+}
+
+// Spoofing is a container of which frames were dropped.
+type Spoofing struct {
+	// ID is the owner in the allocator, Name for people, and Port the host's end of the veth.
+	ID, Name, Port string
+	Frames         map[string]uint64 // by reason
+	Last           string            // why the last one was dropped, for people
+	Time           time.Time         // when that was seen
 }
 
 // Docker is the state of the Docker engine of this host.
@@ -89,6 +107,7 @@ type Router struct {
 	BroadcastRoutes []BroadcastRoute
 	MACs            []MAC
 	MACTable        MACTable
+	Neighbours      Neighbours
 	Queues          []Queue
 	// Offloads describes what the kernel does for the router, by device: tap, udp.
 	Offloads map[string]string
@@ -212,6 +231,18 @@ type MACTable struct {
 	Elsewhere uint64
 }
 
+// Neighbours counts requests of containers of this host for the MAC address of an IP address: ARP and
+// neighbour discovery.
+type Neighbours struct {
+	// Answered are those that this host answered, as it knows from bindings where the address is,
+	// Local those for a container of this host, which answers itself, and Flooded those that went to
+	// all hosts.
+	Answered, Local, Flooded uint64
+	// Announced counts the addresses that got another MAC address, which this host announced to its
+	// containers, and Dropped those that it did not announce because too many did at once.
+	Announced, Dropped uint64
+}
+
 // MAC is an FDB entry of the switch: the peer behind which a MAC address is.
 type MAC struct {
 	MAC      string
@@ -251,6 +282,8 @@ type IPAM struct {
 	Voters    []Voter
 	Quorum    int
 	Banned    []string // names of banned peers
+	// Votes are what operators want and the voters have not decided.
+	Votes     []Vote   `json:",omitempty"`
 	LeftRings []string // rings that this router left and can go back to
 	// Kept is what this router inherited from removed peers and leaves unused for a time.
 	Kept []KeptIPs `json:",omitempty"`
@@ -301,6 +334,26 @@ type Owner struct {
 	NumIPs    float64
 	Active    int  // only known for this host
 	Reachable bool // false: the peer cannot be asked for free addresses
+}
+
+// Multicast says which hosts want which multicast groups.
+type Multicast struct {
+	// Known counts the groups that hosts want, each once for each host, and Own those that containers of this
+	// host want. All is set if this host gets the frames of all groups.
+	Known, Own int
+	All        bool
+	// Frames of containers of this host to no single host: Pruned went only to hosts that want their group,
+	// Unwanted to none as no other host wants it, and Flooded to all.
+	Pruned, Unwanted, Flooded uint64
+	Ignored                   uint64 // reports of containers for too many groups
+	Groups                    []MulticastGroup
+}
+
+// MulticastGroup is a group that containers of a host want. Group is invalid for a host that wants all.
+type MulticastGroup struct {
+	Group    netip.Addr
+	Peer     string
+	NickName string
 }
 
 // Bindings says at which MAC address, on which host, the IP addresses are that weft gave on all

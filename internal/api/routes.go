@@ -83,6 +83,18 @@ func LeaseRoutes(b Leases) Routes {
 	}
 }
 
+// Guards keeps containers from sending with the addresses of others.
+type Guards interface {
+	// Guard makes the port of a container, which another program has made and not set up
+	// yet, drop such frames from now on, as the alias of the port says.
+	Guard(ctx context.Context, r GuardRequest) error
+}
+
+// GuardRoutes serves /guard.
+func GuardRoutes(b Guards) Routes {
+	return func(mux *http.ServeMux) { mux.Handle("POST /guard", command(b.Guard)) }
+}
+
 // Names registers host names and looks them up.
 type Names interface {
 	AddName(ctx context.Context, r NameRequest) error
@@ -110,8 +122,8 @@ type Peers interface {
 	// Adopt makes all peers of this router's ring of addresses leave it for
 	// another ring that the router has met.
 	Adopt(ctx context.Context, r AdoptRequest) error
-	// Ban bans peers, or ends their ban, and waits until the voters have decided it.
-	Ban(ctx context.Context, r BanRequest) error
+	// Ban is the vote of this host's operator for the bans of peers, or for their ends.
+	Ban(ctx context.Context, r BanRequest) ([]Vote, error)
 	// Prime returns when addresses can be given out.
 	Prime(ctx context.Context) error
 }
@@ -126,7 +138,10 @@ func PeerRoutes(b Peers) Routes {
 			return RemoveReply{Removed: removed}, err
 		}))
 		mux.Handle("POST /adopt", command(b.Adopt))
-		mux.Handle("POST /ban", command(b.Ban))
+		mux.Handle("POST /ban", post(func(ctx context.Context, r BanRequest) (BanReply, error) {
+			votes, err := b.Ban(ctx, r)
+			return BanReply{Votes: votes}, err
+		}))
 		mux.Handle("POST /prime", bare(b.Prime))
 	}
 }

@@ -102,11 +102,11 @@ func (e echo) LookupName(_ context.Context, r LookupRequest) ([]string, error) {
 	return []string{r.Name}, e.err
 }
 
-func (e echo) Ban(_ context.Context, r BanRequest) error {
+func (e echo) Ban(_ context.Context, r BanRequest) ([]Vote, error) {
 	if len(r.Peers) != 1 || !r.Unban {
-		return errors.New("another request")
+		return nil, errors.New("another request")
 	}
-	return nil
+	return []Vote{{Kind: VoteUnban, Peer: r.Peers[0], Needed: 3}}, nil
 }
 
 func (e echo) Adopt(_ context.Context, r AdoptRequest) error {
@@ -163,13 +163,13 @@ func TestRoundTrips(t *testing.T) {
 	if r, err := c.Report(ctx); err != nil || r.Version != "1.2.3" || !slices.Equal(r.Router.Targets, []string{"h2"}) {
 		t.Errorf("report: %+v, %v", r, err)
 	}
-	for lists, want := range map[Lists]string{NoLists: "lists ", ListNames | ListPeers: "lists peers,names", AllLists: "lists peers,relayed,routes,macs,ring,names,bindings"} {
+	for lists, want := range map[Lists]string{NoLists: "lists ", ListNames | ListPeers: "lists peers,names", AllLists: "lists peers,relayed,routes,macs,ring,names,bindings,groups"} {
 		if r, err := c.Summary(ctx, lists); err != nil || r.Router.NickName != want {
 			t.Errorf("summary with %d: %+v, %v", lists, r, err)
 		}
 	}
 	var whole strings.Builder
-	if err := c.ReportJSON(ctx, &whole); err != nil || !strings.Contains(whole.String(), `"NickName": "lists peers,relayed,routes,macs,ring,names,bindings"`) {
+	if err := c.ReportJSON(ctx, &whole); err != nil || !strings.Contains(whole.String(), `"NickName": "lists peers,relayed,routes,macs,ring,names,bindings,groups"`) {
 		t.Errorf("report as JSON: %s, %v", &whole, err)
 	}
 	if _, err := fetch[Report](ctx, c, "/report?lists=peers,all"); ClassOf(err) != Usage {
@@ -213,6 +213,9 @@ func TestRoundTrips(t *testing.T) {
 	if got, err := c.RemovePeers(ctx, PeersRequest{Peers: []string{"h3"}}); err != nil || len(got) != 1 || got[0].Peer != "h3" {
 		t.Errorf("rmpeer: %v, %v", got, err)
 	}
+	if got, err := c.Ban(ctx, BanRequest{Peers: []string{"h2"}, Unban: true}); err != nil || len(got) != 1 || got[0].Needed != 3 {
+		t.Errorf("ban: %v, %v", got, err)
+	}
 	if got, err := c.LookupName(ctx, "web"); err != nil || !slices.Equal(got, []string{"web"}) {
 		t.Errorf("dns-lookup: %v, %v", got, err)
 	}
@@ -220,7 +223,6 @@ func TestRoundTrips(t *testing.T) {
 		"dns-add": func() error { return c.AddName(ctx, someName) }, "dns-remove": func() error { return c.RemoveName(ctx, someName) },
 		"connect": func() error { return c.Connect(ctx, PeersRequest{Peers: []string{"h2"}}) },
 		"forget":  func() error { return c.Forget(ctx, PeersRequest{Peers: []string{"h2"}}) },
-		"ban":     func() error { return c.Ban(ctx, BanRequest{Peers: []string{"h2"}, Unban: true}) },
 		"adopt":   func() error { return c.Adopt(ctx, AdoptRequest{Ring: "0123"}) },
 		"prime":   func() error { return c.Prime(ctx) },
 		"stop":    func() error { return c.Stop(ctx) },

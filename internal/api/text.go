@@ -29,6 +29,7 @@ var views = map[string]view{
 	"dns":         {(*Report).dns, ListNames},
 	"ipam":        {(*Report).ipam, NoLists},
 	"bindings":    {(*Report).bindings, ListBindings},
+	"multicast":   {(*Report).multicast, ListGroups},
 }
 
 // Views returns the names of the views of status, sorted.
@@ -112,6 +113,9 @@ func (r *Report) overview(w io.Writer) {
 		line("Status", "%s", u.Status)
 		line("Range", "%s", u.Range)
 		line("DefaultSubnet", "%s", u.DefaultSubnet)
+		for i := range u.Votes {
+			line("Vote", "%s", u.Votes[i].Count())
+		}
 	}
 	if r.IPAM == nil && r.IPAM6 == nil {
 		render.Fprintln(w)
@@ -133,6 +137,14 @@ func (r *Report) overview(w io.Writer) {
 			refused = fmt.Sprintf(", addresses not believed: %d", b.Refused)
 		}
 		line("Entries", "%d (%d of this host%s)", b.Known, b.Own, refused)
+		n := r.Router.Neighbours
+		line("Requests", "%d stayed on this host, %d went to all hosts (ARP and neighbour discovery)", n.Answered+n.Local, n.Flooded)
+	}
+	if m := r.Multicast; m.Known+m.Own > 0 || m.Pruned+m.Unwanted > 0 {
+		render.Fprintln(w)
+		line("Service", "multicast")
+		line("Groups", "%d of all hosts (%d of this host)", m.Known, m.Own)
+		line("Frames", "%d only to hosts that want the group, %d to none, %d to all", m.Pruned, m.Unwanted, m.Flooded)
 	}
 	r.docker(w, line)
 	if len(r.Kernel.Repairs) > 0 {
@@ -325,6 +337,23 @@ func (r *Report) bindings(w io.Writer) {
 	r.omitted(w, "Bindings.Entries", "bindings")
 }
 
+// multicast writes one line per group and host.
+func (r *Report) multicast(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, g := range r.Multicast.Groups {
+		group := "all"
+		if g.Group.IsValid() {
+			group = g.Group.String()
+		}
+		render.Fprintf(tw, "%s\t%s\n", group, named(g.Peer, g.NickName))
+	}
+	tw.Flush()
+	r.omitted(w, "Multicast.Groups", "groups")
+	if r.Multicast.All {
+		render.Fprintln(w, "this host gets the frames of all groups: it has a multicast router or querier, or too many groups, or its router has just been started")
+	}
+}
+
 // shortID shortens the id of a container as Docker does.
 func shortID(id string) string {
 	const long, short = 64, 12
@@ -385,7 +414,10 @@ func (u *IPAM) text(w io.Writer) {
 		render.Fprintf(w, "voters: %s; %d of %d decide\n", strings.Join(voters, ", "), u.Quorum, len(u.Voters))
 	}
 	for _, b := range u.Banned {
-		render.Fprintf(w, "banned: %s\n", b)
+		render.Fprintf(w, "banned: %s\n", render.Word(b))
+	}
+	for i := range u.Votes {
+		render.Fprintf(w, "vote: %s\n", u.Votes[i].Text())
 	}
 	for _, k := range u.Kept {
 		if k.Open {
@@ -435,7 +467,12 @@ func countConnections(cs []Connection, omitted int) string {
 	return fmt.Sprintf("%d (%s)", len(cs)+omitted, strings.Join(parts, ", "))
 }
 
-func named(name, nick string) string { return render.Word(name) + "(" + render.Word(nick) + ")" }
+func named(name, nick string) string {
+	if nick == "" {
+		return render.Word(name)
+	}
+	return render.Word(name) + "(" + render.Word(nick) + ")"
+}
 
 func enabled(on bool) string {
 	if on {

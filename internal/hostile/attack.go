@@ -17,6 +17,7 @@ import (
 
 	"github.com/weft-net/weft/dns/names"
 	"github.com/weft-net/weft/mesh/bindings"
+	"github.com/weft-net/weft/mesh/groups"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/records"
 	"github.com/weft-net/weft/mesh/rotation"
@@ -105,6 +106,7 @@ type run struct {
 	// Records of made-up peers, by their number.
 	hostNames map[int]*names.State
 	bindings  map[int]*bindings.State
+	groups    map[int]*groups.State
 	passwords map[int]*records.Map[rotation.State]
 }
 

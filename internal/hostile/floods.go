@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/bindings"
+	"github.com/weft-net/weft/mesh/groups"
 	"github.com/weft-net/weft/mesh/passwords"
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/mesh/records"
@@ -53,6 +54,7 @@ var Floods = []*Flood{
 	{"ring", "another ring over the same range, and wishes to adopt it", littleGiven, member(ownRing)},
 	{"names", "host names of made-up peers", littleGiven, member(hostNames)},
 	{"bindings", "MAC and IP addresses that made-up peers say they gave to containers", littleGiven, member(madeUpBindings)},
+	{"groups", "multicast groups that made-up peers want, other ones each time", littleGiven, member(madeUpGroups)},
 	{"passwords", "what made-up peers say of the passwords that they accept", littleGiven, member(passwordStates)},
 	{"digests", "digests of peers that know nothing, which ask for everything", littleGiven, member(digests)},
 	{"malformed", "records, gossip and signatures that cannot be true", littleGiven, member(malformed)},
@@ -584,9 +586,34 @@ func madeUpBindings(r *run, p *Peer, n int) error {
 	return p.bind(s, list)
 }
 
+// madeUpGroups announces that made-up peers want as many multicast groups as fit.
+func madeUpGroups(r *run, p *Peer, n int) error {
+	i, m, err := r.madeUpInTurn(p, n)
+	if err != nil {
+		return err
+	}
+	s := r.groups[i]
+	if s == nil {
+		s = newGroups(m)
+		if r.groups == nil {
+			r.groups = make(map[int]*groups.State)
+		}
+		r.groups[i] = s
+	}
+	w := groups.Wants{All: n%16 == 0}
+	for k := range groups.MaxGroups {
+		w.Groups = append(w.Groups, netip.AddrFrom16([16]byte{0: 0xff, 1: 5, 10: byte(n >> 16), 11: byte(n >> 8), 12: byte(n), 14: byte(k >> 8), 15: byte(k)}))
+	}
+	deltas, err := s.Announce(w)
+	if err != nil {
+		return err
+	}
+	return p.spread(mesh.ChannelGroups, deltas)
+}
+
 // digests asks for the whole state of every channel again and again.
 func digests(r *run, p *Peer, n int) error {
-	channel := []byte{mesh.ChannelTopology, mesh.ChannelRing, mesh.ChannelNames, mesh.ChannelBindings}[n%4]
+	channel := []byte{mesh.ChannelTopology, mesh.ChannelRing, mesh.ChannelNames, mesh.ChannelBindings, mesh.ChannelGroups}[n%5]
 	var digest []byte
 	switch channel {
 	case mesh.ChannelTopology:
@@ -601,6 +628,8 @@ func digests(r *run, p *Peer, n int) error {
 		digest = names.New(names.Config{Self: p.ID.Name, Signer: p.ID, Verifier: peer.Ed25519{}, Start: time.Unix(1, 0)}).Digest()
 	case mesh.ChannelBindings:
 		digest = newBindings(p.ID).Digest()
+	case mesh.ChannelGroups:
+		digest = newGroups(p.ID).Digest()
 	}
 	return p.Gossip(byte(gossipDigest+n%2), channel, digest)
 }
@@ -609,7 +638,7 @@ func digests(r *run, p *Peer, n int) error {
 func malformed(r *run, p *Peer, n int) error {
 	garbage := make([]byte, 1+r.rng.IntN(4000))
 	_, _ = crand.Read(garbage)
-	channel := byte(r.rng.IntN(9))
+	channel := byte(r.rng.IntN(10))
 	switch n % 8 {
 	case 0:
 		return p.Gossip(gossipDelta, channel, garbage)

@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/bindings"
 	"github.com/weft-net/weft/mesh/gossip"
+	"github.com/weft-net/weft/mesh/groups"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -71,6 +72,10 @@ func newBindings(id *Identity) *bindings.State {
 		Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Start: time.Now(),
 		OwnerOf: func(netip.Addr) (peer.Name, bool) { return id.Name, true },
 	})
+}
+
+func newGroups(id *Identity) *groups.State {
+	return groups.New(groups.Config{Self: id.Name, Signer: id, Verifier: peer.Ed25519{}, Start: time.Now()})
 }
 
 func (p *Peer) bind(s *bindings.State, list []bindings.Binding) error {
@@ -140,7 +145,9 @@ func (p *Peer) FirstRing(over netip.Prefix) error {
 	self := ring.HolderOf(p.ID.Name, p.ID.Key())
 	el, err := paxos.NewElection(paxos.Config{
 		Self: p.ID.Name, Signer: p.ID, Verifier: peer.Ed25519{}, Instance: append([]byte("first ring of "), over.String()...),
-		Expect: 1, Eligible: func(ring.Holder) bool { return true },
+		Expect: 1, Now: time.Now,
+		Eligible:   func(ring.Holder) bool { return true },
+		Host:       func(ring.Holder) netip.Addr { return netip.Addr{} },
 		Value:      func([]ring.Holder) []byte { return self.Append(nil) },
 		Acceptable: func([]byte) error { return nil },
 		SealMessage: func([]byte) (string, []byte) {

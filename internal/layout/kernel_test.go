@@ -17,7 +17,7 @@ import (
 // declares it there.
 var makers = map[string][]owned.Kind{
 	"internal/netdev":        {owned.Bridge, owned.OwnRoutes, owned.ContainerPort, owned.Address, owned.Rules, owned.Sysctl, owned.Isolation, owned.DockerRule},
-	"router/fastpath/kernel": {owned.RouterPort, owned.VXLAN, owned.Program, owned.Pin, owned.Map},
+	"router/fastpath/kernel": {owned.RouterPort, owned.VXLAN, owned.Program, owned.Pin, owned.Map, owned.SpoofGuard},
 	"internal/firewalld":     {owned.Firewall},
 	"router/tap":             {owned.TAP},
 	"router/wireguard":       {owned.WireGuard},
@@ -34,7 +34,7 @@ var otherMakers = map[string]string{
 // or change them.
 var changes = []string{
 	"LinkAdd", "LinkModify", "LinkSetUp", "LinkSetDown", "LinkSetMTU", "LinkSetHardwareAddr", "LinkSetMaster", "LinkSetMasterByIndex",
-	"LinkSetHairpin", "LinkSetGroup", "LinkSetAlias", "AddrAdd", "AddrReplace", "RouteAdd", "RouteReplace", "RuleAdd", "NeighAdd", "NeighSet",
+	"LinkSetHairpin", "LinkSetGroup", "LinkSetAlias", "LinkAddAltName", "AddrAdd", "AddrReplace", "RouteAdd", "RouteReplace", "RuleAdd", "NeighAdd", "NeighSet",
 	"QdiscAdd", "QdiscReplace", "FilterAdd", "FilterReplace", "AddTable", "AddChain", "AddRule", "AddSet", "AttachTCX", "AttachXDP",
 	"ConfigureDevice", "TUNSETIFF",
 }

@@ -51,12 +51,12 @@ func ofLab(folder string) bool {
 var pure = []string{
 	"dns/names", "dns/zone",
 	"docker/track",
-	"internal/checksum", "internal/owned",
+	"internal/checksum", "internal/neighbour", "internal/owned",
 	"ipam/addr", "ipam/consensus", "ipam/paxos", "ipam/ring", "ipam/space",
-	"mesh/bindings", "mesh/dial", "mesh/gossip", "mesh/peer", "mesh/records", "mesh/rotation", "mesh/topology",
+	"mesh/bindings", "mesh/dial", "mesh/gossip", "mesh/groups", "mesh/peer", "mesh/records", "mesh/rotation", "mesh/topology",
 	"policy/model", "policy/policytest", "policy/rules",
 	"router/ethernet", "router/fastpath/plan", "router/flow", "router/frag", "router/gro", "router/icmp", "router/link", "router/liveness",
-	"router/mac", "router/offload", "router/offload/packets", "router/replay", "router/seal", "router/wire",
+	"router/mac", "router/multicast", "router/offload", "router/offload/packets", "router/replay", "router/resolve", "router/seal", "router/wire",
 }
 
 // pureFiles are the pure half of a package whose driver is in its other files.

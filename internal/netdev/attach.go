@@ -40,8 +40,14 @@ type Attachment struct {
 	RateLimited bool
 	Sysctls     Sysctls // of the caller's host
 	// Owner, in the allocators, and Name, for people, are written down in the kernel with
-	// Addrs, see UsedPorts.
+	// Addrs and AllowSpoof, see UsedPorts.
 	Owner, Name string
+	// AllowSpoof is that of PortUser.
+	AllowSpoof bool
+	// Guard makes the port drop frames with other addresses than those of GivenPort, or, if
+	// it allows these, drop none. It is called before the first frame of the container can
+	// pass, and before the container gets another address. Nil for none.
+	Guard func(GivenPort) error
 }
 
 // Attach connects the namespace to the bridge with a veth pair unless it is already
@@ -69,9 +75,16 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 	if err != nil {
 		return nil, err
 	}
+	before, known := readPortAlias(port.Attrs().Alias, port.Attrs().AltNames)
 	defer func() {
-		if err != nil && made {
+		switch {
+		case err != nil && made:
 			_ = host.delete(port)
+		case err != nil && known:
+			_ = host.writePortAlias(port, before)
+			if a.Guard != nil {
+				_ = a.Guard(givenPort(port.Attrs(), before))
+			}
 		}
 	}()
 	if err := a.configurePair(host, in, port, l); err != nil {
@@ -80,7 +93,7 @@ func Attach(a Attachment) (added []netip.Prefix, err error) {
 	return a.configureInterface(host, in, port, l)
 }
 
-func (a *Attachment) user() PortUser { return PortUser{a.Owner, a.Name, a.Addrs} }
+func (a *Attachment) user() PortUser { return PortUser{a.Owner, a.Name, a.Addrs, a.AllowSpoof} }
 
 func (a *Attachment) failed(what string, cause error) error {
 	return fmt.Errorf("attach %s to bridge %s: %s: %w", a.NS, a.Bridge, what, cause)
@@ -119,7 +132,7 @@ func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error 
 	if err := host.LinkSetHairpin(port, a.Hairpin); err != nil {
 		return a.failed("set hairpin mode of "+port.Attrs().Name, err)
 	}
-	before, _ := parsePortAlias(port.Attrs().Alias)
+	before, _ := readPortAlias(port.Attrs().Alias, port.Attrs().AltNames)
 	mac := before.mac
 	if a.MAC != nil {
 		mac = a.MAC
@@ -127,9 +140,12 @@ func (a *Attachment) configurePair(host, in handle, port, l netlink.Link) error 
 		mac = l.Attrs().HardwareAddr
 	}
 	now := portAlias{port.Attrs().MTU, a.Hairpin, mac, before.user}.with(a.user())
-	if alias := now.String(); port.Attrs().Alias != alias {
-		if err := host.LinkSetAlias(port, alias); err != nil {
-			return a.failed("set alias of "+port.Attrs().Name, err)
+	if err := host.writePortAlias(port, now); err != nil {
+		return a.failed("write down whose the port is", err)
+	}
+	if a.Guard != nil {
+		if err := a.Guard(givenPort(port.Attrs(), now)); err != nil {
+			return a.failed("guard "+port.Attrs().Name, err)
 		}
 	}
 	if a.MAC != nil && l.Attrs().HardwareAddr.String() != a.MAC.String() {
@@ -332,12 +348,8 @@ func Detach(path, iface string, addrs []netip.Prefix) (removed []netip.Prefix, e
 		if len(have) == 0 {
 			return host.delete(port)
 		}
-		if before, ours := parsePortAlias(port.Attrs().Alias); ours {
-			if alias := before.without(addrs).String(); alias != port.Attrs().Alias {
-				if err := host.LinkSetAlias(port, alias); err != nil {
-					return fmt.Errorf("set alias of %s: %w", port.Attrs().Name, err)
-				}
-			}
+		if before, ours := readPortAlias(port.Attrs().Alias, port.Attrs().AltNames); ours {
+			return host.writePortAlias(port, before.without(addrs))
 		}
 		return nil
 	})

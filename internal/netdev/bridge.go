@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bridge is the desired state of a bridge. It has no multicast snooping, because weft
-// carries multicast to every peer, so no router answers queries. It has neither spanning
+// Bridge is the desired state of a bridge. It has no multicast snooping: the router snoops for
+// the whole host, and must see all reports. It has neither spanning
 // tree nor VLAN filtering, and accepts no IPv6 address or route from router advertisements
 // of containers.
 type Bridge struct {

@@ -146,7 +146,7 @@ func TestPortTakesItsMACAddress(t *testing.T) {
 			return err
 		},
 		"by Docker": func(string, string) error {
-			return netdev.MakePort("weft", "vethwe01", "vethwe01c", moved, 1376, netdev.PortUser{}, "")
+			return netdev.MakePort("weft", "vethwe01", "vethwe01c", moved, 1376, netdev.PortUser{}, "", nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

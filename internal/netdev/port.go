@@ -15,8 +15,8 @@ import (
 // address and stays in the same namespace until the caller moves it into a container and
 // adds addresses. Both have the MTU, in bytes of IP packet. An existing pair of the
 // port's name is replaced. The port's name must begin with HostPrefix. User is written down
-// in the kernel, see UsedPorts.
-func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, user PortUser, sysctls Sysctls) (err error) {
+// in the kernel, see UsedPorts. Guard is that of Attachment.
+func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, user PortUser, sysctls Sysctls, guard func(GivenPort) error) (err error) {
 	wrap := func(what string, cause error) error {
 		return fmt.Errorf("make port %s of bridge %s: %s: %w", port, bridge, what, cause)
 	}
@@ -45,6 +45,11 @@ func MakePort(bridge, port, inside string, mac net.HardwareAddr, mtu int, user P
 			_ = h.delete(l)
 		}
 	}()
+	if guard != nil {
+		if err := guard(givenPort(l.Attrs(), portAlias{mac: mac, user: user})); err != nil {
+			return wrap("guard", err)
+		}
+	}
 	if err := h.LinkSetUp(l); err != nil {
 		return wrap("set up", err)
 	}
@@ -94,10 +99,9 @@ func (h handle) makePair(p pair) (port netlink.Link, err error) {
 		return nil, fmt.Errorf("look up the new port %s: %w", p.port, err)
 	}
 	// The kernel ignores the alias in a request that makes a link (rtnl_create_link).
-	port.Attrs().Alias = portAlias{p.mtu, p.hairpin, p.mac, p.user}.String()
-	if err := h.LinkSetAlias(port, port.Attrs().Alias); err != nil {
+	if err := h.writePortAlias(port, portAlias{p.mtu, p.hairpin, p.mac, p.user}); err != nil {
 		_ = h.delete(port)
-		return nil, fmt.Errorf("set alias of %s: %w", p.port, err)
+		return nil, err
 	}
 	if err := ipv6Off(p.sysctls, p.port).Ensure(); err != nil {
 		_ = h.delete(port)

@@ -168,7 +168,7 @@ func listPorts(bridge string, behind bool) (ports []UsedPort, err error) {
 	defer socket.Close()
 	for _, l := range links {
 		a := l.Attrs()
-		alias, ours := parsePortAlias(a.Alias)
+		alias, ours := readPortAlias(a.Alias, a.AltNames)
 		p := UsedPort{Name: a.Name, PortUser: alias.user, index: a.Index, nsid: a.NetNsID, inside: a.ParentIndex, on: hasBridge && a.MasterIndex == br.Attrs().Index}
 		elsewhere := a.NetNsID >= 0 // a pair with both ends in this namespace is the router's
 		if l.Type() != "veth" || !ours && !(p.on && elsewhere) {

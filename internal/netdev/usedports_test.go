@@ -1,6 +1,7 @@
 package netdev_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -145,7 +146,7 @@ func TestUsedPortsOfDocker(t *testing.T) {
 	bridge(t, host)
 	user := netdev.PortUser{Owner: "docker:endpoint:" + strings.Repeat("0123456789abcdef", 4), Addrs: []netip.Prefix{pfx("10.32.0.5/12")}}
 	do(t, host, func() error {
-		if err := netdev.MakePort("weft", "vethwe01", "vethwe01c", mac, 1376, user, netdev.ProcSys); err != nil {
+		if err := netdev.MakePort("weft", "vethwe01", "vethwe01c", mac, 1376, user, netdev.ProcSys, nil); err != nil {
 			return err
 		}
 		ports, err := netdev.UsedPorts("weft")
@@ -207,5 +208,118 @@ func TestGivenPorts(t *testing.T) {
 	attach(t, host, at)
 	if got := given()[0].MAC.String(); got != at.MAC.String() || current() != got {
 		t.Errorf("given %s, the container has %s, the port says %s", at.MAC, current(), got)
+	}
+}
+
+// More addresses than fit into an alias are written down too, and taken back.
+func TestGivenPortHasManyAddresses(t *testing.T) {
+	host, a := nstest.New(t, "host"), nstest.New(t, "a")
+	bridge(t, host)
+	at := netdev.Attachment{NS: a, Iface: "ethwe", Bridge: "weft", MTU: 1376, Owner: "netns:1"}
+	for i := range 40 {
+		at.Addrs = append(at.Addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 32, 0, byte(i + 1)}), 12))
+	}
+	at.Addrs = append(at.Addrs, pfx("fd00::1/64"))
+	var guarded []netdev.GivenPort
+	at.Guard = func(p netdev.GivenPort) error { guarded = append(guarded, p); return nil }
+	attach(t, host, at)
+	check := func(want []netip.Prefix) {
+		t.Helper()
+		do(t, host, func() error {
+			v, err := netdev.ReadView()
+			if err != nil {
+				return err
+			}
+			list := netdev.GivenPorts(v)
+			if len(list) != 1 || !slices.Equal(list[0].Addrs, want) {
+				t.Fatalf("ports: %+v, want one with %s", list, want)
+			}
+			one, ok, err := netdev.FindGivenPort(list[0].Name)
+			if !ok || !slices.Equal(one.Addrs, want) || one.Index != list[0].Index || one.Owner != "netns:1" {
+				t.Errorf("port: %+v, %v", one, ok)
+			}
+			used, err2 := netdev.UsedPorts("weft")
+			if len(used) != 1 || !slices.Equal(used[0].Addrs, want) {
+				t.Errorf("used: %+v", used)
+			}
+			return errors.Join(err, err2)
+		})
+	}
+	check(at.Addrs)
+	if len(guarded) != 1 || !slices.Equal(guarded[0].Addrs, at.Addrs) || guarded[0].MAC == nil {
+		t.Errorf("guarded: %+v", guarded)
+	}
+	do(t, host, func() error { _, err := netdev.Detach(a, "ethwe", at.Addrs[1:30]); return err })
+	check(append(at.Addrs[:1:1], at.Addrs[30:]...))
+	do(t, host, func() error { _, err := netdev.Detach(a, "ethwe", at.Addrs[30:]); return err })
+	check(at.Addrs[:1])
+	do(t, host, func() error {
+		l, err := netlink.LinkByName(guarded[0].Name)
+		if err == nil && len(l.Attrs().AltNames) > 0 {
+			t.Errorf("names are left: %q", l.Attrs().AltNames)
+		}
+		return err
+	})
+}
+
+// The guard of a port is called before the first frame can pass.
+func TestGuardComesFirst(t *testing.T) {
+	host, a := nstest.New(t, "host"), nstest.New(t, "a")
+	bridge(t, host)
+	down := func(p netdev.GivenPort) error {
+		l, err := netlink.LinkByIndex(p.Index)
+		if err == nil && l.Attrs().Flags&net.FlagUp != 0 {
+			t.Error("the port is up already")
+		}
+		return err
+	}
+	attach(t, host, netdev.Attachment{NS: a, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}, Guard: down})
+	do(t, host, func() error {
+		return netdev.MakePort("weft", "vethwe01", "vethwe01c", mac, 1376, netdev.PortUser{}, netdev.ProcSys, down)
+	})
+	refuse := func(netdev.GivenPort) error { return errors.New("no guard") }
+	do(t, host, func() error {
+		err := netdev.MakePort("weft", "vethwe02", "vethwe02c", mac, 1376, netdev.PortUser{}, netdev.ProcSys, refuse)
+		if err == nil || !strings.Contains(err.Error(), "no guard") {
+			t.Errorf("made a port without a guard: %v", err)
+		}
+		if _, err := netlink.LinkByName("vethwe02"); err == nil {
+			t.Error("the port is there")
+		}
+		return nil
+	})
+}
+
+// An attachment that fails leaves the container with the addresses that it had.
+func TestFailedAttachmentChangesNothing(t *testing.T) {
+	host, a := nstest.New(t, "host"), nstest.New(t, "a")
+	bridge(t, host)
+	var guarded [][]netip.Prefix
+	at := netdev.Attachment{NS: a, Iface: "ethwe", Bridge: "weft", MTU: 1376, Addrs: []netip.Prefix{pfx("10.32.0.5/12")}, Owner: "netns:1"}
+	attach(t, host, at)
+	more := at
+	more.Addrs, more.AllowSpoof = []netip.Prefix{pfx("10.32.0.6/12")}, true
+	more.Guard = func(p netdev.GivenPort) error {
+		guarded = append(guarded, p.Addrs)
+		if len(guarded) == 1 {
+			return errors.New("no guard")
+		}
+		return nil
+	}
+	do(t, host, func() error {
+		if _, err := netdev.Attach(more); err == nil {
+			t.Error("it is attached without a guard")
+		}
+		v, err := netdev.ReadView()
+		if err != nil {
+			return err
+		}
+		if list := netdev.GivenPorts(v); len(list) != 1 || !slices.Equal(list[0].Addrs, at.Addrs) || list[0].AllowSpoof {
+			t.Errorf("ports: %+v", list)
+		}
+		return nil
+	})
+	if len(guarded) != 2 || !slices.Equal(guarded[1], at.Addrs) {
+		t.Errorf("guarded: %v", guarded)
 	}
 }

@@ -30,6 +30,8 @@ type Link struct {
 	MTU   int // bytes of IP packet
 	MAC   net.HardwareAddr
 	Alias string
+	// AltNames are alternative names.
+	AltNames []string
 	// Master is the index of the bridge that it is a port of, 0 for none.
 	Master int
 	// Peer is the index of the other end of a veth pair, which is in another namespace if
@@ -140,11 +142,26 @@ func parseLink(m []byte) (*Link, bool) {
 			l.Group = number(a.Value)
 		case unix.IFLA_IFALIAS:
 			l.Alias = unix.ByteSliceToString(a.Value)
+		case unix.IFLA_PROP_LIST | unix.NLA_F_NESTED, unix.IFLA_PROP_LIST:
+			l.AltNames = parseAltNames(a.Value)
 		case unix.IFLA_LINKINFO:
 			parseLinkInfo(l, a.Value)
 		}
 	}
 	return l, l.Name != ""
+}
+
+func parseAltNames(b []byte) (names []string) {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return nil
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.IFLA_ALT_IFNAME {
+			names = append(names, unix.ByteSliceToString(a.Value))
+		}
+	}
+	return names
 }
 
 func parseLinkInfo(l *Link, b []byte) {

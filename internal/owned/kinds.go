@@ -39,6 +39,7 @@ const (
 	VXLAN         Kind = "vxlan"
 	WireGuard     Kind = "wireguard"
 	OwnRoutes     Kind = "own_routes"
+	SpoofGuard    Kind = "spoof_guard"
 	ContainerPort Kind = "container_port"
 	Address       Kind = "address"
 	Rules         Kind = "rules"
@@ -94,6 +95,8 @@ var Kinds = []Info{
 	{Kind: Pin, What: "pinned objects of the fast datapath", Polled: true},
 	{Kind: Map, What: "table of the fast datapath"},
 	{Kind: Program, What: "program at", On: Links | Traffic},
+	// Before ContainerPort, which sets a port up.
+	{Kind: SpoofGuard, What: "spoof guard of", Polled: true},
 	{Kind: ContainerPort, What: "port of a container", On: Links},
 	{Kind: Sysctl, What: "sysctl", On: Links, Polled: true},
 	{Kind: Address, What: "exposed address", On: Links | Addrs | Routes},

@@ -13,7 +13,8 @@
 // that body from a later round. Two quorums share an honest voter (see package ring), so
 // no second body is decided, however messages are lost, delayed or forged. If a round ends
 // without a decision the next proposer tries; the timeouts grow, so that a round succeeds
-// once messages arrive in time.
+// once messages arrive in time. A voter does not wait for votes that cannot change the outcome of
+// the round.
 //
 // Unlike Tendermint a slot starts only when there is something to decide, and one kind of
 // message carries all that a voter knows of its round, so that a lost message is repaired

@@ -92,6 +92,7 @@ type Machine struct {
 
 	round    uint32
 	step     step
+	entered  time.Time // when the round began here
 	deadline time.Time // of the step
 	near     bool      // a quorum has voted in this step, so deadline is near
 	nextJump time.Time // see maxJump
@@ -155,6 +156,29 @@ func count(votes *[ring.MaxVoters]*vote, id ring.ID) (forID, total int) {
 		}
 	}
 	return forID, total
+}
+
+// most returns how many votes a body has at most, and how many it can still get.
+func (m *Machine) most(votes *[ring.MaxVoters]*vote) (most, possible int) {
+	total := 0
+	for _, v := range votes {
+		if v == nil {
+			continue
+		}
+		total++
+		if v.id != (ring.ID{}) {
+			n, _ := count(votes, v.id)
+			most = max(most, n)
+		}
+	}
+	return most, most + len(m.cfg.Voters) - total
+}
+
+// split reports whether voters want a body in a round and no body can have a quorum any more.
+func (m *Machine) split(rs *roundState) bool {
+	most, prevotes := m.most(&rs.prevotes)
+	_, precommits := m.most(&rs.precommits)
+	return most > 0 && prevotes < m.quorum && (m.step == prevoting || precommits < m.quorum)
 }
 
 // votesFor returns the votes for id as a proof.
@@ -254,7 +278,7 @@ func (m *Machine) Tick(now time.Time) {
 
 // enter begins a round.
 func (m *Machine) enter(round uint32, now time.Time) {
-	m.round, m.step = round, proposing
+	m.round, m.step, m.entered = round, proposing, now
 	m.startWaiting(now)
 	for r := range m.rounds {
 		if r < round {
@@ -301,7 +325,7 @@ func (m *Machine) rule(now time.Time) bool {
 	case prevoting:
 		none, total := count(&rs.prevotes, ring.ID{})
 		switch {
-		case none >= m.quorum, late:
+		case none >= m.quorum, late, m.split(rs):
 			m.cast(stepPrecommit, ring.ID{}, now)
 			return true
 		case total >= m.quorum:
@@ -309,8 +333,11 @@ func (m *Machine) rule(now time.Time) bool {
 		}
 	case precommitting:
 		_, total := count(&rs.precommits, ring.ID{})
+		// A round that cannot succeed costs little, as voters that are locked may have to wait for the
+		// turn of one of them. But rounds do not follow each other as fast as messages arrive.
+		over := late || m.split(rs) && now.Sub(m.entered) >= stepTimeout
 		switch {
-		case late && m.round < maxRound:
+		case over && m.round < maxRound:
 			m.enter(m.round+1, now)
 			return true
 		case total >= m.quorum:
@@ -329,7 +356,8 @@ func (m *Machine) hasten(now time.Time) {
 
 // decide looks for a quorum of precommits in any round that is known.
 func (m *Machine) decide() bool {
-	for round, rs := range m.rounds {
+	for _, round := range slices.Sorted(maps.Keys(m.rounds)) {
+		rs := m.rounds[round]
 		if rs.prop == nil {
 			continue
 		}
@@ -379,6 +407,7 @@ func (m *Machine) prevote(rs *roundState, now time.Time, late bool) bool {
 			m.cast(stepPrevote, p.id, now)
 			return true
 		}
+		late = late || m.lockedAgainst(p)
 	}
 	if late {
 		m.cast(stepPrevote, ring.ID{}, now)
@@ -412,12 +441,17 @@ func (m *Machine) checkProposed(p *proposal) error {
 	switch {
 	case m.lockedID == p.id && m.locked >= 0:
 		return nil
-	case m.locked >= 0 && m.locked > p.valid:
+	case m.lockedAgainst(p):
 		return fmt.Errorf("another body was locked in round %d", m.locked)
 	case p.valid >= 0:
 		return nil // a quorum agreed to it
 	}
 	return m.cfg.Agree(p.body)
+}
+
+// lockedAgainst reports whether this voter cannot agree to p, whatever it hears in this round.
+func (m *Machine) lockedAgainst(p *proposal) bool {
+	return m.locked >= 0 && m.lockedID != p.id && m.locked > p.valid
 }
 
 // cast signs a vote of this voter and goes to the next step.

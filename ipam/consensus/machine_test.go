@@ -221,3 +221,33 @@ func FuzzReceive(f *testing.F) {
 		_ = m.State()
 	})
 }
+
+// Too many voters are locked on a body for the others to decide another one. The round succeeds in
+// which one of the locked ones proposes, and those before it take little time.
+func TestRoundsBeforeThatOfALockedVoterAreShort(t *testing.T) {
+	const voters, locked = 10, 4
+	w := newWorld(t, seed.New(t), voters)
+	body := []byte("body of 1")
+	id := ring.BodyID(body)
+	var proof []ring.Vote
+	for i := range ring.Quorum(voters) {
+		proof = append(proof, ring.Vote{Voter: i, Key: signer(i).Key(), Sig: signer(i).Sign(domainPrevote, ring.VoteMessage(ring.ID{7}, 5, 2, id))})
+	}
+	const round = 3
+	for i := range locked {
+		m := w.nodes[w.nodes[0].proposer(round+voters-1-uint32(i))] // they propose last
+		m.locked, m.lockedID, m.valid, m.validBody, m.validProof = 2, id, 2, body, proof
+	}
+	for _, m := range w.nodes {
+		m.enter(round, w.now)
+	}
+	start := w.now
+	for w.decided == nil {
+		if w.step(); w.now.Sub(start) > 12*time.Second {
+			t.Fatalf("no decision; round %d", w.nodes[0].Round())
+		}
+	}
+	if !bytes.Equal(w.decided, body) {
+		t.Errorf("%q is decided", w.decided)
+	}
+}

@@ -2,10 +2,14 @@ package paxos
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
@@ -20,6 +24,8 @@ func IDOf(value []byte) (id ValueID) {
 	copy(id[:], sum[:])
 	return id
 }
+
+func (id ValueID) compare(o ValueID) int { return bytes.Compare(id[:], o[:]) }
 
 // Entry is the part of an election that one peer publishes.
 type Entry struct {
@@ -57,17 +63,17 @@ type Election struct {
 	own     Entry
 	entries map[peer.Name]*Entry // of the other peers
 	order   []peer.Name          // of entries, ascending, so that equal seeds give equal runs
-	values  map[ValueID]*value
+	values  map[ValueID][]byte   // that entries name
 	seals   map[peer.Name]*Seal
 	books   peer.Book
 	chosen  []byte
 	hurry   bool // see Hurry
-}
 
-// value is a value that entries name.
-type value struct {
-	bytes []byte
-	by    peer.Name // the neighbour that brought it
+	// turns has the hosts in whose attempts this peer took part, and when their last turn began. The
+	// present turn has its time until busy.
+	turns map[netip.Addr]time.Time
+	began int // how many turns began
+	busy  time.Time
 }
 
 // Seal is a voter's signature of the chosen value.
@@ -91,8 +97,13 @@ type Config struct {
 	Expect int
 	// Observer never votes, but may propose.
 	Observer bool
+	// Now returns the present time.
+	Now func() time.Time
 	// Eligible reports whether this peer counts the votes of another one.
 	Eligible func(ring.Holder) bool
+	// Host returns the underlay address of a peer; zero if it is unknown. All peers at one address
+	// have their turns to propose together, as one host can make up any number of them.
+	Host func(ring.Holder) netip.Addr
 	// Value returns the value to propose if the proposer is free to choose. voters
 	// are the holders that promised, ascending.
 	Value func(voters []ring.Holder) []byte
@@ -107,17 +118,31 @@ const (
 	maxEntries = 256
 	maxValue   = 32 << 10
 	maxValues  = 64
-	// maxValuesBy bounds the values that one neighbour brought.
-	maxValuesBy = 8
-	// maxRoundJump is how far ahead of all known ballots a ballot may be. Rounds grow by
-	// one with each attempt, so an honest peer is never far ahead.
-	maxRoundJump = 1 << 10
+	// maxRoundJump is how far ahead of the others a peer may be. Rounds grow by one with each attempt,
+	// so an honest peer is never far ahead. If it were larger, peers that lie could use up the rounds.
+	maxRoundJump = 1 << 16
 )
+
+// attemptTime is how long a peer takes part in an attempt before it takes part in another one. A proposer
+// waits up to a second for the promises of those that it expects. If it is too short, proposals overtake
+// each other. If it is too long, proposers that lie, or end, cost more time. Voters begin to take part in
+// an attempt at different times, as late as their last turns end. So each turn is longer than the one
+// before it by attemptGrowth, up to attemptMost, and in the end all take part at one time.
+const (
+	attemptTime   = 3 * time.Second
+	attemptGrowth = 1500 * time.Millisecond
+	attemptMost   = time.Minute
+)
+
+// waitForVoters is how long this peer waits with its next proposal while one stands and too few voters
+// are there.
+const waitForVoters = time.Minute
 
 // NewElection returns an empty copy. If own is not nil it continues with own and
 // value, which Own returned before a restart.
 func NewElection(cfg Config, own, val []byte) (*Election, error) {
-	el := &Election{cfg: cfg, entries: make(map[peer.Name]*Entry), values: make(map[ValueID]*value), seals: make(map[peer.Name]*Seal)}
+	el := &Election{cfg: cfg, entries: make(map[peer.Name]*Entry), values: make(map[ValueID][]byte), seals: make(map[peer.Name]*Seal),
+		turns: make(map[netip.Addr]time.Time)}
 	el.own = Entry{Node: cfg.Self, Voter: !cfg.Observer, Expect: uint16(min(cfg.Expect, 1<<16-1)), Key: cfg.Signer.Key()}
 	if own == nil {
 		return el, nil
@@ -130,7 +155,7 @@ func NewElection(cfg Config, own, val []byte) (*Election, error) {
 		return nil, fmt.Errorf("restore an election: the entry is of peer %s, this peer is %s", e.Node, cfg.Self)
 	}
 	if len(val) > 0 {
-		el.values[IDOf(val)] = &value{bytes: bytes.Clone(val)}
+		el.values[IDOf(val)] = bytes.Clone(val)
 	}
 	el.own.State = e.State
 	el.sign()
@@ -144,14 +169,7 @@ func (el *Election) Own() (entry, value []byte) {
 	if el.own.State.Promised.IsZero() {
 		return nil, nil
 	}
-	return el.own.Append(nil), el.valueOf(el.own.State.Value)
-}
-
-func (el *Election) valueOf(id ValueID) []byte {
-	if v := el.values[id]; v != nil {
-		return v.bytes
-	}
-	return nil
+	return el.own.Append(nil), el.values[el.own.State.Value]
 }
 
 // eligible reports whether the vote of e counts.
@@ -218,25 +236,151 @@ func (el *Election) put(e *Entry) {
 	el.entries[e.Node] = e
 }
 
-// highest returns the highest ballot that anyone proposed whose vote counts.
+// highest returns the highest ballot that anyone promised whose vote counts.
 func (el *Election) highest() (b Ballot) {
+	last := el.lastRound()
 	for e := range el.all {
-		if el.eligible(e) && e.State.Promised.Compare(b) > 0 {
-			b = e.State.Promised
+		if p := e.State.Promised; p.Round <= last && p.Compare(b) > 0 && el.eligible(e) {
+			b = p
 		}
 	}
 	return b
+}
+
+// lastRound returns the last round that can be true. A peer that comes late finds the others far ahead,
+// but some that lie cannot put the rounds far ahead of all others.
+func (el *Election) lastRound() uint32 {
+	var rounds []uint32
+	for e := range el.all {
+		if el.eligible(e) {
+			rounds = append(rounds, e.State.Promised.Round)
+		}
+	}
+	slices.Sort(rounds)
+	liars := max(1, ring.Liars(max(len(rounds), el.cfg.Expect)))
+	known := el.own.State.Promised.Round
+	if i := len(rounds) - 1 - liars; i >= 0 {
+		known = max(known, rounds[i])
+	}
+	return min(known+maxRoundJump, maxRound)
+}
+
+// host returns what counts as the host of an entry.
+func (el *Election) host(e *Entry) netip.Addr {
+	if e == &el.own {
+		return netip.IPv6Unspecified() // of no peer
+	}
+	return el.cfg.Host(e.Holder())
+}
+
+// attempts yields the proposals beyond the own ballot in which this peer could take part. What others
+// have promised shows no proposal: its proposer must show it.
+func (el *Election) attempts(yield func(*Entry) bool) {
+	last := el.lastRound()
+	for e := range el.all {
+		b := e.State.Promised
+		if b.Proposer == e.Node && b.Compare(el.own.State.Promised) > 0 && b.Round <= last && el.eligible(e) && !yield(e) {
+			return
+		}
+	}
+}
+
+// next returns the proposal in which this peer takes part now, nil for none. A proposer that lies can
+// outbid all others at any time. So the turn of a host has its time, and then it is that of the host
+// whose last turn was first. A host that had none need not wait, as often some propose at once.
+func (el *Election) next() (next *Entry) {
+	busy := el.cfg.Now().Before(el.busy)
+	for e := range el.attempts {
+		turn := el.turns[el.host(e)]
+		if busy && !turn.IsZero() {
+			continue
+		}
+		if next == nil || cmp.Or(turn.Compare(el.turns[el.host(next)]), next.State.Promised.Compare(e.State.Promised)) < 0 {
+			next = e
+		}
+	}
+	return next
+}
+
+// takePart begins to take part in the attempt of a peer.
+func (el *Election) takePart(e *Entry) {
+	host, now := el.host(e), el.cfg.Now()
+	if el.turns[host].IsZero() && len(el.turns) >= maxEntries {
+		var first netip.Addr
+		for h, at := range el.turns {
+			if was, some := el.turns[first]; !some || cmp.Or(at.Compare(was), h.Compare(first)) < 0 {
+				first = h
+			}
+		}
+		delete(el.turns, first)
+	}
+	el.turns[host], el.busy = now, now.Add(min(attemptTime+time.Duration(el.began)*attemptGrowth, attemptMost))
+	el.began++
+}
+
+// Progress is what the attempt in which a peer takes part has come to.
+type Progress struct {
+	until    time.Time // the end of its turn
+	accepted Ballot
+}
+
+// Progress returns the progress of the present attempt, to be compared with later ones. Whoever promises
+// higher ballots of one proposer makes none.
+func (el *Election) Progress() Progress { return Progress{el.busy, el.own.State.Accepted} }
+
+// Until returns the end of the turn.
+func (p Progress) Until() time.Time { return p.until }
+
+// Proposed reports whether this peer has proposed. Others may wait for the end of a turn before they take
+// part in its next proposal.
+func (el *Election) Proposed() bool { return !el.turns[el.host(&el.own)].IsZero() }
+
+// Waiting reports whether this peer will take part in another attempt once the present one has had its
+// time. The caller then calls React from time to time.
+func (el *Election) Waiting() bool {
+	for range el.attempts {
+		return !el.cfg.Observer
+	}
+	return false
+}
+
+// stands reports whether the proposer of the ballot that this peer has promised still proposes it.
+func (el *Election) stands() bool {
+	b := el.own.State.Promised
+	for e := range el.all {
+		if e.Node == b.Proposer {
+			return e.State.Promised == b && el.eligible(e)
+		}
+	}
+	return false
+}
+
+// yields reports whether this peer leaves the turn to another host, which proposes and had its last turn
+// before this one had.
+func (el *Election) yields() bool {
+	for e := range el.attempts {
+		if el.turns[el.host(e)].Before(el.turns[el.host(&el.own)]) {
+			return true
+		}
+	}
+	return false
 }
 
 // Propose starts a new attempt with a ballot higher than all known ones, and
 // reports whether Own changed. Call it at random intervals while a value is needed:
 // two peers that propose in step would overtake each other forever.
 func (el *Election) Propose() bool {
-	b := el.highest()
-	if el.chosen != nil || b.Round >= maxRound {
+	b, own, since := el.highest(), el.own.State, el.cfg.Now().Sub(el.turns[el.host(&el.own)])
+	switch {
+	case el.chosen != nil, b.Round >= maxRound, !el.cfg.Observer && el.yields():
 		return false
+	case own.Promised.Proposer == el.cfg.Self && own.Accepted != own.Promised && (b == own.Promised || el.cfg.Now().Before(el.busy)):
+		return false // others may still take part in the last one
+	case len(el.Voters()) < el.Needed() && el.stands() && since < waitForVoters:
+		return false // else rounds grow without end
 	}
 	el.own.State.Prepare(Ballot{b.Round + 1, el.cfg.Self})
+	el.takePart(&el.own)
 	el.hurry = false
 	el.react()
 	el.sign()
@@ -276,12 +420,6 @@ func (el *Election) Merge(from peer.Name, delta []byte) (news []byte, changed bo
 		return nil, false, err
 	}
 	var refused error
-	for _, v := range in.values {
-		if id := IDOf(v); el.values[id] == nil && el.hasRoom(from) {
-			el.values[id] = &value{bytes.Clone(v), from}
-			news = appendItem(news, itemValue, v)
-		}
-	}
 	for _, e := range in.entries {
 		if e.Node == el.cfg.Self {
 			// This peer's own entry from before it lost its disk: never fall behind it.
@@ -310,6 +448,12 @@ func (el *Election) Merge(from peer.Name, delta []byte) (news []byte, changed bo
 		el.put(&e)
 		news = appendItem(news, itemEntry, e.Append(nil))
 	}
+	for _, v := range in.values {
+		if id := IDOf(v); el.values[id] == nil && el.mayKeep(id) {
+			el.values[id] = bytes.Clone(v)
+			news = appendItem(news, itemValue, v)
+		}
+	}
 	for _, s := range in.seals {
 		if el.addSeal(&s) {
 			news = appendItem(news, itemSeal, s.Append(nil))
@@ -325,15 +469,29 @@ func (el *Election) Merge(from peer.Name, delta []byte) (news []byte, changed bo
 	return news, changed, nil
 }
 
-// hasRoom reports whether a value from a neighbour is kept.
-func (el *Election) hasRoom(from peer.Name) bool {
-	n := 0
-	for _, v := range el.values {
-		if v.by == from {
-			n++
+// mayKeep reports whether a value is kept: an entry names it, and so each peer can have one. Values that
+// only peers name whose votes do not count are dropped for others.
+func (el *Election) mayKeep(id ValueID) bool {
+	counts := el.named()
+	counting, named := counts[id]
+	maps.DeleteFunc(el.values, func(v ValueID, _ []byte) bool { _, still := counts[v]; return !still })
+	for _, v := range slices.SortedFunc(maps.Keys(el.values), ValueID.compare) {
+		if len(el.values) >= maxValues && counting && !counts[v] {
+			delete(el.values, v)
 		}
 	}
-	return len(el.values) < maxValues && n < maxValuesBy
+	return named && len(el.values) < maxValues
+}
+
+// named returns the values that entries name, and whether the votes of some of them count.
+func (el *Election) named() map[ValueID]bool {
+	out := make(map[ValueID]bool)
+	for e := range el.all {
+		if !e.State.Accepted.IsZero() {
+			out[e.State.Value] = out[e.State.Value] || el.eligible(e)
+		}
+	}
+	return out
 }
 
 // dropIneligible drops an entry that does not count, and reports whether there was one.
@@ -352,8 +510,8 @@ func (el *Election) check(e *Entry) error {
 	if err := el.books.Check(e.Node, e.Key); err != nil {
 		return err
 	}
-	if jump := el.highest().Round + maxRoundJump; e.State.Promised.Round > jump || e.State.Promised.Round > maxRound {
-		return fmt.Errorf("election entry of %s: round %d, at most %d is possible", e.Node, e.State.Promised.Round, jump)
+	if e.State.Promised.Round > maxRound {
+		return fmt.Errorf("election entry of %s: round %d, at most %d is possible", e.Node, e.State.Promised.Round, maxRound)
 	}
 	if !el.cfg.Verifier.Verify(e.Key, domainEntry, el.signed(e), e.Sig) {
 		return fmt.Errorf("election entry of %s: wrong signature", e.Node)
@@ -374,8 +532,9 @@ func (el *Election) signed(e *Entry) []byte {
 // seen the quorum before some of its voters moved to a later ballot.
 func (el *Election) react() (changed bool) {
 	st := &el.own.State
-	if b := el.highest(); !el.cfg.Observer && b != st.Promised {
-		changed = st.Prepare(b)
+	if e := el.next(); e != nil && !el.cfg.Observer {
+		changed = st.Prepare(e.State.Promised)
+		el.takePart(e)
 	}
 	if el.lead() {
 		changed = true
@@ -383,7 +542,7 @@ func (el *Election) react() (changed bool) {
 	if !el.cfg.Observer {
 		for _, n := range el.order {
 			a := el.entries[n].State
-			if v := el.valueOf(a.Value); v != nil && a.Accepted.Compare(st.Accepted) > 0 && el.backed(a) && el.cfg.Acceptable(v) == nil {
+			if v := el.values[a.Value]; v != nil && a.Accepted.Compare(st.Accepted) > 0 && el.backed(a) && el.cfg.Acceptable(v) == nil {
 				changed = st.Accept(a.Accepted, a.Value) || changed
 			}
 		}
@@ -438,16 +597,16 @@ func (el *Election) lead() bool {
 		slices.SortFunc(voters, ring.Holder.Compare)
 		v := el.cfg.Value(voters)
 		id = IDOf(v)
-		el.values[id] = &value{bytes: v, by: el.cfg.Self}
+		el.values[id] = v
 	}
 	// The value itself must be known, or no other peer could accept it.
-	return el.valueOf(id) != nil && st.Accept(b, id)
+	return el.values[id] != nil && st.Accept(b, id)
 }
 
 // claimable reports whether an earlier value that a voter says it accepted can be
 // proposed again: it is known and an honest proposer could have proposed it.
 func (el *Election) claimable(a Acceptor[ValueID]) bool {
-	v := el.valueOf(a.Value)
+	v := el.values[a.Value]
 	return v != nil && el.cfg.Acceptable(v) == nil
 }
 
@@ -465,7 +624,7 @@ func (el *Election) learn() (sealed bool) {
 		}
 		if a := e.State; e.Voter && !a.Accepted.IsZero() && el.eligible(e) {
 			c := choice{a.Accepted, a.Value}
-			v := el.valueOf(a.Value)
+			v := el.values[a.Value]
 			if votes[c]++; votes[c] >= el.Needed() && v != nil && el.cfg.Acceptable(v) == nil {
 				el.chosen = v
 			}

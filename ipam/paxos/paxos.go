@@ -26,6 +26,16 @@
 //	accept A1,v promise A1  .           A has seen that, and picks v
 //	accept A1,v accept A1,v .           chosen
 //
+// A peer that lies can outbid every proposal before it succeeds. So hosts have turns. A peer takes part
+// in the proposal of a host for some seconds. Then it takes part in that of the host whose last turn it
+// knows as the earliest, even if others have higher ballots. A promise that is refused for that reason
+// is safe, as Paxos never needs one.
+//
+//	at a voter       0 s          1 s            3 s            4 s
+//	L lies           proposes 1   proposes 2, 3  proposes 5     ...
+//	A has proposed                proposes 4     .              picks a value
+//	the voter        promises 1/L .              promises 4/A   accepts it
+//
 // Nothing here is safe for concurrent use, opens a socket or reads a clock.
 package paxos
 

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/internal/seed"
 	"github.com/weft-net/weft/ipam/ring"
@@ -19,14 +21,17 @@ type node struct {
 	el               *Election
 	cfg              Config
 	diskOwn, diskVal []byte
+	now              time.Time
 }
 
 func newNode(i, expect int, observer bool) *node {
 	n := &node{cfg: Config{Self: name(i), Signer: peer.Cheap{ID: peer.Key{byte(i + 1)}}, Verifier: peer.Cheap{},
 		Instance: []byte("test"), Expect: expect, Observer: observer,
 		Eligible: func(ring.Holder) bool { return true }, Acceptable: func([]byte) error { return nil },
+		Host:        func(h ring.Holder) netip.Addr { return netip.AddrFrom4([4]byte(h.Name[2:])) },
 		SealMessage: func(value []byte) (string, []byte) { return "test", value },
 		Value:       func(voters []ring.Holder) []byte { return fmt.Appendf(nil, "%v", voters) }}}
+	n.now, n.cfg.Now = time.Unix(1e9, 0), func() time.Time { return n.now }
 	n.restart()
 	return n
 }
@@ -43,10 +48,10 @@ func (n *node) restart() {
 func (n *node) write() { n.diskOwn, n.diskVal = n.el.Own() }
 
 func (n *node) propose() [][]byte {
-	if !n.el.Propose() {
+	proposed := n.el.Propose()
+	if hurried := n.el.Hurry(); !proposed && !hurried {
 		return nil
 	}
-	n.el.Hurry()
 	n.write()
 	return [][]byte{n.el.Delta()}
 }
@@ -115,6 +120,7 @@ func (w *network) check() (all bool) {
 // disturb makes one random event happen: a proposal, a restart or the arrival of a delta.
 func (w *network) disturb() {
 	i := w.rng.IntN(len(w.nodes))
+	w.nodes[i].now = w.nodes[i].now.Add(time.Duration(w.rng.Int64N(int64(4 * attemptTime))))
 	switch k := w.rng.IntN(20); {
 	case k == 0:
 		w.send(i, w.nodes[i].propose())
@@ -180,8 +186,16 @@ func TestNeverTwoValues(t *testing.T) {
 			if w.check() {
 				break
 			}
+			for _, n := range w.nodes {
+				n.now = n.now.Add(attemptMost)
+				if n.el.React() {
+					n.write()
+				}
+			}
 			if round%5 == 4 {
-				w.nodes[round%len(w.nodes)].propose()
+				n := w.nodes[round%len(w.nodes)]
+				n.now = n.now.Add(waitForVoters)
+				n.propose()
 			}
 		}
 	}
@@ -282,7 +296,7 @@ func TestForgedEntryIsRefused(t *testing.T) {
 func TestMadeUpAcceptanceIsNotFollowed(t *testing.T) {
 	liar, a, b := newNode(0, 4, false), newNode(1, 4, false), newNode(2, 4, false)
 	liar.el.own.State = Acceptor[ValueID]{Promised: Ballot{900, name(0)}, Accepted: Ballot{900, name(0)}, Value: IDOf([]byte("mine"))}
-	liar.el.values[IDOf([]byte("mine"))] = &value{bytes: []byte("mine")}
+	liar.el.values[IDOf([]byte("mine"))] = []byte("mine")
 	liar.el.sign()
 	for _, n := range []*node{a, b} {
 		if _, _, err := n.el.Merge(name(0), liar.el.Delta()); err != nil {
@@ -311,9 +325,10 @@ func TestElectionIsBounded(t *testing.T) {
 	high := newNode(0, 65535, false)
 	high.el.own.State.Promised = Ballot{maxRound, name(0)}
 	high.el.sign()
-	if _, _, err := a.el.Merge(name(0), high.el.Delta()); err == nil {
-		t.Error("a ballot that nobody can outbid was accepted")
+	if _, _, _ = a.el.Merge(name(0), high.el.Delta()); a.el.own.State.Promised.Round > maxRound/2 {
+		t.Error("a ballot that nobody can outbid was promised")
 	}
+	high.restart()
 	high.el.own.State.Promised = Ballot{1, name(0)}
 	high.el.sign()
 	if _, _, err := a.el.Merge(name(0), high.el.Delta()); err != nil || a.el.Needed() > 3 {
@@ -357,4 +372,110 @@ func FuzzMerge(f *testing.F) {
 			t.Fatal("entry does not round trip")
 		}
 	})
+}
+
+// A voter takes part in a proposal for its time, whatever others propose. Then it is the turn of the host
+// whose last turn was first.
+func TestHostsHaveTurns(t *testing.T) {
+	liar, honest, voter := newNode(0, 3, false), newNode(1, 3, false), newNode(2, 3, false)
+	show := func(n *node, round uint32) {
+		n.el.own.State.Promised = Ballot{round, n.cfg.Self}
+		n.el.sign()
+		voter.receive(t, n.el.Delta())
+	}
+	expect := func(when string, round uint32, n *node) {
+		t.Helper()
+		if got, want := voter.el.own.State.Promised, (Ballot{round, n.cfg.Self}); got != want {
+			t.Errorf("%s: it promised %s, want %s", when, got, want)
+		}
+	}
+	wait := func(d time.Duration) {
+		voter.now = voter.now.Add(d)
+		voter.el.React()
+	}
+	show(liar, 1)
+	show(liar, 2)
+	expect("a host outbids itself", 1, liar)
+	show(honest, 3)
+	expect("a host proposes for the first time", 3, honest)
+	show(liar, 4)
+	expect("a host that had its turn outbids another", 3, honest)
+	wait(attemptMost)
+	expect("the turn is over", 4, liar)
+	show(honest, 5)
+	show(liar, 6)
+	expect("two propose during the turn of one of them", 4, liar)
+	if !voter.el.Waiting() {
+		t.Error("it does not say that another proposal waits")
+	}
+	wait(attemptMost)
+	expect("the turn is over, and two wait", 5, honest)
+	show(liar, 7)
+	wait(attemptTime)
+	expect("before the turn is over", 5, honest)
+}
+
+// A host that comes late takes part, however many rounds the others have used. One host that lies about
+// the round is not followed.
+func TestRoundsFarAheadAreFollowedIfOthersConfirmThem(t *testing.T) {
+	const far = 10 * maxRoundJump
+	a, b, late := newNode(0, 3, false), newNode(1, 3, false), newNode(2, 3, false)
+	a.el.own.State.Promised = Ballot{far, a.cfg.Self}
+	a.el.sign()
+	late.receive(t, a.el.Delta())
+	if got := late.el.own.State.Promised; !got.IsZero() {
+		t.Errorf("it promised %s, as one host says", got)
+	}
+	b.el.own.State.Promised = Ballot{far, a.cfg.Self}
+	b.el.sign()
+	late.receive(t, b.el.Delta())
+	if got, want := late.el.own.State.Promised, (Ballot{far, a.cfg.Self}); got != want {
+		t.Errorf("it promised %s, want %s", got, want)
+	}
+}
+
+// A neighbour may pass on values of many peers, and a peer has one.
+func TestEachPeerHasOneValue(t *testing.T) {
+	a, liar := newNode(1, 4, false), newNode(0, 4, false)
+	for i := range 100 {
+		v := fmt.Appendf(nil, "value %d", i)
+		b := Ballot{uint32(i + 1), liar.cfg.Self}
+		liar.el.own.State = Acceptor[ValueID]{Promised: b, Accepted: b, Value: IDOf(v)}
+		liar.el.values[IDOf(v)] = v
+		liar.el.sign()
+		a.receive(t, appendItem(liar.el.Delta(), itemValue, fmt.Appendf(nil, "not named %d", i)))
+	}
+	if n := len(a.el.values); n != 1 {
+		t.Errorf("%d values", n)
+	}
+	for i := range 20 { // all by one neighbour
+		n := newNode(2+i, 3, false)
+		n.propose()
+		v := fmt.Appendf(nil, "other value %d", i)
+		n.el.own.State.Accepted, n.el.own.State.Value, n.el.values[IDOf(v)] = n.el.own.State.Promised, IDOf(v), v
+		n.el.sign()
+		a.receive(t, n.el.Delta())
+		if a.el.values[IDOf(v)] == nil {
+			t.Errorf("value %d is not known", i)
+		}
+	}
+}
+
+// While too few voters are there, a proposal stands and rounds do not grow.
+func TestRoundsDoNotGrowWhileVotersAreMissing(t *testing.T) {
+	a, b := newNode(0, 4, false), newNode(1, 4, false)
+	for range 1000 {
+		for _, n := range []*node{a, b} {
+			other := a
+			if n == a {
+				other = b
+			}
+			n.now = n.now.Add(time.Second)
+			n.propose()
+			other.receive(t, n.el.Delta())
+		}
+	}
+	if r, most := a.el.own.State.Promised.Round, uint32(2*1000*time.Second/waitForVoters)+2; r > most {
+		t.Errorf("round %d after 1000 s, at most %d are needed", r, most)
+	}
 }

@@ -170,13 +170,17 @@ func (el *Election) Delta() []byte {
 	return b
 }
 
-// each calls f for each known entry and value, with its line of the digest and its
-// item.
+// each calls f for each known entry and each value that an entry names, with its line of the digest
+// and its item.
 func (el *Election) each(f func(sum [sumLen]byte, kind byte, item []byte)) {
-	for _, id := range slices.SortedFunc(maps.Keys(el.values), func(a, b ValueID) int { return bytes.Compare(a[:], b[:]) }) {
+	named := el.named()
+	for _, id := range slices.SortedFunc(maps.Keys(el.values), ValueID.compare) {
+		if _, still := named[id]; !still {
+			continue
+		}
 		var sum [sumLen]byte
 		copy(sum[peer.NameLen:], id[:])
-		f(sum, itemValue, el.values[id].bytes)
+		f(sum, itemValue, el.values[id])
 	}
 	for _, n := range slices.SortedFunc(maps.Keys(el.seals), peer.Name.Compare) {
 		s := el.seals[n]

@@ -165,6 +165,14 @@ func (n Name) String() string {
 	return string(b[:])
 }
 
+// With returns the name for people, with the nickname of its peer, "" if unknown.
+func (n Name) With(nickname string) string {
+	if nickname == "" {
+		return n.String()
+	}
+	return n.String() + "(" + nickname + ")"
+}
+
 // IsZero reports whether n is the zero Name.
 func (n Name) IsZero() bool { return n == Name{} }
 

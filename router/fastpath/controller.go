@@ -51,6 +51,8 @@ type Settings struct {
 	// Binding says for which configuration the state in the kernel is valid. State of
 	// an earlier process with another one is removed. Make it with Bind.
 	Binding kernel.Binding
+	// Guard is the spoof guard of the containers, nil if there is none.
+	Guard *kernel.Guard
 }
 
 // Config configures a Controller.
@@ -256,7 +258,7 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
 		uses: make(map[peer.Name]use), lost: make(map[peer.Name]lostPeer), keptPaths: make(map[peer.Name]KeptPath),
 	}
-	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool)}
+	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool), neighbours: make(map[netip.Addr]ethernet.MAC)}
 	if c.sys == nil {
 		c.sys = Linux
 	}

@@ -28,6 +28,9 @@ type inbox struct {
 	bansChanged bool
 	// refused are the hosts with which a handshake failed, and whether this host dialled.
 	refused map[netip.Addr]bool
+	// neighbours are IP addresses that moved, with their MAC addresses, zero for those that are
+	// nowhere. There are no more than the mesh has.
+	neighbours map[netip.Addr]ethernet.MAC
 }
 
 // maxRefused bounds inbox.refused, which strangers can make grow. What does not fit is
@@ -229,16 +232,18 @@ func (c *Controller) receive(now time.Time) {
 	if !c.in.bansChanged {
 		banned = nil
 	}
-	if len(pending) == 0 && !changed && len(refused) == 0 && banned == nil {
+	if len(pending) == 0 && !changed && len(refused) == 0 && banned == nil && len(c.in.neighbours) == 0 {
 		c.mu.Unlock()
 		return
 	}
+	neighbours := c.in.takeNeighbours()
 	c.in.pending, c.in.changed, c.in.refused, c.in.bansChanged = make(map[peer.Name]*report), false, make(map[netip.Addr]bool), false
 	if changed {
 		c.routes, c.stale = c.in.routes, true
 		c.from = origin.New(c.routes.From, c.from, c.since())
 	}
 	c.mu.Unlock()
+	c.writeNeighbours(neighbours)
 	for n, p := range pending {
 		l := c.links[n]
 		if p.down {

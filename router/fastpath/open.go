@@ -15,7 +15,7 @@ func (c *Controller) open() error {
 	o := kernel.Options{
 		PinDir: c.cfg.PinDir, Bridge: c.cfg.Bridge, Port: netdev.PortName, PortPeer: netdev.PortPeerName, TAP: c.cfg.TAP,
 		VXLAN: netdev.VXLANName, VXLANPort: c.cfg.Port, MTU: c.cfg.MTU, Sysctls: c.cfg.Sysctls, Log: c.log,
-		Binding: c.cfg.Binding,
+		Binding: c.cfg.Binding, Guard: c.cfg.Guard,
 	}
 	c.openTunnel()
 	if c.cfg.Encrypt && len(c.cfg.Trusted) == 0 && c.tunnel == nil {

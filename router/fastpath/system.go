@@ -46,6 +46,9 @@ type Kernel interface {
 	Remotes(yield func(a netip.Addr, r kernel.Remote) bool) error
 	Traffic(id uint16) (kernel.Traffic, error)
 	Drops() map[string]uint64
+	PutNeighbour(a netip.Addr, mac [6]byte) error
+	DeleteNeighbour(a netip.Addr) error
+	Requests() kernel.Requests
 }
 
 // Tunnel is what the controller uses of *wireguard.Device, whose comments are the

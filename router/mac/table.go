@@ -4,7 +4,7 @@
 // An address may be bound to a peer: that peer has announced, signed, that it gave the address
 // to a container of its host. Then only frames of that peer teach the table where the address
 // is, and a container elsewhere that sends with it moves nothing. An address that is bound and
-// was not seen yet is unknown, like any other.
+// was not seen yet enters the table with the first frame for it.
 //
 // Time is an argument: a duration since an origin that the caller chooses, which never
 // goes back. A Table is safe for concurrent use.
@@ -269,6 +269,18 @@ func (t *Table) Lookup(m ethernet.MAC, now time.Duration) (at peer.Name, ok bool
 		return peer.Name{}, false
 	}
 	return e.at, true
+}
+
+// Find is Lookup for an address that a frame is for. If it was not seen lately and is bound, it is where
+// its binding says, and change is Added if the table has it from now on.
+func (t *Table) Find(m ethernet.MAC, now time.Duration) (at peer.Name, change Change, ok bool) {
+	if at, ok = t.Lookup(m, now); ok {
+		return at, Same, true
+	}
+	if at, ok = t.BoundTo(m); !ok {
+		return peer.Name{}, Same, false
+	}
+	return at, t.Learn(m, at, now), true
 }
 
 // Expire removes addresses that were not seen for MaxAge, and returns their number. Call

@@ -168,6 +168,7 @@ func TestNoAllocation(t *testing.T) {
 		tb.Learn(m1, p1, now)
 		tb.Learn(m2, p1, now) // bound elsewhere
 		tb.Lookup(m1, now)
+		tb.Find(m2, now)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -236,6 +237,39 @@ func TestBoundAddresses(t *testing.T) {
 	}
 	if s := tb.Stats(); s != (Stats{Entries: 1, Moves: 2, Elsewhere: 3}) {
 		t.Errorf("stats %+v", s)
+	}
+}
+
+// A frame for a bound address goes where the binding says, although none came from there. The table
+// has the address from then on.
+func TestFindBoundAddress(t *testing.T) {
+	tb := New(Limits{PerPeer: 10})
+	find := func(what string, now time.Duration, want peer.Name, change Change) {
+		t.Helper()
+		if at, c, ok := tb.Find(m1, now); at != want || c != change || ok == want.IsZero() {
+			t.Errorf("%s: at %s, change %d, %v; want %s, %d", what, at, c, ok, want, change)
+		}
+	}
+	find("neither bound nor seen", 0, peer.Name{}, Same)
+	tb.Bind(m1, p1)
+	find("bound", 0, p1, Added)
+	find("found before", 0, p1, Same)
+	if at, ok := tb.Lookup(m1, 0); !ok || at != p1 {
+		t.Errorf("the table has it at %s, %v", at, ok)
+	}
+	find("long after", MaxAge+time.Second, p1, Added)
+	tb.Bind(m1, p2)
+	find("moved", MaxAge+2*time.Second, p2, Same)
+	tb.Bind(m1, peer.Name{})
+	find("not bound any more", MaxAge+3*time.Second, p2, Same)
+	tb.Expire(3 * MaxAge)
+	find("forgotten", 3*MaxAge, peer.Name{}, Same)
+	invent(tb, p2, 10)
+	tb.Bind(m1, p2)
+	find("bound to a peer that has too many", 3*MaxAge, p2, Full)
+	tb.Learn(m2, p1, 0)
+	if at, c, ok := tb.Find(m2, 0); !ok || c != Same || at != p1 {
+		t.Errorf("seen: at %s, change %d, %v", at, c, ok)
 	}
 }
 

@@ -19,33 +19,36 @@ import (
 
 // The paths of the table fast, besides raw veth and kernel VXLAN.
 const (
-	pathExpress  = "weft express"
-	pathBridged  = "weft bridged" // a rule filters bridged frames, as policies do
-	pathDevice   = "weft device"  // the VXLAN device of the kernel, as over IPv6 and inside WireGuard
-	pathMany     = "weft, 10,000 MAC addresses"
-	pathSleeve   = "weft sleeve"
-	pathBridge   = "plain bridge" // on one host
-	pathLocal    = "weft, one host"
-	manyMACs     = 10_000
-	fastMTU      = rival.VXLANMTU
-	manyInterval = 2 * time.Millisecond
+	pathExpress   = "weft express"
+	pathUnguarded = "weft express, unguarded" // containers without a spoof guard
+	pathBridged   = "weft bridged"            // a rule filters bridged frames, as policies do
+	pathDevice    = "weft device"             // the VXLAN device of the kernel, as over IPv6 and inside WireGuard
+	pathMany      = "weft, 10,000 MAC addresses"
+	pathSleeve    = "weft sleeve"
+	pathBridge    = "plain bridge" // on one host
+	pathLocal     = "weft, one host"
+	manyMACs      = 10_000
+	fastMTU       = rival.VXLANMTU
+	manyInterval  = 2 * time.Millisecond
 )
 
 // fastTable compares the fast datapath to plain devices of the kernel.
 var fastTable = table{
-	paths: []string{pathRaw, pathVXLAN, pathExpress, pathBridged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
+	paths: []string{pathRaw, pathVXLAN, pathExpress, pathUnguarded, pathBridged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
 	runs: []run{
-		{order: pinnedOne, on: interHostPaths, metrics: []metric{
+		{order: pinnedOne, on: append([]string{pathUnguarded}, interHostPaths...), metrics: []metric{
 			fastMetric("TCP, 1 stream", "Gb/s", false, pathExpress, 1.05, 1.2, gigabits),
 			fastMetric("TCP, 1 stream, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
+			{name: "TCP, 1 stream, spoof guard", unit: "Gb/s", must: 0.98, aim: 1, value: gigabits, ours: pathExpress, against: []string{pathUnguarded}},
 		}},
 		{order: pinnedFour, on: interHostPaths, metrics: []metric{
 			fastMetric("TCP, 4 streams", "Gb/s", false, pathExpress, 1.1, 1.3, gigabits),
 			fastMetric("TCP, 4 streams, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
 		}},
-		{order: blast, on: append([]string{pathMany}, interHostPaths...), metrics: []metric{
+		{order: blast, on: append([]string{pathMany, pathUnguarded}, interHostPaths...), metrics: []metric{
 			fastMetric("UDP, 64 bytes, blast", "kpkt/s", false, pathExpress, 1.35, 1.6, kilopackets),
 			fastMetric("UDP, 64 bytes, bridged", "kpkt/s", false, pathBridged, 0.75, 1, kilopackets),
+			{name: "UDP, 64 bytes, spoof guard", unit: "kpkt/s", must: 0.98, aim: 1, value: kilopackets, ours: pathExpress, against: []string{pathUnguarded}},
 			{name: "UDP, 10,000 MAC addresses", unit: "kpkt/s", must: 0.97, aim: 1, value: kilopackets, ours: pathMany, against: []string{pathExpress}},
 		}},
 		{order: oneCPUTrips, on: interHostPaths, metrics: []metric{
@@ -82,7 +85,7 @@ var fastLabs = []struct {
 	// They are measured in this order, so each comes close to its reference.
 	{"x", nil, []fastNetwork{
 		{pathBridge, plain(rival.Bridge), nil}, {pathLocal, localNetwork, nil},
-		{pathRaw, plain(rawNetwork), nil}, {pathVXLAN, plain(rival.VXLAN), nil}, {pathExpress, carriedNetwork(true), nil},
+		{pathRaw, plain(rawNetwork), nil}, {pathVXLAN, plain(rival.VXLAN), nil}, {pathExpress, carriedNetwork(true), nil}, {pathUnguarded, unguardedNetwork, nil},
 	}},
 	{"m", nil, []fastNetwork{{pathMany, carriedNetwork(true), teachMACs}}},
 	{"j", nil, []fastNetwork{{pathBridged, bridgedNetwork, nil}}},
@@ -153,6 +156,25 @@ func carriedNetwork(express bool) func(context.Context, *testbed.Lab) (*rival.Ne
 		n.PIDs = nil // the routers carry no packets
 		return n, fastInUse(ctx, l, n, express)
 	}
+}
+
+// unguardedNetwork is carriedNetwork between containers that may spoof.
+func unguardedNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
+	n := &rival.Network{From: testbed.Place{Host: 1, Container: "free"}, To: testbed.Place{Host: 2, Container: "free"}}
+	if err := attachEnds(ctx, l, n); err != nil {
+		return nil, err
+	}
+	for _, p := range []testbed.Place{n.From, n.To} {
+		if err := allowSpoof(ctx, l, p); err != nil {
+			return nil, err
+		}
+	}
+	return n, fastInUse(ctx, l, n, true)
+}
+
+func allowSpoof(ctx context.Context, l *testbed.Lab, p testbed.Place) error {
+	_, err := api.NewClient(l.Socket(p.Host)).Attach(ctx, api.AttachRequest{Netns: l.Netns(p), AllowSpoof: true})
+	return err
 }
 
 // bridgedNetwork is carriedNetwork between hosts with a rule that filters bridged frames.
@@ -237,6 +259,9 @@ func teachMACs(ctx context.Context, p *path) error {
 			return nil
 		}
 		if !sent {
+			if err := allowSpoof(ctx, p.lab, p.to); err != nil {
+				return err
+			}
 			if err := netdev.Do(p.lab.Netns(p.to), speakAsMany); err != nil {
 				return fmt.Errorf("send from %d MAC addresses at %s: %w", manyMACs, p.to, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,7 @@ const (
 	onVXLAN     place = "vxlan"
 	onContainer place = "container"
 	onUnderlay  place = "underlay"
+	onGuard     place = "guard" // of the spoof guard, which is no part of a Datapath
 )
 
 // hook is a place on one interface.
@@ -145,7 +147,7 @@ func (d *Datapath) expressProgram(h hook) *ebpf.Program {
 // adoptFilters replaces the clsact programs of an earlier process on interfaces of
 // containers and of the underlay.
 func (d *Datapath) adoptFilters() {
-	list, err := filters()
+	list, err := filters(filterPriority)
 	if err != nil {
 		d.opts.Log.Warn("look for programs of an earlier router", "err", err)
 		return
@@ -205,6 +207,11 @@ func (d *Datapath) adoptExpress() {
 // host's end of its veth. It is idempotent. An interface that is gone is not an
 // error.
 func (d *Datapath) AttachContainer(ifindex int) error {
+	if d.opts.Guard != nil && d.c.fromContainer != nil {
+		if err := d.opts.Guard.PutFirst(ifindex); err != nil {
+			return err
+		}
+	}
 	return d.attachExpress(hook{onContainer, ifindex}, d.c.fromContainer)
 }
 
@@ -267,9 +274,17 @@ func (d *Datapath) attached(at place) (list []int) {
 // sides.
 const (
 	filterPriority = 6784
+	guardPriority  = filterPriority - 1 // the spoof guard sees a frame first
 	filterHandle   = 1
 	filterPrefix   = "weft-"
 )
+
+func (h hook) priority() uint16 {
+	if h.at == onGuard {
+		return guardPriority
+	}
+	return filterPriority
+}
 
 func (h hook) parent() uint32 {
 	if h.at == onPort {
@@ -287,7 +302,7 @@ func clsact(ifindex int) *netlink.Clsact {
 func filter(h hook) *netlink.BpfFilter {
 	return &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: h.ifindex, Parent: h.parent(), Priority: filterPriority, Handle: filterHandle, Protocol: unix.ETH_P_ALL,
+			LinkIndex: h.ifindex, Parent: h.parent(), Priority: h.priority(), Handle: filterHandle, Protocol: unix.ETH_P_ALL,
 		},
 		Fd: -1, Name: filterPrefix + string(h.at), DirectAction: true,
 	}
@@ -302,14 +317,24 @@ func attachClsact(h hook, prog *ebpf.Program) error {
 	return netlink.FilterReplace(f)
 }
 
-// detachClsact removes the filter, and the qdisc if it has no other.
-func detachClsact(h hook) error {
-	err := netlink.FilterDel(filter(h))
+// removeFilter removes the filter. The qdisc stays: to remove it, as to add it, the kernel stops the
+// transmit queues of the interface for a moment (dev_deactivate in net/sched/sch_generic.c) and drops
+// what it should send.
+func removeFilter(h hook) (removed bool, err error) {
+	err = netlink.FilterDel(filter(h))
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
-		return nil // no interface, no filter, no qdisc
+		return false, nil // no interface, no filter, no qdisc
 	}
 	if err != nil {
-		return fmt.Errorf("remove filter from interface %d: %w", h.ifindex, err)
+		return false, fmt.Errorf("remove filter from interface %d: %w", h.ifindex, err)
+	}
+	return true, nil
+}
+
+// detachClsact removes the filter, and the qdisc if it has no other.
+func detachClsact(h hook) error {
+	if removed, err := removeFilter(h); !removed {
+		return err
 	}
 	l, err := netlink.LinkByIndex(h.ifindex)
 	if err != nil {
@@ -320,14 +345,19 @@ func detachClsact(h hook) error {
 			return nil
 		}
 	}
+	// An ingress qdisc has the same handle. It is not weft's.
+	all, err := netdev.Dump(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(l) })
+	if err != nil || !slices.ContainsFunc(all, func(q netlink.Qdisc) bool { return q.Type() == "clsact" }) {
+		return nil
+	}
 	if err := netlink.QdiscDel(clsact(h.ifindex)); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("remove qdisc from interface %d: %w", h.ifindex, err)
 	}
 	return nil
 }
 
-// filters returns the hooks in the namespace that have filters of weft.
-func filters() (list []hook, err error) {
+// filters returns the hooks in the namespace that have filters of weft with that priority.
+func filters(priority uint16) (list []hook, err error) {
 	links, err := netdev.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
@@ -340,7 +370,7 @@ func filters() (list []hook, err error) {
 			}
 			for _, f := range all {
 				b, ok := f.(*netlink.BpfFilter)
-				if !ok || b.Priority != filterPriority {
+				if !ok || b.Priority != priority {
 					continue
 				}
 				if at, ours := strings.CutPrefix(b.Name, filterPrefix); ours {
@@ -352,9 +382,9 @@ func filters() (list []hook, err error) {
 	return list, nil
 }
 
-// removeFilters removes all filters of weft from the namespace.
-func removeFilters() error {
-	list, err := filters()
+// removeFilters removes all filters of weft with that priority from the namespace.
+func removeFilters(priority uint16) error {
+	list, err := filters(priority)
 	for _, h := range list {
 		err = errors.Join(err, detachClsact(h))
 	}

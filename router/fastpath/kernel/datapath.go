@@ -47,7 +47,10 @@ type Options struct {
 	// cover is removed.
 	Binding Binding
 	Sysctls netdev.Sysctls
-	Log     *slog.Logger
+	// Guard puts the spoof guard of a container's port in front of a program that is attached there;
+	// nil for none.
+	Guard *Guard
+	Log   *slog.Logger
 
 	noTCX bool // for tests of clsact
 }
@@ -107,6 +110,9 @@ func Open(o Options) (_ *Datapath, err error) {
 	}()
 	if err := d.load(spec); err != nil {
 		return nil, err
+	}
+	if err := d.clearNeighbours(); err != nil {
+		return nil, failed("remove what an earlier process knew", err)
 	}
 	if err := d.bind(); err != nil {
 		return nil, failed("check for which configuration the state of an earlier process is valid", err)

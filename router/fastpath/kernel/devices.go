@@ -122,10 +122,11 @@ func makeVXLAN(o Options) (int, error) {
 
 // Remove removes what Open and Datapath made, in this process and in earlier ones,
 // in the network namespace of the calling thread: attachments, pins, the mounted
-// file system, the veth pair and the VXLAN device. The TAP stays. It continues after
+// file system, the veth pair and the VXLAN device. The TAP stays, and so does the spoof
+// guard, with the file system in which it is pinned. It continues after
 // errors and returns all of them.
 func Remove(o Options) error {
-	errs := []error{removePins(o.PinDir), removeFilters()}
+	errs := []error{removePins(o.PinDir), removeFilters(filterPriority)}
 	for _, dev := range []struct{ name, kind string }{{o.Port, "veth"}, {o.PortPeer, "veth"}, {o.VXLAN, "vxlan"}} {
 		errs = append(errs, remove(dev.name, dev.kind))
 	}
@@ -152,7 +153,7 @@ func removePins(dir string) error {
 		if err != nil {
 			return err
 		}
-		if ours {
+		if _, err := os.Lstat(filepath.Join(dir, guardDir)); ours && err != nil {
 			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 				return fmt.Errorf("unmount %s: %w", dir, err)
 			}

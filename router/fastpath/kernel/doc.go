@@ -18,7 +18,9 @@
 //	from_port      egress of the bridge's port. If the destination is known, its
 //	               peer is fast and the frame fits: into VXLAN and out by the
 //	               interface of the underlay, or by vethwe-vxlan with a tunnel
-//	               key. Else to the TAP, unchanged.
+//	               key. A request for the MAC address of an IP address of
+//	               another host is answered: the answer comes in at the port.
+//	               Else to the TAP, unchanged.
 //	from_tap       ingress of the TAP. A frame enters the bridge by the port, as
 //	               if it came from outside. A probe goes to the address in it,
 //	               by vethwe-vxlan.
@@ -99,13 +101,76 @@
 //	remotes  outer address -> the neighbour that has it, with its key
 //	traffic  short id -> packets and bytes, per CPU
 //	drops    reason -> packets, per CPU
+//	neighbours  IP address -> MAC address, of all hosts, by their signed word
+//	requests    what became of a request for a MAC address -> number, per CPU
 //	events   MAC addresses seen in another place than macs has; pending bounds them
 //	         to one for each address in 100 ms
 //
 // The two levels make a change of the routes one write, which touches no MAC address.
 //
+// A request is answered only if a frame for the MAC address would leave by VXLAN. So the answer is
+// never about a host that cannot be reached, and the router hears of each MAC address first. It gets
+// all other requests too: probes for duplicates, those with other options, and announcements.
+//
 // Programs and maps are pinned in a folder that is named after the layout of the maps.
 // Pins of another layout are removed, and the maps start empty.
+//
+// # Spoof guard
+//
+// The spoof guard is one more program, which needs no Datapath: a container may only send with
+// the addresses that weft gave it. It is a program at the ingress of the host's end of the
+// container's veth, in front of all others, so it checks a frame once, where it enters, and
+// everything behind it needs no check: the bridge and its other ports, express, VXLAN, sleeve
+// and other hosts.
+//
+//	container -- veth [guard] --> from_container (express) --> bridge --> from_port --> ...
+//	                     |
+//	                     +--> dropped and counted
+//
+// nftables could do it without eBPF, at the ingress of the interface or in the bridge. But
+// programs of tc run before both (__netif_receive_skb_core of net/core/dev.c), so frames of
+// express would need another guard; rules cannot walk the options of neighbour discovery; and
+// "nft flush ruleset" would remove it. Without eBPF there is no guard, and status says so.
+//
+// Rules. What none of them drops passes.
+//
+//	any frame  the source is the MAC address that the container was given
+//	VLAN       none: a tag hides the packet from the other rules, and a tag with VLAN 0 from
+//	           no receiver
+//	IPv4       the source is an address of the container, or zero (DHCP, RFC 2131)
+//	ARP        so is the sender (zero: RFC 5227), with the MAC address of the container. Only
+//	           for IPv4 on Ethernet
+//	IPv6       the source is an address of the container, zero (RFC 4862), or link-local. If a
+//	           link-local address is derived from a MAC address (EUI-64), that is its own
+//	ND         no router advertisement and no redirect (RFC 6105). The target of a neighbour
+//	           advertisement is an address that the container may use as source, and so is
+//	           the target of a solicitation from the address zero, which claims it. MAC
+//	           addresses in options are the container's
+//	ND hidden  extension headers are walked, up to eight. ND in a fragment is dropped (RFC
+//	           6980), and so is a first fragment, or a packet, that ends before it is clear
+//	           that it is not ND (RFC 7112, 7113). Further fragments pass: without the first
+//	           they are nothing
+//
+// The link-local addresses of containers are not known: containers make them. One that is not
+// derived from a MAC address can be taken by another container. Other protocols are checked
+// for the MAC address only; Linux takes IP from no other frame. What other hosts send, and the
+// host itself, is not checked here: a remote frame is checked where it enters.
+//
+//	ports  ifindex -> MAC address, some addresses, whether there are more
+//	addrs  ifindex and IP address -> 1
+//	drops  ifindex -> frames by reason, and what the last one claimed
+//
+// A program at a port that is not in ports drops everything. Each process loads the program
+// with maps of its own, fills them, and then replaces the program at the port: so neither the
+// end of a router nor the start of the next one, of whatever version, opens a gap. What a
+// container may send is read from the alias of its port, see netdev.GivenPort.
+//
+// At first the program is a filter of clsact, which is attached in 0.3 ms. To attach a program
+// of TCX the kernel waits 10 ms, and whoever connects a container would wait too. But programs
+// of TCX run before filters: so before express is attached to a port with TCX, PutFirst moves
+// the guard there. Such a link is pinned in the folder guard. If another program is going to
+// limit the rate of the port, which needs the place of clsact, the guard uses TCX at once; a
+// kernel without TCX attaches it to the ingress qdisc of that program, when it is there.
 //
 // # Limits
 //

@@ -187,10 +187,12 @@ func (h *host) stop() {
 	}
 	if h.tap != nil {
 		_ = h.tap.Close()
-		for range h.up {
+		if h.up != nil { // it is nil if the datapath was refused
+			for range h.up {
+			}
 		}
 	}
-	h.Datapath, h.tap = nil, nil
+	h.Datapath, h.tap, h.up = nil, nil, nil
 }
 
 // meet adds o to the maps of h, and to the neighbours of its containers, as nobody

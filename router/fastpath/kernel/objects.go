@@ -245,7 +245,7 @@ func hasFilter(h hook) bool {
 	all, err := netdev.Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(l, h.parent()) })
 	return err != nil || slices.ContainsFunc(all, func(f netlink.Filter) bool {
 		b, ok := f.(*netlink.BpfFilter)
-		return ok && b.Priority == filterPriority && b.Name == filterPrefix+string(h.at)
+		return ok && b.Priority == h.priority() && b.Name == filterPrefix+string(h.at)
 	})
 }
 

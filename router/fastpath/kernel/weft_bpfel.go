@@ -95,9 +95,11 @@ const (
 	bpfMapDrops          = "drops"
 	bpfMapEvents         = "events"
 	bpfMapMacs           = "macs"
+	bpfMapNeighbours     = "neighbours"
 	bpfMapPeers          = "peers"
 	bpfMapPending        = "pending"
 	bpfMapRemotes        = "remotes"
+	bpfMapRequests       = "requests"
 	bpfMapTraffic        = "traffic"
 	bpfProgFromContainer = "from_container"
 	bpfProgFromPort      = "from_port"
@@ -159,15 +161,17 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Binding *ebpf.MapSpec `ebpf:"binding"`
-	Config  *ebpf.MapSpec `ebpf:"config"`
-	Drops   *ebpf.MapSpec `ebpf:"drops"`
-	Events  *ebpf.MapSpec `ebpf:"events"`
-	Macs    *ebpf.MapSpec `ebpf:"macs"`
-	Peers   *ebpf.MapSpec `ebpf:"peers"`
-	Pending *ebpf.MapSpec `ebpf:"pending"`
-	Remotes *ebpf.MapSpec `ebpf:"remotes"`
-	Traffic *ebpf.MapSpec `ebpf:"traffic"`
+	Binding    *ebpf.MapSpec `ebpf:"binding"`
+	Config     *ebpf.MapSpec `ebpf:"config"`
+	Drops      *ebpf.MapSpec `ebpf:"drops"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Macs       *ebpf.MapSpec `ebpf:"macs"`
+	Neighbours *ebpf.MapSpec `ebpf:"neighbours"`
+	Peers      *ebpf.MapSpec `ebpf:"peers"`
+	Pending    *ebpf.MapSpec `ebpf:"pending"`
+	Remotes    *ebpf.MapSpec `ebpf:"remotes"`
+	Requests   *ebpf.MapSpec `ebpf:"requests"`
+	Traffic    *ebpf.MapSpec `ebpf:"traffic"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -196,15 +200,17 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Binding *ebpf.Map `ebpf:"binding"`
-	Config  *ebpf.Map `ebpf:"config"`
-	Drops   *ebpf.Map `ebpf:"drops"`
-	Events  *ebpf.Map `ebpf:"events"`
-	Macs    *ebpf.Map `ebpf:"macs"`
-	Peers   *ebpf.Map `ebpf:"peers"`
-	Pending *ebpf.Map `ebpf:"pending"`
-	Remotes *ebpf.Map `ebpf:"remotes"`
-	Traffic *ebpf.Map `ebpf:"traffic"`
+	Binding    *ebpf.Map `ebpf:"binding"`
+	Config     *ebpf.Map `ebpf:"config"`
+	Drops      *ebpf.Map `ebpf:"drops"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Macs       *ebpf.Map `ebpf:"macs"`
+	Neighbours *ebpf.Map `ebpf:"neighbours"`
+	Peers      *ebpf.Map `ebpf:"peers"`
+	Pending    *ebpf.Map `ebpf:"pending"`
+	Remotes    *ebpf.Map `ebpf:"remotes"`
+	Requests   *ebpf.Map `ebpf:"requests"`
+	Traffic    *ebpf.Map `ebpf:"traffic"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -214,9 +220,11 @@ func (m *bpfMaps) Close() error {
 		m.Drops,
 		m.Events,
 		m.Macs,
+		m.Neighbours,
 		m.Peers,
 		m.Pending,
 		m.Remotes,
+		m.Requests,
 		m.Traffic,
 	)
 }

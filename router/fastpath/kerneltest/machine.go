@@ -63,17 +63,19 @@ type iface struct {
 
 // pins is what outlives the process.
 type pins struct {
-	macs     map[[6]byte]kernel.MACEntry
-	peers    map[uint16]kernel.PeerEntry
-	remotes  map[netip.Addr]kernel.Remote
-	traffic  map[uint16]kernel.Traffic
-	binding  kernel.Binding
-	self     uint16
-	express  bool
-	until    time.Duration // on the clock of BootTime, 0 for never: when it stops forwarding
-	devices  bool          // port and VXLAN device are there
-	software bool          // the kernel computes the checksums
-	events   chan kernel.Event
+	macs    map[[6]byte]kernel.MACEntry
+	peers   map[uint16]kernel.PeerEntry
+	remotes map[netip.Addr]kernel.Remote
+	// neighbours are MAC addresses by IP address.
+	neighbours map[netip.Addr][6]byte
+	traffic    map[uint16]kernel.Traffic
+	binding    kernel.Binding
+	self       uint16
+	express    bool
+	until      time.Duration // on the clock of BootTime, 0 for never: when it stops forwarding
+	devices    bool          // port and VXLAN device are there
+	software   bool          // the kernel computes the checksums
+	events     chan kernel.Event
 }
 
 // expired reports whether the router has been away for too long.
@@ -128,6 +130,7 @@ func (m *Machine) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
 		}
 	}
 	m.pins.devices, m.pins.software, m.pins.express = true, false, o.Express
+	m.pins.neighbours = make(map[netip.Addr][6]byte)
 	m.note("open, express %v", o.Express)
 	m.pins.binding = o.Binding
 	return &datapath{m: m, adopted: adopted}, nil

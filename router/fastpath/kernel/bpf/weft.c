@@ -31,6 +31,11 @@ char _license[] SEC("license") = "GPL";
 #define AF_INET 2
 #define PACKET_HOST 0
 #define EINVAL 22
+#define NEXTHDR_ICMP 58
+#define ND_SOLICITATION 135
+#define ND_ADVERTISEMENT 136
+#define ND_SOLICITED 0x40000000
+#define ND_OVERRIDE 0x20000000
 #define VXLAN_FLAGS 0x08000000 // a VNI and nothing else
 // No TCP/IP headers are larger, except with IPv6 extension headers.
 #define MAX_HEADERS 120
@@ -109,6 +114,21 @@ struct {
 	__uint(max_entries, 4096);
 } pending SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, union addr);
+	__type(value, struct mac);
+	__uint(max_entries, MAX_NEIGHBOURS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} neighbours SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, REQUEST_COUNT);
+} requests SEC(".maps");
+
 // Precedes a frame on the TAP.
 struct metadata {
 	__u8 zero[12];
@@ -147,6 +167,38 @@ struct outer {
 } __attribute__((packed, aligned(2)));
 
 _Static_assert(sizeof(struct outer) == 50, "20 IPv4, 8 UDP, 8 VXLAN, 14 Ethernet");
+
+// ARP for IPv4 on Ethernet (RFC 826), with the Ethernet header. linux/if_arp.h has no addresses.
+struct arp_frame {
+	struct ethhdr eth;
+	__be16 hrd, pro;
+	__u8 hln, pln;
+	__be16 op;
+	__u8 sha[6];
+	__be32 spa;
+	__u8 tha[6];
+	__be32 tpa;
+} __attribute__((packed, aligned(2)));
+
+_Static_assert(sizeof(struct arp_frame) == 42, "internal/neighbour draws an ARP packet of 42 bytes");
+
+// A neighbour solicitation with the MAC address of its sender, or an advertisement with that of its
+// target, and no other option (RFC 4861, sections 4.3 and 4.4). pad aligns the addresses on the stack.
+struct nd_frame {
+	__u16 pad;
+	struct ethhdr eth;
+	struct ipv6hdr ip;
+	__u8 type, code;
+	__be16 check;
+	__be32 flags;
+	union addr target;
+	__u8 option, units, mac[6];
+} __attribute__((packed, aligned(8)));
+
+#define ND_FRAME_LEN (sizeof(struct nd_frame) - offsetof(struct nd_frame, eth))
+#define ND_LEN (sizeof(struct nd_frame) - offsetof(struct nd_frame, type))
+
+_Static_assert(ND_FRAME_LEN == 86, "internal/neighbour draws a solicitation of 86 bytes");
 
 // Bits of the first word of an address that distinguish unicast, group and zero.
 static __always_inline int is_zero(const struct ethhdr *eth)
@@ -525,6 +577,150 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	return bpf_redirect_neigh(ifindex, &via, sizeof(via), 0);
 }
 
+static __always_inline void count_request(__u32 what)
+{
+	__u64 *n = bpf_map_lookup_elem(&requests, &what);
+
+	if (n)
+		*n += 1;
+}
+
+static __always_inline int same_mac(const void *a, const void *b)
+{
+	const __u16 *x = a, *y = b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+// What becomes of a request for the MAC address of an IP address.
+enum { TO_ROUTER, OWN, ANSWER };
+
+// Finds the MAC address of target, which asker wants to know. It is ANSWER only if a frame for it would
+// go to another host in the kernel; the router decides everything else.
+static __always_inline int resolve(const struct config *cfg, const union addr *target, const void *asker, struct mac *m)
+{
+	struct mac *found = bpf_map_lookup_elem(&neighbours, target);
+	struct peer_entry *p;
+	struct mac_entry *e;
+
+	if (!found || same_mac(found->addr, asker))
+		return TO_ROUTER;
+	get_mac(m, found->addr);
+	e = bpf_map_lookup_elem(&macs, m);
+	if (!e || !cfg->self)
+		return TO_ROUTER;
+	if (e->peer == cfg->self)
+		return OWN;
+	p = get_peer(e->peer);
+	return p && p->flags & PEER_FAST && leased(cfg) ? ANSWER : TO_ROUTER;
+}
+
+static __always_inline __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+// Returns the sum of an ICMPv6 message with its pseudo-header (RFC 8200, section 8.1); 0xffff if its
+// checksum is right.
+static __always_inline __u16 nd_sum(struct nd_frame *f)
+{
+	__be32 pseudo[2] = { bpf_htonl(ND_LEN), bpf_htonl(NEXTHDR_ICMP) };
+	__s64 sum = bpf_csum_diff(0, 0, (void *)&f->ip.saddr, sizeof(*f) - offsetof(struct nd_frame, ip.saddr), 0);
+
+	return fold(bpf_csum_diff(0, 0, pseudo, sizeof(pseudo), sum));
+}
+
+static __always_inline int answer_arp(struct __sk_buff *skb, const struct config *cfg, const struct ethhdr *eth)
+{
+	struct arp_frame f;
+	union addr target;
+	struct mac m;
+	int what;
+
+	if (bpf_skb_load_bytes(skb, 0, &f, sizeof(f)) || f.hrd != bpf_htons(1) || f.pro != bpf_htons(ETH_P_IP) ||
+	    f.hln != 6 || f.pln != 4 || f.op != bpf_htons(1) || !f.spa || f.spa == f.tpa || !same_mac(f.sha, eth->h_source))
+		return TO_ROUTER;
+	put_v4(&target, f.tpa);
+	what = resolve(cfg, &target, f.sha, &m);
+	if (what != ANSWER)
+		return what;
+	f.op = bpf_htons(2);
+	f.tpa = f.spa;
+	f.spa = target.w[3];
+	__builtin_memcpy(f.tha, f.sha, 6);
+	__builtin_memcpy(f.sha, m.addr, 6);
+	__builtin_memcpy(f.eth.h_dest, f.tha, 6);
+	__builtin_memcpy(f.eth.h_source, m.addr, 6);
+	return bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0) ? TO_ROUTER : ANSWER;
+}
+
+static __always_inline int answer_nd(struct __sk_buff *skb, const struct config *cfg, const struct ethhdr *eth)
+{
+	struct nd_frame f;
+	const __u8 *to = (void *)&f.ip.daddr, *from = (void *)&f.ip.saddr;
+	union addr target;
+	struct mac m;
+	int what;
+
+	// Most IPv6 frames to groups are something else.
+	if (bpf_skb_load_bytes(skb, 0, &f.eth, ND_FRAME_LEN) || f.type != ND_SOLICITATION || f.ip.nexthdr != NEXTHDR_ICMP)
+		return TO_ROUTER;
+	target = f.target;
+	if (f.ip.version != 6 || f.ip.hop_limit != 255 || f.ip.payload_len != bpf_htons(ND_LEN) ||
+	    f.code || f.option != 1 || f.units != 1 || !same_mac(f.mac, eth->h_source) || from[0] == 0xff || nd_sum(&f) != 0xffff)
+		return TO_ROUTER;
+	// The group of the target (RFC 4291, section 2.7.1).
+	if (f.ip.daddr.in6_u.u6_addr32[0] != bpf_htonl(0xff020000) || f.ip.daddr.in6_u.u6_addr32[1] ||
+	    f.ip.daddr.in6_u.u6_addr32[2] != bpf_htonl(1) || to[12] != 0xff || to[13] != target.b[13] || to[14] != target.b[14] ||
+	    to[15] != target.b[15] || same_addr((void *)&f.ip.saddr, &target))
+		return TO_ROUTER;
+	// Duplicate address detection has the source zero.
+	if (!(f.ip.saddr.in6_u.u6_addr32[0] | f.ip.saddr.in6_u.u6_addr32[1] | f.ip.saddr.in6_u.u6_addr32[2] | f.ip.saddr.in6_u.u6_addr32[3]))
+		return TO_ROUTER;
+	what = resolve(cfg, &target, f.mac, &m);
+	if (what != ANSWER)
+		return what;
+	__builtin_memcpy(f.eth.h_dest, f.mac, 6);
+	__builtin_memcpy(f.eth.h_source, m.addr, 6);
+	f.ip.priority = 0;
+	f.ip.flow_lbl[0] = f.ip.flow_lbl[1] = f.ip.flow_lbl[2] = 0;
+	f.ip.daddr = f.ip.saddr;
+	__builtin_memcpy(&f.ip.saddr, &target, 16);
+	f.type = ND_ADVERTISEMENT;
+	f.check = 0;
+	f.flags = bpf_htonl(ND_SOLICITED | ND_OVERRIDE);
+	f.option = 2;
+	__builtin_memcpy(f.mac, m.addr, 6);
+	f.check = ~nd_sum(&f);
+	return bpf_skb_store_bytes(skb, 0, &f.eth, ND_FRAME_LEN, 0) ? TO_ROUTER : ANSWER;
+}
+
+// Answers a request for the MAC address of an IP address in place of the one that has it, which is a
+// container of another host: the frame comes back in at the port. The router does the same for what
+// the kernel does not know.
+static __always_inline int to_group(struct __sk_buff *skb, struct config *cfg, const struct ethhdr *eth)
+{
+	int what = TO_ROUTER;
+
+	if (skb->vlan_present || skb->gso_size)
+		return to_tap(cfg);
+	if (eth->h_proto == bpf_htons(ETH_P_ARP))
+		what = answer_arp(skb, cfg, eth);
+	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		what = answer_nd(skb, cfg, eth);
+	switch (what) {
+	case ANSWER:
+		count_request(REQUEST_ANSWERED);
+		return bpf_redirect(cfg->port, BPF_F_INGRESS);
+	case OWN: // the bridge has brought it to the container
+		count_request(REQUEST_LOCAL);
+		return TC_ACT_SHOT;
+	}
+	return to_tap(cfg);
+}
+
 SEC("tc")
 int from_port(struct __sk_buff *skb)
 {
@@ -554,7 +750,7 @@ int from_port(struct __sk_buff *skb)
 		count_tx(s, n, len);
 	}
 	if (dst.addr[0] & 1)
-		return to_tap(cfg);
+		return to_group(skb, cfg, eth);
 	d = bpf_map_lookup_elem(&macs, &dst);
 	if (!d)
 		return to_tap(cfg);

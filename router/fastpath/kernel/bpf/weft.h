@@ -8,6 +8,7 @@
 #define MAX_PEERS 4096    // short ids have 12 bits; no peer has 0
 #define MAX_MACS 65536
 #define MAX_REMOTES 4096
+#define MAX_NEIGHBOURS 65536
 #define MAX_FROM 16       // neighbours over which frames of one peer may come
 #define VXLAN_PORT 6784   // the default; the port in use is in config
 #define ETH_P_WEFT 0x88b5 // IEEE 802, local experimental ethertype 1
@@ -113,6 +114,14 @@ enum drop {
 	DROP_MISROUTED,      // of a peer whose frames the routes do not lead over that neighbour
 	DROP_EXPIRED,        // the router has been away for too long
 	DROP_COUNT
+};
+
+// What the kernel did with a request for the MAC address of an IP address; the others reach the router.
+// Indexes of requests.
+enum request {
+	REQUEST_ANSWERED, // in place of a container of another host
+	REQUEST_LOCAL,    // a container of this host answers itself
+	REQUEST_COUNT
 };
 
 #endif
