@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -45,6 +46,8 @@ type fakeBackend struct {
 	report *api.Report
 	err    error      // of everything but Ready
 	votes  []api.Vote // the answers to ban, the last one from then on
+	// inherited is how many addresses a removal gives; 0 stands for a quarter of the range.
+	inherited float64
 
 	mu    sync.Mutex
 	calls []any
@@ -115,7 +118,7 @@ func (f *fakeBackend) Connect(_ context.Context, r api.PeersRequest) error { ret
 func (f *fakeBackend) Forget(_ context.Context, r api.PeersRequest) error { return f.note(r) }
 
 func (f *fakeBackend) RemovePeers(_ context.Context, r api.PeersRequest) ([]api.Removed, error) {
-	return []api.Removed{{Peer: r.Peers[0], Addresses: 1 << 18, Unknown: r.Peers[0] == "unknown"}}, f.note(r)
+	return []api.Removed{{Peer: r.Peers[0], Addresses: cmp.Or(f.inherited, 1<<18), Unknown: r.Peers[0] == "unknown"}}, f.note(r)
 }
 
 func (f *fakeBackend) Ban(_ context.Context, r api.BanRequest) ([]api.Vote, error) {

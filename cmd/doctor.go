@@ -20,6 +20,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/render"
 	"github.com/weft-net/weft/router/fastpath/plan"
@@ -95,7 +96,7 @@ func (d *doctor) run(ctx context.Context, stdout io.Writer) error {
 		render.Fprintf(stdout, "%-4s  %s: %s\n", f.verdict, f.subject, oneLine(errors.New(f.text)))
 	}
 	if failed > 0 {
-		return fmt.Errorf("doctor: %d of %d checks failed", failed, len(findings))
+		return fmt.Errorf("doctor: %d of %s failed", failed, count.Of(len(findings), "check", "checks"))
 	}
 	return nil
 }
@@ -331,7 +332,7 @@ func (d *doctor) routes() finding {
 
 // routerFindings returns the findings in the report of a router.
 func routerFindings(r *api.Report) []finding {
-	findings := []finding{{fine, "router", fmt.Sprintf("runs as %s(%s), version %s, and knows %d peers", r.Router.Name, r.Router.NickName, r.Version, len(r.Router.Peers)+r.Omitted["Peers"])}}
+	findings := []finding{{fine, "router", fmt.Sprintf("runs as %s(%s), version %s, and knows %s", r.Router.Name, r.Router.NickName, r.Version, count.Of(len(r.Router.Peers)+r.Omitted["Peers"], "peer", "peers"))}}
 	if !r.Ready {
 		findings[0] = finding{warn, "router", "is not ready; see its log"}
 	}
@@ -367,7 +368,7 @@ func routerFindings(r *api.Report) []finding {
 		}
 		for _, o := range u.Owners {
 			if !o.Reachable {
-				findings = append(findings, finding{warn, "addresses", fmt.Sprintf("%.0f of %s belong to %s(%s), which cannot be reached; if it is gone for good: weft rmpeer %s", o.NumIPs, u.Range, o.Peer, o.NickName, o.Peer)})
+				findings = append(findings, finding{warn, "addresses", fmt.Sprintf("%.0f of %s %s to %s(%s), which cannot be reached; if it is gone for good: weft rmpeer %s", o.NumIPs, u.Range, count.Form(o.NumIPs, "belongs", "belong"), o.Peer, o.NickName, o.Peer)})
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/lab/testbed"
 )
 
@@ -102,7 +103,7 @@ func splitDash(c *cobra.Command, args []string) (before, after []string, found b
 // parseHosts reads exactly n hosts.
 func parseHosts(c *cobra.Command, args []string, n int) ([]int, error) {
 	if len(args) != n {
-		return nil, usagef("%s: want %d %s, as h1", c.CommandPath(), n, plural(n, "host", "hosts"))
+		return nil, usagef("%s: want %s, as h1", c.CommandPath(), count.Of(n, "host", "hosts"))
 	}
 	var hosts []int
 	for _, s := range args {
@@ -116,11 +117,4 @@ func parseHosts(c *cobra.Command, args []string, n int) ([]int, error) {
 		hosts = append(hosts, p.Host)
 	}
 	return hosts, nil
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return one
-	}
-	return many
 }

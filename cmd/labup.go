@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/lab"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/render"
@@ -36,7 +37,7 @@ fails, nothing is left.`,
 			if made.Raised {
 				render.Fprintf(l.stdout, "raised this machine's limits of neighbours (net.ipv4.neigh.default.gc_thresh3 and the like), which all labs share\n")
 			}
-			render.Fprintf(l.stdout, "lab %s is up: %d hosts, converged in %.1f s\n", config.Name, config.Hosts, time.Since(start).Seconds())
+			render.Fprintf(l.stdout, "lab %s is up: %s, converged in %.1f s\n", config.Name, count.Of(config.Hosts, "host", "hosts"), time.Since(start).Seconds())
 			return nil
 		},
 	}

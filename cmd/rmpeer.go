@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/render"
 )
 
@@ -56,7 +57,7 @@ func runRmpeer(ctx context.Context, client *api.Client, r api.PeersRequest, stdo
 			unknown = append(unknown, r.Peer)
 			continue
 		}
-		render.Fprintf(stdout, "%.0f IPs taken over from %s\n", r.Addresses, r.Peer)
+		render.Fprintf(stdout, "%s taken over from %s\n", count.Of(r.Addresses, "IP", "IPs"), r.Peer)
 	}
 	if len(unknown) > 0 {
 		return fmt.Errorf("%s: no such peer owns addresses or has a vote; 'weft status ipam' lists those that do", strings.Join(unknown, ", "))

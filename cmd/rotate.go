@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/render"
 )
 
@@ -253,12 +254,9 @@ func behindText(s *api.Rotation) string {
 		names = append(names, nameOf(&p)+" "+p.Step)
 	}
 	if n := len(behind) - len(names); n > 0 {
-		names = append(names, fmt.Sprintf("%d others", n))
+		names = append(names, count.Of(n, "other", "others"))
 	}
-	if len(behind) == 1 {
-		return "1 host has still to follow: " + names[0]
-	}
-	return fmt.Sprintf("%d hosts have still to follow: %s", len(behind), strings.Join(names, ", "))
+	return count.Of(len(behind), "host has", "hosts have") + " still to follow: " + strings.Join(names, ", ")
 }
 
 const maxShownBehind = 5

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/ipam"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh"
@@ -107,10 +108,10 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 		return ctx.Err()
 	}
 	for _, p := range ms.Problems {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%d times, last %s)", p.Text, p.Count, p.Last.Format(time.TimeOnly)))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%s, last %s)", p.Text, count.Of(p.Count, "time", "times"), p.Last.Format(time.TimeOnly)))
 	}
 	if n := unlinked(ms); n > 0 && ms.ConnLimit > 0 && len(ms.Sessions) >= ms.ConnLimit {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the connection limit of %d is reached: %d peers are reached over other peers", ms.ConnLimit, n))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the connection limit of %d is reached: %s reached over other peers", ms.ConnLimit, count.Of(n, "peer is", "peers are")))
 	}
 	for _, a := range h.allocators {
 		s := a.Status()

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/netdev"
 )
 
@@ -55,7 +56,7 @@ func (l *limits) warnings(now time.Time) (out []string) {
 		case grew && now.Sub(at) < keepRefusals:
 			out = append(out, fmt.Sprintf("%s was full at %s, so connections failed: %s", t.Name, at.Format(time.TimeOnly), t.Advice))
 		case t.NearlyFull():
-			out = append(out, fmt.Sprintf("%s is nearly full (%d%s entries): %s", t.Name, t.Used, of, t.Advice))
+			out = append(out, fmt.Sprintf("%s is nearly full (%d%s %s): %s", t.Name, t.Used, of, count.Form(int(max(t.Used, t.Max)), "entry", "entries"), t.Advice))
 		}
 	}
 	return out

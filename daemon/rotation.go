@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/ipam"
 	"github.com/weft-net/weft/ipam/ring"
@@ -141,7 +142,7 @@ func (h *host) rotationWarnings() []string {
 	}
 	text := "the password is being changed"
 	if n := len(behind); n > maxBehind {
-		behind = append(behind[:maxBehind], fmt.Sprintf("%d others", n-maxBehind))
+		behind = append(behind[:maxBehind], count.Of(n-maxBehind, "other", "others"))
 	}
 	if len(behind) > 0 {
 		text += ", and these have still to follow: " + strings.Join(behind, ", ")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/api"
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/owned"
@@ -288,14 +289,14 @@ func (g *spoofGuard) report(r *api.Report, now time.Time) {
 			ID: p.Owner, Name: p.PortUser.Name, Port: p.Name, Frames: s.ByReason(), Last: describeDrop(s.GuardDrops, p), Time: s.last,
 		})
 		if now.Sub(s.last) < spoofWarns {
-			recent = append(recent, fmt.Sprintf("%s sends with addresses that are not its own: %d frames were dropped, the last for %s; to let them pass, attach it with --allow-spoof",
-				describeContainer(p), s.Total(), describeDrop(s.GuardDrops, p)))
+			recent = append(recent, fmt.Sprintf("%s sends with addresses that are not its own: %s dropped, the last for %s; to let them pass, attach it with --allow-spoof",
+				describeContainer(p), count.Of(s.Total(), "frame was", "frames were"), describeDrop(s.GuardDrops, p)))
 		}
 	}
 	slices.SortFunc(r.SpoofGuard.Containers, func(a, b api.Spoofing) int { return strings.Compare(a.Port, b.Port) })
 	slices.Sort(recent)
 	if n := len(recent) - maxSpoofWarnings; n > 0 {
-		recent = append(recent[:maxSpoofWarnings], fmt.Sprintf("%d more containers send with addresses that are not their own", n))
+		recent = append(recent[:maxSpoofWarnings], count.Of(n, "more container sends", "more containers send")+" with addresses that are not their own")
 	}
 	r.Warnings = append(r.Warnings, recent...)
 }

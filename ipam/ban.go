@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -243,8 +244,8 @@ func (c *core) voteOn(a *ring.Action) Vote {
 	if len(v.For) >= v.Needed || v.Kind == ring.Remove {
 		v.Waits = c.undecided()
 		if n, away := c.reachableWithout(a.From); v.Kind == ring.Ban && n < v.Needed {
-			v.Waits = fmt.Sprintf("only %d voters besides it can be reached, and %d must agree: bring hosts back, or remove dead ones with weft rmpeer; away: %s",
-				n, v.Needed, joinNames(away))
+			v.Waits = fmt.Sprintf("only %s besides it can be reached, and %d must agree: bring hosts back, or remove dead ones with weft rmpeer; away: %s",
+				count.Of(n, "voter", "voters"), v.Needed, joinNames(away))
 		}
 	}
 	return v

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/ipam/consensus"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
@@ -630,7 +631,7 @@ func (c *core) undecided() string {
 			away = append(away, c.displayName(h.Name))
 		}
 	}
-	s := fmt.Sprintf("%d of %d voters can be reached, %d must agree", len(voters)-len(away), len(voters), need)
+	s := fmt.Sprintf("%d of %s can be reached, %d must agree", len(voters)-len(away), count.Of(len(voters), "voter", "voters"), need)
 	if len(away) > 0 {
 		s += "; away: " + joinNames(away)
 	}

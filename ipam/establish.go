@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/store"
 	"github.com/weft-net/weft/ipam/paxos"
 	"github.com/weft-net/weft/ipam/ring"
@@ -237,7 +238,7 @@ func (c *core) noRing() error {
 	if _, chosen := c.election.Chosen(); chosen {
 		return because(ErrNoRing, "consensus reached, waiting for the signatures of the founders")
 	}
-	return because(ErrNoRing, "consensus not reached: %d of %d needed peers answered", len(c.election.Voters()), c.election.Needed())
+	return because(ErrNoRing, "consensus not reached: %d of %s answered", len(c.election.Voters()), count.Of(c.election.Needed(), "needed peer", "needed peers"))
 }
 
 func (c *core) put(bucket string, key, value []byte) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
@@ -95,7 +96,8 @@ func (c *core) refound(names []peer.Name) (out []RemovedPeer, err error) {
 		return nil, err
 	}
 	if n, need := len(c.presentVoters()), ring.Quorum(len(c.ring.Voters())); n >= need {
-		return nil, fmt.Errorf("%d voters can be reached and %d decide: remove the peers without force", n, need)
+		return nil, fmt.Errorf("%s can be reached and %d %s: remove the peers without force",
+			count.Of(n, "voter", "voters"), need, count.Form(need, "decides", "decide"))
 	}
 	var gone []ring.Holder
 	for _, n := range names {

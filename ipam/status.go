@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
@@ -298,7 +299,7 @@ func (c *core) state(s Status) string {
 	case c.left:
 		return "left"
 	case s.Ready && s.PendingAllocates > 0:
-		return fmt.Sprintf("waiting for %d IPs because %s", s.PendingAllocates, strings.Join(s.Waiting, "; "))
+		return fmt.Sprintf("waiting for %s because %s", count.Of(s.PendingAllocates, "IP", "IPs"), strings.Join(s.Waiting, "; "))
 	case s.Ready && !c.caughtUp():
 		return "catching up: " + c.notCaughtUp().Error()
 	case s.Ready:

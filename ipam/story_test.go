@@ -79,7 +79,7 @@ func TestSmallSubnetIsSharedToTheLastAddress(t *testing.T) {
 	// An address is released on another peer, and found.
 	id = nodes[0].begin(func(c *core, id uint64) { c.allocate(id, "more", pfx("10.32.1.16/28")) })
 	s.run(time.Second)
-	if st := nodes[0].core.status(); st.PendingAllocates != 1 || !strings.HasPrefix(st.State, "waiting for 1 IPs because subnet") {
+	if st := nodes[0].core.status(); st.PendingAllocates != 1 || !strings.HasPrefix(st.State, "waiting for 1 IP because subnet") {
 		t.Errorf("status %+v", st.State)
 	}
 	owner := "c1"

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
 )
@@ -349,8 +350,8 @@ func (c *core) agreeAdoption(a *ring.Action) error {
 		}
 	}
 	if need := ring.Quorum(len(c.ring.Voters())); n < need {
-		return fmt.Errorf("%d founders of ring %s are hosts with a direct session with %s, %d needed; or its operator adopts the ring too",
-			n, a.Genesis.ID(), c.displayName(c.cfg.Self), need)
+		return fmt.Errorf("%s of ring %s %s with a direct session with %s, %d needed; or its operator adopts the ring too",
+			count.Of(n, "founder", "founders"), a.Genesis.ID(), count.Form(n, "is a host", "are hosts"), c.displayName(c.cfg.Self), need)
 	}
 	return nil
 }

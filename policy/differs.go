@@ -11,6 +11,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/policy/rules"
 )
 
@@ -26,7 +27,7 @@ func (k *nft) differs(r *rules.Rules, h hooks) (string, error) {
 	}
 	want := k.wantedComments(r, h)
 	if len(chains) != len(want) {
-		return fmt.Sprintf("%d chains instead of %d", len(chains), len(want)), nil
+		return fmt.Sprintf("%s instead of %d", count.Of(len(chains), "chain", "chains"), len(want)), nil
 	}
 	for _, ch := range chains {
 		if diff, err := t.chainDiffers(ch, want[ch.Name]); diff != "" || err != nil {
@@ -34,7 +35,7 @@ func (k *nft) differs(r *rules.Rules, h hooks) (string, error) {
 		}
 	}
 	if len(sets) != len(r.Sets) {
-		return fmt.Sprintf("%d sets instead of %d", len(sets), len(r.Sets)), nil
+		return fmt.Sprintf("%s instead of %d", count.Of(len(sets), "set", "sets"), len(r.Sets)), nil
 	}
 	for _, s := range r.Sets {
 		if diff, err := t.setDiffers(s); diff != "" || err != nil {

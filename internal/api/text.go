@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/render"
 )
 
@@ -167,7 +168,7 @@ func (r *Report) docker(w io.Writer, line func(key, format string, args ...any))
 	if r.Docker == nil {
 		return
 	}
-	state := fmt.Sprintf("%d containers run", r.Docker.Containers)
+	state := count.Of(r.Docker.Containers, "container runs", "containers run")
 	if r.Docker.State != "" {
 		state = "not known: " + r.Docker.State
 	}
@@ -237,19 +238,19 @@ func (r *Report) connections(w io.Writer) {
 		render.Fprintf(tw, "=> over %s\trelayed\t%s\t%s\t%s\n", named(p.Via, p.ViaNickName), kind, named(p.Name, p.NickName), p.Info)
 	}
 	tw.Flush()
-	r.omitted(w, "Connections", "connections")
-	r.omitted(w, "Relayed", "relayed peers")
+	r.omitted(w, "Connections", "connection", "connections")
+	r.omitted(w, "Relayed", "relayed peer", "relayed peers")
 }
 
 // omitted says how many entries a list leaves out, if it does.
-func (r *Report) omitted(w io.Writer, list, what string) {
+func (r *Report) omitted(w io.Writer, list, one, many string) {
 	if n := r.Omitted[list]; n > 0 {
-		render.Fprintf(w, "and %d more %s\n", n, what)
+		render.Fprintf(w, "and %d more %s\n", n, count.Form(n, one, many))
 	}
 }
 
 func (r *Report) peers(w io.Writer) {
-	defer r.omitted(w, "Peers", "peers")
+	defer r.omitted(w, "Peers", "peer", "peers")
 	for _, p := range r.Router.Peers {
 		render.Fprintln(w, named(p.Name, p.NickName))
 		for _, c := range p.Connections {
@@ -315,7 +316,7 @@ func (r *Report) dns(w io.Writer) {
 		render.Fprintln(tw)
 	}
 	tw.Flush()
-	r.omitted(w, "DNS.Entries", "entries")
+	r.omitted(w, "DNS.Entries", "entry", "entries")
 }
 
 // bindings writes one line per MAC address: the address, what has it, its IP addresses, and the peer
@@ -334,7 +335,7 @@ func (r *Report) bindings(w io.Writer) {
 		render.Fprintln(tw)
 	}
 	tw.Flush()
-	r.omitted(w, "Bindings.Entries", "bindings")
+	r.omitted(w, "Bindings.Entries", "binding", "bindings")
 }
 
 // multicast writes one line per group and host.
@@ -348,7 +349,7 @@ func (r *Report) multicast(w io.Writer) {
 		render.Fprintf(tw, "%s\t%s\n", group, named(g.Peer, g.NickName))
 	}
 	tw.Flush()
-	r.omitted(w, "Multicast.Groups", "groups")
+	r.omitted(w, "Multicast.Groups", "group", "groups")
 	if r.Multicast.All {
 		render.Fprintln(w, "this host gets the frames of all groups: it has a multicast router or querier, or too many groups, or its router has just been started")
 	}
@@ -399,7 +400,7 @@ func (u *IPAM) text(w io.Writer) {
 		if !o.Reachable {
 			more = append(more, "- unreachable!")
 		}
-		render.Fprintf(tw, "%s\t%.0f IPs\t(%04.1f%% of total)\t%s\n", named(o.Peer, o.NickName), o.NumIPs, percent, strings.Join(more, " "))
+		render.Fprintf(tw, "%s\t%s\t(%04.1f%% of total)\t%s\n", named(o.Peer, o.NickName), countIPs(o.NumIPs), percent, strings.Join(more, " "))
 	}
 	tw.Flush()
 	if len(u.Voters) > 0 {
@@ -411,7 +412,7 @@ func (u *IPAM) text(w io.Writer) {
 			}
 			voters = append(voters, text)
 		}
-		render.Fprintf(w, "voters: %s; %d of %d decide\n", strings.Join(voters, ", "), u.Quorum, len(u.Voters))
+		render.Fprintf(w, "voters: %s; %d of %d %s\n", strings.Join(voters, ", "), u.Quorum, len(u.Voters), count.Form(u.Quorum, "decides", "decide"))
 	}
 	for _, b := range u.Banned {
 		render.Fprintf(w, "banned: %s\n", render.Word(b))
@@ -421,11 +422,11 @@ func (u *IPAM) text(w io.Writer) {
 	}
 	for _, k := range u.Kept {
 		if k.Open {
-			render.Fprintf(w, "kept for hosts that use some of the addresses of %s, for a few seconds: %.0f IPs\n", named(k.Peer, k.NickName), k.NumIPs)
+			render.Fprintf(w, "kept for hosts that use some of the addresses of %s, for a few seconds: %s\n", named(k.Peer, k.NickName), countIPs(k.NumIPs))
 			continue
 		}
-		render.Fprintf(w, "kept for %s until %s, if it returns: %.0f IPs (weft rmpeer %s here frees them)\n",
-			named(k.Peer, k.NickName), k.Until.Format("15:04:05"), k.NumIPs, k.Peer)
+		render.Fprintf(w, "kept for %s until %s, if it returns: %s (weft rmpeer %s here frees them)\n",
+			named(k.Peer, k.NickName), k.Until.Format("15:04:05"), countIPs(k.NumIPs), k.Peer)
 	}
 	for _, p := range u.PendingAllocates {
 		render.Fprintf(w, "waiting to allocate: %s\n", p)
@@ -435,16 +436,18 @@ func (u *IPAM) text(w io.Writer) {
 	}
 }
 
+func countIPs(n float64) string { return count.Of(n, "IP", "IPs") }
+
 func (r *Report) countPeers() string {
 	established, pending := r.Router.PeerConnections.Established, r.Router.PeerConnections.Pending
 	s := fmt.Sprint(len(r.Router.Peers) + r.Omitted["Peers"])
 	switch {
 	case established > 0 && pending > 0:
-		s += fmt.Sprintf(" (with %d established, %d pending connections)", established, pending)
+		s += fmt.Sprintf(" (with %d established, %s)", established, count.Of(pending, "pending connection", "pending connections"))
 	case established > 0:
-		s += fmt.Sprintf(" (with %d established connections)", established)
+		s += fmt.Sprintf(" (with %s)", count.Of(established, "established connection", "established connections"))
 	case pending > 0:
-		s += fmt.Sprintf(" (with %d pending connections)", pending)
+		s += fmt.Sprintf(" (with %s)", count.Of(pending, "pending connection", "pending connections"))
 	}
 	return s
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/render"
 )
 
@@ -70,7 +71,7 @@ func (v *Vote) Count() string {
 	if v.Kind == VoteRemoval {
 		return s + render.Text(v.Waits)
 	}
-	s += fmt.Sprintf("%d of %d votes", len(v.For), v.Needed)
+	s += fmt.Sprintf("%d of %s", len(v.For), count.Of(v.Needed, "vote", "votes"))
 	if len(v.For) > 0 {
 		s += " (" + voterNames(v.For) + ")"
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/count"
 )
 
 // OwnRoutes are routes that only weft's own packets between hosts use. They do not obey the
@@ -56,10 +58,10 @@ func (w *Watch) OwnRouteFaults(o OwnRoutes) (faults []string, err error) {
 		return nil, err
 	}
 	if n := len(d.addRules) + len(d.deleteRules); n > 0 {
-		faults = append(faults, fmt.Sprintf("%d routing rules with priority %d are missing or wrong", n, ownTable))
+		faults = append(faults, fmt.Sprintf("%s with priority %d %s missing or wrong", count.Of(n, "routing rule", "routing rules"), ownTable, count.Form(n, "is", "are")))
 	}
 	if n := len(d.putRoutes) + len(d.deleteRoutes); n > 0 {
-		faults = append(faults, fmt.Sprintf("%d routes of table %d are missing or wrong", n, ownTable))
+		faults = append(faults, fmt.Sprintf("%s of table %d %s missing or wrong", count.Of(n, "route", "routes"), ownTable, count.Form(n, "is", "are")))
 	}
 	return faults, nil
 }

@@ -103,20 +103,20 @@ func TestOwnRoutes(t *testing.T) {
 		}
 		check("repaired", whole, 4)
 	}
-	damaged("routes", func() error {
+	damaged("1 route of table 6784 is ", func() error {
 		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: ownTable}, netlink.RT_FILTER_TABLE)
 		return errors.Join(err, netlink.RouteDel(&routes[0]))
 	})
-	damaged("routes", func() error {
+	damaged("1 route of table 6784 is ", func() error {
 		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: ownTable}, netlink.RT_FILTER_TABLE)
 		routes[0].Src = netip.MustParseAddr("203.0.113.1").AsSlice()
 		return errors.Join(err, netlink.RouteReplace(&routes[0]))
 	})
-	damaged("rules", func() error {
+	damaged("1 routing rule with priority 6784 is ", func() error {
 		rules, err := netlink.RuleListFiltered(netlink.FAMILY_V6, &netlink.Rule{Table: ownTable}, netlink.RT_FILTER_TABLE)
 		return errors.Join(err, netlink.RuleDel(&rules[0]))
 	})
-	damaged("rules", func() error {
+	damaged("1 routing rule with priority 6784 is ", func() error {
 		r := netlink.NewRule()
 		r.Table, r.Priority, r.Mark = ownTable, ownTable, 7
 		return netlink.RuleAdd(r)

@@ -7,6 +7,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+
+	"github.com/weft-net/weft/internal/count"
 )
 
 // chain is a chain of weft's table. Each feature has chains of its own and does not
@@ -75,7 +77,7 @@ func (s ruleSet) Ensure() error {
 		})
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write %d rules to table %s: %w", len(s.rules), TableName, err)
+		return fmt.Errorf("write %s to table %s: %w", count.Of(len(s.rules), "rule", "rules"), TableName, err)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/internal/count"
 )
 
 const (
@@ -338,8 +340,8 @@ func (m *Machine) Faults() (faults []Fault) {
 			if is != "" {
 				state = "now " + is
 			}
-			faults = append(faults, Fault{id, fmt.Sprintf("%s: other software changes it again and again (%s); weft has repaired it %d times since %s and waits %s between repairs; %s",
-				id, o.because, o.fought, o.began.Format(time.TimeOnly), o.truce, state), o.began, true})
+			faults = append(faults, Fault{id, fmt.Sprintf("%s: other software changes it again and again (%s); weft has repaired it %s since %s and waits %s between repairs; %s",
+				id, o.because, count.Of(o.fought, "time", "times"), o.began.Format(time.TimeOnly), o.truce, state), o.began, true})
 		case is != "":
 			faults = append(faults, Fault{id, fmt.Sprintf("%s: %s", id, is), o.since, false})
 		}

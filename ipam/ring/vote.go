@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/mesh/peer"
 )
 
@@ -75,7 +76,7 @@ func (r *reader) votes() (votes []Vote) {
 // checkVotes returns an error unless a quorum of voters signed msg.
 func checkVotes(voters []Holder, votes []Vote, msg []byte, v peer.Verifier, keys Keys) error {
 	if need := Quorum(len(voters)); len(votes) < need || len(voters) == 0 {
-		return fmt.Errorf("%w: %d of %d voters, %d needed", ErrVotes, len(votes), len(voters), need)
+		return fmt.Errorf("%w: %d of %s, %d needed", ErrVotes, len(votes), count.Of(len(voters), "voter", "voters"), need)
 	}
 	for _, vote := range votes {
 		if vote.Voter >= len(voters) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/owned"
@@ -97,7 +98,7 @@ func (c *Controller) lookAtTables(*netdev.View) (faults []string, err error) {
 	err = c.ask(func() error {
 		wrong, err := c.wrongEntries()
 		if n := len(wrong.Peers) + len(wrong.Remotes); n > 0 {
-			faults = []string{fmt.Sprintf("%d entries are not those of weft", n)}
+			faults = []string{count.Of(n, "entry is not weft's", "entries are not weft's")}
 		}
 		return err
 	})

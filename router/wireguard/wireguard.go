@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/weft-net/weft/internal/count"
 )
 
 // Config describes the interface.
@@ -186,7 +188,7 @@ func (d *Device) Faults() (faults []string, err error) {
 			missing++
 		}
 	}
-	fault(missing > 0, "%d of %d routes are missing", missing, len(d.peers))
+	fault(missing > 0, "%d of %s %s missing", missing, count.Of(len(d.peers), "route", "routes"), count.Form(missing, "is", "are"))
 	last, err := d.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(d.cfg.Inside), Type: unix.RTN_UNREACHABLE},
 		netlink.RT_FILTER_DST|netlink.RT_FILTER_TYPE)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/internal/keeper"
 	"github.com/weft-net/weft/internal/netdev"
@@ -293,7 +294,7 @@ func (d *Datapath) lookAtPins(*netdev.View) ([]string, error) {
 	slices.Sort(missing)
 	const most = 3
 	words := strings.Join(missing[:min(most, len(missing))], ", ")
-	return []string{fmt.Sprintf("%d of %d are missing: %s", len(missing), len(all), words)}, nil
+	return []string{fmt.Sprintf("%d of %d %s missing: %s", len(missing), len(all), count.Form(len(missing), "is", "are"), words)}, nil
 }
 
 // makePins pins again what is not pinned any more. mu is held.
