@@ -68,7 +68,7 @@ later need the new one, which --show prints.`,
 		},
 	}
 	fs := c.Flags()
-	fs.BoolVar(&r.status, "status", false, "show how far the change is, and change nothing")
+	fs.BoolVar(&r.status, "status", false, "show how far the change is, and the fingerprint of the password, and change nothing")
 	fs.BoolVar(&r.show, "show", false, "print the password that this host uses, and change nothing")
 	fs.BoolVar(&r.yes, "yes", false, "do not ask")
 	fs.StringVar(&r.file, "password-file", "", "file with the new password in its first line; without it one is generated")
@@ -265,11 +265,11 @@ const maxShownBehind = 5
 func printRotation(w io.Writer, s *api.Rotation) {
 	switch {
 	case s.Running && s.Ordered:
-		render.Fprintf(w, "The password is being changed to %s, by order of %s at %s.\n", s.Target, orderedBy(s), s.Since.Format(time.DateTime))
+		render.Fprintf(w, "The password is being changed to the one with the fingerprint %s, by order of %s at %s.\n", s.Target, orderedBy(s), s.Since.Format(time.DateTime))
 	case s.Running:
-		render.Fprintf(w, "The password is being changed to %s, which the configuration of this host has.\n", s.Target)
+		render.Fprintf(w, "The password is being changed to the one with the fingerprint %s, which the configuration of this host has.\n", s.Target)
 	default:
-		render.Fprintf(w, "No change is under way. This host uses the password %s.\n", s.Target)
+		render.Fprintf(w, "No change is under way. The password of this host has the fingerprint %s; hosts with the same password show the same one.\n", s.Target)
 	}
 	render.Fprintf(w, "    %-40s %s\n", "this host", s.Step)
 	for _, p := range s.Peers {

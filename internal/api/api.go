@@ -165,7 +165,7 @@ type Rotation struct {
 	// it at Since; By is empty if that peer cannot be reached. Otherwise the configuration of
 	// this host has it.
 	Running bool   `json:"running"`
-	Target  string `json:"target"` // id of a password
+	Target  string `json:"target"` // fingerprint of a password, equal on all hosts that have it
 	Ordered bool   `json:"ordered,omitempty"`
 	By      string `json:"by,omitempty"`
 	// Own is set if a further request goes on with the change, and Resumable if it does with

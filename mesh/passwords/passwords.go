@@ -424,9 +424,9 @@ func (k *Keeper) carryOut(before []rotation.Password) error {
 	switch now := k.machine.Passwords(); {
 	case slices.Equal(now, before) && k.saveErr == nil:
 	case len(before) == 0 || now[0] != before[0]:
-		k.cfg.Log.Info("this host offers the new password", "password", now[0].ID, "accepted", len(now))
+		k.cfg.Log.Info("this host offers the new password", "fingerprint", now[0].ID, "accepted", len(now))
 	case len(now) < len(before):
-		k.cfg.Log.Info("this host accepts only the new password", "password", now[0].ID, "accepted", len(now))
+		k.cfg.Log.Info("this host accepts only the new password", "fingerprint", now[0].ID, "accepted", len(now))
 	default:
 		k.cfg.Log.Info("the passwords that this host accepts changed", "accepted", len(now))
 	}
