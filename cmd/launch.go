@@ -141,7 +141,7 @@ func background(ctx context.Context, c *daemon.Config, logFile string, args, env
 		return fmt.Errorf("launch: find the program: %w", err)
 	}
 	if err := hostfile.Private(c.StateDir); err != nil {
-		return fmt.Errorf("launch: make the state folder: %w", err)
+		return fmt.Errorf("launch: state folder: %w", err)
 	}
 	log, err := hostfile.Append(logFile)
 	if err != nil {

@@ -153,7 +153,7 @@ func (u *unit) used(ctx context.Context, socket string) (bool, error) {
 // write replaces the file as a whole; it may have a password in it.
 func (u *unit) write(text string) error {
 	if err := hostfile.Private(filepath.Dir(u.file)); err != nil {
-		return fmt.Errorf("launch: make the state folder: %w", err)
+		return fmt.Errorf("launch: state folder: %w", err)
 	}
 	part := u.file + ".new"
 	err := os.WriteFile(part, []byte(text), 0o600)

@@ -56,7 +56,7 @@ func run(ctx context.Context, c *Config, assemble assemble) (err error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if err := hostfile.Private(c.StateDir); err != nil {
-		return fmt.Errorf("make the state folder: %w", err)
+		return fmt.Errorf("state folder: %w", err)
 	}
 	st, warnings, err := openState(c.path(storeFile))
 	if errors.Is(err, store.ErrLocked) {

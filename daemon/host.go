@@ -536,7 +536,7 @@ func (h *host) HandOver(ctx context.Context) error {
 	for _, a := range h.allocators {
 		r, err := a.Handover(ctx)
 		if err != nil {
-			return fmt.Errorf("hand over the addresses of %s: %w", a.Range(), err)
+			return err
 		}
 		if !r.Unreachable.IsZero() && len(h.mesh.View().Peers()) > 0 {
 			return fmt.Errorf("hand over the addresses of %s: no peer confirmed that it has %.0f of them now", a.Range(), r.Unreachable.Float())

@@ -375,10 +375,10 @@ func (a *Allocator) BanVotes(names []peer.Name, unban bool) (votes []Vote, err e
 // same owners but those peers. The other hosts show the new ring as divergent; their
 // operators follow it with Adopt and here set.
 func (a *Allocator) Refound(names []peer.Name) (out []RemovedPeer, err error) {
-	if e := a.step(func(c *core) { out, err = c.refound(names) }); e != nil {
-		return nil, e
+	if e := a.step(func(c *core) { out, err = c.refound(names) }); cmp.Or(e, err) != nil {
+		return nil, fmt.Errorf("remove peers by force: %w", cmp.Or(e, err))
 	}
-	return out, err
+	return out, nil
 }
 
 // Handover gives all space of this peer to another peer that can be reached and agrees.
@@ -388,7 +388,7 @@ func (a *Allocator) Refound(names []peer.Name) (out []RemovedPeer, err error) {
 func (a *Allocator) Handover(ctx context.Context) (HandoverResult, error) {
 	var before HandoverResult
 	_ = a.step(func(c *core) { before = c.total() })
-	got, err := a.call(ctx, "hand the address space over", func(c *core, id uint64) { c.handover(id) })
+	got, err := a.call(ctx, "hand over the addresses of "+a.Range().String(), func(c *core, id uint64) { c.handover(id) })
 	if err != nil {
 		before.Unreachable = before.Addresses
 		return before, err

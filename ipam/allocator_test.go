@@ -224,6 +224,48 @@ func TestHandoverEndsTheAllocator(t *testing.T) {
 	})
 }
 
+// An error names what was tried once, and the peer once.
+func TestErrorsSayEachThingOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		as := startMesh(t, 4, memDisks)
+		one, two := peer.Name{2, 5: 1}, peer.Name{2, 5: 2}
+		check := func(err error, want string) {
+			t.Helper()
+			if got, _, _ := strings.Cut(fmt.Sprint(err), "; 02:"); got != want { // what follows depends on the time
+				t.Errorf("error %q, want %q", err, want)
+			}
+		}
+		_, err := as[0].Refound([]peer.Name{two})
+		check(err, "remove peers by force: there is no ring: "+as[0].core.noRing().Error())
+		for i, a := range as {
+			if _, err := a.Allocate(ctx, fmt.Sprint(i), netip.Prefix{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err = as[0].RemovePeers(ctx, []peer.Name{one}, ByOperator)
+		check(err, "remove peers: 02:00:00:00:00:01(host1) is this peer; reset it instead")
+		_, err = as[0].RemovePeers(ctx, []peer.Name{two}, ByOperator)
+		check(err, "remove peers: 02:00:00:00:00:02(host2) can be reached; reset it there instead")
+		_, err = as[0].Refound([]peer.Name{two})
+		check(err, "remove peers by force: 02:00:00:00:00:02(host2) can be reached; reset it there instead")
+		for _, a := range as {
+			a.mu.Lock()
+		}
+		for _, gone := range []peer.Name{{2, 5: 3}, {2, 5: 4}} {
+			delete(as[0].mesh.(*testMesh).peers, gone)
+		}
+		for _, a := range as {
+			a.mu.Unlock()
+		}
+		const undecided = "2 of 4 voters can be reached, 3 must agree; away: 02:00:00:00:00:03(host3), 02:00:00:00:00:04(host4)"
+		_, err = as[0].RemovePeers(ctx, []peer.Name{{2, 5: 3}}, ByOperator)
+		check(err, "remove peers: deadline exceeded: 02:00:00:00:00:03(host3): "+undecided)
+		_, err = as[0].Handover(ctx)
+		check(err, "hand over the addresses of 10.32.0.0/20: deadline exceeded: the voters have not decided that 02:00:00:00:00:02(host2) gets them: "+undecided)
+	})
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	for why, cfg := range map[string]Config{
 		"no range":        {},

@@ -239,7 +239,7 @@ func (c *core) flush() {
 func (c *core) cancelOther(id uint64) (waitedFor error) {
 	if l := c.leaving; l != nil && l.id == id {
 		l.id = 0
-		return because(ErrNoAnswer, "the handover of %s addresses to %s is not decided: %s", l.result.Addresses, c.displayName(l.heir), c.undecided())
+		return because(ErrNoAnswer, "the voters have not decided that %s gets them: %s", c.displayName(l.heir), c.undecided())
 	}
 	if r := c.removals[id]; r != nil {
 		delete(c.removals, id)

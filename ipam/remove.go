@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/weft-net/weft/internal/count"
@@ -96,7 +95,7 @@ func (c *core) refound(names []peer.Name) (out []RemovedPeer, err error) {
 		return nil, err
 	}
 	if n, need := len(c.presentVoters()), ring.Quorum(len(c.ring.Voters())); n >= need {
-		return nil, fmt.Errorf("%s can be reached and %d %s: remove the peers without force",
+		return nil, fmt.Errorf("%s can be reached and %d %s: go on without force",
 			count.Of(n, "voter", "voters"), need, count.Form(need, "decides", "decide"))
 	}
 	var gone []ring.Holder
@@ -124,14 +123,14 @@ func (c *core) checkRemove(names []peer.Name) error {
 	case c.left:
 		return ErrLeft
 	case !c.ring.Ready():
-		return fmt.Errorf("remove peers: there is no ring: %w", c.noRing())
+		return fmt.Errorf("there is no ring: %w", c.noRing())
 	case slices.Contains(names, c.cfg.Self):
-		return fmt.Errorf("remove peer %s: that is this peer; reset it instead", c.displayName(c.cfg.Self))
+		return fmt.Errorf("%s is this peer; reset it instead", c.displayName(c.cfg.Self))
 	}
 	for _, n := range names {
 		owners := c.ring.Named(n)
 		if c.view.Reachable(n) && (len(owners) == 0 || slices.ContainsFunc(owners, c.present)) {
-			return fmt.Errorf("remove peer %s: it can be reached; reset it there instead", c.displayName(n))
+			return fmt.Errorf("%s can be reached; reset it there instead", c.displayName(n))
 		}
 	}
 	return nil
@@ -145,7 +144,7 @@ func (c *core) pushRemovals() {
 		back := slices.IndexFunc(r.peers, func(p *peerRemoval) bool { return !c.removed(p) && c.present(p.gone) })
 		if back >= 0 {
 			delete(c.removals, id)
-			c.fail(id, fmt.Errorf("remove peer %s: it is back", c.displayName(r.peers[back].gone.Name)))
+			c.fail(id, fmt.Errorf("%s is back", c.displayName(r.peers[back].gone.Name)))
 			continue
 		}
 		if slices.ContainsFunc(r.peers, func(p *peerRemoval) bool { return !c.removed(p) }) {
@@ -171,15 +170,15 @@ func (c *core) inRing(h ring.Holder) bool {
 	return !c.ring.Owners()[h].IsZero() || slices.Contains(c.ring.Voters(), h)
 }
 
-// notRemoved returns the reason why a removal waits.
+// notRemoved returns the reason why a removal waits, with the names of the peers.
 func (c *core) notRemoved(r *removal) error {
-	var out []string
+	var names []string
 	for _, p := range r.peers {
 		if !c.removed(p) {
-			out = append(out, fmt.Sprintf("removal of %s: %s", c.displayName(p.gone.Name), c.undecided()))
+			names = append(names, c.displayName(p.gone.Name))
 		}
 	}
-	return because(ErrNoQuorum, "%s", strings.Join(out, "; "))
+	return because(ErrNoQuorum, "%s: %s", joinNames(names), c.undecided())
 }
 
 // present reports whether the peer that h names is in the mesh, with the key of h.

@@ -286,7 +286,7 @@ func (c *core) status() Status {
 		}
 	}
 	for _, r := range c.removals {
-		s.Waiting = append(s.Waiting, c.notRemoved(r).Error())
+		s.Waiting = append(s.Waiting, "removal of "+c.notRemoved(r).Error())
 	}
 	s.Unheard = c.unheard()
 	s.State = c.state(s)

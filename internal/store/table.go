@@ -38,7 +38,7 @@ func (t *Table[R]) Put(key string, r R) error {
 		err = t.store.Apply([]Write{{Bucket: t.bucket, Key: []byte(key), Value: b}})
 	}
 	if err != nil {
-		return fmt.Errorf("write %s to %s: %w", key, t.bucket, err)
+		return fmt.Errorf("%s in %s: %w", key, t.bucket, err)
 	}
 	t.Records[key] = r
 	return nil
@@ -50,7 +50,7 @@ func (t *Table[R]) Delete(key string) error {
 		return nil
 	}
 	if err := t.store.Apply([]Write{{Bucket: t.bucket, Key: []byte(key)}}); err != nil {
-		return fmt.Errorf("delete %s from %s: %w", key, t.bucket, err)
+		return fmt.Errorf("%s in %s: %w", key, t.bucket, err)
 	}
 	delete(t.Records, key)
 	return nil
