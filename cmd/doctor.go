@@ -338,7 +338,7 @@ func routerFindings(r *api.Report) []finding {
 	}
 	for _, w := range r.Warnings {
 		v := warn
-		if slices.ContainsFunc(r.Kernel.Faults, func(f api.KernelFault) bool { return f.Vital && f.Text == w }) {
+		if slices.ContainsFunc(r.Kernel.Faults, func(f api.KernelFault) bool { return f.Vital && f.Text == w }) || w == r.Router.Banned {
 			v = fail
 		}
 		findings = append(findings, finding{v, "router", w})
@@ -367,7 +367,7 @@ func routerFindings(r *api.Report) []finding {
 			findings = append(findings, finding{warn, "addresses", u.Range.String() + ": waiting: " + p + "; see: weft status ipam"})
 		}
 		for _, o := range u.Owners {
-			if !o.Reachable {
+			if !o.Reachable && r.Router.Banned == "" { // else it is this host that is out
 				findings = append(findings, finding{warn, "addresses", fmt.Sprintf("%.0f of %s %s to %s(%s), which cannot be reached; if it is gone for good: weft rmpeer %s", o.NumIPs, u.Range, count.Form(o.NumIPs, "belongs", "belong"), o.Peer, o.NickName, o.Peer)})
 			}
 		}

@@ -584,6 +584,7 @@ func (a meshAddresses) Place(n peer.Name) (netip.Addr, bool) { return a.mesh.Pla
 func (a meshAddresses) Target(n peer.Name) bool              { return a.mesh.IsTarget(n) }
 func (a meshAddresses) AwaitsTarget() bool                   { return a.mesh.AwaitsTarget() }
 func (a meshAddresses) Collides() bool                       { return a.mesh.Collides() }
+func (a meshAddresses) Banned() bool                         { return a.mesh.Banned() }
 
 // observer passes the events of the mesh on to the router and the names.
 type observer struct{ *host }

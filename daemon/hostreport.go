@@ -107,8 +107,27 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	if r.DNS = h.discovery(r, lists); ctx.Err() != nil {
 		return ctx.Err()
 	}
+	// Each report makes its warnings anew. How each of them ends:
+	//
+	//	this host is banned          it reaches the peers that refuse it again; a day after the last refusal
+	//	a session was refused        there is a session with that peer or address; the ban that was
+	//	                             the reason ends; ten minutes after the last time
+	//	gossip or entries refused    the neighbour is banned; a minute after the last time, as gossip that
+	//	                             is still wrong comes again sooner
+	//	another ring                 its peers follow; two minutes after it was last seen
+	//	another address range        a minute after it was last heard of, as peers compare more often
+	//	spoofing, full tables        ten minutes, an hour after the last time
+	//	conflicts, disk, DNS, Docker, the kernel, passwords, connection limit, lost state
+	//	                             they are states, and end with those
+	//	files set aside at the start  when the router starts again
+	//
+	// Those that end some time after the last time say how long ago that was.
+	if by := ms.BannedBy; len(by) > 0 {
+		r.Router.Banned = banned(ms.Name, by, now)
+		r.Warnings = append(r.Warnings, r.Router.Banned)
+	}
 	for _, p := range ms.Problems {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%s, last %s)", p.Text, count.Of(p.Count, "time", "times"), p.Last.Format(time.TimeOnly)))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%s, last %s ago)", p.Text, count.Of(p.Count, "time", "times"), age(p.Last, now)))
 	}
 	if n := unlinked(ms); n > 0 && ms.ConnLimit > 0 && len(ms.Sessions) >= ms.ConnLimit {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the connection limit of %d is reached: %s reached over other peers", ms.ConnLimit, count.Of(n, "peer is", "peers are")))
@@ -120,7 +139,7 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 		} else {
 			r.IPAM6 = u
 		}
-		r.Warnings = append(r.Warnings, h.allocatorWarnings(s)...)
+		r.Warnings = append(r.Warnings, h.allocatorWarnings(s, now)...)
 	}
 	r.Warnings = append(r.Warnings, h.rotationWarnings()...)
 	r.Warnings = append(append(r.Warnings, h.notes...), h.lostWarnings()...)
@@ -395,7 +414,7 @@ func (t *peerTexts) of(n peer.Name) peerText {
 // addrRange converts an allocator's status for the API.
 func (h *host) addrRange(r *api.Report, s ipam.Status, lists api.Lists) *api.IPAM {
 	u := &api.IPAM{
-		Status: s.State, Range: s.Range, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
+		Status: stateOf(s.State, r.Router.Banned != ""), Range: s.Range, RangeNumIPs: s.Max.Float(), ActiveIPs: int(s.Used), DefaultSubnet: s.Default,
 		PendingAllocates: []string{}, PendingClaims: []string{},
 	}
 	v := h.mesh.View()
@@ -479,16 +498,56 @@ func why(reasons []string, i int) string {
 	return reasons[min(i, len(reasons)-1)]
 }
 
-func (h *host) allocatorWarnings(s ipam.Status) (w []string) {
+// stateOf returns the state of an allocator. An allocator does not know that its peer is banned.
+func stateOf(state string, banned bool) string {
+	const out = "banned from the mesh"
+	switch {
+	case !banned:
+		return state
+	case state == "ready":
+		return out
+	}
+	return out + "; " + state
+}
+
+// maxBannedBy bounds the peers that the sentence on a ban names.
+const maxBannedBy = 5
+
+// banned says that peers refuse this one because it is banned, what still works, and what to do.
+// Its nickname stands for nobody on the other hosts, so it names the peer.
+func banned(self peer.Name, by []mesh.BannedBy, now time.Time) string {
+	var last time.Time
+	var names []string
+	for i, b := range by {
+		if b.Last.After(last) {
+			last = b.Last
+		}
+		if i < maxBannedBy {
+			names = append(names, b.Name.With(b.Nickname))
+		}
+	}
+	if n := len(by) - maxBannedBy; n > 0 {
+		names = append(names, count.Of(n, "other", "others"))
+	}
+	return fmt.Sprintf("this host is banned from the mesh: %s %s its sessions with that reason, last %s ago. "+
+		"Its containers keep their addresses and reach each other, but no container of another host. "+
+		"To let it in again, operators of as many other voters as must agree run: weft unban %s",
+		strings.Join(names, ", "), count.Form(len(by), "refuses", "refuse"), age(last, now), self)
+}
+
+// age returns how long ago a time was, in seconds, for people.
+func age(t, now time.Time) time.Duration { return max(0, now.Sub(t).Round(time.Second)) }
+
+func (h *host) allocatorWarnings(s ipam.Status, now time.Time) (w []string) {
 	for _, d := range s.Divergent {
-		w = append(w, d.String())
+		w = append(w, fmt.Sprintf("%s (last seen %s ago)", d, age(d.Seen, now)))
 	}
 	for _, r := range s.OtherRanges {
 		w = append(w, fmt.Sprintf("other peers of this mesh have the address range %s, and this one has %s, so they share no addresses: launch all with the same --ipalloc-range", r, s.Range))
 	}
 	for _, c := range s.Conflicts {
 		text := fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, api.DescribeOwner(c.Owner), h.describe(c.Peer))
-		if c.Away {
+		if c.Away && !h.mesh.Banned() { // else it is this host that is out
 			text += ", which is away; if that is an old name of this host, or a host that is dead for good, remove it with weft rmpeer"
 		}
 		w = append(w, text)

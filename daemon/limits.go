@@ -54,7 +54,7 @@ func (l *limits) warnings(now time.Time) (out []string) {
 		}
 		switch at, grew := l.grew[t.Name]; {
 		case grew && now.Sub(at) < keepRefusals:
-			out = append(out, fmt.Sprintf("%s was full at %s, so connections failed: %s", t.Name, at.Format(time.TimeOnly), t.Advice))
+			out = append(out, fmt.Sprintf("%s was full %s ago, so connections failed: %s", t.Name, age(at, now), t.Advice))
 		case t.NearlyFull():
 			out = append(out, fmt.Sprintf("%s is nearly full (%d%s %s): %s", t.Name, t.Used, of, count.Form(int(max(t.Used, t.Max)), "entry", "entries"), t.Advice))
 		}

@@ -24,7 +24,7 @@ func TestLimitsAreShown(t *testing.T) {
 	table.Used = 1000
 	want("nearly full", "the table of x is nearly full (1000 of 1024 entries): sysctl x")
 	table.Refused, table.Used = 8, 20
-	want("after it was full", "was full at ")
+	want("after it was full", " ago, so connections failed: ")
 	now = now.Add(keepRefusals)
 	want("an hour later", "")
 }

@@ -289,8 +289,8 @@ func (g *spoofGuard) report(r *api.Report, now time.Time) {
 			ID: p.Owner, Name: p.PortUser.Name, Port: p.Name, Frames: s.ByReason(), Last: describeDrop(s.GuardDrops, p), Time: s.last,
 		})
 		if now.Sub(s.last) < spoofWarns {
-			recent = append(recent, fmt.Sprintf("%s sends with addresses that are not its own: %s dropped, the last for %s; to let them pass, attach it with --allow-spoof",
-				describeContainer(p), count.Of(s.Total(), "frame was", "frames were"), describeDrop(s.GuardDrops, p)))
+			recent = append(recent, fmt.Sprintf("%s sends with addresses that are not its own: %s dropped, the last %s ago, for %s; to let them pass, attach it with --allow-spoof",
+				describeContainer(p), count.Of(s.Total(), "frame was", "frames were"), age(s.last, now), describeDrop(s.GuardDrops, p)))
 		}
 	}
 	slices.SortFunc(r.SpoofGuard.Containers, func(a, b api.Spoofing) int { return strings.Compare(a.Port, b.Port) })

@@ -85,7 +85,7 @@ func TestSpoofingIsReported(t *testing.T) {
 	var r api.Report
 	g.report(&r, now)
 	if n := len(r.Warnings); n != maxSpoofWarnings+1 || !strings.Contains(r.Warnings[n-1], "3 more") || !strings.Contains(strings.Join(r.Warnings, "\n"), "default/pod4 at port vethwe4") ||
-		!strings.Contains(strings.Join(r.Warnings, "\n"), ": 1 frame was dropped, ") {
+		!strings.Contains(strings.Join(r.Warnings, "\n"), ": 1 frame was dropped, the last 0s ago, for source address ") {
 		t.Errorf("warnings %q", r.Warnings)
 	}
 	if s := r.SpoofGuard.Containers; len(s) != 8 || s[2].Port != "vethwe4" || s[2].Frames["ipv4"] != 1 || s[2].ID != "cni:pods:c4:eth0" || !s[2].Time.Equal(now) {

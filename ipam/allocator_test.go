@@ -47,6 +47,7 @@ func (l *testMesh) Place(n peer.Name) (netip.Addr, bool) {
 func (l *testMesh) Target(peer.Name) bool   { return true }
 func (l *testMesh) AwaitsTarget() bool      { return false }
 func (l *testMesh) Collides() bool          { return false }
+func (l *testMesh) Banned() bool            { return false }
 func (l *testMesh) SetBanned([]ring.Holder) {}
 func (l *testMesh) ForgetName(peer.Name)    {}
 

@@ -244,8 +244,12 @@ func (c *core) voteOn(a *ring.Action) Vote {
 	if len(v.For) >= v.Needed || v.Kind == ring.Remove {
 		v.Waits = c.undecided()
 		if n, away := c.reachableWithout(a.From); v.Kind == ring.Ban && n < v.Needed {
-			v.Waits = fmt.Sprintf("only %s besides it can be reached, and %d must agree: bring hosts back, or remove dead ones with weft rmpeer; away: %s",
-				count.Of(n, "voter", "voters"), v.Needed, joinNames(away))
+			advice := "bring hosts back, or remove dead ones with weft rmpeer"
+			if c.view.Banned() {
+				advice = "this host is banned from the mesh"
+			}
+			v.Waits = fmt.Sprintf("only %s besides it can be reached, and %d must agree: %s; away: %s",
+				count.Of(n, "voter", "voters"), v.Needed, advice, joinNames(away))
 		}
 	}
 	return v

@@ -358,9 +358,12 @@ func (c *core) unheard() string {
 	case h.enough:
 		return ""
 	case h.fresh:
-		return fmt.Sprintf("this host gives addresses although it has reached too few voters since its start: if its state file is old, "+
-			"others may have these addresses; it has not heard of %s; remove hosts that are dead for good with 'weft rmpeer'",
-			joinNames(c.displayNames(c.unheardVoters())))
+		text := fmt.Sprintf("this host gives addresses although it has reached too few voters since its start: if its state file is old, "+
+			"others may have these addresses; it has not heard of %s", joinNames(c.displayNames(c.unheardVoters())))
+		if !c.view.Banned() { // it is this host that is out, not those
+			text += "; remove hosts that are dead for good with 'weft rmpeer'"
+		}
+		return text
 	}
 	if len(h.all) == 0 {
 		if !c.view.AwaitsTarget() {

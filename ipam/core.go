@@ -38,6 +38,9 @@ type View interface {
 	AwaitsTarget() bool
 	// Collides reports whether another live router uses the identity of this one.
 	Collides() bool
+	// Banned reports whether the voters banned this peer, as far as it knows. It cannot know that
+	// from the ring: nobody tells a peer that is out.
+	Banned() bool
 }
 
 // Config configures an Allocator. All fields are constant.

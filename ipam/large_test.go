@@ -31,6 +31,7 @@ func (emptyView) Place(peer.Name) (netip.Addr, bool) { return netip.Addr{}, fals
 func (emptyView) Target(peer.Name) bool              { return true }
 func (emptyView) AwaitsTarget() bool                 { return false }
 func (emptyView) Collides() bool                     { return false }
+func (emptyView) Banned() bool                       { return false }
 
 const (
 	largeTopology = 1

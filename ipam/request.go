@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/internal/count"
 	"github.com/weft-net/weft/ipam/addr"
 	"github.com/weft-net/weft/ipam/ring"
 	"github.com/weft-net/weft/mesh/peer"
@@ -277,6 +278,8 @@ func (c *core) waitsFor(r *request) error {
 		return because(ErrInUse, "%s is in use on another host, by what that host says", a)
 	case c.isMine(owner):
 		return because(ErrNoAnswer, "%s was promised to another host", a)
+	case !c.present(owner) && c.view.Banned():
+		return because(ErrUnreachable, "%s is in a range of %s, and this host is banned from the mesh", a, c.displayName(owner.Name))
 	case !c.present(owner):
 		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable; if it is dead for good, 'weft rmpeer %s' gives its addresses to others",
 			a, c.displayName(owner.Name), owner.Name)
@@ -298,7 +301,8 @@ func (c *core) noSpace(subnet netip.Prefix) error {
 	}
 	kept := ""
 	if n := c.keptIn(subnet); !n.IsZero() {
-		kept = fmt.Sprintf("; %s addresses of this peer belonged to others, and wait for hosts that may use them", n)
+		kept = fmt.Sprintf("; %s %s for hosts that may use them", n,
+			count.Form(n.Float(), "address of this peer belonged to another, and waits", "addresses of this peer belonged to others, and wait"))
 	}
 	switch {
 	case len(unreachable) == 0 && len(full) == 0 && kept != "":

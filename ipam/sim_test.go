@@ -102,6 +102,7 @@ type node struct {
 	underlay       netip.Addr // its own underlay address; zero: one by its number
 	awaits         bool       // its targets do not answer
 	collides       bool       // another node uses its identity
+	banned         bool       // the others refuse it
 	pretends       bool       // it has no core, but others see it
 }
 
@@ -211,6 +212,8 @@ func (n *node) Target(peer.Name) bool { return true }
 func (n *node) AwaitsTarget() bool { return n.awaits }
 
 func (n *node) Collides() bool { return n.collides }
+
+func (n *node) Banned() bool { return n.banned }
 
 // do runs f in the node's core, as the driver does.
 func (n *node) do(f func(*core)) {

@@ -105,8 +105,9 @@ func (n *notices) say(about []runtime.Object, kind, reason, text string) {
 }
 
 // number matches numbers, times, durations and addresses, such as 7, 1,024, 15:04:05 and 1m30,
-// and what is before them. Numbers in names, such as host-1, are no numbers.
-var number = regexp.MustCompile("(^|[^0-9A-Za-z_-])[0-9]+([.,:hms]+[0-9]+)*")
+// what is before them, and the words behind them that differ between one thing and many: 1 frame
+// was, 2 frames were. Numbers in names, such as host-1, are no numbers.
+var number = regexp.MustCompile(`(^|[^0-9A-Za-z_-])[0-9]+([.,:hms]+[0-9]+)*( [a-z]+( (was|were|is|are|has|have)\b)?)?`)
 
 func withoutNumbers(text string) string { return number.ReplaceAllString(text, "${1}#") }
 

@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/weft-net/weft/internal/count"
 )
 
 // What the log says when pods get no network becomes an Event, once it lasts, and its end too.
@@ -94,6 +96,7 @@ func TestNoticesOfWarningsWithNumbers(t *testing.T) {
 	for i := range 30 {
 		list := []string{
 			fmt.Sprintf("frames were lost (%d times, last 15:04:%02d)", 3+i, i),
+			count.Of(1+i, "frame was", "frames were") + " dropped, and they came again " + count.Of(1+i, "time", "times"),
 			fmt.Sprintf("the disk has %d.%d KB left", 1000-i, i),
 			fmt.Sprintf("the lease of host-1 ends in %v", 70*time.Second-time.Duration(i)*time.Second),
 		}
@@ -109,6 +112,7 @@ func TestNoticesOfWarningsWithNumbers(t *testing.T) {
 	}
 	want := []string{
 		"Warning WeftWarning frames were lost (3 times, last 15:04:00)",
+		"Warning WeftWarning 1 frame was dropped, and they came again 1 time",
 		"Warning WeftWarning the disk has 1000.0 KB left",
 		"Warning WeftWarning the lease of host-1 ends in 1m10s",
 		"Warning WeftWarning the lease of host-2 ends in 1h0m0s",

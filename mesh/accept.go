@@ -93,7 +93,7 @@ func (m *Mesh) shake(ctx context.Context, h *handshake) {
 	if !stop() || err != nil {
 		h.Close()
 		if err != nil && ctx.Err() == nil && !evicted {
-			m.handshakeFailed(err, h.from.String()) // without the port, which differs each time
+			m.handshakeFailed(err, h.from.String(), h.from) // without the port, which differs each time
 			m.reportRefused(err, h.from, false)
 		}
 		return

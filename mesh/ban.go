@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -113,7 +114,86 @@ func (m *Mesh) endBanned() {
 		if m.isBanned(n.Peer.Key) {
 			m.bannedPlaces.add(n.Peer.From, n.Peer.Key, time.Now())
 			m.dismiss(n, session.CodeBanned, errBanned)
+			m.problems.forgetGossip(n.name)
 		}
 	}
 	m.events = append(m.events, func(o Observer) { o.PeersBanned(m.isBanned) })
 }
+
+// BannedBy is a peer that refuses this one because the voters banned it, by its own word.
+type BannedBy struct {
+	Name     peer.Name
+	Nickname string
+	Last     time.Time // when it refused last
+}
+
+const (
+	// maxBannedBy bounds the peers that are remembered to refuse this one. They proved that
+	// they know the password, if there is one.
+	maxBannedBy = 64
+	// keepBannedBy is how long one is remembered after the last refusal. A ban ends only when
+	// the voters lift it, but they may do so while this peer cannot reach anybody.
+	keepBannedBy = 24 * time.Hour
+)
+
+// refusers are immutable.
+type refusers map[peer.Name]BannedBy
+
+// changeRefusers replaces the peers that refuse this one by what change makes of a copy.
+func (m *Mesh) changeRefusers(change func(refusers)) {
+	for {
+		old, next := m.refusers.Load(), make(refusers)
+		if old != nil {
+			maps.Copy(next, *old)
+		}
+		change(next)
+		if m.refusers.CompareAndSwap(old, &next) {
+			return
+		}
+	}
+}
+
+// noteBannedBy notes that a peer refused this one because it is banned, and reports whether that
+// is new.
+func (m *Mesh) noteBannedBy(n peer.Name, nickname string) (fresh bool) {
+	m.changeRefusers(func(r refusers) {
+		_, known := r[n]
+		fresh = !known && len(r) < maxBannedBy
+		if known || fresh {
+			r[n] = BannedBy{n, nickname, time.Now()}
+		}
+	})
+	return fresh
+}
+
+// expireBannedBy forgets the peers that this one reaches again, and those of long ago.
+func (m *Mesh) expireBannedBy(now time.Time) {
+	if r := m.refusers.Load(); r == nil || len(*r) == 0 {
+		return
+	}
+	v := m.view.Load()
+	m.changeRefusers(func(r refusers) {
+		maps.DeleteFunc(r, func(n peer.Name, b BannedBy) bool { return v.Reachable(n) || now.Sub(b.Last) > keepBannedBy })
+	})
+}
+
+// BannedBy returns the peers that refuse this one because it is banned, in order. Not among them
+// is who can be reached, as a mesh that banned this peer passes nothing on for it. It takes no
+// lock.
+func (m *Mesh) BannedBy() (list []BannedBy) {
+	r := m.refusers.Load()
+	if r == nil {
+		return nil
+	}
+	v, now := m.view.Load(), time.Now()
+	for _, b := range *r {
+		if !v.Reachable(b.Name) && now.Sub(b.Last) <= keepBannedBy {
+			list = append(list, b)
+		}
+	}
+	slices.SortFunc(list, func(a, b BannedBy) int { return a.Name.Compare(b.Name) })
+	return list
+}
+
+// Banned reports whether this peer is banned, as far as it knows. It takes no lock.
+func (m *Mesh) Banned() bool { return len(m.BannedBy()) > 0 }

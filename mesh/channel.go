@@ -365,10 +365,10 @@ func (m *Mesh) receiveGossip(n *neighbour, body []byte) error {
 // gossipRefused reports an error of a channel. A neighbour that sends what no honest peer
 // passes on loses its session.
 func (m *Mesh) gossipRefused(n *neighbour, err error) {
-	if m.recordProblem(fmt.Sprintf("gossip refused, from %s: %v", m.displayName(n.name), err)) {
+	if m.recordProblem(Problem{Text: fmt.Sprintf("gossip refused, from %s: %v", m.displayName(n.name), err), peer: n.name, gossip: true}) {
 		m.log.Warn("gossip refused", "from", n.name, "err", err)
 	}
 	if errors.Is(err, gossip.ErrMalformed) {
-		m.misbehaved(n, err.Error())
+		m.misbehaved(n, "gossip "+err.Error())
 	}
 }

@@ -70,8 +70,9 @@ func (m *Mesh) connect(ctx context.Context, addr string) (peer.Name, error) {
 				return r.Peer.Name, nil
 			}
 		}
-		m.handshakeFailed(err, addr)
-		m.reportRefused(err, addrPortOf(nc.RemoteAddr()).Addr(), true)
+		from := addrPortOf(nc.RemoteAddr()).Addr()
+		m.handshakeFailed(err, addr, from)
+		m.reportRefused(err, from, true)
 		return peer.Name{}, err
 	}
 	if err := m.adopt(c); err != nil {
@@ -102,21 +103,24 @@ func withPort(addr string) string {
 	return net.JoinHostPort(addr, strconv.Itoa(DefaultPort))
 }
 
-// handshakeFailed counts and reports why a handshake failed.
-func (m *Mesh) handshakeFailed(err error, addr string) {
+// handshakeFailed counts and reports why a handshake failed with the host at an address. From is
+// the address that addr, which may be a name, stands for.
+func (m *Mesh) handshakeFailed(err error, addr string, from netip.Addr) {
 	code := session.CodeOther
 	var r *session.Refusal
 	if errors.As(err, &r) {
 		code = min(r.Code, session.CodeOther)
 		who := addr
+		p := Problem{from: from}
 		if r.Peer != nil {
-			who = r.Peer.Name.With(r.Peer.Nickname) + " at " + addr
+			who, p.peer = r.Peer.Name.With(r.Peer.Nickname)+" at "+addr, r.Peer.Name
 		}
 		switch code {
 		case session.CodeSelf, session.CodeDuplicate, session.CodeLimit:
 			m.log.Debug("session refused", "peer", who, "code", code, "err", r)
 		default:
-			if m.recordProblem(fmt.Sprintf("session with %s %s", who, r)) {
+			p.Text = fmt.Sprintf("session with %s %s", who, r)
+			if m.noteRefusal(p, r) {
 				m.log.Warn("session refused", "peer", who, "code", code.String(), "err", r)
 			}
 		}
@@ -124,6 +128,17 @@ func (m *Mesh) handshakeFailed(err error, addr string) {
 		m.log.Debug("handshake failed", "addr", addr, "err", err)
 	}
 	m.counters.handshakeFail[code].Add(1)
+}
+
+// noteRefusal notes for users that a session was refused, and reports whether that is new.
+func (m *Mesh) noteRefusal(p Problem, r *session.Refusal) bool {
+	if r.Code == session.CodeBanned && r.Peer != nil {
+		if r.ByPeer {
+			return m.noteBannedBy(r.Peer.Name, r.Peer.Nickname)
+		}
+		p.banned = peer.IDOf(r.Peer.Key)
+	}
+	return m.recordProblem(p)
 }
 
 // reportRefused reports a handshake to the observer if it failed because one of the two
@@ -184,8 +199,8 @@ func (m *Mesh) refusal(h *session.Hello, dialled bool) (_ *session.Refusal, clon
 	if err := m.book.Check(h.Name, h.Key); err != nil {
 		return no(session.CodeCollision, "name collision: %v", err)
 	}
-	if t := m.bans.until(h.Name, now); !t.IsZero() {
-		return no(session.CodeOther, "the peer misbehaved and gets no session for another %v", t.Sub(now).Round(time.Second))
+	if !m.bans.until(h.Name, now).IsZero() {
+		return no(session.CodeOther, "%v", errMisbehaved) // without the time: each text is a Problem of its own
 	}
 	old := m.direct(h.Name)
 	switch {

@@ -72,7 +72,7 @@ func TestBannedPeerIsRejected(t *testing.T) {
 	a.SetBanned(ChannelRing, []peer.KeyID{peer.IDOf(b.Identity().Key())})
 	eventually(t, "a rejected b", a.downAs(b, Rejected))
 	eventually(t, "b was rejected by a", b.downAs(a, Rejected))
-	eventually(t, "b is told", b.hasProblem(errBanned.Error()))
+	eventually(t, "b is told", b.Banned)
 	local := netip.MustParseAddr("127.0.0.1")
 	eventually(t, "the observer of b hears that a wants no other session", b.heardOf(Refused{local, session.CodeBanned, true}))
 	eventually(t, "the observer of a hears of it", a.heardOf(Refused{local, session.CodeBanned, false}))

@@ -48,6 +48,7 @@ func (m *Mesh) round(ctx context.Context, o Observer, now time.Time, l *loopStat
 		m.pingAll(now)
 		relayed = m.relayedDue(now)
 		m.problems.expire(now)
+		m.expireBannedBy(now)
 		m.bans.expire(now)
 		m.updateClock()
 		m.endUnproved(now)

@@ -242,6 +242,7 @@ type Mesh struct {
 	collided       atomic.Pointer[time.Time]  // when another router last used the identity of this one; nil: never
 	passwords      atomic.Pointer[passwords]  // see passwords.go
 	banned         atomic.Pointer[bannedKeys] // see ban.go
+	refusers       atomic.Pointer[refusers]   // see ban.go
 	bansChanged    atomic.Bool
 	// bannedPlaces has a lock of its own.
 	bannedPlaces bannedPlaces

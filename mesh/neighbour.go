@@ -448,7 +448,11 @@ func (m *Mesh) receive(n *neighbour, rec []byte) error {
 			n.saidGoodbye.Store(true)
 		} else {
 			m.counters.handshakeFail[min(code, session.CodeOther)].Add(1)
-			m.recordProblem(fmt.Sprintf("peer %s ended the session: %s", m.displayName(n.name), reason))
+			if code == session.CodeBanned {
+				m.noteBannedBy(n.name, n.Peer.Nickname)
+			} else {
+				m.recordProblem(Problem{Text: fmt.Sprintf("peer %s ended the session: %s", m.displayName(n.name), reason), peer: n.name})
+			}
 		}
 		return fmt.Errorf("the peer ended the session: %s", reason)
 	}

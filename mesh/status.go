@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"cmp"
+	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -28,6 +30,7 @@ type Status struct {
 	Candidates               []dial.Candidate
 	Peers                    []PeerStatus
 	Problems                 []Problem
+	BannedBy                 []BannedBy
 	Gossip                   gossip.Stats
 	Terminations             uint64
 	Relayed                  uint64
@@ -72,12 +75,18 @@ type PeerStatus struct {
 	Links     []topology.Link // read-only
 }
 
-// Problem is a reason why two peers have no session, for users.
+// Problem is a reason why two peers have no session, or why this peer did not take what a
+// neighbour sent, for users.
 type Problem struct {
 	Text  string
 	First time.Time
 	Last  time.Time
 	Count int
+
+	peer   peer.Name  // the other peer, zero if it is unknown
+	from   netip.Addr // its address, if it is unknown
+	banned peer.KeyID // set if this peer refused that key because it is banned
+	gossip bool       // set if it is about what a neighbour sent
 }
 
 // Status returns the present state of the mesh.
@@ -117,7 +126,8 @@ func (m *Mesh) Status() Status {
 	s.Candidates = m.maker.Status()
 	s.Gossip = m.gossipStats()
 	s.Wanted, s.MaxWanted, s.Unwanted = len(m.wantedSessions), maxWanted, m.counters.unwanted.Load()
-	s.Problems = m.problems.list()
+	s.Problems = m.currentProblems()
+	s.BannedBy = m.BannedBy()
 	return s
 }
 
@@ -126,15 +136,28 @@ type problems struct{ all map[string]*Problem }
 
 const (
 	maxProblems    = 64
-	problemTTL     = 10 * time.Minute
 	maxProblemText = 512 // bytes; the reason may be that of a peer
+	// problemTTL is how long a session that was refused is shown after the last time. A peer
+	// dials again within dial.MaxDelay, which is less.
+	problemTTL = 10 * time.Minute
+	// gossipProblemTTL is the same for gossip. Each peer compares its state with two neighbours
+	// every few seconds, so what is still wrong is refused again sooner.
+	gossipProblemTTL = time.Minute
 )
 
-// record adds a problem and reports whether it is new.
-func (p *problems) record(text string, now time.Time) bool {
-	text = text[:min(len(text), maxProblemText)]
-	if old := p.all[text]; old != nil {
-		old.Last, old.Count = now, old.Count+1
+func (p *Problem) ttl() time.Duration {
+	if p.gossip {
+		return gossipProblemTTL
+	}
+	return problemTTL
+}
+
+// record adds a problem, which has no times yet, and reports whether it is new.
+func (p *problems) record(x Problem, now time.Time) bool {
+	x.Text = x.Text[:min(len(x.Text), maxProblemText)]
+	if old := p.all[x.Text]; old != nil {
+		x.First, x.Last, x.Count = old.First, now, old.Count+1
+		*old = x
 		return false
 	}
 	if len(p.all) >= maxProblems {
@@ -143,30 +166,69 @@ func (p *problems) record(text string, now time.Time) bool {
 	if p.all == nil {
 		p.all = make(map[string]*Problem)
 	}
-	p.all[text] = &Problem{text, now, now, 1}
+	x.First, x.Last, x.Count = now, now, 1
+	p.all[x.Text] = &x
 	return true
 }
 
 func (p *problems) expire(now time.Time) {
 	for k, v := range p.all {
-		if now.Sub(v.Last) > problemTTL {
+		if now.Sub(v.Last) > v.ttl() {
 			delete(p.all, k)
 		}
 	}
 }
 
-func (p *problems) list() []Problem {
+// forgetGossip forgets what a peer sent.
+func (p *problems) forgetGossip(from peer.Name) {
+	maps.DeleteFunc(p.all, func(_ string, x *Problem) bool { return x.gossip && x.peer == from })
+}
+
+// list returns the problems but those of which gone says that their cause is no more.
+func (p *problems) list(gone func(*Problem) bool) []Problem {
 	var l []Problem
 	for _, v := range p.all {
-		l = append(l, *v)
+		if !gone(v) {
+			l = append(l, *v)
+		}
 	}
 	slices.SortFunc(l, func(a, b Problem) int { return cmp.Or(a.First.Compare(b.First), cmp.Compare(a.Text, b.Text)) })
 	return l
 }
 
 // recordProblem adds a problem and reports whether it is new.
-func (m *Mesh) recordProblem(text string) bool {
+func (m *Mesh) recordProblem(x Problem) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.problems.record(text, time.Now())
+	return m.problems.record(x, time.Now())
+}
+
+// currentProblems returns the problems whose cause may still be there. The cause of a session that
+// was refused, or that the other peer ended, is gone once there is another session with that
+// peer, or with its address if the peer is unknown. If this peer refused one that is banned, the
+// cause ends with the ban. Gossip that was refused may have been the reason to end the session, so it
+// is shown for its time, unless the peer is banned; see endBanned. It is called with mu held.
+func (m *Mesh) currentProblems() []Problem {
+	neighbours := *m.neighbours.Load()
+	since := make(map[netip.Addr]time.Time) // the start of the last session, by address
+	for _, n := range neighbours {
+		if a := addrPortOf(n.RemoteAddr()).Addr(); !n.relayed && n.since.After(since[a]) {
+			since[a] = n.since
+		}
+	}
+	now := time.Now()
+	return m.problems.list(func(p *Problem) bool {
+		n := neighbours[p.peer]
+		switch {
+		case now.Sub(p.Last) > p.ttl():
+			return true
+		case p.gossip:
+			return false
+		case p.banned != (peer.KeyID{}):
+			return !m.IsBanned(p.banned)
+		case p.peer.IsZero():
+			return since[p.from].After(p.Last)
+		}
+		return n != nil && !n.relayed && n.since.After(p.Last)
+	})
 }

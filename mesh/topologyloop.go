@@ -198,7 +198,7 @@ func (m *Mesh) ownLinks() []topology.Link {
 func (m *Mesh) reportRefusals(refused []gossip.Refusal) {
 	for _, r := range refused {
 		text := fmt.Sprintf("entry of peer %s refused, from %s: %v", r.Owner, m.displayName(r.From), r.Cause)
-		if m.recordProblem(text) {
+		if m.recordProblem(Problem{Text: text, peer: r.From, gossip: true}) {
 			m.log.Warn("topology entry refused", "peer", r.Owner, "from", r.From, "err", r.Cause)
 		}
 		// An honest peer checks every entry before it passes it on.

@@ -89,6 +89,9 @@ type Router struct {
 	Name               string
 	NickName           string
 	Port               int
+	// Banned says in a sentence that the voters banned this host, which peers say so, and what to
+	// do; "" if none does. Warnings has it too.
+	Banned string `json:",omitempty"`
 	// Encryption reports whether a password is set. Without one, sessions and sleeve
 	// links are encrypted but peers are not authenticated, and the fast datapath sends
 	// frames in clear.

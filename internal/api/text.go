@@ -374,6 +374,9 @@ func (r *Report) ipam(w io.Writer) {
 			u.text(w)
 		}
 	}
+	if r.Router.Banned != "" {
+		render.Fprintln(w, r.Router.Banned)
+	}
 	if len(r.Attachments) == 0 {
 		return
 	}

@@ -325,7 +325,7 @@ func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
 	e.stats.RecvdBytes += uint64(len(msg))
 	if len(msg) < 2 {
 		e.stats.Refused++
-		return false, fmt.Errorf("gossip message from %s: %w: %w", n, ErrMalformed, errTooShort)
+		return false, fmt.Errorf("message: %w: %w", ErrMalformed, errTooShort)
 	}
 	kind, id, body := msg[0], msg[1], msg[2:]
 	c := e.channels[id]
@@ -343,7 +343,7 @@ func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
 		deltas, wants, err := c.Missing(body)
 		if err != nil {
 			e.stats.Refused++
-			return false, fmt.Errorf("gossip digest from %s: %w", n, err)
+			return false, fmt.Errorf("digest: %w", err)
 		}
 		e.stats.Repairs++
 		for _, d := range deltas {
@@ -361,7 +361,7 @@ func (e *Engine) Receive(n peer.Name, msg []byte) (changed bool, err error) {
 		}
 		if err != nil {
 			e.stats.Refused++
-			return changed, fmt.Errorf("gossip delta from %s: %w", n, err)
+			return changed, fmt.Errorf("delta: %w", err)
 		}
 	}
 	return changed, nil

@@ -51,7 +51,10 @@ type Refusal struct {
 }
 
 func (r *Refusal) Error() string {
-	if r.ByPeer {
+	switch {
+	case r.ByPeer && r.Code == CodeBanned: // the reason calls this host "the peer"
+		return "refused by the peer: this host is banned from the mesh"
+	case r.ByPeer:
 		return "refused by the peer: " + r.Reason
 	}
 	return "refused: " + r.Reason
