@@ -31,7 +31,7 @@ takes it back as long as it is not decided. A router that is restarted forgets i
 
 Within seconds of the decision the peer has no session, link, kernel path or name
 anywhere, and its addresses belong to others. It stays out after restarts, also if it
-knows the password. Whoever has the host can make a new key, so change the password of
+knows the password. Its own weft status says that it is banned. Whoever has the host can make a new key, so change the password of
 the mesh too (weft rotate).`,
 		Args: atLeast(1, "name at least one peer to ban"),
 	})

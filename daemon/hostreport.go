@@ -109,7 +109,8 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	}
 	// Each report makes its warnings anew. How each of them ends:
 	//
-	//	this host is banned          it reaches the peers that refuse it again; a day after the last refusal
+	//	this host is banned          the voters decide so; or, if that decision did not arrive, it reaches
+	//	                             the peers that refuse it again; a day after the last refusal
 	//	a session was refused        there is a session with that peer or address; the ban that was
 	//	                             the reason ends; ten minutes after the last time
 	//	gossip or entries refused    the neighbour is banned; a minute after the last time, as gossip that
@@ -122,8 +123,13 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	//	files set aside at the start  when the router starts again
 	//
 	// Those that end some time after the last time say how long ago that was.
-	if by := ms.BannedBy; len(by) > 0 {
-		r.Router.Banned = banned(ms.Name, by, now)
+	states, decided := make([]ipam.Status, len(h.allocators)), false
+	for i, a := range h.allocators {
+		states[i] = a.Status()
+		decided = decided || states[i].Out
+	}
+	if decided || len(ms.BannedBy) > 0 {
+		r.Router.Banned = banned(ms.Name, decided, ms.BannedBy, now)
 		r.Warnings = append(r.Warnings, r.Router.Banned)
 	}
 	for _, p := range ms.Problems {
@@ -132,14 +138,14 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	if n := unlinked(ms); n > 0 && ms.ConnLimit > 0 && len(ms.Sessions) >= ms.ConnLimit {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the connection limit of %d is reached: %s reached over other peers", ms.ConnLimit, count.Of(n, "peer is", "peers are")))
 	}
-	for _, a := range h.allocators {
-		s := a.Status()
+	for i, a := range h.allocators {
+		s := states[i]
 		if u := h.addrRange(r, s, lists); a.Range().Addr().Is4() {
 			r.IPAM = u
 		} else {
 			r.IPAM6 = u
 		}
-		r.Warnings = append(r.Warnings, h.allocatorWarnings(s, now)...)
+		r.Warnings = append(r.Warnings, h.allocatorWarnings(s, r.Router.Banned != "", now)...)
 	}
 	r.Warnings = append(r.Warnings, h.rotationWarnings()...)
 	r.Warnings = append(append(r.Warnings, h.notes...), h.lostWarnings()...)
@@ -513,9 +519,10 @@ func stateOf(state string, banned bool) string {
 // maxBannedBy bounds the peers that the sentence on a ban names.
 const maxBannedBy = 5
 
-// banned says that peers refuse this one because it is banned, what still works, and what to do.
-// Its nickname stands for nobody on the other hosts, so it names the peer.
-func banned(self peer.Name, by []mesh.BannedBy, now time.Time) string {
+// banned says that this peer is banned and how it knows, what still works, and what to do. If
+// decided is set it has the decision of the voters, by which its addresses belong to others. Its
+// nickname stands for nobody on the other hosts, so it names the peer.
+func banned(self peer.Name, decided bool, by []mesh.BannedBy, now time.Time) string {
 	var last time.Time
 	var names []string
 	for i, b := range by {
@@ -529,16 +536,26 @@ func banned(self peer.Name, by []mesh.BannedBy, now time.Time) string {
 	if n := len(by) - maxBannedBy; n > 0 {
 		names = append(names, count.Of(n, "other", "others"))
 	}
-	return fmt.Sprintf("this host is banned from the mesh: %s %s its sessions with that reason, last %s ago. "+
-		"Its containers keep their addresses and reach each other, but no container of another host. "+
-		"To let it in again, operators of as many other voters as must agree run: weft unban %s",
-		strings.Join(names, ", "), count.Form(len(by), "refuses", "refuse"), age(last, now), self)
+	var know []string
+	if decided {
+		know = append(know, "the voters decided it")
+	}
+	if len(by) > 0 {
+		know = append(know, fmt.Sprintf("%s %s its sessions with that reason, last %s ago",
+			strings.Join(names, ", "), count.Form(len(by), "refuses", "refuse"), age(last, now)))
+	}
+	works := "Its containers keep their addresses and reach each other, but no container of another host"
+	if decided {
+		works += "; new containers get no address of the range"
+	}
+	return fmt.Sprintf("this host is banned from the mesh: %s. %s. To let it in again, operators on as many other hosts as must agree run: weft unban %s",
+		strings.Join(know, "; "), works, self)
 }
 
 // age returns how long ago a time was, in seconds, for people.
 func age(t, now time.Time) time.Duration { return max(0, now.Sub(t).Round(time.Second)) }
 
-func (h *host) allocatorWarnings(s ipam.Status, now time.Time) (w []string) {
+func (h *host) allocatorWarnings(s ipam.Status, banned bool, now time.Time) (w []string) {
 	for _, d := range s.Divergent {
 		w = append(w, fmt.Sprintf("%s (last seen %s ago)", d, age(d.Seen, now)))
 	}
@@ -547,7 +564,7 @@ func (h *host) allocatorWarnings(s ipam.Status, now time.Time) (w []string) {
 	}
 	for _, c := range s.Conflicts {
 		text := fmt.Sprintf("address %s is in use here by %s and belongs to %s", c.Address, api.DescribeOwner(c.Owner), h.describe(c.Peer))
-		if c.Away && !h.mesh.Banned() { // else it is this host that is out
+		if c.Away && !banned { // else it is this host that is out
 			text += ", which is away; if that is an old name of this host, or a host that is dead for good, remove it with weft rmpeer"
 		}
 		w = append(w, text)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/internal/api"
 	"github.com/weft-net/weft/mesh"
@@ -87,5 +88,42 @@ func TestBroadcastRoutesAreBounded(t *testing.T) {
 	}
 	if n := len(r.Router.BroadcastRoutes); n != maxLinks/1000 || r.Omitted["BroadcastRoutes"] != 1000-n {
 		t.Errorf("%d routes are listed, %v omitted", n, r.Omitted)
+	}
+}
+
+// A host that is banned says how it knows, what works and what to do. It names itself by the name,
+// as its nickname stands for nobody on the other hosts.
+func TestBannedHostSaysWhatToDo(t *testing.T) {
+	now := time.Now()
+	self := peer.Name{2, 5: 9}
+	by := func(n int) (list []mesh.BannedBy) {
+		for i := range n {
+			list = append(list, mesh.BannedBy{Name: peer.Name{2, 5: byte(i + 1)}, Nickname: fmt.Sprint("h", i+1), Last: now.Add(-time.Duration(90+i) * time.Second)})
+		}
+		return list
+	}
+	const (
+		works = "Its containers keep their addresses and reach each other, but no container of another host"
+		todo  = ". To let it in again, operators on as many other hosts as must agree run: weft unban 02:00:00:00:00:09"
+	)
+	for _, c := range []struct {
+		decided bool
+		by      int
+		want    string
+	}{
+		{false, 1, "02:00:00:00:00:01(h1) refuses its sessions with that reason, last 1m30s ago. " + works},
+		{false, 2, "02:00:00:00:00:01(h1), 02:00:00:00:00:02(h2) refuse its sessions with that reason, last 1m30s ago. " + works},
+		{true, 0, "the voters decided it. " + works + "; new containers get no address of the range"},
+		{true, 6, "the voters decided it; 02:00:00:00:00:01(h1), 02:00:00:00:00:02(h2), 02:00:00:00:00:03(h3), 02:00:00:00:00:04(h4), 02:00:00:00:00:05(h5), 1 other " +
+			"refuse its sessions with that reason, last 1m30s ago. " + works + "; new containers get no address of the range"},
+	} {
+		if got, want := banned(self, c.decided, by(c.by), now), "this host is banned from the mesh: "+c.want+todo; got != want {
+			t.Errorf("decided %v, refused by %d:\n%s, want\n%s", c.decided, c.by, got, want)
+		}
+	}
+	for state, want := range map[string]string{"ready": "banned from the mesh", "priming": "banned from the mesh; priming"} {
+		if got := stateOf(state, true); got != want || stateOf(state, false) != state {
+			t.Errorf("state %q becomes %q", state, got)
+		}
 	}
 }

@@ -158,6 +158,9 @@ func (c *core) bannable(n peer.Name, unban bool) (ring.Holder, error) {
 	return ring.Holder{}, fmt.Errorf("peer %s: its key is unknown, as it neither is in the mesh nor owns addresses", c.displayName(n))
 }
 
+// selfBanned reports whether this peer is banned, as far as it knows.
+func (c *core) selfBanned() bool { return c.ring.IsBanned(c.self) || c.view.Banned() }
+
 func (c *core) bannedHolder(n peer.Name) (ring.Holder, bool) {
 	for _, h := range c.ring.Banned() {
 		if h.Name == n {
@@ -245,7 +248,7 @@ func (c *core) voteOn(a *ring.Action) Vote {
 		v.Waits = c.undecided()
 		if n, away := c.reachableWithout(a.From); v.Kind == ring.Ban && n < v.Needed {
 			advice := "bring hosts back, or remove dead ones with weft rmpeer"
-			if c.view.Banned() {
+			if c.selfBanned() {
 				advice = "this host is banned from the mesh"
 			}
 			v.Waits = fmt.Sprintf("only %s besides it can be reached, and %d must agree: %s; away: %s",

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -198,6 +199,25 @@ func TestRemovalIsShown(t *testing.T) {
 		v := n.core.status().Votes
 		if len(v) != 1 || v[0].Kind != ring.Remove || v[0].Peer != other.cfg.Self || v[0].Waits == "" || (i == 0) == v[0].Until.IsZero() {
 			t.Errorf("%s shows %+v", n.cfg.Self, v)
+		}
+	}
+}
+
+// A peer that the others refuse as banned does not give the advice to remove them.
+func TestBannedPeerDoesNotAdviseToRemoveOthers(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	nodes := s.addAll(2, addrRange)
+	nodes[0].allocate("x", addrRange)
+	of := nodes[1].allocate("x", addrRange)
+	s.converged(10 * time.Second)
+	nodes[1].kill()
+	s.run(3 * time.Second)
+	for _, banned := range []bool{false, true} {
+		nodes[0].banned = banned
+		id := nodes[0].begin(func(c *core, id uint64) { c.claim(id, "y", netip.PrefixFrom(of, 24)) })
+		nodes[0].await(id, 5*time.Second)
+		if why := nodes[0].reason(id); strings.Contains(why, "rmpeer") == banned || strings.Contains(why, "this host is banned from the mesh") != banned {
+			t.Errorf("banned %v: %q", banned, why)
 		}
 	}
 }

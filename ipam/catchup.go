@@ -360,7 +360,7 @@ func (c *core) unheard() string {
 	case h.fresh:
 		text := fmt.Sprintf("this host gives addresses although it has reached too few voters since its start: if its state file is old, "+
 			"others may have these addresses; it has not heard of %s", joinNames(c.displayNames(c.unheardVoters())))
-		if !c.view.Banned() { // it is this host that is out, not those
+		if !c.selfBanned() { // it is this host that is out, not those
 			text += "; remove hosts that are dead for good with 'weft rmpeer'"
 		}
 		return text

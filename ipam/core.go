@@ -38,8 +38,8 @@ type View interface {
 	AwaitsTarget() bool
 	// Collides reports whether another live router uses the identity of this one.
 	Collides() bool
-	// Banned reports whether the voters banned this peer, as far as it knows. It cannot know that
-	// from the ring: nobody tells a peer that is out.
+	// Banned reports whether peers refuse this one because the voters banned it. The ring may not
+	// say so: the decision does not reach a peer that is out already, or that was away.
 	Banned() bool
 }
 

@@ -278,7 +278,7 @@ func (c *core) waitsFor(r *request) error {
 		return because(ErrInUse, "%s is in use on another host, by what that host says", a)
 	case c.isMine(owner):
 		return because(ErrNoAnswer, "%s was promised to another host", a)
-	case !c.present(owner) && c.view.Banned():
+	case !c.present(owner) && c.selfBanned():
 		return because(ErrUnreachable, "%s is in a range of %s, and this host is banned from the mesh", a, c.displayName(owner.Name))
 	case !c.present(owner):
 		return because(ErrUnreachable, "%s is in a range of %s, which is unreachable; if it is dead for good, 'weft rmpeer %s' gives its addresses to others",
@@ -309,6 +309,8 @@ func (c *core) noSpace(subnet netip.Prefix) error {
 		return because(ErrNoSpace, "subnet %s has no free address%s", subnet, kept)
 	case len(unreachable) == 0 && len(full) == 0:
 		return because(ErrNoSpace, "subnet %s is full: all of it is owned and used here", subnet)
+	case len(full) == 0 && c.selfBanned():
+		return because(ErrUnreachable, "this host is banned from the mesh, and all ranges of %s that are not used here belong to others: %s%s", subnet, joinNames(unreachable), kept)
 	case len(full) == 0:
 		return because(ErrUnreachable, "all ranges of %s that are not used here are owned by unreachable peers %s%s", subnet, joinNames(unreachable), kept)
 	case len(unreachable) == 0:

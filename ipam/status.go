@@ -187,6 +187,7 @@ type Status struct {
 	Voters             []Voter
 	Quorum             int         // how many voters decide
 	Banned             []peer.Name // by decision
+	Out                bool        // this peer is among those; it may be banned and not know of the decision
 	Votes              []Vote      // what operators want and is not decided
 	Kept               []Kept
 	LeftRings          []ring.ID // rings to which the operator can go back
@@ -236,6 +237,7 @@ func (c *core) status() Status {
 	s.Votes = c.votes()
 	s.Quorum = ring.Quorum(len(s.Voters))
 	s.Banned = namesOf(c.ring.Banned())
+	s.Out = c.ring.IsBanned(c.self)
 	s.Kept = c.keptByPeer()
 	if g := c.ring.Genesis(); g != nil {
 		s.Ring = g.ID()

@@ -19,6 +19,8 @@ func TestBan(t *testing.T) {
 	t.Parallel()
 	lab := harness.Up(t, testbed.Config{Hosts: 3, Password: "password of the lab"})
 	harness.AddContainer(t, lab, 3, "a") // so that h3 owns some addresses
+	b := harness.AddContainer(t, lab, 3, "b")[0].Addr()
+	harness.AddContainer(t, lab, 1, "a") // so that h3 knows of an owner that it cannot reach
 	evil := harness.Report(t, lab, 3).Router.Name
 
 	// One operator alone does not, and hears who is missing. The others see it.
@@ -63,11 +65,18 @@ func TestBan(t *testing.T) {
 		t.Errorf("status ipam: %q", out)
 	}
 
+	harness.Eventually(t, "h3 says that it is banned", func() bool { return saysBanned(t, lab, evil) })
+	if out := advice(t, lab); strings.Contains(out, "rmpeer") {
+		t.Errorf("h3 is banned, and gives the advice to remove others: %s", out)
+	}
+	harness.Reach(t, lab, harness.At(3, "a"), b)
+
 	harness.Weft(t, lab, 3, "stop")
 	harness.Launch(t, lab, 3, testbed.Addr4(1).String())
-	harness.Eventually(t, "h3 hears that it is banned", func() bool {
-		return strings.Contains(fmt.Sprint(harness.Report(t, lab, 3).Warnings, harness.Report(t, lab, 3).Router.Connections), "banned")
-	})
+	harness.Eventually(t, "h3 hears that it is banned", func() bool { return saysBanned(t, lab, evil) })
+	if out := advice(t, lab); strings.Contains(out, "rmpeer") {
+		t.Errorf("after a restart h3 gives the advice to remove others: %s", out)
+	}
 	if !gone() {
 		t.Error("h3 came back")
 	}
@@ -82,6 +91,24 @@ func TestBan(t *testing.T) {
 		t.Errorf("unban: %q", out)
 	}
 	harness.Eventually(t, "h3 is back", func() bool { return connected(t, lab, 1, evil) })
+	harness.Eventually(t, "nobody speaks of the ban", func() bool {
+		return strings.Contains(harness.Weft(t, lab, 3, "status", "ipam"), ": ready\n") && !slices.ContainsFunc([]int{1, 2, 3}, func(host int) bool {
+			return strings.Contains(fmt.Sprint(harness.Report(t, lab, host).Warnings), "ban")
+		})
+	})
+}
+
+// saysBanned reports whether h3 says that it is banned, and what to do.
+func saysBanned(t *testing.T, lab *testbed.Lab, name string) bool {
+	out := harness.Weft(t, lab, 3, "status", "ipam")
+	return strings.Contains(out, ": banned from the mesh") && strings.Contains(out, "this host is banned from the mesh: ") &&
+		strings.Contains(out, "(h1)") && strings.Contains(out, "run: weft unban "+name+"\n")
+}
+
+// advice returns what h3 tells its user.
+func advice(t *testing.T, lab *testbed.Lab) string {
+	_, doctor := harness.Try(t, lab, 3, "doctor")
+	return harness.Weft(t, lab, 3, "status") + harness.Weft(t, lab, 3, "status", "ipam") + doctor
 }
 
 // connected reports whether a host has a link with a peer.
