@@ -494,11 +494,12 @@ func (el *Election) named() map[ValueID]bool {
 	return out
 }
 
-// dropIneligible drops an entry that does not count, and reports whether there was one.
+// dropIneligible drops an entry that does not count, with its seal, and reports whether there was one.
 func (el *Election) dropIneligible() bool {
 	for i, n := range el.order {
 		if !el.eligible(el.entries[n]) {
 			delete(el.entries, n)
+			delete(el.seals, n)
 			el.order = slices.Delete(el.order, i, i+1)
 			return true
 		}

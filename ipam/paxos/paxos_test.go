@@ -479,3 +479,25 @@ func TestRoundsDoNotGrowWhileVotersAreMissing(t *testing.T) {
 		t.Errorf("round %d after 1000 s, at most %d are needed", r, most)
 	}
 }
+
+// Peers whose votes do not count take each other's places. What they signed goes with them.
+func TestSealsAreBounded(t *testing.T) {
+	n := newNode(0, 3, false)
+	n.cfg.Eligible = func(h ring.Holder) bool { return h.Name == name(1) }
+	n.restart()
+	for i := range 3 * maxEntries {
+		e := Entry{Node: peer.Name{2, 9, 0, 0, byte(i >> 8), byte(i)}, Voter: true, Key: peer.Key{9, byte(i >> 8), byte(i)}}
+		if i == 0 {
+			e.Node, e.Key = name(1), peer.Key{2} // its vote counts
+		}
+		e.State.Promised = Ballot{1, e.Node}
+		e.Sig = peer.Cheap{ID: e.Key}.Sign(domainEntry, n.el.signed(&e))
+		seal := Seal{Node: e.Node, Key: e.Key, Sig: peer.Cheap{ID: e.Key}.Sign("test", []byte("value"))}
+		if _, _, err := n.el.Merge(e.Node, appendItem(appendItem(nil, itemEntry, e.Append(nil)), itemSeal, seal.Append(nil))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(n.el.entries) != maxEntries || len(n.el.seals) != maxEntries || n.el.seals[name(1)] == nil {
+		t.Errorf("%d entries and %d seals, want %d of each, that of the voter too", len(n.el.entries), len(n.el.seals), maxEntries)
+	}
+}
