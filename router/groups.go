@@ -9,6 +9,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/multicast"
 	"github.com/weft-net/weft/router/offload"
+	"github.com/weft-net/weft/router/wire"
 )
 
 // GroupStatus is what the router knows and does about multicast groups.
@@ -26,6 +27,10 @@ const wantsEvery = 500 * time.Millisecond
 
 // groupPause is the least time after a look at all groups before a report of a container causes the next.
 const groupPause = 50 * time.Millisecond
+
+// maxCopies bounds the copies of a frame to a group for hosts behind others: whoever knows the password can
+// make up any number of hosts behind its own.
+const maxCopies = 16
 
 // multicastGroups is what the router needs to send frames to groups only where they are wanted.
 type multicastGroups struct {
@@ -166,11 +171,21 @@ func (ln *lane) toGroup(fib *fib, f frame, h offload.Header, isGroup bool) {
 		ln.toAll(fib, f, h, frames)
 		return
 	}
+	lists := [...][]peer.Name{of, v.All, others}
+	if !report && fib.areMany(lists[:]) {
+		ln.toAll(fib, f, h, frames)
+		return
+	}
 	r.groups.pruned.Add(frames)
-	for _, names := range [...][]peer.Name{of, v.All, others} {
+	copies := 0
+	for _, names := range lists {
 		for _, n := range names {
-			switch p, ok := fib.paths[n]; {
-			case !ok:
+			p, ok := fib.paths[n]
+			if ok && p.head.Kind != wire.Direct {
+				copies++
+			}
+			switch {
+			case !ok, p.head.Kind != wire.Direct && copies > maxCopies:
 			case p.relayed:
 				ln.forwardSealed(n, p, f, h)
 			default:
@@ -178,6 +193,21 @@ func (ln *lane) toGroup(fib *fib, f frame, h offload.Header, isGroup bool) {
 			}
 		}
 	}
+}
+
+// areMany reports whether more than maxCopies of the peers are behind others.
+func (f *fib) areMany(lists [][]peer.Name) bool {
+	behind := 0
+	for _, names := range lists {
+		for _, n := range names {
+			if p, ok := f.paths[n]; ok && p.head.Kind != wire.Direct {
+				if behind++; behind > maxCopies {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // toAll sends a frame of this host along the broadcast tree.

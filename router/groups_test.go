@@ -183,3 +183,52 @@ func (n *node) received() (sum uint64) {
 	}
 	return sum
 }
+
+// All but one of the hosts are behind another one, as peers that a member makes up are behind it. However
+// many of them want a group, or say nothing about groups, a frame crosses the link to that one a few times
+// at most, and all get it.
+func TestFramesForHostsBehindAnotherAreFew(t *testing.T) {
+	const hosts = 30
+	edges := [][2]int{{0, 1}}
+	for i := 2; i < hosts; i++ {
+		edges = append(edges, [2]int{1, i})
+	}
+	for _, silent := range []bool{false, true} {
+		c := &clubs{wants: make(map[int]multicast.Wants)}
+		inMeshWith(t, meshOptions{mtu: 1376, wanted: c.wanted}, names(hosts), edges, func(m *mesh) {
+			m.meet()
+			time.Sleep(10 * time.Second)
+			const film = "239.1.1.1"
+			for i := 2; i < hosts; i++ {
+				if m.say(i, igmp(i, film, 0x16, film)); silent {
+					c.mu.Lock()
+					delete(c.wants, i)
+					c.mu.Unlock()
+				}
+			}
+			c.spread(m)
+			if silent {
+				for _, n := range m.nodes {
+					s := &groups.Members{Known: map[peer.Name]bool{nameOf(0): true, nameOf(1): true}, Of: map[netip.Addr][]peer.Name{}}
+					n.SetGroups(s)
+				}
+				synctest.Wait()
+			}
+			before := m.nodes[1].received()
+			m.say(0, data(0, film))
+			for i, f := range m.got() {
+				if i > 1 && len(f) != 1 {
+					t.Errorf("silent %v: node %d delivers %d frames", silent, i, len(f))
+				}
+			}
+			if n := m.nodes[1].received() - before; n > maxCopies {
+				t.Errorf("silent %v: a frame of one container crosses a link %d times", silent, n)
+			}
+			before = m.nodes[1].received()
+			m.say(0, igmp(0, film, 0x16, film))
+			if n := m.nodes[1].received() - before; n > maxCopies {
+				t.Errorf("silent %v: a report of one container crosses a link %d times", silent, n)
+			}
+		})
+	}
+}
