@@ -143,6 +143,10 @@ func eui64(m [6]byte) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
 }
 
+// unsized sets the length of an IPv6 packet to zero, as that of a jumbogram (RFC 2675) is. Linux takes all of
+// the frame then.
+func unsized(packet []byte) []byte { return with(packet, 6, 0, 0) }
+
 func TestGuardChecksFrames(t *testing.T) {
 	b := newGuardBench(t, ownV4, ownV6)
 	own := func(payload []byte) []byte { return frame(all, here, payload) }
@@ -228,6 +232,10 @@ func TestGuardChecksFrames(t *testing.T) {
 		{"first fragment of a message", own(v6(ownV6, 44, slices.Concat(with(atomic, 3, 1), nd(ns, ownV6)))), "malformed"},
 		{"first fragment without its message", own(v6(ownV6, 44, slices.Concat(with(atomic, 0, 60, 0, 0, 1), with(dest, 0, 58)))), "malformed"},
 		{"first fragment of a ping", own(v6(ownV6, 44, slices.Concat(with(atomic, 3, 1), []byte{128, 0, 0, 0}))), ""},
+		{"first fragment, and what its message should be behind the packet", append(own(v6(ownV6, 44, slices.Concat(with(atomic, 0, 60, 0, 0, 1), with(dest, 0, 58, 1)))), make([]byte, 16)...), "malformed"},
+		{"jumbogram (BIG TCP)", own(unsized(v6(ownV6, 0, slices.Concat([]byte{6, 0, 0xc2, 4, 0, 2, 0, 0}, make([]byte, 40))))), ""},
+		{"router solicitation of no size with another's MAC", own(unsized(v6(eui64(here), 0, slices.Concat(hop, nd(rs, zeroV6, macOption(1, here2)))))), "nd"},
+		{"neighbour advertisement of no size for another", own(unsized(v6(ownV6, 0, slices.Concat(hop, forged)))), "nd"},
 		{"another fragment", own(v6(ownV6, 44, with(atomic, 2, 1, 0))), ""},
 		{"another fragment from another", own(v6(otherV6, 44, with(atomic, 2, 1, 0))), "ipv6"},
 		{"fragment of UDP", own(v6(ownV6, 44, slices.Concat(with(atomic, 0, 17, 0, 0, 1), make([]byte, 8)))), ""},

@@ -225,7 +225,7 @@ static __always_inline int check_nd(struct __sk_buff *skb, const struct guard_po
 	return refuse(skb, GUARD_MALFORMED, &target);
 }
 
-// Finds ICMPv6 behind extension headers.
+// Finds ICMPv6 behind extension headers. What is behind the end of the packet is not part of it.
 static __noinline int check_chain(struct __sk_buff *skb, const struct guard_port *p, __u32 next, __u32 end, __u32 unspecified)
 {
 	__u32 ifindex = skb->ifindex, off = ETH_HLEN + sizeof(struct ipv6hdr);
@@ -245,7 +245,7 @@ static __noinline int check_chain(struct __sk_buff *skb, const struct guard_port
 		case NEXT_SHIM6:
 		case NEXT_AUTH:
 		case NEXT_FRAGMENT:
-			if (bpf_skb_load_bytes(skb, off, h, sizeof(h)))
+			if (off + sizeof(h) > end || bpf_skb_load_bytes(skb, off, h, sizeof(h)))
 				return refuse(skb, GUARD_MALFORMED, &none);
 			if (next == NEXT_FRAGMENT) {
 				// The first fragment was checked. Without it nothing is joined.
@@ -261,7 +261,7 @@ static __noinline int check_chain(struct __sk_buff *skb, const struct guard_port
 			next = h[0];
 			break;
 		case NEXT_ICMP:
-			if (bpf_skb_load_bytes(skb, off, h, 1))
+			if (off >= end || bpf_skb_load_bytes(skb, off, h, 1))
 				return refuse(skb, GUARD_MALFORMED, &none);
 			if (h[0] < ND_ROUTER_SOLICIT || h[0] > ND_REDIRECT)
 				return TC_ACT_UNSPEC;
@@ -291,6 +291,8 @@ static __noinline int check_v6(struct __sk_buff *skb, const struct guard_port *p
 	if (ip.nexthdr == IPPROTO_TCP || ip.nexthdr == IPPROTO_UDP)
 		return TC_ACT_UNSPEC;
 	end = ETH_HLEN + sizeof(ip) + bpf_ntohs(ip.payload_len);
+	if (!ip.payload_len && ip.nexthdr == NEXT_HOP) // a jumbogram (RFC 2675); Linux checks no more
+		end = skb->len;
 	return check_chain(skb, p, ip.nexthdr, end, is_zero(&a));
 }
 
