@@ -544,7 +544,9 @@ func (c *core) afterMachine() {
 
 func (c *core) sendRound() {
 	c.roundSent = c.now
-	c.sendVoters(message{kind: msgRound, body: c.machine.Message()})
+	for _, b := range c.machine.Messages(c.now) {
+		c.sendVoters(message{kind: msgRound, body: b})
+	}
 }
 
 // sendVoters sends to the other voters that are present.
@@ -587,7 +589,7 @@ func (c *core) onRound(from peer.Name, m message) {
 		return
 	}
 	c.activeUntil = c.now.Add(activeFor)
-	if err := machine.Receive(c.now, m.body); err != nil {
+	if err := machine.Receive(c.now, from, m.body); err != nil {
 		c.counters.Rounds++
 		return
 	}

@@ -16,6 +16,13 @@
 // once messages arrive in time. A voter does not wait for votes that cannot change the outcome of
 // the round.
 //
+// All voters must meet in one round. A voter goes on without a quorum, as votes may be lost, so voters
+// that are cut off from each other come to be in different rounds. A voter enters a later round as soon
+// as more voters are there than may lie, and always if two are. Else those that are behind go through
+// their rounds faster than those ahead. Where no voter may lie (up to three voters), a single one that
+// is ahead is followed too, some rounds at a time, and its vote is shown to the others: it may tell each
+// of them another round.
+//
 // Unlike Tendermint a slot starts only when there is something to decide, and one kind of
 // message carries all that a voter knows of its round, so that a lost message is repaired
 // by the next one and voters need no direct path to each other.

@@ -22,6 +22,9 @@ const (
 	// lonely is how many times as long a voter waits while no quorum has voted at all. It
 	// then goes on without: votes may have been lost after their voters went on.
 	lonely = 4
+	// leading replaces lonely for a voter that waits for voters in earlier rounds. They go through their
+	// rounds faster, and catch up. It is finite, so that no liar can stop a voter.
+	leading = 24
 	// deadProposer replaces stepTimeout if no path leads to the proposer.
 	deadProposer = 150 * time.Millisecond
 )
@@ -30,11 +33,11 @@ const (
 	// roundsAhead is how many rounds ahead of its own a voter keeps messages of.
 	roundsAhead = 3
 	// maxJump is how many rounds a voter follows a single voter that is ahead, where no
-	// voter may lie. If some may lie, it follows as many as may lie and one more.
-	// One jump follows another after jumpEvery, or a liar could keep a voter busy with
-	// jumps.
+	// voter may lie. If some may lie, it follows as many as may lie and one more, and
+	// always two. One jump follows another after jumpEvery, so that there is time to decide
+	// although a liar causes jumps.
 	maxJump   = 8
-	jumpEvery = 200 * time.Millisecond
+	jumpEvery = stepTimeout
 	// maxRound bounds rounds: later ones are refused.
 	maxRound = 1 << 31
 )
@@ -69,6 +72,12 @@ type heard struct {
 // again each second.
 const heardTTL = 3 * time.Second
 
+// told is the last vote that a voter itself sent, with its round.
+type told struct {
+	heard
+	vote stepVote
+}
+
 func (h *heard) note(round uint32, now time.Time) {
 	if round >= h.round || now.Sub(h.at) > heardTTL {
 		*h = heard{round, now}
@@ -93,11 +102,13 @@ type Machine struct {
 	round    uint32
 	step     step
 	entered  time.Time // when the round began here
+	since    time.Time // when the step began
 	deadline time.Time // of the step
 	near     bool      // a quorum has voted in this step, so deadline is near
 	nextJump time.Time // see maxJump
 	rounds   map[uint32]*roundState
-	heardOf  [ring.MaxVoters]heard
+	heardOf  [ring.MaxVoters]heard // from any voter
+	told     [ring.MaxVoters]told  // from the voter itself
 
 	locked     int64 // the round in which lockedID was locked, -1
 	lockedID   ring.ID
@@ -289,7 +300,7 @@ func (m *Machine) enter(round uint32, now time.Time) {
 }
 
 func (m *Machine) startWaiting(now time.Time) {
-	m.deadline = now.Add(timeout(m.round))
+	m.since, m.deadline = now, now.Add(timeout(m.round))
 	if p := m.proposer(m.round); p != m.self && !m.cfg.Reachable(m.cfg.Voters[p]) {
 		m.deadline = now.Add(deadProposer)
 	}
@@ -318,7 +329,7 @@ func (m *Machine) rule(now time.Time) bool {
 			return true
 		}
 	}
-	late := !m.deadline.IsZero() && !now.Before(m.deadline)
+	late := m.late(now)
 	switch m.step {
 	case proposing:
 		return m.prevote(rs, now, late)
@@ -345,6 +356,29 @@ func (m *Machine) rule(now time.Time) bool {
 		}
 	}
 	return false
+}
+
+// late reports whether the step has taken long enough. Voters that no quorum votes with may be in
+// different rounds. Those ahead wait longer, those behind less, until all are in one round.
+func (m *Machine) late(now time.Time) bool {
+	deadline := m.deadline
+	if !m.near && m.step != proposing {
+		behind, ahead := 0, false
+		for _, t := range m.told {
+			if !t.at.IsZero() && now.Sub(t.at) <= heardTTL {
+				if ahead = ahead || t.round > m.round; t.round < m.round {
+					behind++
+				}
+			}
+		}
+		switch {
+		case behind > ring.Liars(len(m.cfg.Voters)):
+			deadline = m.since.Add(leading * timeout(m.round))
+		case ahead:
+			deadline = m.since.Add(timeout(m.round))
+		}
+	}
+	return !m.deadline.IsZero() && !now.Before(deadline)
 }
 
 // hasten ends a step soon, because a quorum has voted in it without agreeing.
@@ -379,19 +413,30 @@ func (m *Machine) skip(now time.Time) bool {
 		}
 	}
 	slices.Sort(ahead)
-	liars := ring.Liars(len(m.cfg.Voters))
-	to := ahead[len(ahead)-1-liars]
+	liars, to := ring.Liars(len(m.cfg.Voters)), uint32(0)
+	if i := len(ahead) - 1 - max(liars, 1); i >= 0 {
+		to = ahead[i]
+	}
+	if t := m.first(now); liars == 0 && t != nil && !now.Before(m.nextJump) {
+		to = max(to, min(t.round, m.round+maxJump))
+	}
 	if to <= m.round {
 		return false
 	}
-	if liars == 0 {
-		if now.Before(m.nextJump) {
-			return false
-		}
-		to, m.nextJump = min(to, m.round+maxJump), now.Add(jumpEvery)
-	}
+	m.nextJump = now.Add(jumpEvery)
 	m.enter(to, now)
 	return true
+}
+
+// first returns the last vote of the voter that says itself that it is in the latest round, nil if none
+// is ahead of this one.
+func (m *Machine) first(now time.Time) (first *told) {
+	for i := range m.told {
+		if t := &m.told[i]; now.Sub(t.at) <= heardTTL && t.round > m.round && (first == nil || t.round > first.round) {
+			first = t
+		}
+	}
+	return first
 }
 
 // prevote is the rule of the step propose.
@@ -462,20 +507,27 @@ func (m *Machine) cast(step byte, id ring.ID, now time.Time) {
 	}
 	sig := m.cfg.Signer.Sign(domain, ring.VoteMessage(m.cfg.Ring, m.cfg.Slot, m.round, id))
 	m.at(m.round).set(stepVote{step, m.self, vote{id, m.cfg.Signer.Key(), sig}})
-	m.step, m.near, m.deadline = next, false, now.Add(lonely*timeout(m.round))
+	m.step, m.near, m.since, m.deadline = next, false, now, now.Add(lonely*timeout(m.round))
 	m.changed = true
 }
 
-// Message returns all that this voter knows of its round, for the other voters.
-func (m *Machine) Message() []byte {
+// Messages returns all that this voter knows of its round, for the other voters. Where it follows a
+// single voter, another message has the vote of that one: it may have said something else to others, and
+// they should follow both.
+func (m *Machine) Messages(now time.Time) [][]byte {
 	rs := m.at(m.round)
 	out := message{slot: m.cfg.Slot, round: m.round, prop: rs.prop, votes: rs.all()}
-	return out.encode()
+	msgs := [][]byte{out.encode()}
+	if t := m.first(now); t != nil && ring.Liars(len(m.cfg.Voters)) == 0 {
+		why := message{slot: m.cfg.Slot, round: t.round, votes: []stepVote{t.vote}}
+		msgs = append(msgs, why.encode())
+	}
+	return msgs
 }
 
 // Receive takes a message of another voter. It returns an error for bytes that are not a
 // message of this slot, or with a wrong signature.
-func (m *Machine) Receive(now time.Time, raw []byte) error {
+func (m *Machine) Receive(now time.Time, from peer.Name, raw []byte) error {
 	in, err := parse(raw)
 	if err != nil {
 		return err
@@ -483,8 +535,8 @@ func (m *Machine) Receive(now time.Time, raw []byte) error {
 	if in.slot != m.cfg.Slot || in.round >= maxRound {
 		return fmt.Errorf("message of a voter for slot %d, round %d: %w", in.slot, in.round, errFormat)
 	}
-	if in.round < m.round {
-		return nil // it hears of this voter's round
+	if err := m.hear(now, from, in); err != nil || in.round < m.round {
+		return err // a voter that is behind hears of the round of this one
 	}
 	keep := in.round <= m.round+roundsAhead
 	for _, v := range in.votes {
@@ -516,6 +568,26 @@ func (m *Machine) Receive(now time.Time, raw []byte) error {
 	}
 	if m.started {
 		m.advance(now)
+	}
+	return nil
+}
+
+// hear notes in which round a voter says that it is.
+func (m *Machine) hear(now time.Time, from peer.Name, in *message) error {
+	for _, v := range in.votes {
+		if v.voter >= len(m.cfg.Voters) || v.voter == m.self || m.cfg.Voters[v.voter].Name != from {
+			continue
+		}
+		t := &m.told[v.voter]
+		if t.round >= in.round && now.Sub(t.at) < heardTTL/3 {
+			continue
+		}
+		if err := m.checkVote(in.round, v); err != nil {
+			return err
+		}
+		if t.note(in.round, now); t.round == in.round {
+			t.vote = v
+		}
 	}
 	return nil
 }

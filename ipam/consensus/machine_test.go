@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -29,8 +30,13 @@ type world struct {
 	disks   [][]byte
 	dead    []bool
 	loss    float64
-	wire    [][2]any // receiver, message
+	wire    []packet
 	decided []byte
+}
+
+type packet struct {
+	from, to int
+	msg      []byte
 }
 
 func newWorld(t *testing.T, seed uint64, n int) *world {
@@ -71,7 +77,9 @@ func (w *world) after(i int, always bool) {
 		w.disks[i] = m.State()
 		for j := range w.nodes {
 			if j != i && w.rng.Float64() >= w.loss {
-				w.wire = append(w.wire, [2]any{j, m.Message()})
+				for _, b := range m.Messages(w.now) {
+					w.wire = append(w.wire, packet{i, j, b})
+				}
 			}
 		}
 	}
@@ -98,11 +106,11 @@ func (w *world) step() {
 	w.wire = nil
 	w.rng.Shuffle(len(wire), func(i, j int) { wire[i], wire[j] = wire[j], wire[i] })
 	for _, p := range wire {
-		i := p[0].(int)
+		i := p.to
 		if w.dead[i] {
 			continue
 		}
-		if err := w.nodes[i].Receive(w.now, p[1].([]byte)); err != nil {
+		if err := w.nodes[i].Receive(w.now, holder(p.from).Name, p.msg); err != nil {
 			w.t.Fatal(err)
 		}
 		w.after(i, false)
@@ -157,7 +165,7 @@ func TestLockSurvivesARestart(t *testing.T) {
 	}
 	m := w.nodes[self]
 	m.Tick(w.now)
-	if err := m.Receive(w.now, msg.encode()); err != nil {
+	if err := m.Receive(w.now, holder(1).Name, msg.encode()); err != nil {
 		t.Fatal(err)
 	}
 	if m.lockedID != id {
@@ -184,7 +192,7 @@ func TestJumpIsBounded(t *testing.T) {
 	msg := message{slot: 5, round: far, votes: []stepVote{{stepPrevote, 1, vote{ring.ID{}, signer(1).Key(),
 		signer(1).Sign(domainPrevote, ring.VoteMessage(ring.ID{7}, 5, far, ring.ID{}))}}}}
 	for range 100 {
-		if err := m.Receive(w.now, msg.encode()); err != nil {
+		if err := m.Receive(w.now, holder(1).Name, msg.encode()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -198,10 +206,10 @@ func FuzzReceive(f *testing.F) {
 	for range 3 {
 		for i := range w.nodes {
 			w.nodes[i].Tick(w.now)
-			f.Add(w.nodes[i].Message())
+			f.Add(w.nodes[i].Messages(w.now)[0])
 			f.Add(w.nodes[i].State())
 			for j := range w.nodes {
-				_ = w.nodes[j].Receive(w.now, w.nodes[i].Message())
+				_ = w.nodes[j].Receive(w.now, holder(i).Name, w.nodes[i].Messages(w.now)[0])
 			}
 		}
 	}
@@ -212,7 +220,7 @@ func FuzzReceive(f *testing.F) {
 		w := newWorld(t, 1, 4)
 		m := w.nodes[1]
 		m.Tick(w.now)
-		_ = m.Receive(w.now, b)
+		_ = m.Receive(w.now, holder(0).Name, b)
 		m.Tick(w.now.Add(time.Minute))
 		if len(m.rounds) > roundsAhead+2 {
 			t.Fatalf("%d rounds are kept", len(m.rounds))
@@ -249,5 +257,65 @@ func TestRoundsBeforeThatOfALockedVoterAreShort(t *testing.T) {
 	}
 	if !bytes.Equal(w.decided, body) {
 		t.Errorf("%q is decided", w.decided)
+	}
+}
+
+// lie sends a vote of a voter for nothing in a round to another voter.
+func (w *world) lie(from, to int, round uint32) {
+	msg := message{slot: 5, round: round, votes: []stepVote{{stepPrevote, from, vote{ring.ID{}, signer(from).Key(),
+		signer(from).Sign(domainPrevote, ring.VoteMessage(ring.ID{7}, 5, round, ring.ID{}))}}}}
+	w.wire = append(w.wire, packet{from, to, msg.encode()})
+}
+
+// One of three voters lies: it tells another one all the time that it is in a round far ahead. So that one
+// is far ahead of the third, which was cut off. The two honest voters are a quorum, and decide soon.
+func TestLiarDoesNotKeepVotersInDifferentRounds(t *testing.T) {
+	const liar, farther = 2, 1 << 30
+	w := newWorld(t, seed.New(t), 3)
+	w.dead[1], w.dead[liar] = true, true
+	for i := range uint32(1200) { // a minute
+		w.lie(liar, 0, farther+i)
+		w.step()
+	}
+	if r := w.nodes[0].Round(); r < 50 {
+		t.Fatalf("the voter is in round %d only", r)
+	}
+	w.dead[1] = false
+	start := w.now
+	for i := uint32(1200); w.decided == nil; i++ {
+		w.lie(liar, 0, farther+i)
+		w.lie(liar, 1, 0)
+		if w.step(); w.now.Sub(start) > 10*time.Second {
+			t.Fatalf("no decision; the honest voters are in rounds %d and %d", w.nodes[0].Round(), w.nodes[1].Round())
+		}
+	}
+}
+
+// Three of four voters were cut off from each other for long, and are in different rounds. All three are
+// needed, as the fourth is dead, or lies about its round. They meet in one round.
+func TestVotersInDifferentRoundsMeet(t *testing.T) {
+	for _, liar := range []bool{false, true} {
+		for _, rounds := range [][]uint32{{40, 30, 30}, {40, 38, 30}, {30, 40, 39}, {5, 0, 0}} {
+			w := newWorld(t, seed.New(t), 4)
+			w.dead[3] = true
+			for i, r := range rounds {
+				w.nodes[i].started = true
+				w.nodes[i].enter(r, w.now)
+			}
+			start := w.now
+			for w.decided == nil {
+				for i, r := range rounds {
+					if liar && r == slices.Max(rounds) {
+						w.lie(3, i, r+1000)
+					} else if liar {
+						w.lie(3, i, w.nodes[i].Round()-min(1, w.nodes[i].Round()))
+					}
+				}
+				if w.step(); w.now.Sub(start) > 5*time.Minute {
+					t.Fatalf("rounds %v, liar %v: no decision; rounds now %d, %d and %d", rounds, liar,
+						w.nodes[0].Round(), w.nodes[1].Round(), w.nodes[2].Round())
+				}
+			}
+		}
 	}
 }
