@@ -657,3 +657,35 @@ func Example_wire() {
 	fmt.Printf("% x\n", encode([]Binding{{mac(5), Container, addrs("10.32.0.5")}}))
 	// Output: 01 02 42 0a 00 00 05 01 04 0a 20 00 05
 }
+
+// Peers that a member makes up bind one address to as many MAC addresses as there is space for. A change of
+// one of them takes as long as if nobody else bound the address.
+func TestManyClaimsOfOneAddressCostNoMore(t *testing.T) {
+	const peers, each, changed = 4, 4000, 200
+	fastest := func(addr func(i, k int) netip.Addr) time.Duration {
+		table := newTable(func(netip.Addr) (peer.Name, bool) { return peer.Name{}, false })
+		var last []Binding
+		for i := range peers {
+			var list []Binding
+			for k := range each {
+				list = append(list, Binding{MAC: MAC{2, 7, byte(i), 0, byte(k >> 8), byte(k)}, Kind: Container, Addrs: []netip.Addr{addr(i, k)}})
+			}
+			table.replace(name(i), nil, list)
+			last = list[:changed]
+		}
+		table.Update(false)
+		best := time.Hour
+		for range 5 {
+			start := time.Now()
+			table.replace(name(peers-1), last, nil)
+			best = min(best, time.Since(start))
+			table.replace(name(peers-1), nil, last)
+		}
+		return best
+	}
+	alone := fastest(func(i, k int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i), byte(k >> 8), byte(k)}) })
+	crowded := fastest(func(int, int) netip.Addr { return netip.MustParseAddr("192.0.2.1") })
+	if crowded > 20*alone {
+		t.Errorf("%d changes take %v, and %v if %d others bind the same address", changed, alone, crowded, peers*each)
+	}
+}

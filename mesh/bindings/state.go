@@ -15,7 +15,7 @@ const use = "bindings"
 const (
 	// bindingCost is the memory that a binding takes besides its encoding, and addrCost that of
 	// each of its addresses: the parsed form and the places in the Table. They are measured.
-	bindingCost, addrCost = 220, 200
+	bindingCost, addrCost = 236, 200
 	// Bounds of the records, in bytes of memory. A host has place for 8,000 bindings with an
 	// address, and all others together for 100,000.
 	maxOwner, maxTotal = 4 << 20, 48 << 20

@@ -49,8 +49,19 @@ type index[K comparable, V value] struct {
 
 // entry is what peers say of one address, and which of them is believed.
 type entry[V value] struct {
-	claims   []claim[V] // in no order
-	believed claim[V]   // its owner is zero if nobody is
+	claims   []claim[V]      // in no order
+	places   map[claimID]int // in claims, nil if there are at most manyClaims
+	believed claim[V]        // its owner is zero if nobody is
+}
+
+// manyClaims is how many claims of one address are searched one by one. Peers that a member makes up
+// can make a hundred thousand.
+const manyClaims = 32
+
+// claimID tells the claims of one address apart.
+type claimID struct {
+	owner peer.Name
+	mac   MAC
 }
 
 // claim is what one peer says.
@@ -65,6 +76,8 @@ type value interface{ mac() MAC }
 func (m MAC) mac() MAC { return m }
 
 func (b Binding) mac() MAC { return b.MAC }
+
+func (c claim[V]) id() claimID { return claimID{c.owner, c.value.mac()} }
 
 func (c claim[V]) location() Location {
 	if c.owner.IsZero() {
@@ -175,7 +188,7 @@ func (x *index[K, V]) add(k K, c claim[V]) {
 		e = &entry[V]{}
 		x.entries[k] = e
 	}
-	e.claims = append(e.claims, c)
+	e.add(c)
 	x.claims++
 	x.changed[k] = true
 }
@@ -183,16 +196,42 @@ func (x *index[K, V]) add(k K, c claim[V]) {
 // remove removes the claim of a peer that the address is at a MAC address, which must exist.
 func (x *index[K, V]) remove(k K, owner peer.Name, mac MAC) {
 	e := x.entries[k]
-	i := slices.IndexFunc(e.claims, func(c claim[V]) bool { return c.owner == owner && c.value.mac() == mac })
-	last := len(e.claims) - 1
-	e.claims[i] = e.claims[last]
-	clear(e.claims[last:])
-	e.claims = e.claims[:last]
+	e.remove(claimID{owner, mac})
 	x.claims--
 	x.changed[k] = true
-	if last == 0 && e.believed.owner.IsZero() { // nobody hears of it
+	if len(e.claims) == 0 && e.believed.owner.IsZero() { // nobody hears of it
 		delete(x.entries, k)
 		delete(x.changed, k)
+	}
+}
+
+func (e *entry[V]) add(c claim[V]) {
+	e.claims = append(e.claims, c)
+	switch {
+	case e.places != nil:
+		e.places[c.id()] = len(e.claims) - 1
+	case len(e.claims) > manyClaims:
+		e.places = make(map[claimID]int)
+		for i, c := range e.claims {
+			e.places[c.id()] = i
+		}
+	}
+}
+
+func (e *entry[V]) remove(id claimID) {
+	i, known := e.places[id]
+	if !known {
+		i = slices.IndexFunc(e.claims, func(c claim[V]) bool { return c.id() == id })
+	}
+	last := len(e.claims) - 1
+	e.claims[i] = e.claims[last]
+	if e.places != nil {
+		e.places[e.claims[i].id()] = i
+		delete(e.places, id)
+	}
+	clear(e.claims[last:])
+	if e.claims = e.claims[:last]; last <= manyClaims/2 {
+		e.places = nil
 	}
 }
 
