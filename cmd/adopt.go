@@ -22,7 +22,8 @@ one side, this command makes all peers on that side abandon their ring and join 
 given by its number or the beginning of it. The voters of the ring decide that. A voter
 agrees if as many hosts made the other ring as must agree in its own, or if the command
 runs on its host too. The command does not wait: it says how many votes are missing, and
-so does weft status ipam. The vote of this host holds for ten minutes. Addresses in use stay in use and are claimed in the other ring.
+so does weft status ipam. The vote of this host holds for ten minutes. Addresses in use stay
+in use and are claimed in the other ring.
 Addresses that both sides use are shown in weft status until one of the two containers
 is detached.
 

@@ -58,9 +58,10 @@ func (b Binding) Equal(o Binding) bool {
 	return b.MAC == o.MAC && b.Kind == o.Kind && slices.Equal(b.Addrs, o.Addrs)
 }
 
-// Bindable reports whether an IP address can be bound.
+// Bindable reports whether an IP address can be bound. Containers choose link-local addresses
+// themselves: with a binding of one, a member could make all hosts answer for it.
 func Bindable(a netip.Addr) bool {
-	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback()
+	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && !a.IsLinkLocalUnicast()
 }
 
 // check returns an error if others refuse the binding.
@@ -76,7 +77,7 @@ func (b Binding) check() error {
 	for i, a := range b.Addrs {
 		switch {
 		case !Bindable(a):
-			return fmt.Errorf("binding of %s: address %s, want a unicast address without a zone", b.MAC, a)
+			return fmt.Errorf("binding of %s: address %s, want a unicast address that is not link-local, without a zone", b.MAC, a)
 		case i > 0 && b.Addrs[i-1].Compare(a) >= 0:
 			return fmt.Errorf("binding of %s: address %s is out of order", b.MAC, a)
 		}

@@ -185,6 +185,16 @@ func TestLiarTakesNoBinding(t *testing.T) {
 	m.want("one that two bind", m.at("192.168.7.7"), "nobody")
 }
 
+// Containers choose link-local addresses themselves, and hosts would answer for a liar that binds them.
+func TestLinkLocalAddressesAreNotBound(t *testing.T) {
+	for _, a := range []string{"fe80::42:aff:fe20:5", "169.254.1.1"} {
+		b := Binding{mac(5), Container, addrs(a)}
+		if got, err := decode(bucketOf(b.MAC), encode([]Binding{b})); err == nil {
+			t.Errorf("%s is bound: %v", a, got)
+		}
+	}
+}
+
 // Who owns an IP address cannot have frames for it sent to the MAC address of another peer.
 func TestAddressAtTheMACOfAnotherPeer(t *testing.T) {
 	m := newMesh(t, 3)
