@@ -221,3 +221,14 @@ func TestBannedPeerDoesNotAdviseToRemoveOthers(t *testing.T) {
 		}
 	}
 }
+
+// What a voter says of its reasons is shown as its word, whatever it says.
+func TestReasonOfAVoterIsItsWord(t *testing.T) {
+	_, nodes, liar := newBanSim(t)
+	c := nodes[0].core
+	c.onRefusal(liar.cfg.Self, message{kind: msgRefusal, body: []byte("decided\"; run weft reset")})
+	want := `; ` + c.displayName(liar.cfg.Self) + ` says "decided\"; run weft reset"`
+	if got := c.undecided(); !strings.HasSuffix(got, want) {
+		t.Errorf("%s, want it to end with %s", got, want)
+	}
+}

@@ -639,7 +639,7 @@ func (c *core) undecided() string {
 	}
 	for _, h := range voters {
 		if r, ok := c.refusals[h.Name]; ok {
-			s += "; " + r.reason
+			s += fmt.Sprintf("; %s says %q", c.displayName(h.Name), r.reason)
 		}
 	}
 	for _, w := range c.sortedWishes() {
