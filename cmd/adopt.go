@@ -20,12 +20,11 @@ func (a *app) adopt() *cobra.Command {
 given the same address twice; weft status then shows both rings. Run on one host of
 one side, this command makes all peers on that side abandon their ring and join RING,
 given by its number or the beginning of it. The voters of the ring decide that. A voter
-agrees if as many hosts made the other ring as must agree in its own, or if the command
-runs on its host too. The command does not wait: it says how many votes are missing, and
-so does weft status ipam. The vote of this host holds for ten minutes. Addresses in use stay
-in use and are claimed in the other ring.
-Addresses that both sides use are shown in weft status until one of the two containers
-is detached.
+agrees if as many hosts that are not in its own ring made the other one as must agree in
+its own, or if the command runs on its host too. The command does not wait: it says how
+many votes are missing, and so does weft status ipam. The vote of this host holds for ten
+minutes. Addresses in use stay in use and are claimed in the other ring. Addresses
+that both sides use are shown in weft status until one of the two containers is detached.
 
 With --here only this host changes to RING, whatever the voters say. RING may also be
 the ring that this host left last, so that its operator can undo an adoption.`,

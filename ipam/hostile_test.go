@@ -868,3 +868,43 @@ func TestHostThatLeavesReportsTheHeirThatWasDecided(t *testing.T) {
 		t.Errorf("%s belongs to %s", sample, owner)
 	}
 }
+
+// Five hosts made a ring and left it for that of a sixth one. What they signed then does not bring them
+// back, whoever shows it.
+func TestRingThatWasLeftIsNotAdoptedAgain(t *testing.T) {
+	s := newSim(t, seed.New(t))
+	for range 5 {
+		s.add(addrRange, Init{Mode: Consensus, Expect: 5})
+	}
+	liar := s.add(addrRange, Init{Mode: Consensus, Expect: 1})
+	s.cut = func(a, b *node) bool { return (a == liar) != (b == liar) }
+	for _, n := range s.nodes {
+		n.begin(func(c *core, id uint64) { c.prime(id) })
+	}
+	s.run(10 * time.Second)
+	old, now := s.nodes[0].core.ring.Genesis(), liar.core.ring.Genesis()
+	s.cut = func(a, b *node) bool { return false }
+	s.run(3 * time.Second)
+	for _, n := range s.nodes[:4] {
+		for n.adopt(now.ID()) != nil { // until its genesis is here
+			s.run(time.Second)
+		}
+	}
+	s.converged(20 * time.Second)
+	for _, n := range s.nodes {
+		n.allocate("c", addrRange)
+	}
+	s.run(20 * time.Second)
+	voters := liar.core.ring.Voters()
+	if len(voters) != 6 || liar.core.ring.Genesis().ID() != now.ID() {
+		t.Fatalf("ring %s has the voters %v", liar.core.ring.Genesis().ID(), voters)
+	}
+	a := &ring.Action{Kind: ring.Adopt, Genesis: old}
+	liar.do(func(c *core) { c.asked[c.voiceKey(a)] = &wish{action: a, own: true, at: c.now} })
+	s.run(20 * time.Second)
+	for _, n := range s.nodes[:5] {
+		if !n.core.ring.Ready() || n.core.ring.Genesis().ID() != now.ID() {
+			t.Errorf("%s left its ring for %s: %v", n.cfg.Self, old.ID(), n.core.noRing())
+		}
+	}
+}

@@ -155,3 +155,33 @@ func TestSmallRingsGoOnWithoutTheirFounders(t *testing.T) {
 
 // nameOfNode returns the name of the i-th node of a sim.
 func nameOfNode(i int) peer.Name { return peer.Name{2, 0, 0, 0, byte(i >> 8), byte(i)} }
+
+// Nobody signs a ring from seeds. One of the seeds that lies says that the others have signed another one.
+func TestRingFromSeedsIsNotLeftForOneThatNobodySigned(t *testing.T) {
+	s := newSeeds(t, 4)
+	liar := s.nodes[3]
+	founders := []ring.Holder{{Name: nameOfNode(99)}}
+	var votes []ring.Vote
+	for i, n := range s.nodes {
+		founders = append(founders, ring.Holder{Name: n.cfg.Self})
+		votes = append(votes, ring.Vote{Voter: i, Key: n.cfg.Signer.Key()})
+	}
+	g, err := ring.NewGenesis(pfx(addrRange), founders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := s.nodes[0].core.ring.Genesis().ID()
+	a := &ring.Action{Kind: ring.Adopt, Genesis: g.WithVotes(votes)}
+	for range 10 {
+		for _, n := range s.nodes[:3] {
+			m := message{kind: msgWish, id: liar.core.ring.Slot(), body: a.Encode()}
+			n.do(func(c *core) { c.handle(liar.cfg.Self, m) })
+		}
+		s.run(time.Second)
+	}
+	for _, n := range s.nodes[:3] {
+		if !n.core.ring.Ready() || n.core.ring.Genesis().ID() != before {
+			t.Errorf("%s left its ring: %v", n.cfg.Self, n.core.noRing())
+		}
+	}
+}

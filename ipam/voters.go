@@ -338,19 +338,24 @@ func (c *core) heardEnough() (out []*ring.Action) {
 
 // agreeAdoption returns an error if this voter does not agree to leave its ring for
 // another one. It agrees if its operator asked for it, or if as many real hosts signed the
-// genesis of the other ring as are a quorum of this one.
+// genesis of the other ring as are a quorum of this one. A host that has a vote or addresses in
+// this ring does not count: it has left the ring that it signed. So a member that shows the
+// genesis of a ring of the past brings nobody back to it.
 func (c *core) agreeAdoption(a *ring.Action) error {
 	if c.asked[c.voiceKey(a)] != nil {
 		return nil
 	}
+	if c.ring.Left(a.Genesis.ID()) {
+		return fmt.Errorf("%s has left ring %s, and agrees only if its operator adopts the ring too", c.displayName(c.cfg.Self), a.Genesis.ID())
+	}
 	n := 0
 	for _, h := range a.Genesis.Signers() {
-		if c.eligible(h) && c.present(h) {
+		if c.eligible(h) && c.present(h) && !c.inRing(h) {
 			n++
 		}
 	}
 	if need := ring.Quorum(len(c.ring.Voters())); n < need {
-		return fmt.Errorf("%s of ring %s %s with a direct session with %s, %d needed; or its operator adopts the ring too",
+		return fmt.Errorf("%s of ring %s %s with a direct session with %s and not in its ring, %d needed; or its operator adopts the ring too",
 			count.Of(n, "founder", "founders"), a.Genesis.ID(), count.Form(n, "is a host", "are hosts"), c.displayName(c.cfg.Self), need)
 	}
 	return nil
